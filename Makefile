@@ -1,0 +1,110 @@
+# librref: see README.md. Plain make; everything built goes to build/, programs to build/bin/.
+#
+#   make demo | check            on this machine, over shared memory
+#   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
+#   make all | install | deps | clean
+#
+# SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
+
+VERSION_MAJOR := 0
+VERSION_MINOR := 1
+VERSION_PATCH := 0
+VERSION := $(VERSION_MAJOR).$(VERSION_MINOR).$(VERSION_PATCH)
+
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+DESTDIR ?=
+
+SAN ?=
+B := build$(if $(SAN),/$(SAN))
+BIN := $(B)/bin
+
+CC ?= cc
+CXX ?= c++
+OBJCOPY ?= objcopy
+OPT ?= -O2 -g
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wformat=2 -Wundef -Wvla \
+	-Wpointer-arith -Wwrite-strings -Wcast-qual
+WERROR ?= $(if $(CI),-Werror)
+HARDEN := -fstack-protector-strong $(if $(SAN),,-D_FORTIFY_SOURCE=2)
+# A comma inside $(if) would split its arguments.
+comma := ,
+SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
+
+CPPFLAGS_ALL := -D_GNU_SOURCE -Iinclude -I. $(CPPFLAGS)
+CFLAGS_ALL := -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
+LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
+LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
+
+LIB_SRC := $(sort $(wildcard verbs/*.c verbs/*/*.c core/*.c alloc/*.c))
+LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
+TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
+UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
+PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
+TOOLS := $(patsubst core/tools/%.c,$(BIN)/%,$(sort $(wildcard core/tools/*.c)))
+DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
+
+SO := librref.so.$(VERSION_MAJOR)
+STATIC := $(B)/librref.a
+SHARED := $(B)/$(SO)
+
+.PHONY: all lib tools tests demo demo-roce check check-roce deps install uninstall clean
+.DEFAULT_GOAL := all
+all: lib tools tests
+
+lib: $(STATIC) $(SHARED) $(B)/librref.pc
+tools: $(TOOLS) $(DEMO)
+tests: $(UNIT) $(PROC)
+
+$(B)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+# A private jemalloc (docs/ARCHITECTURE.md, "alloc"): one relocatable object in which only the arena calls stay
+# global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
+JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib
+JEMALLOC_A := $(shell $(CC) -print-file-name=libjemalloc_pic.a)
+$(B)/jemalloc.o: Makefile
+	@mkdir -p $(@D)
+	$(LD) -r --whole-archive $(JEMALLOC_A) -o $@.tmp
+	$(OBJCOPY) $(JEMALLOC_KEEP:%=--keep-global-symbol=%) $@.tmp
+	$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) $@.tmp $@
+	@rm -f $@.tmp
+
+$(STATIC): $(LIB_OBJ) $(B)/jemalloc.o
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
+	$(CC) -shared $(LDFLAGS_ALL) -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
+		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
+	ln -sf $(SO) $(B)/librref.so
+
+$(B)/librref.pc: core/librref.pc.in Makefile
+	@mkdir -p $(@D)
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
+
+$(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
+$(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
+# Tools see internals (rref-info asks verbs/ for devices), so they link the static library.
+$(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+# The demo is a user's program: public header, shared library.
+$(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(SHARED)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -L$(B) -l:$(SO) -Wl,-rpath,'$$ORIGIN/..' -lsodium
+
+.SECONDARY:
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+
+clean:
+	rm -rf build

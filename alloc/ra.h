@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ra: memory for values. jemalloc arenas whose extents are cut from few, large, registered regions.
+ *
+ * The layer knows neither devices nor references: it is handed {reg, dereg} and calls them for whole regions. Regions
+ * are memfd segments (so that peers on the same machine can map them), at most 2 GiB each, from one reserved span of
+ * addresses, so that address -> region is one table look-up without a lock. Extents are never purged, decommitted or
+ * unmapped while the arena lives: device and CPU would see different bytes (rxe, measured).
+ *
+ * jemalloc is a private copy: the program's malloc is untouched, and none of its symbols leave the library.
+ */
+#ifndef RA_H
+#define RA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct ra_arena;
+
+#define RA_REGION_MAX ((size_t)2 << 30)
+
+/*
+ * reg: called once for each new region, on the thread that allocates, with the arena's growth lock held. base is
+ * 2 MiB-aligned, length a multiple of 2 MiB, fd its memfd (stays open; borrowed). On success sets *cookie.
+ * dereg: called once for each region in ra_arena_destroy. Non-zero = keep the memory mapped (quarantine, counted).
+ */
+struct ra_hooks {
+	int (*reg)(void *ctx, void *base, size_t length, int fd, void **cookie);
+	int (*dereg)(void *ctx, void *cookie);
+	void *ctx;
+};
+
+struct ra_options {
+	size_t max_bytes;     /* bound on all regions together; 0 = half of physical memory */
+	size_t first_region;  /* bytes of the first region; later ones double up to RA_REGION_MAX; 0 = 16 MiB */
+	int huge;             /* ask for transparent huge pages */
+	const char *name;     /* the memfd's name, for /proc/PID/maps; static; NULL = "rref" */
+};
+
+struct ra_stats {
+	size_t max_bytes;         /* the bound */
+	size_t region_bytes;      /* registered now */
+	size_t live_bytes;        /* handed out now, as asked for */
+	uint64_t nr_regions, nr_live, nr_allocs, nr_frees;
+	uint64_t nr_quarantined;  /* regions whose dereg failed */
+};
+
+/*
+ * [any, may block] 0; -EINVAL; -ENOMEM (text: address space, memfd, arenas). Takes hooks and options by copy.
+ */
+int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, struct ra_arena **out);
+
+/*
+ * [any, may block; excludes every other call on the arena] Deregisters and unmaps every region. NULL accepted.
+ * Memory still handed out is gone with it.
+ */
+void ra_arena_destroy(struct ra_arena *a);
+
+/*
+ * [any; lock-free? no: jemalloc may lock, and a new region is registered under the growth lock] Alignment a power of
+ * two, at least 64 is used. The memory comes zeroed or not: callers must not rely on it.
+ * 0 and *out; -EINVAL; -ENOMEM with a text that says which bound was hit and how much was asked; or what reg returned.
+ */
+int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out);
+
+/* [any] size as given to ra_alloc. NULL accepted. */
+void ra_free(struct ra_arena *a, void *p, size_t size);
+
+/*
+ * [any, wait-free] The region that holds p: its cookie and base. NULL if p is not of this arena.
+ */
+void *ra_lookup(const struct ra_arena *a, const void *p, void **base);
+
+/* [any] Counters, each exact, not a snapshot of one moment. */
+void ra_stats(const struct ra_arena *a, struct ra_stats *out);
+
+/* The text of the calling thread's last failure in this layer. Borrowed until the thread's next ra call. */
+const char *ra_error_text(void);
+
+#endif

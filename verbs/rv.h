@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rv: the device layer. One total table of operations, two providers: ibv (libibverbs + librdmacm) and shm (the same
+ * semantics between processes of one machine). The only directory that knows <infiniband/...> and <rdma/...>.
+ *
+ * Nothing here calls upwards: what happens is returned by poll() as events, and the core pulls them.
+ *
+ * Results: 0 or -errno, always; the four error conventions of verbs end here. rv_error_text() explains the last
+ * failure of the calling thread in words.
+ *
+ * Thread classes
+ *   [any]       any thread, at any time between open and close; lock-free unless said otherwise.
+ *   [progress]  one thread at a time; the core holds its progress lock around these calls.
+ *
+ * A connection lives from connect()/RV_EV_REQUEST to close_conn(). It carries messages (reliable, ordered, flow
+ * controlled by credits inside the provider) and one-sided READs.
+ *
+ *   connect() --> CONNECTING --RV_EV_CONNECTED--> UP --RV_EV_DISCONNECTED--> DOWN --close_conn()--> gone
+ *                     \--------RV_EV_FAILED----------------------------------^
+ *   RV_EV_REQUEST --> REQUESTED --accept()--> ACCEPTING --RV_EV_CONNECTED--> UP
+ *                         \--reject()--> gone     \------RV_EV_FAILED------> DOWN
+ *
+ * Every state may be ended by close_conn(), which is the fence: when it returns, no READ of the peer over this
+ * connection is served any more, none of our READs can write local memory any more, and each of our unfinished READs
+ * is reported exactly once by a later poll() with -ECONNRESET. No other event of a closed connection is reported.
+ */
+#ifndef RV_H
+#define RV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct rv_dev;
+struct rv_conn;
+
+#define RV_ADDR_MAX 120      /* bytes of a provider's address blob */
+#define RV_HELLO_MAX 56      /* bytes a connect request can carry (RDMA CM private data, RC) */
+#define RV_ANSWER_MAX 196    /* bytes an accept can carry */
+#define RV_REASON_MAX 148    /* bytes a reject can carry */
+#define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
+#define RV_READ_SGE 2        /* landing pieces of one READ: header, payload */
+
+enum rv_kind { RV_SHM = 0, RV_IBV = 1, RV_NR_KINDS };
+
+enum rv_access {
+	RV_ACCESS_LOCAL = 0,       /* landing memory: never remotely accessible */
+	RV_ACCESS_REMOTE_READ = 1, /* value memory: remote read only, never write */
+};
+
+/* The log hook: level 0 error, 1 warning, 2 info, 3 debug. May be NULL. Called on the thread at hand. */
+typedef void (*rv_log_fn)(void *ctx, int level, const char *text);
+
+struct rv_options {
+	const char *device;    /* ibv: device name, NULL = the first usable one */
+	int port;              /* ibv: port number, 0 = first active */
+	int gid_index;         /* ibv: -1 = choose (RoCE v2 with an IP address, else the first valid) */
+	uint32_t credits;      /* messages each peer may have in flight to us; 0 = 64; at least 4 */
+	uint32_t max_reads;    /* READs outstanding per connection; 0 = 256 */
+	uint32_t max_conns;    /* peers at once; sizes shared queues; 0 = 64 */
+	rv_log_fn log;
+	void *log_ctx;
+};
+
+struct rv_caps {
+	uint64_t max_msg;      /* bytes of one READ; larger ones must be split by the caller */
+	uint32_t max_inline;   /* bytes sent inline, for information */
+	uint32_t max_reads;    /* READs outstanding per connection, as granted */
+	uint32_t max_rd_atomic;/* READs the hardware works on at once per connection; 0 = not applicable */
+	bool reads_inline;     /* a READ is complete when post_reads() returns (shm) */
+	char device[64];       /* "shm", or the device's name, port and GID as text: "rxe0:1:1" */
+};
+
+struct rv_addr {
+	uint16_t len;
+	uint8_t bytes[RV_ADDR_MAX];
+};
+
+/* A registration. Filled by reg(); borrowed by the caller until dereg(). */
+struct rv_mr {
+	void *base;
+	size_t length;
+	uint64_t iova;         /* remote address of base; random, chosen by the caller */
+	uint32_t lkey, rkey;
+	void *impl;
+};
+
+struct rv_sge {
+	void *addr;
+	uint32_t length;
+	uint32_t lkey;
+};
+
+/* One READ. The landing pieces are filled in order from remote addr on. Total length <= caps.max_msg, may be 0. */
+struct rv_read {
+	uint64_t cookie;       /* comes back in the event; the caller's */
+	uint64_t addr;
+	uint32_t rkey;
+	uint32_t nr_sge;       /* 0..RV_READ_SGE */
+	struct rv_sge sge[RV_READ_SGE];
+	int status;            /* out, providers with reads_inline only: 0 or -errno, valid when post_reads counts it */
+};
+
+enum rv_event_type {
+	RV_EV_REQUEST = 1,     /* a peer wants to connect: conn, data/len = its hello; answer with accept or reject */
+	RV_EV_CONNECTED,       /* conn is UP. On the connecting side data/len = the answer */
+	RV_EV_FAILED,          /* connect or accept failed: status; data/len = the reason of a reject, if any */
+	RV_EV_DISCONNECTED,    /* the peer left, died, or the queue pair failed: status says which; call close_conn */
+	RV_EV_RECV,            /* a message: data/len, borrowed until recv_done(token) */
+	RV_EV_READ,            /* a READ ended: cookie, status */
+	RV_EV_WRITABLE,        /* send() works again after -EAGAIN */
+	RV_EV_DEVICE,          /* device or port changed: status 0 = information (text), else the device is unusable */
+};
+
+struct rv_event {
+	enum rv_event_type type;
+	int status;            /* 0 or -errno */
+	int wc_status;         /* the verbs status behind a failure, or -1: for error details only */
+	struct rv_conn *conn;
+	void *user;            /* as given to connect()/accept() */
+	uint64_t cookie;       /* RV_EV_READ */
+	const void *data;      /* RV_EV_RECV: until recv_done; REQUEST/CONNECTED/FAILED: until the next poll */
+	uint32_t len;
+	uint64_t token;        /* RV_EV_RECV */
+};
+
+#define RV_POLL_SLOW 1u        /* also look at connection events, async events, sockets (syscalls) */
+#define RV_ARM_READS 2u        /* arm: wake for finished READs too, not for messages and connections only */
+
+/*
+ * The total table: no entry is NULL in any provider.
+ *
+ * open        [any] Opens the device and listens. Out: *out. -ENODEV no (such) device, port or GID: the text says
+ *             what was looked for, what is there and what to load; -EPERM/-EACCES device file; -ENOMEM memlock or memory.
+ * close       [progress] Closes everything, all connections and registrations included. NULL is accepted.
+ * caps, addr  [any] What the device can do; the address blob peers need. Static for the device's life.
+ * reach       [any] 0 if a peer with that address can be reached with this provider, else -EHOSTUNREACH.
+ * reg         [any, may block] Registers [base, base+length). fd = the memory's memfd or -1; shm needs it for
+ *             RV_ACCESS_REMOTE_READ (-EINVAL without), offset 0 of the fd = base. iova = the remote address of base.
+ *             -ENOMEM: limit; the text names RLIMIT_MEMLOCK, its value and what was asked, or plain memory.
+ * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY: keep the memory.
+ * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, within
+ *             a deadline of the provider's own (2 s .. 3 s): -ETIMEDOUT, -ECONNREFUSED, -EHOSTUNREACH, -EPROTONOSUPPORT.
+ * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.
+ * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
+ * allow_reads [progress] From now on the peer may READ over this connection (before, it has no remote access at all).
+ * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or slot, WRITABLE follows;
+ *             -ENOTCONN not UP; -EMSGSIZE.
+ * post_reads  [any] Posts up to n READs with one doorbell; conn must not be closed meanwhile (the caller excludes it).
+ *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
+ *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL. A posted READ is reported exactly once: in r[i].status at once
+ *             where caps.reads_inline, else by RV_EV_READ.
+ * poll        [progress] Up to max events; flags RV_POLL_SLOW. Returns their number, or -errno if the device is lost.
+ * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
+ * arm         [progress] After it fd() becomes readable when something arrives: messages and connection events always,
+ *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps (RV_POLL_SLOW).
+ * disarm      [progress] The caller is awake again: peers need not wake it any more, pending wake-ups are consumed.
+ * fd          [any] A pollable (epoll) descriptor, static for the device's life.
+ * close_conn  [progress, may block] The fence, see above. NULL is accepted.
+ * peer_text   [progress] Writes the peer's address for people ("10.77.0.2:34567", "pid 4711").
+ */
+struct rv_ops {
+	const char *name;
+	enum rv_kind kind;
+	int (*open)(const struct rv_options *opt, struct rv_dev **out);
+	void (*close)(struct rv_dev *dev);
+	void (*caps)(struct rv_dev *dev, struct rv_caps *out);
+	void (*addr)(struct rv_dev *dev, struct rv_addr *out);
+	int (*reach)(struct rv_dev *dev, const struct rv_addr *to);
+	int (*reg)(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
+		   struct rv_mr *out);
+	int (*dereg)(struct rv_dev *dev, struct rv_mr *mr);
+	int (*connect)(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+		       struct rv_conn **out);
+	int (*accept)(struct rv_conn *conn, const void *answer, size_t len, void *user);
+	void (*reject)(struct rv_conn *conn, const void *reason, size_t len);
+	int (*allow_reads)(struct rv_conn *conn);
+	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
+	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
+	int (*poll)(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
+	void (*recv_done)(struct rv_dev *dev, uint64_t token);
+	int (*arm)(struct rv_dev *dev, unsigned flags);
+	void (*disarm)(struct rv_dev *dev);
+	int (*fd)(struct rv_dev *dev);
+	void (*close_conn)(struct rv_conn *conn);
+	void (*peer_text)(struct rv_conn *conn, char *buf, size_t size);
+};
+
+extern const struct rv_ops rv_shm_ops, rv_ibv_ops;
+
+/* The text of the calling thread's last failure in this layer; "" if none. Borrowed until the thread's next rv call. */
+const char *rv_error_text(void);
+
+/* [any] What this machine has, for people and for `auto`. One entry per port; found = number filled, result >= 0 or -errno. */
+struct rv_device_info {
+	char name[64];
+	int port;
+	int gid_index;           /* the one that would be chosen, -1 = none usable */
+	char gid[48], netdev[32], ip[48];
+	char link[16];           /* "Ethernet", "InfiniBand" */
+	char state[16];          /* "ACTIVE", "DOWN", ... */
+	uint32_t active_mtu;
+	uint64_t max_mr_size, max_msg;
+	uint32_t max_qp, max_cq, max_mr, max_srq, max_sge, max_rd_atomic, max_inline;
+	bool atomics, memory_windows, on_demand_paging;
+	bool usable;
+	char why_not[160];       /* when not usable */
+};
+int rv_ibv_devices(struct rv_device_info *out, int max, int *found);
+
+#endif

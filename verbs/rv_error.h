@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside verbs/ only: sets the thread's error text and returns the code, so that a failure is one line where it happens. */
+#ifndef RV_ERROR_H
+#define RV_ERROR_H
+
+/* Returns -err (err given positive). */
+int rv_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif
