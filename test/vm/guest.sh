@@ -1,0 +1,136 @@
+#!/bin/bash
+# Process 1 of the guest, in the host's root: makes the environment and the RDMA
+# device, runs the command, records its status, and powers the guest off.
+# run.sh copies it, and the files `config` and `command`, to the ctl share.
+set -uo pipefail
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+vm=/.rref-vm
+read -r cmdline </proc/cmdline
+[[ $cmdline =~ rref\.host=([01]) ]] && host=${BASH_REMATCH[1]}
+# What run.sh says in config; the defaults are for the reader's eye.
+hosts=1 cwd=/ root=/ moddir='' mtu=1500 mode=command rows=24 cols=80 term=''
+# shellcheck source=/dev/null
+. $vm/ctl/config
+
+off() {
+	sync
+	echo o >/proc/sysrq-trigger
+	sleep 60 # the power goes in another context
+}
+
+fail() { # a fault of the harness, not of the command
+	echo "guest: $*" >/dev/ttyS0
+	echo "$*" >"$vm/ctl/host$host.failed"
+	off
+}
+
+must() { "$@" || fail "failed: $*"; }
+
+# Each is mounted afresh, unless the sources or the working directory lie in it.
+cover() { # FOLDER OPTIONS
+	case $cwd/ in "$1"/*) return ;; esac
+	case $root/ in "$1"/*) return ;; esac
+	mkdir -p "$1"
+	must mount -t tmpfs -o "$2" tmpfs "$1"
+}
+cover /tmp mode=1777
+cover /run mode=755
+cover /var/tmp mode=1777
+mkdir -p /dev/shm /dev/pts /dev/mqueue /dev/hugepages
+must mount -t tmpfs -o mode=1777,size=75% tmpfs /dev/shm
+must mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
+mount -t mqueue mqueue /dev/mqueue
+mount -t hugetlbfs hugetlbfs /dev/hugepages
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t debugfs debugfs /sys/kernel/debug
+ln -sfn /proc/self/fd /dev/fd
+ln -sfn fd/0 /dev/stdin
+ln -sfn fd/1 /dev/stdout
+ln -sfn fd/2 /dev/stderr
+ln -sfn pts/ptmx /dev/ptmx
+mkdir -p /run/lock /lib/modules/"$(uname -r)"
+must mount --bind "$moddir" /lib/modules/"$(uname -r)"
+
+echo "host$host" >/proc/sys/kernel/hostname
+# The overlay's: the host's files are not touched. No name server can answer.
+rm -f /etc/hosts /etc/resolv.conf /etc/hostname
+printf '%s\n' '127.0.0.1 localhost' '::1 localhost ip6-localhost' '10.77.0.1 host0' '10.77.0.2 host1' >/etc/hosts
+echo "host$host" >/etc/hostname
+: >/etc/resolv.conf
+
+# No duplicate address detection: it holds the link-local GID back for seconds.
+for f in all default; do
+	echo 0 >/proc/sys/net/ipv6/conf/$f/accept_dad
+done
+must ip link set lo up
+if ((hosts == 1)); then
+	netdev=d0
+	must ip link add d0 type dummy
+else
+	netdev=eth0
+fi
+((mtu == 1500)) || must ip link set "$netdev" mtu "$mtu"
+must ip addr add "10.77.0.$((host + 1))/24" dev "$netdev"
+must ip link set "$netdev" up
+must rdma link add rxe0 type rxe netdev "$netdev"
+
+# The GID table is filled by a work queue, after the command above returns.
+rxe_up() {
+	local state gid
+	read -r state <"$port/state" && [[ $state == *ACTIVE* ]] || return 1
+	for gid in "$port"/gids/[0-9]; do
+		read -r gid <"$gid" && [[ $gid == *:0a4d:000$((host + 1)) ]] && return 0
+	done 2>/dev/null
+	return 1
+}
+port=/sys/class/infiniband/rxe0/ports/1
+for ((i = 0; ; i++)); do
+	rxe_up && break
+	((i < 200)) || fail "rxe0 is not active after 20 s"
+	sleep 0.1
+done
+for f in uverbs0 rdma_cm; do
+	[[ -c /dev/infiniband/$f ]] || fail "no /dev/infiniband/$f"
+done
+
+export RREF_VM_OUT=$vm/out/host$host RREF_VM_SHARED=$vm/out/shared
+export RREF_VM=1 RREF_VM_HOST=$host RREF_VM_HOSTS=$hosts RREF_VM_NETDEV=$netdev
+export HOME=/root LANG=C.UTF-8
+ulimit -l unlimited
+ulimit -Hn 1048576
+echo "$cmdline" >"$vm/ctl/host$host.ready"
+
+# With two hosts, no command starts before both devices are up.
+((hosts == 1)) || until [[ -e $vm/ctl/go ]]; do sleep 0.1; done
+
+if [[ $mode == shell && $host == 0 ]]; then
+	export TERM=${term:-linux}
+	cd "$cwd" || fail "cannot enter $cwd"
+	stty -F /dev/ttyS0 sane rows "$rows" cols "$cols"
+	# A session of its own with the serial line as its terminal: job control.
+	setsid -w -c /bin/bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
+	status=$?
+else
+	# Through a pipe and not straight into the shared file, so that small writes
+	# are gathered and /dev/stderr can be opened; and the data is on the host
+	# when cat's write returns, so that nothing is lost when the guest ends.
+	mkfifo "$vm/output"
+	cat <"$vm/output" >>"$vm/ctl/host$host.out" &
+	cat=$!
+	setsid -w /bin/bash "$vm/ctl/command" </dev/null >"$vm/output" 2>&1
+	status=$?
+	# A process left behind may hold the pipe open: it is not waited for long.
+	for ((i = 0; i < 20; i++)); do
+		kill -0 "$cat" 2>/dev/null || break
+		sleep 0.1
+	done
+fi
+
+dmesg >"$vm/ctl/host$host.dmesg"
+sync
+echo "$status" >"$vm/ctl/host$host.status.new"
+mv "$vm/ctl/host$host.status.new" "$vm/ctl/host$host.status"
+# A host stays until its peer is done: its death would be an event of its own.
+((hosts == 1)) || until [[ -e $vm/ctl/end ]]; do sleep 0.1; done
+off
