@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rp: the reference protocol as a pure state machine. Events in, effects out: no I/O, no clock, no thread, no global.
+ * The runtime (core/) and the simulator (test/) drive this very code. One machine stands for one worker (rank self).
+ *
+ * G1: the owner learns of every user reference's death. G2: a parent is not deleted before the owner has confirmed
+ * its child. The owner keeps a *set* of forks, never a count, so that a repeated or late message changes nothing;
+ * forks that were deleted leave a tombstone (bounded per peer), so that a DELETE that overtakes its FORK_REQUEST wins.
+ *
+ * Owner entry (one per RRefId owned here)
+ *
+ *      PENDING --SET--> READY          value: set
+ *          \---SET(err)-> FAILED       value: none; every read gets the error, each time
+ *   freed (effect FREE_VALUE, entry erased) when local == 0 and forks is empty, whatever the state;
+ *   a PENDING entry so abandoned stays as a husk until SET, so that a late creation is reclaimed, then is freed at once.
+ *
+ * User entry (one per ForkId held here)
+ *
+ *      REQUESTED --FORK_ACK(0) / CREATED(any)--> CONFIRMED --released, no child pending--> DELETE sent, entry erased
+ *          \------FORK_ACK(err) / owner lost---> FAILED ----released, no child pending---> entry erased
+ *   A creator's entry starts REQUESTED and is confirmed by CREATED; CREATED(err) sets FAILED *and* owes a DELETE
+ *   if the owner knows the fork (it does: it answered). A received entry whose parent is the owner starts CONFIRMED.
+ *   released while REQUESTED: waits for the answer, then goes the way above. Nothing is sent on a lost owner.
+ *
+ * What crosses the wire between machines is struct rp_msg (encoded by core/wire.c), and fork records inside calls and
+ * replies (the runtime asks for one with FORK and hands the receiver's machine RECV_FORK).
+ *
+ * Sharing (FORK), by who shares (owner / user) with whom:
+ *   owner -> user      the owner adds the fork (holder: the destination) at once; nothing to confirm.
+ *   owner -> itself    the owner adds the fork (holder: itself); RECV_FORK turns it into one more local reference.
+ *   user -> owner      the parent adds a pending child; the owner, on RECV_FORK, gains a local reference and sends
+ *                      CHILD_ACCEPT to the parent.
+ *   user -> user       the parent adds a pending child; the child sends FORK_REQUEST to the owner, and on FORK_ACK
+ *                      (good or bad) CHILD_ACCEPT to its parent. Parent and child may be the same worker.
+ * Messages to oneself go through SEND like any other; the runtime loops them back as MSG events, never recursively.
+ *
+ * Crash: PEER_FENCED(rank) comes after the device fence. At once: this peer's parked fetches are dropped, pending
+ * children shared with it are unpinned when it was also their destination, users whose owner it was FAIL with
+ * -EOWNERDEAD (their waiting operations too), requests to it are forgotten. Its forks here stay *in grace*, so that a child it was sharing can
+ * still be confirmed, until PEER_GRACE(rank) erases them, its tombstones and what hangs on them.
+ * PEER_UP(rank, epoch) starts a session; messages carry the epoch, and the runtime drops those of another one before
+ * they come here.
+ *
+ * Thread class: none of this is thread-safe; the runtime calls it under the progress lock only. Progress: every
+ * step is O(1) amortised, except PEER_* (linear in what hangs on that peer) and those that answer n waiters.
+ */
+#ifndef RP_H
+#define RP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "rref.h"
+
+struct rp;
+
+/* All that a one-sided read needs. rkey: one per provider (enum rv_kind), 0 = none. */
+struct rp_location {
+	uint64_t addr;        /* remote address of the value header; the payload follows it */
+	uint64_t length;      /* payload bytes */
+	uint64_t nonce;       /* must be found in the header */
+	uint64_t type_hash;
+	uint32_t rkey[2];
+	uint32_t version;     /* 0 = no location (value not ready) */
+};
+
+/* A fork record: what travels in a call or reply for each reference in it. */
+struct rp_fork {
+	struct rref_id id;
+	struct rref_id fork;        /* chosen by the parent */
+	uint32_t owner, parent;     /* ranks */
+	uint64_t owner_incarnation; /* filled by the runtime, checked by the receiver's runtime */
+	struct rp_location loc;     /* version 0 = unknown */
+};
+
+enum rp_msg_type {
+	RP_MSG_FORK_REQUEST = 1, /* child -> owner:  id, fork */
+	RP_MSG_FORK_ACK,         /* owner -> child:  id, fork, status, loc if ready */
+	RP_MSG_CHILD_ACCEPT,     /* child -> parent: id, fork (the child's) */
+	RP_MSG_DELETE,           /* user -> owner:   id, fork */
+	RP_MSG_FETCH,            /* user -> owner:   id, fork: answer when the value is ready or failed */
+	RP_MSG_FETCH_REPLY,      /* owner -> user:   id, fork, status, loc, text */
+	RP_MSG_CREATED,          /* owner -> creator: id, fork, status, loc, text */
+};
+
+#define RP_TEXT_MAX 200
+
+struct rp_msg {
+	enum rp_msg_type type;
+	struct rref_id id, fork;
+	int32_t status;            /* 0 or -errno */
+	struct rp_location loc;    /* FORK_ACK, FETCH_REPLY, CREATED with status 0 */
+	char text[RP_TEXT_MAX];    /* NUL-terminated; why, when status != 0 */
+};
+
+enum rp_event_type {
+	/* local program */
+	RP_EV_NEW = 1,      /* id: a PENDING entry owned here, with one local reference */
+	RP_EV_SET,          /* id, status, value+loc (status 0) or text: completes a PENDING entry once */
+	RP_EV_RETAIN,       /* id: one more local reference */
+	RP_EV_RELEASE,      /* id: one local reference less */
+	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there */
+	RP_EV_CREATE_FAILED,/* fork, status, text: the carrying call could not be sent, failed or timed out unanswered */
+	RP_EV_FORK,         /* id, src (the sharer's fork id; zero on the owner), fork (the child's), peer = destination */
+	RP_EV_FORK_UNDO,    /* same fields: the carrying message was never sent */
+	RP_EV_RECV_FORK,    /* rec, peer = sender, cookie: a record arrived; ends in NEW_HANDLE and then one READY(cookie) */
+	RP_EV_DROP,         /* fork: the last local handle of a user entry is gone */
+	RP_EV_WAIT,         /* id, fork (zero on the owner), cookie: wants value or location; ends in one WAITED(cookie) */
+	/* owner's side of a CREATE call */
+	RP_EV_OWN,          /* id, fork, peer = creator: a PENDING entry with that fork; duplicates: effect DUPLICATE */
+	/* network */
+	RP_EV_MSG,          /* msg, peer = sender */
+	RP_EV_PEER_UP,      /* peer, epoch */
+	RP_EV_PEER_FENCED,  /* peer, status (-EOWNERDEAD, -ENETRESET, ...) */
+	RP_EV_PEER_GRACE,   /* peer: its grace period is over */
+};
+
+struct rp_event {
+	enum rp_event_type type;
+	uint32_t peer, epoch;
+	struct rref_id id, fork, src;
+	int status;
+	void *value;               /* SET: the runtime's value, comes back in FREE_VALUE and VALUE effects */
+	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork */
+	uint64_t cookie;
+	struct rp_location loc;    /* SET */
+	const char *text;          /* borrowed during the step; may be NULL */
+	const struct rp_msg *msg;  /* borrowed during the step */
+	const struct rp_fork *rec; /* borrowed during the step */
+};
+
+enum rp_effect_type {
+	RP_EFF_SEND = 1,    /* peer, msg */
+	RP_EFF_NEW_HANDLE,  /* id, fork (zero: owned here), peer = owner, cookie, loc: make a handle for a received fork;
+			       the runtime writes it to *handle_slot before the next step, NULL if it has none for owners */
+	RP_EFF_READY,       /* cookie, status, text: a received fork is confirmed (0) or refused */
+	RP_EFF_LOCATION,    /* handle, loc: now known for this user entry; also marks it confirmed */
+	RP_EFF_CONFIRMED,   /* handle: confirmed by the owner, location not known yet */
+	RP_EFF_FAILED,      /* handle, status, text: this user entry is dead: creation failed, owner lost, refused */
+	RP_EFF_CREATED,     /* handle, status, text: the creation future of a CREATE is to be completed */
+	RP_EFF_WAITED,      /* cookie, status, text; value (owner) or loc (user): a WAIT is over */
+	RP_EFF_FREE_VALUE,  /* value: scrub and free */
+	RP_EFF_GONE,        /* id: the owner entry was erased (also when it had no value) */
+	RP_EFF_DUPLICATE,   /* id: OWN of an id that is known already: do not run the function again */
+};
+
+struct rp_effect {
+	enum rp_effect_type type;
+	uint32_t peer;
+	struct rref_id id, fork;
+	int status;
+	void *value, *handle;
+	void **handle_slot;
+	uint64_t cookie;
+	struct rp_location loc;
+	struct rp_msg msg;         /* SEND */
+	char text[RP_TEXT_MAX];
+};
+
+struct rp_counts {
+	uint64_t owners;           /* owner entries */
+	uint64_t pending_owners;   /* of these: value not set yet */
+	uint64_t forks;            /* forks recorded at owner entries, those in grace included */
+	uint64_t users;            /* user entries */
+	uint64_t pending_users;    /* of these: not confirmed yet */
+	uint64_t pending_children; /* children shared and not accepted yet */
+	uint64_t parked;           /* fetches and local waits that wait for a value */
+	uint64_t tombstones;
+	uint64_t ignored;          /* messages that changed nothing: repeated, late, unknown */
+	uint64_t refused;          /* messages that were illegal: -EPROTO answers */
+};
+
+/* 0 or -ENOMEM. world = number of workers; ranks at or above it are refused everywhere. */
+int rp_create(uint32_t self, uint32_t world, struct rp **out);
+void rp_destroy(struct rp *m); /* NULL accepted; values still held are not freed: the caller owns their memory */
+
+/*
+ * One step. 0, or -errno with nothing changed and no effect added:
+ *   -ENOMEM; -EINVAL (malformed event: a rank out of range, an id of another owner, a zero id);
+ *   -ESTALE (unknown or deleted id or fork); -EALREADY (SET twice, UNDO of an accepted child: harmless);
+ *   -EPROTO (MSG that this peer may not send here: wrong holder, wrong direction, ack of what was never asked);
+ *   FORK of a FAILED user entry: its status.
+ * FORK fills *rec (others: rec may be NULL).
+ */
+int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
+
+/* The effects since the last clear, in order; valid until the next step. */
+const struct rp_effect *rp_effects(const struct rp *m, size_t *count);
+void rp_effects_clear(struct rp *m);
+
+void rp_counts(const struct rp *m, struct rp_counts *out);
+
+/* Visits every owner entry with forks or local references, then every user entry: leak reports and dumps. */
+struct rp_visit {
+	bool owned;
+	struct rref_id id, fork;   /* fork: user entries, or one recorded fork of an owner entry (one visit per fork) */
+	uint32_t peer;             /* holder of the fork / owner of the user entry */
+	uint32_t local;            /* local references of an owner entry */
+	uint32_t children;         /* pending children of a user entry */
+	const char *state;         /* static text */
+	void *handle, *value;
+};
+void rp_visit(const struct rp *m, void (*fn)(void *ctx, const struct rp_visit *v), void *ctx);
+
+#endif

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rw: the wire format of control messages. Little-endian, packed byte by byte, bounds-checked; no struct is ever
+ * copied to or from the wire. The parser is a pure function: no allocation, no I/O, safe on any bytes (fuzzed).
+ * docs/WIRE.md holds the byte tables; a test keeps the two in step.
+ *
+ * Every message begins with the frame (24 bytes):
+ *   0 u8 type   1 u8 flags   2 u16 reserved (0)   4 u32 length (frame included)   8 u64 seq   16 u32 epoch   20 u32 reserved (0)
+ */
+#ifndef RW_H
+#define RW_H
+
+#include "rp.h"
+
+#define RW_PROTOCOL_VERSION 1u
+#define RW_FRAME_BYTES 24u
+#define RW_FORK_BYTES 104u      /* one fork record */
+
+enum rw_type {
+	RW_AUTH = 1,       /* first message of the connecting side: the MAC that proves it is alive and holds the key */
+	RW_CALL,           /* a call or a remote creation */
+	RW_REPLY,          /* its answer (a creation's answer is RW_PROTO with RP_MSG_CREATED) */
+	RW_PROTO,          /* a message of the reference protocol */
+	RW_BARRIER,        /* to rank 0: arrived at barrier n */
+	RW_BARRIER_DONE,   /* from rank 0 */
+	RW_PING,           /* wants a PONG with the same number */
+	RW_PONG,
+	RW_GOODBYE,        /* orderly end: what follows the close is not a death */
+	RW_CANCEL,         /* the caller gave up call n */
+	RW_NR_TYPES
+};
+
+struct rw_frame {
+	uint8_t type, flags;
+	uint32_t length, epoch;
+	uint64_t seq;
+};
+
+enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2 };
+
+struct rw_call {
+	uint64_t call_id;           /* unique per caller's incarnation */
+	uint8_t kind;               /* enum rw_call_kind */
+	uint8_t nr_refs;            /* <= RREF_REFS_MAX */
+	uint8_t name_length;        /* 1..RREF_NAME_MAX */
+	uint32_t data_length;       /* <= RREF_ARGS_MAX */
+	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork */
+	const char *name;           /* decode: points into the message, not terminated */
+	const void *data;           /* decode: points into the message */
+	struct rp_fork refs[RREF_REFS_MAX];
+};
+
+struct rw_reply {
+	uint64_t call_id;
+	int32_t status;             /* 0 or -errno */
+	uint8_t nr_refs;
+	uint16_t text_length;       /* < RP_TEXT_MAX */
+	uint32_t data_length;
+	const char *text;           /* decode: points into the message, not terminated */
+	const void *data;
+	struct rp_fork refs[RREF_REFS_MAX];
+};
+
+/* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL. */
+struct rw_message {
+	struct rw_frame frame;
+	union {
+		struct rw_call call;
+		struct rw_reply reply;
+		struct rp_msg proto;
+		uint8_t mac[32];    /* AUTH */
+		uint64_t number;
+	} u;
+};
+
+/*
+ * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the length, -EMSGSIZE if it
+ * does not fit size, -EINVAL if a count or length of m is out of range.
+ * rw_decode: reads one message that fills buf exactly. 0, or -EPROTO for anything that is not a well-formed message
+ * (short, long, reserved bits set, unknown type, counts, lengths, ranks >= world, text without its bytes, status > 0).
+ * Pointers in *out borrow from buf.
+ * rw_set_seq: patches seq and epoch of an encoded message (they are known only when it is really sent).
+ */
+int rw_encode(const struct rw_message *m, void *buf, size_t size);
+int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
+void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch);
+
+const char *rw_type_name(unsigned type);
+
+#endif

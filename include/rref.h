@@ -1,0 +1,475 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * librref: distributed shared references at RDMA speed. This is the whole public API.
+ *
+ * A value is created once, lives in registered memory of its owner, and is named from any worker of the group by a
+ * counted reference (struct rref). rref_to_here() reads it with one one-sided READ that does not wake the owner. When
+ * the last reference in the group is gone, by release or by crash, the memory is scrubbed and reused.
+ *
+ * Conventions
+ *   Results      0 (or a count) on success, -errno on failure. A call that failed changed nothing and wrote no
+ *                out-parameter. rref_last_error() then has the words, for the calling thread.
+ *   Ownership    borrowed until X / copied / consumed (on success) / returned (free with Y) / static.
+ *   Destructors  accept NULL.
+ *   Times        int64_t nanoseconds. A timeout of RREF_DEFAULT means the context's default, RREF_FOREVER none.
+ *   Sizes        bytes.
+ *   Threads      Every function may be called by any thread, unless its block says otherwise. One handle may be used
+ *                by many threads at once; its last release excludes every other use of that handle.
+ *   Callbacks    run on whichever thread makes progress (a waiter, the poller, a pool thread). They may call anything
+ *                but rref_shutdown and rref_free_ctx (-EDEADLK).
+ *   Progress     wait-free, lock-free, "may block" (waits for peers, bounded by its timeout) or "may lock" (a short
+ *                critical section of this process) is said for each function.
+ *   The library never exits, aborts or prints on its own, and installs no signal handler.
+ *   After fork(2) a child must not use contexts of its parent: -ECHILD.
+ *
+ * Errors that any operation of the group may give
+ *   -EINVAL        a bad argument; the text names it.
+ *   -ESHUTDOWN     the context was shut down.
+ *   -ECHILD        the context belongs to the parent process.
+ *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
+ *   -ETIMEDOUT     not within the time given; a retry may succeed.
+ *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
+ *   -ENETRESET     this worker was cut off from that peer and fenced by it.
+ *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
+ *   -EBADMSG       what was read failed its check.
+ *   -EPROTO        a peer broke the protocol; its connection is closed.
+ *   -EAGAIN        too much in flight: nothing was started, try again when something has finished.
+ */
+#ifndef RREF_H
+#define RREF_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RREF_VERSION_MAJOR 0
+#define RREF_VERSION_MINOR 1
+#define RREF_VERSION_PATCH 0
+#define RREF_VERSION_NUMBER (RREF_VERSION_MAJOR * 10000 + RREF_VERSION_MINOR * 100 + RREF_VERSION_PATCH)
+
+#if defined(__GNUC__)
+#define RREF_API __attribute__((visibility("default")))
+#else
+#define RREF_API
+#endif
+
+#define RREF_DEFAULT INT64_C(-1)     /* the context's default timeout */
+#define RREF_FOREVER INT64_MAX       /* no timeout */
+
+#define RREF_NAME_MAX 127            /* bytes of a worker's or function's name, without the NUL */
+#define RREF_ARGS_MAX 3072           /* bytes of a call's arguments or result; share a reference for more */
+#define RREF_REFS_MAX 8              /* references in one call's arguments or result */
+#define RREF_TEXT_SIZE 512           /* a buffer of this size holds every text that rref_format or an error writes */
+
+struct rref_ctx;     /* this process' membership in a group */
+struct rref;         /* a reference: owner's or user's handle of a value */
+struct rref_future;  /* an unfinished operation; completes exactly once */
+struct rref_view;    /* bytes brought here by a read, or an alias of a local value */
+struct rref_call;    /* a call being served by a handler */
+
+#ifndef __cplusplus
+typedef struct rref_ctx rref_ctx;
+typedef struct rref rref;
+typedef struct rref_future rref_future;
+typedef struct rref_view rref_view;
+typedef struct rref_call rref_call;
+#endif
+
+/* Names a value (RRefId) or one share of it (ForkId), group-wide. */
+struct rref_id {
+	uint64_t local_id;   /* counts up from 1 per worker; 0 = none */
+	uint32_t created_on; /* rank */
+	uint32_t reserved;   /* 0 */
+};
+
+/* ---- the library ------------------------------------------------------------------------------------------- */
+
+/*
+ * rref_version: the linked library's version as "major.minor.patch". Static. Wait-free.
+ * rref_version_number: the same as RREF_VERSION_NUMBER.
+ */
+RREF_API const char *rref_version(void);
+RREF_API unsigned rref_version_number(void);
+
+/*
+ * rref_last_error: the text of the calling thread's last failed call; "" if none failed yet. Borrowed until the
+ * thread's next call of the library. Wait-free.
+ */
+RREF_API const char *rref_last_error(void);
+
+/*
+ * rref_strerror: what an errno means in this library ("owner dead", ...). err may be negative or positive. Static.
+ */
+RREF_API const char *rref_strerror(int err);
+
+/* ---- context ----------------------------------------------------------------------------------------------- */
+
+enum rref_progress_mode {
+	RREF_PROGRESS_AUTO = 0,  /* a poller thread that sleeps when idle; waiters poll for themselves */
+	RREF_PROGRESS_POLL = 1,  /* a dedicated poller thread that never sleeps */
+	RREF_PROGRESS_MANUAL = 2,/* no thread: the program calls rref_progress or waits */
+};
+
+enum rref_log_level { RREF_LOG_ERROR = 0, RREF_LOG_WARNING = 1, RREF_LOG_INFO = 2, RREF_LOG_DEBUG = 3 };
+
+/*
+ * A function that peers may call. Runs on the worker pool, or on the thread that makes progress if registered with
+ * RREF_INLINE (then it must be short and must not wait).
+ * It replies with rref_call_reply (now or later, from any thread), or returns:
+ *   0             replied already, or an empty reply if not
+ *   RREF_DEFER    it will reply later; until then the call stays valid
+ *   -errno        the caller gets this code, with the text set by rref_call_error or rref_strerror's
+ */
+typedef int (*rref_handler)(struct rref_call *call, void *arg);
+#define RREF_DEFER 1
+#define RREF_INLINE 1u
+
+struct rref_function {
+	const char *name;        /* 1..RREF_NAME_MAX bytes of A-Za-z0-9_:.- ; copied */
+	rref_handler handler;
+	void *arg;               /* borrowed until rref_free_ctx */
+	unsigned flags;          /* 0 or RREF_INLINE */
+};
+
+/*
+ * Options of a context. Always start from rref_options_init. Strings and tables are borrowed until rref_init returns.
+ * The environment variable named behind a field is what rref_options_from_env reads.
+ */
+struct rref_options {
+	size_t size;                    /* sizeof(struct rref_options), set by rref_options_init */
+	const char *name;               /* RREF_NAME: unique, 1..127 of A-Za-z0-9_:- ; NULL = "worker<rank>" */
+	int rank;                       /* RREF_RANK, RANK: 0..world_size-1 */
+	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024 */
+	const char *rendezvous;         /* RREF_RENDEZVOUS, MASTER_ADDR:MASTER_PORT: "host:port" of rank 0; not needed for a group of one */
+	const char *device;             /* RREF_DEVICE: "auto" (default), "shm", "ibv", "ibv:<device>[:port[:gid-index]]" */
+	const char *key_file;           /* RREF_KEY_FILE: the group's key, a file of 16..4096 bytes that only its owner can read */
+	enum rref_progress_mode mode;   /* RREF_PROGRESS: "auto", "poll", "manual" */
+	int poller_core;                /* RREF_POLLER_CORE: pin the poller there; -1 = do not pin */
+	unsigned nr_threads;            /* RREF_THREADS: worker pool for handlers; 0 = 4 */
+	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
+	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of physical memory */
+	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = half of physical memory */
+	size_t region_bytes;            /* RREF_REGION_BYTES: first registered region, later ones double; 0 = 16 MiB */
+	int64_t timeout;                /* RREF_TIMEOUT_MS: default of calls, reads and waits; 0 = 60 s */
+	int64_t init_timeout;           /* RREF_INIT_TIMEOUT_MS: for the whole group to meet; 0 = 60 s */
+	int64_t peer_timeout;           /* RREF_PEER_TIMEOUT_MS: silence after which a peer on another host is given up; 0 = 1 s */
+	const struct rref_function *functions; /* registered before the first peer can call */
+	size_t nr_functions;
+	void (*log)(void *ctx, enum rref_log_level level, const char *text); /* NULL = silent */
+	void *log_ctx;
+	enum rref_log_level log_level;  /* RREF_LOG: "error", "warning", "info", "debug"; default warning */
+	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
+};
+#define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
+
+/* rref_options_init: sets every field to its default. Wait-free. */
+RREF_API void rref_options_init(struct rref_options *opt);
+
+/*
+ * rref_options_from_env: overwrites the fields whose variable is set. Strings point into the environment.
+ * -EINVAL: a variable that cannot be understood; the text names it and its value.
+ */
+RREF_API int rref_options_from_env(struct rref_options *opt);
+
+/*
+ * rref_init: joins the group. Opens devices, meets the other workers at the rendezvous (rank 0 listens there), returns
+ * when all are present. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
+ * May block, up to opt->init_timeout.
+ *   -EINVAL       bad options: rank, name, device text, key file ...
+ *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
+ *   -ENODEV       no usable device; the text says what was looked for and what to load
+ *   -ENOMEM       memory, or the locked-memory limit
+ *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks are missing
+ *   -ECONNREFUSED nobody answers as this group's rendezvous
+ *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
+ *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open
+ *   -EKEYREJECTED the other side does not hold the group's key
+ *   -EPROTONOSUPPORT a worker speaks another protocol version
+ *   -EPROTO       the other side does not speak this protocol
+ */
+RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
+
+#define RREF_SHUTDOWN_GRACEFUL 0u
+#define RREF_SHUTDOWN_NOW 1u
+
+/*
+ * rref_shutdown: leaves the group. Graceful: waits until every worker has come here, serving their calls meanwhile;
+ * releases the handles that the program still holds; waits until every reference in the group is gone; checks for leaks.
+ * NOW: leaves at once; peers see this worker die. Afterwards every call gives -ESHUTDOWN; handles may still be released.
+ * May block, up to timeout (RREF_DEFAULT, RREF_FOREVER or ns).
+ *   0             done, nothing left
+ *   -ESHUTDOWN    shut down before
+ *   -EDEADLK      called from a callback or handler
+ *   -ETIMEDOUT    peers did not follow in time; the context is shut down all the same, the text lists what remained
+ *   -EBUSY        leak: references to values owned here remained; the text lists them; the context is shut down
+ *   -EOWNERDEAD   a peer died meanwhile; the context is shut down
+ */
+RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
+
+/*
+ * rref_free_ctx: frees the context, after rref_shutdown(NOW) if it was not shut down. Handles, views, futures and calls
+ * of it must be gone or are not to be touched again. NULL accepted. May block. Not from a callback.
+ */
+RREF_API void rref_free_ctx(struct rref_ctx *ctx);
+
+/* Own rank; number of workers. -EINVAL for NULL. Wait-free. */
+RREF_API int rref_rank(const struct rref_ctx *ctx);
+RREF_API int rref_world_size(const struct rref_ctx *ctx);
+
+struct rref_worker_info {
+	size_t size;             /* sizeof(struct rref_worker_info), set by the caller */
+	int rank;
+	const char *name;        /* borrowed until rref_free_ctx */
+	uint64_t incarnation;    /* random, new with every start of that worker */
+	int alive;               /* 0: known to be dead or gone */
+	const char *device;      /* "self", "shm" or "ibv": how this worker reaches it; static */
+};
+
+/* rref_worker: by rank. -EINVAL: no such rank. rref_worker_by_name: its rank, or -ENOENT. Wait-free. */
+RREF_API int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out);
+RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
+
+/*
+ * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking.
+ * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
+ * rref_ctx_fd: a descriptor that is readable when rref_progress has something to do; sleep on it in an event loop.
+ * Before sleeping call rref_ctx_arm; when it returns 1, call rref_progress again first. May lock.
+ */
+RREF_API int rref_progress(struct rref_ctx *ctx);
+RREF_API int rref_ctx_fd(struct rref_ctx *ctx);
+RREF_API int rref_ctx_arm(struct rref_ctx *ctx);
+
+struct rref_stats {
+	size_t size;               /* sizeof(struct rref_stats), set by the caller */
+	uint64_t owners;           /* values (and pending ones) owned here */
+	uint64_t forks;            /* references of other workers to them */
+	uint64_t users;            /* references held here to values of others */
+	uint64_t pending_users;    /* of these: not confirmed by the owner yet */
+	uint64_t pending_children; /* shares that the owner has not confirmed yet */
+	uint64_t parked;           /* reads waiting for a value that is not ready */
+	uint64_t value_bytes;      /* memory of live values, headers included */
+	uint64_t landing_bytes;    /* memory of views and reads in flight */
+	uint64_t registered_bytes; /* registered with the devices */
+	uint64_t nr_regions;
+	uint64_t reads;            /* one-sided READs posted */
+	uint64_t read_bytes;
+	uint64_t doorbells;        /* postings that carried them */
+	uint64_t messages_sent, messages_received;
+	uint64_t calls_served;
+	uint64_t ops_in_flight;
+	uint64_t quarantined;      /* landing buffers of operations that timed out and that the device may still write */
+	uint64_t dropped_messages; /* malformed, late or of another session */
+	uint64_t rejected_peers;   /* connections refused or closed for breaking the protocol */
+	uint64_t dead_peers;
+};
+
+/* rref_get_stats: fills out->size bytes at most. -EINVAL. May lock. */
+RREF_API int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out);
+
+/* rref_dump: writes "who holds what" as text lines into buf (size bytes, always terminated). Returns the length it
+ * would have, as snprintf does, or -errno. May lock. */
+RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
+
+/* ---- references -------------------------------------------------------------------------------------------- */
+
+/*
+ * rref_new: a new value with a copy of data (length bytes, may be 0; then data may be NULL), owned here.
+ * *out: returned, free with rref_release. May lock.
+ *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a region may be (2 GiB).
+ */
+RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out);
+
+/*
+ * rref_alloc: a new value of length bytes, to be filled in place and then made readable by rref_set. *data: borrowed
+ * until rref_set; registered memory, contents undefined. Until rref_set reads of it wait. Errors as rref_new.
+ * rref_set: the value is complete and immutable from now on. -EALREADY: set before; -EPERM: not owned here.
+ * rref_set_error: the value will never come: every read fails with err (negative errno) and text (copied, may be NULL).
+ */
+RREF_API int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data);
+RREF_API int rref_set(struct rref *ref);
+RREF_API int rref_set_error(struct rref *ref, int err, const char *text);
+
+/* rref_dup: one more hold on the same handle (local, no message). Returns ref. Wait-free. */
+RREF_API struct rref *rref_dup(struct rref *ref);
+
+/*
+ * rref_release: gives one hold back. The last one ends the reference: on a user its owner is told. NULL accepted.
+ * Allowed after rref_shutdown, not after rref_free_ctx. Lock-free.
+ */
+RREF_API void rref_release(struct rref *ref);
+
+/*
+ * rref_to_here: brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
+ * one-sided READ; the owner's processor takes no part if the value was ready when this reference was made.
+ * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
+ *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which)
+ *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN: see the top
+ *   any other   the value's own error, given by its function or rref_set_error, with the text
+ */
+RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);
+
+/* rref_to_here_async: the same without waiting: *out: returned, free with rref_future_free; its result is a view. */
+RREF_API int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out);
+
+/*
+ * rref_to_here_into: reads [offset, offset+length) of the value into buf, which is the caller's own memory. *got = bytes written: fewer
+ * than length at the value's end, 0 at or past it. On failure nothing of buf is valid, and nothing is written to it
+ * after the call returned. May block. Errors as rref_to_here.
+ */
+RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got);
+
+/*
+ * rref_to_here_batch: reads nr references at once, one doorbell per owner. views[i] is returned where status[i] is 0,
+ * NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
+ */
+RREF_API int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status);
+
+/*
+ * rref_local_value: the owner's view of its value, waiting for it if it is not ready; no traffic. *out as rref_to_here.
+ * -EPERM: not owned here; the text names the reference, this worker and the owner to ask.
+ */
+RREF_API int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out);
+
+/* Accessors. Wait-free; none fails on a valid handle. rref_owner: rank. rref_fork_id: zero on the owner. */
+RREF_API int rref_owner(const struct rref *ref);
+RREF_API const char *rref_owner_name(const struct rref *ref); /* borrowed until rref_free_ctx */
+RREF_API int rref_is_owner(const struct rref *ref);
+RREF_API int rref_confirmed(const struct rref *ref);           /* 1 when the owner knows of this reference */
+RREF_API struct rref_id rref_get_id(const struct rref *ref);
+RREF_API struct rref_id rref_fork_id(const struct rref *ref);
+RREF_API struct rref_ctx *rref_context(const struct rref *ref);
+RREF_API int rref_equal(const struct rref *a, const struct rref *b);  /* 1 if they name the same value */
+RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal references hash equal */
+
+/* rref_format: "OwnerRRef(rref_id=...)" or "UserRRef(rref_id=..., fork_id=...)"; length as snprintf. */
+RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
+
+/* Views. data: borrowed until rref_view_free; aligned to 64; NULL accepted by free. Wait-free (free: may lock). */
+RREF_API const void *rref_view_data(const struct rref_view *view);
+RREF_API size_t rref_view_length(const struct rref_view *view);
+RREF_API void rref_view_free(struct rref_view *view);
+
+/* ---- calls ------------------------------------------------------------------------------------------------- */
+
+/* Arguments or result of a call: bytes and references. The references are shared (forked), the caller keeps its own. */
+struct rref_args {
+	const void *data;
+	size_t length;              /* 0..RREF_ARGS_MAX */
+	struct rref *const *refs;
+	size_t nr_refs;             /* 0..RREF_REFS_MAX */
+};
+
+/* rref_register: adds a function at any time. -EEXIST: the name is taken; -EINVAL. May lock. */
+RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn);
+
+/*
+ * rref_rpc_async: calls a function by name on a worker (by rank; itself included). args NULL = empty; copied.
+ * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned, free with
+ * rref_future_free; result: rref_future_data / _ref. Lock-free but for memory; with too much in flight it waits (may
+ * block), up to timeout.
+ *   -EMSGSIZE: arguments too large; -EINVAL: rank, name, a reference of another context;
+ *   a failed reference among the arguments: its error, before anything is sent.
+ * The future: -ENOSYS unknown function there; the handler's own error and text; -EOWNERDEAD; -ETIMEDOUT.
+ * rref_rpc_sync: the same, and waits. *out (may be NULL) only on success.
+ */
+RREF_API int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+			    int64_t timeout, struct rref_future **out);
+RREF_API int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+			   int64_t timeout, struct rref_future **out);
+
+/*
+ * rref_remote: calls a function whose result's bytes become a value owned by that worker; the reference to it comes
+ * back at once. (References in the result are not allowed: -EINVAL there.) If the creation fails, every read of the
+ * reference fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
+ * rref_creation: a future of the creation itself (no result but its status). *out: returned, free with rref_future_free.
+ * -EINVAL: this handle was not made by rref_remote.
+ */
+RREF_API int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+			 int64_t timeout, struct rref **out);
+RREF_API int rref_creation(struct rref *ref, struct rref_future **out);
+
+/*
+ * For handlers. data, name and references: borrowed until the reply (dup a reference to keep it). Wait-free.
+ * rref_call_ref: NULL for i out of range. rref_call_caller: the caller's rank.
+ */
+RREF_API struct rref_ctx *rref_call_context(const struct rref_call *call);
+RREF_API const char *rref_call_function(const struct rref_call *call);
+RREF_API int rref_call_caller(const struct rref_call *call);
+RREF_API const void *rref_call_data(const struct rref_call *call);
+RREF_API size_t rref_call_length(const struct rref_call *call);
+RREF_API size_t rref_call_nr_refs(const struct rref_call *call);
+RREF_API struct rref *rref_call_ref(const struct rref_call *call, size_t i);
+
+/*
+ * rref_call_reply: the result (copied; NULL = empty). From any thread. After a success of a call that was deferred the
+ * call is consumed; inside the handler it stays valid until the handler returns. A call replies once: a second reply
+ * inside the handler is -EALREADY. -EMSGSIZE, -ENOMEM, -EINVAL: nothing was sent, the call still wants a reply.
+ * rref_call_error: the same with an error (negative errno) and a printf-like text.
+ */
+RREF_API int rref_call_reply(struct rref_call *call, const struct rref_args *result);
+RREF_API int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
+#if defined(__GNUC__)
+	__attribute__((format(printf, 3, 4)))
+#endif
+	;
+
+/* ---- futures ----------------------------------------------------------------------------------------------- */
+
+/*
+ * rref_future_wait: waits until complete, making progress itself when nobody else does. Returns the operation's
+ * result (0 or -errno), or -ETIMEDOUT when it is not complete in time (rref_future_test tells which). May block.
+ * rref_future_test: 1 complete, 0 not. Wait-free; does not make progress.
+ */
+RREF_API int rref_future_wait(struct rref_future *f, int64_t timeout);
+RREF_API int rref_future_test(const struct rref_future *f);
+
+/*
+ * rref_future_then: fn runs exactly once, after completion: at once, on this thread, if it is complete already.
+ * f stays valid until fn returned, even if it was freed meanwhile; fn may free it. -EBUSY: it has a callback already.
+ */
+RREF_API int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, void *arg), void *arg);
+
+/*
+ * rref_future_cancel: asks the operation to end with -ECANCELED. 0, or -EALREADY if it was complete. What arrives
+ * later is dropped, and what it created is reclaimed. Lock-free.
+ */
+RREF_API int rref_future_cancel(struct rref_future *f);
+
+/*
+ * rref_wait_any: the index of a complete one, or -ETIMEDOUT. rref_wait_all: 0 when all are complete, or -ETIMEDOUT;
+ * their results are theirs. nr 0 is -EINVAL / 0. May block.
+ */
+RREF_API int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout);
+RREF_API int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout);
+
+struct rref_error {
+	size_t size;              /* sizeof(struct rref_error), set by the caller */
+	int err;                  /* 0 or -errno */
+	int wc_status;            /* verbs work-completion status behind it, or -1 */
+	int peer;                 /* rank of the worker concerned, or -1 */
+	char text[256];           /* words, "" on success */
+};
+
+/*
+ * What a complete future holds. -EAGAIN: not complete; -ENOMSG: not of that kind; the operation's error if it failed.
+ * _error: always for a complete one. _view: returned once (-ENOMSG the second time), free with rref_view_free.
+ * _data: a call's result bytes, borrowed until rref_future_free. _ref: the i-th reference of a result, returned once
+ * each, free with rref_release; those never taken are released with the future. -EINVAL: no i-th.
+ */
+RREF_API int rref_future_error(const struct rref_future *f, struct rref_error *out);
+RREF_API int rref_future_view(struct rref_future *f, struct rref_view **out);
+RREF_API int rref_future_data(const struct rref_future *f, const void **data, size_t *length);
+RREF_API int rref_future_nr_refs(const struct rref_future *f);
+RREF_API int rref_future_ref(struct rref_future *f, size_t i, struct rref **out);
+
+/* rref_future_free: at any time, complete or not (the operation then goes on unobserved). NULL accepted. Lock-free. */
+RREF_API void rref_future_free(struct rref_future *f);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
