@@ -36,9 +36,11 @@ struct rv_dev;
 struct rv_conn;
 
 #define RV_ADDR_MAX 120      /* bytes of a provider's address blob */
-#define RV_HELLO_MAX 56      /* bytes a connect request can carry (RDMA CM private data, RC) */
-#define RV_ANSWER_MAX 196    /* bytes an accept can carry */
-#define RV_REASON_MAX 148    /* bytes a reject can carry */
+/* RDMA CM private data is 56, 196 and 148 bytes for RC, and arrives zero-padded to that size, so one byte of each is the
+ * provider's own length byte. */
+#define RV_HELLO_MAX 55      /* bytes a connect request can carry */
+#define RV_ANSWER_MAX 195    /* bytes an accept can carry */
+#define RV_REASON_MAX 147    /* bytes a reject can carry */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
 #define RV_READ_SGE 2        /* landing pieces of one READ: header, payload */
 
@@ -82,7 +84,8 @@ struct rv_mr {
 	void *base;
 	size_t length;
 	uint64_t iova;         /* remote address of base; random, chosen by the caller */
-	uint32_t lkey, rkey;
+	uint32_t lkey;         /* landing memory only: RV_ACCESS_REMOTE_READ memory is no landing place (lkey 0 on ibv) */
+	uint32_t rkey;         /* RV_ACCESS_REMOTE_READ only */
 	void *impl;
 };
 
@@ -208,5 +211,15 @@ struct rv_device_info {
 	char why_not[160];       /* when not usable */
 };
 int rv_ibv_devices(struct rv_device_info *out, int max, int *found);
+
+/* [any] What an ibv device has done since open; for tests of the doorbell law and for statistics. */
+struct rv_counters {
+	uint64_t nr_read_doorbells;  /* posts to the device that carried READs */
+	uint64_t nr_reads, nr_sends, nr_recvs, nr_credit_msgs;
+	uint64_t nr_stale_wc;        /* completions of another generation, dropped */
+	uint64_t nr_unexpected_cm;   /* connection events that fit no state, dropped */
+	uint64_t nr_protocol_errors; /* connections ended for bad frames, credits or sequence */
+};
+void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out);
 
 #endif
