@@ -18,6 +18,8 @@
 struct ra_arena;
 
 #define RA_REGION_MAX ((size_t)2 << 30)
+/* The largest value: the last of jemalloc's size classes (a quarter apart) whose extent, a page longer, fits a region. */
+#define RA_VALUE_MAX ((size_t)7 << 28)
 
 /*
  * reg: called once for each new region, on the thread that allocates, with the arena's growth lock held. base is
@@ -58,7 +60,7 @@ void ra_arena_destroy(struct ra_arena *a);
 
 /*
  * [any; lock-free? no: jemalloc may lock, and a new region is registered under the growth lock] Alignment a power of
- * two, at least 64 is used. The memory comes zeroed or not: callers must not rely on it.
+ * two, at least 64 is used (0 too). The memory comes zeroed or not: callers must not rely on it.
  * 0 and *out; -EINVAL; -ENOMEM with a text that says which bound was hit and how much was asked; or what reg returned.
  */
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out);

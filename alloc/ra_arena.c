@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The arena: create, allocate, grow, count, destroy. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "alloc/ra_internal.h"
+#include "base/util.h"
+
+/* Any spread will do; threads that share a shard are slower, not wrong. */
+static struct ra_shard *my_shard(struct ra_arena *a)
+{
+	static _Atomic unsigned next;
+	static _Thread_local unsigned mine; /* 0 = none yet */
+
+	if (unlikely(!mine))
+		mine = at_add(&next, 1) % RA_SHARDS + 1;
+	return &a->shards[mine - 1];
+}
+
+static uint64_t count_frees(const struct ra_arena *a)
+{
+	uint64_t n = 0;
+
+	for (int i = 0; i < RA_SHARDS; i++)
+		n += at_load_acq(&a->shards[i].nr_frees);
+	return n;
+}
+
+static size_t physical_memory(void)
+{
+	long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+
+	return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : (size_t)1 << 30;
+}
+
+int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, struct ra_arena **out)
+{
+	static const struct ra_options defaults;
+	size_t max_bytes, first;
+	struct ra_arena *a;
+	int rc;
+
+	if (!hooks || !hooks->reg || !hooks->dereg || !out)
+		return ra_fail(-EINVAL, "value memory: needs reg, dereg and a place for the arena");
+	if (!opt)
+		opt = &defaults;
+	max_bytes = opt->max_bytes ? opt->max_bytes : physical_memory() / 2;
+	first = opt->first_region ? opt->first_region : (size_t)16 << 20;
+	if (max_bytes > RA_MAX_BYTES)
+		return ra_fail(-EINVAL, "value memory: a limit of %s is beyond the address space, at most %s",
+			       ra_size_text(max_bytes).text, ra_size_text(RA_MAX_BYTES).text);
+
+	a = aligned_alloc(CACHE_LINE, sizeof(*a));
+	if (!a)
+		return ra_fail(-ENOMEM, "value memory: no memory for an arena");
+	memset(a, 0, sizeof(*a));
+	a->hooks = *hooks;
+	a->max_bytes = ra_round_up(max_bytes, RA_GRANULE);
+	a->first_region = ra_round_up(min_of(first, RA_REGION_MAX), RA_GRANULE);
+	a->next_region = a->first_region;
+	a->name = opt->name ? opt->name : "rref";
+	a->huge = opt->huge != 0;
+	pthread_mutex_init(&a->grow, NULL);
+	pthread_mutex_init(&a->carve, NULL);
+
+	rc = ra_table_create(a);
+	if (rc)
+		goto free_arena;
+	rc = ra_span_reserve(a);
+	if (rc)
+		goto destroy_table;
+	rc = ra_je_arena_create(a);
+	if (rc)
+		goto release_span;
+	*out = a;
+	return 0;
+
+release_span:
+	ra_span_release(a);
+destroy_table:
+	ra_table_destroy(a);
+free_arena:
+	pthread_mutex_destroy(&a->carve);
+	pthread_mutex_destroy(&a->grow);
+	free(a);
+	return rc;
+}
+
+void ra_arena_destroy(struct ra_arena *a)
+{
+	if (!a)
+		return;
+	/* First jemalloc, whose hooks look regions up; then the regions. */
+	ra_je_arena_destroy(a);
+	ra_span_release(a);
+	ra_table_destroy(a);
+	pthread_mutex_destroy(&a->carve);
+	pthread_mutex_destroy(&a->grow);
+	free(a);
+}
+
+static size_t live_bytes(const struct ra_arena *a)
+{
+	uint64_t in = 0, out = 0;
+
+	/*
+	 * Frees first, and acquire, with ra_free's release: whoever sees a value's free must also see its allocation, or
+	 * the difference could be negative.
+	 */
+	for (int i = 0; i < RA_SHARDS; i++)
+		out += at_load_acq(&a->shards[i].free_bytes);
+	for (int i = 0; i < RA_SHARDS; i++)
+		in += at_load(&a->shards[i].alloc_bytes);
+	return (size_t)(in - out);
+}
+
+/*
+ * Called after an allocation of `asked` bytes failed for want of an extent. 0 = worth another try.
+ *
+ * Free memory is gathered before any is added: free extents that jemalloc has not merged yet may serve, and a
+ * registration costs a thousand times a purge. It cannot help if too little is free, or if nothing was freed since the
+ * last time; and one call does it once (*purged), or threads that free all the time would keep it from ever growing.
+ */
+static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purged)
+{
+	const struct ra_want want = ra_want;
+	uint64_t frees;
+	int rc = 0;
+
+	pthread_mutex_lock(&a->grow);
+	/* Someone else grew or purged since this thread looked; what it found missing may be there now. */
+	if (at_load(&a->epoch) != epoch)
+		goto out;
+	frees = count_frees(a);
+	if (!*purged && frees != a->purged_frees && at_load(&a->region_bytes) - live_bytes(a) >= want.length) {
+		*purged = true;
+		a->purged_frees = frees;
+		ra_je_arena_purge(a);
+	} else {
+		rc = ra_region_add(a, want.length, want.align, asked);
+		if (rc)
+			goto out;
+	}
+	at_store_rel(&a->epoch, epoch + 1);
+out:
+	pthread_mutex_unlock(&a->grow);
+	return rc;
+}
+
+int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
+{
+	bool purged = false;
+	struct ra_shard *s;
+	uint64_t epoch;
+	void *p;
+	int rc;
+
+	if (size == 0 || (align & (align - 1)) || align > RA_REGION_MAX)
+		return ra_fail(-EINVAL, "value memory: a size of %zu, an alignment of %zu", size, align);
+	if (size > RA_VALUE_MAX)
+		return ra_fail(-ENOMEM, "value memory: asked %s, a value is limited to %s here",
+			       ra_size_text(size).text, ra_size_text(RA_VALUE_MAX).text);
+	align = max_of(align, RA_MIN_ALIGN);
+
+	for (;;) {
+		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
+		epoch = at_load_acq(&a->epoch);
+		ra_want.length = 0;
+		p = ra_je_arena_alloc(a, size, align);
+		if (likely(p != NULL))
+			break;
+		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping. */
+		if (ra_want.length == 0)
+			return ra_fail(-ENOMEM, "value memory: no memory for the allocator's bookkeeping");
+		rc = ra_grow(a, epoch, size, &purged);
+		if (rc)
+			return rc;
+	}
+	ra_unpoison(p, size);
+	s = my_shard(a);
+	at_add(&s->nr_allocs, 1);
+	at_add(&s->alloc_bytes, size);
+	*out = p;
+	return 0;
+}
+
+void ra_free(struct ra_arena *a, void *p, size_t size)
+{
+	struct ra_shard *s;
+
+	if (!p)
+		return;
+	assert(ra_table_find(a, p));
+	/* Before it is free: afterwards the memory may already be another's. */
+	ra_poison(p, size);
+	ra_je_arena_free(a, p);
+	/* After it is free: ra_grow takes a free that was counted for one that a purge can find. */
+	s = my_shard(a);
+	atomic_fetch_add_explicit(&s->nr_frees, 1, memory_order_release);
+	atomic_fetch_add_explicit(&s->free_bytes, size, memory_order_release);
+}
+
+void ra_stats(const struct ra_arena *a, struct ra_stats *out)
+{
+	*out = (struct ra_stats){
+		.max_bytes = a->max_bytes,
+		.region_bytes = at_load(&a->region_bytes),
+		.live_bytes = live_bytes(a),
+		.nr_regions = at_load(&a->nr_regions),
+		.nr_frees = count_frees(a), /* before nr_allocs, as in live_bytes */
+		.nr_quarantined = ra_nr_quarantined(),
+	};
+	for (int i = 0; i < RA_SHARDS; i++)
+		out->nr_allocs += at_load(&a->shards[i].nr_allocs);
+	out->nr_live = out->nr_allocs - out->nr_frees;
+}

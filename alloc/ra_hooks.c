@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The private jemalloc: one arena for each ra_arena, whose extents come from our regions.
+ *
+ * What was read in jemalloc 5.3.0, and is relied upon:
+ *
+ * - arenas.create takes the arena's *metadata* through the extent hooks too (base_map: blocks of 2 MiB and more), so
+ *   that bookkeeping would lie in memory which peers can read, and a wild write by a peer could steer the allocator.
+ *   experimental.arenas_create_ext with metadata_use_hooks = false takes it from anonymous memory instead.
+ * - A hook that is NULL counts as "refused". dalloc, purge and decommit are NULL: nothing that a device has registered
+ *   may be unmapped or purged behind its back. Then free extents never leave jemalloc. destroy is NULL: the whole
+ *   span goes at once, after deregistration. commit is NULL: every extent is committed from the start.
+ * - opt.retain (default true here) would take extents in exponentially growing sizes, mark each as a head that never
+ *   merges with its neighbour, which fragments a bounded arena, and keep the address space of a destroyed arena's
+ *   metadata for ever. Off, extents are exactly what is needed and merge with any neighbour that `merge` allows.
+ * - Free extents wait in a "dirty" cache that by default does not split an extent of 64 times the size asked for, so a
+ *   large free value would not be reused for small ones: lg_extent_max_active_fit. It merges small neighbours
+ *   lazily; a purge moves everything to the "retained" cache, which merges at once (ra_grow does so before it grows).
+ * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
+ *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX.
+ * - tcache off: we pass MALLOCX_TCACHE_NONE, but each thread would still be given an (unused) cache of some 20 KiB.
+ *
+ * These are start-up options of jemalloc; the environment's MALLOC_CONF, meant for a jemalloc of the program's own,
+ * would reach this copy too. malloc_conf_2_conf_harder is read last and overrides it.
+ *
+ * jemalloc's thread-local storage is of the static kind: loading this library with dlopen needs a start with
+ * GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192, or linking it at start.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "alloc/ra_internal.h"
+
+/* The arena calls of the private copy, as the Makefile renames them. */
+void *ra_je_mallocx(size_t size, int flags);
+void ra_je_dallocx(void *p, int flags);
+int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
+
+extern const char *ra_je_malloc_conf_2_conf_harder;
+const char *ra_je_malloc_conf_2_conf_harder =
+	"retain:false,tcache:false,lg_extent_max_active_fit:64,"
+	"dirty_decay_ms:-1,muzzy_decay_ms:0,background_thread:false,percpu_arena:disabled,narenas:1,"
+	"junk:false,zero:false,abort_conf:false,confirm_conf:false,stats_print:false";
+
+/* jemalloc 5.3's include/jemalloc/internal/arena_types.h; not in its public header. */
+struct je_arena_config {
+	extent_hooks_t *extent_hooks;
+	bool metadata_use_hooks;
+};
+
+_Thread_local struct ra_want ra_want;
+
+static struct ra_arena *arena_of(extent_hooks_t *h)
+{
+	return (struct ra_arena *)((char *)h - offsetof(struct ra_arena, je_hooks));
+}
+
+static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t align, bool *zero, bool *commit,
+			unsigned index)
+{
+	struct ra_arena *a = arena_of(h);
+	bool must_zero = *zero;
+	void *p;
+
+	(void)index;
+	/* Growing an extent in place: we never ask for it (no rallocx), so nothing is known to lie behind it. */
+	if (new_addr)
+		return NULL;
+	p = ra_regions_carve(a, size, align);
+	if (!p) {
+		ra_want.length = size;
+		ra_want.align = align;
+		return NULL;
+	}
+	/*
+	 * A hole has never been handed out, and memfd pages start as zeroes; but a peer or a device may have been given
+	 * write access to them, so zeroes are promised only where jemalloc insists, and then made.
+	 */
+	if (must_zero) {
+		ra_unpoison(p, size);
+		memset(p, 0, size);
+		ra_poison(p, size);
+	}
+	*commit = true;
+	return p;
+}
+
+static bool hook_split(extent_hooks_t *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
+		       unsigned index)
+{
+	(void)h, (void)addr, (void)size, (void)size_a, (void)size_b, (void)committed, (void)index;
+	return false;
+}
+
+/* Regions are adjacent in the span, but no key spans two of them: a merged extent could hold a value that no READ gets. */
+static bool hook_merge(extent_hooks_t *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
+		       unsigned index)
+{
+	struct ra_arena *a = arena_of(h);
+
+	(void)size_a, (void)size_b, (void)committed, (void)index;
+	return ra_table_find(a, addr_a) != ra_table_find(a, addr_b);
+}
+
+static int arena_ctl(const struct ra_arena *a, const char *what)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "arena.%u.%s", a->je_index, what);
+	return ra_je_mallctl(name, NULL, NULL, NULL, 0);
+}
+
+int ra_je_arena_create(struct ra_arena *a)
+{
+	struct je_arena_config config = { .extent_hooks = &a->je_hooks, .metadata_use_hooks = false };
+	size_t len = sizeof(a->je_index);
+	int rc;
+
+	a->je_hooks = (extent_hooks_t){ .alloc = hook_alloc, .split = hook_split, .merge = hook_merge };
+	rc = ra_je_mallctl("experimental.arenas_create_ext", &a->je_index, &len, &config, sizeof(config));
+	if (rc)
+		return ra_fail(-ENOMEM, "value memory: no further jemalloc arena: %s", strerror(rc));
+	return 0;
+}
+
+void ra_je_arena_destroy(struct ra_arena *a)
+{
+	/* Frees all that is handed out, then forgets its extents; the index is reused by the next create. */
+	int rc = arena_ctl(a, "destroy");
+
+	assert(rc == 0);
+	(void)rc;
+}
+
+void ra_je_arena_purge(struct ra_arena *a)
+{
+	arena_ctl(a, "purge");
+}
+
+void *ra_je_arena_alloc(struct ra_arena *a, size_t size, size_t align)
+{
+	return ra_je_mallocx(size, MALLOCX_ARENA(a->je_index) | MALLOCX_TCACHE_NONE | MALLOCX_LG_ALIGN(__builtin_ctzl(align)));
+}
+
+/* dallocx, not sdallocx: that one wants the alignment again, and ra_free's caller does not know it. */
+void ra_je_arena_free(struct ra_arena *a, void *p)
+{
+	ra_je_dallocx(p, MALLOCX_ARENA(a->je_index) | MALLOCX_TCACHE_NONE);
+}

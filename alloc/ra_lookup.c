@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Address -> region: one subtraction, one shift, one load.
+ *
+ * An entry per granule of the span, written once, before any address in it is handed out, and never changed while the
+ * arena lives; so a reader needs no retry and no lock. calloc'd: of a large span's table only the touched pages exist.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "alloc/ra_internal.h"
+
+int ra_table_create(struct ra_arena *a)
+{
+	size_t nr = a->max_bytes >> RA_GRANULE_SHIFT;
+
+	a->granules = calloc(nr, sizeof(*a->granules));
+	if (!a->granules)
+		return ra_fail(-ENOMEM, "value memory: no memory for a table of %zu entries", nr);
+	return 0;
+}
+
+void ra_table_destroy(struct ra_arena *a)
+{
+	free(a->granules);
+}
+
+void ra_table_publish(struct ra_arena *a, struct ra_region *r)
+{
+	size_t first = (size_t)(r->base - a->span) >> RA_GRANULE_SHIFT;
+	size_t n = r->length >> RA_GRANULE_SHIFT;
+
+	/*
+	 * Release, with the acquire in ra_table_find: a thread may look up an address that it was told by means that
+	 * order nothing (a number that arrived from a peer), and must still see the region's fields.
+	 */
+	for (size_t i = first; i < first + n; i++)
+		at_store_rel(&a->granules[i], r);
+}
+
+struct ra_region *ra_table_find(const struct ra_arena *a, const void *p)
+{
+	uintptr_t off = (uintptr_t)p - (uintptr_t)a->span; /* below the span: wraps to something huge */
+
+	if (off >= a->max_bytes)
+		return NULL;
+	return at_load_acq(&a->granules[off >> RA_GRANULE_SHIFT]);
+}
+
+void *ra_lookup(const struct ra_arena *a, const void *p, void **base)
+{
+	struct ra_region *r = ra_table_find(a, p);
+
+	if (!r)
+		return NULL;
+	*base = r->base;
+	return r->cookie;
+}
