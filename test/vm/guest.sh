@@ -1,7 +1,7 @@
 #!/bin/bash
-# Process 1 of the guest, in the host's root: makes the environment and the RDMA
-# device, runs the command, records its status, and powers the guest off.
-# run.sh copies it, and the files `config` and `command`, to the ctl share.
+# Process 1 of the guest after init, in the host's root: makes the RDMA device,
+# runs the command, records its status, and powers the guest off.
+# run.sh puts it, and the files `config` and `command`, into the ctl share.
 set -uo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
@@ -9,7 +9,7 @@ vm=/.rref-vm
 read -r cmdline </proc/cmdline
 [[ $cmdline =~ rref\.host=([01]) ]] && host=${BASH_REMATCH[1]}
 # What run.sh says in config; the defaults are for the reader's eye.
-hosts=1 cwd=/ root=/ moddir='' mtu=1500 mode=command rows=24 cols=80 term=''
+hosts=1 cwd=/ mtu=1500 mode=command rows=24 cols=80 term=''
 # shellcheck source=/dev/null
 . $vm/ctl/config
 
@@ -27,52 +27,21 @@ fail() { # a fault of the harness, not of the command
 
 must() { "$@" || fail "failed: $*"; }
 
-# Each is mounted afresh, unless the sources or the working directory lie in it.
-cover() { # FOLDER OPTIONS
-	case $cwd/ in "$1"/*) return ;; esac
-	case $root/ in "$1"/*) return ;; esac
-	mkdir -p "$1"
-	must mount -t tmpfs -o "$2" tmpfs "$1"
-}
-cover /tmp mode=1777
-cover /run mode=755
-cover /var/tmp mode=1777
-mkdir -p /dev/shm /dev/pts /dev/mqueue /dev/hugepages
-must mount -t tmpfs -o mode=1777,size=75% tmpfs /dev/shm
-must mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
-mount -t mqueue mqueue /dev/mqueue
-mount -t hugetlbfs hugetlbfs /dev/hugepages
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount -t debugfs debugfs /sys/kernel/debug
-ln -sfn /proc/self/fd /dev/fd
-ln -sfn fd/0 /dev/stdin
-ln -sfn fd/1 /dev/stdout
-ln -sfn fd/2 /dev/stderr
-ln -sfn pts/ptmx /dev/ptmx
-mkdir -p /run/lock /lib/modules/"$(uname -r)"
-must mount --bind "$moddir" /lib/modules/"$(uname -r)"
+name=host$host
+echo "$name" >/proc/sys/kernel/hostname
+echo "$name" >/etc/hostname
 
-echo "host$host" >/proc/sys/kernel/hostname
-# The overlay's: the host's files are not touched. No name server can answer.
-rm -f /etc/hosts /etc/resolv.conf /etc/hostname
-printf '%s\n' '127.0.0.1 localhost' '::1 localhost ip6-localhost' '10.77.0.1 host0' '10.77.0.2 host1' >/etc/hosts
-echo "host$host" >/etc/hostname
-: >/etc/resolv.conf
-
-# No duplicate address detection: it holds the link-local GID back for seconds.
-for f in all default; do
-	echo 0 >/proc/sys/net/ipv6/conf/$f/accept_dad
-done
-must ip link set lo up
-if ((hosts == 1)); then
-	netdev=d0
-	must ip link add d0 type dummy
-else
-	netdev=eth0
-fi
-((mtu == 1500)) || must ip link set "$netdev" mtu "$mtu"
-must ip addr add "10.77.0.$((host + 1))/24" dev "$netdev"
-must ip link set "$netdev" up
+# In batches: under emulation, starting a program takes longer than its work.
+netdev=eth0
+((hosts == 2)) || netdev=d0
+{
+	echo link set lo up
+	((hosts == 2)) || echo link add d0 type dummy
+	echo link set "$netdev" mtu "$mtu"
+	echo addr add "10.77.0.$((host + 1))/24" dev "$netdev"
+	echo link set "$netdev" up
+} >$vm/ip
+must ip -batch $vm/ip
 must rdma link add rxe0 type rxe netdev "$netdev"
 
 # The GID table is filled by a work queue, after the command above returns.

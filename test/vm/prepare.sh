@@ -97,8 +97,11 @@ probe_accel() {
 	mv "$dir/accel.new" "$dir/accel"
 }
 
-stamp=$(cat "$here/prepare.sh" "$here/init" | cksum)
-fresh() { [[ -s $dir/vmlinux && -s $dir/initramfs && $(cat "$dir/stamp" 2>/dev/null) == "$stamp" ]]; }
+# Two stamps, so that a change of init does not download the kernel again.
+kernel_stamp="2 ${boot_modules[*]} ${extra_modules[*]} ${RREF_VM_KERNEL_DEB-}"
+initramfs_stamp=$(cat "$here/prepare.sh" "$here/init" | cksum)
+stamped() { [[ -s $dir/$1 && $(cat "$dir/$1.stamp" 2>/dev/null) == "$2" ]]; }
+fresh() { stamped vmlinux "$kernel_stamp" && stamped initramfs "$initramfs_stamp"; }
 probed() { [[ $(tail -n +2 "$dir/accel" 2>/dev/null) == "$machine" ]]; }
 
 fresh && probed && exit 0
@@ -108,7 +111,12 @@ mkdir -p "$dir" 2>/dev/null || true
 exec {lock}>"$dir/lock"
 flock -w 300 "$lock" || die "another prepare.sh has held $dir/lock for 300 s"
 
-make_files() {
+# The files to load for a module, in order. No configuration of the host's.
+depends() { # FOLDER VERSION MODULE
+	modprobe -C /dev/null -d "$1" -S "$2" --show-depends "$3" | sed -n 's/^insmod \([^ ]*\) *$/\1/p'
+}
+
+make_kernel() {
 	local work=$1 deb=${RREF_VM_KERNEL_DEB:-} image version vmlinuz m name path
 
 	if [[ -z $deb ]]; then
@@ -142,30 +150,37 @@ make_files() {
 
 	# Keep the wanted modules alone: 400 MB become a few.
 	depmod -b "$work/deb" "$version" || die "depmod failed"
-	local from=$work/deb to=$work/modules initramfs=$work/initramfs.d
-	mkdir -p "$to/lib/modules/$version" "$initramfs"/{bin,modules}
+	local from=$work/deb to=$work/modules
+	mkdir -p "$to/lib/modules/$version"
 	cp "$from/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$to/lib/modules/$version/"
-	depends() { modprobe -C /dev/null -d "$from" -S "$version" --show-depends "$1"; }
 	for m in "${boot_modules[@]}" "${extra_modules[@]}"; do
-		depends "$m" >"$work/depends" || die "$version has no module $m"
-		while read -r verb path _; do
-			[[ $verb == insmod ]] || continue
+		depends "$from" "$version" "$m" | while read -r path; do
 			name=${path#"$from/"}
 			mkdir -p "$to/${name%/*}"
 			cp -n "$path" "$to/$name"
-		done <"$work/depends"
+		done || die "$version has no module $m"
 	done
 	depmod -b "$to" "$version" || die "depmod failed"
 
+	chmod -R a+rX "$to" "$work/vmlinux"
+	rm -rf "$dir/modules" "$dir"/*.stamp "$dir/accel"
+	mv "$to" "$work/vmlinux" "$dir/"
+	echo "$version" >"$dir/version"
+	echo "$kernel_stamp" >"$dir/vmlinux.stamp"
+}
+
+make_initramfs() {
+	local work=$1 version m path name
+	version=$(cat "$dir/version")
+	local initramfs=$work/initramfs.d
+	mkdir -p "$initramfs"/{bin,modules}
 	for m in "${boot_modules[@]}"; do
-		depends "$m" >"$work/depends"
-		while read -r verb path _; do
-			[[ $verb == insmod ]] || continue
+		depends "$dir/modules" "$version" "$m" | while read -r path; do
 			name=${path##*/}
 			grep -qsxF "$name" "$initramfs/modules/order" && continue
 			cp "$path" "$initramfs/modules/$name"
 			echo "$name" >>"$initramfs/modules/order"
-		done <"$work/depends"
+		done || die "no module $m"
 	done
 	cp "$busybox" "$initramfs/bin/busybox"
 	cp "$here/init" "$initramfs/init"
@@ -173,20 +188,18 @@ make_files() {
 	# Not compressed: unpacking would be emulated, copying is not.
 	(cd "$initramfs" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$work/initramfs"
 
-	chmod -R a+rX "$to" "$work/vmlinux" "$work/initramfs"
-	rm -rf "$dir/modules" "$dir/stamp"
-	mv "$to" "$work/vmlinux" "$work/initramfs" "$dir/"
-	echo "$version" >"$dir/version"
-	echo "$stamp" >"$dir/stamp"
+	chmod a+r "$work/initramfs"
+	mv "$work/initramfs" "$dir/"
+	echo "$initramfs_stamp" >"$dir/initramfs.stamp"
 }
 
 if ! fresh; then # else another prepare.sh made them while this one waited
 	work=$(mktemp -d "$dir/work.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
-	make_files "$work"
+	stamped vmlinux "$kernel_stamp" || make_kernel "$work"
+	make_initramfs "$work"
 	rm -rf "$work"
 	trap - EXIT
-	rm -f "$dir/accel"
 fi
 probed || probe_accel
 echo "test/vm: kernel $(cat "$dir/version"), $(head -n 1 "$dir/accel"), in $dir" >&2

@@ -221,8 +221,8 @@ start() { # HOST
 harness() { # MESSAGE, HOST: ends the run, with what there is to see
 	local h=$2
 	{
-		tail -n 25 "$tmp/host$h.qemu"
-		[[ -e $log/host$h.console ]] && tail -n 25 "$log/host$h.console"
+		tail -n 60 "$tmp/host$h.qemu"
+		[[ -e $log/host$h.console ]] && tail -n 60 "$log/host$h.console"
 	} 2>/dev/null | sed "s/^/  host$h| /" >&2 || true
 	[[ -n $made_log ]] || echo "test/vm/run.sh: logs in $log" >&2
 	fail "$1"
@@ -286,18 +286,24 @@ while :; do
 		break
 	fi
 	((up || SECONDS < boot_limit)) || harness "no rxe0 after $boot_limit s" "$((hosts == 2 && ready == 1 ? 1 : 0))"
-	[[ $mode == shell ]] && ((finished == hosts || ended)) && break
+	if [[ $mode == shell && -e $tmp/ctl/host0.status ]]; then
+		end "${qemus[@]}" # host 1 is there for the shell only
+		break
+	fi
 	pause 0.1
 done
 if ((result == 124)); then
 	end "${qemus[@]}"
 fi
 # tail ends once its QEMU has; what is written is still to be shown.
-for pid in "${helpers[@]}"; do wait "$pid" 2>/dev/null || true; done
-helpers=()
+for pid in "${helpers[@]}"; do
+	for ((i = 0; i < 600; i++)); do running "$pid" || break; pause 0.1; done
+done
+end "${helpers[@]}"
 
 if ((result == 0)); then
 	for ((h = 0; h < hosts; h++)); do
+		[[ $mode == shell && $h == 1 ]] && break
 		status=$(cat "$tmp/ctl/host$h.status")
 		[[ $status =~ ^[0-9]+$ ]] || fail "host$h left no exit status but '$status'"
 		((status <= result)) || result=$status
