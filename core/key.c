@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its random numbers,
+ * its constant-time comparison, its wiping.
+ *
+ * A key that others could read or replace is worth nothing, so every file is opened first and then judged by fstat
+ * of what was opened: a check by name could be raced.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "rc_error.h"
+#include "rc_group.h"
+#include "rc_quote.h"
+
+#define KEY_FILE_MIN 16
+#define KEY_FILE_MAX 4096
+#define USER_SECRET_BYTES 32
+#define USER_TRIES 16
+
+_Static_assert(RC_KEY_BYTES >= crypto_generichash_KEYBYTES_MIN && RC_KEY_BYTES <= crypto_generichash_KEYBYTES_MAX, "key");
+_Static_assert(RC_MAC_BYTES >= crypto_generichash_BYTES_MIN && RC_MAC_BYTES <= crypto_generichash_BYTES_MAX, "MAC");
+_Static_assert(RC_SHORT_MAC_BYTES <= RC_MAC_BYTES && RC_SHORT_MAC_BYTES >= 16, "a short MAC is a cut MAC");
+
+static pthread_once_t sodium_once = PTHREAD_ONCE_INIT;
+
+static void start_sodium(void)
+{
+	/* Fails only where the system has no random numbers at all; randombytes_buf then stops the process itself. */
+	(void)!sodium_init();
+}
+
+void rc_random(void *buf, size_t length)
+{
+	pthread_once(&sodium_once, start_sodium);
+	randombytes_buf(buf, length);
+}
+
+void rc_mac(const struct rc_key *key, const char *label, const void *data, size_t length, uint8_t *mac)
+{
+	crypto_generichash_state state;
+
+	pthread_once(&sodium_once, start_sodium);
+	crypto_generichash_init(&state, key->bytes, sizeof(key->bytes), RC_MAC_BYTES);
+	/* With its NUL: no label is then another label and some data. */
+	crypto_generichash_update(&state, (const unsigned char *)label, strlen(label) + 1);
+	crypto_generichash_update(&state, data, length);
+	crypto_generichash_final(&state, mac, RC_MAC_BYTES);
+	sodium_memzero(&state, sizeof(state));
+}
+
+bool rc_mac_equal(const uint8_t *a, const uint8_t *b, size_t length)
+{
+	return sodium_memcmp(a, b, length) == 0;
+}
+
+void rc_key_wipe(struct rc_key *key)
+{
+	if (key)
+		sodium_memzero(key, sizeof(*key));
+}
+
+/* The bytes of a key become a key of fixed length; the label keeps a user's key from ever equalling a group's. */
+static void derive(const char *label, const void *bytes, size_t length, struct rc_key *out)
+{
+	crypto_generichash_state state;
+
+	pthread_once(&sodium_once, start_sodium);
+	crypto_generichash_init(&state, NULL, 0, RC_KEY_BYTES);
+	crypto_generichash_update(&state, (const unsigned char *)label, strlen(label) + 1);
+	crypto_generichash_update(&state, bytes, length);
+	crypto_generichash_final(&state, out->bytes, RC_KEY_BYTES);
+	sodium_memzero(&state, sizeof(state));
+}
+
+/* Up to size bytes, less only at the end of the file. Returns how many, or -errno. */
+static ssize_t read_all(int fd, uint8_t *buf, size_t size)
+{
+	size_t have = 0;
+
+	while (have < size) {
+		ssize_t n = read(fd, buf + have, size - have);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		have += (size_t)n;
+	}
+	return (ssize_t)have;
+}
+
+static int write_all(int fd, const uint8_t *buf, size_t size)
+{
+	while (size) {
+		ssize_t n = write(fd, buf, size);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		buf += n;
+		size -= (size_t)n;
+	}
+	return 0;
+}
+
+static int load_group_key(const char *path, struct rc_key *out)
+{
+	uint8_t bytes[KEY_FILE_MAX + 1];
+	char name[200];
+	struct stat st;
+	ssize_t n;
+	int fd, r;
+
+	rc_quote(name, sizeof(name), path, strlen(path));
+	/* O_NOFOLLOW: who may place a link could choose the key. O_NONBLOCK: a FIFO must not stop us before fstat sees it. */
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0) {
+		int err = errno;
+
+		if (err == ENOENT || err == ENOTDIR)
+			return rc_fail(ENOENT, "key file \"%s\": no such file", name);
+		if (err == ELOOP)
+			return rc_fail(EACCES, "key file \"%s\" is a symbolic link: name the file itself", name);
+		if (err == EACCES || err == EPERM)
+			return rc_fail(EACCES, "key file \"%s\": this user (uid %u) may not read it", name, (unsigned)geteuid());
+		return rc_fail(err, "key file \"%s\": open: %s", name, rref_strerror(err));
+	}
+	if (fstat(fd, &st) < 0) {
+		r = rc_fail(errno, "key file \"%s\": fstat: %s", name, rref_strerror(errno));
+		goto close_file;
+	}
+	if (!S_ISREG(st.st_mode)) {
+		r = rc_fail(EINVAL, "key file \"%s\" is not a regular file", name);
+		goto close_file;
+	}
+	if (st.st_uid != geteuid() && st.st_uid != 0) {
+		r = rc_fail(EACCES, "key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root", name,
+			    (unsigned)st.st_uid, (unsigned)geteuid());
+		goto close_file;
+	}
+	if (st.st_mode & 077) {
+		r = rc_fail(EACCES, "key file \"%s\" has mode %04o, others could use it: chmod 600 it", name,
+			    (unsigned)st.st_mode & 07777);
+		goto close_file;
+	}
+	n = read_all(fd, bytes, sizeof(bytes));
+	if (n < 0) {
+		r = rc_fail((int)-n, "key file \"%s\": read: %s", name, rref_strerror((int)n));
+		goto wipe_bytes;
+	}
+	if (n < KEY_FILE_MIN || n > KEY_FILE_MAX) {
+		r = rc_fail(EINVAL, "key file \"%s\" has %s%zd bytes; a key has %d to %d", name,
+			    n > KEY_FILE_MAX ? "more than " : "", n > KEY_FILE_MAX ? (ssize_t)KEY_FILE_MAX : n, KEY_FILE_MIN,
+			    KEY_FILE_MAX);
+		goto wipe_bytes;
+	}
+	derive("rref group key 1", bytes, (size_t)n, out);
+	out->is_group = true;
+	r = 0;
+wipe_bytes:
+	sodium_memzero(bytes, sizeof(bytes));
+close_file:
+	close(fd);
+	return r;
+}
+
+/* A directory that is this user's alone, or -errno without a text. */
+static int open_private_dir(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || (st.st_mode & 077)) {
+		close(fd);
+		return -EACCES;
+	}
+	return fd;
+}
+
+/*
+ * Where the user's secret lives. XDG_RUNTIME_DIR may be missing or another user's (su, sudo -E, cron) or too open
+ * (WSL); then /tmp serves, where the directory must be ours alone. Returns a descriptor.
+ */
+static int open_user_dir(char *path, size_t size, const char **name)
+{
+	const char *xdg = secure_getenv("XDG_RUNTIME_DIR");
+	int fd;
+
+	if (xdg && xdg[0] == '/' && strlen(xdg) < size) {
+		fd = open_private_dir(xdg);
+		if (fd >= 0) {
+			memcpy(path, xdg, strlen(xdg) + 1);
+			*name = "librref.key";
+			return fd;
+		}
+	}
+	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
+	*name = "key";
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
+			       rref_strerror(errno));
+	fd = open_private_dir(path);
+	if (fd == -EACCES || fd == -ELOOP || fd == -ENOTDIR)
+		return rc_fail(EACCES, "user key: %s is not a directory of this user (uid %u) alone, mode 0700: remove it, "
+			       "or set RREF_KEY_FILE", path, (unsigned)geteuid());
+	if (fd < 0)
+		return rc_fail(-fd, "user key: cannot open the directory %s: %s", path, rref_strerror(fd));
+	return fd;
+}
+
+/*
+ * Makes the secret. It is complete before it has its name, and link(2) gives the name to one process only: all that
+ * start at the same time then read the same bytes, and a crash in between leaves no half of a key.
+ */
+static int create_user_secret(int dir, const char *path, const char *name)
+{
+	uint8_t secret[USER_SECRET_BYTES];
+	uint64_t suffix;
+	char tmp[64];
+	int fd, r;
+
+	rc_random(&suffix, sizeof(suffix));
+	snprintf(tmp, sizeof(tmp), ".%s.%016llx", name, (unsigned long long)suffix);
+	fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return rc_fail(errno, "user key: cannot create a file in %s: %s", path, rref_strerror(errno));
+	rc_random(secret, sizeof(secret));
+	r = write_all(fd, secret, sizeof(secret));
+	sodium_memzero(secret, sizeof(secret));
+	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power cut. */
+	if (!r && fsync(fd) < 0)
+		r = -errno;
+	close(fd);
+	if (r) {
+		rc_fail(-r, "user key: cannot write in %s: %s", path, rref_strerror(r));
+	} else if (linkat(dir, tmp, dir, name, 0) < 0 && errno != EEXIST) {
+		/* A file system without hard links. */
+		if ((errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS) &&
+		    (renameat2(dir, tmp, dir, name, RENAME_NOREPLACE) == 0 || errno == EEXIST))
+			r = 0;
+		else
+			r = rc_fail(errno, "user key: cannot create %s/%s: %s", path, name, rref_strerror(errno));
+	}
+	unlinkat(dir, tmp, 0);
+	return r;
+}
+
+static int load_user_key(struct rc_key *out)
+{
+	uint8_t secret[USER_SECRET_BYTES + 1];
+	char path[512];
+	const char *name;
+	struct stat st;
+	int dir, fd, r = 0;
+	ssize_t n;
+
+	dir = open_user_dir(path, sizeof(path), &name);
+	if (dir < 0)
+		return dir;
+	/* More than once only if someone removes it at the same time. */
+	for (int tries = 0;; tries++) {
+		fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+		if (fd >= 0)
+			break;
+		if (errno == ELOOP) {
+			r = rc_fail(EACCES, "user key: %s/%s is a symbolic link: remove it", path, name);
+			goto close_dir;
+		}
+		if (errno != ENOENT || tries == USER_TRIES) {
+			r = rc_fail(errno, "user key: cannot open %s/%s: %s", path, name, rref_strerror(errno));
+			goto close_dir;
+		}
+		r = create_user_secret(dir, path, name);
+		if (r)
+			goto close_dir;
+	}
+	if (fstat(fd, &st) < 0) {
+		r = rc_fail(errno, "user key: fstat %s/%s: %s", path, name, rref_strerror(errno));
+		goto close_file;
+	}
+	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077)) {
+		r = rc_fail(EACCES, "user key: %s/%s is not a file of this user (uid %u) alone, mode 0600: remove it", path, name,
+			    (unsigned)geteuid());
+		goto close_file;
+	}
+	n = read_all(fd, secret, sizeof(secret));
+	if (n < 0) {
+		r = rc_fail((int)-n, "user key: read %s/%s: %s", path, name, rref_strerror((int)n));
+	} else if (n != USER_SECRET_BYTES) {
+		r = rc_fail(EINVAL, "user key: %s/%s does not have %d bytes: remove it", path, name, USER_SECRET_BYTES);
+	} else {
+		derive("rref user key 1", secret, USER_SECRET_BYTES, out);
+		out->is_group = false;
+	}
+	sodium_memzero(secret, sizeof(secret));
+close_file:
+	close(fd);
+close_dir:
+	close(dir);
+	return r;
+}
+
+int rc_key_load(const char *key_file, struct rc_key *out)
+{
+	return key_file ? load_group_key(key_file, out) : load_user_key(out);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Options: defaults, and the environment. A variable is understood entirely or refused with its name and value: a job
+ * of a thousand workers must not start with a limit that was read as zero. Empty is not unset.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "rc_error.h"
+#include "rc_group.h"
+#include "rc_quote.h"
+#include "rref.h"
+
+#define WORLD_MAX 1024
+#define CORE_MAX 1023                            /* the CPUs of a plain cpu_set_t */
+#define THREADS_MAX 1024
+#define OPS_MAX (1u << 24)
+#define REGION_MAX (UINT64_C(1) << 31)           /* a region is one registration of at most 2 GiB */
+#define TIMEOUT_MS_MAX UINT64_C(31536000000)     /* a year: now + timeout cannot overflow */
+
+enum field_kind { FIELD_INT, FIELD_UNSIGNED, FIELD_SIZE, FIELD_MS };
+
+/* guarded by nothing: const. alt: torchrun's name for it. */
+static const struct number {
+	const char *variable, *alt;
+	enum field_kind kind;
+	size_t offset;
+	int min;
+	uint64_t max;
+} numbers[] = {
+	{ "RREF_RANK", "RANK", FIELD_INT, offsetof(struct rref_options, rank), 0, WORLD_MAX - 1 },
+	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, offsetof(struct rref_options, world_size), 1, WORLD_MAX },
+	{ "RREF_POLLER_CORE", NULL, FIELD_INT, offsetof(struct rref_options, poller_core), -1, CORE_MAX },
+	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, nr_threads), 0, THREADS_MAX },
+	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_ops), 0, OPS_MAX },
+	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_value_bytes), 0, SIZE_MAX },
+	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },
+	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, region_bytes), 0, REGION_MAX },
+	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, init_timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0, TIMEOUT_MS_MAX },
+};
+
+void rref_options_init(struct rref_options *opt)
+{
+	if (!opt)
+		return;
+	memset(opt, 0, sizeof(*opt));
+	opt->size = sizeof(*opt);
+	opt->world_size = 1;
+	opt->device = "auto";
+	opt->poller_core = -1;
+	opt->log_level = RREF_LOG_WARNING;
+}
+
+static int refuse(const char *variable, const char *value, const char *why)
+{
+	char quoted[128];
+
+	return rc_fail(EINVAL, "%s=\"%s\": %s", variable, rc_quote(quoted, sizeof(quoted), value, strlen(value)), why);
+}
+
+/* Decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
+static int parse_number(const char *variable, const char *value, int min, uint64_t max, bool *negative, uint64_t *out)
+{
+	const char *p = value;
+	uint64_t v = 0;
+	char why[96];
+	bool over = false;
+
+	*negative = min < 0 && *p == '-';
+	p += *negative;
+	if (!*p)
+		return refuse(variable, value, "not a number");
+	for (; *p; p++) {
+		unsigned digit = (unsigned)(unsigned char)*p - '0';
+
+		if (digit > 9)
+			return refuse(variable, value, "not a whole decimal number");
+		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)digit, &v))
+			over = true;
+	}
+	if (over || (*negative ? v > (uint64_t)-(int64_t)min : v > max || (min > 0 && v < (uint64_t)min))) {
+		snprintf(why, sizeof(why), "not in %d..%llu", min, (unsigned long long)max);
+		return refuse(variable, value, why);
+	}
+	*out = v;
+	return 0;
+}
+
+static int read_number(const struct number *n, const char *variable, const char *value, struct rref_options *opt)
+{
+	char *field = (char *)opt + n->offset;
+	bool negative;
+	uint64_t v = 0;
+	int r = parse_number(variable, value, n->min, n->max, &negative, &v);
+
+	if (r)
+		return r;
+	switch (n->kind) {
+	case FIELD_INT:
+		*(int *)(void *)field = negative ? -(int)v : (int)v;
+		break;
+	case FIELD_UNSIGNED:
+		*(unsigned *)(void *)field = (unsigned)v;
+		break;
+	case FIELD_SIZE:
+		*(size_t *)(void *)field = (size_t)v;
+		break;
+	case FIELD_MS:
+		*(int64_t *)(void *)field = (int64_t)v * NSEC_PER_MSEC;
+		break;
+	}
+	return 0;
+}
+
+/* One of the words; their index, or -EINVAL with a text that lists them. */
+static int read_word(const char *variable, const char *value, const char *const *words, int nr)
+{
+	char why[96];
+	size_t used = 0;
+
+	for (int i = 0; i < nr; i++)
+		if (strcmp(value, words[i]) == 0)
+			return i;
+	used += (size_t)snprintf(why, sizeof(why), "not one of");
+	for (int i = 0; i < nr && used < sizeof(why); i++)
+		used += (size_t)snprintf(why + used, sizeof(why) - used, "%s %s", i ? "," : "", words[i]);
+	return refuse(variable, value, why);
+}
+
+/*
+ * MASTER_ADDR and MASTER_PORT are two variables, the option is one text, and options are plain data without an end of
+ * life. So the few texts that a process ever forms are kept, each once.
+ */
+static const char *keep_text(const char *text)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static struct kept {
+		struct kept *next; /* guarded by lock */
+		char text[];
+	} *head;
+	struct kept *k;
+	size_t size = strlen(text) + 1;
+
+	pthread_mutex_lock(&lock);
+	for (k = head; k; k = k->next)
+		if (strcmp(k->text, text) == 0)
+			break;
+	if (!k && (k = malloc(sizeof(*k) + size))) {
+		memcpy(k->text, text, size);
+		k->next = head;
+		head = k;
+	}
+	pthread_mutex_unlock(&lock);
+	return k ? k->text : NULL;
+}
+
+static int read_master(struct rref_options *opt)
+{
+	const char *addr = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
+	const char *agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
+	char text[320];
+	bool negative;
+	uint64_t number;
+	int r;
+
+	if (!addr && !port)
+		return 0;
+	if (!addr || !port) {
+		/* Alone it names no place. That matters only to a group that has none otherwise. */
+		if (opt->rendezvous || opt->world_size == 1)
+			return 0;
+		return rc_fail(EINVAL, "%s is set but %s is not; set both, or RREF_RENDEZVOUS=host:port",
+			       addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
+	}
+	if (!*addr || strlen(addr) > 255)
+		return refuse("MASTER_ADDR", addr, "not a host");
+	r = parse_number("MASTER_PORT", port, 1, 65535, &negative, &number);
+	if (r)
+		return r;
+	/* torchrun's own agent listens at MASTER_PORT then, for the whole life of the job. The next port is ours. */
+	if (agent && strcmp(agent, "True") == 0)
+		number = number == 65535 ? number - 1 : number + 1;
+	if (strchr(addr, ':') && addr[0] != '[')
+		snprintf(text, sizeof(text), "[%s]:%u", addr, (unsigned)number);
+	else
+		snprintf(text, sizeof(text), "%s:%u", addr, (unsigned)number);
+	opt->rendezvous = keep_text(text);
+	if (!opt->rendezvous)
+		return rc_fail(ENOMEM, "no memory for the rendezvous address (%zu bytes)", strlen(text) + 1);
+	return 0;
+}
+
+int rref_options_from_env(struct rref_options *opt)
+{
+	static const char *const modes[] = { "auto", "poll", "manual" };
+	static const char *const levels[] = { "error", "warning", "info", "debug" };
+	static const char *const bools[] = { "0", "1" };
+	struct rc_device_choice device;
+	struct rref_options o;
+	const char *value;
+	char why[RREF_TEXT_SIZE];
+	int r;
+
+	if (!opt)
+		return rc_fail(EINVAL, "options: NULL");
+	if (opt->size != sizeof(*opt))
+		return rc_fail(EINVAL, "options: size is %zu, this library's is %zu: call rref_options_init first", opt->size,
+			       sizeof(*opt));
+	o = *opt;
+	for (size_t i = 0; i < array_size(numbers); i++) {
+		const char *variable = numbers[i].variable;
+
+		value = getenv(variable);
+		if (!value && numbers[i].alt) {
+			variable = numbers[i].alt;
+			value = getenv(variable);
+		}
+		if (value && (r = read_number(&numbers[i], variable, value, &o)))
+			return r;
+	}
+	if ((value = getenv("RREF_NAME"))) {
+		if (rc_name_check(value)) {
+			snprintf(why, sizeof(why), "%s", rc_error_text());
+			return rc_fail(EINVAL, "RREF_NAME: %s", why);
+		}
+		o.name = value;
+	}
+	if ((value = getenv("RREF_DEVICE"))) {
+		if (rc_device_parse(value, &device)) {
+			snprintf(why, sizeof(why), "%s", rc_error_text());
+			return rc_fail(EINVAL, "RREF_DEVICE: %s", why);
+		}
+		o.device = value;
+	}
+	if ((value = getenv("RREF_KEY_FILE"))) {
+		/* Empty must not mean "no key": who sets the variable wants one. */
+		if (!*value)
+			return refuse("RREF_KEY_FILE", value, "empty; unset it to go without a key");
+		o.key_file = value;
+	}
+	if ((value = getenv("RREF_RENDEZVOUS"))) {
+		if (!*value)
+			return refuse("RREF_RENDEZVOUS", value, "empty; it must be host:port");
+		o.rendezvous = value;
+	} else if ((r = read_master(&o))) {
+		return r;
+	}
+	if ((value = getenv("RREF_PROGRESS"))) {
+		if ((r = read_word("RREF_PROGRESS", value, modes, (int)array_size(modes))) < 0)
+			return r;
+		o.mode = (enum rref_progress_mode)r;
+	}
+	if ((value = getenv("RREF_LOG"))) {
+		if ((r = read_word("RREF_LOG", value, levels, (int)array_size(levels))) < 0)
+			return r;
+		o.log_level = (enum rref_log_level)r;
+	}
+	if ((value = getenv("RREF_LEAK_CHECK"))) {
+		if ((r = read_word("RREF_LEAK_CHECK", value, bools, (int)array_size(bools))) < 0)
+			return r;
+		if (r)
+			o.flags &= ~RREF_NO_LEAK_CHECK;
+		else
+			o.flags |= RREF_NO_LEAK_CHECK;
+	}
+	*opt = o;
+	return 0;
+}
