@@ -16,14 +16,28 @@
  *
  * User entry (one per ForkId held here)
  *
- *      REQUESTED --FORK_ACK(0) / CREATED(any)--> CONFIRMED --released, no child pending--> DELETE sent, entry erased
- *          \------FORK_ACK(err) / owner lost---> FAILED ----released, no child pending---> entry erased
- *   A creator's entry starts REQUESTED and is confirmed by CREATED; CREATED(err) sets FAILED *and* owes a DELETE
- *   if the owner knows the fork (it does: it answered). A received entry whose parent is the owner starts CONFIRMED.
- *   released while REQUESTED: waits for the answer, then goes the way above. Nothing is sent on a lost owner.
+ *      ASKING -----PARENT_ACK(0) / parent lost-> REQUESTED (FORK_REQUEST is sent now)
+ *          \------PARENT_ACK(err) / owner lost-> FAILED
+ *      REQUESTED --FORK_ACK(0) / CREATED(0)----> CONFIRMED --released, no child pending--> DELETE sent, entry erased
+ *          \------FORK_ACK(err) / CREATED(err) / CREATE_FAILED / owner lost--> FAILED
+ *      CONFIRMED --FETCH_REPLY(err) / CREATED(err) / CREATE_FAILED / owner lost--> FAILED
+ *      FAILED: no child pending: DELETE sent if it is owed, handle or not; released as well: entry erased
+ *   A creator's entry starts REQUESTED and is confirmed by CREATED, or before by a FORK_ACK if it had to ask (below).
+ *   A DELETE is owed when the owner knows the fork, or may know it: always by a creator, also one whose CREATE_FAILED
+ *   said that the call timed out or was not sent. It is sent then and there, so that what is made too late is
+ *   reclaimed: it finds the fork, or its tombstone keeps a CREATE that is still under way from being run.
+ *   A received entry whose parent is the owner starts CONFIRMED; others REQUESTED, or ASKING for an early record.
+ *   Released while ASKING or REQUESTED, or by a creator before its answer: waits for the answer, then goes the way
+ *   above. Nothing is sent on a lost owner.
  *
- * What crosses the wire between machines is struct rp_msg (encoded by core/wire.c), and fork records inside calls and
+ * What crosses the wire between machines is struct rp_msg (encoded by core/rw_*.c), and fork records inside calls and
  * replies (the runtime asks for one with FORK and hands the receiver's machine RECV_FORK).
+ *
+ * What the runtime owes: messages and calls of one session arrive in order, or else late, repeated and in any order
+ * (nothing here breaks, but FORK_ACKs may bring -ESTALE after a crash); a call or reply is handed in once (by call id),
+ * and each of its records once; OWN is stepped when the call arrives, before its references are confirmed; records of
+ * a call that will not run are handed in all the same and then dropped, else they pin their parents. Ids are never
+ * used twice, nor by a later incarnation of the same rank.
  *
  * Sharing (FORK), by who shares (owner / user) with whom:
  *   owner -> user      the owner adds the fork (holder: the destination) at once; nothing to confirm.
@@ -32,14 +46,21 @@
  *                      CHILD_ACCEPT to the parent.
  *   user -> user       the parent adds a pending child; the child sends FORK_REQUEST to the owner, and on FORK_ACK
  *                      (good or bad) CHILD_ACCEPT to its parent. Parent and child may be the same worker.
+ *   early records      a creator may share before the owner has even seen the creation, and the child's FORK_REQUEST
+ *                      may overtake it on another connection. Such a record has RP_FORK_EARLY: its receiver first
+ *                      sends PARENT_REQUEST to the parent, which answers PARENT_ACK when it knows that the owner
+ *                      knows the id (a creator asks by a FORK_REQUEST of its own fork), or with why it never will.
+ *                      The owner itself does so with an early record whose id it does not know.
  * Messages to oneself go through SEND like any other; the runtime loops them back as MSG events, never recursively.
  *
  * Crash: PEER_FENCED(rank) comes after the device fence. At once: this peer's parked fetches are dropped, pending
- * children shared with it are unpinned when it was also their destination, users whose owner it was FAIL with
- * -EOWNERDEAD (their waiting operations too), requests to it are forgotten. Its forks here stay *in grace*, so that a child it was sharing can
- * still be confirmed, until PEER_GRACE(rank) erases them, its tombstones and what hangs on them.
- * PEER_UP(rank, epoch) starts a session; messages carry the epoch, and the runtime drops those of another one before
- * they come here.
+ * children shared with it are unpinned, users whose owner it was FAIL with the event's status (their waits, creations
+ * and children too), entries that were ASKING it turn to the owner, and nothing more is sent to it or taken from it.
+ * Its forks here stay *in grace*, so that a child it was sharing can still be confirmed, until PEER_GRACE(rank) erases
+ * them, its tombstones and what hangs on them. PEER_UP(rank, epoch) starts a session, never before PEER_GRACE of the
+ * last one (-EBUSY): it would lose its own entries then. A peer never heard of counts as up. Messages carry the epoch,
+ * and the runtime drops those of another one before they come here. FORK, CREATE, OWN, RECV_FORK with a peer that is
+ * not up give the status of its fence.
  *
  * Thread class: none of this is thread-safe; the runtime calls it under the progress lock only. Progress: every
  * step is O(1) amortised, except PEER_* (linear in what hangs on that peer) and those that answer n waiters.
@@ -65,11 +86,16 @@ struct rp_location {
 	uint32_t version;     /* 0 = no location (value not ready) */
 };
 
+#define RP_FORK_EARLY 1u        /* rp_fork.flags: the owner may not know the id yet */
+#define RP_TOMBSTONES_MAX 1024u /* kept per peer; the oldest goes first */
+#define RP_FORKS_MAX (1u << 22) /* that one peer may hold here; more are refused with -EDQUOT */
+
 /* A fork record: what travels in a call or reply for each reference in it. */
 struct rp_fork {
 	struct rref_id id;
 	struct rref_id fork;        /* chosen by the parent */
-	uint32_t owner, parent;     /* ranks */
+	uint32_t owner, parent;     /* ranks; parent is the sender */
+	uint32_t flags;             /* RP_FORK_EARLY */
 	uint64_t owner_incarnation; /* filled by the runtime, checked by the receiver's runtime */
 	struct rp_location loc;     /* version 0 = unknown */
 };
@@ -82,6 +108,9 @@ enum rp_msg_type {
 	RP_MSG_FETCH,            /* user -> owner:   id, fork: answer when the value is ready or failed */
 	RP_MSG_FETCH_REPLY,      /* owner -> user:   id, fork, status, loc, text */
 	RP_MSG_CREATED,          /* owner -> creator: id, fork, status, loc, text */
+	RP_MSG_PARENT_REQUEST,   /* child -> parent: id, fork (the child's): does the owner know this id? */
+	RP_MSG_PARENT_ACK,       /* parent -> child: id, fork (the child's), status, text: ask the owner now (0) */
+	RP_MSG_NR_TYPES
 };
 
 #define RP_TEXT_MAX 200
@@ -90,25 +119,30 @@ struct rp_msg {
 	enum rp_msg_type type;
 	struct rref_id id, fork;
 	int32_t status;            /* 0 or -errno */
-	struct rp_location loc;    /* FORK_ACK, FETCH_REPLY, CREATED with status 0 */
+	struct rp_location loc;    /* FORK_ACK (if known), FETCH_REPLY, CREATED with status 0 */
 	char text[RP_TEXT_MAX];    /* NUL-terminated; why, when status != 0 */
 };
 
 enum rp_event_type {
 	/* local program */
 	RP_EV_NEW = 1,      /* id: a PENDING entry owned here, with one local reference */
-	RP_EV_SET,          /* id, status, value+loc (status 0) or text: completes a PENDING entry once */
+	RP_EV_SET,          /* id, status, value+loc (status 0; version not 0) or text: completes a PENDING entry once */
 	RP_EV_RETAIN,       /* id: one more local reference */
 	RP_EV_RELEASE,      /* id: one local reference less */
-	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there */
-	RP_EV_CREATE_FAILED,/* fork, status, text: the carrying call could not be sent, failed or timed out unanswered */
+	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there.
+			       Creating on oneself is NEW, not CREATE */
+	RP_EV_CREATE_FAILED,/* fork, status, text: the carrying call could not be sent, failed or timed out unanswered;
+			       -EALREADY: it was answered */
 	RP_EV_FORK,         /* id, src (the sharer's fork id; zero on the owner), fork (the child's), peer = destination */
 	RP_EV_FORK_UNDO,    /* same fields: the carrying message was never sent */
-	RP_EV_RECV_FORK,    /* rec, peer = sender, cookie: a record arrived; ends in NEW_HANDLE and then one READY(cookie) */
-	RP_EV_DROP,         /* fork: the last local handle of a user entry is gone */
+	RP_EV_RECV_FORK,    /* rec, peer = sender, cookie: a record arrived; ends in NEW_HANDLE and then one READY(cookie).
+			       status: 0, or why the runtime refuses it (-ESTALE: another incarnation of the owner).
+			       An id owned here that is not known or refused: READY alone, no handle */
+	RP_EV_DROP,         /* fork: the last local handle of a user entry is gone; its waits end with -ECANCELED */
 	RP_EV_WAIT,         /* id, fork (zero on the owner), cookie: wants value or location; ends in one WAITED(cookie) */
+	RP_EV_UNWAIT,       /* id, fork, cookie: that WAIT was given up; no WAITED comes. -ESTALE: it is over already */
 	/* owner's side of a CREATE call */
-	RP_EV_OWN,          /* id, fork, peer = creator: a PENDING entry with that fork; duplicates: effect DUPLICATE */
+	RP_EV_OWN,          /* id, fork, peer = creator: a PENDING entry with that fork, or effect DUPLICATE */
 	/* network */
 	RP_EV_MSG,          /* msg, peer = sender */
 	RP_EV_PEER_UP,      /* peer, epoch */
@@ -120,9 +154,10 @@ struct rp_event {
 	enum rp_event_type type;
 	uint32_t peer, epoch;
 	struct rref_id id, fork, src;
-	int status;
+	int status;                /* 0 or -errno */
 	void *value;               /* SET: the runtime's value, comes back in FREE_VALUE and VALUE effects */
-	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork */
+	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork until DROP;
+				      after it only in CREATED */
 	uint64_t cookie;
 	struct rp_location loc;    /* SET */
 	const char *text;          /* borrowed during the step; may be NULL */
@@ -132,30 +167,37 @@ struct rp_event {
 
 enum rp_effect_type {
 	RP_EFF_SEND = 1,    /* peer, msg */
-	RP_EFF_NEW_HANDLE,  /* id, fork (zero: owned here), peer = owner, cookie, loc: make a handle for a received fork;
-			       the runtime writes it to *handle_slot before the next step, NULL if it has none for owners */
-	RP_EFF_READY,       /* cookie, status, text: a received fork is confirmed (0) or refused */
+	RP_EFF_NEW_HANDLE,  /* id, fork, peer = owner, cookie, loc, status: make a handle for a received fork; the runtime
+			       writes it to *handle_slot before the next step. status: 0 confirmed, -EINPROGRESS not yet,
+			       else dead (READY follows with the same). Owned here: fork is zero, handle_slot NULL, value set
+			       if ready; the handle holds one local reference, to be given back with RELEASE */
+	RP_EFF_READY,       /* cookie, status, text: a received fork is confirmed (0) or refused; comes after DROP too */
 	RP_EFF_LOCATION,    /* handle, loc: now known for this user entry; also marks it confirmed */
 	RP_EFF_CONFIRMED,   /* handle: confirmed by the owner, location not known yet */
 	RP_EFF_FAILED,      /* handle, status, text: this user entry is dead: creation failed, owner lost, refused */
 	RP_EFF_CREATED,     /* handle, status, text: the creation future of a CREATE is to be completed */
-	RP_EFF_WAITED,      /* cookie, status, text; value (owner) or loc (user): a WAIT is over */
+	RP_EFF_WAITED,      /* cookie, status, text; loc, and value on the owner: a WAIT is over */
 	RP_EFF_FREE_VALUE,  /* value: scrub and free */
 	RP_EFF_GONE,        /* id: the owner entry was erased (also when it had no value) */
-	RP_EFF_DUPLICATE,   /* id: OWN of an id that is known already: do not run the function again */
+	RP_EFF_DUPLICATE,   /* id: OWN of an id that is known, was deleted or is refused: do not run the function */
 };
 
+/* Only the fields named above are set. */
 struct rp_effect {
 	enum rp_effect_type type;
 	uint32_t peer;
-	struct rref_id id, fork;
-	int status;
 	void *value, *handle;
 	void **handle_slot;
 	uint64_t cookie;
-	struct rp_location loc;
-	struct rp_msg msg;         /* SEND */
-	char text[RP_TEXT_MAX];
+	struct rref_id id, fork;
+	int status;
+	union {
+		struct rp_msg msg;         /* SEND */
+		struct {                   /* all others */
+			struct rp_location loc;
+			char text[RP_TEXT_MAX];
+		};
+	};
 };
 
 struct rp_counts {
@@ -168,19 +210,23 @@ struct rp_counts {
 	uint64_t parked;           /* fetches and local waits that wait for a value */
 	uint64_t tombstones;
 	uint64_t ignored;          /* messages that changed nothing: repeated, late, unknown */
-	uint64_t refused;          /* messages that were illegal: -EPROTO answers */
+	uint64_t refused;          /* messages and records that were illegal: -EPROTO */
 };
 
-/* 0 or -ENOMEM. world = number of workers; ranks at or above it are refused everywhere. */
+/* 0, -EINVAL or -ENOMEM. world = number of workers; ranks at or above it are refused everywhere. */
 int rp_create(uint32_t self, uint32_t world, struct rp **out);
+/* Keys the hash tables, so that peers cannot choose ids that collide. Before the first step; changes no outcome. */
+void rp_set_seed(struct rp *m, uint64_t seed);
 void rp_destroy(struct rp *m); /* NULL accepted; values still held are not freed: the caller owns their memory */
 
 /*
  * One step. 0, or -errno with nothing changed and no effect added:
  *   -ENOMEM; -EINVAL (malformed event: a rank out of range, an id of another owner, a zero id);
- *   -ESTALE (unknown or deleted id or fork); -EALREADY (SET twice, UNDO of an accepted child: harmless);
- *   -EPROTO (MSG that this peer may not send here: wrong holder, wrong direction, ack of what was never asked);
- *   FORK of a FAILED user entry: its status.
+ *   -ESTALE (unknown or deleted id or fork); -EALREADY (SET, DROP, CREATE or a record twice, UNDO of an accepted child:
+ *   harmless); -EPROTO (MSG or record that this peer may not send here: wrong direction, ack of what was never asked);
+ *   -EBUSY (PEER_UP before PEER_GRACE); FORK of a FAILED user entry: its status; a peer that is not up: see Crash.
+ * The owner's set of forks is keyed by holder and fork, and the holder is the sender: what a peer says of another
+ * peer's fork finds nothing, is answered -ESTALE or ignored, and never touches it.
  * FORK fills *rec (others: rec may be NULL).
  */
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);

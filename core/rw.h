@@ -14,7 +14,9 @@
 
 #define RW_PROTOCOL_VERSION 1u
 #define RW_FRAME_BYTES 24u
-#define RW_FORK_BYTES 104u      /* one fork record */
+#define RW_ID_BYTES 12u         /* local id, rank */
+#define RW_LOCATION_BYTES 44u
+#define RW_FORK_BYTES 88u       /* one fork record */
 
 enum rw_type {
 	RW_AUTH = 1,       /* first message of the connecting side: the MAC that proves it is alive and holds the key */
