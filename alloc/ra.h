@@ -20,10 +20,12 @@ struct ra_arena;
 #define RA_REGION_MAX ((size_t)2 << 30)
 /* The largest value: the last of jemalloc's size classes (a quarter apart) whose extent, a page longer, fits a region. */
 #define RA_VALUE_MAX ((size_t)7 << 28)
+#define RA_ALIGN_MAX ((size_t)2 << 20)
 
 /*
  * reg: called once for each new region, on the thread that allocates, with the arena's growth lock held. base is
- * 2 MiB-aligned, length a multiple of 2 MiB, fd its memfd (stays open; borrowed). On success sets *cookie.
+ * 2 MiB-aligned, length a multiple of 2 MiB, fd its memfd (stays open; borrowed; sealed against shrinking and growing,
+ * open to further seals). It must not call into the arena. On success sets *cookie, not NULL. 0 or -errno.
  * dereg: called once for each region in ra_arena_destroy. Non-zero = keep the memory mapped (quarantine, counted).
  */
 struct ra_hooks {
@@ -44,7 +46,7 @@ struct ra_stats {
 	size_t region_bytes;      /* registered now */
 	size_t live_bytes;        /* handed out now, as asked for */
 	uint64_t nr_regions, nr_live, nr_allocs, nr_frees;
-	uint64_t nr_quarantined;  /* regions whose dereg failed */
+	uint64_t nr_quarantined;  /* regions whose dereg failed, of all arenas that this process has had */
 };
 
 /*
@@ -60,7 +62,7 @@ void ra_arena_destroy(struct ra_arena *a);
 
 /*
  * [any; lock-free? no: jemalloc may lock, and a new region is registered under the growth lock] Alignment a power of
- * two, at least 64 is used (0 too). The memory comes zeroed or not: callers must not rely on it.
+ * two up to RA_ALIGN_MAX, at least 64 is used (0 means 64). The memory comes zeroed or not: callers must not rely on it.
  * 0 and *out; -EINVAL; -ENOMEM with a text that says which bound was hit and how much was asked; or what reg returned.
  */
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out);
@@ -69,7 +71,8 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out);
 void ra_free(struct ra_arena *a, void *p, size_t size);
 
 /*
- * [any, wait-free] The region that holds p: its cookie and base. NULL if p is not of this arena.
+ * [any, wait-free] The region that holds p: its cookie and base. NULL, and *base untouched, if p is not of this arena
+ * or lies in no region of it yet.
  */
 void *ra_lookup(const struct ra_arena *a, const void *p, void **base);
 

@@ -126,7 +126,7 @@ static size_t live_bytes(const struct ra_arena *a)
  */
 static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purged)
 {
-	const struct ra_want want = ra_want;
+	const size_t want = ra_want;
 	uint64_t frees;
 	int rc = 0;
 
@@ -135,12 +135,12 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 	if (at_load(&a->epoch) != epoch)
 		goto out;
 	frees = count_frees(a);
-	if (!*purged && frees != a->purged_frees && at_load(&a->region_bytes) - live_bytes(a) >= want.length) {
+	if (!*purged && frees != a->purged_frees && at_load(&a->region_bytes) - live_bytes(a) >= want) {
 		*purged = true;
 		a->purged_frees = frees;
 		ra_je_arena_purge(a);
 	} else {
-		rc = ra_region_add(a, want.length, want.align, asked);
+		rc = ra_region_add(a, want, asked);
 		if (rc)
 			goto out;
 	}
@@ -158,7 +158,7 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	void *p;
 	int rc;
 
-	if (size == 0 || (align & (align - 1)) || align > RA_REGION_MAX)
+	if (size == 0 || (align & (align - 1)) || align > RA_ALIGN_MAX)
 		return ra_fail(-EINVAL, "value memory: a size of %zu, an alignment of %zu", size, align);
 	if (size > RA_VALUE_MAX)
 		return ra_fail(-ENOMEM, "value memory: asked %s, a value is limited to %s here",
@@ -168,12 +168,12 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	for (;;) {
 		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
 		epoch = at_load_acq(&a->epoch);
-		ra_want.length = 0;
+		ra_want = 0;
 		p = ra_je_arena_alloc(a, size, align);
 		if (likely(p != NULL))
 			break;
 		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping. */
-		if (ra_want.length == 0)
+		if (ra_want == 0)
 			return ra_fail(-ENOMEM, "value memory: no memory for the allocator's bookkeeping");
 		rc = ra_grow(a, epoch, size, &purged);
 		if (rc)

@@ -50,7 +50,7 @@ struct je_arena_config {
 	bool metadata_use_hooks;
 };
 
-_Thread_local struct ra_want ra_want;
+_Thread_local size_t ra_want;
 
 static struct ra_arena *arena_of(extent_hooks_t *h)
 {
@@ -70,8 +70,7 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 		return NULL;
 	p = ra_regions_carve(a, size, align);
 	if (!p) {
-		ra_want.length = size;
-		ra_want.align = align;
+		ra_want = size;
 		return NULL;
 	}
 	/*

@@ -82,11 +82,8 @@ struct ra_arena {
 	struct ra_shard shards[RA_SHARDS];
 };
 
-/* What the extent hook could not serve, for the ra_alloc on the same thread. length 0 = the hook did not fail. */
-struct ra_want {
-	size_t length, align;
-};
-extern _Thread_local struct ra_want ra_want;
+/* Length of the extent that the hook could not serve, for the ra_alloc on the same thread. 0 = the hook did not fail. */
+extern _Thread_local size_t ra_want;
 
 /* ra_hooks.c: jemalloc's side. 0 or -errno with text. */
 int ra_je_arena_create(struct ra_arena *a);
@@ -100,8 +97,11 @@ void ra_je_arena_free(struct ra_arena *a, void *p);
 int ra_span_reserve(struct ra_arena *a);
 /* Deregisters and unmaps all; regions whose dereg fails stay mapped, with their fd. */
 void ra_span_release(struct ra_arena *a);
-/* Caller holds grow. length and align: of the extent that must fit; asked: of the value, for the text. */
-int ra_region_add(struct ra_arena *a, size_t length, size_t align, size_t asked);
+/*
+ * Caller holds grow. length: of the extent that must fit (any alignment up to a granule does, since regions start on
+ * one); asked: of the value, for the text.
+ */
+int ra_region_add(struct ra_arena *a, size_t length, size_t asked);
 /* Address, or NULL if no hole fits. Takes carve. */
 void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align);
 uint64_t ra_nr_quarantined(void);
@@ -123,7 +123,9 @@ struct ra_size ra_size_text(size_t bytes);
 
 /*
  * With the address sanitizer, free value memory is poisoned: jemalloc is opaque to it, and a use after free of a
- * value would go unseen.
+ * value would go unseen. The thread sanitizer needs no such help: without thread caches every piece of memory passes
+ * from one thread to another through a mutex of jemalloc's, which it sees although jemalloc is not instrumented. A
+ * cache of ours would have to annotate that hand-over (__tsan_release in ra_free, __tsan_acquire in ra_alloc).
  */
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

@@ -115,26 +115,15 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 	return p;
 }
 
-/* The next region's length, or 0 if an extent of this length and alignment cannot be had within the bound. */
-static size_t region_length(const struct ra_arena *a, size_t length, size_t align)
+int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 {
 	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
-	uintptr_t base = (uintptr_t)a->span + used;
-	size_t need = ra_round_up(ra_round_up(base, align) - base + length, RA_GRANULE);
-
-	if (need > left || need > RA_REGION_MAX)
-		return 0;
-	return max_of(need, min_of(a->next_region, left));
-}
-
-int ra_region_add(struct ra_arena *a, size_t length, size_t align, size_t asked)
-{
-	size_t used = at_load(&a->region_bytes), size;
+	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(a->next_region, left));
 	struct ra_region *r;
 	int rc;
 
-	size = region_length(a, length, align);
-	if (!size)
+	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
+	if (need > left)
 		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s, %s registered", ra_size_text(asked).text,
 			       ra_size_text(a->max_bytes).text, ra_size_text(used).text);
 
