@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The connecting side: dial, say hello, wait for the answer. Three things go along with hello, and come back with the
+ * answer: the device's page (read-only), its wake-up, and the box for messages to this side.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "shm.h"
+
+int shm_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+		struct rv_conn **out)
+{
+	struct rv_conn *conn;
+	int sock, rc;
+
+	if (len > RV_HELLO_MAX)
+		return rv_fail(EINVAL, "shm: a hello of %zu bytes, %d at most", len, RV_HELLO_MAX);
+	rc = shm_reach(dev, to);
+	if (rc)
+		return rc;
+	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (sock < 0)
+		return rv_fail(errno, "shm: no socket to connect with: %s", strerror(errno));
+	rc = shm_conn_new(dev, sock, SHM_CONNECTING, &conn);
+	if (rc) {
+		close(sock);
+		return rc;
+	}
+	rc = shm_box_create(&conn->rx, dev->opt.credits, &conn->box_fd);
+	if (rc)
+		goto free_conn;
+	rc = shm_segs_init(conn);
+	if (rc)
+		goto free_conn;
+	conn->to = *to;
+	conn->user = user;
+	conn->text_len = (uint16_t)len;
+	if (len)
+		memcpy(conn->text, hello, len);
+	shm_deadline(conn, now_ns() + SHM_CONNECT_NS);
+	shm_dial(conn);
+	*out = conn;
+	return 0;
+
+free_conn:
+	shm_conn_free(conn);
+	return rc;
+}
+
+/* Again from the timer while the listener's backlog is full. */
+void shm_dial(struct rv_conn *conn)
+{
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+	struct rv_dev *dev = conn->dev;
+	struct shm_packet p;
+	struct ucred cred;
+	socklen_t cred_len = sizeof(cred);
+	size_t len;
+	const char *name = shm_name(&conn->to, &len);
+	int rc;
+
+	memcpy(sun.sun_path + 1, name, len);
+	if (connect(conn->sock, (struct sockaddr *)&sun,
+		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
+		if (errno != EAGAIN && errno != EINTR)
+			shm_conn_fail(conn, errno == ECONNREFUSED ? -ECONNREFUSED : -errno);
+		return;
+	}
+	conn->dialled = true;
+	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) || cred.uid != dev->uid) {
+		dev->nr_refused++;
+		shm_log(dev, 1, "shm: the listener belongs to another user; not connected");
+		shm_conn_fail(conn, -ECONNREFUSED);
+		return;
+	}
+	conn->pid = cred.pid;
+	memset(&p, 0, sizeof(p));
+	p.credits = dev->opt.credits;
+	p.len = conn->text_len;
+	memcpy(p.data, conn->text, conn->text_len);
+	conn->text_len = 0;
+	rc = shm_packet_send(conn->sock, &p, SHM_PKT_HELLO, (int[]){dev->page_fd, dev->wake, conn->box_fd}, 3);
+	close(conn->box_fd);
+	conn->box_fd = -1;
+	if (rc)
+		shm_conn_fail(conn, rc == -EPIPE || rc == -ECONNRESET ? -ECONNREFUSED : rc);
+	else if ((rc = shm_conn_listen(conn)))
+		shm_conn_fail(conn, rc);
+}
+
+/* Takes what came along with hello or answer. Consumes the descriptors. */
+int shm_hold_peer(struct rv_conn *conn, const struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned nr_fds)
+{
+	void *map;
+	int rc;
+
+	if (nr_fds != SHM_PKT_FDS || shm_check_fd(fds[0], sizeof(struct shm_page), true) || !shm_is_eventfd(fds[1])) {
+		rc = rv_fail(EPROTO, "shm: the peer's descriptors are not what they should be");
+		goto close_fds;
+	}
+	map = mmap(NULL, sizeof(struct shm_page), PROT_READ, MAP_SHARED, fds[0], 0);
+	if (map == MAP_FAILED) {
+		rc = rv_fail(errno, "shm: cannot map the peer's page: %s", strerror(errno));
+		goto close_fds;
+	}
+	conn->peer_page = map;
+	if (conn->peer_page->magic != SHM_MAGIC || conn->peer_page->version != SHM_VERSION) {
+		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");
+		goto close_fds;
+	}
+	rc = shm_box_attach(&conn->tx, p->credits, fds[2]);
+	if (rc)
+		goto close_fds;
+	conn->peer_wake = fds[1];
+	fds[1] = -1;
+
+close_fds: /* the connection holds what it took; it is freed by the caller if this failed */
+	shm_close_fds(fds, nr_fds);
+	return rc;
+}
+
+void shm_on_answer(struct rv_conn *conn)
+{
+	int fds[SHM_PKT_FDS], status;
+	struct shm_packet p;
+	unsigned nr_fds;
+	int rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+
+	if (rc == -EAGAIN)
+		return;
+	if (rc <= 0) { /* it left without an answer */
+		shm_conn_fail(conn, rc ? rc : -ECONNREFUSED);
+		return;
+	}
+	if (p.type == SHM_PKT_REJECT) {
+		shm_close_fds(fds, nr_fds);
+		status = p.status == EPROTONOSUPPORT ? -EPROTONOSUPPORT : -ECONNREFUSED;
+		conn->text_len = min_of(p.len, RV_REASON_MAX);
+		memcpy(conn->text, p.data, conn->text_len);
+		shm_conn_fail(conn, status);
+		return;
+	}
+	if (p.type != SHM_PKT_ACCEPT) {
+		shm_close_fds(fds, nr_fds);
+		shm_conn_fail(conn, -EPROTO);
+		return;
+	}
+	rc = shm_hold_peer(conn, &p, fds, nr_fds);
+	if (rc) {
+		shm_conn_fail(conn, rc);
+		return;
+	}
+	conn->text_len = p.len;
+	memcpy(conn->text, p.data, p.len);
+	shm_deadline(conn, 0);
+	at_store(&conn->state, SHM_ANSWERED);
+	shm_notify(conn, RV_EV_CONNECTED, 0);
+}

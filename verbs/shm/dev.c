@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The device: its page, listener, sleeping place and tables.
+ *
+ * RREF_SHM_MAX_MSG (bytes) lowers the largest READ, 1 GiB otherwise, so that tests see values read in pieces without
+ * gigabytes. It is strict: a larger READ is -EMSGSIZE.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "shm.h"
+
+void shm_log(const struct rv_dev *dev, int level, const char *fmt, ...)
+{
+	char text[320];
+	va_list ap;
+
+	if (!dev->opt.log)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	dev->opt.log(dev->opt.log_ctx, level, text);
+}
+
+static int open_page(struct rv_dev *dev)
+{
+	void *map;
+	int fd, rc;
+
+	rc = shm_memfd("rref-page", sizeof(struct shm_page), &fd, &map);
+	if (rc)
+		return rc;
+	dev->page = map;
+	dev->page->magic = SHM_MAGIC;
+	dev->page->version = SHM_VERSION;
+	rc = shm_seal(fd, true);
+	if (rc)
+		rc = rv_fail(-rc, "shm: cannot seal the device page: %s", strerror(-rc));
+	else
+		rc = dev->page_fd = shm_reopen_ro(fd);
+	close(fd);
+	return rc < 0 ? rc : 0;
+}
+
+static int open_listener(struct rv_dev *dev)
+{
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+	size_t len;
+	const char *name = shm_name(&dev->self, &len);
+
+	dev->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (dev->listener < 0)
+		return rv_fail(errno, "shm: no socket to listen on: %s", strerror(errno));
+	memcpy(sun.sun_path + 1, name, len);
+	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)) ||
+	    listen(dev->listener, 128))
+		return rv_fail(errno, "shm: cannot listen on @%.*s: %s", (int)len, name, strerror(errno));
+	return 0;
+}
+
+static int add_source(struct rv_dev *dev, int fd, enum shm_source *src)
+{
+	struct epoll_event e = {.events = EPOLLIN, .data.ptr = src};
+
+	return epoll_ctl(dev->epoll, EPOLL_CTL_ADD, fd, &e);
+}
+
+static int open_sources(struct rv_dev *dev)
+{
+	dev->listen_src = SHM_SRC_LISTEN;
+	dev->wake_src = SHM_SRC_WAKE;
+	dev->timer_src = SHM_SRC_TIMER;
+	dev->epoll = epoll_create1(EPOLL_CLOEXEC);
+	dev->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	dev->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	dev->spare = eventfd(0, EFD_CLOEXEC);
+	if (dev->epoll < 0 || dev->wake < 0 || dev->timer < 0 || dev->spare < 0 ||
+	    add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
+	    add_source(dev, dev->timer, &dev->timer_src))
+		return rv_fail(errno, "shm: no descriptors to wait with: %s", strerror(errno));
+	return 0;
+}
+
+static void close_dev(struct rv_dev *dev)
+{
+	int fds[6];
+
+	if (!dev)
+		return;
+	for (uint32_t i = 0; dev->conns && i < dev->max_conns; i++)
+		if (dev->conns[i]) {
+			shm_close_conn(dev->conns[i]);
+			if (dev->conns[i]) /* the core still held messages of it */
+				shm_conn_free(dev->conns[i]);
+		}
+	shm_keys_fini(dev);
+	memcpy(fds, (int[]){dev->epoll, dev->listener, dev->wake, dev->timer, dev->page_fd, dev->spare}, sizeof(fds));
+	shm_close_fds(fds, array_size(fds));
+	if (dev->page)
+		munmap(dev->page, sizeof(*dev->page));
+	free(dev->watch);
+	free(dev->conns);
+	pthread_mutex_destroy(&dev->lock);
+	free(dev);
+}
+
+static int open_dev(const struct rv_options *opt, struct rv_dev **out)
+{
+	const char *env = getenv("RREF_SHM_MAX_MSG");
+	struct rv_dev *dev;
+	int rc;
+
+	if (opt->credits && opt->credits < 4)
+		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed", opt->credits);
+	dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
+	if (!dev)
+		return rv_fail(ENOMEM, "shm: no memory for the device");
+	memset(dev, 0, sizeof(*dev));
+	dev->opt = *opt;
+	dev->opt.credits = min_of(opt->credits ? opt->credits : 64, SHM_MAX_CREDITS);
+	dev->opt.max_reads = opt->max_reads ? opt->max_reads : 256;
+	dev->opt.max_conns = min_of(opt->max_conns ? opt->max_conns : 64, 16384u);
+	dev->max_msg = SHM_MAX_MSG;
+	if (env && *env)
+		dev->max_msg = max_of(strtoull(env, NULL, 0), 1u);
+	dev->uid = geteuid();
+	dev->epoll = dev->listener = dev->wake = dev->timer = dev->page_fd = dev->spare = -1;
+	/* A reconnecting peer's new connection and its old one overlap, and half-open ones come on top. */
+	dev->max_conns = 2 * dev->opt.max_conns + 2 * SHM_MAX_GREETING;
+	list_init(&dev->attn);
+	list_init(&dev->timed);
+	list_init(&dev->regions);
+	list_init(&dev->told);
+	pthread_mutex_init(&dev->lock, NULL);
+	dev->conns = calloc(dev->max_conns, sizeof(*dev->conns));
+	dev->watch = calloc(dev->max_conns, sizeof(*dev->watch));
+	rc = shm_keys_init(dev);
+	if (!rc && (!dev->conns || !dev->watch))
+		rc = rv_fail(ENOMEM, "shm: no memory for %u connections", dev->max_conns);
+	if (!rc)
+		rc = shm_self(&dev->self);
+	if (!rc)
+		rc = open_page(dev);
+	if (!rc)
+		rc = open_listener(dev);
+	if (!rc)
+		rc = open_sources(dev);
+	if (rc) {
+		close_dev(dev);
+		return rc;
+	}
+	*out = dev;
+	return 0;
+}
+
+static void shm_caps(struct rv_dev *dev, struct rv_caps *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->max_msg = dev->max_msg;
+	out->max_inline = RV_MSG_MAX;
+	out->max_reads = dev->opt.max_reads;
+	out->reads_inline = true;
+	snprintf(out->device, sizeof(out->device), "shm");
+}
+
+static void shm_addr(struct rv_dev *dev, struct rv_addr *out)
+{
+	*out = dev->self;
+}
+
+static int shm_fd(struct rv_dev *dev)
+{
+	return dev->epoll;
+}
+
+const struct rv_ops rv_shm_ops = {
+	.name = "shm",
+	.kind = RV_SHM,
+	.open = open_dev,
+	.close = close_dev,
+	.caps = shm_caps,
+	.addr = shm_addr,
+	.reach = shm_reach,
+	.reg = shm_reg,
+	.dereg = shm_dereg,
+	.connect = shm_connect,
+	.accept = shm_accept,
+	.reject = shm_reject,
+	.allow_reads = shm_allow_reads,
+	.send = shm_send,
+	.post_reads = shm_post_reads,
+	.poll = shm_poll,
+	.recv_done = shm_recv_done,
+	.arm = shm_arm,
+	.disarm = shm_disarm,
+	.fd = shm_fd,
+	.close_conn = shm_close_conn,
+	.peer_text = shm_peer_text,
+};

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Registrations: keys, and handing the memory behind them to peers.
+ *
+ * Order of reg(): word without the live bit (so that a peer which gets the region keeps it) -> descriptor to every
+ * peer -> live bit. Whoever learns of the key by a message therefore finds the region in its socket at the latest.
+ * The exception: a peer whose socket is full (it has not looked for hundreds of registrations) gets it when there is
+ * room, and its READ is -EAGAIN until then.
+ *
+ * A key is an index (16 bits) and random bits (16); the caller's random iova brings the entropy that these lack.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "shm.h"
+
+int shm_keys_init(struct rv_dev *dev)
+{
+	void *map = mmap(NULL, SHM_NR_KEYS * sizeof(struct shm_key), PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (map == MAP_FAILED)
+		return rv_fail(ENOMEM, "shm: no memory for the key table");
+	dev->keys = map;
+	dev->free_keys = malloc(SHM_NR_KEYS * sizeof(*dev->free_keys));
+	return dev->free_keys ? 0 : rv_fail(ENOMEM, "shm: no memory for the key table");
+}
+
+void shm_keys_fini(struct rv_dev *dev)
+{
+	struct list *l;
+
+	while ((l = list_pop(&dev->regions)))
+		close(container_of(l, struct shm_key, node)->fd);
+	if (dev->keys)
+		munmap(dev->keys, SHM_NR_KEYS * sizeof(struct shm_key));
+	free(dev->free_keys);
+}
+
+static int update_epoll(struct rv_conn *conn, uint32_t events)
+{
+	struct epoll_event e = {.events = events, .data.ptr = &conn->source};
+
+	return epoll_ctl(conn->dev->epoll, EPOLL_CTL_MOD, conn->sock, &e);
+}
+
+/* Hands over every region the peer has not got yet. dev->lock held. True = try again after a while. */
+static bool tell(struct rv_conn *conn)
+{
+	struct rv_dev *dev = conn->dev;
+	struct list *l = &dev->regions;
+	struct shm_packet p;
+
+	while (l->prev != &dev->regions && container_of(l->prev, struct shm_key, node)->order > conn->told_order)
+		l = l->prev;
+	memset(&p, 0, sizeof(p));
+	for (; l != &dev->regions; l = l->next) {
+		struct shm_key *k = container_of(l, struct shm_key, node);
+		int rc;
+
+		p.word = k->word;
+		p.iova = k->iova;
+		p.length = at_load(&k->length);
+		rc = shm_packet_send(conn->sock, &p, SHM_PKT_REGION, &k->fd, 1);
+		if (rc == -EAGAIN) {
+			conn->told_blocked = true;
+			update_epoll(conn, EPOLLIN | EPOLLOUT);
+			return false;
+		}
+		if (rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN)
+			return false; /* gone; its hang-up is reported elsewhere */
+		if (rc) /* too many descriptors in flight, no memory: nothing tells when that ends */
+			return true;
+		conn->told_order = k->order;
+	}
+	if (conn->told_blocked) {
+		conn->told_blocked = false;
+		update_epoll(conn, EPOLLIN);
+	}
+	return false;
+}
+
+static void tell_now(struct rv_conn *conn)
+{
+	if (tell(conn) && !at_xchg_ar(&conn->dev->tell_again, 1))
+		shm_wake_self(conn->dev); /* its timers retry */
+}
+
+void shm_tell_start(struct rv_conn *conn)
+{
+	struct rv_dev *dev = conn->dev;
+
+	pthread_mutex_lock(&dev->lock);
+	list_add_tail(&dev->told, &conn->told);
+	tell_now(conn);
+	pthread_mutex_unlock(&dev->lock);
+}
+
+void shm_tell_stop(struct rv_conn *conn)
+{
+	pthread_mutex_lock(&conn->dev->lock);
+	list_del(&conn->told);
+	pthread_mutex_unlock(&conn->dev->lock);
+}
+
+void shm_tell_more(struct rv_conn *conn)
+{
+	pthread_mutex_lock(&conn->dev->lock);
+	if (!list_empty(&conn->told))
+		tell_now(conn);
+	pthread_mutex_unlock(&conn->dev->lock);
+}
+
+/* True = still not all, try again after a while. */
+bool shm_tell_all(struct rv_dev *dev)
+{
+	struct list *l, *tmp;
+	bool again = false;
+
+	pthread_mutex_lock(&dev->lock);
+	list_for_each_safe(l, tmp, &dev->told)
+		again |= tell(container_of(l, struct rv_conn, told));
+	pthread_mutex_unlock(&dev->lock);
+	return again;
+}
+
+/* A free index with a key that it did not have last; dev->lock held. */
+static int take_key(struct rv_dev *dev, struct shm_key **out, uint32_t *key)
+{
+	uint32_t index, last;
+	uint16_t random;
+
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		return rv_fail(EIO, "shm: no random bytes");
+	if (dev->nr_free_keys)
+		index = dev->free_keys[--dev->nr_free_keys];
+	else if (dev->used_keys < SHM_NR_KEYS)
+		index = dev->used_keys++;
+	else
+		return rv_fail(ENOMEM, "shm: all %u keys are in use", SHM_NR_KEYS);
+	last = (uint32_t)dev->keys[index].word;
+	while (!random || ((uint32_t)random << SHM_KEY_BITS | index) == last)
+		random++;
+	*key = (uint32_t)random << SHM_KEY_BITS | index;
+	*out = &dev->keys[index];
+	return 0;
+}
+
+int shm_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
+	    struct rv_mr *out)
+{
+	struct shm_key *k = NULL;
+	uint32_t key = 0;
+	int ro = -1, rc;
+
+	if (!length || iova + length < iova || (uintptr_t)base + length < (uintptr_t)base)
+		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length, (unsigned long long)iova);
+	if (access == RV_ACCESS_REMOTE_READ) {
+		if (fd < 0 || shm_check_fd(fd, length, false))
+			return rv_fail(EINVAL, "shm: remotely readable memory needs its memfd of at least %zu bytes",
+				       length);
+		(void)shm_seal(fd, true); /* where it can be sealed; a read-only descriptor is what peers get anyway */
+		ro = shm_reopen_ro(fd);
+		if (ro < 0)
+			return ro;
+	}
+	pthread_mutex_lock(&dev->lock);
+	rc = take_key(dev, &k, &key);
+	if (rc)
+		goto unlock;
+	k->fd = ro;
+	k->iova = iova;
+	k->word = SHM_WORD(key, ++dev->key_count & INT32_MAX);
+	at_store(&k->base, (uintptr_t)base);
+	at_store(&k->length, length);
+	if (ro < 0)
+		at_store_rel(&k->key, key); /* partner: landing_ok(); readable memory is no landing place */
+	if (ro >= 0) {
+		struct list *l, *tmp;
+
+		k->order = ++dev->order;
+		list_add_tail(&dev->regions, &k->node);
+		at_store_rel(&dev->page->key[SHM_KEY_INDEX(key)], k->word & ~SHM_WORD_LIVE);
+		list_for_each_safe(l, tmp, &dev->told)
+			tell_now(container_of(l, struct rv_conn, told));
+		at_store_rel(&dev->page->key[SHM_KEY_INDEX(key)], k->word); /* partner: the READ's first look */
+	}
+	pthread_mutex_unlock(&dev->lock);
+	memset(out, 0, sizeof(*out));
+	out->base = base;
+	out->length = length;
+	out->iova = iova;
+	out->lkey = ro < 0 ? key : 0;
+	out->rkey = ro < 0 ? 0 : key;
+	out->impl = k;
+	return 0;
+
+unlock:
+	pthread_mutex_unlock(&dev->lock);
+	if (ro >= 0)
+		close(ro);
+	return rc;
+}
+
+int shm_dereg(struct rv_dev *dev, struct rv_mr *mr)
+{
+	struct shm_key *k = mr->impl;
+	uint32_t index = (uint32_t)(k - dev->keys);
+	int ro;
+
+	pthread_mutex_lock(&dev->lock);
+	ro = k->fd;
+	if (ro >= 0) {
+		struct list *l, *tmp;
+
+		/* Partner: the READ's second look. Without it a copy of reused memory would pass for the value. */
+		at_store_rel(&dev->page->key[index], 0);
+		shm_after_revoke();
+		list_del(&k->node);
+		/* Peers that map it let go when they look; sleeping ones are woken to look. */
+		at_add_sc(&dev->page->revoked, 1);
+		list_for_each_safe(l, tmp, &dev->told)
+			shm_wake(container_of(l, struct rv_conn, told));
+	}
+	at_store_rel(&k->key, 0);
+	k->fd = -1;
+	dev->free_keys[dev->nr_free_keys++] = (uint16_t)index;
+	pthread_mutex_unlock(&dev->lock);
+	if (ro >= 0)
+		close(ro);
+	mr->impl = NULL;
+	return 0;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One datagram of a connection's socket: a packet of fixed size and up to three descriptors. Never blocks. */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "shm.h"
+
+void shm_close_fds(int *fds, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+/* 0 or -errno, without text: callers tell a full socket from a dead one. */
+int shm_packet_send(int sock, struct shm_packet *p, enum shm_packet_type type, const int *fds, unsigned nr_fds)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int) * SHM_PKT_FDS)];
+	} control;
+	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	p->magic = SHM_MAGIC;
+	p->version = SHM_VERSION;
+	p->type = (uint16_t)type;
+	if (nr_fds) {
+		memset(&control, 0, sizeof(control));
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = CMSG_SPACE(sizeof(int) * nr_fds);
+		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int) * nr_fds);
+		memcpy(CMSG_DATA(c), fds, sizeof(int) * nr_fds);
+	}
+	for (;;) {
+		if (sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+			return 0;
+		if (errno != EINTR)
+			return -errno;
+	}
+}
+
+/*
+ * 1 and a packet of this version with well-formed length; 0 at the end; -EAGAIN nothing there; -EPROTONOSUPPORT
+ * another version; -EMFILE its descriptors were lost (we have none left); -EPROTO garbage. Descriptors are the
+ * caller's only with 1.
+ */
+int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned *nr_fds)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int) * SHM_PKT_FDS)];
+	} control;
+	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
+			     .msg_controllen = sizeof(control.bytes)};
+	unsigned nr = 0;
+	ssize_t n;
+	int rc;
+
+	do {
+		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		/* ECONNRESET: the peer left with packets of ours unread. It is told once; what it sent is still there. */
+	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
+	if (n < 0)
+		return -errno;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		unsigned here = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		for (unsigned i = 0; i < here; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			if (nr < SHM_PKT_FDS)
+				fds[nr++] = fd;
+			else
+				close(fd);
+		}
+	}
+	rc = -EPROTO;
+	if (n == 0) {
+		rc = 0;
+		goto drop_fds;
+	}
+	if (n < (ssize_t)offsetof(struct shm_packet, credits) || p->magic != SHM_MAGIC)
+		goto drop_fds;
+	if (p->version != SHM_VERSION) {
+		rc = -EPROTONOSUPPORT;
+		goto drop_fds;
+	}
+	if (msg.msg_flags & MSG_CTRUNC) {
+		rc = -EMFILE;
+		goto drop_fds;
+	}
+	if (n != sizeof(*p) || (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
+		goto drop_fds;
+	*nr_fds = nr;
+	return 1;
+
+drop_fds:
+	shm_close_fds(fds, nr);
+	return rc;
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Progress: what happened, as events.
+ *
+ * The cheap part looks at one word per connection that is up (where its next message will be) and at the list of
+ * connections that need attention. RV_POLL_SLOW adds one epoll_wait for sockets, the listener and deadlines.
+ *
+ * Order within a connection: REQUEST or CONNECTED, messages, DISCONNECTED. A hang-up is seen on the socket, and only
+ * then is the ring looked at for the last time: whatever the peer sent before it died is delivered first.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "shm.h"
+
+#define EPOLL_BATCH 32
+#define RING_BATCH 16 /* messages of one connection before the next one's turn */
+
+static void on_socket(struct rv_conn *conn, uint32_t events)
+{
+	bool eof = false;
+	int rc;
+
+	if (events & EPOLLOUT)
+		shm_tell_more(conn);
+	if (!(events & ~(uint32_t)EPOLLOUT))
+		return;
+	switch ((enum shm_state)at_load(&conn->state)) {
+	case SHM_GREETING:
+		shm_on_hello(conn);
+		return;
+	case SHM_CONNECTING:
+		shm_on_answer(conn);
+		return;
+	case SHM_REQUESTED: /* it has nothing to say before it is answered */
+	{
+		struct shm_packet p;
+		int fds[SHM_PKT_FDS];
+		unsigned nr_fds = 0;
+
+		rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+		if (rc == -EAGAIN)
+			return;
+		if (rc > 0)
+			shm_close_fds(fds, nr_fds);
+		shm_conn_hangup(conn);
+		return;
+	}
+	case SHM_ANSWERED:
+	case SHM_UP:
+	case SHM_BROKEN:
+		rc = shm_drain(conn, &eof);
+		if (rc)
+			shm_break(conn, -rc, -1);
+		if (rc || eof)
+			shm_conn_hangup(conn);
+		return;
+	case SHM_DOWN:
+	case SHM_CLOSED:
+		return;
+	}
+}
+
+static void look_around(struct rv_dev *dev)
+{
+	struct epoll_event e[EPOLL_BATCH];
+	int n;
+
+	do {
+		n = epoll_wait(dev->epoll, e, EPOLL_BATCH, 0);
+		for (int i = 0; i < n; i++) {
+			enum shm_source *src = e[i].data.ptr;
+
+			switch (*src) {
+			case SHM_SRC_LISTEN:
+				shm_on_listener(dev);
+				break;
+			case SHM_SRC_WAKE:
+				shm_wake_consume(dev);
+				break;
+			case SHM_SRC_TIMER:
+				break;
+			case SHM_SRC_CONN:
+				on_socket(container_of(src, struct rv_conn, source), e[i].events);
+				break;
+			}
+		}
+	} while (n == EPOLL_BATCH);
+	if (dev->timer_ns || at_load(&dev->tell_again))
+		shm_timers(dev);
+	for (uint32_t i = 0; i < dev->nr_watch; i++)
+		shm_drop_revoked(dev->watch[i].conn);
+}
+
+static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type, int status)
+{
+	memset(ev, 0, sizeof(*ev));
+	ev->type = type;
+	ev->status = status;
+	ev->wc_status = -1;
+	ev->conn = conn;
+	ev->user = conn->user;
+	return ev;
+}
+
+/* Requests, connections made, failures. */
+static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &dev->attn) {
+		struct rv_conn *conn = container_of(l, struct rv_conn, attn);
+
+		if (!(conn->attn_why & SHM_A_NOTIFY) || n == max)
+			continue;
+		fill(&ev[n], conn, conn->notify, conn->status);
+		if (conn->text_len) {
+			ev[n].data = conn->text;
+			ev[n].len = conn->text_len;
+		}
+		if (conn->notify == RV_EV_CONNECTED)
+			shm_watch_add(conn);
+		shm_attended(conn, SHM_A_NOTIFY);
+		n++;
+	}
+	return n;
+}
+
+static unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+{
+	uint32_t nr = dev->nr_watch, at = dev->scan_at < nr ? dev->scan_at : 0;
+
+	for (uint32_t i = 0; i < nr && n < max; i++, at = at + 1 < nr ? at + 1 : 0) {
+		struct shm_watch *w = &dev->watch[at];
+		int rc = 1;
+
+		if (likely((uint32_t)(at_load_sc(w->word) >> 32) != w->seq))
+			continue;
+		for (unsigned k = 0; k < RING_BATCH && n < max && rc > 0 && !w->conn->poisoned; k++) {
+			rc = shm_ring_take(w->conn, &ev[n]);
+			if (rc > 0)
+				n++;
+		}
+		if (rc < 0) {
+			w->conn->poisoned = true;
+			shm_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)w->conn->pid);
+			shm_break(w->conn, EPROTO, -1);
+		}
+		w->seq = w->conn->rx.post_pos + 1;
+		w->word = &w->conn->rx.post[w->conn->rx.post_pos & w->conn->rx.mask];
+	}
+	dev->scan_at = at;
+	return n;
+}
+
+/* Room to send again, and ends. */
+static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &dev->attn) {
+		struct rv_conn *conn = container_of(l, struct rv_conn, attn);
+		uint32_t state = at_load(&conn->state), why;
+
+		if (n == max)
+			break;
+		if ((conn->attn_why & SHM_A_STALLED) && (state != SHM_UP || shm_ring_has_room(&conn->tx))) {
+			shm_attended(conn, SHM_A_STALLED);
+			at_store(&conn->tx.box->want, 0);
+			if (state == SHM_UP)
+				fill(&ev[n++], conn, RV_EV_WRITABLE, 0);
+		}
+		if (n == max || !(conn->attn_why & SHM_A_HUP) || (state != SHM_UP && state != SHM_BROKEN) ||
+		    (!conn->poisoned && shm_ring_ready(&conn->rx)))
+			continue;
+		why = at_load_acq(&conn->why); /* partner: shm_break() */
+		fill(&ev[n], conn, RV_EV_DISCONNECTED, why ? -(int)(why & 0xffff) : -ECONNRESET);
+		ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
+		at_store(&conn->state, SHM_DOWN);
+		shm_watch_del(conn);
+		shm_attended(conn, ~0u);
+	}
+	return n;
+}
+
+int shm_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+{
+	unsigned n = 0;
+
+	if (flags & RV_POLL_SLOW)
+		look_around(dev);
+	if (unlikely(!list_empty(&dev->attn)))
+		n = report_news(dev, ev, n, max);
+	n = take_messages(dev, ev, n, max);
+	if (unlikely(!list_empty(&dev->attn)))
+		n = report_rest(dev, ev, n, max);
+	return (int)n;
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One-sided READs: look at key and connection, copy, look again.
+ *
+ * [any] and lock-free: the path of a READ writes nothing but its landing memory and its status. Only a key whose region
+ * has not been taken from the socket yet costs a lock and syscalls, once.
+ *
+ * A refused READ ends the connection on both sides, as it does on a NIC: the failing one has its reason, those after it
+ * in the chain are -ECONNRESET, and both sides get DISCONNECTED. Landing memory is checked as the NIC checks it (the
+ * local key must cover the piece), so that a mistake shows here and not only on a cluster.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "shm.h"
+
+struct source {
+	const char *from;
+	uint64_t word;
+};
+
+static bool landing_ok(const struct rv_conn *conn, const struct rv_sge *s)
+{
+	const struct shm_key *k = &conn->keys[SHM_KEY_INDEX(s->lkey)];
+	uintptr_t at;
+
+	/* acquire: partner of reg()'s release; base and length belong to this key as long as it is registered. */
+	if (unlikely(!s->lkey || at_load_acq(&k->key) != s->lkey))
+		return false;
+	at = (uintptr_t)s->addr - at_load(&k->base); /* wraps to huge when below */
+	return at <= at_load(&k->length) && s->length <= at_load(&k->length) - at;
+}
+
+/* The READ's first look at the peer's permission. 0 or -errno. */
+static int serve_error(uint32_t serve)
+{
+	return serve == SHM_SERVE_NONE ? -EACCES : -ECONNRESET;
+}
+
+enum { FOUND = 0, MISSING = 1 };
+
+/* The mapped bytes [addr, addr+length) of key rkey: FOUND, MISSING (not mapped yet) or -EACCES. */
+static int find(const struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length, struct source *out)
+{
+	const struct shm_seg *seg = &conn->segs[SHM_KEY_INDEX(rkey)];
+	uint64_t word = at_load_acq(&conn->peer_keys[SHM_KEY_INDEX(rkey)]); /* partner: reg()'s release */
+	uint64_t iova, seg_length, offset;
+	uintptr_t base;
+
+	if (unlikely((uint32_t)word != rkey || !(word & SHM_WORD_LIVE)))
+		return -EACCES;
+	/* Partner of all: add() and drop() in map.c, which see for why the word is loaded twice. */
+	if (unlikely(at_load_acq(&seg->word) != word))
+		return MISSING;
+	base = at_load_acq(&seg->base);
+	iova = at_load_acq(&seg->iova);
+	seg_length = at_load_acq(&seg->length);
+	if (unlikely(at_load(&seg->word) != word))
+		return MISSING;
+	offset = addr - iova; /* wraps to huge when below */
+	if (unlikely(offset > seg_length || length > seg_length - offset))
+		return -EACCES;
+	out->from = (const char *)base + offset;
+	out->word = word;
+	return FOUND;
+}
+
+/* Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, or what find() says. */
+static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
+					    struct source *out)
+{
+	bool eof;
+	int rc = shm_drain(conn, &eof);
+
+	if (rc) {
+		shm_break(conn, -rc, -1);
+		return -ECONNRESET;
+	}
+	rc = find(conn, rkey, addr, length, out);
+	if (rc != MISSING)
+		return rc;
+	return eof ? -ECONNRESET : -EAGAIN;
+}
+
+static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
+{
+	r->status = status;
+	shm_break(conn, -status, status == -EACCES ? SHM_WC_REM_ACCESS_ERR : status == -EFAULT ? SHM_WC_LOC_PROT_ERR : -1);
+	return 0;
+}
+
+/* The lengths a value's header and a word-sized value have, without a call. */
+static inline void copy(void *to, const void *from, size_t n)
+{
+	if (n == 8)
+		memcpy(to, from, 8);
+	else if (n == 64)
+		memcpy(to, from, 64);
+	else
+		memcpy(to, from, n);
+}
+
+/* 0: done, r->status says how. -errno: not posted. */
+static inline int read_one(struct rv_conn *conn, struct rv_read *r)
+{
+	uint32_t serve = at_load_acq(conn->peer_serve); /* partner: allow_reads(), close_conn() */
+	uint32_t nr_sge = r->nr_sge;
+	uint64_t total = 0;
+	struct source src;
+	int rc;
+
+	if (unlikely(nr_sge > RV_READ_SGE))
+		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge, RV_READ_SGE);
+	for (uint32_t i = 0; i < nr_sge; i++)
+		total += r->sge[i].length;
+	if (unlikely(total > conn->max_msg))
+		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most", (unsigned long long)total,
+			       (unsigned long long)conn->max_msg);
+	for (uint32_t i = 0; i < nr_sge; i++)
+		if (unlikely(r->sge[i].length && !landing_ok(conn, &r->sge[i])))
+			return refused(conn, r, -EFAULT);
+	if (unlikely(serve != SHM_SERVE_READS))
+		return refused(conn, r, serve_error(serve));
+	if (unlikely(!total)) {
+		r->status = 0;
+		return 0;
+	}
+	rc = find(conn, r->rkey, r->addr, total, &src);
+	if (unlikely(rc == MISSING)) {
+		rc = fetch(conn, r->rkey, r->addr, total, &src);
+		if (rc == -EAGAIN)
+			return rv_fail(EAGAIN, "shm: the peer has not handed the region over yet");
+	}
+	if (unlikely(rc))
+		return refused(conn, r, rc);
+	for (uint32_t i = 0; i < nr_sge; i++) {
+		copy(r->sge[i].addr, src.from, r->sge[i].length);
+		src.from += r->sge[i].length;
+	}
+	/* The second look, partner of dereg() and close_conn(): what was copied after they took effect fails here. */
+	shm_after_copy();
+	if (unlikely(at_load(&conn->peer_keys[SHM_KEY_INDEX(r->rkey)]) != src.word))
+		return refused(conn, r, -EACCES);
+	serve = at_load(conn->peer_serve);
+	if (unlikely(serve != SHM_SERVE_READS))
+		return refused(conn, r, serve_error(serve));
+	r->status = 0;
+	return 0;
+}
+
+int shm_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	uint32_t state = at_load_acq(&conn->state); /* partner: shm_watch_add(), which set up all that follows */
+
+	if (unlikely(state != SHM_UP && state != SHM_BROKEN))
+		return rv_fail(ENOTCONN, "shm: READ over a connection that is not up");
+	/* More than the queue of a NIC would hold is the caller's to post again, there as here. */
+	n = min_of(n, conn->max_reads);
+	for (unsigned i = 0; i < n; i++) {
+		int rc;
+
+		if (unlikely(at_load(&conn->state) != SHM_UP)) {
+			r[i].status = -ECONNRESET;
+			continue;
+		}
+		rc = read_one(conn, &r[i]);
+		if (unlikely(rc))
+			return i ? (int)i : rc;
+	}
+	return (int)n;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages: a box has slots and two rings of 64-bit words, one each way. `post` brings full slots to the receiver,
+ * `back` returns free ones, in any order, so that a message kept for long holds one credit and blocks no other.
+ *
+ *   word = sequence (32) | length (16) | slot (16)
+ *
+ * The sequence is the position + 1, so that one load tells both whether a word is there and what it says: neither side
+ * has an index in shared memory that the other would have to trust. Each ring has at least as many words as there
+ * are slots, so it cannot overflow: no word is written without holding the slot that it names.
+ *
+ * One producer and one consumer per ring, both [progress] of their process; wait-free. The word is stored with seq_cst
+ * and `sleeping` is looked at after it, see shm_wake(); a slot's bytes are ordered by the same store and its load.
+ *
+ * The receiver copies a message out before the core sees it: the sender could still change the shared bytes while they
+ * are parsed. The slot goes back with recv_done() all the same, since it is the credit.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "shm.h"
+
+#define WORD(pos, len, slot) ((uint64_t)(uint32_t)((pos) + 1) << 32 | (uint64_t)(len) << 16 | (slot))
+#define WORD_THERE(word, pos) ((uint32_t)((word) >> 32) == (uint32_t)((pos) + 1))
+#define WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
+#define WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
+
+_Static_assert(RV_MSG_MAX <= 0xffff && SHM_MAX_CREDITS <= 0xffff, "they fit a word");
+
+static uint32_t ring_words(uint32_t nr)
+{
+	uint32_t words = 8;
+
+	while (words < nr)
+		words *= 2;
+	return words;
+}
+
+/* Sets the pointers into a box of nr slots; returns its size in bytes. */
+static size_t lay_out(struct shm_ring *r, uint32_t nr)
+{
+	uint32_t words = ring_words(nr);
+	size_t at = offsetof(struct shm_box, end) + 2 * words * sizeof(uint64_t);
+	char *base = (char *)r->box;
+
+	at = (at + 4095) & ~(size_t)4095;
+	r->nr = nr;
+	r->mask = words - 1;
+	if (base) {
+		r->post = (_Atomic uint64_t *)(void *)(base + offsetof(struct shm_box, end));
+		r->back = r->post + words;
+		r->slots = (unsigned char *)base + at;
+	}
+	return at + (size_t)nr * RV_MSG_MAX;
+}
+
+/* The receiver's end. *fd goes to the sender. */
+int shm_box_create(struct shm_ring *rx, uint32_t credits, int *fd)
+{
+	void *map;
+	int rc, box_fd;
+
+	memset(rx, 0, sizeof(*rx));
+	rx->bytes = lay_out(rx, credits);
+	rc = shm_memfd("rref-box", rx->bytes, &box_fd, &map);
+	if (rc)
+		return rc;
+	rx->box = map;
+	lay_out(rx, credits);
+	rc = shm_seal(box_fd, false);
+	if (rc) {
+		rc = rv_fail(-rc, "shm: cannot seal a message box: %s", strerror(-rc));
+		goto fini;
+	}
+	rx->taken = calloc(credits, 1);
+	rx->copy = malloc((size_t)credits * RV_MSG_MAX);
+	if (!rx->taken || !rx->copy) {
+		rc = rv_fail(ENOMEM, "shm: no memory for %u messages", credits);
+		goto fini;
+	}
+	*fd = box_fd;
+	return 0;
+
+fini:
+	close(box_fd);
+	shm_ring_fini(rx);
+	return rc;
+}
+
+/* The sender's end, of the box that the peer made. fd stays the caller's. */
+int shm_box_attach(struct shm_ring *tx, uint32_t credits, int fd)
+{
+	void *map;
+
+	memset(tx, 0, sizeof(*tx));
+	if (credits < 4 || credits > SHM_MAX_CREDITS)
+		return rv_fail(EPROTO, "shm: the peer grants %u credits", credits);
+	tx->bytes = lay_out(tx, credits);
+	if (shm_check_fd(fd, tx->bytes, true))
+		return rv_fail(EPROTO, "shm: the peer's message box is not what it should be");
+	tx->taken = calloc(credits, 1);
+	if (!tx->taken)
+		return rv_fail(ENOMEM, "shm: no memory for %u credits", credits);
+	map = mmap(NULL, tx->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		return rv_fail(errno, "shm: cannot map the peer's message box: %s", strerror(errno));
+	tx->box = map;
+	lay_out(tx, credits);
+	return 0;
+}
+
+void shm_ring_fini(struct shm_ring *ring)
+{
+	if (ring->box)
+		munmap(ring->box, ring->bytes);
+	free(ring->taken);
+	free(ring->copy);
+	memset(ring, 0, sizeof(*ring));
+}
+
+enum { NO_SLOT = -1, NONSENSE = -2 };
+
+static int next_slot(struct shm_ring *tx)
+{
+	/* Partner: recv_done(). Slots that came back go first: the fewer are in use, the more stay in the cache. */
+	uint64_t word = at_load_sc(&tx->back[tx->back_pos & tx->mask]);
+	uint32_t slot = WORD_SLOT(word);
+
+	if (WORD_THERE(word, tx->back_pos)) {
+		if (slot >= tx->nr || !tx->taken[slot])
+			return NONSENSE;
+		tx->back_pos++;
+		tx->taken[slot] = 0;
+		return (int)slot;
+	}
+	return tx->fresh < tx->nr ? (int)tx->fresh++ : NO_SLOT;
+}
+
+bool shm_ring_has_room(const struct shm_ring *tx)
+{
+	return tx->fresh < tx->nr || WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
+}
+
+int shm_send(struct rv_conn *conn, const void *msg, size_t len)
+{
+	struct shm_ring *tx = &conn->tx;
+	int slot;
+
+	if (len - 1 >= RV_MSG_MAX)
+		return rv_fail(EMSGSIZE, "shm: a message of %zu bytes, 1..%d are possible", len, RV_MSG_MAX);
+	if (at_load(&conn->state) != SHM_UP)
+		return rv_fail(ENOTCONN, "shm: the connection is not up");
+	slot = next_slot(tx);
+	if (unlikely(slot == NO_SLOT)) {
+		/* Partner: recv_done(), which looks at it after it returned a slot; so look once more. */
+		at_xchg_sc(&tx->box->want, 1);
+		slot = next_slot(tx);
+		if (slot == NO_SLOT) {
+			shm_attend(conn, SHM_A_STALLED);
+			return rv_fail(EAGAIN, "shm: all %u credits are in use", tx->nr);
+		}
+		at_store(&tx->box->want, (conn->attn_why & SHM_A_STALLED) != 0);
+	}
+	if (unlikely(slot == NONSENSE)) {
+		conn->poisoned = true;
+		shm_break(conn, EPROTO, -1);
+		return rv_fail(ENOTCONN, "shm: the peer returned a slot that it did not have");
+	}
+	tx->taken[slot] = 1;
+	memcpy(tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
+	at_xchg_sc(&tx->post[tx->post_pos & tx->mask], WORD(tx->post_pos, len, (uint32_t)slot));
+	tx->post_pos++;
+	shm_wake(conn);
+	return 0;
+}
+
+bool shm_ring_ready(const struct shm_ring *rx)
+{
+	return WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask]), rx->post_pos);
+}
+
+/* The next message: 1; 0 none; -EPROTO nonsense. */
+int shm_ring_take(struct rv_conn *conn, struct rv_event *ev)
+{
+	struct shm_ring *rx = &conn->rx;
+	uint64_t word = at_load_sc(&rx->post[rx->post_pos & rx->mask]); /* partner: shm_send() */
+	uint32_t slot = WORD_SLOT(word), len = WORD_LEN(word);
+	unsigned char *copy;
+
+	if (!WORD_THERE(word, rx->post_pos))
+		return 0;
+	if (slot >= rx->nr || rx->taken[slot] || !len || len > RV_MSG_MAX)
+		return -EPROTO;
+	copy = rx->copy + (size_t)slot * RV_MSG_MAX;
+	memcpy(copy, rx->slots + (size_t)slot * RV_MSG_MAX, len);
+	rx->taken[slot] = 1;
+	rx->nr_taken++;
+	rx->post_pos++;
+	memset(ev, 0, sizeof(*ev));
+	ev->type = RV_EV_RECV;
+	ev->wc_status = -1;
+	ev->conn = conn;
+	ev->user = conn->user;
+	ev->data = copy;
+	ev->len = len;
+	ev->token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot;
+	return 1;
+}
+
+void shm_recv_done(struct rv_dev *dev, uint64_t token)
+{
+	uint32_t slot = (uint32_t)token & 0xffff, index = (uint32_t)(token >> 16) & 0xffff;
+	struct rv_conn *conn = index < dev->max_conns ? dev->conns[index] : NULL;
+	struct shm_ring *rx;
+
+	if (!conn || conn->gen != (uint32_t)(token >> 32))
+		return;
+	rx = &conn->rx;
+	if (slot >= rx->nr || !rx->taken[slot])
+		return;
+	rx->taken[slot] = 0;
+	rx->nr_taken--;
+	if (unlikely(at_load(&conn->state) == SHM_CLOSED)) {
+		if (!rx->nr_taken)
+			shm_conn_free(conn);
+		return;
+	}
+	/* Partners: next_slot() for the word; send(), which sets `want` and then looks for the word. */
+	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, slot));
+	rx->back_pos++;
+	if (unlikely(at_load_sc(&rx->box->want)))
+		shm_wake(conn);
+}
