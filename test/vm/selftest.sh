@@ -44,16 +44,19 @@ no_guest_left() {
 
 one_host() {
 	# shellcheck disable=SC2016 # for the guest's shell to expand
-	RREF_SELFTEST='a  "b" $c' CI=yes vm --timeout 120 --log "$tmp/one" -- bash -c '
+	RREF_SELFTEST='a  "b" $c' CI=yes vm --timeout 240 --log "$tmp/one" -- bash -c '
 		say() { if eval "$2"; then echo "$1 yes"; else echo "$1 no"; fi; }
 		quiet() { "$@" >>"$RREF_VM_OUT/programs.txt" 2>&1; }
-		# A server in the background, then its client, both with a deadline.
+		# A server in the background, then its client, both with a deadline. Not
+		# before the server listens: a rejected ib_read_lat crashes.
 		pair() {
-			local server=$1 client=$2 pid
-			quiet timeout 20 $server & pid=$!
-			sleep 1
-			quiet timeout 20 $client && wait $pid
+			local listens=$1 server=$2 client=$3 pid i
+			quiet timeout 60 $server & pid=$!
+			for ((i = 0; i < 300; i++)); do eval "$listens" && break; sleep 0.1; done
+			quiet timeout 60 $client && wait $pid
 		}
+		tcp="grep -q :4853.*:0000.0A /proc/net/tcp /proc/net/tcp6" # 18515, LISTEN
+		cm="rdma resource show cm_id | grep -q LISTEN"
 		echo "args $# $1"
 		echo "env $RREF_SELFTEST $CI $RREF_VM $RREF_VM_HOST $RREF_VM_HOSTS $(hostname)"
 		echo "cwd $PWD"
@@ -64,14 +67,15 @@ one_host() {
 		say stderr "echo hello >/dev/stderr"
 		say readonly "! touch /lower/x 2>/dev/null"
 		say netem "modprobe sch_netem"
-		say verbs "pair \"ibv_rc_pingpong -d rxe0 -g 1 -n 200\" \"ibv_rc_pingpong -d rxe0 -g 1 -n 200 localhost\""
-		say cm "pair \"rping -s -a 10.77.0.1 -C 50\" \"rping -c -a 10.77.0.1 -C 50\""
-		say read "pair \"ib_read_lat -R -d rxe0 -n 200\" \"ib_read_lat -R -d rxe0 -n 200 10.77.0.1\""
+		say verbs "pair \"\$tcp\" \"ibv_rc_pingpong -d rxe0 -g 1 -n 200\" \"ibv_rc_pingpong -d rxe0 -g 1 -n 200 localhost\""
+		say cm "pair \"\$cm\" \"rping -s -a 10.77.0.1 -C 50\" \"rping -c -a 10.77.0.1 -C 50\""
+		say read "pair \"\$cm\" \"ib_read_lat -R -d rxe0 -n 200\" \"ib_read_lat -R -d rxe0 -n 200 10.77.0.1\""
 		echo result >"$RREF_VM_OUT/result"
 		printf "no newline"
 		exit 3' name 'x  y'
 	check "exit status comes through" is "$status" 3
 	check "arguments come through" has 'args 1 x  y'
+	# shellcheck disable=SC2016
 	check "environment" has 'env a  "b" $c yes 1 0 1 host0'
 	check "working directory" has "cwd $here"
 	check "root with unlimited memlock" has 'memlock unlimited 0'
@@ -88,7 +92,7 @@ one_host() {
 	check "the last bytes of output are there" is "$(tail -c 10 "$tmp/out")" 'no newline'
 	check "results are in --log" is "$(cat "$tmp/one/host0/result")" result
 
-	vm --timeout 9 --log "$tmp/deadline" -- bash -c 'echo begun; sleep 100'
+	vm --timeout 20 --log "$tmp/deadline" -- bash -c 'echo begun; sleep 100'
 	check "deadline gives 124" is "$status" 124
 	check "output until the deadline is there" has begun
 	check "a guest is ended at its deadline" no_guest_left
@@ -121,7 +125,7 @@ two_hosts() {
 		echo "I am $(hostname)"
 		if ((RREF_VM_HOST == 0)); then
 			timeout 60 ib_read_lat -R -d rxe0 -n 200 >"$RREF_VM_OUT/lat" 2>&1 &
-			sleep 1
+			for ((i = 0; i < 300; i++)); do rdma resource show cm_id | grep -q LISTEN && break; sleep 0.1; done
 			touch "$RREF_VM_SHARED/listening"
 			wait $! && echo served
 			exit 4
@@ -143,7 +147,7 @@ two_hosts() {
 	check "two hosts: a death on purpose is no failure" is "$status" 6
 	check "two hosts: the other lives on" has alone
 
-	vm --hosts 2 --timeout 15 --log "$tmp/deadline2" -- bash -c '((RREF_VM_HOST)) || sleep 100'
+	vm --hosts 2 --timeout 25 --log "$tmp/deadline2" -- bash -c '((RREF_VM_HOST)) || sleep 100'
 	check "two hosts: deadline gives 124" is "$status" 124
 	check "two hosts: it says who was late" grep -q 'host0: command still running' "$tmp/err"
 	check "two hosts: guests are ended at the deadline" no_guest_left
