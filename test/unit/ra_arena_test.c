@@ -302,17 +302,19 @@ static void bound__free_memory_merges(void **state)
 /* Regions are neighbours in the span, and jemalloc would like to merge. */
 static void bound__never_merges_across_regions(void **state)
 {
+	static void *p[64 * MIB / 4096];
 	struct dev d = { 0 };
 	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
-	void *p[64], *base, *q = NULL;
-	unsigned n = 0;
+	void *base, *q = NULL;
+	size_t n = 0;
 
 	(void)state;
-	while (n < 64 && ra_alloc(a, MIB, 0, &p[n]) == 0)
+	while (n < 64 * MIB / 4096 && ra_alloc(a, 4096, 0, &p[n]) == 0)
 		n++;
-	assert_true(d.nr_regions >= 4);
-	for (unsigned i = 0; i < n; i++)
-		ra_free(a, p[i], MIB);
+	assert_int_equal(n, 64 * MIB / 4096); /* to the last page, so that free extents touch across regions */
+	assert_int_equal(d.nr_regions, 6);    /* 2 4 8 16 32 and 2 */
+	while (n > 0)
+		ra_free(a, p[--n], 4096);
 	for (size_t size = 40 * MIB; size > 4 * KIB; size -= size / 3) {
 		if (ra_alloc(a, size, 0, &q))
 			continue;
