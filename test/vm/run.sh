@@ -159,8 +159,9 @@ read -r rows cols < <(stty size 2>/dev/null || echo 24 80)
 cp "$here/guest.sh" "$tmp/ctl/guest.sh"
 mkdir -p "$log/shared"
 
-accel=${RREF_VM_ACCEL:-$(head -n 1 "$dir/accel")}
-case $accel in
+accel=${RREF_VM_ACCEL:-$(head -n 1 "$dir/accel" 2>/dev/null || true)}
+[[ -n ${RREF_VM_ACCEL-} || -w /dev/kvm ]] || accel=tcg # another user's finding
+case ${accel:=tcg} in
 # Emulated: all the processor features there are, but not 5-level page tables,
 # which cost time at each TLB miss. One thread for each virtual processor.
 tcg) machine=(-accel 'tcg,thread=multi' -cpu 'max,la57=off') ;;
