@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The rendezvous' door: the address, the checks that need no socket, and which of the two sides this worker is. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <poll.h>
+
+#include "base/util.h"
+#include "rc_error.h"
+#include "rc_quote.h"
+#include "rc_rendezvous.h"
+
+#define RESOLVE_PAUSE_NS (200 * NSEC_PER_MSEC)
+#define RANKS_SHOWN 16 /* ranges in a text */
+
+int rz_address_parse(const char *text, struct rz_address *out)
+{
+	const char *host = text, *host_end, *port, *form = "must be host:port or [v6]:port";
+	struct rz_address a;
+	long number = 0;
+
+	if (!text)
+		return rc_fail(EINVAL, "rendezvous: no address given; it %s", form);
+	rc_quote(a.text, sizeof(a.text), text, strlen(text));
+	if (text[0] == '[') {
+		host = text + 1;
+		host_end = strchr(host, ']');
+		if (!host_end || host_end[1] != ':')
+			return rc_fail(EINVAL, "rendezvous \"%s\": %s", a.text, form);
+		port = host_end + 2;
+	} else {
+		host_end = strchr(text, ':');
+		if (!host_end)
+			return rc_fail(EINVAL, "rendezvous \"%s\": no port; it %s", a.text, form);
+		/* "::1:80" could be two different things. */
+		if (strchr(host_end + 1, ':'))
+			return rc_fail(EINVAL, "rendezvous \"%s\": an IPv6 address must stand in brackets; it %s", a.text, form);
+		port = host_end + 1;
+	}
+	if (host_end == host || host_end - host > RZ_HOST_MAX)
+		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes", a.text, RZ_HOST_MAX);
+	for (const char *p = port; *p && number <= 65535; p++) {
+		if (*p < '0' || *p > '9')
+			return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
+		number = number * 10 + (*p - '0');
+	}
+	if (number < 1 || number > 65535)
+		return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
+	memcpy(a.host, host, (size_t)(host_end - host));
+	a.host[host_end - host] = '\0';
+	snprintf(a.port, sizeof(a.port), "%u", (unsigned)number & 0xffff);
+	*out = a;
+	return 0;
+}
+
+int rz_resolve(const struct rz_address *a, int64_t deadline, struct addrinfo **out)
+{
+	struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
+	int tries = 0, r;
+
+	for (;;) {
+		r = getaddrinfo(a->host, a->port, &hints, out);
+		tries++;
+		if (r == 0)
+			return 0;
+		/* EAI_AGAIN is a name server that is not there yet, as in a cluster that starts up. */
+		if (r != EAI_AGAIN || now_ns() + RESOLVE_PAUSE_NS >= deadline)
+			break;
+		(void)poll(NULL, 0, rz_poll_ms(now_ns() + RESOLVE_PAUSE_NS));
+	}
+	if (r == EAI_MEMORY)
+		return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host", a->text);
+	if (r == EAI_SYSTEM)
+		return rc_fail(errno, "rendezvous \"%s\": cannot resolve the host: %s", a->text, rref_strerror(errno));
+	if (r == EAI_AGAIN)
+		return rc_fail(ETIMEDOUT, "rendezvous \"%s\": cannot resolve the host: %s (%d tries)", a->text, gai_strerror(r),
+			       tries);
+	return rc_fail(EINVAL, "rendezvous \"%s\": cannot resolve the host: %s", a->text, gai_strerror(r));
+}
+
+bool rz_is_loopback(const struct sockaddr *sa)
+{
+	if (sa->sa_family == AF_INET) {
+		const struct sockaddr_in *in = (const void *)sa;
+
+		return ntohl(in->sin_addr.s_addr) >> 24 == 127;
+	}
+	if (sa->sa_family == AF_INET6) {
+		const struct sockaddr_in6 *in6 = (const void *)sa;
+
+		return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ||
+		       (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) && in6->sin6_addr.s6_addr[12] == 127);
+	}
+	return false;
+}
+
+const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length, char out[RZ_SOCKADDR_TEXT])
+{
+	char host[56], port[8];
+
+	if (getnameinfo(sa, length, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+		snprintf(out, RZ_SOCKADDR_TEXT, "an unknown address");
+	else
+		snprintf(out, RZ_SOCKADDR_TEXT, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+	return out;
+}
+
+uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out, size_t size)
+{
+	uint32_t nr = 0, shown = 0, ranges = 0;
+	size_t used = 0;
+
+	out[0] = '\0';
+	for (uint32_t i = 0, end; i < world; i = end) {
+		end = i + 1;
+		if (rz_is_present(p, i) != present)
+			continue;
+		while (end < world && rz_is_present(p, end) == present)
+			end++;
+		nr += end - i;
+		if (ranges++ >= RANKS_SHOWN || used >= size)
+			continue;
+		shown += end - i;
+		used += (size_t)snprintf(out + used, size - used, "%s%u", used ? ", " : "", i);
+		if (end - i > 1 && used < size)
+			used += (size_t)snprintf(out + used, size - used, "%s%u", end - i == 2 ? ", " : "-", end - 1);
+	}
+	if (nr > shown && used < size)
+		snprintf(out + used, size - used, " and %u more", nr - shown);
+	return nr;
+}
+
+int rz_poll_ms(int64_t until)
+{
+	int64_t left = until - now_ns();
+
+	if (left <= 0)
+		return 0;
+	if (left > (int64_t)INT_MAX / 2 * NSEC_PER_MSEC)
+		return INT_MAX / 2;
+	return (int)((left + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC);
+}
+
+void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...)
+{
+	char text[RREF_TEXT_SIZE];
+	va_list ap;
+
+	if (!log || !log->fn)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	log->fn(log->ctx, level, text);
+}
+
+int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *me, const struct rc_key *key,
+		  int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
+{
+	char text[RZ_SOCKADDR_TEXT];
+	struct addrinfo *list;
+	struct rz_address a;
+	int r;
+
+	if (world < 1 || world > RZ_WORLD_MAX)
+		return rc_fail(EINVAL, "rendezvous: world size %u is not in 1..%d", world, RZ_WORLD_MAX);
+	if (me->rank >= world)
+		return rc_fail(EINVAL, "rendezvous: rank %u is not in 0..%u (world size %u)", me->rank, world - 1, world);
+	r = rc_name_check(me->name);
+	if (r)
+		return r;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (me->addr[k].len > RV_ADDR_MAX)
+			return rc_fail(EINVAL, "rendezvous: a device address of %u bytes, at most %d are allowed",
+				       (unsigned)me->addr[k].len, RV_ADDR_MAX);
+	if (world == 1) {
+		members[0] = *me;
+		return 0;
+	}
+	r = rz_address_parse(address, &a);
+	if (r)
+		return r;
+	r = rz_resolve(&a, deadline, &list);
+	if (r)
+		return r;
+	/* The user's own key proves "the same user on this machine", so the rest of the network has no business here. */
+	for (const struct addrinfo *i = list; i && !key->is_group; i = i->ai_next) {
+		if (rz_is_loopback(i->ai_addr))
+			continue;
+		r = rc_fail(EACCES, "rendezvous \"%s\" (%s) is not a loopback address, which needs a group key: put the same "
+			    "random bytes into a file on every host, chmod 600, and name it in RREF_KEY_FILE", a.text,
+			    rz_sockaddr_text(i->ai_addr, i->ai_addrlen, text));
+		goto free_list;
+	}
+	r = me->rank == 0 ? rz_serve(&a, list, world, me, key, deadline, log, members)
+			  : rz_come(&a, list, world, me, key, deadline, log, members);
+free_list:
+	freeaddrinfo(list);
+	return r;
+}

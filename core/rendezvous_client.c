@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rendezvous as every other worker sees it: one connection to rank 0, tried again and again until it has this
+ * worker's place, since rank 0 may start later or be busy with others. After that its loss is the group's loss.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "rc_error.h"
+#include "rc_quote.h"
+#include "rc_rendezvous.h"
+
+#define CONNECT_NS (3 * NSEC_PER_SEC)            /* one try: a lost SYN must not cost the whole deadline */
+#define BACKOFF_MIN_NS (10 * NSEC_PER_MSEC)
+#define BACKOFF_MAX_NS (200 * NSEC_PER_MSEC)
+#define COME_AGAIN 1
+
+/* owner: the one thread inside rz_come */
+struct come {
+	const struct rz_address *a;
+	const struct rc_member *me;
+	const struct rc_key *key;
+	const struct rc_group_log *log;
+	uint32_t world;
+	int64_t start, deadline;
+	unsigned nr_tries;
+	int last_err;                  /* positive; why the last try failed */
+	bool is_connected;             /* the last try got a connection: somebody is there */
+	char last[96];                 /* the same in words */
+	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
+	bool is_joined, has_status;
+	struct rz_presence present;
+	struct rz_session session;
+	struct rz_reader in;
+	struct rc_member *table;
+};
+
+static double waited(const struct come *c)
+{
+	return (double)(now_ns() - c->start) / 1e9;
+}
+
+/* 0, -ETIMEDOUT. Errors on fd show when it is used. */
+static int wait_fd(int fd, short events, int64_t until)
+{
+	for (;;) {
+		struct pollfd p = { .fd = fd, .events = events };
+		int ms = rz_poll_ms(until);
+		int n = poll(&p, 1, ms);
+
+		if (n > 0)
+			return 0;
+		if (n == 0 && now_ns() >= until)
+			return -ETIMEDOUT;
+		if (n < 0 && errno != EINTR)
+			return -errno;
+	}
+}
+
+static void pause_until(int64_t until)
+{
+	while (now_ns() < until)
+		(void)poll(NULL, 0, rz_poll_ms(until));
+}
+
+/*
+ * A connect to a port of this machine that nobody listens at can meet itself, when the kernel happens to choose that
+ * very port for our side. It would answer our hello with our hello, and keep rank 0 from listening.
+ */
+static bool is_self_connected(int fd)
+{
+	struct sockaddr_storage self, peer;
+	socklen_t self_length = sizeof(self), peer_length = sizeof(peer);
+
+	memset(&self, 0, sizeof(self));
+	memset(&peer, 0, sizeof(peer));
+	if (getsockname(fd, (struct sockaddr *)&self, &self_length) < 0 ||
+	    getpeername(fd, (struct sockaddr *)&peer, &peer_length) < 0)
+		return false;
+	return self_length == peer_length && memcmp(&self, &peer, self_length) == 0;
+}
+
+/* A connected descriptor, or -errno. */
+static int connect_to(const struct addrinfo *ai, int64_t deadline)
+{
+	const struct linger no_time_wait = { .l_onoff = 1, .l_linger = 0 };
+	const int on = 1;
+	socklen_t length = sizeof(int);
+	int err = 0, r;
+	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -errno;
+	if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0) {
+		/* An interrupted connect goes on by itself, as one in progress. */
+		if (errno != EINPROGRESS && errno != EINTR) {
+			r = -errno;
+			goto close_fd;
+		}
+		r = wait_fd(fd, POLLOUT, min_of(deadline, now_ns() + CONNECT_NS));
+		if (r)
+			goto close_fd;
+		if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &length) < 0)
+			err = errno;
+		if (err) {
+			r = -err;
+			goto close_fd;
+		}
+	}
+	if (is_self_connected(fd)) {
+		(void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &no_time_wait, sizeof(no_time_wait));
+		r = -ECONNREFUSED;
+		goto close_fd;
+	}
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	return fd;
+close_fd:
+	close(fd);
+	return r;
+}
+
+static int send_all(int fd, const uint8_t *p, size_t length, int64_t deadline)
+{
+	while (length) {
+		ssize_t n = send(fd, p, length, MSG_NOSIGNAL);
+
+		if (n > 0) {
+			p += n;
+			length -= (size_t)n;
+		} else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+			int r = wait_fd(fd, POLLOUT, deadline);
+
+			if (r)
+				return r;
+		} else if (n < 0 && errno != EINTR) {
+			return -errno;
+		}
+	}
+	return 0;
+}
+
+/* The next frame is in c->in. -ETIMEDOUT, and what rz_read says. */
+static int next_frame(struct come *c, int fd)
+{
+	int r;
+
+	rz_next(&c->in);
+	while ((r = rz_read(fd, &c->in)) == 0)
+		if ((r = wait_fd(fd, POLLIN, c->deadline)))
+			return r;
+	return r < 0 ? r : 0;
+}
+
+static int fail_timeout(const struct come *c)
+{
+	char ranks[160];
+	uint32_t missing;
+
+	if (c->has_status) {
+		missing = rz_ranks_text(&c->present, c->world, false, ranks, sizeof(ranks));
+		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %u of %u workers came; missing %s %s", c->a->text,
+			       c->peer, waited(c), c->world - missing, c->world, missing == 1 ? "rank" : "ranks", ranks);
+	}
+	return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s (%u tries): connected, but rank 0 did not answer; is it "
+		       "this group's rank 0 that listens there?", c->a->text, c->peer, waited(c), c->nr_tries);
+}
+
+/* What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost before it counted. */
+static int fail_frame(struct come *c, int r)
+{
+	char bytes[RZ_HEAD_BYTES * 2 + 1];
+
+	switch (r) {
+	case -ETIMEDOUT:
+		return fail_timeout(c);
+	case -EPROTO:
+		rc_quote(bytes, sizeof(bytes), c->in.frame, min_of(c->in.have, (size_t)RZ_HEAD_BYTES * 2));
+		return rc_fail(EPROTO, "rendezvous %s (%s): what answers there does not speak this protocol (it sent \"%s\")",
+			       c->a->text, c->peer, bytes);
+	case -EPROTONOSUPPORT:
+		return rc_fail(EPROTONOSUPPORT, "rendezvous %s (%s): rank 0 speaks protocol version %u, rank %u version %u",
+			       c->a->text, c->peer, rz_version_of(&c->in), c->me->rank, RZ_VERSION);
+	case -EKEYREJECTED:
+		return rc_fail(EKEYREJECTED, "rendezvous %s (%s): what answers there does not hold this group's key", c->a->text,
+			       c->peer);
+	default:
+		if (c->is_joined)
+			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %.1f s, before the group was complete: "
+				       "%s", c->a->text, c->peer, waited(c), rref_strerror(r));
+		c->last_err = -r;
+		snprintf(c->last, sizeof(c->last), "the connection was closed before an answer (%s)", rref_strerror(r));
+		return COME_AGAIN;
+	}
+}
+
+/* Rank 0's last word, or one that nobody signed: then only the codes that such a refusal can have. */
+static int fail_refused(struct come *c)
+{
+	char text[RZ_TEXT_MAX + 1];
+	int err, r;
+
+	if (rz_type_of(&c->in) == RZ_FAILED) {
+		r = rz_failed_take(&c->in, &c->session, &err, text, sizeof(text));
+		return r ? fail_frame(c, r) : rc_fail(err, "%s", text);
+	}
+	r = rz_refuse_take(&c->in, &err, text, sizeof(text));
+	if (r || (err != EPROTONOSUPPORT && err != EKEYREJECTED && err != EPROTO))
+		return fail_frame(c, -EPROTO);
+	return rc_fail(err, "rendezvous %s (%s): refused: %s", c->a->text, c->peer, text);
+}
+
+/* Entries come in rank order; END says that they are rank 0's. */
+static int take_table(struct come *c, int fd)
+{
+	struct rz_digest digest;
+	int r;
+
+	rz_digest_start(&digest);
+	for (uint32_t i = 0; i < c->world; i++) {
+		if (i && (r = next_frame(c, fd)))
+			return fail_frame(c, r);
+		if (rz_type_of(&c->in) == RZ_FAILED)
+			return fail_refused(c);
+		r = rz_member_take(&c->in, &c->table[i]);
+		if (r || c->table[i].rank != i)
+			return fail_frame(c, -EPROTO);
+		rz_digest_add(&digest, c->key, &c->table[i]);
+	}
+	if ((r = next_frame(c, fd)) || (r = rz_end_take(&c->in, &c->session, &digest)))
+		return fail_frame(c, r);
+	if (c->table[c->me->rank].incarnation != c->me->incarnation)
+		return rc_fail(EPROTO, "rendezvous %s (%s): rank 0 lists another worker as rank %u", c->a->text, c->peer,
+			       c->me->rank);
+	return 0;
+}
+
+/* One connection from hello to table. 0, -errno with a text, or COME_AGAIN. */
+static int talk(struct come *c, int fd)
+{
+	struct rz_session *s = &c->session;
+	uint8_t out[RZ_FRAME_MAX];
+	int r;
+
+	*s = (struct rz_session){ .key = c->key, .rank = c->me->rank, .world = c->world };
+	rc_random(s->client_nonce, sizeof(s->client_nonce));
+	rz_next(&c->in);
+	if ((r = send_all(fd, out, rz_hello_make(s, out), c->deadline)) || (r = next_frame(c, fd)))
+		return fail_frame(c, r);
+	if (rz_type_of(&c->in) == RZ_REFUSE)
+		return fail_refused(c);
+	if ((r = rz_challenge_take(&c->in, s)))
+		return fail_frame(c, r);
+	if ((r = send_all(fd, out, rz_join_make(s, c->me, out), c->deadline)) || (r = next_frame(c, fd)))
+		return fail_frame(c, r);
+	if (rz_type_of(&c->in) == RZ_FAILED || rz_type_of(&c->in) == RZ_REFUSE)
+		return fail_refused(c);
+	if ((r = rz_joined_take(&c->in, s)))
+		return fail_frame(c, r);
+	c->is_joined = true;
+	for (;;) {
+		if ((r = next_frame(c, fd)))
+			return fail_frame(c, r);
+		switch (rz_type_of(&c->in)) {
+		case RZ_STATUS:
+			if ((r = rz_status_take(&c->in, s, &c->present)))
+				return fail_frame(c, r);
+			c->has_status = true;
+			break;
+		case RZ_MEMBER:
+			return take_table(c, fd);
+		case RZ_FAILED:
+			return fail_refused(c);
+		default:
+			return fail_frame(c, -EPROTO);
+		}
+	}
+}
+
+/* Each address once. */
+static int try_all(struct come *c, const struct addrinfo *list)
+{
+	for (const struct addrinfo *i = list; i && (c->nr_tries == 0 || now_ns() < c->deadline); i = i->ai_next) {
+		int fd, r;
+
+		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, c->peer);
+		c->nr_tries++;
+		fd = connect_to(i, c->deadline);
+		if (fd < 0) {
+			c->is_connected = false;
+			c->last_err = -fd;
+			snprintf(c->last, sizeof(c->last), "%s", rref_strerror(fd));
+			continue;
+		}
+		c->is_connected = true;
+		r = talk(c, fd);
+		close(fd);
+		if (r != COME_AGAIN)
+			return r;
+	}
+	return COME_AGAIN;
+}
+
+int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t world, const struct rc_member *me,
+	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
+{
+	struct come *c = calloc(1, sizeof(*c));
+	struct rc_member *table = calloc(world, sizeof(*table));
+	int64_t backoff = BACKOFF_MIN_NS;
+	int r = COME_AGAIN;
+
+	if (!c || !table) {
+		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world, world * sizeof(*table));
+		goto free_all;
+	}
+	c->a = a;
+	c->me = me;
+	c->key = key;
+	c->log = log;
+	c->world = world;
+	c->start = now_ns();
+	c->deadline = deadline;
+	c->table = table;
+	while ((r = try_all(c, list)) == COME_AGAIN && now_ns() < deadline) {
+		uint32_t jitter;
+
+		/* What the process lacks will not come by waiting. */
+		if (!c->is_connected && (c->last_err == EMFILE || c->last_err == ENFILE || c->last_err == ENOMEM ||
+					 c->last_err == EACCES || c->last_err == EPERM))
+			break;
+		if (c->nr_tries == 1)
+			rz_log(log, RREF_LOG_INFO, "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text, c->peer,
+			       c->last);
+		/* A thousand workers that start together should not come back together. */
+		rc_random(&jitter, sizeof(jitter));
+		pause_until(min_of(deadline, now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
+		backoff = min_of(backoff * 2, BACKOFF_MAX_NS);
+	}
+	if (r == COME_AGAIN) {
+		/* Refused, or closed without an answer, is nobody; everything else may be the network. */
+		int err = c->is_connected ? ECONNREFUSED : c->last_err;
+
+		if (err != ECONNREFUSED && err != EMFILE && err != ENFILE && err != ENOMEM && err != EACCES && err != EPERM)
+			err = ETIMEDOUT;
+		r = rc_fail(err, "rendezvous %s (%s): rank %u could not reach rank 0: %u tries in %.1f s, the last: %s; is rank 0 "
+			    "running there?", a->text, c->peer, me->rank, c->nr_tries, waited(c), c->last);
+	} else if (r == 0) {
+		memcpy(members, table, world * sizeof(*table));
+	}
+free_all:
+	free(table);
+	free(c);
+	return r;
+}
