@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a step puts out: effects, the faults that many of them may share, and the waits that they end. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rp_internal.h"
+
+#define KEPT_EFFECTS 1024u      /* capacity that outlives a burst (a fence fails everything held of a peer) */
+
+int rp_effects_reserve(struct rp *m, size_t n)
+{
+	size_t max = m->max_effects ? m->max_effects : 2 * RP_STEP_EFFECTS;
+	struct rp_effect *effects;
+
+	if (m->max_effects - m->nr_effects >= n)
+		return 0;
+	while (max - m->nr_effects < n)
+		max *= 2;
+	effects = realloc(m->effects, max * sizeof(*effects));
+	if (!effects)
+		return -ENOMEM;
+	m->effects = effects;
+	m->max_effects = max;
+	return 0;
+}
+
+struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type)
+{
+	struct rp_effect *e;
+
+	assert(m->nr_effects < m->max_effects);
+	e = &m->effects[m->nr_effects++];
+	/* The texts are long and mostly empty: clear their first byte only. */
+	memset(e, 0, offsetof(struct rp_effect, msg));
+	e->type = type;
+	if (type == RP_EFF_SEND) {
+		memset(&e->msg, 0, offsetof(struct rp_msg, text) + 1);
+	} else {
+		memset(&e->loc, 0, sizeof(e->loc));
+		e->text[0] = '\0';
+	}
+	return e;
+}
+
+const struct rp_effect *rp_effects(const struct rp *m, size_t *count)
+{
+	*count = m->nr_effects;
+	return m->effects;
+}
+
+void rp_effects_clear(struct rp *m)
+{
+	m->nr_effects = 0;
+	if (m->max_effects > KEPT_EFFECTS) {
+		struct rp_effect *effects = realloc(m->effects, KEPT_EFFECTS * sizeof(*effects));
+
+		if (effects) {
+			m->effects = effects;
+			m->max_effects = KEPT_EFFECTS;
+		}
+	}
+	rp_table_trim(&m->owner_table);
+	rp_table_trim(&m->held_table);
+	rp_table_trim(&m->user_table);
+	rp_table_trim(&m->child_table);
+	rp_table_trim(&m->tomb_table);
+}
+
+void rp_text_copy(char *to, const char *from)
+{
+	size_t n = from ? strnlen(from, RP_TEXT_MAX - 1) : 0;
+
+	memcpy(to, from ? from : "", n);
+	to[n] = '\0';
+}
+
+void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault)
+{
+	e->status = status;
+	if (fault)
+		rp_text_copy(e->text, rp_fault_at(m, fault)->text);
+}
+
+void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
+	     const struct rp_location *loc, uint32_t fault)
+{
+	struct rp_effect *e;
+
+	if (!rp_peer_reachable(m, to))
+		return;
+	e = rp_effect_add(m, RP_EFF_SEND);
+	e->peer = to;
+	e->msg.type = type;
+	e->msg.id = id;
+	e->msg.fork = fork;
+	e->msg.status = status;
+	if (!status && loc)
+		e->msg.loc = *loc;
+	if (status && fault)
+		rp_text_copy(e->msg.text, rp_fault_at(m, fault)->text);
+}
+
+void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
+		     const struct rref_id *fork, int status, const char *text)
+{
+	size_t before = m->nr_effects;
+
+	rp_send(m, to, type, *id, *fork, status, NULL, 0);
+	if (m->nr_effects > before)
+		rp_text_copy(m->effects[before].msg.text, text);
+}
+
+uint32_t rp_fault_new(struct rp *m, int status, const char *text)
+{
+	uint32_t i = rp_pool_take(&m->faults);
+	struct rp_fault *f = rp_fault_at(m, i);
+
+	f->refs = 1;
+	f->status = status;
+	rp_text_copy(f->text, text);
+	return i;
+}
+
+uint32_t rp_fault_get(struct rp *m, uint32_t fault)
+{
+	rp_fault_at(m, fault)->refs++;
+	return fault;
+}
+
+void rp_fault_put(struct rp *m, uint32_t fault)
+{
+	if (fault && !--rp_fault_at(m, fault)->refs)
+		rp_pool_put(&m->faults, fault);
+}
+
+void rp_wait_add(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie)
+{
+	uint32_t i = rp_pool_take(&m->waits);
+
+	rp_wait_at(m, i)->cookie = cookie;
+	rp_list_add(&m->waits, offsetof(struct rp_wait, link), waits, i);
+	++*nr;
+	m->counts.parked++;
+}
+
+static void wait_erase(struct rp *m, rp_list *waits, uint32_t *nr, uint32_t i)
+{
+	rp_list_del(&m->waits, offsetof(struct rp_wait, link), waits, i);
+	rp_pool_put(&m->waits, i);
+	--*nr;
+	m->counts.parked--;
+}
+
+int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie)
+{
+	rp_list_for_each(i, &m->waits, struct rp_wait, link, *waits) {
+		if (rp_wait_at(m, i)->cookie == cookie) {
+			wait_erase(m, waits, nr, i);
+			return 0;
+		}
+	}
+	return -ESTALE;
+}
+
+void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value, const struct rp_location *loc)
+{
+	struct rp_effect *e = rp_effect_add(m, RP_EFF_WAITED);
+
+	e->cookie = cookie;
+	rp_effect_status(m, e, status, fault);
+	if (!status) {
+		e->value = value;
+		e->loc = *loc;
+	}
+}
+
+void rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
+		  const struct rp_location *loc)
+{
+	while (*waits) {
+		rp_waited(m, rp_wait_at(m, *waits)->cookie, status, fault, value, loc);
+		wait_erase(m, waits, nr, *waits);
+	}
+}

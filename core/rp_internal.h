@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside the reference protocol (rp.h). Everything here is guarded as the machine is: by its caller.
+ *
+ * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
+ * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 176 bytes of items
+ * and 8..16 of hash buckets.
+ *
+ * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
+ * pool and RP_STEP_EFFECTS effects for all; handlers that may add more call rp_effects_reserve first. Taking a
+ * reserved item, and adding a reserved effect, cannot fail.
+ */
+#ifndef RP_INTERNAL_H
+#define RP_INTERNAL_H
+
+#include <assert.h>
+#include <errno.h>
+
+#include "core/rp.h"
+
+#define RP_CHUNK_ITEMS 256u     /* pool items per allocation */
+#define RP_STEP_EFFECTS 16u     /* reserved for every step */
+
+struct rp_link {
+	uint32_t next, prev;
+};
+
+/* A circle of links inside items of one pool; the head's first element, 0 = empty. */
+typedef uint32_t rp_list;
+
+struct rp_chunk {
+	char *items;            /* NULL: given back */
+	uint32_t live, free;    /* items in use; first free item's place in the chunk + 1, 0 = none */
+	uint32_t next, prev;    /* among chunks with room, index + 1 */
+};
+
+struct rp_pool {
+	struct rp_chunk *chunks;
+	uint32_t nr_chunks, max_chunks;
+	uint32_t room;          /* first chunk with a free item, index + 1 */
+	uint32_t hole;          /* first given-back chunk, index + 1 (linked by next) */
+	uint32_t nr_free;       /* free items in all chunks */
+	uint32_t live;
+	uint32_t bytes;         /* per item, const */
+};
+
+/* First in every item that is in a hash table. */
+struct rp_hashed {
+	uint32_t next, hash;
+};
+
+struct rp_table {
+	uint32_t *buckets;
+	uint32_t mask, used;
+};
+
+/* rref_id without its padding. */
+struct rp_key {
+	uint64_t local_id;
+	uint32_t rank;
+} __attribute__((packed, aligned(4)));
+
+/* Why something failed; shared by all that failed with it. */
+struct rp_fault {
+	uint32_t refs;
+	int status;
+	char text[RP_TEXT_MAX];
+};
+
+struct rp_wait {
+	uint64_t cookie;
+	struct rp_link link;
+};
+
+enum rp_owner_state { RP_OWNER_NONE, RP_OWNER_PENDING, RP_OWNER_READY, RP_OWNER_FAILED, RP_OWNER_HUSK };
+
+struct rp_owner {
+	struct rp_hashed hashed;
+	void *value;
+	struct rp_location loc;
+	struct rp_key id;
+	uint32_t local;         /* references of this worker */
+	uint32_t nr_forks, nr_waits;
+	rp_list forks, waits;
+	uint32_t fault;         /* FAILED */
+	uint8_t state;          /* enum rp_owner_state */
+};
+
+/* One fork recorded at the owner: the key is (holder, fork). */
+struct rp_held {
+	struct rp_hashed hashed;
+	struct rp_key fork;
+	uint32_t holder, owner; /* rank; the entry's index */
+	struct rp_link in_owner, in_peer;
+	bool creator : 1;       /* gets CREATED when the value is set */
+	bool parked : 1;        /* a FETCH waits for the value */
+};
+
+enum rp_user_state { RP_USER_NONE, RP_USER_ASKING, RP_USER_REQUESTED, RP_USER_CONFIRMED, RP_USER_FAILED };
+
+/* A reference held here. owner == self only while the owner asks an early record's parent (no handle exists yet). */
+struct rp_user {
+	struct rp_hashed hashed;
+	void *handle;
+	uint64_t cookie;        /* of READY */
+	struct rp_location loc; /* version 0 = unknown */
+	struct rp_key id, fork;
+	uint32_t owner, parent; /* ranks */
+	uint32_t nr_children, nr_waits;
+	rp_list children, waits;
+	uint32_t fault;         /* FAILED */
+	struct rp_link in_owner;/* of the owner's peer */
+	struct rp_link in_parent; /* of the parent's peer, while ASKING */
+	uint8_t state;          /* enum rp_user_state */
+	bool dropped : 1;
+	bool early : 1;         /* the owner may not know the id yet */
+	bool creator : 1, created : 1;    /* made by CREATE; its CREATED effect was given */
+	bool ready_due : 1;     /* READY is owed, and CHILD_ACCEPT with it */
+	bool delete_due : 1;    /* DELETE is owed */
+	bool requested : 1;     /* FORK_REQUEST was sent: an ack is legal */
+	bool asked : 1;         /* PARENT_REQUEST was sent */
+	bool fetched : 1, fetching : 1;   /* FETCH was ever sent; is unanswered */
+};
+
+/* A child shared and not accepted yet. */
+struct rp_child {
+	struct rp_hashed hashed;
+	struct rp_key fork;
+	uint32_t user, dest;    /* parent entry's index; rank */
+	struct rp_link in_user, in_peer;
+	bool asked;             /* its PARENT_REQUEST waits for an answer */
+};
+
+struct rp_tomb {
+	struct rp_hashed hashed;
+	struct rp_key fork;
+	uint32_t holder;
+	struct rp_link in_peer;
+};
+
+enum rp_peer_state { RP_PEER_UP, RP_PEER_FENCED, RP_PEER_GONE };
+
+struct rp_peer {
+	enum rp_peer_state state;
+	int status;             /* of the last fence */
+	uint32_t epoch;
+	uint32_t nr_forks, nr_tombs;
+	rp_list forks;          /* rp_held: what it holds here */
+	rp_list users;          /* rp_user: what we hold of it, what was lost with an earlier session too */
+	rp_list asking;         /* rp_user: ASKING it */
+	rp_list children;       /* rp_child: shared with it */
+	rp_list tombs;          /* oldest first */
+};
+
+struct rp {
+	uint32_t self, world;
+	uint64_t seed;
+	struct rp_effect *effects;
+	size_t nr_effects, max_effects;
+	struct rp_counts counts;
+	struct rp_table owner_table, held_table, user_table, child_table, tomb_table;
+	struct rp_pool owners, helds, users, children, tombs, waits, faults;
+	struct rp_peer peers[];
+};
+
+/* ---- pools and lists (rp_pool.c) ---- */
+void rp_pool_init(struct rp_pool *p, uint32_t item_bytes);
+void rp_pool_close(struct rp_pool *p);
+int rp_pool_reserve(struct rp_pool *p, uint32_t n);
+uint32_t rp_pool_take(struct rp_pool *p);       /* reserved before; the item is zeroed */
+void rp_pool_put(struct rp_pool *p, uint32_t i);
+uint32_t rp_pool_next(const struct rp_pool *p, uint32_t i); /* visits every place; items in use have a state of their own */
+
+static inline void *rp_item(const struct rp_pool *p, uint32_t i)
+{
+	assert(i);
+	return p->chunks[(i - 1) / RP_CHUNK_ITEMS].items + (size_t)((i - 1) % RP_CHUNK_ITEMS) * p->bytes;
+}
+
+void rp_list_add(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t i); /* at the end */
+void rp_list_del(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t i);
+uint32_t rp_list_next(const struct rp_pool *p, size_t offset, rp_list list, uint32_t i); /* 0 at the end */
+
+#define rp_list_for_each(i, pool, type, member, list) \
+	for (uint32_t i = (list); i; i = rp_list_next((pool), offsetof(type, member), (list), i))
+
+static inline struct rp_owner *rp_owner_at(const struct rp *m, uint32_t i) { return rp_item(&m->owners, i); }
+static inline struct rp_held *rp_held_at(const struct rp *m, uint32_t i) { return rp_item(&m->helds, i); }
+static inline struct rp_user *rp_user_at(const struct rp *m, uint32_t i) { return rp_item(&m->users, i); }
+static inline struct rp_child *rp_child_at(const struct rp *m, uint32_t i) { return rp_item(&m->children, i); }
+static inline struct rp_tomb *rp_tomb_at(const struct rp *m, uint32_t i) { return rp_item(&m->tombs, i); }
+static inline struct rp_wait *rp_wait_at(const struct rp *m, uint32_t i) { return rp_item(&m->waits, i); }
+static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { return rp_item(&m->faults, i); }
+
+/* ---- hash tables (rp_table.c): find gives 0 for what is not there; holder is 0 for keys without one ---- */
+int rp_table_init(struct rp_table *t);
+void rp_table_close(struct rp_table *t);
+int rp_table_reserve(struct rp_table *t, const struct rp_pool *p); /* room for one more */
+void rp_table_trim(struct rp_table *t);                            /* gives memory of an empty table back */
+uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder);
+void rp_table_add(struct rp_table *t, const struct rp_pool *p, uint32_t i, uint32_t hash);
+void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i);
+uint32_t rp_find_owner(const struct rp *m, const struct rref_id *id);
+uint32_t rp_find_held(const struct rp *m, uint32_t holder, const struct rref_id *fork);
+uint32_t rp_find_user(const struct rp *m, const struct rref_id *fork);
+uint32_t rp_find_child(const struct rp *m, const struct rref_id *fork);
+uint32_t rp_find_tomb(const struct rp *m, uint32_t holder, const struct rref_id *fork);
+
+static inline struct rp_key rp_key(const struct rref_id *id)
+{
+	return (struct rp_key){ .local_id = id->local_id, .rank = id->created_on };
+}
+static inline struct rref_id rp_id(const struct rp_key *k)
+{
+	return (struct rref_id){ .local_id = k->local_id, .created_on = k->rank };
+}
+static inline bool rp_same(const struct rp_key *k, const struct rref_id *id)
+{
+	return k->local_id == id->local_id && k->rank == id->created_on;
+}
+/* Names something: a rank of the group and a number that was given out. */
+static inline bool rp_id_valid(const struct rp *m, const struct rref_id *id)
+{
+	return id->local_id && id->created_on < m->world && !id->reserved;
+}
+static inline bool rp_id_none(const struct rref_id *id)
+{
+	return !id->local_id && !id->created_on;
+}
+
+/* ---- effects and faults (rp_effects.c) ---- */
+int rp_effects_reserve(struct rp *m, size_t n);
+struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type);
+void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault); /* fault 0: no text */
+/* NULL when nothing may be sent to that peer. status 0 with loc, or not 0 with fault, or neither (NULL, 0). */
+void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
+	     const struct rp_location *loc, uint32_t fault);
+void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
+		     const struct rref_id *fork, int status, const char *text);
+uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one reference; text may be NULL */
+uint32_t rp_fault_get(struct rp *m, uint32_t fault);
+void rp_fault_put(struct rp *m, uint32_t fault);
+void rp_text_copy(char *to, const char *from);                     /* from NULL: "" */
+
+/* ---- waits, of both kinds of entry (rp_effects.c) ---- */
+void rp_wait_add(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie);
+int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie); /* -ESTALE */
+void rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
+		  const struct rp_location *loc);
+void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value, const struct rp_location *loc);
+
+/* ---- owner entries (rp_owner.c) ---- */
+int rp_new(struct rp *m, const struct rp_event *ev);
+int rp_set(struct rp *m, const struct rp_event *ev);
+int rp_retain(struct rp *m, const struct rp_event *ev);
+int rp_release(struct rp *m, const struct rp_event *ev);
+int rp_own(struct rp *m, const struct rp_event *ev);
+int rp_owner_wait(struct rp *m, const struct rp_event *ev);
+int rp_owner_unwait(struct rp *m, const struct rp_event *ev);
+void rp_owner_settle(struct rp *m, uint32_t owner); /* frees it if nothing refers to it; adds 2 + nr_waits effects at most */
+static inline bool rp_owner_alive(const struct rp *m, uint32_t i) /* may be referred to anew */
+{
+	return i && rp_owner_at(m, i)->state != RP_OWNER_HUSK;
+}
+
+/* ---- the owner's set of forks (rp_held.c) ---- */
+uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct rref_id *fork);
+uint32_t rp_held_erase(struct rp *m, uint32_t held); /* the owner's index; the caller settles it */
+bool rp_held_full(const struct rp *m, uint32_t holder);
+void rp_tomb_add(struct rp *m, uint32_t holder, const struct rref_id *fork);
+void rp_tombs_erase(struct rp *m, uint32_t holder);
+int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_on_delete(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg);
+
+/* ---- user entries (rp_user.c) ---- */
+int rp_create_user(struct rp *m, const struct rp_event *ev);
+int rp_create_failed(struct rp *m, const struct rp_event *ev);
+int rp_drop(struct rp *m, const struct rp_event *ev);
+int rp_user_wait(struct rp *m, const struct rp_event *ev);
+int rp_user_unwait(struct rp *m, const struct rp_event *ev);
+uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork, uint32_t owner, uint32_t parent,
+		     enum rp_user_state state);
+void rp_user_erase(struct rp *m, uint32_t user);
+void rp_user_request(struct rp *m, uint32_t user);  /* FORK_REQUEST to the owner; state REQUESTED */
+void rp_user_settle(struct rp *m, uint32_t user);   /* DELETE and erase as far as it may go; one effect at most */
+size_t rp_user_effects(const struct rp_user *u);    /* that confirming, failing or settling it may add at most */
+void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault); /* READY and CHILD_ACCEPT, once */
+/* And settles. new: its NEW_HANDLE is an effect of this very step and tells the same. */
+void rp_user_fail(struct rp *m, uint32_t user, uint32_t fault, bool new);
+int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_on_fetch_reply(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg);
+
+/* ---- sharing (rp_share.c: the parent's side, rp_receive.c: the child's) ---- */
+int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
+int rp_share_undo(struct rp *m, const struct rp_event *ev);
+void rp_child_erase(struct rp *m, uint32_t child);                       /* the caller settles the parent */
+void rp_children_answer(struct rp *m, uint32_t user, uint32_t fault);    /* PARENT_ACK to those that asked */
+int rp_on_child_accept(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_on_parent_request(struct rp *m, uint32_t from, const struct rp_msg *msg);
+int rp_receive(struct rp *m, const struct rp_event *ev);
+void rp_receive_resume(struct rp *m, uint32_t user); /* it need not ask its parent any longer; 4 effects at most */
+int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
+
+/* ---- peers (rp_peer.c) ---- */
+int rp_peer_up(struct rp *m, const struct rp_event *ev);
+int rp_peer_fenced(struct rp *m, const struct rp_event *ev);
+int rp_peer_grace(struct rp *m, const struct rp_event *ev);
+static inline bool rp_peer_reachable(const struct rp *m, uint32_t rank)
+{
+	return m->peers[rank].state == RP_PEER_UP;
+}
+
+static inline int rp_ignored(struct rp *m)
+{
+	m->counts.ignored++;
+	return 0;
+}
+static inline int rp_refused(struct rp *m)
+{
+	m->counts.refused++;
+	return -EPROTO;
+}
+
+#endif
