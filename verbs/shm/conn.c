@@ -135,8 +135,6 @@ void shm_watch_add(struct rv_conn *conn)
 
 	conn->watch = dev->nr_watch;
 	dev->watch[dev->nr_watch++] = (struct shm_watch){.word = conn->rx.post, .seq = 1, .conn = conn};
-	conn->peer_keys = conn->peer_page->key;
-	conn->peer_serve = &conn->tx.box->serve;
 	at_store_rel(&conn->state, SHM_UP); /* partner: post_reads() */
 	shm_tell_start(conn);
 }

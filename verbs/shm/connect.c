@@ -117,6 +117,8 @@ int shm_hold_peer(struct rv_conn *conn, const struct shm_packet *p, int fds[SHM_
 	rc = shm_box_attach(&conn->tx, p->credits, fds[2]);
 	if (rc)
 		goto close_fds;
+	conn->peer_keys = conn->peer_page->key;
+	conn->peer_serve = &conn->tx.box->serve;
 	conn->peer_wake = fds[1];
 	fds[1] = -1;
 
