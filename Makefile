@@ -63,11 +63,12 @@ $(B)/%.o: %.c Makefile
 
 # A private jemalloc (docs/ARCHITECTURE.md, "alloc"): one relocatable object in which only the arena calls stay
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
-JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib
+JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib \
+	malloc_conf_2_conf_harder
 JEMALLOC_A := $(shell $(CC) -print-file-name=libjemalloc_pic.a)
 $(B)/jemalloc.o: Makefile
 	@mkdir -p $(@D)
-	$(LD) -r --whole-archive $(JEMALLOC_A) -o $@.tmp
+	$(LD) -r $(JEMALLOC_KEEP:%=-u %) $(JEMALLOC_A) -o $@.tmp
 	$(OBJCOPY) $(JEMALLOC_KEEP:%=--keep-global-symbol=%) $@.tmp
 	$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) $@.tmp $@
 	@rm -f $@.tmp

@@ -33,7 +33,7 @@ enum rw_type {
 };
 
 struct rw_frame {
-	uint8_t type, flags;
+	uint8_t type, flags;        /* flags: none yet, 0 */
 	uint32_t length, epoch;
 	uint64_t seq;
 };
@@ -46,7 +46,7 @@ struct rw_call {
 	uint8_t nr_refs;            /* <= RREF_REFS_MAX */
 	uint8_t name_length;        /* 1..RREF_NAME_MAX */
 	uint32_t data_length;       /* <= RREF_ARGS_MAX */
-	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork */
+	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork; RPC: zero */
 	const char *name;           /* decode: points into the message, not terminated */
 	const void *data;           /* decode: points into the message */
 	struct rp_fork refs[RREF_REFS_MAX];
@@ -55,9 +55,9 @@ struct rw_call {
 struct rw_reply {
 	uint64_t call_id;
 	int32_t status;             /* 0 or -errno */
-	uint8_t nr_refs;
-	uint16_t text_length;       /* < RP_TEXT_MAX */
-	uint32_t data_length;
+	uint8_t nr_refs;            /* <= RREF_REFS_MAX; 0 with an error */
+	uint16_t text_length;       /* < RP_TEXT_MAX; 0 without an error */
+	uint32_t data_length;       /* <= RREF_ARGS_MAX; 0 with an error */
 	const char *text;           /* decode: points into the message, not terminated */
 	const void *data;
 	struct rp_fork refs[RREF_REFS_MAX];
@@ -79,8 +79,10 @@ struct rw_message {
  * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the length, -EMSGSIZE if it
  * does not fit size, -EINVAL if a count or length of m is out of range.
  * rw_decode: reads one message that fills buf exactly. 0, or -EPROTO for anything that is not a well-formed message
- * (short, long, reserved bits set, unknown type, counts, lengths, ranks >= world, text without its bytes, status > 0).
- * Pointers in *out borrow from buf.
+ * (short, long, reserved bits set, unknown type, counts, lengths, ranks >= world, zero ids, a location that wraps, text
+ * with NULs, status > 0, an error with references or data); *out is then unspecified. Pointers in *out borrow from buf.
+ * What both leave out: the location of a message whose status is not 0, the text of one whose status is 0, id and fork
+ * of an RPC. A decoded message is one that rw_encode would write, byte for byte.
  * rw_set_seq: patches seq and epoch of an encoded message (they are known only when it is really sent).
  */
 int rw_encode(const struct rw_message *m, void *buf, size_t size);

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Contexts: joining a group, who is in it, and freeing. Leaving it is shutdown.c. */
+#include <errno.h>
+#include <sodium.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+_Atomic uint32_t rc_fork_generation;
+
+static void on_fork_child(void)
+{
+	at_add(&rc_fork_generation, 1);
+}
+
+static void once(void)
+{
+	pthread_atfork(NULL, NULL, on_fork_child);
+}
+
+int rc_enter_slow(const struct rref_ctx *ctx)
+{
+	if (!ctx)
+		return rc_fail(EINVAL, "no context");
+	if (ctx->fork_generation != at_load(&rc_fork_generation))
+		return rc_fail(ECHILD, "the context belongs to the parent process: after fork() a child must not use it");
+	return rc_fail(ESHUTDOWN, "the context was shut down");
+}
+
+void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...)
+{
+	char text[RREF_TEXT_SIZE];
+	va_list ap;
+
+	if (!ctx->log || level > ctx->log_level)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	ctx->log(ctx->log_ctx, level, text);
+}
+
+static void log_below(void *arg, int level, const char *text)
+{
+	rc_log(arg, (enum rref_log_level)level, "%s", text);
+}
+
+static int check_options(const struct rref_options *o)
+{
+	if (o->size != sizeof(*o))
+		return rc_fail(EINVAL, "options: size is %zu, this library's is %zu: call rref_options_init first", o->size,
+			       sizeof(*o));
+	if (o->world_size < 1 || o->world_size > 1024)
+		return rc_fail(EINVAL, "world size %d: 1 to 1024 (RREF_WORLD_SIZE)", o->world_size);
+	if (o->rank < 0 || o->rank >= o->world_size)
+		return rc_fail(EINVAL, "rank %d of a group of %d (RREF_RANK)", o->rank, o->world_size);
+	if (o->world_size > 1 && (!o->rendezvous || !*o->rendezvous))
+		return rc_fail(EINVAL, "a group of %d needs the rendezvous address of rank 0, host:port (RREF_RENDEZVOUS)",
+			       o->world_size);
+	if ((unsigned)o->mode > RREF_PROGRESS_MANUAL)
+		return rc_fail(EINVAL, "progress mode %d is unknown", (int)o->mode);
+	if (o->timeout < 0 || o->init_timeout < 0 || o->peer_timeout < 0)
+		return rc_fail(EINVAL, "a timeout is negative");
+	if (o->nr_functions && !o->functions)
+		return rc_fail(EINVAL, "%zu functions, but no table", o->nr_functions);
+	if (o->poller_core >= get_nprocs_conf())
+		return rc_fail(EINVAL, "poller core %d: this machine has %d", o->poller_core, get_nprocs_conf());
+	if (o->flags & ~RREF_NO_LEAK_CHECK)
+		return rc_fail(EINVAL, "unknown flags %#x", o->flags);
+	return o->name ? rc_name_check(o->name) : 0;
+}
+
+static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const struct rc_device_choice *c)
+{
+	struct rc_device *d = &ctx->device[ops->kind];
+	struct rv_options ro = { .device = c->device[0] ? c->device : NULL, .port = c->port, .gid_index = c->gid_index,
+				 .max_conns = ctx->world, .log = log_below, .log_ctx = ctx };
+	int err = ops->open(&ro, &d->dev);
+
+	d->ops = ops;
+	if (err) {
+		d->dev = NULL;
+		snprintf(d->why_not, sizeof(d->why_not), "%s", rv_error_text());
+		return rc_fail(-err, "%s: %s", ops->name, d->why_not);
+	}
+	ops->caps(d->dev, &d->caps);
+	return 0;
+}
+
+static int open_devices(struct rref_ctx *ctx, const char *text)
+{
+	struct rc_device_choice c;
+	int err = rc_device_parse(text, &c);
+
+	if (err)
+		return err;
+	snprintf(ctx->device[RV_SHM].why_not, sizeof(ctx->device[0].why_not), "shm is not chosen");
+	snprintf(ctx->device[RV_IBV].why_not, sizeof(ctx->device[0].why_not), "ibv is not chosen");
+	if (c.use_shm)
+		err = open_device(ctx, &rv_shm_ops, &c);
+	if (c.use_ibv && !(err && c.must)) {
+		int e = open_device(ctx, &rv_ibv_ops, &c);
+
+		/* auto: a machine without RDMA is fine as long as its peers are here; rc_peers_open tells. */
+		err = c.must || (err && e) ? e : 0;
+	}
+	return err;
+}
+
+/* A device that no peer is reached by would only pin memory. */
+static void close_unused(struct rref_ctx *ctx)
+{
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		struct rc_device *d = &ctx->device[k];
+		bool used = false;
+
+		for (uint32_t i = 0; i < ctx->world; i++)
+			used |= ctx->peers[i].dev == d->dev;
+		if (d->dev && !used) {
+			d->ops->close(d->dev);
+			d->dev = NULL;
+			snprintf(d->why_not, sizeof(d->why_not), "no worker of this group is reached by it");
+		}
+	}
+}
+
+static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
+{
+	struct rc_group_log log = { .fn = log_below, .ctx = ctx };
+	struct rc_member *me = calloc(1, sizeof(*me));
+	int err;
+
+	if (!me)
+		return rc_fail(ENOMEM, "memory for the group");
+	me->rank = ctx->rank;
+	me->incarnation = ctx->incarnation;
+	if (opt->name)
+		snprintf(me->name, sizeof(me->name), "%s", opt->name);
+	else
+		snprintf(me->name, sizeof(me->name), "worker%u", ctx->rank);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev)
+			ctx->device[k].ops->addr(ctx->device[k].dev, &me->addr[k]);
+	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->key, now_ns() + opt->init_timeout, &log, ctx->members);
+	free(me);
+	return err;
+}
+
+void rc_ctx_destroy(struct rref_ctx *ctx)
+{
+	struct rc_function *fn;
+
+	rc_pool_close(ctx);
+	rc_poller_close(ctx);
+	rp_destroy(ctx->machine);
+	if (ctx->op_chunk)
+		rc_ops_close(ctx);
+	rc_memory_close(ctx);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev)
+			ctx->device[k].ops->close(ctx->device[k].dev);
+	while ((fn = at_load(&ctx->functions))) {
+		at_store(&ctx->functions, fn->next);
+		free(fn);
+	}
+	if (ctx->epfd >= 0)
+		close(ctx->epfd);
+	if (ctx->kickfd >= 0)
+		close(ctx->kickfd);
+	rc_key_wipe(&ctx->key);
+	pthread_mutex_destroy(&ctx->lock);
+	pthread_mutex_destroy(&ctx->grow_lock);
+	pthread_mutex_destroy(&ctx->function_lock);
+	free(ctx->barrier_seen);
+	free(ctx->peers);
+	free(ctx->members);
+	free(ctx);
+}
+
+static struct rref_ctx *make(const struct rref_options *o)
+{
+	struct rref_ctx *ctx = aligned_alloc(CACHE_LINE, sizeof(*ctx));
+
+	if (!ctx)
+		return NULL;
+	memset(ctx, 0, sizeof(*ctx));
+	ctx->epfd = ctx->kickfd = -1;
+	ctx->fork_generation = at_load(&rc_fork_generation);
+	ctx->rank = (uint32_t)o->rank;
+	ctx->world = (uint32_t)o->world_size;
+	ctx->timeout = o->timeout;
+	ctx->peer_timeout = o->peer_timeout;
+	ctx->mode = o->mode;
+	ctx->poller_core = o->poller_core;
+	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
+	ctx->log = o->log;
+	ctx->log_ctx = o->log_ctx;
+	ctx->log_level = o->log_level;
+	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));
+	pthread_mutex_init(&ctx->lock, NULL);
+	pthread_mutex_init(&ctx->grow_lock, NULL);
+	pthread_mutex_init(&ctx->function_lock, NULL);
+	list_init(&ctx->self_queue);
+	list_init(&ctx->handles);
+	list_init(&ctx->deferred_ops);
+	list_init(&ctx->deferred_calls);
+	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
+	ctx->barrier_seen = calloc(ctx->world, sizeof(*ctx->barrier_seen));
+	return ctx;
+}
+
+int rref_init(const struct rref_options *opt, struct rref_ctx **out)
+{
+	static pthread_once_t done = PTHREAD_ONCE_INIT;
+	struct rref_options o;
+	struct rref_ctx *ctx;
+	int err;
+
+	if (!out)
+		return rc_fail(EINVAL, "rref_init: nowhere to put the context");
+	pthread_once(&done, once);
+	if (sodium_init() < 0)
+		return rc_fail(EIO, "libsodium could not be initialised");
+	if (opt) {
+		o = *opt;
+	} else {
+		rref_options_init(&o);
+		err = rref_options_from_env(&o);
+		if (err)
+			return err;
+	}
+	err = check_options(&o);
+	if (err)
+		return err;
+	o.timeout = o.timeout ? o.timeout : 60 * NSEC_PER_SEC;
+	o.init_timeout = o.init_timeout ? o.init_timeout : 60 * NSEC_PER_SEC;
+	o.peer_timeout = o.peer_timeout ? o.peer_timeout : NSEC_PER_SEC;
+	ctx = make(&o);
+	if (!ctx || !ctx->members || !ctx->barrier_seen) {
+		err = rc_fail(ENOMEM, "memory for a context");
+		goto fail;
+	}
+	err = rc_key_load(o.key_file, &ctx->key);
+	if (err)
+		goto fail;
+	for (size_t i = 0; i < o.nr_functions; i++) {
+		err = rref_register(ctx, &o.functions[i]);
+		if (err)
+			goto fail;
+	}
+	err = open_devices(ctx, o.device);
+	if (err)
+		goto fail;
+	err = meet(ctx, &o);
+	if (err)
+		goto fail;
+	err = rc_peers_open(ctx);
+	if (err)
+		goto fail;
+	close_unused(ctx);
+	err = rc_memory_open(ctx, &o);
+	if (err)
+		goto fail;
+	err = rc_ops_open(ctx, o.max_ops ? o.max_ops : 65536);
+	if (err)
+		goto fail;
+	err = rp_create(ctx->rank, ctx->world, &ctx->machine);
+	if (err) {
+		rc_fail(-err, "memory for the protocol's tables");
+		goto fail;
+	}
+	rp_set_seed(ctx->machine, rc_random64());
+	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4);
+	if (err)
+		goto fail;
+	at_store_rel(&ctx->state, RC_CTX_RUNNING);
+	err = rc_poller_open(ctx);
+	if (err) {
+		at_store_rel(&ctx->state, RC_CTX_SHUT);
+		goto fail;
+	}
+	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name, ctx->world);
+	*out = ctx;
+	return 0;
+fail:
+	if (ctx)
+		rc_ctx_destroy(ctx);
+	return err;
+}
+
+void rref_free_ctx(struct rref_ctx *ctx)
+{
+	if (!ctx || ctx->fork_generation != at_load(&rc_fork_generation))
+		return;
+	if (at_load_acq(&ctx->state) != RC_CTX_SHUT)
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0);
+	rc_lock(ctx);
+	rc_unlock(ctx); /* takes care of what was dropped last */
+	struct list *n;
+
+	/* Handles that the program never released: their memory goes with the context. */
+	while ((n = list_pop(&ctx->handles))) {
+		struct rref *h = container_of(n, struct rref, all);
+
+		free(h->text);
+		free(h);
+	}
+	rc_ctx_destroy(ctx);
+}
+
+int rref_rank(const struct rref_ctx *ctx)
+{
+	return ctx ? (int)ctx->rank : rc_fail(EINVAL, "no context");
+}
+
+int rref_world_size(const struct rref_ctx *ctx)
+{
+	return ctx ? (int)ctx->world : rc_fail(EINVAL, "no context");
+}
+
+int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out)
+{
+	struct rref_worker_info w;
+	const struct rc_peer *p;
+
+	if (!ctx || !out || out->size < sizeof(size_t))
+		return rc_fail(EINVAL, "rref_worker: no context, or out->size is not set");
+	if (rank < 0 || (uint32_t)rank >= ctx->world)
+		return rc_fail(EINVAL, "rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
+	p = &ctx->peers[rank];
+	w = (struct rref_worker_info){ .size = out->size, .rank = rank, .name = ctx->members[rank].name,
+				       .incarnation = ctx->members[rank].incarnation, .alive = at_load(&p->alive),
+				       .device = p->ops ? p->ops->name : "self" };
+	memcpy(out, &w, min_of(out->size, sizeof(w)));
+	return 0;
+}
+
+int rref_worker_by_name(struct rref_ctx *ctx, const char *name)
+{
+	if (!ctx || !name)
+		return rc_fail(EINVAL, "rref_worker_by_name: no context or no name");
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (strcmp(ctx->members[i].name, name) == 0)
+			return (int)i;
+	return rc_fail(ENOENT, "no worker is named %.127s", name);
+}

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Between the wire, the protocol machine and the rest: incoming messages become events, the machine's effects become
+ * messages, handles, completions.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rw_message m = { .frame.type = RW_PROTO, .u.proto = e->msg };
+	int err = rc_send(ctx, e->peer, &m);
+
+	/* Who cannot be told is dead or about to be fenced, and then all that hangs on it is cleaned up anyway. */
+	if (err)
+		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", e->peer, rc_error_text());
+}
+
+static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
+	bool owned = e->fork.local_id == 0;
+	struct rref *h = rc_handle_make(ctx, owned, e->id, e->fork, e->peer);
+
+	if (e->handle_slot)
+		*e->handle_slot = h;
+	if (!h) {
+		/* No memory for a handle: the reference that the machine made for it is given back at once. */
+		struct rp_event ev = { .type = owned ? RP_EV_RELEASE : RP_EV_DROP, .id = e->id, .fork = e->fork,
+				       .peer = e->peer };
+
+		rc_step(ctx, &ev, NULL);
+		slot->in->status = -ENOMEM;
+		return;
+	}
+	if (owned && e->value) {
+		h->value = e->value;
+		at_store_rel(&h->state, RC_H_READY);
+	} else if (e->status == 0) {
+		rc_handle_ready(h, &e->loc);
+	} else if (e->loc.version) {
+		h->loc = e->loc; /* used once the fork is confirmed */
+	}
+	slot->handle = h;
+}
+
+static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
+	struct rc_incoming *in = slot->in;
+	struct rref *h = slot->handle;
+
+	if (e->status) {
+		if (!in->status) {
+			in->status = e->status;
+			snprintf(in->text, sizeof(in->text), "%s", e->text);
+		}
+		if (h)
+			rc_handle_fail(h, e->status, e->text);
+	} else if (h && !h->owned) {
+		rc_handle_ready(h, h->loc.version ? &h->loc : NULL);
+	}
+	if (--in->unready == 0)
+		in->ready(ctx, in);
+}
+
+/* A wait is over: the owner's alias, or the location from which to read, or the error. */
+static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rref_future *f = rc_op_find(ctx, e->cookie);
+	struct rref *h;
+
+	if (!f)
+		return;
+	f->parked = false;
+	h = f->handle;
+	if (e->status) {
+		rc_op_fail(f, e->status, -1, e->text, true);
+		rc_op_put(f);
+	} else if (h->owned) {
+		struct rc_value *v = e->value;
+
+		h->value = v;
+		at_store_rel(&h->state, RC_H_READY);
+		if (rc_op_claim(f)) {
+			at_add(&v->pins, 1);
+			f->view = &v->view;
+			rc_op_finish(f, true);
+		}
+		rc_op_put(f);
+	} else if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
+		rc_op_put(f); /* timed out or cancelled meanwhile */
+	} else {
+		f->loc = e->loc;
+		rc_read_start(f, true);
+	}
+}
+
+static void created(const struct rp_effect *e)
+{
+	struct rref *h = e->handle;
+	struct rref_future *f = h ? h->creation : NULL;
+
+	if (!f)
+		return;
+	h->creation = NULL;
+	if (rc_op_claim(f)) {
+		f->status = e->status;
+		if (e->status)
+			snprintf(f->text, sizeof(f->text), "%s", e->text);
+		rc_op_finish(f, true);
+	}
+	rc_op_put(f);
+}
+
+void rc_effects(struct rref_ctx *ctx)
+{
+	size_t n;
+
+	/*
+	 * What an effect leads to (a peer that turns out to be unreachable ...) may step the machine again: then its
+	 * effects are appended and this loop gets to them. Hence the copy, and the look at the end each time.
+	 */
+	if (ctx->in_effects)
+		return;
+	ctx->in_effects = true;
+	for (size_t i = 0; rp_effects(ctx->machine, &n), i < n; i++) {
+		struct rp_effect e = rp_effects(ctx->machine, &n)[i];
+
+		switch (e.type) {
+		case RP_EFF_SEND:
+			send_effect(ctx, &e);
+			break;
+		case RP_EFF_NEW_HANDLE:
+			new_handle(ctx, &e);
+			break;
+		case RP_EFF_READY:
+			ready(ctx, &e);
+			break;
+		case RP_EFF_LOCATION:
+			if (e.handle)
+				rc_handle_ready(e.handle, &e.loc);
+			break;
+		case RP_EFF_CONFIRMED:
+			if (e.handle)
+				rc_handle_ready(e.handle, NULL);
+			break;
+		case RP_EFF_FAILED:
+			if (e.handle)
+				rc_handle_fail(e.handle, e.status, e.text);
+			break;
+		case RP_EFF_CREATED:
+			created(&e);
+			break;
+		case RP_EFF_WAITED:
+			waited(ctx, &e);
+			break;
+		case RP_EFF_FREE_VALUE:
+			rc_value_retire(e.value);
+			break;
+		case RP_EFF_GONE:
+			break;
+		case RP_EFF_DUPLICATE:
+			ctx->duplicate = true;
+			break;
+		}
+	}
+	rp_effects_clear(ctx->machine);
+	ctx->in_effects = false;
+}
+
+int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec)
+{
+	int err;
+
+	if (!ctx->machine)
+		return -ESHUTDOWN;
+	err = rp_step(ctx->machine, ev, rec);
+	rc_effects(ctx);
+	return err;
+}
+
+/* ---- barriers: a star around rank 0 ---- */
+
+static void barrier_done(struct rref_ctx *ctx, uint64_t number)
+{
+	if (number > ctx->barrier_done)
+		ctx->barrier_done = number;
+	if (ctx->barrier_op && ctx->barrier_op->number <= number) {
+		struct rref_future *f = ctx->barrier_op;
+
+		ctx->barrier_op = NULL;
+		if (rc_op_claim(f)) {
+			rc_op_finish(f, true);
+			rc_op_put(f);
+		}
+	}
+}
+
+/* Rank 0: is the next barrier complete? Workers that died do not come any more. */
+void rc_barrier_check(struct rref_ctx *ctx)
+{
+	if (ctx->rank != 0 || !ctx->barrier_seen || ctx->barrier_sent <= ctx->barrier_done)
+		return;
+	uint64_t number = ctx->barrier_done + 1;
+
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (ctx->barrier_seen[i] < number && !(i && ctx->peers[i].ever_up && !at_load(&ctx->peers[i].alive)))
+			return;
+	for (uint32_t i = 1; i < ctx->world; i++) {
+		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = number };
+
+		if (ctx->barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
+			rc_send(ctx, i, &m);
+	}
+	barrier_done(ctx, number);
+}
+
+static void on_goodbye(struct rref_ctx *ctx, struct rc_peer *from)
+{
+	from->said_goodbye = true;
+	(void)ctx;
+}
+
+void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
+{
+	struct rw_message m;
+	bool self = from->rank == ctx->rank;
+	int err = rw_decode(data, length, ctx->world, &m);
+
+	if (!err && !self && (m.frame.epoch != from->epoch || m.frame.seq != from->recv_seq + 1))
+		err = -EPROTO;
+	if (err) {
+		at_add(&ctx->n.dropped, 1);
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+		return;
+	}
+	from->recv_seq += !self;
+	switch (m.frame.type) {
+	case RW_CALL:
+		rc_call_message(ctx, from, &m);
+		return;
+	case RW_REPLY:
+		rc_reply_message(ctx, from, &m);
+		return;
+	case RW_PROTO: {
+		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m.u.proto };
+
+		err = rc_step(ctx, &ev, NULL);
+		if (err == -EPROTO || err == -EINVAL)
+			break;
+		return;
+	}
+	case RW_BARRIER:
+		if (ctx->rank != 0 || m.u.number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
+			break;
+		ctx->barrier_seen[from->rank]++;
+		rc_barrier_check(ctx);
+		return;
+	case RW_BARRIER_DONE:
+		if (from->rank != 0 || m.u.number > ctx->barrier_sent)
+			break;
+		barrier_done(ctx, m.u.number);
+		return;
+	case RW_GOODBYE:
+		on_goodbye(ctx, from);
+		return;
+	case RW_PING: {
+		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m.u.number };
+
+		rc_send(ctx, from->rank, &pong);
+		return;
+	}
+	case RW_PONG:
+		if (m.u.number > from->pinged)
+			break;
+		from->ponged = m.u.number;
+		return;
+	case RW_CANCEL:
+		return; /* a hint only: the late answer is dropped by the caller */
+	default:
+		break;
+	}
+	if (self)
+		return;
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Futures as the program sees them. A waiter makes progress itself when nobody else does (leader/follower): no thread
+ * hop between a completion and the one who waits for it. It spins for a bounded time, then sleeps on the future's
+ * word and leaves the work to the poller; in manual mode, where there is none, it sleeps on the devices itself.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+/* A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. */
+#define SPIN_NS (100 * NSEC_PER_USEC)
+
+static bool done(const struct rref_future *f)
+{
+	return (at_load_acq(&f->state) & RC_F_MASK) == RC_F_DONE;
+}
+
+/* One turn of the engine if nobody else is at it. Returns true if something was handled. */
+static bool make_progress(struct rref_ctx *ctx, bool slow)
+{
+	int n;
+
+	if (!rc_trylock(ctx))
+		return false;
+	n = rc_progress_locked(ctx, slow);
+	rc_unlock(ctx);
+	return n > 0;
+}
+
+static void futex_sleep(struct rref_future *f, int64_t deadline)
+{
+	uint32_t s = at_load(&f->state);
+	struct timespec ts, *limit = NULL;
+
+	if ((s & RC_F_MASK) == RC_F_DONE)
+		return;
+	if (!(s & RC_F_WAITERS) && !at_cas_ar(&f->state, &s, s | RC_F_WAITERS))
+		return;
+	if (deadline != INT64_MAX) {
+		int64_t left = max_of(deadline - now_ns(), 0);
+
+		ts.tv_sec = left / NSEC_PER_SEC;
+		ts.tv_nsec = left % NSEC_PER_SEC;
+		limit = &ts;
+	}
+	syscall(SYS_futex, &f->state, FUTEX_WAIT_PRIVATE, s | RC_F_WAITERS, limit, NULL, 0);
+}
+
+/* Without a poller the waiter is the one who sleeps on the devices; a completion made by another thread kicks it. */
+static void device_sleep(struct rref_ctx *ctx, struct rref_future *f, int64_t deadline)
+{
+	struct pollfd pfd = { .fd = ctx->epfd, .events = POLLIN };
+	uint32_t s = at_load(&f->state);
+	int64_t now = now_ns(), wait;
+	bool sleep;
+
+	if (!(s & RC_F_WAITERS) && ((s & RC_F_MASK) == RC_F_DONE || !at_cas_ar(&f->state, &s, s | RC_F_WAITERS)))
+		return;
+	rc_lock(ctx);
+	at_store_sc(&ctx->sleeping, 1);
+	sleep = rc_arm(ctx) && !done(f);
+	wait = min_of(rc_next_timer(ctx, now), max_of(deadline - now, 0));
+	rc_unlock(ctx);
+	if (sleep && !done(f)) {
+		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC, .tv_nsec = wait % NSEC_PER_SEC };
+
+		ppoll(&pfd, 1, &ts, NULL);
+	}
+	at_store_sc(&ctx->sleeping, 0);
+	rc_lock(ctx);
+	rc_disarm(ctx);
+	rc_progress_locked(ctx, true);
+	rc_unlock(ctx);
+}
+
+int rc_op_wait(struct rref_future *f, int64_t deadline)
+{
+	struct rref_ctx *ctx = f->ctx;
+	int64_t spin_until = 0;
+	bool blocking = false;
+	unsigned turn = 0;
+	int err = 0;
+
+	while (!done(f)) {
+		bool worked = make_progress(ctx, (turn & 63) == 63);
+
+		if (done(f))
+			break;
+		if ((++turn & 15) && !spin_until) {
+			cpu_relax();
+			continue;
+		}
+		int64_t now = now_ns();
+
+		if (now >= deadline) {
+			err = -ETIMEDOUT;
+			break;
+		}
+		if (!spin_until || worked)
+			spin_until = now + SPIN_NS;
+		if (now < spin_until) {
+			cpu_relax();
+			continue;
+		}
+		if (!blocking) {
+			blocking = true;
+			rc_pool_blocking(ctx, 1);
+		}
+		if (ctx->has_poller) {
+			rc_kick(ctx); /* the poller must look, and arm for finished READs, before this thread sleeps */
+			futex_sleep(f, deadline);
+		} else {
+			device_sleep(ctx, f, deadline);
+		}
+	}
+	if (blocking)
+		rc_pool_blocking(ctx, -1);
+	return err;
+}
+
+/* The program's own thread may have stood in for the poller's; see progress.c. */
+int rref_future_wait(struct rref_future *f, int64_t timeout)
+{
+	if (!f)
+		return rc_fail(EINVAL, "rref_future_wait: no future");
+	if (!done(f)) {
+		int err = rc_op_wait(f, rc_deadline(f->ctx, timeout));
+
+		if (err)
+			return rc_fail(ETIMEDOUT, "the wait timed out; the operation goes on");
+	}
+	return f->status ? rc_fail_text(f->status, f->text) : 0;
+}
+
+int rref_future_test(const struct rref_future *f)
+{
+	return f ? done(f) : rc_fail(EINVAL, "rref_future_test: no future");
+}
+
+int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, void *arg), void *arg)
+{
+	uint32_t none = 0, set = 1;
+
+	if (!f || !fn)
+		return rc_fail(EINVAL, "rref_future_then: no future or no function");
+	/* 3: being written. A finisher that sees it lets us see DONE below and run the callback here. */
+	if (!at_cas_ar(&f->then_state, &none, 3))
+		return rc_fail(EBUSY, "the future has a callback already");
+	f->then = fn;
+	f->then_arg = arg;
+	at_store_sc(&f->then_state, 1);
+	if ((at_load_sc(&f->state) & RC_F_MASK) == RC_F_DONE) {
+		if (at_cas_ar(&f->then_state, &set, 2)) {
+			at_add(&f->refs, 1);
+			rc_op_run_then(f);
+		}
+	} else if (f->ctx->has_poller) {
+		rc_kick(f->ctx); /* nobody may be waiting for it: the poller has to */
+	}
+	return 0;
+}
+
+int rref_future_cancel(struct rref_future *f)
+{
+	struct rref_ctx *ctx;
+
+	if (!f)
+		return rc_fail(EINVAL, "rref_future_cancel: no future");
+	ctx = f->ctx;
+	rc_lock(ctx);
+	bool was_done = (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING;
+
+	if (!was_done)
+		rc_op_end(ctx, f, -ECANCELED, "cancelled");
+	rc_unlock(ctx);
+	return was_done ? rc_fail(EALREADY, "the operation is complete") : 0;
+}
+
+int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
+{
+	if (!fs || !nr)
+		return rc_fail(EINVAL, "rref_wait_any: no futures");
+	for (size_t i = 0; i < nr; i++)
+		if (!fs[i])
+			return rc_fail(EINVAL, "rref_wait_any: future %zu is NULL", i);
+
+	int64_t deadline = rc_deadline(fs[0]->ctx, timeout);
+
+	for (size_t turn = 0;; turn++) {
+		for (size_t i = 0; i < nr; i++)
+			if (done(fs[i]))
+				return (int)i;
+		/* Wait on one at a time, in turn and briefly: the others are seen in the next round. */
+		int64_t now = now_ns();
+
+		if (now >= deadline)
+			return rc_fail(ETIMEDOUT, "none of %zu operations is complete", nr);
+		rc_op_wait(fs[turn % nr], min_of(deadline, now + (turn < 64 ? 200 * NSEC_PER_USEC : 2 * NSEC_PER_MSEC)));
+	}
+}
+
+int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
+{
+	if (nr && !fs)
+		return rc_fail(EINVAL, "rref_wait_all: no futures");
+	for (size_t i = 0; i < nr; i++)
+		if (!fs[i])
+			return rc_fail(EINVAL, "rref_wait_all: future %zu is NULL", i);
+
+	int64_t deadline = nr ? rc_deadline(fs[0]->ctx, timeout) : 0;
+
+	for (size_t i = 0; i < nr; i++)
+		if (!done(fs[i]) && rc_op_wait(fs[i], deadline))
+			return rc_fail(ETIMEDOUT, "%zu of %zu operations are complete in order", i, nr);
+	return 0;
+}
+
+int rref_future_error(const struct rref_future *f, struct rref_error *out)
+{
+	struct rref_error e = { 0 };
+
+	if (!f || !out || out->size < sizeof(size_t))
+		return rc_fail(EINVAL, "rref_future_error: no future, or out->size is not set");
+	if (!done(f))
+		return rc_fail(EAGAIN, "the operation is not complete");
+	e.size = out->size;
+	e.err = f->status;
+	e.wc_status = f->status ? f->wc_status : -1;
+	e.peer = (int)f->peer;
+	snprintf(e.text, sizeof(e.text), "%s", f->status ? f->text : "");
+	memcpy(out, &e, min_of(out->size, sizeof(e)));
+	return 0;
+}
+
+/* What every result getter asks first. */
+static int result_check(const struct rref_future *f, const char *what)
+{
+	if (!f)
+		return rc_fail(EINVAL, "%s: no future", what);
+	if (!done(f))
+		return rc_fail(EAGAIN, "the operation is not complete");
+	return f->status ? rc_fail_text(f->status, f->text) : 0;
+}
+
+int rref_future_view(struct rref_future *f, struct rref_view **out)
+{
+	int err = out ? result_check(f, "rref_future_view") : rc_fail(EINVAL, "rref_future_view: nowhere to put it");
+
+	if (err)
+		return err;
+	if (!f->view)
+		return rc_fail(ENOMSG, "the future holds no view (any more)");
+	*out = f->view;
+	f->view = NULL;
+	return 0;
+}
+
+int rref_future_data(const struct rref_future *f, const void **data, size_t *length)
+{
+	int err = data && length ? result_check(f, "rref_future_data") : rc_fail(EINVAL, "rref_future_data: nowhere to put it");
+
+	if (err)
+		return err;
+	if (!f->incoming)
+		return rc_fail(ENOMSG, "the future is not of a call");
+	*data = f->data;
+	*length = f->data_length;
+	return 0;
+}
+
+int rref_future_nr_refs(const struct rref_future *f)
+{
+	int err = result_check(f, "rref_future_nr_refs");
+
+	if (err)
+		return err;
+	return f->incoming ? (int)f->incoming->nr : rc_fail(ENOMSG, "the future is not of a call");
+}
+
+int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
+{
+	int err = out ? result_check(f, "rref_future_ref") : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
+
+	if (err)
+		return err;
+	if (!f->incoming)
+		return rc_fail(ENOMSG, "the future is not of a call");
+	if (i >= f->incoming->nr)
+		return rc_fail(EINVAL, "reference %zu of %u", i, f->incoming->nr);
+	if (!f->incoming->ref[i].handle)
+		return rc_fail(ENOMSG, "reference %zu was taken already", i);
+	*out = f->incoming->ref[i].handle;
+	f->incoming->ref[i].handle = NULL;
+	return 0;
+}
+
+void rref_future_free(struct rref_future *f)
+{
+	if (f)
+		rc_op_put(f);
+}

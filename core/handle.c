@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Handles: what a program holds of a reference. All dups of a handle are one protocol reference; its last release puts
+ * it on a lock-free stack from which whoever holds the progress lock takes it and tells the machine.
+ *
+ * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An owner handle is READY
+ * when its value is. The state is stored with release after what it announces; readers load it with acquire.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+struct rref_id rc_next_id(struct rref_ctx *ctx)
+{
+	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, 1) + 1, .created_on = ctx->rank };
+}
+
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
+{
+	struct rref *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		return NULL;
+	h->ctx = ctx;
+	h->owned = owned;
+	h->owner = owner;
+	h->id = id;
+	h->fork = fork;
+	at_store(&h->refs, 1);
+	at_store(&h->confirmed, owned);
+	list_add_tail(&ctx->handles, &h->all);
+	return h;
+}
+
+void rc_handle_fail(struct rref *h, int err, const char *text)
+{
+	if (at_load(&h->state) == RC_H_FAILED)
+		return;
+	h->err = err;
+	h->text = strdup(text && *text ? text : rref_strerror(err));
+	at_store(&h->confirmed, 0);
+	at_store_rel(&h->state, RC_H_FAILED);
+}
+
+void rc_handle_ready(struct rref *h, const struct rp_location *loc)
+{
+	at_store(&h->confirmed, 1);
+	if (at_load(&h->state) >= RC_H_READY)
+		return;
+	if (loc && loc->version) {
+		h->loc = *loc;
+		at_store_rel(&h->state, RC_H_READY);
+	} else {
+		at_store_rel(&h->state, RC_H_CONFIRMED);
+	}
+}
+
+int rc_handle_error(const struct rref *h)
+{
+	return rc_fail(-h->err, "%s", h->text ? h->text : rref_strerror(h->err));
+}
+
+static void handle_free(struct rref *h)
+{
+	free(h->text);
+	free(h);
+}
+
+/* The last hold is gone, or the context closes: what the protocol has to know of it. */
+void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
+{
+	if (h->ended)
+		return;
+	h->ended = true;
+	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP, .id = h->id, .fork = h->fork, .peer = h->owner };
+
+	if (h->unset) {
+		/* Nobody can set it any more: those who wait for it must hear so. */
+		struct rp_event set = { .type = RP_EV_SET, .id = h->id, .status = -ECANCELED,
+					.text = "released by its owner before it was set" };
+
+		h->unset = false;
+		rc_step(ctx, &set, NULL);
+		rc_value_unpin(h->value);
+	}
+	rc_step(ctx, &ev, NULL);
+}
+
+unsigned rc_drain_dropped(struct rref_ctx *ctx)
+{
+	/* Acquire: partner of the push's release; the pusher's last use of the handle happened before. */
+	struct rref *h = at_xchg_sc(&ctx->dropped, NULL);
+	unsigned n = 0;
+
+	while (h) {
+		struct rref *next = h->drop_next;
+
+		if (ctx->machine)
+			rc_handle_end(ctx, h);
+		list_del(&h->all);
+		handle_free(h);
+		h = next;
+		n++;
+	}
+	return n;
+}
+
+void rref_release(struct rref *ref)
+{
+	struct rref_ctx *ctx;
+	struct rref *head;
+
+	if (!ref || at_sub_ar(&ref->refs, 1) != 1)
+		return;
+	ctx = ref->ctx;
+	head = at_load(&ctx->dropped);
+	do
+		ref->drop_next = head;
+	while (!atomic_compare_exchange_weak(&ctx->dropped, &head, ref)); /* sc: partner of rc_unlock's look */
+	/* Whoever holds the lock looks again after letting go of it, so nobody needs to wait here. */
+	if (rc_trylock(ctx)) {
+		rc_drain_dropped(ctx);
+		rc_unlock(ctx);
+	}
+}
+
+struct rref *rref_dup(struct rref *ref)
+{
+	if (ref)
+		at_add(&ref->refs, 1);
+	return ref;
+}
+
+/* ---- making values ---- */
+
+static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out)
+{
+	struct rref_id id = rc_next_id(ctx);
+	struct rp_event ev = { .type = RP_EV_NEW, .id = id };
+	struct rref *h;
+	int err;
+
+	if (set)
+		rc_value_publish(v, id);
+	rc_lock(ctx);
+	h = rc_handle_make(ctx, true, id, (struct rref_id){ 0 }, ctx->rank);
+	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
+	if (!err && set) {
+		ev.type = RP_EV_SET;
+		ev.value = v;
+		ev.loc = v->loc;
+		err = rc_step(ctx, &ev, NULL);
+		if (err) {
+			ev.type = RP_EV_RELEASE;
+			rc_step(ctx, &ev, NULL);
+		}
+	}
+	if (err) {
+		if (h) {
+			list_del(&h->all);
+			handle_free(h);
+		}
+		rc_unlock(ctx);
+		rc_value_unpin(v);
+		return rc_fail(-err, "memory for a reference");
+	}
+	h->value = v;
+	h->unset = !set;
+	if (set)
+		at_store_rel(&h->state, RC_H_READY);
+	rc_unlock(ctx);
+	*out = h;
+	return 0;
+}
+
+int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
+{
+	struct rc_value *v;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || (length && !data))
+		return rc_fail(EINVAL, "rref_new: %s", out ? "data is NULL" : "nowhere to put the reference");
+	err = rc_value_alloc(ctx, length, &v);
+	if (err)
+		return err;
+	if (length)
+		memcpy(v->header + 1, data, length);
+	return make(ctx, v, true, out);
+}
+
+int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
+{
+	struct rc_value *v;
+	struct rref *h;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || !data)
+		return rc_fail(EINVAL, "rref_alloc: nowhere to put the reference or its memory");
+	err = rc_value_alloc(ctx, length, &v);
+	if (err)
+		return err;
+	err = make(ctx, v, false, &h);
+	if (err)
+		return err;
+	*data = v->header + 1;
+	*out = h;
+	return 0;
+}
+
+/* What rref_set and rref_set_error share: only the owner's handle that still has to be set may be. */
+static int set_check(struct rref *ref, const char *what)
+{
+	if (!ref)
+		return rc_fail(EINVAL, "%s: no reference", what);
+	int err = rc_enter(ref->ctx);
+
+	if (err)
+		return err;
+	if (!ref->owned)
+		return rc_fail(EPERM, "%s: this worker (rank %u) does not own the value, rank %u does", what, ref->ctx->rank,
+			       ref->owner);
+	return 0;
+}
+
+int rref_set(struct rref *ref)
+{
+	int err = set_check(ref, "rref_set");
+
+	if (err)
+		return err;
+	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set: the value was set before");
+	} else {
+		rc_value_publish(ref->value, ref->id);
+		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .value = ref->value, .loc = ref->value->loc };
+
+		err = rc_step(ctx, &ev, NULL);
+		if (!err) {
+			ref->unset = false;
+			at_store_rel(&ref->state, RC_H_READY);
+		} else {
+			err = rc_fail(-err, "rref_set: %s", rref_strerror(err));
+		}
+	}
+	rc_unlock(ctx);
+	return err;
+}
+
+int rref_set_error(struct rref *ref, int error, const char *text)
+{
+	int err = set_check(ref, "rref_set_error");
+
+	if (err)
+		return err;
+	if (error >= 0 || error < -4095)
+		return rc_fail(EINVAL, "rref_set_error: %d is not a negative errno", error);
+	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set_error: the value was set before");
+	} else {
+		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .status = error,
+				       .text = text ? text : rref_strerror(error) };
+
+		err = rc_step(ctx, &ev, NULL);
+		if (!err) {
+			struct rc_value *v = ref->value;
+
+			ref->unset = false;
+			ref->value = NULL;
+			rc_value_unpin(v);
+			rc_handle_fail(ref, error, ev.text);
+		}
+	}
+	rc_unlock(ctx);
+	return err;
+}
+
+/* ---- accessors ---- */
+
+int rref_owner(const struct rref *ref)
+{
+	return ref ? (int)ref->owner : rc_fail(EINVAL, "rref_owner: no reference");
+}
+
+const char *rref_owner_name(const struct rref *ref)
+{
+	return ref ? ref->ctx->members[ref->owner].name : "";
+}
+
+int rref_is_owner(const struct rref *ref)
+{
+	return ref ? ref->owned : rc_fail(EINVAL, "rref_is_owner: no reference");
+}
+
+int rref_confirmed(const struct rref *ref)
+{
+	return ref ? (int)at_load_acq(&ref->confirmed) : rc_fail(EINVAL, "rref_confirmed: no reference");
+}
+
+struct rref_id rref_get_id(const struct rref *ref)
+{
+	return ref ? ref->id : (struct rref_id){ 0 };
+}
+
+struct rref_id rref_fork_id(const struct rref *ref)
+{
+	return ref ? ref->fork : (struct rref_id){ 0 };
+}
+
+struct rref_ctx *rref_context(const struct rref *ref)
+{
+	return ref ? ref->ctx : NULL;
+}
+
+int rref_equal(const struct rref *a, const struct rref *b)
+{
+	return a && b && a->ctx == b->ctx && a->id.local_id == b->id.local_id && a->id.created_on == b->id.created_on;
+}
+
+uint64_t rref_hash(const struct rref *ref)
+{
+	uint64_t x = ref ? ref->id.local_id * UINT64_C(0x9e3779b97f4a7c15) ^ ref->id.created_on : 0;
+
+	x ^= x >> 32;
+	x *= UINT64_C(0xd6e8feb86659fd93);
+	return x ^ x >> 32;
+}
+
+int rref_format(const struct rref *ref, char *buf, size_t size)
+{
+	if (!ref || (!buf && size))
+		return rc_fail(EINVAL, "rref_format: no reference or no buffer");
+	if (ref->owned)
+		return snprintf(buf, size, "OwnerRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
+				ref->id.created_on, ref->id.local_id);
+	return snprintf(buf, size,
+			"UserRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64
+			"), fork_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
+			ref->id.created_on, ref->id.local_id, ref->fork.created_on, ref->fork.local_id);
+}

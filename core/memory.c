@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is registered with
+ * every open device, at one random I/O virtual address, so that no address of this process is on the wire.
+ *
+ * Landing blocks of up to 256 KiB are cached in arrays of slots that are emptied and filled by one exchange each:
+ * wait-free, no ABA, and a block goes back to the arena only when its class is full.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+uint64_t rc_random64(void)
+{
+	static _Thread_local struct {
+		uint64_t word[32];
+		unsigned left;
+	} pool;
+
+	/* The kernel's generator, in batches: one system call per 32 values. */
+	while (pool.left == 0) {
+		if (getrandom(pool.word, sizeof(pool.word), 0) == (ssize_t)sizeof(pool.word))
+			pool.left = array_size(pool.word);
+	}
+	uint64_t v = pool.word[--pool.left];
+
+	pool.word[pool.left] = 0; /* a nonce is a capability: do not keep a second copy */
+	return v;
+}
+
+static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
+{
+	struct rc_region *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return rc_fail(ENOMEM, "memory for a region's record");
+	r->ctx = ctx;
+	r->access = access;
+	r->length = length;
+	/* 55 random bits, huge-page aligned, never 0 and never near the end of the address space. */
+	r->iova = ((rc_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		struct rc_device *d = &ctx->device[k];
+		int err;
+
+		/* Landing memory needs a key only where hardware writes it. */
+		if (!d->dev || (access == RV_ACCESS_LOCAL && d->caps.reads_inline))
+			continue;
+		err = d->ops->reg(d->dev, base, length, fd, r->iova, access, &r->mr[k]);
+		if (err) {
+			rc_fail(-err, "%s: registering %zu MiB: %s", d->caps.device, length >> 20, rv_error_text());
+			for (int i = 0; i < k; i++)
+				if (r->have[i])
+					ctx->device[i].ops->dereg(ctx->device[i].dev, &r->mr[i]);
+			free(r);
+			return err;
+		}
+		r->have[k] = true;
+	}
+	*cookie = r;
+	return 0;
+}
+
+static int reg_value(void *ctx, void *base, size_t length, int fd, void **cookie)
+{
+	return region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, cookie);
+}
+
+static int reg_landing(void *ctx, void *base, size_t length, int fd, void **cookie)
+{
+	return region_reg(ctx, RV_ACCESS_LOCAL, base, length, fd, cookie);
+}
+
+static int region_dereg(void *ctx, void *cookie)
+{
+	struct rref_ctx *c = ctx;
+	struct rc_region *r = cookie;
+	int err = 0;
+
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		if (!r->have[k])
+			continue;
+		int e = c->device[k].ops->dereg(c->device[k].dev, &r->mr[k]);
+
+		if (e) {
+			rc_log(c, RREF_LOG_ERROR, "%s: deregistering failed (%s): the memory is kept", c->device[k].caps.device,
+			       rv_error_text());
+			err = e;
+		}
+		r->have[k] = e != 0;
+	}
+	if (!err)
+		free(r);
+	return err;
+}
+
+int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
+{
+	struct ra_hooks hooks = { .reg = reg_value, .dereg = region_dereg, .ctx = ctx };
+	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
+				 .name = "rref-values" };
+	int err = ra_arena_create(&hooks, &ro, &ctx->values);
+
+	if (err)
+		return rc_fail(-err, "value memory: %s", ra_error_text());
+	hooks.reg = reg_landing;
+	ro.max_bytes = opt->max_landing_bytes;
+	ro.name = "rref-landing";
+	err = ra_arena_create(&hooks, &ro, &ctx->landing);
+	if (err)
+		return rc_fail(-err, "landing memory: %s", ra_error_text());
+	return 0;
+}
+
+void rc_memory_close(struct rref_ctx *ctx)
+{
+	for (int c = 0; c < RC_CACHE_CLASSES; c++)
+		for (int i = 0; i < RC_CACHE_SLOTS; i++) {
+			struct rref_view *v = at_xchg_acq(&ctx->cache[c][i], NULL);
+
+			if (v)
+				ra_free(ctx->landing, v, v->block);
+		}
+	ra_arena_destroy(ctx->landing);
+	ra_arena_destroy(ctx->values);
+	ctx->landing = ctx->values = NULL;
+}
+
+/* ---- values ---- */
+
+/* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
+static int alloc_fail(int err, const char *what, size_t length)
+{
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", ra_error_text());
+	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
+}
+
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
+{
+	struct rc_value *v;
+	void *mem;
+	int err;
+
+	if (length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
+			       (size_t)RC_VALUE_MAX);
+	v = calloc(1, sizeof(*v));
+	if (!v)
+		return rc_fail(ENOMEM, "memory for a value's record");
+	err = ra_alloc(ctx->values, RC_HEADER_BYTES + length, CACHE_LINE, &mem);
+	if (err) {
+		free(v);
+		return alloc_fail(err, "a value", length);
+	}
+	v->ctx = ctx;
+	v->header = mem;
+	v->length = length;
+	memset(v->header, 0, sizeof(*v->header));
+	v->view.ctx = ctx;
+	v->view.data = v->header + 1;
+	v->view.length = length;
+	v->view.value = v;
+	at_store(&v->pins, 1);
+	at_add(&ctx->n.value_bytes, RC_HEADER_BYTES + length);
+	*out = v;
+	return 0;
+}
+
+void rc_value_publish(struct rc_value *v, struct rref_id id)
+{
+	struct rref_ctx *ctx = v->ctx;
+	void *base;
+	struct rc_region *r = ra_lookup(ctx->values, v->header, &base);
+	struct rc_header *h = v->header;
+
+	v->loc.addr = r->iova + (uint64_t)((char *)h - (char *)base);
+	v->loc.length = v->length;
+	do
+		v->loc.nonce = rc_random64();
+	while (v->loc.nonce == 0);
+	v->loc.version = 1;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		v->loc.rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
+	h->local_id = htole64(id.local_id);
+	h->created_on = htole32(id.created_on);
+	h->version = htole32(1);
+	h->length = htole64(v->length);
+	h->state = htole32(RC_HEADER_READY);
+	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
+	__atomic_store_n(&h->nonce, htole64(v->loc.nonce), __ATOMIC_RELEASE);
+}
+
+void rc_value_unpin(struct rc_value *v)
+{
+	struct rref_ctx *ctx = v->ctx;
+
+	if (at_sub_ar(&v->pins, 1) != 1)
+		return;
+	/* Scrubbed before reuse: a late reader must not find an old secret. */
+	explicit_bzero(v->header, RC_HEADER_BYTES + v->length);
+	ra_free(ctx->values, v->header, RC_HEADER_BYTES + v->length);
+	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES + v->length);
+	free(v);
+}
+
+void rc_value_retire(struct rc_value *v)
+{
+	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local aliases live on. */
+	__atomic_store_n(&v->header->nonce, 0, __ATOMIC_RELEASE);
+	rc_value_unpin(v);
+}
+
+/* ---- landing blocks ---- */
+
+static unsigned start_slot(void)
+{
+	static _Atomic unsigned threads;
+	static _Thread_local unsigned mine; /* 0 = not chosen; threads start at different slots, so that they rarely meet */
+
+	if (unlikely(!mine))
+		mine = at_add(&threads, 5) + 1;
+	return mine;
+}
+
+int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
+{
+	size_t block = sizeof(struct rref_view) + length;
+	int cls = block <= 128 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 7;
+	struct rref_view *v;
+	void *mem, *base;
+
+	if (cls < RC_CACHE_CLASSES) {
+		unsigned s = start_slot();
+
+		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
+			_Atomic(struct rref_view *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
+
+			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
+			if (at_load(slot) && (v = at_xchg_acq(slot, NULL)))
+				goto found;
+		}
+		block = (size_t)128 << cls;
+	} else {
+		cls = -1;
+	}
+	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+
+	if (err)
+		return alloc_fail(err, "a buffer for a read", length);
+	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
+
+	v = mem;
+	memset(v, 0, sizeof(*v));
+	v->ctx = ctx;
+	v->data = v + 1;
+	v->block = block;
+	v->cls = cls;
+	v->lkey = r->mr[RV_IBV].lkey;
+found:
+	v->length = length;
+	at_add(&ctx->n.landing_bytes, v->block);
+	*out = v;
+	return 0;
+}
+
+void rc_landing_put(struct rref_view *v)
+{
+	struct rref_ctx *ctx;
+
+	if (!v)
+		return;
+	ctx = v->ctx;
+	at_sub(&ctx->n.landing_bytes, v->block);
+	if (v->cls >= 0) {
+		unsigned s = start_slot();
+
+		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
+			_Atomic(struct rref_view *) *slot = &ctx->cache[v->cls][(s + i) % RC_CACHE_SLOTS];
+			struct rref_view *none = NULL;
+
+			if (!at_load(slot) && at_cas_ar(slot, &none, v))
+				return;
+		}
+	}
+	ra_free(ctx->landing, v, v->block);
+}
+
+const void *rref_view_data(const struct rref_view *view)
+{
+	return view ? view->data : NULL;
+}
+
+size_t rref_view_length(const struct rref_view *view)
+{
+	return view ? view->length : 0;
+}
+
+void rref_view_free(struct rref_view *view)
+{
+	if (!view)
+		return;
+	if (view->value)
+		rc_value_unpin(view->value);
+	else
+		rc_landing_put(view);
+}

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot to look at, and
+ * the generation in its token tells whether it is still the same operation. The free list is a stack of indexes with
+ * a tag against ABA: get and put are lock-free, growing takes a lock.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
+{
+	uint32_t chunks = (max_ops + RC_OP_CHUNK - 1) / RC_OP_CHUNK;
+
+	ctx->max_ops = chunks * RC_OP_CHUNK;
+	ctx->op_chunk = calloc(chunks, sizeof(ctx->op_chunk[0]));
+	return ctx->op_chunk ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
+}
+
+void rc_ops_close(struct rref_ctx *ctx)
+{
+	uint32_t nr = at_load(&ctx->nr_ops) / RC_OP_CHUNK;
+
+	for (uint32_t i = 0; i < nr; i++)
+		free(at_load(&ctx->op_chunk[i]));
+	free(ctx->op_chunk);
+	ctx->op_chunk = NULL;
+}
+
+static struct rref_future *op_at(struct rref_ctx *ctx, uint32_t index)
+{
+	/* Acquire: partner of the release in grow(); the index came from a list or a token published after it. */
+	struct rref_future *chunk = at_load_acq(&ctx->op_chunk[index / RC_OP_CHUNK]);
+
+	return chunk + index % RC_OP_CHUNK;
+}
+
+static void push_free(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint64_t head = at_load(&ctx->op_free), next;
+
+	do {
+		at_store(&f->next_free, (uint32_t)head);
+		next = ((head >> 32) + 1) << 32 | (f->index + 1);
+	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+}
+
+static struct rref_future *pop_free(struct rref_ctx *ctx)
+{
+	uint64_t head = at_load_acq(&ctx->op_free), next;
+	struct rref_future *f;
+
+	do {
+		if ((uint32_t)head == 0)
+			return NULL;
+		f = op_at(ctx, (uint32_t)head - 1);
+		/* May read a slot that another thread just took: then the tag has moved and the CAS fails. */
+		next = ((head >> 32) + 1) << 32 | at_load(&f->next_free);
+	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+	return f;
+}
+
+static int grow(struct rref_ctx *ctx)
+{
+	uint32_t nr;
+	int err = 0;
+
+	pthread_mutex_lock(&ctx->grow_lock);
+	nr = at_load(&ctx->nr_ops);
+	if ((uint32_t)at_load_acq(&ctx->op_free) != 0)
+		goto out; /* somebody grew meanwhile */
+	if (nr >= ctx->max_ops) {
+		err = rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops);
+		goto out;
+	}
+	void *headers, *base;
+	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
+
+	if (!chunk) {
+		err = rc_fail(ENOMEM, "memory for %u more operations", RC_OP_CHUNK);
+		goto out;
+	}
+	/* Header landing places, once per chunk and registered like all landing memory; they go with the arena. */
+	err = ra_alloc(ctx->landing, (size_t)RC_OP_CHUNK * RC_HEADER_BYTES, CACHE_LINE, &headers);
+	if (err) {
+		rc_fail(-err, "%s", ra_error_text());
+		free(chunk);
+		goto out;
+	}
+	struct rc_region *region = ra_lookup(ctx->landing, headers, &base);
+
+	memset(chunk, 0, RC_OP_CHUNK * sizeof(*chunk));
+	for (uint32_t i = 0; i < RC_OP_CHUNK; i++) {
+		chunk[i].index = nr + i;
+		chunk[i].ctx = ctx;
+		chunk[i].landing_header = (struct rc_header *)headers + i;
+		chunk[i].header_lkey = region->mr[RV_IBV].lkey;
+		list_init(&chunk[i].node);
+		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
+		at_store(&chunk[i].deadline, INT64_MAX);
+	}
+	at_store_rel(&ctx->op_chunk[nr / RC_OP_CHUNK], chunk);
+	at_store_rel(&ctx->nr_ops, nr + RC_OP_CHUNK);
+	for (uint32_t i = RC_OP_CHUNK; i-- > 0;)
+		push_free(ctx, &chunk[i]);
+out:
+	pthread_mutex_unlock(&ctx->grow_lock);
+	return err;
+}
+
+uint64_t rc_op_token(const struct rref_future *f)
+{
+	return (uint64_t)at_load(&f->gen) << 32 | f->index;
+}
+
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token)
+{
+	uint32_t index = (uint32_t)token;
+	struct rref_future *f;
+
+	if (index >= at_load_acq(&ctx->nr_ops))
+		return NULL;
+	f = op_at(ctx, index);
+	return at_load(&f->gen) == (uint32_t)(token >> 32) && at_load(&f->refs) ? f : NULL;
+}
+
+static int try_get(struct rref_ctx *ctx, struct rref_future **out)
+{
+	for (;;) {
+		*out = pop_free(ctx);
+		if (*out)
+			return 0;
+		int err = grow(ctx);
+
+		if (err)
+			return err;
+	}
+}
+
+int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
+{
+	struct rref_future *f;
+	int err = try_get(ctx, &f);
+
+	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
+	while (err == -EAGAIN && now_ns() < deadline) {
+		if (at_load(&ctx->state) == RC_CTX_SHUT)
+			return rc_fail(ESHUTDOWN, "the context was shut down");
+		if (rc_trylock(ctx)) {
+			rc_progress_locked(ctx, true);
+			rc_unlock(ctx);
+		}
+		sched_yield();
+		err = try_get(ctx, &f);
+	}
+	if (err)
+		return err;
+	at_add(&ctx->ops_in_flight, 1);
+	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
+	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->deadline, INT64_MAX);
+	f->then = NULL;
+	at_store(&f->then_state, 0);
+	f->status = 0;
+	f->wc_status = -1;
+	f->view = NULL;
+	f->data = NULL;
+	f->data_length = 0;
+	f->incoming = NULL;
+	f->text[0] = 0;
+	f->handle = NULL;
+	f->landing = NULL;
+	f->outstanding = 0;
+	f->parked = false;
+	f->replied = false;
+	f->read_status = 0;
+	f->read_wc = -1;
+	at_store(&f->refs, 2);
+	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
+	at_store_rel(&f->state, RC_F_PENDING);
+	*out = f;
+	return 0;
+}
+
+void rc_op_put(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (at_sub_ar(&f->refs, 1) != 1)
+		return;
+	rref_view_free(f->view);
+	free(f->data);
+	if (f->incoming) {
+		rc_incoming_release(f->incoming);
+		free(f->incoming);
+	}
+	rref_release(f->handle);
+	rc_landing_put(f->landing);
+	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->deadline, INT64_MAX);
+	/* From here on late completions of this operation do not find it. */
+	at_store(&f->gen, at_load(&f->gen) + 1);
+	at_sub(&ctx->ops_in_flight, 1);
+	push_free(ctx, f);
+}
+
+bool rc_op_claim(struct rref_future *f)
+{
+	uint32_t s = at_load(&f->state);
+
+	do {
+		if ((s & RC_F_MASK) != RC_F_PENDING)
+			return false;
+	} while (!at_cas_weak_ar(&f->state, &s, (s & ~(uint32_t)RC_F_MASK) | RC_F_COMPLETING));
+	return true;
+}
+
+void rc_op_run_then(struct rref_future *f)
+{
+	rc_callback_enter();
+	f->then(f, f->then_arg);
+	rc_callback_leave();
+	rc_op_put(f);
+}
+
+void rc_op_finish(struct rref_future *f, bool locked)
+{
+	uint32_t set = 1;
+	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of the two sees both. */
+	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
+
+	if (old & RC_F_WAITERS) {
+		syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+		if (!f->ctx->has_poller)
+			rc_kick(f->ctx); /* its waiter sleeps on the context's descriptor */
+	}
+	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {
+		at_add(&f->refs, 1);
+		if (locked)
+			list_add_tail(&f->ctx->deferred_ops, &f->node);
+		else
+			rc_op_run_then(f);
+	}
+}
+
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked)
+{
+	if (!rc_op_claim(f))
+		return false;
+	f->status = status;
+	f->wc_status = wc;
+	snprintf(f->text, sizeof(f->text), "%s", text && *text ? text : rref_strerror(status));
+	rc_op_finish(f, locked);
+	return true;
+}
+
+/*
+ * Ends an operation from outside (time-out, cancel, dead peer, shutdown). A call's engine reference goes here, since a
+ * reply no longer finds it. A read's stays until its device or its peer is done with it: what is in flight cannot be
+ * recalled, and the landing buffer stays quarantined till then.
+ */
+void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+{
+	uint32_t kind = at_load(&f->kind);
+
+	if (kind == RC_OP_CREATE) {
+		struct rref *h = f->handle;
+		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = h->fork, .status = status,
+				       .text = text, .peer = f->peer, .handle = h };
+
+		/* The machine fails the handle and completes this very operation (RP_EFF_CREATED). */
+		rc_step(ctx, &ev, NULL);
+		return;
+	}
+	if (!rc_op_fail(f, status, -1, text, true))
+		return;
+	if (f->parked) {
+		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = f->handle->fork,
+				       .cookie = rc_op_token(f) };
+
+		/* Nobody waits for it any more: the machine forgets it, and with it goes the engine's hold. */
+		f->parked = false;
+		if (rc_step(ctx, &ev, NULL) == 0)
+			rc_op_put(f);
+		return;
+	}
+	if (kind == RC_OP_LOCAL_CREATE)
+		rc_handle_fail(f->handle, status, text);
+	if (kind == RC_OP_CALL || kind == RC_OP_BARRIER)
+		rc_op_put(f);
+}
+
+void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
+{
+	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rref_future *f = op_at(ctx, i);
+
+		if (at_load(&f->deadline) <= now && at_load(&f->kind) != RC_OP_NONE &&
+		    (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
+			rc_op_end(ctx, f, -ETIMEDOUT, "timed out");
+	}
+}
+
+/* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
+void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
+{
+	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rref_future *f = op_at(ctx, i);
+		uint32_t kind = at_load(&f->kind);
+
+		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER) && f->peer == peer &&
+		    (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
+			rc_op_end(ctx, f, status, text);
+	}
+}
+
+void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
+{
+	uint32_t nr = at_load_acq(&ctx->nr_ops);
+
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rref_future *f = op_at(ctx, i);
+
+		if (at_load(&f->kind) != RC_OP_NONE && (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
+			rc_op_end(ctx, f, status, text);
+	}
+}
+
+unsigned rc_ops_calling(struct rref_ctx *ctx)
+{
+	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+	unsigned n = 0;
+
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rref_future *f = op_at(ctx, i);
+		uint32_t kind = at_load(&f->kind);
+
+		n += (kind == RC_OP_CALL || kind == RC_OP_REPLIED || kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE) &&
+		     (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING;
+	}
+	return n;
+}

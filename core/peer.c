@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sessions with peers: made on first use, authenticated, fenced at their end.
+ *
+ *            want                    CONNECTED                 first AUTH of the server
+ *   DOWN ------------> CONNECTING ---------------> UP (sends) ------------------------> UP (reads too)
+ *     \    REQUEST                  CONNECTED + the client's AUTH
+ *      ------------> ACCEPTING ------------------------------------------------------> UP
+ *   any --DISCONNECTED, FAILED, protocol error--> fence --> DOWN
+ *
+ * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
+ * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch, larger than any before.
+ *
+ * The fence, strictly in this order: (1) no new read finds the connection, those under way are waited for; (2) the
+ * device fence: on return nothing of the peer is in flight; (3) the machine drops what hangs on the session, what the
+ * peer was sharing stays for a grace period; only then (4) may a new session of that peer come. A clock decides when
+ * to fence, never whether a read is safe.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+#define GRACE_NS (1 * NSEC_PER_SEC)
+#define CROSSING_NS (3 * NSEC_PER_SEC) /* how long the one who lost a crossing waits for the winner's request */
+#define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
+
+int rc_peers_open(struct rref_ctx *ctx)
+{
+	ctx->peers = aligned_alloc(CACHE_LINE, ctx->world * sizeof(*ctx->peers));
+	if (!ctx->peers)
+		return rc_fail(ENOMEM, "memory for %u peers", ctx->world);
+	memset(ctx->peers, 0, ctx->world * sizeof(*ctx->peers));
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		p->rank = i;
+		p->member = &ctx->members[i];
+		p->kind = RV_IBV;
+		list_init(&p->queue);
+		list_init(&p->waiting);
+		at_store(&p->alive, true);
+		if (i == ctx->rank)
+			continue;
+		/* shm between workers of one machine, ibv between machines; table order is preference. */
+		for (int k = 0; k < RV_NR_KINDS && !p->ops; k++) {
+			struct rc_device *d = &ctx->device[k];
+
+			if (d->dev && p->member->addr[k].len && d->ops->reach(d->dev, &p->member->addr[k]) == 0) {
+				p->ops = d->ops;
+				p->dev = d->dev;
+				p->kind = (enum rv_kind)k;
+				p->max_msg = d->caps.max_msg;
+			}
+		}
+		if (!p->ops)
+			return rc_fail(ENODEV,
+				       "no device reaches worker %s (rank %u): it is not on this machine (shm), and %s. Load an RDMA "
+				       "device on both sides, e.g. 'rdma link add rxe0 type rxe netdev eth0', or check RREF_DEVICE",
+				       p->member->name, i,
+				       !ctx->device[RV_IBV].dev ? ctx->device[RV_IBV].why_not : "it has no RDMA device");
+	}
+	return 0;
+}
+
+void rc_peers_close(struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
+	}
+}
+
+static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
+
+	p->ever_up = true;
+	p->probe_at = now_ns() + ctx->peer_timeout / 2;
+	rc_step(ctx, &up, NULL);
+}
+
+/* From here on reads may be posted to the peer. */
+static void open_reads(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	p->authenticated = true;
+	at_store_sc(&p->conn, p->link);
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
+	       p->ops->name);
+	rc_send_flush(ctx, p);
+	rc_read_pump(ctx, p);
+}
+
+int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	uint8_t hello[RV_HELLO_MAX];
+	size_t length;
+	int err;
+
+	if (p->rank == ctx->rank)
+		return 0;
+	if (p->state != RC_PEER_DOWN)
+		return p->state == RC_PEER_GONE ? rc_fail(EOWNERDEAD, "%s (rank %u) is gone: %s", p->member->name, p->rank, p->why) : 0;
+	if (now_ns() < p->retry_at || p->said_goodbye)
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+	memset(&p->hs, 0, sizeof(p->hs));
+	p->hs.self_rank = ctx->rank;
+	p->hs.peer_rank = p->rank;
+	p->hs.self_incarnation = ctx->incarnation;
+	p->hs.peer_incarnation = p->member->incarnation;
+	length = rc_hello_make(&ctx->key, &p->hs, hello);
+	p->authenticated = false;
+	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
+	if (err) {
+		char why[RP_TEXT_MAX];
+
+		snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
+		p->link = NULL;
+		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+	}
+	p->state = RC_PEER_CONNECTING;
+	return 0;
+}
+
+void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+{
+	struct rv_conn *link = p->link;
+	struct list *n;
+
+	if (p->rank == ctx->rank)
+		return;
+	/* (1) sc: partner of the pin in rc_read_start. */
+	at_store_sc(&p->conn, NULL);
+	while (at_load_sc(&p->readers))
+		sched_yield();
+	/* (2) */
+	p->link = NULL;
+	if (link)
+		p->ops->close_conn(link);
+	if (p->state == RC_PEER_UP && !p->said_goodbye) {
+		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING, "session %u with %s (rank %u) ended: %s",
+		       p->epoch, p->member->name, p->rank, why);
+		if (status == -EOWNERDEAD)
+			at_add(&ctx->n.dead, 1);
+	}
+	p->state = RC_PEER_DOWN;
+	p->authenticated = false;
+	p->probing = false;
+	p->send_seq = p->recv_seq = 0;
+	p->retry_at = now_ns() + RETRY_NS;
+	at_store(&p->alive, false);
+	snprintf(p->why, sizeof(p->why), "%s", why);
+	rc_send_drop_queue(p);
+	/* (3) */
+	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = p->why };
+
+	p->grace_at = now_ns() + GRACE_NS;
+	rc_step(ctx, &ev, NULL);
+	rc_ops_fail_peer(ctx, p->rank, status, p->why);
+	while ((n = list_pop(&p->waiting))) {
+		at_sub(&p->nr_waiting, 1);
+		rc_read_fail(container_of(n, struct rref_future, node), status);
+	}
+	rc_barrier_check(ctx);
+}
+
+/* (4): what the old session left behind goes before the new one begins. */
+static void end_grace(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rp_event ev = { .type = RP_EV_PEER_GRACE, .peer = p->rank };
+
+	if (!p->grace_at)
+		return;
+	p->grace_at = 0;
+	rc_step(ctx, &ev, NULL);
+}
+
+static void refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text)
+{
+	uint8_t reason[RV_REASON_MAX];
+	char who[96];
+
+	d->ops->peer_text(conn, who, sizeof(who));
+	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
+	if (err != -EALREADY) {
+		at_add(&ctx->n.rejected, 1);
+		rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused: %s", who, text);
+	}
+}
+
+static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
+	uint8_t answer[RV_ANSWER_MAX];
+	struct rc_peer *p;
+	int err = rc_hello_check(&ctx->key, ev->data, ev->len, &h);
+
+	if (err) {
+		refuse(ctx, d, ev->conn, err, rc_error_text());
+		return;
+	}
+	if (h.peer_rank >= ctx->world || h.peer_rank == ctx->rank ||
+	    ctx->members[h.peer_rank].incarnation != h.peer_incarnation) {
+		refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
+		return;
+	}
+	p = &ctx->peers[h.peer_rank];
+	if (p->dev != d->dev) {
+		refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
+		return;
+	}
+	if (p->state == RC_PEER_CONNECTING && ctx->rank < p->rank && p->link) {
+		refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		return;
+	}
+	if (p->state == RC_PEER_CONNECTING) {
+		/* Ours loses: nothing was sent on it yet, what waits in the queue goes over the new one. */
+		p->ops->close_conn(p->link);
+		p->link = NULL;
+		p->state = RC_PEER_DOWN;
+	} else if (p->state != RC_PEER_DOWN) {
+		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
+	}
+	end_grace(ctx, p);
+	h.epoch = p->epoch + 1;
+	p->hs = h;
+	p->epoch = h.epoch;
+	p->link = ev->conn;
+	p->state = RC_PEER_ACCEPTING;
+	p->authenticated = false;
+	p->said_goodbye = false;
+	p->send_seq = p->recv_seq = 0;
+	size_t length = rc_answer_make(&ctx->key, &p->hs, answer);
+
+	err = d->ops->accept(ev->conn, answer, length, p);
+	if (err) {
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
+		rc_peer_fence(ctx, p, -EOWNERDEAD, "accepting its connection failed");
+	}
+}
+
+static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	struct rw_message proof = { .frame.type = RW_AUTH };
+	int err;
+
+	if (p->state == RC_PEER_ACCEPTING) {
+		at_store(&p->alive, true);
+		return; /* nothing happens before the client's proof */
+	}
+	err = rc_answer_check(&ctx->key, ev->data, ev->len, &p->hs, proof.u.mac);
+	if (err) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, p, err, rc_error_text());
+		return;
+	}
+	end_grace(ctx, p);
+	p->epoch = p->hs.epoch;
+	p->state = RC_PEER_UP;
+	p->send_seq = p->recv_seq = 0;
+	p->said_goodbye = false;
+	at_store(&p->alive, true);
+	set_up(ctx, p);
+	err = p->ops->allow_reads(p->link);
+	if (!err)
+		err = rc_send(ctx, p->rank, &proof);
+	if (err)
+		rc_peer_fence(ctx, p, -EOWNERDEAD, "the session could not be started");
+	else
+		rc_send_flush(ctx, p);
+}
+
+static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX];
+	int err = ev->status;
+
+	if (ev->len)
+		err = rc_reason_parse(ev->data, ev->len, text, sizeof(text));
+	if (err == -EALREADY && p->state == RC_PEER_CONNECTING) {
+		/* A crossing: the other side's request is on its way. */
+		p->ops->close_conn(p->link);
+		p->link = NULL;
+		p->retry_at = now_ns() + CROSSING_NS;
+		return;
+	}
+	snprintf(why, sizeof(why), "connecting failed: %.150s", *text ? text : rref_strerror(err));
+	rc_peer_fence(ctx, p, err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE ? err : -EOWNERDEAD, why);
+}
+
+/* The first message of a session is the proof (to the server) or its answer (to the client). */
+static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	struct rw_message m, welcome = { .frame.type = RW_AUTH };
+
+	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH || m.frame.epoch != p->epoch ||
+	    m.frame.seq != 1)
+		return false;
+	p->recv_seq = 1;
+	if (p->state == RC_PEER_ACCEPTING) {
+		if (rc_proof_check(&ctx->key, &p->hs, m.u.mac) || p->ops->allow_reads(p->link))
+			return false;
+		p->state = RC_PEER_UP;
+		set_up(ctx, p);
+		if (rc_send(ctx, p->rank, &welcome))
+			return false;
+	}
+	open_reads(ctx, p);
+	return true;
+}
+
+static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	at_add(&ctx->n.received, 1);
+	if (p->authenticated) {
+		rc_message(ctx, p, ev->data, ev->len);
+	} else if (!on_first_message(ctx, p, ev)) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, p, -EKEYREJECTED, "the peer did not prove that it holds the group's key");
+	}
+}
+
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_peer *p = ev->user;
+
+	if (ev->type == RV_EV_READ) {
+		if (p && p->probing && ev->cookie == UINT64_MAX) {
+			p->probing = false;
+			at_sub(&ctx->reads_in_flight, 1);
+			return;
+		}
+		if (ev->cookie == UINT64_MAX) {
+			at_sub(&ctx->reads_in_flight, 1);
+			return;
+		}
+		rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
+		if (p && at_load(&p->nr_waiting))
+			rc_read_pump(ctx, p);
+		return;
+	}
+	if (ev->type == RV_EV_REQUEST) {
+		on_request(ctx, d, ev);
+		return;
+	}
+	if (ev->type == RV_EV_DEVICE) {
+		rc_log(ctx, ev->status ? RREF_LOG_ERROR : RREF_LOG_INFO, "%s: %.*s", d->caps.device, (int)ev->len,
+		       ev->data ? (const char *)ev->data : "");
+		for (uint32_t i = 0; ev->status && i < ctx->world; i++)
+			if (ctx->peers[i].dev == d->dev)
+				rc_peer_fence(ctx, &ctx->peers[i], ev->status, "the device was lost");
+		return;
+	}
+	if (!p || p->link != ev->conn) {
+		at_add(&ctx->n.dropped, 1); /* of a connection that is closed already */
+		if (ev->type == RV_EV_RECV)
+			d->ops->recv_done(d->dev, ev->token);
+		return;
+	}
+	switch (ev->type) {
+	case RV_EV_CONNECTED:
+		on_connected(ctx, p, ev);
+		break;
+	case RV_EV_FAILED:
+		on_failed(ctx, p, ev);
+		break;
+	case RV_EV_DISCONNECTED: {
+		char why[RP_TEXT_MAX];
+
+		snprintf(why, sizeof(why), p->said_goodbye ? "it left the group" : "its connection was lost (%s)",
+			 rref_strerror(ev->status));
+		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+		break;
+	}
+	case RV_EV_RECV:
+		on_message(ctx, p, ev);
+		d->ops->recv_done(d->dev, ev->token);
+		break;
+	case RV_EV_WRITABLE:
+		rc_send_flush(ctx, p);
+		break;
+	default:
+		break;
+	}
+}
+
+/*
+ * Host death and link loss send nothing. A zero-length READ needs no key and no processor of the peer: if its device does not
+ * answer, retries run out and the connection ends. A stopped process still answers it: stalled is not dead.
+ */
+static void probe(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	struct rv_read r = { .cookie = UINT64_MAX };
+
+	p->probe_at = now + ctx->peer_timeout / 2;
+	if (p->probing || !at_load(&p->conn))
+		return;
+	if (p->ops->post_reads(p->link, &r, 1) == 1) {
+		p->probing = true;
+		at_add(&ctx->reads_in_flight, 1);
+	}
+}
+
+void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
+{
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		if (p->grace_at && now >= p->grace_at)
+			end_grace(ctx, p);
+		if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
+			rc_peer_fence(ctx, p, -EOWNERDEAD, "its connection did not come");
+		if (p->state == RC_PEER_UP && p->kind == RV_IBV && now >= p->probe_at)
+			probe(ctx, p, now);
+	}
+}

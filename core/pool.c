@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while it does, its thread
+ * does not count, and another is started if calls are queued, so that nested calls cannot use the pool up.
+ * Threads beyond the number asked for end when they find nothing to do.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+struct rc_pool {
+	struct rref_ctx *ctx;
+	pthread_mutex_t lock;
+	pthread_cond_t work, gone;
+	struct list queue;           /* guarded by lock */
+	unsigned target;             /* const */
+	unsigned threads, idle, blocked; /* guarded by lock */
+	bool stop;
+};
+
+static _Thread_local struct rc_pool *my_pool;
+
+static void *run(void *arg)
+{
+	struct rc_pool *pool = arg;
+
+	my_pool = pool;
+	pthread_mutex_lock(&pool->lock);
+	for (;;) {
+		struct list *n = list_pop(&pool->queue);
+
+		if (n) {
+			pthread_mutex_unlock(&pool->lock);
+			rc_run_call(container_of(n, struct rref_call, node));
+			pthread_mutex_lock(&pool->lock);
+			continue;
+		}
+		if (pool->stop || pool->threads - pool->blocked > pool->target)
+			break;
+		pool->idle++;
+		pthread_cond_wait(&pool->work, &pool->lock);
+		pool->idle--;
+	}
+	pool->threads--;
+	pthread_cond_broadcast(&pool->gone);
+	pthread_mutex_unlock(&pool->lock);
+	return NULL;
+}
+
+/* Starts a thread if there is work that no thread is free for. Guarded by lock. */
+static void grow(struct rc_pool *pool)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+
+	if (list_empty(&pool->queue))
+		return;
+	if (pool->idle) {
+		pthread_cond_signal(&pool->work);
+		return;
+	}
+	if (pool->threads - pool->blocked >= pool->target)
+		return;
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	pool->threads++;
+	if (pthread_create(&thread, &attr, run, pool)) {
+		pool->threads--;
+		rc_log(pool->ctx, RREF_LOG_ERROR, "a worker thread could not be started: %u are running", pool->threads);
+	}
+	pthread_attr_destroy(&attr);
+}
+
+int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
+{
+	struct rc_pool *pool = calloc(1, sizeof(*pool));
+
+	if (!pool)
+		return rc_fail(ENOMEM, "memory for the worker pool");
+	pool->ctx = ctx;
+	pool->target = nr_threads;
+	list_init(&pool->queue);
+	pthread_mutex_init(&pool->lock, NULL);
+	pthread_cond_init(&pool->work, NULL);
+	pthread_cond_init(&pool->gone, NULL);
+	ctx->pool = pool;
+	return 0;
+}
+
+void rc_pool_close(struct rref_ctx *ctx)
+{
+	struct rc_pool *pool = ctx->pool;
+
+	if (!pool)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	pool->stop = true;
+	pthread_cond_broadcast(&pool->work);
+	while (pool->threads)
+		pthread_cond_wait(&pool->gone, &pool->lock);
+	pthread_mutex_unlock(&pool->lock);
+	pthread_mutex_destroy(&pool->lock);
+	pthread_cond_destroy(&pool->work);
+	pthread_cond_destroy(&pool->gone);
+	free(pool);
+	ctx->pool = NULL;
+}
+
+void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
+{
+	struct rc_pool *pool = ctx->pool;
+
+	pthread_mutex_lock(&pool->lock);
+	list_add_tail(&pool->queue, &call->node);
+	grow(pool);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+void rc_pool_blocking(struct rref_ctx *ctx, int delta)
+{
+	struct rc_pool *pool = my_pool;
+
+	if (!pool || pool->ctx != ctx)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	pool->blocked += (unsigned)delta;
+	grow(pool);
+	pthread_mutex_unlock(&pool->lock);
+}

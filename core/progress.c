@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Progress: one turn of the engine, and the poller thread that gives it turns when nobody waits.
+ *
+ * The poller spins for a bounded time after the last event, then arms the devices, polls again, and sleeps. While it
+ * sleeps the devices' descriptors and ctx->kickfd wake it. rc_kick costs one load unless the poller really sleeps:
+ * the sleeper stores `sleeping`, then looks for work; who makes work publishes it, then looks at `sleeping` (both sc).
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
+#define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
+#define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
+#define IDLE_NS (500 * NSEC_PER_MSEC)
+#define BATCH 16u
+
+static int poll_device(struct rref_ctx *ctx, struct rc_device *d, unsigned flags)
+{
+	struct rv_event ev[BATCH];
+	int n = d->ops->poll(d->dev, ev, BATCH, flags);
+
+	if (n < 0) {
+		struct rv_event lost = { .type = RV_EV_DEVICE, .status = n };
+
+		if (!d->lost) {
+			d->lost = true;
+			rc_peer_event(ctx, d, &lost);
+		}
+		return 0;
+	}
+	for (int i = 0; i < n; i++)
+		rc_peer_event(ctx, d, &ev[i]);
+	return n;
+}
+
+static int poll_self(struct rref_ctx *ctx)
+{
+	int n = 0;
+	struct list *l;
+
+	/* A bounded number per turn: each may add another. */
+	while (n < (int)BATCH && (l = list_pop(&ctx->self_queue))) {
+		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
+
+		at_add(&ctx->n.received, 1);
+		rc_message(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
+		free(o);
+		n++;
+	}
+	return n;
+}
+
+int rc_progress_locked(struct rref_ctx *ctx, bool slow)
+{
+	int n = 0;
+
+	if (at_load(&ctx->state) == RC_CTX_SHUT)
+		return 0;
+	if (at_load(&ctx->dropped))
+		n += (int)rc_drain_dropped(ctx);
+	if (!list_empty(&ctx->self_queue))
+		n += poll_self(ctx);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev)
+			n += poll_device(ctx, &ctx->device[k], slow ? RV_POLL_SLOW : 0);
+	if (slow) {
+		int64_t now = now_ns();
+
+		if (now >= ctx->next_tick) {
+			ctx->next_tick = now + TICK_NS;
+			rc_ops_expire(ctx, now);
+			rc_peer_tick(ctx, now);
+		}
+	}
+	return n;
+}
+
+int rref_progress(struct rref_ctx *ctx)
+{
+	int n = rc_enter(ctx);
+
+	if (n)
+		return n;
+	if (!rc_trylock(ctx))
+		return 0;
+	rc_disarm(ctx);
+	n = rc_progress_locked(ctx, true);
+	rc_unlock(ctx);
+	return n;
+}
+
+int rref_ctx_fd(struct rref_ctx *ctx)
+{
+	return ctx ? ctx->epfd : rc_fail(EINVAL, "rref_ctx_fd: no context");
+}
+
+int rref_ctx_arm(struct rref_ctx *ctx)
+{
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	rc_lock(ctx);
+	at_store_sc(&ctx->sleeping, 1);
+	bool sleep = rc_arm(ctx);
+
+	if (!sleep)
+		at_store_sc(&ctx->sleeping, 0);
+	rc_unlock(ctx);
+	return !sleep;
+}
+
+bool rc_arm(struct rref_ctx *ctx)
+{
+	unsigned flags = at_load(&ctx->reads_in_flight) ? RV_ARM_READS : 0;
+
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev && ctx->device[k].ops->arm(ctx->device[k].dev, flags) < 0)
+			return false;
+	ctx->armed = true;
+	/* After arming: what came before would not wake us. sc: partner of the pushes that look at `sleeping`. */
+	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && list_empty(&ctx->self_queue) &&
+	       list_empty(&ctx->deferred_ops) && list_empty(&ctx->deferred_calls);
+}
+
+void rc_disarm(struct rref_ctx *ctx)
+{
+	uint64_t count;
+
+	if (at_xchg_acq(&ctx->kicked, 0))
+		(void)!read(ctx->kickfd, &count, sizeof(count));
+	at_store(&ctx->sleeping, 0);
+	if (!ctx->armed)
+		return;
+	ctx->armed = false;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev)
+			ctx->device[k].ops->disarm(ctx->device[k].dev);
+}
+
+void rc_kick(struct rref_ctx *ctx)
+{
+	uint64_t one = 1;
+
+	if (likely(!at_load_sc(&ctx->sleeping)) || at_xchg_ar(&ctx->kicked, 1))
+		return;
+	while (write(ctx->kickfd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
+{
+	int64_t next = now + IDLE_NS;
+
+	if (at_load(&ctx->ops_in_flight))
+		next = min_of(next, max_of(ctx->next_tick, now + TICK_NS));
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		const struct rc_peer *p = &ctx->peers[i];
+
+		if (p->grace_at)
+			next = min_of(next, p->grace_at);
+		if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_ACCEPTING)
+			next = min_of(next, now + 20 * NSEC_PER_MSEC);
+		if (p->state == RC_PEER_UP && p->kind == RV_IBV)
+			next = min_of(next, p->probe_at);
+	}
+	return max_of(next - now, 0);
+}
+
+/* ---- the poller ---- */
+
+static void *poller(void *arg)
+{
+	struct rref_ctx *ctx = arg;
+	int64_t last = now_ns(), slow_at = 0;
+
+	prctl(PR_SET_NAME, "rref-poller");
+	while (!at_load_acq(&ctx->stop)) {
+		int64_t now = now_ns();
+		int n = 0;
+
+		/* Threads that want to do something come first: the poller's turn is never urgent while they run. */
+		if (!at_load(&ctx->lock_wanted) && rc_trylock(ctx)) {
+			bool slow = now >= slow_at;
+
+			if (slow)
+				slow_at = now + SLOW_NS;
+			n = rc_progress_locked(ctx, slow);
+			rc_unlock(ctx);
+		}
+		if (n)
+			last = now;
+		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
+			/* On a busy machine the one we wait for may need this very core. */
+			if (n == 0)
+				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
+			continue;
+		}
+		rc_lock(ctx);
+		at_store_sc(&ctx->sleeping, 1);
+		bool sleep = rc_arm(ctx) && !at_load_acq(&ctx->stop);
+		int64_t wait = rc_next_timer(ctx, now);
+
+		rc_unlock(ctx);
+		if (sleep) {
+			struct epoll_event ev;
+
+			/* Rounded up: a timer that wakes a moment early would only spin. */
+			epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
+		}
+		rc_lock(ctx);
+		rc_disarm(ctx);
+		/* A timer alone is no reason to spin; events are. */
+		if (rc_progress_locked(ctx, true) || !sleep)
+			last = now_ns();
+		rc_unlock(ctx);
+	}
+	return NULL;
+}
+
+int rc_poller_open(struct rref_ctx *ctx)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	int err;
+
+	ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
+	ctx->kickfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (ctx->epfd < 0 || ctx->kickfd < 0 || epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->kickfd, &ev))
+		return rc_fail(errno, "a descriptor to sleep on: %s", rref_strerror(errno));
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev &&
+		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
+			return rc_fail(errno, "a descriptor to sleep on: %s", rref_strerror(errno));
+	if (ctx->mode == RREF_PROGRESS_MANUAL)
+		return 0;
+	err = pthread_create(&ctx->poller, NULL, poller, ctx);
+	if (err)
+		return rc_fail(err, "the poller thread: %s", rref_strerror(err));
+	ctx->has_poller = true;
+	if (ctx->poller_core >= 0) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET((unsigned)ctx->poller_core, &set);
+		err = pthread_setaffinity_np(ctx->poller, sizeof(set), &set);
+		if (err)
+			return rc_fail(err, "pinning the poller to core %d: %s", ctx->poller_core, rref_strerror(err));
+	}
+	return 0;
+}
+
+void rc_poller_close(struct rref_ctx *ctx)
+{
+	if (ctx->has_poller) {
+		uint64_t one = 1;
+
+		at_store_rel(&ctx->stop, true);
+		(void)!write(ctx->kickfd, &one, sizeof(one));
+		pthread_join(ctx->poller, NULL);
+		ctx->has_poller = false;
+	}
+}

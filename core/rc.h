@@ -1,0 +1,470 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rc: the runtime's own types. What a context is made of, and who may touch what.
+ *
+ * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine, sessions, queues, the
+ * devices' [progress] calls. It is held for one step or one poll, never while waiting and never while the program's
+ * code runs: callbacks and inline handlers are put on ctx->deferred and run by rc_unlock after the lock is gone.
+ *
+ * The read path does not take it: a ready handle's location is constant (published by handle->state), operations come
+ * from a lock-free slab, and a connection is pinned by peer->readers (see peer.h's fence).
+ *
+ * Guards: [lock] progress lock; [atomic]; [const] after creation; [op] whoever completes the operation (state CAS won).
+ */
+#ifndef RC_H
+#define RC_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "alloc/ra.h"
+#include "base/atomic.h"
+#include "base/util.h"
+#include "rc_error.h"
+#include "rc_group.h"
+#include "rp.h"
+#include "rref.h"
+#include "rw.h"
+#include "verbs/rv.h"
+
+/* ---- value header: 64 bytes before each payload, read together with it (docs/WIRE.md) ------------------------ */
+
+struct rc_header {
+	uint64_t nonce;      /* the value's own; 0 = nothing readable here; destroyed before the memory is reused */
+	uint64_t local_id;
+	uint32_t created_on;
+	uint32_t version;    /* 1: values are immutable so far */
+	uint64_t length;     /* payload bytes */
+	uint64_t type_hash;
+	uint32_t state;      /* RC_HEADER_READY */
+	uint32_t crc32c;     /* 0: not used yet */
+	uint32_t nr_segments;
+	uint32_t reserved0;
+	uint64_t reserved1;
+};
+#define RC_HEADER_BYTES 64u
+#define RC_HEADER_READY 0x59444552u /* "REDY" */
+_Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
+#define RC_VALUE_MAX (RA_VALUE_MAX - RC_HEADER_BYTES)
+
+/* ---- views: a landing block, or an alias of an own value ------------------------------------------------------ */
+
+struct rref_view {
+	struct rref_ctx *ctx;     /* [const] */
+	const void *data;         /* [const] */
+	size_t length;            /* [const] */
+	struct rc_value *value;   /* alias: the value it pins; NULL: a landing block that begins with this struct */
+	size_t block;             /* landing: bytes of the block */
+	int cls;                  /* landing: cache class, -1 = none */
+	uint32_t lkey;            /* landing: ibv key of the block's region */
+	uint64_t reserved[1];
+};
+_Static_assert(sizeof(struct rref_view) <= 64, "payloads start 64 bytes into a landing block");
+
+/* An own value. pins: 1 of the protocol machine (or the handle that fills it) + one per alias view. */
+struct rc_value {
+	struct rref_view view;    /* all alias views of this value are this struct */
+	struct rref_ctx *ctx;
+	struct rc_header *header; /* in registered memory; the payload follows */
+	size_t length;
+	struct rp_location loc;   /* [const] once made ready */
+	_Atomic uint32_t pins;
+};
+
+/* ---- handles -------------------------------------------------------------------------------------------------- */
+
+enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on the read path */
+	RC_H_REQUESTED = 0,  /* user: not confirmed; owner: value not known here yet */
+	RC_H_CONFIRMED,      /* user: confirmed, no location yet */
+	RC_H_READY,          /* user: loc is valid; owner: value is valid */
+	RC_H_FAILED,         /* err, text are valid */
+};
+
+struct rref {
+	struct rref_ctx *ctx;
+	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
+	_Atomic uint32_t state;      /* enum rc_handle_state */
+	_Atomic uint32_t confirmed;
+	bool owned, creator;
+	uint32_t owner;
+	struct rref_id id, fork;
+	struct rp_location loc;      /* valid from RC_H_READY (user) */
+	struct rc_value *value;      /* owner: from RC_H_READY, or at once for the handle that fills it */
+	bool unset;                  /* [lock] owner: made by rref_alloc and not set yet */
+	bool ended;                  /* [lock] the machine was told already (shutdown) */
+	int err;                     /* valid from RC_H_FAILED */
+	char *text;                  /* the same; malloc'ed */
+	struct rref_future *creation;/* [lock] */
+	struct rref *drop_next;      /* [atomic list] */
+	struct list all;             /* [lock] ctx->handles */
+};
+
+/* ---- operations: the slab behind futures ---------------------------------------------------------------------- */
+
+enum rc_op_kind {
+	RC_OP_NONE,         /* free, or being set up */
+	RC_OP_READ,
+	RC_OP_CALL,         /* waits for its REPLY */
+	RC_OP_REPLIED,      /* a call whose result's references are being confirmed */
+	RC_OP_CREATE,       /* a remote creation: ends through the protocol machine */
+	RC_OP_LOCAL_CREATE, /* a creation on oneself: ends with the function */
+	RC_OP_BARRIER,
+};
+
+enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4 };
+
+/* A reference that arrived in a call or reply and is on its way to being confirmed. */
+struct rc_inref {
+	struct rc_incoming *in;
+	struct rref *handle;
+};
+struct rc_incoming {
+	struct rc_inref ref[RREF_REFS_MAX];
+	uint32_t nr, unready;         /* [lock] */
+	int status;                   /* first failure */
+	char text[RP_TEXT_MAX];
+	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
+	struct rref_future *future;   /* replies: whose result they are */
+};
+
+/*
+ * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
+ * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire).
+ * refs: 1 of the program + 1 of the engine; the engine's goes when no device and no peer can touch the operation any
+ * more, so that a landing buffer outlives a time-out (quarantine).
+ */
+struct rref_future {
+	_Atomic uint32_t state;       /* futex word */
+	_Atomic uint32_t refs;
+	_Atomic uint32_t gen;         /* of this slot; part of the token */
+	uint32_t index;               /* [const] */
+	_Atomic uint32_t next_free;   /* slab free list */
+	_Atomic uint32_t then_state;  /* 0 none, 1 set, 2 fired */
+	void (*then)(struct rref_future *f, void *arg);
+	void *then_arg;
+	struct rref_ctx *ctx;
+	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
+	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
+	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
+	struct list node;             /* [lock] peer->waiting, or ctx->deferred */
+
+	/* result [op] */
+	int status, wc_status;
+	struct rref_view *view;
+	char *data;
+	size_t data_length;
+	struct rc_incoming *incoming; /* references of a call's result */
+	char text[256];
+
+	/* read */
+	struct rref *handle;          /* pinned while the engine works; also CREATE */
+	struct rp_location loc;
+	struct rc_header *landing_header; /* [const] registered, 64 bytes per slot */
+	uint32_t header_lkey;         /* [const] */
+	struct rref_view *landing;    /* owned by the engine until delivered */
+	uint64_t offset, length;      /* payload range wanted */
+	uint64_t next;                /* payload bytes asked for so far */
+	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
+	int read_status, read_wc;     /* first failure of a piece */
+	bool header_asked;
+	bool parked;                  /* [lock] waits in the machine for its location */
+	bool retried;                 /* [lock] was pumped once after it began to wait */
+	bool range;                   /* header is a READ of its own, since the payload does not follow it */
+	uint64_t number;              /* barrier */
+	bool replied;                 /* [lock] call: its answer came */
+};
+
+/* ---- peers ---------------------------------------------------------------------------------------------------- */
+
+enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
+
+struct rc_peer {
+	struct rc_member *member;
+	uint32_t rank;
+	const struct rv_ops *ops;     /* [const] device that reaches it; NULL for self or unreachable */
+	struct rv_dev *dev;           /* [const] */
+	enum rv_kind kind;            /* [const] */
+	enum rc_peer_state state;     /* [lock] */
+	bool said_goodbye;            /* [lock] its end is orderly */
+	bool ever_up;                 /* [lock] there was a session */
+	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
+	bool authenticated;           /* [lock] server side: proof seen */
+	struct rv_conn *link;         /* [lock] connection in any state */
+	struct rc_handshake hs;       /* [lock] */
+	uint32_t epoch;               /* [lock] of the current or last session */
+	uint64_t send_seq, recv_seq;  /* [lock] */
+	struct list queue;            /* [lock] struct rc_outgoing */
+	uint32_t nr_queued;           /* [lock] */
+	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
+	int64_t retry_at;             /* [lock] no new attempt before */
+	int64_t grace_at;             /* [lock] 0 = none */
+	int64_t probe_at;             /* [lock] */
+	bool probing;                 /* [lock] */
+	uint64_t max_msg;             /* [const] */
+	char why[RP_TEXT_MAX];        /* [lock] last failure */
+	_Atomic bool alive;
+	/* read path: pinned connection */
+	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
+	_Atomic uint32_t readers;     /* sc: the fence stores conn = NULL and waits for 0 */
+	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
+};
+
+struct rc_outgoing {
+	struct list node;
+	uint32_t length;
+	uint8_t bytes[];
+};
+
+/* ---- devices and regions --------------------------------------------------------------------------------------- */
+
+struct rc_device {
+	const struct rv_ops *ops;
+	struct rv_dev *dev;          /* NULL = not open */
+	struct rv_caps caps;
+	char why_not[RREF_TEXT_SIZE];
+	bool lost;                   /* [lock] */
+};
+
+struct rc_region {
+	uint64_t iova;
+	struct rv_mr mr[RV_NR_KINDS];
+	bool have[RV_NR_KINDS];
+	struct rref_ctx *ctx;
+	enum rv_access access;
+	size_t length;
+};
+
+/* ---- functions and calls ---------------------------------------------------------------------------------------- */
+
+struct rc_function {
+	struct rc_function *next;
+	rref_handler handler;
+	void *arg;
+	unsigned flags;
+	char name[RREF_NAME_MAX + 1];
+};
+
+struct rref_call {
+	struct rref_ctx *ctx;
+	struct list node;            /* [lock] deferred, or pool queue */
+	struct rc_incoming in;
+	uint32_t caller, caller_epoch;
+	uint64_t call_id;
+	uint8_t kind;
+	struct rref_id id, fork;     /* REMOTE */
+	const struct rc_function *fn;
+	size_t length;
+	char name[RREF_NAME_MAX + 1];
+	_Atomic uint32_t refs;       /* handler + pending reply */
+	_Atomic uint32_t replied;
+	_Alignas(64) uint8_t data[];
+};
+
+/* ---- context ----------------------------------------------------------------------------------------------------- */
+
+enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT };
+
+#define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
+#define RC_CACHE_SLOTS 16
+
+struct rc_counters {
+	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
+	_Atomic uint64_t landing_bytes, value_bytes;
+};
+
+struct rref_ctx {
+	/* read by every operation */
+	_Atomic uint32_t state;           /* enum rc_ctx_state */
+	uint32_t fork_generation;
+	uint32_t rank, world;
+	struct rc_peer *peers;            /* [const] array of world */
+	struct rc_member *members;        /* [const] */
+	uint64_t incarnation;
+	int64_t timeout;
+	struct ra_arena *values, *landing;
+	struct rc_device device[RV_NR_KINDS];
+
+	cache_aligned pthread_mutex_t lock;
+	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
+	struct rp *machine;               /* [lock] */
+	bool in_effects;                  /* [lock] */
+	bool duplicate;                   /* [lock] the last OWN was of an id known already */
+	struct list self_queue;           /* [lock] struct rc_outgoing */
+	struct list handles;              /* [lock] every handle */
+	struct list deferred_ops;         /* [lock] futures whose callback is to run */
+	struct list deferred_calls;       /* [lock] inline calls to run */
+	int64_t next_tick;                /* [lock] */
+	int64_t polled_slow_at;           /* [lock] */
+	bool armed;                       /* [lock] devices would wake the poller */
+
+	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
+	_Atomic uint64_t next_local_id;
+
+	/* operations: see op.c */
+	cache_aligned _Atomic uint64_t op_free;   /* {tag:32, index+1:32} */
+	_Atomic uint32_t ops_in_flight, nr_ops;
+	uint32_t max_ops;
+	pthread_mutex_t grow_lock;
+	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
+	_Atomic(struct rref_view *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
+
+	/* poller */
+	pthread_t poller;
+	bool has_poller;
+	enum rref_progress_mode mode;
+	int poller_core;
+	int epfd, kickfd;
+	cache_aligned _Atomic uint32_t sleeping;  /* sc: the poller sleeps in epoll; partner: work is published first */
+	_Atomic uint32_t kicked;
+	_Atomic bool stop;
+	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
+
+	/* worker pool */
+	struct rc_pool *pool;
+
+	/* functions: pushed at the head under function_lock, read without */
+	_Atomic(struct rc_function *) functions;
+	pthread_mutex_t function_lock;
+
+	/* shutdown */
+	_Atomic bool closing;                     /* somebody is in rref_shutdown */
+	uint64_t barrier_sent, barrier_done;      /* [lock] */
+	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
+	struct rref_future *barrier_op;           /* [lock] who waits for one here */
+	_Atomic uint32_t calls_open;              /* calls being served or waiting to be */
+	struct rc_key key;
+	bool leak_check;
+	int64_t peer_timeout;
+
+	struct rc_counters n;
+	void (*log)(void *ctx, enum rref_log_level level, const char *text);
+	void *log_ctx;
+	enum rref_log_level log_level;
+};
+
+/* ctx.c / log.c */
+void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
+int rc_enter_slow(const struct rref_ctx *ctx);
+extern _Atomic uint32_t rc_fork_generation;
+
+/* 0 if the context may be used by this process now. */
+static inline int rc_enter(struct rref_ctx *ctx)
+{
+	if (likely(ctx && at_load_acq(&ctx->state) == RC_CTX_RUNNING &&
+		   ctx->fork_generation == at_load(&rc_fork_generation)))
+		return 0;
+	return rc_enter_slow(ctx);
+}
+
+static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
+{
+	if (timeout == RREF_DEFAULT)
+		timeout = ctx->timeout;
+	if (timeout == RREF_FOREVER)
+		return INT64_MAX;
+	int64_t now = now_ns();
+
+	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
+}
+
+/* lock.c: the progress lock */
+void rc_lock(struct rref_ctx *ctx);
+bool rc_trylock(struct rref_ctx *ctx);
+void rc_unlock(struct rref_ctx *ctx); /* and runs what was deferred */
+
+/* memory.c: devices' registrations, arenas, values, landing blocks */
+int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
+void rc_memory_close(struct rref_ctx *ctx);
+uint64_t rc_random64(void);
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out);
+void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */
+void rc_value_unpin(struct rc_value *v);
+void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
+int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out);
+void rc_landing_put(struct rref_view *v);
+
+/* handle.c */
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner); /* [lock] */
+void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
+void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
+void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
+int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
+unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
+struct rref_id rc_next_id(struct rref_ctx *ctx);
+
+/* op.c */
+#define RC_OP_CHUNK 256u
+int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
+void rc_ops_close(struct rref_ctx *ctx);
+int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation */
+uint64_t rc_op_token(const struct rref_future *f);
+void rc_op_put(struct rref_future *f);
+bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
+void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
+void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
+void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text); /* [lock] */
+void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
+void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */
+unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
+void rc_op_run_then(struct rref_future *f);
+int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
+
+/* read.c */
+void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
+void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
+void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
+void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
+int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
+
+/* peer.c */
+int rc_peers_open(struct rref_ctx *ctx);
+void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
+int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
+void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
+void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
+
+/* send.c */
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);  /* [lock] queues when it must */
+void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* [lock] */
+void rc_send_drop_queue(struct rc_peer *p);                                  /* [lock] */
+
+/* dispatch.c: messages and effects */
+void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
+void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */
+int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects */
+void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
+
+/* call.c / serve.c / pool.c */
+void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
+void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
+void rc_run_call(struct rref_call *call);                                     /* no lock held */
+int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
+void rc_incoming_release(struct rc_incoming *in);
+void rc_incoming_discard(struct rref_ctx *ctx, struct rc_incoming *in); /* a ready function: releases and frees */
+int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, struct rp_fork *recs); /* [lock] */
+void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, const struct rp_fork *recs, size_t nr); /* [lock] */
+int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
+int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads);
+void rc_pool_close(struct rref_ctx *ctx);
+void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call);
+void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1) / is back (-1) */
+void rc_call_put(struct rref_call *call);
+bool rc_in_callback(void);
+void rc_callback_enter(void);
+void rc_callback_leave(void);
+
+/* progress.c / poller.c */
+int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
+int rc_poller_open(struct rref_ctx *ctx);
+void rc_poller_close(struct rref_ctx *ctx);
+void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */
+bool rc_arm(struct rref_ctx *ctx);                           /* [lock] true: nothing to do, sleep */
+void rc_disarm(struct rref_ctx *ctx);                        /* [lock] */
+int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now);    /* [lock] ns until the next tick */
+
+#endif

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads: from a known location to bytes here, by one-sided READs.
+ *
+ * A value that fits one message is read with its header by a single READ with two landing pieces. Larger ones, and
+ * ranges, are read in pieces, a window of them in flight, and the header last, behind them on the same connection: the
+ * order of READs on a reliable connection makes it a check of all that came before.
+ *
+ * The header's landing place is cleared before posting: a completion that brought no data (FACTS: it happens) is then
+ * seen as one. A header with another nonce is -ESTALE, never wrong bytes.
+ *
+ * Who works on an operation: first the thread that starts it, then, once pieces are at a device that reports by
+ * events, only the holder of the progress lock. outstanding is set before posting and corrected under the lock.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "rc.h"
+
+#define WINDOW 8u /* pieces of one value in flight */
+
+static void read_done(struct rref_future *f, bool locked);
+static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool locked);
+
+static struct rc_peer *peer_of(const struct rref_future *f)
+{
+	return &f->ctx->peers[f->handle->owner];
+}
+
+static bool is_single(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg;
+}
+
+/* The next pieces, at most max, into r. Advances f->next and f->header_asked. */
+static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
+{
+	uint64_t token = rc_op_token(f);
+	unsigned n = 0;
+
+	if (is_single(f, max_msg) && !f->header_asked) {
+		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[peer_of(f)->kind],
+					 .nr_sge = f->length ? 2 : 1 };
+		r[0].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey };
+		if (f->length)
+			r[0].sge[1] = (struct rv_sge){ (void *)(f->landing + 1), (uint32_t)f->length, f->landing->lkey };
+		f->header_asked = true;
+		f->next = f->length;
+		return 1;
+	}
+	while (n < max && f->next < f->length) {
+		uint32_t piece = (uint32_t)min_of(f->length - f->next, min_of(max_msg, UINT64_C(1) << 30));
+
+		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr + RC_HEADER_BYTES + f->offset + f->next,
+					 .rkey = f->loc.rkey[peer_of(f)->kind], .nr_sge = 1 };
+		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey };
+		f->next += piece;
+	}
+	if (n < max && !f->header_asked && f->next == f->length) {
+		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[peer_of(f)->kind],
+					 .nr_sge = 1 };
+		r[n++].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey };
+		f->header_asked = true;
+	}
+	return n;
+}
+
+/* Takes back what build() advanced for pieces that could not be posted. */
+static void unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n)
+{
+	for (unsigned i = n; i-- > from;) {
+		if (r[i].sge[0].addr == (void *)f->landing_header) {
+			f->header_asked = false;
+			if (r[i].nr_sge == 2)
+				f->next = 0;
+		} else {
+			f->next -= r[i].sge[0].length;
+		}
+	}
+}
+
+static bool all_asked(const struct rref_future *f)
+{
+	return f->header_asked && f->next == f->length;
+}
+
+static void note_failure(struct rref_future *f, int status, int wc)
+{
+	if (status && !f->read_status) {
+		f->read_status = status;
+		f->read_wc = wc;
+	}
+}
+
+/* Providers whose READs are complete at once: the whole read in the caller's thread. False: no connection now. */
+static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+{
+	struct rv_read r[WINDOW];
+
+	while (!all_asked(f) && !f->read_status) {
+		unsigned n = build(f, p->max_msg, r, WINDOW);
+		int posted = p->ops->post_reads(conn, r, n);
+
+		if (posted <= 0) {
+			unbuild(f, r, 0, n);
+			if (posted == 0 || posted == -EAGAIN || posted == -ENOTCONN)
+				return false;
+			note_failure(f, posted, -1);
+			break;
+		}
+		at_add(&f->ctx->n.reads, (unsigned)posted);
+		at_add(&f->ctx->n.doorbells, 1);
+		for (int i = 0; i < posted; i++)
+			note_failure(f, r[i].status, -1);
+		unbuild(f, r, (unsigned)posted, n);
+	}
+	return true;
+}
+
+/* Posts what the window allows; what cannot be posted waits. False: there was nothing to post. [lock, or a single's starter] */
+static bool read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+	struct rv_read r[WINDOW];
+	unsigned room = WINDOW - f->outstanding, n = room ? build(f, p->max_msg, r, room) : 0;
+	int posted;
+
+	if (!n)
+		return f->outstanding > 0;
+	/* Before posting: from the first doorbell on, completions may be handled by another thread. */
+	f->outstanding += n;
+	at_add(&ctx->reads_in_flight, n);
+	posted = p->ops->post_reads(conn, r, n);
+	if (posted > 0) {
+		at_add(&ctx->n.reads, (unsigned)posted);
+		at_add(&ctx->n.doorbells, 1);
+	}
+	if (posted == (int)n)
+		return true;
+	/* Some did not go: correct the books where their completions are counted. */
+	if (!locked)
+		rc_lock(ctx);
+	unsigned missing = n - (unsigned)max_of(posted, 0);
+
+	f->outstanding -= missing;
+	at_sub(&ctx->reads_in_flight, missing);
+	unbuild(f, r, n - missing, n);
+	if (posted < 0 && posted != -EAGAIN && posted != -ENOTCONN)
+		note_failure(f, posted, -1);
+	bool idle = f->outstanding == 0;
+
+	if (idle && f->read_status) {
+		read_done(f, true);
+		idle = false;
+	} else if (idle) {
+		wait_for_connection(f, p, true);
+	}
+	if (!locked)
+		rc_unlock(ctx);
+	return true;
+}
+
+/* No slot or no connection: wait for one, behind those who wait already. */
+static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!locked)
+		rc_lock(ctx);
+	/* First: a failure may fence the peer, which ends all reads that wait there. */
+	int err = rc_peer_want(ctx, p);
+
+	if (err) {
+		note_failure(f, err, -1);
+		read_done(f, true);
+	} else {
+		list_add_tail(&p->waiting, &f->node);
+		at_add(&p->nr_waiting, 1);
+		/* The connection may have come up, or slots free, between the look without the lock and now. */
+		if (at_load(&p->conn) && !f->retried)
+			f->retried = true, rc_read_pump(ctx, p);
+	}
+	if (!locked)
+		rc_unlock(ctx);
+}
+
+/*
+ * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in read_done).
+ * A connection is pinned by p->readers: the fence stores conn = NULL, then waits for readers to be 0 (both sc).
+ */
+void rc_read_start(struct rref_future *f, bool locked)
+{
+	struct rc_peer *p = peer_of(f);
+	struct rv_conn *conn;
+
+	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
+	if (f->loc.length > RC_VALUE_MAX) {
+		note_failure(f, -EPROTO, -1);
+		read_done(f, locked);
+		return;
+	}
+	f->offset = min_of(f->offset, f->loc.length);
+	f->length = min_of(f->length, f->loc.length - f->offset);
+	f->next = 0;
+	f->header_asked = false;
+	f->retried = false;
+	memset(f->landing_header, 0, RC_HEADER_BYTES);
+	if (!f->landing) {
+		int err = rc_landing_get(f->ctx, f->length, &f->landing);
+
+		if (err) {
+			note_failure(f, err, -1);
+			snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+			read_done(f, locked);
+			return;
+		}
+	}
+	if (p->kind != RV_SHM && !locked && !is_single(f, p->max_msg)) {
+		/* Several pieces: their books are kept under the lock from the first doorbell on. */
+		rc_lock(f->ctx);
+		conn = at_load(&p->nr_waiting) == 0 ? at_load(&p->conn) : NULL;
+		if (!conn || !read_post(f, p, conn, true))
+			wait_for_connection(f, p, true);
+		rc_unlock(f->ctx);
+		return;
+	}
+	if (at_load(&p->nr_waiting) == 0) {
+		at_add_sc(&p->readers, 1);
+		conn = at_load_sc(&p->conn);
+		if (conn && p->kind == RV_SHM) {
+			bool over = read_inline(f, p, conn);
+
+			at_sub_rel(&p->readers, 1);
+			if (over) {
+				read_done(f, locked);
+				return;
+			}
+		} else if (conn) {
+			bool posted = read_post(f, p, conn, locked);
+
+			at_sub_rel(&p->readers, 1);
+			if (posted)
+				return;
+		} else {
+			at_sub_rel(&p->readers, 1);
+		}
+	}
+	wait_for_connection(f, p, locked);
+}
+
+static void wait_first(struct rref_future *f, struct rc_peer *p)
+{
+	struct list *n = &f->node;
+
+	n->next = p->waiting.next;
+	n->prev = &p->waiting;
+	p->waiting.next->prev = n;
+	p->waiting.next = n;
+	at_add(&p->nr_waiting, 1);
+}
+
+/* Starts the reads that wait for p, first come first served, until one finds no slot. */
+void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
+	struct list *n;
+
+	while (conn && (n = list_pop(&p->waiting))) {
+		struct rref_future *f = container_of(n, struct rref_future, node);
+
+		at_sub(&p->nr_waiting, 1);
+		if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
+			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
+		} else if (p->kind == RV_SHM) {
+			if (!read_inline(f, p, conn)) {
+				wait_first(f, p);
+				return;
+			}
+			read_done(f, true);
+		} else {
+			f->retried = true; /* no second pump from within */
+			read_post(f, p, conn, true);
+			if (!list_empty(&f->node)) {
+				list_del(&f->node);
+				at_sub(&p->nr_waiting, 1);
+				wait_first(f, p);
+				return;
+			}
+		}
+	}
+	(void)ctx;
+}
+
+void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
+{
+	struct rref_future *f = rc_op_find(ctx, cookie);
+
+	at_sub(&ctx->reads_in_flight, 1);
+	if (!f || f->kind != RC_OP_READ || !f->outstanding) {
+		at_add(&ctx->n.dropped, 1);
+		return;
+	}
+	f->outstanding--;
+	note_failure(f, status, wc);
+	struct rc_peer *p = peer_of(f);
+
+	if (!f->read_status && !all_asked(f) && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING) {
+		struct rv_conn *conn = at_load(&p->conn);
+
+		if (conn) {
+			read_post(f, p, conn, true);
+			return;
+		}
+		note_failure(f, -ECONNRESET, -1);
+	}
+	if (!f->outstanding && list_empty(&f->node))
+		read_done(f, true);
+}
+
+/* What a READ's failure means to the program. The session's state decides, not the completion's code (FACTS). */
+static int explain(struct rref_future *f)
+{
+	struct rref *h = f->handle;
+	struct rc_peer *p = peer_of(f);
+
+	if (at_load_acq(&h->state) == RC_H_FAILED) {
+		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
+		return h->err;
+	}
+	switch (f->read_status) {
+	case -ENOMEM:
+	case -EMSGSIZE:
+		return f->read_status; /* text is set */
+	case -EACCES:
+		snprintf(f->text, sizeof(f->text), "%s refused the read: the value is not there any more", p->member->name);
+		return -ESTALE;
+	case -EPROTO:
+		snprintf(f->text, sizeof(f->text), "%s sent a location that cannot be", p->member->name);
+		return -EPROTO;
+	case -EOWNERDEAD:
+	case -ECONNRESET:
+	case -ENOTCONN:
+	case -ETIMEDOUT:
+		snprintf(f->text, sizeof(f->text), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
+		return -EOWNERDEAD;
+	default:
+		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
+		return f->read_status;
+	}
+}
+
+static int header_check(struct rref_future *f)
+{
+	struct rc_header h = *f->landing_header; /* copied once: nothing is fetched twice */
+	const struct rref *ref = f->handle;
+
+	if (!h.nonce && !h.state && !h.length && !h.version) {
+		snprintf(f->text, sizeof(f->text), "the read completed without data");
+		return -EBADMSG;
+	}
+	if (le64toh(h.nonce) != f->loc.nonce || le32toh(h.state) != RC_HEADER_READY) {
+		snprintf(f->text, sizeof(f->text), "the value is not there any more");
+		return -ESTALE;
+	}
+	if (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on ||
+	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version) {
+		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
+		return -EBADMSG;
+	}
+	return 0;
+}
+
+/* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
+static void read_done(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+	int status = f->read_status;
+
+	if (!status && !all_asked(f))
+		status = -ECANCELED;
+	if (rc_op_claim(f)) {
+		f->status = status ? explain(f) : header_check(f);
+		f->wc_status = f->read_wc;
+		if (!f->status) {
+			f->landing->length = f->length;
+			f->view = f->landing;
+			f->landing = NULL;
+			at_add(&ctx->n.read_bytes, f->length);
+		}
+		rc_op_finish(f, locked);
+	}
+	rc_op_put(f);
+}
+
+void rc_read_fail(struct rref_future *f, int status)
+{
+	note_failure(f, status, -1);
+	read_done(f, true);
+}

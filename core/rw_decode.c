@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The parser of everything that a peer sends. It reads through a cursor that cannot leave the message: after the first
+ * field that is missing, each later one reads as zero and the message is refused at the end.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "core/rw_internal.h"
+
+struct reader {
+	const uint8_t *at;
+	size_t left;
+	uint32_t world;
+	bool bad;
+};
+
+static const uint8_t *take(struct reader *r, size_t n)
+{
+	const uint8_t *p = r->at;
+
+	if (r->bad || r->left < n) {
+		r->bad = true;
+		return NULL;
+	}
+	r->at += n;
+	r->left -= n;
+	return p;
+}
+
+static uint8_t get8(struct reader *r)
+{
+	const uint8_t *p = take(r, 1);
+
+	return p ? *p : 0;
+}
+
+static uint16_t get16(struct reader *r)
+{
+	const uint8_t *p = take(r, 2);
+
+	return p ? get_le16(p) : 0;
+}
+
+static uint32_t get32(struct reader *r)
+{
+	const uint8_t *p = take(r, 4);
+
+	return p ? get_le32(p) : 0;
+}
+
+static uint64_t get64(struct reader *r)
+{
+	const uint8_t *p = take(r, 8);
+
+	return p ? get_le64(p) : 0;
+}
+
+static void want(struct reader *r, bool good)
+{
+	r->bad |= !good;
+}
+
+static uint32_t get_rank(struct reader *r)
+{
+	uint32_t rank = get32(r);
+
+	want(r, rank < r->world);
+	return rank;
+}
+
+static struct rref_id get_id(struct reader *r)
+{
+	struct rref_id id = { .local_id = get64(r) };
+
+	id.created_on = get_rank(r);
+	want(r, id.local_id != 0);
+	return id;
+}
+
+static struct rp_location get_location(struct reader *r)
+{
+	struct rp_location l = { .addr = get64(r) };
+
+	l.length = get64(r);
+	l.nonce = get64(r);
+	l.type_hash = get64(r);
+	l.rkey[0] = get32(r);
+	l.rkey[1] = get32(r);
+	l.version = get32(r);
+	want(r, rw_location_valid(&l));
+	/* One form only for "unknown". */
+	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1]));
+	return l;
+}
+
+static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
+{
+	if (nr > RREF_REFS_MAX || r->left < (size_t)nr * RW_FORK_BYTES) {
+		r->bad = true;
+		return;
+	}
+	for (unsigned i = 0; i < nr; i++) {
+		refs[i].id = get_id(r);
+		refs[i].fork = get_id(r);
+		refs[i].owner = get_rank(r);
+		refs[i].parent = get_rank(r);
+		refs[i].owner_incarnation = get64(r);
+		refs[i].flags = get32(r);
+		want(r, !(refs[i].flags & ~RP_FORK_EARLY));
+		refs[i].loc = get_location(r);
+	}
+}
+
+static int32_t get_status(struct reader *r)
+{
+	uint32_t v = get32(r);
+
+	/* -RW_ERRNO_MAX..0 in two's complement, without converting what may be out of range. */
+	if (v && v < (uint32_t)-RW_ERRNO_MAX) {
+		r->bad = true;
+		return 0;
+	}
+	return -(int32_t)(0u - v);
+}
+
+static const void *get_bytes(struct reader *r, size_t n)
+{
+	return take(r, n);
+}
+
+static const char *get_text(struct reader *r, size_t n)
+{
+	const char *text = (const char *)take(r, n);
+
+	want(r, text && !memchr(text, '\0', n));
+	return text;
+}
+
+static void get_call(struct reader *r, struct rw_call *c)
+{
+	static const struct rref_id none;
+
+	c->call_id = get64(r);
+	c->kind = get8(r);
+	c->nr_refs = get8(r);
+	c->name_length = get8(r);
+	want(r, !get8(r));
+	c->data_length = get32(r);
+	want(r, c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE);
+	want(r, c->name_length && c->name_length <= RREF_NAME_MAX && c->data_length <= RREF_ARGS_MAX);
+	c->id = c->fork = none;
+	if (c->kind == RW_CALL_REMOTE) {
+		c->id = get_id(r);
+		c->fork = get_id(r);
+	}
+	get_forks(r, c->refs, c->nr_refs);
+	c->name = get_text(r, c->name_length);
+	c->data = get_bytes(r, c->data_length);
+}
+
+static void get_reply(struct reader *r, struct rw_reply *reply)
+{
+	reply->call_id = get64(r);
+	reply->status = get_status(r);
+	reply->text_length = get16(r);
+	reply->nr_refs = get8(r);
+	want(r, !get8(r));
+	reply->data_length = get32(r);
+	want(r, reply->text_length < RP_TEXT_MAX && reply->data_length <= RREF_ARGS_MAX);
+	want(r, reply->status ? !reply->nr_refs && !reply->data_length : !reply->text_length);
+	get_forks(r, reply->refs, reply->nr_refs);
+	reply->text = get_text(r, reply->text_length);
+	reply->data = get_bytes(r, reply->data_length);
+}
+
+static void get_proto(struct reader *r, struct rp_msg *m)
+{
+	static const struct rp_location none;
+	unsigned type = get8(r), located = get8(r), length = get16(r);
+	const char *text;
+
+	m->type = (enum rp_msg_type)type;
+	m->status = get_status(r);
+	m->id = get_id(r);
+	m->fork = get_id(r);
+	want(r, type >= RP_MSG_FORK_REQUEST && type < RP_MSG_NR_TYPES);
+	want(r, located <= (unsigned)(!m->status && rw_proto_has_location(type)));
+	want(r, located || m->status || !rw_proto_needs_location(type));
+	want(r, !m->status || rw_proto_has_status(type));
+	want(r, length < RP_TEXT_MAX && (m->status || !length));
+	m->loc = none;
+	if (located) {
+		m->loc = get_location(r);
+		want(r, m->loc.version != 0);
+	}
+	text = get_text(r, length);
+	if (r->bad)
+		return;
+	memcpy(m->text, text, length);
+	m->text[length] = '\0';
+}
+
+int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
+{
+	struct reader r = { .at = buf, .left = length, .world = world };
+	const uint8_t *mac;
+
+	out->frame.type = get8(&r);
+	out->frame.flags = get8(&r);
+	want(&r, !get16(&r));
+	out->frame.length = get32(&r);
+	out->frame.seq = get64(&r);
+	out->frame.epoch = get32(&r);
+	want(&r, !get32(&r));
+	want(&r, out->frame.length == length && !out->frame.flags);
+	if (r.bad)
+		return -EPROTO;
+	switch (out->frame.type) {
+	case RW_AUTH:
+		mac = take(&r, RW_MAC_BYTES);
+		if (mac)
+			memcpy(out->u.mac, mac, RW_MAC_BYTES);
+		break;
+	case RW_CALL:
+		get_call(&r, &out->u.call);
+		break;
+	case RW_REPLY:
+		get_reply(&r, &out->u.reply);
+		break;
+	case RW_PROTO:
+		get_proto(&r, &out->u.proto);
+		break;
+	case RW_BARRIER:
+	case RW_BARRIER_DONE:
+	case RW_PING:
+	case RW_PONG:
+	case RW_CANCEL:
+		out->u.number = get64(&r);
+		break;
+	case RW_GOODBYE:
+		break;
+	default:
+		return -EPROTO;
+	}
+	return r.bad || r.left ? -EPROTO : 0;
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "core/rw_internal.h"
+#include "verbs/rv.h"
+
+/* The largest of all messages goes into one send. */
+static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RREF_REFS_MAX * RW_FORK_BYTES + RREF_NAME_MAX +
+	      RREF_ARGS_MAX <= RV_MSG_MAX, "a full call fits a message");
+static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RREF_REFS_MAX * RW_FORK_BYTES + RP_TEXT_MAX + RREF_ARGS_MAX <= RV_MSG_MAX,
+	      "a full reply fits a message");
+
+/* Writes on, or only counts once the room is used up. */
+struct writer {
+	uint8_t *buf;
+	size_t size, at;
+};
+
+static uint8_t *room(struct writer *w, size_t n)
+{
+	uint8_t *p = w->size >= n && w->at <= w->size - n ? w->buf + w->at : NULL;
+
+	w->at += n;
+	return p;
+}
+
+static void put8(struct writer *w, uint8_t v)
+{
+	uint8_t *p = room(w, 1);
+
+	if (p)
+		*p = v;
+}
+
+static void put16(struct writer *w, uint16_t v)
+{
+	uint8_t *p = room(w, 2);
+
+	if (p)
+		put_le16(p, v);
+}
+
+static void put32(struct writer *w, uint32_t v)
+{
+	uint8_t *p = room(w, 4);
+
+	if (p)
+		put_le32(p, v);
+}
+
+static void put64(struct writer *w, uint64_t v)
+{
+	uint8_t *p = room(w, 8);
+
+	if (p)
+		put_le64(p, v);
+}
+
+static void put_bytes(struct writer *w, const void *from, size_t n)
+{
+	uint8_t *p = room(w, n);
+
+	if (p && n)
+		memcpy(p, from, n);
+}
+
+static void put_id(struct writer *w, const struct rref_id *id)
+{
+	put64(w, id->local_id);
+	put32(w, id->created_on);
+}
+
+static void put_location(struct writer *w, const struct rp_location *l)
+{
+	static const struct rp_location none;
+
+	/* One form only for "unknown". */
+	if (!l->version)
+		l = &none;
+	put64(w, l->addr);
+	put64(w, l->length);
+	put64(w, l->nonce);
+	put64(w, l->type_hash);
+	put32(w, l->rkey[0]);
+	put32(w, l->rkey[1]);
+	put32(w, l->version);
+}
+
+static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++) {
+		if (refs[i].flags & ~RP_FORK_EARLY)
+			return -EINVAL;
+		put_id(w, &refs[i].id);
+		put_id(w, &refs[i].fork);
+		put32(w, refs[i].owner);
+		put32(w, refs[i].parent);
+		put64(w, refs[i].owner_incarnation);
+		put32(w, refs[i].flags);
+		put_location(w, &refs[i].loc);
+	}
+	return 0;
+}
+
+static int put_call(struct writer *w, const struct rw_call *c)
+{
+	int rc;
+
+	if ((c->kind != RW_CALL_RPC && c->kind != RW_CALL_REMOTE) || c->nr_refs > RREF_REFS_MAX || !c->name_length ||
+	    c->name_length > RREF_NAME_MAX || c->data_length > RREF_ARGS_MAX)
+		return -EINVAL;
+	put64(w, c->call_id);
+	put8(w, c->kind);
+	put8(w, c->nr_refs);
+	put8(w, c->name_length);
+	put8(w, 0);
+	put32(w, c->data_length);
+	if (c->kind == RW_CALL_REMOTE) {
+		put_id(w, &c->id);
+		put_id(w, &c->fork);
+	}
+	rc = put_forks(w, c->refs, c->nr_refs);
+	if (rc)
+		return rc;
+	put_bytes(w, c->name, c->name_length);
+	put_bytes(w, c->data, c->data_length);
+	return 0;
+}
+
+static int put_reply(struct writer *w, const struct rw_reply *r)
+{
+	int rc;
+
+	if (r->nr_refs > RREF_REFS_MAX || r->text_length >= RP_TEXT_MAX || r->data_length > RREF_ARGS_MAX ||
+	    r->status > 0 || r->status < -RW_ERRNO_MAX)
+		return -EINVAL;
+	if (r->status ? r->nr_refs || r->data_length : r->text_length)
+		return -EINVAL;
+	put64(w, r->call_id);
+	put32(w, (uint32_t)r->status);
+	put16(w, r->text_length);
+	put8(w, r->nr_refs);
+	put8(w, 0);
+	put32(w, r->data_length);
+	rc = put_forks(w, r->refs, r->nr_refs);
+	if (rc)
+		return rc;
+	put_bytes(w, r->text, r->text_length);
+	put_bytes(w, r->data, r->data_length);
+	return 0;
+}
+
+static int put_proto(struct writer *w, const struct rp_msg *m)
+{
+	bool located = !m->status && m->loc.version && rw_proto_has_location(m->type);
+	size_t text = m->status ? strnlen(m->text, RP_TEXT_MAX) : 0;
+
+	if (m->type < RP_MSG_FORK_REQUEST || m->type >= RP_MSG_NR_TYPES || text >= RP_TEXT_MAX || m->status > 0 ||
+	    m->status < -RW_ERRNO_MAX || (m->status && !rw_proto_has_status(m->type)) ||
+	    (!m->status && !located && rw_proto_needs_location(m->type)))
+		return -EINVAL;
+	put8(w, (uint8_t)m->type);
+	put8(w, located);
+	put16(w, (uint16_t)text);
+	put32(w, (uint32_t)m->status);
+	put_id(w, &m->id);
+	put_id(w, &m->fork);
+	if (located)
+		put_location(w, &m->loc);
+	put_bytes(w, m->text, text);
+	return 0;
+}
+
+int rw_encode(const struct rw_message *m, void *buf, size_t size)
+{
+	struct writer w = { .buf = buf, .size = size };
+	int rc = 0;
+
+	if (m->frame.flags)
+		return -EINVAL;
+	put8(&w, m->frame.type);
+	put8(&w, m->frame.flags);
+	put16(&w, 0);
+	put32(&w, 0); /* length: below */
+	put64(&w, m->frame.seq);
+	put32(&w, m->frame.epoch);
+	put32(&w, 0);
+	switch (m->frame.type) {
+	case RW_AUTH:
+		put_bytes(&w, m->u.mac, RW_MAC_BYTES);
+		break;
+	case RW_CALL:
+		rc = put_call(&w, &m->u.call);
+		break;
+	case RW_REPLY:
+		rc = put_reply(&w, &m->u.reply);
+		break;
+	case RW_PROTO:
+		rc = put_proto(&w, &m->u.proto);
+		break;
+	case RW_BARRIER:
+	case RW_BARRIER_DONE:
+	case RW_PING:
+	case RW_PONG:
+	case RW_CANCEL:
+		put64(&w, m->u.number);
+		break;
+	case RW_GOODBYE:
+		break;
+	default:
+		rc = -EINVAL;
+	}
+	if (rc)
+		return rc;
+	if (w.at > size)
+		return -EMSGSIZE;
+	put_le32(w.buf + RW_AT_LENGTH, (uint32_t)w.at);
+	return (int)w.at;
+}
+
+void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch)
+{
+	put_le64((uint8_t *)buf + RW_AT_SEQ, seq);
+	put_le32((uint8_t *)buf + RW_AT_EPOCH, epoch);
+}
+
+const char *rw_type_name(unsigned type)
+{
+	static const char *const names[RW_NR_TYPES] = {
+		[RW_AUTH] = "auth", [RW_CALL] = "call", [RW_REPLY] = "reply", [RW_PROTO] = "proto", [RW_BARRIER] = "barrier",
+		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
+		[RW_CANCEL] = "cancel",
+	};
+
+	return type < RW_NR_TYPES && names[type] ? names[type] : "unknown";
+}

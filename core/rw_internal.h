@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What encoder and decoder must agree on: offsets and sizes of the wire format. docs/WIRE.md shows them as tables. */
+#ifndef RW_INTERNAL_H
+#define RW_INTERNAL_H
+
+#include "core/rw.h"
+
+enum {
+	/* frame */
+	RW_AT_TYPE = 0, RW_AT_FLAGS = 1, RW_AT_RESERVED = 2, RW_AT_LENGTH = 4, RW_AT_SEQ = 8, RW_AT_EPOCH = 16,
+	RW_AT_RESERVED2 = 20,
+	/* fixed parts of bodies */
+	RW_CALL_BYTES = 16,      /* u64 call, u8 kind, u8 refs, u8 name length, u8 0, u32 data length */
+	RW_REPLY_BYTES = 20,     /* u64 call, i32 status, u16 text length, u8 refs, u8 0, u32 data length */
+	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
+	RW_MAC_BYTES = 32,
+	RW_NUMBER_BYTES = 8,
+	RW_ERRNO_MAX = 4095,     /* statuses are -RW_ERRNO_MAX..0 */
+};
+
+/* Which parts a message of the protocol may carry. */
+static inline int rw_proto_has_status(unsigned type)
+{
+	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED || type == RP_MSG_PARENT_ACK;
+}
+static inline int rw_proto_has_location(unsigned type)
+{
+	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
+}
+/* Success without a location says nothing in these. */
+static inline int rw_proto_needs_location(unsigned type)
+{
+	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
+}
+
+/* The header in front of a value and its payload fit the address space. */
+#define RW_VALUE_HEADER_BYTES 64u
+static inline int rw_location_valid(const struct rp_location *l)
+{
+	return l->length <= UINT64_MAX - RW_VALUE_HEADER_BYTES &&
+	       l->addr <= UINT64_MAX - RW_VALUE_HEADER_BYTES - l->length;
+}
+
+#endif

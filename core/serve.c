@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
+ * pool or, if its function says so, on the thread that made the progress. Its reply goes out once.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+/* ---- references that arrive ---- */
+
+int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
+{
+	in->nr = nr;
+	in->unready = nr + 1; /* one for this function, so that ready() comes last */
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rp_event ev = { .type = RP_EV_RECV_FORK, .rec = &recs[i], .peer = from,
+				       .cookie = (uint64_t)(uintptr_t)&in->ref[i] };
+		int err;
+
+		in->ref[i].in = in;
+		in->ref[i].handle = NULL;
+		/* Handed in even when refused, else its parent would stay pinned. */
+		if (recs[i].owner_incarnation != ctx->members[recs[i].owner].incarnation)
+			ev.status = -ESTALE;
+		err = rc_step(ctx, &ev, NULL);
+		if (err) {
+			if (!in->status) {
+				in->status = err;
+				snprintf(in->text, sizeof(in->text), "reference %u: %s", i, rref_strerror(err));
+			}
+			in->unready--;
+		}
+	}
+	if (--in->unready == 0)
+		in->ready(ctx, in);
+	return 0;
+}
+
+void rc_incoming_release(struct rc_incoming *in)
+{
+	for (uint32_t i = 0; i < in->nr; i++) {
+		rref_release(in->ref[i].handle);
+		in->ref[i].handle = NULL;
+	}
+}
+
+void rc_incoming_discard(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	(void)ctx;
+	rc_incoming_release(in);
+	free(in);
+}
+
+/* ---- the call's life ---- */
+
+void rc_call_put(struct rref_call *call)
+{
+	if (at_sub_ar(&call->refs, 1) != 1)
+		return;
+	rc_incoming_release(&call->in);
+	at_sub(&call->ctx->calls_open, 1);
+	free(call);
+}
+
+static struct rc_function *find(struct rref_ctx *ctx, const char *name, size_t length)
+{
+	/* Acquire: partner of the release in rref_register; entries are never removed while the context lives. */
+	for (struct rc_function *fn = at_load_acq(&ctx->functions); fn; fn = fn->next)
+		if (strlen(fn->name) == length && memcmp(fn->name, name, length) == 0)
+			return fn;
+	return NULL;
+}
+
+int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
+{
+	struct rc_function *fn;
+	int err;
+
+	if (!ctx || !f || !f->handler)
+		return rc_fail(EINVAL, "rref_register: no context, or a function without a handler");
+	err = rc_function_check(f->name);
+	if (err)
+		return err;
+	if (f->flags & ~RREF_INLINE)
+		return rc_fail(EINVAL, "rref_register: function %s: unknown flags %#x", f->name, f->flags);
+	fn = calloc(1, sizeof(*fn));
+	if (!fn)
+		return rc_fail(ENOMEM, "memory for a function");
+	fn->handler = f->handler;
+	fn->arg = f->arg;
+	fn->flags = f->flags;
+	snprintf(fn->name, sizeof(fn->name), "%s", f->name);
+	pthread_mutex_lock(&ctx->function_lock);
+	if (find(ctx, fn->name, strlen(fn->name))) {
+		pthread_mutex_unlock(&ctx->function_lock);
+		free(fn);
+		return rc_fail(EEXIST, "a function named %s is registered already", f->name);
+	}
+	fn->next = at_load(&ctx->functions);
+	at_store_rel(&ctx->functions, fn);
+	pthread_mutex_unlock(&ctx->function_lock);
+	return 0;
+}
+
+/* Can this call's answer still be of use to anyone? [lock] */
+static bool caller_listens(const struct rref_call *call)
+{
+	const struct rref_ctx *ctx = call->ctx;
+	const struct rc_peer *p = &ctx->peers[call->caller];
+
+	return call->caller == ctx->rank || (p->state == RC_PEER_UP && p->epoch == call->caller_epoch);
+}
+
+/* [lock] */
+static int reply_rpc(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rw_message m = { .frame.type = RW_REPLY };
+	struct rw_reply *r = &m.u.reply;
+	int err;
+
+	if (!caller_listens(call))
+		return 0; /* the caller is gone, and a new one of that name never asked */
+	r->call_id = call->call_id;
+	r->status = status;
+	r->text = status ? text : NULL;
+	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
+	if (!status && result) {
+		err = rc_make_forks(ctx, result, call->caller, r->refs);
+		if (err)
+			return err;
+		r->nr_refs = (uint8_t)result->nr_refs;
+		r->data = result->data;
+		r->data_length = (uint32_t)result->length;
+	}
+	err = rc_send(ctx, call->caller, &m);
+	if (err) {
+		if (r->nr_refs)
+			rc_undo_forks(ctx, result, call->caller, r->refs, r->nr_refs);
+		if (err == -EOWNERDEAD)
+			err = 0;
+	}
+	return err;
+}
+
+/* [lock] The value is made already. */
+static int reply_remote(struct rref_call *call, int status, const char *text, struct rc_value *v)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
+	int err;
+
+	if (v)
+		ev.loc = v->loc;
+	err = rc_step(ctx, &ev, NULL);
+	if (!err && call->caller == ctx->rank) {
+		struct rref_future *f = rc_op_find(ctx, call->call_id);
+
+		if (f && at_load(&f->kind) == RC_OP_LOCAL_CREATE) {
+			struct rref *h = f->handle;
+
+			h->creation = NULL;
+			if (status)
+				rc_handle_fail(h, status, text);
+			if (rc_op_claim(f)) {
+				f->status = status;
+				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
+				if (!status) {
+					h->value = v;
+					at_store_rel(&h->state, RC_H_READY);
+				}
+				rc_op_finish(f, true);
+			}
+			rc_op_put(f);
+		}
+	}
+	/* -ESTALE: everybody who wanted it is gone; the machine has no entry to put it in. */
+	return err;
+}
+
+static int reply(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rc_value *v = NULL;
+	uint32_t no = 0;
+	int err;
+
+	if (!status) {
+		err = rc_check_args(ctx, result);
+		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)
+			err = rc_fail(EINVAL, "the result of a remote creation is bytes: references in it are not supported");
+		if (!err && call->kind == RW_CALL_REMOTE) {
+			err = rc_value_alloc(ctx, result ? result->length : 0, &v);
+			if (!err) {
+				if (v->length)
+					memcpy(v->header + 1, result->data, v->length);
+				rc_value_publish(v, call->id);
+			}
+		}
+		if (err)
+			return err;
+	}
+	/* acq_rel: of two threads that reply one wins, and it sees all that the handler did. */
+	if (!at_cas_ar(&call->replied, &no, 1)) {
+		if (v)
+			rc_value_unpin(v);
+		return rc_fail(EALREADY, "the call was replied to already");
+	}
+	rc_lock(ctx);
+	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) : reply_rpc(call, status, text, result);
+	if (err && call->kind == RW_CALL_REMOTE) {
+		rc_value_unpin(v);
+		err = 0; /* the reply was given; nobody was left to want it */
+	}
+	if (err)
+		at_store(&call->replied, 0);
+	rc_unlock(ctx);
+	if (!err)
+		rc_call_put(call); /* the reply's hold; a handler that still runs has its own */
+	return err;
+}
+
+int rref_call_reply(struct rref_call *call, const struct rref_args *result)
+{
+	if (!call)
+		return rc_fail(EINVAL, "rref_call_reply: no call");
+	return reply(call, 0, NULL, result);
+}
+
+int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
+{
+	char text[RP_TEXT_MAX];
+	va_list ap;
+
+	if (!call || err >= 0 || err < -4095)
+		return rc_fail(EINVAL, "rref_call_error: %s", call ? "the code is not a negative errno" : "no call");
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt ? fmt : "", ap);
+	va_end(ap);
+	return reply(call, err, *text ? text : rref_strerror(err), NULL);
+}
+
+void rc_run_call(struct rref_call *call)
+{
+	char text[RP_TEXT_MAX];
+	int r;
+
+	if (call->in.status) {
+		snprintf(text, sizeof(text), "%s", call->in.text);
+		r = call->in.status;
+	} else if (!call->fn) {
+		snprintf(text, sizeof(text), "no function named %.120s on %.40s", call->name,
+			 call->ctx->members[call->ctx->rank].name);
+		r = -ENOSYS;
+	} else {
+		at_add(&call->ctx->n.calls, 1);
+		rc_callback_enter();
+		r = call->fn->handler(call, call->fn->arg);
+		rc_callback_leave();
+		if (r < 0)
+			snprintf(text, sizeof(text), "%s", rref_strerror(r));
+		else if (r > RREF_DEFER)
+			r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
+	}
+	if (r < 0 && !at_load(&call->replied))
+		reply(call, r, text, NULL);
+	else if (r == 0 && !at_load(&call->replied))
+		reply(call, 0, NULL, NULL);
+	rc_call_put(call); /* the handler's hold */
+}
+
+/* All references are confirmed: to the pool, or to whoever drops the lock next. [lock] */
+static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	struct rref_call *call = container_of(in, struct rref_call, in);
+
+	if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
+		list_add_tail(&ctx->deferred_calls, &call->node);
+	else
+		rc_pool_push(ctx, call);
+}
+
+void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	const struct rw_call *c = &m->u.call;
+	struct rref_call *call = aligned_alloc(64, (sizeof(*call) + c->data_length + 63) & ~(size_t)63);
+	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
+
+	if (own) {
+		struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork, .peer = from->rank };
+		int err;
+
+		ctx->duplicate = false;
+		err = rc_step(ctx, &ev, NULL);
+		if (err || ctx->duplicate) {
+			free(call);
+			if (err == -EPROTO || err == -EINVAL)
+				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
+			return;
+		}
+	}
+	if (!call) {
+		rc_log(ctx, RREF_LOG_ERROR, "no memory for a call from rank %u", from->rank);
+		if (c->kind == RW_CALL_REMOTE) {
+			struct rp_event ev = { .type = RP_EV_SET, .id = c->id, .status = -ENOMEM, .text = "no memory for the call" };
+
+			rc_step(ctx, &ev, NULL);
+		} else {
+			struct rw_message r = { .frame.type = RW_REPLY };
+
+			r.u.reply.call_id = c->call_id;
+			r.u.reply.status = -ENOMEM;
+			rc_send(ctx, from->rank, &r);
+		}
+		return;
+	}
+	memset(call, 0, sizeof(*call));
+	list_init(&call->node);
+	call->ctx = ctx;
+	call->caller = from->rank;
+	call->caller_epoch = from->epoch;
+	call->call_id = c->call_id;
+	call->kind = c->kind;
+	call->id = c->id;
+	call->fork = c->fork;
+	call->length = c->data_length;
+	memcpy(call->name, c->name, c->name_length);
+	if (c->data_length)
+		memcpy(call->data, c->data, c->data_length);
+	at_store(&call->refs, 2); /* the handler's and the reply's */
+	call->fn = find(ctx, c->name, c->name_length);
+	call->in.ready = call_ready;
+	at_add(&ctx->calls_open, 1);
+	rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
+}
+
+/* ---- accessors ---- */
+
+struct rref_ctx *rref_call_context(const struct rref_call *call)
+{
+	return call ? call->ctx : NULL;
+}
+
+const char *rref_call_function(const struct rref_call *call)
+{
+	return call ? call->name : "";
+}
+
+int rref_call_caller(const struct rref_call *call)
+{
+	return call ? (int)call->caller : rc_fail(EINVAL, "rref_call_caller: no call");
+}
+
+const void *rref_call_data(const struct rref_call *call)
+{
+	return call ? call->data : NULL;
+}
+
+size_t rref_call_length(const struct rref_call *call)
+{
+	return call ? call->length : 0;
+}
+
+size_t rref_call_nr_refs(const struct rref_call *call)
+{
+	return call ? call->in.nr : 0;
+}
+
+struct rref *rref_call_ref(const struct rref_call *call, size_t i)
+{
+	return call && i < call->in.nr ? call->in.ref[i].handle : NULL;
+}

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Leaving the group.
+ *
+ * Graceful, each step bounded by the one deadline:
+ *   1  barrier: every program has come here; calls are served meanwhile
+ *   2  wait until no call is served or under way here; barrier (twice: what was served may have called on)
+ *   3  nothing new begins; every handle is ended; wait until no user entry and no pending child is left
+ *   4  ping every peer: its answer is behind our deletes on the same ordered connection, so they were processed
+ *   5  barrier: everybody's deletes were processed everywhere; now a reference that is still listed here is a leak
+ *   6  goodbye; rank 0 leaves last, since it has to tell the others that the last barrier is complete
+ * A peer that dies meanwhile is not waited for.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+#define GOODBYE_NS (2 * NSEC_PER_SEC)
+
+/* Waits, making progress, until ready(ctx) or the deadline. */
+static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx), int64_t deadline)
+{
+	for (unsigned turn = 0;; turn++) {
+		bool yes;
+
+		rc_lock(ctx);
+		rc_progress_locked(ctx, true);
+		yes = ready(ctx);
+		rc_unlock(ctx);
+		if (yes)
+			return true;
+		if (now_ns() >= deadline)
+			return false;
+		/* Others do the work meanwhile: give them the core. */
+		struct timespec nap = { .tv_nsec = turn < 100 ? 20000 : 200000 };
+
+		nanosleep(&nap, NULL);
+	}
+}
+
+static bool idle(struct rref_ctx *ctx)
+{
+	return at_load(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue);
+}
+
+static bool references_gone(struct rref_ctx *ctx)
+{
+	struct rp_counts c;
+
+	rp_counts(ctx->machine, &c);
+	if (c.users || c.pending_children)
+		return false;
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (!list_empty(&ctx->peers[i].queue))
+			return false;
+	return list_empty(&ctx->self_queue);
+}
+
+static bool pinged(struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (ctx->peers[i].state == RC_PEER_UP && ctx->peers[i].ponged < ctx->peers[i].pinged)
+			return false;
+	return true;
+}
+
+static bool everybody_left(struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (ctx->peers[i].state == RC_PEER_UP && !ctx->peers[i].said_goodbye)
+			return false;
+	return true;
+}
+
+static int barrier(struct rref_ctx *ctx, int64_t deadline)
+{
+	struct rw_message m = { .frame.type = RW_BARRIER };
+	struct rref_future *f;
+	int err = rc_op_get(ctx, deadline, &f);
+
+	if (err)
+		return err;
+	rc_lock(ctx);
+	m.u.number = f->number = ++ctx->barrier_sent;
+	f->peer = 0;
+	at_store(&f->kind, RC_OP_BARRIER);
+	ctx->barrier_op = f;
+	err = rc_send(ctx, 0, &m);
+	if (err)
+		rc_op_end(ctx, f, err, rc_error_text());
+	else if (ctx->barrier_done >= f->number) {
+		rc_op_claim(f);
+		rc_op_finish(f, true);
+		rc_op_put(f);
+	}
+	rc_unlock(ctx);
+	if (rc_op_wait(f, deadline)) {
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ETIMEDOUT, "not every worker came to the barrier in time");
+		rc_unlock(ctx);
+	}
+	rc_lock(ctx);
+	if (ctx->barrier_op == f)
+		ctx->barrier_op = NULL;
+	rc_unlock(ctx);
+	err = f->status ? rc_fail_text(f->status, f->text) : 0;
+	rc_op_put(f);
+	return err;
+}
+
+static void end_handles(struct rref_ctx *ctx)
+{
+	struct list *l, *tmp;
+
+	rc_lock(ctx);
+	list_for_each_safe(l, tmp, &ctx->handles) {
+		struct rref *h = container_of(l, struct rref, all);
+
+		rc_handle_end(ctx, h);
+		rc_handle_fail(h, -ESHUTDOWN, "the context was shut down");
+	}
+	rc_unlock(ctx);
+}
+
+/* To each peer with a session. */
+static void tell_all(struct rref_ctx *ctx, uint8_t type)
+{
+	rc_lock(ctx);
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+		struct rw_message m = { .frame.type = type };
+
+		if (p->state != RC_PEER_UP || i == ctx->rank)
+			continue;
+		if (type == RW_PING)
+			m.u.number = p->pinged + 1;
+		if (!rc_send(ctx, i, &m) && type == RW_PING)
+			p->pinged++;
+	}
+	rc_unlock(ctx);
+}
+
+struct leak_report {
+	char text[RREF_TEXT_SIZE - 80];
+	size_t used;
+	unsigned more;
+	bool owned;
+	struct rref_ctx *ctx;
+};
+
+static void leak_line(void *arg, const struct rp_visit *v)
+{
+	struct leak_report *r = arg;
+	int n;
+
+	if (v->owned != r->owned || (v->owned && !v->fork.local_id))
+		return;
+	n = snprintf(r->text + r->used, sizeof(r->text) - r->used, "%s(%u,%" PRIu64 ") %s %s", r->used ? ", " : "",
+		     v->id.created_on, v->id.local_id, v->owned ? "held by" : "owned by", r->ctx->members[v->peer].name);
+	if (n < 0 || r->used + (size_t)n >= sizeof(r->text)) {
+		r->text[r->used] = 0;
+		r->more++;
+	} else {
+		r->used += (size_t)n;
+	}
+}
+
+/* The text of what remains: forks of own values (leaks), or user references that could not be ended. */
+static void remains(struct rref_ctx *ctx, bool owned, struct leak_report *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->ctx = ctx;
+	r->owned = owned;
+	rc_lock(ctx);
+	rp_visit(ctx->machine, leak_line, r);
+	rc_unlock(ctx);
+}
+
+static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
+{
+	struct leak_report left;
+	struct rp_counts c;
+	uint64_t dead = at_load(&ctx->n.dead);
+	int err = barrier(ctx, deadline);
+
+	for (int round = 0; round < 2 && !err; round++) {
+		if (!wait_until(ctx, idle, deadline))
+			err = rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer",
+				      at_load(&ctx->calls_open), rc_ops_calling(ctx));
+		if (!err)
+			err = barrier(ctx, deadline);
+	}
+	at_store_rel(&ctx->state, RC_CTX_CLOSING);
+	end_handles(ctx);
+	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err) {
+		remains(ctx, false, &left);
+		err = rc_fail(ETIMEDOUT, "references could not be ended in time: %s", left.text);
+	}
+	tell_all(ctx, RW_PING);
+	if (!wait_until(ctx, pinged, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
+		err = rc_fail(ETIMEDOUT, "a peer did not confirm in time that references ended");
+	if (!err)
+		err = barrier(ctx, deadline);
+	rc_lock(ctx);
+	rp_counts(ctx->machine, &c);
+	rc_unlock(ctx);
+	if (!err && c.forks) {
+		remains(ctx, true, &left);
+		rc_log(ctx, RREF_LOG_WARNING, "leak: %" PRIu64 " references remain at shutdown: %s%s", c.forks, left.text,
+		       left.more ? " ..." : "");
+		if (ctx->leak_check)
+			err = rc_fail(EBUSY, "%" PRIu64 " references remain: %s%s", c.forks, left.text, left.more ? " ..." : "");
+	}
+	tell_all(ctx, RW_GOODBYE);
+	wait_until(ctx, everybody_left, now_ns() + (err ? 50 * NSEC_PER_MSEC : GOODBYE_NS));
+	if (!err && at_load(&ctx->n.dead) != dead)
+		err = rc_fail(EOWNERDEAD, "a worker died during the shutdown");
+	return err;
+}
+
+static void retire(void *arg, const struct rp_visit *v)
+{
+	struct list *values = arg;
+
+	(void)values;
+	/* One visit per entry carries the value: the one without a fork. */
+	if (v->owned && !v->fork.local_id && v->value)
+		rc_value_retire(v->value);
+}
+
+/* Every connection is fenced, every future completes, and nothing of the group is left but the program's handles. */
+static void close_down(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	at_store_rel(&ctx->state, RC_CTX_CLOSING);
+	rc_peers_close(ctx);
+	rc_ops_fail_all(ctx, -ESHUTDOWN, "the context was shut down");
+	/* Reads that the fence cut off report through the devices one last time. */
+	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->reads_in_flight)); turn++)
+		;
+	rc_unlock(ctx);
+	rc_poller_close(ctx);
+	rc_pool_close(ctx);
+	end_handles(ctx);
+	rc_lock(ctx);
+	struct list *n;
+
+	while ((n = list_pop(&ctx->self_queue)))
+		free(container_of(n, struct rc_outgoing, node));
+	at_store_rel(&ctx->state, RC_CTX_SHUT);
+	rp_visit(ctx->machine, retire, NULL);
+	rp_destroy(ctx->machine);
+	ctx->machine = NULL;
+	rc_unlock(ctx);
+}
+
+int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
+{
+	char why[RREF_TEXT_SIZE] = "";
+	bool no = false;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (how > RREF_SHUTDOWN_NOW)
+		return rc_fail(EINVAL, "rref_shutdown: unknown way %u", how);
+	if (rc_in_callback())
+		return rc_fail(EDEADLK, "rref_shutdown: called from a callback or handler");
+	if (!at_cas_ar(&ctx->closing, &no, true))
+		return rc_fail(ESHUTDOWN, "another thread is shutting the context down");
+	if (how == RREF_SHUTDOWN_GRACEFUL) {
+		err = leave_gracefully(ctx, rc_deadline(ctx, timeout));
+		if (err)
+			snprintf(why, sizeof(why), "%s", rc_error_text());
+	}
+	close_down(ctx);
+	return err ? rc_fail_text(err, why) : 0;
+}

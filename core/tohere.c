@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * to_here and its kin: which way a reference's value comes here.
+ *
+ *   owner, value ready      an alias, at once
+ *   user, location known    READ, on this thread, without the progress lock
+ *   otherwise               the machine is asked (WAIT); its answer (WAITED) brings value, location or error
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "rc.h"
+
+/* An alias of an own value that is ready: one atomic increment, and every alias is the same struct. */
+static struct rref_view *alias(struct rref *ref)
+{
+	at_add(&ref->value->pins, 1);
+	return &ref->value->view;
+}
+
+/*
+ * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in every case; failures
+ * complete the future.
+ */
+int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	uint32_t state = at_load_acq(&ref->state);
+
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	if (state == RC_H_READY && !ref->owned) {
+		f->loc = ref->loc;
+		at_store(&f->kind, RC_OP_READ);
+		at_store(&f->deadline, deadline);
+		rc_read_start(f, false);
+		return 0;
+	}
+	rc_lock(ctx);
+	at_store(&f->kind, RC_OP_READ);
+	at_store(&f->deadline, deadline);
+	state = at_load_acq(&ref->state);
+	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = ref->fork, .cookie = rc_op_token(f) };
+	int err = state == RC_H_FAILED ? rc_handle_error(ref) : 0;
+
+	f->parked = true; /* before the step: its answer may come at once */
+	if (!err)
+		err = rc_step(ctx, &ev, NULL);
+
+	if (err) {
+		f->parked = false;
+		rc_op_fail(f, err, -1, state == RC_H_FAILED ? rc_error_text() : NULL, true);
+		rc_op_put(f);
+	}
+	rc_unlock(ctx);
+	return 0;
+}
+
+static int check(struct rref *ref, const void *out, const char *what)
+{
+	if (unlikely(!ref || !out))
+		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
+	return rc_enter(ref->ctx);
+}
+
+/* Waits for f, takes its view and frees it. */
+static int finish(struct rref_future *f, int64_t deadline, struct rref_view **out)
+{
+	struct rref_ctx *ctx = f->ctx;
+	int err;
+
+	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) && rc_op_wait(f, deadline)) {
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ETIMEDOUT, "the value did not come in time");
+		rc_unlock(ctx);
+		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
+	}
+	err = f->status ? rc_fail_text(f->status, f->text) : 0;
+	if (!err) {
+		*out = f->view;
+		f->view = NULL;
+	}
+	rc_op_put(f);
+	return err;
+}
+
+static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
+{
+	int64_t deadline = rc_deadline(ref->ctx, timeout);
+	struct rref_future *f;
+	int err = rc_op_get(ref->ctx, deadline, &f);
+
+	if (err)
+		return err;
+	f->offset = offset;
+	f->length = length;
+	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
+	return finish(f, deadline, out);
+}
+
+int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	int err = check(ref, out, "rref_to_here");
+
+	if (unlikely(err))
+		return err;
+	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+		*out = alias(ref);
+		return 0;
+	}
+	return read_range(ref, 0, SIZE_MAX, timeout, out);
+}
+
+int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	int err = check(ref, out, "rref_local_value");
+
+	if (err)
+		return err;
+	if (!ref->owned) {
+		char name[RREF_TEXT_SIZE / 2];
+
+		rref_format(ref, name, sizeof(name));
+		return rc_fail(EPERM, "rref_local_value: %s is not owned by this worker (%s): its owner is %s", name,
+			       ref->ctx->members[ref->ctx->rank].name, rref_owner_name(ref));
+	}
+	return rref_to_here(ref, timeout, out);
+}
+
+int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+{
+	struct rref_view *v;
+	int err = check(ref, got, "rref_to_here_into");
+
+	if (err)
+		return err;
+	if (length && !buf)
+		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
+	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+		v = alias(ref);
+	} else {
+		err = read_range(ref, offset, length, timeout, &v);
+		if (err)
+			return err;
+	}
+	/*
+	 * Through a landing buffer: the caller's memory is written by this thread only, so that nothing can come late.
+	 * An alias is of the whole value, a landing buffer begins at offset.
+	 */
+	size_t skip = v->value ? min_of(offset, v->length) : 0;
+	size_t n = min_of(length, v->length - skip);
+
+	if (n)
+		memcpy(buf, (const char *)v->data + skip, n);
+	*got = n;
+	rref_view_free(v);
+	return 0;
+}
+
+int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+{
+	int err = check(ref, out, "rref_to_here_async");
+
+	if (err)
+		return err;
+	struct rref_ctx *ctx = ref->ctx;
+	int64_t deadline = rc_deadline(ctx, timeout);
+	struct rref_future *f;
+
+	err = rc_op_get(ctx, deadline, &f);
+	if (err)
+		return err;
+	f->offset = 0;
+	f->length = SIZE_MAX;
+	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+		f->peer = ref->owner;
+		rc_op_claim(f);
+		f->view = alias(ref);
+		rc_op_finish(f, false);
+		rc_op_put(f);
+	} else {
+		rc_read_begin(ref, f, deadline);
+		if (!rref_future_test(f))
+			rc_kick(ctx); /* its waiter may come late, or never: the poller has to be awake for it */
+	}
+	*out = f;
+	return 0;
+}
+
+int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status)
+{
+	struct rref_future **f;
+	struct rref_ctx *ctx = NULL;
+	int64_t deadline;
+	int good = 0;
+
+	if (!nr)
+		return 0;
+	if (!refs || !views || !status)
+		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL");
+	for (size_t i = 0; i < nr && !ctx; i++)
+		ctx = refs[i] ? refs[i]->ctx : NULL;
+	if (!ctx)
+		return rc_fail(EINVAL, "rref_to_here_batch: no reference");
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	f = calloc(nr, sizeof(*f));
+	if (!f)
+		return rc_fail(ENOMEM, "memory for a batch of %zu", nr);
+	deadline = rc_deadline(ctx, timeout);
+	size_t done = 0;
+
+	/* All are started before any is waited for; with too many for the slots, the first ones are finished meanwhile. */
+	for (size_t i = 0; i < nr; i++) {
+		views[i] = NULL;
+		status[i] = check(refs[i], views, "rref_to_here_batch");
+		if (!status[i] && refs[i]->ctx != ctx)
+			status[i] = rc_fail(EINVAL, "rref_to_here_batch: reference %zu is of another context", i);
+		if (status[i])
+			continue;
+		if (refs[i]->owned && at_load_acq(&refs[i]->state) == RC_H_READY) {
+			views[i] = alias(refs[i]);
+			continue;
+		}
+		while ((status[i] = rc_op_get(ctx, 0, &f[i])) == -EAGAIN && done < i) {
+			if (f[done])
+				status[done] = finish(f[done], deadline, &views[done]);
+			f[done++] = NULL;
+		}
+		if (status[i] == -EAGAIN)
+			status[i] = rc_op_get(ctx, deadline, &f[i]);
+		if (status[i]) {
+			f[i] = NULL;
+			continue;
+		}
+		f[i]->offset = 0;
+		f[i]->length = SIZE_MAX;
+		rc_read_begin(refs[i], f[i], INT64_MAX);
+	}
+	for (size_t i = done; i < nr; i++)
+		if (f[i])
+			status[i] = finish(f[i], deadline, &views[i]);
+	for (size_t i = 0; i < nr; i++)
+		good += status[i] == 0;
+	free(f);
+	return good;
+}
