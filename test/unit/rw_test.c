@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/util.h"
+#include "core/rw.h"
+#include "verbs/rv.h"
+
+#define WORLD 5u
+
+static uint64_t seed = 88172645463325252u;
+
+static uint64_t rnd(void)
+{
+	seed ^= seed << 13;
+	seed ^= seed >> 7;
+	seed ^= seed << 17;
+	return seed * UINT64_C(0x2545f4914f6cdd1d);
+}
+
+static uint32_t below(uint32_t n)
+{
+	return (uint32_t)((rnd() >> 33) % n);
+}
+
+static struct rref_id any_id(void)
+{
+	return (struct rref_id){ .local_id = rnd() | 1, .created_on = below(WORLD) };
+}
+
+static struct rp_location any_location(void)
+{
+	return (struct rp_location){
+		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd(), .type_hash = rnd(),
+		.rkey = { (uint32_t)rnd(), (uint32_t)rnd() }, .version = 1 + below(7),
+	};
+}
+
+static char words[RREF_ARGS_MAX];
+
+static void any_forks(struct rp_fork *refs, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++) {
+		refs[i] = (struct rp_fork){
+			.id = any_id(), .fork = any_id(), .owner = below(WORLD), .parent = below(WORLD), .flags = below(2),
+			.owner_incarnation = rnd(),
+		};
+		if (below(2))
+			refs[i].loc = any_location();
+	}
+}
+
+static void any_proto(struct rp_msg *p)
+{
+	bool answers;
+
+	p->type = (enum rp_msg_type)(1 + below(RP_MSG_NR_TYPES - 1));
+	answers = p->type == RP_MSG_FORK_ACK || p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED;
+	p->id = any_id();
+	p->fork = any_id();
+	if ((answers || p->type == RP_MSG_PARENT_ACK) && below(2)) {
+		p->status = -1 - (int)below(4095);
+		memset(p->text, 'x', below(RP_TEXT_MAX));
+	} else if (p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED || (answers && below(2))) {
+		p->loc = any_location();
+	}
+}
+
+/* A well-formed message of that type, in the form that decoding gives. */
+static void any_message(struct rw_message *m, unsigned type)
+{
+	struct rw_call *c = &m->u.call;
+	struct rw_reply *r = &m->u.reply;
+
+	memset(m, 0, sizeof(*m));
+	m->frame = (struct rw_frame){ .type = (uint8_t)type, .epoch = (uint32_t)rnd(), .seq = rnd() };
+	switch (type) {
+	case RW_AUTH:
+		for (unsigned i = 0; i < sizeof(m->u.mac); i++)
+			m->u.mac[i] = (uint8_t)rnd();
+		break;
+	case RW_CALL:
+		c->call_id = rnd();
+		c->kind = (uint8_t)(1 + below(2));
+		c->nr_refs = (uint8_t)below(RREF_REFS_MAX + 1);
+		c->name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
+		c->data_length = below(8) ? below(100) : below(RREF_ARGS_MAX + 1);
+		if (c->kind == RW_CALL_REMOTE) {
+			c->id = any_id();
+			c->fork = any_id();
+		}
+		c->name = words;
+		c->data = words;
+		any_forks(c->refs, c->nr_refs);
+		break;
+	case RW_REPLY:
+		r->call_id = rnd();
+		r->text = words;
+		r->data = words;
+		if (below(2)) {
+			r->status = -1 - (int)below(4095);
+			r->text_length = (uint16_t)below(RP_TEXT_MAX);
+		} else {
+			r->nr_refs = (uint8_t)below(RREF_REFS_MAX + 1);
+			r->data_length = below(8) ? below(100) : below(RREF_ARGS_MAX + 1);
+			any_forks(r->refs, r->nr_refs);
+		}
+		break;
+	case RW_PROTO:
+		any_proto(&m->u.proto);
+		break;
+	case RW_GOODBYE:
+		break;
+	default:
+		m->u.number = rnd();
+	}
+}
+
+static void assert_id(const struct rref_id *a, const struct rref_id *b)
+{
+	assert_true(a->local_id == b->local_id && a->created_on == b->created_on && a->reserved == b->reserved);
+}
+
+static void assert_location(const struct rp_location *a, const struct rp_location *b)
+{
+	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce && a->type_hash == b->type_hash);
+	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version);
+}
+
+static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsigned nr)
+{
+	for (; nr--; a++, b++) {
+		assert_id(&a->id, &b->id);
+		assert_id(&a->fork, &b->fork);
+		assert_true(a->owner == b->owner && a->parent == b->parent && a->flags == b->flags);
+		assert_true(a->owner_incarnation == b->owner_incarnation);
+		assert_location(&a->loc, &b->loc);
+	}
+}
+
+static void assert_message(const struct rw_message *a, const struct rw_message *b)
+{
+	assert_true(a->frame.type == b->frame.type && a->frame.seq == b->frame.seq && a->frame.epoch == b->frame.epoch);
+	switch (a->frame.type) {
+	case RW_AUTH:
+		assert_memory_equal(a->u.mac, b->u.mac, sizeof(a->u.mac));
+		break;
+	case RW_CALL:
+		assert_true(a->u.call.call_id == b->u.call.call_id && a->u.call.kind == b->u.call.kind);
+		assert_true(a->u.call.nr_refs == b->u.call.nr_refs && a->u.call.name_length == b->u.call.name_length);
+		assert_int_equal(a->u.call.data_length, b->u.call.data_length);
+		assert_id(&a->u.call.id, &b->u.call.id);
+		assert_id(&a->u.call.fork, &b->u.call.fork);
+		assert_memory_equal(a->u.call.name, b->u.call.name, a->u.call.name_length);
+		assert_memory_equal(a->u.call.data, b->u.call.data, a->u.call.data_length);
+		assert_forks(a->u.call.refs, b->u.call.refs, a->u.call.nr_refs);
+		break;
+	case RW_REPLY:
+		assert_true(a->u.reply.call_id == b->u.reply.call_id && a->u.reply.status == b->u.reply.status);
+		assert_true(a->u.reply.nr_refs == b->u.reply.nr_refs && a->u.reply.text_length == b->u.reply.text_length);
+		assert_int_equal(a->u.reply.data_length, b->u.reply.data_length);
+		assert_memory_equal(a->u.reply.text, b->u.reply.text, a->u.reply.text_length);
+		assert_memory_equal(a->u.reply.data, b->u.reply.data, a->u.reply.data_length);
+		assert_forks(a->u.reply.refs, b->u.reply.refs, a->u.reply.nr_refs);
+		break;
+	case RW_PROTO:
+		assert_true(a->u.proto.type == b->u.proto.type && a->u.proto.status == b->u.proto.status);
+		assert_id(&a->u.proto.id, &b->u.proto.id);
+		assert_id(&a->u.proto.fork, &b->u.proto.fork);
+		assert_location(&a->u.proto.loc, &b->u.proto.loc);
+		assert_string_equal(a->u.proto.text, b->u.proto.text);
+		break;
+	case RW_GOODBYE:
+		break;
+	default:
+		assert_true(a->u.number == b->u.number);
+	}
+}
+
+/* Decodes bytes at the very end of an allocation, where sanitizers see each read past them. */
+static int decode_tight(const uint8_t *bytes, size_t n, struct rw_message *out, uint8_t **copy)
+{
+	*copy = malloc(n ? n : 1);
+	assert_non_null(*copy);
+	memcpy(*copy, bytes, n);
+	memset(out, 0xa5, sizeof(*out));
+	return rw_decode(*copy, n, WORLD, out);
+}
+
+/* Refused, or well-formed: then it encodes to the very same bytes. */
+static void assert_refused_or_exact(const uint8_t *bytes, size_t n)
+{
+	static struct rw_message out;
+	uint8_t again[RV_MSG_MAX], *copy;
+	int rc = decode_tight(bytes, n, &out, &copy);
+
+	if (rc) {
+		assert_int_equal(rc, -EPROTO);
+	} else {
+		assert_int_equal(rw_encode(&out, again, sizeof(again)), n);
+		assert_memory_equal(again, bytes, n);
+	}
+	free(copy);
+}
+
+static void rw__round_trip(void **state)
+{
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX], *copy;
+
+	(void)state;
+	for (int i = 0; i < 20000; i++) {
+		int n;
+
+		any_message(&m, 1 + below(RW_NR_TYPES - 1));
+		n = rw_encode(&m, buf, sizeof(buf));
+		assert_true(n >= (int)RW_FRAME_BYTES);
+		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
+		assert_int_equal(out.frame.length, n);
+		assert_message(&m, &out);
+		assert_refused_or_exact(buf, (size_t)n);
+		free(copy);
+	}
+}
+
+static void rw__truncated_or_extended(void **state)
+{
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX + 1], *copy;
+
+	(void)state;
+	for (unsigned i = 0; i < 40 * (RW_NR_TYPES - 1); i++) {
+		int n;
+
+		any_message(&m, 1 + i % (RW_NR_TYPES - 1));
+		n = rw_encode(&m, buf, sizeof(buf));
+		assert_true(n > 0);
+		buf[n] = 0;
+		for (int k = 0; k <= n + 1; k++) {
+			if (k == n)
+				continue;
+			assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy), -EPROTO);
+			free(copy);
+			/* With a length that says so. */
+			if (k >= (int)RW_FRAME_BYTES) {
+				put_le32(buf + 4, (uint32_t)k);
+				assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy), -EPROTO);
+				free(copy);
+				put_le32(buf + 4, (uint32_t)n);
+			}
+		}
+	}
+}
+
+static void rw__bit_flips(void **state)
+{
+	static struct rw_message m;
+	uint8_t buf[RV_MSG_MAX];
+
+	(void)state;
+	for (unsigned i = 0; i < 20 * (RW_NR_TYPES - 1); i++) {
+		int n;
+
+		any_message(&m, 1 + i % (RW_NR_TYPES - 1));
+		n = rw_encode(&m, buf, sizeof(buf));
+		assert_true(n > 0);
+		for (int bit = 0; bit < 8 * n; bit++) {
+			buf[bit / 8] ^= (uint8_t)(1 << bit % 8);
+			assert_refused_or_exact(buf, (size_t)n);
+			buf[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		}
+	}
+}
+
+static void rw__random_bytes(void **state)
+{
+	static struct rw_message m;
+	uint8_t buf[RV_MSG_MAX];
+
+	(void)state;
+	for (int i = 0; i < 100000; i++) {
+		size_t n = below(400);
+
+		for (size_t k = 0; k < n; k++)
+			buf[k] = (uint8_t)(below(3) ? rnd() : rnd() & 3);
+		/* Half of them get past the frame. */
+		if (n >= RW_FRAME_BYTES && below(2)) {
+			any_message(&m, RW_GOODBYE);
+			assert_int_equal(rw_encode(&m, buf, RW_FRAME_BYTES), RW_FRAME_BYTES);
+			buf[0] = (uint8_t)(1 + below(RW_NR_TYPES - 1));
+			put_le32(buf + 4, (uint32_t)n);
+		}
+		assert_refused_or_exact(buf, n);
+	}
+}
+
+static void rw__largest_call_fits(void **state)
+{
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX];
+	int n;
+
+	(void)state;
+	any_message(&m, RW_CALL);
+	m.u.call.kind = RW_CALL_REMOTE;
+	m.u.call.id = any_id();
+	m.u.call.fork = any_id();
+	m.u.call.nr_refs = RREF_REFS_MAX;
+	any_forks(m.u.call.refs, RREF_REFS_MAX);
+	m.u.call.name_length = RREF_NAME_MAX;
+	m.u.call.data_length = RREF_ARGS_MAX;
+	n = rw_encode(&m, buf, sizeof(buf));
+	assert_int_equal(n, 24 + 16 + 24 + 8 * 88 + 127 + 3072);
+	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
+	assert_message(&m, &out);
+}
+
+static void rw__no_room(void **state)
+{
+	static struct rw_message m;
+	uint8_t buf[RV_MSG_MAX];
+
+	(void)state;
+	for (unsigned type = 1; type < RW_NR_TYPES; type++) {
+		int n;
+
+		any_message(&m, type);
+		n = rw_encode(&m, buf, sizeof(buf));
+		for (int size = 0; size < n; size++) {
+			uint8_t *tight = malloc((size_t)size + 1);
+
+			assert_non_null(tight);
+			tight[size] = 0x5a;
+			assert_int_equal(rw_encode(&m, tight, (size_t)size), -EMSGSIZE);
+			assert_int_equal(tight[size], 0x5a);
+			free(tight);
+		}
+	}
+}
+
+static void rw__encoder_refuses_bad_counts(void **state)
+{
+	static struct rw_message m;
+	uint8_t buf[2 * RV_MSG_MAX];
+
+#define REFUSED(type, change) do { \
+		any_message(&m, type); \
+		change; \
+		assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL); \
+	} while (0)
+	(void)state;
+	REFUSED(RW_GOODBYE, m.frame.type = 0);
+	REFUSED(RW_GOODBYE, m.frame.type = RW_NR_TYPES);
+	REFUSED(RW_GOODBYE, m.frame.flags = 1);
+	REFUSED(RW_CALL, m.u.call.kind = 0);
+	REFUSED(RW_CALL, m.u.call.kind = 3);
+	REFUSED(RW_CALL, m.u.call.nr_refs = RREF_REFS_MAX + 1);
+	REFUSED(RW_CALL, m.u.call.name_length = 0);
+	REFUSED(RW_CALL, m.u.call.name_length = RREF_NAME_MAX + 1);
+	REFUSED(RW_CALL, m.u.call.data_length = RREF_ARGS_MAX + 1);
+	REFUSED(RW_CALL, (m.u.call.nr_refs = 1, any_forks(m.u.call.refs, 1), m.u.call.refs[0].flags = 2));
+	REFUSED(RW_REPLY, m.u.reply.nr_refs = RREF_REFS_MAX + 1);
+	REFUSED(RW_REPLY, m.u.reply.text_length = RP_TEXT_MAX);
+	REFUSED(RW_REPLY, m.u.reply.data_length = RREF_ARGS_MAX + 1);
+	REFUSED(RW_REPLY, m.u.reply.status = 1);
+	REFUSED(RW_REPLY, m.u.reply.status = -4096);
+	REFUSED(RW_REPLY, (m.u.reply.status = -EIO, m.u.reply.data_length = 1));
+	REFUSED(RW_REPLY, (m.u.reply.status = 0, m.u.reply.text_length = 1));
+	REFUSED(RW_PROTO, m.u.proto.type = (enum rp_msg_type)0);
+	REFUSED(RW_PROTO, m.u.proto.type = RP_MSG_NR_TYPES);
+	REFUSED(RW_PROTO, m.u.proto.status = 1);
+	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_DELETE, m.u.proto.status = -EIO));
+	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = 0, m.u.proto.loc.version = 0));
+	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = -EIO,
+			   memset(m.u.proto.text, 'x', RP_TEXT_MAX)));
+#undef REFUSED
+}
+
+static void rw__decoder_refuses(void **state)
+{
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX];
+	int n;
+
+#define REFUSED(change) do { \
+		n = rw_encode(&m, buf, sizeof(buf)); \
+		assert_true(n > 0); \
+		assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0); \
+		change; \
+		assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO); \
+	} while (0)
+	(void)state;
+	any_message(&m, RW_CALL);
+	m.u.call.kind = RW_CALL_REMOTE;
+	m.u.call.id = any_id();
+	m.u.call.fork = any_id();
+	m.u.call.nr_refs = 1;
+	any_forks(m.u.call.refs, 1);
+	m.u.call.refs[0].loc = any_location();
+	REFUSED(buf[24 + 8] = 3);                        /* kind */
+	REFUSED(buf[24 + 9] = RREF_REFS_MAX + 1);
+	REFUSED(buf[24 + 10] = 128);                     /* name */
+	REFUSED(buf[24 + 11] = 1);                       /* reserved */
+	REFUSED(put_le32(buf + 24 + 12, RREF_ARGS_MAX + 1));
+	REFUSED(put_le64(buf + 40, 0));                  /* id 0 */
+	REFUSED(put_le32(buf + 48, WORLD));              /* its rank */
+	REFUSED(put_le32(buf + 60, WORLD));              /* the fork's */
+	REFUSED(put_le64(buf + 64 + 12, 0));
+	REFUSED(put_le32(buf + 64 + 24, WORLD));         /* owner */
+	REFUSED(put_le32(buf + 64 + 28, 0xffffffffu));   /* parent */
+	REFUSED(put_le32(buf + 64 + 40, 2));             /* flags */
+	REFUSED(put_le32(buf + 64 + 84, 0));             /* version 0 with a location */
+	REFUSED(put_le64(buf + 64 + 44, UINT64_MAX));    /* wraps */
+	REFUSED(put_le64(buf + 64 + 52, UINT64_MAX));
+	REFUSED(buf[64 + 88] = '\0');                    /* in the name */
+	m.frame.type = RW_PROTO;
+	memset(&m.u, 0, sizeof(m.u));
+	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_ACK, .id = any_id(), .fork = any_id(), .status = -ESTALE, .text = "gone" };
+	REFUSED(buf[24] = 0);
+	REFUSED(buf[24] = RP_MSG_NR_TYPES);
+	REFUSED(buf[24] = RP_MSG_DELETE);                /* has no status */
+	REFUSED(buf[25] = 1);                            /* a location with an error */
+	REFUSED(put_le32(buf + 28, 1));                  /* status > 0 */
+	REFUSED(put_le32(buf + 28, 0x80000000u));
+	REFUSED(put_le32(buf + 28, 0));                  /* text with success */
+	REFUSED(put_le16(buf + 26, 5));                  /* text without its bytes */
+	REFUSED(put_le16(buf + 26, 3));
+	REFUSED(buf[24 + 32 + 1] = '\0');                /* in the text */
+#undef REFUSED
+}
+
+static void rw__set_seq(void **state)
+{
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX];
+	int n;
+
+	(void)state;
+	any_message(&m, RW_PING);
+	n = rw_encode(&m, buf, sizeof(buf));
+	rw_set_seq(buf, 77, 5);
+	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
+	m.frame.seq = 77;
+	m.frame.epoch = 5;
+	assert_message(&m, &out);
+}
+
+static void rw__type_names(void **state)
+{
+	(void)state;
+	for (unsigned i = 1; i < RW_NR_TYPES; i++)
+		assert_string_not_equal(rw_type_name(i), "unknown");
+	assert_string_equal(rw_type_name(0), "unknown");
+	assert_string_equal(rw_type_name(RW_NR_TYPES), "unknown");
+	assert_string_equal(rw_type_name(~0u), "unknown");
+}
+
+static void hex(const uint8_t *p, int n, char *out)
+{
+	for (int i = 0; i < n; i++)
+		sprintf(out + 2 * i, "%02x", p[i]);
+}
+
+/* The bytes themselves, so that a change of the format is a change of this test. */
+static void rw__golden_bytes(void **state)
+{
+	static struct rw_message m;
+	uint8_t buf[RV_MSG_MAX];
+	char text[2 * 300];
+	int n;
+
+	(void)state;
+	memset(&m, 0, sizeof(m));
+	m.frame = (struct rw_frame){ .type = RW_PROTO, .seq = 0x0102030405060708u, .epoch = 0x0a0b0c0du };
+	m.u.proto = (struct rp_msg){
+		.type = RP_MSG_FORK_ACK, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
+		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10 },
+	};
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"04000000" "64000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02010000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
+		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000");
+	m.u.proto.status = -ESTALE;
+	strcpy(m.u.proto.text, "no");
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"04000000" "3a000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000200" "8cffffff" "0100000000000000" "02000000" "0300000000000000" "04000000" "6e6f");
+	memset(&m.u, 0, sizeof(m.u));
+	m.frame.type = RW_CALL;
+	m.u.call = (struct rw_call){
+		.call_id = 11, .kind = RW_CALL_REMOTE, .nr_refs = 1, .name_length = 1, .data_length = 2, .id = { 1, 2, 0 },
+		.fork = { 3, 4, 0 }, .name = "f", .data = "ab",
+		.refs = { { .id = { 5, 0, 0 }, .fork = { 6, 1, 0 }, .owner = 3, .parent = 1, .flags = RP_FORK_EARLY,
+			    .owner_incarnation = 0x99 } },
+	};
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"02000000" "9b000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0b00000000000000" "02" "01" "01" "00" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
+		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "01000000"
+		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
+		"66" "6162");
+}
+
+/* Each table of docs/WIRE.md has no gap and adds up to what the code uses. */
+static void rw__tables_of_the_document(void **state)
+{
+	static const struct { const char *heading; unsigned bytes; } tables[] = {
+		{ "## Frame\n", RW_FRAME_BYTES }, { "## Id\n", RW_ID_BYTES }, { "## Location\n", RW_LOCATION_BYTES },
+		{ "## Fork record\n", RW_FORK_BYTES }, { "## CALL\n", 16 }, { "## REPLY\n", 20 }, { "## PROTO\n", 32 },
+	};
+	unsigned seen = 0, at = 0, table = array_size(tables), offset, size;
+	char line[512];
+	FILE *f = fopen("docs/WIRE.md", "r");
+
+	(void)state;
+	if (!f) {
+		print_message("docs/WIRE.md is not in reach of the working directory\n");
+		skip();
+	}
+	while (fgets(line, sizeof(line), f)) {
+		if (line[0] == '#') {
+			for (table = 0; table < array_size(tables) && strcmp(line, tables[table].heading); table++)
+				;
+			at = 0;
+		} else if (table < array_size(tables) && sscanf(line, "| %u | %u |", &offset, &size) == 2) {
+			assert_int_equal(offset, at);
+			at += size;
+			assert_true(at <= tables[table].bytes);
+			seen += at == tables[table].bytes;
+		}
+	}
+	fclose(f);
+	assert_int_equal(seen, array_size(tables));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(rw__bit_flips),
+		cmocka_unit_test(rw__decoder_refuses),
+		cmocka_unit_test(rw__encoder_refuses_bad_counts),
+		cmocka_unit_test(rw__golden_bytes),
+		cmocka_unit_test(rw__largest_call_fits),
+		cmocka_unit_test(rw__no_room),
+		cmocka_unit_test(rw__random_bytes),
+		cmocka_unit_test(rw__round_trip),
+		cmocka_unit_test(rw__set_seq),
+		cmocka_unit_test(rw__tables_of_the_document),
+		cmocka_unit_test(rw__truncated_or_extended),
+		cmocka_unit_test(rw__type_names),
+	};
+
+	for (size_t i = 0; i < sizeof(words); i++)
+		words[i] = (char)('a' + i % 26);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
