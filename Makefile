@@ -33,6 +33,7 @@ SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -f
 SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Iinclude -I. $(CPPFLAGS)
+$(B)/test/%.o: CPPFLAGS_ALL += -Itest/lib
 CFLAGS_ALL := -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm

@@ -47,8 +47,7 @@ static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, s
 		struct rc_device *d = &ctx->device[k];
 		int err;
 
-		/* Landing memory needs a key only where hardware writes it. */
-		if (!d->dev || (access == RV_ACCESS_LOCAL && d->caps.reads_inline))
+		if (!d->dev)
 			continue;
 		err = d->ops->reg(d->dev, base, length, fd, r->iova, access, &r->mr[k]);
 		if (err) {
@@ -261,7 +260,8 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 	v->data = v + 1;
 	v->block = block;
 	v->cls = cls;
-	v->lkey = r->mr[RV_IBV].lkey;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		v->lkey[k] = r->mr[k].lkey;
 found:
 	v->length = length;
 	at_add(&ctx->n.landing_bytes, v->block);

@@ -99,7 +99,8 @@ static int grow(struct rref_ctx *ctx)
 		chunk[i].index = nr + i;
 		chunk[i].ctx = ctx;
 		chunk[i].landing_header = (struct rc_header *)headers + i;
-		chunk[i].header_lkey = region->mr[RV_IBV].lkey;
+		for (int k = 0; k < RV_NR_KINDS; k++)
+			chunk[i].header_lkey[k] = region->mr[k].lkey;
 		list_init(&chunk[i].node);
 		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
 		at_store(&chunk[i].deadline, INT64_MAX);

@@ -57,8 +57,7 @@ struct rref_view {
 	struct rc_value *value;   /* alias: the value it pins; NULL: a landing block that begins with this struct */
 	size_t block;             /* landing: bytes of the block */
 	int cls;                  /* landing: cache class, -1 = none */
-	uint32_t lkey;            /* landing: ibv key of the block's region */
-	uint64_t reserved[1];
+	uint32_t lkey[RV_NR_KINDS]; /* landing: the region's key, per provider */
 };
 _Static_assert(sizeof(struct rref_view) <= 64, "payloads start 64 bytes into a landing block");
 
@@ -161,7 +160,7 @@ struct rref_future {
 	struct rref *handle;          /* pinned while the engine works; also CREATE */
 	struct rp_location loc;
 	struct rc_header *landing_header; /* [const] registered, 64 bytes per slot */
-	uint32_t header_lkey;         /* [const] */
+	uint32_t header_lkey[RV_NR_KINDS]; /* [const] */
 	struct rref_view *landing;    /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */

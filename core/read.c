@@ -35,15 +35,16 @@ static bool is_single(const struct rref_future *f, uint64_t max_msg)
 /* The next pieces, at most max, into r. Advances f->next and f->header_asked. */
 static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
 {
+	enum rv_kind kind = peer_of(f)->kind;
 	uint64_t token = rc_op_token(f);
 	unsigned n = 0;
 
 	if (is_single(f, max_msg) && !f->header_asked) {
-		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[peer_of(f)->kind],
+		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
 					 .nr_sge = f->length ? 2 : 1 };
-		r[0].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey };
+		r[0].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey[kind] };
 		if (f->length)
-			r[0].sge[1] = (struct rv_sge){ (void *)(f->landing + 1), (uint32_t)f->length, f->landing->lkey };
+			r[0].sge[1] = (struct rv_sge){ (void *)(f->landing + 1), (uint32_t)f->length, f->landing->lkey[kind] };
 		f->header_asked = true;
 		f->next = f->length;
 		return 1;
@@ -52,14 +53,14 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 		uint32_t piece = (uint32_t)min_of(f->length - f->next, min_of(max_msg, UINT64_C(1) << 30));
 
 		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr + RC_HEADER_BYTES + f->offset + f->next,
-					 .rkey = f->loc.rkey[peer_of(f)->kind], .nr_sge = 1 };
-		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey };
+					 .rkey = f->loc.rkey[kind], .nr_sge = 1 };
+		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey[kind] };
 		f->next += piece;
 	}
 	if (n < max && !f->header_asked && f->next == f->length) {
-		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[peer_of(f)->kind],
+		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
 					 .nr_sge = 1 };
-		r[n++].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey };
+		r[n++].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey[kind] };
 		f->header_asked = true;
 	}
 	return n;

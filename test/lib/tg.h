@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Groups of real worker processes for tests. tg_run forks `world` children, each runs worker(rank, arg) and exits with
+ * its result; the parent waits for each by pid, with a deadline after which the survivors are ended (by pid) and the
+ * run fails. The device is RREF_TEST_DEVICE (default shm).
+ */
+#ifndef TG_GROUP_H
+#define TG_GROUP_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "rref.h"
+
+#define TG_MAX 80
+
+struct tg_group {
+	int world;
+	int timeout_s;              /* of the whole run; 0 = 60, times RREF_TEST_SLOW */
+	int expect_killed[TG_MAX];  /* rank -> 1: this one ends by SIGKILL */
+	/* made by tg_run */
+	char rendezvous[64];
+	struct tg_shared *shared;   /* memory all workers of the run see */
+	pid_t pid[TG_MAX];
+};
+
+/* Memory for tests to meet in, beside the library: flags, counters, and the pids of all workers. */
+struct tg_shared {
+	_Atomic int flag[16];
+	_Atomic int arrived[16];
+	pid_t pid[TG_MAX];
+	char bytes[4096];
+};
+
+extern struct tg_group *tg_current;   /* in a worker: its run */
+
+/* 0 when every worker ended as expected. */
+int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg);
+int tg_run(int world, int (*worker)(int rank, void *arg), void *arg);
+
+/* Options of worker `rank` of the current run. */
+void tg_options(struct rref_options *o, int rank);
+/* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
+struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
+/* Graceful shutdown that must succeed, and free. */
+void tg_finish(struct rref_ctx *ctx);
+
+/* All workers of the run meet at point i (not through the library). */
+void tg_meet(int i);
+void tg_wait_flag(int i, int value);
+const char *tg_device(void);
+bool tg_is_shm(void);
+int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
+int tg_free_port(void);
+struct rref_stats tg_stats(struct rref_ctx *ctx);
+/* Waits until cond(ctx, arg) holds; false after 20 s. */
+bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
+
+#define TG_CHECK(cond) \
+	do { \
+		if (!(cond)) { \
+			fprintf(stderr, "%s:%d: pid %d: %s is false (errno text: %s)\n", __FILE__, __LINE__, (int)getpid(), #cond, \
+				rref_last_error()); \
+			_exit(1); \
+		} \
+	} while (0)
+
+#define TG_OK(call) \
+	do { \
+		int tg_err_ = (call); \
+		if (tg_err_ < 0) { \
+			fprintf(stderr, "%s:%d: pid %d: %s = %d %s (%s)\n", __FILE__, __LINE__, (int)getpid(), #call, tg_err_, \
+				rref_strerror(tg_err_), rref_last_error()); \
+			_exit(1); \
+		} \
+	} while (0)
+
+#define TG_IS(call, expected) \
+	do { \
+		long tg_got_ = (long)(call), tg_want_ = (long)(expected); \
+		if (tg_got_ != tg_want_) { \
+			fprintf(stderr, "%s:%d: pid %d: %s = %ld, not %ld (%s)\n", __FILE__, __LINE__, (int)getpid(), #call, tg_got_, \
+				tg_want_, rref_last_error()); \
+			_exit(1); \
+		} \
+	} while (0)
+
+#define TG_TEXT(needle) TG_CHECK(strstr(rref_last_error(), (needle)) != NULL)
+
+#endif
