@@ -71,7 +71,8 @@ $(B)/jemalloc.o: Makefile
 	@mkdir -p $(@D)
 	$(LD) -r $(JEMALLOC_KEEP:%=-u %) $(JEMALLOC_A) -o $@.tmp
 	$(OBJCOPY) $(JEMALLOC_KEEP:%=--keep-global-symbol=%) $@.tmp
-	$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) $@.tmp $@
+	$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) \
+		$(if $(filter thread,$(SAN)),--redefine-sym pthread_atfork=ra_je_no_atfork) $@.tmp $@
 	@rm -f $@.tmp
 
 $(STATIC): $(LIB_OBJ) $(B)/jemalloc.o
