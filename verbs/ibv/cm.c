@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Connection management: what the core asks for. What happens in answer is in cm_event.c. */
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+#include "ibv.h"
+
+static int channel_failed(int err)
+{
+	if (err == EPERM || err == EACCES)
+		return rv_fail(err, "no permission for /dev/infiniband/rdma_cm");
+	if (err == ENODEV || err == ENOENT || err == ENOSYS)
+		return rv_fail(ENODEV, "/dev/infiniband/rdma_cm is missing: modprobe rdma_ucm (in a container: "
+				       "--device=/dev/infiniband)");
+	return rv_fail(err ? err : EIO, "cannot open /dev/infiniband/rdma_cm: %s", strerror(err));
+}
+
+/* Listens on the chosen address, at a port of the kernel's choice. */
+int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick)
+{
+	struct sockaddr_storage ip = pick->ip;
+	char text[64];
+	int flags;
+
+	dev->cm = rdma_create_event_channel();
+	if (!dev->cm)
+		return channel_failed(errno);
+	flags = fcntl(dev->cm->fd, F_GETFL);
+	if (flags < 0 || fcntl(dev->cm->fd, F_SETFL, flags | O_NONBLOCK))
+		return rv_fail(errno, "cannot make the connection manager non-blocking: %s", strerror(errno));
+	rvi_addr_text(&pick->ip, text, sizeof(text));
+	if (rdma_create_id(dev->cm, &dev->listener, NULL, RDMA_PS_TCP)) {
+		dev->listener = NULL;
+		return channel_failed(errno);
+	}
+	if (rdma_bind_addr(dev->listener, (struct sockaddr *)&ip))
+		return rv_fail(errno, "rdma_cm cannot bind to %s of %s: %s", text, dev->caps.device, strerror(errno));
+	/* One address on two devices: rdma_cm would serve another one than was chosen. */
+	if (!dev->listener->verbs || strcmp(ibv_get_device_name(dev->listener->verbs->device),
+					    ibv_get_device_name(dev->ctx->device)))
+		return rv_fail(ENODEV, "the address %s of %s leads rdma_cm to another device", text, dev->caps.device);
+	if (rdma_listen(dev->listener, 128))
+		return rv_fail(errno, "rdma_cm cannot listen on %s: %s", text, strerror(errno));
+	dev->src = pick->ip;
+	rvi_addr_pack(&pick->ip, ntohs(rdma_get_src_port(dev->listener)), &pick->gid, &dev->addr);
+	return 0;
+}
+
+int rvi_reach(struct rv_dev *dev, const struct rv_addr *to)
+{
+	struct sockaddr_storage dst;
+	int rc = rvi_addr_unpack(to, &dst);
+
+	if (rc)
+		return rv_fail(EHOSTUNREACH, "not an address of the ibv provider");
+	if (dst.ss_family != dev->src.ss_family)
+		return rv_fail(EHOSTUNREACH, "the peer has an IPv%d address, %s an IPv%d one",
+			       dst.ss_family == AF_INET ? 4 : 6, dev->caps.device, dev->src.ss_family == AF_INET ? 4 : 6);
+	return 0;
+}
+
+/* The errors rdma_cm gives at once, to those the contract has. */
+static int connect_failed(struct rv_conn *conn, const char *step, int err)
+{
+	char text[64];
+	int rc;
+
+	rvi_addr_text(&conn->peer, text, sizeof(text));
+	if (err == ENETUNREACH || err == EADDRNOTAVAIL)
+		err = EHOSTUNREACH;
+	rc = rv_fail(err ? err : EIO, "cannot connect to %s: %s: %s", text, step, strerror(err));
+	if (conn->id)
+		rdma_destroy_id(conn->id);
+	conn->id = NULL;
+	rvi_conn_release(conn);
+	return rc;
+}
+
+int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+		struct rv_conn **out)
+{
+	uint8_t ack = RVI_ACK_TIMEOUT;
+	struct sockaddr_storage dst;
+	struct rv_conn *conn;
+	int rc;
+
+	if (len > RV_HELLO_MAX)
+		return rv_fail(EMSGSIZE, "a hello of %zu bytes: %d fit", len, RV_HELLO_MAX);
+	if (dev->lost)
+		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
+	rc = rvi_addr_unpack(to, &dst);
+	if (rc)
+		return rc;
+	if (dst.ss_family != dev->src.ss_family)
+		return rvi_reach(dev, to);
+	rc = rvi_conn_alloc(dev, &conn);
+	if (rc)
+		return rc;
+	conn->user = user;
+	conn->peer = dst;
+	conn->data_len = rvi_pdata_put(conn->data, hello, len);
+	if (rdma_create_id(dev->cm, &conn->id, conn, RDMA_PS_TCP)) {
+		conn->id = NULL;
+		return connect_failed(conn, "rdma_create_id", errno);
+	}
+	/* Else a silent peer is noticed after 17 s (FACTS 3). */
+	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack, sizeof(ack)))
+		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device, strerror(errno));
+	if (rdma_resolve_addr(conn->id, (struct sockaddr *)&dev->src, (struct sockaddr *)&dst, RVI_RESOLVE_MS))
+		return connect_failed(conn, "rdma_resolve_addr", errno);
+	at_store(&conn->state, RVI_ADDR);
+	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	*out = conn;
+	return 0;
+}
+
+/* With the requester gone the answer fails, in an event like any other failure of an accept. */
+static int accept_dead(struct rv_conn *conn)
+{
+	at_store(&conn->state, RVI_ACCEPTING);
+	rvi_conn_down(conn, conn->dead, -1);
+	return 0;
+}
+
+int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
+{
+	struct rdma_conn_param p = {
+		.flow_control = 1,
+		.rnr_retry_count = RVI_RNR_RETRY,
+		.srq = 1,
+	};
+	struct rv_dev *dev = conn->dev;
+	uint8_t ack = RVI_ACK_TIMEOUT;
+	int rc;
+
+	if (len > RV_ANSWER_MAX)
+		return rv_fail(EMSGSIZE, "an answer of %zu bytes: %d fit", len, RV_ANSWER_MAX);
+	if (rvi_state(conn) != RVI_REQUESTED)
+		return rv_fail(EINVAL, "accept of a connection that asked for nothing");
+	conn->user = user;
+	if (conn->dead)
+		return accept_dead(conn);
+	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack, sizeof(ack)))
+		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device, strerror(errno));
+	rc = rvi_qp_create(conn);
+	if (!rc)
+		rc = rvi_qp_ready(conn);
+	if (!rc && conn->reads_allowed)
+		rc = rvi_qp_access(conn);
+	if (rc)
+		return rc; /* still REQUESTED: close_conn or reject takes down what was made */
+	p.private_data = conn->data;
+	p.private_data_len = rvi_pdata_put(conn->data, answer, len);
+	p.responder_resources = conn->responder;
+	p.initiator_depth = conn->initiator;
+	p.qp_num = conn->qpn;
+	/* From here on messages may come: the queue pair works already. */
+	at_store(&conn->state, RVI_ACCEPTING);
+	if (rdma_accept(conn->id, &p)) {
+		/* The requester gave up meanwhile: news, not an error of the caller's. */
+		rvi_conn_down(conn, -ECONNRESET, -1);
+		return 0;
+	}
+	conn->cm_used = true;
+	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	return 0;
+}
+
+void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
+{
+	uint8_t data[RVI_PDATA_MAX];
+	uint8_t n;
+
+	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead) {
+		n = rvi_pdata_put(data, reason, min_of(len, (size_t)RV_REASON_MAX));
+		rdma_reject(conn->id, data, n);
+	}
+	rvi_close_conn(conn);
+}
+
+void rvi_peer_text(struct rv_conn *conn, char *buf, size_t size)
+{
+	rvi_addr_text(&conn->peer, buf, size);
+}

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Connection management: what happens. Each event is copied out and acked at once, so that no rdma_destroy_id ever waits
+ * for an ack, then stepped through the total table of cm_table.h.
+ */
+#include <arpa/inet.h>
+
+#include "ibv.h"
+#include "status.h"
+
+/* An event as it was, after its ack. */
+struct cm_event {
+	struct rdma_cm_id *id, *listener;
+	int type, status;
+	uint8_t responder, initiator; /* READs: we serve, we have under way */
+	uint32_t len;
+	uint8_t data[256];
+};
+
+/* True if one was there. */
+static bool next_event(struct rv_dev *dev, struct cm_event *out)
+{
+	struct rdma_cm_event *e;
+	const struct rdma_conn_param *p;
+
+	while (rdma_get_cm_event(dev->cm, &e)) {
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN && errno != EWOULDBLOCK)
+			rvi_log(dev, 1, "%s: connection events: %s", dev->caps.device, strerror(errno));
+		return false;
+	}
+	p = &e->param.conn;
+	out->id = e->id;
+	out->listener = e->listen_id;
+	out->type = (int)e->event;
+	out->status = e->status;
+	out->responder = p->responder_resources;
+	out->initiator = p->initiator_depth;
+	out->len = p->private_data ? p->private_data_len : 0;
+	if (out->len)
+		memcpy(out->data, p->private_data, out->len);
+	rdma_ack_cm_event(e);
+	return true;
+}
+
+/* Takes the peer's data into conn->data. 0 or -EPROTO. */
+static int take_data(struct rv_conn *conn, const struct cm_event *e, size_t max)
+{
+	uint32_t len;
+	int rc = rvi_pdata_get(e->data, e->len, max, &len);
+
+	conn->data_len = 0;
+	if (rc)
+		return rc;
+	if (len)
+		memcpy(conn->data, e->data + 1, len);
+	conn->data_len = len;
+	return 0;
+}
+
+static void emit_data(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type)
+{
+	struct rv_event *ev = rvi_emit(sink, conn, type, 0);
+
+	ev->data = conn->data;
+	ev->len = conn->data_len;
+}
+
+/* A request of a stranger: bounded, and without a queue pair until the core has looked at its hello. */
+static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_sink *sink)
+{
+	struct rv_conn *conn;
+	struct sockaddr *sa;
+
+	if (dev->lost || dev->nr_half_open >= RVI_HALF_OPEN_MAX || rvi_conn_alloc(dev, &conn))
+		goto refuse;
+	/* Without READs in both directions there is no use for a connection. */
+	if (!e->responder || !e->initiator || take_data(conn, e, RV_HELLO_MAX)) {
+		at_add(&dev->stat.protocol_errors, 1);
+		rvi_conn_release(conn);
+		goto refuse;
+	}
+	conn->id = e->id;
+	conn->id->context = conn;
+	conn->responder = min_of(e->responder, dev->max_responder);
+	conn->initiator = min_of(e->initiator, dev->max_initiator);
+	sa = rdma_get_peer_addr(conn->id);
+	if (sa && (sa->sa_family == AF_INET || sa->sa_family == AF_INET6))
+		memcpy(&conn->peer, sa, sa->sa_family == AF_INET ? sizeof(struct sockaddr_in)
+								 : sizeof(struct sockaddr_in6));
+	conn->half_open = true;
+	dev->nr_half_open++;
+	at_store(&conn->state, RVI_REQUESTED);
+	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	emit_data(sink, conn, RV_EV_REQUEST);
+	return;
+refuse:
+	rdma_reject(e->id, NULL, 0);
+	rdma_destroy_id(e->id);
+}
+
+static void resolve_route(struct rv_conn *conn)
+{
+	at_store(&conn->state, RVI_ROUTE);
+	if (rdma_resolve_route(conn->id, RVI_RESOLVE_MS))
+		rvi_conn_down(conn, -EHOSTUNREACH, -1);
+}
+
+static void send_request(struct rv_conn *conn)
+{
+	struct rv_dev *dev = conn->dev;
+	struct rdma_conn_param p = {
+		.private_data = conn->data,
+		.private_data_len = (uint8_t)conn->data_len,
+		.responder_resources = dev->max_responder,
+		.initiator_depth = dev->max_initiator,
+		.flow_control = 1,
+		.retry_count = RVI_RETRY_CNT,
+		.rnr_retry_count = RVI_RNR_RETRY,
+		.srq = 1,
+	};
+	int rc = rvi_qp_create(conn);
+
+	if (rc) {
+		rvi_log(dev, 1, "%s: %s", dev->caps.device, rv_error_text());
+		rvi_conn_down(conn, rc, -1);
+		return;
+	}
+	p.qp_num = conn->qpn;
+	at_store(&conn->state, RVI_CONNECTING);
+	if (rdma_connect(conn->id, &p)) {
+		rvi_conn_down(conn, errno == ENETUNREACH ? -EHOSTUNREACH : -errno, -1);
+		return;
+	}
+	conn->cm_used = true;
+}
+
+static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)
+{
+	int rc;
+
+	if (!e->responder || !e->initiator || take_data(conn, e, RV_ANSWER_MAX)) {
+		at_add(&conn->dev->stat.protocol_errors, 1);
+		rvi_conn_down(conn, -EPROTO, -1);
+		return;
+	}
+	conn->responder = min_of(e->responder, conn->dev->max_responder);
+	conn->initiator = min_of(e->initiator, conn->dev->max_initiator);
+	rc = rvi_qp_ready(conn);
+	if (!rc && rdma_establish(conn->id))
+		rc = rv_fail(errno, "rdma_establish: %s", strerror(errno));
+	if (rc) {
+		rvi_log(conn->dev, 1, "%s: %s", conn->dev->caps.device, rv_error_text());
+		rvi_conn_down(conn, rc, -1);
+		return;
+	}
+	emit_data(sink, conn, RV_EV_CONNECTED);
+	rvi_conn_up(conn);
+}
+
+/* Our accept was confirmed, by the CM or by a message that overtook it; in that case the CM is told, or it would end a
+ * connection whose confirmation was lost. */
+void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message)
+{
+	if (by_message)
+		rdma_notify(conn->id, IBV_EVENT_COMM_EST);
+	rvi_emit(sink, conn, RV_EV_CONNECTED, 0);
+	rvi_conn_up(conn);
+}
+
+static void failed(struct rv_conn *conn, const struct cm_event *e)
+{
+	bool refused = e->type == RDMA_CM_EVENT_REJECTED && rvi_state(conn) == RVI_CONNECTING;
+
+	/* A reason that makes no sense is no reason. */
+	if (!refused || take_data(conn, e, RV_REASON_MAX))
+		conn->data_len = 0;
+	rvi_conn_down(conn, rvi_cm_errno(e->type, e->status), -1);
+}
+
+static void step(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)
+{
+	switch (rvi_cm_action(rvi_state(conn), e->type)) {
+	case RVI_CM_IGNORE:
+		break;
+	case RVI_CM_RESOLVE_ROUTE:
+		resolve_route(conn);
+		break;
+	case RVI_CM_SEND_REQUEST:
+		send_request(conn);
+		break;
+	case RVI_CM_ESTABLISH:
+		establish(conn, e, sink);
+		break;
+	case RVI_CM_CONFIRMED:
+		rvi_confirmed(conn, sink, false);
+		break;
+	case RVI_CM_FAIL:
+		failed(conn, e);
+		break;
+	case RVI_CM_PEER_LEFT:
+		rvi_conn_down(conn, -ECONNRESET, -1);
+		break;
+	case RVI_CM_DEVICE_LOST:
+		rvi_lost(conn->dev, sink, "the RDMA device was removed");
+		break;
+	case RVI_CM_UNEXPECTED:
+		at_add(&conn->dev->stat.unexpected_cm, 1);
+		break;
+	}
+}
+
+static void step_listener(struct rv_dev *dev, const struct cm_event *e, struct rvi_sink *sink)
+{
+	switch (e->type) {
+	case RDMA_CM_EVENT_DEVICE_REMOVAL:
+		rvi_lost(dev, sink, "the RDMA device was removed");
+		break;
+	case RDMA_CM_EVENT_ADDR_CHANGE:
+		break;
+	default:
+		at_add(&dev->stat.unexpected_cm, 1);
+		break;
+	}
+}
+
+void rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	struct cm_event e;
+
+	while (sink->n < sink->max && next_event(dev, &e)) {
+		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
+			requested(dev, &e, sink);
+		else if (e.id == dev->listener)
+			step_listener(dev, &e, sink);
+		else if (e.id->context)
+			step(e.id->context, &e, sink);
+	}
+}
+
+/* Nothing may come of a connect for 100 s (FACTS 3): these deadlines are ours. */
+void rvi_cm_deadlines(struct rv_dev *dev)
+{
+	int64_t now = now_ns();
+
+	for (uint32_t i = 0; i < dev->nr_conns && dev->nr_timed; i++) {
+		struct rv_conn *conn = dev->conns[i];
+
+		if (!conn->deadline_ns || conn->deadline_ns > now)
+			continue;
+		conn->data_len = 0;
+		rvi_conn_down(conn, -ETIMEDOUT, -1);
+	}
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A connection's life between the states of cm_table.h; how it ends, and the fence. */
+#include <stdlib.h>
+
+#include "ibv.h"
+#include "status.h"
+
+static struct rv_conn *conn_new(struct rv_dev *dev)
+{
+	struct rv_conn *c;
+
+	if (dev->nr_conns >= dev->max_slots)
+		return NULL;
+	c = aligned_alloc(CACHE_LINE, sizeof(*c));
+	if (!c)
+		return NULL;
+	memset(c, 0, sizeof(*c));
+	c->sends = calloc(dev->nr_sends, sizeof(*c->sends));
+	if (!c->sends) {
+		free(c);
+		return NULL;
+	}
+	c->dev = dev;
+	c->index = dev->nr_conns;
+	list_init(&c->link);
+	list_init(&c->end);
+	dev->conns[dev->nr_conns++] = c;
+	return c;
+}
+
+/* 0 or -EDQUOT. Structs are used again, their slot tables with them: generations must never start over. */
+int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
+{
+	struct list *l = list_pop(&dev->free_conns);
+	struct rv_conn *c = l ? container_of(l, struct rv_conn, link) : conn_new(dev);
+
+	if (!c)
+		return rv_fail(EDQUOT, "too many connections on %s (%u)", dev->caps.device, dev->nr_conns);
+	c->epoch++;
+	c->id = NULL;
+	c->qp = NULL;
+	c->user = NULL;
+	at_store(&c->kicked, 0);
+	c->tx_credits = c->rx_window = RVI_CREDITS_FIRST;
+	c->to_return = dev->credits - RVI_CREDITS_FIRST;
+	c->nr_held = 0;
+	c->tx_seq = c->rx_seq = 0;
+	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver = c->end_by_flush = false;
+	c->responder = dev->max_responder;
+	c->initiator = dev->max_initiator;
+	c->deadline_ns = 0;
+	c->dead = 0;
+	c->data_len = 0;
+	memset(&c->peer, 0, sizeof(c->peer));
+	rvi_sends_init(c);
+	*out = c;
+	return 0;
+}
+
+void rvi_conn_release(struct rv_conn *conn)
+{
+	at_store(&conn->state, RVI_FREE);
+	list_del(&conn->link);
+	list_add_tail(&conn->dev->free_conns, &conn->link);
+}
+
+void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns)
+{
+	struct rv_dev *dev = conn->dev;
+
+	if (conn->deadline_ns == at_ns)
+		return;
+	dev->nr_timed += !!at_ns;
+	dev->nr_timed -= !!conn->deadline_ns;
+	conn->deadline_ns = at_ns;
+	rvi_wake_timer(dev);
+}
+
+void rvi_conn_not_half_open(struct rv_conn *conn)
+{
+	if (conn->half_open)
+		conn->dev->nr_half_open--;
+	conn->half_open = false;
+}
+
+/* The handshake is done. */
+void rvi_conn_up(struct rv_conn *conn)
+{
+	rvi_conn_deadline(conn, 0);
+	rvi_conn_not_half_open(conn);
+	conn->data_len = 0;
+	at_store_rel(&conn->state, RVI_UP);
+	rvi_return_credits(conn);
+}
+
+/*
+ * The connection is over: stop the queue pair, keep the first cause, and have it reported once what arrived before has
+ * been. wc_status -1 = no completion behind it. A flush is a consequence, so a real cause that comes while it still waits
+ * to be reported takes its place.
+ */
+void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
+{
+	bool flush = wc_status == IBV_WC_WR_FLUSH_ERR;
+	struct rv_dev *dev = conn->dev;
+
+	switch (rvi_state(conn)) {
+	case RVI_UP:
+		conn->end_type = RV_EV_DISCONNECTED;
+		break;
+	case RVI_ADDR:
+	case RVI_ROUTE:
+	case RVI_CONNECTING:
+	case RVI_ACCEPTING:
+		conn->end_type = RV_EV_FAILED;
+		break;
+	case RVI_REQUESTED:
+		/* Not the core's connection yet: it will hear when it accepts. */
+		if (!conn->dead)
+			conn->dead = status;
+		rvi_conn_deadline(conn, 0);
+		return;
+	case RVI_DOWN:
+		if (conn->end_by_flush && !flush && !list_empty(&conn->end)) {
+			conn->end_status = status;
+			conn->end_wc = wc_status;
+			conn->end_by_flush = false;
+		}
+		return;
+	default:
+		return;
+	}
+	at_store_rel(&conn->state, RVI_DOWN);
+	conn->deliver = true;
+	conn->end_status = status;
+	conn->end_wc = flush ? -1 : wc_status;
+	conn->end_by_flush = flush;
+	list_add_tail(&dev->ends, &conn->end);
+	rvi_conn_deadline(conn, 0);
+	rvi_conn_not_half_open(conn);
+	/* Our READs would go on retrying against a peer that left. */
+	rvi_qp_error(conn);
+}
+
+/* A completion failed. */
+void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status)
+{
+	rvi_conn_down(conn, rvi_wc_errno(wc_status), wc_status);
+}
+
+void rvi_conn_protocol_error(struct rv_conn *conn, const char *what)
+{
+	char peer[64];
+
+	at_add(&conn->dev->stat.protocol_errors, 1);
+	rvi_addr_text(&conn->peer, peer, sizeof(peer));
+	rvi_log(conn->dev, 1, "%s: connection with %s ended: %s", conn->dev->caps.device, peer, what);
+	rvi_conn_down(conn, -EPROTO, -1);
+	conn->deliver = false;
+}
+
+int rvi_allow_reads(struct rv_conn *conn)
+{
+	switch (rvi_state(conn)) {
+	case RVI_REQUESTED: /* takes effect with accept */
+		conn->reads_allowed = true;
+		return 0;
+	case RVI_ACCEPTING:
+	case RVI_UP:
+		if (!conn->reads_allowed) {
+			int rc = rvi_qp_access(conn);
+
+			if (rc)
+				return rc;
+			conn->reads_allowed = true;
+		}
+		return 0;
+	default:
+		return rv_fail(ENOTCONN, "reads cannot be allowed: the connection is not up");
+	}
+}
+
+/*
+ * The fence. In this order: nothing new is served or written (ERR), the peer is told, nothing old is either (destroy),
+ * then the ledger: what no completion will report any more is reported by the next polls.
+ */
+void rvi_close_conn(struct rv_conn *conn)
+{
+	struct rv_dev *dev;
+
+	if (!conn || rvi_state(conn) == RVI_FREE || rvi_state(conn) == RVI_CLOSED)
+		return;
+	dev = conn->dev;
+	at_store_rel(&conn->state, RVI_CLOSED);
+	rvi_conn_deadline(conn, 0);
+	rvi_conn_not_half_open(conn);
+	list_del(&conn->end);
+	rvi_qp_error(conn);
+	if (conn->id && conn->cm_used)
+		rdma_disconnect(conn->id);
+	rvi_qp_destroy(conn);
+	/* Never blocks on unacked events: they are acked as they are read. */
+	if (conn->id)
+		rdma_destroy_id(conn->id);
+	conn->id = NULL;
+	rvi_spill_purge(conn);
+	rvi_sends_drop(conn);
+	dev->nr_held_live -= conn->nr_held;
+	conn->nr_held = 0;
+	conn->epoch++;
+	conn->report_slot = 0;
+	if (rvi_reads_outstanding(conn))
+		list_add_tail(&dev->closed, &conn->link);
+	else
+		rvi_conn_release(conn);
+}

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The ibv provider's objects. Private to verbs/ibv/.
+ *
+ * One device = one context of our own (librdmacm's contexts are shared by all its users of the process: their async
+ * events would be stolen), one PD, one shared receive queue, one completion queue for receives and one for sends and
+ * READs, both on one completion channel. Two queues, because a sleeper is woken by every receive, but by finished READs
+ * only if it asked (arm). rdma_cm only carries the handshake: the queue pairs are ours, taken through their states here,
+ * so that no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
+ *
+ * The ledger: every READ under way has a slot with a generation, every send a slot, every receive buffer a state. What a
+ * completion says is checked against it, and a fence resolves what no completion will ever tell (FACTS 2).
+ *
+ * Guards: [progress] = the core's progress lock; [const] after open or after the connection is UP; [atomic].
+ */
+#ifndef RVI_IBV_H
+#define RVI_IBV_H
+
+#include <infiniband/verbs.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <rdma/rdma_cma.h>
+
+#include "base/atomic.h"
+#include "base/util.h"
+#include "cm_table.h"
+#include "frame.h"
+#include "token.h"
+#include "verbs/rv.h"
+#include "verbs/rv_error.h"
+
+#define RVI_CREDITS_FIRST 4u     /* every peer may send so many before it heard of more; the least opt.credits allows */
+#define RVI_CREDIT_BUFS 2u       /* receive buffers kept for credit messages: send.c says why two are enough */
+#define RVI_SENDS_MAX 64u        /* messages of one connection that the device has not finished with */
+#define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
+#define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC)
+#define RVI_RESOLVE_MS 2000
+#define RVI_INLINE_WISH 256u
+#define RVI_ACK_TIMEOUT 14       /* 67 ms; with 6 retries a silent peer is known after 0.47 s (FACTS 2) */
+#define RVI_RETRY_CNT 6          /* 7 means for ever on rxe */
+#define RVI_RNR_RETRY 6
+#define RVI_MIN_RNR_TIMER 1      /* 0.01 ms; rdma_cm leaves 0, which is 655 ms */
+#define RVI_RD_ATOMIC_MAX 128
+#define RVI_BATCH 16
+#define RVI_SPILL_MAX 64
+#define RVI_MSG_STRIDE 4160      /* frame + RV_MSG_MAX, to a cache line */
+#define RVI_NIL UINT32_MAX
+#define RVI_ADDR_VERSION 1
+
+_Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX && RVI_MSG_STRIDE % CACHE_LINE == 0, "message stride");
+
+/* --- message buffers (buffers.c), all [progress] --- */
+
+enum rvi_buf_state { RVI_BUF_FREE = 0, RVI_BUF_POSTED, RVI_BUF_HELD, RVI_BUF_SENDING };
+
+struct rvi_buf {
+	struct rvi_buf *next;   /* in the free list */
+	uint8_t *mem;
+	uint32_t lkey;
+	uint32_t index, gen;    /* gen changes each time the buffer is taken */
+	uint32_t conn, epoch;   /* HELD: whose message */
+	enum rvi_buf_state state;
+};
+
+struct rvi_chunk {
+	struct rvi_chunk *next;
+	struct ibv_mr *mr;
+	uint8_t *mem;
+	struct rvi_buf bufs[];
+};
+
+struct rvi_pool {
+	struct rvi_chunk *chunks;
+	struct rvi_buf *free;
+	struct rvi_buf **by_index;
+	uint32_t nr, max, chunk_bufs;
+};
+
+/* --- connections --- */
+
+/*
+ * One READ. Taken by any thread (read.c), given back by poll or by the fence. The work request's constant fields are set
+ * when the slot is made; posting fills the rest and chains slots directly.
+ */
+struct rvi_read {
+	_Atomic uint32_t gen;        /* odd = under way. Outlives connections: tokens of an earlier one never match */
+	_Atomic uint32_t next;       /* free list */
+	_Atomic uint64_t cookie;
+	struct ibv_sge sge[RV_READ_SGE];
+	struct ibv_send_wr wr;
+};
+
+struct rvi_send {                    /* [progress] */
+	uint32_t gen;                /* odd = under way */
+	uint32_t next;
+	struct rvi_buf *buf;         /* NULL: it went inline */
+};
+
+struct rv_conn {
+	struct rv_dev *dev;          /* const */
+	uint32_t index;              /* const */
+	_Atomic int state;           /* enum rvi_state; stored by progress; UP is a release store: qp is set */
+	struct ibv_qp *qp;
+	struct rvi_read *reads;      /* const after the first use */
+	_Atomic int kicked;          /* post_reads: the device refused a doorbell; the progress side ends the connection */
+
+	cache_aligned _Atomic uint64_t free_reads; /* {tag 32, head 32}: the tag makes ABA visible */
+
+	/* [progress] from here on */
+	cache_aligned struct rdma_cm_id *id;
+	void *user;
+	uint32_t epoch;              /* of this use of the struct, for held buffers */
+	uint32_t qpn;
+	struct rv_conn *qpn_next;
+	struct rvi_send *sends;
+	uint32_t free_send;
+	uint32_t nr_sending;
+	uint32_t tx_credits;         /* messages we may still send */
+	uint32_t rx_window;          /* messages the peer may still send */
+	uint32_t to_return;          /* buffers given back and not yet told */
+	uint32_t nr_held;
+	uint16_t tx_seq, rx_seq;
+	bool want_write;             /* send() said -EAGAIN */
+	bool active;                 /* counted in nr_active */
+	bool half_open;              /* counted in nr_half_open */
+	bool cm_used;                /* a request or an accept went out: worth a disconnect */
+	bool reads_allowed;
+	bool deliver;                /* DOWN: messages that came before the end still count */
+	uint8_t responder, initiator;/* READs to serve / to have under way, clamped by the handshake */
+	int64_t deadline_ns;         /* 0 = none */
+	int dead;                    /* REQUESTED: the requester is gone, -errno */
+
+	struct list end;             /* in dev->ends until the end is reported */
+	enum rv_event_type end_type;
+	int end_status, end_wc;
+	bool end_by_flush;           /* no cause known yet */
+
+	struct list link;            /* dev->free_conns, dev->closed */
+	uint32_t report_slot;        /* CLOSED: next slot to report */
+	struct sockaddr_storage peer;
+	uint32_t data_len;
+	uint8_t data[RVI_PDATA_MAX + 60];
+};
+
+/* --- the device --- */
+
+struct rvi_region {
+	struct list link;
+	struct ibv_mr *mr;
+};
+
+struct rvi_stat {
+	_Atomic uint64_t read_doorbells, reads;                 /* [any] */
+	_Atomic uint64_t sends, recvs, credit_msgs, stale_wc, unexpected_cm, protocol_errors;
+};
+
+struct rv_dev {
+	/* const after open */
+	struct ibv_context *ctx;
+	struct ibv_pd *pd;
+	struct ibv_comp_channel *channel;
+	struct ibv_cq *send_cq, *recv_cq;
+	struct ibv_srq *srq;
+	struct rdma_event_channel *cm;
+	struct rdma_cm_id *listener;
+	int epfd, timerfd;
+	struct ibv_device_attr attr;
+	struct rv_caps caps;
+	struct rv_addr addr;
+	struct sockaddr_storage src; /* the chosen GID's address, port 0 */
+	uint64_t max_msg;
+	uint32_t max_inline, credits, max_reads, max_conns, max_slots, nr_sends;
+	uint8_t port, max_responder, max_initiator;
+	rv_log_fn log;
+	void *log_ctx;
+
+	_Atomic int attention;       /* some conn->kicked is set */
+	cache_aligned struct rvi_stat stat;
+
+	/* [progress] */
+	cache_aligned bool lost;     /* unusable */
+	bool lost_told;
+	struct ibv_wc *stash;        /* completions taken out of the queues early, by a fence; poll looks here first */
+	uint32_t stash_head, stash_tail, stash_max;
+	struct rv_event spill[RVI_SPILL_MAX];
+	uint32_t spill_head, spill_tail;
+	struct list closed, ends, free_conns;
+	struct rv_conn **conns;
+	uint32_t nr_conns;           /* entries of conns that exist */
+	uint32_t nr_active;          /* with a queue pair, or about to have one */
+	uint32_t nr_half_open, nr_timed;
+	struct rv_conn **qpn_table;
+	uint32_t qpn_mask;
+	struct rvi_pool recv_pool, send_pool;
+	uint32_t nr_posted;          /* receive buffers the device has */
+	uint32_t nr_held_live;       /* of living connections, with the core */
+	unsigned send_cq_events, recv_cq_events; /* not yet acked */
+	int64_t timer_ns;            /* what timerfd is set to; 0 = off */
+
+	pthread_mutex_t region_lock;
+	struct list regions;         /* guarded by region_lock */
+};
+
+/* Where poll() puts events: the caller's array, then the spill. */
+struct rvi_sink {
+	struct rv_dev *dev;
+	struct rv_event *ev;
+	unsigned n, max;
+};
+
+/* device.c */
+void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int rvi_open(const struct rv_options *opt, struct rv_dev **out);
+void rvi_close(struct rv_dev *dev);
+
+/* probe.c: chooses and opens. */
+struct rvi_pick {
+	struct ibv_context *ctx;
+	int port, gid_index;
+	union ibv_gid gid;
+	struct sockaddr_storage ip;  /* port 0 */
+};
+int rvi_pick(const struct rv_options *opt, struct rvi_pick *out);
+/* Why nothing of RDMA works here, or 0: device files, modules. Sets the error text. */
+int rvi_no_devices(int err);
+
+/* netdev.c */
+int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out);
+socklen_t rvi_addr_size(const struct sockaddr_storage *a);
+void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size);
+void rvi_addr_text(const struct sockaddr_storage *a, char *buf, size_t size);
+
+/* region.c */
+int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
+	    struct rv_mr *out);
+int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr);
+void rvi_regions_free(struct rv_dev *dev);
+int rvi_reg_failed(int err, size_t length);
+
+/* buffers.c */
+int rvi_pool_init(struct rvi_pool *p, uint32_t max, uint32_t chunk_bufs);
+void rvi_pool_free(struct rvi_pool *p);
+int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state state, struct rvi_buf **out);
+void rvi_pool_give(struct rvi_pool *p, struct rvi_buf *b);
+
+/* conn.c */
+int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out);
+void rvi_conn_release(struct rv_conn *conn);
+void rvi_conn_down(struct rv_conn *conn, int status, int wc_status);
+void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status);
+void rvi_conn_protocol_error(struct rv_conn *conn, const char *what);
+void rvi_conn_up(struct rv_conn *conn);
+void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);
+void rvi_conn_not_half_open(struct rv_conn *conn);
+void rvi_close_conn(struct rv_conn *conn);
+int rvi_allow_reads(struct rv_conn *conn);
+
+/* qp.c */
+int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline);
+int rvi_qp_create(struct rv_conn *conn);
+int rvi_qp_ready(struct rv_conn *conn);
+void rvi_qp_error(struct rv_conn *conn);
+int rvi_qp_access(struct rv_conn *conn);
+void rvi_qp_destroy(struct rv_conn *conn);
+struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn);
+
+/* cm.c */
+int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick);
+int rvi_reach(struct rv_dev *dev, const struct rv_addr *to);
+int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+		struct rv_conn **out);
+int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user);
+void rvi_reject(struct rv_conn *conn, const void *reason, size_t len);
+void rvi_peer_text(struct rv_conn *conn, char *buf, size_t size);
+
+/* cm_event.c */
+void rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink);
+void rvi_cm_deadlines(struct rv_dev *dev);
+void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message);
+
+/* addr.c */
+void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union ibv_gid *gid, struct rv_addr *out);
+int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out);
+
+/* send.c */
+int rvi_send(struct rv_conn *conn, const void *msg, size_t len);
+void rvi_return_credits(struct rv_conn *conn);
+bool rvi_can_send(const struct rv_conn *conn);
+void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink);
+void rvi_sends_init(struct rv_conn *conn);
+void rvi_sends_drop(struct rv_conn *conn);
+
+/* recv.c */
+int rvi_recv_fill(struct rv_dev *dev);
+void rvi_recv_done(struct rv_dev *dev, uint64_t token);
+void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t);
+
+/* read.c */
+int rvi_reads_init(struct rv_conn *conn);
+int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
+void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+bool rvi_reads_outstanding(const struct rv_conn *conn);
+bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
+
+/* poll.c */
+struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type, int status);
+int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
+void rvi_drain_for(struct rv_conn *conn);
+void rvi_spill_purge(struct rv_conn *conn);
+
+/* wake.c */
+int rvi_wake_init(struct rv_dev *dev);
+int rvi_arm(struct rv_dev *dev, unsigned flags);
+void rvi_disarm(struct rv_dev *dev);
+int rvi_fd(struct rv_dev *dev);
+void rvi_wake_timer(struct rv_dev *dev);
+void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);
+
+/* async.c */
+void rvi_async_events(struct rv_dev *dev, struct rvi_sink *sink);
+void rvi_lost(struct rv_dev *dev, struct rvi_sink *sink, const char *why);
+
+static inline enum rvi_state rvi_state(const struct rv_conn *conn)
+{
+	return (enum rvi_state)at_load_acq(&conn->state);
+}
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The provider's table: total, as rv.h asks. */
+#include "ibv.h"
+
+static int open_dev(const struct rv_options *opt, struct rv_dev **out)
+{
+	static const struct rv_options defaults = { .gid_index = -1 };
+
+	return rvi_open(opt ? opt : &defaults, out);
+}
+
+static void caps(struct rv_dev *dev, struct rv_caps *out)
+{
+	*out = dev->caps;
+}
+
+static void addr(struct rv_dev *dev, struct rv_addr *out)
+{
+	*out = dev->addr;
+}
+
+const struct rv_ops rv_ibv_ops = {
+	.name = "ibv",
+	.kind = RV_IBV,
+	.open = open_dev,
+	.close = rvi_close,
+	.caps = caps,
+	.addr = addr,
+	.reach = rvi_reach,
+	.reg = rvi_reg,
+	.dereg = rvi_dereg,
+	.connect = rvi_connect,
+	.accept = rvi_accept,
+	.reject = rvi_reject,
+	.allow_reads = rvi_allow_reads,
+	.send = rvi_send,
+	.post_reads = rvi_post_reads,
+	.poll = rvi_poll,
+	.recv_done = rvi_recv_done,
+	.arm = rvi_arm,
+	.disarm = rvi_disarm,
+	.fd = rvi_fd,
+	.close_conn = rvi_close_conn,
+	.peer_text = rvi_peer_text,
+};
+
+void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out)
+{
+	const struct rvi_stat *s = &dev->stat;
+
+	*out = (struct rv_counters){
+		.nr_read_doorbells = at_load(&s->read_doorbells),
+		.nr_reads = at_load(&s->reads),
+		.nr_sends = at_load(&s->sends),
+		.nr_recvs = at_load(&s->recvs),
+		.nr_credit_msgs = at_load(&s->credit_msgs),
+		.nr_stale_wc = at_load(&s->stale_wc),
+		.nr_unexpected_cm = at_load(&s->unexpected_cm),
+		.nr_protocol_errors = at_load(&s->protocol_errors),
+	};
+}

@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Completions to events. Order within one poll: what an earlier poll had no room for; connection events (if asked);
+ * completions; and only when both queues were found empty, the ends of connections, so that a message that came before
+ * its sender left is delivered before the news that it left.
+ */
+#include <assert.h>
+
+#include "ibv.h"
+
+/* Room is kept by the callers: a completion makes at most three events, and no more than a batch is taken at once. */
+struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type, int status)
+{
+	struct rv_event *e;
+
+	if (likely(sink->n < sink->max)) {
+		e = &sink->ev[sink->n++];
+	} else {
+		assert(sink->dev->spill_tail < RVI_SPILL_MAX);
+		e = &sink->dev->spill[sink->dev->spill_tail++];
+	}
+	*e = (struct rv_event){
+		.type = type,
+		.status = status,
+		.wc_status = -1,
+		.conn = conn,
+		.user = conn ? conn->user : NULL,
+	};
+	return e;
+}
+
+static void unspill(struct rvi_sink *sink)
+{
+	struct rv_dev *dev = sink->dev;
+
+	while (dev->spill_head < dev->spill_tail && sink->n < sink->max)
+		sink->ev[sink->n++] = dev->spill[dev->spill_head++];
+	if (dev->spill_head == dev->spill_tail)
+		dev->spill_head = dev->spill_tail = 0;
+}
+
+/* A closed connection reports nothing but its READs. */
+void rvi_spill_purge(struct rv_conn *conn)
+{
+	struct rv_dev *dev = conn->dev;
+	uint32_t kept = dev->spill_head;
+
+	for (uint32_t i = dev->spill_head; i < dev->spill_tail; i++) {
+		struct rv_event *e = &dev->spill[i];
+
+		if (e->conn != conn || e->type == RV_EV_READ)
+			dev->spill[kept++] = *e;
+		else if (e->type == RV_EV_RECV)
+			rvi_recv_done(dev, e->token);
+	}
+	dev->spill_tail = kept;
+}
+
+static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_sink *sink)
+{
+	struct rvi_token t = rvi_token_unpack(wc->wr_id);
+
+	switch (t.kind) {
+	case RVI_READ:
+		rvi_read_done(dev, wc, t, sink);
+		break;
+	case RVI_SEND:
+		rvi_send_done(dev, wc, t, sink);
+		break;
+	case RVI_RECV:
+		rvi_recv_completed(dev, wc, t, sink);
+		break;
+	default:
+		at_add(&dev->stat.stale_wc, 1);
+		break;
+	}
+}
+
+/* One batch of one queue. Returns how many, < 0 if the queue is broken. */
+static int batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink)
+{
+	struct ibv_wc wc[RVI_BATCH];
+	int want = (int)min_of(sink->max - sink->n, (unsigned)RVI_BATCH);
+	int n = want ? ibv_poll_cq(cq, want, wc) : 0;
+
+	for (int i = 0; i < n; i++)
+		completed(dev, &wc[i], sink);
+	return n;
+}
+
+/* True if nothing is left. */
+static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	int s, r;
+
+	while (unlikely(dev->stash_head < dev->stash_tail)) {
+		if (sink->n >= sink->max)
+			return false;
+		completed(dev, &dev->stash[dev->stash_head++], sink);
+	}
+	do {
+		if (sink->n >= sink->max)
+			return false;
+		s = batch(dev, dev->send_cq, sink);
+		r = batch(dev, dev->recv_cq, sink);
+		if (unlikely(s < 0 || r < 0)) {
+			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
+			return true;
+		}
+	} while (s == RVI_BATCH || r == RVI_BATCH);
+	return sink->n < sink->max;
+}
+
+static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	while (sink->n < sink->max) {
+		struct list *l = list_pop(&dev->ends);
+		struct rv_conn *conn;
+		struct rv_event *e;
+
+		if (!l)
+			return;
+		conn = container_of(l, struct rv_conn, end);
+		conn->deliver = false;
+		e = rvi_emit(sink, conn, conn->end_type, conn->end_status);
+		e->wc_status = conn->end_wc;
+		if (conn->end_type == RV_EV_FAILED && conn->data_len) {
+			e->data = conn->data;
+			e->len = conn->data_len;
+		}
+	}
+}
+
+static void report_closed(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	while (!list_empty(&dev->closed)) {
+		struct rv_conn *conn = container_of(dev->closed.next, struct rv_conn, link);
+
+		if (!rvi_reads_report(conn, sink))
+			return;
+		rvi_conn_release(conn);
+	}
+}
+
+/* post_reads met a device that refuses: the connection is as good as failed. */
+static void attend(struct rv_dev *dev)
+{
+	at_xchg_acq(&dev->attention, 0);
+	for (uint32_t i = 0; i < dev->nr_conns; i++)
+		if (at_xchg_acq(&dev->conns[i]->kicked, 0))
+			rvi_conn_down(dev->conns[i], -EIO, -1);
+}
+
+int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+{
+	struct rvi_sink sink = { .dev = dev, .ev = ev, .max = max };
+
+	if (unlikely(dev->spill_tail))
+		unspill(&sink);
+	if (unlikely(at_load(&dev->attention)))
+		attend(dev);
+	if (flags & RV_POLL_SLOW)
+		rvi_slow(dev, &sink);
+	if (completions(dev, &sink) && unlikely(!list_empty(&dev->ends)))
+		report_ends(dev, &sink);
+	if (unlikely(!list_empty(&dev->closed)))
+		report_closed(dev, &sink);
+	if (unlikely(dev->lost && !sink.n && list_empty(&dev->ends) && list_empty(&dev->closed)))
+		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
+	return (int)sink.n;
+}
+
+/* A completion of the connection that is being closed says nothing any more: its READs are reported by the ledger. */
+static bool drop(struct rv_conn *conn, const struct ibv_wc *wc)
+{
+	struct rvi_token t = rvi_token_unpack(wc->wr_id);
+
+	if (t.kind == RVI_READ || t.kind == RVI_SEND)
+		return rvi_index_conn(t.index) == conn->index;
+	if (wc->qp_num != conn->qpn)
+		return false;
+	rvi_recv_drop(conn->dev, t);
+	return true;
+}
+
+static void drain(struct rv_conn *conn, struct ibv_cq *cq)
+{
+	struct rv_dev *dev = conn->dev;
+	struct ibv_wc wc[RVI_BATCH];
+	int n;
+
+	do {
+		n = ibv_poll_cq(cq, RVI_BATCH, wc);
+		for (int i = 0; i < n; i++) {
+			if (drop(conn, &wc[i]))
+				continue;
+			/* Cannot overflow: what is stashed is under way still, and both queues hold all that can be. */
+			assert(dev->stash_tail < dev->stash_max);
+			dev->stash[dev->stash_tail++] = wc[i];
+		}
+	} while (n == RVI_BATCH);
+}
+
+/* Takes everything out of the queues, so that no completion of this queue pair stays behind to be mistaken for one of a
+ * later queue pair of the same number, and none counts against the queues' size. What is others' waits in the stash. */
+void rvi_drain_for(struct rv_conn *conn)
+{
+	struct rv_dev *dev = conn->dev;
+	uint32_t kept = 0;
+
+	for (uint32_t i = dev->stash_head; i < dev->stash_tail; i++)
+		if (!drop(conn, &dev->stash[i]))
+			dev->stash[kept++] = dev->stash[i];
+	dev->stash_head = 0;
+	dev->stash_tail = kept;
+	drain(conn, dev->send_cq);
+	drain(conn, dev->recv_cq);
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * READs: the hot path. Posting is [any] and lock-free on our side: a chain of n slots is taken from the free list with one
+ * compare-and-swap, its work requests already chained and constant but for what this READ needs, and posted with one
+ * doorbell. (The driver takes its own lock or makes a system call: not ours to avoid.)
+ *
+ * The free list is a stack {tag, head} in one word. Every change of it moves the tag, so a walk along `next` that raced
+ * with another thread is found out by the compare-and-swap; until then it only read numbers that are in bounds.
+ *
+ * A slot is given back by poll, by the fence's report, or by the poster whose post failed: its generation is odd exactly
+ * while a READ is under way, and each READ is one step to odd and one to even, which is what makes "reported exactly
+ * once" true. Pairs: the poster's store-release of gen with the poller's load-acquire (cookie, user's landing memory).
+ */
+#include <stdlib.h>
+
+#include "ibv.h"
+#include "status.h"
+
+static uint32_t head_of(uint64_t list)
+{
+	return (uint32_t)list;
+}
+
+static uint64_t list_word(uint64_t old, uint32_t head)
+{
+	return (old & ~(uint64_t)UINT32_MAX) + ((uint64_t)1 << 32) + head;
+}
+
+int rvi_reads_init(struct rv_conn *conn)
+{
+	uint32_t n = conn->dev->max_reads;
+
+	if (conn->reads)
+		return 0;
+	conn->reads = calloc(n, sizeof(*conn->reads));
+	if (!conn->reads)
+		return rv_fail(ENOMEM, "no memory for %u reads", n);
+	for (uint32_t i = 0; i < n; i++) {
+		struct rvi_read *s = &conn->reads[i];
+
+		s->wr.opcode = IBV_WR_RDMA_READ;
+		/* Every READ is signalled: each has a status of its own, and none hides behind another. */
+		s->wr.send_flags = IBV_SEND_SIGNALED;
+		s->wr.sg_list = s->sge;
+		at_store(&s->next, i + 1 < n ? i + 1 : RVI_NIL);
+	}
+	at_store_rel(&conn->free_reads, 0);
+	return 0;
+}
+
+/* Takes up to n slots, chained by next from *first. Returns how many. */
+static unsigned take(struct rv_conn *conn, unsigned n, uint32_t *first)
+{
+	uint64_t old = at_load_acq(&conn->free_reads);
+
+	for (;;) {
+		uint32_t i = head_of(old), next = i;
+		unsigned got = 0;
+
+		while (got < n && next != RVI_NIL) {
+			next = at_load(&conn->reads[next].next);
+			got++;
+		}
+		if (!got)
+			return 0;
+		if (at_cas_weak_ar(&conn->free_reads, &old, list_word(old, next))) {
+			*first = i;
+			return got;
+		}
+	}
+}
+
+/* The READ is over: the slot's next generation is even, and the slot free. */
+static void give(struct rv_conn *conn, uint32_t i)
+{
+	struct rvi_read *s = &conn->reads[i];
+	uint64_t old = at_load(&conn->free_reads);
+
+	at_store(&s->gen, at_load(&s->gen) + 1);
+	do {
+		at_store(&s->next, head_of(old));
+	} while (!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, i)));
+}
+
+static int check(const struct rv_conn *conn, const struct rv_read *r)
+{
+	uint64_t total = 0;
+
+	if (r->nr_sge > RV_READ_SGE)
+		return rv_fail(EINVAL, "a READ into %u pieces: %d are possible", r->nr_sge, RV_READ_SGE);
+	for (uint32_t i = 0; i < r->nr_sge; i++)
+		total += r->sge[i].length;
+	/* rxe does not enforce its own limit (FACTS 2), hardware does by killing the connection. */
+	if (total > conn->dev->max_msg)
+		return rv_fail(EMSGSIZE, "a READ of %llu bytes: the device's limit is %llu", (unsigned long long)total,
+			       (unsigned long long)conn->dev->max_msg);
+	if (r->addr + total < r->addr)
+		return rv_fail(EINVAL, "a READ beyond the end of the address space");
+	return 0;
+}
+
+static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r)
+{
+	struct rvi_read *s = &conn->reads[i];
+	uint32_t gen = at_load(&s->gen) + 1;
+	int n = 0;
+
+	at_store(&s->cookie, r->cookie);
+	s->wr.wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
+	s->wr.wr.rdma.remote_addr = r->addr;
+	s->wr.wr.rdma.rkey = r->rkey;
+	for (uint32_t k = 0; k < r->nr_sge; k++) {
+		/* To some devices a piece of 0 bytes means 2 GiB. */
+		if (!r->sge[k].length)
+			continue;
+		s->sge[n].addr = (uintptr_t)r->sge[k].addr;
+		s->sge[n].length = r->sge[k].length;
+		s->sge[n].lkey = r->sge[k].lkey;
+		n++;
+	}
+	s->wr.num_sge = n;
+	at_store_rel(&s->gen, gen);
+}
+
+/*
+ * The device took the requests before `bad`; those from it on are given back. No `bad` at all means that everything is in
+ * the queue and only the doorbell failed (rxe): those count as posted, and the connection is ended by the next poll, so
+ * that the fence reports them.
+ */
+static int post_failed(struct rv_conn *conn, unsigned got, struct ibv_send_wr *bad, int err)
+{
+	int posted = (int)got;
+	struct ibv_send_wr *next;
+
+	/* Only the tail may be walked: slots before it may have ended already and be someone else's. */
+	for (; bad; bad = next) {
+		next = bad->next;
+		give(conn, (uint32_t)(container_of(bad, struct rvi_read, wr) - conn->reads));
+		posted--;
+	}
+	at_add(&conn->dev->stat.reads, (uint64_t)posted);
+	if (posted == (int)got || (err != ENOMEM && err != EAGAIN && err != EINVAL)) {
+		at_store(&conn->kicked, 1);
+		at_store_rel(&conn->dev->attention, 1);
+	}
+	if (posted)
+		return posted;
+	if (err == ENOMEM || err == EAGAIN)
+		return -EAGAIN;
+	return rv_fail(err == EINVAL ? EINVAL : ENOTCONN, "the device refused a READ: %s", strerror(err));
+}
+
+int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	struct ibv_send_wr *bad = NULL;
+	unsigned ok = 0, got;
+	uint32_t first, i;
+	int rc = 0;
+
+	if (at_load_acq(&conn->state) != RVI_UP)
+		return rv_fail(ENOTCONN, "the connection is not up");
+	/* A bad one ends the chain; the caller meets its error when it comes first. */
+	while (ok < n && !(rc = check(conn, &r[ok])))
+		ok++;
+	if (!ok)
+		return rc;
+	got = take(conn, ok, &first);
+	if (!got)
+		return -EAGAIN;
+	i = first;
+	for (unsigned k = 0;; k++) {
+		struct rvi_read *s = &conn->reads[i];
+
+		fill(conn, i, &r[k]);
+		if (k + 1 == got) {
+			s->wr.next = NULL;
+			break;
+		}
+		i = at_load(&s->next);
+		s->wr.next = &conn->reads[i].wr;
+	}
+	at_add(&conn->dev->stat.read_doorbells, 1);
+	rc = ibv_post_send(conn->qp, &conn->reads[first].wr, &bad);
+	if (likely(!rc)) {
+		at_add(&conn->dev->stat.reads, got);
+		return (int)got;
+	}
+	return post_failed(conn, got, bad, rc);
+}
+
+/* The connection's slot of a token that is still under way, or NULL. */
+static struct rv_conn *owner_of(struct rv_dev *dev, struct rvi_token t)
+{
+	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
+	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;
+
+	if (!conn || !conn->reads || slot >= dev->max_reads || !(t.gen & 1))
+		return NULL;
+	return at_load_acq(&conn->reads[slot].gen) == t.gen ? conn : NULL;
+}
+
+void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+{
+	struct rv_conn *conn = owner_of(dev, t);
+	uint32_t slot = rvi_index_slot(t.index);
+	struct rv_event *e;
+
+	if (unlikely(!conn)) {
+		at_add(&dev->stat.stale_wc, 1);
+		return;
+	}
+	e = rvi_emit(sink, conn, RV_EV_READ, rvi_wc_errno(wc->status));
+	e->cookie = at_load(&conn->reads[slot].cookie);
+	give(conn, slot);
+	if (likely(wc->status == IBV_WC_SUCCESS))
+		return;
+	e->wc_status = wc->status;
+	rvi_conn_fail_wc(conn, wc->status);
+}
+
+bool rvi_reads_outstanding(const struct rv_conn *conn)
+{
+	for (uint32_t i = 0; conn->reads && i < conn->dev->max_reads; i++)
+		if (at_load_acq(&conn->reads[i].gen) & 1)
+			return true;
+	return false;
+}
+
+/* After the fence: reports what was cut off. True when all is reported, false when the sink is full. */
+bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	for (; conn->report_slot < conn->dev->max_reads; conn->report_slot++) {
+		struct rvi_read *s = &conn->reads[conn->report_slot];
+
+		if (!(at_load_acq(&s->gen) & 1))
+			continue;
+		if (sink->n >= sink->max)
+			return false;
+		rvi_emit(sink, conn, RV_EV_READ, -ECONNRESET)->cookie = at_load(&s->cookie);
+		give(conn, conn->report_slot);
+	}
+	return true;
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages in, through one shared receive queue. It holds opt.credits + RVI_CREDIT_BUFS buffers for each connection, so
+ * that no peer that keeps its credits ever meets an empty queue; one that does not is cut off at its first message too
+ * many.
+ */
+#include "ibv.h"
+
+/* Posts what the living connections need beyond what the device and the core hold. 0 or -ENOMEM with a text. */
+int rvi_recv_fill(struct rv_dev *dev)
+{
+	uint32_t need = dev->nr_active * (dev->credits + RVI_CREDIT_BUFS);
+
+	while (dev->nr_posted + dev->nr_held_live < need) {
+		struct ibv_recv_wr wr = { .num_sge = 1 }, *bad;
+		struct ibv_sge sge;
+		struct rvi_buf *b;
+		int rc = rvi_pool_take(dev, &dev->recv_pool, RVI_BUF_POSTED, &b);
+
+		if (rc)
+			return rc == -EAGAIN ? rv_fail(ENOMEM, "no receive buffer left") : rc;
+		sge = (struct ibv_sge){ .addr = (uintptr_t)b->mem, .length = RVI_FRAME_BYTES + RV_MSG_MAX, .lkey = b->lkey };
+		wr.sg_list = &sge;
+		wr.wr_id = rvi_token_pack(RVI_RECV, b->index, b->gen);
+		rc = ibv_post_srq_recv(dev->srq, &wr, &bad);
+		if (rc) {
+			rvi_pool_give(&dev->recv_pool, b);
+			return rv_fail(ENOMEM, "the device takes no more receive buffers: %s", strerror(rc));
+		}
+		dev->nr_posted++;
+	}
+	return 0;
+}
+
+/* The buffer a token means, if it is in that state now; else NULL. */
+static struct rvi_buf *buf_of(struct rv_dev *dev, struct rvi_token t, enum rvi_buf_state state)
+{
+	struct rvi_buf *b = t.kind == RVI_RECV && t.index < dev->recv_pool.nr ? dev->recv_pool.by_index[t.index] : NULL;
+
+	return b && b->gen == t.gen && b->state == state ? b : NULL;
+}
+
+/* Back into the pool, and from there to the device as far as it is needed. Failing is logged: the next one tries again. */
+static void give_back(struct rv_dev *dev, struct rvi_buf *b)
+{
+	rvi_pool_give(&dev->recv_pool, b);
+	if (rvi_recv_fill(dev))
+		rvi_log(dev, 1, "%s: %s", dev->caps.device, rv_error_text());
+}
+
+void rvi_recv_done(struct rv_dev *dev, uint64_t token)
+{
+	struct rvi_buf *b = buf_of(dev, rvi_token_unpack(token), RVI_BUF_HELD);
+	struct rv_conn *conn;
+
+	if (!b)
+		return;
+	conn = dev->conns[b->conn];
+	if (conn->epoch != b->epoch) {
+		give_back(dev, b);
+		return;
+	}
+	conn->nr_held--;
+	dev->nr_held_live--;
+	conn->to_return++;
+	give_back(dev, b);
+	rvi_return_credits(conn);
+}
+
+/* A completion that a fence took out of the queue: its connection is gone. */
+void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
+{
+	struct rvi_buf *b = buf_of(dev, t, RVI_BUF_POSTED);
+
+	if (!b)
+		return;
+	dev->nr_posted--;
+	give_back(dev, b);
+}
+
+/* NULL if the frame is one the protocol allows now, else what is wrong with it. */
+static const char *check(const struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b,
+			 struct rvi_frame *f)
+{
+	if (wc->opcode != IBV_WC_RECV || wc->wc_flags & (IBV_WC_WITH_IMM | IBV_WC_WITH_INV))
+		return "a message with immediate data or invalidation";
+	if (rvi_frame_get(b->mem, wc->byte_len, f))
+		return "malformed frame";
+	if (f->seq != conn->rx_seq)
+		return "frame out of sequence";
+	if (f->type == RVI_FRAME_MSG && !conn->rx_window)
+		return "message without credit";
+	if (f->grant > UINT16_MAX - min_of(conn->tx_credits, UINT16_MAX))
+		return "more credits than possible";
+	return NULL;
+}
+
+void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+{
+	struct rvi_buf *b = buf_of(dev, t, RVI_BUF_POSTED);
+	struct rv_conn *conn = rvi_qpn_find(dev, wc->qp_num);
+	enum rvi_state state = conn ? rvi_state(conn) : RVI_FREE;
+	struct rvi_frame f = { 0 };
+	struct rv_event *e;
+	const char *wrong;
+
+	if (!b) {
+		at_add(&dev->stat.stale_wc, 1);
+		return;
+	}
+	dev->nr_posted--;
+	if (wc->status != IBV_WC_SUCCESS) {
+		give_back(dev, b);
+		if (conn)
+			rvi_conn_fail_wc(conn, wc->status);
+		return;
+	}
+	if (state != RVI_UP && state != RVI_ACCEPTING && !(state == RVI_DOWN && conn->deliver)) {
+		give_back(dev, b);
+		return;
+	}
+	wrong = check(conn, wc, b, &f);
+	if (wrong) {
+		give_back(dev, b);
+		rvi_conn_protocol_error(conn, wrong);
+		return;
+	}
+	conn->rx_seq++;
+	conn->tx_credits += f.grant;
+	/* A message before the confirmation: it says the same (FAULTS 29). */
+	if (state == RVI_ACCEPTING)
+		rvi_confirmed(conn, sink, true);
+	rvi_writable(conn, sink);
+	if (f.type == RVI_FRAME_CREDITS) {
+		give_back(dev, b);
+		return;
+	}
+	conn->rx_window--;
+	conn->nr_held++;
+	dev->nr_held_live++;
+	b->state = RVI_BUF_HELD;
+	b->conn = conn->index;
+	b->epoch = conn->epoch;
+	at_add(&dev->stat.recvs, 1);
+	e = rvi_emit(sink, conn, RV_EV_RECV, 0);
+	e->data = b->mem + RVI_FRAME_BYTES;
+	e->len = f.len;
+	e->token = rvi_token_pack(RVI_RECV, b->index, b->gen);
+}

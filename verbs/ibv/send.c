@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Messages out, and the credits that keep the peer's receive queue from running dry.
+ *
+ * A message costs the sender one credit, and the receiver returns it when the core has given the buffer back. Returns
+ * ride on messages (frame.h); when half of them wait and nothing goes out, a message of credits alone carries them.
+ *
+ * Those cost no credit, and cannot deadlock: they have receive buffers of their own, RVI_CREDIT_BUFS for each connection.
+ * Two are enough: at most opt.credits can be on their way back at once, each such message carries at least half of them,
+ * and its buffer is posted again the moment it is looked at. They have send slots of their own for the same reason.
+ */
+#include "ibv.h"
+
+void rvi_sends_init(struct rv_conn *conn)
+{
+	uint32_t n = conn->dev->nr_sends;
+
+	for (uint32_t i = 0; i < n; i++)
+		conn->sends[i].next = i + 1 < n ? i + 1 : RVI_NIL;
+	conn->free_send = 0;
+	conn->nr_sending = 0;
+}
+
+static void slot_free(struct rv_conn *conn, uint32_t slot)
+{
+	struct rvi_send *s = &conn->sends[slot];
+
+	s->gen++;
+	if (s->buf)
+		rvi_pool_give(&conn->dev->send_pool, s->buf);
+	s->buf = NULL;
+	s->next = conn->free_send;
+	conn->free_send = slot;
+	conn->nr_sending--;
+}
+
+/* After the fence: nothing will complete any more. */
+void rvi_sends_drop(struct rv_conn *conn)
+{
+	for (uint32_t i = 0; i < conn->dev->nr_sends; i++)
+		if (conn->sends[i].gen & 1)
+			slot_free(conn, i);
+}
+
+bool rvi_can_send(const struct rv_conn *conn)
+{
+	return at_load(&conn->state) == RVI_UP && conn->tx_credits && conn->nr_sending < RVI_SENDS_MAX;
+}
+
+/* Header and message, inline from where they are or through a registered buffer. */
+static int fill(struct rv_conn *conn, struct rvi_send *s, const uint8_t *head, const void *msg, uint32_t len,
+		struct ibv_send_wr *wr, struct ibv_sge sge[2])
+{
+	struct rv_dev *dev = conn->dev;
+	int rc;
+
+	if (RVI_FRAME_BYTES + len <= dev->max_inline) {
+		sge[0] = (struct ibv_sge){ .addr = (uintptr_t)head, .length = RVI_FRAME_BYTES };
+		sge[1] = (struct ibv_sge){ .addr = (uintptr_t)msg, .length = len };
+		wr->num_sge = len ? 2 : 1;
+		wr->send_flags |= IBV_SEND_INLINE;
+		s->buf = NULL;
+		return 0;
+	}
+	rc = rvi_pool_take(dev, &dev->send_pool, RVI_BUF_SENDING, &s->buf);
+	if (rc)
+		return rc;
+	memcpy(s->buf->mem, head, RVI_FRAME_BYTES);
+	if (len)
+		memcpy(s->buf->mem + RVI_FRAME_BYTES, msg, len);
+	sge[0] = (struct ibv_sge){
+		.addr = (uintptr_t)s->buf->mem,
+		.length = RVI_FRAME_BYTES + len,
+		.lkey = s->buf->lkey,
+	};
+	wr->num_sge = 1;
+	return 0;
+}
+
+/* 0; -EAGAIN no room; -ENOMEM no buffer; -ENOTCONN the device refused, and the connection is over. */
+static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
+{
+	struct rvi_frame f = {
+		.type = (uint8_t)type,
+		.grant = (uint16_t)min_of(conn->to_return, UINT16_MAX),
+		.len = (uint16_t)len,
+		.seq = conn->tx_seq,
+	};
+	uint32_t slot = conn->free_send;
+	struct ibv_send_wr wr, *bad = NULL;
+	uint8_t head[RVI_FRAME_BYTES];
+	struct ibv_sge sge[2];
+	struct rvi_send *s;
+	int rc;
+
+	if (slot == RVI_NIL)
+		return -EAGAIN;
+	s = &conn->sends[slot];
+	/* Every message is solicited: the receiver may sleep. */
+	wr = (struct ibv_send_wr){
+		.opcode = IBV_WR_SEND,
+		.send_flags = IBV_SEND_SIGNALED | IBV_SEND_SOLICITED,
+		.sg_list = sge,
+		.wr_id = rvi_token_pack(RVI_SEND, rvi_index(conn->index, slot), s->gen + 1),
+	};
+	rvi_frame_put(head, &f);
+	rc = fill(conn, s, head, msg, len, &wr, sge);
+	if (rc)
+		return rc;
+	conn->free_send = s->next;
+	conn->nr_sending++;
+	s->gen++;
+	rc = ibv_post_send(conn->qp, &wr, &bad);
+	if (rc && bad) {
+		slot_free(conn, slot);
+		if (rc == ENOMEM || rc == EAGAIN)
+			return -EAGAIN;
+	}
+	if (rc) {
+		/* Without a culprit the request is in the queue, but the device was not told (rxe): the fence will tell. */
+		rvi_conn_down(conn, -EIO, -1);
+		return rv_fail(ENOTCONN, "the device refused to send: %s", strerror(rc));
+	}
+	conn->tx_seq++;
+	conn->to_return -= f.grant;
+	conn->rx_window += f.grant;
+	return 0;
+}
+
+int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
+{
+	int rc;
+
+	if (!len || len > RV_MSG_MAX)
+		return rv_fail(EMSGSIZE, "a message of %zu bytes: 1 to %d can be sent", len, RV_MSG_MAX);
+	if (at_load(&conn->state) != RVI_UP)
+		return -ENOTCONN;
+	if (!rvi_can_send(conn)) {
+		conn->want_write = true;
+		return -EAGAIN;
+	}
+	rc = post(conn, RVI_FRAME_MSG, msg, (uint32_t)len);
+	if (rc == -EAGAIN)
+		conn->want_write = true;
+	if (rc)
+		return rc;
+	conn->tx_credits--;
+	at_add(&conn->dev->stat.sends, 1);
+	return 0;
+}
+
+void rvi_return_credits(struct rv_conn *conn)
+{
+	if (at_load(&conn->state) != RVI_UP || conn->to_return < conn->dev->credits / 2 || !conn->to_return)
+		return;
+	/* No slot or no buffer: the next completion of a send comes back here. */
+	if (!post(conn, RVI_FRAME_CREDITS, NULL, 0))
+		at_add(&conn->dev->stat.credit_msgs, 1);
+}
+
+void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+{
+	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
+	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;
+
+	if (!conn || slot >= dev->nr_sends || conn->sends[slot].gen != t.gen || !(t.gen & 1)) {
+		at_add(&dev->stat.stale_wc, 1);
+		return;
+	}
+	slot_free(conn, slot);
+	if (wc->status != IBV_WC_SUCCESS) {
+		rvi_conn_fail_wc(conn, wc->status);
+		return;
+	}
+	rvi_return_credits(conn);
+	rvi_writable(conn, sink);
+}
+
+/* Says WRITABLE if send() refused before and would not now. */
+void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	if (!conn->want_write || !rvi_can_send(conn))
+		return;
+	conn->want_write = false;
+	rvi_emit(sink, conn, RV_EV_WRITABLE, 0);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "status.h"
+
+#include <errno.h>
+#include <infiniband/verbs.h>
+#include <rdma/rdma_cma.h>
+
+#include "base/util.h"
+
+/*
+ * What a status means for the one who reads over a connection:
+ *  - RETRY_EXC: the peer's device does not answer. A key that was revoked in mid-READ looks the same (FACTS 2), so the
+ *    core decides from its session state, not from this.
+ *  - REM_ACCESS (bad key or bounds) and REM_INV_REQ (READs not allowed yet): the peer's device refused.
+ *  - RNR_RETRY: the peer gave credits without buffers, which is a broken peer, for credits are the flow control.
+ */
+static const struct {
+	int err;
+	const char *text;
+} wc_table[] = {
+	[IBV_WC_SUCCESS] = { 0, "success" },
+	[IBV_WC_LOC_LEN_ERR] = { EMSGSIZE, "local length error" },
+	[IBV_WC_LOC_QP_OP_ERR] = { EINVAL, "local queue pair operation error" },
+	[IBV_WC_LOC_EEC_OP_ERR] = { EIO, "local EE context operation error" },
+	[IBV_WC_LOC_PROT_ERR] = { EFAULT, "local protection error: landing memory not registered" },
+	[IBV_WC_WR_FLUSH_ERR] = { ECONNRESET, "flushed" },
+	[IBV_WC_MW_BIND_ERR] = { EIO, "memory window bind error" },
+	[IBV_WC_BAD_RESP_ERR] = { EPROTO, "bad response" },
+	[IBV_WC_LOC_ACCESS_ERR] = { EFAULT, "local access error" },
+	[IBV_WC_REM_INV_REQ_ERR] = { EACCES, "remote invalid request: the peer does not allow it" },
+	[IBV_WC_REM_ACCESS_ERR] = { EACCES, "remote access error: key or bounds refused by the peer's device" },
+	[IBV_WC_REM_OP_ERR] = { EREMOTEIO, "remote operation error" },
+	[IBV_WC_RETRY_EXC_ERR] = { ETIMEDOUT, "retries exhausted: the peer's device does not answer" },
+	[IBV_WC_RNR_RETRY_EXC_ERR] = { EPROTO, "receiver not ready: the peer broke its credits" },
+	[IBV_WC_LOC_RDD_VIOL_ERR] = { EIO, "local RDD violation" },
+	[IBV_WC_REM_INV_RD_REQ_ERR] = { EPROTO, "remote invalid RD request" },
+	[IBV_WC_REM_ABORT_ERR] = { EREMOTEIO, "aborted by the remote side" },
+	[IBV_WC_INV_EECN_ERR] = { EIO, "invalid EE context number" },
+	[IBV_WC_INV_EEC_STATE_ERR] = { EIO, "invalid EE context state" },
+	[IBV_WC_FATAL_ERR] = { EIO, "fatal transport error" },
+	[IBV_WC_RESP_TIMEOUT_ERR] = { ETIMEDOUT, "response timeout" },
+	[IBV_WC_GENERAL_ERR] = { EIO, "general error" },
+	[IBV_WC_TM_ERR] = { EIO, "tag matching error" },
+	[IBV_WC_TM_RNDV_INCOMPLETE] = { EIO, "tag matching rendezvous incomplete" },
+};
+
+int rvi_wc_errno(int wc_status)
+{
+	if (wc_status < 0 || (size_t)wc_status >= array_size(wc_table))
+		return -EIO;
+	return -wc_table[wc_status].err;
+}
+
+const char *rvi_wc_text(int wc_status)
+{
+	if (wc_status < 0 || (size_t)wc_status >= array_size(wc_table))
+		return "unknown completion status";
+	return wc_table[wc_status].text;
+}
+
+bool rvi_wc_is_flush(int wc_status)
+{
+	return wc_status == IBV_WC_WR_FLUSH_ERR;
+}
+
+/* IB CM reject codes that mean a different wire version (IBTA 12.6.7.2): class version. */
+#define REJ_INVALID_CLASS_VERSION 31
+
+int rvi_cm_errno(int event, int status)
+{
+	switch (event) {
+	case RDMA_CM_EVENT_ADDR_ERROR:
+	case RDMA_CM_EVENT_ROUTE_ERROR:
+		return -EHOSTUNREACH;
+	case RDMA_CM_EVENT_UNREACHABLE:
+		return -ETIMEDOUT;
+	case RDMA_CM_EVENT_REJECTED:
+		return status == REJ_INVALID_CLASS_VERSION ? -EPROTONOSUPPORT : -ECONNREFUSED;
+	case RDMA_CM_EVENT_CONNECT_ERROR:
+		return status == -ETIMEDOUT ? -ETIMEDOUT : -EHOSTUNREACH;
+	case RDMA_CM_EVENT_DEVICE_REMOVAL:
+		return -ENODEV;
+	default:
+		return -ECONNRESET;
+	}
+}

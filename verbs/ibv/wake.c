@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sleeping. One epoll descriptor over the completion channel, the connection manager, the async events and a timer for
+ * the connect deadlines.
+ *
+ * Arming follows the rule of completion channels: ask for notification, poll once more (the core does), then sleep. Only
+ * disarm and arm take notifications out of the channel: were poll to do it, a poll between arm and sleep that found
+ * nothing to report would eat the wake-up.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "ibv.h"
+
+enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER };
+
+static int watch(struct rv_dev *dev, int fd, uint32_t what)
+{
+	struct epoll_event e = { .events = EPOLLIN, .data.u32 = what };
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || epoll_ctl(dev->epfd, EPOLL_CTL_ADD, fd, &e))
+		return rv_fail(errno, "cannot watch the device's descriptors: %s", strerror(errno));
+	return 0;
+}
+
+int rvi_wake_init(struct rv_dev *dev)
+{
+	int rc;
+
+	dev->epfd = epoll_create1(EPOLL_CLOEXEC);
+	if (dev->epfd < 0)
+		return rv_fail(errno, "epoll_create1: %s", strerror(errno));
+	dev->timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (dev->timerfd < 0)
+		return rv_fail(errno, "timerfd_create: %s", strerror(errno));
+	rc = watch(dev, dev->channel->fd, WAKE_CHANNEL);
+	if (!rc)
+		rc = watch(dev, dev->cm->fd, WAKE_CM);
+	if (!rc)
+		rc = watch(dev, dev->ctx->async_fd, WAKE_ASYNC);
+	return rc ? rc : watch(dev, dev->timerfd, WAKE_TIMER);
+}
+
+int rvi_fd(struct rv_dev *dev)
+{
+	return dev->epfd;
+}
+
+/* Takes all notifications, acks them in bulk: an unacked one would make ibv_destroy_cq wait for ever. */
+static void take_notifications(struct rv_dev *dev)
+{
+	struct ibv_cq *cq;
+	void *ctx;
+
+	while (!ibv_get_cq_event(dev->channel, &cq, &ctx)) {
+		if (cq == dev->send_cq)
+			dev->send_cq_events++;
+		else
+			dev->recv_cq_events++;
+	}
+	if (dev->send_cq_events)
+		ibv_ack_cq_events(dev->send_cq, dev->send_cq_events);
+	if (dev->recv_cq_events)
+		ibv_ack_cq_events(dev->recv_cq, dev->recv_cq_events);
+	dev->send_cq_events = dev->recv_cq_events = 0;
+}
+
+int rvi_arm(struct rv_dev *dev, unsigned flags)
+{
+	int rc;
+
+	take_notifications(dev);
+	rc = ibv_req_notify_cq(dev->recv_cq, 0);
+	/* Nothing in the send queue is solicited, so without ARM_READS only what failed wakes. */
+	if (!rc)
+		rc = ibv_req_notify_cq(dev->send_cq, flags & RV_ARM_READS ? 0 : 1);
+	return rc ? rv_fail(rc, "cannot arm the completion queues: %s", strerror(rc)) : 0;
+}
+
+void rvi_disarm(struct rv_dev *dev)
+{
+	take_notifications(dev);
+}
+
+/* Sets the timer to the earliest deadline. The slow path alone comes here. */
+void rvi_wake_timer(struct rv_dev *dev)
+{
+	struct itimerspec t = { 0 };
+	int64_t first = 0;
+
+	for (uint32_t i = 0; i < dev->nr_conns && dev->nr_timed; i++) {
+		int64_t d = dev->conns[i]->deadline_ns;
+
+		if (d && (!first || d < first))
+			first = d;
+	}
+	if (first == dev->timer_ns)
+		return;
+	dev->timer_ns = first;
+	t.it_value.tv_sec = first / NSEC_PER_SEC;
+	t.it_value.tv_nsec = first % NSEC_PER_SEC;
+	timerfd_settime(dev->timerfd, TFD_TIMER_ABSTIME, &t, NULL);
+}
+
+/* RV_POLL_SLOW: one system call when nothing has happened. */
+void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	struct epoll_event e[4];
+	int n = epoll_wait(dev->epfd, e, 4, 0);
+	uint64_t expirations;
+
+	for (int i = 0; i < n; i++) {
+		switch (e[i].data.u32) {
+		case WAKE_CM:
+			rvi_cm_events(dev, sink);
+			break;
+		case WAKE_ASYNC:
+			rvi_async_events(dev, sink);
+			break;
+		case WAKE_TIMER:
+			while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
+				;
+			dev->timer_ns = 0;
+			rvi_cm_deadlines(dev);
+			rvi_wake_timer(dev);
+			break;
+		default:
+			break;
+		}
+	}
+}
