@@ -76,8 +76,8 @@ static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_si
 	}
 }
 
-/* One batch of one queue. Returns how many, < 0 if the queue is broken. */
-static int batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink)
+/* One batch of one queue. Returns how many, < 0 if the queue is broken; *full: there may be more. */
+static int batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, bool *full)
 {
 	struct ibv_wc wc[RVI_BATCH];
 	int want = (int)min_of(sink->max - sink->n, (unsigned)RVI_BATCH);
@@ -85,13 +85,14 @@ static int batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink)
 
 	for (int i = 0; i < n; i++)
 		completed(dev, &wc[i], sink);
+	*full |= n == want;
 	return n;
 }
 
 /* True if nothing is left. */
 static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 {
-	int s, r;
+	bool full;
 
 	while (unlikely(dev->stash_head < dev->stash_tail)) {
 		if (sink->n >= sink->max)
@@ -99,16 +100,14 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 		completed(dev, &dev->stash[dev->stash_head++], sink);
 	}
 	do {
-		if (sink->n >= sink->max)
-			return false;
-		s = batch(dev, dev->send_cq, sink);
-		r = batch(dev, dev->recv_cq, sink);
-		if (unlikely(s < 0 || r < 0)) {
+		full = false;
+		if (unlikely(batch(dev, dev->send_cq, sink, &full) < 0 || batch(dev, dev->recv_cq, sink, &full) < 0)) {
 			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
 			return true;
 		}
-	} while (s == RVI_BATCH || r == RVI_BATCH);
-	return sink->n < sink->max;
+		/* Completions may make no event: without a look behind them a sleeper would miss what is there. */
+	} while (full && sink->n < sink->max);
+	return !full;
 }
 
 static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
