@@ -128,7 +128,7 @@ enum rp_event_type {
 	RP_EV_NEW = 1,      /* id: a PENDING entry owned here, with one local reference */
 	RP_EV_SET,          /* id, status, value+loc (status 0; version not 0) or text: completes a PENDING entry once */
 	RP_EV_RETAIN,       /* id: one more local reference */
-	RP_EV_RELEASE,      /* id: one local reference less */
+	RP_EV_RELEASE,      /* id: one local reference less; the very last ends waits with -ECANCELED */
 	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there.
 			       Creating on oneself is NEW, not CREATE */
 	RP_EV_CREATE_FAILED,/* fork, status, text: the carrying call could not be sent, failed or timed out unanswered;

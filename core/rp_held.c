@@ -7,7 +7,6 @@
  */
 #include "core/rp_internal.h"
 
-#define GONE_TEXT "the value is not there any more"
 
 uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct rref_id *fork)
 {
@@ -92,6 +91,16 @@ static const struct rp_location *location(const struct rp_owner *o)
 	return o->state == RP_OWNER_READY ? &o->loc : NULL;
 }
 
+static int refuse_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, int status, const char *text)
+{
+	/* What was refused stays refused: were a repeated request let in, its sender would never delete that fork. Not so
+	 * a creator's own fork, whose question may overtake its creation. */
+	if (msg->fork.created_on != from)
+		rp_tomb_add(m, from, &msg->fork);
+	rp_send_refusal(m, from, RP_MSG_FORK_ACK, &msg->id, &msg->fork, status, text);
+	return rp_ignored(m);
+}
+
 int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 {
 	uint32_t i = rp_find_held(m, from, &msg->fork), owner = rp_find_owner(m, &msg->id);
@@ -107,15 +116,10 @@ int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, location(rp_owner_at(m, owner)), 0);
 		return h->creator ? 0 : rp_ignored(m);
 	}
-	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self || !rp_owner_alive(m, owner)) {
-		rp_send_refusal(m, from, RP_MSG_FORK_ACK, &msg->id, &msg->fork, -ESTALE, GONE_TEXT);
-		return rp_ignored(m);
-	}
-	if (rp_held_full(m, from)) {
-		rp_send_refusal(m, from, RP_MSG_FORK_ACK, &msg->id, &msg->fork, -EDQUOT,
-				"this worker holds too many references there");
-		return 0;
-	}
+	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self || !rp_owner_alive(m, owner))
+		return refuse_fork(m, from, msg, -ESTALE, GONE_TEXT);
+	if (rp_held_full(m, from))
+		return refuse_fork(m, from, msg, -EDQUOT, QUOTA_TEXT);
 	rp_held_add(m, owner, from, &msg->fork);
 	rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, location(rp_owner_at(m, owner)), 0);
 	return 0;

@@ -21,6 +21,9 @@
 #define RP_CHUNK_ITEMS 256u     /* pool items per allocation */
 #define RP_STEP_EFFECTS 16u     /* reserved for every step */
 
+#define GONE_TEXT "the value is not there any more"
+#define QUOTA_TEXT "this worker holds too many references there"
+
 struct rp_link {
 	uint32_t next, prev;
 };

@@ -44,7 +44,7 @@ void rp_owner_settle(struct rp *m, uint32_t i)
 	if (o->state == RP_OWNER_PENDING) {
 		/* Somebody is still making the value: SET has to find the entry, to know that nobody wants it. */
 		o->state = RP_OWNER_HUSK;
-		rp_waits_end(m, &o->waits, &o->nr_waits, -ESTALE, 0, NULL, NULL);
+		rp_waits_end(m, &o->waits, &o->nr_waits, -ECANCELED, 0, NULL, NULL);
 		return;
 	}
 	if (o->state == RP_OWNER_READY)
@@ -152,8 +152,7 @@ int rp_own(struct rp *m, const struct rp_event *ev)
 		return m->peers[ev->peer].status;
 	i = rp_find_owner(m, &ev->id);
 	if (!i && rp_held_full(m, ev->peer)) {
-		rp_send_refusal(m, ev->peer, RP_MSG_CREATED, &ev->id, &ev->fork, -EDQUOT,
-				"this worker holds too many references there");
+		rp_send_refusal(m, ev->peer, RP_MSG_CREATED, &ev->id, &ev->fork, -EDQUOT, QUOTA_TEXT);
 		rp_effect_add(m, RP_EFF_DUPLICATE)->id = ev->id;
 		return 0;
 	}

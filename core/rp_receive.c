@@ -2,8 +2,6 @@
 /* Sharing, the child's side: a record that arrived becomes a local reference (owner) or a user entry. */
 #include "core/rp_internal.h"
 
-#define GONE_TEXT "the value is not there any more"
-
 static struct rp_effect *new_handle(struct rp *m, const struct rref_id *id, uint32_t owner, uint64_t cookie)
 {
 	struct rp_effect *e = rp_effect_add(m, RP_EFF_NEW_HANDLE);

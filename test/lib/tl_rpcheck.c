@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "test/lib/tl_rpcheck.h"
+
+#include "core/rp_internal.h"
+
+#define CHECK(cond, text) do { if (!(cond)) return (text); } while (0)
+
+struct seen {
+	struct rp_counts counts;
+	uint32_t waits, fault_refs;
+};
+
+static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen)
+{
+	const struct rp_owner *o = rp_owner_at(m, i);
+	struct rref_id id = rp_id(&o->id);
+	uint32_t nr = 0, waits = 0;
+
+	CHECK(rp_find_owner(m, &id) == i, "an owner entry is not in its table");
+	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
+		const struct rp_held *h = rp_held_at(m, k);
+		struct rref_id fork = rp_id(&h->fork);
+
+		nr++;
+		CHECK(h->owner == i, "a fork points to another entry");
+		CHECK(rp_find_held(m, h->holder, &fork) == k, "a fork is not in its table");
+		CHECK(!h->parked || o->state == RP_OWNER_PENDING, "a fetch is parked at a value that is set");
+		CHECK(!h->parked || m->peers[h->holder].state == RP_PEER_UP, "a fetch of a fenced peer is parked");
+		CHECK(m->peers[h->holder].state != RP_PEER_GONE, "a fork outlived its holder's grace");
+		seen->counts.parked += h->parked;
+	}
+	rp_list_for_each(k, &m->waits, struct rp_wait, link, o->waits)
+		waits++;
+	CHECK(nr == o->nr_forks && waits == o->nr_waits, "an owner entry counts wrong");
+	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local), "an owner entry without reference, or a husk with one");
+	CHECK(!waits || o->state == RP_OWNER_PENDING, "a wait at a value that is set");
+	CHECK((o->state == RP_OWNER_FAILED) == !!o->fault, "failed without a reason");
+	seen->counts.owners++;
+	seen->counts.pending_owners += o->state == RP_OWNER_PENDING || o->state == RP_OWNER_HUSK;
+	seen->counts.forks += nr;
+	seen->counts.parked += waits;
+	seen->waits += waits;
+	seen->fault_refs += !!o->fault;
+	return NULL;
+}
+
+static const char *check_user(const struct rp *m, uint32_t i, struct seen *seen)
+{
+	const struct rp_user *u = rp_user_at(m, i);
+	struct rref_id fork = rp_id(&u->fork);
+	bool waiting = u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED;
+	uint32_t nr = 0, waits = 0;
+
+	CHECK(rp_find_user(m, &fork) == i, "a user entry is not in its table");
+	rp_list_for_each(k, &m->children, struct rp_child, in_user, u->children) {
+		const struct rp_child *c = rp_child_at(m, k);
+		struct rref_id child = rp_id(&c->fork);
+
+		nr++;
+		CHECK(c->user == i, "a child points to another entry");
+		CHECK(rp_find_child(m, &child) == k, "a child is not in its table");
+		CHECK(!c->asked || u->early, "a child waits for what is known");
+		CHECK(m->peers[c->dest].state == RP_PEER_UP, "a child of a fenced peer is pending");
+	}
+	rp_list_for_each(k, &m->waits, struct rp_wait, link, u->waits)
+		waits++;
+	CHECK(nr == u->nr_children && waits == u->nr_waits, "a user entry counts wrong");
+	CHECK((u->state == RP_USER_FAILED) == !!u->fault, "failed without a reason");
+	CHECK(!waits || (!u->dropped && u->state != RP_USER_FAILED && !u->loc.version) || waiting, "a wait is not answered");
+	CHECK(!waits || waiting || u->fetching || (u->creator && !u->created), "a wait that nothing will end");
+	CHECK(!u->ready_due || waiting, "READY is overdue");
+	CHECK(u->owner != m->self || u->state == RP_USER_ASKING, "a user entry of a value owned here");
+	CHECK(!u->dropped || nr || waiting || (u->creator && !u->created), "a released user entry stays");
+	CHECK(!u->delete_due || u->state != RP_USER_FAILED || nr, "DELETE is overdue");
+	CHECK(m->peers[u->owner].state == RP_PEER_UP || u->state == RP_USER_FAILED, "a reference of a lost owner has not failed");
+	CHECK(u->state != RP_USER_ASKING || m->peers[u->parent].state == RP_PEER_UP, "a fenced parent is being asked");
+	seen->counts.users++;
+	seen->counts.pending_users += waiting;
+	seen->counts.pending_children += nr;
+	seen->counts.parked += waits;
+	seen->waits += waits;
+	seen->fault_refs += !!u->fault;
+	return NULL;
+}
+
+static const char *check_peers(const struct rp *m)
+{
+	uint32_t forks = 0, users = 0, asking = 0, children = 0, tombs = 0, all_asking = 0;
+
+	for (uint32_t r = 0; r < m->world; r++) {
+		const struct rp_peer *p = &m->peers[r];
+		uint32_t nf = 0, nt = 0;
+
+		rp_list_for_each(i, &m->helds, struct rp_held, in_peer, p->forks) {
+			nf++;
+			CHECK(rp_held_at(m, i)->holder == r, "a fork is in another peer's list");
+		}
+		rp_list_for_each(i, &m->tombs, struct rp_tomb, in_peer, p->tombs) {
+			struct rref_id fork = rp_id(&rp_tomb_at(m, i)->fork);
+
+			nt++;
+			CHECK(rp_find_tomb(m, r, &fork) == i, "a tombstone is not in its table");
+			CHECK(!rp_find_held(m, r, &fork), "a fork lives beside its tombstone");
+		}
+		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->users) {
+			users++;
+			CHECK(rp_user_at(m, i)->owner == r, "a user entry is in another peer's list");
+			all_asking += rp_user_at(m, i)->state == RP_USER_ASKING;
+		}
+		rp_list_for_each(i, &m->users, struct rp_user, in_parent, p->asking) {
+			asking++;
+			CHECK(rp_user_at(m, i)->parent == r && rp_user_at(m, i)->state == RP_USER_ASKING, "not asking that peer");
+		}
+		rp_list_for_each(i, &m->children, struct rp_child, in_peer, p->children) {
+			children++;
+			CHECK(rp_child_at(m, i)->dest == r, "a child is in another peer's list");
+		}
+		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX, "a peer counts wrong");
+		forks += nf;
+		tombs += nt;
+	}
+	CHECK(forks == m->helds.live && users == m->users.live && children == m->children.live && tombs == m->tombs.live &&
+	      asking == all_asking, "an entry is in no peer's list");
+	CHECK(tombs == m->counts.tombstones, "the count of tombstones is wrong");
+	return NULL;
+}
+
+const char *tl_rp_check(const struct rp *m)
+{
+	struct seen seen = { .waits = 0 };
+	const char *text;
+
+	for (uint32_t i = rp_pool_next(&m->owners, 0); i; i = rp_pool_next(&m->owners, i)) {
+		text = rp_owner_at(m, i)->state ? check_owner(m, i, &seen) : NULL;
+		if (text)
+			return text;
+	}
+	for (uint32_t i = rp_pool_next(&m->users, 0); i; i = rp_pool_next(&m->users, i)) {
+		text = rp_user_at(m, i)->state ? check_user(m, i, &seen) : NULL;
+		if (text)
+			return text;
+	}
+	text = check_peers(m);
+	if (text)
+		return text;
+	CHECK(seen.counts.owners == m->counts.owners && m->owners.live == m->counts.owners, "the count of owner entries");
+	CHECK(seen.counts.pending_owners == m->counts.pending_owners, "the count of pending owners");
+	CHECK(seen.counts.forks == m->counts.forks && m->helds.live == m->counts.forks, "the count of forks");
+	CHECK(seen.counts.users == m->counts.users && m->users.live == m->counts.users, "the count of user entries");
+	CHECK(seen.counts.pending_users == m->counts.pending_users, "the count of pending users");
+	CHECK(seen.counts.pending_children == m->counts.pending_children, "the count of pending children");
+	CHECK(seen.counts.parked == m->counts.parked && seen.waits == m->waits.live, "the count of what is parked");
+	CHECK(!m->faults.live == !seen.fault_refs && m->faults.live <= seen.fault_refs, "a fault leaks");
+	return NULL;
+}
