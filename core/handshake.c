@@ -18,8 +18,7 @@
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
-
-#define HANDSHAKE_VERSION 1
+#include "rw.h"
 
 enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3 };
 
@@ -57,7 +56,7 @@ static void transcript_make(struct transcript *t, const struct rc_handshake *h, 
 {
 	uint8_t *p = t->bytes;
 
-	put_le16(p, HANDSHAKE_VERSION);
+	put_le16(p, RW_PROTOCOL_VERSION);
 	put_le32(p + 2, is_client ? h->self_rank : h->peer_rank);
 	put_le32(p + 6, is_client ? h->peer_rank : h->self_rank);
 	put_le64(p + 10, is_client ? h->self_incarnation : h->peer_incarnation);
@@ -90,9 +89,9 @@ static int head_check(const char *what, const uint8_t *b, size_t length, uint8_t
 {
 	if (length < HEAD_BYTES || b[OFF_KIND] != kind)
 		return rc_fail(EPROTO, "%s: the %zu bytes that came are no %s of this protocol", what, length, what);
-	if (get_le16(b + OFF_VERSION) != HANDSHAKE_VERSION)
+	if (get_le16(b + OFF_VERSION) != RW_PROTOCOL_VERSION)
 		return rc_fail(EPROTONOSUPPORT, "%s: the peer speaks protocol version %u, this worker version %u", what,
-			       (unsigned)get_le16(b + OFF_VERSION), (unsigned)HANDSHAKE_VERSION);
+			       (unsigned)get_le16(b + OFF_VERSION), RW_PROTOCOL_VERSION);
 	if (length != want)
 		return rc_fail(EPROTO, "%s: %zu bytes instead of %zu", what, length, want);
 	return 0;
@@ -101,7 +100,7 @@ static int head_check(const char *what, const uint8_t *b, size_t length, uint8_t
 static void head_make(uint8_t *b, uint8_t kind)
 {
 	b[OFF_KIND] = kind;
-	put_le16(b + OFF_VERSION, HANDSHAKE_VERSION);
+	put_le16(b + OFF_VERSION, RW_PROTOCOL_VERSION);
 }
 
 size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_HELLO_MAX])

@@ -27,8 +27,9 @@
 #include <sys/socket.h>
 
 #include "rc_group.h"
+#include "rw.h"
 
-#define RZ_VERSION 1
+#define RZ_VERSION RW_PROTOCOL_VERSION           /* one number for all that workers say to each other */
 #define RZ_WORLD_MAX 1024
 #define RZ_TEXT_MAX 480                          /* bytes of a text in a frame */
 

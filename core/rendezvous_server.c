@@ -183,13 +183,23 @@ static int flush(struct conn *c)
 	return 0;
 }
 
+/* Sends what is left, then the end of the stream. */
+static void push_out(struct serve *s, struct conn *c)
+{
+	if (flush(c)) {
+		drop(s, c);
+	} else if (!c->out_have && !c->is_shut) {
+		c->is_shut = true;
+		(void)shutdown(c->fd, SHUT_WR);
+	}
+}
+
 /* A close while bytes of the peer are unread becomes a reset, which may overtake the refusal: so it closes first. */
 static void leave(struct serve *s, struct conn *c)
 {
 	c->state = AT_LEAVING;
 	c->until = now_ns() + LEAVE_NS;
-	if (flush(c))
-		drop(s, c);
+	push_out(s, c);
 }
 
 static void refuse(struct serve *s, struct conn *c, int err, const char *text)
@@ -234,8 +244,8 @@ static void fail_timeout(struct serve *s)
 	uint32_t missing = rz_ranks_text(&s->present, s->world, false, ranks, sizeof(ranks));
 
 	if (s->nr_refused)
-		snprintf(refused, sizeof(refused), "; %llu connections were refused, the last: %s",
-			 (unsigned long long)s->nr_refused, s->last_refused);
+		snprintf(refused, sizeof(refused), "; %llu %s refused, the last: %s", (unsigned long long)s->nr_refused,
+			 s->nr_refused == 1 ? "connection was" : "connections were", s->last_refused);
 	/* One descriptor per worker: a large group needs more than the usual soft limit of 1024. */
 	if (s->accept_err)
 		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s", rref_strerror(s->accept_err));
@@ -403,16 +413,9 @@ static void serve_leaving(struct serve *s, struct conn *c)
 	char waste[4096];
 	ssize_t n;
 
-	if (flush(c)) {
-		drop(s, c);
+	push_out(s, c);
+	if (!c->is_shut || c->state == AT_GONE)
 		return;
-	}
-	if (c->out_have)
-		return;
-	if (!c->is_shut) {
-		c->is_shut = true;
-		(void)shutdown(c->fd, SHUT_WR);
-	}
 	n = recv(c->fd, waste, sizeof(waste), MSG_DONTWAIT);
 	if (n > 0)
 		c->drained += (size_t)n;
@@ -794,8 +797,8 @@ int rz_serve(const struct rz_address *a, const struct addrinfo *list, uint32_t w
 		goto free_all;
 	r = serve_group(&s);
 	if (s.nr_refused)
-		rz_log(log, RREF_LOG_WARNING, "rendezvous: %llu connections were refused in all, the last: %s",
-		       (unsigned long long)s.nr_refused, s.last_refused);
+		rz_log(log, RREF_LOG_WARNING, "rendezvous: %llu %s refused in all, the last: %s", (unsigned long long)s.nr_refused,
+		       s.nr_refused == 1 ? "connection was" : "connections were", s.last_refused);
 	if (r == 0)
 		memcpy(members, s.table, world * sizeof(*members));
 	for (size_t i = 0; i < s.nr_conns; i++)

@@ -121,7 +121,7 @@ static void handshake__every_other_length_is_refused(void **state)
 	assert_int_equal(rc_hello_check(&key, hello, n, &s), 0);
 	m = rc_answer_make(&key, &s, answer);
 	for (size_t length = 0; length <= 300; length++) {
-		uint8_t *copy = malloc(length + 1) ;
+		uint8_t *copy = malloc(length + 1);
 
 		assert_non_null(copy);
 		memset(copy, 0, length + 1);

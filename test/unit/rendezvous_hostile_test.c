@@ -1,0 +1,661 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The rendezvous among strangers: what they send ends their connection, and nothing else. Then a false rank 0. */
+#include "rendezvous_test.h"
+
+#include <sys/resource.h>
+
+#define NR_SILENT 80                             /* more than rank 0 lets in at a time */
+#define LARGE_WORLD 1024
+
+struct pair {
+	int port;
+	struct worker *zero, *one;
+};
+
+/* Rank 0 waits for its one other worker, which pair_end sends. */
+static struct pair pair_start(void)
+{
+	struct pair p = { .port = free_port() };
+
+	p.zero = worker_new(p.port, 0, 2);
+	p.one = worker_new(p.port, 1, 2);
+	worker_start(p.zero);
+	return p;
+}
+
+static void pair_end(struct pair *p)
+{
+	worker_start(p->one);
+	worker_join(p->one);
+	worker_join(p->zero);
+	assert_joined(p->zero);
+	assert_joined(p->one);
+	worker_free(p->zero);
+	worker_free(p->one);
+}
+
+static size_t frame_head(uint8_t *out, unsigned version, unsigned type, uint32_t length)
+{
+	memcpy(out, "RREF", 4);
+	put_le16(out + 4, (uint16_t)version);
+	put_le16(out + 6, (uint16_t)type);
+	put_le32(out + 8, length);
+	return RZ_HEAD_BYTES;
+}
+
+/* A HELLO of another version, as its speaker would sign it. */
+static size_t hello_of_version(const struct rz_session *s, unsigned version, uint8_t *out)
+{
+	size_t n = rz_hello_make(s, out);
+
+	put_le16(out + 4, (uint16_t)version);
+	rc_mac(s->key, "rref rendezvous hello", out, n - RC_MAC_BYTES, out + n - RC_MAC_BYTES);
+	return n;
+}
+
+static void assert_refused(int fd, int err, const char *part)
+{
+	char text[RZ_TEXT_MAX + 1];
+	struct rz_reader in;
+	int got;
+
+	assert_int_equal(stranger_read(fd, &in), 1);
+	assert_int_equal(rz_refuse_take(&in, &got, text, sizeof(text)), 0);
+	assert_int_equal(got, err);
+	assert_non_null(strstr(text, part));
+	assert_ended(fd);
+}
+
+static void strangers__garbage_ends_itself(void **state)
+{
+	static const char http[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+	struct rz_session s = { .key = &group_key, .rank = 1, .world = 2 };
+	struct pair p = pair_start();
+	uint8_t bytes[4 * RZ_FRAME_MAX];
+	uint32_t x = 99;
+	int fd, nr = 0;
+
+	(void)state;
+#define STRANGER(expression)                                  \
+	do {                                                  \
+		fd = stranger_connect(p.port);                \
+		expression;                                   \
+		assert_ended(fd);                             \
+		close(fd);                                    \
+		nr++;                                         \
+	} while (0)
+	STRANGER(stranger_send(fd, http, sizeof(http) - 1));
+	STRANGER(stranger_send(fd, "G", 1));
+	STRANGER(stranger_send(fd, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11)); /* TLS */
+	STRANGER(stranger_send(fd, "SSH-2.0-x\r\n", 11));
+	STRANGER(stranger_send(fd, "FERR", 4));
+	STRANGER(stranger_send(fd, "\0\0\0\0\0\0\0\0\0\0\0\0", 12));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_HELLO, 1u << 30)));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_HELLO, UINT32_MAX)));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_HELLO, 0)));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOINED, 0)));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, 0, 0)));
+	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, 65535, 0)));
+	STRANGER(shutdown(fd, SHUT_WR));
+	STRANGER((stranger_send(fd, "RREF", 4), shutdown(fd, SHUT_WR)));
+	/* JOIN before HELLO, HELLO twice, a rank 0's frame, a JOIN of no substance. */
+	STRANGER((memset(bytes, 0, sizeof(bytes)), stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 40) + 40)));
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), stranger_send(fd, bytes, rz_hello_make(&s, bytes))));
+	STRANGER(stranger_send(fd, bytes, rz_joined_make(&s, bytes)));
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), memset(bytes, 0, sizeof(bytes)),
+		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 0))));
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), memset(bytes, 0, sizeof(bytes)),
+		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 200) + 200)));
+	for (int round = 0; round < 50; round++) {
+		for (size_t i = 0; i < sizeof(bytes); i++)
+			bytes[i] = (uint8_t)((x = x * 1664525 + 1013904223) >> 24);
+		/* Half of them with a head that looks good. */
+		if (round % 2)
+			frame_head(bytes, RZ_VERSION, (unsigned)round % 12, x % (RZ_BODY_MAX + 1));
+		STRANGER((stranger_send(fd, bytes, sizeof(bytes)), shutdown(fd, SHUT_WR)));
+	}
+#undef STRANGER
+	assert_true(nr > 64);
+	assert_true(worker_logged(p.zero, "refused connection 32:"));
+	/* After so many only some are logged. */
+	assert_false(worker_logged(p.zero, "refused connection 33:"));
+	assert_true(worker_logged(p.zero, "refused connection 64:"));
+	pair_end(&p);
+}
+
+static void strangers__immediate_close(void **state)
+{
+	const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
+	struct pair p = pair_start();
+
+	(void)state;
+	for (int i = 0; i < 200; i++) {
+		int fd = stranger_connect(p.port);
+
+		if (i % 2)
+			setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		close(fd);
+	}
+	pair_end(&p);
+}
+
+/* Of a HELLO, a byte at a time: rank 0 ends it before it is whole, and a worker comes meanwhile. */
+static void strangers__slow_bytes(void **state)
+{
+	struct rz_session s = { .key = &group_key, .rank = 2, .world = 3 };
+	struct worker *zero, *one, *two;
+	uint8_t out[RZ_FRAME_MAX];
+	size_t n = rz_hello_make(&s, out), sent = 0;
+	int port = free_port(), fd;
+	struct pollfd slow;
+
+	(void)state;
+	zero = worker_new(port, 0, 3);
+	one = worker_new(port, 1, 3);
+	two = worker_new(port, 2, 3);
+	worker_start(zero);
+	fd = stranger_connect(port);
+	slow = (struct pollfd){ .fd = fd, .events = POLLIN };
+	worker_start(one);
+	worker_await_log(zero, "rank 1 \"w:1\"");
+	while (sent < n && poll(&slow, 1, 200) == 0)
+		stranger_send(fd, out + sent++, 1);
+	assert_true(sent < n);
+	assert_ended(fd);
+	close(fd);
+	assert_true(worker_logged(zero, "too slow"));
+	worker_start(two);
+	worker_join(one);
+	worker_join(two);
+	worker_join(zero);
+	assert_joined(zero);
+	assert_joined(one);
+	assert_joined(two);
+	worker_free(zero);
+	worker_free(one);
+	worker_free(two);
+}
+
+/* They hold every place for strangers; when their time is over the worker behind them gets in. */
+static void strangers__silent_ones_cannot_keep_a_worker_out(void **state)
+{
+	struct pair p = pair_start();
+	int fd[NR_SILENT];
+
+	(void)state;
+	for (int i = 0; i < NR_SILENT; i++)
+		fd[i] = stranger_connect(p.port);
+	pair_end(&p);
+	for (int i = 0; i < NR_SILENT; i++)
+		close(fd[i]);
+}
+
+/* A flood that goes on during the whole rendezvous. */
+static void *flood(void *arg)
+{
+	struct worker *zero = arg;
+	int port = atoi(strchr(zero->address, ':') + 1);
+
+	while (!worker_logged(zero, "END OF FLOOD")) {
+		struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+					  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		if (fd >= 0 && connect(fd, (struct sockaddr *)&in, sizeof(in)) == 0)
+			stranger_send(fd, "POST /x HTTP/1.0\r\n\r\n", 20);
+		if (fd >= 0)
+			close(fd);
+	}
+	return NULL;
+}
+
+static void strangers__flood_during_a_good_rendezvous(void **state)
+{
+	int port = free_port();
+	struct worker *w[6];
+	pthread_t flooder;
+
+	(void)state;
+	for (uint32_t i = 0; i < 6; i++)
+		w[i] = worker_new(port, i, 6);
+	worker_start(w[0]);
+	assert_int_equal(pthread_create(&flooder, NULL, flood, w[0]), 0);
+	worker_await_log(w[0], "refused connection 8:");
+	for (uint32_t i = 1; i < 6; i++)
+		worker_start(w[i]);
+	for (uint32_t i = 0; i < 6; i++)
+		worker_join(w[i]);
+	worker_log(w[0], 0, "END OF FLOOD");
+	assert_int_equal(pthread_join(flooder, NULL), 0);
+	for (uint32_t i = 0; i < 6; i++) {
+		assert_joined(w[i]);
+		worker_free(w[i]);
+	}
+}
+
+static void version__of_a_stranger_is_refused_with_both_numbers(void **state)
+{
+	struct rz_session s = { .key = &other_key, .rank = 1, .world = 2 };
+	struct pair p = pair_start();
+	uint8_t out[RZ_FRAME_MAX];
+	int fd;
+
+	(void)state;
+	fd = stranger_connect(p.port);
+	stranger_send(fd, out, hello_of_version(&s, 7, out));
+	assert_refused(fd, EPROTONOSUPPORT, "version 7, rank 0 version 1");
+	close(fd);
+	/* Not even the form of this version. */
+	fd = stranger_connect(p.port);
+	stranger_send(fd, out, frame_head(out, 300, RZ_HELLO, 1000));
+	assert_refused(fd, EPROTONOSUPPORT, "version 300, rank 0 version 1");
+	close(fd);
+	pair_end(&p);
+}
+
+static void version__of_a_worker_fails_all(void **state)
+{
+	struct rz_session s = { .key = &group_key, .rank = 2, .world = 3 };
+	int port = free_port(), fd;
+	struct worker *w[2];
+	uint8_t out[RZ_FRAME_MAX];
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++) {
+		w[i] = worker_new(port, i, 3);
+		worker_start(w[i]);
+	}
+	fd = stranger_connect(port);
+	stranger_send(fd, out, hello_of_version(&s, 2, out));
+	assert_refused(fd, EPROTONOSUPPORT, "rank 2 speaks protocol version 2, rank 0 version 1");
+	close(fd);
+	for (uint32_t i = 0; i < 2; i++) {
+		assert_int_equal(worker_join(w[i]), -EPROTONOSUPPORT);
+		assert_text(w[i], "rank 2 speaks protocol version 2, rank 0 version 1");
+		worker_free(w[i]);
+	}
+}
+
+/* Holds the key, and does not keep to the protocol: its place is free again. */
+static void member__that_talks_loses_its_place(void **state)
+{
+	struct pair p = { .port = free_port() };
+	struct worker *three = worker_new(p.port, 2, 3);
+	struct rz_session s;
+	int fd;
+
+	(void)state;
+	p.zero = worker_new(p.port, 0, 3);
+	p.one = worker_new(p.port, 1, 3);
+	worker_start(p.zero);
+	fd = stranger_connect(p.port);
+	assert_int_equal(stranger_join(fd, &s, &group_key, &three->me, 3), RZ_JOINED);
+	stranger_send(fd, "more", 4);
+	assert_ended(fd);
+	close(fd);
+	assert_true(worker_logged(p.zero, "broke the protocol"));
+	three->me.incarnation++;
+	worker_start(three);
+	worker_start(p.one);
+	worker_join(three);
+	worker_join(p.one);
+	worker_join(p.zero);
+	assert_joined(p.zero);
+	assert_joined(p.one);
+	assert_joined(three);
+	worker_free(p.zero);
+	worker_free(p.one);
+	worker_free(three);
+}
+
+/* The same process on a second connection is no second worker. */
+static void member__that_comes_again_keeps_its_place(void **state)
+{
+	int port = free_port(), fd[2];
+	struct worker *zero = worker_new(port, 0, 3), *one = worker_new(port, 1, 3);
+	struct rc_member me;
+	struct rz_session s;
+	struct rz_reader in;
+
+	(void)state;
+	worker_start(zero);
+	member_init(&me, 2);
+	for (int i = 0; i < 2; i++) {
+		fd[i] = stranger_connect(port);
+		assert_int_equal(stranger_join(fd[i], &s, &group_key, &me, 3), RZ_JOINED);
+	}
+	assert_ended(fd[0]);
+	worker_start(one);
+	worker_join(one);
+	worker_join(zero);
+	assert_joined(zero);
+	assert_joined(one);
+	do
+		assert_int_equal(stranger_read(fd[1], &in), 1);
+	while (rz_type_of(&in) != RZ_END);
+	close(fd[0]);
+	close(fd[1]);
+	worker_free(zero);
+	worker_free(one);
+}
+
+/* A rank in the entry that is not the one that was proved. */
+static void member__that_changes_its_rank_is_refused(void **state)
+{
+	struct pair p = pair_start();
+	struct rz_session s = { .key = &group_key, .rank = 1, .world = 2 };
+	uint8_t out[RZ_FRAME_MAX];
+	struct rz_reader in;
+	struct rc_member m;
+	int fd = stranger_connect(p.port);
+
+	(void)state;
+	rc_random(s.client_nonce, RC_NONCE_BYTES);
+	member_init(&m, 0);
+	stranger_send(fd, out, rz_hello_make(&s, out));
+	assert_int_equal(stranger_read(fd, &in), 1);
+	assert_int_equal(rz_challenge_take(&in, &s), 0);
+	stranger_send(fd, out, rz_join_make(&s, &m, out));
+	assert_refused(fd, EPROTO, "malformed");
+	close(fd);
+	pair_end(&p);
+}
+
+/* By hand and one after the other, 1023 workers: the table streams to all of them. */
+static void rendezvous__largest_group(void **state)
+{
+	struct rlimit limit, wanted;
+	int port = free_port(), *fd;
+	struct rz_session *s;
+	struct worker *zero;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	wanted = limit;
+	wanted.rlim_cur = 3 * LARGE_WORLD;
+	if (limit.rlim_cur < wanted.rlim_cur && setrlimit(RLIMIT_NOFILE, &wanted) < 0) {
+		print_message("skipped: both ends need %d descriptors, the limit is %llu\n", 3 * LARGE_WORLD,
+			      (unsigned long long)limit.rlim_max);
+		skip();
+	}
+	zero = worker_new(port, 0, LARGE_WORLD);
+	fd = calloc(LARGE_WORLD, sizeof(*fd));
+	s = calloc(LARGE_WORLD, sizeof(*s));
+	assert_true(fd && s);
+	worker_start(zero);
+	for (uint32_t rank = 1; rank < LARGE_WORLD; rank++) {
+		struct rc_member m;
+
+		member_init(&m, rank);
+		fd[rank] = stranger_connect(port);
+		assert_int_equal(stranger_join(fd[rank], &s[rank], &group_key, &m, LARGE_WORLD), RZ_JOINED);
+	}
+	/* The last ones are read first: nobody's silence is in the way of others. */
+	for (uint32_t rank = LARGE_WORLD - 1; rank > 0; rank--) {
+		struct rz_presence present;
+		struct rz_digest digest;
+		struct rz_reader in;
+		uint32_t next = 0;
+
+		if (rank % 128) {
+			assert_ended(fd[rank]);
+			close(fd[rank]);
+			continue;
+		}
+		rz_digest_start(&digest);
+		do {
+			struct rc_member m;
+
+			assert_int_equal(stranger_read(fd[rank], &in), 1);
+			if (rz_type_of(&in) == RZ_STATUS) {
+				assert_int_equal(rz_status_take(&in, &s[rank], &present), 0);
+				continue;
+			}
+			if (rz_type_of(&in) == RZ_END)
+				break;
+			assert_int_equal(rz_member_take(&in, &m), 0);
+			assert_int_equal(m.rank, next++);
+			rz_digest_add(&digest, &group_key, &m);
+		} while (true);
+		assert_int_equal(next, LARGE_WORLD);
+		assert_int_equal(rz_end_take(&in, &s[rank], &digest), 0);
+		close(fd[rank]);
+	}
+	worker_join(zero);
+	assert_joined(zero);
+	setrlimit(RLIMIT_NOFILE, &limit);
+	free(fd);
+	free(s);
+	worker_free(zero);
+}
+
+/* Too few descriptors for the group: rank 0 says so when the time is up, instead of spinning or dying. */
+static void rendezvous__lack_of_descriptors_is_named(void **state)
+{
+	struct rlimit limit, low;
+	int port = free_port(), fd[4], spare[3];
+	struct worker *zero = worker_new(port, 0, 8);
+
+	(void)state;
+	zero->timeout_ms = 1500;
+	worker_start(zero);
+	fd[0] = stranger_connect(port);
+	for (int i = 1; i < 4; i++)
+		fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	/* From now on no new descriptor can be made, but the sockets that exist can connect. */
+	for (int i = 0; i < 3; i++)
+		spare[i] = dup(fd[0]);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	low = limit;
+	low.rlim_cur = 3;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+	for (int i = 1; i < 4; i++) {
+		struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+					  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+
+		assert_int_equal(connect(fd[i], (struct sockaddr *)&in, sizeof(in)), 0);
+	}
+	worker_join(zero);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	assert_int_equal(zero->result, -ETIMEDOUT);
+	assert_text(zero, "could not accept more");
+	for (int i = 0; i < 4; i++)
+		close(fd[i]);
+	for (int i = 0; i < 3; i++)
+		close(spare[i]);
+	worker_free(zero);
+}
+
+/* ---- a false rank 0 */
+
+struct false_zero {
+	int listener;
+	const void *bytes;
+	size_t length;
+	bool holds;                      /* stay connected and silent after the bytes */
+	pthread_t thread;
+	struct worker *one;
+};
+
+/* Serves one connection, reads the hello, sends the bytes, closes after the worker did. */
+static void *false_zero_run(void *arg)
+{
+	struct false_zero *z = arg;
+	struct rz_reader in = { .have = 0 };
+	struct pollfd p = { .events = POLLIN };
+	char waste[256];
+	int fd = accept(z->listener, NULL, NULL);
+
+	p.fd = fd;
+	while (rz_read(fd, &in) == 0)
+		poll(&p, 1, LONG_MS);
+	stranger_send(fd, z->bytes, z->length);
+	if (!z->holds)
+		shutdown(fd, SHUT_WR);
+	while (poll(&p, 1, LONG_MS) == 1 && recv(fd, waste, sizeof(waste), 0) > 0)
+		;
+	close(fd);
+	return NULL;
+}
+
+static struct worker *meet_false_zero(const void *bytes, size_t length, bool holds, int timeout_ms)
+{
+	int port = free_port();
+	struct false_zero z = { .listener = stranger_listen(port), .bytes = bytes, .length = length, .holds = holds };
+
+	z.one = worker_new(port, 1, 2);
+	z.one->timeout_ms = timeout_ms;
+	assert_int_equal(pthread_create(&z.thread, NULL, false_zero_run, &z), 0);
+	worker_run(z.one);
+	assert_int_equal(pthread_join(z.thread, NULL), 0);
+	close(z.listener);
+	return z.one;
+}
+
+static void false_zero__other_protocol(void **state)
+{
+	static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-x\r\n", "\x15\x03\x01\x02\x02\x16" };
+	struct worker *w;
+
+	(void)state;
+	for (size_t i = 0; i < array_size(answers); i++) {
+		w = meet_false_zero(answers[i], strlen(answers[i]), true, LONG_MS);
+		assert_int_equal(w->result, -EPROTO);
+		assert_text(w, "does not speak this protocol");
+		if (i == 0)
+			assert_text(w, "HTTP/1.1");
+		worker_free(w);
+	}
+}
+
+static void false_zero__malformed_frames(void **state)
+{
+	static const struct {
+		unsigned type;
+		uint32_t length;
+	} cases[] = {
+		{ RZ_CHALLENGE, 0 }, { RZ_CHALLENGE, 1u << 30 }, { RZ_CHALLENGE, UINT32_MAX }, { RZ_CHALLENGE, 47 }, { RZ_CHALLENGE, 49 },
+		{ RZ_HELLO, RZ_HELLO_BODY }, { RZ_JOINED, 32 }, { RZ_MEMBER, 30 }, { RZ_FAILED, 40 }, { RZ_REFUSE, 0 },
+		{ RZ_REFUSE, 3 }, { RZ_REFUSE, 10 }, { RZ_END, 64 }, { 0, 0 }, { 9999, 0 },
+	};
+	uint8_t bytes[RZ_FRAME_MAX];
+
+	(void)state;
+	for (size_t i = 0; i < array_size(cases); i++) {
+		struct worker *w;
+		size_t n;
+
+		memset(bytes, 0, sizeof(bytes));
+		n = frame_head(bytes, RZ_VERSION, cases[i].type, cases[i].length);
+		w = meet_false_zero(bytes, n + (cases[i].length < 100 ? cases[i].length : 0), true, LONG_MS);
+		assert_true(w->result == -EPROTO || w->result == -EKEYREJECTED);
+		worker_free(w);
+	}
+}
+
+static void false_zero__without_the_key(void **state)
+{
+	uint8_t bytes[RZ_FRAME_MAX];
+	struct rz_session s = { .key = &other_key, .rank = 1, .world = 2 };
+	struct worker *w = meet_false_zero(bytes, rz_challenge_make(&s, bytes), true, LONG_MS);
+
+	(void)state;
+	assert_int_equal(w->result, -EKEYREJECTED);
+	assert_text(w, "does not hold this group's key");
+	worker_free(w);
+}
+
+static void false_zero__other_version(void **state)
+{
+	uint8_t bytes[RZ_HEAD_BYTES];
+	struct worker *w = meet_false_zero(bytes, frame_head(bytes, 8, RZ_REFUSE, 60), true, LONG_MS);
+
+	(void)state;
+	assert_int_equal(w->result, -EPROTONOSUPPORT);
+	assert_text(w, "version 8");
+	assert_text(w, "version 1");
+	worker_free(w);
+}
+
+/* An unsigned refusal may only say what only an unsigned refusal can. */
+static void false_zero__unsigned_refusals(void **state)
+{
+	uint8_t bytes[RZ_FRAME_MAX];
+	struct worker *w = meet_false_zero(bytes, rz_refuse_make(EKEYREJECTED, "no\x1b[31m", bytes), true, LONG_MS);
+
+	(void)state;
+	assert_int_equal(w->result, -EKEYREJECTED);
+	assert_text(w, "refused: no?[31m");
+	worker_free(w);
+	w = meet_false_zero(bytes, rz_refuse_make(EEXIST, "you are there twice", bytes), true, LONG_MS);
+	assert_int_equal(w->result, -EPROTO);
+	worker_free(w);
+}
+
+static void false_zero__silent(void **state)
+{
+	struct worker *w = meet_false_zero("", 0, true, 400), *half;
+
+	(void)state;
+	assert_int_equal(w->result, -ETIMEDOUT);
+	assert_text(w, "did not answer");
+	worker_free(w);
+	half = meet_false_zero("RREF\1", 5, true, 400);
+	assert_int_equal(half->result, -ETIMEDOUT);
+	worker_free(half);
+}
+
+/* It accepts and closes, again and again. */
+static void *close_all(void *arg)
+{
+	int listener = *(int *)arg, fd;
+
+	while ((fd = accept(listener, NULL, NULL)) >= 0)
+		close(fd);
+	return NULL;
+}
+
+static void false_zero__closes_at_once(void **state)
+{
+	int port = free_port(), listener = stranger_listen(port);
+	struct worker *w = worker_new(port, 1, 2);
+	pthread_t thread;
+
+	(void)state;
+	w->timeout_ms = 400;
+	assert_int_equal(pthread_create(&thread, NULL, close_all, &listener), 0);
+	worker_run(w);
+	shutdown(listener, SHUT_RDWR);
+	pthread_join(thread, NULL);
+	close(listener);
+	assert_int_equal(w->result, -ECONNREFUSED);
+	assert_text(w, "closed before an answer");
+	worker_free(w);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		COUNTED(false_zero__closes_at_once),
+		COUNTED(false_zero__malformed_frames),
+		COUNTED(false_zero__other_protocol),
+		COUNTED(false_zero__other_version),
+		COUNTED(false_zero__silent),
+		COUNTED(false_zero__unsigned_refusals),
+		COUNTED(false_zero__without_the_key),
+		COUNTED(member__that_changes_its_rank_is_refused),
+		COUNTED(member__that_comes_again_keeps_its_place),
+		COUNTED(member__that_talks_loses_its_place),
+		COUNTED(rendezvous__lack_of_descriptors_is_named),
+		COUNTED(rendezvous__largest_group),
+		COUNTED(strangers__flood_during_a_good_rendezvous),
+		COUNTED(strangers__garbage_ends_itself),
+		COUNTED(strangers__immediate_close),
+		COUNTED(strangers__silent_ones_cannot_keep_a_worker_out),
+		COUNTED(strangers__slow_bytes),
+		COUNTED(version__of_a_stranger_is_refused_with_both_numbers),
+		COUNTED(version__of_a_worker_fails_all),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
