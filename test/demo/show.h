@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What people see. On a terminal: one line that is rewritten while a step runs, and colour unless NO_COLOR is set or the
+ * terminal is dumb. Elsewhere: plain lines, at most one every few seconds. Boxes and ticks where the locale is UTF-8.
+ */
+#ifndef DEMO_SHOW_H
+#define DEMO_SHOW_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+void show_init(void);
+void show_fact(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* A step begins (its time runs); a line that it is done. A step may have several. */
+void show_step(const char *name);
+void show_done(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void show_progress(const char *what, double share);   /* 0..1; < 0 = not known */
+
+/* A remark of a worker; an error of one (to standard error). */
+void show_note(const char *who, const char *text);
+void show_error(const char *who, const char *text);
+
+/* The last line. */
+void show_passed(unsigned nr_checks, int64_t ns);
+void show_failed(const char *why);
+
+/* A table of one label and nr numbers per row, under headings in groups. Cells are texts of at most width columns. */
+struct show_group {
+	const char *title;
+	size_t nr;
+	const char *const *heads;
+};
+void show_table_top(const char *label, const struct show_group *groups, size_t nr);
+void show_table_row(const char *label, const char *const *cells);
+void show_table_end(void);
+
+/* "33.3 MB", "1.2 ms"; static buffers, eight in turn. */
+const char *show_bytes(uint64_t bytes);
+const char *show_time(int64_t ns);
+const char *show_us(void);   /* microseconds */
+const char *show_hex(const unsigned char *bytes, size_t nr);
+
+#endif
