@@ -211,10 +211,11 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		return err;
 
 	bool here = (uint32_t)rank == ctx->rank;
-	struct rref_id id = rc_next_id(ctx), fork = here ? (struct rref_id){ 0 } : rc_next_id(ctx);
+	/* Here too, since a message without one is malformed; an owner's handle has none. */
+	struct rref_id id = rc_next_id(ctx), fork = rc_next_id(ctx);
 
 	rc_lock(ctx);
-	h = rc_handle_make(ctx, here, id, fork, (uint32_t)rank);
+	h = rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
 			       .handle = h };
 

@@ -290,8 +290,16 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 			rc_op_put(f);
 		return;
 	}
-	if (kind == RC_OP_LOCAL_CREATE)
-		rc_handle_fail(f->handle, status, text);
+	if (kind == RC_OP_LOCAL_CREATE) {
+		struct rref *h = f->handle;
+		struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
+
+		/* Whoever shares it hears the same, and the late result finds the entry set: it is dropped. */
+		rc_step(ctx, &ev, NULL);
+		rc_handle_fail(h, status, text);
+		h->creation = NULL;
+		rc_op_put(f);
+	}
 	if (kind == RC_OP_CALL || kind == RC_OP_BARRIER)
 		rc_op_put(f);
 }
@@ -302,10 +310,13 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 
 	for (uint32_t i = 0; i < nr; i++) {
 		struct rref_future *f = op_at(ctx, i);
+		uint32_t kind = at_load(&f->kind);
 
-		if (at_load(&f->deadline) <= now && at_load(&f->kind) != RC_OP_NONE &&
+		if (at_load(&f->deadline) <= now && kind != RC_OP_NONE &&
 		    (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
-			rc_op_end(ctx, f, -ETIMEDOUT, "timed out");
+			/* A reader must see that no retry of the read will help. */
+			rc_op_end(ctx, f, -ETIMEDOUT, kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE ?
+				  "the creation of the reference timed out" : "timed out");
 	}
 }
 

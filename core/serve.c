@@ -213,7 +213,8 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 	rc_lock(ctx);
 	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) : reply_rpc(call, status, text, result);
 	if (err && call->kind == RW_CALL_REMOTE) {
-		rc_value_unpin(v);
+		if (v)
+			rc_value_unpin(v);
 		err = 0; /* the reply was given; nobody was left to want it */
 	}
 	if (err)
@@ -261,9 +262,9 @@ void rc_run_call(struct rref_call *call)
 		rc_callback_enter();
 		r = call->fn->handler(call, call->fn->arg);
 		rc_callback_leave();
-		if (r < 0)
+		if (r < 0 && r >= -4095)
 			snprintf(text, sizeof(text), "%s", rref_strerror(r));
-		else if (r > RREF_DEFER)
+		else if (r < 0 || r > RREF_DEFER)
 			r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
 	}
 	if (r < 0 && !at_load(&call->replied))
