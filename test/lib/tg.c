@@ -3,6 +3,10 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -49,6 +53,14 @@ static void log_to_stderr(void *ctx, enum rref_log_level level, const char *text
 	fprintf(stderr, "[%d] log %d: %s\n", (int)getpid(), (int)level, text);
 }
 
+void tg_log(struct rref_options *o)
+{
+	if (getenv("RREF_TEST_LOG")) {
+		o->log = log_to_stderr;
+		o->log_level = RREF_LOG_DEBUG;
+	}
+}
+
 void tg_options(struct rref_options *o, int rank)
 {
 	rref_options_init(o);
@@ -62,10 +74,7 @@ void tg_options(struct rref_options *o, int rank)
 		o->mode = RREF_PROGRESS_POLL;
 	if (getenv("RREF_TEST_PROGRESS") && strcmp(getenv("RREF_TEST_PROGRESS"), "manual") == 0)
 		o->mode = RREF_PROGRESS_MANUAL;
-	if (getenv("RREF_TEST_LOG")) {
-		o->log = log_to_stderr;
-		o->log_level = RREF_LOG_DEBUG;
-	}
+	tg_log(o);
 }
 
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr)
@@ -108,6 +117,40 @@ void tg_wait_flag(int i, int value)
 	}
 }
 
+void tg_meet_serving(struct rref_ctx *ctx, int i)
+{
+	struct tg_shared *s = tg_current->shared;
+	int n = atomic_fetch_add(&s->arrived[i], 1) + 1, round = (n + tg_current->world - 1) / tg_current->world;
+	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+
+	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
+		TG_CHECK(now_ns() < end);
+		rref_progress(ctx);
+		usleep(200);
+	}
+}
+
+void tg_wait_flag_serving(struct rref_ctx *ctx, int i, int value)
+{
+	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+
+	while (atomic_load(&tg_current->shared->flag[i]) < value) {
+		TG_CHECK(now_ns() < end);
+		rref_progress(ctx);
+		usleep(200);
+	}
+}
+
+void tg_set_flag(int i, int value)
+{
+	atomic_store(&tg_current->shared->flag[i], value);
+}
+
+int tg_flag(int i)
+{
+	return atomic_load(&tg_current->shared->flag[i]);
+}
+
 struct rref_stats tg_stats(struct rref_ctx *ctx)
 {
 	struct rref_stats s = { .size = sizeof(s) };
@@ -129,6 +172,266 @@ bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ct
 	return true;
 }
 
+/* ---- functions that most tests need ---- */
+
+#define HELD_MAX 64
+
+static struct rref_call *held[HELD_MAX];
+static int nr_held;
+static pthread_mutex_t held_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int echo(struct rref_call *call, void *arg)
+{
+	struct rref_args a = { .data = rref_call_data(call), .length = rref_call_length(call) };
+
+	(void)arg;
+	return rref_call_reply(call, &a);
+}
+
+static int reply_all(struct rref_call *call)
+{
+	struct rref *refs[RREF_REFS_MAX];
+	struct rref_args a = { .data = rref_call_data(call), .length = rref_call_length(call), .refs = refs,
+			       .nr_refs = rref_call_nr_refs(call) };
+
+	for (size_t i = 0; i < a.nr_refs; i++)
+		refs[i] = rref_call_ref(call, i);
+	return rref_call_reply(call, &a);
+}
+
+static int echo_refs(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	return reply_all(call);
+}
+
+static int nothing(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	return 0;
+}
+
+static int fail(struct rref_call *call, void *arg)
+{
+	const char *data = rref_call_data(call);
+	int32_t code;
+
+	(void)arg;
+	if (rref_call_length(call) < sizeof(code))
+		return -EINVAL;
+	memcpy(&code, data, sizeof(code));
+	return rref_call_error(call, code, "%.*s", (int)(rref_call_length(call) - sizeof(code)), data + sizeof(code));
+}
+
+static int read_refs(struct rref_call *call, void *arg)
+{
+	unsigned sum = 0;
+
+	(void)arg;
+	for (size_t i = 0; i < rref_call_nr_refs(call); i++) {
+		struct rref_view *v;
+		int err = rref_to_here(rref_call_ref(call, i), RREF_DEFAULT, &v);
+
+		if (err)
+			return rref_call_error(call, err, "reading %zu: %s", i, rref_last_error());
+		sum += *(const unsigned char *)rref_view_data(v);
+		rref_view_free(v);
+	}
+	return rref_call_reply(call, &(struct rref_args){ .data = &sum, .length = sizeof(sum) });
+}
+
+static int hold(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	pthread_mutex_lock(&held_lock);
+	if (nr_held == HELD_MAX) {
+		pthread_mutex_unlock(&held_lock);
+		return -EDQUOT;
+	}
+	held[nr_held++] = call;
+	pthread_mutex_unlock(&held_lock);
+	return RREF_DEFER;
+}
+
+static int take_held(struct rref_call **to)
+{
+	int n;
+
+	pthread_mutex_lock(&held_lock);
+	n = nr_held;
+	memcpy(to, held, (size_t)n * sizeof(to[0]));
+	nr_held = 0;
+	pthread_mutex_unlock(&held_lock);
+	return n;
+}
+
+static int release(struct rref_call *call, void *arg)
+{
+	struct rref_call *mine[HELD_MAX];
+	int32_t n = take_held(mine);
+
+	(void)arg;
+	for (int i = 0; i < n; i++) {
+		int err = reply_all(mine[i]);
+
+		/* References cannot be the result of a creation. */
+		if (err)
+			TG_OK(rref_call_error(mine[i], err, "%s", rref_last_error()));
+	}
+	return rref_call_reply(call, &(struct rref_args){ .data = &n, .length = sizeof(n) });
+}
+
+void tg_drop_held(void)
+{
+	struct rref_call *mine[HELD_MAX];
+	int n = take_held(mine);
+
+	for (int i = 0; i < n; i++)
+		rref_call_error(mine[i], -ECANCELED, "dropped");
+}
+
+static int count_held(struct rref_call *call, void *arg)
+{
+	int32_t n;
+
+	(void)arg;
+	pthread_mutex_lock(&held_lock);
+	n = nr_held;
+	pthread_mutex_unlock(&held_lock);
+	return rref_call_reply(call, &(struct rref_args){ .data = &n, .length = sizeof(n) });
+}
+
+static int reply_stats(struct rref_call *call, void *arg)
+{
+	struct rref_stats s = { .size = sizeof(s) };
+	int err = rref_get_stats(rref_call_context(call), &s);
+
+	(void)arg;
+	return err ? err : rref_call_reply(call, &(struct rref_args){ .data = &s, .length = sizeof(s) });
+}
+
+const struct rref_function tg_functions[] = {
+	{ .name = "tg.echo", .handler = echo },
+	{ .name = "tg.echo_inline", .handler = echo, .flags = RREF_INLINE },
+	{ .name = "tg.echo_refs", .handler = echo_refs },
+	{ .name = "tg.nothing", .handler = nothing },
+	{ .name = "tg.fail", .handler = fail },
+	{ .name = "tg.read", .handler = read_refs },
+	{ .name = "tg.hold", .handler = hold },
+	{ .name = "tg.release", .handler = release },
+	{ .name = "tg.held", .handler = count_held },
+	{ .name = "tg.stats", .handler = reply_stats },
+};
+const size_t tg_nr_functions = array_size(tg_functions);
+
+struct rref_ctx *tg_join(int rank)
+{
+	return tg_init(rank, tg_functions, tg_nr_functions);
+}
+
+void tg_result(struct rref_future *f, void *to, size_t length)
+{
+	const void *data;
+	size_t n;
+
+	TG_OK(rref_future_data(f, &data, &n));
+	TG_IS(n, length);
+	if (n)
+		memcpy(to, data, n);
+}
+
+struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank)
+{
+	struct rref_stats s;
+	struct rref_future *f;
+
+	if (rank == rref_rank(ctx))
+		return tg_stats(ctx);
+	TG_OK(rref_rpc_sync(ctx, rank, "tg.stats", NULL, RREF_DEFAULT, &f));
+	tg_result(f, &s, sizeof(s));
+	rref_future_free(f);
+	return s;
+}
+
+void tg_until_clean(struct rref_ctx *ctx, int rank)
+{
+	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+
+	for (;;) {
+		struct rref_stats s = tg_stats_of(ctx, rank);
+
+		if (!s.owners && !s.forks && !s.users && !s.pending_users && !s.pending_children && !s.parked && !s.value_bytes)
+			return;
+		if (now_ns() > end) {
+			fprintf(stderr,
+				"rank %d does not become clean: owners %lu forks %lu users %lu pending users %lu pending children "
+				"%lu parked %lu value bytes %lu\n",
+				rank, (unsigned long)s.owners, (unsigned long)s.forks, (unsigned long)s.users,
+				(unsigned long)s.pending_users, (unsigned long)s.pending_children, (unsigned long)s.parked,
+				(unsigned long)s.value_bytes);
+			_exit(1);
+		}
+		rref_progress(ctx);
+		usleep(500);
+	}
+}
+
+static int ask_number(struct rref_ctx *ctx, int rank, const char *function)
+{
+	struct rref_future *f;
+	int32_t n;
+
+	TG_OK(rref_rpc_sync(ctx, rank, function, NULL, 20 * NSEC_PER_SEC, &f));
+	tg_result(f, &n, sizeof(n));
+	rref_future_free(f);
+	return n;
+}
+
+void tg_until_held(struct rref_ctx *ctx, int rank, int nr)
+{
+	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+
+	while (ask_number(ctx, rank, "tg.held") < nr) {
+		TG_CHECK(now_ns() < end);
+		usleep(500);
+	}
+}
+
+int tg_release_held(struct rref_ctx *ctx, int rank)
+{
+	return ask_number(ctx, rank, "tg.release");
+}
+
+void tg_expect_bytes(struct rref *ref, const void *bytes, size_t length)
+{
+	struct rref_view *v;
+
+	TG_OK(rref_to_here(ref, RREF_DEFAULT, &v));
+	TG_IS(rref_view_length(v), length);
+	TG_CHECK(length == 0 || memcmp(rref_view_data(v), bytes, length) == 0);
+	rref_view_free(v);
+}
+
+unsigned char tg_byte(size_t offset, unsigned seed)
+{
+	return (unsigned char)((offset * 0x9e3779b1u + seed * 0x85ebca6bu) >> 13 ^ offset);
+}
+
+void tg_fill(void *to, size_t length, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		((unsigned char *)to)[i] = tg_byte(i, seed);
+}
+
+bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		if (((const unsigned char *)at)[i] != tg_byte(offset + i, seed))
+			return false;
+	return true;
+}
+
 int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg)
 {
 	int bad = 0, slow = getenv("RREF_TEST_SLOW") ? atoi(getenv("RREF_TEST_SLOW")) : 1;
@@ -147,6 +450,11 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 			g->shared->pid[r] = getpid();
 			int status = worker(r, arg);
 
+#if defined(__SANITIZE_ADDRESS__)
+			/* _exit skips the check that exit would make. */
+			if (__lsan_do_recoverable_leak_check())
+				status = 1;
+#endif
 			fflush(NULL);
 			_exit(status);
 		}

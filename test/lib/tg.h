@@ -45,6 +45,8 @@ int tg_run(int world, int (*worker)(int rank, void *arg), void *arg);
 
 /* Options of worker `rank` of the current run. */
 void tg_options(struct rref_options *o, int rank);
+/* The library's log to stderr if RREF_TEST_LOG is set. */
+void tg_log(struct rref_options *o);
 /* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
 /* Graceful shutdown that must succeed, and free. */
@@ -60,6 +62,55 @@ int tg_free_port(void);
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false after 20 s. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
+
+/* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */
+void tg_meet_serving(struct rref_ctx *ctx, int i);
+void tg_wait_flag_serving(struct rref_ctx *ctx, int i, int value);
+void tg_set_flag(int i, int value);
+int tg_flag(int i);
+
+/*
+ * Functions that most tests need:
+ *   tg.echo, tg.echo_inline   the bytes of the arguments
+ *   tg.echo_refs              their references (and bytes)
+ *   tg.nothing                an empty result
+ *   tg.fail                   an error: int32_t code, then the text
+ *   tg.read                   reads its references: unsigned sum of their first bytes
+ *   tg.hold                   defers; tg.release answers all that are held with their own bytes and references
+ *   tg.release, tg.held       int32_t: how many were, are held
+ *   tg.stats                  struct rref_stats of the callee
+ */
+extern const struct rref_function tg_functions[];
+extern const size_t tg_nr_functions;
+/* tg_options and tg_functions. */
+struct rref_ctx *tg_join(int rank);
+/* Counters of worker `rank`, by a call. */
+struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank);
+/* Waits until worker `rank` owns, shares and holds nothing; ends this worker with the counters if that does not come. */
+void tg_until_clean(struct rref_ctx *ctx, int rank);
+/* Waits until `nr` calls of tg.hold are held by worker `rank`; answers them. */
+void tg_until_held(struct rref_ctx *ctx, int rank, int nr);
+int tg_release_held(struct rref_ctx *ctx, int rank);
+/* In this process: forgets the calls held here, each answered with an error. For use after a shutdown. */
+void tg_drop_held(void);
+/* Takes the result of a call that must be `length` bytes. */
+void tg_result(struct rref_future *f, void *to, size_t length);
+/* Brings ref here: it must hold these bytes. */
+void tg_expect_bytes(struct rref *ref, const void *bytes, size_t length);
+/* A byte pattern of which every offset and seed can be told apart. */
+unsigned char tg_byte(size_t offset, unsigned seed);
+void tg_fill(void *to, size_t length, unsigned seed);
+bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);
+
+/* A test that is a group of `world` workers, each of which runs the body with its rank. */
+#define TG_TEST(name, world) \
+	static int name##_worker(int rank, void *arg); \
+	static void name(void **state) \
+	{ \
+		(void)state; \
+		assert_int_equal(tg_run(world, name##_worker, NULL), 0); \
+	} \
+	static int name##_worker(__attribute__((unused)) int rank, __attribute__((unused)) void *arg)
 
 #define TG_CHECK(cond) \
 	do { \
