@@ -31,8 +31,8 @@ static void lose_user(struct rp *m, uint32_t i, uint32_t fault)
 {
 	struct rp_user *u = rp_user_at(m, i);
 
-	/* A later session of the owner knows nothing of this fork. */
-	u->delete_due = u->fetching = false;
+	/* With no child left the entry settles here and now, while nothing can be sent: a later session of the owner hears
+	 * nothing of this fork, which it does not know. */
 	rp_children_answer(m, i, fault);
 	while (u->children)
 		rp_child_erase(m, u->children);

@@ -19,7 +19,8 @@ struct object {
 	struct rref_id id;
 	uint32_t owner, owner_inc, creator;
 	uint64_t nonce;
-	bool known, set, freed, gone;   /* OWN or NEW was stepped; SET was; */
+	bool known, set, freed, gone;   /* OWN or NEW was stepped; SET was; the effects came */
+	bool valued;                    /* SET brought a value */
 	bool created;                   /* CREATED effect came */
 	bool unsent;                    /* the CREATE call never arrives */
 	bool timed_out;                 /* CREATE_FAILED was stepped */
@@ -573,8 +574,8 @@ static void on_gone(struct sim *s, uint32_t r, const struct rp_effect *e)
 		o->freed = true;
 		s->result->freed++;
 	} else {
-		if (o->gone)
-			fail(s, "gone twice");
+		if (o->gone || o->valued != o->freed)
+			fail(s, "gone twice, or without its value");
 		o->gone = true;
 	}
 }
@@ -739,6 +740,7 @@ static void set_value(struct sim *s, struct object *o)
 	o->set = true;
 	if (chance(s, 85)) {
 		ev.value = o;
+		o->valued = true;
 		ev.loc = (struct rp_location){ .nonce = o->nonce, .version = 1 };
 	} else {
 		ev.status = -ECREATE;
@@ -918,9 +920,6 @@ static bool be_late(struct sim *s, bool all)
 		struct object *o = s->objects[i];
 
 		if (o->known && !o->set && !o->gone && owner_alive(s, o) && (all || chance(s, 20))) {
-			struct rp_event ev = { .type = RP_EV_WAIT, .id = o->id };
-
-			(void)ev;
 			set_value(s, o);
 			return true;
 		}
@@ -1115,6 +1114,31 @@ static void settle(struct sim *s)
 {
 	bool more = true;
 
+	while (!failed(s) && deliver(s))
+		;
+	/* A handler must not wait for the function that makes what it was given, only for the owner to know of it. */
+	for (size_t i = 0; i < s->nr_cookies && !failed(s) && !(s->flags & (TL_RP_CHAOS | TL_RP_CRASH)); i++)
+		if (s->cookies[i].kind == COOKIE_READY && !s->cookies[i].over && !s->cookies[i].obj->unsent)
+			fail(s, "a READY of worker %u waits for a value", s->cookies[i].machine);
+	while (!failed(s) && (deliver(s) || be_late(s, true) || recover(s, 100)))
+		;
+	/* Nothing is under way, and every value is set: no operation may wait any longer, held references or not. */
+	for (size_t i = 0; i < s->nr_cookies && !failed(s); i++) {
+		const struct cookie *c = &s->cookies[i];
+
+		if (!c->over && s->machines[c->machine].alive && s->machines[c->machine].inc == c->inc)
+			fail(s, "a %s of worker %u does not come", c->kind == COOKIE_READY ? "READY" : "WAITED", c->machine);
+	}
+	for (uint32_t r = 0; r < s->n && !failed(s); r++) {
+		struct rp_counts c = { .owners = 0 };
+
+		if (s->machines[r].alive)
+			rp_counts(s->machines[r].m, &c);
+		if (c.pending_users || c.pending_children || c.parked || c.pending_owners)
+			fail(s, "worker %u still has %llu pending users, %llu children, %llu owners, %llu parked", r,
+			     (unsigned long long)c.pending_users, (unsigned long long)c.pending_children,
+			     (unsigned long long)c.pending_owners, (unsigned long long)c.parked);
+	}
 	while (more && !failed(s)) {
 		more = deliver(s) || be_late(s, true) || recover(s, 100);
 		for (uint32_t r = 0; r < s->n && !failed(s); r++)
@@ -1140,12 +1164,6 @@ static void check_end(struct sim *s)
 			     (unsigned long long)c.pending_children, (unsigned long long)c.parked);
 		if (c.refused)
 			fail(s, "worker %u refused %llu messages", r, (unsigned long long)c.refused);
-	}
-	for (size_t i = 0; i < s->nr_cookies && !failed(s); i++) {
-		struct cookie *c = &s->cookies[i];
-
-		if (!c->over && s->machines[c->machine].alive && s->machines[c->machine].inc == c->inc)
-			fail(s, "a %s of worker %u never came", c->kind == COOKIE_READY ? "READY" : "WAITED", c->machine);
 	}
 	for (size_t i = 0; i < s->nr_objects && !failed(s); i++) {
 		struct object *o = s->objects[i];
