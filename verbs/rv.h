@@ -36,10 +36,10 @@ struct rv_dev;
 struct rv_conn;
 
 #define RV_ADDR_MAX 120      /* bytes of a provider's address blob */
-/* RDMA CM private data is 56, 196 and 148 bytes for RC, and arrives zero-padded to that size, so one byte of each is the
- * provider's own length byte. */
+/* RDMA CM private data is 56, 196 and 148 bytes for RC, and arrives zero-padded to that size, so the first byte of each is
+ * the provider's own length byte; an answer has a second one for credits. */
 #define RV_HELLO_MAX 55      /* bytes a connect request can carry */
-#define RV_ANSWER_MAX 195    /* bytes an accept can carry */
+#define RV_ANSWER_MAX 194    /* bytes an accept can carry */
 #define RV_REASON_MAX 147    /* bytes a reject can carry */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
 #define RV_READ_SGE 2        /* landing pieces of one READ: header, payload */

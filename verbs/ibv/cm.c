@@ -99,7 +99,7 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		return rc;
 	conn->user = user;
 	conn->peer = dst;
-	conn->data_len = rvi_pdata_put(conn->data, hello, len);
+	conn->data_len = rvi_pdata_put(RVI_PD_REQUEST, conn->data, hello, len, dev->credit_class);
 	if (rdma_create_id(dev->cm, &conn->id, conn, RDMA_PS_TCP)) {
 		conn->id = NULL;
 		return connect_failed(conn, "rdma_create_id", errno);
@@ -144,14 +144,19 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack, sizeof(ack)))
 		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device, strerror(errno));
 	rc = rvi_qp_create(conn);
-	if (!rc)
-		rc = rvi_qp_ready(conn);
+	if (rc)
+		return rc; /* still REQUESTED: may be rejected, or tried again when there is room */
+	rc = rvi_qp_ready(conn);
 	if (!rc && conn->reads_allowed)
 		rc = rvi_qp_access(conn);
-	if (rc)
-		return rc; /* still REQUESTED: close_conn or reject takes down what was made */
+	if (rc) {
+		/* The CM gives no attributes for a request that was taken back: its event is on the way. */
+		rvi_log(dev, 2, "%s: accept: %s", dev->caps.device, rv_error_text());
+		conn->dead = -ECONNRESET;
+		return accept_dead(conn);
+	}
 	p.private_data = conn->data;
-	p.private_data_len = rvi_pdata_put(conn->data, answer, len);
+	p.private_data_len = rvi_pdata_put(RVI_PD_ANSWER, conn->data, answer, len, dev->credit_class);
 	p.responder_resources = conn->responder;
 	p.initiator_depth = conn->initiator;
 	p.qp_num = conn->qpn;
@@ -173,7 +178,7 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
 	uint8_t n;
 
 	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead) {
-		n = rvi_pdata_put(data, reason, min_of(len, (size_t)RV_REASON_MAX));
+		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX), 0);
 		rdma_reject(conn->id, data, n);
 	}
 	rvi_close_conn(conn);

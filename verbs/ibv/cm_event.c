@@ -44,18 +44,19 @@ static bool next_event(struct rv_dev *dev, struct cm_event *out)
 	return true;
 }
 
-/* Takes the peer's data into conn->data. 0 or -EPROTO. */
-static int take_data(struct rv_conn *conn, const struct cm_event *e, size_t max)
+/* Takes the peer's data into conn->data, and its credits. 0 or -EPROTO. */
+static int take_data(struct rv_conn *conn, const struct cm_event *e, enum rvi_pdata kind)
 {
-	uint32_t len;
-	int rc = rvi_pdata_get(e->data, e->len, max, &len);
+	struct rvi_pdata_view v;
 
 	conn->data_len = 0;
-	if (rc)
-		return rc;
-	if (len)
-		memcpy(conn->data, e->data + 1, len);
-	conn->data_len = len;
+	if (rvi_pdata_get(kind, e->data, e->len, &v))
+		return -EPROTO;
+	if (v.len)
+		memcpy(conn->data, v.data, v.len);
+	conn->data_len = v.len;
+	if (kind != RVI_PD_REASON)
+		conn->tx_credits = rvi_class_credits(v.class);
 	return 0;
 }
 
@@ -76,7 +77,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 	if (dev->lost || dev->nr_half_open >= RVI_HALF_OPEN_MAX || rvi_conn_alloc(dev, &conn))
 		goto refuse;
 	/* Without READs in both directions there is no use for a connection. */
-	if (!e->responder || !e->initiator || take_data(conn, e, RV_HELLO_MAX)) {
+	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_REQUEST)) {
 		at_add(&dev->stat.protocol_errors, 1);
 		rvi_conn_release(conn);
 		goto refuse;
@@ -140,7 +141,7 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
 {
 	int rc;
 
-	if (!e->responder || !e->initiator || take_data(conn, e, RV_ANSWER_MAX)) {
+	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_ANSWER)) {
 		at_add(&conn->dev->stat.protocol_errors, 1);
 		rvi_conn_down(conn, -EPROTO, -1);
 		return;
@@ -174,7 +175,7 @@ static void failed(struct rv_conn *conn, const struct cm_event *e)
 	bool refused = e->type == RDMA_CM_EVENT_REJECTED && rvi_state(conn) == RVI_CONNECTING;
 
 	/* A reason that makes no sense is no reason. */
-	if (!refused || take_data(conn, e, RV_REASON_MAX))
+	if (!refused || take_data(conn, e, RVI_PD_REASON))
 		conn->data_len = 0;
 	rvi_conn_down(conn, rvi_cm_errno(e->type, e->status), -1);
 }
@@ -225,11 +226,14 @@ static void step_listener(struct rv_dev *dev, const struct cm_event *e, struct r
 	}
 }
 
-void rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
+/* True if all were taken, false if there was no more room. */
+bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	struct cm_event e;
 
-	while (sink->n < sink->max && next_event(dev, &e)) {
+	while (sink->n < sink->max) {
+		if (!next_event(dev, &e))
+			return true;
 		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
 			requested(dev, &e, sink);
 		else if (e.id == dev->listener)
@@ -237,6 +241,7 @@ void rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 		else if (e.id->context)
 			step(e.id->context, &e, sink);
 	}
+	return false;
 }
 
 /* Nothing may come of a connect for 100 s (FACTS 3): these deadlines are ours. */

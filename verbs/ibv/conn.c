@@ -41,8 +41,9 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->qp = NULL;
 	c->user = NULL;
 	at_store(&c->kicked, 0);
-	c->tx_credits = c->rx_window = RVI_CREDITS_FIRST;
-	c->to_return = dev->credits - RVI_CREDITS_FIRST;
+	c->tx_credits = 0;
+	c->rx_window = rvi_class_credits(dev->credit_class);
+	c->to_return = dev->credits - c->rx_window;
 	c->nr_held = 0;
 	c->tx_seq = c->rx_seq = 0;
 	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver = c->end_by_flush = false;
@@ -93,6 +94,14 @@ void rvi_conn_up(struct rv_conn *conn)
 	rvi_return_credits(conn);
 }
 
+/* The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait. */
+static void tell_peer(struct rv_conn *conn)
+{
+	if (conn->cm_used)
+		rdma_disconnect(conn->id);
+	conn->cm_used = false;
+}
+
 /*
  * The connection is over: stop the queue pair, keep the first cause, and have it reported once what arrived before has
  * been. wc_status -1 = no completion behind it. A flush is a consequence, so a real cause that comes while it still waits
@@ -139,6 +148,7 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	rvi_conn_not_half_open(conn);
 	/* Our READs would go on retrying against a peer that left. */
 	rvi_qp_error(conn);
+	tell_peer(conn);
 }
 
 /* A completion failed. */
@@ -195,8 +205,7 @@ void rvi_close_conn(struct rv_conn *conn)
 	rvi_conn_not_half_open(conn);
 	list_del(&conn->end);
 	rvi_qp_error(conn);
-	if (conn->id && conn->cm_used)
-		rdma_disconnect(conn->id);
+	tell_peer(conn);
 	rvi_qp_destroy(conn);
 	/* Never blocks on unacked events: they are acked as they are read. */
 	if (conn->id)

@@ -32,8 +32,9 @@ static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 	uint32_t max_wr = (uint32_t)max_of(a->max_qp_wr, 0), recv_each, max;
 
 	dev->credits = opt->credits ? opt->credits : 64;
-	if (dev->credits < RVI_CREDITS_FIRST || dev->credits > 16384)
-		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits, RVI_CREDITS_FIRST);
+	if (dev->credits < RVI_CREDITS_MIN || dev->credits > 16384)
+		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits, RVI_CREDITS_MIN);
+	dev->credit_class = rvi_credit_class(dev->credits);
 	dev->nr_sends = RVI_SENDS_MAX + RVI_CREDIT_BUFS;
 	if (max_wr <= dev->nr_sends || !max_srq)
 		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,

@@ -8,8 +8,13 @@
  *                  offset 4  u16  bytes of the message that follows; 0 in type 2
  *                  offset 6  u16  sequence number of this direction, from 0, wrapping
  *
- *   connection     offset 0  u8   bytes that follow and count; the rest is the CM's zero padding
- *   data
+ *   connection     request   u8   bits 0..5 bytes of the hello, bits 6..7 credit class; then the hello
+ *   data           answer    u8   bytes of the answer; u8 credit class; then the answer
+ *                  reject    u8   bytes of the reason; then the reason
+ *                  The rest is the CM's zero padding.
+ *
+ * The credit class is how many messages the sender of it takes before any frame came; what it takes beyond that is
+ * granted by frames. Two bits, for a request has not one byte to spare.
  *
  * Pure functions; everything in them may come from a hostile peer.
  */
@@ -63,26 +68,68 @@ static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_fr
 	return 0;
 }
 
-/* Returns the bytes to hand to the CM. len < 256 and fits out. */
-static inline uint8_t rvi_pdata_put(uint8_t *out, const void *data, size_t len)
+enum rvi_pdata { RVI_PD_REQUEST, RVI_PD_ANSWER, RVI_PD_REASON };
+
+static inline uint32_t rvi_class_credits(unsigned class)
 {
-	out[0] = (uint8_t)len;
-	if (len)
-		memcpy(out + 1, data, len);
-	return (uint8_t)(len + 1);
+	static const uint8_t credits[] = { 4, 8, 32, 64 };
+
+	return credits[class & 3];
 }
 
-/* 0 or -EPROTO. The CM hands over `size` bytes, padded: only the own length byte counts, and it is not believed either. */
-static inline int rvi_pdata_get(const uint8_t *p, size_t size, size_t max, uint32_t *len)
+/* The largest class that promises no more than that. credits >= 4. */
+static inline unsigned rvi_credit_class(uint32_t credits)
 {
-	if (!size) {
-		*len = 0;
+	unsigned class = 3;
+
+	while (class && rvi_class_credits(class) > credits)
+		class--;
+	return class;
+}
+
+/* Returns the bytes to hand to the CM. len is at most the contract's maximum of that kind. */
+static inline uint8_t rvi_pdata_put(enum rvi_pdata kind, uint8_t *out, const void *data, size_t len, unsigned class)
+{
+	size_t head = kind == RVI_PD_ANSWER ? 2 : 1;
+
+	out[0] = (uint8_t)(kind == RVI_PD_REQUEST ? len | class << 6 : len);
+	if (kind == RVI_PD_ANSWER)
+		out[1] = (uint8_t)class;
+	if (len)
+		memcpy(out + head, data, len);
+	return (uint8_t)(len + head);
+}
+
+struct rvi_pdata_view {
+	const uint8_t *data;
+	uint32_t len;
+	unsigned class;
+};
+
+/* 0 or -EPROTO. The CM hands over `size` bytes, padded: only the own length byte counts, and it is not believed either. */
+static inline int rvi_pdata_get(enum rvi_pdata kind, const uint8_t *p, size_t size, struct rvi_pdata_view *out)
+{
+	static const uint8_t max[] = { RV_HELLO_MAX, RV_ANSWER_MAX, RV_REASON_MAX };
+	size_t head = kind == RVI_PD_ANSWER ? 2 : 1;
+	struct rvi_pdata_view v = { 0 };
+
+	/* A CM that refuses by itself carries nothing. */
+	if (!size && kind == RVI_PD_REASON) {
+		*out = v;
 		return 0;
 	}
-	if (p[0] > max || (size_t)p[0] + 1 > size)
+	if (size < head)
 		return -EPROTO;
-	*len = p[0];
+	v.data = p + head;
+	v.len = kind == RVI_PD_REQUEST ? p[0] & 63 : p[0];
+	v.class = kind == RVI_PD_REQUEST ? p[0] >> 6 : kind == RVI_PD_ANSWER ? p[1] : 0;
+	if (v.len > max[kind] || v.len + head > size || v.class > 3)
+		return -EPROTO;
+	*out = v;
 	return 0;
 }
+
+_Static_assert(RV_HELLO_MAX + 1 <= 56 && RV_HELLO_MAX < 64, "a hello fits a request");
+_Static_assert(RV_ANSWER_MAX + 2 <= 196 && RV_REASON_MAX + 1 <= 148, "answers and reasons fit");
 
 #endif

@@ -29,7 +29,7 @@
 #include "verbs/rv.h"
 #include "verbs/rv_error.h"
 
-#define RVI_CREDITS_FIRST 4u     /* every peer may send so many before it heard of more; the least opt.credits allows */
+#define RVI_CREDITS_MIN 4u
 #define RVI_CREDIT_BUFS 2u       /* receive buffers kept for credit messages: send.c says why two are enough */
 #define RVI_SENDS_MAX 64u        /* messages of one connection that the device has not finished with */
 #define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
@@ -115,7 +115,7 @@ struct rv_conn {
 	struct rvi_send *sends;
 	uint32_t free_send;
 	uint32_t nr_sending;
-	uint32_t tx_credits;         /* messages we may still send */
+	uint32_t tx_credits;         /* messages we may still send; set by the handshake */
 	uint32_t rx_window;          /* messages the peer may still send */
 	uint32_t to_return;          /* buffers given back and not yet told */
 	uint32_t nr_held;
@@ -169,6 +169,7 @@ struct rv_dev {
 	struct rv_addr addr;
 	struct sockaddr_storage src; /* the chosen GID's address, port 0 */
 	uint64_t max_msg;
+	unsigned credit_class;       /* what a peer may send before any frame came (frame.h) */
 	uint32_t max_inline, credits, max_reads, max_conns, max_slots, nr_sends;
 	uint8_t port, max_responder, max_initiator;
 	rv_log_fn log;
@@ -274,7 +275,7 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len);
 void rvi_peer_text(struct rv_conn *conn, char *buf, size_t size);
 
 /* cm_event.c */
-void rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink);
+bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink);
 void rvi_cm_deadlines(struct rv_dev *dev);
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message);
 

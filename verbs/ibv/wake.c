@@ -106,30 +106,40 @@ void rvi_wake_timer(struct rv_dev *dev)
 	timerfd_settime(dev->timerfd, TFD_TIMER_ABSTIME, &t, NULL);
 }
 
+static void timer_fired(struct rv_dev *dev)
+{
+	uint64_t expirations;
+
+	while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
+		;
+	dev->timer_ns = 0;
+	rvi_cm_deadlines(dev);
+	rvi_wake_timer(dev);
+}
+
 /* RV_POLL_SLOW: one system call when nothing has happened. */
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 {
+	bool timer = false, drained = true;
 	struct epoll_event e[4];
 	int n = epoll_wait(dev->epfd, e, 4, 0);
-	uint64_t expirations;
 
 	for (int i = 0; i < n; i++) {
 		switch (e[i].data.u32) {
 		case WAKE_CM:
-			rvi_cm_events(dev, sink);
+			drained = rvi_cm_events(dev, sink);
 			break;
 		case WAKE_ASYNC:
 			rvi_async_events(dev, sink);
 			break;
 		case WAKE_TIMER:
-			while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
-				;
-			dev->timer_ns = 0;
-			rvi_cm_deadlines(dev);
-			rvi_wake_timer(dev);
+			timer = true;
 			break;
 		default:
 			break;
 		}
 	}
+	/* Never before everything that came in time has been looked at: we may be the one who is slow. */
+	if (timer && drained)
+		timer_fired(dev);
 }
