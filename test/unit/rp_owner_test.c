@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/rp_internal.h"
+#include "test/unit/rp_test.h"
+
+static int value;
+
+static struct rp *with_value(void)
+{
+	struct rp *m = machine(0, 4);
+
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	return m;
+}
+
+static void rp_owner__last_release_frees(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, EV(RETAIN, .id = ID(0, 1))), 0);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_int_equal(nr_effects(m), 0);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_ptr_equal(effect(m, 0, RP_EFF_FREE_VALUE)->value, &value);
+	assert_int_equal(effect(m, 1, RP_EFF_GONE)->id.local_id, 1);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), -ESTALE);
+	assert_int_equal(step(m, EV(RETAIN, .id = ID(0, 1))), -ESTALE);
+	assert_empty(m);
+	rp_destroy(m);
+}
+
+static void rp_owner__abandoned_value_is_freed_when_it_comes(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_int_equal(nr_effects(m), 0);
+	assert_int_equal(step(m, EV(RETAIN, .id = ID(0, 1))), -ESTALE);
+	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 1)), -ESTALE);
+	assert_int_equal(counts(m).pending_owners, 1);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_ptr_equal(effect(m, 0, RP_EFF_FREE_VALUE)->value, &value);
+	effect(m, 1, RP_EFF_GONE);
+	assert_empty(m);
+	rp_destroy(m);
+}
+
+static void rp_owner__set_once(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), -EALREADY);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = -EIO)), -EALREADY);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 2), .status = -EIO)), -ESTALE);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = 1)), -EINVAL);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1))), -EINVAL);
+	rp_destroy(m);
+}
+
+static void rp_owner__bad_ids(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), -EALREADY);
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 0))), -EINVAL);
+	assert_int_equal(step(m, EV(NEW, .id = ID(1, 5))), -EINVAL);
+	assert_int_equal(step(m, EV(NEW, .id = ID(4, 5))), -EINVAL);
+	assert_int_equal(step(m, EV(NEW, .id = { 5, 0, 1 })), -EINVAL);
+	assert_int_equal(step(m, &(struct rp_event){ .type = 0 }), -EINVAL);
+	assert_int_equal(step(m, &(struct rp_event){ .type = RP_EV_PEER_GRACE + 1 }), -EINVAL);
+	rp_destroy(m);
+}
+
+static void rp_owner__waits_end_once_each(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	for (uint64_t i = 1; i <= 3; i++) {
+		assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = i)), 0);
+		assert_int_equal(nr_effects(m), 0);
+	}
+	assert_int_equal(counts(m).parked, 3);
+	assert_int_equal(step(m, EV(UNWAIT, .id = ID(0, 1), .cookie = 2)), 0);
+	assert_int_equal(step(m, EV(UNWAIT, .id = ID(0, 1), .cookie = 2)), -ESTALE);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(nr_effects(m), 2);
+	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->cookie, 1);
+	assert_ptr_equal(effect(m, 0, RP_EFF_WAITED)->value, &value);
+	assert_int_equal(effect(m, 1, RP_EFF_WAITED)->cookie, 3);
+	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 4)), 0);
+	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->loc.nonce, 7);
+	rp_destroy(m);
+}
+
+static void rp_owner__last_release_cancels_waits(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 9)), 0);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->status, -ECANCELED);
+	rp_destroy(m);
+}
+
+static void rp_owner__failure_is_told_each_time(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 1)), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = -EDOM, .text = "why\nnot")), 0);
+	assert_string_equal(effect(m, 0, RP_EFF_WAITED)->text, "why\nnot");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 2)), 0);
+		assert_int_equal(effect(m, 0, RP_EFF_WAITED)->status, -EDOM);
+		assert_string_equal(effect(m, 0, RP_EFF_WAITED)->text, "why\nnot");
+	}
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_int_equal(nr_effects(m), 1);
+	effect(m, 0, RP_EFF_GONE);
+	rp_destroy(m);
+}
+
+static void rp_owner__creation_is_answered_when_ready(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
+	assert_int_equal(nr_effects(m), 0);
+	assert_int_equal(counts(m).forks, 1);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
+	effect(m, 0, RP_EFF_DUPLICATE);
+	assert_int_equal(counts(m).forks, 1);
+	assert_int_equal(step(m, EV(SET, .id = ID(2, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(sent(m, 0, 2, RP_MSG_CREATED)->loc.nonce, 7);
+	assert_int_equal(nr_effects(m), 1);
+	assert_int_equal(step(m, MSG(DELETE, 2, ID(2, 1), ID(2, 2))), 0);
+	effect(m, 0, RP_EFF_FREE_VALUE);
+	/* Late, or repeated: the function is not run again. */
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
+	effect(m, 0, RP_EFF_DUPLICATE);
+	assert_empty(m);
+	rp_destroy(m);
+}
+
+static void rp_owner__delete_overtakes_creation(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, MSG(DELETE, 2, ID(2, 1), ID(2, 2))), 0);
+	assert_int_equal(counts(m).tombstones, 1);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
+	effect(m, 0, RP_EFF_DUPLICATE);
+	assert_empty(m);
+	rp_destroy(m);
+}
+
+static void rp_owner__creation_of_foreign_ids_is_refused(void **state)
+{
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	assert_int_equal(step(m, EV(OWN, .id = ID(1, 1), .fork = ID(2, 2), .peer = 2)), -EPROTO);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(1, 2), .peer = 2)), -EPROTO);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 0), .fork = ID(2, 2), .peer = 2)), -EPROTO);
+	assert_int_equal(step(m, EV(OWN, .id = ID(0, 1), .fork = ID(0, 2), .peer = 0)), -EINVAL);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 4)), -EINVAL);
+	assert_int_equal(counts(m).refused, 3);
+	rp_destroy(m);
+}
+
+static void rp_owner__fetch_parks_once(void **state)
+{
+	struct rp *m = machine(0, 4);
+	struct rp_fork rec;
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
+	assert_int_equal(rec.loc.version, 0);
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
+	assert_int_equal(counts(m).parked, 1);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(nr_effects(m), 1);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->loc.nonce, 7);
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->loc.nonce, 7);
+	rp_destroy(m);
+}
+
+static void rp_owner__parked_fetch_ends_with_its_fork(void **state)
+{
+	struct rp *m = machine(0, 4);
+	struct rp_fork rec;
+
+	(void)state;
+	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(0, 2))), 0);
+	assert_int_equal(counts(m).parked, 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = -EIO)), 0);
+	assert_int_equal(nr_effects(m), 0);
+	rp_destroy(m);
+}
+
+static void rp_owner__unknown_is_answered_at_once(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 9), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->status, -ESTALE);
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->status, -ESTALE);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 9), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
+	rp_destroy(m);
+}
+
+static void rp_owner__requests_and_deletes_repeat_harmlessly(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+		assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, 0);
+		assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->loc.nonce, 7);
+		assert_int_equal(counts(m).forks, 1);
+	}
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 2))), 0);
+		assert_int_equal(counts(m).forks, 0);
+	}
+	assert_int_equal(counts(m).tombstones, 1);
+	/* A request that comes after its own DELETE. */
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
+	assert_int_equal(counts(m).forks, 0);
+	assert_int_equal(counts(m).ignored, 5);
+	rp_destroy(m);
+}
+
+static void rp_owner__tombstones_are_bounded(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	for (uint64_t i = 1; i <= 3 * RP_TOMBSTONES_MAX; i++) {
+		rp_effects_clear(m);
+		assert_int_equal(rp_step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, i)), NULL), 0);
+		assert_int_equal(rp_step(m, MSG(DELETE, 3, ID(0, 1), ID(2, i)), NULL), 0);
+	}
+	assert_int_equal(counts(m).tombstones, RP_TOMBSTONES_MAX);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 3 * RP_TOMBSTONES_MAX))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2 * RP_TOMBSTONES_MAX + 1))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
+	/* What was forked here is never asked for, so it leaves none. */
+	assert_int_equal(step(m, MSG(DELETE, 2, ID(0, 1), ID(0, 77))), 0);
+	assert_int_equal(counts(m).tombstones, RP_TOMBSTONES_MAX);
+	rp_destroy(m);
+}
+
+static void rp_owner__quota_per_peer(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	m->peers[3].nr_forks = RP_FORKS_MAX;
+	rp_effects_clear(m);
+	assert_int_equal(rp_step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2)), NULL), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -EDQUOT);
+	assert_int_equal(rp_step(m, EV(OWN, .id = ID(3, 1), .fork = ID(3, 2), .peer = 3), NULL), 0);
+	assert_int_equal(sent(m, 1, 3, RP_MSG_CREATED)->status, -EDQUOT);
+	effect(m, 2, RP_EFF_DUPLICATE);
+	m->peers[3].nr_forks = 0;
+	/* Refused stays refused. */
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 2, ID(0, 1), ID(3, 2))), 0);
+	assert_int_equal(sent(m, 0, 2, RP_MSG_FORK_ACK)->status, 0);
+	rp_destroy(m);
+}
+
+static void rp_owner__another_holders_fork_is_out_of_reach(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+	/* Worker 1 names worker 3's fork in all ways. */
+	assert_int_equal(step(m, MSG(DELETE, 1, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(counts(m).forks, 1);
+	assert_int_equal(step(m, MSG(FETCH, 1, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 1, RP_MSG_FETCH_REPLY)->status, -ESTALE);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(sent(m, 0, 1, RP_MSG_FORK_ACK)->status, -ESTALE);
+	/* Nor does a claim in advance stand in the way of the true holder. */
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 3))), 0);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 3))), 0);
+	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, 0);
+	assert_int_equal(step(m, MSG(DELETE, 1, ID(0, 1), ID(2, 3))), 0);
+	assert_int_equal(counts(m).forks, 2);
+	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
+	assert_int_equal(nr_effects(m), 0);
+	rp_destroy(m);
+}
+
+static void rp_owner__malformed_messages_are_refused(void **state)
+{
+	struct rp *m = with_value();
+
+	(void)state;
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 5), ID(2, 2))), -EPROTO);        /* its fork, another id */
+	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 5), ID(2, 2))), -EPROTO);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 5), ID(2, 2))), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(4, 2))), -EPROTO);        /* no such rank */
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(7, 1), ID(2, 2))), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 0))), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 0), ID(2, 2))), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ((struct rref_id){ 2, 2, 1 }))), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 2), .status = 5)), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 0, ID(0, 1), ID(2, 2))), -EPROTO);        /* from ourselves */
+	assert_int_equal(step(m, MSG(FETCH, 0, ID(0, 1), ID(2, 2))), -EPROTO);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 0, ID(0, 1), ID(2, 9))), -EPROTO);
+	assert_int_equal(step(m, EV(MSG, .peer = 3, .msg = &(struct rp_msg){ .type = 0, .id = ID(0, 1), .fork = ID(2, 2) })), -EPROTO);
+	assert_int_equal(step(m, EV(MSG, .peer = 3, .msg = &(struct rp_msg){ .type = 99, .id = ID(0, 1), .fork = ID(2, 2) })), -EPROTO);
+	assert_int_equal(step(m, MSG(DELETE, 4, ID(0, 1), ID(2, 2))), -EINVAL);
+	assert_int_equal(step(m, EV(MSG, .peer = 3)), -EINVAL);
+	assert_int_equal(counts(m).refused, 14);
+	assert_int_equal(counts(m).forks, 1);
+	rp_destroy(m);
+}
+
+static void count_visit(void *ctx, const struct rp_visit *v)
+{
+	unsigned *seen = ctx;
+
+	assert_non_null(v->state);
+	*seen += v->owned ? v->fork.local_id ? 1 : 100 : 10000;
+}
+
+static void rp_owner__visits(void **state)
+{
+	struct rp *m = with_value();
+	unsigned seen = 0;
+
+	(void)state;
+	rp_visit(m, count_visit, &seen);
+	assert_int_equal(seen, 100);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 3))), 0);
+	assert_int_equal(step(m, EV(CREATE, .id = ID(0, 10), .fork = ID(0, 11), .peer = 2)), 0);
+	seen = 0;
+	rp_visit(m, count_visit, &seen);
+	assert_int_equal(seen, 10002);
+	rp_destroy(m);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(rp_owner__abandoned_value_is_freed_when_it_comes),
+		cmocka_unit_test(rp_owner__another_holders_fork_is_out_of_reach),
+		cmocka_unit_test(rp_owner__bad_ids),
+		cmocka_unit_test(rp_owner__creation_is_answered_when_ready),
+		cmocka_unit_test(rp_owner__creation_of_foreign_ids_is_refused),
+		cmocka_unit_test(rp_owner__delete_overtakes_creation),
+		cmocka_unit_test(rp_owner__failure_is_told_each_time),
+		cmocka_unit_test(rp_owner__fetch_parks_once),
+		cmocka_unit_test(rp_owner__last_release_cancels_waits),
+		cmocka_unit_test(rp_owner__last_release_frees),
+		cmocka_unit_test(rp_owner__malformed_messages_are_refused),
+		cmocka_unit_test(rp_owner__parked_fetch_ends_with_its_fork),
+		cmocka_unit_test(rp_owner__quota_per_peer),
+		cmocka_unit_test(rp_owner__requests_and_deletes_repeat_harmlessly),
+		cmocka_unit_test(rp_owner__set_once),
+		cmocka_unit_test(rp_owner__tombstones_are_bounded),
+		cmocka_unit_test(rp_owner__unknown_is_answered_at_once),
+		cmocka_unit_test(rp_owner__visits),
+		cmocka_unit_test(rp_owner__waits_end_once_each),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

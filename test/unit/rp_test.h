@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Short words for tests of the protocol's machine: one machine, its events, and the effects that they must have. */
+#ifndef RP_TEST_H
+#define RP_TEST_H
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/rp.h"
+#include "test/lib/tl_rpcheck.h"
+
+#define ID(rank, n) ((struct rref_id){ .local_id = (n), .created_on = (rank) })
+#define LOC(n) ((struct rp_location){ .addr = 4096, .length = 1, .nonce = (n), .version = 1 })
+#define EV(t, ...) (&(struct rp_event){ .type = RP_EV_##t, __VA_ARGS__ })
+#define MSG(t, from, i, f, ...) EV(MSG, .peer = (from), .msg = &(struct rp_msg){ .type = RP_MSG_##t, .id = (i), .fork = (f), __VA_ARGS__ })
+
+static inline struct rp *machine(uint32_t self, uint32_t world)
+{
+	struct rp *m;
+
+	assert_int_equal(rp_create(self, world, &m), 0);
+	return m;
+}
+
+/* A step whose effects replace those of the last. */
+static inline int step_rec(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
+{
+	const char *text;
+	size_t nr;
+	int rc;
+
+	rp_effects_clear(m);
+	rc = rp_step(m, ev, rec);
+	text = tl_rp_check(m);
+	if (text)
+		fail_msg("%s", text);
+	rp_effects(m, &nr);
+	if (rc)
+		assert_int_equal(nr, 0);
+	return rc;
+}
+
+static inline int step(struct rp *m, const struct rp_event *ev)
+{
+	return step_rec(m, ev, NULL);
+}
+
+static inline size_t nr_effects(const struct rp *m)
+{
+	size_t nr;
+
+	rp_effects(m, &nr);
+	return nr;
+}
+
+/* The n-th effect, which must be of that type. */
+static inline const struct rp_effect *effect(const struct rp *m, size_t n, enum rp_effect_type type)
+{
+	size_t nr;
+	const struct rp_effect *e = rp_effects(m, &nr);
+
+	assert_true(n < nr);
+	assert_int_equal(e[n].type, type);
+	return &e[n];
+}
+
+/* The n-th effect, which must send that message to that peer. */
+static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type)
+{
+	const struct rp_effect *e = effect(m, n, RP_EFF_SEND);
+
+	assert_int_equal(e->peer, peer);
+	assert_int_equal(e->msg.type, type);
+	return &e->msg;
+}
+
+static inline struct rp_counts counts(const struct rp *m)
+{
+	struct rp_counts c;
+
+	rp_counts(m, &c);
+	return c;
+}
+
+static inline void assert_empty(const struct rp *m)
+{
+	struct rp_counts c = counts(m);
+
+	assert_int_equal(c.owners | c.pending_owners | c.forks | c.users | c.pending_users | c.pending_children | c.parked, 0);
+}
+
+#endif
