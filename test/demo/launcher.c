@@ -16,9 +16,9 @@ enum { STOPPED = DEMO_NR_WAYS, NR_RATES };
 
 static const char *const way_texts[DEMO_NR_WAYS] = {
 	"sync: chunks one by one, rref_to_here",
-	"async: futures, rref_to_here_async and rref_wait_all",
+	"async: rref_to_here_async, rref_wait_all",
 	"batch: rref_to_here_batch",
-	"whole: the file as one reference, rref_to_here",
+	"whole: one reference, rref_to_here",
 };
 
 static const struct demo_job *job;
@@ -102,7 +102,7 @@ static void publish_and_share(void)
 	show_step("publish");
 	r = tell(0, DEMO_PUBLISH, 2 * job->file_bytes, "owner reads the file into registered memory");
 	check(r->nr_refs == nr_refs, "owner published %u references", (unsigned)r->nr_refs);
-	show_done("owner read the file into registered memory: %u chunks, whole, 8 bytes", nr_refs - 2);
+	show_done("%u chunks, the whole, 8 bytes: in registered memory", nr_refs - 2);
 
 	show_step("get");
 	r = tell(1, DEMO_GET, 0, "");
@@ -172,6 +172,7 @@ static void read_in_turn(void)
 {
 	char text[256];
 	struct demo_report before = owner_at_rest(), after;
+	int64_t begun = demo_now(), reading;
 
 	show_step("read");
 	for (int way = 0; way < DEMO_NR_WAYS; way++) {
@@ -192,11 +193,12 @@ static void read_in_turn(void)
 	check_small("small");
 	show_done("small: 8 bytes, %llu times each, all equal", (unsigned long long)reports[1].nr_reads);
 
+	reading = demo_now() - begun;
 	show_step("owner");
 	after = *tell(0, DEMO_STATS, 0, "");
 	owner_took_no_part(&before, &after, "while users read");
-	show_done("took no part: 0 calls, 0 messages, and %s of its process's time",
-		  show_time(after.cpu_ns - before.cpu_ns));
+	show_done("took no part: 0 calls, 0 messages; ran for %s of %s",
+		  show_time(after.cpu_ns - before.cpu_ns), show_time(reading));
 }
 
 /* All users at once, while the owner's process does not run at all. */
@@ -208,7 +210,7 @@ static void read_from_stopped(void)
 	show_step("stop");
 	team_stop(0);
 	check(team_is_stopped(0), "the owner is not stopped");
-	show_done("owner stopped: SIGSTOP, state T in /proc/%d/stat", (int)team_pid(0));
+	show_done("owner stopped by SIGSTOP: state T in /proc/%d/stat", (int)team_pid(0));
 
 	show_step("read");
 	tell_users(&all, job->file_bytes, "all users at once, owner stopped");
@@ -243,7 +245,7 @@ static void release_and_leave(void)
 	check(s->owners == 0 && s->forks == 0 && s->value_bytes == 0,
 	      "the owner still counts %llu values, %llu references of users, %llu bytes", (unsigned long long)s->owners,
 	      (unsigned long long)s->forks, (unsigned long long)s->value_bytes);
-	show_done("owner released all: 0 values, 0 references of users, 0 bytes");
+	show_done("owner released all: 0 values, 0 forks, 0 bytes");
 
 	show_step("leave");
 	team_run(0, 1 + job->users, &leave, 0, "", reports);
@@ -274,14 +276,14 @@ static void show_results(void)
 		for (int k = 0; k < NR_RATES; k++)
 			snprintf(text[k], sizeof(text[k]), "%.*f", results[i].mb_per_s[k] < 99.95 ? 1 : 0, results[i].mb_per_s[k]);
 		for (int k = 0; k < 3; k++)
-			snprintf(text[NR_RATES + k], sizeof(text[0]), "%.2f", (double)ns[k] / 1e3);
+			snprintf(text[NR_RATES + k], sizeof(text[0]), "%.*f", ns[k] < 999950 ? 2 : 0, (double)ns[k] / 1e3);
 		for (int k = 0; k < NR_RATES + 3; k++)
 			cells[k] = text[k];
 		show_table_row(demo_name(i), cells);
 	}
 	show_table_end();
-	printf("    stopped: all users at once while the owner is stopped (8 bytes: p50). Others: one user at a time.\n"
-	       "    Reads alone, hashing not counted; what takes less than 0.5 s is read twice, and the better time counts.\n\n");
+	printf("  stopped: all users at once, the owner stopped (8 bytes: p50); others: one user\n"
+	       "  at a time. Without hashing; the better of two where reading takes under 1 s.\n\n");
 }
 
 int demo_launch(struct demo_job *the_job)

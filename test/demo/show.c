@@ -14,8 +14,9 @@
 #include "demo.h"
 
 #define LABEL 10
-#define LINE 100                        /* columns of a line with its time */
-#define CELL 8
+#define LINE 80                         /* columns of a line with its time */
+#define BAR 24
+#define CELL 7
 #define ROW_LABEL 6
 #define REDRAW (80 * DEMO_MSEC)
 #define PLAIN_EVERY (5 * DEMO_SEC)
@@ -147,15 +148,40 @@ void show_done(const char *fmt, ...)
 	va_end(ap);
 	clear_line();
 	pad = LINE - 5 - LABEL - columns(text);
-	printf("%s%3s%s %-*s %s%s%*s%s\n", good(), show.utf8 ? "  \u2713" : " ok", plain(), LABEL, show.nr_done++ ? "" : show.step, text,
-	       dim(), pad > 1 ? pad : 1, show_time(now - show.begun), plain());
+	printf("%s%3s%s %-*s %s%s %*s%s\n", good(), show.utf8 ? "  \u2713" : " ok", plain(), LABEL, show.nr_done++ ? "" : show.step, text,
+	       dim(), pad > 1 ? pad - 1 : 1, show_time(now - show.begun), plain());
 	show.begun = show.last = now;
+}
+
+static int terminal_columns(void)
+{
+	struct winsize w;
+
+	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col ? w.ws_col : 80;
+}
+
+/* A line that wrapped could not be rewritten: text is cut, and the bar shrinks, to the terminal's width. */
+static void draw_progress(const char *what, double share)
+{
+	int left = terminal_columns() - LABEL - 6, bar, full;
+
+	printf("  %s %-*s ", show.utf8 ? "\u00b7" : ".", LABEL, show.step ? show.step : "");
+	left -= printf("%.*s", left > 0 ? left : 0, what);
+	bar = left - 8 < BAR ? left - 8 : BAR;
+	if (share >= 0 && bar > 0) {
+		share = share > 1 ? 1 : share;
+		full = (int)(share * bar);
+		fputs("  ", stdout);
+		for (int i = 0; i < bar; i++)
+			fputs(i < full ? (show.utf8 ? "\u2588" : "#") : (show.utf8 ? "\u2591" : "."), stdout);
+		printf(" %3.0f %%", share * 100);
+	}
+	fflush(stdout);
 }
 
 void show_progress(const char *what, double share)
 {
 	int64_t now = demo_now();
-	int width = 24, full;
 
 	if (!show.tty) {
 		if (now - show.last > PLAIN_EVERY && share >= 0) {
@@ -168,16 +194,7 @@ void show_progress(const char *what, double share)
 		return;
 	show.last = now;
 	clear_line();
-	printf("  %s %-*s %s", show.utf8 ? "\u00b7" : ".", LABEL, show.step ? show.step : "", what);
-	if (share >= 0) {
-		share = share > 1 ? 1 : share;
-		full = (int)(share * width);
-		fputs("  ", stdout);
-		for (int i = 0; i < width; i++)
-			fputs(i < full ? (show.utf8 ? "\u2588" : "#") : (show.utf8 ? "\u2591" : "."), stdout);
-		printf(" %3.0f %%", share * 100);
-	}
-	fflush(stdout);
+	draw_progress(what, share);
 	show.drawn = true;
 }
 
@@ -215,7 +232,7 @@ static size_t group_width(const struct show_group *g)
 
 static void rule(const char *left, const char *middle, const char *right)
 {
-	fputs("    ", stdout);
+	fputs("  ", stdout);
 	fputs(dim(), stdout);
 	fputs(left, stdout);
 	for (int i = 0; i < ROW_LABEL + 2; i++)
@@ -235,7 +252,7 @@ static void bar(void)
 
 static void label_cell(const char *label)
 {
-	fputs("    ", stdout);
+	fputs("  ", stdout);
 	bar();
 	printf(" %-*s ", ROW_LABEL, label);
 }

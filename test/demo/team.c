@@ -29,6 +29,7 @@ static struct {
 		bool reported;          /* to the command under way */
 		uint64_t bytes;
 	} worker[1 + DEMO_USERS_MAX];
+	bool failed;                    /* of what else workers say, only failures count */
 	bool leaving;                   /* a worker that has reported may end */
 	int signals;                    /* signalfd: what would end the launcher */
 } team = { .signals = -1 };
@@ -87,17 +88,20 @@ static bool listen_to(int rank, struct demo_report *r)
 
 	r->text[sizeof(r->text) - 1] = 0;
 	if (n == (ssize_t)sizeof(*r)) {
-		if (r->kind == DEMO_NOTE)
+		if (r->kind == DEMO_NOTE && !team.failed)
 			show_note(demo_name(rank), r->text);
-		if (r->kind == DEMO_FAILED)
-			show_error(demo_name(rank), r->text);
-		return r->kind == DEMO_FAILED;
+		if (r->kind != DEMO_FAILED)
+			return false;
+		show_error(demo_name(rank), r->text);
+	} else {
+		r->kind = DEMO_NOTE;
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			return false;
 	}
-	r->kind = DEMO_NOTE;
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return false;
 	close(team.worker[rank].fd);
 	team.worker[rank].fd = -1;
+	if (r->kind == DEMO_FAILED)
+		return true;
 	if (team.leaving && team.worker[rank].reported)
 		return false;
 	describe_exit(rank, text, sizeof(text));
@@ -106,22 +110,23 @@ static bool listen_to(int rank, struct demo_report *r)
 }
 
 /* The cause is often told by several: hears them all out, for a moment. */
-_Noreturn static void fail_with_all(const char *why)
+_Noreturn static void fail_with_all(int rank)
 {
 	int64_t end = demo_now() + AFTERMATH;
 	struct demo_report r;
+	char why[64];
 
+	team.failed = true;
 	while (demo_now() < end) {
 		for (int i = 0; i < team.nr; i++) {
 			struct pollfd p = { .fd = team.worker[i].fd, .events = POLLIN };
 
-			if (p.fd >= 0 && poll(&p, 1, 0) > 0 && listen_to(i, &r) && team.worker[i].fd >= 0) {
-				close(team.worker[i].fd);
-				team.worker[i].fd = -1;
-			}
+			if (p.fd >= 0 && poll(&p, 1, 0) > 0)
+				listen_to(i, &r);
 		}
 		usleep(5000);
 	}
+	snprintf(why, sizeof(why), "%s failed", demo_name(rank));
 	end_demo(why, 1);
 }
 
@@ -246,7 +251,7 @@ void team_run(int first, int end, const struct demo_command *c, uint64_t expect,
 	team.leaving = c && c->op == DEMO_LEAVE;
 	for (int i = first; c && i < end; i++)
 		if (send(team.worker[i].fd, c, sizeof(*c), MSG_NOSIGNAL) != (ssize_t)sizeof(*c))
-			fail_with_all("a worker is gone");
+			fail_with_all(i);
 	while (missing) {
 		struct pollfd p[2 + DEMO_USERS_MAX];
 		struct demo_report r;
@@ -262,7 +267,7 @@ void team_run(int first, int end, const struct demo_command *c, uint64_t expect,
 			if (!(p[i].revents & (POLLIN | POLLHUP | POLLERR)))
 				continue;
 			if (listen_to(i, &r))
-				fail_with_all("a worker failed");
+				fail_with_all(i);
 			if (r.kind == DEMO_PROGRESS)
 				team.worker[i].bytes = r.bytes;
 			if (r.kind == DEMO_DONE && !team.worker[i].reported) {
