@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous among strangers: what they send ends their connection, and nothing else. Then a false rank 0. */
+/* The rendezvous among strangers: what they send ends their connection, and nothing else. */
 #include "rendezvous_test.h"
 
 #include <sys/resource.h>
@@ -32,15 +32,6 @@ static void pair_end(struct pair *p)
 	assert_joined(p->one);
 	worker_free(p->zero);
 	worker_free(p->one);
-}
-
-static size_t frame_head(uint8_t *out, unsigned version, unsigned type, uint32_t length)
-{
-	memcpy(out, "RREF", 4);
-	put_le16(out + 4, (uint16_t)version);
-	put_le16(out + 6, (uint16_t)type);
-	put_le32(out + 8, length);
-	return RZ_HEAD_BYTES;
 }
 
 /* A HELLO of another version, as its speaker would sign it. */
@@ -466,183 +457,9 @@ static void rendezvous__lack_of_descriptors_is_named(void **state)
 	worker_free(zero);
 }
 
-/* ---- a false rank 0 */
-
-struct false_zero {
-	int listener;
-	const void *bytes;
-	size_t length;
-	bool holds;                      /* stay connected and silent after the bytes */
-	pthread_t thread;
-	struct worker *one;
-};
-
-/* Serves one connection, reads the hello, sends the bytes, closes after the worker did. */
-static void *false_zero_run(void *arg)
-{
-	struct false_zero *z = arg;
-	struct rz_reader in = { .have = 0 };
-	struct pollfd p = { .events = POLLIN };
-	char waste[256];
-	int fd = accept(z->listener, NULL, NULL);
-
-	p.fd = fd;
-	while (rz_read(fd, &in) == 0)
-		poll(&p, 1, LONG_MS);
-	stranger_send(fd, z->bytes, z->length);
-	if (!z->holds)
-		shutdown(fd, SHUT_WR);
-	while (poll(&p, 1, LONG_MS) == 1 && recv(fd, waste, sizeof(waste), 0) > 0)
-		;
-	close(fd);
-	return NULL;
-}
-
-static struct worker *meet_false_zero(const void *bytes, size_t length, bool holds, int timeout_ms)
-{
-	int port = free_port();
-	struct false_zero z = { .listener = stranger_listen(port), .bytes = bytes, .length = length, .holds = holds };
-
-	z.one = worker_new(port, 1, 2);
-	z.one->timeout_ms = timeout_ms;
-	assert_int_equal(pthread_create(&z.thread, NULL, false_zero_run, &z), 0);
-	worker_run(z.one);
-	assert_int_equal(pthread_join(z.thread, NULL), 0);
-	close(z.listener);
-	return z.one;
-}
-
-static void false_zero__other_protocol(void **state)
-{
-	static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-x\r\n", "\x15\x03\x01\x02\x02\x16" };
-	struct worker *w;
-
-	(void)state;
-	for (size_t i = 0; i < array_size(answers); i++) {
-		w = meet_false_zero(answers[i], strlen(answers[i]), true, LONG_MS);
-		assert_int_equal(w->result, -EPROTO);
-		assert_text(w, "does not speak this protocol");
-		if (i == 0)
-			assert_text(w, "HTTP/1.1");
-		worker_free(w);
-	}
-}
-
-static void false_zero__malformed_frames(void **state)
-{
-	static const struct {
-		unsigned type;
-		uint32_t length;
-	} cases[] = {
-		{ RZ_CHALLENGE, 0 }, { RZ_CHALLENGE, 1u << 30 }, { RZ_CHALLENGE, UINT32_MAX }, { RZ_CHALLENGE, 47 }, { RZ_CHALLENGE, 49 },
-		{ RZ_HELLO, RZ_HELLO_BODY }, { RZ_JOINED, 32 }, { RZ_MEMBER, 30 }, { RZ_FAILED, 40 }, { RZ_REFUSE, 0 },
-		{ RZ_REFUSE, 3 }, { RZ_REFUSE, 10 }, { RZ_END, 64 }, { 0, 0 }, { 9999, 0 },
-	};
-	uint8_t bytes[RZ_FRAME_MAX];
-
-	(void)state;
-	for (size_t i = 0; i < array_size(cases); i++) {
-		struct worker *w;
-		size_t n;
-
-		memset(bytes, 0, sizeof(bytes));
-		n = frame_head(bytes, RZ_VERSION, cases[i].type, cases[i].length);
-		w = meet_false_zero(bytes, n + (cases[i].length < 100 ? cases[i].length : 0), true, LONG_MS);
-		assert_true(w->result == -EPROTO || w->result == -EKEYREJECTED);
-		worker_free(w);
-	}
-}
-
-static void false_zero__without_the_key(void **state)
-{
-	uint8_t bytes[RZ_FRAME_MAX];
-	struct rz_session s = { .key = &other_key, .rank = 1, .world = 2 };
-	struct worker *w = meet_false_zero(bytes, rz_challenge_make(&s, bytes), true, LONG_MS);
-
-	(void)state;
-	assert_int_equal(w->result, -EKEYREJECTED);
-	assert_text(w, "does not hold this group's key");
-	worker_free(w);
-}
-
-static void false_zero__other_version(void **state)
-{
-	uint8_t bytes[RZ_HEAD_BYTES];
-	struct worker *w = meet_false_zero(bytes, frame_head(bytes, 8, RZ_REFUSE, 60), true, LONG_MS);
-
-	(void)state;
-	assert_int_equal(w->result, -EPROTONOSUPPORT);
-	assert_text(w, "version 8");
-	assert_text(w, "version 1");
-	worker_free(w);
-}
-
-/* An unsigned refusal may only say what only an unsigned refusal can. */
-static void false_zero__unsigned_refusals(void **state)
-{
-	uint8_t bytes[RZ_FRAME_MAX];
-	struct worker *w = meet_false_zero(bytes, rz_refuse_make(EKEYREJECTED, "no\x1b[31m", bytes), true, LONG_MS);
-
-	(void)state;
-	assert_int_equal(w->result, -EKEYREJECTED);
-	assert_text(w, "refused: no?[31m");
-	worker_free(w);
-	w = meet_false_zero(bytes, rz_refuse_make(EEXIST, "you are there twice", bytes), true, LONG_MS);
-	assert_int_equal(w->result, -EPROTO);
-	worker_free(w);
-}
-
-static void false_zero__silent(void **state)
-{
-	struct worker *w = meet_false_zero("", 0, true, 400), *half;
-
-	(void)state;
-	assert_int_equal(w->result, -ETIMEDOUT);
-	assert_text(w, "did not answer");
-	worker_free(w);
-	half = meet_false_zero("RREF\1", 5, true, 400);
-	assert_int_equal(half->result, -ETIMEDOUT);
-	worker_free(half);
-}
-
-/* It accepts and closes, again and again. */
-static void *close_all(void *arg)
-{
-	int listener = *(int *)arg, fd;
-
-	while ((fd = accept(listener, NULL, NULL)) >= 0)
-		close(fd);
-	return NULL;
-}
-
-static void false_zero__closes_at_once(void **state)
-{
-	int port = free_port(), listener = stranger_listen(port);
-	struct worker *w = worker_new(port, 1, 2);
-	pthread_t thread;
-
-	(void)state;
-	w->timeout_ms = 400;
-	assert_int_equal(pthread_create(&thread, NULL, close_all, &listener), 0);
-	worker_run(w);
-	shutdown(listener, SHUT_RDWR);
-	pthread_join(thread, NULL);
-	close(listener);
-	assert_int_equal(w->result, -ECONNREFUSED);
-	assert_text(w, "closed before an answer");
-	worker_free(w);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		COUNTED(false_zero__closes_at_once),
-		COUNTED(false_zero__malformed_frames),
-		COUNTED(false_zero__other_protocol),
-		COUNTED(false_zero__other_version),
-		COUNTED(false_zero__silent),
-		COUNTED(false_zero__unsigned_refusals),
-		COUNTED(false_zero__without_the_key),
 		COUNTED(member__that_changes_its_rank_is_refused),
 		COUNTED(member__that_comes_again_keeps_its_place),
 		COUNTED(member__that_talks_loses_its_place),

@@ -261,6 +261,16 @@ static inline enum rz_type stranger_join(int fd, struct rz_session *s, const str
 	return rz_type_of(&in);
 }
 
+/* A head that says what it likes. */
+static inline size_t frame_head(uint8_t *out, unsigned version, unsigned type, uint32_t length)
+{
+	memcpy(out, "RREF", 4);
+	put_le16(out + 4, (uint16_t)version);
+	put_le16(out + 6, (uint16_t)type);
+	put_le32(out + 8, length);
+	return RZ_HEAD_BYTES;
+}
+
 static inline int nr_fds(void)
 {
 	DIR *d = opendir("/proc/self/fd");

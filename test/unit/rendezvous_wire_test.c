@@ -261,6 +261,19 @@ static void frame__replayed_in_another_session_is_refused(void **state)
 	}
 }
 
+/* END is rank 0's own, but the table before it is not what rank 0 sent. */
+static void frame__end_of_another_table_is_refused(void **state)
+{
+	struct rz_session s = new_session();
+	struct rz_digest digest = { { 8 } };
+	uint8_t out[RZ_FRAME_MAX];
+	struct rz_reader in;
+
+	(void)state;
+	assert_int_equal(read_bytes(out, make(END, out), &in), 1);
+	assert_int_equal(rz_end_take(&in, &s, &digest), -EKEYREJECTED);
+}
+
 /* A member's frame with any one byte changed is refused, or changes the digest. */
 static void member__change_is_seen_by_the_digest(void **state)
 {
@@ -388,6 +401,7 @@ int main(void)
 		COUNTED(frame__byte_by_byte),
 		COUNTED(frame__comes_back),
 		COUNTED(frame__cut_short_is_never_whole),
+		COUNTED(frame__end_of_another_table_is_refused),
 		COUNTED(frame__every_bit_flip_is_refused),
 		COUNTED(frame__head_decides_early),
 		COUNTED(frame__never_read_past_its_end),

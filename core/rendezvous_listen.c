@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where rank 0 listens, and how many it lets in at a time. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "rc_error.h"
+#include "rc_rendezvous_server.h"
+
+#define BIND_NS (500 * NSEC_PER_MSEC)
+#define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
+#define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)
+
+void rz_close_listeners(struct rz_serve *s)
+{
+	while (s->nr_listeners)
+		close(s->listener[--s->nr_listeners]);
+}
+
+/* A listening descriptor, or -errno. */
+static int listen_at(const struct addrinfo *ai, uint32_t world)
+{
+	const int on = 1, off = 0;
+	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int r;
+
+	if (fd < 0)
+		return -errno;
+	/* Connections of a group that ended just now must not keep the next one from starting. */
+	(void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (ai->ai_family == AF_INET6) {
+		const struct sockaddr_in6 *in6 = (const void *)ai->ai_addr;
+		bool any = IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr);
+
+		(void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, any ? &off : &on, sizeof(on));
+	}
+	if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, (int)world + MAX_HALF_OPEN) < 0) {
+		r = -errno;
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+/* At every address of the host, so that workers that resolve it in another order find us. An address that is not of
+ * this host, or a family that it does not have, is passed over as long as another one works. */
+static int listen_once(struct rz_serve *s, const struct addrinfo *list, int64_t *waits)
+{
+	int err = EADDRNOTAVAIL;
+
+	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS; i = i->ai_next) {
+		int fd = listen_at(i, s->world);
+
+		if (fd >= 0) {
+			if (s->nr_listeners == 0)
+				rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
+			s->listener[s->nr_listeners++] = fd;
+			continue;
+		}
+		if (fd == -EADDRNOTAVAIL || fd == -EAFNOSUPPORT)
+			continue;
+		err = -fd;
+		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
+		rz_close_listeners(s);
+		break;
+	}
+	if (s->nr_listeners)
+		return 0;
+	/* A worker's attempt to reach us may hold the port for a moment, when the kernel chose it for its own side. */
+	if (err == EADDRINUSE && now_ns() < *waits)
+		return 1;
+	if (err == EADDRNOTAVAIL)
+		return rc_fail(err, "rendezvous %s: rank 0 cannot listen there: it is no address of this host; run rank 0 on that "
+			       "host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, s->a->port, s->a->port);
+	if (err == EADDRINUSE)
+		return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
+			       "own store uses the port; choose another one with RREF_RENDEZVOUS", s->a->text, s->at);
+	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at, rref_strerror(err));
+}
+
+int rz_listen(struct rz_serve *s, const struct addrinfo *list)
+{
+	int64_t waits = min_of(s->deadline, s->start + BIND_NS);
+	bool only_loopback = true;
+	int r;
+
+	while ((r = listen_once(s, list, &waits)) == 1)
+		(void)poll(NULL, 0, rz_poll_ms(now_ns() + BIND_PAUSE_NS));
+	if (r)
+		return r;
+	for (const struct addrinfo *i = list; i; i = i->ai_next)
+		only_loopback = only_loopback && rz_is_loopback(i->ai_addr);
+	/* Debian's installer gives a host's own name the address 127.0.1.1. Literal addresses start with a digit or ':'. */
+	if (only_loopback && strncmp(s->a->host, "localhost", 9) != 0 && s->a->host[0] > ':')
+		rz_log(s->log, RREF_LOG_WARNING, "rendezvous %s: on this host the name is %s, which other hosts cannot reach",
+		       s->a->text, s->at);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %u workers", s->a->text, s->at, s->world - 1);
+	return 0;
+}
+
+static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockaddr *from, socklen_t length)
+{
+	struct rz_conn *c = s->nr_conns < s->max_conns ? calloc(1, sizeof(*c)) : NULL;
+	const int on = 1;
+
+	if (!c)
+		return NULL;
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	c->fd = fd;
+	c->state = AT_HELLO;
+	c->until = now_ns() + HALF_OPEN_NS;
+	/* No rank yet: what rz_drop() looks up must not be rank 0's place. */
+	c->session.rank = UINT32_MAX;
+	rz_sockaddr_text(from, length, c->peer);
+	s->conns[s->nr_conns++] = c;
+	return c;
+}
+
+void rz_accept(struct rz_serve *s, int listener)
+{
+	size_t room = MAX_HALF_OPEN - min_of(rz_count_half_open(s), (size_t)MAX_HALF_OPEN);
+
+	while (room--) {
+		struct sockaddr_storage from;
+		socklen_t length = sizeof(from);
+		int fd = accept4(listener, (struct sockaddr *)&from, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd < 0) {
+			/* Descriptors or memory are short: those in the queue wait there, the others are served on. */
+			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+				if (!s->accept_err)
+					rz_log(s->log, RREF_LOG_WARNING, "rendezvous: accept: %s", rref_strerror(errno));
+				s->accept_err = errno;
+				s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
+				return;
+			}
+			if (errno == EAGAIN || errno == EWOULDBLOCK)
+				return;
+			/* What ails a connection that was never ours is not our failure. */
+			continue;
+		}
+		if (!add_conn(s, fd, (struct sockaddr *)&from, length)) {
+			close(fd);
+			s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
+			return;
+		}
+		s->accept_err = 0;
+	}
+}
