@@ -43,6 +43,7 @@ LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
 PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
+HOST := $(patsubst test/host/%.c,$(BIN)/host/%,$(sort $(wildcard test/host/*.c)))
 TOOLS := $(patsubst core/tools/%.c,$(BIN)/%,$(sort $(wildcard core/tools/*.c)))
 DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
 
@@ -50,13 +51,13 @@ SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests demo demo-roce check check-roce deps install uninstall clean
+.PHONY: all lib tools tests demo demo-roce check check-run check-asan check-tsan check-roce check-vm deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC)
+tests: $(UNIT) $(PROC) $(HOST)
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -66,7 +67,7 @@ $(B)/%.o: %.c Makefile
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
 JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib \
 	malloc_conf_2_conf_harder
-JEMALLOC_A := $(shell $(CC) -print-file-name=libjemalloc_pic.a)
+JEMALLOC_A = $(shell $(CC) -print-file-name=libjemalloc_pic.a)
 $(B)/jemalloc.o: Makefile
 	@mkdir -p $(@D)
 	$(LD) -r $(JEMALLOC_KEEP:%=-u %) $(JEMALLOC_A) -o $@.tmp
@@ -96,6 +97,10 @@ $(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
+$(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
 # Tools see internals (rref-info asks verbs/ for devices), so they link the static library.
 $(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
 	@mkdir -p $(@D)
@@ -105,6 +110,58 @@ $(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
 $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(SHARED)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -L$(B) -l:$(SO) -Wl,-rpath,'$$ORIGIN/..' -lsodium
+
+# ---- what people type ----------------------------------------------------------------------------------------------
+
+SCRIPTS := test/tools/layers.sh test/tools/api.sh
+RUN := test/tools/run-tests.sh
+
+deps:
+	@test/tools/deps.sh build check
+
+demo:
+	@test/tools/deps.sh build
+	@$(MAKE) --no-print-directory -s lib tools
+	@$(BIN)/rref-demo $(if $(FILE),--file $(FILE))
+
+check: deps
+	@$(MAKE) --no-print-directory -s all
+	@$(MAKE) --no-print-directory -s check-run
+
+check-run:
+	@$(RUN) --title "unit, processes over shm, scripts" $(UNIT) $(PROC) $(SCRIPTS)
+
+check-asan check-tsan: check-%: deps
+	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) tests
+	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
+
+check-san-run:
+	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(UNIT) $(PROC)
+
+# Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
+demo-roce:
+	@test/tools/deps.sh build
+	@$(MAKE) --no-print-directory -s lib tools
+	@test/tools/on-roce.sh $(BIN)/rref-demo --device ibv $(if $(FILE),--file $(FILE))
+
+check-roce: deps
+	@$(MAKE) --no-print-directory -s all
+	@test/tools/check-roce.sh
+
+install: lib tools
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/bin
+	install -m 644 include/rref.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/
+	install -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/librref.so.$(VERSION)
+	ln -sf librref.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SO)
+	ln -sf $(SO) $(DESTDIR)$(LIBDIR)/librref.so
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' core/librref.pc.in \
+		> $(DESTDIR)$(LIBDIR)/pkgconfig/librref.pc
+	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin/
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/include/rref.h $(DESTDIR)$(LIBDIR)/librref.* $(DESTDIR)$(LIBDIR)/pkgconfig/librref.pc \
+		$(TOOLS:$(BIN)/%=$(DESTDIR)$(PREFIX)/bin/%)
 
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -97,6 +97,41 @@ static int region_dereg(void *ctx, void *cookie)
 	return err;
 }
 
+/* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
+static int alloc_fail(int err, const char *what, size_t length)
+{
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", ra_error_text());
+	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
+}
+
+/* The first of each arena: also registers its first region, so that a limit on locked memory shows at once, not later. */
+static int beacons_open(struct rref_ctx *ctx)
+{
+	void *mem;
+	int err = ra_alloc(ctx->values, RC_HEADER_BYTES, CACHE_LINE, &mem);
+
+	if (err)
+		return alloc_fail(err, "the beacon", RC_HEADER_BYTES);
+	ctx->beacon = mem;
+	*ctx->beacon = htole64(1);
+	err = ra_alloc(ctx->landing, RC_HEADER_BYTES, CACHE_LINE, &mem);
+	if (err)
+		return alloc_fail(err, "a landing place", RC_HEADER_BYTES);
+	ctx->probe_landing = mem;
+	return 0;
+}
+
+void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
+{
+	void *base;
+	struct rc_region *r = ra_lookup(ctx->values, ctx->beacon, &base);
+
+	out->beacon_addr = r->iova + (uint64_t)((char *)ctx->beacon - (char *)base);
+	out->beacon_rkey = r->mr[kind].rkey;
+}
+
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = region_dereg, .ctx = ctx };
@@ -112,7 +147,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 	err = ra_arena_create(&hooks, &ro, &ctx->landing);
 	if (err)
 		return rc_fail(-err, "landing memory: %s", ra_error_text());
-	return 0;
+	return beacons_open(ctx);
 }
 
 void rc_memory_close(struct rref_ctx *ctx)
@@ -130,15 +165,6 @@ void rc_memory_close(struct rref_ctx *ctx)
 }
 
 /* ---- values ---- */
-
-/* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
-static int alloc_fail(int err, const char *what, size_t length)
-{
-	char why[RREF_TEXT_SIZE];
-
-	snprintf(why, sizeof(why), "%s", ra_error_text());
-	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
-}
 
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
 {

@@ -53,7 +53,7 @@ int rc_peers_open(struct rref_ctx *ctx)
 				p->ops = d->ops;
 				p->dev = d->dev;
 				p->kind = (enum rv_kind)k;
-				p->max_msg = d->caps.max_msg;
+				p->max_msg = k == RV_IBV ? min_of(d->caps.max_msg, RC_PIECE_MAX) : d->caps.max_msg;
 			}
 		}
 		if (!p->ops)
@@ -253,12 +253,13 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 		at_store(&p->alive, true);
 		return; /* nothing happens before the client's proof */
 	}
-	err = rc_answer_check(&ctx->key, ev->data, ev->len, &p->hs, proof.u.mac);
+	err = rc_answer_check(&ctx->key, ev->data, ev->len, &p->hs, proof.u.auth.mac);
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
 		rc_peer_fence(ctx, p, err, rc_error_text());
 		return;
 	}
+	rc_beacon(ctx, p->kind, &proof.u.auth);
 	end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
 	p->state = RC_PEER_UP;
@@ -302,11 +303,14 @@ static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const stru
 	    m.frame.seq != 1)
 		return false;
 	p->recv_seq = 1;
+	p->beacon_addr = m.u.auth.beacon_addr;
+	p->beacon_rkey = m.u.auth.beacon_rkey;
 	if (p->state == RC_PEER_ACCEPTING) {
-		if (rc_proof_check(&ctx->key, &p->hs, m.u.mac) || p->ops->allow_reads(p->link))
+		if (rc_proof_check(&ctx->key, &p->hs, m.u.auth.mac) || p->ops->allow_reads(p->link))
 			return false;
 		p->state = RC_PEER_UP;
 		set_up(ctx, p);
+		rc_beacon(ctx, p->kind, &welcome.u.auth);
 		if (rc_send(ctx, p->rank, &welcome))
 			return false;
 	}
@@ -372,8 +376,13 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 	case RV_EV_DISCONNECTED: {
 		char why[RP_TEXT_MAX];
 
-		snprintf(why, sizeof(why), p->said_goodbye ? "it left the group" : "its connection was lost (%s)",
-			 rref_strerror(ev->status));
+		if (p->said_goodbye)
+			snprintf(why, sizeof(why), "it left the group");
+		else if (ev->wc_status > 0)
+			snprintf(why, sizeof(why), "its connection was lost (%s, work completion status %d)", rref_strerror(ev->status),
+				 ev->wc_status);
+		else
+			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
 		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
 		break;
 	}
@@ -390,12 +399,18 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 }
 
 /*
- * Host death and link loss send nothing. A zero-length READ needs no key and no processor of the peer: if its device does not
- * answer, retries run out and the connection ends. A stopped process still answers it: stalled is not dead.
+ * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the peer: if its device does
+ * not answer, retries run out and the connection ends. A stopped process still answers it: stalled is not dead.
+ * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
+ * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
  */
 static void probe(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
-	struct rv_read r = { .cookie = UINT64_MAX };
+	enum rv_kind k = p->kind;
+	void *base;
+	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
+	struct rv_read r = { .cookie = UINT64_MAX, .addr = p->beacon_addr, .rkey = p->beacon_rkey, .nr_sge = 1,
+			     .sge[0] = { ctx->probe_landing, 8, region->mr[k].lkey } };
 
 	p->probe_at = now + ctx->peer_timeout / 2;
 	if (p->probing || !at_load(&p->conn))

@@ -46,6 +46,7 @@ struct rc_header {
 #define RC_HEADER_BYTES 64u
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
 _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
+#define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see read.c */
 #define RC_VALUE_MAX (RA_VALUE_MAX - RC_HEADER_BYTES)
 
 /* ---- views: a landing block, or an alias of an own value ------------------------------------------------------ */
@@ -58,8 +59,9 @@ struct rref_view {
 	size_t block;             /* landing: bytes of the block */
 	int cls;                  /* landing: cache class, -1 = none */
 	uint32_t lkey[RV_NR_KINDS]; /* landing: the region's key, per provider */
+	uint32_t reserved[3];
 };
-_Static_assert(sizeof(struct rref_view) <= 64, "payloads start 64 bytes into a landing block");
+_Static_assert(sizeof(struct rref_view) == 64, "payloads start 64 bytes into a landing block, aligned as it is");
 
 /* An own value. pins: 1 of the protocol machine (or the handle that fills it) + one per alias view. */
 struct rc_value {
@@ -199,6 +201,8 @@ struct rc_peer {
 	int64_t retry_at;             /* [lock] no new attempt before */
 	int64_t grace_at;             /* [lock] 0 = none */
 	int64_t probe_at;             /* [lock] */
+	uint64_t beacon_addr;         /* [lock] what to READ to learn whether its device answers */
+	uint32_t beacon_rkey;
 	bool probing;                 /* [lock] */
 	uint64_t max_msg;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
@@ -282,6 +286,8 @@ struct rref_ctx {
 	uint64_t incarnation;
 	int64_t timeout;
 	struct ra_arena *values, *landing;
+	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
+	struct rc_header *probe_landing;  /* [const] where theirs land */
 	struct rc_device device[RV_NR_KINDS];
 
 	cache_aligned pthread_mutex_t lock;
@@ -376,6 +382,7 @@ void rc_unlock(struct rref_ctx *ctx); /* and runs what was deferred */
 /* memory.c: devices' registrations, arenas, values, landing blocks */
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_memory_close(struct rref_ctx *ctx);
+void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out);
 void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */

@@ -63,6 +63,16 @@ struct rw_reply {
 	struct rp_fork refs[RREF_REFS_MAX];
 };
 
+/*
+ * AUTH: the client's proof, and the server's answer to it (MAC all zero). Each side tells where its beacon is: 8 bytes
+ * that the other may READ at any time to learn whether this device still answers, without waking anyone.
+ */
+struct rw_auth {
+	uint8_t mac[32];
+	uint64_t beacon_addr;
+	uint32_t beacon_rkey;
+};
+
 /* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL. */
 struct rw_message {
 	struct rw_frame frame;
@@ -70,7 +80,7 @@ struct rw_message {
 		struct rw_call call;
 		struct rw_reply reply;
 		struct rp_msg proto;
-		uint8_t mac[32];    /* AUTH */
+		struct rw_auth auth;
 		uint64_t number;
 	} u;
 };

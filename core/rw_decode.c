@@ -221,7 +221,9 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	case RW_AUTH:
 		mac = take(&r, RW_MAC_BYTES);
 		if (mac)
-			memcpy(out->u.mac, mac, RW_MAC_BYTES);
+			memcpy(out->u.auth.mac, mac, RW_MAC_BYTES);
+		out->u.auth.beacon_addr = get64(&r);
+		out->u.auth.beacon_rkey = get32(&r);
 		break;
 	case RW_CALL:
 		get_call(&r, &out->u.call);

@@ -190,7 +190,9 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 	put32(&w, 0);
 	switch (m->frame.type) {
 	case RW_AUTH:
-		put_bytes(&w, m->u.mac, RW_MAC_BYTES);
+		put_bytes(&w, m->u.auth.mac, RW_MAC_BYTES);
+		put64(&w, m->u.auth.beacon_addr);
+		put32(&w, m->u.auth.beacon_rkey);
 		break;
 	case RW_CALL:
 		rc = put_call(&w, &m->u.call);

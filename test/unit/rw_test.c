@@ -84,8 +84,10 @@ static void any_message(struct rw_message *m, unsigned type)
 	m->frame = (struct rw_frame){ .type = (uint8_t)type, .epoch = (uint32_t)rnd(), .seq = rnd() };
 	switch (type) {
 	case RW_AUTH:
-		for (unsigned i = 0; i < sizeof(m->u.mac); i++)
-			m->u.mac[i] = (uint8_t)rnd();
+		for (unsigned i = 0; i < sizeof(m->u.auth.mac); i++)
+			m->u.auth.mac[i] = (uint8_t)rnd();
+		m->u.auth.beacon_addr = rnd();
+		m->u.auth.beacon_rkey = (uint32_t)rnd();
 		break;
 	case RW_CALL:
 		c->call_id = rnd();
@@ -151,7 +153,9 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 	assert_true(a->frame.type == b->frame.type && a->frame.seq == b->frame.seq && a->frame.epoch == b->frame.epoch);
 	switch (a->frame.type) {
 	case RW_AUTH:
-		assert_memory_equal(a->u.mac, b->u.mac, sizeof(a->u.mac));
+		assert_memory_equal(a->u.auth.mac, b->u.auth.mac, sizeof(a->u.auth.mac));
+		assert_int_equal(a->u.auth.beacon_addr, b->u.auth.beacon_addr);
+		assert_int_equal(a->u.auth.beacon_rkey, b->u.auth.beacon_rkey);
 		break;
 	case RW_CALL:
 		assert_true(a->u.call.call_id == b->u.call.call_id && a->u.call.kind == b->u.call.kind);

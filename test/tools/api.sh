@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The public face: the header compiles alone as C11 and C++17; the shared library exports what the header declares,
+# nothing else; soname; the errno codes that the header documents exist and have words; the README's program compiles
+# and runs; an installed library is found by pkg-config.   api.sh [BUILD_DIR]
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+build=${1:-build}
+so=$build/librref.so
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+passed=0 failed=0
+check() { # NAME OUTPUT: passes when OUTPUT is empty
+	if [ -z "$2" ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAILED $1:"
+		echo "$2" | sed 's/^/    /'
+	fi
+}
+verdict() { # NAME COMMAND...: passes when it succeeds
+	local out name=$1
+	shift
+	out=$("$@" 2>&1) && out= || out="${out:-failed: $*}"
+	check "$name" "$out"
+}
+
+echo '#include <rref.h>' > "$tmp/alone.c"
+cp "$tmp/alone.c" "$tmp/alone.cc"
+verdict "the header compiles alone as C11" cc -std=c11 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.c"
+verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.cc"
+
+declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' | grep -oE '\brref_[a-z_]+ *\(' | tr -d ' (' | sort -u)
+exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' | grep -v '^RREF_' | sort -u)
+check "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$exported"))"
+check "no other symbol leaves the library" "$(nm -D --defined-only "$so" | awk '{print $3}' | grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
+check "soname" "$(readelf -d "$so" | grep -qE 'SONAME.*\[librref\.so\.[0-9]+\]' || echo "no soname")"
+check "every symbol has a version" "$(nm -D --defined-only "$so" | awk '$2 == "T" {print $3}' | grep -v '@')"
+check "full RELRO, no executable stack" "$(readelf -dlW "$so" | grep -q BIND_NOW || echo "no BIND_NOW"; readelf -lW "$so" | grep GNU_STACK | grep -w RWE)"
+
+# Each errno named in the header must exist and have words of its own.
+{
+	echo '#include <errno.h>'
+	echo '#include <stdio.h>'
+	echo '#include <string.h>'
+	echo '#include <rref.h>'
+	echo 'int main(void) { int bad = 0;'
+	grep -oE -- '-E[A-Z]+' include/rref.h | sort -u | sed 's/^-//' | while read -r e; do
+		echo "if (!*rref_strerror(-$e) || !strcmp(rref_strerror(-$e), \"unknown error\")) { puts(\"$e\"); bad = 1; }"
+	done
+	echo 'return bad; }'
+} > "$tmp/errno.c"
+verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
+# And each that the library's public functions return by name is documented.
+undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -q -- "-$e\b" include/rref.h || echo "$e"; done)
+check "codes given by the core are documented in the header" "$undocumented"
+# Each function has a doc block: its name stands in a comment of the header.
+comments=$(sed -n '/\/\*/,/\*\//p' include/rref.h)
+check "every function is named in a doc block" "$(for f in $declared; do echo "$comments" | grep -qE "\b$f\b|_${f##*_}\b" || echo "$f"; done)"
+
+if [ -f README.md ]; then
+	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"
+	verdict "the README's program compiles as it stands" cc -Wall -Wextra -Werror -Iinclude "$tmp/readme.c" -o "$tmp/readme" -L"$build" -lrref -Wl,-rpath,"$PWD/$build"
+	check "the README's program is at most 40 lines" "$([ "$(wc -l < "$tmp/readme.c")" -le 40 ] || wc -l "$tmp/readme.c")"
+	verdict "the README's program runs" timeout 60 test/tools/readme-run.sh "$tmp/readme"
+fi
+
+verdict "make install puts the library where DESTDIR and PREFIX say" make -s install DESTDIR="$tmp/root" PREFIX=/opt/rref
+export PKG_CONFIG_PATH=$tmp/root/opt/rref/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$tmp/root
+echo '#include <rref.h>
+int main(void) { return rref_version_number() != RREF_VERSION_NUMBER; }' > "$tmp/user.c"
+verdict "a program finds it by pkg-config" sh -c "cc '$tmp/user.c' -o '$tmp/user' \$(pkg-config --cflags --libs librref) && LD_LIBRARY_PATH='$tmp/root/opt/rref/lib' '$tmp/user'"
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The tests over real RDMA: the provider's conformance, then the same worker processes as over shm, on one host; then two
+# hosts (two virtual machines), two workers on each, shm inside a host and ibv between them; and the death of a host.
+# Nothing here may be skipped. Ends with `N passed, N failed`.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+export RREF_TEST_NO_SKIP=1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0 failed=0
+sum() { # adds the closing line of a run that printed to $log; a run without one failed
+	local line
+	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -n 1)
+	if [ -z "$line" ]; then
+		echo "no verdict from: $1"
+		failed=$((failed + 1))
+		return
+	fi
+	passed=$((passed + $(echo "$line" | sed 's/ passed.*//')))
+	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
+}
+
+one=$(ls build/bin/proc/*)
+# The provider's own tests first: what fails there explains the rest.
+one="build/bin/proc/rv_conformance $(echo "$one" | grep -v rv_conformance)"
+RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
+	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one 2>&1 | tee "$log"
+sum "one host"
+
+test/tools/deps.sh roce && test/vm/prepare.sh || exit 1
+for t in mixed death; do
+	echo "== two hosts: $t"
+	test/vm/run.sh --hosts 2 --timeout 180 -- build/bin/host/two_hosts "$t" >"$log" 2>&1
+	status=$?
+	grep -vE '^[0-9]+ passed' "$log"
+	if [ $status -eq 0 ] && grep -qE '^[0-9]+ passed, 0 failed' "$log"; then
+		sum "two hosts, $t"
+	else
+		echo "two hosts, $t: status $status"
+		failed=$((failed + 1))
+	fi
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The direction of calls: user -> rref_* -> core -> {verbs, alloc}. Checked on the sources (includes) and on the objects
+# (undefined symbols), so that neither a header nor an extern can slip past.   layers.sh [BUILD_DIR]
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+build=${1:-build}
+passed=0 failed=0
+check() { # NAME OUTPUT: passes when OUTPUT is empty
+	if [ -z "$2" ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAILED $1:"
+		echo "$2" | sed 's/^/    /'
+	fi
+}
+
+check "only verbs/ includes <infiniband/...> or <rdma/...>" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' --include='*.[ch]' . | grep -vE '^\./(verbs|build)/')"
+check "verbs/shm is free of them too" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm verbs/rv.h verbs/rv_error.h)"
+check "verbs/ includes neither core/ nor alloc/ nor the public header" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|r[cpwa]_|r[cpwa]\.h|rref\.h)' verbs)"
+check "alloc/ includes neither core/ nor verbs/ nor the public header" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|r[cpwv]_|r[cpwv]\.h|rref\.h)' alloc)"
+check "the protocol includes nothing but itself, the public header and the base" \
+	"$(grep -nE '#[[:space:]]*include' core/rp*.[ch] | grep -vE '"(rp\.h|rp_[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
+check "the demo includes only the public header of librref" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo | grep -vE '"(rref\.h|demo[a-z_]*\.h)"')"
+
+undefined() { # OBJECTS: their undefined symbols, with the object's name
+	nm -u -A "$@" 2>/dev/null | awk '{print $1, $NF}'
+}
+check "verbs/ objects call nothing of the layers above" \
+	"$(undefined $(find "$build/verbs" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|ra_)')"
+check "alloc/ objects call nothing of the other layers" \
+	"$(undefined $(find "$build/alloc" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
+# Purity: events in, effects out. What a state machine may need of libc is memory and strings.
+check "the protocol's objects call nothing but memory and string functions" \
+	"$(undefined "$build"/core/rp_*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Runs test programs (cmocka) and scripts one after the other, one line each, the log of those that fail in full, and at
+# the end `N passed, N failed, N skipped`. A script's last line may be `N passed, N failed`; without one it counts as one test.
+#   run-tests.sh [--title TEXT] [--timeout S] PROGRAM ...
+# RREF_TEST_NO_SKIP=1 turns skipped tests into failures.
+set -uo pipefail
+title= limit=${RREF_TEST_TIMEOUT:-300}
+while [ $# -gt 0 ]; do
+	case $1 in
+	--title) title=$2; shift 2 ;;
+	--timeout) limit=$2; shift 2 ;;
+	*) break ;;
+	esac
+done
+[ $# -gt 0 ] || { echo "run-tests.sh: no programs" >&2; exit 2; }
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+passed=0 failed=0 skipped=0 broken=
+[ -n "$title" ] && echo "== $title"
+for t in "$@"; do
+	name=$(basename "$t") log="$logs/$(basename "$t").log" start=$(date +%s%N)
+	# Programs end by themselves; --kill-after is for one that ignores even that.
+	timeout --kill-after=10 "$limit" "$t" >"$log" 2>&1 </dev/null
+	status=$?
+	ms=$((($(date +%s%N) - start) / 1000000))
+	# cmocka 1.1.5 prints a total with each of these; a script may print the plain line.
+	ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+	skip=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+	bad=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+	plain=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -n 1)
+	if [ -n "$plain" ]; then
+		ok=$(echo "$plain" | sed 's/ passed.*//')
+		bad=$(echo "$plain" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')
+	elif [ "$((ok + skip + bad))" -eq 0 ]; then
+		[ $status -eq 0 ] && ok=1
+	fi
+	# A program that ends badly without naming a test (a signal, the time limit) is a failure of its own.
+	[ $status -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
+	if [ "${RREF_TEST_NO_SKIP-}" = 1 ] && [ "$skip" -gt 0 ]; then
+		bad=$((bad + skip)) skip=0
+	fi
+	passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+	verdict=ok
+	[ "$bad" -gt 0 ] && verdict=FAILED && broken="$broken $name"
+	printf '%-8s %-28s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" $((ms / 1000)) $((ms % 1000))
+	[ "$skip" -gt 0 ] && printf '  (%d skipped)' "$skip"
+	[ $status -eq 124 ] && printf '  (over the limit of %d s)' "$limit"
+	echo
+	[ "$bad" -gt 0 ] && sed 's/^/    | /' "$log" | tail -n 400
+	[ "$skip" -gt 0 ] && grep -iE 'skip' "$log" | grep -vE '^\[  ' | sort -u | sed 's/^/    skipped: /' | head -n 20
+done
+[ -n "$broken" ] && echo "failed:$broken"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
