@@ -29,7 +29,8 @@ static int read_boot_id(unsigned char out[16])
 	unsigned nr = 0;
 
 	if (fd < 0)
-		return rv_fail(ENODEV, "shm: cannot read the boot id: %s (is /proc mounted?)", strerror(errno));
+		return rv_fail(errno == ENOENT ? ENODEV : errno, "shm: cannot read the boot id: %s%s", strerror(errno),
+			       errno == ENOENT ? " (is /proc mounted?)" : "");
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	for (ssize_t i = 0; i + 1 < n && nr < 16; i++) {

@@ -68,7 +68,8 @@ int shm_reopen_ro(int fd)
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	ro = open(path, O_RDONLY | O_CLOEXEC);
 	if (ro < 0)
-		return rv_fail(errno, "shm: cannot re-open %s read-only: %s (is /proc mounted?)", path, strerror(errno));
+		return rv_fail(errno, "shm: cannot re-open %s read-only: %s%s", path, strerror(errno),
+			       errno == ENOENT ? " (is /proc mounted?)" : "");
 	return ro;
 }
 

@@ -1,0 +1,732 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The shm provider against what a peer, or the machine, can do to it: nonsense in shared memory and on the socket,
+ * other users, silence, full sockets, no descriptors left. It knows the provider's insides, unlike rv_conformance.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "test/lib/tl_rv.h"
+#include "verbs/shm/shm.h"
+
+static struct tlv_node me;
+static struct tlv_peer peer;
+
+static struct rlimit descriptors; /* at the start */
+
+static int teardown(void **state)
+{
+	(void)state;
+	setrlimit(RLIMIT_NOFILE, &descriptors); /* if a test failed while it was low */
+	tlv_close(&me);
+	tlv_peer_reap(&peer);
+	return 0;
+}
+
+static void start(enum tlv_mode mode)
+{
+	tlv_fork(&peer);
+	tlv_peer_open(&peer, NULL);
+	tlv_peer_policy(&peer, TLV_ACCEPT, mode, true, NULL, 0);
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	me.allow = true;
+}
+
+static struct tlv_conn *join(void)
+{
+	unsigned before = (unsigned)tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_STATE}).a;
+	struct tlv_conn *c = tlv_connect(&me, &peer.addr, "hello", 5);
+
+	assert_true(tlv_until(&me, &c->up));
+	assert_true(tlv_peer_until_up(&peer, &me, before));
+	return c;
+}
+
+static void assert_echo(struct tlv_conn *c)
+{
+	uint64_t target = c->nr_recv + 1;
+
+	assert_int_equal(tlv_send_next(c, 32), 0);
+	assert_true(tlv_until_count(&me, &c->nr_recv, target));
+	assert_int_equal(c->nr_bad, 0);
+}
+
+static void assert_peer_ends_it(unsigned index, int status)
+{
+	struct tlv_conn other;
+
+	assert_true(tlv_peer_until_down(&peer, &me, index, &other));
+	assert_int_equal(other.status, status);
+	assert_int_equal(other.nr_disconnected, 1);
+}
+
+/* --- nonsense over an established connection ---------------------------------------------------------------- */
+
+static uint64_t word(uint32_t pos, uint32_t len, uint32_t slot)
+{
+	return (uint64_t)(pos + 1) << 32 | (uint64_t)len << 16 | slot;
+}
+
+static void nonsense__in_the_message_ring(void **state)
+{
+	const struct { uint32_t len, slot; } bad[] = {
+		{10, 64}, {10, 0xffff}, {0, 1}, {RV_MSG_MAX + 1, 1}, {0xffff, 1},
+	};
+
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	for (unsigned i = 0; i < array_size(bad); i++) {
+		struct tlv_conn *c = join();
+		struct shm_ring *tx = &c->conn->tx;
+
+		assert_echo(c);
+		at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, bad[i].len, bad[i].slot));
+		shm_wake(c->conn);
+		assert_peer_ends_it(i + 1, -EPROTO);
+		assert_true(tlv_until(&me, &c->down));
+		tlv_close_conn(c);
+		assert_echo(good);
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void nonsense__slot_that_the_receiver_holds(void **state)
+{
+	(void)state;
+	start(TLV_KEEP);
+	struct tlv_conn *good = join(), *c = join();
+	struct shm_ring *tx = &c->conn->tx;
+
+	assert_int_equal(tlv_send_next(c, 10), 0);
+	at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, 10, 0)); /* slot 0 again */
+	shm_wake(c->conn);
+	assert_peer_ends_it(1, -EPROTO);
+	assert_int_equal(tlv_peer_conn(&peer, 1).nr_recv, 1);
+	assert_false(good->down);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void nonsense__in_the_returned_slots(void **state)
+{
+	const uint32_t bad[] = {63, 64, 0xffff}; /* never used, none, none */
+
+	(void)state;
+	start(TLV_COUNT);
+	struct tlv_conn *good = join();
+	for (unsigned i = 0; i < array_size(bad); i++) {
+		struct tlv_conn *c = join();
+		struct shm_ring *rx = &c->conn->rx;
+		struct tlv_msg m;
+
+		at_store_sc(&rx->back[rx->back_pos & rx->mask], word(rx->back_pos, 0, bad[i]));
+		m = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_SEND, .a = i + 1, .b = 1, .c = 9});
+		assert_int_equal(m.status, -ENOTCONN);
+		assert_peer_ends_it(i + 1, -EPROTO);
+		assert_true(tlv_until(&me, &c->down));
+		tlv_close_conn(c);
+	}
+	assert_int_equal(tlv_send_next(good, 9), 0);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void nonsense__on_the_socket(void **state)
+{
+	int memfd = memfd_create("abuse", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int pipe_fds[2], fd;
+	struct shm_packet p;
+
+	(void)state;
+	assert_int_equal(ftruncate(memfd, 4096), 0);
+	assert_int_equal(pipe(pipe_fds), 0);
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	for (unsigned i = 0; i < 7; i++) {
+		struct tlv_conn *c = join();
+		int sock = c->conn->sock, *fds = &fd;
+		unsigned nr_fds = 1;
+		enum shm_packet_type type = SHM_PKT_REGION;
+
+		memset(&p, 0, sizeof(p));
+		p.word = SHM_WORD(0x10003u, 1);
+		p.length = 4096;
+		fd = memfd;
+		switch (i) {
+		case 0: nr_fds = 0; break;                  /* no memory */
+		case 1: fd = pipe_fds[0]; break;            /* not memory */
+		case 2: p.length = 4097; break;             /* less memory than it says */
+		case 3: p.length = UINT64_C(1) << 62; break;
+		case 4: p.iova = UINT64_MAX - 100; break;   /* wraps */
+		case 5: type = SHM_PKT_HELLO; break;        /* not now */
+		default: break;
+		}
+		if (i == 6)
+			assert_int_equal(send(sock, "junk", 4, MSG_NOSIGNAL), 4);
+		else
+			assert_int_equal(shm_packet_send(sock, &p, type, fds, nr_fds), 0);
+		assert_peer_ends_it(i + 1, -EPROTO);
+		assert_true(tlv_until(&me, &c->down));
+		tlv_close_conn(c);
+		assert_echo(good);
+	}
+	shm_close_fds((int[]){memfd, pipe_fds[0], pipe_fds[1]}, 3);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/* --- nonsense instead of a handshake ------------------------------------------------------------------------ */
+
+static int raw_connect(const struct rv_addr *to)
+{
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+	size_t len;
+	const char *name = shm_name(to, &len);
+	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	memcpy(sun.sun_path + 1, name, len);
+	if (connect(s, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
+		close(s);
+		return -1;
+	}
+	return s;
+}
+
+/* What it was told before the end: 0 nothing, else the status of a REJECT. -1: it did not end. */
+static int raw_end(int s)
+{
+	struct timeval tv = {.tv_sec = 20};
+	struct shm_packet p;
+	int status = 0;
+	ssize_t n;
+
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+	while ((n = recv(s, &p, sizeof(p), 0)) > 0)
+		status = p.type == SHM_PKT_REJECT ? p.status : -2;
+	if (n < 0 && errno != ECONNRESET)
+		status = -1;
+	close(s);
+	return status;
+}
+
+static void hello__not_what_it_should_be(void **state)
+{
+	struct tlv_msg before, after;
+
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	before = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT});
+	for (unsigned i = 0; i < 11; i++) {
+		int page = me.dev->page_fd, wake = me.dev->wake, s = raw_connect(&peer.addr), box = -1, other;
+		struct shm_ring rx;
+		struct shm_packet p;
+		int fds[3], nr = 3, expected = 0;
+
+		assert_true(s >= 0);
+		assert_int_equal(shm_box_create(&rx, 8, &box), 0);
+		other = memfd_create("abuse", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		assert_int_equal(ftruncate(other, sizeof(struct shm_page)), 0);
+		memset(&p, 0, sizeof(p));
+		p.magic = SHM_MAGIC;
+		p.version = SHM_VERSION;
+		p.type = SHM_PKT_HELLO;
+		p.credits = 8;
+		memcpy(fds, (int[]){page, wake, box}, sizeof(fds));
+		switch (i) {
+		case 0: nr = 2; break;
+		case 1: p.credits = 9; break;                /* more than the box has */
+		case 2: p.credits = 3; break;
+		case 3: p.credits = UINT32_MAX; break;
+		case 4: fds[0] = box; break;                 /* too small */
+		case 5: fds[0] = other; break;               /* could shrink under its reader */
+		case 6: fds[2] = other; break;
+		case 7: fds[1] = s; break;                   /* a write to it could block */
+		case 8: p.len = RV_HELLO_MAX + 1; break;
+		case 9: p.type = SHM_PKT_ACCEPT; break;
+		case 10: shm_seal(other, false); fds[0] = other; break; /* a page of zeros */
+		}
+		assert_int_equal(shm_packet_send(s, &p, (enum shm_packet_type)p.type, fds, (unsigned)nr), 0);
+		assert_int_equal(raw_end(s), expected);
+		close(box);
+		close(other);
+		shm_ring_fini(&rx);
+	}
+	struct { uint32_t magic; uint16_t version, type; char rest[600]; } old = {SHM_MAGIC, SHM_VERSION + 1, 1, ""};
+	int s = raw_connect(&peer.addr);
+	assert_int_equal(send(s, &old, sizeof(old), 0), sizeof(old));
+	assert_int_equal(raw_end(s), EPROTONOSUPPORT);
+	assert_echo(good);
+	after = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT});
+	assert_int_equal(after.a, before.a);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void hello__never_comes(void **state)
+{
+	int s[100];
+	unsigned nr_closed = 0;
+
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	for (unsigned i = 0; i < array_size(s); i++) {
+		s[i] = raw_connect(&peer.addr);
+		assert_true(s[i] >= 0);
+		if (i % 20 == 0)
+			assert_echo(good);
+	}
+	/* More than 64 may not be silent at once, so some are refused now; who speaks at once is not kept out. */
+	assert_echo(good);
+	for (unsigned i = 0; i < array_size(s); i++) {
+		char c;
+
+		nr_closed += recv(s[i], &c, 1, MSG_DONTWAIT) == 0;
+	}
+	assert_int_equal(nr_closed, array_size(s) - SHM_MAX_GREETING);
+	/* And all are closed in the end, though the peer sleeps. */
+	for (unsigned i = 0; i < array_size(s); i++)
+		assert_int_equal(raw_end(s[i]), 0);
+	assert_echo(join());
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/* A listener that is none of ours. */
+static void answer__not_what_it_should_be(void **state)
+{
+	const int expected[] = {-ECONNREFUSED, -EPROTO, -EPROTONOSUPPORT, -EPROTO, -EPROTO, -EPROTONOSUPPORT};
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+	struct rv_addr addr;
+	size_t len;
+	int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	(void)state;
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	assert_int_equal(shm_self(&addr), 0);
+	const char *name = shm_name(&addr, &len);
+	memcpy(sun.sun_path + 1, name, len);
+	assert_int_equal(bind(listener, (struct sockaddr *)&sun,
+			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)), 0);
+	assert_int_equal(listen(listener, 8), 0);
+	for (unsigned i = 0; i < array_size(expected); i++) {
+		struct tlv_conn *c = tlv_connect(&me, &addr, "x", 1);
+		int s = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		struct shm_packet p;
+
+		assert_true(s >= 0);
+		memset(&p, 0, sizeof(p));
+		switch (i) {
+		case 0: break;
+		case 1: (void)!send(s, "junk, and more of it", 20, 0); break;
+		case 2:
+			p.magic = SHM_MAGIC;
+			p.version = SHM_VERSION + 7;
+			(void)!send(s, &p, sizeof(p), 0);
+			break;
+		case 3: shm_packet_send(s, &p, SHM_PKT_ACCEPT, NULL, 0); break;
+		case 4: shm_packet_send(s, &p, SHM_PKT_HELLO, NULL, 0); break;
+		case 5:
+			p.status = EPROTONOSUPPORT;
+			shm_packet_send(s, &p, SHM_PKT_REJECT, NULL, 0);
+			break;
+		}
+		close(s);
+		assert_true(tlv_until(&me, &c->failed));
+		assert_int_equal(c->status, expected[i]);
+		tlv_close_conn(c);
+	}
+	close(listener);
+}
+
+static int say_hello(struct tlv_node *n)
+{
+	struct shm_packet p = {.credits = 8};
+	struct shm_ring rx;
+	int box, s = raw_connect(&peer.addr);
+
+	if (s < 0 || shm_box_create(&rx, 8, &box))
+		return -3;
+	/* It may have been dropped already. */
+	(void)shm_packet_send(s, &p, SHM_PKT_HELLO, (int[]){n->dev->page_fd, n->dev->wake, box}, 3);
+	return raw_end(s);
+}
+
+static void connect__of_another_user(void **state)
+{
+	int status, s[2];
+	char c;
+	pid_t pid;
+
+	(void)state;
+	if (geteuid()) {
+		print_message("skipped: needs root to become another user\n");
+		skip();
+	}
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s), 0);
+	fflush(NULL);
+	pid = fork();
+	if (!pid) {
+		static struct tlv_node other;
+		struct tlv_conn *mine;
+
+		if (setgid(65534) || setuid(65534) || tlv_open(&other, NULL))
+			_exit(2);
+		mine = tlv_connect(&other, &peer.addr, "x", 1);
+		if (!tlv_until(&other, &mine->failed) || mine->status != -ECONNREFUSED)
+			_exit(3);
+		/* That was our own look at whose listener it is. This is theirs: a proper hello is not answered. */
+		if (say_hello(&other) != 0)
+			_exit(6);
+		/* Nor does anybody connect to it. */
+		if (send(s[1], &other.addr, sizeof(other.addr), 0) != sizeof(other.addr))
+			_exit(4);
+		while (recv(s[1], &c, 1, MSG_DONTWAIT) != 1)
+			tlv_pump(&other, 5, -1);
+		_exit(other.nr_conns == 1 ? 0 : 5);
+	}
+	struct rv_addr addr;
+	assert_int_equal(recv(s[0], &addr, sizeof(addr), 0), sizeof(addr));
+	struct tlv_conn *mine = tlv_connect(&me, &addr, "x", 1);
+	assert_true(tlv_until(&me, &mine->failed));
+	assert_int_equal(mine->status, -ECONNREFUSED);
+	assert_int_equal(send(s[0], "x", 1, 0), 1);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	close(s[0]);
+	close(s[1]);
+	assert_echo(good);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void connect__to_oneself(void **state)
+{
+	struct tlv_conn *c;
+	struct tlv_region *to, *from;
+	struct tlv_remote remote;
+
+	(void)state;
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	me.allow = true;
+	c = tlv_connect(&me, &me.addr, "me", 2);
+	assert_true(tlv_until(&me, &c->up));
+	while (me.nr_conns < 2 || !me.conns[1].up)
+		assert_true(tlv_pump(&me, 5000, -1) > 0);
+	from = tlv_region(&me, 5000, RV_ACCESS_REMOTE_READ, 3);
+	to = tlv_region(&me, 5000, RV_ACCESS_LOCAL, 0);
+	remote = (struct tlv_remote){from->mr.iova, from->mr.rkey, 5000, 0};
+	assert_int_equal(tlv_read(c, &remote, 1, to, 4999), 0);
+	assert_int_equal(tlv_differs(to->mem, 4999, 3, 1), -1);
+	assert_int_equal(tlv_send_next(c, 100), 0);
+	assert_true(tlv_until_count(&me, &me.conns[1].nr_recv, 1));
+	assert_int_equal(me.conns[1].nr_bad, 0);
+}
+
+/* --- regions ------------------------------------------------------------------------------------------------ */
+
+static void reg__cannot_be_written_by_peers(void **state)
+{
+	struct tlv_region *r;
+	struct shm_key *k;
+	char path[64];
+	int fd;
+
+	(void)state;
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	r = tlv_region(&me, 8192, RV_ACCESS_REMOTE_READ, 1);
+	k = r->mr.impl;
+	assert_int_equal(fcntl(k->fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0), MAP_FAILED);
+	/* Not even by opening it once more. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", k->fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+	assert_int_equal(ftruncate(fd, 0), -1);
+	assert_int_equal(write(fd, "x", 1), -1);
+	close(fd);
+	r->mem[0] = 77; /* but by its owner */
+}
+
+static void reg__arguments(void **state)
+{
+	int plain = memfd_create("plain", MFD_CLOEXEC), tcp = socket(AF_UNIX, SOCK_STREAM, 0);
+	static char mem[4096];
+	struct rv_mr mr;
+
+	(void)state;
+	assert_int_equal(ftruncate(plain, 4096), 0);
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	assert_int_equal(me.ops->reg(me.dev, mem, 0, -1, 4096, RV_ACCESS_LOCAL, &mr), -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, UINT64_MAX - 100, RV_ACCESS_LOCAL, &mr), -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, tcp, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4097, plain, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
+	assert_true(strlen(rv_error_text()) > 0);
+	/* Memory that cannot be sealed is served all the same. */
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, plain, 4096, RV_ACCESS_REMOTE_READ, &mr), 0);
+	assert_int_equal(me.ops->dereg(me.dev, &mr), 0);
+	close(plain);
+	close(tcp);
+}
+
+static void reg__all_keys(void **state)
+{
+	struct rv_mr *mr = calloc(SHM_NR_KEYS, sizeof(*mr)), more;
+	static char mem[64];
+	unsigned n = 0;
+
+	(void)state;
+	assert_int_equal(tlv_open(&me, NULL), 0);
+	while (n < SHM_NR_KEYS && !me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &mr[n]))
+		n++;
+	assert_int_equal(n, SHM_NR_KEYS);
+	assert_int_equal(me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &more), -ENOMEM);
+	assert_true(strlen(rv_error_text()) > 0);
+	assert_int_equal(me.ops->dereg(me.dev, &mr[4711]), 0);
+	assert_int_equal(me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &more), 0);
+	assert_int_equal(SHM_KEY_INDEX(more.lkey), 4711);
+	free(mr);
+}
+
+static unsigned nr_mapped(const char *name)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	char line[512];
+	unsigned n = 0;
+
+	while (fgets(line, sizeof(line), f))
+		n += strstr(line, name) != NULL;
+	fclose(f);
+	return n;
+}
+
+static void dereg__peers_let_go(void **state)
+{
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *c = join();
+	struct tlv_region *to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
+	for (unsigned i = 0; i < 20; i++) {
+		struct tlv_remote from = tlv_peer_region(&peer, 3 << 20, RV_ACCESS_REMOTE_READ, i);
+
+		assert_int_equal(tlv_read(c, &from, 2 << 20, to, 4096), 0);
+		assert_int_equal(nr_mapped("memfd:tl-region"), 2); /* mine, and its */
+		tlv_tell(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = from.index});
+		/* Asleep when it happens, and woken for it. Letting go is no event, so this looks for itself. */
+		while (nr_mapped("memfd:tl-region") > 1) {
+			struct pollfd p = {.fd = me.ops->fd(me.dev), .events = POLLIN};
+			struct rv_event ev;
+
+			me.ops->arm(me.dev, 0);
+			assert_int_equal(me.ops->poll(me.dev, &ev, 1, RV_POLL_SLOW), 0);
+			if (nr_mapped("memfd:tl-region") > 1)
+				assert_int_equal(poll(&p, 1, 20000), 1);
+			me.ops->disarm(me.dev);
+			assert_int_equal(me.ops->poll(me.dev, &ev, 1, RV_POLL_SLOW), 0);
+		}
+		assert_int_equal(nr_mapped("memfd:tl-region"), 1);
+		tlv_hear(&peer);
+	}
+	assert_false(c->down);
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/* The owner registers more than our socket holds while we look away: it does not wait, and nothing is lost. */
+static void reg__peer_does_not_look(void **state)
+{
+	struct tlv_remote first, last;
+	struct tlv_region *to;
+
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *c = join();
+	to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
+	first = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 20);
+	for (unsigned i = 0; i < 3000; i++) {
+		struct tlv_remote r = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 21);
+
+		tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = r.index});
+	}
+	last = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 22);
+	assert_int_equal(tlv_read(c, &last, 0, to, 4096), 0);
+	assert_int_equal(tlv_differs(to->mem, 4096, 22, 0), -1);
+	assert_int_equal(tlv_read(c, &first, 0, to, 4096), 0);
+	assert_int_equal(tlv_differs(to->mem, 4096, 20, 0), -1);
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/* --- limits ------------------------------------------------------------------------------------------------- */
+
+static void read__largest_message_lowered(void **state)
+{
+	struct tlv_remote from;
+	struct tlv_region *to;
+	struct rv_read r;
+
+	(void)state;
+	setenv("RREF_SHM_MAX_MSG", "1000", 1);
+	start(TLV_ECHO);
+	unsetenv("RREF_SHM_MAX_MSG");
+	assert_int_equal(me.caps.max_msg, 1000);
+	struct tlv_conn *c = join();
+	from = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 4);
+	to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
+	assert_int_equal(tlv_read(c, &from, 0, to, 1000), 0);
+	r = (struct rv_read){.addr = from.iova, .rkey = from.rkey, .nr_sge = 2,
+			     .sge = {{to->mem, 64, to->mr.lkey}, {to->mem + 64, 937, to->mr.lkey}}};
+	assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EMSGSIZE);
+	assert_int_equal(tlv_read(c, &from, 0, to, 1000), 0);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/*
+ * Every place where a descriptor is made or received, by counting: with room for k more, for k = 0, 1, ... until all
+ * succeeds. Each failure is an error with a text (or a FAILED event), and leaves nothing behind.
+ */
+static void descriptors__run_out(void **state)
+{
+	struct rlimit old = descriptors, low;
+	unsigned k, base, first;
+	bool all = false;
+
+	(void)state;
+	tlv_fork(&peer);
+	tlv_peer_open(&peer, NULL);
+	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, true, NULL, 0);
+	base = tlv_open_fds();
+	first = tlv_lowest_free_fd(); /* the next one to be taken, and then mostly those after it */
+	for (k = 0; !all && k < 40; k++) {
+		struct tlv_conn *c;
+		int rc;
+
+		low = (struct rlimit){first + k, old.rlim_max};
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+		rc = tlv_open(&me, NULL);
+		if (rc) {
+			assert_true(rc == -EMFILE);
+			assert_non_null(strstr(rv_error_text(), "shm: "));
+			me.ops = NULL;
+			goto next;
+		}
+		me.allow = true;
+		c = tlv_connect(&me, &peer.addr, "x", 1);
+		if (c->status) {
+			assert_int_equal(c->status, -EMFILE);
+			assert_true(strlen(rv_error_text()) > 0);
+			goto next;
+		}
+		while (!c->up && !c->failed)
+			assert_true(tlv_pump(&me, 10000, -1) > 0);
+		if (c->failed) {
+			assert_int_equal(c->status, -EMFILE);
+			goto next;
+		}
+		all = tlv_region(&me, 4096, RV_ACCESS_REMOTE_READ, 0) != NULL;
+next:
+		setrlimit(RLIMIT_NOFILE, &old);
+		tlv_close(&me);
+		assert_int_equal(tlv_open_fds(), base);
+	}
+	assert_true(all);
+	assert_true(k > 6); /* else the descriptors were not counted from the right place */
+	tlv_peer_exit(&peer);
+}
+
+/* The same at the accepting side: whoever comes is refused, not left waiting, and later ones are served. */
+static void descriptors__run_out_at_the_listener(void **state)
+{
+	struct rlimit old = descriptors, low;
+	bool all = false;
+	struct tlv_msg m;
+	unsigned base;
+
+	(void)state;
+	start(TLV_ECHO);
+	m = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT});
+	base = (unsigned)m.a;
+	for (unsigned k = 0; !all && k < 12; k++) {
+		struct tlv_conn *c;
+		unsigned left;
+
+		low = (struct rlimit){m.c + k, old.rlim_max};
+		assert_int_equal(prlimit(peer.pid, RLIMIT_NOFILE, &low, NULL), 0);
+		c = tlv_connect(&me, &peer.addr, "x", 1);
+		while (!c->up && !c->failed)
+			assert_true(tlv_pump(&me, 10000, -1) > 0);
+		if (c->failed) {
+			/* at accept, at hello, or when it could not make its box */
+			assert_int_equal(c->status, -ECONNREFUSED);
+		}
+		all = c->up;
+		assert_int_equal(prlimit(peer.pid, RLIMIT_NOFILE, &old, NULL), 0);
+		tlv_close_conn(c);
+		for (unsigned i = 0; i < 1000; i++) {
+			left = (unsigned)tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT}).a;
+			if (left == base)
+				break;
+			tlv_sleep_ms(2);
+		}
+		assert_int_equal(left, base);
+	}
+	assert_true(all);
+	assert_echo(join());
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+#define TEST(name) cmocka_unit_test_teardown(name, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(answer__not_what_it_should_be),
+		TEST(connect__of_another_user),
+		TEST(connect__to_oneself),
+		TEST(dereg__peers_let_go),
+		TEST(descriptors__run_out),
+		TEST(descriptors__run_out_at_the_listener),
+		TEST(hello__never_comes),
+		TEST(hello__not_what_it_should_be),
+		TEST(nonsense__in_the_message_ring),
+		TEST(nonsense__in_the_returned_slots),
+		TEST(nonsense__on_the_socket),
+		TEST(nonsense__slot_that_the_receiver_holds),
+		TEST(read__largest_message_lowered),
+		TEST(reg__all_keys),
+		TEST(reg__arguments),
+		TEST(reg__cannot_be_written_by_peers),
+		TEST(reg__peer_does_not_look),
+	};
+
+	getrlimit(RLIMIT_NOFILE, &descriptors);
+	unsetenv("RREF_TEST_DEVICE");
+	tlv_ops = &rv_shm_ops;
+	return cmocka_run_group_tests_name("rv_shm_abuse", tests, NULL, NULL);
+}
