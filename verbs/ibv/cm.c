@@ -80,7 +80,7 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
 		struct rv_conn **out)
 {
-	uint8_t ack = RVI_ACK_TIMEOUT;
+	uint8_t ack = conn->dev->ack_timeout;
 	struct sockaddr_storage dst;
 	struct rv_conn *conn;
 	int rc;
@@ -131,7 +131,7 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		.srq = 1,
 	};
 	struct rv_dev *dev = conn->dev;
-	uint8_t ack = RVI_ACK_TIMEOUT;
+	uint8_t ack = conn->dev->ack_timeout;
 	int rc;
 
 	if (len > RV_ANSWER_MAX)

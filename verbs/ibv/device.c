@@ -119,6 +119,16 @@ static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
 	return 0;
 }
 
+/* The longest ACK time-out with which all tries are over within silence_ns. */
+static void set_silence(struct rv_dev *dev, int64_t silence_ns)
+{
+	dev->ack_timeout = RVI_ACK_TIMEOUT_MIN;
+	while (dev->ack_timeout < RVI_ACK_TIMEOUT_MAX &&
+	       (INT64_C(4096) << (dev->ack_timeout + 1)) * (RVI_RETRY_CNT + 1) <= silence_ns)
+		dev->ack_timeout++;
+	dev->patience_ns = (INT64_C(4096) << dev->ack_timeout) * (RVI_RETRY_CNT + 1) + RVI_WATCH_SLACK_NS;
+}
+
 int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 {
 	struct rvi_pick pick = { 0 };
@@ -136,6 +146,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	memset(dev, 0, sizeof(*dev));
 	dev->ctx = pick.ctx;
 	dev->epfd = dev->timerfd = -1;
+	set_silence(dev, opt->silence_ns ? opt->silence_ns : RVI_SILENCE_NS);
 	dev->log = opt->log;
 	dev->log_ctx = opt->log_ctx;
 	list_init(&dev->closed);

@@ -35,8 +35,11 @@
 #define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
 #define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVI_RESOLVE_MS 2000
+#define RVI_WATCH_SLACK_NS (130 * NSEC_PER_MSEC) /* a send not over this long after its last retry never will be */
+#define RVI_SILENCE_NS (500 * NSEC_PER_MSEC) /* the default of rv_options.silence_ns */
 #define RVI_INLINE_WISH 256u
-#define RVI_ACK_TIMEOUT 14       /* 67 ms; with 6 retries a silent peer is known after 0.47 s (FACTS 2) */
+#define RVI_ACK_TIMEOUT_MIN 8    /* 4.096 us * 2^n a try. 14: 67 ms; with 6 retries silence is known after 0.47 s (FACTS 2) */
+#define RVI_ACK_TIMEOUT_MAX 20
 #define RVI_RETRY_CNT 6          /* 7 means for ever on rxe */
 #define RVI_RNR_RETRY 6
 #define RVI_MIN_RNR_TIMER 1      /* 0.01 ms; rdma_cm leaves 0, which is 655 ms */
@@ -172,6 +175,8 @@ struct rv_dev {
 	unsigned credit_class;       /* what a peer may send before any frame came (frame.h) */
 	uint32_t max_inline, credits, max_reads, max_conns, max_slots, nr_sends;
 	uint8_t port, max_responder, max_initiator;
+	uint8_t ack_timeout;          /* const after open */
+	int64_t patience_ns;          /* const after open: how long a send can be under way */
 	rv_log_fn log;
 	void *log_ctx;
 
@@ -196,6 +201,9 @@ struct rv_dev {
 	uint32_t nr_posted;          /* receive buffers the device has */
 	uint32_t nr_held_live;       /* of living connections, with the core */
 	unsigned send_cq_events, recv_cq_events; /* not yet acked */
+	uint32_t nr_sending;         /* messages the device has, of all connections */
+	bool asleep;                 /* armed, and not for READs */
+	int64_t sends_watch_ns;      /* when to wake a sleeper to look after them; 0 = not */
 	int64_t timer_ns;            /* what timerfd is set to; 0 = off */
 
 	pthread_mutex_t region_lock;
@@ -317,6 +325,7 @@ int rvi_arm(struct rv_dev *dev, unsigned flags);
 void rvi_disarm(struct rv_dev *dev);
 int rvi_fd(struct rv_dev *dev);
 void rvi_wake_timer(struct rv_dev *dev);
+void rvi_watch_sends(struct rv_dev *dev);
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);
 
 /* async.c */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which device, port and GID to use; and when there is none, what to do about it. */
+#include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,13 +12,32 @@
 #define RXE_HINT "for RDMA over plain Ethernet: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev <dev>"
 #define GIDS_MAX 256
 
+/* One that the kernel knows, whether programs may use it or not. */
+static bool kernel_device(char *name, size_t size)
+{
+	DIR *d = opendir("/sys/class/infiniband");
+	struct dirent *e;
+	bool found = false;
+
+	while (d && !found && (e = readdir(d))) {
+		found = e->d_name[0] != '.';
+		if (found)
+			snprintf(name, size, "%.63s", e->d_name);
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
 int rvi_no_devices(int err)
 {
+	char name[64];
+
 	if (err == EPERM || err == EACCES)
 		return rv_fail(err, "no permission to use the RDMA devices: give the user access to /dev/infiniband/*");
-	if (!access("/sys/class/infiniband", F_OK) && access("/dev/infiniband", F_OK))
-		return rv_fail(ENODEV, "/dev/infiniband is missing though the kernel may have RDMA devices: modprobe ib_uverbs "
-				       "rdma_ucm (in a container: --device=/dev/infiniband)");
+	if (kernel_device(name, sizeof(name)))
+		return rv_fail(ENODEV, "the kernel has RDMA device %s, but /dev/infiniband has no device file for it: modprobe "
+				       "ib_uverbs rdma_ucm (in a container: --device=/dev/infiniband)", name);
 	return rv_fail(ENODEV, "no RDMA device on this machine; %s", RXE_HINT);
 }
 

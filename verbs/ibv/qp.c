@@ -116,7 +116,7 @@ static int move_to(struct rv_conn *conn, enum ibv_qp_state state)
 		break;
 	default:
 		a.max_rd_atomic = conn->initiator;
-		a.timeout = RVI_ACK_TIMEOUT;
+		a.timeout = conn->dev->ack_timeout;
 		a.retry_cnt = RVI_RETRY_CNT;
 		a.rnr_retry = RVI_RNR_RETRY;
 		break;

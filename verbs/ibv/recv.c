@@ -5,6 +5,7 @@
  * many.
  */
 #include "ibv.h"
+#include "status.h"
 
 /* Posts what the living connections need beyond what the device and the core hold. 0 or -ENOMEM with a text. */
 int rvi_recv_fill(struct rv_dev *dev)
@@ -111,8 +112,11 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
 		give_back(dev, b);
-		if (conn)
+		/* A receive fails for what was sent, a message longer than any may be, whatever the device calls it. */
+		if (conn && rvi_wc_is_flush(wc->status))
 			rvi_conn_fail_wc(conn, wc->status);
+		else if (conn)
+			rvi_conn_protocol_error(conn, rvi_wc_text(wc->status));
 		return;
 	}
 	if (state != RVI_UP && state != RVI_ACCEPTING && !(state == RVI_DOWN && conn->deliver)) {

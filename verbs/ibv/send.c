@@ -32,6 +32,7 @@ static void slot_free(struct rv_conn *conn, uint32_t slot)
 	s->next = conn->free_send;
 	conn->free_send = slot;
 	conn->nr_sending--;
+	conn->dev->nr_sending--;
 }
 
 /* After the fence: nothing will complete any more. */
@@ -109,6 +110,7 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 		return rc;
 	conn->free_send = s->next;
 	conn->nr_sending++;
+	conn->dev->nr_sending++;
 	s->gen++;
 	rc = ibv_post_send(conn->qp, &wr, &bad);
 	if (rc && bad) {
@@ -124,6 +126,7 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 	conn->tx_seq++;
 	conn->to_return -= f.grant;
 	conn->rx_window += f.grant;
+	rvi_watch_sends(conn->dev);
 	return 0;
 }
 

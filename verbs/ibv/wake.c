@@ -69,28 +69,42 @@ static void take_notifications(struct rv_dev *dev)
 	dev->send_cq_events = dev->recv_cq_events = 0;
 }
 
+/* A message is with the device while someone sleeps, or is about to. */
+void rvi_watch_sends(struct rv_dev *dev)
+{
+	if (!dev->asleep || dev->sends_watch_ns)
+		return;
+	dev->sends_watch_ns = now_ns() + dev->patience_ns;
+	rvi_wake_timer(dev);
+}
+
 int rvi_arm(struct rv_dev *dev, unsigned flags)
 {
 	int rc;
 
 	take_notifications(dev);
 	rc = ibv_req_notify_cq(dev->recv_cq, 0);
-	/* Nothing in the send queue is solicited, so without ARM_READS only what failed wakes. */
+	/* Nothing in the send queue is solicited, so without ARM_READS only what failed wakes: but not on rxe 6.1, so a
+	 * timer looks after messages that the device still has. */
 	if (!rc)
 		rc = ibv_req_notify_cq(dev->send_cq, flags & RV_ARM_READS ? 0 : 1);
+	dev->asleep = !(flags & RV_ARM_READS);
+	if (dev->nr_sending)
+		rvi_watch_sends(dev);
 	return rc ? rv_fail(rc, "cannot arm the completion queues: %s", strerror(rc)) : 0;
 }
 
 void rvi_disarm(struct rv_dev *dev)
 {
+	dev->asleep = false;
 	take_notifications(dev);
 }
 
-/* Sets the timer to the earliest deadline. The slow path alone comes here. */
+/* Sets the timer to the earliest of connection deadlines and the look after sends. The slow path alone comes here. */
 void rvi_wake_timer(struct rv_dev *dev)
 {
 	struct itimerspec t = { 0 };
-	int64_t first = 0;
+	int64_t first = dev->sends_watch_ns;
 
 	for (uint32_t i = 0; i < dev->nr_conns && dev->nr_timed; i++) {
 		int64_t d = dev->conns[i]->deadline_ns;
@@ -113,6 +127,8 @@ static void timer_fired(struct rv_dev *dev)
 	while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
 		;
 	dev->timer_ns = 0;
+	if (dev->sends_watch_ns <= now_ns())
+		dev->sends_watch_ns = 0; /* awake: poll sees what there is, and arm starts over if something is left */
 	rvi_cm_deadlines(dev);
 	rvi_wake_timer(dev);
 }
