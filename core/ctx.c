@@ -78,7 +78,7 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 {
 	struct rc_device *d = &ctx->device[ops->kind];
 	struct rv_options ro = { .device = c->device[0] ? c->device : NULL, .port = c->port, .gid_index = c->gid_index,
-				 .max_conns = ctx->world, .log = log_below, .log_ctx = ctx };
+				 .max_conns = ctx->world, .silence_ns = ctx->peer_timeout / 2, .log = log_below, .log_ctx = ctx };
 	int err = ops->open(&ro, &d->dev);
 
 	d->ops = ops;

@@ -61,6 +61,7 @@ struct rv_options {
 	uint32_t credits;      /* messages each peer may have in flight to us; 0 = 64; at least 4 */
 	uint32_t max_reads;    /* READs outstanding per connection; 0 = 256 */
 	uint32_t max_conns;    /* peers at once; sizes shared queues; 0 = 64 */
+	int64_t silence_ns;    /* ibv: how long a device may not answer before its connection ends; 0 = 0.5 s */
 	rv_log_fn log;
 	void *log_ctx;
 };

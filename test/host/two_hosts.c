@@ -82,6 +82,8 @@ static struct rref_ctx *join(int rank, int world)
 	o.functions = functions;
 	o.nr_functions = array_size(functions);
 	tg_log(&o);
+	/* An emulated host may be kept from running for longer than a real one is silent when it is dead. */
+	o.peer_timeout = 8 * NSEC_PER_SEC;
 	o.init_timeout = 60 * NSEC_PER_SEC;
 	o.timeout = 60 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));

@@ -80,7 +80,7 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
 		struct rv_conn **out)
 {
-	uint8_t ack = conn->dev->ack_timeout;
+	uint8_t ack = dev->ack_timeout;
 	struct sockaddr_storage dst;
 	struct rv_conn *conn;
 	int rc;
