@@ -34,6 +34,7 @@
  *   -EBADMSG       what was read failed its check.
  *   -EPROTO        a peer broke the protocol; its connection is closed.
  *   -EAGAIN        too much in flight: nothing was started, try again when something has finished.
+ *   -EIO           a system service failed in a way that has no better name (the random generator, a descriptor).
  */
 #ifndef RREF_H
 #define RREF_H
