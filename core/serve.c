@@ -82,6 +82,9 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 
 	if (!ctx || !f || !f->handler)
 		return rc_fail(EINVAL, "rref_register: no context, or a function without a handler");
+	/* Not before the context runs: that is rref_init, which registers its table. */
+	if (at_load_acq(&ctx->state) != RC_CTX_STARTING && (err = rc_enter(ctx)))
+		return err;
 	err = rc_function_check(f->name);
 	if (err)
 		return err;
