@@ -7,7 +7,7 @@
  *               <--  CHALLENGE  nonce, MAC            rank 0 holds the key
  *     JOIN      MAC, its own entry        -->         the worker holds it, and is no replay: it has its place
  *               <--  JOINED                           from here on each control frame of rank 0 has a tag: MAC over
- *               <--  STATUS     who is here            both nonces and a sequence number
+ *               <--  STATUS     who is, who was here   both nonces and a sequence number
  *               <--  MEMBER * world, END              END's tag covers all entries
  *               <--  FAILED     errno, text           instead of JOINED, or at any time before END
  *
@@ -51,10 +51,10 @@ enum rz_type {
 #define RZ_BODY_MAX (RC_MAC_BYTES + 4 + RZ_TEXT_MAX)
 #define RZ_FRAME_MAX (RZ_HEAD_BYTES + RZ_BODY_MAX)
 
-_Static_assert(RZ_BODY_MAX >= RC_MAC_BYTES + RZ_ENTRY_MAX && RZ_BODY_MAX >= RC_MAC_BYTES + RZ_WORLD_MAX / 8,
+_Static_assert(RZ_BODY_MAX >= RC_MAC_BYTES + RZ_ENTRY_MAX && RZ_BODY_MAX >= RC_MAC_BYTES + 2 * (RZ_WORLD_MAX / 8),
 	       "the longest body is a text's");
 
-/* Who is here: a bit per rank. */
+/* A set of ranks. */
 struct rz_presence {
 	uint8_t bits[RZ_WORLD_MAX / 8];
 };
@@ -63,6 +63,11 @@ static inline bool rz_is_present(const struct rz_presence *p, uint32_t rank)
 {
 	return p->bits[rank / 8] >> (rank % 8) & 1;
 }
+
+/* What a worker whose time is up wants to know. Those who came and left may only have lost patience before it did. */
+struct rz_status {
+	struct rz_presence present, came;
+};
 
 /* One connection's secrets and place in the order. Both ends fill it alike. */
 struct rz_session {
@@ -108,7 +113,7 @@ size_t rz_hello_make(const struct rz_session *s, uint8_t *out);
 size_t rz_challenge_make(const struct rz_session *s, uint8_t *out);
 size_t rz_join_make(const struct rz_session *s, const struct rc_member *me, uint8_t *out);
 size_t rz_joined_make(struct rz_session *s, uint8_t *out);
-size_t rz_status_make(struct rz_session *s, const struct rz_presence *present, uint8_t *out);
+size_t rz_status_make(struct rz_session *s, const struct rz_status *status, uint8_t *out);
 size_t rz_member_make(const struct rc_member *m, uint8_t *out);
 size_t rz_end_make(struct rz_session *s, const struct rz_digest *digest, uint8_t *out);
 size_t rz_failed_make(struct rz_session *s, int err, const char *text, uint8_t *out);
@@ -119,7 +124,7 @@ int rz_hello_take(const struct rz_reader *in, const struct rc_key *key, struct r
 int rz_challenge_take(const struct rz_reader *in, struct rz_session *s);
 int rz_join_take(const struct rz_reader *in, const struct rz_session *s, struct rc_member *out);
 int rz_joined_take(const struct rz_reader *in, struct rz_session *s);
-int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_presence *out);
+int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_status *out);
 int rz_member_take(const struct rz_reader *in, struct rc_member *out);
 int rz_end_take(const struct rz_reader *in, struct rz_session *s, const struct rz_digest *digest);
 int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, char *text, size_t size);
@@ -147,6 +152,8 @@ bool rz_is_loopback(const struct sockaddr *sa);
 const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length, char out[RZ_SOCKADDR_TEXT]);
 /* "1, 3, 5-9 and 12 more": the ranks that are (or are not) present. Returns their number. */
 uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out, size_t size);
+/* "2 of 4 workers came; missing ranks 1, 3", and who left again. Returns out. */
+const char *rz_status_text(const struct rz_status *status, uint32_t world, char *out, size_t size);
 /* Until then in ms for poll, rounded up; 0 if it is past. */
 int rz_poll_ms(int64_t until);
 void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

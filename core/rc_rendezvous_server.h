@@ -66,7 +66,7 @@ struct rz_serve {
 
 	struct rc_member *table;       /* [world]; valid where present */
 	struct rz_conn **holder;       /* [world]; NULL: this worker, or nobody */
-	struct rz_presence present;
+	struct rz_status status;
 	uint32_t nr_present;
 	struct rz_digest digest;       /* TABLE */
 	bool status_due;

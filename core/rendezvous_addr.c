@@ -135,6 +135,21 @@ uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present
 	return nr;
 }
 
+const char *rz_status_text(const struct rz_status *status, uint32_t world, char *out, size_t size)
+{
+	struct rz_presence left;
+	char never[120], again[120];
+	uint32_t nr_never = rz_ranks_text(&status->came, world, false, never, sizeof(never)), nr_left;
+
+	for (size_t i = 0; i < sizeof(left.bits); i++)
+		left.bits[i] = status->came.bits[i] & (uint8_t)~status->present.bits[i];
+	nr_left = rz_ranks_text(&left, world, true, again, sizeof(again));
+	snprintf(out, size, "%u of %u workers came%s%s%s%s", world - nr_never, world,
+		 nr_never == 0 ? "" : nr_never == 1 ? "; missing rank " : "; missing ranks ", never,
+		 nr_left == 0 ? "" : nr_left == 1 ? "; left again: rank " : "; left again: ranks ", again);
+	return out;
+}
+
 int rz_poll_ms(int64_t until)
 {
 	int64_t left = until - now_ns();

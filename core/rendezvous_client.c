@@ -36,7 +36,7 @@ struct come {
 	char last[96];                 /* the same in words */
 	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
 	bool is_joined, has_status;
-	struct rz_presence present;
+	struct rz_status status;
 	struct rz_session session;
 	struct rz_reader in;
 	struct rc_member *table;
@@ -161,14 +161,11 @@ static int next_frame(struct come *c, int fd)
 
 static int fail_timeout(const struct come *c)
 {
-	char ranks[160];
-	uint32_t missing;
+	char text[320];
 
-	if (c->has_status) {
-		missing = rz_ranks_text(&c->present, c->world, false, ranks, sizeof(ranks));
-		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %u of %u workers came; missing %s %s", c->a->text,
-			       c->peer, waited(c), c->world - missing, c->world, missing == 1 ? "rank" : "ranks", ranks);
-	}
+	if (c->has_status)
+		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %s", c->a->text, c->peer, waited(c),
+			       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s (%u tries): connected, but rank 0 did not answer; is it "
 		       "this group's rank 0 that listens there?", c->a->text, c->peer, waited(c), c->nr_tries);
 }
@@ -270,7 +267,7 @@ static int talk(struct come *c, int fd)
 			return fail_frame(c, r);
 		switch (rz_type_of(&c->in)) {
 		case RZ_STATUS:
-			if ((r = rz_status_take(&c->in, s, &c->present)))
+			if ((r = rz_status_take(&c->in, s, &c->status)))
 				return fail_frame(c, r);
 			c->has_status = true;
 			break;

@@ -42,13 +42,13 @@ static const char *peer_of(const struct rz_serve *s, uint32_t rank)
 /* Rank and name are free, or the group has failed. */
 static bool check_place(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
 {
-	if (rz_is_present(&s->present, m->rank) && !makes_way(s, m->rank, m)) {
+	if (rz_is_present(&s->status.present, m->rank) && !makes_way(s, m->rank, m)) {
 		rz_fail_group(s, EEXIST, "rendezvous %s: rank %u is there twice: \"%s\" (%s) and \"%s\" (%s)", s->a->text, m->rank,
 			   s->table[m->rank].name, peer_of(s, m->rank), m->name, c->peer);
 		return false;
 	}
 	for (uint32_t i = 0; i < s->world; i++) {
-		if (!rz_is_present(&s->present, i) || strcmp(s->table[i].name, m->name) != 0 || makes_way(s, i, m))
+		if (!rz_is_present(&s->status.present, i) || strcmp(s->table[i].name, m->name) != 0 || makes_way(s, i, m))
 			continue;
 		rz_fail_group(s, EEXIST, "rendezvous %s: the name \"%s\" is there twice: rank %u (%s) and rank %u (%s)", s->a->text,
 			   m->name, i, peer_of(s, i), m->rank, c->peer);
@@ -83,7 +83,8 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 	}
 	s->table[m.rank] = m;
 	s->holder[m.rank] = c;
-	s->present.bits[m.rank / 8] |= (uint8_t)(1u << (m.rank % 8));
+	s->status.present.bits[m.rank / 8] |= (uint8_t)(1u << (m.rank % 8));
+	s->status.came.bits[m.rank / 8] |= (uint8_t)(1u << (m.rank % 8));
 	s->nr_present++;
 	s->status_due = true;
 	c->state = AT_MEMBER;

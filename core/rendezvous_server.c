@@ -48,7 +48,7 @@ void rz_drop(struct rz_serve *s, struct rz_conn *c)
 	if (s->holder && rank < s->world && s->holder[rank] == c) {
 		s->holder[rank] = NULL;
 		if (s->phase == GATHER) {
-			s->present.bits[rank / 8] &= (uint8_t)~(1u << (rank % 8));
+			s->status.present.bits[rank / 8] &= (uint8_t)~(1u << (rank % 8));
 			s->nr_present--;
 			s->status_due = true;
 		}
@@ -163,8 +163,7 @@ void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...)
 
 static void fail_timeout(struct rz_serve *s)
 {
-	char ranks[160], refused[240] = "", lack[80] = "";
-	uint32_t missing = rz_ranks_text(&s->present, s->world, false, ranks, sizeof(ranks));
+	char text[320], refused[240] = "", lack[80] = "";
 
 	if (s->nr_refused)
 		snprintf(refused, sizeof(refused), "; %llu %s refused, the last: %s", (unsigned long long)s->nr_refused,
@@ -172,9 +171,8 @@ static void fail_timeout(struct rz_serve *s)
 	/* One descriptor per worker: a large group needs more than the usual soft limit of 1024. */
 	if (s->accept_err)
 		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s", rref_strerror(s->accept_err));
-	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %u of %u workers came; missing %s %s%s%s", s->a->text,
-		   s->at, (double)(now_ns() - s->start) / 1e9, s->nr_present, s->world, missing == 1 ? "rank" : "ranks", ranks,
-		   lack, refused);
+	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %s%s%s", s->a->text, s->at,
+		   (double)(now_ns() - s->start) / 1e9, rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
 }
 
 static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
@@ -287,7 +285,7 @@ static void send_status(struct rz_serve *s, int64_t now)
 		/* Only the newest counts, so who does not read gets none. */
 		if (c->state != AT_MEMBER || c->out_have)
 			continue;
-		c->out_have += rz_status_make(&c->session, &s->present, rz_out_end(c));
+		c->out_have += rz_status_make(&c->session, &s->status, rz_out_end(c));
 		if (rz_flush(c))
 			rz_drop(s, c);
 	}
@@ -419,7 +417,7 @@ int rz_serve(const struct rz_address *a, const struct addrinfo *list, uint32_t w
 		goto free_all;
 	}
 	s.table[0] = *me;
-	s.present.bits[0] = 1;
+	s.status.present.bits[0] = s.status.came.bits[0] = 1;
 	s.nr_present = 1;
 	r = rz_listen(&s, list);
 	if (r)

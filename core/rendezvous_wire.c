@@ -299,22 +299,26 @@ int rz_joined_take(const struct rz_reader *in, struct rz_session *s)
 	return tagged_take(in, s, RZ_JOINED, 0, 0);
 }
 
-size_t rz_status_make(struct rz_session *s, const struct rz_presence *present, uint8_t *out)
+size_t rz_status_make(struct rz_session *s, const struct rz_status *status, uint8_t *out)
 {
+	uint8_t *p = out + RZ_HEAD_BYTES + RC_MAC_BYTES;
 	size_t length = (s->world + 7) / 8;
 
-	memcpy(out + RZ_HEAD_BYTES + RC_MAC_BYTES, present->bits, length);
-	return tagged_make(s, RZ_STATUS, length, out);
+	memcpy(p, status->present.bits, length);
+	memcpy(p + length, status->came.bits, length);
+	return tagged_make(s, RZ_STATUS, 2 * length, out);
 }
 
-int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_presence *out)
+int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_status *out)
 {
 	size_t length = (s->world + 7) / 8;
-	int r = tagged_take(in, s, RZ_STATUS, length, length);
+	int r = tagged_take(in, s, RZ_STATUS, 2 * length, 2 * length);
 
-	if (!r)
-		memcpy(out->bits, body(in) + RC_MAC_BYTES, length);
-	return r;
+	if (r)
+		return r;
+	memcpy(out->present.bits, body(in) + RC_MAC_BYTES, length);
+	memcpy(out->came.bits, body(in) + RC_MAC_BYTES + length, length);
+	return 0;
 }
 
 size_t rz_member_make(const struct rc_member *m, uint8_t *out)

@@ -128,13 +128,13 @@ static void false_zero__unsigned_refusals(void **state)
 
 static void false_zero__silent(void **state)
 {
-	struct worker *w = meet_false_zero("", 0, true, 400), *half;
+	struct worker *w = meet_false_zero("", 0, true, 1000), *half;
 
 	(void)state;
 	assert_int_equal(w->result, -ETIMEDOUT);
 	assert_text(w, "did not answer");
 	worker_free(w);
-	half = meet_false_zero("RREF\1", 5, true, 400);
+	half = meet_false_zero("RREF\1", 5, true, 1000);
 	assert_int_equal(half->result, -ETIMEDOUT);
 	worker_free(half);
 }
@@ -156,7 +156,7 @@ static void false_zero__closes_at_once(void **state)
 	pthread_t thread;
 
 	(void)state;
-	w->timeout_ms = 400;
+	w->timeout_ms = 1000;
 	assert_int_equal(pthread_create(&thread, NULL, close_all, &listener), 0);
 	worker_run(w);
 	shutdown(listener, SHUT_RDWR);
@@ -280,12 +280,12 @@ static void script_joined_twice(int fd, struct rz_session *s, const struct rc_me
 
 static void script_status_of_another_session(int fd, struct rz_session *s, const struct rc_member table[2])
 {
-	struct rz_presence present = { { 0 } };
+	struct rz_status status = { { { 0 } }, { { 0 } } };
 	uint8_t out[RZ_FRAME_MAX];
 
 	(void)table;
 	s->sequence += 5;
-	stranger_send(fd, out, rz_status_make(s, &present, out));
+	stranger_send(fd, out, rz_status_make(s, &status, out));
 }
 
 static void script_close(int fd, struct rz_session *s, const struct rc_member table[2])

@@ -383,7 +383,7 @@ static void rendezvous__largest_group(void **state)
 	}
 	/* The last ones are read first: nobody's silence is in the way of others. */
 	for (uint32_t rank = LARGE_WORLD - 1; rank > 0; rank--) {
-		struct rz_presence present;
+		struct rz_status status;
 		struct rz_digest digest;
 		struct rz_reader in;
 		uint32_t next = 0;
@@ -399,7 +399,7 @@ static void rendezvous__largest_group(void **state)
 
 			assert_int_equal(stranger_read(fd[rank], &in), 1);
 			if (rz_type_of(&in) == RZ_STATUS) {
-				assert_int_equal(rz_status_take(&in, &s[rank], &present), 0);
+				assert_int_equal(rz_status_take(&in, &s[rank], &status), 0);
 				continue;
 			}
 			if (rz_type_of(&in) == RZ_END)
@@ -428,7 +428,7 @@ static void rendezvous__lack_of_descriptors_is_named(void **state)
 	struct worker *zero = worker_new(port, 0, 8);
 
 	(void)state;
-	zero->timeout_ms = 1500;
+	zero->timeout_ms = 2000;
 	worker_start(zero);
 	fd[0] = stranger_connect(port);
 	for (int i = 1; i < 4; i++)

@@ -24,7 +24,7 @@ enum { HELLO, CHALLENGE, JOIN, JOINED, STATUS, END, FAILED, NR_SIGNED };
 static size_t make(int which, uint8_t *out)
 {
 	struct rz_session s = new_session();
-	struct rz_presence present;
+	struct rz_status status;
 	struct rz_digest digest = { { 7 } };
 	struct rc_member m;
 
@@ -33,7 +33,7 @@ static size_t make(int which, uint8_t *out)
 	m.incarnation = 77;
 	snprintf(m.name, sizeof(m.name), "worker");
 	m.addr[RV_SHM].len = 5;
-	memset(&present, 0x0f, sizeof(present));
+	memset(&status, 0x0f, sizeof(status));
 	switch (which) {
 	case HELLO:
 		return rz_hello_make(&s, out);
@@ -44,7 +44,7 @@ static size_t make(int which, uint8_t *out)
 	case JOINED:
 		return rz_joined_make(&s, out);
 	case STATUS:
-		return rz_status_make(&s, &present, out);
+		return rz_status_make(&s, &status, out);
 	case END:
 		return rz_end_make(&s, &digest, out);
 	default:
@@ -56,7 +56,7 @@ static size_t make(int which, uint8_t *out)
 static int take(int which, const struct rz_reader *in, struct rz_session s)
 {
 	struct rz_digest digest = { { 7 } };
-	struct rz_presence present;
+	struct rz_status status;
 	struct rz_hello hello;
 	struct rc_member m;
 	char text[64];
@@ -73,7 +73,7 @@ static int take(int which, const struct rz_reader *in, struct rz_session s)
 	case JOINED:
 		return rz_joined_take(in, &s);
 	case STATUS:
-		return rz_status_take(in, &s, &present);
+		return rz_status_take(in, &s, &status);
 	case END:
 		return rz_end_take(in, &s, &digest);
 	default:
