@@ -120,8 +120,7 @@ void demo_read(struct demo_worker *w, enum demo_way way, struct demo_report *r)
 {
 	struct demo_report again;
 
-	if (!w->refs || w->nr_held != w->nr_refs)
-		demo_give_up(w, "only %u of %u references came here", w->nr_held, w->nr_refs);
+	demo_held(w);
 	one_pass(w, way, demo_now(), r);
 	if (r->read_ns > TWICE_BELOW)
 		return;
@@ -141,11 +140,12 @@ static int by_time(const void *a, const void *b)
 
 void demo_small(struct demo_worker *w, struct demo_report *r)
 {
+	struct rref **refs = demo_held(w);
 	uint32_t which = demo_nr_chunks(w->file_bytes) + 1, n = 0;
 	int64_t *ns = calloc(SMALL_READS_MAX, sizeof(*ns)), end = 0;
 
-	if (!ns || w->nr_refs <= which)
-		demo_give_up(w, "the small reference did not come here, or no memory");
+	if (!ns)
+		demo_give_up(w, "no memory for %u samples", SMALL_READS_MAX);
 	for (uint32_t i = 0; i < SMALL_WARM_UP + SMALL_READS_MAX; i++) {
 		unsigned char bytes[DEMO_SMALL_BYTES];
 		struct rref_view *v;
@@ -156,7 +156,7 @@ void demo_small(struct demo_worker *w, struct demo_report *r)
 			end = t + SMALL_TIME;
 		if (end && t > end && n)
 			break;
-		demo_ok(w, rref_to_here(w->refs[which], RREF_DEFAULT, &v), "rref_to_here of the small value", which);
+		demo_ok(w, rref_to_here(refs[which], RREF_DEFAULT, &v), "rref_to_here of the small value", which);
 		good = rref_view_length(v) == sizeof(bytes);
 		if (good)
 			memcpy(bytes, rref_view_data(v), sizeof(bytes));

@@ -11,7 +11,7 @@
 #define SETTLE (20 * DEMO_SEC) /* for messages under way to arrive */
 
 /* NULL, or why a reference that came from worker `from` is not what it should be. */
-static const char *what_is_wrong(struct demo_worker *w, const struct rref *ref, int from)
+static const char *what_is_wrong(const struct rref_ctx *ctx, const struct rref *ref, int from)
 {
 	if (rref_is_owner(ref) || rref_owner(ref) != 0)
 		return "its owner is not rank 0";
@@ -19,18 +19,22 @@ static const char *what_is_wrong(struct demo_worker *w, const struct rref *ref, 
 		return "its owner does not know of it";
 	if (rref_fork_id(ref).created_on != (uint32_t)from)
 		return "it was not shared by the worker it came from";
-	if (rref_context(ref) != w->ctx)
+	if (rref_context(ref) != ctx)
 		return "it is of another context";
 	return NULL;
 }
 
-/* Keeps references that arrived from a worker: consumed, except on failure. Handlers run on several threads. */
-static int keep(struct demo_worker *w, const struct demo_listing *l, struct rref **refs, size_t nr, int from, const char **why)
+/*
+ * Keeps references that arrived from a worker: consumed, except on failure. Handlers run on several threads, and may run
+ * before rref_init has returned: w->ctx is not for them.
+ */
+static int keep(struct demo_worker *w, const struct rref_ctx *ctx, const struct demo_listing *l, struct rref **refs, size_t nr,
+		int from, const char **why)
 {
 	int err = 0;
 
 	for (size_t i = 0; i < nr && !err; i++) {
-		*why = what_is_wrong(w, refs[i], from);
+		*why = what_is_wrong(ctx, refs[i], from);
 		err = *why ? -EPROTO : 0;
 	}
 	if (err)
@@ -80,7 +84,7 @@ void demo_get(struct demo_worker *w, struct demo_report *r)
 		for (int i = 0; i < nr; i++)
 			demo_ok(w, rref_future_ref(f, (size_t)i, &refs[i]), "rref_future_ref", from + (uint32_t)i);
 		rref_future_free(f);
-		if (keep(w, &l, refs, (size_t)nr, 0, &why))
+		if (keep(w, w->ctx, &l, refs, (size_t)nr, 0, &why))
 			demo_give_up(w, "get: a reference from %u on is bad: %s", from, why);
 		from += (uint32_t)nr;
 		r->nr_calls++;
@@ -103,7 +107,7 @@ int demo_serve_take(struct rref_call *call, void *worker)
 	memcpy(&l, rref_call_data(call), sizeof(l));
 	for (size_t i = 0; i < nr; i++)
 		refs[i] = rref_dup(rref_call_ref(call, i));
-	err = keep(w, &l, refs, nr, rref_call_caller(call), &why);
+	err = keep(w, rref_call_context(call), &l, refs, nr, rref_call_caller(call), &why);
 	if (err) {
 		for (size_t i = 0; i < nr; i++)
 			rref_release(refs[i]);
@@ -112,17 +116,31 @@ int demo_serve_take(struct rref_call *call, void *worker)
 	return rref_call_reply(call, NULL);
 }
 
+struct rref **demo_held(struct demo_worker *w)
+{
+	struct rref **refs;
+	uint32_t held, of;
+
+	pthread_mutex_lock(&w->lock);
+	refs = w->refs;
+	held = w->nr_held;
+	of = w->nr_refs;
+	pthread_mutex_unlock(&w->lock);
+	if (!refs || held != of)
+		demo_give_up(w, "only %u of %u references came here", held, of);
+	return refs;
+}
+
 void demo_share(struct demo_worker *w, struct demo_report *r)
 {
+	struct rref **refs = demo_held(w);
 	struct demo_listing l = { .file_bytes = w->file_bytes };
 	int next = rref_worker_by_name(w->ctx, demo_name(w->rank + 1));
 
 	demo_ok(w, next, "rref_worker_by_name", 0);
-	if (!w->refs || w->nr_held != w->nr_refs)
-		demo_give_up(w, "only %u of %u references came here", w->nr_held, w->nr_refs);
 	for (; l.from < w->nr_refs; l.from += RREF_REFS_MAX) {
 		uint32_t left = w->nr_refs - l.from;
-		const struct rref_args args = { .data = &l, .length = sizeof(l), .refs = w->refs + l.from,
+		const struct rref_args args = { .data = &l, .length = sizeof(l), .refs = refs + l.from,
 						.nr_refs = left < RREF_REFS_MAX ? left : RREF_REFS_MAX };
 
 		demo_ok(w, rref_rpc_sync(w->ctx, next, "take", &args, RREF_DEFAULT, NULL), "calling take on the next user", l.from);
@@ -136,6 +154,7 @@ void demo_release(struct demo_worker *w, struct demo_report *r)
 {
 	int64_t end = demo_now() + SETTLE;
 	const struct rref_stats *s = &r->stats;
+	struct rref **refs = demo_held(w);
 
 	if (w->rank == 0) {
 		/* The users' releases are on their way here: an owner may drop its own earlier, but then shows nothing. */
@@ -149,8 +168,8 @@ void demo_release(struct demo_worker *w, struct demo_report *r)
 		}
 	}
 	for (uint32_t i = 0; i < w->nr_refs; i++) {
-		rref_release(w->refs[i]);
-		w->refs[i] = NULL;
+		rref_release(refs[i]);
+		refs[i] = NULL;
 	}
 	r->nr_refs = w->nr_held;
 	w->nr_held = 0;

@@ -67,6 +67,8 @@ static void join(struct demo_worker *w, struct demo_report *r)
 	rref_options_init(&o);
 	if (rref_options_from_env(&o))
 		demo_give_up(w, "%s", rref_last_error());
+	if (o.mode == RREF_PROGRESS_MANUAL)
+		demo_give_up(w, "RREF_PROGRESS=manual: workers here sleep between commands, so auto or poll it must be");
 	o.name = demo_name(w->rank);
 	o.rank = w->rank;
 	o.world_size = 1 + w->job->users;

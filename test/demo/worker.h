@@ -13,9 +13,10 @@ struct demo_worker {
 	int fd;                        /* to the launcher */
 	struct rref_ctx *ctx;
 	pthread_mutex_t lock;
-	uint64_t file_bytes;           /* guarded by lock: as told by the owner, 0 = not yet */
-	uint32_t nr_refs, nr_held;     /* guarded by lock */
-	struct rref **refs;            /* guarded by lock while references arrive */
+	/* Guarded by lock while references arrive; const from demo_held to demo_release. */
+	uint64_t file_bytes;           /* as told by the owner, 0 = not yet */
+	uint32_t nr_refs, nr_held;
+	struct rref **refs;
 };
 
 /* The process' life; its exit status. */
@@ -35,6 +36,7 @@ int demo_serve_get(struct rref_call *call, void *worker);
 void demo_get(struct demo_worker *w, struct demo_report *r);
 void demo_share(struct demo_worker *w, struct demo_report *r);
 void demo_release(struct demo_worker *w, struct demo_report *r);
+struct rref **demo_held(struct demo_worker *w);   /* all references, which must have come: no more will */
 int demo_serve_take(struct rref_call *call, void *worker);
 
 /* passes.c */

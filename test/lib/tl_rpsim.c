@@ -37,6 +37,8 @@ struct claim {
 	struct claim *parent;           /* NULL: shared by the owner, or the creator's */
 	uint32_t holder, holder_inc;
 	enum claim_state state;
+	struct rref_id fork;
+	bool evil;                      /* comes of a hostile worker's record: promises nothing before it is confirmed */
 	bool lost;                      /* the owner wrote its holder off (grace is over) */
 	bool unpinned;                  /* its parent wrote its holder, or the owner, off */
 };
@@ -117,6 +119,8 @@ struct sim {
 	void **garbage;                 /* everything allocated, freed at the end */
 	size_t nr_garbage, max_garbage;
 	bool trace;
+	bool attacking;                 /* this step is a hostile worker's doing */
+	uint32_t evil;                  /* its rank, or n */
 	unsigned depth;                 /* of do_effects */
 	struct handle **doomed;         /* to be released when all effects of the step were seen */
 	size_t nr_doomed, max_doomed;
@@ -220,6 +224,7 @@ static struct claim *add_claim(struct sim *s, struct object *o, struct claim *pa
 	c->parent = parent;
 	c->holder = holder;
 	c->holder_inc = s->machines[holder].inc;
+	c->evil = parent && parent->evil;
 	s->claims = grow(s->claims, s->nr_claims, &s->max_claims, sizeof(*s->claims));
 	s->claims[s->nr_claims++] = c;
 	return c;
@@ -422,7 +427,7 @@ static int step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_
 	rp_effects(k->m, &nr);
 	if (rc && nr)
 		fail(s, "event %d failed (%d) and had effects", (int)ev->type, rc);
-	if (rc == -EPROTO)
+	if (rc == -EPROTO && !s->attacking)
 		fail(s, "worker %u refused event %d, message %d", r, (int)ev->type, ev->msg ? (int)ev->msg->type : 0);
 	text = tl_rp_check(k->m);
 	if (text)
@@ -463,11 +468,11 @@ static struct cookie *take_cookie(struct sim *s, uint32_t r, uint64_t cookie, in
 static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
 	struct cookie *c = take_cookie(s, r, e->cookie, COOKIE_READY);
-	struct object *o = object_of(s, e->id);
+	struct object *o = c ? c->obj : NULL;
 
-	if (!c || !o)
+	if (!o)
 		return;
-	if (c->over || c->call->handles[c->slot] || c->obj != o)
+	if (c->over || c->call->handles[c->slot] || !same(e->id, o->id))
 		fail(s, "a second handle for a record");
 	if (e->fork.local_id) {
 		c->claim->state = CLAIM_RECEIVED;
@@ -498,7 +503,7 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 		fail(s, "READY(0) without a handle");
 	if (e->status) {
 		s->result->refused_records++;
-		if (!s->broken && !c->obj->timed_out)
+		if (!s->broken && !c->obj->timed_out && !c->claim->evil)
 			fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
 		c->claim->state = CLAIM_OVER;
 	} else if (c->claim->state == CLAIM_RECEIVED) {
@@ -524,6 +529,8 @@ static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 	if (c->over)
 		fail(s, "WAITED twice");
 	c->over = true;
+	if (c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil))
+		return;
 	if (!e->status && (e->loc.nonce != c->obj->nonce || !c->obj->set))
 		fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
@@ -542,7 +549,7 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 	if (e->type != RP_EFF_CREATED && h->released)
 		fail(s, "worker %u: effect %d of a released handle", r, (int)e->type);
-	if (e->type == RP_EFF_LOCATION && e->loc.nonce != h->obj->nonce)
+	if (e->type == RP_EFF_LOCATION && e->loc.nonce != h->obj->nonce && h->obj->owner != s->evil && !h->claim->evil)
 		fail(s, "a handle got another value's location");
 	if (e->type == RP_EFF_CREATED) {
 		if (h->obj->created)
@@ -780,7 +787,9 @@ static void new_remote(struct sim *s, uint32_t r, uint32_t owner)
 	}
 	o = add_object(s, r, owner, k->views[owner].inc);
 	o->fork = new_id(s, r);
+	o->timed_out = o->gave_up = owner == s->evil;
 	c = add_claim(s, o, NULL, r);
+	c->fork = o->fork;
 	c->state = CLAIM_RECEIVED;
 	ev.id = o->id;
 	ev.fork = o->fork;
@@ -848,6 +857,7 @@ static void share(struct sim *s, uint32_t r, uint32_t to)
 		call->owner_inc[call->nr] = h->obj->owner_inc;
 		call->claims[call->nr] = add_claim(s, h->obj, h->claim, to);
 		call->claims[call->nr]->holder_inc = k->views[to].inc;
+		call->claims[call->nr]->fork = ev.fork;
 		src[call->nr++] = h;
 	}
 	if (!call->nr)
@@ -1102,10 +1112,96 @@ static void disturb(struct sim *s)
 		alive += s->machines[q].alive;
 	if (what < 12 && s->machines[r].alive && alive > 1)
 		kill_machine(s, r);
-	else if (what < 60 && !s->machines[r].alive)
+	else if (what < 60 && !s->machines[r].alive && r != s->evil)
 		start(s, r);
 	else if (what > 990 && s->machines[r].alive)
 		cut(s, r, rnd(s, s->n));
+}
+
+/* ---- a hostile worker -------------------------------------------------------------------------------------- */
+
+static struct rref_id any_id(struct sim *s, bool fork)
+{
+	if (fork && s->nr_claims && chance(s, 70))
+		return s->claims[rnd(s, (uint32_t)s->nr_claims)]->fork;
+	if (!fork && s->nr_objects && chance(s, 80))
+		return s->objects[rnd(s, (uint32_t)s->nr_objects)]->id;
+	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | rnd(s, 40), .created_on = rnd(s, s->n + 1) };
+}
+
+static void attack_with_record(struct sim *s, uint32_t r)
+{
+	struct rp_fork rec = {
+		.id = any_id(s, false), .fork = new_id(s, s->evil), .owner = rnd(s, s->n), .parent = s->evil,
+		.flags = rnd(s, 2), .loc = { .nonce = 666, .version = rnd(s, 2) },
+	};
+	struct rp_event ev = { .type = RP_EV_RECV_FORK, .peer = s->evil, .rec = &rec };
+	struct object *o = object_of(s, rec.id);
+	struct incoming *in = make(s, sizeof(*in));
+	struct claim *c;
+
+	/* A value that is not, or not there: it is in no ledger. */
+	if (!o || o->owner != rec.owner || o->owner_inc != s->machines[rec.owner].inc) {
+		o = make(s, sizeof(*o));
+		o->id = rec.id;
+		o->owner = rec.owner;
+		o->owner_inc = s->machines[rec.owner].inc;
+	}
+	c = add_claim(s, o, NULL, r);
+	c->fork = rec.fork;
+	c->evil = c->unpinned = true;
+	c->parent = make(s, sizeof(*c));
+	in->nr = in->waiting = 1;
+	ev.cookie = add_cookie(s, (struct cookie){ .kind = COOKIE_READY, .obj = o, .claim = c, .call = in }, r);
+	if (step(s, r, &ev, NULL)) {
+		s->cookies[ev.cookie - 1].over = true;
+		c->state = CLAIM_OVER;
+	}
+}
+
+static void attack_with_creation(struct sim *s, uint32_t r)
+{
+	struct object *o = add_object(s, s->evil, r, s->machines[r].inc);
+	struct rp_event ev = { .type = RP_EV_OWN, .id = o->id, .fork = new_id(s, s->evil), .peer = s->evil };
+
+	o->created = true;
+	s->duplicate = false;
+	if (!step(s, r, &ev, NULL) && !s->duplicate)
+		o->known = true;
+	ev.id = any_id(s, false);
+	if (ev.id.created_on != s->evil)
+		step(s, r, &ev, NULL);
+}
+
+static void attack(struct sim *s)
+{
+	uint32_t r = rnd(s, s->n), what = rnd(s, 100);
+	struct rp_msg msg = {
+		.type = (enum rp_msg_type)rnd(s, RP_MSG_NR_TYPES + 1), .id = any_id(s, false), .fork = any_id(s, true),
+		.status = chance(s, 50) ? 0 : 1 - (int)rnd(s, 40), .loc = { .nonce = 666, .version = rnd(s, 2) },
+	};
+	struct rp_event ev = { .type = RP_EV_MSG, .peer = s->evil, .msg = &msg };
+
+	/* Mostly about something that is: another's fork of its own value, at the value's owner or anywhere. */
+	if (s->nr_claims && chance(s, 60)) {
+		const struct claim *c = s->claims[rnd(s, (uint32_t)s->nr_claims)];
+
+		msg.id = c->obj->id;
+		msg.fork = c->fork;
+		if (chance(s, 70))
+			r = c->obj->owner;
+	}
+	if (!s->machines[r].alive)
+		return;
+	s->result->attacks++;
+	s->attacking = true;
+	if (what < 15)
+		attack_with_record(s, r);
+	else if (what < 20)
+		attack_with_creation(s, r);
+	else
+		step(s, r, &ev, NULL);
+	s->attacking = false;
 }
 
 /* ---- the run ----------------------------------------------------------------------------------------------- */
@@ -1117,9 +1213,12 @@ static void settle(struct sim *s)
 	while (!failed(s) && deliver(s))
 		;
 	/* A handler must not wait for the function that makes what it was given, only for the owner to know of it. */
-	for (size_t i = 0; i < s->nr_cookies && !failed(s) && !(s->flags & (TL_RP_CHAOS | TL_RP_CRASH)); i++)
+	for (size_t i = 0; i < s->nr_cookies && !failed(s) && !s->flags; i++)
 		if (s->cookies[i].kind == COOKIE_READY && !s->cookies[i].over && !s->cookies[i].obj->unsent)
 			fail(s, "a READY of worker %u waits for a value", s->cookies[i].machine);
+	for (uint32_t r = 0; r < s->n && s->evil < s->n; r++)
+		if (s->machines[r].alive && s->machines[r].views[s->evil].state == LINK_UP)
+			s->machines[r].views[s->evil].state = LINK_LOST;
 	while (!failed(s) && (deliver(s) || be_late(s, true) || recover(s, 100)))
 		;
 	/* Nothing is under way, and every value is set: no operation may wait any longer, held references or not. */
@@ -1162,7 +1261,7 @@ static void check_end(struct sim *s)
 			     "%llu children, %llu parked", r, (unsigned long long)c.owners, (unsigned long long)c.pending_owners,
 			     (unsigned long long)c.forks, (unsigned long long)c.users, (unsigned long long)c.pending_users,
 			     (unsigned long long)c.pending_children, (unsigned long long)c.parked);
-		if (c.refused)
+		if (c.refused && s->evil == s->n)
 			fail(s, "worker %u refused %llu messages", r, (unsigned long long)c.refused);
 	}
 	for (size_t i = 0; i < s->nr_objects && !failed(s); i++) {
@@ -1197,11 +1296,20 @@ int tl_rp_sim(uint64_t seed, unsigned nr_machines, unsigned nr_actions, unsigned
 			s->machines[a].views[b].inc = s->machines[b].views[a].inc = 1;
 			s->machines[a].views[b].state = s->machines[b].views[a].state = LINK_UP;
 		}
+	s->evil = s->n;
+	if ((flags & TL_RP_HOSTILE) && s->n > 1) {
+		s->evil = s->n - 1;
+		s->machines[s->evil].alive = false;
+		rp_destroy(s->machines[s->evil].m);
+		s->machines[s->evil].m = NULL;
+	}
 	for (unsigned i = 0; i < nr_actions && !failed(s); i++) {
 		uint32_t what = rnd(s, 100), r = rnd(s, s->n);
 
 		if (flags & TL_RP_CRASH)
 			disturb(s);
+		if (s->evil < s->n && chance(s, 30))
+			attack(s);
 		if (what < 45)
 			deliver(s);
 		else if (what < 50)

@@ -21,10 +21,11 @@
 
 #define TL_RP_CHAOS 1u      /* messages and calls are reordered and repeated; else each pair keeps its order */
 #define TL_RP_CRASH 2u      /* workers are killed and come back, pairs are cut */
+#define TL_RP_HOSTILE 4u    /* the last worker says anything: the others must not suffer; fenced at the end */
 
 struct tl_rp_result {
 	char text[256];         /* what failed; "" = nothing */
-	uint64_t steps, messages, kills, cuts, freed, refused_records;
+	uint64_t steps, messages, kills, cuts, freed, refused_records, attacks;
 };
 
 /* Runs one program of about nr_actions actions on nr_machines (1..6) machines. 0, or -1 with result->text. */

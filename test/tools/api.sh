@@ -56,7 +56,7 @@ undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c | sed 's/rc_fail(//' | sort
 check "codes given by the core are documented in the header" "$undocumented"
 # Each function has a doc block: its name stands in a comment of the header.
 comments=$(sed -n '/\/\*/,/\*\//p' include/rref.h)
-check "every function is named in a doc block" "$(for f in $declared; do echo "$comments" | grep -qE "\b$f\b|_${f##*_}\b" || echo "$f"; done)"
+check "every function is named in a doc block" "$(for f in $declared; do grep -qE "\b$f\b|_${f##*_}\b" <<<"$comments" || echo "$f"; done)"
 
 if [ -f README.md ]; then
 	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"

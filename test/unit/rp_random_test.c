@@ -44,11 +44,13 @@ static void run(unsigned flags)
 		sum.kills += r.kills;
 		sum.cuts += r.cuts;
 		sum.freed += r.freed;
+		sum.attacks += r.attacks;
 		sum.refused_records += r.refused_records;
 	}
-	print_message("%llu seeds: %llu steps, %llu messages, %llu values freed, %llu kills, %llu cuts, %llu records refused\n",
+	print_message("%llu seeds: %llu steps, %llu messages, %llu values freed, %llu kills, %llu cuts, %llu records refused, %llu attacks\n",
 		      nr_seeds, (unsigned long long)sum.steps, (unsigned long long)sum.messages, (unsigned long long)sum.freed,
-		      (unsigned long long)sum.kills, (unsigned long long)sum.cuts, (unsigned long long)sum.refused_records);
+		      (unsigned long long)sum.kills, (unsigned long long)sum.cuts, (unsigned long long)sum.refused_records,
+		      (unsigned long long)sum.attacks);
 }
 
 static void rp_random__chaos(void **state)
@@ -75,11 +77,25 @@ static void rp_random__in_order_and_crashes(void **state)
 	run(TL_RP_CRASH);
 }
 
+static void rp_random__hostile(void **state)
+{
+	(void)state;
+	run(TL_RP_CHAOS | TL_RP_HOSTILE);
+}
+
+static void rp_random__hostile_and_crashes(void **state)
+{
+	(void)state;
+	run(TL_RP_CHAOS | TL_RP_CRASH | TL_RP_HOSTILE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rp_random__chaos),
 		cmocka_unit_test(rp_random__chaos_and_crashes),
+		cmocka_unit_test(rp_random__hostile),
+		cmocka_unit_test(rp_random__hostile_and_crashes),
 		cmocka_unit_test(rp_random__in_order),
 		cmocka_unit_test(rp_random__in_order_and_crashes),
 	};

@@ -183,13 +183,13 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 
 static void free_conns(struct rv_dev *dev)
 {
+	/* All closed before any is freed: they hang in one another's lists. */
+	for (uint32_t i = 0; i < dev->nr_conns; i++)
+		rvi_close_conn(dev->conns[i]);
 	for (uint32_t i = 0; i < dev->nr_conns; i++) {
-		struct rv_conn *conn = dev->conns[i];
-
-		rvi_close_conn(conn);
-		free(conn->reads);
-		free(conn->sends);
-		free(conn);
+		free(dev->conns[i]->reads);
+		free(dev->conns[i]->sends);
+		free(dev->conns[i]);
 	}
 	free(dev->conns);
 }

@@ -45,6 +45,7 @@
 #define RVI_MIN_RNR_TIMER 1      /* 0.01 ms; rdma_cm leaves 0, which is 655 ms */
 #define RVI_RD_ATOMIC_MAX 128
 #define RVI_BATCH 16
+#define RVI_CHAIN_MAX 256u       /* READs of one doorbell; 40 KiB of stack, of which a short chain touches little */
 #define RVI_SPILL_MAX 64
 #define RVI_MSG_STRIDE 4160      /* frame + RV_MSG_MAX, to a cache line */
 #define RVI_NIL UINT32_MAX
@@ -81,16 +82,11 @@ struct rvi_pool {
 
 /* --- connections --- */
 
-/*
- * One READ. Taken by any thread (read.c), given back by poll or by the fence. The work request's constant fields are set
- * when the slot is made; posting fills the rest and chains slots directly.
- */
+/* One READ. Taken by any thread (read.c), given back by poll or by the fence. */
 struct rvi_read {
 	_Atomic uint32_t gen;        /* odd = under way. Outlives connections: tokens of an earlier one never match */
 	_Atomic uint32_t next;       /* free list */
 	_Atomic uint64_t cookie;
-	struct ibv_sge sge[RV_READ_SGE];
-	struct ibv_send_wr wr;
 };
 
 struct rvi_send {                    /* [progress] */

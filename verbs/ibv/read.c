@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * READs: the hot path. Posting is [any] and lock-free on our side: a chain of n slots is taken from the free list with one
- * compare-and-swap, its work requests already chained and constant but for what this READ needs, and posted with one
- * doorbell. (The driver takes its own lock or makes a system call: not ours to avoid.)
+ * compare-and-swap, and its requests are posted with one doorbell. (The driver takes its own lock or makes a system call:
+ * not ours to avoid.)
+ *
+ * The requests live on the poster's stack, not in the slots: a driver may show a request to the device before it has
+ * read where the next one is (rxe does), so a slot can be finished, free and taken by another thread while the first
+ * poster's call still walks its chain.
  *
  * The free list is a stack {tag, head} in one word. Every change of it moves the tag, so a walk along `next` that raced
  * with another thread is found out by the compare-and-swap; until then it only read numbers that are in bounds.
  *
  * A slot is given back by poll, by the fence's report, or by the poster whose post failed: its generation is odd exactly
  * while a READ is under way, and each READ is one step to odd and one to even, which is what makes "reported exactly
- * once" true. Pairs: the poster's store-release of gen with the poller's load-acquire (cookie, user's landing memory).
+ * once" true. Pairs: the poster's store-release of gen with the poller's load-acquire (cookie).
  */
 #include <stdlib.h>
 
@@ -35,15 +39,8 @@ int rvi_reads_init(struct rv_conn *conn)
 	conn->reads = calloc(n, sizeof(*conn->reads));
 	if (!conn->reads)
 		return rv_fail(ENOMEM, "no memory for %u reads", n);
-	for (uint32_t i = 0; i < n; i++) {
-		struct rvi_read *s = &conn->reads[i];
-
-		s->wr.opcode = IBV_WR_RDMA_READ;
-		/* Every READ is signalled: each has a status of its own, and none hides behind another. */
-		s->wr.send_flags = IBV_SEND_SIGNALED;
-		s->wr.sg_list = s->sge;
-		at_store(&s->next, i + 1 < n ? i + 1 : RVI_NIL);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		at_store(&conn->reads[i].next, i + 1 < n ? i + 1 : RVI_NIL);
 	at_store_rel(&conn->free_reads, 0);
 	return 0;
 }
@@ -97,26 +94,39 @@ static int check(const struct rv_conn *conn, const struct rv_read *r)
 	return 0;
 }
 
-static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r)
+struct chain {
+	struct ibv_send_wr wr[RVI_CHAIN_MAX];
+	struct ibv_sge sge[RVI_CHAIN_MAX][RV_READ_SGE];
+};
+
+/* Request k of the chain, in slot i. Every READ is signalled: each has a status of its own, none hides behind another. */
+static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct chain *c, unsigned k)
 {
 	struct rvi_read *s = &conn->reads[i];
+	struct ibv_send_wr *wr = &c->wr[k];
 	uint32_t gen = at_load(&s->gen) + 1;
 	int n = 0;
 
-	at_store(&s->cookie, r->cookie);
-	s->wr.wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
-	s->wr.wr.rdma.remote_addr = r->addr;
-	s->wr.wr.rdma.rkey = r->rkey;
-	for (uint32_t k = 0; k < r->nr_sge; k++) {
+	for (uint32_t p = 0; p < r->nr_sge; p++) {
 		/* To some devices a piece of 0 bytes means 2 GiB. */
-		if (!r->sge[k].length)
+		if (!r->sge[p].length)
 			continue;
-		s->sge[n].addr = (uintptr_t)r->sge[k].addr;
-		s->sge[n].length = r->sge[k].length;
-		s->sge[n].lkey = r->sge[k].lkey;
+		c->sge[k][n].addr = (uintptr_t)r->sge[p].addr;
+		c->sge[k][n].length = r->sge[p].length;
+		c->sge[k][n].lkey = r->sge[p].lkey;
 		n++;
 	}
-	s->wr.num_sge = n;
+	/* Field by field: clearing all 128 bytes costs more than the rest, and a READ's post looks at no others. */
+	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
+	wr->next = wr + 1;
+	wr->sg_list = c->sge[k];
+	wr->num_sge = n;
+	wr->opcode = IBV_WR_RDMA_READ;
+	wr->send_flags = IBV_SEND_SIGNALED;
+	wr->imm_data = 0;
+	wr->wr.rdma.remote_addr = r->addr;
+	wr->wr.rdma.rkey = r->rkey;
+	at_store(&s->cookie, r->cookie);
 	at_store_rel(&s->gen, gen);
 }
 
@@ -125,15 +135,12 @@ static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r)
  * the queue and only the doorbell failed (rxe): those count as posted, and the connection is ended by the next poll, so
  * that the fence reports them.
  */
-static int post_failed(struct rv_conn *conn, unsigned got, struct ibv_send_wr *bad, int err)
+static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send_wr *bad, int err)
 {
 	int posted = (int)got;
-	struct ibv_send_wr *next;
 
-	/* Only the tail may be walked: slots before it may have ended already and be someone else's. */
-	for (; bad; bad = next) {
-		next = bad->next;
-		give(conn, (uint32_t)(container_of(bad, struct rvi_read, wr) - conn->reads));
+	for (; bad; bad = bad->next) {
+		give(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
 		posted--;
 	}
 	at_add(&conn->dev->stat.reads, (uint64_t)posted);
@@ -152,38 +159,34 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	struct ibv_send_wr *bad = NULL;
 	unsigned ok = 0, got;
-	uint32_t first, i;
+	struct chain c;
+	uint32_t i;
 	int rc = 0;
 
 	if (at_load_acq(&conn->state) != RVI_UP)
 		return rv_fail(ENOTCONN, "the connection is not up");
+	n = min_of(n, RVI_CHAIN_MAX);
 	/* A bad one ends the chain; the caller meets its error when it comes first. */
 	while (ok < n && !(rc = check(conn, &r[ok])))
 		ok++;
 	if (!ok)
 		return rc;
-	got = take(conn, ok, &first);
+	got = take(conn, ok, &i);
 	if (!got)
 		return -EAGAIN;
-	i = first;
-	for (unsigned k = 0;; k++) {
-		struct rvi_read *s = &conn->reads[i];
+	for (unsigned k = 0; k < got; k++) {
+		uint32_t next = at_load(&conn->reads[i].next);
 
-		fill(conn, i, &r[k]);
-		if (k + 1 == got) {
-			s->wr.next = NULL;
-			break;
-		}
-		i = at_load(&s->next);
-		s->wr.next = &conn->reads[i].wr;
+		fill(conn, i, &r[k], &c, k);
+		i = next;
 	}
+	c.wr[got - 1].next = NULL;
 	at_add(&conn->dev->stat.read_doorbells, 1);
-	rc = ibv_post_send(conn->qp, &conn->reads[first].wr, &bad);
-	if (likely(!rc)) {
-		at_add(&conn->dev->stat.reads, got);
-		return (int)got;
-	}
-	return post_failed(conn, got, bad, rc);
+	rc = ibv_post_send(conn->qp, c.wr, &bad);
+	if (unlikely(rc))
+		return post_failed(conn, got, bad, rc);
+	at_add(&conn->dev->stat.reads, got);
+	return (int)got;
 }
 
 /* The connection's slot of a token that is still under way, or NULL. */
