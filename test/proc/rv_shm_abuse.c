@@ -94,11 +94,11 @@ static void nonsense__in_the_message_ring(void **state)
 	struct tlv_conn *good = join();
 	for (unsigned i = 0; i < array_size(bad); i++) {
 		struct tlv_conn *c = join();
-		struct shm_ring *tx = &c->conn->tx;
+		struct rvs_ring *tx = &c->conn->tx;
 
 		assert_echo(c);
 		at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, bad[i].len, bad[i].slot));
-		shm_wake(c->conn);
+		rvs_wake(c->conn);
 		assert_peer_ends_it(i + 1, -EPROTO);
 		assert_true(tlv_until(&me, &c->down));
 		tlv_close_conn(c);
@@ -113,11 +113,11 @@ static void nonsense__slot_that_the_receiver_holds(void **state)
 	(void)state;
 	start(TLV_KEEP);
 	struct tlv_conn *good = join(), *c = join();
-	struct shm_ring *tx = &c->conn->tx;
+	struct rvs_ring *tx = &c->conn->tx;
 
 	assert_int_equal(tlv_send_next(c, 10), 0);
 	at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, 10, 0)); /* slot 0 again */
-	shm_wake(c->conn);
+	rvs_wake(c->conn);
 	assert_peer_ends_it(1, -EPROTO);
 	assert_int_equal(tlv_peer_conn(&peer, 1).nr_recv, 1);
 	assert_false(good->down);
@@ -134,7 +134,7 @@ static void nonsense__in_the_returned_slots(void **state)
 	struct tlv_conn *good = join();
 	for (unsigned i = 0; i < array_size(bad); i++) {
 		struct tlv_conn *c = join();
-		struct shm_ring *rx = &c->conn->rx;
+		struct rvs_ring *rx = &c->conn->rx;
 		struct tlv_msg m;
 
 		at_store_sc(&rx->back[rx->back_pos & rx->mask], word(rx->back_pos, 0, bad[i]));
@@ -153,7 +153,7 @@ static void nonsense__on_the_socket(void **state)
 {
 	int memfd = memfd_create("abuse", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	int pipe_fds[2], fd;
-	struct shm_packet p;
+	struct rvs_packet p;
 
 	(void)state;
 	assert_int_equal(ftruncate(memfd, 4096), 0);
@@ -164,10 +164,10 @@ static void nonsense__on_the_socket(void **state)
 		struct tlv_conn *c = join();
 		int sock = c->conn->sock, *fds = &fd;
 		unsigned nr_fds = 1;
-		enum shm_packet_type type = SHM_PKT_REGION;
+		enum rvs_packet_type type = RVS_PKT_REGION;
 
 		memset(&p, 0, sizeof(p));
-		p.word = SHM_WORD(0x10003u, 1);
+		p.word = RVS_WORD(0x10003u, 1);
 		p.length = 4096;
 		fd = memfd;
 		switch (i) {
@@ -176,19 +176,19 @@ static void nonsense__on_the_socket(void **state)
 		case 2: p.length = 4097; break;             /* less memory than it says */
 		case 3: p.length = UINT64_C(1) << 62; break;
 		case 4: p.iova = UINT64_MAX - 100; break;   /* wraps */
-		case 5: type = SHM_PKT_HELLO; break;        /* not now */
+		case 5: type = RVS_PKT_HELLO; break;        /* not now */
 		default: break;
 		}
 		if (i == 6)
 			assert_int_equal(send(sock, "junk", 4, MSG_NOSIGNAL), 4);
 		else
-			assert_int_equal(shm_packet_send(sock, &p, type, fds, nr_fds), 0);
+			assert_int_equal(rvs_packet_send(sock, &p, type, fds, nr_fds), 0);
 		assert_peer_ends_it(i + 1, -EPROTO);
 		assert_true(tlv_until(&me, &c->down));
 		tlv_close_conn(c);
 		assert_echo(good);
 	}
-	shm_close_fds((int[]){memfd, pipe_fds[0], pipe_fds[1]}, 3);
+	rvs_close_fds((int[]){memfd, pipe_fds[0], pipe_fds[1]}, 3);
 	tlv_close(&me);
 	tlv_peer_exit(&peer);
 }
@@ -199,7 +199,7 @@ static int raw_connect(const struct rv_addr *to)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	size_t len;
-	const char *name = shm_name(to, &len);
+	const char *name = rvs_name(to, &len);
 	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	memcpy(sun.sun_path + 1, name, len);
@@ -214,17 +214,44 @@ static int raw_connect(const struct rv_addr *to)
 static int raw_end(int s)
 {
 	struct timeval tv = {.tv_sec = 20};
-	struct shm_packet p;
+	struct rvs_packet p;
 	int status = 0;
 	ssize_t n;
 
 	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
 	while ((n = recv(s, &p, sizeof(p), 0)) > 0)
-		status = p.type == SHM_PKT_REJECT ? p.status : -2;
+		status = p.type == RVS_PKT_REJECT ? p.status : -2;
 	if (n < 0 && errno != ECONNRESET)
 		status = -1;
 	close(s);
 	return status;
+}
+
+static void hello__garbage(void **state)
+{
+	char bytes[300];
+
+	(void)state;
+	start(TLV_ECHO);
+	struct tlv_conn *good = join();
+	for (unsigned i = 0; i < 300; i++) {
+		int s = raw_connect(&peer.addr);
+
+		assert_true(s >= 0);
+		for (unsigned k = 0; k < sizeof(bytes); k++)
+			bytes[k] = (char)(random() >> 8);
+		(void)!send(s, bytes, i, MSG_NOSIGNAL);
+		if (i % 50 == 0)
+			assert_echo(good);
+		if (i % 3)
+			close(s);
+		else
+			assert_int_equal(raw_end(s), 0);
+	}
+	assert_echo(good);
+	assert_echo(join());
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
 }
 
 static void hello__not_what_it_should_be(void **state)
@@ -237,18 +264,18 @@ static void hello__not_what_it_should_be(void **state)
 	before = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT});
 	for (unsigned i = 0; i < 11; i++) {
 		int page = me.dev->page_fd, wake = me.dev->wake, s = raw_connect(&peer.addr), box = -1, other;
-		struct shm_ring rx;
-		struct shm_packet p;
+		struct rvs_ring rx;
+		struct rvs_packet p;
 		int fds[3], nr = 3, expected = 0;
 
 		assert_true(s >= 0);
-		assert_int_equal(shm_box_create(&rx, 8, &box), 0);
+		assert_int_equal(rvs_box_create(&rx, 8, &box), 0);
 		other = memfd_create("abuse", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-		assert_int_equal(ftruncate(other, sizeof(struct shm_page)), 0);
+		assert_int_equal(ftruncate(other, sizeof(struct rvs_page)), 0);
 		memset(&p, 0, sizeof(p));
-		p.magic = SHM_MAGIC;
-		p.version = SHM_VERSION;
-		p.type = SHM_PKT_HELLO;
+		p.magic = RVS_MAGIC;
+		p.version = RVS_VERSION;
+		p.type = RVS_PKT_HELLO;
 		p.credits = 8;
 		memcpy(fds, (int[]){page, wake, box}, sizeof(fds));
 		switch (i) {
@@ -261,16 +288,16 @@ static void hello__not_what_it_should_be(void **state)
 		case 6: fds[2] = other; break;
 		case 7: fds[1] = s; break;                   /* a write to it could block */
 		case 8: p.len = RV_HELLO_MAX + 1; break;
-		case 9: p.type = SHM_PKT_ACCEPT; break;
-		case 10: shm_seal(other, false); fds[0] = other; break; /* a page of zeros */
+		case 9: p.type = RVS_PKT_ACCEPT; break;
+		case 10: rvs_seal(other, false); fds[0] = other; break; /* a page of zeros */
 		}
-		assert_int_equal(shm_packet_send(s, &p, (enum shm_packet_type)p.type, fds, (unsigned)nr), 0);
+		assert_int_equal(rvs_packet_send(s, &p, (enum rvs_packet_type)p.type, fds, (unsigned)nr), 0);
 		assert_int_equal(raw_end(s), expected);
 		close(box);
 		close(other);
-		shm_ring_fini(&rx);
+		rvs_ring_fini(&rx);
 	}
-	struct { uint32_t magic; uint16_t version, type; char rest[600]; } old = {SHM_MAGIC, SHM_VERSION + 1, 1, ""};
+	struct { uint32_t magic; uint16_t version, type; char rest[600]; } old = {RVS_MAGIC, RVS_VERSION + 1, 1, ""};
 	int s = raw_connect(&peer.addr);
 	assert_int_equal(send(s, &old, sizeof(old), 0), sizeof(old));
 	assert_int_equal(raw_end(s), EPROTONOSUPPORT);
@@ -302,7 +329,7 @@ static void hello__never_comes(void **state)
 
 		nr_closed += recv(s[i], &c, 1, MSG_DONTWAIT) == 0;
 	}
-	assert_int_equal(nr_closed, array_size(s) - SHM_MAX_GREETING);
+	assert_int_equal(nr_closed, array_size(s) - RVS_MAX_GREETING);
 	/* And all are closed in the end, though the peer sleeps. */
 	for (unsigned i = 0; i < array_size(s); i++)
 		assert_int_equal(raw_end(s[i]), 0);
@@ -322,8 +349,8 @@ static void answer__not_what_it_should_be(void **state)
 
 	(void)state;
 	assert_int_equal(tlv_open(&me, NULL), 0);
-	assert_int_equal(shm_self(&addr), 0);
-	const char *name = shm_name(&addr, &len);
+	assert_int_equal(rvs_self(&addr), 0);
+	const char *name = rvs_name(&addr, &len);
 	memcpy(sun.sun_path + 1, name, len);
 	assert_int_equal(bind(listener, (struct sockaddr *)&sun,
 			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)), 0);
@@ -331,7 +358,7 @@ static void answer__not_what_it_should_be(void **state)
 	for (unsigned i = 0; i < array_size(expected); i++) {
 		struct tlv_conn *c = tlv_connect(&me, &addr, "x", 1);
 		int s = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-		struct shm_packet p;
+		struct rvs_packet p;
 
 		assert_true(s >= 0);
 		memset(&p, 0, sizeof(p));
@@ -339,15 +366,15 @@ static void answer__not_what_it_should_be(void **state)
 		case 0: break;
 		case 1: (void)!send(s, "junk, and more of it", 20, 0); break;
 		case 2:
-			p.magic = SHM_MAGIC;
-			p.version = SHM_VERSION + 7;
+			p.magic = RVS_MAGIC;
+			p.version = RVS_VERSION + 7;
 			(void)!send(s, &p, sizeof(p), 0);
 			break;
-		case 3: shm_packet_send(s, &p, SHM_PKT_ACCEPT, NULL, 0); break;
-		case 4: shm_packet_send(s, &p, SHM_PKT_HELLO, NULL, 0); break;
+		case 3: rvs_packet_send(s, &p, RVS_PKT_ACCEPT, NULL, 0); break;
+		case 4: rvs_packet_send(s, &p, RVS_PKT_HELLO, NULL, 0); break;
 		case 5:
 			p.status = EPROTONOSUPPORT;
-			shm_packet_send(s, &p, SHM_PKT_REJECT, NULL, 0);
+			rvs_packet_send(s, &p, RVS_PKT_REJECT, NULL, 0);
 			break;
 		}
 		close(s);
@@ -360,14 +387,14 @@ static void answer__not_what_it_should_be(void **state)
 
 static int say_hello(struct tlv_node *n)
 {
-	struct shm_packet p = {.credits = 8};
-	struct shm_ring rx;
+	struct rvs_packet p = {.credits = 8};
+	struct rvs_ring rx;
 	int box, s = raw_connect(&peer.addr);
 
-	if (s < 0 || shm_box_create(&rx, 8, &box))
+	if (s < 0 || rvs_box_create(&rx, 8, &box))
 		return -3;
 	/* It may have been dropped already. */
-	(void)shm_packet_send(s, &p, SHM_PKT_HELLO, (int[]){n->dev->page_fd, n->dev->wake, box}, 3);
+	(void)rvs_packet_send(s, &p, RVS_PKT_HELLO, (int[]){n->dev->page_fd, n->dev->wake, box}, 3);
 	return raw_end(s);
 }
 
@@ -449,7 +476,7 @@ static void connect__to_oneself(void **state)
 static void reg__cannot_be_written_by_peers(void **state)
 {
 	struct tlv_region *r;
-	struct shm_key *k;
+	struct rvs_key *k;
 	char path[64];
 	int fd;
 
@@ -493,20 +520,20 @@ static void reg__arguments(void **state)
 
 static void reg__all_keys(void **state)
 {
-	struct rv_mr *mr = calloc(SHM_NR_KEYS, sizeof(*mr)), more;
+	struct rv_mr *mr = calloc(RVS_NR_KEYS, sizeof(*mr)), more;
 	static char mem[64];
 	unsigned n = 0;
 
 	(void)state;
 	assert_int_equal(tlv_open(&me, NULL), 0);
-	while (n < SHM_NR_KEYS && !me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &mr[n]))
+	while (n < RVS_NR_KEYS && !me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &mr[n]))
 		n++;
-	assert_int_equal(n, SHM_NR_KEYS);
+	assert_int_equal(n, RVS_NR_KEYS);
 	assert_int_equal(me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &more), -ENOMEM);
 	assert_true(strlen(rv_error_text()) > 0);
 	assert_int_equal(me.ops->dereg(me.dev, &mr[4711]), 0);
 	assert_int_equal(me.ops->reg(me.dev, mem, 64, -1, 4096, RV_ACCESS_LOCAL, &more), 0);
-	assert_int_equal(SHM_KEY_INDEX(more.lkey), 4711);
+	assert_int_equal(RVS_KEY_INDEX(more.lkey), 4711);
 	free(mr);
 }
 
@@ -712,6 +739,7 @@ int main(void)
 		TEST(dereg__peers_let_go),
 		TEST(descriptors__run_out),
 		TEST(descriptors__run_out_at_the_listener),
+		TEST(hello__garbage),
 		TEST(hello__never_comes),
 		TEST(hello__not_what_it_should_be),
 		TEST(nonsense__in_the_message_ring),

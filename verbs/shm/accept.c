@@ -23,12 +23,12 @@ static void refuse_one(struct rv_dev *dev)
 		close(sock);
 	dev->spare = eventfd(0, EFD_CLOEXEC);
 	dev->nr_refused++;
-	shm_log(dev, 0, "shm: no descriptors left; refused a connection");
+	rvs_log(dev, 0, "shm: no descriptors left; refused a connection");
 }
 
-void shm_on_listener(struct rv_dev *dev)
+void rvs_on_listener(struct rv_dev *dev)
 {
-	for (unsigned i = 0; i < SHM_MAX_GREETING; i++) { /* bounded, so that a flood does not hold poll */
+	for (unsigned i = 0; i < RVS_MAX_GREETING; i++) { /* bounded, so that a flood does not hold poll */
 		struct rv_conn *conn;
 		struct ucred cred;
 		socklen_t len = sizeof(cred);
@@ -42,22 +42,22 @@ void shm_on_listener(struct rv_dev *dev)
 			return;
 		}
 		if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || cred.uid != dev->uid) {
-			shm_log(dev, 1, "shm: dropped a connection of user %ld", (long)cred.uid);
+			rvs_log(dev, 1, "shm: dropped a connection of user %ld", (long)cred.uid);
 			goto refuse;
 		}
-		if (dev->nr_greeting >= SHM_MAX_GREETING || shm_conn_new(dev, sock, SHM_GREETING, &conn)) {
-			shm_log(dev, 1, "shm: dropped a connection of pid %ld: too many", (long)cred.pid);
+		if (dev->nr_greeting >= RVS_MAX_GREETING || rvs_conn_new(dev, sock, RVS_GREETING, &conn)) {
+			rvs_log(dev, 1, "shm: dropped a connection of pid %ld: too many", (long)cred.pid);
 			goto refuse;
 		}
 		dev->nr_greeting++;
 		conn->pid = cred.pid;
-		if (shm_conn_listen(conn)) {
-			shm_conn_free(conn);
+		if (rvs_conn_listen(conn)) {
+			rvs_conn_free(conn);
 			dev->nr_refused++;
 			continue;
 		}
-		shm_deadline(conn, now_ns() + SHM_GREET_NS);
-		shm_on_hello(conn); /* a peer that means it has said it already, and so never counts as silent */
+		rvs_deadline(conn, now_ns() + RVS_GREET_NS);
+		rvs_on_hello(conn); /* a peer that means it has said it already, and so never counts as silent */
 		continue;
 
 refuse:
@@ -68,23 +68,23 @@ refuse:
 
 static void send_reject(struct rv_conn *conn, int status, const void *reason, size_t len)
 {
-	struct shm_packet p;
+	struct rvs_packet p;
 
 	memset(&p, 0, sizeof(p));
 	p.status = (uint16_t)status;
 	p.len = (uint16_t)len;
 	if (len)
 		memcpy(p.data, reason, len);
-	(void)shm_packet_send(conn->sock, &p, SHM_PKT_REJECT, NULL, 0); /* a peer that is gone needs no reason */
+	(void)rvs_packet_send(conn->sock, &p, RVS_PKT_REJECT, NULL, 0); /* a peer that is gone needs no reason */
 }
 
-void shm_on_hello(struct rv_conn *conn)
+void rvs_on_hello(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
-	int fds[SHM_PKT_FDS];
-	struct shm_packet p;
+	int fds[RVS_PKT_FDS];
+	struct rvs_packet p;
 	unsigned nr_fds;
-	int rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+	int rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 
 	if (rc == -EAGAIN)
 		return;
@@ -95,40 +95,40 @@ void shm_on_hello(struct rv_conn *conn)
 			send_reject(conn, ECONNREFUSED, "no descriptors left", 19);
 		goto refuse;
 	}
-	if (p.type != SHM_PKT_HELLO || p.len > RV_HELLO_MAX) {
-		shm_close_fds(fds, nr_fds);
+	if (p.type != RVS_PKT_HELLO || p.len > RV_HELLO_MAX) {
+		rvs_close_fds(fds, nr_fds);
 		goto refuse;
 	}
-	if (shm_hold_peer(conn, &p, fds, nr_fds))
+	if (rvs_hold_peer(conn, &p, fds, nr_fds))
 		goto refuse;
 	conn->text_len = p.len;
 	memcpy(conn->text, p.data, p.len);
-	shm_deadline(conn, 0);
+	rvs_deadline(conn, 0);
 	dev->nr_greeting--;
-	at_store(&conn->state, SHM_REQUESTED);
-	shm_notify(conn, RV_EV_REQUEST, 0);
+	at_store(&conn->state, RVS_REQUESTED);
+	rvs_notify(conn, RV_EV_REQUEST, 0);
 	return;
 
 refuse:
 	dev->nr_refused++;
 	if (rc)
-		shm_log(dev, 1, "shm: closed a connection of pid %ld that did not say hello properly", (long)conn->pid);
-	shm_conn_free(conn);
+		rvs_log(dev, 1, "shm: closed a connection of pid %ld that did not say hello properly", (long)conn->pid);
+	rvs_conn_free(conn);
 }
 
-int shm_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
+int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 {
 	struct rv_dev *dev = conn->dev;
-	struct shm_packet p;
+	struct rvs_packet p;
 	int box_fd, rc;
 
 	if (len > RV_ANSWER_MAX)
 		return rv_fail(EINVAL, "shm: an answer of %zu bytes, %d at most", len, RV_ANSWER_MAX);
-	if (at_load(&conn->state) != SHM_REQUESTED)
+	if (at_load(&conn->state) != RVS_REQUESTED)
 		return rv_fail(EINVAL, "shm: there is no request to accept");
-	if (!conn->segs && (rc = shm_segs_init(conn)))
+	if (!conn->segs && (rc = rvs_segs_init(conn)))
 		return rc;
-	rc = shm_box_create(&conn->rx, dev->opt.credits, &box_fd);
+	rc = rvs_box_create(&conn->rx, dev->opt.credits, &box_fd);
 	if (rc)
 		return rc;
 	conn->user = user;
@@ -139,20 +139,20 @@ int shm_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		memcpy(p.data, answer, len);
 	conn->text_len = 0;
 	rc = conn->gone ? -ECONNRESET :
-	     shm_packet_send(conn->sock, &p, SHM_PKT_ACCEPT, (int[]){dev->page_fd, dev->wake, box_fd}, 3);
+	     rvs_packet_send(conn->sock, &p, RVS_PKT_ACCEPT, (int[]){dev->page_fd, dev->wake, box_fd}, 3);
 	close(box_fd);
 	if (rc) {
-		shm_attended(conn, SHM_A_HUP);
-		shm_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
+		rvs_attended(conn, RVS_A_HUP);
+		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
 		return 0;
 	}
-	at_store(&conn->state, SHM_ANSWERED);
-	shm_notify(conn, RV_EV_CONNECTED, 0);
+	at_store(&conn->state, RVS_ANSWERED);
+	rvs_notify(conn, RV_EV_CONNECTED, 0);
 	return 0;
 }
 
-void shm_reject(struct rv_conn *conn, const void *reason, size_t len)
+void rvs_reject(struct rv_conn *conn, const void *reason, size_t len)
 {
 	send_reject(conn, ECONNREFUSED, reason, min_of(len, (size_t)RV_REASON_MAX));
-	shm_conn_free(conn);
+	rvs_conn_free(conn);
 }

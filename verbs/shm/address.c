@@ -46,7 +46,7 @@ static int read_boot_id(unsigned char out[16])
 	return nr == 16 ? 0 : rv_fail(ENODEV, "shm: the boot id is not what it should be: '%s'", text);
 }
 
-int shm_self(struct rv_addr *out)
+int rvs_self(struct rv_addr *out)
 {
 	unsigned char random[16];
 	struct stat st;
@@ -54,7 +54,7 @@ int shm_self(struct rv_addr *out)
 
 	memset(out, 0, sizeof(*out));
 	out->bytes[0] = 'S';
-	out->bytes[1] = SHM_VERSION;
+	out->bytes[1] = RVS_VERSION;
 	rc = read_boot_id(out->bytes + HOST_AT);
 	if (rc)
 		return rc;
@@ -71,7 +71,7 @@ int shm_self(struct rv_addr *out)
 	return 0;
 }
 
-int shm_reach(struct rv_dev *dev, const struct rv_addr *to)
+int rvs_reach(struct rv_dev *dev, const struct rv_addr *to)
 {
 	if (to->len <= NAME_AT || to->len > NAME_AT + NAME_MAX_LEN || to->bytes[0] != 'S')
 		return rv_fail(EHOSTUNREACH, "shm: not an address of this provider");
@@ -82,7 +82,7 @@ int shm_reach(struct rv_dev *dev, const struct rv_addr *to)
 	return 0;
 }
 
-const char *shm_name(const struct rv_addr *a, size_t *len)
+const char *rvs_name(const struct rv_addr *a, size_t *len)
 {
 	*len = (size_t)a->len - NAME_AT;
 	return (const char *)a->bytes + NAME_AT;

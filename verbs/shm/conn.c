@@ -12,7 +12,7 @@
 #include "shm.h"
 
 /* Takes over sock on success. */
-int shm_conn_new(struct rv_dev *dev, int sock, enum shm_state state, struct rv_conn **out)
+int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_conn **out)
 {
 	struct rv_conn *conn;
 	uint32_t index = 0;
@@ -29,7 +29,7 @@ int shm_conn_new(struct rv_dev *dev, int sock, enum shm_state state, struct rv_c
 	conn->max_reads = dev->opt.max_reads;
 	conn->max_msg = dev->max_msg;
 	conn->keys = dev->keys;
-	conn->source = SHM_SRC_CONN;
+	conn->source = RVS_SRC_CONN;
 	conn->dev = dev;
 	conn->sock = sock;
 	conn->peer_wake = conn->box_fd = -1;
@@ -47,7 +47,7 @@ int shm_conn_new(struct rv_dev *dev, int sock, enum shm_state state, struct rv_c
 }
 
 /* From now on poll hears of the socket. */
-int shm_conn_listen(struct rv_conn *conn)
+int rvs_conn_listen(struct rv_conn *conn)
 {
 	struct epoll_event e = {.events = EPOLLIN, .data.ptr = &conn->source};
 
@@ -63,83 +63,83 @@ static void release(struct rv_conn *conn)
 	unsigned char *copy = conn->rx.copy, *taken = conn->rx.taken;
 	uint32_t nr = conn->rx.nr, nr_taken = conn->rx.nr_taken;
 
-	shm_watch_del(conn);
-	shm_attended(conn, ~0u);
-	shm_deadline(conn, 0);
-	shm_tell_stop(conn);
-	shm_close_fds((int[]){conn->sock, conn->peer_wake, conn->box_fd}, 3);
+	rvs_watch_del(conn);
+	rvs_attended(conn, ~0u);
+	rvs_deadline(conn, 0);
+	rvs_tell_stop(conn);
+	rvs_close_fds((int[]){conn->sock, conn->peer_wake, conn->box_fd}, 3);
 	conn->sock = conn->peer_wake = conn->box_fd = -1;
 	if (conn->peer_page)
 		munmap(conn->peer_page, sizeof(*conn->peer_page));
 	conn->peer_page = NULL;
-	shm_segs_fini(conn);
-	shm_ring_fini(&conn->tx);
+	rvs_segs_fini(conn);
+	rvs_ring_fini(&conn->tx);
 	conn->rx.copy = conn->rx.taken = NULL;
-	shm_ring_fini(&conn->rx);
+	rvs_ring_fini(&conn->rx);
 	conn->rx.copy = copy;
 	conn->rx.taken = taken;
 	conn->rx.nr = nr;
 	conn->rx.nr_taken = nr_taken;
-	if (dev->nr_greeting && at_load(&conn->state) == SHM_GREETING)
+	if (dev->nr_greeting && at_load(&conn->state) == RVS_GREETING)
 		dev->nr_greeting--;
-	at_store(&conn->state, SHM_CLOSED);
+	at_store(&conn->state, RVS_CLOSED);
 }
 
-void shm_conn_free(struct rv_conn *conn)
+void rvs_conn_free(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
 	release(conn);
-	shm_ring_fini(&conn->rx);
+	rvs_ring_fini(&conn->rx);
 	dev->conns[conn->index] = NULL;
 	dev->nr_conns--;
 	pthread_mutex_destroy(&conn->rx_lock);
 	free(conn);
 }
 
-void shm_attend(struct rv_conn *conn, unsigned why)
+void rvs_attend(struct rv_conn *conn, unsigned why)
 {
 	if (!conn->attn_why)
 		list_add_tail(&conn->dev->attn, &conn->attn);
 	conn->attn_why |= why;
 }
 
-void shm_attended(struct rv_conn *conn, unsigned why)
+void rvs_attended(struct rv_conn *conn, unsigned why)
 {
 	conn->attn_why &= ~why;
 	if (!conn->attn_why)
 		list_del(&conn->attn);
 }
 
-void shm_notify(struct rv_conn *conn, enum rv_event_type type, int status)
+void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status)
 {
 	conn->notify = type;
 	conn->status = status;
-	shm_attend(conn, SHM_A_NOTIFY);
+	rvs_attend(conn, RVS_A_NOTIFY);
 }
 
 /* Connecting or accepting came to nothing: FAILED follows. */
-void shm_conn_fail(struct rv_conn *conn, int status)
+void rvs_conn_fail(struct rv_conn *conn, int status)
 {
-	shm_deadline(conn, 0);
-	shm_close_fds(&conn->sock, 1);
+	rvs_deadline(conn, 0);
+	rvs_close_fds(&conn->sock, 1);
 	conn->sock = -1;
-	at_store(&conn->state, SHM_DOWN);
-	shm_notify(conn, RV_EV_FAILED, status);
+	at_store(&conn->state, RVS_DOWN);
+	rvs_notify(conn, RV_EV_FAILED, status);
 }
 
 /* CONNECTED is being reported: messages and READs may flow. */
-void shm_watch_add(struct rv_conn *conn)
+void rvs_watch_add(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
 	conn->watch = dev->nr_watch;
-	dev->watch[dev->nr_watch++] = (struct shm_watch){.word = conn->rx.post, .seq = 1, .conn = conn};
-	at_store_rel(&conn->state, SHM_UP); /* partner: post_reads() */
-	shm_tell_start(conn);
+	dev->watch[dev->nr_watch++] = (struct rvs_watch){.word = conn->rx.post, .seq = 1, .conn = conn};
+	at_store_rel(&conn->state, RVS_UP); /* partner: post_reads() */
+	rvs_tell_start(conn);
 }
 
-void shm_watch_del(struct rv_conn *conn)
+void rvs_watch_del(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
@@ -151,18 +151,18 @@ void shm_watch_del(struct rv_conn *conn)
 }
 
 /* The socket ended. What the peer sent before is delivered first, then DISCONNECTED (see poll.c). */
-void shm_conn_hangup(struct rv_conn *conn)
+void rvs_conn_hangup(struct rv_conn *conn)
 {
 	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->sock, NULL); /* or it would report its end for ever */
 	conn->gone = true;
-	shm_attend(conn, SHM_A_HUP);
+	rvs_attend(conn, RVS_A_HUP);
 }
 
 static void fence(struct rv_conn *conn)
 {
 	if (conn->rx.box) {
-		at_store_rel(&conn->rx.box->serve, SHM_SERVE_FENCED); /* partner: the READ's second look */
-		shm_after_revoke();
+		at_store_rel(&conn->rx.box->serve, RVS_SERVE_FENCED); /* partner: the READ's second look */
+		rvs_after_revoke();
 	}
 }
 
@@ -170,38 +170,38 @@ static void fence(struct rv_conn *conn)
  * [any] Ends a connection that is up, like a queue pair that goes to the error state: nothing is read over it any more,
  * in both directions, and both sides see their socket end. The first reason counts.
  */
-void shm_break(struct rv_conn *conn, int err, int wc_status)
+void rvs_break(struct rv_conn *conn, int err, int wc_status)
 {
-	uint32_t none = 0, up = SHM_UP;
+	uint32_t none = 0, up = RVS_UP;
 
 	at_cas_ar(&conn->why, &none, (uint32_t)err | (uint32_t)(wc_status & 0xffff) << 16); /* partner: poll.c, hup */
-	at_cas_ar(&conn->state, &up, SHM_BROKEN);
+	at_cas_ar(&conn->state, &up, RVS_BROKEN);
 	fence(conn);
 	shutdown(conn->sock, SHUT_RDWR);
 }
 
-int shm_allow_reads(struct rv_conn *conn)
+int rvs_allow_reads(struct rv_conn *conn)
 {
-	uint32_t none = SHM_SERVE_NONE;
+	uint32_t none = RVS_SERVE_NONE;
 
-	if (at_load(&conn->state) != SHM_UP)
+	if (at_load(&conn->state) != RVS_UP)
 		return rv_fail(ENOTCONN, "shm: the connection is not up");
-	/* Not a plain store: shm_break() on another thread may have fenced it. Partner: the READ's looks. */
-	at_cas_ar(&conn->rx.box->serve, &none, SHM_SERVE_READS);
+	/* Not a plain store: rvs_break() on another thread may have fenced it. Partner: the READ's looks. */
+	at_cas_ar(&conn->rx.box->serve, &none, RVS_SERVE_READS);
 	return 0;
 }
 
-void shm_close_conn(struct rv_conn *conn)
+void rvs_close_conn(struct rv_conn *conn)
 {
 	if (!conn)
 		return;
 	fence(conn);
 	release(conn);
 	if (!conn->rx.nr_taken)
-		shm_conn_free(conn);
+		rvs_conn_free(conn);
 }
 
-void shm_peer_text(struct rv_conn *conn, char *buf, size_t size)
+void rvs_peer_text(struct rv_conn *conn, char *buf, size_t size)
 {
 	snprintf(buf, size, "pid %ld", (long)conn->pid);
 }

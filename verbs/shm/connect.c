@@ -13,7 +13,7 @@
 
 #include "shm.h"
 
-int shm_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
 		struct rv_conn **out)
 {
 	struct rv_conn *conn;
@@ -21,21 +21,21 @@ int shm_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 
 	if (len > RV_HELLO_MAX)
 		return rv_fail(EINVAL, "shm: a hello of %zu bytes, %d at most", len, RV_HELLO_MAX);
-	rc = shm_reach(dev, to);
+	rc = rvs_reach(dev, to);
 	if (rc)
 		return rc;
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (sock < 0)
 		return rv_fail(errno, "shm: no socket to connect with: %s", strerror(errno));
-	rc = shm_conn_new(dev, sock, SHM_CONNECTING, &conn);
+	rc = rvs_conn_new(dev, sock, RVS_CONNECTING, &conn);
 	if (rc) {
 		close(sock);
 		return rc;
 	}
-	rc = shm_box_create(&conn->rx, dev->opt.credits, &conn->box_fd);
+	rc = rvs_box_create(&conn->rx, dev->opt.credits, &conn->box_fd);
 	if (rc)
 		goto free_conn;
-	rc = shm_segs_init(conn);
+	rc = rvs_segs_init(conn);
 	if (rc)
 		goto free_conn;
 	conn->to = *to;
@@ -43,40 +43,40 @@ int shm_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	conn->text_len = (uint16_t)len;
 	if (len)
 		memcpy(conn->text, hello, len);
-	shm_deadline(conn, now_ns() + SHM_CONNECT_NS);
-	shm_dial(conn);
+	rvs_deadline(conn, now_ns() + RVS_CONNECT_NS);
+	rvs_dial(conn);
 	*out = conn;
 	return 0;
 
 free_conn:
-	shm_conn_free(conn);
+	rvs_conn_free(conn);
 	return rc;
 }
 
 /* Again from the timer while the listener's backlog is full. */
-void shm_dial(struct rv_conn *conn)
+void rvs_dial(struct rv_conn *conn)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	struct rv_dev *dev = conn->dev;
-	struct shm_packet p;
+	struct rvs_packet p;
 	struct ucred cred;
 	socklen_t cred_len = sizeof(cred);
 	size_t len;
-	const char *name = shm_name(&conn->to, &len);
+	const char *name = rvs_name(&conn->to, &len);
 	int rc;
 
 	memcpy(sun.sun_path + 1, name, len);
 	if (connect(conn->sock, (struct sockaddr *)&sun,
 		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
 		if (errno != EAGAIN && errno != EINTR)
-			shm_conn_fail(conn, errno == ECONNREFUSED ? -ECONNREFUSED : -errno);
+			rvs_conn_fail(conn, errno == ECONNREFUSED ? -ECONNREFUSED : -errno);
 		return;
 	}
 	conn->dialled = true;
 	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) || cred.uid != dev->uid) {
 		dev->nr_refused++;
-		shm_log(dev, 1, "shm: the listener belongs to another user; not connected");
-		shm_conn_fail(conn, -ECONNREFUSED);
+		rvs_log(dev, 1, "shm: the listener belongs to another user; not connected");
+		rvs_conn_fail(conn, -ECONNREFUSED);
 		return;
 	}
 	conn->pid = cred.pid;
@@ -85,36 +85,36 @@ void shm_dial(struct rv_conn *conn)
 	p.len = conn->text_len;
 	memcpy(p.data, conn->text, conn->text_len);
 	conn->text_len = 0;
-	rc = shm_packet_send(conn->sock, &p, SHM_PKT_HELLO, (int[]){dev->page_fd, dev->wake, conn->box_fd}, 3);
+	rc = rvs_packet_send(conn->sock, &p, RVS_PKT_HELLO, (int[]){dev->page_fd, dev->wake, conn->box_fd}, 3);
 	close(conn->box_fd);
 	conn->box_fd = -1;
 	if (rc)
-		shm_conn_fail(conn, rc == -EPIPE || rc == -ECONNRESET ? -ECONNREFUSED : rc);
-	else if ((rc = shm_conn_listen(conn)))
-		shm_conn_fail(conn, rc);
+		rvs_conn_fail(conn, rc == -EPIPE || rc == -ECONNRESET ? -ECONNREFUSED : rc);
+	else if ((rc = rvs_conn_listen(conn)))
+		rvs_conn_fail(conn, rc);
 }
 
 /* Takes what came along with hello or answer. Consumes the descriptors. */
-int shm_hold_peer(struct rv_conn *conn, const struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned nr_fds)
+int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned nr_fds)
 {
 	void *map;
 	int rc;
 
-	if (nr_fds != SHM_PKT_FDS || shm_check_fd(fds[0], sizeof(struct shm_page), true) || !shm_is_eventfd(fds[1])) {
+	if (nr_fds != RVS_PKT_FDS || rvs_check_fd(fds[0], sizeof(struct rvs_page), true) || !rvs_is_eventfd(fds[1])) {
 		rc = rv_fail(EPROTO, "shm: the peer's descriptors are not what they should be");
 		goto close_fds;
 	}
-	map = mmap(NULL, sizeof(struct shm_page), PROT_READ, MAP_SHARED, fds[0], 0);
+	map = mmap(NULL, sizeof(struct rvs_page), PROT_READ, MAP_SHARED, fds[0], 0);
 	if (map == MAP_FAILED) {
 		rc = rv_fail(errno, "shm: cannot map the peer's page: %s", strerror(errno));
 		goto close_fds;
 	}
 	conn->peer_page = map;
-	if (conn->peer_page->magic != SHM_MAGIC || conn->peer_page->version != SHM_VERSION) {
+	if (conn->peer_page->magic != RVS_MAGIC || conn->peer_page->version != RVS_VERSION) {
 		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");
 		goto close_fds;
 	}
-	rc = shm_box_attach(&conn->tx, p->credits, fds[2]);
+	rc = rvs_box_attach(&conn->tx, p->credits, fds[2]);
 	if (rc)
 		goto close_fds;
 	conn->peer_keys = conn->peer_page->key;
@@ -123,44 +123,44 @@ int shm_hold_peer(struct rv_conn *conn, const struct shm_packet *p, int fds[SHM_
 	fds[1] = -1;
 
 close_fds: /* the connection holds what it took; it is freed by the caller if this failed */
-	shm_close_fds(fds, nr_fds);
+	rvs_close_fds(fds, nr_fds);
 	return rc;
 }
 
-void shm_on_answer(struct rv_conn *conn)
+void rvs_on_answer(struct rv_conn *conn)
 {
-	int fds[SHM_PKT_FDS], status;
-	struct shm_packet p;
+	int fds[RVS_PKT_FDS], status;
+	struct rvs_packet p;
 	unsigned nr_fds;
-	int rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+	int rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 
 	if (rc == -EAGAIN)
 		return;
 	if (rc <= 0) { /* it left without an answer */
-		shm_conn_fail(conn, rc ? rc : -ECONNREFUSED);
+		rvs_conn_fail(conn, rc ? rc : -ECONNREFUSED);
 		return;
 	}
-	if (p.type == SHM_PKT_REJECT) {
-		shm_close_fds(fds, nr_fds);
+	if (p.type == RVS_PKT_REJECT) {
+		rvs_close_fds(fds, nr_fds);
 		status = p.status == EPROTONOSUPPORT ? -EPROTONOSUPPORT : -ECONNREFUSED;
 		conn->text_len = min_of(p.len, RV_REASON_MAX);
 		memcpy(conn->text, p.data, conn->text_len);
-		shm_conn_fail(conn, status);
+		rvs_conn_fail(conn, status);
 		return;
 	}
-	if (p.type != SHM_PKT_ACCEPT) {
-		shm_close_fds(fds, nr_fds);
-		shm_conn_fail(conn, -EPROTO);
+	if (p.type != RVS_PKT_ACCEPT) {
+		rvs_close_fds(fds, nr_fds);
+		rvs_conn_fail(conn, -EPROTO);
 		return;
 	}
-	rc = shm_hold_peer(conn, &p, fds, nr_fds);
+	rc = rvs_hold_peer(conn, &p, fds, nr_fds);
 	if (rc) {
-		shm_conn_fail(conn, rc);
+		rvs_conn_fail(conn, rc);
 		return;
 	}
 	conn->text_len = p.len;
 	memcpy(conn->text, p.data, p.len);
-	shm_deadline(conn, 0);
-	at_store(&conn->state, SHM_ANSWERED);
-	shm_notify(conn, RV_EV_CONNECTED, 0);
+	rvs_deadline(conn, 0);
+	at_store(&conn->state, RVS_ANSWERED);
+	rvs_notify(conn, RV_EV_CONNECTED, 0);
 }

@@ -20,7 +20,7 @@
 
 #include "shm.h"
 
-void shm_log(const struct rv_dev *dev, int level, const char *fmt, ...)
+void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...)
 {
 	char text[320];
 	va_list ap;
@@ -38,17 +38,17 @@ static int open_page(struct rv_dev *dev)
 	void *map;
 	int fd, rc;
 
-	rc = shm_memfd("rref-page", sizeof(struct shm_page), &fd, &map);
+	rc = rvs_memfd("rref-page", sizeof(struct rvs_page), &fd, &map);
 	if (rc)
 		return rc;
 	dev->page = map;
-	dev->page->magic = SHM_MAGIC;
-	dev->page->version = SHM_VERSION;
-	rc = shm_seal(fd, true);
+	dev->page->magic = RVS_MAGIC;
+	dev->page->version = RVS_VERSION;
+	rc = rvs_seal(fd, true);
 	if (rc)
 		rc = rv_fail(-rc, "shm: cannot seal the device page: %s", strerror(-rc));
 	else
-		rc = dev->page_fd = shm_reopen_ro(fd);
+		rc = dev->page_fd = rvs_reopen_ro(fd);
 	close(fd);
 	return rc < 0 ? rc : 0;
 }
@@ -57,7 +57,7 @@ static int open_listener(struct rv_dev *dev)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	size_t len;
-	const char *name = shm_name(&dev->self, &len);
+	const char *name = rvs_name(&dev->self, &len);
 
 	dev->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (dev->listener < 0)
@@ -69,7 +69,7 @@ static int open_listener(struct rv_dev *dev)
 	return 0;
 }
 
-static int add_source(struct rv_dev *dev, int fd, enum shm_source *src)
+static int add_source(struct rv_dev *dev, int fd, enum rvs_source *src)
 {
 	struct epoll_event e = {.events = EPOLLIN, .data.ptr = src};
 
@@ -78,9 +78,9 @@ static int add_source(struct rv_dev *dev, int fd, enum shm_source *src)
 
 static int open_sources(struct rv_dev *dev)
 {
-	dev->listen_src = SHM_SRC_LISTEN;
-	dev->wake_src = SHM_SRC_WAKE;
-	dev->timer_src = SHM_SRC_TIMER;
+	dev->listen_src = RVS_SRC_LISTEN;
+	dev->wake_src = RVS_SRC_WAKE;
+	dev->timer_src = RVS_SRC_TIMER;
 	dev->epoll = epoll_create1(EPOLL_CLOEXEC);
 	dev->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	dev->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -100,13 +100,13 @@ static void close_dev(struct rv_dev *dev)
 		return;
 	for (uint32_t i = 0; dev->conns && i < dev->max_conns; i++)
 		if (dev->conns[i]) {
-			shm_close_conn(dev->conns[i]);
+			rvs_close_conn(dev->conns[i]);
 			if (dev->conns[i]) /* the core still held messages of it */
-				shm_conn_free(dev->conns[i]);
+				rvs_conn_free(dev->conns[i]);
 		}
-	shm_keys_fini(dev);
+	rvs_keys_fini(dev);
 	memcpy(fds, (int[]){dev->epoll, dev->listener, dev->wake, dev->timer, dev->page_fd, dev->spare}, sizeof(fds));
-	shm_close_fds(fds, array_size(fds));
+	rvs_close_fds(fds, array_size(fds));
 	if (dev->page)
 		munmap(dev->page, sizeof(*dev->page));
 	free(dev->watch);
@@ -128,16 +128,16 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 		return rv_fail(ENOMEM, "shm: no memory for the device");
 	memset(dev, 0, sizeof(*dev));
 	dev->opt = *opt;
-	dev->opt.credits = min_of(opt->credits ? opt->credits : 64, SHM_MAX_CREDITS);
+	dev->opt.credits = min_of(opt->credits ? opt->credits : 64, RVS_MAX_CREDITS);
 	dev->opt.max_reads = opt->max_reads ? opt->max_reads : 256;
 	dev->opt.max_conns = min_of(opt->max_conns ? opt->max_conns : 64, 16384u);
-	dev->max_msg = SHM_MAX_MSG;
+	dev->max_msg = RVS_MAX_MSG;
 	if (env && *env)
 		dev->max_msg = max_of(strtoull(env, NULL, 0), 1u);
 	dev->uid = geteuid();
 	dev->epoll = dev->listener = dev->wake = dev->timer = dev->page_fd = dev->spare = -1;
 	/* A reconnecting peer's new connection and its old one overlap, and half-open ones come on top. */
-	dev->max_conns = 2 * dev->opt.max_conns + 2 * SHM_MAX_GREETING;
+	dev->max_conns = 2 * dev->opt.max_conns + 2 * RVS_MAX_GREETING;
 	list_init(&dev->attn);
 	list_init(&dev->timed);
 	list_init(&dev->regions);
@@ -145,11 +145,11 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	pthread_mutex_init(&dev->lock, NULL);
 	dev->conns = calloc(dev->max_conns, sizeof(*dev->conns));
 	dev->watch = calloc(dev->max_conns, sizeof(*dev->watch));
-	rc = shm_keys_init(dev);
+	rc = rvs_keys_init(dev);
 	if (!rc && (!dev->conns || !dev->watch))
 		rc = rv_fail(ENOMEM, "shm: no memory for %u connections", dev->max_conns);
 	if (!rc)
-		rc = shm_self(&dev->self);
+		rc = rvs_self(&dev->self);
 	if (!rc)
 		rc = open_page(dev);
 	if (!rc)
@@ -164,7 +164,7 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	return 0;
 }
 
-static void shm_caps(struct rv_dev *dev, struct rv_caps *out)
+static void rvs_caps(struct rv_dev *dev, struct rv_caps *out)
 {
 	memset(out, 0, sizeof(*out));
 	out->max_msg = dev->max_msg;
@@ -174,12 +174,12 @@ static void shm_caps(struct rv_dev *dev, struct rv_caps *out)
 	snprintf(out->device, sizeof(out->device), "shm");
 }
 
-static void shm_addr(struct rv_dev *dev, struct rv_addr *out)
+static void rvs_addr(struct rv_dev *dev, struct rv_addr *out)
 {
 	*out = dev->self;
 }
 
-static int shm_fd(struct rv_dev *dev)
+static int rvs_fd(struct rv_dev *dev)
 {
 	return dev->epoll;
 }
@@ -189,22 +189,22 @@ const struct rv_ops rv_shm_ops = {
 	.kind = RV_SHM,
 	.open = open_dev,
 	.close = close_dev,
-	.caps = shm_caps,
-	.addr = shm_addr,
-	.reach = shm_reach,
-	.reg = shm_reg,
-	.dereg = shm_dereg,
-	.connect = shm_connect,
-	.accept = shm_accept,
-	.reject = shm_reject,
-	.allow_reads = shm_allow_reads,
-	.send = shm_send,
-	.post_reads = shm_post_reads,
-	.poll = shm_poll,
-	.recv_done = shm_recv_done,
-	.arm = shm_arm,
-	.disarm = shm_disarm,
-	.fd = shm_fd,
-	.close_conn = shm_close_conn,
-	.peer_text = shm_peer_text,
+	.caps = rvs_caps,
+	.addr = rvs_addr,
+	.reach = rvs_reach,
+	.reg = rvs_reg,
+	.dereg = rvs_dereg,
+	.connect = rvs_connect,
+	.accept = rvs_accept,
+	.reject = rvs_reject,
+	.allow_reads = rvs_allow_reads,
+	.send = rvs_send,
+	.post_reads = rvs_post_reads,
+	.poll = rvs_poll,
+	.recv_done = rvs_recv_done,
+	.arm = rvs_arm,
+	.disarm = rvs_disarm,
+	.fd = rvs_fd,
+	.close_conn = rvs_close_conn,
+	.peer_text = rvs_peer_text,
 };

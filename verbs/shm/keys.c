@@ -19,26 +19,26 @@
 
 #include "shm.h"
 
-int shm_keys_init(struct rv_dev *dev)
+int rvs_keys_init(struct rv_dev *dev)
 {
-	void *map = mmap(NULL, SHM_NR_KEYS * sizeof(struct shm_key), PROT_READ | PROT_WRITE,
+	void *map = mmap(NULL, RVS_NR_KEYS * sizeof(struct rvs_key), PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (map == MAP_FAILED)
 		return rv_fail(ENOMEM, "shm: no memory for the key table");
 	dev->keys = map;
-	dev->free_keys = malloc(SHM_NR_KEYS * sizeof(*dev->free_keys));
+	dev->free_keys = malloc(RVS_NR_KEYS * sizeof(*dev->free_keys));
 	return dev->free_keys ? 0 : rv_fail(ENOMEM, "shm: no memory for the key table");
 }
 
-void shm_keys_fini(struct rv_dev *dev)
+void rvs_keys_fini(struct rv_dev *dev)
 {
 	struct list *l;
 
 	while ((l = list_pop(&dev->regions)))
-		close(container_of(l, struct shm_key, node)->fd);
+		close(container_of(l, struct rvs_key, node)->fd);
 	if (dev->keys)
-		munmap(dev->keys, SHM_NR_KEYS * sizeof(struct shm_key));
+		munmap(dev->keys, RVS_NR_KEYS * sizeof(struct rvs_key));
 	free(dev->free_keys);
 }
 
@@ -54,19 +54,19 @@ static bool tell(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 	struct list *l = &dev->regions;
-	struct shm_packet p;
+	struct rvs_packet p;
 
-	while (l->prev != &dev->regions && container_of(l->prev, struct shm_key, node)->order > conn->told_order)
+	while (l->prev != &dev->regions && container_of(l->prev, struct rvs_key, node)->order > conn->told_order)
 		l = l->prev;
 	memset(&p, 0, sizeof(p));
 	for (; l != &dev->regions; l = l->next) {
-		struct shm_key *k = container_of(l, struct shm_key, node);
+		struct rvs_key *k = container_of(l, struct rvs_key, node);
 		int rc;
 
 		p.word = k->word;
 		p.iova = k->iova;
 		p.length = at_load(&k->length);
-		rc = shm_packet_send(conn->sock, &p, SHM_PKT_REGION, &k->fd, 1);
+		rc = rvs_packet_send(conn->sock, &p, RVS_PKT_REGION, &k->fd, 1);
 		if (rc == -EAGAIN) {
 			conn->told_blocked = true;
 			update_epoll(conn, EPOLLIN | EPOLLOUT);
@@ -88,10 +88,10 @@ static bool tell(struct rv_conn *conn)
 static void tell_now(struct rv_conn *conn)
 {
 	if (tell(conn) && !at_xchg_ar(&conn->dev->tell_again, 1))
-		shm_wake_self(conn->dev); /* its timers retry */
+		rvs_wake_self(conn->dev); /* its timers retry */
 }
 
-void shm_tell_start(struct rv_conn *conn)
+void rvs_tell_start(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
@@ -101,14 +101,14 @@ void shm_tell_start(struct rv_conn *conn)
 	pthread_mutex_unlock(&dev->lock);
 }
 
-void shm_tell_stop(struct rv_conn *conn)
+void rvs_tell_stop(struct rv_conn *conn)
 {
 	pthread_mutex_lock(&conn->dev->lock);
 	list_del(&conn->told);
 	pthread_mutex_unlock(&conn->dev->lock);
 }
 
-void shm_tell_more(struct rv_conn *conn)
+void rvs_tell_more(struct rv_conn *conn)
 {
 	pthread_mutex_lock(&conn->dev->lock);
 	if (!list_empty(&conn->told))
@@ -117,7 +117,7 @@ void shm_tell_more(struct rv_conn *conn)
 }
 
 /* True = still not all, try again after a while. */
-bool shm_tell_all(struct rv_dev *dev)
+bool rvs_tell_all(struct rv_dev *dev)
 {
 	struct list *l, *tmp;
 	bool again = false;
@@ -130,7 +130,7 @@ bool shm_tell_all(struct rv_dev *dev)
 }
 
 /* A free index with a key that it did not have last; dev->lock held. */
-static int take_key(struct rv_dev *dev, struct shm_key **out, uint32_t *key)
+static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 {
 	uint32_t index, last;
 	uint16_t random;
@@ -139,33 +139,33 @@ static int take_key(struct rv_dev *dev, struct shm_key **out, uint32_t *key)
 		return rv_fail(EIO, "shm: no random bytes");
 	if (dev->nr_free_keys)
 		index = dev->free_keys[--dev->nr_free_keys];
-	else if (dev->used_keys < SHM_NR_KEYS)
+	else if (dev->used_keys < RVS_NR_KEYS)
 		index = dev->used_keys++;
 	else
-		return rv_fail(ENOMEM, "shm: all %u keys are in use", SHM_NR_KEYS);
+		return rv_fail(ENOMEM, "shm: all %u keys are in use", RVS_NR_KEYS);
 	last = (uint32_t)dev->keys[index].word;
-	while (!random || ((uint32_t)random << SHM_KEY_BITS | index) == last)
+	while (!random || ((uint32_t)random << RVS_KEY_BITS | index) == last)
 		random++;
-	*key = (uint32_t)random << SHM_KEY_BITS | index;
+	*key = (uint32_t)random << RVS_KEY_BITS | index;
 	*out = &dev->keys[index];
 	return 0;
 }
 
-int shm_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
+int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
 	    struct rv_mr *out)
 {
-	struct shm_key *k = NULL;
+	struct rvs_key *k = NULL;
 	uint32_t key = 0;
 	int ro = -1, rc;
 
 	if (!length || iova + length < iova || (uintptr_t)base + length < (uintptr_t)base)
 		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length, (unsigned long long)iova);
 	if (access == RV_ACCESS_REMOTE_READ) {
-		if (fd < 0 || shm_check_fd(fd, length, false))
+		if (fd < 0 || rvs_check_fd(fd, length, false))
 			return rv_fail(EINVAL, "shm: remotely readable memory needs its memfd of at least %zu bytes",
 				       length);
-		(void)shm_seal(fd, true); /* where it can be sealed; a read-only descriptor is what peers get anyway */
-		ro = shm_reopen_ro(fd);
+		(void)rvs_seal(fd, true); /* where it can be sealed; a read-only descriptor is what peers get anyway */
+		ro = rvs_reopen_ro(fd);
 		if (ro < 0)
 			return ro;
 	}
@@ -175,7 +175,7 @@ int shm_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 		goto unlock;
 	k->fd = ro;
 	k->iova = iova;
-	k->word = SHM_WORD(key, ++dev->key_count & INT32_MAX);
+	k->word = RVS_WORD(key, ++dev->key_count & INT32_MAX);
 	at_store(&k->base, (uintptr_t)base);
 	at_store(&k->length, length);
 	if (ro < 0)
@@ -185,10 +185,10 @@ int shm_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 
 		k->order = ++dev->order;
 		list_add_tail(&dev->regions, &k->node);
-		at_store_rel(&dev->page->key[SHM_KEY_INDEX(key)], k->word & ~SHM_WORD_LIVE);
+		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word & ~RVS_WORD_LIVE);
 		list_for_each_safe(l, tmp, &dev->told)
 			tell_now(container_of(l, struct rv_conn, told));
-		at_store_rel(&dev->page->key[SHM_KEY_INDEX(key)], k->word); /* partner: the READ's first look */
+		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word); /* partner: the READ's first look */
 	}
 	pthread_mutex_unlock(&dev->lock);
 	memset(out, 0, sizeof(*out));
@@ -207,9 +207,9 @@ unlock:
 	return rc;
 }
 
-int shm_dereg(struct rv_dev *dev, struct rv_mr *mr)
+int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr)
 {
-	struct shm_key *k = mr->impl;
+	struct rvs_key *k = mr->impl;
 	uint32_t index = (uint32_t)(k - dev->keys);
 	int ro;
 
@@ -220,12 +220,12 @@ int shm_dereg(struct rv_dev *dev, struct rv_mr *mr)
 
 		/* Partner: the READ's second look. Without it a copy of reused memory would pass for the value. */
 		at_store_rel(&dev->page->key[index], 0);
-		shm_after_revoke();
+		rvs_after_revoke();
 		list_del(&k->node);
 		/* Peers that map it let go when they look; sleeping ones are woken to look. */
 		at_add_sc(&dev->page->revoked, 1);
 		list_for_each_safe(l, tmp, &dev->told)
-			shm_wake(container_of(l, struct rv_conn, told));
+			rvs_wake(container_of(l, struct rv_conn, told));
 	}
 	at_store_rel(&k->key, 0);
 	k->fd = -1;

@@ -22,9 +22,9 @@
 #include "shm.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
-#define SEGS_BYTES (SHM_NR_KEYS * sizeof(struct shm_seg))
+#define SEGS_BYTES (RVS_NR_KEYS * sizeof(struct rvs_seg))
 
-int shm_segs_init(struct rv_conn *conn)
+int rvs_segs_init(struct rv_conn *conn)
 {
 	void *map = mmap(NULL, SEGS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -44,9 +44,9 @@ static size_t span_of(uint64_t length)
 }
 
 /* Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock held. */
-static int take_span(struct rv_conn *conn, size_t length, struct shm_span **out)
+static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
-	struct shm_span **at, *s;
+	struct rvs_span **at, *s;
 	size_t align = length >= HUGE_PAGE ? HUGE_PAGE : 0;
 	char *map, *base;
 
@@ -79,9 +79,9 @@ static int take_span(struct rv_conn *conn, size_t length, struct shm_span **out)
 }
 
 /* conn->rx_lock held. */
-static void drop(struct rv_conn *conn, struct shm_seg *seg)
+static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 {
-	struct shm_span *s;
+	struct rvs_span *s;
 	uintptr_t base = at_load(&seg->base);
 	size_t length = span_of(at_load(&seg->length));
 
@@ -90,7 +90,7 @@ static void drop(struct rv_conn *conn, struct shm_seg *seg)
 	s = malloc(sizeof(*s));
 	if (mmap((void *)base, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
 	    MAP_FAILED)
-		shm_log(conn->dev, 1, "shm: cannot let go of a peer's region: %s", strerror(errno));
+		rvs_log(conn->dev, 1, "shm: cannot let go of a peer's region: %s", strerror(errno));
 	if (!s)
 		return;
 	s->base = (void *)base;
@@ -100,19 +100,19 @@ static void drop(struct rv_conn *conn, struct shm_seg *seg)
 }
 
 /* conn->rx_lock held. */
-static int add(struct rv_conn *conn, const struct shm_packet *p, int fd)
+static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 {
-	uint32_t index = SHM_KEY_INDEX((uint32_t)p->word);
-	struct shm_seg *seg = &conn->segs[index];
-	struct shm_span *s;
+	uint32_t index = RVS_KEY_INDEX((uint32_t)p->word);
+	struct rvs_seg *seg = &conn->segs[index];
+	struct rvs_span *s;
 	int rc;
 
-	if (!(p->word & SHM_WORD_LIVE) || !p->length || p->length > (UINT64_C(1) << 46) ||
-	    p->iova + p->length < p->iova || shm_check_fd(fd, p->length, false))
+	if (!(p->word & RVS_WORD_LIVE) || !p->length || p->length > (UINT64_C(1) << 46) ||
+	    p->iova + p->length < p->iova || rvs_check_fd(fd, p->length, false))
 		return -EPROTO;
 	if (at_load(&seg->word))
 		drop(conn, seg);
-	if ((at_load(&conn->peer_keys[index]) | SHM_WORD_LIVE) != p->word)
+	if ((at_load(&conn->peer_keys[index]) | RVS_WORD_LIVE) != p->word)
 		return 0; /* revoked before it arrived */
 	rc = take_span(conn, span_of(p->length), &s);
 	if (rc)
@@ -123,7 +123,7 @@ static int add(struct rv_conn *conn, const struct shm_packet *p, int fd)
 		conn->spans = s;
 		return rc;
 	}
-	/* Partner of all four: shm_segment_find in read.c. Each is a release, so that word = 0 is seen before them. */
+	/* Partner of all four: rvs_segment_find in read.c. Each is a release, so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
 	at_store_rel(&seg->length, p->length);
@@ -137,20 +137,20 @@ static int add(struct rv_conn *conn, const struct shm_packet *p, int fd)
  * Takes everything from the socket of an established connection. 0, or -errno when the connection cannot go on; *eof
  * tells of its end. [any, may block]
  */
-int shm_drain(struct rv_conn *conn, bool *eof)
+int rvs_drain(struct rv_conn *conn, bool *eof)
 {
-	struct shm_packet p;
-	int fds[SHM_PKT_FDS];
+	struct rvs_packet p;
+	int fds[RVS_PKT_FDS];
 	unsigned nr_fds;
 	int rc;
 
 	pthread_mutex_lock(&conn->rx_lock);
 	for (;;) {
-		rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 		if (rc <= 0)
 			break;
-		rc = p.type == SHM_PKT_REGION && nr_fds == 1 ? add(conn, &p, fds[0]) : -EPROTO;
-		shm_close_fds(fds, nr_fds);
+		rc = p.type == RVS_PKT_REGION && nr_fds == 1 ? add(conn, &p, fds[0]) : -EPROTO;
+		rvs_close_fds(fds, nr_fds);
 		if (rc)
 			break;
 	}
@@ -160,7 +160,7 @@ int shm_drain(struct rv_conn *conn, bool *eof)
 }
 
 /* Lets go of what the peer revoked since the last look. [progress] */
-void shm_drop_revoked(struct rv_conn *conn)
+void rvs_drop_revoked(struct rv_conn *conn)
 {
 	/* seq_cst: partner of dereg(), which looks at `sleeping` after it counted. */
 	uint32_t revoked = at_load_sc(&conn->peer_page->revoked);
@@ -172,15 +172,15 @@ void shm_drop_revoked(struct rv_conn *conn)
 	for (uint32_t i = 0; i < conn->segs_end; i++) {
 		uint64_t word = at_load(&conn->segs[i].word);
 
-		if (word && (at_load(&conn->peer_keys[i]) | SHM_WORD_LIVE) != word)
+		if (word && (at_load(&conn->peer_keys[i]) | RVS_WORD_LIVE) != word)
 			drop(conn, &conn->segs[i]);
 	}
 	pthread_mutex_unlock(&conn->rx_lock);
 }
 
-void shm_segs_fini(struct rv_conn *conn)
+void rvs_segs_fini(struct rv_conn *conn)
 {
-	struct shm_span *s;
+	struct rvs_span *s;
 
 	if (!conn->segs)
 		return;

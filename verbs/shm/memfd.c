@@ -18,7 +18,7 @@
 #endif
 
 /* A zeroed memfd of that size, mapped read-write. */
-int shm_memfd(const char *name, size_t size, int *fd_out, void **map_out)
+int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 {
 	int rc, fd;
 	void *map;
@@ -50,7 +50,7 @@ close_fd:
  * Fixes the size; only_reader: nobody can map it writable from now on (our own mapping stays). What cannot be sealed
  * stays as it is: a memfd made without MFD_ALLOW_SEALING, or a kernel before 5.1 for the last.
  */
-int shm_seal(int fd, bool only_reader)
+int rvs_seal(int fd, bool only_reader)
 {
 	int size = F_SEAL_SHRINK | F_SEAL_GROW;
 
@@ -60,7 +60,7 @@ int shm_seal(int fd, bool only_reader)
 }
 
 /* A second descriptor of the file that cannot write: what is handed to peers. */
-int shm_reopen_ro(int fd)
+int rvs_reopen_ro(int fd)
 {
 	char path[32];
 	int ro;
@@ -74,7 +74,7 @@ int shm_reopen_ro(int fd)
 }
 
 /* Is what a peer handed over memory of at least that size, which cannot shrink? (Seals exist on memory files only.) */
-int shm_check_fd(int fd, size_t size, bool sealed)
+int rvs_check_fd(int fd, size_t size, bool sealed)
 {
 	struct stat st;
 	int seals = fcntl(fd, F_GET_SEALS);
@@ -87,7 +87,7 @@ int shm_check_fd(int fd, size_t size, bool sealed)
 }
 
 /* Writing a wake-up must never block, which only an eventfd promises. */
-bool shm_is_eventfd(int fd)
+bool rvs_is_eventfd(int fd)
 {
 	char path[32], link[32];
 	ssize_t n;

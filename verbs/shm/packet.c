@@ -7,7 +7,7 @@
 
 #include "shm.h"
 
-void shm_close_fds(int *fds, unsigned nr)
+void rvs_close_fds(int *fds, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
 		if (fds[i] >= 0)
@@ -15,17 +15,17 @@ void shm_close_fds(int *fds, unsigned nr)
 }
 
 /* 0 or -errno, without text: callers tell a full socket from a dead one. */
-int shm_packet_send(int sock, struct shm_packet *p, enum shm_packet_type type, const int *fds, unsigned nr_fds)
+int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds)
 {
 	union {
 		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int) * SHM_PKT_FDS)];
+		char bytes[CMSG_SPACE(sizeof(int) * RVS_PKT_FDS)];
 	} control;
 	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	p->magic = SHM_MAGIC;
-	p->version = SHM_VERSION;
+	p->magic = RVS_MAGIC;
+	p->version = RVS_VERSION;
 	p->type = (uint16_t)type;
 	if (nr_fds) {
 		memset(&control, 0, sizeof(control));
@@ -50,11 +50,11 @@ int shm_packet_send(int sock, struct shm_packet *p, enum shm_packet_type type, c
  * another version; -EMFILE its descriptors were lost (we have none left); -EPROTO garbage. Descriptors are the
  * caller's only with 1.
  */
-int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned *nr_fds)
+int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds)
 {
 	union {
 		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int) * SHM_PKT_FDS)];
+		char bytes[CMSG_SPACE(sizeof(int) * RVS_PKT_FDS)];
 	} control;
 	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
@@ -77,7 +77,7 @@ int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsign
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if (nr < SHM_PKT_FDS)
+			if (nr < RVS_PKT_FDS)
 				fds[nr++] = fd;
 			else
 				close(fd);
@@ -88,9 +88,9 @@ int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsign
 		rc = 0;
 		goto drop_fds;
 	}
-	if (n < (ssize_t)offsetof(struct shm_packet, credits) || p->magic != SHM_MAGIC)
+	if (n < (ssize_t)offsetof(struct rvs_packet, credits) || p->magic != RVS_MAGIC)
 		goto drop_fds;
-	if (p->version != SHM_VERSION) {
+	if (p->version != RVS_VERSION) {
 		rc = -EPROTONOSUPPORT;
 		goto drop_fds;
 	}
@@ -104,6 +104,6 @@ int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsign
 	return 1;
 
 drop_fds:
-	shm_close_fds(fds, nr);
+	rvs_close_fds(fds, nr);
 	return rc;
 }

@@ -23,41 +23,41 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 	int rc;
 
 	if (events & EPOLLOUT)
-		shm_tell_more(conn);
+		rvs_tell_more(conn);
 	if (!(events & ~(uint32_t)EPOLLOUT))
 		return;
-	switch ((enum shm_state)at_load(&conn->state)) {
-	case SHM_GREETING:
-		shm_on_hello(conn);
+	switch ((enum rvs_state)at_load(&conn->state)) {
+	case RVS_GREETING:
+		rvs_on_hello(conn);
 		return;
-	case SHM_CONNECTING:
-		shm_on_answer(conn);
+	case RVS_CONNECTING:
+		rvs_on_answer(conn);
 		return;
-	case SHM_REQUESTED: /* it has nothing to say before it is answered */
+	case RVS_REQUESTED: /* it has nothing to say before it is answered */
 	{
-		struct shm_packet p;
-		int fds[SHM_PKT_FDS];
+		struct rvs_packet p;
+		int fds[RVS_PKT_FDS];
 		unsigned nr_fds = 0;
 
-		rc = shm_packet_recv(conn->sock, &p, fds, &nr_fds);
+		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 		if (rc == -EAGAIN)
 			return;
 		if (rc > 0)
-			shm_close_fds(fds, nr_fds);
-		shm_conn_hangup(conn);
+			rvs_close_fds(fds, nr_fds);
+		rvs_conn_hangup(conn);
 		return;
 	}
-	case SHM_ANSWERED:
-	case SHM_UP:
-	case SHM_BROKEN:
-		rc = shm_drain(conn, &eof);
+	case RVS_ANSWERED:
+	case RVS_UP:
+	case RVS_BROKEN:
+		rc = rvs_drain(conn, &eof);
 		if (rc)
-			shm_break(conn, -rc, -1);
+			rvs_break(conn, -rc, -1);
 		if (rc || eof)
-			shm_conn_hangup(conn);
+			rvs_conn_hangup(conn);
 		return;
-	case SHM_DOWN:
-	case SHM_CLOSED:
+	case RVS_DOWN:
+	case RVS_CLOSED:
 		return;
 	}
 }
@@ -70,27 +70,27 @@ static void look_around(struct rv_dev *dev)
 	do {
 		n = epoll_wait(dev->epoll, e, EPOLL_BATCH, 0);
 		for (int i = 0; i < n; i++) {
-			enum shm_source *src = e[i].data.ptr;
+			enum rvs_source *src = e[i].data.ptr;
 
 			switch (*src) {
-			case SHM_SRC_LISTEN:
-				shm_on_listener(dev);
+			case RVS_SRC_LISTEN:
+				rvs_on_listener(dev);
 				break;
-			case SHM_SRC_WAKE:
-				shm_wake_consume(dev);
+			case RVS_SRC_WAKE:
+				rvs_wake_consume(dev);
 				break;
-			case SHM_SRC_TIMER:
+			case RVS_SRC_TIMER:
 				break;
-			case SHM_SRC_CONN:
+			case RVS_SRC_CONN:
 				on_socket(container_of(src, struct rv_conn, source), e[i].events);
 				break;
 			}
 		}
 	} while (n == EPOLL_BATCH);
 	if (dev->timer_ns || at_load(&dev->tell_again))
-		shm_timers(dev);
+		rvs_timers(dev);
 	for (uint32_t i = 0; i < dev->nr_watch; i++)
-		shm_drop_revoked(dev->watch[i].conn);
+		rvs_drop_revoked(dev->watch[i].conn);
 }
 
 static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type, int status)
@@ -112,7 +112,7 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	list_for_each_safe(l, tmp, &dev->attn) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, attn);
 
-		if (!(conn->attn_why & SHM_A_NOTIFY) || n == max)
+		if (!(conn->attn_why & RVS_A_NOTIFY) || n == max)
 			continue;
 		fill(&ev[n], conn, conn->notify, conn->status);
 		if (conn->text_len) {
@@ -120,8 +120,8 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 			ev[n].len = conn->text_len;
 		}
 		if (conn->notify == RV_EV_CONNECTED)
-			shm_watch_add(conn);
-		shm_attended(conn, SHM_A_NOTIFY);
+			rvs_watch_add(conn);
+		rvs_attended(conn, RVS_A_NOTIFY);
 		n++;
 	}
 	return n;
@@ -132,20 +132,20 @@ static unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned 
 	uint32_t nr = dev->nr_watch, at = dev->scan_at < nr ? dev->scan_at : 0;
 
 	for (uint32_t i = 0; i < nr && n < max; i++, at = at + 1 < nr ? at + 1 : 0) {
-		struct shm_watch *w = &dev->watch[at];
+		struct rvs_watch *w = &dev->watch[at];
 		int rc = 1;
 
 		if (likely((uint32_t)(at_load_sc(w->word) >> 32) != w->seq))
 			continue;
 		for (unsigned k = 0; k < RING_BATCH && n < max && rc > 0 && !w->conn->poisoned; k++) {
-			rc = shm_ring_take(w->conn, &ev[n]);
+			rc = rvs_ring_take(w->conn, &ev[n]);
 			if (rc > 0)
 				n++;
 		}
 		if (rc < 0) {
 			w->conn->poisoned = true;
-			shm_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)w->conn->pid);
-			shm_break(w->conn, EPROTO, -1);
+			rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)w->conn->pid);
+			rvs_break(w->conn, EPROTO, -1);
 		}
 		w->seq = w->conn->rx.post_pos + 1;
 		w->word = &w->conn->rx.post[w->conn->rx.post_pos & w->conn->rx.mask];
@@ -165,26 +165,26 @@ static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 
 		if (n == max)
 			break;
-		if ((conn->attn_why & SHM_A_STALLED) && (state != SHM_UP || shm_ring_has_room(&conn->tx))) {
-			shm_attended(conn, SHM_A_STALLED);
+		if ((conn->attn_why & RVS_A_STALLED) && (state != RVS_UP || rvs_ring_has_room(&conn->tx))) {
+			rvs_attended(conn, RVS_A_STALLED);
 			at_store(&conn->tx.box->want, 0);
-			if (state == SHM_UP)
+			if (state == RVS_UP)
 				fill(&ev[n++], conn, RV_EV_WRITABLE, 0);
 		}
-		if (n == max || !(conn->attn_why & SHM_A_HUP) || (state != SHM_UP && state != SHM_BROKEN) ||
-		    (!conn->poisoned && shm_ring_ready(&conn->rx)))
+		if (n == max || !(conn->attn_why & RVS_A_HUP) || (state != RVS_UP && state != RVS_BROKEN) ||
+		    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
 			continue;
-		why = at_load_acq(&conn->why); /* partner: shm_break() */
+		why = at_load_acq(&conn->why); /* partner: rvs_break() */
 		fill(&ev[n], conn, RV_EV_DISCONNECTED, why ? -(int)(why & 0xffff) : -ECONNRESET);
 		ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
-		at_store(&conn->state, SHM_DOWN);
-		shm_watch_del(conn);
-		shm_attended(conn, ~0u);
+		at_store(&conn->state, RVS_DOWN);
+		rvs_watch_del(conn);
+		rvs_attended(conn, ~0u);
 	}
 	return n;
 }
 
-int shm_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	unsigned n = 0;
 

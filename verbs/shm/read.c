@@ -21,7 +21,7 @@ struct source {
 
 static bool landing_ok(const struct rv_conn *conn, const struct rv_sge *s)
 {
-	const struct shm_key *k = &conn->keys[SHM_KEY_INDEX(s->lkey)];
+	const struct rvs_key *k = &conn->keys[RVS_KEY_INDEX(s->lkey)];
 	uintptr_t at;
 
 	/* acquire: partner of reg()'s release; base and length belong to this key as long as it is registered. */
@@ -34,7 +34,7 @@ static bool landing_ok(const struct rv_conn *conn, const struct rv_sge *s)
 /* The READ's first look at the peer's permission. 0 or -errno. */
 static int serve_error(uint32_t serve)
 {
-	return serve == SHM_SERVE_NONE ? -EACCES : -ECONNRESET;
+	return serve == RVS_SERVE_NONE ? -EACCES : -ECONNRESET;
 }
 
 enum { FOUND = 0, MISSING = 1 };
@@ -42,12 +42,12 @@ enum { FOUND = 0, MISSING = 1 };
 /* The mapped bytes [addr, addr+length) of key rkey: FOUND, MISSING (not mapped yet) or -EACCES. */
 static int find(const struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length, struct source *out)
 {
-	const struct shm_seg *seg = &conn->segs[SHM_KEY_INDEX(rkey)];
-	uint64_t word = at_load_acq(&conn->peer_keys[SHM_KEY_INDEX(rkey)]); /* partner: reg()'s release */
+	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(rkey)];
+	uint64_t word = at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]); /* partner: reg()'s release */
 	uint64_t iova, seg_length, offset;
 	uintptr_t base;
 
-	if (unlikely((uint32_t)word != rkey || !(word & SHM_WORD_LIVE)))
+	if (unlikely((uint32_t)word != rkey || !(word & RVS_WORD_LIVE)))
 		return -EACCES;
 	/* Partner of all: add() and drop() in map.c, which see for why the word is loaded twice. */
 	if (unlikely(at_load_acq(&seg->word) != word))
@@ -70,10 +70,10 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 					    struct source *out)
 {
 	bool eof;
-	int rc = shm_drain(conn, &eof);
+	int rc = rvs_drain(conn, &eof);
 
 	if (rc) {
-		shm_break(conn, -rc, -1);
+		rvs_break(conn, -rc, -1);
 		return -ECONNRESET;
 	}
 	rc = find(conn, rkey, addr, length, out);
@@ -85,7 +85,7 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
 {
 	r->status = status;
-	shm_break(conn, -status, status == -EACCES ? SHM_WC_REM_ACCESS_ERR : status == -EFAULT ? SHM_WC_LOC_PROT_ERR : -1);
+	rvs_break(conn, -status, status == -EACCES ? RVS_WC_REM_ACCESS_ERR : status == -EFAULT ? RVS_WC_LOC_PROT_ERR : -1);
 	return 0;
 }
 
@@ -119,7 +119,7 @@ static inline int read_one(struct rv_conn *conn, struct rv_read *r)
 	for (uint32_t i = 0; i < nr_sge; i++)
 		if (unlikely(r->sge[i].length && !landing_ok(conn, &r->sge[i])))
 			return refused(conn, r, -EFAULT);
-	if (unlikely(serve != SHM_SERVE_READS))
+	if (unlikely(serve != RVS_SERVE_READS))
 		return refused(conn, r, serve_error(serve));
 	if (unlikely(!total)) {
 		r->status = 0;
@@ -138,28 +138,28 @@ static inline int read_one(struct rv_conn *conn, struct rv_read *r)
 		src.from += r->sge[i].length;
 	}
 	/* The second look, partner of dereg() and close_conn(): what was copied after they took effect fails here. */
-	shm_after_copy();
-	if (unlikely(at_load(&conn->peer_keys[SHM_KEY_INDEX(r->rkey)]) != src.word))
+	rvs_after_copy();
+	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != src.word))
 		return refused(conn, r, -EACCES);
 	serve = at_load(conn->peer_serve);
-	if (unlikely(serve != SHM_SERVE_READS))
+	if (unlikely(serve != RVS_SERVE_READS))
 		return refused(conn, r, serve_error(serve));
 	r->status = 0;
 	return 0;
 }
 
-int shm_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	uint32_t state = at_load_acq(&conn->state); /* partner: shm_watch_add(), which set up all that follows */
+	uint32_t state = at_load_acq(&conn->state); /* partner: rvs_watch_add(), which set up all that follows */
 
-	if (unlikely(state != SHM_UP && state != SHM_BROKEN))
+	if (unlikely(state != RVS_UP && state != RVS_BROKEN))
 		return rv_fail(ENOTCONN, "shm: READ over a connection that is not up");
 	/* More than the queue of a NIC would hold is the caller's to post again, there as here. */
 	n = min_of(n, conn->max_reads);
 	for (unsigned i = 0; i < n; i++) {
 		int rc;
 
-		if (unlikely(at_load(&conn->state) != SHM_UP)) {
+		if (unlikely(at_load(&conn->state) != RVS_UP)) {
 			r[i].status = -ECONNRESET;
 			continue;
 		}

@@ -10,7 +10,7 @@
  * are slots, so it cannot overflow: no word is written without holding the slot that it names.
  *
  * One producer and one consumer per ring, both [progress] of their process; wait-free. The word is stored with seq_cst
- * and `sleeping` is looked at after it, see shm_wake(); a slot's bytes are ordered by the same store and its load.
+ * and `sleeping` is looked at after it, see rvs_wake(); a slot's bytes are ordered by the same store and its load.
  *
  * The receiver copies a message out before the core sees it: the sender could still change the shared bytes while they
  * are parsed. The slot goes back with recv_done() all the same, since it is the credit.
@@ -28,7 +28,7 @@
 #define WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
 #define WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
 
-_Static_assert(RV_MSG_MAX <= 0xffff && SHM_MAX_CREDITS <= 0xffff, "they fit a word");
+_Static_assert(RV_MSG_MAX <= 0xffff && RVS_MAX_CREDITS <= 0xffff, "they fit a word");
 
 static uint32_t ring_words(uint32_t nr)
 {
@@ -40,17 +40,17 @@ static uint32_t ring_words(uint32_t nr)
 }
 
 /* Sets the pointers into a box of nr slots; returns its size in bytes. */
-static size_t lay_out(struct shm_ring *r, uint32_t nr)
+static size_t lay_out(struct rvs_ring *r, uint32_t nr)
 {
 	uint32_t words = ring_words(nr);
-	size_t at = offsetof(struct shm_box, end) + 2 * words * sizeof(uint64_t);
+	size_t at = offsetof(struct rvs_box, end) + 2 * words * sizeof(uint64_t);
 	char *base = (char *)r->box;
 
 	at = (at + 4095) & ~(size_t)4095;
 	r->nr = nr;
 	r->mask = words - 1;
 	if (base) {
-		r->post = (_Atomic uint64_t *)(void *)(base + offsetof(struct shm_box, end));
+		r->post = (_Atomic uint64_t *)(void *)(base + offsetof(struct rvs_box, end));
 		r->back = r->post + words;
 		r->slots = (unsigned char *)base + at;
 	}
@@ -58,19 +58,19 @@ static size_t lay_out(struct shm_ring *r, uint32_t nr)
 }
 
 /* The receiver's end. *fd goes to the sender. */
-int shm_box_create(struct shm_ring *rx, uint32_t credits, int *fd)
+int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd)
 {
 	void *map;
 	int rc, box_fd;
 
 	memset(rx, 0, sizeof(*rx));
 	rx->bytes = lay_out(rx, credits);
-	rc = shm_memfd("rref-box", rx->bytes, &box_fd, &map);
+	rc = rvs_memfd("rref-box", rx->bytes, &box_fd, &map);
 	if (rc)
 		return rc;
 	rx->box = map;
 	lay_out(rx, credits);
-	rc = shm_seal(box_fd, false);
+	rc = rvs_seal(box_fd, false);
 	if (rc) {
 		rc = rv_fail(-rc, "shm: cannot seal a message box: %s", strerror(-rc));
 		goto fini;
@@ -86,20 +86,20 @@ int shm_box_create(struct shm_ring *rx, uint32_t credits, int *fd)
 
 fini:
 	close(box_fd);
-	shm_ring_fini(rx);
+	rvs_ring_fini(rx);
 	return rc;
 }
 
 /* The sender's end, of the box that the peer made. fd stays the caller's. */
-int shm_box_attach(struct shm_ring *tx, uint32_t credits, int fd)
+int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 {
 	void *map;
 
 	memset(tx, 0, sizeof(*tx));
-	if (credits < 4 || credits > SHM_MAX_CREDITS)
+	if (credits < 4 || credits > RVS_MAX_CREDITS)
 		return rv_fail(EPROTO, "shm: the peer grants %u credits", credits);
 	tx->bytes = lay_out(tx, credits);
-	if (shm_check_fd(fd, tx->bytes, true))
+	if (rvs_check_fd(fd, tx->bytes, true))
 		return rv_fail(EPROTO, "shm: the peer's message box is not what it should be");
 	tx->taken = calloc(credits, 1);
 	if (!tx->taken)
@@ -112,7 +112,7 @@ int shm_box_attach(struct shm_ring *tx, uint32_t credits, int fd)
 	return 0;
 }
 
-void shm_ring_fini(struct shm_ring *ring)
+void rvs_ring_fini(struct rvs_ring *ring)
 {
 	if (ring->box)
 		munmap(ring->box, ring->bytes);
@@ -123,7 +123,7 @@ void shm_ring_fini(struct shm_ring *ring)
 
 enum { NO_SLOT = -1, NONSENSE = -2 };
 
-static int next_slot(struct shm_ring *tx)
+static int next_slot(struct rvs_ring *tx)
 {
 	/* Partner: recv_done(). Slots that came back go first: the fewer are in use, the more stay in the cache. */
 	uint64_t word = at_load_sc(&tx->back[tx->back_pos & tx->mask]);
@@ -139,19 +139,19 @@ static int next_slot(struct shm_ring *tx)
 	return tx->fresh < tx->nr ? (int)tx->fresh++ : NO_SLOT;
 }
 
-bool shm_ring_has_room(const struct shm_ring *tx)
+bool rvs_ring_has_room(const struct rvs_ring *tx)
 {
 	return tx->fresh < tx->nr || WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
 }
 
-int shm_send(struct rv_conn *conn, const void *msg, size_t len)
+int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 {
-	struct shm_ring *tx = &conn->tx;
+	struct rvs_ring *tx = &conn->tx;
 	int slot;
 
 	if (len - 1 >= RV_MSG_MAX)
 		return rv_fail(EMSGSIZE, "shm: a message of %zu bytes, 1..%d are possible", len, RV_MSG_MAX);
-	if (at_load(&conn->state) != SHM_UP)
+	if (at_load(&conn->state) != RVS_UP)
 		return rv_fail(ENOTCONN, "shm: the connection is not up");
 	slot = next_slot(tx);
 	if (unlikely(slot == NO_SLOT)) {
@@ -159,34 +159,34 @@ int shm_send(struct rv_conn *conn, const void *msg, size_t len)
 		at_xchg_sc(&tx->box->want, 1);
 		slot = next_slot(tx);
 		if (slot == NO_SLOT) {
-			shm_attend(conn, SHM_A_STALLED);
+			rvs_attend(conn, RVS_A_STALLED);
 			return rv_fail(EAGAIN, "shm: all %u credits are in use", tx->nr);
 		}
-		at_store(&tx->box->want, (conn->attn_why & SHM_A_STALLED) != 0);
+		at_store(&tx->box->want, (conn->attn_why & RVS_A_STALLED) != 0);
 	}
 	if (unlikely(slot == NONSENSE)) {
 		conn->poisoned = true;
-		shm_break(conn, EPROTO, -1);
+		rvs_break(conn, EPROTO, -1);
 		return rv_fail(ENOTCONN, "shm: the peer returned a slot that it did not have");
 	}
 	tx->taken[slot] = 1;
 	memcpy(tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
 	at_xchg_sc(&tx->post[tx->post_pos & tx->mask], WORD(tx->post_pos, len, (uint32_t)slot));
 	tx->post_pos++;
-	shm_wake(conn);
+	rvs_wake(conn);
 	return 0;
 }
 
-bool shm_ring_ready(const struct shm_ring *rx)
+bool rvs_ring_ready(const struct rvs_ring *rx)
 {
 	return WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask]), rx->post_pos);
 }
 
 /* The next message: 1; 0 none; -EPROTO nonsense. */
-int shm_ring_take(struct rv_conn *conn, struct rv_event *ev)
+int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
 {
-	struct shm_ring *rx = &conn->rx;
-	uint64_t word = at_load_sc(&rx->post[rx->post_pos & rx->mask]); /* partner: shm_send() */
+	struct rvs_ring *rx = &conn->rx;
+	uint64_t word = at_load_sc(&rx->post[rx->post_pos & rx->mask]); /* partner: rvs_send() */
 	uint32_t slot = WORD_SLOT(word), len = WORD_LEN(word);
 	unsigned char *copy;
 
@@ -210,11 +210,11 @@ int shm_ring_take(struct rv_conn *conn, struct rv_event *ev)
 	return 1;
 }
 
-void shm_recv_done(struct rv_dev *dev, uint64_t token)
+void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 {
 	uint32_t slot = (uint32_t)token & 0xffff, index = (uint32_t)(token >> 16) & 0xffff;
 	struct rv_conn *conn = index < dev->max_conns ? dev->conns[index] : NULL;
-	struct shm_ring *rx;
+	struct rvs_ring *rx;
 
 	if (!conn || conn->gen != (uint32_t)(token >> 32))
 		return;
@@ -223,14 +223,14 @@ void shm_recv_done(struct rv_dev *dev, uint64_t token)
 		return;
 	rx->taken[slot] = 0;
 	rx->nr_taken--;
-	if (unlikely(at_load(&conn->state) == SHM_CLOSED)) {
+	if (unlikely(at_load(&conn->state) == RVS_CLOSED)) {
 		if (!rx->nr_taken)
-			shm_conn_free(conn);
+			rvs_conn_free(conn);
 		return;
 	}
 	/* Partners: next_slot() for the word; send(), which sets `want` and then looks for the word. */
 	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, slot));
 	rx->back_pos++;
 	if (unlikely(at_load_sc(&rx->box->want)))
-		shm_wake(conn);
+		rvs_wake(conn);
 }

@@ -23,8 +23,8 @@
  *
  * Locks: dev->lock (keys, regions, who is told of them), conn->rx_lock (socket reading, mapping). Never both.
  */
-#ifndef SHM_H
-#define SHM_H
+#ifndef RVS_H
+#define RVS_H
 
 #include <pthread.h>
 #include <sys/types.h>
@@ -34,52 +34,52 @@
 #include "verbs/rv.h"
 #include "verbs/rv_error.h"
 
-#define SHM_MAGIC 0x6d687272u        /* "rrhm" */
-#define SHM_VERSION 1u
-#define SHM_KEY_BITS 16
-#define SHM_NR_KEYS (1u << SHM_KEY_BITS)
-#define SHM_KEY_INDEX(key) ((key) & (SHM_NR_KEYS - 1))
-#define SHM_MAX_CREDITS 4096u
-#define SHM_MAX_MSG ((uint64_t)1 << 30)
-#define SHM_MAX_GREETING 64          /* accepted sockets that have not said hello yet */
-#define SHM_GREET_NS (2 * NSEC_PER_SEC)
-#define SHM_CONNECT_NS (2500 * NSEC_PER_MSEC)
-#define SHM_RETRY_NS (20 * NSEC_PER_MSEC)
-#define SHM_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
-#define SHM_WC_REM_ACCESS_ERR 10
+#define RVS_MAGIC 0x6d687272u        /* "rrhm" */
+#define RVS_VERSION 1u
+#define RVS_KEY_BITS 16
+#define RVS_NR_KEYS (1u << RVS_KEY_BITS)
+#define RVS_KEY_INDEX(key) ((key) & (RVS_NR_KEYS - 1))
+#define RVS_MAX_CREDITS 4096u
+#define RVS_MAX_MSG ((uint64_t)1 << 30)
+#define RVS_MAX_GREETING 64          /* accepted sockets that have not said hello yet */
+#define RVS_GREET_NS (2 * NSEC_PER_SEC)
+#define RVS_CONNECT_NS (2500 * NSEC_PER_MSEC)
+#define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
+#define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
+#define RVS_WC_REM_ACCESS_ERR 10
 
 /*
  * A key's word: the key (index and random bits), whether it may be used, and a count of registrations, so that a word
  * never comes back and "the same before and after" is enough. 0 = no key.
  */
-#define SHM_WORD_LIVE (UINT64_C(1) << 32)
-#define SHM_WORD(key, count) ((uint64_t)(key) | SHM_WORD_LIVE | (uint64_t)(count) << 33)
+#define RVS_WORD_LIVE (UINT64_C(1) << 32)
+#define RVS_WORD(key, count) ((uint64_t)(key) | RVS_WORD_LIVE | (uint64_t)(count) << 33)
 
-struct shm_page {
+struct rvs_page {
 	uint32_t magic, version;                /* const after create */
-	cache_aligned _Atomic uint32_t sleeping; /* partner: senders look after they published (shm_wake) */
+	cache_aligned _Atomic uint32_t sleeping; /* partner: senders look after they published (rvs_wake) */
 	cache_aligned _Atomic uint32_t revoked; /* counts dereg(): peers look whether they map something dead */
-	cache_aligned _Atomic uint64_t key[SHM_NR_KEYS];
+	cache_aligned _Atomic uint64_t key[RVS_NR_KEYS];
 };
-_Static_assert(offsetof(struct shm_page, sleeping) == 64, "layout is shared between processes");
-_Static_assert(offsetof(struct shm_page, revoked) == 128, "layout is shared between processes");
-_Static_assert(offsetof(struct shm_page, key) == 192, "layout is shared between processes");
-_Static_assert(sizeof(struct shm_page) == 192 + 8 * SHM_NR_KEYS, "layout is shared between processes");
+_Static_assert(offsetof(struct rvs_page, sleeping) == 64, "layout is shared between processes");
+_Static_assert(offsetof(struct rvs_page, revoked) == 128, "layout is shared between processes");
+_Static_assert(offsetof(struct rvs_page, key) == 192, "layout is shared between processes");
+_Static_assert(sizeof(struct rvs_page) == 192 + 8 * RVS_NR_KEYS, "layout is shared between processes");
 
-enum shm_serve { SHM_SERVE_NONE = 0, SHM_SERVE_READS = 1, SHM_SERVE_FENCED = 2 };
+enum rvs_serve { RVS_SERVE_NONE = 0, RVS_SERVE_READS = 1, RVS_SERVE_FENCED = 2 };
 
 /* The head of a box; behind it post[ring], back[ring], then the slots, page-aligned. See ring.c. */
-struct shm_box {
-	cache_aligned _Atomic uint32_t serve;   /* receiver writes: enum shm_serve; the sender checks around READs */
+struct rvs_box {
+	cache_aligned _Atomic uint32_t serve;   /* receiver writes: enum rvs_serve; the sender checks around READs */
 	cache_aligned _Atomic uint32_t want;    /* sender writes: it waits for a slot */
 	cache_aligned unsigned char end[];
 };
-_Static_assert(sizeof(struct shm_box) == 128 && offsetof(struct shm_box, want) == 64, "shared layout");
+_Static_assert(sizeof(struct rvs_box) == 128 && offsetof(struct rvs_box, want) == 64, "shared layout");
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2, "atomics between processes cannot lock");
 
 /* One end of a box: the receiver's of the own box, or the sender's of the peer's box. Owner: progress. */
-struct shm_ring {
-	struct shm_box *box;
+struct rvs_ring {
+	struct rvs_box *box;
 	size_t bytes;
 	_Atomic uint64_t *post, *back;          /* full slots to the receiver; free slots to the sender */
 	unsigned char *slots;
@@ -92,7 +92,7 @@ struct shm_ring {
 };
 
 /* A registration of our own. Guarded by dev->lock; key, base and length are read by post_reads without it. */
-struct shm_key {
+struct rvs_key {
 	cache_aligned _Atomic uint32_t key;     /* 0 = no landing place. Partner: landing_ok in read.c */
 	int fd;                                 /* read-only, for peers; -1 = never remotely accessible */
 	_Atomic uintptr_t base;
@@ -100,53 +100,53 @@ struct shm_key {
 	uint64_t iova, word, order;
 	struct list node;                       /* in dev->regions, by order */
 };
-_Static_assert(sizeof(struct shm_key) == 64, "one line: a READ looks at its landing keys");
+_Static_assert(sizeof(struct rvs_key) == 64, "one line: a READ looks at its landing keys");
 
 /* A peer's region as this process maps it. Written under conn->rx_lock, read without: see map.c. */
-struct shm_seg {
+struct rvs_seg {
 	_Atomic uint64_t word;
 	_Atomic uintptr_t base;
 	_Atomic uint64_t iova, length;
 };
 
 /* Address space of a mapping that is gone, kept readable for a READ that still looks at it, until it is used again. */
-struct shm_span {
-	struct shm_span *next;
+struct rvs_span {
+	struct rvs_span *next;
 	void *base;
 	size_t length;
 };
 
-enum shm_state {
-	SHM_GREETING,   /* accepted socket, no hello yet; unknown to the core */
-	SHM_REQUESTED, SHM_CONNECTING,
-	SHM_ANSWERED,   /* CONNECTED not yet reported */
-	SHM_UP,
-	SHM_BROKEN,     /* a READ failed or the peer wrote nonsense; DISCONNECTED not yet reported */
-	SHM_DOWN,
-	SHM_CLOSED,     /* after close_conn: only private copies of messages that the core still holds */
+enum rvs_state {
+	RVS_GREETING,   /* accepted socket, no hello yet; unknown to the core */
+	RVS_REQUESTED, RVS_CONNECTING,
+	RVS_ANSWERED,   /* CONNECTED not yet reported */
+	RVS_UP,
+	RVS_BROKEN,     /* a READ failed or the peer wrote nonsense; DISCONNECTED not yet reported */
+	RVS_DOWN,
+	RVS_CLOSED,     /* after close_conn: only private copies of messages that the core still holds */
 };
 
-enum shm_source { SHM_SRC_LISTEN, SHM_SRC_WAKE, SHM_SRC_TIMER, SHM_SRC_CONN };
+enum rvs_source { RVS_SRC_LISTEN, RVS_SRC_WAKE, RVS_SRC_TIMER, RVS_SRC_CONN };
 
-enum shm_attn { SHM_A_NOTIFY = 1, SHM_A_STALLED = 2, SHM_A_HUP = 4 };
+enum rvs_attn { RVS_A_NOTIFY = 1, RVS_A_STALLED = 2, RVS_A_HUP = 4 };
 
 struct rv_conn {
 	/* Read by post_reads on any thread; const while UP except state. */
 	cache_aligned _Atomic uint32_t state;   /* atomic: UP -> BROKEN by any thread, all else by progress */
 	uint32_t max_reads;
 	uint64_t max_msg;
-	struct shm_key *keys;
-	struct shm_seg *segs;                   /* SHM_NR_KEYS of them, by key index */
+	struct rvs_key *keys;
+	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index */
 	const _Atomic uint64_t *peer_keys;      /* peer_page->key */
 	const _Atomic uint32_t *peer_serve;     /* tx.box->serve */
 
 	/* Owner: progress, except where said. */
-	cache_aligned enum shm_source source;   /* first thing epoll's data points at */
+	cache_aligned enum rvs_source source;   /* first thing epoll's data points at */
 	struct rv_dev *dev;
 	void *user;
 	int sock, peer_wake;
-	struct shm_page *peer_page;
-	struct shm_ring rx, tx;
+	struct rvs_page *peer_page;
+	struct rvs_ring rx, tx;
 	uint32_t index, gen, watch;             /* in dev->conns; of the token; in dev->watch or -1 */
 	struct list attn;                       /* in dev->attn while attn_why != 0 */
 	unsigned attn_why;
@@ -156,7 +156,7 @@ struct rv_conn {
 	bool gone;                              /* hang-up seen; the socket is out of epoll */
 	int box_fd;                             /* until dialled */
 	bool poisoned;                          /* the ring holds nonsense: nothing more is taken from it */
-	_Atomic uint32_t why;                   /* errno | wc_status << 16 of what broke it. Partner: shm_break */
+	_Atomic uint32_t why;                   /* errno | wc_status << 16 of what broke it. Partner: rvs_break */
 	uint32_t seen_revoked;
 	int status;                             /* of the pending FAILED */
 	enum rv_event_type notify;
@@ -169,21 +169,21 @@ struct rv_conn {
 	bool told_blocked;                      /* guarded by dev->lock: the socket is full */
 	pthread_mutex_t rx_lock;                /* socket reading, segs, spans */
 	uint32_t segs_end;                      /* guarded by rx_lock */
-	struct shm_span *spans;                 /* guarded by rx_lock */
+	struct rvs_span *spans;                 /* guarded by rx_lock */
 };
 
 /* What poll() looks at for each connection: the word where its next message will appear. Owner: progress. */
-struct shm_watch {
+struct rvs_watch {
 	const _Atomic uint64_t *word;
 	uint32_t seq;
 	struct rv_conn *conn;
 };
 
 struct rv_dev {
-	enum shm_source listen_src, wake_src, timer_src;
+	enum rvs_source listen_src, wake_src, timer_src;
 	int epoll, listener, wake, timer, page_fd;
 	int spare;                              /* given up for a moment to refuse a connection when no fd is left */
-	struct shm_page *page;
+	struct rvs_page *page;
 	struct rv_options opt;                  /* const after open */
 	uint64_t max_msg;                       /* const after open */
 	struct rv_addr self;                    /* const after open */
@@ -191,14 +191,14 @@ struct rv_dev {
 
 	struct rv_conn **conns;                 /* owner: progress, as all of this block */
 	uint32_t max_conns, nr_conns, nr_greeting, next_gen;
-	struct shm_watch *watch;
+	struct rvs_watch *watch;
 	uint32_t nr_watch, scan_at;
 	struct list attn, timed;
 	int64_t timer_ns;
 	uint64_t nr_refused;                    /* wrong user, garbage, too many */
 
 	cache_aligned pthread_mutex_t lock;     /* guards all below */
-	struct shm_key *keys;
+	struct rvs_key *keys;
 	uint16_t *free_keys;
 	uint32_t nr_free_keys, used_keys;
 	uint32_t key_count;
@@ -211,7 +211,7 @@ struct rv_dev {
  * Loads of the copy come before the second look at key and connection; stores that revoke come before whatever the
  * owner then does with the memory. Partners of each other. Stand-alone, because the copy itself is memcpy.
  */
-static inline void shm_after_copy(void)
+static inline void rvs_after_copy(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
 	__asm__ __volatile__("" ::: "memory");
@@ -222,7 +222,7 @@ static inline void shm_after_copy(void)
 #endif
 }
 
-static inline void shm_after_revoke(void)
+static inline void rvs_after_revoke(void)
 {
 #if defined(__aarch64__)
 	__asm__ __volatile__("dmb ish" ::: "memory");
@@ -232,16 +232,16 @@ static inline void shm_after_revoke(void)
 }
 
 /* memfd.c: shared memory objects */
-int shm_memfd(const char *name, size_t size, int *fd, void **map);
-int shm_seal(int fd, bool only_reader);
-int shm_reopen_ro(int fd);
-int shm_check_fd(int fd, size_t size, bool sealed);
-bool shm_is_eventfd(int fd);
+int rvs_memfd(const char *name, size_t size, int *fd, void **map);
+int rvs_seal(int fd, bool only_reader);
+int rvs_reopen_ro(int fd);
+int rvs_check_fd(int fd, size_t size, bool sealed);
+bool rvs_is_eventfd(int fd);
 
 /* packet.c: one datagram of the socket, with descriptors */
-enum shm_packet_type { SHM_PKT_HELLO = 1, SHM_PKT_ACCEPT, SHM_PKT_REJECT, SHM_PKT_REGION };
-#define SHM_PKT_FDS 3
-struct shm_packet {
+enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION };
+#define RVS_PKT_FDS 3
+struct rvs_packet {
 	uint32_t magic;
 	uint16_t version, type;
 	uint32_t credits;                       /* HELLO, ACCEPT: slots of the box */
@@ -250,96 +250,96 @@ struct shm_packet {
 	unsigned char data[RV_ANSWER_MAX];
 	uint32_t pad;
 };
-_Static_assert(sizeof(struct shm_packet) == 240, "layout is shared between processes");
-int shm_packet_send(int sock, struct shm_packet *p, enum shm_packet_type type, const int *fds, unsigned nr_fds);
-int shm_packet_recv(int sock, struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned *nr_fds);
-void shm_close_fds(int *fds, unsigned nr);
+_Static_assert(sizeof(struct rvs_packet) == 240, "layout is shared between processes");
+int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds);
+int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
+void rvs_close_fds(int *fds, unsigned nr);
 
 /* keys.c: registrations, and telling peers of them */
-int shm_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
+int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
 	    struct rv_mr *out);
-int shm_dereg(struct rv_dev *dev, struct rv_mr *mr);
-int shm_keys_init(struct rv_dev *dev);
-void shm_keys_fini(struct rv_dev *dev);
-void shm_tell_start(struct rv_conn *conn);
-void shm_tell_stop(struct rv_conn *conn);
-void shm_tell_more(struct rv_conn *conn);
-bool shm_tell_all(struct rv_dev *dev);
+int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr);
+int rvs_keys_init(struct rv_dev *dev);
+void rvs_keys_fini(struct rv_dev *dev);
+void rvs_tell_start(struct rv_conn *conn);
+void rvs_tell_stop(struct rv_conn *conn);
+void rvs_tell_more(struct rv_conn *conn);
+bool rvs_tell_all(struct rv_dev *dev);
 
 /* map.c: the peer's regions */
-int shm_segs_init(struct rv_conn *conn);
-void shm_segs_fini(struct rv_conn *conn);
-int shm_drain(struct rv_conn *conn, bool *eof);
-void shm_drop_revoked(struct rv_conn *conn);
+int rvs_segs_init(struct rv_conn *conn);
+void rvs_segs_fini(struct rv_conn *conn);
+int rvs_drain(struct rv_conn *conn, bool *eof);
+void rvs_drop_revoked(struct rv_conn *conn);
 
 /* read.c */
-int shm_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
+int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
 
 /* ring.c: messages */
-int shm_box_create(struct shm_ring *rx, uint32_t credits, int *fd);
-int shm_box_attach(struct shm_ring *tx, uint32_t credits, int fd);
-void shm_ring_fini(struct shm_ring *ring);
-int shm_send(struct rv_conn *conn, const void *msg, size_t len);
-void shm_recv_done(struct rv_dev *dev, uint64_t token);
-bool shm_ring_ready(const struct shm_ring *rx);
-int shm_ring_take(struct rv_conn *conn, struct rv_event *ev);
-bool shm_ring_has_room(const struct shm_ring *tx);
+int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd);
+int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd);
+void rvs_ring_fini(struct rvs_ring *ring);
+int rvs_send(struct rv_conn *conn, const void *msg, size_t len);
+void rvs_recv_done(struct rv_dev *dev, uint64_t token);
+bool rvs_ring_ready(const struct rvs_ring *rx);
+int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev);
+bool rvs_ring_has_room(const struct rvs_ring *tx);
 
 /* conn.c */
-int shm_conn_new(struct rv_dev *dev, int sock, enum shm_state state, struct rv_conn **out);
-void shm_conn_free(struct rv_conn *conn);
-int shm_conn_listen(struct rv_conn *conn);
-void shm_conn_fail(struct rv_conn *conn, int status);
-void shm_conn_hangup(struct rv_conn *conn);
-void shm_break(struct rv_conn *conn, int err, int wc_status);
-void shm_attend(struct rv_conn *conn, unsigned why);
-void shm_attended(struct rv_conn *conn, unsigned why);
-void shm_notify(struct rv_conn *conn, enum rv_event_type type, int status);
-void shm_watch_add(struct rv_conn *conn);
-void shm_watch_del(struct rv_conn *conn);
-int shm_allow_reads(struct rv_conn *conn);
-void shm_close_conn(struct rv_conn *conn);
-void shm_peer_text(struct rv_conn *conn, char *buf, size_t size);
+int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_conn **out);
+void rvs_conn_free(struct rv_conn *conn);
+int rvs_conn_listen(struct rv_conn *conn);
+void rvs_conn_fail(struct rv_conn *conn, int status);
+void rvs_conn_hangup(struct rv_conn *conn);
+void rvs_break(struct rv_conn *conn, int err, int wc_status);
+void rvs_attend(struct rv_conn *conn, unsigned why);
+void rvs_attended(struct rv_conn *conn, unsigned why);
+void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status);
+void rvs_watch_add(struct rv_conn *conn);
+void rvs_watch_del(struct rv_conn *conn);
+int rvs_allow_reads(struct rv_conn *conn);
+void rvs_close_conn(struct rv_conn *conn);
+void rvs_peer_text(struct rv_conn *conn, char *buf, size_t size);
 
 /* connect.c, accept.c: the handshake from both sides */
-int shm_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
+int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
 		struct rv_conn **out);
-void shm_dial(struct rv_conn *conn);
-void shm_on_answer(struct rv_conn *conn);
-int shm_hold_peer(struct rv_conn *conn, const struct shm_packet *p, int fds[SHM_PKT_FDS], unsigned nr_fds);
-int shm_accept(struct rv_conn *conn, const void *answer, size_t len, void *user);
-void shm_reject(struct rv_conn *conn, const void *reason, size_t len);
-void shm_on_listener(struct rv_dev *dev);
-void shm_on_hello(struct rv_conn *conn);
+void rvs_dial(struct rv_conn *conn);
+void rvs_on_answer(struct rv_conn *conn);
+int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned nr_fds);
+int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user);
+void rvs_reject(struct rv_conn *conn, const void *reason, size_t len);
+void rvs_on_listener(struct rv_dev *dev);
+void rvs_on_hello(struct rv_conn *conn);
 
 /* wake.c: sleeping, waking, deadlines */
-int shm_arm(struct rv_dev *dev, unsigned flags);
-void shm_disarm(struct rv_dev *dev);
-void shm_wake_self(struct rv_dev *dev);
-void shm_wake_consume(struct rv_dev *dev);
-void shm_wake_sleeper(struct rv_conn *conn);
-void shm_deadline(struct rv_conn *conn, int64_t at_ns);
-void shm_timers(struct rv_dev *dev);
+int rvs_arm(struct rv_dev *dev, unsigned flags);
+void rvs_disarm(struct rv_dev *dev);
+void rvs_wake_self(struct rv_dev *dev);
+void rvs_wake_consume(struct rv_dev *dev);
+void rvs_wake_sleeper(struct rv_conn *conn);
+void rvs_deadline(struct rv_conn *conn, int64_t at_ns);
+void rvs_timers(struct rv_dev *dev);
 
 /*
  * Wakes the peer if it sleeps. Call after what it shall find was published by a seq_cst store: either the peer's look
  * after arm() sees the work, or this look sees the flag.
  */
-static inline void shm_wake(struct rv_conn *conn)
+static inline void rvs_wake(struct rv_conn *conn)
 {
 	if (unlikely(at_load_sc(&conn->peer_page->sleeping)))
-		shm_wake_sleeper(conn);
+		rvs_wake_sleeper(conn);
 }
 
 /* poll.c */
-int shm_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
+int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
 
 /* address.c: who and where this device is */
-int shm_self(struct rv_addr *out);
-int shm_reach(struct rv_dev *dev, const struct rv_addr *to);
-const char *shm_name(const struct rv_addr *a, size_t *len);
+int rvs_self(struct rv_addr *out);
+int rvs_reach(struct rv_dev *dev, const struct rv_addr *to);
+const char *rvs_name(const struct rv_addr *a, size_t *len);
 
 /* dev.c */
-void shm_log(const struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

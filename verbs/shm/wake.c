@@ -11,34 +11,34 @@
 
 #include "shm.h"
 
-int shm_arm(struct rv_dev *dev, unsigned flags)
+int rvs_arm(struct rv_dev *dev, unsigned flags)
 {
 	(void)flags; /* READs finish inside post_reads() */
-	at_xchg_sc(&dev->page->sleeping, 1); /* partner: shm_wake() */
+	at_xchg_sc(&dev->page->sleeping, 1); /* partner: rvs_wake() */
 	return 0;
 }
 
-void shm_disarm(struct rv_dev *dev)
+void rvs_disarm(struct rv_dev *dev)
 {
 	at_store_rel(&dev->page->sleeping, 0);
-	shm_wake_consume(dev);
+	rvs_wake_consume(dev);
 }
 
-void shm_wake_self(struct rv_dev *dev)
+void rvs_wake_self(struct rv_dev *dev)
 {
 	uint64_t one = 1;
 
 	(void)!write(dev->wake, &one, sizeof(one)); /* it can only be full of wake-ups */
 }
 
-void shm_wake_consume(struct rv_dev *dev)
+void rvs_wake_consume(struct rv_dev *dev)
 {
 	uint64_t nr;
 
 	(void)!read(dev->wake, &nr, sizeof(nr));
 }
 
-void shm_wake_sleeper(struct rv_conn *conn)
+void rvs_wake_sleeper(struct rv_conn *conn)
 {
 	uint64_t one = 1;
 
@@ -56,7 +56,7 @@ static void set_timer(struct rv_dev *dev, int64_t at_ns)
 }
 
 /* 0 = none. */
-void shm_deadline(struct rv_conn *conn, int64_t at_ns)
+void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 {
 	struct rv_dev *dev = conn->dev;
 
@@ -65,13 +65,13 @@ void shm_deadline(struct rv_conn *conn, int64_t at_ns)
 	if (!at_ns)
 		return;
 	list_add_tail(&dev->timed, &conn->timed);
-	/* The exact next moment is found by shm_timers(); waking early for it costs one look. */
-	if (!dev->timer_ns || dev->timer_ns > now_ns() + SHM_RETRY_NS)
-		set_timer(dev, now_ns() + SHM_RETRY_NS);
+	/* The exact next moment is found by rvs_timers(); waking early for it costs one look. */
+	if (!dev->timer_ns || dev->timer_ns > now_ns() + RVS_RETRY_NS)
+		set_timer(dev, now_ns() + RVS_RETRY_NS);
 }
 
 /* Everything that waits for time; called when there is such a thing. */
-void shm_timers(struct rv_dev *dev)
+void rvs_timers(struct rv_dev *dev)
 {
 	int64_t now = now_ns(), next = INT64_MAX;
 	struct list *l, *tmp;
@@ -81,32 +81,32 @@ void shm_timers(struct rv_dev *dev)
 		(void)!read(dev->timer, &nr, sizeof(nr));
 	list_for_each_safe(l, tmp, &dev->timed) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, timed);
-		bool connecting = at_load(&conn->state) == SHM_CONNECTING;
+		bool connecting = at_load(&conn->state) == RVS_CONNECTING;
 
 		if (now >= conn->deadline_ns) {
 			if (connecting) {
-				shm_conn_fail(conn, -ETIMEDOUT);
+				rvs_conn_fail(conn, -ETIMEDOUT);
 			} else {
 				dev->nr_refused++;
-				shm_log(dev, 1, "shm: closed a connection of pid %ld that never said hello",
+				rvs_log(dev, 1, "shm: closed a connection of pid %ld that never said hello",
 					(long)conn->pid);
-				shm_conn_free(conn);
+				rvs_conn_free(conn);
 			}
 			continue;
 		}
 		if (connecting && !conn->dialled) {
-			shm_dial(conn);
+			rvs_dial(conn);
 			if (!conn->dialled && conn->deadline_ns)
-				next = min_of(next, now + SHM_RETRY_NS);
+				next = min_of(next, now + RVS_RETRY_NS);
 		}
 		if (conn->deadline_ns)
 			next = min_of(next, conn->deadline_ns);
 	}
 	if (at_load(&dev->tell_again)) {
 		at_store(&dev->tell_again, 0);
-		if (shm_tell_all(dev)) {
+		if (rvs_tell_all(dev)) {
 			at_store(&dev->tell_again, 1);
-			next = min_of(next, now + SHM_RETRY_NS);
+			next = min_of(next, now + RVS_RETRY_NS);
 		}
 	}
 	set_timer(dev, next == INT64_MAX ? 0 : next);
