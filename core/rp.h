@@ -23,9 +23,10 @@
  *      CONFIRMED --FETCH_REPLY(err) / CREATED(err) / CREATE_FAILED / owner lost--> FAILED
  *      FAILED: no child pending: DELETE sent if it is owed, handle or not; released as well: entry erased
  *   A creator's entry starts REQUESTED and is confirmed by CREATED, or before by a FORK_ACK if it had to ask (below).
- *   A DELETE is owed when the owner knows the fork, or may know it: always by a creator, also one whose CREATE_FAILED
- *   said that the call timed out or was not sent. It is sent then and there, so that what is made too late is
- *   reclaimed: it finds the fork, or its tombstone keeps a CREATE that is still under way from being run.
+ *   A DELETE is owed when the owner knows the fork, or may come to know it: by one whose FORK_REQUEST was refused, for
+ *   a repetition may still be under way; always by a creator, also one whose CREATE_FAILED said that the call timed
+ *   out or was not sent. It is sent then and there, so that what is made too late is reclaimed: it finds the fork, or
+ *   its tombstone keeps a CREATE that is still under way from being run.
  *   A received entry whose parent is the owner starts CONFIRMED; others REQUESTED, or ASKING for an early record.
  *   Released while ASKING or REQUESTED, or by a creator before its answer: waits for the answer, then goes the way
  *   above. Nothing is sent on a lost owner.

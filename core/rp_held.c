@@ -93,10 +93,7 @@ static const struct rp_location *location(const struct rp_owner *o)
 
 static int refuse_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, int status, const char *text)
 {
-	/* What was refused stays refused: were a repeated request let in, its sender would never delete that fork. Not so
-	 * a creator's own fork, whose question may overtake its creation. */
-	if (msg->fork.created_on != from)
-		rp_tomb_add(m, from, &msg->fork);
+	/* No tombstone: it may be a creator's question that has overtaken its creation. Its sender will send one. */
 	rp_send_refusal(m, from, RP_MSG_FORK_ACK, &msg->id, &msg->fork, status, text);
 	return rp_ignored(m);
 }

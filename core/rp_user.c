@@ -307,13 +307,16 @@ int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		return rp_refused(m);
 	if (u->state != RP_USER_REQUESTED)
 		return rp_ignored(m);
-	if (!msg->status)
+	if (!msg->status) {
 		user_confirm(m, i, &msg->loc);
-	else if (u->creator)
+	} else if (u->creator) {
 		/* Its question overtook its creation; CREATED will tell. */
 		return rp_ignored(m);
-	else
+	} else {
+		/* Were a repeated request let in later, by a creation that comes late, nobody would delete that fork. */
+		u->delete_due = true;
 		fail_with(m, i, msg->status, msg->text);
+	}
 	return 0;
 }
 

@@ -1126,7 +1126,8 @@ static struct rref_id any_id(struct sim *s, bool fork)
 		return s->claims[rnd(s, (uint32_t)s->nr_claims)]->fork;
 	if (!fork && s->nr_objects && chance(s, 80))
 		return s->objects[rnd(s, (uint32_t)s->nr_objects)]->id;
-	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | rnd(s, 40), .created_on = rnd(s, s->n + 1) };
+	/* Never one that will be: the ledger could not tell it from the true one. */
+	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + rnd(s, 40)), .created_on = rnd(s, s->n + 1) };
 }
 
 static void attack_with_record(struct sim *s, uint32_t r)

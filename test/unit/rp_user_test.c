@@ -197,8 +197,9 @@ static void rp_user__refused(void **state)
 	assert_int_equal(effect(m, 0, RP_EFF_FAILED)->status, -ESTALE);
 	assert_int_equal(effect(m, 1, RP_EFF_READY)->status, -ESTALE);
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
-	assert_int_equal(nr_effects(m), 3);
-	/* The owner never knew it. */
+	/* A repeated request must not be let in later. */
+	sent(m, 3, 0, RP_MSG_DELETE);
+	assert_int_equal(nr_effects(m), 4);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(3, 9))), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_empty(m);
