@@ -46,6 +46,7 @@ struct rc_header {
 #define RC_HEADER_BYTES 64u
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
 _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
+#define RC_BATCH_MAX 32u /* reads posted with one doorbell */
 #define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see read.c */
 #define RC_VALUE_MAX (RA_VALUE_MAX - RC_HEADER_BYTES)
 
@@ -189,6 +190,7 @@ struct rc_peer {
 	enum rc_peer_state state;     /* [lock] */
 	bool said_goodbye;            /* [lock] its end is orderly */
 	bool ever_up;                 /* [lock] there was a session */
+	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
 	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
 	bool authenticated;           /* [lock] server side: proof seen */
 	struct rv_conn *link;         /* [lock] connection in any state */
@@ -421,6 +423,7 @@ int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIM
 
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
+void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
 void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
 void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
@@ -444,6 +447,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */
 int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects */
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
+bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 
 /* call.c / serve.c / pool.c */
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */

@@ -37,6 +37,12 @@ static bool is_single(const struct rref_future *f, uint64_t max_msg)
 	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg;
 }
 
+/* The same before prepare() has cut the range to the value. */
+static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->loc.length + RC_HEADER_BYTES <= max_msg;
+}
+
 /* The next pieces, at most max, into r. Advances f->next and f->header_asked. */
 static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
 {
@@ -123,8 +129,21 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 	return true;
 }
 
-/* Posts what the window allows; what cannot be posted waits. False: there was nothing to post. [lock, or a single's starter] */
-static bool read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, bool locked)
+static void count_posted(struct rref_ctx *ctx, int posted)
+{
+	if (posted > 0) {
+		at_add(&ctx->n.reads, (unsigned)posted);
+		at_add(&ctx->n.doorbells, 1);
+	}
+}
+
+static bool hard_failure(int posted)
+{
+	return posted < 0 && posted != -EAGAIN && posted != -ENOTCONN;
+}
+
+/* Posts what the window allows of a read in pieces; if nothing can be posted and nothing is in flight, it waits. [lock] */
+static void read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rref_ctx *ctx = f->ctx;
 	struct rv_read r[WINDOW];
@@ -132,38 +151,57 @@ static bool read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *
 	int posted;
 
 	if (!n)
-		return f->outstanding > 0;
-	/* Before posting: from the first doorbell on, completions may be handled by another thread. */
-	f->outstanding += n;
-	at_add(&ctx->reads_in_flight, n);
+		return;
 	posted = p->ops->post_reads(conn, r, n);
-	if (posted > 0) {
-		at_add(&ctx->n.reads, (unsigned)posted);
-		at_add(&ctx->n.doorbells, 1);
-	}
-	if (posted == (int)n)
-		return true;
-	/* Some did not go: correct the books where their completions are counted. */
-	if (!locked)
-		rc_lock(ctx);
-	unsigned missing = n - (unsigned)max_of(posted, 0);
-
-	f->outstanding -= missing;
-	at_sub(&ctx->reads_in_flight, missing);
-	unbuild(f, r, n - missing, n);
-	if (posted < 0 && posted != -EAGAIN && posted != -ENOTCONN)
+	count_posted(ctx, posted);
+	if (hard_failure(posted))
 		note_failure(f, posted, -1);
-	bool idle = f->outstanding == 0;
-
-	if (idle && f->read_status) {
+	posted = max_of(posted, 0);
+	f->outstanding += (unsigned)posted;
+	at_add(&ctx->reads_in_flight, (unsigned)posted);
+	unbuild(f, r, (unsigned)posted, n);
+	if (f->outstanding)
+		return; /* the next completion goes on */
+	if (f->read_status)
 		read_done(f, true);
-		idle = false;
-	} else if (idle) {
+	else
 		wait_for_connection(f, p, true);
+}
+
+/*
+ * Starts reads of one message each, all of one owner, with one doorbell. Not under the lock in general: from the
+ * doorbell on, completions are handled by others; only those that were not posted are still ours.
+ */
+static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n, bool locked)
+{
+	struct rv_read r[RC_BATCH_MAX];
+	struct rv_conn *conn;
+	int posted = -ENOTCONN;
+
+	for (unsigned i = 0; i < n; i++) {
+		build(f[i], p->max_msg, &r[i], 1);
+		f[i]->outstanding = 1;
 	}
-	if (!locked)
-		rc_unlock(ctx);
-	return true;
+	at_add(&ctx->reads_in_flight, n);
+	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	if (conn && at_load(&p->nr_waiting) == 0) {
+		posted = p->ops->post_reads(conn, r, n);
+		count_posted(ctx, posted);
+	}
+	at_sub_rel(&p->readers, 1);
+	for (unsigned i = (unsigned)max_of(posted, 0); i < n; i++) {
+		f[i]->outstanding = 0;
+		at_sub(&ctx->reads_in_flight, 1);
+		unbuild(f[i], &r[i], 0, 1);
+		if (hard_failure(posted)) {
+			note_failure(f[i], posted, -1);
+			read_done(f[i], locked);
+		} else {
+			wait_for_connection(f[i], p, locked);
+		}
+	}
 }
 
 /* No slot or no connection: wait for one, behind those who wait already. */
@@ -190,68 +228,102 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 		rc_unlock(ctx);
 }
 
+/* Before anything is posted: bounds, landing buffer, cleared header. False: the read has ended with an error. */
+static bool prepare(struct rref_future *f, bool locked)
+{
+	f->next = 0;
+	f->header_asked = false;
+	f->retried = false;
+	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
+	if (f->loc.length > RC_VALUE_MAX) {
+		note_failure(f, -EPROTO, -1);
+		read_done(f, locked);
+		return false;
+	}
+	f->offset = min_of(f->offset, f->loc.length);
+	f->length = min_of(f->length, f->loc.length - f->offset);
+	memset(f->landing_header, 0, RC_HEADER_BYTES);
+	int err = rc_landing_get(f->ctx, f->length, &f->landing);
+
+	if (err) {
+		note_failure(f, err, -1);
+		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+		read_done(f, locked);
+		return false;
+	}
+	return true;
+}
+
+/* Reads that are complete when they are posted: in this thread, under the pin. False: no connection or no slot now. */
+static bool start_inline(struct rref_future *f, struct rc_peer *p)
+{
+	struct rv_conn *conn;
+	bool over = false;
+
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	if (conn && at_load(&p->nr_waiting) == 0)
+		over = read_inline(f, p, conn);
+	at_sub_rel(&p->readers, 1);
+	return over;
+}
+
 /*
  * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in read_done).
  * A connection is pinned by p->readers: the fence stores conn = NULL, then waits for readers to be 0 (both sc).
  */
 void rc_read_start(struct rref_future *f, bool locked)
 {
+	struct rref_ctx *ctx = f->ctx;
 	struct rc_peer *p = peer_of(f);
-	struct rv_conn *conn;
 
-	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
-	if (f->loc.length > RC_VALUE_MAX) {
-		note_failure(f, -EPROTO, -1);
-		read_done(f, locked);
+	if (!prepare(f, locked))
 		return;
-	}
-	f->offset = min_of(f->offset, f->loc.length);
-	f->length = min_of(f->length, f->loc.length - f->offset);
-	f->next = 0;
-	f->header_asked = false;
-	f->retried = false;
-	memset(f->landing_header, 0, RC_HEADER_BYTES);
-	if (!f->landing) {
-		int err = rc_landing_get(f->ctx, f->length, &f->landing);
-
-		if (err) {
-			note_failure(f, err, -1);
-			snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+	if (p->kind == RV_SHM) {
+		if (start_inline(f, p))
 			read_done(f, locked);
-			return;
-		}
-	}
-	if (p->kind != RV_SHM && !locked && !is_single(f, p->max_msg)) {
-		/* Several pieces: their books are kept under the lock from the first doorbell on. */
-		rc_lock(f->ctx);
-		conn = at_load(&p->nr_waiting) == 0 ? at_load(&p->conn) : NULL;
-		if (!conn || !read_post(f, p, conn, true))
-			wait_for_connection(f, p, true);
-		rc_unlock(f->ctx);
+		else
+			wait_for_connection(f, p, locked);
 		return;
 	}
-	if (at_load(&p->nr_waiting) == 0) {
-		at_add_sc(&p->readers, 1);
-		conn = at_load_sc(&p->conn);
-		if (conn && p->kind == RV_SHM) {
-			bool over = read_inline(f, p, conn);
+	if (is_single(f, p->max_msg)) {
+		post_singles(ctx, p, &f, 1, locked);
+		return;
+	}
+	/* Several pieces: their books are kept under the lock from the first doorbell on. */
+	if (!locked)
+		rc_lock(ctx);
+	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 ? at_load(&p->conn) : NULL;
 
-			at_sub_rel(&p->readers, 1);
-			if (over) {
-				read_done(f, locked);
-				return;
-			}
-		} else if (conn) {
-			bool posted = read_post(f, p, conn, locked);
+	if (conn)
+		read_post(f, p, conn);
+	else
+		wait_for_connection(f, p, true);
+	if (!locked)
+		rc_unlock(ctx);
+}
 
-			at_sub_rel(&p->readers, 1);
-			if (posted)
-				return;
-		} else {
-			at_sub_rel(&p->readers, 1);
+/* Many reads of one owner, whose handles and locations are set: one doorbell for those that are one message each. */
+void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n)
+{
+	struct rref_future *single[RC_BATCH_MAX];
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (p->kind == RV_SHM || !is_single_for(f[i], p->max_msg)) {
+			rc_read_start(f[i], false);
+			continue;
+		}
+		if (!prepare(f[i], false))
+			continue;
+		single[nr++] = f[i];
+		if (nr == RC_BATCH_MAX) {
+			post_singles(ctx, p, single, nr, false);
+			nr = 0;
 		}
 	}
-	wait_for_connection(f, p, locked);
+	if (nr)
+		post_singles(ctx, p, single, nr, false);
 }
 
 static void wait_first(struct rref_future *f, struct rc_peer *p)
@@ -265,17 +337,57 @@ static void wait_first(struct rref_future *f, struct rc_peer *p)
 	at_add(&p->nr_waiting, 1);
 }
 
+/* The reads of one message each at the head of the queue, with one doorbell. False: not all of them found a slot. */
+static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
+{
+	struct rref_future *f[RC_BATCH_MAX];
+	struct rv_read r[RC_BATCH_MAX];
+	unsigned n = 0;
+	int posted;
+
+	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
+		f[n] = container_of(p->waiting.next, struct rref_future, node);
+		if (!is_single(f[n], p->max_msg) || (at_load(&f[n]->state) & RC_F_MASK) != RC_F_PENDING)
+			break;
+		list_del(&f[n]->node);
+		at_sub(&p->nr_waiting, 1);
+		build(f[n], p->max_msg, &r[n], 1);
+		f[n]->outstanding = 1;
+		n++;
+	}
+	posted = p->ops->post_reads(conn, r, n);
+	count_posted(ctx, posted);
+	at_add(&ctx->reads_in_flight, (unsigned)max_of(posted, 0));
+	for (unsigned i = n; i-- > (unsigned)max_of(posted, 0);) {
+		f[i]->outstanding = 0;
+		unbuild(f[i], &r[i], 0, 1);
+		if (hard_failure(posted)) {
+			note_failure(f[i], posted, -1);
+			read_done(f[i], true);
+		} else {
+			wait_first(f[i], p);
+		}
+	}
+	return posted == (int)n || hard_failure(posted);
+}
+
 /* Starts the reads that wait for p, first come first served, until one finds no slot. */
 void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
-	struct list *n;
 
-	while (conn && (n = list_pop(&p->waiting))) {
-		struct rref_future *f = container_of(n, struct rref_future, node);
+	while (conn && !list_empty(&p->waiting)) {
+		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
+		bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
 
+		if (wanted && p->kind != RV_SHM && is_single(f, p->max_msg)) {
+			if (!pump_singles(ctx, p, conn))
+				return;
+			continue;
+		}
+		list_del(&f->node);
 		at_sub(&p->nr_waiting, 1);
-		if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
+		if (!wanted) {
 			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
 		} else if (p->kind == RV_SHM) {
 			if (!read_inline(f, p, conn)) {
@@ -285,8 +397,9 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			read_done(f, true);
 		} else {
 			f->retried = true; /* no second pump from within */
-			read_post(f, p, conn, true);
+			read_post(f, p, conn);
 			if (!list_empty(&f->node)) {
+				/* It went to the end; its place is the front. */
 				list_del(&f->node);
 				at_sub(&p->nr_waiting, 1);
 				wait_first(f, p);
@@ -294,7 +407,6 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			}
 		}
 	}
-	(void)ctx;
 }
 
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
@@ -314,7 +426,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		struct rv_conn *conn = at_load(&p->conn);
 
 		if (conn) {
-			read_post(f, p, conn, true);
+			read_post(f, p, conn);
 			return;
 		}
 		note_failure(f, -ECONNRESET, -1);

@@ -12,6 +12,11 @@
 
 #include "rc.h"
 
+static bool ready_here(const struct rref *ref)
+{
+	return ref->owned && at_load_acq(&ref->state) == RC_H_READY;
+}
+
 /* An alias of an own value that is ready: one atomic increment, and every alias is the same struct. */
 static struct rref_view *alias(struct rref *ref)
 {
@@ -105,7 +110,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 	if (unlikely(err))
 		return err;
-	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+	if (ready_here(ref)) {
 		*out = alias(ref);
 		return 0;
 	}
@@ -137,7 +142,7 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 		return err;
 	if (length && !buf)
 		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
-	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+	if (ready_here(ref)) {
 		v = alias(ref);
 	} else {
 		err = read_range(ref, offset, length, timeout, &v);
@@ -173,7 +178,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 		return err;
 	f->offset = 0;
 	f->length = SIZE_MAX;
-	if (ref->owned && at_load_acq(&ref->state) == RC_H_READY) {
+	if (ready_here(ref)) {
 		f->peer = ref->owner;
 		rc_op_claim(f);
 		f->view = alias(ref);
@@ -188,17 +193,60 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	return 0;
 }
 
+/* The reads of a batch that can be posted at once, grouped by owner: chains of indexes. */
+struct batch {
+	struct rref_ctx *ctx;
+	struct rref_future **f;      /* of each element; NULL when it has none (any more) */
+	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+};
+
+/* Starts what was gathered: one doorbell per owner and RC_BATCH_MAX. */
+static void batch_flush(struct batch *b)
+{
+	for (uint32_t rank = 0; rank < b->ctx->world; rank++) {
+		struct rref_future *group[RC_BATCH_MAX];
+		unsigned n = 0;
+
+		for (uint32_t i = b->head[rank]; i != UINT32_MAX; i = b->next[i]) {
+			group[n++] = b->f[i];
+			if (n == RC_BATCH_MAX || b->next[i] == UINT32_MAX) {
+				rc_read_start_many(b->ctx, &b->ctx->peers[rank], group, n);
+				n = 0;
+			}
+		}
+		b->head[rank] = UINT32_MAX;
+	}
+}
+
+static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
+{
+	struct rref_future *f = b->f[i];
+
+	f->offset = 0;
+	f->length = SIZE_MAX;
+	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
+		rc_read_begin(ref, f, INT64_MAX);
+		return;
+	}
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	f->loc = ref->loc;
+	at_store(&f->kind, RC_OP_READ);
+	b->next[i] = b->head[ref->owner];
+	b->head[ref->owner] = i;
+}
+
 int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status)
 {
-	struct rref_future **f;
 	struct rref_ctx *ctx = NULL;
-	int64_t deadline;
+	struct batch b;
+	size_t done = 0;
 	int good = 0;
 
 	if (!nr)
 		return 0;
-	if (!refs || !views || !status)
-		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL");
+	if (!refs || !views || !status || nr > INT32_MAX)
+		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
 	for (size_t i = 0; i < nr && !ctx; i++)
 		ctx = refs[i] ? refs[i]->ctx : NULL;
 	if (!ctx)
@@ -207,13 +255,18 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 
 	if (err)
 		return err;
-	f = calloc(nr, sizeof(*f));
-	if (!f)
-		return rc_fail(ENOMEM, "memory for a batch of %zu", nr);
-	deadline = rc_deadline(ctx, timeout);
-	size_t done = 0;
+	int64_t deadline = rc_deadline(ctx, timeout);
 
-	/* All are started before any is waited for; with too many for the slots, the first ones are finished meanwhile. */
+	b.ctx = ctx;
+	b.f = calloc(nr, sizeof(*b.f));
+	b.next = calloc(nr, sizeof(*b.next));
+	b.head = malloc(ctx->world * sizeof(*b.head));
+	if (!b.f || !b.next || !b.head) {
+		good = rc_fail(ENOMEM, "memory for a batch of %zu", nr);
+		goto out;
+	}
+	memset(b.head, 0xff, ctx->world * sizeof(*b.head));
+	/* All are started before any is waited for; when the slots do not suffice, the first ones are finished meanwhile. */
 	for (size_t i = 0; i < nr; i++) {
 		views[i] = NULL;
 		status[i] = check(refs[i], views, "rref_to_here_batch");
@@ -221,30 +274,32 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 			status[i] = rc_fail(EINVAL, "rref_to_here_batch: reference %zu is of another context", i);
 		if (status[i])
 			continue;
-		if (refs[i]->owned && at_load_acq(&refs[i]->state) == RC_H_READY) {
+		if (ready_here(refs[i])) {
 			views[i] = alias(refs[i]);
 			continue;
 		}
-		while ((status[i] = rc_op_get(ctx, 0, &f[i])) == -EAGAIN && done < i) {
-			if (f[done])
-				status[done] = finish(f[done], deadline, &views[done]);
-			f[done++] = NULL;
+		while ((status[i] = rc_op_get(ctx, 0, &b.f[i])) == -EAGAIN && done < i) {
+			batch_flush(&b);
+			if (b.f[done])
+				status[done] = finish(b.f[done], deadline, &views[done]);
+			b.f[done++] = NULL;
 		}
 		if (status[i] == -EAGAIN)
-			status[i] = rc_op_get(ctx, deadline, &f[i]);
-		if (status[i]) {
-			f[i] = NULL;
-			continue;
-		}
-		f[i]->offset = 0;
-		f[i]->length = SIZE_MAX;
-		rc_read_begin(refs[i], f[i], INT64_MAX);
+			status[i] = rc_op_get(ctx, deadline, &b.f[i]);
+		if (status[i])
+			b.f[i] = NULL;
+		else
+			batch_add(&b, (uint32_t)i, refs[i]);
 	}
+	batch_flush(&b);
 	for (size_t i = done; i < nr; i++)
-		if (f[i])
-			status[i] = finish(f[i], deadline, &views[i]);
+		if (b.f[i])
+			status[i] = finish(b.f[i], deadline, &views[i]);
 	for (size_t i = 0; i < nr; i++)
 		good += status[i] == 0;
-	free(f);
+out:
+	free(b.f);
+	free(b.next);
+	free(b.head);
 	return good;
 }
