@@ -200,6 +200,17 @@ static void barrier_done(struct rref_ctx *ctx, uint64_t number)
 	}
 }
 
+bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
+{
+	const struct rc_peer *p = &ctx->peers[rank];
+
+	if (ctx->rank != 0 || !ctx->barrier_seen || ctx->barrier_sent <= ctx->barrier_done ||
+	    ctx->barrier_seen[rank] > ctx->barrier_done)
+		return false;
+	/* Slow is not dead: it had a session that ended, or there is no process any more that would take one. */
+	return rank == 0 || at_load(&p->alive) || !(p->ever_up || p->nobody);
+}
+
 /* Rank 0: is the next barrier complete? Workers that died do not come any more. */
 void rc_barrier_check(struct rref_ctx *ctx)
 {
@@ -208,7 +219,7 @@ void rc_barrier_check(struct rref_ctx *ctx)
 	uint64_t number = ctx->barrier_done + 1;
 
 	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->barrier_seen[i] < number && !(i && ctx->peers[i].ever_up && !at_load(&ctx->peers[i].alive)))
+		if (rc_barrier_misses(ctx, i))
 			return;
 	for (uint32_t i = 1; i < ctx->world; i++) {
 		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = number };

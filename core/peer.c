@@ -80,6 +80,7 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
 
 	p->ever_up = true;
+	p->nobody = false;
 	p->probe_at = now_ns() + ctx->peer_timeout / 2;
 	rc_step(ctx, &up, NULL);
 }
@@ -290,6 +291,7 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 		p->retry_at = now_ns() + CROSSING_NS;
 		return;
 	}
+	p->nobody = err == -ECONNREFUSED && !ev->len;
 	snprintf(why, sizeof(why), "connecting failed: %.150s", *text ? text : rref_strerror(err));
 	rc_peer_fence(ctx, p, err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE ? err : -EOWNERDEAD, why);
 }
@@ -428,6 +430,9 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 
 		if (p->grace_at && now >= p->grace_at)
 			end_grace(ctx, p);
+		/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
+		if (rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye && now >= p->retry_at)
+			rc_peer_want(ctx, p);
 		if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
 			rc_peer_fence(ctx, p, -EOWNERDEAD, "its connection did not come");
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV && now >= p->probe_at)

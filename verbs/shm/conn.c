@@ -122,6 +122,8 @@ void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status)
 void rvs_conn_fail(struct rv_conn *conn, int status)
 {
 	rvs_deadline(conn, 0);
+	if (status == -ETIMEDOUT)
+		conn->text_len = 0; /* a hello that was not sent yet */
 	rvs_close_fds(&conn->sock, 1);
 	conn->sock = -1;
 	at_store(&conn->state, RVS_DOWN);

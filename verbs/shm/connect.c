@@ -68,14 +68,18 @@ void rvs_dial(struct rv_conn *conn)
 	memcpy(sun.sun_path + 1, name, len);
 	if (connect(conn->sock, (struct sockaddr *)&sun,
 		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
-		if (errno != EAGAIN && errno != EINTR)
-			rvs_conn_fail(conn, errno == ECONNREFUSED ? -ECONNREFUSED : -errno);
+		if (errno != EAGAIN && errno != EINTR) {
+			rc = -errno;
+			conn->text_len = 0; /* our hello, not an answer */
+			rvs_conn_fail(conn, rc);
+		}
 		return;
 	}
 	conn->dialled = true;
 	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) || cred.uid != dev->uid) {
 		dev->nr_refused++;
 		rvs_log(dev, 1, "shm: the listener belongs to another user; not connected");
+		conn->text_len = 0;
 		rvs_conn_fail(conn, -ECONNREFUSED);
 		return;
 	}
