@@ -210,7 +210,7 @@ static int raw_connect(const struct rv_addr *to)
 	return s;
 }
 
-/* What it was told before the end: 0 nothing, else the status of a REJECT. -1: it did not end. */
+/* What it was told before the end: 0 nothing, -2 not a REJECT, else the status of a REJECT. -1: it did not end. */
 static int raw_end(int s)
 {
 	struct timeval tv = {.tv_sec = 20};
@@ -444,6 +444,52 @@ static void connect__of_another_user(void **state)
 	close(s[0]);
 	close(s[1]);
 	assert_echo(good);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/* A flood that the listener has not taken yet: connecting waits for room, within its deadline. */
+static void connect__backlog_full(void **state)
+{
+	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+	int s[300], rc = 0;
+	unsigned nr = 0;
+	size_t len;
+
+	(void)state;
+	start(TLV_ECHO);
+	const char *name = rvs_name(&peer.addr, &len);
+	memcpy(sun.sun_path + 1, name, len);
+	len += offsetof(struct sockaddr_un, sun_path) + 1;
+	for (unsigned round = 0; round < 2; round++) {
+		struct tlv_conn *c;
+
+		kill(peer.pid, SIGSTOP);
+		for (nr = 0; nr < array_size(s); nr++) {
+			s[nr] = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+			rc = connect(s[nr], (struct sockaddr *)&sun, (socklen_t)len);
+			if (rc)
+				break;
+		}
+		assert_int_equal(rc, -1);
+		assert_int_equal(errno, EAGAIN);
+		c = tlv_connect(&me, &peer.addr, "x", 1);
+		tlv_pump_for(&me, 100);
+		assert_false(c->up || c->failed);
+		for (unsigned i = 0; i <= nr; i++)
+			close(s[i]);
+		if (round) { /* nobody makes room */
+			assert_true(tlv_until(&me, &c->failed));
+			assert_int_equal(c->status, -ETIMEDOUT);
+		}
+		kill(peer.pid, SIGCONT);
+		if (!round) {
+			assert_true(tlv_until(&me, &c->up));
+			assert_echo(c);
+		}
+		tlv_close_conn(c);
+		assert_echo(join());
+	}
 	tlv_close(&me);
 	tlv_peer_exit(&peer);
 }
@@ -734,6 +780,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(answer__not_what_it_should_be),
+		TEST(connect__backlog_full),
 		TEST(connect__of_another_user),
 		TEST(connect__to_oneself),
 		TEST(dereg__peers_let_go),
