@@ -145,7 +145,7 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->addr(ctx->device[k].dev, &me->addr[k]);
-	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->key, now_ns() + opt->init_timeout, &log, ctx->members);
+	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->key, rc_deadline(ctx, opt->init_timeout), &log, ctx->members);
 	free(me);
 	return err;
 }

@@ -280,6 +280,8 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 	}
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
+	if (kind == RC_OP_READ && !f->parked)
+		at_add(&ctx->n.quarantined, 1); /* until its device or its place in a queue gives the landing buffer back */
 	if (f->parked) {
 		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = f->handle->fork,
 				       .cookie = rc_op_token(f) };

@@ -506,6 +506,8 @@ static void read_done(struct rref_future *f, bool locked)
 			at_add(&ctx->n.read_bytes, f->length);
 		}
 		rc_op_finish(f, locked);
+	} else {
+		at_sub(&ctx->n.quarantined, 1);
 	}
 	rc_op_put(f);
 }

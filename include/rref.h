@@ -144,7 +144,8 @@ struct rref_options {
 	const char *name;               /* RREF_NAME: unique, 1..127 of A-Za-z0-9_:- ; NULL = "worker<rank>" */
 	int rank;                       /* RREF_RANK, RANK: 0..world_size-1 */
 	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024 */
-	const char *rendezvous;         /* RREF_RENDEZVOUS, MASTER_ADDR:MASTER_PORT: "host:port" of rank 0; not needed for a group of one */
+	const char *rendezvous;         /* RREF_RENDEZVOUS, MASTER_ADDR:MASTER_PORT (port + 1 under torchrun's agent store):
+					   "host:port" of rank 0; not needed for a group of one */
 	const char *device;             /* RREF_DEVICE: "auto" (default), "shm", "ibv", "ibv:<device>[:port[:gid-index]]" */
 	const char *key_file;           /* RREF_KEY_FILE: the group's key, a file of 16..4096 bytes that only its owner can read */
 	enum rref_progress_mode mode;   /* RREF_PROGRESS: "auto", "poll", "manual" */
@@ -177,7 +178,8 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
 
 /*
  * rref_init: joins the group. Opens devices, meets the other workers at the rendezvous (rank 0 listens there), returns
- * when all are present. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
+ * when all are present. Functions of opt may be called by peers before it returns: handlers take the context from
+ * rref_call_context. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
  * May block, up to opt->init_timeout.
  *   -EINVAL       bad options: rank, name, device text, key file ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
@@ -186,6 +188,7 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks are missing
  *   -ECONNREFUSED nobody answers as this group's rendezvous
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
+ *   -EADDRNOTAVAIL the rendezvous address is not one of rank 0's machine
  *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
