@@ -113,7 +113,7 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/modes.sh
 RUN := test/tools/run-tests.sh
 
 deps:

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The worker processes again in the two other progress modes: a poller that never sleeps, and none at all.
+#   modes.sh [BUILD_DIR]
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+bin=${1:-build}/bin/proc
+passed=0 failed=0
+for mode in poll manual; do
+	out=$(RREF_TEST_PROGRESS=$mode test/tools/run-tests.sh --title "progress: $mode" \
+		"$bin"/{spine,calls,refs,futures,batch,shutdown}_test)
+	echo "$out"
+	line=$(tail -n 1 <<<"$out")
+	passed=$((passed + $(sed 's/ passed.*//' <<<"$line")))
+	failed=$((failed + $(sed 's/.*passed, \([0-9]*\) failed.*/\1/' <<<"$line")))
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
