@@ -130,6 +130,8 @@ int rref_future_wait(struct rref_future *f, int64_t timeout)
 {
 	if (!f)
 		return rc_fail(EINVAL, "rref_future_wait: no future");
+	if (rc_is_child(f->ctx))
+		return rc_enter_slow(f->ctx);
 	if (!done(f)) {
 		int err = rc_op_wait(f, rc_deadline(f->ctx, timeout));
 
@@ -150,6 +152,8 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 
 	if (!f || !fn)
 		return rc_fail(EINVAL, "rref_future_then: no future or no function");
+	if (rc_is_child(f->ctx))
+		return rc_enter_slow(f->ctx);
 	/* 3: being written. A finisher that sees it lets us see DONE below and run the callback here. */
 	if (!at_cas_ar(&f->then_state, &none, 3))
 		return rc_fail(EBUSY, "the future has a callback already");
@@ -174,6 +178,8 @@ int rref_future_cancel(struct rref_future *f)
 	if (!f)
 		return rc_fail(EINVAL, "rref_future_cancel: no future");
 	ctx = f->ctx;
+	if (rc_is_child(ctx))
+		return rc_enter_slow(ctx);
 	rc_lock(ctx);
 	bool was_done = (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING;
 
@@ -190,6 +196,8 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 	for (size_t i = 0; i < nr; i++)
 		if (!fs[i])
 			return rc_fail(EINVAL, "rref_wait_any: future %zu is NULL", i);
+	if (rc_is_child(fs[0]->ctx))
+		return rc_enter_slow(fs[0]->ctx);
 
 	int64_t deadline = rc_deadline(fs[0]->ctx, timeout);
 
@@ -213,6 +221,8 @@ int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
 	for (size_t i = 0; i < nr; i++)
 		if (!fs[i])
 			return rc_fail(EINVAL, "rref_wait_all: future %zu is NULL", i);
+	if (nr && rc_is_child(fs[0]->ctx))
+		return rc_enter_slow(fs[0]->ctx);
 
 	int64_t deadline = nr ? rc_deadline(fs[0]->ctx, timeout) : 0;
 
@@ -303,6 +313,6 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 
 void rref_future_free(struct rref_future *f)
 {
-	if (f)
+	if (f && !rc_is_child(f->ctx))
 		rc_op_put(f);
 }

@@ -113,7 +113,7 @@ void rref_release(struct rref *ref)
 	struct rref_ctx *ctx;
 	struct rref *head;
 
-	if (!ref || at_sub_ar(&ref->refs, 1) != 1)
+	if (!ref || rc_is_child(ref->ctx) || at_sub_ar(&ref->refs, 1) != 1)
 		return;
 	ctx = ref->ctx;
 	head = at_load(&ctx->dropped);

@@ -329,7 +329,7 @@ size_t rref_view_length(const struct rref_view *view)
 
 void rref_view_free(struct rref_view *view)
 {
-	if (!view)
+	if (!view || rc_is_child(view->ctx))
 		return;
 	if (view->value)
 		rc_value_unpin(view->value);

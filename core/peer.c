@@ -171,7 +171,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 }
 
 /* (4): what the old session left behind goes before the new one begins. */
-static void end_grace(struct rref_ctx *ctx, struct rc_peer *p)
+void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rp_event ev = { .type = RP_EV_PEER_GRACE, .peer = p->rank };
 
@@ -227,7 +227,7 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	} else if (p->state != RC_PEER_DOWN) {
 		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
 	}
-	end_grace(ctx, p);
+	rc_peer_end_grace(ctx, p);
 	h.epoch = p->epoch + 1;
 	p->hs = h;
 	p->epoch = h.epoch;
@@ -261,7 +261,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 		return;
 	}
 	rc_beacon(ctx, p->kind, &proof.u.auth);
-	end_grace(ctx, p);
+	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
 	p->state = RC_PEER_UP;
 	p->send_seq = p->recv_seq = 0;
@@ -429,7 +429,7 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		struct rc_peer *p = &ctx->peers[i];
 
 		if (p->grace_at && now >= p->grace_at)
-			end_grace(ctx, p);
+			rc_peer_end_grace(ctx, p);
 		/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
 		if (rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye && now >= p->retry_at)
 			rc_peer_want(ctx, p);

@@ -365,6 +365,12 @@ static inline int rc_enter(struct rref_ctx *ctx)
 	return rc_enter_slow(ctx);
 }
 
+/* A child made by fork() shares memory and devices with its parent: it may look, but neither write, wait nor free. */
+static inline bool rc_is_child(const struct rref_ctx *ctx)
+{
+	return unlikely(ctx->fork_generation != at_load(&rc_fork_generation));
+}
+
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 {
 	if (timeout == RREF_DEFAULT)
@@ -435,6 +441,7 @@ void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
+void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
 
 /* send.c */

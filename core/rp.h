@@ -238,10 +238,11 @@ void rp_effects_clear(struct rp *m);
 
 void rp_counts(const struct rp *m, struct rp_counts *out);
 
-/* Visits every owner entry with forks or local references, then every user entry: leak reports and dumps. */
+/* Visits every owner entry with forks or local references, each followed by its forks, then every user entry: leak
+ * reports, dumps, and the values left at the end. */
 struct rp_visit {
 	bool owned;
-	struct rref_id id, fork;   /* fork: user entries, or one recorded fork of an owner entry (one visit per fork) */
+	struct rref_id id, fork;   /* fork: user entries, or one recorded fork of an owner entry; zero: the owner entry */
 	uint32_t peer;             /* holder of the fork / owner of the user entry */
 	uint32_t local;            /* local references of an owner entry */
 	uint32_t children;         /* pending children of a user entry */

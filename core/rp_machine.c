@@ -147,7 +147,7 @@ static void visit_owner(const struct rp *m, const struct rp_owner *o, void (*fn)
 		.value = o->value,
 	};
 
-	if (!o->forks && o->local)
+	if (o->forks || o->local)
 		fn(ctx, &v);
 	rp_list_for_each(i, &m->helds, struct rp_held, in_owner, o->forks) {
 		v.fork = rp_id(&rp_held_at(m, i)->fork);

@@ -192,6 +192,8 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 	uint32_t no = 0;
 	int err;
 
+	if (rc_is_child(ctx))
+		return rc_enter_slow(ctx);
 	if (!status) {
 		err = rc_check_args(ctx, result);
 		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)

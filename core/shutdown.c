@@ -19,6 +19,7 @@
 #include "rc.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
+#define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */
 
 /* Waits, making progress, until ready(ctx) or the deadline. */
 static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx), int64_t deadline)
@@ -65,6 +66,20 @@ static bool pinged(struct rref_ctx *ctx)
 		if (ctx->peers[i].state == RC_PEER_UP && ctx->peers[i].ponged < ctx->peers[i].pinged)
 			return false;
 	return true;
+}
+
+/*
+ * No reference of others is left. Nothing is under way any more for which the forks of the dead would have to be kept;
+ * a death that others have noticed already may be noticed here only now.
+ */
+static bool forks_gone(struct rref_ctx *ctx)
+{
+	struct rp_counts c;
+
+	for (uint32_t i = 0; i < ctx->world; i++)
+		rc_peer_end_grace(ctx, &ctx->peers[i]);
+	rp_counts(ctx->machine, &c);
+	return c.forks == 0;
 }
 
 static bool everybody_left(struct rref_ctx *ctx)
@@ -204,6 +219,8 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 		err = rc_fail(ETIMEDOUT, "a peer did not confirm in time that references ended");
 	if (!err)
 		err = barrier(ctx, deadline);
+	if (!err)
+		wait_until(ctx, forks_gone, now_ns() + LEAK_NS);
 	rc_lock(ctx);
 	rp_counts(ctx->machine, &c);
 	rc_unlock(ctx);

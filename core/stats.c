@@ -15,6 +15,8 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
+	if (rc_is_child(ctx))
+		return rc_enter_slow(ctx);
 	rc_lock(ctx);
 	if (at_load(&ctx->dropped))
 		rc_drain_dropped(ctx);
@@ -89,6 +91,8 @@ int rref_dump(struct rref_ctx *ctx, char *buf, size_t size)
 
 	if (!ctx || (!buf && size))
 		return rc_fail(EINVAL, "rref_dump: no context or no buffer");
+	if (rc_is_child(ctx))
+		return rc_enter_slow(ctx);
 	if (size)
 		buf[0] = 0;
 	line(&d, "worker %s rank %u of %u\n", ctx->members[ctx->rank].name, ctx->rank, ctx->world);

@@ -370,7 +370,7 @@ static void rp_owner__visits(void **state)
 	assert_int_equal(step(m, EV(CREATE, .id = ID(0, 10), .fork = ID(0, 11), .peer = 2)), 0);
 	seen = 0;
 	rp_visit(m, count_visit, &seen);
-	assert_int_equal(seen, 10002);
+	assert_int_equal(seen, 10102);
 	rp_destroy(m);
 }
 
