@@ -26,6 +26,7 @@
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
 #define CROSSING_NS (3 * NSEC_PER_SEC) /* how long the one who lost a crossing waits for the winner's request */
+#define AUTH_NS (2 * NSEC_PER_SEC)     /* from a connection to the first message over it, either way */
 #define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
 
 int rc_peers_open(struct rref_ctx *ctx)
@@ -234,6 +235,7 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	p->link = ev->conn;
 	p->state = RC_PEER_ACCEPTING;
 	p->authenticated = false;
+	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
 	p->said_goodbye = false;
 	p->send_seq = p->recv_seq = 0;
 	size_t length = rc_answer_make(&ctx->key, &p->hs, answer);
@@ -264,6 +266,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
 	p->state = RC_PEER_UP;
+	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
 	p->send_seq = p->recv_seq = 0;
 	p->said_goodbye = false;
 	at_store(&p->alive, true);
@@ -435,6 +438,10 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 			rc_peer_want(ctx, p);
 		if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
 			rc_peer_fence(ctx, p, -EOWNERDEAD, "its connection did not come");
+		if ((p->state == RC_PEER_ACCEPTING || p->state == RC_PEER_UP) && !p->authenticated && now >= p->auth_by) {
+			at_add(&ctx->n.rejected, 1);
+			rc_peer_fence(ctx, p, -EOWNERDEAD, "it connected, and its first message did not come");
+		}
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV && now >= p->probe_at)
 			probe(ctx, p, now);
 	}

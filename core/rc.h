@@ -192,7 +192,8 @@ struct rc_peer {
 	bool ever_up;                 /* [lock] there was a session */
 	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
 	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
-	bool authenticated;           /* [lock] server side: proof seen */
+	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
+	int64_t auth_by;              /* [lock] when a session that is not authenticated ends */
 	struct rv_conn *link;         /* [lock] connection in any state */
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
