@@ -7,14 +7,15 @@
  *
  * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by its label the role
  * and the step. So no blob serves twice: not in another direction, step, session, nor against a restarted worker. The
- * hello alone can be repeated (it comes before the server's nonce), and gains nothing but an answer: the proof needs
- * the key.
+ * hello comes before the server's nonce, but carries a number that grows: a server takes none twice (rc_hello_number),
+ * since a hello alone, before any proof, ends the session that it is to replace.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/atomic.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
@@ -103,11 +104,15 @@ static void head_make(uint8_t *b, uint8_t kind)
 	put_le16(b + OFF_VERSION, RW_PROTOCOL_VERSION);
 }
 
+static _Atomic uint64_t hellos; /* made by this process */
+
 size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_HELLO_MAX])
 {
 	uint8_t mac[RC_MAC_BYTES];
 
-	rc_random(h->client_nonce, RC_NONCE_BYTES);
+	/* Never the same number twice from one process, hence from one incarnation: that is how a server knows a repetition. */
+	put_le64(h->client_nonce, at_add(&hellos, 1) + 1);
+	rc_random(h->client_nonce + 8, RC_NONCE_BYTES - 8);
 	head_make(out, KIND_HELLO);
 	put_le32(out + HELLO_RANK, h->self_rank);
 	put_le64(out + HELLO_CLIENT_INCARNATION, h->self_incarnation);
@@ -139,6 +144,11 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 	h->peer_incarnation = get_le64(b + HELLO_CLIENT_INCARNATION);
 	memcpy(h->client_nonce, b + HELLO_NONCE, RC_NONCE_BYTES);
 	return 0;
+}
+
+uint64_t rc_hello_number(const struct rc_handshake *h)
+{
+	return get_le64(h->client_nonce);
 }
 
 size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_ANSWER_MAX])

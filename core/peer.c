@@ -212,6 +212,11 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 		return;
 	}
 	p = &ctx->peers[h.peer_rank];
+	if (rc_hello_number(&h) <= p->hello_number) {
+		refuse(ctx, d, ev->conn, -EKEYREJECTED, "a hello that came before");
+		return;
+	}
+	p->hello_number = rc_hello_number(&h);
 	if (p->dev != d->dev) {
 		refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
 		return;

@@ -197,6 +197,7 @@ struct rc_peer {
 	struct rv_conn *link;         /* [lock] connection in any state */
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
+	uint64_t hello_number;        /* [lock] of its last hello */
 	uint64_t send_seq, recv_seq;  /* [lock] */
 	struct list queue;            /* [lock] struct rc_outgoing */
 	uint32_t nr_queued;           /* [lock] */

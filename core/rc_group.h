@@ -83,6 +83,8 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 /* Server: checks; h->self_* set by the caller, the rest filled. -EPROTO, -EPROTONOSUPPORT, -EKEYREJECTED, -ESTALE (meant for
  * another incarnation of us). The caller then checks that peer_rank/incarnation are who the group says. */
 int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h);
+/* The hello's number, larger than any before of that incarnation: the caller refuses one that is not. */
+uint64_t rc_hello_number(const struct rc_handshake *h);
 /* Server: h->epoch set; fills server_nonce; returns the length. */
 size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_ANSWER_MAX]);
 /* Client: checks, fills epoch and server_nonce, and the proof to send. */
