@@ -201,6 +201,7 @@ struct rc_peer {
 	uint64_t send_seq, recv_seq;  /* [lock] */
 	struct list queue;            /* [lock] struct rc_outgoing */
 	uint32_t nr_queued;           /* [lock] */
+	size_t queued_bytes;          /* [lock] bounded, see send.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
 	int64_t retry_at;             /* [lock] no new attempt before */
 	int64_t grace_at;             /* [lock] 0 = none */

@@ -3,11 +3,17 @@
  * Sending control messages. Straight out when the session is up and the provider has a credit; else into the peer's
  * queue, which is flushed when the connection comes up or WRITABLE says so. Messages to oneself go through a queue
  * too, never by recursion. Sequence number and epoch are put in when a message really goes out.
+ *
+ * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not to read on from a
+ * peer that does not take its answers would stop two busy peers for good. So a queue has a bound beyond all that a
+ * peer which is merely stopped gathers (some three million deletes), and at it the session ends.
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "rc.h"
+
+#define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 
 static struct rc_outgoing *wrap(const void *bytes, int length)
 {
@@ -64,11 +70,17 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 		if (err != -EAGAIN && err != -ENOTCONN)
 			return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
 	}
+	if (p->queued_bytes + sizeof(*o) + (size_t)length > QUEUE_BYTES) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, p, -EOWNERDEAD, "it does not take its messages, and too many wait for it");
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+	}
 	o = wrap(buf, length);
 	if (!o)
 		return rc_fail(ENOMEM, "memory for a message");
 	list_add_tail(&p->queue, &o->node);
 	p->nr_queued++;
+	p->queued_bytes += sizeof(*o) + (size_t)length;
 	return 0;
 }
 
@@ -81,6 +93,7 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 			return; /* WRITABLE or DISCONNECTED follows */
 		list_del(&o->node);
 		p->nr_queued--;
+		p->queued_bytes -= sizeof(*o) + o->length;
 		free(o);
 	}
 }
@@ -92,4 +105,5 @@ void rc_send_drop_queue(struct rc_peer *p)
 	while ((n = list_pop(&p->queue)))
 		free(container_of(n, struct rc_outgoing, node));
 	p->nr_queued = 0;
+	p->queued_bytes = 0;
 }
