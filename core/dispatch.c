@@ -14,9 +14,11 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 	struct rw_message m = { .frame.type = RW_PROTO, .u.proto = e->msg };
 	int err = rc_send(ctx, e->peer, &m);
 
-	/* Who cannot be told is dead or about to be fenced, and then all that hangs on it is cleaned up anyway. */
+	/* Who cannot be told is dead, or is fenced now: then all that hangs on it is cleaned up, on both sides. */
 	if (err)
 		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", e->peer, rc_error_text());
+	if (err && err != -EOWNERDEAD)
+		rc_peer_fence(ctx, &ctx->peers[e->peer], -EOWNERDEAD, "a message to it was lost for want of memory");
 }
 
 static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
@@ -264,6 +266,8 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		err = rc_step(ctx, &ev, NULL);
 		if (err == -EPROTO || err == -EINVAL)
 			break;
+		if (err == -ENOMEM)
+			rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
 		return;
 	}
 	case RW_BARRIER:
