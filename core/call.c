@@ -229,7 +229,9 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_op_claim(f);
 		rc_op_put(f);
 		rc_op_put(f);
-		return rc_fail(-err, "memory for a reference");
+		return err == -ENOMEM ? rc_fail(ENOMEM, "memory for a reference") :
+		       rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank,
+			       *ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
 	}
 	f->peer = (uint32_t)rank;
 	f->handle = rref_dup(h); /* the creation keeps its handle until it is over */
@@ -248,13 +250,17 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
+		/* While the sender waited for room, a fence may have ended the creation, and with it the engine's hold. */
+		bool held = h->creation != NULL;
+
 		h->creation = NULL;
 		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED, .id = id, .fork = fork, .status = err,
 					 .text = why, .peer = (uint32_t)rank, .handle = h };
 
 		rc_step(ctx, &undo, NULL);
 		rc_unlock(ctx);
-		rc_op_put(f);
+		if (held)
+			rc_op_put(f);
 		rc_op_put(f);
 		rref_release(h);
 		return rc_fail(-err, "%s", why);
