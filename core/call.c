@@ -107,6 +107,9 @@ static int send_call(struct rref_ctx *ctx, struct rref_future *f, int rank, cons
 
 	if (err)
 		return err;
+	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
+	if (at_load(&ctx->state) != RC_CTX_RUNNING)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
 	err = rc_make_forks(ctx, a, (uint32_t)rank, c->refs);
 	if (err)
 		return err;

@@ -73,6 +73,7 @@ void rc_peers_close(struct rref_ctx *ctx)
 		struct rc_peer *p = &ctx->peers[i];
 
 		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
+		p->state = RC_PEER_GONE; /* for good: neither side's attempts begin a session any more */
 	}
 }
 
@@ -106,7 +107,7 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	if (p->rank == ctx->rank)
 		return 0;
 	if (p->state != RC_PEER_DOWN)
-		return p->state == RC_PEER_GONE ? rc_fail(EOWNERDEAD, "%s (rank %u) is gone: %s", p->member->name, p->rank, p->why) : 0;
+		return p->state == RC_PEER_GONE ? rc_fail(ESHUTDOWN, "the context was shut down") : 0;
 	if (now_ns() < p->retry_at || p->said_goodbye)
 		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
 	memset(&p->hs, 0, sizeof(p->hs));
@@ -150,7 +151,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 		if (status == -EOWNERDEAD)
 			at_add(&ctx->n.dead, 1);
 	}
-	p->state = RC_PEER_DOWN;
+	if (p->state != RC_PEER_GONE)
+		p->state = RC_PEER_DOWN;
 	p->authenticated = false;
 	p->probing = false;
 	p->send_seq = p->recv_seq = 0;
@@ -217,6 +219,10 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 		return;
 	}
 	p->hello_number = rc_hello_number(&h);
+	if (p->state == RC_PEER_GONE) {
+		refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
+		return;
+	}
 	if (p->dev != d->dev) {
 		refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
 		return;
