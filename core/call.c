@@ -336,13 +336,8 @@ void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct r
 	if (!f || at_load(&f->kind) != RC_OP_CALL || f->peer != from->rank || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING ||
 	    f->replied) {
 		/* Late: the caller gave up. References that came with it are taken and dropped, so that their owners know. */
-		struct rc_incoming *in = r->nr_refs ? calloc(1, sizeof(*in)) : NULL;
-
 		at_add(&ctx->n.dropped, 1);
-		if (in) {
-			in->ready = rc_incoming_discard;
-			rc_incoming_begin(ctx, in, r->refs, r->nr_refs, from->rank);
-		}
+		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
 		return;
 	}
 	if (r->status || r->nr_refs == 0) {

@@ -128,6 +128,7 @@ struct rc_incoming {
 	char text[RP_TEXT_MAX];
 	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
 	struct rref_future *future;   /* replies: whose result they are */
+	uint32_t from;                /* those that are dropped: who sent them */
 };
 
 /*
@@ -202,6 +203,8 @@ struct rc_peer {
 	struct list queue;            /* [lock] struct rc_outgoing */
 	uint32_t nr_queued;           /* [lock] */
 	size_t queued_bytes;          /* [lock] bounded, see send.c */
+	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
+	_Atomic uint64_t call_bytes;  /* of its calls that are open here; bounded, see serve.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
 	int64_t retry_at;             /* [lock] no new attempt before */
 	int64_t grace_at;             /* [lock] 0 = none */
@@ -465,7 +468,7 @@ void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct r
 void rc_run_call(struct rref_call *call);                                     /* no lock held */
 int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
 void rc_incoming_release(struct rc_incoming *in);
-void rc_incoming_discard(struct rref_ctx *ctx, struct rc_incoming *in); /* a ready function: releases and frees */
+void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from); /* [lock] */
 int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, struct rp_fork *recs); /* [lock] */
 void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, const struct rp_fork *recs, size_t nr); /* [lock] */
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);

@@ -2,6 +2,11 @@
 /*
  * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
  * pool or, if its function says so, on the thread that made the progress. Its reply goes out once.
+ *
+ * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES is answered -EAGAIN at once.
+ * Not by holding its messages back: among them may be the answers that the calls being served wait for. A caller with
+ * the default max_ops and small arguments cannot get there. Of references that nobody waits for, DROPS_MAX lots
+ * at a time are looked after; a peer that sends more of them is fenced.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -9,6 +14,10 @@
 #include <stdlib.h>
 
 #include "rc.h"
+
+#define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
+#define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
+#define DROPS_MAX 8192u
 
 /* ---- references that arrive ---- */
 
@@ -48,20 +57,49 @@ void rc_incoming_release(struct rc_incoming *in)
 	}
 }
 
-void rc_incoming_discard(struct rref_ctx *ctx, struct rc_incoming *in)
+static void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 {
-	(void)ctx;
+	ctx->peers[in->from].nr_drops--;
 	rc_incoming_release(in);
 	free(in);
 }
 
+/* The records of a call that does not run, or of a late reply: taken and dropped, so that their parents go on. */
+void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from)
+{
+	struct rc_incoming *in;
+
+	if (!nr)
+		return;
+	if (from->nr_drops >= DROPS_MAX) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, from, -EOWNERDEAD, "it shared too many references that nobody asked for");
+		return;
+	}
+	in = calloc(1, sizeof(*in));
+	if (!in) {
+		rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+		return;
+	}
+	from->nr_drops++;
+	in->from = from->rank;
+	in->ready = discard;
+	rc_incoming_begin(ctx, in, recs, nr, from->rank);
+}
+
 /* ---- the call's life ---- */
+
+static uint64_t call_bytes(size_t length, uint32_t nr_refs)
+{
+	return sizeof(struct rref_call) + length + (uint64_t)nr_refs * REF_BYTES;
+}
 
 void rc_call_put(struct rref_call *call)
 {
 	if (at_sub_ar(&call->refs, 1) != 1)
 		return;
 	rc_incoming_release(&call->in);
+	at_sub(&call->ctx->peers[call->caller].call_bytes, call_bytes(call->length, call->in.nr));
 	at_sub(&call->ctx->calls_open, 1);
 	free(call);
 }
@@ -290,10 +328,31 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		rc_pool_push(ctx, call);
 }
 
+/* A call that cannot be taken in. [lock] */
+static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status, const char *text)
+{
+	struct rw_message r = { .frame.type = RW_REPLY };
+
+	rc_log(ctx, RREF_LOG_DEBUG, "a call from rank %u was refused: %s", from->rank, text);
+	if (c->kind == RW_CALL_REMOTE) {
+		struct rp_event ev = { .type = RP_EV_SET, .id = c->id, .status = status, .text = text };
+
+		rc_step(ctx, &ev, NULL);
+		return;
+	}
+	r.u.reply.call_id = c->call_id;
+	r.u.reply.status = status;
+	r.u.reply.text = text;
+	r.u.reply.text_length = (uint16_t)strlen(text);
+	rc_send(ctx, from->rank, &r);
+}
+
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	const struct rw_call *c = &m->u.call;
-	struct rref_call *call = aligned_alloc(64, (sizeof(*call) + c->data_length + 63) & ~(size_t)63);
+	uint64_t bytes = call_bytes(c->data_length, c->nr_refs);
+	bool room = from->rank == ctx->rank || at_load(&from->call_bytes) + bytes <= CALLS_BYTES;
+	struct rref_call *call = room ? aligned_alloc(64, (sizeof(*call) + c->data_length + 63) & ~(size_t)63) : NULL;
 	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
 
 	if (own) {
@@ -304,24 +363,21 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		err = rc_step(ctx, &ev, NULL);
 		if (err || ctx->duplicate) {
 			free(call);
-			if (err == -EPROTO || err == -EINVAL)
+			if (err == -EPROTO || err == -EINVAL) {
+				at_add(&ctx->n.rejected, 1);
 				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
+			} else if (err == -ENOMEM) {
+				rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+			} else {
+				rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
+			}
 			return;
 		}
 	}
 	if (!call) {
-		rc_log(ctx, RREF_LOG_ERROR, "no memory for a call from rank %u", from->rank);
-		if (c->kind == RW_CALL_REMOTE) {
-			struct rp_event ev = { .type = RP_EV_SET, .id = c->id, .status = -ENOMEM, .text = "no memory for the call" };
-
-			rc_step(ctx, &ev, NULL);
-		} else {
-			struct rw_message r = { .frame.type = RW_REPLY };
-
-			r.u.reply.call_id = c->call_id;
-			r.u.reply.status = -ENOMEM;
-			rc_send(ctx, from->rank, &r);
-		}
+		refuse_call(ctx, from, c, room ? -ENOMEM : -EAGAIN,
+			    room ? "no memory for the call" : "too many calls of this caller are open there");
+		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
 		return;
 	}
 	memset(call, 0, sizeof(*call));
@@ -341,6 +397,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->fn = find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
 	at_add(&ctx->calls_open, 1);
+	at_add(&from->call_bytes, bytes);
 	rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
 }
 
