@@ -310,10 +310,14 @@ void rc_run_call(struct rref_call *call)
 		else if (r < 0 || r > RREF_DEFER)
 			r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
 	}
-	if (r < 0 && !at_load(&call->replied))
-		reply(call, r, text, NULL);
-	else if (r == 0 && !at_load(&call->replied))
-		reply(call, 0, NULL, NULL);
+	if (r == 0 && !at_load(&call->replied)) {
+		r = reply(call, 0, NULL, NULL);
+		if (r)
+			snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
+	}
+	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
+	if (r < 0 && !at_load(&call->replied) && reply(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1))
+		rc_call_put(call);
 	rc_call_put(call); /* the handler's hold */
 }
 
