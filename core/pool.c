@@ -3,11 +3,22 @@
  * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while it does, its thread
  * does not count, and another is started if calls are queued, so that nested calls cannot use the pool up.
  * Threads beyond the number asked for end when they find nothing to do.
+ *
+ * Of each other worker, PER_CALLER calls at most are queued or run; more wait apart. So none can have more threads
+ * than that wait for it (in reads of values that it never gives, say), nor a longer queue before the others' calls.
+ * It is also how deep calls between two workers may nest.
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "rc.h"
+
+#define PER_CALLER 512u
+
+struct rc_caller {
+	unsigned nr;                 /* guarded by lock; of its calls in the queue or running */
+	struct list apart;           /* guarded by lock; of those beyond PER_CALLER */
+};
 
 struct rc_pool {
 	struct rref_ctx *ctx;
@@ -17,6 +28,7 @@ struct rc_pool {
 	unsigned target;             /* const */
 	unsigned threads, idle, blocked; /* guarded by lock */
 	bool stop;
+	struct rc_caller caller[];   /* by rank */
 };
 
 static _Thread_local struct rc_pool *my_pool;
@@ -31,9 +43,17 @@ static void *run(void *arg)
 		struct list *n = list_pop(&pool->queue);
 
 		if (n) {
+			struct rref_call *call = container_of(n, struct rref_call, node);
+			struct rc_caller *c = &pool->caller[call->caller];
+
 			pthread_mutex_unlock(&pool->lock);
-			rc_run_call(container_of(n, struct rref_call, node));
+			rc_run_call(call);
 			pthread_mutex_lock(&pool->lock);
+			n = list_pop(&c->apart);
+			if (n)
+				list_add_tail(&pool->queue, n);
+			else
+				c->nr--;
 			continue;
 		}
 		if (pool->stop || pool->threads - pool->blocked > pool->target)
@@ -74,13 +94,15 @@ static void grow(struct rc_pool *pool)
 
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
 {
-	struct rc_pool *pool = calloc(1, sizeof(*pool));
+	struct rc_pool *pool = calloc(1, sizeof(*pool) + ctx->world * sizeof(pool->caller[0]));
 
 	if (!pool)
 		return rc_fail(ENOMEM, "memory for the worker pool");
 	pool->ctx = ctx;
 	pool->target = nr_threads;
 	list_init(&pool->queue);
+	for (uint32_t i = 0; i < ctx->world; i++)
+		list_init(&pool->caller[i].apart);
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->work, NULL);
 	pthread_cond_init(&pool->gone, NULL);
@@ -110,10 +132,16 @@ void rc_pool_close(struct rref_ctx *ctx)
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rc_pool *pool = ctx->pool;
+	struct rc_caller *c = &pool->caller[call->caller];
 
 	pthread_mutex_lock(&pool->lock);
-	list_add_tail(&pool->queue, &call->node);
-	grow(pool);
+	if (c->nr < PER_CALLER || call->caller == ctx->rank) {
+		c->nr++;
+		list_add_tail(&pool->queue, &call->node);
+		grow(pool);
+	} else {
+		list_add_tail(&c->apart, &call->node);
+	}
 	pthread_mutex_unlock(&pool->lock);
 }
 
