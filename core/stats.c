@@ -96,6 +96,7 @@ int rref_dump(struct rref_ctx *ctx, char *buf, size_t size)
 	if (size)
 		buf[0] = 0;
 	line(&d, "worker %s rank %u of %u\n", ctx->members[ctx->rank].name, ctx->rank, ctx->world);
+	rc_lock(ctx);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 		static const char *const state[] = { "down", "connecting", "accepting", "up", "gone" };
@@ -104,7 +105,6 @@ int rref_dump(struct rref_ctx *ctx, char *buf, size_t size)
 			line(&d, "peer  %s rank %u over %s: %s epoch %u\n", p->member->name, i, p->ops->name, state[p->state],
 			     p->epoch);
 	}
-	rc_lock(ctx);
 	if (ctx->machine)
 		rp_visit(ctx->machine, visit, &d);
 	rc_unlock(ctx);
