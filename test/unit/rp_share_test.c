@@ -196,6 +196,9 @@ static void rp_share__early_child_asks_its_parent(void **state)
 	effect(a, 0, RP_EFF_CONFIRMED);
 	assert_int_equal(sent(a, 1, 2, RP_MSG_PARENT_ACK)->status, 0);
 	assert_int_equal(nr_effects(a), 2);
+	assert_int_equal(step(b, MSG(PARENT_ACK, 3, ID(1, 1), ID(1, 5))), -EPROTO);
+	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 2), ID(1, 5))), -EPROTO);
+	assert_int_equal(step(b, MSG(FORK_ACK, 0, ID(1, 1), ID(1, 5))), -EPROTO); /* not asked yet */
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	sent(b, 0, 0, RP_MSG_FORK_REQUEST);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);

@@ -273,6 +273,7 @@ static void rp_user__bad_records(void **state)
 	} while (0)
 	(void)state;
 	REFUSED(rec.parent = 1);
+	REFUSED((rec.parent = 1, rec.fork.created_on = 1)); /* well-formed, but not its sender's */
 	REFUSED(rec.fork.created_on = 1);
 	REFUSED(rec.fork.local_id = 0);
 	REFUSED(rec.id.local_id = 0);
