@@ -181,7 +181,7 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	f->replied = false;
 	f->read_status = 0;
 	f->read_wc = -1;
-	at_store(&f->refs, 2);
+	at_store_rel(&f->refs, 2); /* partner: pin_pending */
 	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
 	at_store_rel(&f->state, RC_F_PENDING);
 	*out = f;
@@ -306,19 +306,43 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		rc_op_put(f);
 }
 
+/*
+ * For who scans the slab: the operation in slot i with a hold on it (rc_op_put), if it is under way. Without the hold
+ * the slot could be another operation's by the time it is ended: reads come and go without the lock.
+ */
+static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
+{
+	struct rref_future *f = op_at(ctx, i);
+	uint32_t refs = at_load(&f->refs);
+
+	if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) == RC_OP_NONE)
+		return NULL;
+	do {
+		if (!refs)
+			return NULL;
+	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
+	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load(&f->kind) != RC_OP_NONE)
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
 
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rref_future *f = op_at(ctx, i);
-		uint32_t kind = at_load(&f->kind);
+		struct rref_future *f = at_load(&op_at(ctx, i)->deadline) <= now ? pin_pending(ctx, i) : NULL;
+		uint32_t kind;
 
-		if (at_load(&f->deadline) <= now && kind != RC_OP_NONE &&
-		    (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
+		if (!f)
+			continue;
+		kind = at_load(&f->kind);
+		if (at_load(&f->deadline) <= now)
 			/* A reader must see that no retry of the read will help. */
 			rc_op_end(ctx, f, -ETIMEDOUT, kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE ?
 				  "the creation of the reference timed out" : "timed out");
+		rc_op_put(f);
 	}
 }
 
@@ -328,12 +352,15 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
 
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rref_future *f = op_at(ctx, i);
-		uint32_t kind = at_load(&f->kind);
+		struct rref_future *f = pin_pending(ctx, i);
+		uint32_t kind;
 
-		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER) && f->peer == peer &&
-		    (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
+		if (!f)
+			continue;
+		kind = at_load(&f->kind);
+		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER) && f->peer == peer)
 			rc_op_end(ctx, f, status, text);
+		rc_op_put(f);
 	}
 }
 
@@ -342,10 +369,12 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 	uint32_t nr = at_load_acq(&ctx->nr_ops);
 
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rref_future *f = op_at(ctx, i);
+		struct rref_future *f = pin_pending(ctx, i);
 
-		if (at_load(&f->kind) != RC_OP_NONE && (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING)
-			rc_op_end(ctx, f, status, text);
+		if (!f)
+			continue;
+		rc_op_end(ctx, f, status, text);
+		rc_op_put(f);
 	}
 }
 

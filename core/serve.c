@@ -153,7 +153,9 @@ static bool caller_listens(const struct rref_call *call)
 	const struct rref_ctx *ctx = call->ctx;
 	const struct rc_peer *p = &ctx->peers[call->caller];
 
-	return call->caller == ctx->rank || (p->state == RC_PEER_UP && p->epoch == call->caller_epoch);
+	if (call->caller == ctx->rank)
+		return at_load(&ctx->state) != RC_CTX_SHUT;
+	return p->state == RC_PEER_UP && p->epoch == call->caller_epoch;
 }
 
 /* [lock] */
