@@ -44,7 +44,7 @@ static struct rref_args *with(struct rref **refs, size_t nr)
 	return &a;
 }
 
-static struct rref *kept[256];
+static struct rref *_Atomic kept[256];
 static _Atomic int nr_kept;
 
 static int keep(struct rref_call *call, void *arg)
@@ -58,7 +58,9 @@ static int keep(struct rref_call *call, void *arg)
 static int give_kept(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_call_reply(call, with(&kept[0], 1));
+	struct rref *r = kept[0];
+
+	return rref_call_reply(call, with(&r, 1));
 }
 
 static int drop_kept(struct rref_call *call, void *arg)
