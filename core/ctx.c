@@ -10,6 +10,10 @@
 
 #include "rc.h"
 
+#define THREADS_MAX 1024u
+#define OPS_MAX (1u << 24)
+#define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
+
 _Atomic uint32_t rc_fork_generation;
 
 static void on_fork_child(void)
@@ -67,8 +71,14 @@ static int check_options(const struct rref_options *o)
 		return rc_fail(EINVAL, "a timeout is negative");
 	if (o->nr_functions && !o->functions)
 		return rc_fail(EINVAL, "%zu functions, but no table", o->nr_functions);
-	if (o->poller_core >= get_nprocs_conf())
-		return rc_fail(EINVAL, "poller core %d: this machine has %d", o->poller_core, get_nprocs_conf());
+	if (o->poller_core < -1 || o->poller_core >= get_nprocs_conf())
+		return rc_fail(EINVAL, "poller core %d: this machine has %d, and -1 means any", o->poller_core, get_nprocs_conf());
+	if (o->nr_threads > THREADS_MAX)
+		return rc_fail(EINVAL, "%u threads: at most %u", o->nr_threads, THREADS_MAX);
+	if (o->max_ops > OPS_MAX)
+		return rc_fail(EINVAL, "max_ops %u: at most %u", o->max_ops, OPS_MAX);
+	if (o->region_bytes > REGION_MAX)
+		return rc_fail(EINVAL, "a first region of %zu bytes: at most %zu", o->region_bytes, REGION_MAX);
 	if (o->flags & ~RREF_NO_LEAK_CHECK)
 		return rc_fail(EINVAL, "unknown flags %#x", o->flags);
 	return o->name ? rc_name_check(o->name) : 0;
@@ -85,7 +95,7 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 	if (err) {
 		d->dev = NULL;
 		snprintf(d->why_not, sizeof(d->why_not), "%s", rv_error_text());
-		return rc_fail(-err, "%s: %s", ops->name, d->why_not);
+		return rc_fail(-err, "%s%s%s: %s", ops->name, c->device[0] ? ":" : "", c->device, d->why_not);
 	}
 	ops->caps(d->dev, &d->caps);
 	return 0;

@@ -245,7 +245,12 @@ int rref_future_error(const struct rref_future *f, struct rref_error *out)
 	e.wc_status = f->status ? f->wc_status : -1;
 	e.peer = (int)f->peer;
 	snprintf(e.text, sizeof(e.text), "%s", f->status ? f->text : "");
-	memcpy(out, &e, min_of(out->size, sizeof(e)));
+	size_t n = min_of(out->size, sizeof(e));
+
+	/* For a program whose text is shorter: cut off, but ended. */
+	if (n > offsetof(struct rref_error, text))
+		((char *)&e)[n - 1] = 0;
+	memcpy(out, &e, n);
 	return 0;
 }
 
