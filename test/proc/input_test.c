@@ -1,0 +1,701 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a program may get wrong: options, names, addresses, devices, keys, NULLs. An error with words each time. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/stat.h>
+#include <cmocka.h>
+
+#include "tg.h"
+
+#define MS NSEC_PER_MSEC
+
+/* rref_init with these options must fail so, with this in the text. */
+static void refuse(const struct rref_options *o, int err, const char *text)
+{
+	struct rref_ctx *ctx = NULL;
+
+	TG_IS(rref_init(o, &ctx), err);
+	TG_CHECK(!ctx);
+	TG_TEXT(text);
+}
+
+static void accept_and_leave(const struct rref_options *o)
+{
+	struct rref_ctx *ctx;
+
+	TG_OK(rref_init(o, &ctx));
+	tg_finish(ctx);
+}
+
+/* ---- options ---- */
+
+TG_TEST(options__bad_fields, 1)
+{
+	struct rref_options good, o;
+	char core[16];
+
+	tg_options(&good, 0);
+#define BAD(field, value, text) (o = good, o.field = (value), refuse(&o, -EINVAL, (text)))
+	BAD(size, 0, "size");
+	BAD(size, sizeof(o) - 1, "rref_options_init");
+	BAD(size, sizeof(o) + 8, "size");
+	BAD(rank, -1, "rank -1");
+	BAD(rank, 1, "rank 1");
+	BAD(rank, INT32_MAX, "rank");
+	BAD(world_size, 0, "world size 0");
+	BAD(world_size, -4, "world size -4");
+	BAD(world_size, 1025, "1025");
+	BAD(mode, (enum rref_progress_mode)3, "mode");
+	BAD(mode, (enum rref_progress_mode)-1, "mode");
+	BAD(timeout, -1, "timeout");
+	BAD(init_timeout, -1, "timeout");
+	BAD(peer_timeout, INT64_MIN, "timeout");
+	BAD(nr_functions, 1, "functions");
+	BAD(flags, 1u << 31, "flags");
+	BAD(flags, 2, "flags");
+	snprintf(core, sizeof(core), "%d", 100000);
+	BAD(poller_core, 100000, core);
+	BAD(poller_core, -2, "-2");
+	BAD(device, "", "device");
+	BAD(device, "token-ring", "token-ring");
+	BAD(device, "ibv:", "ibv:");
+	BAD(device, "shm:1", "shm:1");
+	BAD(device, "ibv:x:0", "port");
+	BAD(device, "ibv:x:1:256", "GID");
+	BAD(max_ops, UINT32_MAX, "max_ops");
+	BAD(nr_threads, UINT32_MAX, "threads");
+	BAD(region_bytes, (size_t)4 << 30, "region");
+#undef BAD
+	accept_and_leave(&good);
+	return 0;
+}
+
+TG_TEST(options__defaults_do, 1)
+{
+	struct rref_options o;
+
+	memset(&o, 0xAA, sizeof(o));
+	rref_options_init(&o);
+	TG_CHECK(o.size == sizeof(o) && o.rank == 0 && o.world_size == 1 && o.poller_core == -1 && !o.flags && !o.log &&
+		 !o.functions && !o.name && strcmp(o.device, "auto") == 0 && o.log_level == RREF_LOG_WARNING);
+	o.device = tg_device();
+	accept_and_leave(&o);
+	rref_options_init(NULL);
+	return 0;
+}
+
+TG_TEST(options__small_and_large_but_good, 1)
+{
+	struct rref_options o;
+
+	tg_options(&o, 0);
+	o.region_bytes = 1;
+	o.max_ops = 1;
+	o.nr_threads = 1;
+	o.poller_core = 0;
+	accept_and_leave(&o);
+	tg_options(&o, 0);
+	o.timeout = INT64_MAX;
+	o.init_timeout = INT64_MAX;
+	o.peer_timeout = INT64_MAX;
+	o.max_value_bytes = (size_t)1 << 45;
+	o.max_landing_bytes = (size_t)1 << 45;
+	o.flags = RREF_NO_LEAK_CHECK;
+	accept_and_leave(&o);
+	return 0;
+}
+
+static int nop(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	return 0;
+}
+
+TG_TEST(options__bad_functions, 1)
+{
+	struct rref_options o;
+	char name[RREF_NAME_MAX + 2];
+	struct rref_function fn[2] = { { .name = "one", .handler = nop }, { .name = "one", .handler = nop } };
+
+	memset(name, 'n', sizeof(name) - 1);
+	name[sizeof(name) - 1] = 0;
+	tg_options(&o, 0);
+	o.functions = fn;
+	o.nr_functions = 2;
+	refuse(&o, -EEXIST, "one");
+	fn[1].name = NULL;
+	refuse(&o, -EINVAL, "name");
+	fn[1].name = "";
+	refuse(&o, -EINVAL, "empty");
+	fn[1].name = "with space";
+	refuse(&o, -EINVAL, "with space");
+	fn[1].name = name;
+	refuse(&o, -EINVAL, "longer");
+	fn[1] = (struct rref_function){ .name = "two" };
+	refuse(&o, -EINVAL, "handler");
+	fn[1] = (struct rref_function){ .name = "two", .handler = nop, .flags = 8 };
+	refuse(&o, -EINVAL, "two");
+	fn[1].flags = RREF_INLINE;
+	accept_and_leave(&o);
+	return 0;
+}
+
+TG_TEST(names__ill_formed, 1)
+{
+	struct rref_options o;
+	static const char *const bad[] = { "", " ", "a b", "a/b", "a.b", "a\n", "\xc3\xa4", "a\x01", "*", "wor\tker" };
+	char name[501];
+
+	tg_options(&o, 0);
+	for (size_t i = 0; i < array_size(bad); i++) {
+		o.name = bad[i];
+		refuse(&o, -EINVAL, "name");
+	}
+	memset(name, 'x', sizeof(name));
+	name[500] = 0;
+	o.name = name;
+	refuse(&o, -EINVAL, "127");
+	name[RREF_NAME_MAX + 1] = 0;
+	refuse(&o, -EINVAL, "127");
+	name[RREF_NAME_MAX] = 0;
+	accept_and_leave(&o);
+	o.name = "A-z_0:9";
+	accept_and_leave(&o);
+	return 0;
+}
+
+TG_TEST(environment__as_options, 1)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx = NULL;
+	struct rref_worker_info w = { .size = sizeof(w) };
+
+	setenv("RREF_DEVICE", tg_device(), 1);
+	setenv("RREF_NAME", "from-env", 1);
+	setenv("RREF_TIMEOUT_MS", "1500", 1);
+	TG_OK(rref_init(NULL, &ctx));
+	TG_OK(rref_worker(ctx, 0, &w));
+	TG_CHECK(strcmp(w.name, "from-env") == 0);
+	tg_finish(ctx);
+	rref_options_init(&o);
+	TG_OK(rref_options_from_env(&o));
+	TG_IS(o.timeout, 1500 * MS);
+	ctx = NULL;
+	setenv("RREF_RANK", "first", 1);
+	TG_IS(rref_init(NULL, &ctx), -EINVAL);
+	TG_TEXT("RREF_RANK");
+	TG_TEXT("first");
+	TG_CHECK(!ctx);
+	TG_IS(rref_options_from_env(NULL), -EINVAL);
+	o.size = 3;
+	TG_IS(rref_options_from_env(&o), -EINVAL);
+	return 0;
+}
+
+/* ---- meeting ---- */
+
+TG_TEST(rendezvous__bad_addresses, 1)
+{
+	static const char *const bad[] = { "", "nowhere", ":", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http",
+					   "127.0.0.1:-1", "::1:5", ":7777", "127.0.0.1:1 " };
+	struct rref_options o;
+
+	tg_options(&o, 0);
+	o.world_size = 2;
+	o.rendezvous = NULL;
+	refuse(&o, -EINVAL, "rendezvous");
+	for (size_t i = 0; i < array_size(bad); i++)
+		for (int r = 0; r < 2; r++) {
+			o.rank = r;
+			o.rendezvous = bad[i];
+			refuse(&o, -EINVAL, "rendezvous");
+		}
+	return 0;
+}
+
+TG_TEST(rendezvous__nobody_there, 1)
+{
+	struct rref_options o;
+	char place[64];
+	int64_t start = now_ns();
+
+	snprintf(place, sizeof(place), "127.0.0.1:%d", tg_free_port());
+	tg_options(&o, 1);
+	o.world_size = 2;
+	o.rendezvous = place;
+	o.init_timeout = 300 * MS;
+	struct rref_ctx *ctx = NULL;
+	int err = rref_init(&o, &ctx);
+
+	TG_CHECK((err == -ETIMEDOUT || err == -ECONNREFUSED) && !ctx);
+	/* What was tried, and how often. */
+	TG_TEXT(place);
+	TG_TEXT("tries");
+	TG_TEXT("rank 1");
+	TG_CHECK(now_ns() - start < 60 * NSEC_PER_SEC);
+	return 0;
+}
+
+TG_TEST(rendezvous__some_do_not_come, 2)
+{
+	struct rref_options o;
+
+	tg_options(&o, rank);
+	o.world_size = 4;
+	o.init_timeout = 1 * NSEC_PER_SEC;
+	struct rref_ctx *ctx = NULL;
+	int err = rref_init(&o, &ctx);
+
+	TG_CHECK(!ctx);
+	if (rank == 0) {
+		TG_IS(err, -ETIMEDOUT);
+		/* Who is missing. */
+		TG_TEXT("2");
+		TG_TEXT("3");
+	} else {
+		TG_CHECK(err == -ETIMEDOUT || err == -ECONNREFUSED);
+		TG_CHECK(strlen(rref_last_error()) > 0);
+	}
+	return 0;
+}
+
+TG_TEST(rendezvous__address_taken, 2)
+{
+	struct rref_options o;
+
+	/* Two groups with the same address: their second rank 0 cannot listen. */
+	tg_options(&o, 0);
+	if (rank == 0) {
+		o.world_size = 2;
+		o.init_timeout = 10 * NSEC_PER_SEC;
+		struct rref_ctx *ctx = NULL;
+		int err = rref_init(&o, &ctx);
+
+		/* It waits for a rank 1 that never comes; the other one has told us that it tried. */
+		TG_CHECK(err == -ETIMEDOUT || err == -EADDRINUSE);
+		TG_CHECK(!ctx);
+		tg_set_flag(0, err == -EADDRINUSE ? 2 : 1);
+	} else {
+		struct rref_ctx *ctx = NULL;
+
+		usleep(200000);
+		o.world_size = 2;
+		o.init_timeout = 1 * NSEC_PER_SEC;
+		int err = rref_init(&o, &ctx);
+
+		TG_CHECK(!ctx && (err == -EADDRINUSE || err == -ETIMEDOUT));
+		if (err == -EADDRINUSE)
+			TG_TEXT(o.rendezvous);
+	}
+	return 0;
+}
+
+TG_TEST(rendezvous__rank_twice, 3)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx = NULL;
+
+	/* 0, 1, 1 */
+	tg_options(&o, rank ? 1 : 0);
+	o.name = rank == 1 ? "first" : rank == 2 ? "second" : "zero";
+	o.init_timeout = 5 * NSEC_PER_SEC;
+	int err = rref_init(&o, &ctx);
+
+	TG_CHECK(!ctx);
+	if (rank) {
+		TG_IS(err, -EEXIST);
+		TG_TEXT("1");
+	} else {
+		TG_CHECK(err < 0);
+	}
+	return 0;
+}
+
+TG_TEST(rendezvous__name_twice, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx = NULL;
+
+	tg_options(&o, rank);
+	o.name = "same";
+	o.init_timeout = 10 * NSEC_PER_SEC;
+	TG_IS(rref_init(&o, &ctx), -EEXIST);
+	TG_TEXT("same");
+	TG_CHECK(!ctx);
+	return 0;
+}
+
+TG_TEST(rendezvous__without_a_key_only_here, 1)
+{
+	struct rref_options o;
+
+	tg_options(&o, 0);
+	o.world_size = 2;
+	o.init_timeout = 1 * NSEC_PER_SEC;
+	o.rendezvous = "0.0.0.0:45678";
+	refuse(&o, -EACCES, "key");
+	o.rank = 1;
+	o.rendezvous = "192.0.2.1:45678";
+	refuse(&o, -EACCES, "key");
+	return 0;
+}
+
+/* ---- keys ---- */
+
+static void write_key(const char *path, const char *bytes, size_t length, mode_t mode)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+
+	TG_CHECK(fd >= 0 && write(fd, bytes, length) == (ssize_t)length && fchmod(fd, mode) == 0);
+	close(fd);
+}
+
+static const char *key_path(char *buf, size_t size, const char *name)
+{
+	const char *dir = getenv("TMPDIR");
+
+	snprintf(buf, size, "%s/rref-input-test-%d-%s", dir && *dir ? dir : "/tmp", (int)tg_current->shared->pid[0], name);
+	return buf;
+}
+
+TG_TEST(key__bad_files, 1)
+{
+	struct rref_options o;
+	char path[200];
+
+	key_path(path, sizeof(path), "bad");
+	tg_options(&o, 0);
+	o.key_file = path;
+	refuse(&o, -ENOENT, path);
+	write_key(path, "0123456789abcdef0123", 20, 0644);
+	refuse(&o, -EACCES, "chmod 600");
+	write_key(path, "short", 5, 0600);
+	refuse(&o, -EINVAL, "16");
+	write_key(path, "0123456789abcdef0123", 20, 0600);
+	accept_and_leave(&o);
+	unlink(path);
+	return 0;
+}
+
+TG_TEST(key__same_on_both_sides, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+	char path[200];
+
+	tg_meet(0); /* the path is named after rank 0's pid */
+	key_path(path, sizeof(path), rank ? "b" : "a");
+	write_key(path, "a shared secret, not a good one", 31, 0600);
+	tg_options(&o, rank);
+	o.key_file = path;
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	TG_OK(rref_init(&o, &ctx));
+	unlink(path);
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(key__different, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx = NULL;
+	char path[200];
+
+	tg_meet(0);
+	key_path(path, sizeof(path), rank ? "d" : "c");
+	write_key(path, rank ? "a secret of another group" : "a secret of this group...", 25, 0600);
+	tg_options(&o, rank);
+	o.key_file = path;
+	o.init_timeout = 2 * NSEC_PER_SEC;
+	int err = rref_init(&o, &ctx);
+
+	unlink(path);
+	TG_CHECK(!ctx);
+	if (rank)
+		TG_IS(err, -EKEYREJECTED);
+	else
+		TG_CHECK(err == -ETIMEDOUT || err == -EKEYREJECTED);
+	return 0;
+}
+
+/* ---- devices ---- */
+
+static bool has_rdma(void)
+{
+	DIR *d = opendir("/sys/class/infiniband");
+	struct dirent *e;
+	bool yes = false;
+
+	while (d && (e = readdir(d)))
+		yes |= e->d_name[0] != '.';
+	if (d)
+		closedir(d);
+	return yes;
+}
+
+TG_TEST(device__ibv_without_one, 1)
+{
+	struct rref_options o;
+
+	tg_options(&o, 0);
+	if (!has_rdma()) {
+		o.device = "ibv";
+		refuse(&o, -ENODEV, "rdma link add");
+	}
+	o.device = "ibv:no_such_device0";
+	refuse(&o, -ENODEV, "no_such_device0");
+	return 0;
+}
+
+TG_TEST(device__auto_on_one_machine, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+	struct rref_worker_info w = { .size = sizeof(w) };
+
+	tg_options(&o, rank);
+	o.device = "auto";
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	TG_OK(rref_init(&o, &ctx));
+	TG_OK(rref_worker(ctx, 1 - rank, &w));
+	TG_CHECK(strcmp(w.device, "shm") == 0);
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- NULL ---- */
+
+TG_TEST(null__everywhere, 1)
+{
+	struct rref_ctx *ctx = tg_join(rank), *none = NULL;
+	struct rref *r, *r2 = NULL;
+	struct rref_future *f, *f2 = NULL;
+	struct rref_view *v = NULL, *views[1];
+	struct rref_error e = { .size = sizeof(e) };
+	struct rref_stats s = { .size = sizeof(s) };
+	struct rref_worker_info w = { .size = sizeof(w) };
+	struct rref_function fn = { .name = "n", .handler = nop };
+	const void *data;
+	void *mem;
+	size_t got;
+	char byte, text[100];
+	int status[1];
+
+	TG_OK(rref_new(ctx, "x", 1, &r));
+	TG_OK(rref_rpc_sync(ctx, 0, "tg.echo", NULL, RREF_DEFAULT, &f));
+
+	TG_IS(rref_init(NULL, NULL), -EINVAL);
+	TG_IS(rref_rank(NULL), -EINVAL);
+	TG_IS(rref_world_size(NULL), -EINVAL);
+	TG_IS(rref_worker(NULL, 0, &w), -EINVAL);
+	TG_IS(rref_worker(ctx, 0, NULL), -EINVAL);
+	TG_IS(rref_worker(ctx, -1, &w), -EINVAL);
+	TG_IS(rref_worker(ctx, 1, &w), -EINVAL);
+	w.size = 0;
+	TG_IS(rref_worker(ctx, 0, &w), -EINVAL);
+	TG_IS(rref_worker_by_name(NULL, "x"), -EINVAL);
+	TG_IS(rref_worker_by_name(ctx, NULL), -EINVAL);
+	TG_IS(rref_worker_by_name(ctx, ""), -ENOENT);
+	TG_IS(rref_progress(NULL), -EINVAL);
+	TG_IS(rref_ctx_fd(NULL), -EINVAL);
+	TG_IS(rref_ctx_arm(NULL), -EINVAL);
+	TG_IS(rref_get_stats(NULL, &s), -EINVAL);
+	TG_IS(rref_get_stats(ctx, NULL), -EINVAL);
+	s.size = 0;
+	TG_IS(rref_get_stats(ctx, &s), -EINVAL);
+	TG_IS(rref_dump(NULL, text, sizeof(text)), -EINVAL);
+	TG_IS(rref_dump(ctx, NULL, 5), -EINVAL);
+	TG_IS(rref_new(NULL, "x", 1, &r2), -EINVAL);
+	TG_IS(rref_new(ctx, NULL, 1, &r2), -EINVAL);
+	TG_IS(rref_new(ctx, "x", 1, NULL), -EINVAL);
+	TG_IS(rref_alloc(NULL, 1, &r2, &mem), -EINVAL);
+	TG_IS(rref_alloc(ctx, 1, NULL, &mem), -EINVAL);
+	TG_IS(rref_alloc(ctx, 1, &r2, NULL), -EINVAL);
+	TG_IS(rref_set(NULL), -EINVAL);
+	TG_IS(rref_set_error(NULL, -EIO, NULL), -EINVAL);
+	TG_CHECK(rref_dup(NULL) == NULL);
+	rref_release(NULL);
+	TG_IS(rref_to_here(NULL, 0, &v), -EINVAL);
+	TG_IS(rref_to_here(r, 0, NULL), -EINVAL);
+	TG_IS(rref_to_here_async(NULL, 0, &f2), -EINVAL);
+	TG_IS(rref_to_here_async(r, 0, NULL), -EINVAL);
+	TG_IS(rref_to_here_into(NULL, &byte, 0, 1, 0, &got), -EINVAL);
+	TG_IS(rref_to_here_into(r, NULL, 0, 1, 0, &got), -EINVAL);
+	TG_IS(rref_to_here_into(r, &byte, 0, 1, 0, NULL), -EINVAL);
+	TG_IS(rref_to_here_batch(NULL, 1, 0, views, status), -EINVAL);
+	TG_IS(rref_local_value(NULL, 0, &v), -EINVAL);
+	TG_IS(rref_local_value(r, 0, NULL), -EINVAL);
+	TG_IS(rref_owner(NULL), -EINVAL);
+	TG_CHECK(rref_owner_name(NULL) && !*rref_owner_name(NULL));
+	TG_IS(rref_is_owner(NULL), -EINVAL);
+	TG_IS(rref_confirmed(NULL), -EINVAL);
+	TG_IS(rref_get_id(NULL).local_id, 0);
+	TG_IS(rref_fork_id(NULL).local_id, 0);
+	TG_CHECK(rref_context(NULL) == NULL);
+	TG_IS(rref_equal(NULL, r), 0);
+	TG_IS(rref_equal(NULL, NULL), 0);
+	(void)rref_hash(NULL);
+	TG_IS(rref_format(NULL, text, sizeof(text)), -EINVAL);
+	TG_CHECK(rref_view_data(NULL) == NULL && rref_view_length(NULL) == 0);
+	rref_view_free(NULL);
+	TG_IS(rref_register(NULL, &fn), -EINVAL);
+	TG_IS(rref_register(ctx, NULL), -EINVAL);
+	TG_IS(rref_rpc_async(NULL, 0, "tg.echo", NULL, 0, &f2), -EINVAL);
+	TG_IS(rref_rpc_async(ctx, 0, NULL, NULL, 0, &f2), -EINVAL);
+	TG_IS(rref_rpc_async(ctx, 0, "tg.echo", NULL, 0, NULL), -EINVAL);
+	TG_IS(rref_rpc_sync(NULL, 0, "tg.echo", NULL, 0, &f2), -EINVAL);
+	TG_IS(rref_remote(NULL, 0, "tg.echo", NULL, 0, &r2), -EINVAL);
+	TG_IS(rref_remote(ctx, 0, "tg.echo", NULL, 0, NULL), -EINVAL);
+	TG_IS(rref_creation(NULL, &f2), -EINVAL);
+	TG_IS(rref_creation(r, NULL), -EINVAL);
+	TG_CHECK(rref_call_context(NULL) == NULL && rref_call_function(NULL) && rref_call_data(NULL) == NULL &&
+		 rref_call_length(NULL) == 0 && rref_call_nr_refs(NULL) == 0 && rref_call_ref(NULL, 0) == NULL);
+	TG_IS(rref_call_caller(NULL), -EINVAL);
+	TG_IS(rref_call_reply(NULL, NULL), -EINVAL);
+	TG_IS(rref_call_error(NULL, -EIO, "x"), -EINVAL);
+	TG_IS(rref_future_wait(NULL, 0), -EINVAL);
+	TG_IS(rref_future_test(NULL), -EINVAL);
+	TG_IS(rref_future_then(NULL, NULL, NULL), -EINVAL);
+	TG_IS(rref_future_then(f, NULL, NULL), -EINVAL);
+	TG_IS(rref_future_cancel(NULL), -EINVAL);
+	TG_IS(rref_wait_any(NULL, 1, 0), -EINVAL);
+	TG_IS(rref_wait_all(NULL, 1, 0), -EINVAL);
+	TG_IS(rref_wait_any((struct rref_future *[]){ NULL }, 1, 0), -EINVAL);
+	TG_IS(rref_wait_all((struct rref_future *[]){ NULL }, 1, 0), -EINVAL);
+	TG_IS(rref_future_error(NULL, &e), -EINVAL);
+	TG_IS(rref_future_error(f, NULL), -EINVAL);
+	e.size = 0;
+	TG_IS(rref_future_error(f, &e), -EINVAL);
+	TG_IS(rref_future_view(NULL, &v), -EINVAL);
+	TG_IS(rref_future_view(f, NULL), -EINVAL);
+	TG_IS(rref_future_data(NULL, &data, &got), -EINVAL);
+	TG_IS(rref_future_data(f, NULL, &got), -EINVAL);
+	TG_IS(rref_future_data(f, &data, NULL), -EINVAL);
+	TG_IS(rref_future_nr_refs(NULL), -EINVAL);
+	TG_IS(rref_future_ref(NULL, 0, &r2), -EINVAL);
+	TG_IS(rref_future_ref(f, 0, NULL), -EINVAL);
+	rref_future_free(NULL);
+	rref_free_ctx(NULL);
+	TG_CHECK(!none && !r2 && !f2 && !v);
+
+	rref_future_free(f);
+	rref_release(r);
+	TG_IS(tg_stats(ctx).ops_in_flight, 0);
+	TG_IS(tg_stats(ctx).owners, 0);
+	tg_finish(ctx);
+	return 0;
+}
+
+/* An older program's smaller structs, and a newer one's larger ones. */
+TG_TEST(sizes__of_structs_of_other_versions, 1)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct {
+		struct rref_stats s;
+		uint64_t more[4];
+	} s;
+	struct rref_future *f;
+	struct {
+		struct rref_error e;
+		char more[64];
+	} e;
+
+	memset(&s, 0x77, sizeof(s));
+	s.s.size = offsetof(struct rref_stats, users);
+	TG_OK(rref_get_stats(ctx, &s.s));
+	TG_CHECK(s.s.owners == 0 && s.s.forks == 0 && s.s.users == UINT64_C(0x7777777777777777));
+	s.s.size = sizeof(s);
+	TG_OK(rref_get_stats(ctx, &s.s));
+	TG_CHECK(s.s.users == 0 && s.more[0] == UINT64_C(0x7777777777777777));
+	TG_OK(rref_rpc_async(ctx, 0, "no.such", NULL, RREF_DEFAULT, &f));
+	TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENOSYS);
+	memset(&e, 0x77, sizeof(e));
+	e.e.size = offsetof(struct rref_error, text) + 5;
+	TG_OK(rref_future_error(f, &e.e));
+	TG_CHECK(e.e.err == -ENOSYS && e.e.text[5] == 0x77);
+	/* What was cut off still ends. */
+	TG_CHECK(memchr(e.e.text, 0, 5) != NULL);
+	rref_future_free(f);
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(version__and_words, 1)
+{
+	char want[32];
+
+	snprintf(want, sizeof(want), "%d.%d.%d", RREF_VERSION_MAJOR, RREF_VERSION_MINOR, RREF_VERSION_PATCH);
+	TG_CHECK(strcmp(rref_version(), want) == 0);
+	TG_IS(rref_version_number(), RREF_VERSION_NUMBER);
+	TG_CHECK(strcmp(rref_last_error(), "") == 0);
+	for (int err = -4200; err < 4200; err++)
+		TG_CHECK(rref_strerror(err) && *rref_strerror(err) && rref_strerror(err) == rref_strerror(-err));
+	TG_CHECK(*rref_strerror(INT32_MIN) && *rref_strerror(INT32_MAX));
+	TG_CHECK(strcmp(rref_strerror(-ETIMEDOUT), "timed out") == 0);
+	return 0;
+}
+
+static _Atomic int nr_logged;
+
+static void logged(void *ctx, enum rref_log_level level, const char *text)
+{
+	TG_CHECK(ctx == &nr_logged && level <= RREF_LOG_DEBUG && text && *text);
+	atomic_fetch_add(&nr_logged, 1);
+}
+
+TG_TEST(log__goes_to_the_callback, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	tg_options(&o, rank);
+	o.log = logged;
+	o.log_ctx = &nr_logged;
+	o.log_level = RREF_LOG_DEBUG;
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	TG_OK(rref_init(&o, &ctx));
+	TG_CHECK(atomic_load(&nr_logged) > 0);
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
+	tg_finish(ctx);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(options__bad_fields),
+		cmocka_unit_test(options__defaults_do),
+		cmocka_unit_test(options__small_and_large_but_good),
+		cmocka_unit_test(options__bad_functions),
+		cmocka_unit_test(names__ill_formed),
+		cmocka_unit_test(environment__as_options),
+		cmocka_unit_test(rendezvous__bad_addresses),
+		cmocka_unit_test(rendezvous__nobody_there),
+		cmocka_unit_test(rendezvous__some_do_not_come),
+		cmocka_unit_test(rendezvous__address_taken),
+		cmocka_unit_test(rendezvous__rank_twice),
+		cmocka_unit_test(rendezvous__name_twice),
+		cmocka_unit_test(rendezvous__without_a_key_only_here),
+		cmocka_unit_test(key__bad_files),
+		cmocka_unit_test(key__same_on_both_sides),
+		cmocka_unit_test(key__different),
+		cmocka_unit_test(device__ibv_without_one),
+		cmocka_unit_test(device__auto_on_one_machine),
+		cmocka_unit_test(null__everywhere),
+		cmocka_unit_test(sizes__of_structs_of_other_versions),
+		cmocka_unit_test(version__and_words),
+		cmocka_unit_test(log__goes_to_the_callback),
+	};
+
+	return cmocka_run_group_tests_name("input", tests, NULL, NULL);
+}
