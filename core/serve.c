@@ -100,8 +100,11 @@ void rc_call_put(struct rref_call *call)
 		return;
 	rc_incoming_release(&call->in);
 	at_sub(&call->ctx->peers[call->caller].call_bytes, call_bytes(call->length, call->in.nr));
-	at_sub(&call->ctx->calls_open, 1);
+	struct rref_ctx *ctx = call->ctx;
+
 	free(call);
+	/* Release, and last: partner of the acquire in shutdown.c's idle(), after which the context may be freed. */
+	at_sub_rel(&ctx->calls_open, 1);
 }
 
 static struct rc_function *find(struct rref_ctx *ctx, const char *name, size_t length)

@@ -44,7 +44,7 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx)
 
 static bool idle(struct rref_ctx *ctx)
 {
-	return at_load(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue);
+	return at_load_acq(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue);
 }
 
 static bool references_gone(struct rref_ctx *ctx)
