@@ -58,7 +58,7 @@ void rc_unlock(struct rref_ctx *ctx)
 		pthread_mutex_unlock(&ctx->lock);
 		if (unlikely(deferred)) {
 			while ((n = list_pop(&ops)))
-				rc_op_run_then(container_of(n, struct rref_future, node));
+				rc_op_run_then(container_of(n, struct rref_future, then_node));
 			while ((n = list_pop(&calls)))
 				rc_run_call(container_of(n, struct rref_call, node));
 		}

@@ -102,6 +102,7 @@ static int grow(struct rref_ctx *ctx)
 		for (int k = 0; k < RV_NR_KINDS; k++)
 			chunk[i].header_lkey[k] = region->mr[k].lkey;
 		list_init(&chunk[i].node);
+		list_init(&chunk[i].then_node);
 		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
 		at_store(&chunk[i].deadline, INT64_MAX);
 	}
@@ -243,7 +244,7 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {
 		at_add(&f->refs, 1);
 		if (locked)
-			list_add_tail(&f->ctx->deferred_ops, &f->node);
+			list_add_tail(&f->ctx->deferred_ops, &f->then_node);
 		else
 			rc_op_run_then(f);
 	}

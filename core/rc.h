@@ -150,7 +150,8 @@ struct rref_future {
 	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
 	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
-	struct list node;             /* [lock] peer->waiting, or ctx->deferred */
+	struct list node;             /* [lock] peer->waiting */
+	struct list then_node;        /* [lock] ctx->deferred_ops; not node: a read may end while it waits, and is then in both */
 
 	/* result [op] */
 	int status, wc_status;
