@@ -455,5 +455,8 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		}
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV && now >= p->probe_at)
 			probe(ctx, p, now);
+		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
+		if (at_load(&p->nr_waiting))
+			rc_read_pump(ctx, p);
 	}
 }
