@@ -26,7 +26,8 @@ struct rc_pool {
 	pthread_cond_t work, gone;
 	struct list queue;           /* guarded by lock */
 	unsigned target;             /* const */
-	unsigned threads, idle, blocked; /* guarded by lock */
+	unsigned queued;             /* guarded by lock: calls in queue */
+	unsigned threads, idle, blocked; /* guarded by lock; idle: those too that were woken and have not looked yet */
 	bool stop;
 	struct rc_caller caller[];   /* by rank */
 };
@@ -46,14 +47,17 @@ static void *run(void *arg)
 			struct rref_call *call = container_of(n, struct rref_call, node);
 			struct rc_caller *c = &pool->caller[call->caller];
 
+			pool->queued--;
 			pthread_mutex_unlock(&pool->lock);
 			rc_run_call(call);
 			pthread_mutex_lock(&pool->lock);
 			n = list_pop(&c->apart);
-			if (n)
+			if (n) {
+				pool->queued++;
 				list_add_tail(&pool->queue, n);
-			else
+			} else {
 				c->nr--;
+			}
 			continue;
 		}
 		if (pool->stop || pool->threads - pool->blocked > pool->target)
@@ -74,9 +78,10 @@ static void grow(struct rc_pool *pool)
 	pthread_attr_t attr;
 	pthread_t thread;
 
-	if (list_empty(&pool->queue))
+	if (!pool->queued)
 		return;
-	if (pool->idle) {
+	/* One for each call: a thread that was woken for an earlier one still counts as idle. */
+	if (pool->idle >= pool->queued) {
 		pthread_cond_signal(&pool->work);
 		return;
 	}
@@ -137,6 +142,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 	pthread_mutex_lock(&pool->lock);
 	if (c->nr < PER_CALLER || call->caller == ctx->rank) {
 		c->nr++;
+		pool->queued++;
 		list_add_tail(&pool->queue, &call->node);
 		grow(pool);
 	} else {
