@@ -36,32 +36,42 @@ bool rc_trylock(struct rref_ctx *ctx)
 	return pthread_mutex_trylock(&ctx->lock) == 0;
 }
 
-static void splice(struct list *to, struct list *from)
+static unsigned length(const struct list *l)
 {
-	struct list *n;
+	unsigned n = 0;
 
-	list_init(to);
-	while ((n = list_pop(from)))
-		list_add_tail(to, n);
+	for (const struct list *i = l->next; i != l; i = i->next)
+		n++;
+	return n;
+}
+
+/*
+ * One at a time, and the others stay where any thread finds them: a callback may wait, and what it waits for may hang
+ * on one that was deferred together with it. Not more than there are now: who adds some takes care of them. [lock, which
+ * is let go for each]
+ */
+static void run_deferred(struct rref_ctx *ctx)
+{
+	for (unsigned n = length(&ctx->deferred_ops) + length(&ctx->deferred_calls); n > 0; n--) {
+		struct list *op = list_pop(&ctx->deferred_ops), *call = op ? NULL : list_pop(&ctx->deferred_calls);
+
+		if (!op && !call)
+			return;
+		pthread_mutex_unlock(&ctx->lock);
+		if (op)
+			rc_op_run_then(container_of(op, struct rref_future, then_node));
+		else
+			rc_run_call(container_of(call, struct rref_call, node));
+		rc_lock(ctx);
+	}
 }
 
 void rc_unlock(struct rref_ctx *ctx)
 {
 	for (;;) {
-		struct list ops, calls, *n;
-		bool deferred = !list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls);
-
-		if (unlikely(deferred)) {
-			splice(&ops, &ctx->deferred_ops);
-			splice(&calls, &ctx->deferred_calls);
-		}
+		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
+			run_deferred(ctx);
 		pthread_mutex_unlock(&ctx->lock);
-		if (unlikely(deferred)) {
-			while ((n = list_pop(&ops)))
-				rc_op_run_then(container_of(n, struct rref_future, then_node));
-			while ((n = list_pop(&calls)))
-				rc_run_call(container_of(n, struct rref_call, node));
-		}
 		/* sc: partner of rref_release's push; whoever pushed while we held the lock did not wait for it. */
 		if (likely(!at_load_sc(&ctx->dropped)) || !rc_trylock(ctx))
 			return;
