@@ -136,7 +136,8 @@ void rc_disarm(struct rref_ctx *ctx)
 {
 	uint64_t count;
 
-	if (at_xchg_acq(&ctx->kicked, 0))
+	/* After a sleep always: who kicked sets `kicked` first and may write only after another wake-up cleared it. */
+	if (at_xchg_acq(&ctx->kicked, 0) || ctx->armed)
 		(void)!read(ctx->kickfd, &count, sizeof(count));
 	at_store(&ctx->sleeping, 0);
 	if (!ctx->armed)
