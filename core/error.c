@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Error texts: the thread's last failure, and what each errno means in this library. */
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,11 +79,13 @@ const char *rref_strerror(int err)
 		{ EACCES, "permission denied" },
 	};
 
+	/* Not abs(): the smallest int has no counterpart. */
+	err = err < 0 && err != INT_MIN ? -err : err;
 	for (size_t i = 0; i < array_size(words); i++)
-		if (words[i].err == abs(err))
+		if (words[i].err == err)
 			return words[i].text;
 	/* GNU: the name is static, unlike strerror's text. */
-	const char *name = strerrordesc_np(abs(err));
+	const char *name = strerrordesc_np(err);
 
 	return name ? name : "unknown error";
 }
