@@ -102,8 +102,8 @@ TG_TEST(options__small_and_large_but_good, 1)
 	o.timeout = INT64_MAX;
 	o.init_timeout = INT64_MAX;
 	o.peer_timeout = INT64_MAX;
-	o.max_value_bytes = (size_t)1 << 45;
-	o.max_landing_bytes = (size_t)1 << 45;
+	o.max_value_bytes = (size_t)1 << 38;
+	o.max_landing_bytes = (size_t)1 << 38;
 	o.flags = RREF_NO_LEAK_CHECK;
 	accept_and_leave(&o);
 	return 0;
