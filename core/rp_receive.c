@@ -93,13 +93,16 @@ static int receive_user(struct rp *m, const struct rp_event *ev)
 	struct rp_effect *e;
 
 	u->cookie = ev->cookie;
-	u->loc = rec->loc;
+	/* Of others' values a parent's word is not taken: the owner's answer brings the location. A wrong one costs the
+	 * connection over which it is read, and that would be ours with the owner. */
+	if (from_owner)
+		u->loc = rec->loc;
 	u->early = early;
 	u->ready_due = true;
 	u->delete_due = from_owner;
 	e = new_handle(m, &rec->id, rec->owner, ev->cookie);
 	e->fork = rec->fork;
-	e->loc = rec->loc;
+	e->loc = u->loc;
 	e->handle_slot = &u->handle;
 	e->status = status ? status : from_owner ? 0 : -EINPROGRESS;
 	if (status) {
