@@ -146,6 +146,13 @@ static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref 
 	if (set)
 		rc_value_publish(v, id);
 	rc_lock(ctx);
+	/* Looked at under the lock: after the shutdown ended all handles nobody would end this one. */
+	err = rc_enter(ctx);
+	if (err) {
+		rc_unlock(ctx);
+		rc_value_unpin(v);
+		return rc_enter(ctx);
+	}
 	h = rc_handle_make(ctx, true, id, (struct rref_id){ 0 }, ctx->rank);
 	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
 	if (!err && set) {

@@ -151,7 +151,10 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 
 	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
 	while (err == -EAGAIN && now_ns() < deadline) {
-		if (at_load(&ctx->state) == RC_CTX_SHUT)
+		uint32_t state = at_load(&ctx->state);
+
+		/* A handler gives up sooner: the shutdown waits for it, and who holds the slots may wait for the shutdown. */
+		if (state == RC_CTX_SHUT || (state == RC_CTX_CLOSING && rc_in_callback()))
 			return rc_fail(ESHUTDOWN, "the context was shut down");
 		if (rc_trylock(ctx)) {
 			rc_progress_locked(ctx, true);

@@ -211,9 +211,12 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 
 	if (!locked)
 		rc_lock(ctx);
-	/* First: a failure may fence the peer, which ends all reads that wait there. */
-	int err = rc_peer_want(ctx, p);
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that begins to wait. */
+	int err = rc_enter(ctx);
 
+	/* Before it waits: a failure may fence the peer, which ends all reads that do. */
+	if (!err)
+		err = rc_peer_want(ctx, p);
 	if (err) {
 		note_failure(f, err, -1);
 		read_done(f, true);

@@ -47,7 +47,9 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	at_store(&f->deadline, deadline);
 	state = at_load_acq(&ref->state);
 	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = ref->fork, .cookie = rc_op_token(f) };
-	int err = state == RC_H_FAILED ? rc_handle_error(ref) : 0;
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
+	int err = state == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
+	bool told = err;
 
 	f->parked = true; /* before the step: its answer may come at once */
 	if (!err)
@@ -55,7 +57,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 
 	if (err) {
 		f->parked = false;
-		rc_op_fail(f, err, -1, state == RC_H_FAILED ? rc_error_text() : NULL, true);
+		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL, true);
 		rc_op_put(f);
 	}
 	rc_unlock(ctx);
