@@ -313,12 +313,8 @@ void rref_free_ctx(struct rref_ctx *ctx)
 	struct list *n;
 
 	/* Handles that the program never released: their memory goes with the context. */
-	while ((n = list_pop(&ctx->handles))) {
-		struct rref *h = container_of(n, struct rref, all);
-
-		free(h->text);
-		free(h);
-	}
+	while ((n = list_pop(&ctx->handles)))
+		rc_handle_free(container_of(n, struct rref, all));
 	rc_ctx_destroy(ctx);
 }
 

@@ -63,8 +63,10 @@ int rc_handle_error(const struct rref *h)
 	return rc_fail(-h->err, "%s", h->text ? h->text : rref_strerror(h->err));
 }
 
-static void handle_free(struct rref *h)
+void rc_handle_free(struct rref *h)
 {
+	if (h->pins)
+		rc_value_unpin(h->value);
 	free(h->text);
 	free(h);
 }
@@ -101,7 +103,7 @@ unsigned rc_drain_dropped(struct rref_ctx *ctx)
 		if (ctx->machine)
 			rc_handle_end(ctx, h);
 		list_del(&h->all);
-		handle_free(h);
+		rc_handle_free(h);
 		h = next;
 		n++;
 	}
@@ -168,7 +170,7 @@ static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref 
 	if (err) {
 		if (h) {
 			list_del(&h->all);
-			handle_free(h);
+			rc_handle_free(h);
 		}
 		rc_unlock(ctx);
 		rc_value_unpin(v);

@@ -95,6 +95,7 @@ struct rref {
 	struct rc_value *value;      /* owner: from RC_H_READY, or at once for the handle that fills it */
 	bool unset;                  /* [lock] owner: made by rref_alloc and not set yet */
 	bool ended;                  /* [lock] the machine was told already (shutdown) */
+	bool pins;                   /* [lock] owner: its value, since the shutdown */
 	int err;                     /* valid from RC_H_FAILED */
 	char *text;                  /* the same; malloc'ed */
 	struct rref_future *creation;/* [lock] */
@@ -409,6 +410,7 @@ void rc_landing_put(struct rref_view *v);
 /* handle.c */
 struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner); /* [lock] */
 void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
+void rc_handle_free(struct rref *h);
 void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
 void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */

@@ -134,6 +134,11 @@ static void end_handles(struct rref_ctx *ctx)
 	list_for_each_safe(l, tmp, &ctx->handles) {
 		struct rref *h = container_of(l, struct rref, all);
 
+		/* A thread may have found the handle ready a moment ago and be about to alias its value. */
+		if (h->owned && !h->ended && at_load(&h->state) == RC_H_READY) {
+			at_add(&h->value->pins, 1);
+			h->pins = true;
+		}
 		rc_handle_end(ctx, h);
 		rc_handle_fail(h, -ESHUTDOWN, "the context was shut down");
 	}

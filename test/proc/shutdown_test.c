@@ -554,8 +554,8 @@ static void one_life(int rank, int world, int how)
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 		s = tg_stats(ctx);
-		TG_CHECK(!s.owners && !s.forks && !s.users && !s.pending_children && !s.value_bytes && !s.landing_bytes &&
-			 !s.ops_in_flight);
+		/* Not value_bytes: the handles that are left keep their values, for a thread that may be about to read one. */
+		TG_CHECK(!s.owners && !s.forks && !s.users && !s.pending_children && !s.landing_bytes && !s.ops_in_flight);
 		rref_free_ctx(ctx);
 	}
 }
