@@ -328,18 +328,9 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	rc_op_put(f);
 }
 
-void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+/* The answer that f waits for. [lock] */
+static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
 {
-	const struct rw_reply *r = &m->u.reply;
-	struct rref_future *f = rc_op_find(ctx, r->call_id);
-
-	if (!f || at_load(&f->kind) != RC_OP_CALL || f->peer != from->rank || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING ||
-	    f->replied) {
-		/* Late: the caller gave up. References that came with it are taken and dropped, so that their owners know. */
-		at_add(&ctx->n.dropped, 1);
-		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
-		return;
-	}
 	if (r->status || r->nr_refs == 0) {
 		f->replied = true;
 		if (!rc_op_claim(f))
@@ -376,4 +367,22 @@ void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct r
 	f->incoming->ready = reply_ready;
 	f->incoming->future = f;
 	rc_incoming_begin(ctx, f->incoming, r->refs, r->nr_refs, from->rank);
+}
+
+void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	const struct rw_reply *r = &m->u.reply;
+	/* Held: an answer that comes late may find an operation whose slot is being given to the next one. */
+	struct rref_future *f = rc_op_hold(ctx, r->call_id);
+
+	if (f && at_load(&f->kind) == RC_OP_CALL && f->peer == from->rank && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING &&
+	    !f->replied) {
+		take_reply(ctx, f, from, r);
+	} else {
+		/* Late: the caller gave up. References that came with it are taken and dropped, so that their owners know. */
+		at_add(&ctx->n.dropped, 1);
+		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
+	}
+	if (f)
+		rc_op_put(f);
 }

@@ -131,6 +131,22 @@ struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token)
 	return at_load(&f->gen) == (uint32_t)(token >> 32) && at_load(&f->refs) ? f : NULL;
 }
 
+struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
+{
+	struct rref_future *f = rc_op_find(ctx, token);
+	uint32_t refs = f ? at_load(&f->refs) : 0;
+
+	do {
+		if (!refs)
+			return NULL;
+	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
+	/* Acquire above, partner of the release in rc_op_get: a hold on the slot's next operation shows by its generation. */
+	if (at_load(&f->gen) == (uint32_t)(token >> 32))
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
 static int try_get(struct rref_ctx *ctx, struct rref_future **out)
 {
 	for (;;) {
@@ -185,7 +201,7 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	f->replied = false;
 	f->read_status = 0;
 	f->read_wc = -1;
-	at_store_rel(&f->refs, 2); /* partner: pin_pending */
+	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
 	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
 	at_store_rel(&f->state, RC_F_PENDING);
 	*out = f;

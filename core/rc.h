@@ -422,7 +422,8 @@ struct rref_id rc_next_id(struct rref_ctx *ctx);
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
 void rc_ops_close(struct rref_ctx *ctx);
 int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
-struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation */
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
+struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
