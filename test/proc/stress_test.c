@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Moments that rarely meet, made to meet: a device that is full or late, an end that comes between two steps of another
+ * thread, many threads at once. White box: over shm whatever the device under test is, since the provider's table is
+ * replaced by one that puts READs off.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "core/rc.h"
+#include "tg.h"
+
+#define MS NSEC_PER_MSEC
+
+static _Atomic int ran;
+
+static void count(struct rref_future *f, void *arg)
+{
+	TG_IS(rref_future_test(f), 1);
+	atomic_fetch_add((_Atomic int *)arg, 1);
+}
+
+static bool ran_enough(struct rref_ctx *ctx, void *arg)
+{
+	(void)ctx;
+	return atomic_load(&ran) >= *(int *)arg;
+}
+
+static bool nothing_in_flight(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_stats s = tg_stats(ctx);
+
+	(void)arg;
+	return s.ops_in_flight == 0 && s.landing_bytes == 0 && s.quarantined == 0;
+}
+
+static struct rref_ctx *join(int rank, const struct rref_function *fns, size_t nr)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	tg_options(&o, rank);
+	o.device = "shm";
+	o.functions = fns ? fns : tg_functions;
+	o.nr_functions = fns ? nr : tg_nr_functions;
+	TG_OK(rref_init(&o, &ctx));
+	return ctx;
+}
+
+/* A reference to a value of `length` bytes owned by rank 1, its location known here. */
+static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed)
+{
+	unsigned char bytes[RREF_ARGS_MAX];
+	struct rref *r;
+
+	tg_fill(bytes, length, seed);
+	TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = bytes, .length = length }, RREF_DEFAULT, &r));
+	tg_expect_bytes(r, bytes, length);
+	return r;
+}
+
+/* ---- a device that puts READs off ---- */
+
+/*
+ * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set their completion is an event of a later
+ * poll, as on a NIC, at most `slots` at once, none as long as `hold` is set.
+ */
+#define SLOTS_MAX 64
+static struct {
+	const struct rv_ops *real;
+	struct rv_ops ops;
+	struct rc_peer *peer;
+	struct ra_arena *landing;
+	_Atomic int refuse, hold, slots;
+	pthread_mutex_t lock;
+	struct rv_event done[SLOTS_MAX]; /* guarded by lock */
+	int nr_done;
+} dev = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int post_or_refuse(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	if (atomic_load(&dev.refuse) > 0) {
+		atomic_fetch_sub(&dev.refuse, 1);
+		return -EAGAIN;
+	}
+	return dev.real->post_reads(conn, r, n);
+}
+
+static int post_late(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	unsigned i;
+
+	if (atomic_load(&dev.refuse) > 0) {
+		atomic_fetch_sub(&dev.refuse, 1);
+		return -EAGAIN;
+	}
+	pthread_mutex_lock(&dev.lock);
+	for (i = 0; i < n && dev.nr_done < atomic_load(&dev.slots); i++) {
+		struct rv_event e = { .type = RV_EV_READ, .user = dev.peer, .cookie = r[i].cookie, .wc_status = -1 };
+		struct rv_read now = r[i];
+
+		for (unsigned k = 0; k < now.nr_sge; k++) {
+			void *base;
+			struct rc_region *region = ra_lookup(dev.landing, now.sge[k].addr, &base);
+
+			now.sge[k].lkey = region->mr[RV_SHM].lkey;
+		}
+		TG_IS(dev.real->post_reads(conn, &now, 1), 1);
+		e.status = now.status;
+		dev.done[dev.nr_done++] = e;
+	}
+	pthread_mutex_unlock(&dev.lock);
+	return i ? (int)i : -EAGAIN;
+}
+
+static int poll_late(struct rv_dev *d, struct rv_event *ev, unsigned max, unsigned flags)
+{
+	int n = dev.real->poll(d, ev, max, flags);
+
+	pthread_mutex_lock(&dev.lock);
+	if (!atomic_load(&dev.hold))
+		while (n >= 0 && n < (int)max && dev.nr_done > 0)
+			ev[n++] = dev.done[--dev.nr_done];
+	pthread_mutex_unlock(&dev.lock);
+	return n;
+}
+
+static void put_off(struct rref_ctx *ctx, bool late)
+{
+	struct rc_peer *p = &ctx->peers[1];
+
+	rc_lock(ctx);
+	dev.real = p->ops;
+	dev.ops = *p->ops;
+	dev.peer = p;
+	dev.landing = ctx->landing;
+	dev.ops.post_reads = late ? post_late : post_or_refuse;
+	if (late) {
+		dev.ops.poll = poll_late;
+		dev.slots = SLOTS_MAX;
+		p->kind = RV_IBV;
+		ctx->device[RV_SHM].ops = &dev.ops;
+	}
+	p->ops = &dev.ops;
+	rc_unlock(ctx);
+}
+
+/* The same keys under the other provider's number: the late device is shm in disguise. */
+static void disguise(struct rref_ctx *ctx, struct rref *r)
+{
+	rc_lock(ctx);
+	r->loc.rkey[RV_IBV] = r->loc.rkey[RV_SHM];
+	rc_unlock(ctx);
+}
+
+TG_TEST(read__that_finds_no_slot_is_tried_again, 2)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	if (rank == 0) {
+		struct rref *r = ready_ref(ctx, 100, 7);
+		struct rref_view *v;
+
+		put_off(ctx, false);
+		for (int n = 0; n < 5; n++) {
+			atomic_store(&dev.refuse, n);
+			TG_OK(rref_to_here(r, 5 * NSEC_PER_SEC, &v));
+			TG_CHECK(tg_filled(rref_view_data(v), 100, 0, 7));
+			rref_view_free(v);
+		}
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(cancel__of_a_read_that_waits_and_has_a_callback, 2)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	if (rank == 0) {
+		struct rref *r = ready_ref(ctx, 100, 7);
+		struct rref_future *f[4];
+		int want = 4;
+
+		put_off(ctx, false);
+		atomic_store(&dev.refuse, INT32_MAX);
+		for (int i = 0; i < 4; i++) {
+			TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f[i]));
+			TG_OK(rref_future_then(f[i], count, &ran));
+		}
+		TG_OK(rref_future_cancel(f[2]));
+		TG_OK(rref_future_cancel(f[0]));
+		want = 2;
+		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
+		TG_IS(rref_future_test(f[1]) + rref_future_test(f[3]), 0);
+		atomic_store(&dev.refuse, 0);
+		TG_OK(rref_future_wait(f[1], 5 * NSEC_PER_SEC));
+		TG_OK(rref_future_wait(f[3], 5 * NSEC_PER_SEC));
+		want = 4;
+		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
+		for (int i = 0; i < 4; i++)
+			rref_future_free(f[i]);
+		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		TG_IS(atomic_load(&ran), 4);
+		TG_IS(at_load(&ctx->peers[1].nr_waiting), 0);
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* The end of a read and its last completion under one hold of the lock, its callback still to run. */
+TG_TEST(cancel__of_a_read_whose_completion_is_there, 2)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	if (rank == 0) {
+		struct rref *r = ready_ref(ctx, 100, 7);
+		struct rref_future *f;
+		int want = 1;
+
+		put_off(ctx, true);
+		disguise(ctx, r);
+		atomic_store(&dev.hold, 1);
+		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
+		TG_OK(rref_future_then(f, count, &ran));
+		TG_IS(rref_future_test(f), 0);
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ECANCELED, "cancelled");
+		atomic_store(&dev.hold, 0);
+		rc_progress_locked(ctx, true);
+		rc_unlock(ctx);
+		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
+		TG_IS(rref_future_wait(f, 0), -ECANCELED);
+		rref_future_free(f);
+		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- the worker pool ---- */
+
+static _Atomic int inside;
+
+/* Ends when `arg` of them are inside at once. */
+static int meet(struct rref_call *call, void *arg)
+{
+	int64_t end = now_ns() + 5 * NSEC_PER_SEC;
+
+	(void)call;
+	atomic_fetch_add(&inside, 1);
+	while (atomic_load(&inside) < *(int *)arg) {
+		if (now_ns() > end)
+			return -ETIMEDOUT;
+		usleep(200);
+	}
+	return 0;
+}
+
+static int nothing(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	return 0;
+}
+
+TG_TEST(handlers__run_side_by_side_when_they_come_at_once, 1)
+{
+	int all = 4;
+	struct rref_function fns[] = { { .name = "meet", .handler = meet, .arg = &all }, { .name = "nothing", .handler = nothing } };
+	struct rref_ctx *ctx = join(rank, fns, array_size(fns));
+	struct rref_future *f[4];
+
+	/* One thread of the pool is there and idle. */
+	TG_OK(rref_rpc_sync(ctx, 0, "nothing", NULL, RREF_DEFAULT, NULL));
+	usleep(20000);
+	for (int i = 0; i < all; i++)
+		TG_OK(rref_rpc_async(ctx, 0, "meet", NULL, RREF_DEFAULT, &f[i]));
+	for (int i = 0; i < all; i++) {
+		TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
+		rref_future_free(f[i]);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- callbacks ---- */
+
+static _Atomic int other_ran;
+
+static void wait_for_the_other(struct rref_future *f, void *arg)
+{
+	struct rref_ctx *ctx = arg;
+	int64_t end = now_ns() + 5 * NSEC_PER_SEC;
+
+	(void)f;
+	if (atomic_fetch_add(&other_ran, 1) == 0)
+		while (atomic_load(&other_ran) < 2 && now_ns() < end)
+			rref_rpc_sync(ctx, 0, "nothing", NULL, RREF_DEFAULT, NULL);
+	if (atomic_load(&other_ran) >= 2)
+		atomic_fetch_add(&ran, 1);
+}
+
+/* Both end under one hold of the lock: the one that runs first may need what the other one does. */
+TG_TEST(callback__that_waits_does_not_hold_up_others, 1)
+{
+	struct rref_function fns[] = { { .name = "nothing", .handler = nothing } };
+	struct rref_ctx *ctx = join(rank, fns, array_size(fns));
+	struct rref_future *f[2];
+	struct rref *r[2];
+	void *data;
+
+	for (int i = 0; i < 2; i++) {
+		TG_OK(rref_alloc(ctx, 8, &r[i], &data));
+		TG_OK(rref_to_here_async(r[i], RREF_DEFAULT, &f[i]));
+		TG_OK(rref_future_then(f[i], wait_for_the_other, ctx));
+	}
+	rc_lock(ctx);
+	for (int i = 0; i < 2; i++)
+		rc_op_end(ctx, f[i], -ECANCELED, "cancelled");
+	rc_unlock(ctx);
+	TG_CHECK(tg_eventually(ran_enough, ctx, &(int){ 2 }));
+	for (int i = 0; i < 2; i++) {
+		rref_future_free(f[i]);
+		TG_OK(rref_set(r[i]));
+		rref_release(r[i]);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- sleeping ---- */
+
+static bool nobody_kicks(struct rref_ctx *ctx, void *arg)
+{
+	struct pollfd p = { .fd = ctx->kickfd, .events = POLLIN };
+
+	(void)arg;
+	return poll(&p, 1, 0) == 0;
+}
+
+/* Who kicks says so first and writes then; if the sleeper is up before the write, nothing says any more that it came. */
+TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+	uint64_t one = 1;
+
+	TG_IS(write(ctx->kickfd, &one, sizeof(one)), sizeof(one));
+	if (ctx->mode == RREF_PROGRESS_AUTO)
+		TG_CHECK(tg_eventually(nobody_kicks, ctx, NULL));
+	if (ctx->mode == RREF_PROGRESS_MANUAL) {
+		rref_ctx_arm(ctx);
+		rref_progress(ctx);
+		TG_CHECK(nobody_kicks(ctx, NULL));
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- leaving while others begin ---- */
+
+struct begun {
+	struct rref_ctx *ctx;
+	struct rref *ref;
+	int what, result;
+	_Atomic int started;
+};
+
+static void *begin(void *arg)
+{
+	struct begun *b = arg;
+	struct rref_future *f = NULL;
+	struct rref_view *v = NULL;
+	struct rref *r = NULL;
+
+	atomic_store(&b->started, 1);
+	switch (b->what) {
+	case 0:
+		b->result = rref_rpc_sync(b->ctx, 0, "tg.echo", NULL, RREF_FOREVER, NULL);
+		break;
+	case 1:
+		b->result = rref_remote(b->ctx, 0, "tg.echo", NULL, RREF_FOREVER, &r);
+		break;
+	case 2:
+		b->result = rref_to_here(b->ref, RREF_FOREVER, &v);
+		break;
+	case 3:
+		b->result = rref_rpc_sync(b->ctx, 1, "tg.echo", NULL, RREF_FOREVER, NULL);
+		break;
+	case 4:
+		b->result = rref_remote(b->ctx, 1, "tg.echo", NULL, RREF_FOREVER, &r);
+		break;
+	case 5:
+		b->result = rref_new(b->ctx, "x", 1, &r);
+		break;
+	case 6:
+		b->result = rref_to_here_async(b->ref, RREF_FOREVER, &f);
+		if (!b->result)
+			b->result = rref_future_wait(f, RREF_FOREVER);
+		break;
+	}
+	rref_future_free(f);
+	rref_view_free(v);
+	rref_release(r);
+	return NULL;
+}
+
+/* The state as close_down leaves it for one who came past the first look before, and gets the lock only now. */
+TG_TEST(begin__after_everything_was_ended, 2)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	if (rank == 0) {
+		struct rref *unset;
+		void *data;
+
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+		TG_OK(rref_alloc(ctx, 8, &unset, &data));
+		for (int what = 0; what < 7; what++) {
+			struct begun b = { .ctx = ctx, .ref = unset, .what = what, .result = 1 };
+			pthread_t t;
+
+			rc_lock(ctx);
+			TG_IS(pthread_create(&t, NULL, begin, &b), 0);
+			/* Past the first look, waiting for the lock. */
+			while (!atomic_load(&b.started))
+				usleep(100);
+			usleep(20000);
+			at_store_rel(&ctx->state, RC_CTX_CLOSING);
+			rc_unlock(ctx);
+			pthread_join(t, NULL);
+			TG_IS(b.result, -ESHUTDOWN);
+			at_store_rel(&ctx->state, RC_CTX_RUNNING);
+		}
+		TG_OK(rref_set(unset));
+		rref_release(unset);
+		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static _Atomic int stop;
+
+static void *read_own(void *arg)
+{
+	struct rref *r = arg;
+	struct rref_view *v;
+
+	while (!rref_to_here(r, RREF_DEFAULT, &v)) {
+		TG_CHECK(tg_filled(rref_view_data(v), 64, 0, 3));
+		rref_view_free(v);
+	}
+	return NULL;
+}
+
+/* A thread may be anywhere in a read of its own value when the context goes. */
+TG_TEST(shutdown__while_own_values_are_read, 1)
+{
+	for (int round = 0; round < 10; round++) {
+		struct rref_ctx *ctx = join(rank, NULL, 0);
+		unsigned char bytes[64];
+		struct rref *r[2];
+		pthread_t t[2];
+
+		tg_fill(bytes, sizeof(bytes), 3);
+		for (int i = 0; i < 2; i++) {
+			TG_OK(rref_new(ctx, bytes, sizeof(bytes), &r[i]));
+			TG_IS(pthread_create(&t[i], NULL, read_own, r[i]), 0);
+		}
+		usleep(1000);
+		/* What a thread may be about to alias is there as long as the handle is. */
+		struct rc_value *v = r[0]->value;
+
+		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
+		TG_IS(v->length, 64);
+		for (int i = 0; i < 2; i++) {
+			pthread_join(t[i], NULL);
+			rref_release(r[i]);
+		}
+		rref_free_ctx(ctx);
+	}
+	return 0;
+}
+
+/* ---- everything at once ---- */
+
+struct worker {
+	struct rref_ctx *ctx;
+	struct rref *ref[4];
+	size_t length[4];
+	unsigned seed;
+	pthread_t thread;
+};
+
+static void *mix(void *arg)
+{
+	struct worker *w = arg;
+	unsigned x = w->seed;
+
+	while (!atomic_load(&stop)) {
+		unsigned k = (x = x * 1664525 + 1013904223) >> 24, i = k & 3;
+		struct rref_future *f, *g;
+		struct rref_view *v;
+
+		switch ((k >> 2) % 6) {
+		case 0: /* never before its time, never other bytes */
+			TG_OK(rref_to_here(w->ref[i], RREF_DEFAULT, &v));
+			TG_IS(rref_view_length(v), w->length[i]);
+			TG_CHECK(tg_filled(rref_view_data(v), w->length[i], 0, i));
+			rref_view_free(v);
+			break;
+		case 1: /* times out, completes and is freed all at once */
+			TG_OK(rref_to_here_async(w->ref[i], 1, &f));
+			rref_future_free(f);
+			break;
+		case 2: {
+			char word[16];
+
+			memset(word, (int)k, sizeof(word));
+			TG_OK(rref_rpc_sync(w->ctx, 1, "tg.echo", &(struct rref_args){ .data = word, .length = 16 },
+					    RREF_DEFAULT, &f));
+			const void *data;
+			size_t length;
+
+			TG_OK(rref_future_data(f, &data, &length));
+			TG_IS(length, 16);
+			TG_CHECK(memcmp(data, word, 16) == 0);
+			rref_future_free(f);
+			break;
+		}
+		case 3: /* its answer finds nobody, or somebody else in its place */
+			TG_OK(rref_rpc_async(w->ctx, 1, "tg.echo", NULL, 1, &f));
+			rref_future_wait(f, RREF_DEFAULT);
+			rref_future_free(f);
+			break;
+		case 4:
+			TG_OK(rref_to_here_async(w->ref[i], RREF_DEFAULT, &f));
+			TG_OK(rref_to_here_async(w->ref[3 - i], RREF_DEFAULT, &g));
+			rref_future_cancel(f);
+			TG_OK(rref_future_wait(g, RREF_DEFAULT));
+			TG_OK(rref_future_view(g, &v));
+			TG_CHECK(tg_filled(rref_view_data(v), w->length[3 - i], 0, 3 - i));
+			rref_view_free(v);
+			rref_future_free(f);
+			rref_future_free(g);
+			break;
+		case 5: {
+			struct rref_view *vs[4];
+			int status[4];
+
+			TG_IS(rref_to_here_batch(w->ref, 4, RREF_DEFAULT, vs, status), 4);
+			for (unsigned j = 0; j < 4; j++) {
+				TG_CHECK(tg_filled(rref_view_data(vs[j]), w->length[j], 0, j));
+				rref_view_free(vs[j]);
+			}
+			break;
+		}
+		}
+	}
+	return NULL;
+}
+
+static int mixed(int rank, bool late)
+{
+	static const size_t lengths[4] = { 0, 1, 500, RREF_ARGS_MAX };
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	if (rank == 0) {
+		struct worker w[3];
+		struct rref *r[4];
+
+		for (unsigned i = 0; i < 4; i++)
+			r[i] = ready_ref(ctx, lengths[i], i);
+		if (late) {
+			put_off(ctx, true);
+			dev.slots = 3;
+			ctx->peers[1].max_msg = 1024; /* the last one is read in pieces */
+			for (unsigned i = 0; i < 4; i++)
+				disguise(ctx, r[i]);
+		}
+		for (unsigned i = 0; i < 3; i++) {
+			w[i].ctx = ctx;
+			w[i].seed = i + 1;
+			memcpy(w[i].ref, r, sizeof(r));
+			memcpy(w[i].length, lengths, sizeof(lengths));
+			TG_IS(pthread_create(&w[i].thread, NULL, mix, &w[i]), 0);
+		}
+		usleep(1500000);
+		atomic_store(&stop, 1);
+		for (int i = 0; i < 3; i++)
+			pthread_join(w[i].thread, NULL);
+		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		for (int i = 0; i < 4; i++)
+			rref_release(r[i]);
+		tg_until_clean(ctx, 0);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(mix__of_threads_time_outs_and_cancels, 2)
+{
+	return mixed(rank, false);
+}
+
+TG_TEST(mix__over_a_device_that_is_full_and_late, 2)
+{
+	return mixed(rank, true);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(read__that_finds_no_slot_is_tried_again),
+		cmocka_unit_test(cancel__of_a_read_that_waits_and_has_a_callback),
+		cmocka_unit_test(cancel__of_a_read_whose_completion_is_there),
+		cmocka_unit_test(handlers__run_side_by_side_when_they_come_at_once),
+		cmocka_unit_test(callback__that_waits_does_not_hold_up_others),
+		cmocka_unit_test(kick__that_is_written_late_does_not_keep_the_poller_awake),
+		cmocka_unit_test(begin__after_everything_was_ended),
+		cmocka_unit_test(shutdown__while_own_values_are_read),
+		cmocka_unit_test(mix__of_threads_time_outs_and_cancels),
+		cmocka_unit_test(mix__over_a_device_that_is_full_and_late),
+	};
+
+	return cmocka_run_group_tests_name("stress", tests, NULL, NULL);
+}
