@@ -179,6 +179,13 @@ int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
 	if (!v)
 		return rc_fail(ENOMEM, "memory for a value's record");
 	err = ra_alloc(ctx->values, RC_HEADER_BYTES + length, CACHE_LINE, &mem);
+	if (err == -ENOMEM) {
+		/* What was released a moment ago may still wait for whoever held the lock then. */
+		rc_lock(ctx);
+		rc_drain_dropped(ctx);
+		rc_unlock(ctx);
+		err = ra_alloc(ctx->values, RC_HEADER_BYTES + length, CACHE_LINE, &mem);
+	}
 	if (err) {
 		free(v);
 		return alloc_fail(err, "a value", length);

@@ -400,7 +400,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_memory_close(struct rref_ctx *ctx);
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
-int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out);
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); /* takes the lock when memory is short */
 void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */
 void rc_value_unpin(struct rc_value *v);
 void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
