@@ -51,7 +51,7 @@ SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests demo demo-roce check check-run check-asan check-tsan check-roce check-vm deps install uninstall clean
+.PHONY: all lib tools tests demo demo-roce check check-run check-asan check-tsan check-roce deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 

@@ -14,6 +14,8 @@
 
 #include "rc.h"
 
+#define BEACON_REGION ((size_t)2 << 20) /* the smallest an arena has */
+
 uint64_t rc_random64(void)
 {
 	static _Thread_local struct {
@@ -41,7 +43,7 @@ static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, s
 	r->ctx = ctx;
 	r->access = access;
 	r->length = length;
-	/* 55 random bits, huge-page aligned, never 0 and never near the end of the address space. */
+	/* 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. */
 	r->iova = ((rc_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
 	for (int k = 0; k < RV_NR_KINDS; k++) {
 		struct rc_device *d = &ctx->device[k];
@@ -106,12 +108,20 @@ static int alloc_fail(int err, const char *what, size_t length)
 	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
 }
 
-/* The first of each arena: also registers its first region, so that a limit on locked memory shows at once, not later. */
+/*
+ * The beacon has a region of its own: every peer is told its key, and that key must not open values. The landing place
+ * is the first block of its arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
+ */
 static int beacons_open(struct rref_ctx *ctx)
 {
+	struct ra_hooks hooks = { .reg = reg_value, .dereg = region_dereg, .ctx = ctx };
+	struct ra_options ro = { .max_bytes = BEACON_REGION, .first_region = BEACON_REGION, .name = "rref-beacon" };
 	void *mem;
-	int err = ra_alloc(ctx->values, RC_HEADER_BYTES, CACHE_LINE, &mem);
+	int err = ra_arena_create(&hooks, &ro, &ctx->beacons);
 
+	if (err)
+		return rc_fail(-err, "beacon memory: %s", ra_error_text());
+	err = ra_alloc(ctx->beacons, RC_HEADER_BYTES, CACHE_LINE, &mem);
 	if (err)
 		return alloc_fail(err, "the beacon", RC_HEADER_BYTES);
 	ctx->beacon = mem;
@@ -126,7 +136,7 @@ static int beacons_open(struct rref_ctx *ctx)
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 {
 	void *base;
-	struct rc_region *r = ra_lookup(ctx->values, ctx->beacon, &base);
+	struct rc_region *r = ra_lookup(ctx->beacons, ctx->beacon, &base);
 
 	out->beacon_addr = r->iova + (uint64_t)((char *)ctx->beacon - (char *)base);
 	out->beacon_rkey = r->mr[kind].rkey;
@@ -159,9 +169,10 @@ void rc_memory_close(struct rref_ctx *ctx)
 			if (v)
 				ra_free(ctx->landing, v, v->block);
 		}
+	ra_arena_destroy(ctx->beacons);
 	ra_arena_destroy(ctx->landing);
 	ra_arena_destroy(ctx->values);
-	ctx->landing = ctx->values = NULL;
+	ctx->beacons = ctx->landing = ctx->values = NULL;
 }
 
 /* ---- values ---- */

@@ -9,7 +9,7 @@
  *   any --DISCONNECTED, FAILED, protocol error--> fence --> DOWN
  *
  * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
- * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch, larger than any before.
+ * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
  *
  * The fence, strictly in this order: (1) no new read finds the connection, those under way are waited for; (2) the
  * device fence: on return nothing of the peer is in flight; (3) the machine drops what hangs on the session, what the

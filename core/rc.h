@@ -6,8 +6,9 @@
  * devices' [progress] calls. It is held for one step or one poll, never while waiting and never while the program's
  * code runs: callbacks and inline handlers are put on ctx->deferred and run by rc_unlock after the lock is gone.
  *
- * The read path does not take it: a ready handle's location is constant (published by handle->state), operations come
- * from a lock-free slab, and a connection is pinned by peer->readers (see peer.h's fence).
+ * Starting a read of one message does not take it: a ready handle's location is constant (published by handle->state),
+ * operations come from a lock-free slab, and a connection is pinned by peer->readers (see the fence in peer.c). Over shm
+ * such a read also ends without it; over ibv completions are taken by whoever gets the lock without waiting.
  *
  * Guards: [lock] progress lock; [atomic]; [const] after creation; [op] whoever completes the operation (state CAS won).
  */
@@ -295,7 +296,7 @@ struct rref_ctx {
 	struct rc_member *members;        /* [const] */
 	uint64_t incarnation;
 	int64_t timeout;
-	struct ra_arena *values, *landing;
+	struct ra_arena *values, *landing, *beacons;
 	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
 	struct rc_header *probe_landing;  /* [const] where theirs land */
 	struct rc_device device[RV_NR_KINDS];
@@ -358,7 +359,7 @@ struct rref_ctx {
 	enum rref_log_level log_level;
 };
 
-/* ctx.c / log.c */
+/* ctx.c */
 void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
 int rc_enter_slow(const struct rref_ctx *ctx);
@@ -485,7 +486,7 @@ bool rc_in_callback(void);
 void rc_callback_enter(void);
 void rc_callback_leave(void);
 
-/* progress.c / poller.c */
+/* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);

@@ -5,8 +5,8 @@
  * Key. Every handshake (rendezvous and each peer connection) is a challenge-response MAC (libsodium crypto_generichash,
  * keyed BLAKE2b, 32 bytes) over both nonces, both roles, ranks, incarnations and the protocol version. With a key file,
  * its bytes are hashed to the 32-byte group key. Without one, the key is a random secret of this user on this machine
- * ($XDG_RUNTIME_DIR/librref.key, else /tmp/librref-<uid>/key: directory 0700 and file 0600, both checked with
- * lstat/fstat for owner and mode, created O_EXCL|O_NOFOLLOW and atomically by link/rename), which only processes of the same user here
+ * ($XDG_RUNTIME_DIR/librref.key, else /tmp/librref-<uid>/key: directory 0700 and file 0600, both checked
+ * for owner and mode once open, created O_EXCL|O_NOFOLLOW and atomically by link/rename), which only processes of the same user here
  * can read: that is how "only peers of the same user on the same machine" is enforced on TCP. Then rank 0 listens on
  * loopback only; another address is refused (-EACCES) with a text that says to set a key.
  */
@@ -33,7 +33,7 @@ struct rc_key {
 int rc_key_load(const char *key_file, struct rc_key *out);
 void rc_key_wipe(struct rc_key *key);
 
-/* Constant time. mac: RC_MAC_BYTES. label separates the uses ("rref join 1", ...). */
+/* Constant time. mac: RC_MAC_BYTES. label separates the uses ("rref rendezvous join 1", ...). */
 void rc_mac(const struct rc_key *key, const char *label, const void *data, size_t length, uint8_t *mac);
 bool rc_mac_equal(const uint8_t *a, const uint8_t *b, size_t length);
 void rc_random(void *buf, size_t length);

@@ -11,7 +11,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
 	struct rp_counts c = { 0 };
-	struct ra_stats v, l;
+	struct ra_stats v, l, b;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
@@ -25,6 +25,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_unlock(ctx);
 	ra_stats(ctx->values, &v);
 	ra_stats(ctx->landing, &l);
+	ra_stats(ctx->beacons, &b);
 	s.size = out->size;
 	s.owners = c.owners;
 	s.forks = c.forks;
@@ -34,8 +35,8 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.parked = c.parked;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes;
-	s.nr_regions = v.nr_regions + l.nr_regions;
+	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
+	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions;
 	s.reads = at_load(&ctx->n.reads);
 	s.read_bytes = at_load(&ctx->n.read_bytes);
 	s.doorbells = at_load(&ctx->n.doorbells);

@@ -29,7 +29,9 @@
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
- *   -ENETRESET     this worker was cut off from that peer and fenced by it.
+ *   -ENETRESET     the peer began a new session: what belonged to the old one is gone.
+ *   -EDQUOT        a bound on what one worker may hold at another was reached.
+ *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
  *   -EBADMSG       what was read failed its check.
  *   -EPROTO        a peer broke the protocol; its connection is closed.
@@ -282,7 +284,7 @@ RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
 /*
  * rref_new: a new value with a copy of data (length bytes, may be 0; then data may be NULL), owned here.
  * *out: returned, free with rref_release. May lock.
- *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a region may be (2 GiB).
+ *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a value may be (1792 MiB less 64 bytes).
  */
 RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out);
 
@@ -301,7 +303,8 @@ RREF_API struct rref *rref_dup(struct rref *ref);
 
 /*
  * rref_release: gives one hold back. The last one ends the reference: on a user its owner is told. NULL accepted.
- * Allowed after rref_shutdown, not after rref_free_ctx. Lock-free.
+ * Allowed after rref_shutdown, not after rref_free_ctx. Never waits for a lock; when nobody holds the progress lock it
+ * makes progress, which may run callbacks.
  */
 RREF_API void rref_release(struct rref *ref);
 
@@ -372,7 +375,7 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
 /*
  * rref_rpc_async: calls a function by name on a worker (by rank; itself included). args NULL = empty; copied.
  * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned, free with
- * rref_future_free; result: rref_future_data / _ref. Lock-free but for memory; with too much in flight it waits (may
+ * rref_future_free; result: rref_future_data / _ref. May lock; with too much in flight it waits (may
  * block), up to timeout.
  *   -EMSGSIZE: arguments too large; -EINVAL: rank, name, a reference of another context;
  *   a failed reference among the arguments: its error, before anything is sent.
@@ -438,7 +441,7 @@ RREF_API int rref_future_then(struct rref_future *f, void (*fn)(struct rref_futu
 
 /*
  * rref_future_cancel: asks the operation to end with -ECANCELED. 0, or -EALREADY if it was complete. What arrives
- * later is dropped, and what it created is reclaimed. Lock-free.
+ * later is dropped, and what it created is reclaimed. May lock.
  */
 RREF_API int rref_future_cancel(struct rref_future *f);
 
@@ -469,7 +472,7 @@ RREF_API int rref_future_data(const struct rref_future *f, const void **data, si
 RREF_API int rref_future_nr_refs(const struct rref_future *f);
 RREF_API int rref_future_ref(struct rref_future *f, size_t i, struct rref **out);
 
-/* rref_future_free: at any time, complete or not (the operation then goes on unobserved). NULL accepted. Lock-free. */
+/* rref_future_free: at any time, complete or not (the operation then goes on unobserved). NULL accepted. May lock. */
 RREF_API void rref_future_free(struct rref_future *f);
 
 #ifdef __cplusplus

@@ -123,7 +123,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		conn->spans = s;
 		return rc;
 	}
-	/* Partner of all four: rvs_segment_find in read.c. Each is a release, so that word = 0 is seen before them. */
+	/* Partner of all four: find in read.c. Each is a release, so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
 	at_store_rel(&seg->length, p->length);
