@@ -85,8 +85,11 @@ static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 	} else if (h->owned) {
 		struct rc_value *v = e->value;
 
-		h->value = v;
-		at_store_rel(&h->state, RC_H_READY);
+		/* Once: from then on threads read it without the lock. */
+		if (at_load(&h->state) != RC_H_READY) {
+			h->value = v;
+			at_store_rel(&h->state, RC_H_READY);
+		}
 		if (rc_op_claim(f)) {
 			at_add(&v->pins, 1);
 			f->view = &v->view;

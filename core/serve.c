@@ -215,7 +215,7 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 			if (rc_op_claim(f)) {
 				f->status = status;
 				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
-				if (!status) {
+				if (!status && at_load(&h->state) != RC_H_READY) {
 					h->value = v;
 					at_store_rel(&h->state, RC_H_READY);
 				}
