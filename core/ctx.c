@@ -218,6 +218,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->handles);
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
+	list_init(&ctx->sleepers);
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
 	ctx->barrier_seen = calloc(ctx->world, sizeof(*ctx->barrier_seen));
 	return ctx;

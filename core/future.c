@@ -34,15 +34,22 @@ static bool make_progress(struct rref_ctx *ctx, bool slow)
 	return n > 0;
 }
 
-static void futex_sleep(struct rref_future *f, int64_t deadline)
+/* Says that somebody sleeps on f's word; false if it is complete, or just moved. *s: the word to sleep on. */
+static bool will_sleep(struct rref_future *f, uint32_t *s)
 {
-	uint32_t s = at_load(&f->state);
+	*s = at_load(&f->state);
+	if ((*s & RC_F_MASK) == RC_F_DONE)
+		return false;
+	if (!(*s & RC_F_WAITERS) && !at_cas_ar(&f->state, s, *s | RC_F_WAITERS))
+		return false;
+	*s |= RC_F_WAITERS;
+	return true;
+}
+
+static void futex_sleep(struct rref_future *f, uint32_t s, int64_t deadline)
+{
 	struct timespec ts, *limit = NULL;
 
-	if ((s & RC_F_MASK) == RC_F_DONE)
-		return;
-	if (!(s & RC_F_WAITERS) && !at_cas_ar(&f->state, &s, s | RC_F_WAITERS))
-		return;
 	if (deadline != INT64_MAX) {
 		int64_t left = max_of(deadline - now_ns(), 0);
 
@@ -50,20 +57,52 @@ static void futex_sleep(struct rref_future *f, int64_t deadline)
 		ts.tv_nsec = left % NSEC_PER_SEC;
 		limit = &ts;
 	}
-	syscall(SYS_futex, &f->state, FUTEX_WAIT_PRIVATE, s | RC_F_WAITERS, limit, NULL, 0);
+	syscall(SYS_futex, &f->state, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
 }
 
-/* Without a poller the waiter is the one who sleeps on the devices; a completion made by another thread kicks it. */
+/* One of the waiters without a poller. On the stack of its thread, in ctx->sleepers. */
+struct sleeper {
+	struct list node;
+	struct rref_future *f;
+};
+
+/* Nobody sleeps on the devices any more: another waiter has to. Its word changes, so that it cannot miss this. [lock] */
+static void call_sleeper(struct rref_ctx *ctx)
+{
+	if (ctx->device_sleeper || list_empty(&ctx->sleepers))
+		return;
+	struct rref_future *f = container_of(ctx->sleepers.next, struct sleeper, node)->f;
+
+	at_and_ar(&f->state, ~(uint32_t)RC_F_WAITERS);
+	syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+/*
+ * Without a poller one waiter sleeps on the devices, and a completion made by another thread kicks it; the others sleep
+ * on their futures. Each who leaves calls the next: that one takes the place, or leaves too.
+ */
 static void device_sleep(struct rref_ctx *ctx, struct rref_future *f, int64_t deadline)
 {
 	struct pollfd pfd = { .fd = ctx->epfd, .events = POLLIN };
-	uint32_t s = at_load(&f->state);
+	struct sleeper me = { .f = f };
 	int64_t now = now_ns(), wait;
 	bool sleep;
+	uint32_t s;
 
-	if (!(s & RC_F_WAITERS) && ((s & RC_F_MASK) == RC_F_DONE || !at_cas_ar(&f->state, &s, s | RC_F_WAITERS)))
+	if (!will_sleep(f, &s))
 		return;
 	rc_lock(ctx);
+	if (ctx->device_sleeper) {
+		list_add_tail(&ctx->sleepers, &me.node);
+		rc_unlock(ctx);
+		futex_sleep(f, s, deadline);
+		rc_lock(ctx);
+		list_del(&me.node);
+		call_sleeper(ctx);
+		rc_unlock(ctx);
+		return;
+	}
+	ctx->device_sleeper = true;
 	at_store_sc(&ctx->sleeping, 1);
 	sleep = rc_arm(ctx) && !done(f);
 	wait = min_of(rc_next_timer(ctx, now), max_of(deadline - now, 0));
@@ -77,6 +116,8 @@ static void device_sleep(struct rref_ctx *ctx, struct rref_future *f, int64_t de
 	rc_lock(ctx);
 	rc_disarm(ctx);
 	rc_progress_locked(ctx, true);
+	ctx->device_sleeper = false;
+	call_sleeper(ctx);
 	rc_unlock(ctx);
 }
 
@@ -113,9 +154,12 @@ int rc_op_wait(struct rref_future *f, int64_t deadline)
 			blocking = true;
 			rc_pool_blocking(ctx, 1);
 		}
-		if (ctx->has_poller) {
+		if (at_load(&ctx->has_poller)) {
+			uint32_t s;
+
 			rc_kick(ctx); /* the poller must look, and arm for finished READs, before this thread sleeps */
-			futex_sleep(f, deadline);
+			if (will_sleep(f, &s))
+				futex_sleep(f, s, deadline);
 		} else {
 			device_sleep(ctx, f, deadline);
 		}
@@ -165,7 +209,7 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 			at_add(&f->refs, 1);
 			rc_op_run_then(f);
 		}
-	} else if (f->ctx->has_poller) {
+	} else if (at_load(&f->ctx->has_poller)) {
 		rc_kick(f->ctx); /* nobody may be waiting for it: the poller has to */
 	}
 	return 0;

@@ -257,7 +257,7 @@ void rc_op_finish(struct rref_future *f, bool locked)
 
 	if (old & RC_F_WAITERS) {
 		syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-		if (!f->ctx->has_poller)
+		if (!at_load(&f->ctx->has_poller))
 			rc_kick(f->ctx); /* its waiter sleeps on the context's descriptor */
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {

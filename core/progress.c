@@ -248,7 +248,7 @@ int rc_poller_open(struct rref_ctx *ctx)
 	err = pthread_create(&ctx->poller, NULL, poller, ctx);
 	if (err)
 		return rc_fail(err, "the poller thread: %s", rref_strerror(err));
-	ctx->has_poller = true;
+	at_store(&ctx->has_poller, true);
 	if (ctx->poller_core >= 0) {
 		cpu_set_t set;
 
@@ -263,12 +263,12 @@ int rc_poller_open(struct rref_ctx *ctx)
 
 void rc_poller_close(struct rref_ctx *ctx)
 {
-	if (ctx->has_poller) {
+	if (at_load(&ctx->has_poller)) {
 		uint64_t one = 1;
 
 		at_store_rel(&ctx->stop, true);
 		(void)!write(ctx->kickfd, &one, sizeof(one));
 		pthread_join(ctx->poller, NULL);
-		ctx->has_poller = false;
+		at_store(&ctx->has_poller, false);
 	}
 }

@@ -327,7 +327,9 @@ struct rref_ctx {
 
 	/* poller */
 	pthread_t poller;
-	bool has_poller;
+	_Atomic bool has_poller;
+	bool device_sleeper;                      /* [lock] without a poller: a waiter sleeps on the devices */
+	struct list sleepers;                     /* [lock] the other waiters; future.c */
 	enum rref_progress_mode mode;
 	int poller_core;
 	int epfd, kickfd;
