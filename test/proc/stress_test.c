@@ -366,6 +366,80 @@ TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
 	return 0;
 }
 
+static void *call_often(void *ctx)
+{
+	for (int i = 0; i < 100; i++)
+		TG_OK(rref_rpc_sync(ctx, 1, "slow", NULL, RREF_DEFAULT, NULL));
+	return NULL;
+}
+
+static int slow(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	usleep(300); /* longer than a waiter spins */
+	return 0;
+}
+
+/* Without a poller one of them sleeps on the devices; when its call is over another has to. */
+TG_TEST(waiters__without_a_poller_take_turns, 2)
+{
+	struct rref_function fns[] = { { .name = "slow", .handler = slow } };
+	struct rref_options o;
+	struct rref_ctx *ctx;
+	pthread_t t[4];
+
+	tg_options(&o, rank);
+	o.device = "shm";
+	o.mode = rank ? o.mode : RREF_PROGRESS_MANUAL;
+	o.functions = fns;
+	o.nr_functions = array_size(fns);
+	TG_OK(rref_init(&o, &ctx));
+	if (rank == 0) {
+		for (int i = 0; i < 4; i++)
+			TG_IS(pthread_create(&t[i], NULL, call_often, ctx), 0);
+		for (int i = 0; i < 4; i++)
+			pthread_join(t[i], NULL);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static void *read_thrice(void *ref)
+{
+	struct rref_view *v;
+
+	for (int i = 0; i < 3; i++) {
+		TG_OK(rref_to_here(ref, RREF_DEFAULT, &v));
+		TG_IS(rref_view_length(v), 8);
+		rref_view_free(v);
+	}
+	return NULL;
+}
+
+/* Some wait for it, some find it ready: what the one publishes the other reads without the lock. */
+TG_TEST(set__while_threads_begin_to_read, 1)
+{
+	struct rref_ctx *ctx = join(rank, NULL, 0);
+
+	for (int round = 0; round < 100; round++) {
+		pthread_t t[3];
+		struct rref *r;
+		void *data;
+
+		TG_OK(rref_alloc(ctx, 8, &r, &data));
+		for (int i = 0; i < 3; i++)
+			TG_IS(pthread_create(&t[i], NULL, read_thrice, r), 0);
+		usleep((unsigned)round * 3);
+		TG_OK(rref_set(r));
+		for (int i = 0; i < 3; i++)
+			pthread_join(t[i], NULL);
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- leaving while others begin ---- */
 
 struct begun {
@@ -627,6 +701,8 @@ int main(void)
 		cmocka_unit_test(handlers__run_side_by_side_when_they_come_at_once),
 		cmocka_unit_test(callback__that_waits_does_not_hold_up_others),
 		cmocka_unit_test(kick__that_is_written_late_does_not_keep_the_poller_awake),
+		cmocka_unit_test(waiters__without_a_poller_take_turns),
+		cmocka_unit_test(set__while_threads_begin_to_read),
 		cmocka_unit_test(begin__after_everything_was_ended),
 		cmocka_unit_test(shutdown__while_own_values_are_read),
 		cmocka_unit_test(mix__of_threads_time_outs_and_cancels),
