@@ -115,10 +115,23 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
 	return 0;
 }
 
+static void run_left(struct list *queue)
+{
+	struct list *n;
+
+	while ((n = list_pop(queue)))
+		rc_run_call(container_of(n, struct rref_call, node));
+}
+
 void rc_pool_close(struct rref_ctx *ctx)
 {
-	struct rc_pool *pool = ctx->pool;
+	struct rc_pool *pool;
 
+	/* First nobody may push any more: calls of a worker to itself can still come out of its own queue. */
+	rc_lock(ctx);
+	pool = ctx->pool;
+	ctx->pool = NULL;
+	rc_unlock(ctx);
 	if (!pool)
 		return;
 	pthread_mutex_lock(&pool->lock);
@@ -127,18 +140,26 @@ void rc_pool_close(struct rref_ctx *ctx)
 	while (pool->threads)
 		pthread_cond_wait(&pool->gone, &pool->lock);
 	pthread_mutex_unlock(&pool->lock);
+	/* Left over only where no thread could be started for them. */
+	run_left(&pool->queue);
+	for (uint32_t i = 0; i < ctx->world; i++)
+		run_left(&pool->caller[i].apart);
 	pthread_mutex_destroy(&pool->lock);
 	pthread_cond_destroy(&pool->work);
 	pthread_cond_destroy(&pool->gone);
 	free(pool);
-	ctx->pool = NULL;
 }
 
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rc_pool *pool = ctx->pool;
-	struct rc_caller *c = &pool->caller[call->caller];
+	struct rc_caller *c;
 
+	if (!pool) {
+		list_add_tail(&ctx->deferred_calls, &call->node); /* closing: whoever holds the lock runs it, and it hears so */
+		return;
+	}
+	c = &pool->caller[call->caller];
 	pthread_mutex_lock(&pool->lock);
 	if (c->nr < PER_CALLER || call->caller == ctx->rank) {
 		c->nr++;

@@ -481,7 +481,7 @@ void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t 
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads);
 void rc_pool_close(struct rref_ctx *ctx);
-void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call);
+void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call); /* [lock] */
 void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1) / is back (-1) */
 void rc_call_put(struct rref_call *call);
 bool rc_in_callback(void);
