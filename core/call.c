@@ -97,6 +97,13 @@ static int check_target(struct rref_ctx *ctx, int rank, const char *function, co
 	return rc_function_check(function);
 }
 
+/* A sleeping poller that would wake too late for this deadline is woken to see it. [lock] */
+static void watch(struct rref_ctx *ctx, int64_t deadline)
+{
+	if (deadline < ctx->wake_at)
+		rc_kick(ctx);
+}
+
 /* Encodes and sends one call; f's token is its id. [lock] */
 static int send_call(struct rref_ctx *ctx, struct rref_future *f, int rank, const char *function, const struct rref_args *a,
 		     uint8_t kind, struct rref_id id, struct rref_id fork, int64_t deadline)
@@ -159,6 +166,7 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const s
 	err = send_call(ctx, f, rank, function, args, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, deadline);
 	if (!err) {
 		at_store(&f->deadline, deadline);
+		watch(ctx, deadline);
 		at_store(&f->kind, RC_OP_CALL);
 	}
 	rc_unlock(ctx);
@@ -243,6 +251,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	err = send_call(ctx, f, rank, function, args, RW_CALL_REMOTE, id, fork, deadline);
 	if (err == -EOWNERDEAD || !err) {
 		at_store(&f->deadline, deadline);
+		watch(ctx, deadline);
 		at_store(&f->kind, here ? RC_OP_LOCAL_CREATE : RC_OP_CREATE);
 		if (err)
 			rc_op_end(ctx, f, err, rc_error_text());

@@ -213,6 +213,7 @@ static void *poller(void *arg)
 		bool sleep = rc_arm(ctx) && !at_load_acq(&ctx->stop);
 		int64_t wait = rc_next_timer(ctx, now);
 
+		ctx->wake_at = now + wait;
 		rc_unlock(ctx);
 		if (sleep) {
 			struct epoll_event ev;

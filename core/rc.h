@@ -311,6 +311,7 @@ struct rref_ctx {
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
 	struct list deferred_calls;       /* [lock] inline calls to run */
 	int64_t next_tick;                /* [lock] */
+	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
 	int64_t polled_slow_at;           /* [lock] */
 	bool armed;                       /* [lock] devices would wake the poller */
 
