@@ -2,7 +2,7 @@
 #
 #   make demo | check            on this machine, over shared memory
 #   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
-#   make all | install | deps | clean
+#   make all | install | deps | perf | clean
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
 
@@ -51,7 +51,7 @@ SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests demo demo-roce check check-run check-asan check-tsan check-roce deps install uninstall clean
+.PHONY: all lib tools tests demo demo-roce check check-run check-asan check-tsan check-roce perf deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
@@ -147,6 +147,16 @@ demo-roce:
 check-roce: deps
 	@$(MAKE) --no-print-directory -s all
 	@test/tools/check-roce.sh
+
+# What the parts cost (Google Benchmark). ARGS goes to the program.
+perf:
+	@test/tools/deps.sh build perf
+	@$(MAKE) --no-print-directory -s $(BIN)/rref-parts
+	@$(BIN)/rref-parts $(ARGS)
+
+$(BIN)/rref-parts: perf/parts.cc $(STATIC)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 $(OPT) -Wall -Wextra $(CPPFLAGS_ALL) -o $@ $< $(STATIC) $(LDFLAGS_ALL) -lbenchmark $(LIBS)
 
 install: lib tools
 	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/bin
