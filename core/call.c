@@ -84,6 +84,31 @@ static int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadli
 	return 0;
 }
 
+/*
+ * After a fence the machine shares nothing with that peer until a new session is up. A message would start one, but the
+ * machine's step comes before the message: so what needs it waits here, making progress. [lock, let go of meanwhile]
+ */
+static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+{
+	while (p->fenced && p->rank != ctx->rank) {
+		int err = rc_peer_want(ctx, p);
+
+		if (err)
+			return err;
+		rc_progress_locked(ctx, true);
+		if (!p->fenced)
+			break;
+		if (at_load(&ctx->state) != RC_CTX_RUNNING)
+			return rc_fail(ESHUTDOWN, "the context was shut down");
+		if (now_ns() >= deadline)
+			return rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name);
+		rc_unlock(ctx);
+		sched_yield();
+		rc_lock(ctx);
+	}
+	return 0;
+}
+
 static int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
 {
 	int err = rc_enter(ctx);
@@ -110,8 +135,10 @@ static int send_call(struct rref_ctx *ctx, struct rref_future *f, int rank, cons
 {
 	struct rw_message m = { .frame.type = RW_CALL };
 	struct rw_call *c = &m.u.call;
-	int err = wait_for_room(ctx, &ctx->peers[rank], deadline);
+	int err = a && a->nr_refs ? wait_for_session(ctx, &ctx->peers[rank], deadline) : 0;
 
+	if (!err)
+		err = wait_for_room(ctx, &ctx->peers[rank], deadline);
 	if (err)
 		return err;
 	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
@@ -226,11 +253,13 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	struct rref_id id = rc_next_id(ctx), fork = rc_next_id(ctx);
 
 	rc_lock(ctx);
-	h = rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
+	err = wait_for_session(ctx, &ctx->peers[rank], deadline);
+	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
 			       .handle = h };
 
-	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
+	if (!err)
+		err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
 	if (err) {
 		if (h) {
 			h->ended = true;

@@ -82,6 +82,7 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
 
 	p->ever_up = true;
+	p->fenced = false;
 	p->nobody = false;
 	p->probe_at = now_ns() + ctx->peer_timeout / 2;
 	rc_step(ctx, &up, NULL);
@@ -164,6 +165,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = p->why };
 
 	p->grace_at = now_ns() + GRACE_NS;
+	p->fenced = true;
 	rc_step(ctx, &ev, NULL);
 	rc_ops_fail_peer(ctx, p->rank, status, p->why);
 	while ((n = list_pop(&p->waiting))) {

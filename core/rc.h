@@ -194,6 +194,7 @@ struct rc_peer {
 	enum rc_peer_state state;     /* [lock] */
 	bool said_goodbye;            /* [lock] its end is orderly */
 	bool ever_up;                 /* [lock] there was a session */
+	bool fenced;                  /* [lock] the machine shares nothing with it until a new session is up */
 	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
 	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
 	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */

@@ -90,6 +90,20 @@ static bool everybody_left(struct rref_ctx *ctx)
 	return true;
 }
 
+/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. [lock, let go of meanwhile] */
+static void wait_for_retry(struct rref_ctx *ctx, const struct rc_peer *p, int64_t deadline)
+{
+	struct timespec nap = { .tv_nsec = NSEC_PER_MSEC };
+
+	while (p->rank != ctx->rank && p->state == RC_PEER_DOWN && !p->said_goodbye && !p->nobody &&
+	       now_ns() < min_of(p->retry_at, deadline)) {
+		rc_progress_locked(ctx, true);
+		rc_unlock(ctx);
+		nanosleep(&nap, NULL);
+		rc_lock(ctx);
+	}
+}
+
 static int barrier(struct rref_ctx *ctx, int64_t deadline)
 {
 	struct rw_message m = { .frame.type = RW_BARRIER };
@@ -103,6 +117,7 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline)
 	f->peer = 0;
 	at_store(&f->kind, RC_OP_BARRIER);
 	ctx->barrier_op = f;
+	wait_for_retry(ctx, &ctx->peers[0], deadline);
 	err = rc_send(ctx, 0, &m);
 	if (err)
 		rc_op_end(ctx, f, err, rc_error_text());

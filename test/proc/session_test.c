@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A session that breaks although both workers live: what was before is fenced, what comes after works, in a new epoch. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "core/rc.h"
+#include "tg.h"
+
+static int first_byte(struct rref_call *call, void *arg)
+{
+	struct rref_view *v;
+	unsigned char byte;
+
+	(void)arg;
+	int err = rref_to_here(rref_call_ref(call, 0), RREF_DEFAULT, &v);
+
+	if (err)
+		return rref_call_error(call, err, "%s", rref_last_error());
+	byte = *(const unsigned char *)rref_view_data(v);
+	rref_view_free(v);
+	return rref_call_reply(call, &(struct rref_args){ .data = &byte, .length = 1 });
+}
+
+static int echo(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
+}
+
+static const struct rref_function functions[] = {
+	{ .name = "first_byte", .handler = first_byte },
+	{ .name = "echo", .handler = echo },
+};
+
+static void share(struct rref_ctx *ctx, unsigned char byte)
+{
+	struct rref_future *f;
+	struct rref *r;
+	const void *data;
+	size_t length;
+
+	TG_OK(rref_new(ctx, &byte, 1, &r));
+	TG_OK(rref_rpc_sync(ctx, 1, "first_byte", &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT, &f));
+	TG_OK(rref_future_data(f, &data, &length));
+	TG_CHECK(length == 1 && *(const unsigned char *)data == byte);
+	rref_future_free(f);
+	rref_release(r);
+}
+
+static struct rref *create(struct rref_ctx *ctx, unsigned char byte)
+{
+	struct rref *r;
+	struct rref_view *v;
+
+	TG_OK(rref_remote(ctx, 1, "echo", &(struct rref_args){ .data = &byte, .length = 1 }, RREF_DEFAULT, &r));
+	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
+	TG_IS(*(const unsigned char *)rref_view_data(v), byte);
+	rref_view_free(v);
+	return r;
+}
+
+static bool peer_is_down(struct rref_ctx *ctx, void *arg)
+{
+	(void)arg;
+	return !at_load(&ctx->peers[0].alive);
+}
+
+static uint32_t epoch_with_1(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	uint32_t epoch = ctx->peers[1].epoch;
+
+	rc_unlock(ctx);
+	return epoch;
+}
+
+static int broken(int rank, void *arg)
+{
+	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
+	bool by_creation = arg != NULL;
+
+	if (rank == 1) {
+		/* Serves until the connection is gone, and hears of that by itself. */
+		TG_CHECK(tg_eventually(peer_is_down, ctx, NULL));
+	} else {
+		struct rref *old = create(ctx, 1);
+		struct rref_view *v;
+		uint32_t epoch = epoch_with_1(ctx);
+
+		share(ctx, 2);
+		rc_lock(ctx);
+		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
+		rc_unlock(ctx);
+		/* What hung on the old session is gone, and says so. */
+		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
+		rref_release(old);
+		usleep(300000); /* past the time in which a peer that could not be reached is not tried again */
+		if (by_creation) {
+			rref_release(create(ctx, 3));
+			share(ctx, 4);
+		} else {
+			share(ctx, 3);
+			rref_release(create(ctx, 4));
+		}
+		TG_CHECK(epoch_with_1(ctx) > epoch);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static void broken__sharing_begins_a_new_session(void **state)
+{
+	(void)state;
+	assert_int_equal(tg_run(2, broken, NULL), 0);
+}
+
+static void broken__creating_begins_a_new_session(void **state)
+{
+	(void)state;
+	assert_int_equal(tg_run(2, broken, (void *)1), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(broken__creating_begins_a_new_session),
+		cmocka_unit_test(broken__sharing_begins_a_new_session),
+	};
+
+	return cmocka_run_group_tests_name("session", tests, NULL, NULL);
+}
