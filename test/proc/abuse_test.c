@@ -442,7 +442,7 @@ static void refused(struct foe *f, int to, int status, const char *text)
 static int foe(void (*body)(struct foe *f))
 {
 	struct foe *f = calloc(1, sizeof(*f));
-	struct rv_options ro = { .max_conns = 16 };
+	struct rv_options ro = { .gid_index = -1, .max_conns = 16 };
 
 	TG_CHECK(f && sodium_init() >= 0);
 	f->ops = tg_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
