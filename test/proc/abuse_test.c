@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/mman.h>
 #include <cmocka.h>
 
 #include "core/rc_group.h"
@@ -20,6 +21,7 @@
 
 #define FOE 2
 #define WORLD 3
+#define BEACON_BYTES 4096
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED true
@@ -222,6 +224,9 @@ struct foe {
 	uint64_t nr_recv[RW_NR_TYPES], nr_proto[RP_MSG_NR_TYPES];
 	uint64_t nr_again;                  /* replies -EAGAIN */
 	int32_t reply_status, proto_status; /* of the last */
+
+	void *beacon;                       /* what peers READ to learn that our device answers */
+	struct rv_mr beacon_mr;
 };
 
 static void on_recv(struct foe *f, const struct rv_event *ev)
@@ -353,6 +358,9 @@ static int say_auth(struct foe *f)
 	struct rw_message m = { .frame.type = RW_AUTH };
 
 	memcpy(m.u.auth.mac, f->proof, sizeof(f->proof));
+	m.u.auth.beacon_addr = f->beacon_mr.iova;
+	m.u.auth.beacon_rkey = f->beacon_mr.rkey;
+	TG_OK(f->ops->allow_reads(f->conn));
 	return say(f, &m);
 }
 
@@ -439,6 +447,18 @@ static void refused(struct foe *f, int to, int status, const char *text)
 	others_work();
 }
 
+/* A member that is silent while it works is asked for its beacon, by READs (over ibv): without one it would be left. */
+static void light_beacon(struct foe *f)
+{
+	int fd = memfd_create("foe", MFD_CLOEXEC);
+
+	TG_CHECK(fd >= 0 && !ftruncate(fd, BEACON_BYTES));
+	f->beacon = mmap(NULL, BEACON_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	TG_CHECK(f->beacon != MAP_FAILED);
+	TG_OK(f->ops->reg(f->dev, f->beacon, BEACON_BYTES, fd, UINT64_C(0x5eed) << 32, RV_ACCESS_REMOTE_READ, &f->beacon_mr));
+	close(fd);
+}
+
 static int foe(void (*body)(struct foe *f))
 {
 	struct foe *f = calloc(1, sizeof(*f));
@@ -448,6 +468,7 @@ static int foe(void (*body)(struct foe *f))
 	f->ops = tg_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
 	TG_OK(rc_key_load(NULL, &f->key));
 	TG_OK(f->ops->open(&ro, &f->dev));
+	light_beacon(f);
 	f->me.rank = FOE;
 	rc_random(&f->me.incarnation, sizeof(f->me.incarnation));
 	snprintf(f->me.name, sizeof(f->me.name), "foe");
@@ -458,6 +479,8 @@ static int foe(void (*body)(struct foe *f))
 	body(f);
 	others_work();
 	hang_up(f);
+	f->ops->dereg(f->dev, &f->beacon_mr);
+	munmap(f->beacon, BEACON_BYTES);
 	f->ops->close(f->dev);
 	rc_key_wipe(&f->key);
 	free(f);
@@ -776,6 +799,22 @@ FOE_TEST(sequence__and_epoch_that_are_not_next)
 	TG_IS(f->nr_recv[RW_REPLY], 0);
 }
 
+/* Over ibv a silent member's beacon is READ; a false one ends that member's session. Over shm nobody asks for it. */
+FOE_TEST(beacon__false)
+{
+	f->beacon_mr.rkey ^= 0x5a00;
+	meet(f, 1);
+	if (tg_is_shm()) {
+		still_served(f);
+		return;
+	}
+	UNTIL(f, f->ended);
+	others_work();
+	f->beacon_mr.rkey ^= 0x5a00;
+	meet(f, 1);
+	still_served(f);
+}
+
 /* ---- well-formed, and not the foe's to say ---- */
 
 FOE_TEST(direction__wrong)
@@ -1080,6 +1119,7 @@ int main(void)
 		cmocka_unit_test(sequence__and_epoch_that_are_not_next),
 		cmocka_unit_test(direction__wrong),
 		cmocka_unit_test(protocol__answers_never_asked_for),
+		cmocka_unit_test(beacon__false),
 		cmocka_unit_test(protocol__what_belongs_to_others),
 		cmocka_unit_test(records__forged),
 		cmocka_unit_test(creation__with_ids_of_others),
