@@ -119,6 +119,11 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/modes.sh
 RUN := test/tools/run-tests.sh
+# Test programs that run beside each other. They mostly wait; the longest ones are named first.
+RREF_TEST_JOBS ?= 4
+export RREF_TEST_JOBS
+LONG := %/modes.sh %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/death_test
+ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:
 	@test/tools/deps.sh build check
@@ -133,14 +138,14 @@ check: deps
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(UNIT) $(PROC) $(SCRIPTS)
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(PROC) $(UNIT))
 
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) san-tests
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
 
 check-san-run:
-	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(SAN_UNIT) $(PROC)
+	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(call ordered,$(PROC) $(SAN_UNIT))
 
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
 demo-roce:

@@ -33,18 +33,23 @@ int tg_scale(int n)
 	return tg_is_shm() ? n : n / 20 > 1 ? n / 20 : 1;
 }
 
-/* The kernel's choice of a port that is free now. */
-int tg_free_port(void)
+/*
+ * A port is chosen here and bound later by rank 0. Each process has a loopback address of its own for that, made of its
+ * pid, so that neither test programs that run beside each other nor the kernel's own choices can take it meanwhile.
+ */
+void tg_free_place(char *buf, size_t size)
 {
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	unsigned pid = (unsigned)getpid();
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl((127u << 24 | 64u << 16) + pid) };
 	socklen_t len = sizeof(a);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0;
+	char ip[INET_ADDRSTRLEN];
 
 	if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && getsockname(fd, (struct sockaddr *)&a, &len) == 0)
 		port = ntohs(a.sin_port);
 	if (fd >= 0)
 		close(fd);
-	return port;
+	snprintf(buf, size, "%s:%d", inet_ntop(AF_INET, &a.sin_addr, ip, sizeof(ip)), port);
 }
 
 static void log_to_stderr(void *ctx, enum rref_log_level level, const char *text)
@@ -441,7 +446,7 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (g->shared == MAP_FAILED)
 		return -1;
-	snprintf(g->rendezvous, sizeof(g->rendezvous), "127.0.0.1:%d", tg_free_port());
+	tg_free_place(g->rendezvous, sizeof(g->rendezvous));
 	fflush(NULL);
 	for (int r = 0; r < g->world; r++) {
 		g->pid[r] = fork();

@@ -58,7 +58,7 @@ void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
-int tg_free_port(void);
+void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false after 20 s. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);

@@ -224,7 +224,7 @@ TG_TEST(rendezvous__nobody_there, 1)
 	char place[64];
 	int64_t start = now_ns();
 
-	snprintf(place, sizeof(place), "127.0.0.1:%d", tg_free_port());
+	tg_free_place(place, sizeof(place));
 	tg_options(&o, 1);
 	o.world_size = 2;
 	o.rendezvous = place;

@@ -1087,7 +1087,7 @@ TG_TEST(contexts__two_groups_in_two_processes, 2)
 
 	ctx[0] = join(rank);
 	if (rank == 0) {
-		snprintf(tg_current->shared->bytes, 64, "127.0.0.1:%d", tg_free_port());
+		tg_free_place(tg_current->shared->bytes, 64);
 		tg_set_flag(0, 1);
 	}
 	tg_wait_flag_serving(ctx[0], 0, 1);
