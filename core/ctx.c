@@ -55,9 +55,6 @@ static void log_below(void *arg, int level, const char *text)
 
 static int check_options(const struct rref_options *o)
 {
-	if (o->size != sizeof(*o))
-		return rc_fail(EINVAL, "options: size is %zu, this library's is %zu: call rref_options_init first", o->size,
-			       sizeof(*o));
 	if (o->world_size < 1 || o->world_size > 1024)
 		return rc_fail(EINVAL, "world size %d: 1 to 1024 (RREF_WORLD_SIZE)", o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
@@ -237,7 +234,9 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	if (sodium_init() < 0)
 		return rc_fail(EIO, "libsodium could not be initialised");
 	if (opt) {
-		o = *opt;
+		err = rc_options_read(opt, &o);
+		if (err)
+			return err;
 	} else {
 		rref_options_init(&o);
 		err = rref_options_from_env(&o);

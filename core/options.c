@@ -46,16 +46,34 @@ static const struct number {
 	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0, TIMEOUT_MS_MAX },
 };
 
-void rref_options_init(struct rref_options *opt)
+void rref_options_init_size(struct rref_options *opt, size_t size)
 {
+	struct rref_options o = { .size = size, .world_size = 1, .device = "auto", .poller_core = -1,
+				  .log_level = RREF_LOG_WARNING };
+
 	if (!opt)
 		return;
-	memset(opt, 0, sizeof(*opt));
-	opt->size = sizeof(*opt);
-	opt->world_size = 1;
-	opt->device = "auto";
-	opt->poller_core = -1;
-	opt->log_level = RREF_LOG_WARNING;
+	memset(opt, 0, size);
+	memcpy(opt, &o, min_of(size, sizeof(o)));
+}
+
+int rc_options_read(const struct rref_options *opt, struct rref_options *out)
+{
+	size_t size = opt->size;
+
+	if (size < RC_OPTIONS_MIN)
+		return rc_fail(EINVAL, "options: size is %zu, the least is %zu: call rref_options_init first", size, RC_OPTIONS_MIN);
+	/* A newer program: what this library does not know must not have been asked for. The page bounds a wild size. */
+	if (size > RC_OPTIONS_MAX)
+		return rc_fail(EINVAL, "options: size is %zu: call rref_options_init first", size);
+	for (size_t i = sizeof(*out); i < size; i++)
+		if (((const unsigned char *)opt)[i])
+			return rc_fail(EINVAL, "options: size is %zu, this library (%s) knows %zu, and something beyond is set", size,
+				       rref_version(), sizeof(*out));
+	rref_options_init(out);
+	memcpy(out, opt, min_of(size, sizeof(*out)));
+	out->size = sizeof(*out);
+	return 0;
 }
 
 static int refuse(const char *variable, const char *value, const char *why)
@@ -210,10 +228,9 @@ int rref_options_from_env(struct rref_options *opt)
 
 	if (!opt)
 		return rc_fail(EINVAL, "options: NULL");
-	if (opt->size != sizeof(*opt))
-		return rc_fail(EINVAL, "options: size is %zu, this library's is %zu: call rref_options_init first", opt->size,
-			       sizeof(*opt));
-	o = *opt;
+	r = rc_options_read(opt, &o);
+	if (r)
+		return r;
 	for (size_t i = 0; i < array_size(numbers); i++) {
 		const char *variable = numbers[i].variable;
 
@@ -270,6 +287,7 @@ int rref_options_from_env(struct rref_options *opt)
 		else
 			o.flags |= RREF_NO_LEAK_CHECK;
 	}
-	*opt = o;
+	o.size = opt->size;
+	memcpy(opt, &o, min_of(o.size, sizeof(o))); /* no further than the program's own */
 	return 0;
 }

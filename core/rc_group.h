@@ -106,4 +106,12 @@ struct rc_device_choice {
 };
 int rc_device_parse(const char *text, struct rc_device_choice *out);
 
+/*
+ * options.c: a program's options, whatever version it was built for, as this library's struct. Those of version 0.1 end
+ * with flags, and no later struct is shorter.
+ */
+#define RC_OPTIONS_MIN (offsetof(struct rref_options, flags) + sizeof(unsigned))
+#define RC_OPTIONS_MAX ((size_t)4096)
+int rc_options_read(const struct rref_options *opt, struct rref_options *out);
+
 #endif

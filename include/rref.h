@@ -142,7 +142,7 @@ struct rref_function {
  * The environment variable named behind a field is what rref_options_from_env reads.
  */
 struct rref_options {
-	size_t size;                    /* sizeof(struct rref_options), set by rref_options_init */
+	size_t size;                    /* of the program's struct rref_options, set by rref_options_init */
 	const char *name;               /* RREF_NAME: unique, 1..127 of A-Za-z0-9_:- ; NULL = "worker<rank>" */
 	int rank;                       /* RREF_RANK, RANK: 0..world_size-1 */
 	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024 */
@@ -169,8 +169,15 @@ struct rref_options {
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
-/* rref_options_init: sets every field to its default. Wait-free. */
-RREF_API void rref_options_init(struct rref_options *opt);
+/*
+ * rref_options_init(opt): sets every field to its default. NULL accepted. Wait-free. A macro, so that the size is the
+ * program's own: a newer library neither writes behind the options of an older program nor reads there, and takes the
+ * defaults for what it does not have. An older library takes the options of a newer program as long as what it does not
+ * know is left at 0, and refuses them otherwise (-EINVAL, in rref_init). Languages without macros call
+ * rref_options_init_size with the size of their own struct.
+ */
+#define rref_options_init(opt) rref_options_init_size((opt), sizeof(struct rref_options))
+RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
 
 /*
  * rref_options_from_env: overwrites the fields whose variable is set. Strings point into the environment.

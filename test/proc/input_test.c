@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <cmocka.h>
 
@@ -41,8 +42,8 @@ TG_TEST(options__bad_fields, 1)
 	tg_options(&good, 0);
 #define BAD(field, value, text) (o = good, o.field = (value), refuse(&o, -EINVAL, (text)))
 	BAD(size, 0, "size");
-	BAD(size, sizeof(o) - 1, "rref_options_init");
-	BAD(size, sizeof(o) + 8, "size");
+	BAD(size, 8, "rref_options_init");
+	BAD(size, 1 << 20, "size");
 	BAD(rank, -1, "rank -1");
 	BAD(rank, 1, "rank 1");
 	BAD(rank, INT32_MAX, "rank");
@@ -85,6 +86,61 @@ TG_TEST(options__defaults_do, 1)
 	o.device = tg_device();
 	accept_and_leave(&o);
 	rref_options_init(NULL);
+	return 0;
+}
+
+/* Programs that were built for another version: their struct is shorter or longer than the library's. */
+TG_TEST(options__of_another_version, 1)
+{
+	size_t shortest = offsetof(struct rref_options, flags) + sizeof(unsigned);
+	union {
+		struct rref_options o;
+		unsigned char bytes[sizeof(struct rref_options) + 32];
+	} *newer, *older;
+	struct rref_options good;
+
+	tg_options(&good, 0);
+	/* Nothing is written behind the end of an older program's struct. */
+	older = malloc(sizeof(*older));
+	TG_CHECK(older);
+	memset(older, 0x5a, sizeof(*older));
+	rref_options_init_size(&older->o, shortest);
+	for (size_t i = shortest; i < sizeof(*older); i++)
+		TG_IS(older->bytes[i], 0x5a);
+	setenv("RREF_TIMEOUT_MS", "1500", 1);
+	TG_OK(rref_options_from_env(&older->o));
+	TG_IS(older->o.timeout, 1500 * MS);
+	TG_IS(older->o.size, shortest);
+	for (size_t i = shortest; i < sizeof(*older); i++)
+		TG_IS(older->bytes[i], 0x5a);
+	unsetenv("RREF_TIMEOUT_MS");
+	free(older);
+	/* And nothing is read there: the next byte cannot be. */
+	char *page = mmap(NULL, 2 * 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	TG_CHECK(page != MAP_FAILED && mprotect(page + 65536, 65536, PROT_NONE) == 0);
+	struct rref_options *exact = (struct rref_options *)(void *)(page + 65536 - shortest);
+
+	memcpy(exact, &good, shortest);
+	exact->size = shortest;
+	accept_and_leave(exact);
+	exact->size = shortest - 1;
+	refuse(exact, -EINVAL, "rref_options_init");
+	munmap(page, 2 * 65536);
+	/* A newer program that does not use what is new, and one that does. */
+	newer = malloc(sizeof(*newer));
+	TG_CHECK(newer);
+	memset(newer, 0x5a, sizeof(*newer));
+	rref_options_init_size(&newer->o, sizeof(*newer));
+	for (size_t i = sizeof(good); i < sizeof(*newer); i++)
+		TG_IS(newer->bytes[i], 0);
+	newer->o.device = tg_device();
+	TG_OK(rref_options_from_env(&newer->o));
+	accept_and_leave(&newer->o);
+	newer->bytes[sizeof(*newer) - 1] = 1;
+	refuse(&newer->o, -EINVAL, "beyond");
+	TG_IS(rref_options_from_env(&newer->o), -EINVAL);
+	free(newer);
 	return 0;
 }
 
@@ -675,6 +731,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(options__bad_fields),
 		cmocka_unit_test(options__defaults_do),
+		cmocka_unit_test(options__of_another_version),
 		cmocka_unit_test(options__small_and_large_but_good),
 		cmocka_unit_test(options__bad_functions),
 		cmocka_unit_test(names__ill_formed),
