@@ -7,11 +7,13 @@
 
 #include "tg.h"
 
-static struct rref *published;
+/* Atomic: that it is set before it is asked for, another process sees to. */
+static struct rref *_Atomic published;
 
 static int get_published(struct rref_call *call, void *arg)
 {
-	struct rref_args a = { .refs = &published, .nr_refs = 1 };
+	struct rref *ref = published;
+	struct rref_args a = { .refs = &ref, .nr_refs = 1 };
 
 	(void)arg;
 	return rref_call_reply(call, &a);
@@ -89,7 +91,10 @@ static int pair(int rank, void *arg)
 
 	(void)arg;
 	if (rank == 0) {
-		TG_OK(rref_new(ctx, "published", 10, &published));
+		struct rref *ref;
+
+		TG_OK(rref_new(ctx, "published", 10, &ref));
+		published = ref;
 		tg_meet(0);
 	} else {
 		struct rref_future *f;
