@@ -52,6 +52,9 @@ DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
 
 SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
+# What the tests link: the same, but that faults can be injected into its messages (core/rc_inject.h).
+STATIC_TEST := $(B)/librref-test.a
+INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
 .PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf deps install uninstall clean
@@ -66,6 +69,10 @@ san-tests: $(SAN_UNIT) $(PROC)
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+$(B)/inject/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 # A private jemalloc (docs/ARCHITECTURE.md, "alloc"): one relocatable object in which only the arena calls stay
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
@@ -84,6 +91,10 @@ $(STATIC): $(LIB_OBJ) $(B)/jemalloc.o
 	@rm -f $@
 	$(AR) rcs $@ $^
 
+$(STATIC_TEST): $(filter-out $(INJECT:%=$(B)/%.o),$(LIB_OBJ)) $(INJECT:%=$(B)/inject/%.o) $(B)/jemalloc.o
+	@rm -f $@
+	$(AR) rcs $@ $^
+
 $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 	$(CC) -shared $(LDFLAGS_ALL) -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
 		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
@@ -93,15 +104,15 @@ $(B)/librref.pc: core/librref.pc.in Makefile
 	@mkdir -p $(@D)
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
 
-$(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC)
+$(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
-$(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC)
+$(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
-$(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC)
+$(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 

@@ -64,6 +64,26 @@ void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 	}
 }
 
+/* A call that was accepted, and never went: the callee has nothing of it. */
+void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text)
+{
+	struct rref_future *f = rc_op_hold(ctx, c->call_id);
+
+	for (uint32_t i = 0; i < c->nr_refs; i++) {
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = c->refs[i].id, .fork = c->refs[i].fork, .peer = to };
+
+		/* Which fork it was shared from the machine knows; here it only tells a user's child from an owner's fork. */
+		if (c->refs[i].owner != ctx->rank)
+			ev.src = c->refs[i].fork;
+		rc_step(ctx, &ev, NULL);
+	}
+	if (!f)
+		return;
+	if (at_load(&f->kind) == RC_OP_CALL || at_load(&f->kind) == RC_OP_CREATE)
+		rc_op_end(ctx, f, status, text);
+	rc_op_put(f);
+}
+
 /* Back-pressure: waits, making progress, until the peer's queue has room. */
 static int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {

@@ -182,6 +182,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	pthread_mutex_destroy(&ctx->lock);
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
+	rc_send_close(ctx);
 	free(ctx->barrier_seen);
 	free(ctx->peers);
 	free(ctx->members);
@@ -269,6 +270,9 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	if (err)
 		goto fail;
 	err = rc_peers_open(ctx);
+	if (err)
+		goto fail;
+	err = rc_send_open(ctx);
 	if (err)
 		goto fail;
 	close_unused(ctx);

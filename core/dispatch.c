@@ -277,6 +277,12 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		if (ctx->rank != 0 || m.u.number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
 			break;
 		ctx->barrier_seen[from->rank]++;
+		if (m.u.number <= ctx->barrier_done) {
+			/* It was given up for dead, and only its session had ended: it missed nothing but the answer. */
+			struct rw_message late = { .frame.type = RW_BARRIER_DONE, .u.number = m.u.number };
+
+			rc_send(ctx, from->rank, &late);
+		}
 		rc_barrier_check(ctx);
 		return;
 	case RW_BARRIER_DONE:

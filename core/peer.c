@@ -160,7 +160,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->retry_at = now_ns() + RETRY_NS;
 	at_store(&p->alive, false);
 	snprintf(p->why, sizeof(p->why), "%s", why);
-	rc_send_drop_queue(p);
+	rc_send_drop_queue(ctx, p);
 	/* (3) */
 	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = p->why };
 

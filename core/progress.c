@@ -79,6 +79,7 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 			ctx->next_tick = now + TICK_NS;
 			rc_ops_expire(ctx, now);
 			rc_peer_tick(ctx, now);
+			rc_send_tick(ctx, now);
 		}
 	}
 	return n;
@@ -160,7 +161,7 @@ void rc_kick(struct rref_ctx *ctx)
 
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 {
-	int64_t next = now + IDLE_NS;
+	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->next_tick));
 
 	if (at_load(&ctx->ops_in_flight))
 		next = min_of(next, max_of(ctx->next_tick, now + TICK_NS));

@@ -205,7 +205,8 @@ struct rc_peer {
 	uint64_t hello_number;        /* [lock] of its last hello */
 	uint64_t send_seq, recv_seq;  /* [lock] */
 	struct list queue;            /* [lock] struct rc_outgoing */
-	uint32_t nr_queued;           /* [lock] */
+	uint32_t nr_queued;           /* [lock] those that a test holds back included */
+	int64_t resend_at;            /* [lock] the head of the queue failed to be sent: not before; 0 = at once */
 	size_t queued_bytes;          /* [lock] bounded, see send.c */
 	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
 	_Atomic uint64_t call_bytes;  /* of its calls that are open here; bounded, see serve.c */
@@ -228,6 +229,7 @@ struct rc_peer {
 struct rc_outgoing {
 	struct list node;
 	uint32_t length;
+	uint32_t tries;               /* that failed */
 	uint8_t bytes[];
 };
 
@@ -285,6 +287,7 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
+	_Atomic uint64_t retries;
 	_Atomic uint64_t landing_bytes, value_bytes;
 };
 
@@ -357,6 +360,7 @@ struct rref_ctx {
 	bool leak_check;
 	int64_t peer_timeout;
 
+	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
 	void (*log)(void *ctx, enum rref_log_level level, const char *text);
 	void *log_ctx;
@@ -460,9 +464,15 @@ void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* 
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
 
 /* send.c */
+int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */
+void rc_send_close(struct rref_ctx *ctx);
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);  /* [lock] queues when it must */
+int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length); /* [lock] the same */
+struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length);    /* NULL: no memory; free */
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* [lock] */
-void rc_send_drop_queue(struct rc_peer *p);                                  /* [lock] */
+void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */
+int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */
+void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p);            /* [lock] */
 
 /* dispatch.c: messages and effects */
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
@@ -480,6 +490,7 @@ void rc_incoming_release(struct rc_incoming *in);
 void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from); /* [lock] */
 int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, struct rp_fork *recs); /* [lock] */
 void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, const struct rp_fork *recs, size_t nr); /* [lock] */
+void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text); /* [lock] */
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads);
 void rc_pool_close(struct rref_ctx *ctx);

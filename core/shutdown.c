@@ -44,7 +44,8 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx)
 
 static bool idle(struct rref_ctx *ctx)
 {
-	return at_load_acq(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue);
+	return at_load_acq(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) &&
+	       !ctx->peers[ctx->rank].nr_queued;
 }
 
 static bool references_gone(struct rref_ctx *ctx)
@@ -55,7 +56,7 @@ static bool references_gone(struct rref_ctx *ctx)
 	if (c.users || c.pending_children)
 		return false;
 	for (uint32_t i = 0; i < ctx->world; i++)
-		if (!list_empty(&ctx->peers[i].queue))
+		if (ctx->peers[i].nr_queued)
 			return false;
 	return list_empty(&ctx->self_queue);
 }
@@ -85,8 +86,8 @@ static bool forks_gone(struct rref_ctx *ctx)
 static bool everybody_left(struct rref_ctx *ctx)
 {
 	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].state == RC_PEER_UP && !ctx->peers[i].said_goodbye)
-			return false;
+		if (ctx->peers[i].state == RC_PEER_UP && (!ctx->peers[i].said_goodbye || ctx->peers[i].nr_queued))
+			return false; /* not heard yet, or our own goodbye still waits to be sent */
 	return true;
 }
 

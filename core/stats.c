@@ -48,6 +48,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
+	s.retries = at_load(&ctx->n.retries);
 	memcpy(out, &s, min_of(out->size, sizeof(s)));
 	return 0;
 }

@@ -277,6 +277,7 @@ struct rref_stats {
 	uint64_t dropped_messages; /* malformed, late or of another session */
 	uint64_t rejected_peers;   /* connections refused or closed for breaking the protocol */
 	uint64_t dead_peers;
+	uint64_t retries;          /* messages that the device failed to send, and that were tried again */
 };
 
 /* rref_get_stats: fills out->size bytes at most. -EINVAL. May lock. */
