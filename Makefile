@@ -2,7 +2,7 @@
 #
 #   make demo | check            on this machine, over shared memory
 #   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
-#   make all | install | deps | perf | clean
+#   make all | install | deps | perf | perf-roce | clean
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
 
@@ -38,7 +38,8 @@ CFLAGS_ALL := -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -f
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
 
-LIB_SRC := $(sort $(wildcard verbs/*.c verbs/*/*.c core/*.c alloc/*.c))
+# verbs/raw is what rref-perf measures against, no part of the library.
+LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard verbs/*.c verbs/*/*.c core/*.c alloc/*.c)))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
@@ -57,13 +58,13 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf deps install uninstall clean
+.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf perf-roce deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(HOST)
+tests: $(UNIT) $(PROC) $(HOST) $(BIN)/rref-perf
 san-tests: $(SAN_UNIT) $(PROC)
 
 $(B)/%.o: %.c Makefile
@@ -128,7 +129,7 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/modes.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/modes.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
@@ -168,11 +169,22 @@ check-roce: deps
 	@$(MAKE) --no-print-directory -s all
 	@test/tools/check-roce.sh
 
-# What the parts cost (Google Benchmark). ARGS goes to the program.
+PERF_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard perf/rref-perf/*.c verbs/raw/*.c)))
+$(BIN)/rref-perf: $(PERF_OBJ) $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -ljson-c $(LIBS)
+
+# Beside the raw operations of the device (rref-perf), and what the parts cost (Google Benchmark). ARGS goes to rref-perf.
 perf:
 	@test/tools/deps.sh build perf
-	@$(MAKE) --no-print-directory -s $(BIN)/rref-parts
-	@$(BIN)/rref-parts $(ARGS)
+	@$(MAKE) --no-print-directory -s $(BIN)/rref-perf $(BIN)/rref-parts
+	@$(BIN)/rref-perf all $(ARGS)
+	@$(BIN)/rref-parts
+
+perf-roce:
+	@test/tools/deps.sh build perf
+	@$(MAKE) --no-print-directory -s lib tools $(BIN)/rref-perf
+	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh $(BIN)/rref-perf all --device ibv $(ARGS)
 
 $(BIN)/rref-parts: perf/parts.cc $(STATIC)
 	@mkdir -p $(@D)

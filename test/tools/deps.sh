@@ -7,8 +7,8 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 packages() {
 	case $1 in
 	build) echo gcc libc6-dev make binutils libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev ;;
-	check) echo g++ libcmocka-dev pkg-config procps libasan8 libtsan2 libubsan1 ;;
-	perf) echo g++ libbenchmark-dev ;;
+	check) echo g++ libcmocka-dev libjson-c-dev pkg-config procps libasan8 libtsan2 libubsan1 ;;
+	perf) echo g++ libbenchmark-dev libjson-c-dev gnuplot-nox ;;
 	roce) "$here/test/vm/prepare.sh" --packages ;;
 	*) echo "deps.sh: unknown set '$1': build, check, perf, roce" >&2; exit 2 ;;
 	esac

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* lat, bw, rate, batch: reads, beside the raw ones. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "pf.h"
+
+#define FILLS 4   /* how often one run of a flow fills its window: filling and draining are to count little */
+
+struct reader {
+	struct rref_ctx *ctx;
+	struct rref *ref;
+	unsigned window;
+	struct rref_future **f;      /* window of them */
+	struct pf_raw *raw;
+	struct rref **refs;          /* batch */
+	struct rref_view **views;
+	int *status;
+	unsigned nr;
+};
+
+static int one_by_one(void *arg, unsigned n)
+{
+	struct reader *r = arg;
+
+	while (n--) {
+		struct rref_view *v;
+		int err = rref_to_here(r->ref, RREF_DEFAULT, &v);
+
+		if (err)
+			return pf_say(err, "rref_to_here");
+		rref_view_free(v);
+	}
+	return 0;
+}
+
+static int take(struct rref_future *f)
+{
+	struct rref_view *v;
+	int err = rref_future_wait(f, RREF_DEFAULT);
+
+	if (!err)
+		err = rref_future_view(f, &v);
+	rref_future_free(f);
+	if (err)
+		return pf_say(err, "rref_to_here_async");
+	rref_view_free(v);
+	return 0;
+}
+
+/* window reads in flight: the oldest is waited for before the next is started. */
+static int in_flight(struct reader *r, unsigned n)
+{
+	unsigned started = 0, taken = 0;
+	int err = 0;
+
+	while (taken < n && !err) {
+		if (started < n && started - taken < r->window) {
+			err = rref_to_here_async(r->ref, RREF_DEFAULT, &r->f[started % r->window]);
+			if (err)
+				pf_say(err, "rref_to_here_async");
+			else
+				started++;
+		} else {
+			err = take(r->f[taken % r->window]);
+			taken++;
+		}
+	}
+	while (taken < started)
+		take(r->f[taken++ % r->window]);
+	return err;
+}
+
+static int raw_one_by_one(void *arg, unsigned n)
+{
+	return pf_raw_read(((struct reader *)arg)->raw, n);
+}
+
+static int reader_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, struct reader *r)
+{
+	*r = (struct reader){ .ctx = ctx, .window = cfg->window };
+	r->f = calloc(cfg->window, sizeof(*r->f));
+	if (!r->f)
+		return pf_say(-ENOMEM, "futures");
+	int err = pf_value(ctx, bytes, &r->ref);
+
+	return err ? err : pf_raw_open(cfg, ctx, bytes, &r->raw);
+}
+
+static void reader_close(struct reader *r)
+{
+	pf_raw_close(r->raw);
+	rref_release(r->ref);
+	for (unsigned i = 0; i < r->nr; i++)
+		rref_release(r->refs[i]);
+	free(r->refs);
+	free(r->views);
+	free(r->status);
+	free(r->f);
+}
+
+static int flow_runs(void *arg, unsigned n)
+{
+	struct reader *r = arg;
+
+	return in_flight(r, n * r->window * FILLS);
+}
+
+static int raw_flow_runs(void *arg, unsigned n)
+{
+	struct reader *r = arg;
+
+	return pf_raw_stream(r->raw, n * r->window * FILLS, r->window);
+}
+
+static int sweep(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op, bool flow)
+{
+	int err = 0;
+	size_t bytes;
+
+	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
+		struct reader r;
+		struct pf_row row;
+
+		err = reader_open(cfg, ctx, bytes, &r);
+		if (!err) {
+			struct pf_side lib = { flow ? flow_runs : one_by_one, &r, flow ? r.window * FILLS : 1 };
+			struct pf_side raw = { flow ? raw_flow_runs : raw_one_by_one, &r, flow ? r.window * FILLS : 1 };
+
+			pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
+			row.raw = pf_raw_name(r.raw);
+			err = pf_measure(cfg, ctx, &lib, &raw, &row);
+		}
+		if (!err)
+			pf_out(cfg, &row);
+		reader_close(&r);
+	}
+	return err;
+}
+
+int pf_lat(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	return sweep(cfg, ctx, op, false);
+}
+
+int pf_flow(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	return sweep(cfg, ctx, op, true);
+}
+
+static int as_batch(void *arg, unsigned n)
+{
+	struct reader *r = arg;
+
+	while (n--) {
+		int good = rref_to_here_batch(r->refs, r->nr, RREF_DEFAULT, r->views, r->status);
+
+		if (good != (int)r->nr)
+			return pf_say(good < 0 ? good : -EIO, "rref_to_here_batch");
+		for (unsigned i = 0; i < r->nr; i++)
+			rref_view_free(r->views[i]);
+	}
+	return 0;
+}
+
+static int each_alone(void *arg, unsigned n)
+{
+	struct reader *r = arg;
+
+	while (n--)
+		for (unsigned i = 0; i < r->nr; i++) {
+			struct rref_view *v;
+			int err = rref_to_here(r->refs[i], RREF_DEFAULT, &v);
+
+			if (err)
+				return pf_say(err, "rref_to_here");
+			rref_view_free(v);
+		}
+	return 0;
+}
+
+/* A batch of references of one owner, beside the same read one by one by the library. */
+int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	int err = 0;
+	size_t bytes;
+
+	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
+		struct reader r = { .ctx = ctx };
+		struct pf_row row;
+
+		r.refs = calloc(cfg->batch, sizeof(*r.refs));
+		r.views = calloc(cfg->batch, sizeof(*r.views));
+		r.status = calloc(cfg->batch, sizeof(*r.status));
+		if (!r.refs || !r.views || !r.status)
+			err = pf_say(-ENOMEM, "a batch");
+		while (!err && r.nr < cfg->batch) {
+			err = pf_value(ctx, bytes, &r.refs[r.nr]);
+			r.nr += !err;
+		}
+		if (!err) {
+			struct pf_side lib = { as_batch, &r, r.nr }, raw = { each_alone, &r, r.nr };
+
+			pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
+			row.raw = "one by one";
+			err = pf_measure(cfg, ctx, &lib, &raw, &row);
+		}
+		if (!err)
+			pf_out(cfg, &row);
+		reader_close(&r);
+	}
+	return err;
+}

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# rref-perf: every operation runs over the device and says what it must, each line of JSON is one; what is counted is as it has
+# to be; bad options are refused. No time is judged here.   perf.sh [BUILD_DIR]
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+perf=${1:-build}/bin/rref-perf device=${RREF_TEST_DEVICE:-shm}
+passed=0 failed=0
+check() { # NAME COMMAND...
+	local name=$1
+	shift
+	if "$@"; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAILED $name"
+	fi
+}
+rows=$(mktemp) words=$(mktemp) dir=$(mktemp -d)
+trap 'rm -rf "$rows" "$words" "$dir"' EXIT
+
+field() { # KEY: its value in the last line
+	tail -n 1 "$rows" | sed -n "s/.*\"$1\":\([^,}]*\).*/\1/p"
+}
+one() { # OPERATION OPTIONS...: runs it; a line for each size, with all fields that it must have
+	local op=$1 key
+	shift
+	"$perf" "$op" --device "$device" --json --seconds 0.2 --rounds 2 "$@" >"$rows" 2>"$words" || { cat "$words"; return 1; }
+	for key in op device bytes iters p50_ns p99_ns p999_ns cpu_ns_per_op; do
+		[ "$(grep -c "\"$key\":" "$rows")" -eq "$(wc -l <"$rows")" ] || { echo "no $key"; return 1; }
+	done
+	grep -q "\"op\":\"$op\",\"device\":\"$device\"" "$rows"
+}
+check "lat" one lat --sizes 8,4k
+check "a line for each size" [ "$(wc -l <"$rows")" -eq 2 ]
+check "the raw side is measured beside it" grep -q '"raw_p50_ns":.*"raw_p99_ns":.*"ratio_p50":' "$rows"
+check "one READ each" [ "$(field reads_per_op)" = 1 ]
+check "bw" one bw --sizes 64k --window 4
+check "rate" one rate --window 8
+check "batch" one batch --batch 320
+check "each of a batch is a READ" [ "$(field reads_per_op)" = 1 ]
+[ "$device" = shm ] || check "READs of a batch share doorbells" awk "BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
+check "call" one call
+check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
+check "share" one share
+check "create" one create
+"$perf" lat --device "$device" --sizes 8 --seconds 0.05 >"$rows"
+check "a table" grep -q "^op  *over" "$rows"
+if command -v gnuplot >/dev/null; then
+	"$perf" lat --device "$device" --sizes 8,64,512 --seconds 0.1 --plot "$dir/a.svg" >/dev/null
+	check "a plot" grep -q '<svg' "$dir/a.svg"
+fi
+for bad in "nonsense" "lat --sizes 0" "lat --sizes x" "lat --rounds 0" "lat --window -1" "lat --seconds no" "lat --mode fast" "lat more" ""; do
+	# shellcheck disable=SC2086
+	"$perf" $bad >/dev/null 2>"$words" </dev/null
+	check "'$bad' is refused" [ $? -eq 2 -a -s "$words" ]
+done
+"$perf" lat --device ibv:none0 --sizes 8 >/dev/null 2>"$words"
+check "an unknown device fails, and is named" grep -q none0 "$words"
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
