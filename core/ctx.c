@@ -167,6 +167,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	if (ctx->op_chunk)
 		rc_ops_close(ctx);
 	rc_memory_close(ctx);
+	rc_types_close(ctx);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->close(ctx->device[k].dev);
@@ -277,6 +278,9 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		goto fail;
 	close_unused(ctx);
 	err = rc_memory_open(ctx, &o);
+	if (err)
+		goto fail;
+	err = rc_types_open(ctx);
 	if (err)
 		goto fail;
 	err = rc_ops_open(ctx, o.max_ops ? o.max_ops : 65536);

@@ -91,13 +91,18 @@ static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 			at_store_rel(&h->state, RC_H_READY);
 		}
 		if (rc_op_claim(f)) {
-			at_add(&v->pins, 1);
-			f->view = &v->view;
+			f->type = v->type;
+			if (at_load(&f->kind) == RC_OP_READ) {
+				at_add(&v->pins, 1);
+				f->view = &v->view;
+			}
 			rc_op_finish(f, true);
 		}
 		rc_op_put(f);
 	} else if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
 		rc_op_put(f); /* timed out or cancelled meanwhile */
+	} else if (at_load(&f->kind) == RC_OP_TYPE) {
+		rc_type_located(ctx, f, &e->loc);
 	} else {
 		f->loc = e->loc;
 		rc_read_start(f, true);
@@ -303,6 +308,12 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		if (m.u.number > from->pinged)
 			break;
 		from->ponged = m.u.number;
+		return;
+	case RW_TYPE_QUERY:
+		rc_type_query(ctx, from, &m.u.type);
+		return;
+	case RW_TYPE_ANSWER:
+		rc_type_answer(ctx, from, &m.u.type);
 		return;
 	case RW_CANCEL:
 		return; /* a hint only: the late answer is dropped by the caller */

@@ -70,6 +70,7 @@ const char *rref_strerror(int err)
 		{ EALREADY, "done already" },
 		{ EBUSY, "busy: something is still in use" },
 		{ EPERM, "only the owner can do this" },
+		{ EPROTOTYPE, "the value is of another type" },
 		{ EDEADLK, "not allowed from a callback or handler" },
 		{ EEXIST, "exists already" },
 		{ ENOENT, "no such entry" },

@@ -288,7 +288,7 @@ int rref_future_error(const struct rref_future *f, struct rref_error *out)
 	e.err = f->status;
 	e.wc_status = f->status ? f->wc_status : -1;
 	e.peer = (int)f->peer;
-	snprintf(e.text, sizeof(e.text), "%s", f->status ? f->text : "");
+	snprintf(e.text, sizeof(e.text), "%.*s", (int)sizeof(e.text) - 1, f->status ? f->text : "");
 	size_t n = min_of(out->size, sizeof(e));
 
 	/* For a program whose text is shorter: cut off, but ended. */
@@ -318,6 +318,19 @@ int rref_future_view(struct rref_future *f, struct rref_view **out)
 		return rc_fail(ENOMSG, "the future holds no view (any more)");
 	*out = f->view;
 	f->view = NULL;
+	return 0;
+}
+
+int rref_future_type(const struct rref_future *f, struct rref_type *out)
+{
+	int err = out && out->size >= sizeof(size_t) ? result_check(f, "rref_future_type") :
+						       rc_fail(EINVAL, "rref_future_type: nowhere to put it, or out->size is not set");
+
+	if (err)
+		return err;
+	if (!f->type)
+		return rc_fail(ENOMSG, "the future is not of a type");
+	rc_type_tell(f->type, out);
 	return 0;
 }
 

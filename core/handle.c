@@ -110,12 +110,34 @@ unsigned rc_drain_dropped(struct rref_ctx *ctx)
 	return n;
 }
 
+/*
+ * One hold less; true if it was the last. A handler has no hold on the references of its call unless it dups them: a
+ * release beyond is refused, or the call, and whoever else uses the handle, would go on with freed memory.
+ */
+static bool give_back(struct rref *ref)
+{
+	uint32_t refs = at_load_acq(&ref->refs);
+
+	do {
+		/* Loaded after refs: when it is the call's own release that made it 1, that came after lent was cleared. */
+		if (unlikely(refs == 1 && at_load(&ref->lent))) {
+			char name[RREF_TEXT_SIZE / 2];
+
+			rref_format(ref, name, sizeof(name));
+			rc_fail(EINVAL, "rref_release: %s is lent by a call, which gives it back itself: dup it to keep it", name);
+			rc_log(ref->ctx, RREF_LOG_ERROR, "%s", rc_error_text());
+			return false;
+		}
+	} while (!at_cas_weak_ar(&ref->refs, &refs, refs - 1));
+	return refs == 1;
+}
+
 void rref_release(struct rref *ref)
 {
 	struct rref_ctx *ctx;
 	struct rref *head;
 
-	if (!ref || rc_is_child(ref->ctx) || at_sub_ar(&ref->refs, 1) != 1)
+	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
 		return;
 	ctx = ref->ctx;
 	head = at_load(&ctx->dropped);
@@ -181,6 +203,43 @@ static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref 
 	if (set)
 		at_store_rel(&h->state, RC_H_READY);
 	rc_unlock(ctx);
+	*out = h;
+	return 0;
+}
+
+int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
+		   struct rref **out)
+{
+	struct rc_value *v;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out)
+		return rc_fail(EINVAL, "rref_new_typed: nowhere to put the reference");
+	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "rref_new_typed: segment %zu is NULL", i);
+	err = rc_value_make(ctx, type, segments, nr, true, "rref_new_typed", &v);
+	return err ? err : make(ctx, v, true, out);
+}
+
+int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr, struct rref **out)
+{
+	struct rc_value *v;
+	struct rref *h;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out)
+		return rc_fail(EINVAL, "rref_alloc_typed: nowhere to put the reference");
+	err = rc_value_make(ctx, type, segments, nr, false, "rref_alloc_typed", &v);
+	if (!err)
+		err = make(ctx, v, false, &h);
+	if (err)
+		return err;
+	rref_view_segments(&v->view, segments, nr);
 	*out = h;
 	return 0;
 }

@@ -151,6 +151,10 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 
 	if (err)
 		return rc_fail(-err, "value memory: %s", ra_error_text());
+	struct ra_stats values;
+
+	ra_stats(ctx->values, &values);
+	ctx->max_value_bytes = values.max_bytes;
 	hooks.reg = reg_landing;
 	ro.max_bytes = opt->max_landing_bytes;
 	ro.name = "rref-landing";
@@ -177,63 +181,111 @@ void rc_memory_close(struct rref_ctx *ctx)
 
 /* ---- values ---- */
 
-int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
+/* Memory that no device serves, under the same bound. */
+static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
-	struct rc_value *v;
-	void *mem;
-	int err;
+	uint64_t live = at_load(&ctx->n.value_bytes);
 
-	if (length > RC_VALUE_MAX)
-		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
-			       (size_t)RC_VALUE_MAX);
-	v = calloc(1, sizeof(*v));
-	if (!v)
-		return rc_fail(ENOMEM, "memory for a value's record");
-	err = ra_alloc(ctx->values, RC_HEADER_BYTES + length, CACHE_LINE, &mem);
+	if (live > ctx->max_value_bytes || bytes > ctx->max_value_bytes - live)
+		return rc_fail(ENOMEM, "a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)", bytes,
+			       (size_t)live, ctx->max_value_bytes);
+	*out = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
+	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);
+}
+
+static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
+{
+	int err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
+
 	if (err == -ENOMEM) {
 		/* What was released a moment ago may still wait for whoever held the lock then. */
 		rc_lock(ctx);
 		rc_drain_dropped(ctx);
 		rc_unlock(ctx);
-		err = ra_alloc(ctx->values, RC_HEADER_BYTES + length, CACHE_LINE, &mem);
+		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
 	}
+	return err ? alloc_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
+}
+
+static bool is_local(const struct rc_value *v)
+{
+	return v->type->flags & RREF_LOCAL_ONLY;
+}
+
+int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
+		  const char *what, struct rc_value **out)
+{
+	const struct rc_type *t;
+	struct rc_value *v;
+	size_t length;
+	void *mem;
+	int err = rc_type_get(ctx, type, what, &t);
+
+	if (!err)
+		err = rc_shape_make(t, segments, nr, what, &length);
+	if (err)
+		return err;
+	v = calloc(1, sizeof(*v));
+	if (!v)
+		return rc_fail(ENOMEM, "memory for a value's record");
+	v->ctx = ctx;
+	v->type = t;
+	v->length = length;
+	v->bytes = RC_HEADER_BYTES + rc_extent(length, (uint32_t)nr);
+	err = is_local(v) ? local_alloc(ctx, v->bytes, &mem) : registered_alloc(ctx, v->bytes, &mem);
 	if (err) {
 		free(v);
-		return alloc_fail(err, "a value", length);
+		return err;
 	}
-	v->ctx = ctx;
 	v->header = mem;
-	v->length = length;
 	memset(v->header, 0, sizeof(*v->header));
 	v->view.ctx = ctx;
 	v->view.data = v->header + 1;
 	v->view.length = length;
 	v->view.value = v;
+	v->view.nr_segments = (uint32_t)nr;
+	v->view.type_hash = t->hash;
+	rc_shape_write(v->header + 1, length, segments, nr, copy);
 	at_store(&v->pins, 1);
-	at_add(&ctx->n.value_bytes, RC_HEADER_BYTES + length);
+	at_add(&ctx->n.value_bytes, v->bytes);
 	*out = v;
 	return 0;
+}
+
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
+{
+	if (length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
+			       (size_t)RC_VALUE_MAX);
+	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, "a value", out);
 }
 
 void rc_value_publish(struct rc_value *v, struct rref_id id)
 {
 	struct rref_ctx *ctx = v->ctx;
 	void *base;
-	struct rc_region *r = ra_lookup(ctx->values, v->header, &base);
+	struct rc_region *r;
 	struct rc_header *h = v->header;
 
-	v->loc.addr = r->iova + (uint64_t)((char *)h - (char *)base);
 	v->loc.length = v->length;
+	v->loc.type_hash = v->type->hash;
+	v->loc.nr_segments = v->view.nr_segments;
+	v->loc.version = 1;
+	if (is_local(v))
+		return; /* ready, and there is nothing to read it by */
+	r = ra_lookup(ctx->values, v->header, &base);
+	v->loc.addr = r->iova + (uint64_t)((char *)h - (char *)base);
 	do
 		v->loc.nonce = rc_random64();
 	while (v->loc.nonce == 0);
-	v->loc.version = 1;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		v->loc.rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
 	h->local_id = htole64(id.local_id);
 	h->created_on = htole32(id.created_on);
 	h->version = htole32(1);
 	h->length = htole64(v->length);
+	h->type_hash = htole64(v->loc.type_hash);
+	h->nr_segments = htole32(v->loc.nr_segments);
 	h->state = htole32(RC_HEADER_READY);
 	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
 	__atomic_store_n(&h->nonce, htole64(v->loc.nonce), __ATOMIC_RELEASE);
@@ -246,9 +298,12 @@ void rc_value_unpin(struct rc_value *v)
 	if (at_sub_ar(&v->pins, 1) != 1)
 		return;
 	/* Scrubbed before reuse: a late reader must not find an old secret. */
-	explicit_bzero(v->header, RC_HEADER_BYTES + v->length);
-	ra_free(ctx->values, v->header, RC_HEADER_BYTES + v->length);
-	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES + v->length);
+	explicit_bzero(v->header, v->bytes);
+	if (is_local(v))
+		free(v->header);
+	else
+		ra_free(ctx->values, v->header, v->bytes);
+	at_sub(&ctx->n.value_bytes, v->bytes);
 	free(v);
 }
 

@@ -190,6 +190,7 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	f->status = 0;
 	f->wc_status = -1;
 	f->view = NULL;
+	f->type = NULL;
 	f->data = NULL;
 	f->data_length = 0;
 	f->incoming = NULL;
@@ -322,7 +323,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		h->creation = NULL;
 		rc_op_put(f);
 	}
-	if (kind == RC_OP_CALL || kind == RC_OP_BARRIER)
+	if (kind == RC_OP_CALL || kind == RC_OP_BARRIER || kind == RC_OP_TYPE)
 		rc_op_put(f);
 }
 
@@ -378,7 +379,9 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 		if (!f)
 			continue;
 		kind = at_load(&f->kind);
-		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER) && f->peer == peer)
+		/* A type's query that still waits for the value is ended by the machine. */
+		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER || (kind == RC_OP_TYPE && !f->parked)) &&
+		    f->peer == peer)
 			rc_op_end(ctx, f, status, text);
 		rc_op_put(f);
 	}

@@ -56,21 +56,34 @@ _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part 
 struct rref_view {
 	struct rref_ctx *ctx;     /* [const] */
 	const void *data;         /* [const] */
-	size_t length;            /* [const] */
+	size_t length;            /* [const] of the payload; the table of its segments follows if there are two or more */
 	struct rc_value *value;   /* alias: the value it pins; NULL: a landing block that begins with this struct */
 	size_t block;             /* landing: bytes of the block */
 	int cls;                  /* landing: cache class, -1 = none */
 	uint32_t lkey[RV_NR_KINDS]; /* landing: the region's key, per provider */
-	uint32_t reserved[3];
+	uint32_t nr_segments;     /* of a range: not used */
+	uint64_t type_hash;       /* the same */
 };
 _Static_assert(sizeof(struct rref_view) == 64, "payloads start 64 bytes into a landing block, aligned as it is");
+
+/* A type known here; in ctx->types until the context is freed. See types.c. */
+struct rc_type {
+	struct rc_type *next_name, *next_hash;
+	uint64_t hash;
+	size_t element_size;
+	unsigned flags;
+	bool one;                 /* built in: one number, not an array */
+	char name[];
+};
 
 /* An own value. pins: 1 of the protocol machine (or the handle that fills it) + one per alias view. */
 struct rc_value {
 	struct rref_view view;    /* all alias views of this value are this struct */
 	struct rref_ctx *ctx;
-	struct rc_header *header; /* in registered memory; the payload follows */
-	size_t length;
+	struct rc_header *header; /* in registered memory, unless local only; the payload follows */
+	size_t length;            /* [const] of the payload */
+	size_t bytes;             /* [const] of the whole: header, payload, table of segments */
+	const struct rc_type *type; /* [const] */
 	struct rp_location loc;   /* [const] once made ready */
 	_Atomic uint32_t pins;
 };
@@ -89,6 +102,7 @@ struct rref {
 	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
 	_Atomic uint32_t state;      /* enum rc_handle_state */
 	_Atomic uint32_t confirmed;
+	_Atomic uint32_t lent;       /* a call that is being served holds it for its handler: that hold is not the handler's */
 	bool owned, creator;
 	uint32_t owner;
 	struct rref_id id, fork;
@@ -114,6 +128,7 @@ enum rc_op_kind {
 	RC_OP_CREATE,       /* a remote creation: ends through the protocol machine */
 	RC_OP_LOCAL_CREATE, /* a creation on oneself: ends with the function */
 	RC_OP_BARRIER,
+	RC_OP_TYPE,         /* waits for a value like a read, then for the name of its type */
 };
 
 enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4 };
@@ -158,10 +173,11 @@ struct rref_future {
 	/* result [op] */
 	int status, wc_status;
 	struct rref_view *view;
+	const struct rc_type *type;
 	char *data;
 	size_t data_length;
 	struct rc_incoming *incoming; /* references of a call's result */
-	char text[256];
+	char text[RREF_TEXT_SIZE];
 
 	/* read */
 	struct rref *handle;          /* pinned while the engine works; also CREATE */
@@ -174,6 +190,7 @@ struct rref_future {
 	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;
+	bool whole;                   /* [const] not a range: the table of segments is read too */
 	bool parked;                  /* [lock] waits in the machine for its location */
 	bool retried;                 /* [lock] was pumped once after it began to wait */
 	bool range;                   /* header is a READ of its own, since the payload does not follow it */
@@ -301,6 +318,7 @@ struct rref_ctx {
 	uint64_t incarnation;
 	int64_t timeout;
 	struct ra_arena *values, *landing, *beacons;
+	size_t max_value_bytes;           /* [const] bound on values, the arena's and the local only ones */
 	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
 	struct rc_header *probe_landing;  /* [const] where theirs land */
 	struct rc_device device[RV_NR_KINDS];
@@ -349,6 +367,7 @@ struct rref_ctx {
 	/* functions: pushed at the head under function_lock, read without */
 	_Atomic(struct rc_function *) functions;
 	pthread_mutex_t function_lock;
+	struct rc_types *types;           /* [const] types.c */
 
 	/* shutdown */
 	_Atomic bool closing;                     /* somebody is in rref_shutdown */
@@ -410,6 +429,9 @@ void rc_memory_close(struct rref_ctx *ctx);
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); /* takes the lock when memory is short */
+/* The same of a type and of segments, which are copied in if copy is set. what: the public function, for the text. */
+int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
+		  const char *what, struct rc_value **out);
 void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */
 void rc_value_unpin(struct rc_value *v);
 void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
@@ -425,6 +447,22 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] u
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
 unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
 struct rref_id rc_next_id(struct rref_ctx *ctx);
+
+/* types.c, shape.c */
+int rc_types_open(struct rref_ctx *ctx);
+void rc_types_close(struct rref_ctx *ctx);
+const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);   /* NULL: not known here. Lock-free */
+const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
+int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out);
+void rc_type_tell(const struct rc_type *t, struct rref_type *out);
+void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
+void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
+void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
+uint64_t rc_extent(uint64_t length, uint32_t nr_segments); /* payload and table */
+int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length);
+void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);
+/* Of what came from elsewhere: lengths that add up, and whole elements if the type is known. */
+bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
 
 /* op.c */
 #define RC_OP_CHUNK 256u
@@ -453,6 +491,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
 void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
+void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
 
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);

@@ -40,7 +40,8 @@ static bool is_single(const struct rref_future *f, uint64_t max_msg)
 /* The same before prepare() has cut the range to the value. */
 static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 {
-	return f->offset == 0 && f->loc.length + RC_HEADER_BYTES <= max_msg;
+	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX &&
+	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
 }
 
 /* The next pieces, at most max, into r. Advances f->next and f->header_asked. */
@@ -237,14 +238,18 @@ static bool prepare(struct rref_future *f, bool locked)
 	f->next = 0;
 	f->header_asked = false;
 	f->retried = false;
+	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
 	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
-	if (f->loc.length > RC_VALUE_MAX) {
-		note_failure(f, -EPROTO, -1);
+	int refused = f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments) ? -EPROTO :
+		      f->loc.nonce ? 0 : -EPERM;
+
+	if (refused) {
+		note_failure(f, refused, -1);
 		read_done(f, locked);
 		return false;
 	}
-	f->offset = min_of(f->offset, f->loc.length);
-	f->length = min_of(f->length, f->loc.length - f->offset);
+	f->offset = min_of(f->offset, end);
+	f->length = min_of(f->length, end - f->offset);
 	memset(f->landing_header, 0, RC_HEADER_BYTES);
 	int err = rc_landing_get(f->ctx, f->length, &f->landing);
 
@@ -438,6 +443,17 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		read_done(f, true);
 }
 
+/* A value of a type that stays with its owner. */
+static void local_only(struct rref_future *f)
+{
+	const struct rref_ctx *ctx = f->ctx;
+	char name[160]; /* both ids at their longest */
+
+	rref_format(f->handle, name, sizeof(name));
+	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", name,
+		 peer_of(f)->member->name, ctx->members[ctx->rank].name);
+}
+
 /* What a READ's failure means to the program. The session's state decides, not the completion's code (FACTS). */
 static int explain(struct rref_future *f)
 {
@@ -452,6 +468,9 @@ static int explain(struct rref_future *f)
 	case -ENOMEM:
 	case -EMSGSIZE:
 		return f->read_status; /* text is set */
+	case -EPERM:
+		local_only(f);
+		return -EPERM;
 	case -EACCES:
 		snprintf(f->text, sizeof(f->text), "%s refused the read: the value is not there any more", p->member->name);
 		return -ESTALE;
@@ -470,6 +489,14 @@ static int explain(struct rref_future *f)
 	}
 }
 
+/* NULL: not known here, or any bytes will do. */
+static const struct rc_type *type_of(const struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	return f->loc.type_hash == rc_type_bytes(ctx)->hash ? NULL : rc_type_find(ctx, f->loc.type_hash);
+}
+
 static int header_check(struct rref_future *f)
 {
 	struct rc_header h = *f->landing_header; /* copied once: nothing is fetched twice */
@@ -484,8 +511,13 @@ static int header_check(struct rref_future *f)
 		return -ESTALE;
 	}
 	if (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on ||
-	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version) {
+	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version ||
+	    le64toh(h.type_hash) != f->loc.type_hash || le32toh(h.nr_segments) != f->loc.nr_segments) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
+		return -EBADMSG;
+	}
+	if (f->whole && !rc_shape_check(f->landing + 1, f->loc.length, f->loc.nr_segments, type_of(f))) {
+		snprintf(f->text, sizeof(f->text), "the value's segments contradict its length or its type");
 		return -EBADMSG;
 	}
 	return 0;
@@ -503,10 +535,12 @@ static void read_done(struct rref_future *f, bool locked)
 		f->status = status ? explain(f) : header_check(f);
 		f->wc_status = f->read_wc;
 		if (!f->status) {
-			f->landing->length = f->length;
+			f->landing->length = f->whole ? f->loc.length : f->length;
+			f->landing->nr_segments = f->loc.nr_segments;
+			f->landing->type_hash = f->loc.type_hash;
 			f->view = f->landing;
 			f->landing = NULL;
-			at_add(&ctx->n.read_bytes, f->length);
+			at_add(&ctx->n.read_bytes, f->view->length);
 		}
 		rc_op_finish(f, locked);
 	} else {

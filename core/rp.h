@@ -77,14 +77,18 @@
 
 struct rp;
 
-/* All that a one-sided read needs. rkey: one per provider (enum rv_kind), 0 = none. */
+/*
+ * All that a one-sided read needs. rkey: one per provider (enum rv_kind), 0 = none. A value that stays with its owner
+ * (local only) has a location without nonce, address and keys: it is ready, and there is nothing to read.
+ */
 struct rp_location {
 	uint64_t addr;        /* remote address of the value header; the payload follows it */
 	uint64_t length;      /* payload bytes */
-	uint64_t nonce;       /* must be found in the header */
+	uint64_t nonce;       /* must be found in the header; 0 = local only */
 	uint64_t type_hash;
 	uint32_t rkey[2];
 	uint32_t version;     /* 0 = no location (value not ready) */
+	uint32_t nr_segments; /* of which the payload consists; their table follows it if there are two or more */
 };
 
 #define RP_FORK_EARLY 1u        /* rp_fork.flags: the owner may not know the id yet */

@@ -15,8 +15,8 @@
 #define RW_PROTOCOL_VERSION 1u
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
-#define RW_LOCATION_BYTES 44u
-#define RW_FORK_BYTES 88u       /* one fork record */
+#define RW_LOCATION_BYTES 48u
+#define RW_FORK_BYTES 92u       /* one fork record */
 
 enum rw_type {
 	RW_AUTH = 1,       /* first message of the connecting side: the MAC that proves it is alive and holds the key */
@@ -29,6 +29,8 @@ enum rw_type {
 	RW_PONG,
 	RW_GOODBYE,        /* orderly end: what follows the close is not a death */
 	RW_CANCEL,         /* the caller gave up call n */
+	RW_TYPE_QUERY,     /* what is the type with this hash? */
+	RW_TYPE_ANSWER,    /* its name, element size and flags */
 	RW_NR_TYPES
 };
 
@@ -73,6 +75,16 @@ struct rw_auth {
 	uint32_t beacon_rkey;
 };
 
+/* TYPE_QUERY: number and hash. TYPE_ANSWER: the query's number, and the type; a name of no bytes: not known here. */
+struct rw_type_info {
+	uint64_t number;
+	uint64_t hash;              /* query */
+	uint64_t element_size;
+	uint32_t flags;
+	uint8_t name_length;        /* <= RREF_NAME_MAX */
+	const char *name;           /* decode: points into the message, not terminated */
+};
+
 /* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL. */
 struct rw_message {
 	struct rw_frame frame;
@@ -81,6 +93,7 @@ struct rw_message {
 		struct rw_reply reply;
 		struct rp_msg proto;
 		struct rw_auth auth;
+		struct rw_type_info type;
 		uint64_t number;
 	} u;
 };

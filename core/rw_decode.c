@@ -89,9 +89,10 @@ static struct rp_location get_location(struct reader *r)
 	l.rkey[0] = get32(r);
 	l.rkey[1] = get32(r);
 	l.version = get32(r);
+	l.nr_segments = get32(r);
 	want(r, rw_location_valid(&l));
 	/* One form only for "unknown". */
-	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1]));
+	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments));
 	return l;
 }
 
@@ -202,6 +203,20 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 	m->text[length] = '\0';
 }
 
+static void get_type(struct reader *r, struct rw_type_info *t)
+{
+	t->number = get64(r);
+	t->hash = 0;
+	t->element_size = get64(r);
+	t->flags = get32(r);
+	t->name_length = get8(r);
+	want(r, !get8(r));
+	want(r, !get16(r));
+	want(r, t->name_length <= RREF_NAME_MAX);
+	want(r, t->name_length || !(t->element_size | t->flags));
+	t->name = get_text(r, t->name_length);
+}
+
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
 {
 	struct reader r = { .at = buf, .left = length, .world = world };
@@ -233,6 +248,14 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 		break;
 	case RW_PROTO:
 		get_proto(&r, &out->u.proto);
+		break;
+	case RW_TYPE_QUERY:
+		memset(&out->u.type, 0, sizeof(out->u.type));
+		out->u.type.number = get64(&r);
+		out->u.type.hash = get64(&r);
+		break;
+	case RW_TYPE_ANSWER:
+		get_type(&r, &out->u.type);
 		break;
 	case RW_BARRIER:
 	case RW_BARRIER_DONE:

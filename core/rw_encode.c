@@ -87,6 +87,7 @@ static void put_location(struct writer *w, const struct rp_location *l)
 	put32(w, l->rkey[0]);
 	put32(w, l->rkey[1]);
 	put32(w, l->version);
+	put32(w, l->nr_segments);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
@@ -174,6 +175,20 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 	return 0;
 }
 
+static int put_type(struct writer *w, const struct rw_type_info *t)
+{
+	if (t->name_length > RREF_NAME_MAX || (!t->name_length && (t->element_size || t->flags)))
+		return -EINVAL;
+	put64(w, t->number);
+	put64(w, t->element_size);
+	put32(w, t->flags);
+	put8(w, t->name_length);
+	put8(w, 0);
+	put16(w, 0);
+	put_bytes(w, t->name, t->name_length);
+	return 0;
+}
+
 int rw_encode(const struct rw_message *m, void *buf, size_t size)
 {
 	struct writer w = { .buf = buf, .size = size };
@@ -202,6 +217,13 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 		break;
 	case RW_PROTO:
 		rc = put_proto(&w, &m->u.proto);
+		break;
+	case RW_TYPE_QUERY:
+		put64(&w, m->u.type.number);
+		put64(&w, m->u.type.hash);
+		break;
+	case RW_TYPE_ANSWER:
+		rc = put_type(&w, &m->u.type);
 		break;
 	case RW_BARRIER:
 	case RW_BARRIER_DONE:
@@ -234,7 +256,7 @@ const char *rw_type_name(unsigned type)
 	static const char *const names[RW_NR_TYPES] = {
 		[RW_AUTH] = "auth", [RW_CALL] = "call", [RW_REPLY] = "reply", [RW_PROTO] = "proto", [RW_BARRIER] = "barrier",
 		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
-		[RW_CANCEL] = "cancel",
+		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer",
 	};
 
 	return type < RW_NR_TYPES && names[type] ? names[type] : "unknown";

@@ -15,6 +15,7 @@ enum {
 	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
 	RW_MAC_BYTES = 32,
 	RW_NUMBER_BYTES = 8,
+	RW_TYPE_ANSWER_BYTES = 24, /* u64 number, u64 element size, u32 flags, u8 name length, u8 0, u16 0 */
 	RW_ERRNO_MAX = 4095,     /* statuses are -RW_ERRNO_MAX..0 */
 };
 
@@ -33,12 +34,17 @@ static inline int rw_proto_needs_location(unsigned type)
 	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
 }
 
-/* The header in front of a value and its payload fit the address space. */
+/*
+ * The header in front of a value, its payload and the table of its segments (which begins at a multiple of 8) fit the
+ * address space. What is local only has nothing to read it by.
+ */
 #define RW_VALUE_HEADER_BYTES 64u
 static inline int rw_location_valid(const struct rp_location *l)
 {
-	return l->length <= UINT64_MAX - RW_VALUE_HEADER_BYTES &&
-	       l->addr <= UINT64_MAX - RW_VALUE_HEADER_BYTES - l->length;
+	uint64_t extra = RW_VALUE_HEADER_BYTES + (l->nr_segments > 1 ? 7u + 8u * (uint64_t)l->nr_segments : 0);
+
+	return l->length <= UINT64_MAX - extra && l->addr <= UINT64_MAX - extra - l->length &&
+	       l->nr_segments <= RREF_SEGMENTS_MAX && (l->nonce || !(l->addr | l->rkey[0] | l->rkey[1]));
 }
 
 #endif

@@ -52,6 +52,8 @@ int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct
 void rc_incoming_release(struct rc_incoming *in)
 {
 	for (uint32_t i = 0; i < in->nr; i++) {
+		if (in->ref[i].handle)
+			at_store(&in->ref[i].handle->lent, 0);
 		rref_release(in->ref[i].handle);
 		in->ref[i].handle = NULL;
 	}
@@ -228,30 +230,13 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 	return err;
 }
 
-static int reply(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+/* Gives the answer, once. v: the value of a creation; consumed, also by a failure. */
+static int give(struct rref_call *call, int status, const char *text, const struct rref_args *result, struct rc_value *v)
 {
 	struct rref_ctx *ctx = call->ctx;
-	struct rc_value *v = NULL;
 	uint32_t no = 0;
 	int err;
 
-	if (rc_is_child(ctx))
-		return rc_enter_slow(ctx);
-	if (!status) {
-		err = rc_check_args(ctx, result);
-		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)
-			err = rc_fail(EINVAL, "the result of a remote creation is bytes: references in it are not supported");
-		if (!err && call->kind == RW_CALL_REMOTE) {
-			err = rc_value_alloc(ctx, result ? result->length : 0, &v);
-			if (!err) {
-				if (v->length)
-					memcpy(v->header + 1, result->data, v->length);
-				rc_value_publish(v, call->id);
-			}
-		}
-		if (err)
-			return err;
-	}
 	/* acq_rel: of two threads that reply one wins, and it sees all that the handler did. */
 	if (!at_cas_ar(&call->replied, &no, 1)) {
 		if (v)
@@ -273,11 +258,58 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 	return err;
 }
 
+static int reply(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rc_value *v = NULL;
+	int err;
+
+	if (rc_is_child(ctx))
+		return rc_enter_slow(ctx);
+	if (!status) {
+		err = rc_check_args(ctx, result);
+		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)
+			err = rc_fail(EINVAL, "the result of a remote creation is bytes: references in it are not supported");
+		if (!err && call->kind == RW_CALL_REMOTE) {
+			err = rc_value_alloc(ctx, result ? result->length : 0, &v);
+			if (!err) {
+				if (v->length)
+					memcpy(v->header + 1, result->data, v->length);
+				rc_value_publish(v, call->id);
+			}
+		}
+		if (err)
+			return err;
+	}
+	return give(call, status, text, result, v);
+}
+
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)
 {
 	if (!call)
 		return rc_fail(EINVAL, "rref_call_reply: no call");
 	return reply(call, 0, NULL, result);
+}
+
+int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
+{
+	struct rc_value *v;
+	int err;
+
+	if (!call)
+		return rc_fail(EINVAL, "rref_call_reply_typed: no call");
+	if (rc_is_child(call->ctx))
+		return rc_enter_slow(call->ctx);
+	if (call->kind != RW_CALL_REMOTE)
+		return rc_fail(EINVAL, "rref_call_reply_typed: the call is not a creation (rref_remote)");
+	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "rref_call_reply_typed: segment %zu is NULL", i);
+	err = rc_value_make(call->ctx, type, segments, nr, true, "rref_call_reply_typed", &v);
+	if (err)
+		return err;
+	rc_value_publish(v, call->id);
+	return give(call, 0, NULL, NULL, v);
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
@@ -331,6 +363,9 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
 
+	for (uint32_t i = 0; i < in->nr; i++)
+		if (in->ref[i].handle)
+			at_store(&in->ref[i].handle->lent, 1);
 	if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
 		list_add_tail(&ctx->deferred_calls, &call->node);
 	else

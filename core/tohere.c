@@ -25,6 +25,31 @@ static struct rref_view *alias(struct rref *ref)
 }
 
 /*
+ * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
+ * consumed if that fails, which completes the future. f->handle is set. [lock]
+ */
+void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline)
+{
+	struct rref_ctx *ctx = ref->ctx;
+
+	at_store(&f->kind, kind);
+	at_store(&f->deadline, deadline);
+	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = ref->fork, .cookie = rc_op_token(f) };
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
+	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
+	bool told = err;
+
+	f->parked = true; /* before the step: its answer may come at once */
+	if (!err)
+		err = rc_step(ctx, &ev, NULL);
+	if (err) {
+		f->parked = false;
+		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL, true);
+		rc_op_put(f);
+	}
+}
+
+/*
  * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in every case; failures
  * complete the future.
  */
@@ -43,23 +68,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 		return 0;
 	}
 	rc_lock(ctx);
-	at_store(&f->kind, RC_OP_READ);
-	at_store(&f->deadline, deadline);
-	state = at_load_acq(&ref->state);
-	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = ref->fork, .cookie = rc_op_token(f) };
-	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
-	int err = state == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
-	bool told = err;
-
-	f->parked = true; /* before the step: its answer may come at once */
-	if (!err)
-		err = rc_step(ctx, &ev, NULL);
-
-	if (err) {
-		f->parked = false;
-		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL, true);
-		rc_op_put(f);
-	}
+	rc_wait_begin(ref, f, RC_OP_READ, deadline);
 	rc_unlock(ctx);
 	return 0;
 }
@@ -102,6 +111,7 @@ static int read_range(struct rref *ref, size_t offset, size_t length, int64_t ti
 		return err;
 	f->offset = offset;
 	f->length = length;
+	f->whole = length == SIZE_MAX;
 	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
 	return finish(f, deadline, out);
 }
@@ -147,7 +157,7 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 	if (ready_here(ref)) {
 		v = alias(ref);
 	} else {
-		err = read_range(ref, offset, length, timeout, &v);
+		err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
 		if (err)
 			return err;
 	}
@@ -180,6 +190,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 		return err;
 	f->offset = 0;
 	f->length = SIZE_MAX;
+	f->whole = true;
 	if (ready_here(ref)) {
 		f->peer = ref->owner;
 		rc_op_claim(f);
@@ -226,6 +237,7 @@ static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
 
 	f->offset = 0;
 	f->length = SIZE_MAX;
+	f->whole = true;
 	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
 		rc_read_begin(ref, f, INT64_MAX);
 		return;

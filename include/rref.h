@@ -34,6 +34,7 @@
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
  *   -EBADMSG       what was read failed its check.
+ *   -EPERM         the value is of a type that stays with its owner (RREF_LOCAL_ONLY).
  *   -EPROTO        a peer broke the protocol; its connection is closed.
  *   -EAGAIN        too much in flight: nothing was started, try again when something has finished.
  *   -EIO           a system service failed in a way that has no better name (the random generator, a descriptor).
@@ -43,6 +44,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h> /* struct iovec */
 
 #ifdef __cplusplus
 extern "C" {
@@ -65,6 +67,7 @@ extern "C" {
 #define RREF_NAME_MAX 127            /* bytes of a worker's or function's name, without the NUL */
 #define RREF_ARGS_MAX 3072           /* bytes of a call's arguments or result; share a reference for more */
 #define RREF_REFS_MAX 8              /* references in one call's arguments or result */
+#define RREF_SEGMENTS_MAX 1024       /* segments of one value */
 #define RREF_TEXT_SIZE 512           /* a buffer of this size holds every text that rref_format or an error writes */
 
 struct rref_ctx;     /* this process' membership in a group */
@@ -311,10 +314,66 @@ RREF_API struct rref *rref_dup(struct rref *ref);
 
 /*
  * rref_release: gives one hold back. The last one ends the reference: on a user its owner is told. NULL accepted.
+ * A handler that releases a reference of its call without a dup gives back what it does not hold: that is refused, with
+ * words in rref_last_error and in the log, and nothing is lost.
  * Allowed after rref_shutdown, not after rref_free_ctx. Never waits for a lock; when nobody holds the progress lock it
  * makes progress, which may run callbacks.
  */
 RREF_API void rref_release(struct rref *ref);
+
+/* ---- types and values of several segments ------------------------------------------------------------------ */
+
+/*
+ * What a value is. Two types are the same if name, element size and flags are. The name is the program's own, or one of
+ *   bytes                                                    any bytes; what rref_new and rref_alloc make
+ *   int8 .. int64, uint8 .. uint64, float16, bfloat16, float32, float64, complex64, complex128     one number
+ *   the same with [] behind (float32[])                      an array: any number of them
+ * whose element sizes the library knows: give 0, or what is right. Of a type with an element size, a value's segments
+ * hold a whole number of elements each (one number: one segment of one element).
+ */
+struct rref_type {
+	size_t size;             /* sizeof(struct rref_type), set by the caller */
+	const char *name;        /* 1..RREF_NAME_MAX visible ASCII characters. Given: copied. Told: borrowed until rref_free_ctx */
+	size_t element_size;     /* bytes; 0 = no such thing */
+	unsigned flags;          /* 0 or RREF_LOCAL_ONLY */
+};
+
+/*
+ * A value of such a type never leaves its owner: handlers there use it by rref_local_value or rref_to_here; a user's read
+ * is -EPERM. References to it can be shared like any other. It lies in memory that no device serves, and its owner tells
+ * nobody where, so that a user cannot read it by other means either.
+ */
+#define RREF_LOCAL_ONLY 1u
+
+/*
+ * rref_new_typed: as rref_new, with a type (copied; NULL = bytes) and from nr segments (0..RREF_SEGMENTS_MAX; their bytes are
+ * copied, and their number and lengths are kept: rref_view_segments). Read as a whole the value is its segments one after
+ * another, each begun at the next multiple of 64, with zeros between. nr 0 makes a value of no bytes.
+ * rref_alloc_typed: as rref_alloc: the segments' iov_base are set to where the program fills them, borrowed until rref_set.
+ *   -EINVAL  a name or flags that cannot be, an element size other than the built-in type's, a length that is not whole
+ *            elements; -EMSGSIZE too many segments or bytes; -ENOMEM also: more than 65536 types are known here.
+ */
+RREF_API int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
+			    struct rref **out);
+RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr,
+			      struct rref **out);
+
+/*
+ * rref_type: the type of the value. Waits for a value that is not ready. A type's name is asked for once, by one message to
+ * the owner, if this worker does not know it: from rref_new_typed, rref_expect_type or an answer before. out->size is set
+ * by the caller. May block, up to timeout.
+ *   the value's own error if it failed, and those of rref_to_here; -EBADMSG: the owner's answer contradicts the value.
+ * rref_type_async: the same without waiting. *out: returned, free with rref_future_free; its result: rref_future_type.
+ */
+RREF_API int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out);
+RREF_API int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out);
+
+/*
+ * rref_expect_type: 0 if the value is of this type; no message when it is, and the value was ready when this reference was
+ * made. For readers, and for handlers about their arguments. Waits for a value that is not ready. May block, up to timeout.
+ *   -EPROTOTYPE  it is of another type; the text names both, the value and its owner. And the errors of rref_type.
+ */
+RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t timeout);
 
 /*
  * rref_to_here: brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
@@ -322,6 +381,7 @@ RREF_API void rref_release(struct rref *ref);
  * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
  *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which)
  *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN: see the top
+ *   -EPERM      not the owner, and the value stays there; the text names value, owner and user
  *   any other   the value's own error, given by its function or rref_set_error, with the text
  */
 RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);
@@ -366,6 +426,15 @@ RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);
+
+/*
+ * rref_view_segments: how many segments the value has; the first nr of them are written to segments (to be read only;
+ * borrowed until rref_view_free). A value made of bytes has one. Wait-free.
+ * rref_view_type: the type. out->size is set by the caller. Lock-free.
+ *   -ENOENT: its name is not known here; rref_type of the reference asks for it.
+ */
+RREF_API size_t rref_view_segments(const struct rref_view *view, struct iovec *segments, size_t nr);
+RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out);
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
@@ -431,6 +500,12 @@ RREF_API int rref_call_error(struct rref_call *call, int err, const char *fmt, .
 #endif
 	;
 
+/*
+ * rref_call_reply_typed: the result of a creation (rref_remote) as a value of a type and of segments, as in rref_new_typed,
+ * with its errors; else as rref_call_reply. -EINVAL also: the call is not a creation.
+ */
+RREF_API int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr);
+
 /* ---- futures ----------------------------------------------------------------------------------------------- */
 
 /*
@@ -471,11 +546,12 @@ struct rref_error {
 /*
  * What a complete future holds. -EAGAIN: not complete; -ENOMSG: not of that kind; the operation's error if it failed.
  * _error: always for a complete one. _view: returned once (-ENOMSG the second time), free with rref_view_free.
- * _data: a call's result bytes, borrowed until rref_future_free. _ref: the i-th reference of a result, returned once
+ * _type: of rref_type_async; out->size is set by the caller. _data: a call's result bytes, borrowed until rref_future_free. _ref: the i-th reference of a result, returned once
  * each, free with rref_release; those never taken are released with the future. -EINVAL: no i-th.
  */
 RREF_API int rref_future_error(const struct rref_future *f, struct rref_error *out);
 RREF_API int rref_future_view(struct rref_future *f, struct rref_view **out);
+RREF_API int rref_future_type(const struct rref_future *f, struct rref_type *out);
 RREF_API int rref_future_data(const struct rref_future *f, const void **data, size_t *length);
 RREF_API int rref_future_nr_refs(const struct rref_future *f);
 RREF_API int rref_future_ref(struct rref_future *f, size_t i, struct rref **out);

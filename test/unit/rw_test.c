@@ -41,6 +41,7 @@ static struct rp_location any_location(void)
 	return (struct rp_location){
 		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd(), .type_hash = rnd(),
 		.rkey = { (uint32_t)rnd(), (uint32_t)rnd() }, .version = 1 + below(7),
+		.nr_segments = below(4) ? 1 : below(RREF_SEGMENTS_MAX + 1),
 	};
 }
 
@@ -119,6 +120,19 @@ static void any_message(struct rw_message *m, unsigned type)
 	case RW_PROTO:
 		any_proto(&m->u.proto);
 		break;
+	case RW_TYPE_QUERY:
+		m->u.type.number = rnd();
+		m->u.type.hash = rnd();
+		break;
+	case RW_TYPE_ANSWER:
+		m->u.type.number = rnd();
+		m->u.type.name = words;
+		if (below(4)) {
+			m->u.type.name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
+			m->u.type.element_size = rnd();
+			m->u.type.flags = (uint32_t)rnd();
+		}
+		break;
 	case RW_GOODBYE:
 		break;
 	default:
@@ -134,7 +148,8 @@ static void assert_id(const struct rref_id *a, const struct rref_id *b)
 static void assert_location(const struct rp_location *a, const struct rp_location *b)
 {
 	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce && a->type_hash == b->type_hash);
-	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version);
+	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version &&
+		    a->nr_segments == b->nr_segments);
 }
 
 static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsigned nr)
@@ -181,6 +196,13 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_id(&a->u.proto.fork, &b->u.proto.fork);
 		assert_location(&a->u.proto.loc, &b->u.proto.loc);
 		assert_string_equal(a->u.proto.text, b->u.proto.text);
+		break;
+	case RW_TYPE_QUERY:
+	case RW_TYPE_ANSWER:
+		assert_true(a->u.type.number == b->u.type.number && a->u.type.hash == b->u.type.hash &&
+			    a->u.type.element_size == b->u.type.element_size && a->u.type.flags == b->u.type.flags);
+		assert_int_equal(a->u.type.name_length, b->u.type.name_length);
+		assert_memory_equal(a->u.type.name, b->u.type.name, a->u.type.name_length);
 		break;
 	case RW_GOODBYE:
 		break;
@@ -322,7 +344,7 @@ static void rw__largest_call_fits(void **state)
 	m.u.call.name_length = RREF_NAME_MAX;
 	m.u.call.data_length = RREF_ARGS_MAX;
 	n = rw_encode(&m, buf, sizeof(buf));
-	assert_int_equal(n, 24 + 16 + 24 + 8 * 88 + 127 + 3072);
+	assert_int_equal(n, 24 + 16 + 24 + 8 * 92 + 127 + 3072);
 	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
 	assert_message(&m, &out);
 }
@@ -385,6 +407,8 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = 0, m.u.proto.loc.version = 0));
 	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = -EIO,
 			   memset(m.u.proto.text, 'x', RP_TEXT_MAX)));
+	REFUSED(RW_TYPE_ANSWER, m.u.type.name_length = RREF_NAME_MAX + 1);
+	REFUSED(RW_TYPE_ANSWER, (m.u.type.name_length = 0, m.u.type.element_size = 1));
 #undef REFUSED
 }
 
@@ -424,7 +448,9 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le32(buf + 64 + 84, 0));             /* version 0 with a location */
 	REFUSED(put_le64(buf + 64 + 44, UINT64_MAX));    /* wraps */
 	REFUSED(put_le64(buf + 64 + 52, UINT64_MAX));
-	REFUSED(buf[64 + 88] = '\0');                    /* in the name */
+	REFUSED(put_le64(buf + 64 + 60, 0));             /* local only, with an address */
+	REFUSED(put_le32(buf + 64 + 88, RREF_SEGMENTS_MAX + 1));
+	REFUSED(buf[64 + 92] = '\0');                    /* in the name */
 	m.frame.type = RW_PROTO;
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_ACK, .id = any_id(), .fork = any_id(), .status = -ESTALE, .text = "gone" };
@@ -438,6 +464,18 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le16(buf + 26, 5));                  /* text without its bytes */
 	REFUSED(put_le16(buf + 26, 3));
 	REFUSED(buf[24 + 32 + 1] = '\0');                /* in the text */
+	m.frame.type = RW_TYPE_ANSWER;
+	memset(&m.u, 0, sizeof(m.u));
+	m.u.type = (struct rw_type_info){ .number = 1, .element_size = 4, .flags = 1, .name_length = 3, .name = "i32" };
+	REFUSED(buf[24 + 20] = 128);                     /* name */
+	REFUSED(buf[24 + 20] = 2);
+	REFUSED(buf[24 + 20] = 0);
+	REFUSED(buf[24 + 21] = 1);                       /* reserved */
+	REFUSED(put_le16(buf + 24 + 22, 1));
+	REFUSED(buf[24 + 25] = '\0');                    /* in the name */
+	m.u.type = (struct rw_type_info){ .number = 1 };
+	REFUSED(put_le64(buf + 24 + 8, 4));              /* of no type */
+	REFUSED(put_le32(buf + 24 + 16, 1));
 #undef REFUSED
 }
 
@@ -486,14 +524,16 @@ static void rw__golden_bytes(void **state)
 	m.frame = (struct rw_frame){ .type = RW_PROTO, .seq = 0x0102030405060708u, .epoch = 0x0a0b0c0du };
 	m.u.proto = (struct rp_msg){
 		.type = RP_MSG_FORK_ACK, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
-		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10 },
+		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10,
+			 .nr_segments = 11 },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "64000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"04000000" "68000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"02010000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
-		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000");
+		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000"
+		"0b000000");
 	m.u.proto.status = -ESTALE;
 	strcpy(m.u.proto.text, "no");
 	n = rw_encode(&m, buf, sizeof(buf));
@@ -512,11 +552,11 @@ static void rw__golden_bytes(void **state)
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "9b000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000000" "9f000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"0b00000000000000" "02" "01" "01" "00" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "01000000"
 		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
-		"66" "6162");
+		"00000000" "66" "6162");
 }
 
 /* Each table of docs/WIRE.md has no gap and adds up to what the code uses. */
@@ -524,7 +564,7 @@ static void rw__tables_of_the_document(void **state)
 {
 	static const struct { const char *heading; unsigned bytes; } tables[] = {
 		{ "## Frame\n", RW_FRAME_BYTES }, { "## Id\n", RW_ID_BYTES }, { "## Location\n", RW_LOCATION_BYTES },
-		{ "## Fork record\n", RW_FORK_BYTES }, { "## CALL\n", 16 }, { "## REPLY\n", 20 }, { "## PROTO\n", 32 },
+		{ "## Fork record\n", RW_FORK_BYTES }, { "## TYPE_ANSWER\n", 24 }, { "## CALL\n", 16 }, { "## REPLY\n", 20 }, { "## PROTO\n", 32 },
 	};
 	unsigned seen = 0, at = 0, table = array_size(tables), offset, size;
 	char line[512];
