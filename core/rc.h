@@ -458,6 +458,7 @@ void rc_type_tell(const struct rc_type *t, struct rref_type *out);
 void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
+void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);  /* [lock] */
 uint64_t rc_extent(uint64_t length, uint32_t nr_segments); /* payload and table */
 int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length);
 void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);

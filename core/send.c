@@ -10,7 +10,8 @@
  *
  * A send that fails while the connection stands (no buffer, a device that is short of something) is tried again, later
  * and later, by the timers of whoever makes progress. Those behind it wait, so that the order stays. When it has failed
- * TRIES_MAX times, a call is over with that error, and what it shared is taken back: the callee never heard of it.
+ * TRIES_MAX times, a call is over with that error, and what it shared is taken back: the callee never heard of it. So is
+ * a question for a type.
  * Of any other message nobody here can tell what its loss would mean; the session ends, which puts both sides right.
  */
 #include <errno.h>
@@ -161,11 +162,21 @@ static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 	struct rw_message m;
 	char why[RP_TEXT_MAX];
 
-	if (rw_decode(o->bytes, o->length, ctx->world, &m) == 0 && m.frame.type == RW_CALL) {
+	if (rw_decode(o->bytes, o->length, ctx->world, &m))
+		m.frame.type = 0;
+	if (m.frame.type == RW_CALL) {
 		snprintf(why, sizeof(why), "the call could not be sent to %.80s: %.50s, %u times", p->member->name,
 			 rref_strerror(err), o->tries);
 		take_out(p, o);
 		rc_call_unsent(ctx, p->rank, &m.u.call, err, why);
+		free(o);
+		return;
+	}
+	if (m.frame.type == RW_TYPE_QUERY) {
+		snprintf(why, sizeof(why), "the question for a type could not be sent to %.80s: %.50s, %u times", p->member->name,
+			 rref_strerror(err), o->tries);
+		take_out(p, o);
+		rc_type_unsent(ctx, &m.u.type, err, why);
 		free(o);
 		return;
 	}

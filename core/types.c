@@ -257,6 +257,27 @@ void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct r
 		give_error(f, err, rc_error_text());
 }
 
+/* The operation that a query or its answer belongs to, with a hold; NULL: it is over. */
+static struct rref_future *asking(struct rref_ctx *ctx, uint64_t number)
+{
+	struct rref_future *f = rc_op_hold(ctx, number);
+
+	if (!f || (at_load(&f->kind) == RC_OP_TYPE && !f->parked && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING))
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
+void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why)
+{
+	struct rref_future *f = asking(ctx, q->number);
+
+	if (!f)
+		return;
+	give_error(f, err, why);
+	rc_op_put(f);
+}
+
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q)
 {
 	const struct rc_type *t = rc_type_find(ctx, q->hash);
@@ -273,13 +294,13 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a)
 {
-	struct rref_future *f = rc_op_hold(ctx, a->number);
+	struct rref_future *f = asking(ctx, a->number);
 	const char *owner = from->member->name;
 	char name[RREF_NAME_MAX + 1], text[RP_TEXT_MAX];
 	const struct rc_type *t;
 
-	if (!f || at_load(&f->kind) != RC_OP_TYPE || f->parked || f->peer != from->rank ||
-	    (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
+	/* Late, repeated, or of somebody who was not asked. */
+	if (!f || f->peer != from->rank) {
 		at_add(&ctx->n.dropped, 1);
 		goto out;
 	}
