@@ -44,6 +44,7 @@ LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
 PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
+CONF := $(patsubst test/conformance/%.c,$(BIN)/conformance/%,$(sort $(wildcard test/conformance/*.c)))
 # The protocol's machine and the codec have no threads (layers.sh sees to it): the thread sanitizer has nothing to see.
 PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/unit/rw_*.c))
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))
@@ -64,8 +65,8 @@ all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(HOST) $(BIN)/rref-perf
-san-tests: $(SAN_UNIT) $(PROC)
+tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(BIN)/rref-perf
+san-tests: $(SAN_UNIT) $(PROC) $(CONF)
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -113,6 +114,10 @@ $(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
+$(BIN)/conformance/%: $(B)/test/conformance/%.o $(TLIB_OBJ) $(STATIC_TEST)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
 $(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
@@ -129,12 +134,12 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/modes.sh test/tools/perf.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/modes.sh %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/death_test
+LONG := %/modes.sh %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:
@@ -150,14 +155,14 @@ check: deps
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(PROC) $(UNIT))
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(CONF) $(PROC) $(UNIT))
 
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) san-tests
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
 
 check-san-run:
-	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(call ordered,$(PROC) $(SAN_UNIT))
+	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(call ordered,$(CONF) $(PROC) $(SAN_UNIT))
 
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
 demo-roce:

@@ -335,6 +335,23 @@ struct rref_ctx *tg_join(int rank)
 	return tg_init(rank, tg_functions, tg_nr_functions);
 }
 
+void tg_refuse(const struct rref_options *o, int err, const char *text)
+{
+	struct rref_ctx *ctx = NULL;
+
+	TG_IS(rref_init(o, &ctx), err);
+	TG_CHECK(!ctx);
+	TG_TEXT(text);
+}
+
+void tg_accept(const struct rref_options *o)
+{
+	struct rref_ctx *ctx;
+
+	TG_OK(rref_init(o, &ctx));
+	tg_finish(ctx);
+}
+
 void tg_result(struct rref_future *f, void *to, size_t length)
 {
 	const void *data;

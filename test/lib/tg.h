@@ -84,6 +84,9 @@ extern const struct rref_function tg_functions[];
 extern const size_t tg_nr_functions;
 /* tg_options and tg_functions. */
 struct rref_ctx *tg_join(int rank);
+/* rref_init with these options must fail so, with this in the text; or it must not, and this worker leaves again. */
+void tg_refuse(const struct rref_options *o, int err, const char *text);
+void tg_accept(const struct rref_options *o);
 /* Counters of worker `rank`, by a call. */
 struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank);
 /* Waits until worker `rank` owns, shares and holds nothing; ends this worker with the counters if that does not come. */

@@ -78,44 +78,10 @@ static void one_owner__doorbells_are_shared(void **state)
 	assert_int_equal(tg_run(2, one_owner, NULL), 0);
 }
 
-static int three_owners(int rank, void *arg)
-{
-	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
-
-	(void)arg;
-	if (rank == 0) {
-		struct rref *keep;
-
-		create(ctx, 3);
-		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, views, status), NR);
-		check_and_free();
-		/* Some bad: their neighbours do not suffer. */
-		keep = refs[500];
-		refs[500] = NULL;
-		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, views, status), NR - 1);
-		TG_IS(status[500], -EINVAL);
-		TG_CHECK(views[500] == NULL);
-		for (int i = 0; i < NR; i++)
-			rref_view_free(views[i]);
-		refs[500] = keep;
-		for (int i = 0; i < NR; i++)
-			rref_release(refs[i]);
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
-static void three_owners__a_status_per_element(void **state)
-{
-	(void)state;
-	assert_int_equal(tg_run(4, three_owners, NULL), 0);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_owner__doorbells_are_shared),
-		cmocka_unit_test(three_owners__a_status_per_element),
 	};
 
 	return cmocka_run_group_tests_name("batch", tests, NULL, NULL);

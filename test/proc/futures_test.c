@@ -7,68 +7,16 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "tg.h"
+#include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
-
-static struct rref_future *start(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length)
-{
-	struct rref_args a = { .data = data, .length = length };
-	struct rref_future *f;
-
-	TG_OK(rref_rpc_async(ctx, to, function, &a, RREF_DEFAULT, &f));
-	return f;
-}
-
-static _Atomic int ran;
-
-static void count(struct rref_future *f, void *arg)
-{
-	TG_IS(rref_future_test(f), 1);
-	atomic_fetch_add((_Atomic int *)arg, 1);
-}
-
-static void count_and_free(struct rref_future *f, void *arg)
-{
-	atomic_fetch_add((_Atomic int *)arg, 1);
-	rref_future_free(f);
-}
-
-static bool ran_enough(struct rref_ctx *ctx, void *arg)
-{
-	(void)ctx;
-	return atomic_load(&ran) >= *(int *)arg;
-}
-
-static bool nothing_in_flight(struct rref_ctx *ctx, void *arg)
-{
-	(void)arg;
-	return tg_stats(ctx).ops_in_flight == 0;
-}
-
-TG_TEST(wait__of_a_complete_one_repeats_its_result, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *good = start(ctx, 1 - rank, "tg.echo", "x", 1), *bad = start(ctx, 1 - rank, "no.such", NULL, 0);
-
-	for (int i = 0; i < 3; i++) {
-		TG_IS(rref_future_wait(good, RREF_DEFAULT), 0);
-		TG_IS(rref_future_wait(bad, RREF_DEFAULT), -ENOSYS);
-		TG_IS(rref_future_wait(good, 0), 0);
-		TG_IS(rref_future_wait(bad, RREF_FOREVER), -ENOSYS);
-	}
-	rref_future_free(good);
-	rref_future_free(bad);
-	tg_finish(ctx);
-	return 0;
-}
 
 TG_TEST(wait__timeout_leaves_the_operation_alone, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
 	if (rank == 0) {
-		struct rref_future *f = start(ctx, 1, "tg.hold", "x", 1);
+		struct rref_future *f = tg_start(ctx, 1, "tg.hold", "x", 1);
 
 		TG_IS(rref_future_wait(f, 0), -ETIMEDOUT);
 		TG_IS(rref_future_wait(f, 20 * MS), -ETIMEDOUT);
@@ -94,7 +42,7 @@ TG_TEST(wait__by_many_threads, 2)
 	struct rref_ctx *ctx = tg_join(rank);
 
 	if (rank == 0) {
-		struct rref_future *f = start(ctx, 1, "tg.hold", "x", 1);
+		struct rref_future *f = tg_start(ctx, 1, "tg.hold", "x", 1);
 		pthread_t t[8];
 
 		for (int i = 0; i < 8; i++)
@@ -112,7 +60,7 @@ TG_TEST(wait__by_many_threads, 2)
 TG_TEST(test__turns_without_being_waited_for, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = start(ctx, 1 - rank, "tg.echo", "x", 1);
+	struct rref_future *f = tg_start(ctx, 1 - rank, "tg.echo", "x", 1);
 	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
 
 	while (!rref_future_test(f)) {
@@ -126,69 +74,18 @@ TG_TEST(test__turns_without_being_waited_for, 2)
 	return 0;
 }
 
-TG_TEST(then__set_before_completion_runs_once, 2)
+static _Atomic int ran;
+
+static void count_and_free(struct rref_future *f, void *arg)
 {
-	struct rref_ctx *ctx = tg_join(rank);
-
-	if (rank == 0) {
-		struct rref_future *f = start(ctx, 1, "tg.hold", "x", 1);
-		int want = 1;
-
-		TG_OK(rref_future_then(f, count, &ran));
-		TG_IS(rref_future_then(f, count, &ran), -EBUSY);
-		tg_until_held(ctx, 1, 1);
-		TG_IS(atomic_load(&ran), 0);
-		TG_IS(tg_release_held(ctx, 1), 1);
-		TG_OK(rref_future_wait(f, RREF_DEFAULT));
-		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-		TG_IS(rref_future_then(f, count, &ran), -EBUSY);
-		usleep(5000);
-		rref_future_free(f);
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-		TG_IS(atomic_load(&ran), 1);
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
-TG_TEST(then__set_after_completion_runs_at_once_here, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = start(ctx, 1 - rank, "tg.echo", "x", 1);
-
-	TG_OK(rref_future_wait(f, RREF_DEFAULT));
-	TG_OK(rref_future_then(f, count, &ran));
-	TG_IS(atomic_load(&ran), 1);
+	atomic_fetch_add((_Atomic int *)arg, 1);
 	rref_future_free(f);
-	TG_IS(atomic_load(&ran), 1);
-	tg_finish(ctx);
-	return 0;
 }
 
-/* Without anybody waiting: the poller alone, or rref_progress in the manual mode, has to run it. */
-TG_TEST(then__runs_with_nobody_waiting, 2)
+static bool ran_enough(struct rref_ctx *ctx, void *arg)
 {
-	struct rref_ctx *ctx = tg_join(rank);
-	int want = 10;
-	struct rref *r;
-
-	if (rank == 0) {
-		for (int i = 0; i < 4; i++)
-			TG_OK(rref_future_then(start(ctx, i % 2, "tg.echo", "x", 1), count_and_free, &ran));
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "v", .length = 1 }, RREF_DEFAULT, &r));
-		for (int i = 0; i < 6; i++) {
-			struct rref_future *f;
-
-			TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
-			TG_OK(rref_future_then(f, count_and_free, &ran));
-		}
-		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-		TG_IS(atomic_load(&ran), want);
-		rref_release(r);
-	}
-	tg_finish(ctx);
-	return 0;
+	(void)ctx;
+	return atomic_load(&ran) >= *(int *)arg;
 }
 
 static void *set_then(void *f)
@@ -203,7 +100,7 @@ TG_TEST(then__set_by_another_thread_while_it_completes, 2)
 	int n = tg_scale(300);
 
 	for (int i = 0; i < n; i++) {
-		struct rref_future *f = start(ctx, 1 - rank, i % 2 ? "tg.echo_inline" : "tg.echo", "x", 1);
+		struct rref_future *f = tg_start(ctx, 1 - rank, i % 2 ? "tg.echo_inline" : "tg.echo", "x", 1);
 		int want = i + 1;
 		pthread_t t;
 
@@ -214,88 +111,7 @@ TG_TEST(then__set_by_another_thread_while_it_completes, 2)
 		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
 		TG_IS(atomic_load(&ran), want);
 	}
-	TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-	tg_finish(ctx);
-	return 0;
-}
-
-static void check_error(struct rref_future *f, void *arg)
-{
-	struct rref_error e = { .size = sizeof(e) };
-
-	TG_IS(rref_future_wait(f, 0), -ENOSYS);
-	TG_OK(rref_future_error(f, &e));
-	TG_IS(e.err, -ENOSYS);
-	atomic_fetch_add((_Atomic int *)arg, 1);
-}
-
-TG_TEST(then__of_a_failed_one, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = start(ctx, 1 - rank, "no.such", NULL, 0);
-	int want = 1;
-
-	TG_OK(rref_future_then(f, check_error, &ran));
-	TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENOSYS);
-	TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-	rref_future_free(f);
-	tg_finish(ctx);
-	return 0;
-}
-
-/* Calls on from a callback, `left` times, alternating between the workers; the last one counts. */
-struct relay {
-	struct rref_ctx *ctx;
-	int left, hops;
-};
-
-static void relay_on(struct rref_future *f, void *arg)
-{
-	struct relay *r = arg;
-
-	TG_OK(rref_future_wait(f, 0));
-	rref_future_free(f);
-	r->hops++;
-	if (--r->left == 0)
-		atomic_fetch_add(&ran, 1);
-	else
-		TG_OK(rref_future_then(start(r->ctx, r->left % 2, r->left % 3 ? "tg.echo" : "tg.echo_inline", "x", 1), relay_on,
-				       r));
-}
-
-TG_TEST(then__that_starts_another_call, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct relay r = { ctx, tg_scale(500), 0 };
-	int want = 1;
-
-	TG_OK(rref_future_then(start(ctx, 1 - rank, "tg.echo", "x", 1), relay_on, &r));
-	TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-	TG_IS(r.hops, tg_scale(500));
-	TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-	tg_finish(ctx);
-	return 0;
-}
-
-static void wait_inside(struct rref_future *f, void *arg)
-{
-	struct rref_future *other = arg;
-
-	TG_OK(rref_future_wait(f, 0));
-	TG_OK(rref_future_wait(other, RREF_DEFAULT));
-	rref_future_free(other);
-	atomic_fetch_add(&ran, 1);
-}
-
-TG_TEST(then__that_waits_for_another, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = start(ctx, 1 - rank, "tg.echo", "x", 1), *g = start(ctx, 1 - rank, "tg.echo", "y", 1);
-	int want = 1;
-
-	TG_OK(rref_future_then(f, wait_inside, g));
-	TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-	rref_future_free(f);
+	TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	tg_finish(ctx);
 	return 0;
 }
@@ -310,7 +126,7 @@ static void shut_down_inside(struct rref_future *f, void *arg)
 TG_TEST(then__may_not_shut_down, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = start(ctx, 0, "tg.echo", "x", 1);
+	struct rref_future *f = tg_start(ctx, 0, "tg.echo", "x", 1);
 	int want = 1;
 
 	TG_OK(rref_future_then(f, shut_down_inside, ctx));
@@ -330,7 +146,7 @@ TG_TEST(free__before_completion, 2)
 		/* Unobserved, but not undone: the calls are served, results and references in them are dropped. */
 		TG_OK(rref_new(ctx, "mine", 4, &r));
 		for (int i = 0; i < 10; i++)
-			rref_future_free(start(ctx, 1, i % 2 ? "tg.echo" : "tg.hold", "x", 1));
+			rref_future_free(tg_start(ctx, 1, i % 2 ? "tg.echo" : "tg.hold", "x", 1));
 		for (int i = 0; i < 10; i++) {
 			struct rref_args a = { .refs = &r, .nr_refs = 1 };
 
@@ -341,7 +157,7 @@ TG_TEST(free__before_completion, 2)
 		tg_until_held(ctx, 1, 5);
 		TG_IS(tg_release_held(ctx, 1), 5);
 		rref_release(r);
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		tg_until_clean(ctx, 1);
 		tg_until_clean(ctx, 0);
 		/* The echoes, the echoes of references, the held ones; and what asked for it. */
@@ -371,7 +187,7 @@ TG_TEST(free__of_reads_before_completion, 2)
 			rref_future_free(f);
 		}
 		rref_release(r);
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		tg_until_clean(ctx, 0);
 		tg_until_clean(ctx, 1);
 		TG_IS(tg_stats(ctx).landing_bytes, 0);
@@ -388,7 +204,7 @@ TG_TEST(wait_any__finds_the_complete_one, 2)
 		struct rref_future *f[5];
 
 		for (int i = 0; i < 5; i++)
-			f[i] = start(ctx, 1, i == 3 ? "tg.echo" : "tg.hold", "x", 1);
+			f[i] = tg_start(ctx, 1, i == 3 ? "tg.echo" : "tg.hold", "x", 1);
 		TG_IS(rref_wait_any(f, 5, RREF_DEFAULT), 3);
 		TG_IS(rref_wait_any(f, 3, 20 * MS), -ETIMEDOUT);
 		TG_IS(rref_wait_any(f, 3, 0), -ETIMEDOUT);
@@ -415,7 +231,7 @@ TG_TEST(wait_any__takes_them_one_by_one, 2)
 	long sum = 0;
 
 	for (size_t i = 0; i < n; i++)
-		f[i] = start(ctx, (int)i % 2, "tg.echo", &i, sizeof(i));
+		f[i] = tg_start(ctx, (int)i % 2, "tg.echo", &i, sizeof(i));
 	for (size_t left = n; left; left--) {
 		int i = rref_wait_any(f, left, RREF_DEFAULT);
 		size_t got;
@@ -434,8 +250,8 @@ TG_TEST(wait_any__takes_them_one_by_one, 2)
 TG_TEST(wait_all__does_not_take_errors_for_its_own, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f[3] = { start(ctx, 1 - rank, "tg.echo", "x", 1), start(ctx, 1 - rank, "no.such", "x", 1),
-				     start(ctx, rank, "tg.echo", "x", 1) };
+	struct rref_future *f[3] = { tg_start(ctx, 1 - rank, "tg.echo", "x", 1), tg_start(ctx, 1 - rank, "no.such", "x", 1),
+				     tg_start(ctx, rank, "tg.echo", "x", 1) };
 
 	TG_IS(rref_wait_all(f, 3, RREF_DEFAULT), 0);
 	TG_IS(rref_future_wait(f[0], 0), 0);
@@ -452,7 +268,7 @@ TG_TEST(result__asked_for_too_early, 2)
 	struct rref_ctx *ctx = tg_join(rank);
 
 	if (rank == 0) {
-		struct rref_future *f = start(ctx, 1, "tg.hold", "x", 1);
+		struct rref_future *f = tg_start(ctx, 1, "tg.hold", "x", 1);
 		struct rref_error e = { .size = sizeof(e), .err = 77 };
 		struct rref_view *v = NULL;
 		struct rref *r = NULL;
@@ -479,7 +295,7 @@ TG_TEST(result__asked_for_too_early, 2)
 TG_TEST(result__of_the_other_kind, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *call = start(ctx, 1 - rank, "tg.echo", "x", 1), *read, *creation;
+	struct rref_future *call = tg_start(ctx, 1 - rank, "tg.echo", "x", 1), *read, *creation;
 	struct rref_view *v = NULL;
 	struct rref *r, *none = NULL;
 	const void *data;
@@ -587,7 +403,7 @@ TG_TEST(cancel__of_reads, 2)
 		rref_future_free(other);
 		rref_future_free(done);
 		rref_release(r);
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		tg_until_clean(ctx, 0);
 		tg_until_clean(ctx, 1);
 		TG_IS(tg_stats(ctx).landing_bytes, 0);
@@ -596,98 +412,13 @@ TG_TEST(cancel__of_reads, 2)
 	return 0;
 }
 
-static void *cancel_it(void *f)
-{
-	int err = rref_future_cancel(f);
-
-	TG_CHECK(err == 0 || err == -EALREADY);
-	return NULL;
-}
-
-/* Whoever wins, it completes once, and the callback runs once. */
-TG_TEST(cancel__races_completion, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	int n = tg_scale(200);
-
-	for (int i = 0; i < n; i++) {
-		struct rref_future *f = start(ctx, 1 - rank, "tg.echo_inline", "x", 1);
-		int want = i + 1, err;
-		pthread_t t;
-
-		TG_OK(rref_future_then(f, count, &ran));
-		TG_IS(pthread_create(&t, NULL, cancel_it, f), 0);
-		err = rref_future_wait(f, RREF_DEFAULT);
-		TG_CHECK(err == 0 || err == -ECANCELED);
-		pthread_join(t, NULL);
-		TG_IS(rref_future_wait(f, 0), err);
-		TG_CHECK(tg_eventually(ran_enough, ctx, &want));
-		rref_future_free(f);
-		TG_IS(atomic_load(&ran), want);
-	}
-	TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-	tg_finish(ctx);
-	return 0;
-}
-
-TG_TEST(creation__has_a_future_at_any_time, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f, *g;
-	struct rref *r;
-
-	if (rank == 0) {
-		for (int to = 0; to < 2; to++) {
-			TG_OK(rref_remote(ctx, to, "tg.hold", NULL, RREF_DEFAULT, &r));
-			TG_OK(rref_creation(r, &f));
-			TG_OK(rref_creation(r, &g));
-			tg_until_held(ctx, to, 1);
-			TG_IS(rref_future_test(f), 0);
-			TG_IS(tg_release_held(ctx, to), 1);
-			TG_OK(rref_future_wait(f, RREF_DEFAULT));
-			TG_OK(rref_future_wait(g, RREF_DEFAULT));
-			rref_future_free(f);
-			rref_future_free(g);
-			TG_OK(rref_creation(r, &f));
-			TG_OK(rref_future_wait(f, 0));
-			rref_future_free(f);
-			rref_release(r);
-			TG_OK(rref_remote(ctx, to, "no.such", NULL, RREF_DEFAULT, &r));
-			TG_OK(rref_creation(r, &f));
-			TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENOSYS);
-			TG_TEXT("no.such");
-			rref_future_free(f);
-			TG_OK(rref_creation(r, &f));
-			TG_IS(rref_future_wait(f, 0), -ENOSYS);
-			TG_TEXT("no.such");
-			rref_future_free(f);
-			rref_release(r);
-		}
-		TG_OK(rref_new(ctx, "x", 1, &r));
-		TG_IS(rref_creation(r, &f), -EINVAL);
-		rref_release(r);
-		TG_CHECK(tg_eventually(nothing_in_flight, ctx, NULL));
-		tg_until_clean(ctx, 0);
-		tg_until_clean(ctx, 1);
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(wait__of_a_complete_one_repeats_its_result),
 		cmocka_unit_test(wait__timeout_leaves_the_operation_alone),
 		cmocka_unit_test(wait__by_many_threads),
 		cmocka_unit_test(test__turns_without_being_waited_for),
-		cmocka_unit_test(then__set_before_completion_runs_once),
-		cmocka_unit_test(then__set_after_completion_runs_at_once_here),
-		cmocka_unit_test(then__runs_with_nobody_waiting),
 		cmocka_unit_test(then__set_by_another_thread_while_it_completes),
-		cmocka_unit_test(then__of_a_failed_one),
-		cmocka_unit_test(then__that_starts_another_call),
-		cmocka_unit_test(then__that_waits_for_another),
 		cmocka_unit_test(then__may_not_shut_down),
 		cmocka_unit_test(free__before_completion),
 		cmocka_unit_test(free__of_reads_before_completion),
@@ -699,8 +430,6 @@ int main(void)
 		cmocka_unit_test(view__is_taken_once),
 		cmocka_unit_test(references__are_taken_once_each_and_else_released),
 		cmocka_unit_test(cancel__of_reads),
-		cmocka_unit_test(cancel__races_completion),
-		cmocka_unit_test(creation__has_a_future_at_any_time),
 	};
 
 	return cmocka_run_group_tests_name("futures", tests, NULL, NULL);

@@ -1,36 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a program may get wrong: options, names, addresses, devices, keys, NULLs. An error with words each time. */
-#include <dirent.h>
-#include <fcntl.h>
+/* What a program may get wrong: options, names, NULLs, sizes. An error with words each time. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <cmocka.h>
 
 #include "tg.h"
 
 #define MS NSEC_PER_MSEC
-
-/* rref_init with these options must fail so, with this in the text. */
-static void refuse(const struct rref_options *o, int err, const char *text)
-{
-	struct rref_ctx *ctx = NULL;
-
-	TG_IS(rref_init(o, &ctx), err);
-	TG_CHECK(!ctx);
-	TG_TEXT(text);
-}
-
-static void accept_and_leave(const struct rref_options *o)
-{
-	struct rref_ctx *ctx;
-
-	TG_OK(rref_init(o, &ctx));
-	tg_finish(ctx);
-}
 
 /* ---- options ---- */
 
@@ -40,7 +19,7 @@ TG_TEST(options__bad_fields, 1)
 	char core[16];
 
 	tg_options(&good, 0);
-#define BAD(field, value, text) (o = good, o.field = (value), refuse(&o, -EINVAL, (text)))
+#define BAD(field, value, text) (o = good, o.field = (value), tg_refuse(&o, -EINVAL, (text)))
 	BAD(size, 0, "size");
 	BAD(size, 8, "rref_options_init");
 	BAD(size, 1 << 20, "size");
@@ -71,7 +50,7 @@ TG_TEST(options__bad_fields, 1)
 	BAD(nr_threads, UINT32_MAX, "threads");
 	BAD(region_bytes, (size_t)4 << 30, "region");
 #undef BAD
-	accept_and_leave(&good);
+	tg_accept(&good);
 	return 0;
 }
 
@@ -84,7 +63,7 @@ TG_TEST(options__defaults_do, 1)
 	TG_CHECK(o.size == sizeof(o) && o.rank == 0 && o.world_size == 1 && o.poller_core == -1 && !o.flags && !o.log &&
 		 !o.functions && !o.name && strcmp(o.device, "auto") == 0 && o.log_level == RREF_LOG_WARNING);
 	o.device = tg_device();
-	accept_and_leave(&o);
+	tg_accept(&o);
 	rref_options_init(NULL);
 	return 0;
 }
@@ -123,9 +102,9 @@ TG_TEST(options__of_another_version, 1)
 
 	memcpy(exact, &good, shortest);
 	exact->size = shortest;
-	accept_and_leave(exact);
+	tg_accept(exact);
 	exact->size = shortest - 1;
-	refuse(exact, -EINVAL, "rref_options_init");
+	tg_refuse(exact, -EINVAL, "rref_options_init");
 	munmap(page, 2 * 65536);
 	/* A newer program that does not use what is new, and one that does. */
 	newer = malloc(sizeof(*newer));
@@ -136,9 +115,9 @@ TG_TEST(options__of_another_version, 1)
 		TG_IS(newer->bytes[i], 0);
 	newer->o.device = tg_device();
 	TG_OK(rref_options_from_env(&newer->o));
-	accept_and_leave(&newer->o);
+	tg_accept(&newer->o);
 	newer->bytes[sizeof(*newer) - 1] = 1;
-	refuse(&newer->o, -EINVAL, "beyond");
+	tg_refuse(&newer->o, -EINVAL, "beyond");
 	TG_IS(rref_options_from_env(&newer->o), -EINVAL);
 	free(newer);
 	return 0;
@@ -153,7 +132,7 @@ TG_TEST(options__small_and_large_but_good, 1)
 	o.max_ops = 1;
 	o.nr_threads = 1;
 	o.poller_core = 0;
-	accept_and_leave(&o);
+	tg_accept(&o);
 	tg_options(&o, 0);
 	o.timeout = INT64_MAX;
 	o.init_timeout = INT64_MAX;
@@ -161,7 +140,7 @@ TG_TEST(options__small_and_large_but_good, 1)
 	o.max_value_bytes = (size_t)1 << 38;
 	o.max_landing_bytes = (size_t)1 << 38;
 	o.flags = RREF_NO_LEAK_CHECK;
-	accept_and_leave(&o);
+	tg_accept(&o);
 	return 0;
 }
 
@@ -183,45 +162,21 @@ TG_TEST(options__bad_functions, 1)
 	tg_options(&o, 0);
 	o.functions = fn;
 	o.nr_functions = 2;
-	refuse(&o, -EEXIST, "one");
+	tg_refuse(&o, -EEXIST, "one");
 	fn[1].name = NULL;
-	refuse(&o, -EINVAL, "name");
+	tg_refuse(&o, -EINVAL, "name");
 	fn[1].name = "";
-	refuse(&o, -EINVAL, "empty");
+	tg_refuse(&o, -EINVAL, "empty");
 	fn[1].name = "with space";
-	refuse(&o, -EINVAL, "with space");
+	tg_refuse(&o, -EINVAL, "with space");
 	fn[1].name = name;
-	refuse(&o, -EINVAL, "longer");
+	tg_refuse(&o, -EINVAL, "longer");
 	fn[1] = (struct rref_function){ .name = "two" };
-	refuse(&o, -EINVAL, "handler");
+	tg_refuse(&o, -EINVAL, "handler");
 	fn[1] = (struct rref_function){ .name = "two", .handler = nop, .flags = 8 };
-	refuse(&o, -EINVAL, "two");
+	tg_refuse(&o, -EINVAL, "two");
 	fn[1].flags = RREF_INLINE;
-	accept_and_leave(&o);
-	return 0;
-}
-
-TG_TEST(names__ill_formed, 1)
-{
-	struct rref_options o;
-	static const char *const bad[] = { "", " ", "a b", "a/b", "a.b", "a\n", "\xc3\xa4", "a\x01", "*", "wor\tker" };
-	char name[501];
-
-	tg_options(&o, 0);
-	for (size_t i = 0; i < array_size(bad); i++) {
-		o.name = bad[i];
-		refuse(&o, -EINVAL, "name");
-	}
-	memset(name, 'x', sizeof(name));
-	name[500] = 0;
-	o.name = name;
-	refuse(&o, -EINVAL, "127");
-	name[RREF_NAME_MAX + 1] = 0;
-	refuse(&o, -EINVAL, "127");
-	name[RREF_NAME_MAX] = 0;
-	accept_and_leave(&o);
-	o.name = "A-z_0:9";
-	accept_and_leave(&o);
+	tg_accept(&o);
 	return 0;
 }
 
@@ -250,281 +205,6 @@ TG_TEST(environment__as_options, 1)
 	TG_IS(rref_options_from_env(NULL), -EINVAL);
 	o.size = 3;
 	TG_IS(rref_options_from_env(&o), -EINVAL);
-	return 0;
-}
-
-/* ---- meeting ---- */
-
-TG_TEST(rendezvous__bad_addresses, 1)
-{
-	static const char *const bad[] = { "", "nowhere", ":", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http",
-					   "127.0.0.1:-1", "::1:5", ":7777", "127.0.0.1:1 " };
-	struct rref_options o;
-
-	tg_options(&o, 0);
-	o.world_size = 2;
-	o.rendezvous = NULL;
-	refuse(&o, -EINVAL, "rendezvous");
-	for (size_t i = 0; i < array_size(bad); i++)
-		for (int r = 0; r < 2; r++) {
-			o.rank = r;
-			o.rendezvous = bad[i];
-			refuse(&o, -EINVAL, "rendezvous");
-		}
-	return 0;
-}
-
-TG_TEST(rendezvous__nobody_there, 1)
-{
-	struct rref_options o;
-	char place[64];
-	int64_t start = now_ns();
-
-	tg_free_place(place, sizeof(place));
-	tg_options(&o, 1);
-	o.world_size = 2;
-	o.rendezvous = place;
-	o.init_timeout = 300 * MS;
-	struct rref_ctx *ctx = NULL;
-	int err = rref_init(&o, &ctx);
-
-	TG_CHECK((err == -ETIMEDOUT || err == -ECONNREFUSED) && !ctx);
-	/* What was tried, and how often. */
-	TG_TEXT(place);
-	TG_TEXT("tries");
-	TG_TEXT("rank 1");
-	TG_CHECK(now_ns() - start < 60 * NSEC_PER_SEC);
-	return 0;
-}
-
-TG_TEST(rendezvous__some_do_not_come, 2)
-{
-	struct rref_options o;
-
-	tg_options(&o, rank);
-	o.world_size = 4;
-	o.init_timeout = 1 * NSEC_PER_SEC;
-	struct rref_ctx *ctx = NULL;
-	int err = rref_init(&o, &ctx);
-
-	TG_CHECK(!ctx);
-	if (rank == 0) {
-		TG_IS(err, -ETIMEDOUT);
-		/* Who is missing. */
-		TG_TEXT("2");
-		TG_TEXT("3");
-	} else {
-		TG_CHECK(err == -ETIMEDOUT || err == -ECONNREFUSED);
-		TG_CHECK(strlen(rref_last_error()) > 0);
-	}
-	return 0;
-}
-
-TG_TEST(rendezvous__address_taken, 2)
-{
-	struct rref_options o;
-
-	/* Two groups with the same address: their second rank 0 cannot listen. */
-	tg_options(&o, 0);
-	if (rank == 0) {
-		o.world_size = 2;
-		o.init_timeout = 10 * NSEC_PER_SEC;
-		struct rref_ctx *ctx = NULL;
-		int err = rref_init(&o, &ctx);
-
-		/* It waits for a rank 1 that never comes; the other one has told us that it tried. */
-		TG_CHECK(err == -ETIMEDOUT || err == -EADDRINUSE);
-		TG_CHECK(!ctx);
-		tg_set_flag(0, err == -EADDRINUSE ? 2 : 1);
-	} else {
-		struct rref_ctx *ctx = NULL;
-
-		usleep(200000);
-		o.world_size = 2;
-		o.init_timeout = 1 * NSEC_PER_SEC;
-		int err = rref_init(&o, &ctx);
-
-		TG_CHECK(!ctx && (err == -EADDRINUSE || err == -ETIMEDOUT));
-		if (err == -EADDRINUSE)
-			TG_TEXT(o.rendezvous);
-	}
-	return 0;
-}
-
-TG_TEST(rendezvous__rank_twice, 3)
-{
-	struct rref_options o;
-	struct rref_ctx *ctx = NULL;
-
-	/* 0, 1, 1 */
-	tg_options(&o, rank ? 1 : 0);
-	o.name = rank == 1 ? "first" : rank == 2 ? "second" : "zero";
-	o.init_timeout = 5 * NSEC_PER_SEC;
-	int err = rref_init(&o, &ctx);
-
-	TG_CHECK(!ctx);
-	if (rank) {
-		TG_IS(err, -EEXIST);
-		TG_TEXT("1");
-	} else {
-		TG_CHECK(err < 0);
-	}
-	return 0;
-}
-
-TG_TEST(rendezvous__name_twice, 2)
-{
-	struct rref_options o;
-	struct rref_ctx *ctx = NULL;
-
-	tg_options(&o, rank);
-	o.name = "same";
-	o.init_timeout = 10 * NSEC_PER_SEC;
-	TG_IS(rref_init(&o, &ctx), -EEXIST);
-	TG_TEXT("same");
-	TG_CHECK(!ctx);
-	return 0;
-}
-
-TG_TEST(rendezvous__without_a_key_only_here, 1)
-{
-	struct rref_options o;
-
-	tg_options(&o, 0);
-	o.world_size = 2;
-	o.init_timeout = 1 * NSEC_PER_SEC;
-	o.rendezvous = "0.0.0.0:45678";
-	refuse(&o, -EACCES, "key");
-	o.rank = 1;
-	o.rendezvous = "192.0.2.1:45678";
-	refuse(&o, -EACCES, "key");
-	return 0;
-}
-
-/* ---- keys ---- */
-
-static void write_key(const char *path, const char *bytes, size_t length, mode_t mode)
-{
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-
-	TG_CHECK(fd >= 0 && write(fd, bytes, length) == (ssize_t)length && fchmod(fd, mode) == 0);
-	close(fd);
-}
-
-static const char *key_path(char *buf, size_t size, const char *name)
-{
-	const char *dir = getenv("TMPDIR");
-
-	snprintf(buf, size, "%s/rref-input-test-%d-%s", dir && *dir ? dir : "/tmp", (int)tg_current->shared->pid[0], name);
-	return buf;
-}
-
-TG_TEST(key__bad_files, 1)
-{
-	struct rref_options o;
-	char path[200];
-
-	key_path(path, sizeof(path), "bad");
-	tg_options(&o, 0);
-	o.key_file = path;
-	refuse(&o, -ENOENT, path);
-	write_key(path, "0123456789abcdef0123", 20, 0644);
-	refuse(&o, -EACCES, "chmod 600");
-	write_key(path, "short", 5, 0600);
-	refuse(&o, -EINVAL, "16");
-	write_key(path, "0123456789abcdef0123", 20, 0600);
-	accept_and_leave(&o);
-	unlink(path);
-	return 0;
-}
-
-TG_TEST(key__same_on_both_sides, 2)
-{
-	struct rref_options o;
-	struct rref_ctx *ctx;
-	char path[200];
-
-	tg_meet(0); /* the path is named after rank 0's pid */
-	key_path(path, sizeof(path), rank ? "b" : "a");
-	write_key(path, "a shared secret, not a good one", 31, 0600);
-	tg_options(&o, rank);
-	o.key_file = path;
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
-	TG_OK(rref_init(&o, &ctx));
-	unlink(path);
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
-	tg_finish(ctx);
-	return 0;
-}
-
-TG_TEST(key__different, 2)
-{
-	struct rref_options o;
-	struct rref_ctx *ctx = NULL;
-	char path[200];
-
-	tg_meet(0);
-	key_path(path, sizeof(path), rank ? "d" : "c");
-	write_key(path, rank ? "a secret of another group" : "a secret of this group...", 25, 0600);
-	tg_options(&o, rank);
-	o.key_file = path;
-	o.init_timeout = 2 * NSEC_PER_SEC;
-	int err = rref_init(&o, &ctx);
-
-	unlink(path);
-	TG_CHECK(!ctx);
-	if (rank)
-		TG_IS(err, -EKEYREJECTED);
-	else
-		TG_CHECK(err == -ETIMEDOUT || err == -EKEYREJECTED);
-	return 0;
-}
-
-/* ---- devices ---- */
-
-static bool has_rdma(void)
-{
-	DIR *d = opendir("/sys/class/infiniband");
-	struct dirent *e;
-	bool yes = false;
-
-	while (d && (e = readdir(d)))
-		yes |= e->d_name[0] != '.';
-	if (d)
-		closedir(d);
-	return yes;
-}
-
-TG_TEST(device__ibv_without_one, 1)
-{
-	struct rref_options o;
-
-	tg_options(&o, 0);
-	if (!has_rdma()) {
-		o.device = "ibv";
-		refuse(&o, -ENODEV, "rdma link add");
-	}
-	o.device = "ibv:no_such_device0";
-	refuse(&o, -ENODEV, "no_such_device0");
-	return 0;
-}
-
-TG_TEST(device__auto_on_one_machine, 2)
-{
-	struct rref_options o;
-	struct rref_ctx *ctx;
-	struct rref_worker_info w = { .size = sizeof(w) };
-
-	tg_options(&o, rank);
-	o.device = "auto";
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
-	TG_OK(rref_init(&o, &ctx));
-	TG_OK(rref_worker(ctx, 1 - rank, &w));
-	TG_CHECK(strcmp(w.device, "shm") == 0);
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
-	tg_finish(ctx);
 	return 0;
 }
 
@@ -734,20 +414,7 @@ int main(void)
 		cmocka_unit_test(options__of_another_version),
 		cmocka_unit_test(options__small_and_large_but_good),
 		cmocka_unit_test(options__bad_functions),
-		cmocka_unit_test(names__ill_formed),
 		cmocka_unit_test(environment__as_options),
-		cmocka_unit_test(rendezvous__bad_addresses),
-		cmocka_unit_test(rendezvous__nobody_there),
-		cmocka_unit_test(rendezvous__some_do_not_come),
-		cmocka_unit_test(rendezvous__address_taken),
-		cmocka_unit_test(rendezvous__rank_twice),
-		cmocka_unit_test(rendezvous__name_twice),
-		cmocka_unit_test(rendezvous__without_a_key_only_here),
-		cmocka_unit_test(key__bad_files),
-		cmocka_unit_test(key__same_on_both_sides),
-		cmocka_unit_test(key__different),
-		cmocka_unit_test(device__ibv_without_one),
-		cmocka_unit_test(device__auto_on_one_machine),
 		cmocka_unit_test(null__everywhere),
 		cmocka_unit_test(sizes__of_structs_of_other_versions),
 		cmocka_unit_test(version__and_words),

@@ -54,37 +54,6 @@ static const struct rref_function functions[] = {
 	{ .name = "read_all", .handler = read_all },
 };
 
-static int alone(int rank, void *arg)
-{
-	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
-	struct rref *r;
-	struct rref_view *v;
-	struct rref_future *f;
-	const void *data;
-	size_t length;
-
-	(void)arg;
-	TG_OK(rref_new(ctx, "hello", 6, &r));
-	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
-	TG_CHECK(strcmp(rref_view_data(v), "hello") == 0);
-	rref_view_free(v);
-	TG_OK(rref_rpc_sync(ctx, 0, "echo", &(struct rref_args){ .data = "abc", .length = 3 }, RREF_DEFAULT, &f));
-	TG_OK(rref_future_data(f, &data, &length));
-	TG_CHECK(length == 3 && memcmp(data, "abc", 3) == 0);
-	rref_future_free(f);
-	rref_release(r);
-	TG_IS(tg_stats(ctx).owners, 0);
-	TG_IS(tg_stats(ctx).value_bytes, 0);
-	tg_finish(ctx);
-	return 0;
-}
-
-static void one_worker__everything_on_itself(void **state)
-{
-	(void)state;
-	assert_int_equal(tg_run(1, alone, NULL), 0);
-}
-
 static int pair(int rank, void *arg)
 {
 	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
@@ -168,7 +137,6 @@ static void three_workers__all_ways_of_sharing(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(one_worker__everything_on_itself),
 		cmocka_unit_test(two_workers__owner_shares_user_reads),
 		cmocka_unit_test(three_workers__all_ways_of_sharing),
 	};

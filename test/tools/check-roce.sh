@@ -21,9 +21,9 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
 }
 
-one=$(ls build/bin/proc/*)
+one=$(ls build/bin/proc/* build/bin/conformance/*)
 # The provider's own tests first: what fails there explains the rest.
-one="build/bin/proc/rv_conformance $(echo "$one" | grep -v rv_conformance)"
+one="build/bin/proc/rv_conformance $(echo "$one" | grep -v proc/rv_conformance)"
 RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
 	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one test/tools/perf.sh 2>&1 | tee "$log"
 sum "one host"

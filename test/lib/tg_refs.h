@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What tests of references share: short ways to create, call and read, and functions of a worker that publishes and
+ * keeps references. All of them end this worker with a message where something goes wrong.
+ */
+#ifndef TG_REFS_H
+#define TG_REFS_H
+
+#include "tg.h"
+
+/* Arguments of a call, for one call only: per thread, written over by the next. */
+struct rref_args *tg_with(struct rref *const *refs, size_t nr);
+struct rref_args *tg_bytes(const void *data, size_t length);
+
+struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length);
+struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length);
+/* tg.read on worker `to`: the sum of the first bytes. */
+unsigned tg_sum_there(struct rref_ctx *ctx, int to, struct rref *const *refs, size_t nr);
+/* to_here must fail so, each time, with this in the text. */
+void tg_expect_error(struct rref *r, int err, const char *text);
+/* For tg_eventually: no operation is in flight. */
+bool tg_idle(struct rref_ctx *ctx, void *arg);
+/* Every worker is clean, and nothing of this one is in flight or landing. */
+void tg_all_clean(struct rref_ctx *ctx);
+
+/*
+ * Functions of tg_join_refs, besides tg_functions:
+ *   pub.make      a struct tg_make: makes a value, keeps it alone, answers with a reference to it
+ *   pub.alloc     the same, to be set by pub.set (seed) or pub.fail (err)
+ *   keep          keeps dups of its references, besides what is kept already
+ *   pub.get       answers with the first that is kept
+ *   pub.drop      gives up all that is kept
+ *   inspect       a struct tg_said: what its first reference says of itself while the handler runs
+ *   hand_on       int32_t hops: hands its references on to the next worker so often; answers with the last one's sum
+ */
+struct tg_make {
+	size_t length;
+	unsigned seed;
+	int32_t err;
+};
+
+struct tg_said {
+	int32_t confirmed, is_owner, owner, reads;
+	struct rref_id id;
+};
+
+void tg_add_refs(struct rref_ctx *ctx);
+/* tg_join and these functions; returns when everybody can serve (meeting point 15). */
+struct rref_ctx *tg_join_refs(int rank);
+void tg_add(struct rref_ctx *ctx, const char *name, rref_handler fn, unsigned flags);
+/* Calls with m; the first reference of the result, or NULL. */
+struct rref *tg_ask(struct rref_ctx *ctx, int to, const char *function, struct tg_make m);
+/* The i-th reference that this worker keeps; borrowed until pub.drop. */
+struct rref *tg_kept(int i);
+
+#endif
