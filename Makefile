@@ -2,7 +2,7 @@
 #
 #   make demo | check            on this machine, over shared memory
 #   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
-#   make all | install | deps | perf | perf-roce | clean
+#   make all | install | deps | perf | perf-roce | perf-peers | perf-report | clean
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
 
@@ -59,7 +59,7 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf perf-roce deps install uninstall clean
+.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf perf-roce perf-peers perf-report deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
@@ -179,7 +179,8 @@ $(BIN)/rref-perf: $(PERF_OBJ) $(STATIC)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -ljson-c $(LIBS)
 
-# Beside the raw operations of the device (rref-perf), and what the parts cost (Google Benchmark). ARGS goes to rref-perf.
+# perf, perf-roce: beside the raw operations of the device (ARGS goes to rref-perf). perf-peers: UCX, MPI, torch.
+# perf-report: all three in the same minutes, written to docs/PERF.md.
 perf:
 	@test/tools/deps.sh build perf
 	@$(MAKE) --no-print-directory -s $(BIN)/rref-perf $(BIN)/rref-parts
@@ -189,7 +190,16 @@ perf:
 perf-roce:
 	@test/tools/deps.sh build perf
 	@$(MAKE) --no-print-directory -s lib tools $(BIN)/rref-perf
-	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh $(BIN)/rref-perf all --device ibv $(ARGS)
+	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh perf/roce.sh $(ARGS)
+
+perf-peers:
+	@test/tools/deps.sh perf peers
+	@perf/peers/run.sh $(ARGS)
+
+perf-report:
+	@test/tools/deps.sh build perf peers
+	@$(MAKE) --no-print-directory -s lib tools $(BIN)/rref-perf
+	@perf/report.sh
 
 $(BIN)/rref-parts: perf/parts.cc $(STATIC)
 	@mkdir -p $(@D)

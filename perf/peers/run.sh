@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The peers beside librref, over shared memory of this machine; one JSON object a line: UCX (ucx_perftest), MPI's one-sided
+# get (Open MPI), torch's to_here.   run.sh [SECONDS]
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+seconds=${1:-1}
+work=$(mktemp -d)
+server=
+trap '[ -n "$server" ] && kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
+
+# Debian's own interpreter: the one that its packages are for.
+python=/usr/bin/python3
+
+port() { # a port of loopback that is free now
+	"$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+ucx() { # OP TEST BYTES ITERATIONS: the median, of ucx_perftest's last line
+	local p line tries
+	p=$(port)
+	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 ucx_perftest -p "$p" >"$work/server" 2>&1 &
+	server=$!
+	for tries in $(seq 50); do
+		ss -ltn 2>/dev/null | grep -q ":$p " && break
+		sleep 0.1
+	done
+	line=$(UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 ucx_perftest 127.0.0.1 -p "$p" -t "$2" -s "$3" -n "$4" \
+		-w $(($4 / 10 + 1)) 2>"$work/err" | grep '^Final:')
+	wait "$server"
+	server=
+	[ -n "$line" ] || { echo "ucx_perftest $2 of $3 bytes said nothing: $(tail -n 1 "$work/err")" >&2; return 1; }
+	# Final: iterations, latency: median, average, overall, ... in microseconds
+	echo "$line" | awk -v op="$1" -v bytes="$3" \
+		'{printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", op, bytes, $2, $3 * 1000}'
+}
+
+failed=0
+if command -v ucx_perftest >/dev/null; then
+	for s in 8:3000000 64:3000000 512:2000000 4096:1000000 65536:100000 1048576:4000 16777216:100; do
+		ucx lat ucp_get "${s%:*}" "${s#*:}" || failed=1
+	done
+	ucx am_lat ucp_am_lat 8 100000 || failed=1
+fi
+if command -v mpicc >/dev/null; then
+	mkdir -p build/bin
+	mpicc -O2 -o build/bin/mpi_get perf/peers/mpi_get.c && timeout 120 mpirun --allow-run-as-root --oversubscribe -n 2 \
+		build/bin/mpi_get "$seconds" 8 64 512 4096 65536 1048576 16777216 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+fi
+if "$python" -c 'import torch' 2>/dev/null; then
+	timeout 300 "$python" perf/peers/torch_to_here.py --seconds "$seconds" 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+fi
+exit $failed

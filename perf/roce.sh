@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# rref-perf over the RDMA device at hand, and perftest in the same boot; JSON lines.   roce.sh [SECONDS]
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+seconds=${1:-5}
+server=
+trap '[ -n "$server" ] && kill "$server" 2>/dev/null' EXIT
+
+# The address behind a usable device, to reach it by rdma_cm.
+ip=$(build/bin/rref-info --device ibv 2>/dev/null | grep -oE '([0-9]{1,3}\.){3}[0-9]{1,3}' | head -n 1)
+
+perftest() { # OP PROGRAM BYTES ITERATIONS COLUMN SCALE KEY
+	local line
+	"$2" -R -s "$3" -n "$4" -p 18599 >/dev/null 2>&1 &
+	server=$!
+	sleep 2 # it says nothing when it listens; the client is tried again below
+	for _ in 1 2 3; do
+		line=$("$2" -R -s "$3" -n "$4" -p 18599 "$ip" 2>/dev/null | grep -E "^ *$3 ")
+		[ -n "$line" ] && break
+		sleep 1
+	done
+	wait "$server"
+	server=
+	[ -n "$line" ] || { echo "roce.sh: $2 of $3 bytes said nothing" >&2; return 1; }
+	echo "$line" | awk -v op="$1" -v bytes="$3" -v c="$5" -v scale="$6" -v key="$7" \
+		'{printf "{\"op\":\"%s\",\"peer\":\"perftest\",\"device\":\"ibv\",\"bytes\":%d,\"iters\":%d,\"%s\":%.1f}\n", op, bytes, $2, key, $c * scale}'
+}
+
+failed=0
+for op in lat bw rate batch call share create; do
+	case $op in
+	lat) sizes=8,4k,64k,1m ;;
+	bw) sizes=64k,1m ;;
+	*) sizes= ;;
+	esac
+	build/bin/rref-perf $op --device ibv --json --seconds "$seconds" ${sizes:+--sizes $sizes} || failed=1
+done
+if [ -n "$ip" ] && command -v ib_read_bw >/dev/null; then
+	# ib_read_lat: bytes, iterations, smallest, largest, typical ... in us; ib_read_bw: bytes, iterations, peak, average in MiB/s
+	perftest lat ib_read_lat 8 2000 5 1000 p50_ns || failed=1
+	perftest lat ib_read_lat 65536 200 5 1000 p50_ns || failed=1
+	perftest bw ib_read_bw 1048576 200 4 1048576 bytes_per_s || failed=1
+fi
+exit $failed
