@@ -2,6 +2,7 @@
 #
 #   make demo | check            on this machine, over shared memory
 #   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
+#   make sim SEEDS=20000         the protocol's simulator (JOBS=, ARGS='--seed 1 --trace')
 #   make all | install | deps | perf | perf-roce | perf-peers | perf-report | clean
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
@@ -48,7 +49,10 @@ CONF := $(patsubst test/conformance/%.c,$(BIN)/conformance/%,$(sort $(wildcard t
 # The protocol's machine and the codec have no threads (layers.sh sees to it): the thread sanitizer has nothing to see.
 PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/unit/rw_*.c))
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))
+SAN_SIM := $(if $(filter thread,$(SAN)),,$(BIN)/sim)
 HOST := $(patsubst test/host/%.c,$(BIN)/host/%,$(sort $(wildcard test/host/*.c)))
+SIM_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/sim/*.c)))
+SIM := $(BIN)/sim
 TOOLS := $(patsubst core/tools/%.c,$(BIN)/%,$(sort $(wildcard core/tools/*.c)))
 DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
 
@@ -59,14 +63,14 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce perf perf-roce perf-peers perf-report deps install uninstall clean
+.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim perf perf-roce perf-peers perf-report deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(BIN)/rref-perf
-san-tests: $(SAN_UNIT) $(PROC) $(CONF)
+tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(BIN)/rref-perf $(SIM)
+san-tests: $(SAN_UNIT) $(PROC) $(CONF) $(SAN_SIM)
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -114,6 +118,14 @@ $(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
+# Its steps are those of random schedules.
+$(BIN)/unit/rp_oom_test: $(filter-out %/main.o,$(SIM_OBJ))
+
+# The protocol's simulator: the machines are the library's own objects.
+$(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^
+
 $(BIN)/conformance/%: $(B)/test/conformance/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
@@ -134,12 +146,12 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh test/sim/mutants.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/modes.sh %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/modes.sh %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:
@@ -155,14 +167,15 @@ check: deps
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(CONF) $(PROC) $(UNIT))
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(UNIT))
 
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) san-tests
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
 
 check-san-run:
-	@RREF_TEST_SLOW=4 $(RUN) --title "$(SAN) sanitizer" --timeout 600 $(call ordered,$(CONF) $(PROC) $(SAN_UNIT))
+	@RREF_TEST_SLOW=4 RREF_SIM_SEEDS=2000 $(RUN) --title "$(SAN) sanitizer" --timeout 600 \
+		$(call ordered,$(SAN_SIM) $(CONF) $(PROC) $(SAN_UNIT))
 
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
 demo-roce:
@@ -173,6 +186,11 @@ demo-roce:
 check-roce: deps
 	@$(MAKE) --no-print-directory -s all
 	@test/tools/check-roce.sh
+
+# Random schedules of the protocol, checked after every event (docs/TESTING.md). ARGS goes to the program.
+sim:
+	@$(MAKE) --no-print-directory -s $(SIM)
+	@$(SIM) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(or $(JOBS),$(shell nproc)) $(ARGS)
 
 PERF_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard perf/rref-perf/*.c verbs/raw/*.c)))
 $(BIN)/rref-perf: $(PERF_OBJ) $(STATIC)

@@ -115,6 +115,7 @@ static const char *check_peers(const struct rp *m)
 			children++;
 			CHECK(rp_child_at(m, i)->dest == r, "a child is in another peer's list");
 		}
+		CHECK(!nt || p->state != RP_PEER_GONE, "tombstones outlived their peer's grace");
 		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX, "a peer counts wrong");
 		forks += nf;
 		tombs += nt;

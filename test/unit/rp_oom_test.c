@@ -52,7 +52,7 @@ static void *oom_realloc(void *p, size_t size)
 #undef rp_step
 
 #include "test/lib/tl_rpcheck.h"
-#include "test/lib/tl_rpsim.h"
+#include "test/sim/sim.h"
 
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
@@ -84,13 +84,16 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 
 static void rp_oom__each_allocation_of_each_step(void **state)
 {
-	struct tl_rp_result r;
+	struct sim_result r;
+	struct sim_plan plan;
 
 	(void)state;
-	for (uint64_t seed = 1; seed <= 60; seed++)
-		for (unsigned flags = 0; flags <= (TL_RP_CHAOS | TL_RP_CRASH); flags++)
-			if (tl_rp_sim(seed, 3, 400, flags, &r))
-				fail_msg("seed %u flags %u: %s", (unsigned)seed, flags, r.text);
+	for (uint64_t seed = 1; seed <= 100; seed++)
+		for (int profile = 0; profile < 4; profile++) {
+			sim_plan_make(&plan, seed, profile, 3);
+			if (sim_run(&plan, NULL, &r))
+				fail_msg("seed %u, %s: %s", (unsigned)seed, sim_profiles[profile].name, r.text);
+		}
 	print_message("%lu allocations failed\n", failures);
 	assert_true(failures > 1000);
 }

@@ -1,52 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A step of one machine, and what its runtime would do about the effects. */
-#include "test/lib/tl_rpsim_internal.h"
-
-/* ---- steps and their effects ------------------------------------------------------------------------------- */
+#include "test/sim/sim.h"
 
 static void do_effects(struct sim *s, uint32_t r);
-
-/* RP_TRACE: one line for each step and effect, to read how a seed fails. */
-static void trace(const struct sim *s, uint32_t r, const struct rp_event *ev, int rc)
-{
-	static const char *const events[] = { "?", "NEW", "SET", "RETAIN", "RELEASE", "CREATE", "CREATE_FAILED", "FORK", "FORK_UNDO",
-		"RECV_FORK", "DROP", "WAIT", "UNWAIT", "OWN", "MSG", "PEER_UP", "PEER_FENCED", "PEER_GRACE" };
-	static const char *const effects[] = { "?", "SEND", "NEW_HANDLE", "READY", "LOCATION", "CONFIRMED", "FAILED", "CREATED",
-		"WAITED", "FREE_VALUE", "GONE", "DUPLICATE" };
-	static const char *const messages[] = { "?", "FORK_REQUEST", "FORK_ACK", "CHILD_ACCEPT", "DELETE", "FETCH", "FETCH_REPLY",
-		"CREATED", "PARENT_REQUEST", "PARENT_ACK" };
-	const struct rp_msg *msg = ev->type == RP_EV_MSG ? ev->msg : NULL;
-	const struct rref_id *id = msg ? &msg->id : ev->rec ? &ev->rec->id : &ev->id;
-	const struct rref_id *fork = msg ? &msg->fork : ev->rec ? &ev->rec->fork : &ev->fork;
-	const struct rp_effect *e;
-	size_t nr;
-
-	fprintf(stderr, "%u: %s %s id %u/%llx fork %u/%llx src %u/%llx peer %u status %d%s -> %d\n", r, events[ev->type],
-		msg ? messages[msg->type] : "", id->created_on, (unsigned long long)id->local_id, fork->created_on,
-		(unsigned long long)fork->local_id, ev->src.created_on, (unsigned long long)ev->src.local_id, ev->peer,
-		msg ? msg->status : ev->status, ev->rec && ev->rec->flags ? " early" : "", rc);
-	e = rp_effects(s->machines[r].m, &nr);
-	for (; nr--; e++)
-		fprintf(stderr, "      %s %s peer %u fork %u/%llx status %d\n", effects[e->type],
-			e->type == RP_EFF_SEND ? messages[e->msg.type] : "", e->peer,
-			e->type == RP_EFF_SEND ? e->msg.fork.created_on : e->fork.created_on,
-			(unsigned long long)(e->type == RP_EFF_SEND ? e->msg.fork.local_id : e->fork.local_id),
-			e->type == RP_EFF_SEND ? e->msg.status : e->status);
-}
 
 int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_fork *rec)
 {
 	struct machine *k = &s->machines[r];
+	struct rp_counts before, after;
 	const char *text;
 	size_t nr;
 	int rc;
 
 	if (sim_failed(s))
 		return -EIO;
+	/* Died at an effect of this very decision. */
+	if (r == s->dying)
+		return 0;
 	s->result->steps++;
+	rp_counts(k->m, &before);
 	rc = rp_step(k->m, ev, rec);
-	if (s->trace)
-		trace(s, r, ev, rc);
+	sim_trace(s, r, ev, rc);
 	rp_effects(k->m, &nr);
 	if (rc && nr)
 		sim_fail(s, "event %d failed (%d) and had effects", (int)ev->type, rc);
@@ -55,26 +29,63 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 	text = tl_rp_check(k->m);
 	if (text)
 		sim_fail(s, "worker %u after event %d, message %d: %s", r, (int)ev->type, ev->msg ? (int)ev->msg->type : 0, text);
+	rp_counts(k->m, &after);
+	if (after.forks < before.forks)
+		sim_check_recorded(s, r);
 	if (!rc)
 		do_effects(s, r);
 	return rc;
 }
 
-void sim_release(struct sim *s, struct handle *h)
+/* The machine hears of it when no READ pins the handle any more. */
+static void drop(struct sim *s, struct handle *h)
 {
-	struct machine *k = &s->machines[h->machine];
 	struct rp_event ev = { .type = h->claim ? RP_EV_DROP : RP_EV_RELEASE, .id = h->obj->id, .fork = h->fork };
 
-	h->released = true;
-	for (size_t i = 0; i < k->nr_handles; i++)
-		if (k->handles[i] == h)
-			k->handles[i] = k->handles[--k->nr_handles];
+	if (h->dropped)
+		return;
+	h->dropped = true;
 	if (h->claim)
 		h->claim->state = CLAIM_OVER;
 	else
 		h->obj->local--;
 	if (sim_step(s, h->machine, &ev, NULL))
 		sim_fail(s, "a handle of worker %u could not be released", h->machine);
+}
+
+void sim_release(struct sim *s, struct handle *h)
+{
+	struct machine *k = &s->machines[h->machine];
+
+	if (!h->released) {
+		h->released = true;
+		for (size_t i = 0; i < k->nr_handles; i++)
+			if (k->handles[i] == h)
+				k->handles[i] = k->handles[--k->nr_handles];
+	}
+	if (!h->reads)
+		drop(s, h);
+}
+
+void sim_later(struct sim *s, struct todo t)
+{
+	s->todo = sim_grow(s->todo, s->nr_todo, &s->max_todo, sizeof(*s->todo));
+	s->todo[s->nr_todo++] = t;
+}
+
+void sim_todo(struct sim *s)
+{
+	while (s->nr_todo && !s->depth && !sim_failed(s)) {
+		struct todo t = s->todo[--s->nr_todo];
+		const struct machine *k = &s->machines[t.handle->machine];
+
+		if (!k->alive || k->inc != t.handle->inc || t.handle->machine == s->dying)
+			continue;
+		if (t.what == TODO_RELEASE)
+			sim_release(s, t.handle);
+		else if (!t.handle->released && s->machines[t.to].alive)
+			sim_share(s, t.handle->machine, t.to, t.handle);
+	}
 }
 
 static struct cookie *take_cookie(struct sim *s, uint32_t r, uint64_t cookie, int kind)
@@ -92,6 +103,7 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
 	struct cookie *c = take_cookie(s, r, e->cookie, COOKIE_READY);
 	struct object *o = c ? c->obj : NULL;
+	struct handle *h;
 
 	if (!o)
 		return;
@@ -99,16 +111,34 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "a second handle for a record");
 	if (e->fork.local_id) {
 		c->claim->state = CLAIM_RECEIVED;
-		c->call->handles[c->slot] = sim_add_handle(s, r, o, e->fork, c->claim);
-		*e->handle_slot = c->call->handles[c->slot];
+		h = sim_add_handle(s, r, o, e->fork, c->claim);
+		*e->handle_slot = h;
+		if (!e->status)
+			h->loc = e->loc;
 	} else {
 		o->local++;
 		c->claim->state = CLAIM_OVER;
-		c->call->handles[c->slot] = sim_add_handle(s, r, o, e->fork, NULL);
+		h = sim_add_handle(s, r, o, e->fork, NULL);
+	}
+	c->call->handles[c->slot] = h;
+}
+
+/* All references of a call are confirmed: the handler keeps some, gives one back, lets the others go. */
+static void handle_call(struct sim *s, struct incoming *call)
+{
+	for (unsigned i = 0; i < call->nr; i++) {
+		struct handle *h = call->handles[i];
+
+		if (!h)
+			continue;
+		if (h->failed || call->refuse || sim_chance(s, 40))
+			sim_later(s, (struct todo){ TODO_RELEASE, h, 0 });
+		/* The last in is the first out: it is returned before it is let go. */
+		if (!h->failed && !call->refuse && sim_chance(s, 15))
+			sim_later(s, (struct todo){ TODO_RETURN, h, call->from });
 	}
 }
 
-/* The answer to one record of a call. Once all are in, the handler keeps some of the references. */
 static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
 	struct cookie *c = take_cookie(s, r, e->cookie, COOKIE_READY);
@@ -122,9 +152,10 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 	c->over = true;
 	call = c->call;
 	h = call->handles[c->slot];
-	if (!e->status && !h && !call->refuse)
+	if (!e->status && !h)
 		sim_fail(s, "READY(0) without a handle");
 	if (e->status) {
+		call->failed = true;
 		s->result->refused_records++;
 		if (!s->broken && !c->obj->timed_out && !c->claim->evil)
 			sim_fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
@@ -134,32 +165,33 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 	if (h && e->status)
 		h->failed = true;
-	if (--call->waiting)
-		return;
-	for (unsigned i = 0; i < call->nr; i++)
-		if (call->handles[i] && (call->handles[i]->failed || sim_chance(s, 40))) {
-			s->doomed = sim_grow(s->doomed, s->nr_doomed, &s->max_doomed, sizeof(*s->doomed));
-			s->doomed[s->nr_doomed++] = call->handles[i];
-		}
+	if (--call->waiting == 0)
+		handle_call(s, call);
 }
 
 static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
 	struct cookie *c = take_cookie(s, r, e->cookie, COOKIE_WAIT);
+	bool evil;
 
 	if (!c)
 		return;
 	if (c->over)
 		sim_fail(s, "WAITED twice");
 	c->over = true;
-	if (c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil))
-		return;
-	if (!e->status && (e->loc.nonce != c->obj->nonce || !c->obj->set))
+	evil = c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil);
+	if (!e->status && !evil && (e->loc.nonce != c->obj->nonce || !c->obj->set))
 		sim_fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
 		sim_fail(s, "a wait on the owner brought another value");
-	if (e->status && e->status != -ECANCELED && !s->broken && !c->obj->gave_up)
+	if (e->status && e->status != -ECANCELED && !s->broken && !c->obj->gave_up && !evil)
 		sim_fail(s, "a wait failed (%d) in a run without crashes: %s", e->status, e->text);
+	if (e->status || c->handle->released)
+		return;
+	if (c->handle->claim)
+		sim_read_post(s, c->handle, &e->loc);
+	else
+		sim_local_read(s, c->obj);
 }
 
 static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
@@ -170,10 +202,13 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "worker %u: effect %d with a wrong handle", r, (int)e->type);
 		return;
 	}
-	if (e->type != RP_EFF_CREATED && h->released)
+	if (e->type != RP_EFF_CREATED && h->dropped)
 		sim_fail(s, "worker %u: effect %d of a released handle", r, (int)e->type);
-	if (e->type == RP_EFF_LOCATION && e->loc.nonce != h->obj->nonce && h->obj->owner != s->evil && !h->claim->evil)
-		sim_fail(s, "a handle got another value's location");
+	if (e->type == RP_EFF_LOCATION) {
+		h->loc = e->loc;
+		if (e->loc.nonce != h->obj->nonce && h->obj->owner != s->evil && !h->claim->evil)
+			sim_fail(s, "a handle got another value's location");
+	}
 	if (e->type == RP_EFF_CREATED) {
 		if (h->obj->created)
 			sim_fail(s, "CREATED twice");
@@ -189,6 +224,16 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 }
 
+/* What was in the value goes with it. */
+static void free_nested(struct sim *s, const struct object *o)
+{
+	struct machine *k = &s->machines[o->owner];
+
+	for (size_t i = 0; i < k->nr_handles; i++)
+		if (k->handles[i]->nested_in == o)
+			sim_later(s, (struct todo){ TODO_RELEASE, k->handles[i], 0 });
+}
+
 static void on_gone(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
 	struct object *o = e->type == RP_EFF_FREE_VALUE ? e->value : sim_object_of(s, e->id);
@@ -199,15 +244,37 @@ static void on_gone(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 	sim_check_unreferenced(s, o, e->type == RP_EFF_GONE ? "GONE" : "FREE_VALUE");
 	if (e->type == RP_EFF_FREE_VALUE) {
-		if (o->freed || o->gone || !o->set)
+		if (o->freed || o->gone || !o->set) {
 			sim_fail(s, "freed twice, or before it was set");
+			return;
+		}
 		o->freed = true;
 		s->result->freed++;
+		sim_memory_free(s, o);
+		free_nested(s, o);
 	} else {
 		if (o->gone || o->valued != o->freed)
 			sim_fail(s, "gone twice, or without its value");
 		o->gone = true;
 	}
+}
+
+static void on_send(struct sim *s, uint32_t r, const struct rp_effect *e)
+{
+	if (e->msg.type == RP_MSG_FORK_ACK && e->msg.status && !s->attacking)
+		sim_check_refusal(s, r, &e->msg);
+	if (e->msg.type == RP_MSG_DELETE) {
+		struct claim *c = sim_claim_of(s, e->msg.fork);
+
+		if (!c || c->deleted)
+			sim_fail(s, "worker %u deletes a fork twice, or one that never was", r);
+		else if (c->owner_lost)
+			sim_fail(s, "worker %u deletes a fork that was lost with the owner's session", r);
+		else
+			c->deleted = true;
+	}
+	sim_push(s, r, e->peer, &e->msg, NULL);
+	s->result->messages++;
 }
 
 static void do_effects(struct sim *s, uint32_t r)
@@ -217,7 +284,7 @@ static void do_effects(struct sim *s, uint32_t r)
 	size_t nr;
 
 	effects = rp_effects(s->machines[r].m, &nr);
-	if (!nr)
+	if (!nr || sim_failed(s))
 		return;
 	copy = malloc(nr * sizeof(*copy));
 	if (!copy)
@@ -229,13 +296,12 @@ static void do_effects(struct sim *s, uint32_t r)
 	for (size_t i = 0; i < nr; i++)
 		if (copy[i].type == RP_EFF_NEW_HANDLE)
 			on_new_handle(s, r, &copy[i]);
-	for (size_t i = 0; i < nr && !sim_failed(s); i++) {
+	for (size_t i = 0; i < nr && !sim_failed(s) && s->dying != r; i++) {
 		const struct rp_effect *e = &copy[i];
 
 		switch (e->type) {
 		case RP_EFF_SEND:
-			sim_push(s, r, e->peer, &e->msg, NULL);
-			s->result->messages++;
+			on_send(s, r, e);
 			break;
 		case RP_EFF_NEW_HANDLE:
 			break;
@@ -259,13 +325,12 @@ static void do_effects(struct sim *s, uint32_t r)
 			on_gone(s, r, e);
 			break;
 		}
+		if (r == s->doomed && !--s->doom) {
+			sim_note(s, "   w%u dies here", r);
+			s->dying = r;
+		}
 	}
 	free(copy);
-	while (--s->depth == 0 && s->nr_doomed && !sim_failed(s)) {
-		struct handle *h = s->doomed[--s->nr_doomed];
-
-		s->depth++;
-		if (!h->released)
-			sim_release(s, h);
-	}
+	s->depth--;
+	sim_todo(s);
 }

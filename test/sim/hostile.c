@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A worker that says anything. */
+#include "test/sim/sim.h"
+
+static struct rref_id any_id(struct sim *s, bool fork)
+{
+	if (fork && s->nr_claims && sim_chance(s, 70))
+		return s->claims[sim_rnd(s, (uint32_t)s->nr_claims)]->fork;
+	if (!fork && s->nr_objects && sim_chance(s, 80))
+		return s->objects[sim_rnd(s, (uint32_t)s->nr_objects)]->id;
+	/* Never one that will be: the ledger could not tell it from the true one. */
+	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + sim_rnd(s, 40)), .created_on = sim_rnd(s, s->n + 1) };
+}
+
+static void attack_with_record(struct sim *s, uint32_t r)
+{
+	struct rp_fork rec = {
+		.id = any_id(s, false), .fork = sim_new_id(s, s->evil), .owner = sim_rnd(s, s->n), .parent = s->evil,
+		.flags = sim_rnd(s, 2), .loc = { .nonce = 666, .version = sim_rnd(s, 2) },
+	};
+	struct rp_event ev = { .type = RP_EV_RECV_FORK, .peer = s->evil, .rec = &rec };
+	struct object *o = sim_object_of(s, rec.id);
+	struct incoming *in = sim_make(s, sizeof(*in));
+	struct claim *c;
+
+	/* A value that is not, or not there: it is in no ledger. */
+	if (!o || o->owner != rec.owner || o->owner_inc != s->machines[rec.owner].inc) {
+		o = sim_make(s, sizeof(*o));
+		o->id = rec.id;
+		o->owner = rec.owner;
+		o->owner_inc = s->machines[rec.owner].inc;
+	}
+	c = sim_add_claim(s, o, NULL, r);
+	c->fork = rec.fork;
+	c->evil = c->unpinned = true;
+	c->parent = sim_make(s, sizeof(*c));
+	in->nr = in->waiting = 1;
+	ev.cookie = sim_add_cookie(s, (struct cookie){ .kind = COOKIE_READY, .obj = o, .claim = c, .call = in }, r);
+	if (sim_step(s, r, &ev, NULL)) {
+		s->cookies[ev.cookie - 1].over = true;
+		c->state = CLAIM_OVER;
+	}
+}
+
+static void attack_with_creation(struct sim *s, uint32_t r)
+{
+	struct object *o = sim_add_object(s, s->evil, r, s->machines[r].inc);
+	struct rp_event ev = { .type = RP_EV_OWN, .id = o->id, .fork = sim_new_id(s, s->evil), .peer = s->evil };
+
+	o->created = true;
+	s->duplicate = false;
+	if (!sim_step(s, r, &ev, NULL) && !s->duplicate)
+		o->known = true;
+	ev.id = any_id(s, false);
+	if (ev.id.created_on != s->evil)
+		sim_step(s, r, &ev, NULL);
+}
+
+void sim_attack(struct sim *s)
+{
+	uint32_t r = sim_rnd(s, s->n), what = sim_rnd(s, 100);
+	struct rp_msg msg = {
+		.type = (enum rp_msg_type)sim_rnd(s, RP_MSG_NR_TYPES + 1), .id = any_id(s, false), .fork = any_id(s, true),
+		.status = sim_chance(s, 50) ? 0 : 1 - (int)sim_rnd(s, 40), .loc = { .nonce = 666, .version = sim_rnd(s, 2) },
+	};
+	struct rp_event ev = { .type = RP_EV_MSG, .peer = s->evil, .msg = &msg };
+
+	/* Mostly about something that is: another's fork of its own value, at the value's owner or anywhere. */
+	if (s->nr_claims && sim_chance(s, 60)) {
+		const struct claim *c = s->claims[sim_rnd(s, (uint32_t)s->nr_claims)];
+
+		msg.id = c->obj->id;
+		msg.fork = c->fork;
+		if (sim_chance(s, 70))
+			r = c->obj->owner;
+	}
+	if (!s->machines[r].alive)
+		return;
+	s->result->attacks++;
+	s->attacking = true;
+	if (what < 15)
+		attack_with_record(s, r);
+	else if (what < 20)
+		attack_with_creation(s, r);
+	else
+		sim_step(s, r, &ev, NULL);
+	s->attacking = false;
+}

@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The simulator of the reference protocol: machines (core/rp.h, the objects that ship), a network, memory that is
+ * reused, and a random program, all driven by one seed. It keeps its own ledger of who holds what, and looks at it
+ * after every step.
+ *
+ * A seed makes a list of decisions (plan.c), each with a salt of its own, that is all the chance there is in it: what it
+ * picks among packets, handles, workers is the one whose name and the salt hash highest. So a decision that is left
+ * out changes little of what the others do, and a failing list can be shrunk (shrink.c).
+ *
+ * What must hold:
+ *   - an owner entry goes, and its value is freed, only when nothing may still lead to it: a handle or fork of a
+ *     session that the owner has not written off, or a record under way whose chain of parents is unbroken;
+ *   - a READ that reaches the owner's memory finds the value that it was posted for: never freed, never reused;
+ *   - it is freed once, a fork is deleted once; each record gives one READY, each wait one WAITED, each creation one CREATED, each READ one end;
+ *   - what a wait brings is that value's own location;
+ *   - whenever an owner forgets a fork, no confirmed holder of a session that is not written off loses its own;
+ *   - without crashes no FORK_REQUEST is refused, and no record but for a creation that failed (S4);
+ *   - honest workers are never refused (-EPROTO), nothing is sent to a fenced peer, and a later session of an owner
+ *     hears nothing of the forks that were lost with an earlier one;
+ *   - no session begins before the last one's grace is over;
+ *   - tl_rp_check finds nothing;
+ *   - when all is quiet: nothing pending, no pinned parent, and the owners' forks are exactly the handles held;
+ *   - after everything was released and delivered all tables are empty, but for tombstones, which are bounded.
+ */
+#ifndef SIM_H
+#define SIM_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "core/rp.h"
+#include "test/lib/tl_rpcheck.h"
+
+#define MIN_MACHINES 2u         /* a shrunk schedule; else 3 */
+#define MAX_MACHINES 8u
+#define MAX_RECS 3u
+#define MAX_DECISIONS 512u
+#define MAX_HANDLES 12u         /* a program with that many makes no more */
+#define ECREATE ECHILD          /* of a creation that fails at its owner */
+
+/* ---- what a seed decides (plan.c) -------------------------------------------------------------------------- */
+
+#define SIM_CHAOS 1u            /* messages and calls are reordered and repeated; else each pair keeps its order */
+#define SIM_CRASH 2u            /* workers are killed, at any effect, and come back */
+#define SIM_CUT 4u              /* messages are lost, the group is parted and healed, peers are suspected */
+#define SIM_HOSTILE 8u          /* the last worker says anything: the others must not suffer; fenced at the end */
+#define SIM_DELAY 16u           /* the group is parted and healed, connections replay, but nobody is suspected */
+
+enum sim_kind {
+	SIM_DELIVER, SIM_LATE, SIM_CREATE, SIM_SHARE, SIM_READ, SIM_RETAIN, SIM_RELEASE, SIM_RECOVER, SIM_KILL, SIM_DIE,
+	SIM_START, SIM_DROP, SIM_SUSPECT, SIM_PART, SIM_HEAL, SIM_REPLAY, SIM_ATTACK, SIM_BURST, SIM_NR_KINDS
+};
+
+struct sim_decision {
+	enum sim_kind kind;
+	uint64_t salt;
+	bool left_out;
+};
+
+struct sim_plan {
+	uint64_t seed;
+	unsigned profile, workers, nr;
+	struct sim_decision list[MAX_DECISIONS];
+};
+
+struct sim_profile {
+	const char *name;
+	unsigned flags;
+};
+extern const struct sim_profile sim_profiles[];
+extern const unsigned sim_nr_profiles;
+extern const char *const sim_kind_names[SIM_NR_KINDS];
+
+/* profile, workers: -1, 0 = as the seed has it. */
+void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned workers);
+
+/* ---- running it (run.c) ------------------------------------------------------------------------------------ */
+
+struct sim_result {
+	char text[256];         /* what failed; "" = nothing */
+	const char *rule;       /* its constant part: which check it was; compared by address */
+	unsigned decision;      /* where; nr when all had been done */
+	uint64_t steps, messages, reads, kills, fences, parts, freed, refused_records, attacks;
+};
+
+/* 0, or -1 with result->text. trace: NULL or where each step is written. */
+int sim_run(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
+
+/* ---- shrinking (shrink.c): as few decisions and workers as still fail by the same rule --------------------- */
+/* Runs a plan in a process of its own, which it may crash or hang. 0, or -1 with result->text. */
+int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
+void sim_shrink(struct sim_plan *plan, struct sim_result *result);
+
+/* ---- the state --------------------------------------------------------------------------------------------- */
+
+/* A value, from its announcement on. Its address is the runtime's value. */
+struct object {
+	struct rref_id id;
+	uint32_t owner, owner_inc, creator;
+	uint64_t nonce;
+	uint32_t slot;                  /* of the owner's memory */
+	bool known, set, freed, gone;   /* OWN or NEW was stepped; SET was; the effects came */
+	bool valued;                    /* SET brought a value */
+	bool created;                   /* CREATED effect came */
+	bool unsent;                    /* the CREATE call never arrives */
+	bool timed_out;                 /* CREATE_FAILED was stepped */
+	bool gave_up;                   /* it was, or the owner set an error */
+	struct rref_id fork;            /* the creator's */
+	uint32_t local;                 /* references of the owner */
+	struct incoming *args;          /* the call that makes it */
+};
+
+enum claim_state { CLAIM_FLYING, CLAIM_RECEIVED, CLAIM_CONFIRMED, CLAIM_OVER };
+
+/* One fork in the ledger. */
+struct claim {
+	struct object *obj;
+	struct claim *parent;           /* NULL: shared by the owner, or the creator's */
+	uint32_t holder, holder_inc;
+	enum claim_state state;
+	struct rref_id fork;
+	bool evil;                      /* comes of a hostile worker's record: promises nothing before it is confirmed */
+	bool lost;                      /* the owner wrote its holder off (grace is over) */
+	bool deleted;                   /* its holder sent DELETE */
+	bool owner_lost;                /* its holder fenced the owner */
+	bool unpinned;                  /* its parent wrote its holder, or the owner, off */
+};
+
+struct handle {
+	uint64_t uid;
+	struct object *obj;
+	struct rref_id fork;            /* zero: owned */
+	struct claim *claim;            /* user */
+	uint32_t machine, inc;
+	struct rp_location loc;         /* version 0 = unknown */
+	struct object *nested_in;       /* this value holds it, not the program */
+	unsigned reads;                 /* under way: they pin the handle */
+	bool released, dropped, failed; /* by the program; told to the machine */
+};
+
+struct incoming {
+	unsigned waiting;
+	unsigned nr;
+	uint32_t from;
+	bool refuse;                    /* the call will not run: its handles are dropped at once */
+	bool failed;                    /* a record of it was refused */
+	struct handle *handles[MAX_RECS];
+};
+
+struct cookie {
+	enum { COOKIE_READY, COOKIE_WAIT } kind;
+	uint32_t machine, inc;
+	bool over;
+	struct object *obj;
+	struct claim *claim;
+	struct incoming *call;
+	unsigned slot;
+	struct handle *handle;
+};
+
+/* A one-sided READ under way. */
+struct read {
+	uint64_t uid;
+	struct handle *handle;
+	uint32_t machine, epoch;
+	struct rp_location loc;
+};
+
+struct call {
+	unsigned nr, copies;
+	bool seen;
+	struct rp_fork recs[MAX_RECS];
+	uint32_t owner_inc[MAX_RECS];
+	struct claim *claims[MAX_RECS];
+	struct object *create;          /* a creation; its records are the arguments */
+};
+
+struct packet {
+	struct packet *next;
+	uint64_t uid;
+	uint32_t from, to, epoch;
+	struct rp_msg msg;
+	struct call *call;              /* NULL: msg */
+};
+
+enum link_state { LINK_UP, LINK_LOST, LINK_FENCED, LINK_GRACED };
+
+/* What a machine thinks of a peer. */
+struct view {
+	enum link_state state;          /* LOST: the session ended and this side has not noticed */
+	uint32_t epoch;                 /* of the session it is in; 0 = none */
+	uint32_t last;                  /* of the last session that it left */
+	uint32_t coming;                /* of the session to enter once grace is over; 0 = none */
+	uint32_t deaf;                  /* epoch in which a message to this side was lost: none comes after it */
+	uint32_t inc, coming_inc;       /* the peer's incarnation */
+};
+
+struct slot {
+	uint64_t nonce;                 /* 0 = scrubbed */
+	struct object *obj;
+};
+
+struct machine {
+	struct rp *m;
+	bool alive;
+	uint32_t inc;
+	uint64_t next_local;
+	struct view views[MAX_MACHINES];
+	struct handle **handles;        /* not released */
+	size_t nr_handles, max_handles;
+	struct slot *memory;
+	uint32_t *free;                 /* slots, the last freed is the next used */
+	size_t nr_slots, max_slots, nr_free, max_free;
+	struct packet *sent[MAX_MACHINES]; /* the last ones that arrived there, for replay */
+};
+
+/* What a program does after the effects of a step: their handle slots are valid until the next one. */
+struct todo {
+	enum { TODO_RELEASE, TODO_RETURN } what;
+	struct handle *handle;
+	uint32_t to;
+};
+
+struct sim {
+	const struct sim_plan *plan;
+	uint64_t rng, uid;              /* of the decision at hand */
+	unsigned n, flags;
+	uint32_t epochs;
+	struct machine machines[MAX_MACHINES];
+	bool parted[MAX_MACHINES][MAX_MACHINES];
+	struct packet *links[MAX_MACHINES][MAX_MACHINES];
+	struct object **objects;
+	struct claim **claims;
+	struct cookie *cookies;
+	struct read *reads;
+	struct todo *todo;
+	size_t nr_objects, max_objects, nr_claims, max_claims, nr_cookies, max_cookies, nr_reads, max_reads, nr_todo, max_todo;
+	void **garbage;                 /* everything allocated, freed at the end */
+	size_t nr_garbage, max_garbage;
+	FILE *trace;
+	bool attacking;                 /* this step is a hostile worker's doing */
+	uint32_t evil;                  /* its rank, or n */
+	unsigned depth;                 /* of effects within effects */
+	uint32_t doomed;                /* rank that dies in this decision, or n */
+	unsigned doom;                  /* after so many of its effects */
+	uint32_t dying;                 /* rank that is dead already in the midst of a decision, or n */
+	bool broken;                    /* somebody died, or was suspected */
+	bool duplicate;                 /* the last OWN was one */
+	struct sim_result *result;
+};
+
+/* ---- chance (plan.c) ---- */
+uint64_t sim_mix(uint64_t x);
+void sim_salt(struct sim *s, uint64_t salt);            /* begins a decision */
+uint64_t sim_draw(struct sim *s);
+uint32_t sim_rnd(struct sim *s, uint32_t n);
+bool sim_chance(struct sim *s, uint32_t percent);
+uint64_t sim_uid(struct sim *s);                        /* a name for something that was made */
+uint32_t sim_pick_alive(struct sim *s);                 /* a rank; n if nobody lives */
+uint32_t sim_pick_rank(struct sim *s);
+/* A handle of that worker's program; nested: one inside a value too. NULL = none. */
+struct handle *sim_pick_handle(struct sim *s, uint32_t r, bool nested);
+
+/* ---- the ledger (ledger.c) ---- */
+void sim_fail(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool sim_failed(const struct sim *s);
+void *sim_grow(void *array, size_t nr, size_t *max, size_t bytes);
+void *sim_make(struct sim *s, size_t bytes);
+struct rref_id sim_new_id(struct sim *s, uint32_t r);
+bool sim_same(struct rref_id a, struct rref_id b);
+struct object *sim_object_of(struct sim *s, struct rref_id id);
+struct claim *sim_claim_of(struct sim *s, struct rref_id fork);
+struct object *sim_add_object(struct sim *s, uint32_t creator, uint32_t owner, uint32_t owner_inc);
+struct claim *sim_add_claim(struct sim *s, struct object *o, struct claim *parent, uint32_t holder);
+struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork,
+			      struct claim *claim);
+uint64_t sim_add_cookie(struct sim *s, struct cookie c, uint32_t r);
+bool sim_owner_alive(const struct sim *s, const struct object *o);
+void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
+void sim_check_recorded(struct sim *s, uint32_t r);     /* the owner's forks against its holders' handles */
+void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg);
+void sim_check_quiet(struct sim *s);                    /* nothing is under way, handles are held */
+void sim_check_end(struct sim *s);                      /* everything was released */
+
+/* ---- the network (net.c) ---- */
+void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg, struct call *call);
+void sim_purge(struct sim *s, uint32_t from, uint32_t to); /* drops what the receiver will never accept any more */
+void sim_withdraw(struct sim *s, uint32_t from, uint32_t to); /* the session that was offered and not entered */
+struct packet *sim_pick(struct sim *s);
+void sim_arrived(struct sim *s, struct packet *p);      /* consumed: kept for a replay, or freed */
+void sim_drop(struct sim *s);
+void sim_replay(struct sim *s);
+void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to);
+void sim_net_close(struct sim *s);
+
+/* ---- memory and READs of it (memory.c) ---- */
+void sim_memory_set(struct sim *s, struct object *o, struct rp_location *loc);
+void sim_memory_free(struct sim *s, struct object *o);
+void sim_memory_close(struct machine *k);               /* the worker died */
+void sim_local_read(struct sim *s, const struct object *o);
+void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *loc);
+bool sim_read_run(struct sim *s);                       /* one of them ends; false: none can now */
+void sim_reads_fail(struct sim *s, uint32_t r, uint32_t peer); /* the reader fenced that peer */
+void sim_reads_forget(struct sim *s, uint32_t r);       /* the reader died */
+
+/* ---- steps and their effects (step.c, trace.c) ---- */
+int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_fork *rec);
+void sim_release(struct sim *s, struct handle *h);
+void sim_later(struct sim *s, struct todo t);
+void sim_todo(struct sim *s);
+void sim_trace(struct sim *s, uint32_t r, const struct rp_event *ev, int rc);
+void sim_note(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- what arrives, the program (program.c) ---- */
+bool sim_deliver(struct sim *s);
+void sim_create(struct sim *s, uint32_t r, uint32_t owner);
+void sim_share(struct sim *s, uint32_t r, uint32_t to, struct handle *only);
+void sim_to_here(struct sim *s, struct handle *h);
+void sim_retain(struct sim *s, struct handle *h);
+bool sim_be_late(struct sim *s, bool all);
+void sim_burst(struct sim *s);
+
+/* ---- crashes and cuts (peers.c) ---- */
+void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer);
+void sim_view_grace(struct sim *s, uint32_t r, uint32_t peer);
+void sim_view_up(struct sim *s, uint32_t r, uint32_t peer);
+void sim_meet(struct sim *s);
+void sim_start(struct sim *s, uint32_t r);
+void sim_kill(struct sim *s, uint32_t r);
+void sim_lose(struct sim *s, uint32_t a, uint32_t b);   /* the session of a pair ended; neither has noticed */
+void sim_suspect(struct sim *s, uint32_t r, uint32_t peer);
+void sim_part(struct sim *s);
+void sim_heal(struct sim *s);
+bool sim_recover(struct sim *s, bool all);
+
+/* ---- a hostile worker (hostile.c) ---- */
+void sim_attack(struct sim *s);
+
+#endif
