@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "core/rc.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
@@ -197,6 +198,73 @@ TG_TEST(c085_handles_never_released, 3)
 	return 0;
 }
 
+/* ---- a leak ---- */
+
+static char warned[RREF_TEXT_SIZE];
+
+static void on_warning(void *ctx, enum rref_log_level level, const char *text)
+{
+	(void)ctx;
+	if (level == RREF_LOG_WARNING && strstr(text, "leak"))
+		snprintf(warned, sizeof(warned), "%s", text);
+}
+
+/*
+ * A fork that its owner lists and that nobody will ever end: made as a share is, and never sent. White box, since a
+ * program cannot lose one.
+ */
+static void leak(int rank, unsigned flags, int expected)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+	const char *text;
+	char id[64];
+
+	tg_options(&o, rank);
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	o.flags = flags;
+	o.log = on_warning;
+	TG_OK(rref_init(&o, &ctx));
+	if (rank == 0) {
+		struct rp_fork never_sent;
+		struct rref *r;
+
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+		TG_OK(rref_new(ctx, "leaks", 5, &r));
+		snprintf(id, sizeof(id), "(0,%llu)", (unsigned long long)rref_get_id(r).local_id);
+		rc_lock(ctx);
+		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .fork = rc_next_id(ctx), .peer = 1 };
+
+		TG_OK(rc_step(ctx, &ev, &never_sent));
+		rc_unlock(ctx);
+		rref_release(r);
+		TG_IS(tg_stats(ctx).forks, 1);
+		TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC), expected);
+		TG_CHECK(*warned);
+		text = expected ? rref_last_error() : warned;
+		TG_CHECK(strstr(text, "1 reference") && strstr(text, id) && strstr(text, "worker1"));
+		TG_IS(rref_new(ctx, "x", 1, &r), -ESHUTDOWN);
+	} else {
+		/* The others have nothing to do with it. */
+		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC));
+		TG_CHECK(!*warned);
+	}
+	rref_free_ctx(ctx);
+}
+
+TG_TEST(c069_a_leak_fails_the_shutdown, 2)
+{
+	leak(rank, 0, -EBUSY);
+	return 0;
+}
+
+TG_TEST(c070_without_the_check_it_only_warns, 2)
+{
+	leak(rank, RREF_NO_LEAK_CHECK, 0);
+	return 0;
+}
+
 static int entries(const char *dir)
 {
 	DIR *d = opendir(dir);
@@ -320,6 +388,8 @@ int main(void)
 		cmocka_unit_test(c075_079_at_once_without_traffic),
 		cmocka_unit_test(c075_079_at_once_with_traffic),
 		cmocka_unit_test(c085_handles_never_released),
+		cmocka_unit_test(c069_a_leak_fails_the_shutdown),
+		cmocka_unit_test(c070_without_the_check_it_only_warns),
 		cmocka_unit_test(c104_twenty_lives_alone),
 		cmocka_unit_test(c104_184_twenty_lives_in_a_group),
 		cmocka_unit_test(c104_twenty_lives_left_at_once),

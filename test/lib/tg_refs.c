@@ -2,6 +2,7 @@
 #include "tg_refs.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define KEPT_MAX 256
 
@@ -100,6 +101,23 @@ struct rref *tg_kept(int i)
 	return r;
 }
 
+int tg_nr_kept(void)
+{
+	int n;
+
+	pthread_mutex_lock(&lock);
+	n = nr_kept;
+	pthread_mutex_unlock(&lock);
+	return n;
+}
+
+void tg_drop_kept(void)
+{
+	pthread_mutex_lock(&lock);
+	drop_all();
+	pthread_mutex_unlock(&lock);
+}
+
 static int answer(struct rref_call *call)
 {
 	struct rref *r = tg_kept(0);
@@ -174,9 +192,7 @@ static int pub_drop(struct rref_call *call, void *arg)
 {
 	(void)call;
 	(void)arg;
-	pthread_mutex_lock(&lock);
-	drop_all();
-	pthread_mutex_unlock(&lock);
+	tg_drop_kept();
 	return 0;
 }
 
@@ -228,6 +244,29 @@ static int hand_on(struct rref_call *call, void *arg)
 	return rref_call_reply(call, tg_bytes(&sum, sizeof(sum)));
 }
 
+static _Atomic int runs;
+
+int tg_runs(void)
+{
+	return atomic_load(&runs);
+}
+
+static int count(struct rref_call *call, void *arg)
+{
+	int32_t n = atomic_fetch_add(&runs, 1) + 1;
+
+	(void)arg;
+	return rref_call_reply(call, tg_bytes(&n, sizeof(n)));
+}
+
+static int say_runs(struct rref_call *call, void *arg)
+{
+	int32_t n = tg_runs();
+
+	(void)arg;
+	return rref_call_reply(call, tg_bytes(&n, sizeof(n)));
+}
+
 static const struct rref_function functions[] = {
 	{ .name = "pub.make", .handler = pub_make },
 	{ .name = "pub.alloc", .handler = pub_alloc },
@@ -237,6 +276,8 @@ static const struct rref_function functions[] = {
 	{ .name = "pub.drop", .handler = pub_drop },
 	{ .name = "inspect", .handler = inspect },
 	{ .name = "keep", .handler = keep },
+	{ .name = "count", .handler = count },
+	{ .name = "runs", .handler = say_runs },
 	{ .name = "hand_on", .handler = hand_on },
 };
 
@@ -259,6 +300,23 @@ struct rref_ctx *tg_join_refs(int rank)
 
 	tg_add_refs(ctx);
 	tg_meet_serving(ctx, 15); /* nobody calls before everybody can serve */
+	return ctx;
+}
+
+struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	TG_IS(setenv("RREF_INJECT", rules, 1), 0);
+	tg_options(&o, rank);
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	if (timeout)
+		o.timeout = timeout;
+	TG_OK(rref_init(&o, &ctx));
+	tg_add_refs(ctx);
+	tg_meet_serving(ctx, 15);
 	return ctx;
 }
 

@@ -31,6 +31,7 @@ void tg_all_clean(struct rref_ctx *ctx);
  *   pub.get       answers with the first that is kept
  *   pub.drop      gives up all that is kept
  *   inspect       a struct tg_said: what its first reference says of itself while the handler runs
+ *   count, runs   int32_t: how often count has run here, this time included; how often it has
  *   hand_on       int32_t hops: hands its references on to the next worker so often; answers with the last one's sum
  */
 struct tg_make {
@@ -47,10 +48,15 @@ struct tg_said {
 void tg_add_refs(struct rref_ctx *ctx);
 /* tg_join and these functions; returns when everybody can serve (meeting point 15). */
 struct rref_ctx *tg_join_refs(int rank);
+/* The same with faults in what this worker sends (rules of core/rc_inject.h), and a default timeout (0 = the usual). */
+struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout);
 void tg_add(struct rref_ctx *ctx, const char *name, rref_handler fn, unsigned flags);
 /* Calls with m; the first reference of the result, or NULL. */
 struct rref *tg_ask(struct rref_ctx *ctx, int to, const char *function, struct tg_make m);
-/* The i-th reference that this worker keeps; borrowed until pub.drop. */
+/* The i-th reference that this worker keeps, borrowed until they are dropped; how many; drops all; how often count has run here. */
 struct rref *tg_kept(int i);
+int tg_nr_kept(void);
+void tg_drop_kept(void);
+int tg_runs(void);
 
 #endif

@@ -52,7 +52,7 @@ DEATH_TEST(user_killed__what_it_shared_lives, 3, 1 << 1)
 	tg_wait_flag_serving(ctx, 1, 2);
 	if (rank == 2) {
 		tg_expect_bytes(tg_kept(0), "alive", 5);
-		TG_OK(rref_rpc_sync(ctx, 2, "pub.drop", NULL, RREF_DEFAULT, NULL));
+		tg_drop_kept();
 		tg_until_clean(ctx, 2);
 	} else {
 		tg_until_clean(ctx, 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values of types that stay with their owner (128, 160); typed results; what is refused when a value or a call is misused. */
+/* Memory of local-only types; typed results; what is refused when a type, a value or a call is misused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -7,89 +7,6 @@
 #include <cmocka.h>
 
 #include "tg_types.h"
-
-/* ---- 128, 160: values that stay with their owner ---- */
-
-static void refused_here(struct rref *r, const char *user)
-{
-	struct rref_view *v = NULL, *views[2];
-	struct rref *both[2] = { r, r };
-	char name[RREF_TEXT_SIZE], buf[16];
-	struct rref_future *f;
-	int status[2];
-	size_t got;
-
-	rref_format(r, name, sizeof(name));
-	TG_IS(rref_to_here(r, RREF_DEFAULT, &v), -EPERM);
-	TG_TEXT(name);
-	TG_TEXT(rref_owner_name(r));
-	TG_TEXT(user);
-	TG_TEXT("local only");
-	TG_CHECK(!v);
-	TG_IS(rref_to_here_into(r, buf, 0, sizeof(buf), RREF_DEFAULT, &got), -EPERM);
-	TG_TEXT(name);
-	TG_IS(rref_to_here_batch(both, 2, RREF_DEFAULT, views, status), 0);
-	TG_IS(status[0], -EPERM);
-	TG_IS(status[1], -EPERM);
-	TG_CHECK(!views[0] && !views[1]);
-	TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
-	TG_IS(rref_future_wait(f, RREF_DEFAULT), -EPERM);
-	TG_TEXT(name);
-	rref_future_free(f);
-}
-
-TG_TEST(local_only__used_on_its_owner_refused_elsewhere, 3)
-{
-	struct rref_ctx *ctx = tgt_join(rank);
-
-	if (rank == 0) {
-		struct rref *r = tgt_made(ctx, 1, "book");
-		struct rref_args a = { .refs = &r, .nr_refs = 1 };
-		struct rref_worker_info me = { .size = sizeof(me) };
-		struct rref_future *f;
-		double sum = 0;
-
-		TG_OK(rref_worker(ctx, 0, &me));
-		refused_here(r, me.name);
-		tgt_is_type(r, "book", sizeof(struct tgt_tick), RREF_LOCAL_ONLY);
-		TG_OK(rref_expect_type(r, &tgt_book, RREF_DEFAULT));
-		TG_OK(rref_rpc_sync(ctx, 1, "use", &a, RREF_DEFAULT, &f));
-		tg_result(f, &sum, sizeof(sum));
-		TG_CHECK(sum == 4.0);
-		rref_future_free(f);
-		/* Shared on: the third worker cannot read it either, and its owner can still use it. */
-		sum = 0;
-		TG_OK(rref_rpc_sync(ctx, 2, "relay", &a, RREF_DEFAULT, &f));
-		tg_result(f, &sum, sizeof(sum));
-		TG_CHECK(sum == 4.0);
-		rref_future_free(f);
-		TG_IS(tg_stats(ctx).reads, 0);
-		TG_IS(tg_stats(ctx).quarantined, 0);
-		rref_release(r);
-	}
-	tgt_finish(ctx, 3);
-	return 0;
-}
-
-TG_TEST(local_only__that_is_not_ready_yet, 2)
-{
-	struct rref_ctx *ctx = tgt_join(rank);
-
-	if (rank == 0) {
-		struct rref *r = tgt_prepared(ctx, 1, "book");
-		struct rref_future *f;
-
-		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
-		TG_OK(rref_rpc_sync(ctx, 1, "set", NULL, RREF_DEFAULT, NULL));
-		TG_IS(rref_future_wait(f, RREF_DEFAULT), -EPERM);
-		TG_TEXT("local only");
-		rref_future_free(f);
-		refused_here(r, "worker0");
-		rref_release(r);
-	}
-	tgt_finish(ctx, 2);
-	return 0;
-}
 
 TG_TEST(local_only__memory_is_bounded_and_counted, 1)
 {
@@ -292,8 +209,6 @@ int main(void)
 		cmocka_unit_test(a_handler_cannot_release_what_its_call_lends),
 		cmocka_unit_test(bad_types_are_refused_with_words),
 		cmocka_unit_test(local_only__memory_is_bounded_and_counted),
-		cmocka_unit_test(local_only__that_is_not_ready_yet),
-		cmocka_unit_test(local_only__used_on_its_owner_refused_elsewhere),
 		cmocka_unit_test(reply_typed__of_a_creation_only),
 	};
 

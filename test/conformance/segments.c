@@ -129,7 +129,7 @@ static void check_ranges(struct rref *r, const struct rref_view *whole)
 	free(buf);
 }
 
-TG_TEST(segments__keep_their_shape, 3)
+TG_TEST(c091_segments_keep_their_shape, 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -178,7 +178,7 @@ TG_TEST(segments__keep_their_shape, 3)
 }
 
 /* One READ brings header, payload and table. */
-TG_TEST(segments__come_with_one_read, 2)
+TG_TEST(c091_segments_come_with_one_read, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -213,7 +213,7 @@ TG_TEST(segments__come_with_one_read, 2)
 	return 0;
 }
 
-TG_TEST(segments__as_many_as_there_may_be, 1)
+TG_TEST(c091_as_many_as_there_may_be, 1)
 {
 	static struct iovec iov[RREF_SEGMENTS_MAX + 1], got[RREF_SEGMENTS_MAX];
 	static uint32_t number[RREF_SEGMENTS_MAX + 1];
@@ -241,10 +241,10 @@ TG_TEST(segments__as_many_as_there_may_be, 1)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(segments__as_many_as_there_may_be),
-		cmocka_unit_test(segments__come_with_one_read),
-		cmocka_unit_test(segments__keep_their_shape),
+		cmocka_unit_test(c091_segments_keep_their_shape),
+		cmocka_unit_test(c091_segments_come_with_one_read),
+		cmocka_unit_test(c091_as_many_as_there_may_be),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests_name("segments", tests, NULL, NULL);
 }
