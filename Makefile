@@ -3,6 +3,7 @@
 #   make demo | check            on this machine, over shared memory
 #   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
 #   make sim SEEDS=20000         the protocol's simulator (JOBS=, ARGS='--seed 1 --trace')
+#   make model                   the Spin models of docs/model/, and that planted mistakes are found
 #   make all | install | deps | perf | perf-roce | perf-peers | perf-report | clean
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
@@ -63,7 +64,7 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim perf perf-roce perf-peers perf-report deps install uninstall clean
+.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim model perf perf-roce perf-peers perf-report deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
@@ -191,6 +192,11 @@ check-roce: deps
 sim:
 	@$(MAKE) --no-print-directory -s $(SIM)
 	@$(SIM) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(or $(JOBS),$(shell nproc)) $(ARGS)
+
+# The models of docs/model/. ARGS: names of runs, --big, --keep.
+model:
+	@test/tools/deps.sh model
+	@test/tools/model.sh $(ARGS)
 
 PERF_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard perf/rref-perf/*.c verbs/raw/*.c)))
 $(BIN)/rref-perf: $(PERF_OBJ) $(STATIC)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The Debian packages that building and testing need. Installs those that are missing (as root or by sudo), or says
-# which in one line.   deps.sh [--list] [build|check|perf|peers|roce ...]   default: build check
+# which in one line.   deps.sh [--list] [build|check|perf|peers|model|roce ...]   default: build check
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 
@@ -10,8 +10,9 @@ packages() {
 	check) echo g++ libcmocka-dev libjson-c-dev pkg-config procps libasan8 libtsan2 libubsan1 ;;
 	perf) echo g++ libbenchmark-dev libjson-c-dev gnuplot-nox ;;
 	peers) echo ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
+	model) echo gcc libc6-dev spin ;;
 	roce) "$here/test/vm/prepare.sh" --packages ;;
-	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, roce" >&2; exit 2 ;;
+	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, model, roce" >&2; exit 2 ;;
 	esac
 }
 

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# The runs of test/tools/model.sh: name | model | what is to be found | flags of spin | of the compiler | of pan.
+# ok: searched to the end, nothing found. Others: S1, S2, S3, S4, END as in README.md; cycle: a fair run that never gets there.
+SAFE="-O1 -DSAFETY -DNOFAIR"
+FIND="-O0 -DSAFETY -DNOFAIR"
+
+runs() {
+	cat <<END
+refs-no-fault-owner      | safety | ok  | -DNF=4 -DSTART_OWNER | $SAFE |
+refs-no-fault-create     | safety | ok  | -DNF=3 -DSTART_CREATE -DSET_ERR | $SAFE |
+refs-cuts-owner          | safety | ok  | -DNF=3 -DSTART_OWNER -DNCUT=2 | $SAFE |
+refs-cut-create          | safety | ok  | -DNF=3 -DSTART_CREATE -DNCUT=1 | $SAFE |
+refs-crash-owner         | safety | ok  | -DNF=3 -DSTART_OWNER -DNCRASH=2 -DNRESTART=2 -DOWNER_CRASH | $SAFE |
+refs-crash-create        | safety | ok  | -DNF=3 -DSTART_CREATE -DNCRASH=1 -DNRESTART=1 -DOWNER_CRASH | $SAFE |
+refs-any-order           | safety | ok  | -DNF=3 -DSTART_OWNER -DANY_ORDER -DNREPEAT=2 | $SAFE |
+mutant-no-pin            | safety | S4  | -DNF=3 -DSTART_OWNER -DMUTANT_NO_PIN | $FIND | -m10000 -w20
+mutant-accept-at-once    | safety | S4  | -DNF=3 -DSTART_OWNER -DMUTANT_ACCEPT_AT_ONCE | $FIND | -m10000 -w20
+mutant-reclaim-first     | safety | S1  | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_RECLAIM_FIRST | $FIND | -m10000 -w20
+mutant-unpinned-read     | safety | S1  | -DNF=3 -DSTART_OWNER -DMUTANT_UNPINNED_READ | $FIND | -m10000 -w20
+mutant-old-session       | safety | END | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_OLD_SESSION | $FIND | -m10000 -w20
+mutant-no-generation     | safety | S2  | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_NO_GENERATION | $FIND | -m10000 -w20
+mutant-never-suspected   | safety | END | -DNF=3 -DSTART_OWNER -DNCRASH=1 -DMUTANT_NEVER_SUSPECTED | $FIND | -m10000 -w20
+mutant-survives-reconnect| safety | S2  | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_SURVIVES_RECONNECT | $FIND | -m10000 -w20
+mutant-early-up          | safety | S2  | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_EARLY_UP | $FIND | -m10000 -w20
+mutant-dead-pins         | safety | END | -DNF=3 -DSTART_OWNER -DNCUT=1 -DMUTANT_DEAD_PINS | $FIND | -m10000 -w20
+mutant-no-early          | safety | S4  | -DNF=3 -DSTART_CREATE -DNO_TIMEOUT -DMUTANT_NO_EARLY | $FIND | -m10000 -w20
+mutant-no-husk           | safety | S2  | -DNF=3 -DSTART_CREATE -DMUTANT_NO_HUSK | $FIND | -m10000 -w20
+mutant-no-tombstone      | safety | END | -DNF=3 -DSTART_OWNER -DANY_ORDER -DNREPEAT=1 -DMUTANT_NO_TOMBSTONE | $FIND | -m10000 -w20
+mutant-counter           | safety | S2  | -DNF=3 -DSTART_OWNER -DNREPEAT=1 -DMUTANT_COUNTER | $FIND | -m10000 -w20
+mutant-refused-no-delete | safety | END | -DNF=3 -DSTART_CREATE -DNREPEAT=1 -DNCUT=1 -DMUTANT_NO_DELETE_AFTER_REFUSAL | $FIND | -m10000 -w20
+END
+}
+
+big_runs() {
+	cat <<END
+END
+}
