@@ -254,6 +254,7 @@ int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const st
 int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		struct rref **out)
 {
+	const char *site = rc_site_take();
 	int err = check_target(ctx, rank, function, out, "rref_remote");
 	struct rref_future *f;
 	struct rref *h;
@@ -296,6 +297,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	f->peer = (uint32_t)rank;
 	f->handle = rref_dup(h); /* the creation keeps its handle until it is over */
 	h->creator = true;
+	at_store(&h->site, site);
 	h->creation = f;
 	err = send_call(ctx, f, rank, function, args, RW_CALL_REMOTE, id, fork, deadline);
 	if (err == -EOWNERDEAD || !err) {

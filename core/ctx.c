@@ -184,6 +184,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
 	rc_send_close(ctx);
+	rc_leaks_free(ctx);
 	free(ctx->barrier_seen);
 	free(ctx->peers);
 	free(ctx->members);
@@ -218,6 +219,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
 	list_init(&ctx->sleepers);
+	ctx->started_at = rc_coarse_ns();
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
 	ctx->barrier_seen = calloc(ctx->world, sizeof(*ctx->barrier_seen));
 	return ctx;

@@ -188,7 +188,10 @@ int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec
 
 	if (!ctx->machine)
 		return -ESHUTDOWN;
-	err = rp_step(ctx->machine, ev, rec);
+	struct rp_event e = *ev;
+
+	e.now = rc_age_now(ctx);
+	err = rp_step(ctx->machine, &e, rec);
 	rc_effects(ctx);
 	return err;
 }

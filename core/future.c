@@ -358,6 +358,7 @@ int rref_future_nr_refs(const struct rref_future *f)
 
 int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 {
+	const char *site = rc_site_take();
 	int err = out ? result_check(f, "rref_future_ref") : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
 
 	if (err)
@@ -369,6 +370,7 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 	if (!f->incoming->ref[i].handle)
 		return rc_fail(ENOMSG, "reference %zu was taken already", i);
 	*out = f->incoming->ref[i].handle;
+	at_store(&(*out)->site, site);
 	f->incoming->ref[i].handle = NULL;
 	return 0;
 }

@@ -163,7 +163,7 @@ struct rref *rref_dup(struct rref *ref)
 static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out)
 {
 	struct rref_id id = rc_next_id(ctx);
-	struct rp_event ev = { .type = RP_EV_NEW, .id = id };
+	struct rp_event ev = { .type = RP_EV_NEW, .id = id, .maker = v };
 	struct rref *h;
 	int err;
 
@@ -199,6 +199,7 @@ static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref 
 		return rc_fail(-err, "memory for a reference");
 	}
 	h->value = v;
+	at_store(&h->site, v->site);
 	h->unset = !set;
 	if (set)
 		at_store_rel(&h->state, RC_H_READY);

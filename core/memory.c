@@ -230,6 +230,7 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 		return rc_fail(ENOMEM, "memory for a value's record");
 	v->ctx = ctx;
 	v->type = t;
+	v->site = rc_site_take();
 	v->length = length;
 	v->bytes = RC_HEADER_BYTES + rc_extent(length, (uint32_t)nr);
 	err = is_local(v) ? local_alloc(ctx, v->bytes, &mem) : registered_alloc(ctx, v->bytes, &mem);

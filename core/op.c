@@ -185,6 +185,7 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
 	at_store(&f->kind, RC_OP_NONE);
 	at_store(&f->deadline, INT64_MAX);
+	at_store(&f->seen_at, 0);
 	f->then = NULL;
 	at_store(&f->then_state, 0);
 	f->status = 0;
@@ -342,7 +343,8 @@ static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 		if (!refs)
 			return NULL;
 	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
-	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load(&f->kind) != RC_OP_NONE)
+	/* Acquire: partner of the release of kind by who starts a read without the lock. */
+	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load_acq(&f->kind) != RC_OP_NONE)
 		return f;
 	rc_op_put(f);
 	return NULL;
@@ -353,8 +355,13 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
 
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rref_future *f = at_load(&op_at(ctx, i)->deadline) <= now ? pin_pending(ctx, i) : NULL;
+		struct rref_future *op = op_at(ctx, i);
+		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 		uint32_t kind;
+
+		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
+		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
+			at_store(&op->seen_at, now);
 
 		if (!f)
 			continue;
@@ -414,4 +421,21 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 		     (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING;
 	}
 	return n;
+}
+
+uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg)
+{
+	uint32_t nr = at_load_acq(&ctx->nr_ops), i = from;
+
+	for (; i < nr && i - from < max; i++) {
+		struct rref_future *f = pin_pending(ctx, i);
+
+		if (!f)
+			continue;
+		if (!at_load(&f->seen_at))
+			at_store(&f->seen_at, now_ns());
+		fn(arg, f);
+		rc_op_put(f);
+	}
+	return i < nr ? i : 0;
 }

@@ -82,6 +82,8 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
 
 	p->ever_up = true;
+	p->nr_sessions++;
+	ctx->n.sessions++;
 	p->fenced = false;
 	p->nobody = false;
 	p->probe_at = now_ns() + ctx->peer_timeout / 2;
@@ -338,7 +340,7 @@ static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const stru
 
 static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
-	at_add(&ctx->n.received, 1);
+	rc_count_received(ctx, p, ev->data, ev->len);
 	if (p->authenticated) {
 		rc_message(ctx, p, ev->data, ev->len);
 	} else if (!on_first_message(ctx, p, ev)) {
@@ -354,6 +356,8 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 	if (ev->type == RV_EV_READ) {
 		if (p && p->probing && ev->cookie == UINT64_MAX) {
 			p->probing = false;
+			if (!ev->status)
+				p->heard_at = rc_coarse_ns();
 			at_sub(&ctx->reads_in_flight, 1);
 			return;
 		}

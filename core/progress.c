@@ -51,7 +51,7 @@ static int poll_self(struct rref_ctx *ctx)
 	while (n < (int)BATCH && (l = list_pop(&ctx->self_queue))) {
 		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
 
-		at_add(&ctx->n.received, 1);
+		rc_count_received(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
 		rc_message(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
 		free(o);
 		n++;

@@ -84,6 +84,8 @@ struct rc_value {
 	size_t length;            /* [const] of the payload */
 	size_t bytes;             /* [const] of the whole: header, payload, table of segments */
 	const struct rc_type *type; /* [const] */
+	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
+	const char *function;     /* [const] whose result it is; NULL */
 	struct rp_location loc;   /* [const] once made ready */
 	_Atomic uint32_t pins;
 };
@@ -113,6 +115,7 @@ struct rref {
 	bool pins;                   /* [lock] owner: its value, since the shutdown */
 	int err;                     /* valid from RC_H_FAILED */
 	char *text;                  /* the same; malloc'ed */
+	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
 	struct rref_future *creation;/* [lock] */
 	struct rref *drop_next;      /* [atomic list] */
 	struct list all;             /* [lock] ctx->handles */
@@ -167,6 +170,7 @@ struct rref_future {
 	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
 	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
+	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
 	struct list node;             /* [lock] peer->waiting */
 	struct list then_node;        /* [lock] ctx->deferred_ops; not node: a read may end while it waits, and is then in both */
 
@@ -199,6 +203,10 @@ struct rref_future {
 };
 
 /* ---- peers ---------------------------------------------------------------------------------------------------- */
+
+struct rc_traffic { /* control messages that went out and came in */
+	uint64_t sent, received, sent_bytes, received_bytes;
+};
 
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
 
@@ -236,6 +244,9 @@ struct rc_peer {
 	bool probing;                 /* [lock] */
 	uint64_t max_msg;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
+	struct rc_traffic traffic;    /* [lock] */
+	uint32_t nr_sessions;         /* [lock] that came up */
+	int64_t heard_at;             /* [lock] its last message, or its device's last sign of life; 0 = never */
 	_Atomic bool alive;
 	/* read path: pinned connection */
 	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
@@ -306,6 +317,9 @@ struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries;
 	_Atomic uint64_t landing_bytes, value_bytes;
+	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
+	uint64_t sent_bytes, received_bytes;                               /* [lock] */
+	uint64_t sessions;                                                 /* [lock] */
 };
 
 struct rref_ctx {
@@ -381,6 +395,8 @@ struct rref_ctx {
 
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
+	int64_t started_at;                       /* [const] ages in the machine count from here */
+	struct rc_leaks *leaks;                   /* [lock] the report of the graceful shutdown; NULL = nothing to tell */
 	void (*log)(void *ctx, enum rref_log_level level, const char *text);
 	void *log_ctx;
 	enum rref_log_level log_level;
@@ -405,6 +421,20 @@ static inline int rc_enter(struct rref_ctx *ctx)
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
 	return unlikely(ctx->fork_generation != at_load(&rc_fork_generation));
+}
+
+/* The machine's time: tenths of a second since the context was made, in 13 years no two alike. The coarse clock will do. */
+#define RC_AGE_NS (100 * NSEC_PER_MSEC)
+static inline int64_t rc_coarse_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+	return (int64_t)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
+}
+static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
+{
+	return (uint32_t)((rc_coarse_ns() - ctx->started_at) / RC_AGE_NS);
 }
 
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
@@ -484,6 +514,8 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
+/* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
+uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
 
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
@@ -540,6 +572,15 @@ void rc_call_put(struct rref_call *call);
 bool rc_in_callback(void);
 void rc_callback_enter(void);
 void rc_callback_leave(void);
+
+/* stats.c, leak.c */
+void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length);     /* [lock] */
+void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length); /* [lock] */
+const char *rc_site_take(void);                              /* of the call under way; NULL but in debug builds */
+/* What a graceful shutdown leaves behind. rc_leaks_handles: before they are ended, those that the program never released. */
+void rc_leaks_handles(struct rref_ctx *ctx);
+void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks, uint64_t *stuck); /* what is left now */
+void rc_leaks_free(struct rref_ctx *ctx);
 
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */

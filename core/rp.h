@@ -158,11 +158,14 @@ enum rp_event_type {
 struct rp_event {
 	enum rp_event_type type;
 	uint32_t peer, epoch;
+	uint32_t now;              /* the runtime's time, in its own units: kept with what the event makes, for visits only,
+				      and never looked at */
 	struct rref_id id, fork, src;
 	int status;                /* 0 or -errno */
 	void *value;               /* SET: the runtime's value, comes back in FREE_VALUE and VALUE effects */
 	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork until DROP;
 				      after it only in CREATED */
+	void *maker;               /* NEW, OWN: the runtime's, comes back in visits until SET */
 	uint64_t cookie;
 	struct rp_location loc;    /* SET */
 	const char *text;          /* borrowed during the step; may be NULL */
@@ -242,17 +245,54 @@ void rp_effects_clear(struct rp *m);
 
 void rp_counts(const struct rp *m, struct rp_counts *out);
 
-/* Visits every owner entry with forks or local references, each followed by its forks, then every user entry: leak
- * reports, dumps, and the values left at the end. */
+/* What hangs on one peer. */
+struct rp_peer_counts {
+	uint64_t forks;            /* that it holds of values owned here */
+	uint64_t users;            /* held here of its values */
+	uint64_t pending_children; /* shared with it and not accepted yet */
+	uint64_t tombstones;
+};
+void rp_peer_counts(const struct rp *m, uint32_t rank, struct rp_peer_counts *out);
+
+/*
+ * Every owner entry, each followed by its forks, then every user entry, each followed by its pending children: leak
+ * reports, dumps, and the values left at the end. RP_VISIT_CHILD comes for those only who ask for it.
+ */
+enum rp_visit_kind { RP_VISIT_OWNER, RP_VISIT_FORK, RP_VISIT_USER, RP_VISIT_CHILD };
+
 struct rp_visit {
-	bool owned;
-	struct rref_id id, fork;   /* fork: user entries, or one recorded fork of an owner entry; zero: the owner entry */
-	uint32_t peer;             /* holder of the fork / owner of the user entry */
-	uint32_t local;            /* local references of an owner entry */
-	uint32_t children;         /* pending children of a user entry */
+	enum rp_visit_kind kind;
+	bool owned;                /* OWNER, FORK */
+	struct rref_id id, fork;   /* fork: zero of an owner entry */
+	uint32_t peer;             /* holder of the fork / owner of the user entry / who the child is shared with */
+	uint32_t parent;           /* FORK, USER, CHILD: who shared it (a creator: itself) */
+	uint32_t epoch;            /* of the session with peer, 0 = none yet */
+	uint32_t since;            /* rp_event.now of what made it */
+	uint32_t local;            /* OWNER: local references */
+	uint32_t forks, children;  /* OWNER: recorded forks; USER: pending children */
+	uint32_t waits;            /* OWNER, USER: local waits for the value */
+	int status;                /* OWNER, USER: why it failed, 0 if it did not */
+	bool creator;              /* FORK, USER: made by CREATE */
+	bool grace;                /* FORK: its holder is fenced */
+	bool parked;               /* FORK: its holder waits for the value */
+	bool released;             /* USER: the handle is gone, the entry waits for answers or children */
 	const char *state;         /* static text */
 	void *handle, *value;
+	void *maker;               /* OWNER, PENDING: as given by NEW or OWN */
+	const struct rp_location *loc; /* OWNER, USER: NULL if not known */
 };
-void rp_visit(const struct rp *m, void (*fn)(void *ctx, const struct rp_visit *v), void *ctx);
+typedef void (*rp_visit_fn)(void *ctx, const struct rp_visit *v);
+void rp_visit(const struct rp *m, rp_visit_fn fn, void *ctx); /* without children */
+
+/*
+ * The same a piece at a time: at most max entries, each with its forks or children, and on from there with the next
+ * call. The machine may be stepped between two calls: what is made or erased meanwhile may be visited or not, all else
+ * is visited once. cursor: zero at first. False: that was the last.
+ */
+struct rp_cursor {
+	uint32_t owner, user;
+	bool users;
+};
+bool rp_visit_some(const struct rp *m, struct rp_cursor *cursor, uint32_t max, rp_visit_fn fn, void *ctx);
 
 #endif

@@ -17,6 +17,7 @@ uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct
 	h->fork = rp_key(fork);
 	h->holder = holder;
 	h->owner = owner;
+	h->since = m->now;
 	rp_list_add(&m->helds, offsetof(struct rp_held, in_owner), &o->forks, i);
 	rp_list_add(&m->helds, offsetof(struct rp_held, in_peer), &m->peers[holder].forks, i);
 	rp_table_add(&m->held_table, &m->helds, i, rp_hash(m, fork, holder));

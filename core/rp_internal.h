@@ -3,7 +3,7 @@
  * Inside the reference protocol (rp.h). Everything here is guarded as the machine is: by its caller.
  *
  * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
- * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 152 bytes of items
+ * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 164 bytes of items
  * and 8..16 of hash buckets.
  *
  * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
@@ -79,13 +79,17 @@ enum rp_owner_state { RP_OWNER_NONE, RP_OWNER_PENDING, RP_OWNER_READY, RP_OWNER_
 
 struct rp_owner {
 	struct rp_hashed hashed;
-	void *value;
+	union {
+		void *value;    /* READY */
+		void *maker;    /* PENDING */
+	};
 	struct rp_location loc;
 	struct rp_key id;
 	uint32_t local;         /* references of this worker */
 	uint32_t nr_forks, nr_waits;
 	rp_list forks, waits;
 	uint32_t fault;         /* FAILED */
+	uint32_t since;
 	uint8_t state;          /* enum rp_owner_state */
 };
 
@@ -94,6 +98,7 @@ struct rp_held {
 	struct rp_hashed hashed;
 	struct rp_key fork;
 	uint32_t holder, owner; /* rank; the entry's index */
+	uint32_t since;
 	struct rp_link in_owner, in_peer;
 	bool creator : 1;       /* gets CREATED when the value is set */
 	bool parked : 1;        /* a FETCH waits for the value */
@@ -109,6 +114,7 @@ struct rp_user {
 	struct rp_location loc; /* version 0 = unknown */
 	struct rp_key id, fork;
 	uint32_t owner, parent; /* ranks */
+	uint32_t since;
 	uint32_t nr_children, nr_waits;
 	rp_list children, waits;
 	uint32_t fault;         /* FAILED */
@@ -130,6 +136,7 @@ struct rp_child {
 	struct rp_hashed hashed;
 	struct rp_key fork;
 	uint32_t user, dest;    /* parent entry's index; rank */
+	uint32_t since;
 	struct rp_link in_user, in_peer;
 	bool asked;             /* its PARENT_REQUEST waits for an answer */
 };
@@ -147,7 +154,7 @@ struct rp_peer {
 	enum rp_peer_state state;
 	int status;             /* of the last fence */
 	uint32_t epoch;
-	uint32_t nr_forks, nr_tombs;
+	uint32_t nr_forks, nr_tombs, nr_users, nr_children;
 	rp_list forks;          /* rp_held: what it holds here */
 	rp_list users;          /* rp_user: what we hold of it, what was lost with an earlier session too */
 	rp_list asking;         /* rp_user: ASKING it */
@@ -157,6 +164,7 @@ struct rp_peer {
 
 struct rp {
 	uint32_t self, world;
+	uint32_t now;           /* of the step under way */
 	uint64_t seed;
 	struct rp_effect *effects;
 	size_t nr_effects, max_effects;

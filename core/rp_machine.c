@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The machine: making it, its step function, counters and visits. */
+/* The machine: making it, its step function, and counters. */
 #include <stdlib.h>
 
 #include "core/rp_internal.h"
 
-static_assert(sizeof(struct rp_owner) + sizeof(struct rp_held) <= 152, "an owner entry with one fork stays small");
+static_assert(sizeof(struct rp_owner) + sizeof(struct rp_held) <= 164, "an owner entry with one fork stays small");
 static_assert(RP_CHUNK_ITEMS * sizeof(struct rp_user) < 65536, "a pool chunk is a modest allocation");
 
 int rp_create(uint32_t self, uint32_t world, struct rp **out)
@@ -102,6 +102,7 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 
 	if (rc)
 		return rc;
+	m->now = ev->now;
 	switch (ev->type) {
 	case RP_EV_NEW:           return rp_new(m, ev);
 	case RP_EV_SET:           return rp_set(m, ev);
@@ -133,47 +134,4 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 void rp_counts(const struct rp *m, struct rp_counts *out)
 {
 	*out = m->counts;
-}
-
-static void visit_owner(const struct rp *m, const struct rp_owner *o, void (*fn)(void *ctx, const struct rp_visit *v),
-			void *ctx)
-{
-	static const char *const names[] = {
-		[RP_OWNER_PENDING] = "pending", [RP_OWNER_READY] = "ready", [RP_OWNER_FAILED] = "failed",
-		[RP_OWNER_HUSK] = "abandoned",
-	};
-	struct rp_visit v = {
-		.owned = true, .id = rp_id(&o->id), .peer = m->self, .local = o->local, .state = names[o->state],
-		.value = o->value,
-	};
-
-	if (o->forks || o->local)
-		fn(ctx, &v);
-	rp_list_for_each(i, &m->helds, struct rp_held, in_owner, o->forks) {
-		v.fork = rp_id(&rp_held_at(m, i)->fork);
-		v.peer = rp_held_at(m, i)->holder;
-		fn(ctx, &v);
-	}
-}
-
-void rp_visit(const struct rp *m, void (*fn)(void *ctx, const struct rp_visit *v), void *ctx)
-{
-	static const char *const names[] = {
-		[RP_USER_ASKING] = "asking its parent", [RP_USER_REQUESTED] = "requested", [RP_USER_CONFIRMED] = "confirmed",
-		[RP_USER_FAILED] = "failed",
-	};
-
-	for (uint32_t i = rp_pool_next(&m->owners, 0); i; i = rp_pool_next(&m->owners, i))
-		if (rp_owner_at(m, i)->state)
-			visit_owner(m, rp_owner_at(m, i), fn, ctx);
-	for (uint32_t i = rp_pool_next(&m->users, 0); i; i = rp_pool_next(&m->users, i)) {
-		const struct rp_user *u = rp_user_at(m, i);
-		struct rp_visit v = {
-			.id = rp_id(&u->id), .fork = rp_id(&u->fork), .peer = u->owner, .children = u->nr_children,
-			.state = names[u->state], .handle = u->handle,
-		};
-
-		if (u->state)
-			fn(ctx, &v);
-	}
 }

@@ -2,13 +2,15 @@
 /* Owner entries: a value owned here, from its announcement to its reclamation. */
 #include "core/rp_internal.h"
 
-static uint32_t owner_add(struct rp *m, const struct rref_id *id)
+static uint32_t owner_add(struct rp *m, const struct rref_id *id, void *maker)
 {
 	uint32_t i = rp_pool_take(&m->owners);
 	struct rp_owner *o = rp_owner_at(m, i);
 
 	o->id = rp_key(id);
 	o->state = RP_OWNER_PENDING;
+	o->since = m->now;
+	o->maker = maker;
 	rp_table_add(&m->owner_table, &m->owners, i, rp_hash(m, id, 0));
 	m->counts.owners++;
 	m->counts.pending_owners++;
@@ -44,6 +46,7 @@ void rp_owner_settle(struct rp *m, uint32_t i)
 	if (o->state == RP_OWNER_PENDING) {
 		/* Somebody is still making the value: SET has to find the entry, to know that nobody wants it. */
 		o->state = RP_OWNER_HUSK;
+		o->maker = NULL;
 		rp_waits_end(m, &o->waits, &o->nr_waits, -ECANCELED, 0, NULL, NULL);
 		return;
 	}
@@ -58,7 +61,7 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 		return -EINVAL;
 	if (rp_find_owner(m, &ev->id))
 		return -EALREADY;
-	rp_owner_at(m, owner_add(m, &ev->id))->local = 1;
+	rp_owner_at(m, owner_add(m, &ev->id, ev->maker))->local = 1;
 	return 0;
 }
 
@@ -89,6 +92,7 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	}
 	if (ev->status) {
 		o->state = RP_OWNER_FAILED;
+		o->value = NULL;
 		o->fault = rp_fault_new(m, ev->status, ev->text);
 	} else {
 		o->state = RP_OWNER_READY;
@@ -160,7 +164,7 @@ int rp_own(struct rp *m, const struct rp_event *ev)
 		rp_effect_add(m, RP_EFF_DUPLICATE)->id = ev->id;
 		return rp_ignored(m);
 	}
-	i = owner_add(m, &ev->id);
+	i = owner_add(m, &ev->id, ev->maker);
 	rp_held_at(m, rp_held_add(m, i, ev->peer, &ev->fork))->creator = true;
 	return 0;
 }

@@ -11,10 +11,12 @@ static void child_add(struct rp *m, uint32_t user, const struct rref_id *fork, u
 	c->fork = rp_key(fork);
 	c->user = user;
 	c->dest = dest;
+	c->since = m->now;
 	rp_list_add(&m->children, offsetof(struct rp_child, in_user), &u->children, i);
 	rp_list_add(&m->children, offsetof(struct rp_child, in_peer), &m->peers[dest].children, i);
 	rp_table_add(&m->child_table, &m->children, i, rp_hash(m, fork, 0));
 	u->nr_children++;
+	m->peers[dest].nr_children++;
 	m->counts.pending_children++;
 }
 
@@ -22,12 +24,14 @@ void rp_child_erase(struct rp *m, uint32_t i)
 {
 	struct rp_child *c = rp_child_at(m, i);
 	struct rp_user *u = rp_user_at(m, c->user);
+	uint32_t dest = c->dest;
 
 	rp_list_del(&m->children, offsetof(struct rp_child, in_user), &u->children, i);
 	rp_list_del(&m->children, offsetof(struct rp_child, in_peer), &m->peers[c->dest].children, i);
 	rp_table_del(&m->child_table, &m->children, i);
 	rp_pool_put(&m->children, i);
 	u->nr_children--;
+	m->peers[dest].nr_children--;
 	m->counts.pending_children--;
 }
 

@@ -12,12 +12,14 @@ uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_i
 	u->fork = rp_key(fork);
 	u->owner = owner;
 	u->parent = parent;
+	u->since = m->now;
 	u->state = (uint8_t)state;
 	if (state == RP_USER_ASKING)
 		rp_list_add(&m->users, offsetof(struct rp_user, in_parent), &m->peers[parent].asking, i);
 	rp_list_add(&m->users, offsetof(struct rp_user, in_owner), &m->peers[owner].users, i);
 	rp_table_add(&m->user_table, &m->users, i, rp_hash(m, fork, 0));
 	m->counts.users++;
+	m->peers[owner].nr_users++;
 	if (state != RP_USER_CONFIRMED)
 		m->counts.pending_users++;
 	return i;
@@ -38,6 +40,7 @@ static void change_state(struct rp *m, uint32_t i, enum rp_user_state to)
 void rp_user_erase(struct rp *m, uint32_t i)
 {
 	struct rp_user *u = rp_user_at(m, i);
+	uint32_t owner = u->owner;
 
 	if (u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED)
 		change_state(m, i, RP_USER_CONFIRMED);
@@ -46,6 +49,7 @@ void rp_user_erase(struct rp *m, uint32_t i)
 	rp_table_del(&m->user_table, &m->users, i);
 	rp_pool_put(&m->users, i);
 	m->counts.users--;
+	m->peers[owner].nr_users--;
 }
 
 size_t rp_user_effects(const struct rp_user *u)

@@ -114,4 +114,12 @@ void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch);
 
 const char *rw_type_name(unsigned type);
 
+/*
+ * Kinds, for counting: frame.type, and 16 + the protocol's type for RW_PROTO. rw_kind: of an encoded message of at least
+ * a frame; 0 for one that is too short for its kind or of none. rw_kind_name: "" for what is no kind. Static.
+ */
+#define RW_NR_KINDS 32u
+unsigned rw_kind(const void *message, size_t length);
+const char *rw_kind_name(unsigned kind);
+
 #endif

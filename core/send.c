@@ -59,7 +59,7 @@ static int transmit(struct rref_ctx *ctx, struct rc_peer *p, void *bytes, uint32
 		err = p->ops->send(p->link, bytes, length);
 	if (!err) {
 		p->send_seq++;
-		at_add(&ctx->n.sent, 1);
+		rc_count_sent(ctx, p, bytes, length);
 	}
 	return err;
 }
@@ -117,7 +117,7 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 		if (!o)
 			return rc_fail(ENOMEM, "memory for a message");
 		list_add_tail(&ctx->self_queue, &o->node);
-		at_add(&ctx->n.sent, 1);
+		rc_count_sent(ctx, p, bytes, length);
 		rc_kick(ctx);
 		return 0;
 	}

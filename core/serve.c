@@ -202,8 +202,10 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
 	int err;
 
-	if (v)
+	if (v) {
 		ev.loc = v->loc;
+		v->function = call->fn->name;
+	}
 	err = rc_step(ctx, &ev, NULL);
 	if (!err && call->caller == ctx->rank) {
 		struct rref_future *f = rc_op_find(ctx, call->call_id);
@@ -341,6 +343,7 @@ void rc_run_call(struct rref_call *call)
 		at_add(&call->ctx->n.calls, 1);
 		rc_callback_enter();
 		r = call->fn->handler(call, call->fn->arg);
+		rc_site_take(); /* what the handler named last is not where the library makes something for it */
 		rc_callback_leave();
 		if (r < 0 && r >= -4095)
 			snprintf(text, sizeof(text), "%s", rref_strerror(r));

@@ -179,46 +179,29 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 	rc_unlock(ctx);
 }
 
-struct leak_report {
-	char text[RREF_TEXT_SIZE - 80];
-	size_t used;
-	unsigned more;
-	bool owned;
-	struct rref_ctx *ctx;
-};
-
-static void leak_line(void *arg, const struct rp_visit *v)
+/*
+ * What is left: references of others to values owned here are leaks; those held here that could not be ended are told of
+ * when time ran out. err: how the shutdown went so far.
+ */
+static int report_rest(struct rref_ctx *ctx, int err)
 {
-	struct leak_report *r = arg;
-	int n;
+	char why[RREF_TEXT_SIZE], what[RREF_TEXT_SIZE - 120];
+	uint64_t leaks, stuck;
 
-	if (v->owned != r->owned || (v->owned && !v->fork.local_id))
-		return;
-	n = snprintf(r->text + r->used, sizeof(r->text) - r->used, "%s(%u,%" PRIu64 ") %s %s", r->used ? ", " : "",
-		     v->id.created_on, v->id.local_id, v->owned ? "held by" : "owned by", r->ctx->members[v->peer].name);
-	if (n < 0 || r->used + (size_t)n >= sizeof(r->text)) {
-		r->text[r->used] = 0;
-		r->more++;
-	} else {
-		r->used += (size_t)n;
+	rc_leaks_rest(ctx, what, sizeof(what), &leaks, &stuck);
+	if (!leaks && !stuck)
+		return err;
+	if (leaks)
+		rc_log(ctx, RREF_LOG_WARNING, "leak: %" PRIu64 " references remain at shutdown: %s", leaks, what);
+	if (err) {
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		return rc_fail(-err, "%.110s; what remains: %s", why, what);
 	}
-}
-
-/* The text of what remains: forks of own values (leaks), or user references that could not be ended. */
-static void remains(struct rref_ctx *ctx, bool owned, struct leak_report *r)
-{
-	memset(r, 0, sizeof(*r));
-	r->ctx = ctx;
-	r->owned = owned;
-	rc_lock(ctx);
-	rp_visit(ctx->machine, leak_line, r);
-	rc_unlock(ctx);
+	return leaks && ctx->leak_check ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what) : 0;
 }
 
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 {
-	struct leak_report left;
-	struct rp_counts c;
 	uint64_t dead = at_load(&ctx->n.dead);
 	int err = barrier(ctx, deadline);
 
@@ -230,11 +213,10 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 			err = barrier(ctx, deadline);
 	}
 	at_store_rel(&ctx->state, RC_CTX_CLOSING);
+	rc_leaks_handles(ctx);
 	end_handles(ctx);
-	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err) {
-		remains(ctx, false, &left);
-		err = rc_fail(ETIMEDOUT, "references could not be ended in time: %s", left.text);
-	}
+	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
+		err = rc_fail(ETIMEDOUT, "references could not be ended in time");
 	tell_all(ctx, RW_PING);
 	if (!wait_until(ctx, pinged, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
 		err = rc_fail(ETIMEDOUT, "a peer did not confirm in time that references ended");
@@ -242,16 +224,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 		err = barrier(ctx, deadline);
 	if (!err)
 		wait_until(ctx, forks_gone, now_ns() + LEAK_NS);
-	rc_lock(ctx);
-	rp_counts(ctx->machine, &c);
-	rc_unlock(ctx);
-	if (!err && c.forks) {
-		remains(ctx, true, &left);
-		rc_log(ctx, RREF_LOG_WARNING, "leak: %" PRIu64 " references remain at shutdown: %s%s", c.forks, left.text,
-		       left.more ? " ..." : "");
-		if (ctx->leak_check)
-			err = rc_fail(EBUSY, "%" PRIu64 " references remain: %s%s", c.forks, left.text, left.more ? " ..." : "");
-	}
+	err = report_rest(ctx, err);
 	tell_all(ctx, RW_GOODBYE);
 	wait_until(ctx, everybody_left, now_ns() + (err ? 50 * NSEC_PER_MSEC : GOODBYE_NS));
 	if (!err && at_load(&ctx->n.dead) != dead)

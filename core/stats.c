@@ -1,16 +1,68 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is going on: counters, and who holds what as text. */
+/* Counters: of the whole context, of one peer, and as text. */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 
-#include "rc.h"
+#include "rc_dump.h"
+
+_Static_assert(RREF_MESSAGE_KINDS == RW_NR_KINDS, "one counter for each kind");
+
+void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
+{
+	at_add(&ctx->n.sent, 1);
+	ctx->n.sent_by_kind[rw_kind(message, length)]++;
+	ctx->n.sent_bytes += length;
+	p->traffic.sent++;
+	p->traffic.sent_bytes += length;
+}
+
+void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
+{
+	at_add(&ctx->n.received, 1);
+	ctx->n.received_by_kind[rw_kind(message, length)]++;
+	ctx->n.received_bytes += length;
+	p->traffic.received++;
+	p->traffic.received_bytes += length;
+	p->heard_at = rc_coarse_ns();
+}
+
+const char *rref_message_kind(unsigned kind)
+{
+	return rw_kind_name(kind);
+}
+
+/* What only the lock holder may look at. */
+static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
+{
+	struct rp_counts c = { 0 };
+
+	if (ctx->machine)
+		rp_counts(ctx->machine, &c);
+	s->owners = c.owners;
+	s->pending_owners = c.pending_owners;
+	s->forks = c.forks;
+	s->users = c.users;
+	s->pending_users = c.pending_users;
+	s->pending_children = c.pending_children;
+	s->parked = c.parked;
+	s->tombstones = c.tombstones;
+	s->dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
+	s->sessions = ctx->n.sessions;
+	s->sent_bytes = ctx->n.sent_bytes;
+	s->received_bytes = ctx->n.received_bytes;
+	memcpy(s->sent, ctx->n.sent_by_kind, sizeof(s->sent));
+	memcpy(s->received, ctx->n.received_by_kind, sizeof(s->received));
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		s->queued_messages += ctx->peers[i].nr_queued;
+		s->queued_bytes += ctx->peers[i].queued_bytes;
+		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting);
+	}
+}
 
 int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
-	struct rp_counts c = { 0 };
 	struct ra_stats v, l, b;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
@@ -20,19 +72,12 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_lock(ctx);
 	if (at_load(&ctx->dropped))
 		rc_drain_dropped(ctx);
-	if (ctx->machine)
-		rp_counts(ctx->machine, &c);
+	locked_part(ctx, &s);
 	rc_unlock(ctx);
 	ra_stats(ctx->values, &v);
 	ra_stats(ctx->landing, &l);
 	ra_stats(ctx->beacons, &b);
 	s.size = out->size;
-	s.owners = c.owners;
-	s.forks = c.forks;
-	s.users = c.users;
-	s.pending_users = c.pending_users;
-	s.pending_children = c.pending_children;
-	s.parked = c.parked;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes);
 	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
@@ -43,9 +88,9 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.messages_sent = at_load(&ctx->n.sent);
 	s.messages_received = at_load(&ctx->n.received);
 	s.calls_served = at_load(&ctx->n.calls);
+	s.calls_open = at_load(&ctx->calls_open);
 	s.ops_in_flight = at_load(&ctx->ops_in_flight);
 	s.quarantined = at_load(&ctx->n.quarantined);
-	s.dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
 	s.retries = at_load(&ctx->n.retries);
@@ -53,62 +98,104 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	return 0;
 }
 
-struct dump {
-	struct rref_ctx *ctx;
-	char *buf;
-	size_t size, length;
-};
-
-static void line(struct dump *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void line(struct dump *d, const char *fmt, ...)
+int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out)
 {
-	size_t left = d->length < d->size ? d->size - d->length : 0;
-	va_list ap;
-	int n;
+	static const char *const state[] = { "down", "connecting", "accepting", "up", "gone" };
+	struct rref_peer_stats s = { .heard = -1 };
+	struct rp_peer_counts c = { 0 };
 
-	va_start(ap, fmt);
-	n = vsnprintf(left ? d->buf + d->length : NULL, left, fmt, ap);
-	va_end(ap);
-	d->length += n > 0 ? (size_t)n : 0;
-}
-
-static void visit(void *arg, const struct rp_visit *v)
-{
-	struct dump *d = arg;
-	const char *peer = d->ctx->members[v->peer].name;
-
-	if (!v->owned)
-		line(d, "user  id=(%u,%" PRIu64 ") fork=(%u,%" PRIu64 ") owner=%s %s children=%u\n", v->id.created_on,
-		     v->id.local_id, v->fork.created_on, v->fork.local_id, peer, v->state, v->children);
-	else if (v->fork.local_id)
-		line(d, "fork  id=(%u,%" PRIu64 ") fork=(%u,%" PRIu64 ") holder=%s %s\n", v->id.created_on, v->id.local_id,
-		     v->fork.created_on, v->fork.local_id, peer, v->state);
-	else
-		line(d, "owner id=(%u,%" PRIu64 ") %s local=%u\n", v->id.created_on, v->id.local_id, v->state, v->local);
-}
-
-int rref_dump(struct rref_ctx *ctx, char *buf, size_t size)
-{
-	struct dump d = { .ctx = ctx, .buf = buf, .size = size };
-
-	if (!ctx || (!buf && size))
-		return rc_fail(EINVAL, "rref_dump: no context or no buffer");
+	if (!ctx || !out || out->size < sizeof(size_t))
+		return rc_fail(EINVAL, "rref_get_peer_stats: no context, or out->size is not set");
+	if (rank < 0 || (uint32_t)rank >= ctx->world)
+		return rc_fail(EINVAL, "rref_get_peer_stats: rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
 	if (rc_is_child(ctx))
 		return rc_enter_slow(ctx);
+	const struct rc_peer *p = &ctx->peers[rank];
+
+	rc_lock(ctx);
+	if (at_load(&ctx->dropped))
+		rc_drain_dropped(ctx);
+	if (ctx->machine)
+		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
+	s.size = out->size;
+	s.rank = rank;
+	s.state = (uint32_t)rank == ctx->rank ? "self" : state[p->state];
+	s.epoch = p->epoch;
+	s.sessions = p->nr_sessions;
+	s.forks = c.forks;
+	s.users = c.users;
+	s.pending_children = c.pending_children;
+	s.tombstones = c.tombstones;
+	s.messages_sent = p->traffic.sent;
+	s.messages_received = p->traffic.received;
+	s.sent_bytes = p->traffic.sent_bytes;
+	s.received_bytes = p->traffic.received_bytes;
+	s.queued_messages = p->nr_queued;
+	s.queued_bytes = p->queued_bytes;
+	s.waiting_reads = at_load(&p->nr_waiting);
+	s.call_bytes = at_load(&p->call_bytes);
+	if (p->heard_at)
+		s.heard = max_of(rc_coarse_ns() - p->heard_at, 0);
+	rc_unlock(ctx);
+	memcpy(out, &s, min_of(out->size, sizeof(s)));
+	return 0;
+}
+
+/* ---- as text ---- */
+
+#define FIELD(name) { #name, offsetof(struct rref_stats, name) }
+static const struct {
+	const char *name;
+	size_t at;
+} fields[] = {
+	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
+	FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
+	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(landing_bytes),
+	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
+	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
+	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers),
+};
+
+const char *rc_stats_field(unsigned i, size_t *at)
+{
+	if (i >= array_size(fields))
+		return NULL;
+	*at = fields[i].at;
+	return fields[i].name;
+}
+
+struct text {
+	char *buf;
+	size_t size, used;
+};
+
+static void line(struct text *t, const char *name, const char *kind, uint64_t value)
+{
+	size_t left = t->used < t->size ? t->size - t->used : 0;
+	int n = snprintf(left ? t->buf + t->used : NULL, left, "%s%s%s %" PRIu64 "\n", name, kind ? "." : "", kind ? kind : "",
+			 value);
+
+	t->used += n > 0 ? (size_t)n : 0;
+}
+
+int rref_stats_format(const struct rref_stats *stats, char *buf, size_t size)
+{
+	struct text t = { buf, size, 0 };
+	struct rref_stats s = { 0 };
+
+	if (!stats || stats->size < sizeof(size_t) || (!buf && size))
+		return rc_fail(EINVAL, "rref_stats_format: no counters, or no buffer");
 	if (size)
 		buf[0] = 0;
-	line(&d, "worker %s rank %u of %u\n", ctx->members[ctx->rank].name, ctx->rank, ctx->world);
-	rc_lock(ctx);
-	for (uint32_t i = 0; i < ctx->world; i++) {
-		const struct rc_peer *p = &ctx->peers[i];
-		static const char *const state[] = { "down", "connecting", "accepting", "up", "gone" };
-
-		if (i != ctx->rank)
-			line(&d, "peer  %s rank %u over %s: %s epoch %u\n", p->member->name, i, p->ops->name, state[p->state],
-			     p->epoch);
+	memcpy(&s, stats, min_of(stats->size, sizeof(s)));
+	for (unsigned i = 0; i < array_size(fields); i++)
+		if (fields[i].at + sizeof(uint64_t) <= stats->size)
+			line(&t, fields[i].name, NULL, *(const uint64_t *)(const void *)((const char *)&s + fields[i].at));
+	for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++) {
+		if (s.sent[k])
+			line(&t, "sent", *rw_kind_name(k) ? rw_kind_name(k) : "malformed", s.sent[k]);
+		if (s.received[k])
+			line(&t, "received", *rw_kind_name(k) ? rw_kind_name(k) : "malformed", s.received[k]);
 	}
-	if (ctx->machine)
-		rp_visit(ctx->machine, visit, &d);
-	rc_unlock(ctx);
-	return (int)d.length;
+	return (int)t.used;
 }

@@ -62,7 +62,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	f->handle = rref_dup(ref);
 	if (state == RC_H_READY && !ref->owned) {
 		f->loc = ref->loc;
-		at_store(&f->kind, RC_OP_READ);
+		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 		at_store(&f->deadline, deadline);
 		rc_read_start(f, false);
 		return 0;
@@ -245,7 +245,7 @@ static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
 	f->peer = ref->owner;
 	f->handle = rref_dup(ref);
 	f->loc = ref->loc;
-	at_store(&f->kind, RC_OP_READ);
+	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 	b->next[i] = b->head[ref->owner];
 	b->head[ref->owner] = i;
 }

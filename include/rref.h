@@ -281,14 +281,80 @@ struct rref_stats {
 	uint64_t rejected_peers;   /* connections refused or closed for breaking the protocol */
 	uint64_t dead_peers;
 	uint64_t retries;          /* messages that the device failed to send, and that were tried again */
+	uint64_t pending_owners;   /* of owners: value not set yet */
+	uint64_t tombstones;       /* kept of references that ended, so that a late message does not revive them */
+	uint64_t calls_open;       /* calls being served here, or waiting to be */
+	uint64_t waiting_reads;    /* reads that wait for a connection, or for a place in one */
+	uint64_t sessions;         /* that came up: more than there are peers means that some broke */
+	uint64_t queued_messages, queued_bytes; /* that wait for their peer to take them */
+	uint64_t sent_bytes, received_bytes;    /* of control messages; what was read is read_bytes */
+#define RREF_MESSAGE_KINDS 32
+	uint64_t sent[RREF_MESSAGE_KINDS], received[RREF_MESSAGE_KINDS]; /* messages by kind: rref_message_kind */
 };
 
-/* rref_get_stats: fills out->size bytes at most. -EINVAL. May lock. */
+/*
+ * rref_get_stats: fills out->size bytes at most. -EINVAL. May lock.
+ * rref_message_kind: the name of kind 0 .. RREF_MESSAGE_KINDS-1 ("call", "fork-request" ...), "" for one that is not used.
+ * Static. Wait-free.
+ * rref_stats_format: the counters as lines "name value", messages by kind as "sent.call 12", zeros of those left out.
+ * Returns the length it has, as snprintf does, or -EINVAL. Wait-free.
+ */
 RREF_API int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out);
+RREF_API const char *rref_message_kind(unsigned kind);
+RREF_API int rref_stats_format(const struct rref_stats *stats, char *buf, size_t size);
 
-/* rref_dump: writes "who holds what" as text lines into buf (size bytes, always terminated). Returns the length it
- * would have, as snprintf does, or -errno. May lock. */
+struct rref_peer_stats {
+	size_t size;               /* sizeof(struct rref_peer_stats), set by the caller */
+	int rank;
+	uint32_t epoch;            /* of the current or last session with it */
+	const char *state;         /* "self", "down", "connecting", "accepting", "up" or "gone"; static */
+	uint64_t sessions;         /* that came up */
+	uint64_t forks;            /* references it holds to values owned here */
+	uint64_t users;            /* references held here to its values */
+	uint64_t pending_children; /* shared with it, not confirmed by their owners yet */
+	uint64_t tombstones;
+	uint64_t messages_sent, messages_received, sent_bytes, received_bytes;
+	uint64_t queued_messages, queued_bytes; /* that wait for it to take them: it is slow, stopped, or not connected */
+	uint64_t waiting_reads;
+	uint64_t call_bytes;       /* of its calls that are open here */
+	int64_t heard;             /* ns since its last message, or since its device answered; -1 = never */
+};
+
+/* rref_get_peer_stats: the same of one worker, by rank (the own one: messages to itself). -EINVAL. May lock. */
+RREF_API int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out);
+
+/*
+ * Dumps: who holds which reference, since when, shared by whom; one record on a line. As text: a kind, then key=value;
+ * with RREF_DUMP_JSON a JSON object per line, with the same keys and "kind". docs/OBSERVING.md explains each.
+ *   worker  this one                                peer   each other one: its session, what hangs on it
+ *   owner   a value owned here                      fork   a reference to it: holder, epoch, by whom it was shared
+ *   user    a reference held here                   child  one that it was shared as, not confirmed by the owner yet
+ *   op      an operation in flight, its age         stats  the counters, with RREF_DUMP_STATS
+ * A worker with many references goes on meanwhile: what changes during the dump may be in it or not.
+ *
+ * rref_dump_to: write is called with whole records, on the calling thread, with no lock held; a result other than 0 ends
+ * the dump and is returned. -EINVAL, -ENOMEM. May lock.
+ * rref_dump: text without counters into buf (size bytes, always terminated). Returns the length it would have, as
+ * snprintf does, or -errno. Ages have a constant width. May lock.
+ */
+#define RREF_DUMP_JSON 1u
+#define RREF_DUMP_STATS 2u
+typedef int (*rref_writer)(void *arg, const char *text, size_t length);
+RREF_API int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer write, void *arg);
 RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
+
+/*
+ * rref_leak_report: what the graceful shutdown found, as text records: "unreleased" for each handle that the program
+ * still held, "leak" for each reference of others to a value owned here that was not given back, "stuck" for each one
+ * held here that could not be ended in time; at most about 1 MiB. "" if nothing. Length as snprintf, or -EINVAL.
+ * Until rref_free_ctx. May lock.
+ *
+ * Where a reference was made is told (site=file:line, here and in dumps) when the program defines RREF_DEBUG before it
+ * includes this header. rref_site: what those macros call; names the place where the calling thread's next call makes
+ * a reference. Static text, or NULL. Wait-free.
+ */
+RREF_API int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size);
+RREF_API void rref_site(const char *site);
 
 /* ---- references -------------------------------------------------------------------------------------------- */
 
@@ -558,6 +624,22 @@ RREF_API int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 
 /* rref_future_free: at any time, complete or not (the operation then goes on unobserved). NULL accepted. May lock. */
 RREF_API void rref_future_free(struct rref_future *f);
+
+/* ---- places, in debug builds: see rref_leak_report ----------------------------------------------------------- */
+
+#ifdef RREF_DEBUG
+#define RREF_LINE_(line) #line
+#define RREF_LINE(line) RREF_LINE_(line)
+#define RREF_HERE() rref_site(__FILE__ ":" RREF_LINE(__LINE__))
+#define rref_new(...) (RREF_HERE(), rref_new(__VA_ARGS__))
+#define rref_alloc(...) (RREF_HERE(), rref_alloc(__VA_ARGS__))
+#define rref_remote(...) (RREF_HERE(), rref_remote(__VA_ARGS__))
+#define rref_future_ref(...) (RREF_HERE(), rref_future_ref(__VA_ARGS__))
+#define rref_call_reply(...) (RREF_HERE(), rref_call_reply(__VA_ARGS__))
+#define rref_new_typed(...) (RREF_HERE(), rref_new_typed(__VA_ARGS__))
+#define rref_alloc_typed(...) (RREF_HERE(), rref_alloc_typed(__VA_ARGS__))
+#define rref_call_reply_typed(...) (RREF_HERE(), rref_call_reply_typed(__VA_ARGS__))
+#endif
 
 #ifdef __cplusplus
 }

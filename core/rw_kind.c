@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Kinds of messages, for counters: the frame's types and the protocol's in one numbering. */
+#include <assert.h>
+
+#include "core/rw_internal.h"
+
+#define PROTO 16u
+
+static_assert(RW_NR_TYPES <= PROTO && PROTO + RP_MSG_NR_TYPES <= RW_NR_KINDS, "every kind has a number of its own");
+
+unsigned rw_kind(const void *message, size_t length)
+{
+	const uint8_t *p = message;
+
+	if (length < RW_FRAME_BYTES || p[RW_AT_TYPE] >= RW_NR_TYPES)
+		return 0;
+	if (p[RW_AT_TYPE] != RW_PROTO)
+		return p[RW_AT_TYPE];
+	return length > RW_FRAME_BYTES && p[RW_FRAME_BYTES] && p[RW_FRAME_BYTES] < RP_MSG_NR_TYPES ? PROTO + p[RW_FRAME_BYTES] : 0;
+}
+
+const char *rw_kind_name(unsigned kind)
+{
+	static const char *const names[RP_MSG_NR_TYPES] = {
+		[RP_MSG_FORK_REQUEST] = "fork-request", [RP_MSG_FORK_ACK] = "fork-ack", [RP_MSG_CHILD_ACCEPT] = "child-accept",
+		[RP_MSG_DELETE] = "delete", [RP_MSG_FETCH] = "fetch", [RP_MSG_FETCH_REPLY] = "fetch-reply",
+		[RP_MSG_CREATED] = "created", [RP_MSG_PARENT_REQUEST] = "parent-request", [RP_MSG_PARENT_ACK] = "parent-ack",
+	};
+
+	if (kind > PROTO && kind - PROTO < RP_MSG_NR_TYPES)
+		return names[kind - PROTO];
+	return kind && kind < RW_NR_TYPES && kind != RW_PROTO ? rw_type_name(kind) : "";
+}
