@@ -198,10 +198,21 @@ int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec
 
 /* ---- barriers: a star around rank 0 ---- */
 
-static void barrier_done(struct rref_ctx *ctx, uint64_t number)
+#define BUSY_BIT(number) (UINT64_C(1) << (number) % 64)
+
+static uint64_t barrier_word(const struct rref_ctx *ctx, uint64_t number)
 {
-	if (number > ctx->barrier_done)
+	return number << 1 | !!(ctx->barrier_busy & BUSY_BIT(number));
+}
+
+static void barrier_done(struct rref_ctx *ctx, uint64_t number, bool busy)
+{
+	if (busy)
+		ctx->barrier_busy |= BUSY_BIT(number);
+	if (number > ctx->barrier_done) {
 		ctx->barrier_done = number;
+		ctx->barrier_busy &= ~BUSY_BIT(number + 1);
+	}
 	if (ctx->barrier_op && ctx->barrier_op->number <= number) {
 		struct rref_future *f = ctx->barrier_op;
 
@@ -235,12 +246,12 @@ void rc_barrier_check(struct rref_ctx *ctx)
 		if (rc_barrier_misses(ctx, i))
 			return;
 	for (uint32_t i = 1; i < ctx->world; i++) {
-		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = number };
+		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
 		if (ctx->barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
 			rc_send(ctx, i, &m);
 	}
-	barrier_done(ctx, number);
+	barrier_done(ctx, number, false);
 }
 
 static void on_goodbye(struct rref_ctx *ctx, struct rc_peer *from)
@@ -281,22 +292,27 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 			rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
 		return;
 	}
-	case RW_BARRIER:
-		if (ctx->rank != 0 || m.u.number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
+	case RW_BARRIER: {
+		uint64_t number = m.u.number >> 1;
+
+		if (ctx->rank != 0 || number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
 			break;
 		ctx->barrier_seen[from->rank]++;
-		if (m.u.number <= ctx->barrier_done) {
+		if (number > ctx->barrier_done && (m.u.number & 1))
+			ctx->barrier_busy |= BUSY_BIT(number);
+		if (number <= ctx->barrier_done) {
 			/* It was given up for dead, and only its session had ended: it missed nothing but the answer. */
-			struct rw_message late = { .frame.type = RW_BARRIER_DONE, .u.number = m.u.number };
+			struct rw_message late = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
 			rc_send(ctx, from->rank, &late);
 		}
 		rc_barrier_check(ctx);
 		return;
+	}
 	case RW_BARRIER_DONE:
-		if (from->rank != 0 || m.u.number > ctx->barrier_sent)
+		if (from->rank != 0 || m.u.number >> 1 > ctx->barrier_sent)
 			break;
-		barrier_done(ctx, m.u.number);
+		barrier_done(ctx, m.u.number >> 1, m.u.number & 1);
 		return;
 	case RW_GOODBYE:
 		on_goodbye(ctx, from);

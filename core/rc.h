@@ -386,9 +386,11 @@ struct rref_ctx {
 	/* shutdown */
 	_Atomic bool closing;                     /* somebody is in rref_shutdown */
 	uint64_t barrier_sent, barrier_done;      /* [lock] */
+	uint64_t barrier_busy;                    /* [lock] bit n % 64: somebody was busy at barrier n, or since the one before */
 	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
 	struct rref_future *barrier_op;           /* [lock] who waits for one here */
 	_Atomic uint32_t calls_open;              /* calls being served or waiting to be */
+	_Atomic uint64_t calls_begun;             /* how many ever were */
 	struct rc_key key;
 	bool leak_check;
 	int64_t peer_timeout;

@@ -444,6 +444,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->fn = find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
 	at_add(&ctx->calls_open, 1);
+	at_add(&ctx->calls_begun, 1);
 	at_add(&from->call_bytes, bytes);
 	rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
 }

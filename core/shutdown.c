@@ -4,7 +4,8 @@
  *
  * Graceful, each step bounded by the one deadline:
  *   1  barrier: every program has come here; calls are served meanwhile
- *   2  wait until no call is served or under way here; barrier (twice: what was served may have called on)
+ *   2  wait until no call is served or under way here; barrier; again until a round in which nobody was busy: what was
+ *      served may have called on, and so may that
  *   3  nothing new begins; every handle is ended; wait until no user entry and no pending child is left
  *   4  ping every peer: its answer is behind our deletes on the same ordered connection, so they were processed
  *   5  barrier: everybody's deletes were processed everywhere; now a reference that is still listed here is a leak
@@ -105,7 +106,14 @@ static void wait_for_retry(struct rref_ctx *ctx, const struct rc_peer *p, int64_
 	}
 }
 
-static int barrier(struct rref_ctx *ctx, int64_t deadline)
+/* Whether calls were served or under way here at a barrier, or have been since the one before. */
+struct calm {
+	uint64_t begun; /* calls_begun at the last barrier */
+	bool idle;      /* and whether this worker was idle at it */
+};
+
+/* *busy: whether any worker was. */
+static int barrier(struct rref_ctx *ctx, int64_t deadline, struct calm *calm, bool *busy)
 {
 	struct rw_message m = { .frame.type = RW_BARRIER };
 	struct rref_future *f;
@@ -114,7 +122,13 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline)
 	if (err)
 		return err;
 	rc_lock(ctx);
-	m.u.number = f->number = ++ctx->barrier_sent;
+	f->number = ++ctx->barrier_sent;
+	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
+	bool now_idle = idle(ctx);
+	uint64_t begun = at_load(&ctx->calls_begun);
+
+	m.u.number = f->number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
+	*calm = (struct calm){ begun, now_idle };
 	f->peer = 0;
 	at_store(&f->kind, RC_OP_BARRIER);
 	ctx->barrier_op = f;
@@ -136,6 +150,7 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline)
 	rc_lock(ctx);
 	if (ctx->barrier_op == f)
 		ctx->barrier_op = NULL;
+	*busy = ctx->barrier_busy >> f->number % 64 & 1;
 	rc_unlock(ctx);
 	err = f->status ? rc_fail_text(f->status, f->text) : 0;
 	rc_op_put(f);
@@ -203,14 +218,20 @@ static int report_rest(struct rref_ctx *ctx, int err)
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 {
 	uint64_t dead = at_load(&ctx->n.dead);
-	int err = barrier(ctx, deadline);
+	struct calm calm = { .idle = true };
+	bool busy = true;
+	int err = barrier(ctx, deadline, &calm, &busy);
 
-	for (int round = 0; round < 2 && !err; round++) {
+	/*
+	 * What is served may call on, to any worker and on from there. Nothing is under way any more when nobody was busy at
+	 * one barrier nor at the next, and nobody began to serve a call between them.
+	 */
+	for (busy = true; busy && !err;) {
 		if (!wait_until(ctx, idle, deadline))
 			err = rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer",
 				      at_load(&ctx->calls_open), rc_ops_calling(ctx));
 		if (!err)
-			err = barrier(ctx, deadline);
+			err = barrier(ctx, deadline, &calm, &busy);
 	}
 	at_store_rel(&ctx->state, RC_CTX_CLOSING);
 	rc_leaks_handles(ctx);
@@ -221,7 +242,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	if (!wait_until(ctx, pinged, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
 		err = rc_fail(ETIMEDOUT, "a peer did not confirm in time that references ended");
 	if (!err)
-		err = barrier(ctx, deadline);
+		err = barrier(ctx, deadline, &calm, &busy);
 	if (!err)
 		wait_until(ctx, forks_gone, now_ns() + LEAK_NS);
 	err = report_rest(ctx, err);

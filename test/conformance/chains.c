@@ -144,6 +144,25 @@ DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 	return 0;
 }
 
+/* A shutdown waits for what is under way, and what that brings about, to its end. */
+TG_TEST(more_chains_are_waited_for_by_the_shutdown, 4)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	tg_add(ctx, "travel", travel, 0);
+	tg_meet_serving(ctx, 0);
+	for (int i = 0; i < 3; i++) {
+		struct rref *r = tg_remote(ctx, (rank + i) % 4, "tg.echo", "far", 3);
+
+		send_off(ctx, (rank + 1) % 4, r, 400, 4);
+		rref_release(r);
+	}
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
+	TG_IS(tg_flag(0), 12);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -151,6 +170,7 @@ int main(void)
 		cmocka_unit_test(more_chains_round_a_group_of_four),
 		cmocka_unit_test(more_chains_that_nobody_waits_for),
 		cmocka_unit_test(more_chains_outlive_who_began_them),
+		cmocka_unit_test(more_chains_are_waited_for_by_the_shutdown),
 	};
 
 	return cmocka_run_group_tests_name("chains", tests, NULL, NULL);

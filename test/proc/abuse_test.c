@@ -821,7 +821,7 @@ FOE_TEST(direction__wrong)
 {
 	static const struct { uint8_t type; uint64_t number; int to; } bad[] = {
 		{ RW_BARRIER, 1, 1 },       /* rank 1 holds no barriers */
-		{ RW_BARRIER, 2, 0 },       /* not the next one */
+		{ RW_BARRIER, 4, 0 },       /* not the next one */
 		{ RW_BARRIER, UINT64_MAX, 0 },
 		{ RW_BARRIER_DONE, 1, 1 },  /* not from rank 0 */
 		{ RW_BARRIER_DONE, 1, 0 },
@@ -837,7 +837,7 @@ FOE_TEST(direction__wrong)
 	}
 	/* Its own first barrier is its own affair; a cancel is a hint; a goodbye too, which keeps none from speaking on. */
 	meet(f, 0);
-	say_number(f, RW_BARRIER, 1);
+	say_number(f, RW_BARRIER, 2);
 	say_number(f, RW_CANCEL, 99);
 	say(f, &(struct rw_message){ .frame.type = RW_GOODBYE });
 	still_served(f);
