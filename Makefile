@@ -152,7 +152,7 @@ RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/modes.sh %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/modes.sh %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:

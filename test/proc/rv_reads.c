@@ -1,0 +1,478 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What every provider of verbs/rv.h must do (see rv_conformance.c): READs that come, and READs that are refused. */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "rv_pair.h"
+
+/* --- READs -------------------------------------------------------------------------------------------------- */
+
+static void read__sizes_and_pieces(void **state)
+{
+	const size_t sizes[] = {0, 1, 8, 9, 64, 4096, 65537, MIB};
+	struct tlv_conn *c = start_joined(TLV_COUNT);
+	struct tlv_remote from = tlv_peer_region(&peer, MIB + 64, RV_ACCESS_REMOTE_READ, 5);
+	struct tlv_region *to = tlv_region(&me, MIB + 128, RV_ACCESS_LOCAL, 0);
+
+	(void)state;
+	assert_non_null(to);
+	for (unsigned i = 0; i < array_size(sizes) * 4; i++) {
+		size_t len = sizes[i / 4], first = i & 1 ? len / 3 : len, off = i & 2 ? 13 : 0, at = i & 2 ? 5 : 0;
+		struct rv_read r = {.addr = from.iova + off, .rkey = from.rkey, .nr_sge = i & 1 ? 2 : 1};
+
+		memset(to->mem, TLV_PATTERN_LOCAL, to->size);
+		r.sge[0] = (struct rv_sge){to->mem + at, (uint32_t)first, to->mr.lkey};
+		r.sge[1] = (struct rv_sge){to->mem + at + first + 16, (uint32_t)(len - first), to->mr.lkey};
+		assert_int_equal(tlv_reads(c, &r, 1), 0);
+		assert_int_equal(r.status, 0);
+		assert_int_equal(tlv_differs(to->mem + at, first, 5, off), -1);
+		assert_int_equal(to->mem[at + first], TLV_PATTERN_LOCAL);
+		if (i & 1) {
+			assert_int_equal(tlv_differs(to->mem + at + first + 16, len - first, 5, off + first), -1);
+			assert_int_equal(to->mem[at + len + 16], TLV_PATTERN_LOCAL);
+		}
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void read__nothing_needs_no_key(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct rv_read r = {.addr = 0, .rkey = 0, .nr_sge = 0};
+
+	(void)state;
+	assert_int_equal(tlv_reads(c, &r, 1), 0);
+	assert_int_equal(r.status, 0);
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void read__chain(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_COUNT);
+	struct tlv_remote from = tlv_peer_region(&peer, MIB, RV_ACCESS_REMOTE_READ, 6);
+	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
+	struct rv_read r[100];
+
+	(void)state;
+	for (unsigned i = 0; i < 100; i++)
+		r[i] = (struct rv_read){.addr = from.iova + i * 997, .rkey = from.rkey, .nr_sge = 1,
+					.sge = {{to->mem + i * 600, 555, to->mr.lkey}}};
+	assert_int_equal(tlv_reads(c, r, 100), 0);
+	for (unsigned i = 0; i < 100; i++) {
+		assert_int_equal(r[i].status, 0);
+		assert_int_equal(me.read_reports[i], 1);
+		assert_int_equal(tlv_differs(to->mem + i * 600, 555, 6, i * 997), -1);
+		assert_int_equal(to->mem[i * 600 + 555], TLV_PATTERN_LOCAL);
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void read__more_than_slots(void **state)
+{
+	struct rv_options opt = {.max_reads = 16};
+	struct tlv_remote from;
+	struct tlv_region *to;
+	struct rv_read r[200];
+	struct tlv_conn *c;
+
+	(void)state;
+	start(&opt, NULL);
+	assert_in_range(me.caps.max_reads, 1, 16);
+	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_COUNT, true, NULL, 0);
+	c = join();
+	from = tlv_peer_region(&peer, MIB, RV_ACCESS_REMOTE_READ, 7);
+	to = tlv_region(&me, 200 * 64, RV_ACCESS_LOCAL, 0);
+	for (unsigned round = 0; round < 3; round++) {
+		int rc;
+
+		for (unsigned i = 0; i < 200; i++) {
+			me.read_status[i] = TLV_UNFINISHED;
+			r[i] = (struct rv_read){.cookie = i, .addr = from.iova + i * 64, .rkey = from.rkey, .nr_sge = 1,
+						.sge = {{to->mem + i * 64, 64, to->mr.lkey}}};
+		}
+		rc = me.ops->post_reads(c->conn, r, 200);
+		assert_in_range(rc, 1, me.caps.max_reads);
+		for (int i = 0; !me.caps.reads_inline && i < rc; i++)
+			while (me.read_status[i] == TLV_UNFINISHED)
+				assert_true(tlv_pump(&me, 10000, -1) > 0);
+		assert_int_equal(tlv_reads(c, r, 200), 0);
+		for (unsigned i = 0; i < 200; i++)
+			assert_int_equal(r[i].status, 0);
+		assert_int_equal(tlv_differs(to->mem, 200 * 64, 7, 0), -1);
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void read__not_postable(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct tlv_remote from = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 8);
+	struct tlv_region *to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
+	struct rv_read r = {.addr = from.iova, .rkey = from.rkey, .nr_sge = 1, .sge = {{to->mem, 8, to->mr.lkey}}};
+
+	(void)state;
+	r.sge[0].length = (uint32_t)min_of(me.caps.max_msg + 1, (uint64_t)UINT32_MAX);
+	if (me.caps.max_msg < UINT32_MAX)
+		assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EMSGSIZE);
+	r.sge[0].length = 8;
+	r.nr_sge = RV_READ_SGE + 1;
+	assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EINVAL);
+	/* Nothing was posted, so nothing is broken. */
+	assert_reads(c, &from, 8, to);
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+/*
+ * A READ that must be refused, over the first of two connections to one device: it fails, that connection ends on both
+ * sides, and the other one knows nothing of it.
+ */
+struct refusal {
+	struct tlv_conn *bad, *good;
+	struct tlv_remote from;
+	struct tlv_region *to;
+};
+
+static void refusal_start(struct refusal *f)
+{
+	start(NULL, NULL);
+	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, true, NULL, 0);
+	f->bad = join();
+	f->good = join();
+	f->from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
+	f->to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
+	assert_non_null(f->to);
+	assert_reads(f->bad, &f->from, 9, f->to);
+}
+
+static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
+{
+	struct rv_read chain[3] = {*r, *r, *r};
+	struct tlv_conn other;
+	int rc;
+
+	assert_int_equal(tlv_reads(f->bad, chain, 3), 0);
+	assert_true(chain[0].status < 0);
+	if (tlv_is_shm())
+		assert_int_equal(chain[0].status, expected);
+	assert_int_equal(chain[1].status, -ECONNRESET);
+	assert_int_equal(chain[2].status, -ECONNRESET);
+	assert_true(tlv_until(&me, &f->bad->down));
+	assert_true(f->bad->status < 0);
+	if (tlv_is_shm())
+		assert_int_equal(f->bad->wc_status, expected == -EACCES ? 10 : 4); /* REM_ACCESS_ERR, LOC_PROT_ERR */
+	assert_true(tlv_peer_until_down(&peer, &me, 0, &other));
+	assert_true(other.status < 0);
+	assert_int_equal(other.nr_disconnected, 1);
+	tlv_pump_for(&me, 20);
+	assert_int_equal(f->bad->nr_disconnected, 1);
+	rc = tlv_read(f->bad, &f->from, 0, f->to, 8);
+	assert_true(rc == -ENOTCONN || rc == -ECONNRESET);
+	assert_int_equal(me.ops->send(f->bad->conn, "x", 1), -ENOTCONN);
+
+	assert_false(f->good->down);
+	assert_reads(f->good, &f->from, 9, f->to);
+	assert_echo(f->good);
+	tlv_close_conn(f->bad);
+	assert_reads(f->good, &f->from, 9, f->to);
+	assert_echo(join());
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static struct rv_read read_of(const struct refusal *f, uint64_t offset, uint32_t len)
+{
+	return (struct rv_read){.addr = f->from.iova + offset, .rkey = f->from.rkey, .nr_sge = 1,
+				.sge = {{f->to->mem, len, f->to->mr.lkey}}};
+}
+
+static void refused__key_never_given(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	r = read_of(&f, 0, 8);
+	r.rkey ^= 0x00ff0000u;
+	if (!tlv_is_shm())
+		r.rkey ^= 0x55u; /* there the low bits are the ones that vary */
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__key_revoked(void **state)
+{
+	struct tlv_remote old;
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	old = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 10);
+	assert_reads(f.bad, &old, 10, f.to);
+	tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = old.index});
+	r = read_of(&f, 0, 8);
+	r.addr = old.iova;
+	r.rkey = old.rkey;
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__one_byte_past_the_end(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	assert_int_equal(tlv_read(f.bad, &f.from, 8192 - 100, f.to, 100), 0); /* the last byte is served */
+	r = read_of(&f, 8192 - 100, 101);
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__one_byte_before_the_start(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	r = read_of(&f, (uint64_t)-1, 8);
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__address_wraps(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	r = read_of(&f, 0, 64);
+	r.addr = UINT64_MAX - 10;
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__region_for_landing_only(void **state)
+{
+	struct tlv_remote local;
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	local = tlv_peer_region(&peer, 4096, RV_ACCESS_LOCAL, 0);
+	r = read_of(&f, 0, 8);
+	r.addr = local.iova;
+	r.rkey = local.rkey;
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void before_allow_reads(uint32_t len)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	start(NULL, NULL);
+	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, false, NULL, 0);
+	f.bad = join();
+	f.good = join();
+	assert_int_equal(tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_ALLOW, .a = 1}).status, 0);
+	f.from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
+	f.to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
+	r = read_of(&f, 0, len);
+	refusal_check(&f, &r, -EACCES);
+}
+
+static void refused__before_allow_reads(void **state)
+{
+	(void)state;
+	before_allow_reads(8);
+}
+
+static void refused__nothing_before_allow_reads(void **state)
+{
+	(void)state;
+	before_allow_reads(0);
+}
+
+static void refused__landing_outside_its_region(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	r = read_of(&f, 0, 101);
+	r.sge[0].addr = f.to->mem + 8192 - 100;
+	refusal_check(&f, &r, -EFAULT);
+}
+
+static void refused__landing_without_a_key(void **state)
+{
+	struct refusal f;
+	struct rv_read r;
+
+	(void)state;
+	refusal_start(&f);
+	r = read_of(&f, 0, 8);
+	r.sge[0].lkey = 0;
+	refusal_check(&f, &r, -EFAULT);
+}
+
+/* A region that comes after the connection, and keys that are used again. */
+static void read__regions_come_and_go(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_COUNT);
+	struct tlv_region *to = tlv_region(&me, MIB, RV_ACCESS_LOCAL, 0);
+	unsigned nr = tlv_scaled(2000);
+
+	(void)state;
+	for (unsigned i = 0; i < nr; i++) {
+		struct tlv_remote from = tlv_peer_region(&peer, 4096 << (i % 8), RV_ACCESS_REMOTE_READ, i);
+
+		assert_int_equal(tlv_read(c, &from, from.size - 4000, to, 4000), 0);
+		assert_int_equal(tlv_differs(to->mem, 4000, i, from.size - 4000), -1);
+		tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = from.index});
+		tlv_pump(&me, 0, -1);
+	}
+	assert_false(c->down);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void read__owner_stopped(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct tlv_remote from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 12);
+	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
+
+	(void)state;
+	kill(peer.pid, SIGSTOP);
+	for (unsigned i = 0; i < 50; i++) {
+		memset(to->mem, 0, 1000);
+		assert_reads(c, &from, 12, to);
+	}
+	assert_false(c->down);
+	kill(peer.pid, SIGCONT);
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+struct reader {
+	pthread_t thread;
+	struct tlv_conn *c;
+	struct tlv_remote from;
+	struct tlv_region *to;
+	unsigned index, nr;
+	unsigned nr_failed, nr_wrong;
+	_Atomic bool done;
+};
+
+static void *reader_main(void *arg)
+{
+	struct reader *t = arg;
+
+	for (unsigned i = 0; i < t->nr; i++) {
+		size_t at = (size_t)t->index * 4096, len = i % 4 ? 8 : 3000, off = i * 61 % 5000;
+		struct rv_read r = {.cookie = t->index, .addr = t->from.iova + off, .rkey = t->from.rkey, .nr_sge = 1,
+				    .sge = {{t->to->mem + at, (uint32_t)len, t->to->mr.lkey}}};
+		int rc;
+
+		me.read_status[t->index] = TLV_UNFINISHED;
+		do {
+			rc = me.ops->post_reads(t->c->conn, &r, 1);
+		} while (rc == -EAGAIN || !rc);
+		if (rc == 1 && me.caps.reads_inline)
+			me.read_status[t->index] = r.status;
+		while (rc == 1 && me.read_status[t->index] == TLV_UNFINISHED)
+			tlv_sleep_ms(0);
+		if (rc != 1 || me.read_status[t->index])
+			t->nr_failed++;
+		else if (tlv_differs(t->to->mem + at, len, 13, off) >= 0)
+			t->nr_wrong++;
+	}
+	t->done = true;
+	return NULL;
+}
+
+static void read__from_many_threads(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct tlv_remote from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 13);
+	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
+	struct reader t[4];
+	bool done = false;
+
+	(void)state;
+	memset(t, 0, sizeof(t));
+	for (unsigned i = 0; i < array_size(t); i++) {
+		t[i].c = c;
+		t[i].from = from;
+		t[i].to = to;
+		t[i].index = i;
+		t[i].nr = tlv_scaled(20000);
+		assert_int_equal(pthread_create(&t[i].thread, NULL, reader_main, &t[i]), 0);
+	}
+	/* Meanwhile regions come and go on both sides, and messages flow. */
+	while (!done) {
+		struct tlv_remote other = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 14);
+		struct tlv_region *mine = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
+
+		assert_echo(c);
+		tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = other.index});
+		assert_int_equal(tlv_unregion(&me, mine), 0);
+		done = true;
+		for (unsigned i = 0; i < array_size(t); i++)
+			done &= t[i].done;
+	}
+	for (unsigned i = 0; i < array_size(t); i++) {
+		pthread_join(t[i].thread, NULL);
+		assert_int_equal(t[i].nr_failed, 0);
+		assert_int_equal(t[i].nr_wrong, 0);
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(read__chain),
+		TEST(read__from_many_threads),
+		TEST(read__more_than_slots),
+		TEST(read__not_postable),
+		TEST(read__nothing_needs_no_key),
+		TEST(read__owner_stopped),
+		TEST(read__regions_come_and_go),
+		TEST(read__sizes_and_pieces),
+		TEST(refused__address_wraps),
+		TEST(refused__before_allow_reads),
+		TEST(refused__key_never_given),
+		TEST(refused__key_revoked),
+		TEST(refused__landing_outside_its_region),
+		TEST(refused__landing_without_a_key),
+		TEST(refused__nothing_before_allow_reads),
+		TEST(refused__one_byte_before_the_start),
+		TEST(refused__one_byte_past_the_end),
+		TEST(refused__region_for_landing_only),
+	};
+
+	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "rv_reads (shm)" : "rv_reads (ibv)", tests, NULL, NULL);
+}
