@@ -134,7 +134,7 @@ static int check_target(struct rref_ctx *ctx, int rank, const char *function, co
 	int err = rc_enter(ctx);
 
 	if (err)
-		return err;
+		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is called or shared", what) : err;
 	if (!out)
 		return rc_fail(EINVAL, "%s: nowhere to put the result", what);
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
@@ -356,7 +356,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 	rc_unlock(ctx);
 	if (!f) {
 		/* It is over: a complete future that says how it ended. */
-		err = rc_op_get(ctx, now_ns() + ctx->timeout, &f);
+		err = rc_op_get(ctx, rc_deadline(ctx, RREF_DEFAULT), &f);
 		if (err)
 			return err;
 		f->peer = ref->owner;

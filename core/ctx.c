@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Contexts: joining a group, who is in it, and freeing. Leaving it is shutdown.c. */
 #include <errno.h>
+#include <inttypes.h>
 #include <sodium.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -202,7 +203,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->fork_generation = at_load(&rc_fork_generation);
 	ctx->rank = (uint32_t)o->rank;
 	ctx->world = (uint32_t)o->world_size;
-	ctx->timeout = o->timeout;
+	at_store(&ctx->timeout, o->timeout);
 	ctx->peer_timeout = o->peer_timeout;
 	ctx->mode = o->mode;
 	ctx->poller_core = o->poller_core;
@@ -336,6 +337,18 @@ int rref_rank(const struct rref_ctx *ctx)
 int rref_world_size(const struct rref_ctx *ctx)
 {
 	return ctx ? (int)ctx->world : rc_fail(EINVAL, "no context");
+}
+
+int rref_set_timeout(struct rref_ctx *ctx, int64_t timeout)
+{
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (timeout <= 0)
+		return rc_fail(EINVAL, "rref_set_timeout: %" PRIi64 " ns is not above 0", timeout);
+	at_store(&ctx->timeout, timeout);
+	return 0;
 }
 
 int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out)

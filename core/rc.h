@@ -330,7 +330,7 @@ struct rref_ctx {
 	struct rc_peer *peers;            /* [const] array of world */
 	struct rc_member *members;        /* [const] */
 	uint64_t incarnation;
-	int64_t timeout;
+	_Atomic int64_t timeout;          /* rref_set_timeout */
 	struct ra_arena *values, *landing, *beacons;
 	size_t max_value_bytes;           /* [const] bound on values, the arena's and the local only ones */
 	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
@@ -442,7 +442,7 @@ static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 {
 	if (timeout == RREF_DEFAULT)
-		timeout = ctx->timeout;
+		timeout = at_load(&ctx->timeout);
 	if (timeout == RREF_FOREVER)
 		return INT64_MAX;
 	int64_t now = now_ns();

@@ -77,7 +77,9 @@ static int check(struct rref *ref, const void *out, const char *what)
 {
 	if (unlikely(!ref || !out))
 		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
-	return rc_enter(ref->ctx);
+	int err = rc_enter(ref->ctx);
+
+	return unlikely(err == -ESHUTDOWN) ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
 }
 
 /* Waits for f, takes its view and frees it. */

@@ -235,6 +235,12 @@ RREF_API void rref_free_ctx(struct rref_ctx *ctx);
 RREF_API int rref_rank(const struct rref_ctx *ctx);
 RREF_API int rref_world_size(const struct rref_ctx *ctx);
 
+/*
+ * rref_set_timeout: the default timeout of what is begun from now on, in ns or RREF_FOREVER; what is under way keeps its
+ * own. -EINVAL: not above 0. Wait-free.
+ */
+RREF_API int rref_set_timeout(struct rref_ctx *ctx, int64_t timeout);
+
 struct rref_worker_info {
 	size_t size;             /* sizeof(struct rref_worker_info), set by the caller */
 	int rank;

@@ -331,6 +331,42 @@ TG_TEST(c080_082_per_call_and_default_timeout, 2)
 	return 0;
 }
 
+/* A new default is for what begins after it; what is under way keeps its own. */
+TG_TEST(c080_082_the_default_changes, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	if (rank == 0) {
+		struct rref_future *before, *after, *own;
+
+		TG_IS(rref_set_timeout(ctx, 0), -EINVAL);
+		TG_IS(rref_set_timeout(ctx, RREF_DEFAULT), -EINVAL);
+		TG_TEXT("above 0");
+		before = tg_start(ctx, 1, "tg.hold", NULL, 0);
+		TG_OK(rref_set_timeout(ctx, 30 * MS));
+		after = tg_start(ctx, 1, "tg.hold", NULL, 0);
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * NSEC_PER_SEC, &own));
+		TG_IS(rref_future_wait(after, RREF_FOREVER), -ETIMEDOUT);
+		TG_IS(rref_future_test(after), 1);
+		TG_IS(rref_future_test(before) + rref_future_test(own), 0);
+		TG_OK(rref_set_timeout(ctx, RREF_FOREVER));
+		struct rref_future *none = tg_start(ctx, 1, "tg.hold", NULL, 0);
+
+		tg_until_held(ctx, 1, 4);
+		TG_IS(rref_future_test(none), 0);
+		TG_IS(tg_release_held(ctx, 1), 4);
+		TG_OK(rref_future_wait(before, RREF_DEFAULT));
+		TG_OK(rref_future_wait(own, RREF_DEFAULT));
+		TG_OK(rref_future_wait(none, RREF_DEFAULT));
+		rref_future_free(before);
+		rref_future_free(after);
+		rref_future_free(own);
+		rref_future_free(none);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 TG_TEST(c084_unknown_function, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -365,6 +401,7 @@ int main(void)
 		cmocka_unit_test(c039_a_thousand_light_ones),
 		cmocka_unit_test(c039_two_hundred_heavy_ones),
 		cmocka_unit_test(c080_082_per_call_and_default_timeout),
+		cmocka_unit_test(c080_082_the_default_changes),
 		cmocka_unit_test(c084_unknown_function),
 	};
 

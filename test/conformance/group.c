@@ -158,6 +158,7 @@ TG_TEST(c019_without_a_context, 1)
 	NONE(rref_rpc_sync(NULL, 0, "tg.echo", NULL, RREF_DEFAULT, &f));
 	NONE(rref_get_stats(NULL, &s));
 	NONE(rref_dump(NULL, text, sizeof(text)));
+	NONE(rref_set_timeout(NULL, 1));
 	NONE(rref_progress(NULL));
 	NONE(rref_ctx_fd(NULL));
 	NONE(rref_ctx_arm(NULL));

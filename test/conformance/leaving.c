@@ -110,6 +110,7 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	TG_IS(rref_remote(ctx, 0, "tg.echo", NULL, RREF_DEFAULT, &r), -ESHUTDOWN);
 	TG_IS(rref_creation(made, &f), -ESHUTDOWN);
 	TG_IS(rref_register(ctx, &fn), -ESHUTDOWN);
+	TG_IS(rref_set_timeout(ctx, 1), -ESHUTDOWN);
 	TG_IS(rref_progress(ctx), -ESHUTDOWN);
 	TG_IS(rref_ctx_arm(ctx), -ESHUTDOWN);
 	TG_CHECK(!r && !f && !v && !data);
@@ -134,6 +135,28 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	rref_release(mine);
 	rref_release(unset);
 	rref_release(made);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+/* One code, and two texts that say what was tried. */
+TG_TEST(c086_reading_and_sharing_after_shutdown, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct rref *refs[2] = { NULL, tg_remote(ctx, 1 - rank, "tg.echo", "x", 1) };
+	struct rref_view *v;
+
+	TG_OK(rref_new(ctx, "mine", 4, &refs[0]));
+	tg_expect_bytes(refs[1], "x", 1);
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
+	for (int i = 0; i < 2; i++) {
+		TG_IS(rref_to_here(refs[i], RREF_DEFAULT, &v), -ESHUTDOWN);
+		TG_TEXT("rref_to_here");
+		TG_TEXT("nothing is read");
+		TG_IS(rref_rpc_sync(ctx, 1, "tg.read", tg_with(&refs[i], 1), RREF_DEFAULT, NULL), -ESHUTDOWN);
+		TG_TEXT("nothing is called or shared");
+		rref_release(refs[i]);
+	}
 	rref_free_ctx(ctx);
 	return 0;
 }
@@ -388,6 +411,7 @@ int main(void)
 		cmocka_unit_test(c075_079_at_once_without_traffic),
 		cmocka_unit_test(c075_079_at_once_with_traffic),
 		cmocka_unit_test(c085_handles_never_released),
+		cmocka_unit_test(c086_reading_and_sharing_after_shutdown),
 		cmocka_unit_test(c069_a_leak_fails_the_shutdown),
 		cmocka_unit_test(c070_without_the_check_it_only_warns),
 		cmocka_unit_test(c104_twenty_lives_alone),

@@ -250,6 +250,7 @@ static void try_everything(struct rref_ctx *ctx, struct rref *mine, struct rref 
 	TG_IS(rref_remote(ctx, 1, "tg.echo", NULL, RREF_DEFAULT, &r), -ECHILD);
 	TG_IS(rref_creation(theirs, &f), -ECHILD);
 	TG_IS(rref_register(ctx, &(struct rref_function){ .name = "child", .handler = tg_functions[0].handler }), -ECHILD);
+	TG_IS(rref_set_timeout(ctx, 1), -ECHILD);
 	TG_IS(rref_progress(ctx), -ECHILD);
 	TG_IS(rref_ctx_arm(ctx), -ECHILD);
 	TG_IS(rref_get_stats(ctx, &s), -ECHILD);
