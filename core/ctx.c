@@ -201,6 +201,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	memset(ctx, 0, sizeof(*ctx));
 	ctx->epfd = ctx->kickfd = -1;
 	ctx->fork_generation = at_load(&rc_fork_generation);
+	ctx->serial = rc_quick_serial();
 	ctx->rank = (uint32_t)o->rank;
 	ctx->world = (uint32_t)o->world_size;
 	at_store(&ctx->timeout, o->timeout);

@@ -166,6 +166,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 
 void rc_memory_close(struct rref_ctx *ctx)
 {
+	rc_quick_close(ctx);
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
 		for (int i = 0; i < RC_CACHE_SLOTS; i++) {
 			struct rref_view *v = at_xchg_acq(&ctx->cache[c][i], NULL);
@@ -330,11 +331,11 @@ static unsigned start_slot(void)
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 {
 	size_t block = sizeof(struct rref_view) + length;
-	int cls = block <= 128 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 7;
+	int cls = rc_landing_class(length);
 	struct rref_view *v;
 	void *mem, *base;
 
-	if (cls < RC_CACHE_CLASSES) {
+	if (cls >= 0) {
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
@@ -345,8 +346,6 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 				goto found;
 		}
 		block = (size_t)128 << cls;
-	} else {
-		cls = -1;
 	}
 	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
 
@@ -407,6 +406,6 @@ void rref_view_free(struct rref_view *view)
 		return;
 	if (view->value)
 		rc_value_unpin(view->value);
-	else
+	else if (!rc_quick_put(view))
 		rc_landing_put(view);
 }

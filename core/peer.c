@@ -140,10 +140,11 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 
 	if (p->rank == ctx->rank)
 		return;
-	/* (1) sc: partner of the pin in rc_read_start. */
+	/* (1) sc: partner of the pins in rc_read_start and rc_quick_read. */
 	at_store_sc(&p->conn, NULL);
 	while (at_load_sc(&p->readers))
 		sched_yield();
+	rc_quick_fence(ctx, p);
 	/* (2) */
 	p->link = NULL;
 	if (link)

@@ -313,6 +313,15 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 #define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
 #define RC_CACHE_SLOTS 16
 
+/* The class of a landing block for so many bytes; -1: too large to be kept. */
+static inline int rc_landing_class(size_t length)
+{
+	size_t block = sizeof(struct rref_view) + length;
+	int cls = block <= 128 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 7;
+
+	return cls < RC_CACHE_CLASSES ? cls : -1;
+}
+
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries;
@@ -324,6 +333,8 @@ struct rc_counters {
 
 struct rref_ctx {
 	/* read by every operation */
+	uint64_t serial;                  /* [const] of this process' contexts; addresses come again, it does not */
+	uint64_t bytes_hash;              /* [const] of the type "bytes" */
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t fork_generation;
 	uint32_t rank, world;
@@ -336,6 +347,8 @@ struct rref_ctx {
 	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
 	struct rc_header *probe_landing;  /* [const] where theirs land */
 	struct rc_device device[RV_NR_KINDS];
+
+	struct rc_reader *readers;        /* quick.c */
 
 	cache_aligned pthread_mutex_t lock;
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
@@ -527,6 +540,14 @@ void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read tha
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
+
+/* quick.c */
+uint64_t rc_quick_serial(void);
+int rc_quick_read(struct rref *ref, struct rref_view **out);
+bool rc_quick_put(struct rref_view *v);                      /* false: the view is for rc_landing_put */
+void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
+void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *landing_bytes);
+void rc_quick_close(struct rref_ctx *ctx);
 
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);

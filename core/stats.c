@@ -64,6 +64,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
 	struct ra_stats v, l, b;
+	uint64_t reads, read_bytes, landing_bytes;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
@@ -79,12 +80,13 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	ra_stats(ctx->beacons, &b);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
-	s.landing_bytes = at_load(&ctx->n.landing_bytes);
+	rc_quick_counts(ctx, &reads, &read_bytes, &landing_bytes);
+	s.landing_bytes = at_load(&ctx->n.landing_bytes) + landing_bytes;
 	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
 	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions;
-	s.reads = at_load(&ctx->n.reads);
-	s.read_bytes = at_load(&ctx->n.read_bytes);
-	s.doorbells = at_load(&ctx->n.doorbells);
+	s.reads = at_load(&ctx->n.reads) + reads;
+	s.read_bytes = at_load(&ctx->n.read_bytes) + read_bytes;
+	s.doorbells = at_load(&ctx->n.doorbells) + reads;
 	s.messages_sent = at_load(&ctx->n.sent);
 	s.messages_received = at_load(&ctx->n.received);
 	s.calls_served = at_load(&ctx->n.calls);

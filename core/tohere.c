@@ -124,9 +124,14 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 	if (unlikely(err))
 		return err;
-	if (ready_here(ref)) {
-		*out = alias(ref);
-		return 0;
+	if (at_load_acq(&ref->state) == RC_H_READY) {
+		if (ref->owned) {
+			*out = alias(ref);
+			return 0;
+		}
+		err = rc_quick_read(ref, out);
+		if (likely(err <= 0))
+			return err;
 	}
 	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }

@@ -151,6 +151,7 @@ int rc_types_open(struct rref_ctx *ctx)
 		if (err)
 			return err;
 	}
+	ctx->bytes_hash = ctx->types->bytes->hash;
 	return 0;
 }
 
