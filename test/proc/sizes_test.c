@@ -423,7 +423,12 @@ TG_TEST(bound__on_operations_all_held, 2)
 		TG_IS(rref_rpc_async(ctx, 1, "tg.echo", NULL, 20 * MS, &more), -EAGAIN);
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, 0, NULL), -EAGAIN);
 		TG_IS(rref_remote(ctx, 1, "tg.echo", NULL, 20 * MS, &none), -EAGAIN);
-		TG_IS(rref_to_here(r, 20 * MS, &v), -EAGAIN);
+		if (tg_is_shm()) {
+			/* Complete at once: it needs none. */
+			expect_filled(r, 100, 6);
+		} else {
+			TG_IS(rref_to_here(r, 20 * MS, &v), -EAGAIN);
+		}
 		TG_CHECK(!more && !none && !v);
 		/* What needs no operation goes on. */
 		tg_expect_bytes(mine, "mine", 4);
