@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it speaks to the device
+ * layer itself and says what no worker would. Worker 1 owns a value that worker 0 reads all the while, between calls.
+ */
+#ifndef TG_FOE_H
+#define TG_FOE_H
+
+#include "core/rc_group.h"
+#include "core/rw.h"
+#include "tg.h"
+#include "verbs/rv.h"
+
+#define FOE 2
+#define FOE_WORLD 3
+
+/* What the workers show each other, beside the library. */
+struct shown {
+	_Atomic uint64_t rounds;            /* of the good pair: one call and one read each */
+	struct {
+		_Atomic uint64_t rejected, dropped, rss_kib, threads, forks, looks;
+	} of[2];
+	_Atomic int64_t called, took_ns;    /* worker 0's call of the foe: 1 + -status, and how long it took */
+	char called_text[256];
+	char logged[512];                   /* worker 1's last warning */
+};
+_Static_assert(sizeof(struct shown) <= sizeof(((struct tg_shared *)0)->bytes), "it fits");
+
+enum { F_END = 0, F_SERVED = 1, F_CALL_FOE = 2, F_ANSWER = 3 };
+
+struct foe {
+	const struct rv_ops *ops;
+	struct rv_dev *dev;
+	struct rc_key key;
+	struct rc_member me, members[FOE_WORLD];
+
+	struct rv_conn *conn;               /* the one at hand */
+	struct rc_handshake hs;
+	uint8_t hello[RV_HELLO_MAX];
+	size_t hello_length;
+	uint8_t proof[RC_MAC_BYTES];
+	uint64_t seq;
+	bool connected, failed, ended;
+	int status;                         /* of the failure or the end */
+	char reason[RV_REASON_MAX];
+
+	struct rv_conn *request;            /* somebody's, when serving */
+	uint8_t asked[RV_HELLO_MAX];
+	size_t asked_length;
+
+	bool deaf;                          /* takes messages, gives none back */
+	uint64_t nr_recv[RW_NR_TYPES], nr_proto[RP_MSG_NR_TYPES];
+	uint64_t nr_again;                  /* replies -EAGAIN */
+	int32_t reply_status, proto_status; /* of the last */
+	char reply_text[RP_TEXT_MAX];
+	struct rp_msg proto;                /* the last */
+	struct rw_type_info told;           /* the last TYPE_ANSWER */
+	char told_name[RREF_NAME_MAX + 1];
+	void (*on_query)(struct foe *f, const struct rw_type_info *q); /* a TYPE_QUERY came */
+
+	void *beacon;                       /* what peers READ to learn that our device answers */
+	struct rv_mr beacon_mr;
+};
+
+/* Functions that worker 1 serves besides tg_functions and "keep"; set before the test runs. */
+extern const struct rref_function *foe_functions;
+extern size_t foe_nr_functions;
+
+struct shown *foe_shown(void);
+int foe_worker(int rank, void *arg);
+
+/* Device events of the foe, once. */
+void foe_pump(struct foe *f);
+
+/* Connecting: a proper hello to worker `to` is made, then sent; meet: a session that it takes for a good one. */
+void foe_make_hello(struct foe *f, int to);
+void foe_dial(struct foe *f, int to);
+void foe_meet(struct foe *f, int to);
+void foe_hang_up(struct foe *f);
+void foe_refused(struct foe *f, int to, int status, const char *text);
+
+/* Sending, in sequence: 0, or -errno when the connection has ended. */
+int foe_send_bytes(struct foe *f, const void *bytes, size_t length);
+int foe_say(struct foe *f, const struct rw_message *m);
+int foe_say_number(struct foe *f, uint8_t type, uint64_t number);
+int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struct rref_id fork);
+int foe_say_auth(struct foe *f);
+size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs, unsigned nr);
+/* Calls a function with that reference: its reply's status. */
+int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);
+
+/* The session is alive, and all that was said before has been dealt with; what was just said ends it, and is counted. */
+void foe_still_served(struct foe *f);
+void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what);
+
+/* Of a good worker, now; and that the good ones go on with their work. */
+uint64_t foe_fresh_look(int rank, const _Atomic uint64_t *of);
+uint64_t foe_rejected(int rank);
+uint64_t foe_dropped(int rank);
+void foe_others_work(void);
+
+struct rref_id foe_id_of(uint32_t rank, uint64_t n);
+/* A fork record of the foe's. */
+struct rp_fork foe_record(struct foe *f, uint32_t owner, struct rref_id id, uint64_t fork);
+
+/* Makes progress until cond; fails the test after a minute. */
+#define FOE_UNTIL(f, cond) \
+	do { \
+		int64_t end_ = now_ns() + 60 * NSEC_PER_SEC; \
+		while (!(cond)) { \
+			TG_CHECK(now_ns() < end_); \
+			foe_pump(f); \
+		} \
+	} while (0)
+
+/* A test whose body is the foe's. */
+#define FOE_TEST(name) \
+	static void name##_body(struct foe *f); \
+	static void name(void **state) \
+	{ \
+		void (*body)(struct foe *f) = name##_body; \
+		struct tg_group g = { .world = FOE_WORLD, .timeout_s = 180 }; \
+		(void)state; \
+		assert_int_equal(tg_run_group(&g, foe_worker, &body), 0); \
+	} \
+	static void name##_body(struct foe *f)
+
+#endif

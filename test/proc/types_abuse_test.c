@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A member that lies about what its values are, or wants what stays with another. What it says of segments and types is
+ * checked before anybody uses it, and of a local-only value it learns no place.
+ */
+#include <setjmp.h>
+#include <sodium.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <cmocka.h>
+
+#include "tg_foe.h"
+
+#define REGION_BYTES ((size_t)65536)
+#define REGION_IOVA (UINT64_C(0x7e57) << 32)
+#define NONCE UINT64_C(0x1122334455667788)
+
+/* ---- what worker 1 does with what it is given ---- */
+
+static char last[RP_TEXT_MAX];   /* of "ask": how it ended, for who cannot be told at once */
+
+static int64_t patience(const struct rref_call *call)
+{
+	return rref_call_length(call) == 1 ? 100 * NSEC_PER_MSEC : RREF_DEFAULT;
+}
+
+/* Reads its reference: how many segments, and the sum of their bytes, or why not. */
+static int inspect(struct rref_call *call, void *arg)
+{
+	struct iovec seg[RREF_SEGMENTS_MAX];
+	uint32_t sum = 0;
+	struct rref_view *v;
+	int err = rref_to_here(rref_call_ref(call, 0), RREF_DEFAULT, &v);
+
+	(void)arg;
+	if (err)
+		return rref_call_error(call, err, "%s", rref_last_error());
+	size_t n = rref_view_segments(v, seg, RREF_SEGMENTS_MAX);
+
+	for (size_t i = 0; i < n; i++)
+		for (size_t k = 0; k < seg[i].iov_len; k++)
+			sum += ((unsigned char *)seg[i].iov_base)[k];
+	rref_view_free(v);
+	return rref_call_error(call, -EDOM, "%zu segments, sum %u", n, sum);
+}
+
+static int ask(struct rref_call *call, void *arg)
+{
+	struct rref_type t = { .size = sizeof(t) };
+	int err = rref_type(rref_call_ref(call, 0), patience(call), &t);
+
+	(void)arg;
+	snprintf(last, sizeof(last), "%d %s", err, err ? rref_last_error() : t.name);
+	return rref_call_error(call, err ? err : -EDOM, "%s", err ? rref_last_error() : t.name);
+}
+
+static int tell_last(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	return rref_call_error(call, *last ? -EDOM : -ENOENT, "%s", last);
+}
+
+/* A creation: 32 bytes that stay here. */
+static int secret(struct rref_call *call, void *arg)
+{
+	static const struct rref_type type = { sizeof(type), "secret", 0, RREF_LOCAL_ONLY };
+
+	(void)arg;
+	return rref_call_reply_typed(call, &type, &(struct iovec){ (void *)(uintptr_t)"0123456789abcdef0123456789abcdef", 32 }, 1);
+}
+
+static const struct rref_function served[] = {
+	{ .name = "inspect", .handler = inspect }, { .name = "ask", .handler = ask }, { .name = "last", .handler = tell_last },
+	{ .name = "secret", .handler = secret },
+};
+
+/* ---- the foe's values ---- */
+
+struct rig {
+	unsigned char *memory;
+	struct rv_mr mr;
+	uint64_t next;              /* id */
+};
+
+static void rig_open(struct foe *f, struct rig *r)
+{
+	int fd = memfd_create("foe-values", MFD_CLOEXEC);
+
+	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
+	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	TG_CHECK(r->memory != MAP_FAILED);
+	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ, &r->mr));
+	close(fd);
+	r->next = 1;
+}
+
+static void rig_close(struct foe *f, struct rig *r)
+{
+	foe_hang_up(f);
+	f->ops->dereg(f->dev, &r->mr);
+	munmap(r->memory, REGION_BYTES);
+}
+
+/* By docs/WIRE.md, not by the library. */
+static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flags)
+{
+	unsigned char in[11 + 128 + 12 + 1], out[16];
+	size_t n = 0;
+
+	memcpy(in, "rref type 1", 12);
+	n += 12;
+	memcpy(in + n, name, strlen(name) + 1);
+	n += strlen(name) + 1;
+	put_le64(in + n, element_size);
+	put_le32(in + n + 8, flags);
+	TG_IS(crypto_generichash(out, sizeof(out), in, n + 12, NULL, 0), 0);
+	return get_le64(out);
+}
+
+/* A value with its header as it should be; `length` bytes of 1, and a table of `nr` lengths. */
+static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, uint64_t hash, uint32_t nr, const uint64_t *table)
+{
+	struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->next), 100000 + r->next);
+	unsigned char *h = r->memory;
+
+	r->next++;
+	memset(h, 0, REGION_BYTES);
+	put_le64(h, NONCE);
+	put_le64(h + 8, rec.id.local_id);
+	put_le32(h + 16, FOE);
+	put_le32(h + 20, 1);
+	put_le64(h + 24, length);
+	put_le64(h + 32, hash);
+	put_le32(h + 40, 0x59444552);
+	put_le32(h + 48, nr);
+	memset(h + 64, 1, length);
+	for (uint32_t i = 0; nr > 1 && i < nr; i++)
+		put_le64(h + 64 + ((length + 7) & ~UINT64_C(7)) + 8 * i, table[i]);
+	rec.loc = (struct rp_location){ .addr = REGION_IOVA, .length = length, .nonce = NONCE, .type_hash = hash, .version = 1,
+					.nr_segments = nr };
+	rec.loc.rkey[f->ops->kind] = r->mr.rkey;
+	return rec;
+}
+
+#define IS(f, name, rec, status, words) do { \
+		TG_IS(foe_reply_to(f, name, rec), status); \
+		if (!strstr((f)->reply_text, words)) { \
+			fprintf(stderr, "%s:%d: \"%s\" does not say \"%s\"\n", __FILE__, __LINE__, (f)->reply_text, words); \
+			_exit(1); \
+		} \
+	} while (0)
+
+FOE_TEST(segments__that_do_not_add_up)
+{
+	static const struct { uint64_t length; uint32_t nr; uint64_t table[4]; } bad[] = {
+		{ 134, 2, { 5, 71 } }, { 134, 2, { 5, 69 } }, { 134, 2, { 134, 0 } }, { 134, 2, { 135, 0 } }, { 134, 2, { 0, 0 } },
+		{ 134, 2, { UINT64_MAX, 70 } }, { 134, 2, { 5, UINT64_MAX } }, { 134, 2, { UINT64_MAX - 4, 5 } },
+		{ 134, 2, { UINT64_C(1) << 63, UINT64_C(1) << 63 } }, { 134, 3, { 5, 70, 0 } }, { 134, 3, { 5, 1, 70 } },
+		{ 64, 3, { 64, UINT64_MAX - 63, 64 } }, { 0, 2, { 1, 0 } }, { 0, 2, { 0, 1 } },
+	};
+	uint64_t plain = type_hash("bytes", 1, 0);
+	struct rp_fork rec;
+	struct rig r;
+
+	rig_open(f, &r);
+	foe_meet(f, 1);
+	rec = put_value(f, &r, 64 + 70, plain, 2, (const uint64_t[]){ 5, 70 });
+	IS(f, "inspect", &rec, -EDOM, "2 segments, sum 75");
+	rec = put_value(f, &r, 134, plain, 1, NULL);
+	IS(f, "inspect", &rec, -EDOM, "1 segments, sum 134");
+	for (size_t i = 0; i < array_size(bad); i++) {
+		rec = put_value(f, &r, bad[i].length, plain, bad[i].nr, bad[i].table);
+		IS(f, "inspect", &rec, -EBADMSG, "segments contradict");
+	}
+	rec = put_value(f, &r, 134, plain, 0, NULL);
+	IS(f, "inspect", &rec, -EPROTO, "location that cannot be");
+	rec = put_value(f, &r, 0, plain, 0, NULL);
+	IS(f, "inspect", &rec, -EDOM, "0 segments, sum 0");
+	/* Header and location must say the same. */
+	for (unsigned at = 16; at < 52; at++) {
+		if (at == 40 + 4)
+			at += 4; /* the CRC, which is not used */
+		rec = put_value(f, &r, 134, plain, 2, (const uint64_t[]){ 5, 70 });
+		r.memory[at] ^= 0x81;
+		TG_IS(foe_reply_to(f, "inspect", &rec), at >= 40 && at < 44 ? -ESTALE : -EBADMSG);
+	}
+	foe_still_served(f);
+	rig_close(f, &r);
+}
+
+FOE_TEST(location__malformed)
+{
+	uint8_t buf[RV_MSG_MAX];
+	struct rig r;
+
+	rig_open(f, &r);
+	for (int i = 0; i < 3; i++) {
+		uint64_t before = foe_rejected(1);
+		struct rp_fork rec = put_value(f, &r, 8, type_hash("bytes", 1, 0), 1, NULL);
+		size_t n;
+
+		foe_meet(f, 1);
+		if (i == 0)
+			rec.loc.nr_segments = RREF_SEGMENTS_MAX + 1;
+		else if (i == 1)
+			rec.loc.nonce = 0; /* local only, and yet it has a place */
+		else
+			rec.loc.addr = UINT64_MAX - 64 - 8 - 7, rec.loc.nr_segments = 2;
+		n = foe_a_call(buf, "inspect", 7, &rec, 1);
+		rw_set_seq(buf, ++f->seq, f->hs.epoch);
+		foe_send_bytes(f, buf, n);
+		foe_must_end(f, 1, before, "malformed location");
+	}
+	rig_close(f, &r);
+}
+
+FOE_TEST(elements__that_are_not_whole)
+{
+	struct rp_fork rec;
+	struct rig r;
+
+	rig_open(f, &r);
+	foe_meet(f, 1);
+	rec = put_value(f, &r, 8, type_hash("int32[]", 4, 0), 1, NULL);
+	IS(f, "inspect", &rec, -EDOM, "1 segments, sum 8");
+	rec = put_value(f, &r, 7, type_hash("int32[]", 4, 0), 1, NULL);
+	IS(f, "inspect", &rec, -EBADMSG, "its type");
+	rec = put_value(f, &r, 64 + 4, type_hash("int32[]", 4, 0), 2, (const uint64_t[]){ 6, 4 });
+	IS(f, "inspect", &rec, -EBADMSG, "its type");
+	rec = put_value(f, &r, 8, type_hash("int32", 4, 0), 1, NULL);
+	IS(f, "inspect", &rec, -EBADMSG, "its type");
+	rec = put_value(f, &r, 64 + 4, type_hash("int32", 4, 0), 2, (const uint64_t[]){ 4, 4 });
+	IS(f, "inspect", &rec, -EBADMSG, "its type");
+	rec = put_value(f, &r, 0, type_hash("int32", 4, 0), 0, NULL);
+	IS(f, "inspect", &rec, -EBADMSG, "its type");
+	/* Of a type that worker 1 does not know nothing can be said. */
+	rec = put_value(f, &r, 7, type_hash("foes", 4, 0), 1, NULL);
+	IS(f, "inspect", &rec, -EDOM, "1 segments, sum 7");
+	foe_still_served(f);
+	rig_close(f, &r);
+}
+
+/* ---- types ---- */
+
+static struct rw_type_info answer;  /* what the foe answers */
+static int answers;                 /* how often */
+static uint64_t asked_number;
+
+static void on_query(struct foe *f, const struct rw_type_info *q)
+{
+	struct rw_message m = { .frame.type = RW_TYPE_ANSWER, .u.type = answer };
+
+	asked_number = m.u.type.number = q->number;
+	for (int i = 0; i < answers; i++)
+		foe_say(f, &m);
+}
+
+FOE_TEST(type_answer__lies)
+{
+	static const struct { uint64_t element_size; uint32_t flags; const char *name; } lies[] = {
+		{ 4, 0, "Foes" }, { 4, 0, "foe" }, { 4, 0, "foess" }, { 8, 0, "foes" }, { 4, 1, "foes" }, { 4, 2, "foes" },
+		{ 4, 0, "fo es" }, { 4, 0, "bytes" }, { 0, 0, "" },
+	};
+	struct rp_fork rec;
+	struct rig r;
+
+	rig_open(f, &r);
+	foe_meet(f, 1);
+	f->on_query = on_query;
+	answers = 1;
+	for (size_t i = 0; i < array_size(lies); i++) {
+		answer = (struct rw_type_info){ .element_size = lies[i].element_size, .flags = lies[i].flags, .name = lies[i].name,
+						.name_length = (uint8_t)strlen(lies[i].name) };
+		rec = put_value(f, &r, 8, type_hash("foes", 4, 0), 1, NULL);
+		IS(f, "ask", &rec, -EBADMSG, "foe told a type that its value does not have");
+	}
+	foe_still_served(f);
+	/* The truth, twice: one is taken, one dropped. */
+	uint64_t dropped = foe_dropped(1);
+
+	answers = 2;
+	answer = (struct rw_type_info){ .element_size = 4, .name = "foes", .name_length = 4 };
+	rec = put_value(f, &r, 8, type_hash("foes", 4, 0), 1, NULL);
+	IS(f, "ask", &rec, -EDOM, "foes");
+	foe_still_served(f);
+	TG_IS(foe_dropped(1), dropped + 1);
+	/* Known from now on: nobody is asked. */
+	uint64_t queries = f->nr_recv[RW_TYPE_QUERY];
+
+	rec = put_value(f, &r, 8, type_hash("foes", 4, 0), 1, NULL);
+	IS(f, "ask", &rec, -EDOM, "foes");
+	TG_IS(f->nr_recv[RW_TYPE_QUERY], queries);
+	rig_close(f, &r);
+}
+
+FOE_TEST(type_answer__late_unasked_or_never)
+{
+	struct rw_message m = { .frame.type = RW_TYPE_ANSWER };
+	uint64_t dropped = foe_dropped(1);
+	struct rp_fork rec;
+	uint8_t buf[RV_MSG_MAX];
+	struct rig r;
+
+	rig_open(f, &r);
+	foe_meet(f, 1);
+	f->on_query = on_query;
+	answers = 0;
+	/* Never: its time runs out. */
+	rec = put_value(f, &r, 8, type_hash("late", 4, 0), 1, NULL);
+	m.frame.type = RW_CALL;
+	m.u.call = (struct rw_call){ .call_id = 5, .kind = RW_CALL_RPC, .nr_refs = 1, .name = "ask", .name_length = 3, .data = "x",
+				     .data_length = 1, .refs = { rec } };
+	TG_OK(foe_say(f, &m));
+	FOE_UNTIL(f, f->nr_recv[RW_REPLY]);
+	TG_IS(f->reply_status, -ETIMEDOUT);
+	TG_CHECK(f->nr_recv[RW_TYPE_QUERY] == 1);
+	/* Late, and for numbers that nobody gave. */
+	m.frame.type = RW_TYPE_ANSWER;
+	m.u.type = (struct rw_type_info){ .number = asked_number, .element_size = 4, .name = "late", .name_length = 4 };
+	TG_OK(foe_say(f, &m));
+	for (uint64_t i = 0; i < 1000; i++) {
+		m.u.type.number = i << 32 | (i & 7);
+		TG_OK(foe_say(f, &m));
+	}
+	foe_still_served(f);
+	TG_CHECK(foe_dropped(1) >= dropped + 1001);
+	/* It dies with the question unanswered. */
+	rec = put_value(f, &r, 8, type_hash("never", 4, 0), 1, NULL);
+	size_t n = foe_a_call(buf, "ask", 6, &rec, 1);
+
+	rw_set_seq(buf, ++f->seq, f->hs.epoch);
+	TG_OK(foe_send_bytes(f, buf, n));
+	FOE_UNTIL(f, f->nr_recv[RW_TYPE_QUERY] == 2);
+	foe_hang_up(f);
+	foe_meet(f, 1);
+	char dead[16], reset[16];
+
+	/* It may come back before worker 1 sees that it went. */
+	snprintf(dead, sizeof(dead), "%d ", -EOWNERDEAD);
+	snprintf(reset, sizeof(reset), "%d ", -ENETRESET);
+	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC; !strstr(f->reply_text, dead) && !strstr(f->reply_text, reset);) {
+		TG_CHECK(now_ns() < end);
+		foe_reply_to(f, "last", NULL);
+	}
+	rig_close(f, &r);
+}
+
+FOE_TEST(type_query__of_anything)
+{
+	struct rw_message m = { .frame.type = RW_TYPE_QUERY };
+
+	foe_meet(f, 1);
+	m.u.type = (struct rw_type_info){ .number = 77, .hash = type_hash("float64[]", 8, 0) };
+	TG_OK(foe_say(f, &m));
+	FOE_UNTIL(f, f->nr_recv[RW_TYPE_ANSWER] == 1);
+	TG_CHECK(f->told.number == 77 && f->told.element_size == 8 && strcmp(f->told_name, "float64[]") == 0);
+	m.u.type = (struct rw_type_info){ .number = 78, .hash = 12345 };
+	for (int i = 0; i < 1000; i++)
+		TG_OK(foe_say(f, &m));
+	FOE_UNTIL(f, f->nr_recv[RW_TYPE_ANSWER] == 1001);
+	TG_CHECK(f->told.number == 78 && f->told.element_size == 0 && !*f->told_name);
+	foe_still_served(f);
+}
+
+/* ---- values that stay with their owner ---- */
+
+/* It is ready, and there is nothing to read it by. */
+static void has_no_place(const struct rp_location *l)
+{
+	TG_CHECK(l->version == 1 && l->length == 32 && l->type_hash == type_hash("secret", 0, RREF_LOCAL_ONLY));
+	TG_CHECK(!l->addr && !l->nonce && !l->rkey[0] && !l->rkey[1]);
+}
+
+FOE_TEST(local_only__tells_no_place)
+{
+	struct rw_message m = { .frame.type = RW_CALL };
+	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 2);
+
+	foe_meet(f, 1);
+	m.u.call = (struct rw_call){ .call_id = 1, .kind = RW_CALL_REMOTE, .name = "secret", .name_length = 6, .id = id, .fork = fork };
+	TG_OK(foe_say(f, &m));
+	FOE_UNTIL(f, f->nr_proto[RP_MSG_CREATED]);
+	TG_IS(f->proto_status, 0);
+	has_no_place(&f->proto.loc);
+	for (uint64_t i = 1; i <= 3; i++) {
+		TG_OK(foe_say_proto(f, RP_MSG_FETCH, id, fork));
+		FOE_UNTIL(f, f->nr_proto[RP_MSG_FETCH_REPLY] == i);
+		TG_IS(f->proto_status, 0);
+		has_no_place(&f->proto.loc);
+	}
+	TG_OK(foe_say_proto(f, RP_MSG_FORK_REQUEST, id, foe_id_of(FOE, 3)));
+	FOE_UNTIL(f, f->nr_proto[RP_MSG_FORK_ACK]);
+	TG_IS(f->proto_status, 0);
+	has_no_place(&f->proto.loc);
+	foe_still_served(f);
+}
+
+/* The foe's own, or so it says: nothing is read, and the reader hears whose it is. */
+FOE_TEST(local_only__of_the_foe)
+{
+	struct rp_fork rec;
+	struct rig r;
+
+	rig_open(f, &r);
+	foe_meet(f, 1);
+	rec = put_value(f, &r, 8, type_hash("theirs", 0, RREF_LOCAL_ONLY), 1, NULL);
+	rec.loc.addr = rec.loc.nonce = rec.loc.rkey[0] = rec.loc.rkey[1] = 0;
+	IS(f, "inspect", &rec, -EPERM, "owner foe");
+	foe_still_served(f);
+	rig_close(f, &r);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(elements__that_are_not_whole),
+		cmocka_unit_test(local_only__of_the_foe),
+		cmocka_unit_test(local_only__tells_no_place),
+		cmocka_unit_test(location__malformed),
+		cmocka_unit_test(segments__that_do_not_add_up),
+		cmocka_unit_test(type_answer__late_unasked_or_never),
+		cmocka_unit_test(type_answer__lies),
+		cmocka_unit_test(type_query__of_anything),
+	};
+
+	foe_functions = served;
+	foe_nr_functions = array_size(served);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
