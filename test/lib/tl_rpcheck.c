@@ -130,13 +130,17 @@ const char *tl_rp_check(const struct rp *m)
 {
 	struct seen seen = { .waits = 0 };
 	const char *text;
+	uint32_t left = m->owners.live; /* most places of a chunk are free, and behind the others */
 
-	for (uint32_t i = rp_pool_next(&m->owners, 0); i; i = rp_pool_next(&m->owners, i)) {
+	for (uint32_t i = left ? rp_pool_next(&m->owners, 0) : 0; i && left; i = rp_pool_next(&m->owners, i)) {
+		left -= !!rp_owner_at(m, i)->state;
 		text = rp_owner_at(m, i)->state ? check_owner(m, i, &seen) : NULL;
 		if (text)
 			return text;
 	}
-	for (uint32_t i = rp_pool_next(&m->users, 0); i; i = rp_pool_next(&m->users, i)) {
+	left = m->users.live;
+	for (uint32_t i = left ? rp_pool_next(&m->users, 0) : 0; i && left; i = rp_pool_next(&m->users, i)) {
+		left -= !!rp_user_at(m, i)->state;
 		text = rp_user_at(m, i)->state ? check_user(m, i, &seen) : NULL;
 		if (text)
 			return text;

@@ -15,6 +15,7 @@
 #define MAX_PROFILES 8u
 #define HANG_S 60               /* a schedule takes a millisecond, on a busy machine ten */
 #define PROGRESS_NS (5 * NSEC_PER_SEC)
+#define PROGRESS_PARTS 40u      /* a long run says no more lines than that */
 
 struct options {
 	uint64_t seeds, first, seed;
@@ -208,12 +209,17 @@ static void run_job(const struct options *o, unsigned nr, struct job *job)
 	_exit(0);
 }
 
-static void progress(const struct options *o, const struct job *jobs, int64_t start)
+static uint64_t all_done(const struct options *o, const struct job *jobs)
 {
 	uint64_t done = 0;
 
 	for (unsigned i = 0; i < o->jobs; i++)
 		done += atomic_load(&jobs[i].done);
+	return done;
+}
+
+static void progress(const struct options *o, uint64_t done, int64_t start)
+{
 	printf("%" PRIu64 " of %" PRIu64 " schedules, %.0f per second\n", done, o->seeds,
 	       (double)done * 1e9 / (double)(now_ns() - start + 1));
 	fflush(stdout);
@@ -264,6 +270,7 @@ static int run_many(const struct options *o)
 	int64_t start = now_ns(), said = start;
 	pid_t pids[MAX_JOBS];
 	unsigned running = o->jobs, failed = o->jobs;
+	uint64_t done, said_done = 0;
 
 	if (jobs == MAP_FAILED) {
 		perror("sim: memory for the jobs");
@@ -307,9 +314,11 @@ static int run_many(const struct options *o)
 					}
 			}
 		}
-		if (now_ns() - said >= PROGRESS_NS) {
+		done = all_done(o, jobs);
+		if (running && now_ns() - said >= PROGRESS_NS && done >= said_done + o->seeds / PROGRESS_PARTS) {
 			said = now_ns();
-			progress(o, jobs, start);
+			said_done = done;
+			progress(o, done, start);
 		}
 		if (running && !ended)
 			usleep(20000);
@@ -368,7 +377,7 @@ int main(int argc, char **argv)
 			break;
 		case 'w':
 			if (!number(optarg, MIN_MACHINES, MAX_MACHINES, &n))
-				return bad("--workers wants a number from 2 to 8", optarg);
+				return bad("--workers wants a number from 1 to 8", optarg);
 			o.workers = (unsigned)n;
 			break;
 		case 'j':

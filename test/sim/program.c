@@ -55,6 +55,12 @@ static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct cal
 	int rc;
 
 	ev.status = judge_incarnation(s, to, call->recs[i].owner, call->owner_inc[i]);
+	/* Of a type that is not expected here, say. */
+	if (!ev.status && sim_chance(s, 3)) {
+		ev.status = -EPROTOTYPE;
+		ev.text = "the runtime refuses it";
+		call->claims[i]->refused = true;
+	}
 	ev.cookie = sim_add_cookie(s, (struct cookie){ .kind = COOKIE_READY, .obj = call->claims[i]->obj,
 						  .claim = call->claims[i], .call = in, .slot = i }, to);
 	rc = sim_step(s, to, &ev, NULL);
@@ -334,7 +340,7 @@ bool sim_be_late(struct sim *s, bool all)
 		struct object *o = s->objects[i];
 
 		if (o->known && !o->set && !o->gone && sim_owner_alive(s, o) && !(o->args && o->args->waiting) &&
-		    (all || sim_chance(s, 20))) {
+		    (all || sim_chance(s, 40))) {
 			set_value(s, o);
 			return true;
 		}

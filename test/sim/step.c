@@ -83,7 +83,9 @@ void sim_todo(struct sim *s)
 			continue;
 		if (t.what == TODO_RELEASE)
 			sim_release(s, t.handle);
-		else if (!t.handle->released && s->machines[t.to].alive)
+		else if (t.what == TODO_READ && !t.handle->released)
+			sim_to_here(s, t.handle);
+		else if (t.what == TODO_RETURN && !t.handle->released && s->machines[t.to].alive)
 			sim_share(s, t.handle->machine, t.to, t.handle);
 	}
 }
@@ -123,7 +125,7 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	c->call->handles[c->slot] = h;
 }
 
-/* All references of a call are confirmed: the handler keeps some, gives one back, lets the others go. */
+/* All references of a call are confirmed: the handler reads them, keeps some, gives one back, lets the others go. */
 static void handle_call(struct sim *s, struct incoming *call)
 {
 	for (unsigned i = 0; i < call->nr; i++) {
@@ -136,6 +138,8 @@ static void handle_call(struct sim *s, struct incoming *call)
 		/* The last in is the first out: it is returned before it is let go. */
 		if (!h->failed && !call->refuse && sim_chance(s, 15))
 			sim_later(s, (struct todo){ TODO_RETURN, h, call->from });
+		if (!h->failed && !call->refuse && sim_chance(s, 30))
+			sim_later(s, (struct todo){ TODO_READ, h, 0 });
 	}
 }
 
@@ -157,7 +161,7 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 	if (e->status) {
 		call->failed = true;
 		s->result->refused_records++;
-		if (!s->broken && !c->obj->timed_out && !c->claim->evil)
+		if (!s->broken && !c->obj->timed_out && !c->claim->evil && !c->claim->refused)
 			sim_fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
 		c->claim->state = CLAIM_OVER;
 	} else if (c->claim->state == CLAIM_RECEIVED) {
@@ -184,7 +188,8 @@ static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
 		sim_fail(s, "a wait on the owner brought another value");
-	if (e->status && e->status != -ECANCELED && !s->broken && !c->obj->gave_up && !evil)
+	if (e->status && e->status != -ECANCELED && !s->broken && !c->obj->gave_up && !evil &&
+	    !(c->handle->claim && c->handle->claim->refused))
 		sim_fail(s, "a wait failed (%d) in a run without crashes: %s", e->status, e->text);
 	if (e->status || c->handle->released)
 		return;
