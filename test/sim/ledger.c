@@ -132,8 +132,13 @@ bool sim_owner_alive(const struct sim *s, const struct object *o)
 
 /* ---- the ledger -------------------------------------------------------------------------------------------- */
 
+bool sim_may_fail(const struct sim *s, const struct claim *c)
+{
+	return c->obj->timed_out && (c->early || c->obj->owner == s->evil);
+}
+
 /* May the owner do without this one? It may when it wrote a holder off on whom the claim still hangs. */
-static bool excused(const struct claim *c)
+static bool excused(const struct sim *s, const struct claim *c)
 {
 	for (; c; c = c->parent) {
 		if (c->lost)
@@ -141,7 +146,7 @@ static bool excused(const struct claim *c)
 		if (c->state == CLAIM_CONFIRMED || !c->parent)
 			return false;
 		/* Those whose parent did not know yet fail with the creation. */
-		if (c->unpinned || c->obj->timed_out)
+		if (c->unpinned || sim_may_fail(s, c))
 			return true;
 	}
 	return false;
@@ -154,7 +159,7 @@ void sim_check_unreferenced(struct sim *s, const struct object *o, const char *w
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		const struct claim *c = s->claims[i];
 
-		if (c->obj == o && c->state != CLAIM_OVER && !excused(c))
+		if (c->obj == o && c->state != CLAIM_OVER && !excused(s, c))
 			sim_fail(s, "%s of %u/%llx: worker %u still has a claim (%d)", what, o->id.created_on,
 			     (unsigned long long)o->id.local_id, c->holder, (int)c->state);
 	}
@@ -185,9 +190,9 @@ void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg)
 	/* Repeated after its own end. */
 	if (c->state == CLAIM_OVER)
 		return;
-	if (!s->broken && !o->timed_out)
+	if (!s->broken && !sim_may_fail(s, c))
 		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) in a run without crashes", r, msg->status);
-	if (o->known && !o->gone && sim_owner_alive(s, o) && !excused(c))
+	if (o->known && !o->gone && sim_owner_alive(s, o) && !excused(s, c))
 		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) for a value that it has", r, msg->status);
 }
 

@@ -32,8 +32,10 @@ void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer)
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		struct claim *c = s->claims[i];
 
+		/* A parent that was confirmed stays known to a lost owner until that one's grace is over. */
 		if (c->parent && c->parent->holder == r && c->parent->holder_inc == s->machines[r].inc &&
-		    ((c->holder == peer && c->holder_inc == v->inc) || (c->obj->owner == peer && c->obj->owner_inc == v->inc)))
+		    ((c->holder == peer && c->holder_inc == v->inc) ||
+		     (c->obj->owner == peer && c->obj->owner_inc == v->inc && !c->parent->confirmed)))
 			c->unpinned = true;
 		if (c->state != CLAIM_FLYING && c->holder == r && c->holder_inc == s->machines[r].inc &&
 		    c->obj->owner == peer && c->obj->owner_inc == v->inc)

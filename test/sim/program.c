@@ -191,6 +191,7 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 	c = sim_add_claim(s, h->obj, h->claim, to);
 	c->holder_inc = k->views[to].inc;
 	c->fork = ev.fork;
+	c->early = rec->flags & RP_FORK_EARLY;
 	call->claims[call->nr] = c;
 	src[call->nr++] = h;
 }

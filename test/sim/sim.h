@@ -125,12 +125,14 @@ struct claim {
 	uint32_t holder, holder_inc;
 	enum claim_state state;
 	struct rref_id fork;
+	bool confirmed;                 /* it was once */
+	bool early;                     /* the owner may not have known of the value when it was shared */
 	bool evil;                      /* comes of a hostile worker's record: promises nothing before it is confirmed */
 	bool lost;                      /* the owner wrote its holder off (grace is over) */
 	bool refused;                   /* by the runtime of the receiver */
 	bool deleted;                   /* its holder sent DELETE */
 	bool owner_lost;                /* its holder fenced the owner */
-	bool unpinned;                  /* its parent wrote its holder, or the owner, off */
+	bool unpinned;                  /* its parent wrote its holder off, or the owner that did not know the parent */
 };
 
 struct handle {
@@ -282,6 +284,7 @@ struct claim *sim_add_claim(struct sim *s, struct object *o, struct claim *paren
 struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork,
 			      struct claim *claim);
 uint64_t sim_add_cookie(struct sim *s, struct cookie c, uint32_t r);
+bool sim_may_fail(const struct sim *s, const struct claim *c); /* with its value's creation, which was given up */
 bool sim_owner_alive(const struct sim *s, const struct object *o);
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
 void sim_check_recorded(struct sim *s, uint32_t r);     /* the owner's forks against its holders' handles */

@@ -161,11 +161,13 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 	if (e->status) {
 		call->failed = true;
 		s->result->refused_records++;
-		if (!s->broken && !c->obj->timed_out && !c->claim->evil && !c->claim->refused)
+		if (!s->broken && !sim_may_fail(s, c->claim) && !c->claim->evil && !c->claim->refused)
 			sim_fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
 		c->claim->state = CLAIM_OVER;
-	} else if (c->claim->state == CLAIM_RECEIVED) {
-		c->claim->state = CLAIM_CONFIRMED;
+	} else {
+		c->claim->confirmed = true;
+		if (c->claim->state == CLAIM_RECEIVED)
+			c->claim->state = CLAIM_CONFIRMED;
 	}
 	if (h && e->status)
 		h->failed = true;
@@ -224,8 +226,10 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	if (e->type == RP_EFF_FAILED) {
 		h->failed = true;
 		h->claim->state = CLAIM_OVER;
-	} else if (e->type != RP_EFF_CREATED && h->claim->state == CLAIM_RECEIVED) {
-		h->claim->state = CLAIM_CONFIRMED;
+	} else if (e->type != RP_EFF_CREATED) {
+		h->claim->confirmed = true;
+		if (h->claim->state == CLAIM_RECEIVED)
+			h->claim->state = CLAIM_CONFIRMED;
 	}
 }
 
