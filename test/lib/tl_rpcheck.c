@@ -89,7 +89,7 @@ static const char *check_peers(const struct rp *m)
 
 	for (uint32_t r = 0; r < m->world; r++) {
 		const struct rp_peer *p = &m->peers[r];
-		uint32_t nf = 0, nt = 0;
+		uint32_t nf = 0, nt = 0, nu = 0, nc = 0;
 
 		rp_list_for_each(i, &m->helds, struct rp_held, in_peer, p->forks) {
 			nf++;
@@ -103,7 +103,7 @@ static const char *check_peers(const struct rp *m)
 			CHECK(!rp_find_held(m, r, &fork), "a fork lives beside its tombstone");
 		}
 		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->users) {
-			users++;
+			nu++;
 			CHECK(rp_user_at(m, i)->owner == r, "a user entry is in another peer's list");
 			all_asking += rp_user_at(m, i)->state == RP_USER_ASKING;
 		}
@@ -112,12 +112,15 @@ static const char *check_peers(const struct rp *m)
 			CHECK(rp_user_at(m, i)->parent == r && rp_user_at(m, i)->state == RP_USER_ASKING, "not asking that peer");
 		}
 		rp_list_for_each(i, &m->children, struct rp_child, in_peer, p->children) {
-			children++;
+			nc++;
 			CHECK(rp_child_at(m, i)->dest == r, "a child is in another peer's list");
 		}
 		CHECK(!nt || p->state != RP_PEER_GONE, "tombstones outlived their peer's grace");
 		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX, "a peer counts wrong");
+		CHECK(nu == p->nr_users && nc == p->nr_children, "a peer counts its users or children wrong");
 		forks += nf;
+		users += nu;
+		children += nc;
 		tombs += nt;
 	}
 	CHECK(forks == m->helds.live && users == m->users.live && children == m->children.live && tombs == m->tombs.live &&

@@ -52,17 +52,12 @@ void sim_local_read(struct sim *s, const struct object *o)
 	look(s, o, &loc, o->owner);
 }
 
-static bool honest(const struct sim *s, const struct handle *h)
-{
-	return h->obj->owner != s->evil && !(h->claim && h->claim->evil);
-}
-
 void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *loc)
 {
 	uint32_t r = h->machine, epoch = s->machines[r].views[h->obj->owner].epoch;
 
-	/* The session is gone, or whoever said where the value is lies: nothing is promised. */
-	if (!epoch || !honest(s, h))
+	/* The session is gone, or the owner lies: nothing is promised. */
+	if (!epoch || h->obj->owner == s->evil)
 		return;
 	h->reads++;
 	s->reads = sim_grow(s->reads, s->nr_reads, &s->max_reads, sizeof(*s->reads));

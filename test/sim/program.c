@@ -290,7 +290,7 @@ void sim_to_here(struct sim *s, struct handle *h)
 	struct rp_event ev = { .type = RP_EV_WAIT, .id = h->obj->id, .fork = h->fork };
 
 	/* Known already: the fast path asks nobody. */
-	if (h->claim && h->loc.version && !h->failed && sim_chance(s, 70)) {
+	if (h->claim && h->claim->confirmed && h->loc.version && !h->failed && sim_chance(s, 70)) {
 		sim_read_post(s, h, &h->loc);
 		return;
 	}

@@ -115,8 +115,10 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		c->claim->state = CLAIM_RECEIVED;
 		h = sim_add_handle(s, r, o, e->fork, c->claim);
 		*e->handle_slot = h;
-		if (!e->status)
-			h->loc = e->loc;
+		/* Before it is confirmed, nobody reads by it. */
+		h->loc = e->loc;
+		if (h->loc.version && h->loc.nonce != o->nonce && o->owner != s->evil)
+			sim_fail(s, "a new handle has another value's location");
 	} else {
 		o->local++;
 		c->claim->state = CLAIM_OVER;
@@ -186,7 +188,7 @@ static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "WAITED twice");
 	c->over = true;
 	evil = c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil);
-	if (!e->status && !evil && (e->loc.nonce != c->obj->nonce || !c->obj->set))
+	if (!e->status && c->obj->owner != s->evil && (e->loc.nonce != c->obj->nonce || !c->obj->set))
 		sim_fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
 		sim_fail(s, "a wait on the owner brought another value");
@@ -213,7 +215,7 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "worker %u: effect %d of a released handle", r, (int)e->type);
 	if (e->type == RP_EFF_LOCATION) {
 		h->loc = e->loc;
-		if (e->loc.nonce != h->obj->nonce && h->obj->owner != s->evil && !h->claim->evil)
+		if (e->loc.nonce != h->obj->nonce && h->obj->owner != s->evil)
 			sim_fail(s, "a handle got another value's location");
 	}
 	if (e->type == RP_EFF_CREATED) {
