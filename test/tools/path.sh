@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The path of a read over shm, counted by callgrind while rref-perf reads 8 bytes again and again: how many instructions are
+# The path of a read over shm, counted by callgrind while path_test reads 8 bytes 20,000 times: how many instructions are
 # the library's own between the call and the device, and that no allocation, lock or system call is among what runs.
 #   path.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
-perf=${1:-build}/bin/rref-perf most=250
+program=${1:-build}/bin/proc/path_test most=250 calls=20000
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
@@ -21,16 +21,16 @@ check() { # NAME COMMAND...
 
 # rref_to_here and all that it calls, and nothing else, is collected.
 valgrind --tool=callgrind --trace-children=yes --toggle-collect=rref_to_here --callgrind-out-file="$work/out.%p" \
-	"$perf" lat --sizes 8 --seconds 0.3 --rounds 1 >/dev/null 2>"$work/log" || { tail -n 20 "$work/log"; exit 1; }
-out=$(ls -S "$work"/out.* | head -n 1) # the measuring worker's
+	"$program" >"$work/log" 2>&1 || { tail -n 20 "$work/log"; exit 1; }
+out=$(grep -lE "rref_to_here$" "$work"/out.* | head -n 1) # the reading worker's
+[ -n "$out" ] || { echo "no worker read anything"; cat "$work/log"; exit 1; }
 callgrind_annotate --inclusive=no --threshold=100 --show-percs=no "$out" >"$work/own" 2>/dev/null
 callgrind_annotate --inclusive=yes --threshold=100 --show-percs=no "$out" >"$work/all" 2>/dev/null
 inclusive() { # FUNCTION: instructions spent in it and below
 	grep -E ":$1( |\.| \[)" "$work/all" | head -n 1 | awk '{gsub(",", "", $1); print $1 + 0}'
 }
-calls=$(awk '/^fn=.*rref_to_here/ {in_fn = 1} /^cfn=.*rref_to_here/ {getline; sub("calls=", "", $1); n += $1} END {print n + 0}' "$out")
 total=$(inclusive rref_to_here) device=$(inclusive rvs_post_reads)
-[ "${calls:-0}" -gt 1000 ] || { echo "only ${calls:-0} reads were counted"; exit 1; }
+check "$calls reads were counted" grep -qE "^calls=$calls " "$out"
 own=$(((total - device) / calls))
 echo "$calls reads: $((total / calls)) instructions each, $own of them before and after the device's READ"
 check "at most $most instructions ($own)" [ "$own" -le "$most" ]
