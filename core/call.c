@@ -4,24 +4,28 @@
  * call's id on the wire is its operation's token, so a late reply finds nothing.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "rc.h"
 
 #define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
+#define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */
 
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 {
 	if (!a)
 		return 0;
 	if (a->length > RREF_ARGS_MAX)
-		return rc_fail(EMSGSIZE, "%zu bytes of arguments: the limit is %d; share a reference to a value for more", a->length,
+		return rc_fail(EMSGSIZE, "%zu bytes in one call: the limit is %d; share a reference to a value for more", a->length,
 			       RREF_ARGS_MAX);
+	if (a->meta_length > RREF_META_MAX)
+		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length, RREF_META_MAX);
 	if (a->nr_refs > RREF_REFS_MAX)
 		return rc_fail(EMSGSIZE, "%zu references in one message: the limit is %d", a->nr_refs, RREF_REFS_MAX);
-	if ((a->length && !a->data) || (a->nr_refs && !a->refs))
-		return rc_fail(EINVAL, "arguments without their bytes or references");
+	if ((a->length && !a->data) || (a->nr_refs && !a->refs) || (a->meta_length && !a->meta))
+		return rc_fail(EINVAL, "arguments without their bytes, references or metadata");
 	for (size_t i = 0; i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
 
@@ -69,7 +73,10 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 {
 	struct rref_future *f = rc_op_hold(ctx, c->call_id);
 
-	for (uint32_t i = 0; i < c->nr_refs; i++) {
+	if (c->loc.version)
+		rc_payload_done(ctx, &ctx->peers[to], &(struct rw_done){ .call_id = c->call_id, .what = RW_PAYLOAD_CALL,
+									 .status = status });
+	for (uint32_t i = 0; !c->loc.version && i < c->nr_refs; i++) {
 		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = c->refs[i].id, .fork = c->refs[i].fork, .peer = to };
 
 		/* Which fork it was shared from the machine knows; here it only tells a user's child from an owner's fork. */
@@ -84,24 +91,47 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 	rc_op_put(f);
 }
 
-/* Back-pressure: waits, making progress, until the peer's queue has room. */
-static int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+static bool has_room(const struct rc_peer *p, uint64_t bytes)
 {
-	while (p->nr_queued >= MAX_QUEUED) {
+	uint64_t offered = at_load(&p->offer_bytes);
+
+	/* One payload always has, however large it is. */
+	return p->nr_queued < MAX_QUEUED && (!bytes || !offered || offered + bytes <= MAX_OFFERED);
+}
+
+/*
+ * Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many
+ * bytes. On a thread of the pool others may run meanwhile.
+ */
+int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+{
+	bool blocking = false;
+	int err = 0;
+
+	while (!has_room(p, bytes)) {
 		rc_progress_locked(ctx, true);
-		if (p->nr_queued < MAX_QUEUED)
+		if (has_room(p, bytes))
 			break;
 		rc_unlock(ctx);
+		if (!blocking) {
+			blocking = true;
+			rc_pool_blocking(ctx, 1);
+		}
 		sched_yield();
 		int64_t now = now_ns();
 
 		rc_lock(ctx);
 		if (now >= deadline)
-			return rc_fail(EAGAIN, "%u messages wait for %s", p->nr_queued, p->member->name);
-		if (at_load(&ctx->state) == RC_CTX_SHUT)
-			return rc_fail(ESHUTDOWN, "the context was shut down");
+			err = rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s", p->nr_queued,
+				      at_load(&p->offer_bytes), p->member->name);
+		else if (at_load(&ctx->state) == RC_CTX_SHUT)
+			err = rc_fail(ESHUTDOWN, "the context was shut down");
+		if (err)
+			break;
 	}
-	return 0;
+	if (blocking)
+		rc_pool_blocking(ctx, -1);
+	return err;
 }
 
 /*
@@ -110,23 +140,33 @@ static int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadli
  */
 static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
-	while (p->fenced && p->rank != ctx->rank) {
-		int err = rc_peer_want(ctx, p);
+	bool blocking = false;
+	int err = 0;
 
+	while (p->fenced && p->rank != ctx->rank) {
+		err = rc_peer_want(ctx, p);
 		if (err)
-			return err;
+			break;
 		rc_progress_locked(ctx, true);
 		if (!p->fenced)
 			break;
 		if (at_load(&ctx->state) != RC_CTX_RUNNING)
-			return rc_fail(ESHUTDOWN, "the context was shut down");
-		if (now_ns() >= deadline)
-			return rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name);
+			err = rc_fail(ESHUTDOWN, "the context was shut down");
+		else if (now_ns() >= deadline)
+			err = rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name);
+		if (err)
+			break;
 		rc_unlock(ctx);
+		if (!blocking) {
+			blocking = true;
+			rc_pool_blocking(ctx, 1);
+		}
 		sched_yield();
 		rc_lock(ctx);
 	}
-	return 0;
+	if (blocking)
+		rc_pool_blocking(ctx, -1);
+	return err;
 }
 
 static int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
@@ -149,88 +189,132 @@ static void watch(struct rref_ctx *ctx, int64_t deadline)
 		rc_kick(ctx);
 }
 
-/* Encodes and sends one call; f's token is its id. [lock] */
-static int send_call(struct rref_ctx *ctx, struct rref_future *f, int rank, const char *function, const struct rref_args *a,
-		     uint8_t kind, struct rref_id id, struct rref_id fork, int64_t deadline)
+/* A call that is being made: what rref_rpc_async and rref_remote have in common. */
+struct outgoing {
+	struct rref_ctx *ctx;
+	uint32_t rank;
+	const char *function;
+	const struct rref_args *args;
+	int64_t deadline;
+	struct rref_future *f;       /* its token is the call's id */
+	struct rc_payload *payload;  /* NULL: the arguments fit the message */
+};
+
+/* An operation that nothing has begun to work on. Keeps the text of what went wrong. */
+static int abandon(struct outgoing *o, int err)
 {
-	struct rw_message m = { .frame.type = RW_CALL };
-	struct rw_call *c = &m.u.call;
-	int err = a && a->nr_refs ? wait_for_session(ctx, &ctx->peers[rank], deadline) : 0;
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", rc_error_text());
+	rc_op_claim(o->f);
+	rc_op_put(o->f);
+	rc_op_put(o->f);
+	rc_payload_drop(o->payload);
+	return rc_fail(-err, "%s", why);
+}
+
+/* Checks the arguments, gets an operation and, for large arguments, the payload. */
+static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+		   int64_t timeout, const void *out, const char *what)
+{
+	int err = check_target(ctx, rank, function, out, what);
 
 	if (!err)
-		err = wait_for_room(ctx, &ctx->peers[rank], deadline);
+		err = rc_check_args(ctx, args);
+	if (err)
+		return err;
+	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .args = args,
+				.deadline = rc_deadline(ctx, timeout) };
+	err = rc_op_get(ctx, o->deadline, &o->f);
+	if (err)
+		return err;
+	err = rc_payload_make(ctx, o->rank, args, o->deadline, &o->payload);
+	if (err)
+		return abandon(o, err);
+	o->f->peer = o->rank;
+	return 0;
+}
+
+/* Sends it. Consumes the payload on success. [lock] */
+static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork)
+{
+	struct rref_ctx *ctx = o->ctx;
+	struct rc_peer *p = &ctx->peers[o->rank];
+	const struct rref_args *a = o->args;
+	struct rw_message m = { .frame.type = RW_CALL };
+	struct rw_call *c = &m.u.call;
+	int err = a && a->nr_refs ? wait_for_session(ctx, p, o->deadline) : 0;
+
+	if (!err)
+		err = rc_wait_for_room(ctx, p, 0, o->deadline);
 	if (err)
 		return err;
 	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
 	if (at_load(&ctx->state) != RC_CTX_RUNNING)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
-	err = rc_make_forks(ctx, a, (uint32_t)rank, c->refs);
-	if (err)
-		return err;
-	c->call_id = rc_op_token(f);
+	c->call_id = rc_op_token(o->f);
 	c->kind = kind;
-	c->nr_refs = a ? (uint8_t)a->nr_refs : 0;
-	c->name = function;
-	c->name_length = (uint8_t)strlen(function);
-	c->data = a ? a->data : NULL;
-	c->data_length = a ? (uint32_t)a->length : 0;
 	c->id = id;
 	c->fork = fork;
-	err = rc_send(ctx, (uint32_t)rank, &m);
+	c->name = o->function;
+	c->name_length = (uint8_t)strlen(o->function);
+	if (a) {
+		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc) : rc_make_forks(ctx, a, o->rank, c->refs);
+		if (err)
+			return err;
+		c->nr_refs = (uint16_t)a->nr_refs;
+		c->meta = a->meta;
+		c->meta_length = (uint16_t)a->meta_length;
+		c->data = a->data;
+		c->data_length = (uint32_t)a->length;
+	}
+	err = rc_send(ctx, o->rank, &m);
 	if (err) {
 		char why[RREF_TEXT_SIZE];
 
 		snprintf(why, sizeof(why), "%s", rc_error_text());
-		rc_undo_forks(ctx, a, (uint32_t)rank, c->refs, c->nr_refs);
+		if (o->payload)
+			rc_payload_undo(ctx, o->payload);
+		else
+			rc_undo_forks(ctx, a, o->rank, c->refs, c->nr_refs);
 		return rc_fail(-err, "%s", why);
 	}
+	if (o->payload)
+		rc_payload_offer(ctx, o->payload, RW_PAYLOAD_CALL, c->call_id);
+	o->payload = NULL;
 	return 0;
 }
 
 int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		   struct rref_future **out)
 {
-	int err = check_target(ctx, rank, function, out, "rref_rpc_async");
-	struct rref_future *f;
+	struct outgoing o;
+	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async");
 
-	if (!err)
-		err = rc_check_args(ctx, args);
 	if (err)
 		return err;
-	int64_t deadline = rc_deadline(ctx, timeout);
-
-	err = rc_op_get(ctx, deadline, &f);
-	if (err)
-		return err;
-	f->incoming = calloc(1, sizeof(*f->incoming));
-	if (!f->incoming) {
-		rc_op_put(f);
-		rc_op_put(f);
-		return rc_fail(ENOMEM, "memory for a call");
+	o.f->incoming = calloc(1, sizeof(*o.f->incoming));
+	if (!o.f->incoming) {
+		rc_fail(ENOMEM, "memory for a call");
+		return abandon(&o, -ENOMEM);
 	}
 	rc_lock(ctx);
-	f->peer = (uint32_t)rank;
-	err = send_call(ctx, f, rank, function, args, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, deadline);
+	err = send_call(&o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
 	if (!err) {
-		at_store(&f->deadline, deadline);
-		watch(ctx, deadline);
-		at_store(&f->kind, RC_OP_CALL);
+		at_store(&o.f->deadline, o.deadline);
+		watch(ctx, o.deadline);
+		at_store(&o.f->kind, RC_OP_CALL);
 	}
 	rc_unlock(ctx);
 	if (err == -EOWNERDEAD) {
 		/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
-		rc_op_fail(f, err, -1, rc_error_text(), false);
-		rc_op_put(f);
+		rc_op_fail(o.f, err, -1, rc_error_text(), false);
+		rc_op_put(o.f);
+		rc_payload_drop(o.payload);
 	} else if (err) {
-		char why[RREF_TEXT_SIZE];
-
-		snprintf(why, sizeof(why), "%s", rc_error_text());
-		rc_op_claim(f);
-		rc_op_put(f);
-		rc_op_put(f);
-		return rc_fail(-err, "%s", why);
+		return abandon(&o, err);
 	}
-	*out = f;
+	*out = o.f;
 	return 0;
 }
 
@@ -255,26 +339,21 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		struct rref **out)
 {
 	const char *site = rc_site_take();
-	int err = check_target(ctx, rank, function, out, "rref_remote");
+	struct outgoing o;
+	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote");
 	struct rref_future *f;
 	struct rref *h;
 
-	if (!err)
-		err = rc_check_args(ctx, args);
 	if (err)
 		return err;
-	int64_t deadline = rc_deadline(ctx, timeout);
-
-	err = rc_op_get(ctx, deadline, &f);
-	if (err)
-		return err;
+	f = o.f;
 
 	bool here = (uint32_t)rank == ctx->rank;
 	/* Here too, since a message without one is malformed; an owner's handle has none. */
 	struct rref_id id = rc_next_id(ctx), fork = rc_next_id(ctx);
 
 	rc_lock(ctx);
-	err = wait_for_session(ctx, &ctx->peers[rank], deadline);
+	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
 	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
 			       .handle = h };
@@ -287,25 +366,25 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 			rref_release(h);
 		}
 		rc_unlock(ctx);
-		rc_op_claim(f);
-		rc_op_put(f);
-		rc_op_put(f);
-		return err == -ENOMEM ? rc_fail(ENOMEM, "memory for a reference") :
-		       rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank,
-			       *ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
+		if (err == -ENOMEM)
+			rc_fail(ENOMEM, "memory for a reference");
+		else
+			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank,
+				*ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
+		return abandon(&o, err);
 	}
-	f->peer = (uint32_t)rank;
 	f->handle = rref_dup(h); /* the creation keeps its handle until it is over */
 	h->creator = true;
 	at_store(&h->site, site);
 	h->creation = f;
-	err = send_call(ctx, f, rank, function, args, RW_CALL_REMOTE, id, fork, deadline);
+	err = send_call(&o, RW_CALL_REMOTE, id, fork);
 	if (err == -EOWNERDEAD || !err) {
-		at_store(&f->deadline, deadline);
-		watch(ctx, deadline);
+		at_store(&f->deadline, o.deadline);
+		watch(ctx, o.deadline);
 		at_store(&f->kind, here ? RC_OP_LOCAL_CREATE : RC_OP_CREATE);
 		if (err)
 			rc_op_end(ctx, f, err, rc_error_text());
+		rc_payload_drop(o.payload);
 		err = 0;
 	} else {
 		/* Nothing was sent: the reference never was. */
@@ -326,6 +405,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 			rc_op_put(f);
 		rc_op_put(f);
 		rref_release(h);
+		rc_payload_drop(o.payload);
 		return rc_fail(-err, "%s", why);
 	}
 	/* The program's hold on the future is taken by rref_creation; until then the handle's creation has the engine's. */
@@ -382,17 +462,50 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	if (rc_op_claim(f)) {
 		f->status = in->status;
 		if (in->status)
-			snprintf(f->text, sizeof(f->text), "a reference in the result: %.200s", in->text);
+			snprintf(f->text, sizeof(f->text), "%s: %.200s", in->nr ? "a reference in the result" : "the result",
+				 in->text);
 		rc_op_finish(f, true);
 	}
 	rc_op_put(f);
 }
 
+/* The result's payload is here, or will not be. [lock] */
+static void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+{
+	struct rref_future *f = in->future;
+
+	f->data = (char *)(uintptr_t)data;
+	f->data_length = in->data_length;
+	rc_incoming_begin(ctx, in, recs, nr, in->from);
+}
+
 /* The answer that f waits for. [lock] */
 static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
 {
+	f->replied = true;
+	if (r->loc.version) {
+		struct rc_incoming *in = f->incoming;
+
+		/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
+		at_store(&f->kind, RC_OP_REPLIED);
+		in->ready = reply_ready;
+		in->future = f;
+		in->fetched = reply_fetched;
+		in->what = RW_PAYLOAD_REPLY;
+		in->call_id = r->call_id;
+		in->loc = r->loc;
+		in->data_length = r->data_length;
+		in->nr_refs = r->nr_refs;
+		if (!rc_incoming_room(in, r->nr_refs)) {
+			rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
+			in->status = -ENOMEM;
+			reply_ready(ctx, in);
+			return;
+		}
+		rc_fetch_begin(ctx, in, from);
+		return;
+	}
 	if (r->status || r->nr_refs == 0) {
-		f->replied = true;
 		if (!rc_op_claim(f))
 			return;
 		f->status = r->status;
@@ -412,7 +525,6 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		rc_op_put(f);
 		return;
 	}
-	f->replied = true;
 	if (r->data_length) {
 		f->data = malloc(r->data_length);
 		if (f->data) {
@@ -441,7 +553,11 @@ void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct r
 	} else {
 		/* Late: the caller gave up. References that came with it are taken and dropped, so that their owners know. */
 		at_add(&ctx->n.dropped, 1);
-		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
+		if (!r->loc.version)
+			rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
+		else if (!f || !f->replied)
+			rc_fetch_refuse(ctx, from, RW_PAYLOAD_REPLY, r->call_id, -ECANCELED);
+		/* else it is the same reply again: its payload is being read, or was */
 	}
 	if (f)
 		rc_op_put(f);

@@ -12,6 +12,7 @@
 #include "rc.h"
 
 #define THREADS_MAX 1024u
+#define WAITING_MAX (1u << 20)
 #define OPS_MAX (1u << 24)
 #define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
 
@@ -73,6 +74,8 @@ static int check_options(const struct rref_options *o)
 		return rc_fail(EINVAL, "poller core %d: this machine has %d, and -1 means any", o->poller_core, get_nprocs_conf());
 	if (o->nr_threads > THREADS_MAX)
 		return rc_fail(EINVAL, "%u threads: at most %u", o->nr_threads, THREADS_MAX);
+	if (o->max_waiting > WAITING_MAX)
+		return rc_fail(EINVAL, "max_waiting %u: at most %u", o->max_waiting, WAITING_MAX);
 	if (o->max_ops > OPS_MAX)
 		return rc_fail(EINVAL, "max_ops %u: at most %u", o->max_ops, OPS_MAX);
 	if (o->region_bytes > REGION_MAX)
@@ -220,6 +223,12 @@ static struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->handles);
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
+	list_init(&ctx->deferred_work);
+	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
+		list_init(&ctx->open_calls[i]);
+		list_init(&ctx->offers[i]);
+	}
+	ctx->bucket_seed = rc_random64();
 	list_init(&ctx->sleepers);
 	ctx->started_at = rc_coarse_ns();
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
@@ -296,7 +305,7 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		goto fail;
 	}
 	rp_set_seed(ctx->machine, rc_random64());
-	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4);
+	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4, o.max_waiting ? o.max_waiting : 8192);
 	if (err)
 		goto fail;
 	at_store_rel(&ctx->state, RC_CTX_RUNNING);

@@ -335,7 +335,11 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		rc_type_answer(ctx, from, &m.u.type);
 		return;
 	case RW_CANCEL:
-		return; /* a hint only: the late answer is dropped by the caller */
+		rc_cancel_message(ctx, from, m.u.number);
+		return;
+	case RW_DONE:
+		rc_payload_done(ctx, from, &m.u.done);
+		return;
 	default:
 		break;
 	}

@@ -16,6 +16,7 @@
 
 /* A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. */
 #define SPIN_NS (100 * NSEC_PER_USEC)
+#define SLOW_NS (1 * NSEC_PER_MSEC) /* as the poller; see progress.c */
 
 static bool done(const struct rref_future *f)
 {
@@ -29,6 +30,9 @@ static bool make_progress(struct rref_ctx *ctx, bool slow)
 
 	if (!rc_trylock(ctx))
 		return false;
+	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
+	if (!slow && !at_load(&ctx->has_poller))
+		slow = now_ns() - ctx->polled_slow_at >= SLOW_NS;
 	n = rc_progress_locked(ctx, slow);
 	rc_unlock(ctx);
 	return n > 0;

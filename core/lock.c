@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The progress lock. Two things happen at its release, outside it: callbacks and inline handlers that were deferred
- * run, and handles dropped meanwhile by other threads (which do not wait for the lock) are taken care of.
+ * The progress lock. Three things happen at its release: deferred work is done (payload.c), callbacks and inline handlers
+ * that were deferred run, and handles dropped meanwhile by other threads (which do not wait for the lock) are taken care of.
  */
 #include "rc.h"
 
@@ -10,6 +10,11 @@ static _Thread_local unsigned callback_depth;
 bool rc_in_callback(void)
 {
 	return callback_depth > 0;
+}
+
+unsigned rc_callback_depth(void)
+{
+	return callback_depth;
 }
 
 void rc_callback_enter(void)
@@ -45,6 +50,32 @@ static unsigned length(const struct list *l)
 	return n;
 }
 
+void rc_unlock_bare(struct rref_ctx *ctx)
+{
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
+{
+	list_add_tail(&ctx->deferred_work, &w->node);
+	ctx->nr_works++;
+}
+
+/* The library's own work, before the program's: it makes calls and callbacks ready. [lock] */
+static void run_work(struct rref_ctx *ctx)
+{
+	for (unsigned n = length(&ctx->deferred_work); n > 0; n--) {
+		struct list *l = list_pop(&ctx->deferred_work);
+
+		if (!l)
+			return;
+		struct rc_work *w = container_of(l, struct rc_work, node);
+
+		w->run(ctx, w);
+		ctx->nr_works--;
+	}
+}
+
 /*
  * One at a time, and the others stay where any thread finds them: a callback may wait, and what it waits for may hang
  * on one that was deferred together with it. Not more than there are now: who adds some takes care of them. [lock, which
@@ -69,6 +100,10 @@ static void run_deferred(struct rref_ctx *ctx)
 void rc_unlock(struct rref_ctx *ctx)
 {
 	for (;;) {
+		if (unlikely(!list_empty(&ctx->deferred_work)))
+			run_work(ctx);
+		if (unlikely(!list_empty(&ctx->deferred_work)))
+			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
 		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
 			run_deferred(ctx);
 		pthread_mutex_unlock(&ctx->lock);

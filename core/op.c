@@ -163,6 +163,7 @@ static int try_get(struct rref_ctx *ctx, struct rref_future **out)
 int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 {
 	struct rref_future *f;
+	bool blocking = false;
 	int err = try_get(ctx, &f);
 
 	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
@@ -171,7 +172,13 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 
 		/* A handler gives up sooner: the shutdown waits for it, and who holds the slots may wait for the shutdown. */
 		if (state == RC_CTX_SHUT || (state == RC_CTX_CLOSING && rc_in_callback()))
-			return rc_fail(ESHUTDOWN, "the context was shut down");
+			err = rc_fail(ESHUTDOWN, "the context was shut down");
+		if (err == -ESHUTDOWN)
+			break;
+		if (!blocking) {
+			blocking = true;
+			rc_pool_blocking(ctx, 1);
+		}
 		if (rc_trylock(ctx)) {
 			rc_progress_locked(ctx, true);
 			rc_unlock(ctx);
@@ -179,6 +186,8 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 		sched_yield();
 		err = try_get(ctx, &f);
 	}
+	if (blocking)
+		rc_pool_blocking(ctx, -1);
 	if (err)
 		return err;
 	at_add(&ctx->ops_in_flight, 1);
@@ -201,6 +210,7 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	f->outstanding = 0;
 	f->parked = false;
 	f->replied = false;
+	f->fetch = NULL;
 	f->read_status = 0;
 	f->read_wc = -1;
 	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
@@ -217,7 +227,8 @@ void rc_op_put(struct rref_future *f)
 	if (at_sub_ar(&f->refs, 1) != 1)
 		return;
 	rref_view_free(f->view);
-	free(f->data);
+	if (!f->incoming || !(f->incoming->body || f->incoming->own))
+		free(f->data);
 	if (f->incoming) {
 		rc_incoming_release(f->incoming);
 		free(f->incoming);
@@ -282,6 +293,15 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, boo
 	return true;
 }
 
+/* The caller gave up: who serves the call may want to know. Only a hint, so nothing is begun or waited for to give it. */
+static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
+{
+	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
+
+	if (f->peer == ctx->rank || ctx->peers[f->peer].state == RC_PEER_UP)
+		rc_send(ctx, f->peer, &m);
+}
+
 /*
  * Ends an operation from outside (time-out, cancel, dead peer, shutdown). A call's engine reference goes here, since a
  * reply no longer finds it. A read's stays until its device or its peer is done with it: what is in flight cannot be
@@ -296,13 +316,14 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = h->fork, .status = status,
 				       .text = text, .peer = f->peer, .handle = h };
 
+		tell_callee(ctx, f);
 		/* The machine fails the handle and completes this very operation (RP_EFF_CREATED). */
 		rc_step(ctx, &ev, NULL);
 		return;
 	}
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
-	if (kind == RC_OP_READ && !f->parked)
+	if ((kind == RC_OP_READ || kind == RC_OP_FETCH) && !f->parked)
 		at_add(&ctx->n.quarantined, 1); /* until its device or its place in a queue gives the landing buffer back */
 	if (f->parked) {
 		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = f->handle->fork,
@@ -316,6 +337,8 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 	}
 	if (kind == RC_OP_LOCAL_CREATE) {
 		struct rref *h = f->handle;
+
+		tell_callee(ctx, f);
 		struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
 
 		/* Whoever shares it hears the same, and the late result finds the entry set: it is dropped. */
@@ -324,7 +347,13 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		h->creation = NULL;
 		rc_op_put(f);
 	}
-	if (kind == RC_OP_CALL || kind == RC_OP_BARRIER || kind == RC_OP_TYPE)
+	if (kind == RC_OP_REPLIED)
+		rc_fetch_cancel(ctx, f->incoming);
+	if (kind == RC_OP_CALL) {
+		tell_callee(ctx, f);
+		rc_op_put(f);
+	}
+	if (kind == RC_OP_BARRIER || kind == RC_OP_TYPE)
 		rc_op_put(f);
 }
 

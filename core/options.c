@@ -19,6 +19,7 @@
 #define WORLD_MAX 1024
 #define CORE_MAX 1023                            /* the CPUs of a plain cpu_set_t */
 #define THREADS_MAX 1024
+#define WAITING_MAX (1u << 20)
 #define OPS_MAX (1u << 24)
 #define REGION_MAX (UINT64_C(1) << 31)           /* a region is one registration of at most 2 GiB */
 #define TIMEOUT_MS_MAX UINT64_C(31536000000)     /* a year: now + timeout cannot overflow */
@@ -37,6 +38,7 @@ static const struct number {
 	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, offsetof(struct rref_options, world_size), 1, WORLD_MAX },
 	{ "RREF_POLLER_CORE", NULL, FIELD_INT, offsetof(struct rref_options, poller_core), -1, CORE_MAX },
 	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, nr_threads), 0, THREADS_MAX },
+	{ "RREF_MAX_WAITING", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_waiting), 0, WAITING_MAX },
 	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_ops), 0, OPS_MAX },
 	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_value_bytes), 0, SIZE_MAX },
 	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },

@@ -170,6 +170,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->grace_at = now_ns() + GRACE_NS;
 	p->fenced = true;
 	rc_step(ctx, &ev, NULL);
+	rc_payloads_fenced(ctx, p);
+	rc_calls_fenced(ctx, p);
 	rc_ops_fail_peer(ctx, p->rank, status, p->why);
 	while ((n = list_pop(&p->waiting))) {
 		at_sub(&p->nr_waiting, 1);

@@ -4,11 +4,15 @@
  * does not count, and another is started if calls are queued, so that nested calls cannot use the pool up.
  * Threads beyond the number asked for end when they find nothing to do.
  *
- * Of each other worker, PER_CALLER calls at most are queued or run; more wait apart. So none can have more threads
- * than that wait for it (in reads of values that it never gives, say), nor a longer queue before the others' calls.
- * It is also how deep calls between two workers may nest.
+ * Of each other worker, PER_CALLER calls at most are queued or run without waiting; more stand apart, so that none has
+ * a longer queue before the others' calls. Those that wait do not count, else calls that nest deeper than that would
+ * wait for each other for good.
+ *
+ * Where no thread can be had (memory, a limit of the system, or max_waiting handlers of one caller wait already) and
+ * every thread waits, a call is answered -EAGAIN: the chain of calls that leads to it unwinds, instead of standing still.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "rc.h"
@@ -17,6 +21,7 @@
 
 struct rc_caller {
 	unsigned nr;                 /* guarded by lock; of its calls in the queue or running */
+	unsigned blocked;            /* guarded by lock; of these: their handlers wait */
 	struct list apart;           /* guarded by lock; of those beyond PER_CALLER */
 };
 
@@ -26,6 +31,7 @@ struct rc_pool {
 	pthread_cond_t work, gone;
 	struct list queue;           /* guarded by lock */
 	unsigned target;             /* const */
+	unsigned max_waiting;        /* const: handlers of one caller that wait, in reads of values that it never gives, say */
 	unsigned queued;             /* guarded by lock: calls in queue */
 	unsigned threads, idle, blocked; /* guarded by lock; idle: those too that were woken and have not looked yet */
 	bool stop;
@@ -33,6 +39,33 @@ struct rc_pool {
 };
 
 static _Thread_local struct rc_pool *my_pool;
+static _Thread_local struct rc_caller *my_caller; /* whose call this thread serves */
+
+bool rc_may_wait(const struct rref_ctx *ctx)
+{
+	unsigned depth = rc_callback_depth();
+
+	return depth == 0 || (depth == 1 && my_pool && my_pool->ctx == ctx);
+}
+
+/* Calls that stood apart come into the queue. Guarded by lock. */
+static void admit(struct rc_pool *pool, struct rc_caller *c)
+{
+	struct list *n;
+
+	while (c->nr - c->blocked < PER_CALLER && (n = list_pop(&c->apart))) {
+		c->nr++;
+		pool->queued++;
+		list_add_tail(&pool->queue, n);
+	}
+}
+
+/* No thread can be had for it. Its caller hears so from whoever runs it. */
+static void refuse(struct rref_call *call)
+{
+	call->in.status = -EAGAIN;
+	snprintf(call->in.text, sizeof(call->in.text), "no thread for the call: all handlers there wait, and no more can be started");
+}
 
 static void *run(void *arg)
 {
@@ -48,16 +81,15 @@ static void *run(void *arg)
 			struct rc_caller *c = &pool->caller[call->caller];
 
 			pool->queued--;
+			if (c->blocked >= pool->max_waiting)
+				refuse(call);
+			my_caller = c;
 			pthread_mutex_unlock(&pool->lock);
 			rc_run_call(call);
 			pthread_mutex_lock(&pool->lock);
-			n = list_pop(&c->apart);
-			if (n) {
-				pool->queued++;
-				list_add_tail(&pool->queue, n);
-			} else {
-				c->nr--;
-			}
+			my_caller = NULL;
+			c->nr--;
+			admit(pool, c);
 			continue;
 		}
 		if (pool->stop || pool->threads - pool->blocked > pool->target)
@@ -72,9 +104,22 @@ static void *run(void *arg)
 	return NULL;
 }
 
-/* Starts a thread if there is work that no thread is free for. Guarded by lock. */
-static void grow(struct rc_pool *pool)
+static void run_left(struct list *queue)
 {
+	struct list *n;
+
+	while ((n = list_pop(queue)))
+		rc_run_call(container_of(n, struct rref_call, node));
+}
+
+/*
+ * Starts a thread if there is work that no thread is free for. If none can be started and none will come back by itself,
+ * the queue is moved to *refused. Guarded by lock.
+ */
+static void grow(struct rc_pool *pool, struct list *refused)
+{
+	struct list *n;
+
 	pthread_attr_t attr;
 	pthread_t thread;
 
@@ -93,11 +138,19 @@ static void grow(struct rc_pool *pool)
 	if (pthread_create(&thread, &attr, run, pool)) {
 		pool->threads--;
 		rc_log(pool->ctx, RREF_LOG_ERROR, "a worker thread could not be started: %u are running", pool->threads);
+		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
+			struct rref_call *call = container_of(n, struct rref_call, node);
+
+			pool->queued--;
+			pool->caller[call->caller].nr--;
+			refuse(call);
+			list_add_tail(refused, n);
+		}
 	}
 	pthread_attr_destroy(&attr);
 }
 
-int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
+int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting)
 {
 	struct rc_pool *pool = calloc(1, sizeof(*pool) + ctx->world * sizeof(pool->caller[0]));
 
@@ -105,6 +158,7 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
 		return rc_fail(ENOMEM, "memory for the worker pool");
 	pool->ctx = ctx;
 	pool->target = nr_threads;
+	pool->max_waiting = max_waiting;
 	list_init(&pool->queue);
 	for (uint32_t i = 0; i < ctx->world; i++)
 		list_init(&pool->caller[i].apart);
@@ -113,14 +167,6 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads)
 	pthread_cond_init(&pool->gone, NULL);
 	ctx->pool = pool;
 	return 0;
-}
-
-static void run_left(struct list *queue)
-{
-	struct list *n;
-
-	while ((n = list_pop(queue)))
-		rc_run_call(container_of(n, struct rref_call, node));
 }
 
 void rc_pool_close(struct rref_ctx *ctx)
@@ -161,11 +207,11 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 	}
 	c = &pool->caller[call->caller];
 	pthread_mutex_lock(&pool->lock);
-	if (c->nr < PER_CALLER || call->caller == ctx->rank) {
+	if (c->nr - c->blocked < PER_CALLER || call->caller == ctx->rank) {
 		c->nr++;
 		pool->queued++;
 		list_add_tail(&pool->queue, &call->node);
-		grow(pool);
+		grow(pool, &ctx->deferred_calls);
 	} else {
 		list_add_tail(&c->apart, &call->node);
 	}
@@ -175,11 +221,16 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 void rc_pool_blocking(struct rref_ctx *ctx, int delta)
 {
 	struct rc_pool *pool = my_pool;
+	struct list refused;
 
-	if (!pool || pool->ctx != ctx)
+	if (!pool || pool->ctx != ctx || !my_caller)
 		return;
+	list_init(&refused);
 	pthread_mutex_lock(&pool->lock);
 	pool->blocked += (unsigned)delta;
-	grow(pool);
+	my_caller->blocked += (unsigned)delta;
+	admit(pool, my_caller);
+	grow(pool, &refused);
 	pthread_mutex_unlock(&pool->lock);
+	run_left(&refused); /* none when delta is -1: this thread does not wait any more */
 }

@@ -69,12 +69,14 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 		n += (int)rc_drain_dropped(ctx);
 	if (!list_empty(&ctx->self_queue))
 		n += poll_self(ctx);
+	n += !list_empty(&ctx->deferred_work); /* is done when the lock is let go of */
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			n += poll_device(ctx, &ctx->device[k], slow ? RV_POLL_SLOW : 0);
 	if (slow) {
 		int64_t now = now_ns();
 
+		ctx->polled_slow_at = now;
 		if (now >= ctx->next_tick) {
 			ctx->next_tick = now + TICK_NS;
 			rc_ops_expire(ctx, now);
@@ -130,7 +132,7 @@ bool rc_arm(struct rref_ctx *ctx)
 	ctx->armed = true;
 	/* After arming: what came before would not wake us. sc: partner of the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && list_empty(&ctx->self_queue) &&
-	       list_empty(&ctx->deferred_ops) && list_empty(&ctx->deferred_calls);
+	       list_empty(&ctx->deferred_ops) && list_empty(&ctx->deferred_calls) && list_empty(&ctx->deferred_work);
 }
 
 void rc_disarm(struct rref_ctx *ctx)

@@ -132,23 +132,46 @@ enum rc_op_kind {
 	RC_OP_LOCAL_CREATE, /* a creation on oneself: ends with the function */
 	RC_OP_BARRIER,
 	RC_OP_TYPE,         /* waits for a value like a read, then for the name of its type */
+	RC_OP_FETCH,        /* READs the payload of a call or reply; payload.c */
 };
 
 enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4 };
+
+/* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
+struct rc_work {
+	struct list node;             /* [lock] ctx->deferred_work */
+	void (*run)(struct rref_ctx *ctx, struct rc_work *w);
+};
 
 /* A reference that arrived in a call or reply and is on its way to being confirmed. */
 struct rc_inref {
 	struct rc_incoming *in;
 	struct rref *handle;
 };
+
+/* What comes with a call or reply: references to be confirmed, and before them perhaps a payload to be READ. */
 struct rc_incoming {
-	struct rc_inref ref[RREF_REFS_MAX];
+	struct rc_inref *ref;         /* few, or malloc'ed */
+	struct rc_inref few[RW_REFS_MAX];
 	uint32_t nr, unready;         /* [lock] */
 	int status;                   /* first failure */
 	char text[RP_TEXT_MAX];
 	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
 	struct rref_future *future;   /* replies: whose result they are */
-	uint32_t from;                /* those that are dropped: who sent them */
+	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
+	/* payload: see payload.c */
+	struct rc_work work;
+	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr); /* [lock] */
+	struct rref_future *read;     /* [lock] the READ that brings it */
+	struct rref_view *body;       /* what it brought ... */
+	struct rc_payload *own;       /* ... or, from this worker itself, the payload as it is */
+	struct rp_location loc;
+	uint64_t call_id;
+	uint32_t what;                /* enum rw_payload */
+	uint32_t epoch;               /* of the session it was offered in */
+	uint32_t data_length, nr_refs;
+	bool fetching;                /* [lock] it is not here yet */
+	bool cancelled;               /* [lock] and need not come any more */
 };
 
 /*
@@ -200,6 +223,7 @@ struct rref_future {
 	bool range;                   /* header is a READ of its own, since the payload does not follow it */
 	uint64_t number;              /* barrier */
 	bool replied;                 /* [lock] call: its answer came */
+	struct rc_incoming *fetch;    /* FETCH: what for */
 };
 
 /* ---- peers ---------------------------------------------------------------------------------------------------- */
@@ -235,6 +259,8 @@ struct rc_peer {
 	size_t queued_bytes;          /* [lock] bounded, see send.c */
 	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
 	_Atomic uint64_t call_bytes;  /* of its calls that are open here; bounded, see serve.c */
+	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
+	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
 	int64_t retry_at;             /* [lock] no new attempt before */
 	int64_t grace_at;             /* [lock] 0 = none */
@@ -293,16 +319,22 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	struct list node;            /* [lock] deferred, or pool queue */
+	struct list open_node;       /* [lock] ctx->open_calls, until it is replied to */
 	struct rc_incoming in;
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
+	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
 	uint8_t kind;
 	struct rref_id id, fork;     /* REMOTE */
 	const struct rc_function *fn;
+	const void *bytes;           /* data, or a payload's */
 	size_t length;
+	const void *meta;            /* behind data */
+	size_t meta_length;
 	char name[RREF_NAME_MAX + 1];
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
+	_Atomic uint32_t cancelled;  /* its caller gave it up, or is gone */
 	_Alignas(64) uint8_t data[];
 };
 
@@ -312,6 +344,7 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 
 #define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
 #define RC_CACHE_SLOTS 16
+#define RC_CALL_BUCKETS 256u  /* a power of two */
 
 /* The class of a landing block for so many bytes; -1: too large to be kept. */
 static inline int rc_landing_class(size_t length)
@@ -325,7 +358,7 @@ static inline int rc_landing_class(size_t length)
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries;
-	_Atomic uint64_t landing_bytes, value_bytes;
+	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
 	uint64_t sent_bytes, received_bytes;                               /* [lock] */
 	uint64_t sessions;                                                 /* [lock] */
@@ -359,6 +392,11 @@ struct rref_ctx {
 	struct list handles;              /* [lock] every handle */
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
 	struct list deferred_calls;       /* [lock] inline calls to run */
+	struct list deferred_work;        /* [lock] struct rc_work */
+	uint32_t nr_works;                /* [lock] of these, and those being done */
+	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
+	struct list offers[RC_CALL_BUCKETS];     /* [lock] payloads that others have not read yet, by reader and call id */
+	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
 	int64_t next_tick;                /* [lock] */
 	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
 	int64_t polled_slow_at;           /* [lock] */
@@ -467,6 +505,8 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 void rc_lock(struct rref_ctx *ctx);
 bool rc_trylock(struct rref_ctx *ctx);
 void rc_unlock(struct rref_ctx *ctx); /* and runs what was deferred */
+void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
+void rc_defer(struct rref_ctx *ctx, struct rc_work *w); /* [lock] */
 
 /* memory.c: devices' registrations, arenas, values, landing blocks */
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
@@ -540,6 +580,7 @@ void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read tha
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
+void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
 
 /* quick.c */
 uint64_t rc_quick_serial(void);
@@ -580,19 +621,26 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* 
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
 void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
 void rc_run_call(struct rref_call *call);                                     /* no lock held */
-int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
-void rc_incoming_release(struct rc_incoming *in);
+void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
+bool rc_incoming_room(struct rc_incoming *in, uint32_t nr);
+void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
 void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from); /* [lock] */
 int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, struct rp_fork *recs); /* [lock] */
 void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, const struct rp_fork *recs, size_t nr); /* [lock] */
 void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text); /* [lock] */
+int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline); /* [lock, let go of meanwhile] */
+void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id); /* [lock] */
+void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] */
+bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch); /* [lock] can it still be told anything? */
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
-int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads);
+int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting);
 void rc_pool_close(struct rref_ctx *ctx);
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call); /* [lock] */
-void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1) / is back (-1) */
+void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1, not under the lock) / is back (-1) */
+bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_call_put(struct rref_call *call);
 bool rc_in_callback(void);
+unsigned rc_callback_depth(void);
 void rc_callback_enter(void);
 void rc_callback_leave(void);
 
@@ -604,6 +652,27 @@ const char *rc_site_take(void);                              /* of the call unde
 void rc_leaks_handles(struct rref_ctx *ctx);
 void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks, uint64_t *stuck); /* what is left now */
 void rc_leaks_free(struct rref_ctx *ctx);
+
+/* payload.c */
+int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out); /* NULL: not needed */
+int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a, struct rp_location *loc); /* [lock] shares, publishes */
+void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p);                              /* [lock] what was shared */
+void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id); /* [lock] consumed: the message went out */
+void rc_payload_drop(struct rc_payload *p);                                                    /* one that was not offered */
+void rc_payload_free(struct rc_payload *p);                                                    /* one that this worker handed to itself */
+void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);     /* [lock] */
+void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *p);                        /* [lock] */
+void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from);       /* [lock] loc ... nr_refs, fetched are set */
+void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in);                              /* [lock] its READ ended */
+void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] its READ may go on */
+void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] */
+void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id, int status); /* [lock] */
+static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint64_t call_id)
+{
+	uint64_t x = (call_id ^ ctx->bucket_seed) * UINT64_C(0x9e3779b97f4a7c15) + rank;
+
+	return (uint32_t)((x ^ x >> 32) * UINT64_C(0xd6e8feb86659fd93) >> 40) & (RC_CALL_BUCKETS - 1);
+}
 
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */

@@ -24,12 +24,15 @@
  */
 #define WINDOW 2u
 
+/* What is copied of a payload over shm before others get their turn. */
+#define TURN_BYTES (UINT64_C(1) << 20)
+
 static void read_done(struct rref_future *f, bool locked);
 static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool locked);
 
 static struct rc_peer *peer_of(const struct rref_future *f)
 {
-	return &f->ctx->peers[f->handle->owner];
+	return &f->ctx->peers[f->peer];
 }
 
 static bool is_single(const struct rref_future *f, uint64_t max_msg)
@@ -105,13 +108,16 @@ static void note_failure(struct rref_future *f, int status, int wc)
 	}
 }
 
-/* Providers whose READs are complete at once: the whole read in the caller's thread. False: no connection now. */
-static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+/*
+ * Providers whose READs are complete at once: the whole read in the caller's thread, or WINDOW pieces of at most max_msg.
+ * False: no connection now.
+ */
+static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, uint64_t max_msg, bool whole)
 {
 	struct rv_read r[WINDOW];
 
-	while (!all_asked(f) && !f->read_status) {
-		unsigned n = build(f, p->max_msg, r, WINDOW);
+	for (bool first = true; (first || whole) && !all_asked(f) && !f->read_status; first = false) {
+		unsigned n = build(f, max_msg, r, WINDOW);
 		int posted = p->ops->post_reads(conn, r, n);
 
 		if (posted <= 0) {
@@ -215,6 +221,9 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that begins to wait. */
 	int err = rc_enter(ctx);
 
+	/* What was offered in a session that is over is gone; for the others a new one is begun. */
+	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
+		err = -ENOTCONN;
 	/* Before it waits: a failure may fence the peer, which ends all reads that do. */
 	if (!err)
 		err = rc_peer_want(ctx, p);
@@ -232,34 +241,38 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 		rc_unlock(ctx);
 }
 
-/* Before anything is posted: bounds, landing buffer, cleared header. False: the read has ended with an error. */
-static bool prepare(struct rref_future *f, bool locked)
+/* Before anything is posted: bounds, landing buffer, cleared header. */
+static int prepare_quietly(struct rref_future *f)
 {
 	f->next = 0;
 	f->header_asked = false;
 	f->retried = false;
 	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
 	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
-	int refused = f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments) ? -EPROTO :
-		      f->loc.nonce ? 0 : -EPERM;
-
-	if (refused) {
-		note_failure(f, refused, -1);
-		read_done(f, locked);
-		return false;
-	}
+	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments))
+		return -EPROTO;
+	if (!f->loc.nonce)
+		return -EPERM;
 	f->offset = min_of(f->offset, end);
 	f->length = min_of(f->length, end - f->offset);
 	memset(f->landing_header, 0, RC_HEADER_BYTES);
 	int err = rc_landing_get(f->ctx, f->length, &f->landing);
 
-	if (err) {
-		note_failure(f, err, -1);
+	if (err)
 		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
-		read_done(f, locked);
-		return false;
-	}
-	return true;
+	return err;
+}
+
+/* False: the read has ended with an error. */
+static bool prepare(struct rref_future *f, bool locked)
+{
+	int err = prepare_quietly(f);
+
+	if (!err)
+		return true;
+	note_failure(f, err, -1);
+	read_done(f, locked);
+	return false;
 }
 
 /* Reads that are complete when they are posted: in this thread, under the pin. False: no connection or no slot now. */
@@ -271,7 +284,7 @@ static bool start_inline(struct rref_future *f, struct rc_peer *p)
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
 	if (conn && at_load(&p->nr_waiting) == 0)
-		over = read_inline(f, p, conn);
+		over = read_inline(f, p, conn, p->max_msg, true);
 	at_sub_rel(&p->readers, 1);
 	return over;
 }
@@ -397,8 +410,10 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		at_sub(&p->nr_waiting, 1);
 		if (!wanted) {
 			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
+		} else if (f->fetch && p->kind == RV_SHM) {
+			rc_fetch_resume(ctx, f->fetch); /* in turns, and not under the lock */
 		} else if (p->kind == RV_SHM) {
-			if (!read_inline(f, p, conn)) {
+			if (!read_inline(f, p, conn, p->max_msg, true)) {
 				wait_first(f, p);
 				return;
 			}
@@ -422,7 +437,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	struct rref_future *f = rc_op_find(ctx, cookie);
 
 	at_sub(&ctx->reads_in_flight, 1);
-	if (!f || f->kind != RC_OP_READ || !f->outstanding) {
+	if (!f || (f->kind != RC_OP_READ && f->kind != RC_OP_FETCH) || !f->outstanding) {
 		at_add(&ctx->n.dropped, 1);
 		return;
 	}
@@ -460,7 +475,7 @@ static int explain(struct rref_future *f)
 	struct rref *h = f->handle;
 	struct rc_peer *p = peer_of(f);
 
-	if (at_load_acq(&h->state) == RC_H_FAILED) {
+	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
 		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
 		return h->err;
 	}
@@ -500,7 +515,7 @@ static const struct rc_type *type_of(const struct rref_future *f)
 static int header_check(struct rref_future *f)
 {
 	struct rc_header h = *f->landing_header; /* copied once: nothing is fetched twice */
-	const struct rref *ref = f->handle;
+	const struct rref *ref = f->handle; /* NULL: a payload */
 
 	if (!h.nonce && !h.state && !h.length && !h.version) {
 		snprintf(f->text, sizeof(f->text), "the read completed without data");
@@ -510,7 +525,7 @@ static int header_check(struct rref_future *f)
 		snprintf(f->text, sizeof(f->text), "the value is not there any more");
 		return -ESTALE;
 	}
-	if (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on ||
+	if ((ref && (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on)) ||
 	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version ||
 	    le64toh(h.type_hash) != f->loc.type_hash || le32toh(h.nr_segments) != f->loc.nr_segments) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
@@ -546,7 +561,63 @@ static void read_done(struct rref_future *f, bool locked)
 	} else {
 		at_sub(&ctx->n.quarantined, 1);
 	}
+	if (f->fetch)
+		rc_fetch_over(ctx, f->fetch);
 	rc_op_put(f);
+}
+
+/* Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is held for long. */
+static void turn_inline(struct rref_future *f, struct rc_peer *p)
+{
+	struct rref_ctx *ctx = f->ctx;
+	bool over = false;
+
+	rc_unlock_bare(ctx);
+	at_add_sc(&p->readers, 1);
+	struct rv_conn *conn = at_load_sc(&p->conn);
+
+	if (conn)
+		over = read_inline(f, p, conn, min_of(p->max_msg, TURN_BYTES / WINDOW), false);
+	at_sub_rel(&p->readers, 1);
+	rc_lock(ctx);
+	if (!over && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING)
+		wait_for_connection(f, p, true);
+	else if (all_asked(f) || f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
+		read_done(f, true);
+	else
+		rc_defer(ctx, &f->fetch->work);
+}
+
+/*
+ * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in rc_fetch_over. The buffer is
+ * got without the lock, since a large one may have to be registered first.
+ */
+void rc_read_turn(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+	struct rc_peer *p = peer_of(f);
+
+	if (!f->landing) {
+		rc_unlock_bare(ctx);
+		int err = prepare_quietly(f);
+
+		rc_lock(ctx);
+		if (err)
+			note_failure(f, err, -1);
+	}
+	/* The epoch is looked at under the lock, and a connection of another session is never used for it. */
+	if (!rc_same_session(ctx, p->rank, f->fetch->epoch))
+		note_failure(f, -ENOTCONN, -1);
+	if (f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
+		read_done(f, true);
+	else if (p->kind == RV_SHM)
+		turn_inline(f, p);
+	else if (is_single(f, p->max_msg))
+		post_singles(ctx, p, &f, 1, true);
+	else if (at_load(&p->conn) && !at_load(&p->nr_waiting))
+		read_post(f, p, at_load(&p->conn));
+	else
+		wait_for_connection(f, p, true);
 }
 
 void rc_read_fail(struct rref_future *f, int status)

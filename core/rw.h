@@ -17,6 +17,8 @@
 #define RW_ID_BYTES 12u         /* local id, rank */
 #define RW_LOCATION_BYTES 48u
 #define RW_FORK_BYTES 92u       /* one fork record */
+#define RW_REFS_MAX 8u          /* fork records in a message itself; more travel in its payload */
+#define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
 enum rw_type {
 	RW_AUTH = 1,       /* first message of the connecting side: the MAC that proves it is alive and holds the key */
@@ -31,6 +33,7 @@ enum rw_type {
 	RW_CANCEL,         /* the caller gave up call n */
 	RW_TYPE_QUERY,     /* what is the type with this hash? */
 	RW_TYPE_ANSWER,    /* its name, element size and flags */
+	RW_DONE,           /* a payload was read, or will not be: its memory is its sender's again */
 	RW_NR_TYPES
 };
 
@@ -42,27 +45,45 @@ struct rw_frame {
 
 enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2 };
 
+/*
+ * Data and fork records of a call or reply are in the message, or, when there are more of them than fit (RW_INLINE_MAX,
+ * RW_REFS_MAX), in a payload: memory of the sender, laid out like a value, that the receiver READs. Then loc says where;
+ * it holds the data, and behind it nr_refs fork records as they would stand in a message (rw_put_forks, rw_get_forks).
+ */
 struct rw_call {
 	uint64_t call_id;           /* unique per caller's incarnation */
 	uint8_t kind;               /* enum rw_call_kind */
-	uint8_t nr_refs;            /* <= RREF_REFS_MAX */
 	uint8_t name_length;        /* 1..RREF_NAME_MAX */
-	uint32_t data_length;       /* <= RREF_ARGS_MAX */
+	uint16_t nr_refs;           /* <= RW_REFS_MAX; with a payload RREF_REFS_MAX */
+	uint16_t meta_length;       /* <= RREF_META_MAX */
+	uint32_t data_length;       /* <= RW_INLINE_MAX; with a payload RREF_ARGS_MAX */
 	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork; RPC: zero */
+	struct rp_location loc;     /* of the payload; version 0 = none */
 	const char *name;           /* decode: points into the message, not terminated */
-	const void *data;           /* decode: points into the message */
-	struct rp_fork refs[RREF_REFS_MAX];
+	const void *meta;           /* decode: points into the message */
+	const void *data;           /* decode: points into the message; with a payload NULL */
+	struct rp_fork refs[RW_REFS_MAX];
 };
 
 struct rw_reply {
 	uint64_t call_id;
 	int32_t status;             /* 0 or -errno */
-	uint8_t nr_refs;            /* <= RREF_REFS_MAX; 0 with an error */
 	uint16_t text_length;       /* < RP_TEXT_MAX; 0 without an error */
-	uint32_t data_length;       /* <= RREF_ARGS_MAX; 0 with an error */
+	uint16_t nr_refs;           /* as a call's; 0 with an error */
+	uint32_t data_length;       /* as a call's; 0 with an error */
+	struct rp_location loc;     /* as a call's; none with an error */
 	const char *text;           /* decode: points into the message, not terminated */
 	const void *data;
-	struct rp_fork refs[RREF_REFS_MAX];
+	struct rp_fork refs[RW_REFS_MAX];
+};
+
+/* The receiver of a payload is done with it. */
+enum rw_payload { RW_PAYLOAD_CALL = 1, RW_PAYLOAD_REPLY = 2 };
+
+struct rw_done {
+	uint64_t call_id;
+	uint32_t what;              /* enum rw_payload: the call's payload, or its reply's */
+	int32_t status;             /* 0, or why it was not read: then its fork records were not looked at */
 };
 
 /*
@@ -94,6 +115,7 @@ struct rw_message {
 		struct rp_msg proto;
 		struct rw_auth auth;
 		struct rw_type_info type;
+		struct rw_done done;
 		uint64_t number;
 	} u;
 };
@@ -111,6 +133,13 @@ struct rw_message {
 int rw_encode(const struct rw_message *m, void *buf, size_t size);
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
 void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch);
+
+/*
+ * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or -EINVAL.
+ * rw_get_forks reads them back; 0, or -EPROTO for what a message may not hold either.
+ */
+int rw_put_forks(const struct rp_fork *refs, unsigned nr, void *buf);
+int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *refs);
 
 const char *rw_type_name(unsigned type);
 

@@ -96,9 +96,10 @@ static struct rp_location get_location(struct reader *r)
 	return l;
 }
 
+/* refs has room for nr. */
 static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 {
-	if (nr > RREF_REFS_MAX || r->left < (size_t)nr * RW_FORK_BYTES) {
+	if (r->left < (size_t)nr * RW_FORK_BYTES) {
 		r->bad = true;
 		return;
 	}
@@ -139,41 +140,77 @@ static const char *get_text(struct reader *r, size_t n)
 	return text;
 }
 
+/* The location of a payload, if there is one, or the fork records. False: the message is refused. */
+static bool get_payload(struct reader *r, unsigned located, struct rp_location *loc, struct rp_fork *refs, unsigned nr,
+			uint32_t data_length, uint32_t meta_length)
+{
+	static const struct rp_location none;
+
+	*loc = none;
+	want(r, located <= 1);
+	if (located) {
+		*loc = get_location(r);
+		want(r, loc->version != 0);
+	}
+	want(r, rw_payload_valid(loc, data_length, nr, meta_length));
+	if (!r->bad && !located)
+		get_forks(r, refs, nr);
+	return !r->bad;
+}
+
 static void get_call(struct reader *r, struct rw_call *c)
 {
 	static const struct rref_id none;
+	unsigned located;
 
 	c->call_id = get64(r);
 	c->kind = get8(r);
-	c->nr_refs = get8(r);
+	located = get8(r);
 	c->name_length = get8(r);
 	want(r, !get8(r));
+	c->nr_refs = get16(r);
+	c->meta_length = get16(r);
 	c->data_length = get32(r);
 	want(r, c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE);
-	want(r, c->name_length && c->name_length <= RREF_NAME_MAX && c->data_length <= RREF_ARGS_MAX);
+	want(r, c->name_length && c->name_length <= RREF_NAME_MAX && c->meta_length <= RREF_META_MAX);
 	c->id = c->fork = none;
 	if (c->kind == RW_CALL_REMOTE) {
 		c->id = get_id(r);
 		c->fork = get_id(r);
 	}
-	get_forks(r, c->refs, c->nr_refs);
+	if (!get_payload(r, located, &c->loc, c->refs, c->nr_refs, c->data_length, c->meta_length))
+		return;
 	c->name = get_text(r, c->name_length);
-	c->data = get_bytes(r, c->data_length);
+	c->meta = get_bytes(r, c->meta_length);
+	c->data = located ? NULL : get_bytes(r, c->data_length);
 }
 
 static void get_reply(struct reader *r, struct rw_reply *reply)
 {
+	unsigned located;
+
 	reply->call_id = get64(r);
 	reply->status = get_status(r);
 	reply->text_length = get16(r);
-	reply->nr_refs = get8(r);
+	located = get8(r);
 	want(r, !get8(r));
+	reply->nr_refs = get16(r);
+	want(r, !get16(r));
 	reply->data_length = get32(r);
-	want(r, reply->text_length < RP_TEXT_MAX && reply->data_length <= RREF_ARGS_MAX);
-	want(r, reply->status ? !reply->nr_refs && !reply->data_length : !reply->text_length);
-	get_forks(r, reply->refs, reply->nr_refs);
+	want(r, reply->text_length < RP_TEXT_MAX);
+	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located : !reply->text_length);
+	if (!get_payload(r, located, &reply->loc, reply->refs, reply->nr_refs, reply->data_length, 0))
+		return;
 	reply->text = get_text(r, reply->text_length);
-	reply->data = get_bytes(r, reply->data_length);
+	reply->data = located ? NULL : get_bytes(r, reply->data_length);
+}
+
+static void get_done(struct reader *r, struct rw_done *d)
+{
+	d->call_id = get64(r);
+	d->what = get32(r);
+	want(r, d->what == RW_PAYLOAD_CALL || d->what == RW_PAYLOAD_REPLY);
+	d->status = get_status(r);
 }
 
 static void get_proto(struct reader *r, struct rp_msg *m)
@@ -215,6 +252,14 @@ static void get_type(struct reader *r, struct rw_type_info *t)
 	want(r, t->name_length <= RREF_NAME_MAX);
 	want(r, t->name_length || !(t->element_size | t->flags));
 	t->name = get_text(r, t->name_length);
+}
+
+int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *refs)
+{
+	struct reader r = { .at = buf, .left = (size_t)nr * RW_FORK_BYTES, .world = world };
+
+	get_forks(&r, refs, nr);
+	return r.bad ? -EPROTO : 0;
 }
 
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
@@ -263,6 +308,9 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	case RW_PONG:
 	case RW_CANCEL:
 		out->u.number = get64(&r);
+		break;
+	case RW_DONE:
+		get_done(&r, &out->u.done);
 		break;
 	case RW_GOODBYE:
 		break;

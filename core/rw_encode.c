@@ -8,9 +8,11 @@
 #include "verbs/rv.h"
 
 /* The largest of all messages goes into one send. */
-static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RREF_REFS_MAX * RW_FORK_BYTES + RREF_NAME_MAX +
-	      RREF_ARGS_MAX <= RV_MSG_MAX, "a full call fits a message");
-static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RREF_REFS_MAX * RW_FORK_BYTES + RP_TEXT_MAX + RREF_ARGS_MAX <= RV_MSG_MAX,
+static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RREF_NAME_MAX +
+	      RW_INLINE_MAX <= RV_MSG_MAX, "a full call without metadata fits a message");
+static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RW_LOCATION_BYTES + RREF_NAME_MAX + RREF_META_MAX <=
+	      RV_MSG_MAX, "a call with a payload fits a message");
+static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RP_TEXT_MAX + RW_INLINE_MAX <= RV_MSG_MAX,
 	      "a full reply fits a message");
 
 /* Writes on, or only counts once the room is used up. */
@@ -110,24 +112,29 @@ static int put_call(struct writer *w, const struct rw_call *c)
 {
 	int rc;
 
-	if ((c->kind != RW_CALL_RPC && c->kind != RW_CALL_REMOTE) || c->nr_refs > RREF_REFS_MAX || !c->name_length ||
-	    c->name_length > RREF_NAME_MAX || c->data_length > RREF_ARGS_MAX)
+	if ((c->kind != RW_CALL_RPC && c->kind != RW_CALL_REMOTE) || !c->name_length || c->name_length > RREF_NAME_MAX ||
+	    c->meta_length > RREF_META_MAX || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
 	put64(w, c->call_id);
 	put8(w, c->kind);
-	put8(w, c->nr_refs);
+	put8(w, c->loc.version != 0);
 	put8(w, c->name_length);
 	put8(w, 0);
+	put16(w, c->nr_refs);
+	put16(w, c->meta_length);
 	put32(w, c->data_length);
 	if (c->kind == RW_CALL_REMOTE) {
 		put_id(w, &c->id);
 		put_id(w, &c->fork);
 	}
-	rc = put_forks(w, c->refs, c->nr_refs);
+	if (c->loc.version)
+		put_location(w, &c->loc);
+	rc = put_forks(w, c->refs, c->loc.version ? 0 : c->nr_refs);
 	if (rc)
 		return rc;
 	put_bytes(w, c->name, c->name_length);
-	put_bytes(w, c->data, c->data_length);
+	put_bytes(w, c->meta, c->meta_length);
+	put_bytes(w, c->data, c->loc.version ? 0 : c->data_length);
 	return 0;
 }
 
@@ -135,22 +142,36 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 {
 	int rc;
 
-	if (r->nr_refs > RREF_REFS_MAX || r->text_length >= RP_TEXT_MAX || r->data_length > RREF_ARGS_MAX ||
-	    r->status > 0 || r->status < -RW_ERRNO_MAX)
+	if (r->text_length >= RP_TEXT_MAX || r->status > 0 || r->status < -RW_ERRNO_MAX ||
+	    !rw_payload_valid(&r->loc, r->data_length, r->nr_refs, 0))
 		return -EINVAL;
-	if (r->status ? r->nr_refs || r->data_length : r->text_length)
+	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length)
 		return -EINVAL;
 	put64(w, r->call_id);
 	put32(w, (uint32_t)r->status);
 	put16(w, r->text_length);
-	put8(w, r->nr_refs);
+	put8(w, r->loc.version != 0);
 	put8(w, 0);
+	put16(w, r->nr_refs);
+	put16(w, 0);
 	put32(w, r->data_length);
-	rc = put_forks(w, r->refs, r->nr_refs);
+	if (r->loc.version)
+		put_location(w, &r->loc);
+	rc = put_forks(w, r->refs, r->loc.version ? 0 : r->nr_refs);
 	if (rc)
 		return rc;
 	put_bytes(w, r->text, r->text_length);
-	put_bytes(w, r->data, r->data_length);
+	put_bytes(w, r->data, r->loc.version ? 0 : r->data_length);
+	return 0;
+}
+
+static int put_done(struct writer *w, const struct rw_done *d)
+{
+	if ((d->what != RW_PAYLOAD_CALL && d->what != RW_PAYLOAD_REPLY) || d->status > 0 || d->status < -RW_ERRNO_MAX)
+		return -EINVAL;
+	put64(w, d->call_id);
+	put32(w, d->what);
+	put32(w, (uint32_t)d->status);
 	return 0;
 }
 
@@ -187,6 +208,13 @@ static int put_type(struct writer *w, const struct rw_type_info *t)
 	put16(w, 0);
 	put_bytes(w, t->name, t->name_length);
 	return 0;
+}
+
+int rw_put_forks(const struct rp_fork *refs, unsigned nr, void *buf)
+{
+	struct writer w = { .buf = buf, .size = (size_t)nr * RW_FORK_BYTES };
+
+	return put_forks(&w, refs, nr);
 }
 
 int rw_encode(const struct rw_message *m, void *buf, size_t size)
@@ -232,6 +260,9 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 	case RW_CANCEL:
 		put64(&w, m->u.number);
 		break;
+	case RW_DONE:
+		rc = put_done(&w, &m->u.done);
+		break;
 	case RW_GOODBYE:
 		break;
 	default:
@@ -256,7 +287,7 @@ const char *rw_type_name(unsigned type)
 	static const char *const names[RW_NR_TYPES] = {
 		[RW_AUTH] = "auth", [RW_CALL] = "call", [RW_REPLY] = "reply", [RW_PROTO] = "proto", [RW_BARRIER] = "barrier",
 		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
-		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer",
+		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer", [RW_DONE] = "done",
 	};
 
 	return type < RW_NR_TYPES && names[type] ? names[type] : "unknown";

@@ -10,8 +10,8 @@ enum {
 	RW_AT_TYPE = 0, RW_AT_FLAGS = 1, RW_AT_RESERVED = 2, RW_AT_LENGTH = 4, RW_AT_SEQ = 8, RW_AT_EPOCH = 16,
 	RW_AT_RESERVED2 = 20,
 	/* fixed parts of bodies */
-	RW_CALL_BYTES = 16,      /* u64 call, u8 kind, u8 refs, u8 name length, u8 0, u32 data length */
-	RW_REPLY_BYTES = 20,     /* u64 call, i32 status, u16 text length, u8 refs, u8 0, u32 data length */
+	RW_CALL_BYTES = 20,      /* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data length */
+	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 0, u32 data length */
 	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
 	RW_MAC_BYTES = 32,
 	RW_NUMBER_BYTES = 8,
@@ -32,6 +32,15 @@ static inline int rw_proto_has_location(unsigned type)
 static inline int rw_proto_needs_location(unsigned type)
 {
 	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
+}
+
+/* A payload is one segment that holds the data and the fork records, all of them and nothing else; a message few or none. */
+static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_length, uint32_t nr_refs, uint32_t meta_length)
+{
+	if (!l->version)
+		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX && nr_refs <= RW_REFS_MAX;
+	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX && (data_length || nr_refs) && l->nonce &&
+	       l->nr_segments == 1 && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 }
 
 /*

@@ -3,8 +3,8 @@
  * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
  * pool or, if its function says so, on the thread that made the progress. Its reply goes out once.
  *
- * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES is answered -EAGAIN at once.
- * Not by holding its messages back: among them may be the answers that the calls being served wait for. A caller with
+ * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a payload beyond
+ * FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among them may be the answers that the calls being served wait for. A caller with
  * the default max_ops and small arguments cannot get there. Of references that nobody waits for, DROPS_MAX lots
  * at a time are looked after; a peer that sends more of them is fenced.
  */
@@ -16,13 +16,17 @@
 #include "rc.h"
 
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
+#define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
 #define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
 #define DROPS_MAX 8192u
 
 /* ---- references that arrive ---- */
 
-int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
+/* The records of one call or reply. Those of a payload that could not be had are none, and in->status is set. */
+void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
 {
+	if (!in->ref)
+		in->ref = in->few;
 	in->nr = nr;
 	in->unready = nr + 1; /* one for this function, so that ready() comes last */
 	for (uint32_t i = 0; i < nr; i++) {
@@ -46,7 +50,13 @@ int rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct
 	}
 	if (--in->unready == 0)
 		in->ready(ctx, in);
-	return 0;
+}
+
+/* Before the records come, so that they can be taken in. */
+bool rc_incoming_room(struct rc_incoming *in, uint32_t nr)
+{
+	in->ref = nr <= RW_REFS_MAX ? in->few : calloc(nr, sizeof(in->ref[0]));
+	return in->ref;
 }
 
 void rc_incoming_release(struct rc_incoming *in)
@@ -57,6 +67,14 @@ void rc_incoming_release(struct rc_incoming *in)
 		rref_release(in->ref[i].handle);
 		in->ref[i].handle = NULL;
 	}
+	if (in->ref != in->few)
+		free(in->ref);
+	in->ref = NULL;
+	in->nr = 0;
+	rref_view_free(in->body);
+	in->body = NULL;
+	rc_payload_free(in->own);
+	in->own = NULL;
 }
 
 static void discard(struct rref_ctx *ctx, struct rc_incoming *in)
@@ -91,18 +109,21 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 
 /* ---- the call's life ---- */
 
-static uint64_t call_bytes(size_t length, uint32_t nr_refs)
+/* What a call occupies here, without its payload. */
+static uint64_t call_bytes(const struct rw_call *c)
 {
-	return sizeof(struct rref_call) + length + (uint64_t)nr_refs * REF_BYTES;
+	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length + (uint64_t)c->nr_refs * REF_BYTES;
 }
 
 void rc_call_put(struct rref_call *call)
 {
+	struct rref_ctx *ctx = call->ctx;
+
 	if (at_sub_ar(&call->refs, 1) != 1)
 		return;
 	rc_incoming_release(&call->in);
-	at_sub(&call->ctx->peers[call->caller].call_bytes, call_bytes(call->length, call->in.nr));
-	struct rref_ctx *ctx = call->ctx;
+	at_sub(&ctx->peers[call->caller].call_bytes, call->cost);
+	at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
 
 	free(call);
 	/* Release, and last: partner of the acquire in shutdown.c's idle(), after which the context may be freed. */
@@ -152,47 +173,52 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	return 0;
 }
 
-/* Can this call's answer still be of use to anyone? [lock] */
-static bool caller_listens(const struct rref_call *call)
+/* Can what came in that session still be answered, and be of use to anyone? [lock] */
+bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
 {
-	const struct rref_ctx *ctx = call->ctx;
-	const struct rc_peer *p = &ctx->peers[call->caller];
+	const struct rc_peer *p = &ctx->peers[rank];
 
-	if (call->caller == ctx->rank)
+	if (rank == ctx->rank)
 		return at_load(&ctx->state) != RC_CTX_SHUT;
-	return p->state == RC_PEER_UP && p->epoch == call->caller_epoch;
+	return p->state == RC_PEER_UP && p->epoch == epoch;
 }
 
-/* [lock] */
-static int reply_rpc(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+/* Consumes *payload if it went out. [lock] */
+static int reply_rpc(struct rref_call *call, int status, const char *text, const struct rref_args *result,
+		     struct rc_payload **payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rw_message m = { .frame.type = RW_REPLY };
 	struct rw_reply *r = &m.u.reply;
 	int err;
 
-	if (!caller_listens(call))
+	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
 		return 0; /* the caller is gone, and a new one of that name never asked */
 	r->call_id = call->call_id;
 	r->status = status;
 	r->text = status ? text : NULL;
 	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
 	if (!status && result) {
-		err = rc_make_forks(ctx, result, call->caller, r->refs);
+		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc) :
+				 rc_make_forks(ctx, result, call->caller, r->refs);
 		if (err)
 			return err;
-		r->nr_refs = (uint8_t)result->nr_refs;
+		r->nr_refs = (uint16_t)result->nr_refs;
 		r->data = result->data;
 		r->data_length = (uint32_t)result->length;
 	}
 	err = rc_send(ctx, call->caller, &m);
 	if (err) {
-		if (r->nr_refs)
+		if (*payload)
+			rc_payload_undo(ctx, *payload);
+		else
 			rc_undo_forks(ctx, result, call->caller, r->refs, r->nr_refs);
-		if (err == -EOWNERDEAD)
-			err = 0;
+		return err == -EOWNERDEAD ? 0 : err;
 	}
-	return err;
+	if (*payload)
+		rc_payload_offer(ctx, *payload, RW_PAYLOAD_REPLY, call->call_id);
+	*payload = NULL;
+	return 0;
 }
 
 /* [lock] The value is made already. */
@@ -232,8 +258,9 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 	return err;
 }
 
-/* Gives the answer, once. v: the value of a creation; consumed, also by a failure. */
-static int give(struct rref_call *call, int status, const char *text, const struct rref_args *result, struct rc_value *v)
+/* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
+static int give(struct rref_call *call, int status, const char *text, const struct rref_args *result, struct rc_value *v,
+		struct rc_payload *payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t no = 0;
@@ -243,10 +270,12 @@ static int give(struct rref_call *call, int status, const char *text, const stru
 	if (!at_cas_ar(&call->replied, &no, 1)) {
 		if (v)
 			rc_value_unpin(v);
+		rc_payload_drop(payload);
 		return rc_fail(EALREADY, "the call was replied to already");
 	}
 	rc_lock(ctx);
-	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) : reply_rpc(call, status, text, result);
+	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) :
+					     reply_rpc(call, status, text, result, &payload);
 	if (err && call->kind == RW_CALL_REMOTE) {
 		if (v)
 			rc_value_unpin(v);
@@ -254,7 +283,17 @@ static int give(struct rref_call *call, int status, const char *text, const stru
 	}
 	if (err)
 		at_store(&call->replied, 0);
+	else
+		list_del(&call->open_node);
 	rc_unlock(ctx);
+	if (payload) {
+		char why[RREF_TEXT_SIZE];
+
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		rc_payload_drop(payload); /* it did not go out */
+		if (err)
+			rc_fail(-err, "%s", why);
+	}
 	if (!err)
 		rc_call_put(call); /* the reply's hold; a handler that still runs has its own */
 	return err;
@@ -263,6 +302,7 @@ static int give(struct rref_call *call, int status, const char *text, const stru
 static int reply(struct rref_call *call, int status, const char *text, const struct rref_args *result)
 {
 	struct rref_ctx *ctx = call->ctx;
+	struct rc_payload *payload = NULL;
 	struct rc_value *v = NULL;
 	int err;
 
@@ -270,6 +310,11 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 		return rc_enter_slow(ctx);
 	if (!status) {
 		err = rc_check_args(ctx, result);
+		if (!err && result && result->meta_length)
+			err = rc_fail(EINVAL, "a result has no metadata");
+		if (!err && call->kind == RW_CALL_RPC)
+			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
+					      &payload);
 		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)
 			err = rc_fail(EINVAL, "the result of a remote creation is bytes: references in it are not supported");
 		if (!err && call->kind == RW_CALL_REMOTE) {
@@ -283,7 +328,7 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 		if (err)
 			return err;
 	}
-	return give(call, status, text, result, v);
+	return give(call, status, text, result, v, payload);
 }
 
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)
@@ -311,7 +356,7 @@ int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, 
 	if (err)
 		return err;
 	rc_value_publish(v, call->id);
-	return give(call, 0, NULL, NULL, v);
+	return give(call, 0, NULL, NULL, v, NULL);
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
@@ -356,8 +401,12 @@ void rc_run_call(struct rref_call *call)
 			snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
 	}
 	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
-	if (r < 0 && !at_load(&call->replied) && reply(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1))
+	if (r < 0 && !at_load(&call->replied) && reply(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
+		rc_lock(call->ctx);
+		list_del(&call->open_node);
+		rc_unlock(call->ctx);
 		rc_call_put(call);
+	}
 	rc_call_put(call); /* the handler's hold */
 }
 
@@ -373,6 +422,67 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		list_add_tail(&ctx->deferred_calls, &call->node);
 	else
 		rc_pool_push(ctx, call);
+}
+
+/* The references of a call that does not run: taken and dropped, or, unread in its payload, not taken at all. [lock] */
+static void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status)
+{
+	if (c->loc.version)
+		rc_fetch_refuse(ctx, from, RW_PAYLOAD_CALL, c->call_id, status);
+	else
+		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
+}
+
+static struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &ctx->open_calls[rc_bucket(ctx, from->rank, call_id)]) {
+		struct rref_call *call = container_of(l, struct rref_call, open_node);
+
+		if (call->call_id == call_id && call->caller == from->rank && call->caller_epoch == from->epoch)
+			return call;
+	}
+	return NULL;
+}
+
+/* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. [lock] */
+static void cancel(struct rref_ctx *ctx, struct rref_call *call)
+{
+	at_store(&call->cancelled, 1);
+	rc_fetch_cancel(ctx, &call->in);
+}
+
+void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id)
+{
+	struct rref_call *call = find_open(ctx, from, call_id);
+
+	if (call)
+		cancel(ctx, call);
+}
+
+void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&p->call_bytes); i++) {
+		struct list *l, *tmp;
+
+		list_for_each_safe(l, tmp, &ctx->open_calls[i]) {
+			struct rref_call *call = container_of(l, struct rref_call, open_node);
+
+			if (call->caller == p->rank)
+				cancel(ctx, call);
+		}
+	}
+}
+
+/* The payload is here, or will not be. [lock] */
+static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+{
+	struct rref_call *call = container_of(in, struct rref_call, in);
+
+	call->bytes = data;
+	call->length = in->status ? 0 : in->data_length;
+	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
 /* A call that cannot be taken in. [lock] */
@@ -397,9 +507,18 @@ static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	const struct rw_call *c = &m->u.call;
-	uint64_t bytes = call_bytes(c->data_length, c->nr_refs);
-	bool room = from->rank == ctx->rank || at_load(&from->call_bytes) + bytes <= CALLS_BYTES;
-	struct rref_call *call = room ? aligned_alloc(64, (sizeof(*call) + c->data_length + 63) & ~(size_t)63) : NULL;
+	bool located = c->loc.version != 0;
+	size_t inline_length = located ? 0 : c->data_length;
+	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
+	bool room = from->rank == ctx->rank || (at_load(&from->call_bytes) + bytes <= CALLS_BYTES &&
+						at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+	struct rref_call *call;
+
+	if (find_open(ctx, from, c->call_id)) {
+		at_add(&ctx->n.dropped, 1); /* the same call again */
+		return;
+	}
+	call = room ? aligned_alloc(64, (sizeof(*call) + inline_length + c->meta_length + 63) & ~(size_t)63) : NULL;
 	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
 
 	if (own) {
@@ -416,18 +535,25 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 			} else if (err == -ENOMEM) {
 				rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
 			} else {
-				rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
+				drop_arguments(ctx, from, c, -EALREADY);
 			}
 			return;
 		}
 	}
+	if (call) {
+		memset(call, 0, sizeof(*call));
+		if (!rc_incoming_room(&call->in, c->nr_refs)) {
+			free(call);
+			call = NULL;
+		}
+	}
 	if (!call) {
-		refuse_call(ctx, from, c, room ? -ENOMEM : -EAGAIN,
-			    room ? "no memory for the call" : "too many calls of this caller are open there");
-		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
+		int status = room ? -ENOMEM : -EAGAIN;
+
+		refuse_call(ctx, from, c, status, room ? "no memory for the call" : "too many calls of this caller are open there");
+		drop_arguments(ctx, from, c, status);
 		return;
 	}
-	memset(call, 0, sizeof(*call));
 	list_init(&call->node);
 	call->ctx = ctx;
 	call->caller = from->rank;
@@ -436,17 +562,36 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->kind = c->kind;
 	call->id = c->id;
 	call->fork = c->fork;
-	call->length = c->data_length;
+	call->bytes = call->data;
+	call->length = inline_length;
+	call->meta = call->data + inline_length;
+	call->meta_length = c->meta_length;
+	call->cost = bytes;
+	call->fetch_cost = fetch_bytes;
 	memcpy(call->name, c->name, c->name_length);
-	if (c->data_length)
-		memcpy(call->data, c->data, c->data_length);
+	if (inline_length)
+		memcpy(call->data, c->data, inline_length);
+	if (c->meta_length)
+		memcpy(call->data + inline_length, c->meta, c->meta_length);
+	list_add_tail(&ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
 	at_store(&call->refs, 2); /* the handler's and the reply's */
 	call->fn = find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
 	at_add(&ctx->calls_open, 1);
 	at_add(&ctx->calls_begun, 1);
 	at_add(&from->call_bytes, bytes);
-	rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
+	at_add(&from->fetch_bytes, fetch_bytes);
+	if (!located) {
+		rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
+		return;
+	}
+	call->in.fetched = call_fetched;
+	call->in.what = RW_PAYLOAD_CALL;
+	call->in.call_id = c->call_id;
+	call->in.loc = c->loc;
+	call->in.data_length = c->data_length;
+	call->in.nr_refs = c->nr_refs;
+	rc_fetch_begin(ctx, &call->in, from);
 }
 
 /* ---- accessors ---- */
@@ -468,12 +613,27 @@ int rref_call_caller(const struct rref_call *call)
 
 const void *rref_call_data(const struct rref_call *call)
 {
-	return call ? call->data : NULL;
+	return call ? call->bytes : NULL;
 }
 
 size_t rref_call_length(const struct rref_call *call)
 {
 	return call ? call->length : 0;
+}
+
+const void *rref_call_meta(const struct rref_call *call)
+{
+	return call ? call->meta : NULL;
+}
+
+size_t rref_call_meta_length(const struct rref_call *call)
+{
+	return call ? call->meta_length : 0;
+}
+
+int rref_call_cancelled(const struct rref_call *call)
+{
+	return call ? (int)at_load(&call->cancelled) : rc_fail(EINVAL, "rref_call_cancelled: no call");
 }
 
 size_t rref_call_nr_refs(const struct rref_call *call)

@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -263,6 +264,16 @@ static void retire(void *arg, const struct rp_visit *v)
 		rc_value_retire(v->value);
 }
 
+/* Payloads: READs that have failed are seen to, and memory is freed. [lock, let go of meanwhile] */
+static void finish_work(struct rref_ctx *ctx)
+{
+	while (ctx->nr_works) {
+		rc_unlock(ctx);
+		sched_yield();
+		rc_lock(ctx);
+	}
+}
+
 /* Every connection is fenced, every future completes, and nothing of the group is left but the program's handles. */
 static void close_down(struct rref_ctx *ctx)
 {
@@ -273,6 +284,7 @@ static void close_down(struct rref_ctx *ctx)
 	/* Reads that the fence cut off report through the devices one last time. */
 	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->reads_in_flight)); turn++)
 		;
+	finish_work(ctx);
 	rc_unlock(ctx);
 	rc_poller_close(ctx);
 	rc_pool_close(ctx);
@@ -282,6 +294,9 @@ static void close_down(struct rref_ctx *ctx)
 
 	while ((n = list_pop(&ctx->self_queue)))
 		free(container_of(n, struct rc_outgoing, node));
+	/* What this worker offered to itself in these messages nobody fences. */
+	rc_payloads_fenced(ctx, &ctx->peers[ctx->rank]);
+	finish_work(ctx);
 	at_store_rel(&ctx->state, RC_CTX_SHUT);
 	rp_visit(ctx->machine, retire, NULL);
 	rp_destroy(ctx->machine);

@@ -82,6 +82,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	rc_quick_counts(ctx, &reads, &read_bytes, &landing_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes) + landing_bytes;
+	s.payload_bytes = at_load(&ctx->n.payload_bytes);
 	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
 	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions;
 	s.reads = at_load(&ctx->n.reads) + reads;

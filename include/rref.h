@@ -65,8 +65,9 @@ extern "C" {
 #define RREF_FOREVER INT64_MAX       /* no timeout */
 
 #define RREF_NAME_MAX 127            /* bytes of a worker's or function's name, without the NUL */
-#define RREF_ARGS_MAX 3072           /* bytes of a call's arguments or result; share a reference for more */
-#define RREF_REFS_MAX 8              /* references in one call's arguments or result */
+#define RREF_ARGS_MAX (256 << 20)    /* bytes of a call's arguments or result */
+#define RREF_REFS_MAX 1024           /* references in one call's arguments or result */
+#define RREF_META_MAX 256            /* bytes of a call's metadata */
 #define RREF_SEGMENTS_MAX 1024       /* segments of one value */
 #define RREF_TEXT_SIZE 512           /* a buffer of this size holds every text that rref_format or an error writes */
 
@@ -169,6 +170,8 @@ struct rref_options {
 	void *log_ctx;
 	enum rref_log_level log_level;  /* RREF_LOG: "error", "warning", "info", "debug"; default warning */
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
+	unsigned max_waiting;           /* RREF_MAX_WAITING: handlers that may wait at once for the sake of one caller, each on a
+					   thread of its own; so deep calls may nest. 0 = 8192 */
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
@@ -274,6 +277,7 @@ struct rref_stats {
 	uint64_t parked;           /* reads waiting for a value that is not ready */
 	uint64_t value_bytes;      /* memory of live values, headers included */
 	uint64_t landing_bytes;    /* memory of views and reads in flight */
+	uint64_t payload_bytes;    /* large arguments and results that their receivers have not read yet; they count as value_bytes too */
 	uint64_t registered_bytes; /* registered with the devices */
 	uint64_t nr_regions;
 	uint64_t reads;            /* one-sided READs posted */
@@ -510,12 +514,17 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
-/* Arguments or result of a call: bytes and references. The references are shared (forked), the caller keeps its own. */
+/*
+ * Arguments or result of a call: bytes and references. The references are shared (forked), the caller keeps its own.
+ * What does not fit a message (about 3 KiB) is copied to registered memory, from where the receiver READs it.
+ */
 struct rref_args {
 	const void *data;
 	size_t length;              /* 0..RREF_ARGS_MAX */
 	struct rref *const *refs;
 	size_t nr_refs;             /* 0..RREF_REFS_MAX */
+	const void *meta;           /* of a call only: bytes that go with it and that its handler may read, a trace context say */
+	size_t meta_length;         /* 0..RREF_META_MAX */
 };
 
 /* rref_register: adds a function at any time. -EEXIST: the name is taken; -EINVAL. May lock. */
@@ -524,11 +533,13 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
 /*
  * rref_rpc_async: calls a function by name on a worker (by rank; itself included). args NULL = empty; copied.
  * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned, free with
- * rref_future_free; result: rref_future_data / _ref. May lock; with too much in flight it waits (may
- * block), up to timeout.
- *   -EMSGSIZE: arguments too large; -EINVAL: rank, name, a reference of another context;
+ * rref_future_free; result: rref_future_data / _ref. May lock; with too much in flight, or too many bytes that the
+ * callee has not read yet (256 MiB), it waits (may block), up to timeout, then -EAGAIN.
+ *   -EMSGSIZE: arguments or metadata too large; -EINVAL: rank, name, a reference of another context;
+ *   -ENOMEM: no memory for large arguments, or the bound on value memory;
  *   a failed reference among the arguments: its error, before anything is sent.
- * The future: -ENOSYS unknown function there; the handler's own error and text; -EOWNERDEAD; -ETIMEDOUT.
+ * The future: -ENOSYS unknown function there; the handler's own error and text; -EOWNERDEAD; -ETIMEDOUT; -EAGAIN: too
+ * many calls of this worker, or 1 GiB of their arguments, are open there; -ENOMEM: no memory for them there, or for the result here.
  * rref_rpc_sync: the same, and waits. *out (may be NULL) only on success.
  */
 RREF_API int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
@@ -548,21 +559,28 @@ RREF_API int rref_remote(struct rref_ctx *ctx, int rank, const char *function, c
 RREF_API int rref_creation(struct rref *ref, struct rref_future **out);
 
 /*
- * For handlers. data, name and references: borrowed until the reply (dup a reference to keep it). Wait-free.
- * rref_call_ref: NULL for i out of range. rref_call_caller: the caller's rank.
+ * For handlers. data, metadata, name and references: borrowed until the reply (dup a reference to keep it). Wait-free.
+ * rref_call_ref: NULL for i out of range. rref_call_caller: the caller's rank. rref_call_meta, rref_call_meta_length: the
+ * call's metadata. It is not passed on by itself: a handler that calls on gives it along if it wants to.
+ * rref_call_cancelled: 1 when the caller gave the call up (timeout, rref_future_cancel) or died, as far as is known here.
  */
 RREF_API struct rref_ctx *rref_call_context(const struct rref_call *call);
 RREF_API const char *rref_call_function(const struct rref_call *call);
 RREF_API int rref_call_caller(const struct rref_call *call);
 RREF_API const void *rref_call_data(const struct rref_call *call);
 RREF_API size_t rref_call_length(const struct rref_call *call);
+RREF_API const void *rref_call_meta(const struct rref_call *call);
+RREF_API size_t rref_call_meta_length(const struct rref_call *call);
+RREF_API int rref_call_cancelled(const struct rref_call *call);
 RREF_API size_t rref_call_nr_refs(const struct rref_call *call);
 RREF_API struct rref *rref_call_ref(const struct rref_call *call, size_t i);
 
 /*
  * rref_call_reply: the result (copied; NULL = empty). From any thread. After a success of a call that was deferred the
  * call is consumed; inside the handler it stays valid until the handler returns. A call replies once: a second reply
- * inside the handler is -EALREADY. -EMSGSIZE, -ENOMEM, -EINVAL: nothing was sent, the call still wants a reply.
+ * inside the handler is -EALREADY. -EMSGSIZE, -ENOMEM, -EINVAL, -EAGAIN: nothing was sent, the call still wants a reply.
+ * A large result waits, up to the context's timeout, until the caller has read enough of the others (256 MiB); in an
+ * inline handler or a callback it does not wait: -EAGAIN.
  * rref_call_error: the same with an error (negative errno) and a printf-like text.
  */
 RREF_API int rref_call_reply(struct rref_call *call, const struct rref_args *result);

@@ -69,7 +69,7 @@ static struct rw_message call_message(const char *data, uint32_t length, unsigne
 
 static void encode_decode(benchmark::State &state)
 {
-	static char data[RREF_ARGS_MAX];
+	static char data[3072];
 	static unsigned char buf[4096];
 	struct rw_message m = call_message(data, static_cast<uint32_t>(state.range(0)), static_cast<unsigned>(state.range(1)));
 	static struct rw_message got;

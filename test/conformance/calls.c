@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "core/rw.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
@@ -118,8 +119,8 @@ TG_TEST(c036_nothing_in_and_out, 2)
 TG_TEST(c036_payload_up_to_the_limit, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	static unsigned char payload[RREF_ARGS_MAX + 1];
-	static const size_t sizes[] = { 0, 1, 2, 63, 64, 65, 1023, 1024, 2048, RREF_ARGS_MAX - 1, RREF_ARGS_MAX };
+	static unsigned char payload[RW_INLINE_MAX + 1];
+	static const size_t sizes[] = { 0, 1, 2, 63, 64, 65, 1023, 1024, 2048, RW_INLINE_MAX - 1, RW_INLINE_MAX, RW_INLINE_MAX + 1 };
 	struct rref_future *f = NULL;
 	const void *data;
 	size_t length;
@@ -134,8 +135,8 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 			rref_future_free(f);
 		}
 		f = NULL;
-		TG_IS(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, RREF_ARGS_MAX + 1), RREF_DEFAULT, &f), -EMSGSIZE);
-		TG_TEXT("3073");
+		TG_IS(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, (size_t)RREF_ARGS_MAX + 1), RREF_DEFAULT, &f), -EMSGSIZE);
+		TG_TEXT("268435457");
 		TG_CHECK(!f);
 	}
 	tg_finish(ctx);
@@ -146,9 +147,9 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 TG_TEST(c036_the_largest_message, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	static unsigned char payload[RREF_ARGS_MAX];
+	static unsigned char payload[RW_INLINE_MAX];
 	char name[RREF_NAME_MAX + 1];
-	struct rref *refs[RREF_REFS_MAX];
+	struct rref *refs[RW_REFS_MAX];
 	struct rref_future *f;
 	const void *data;
 	size_t length;
@@ -158,14 +159,15 @@ TG_TEST(c036_the_largest_message, 2)
 	tg_add(ctx, name, tg_functions[2].handler, 0);
 	tg_meet_serving(ctx, 0);
 	tg_fill(payload, sizeof(payload), 3);
-	for (size_t i = 0; i < RREF_REFS_MAX; i++)
+	for (size_t i = 0; i < RW_REFS_MAX; i++)
 		TG_OK(rref_new(ctx, &i, sizeof(i), &refs[i]));
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, name, &(struct rref_args){ payload, sizeof(payload), refs, RREF_REFS_MAX },
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, name, &(struct rref_args){ .data = payload, .length = sizeof(payload), .refs = refs,
+									     .nr_refs = RW_REFS_MAX },
 			    RREF_DEFAULT, &f));
 	TG_OK(rref_future_data(f, &data, &length));
 	TG_CHECK(length == sizeof(payload) && memcmp(data, payload, length) == 0);
-	TG_IS(rref_future_nr_refs(f), RREF_REFS_MAX);
-	for (size_t i = 0; i < RREF_REFS_MAX; i++) {
+	TG_IS(rref_future_nr_refs(f), RW_REFS_MAX);
+	for (size_t i = 0; i < RW_REFS_MAX; i++) {
 		struct rref *back;
 
 		TG_OK(rref_future_ref(f, i, &back));
@@ -272,7 +274,7 @@ TG_TEST(c039_a_thousand_light_ones, 2)
 TG_TEST(c039_two_hundred_heavy_ones, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	static unsigned char payload[RREF_ARGS_MAX];
+	static unsigned char payload[RW_INLINE_MAX];
 	struct rref_future *f[200];
 	const void *data;
 	size_t length;

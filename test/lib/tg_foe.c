@@ -131,6 +131,7 @@ static int good(int rank)
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
 	o.log = rank == 1 ? on_log : o.log;
+	o.max_waiting = FOE_WAITING;
 	TG_OK(rref_init(&o, &ctx));
 	TG_OK(rref_register(ctx, &keeper));
 	for (size_t i = 0; i < foe_nr_functions; i++)
@@ -447,7 +448,7 @@ size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct
 	struct rw_message m = { .frame.type = RW_CALL };
 	int n;
 
-	m.u.call = (struct rw_call){ .call_id = call_id, .kind = RW_CALL_RPC, .nr_refs = (uint8_t)nr, .name = name,
+	m.u.call = (struct rw_call){ .call_id = call_id, .kind = RW_CALL_RPC, .nr_refs = (uint16_t)nr, .name = name,
 				     .name_length = (uint8_t)strlen(name), .data = "0123456789abcdef", .data_length = 16 };
 	for (unsigned i = 0; i < nr; i++)
 		m.u.call.refs[i] = refs[i];

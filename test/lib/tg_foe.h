@@ -13,6 +13,7 @@
 
 #define FOE 2
 #define FOE_WORLD 3
+#define FOE_WAITING 450u     /* handlers of the good ones that may wait for one caller */
 
 /* What the workers show each other, beside the library. */
 struct shown {

@@ -127,10 +127,8 @@ TG_TEST(function__registered_while_running, 2)
 
 static int too_much(struct rref_call *call, void *arg)
 {
-	static const char big[RREF_ARGS_MAX + 1];
-
 	(void)arg;
-	TG_IS(rref_call_reply(call, tg_bytes(big, sizeof(big))), -EMSGSIZE);
+	TG_IS(rref_call_reply(call, tg_bytes("big", (size_t)RREF_ARGS_MAX + 1)), -EMSGSIZE);
 	return rref_call_reply(call, tg_bytes("small", 5));
 }
 
@@ -153,7 +151,8 @@ TG_TEST(result__too_large_leaves_the_call_open, 2)
 TG_TEST(references__too_many, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref *r, *refs[RREF_REFS_MAX + 1];
+	static struct rref *refs[RREF_REFS_MAX + 1];
+	struct rref *r;
 	struct rref_future *f = NULL;
 
 	TG_OK(rref_new(ctx, "r", 1, &r));
@@ -161,7 +160,7 @@ TG_TEST(references__too_many, 2)
 		refs[i] = r;
 	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.read", &(struct rref_args){ .refs = refs, .nr_refs = RREF_REFS_MAX + 1 },
 			    RREF_DEFAULT, &f), -EMSGSIZE);
-	TG_TEXT("9 references");
+	TG_TEXT("1025 references");
 	TG_CHECK(!f);
 	TG_IS(tg_stats(ctx).forks, 0);
 	rref_release(r);

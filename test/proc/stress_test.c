@@ -53,7 +53,7 @@ static struct rref_ctx *join(int rank, const struct rref_function *fns, size_t n
 /* A reference to a value of `length` bytes owned by rank 1, its location known here. */
 static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed)
 {
-	unsigned char bytes[RREF_ARGS_MAX];
+	unsigned char bytes[RW_INLINE_MAX];
 	struct rref *r;
 
 	tg_fill(bytes, length, seed);
@@ -326,7 +326,7 @@ static void *mix(void *arg)
 
 static int mixed(int rank, bool late)
 {
-	static const size_t lengths[4] = { 0, 1, 500, RREF_ARGS_MAX };
+	static const size_t lengths[4] = { 0, 1, 500, RW_INLINE_MAX };
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 
 	if (rank == 0) {

@@ -85,7 +85,7 @@ static void options__each_variable(void **state)
 				  "RREF_POLLER_CORE", "5", "RREF_THREADS", "6", "RREF_MAX_OPS", "7", "RREF_MAX_VALUE_BYTES", "8",
 				  "RREF_MAX_LANDING_BYTES", "9", "RREF_REGION_BYTES", "10", "RREF_TIMEOUT_MS", "11",
 				  "RREF_INIT_TIMEOUT_MS", "12", "RREF_PEER_TIMEOUT_MS", "13", "RREF_LOG", "debug",
-				  "RREF_LEAK_CHECK", "0", NULL), 0);
+				  "RREF_LEAK_CHECK", "0", "RREF_MAX_WAITING", "14", NULL), 0);
 	assert_string_equal(opt.name, "node:1");
 	assert_ptr_equal(opt.name, getenv("RREF_NAME"));
 	assert_int_equal(opt.rank, 3);
@@ -97,6 +97,7 @@ static void options__each_variable(void **state)
 	assert_int_equal(opt.poller_core, 5);
 	assert_int_equal(opt.nr_threads, 6);
 	assert_int_equal(opt.max_ops, 7);
+	assert_int_equal(opt.max_waiting, 14);
 	assert_int_equal(opt.max_value_bytes, 8);
 	assert_int_equal(opt.max_landing_bytes, 9);
 	assert_int_equal(opt.region_bytes, 10);

@@ -45,7 +45,7 @@ static struct rp_location any_location(void)
 	};
 }
 
-static char words[RREF_ARGS_MAX];
+static char words[RW_INLINE_MAX];
 
 static void any_forks(struct rp_fork *refs, unsigned nr)
 {
@@ -57,6 +57,22 @@ static void any_forks(struct rp_fork *refs, unsigned nr)
 		if (below(2))
 			refs[i].loc = any_location();
 	}
+}
+
+/* In the message, or elsewhere. */
+static void any_payload(struct rp_location *loc, uint16_t *nr_refs, uint32_t *data_length, uint32_t max)
+{
+	if (below(3)) {
+		*nr_refs = (uint16_t)below(RW_REFS_MAX + 1);
+		*data_length = below(8) ? below(100) : below(max + 1);
+		return;
+	}
+	*nr_refs = (uint16_t)below(RREF_REFS_MAX + 1);
+	*data_length = 1 + below(RREF_ARGS_MAX);
+	*loc = any_location();
+	loc->nr_segments = 1;
+	loc->nonce |= 1;
+	loc->length = *data_length + (uint64_t)*nr_refs * RW_FORK_BYTES;
 }
 
 static void any_proto(struct rp_msg *p)
@@ -93,29 +109,29 @@ static void any_message(struct rw_message *m, unsigned type)
 	case RW_CALL:
 		c->call_id = rnd();
 		c->kind = (uint8_t)(1 + below(2));
-		c->nr_refs = (uint8_t)below(RREF_REFS_MAX + 1);
 		c->name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
-		c->data_length = below(8) ? below(100) : below(RREF_ARGS_MAX + 1);
+		c->meta_length = (uint16_t)(below(4) ? 0 : below(RREF_META_MAX + 1));
+		any_payload(&c->loc, &c->nr_refs, &c->data_length, RW_INLINE_MAX - c->meta_length);
 		if (c->kind == RW_CALL_REMOTE) {
 			c->id = any_id();
 			c->fork = any_id();
 		}
 		c->name = words;
-		c->data = words;
-		any_forks(c->refs, c->nr_refs);
+		c->meta = words + 5;
+		c->data = c->loc.version ? NULL : words;
+		any_forks(c->refs, c->loc.version ? 0 : c->nr_refs);
 		break;
 	case RW_REPLY:
 		r->call_id = rnd();
 		r->text = words;
-		r->data = words;
 		if (below(2)) {
 			r->status = -1 - (int)below(4095);
 			r->text_length = (uint16_t)below(RP_TEXT_MAX);
 		} else {
-			r->nr_refs = (uint8_t)below(RREF_REFS_MAX + 1);
-			r->data_length = below(8) ? below(100) : below(RREF_ARGS_MAX + 1);
-			any_forks(r->refs, r->nr_refs);
+			any_payload(&r->loc, &r->nr_refs, &r->data_length, RW_INLINE_MAX);
+			any_forks(r->refs, r->loc.version ? 0 : r->nr_refs);
 		}
+		r->data = r->loc.version ? NULL : words;
 		break;
 	case RW_PROTO:
 		any_proto(&m->u.proto);
@@ -132,6 +148,9 @@ static void any_message(struct rw_message *m, unsigned type)
 			m->u.type.element_size = rnd();
 			m->u.type.flags = (uint32_t)rnd();
 		}
+		break;
+	case RW_DONE:
+		m->u.done = (struct rw_done){ .call_id = rnd(), .what = 1 + below(2), .status = -(int)below(4096) };
 		break;
 	case RW_GOODBYE:
 		break;
@@ -176,6 +195,13 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_true(a->u.call.call_id == b->u.call.call_id && a->u.call.kind == b->u.call.kind);
 		assert_true(a->u.call.nr_refs == b->u.call.nr_refs && a->u.call.name_length == b->u.call.name_length);
 		assert_int_equal(a->u.call.data_length, b->u.call.data_length);
+		assert_int_equal(a->u.call.meta_length, b->u.call.meta_length);
+		assert_memory_equal(a->u.call.meta, b->u.call.meta, a->u.call.meta_length);
+		assert_location(&a->u.call.loc, &b->u.call.loc);
+		if (a->u.call.loc.version) {
+			assert_null(b->u.call.data);
+			break;
+		}
 		assert_id(&a->u.call.id, &b->u.call.id);
 		assert_id(&a->u.call.fork, &b->u.call.fork);
 		assert_memory_equal(a->u.call.name, b->u.call.name, a->u.call.name_length);
@@ -187,6 +213,11 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_true(a->u.reply.nr_refs == b->u.reply.nr_refs && a->u.reply.text_length == b->u.reply.text_length);
 		assert_int_equal(a->u.reply.data_length, b->u.reply.data_length);
 		assert_memory_equal(a->u.reply.text, b->u.reply.text, a->u.reply.text_length);
+		assert_location(&a->u.reply.loc, &b->u.reply.loc);
+		if (a->u.reply.loc.version) {
+			assert_null(b->u.reply.data);
+			break;
+		}
 		assert_memory_equal(a->u.reply.data, b->u.reply.data, a->u.reply.data_length);
 		assert_forks(a->u.reply.refs, b->u.reply.refs, a->u.reply.nr_refs);
 		break;
@@ -203,6 +234,10 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 			    a->u.type.element_size == b->u.type.element_size && a->u.type.flags == b->u.type.flags);
 		assert_int_equal(a->u.type.name_length, b->u.type.name_length);
 		assert_memory_equal(a->u.type.name, b->u.type.name, a->u.type.name_length);
+		break;
+	case RW_DONE:
+		assert_true(a->u.done.call_id == b->u.done.call_id && a->u.done.what == b->u.done.what);
+		assert_int_equal(a->u.done.status, b->u.done.status);
 		break;
 	case RW_GOODBYE:
 		break;
@@ -339,14 +374,47 @@ static void rw__largest_call_fits(void **state)
 	m.u.call.kind = RW_CALL_REMOTE;
 	m.u.call.id = any_id();
 	m.u.call.fork = any_id();
-	m.u.call.nr_refs = RREF_REFS_MAX;
-	any_forks(m.u.call.refs, RREF_REFS_MAX);
+	m.u.call.nr_refs = RW_REFS_MAX;
+	any_forks(m.u.call.refs, RW_REFS_MAX);
 	m.u.call.name_length = RREF_NAME_MAX;
-	m.u.call.data_length = RREF_ARGS_MAX;
+	m.u.call.meta_length = RREF_META_MAX;
+	m.u.call.data_length = RW_INLINE_MAX - RREF_META_MAX;
+	m.u.call.data = words;
+	memset(&m.u.call.loc, 0, sizeof(m.u.call.loc));
 	n = rw_encode(&m, buf, sizeof(buf));
-	assert_int_equal(n, 24 + 16 + 24 + 8 * 92 + 127 + 3072);
+	assert_int_equal(n, 24 + 20 + 24 + 8 * 92 + 127 + 3072);
 	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
 	assert_message(&m, &out);
+}
+
+/* Behind a payload's data: the same records, by themselves. */
+static void rw__forks_of_a_payload(void **state)
+{
+	static struct rp_fork refs[RREF_REFS_MAX], out[RREF_REFS_MAX];
+	static uint8_t buf[RREF_REFS_MAX * RW_FORK_BYTES];
+
+	(void)state;
+	any_forks(refs, RREF_REFS_MAX);
+	assert_int_equal(rw_put_forks(refs, RREF_REFS_MAX, buf), 0);
+	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), 0);
+	assert_forks(refs, out, RREF_REFS_MAX);
+	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, 1, out), -EPROTO); /* ranks of a larger group */
+	put_le32(buf + (RREF_REFS_MAX - 1) * RW_FORK_BYTES + 40, 2);         /* the last one's flags */
+	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), -EPROTO);
+	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX - 1, WORLD, out), 0);
+	refs[3].flags = 2;
+	assert_int_equal(rw_put_forks(refs, 4, buf), -EINVAL);
+	/* Bytes that nobody wrote so. */
+	for (int i = 0; i < 2000; i++) {
+		assert_int_equal(rw_put_forks(out, 2, buf), 0);
+		buf[below(2 * RW_FORK_BYTES)] ^= (uint8_t)(1 << below(8));
+		if (rw_get_forks(buf, 2, WORLD, refs) == 0) {
+			static uint8_t again[2 * RW_FORK_BYTES];
+
+			assert_int_equal(rw_put_forks(refs, 2, again), 0);
+			assert_memory_equal(again, buf, sizeof(again));
+		}
+	}
 }
 
 static void rw__no_room(void **state)
@@ -372,6 +440,19 @@ static void rw__no_room(void **state)
 	}
 }
 
+static const struct rp_location none;
+
+/* Where a payload of that many bytes and records could be. */
+static struct rp_location located(uint32_t data_length, uint32_t nr_refs)
+{
+	struct rp_location loc = any_location();
+
+	loc.nr_segments = 1;
+	loc.nonce |= 1;
+	loc.length = data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+	return loc;
+}
+
 static void rw__encoder_refuses_bad_counts(void **state)
 {
 	static struct rw_message m;
@@ -388,14 +469,30 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_GOODBYE, m.frame.flags = 1);
 	REFUSED(RW_CALL, m.u.call.kind = 0);
 	REFUSED(RW_CALL, m.u.call.kind = 3);
-	REFUSED(RW_CALL, m.u.call.nr_refs = RREF_REFS_MAX + 1);
+	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.nr_refs = RW_REFS_MAX + 1));
 	REFUSED(RW_CALL, m.u.call.name_length = 0);
 	REFUSED(RW_CALL, m.u.call.name_length = RREF_NAME_MAX + 1);
-	REFUSED(RW_CALL, m.u.call.data_length = RREF_ARGS_MAX + 1);
-	REFUSED(RW_CALL, (m.u.call.nr_refs = 1, any_forks(m.u.call.refs, 1), m.u.call.refs[0].flags = 2));
-	REFUSED(RW_REPLY, m.u.reply.nr_refs = RREF_REFS_MAX + 1);
+	REFUSED(RW_CALL, m.u.call.meta_length = RREF_META_MAX + 1);
+	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.data_length = RW_INLINE_MAX + 1));
+	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.data_length = RW_INLINE_MAX, m.u.call.meta_length = 1));
+	REFUSED(RW_CALL, (m.u.call.loc = located(RREF_ARGS_MAX + 1u, 0), m.u.call.data_length = RREF_ARGS_MAX + 1u,
+			  m.u.call.nr_refs = 0));
+	REFUSED(RW_CALL, (m.u.call.loc = located(1, RREF_REFS_MAX + 1), m.u.call.data_length = 1,
+			  m.u.call.nr_refs = RREF_REFS_MAX + 1));
+	REFUSED(RW_CALL, (m.u.call.loc = located(0, 0), m.u.call.data_length = 0, m.u.call.nr_refs = 0));
+	REFUSED(RW_CALL, (m.u.call.loc = located(10, 2), m.u.call.data_length = 11, m.u.call.nr_refs = 2));
+	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.nr_refs = 1, m.u.call.data_length = 0, any_forks(m.u.call.refs, 1),
+			  m.u.call.refs[0].flags = 2));
+	REFUSED(RW_REPLY, (m.u.reply.status = 0, m.u.reply.text_length = 0, m.u.reply.loc = none,
+			   m.u.reply.nr_refs = RW_REFS_MAX + 1));
 	REFUSED(RW_REPLY, m.u.reply.text_length = RP_TEXT_MAX);
-	REFUSED(RW_REPLY, m.u.reply.data_length = RREF_ARGS_MAX + 1);
+	REFUSED(RW_REPLY, (m.u.reply.loc = none, m.u.reply.data_length = RW_INLINE_MAX + 1));
+	REFUSED(RW_REPLY, (m.u.reply.status = -EIO, m.u.reply.text_length = 0, m.u.reply.loc = located(1, 0),
+			   m.u.reply.data_length = 1, m.u.reply.nr_refs = 0));
+	REFUSED(RW_DONE, m.u.done.what = 0);
+	REFUSED(RW_DONE, m.u.done.what = 3);
+	REFUSED(RW_DONE, m.u.done.status = 1);
+	REFUSED(RW_DONE, m.u.done.status = -4096);
 	REFUSED(RW_REPLY, m.u.reply.status = 1);
 	REFUSED(RW_REPLY, m.u.reply.status = -4096);
 	REFUSED(RW_REPLY, (m.u.reply.status = -EIO, m.u.reply.data_length = 1));
@@ -430,27 +527,55 @@ static void rw__decoder_refuses(void **state)
 	m.u.call.kind = RW_CALL_REMOTE;
 	m.u.call.id = any_id();
 	m.u.call.fork = any_id();
+	m.u.call.loc = none;
 	m.u.call.nr_refs = 1;
+	m.u.call.meta_length = 3;
+	m.u.call.data_length = 7;
+	m.u.call.data = words;
 	any_forks(m.u.call.refs, 1);
 	m.u.call.refs[0].loc = any_location();
 	REFUSED(buf[24 + 8] = 3);                        /* kind */
-	REFUSED(buf[24 + 9] = RREF_REFS_MAX + 1);
+	REFUSED(buf[24 + 9] = 1);                        /* located */
+	REFUSED(buf[24 + 9] = 2);
 	REFUSED(buf[24 + 10] = 128);                     /* name */
 	REFUSED(buf[24 + 11] = 1);                       /* reserved */
-	REFUSED(put_le32(buf + 24 + 12, RREF_ARGS_MAX + 1));
-	REFUSED(put_le64(buf + 40, 0));                  /* id 0 */
-	REFUSED(put_le32(buf + 48, WORLD));              /* its rank */
-	REFUSED(put_le32(buf + 60, WORLD));              /* the fork's */
-	REFUSED(put_le64(buf + 64 + 12, 0));
-	REFUSED(put_le32(buf + 64 + 24, WORLD));         /* owner */
-	REFUSED(put_le32(buf + 64 + 28, 0xffffffffu));   /* parent */
-	REFUSED(put_le32(buf + 64 + 40, 2));             /* flags */
-	REFUSED(put_le32(buf + 64 + 84, 0));             /* version 0 with a location */
-	REFUSED(put_le64(buf + 64 + 44, UINT64_MAX));    /* wraps */
-	REFUSED(put_le64(buf + 64 + 52, UINT64_MAX));
-	REFUSED(put_le64(buf + 64 + 60, 0));             /* local only, with an address */
-	REFUSED(put_le32(buf + 64 + 88, RREF_SEGMENTS_MAX + 1));
-	REFUSED(buf[64 + 92] = '\0');                    /* in the name */
+	REFUSED(put_le16(buf + 24 + 12, RW_REFS_MAX + 1));
+	REFUSED(put_le16(buf + 24 + 14, RREF_META_MAX + 1));
+	REFUSED(put_le32(buf + 24 + 16, RW_INLINE_MAX + 1));
+	REFUSED(put_le64(buf + 44, 0));                  /* id 0 */
+	REFUSED(put_le32(buf + 52, WORLD));              /* its rank */
+	REFUSED(put_le32(buf + 64, WORLD));              /* the fork's */
+	REFUSED(put_le64(buf + 68 + 12, 0));
+	REFUSED(put_le32(buf + 68 + 24, WORLD));         /* owner */
+	REFUSED(put_le32(buf + 68 + 28, 0xffffffffu));   /* parent */
+	REFUSED(put_le32(buf + 68 + 40, 2));             /* flags */
+	REFUSED(put_le32(buf + 68 + 84, 0));             /* version 0 with a location */
+	REFUSED(put_le64(buf + 68 + 44, UINT64_MAX));    /* wraps */
+	REFUSED(put_le64(buf + 68 + 52, UINT64_MAX));
+	REFUSED(put_le64(buf + 68 + 60, 0));             /* local only, with an address */
+	REFUSED(put_le32(buf + 68 + 88, RREF_SEGMENTS_MAX + 1));
+	REFUSED(buf[68 + 92] = '\0');                    /* in the name */
+	m.u.call.kind = RW_CALL_RPC;
+	m.u.call.id = m.u.call.fork = (struct rref_id){ 0 };
+	m.u.call.loc = located(5000, 1);
+	m.u.call.data_length = 5000;
+	REFUSED(buf[24 + 9] = 0);                        /* not located */
+	REFUSED(put_le16(buf + 24 + 12, 2));             /* more records than the payload holds */
+	REFUSED(put_le16(buf + 24 + 12, 0));
+	REFUSED(put_le32(buf + 24 + 16, 4999));          /* a length that lies */
+	REFUSED(put_le32(buf + 24 + 16, 5001));
+	REFUSED(put_le64(buf + 44 + 8, UINT64_MAX - 64));
+	REFUSED(put_le64(buf + 44, UINT64_MAX - 64));    /* wraps */
+	REFUSED(put_le32(buf + 44 + 40, 0));             /* version 0 */
+	REFUSED(put_le64(buf + 44 + 16, 0));             /* no nonce */
+	REFUSED(put_le32(buf + 44 + 44, 2));             /* segments */
+	m.frame.type = RW_DONE;
+	memset(&m.u, 0, sizeof(m.u));
+	m.u.done = (struct rw_done){ .call_id = 5, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
+	REFUSED(put_le32(buf + 24 + 8, 0));
+	REFUSED(put_le32(buf + 24 + 8, 3));
+	REFUSED(put_le32(buf + 24 + 12, 1));
+	REFUSED(put_le32(buf + 24 + 12, 0x80000000u));
 	m.frame.type = RW_PROTO;
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_ACK, .id = any_id(), .fork = any_id(), .status = -ESTALE, .text = "gone" };
@@ -545,18 +670,35 @@ static void rw__golden_bytes(void **state)
 	m.frame.type = RW_CALL;
 	m.u.call = (struct rw_call){
 		.call_id = 11, .kind = RW_CALL_REMOTE, .nr_refs = 1, .name_length = 1, .data_length = 2, .id = { 1, 2, 0 },
-		.fork = { 3, 4, 0 }, .name = "f", .data = "ab",
+		.fork = { 3, 4, 0 }, .name = "f", .meta = "m", .meta_length = 1, .data = "ab",
 		.refs = { { .id = { 5, 0, 0 }, .fork = { 6, 1, 0 }, .owner = 3, .parent = 1, .flags = RP_FORK_EARLY,
 			    .owner_incarnation = 0x99 } },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "9f000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"0b00000000000000" "02" "01" "01" "00" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
+		"02000000" "a4000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0b00000000000000" "02" "00" "01" "00" "0100" "0100" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "01000000"
 		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
-		"00000000" "66" "6162");
+		"00000000" "66" "6d" "6162");
+	m.u.call = (struct rw_call){
+		.call_id = 11, .kind = RW_CALL_RPC, .nr_refs = 1, .name_length = 1, .data_length = 5000, .name = "f",
+		.loc = { .addr = 0x1000, .length = 5092, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
+	};
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"02000000" "5d000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0b00000000000000" "01" "01" "01" "00" "0100" "0000" "88130000"
+		"0010000000000000" "e413000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000" "66");
+	memset(&m.u, 0, sizeof(m.u));
+	m.frame.type = RW_DONE;
+	m.u.done = (struct rw_done){ .call_id = 11, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text, "0d000000" "28000000" "0807060504030201" "0d0c0b0a" "00000000"
+				  "0b00000000000000" "02000000" "f4ffffff");
 }
 
 /* Each table of docs/WIRE.md has no gap and adds up to what the code uses. */
@@ -564,7 +706,8 @@ static void rw__tables_of_the_document(void **state)
 {
 	static const struct { const char *heading; unsigned bytes; } tables[] = {
 		{ "## Frame\n", RW_FRAME_BYTES }, { "## Id\n", RW_ID_BYTES }, { "## Location\n", RW_LOCATION_BYTES },
-		{ "## Fork record\n", RW_FORK_BYTES }, { "## TYPE_ANSWER\n", 24 }, { "## CALL\n", 16 }, { "## REPLY\n", 20 }, { "## PROTO\n", 32 },
+		{ "## Fork record\n", RW_FORK_BYTES }, { "## TYPE_ANSWER\n", 24 }, { "## CALL\n", 20 }, { "## REPLY\n", 24 }, { "## PROTO\n", 32 },
+		{ "## DONE\n", 16 },
 	};
 	unsigned seen = 0, at = 0, table = array_size(tables), offset, size;
 	char line[512];
@@ -597,6 +740,7 @@ int main(void)
 		cmocka_unit_test(rw__bit_flips),
 		cmocka_unit_test(rw__decoder_refuses),
 		cmocka_unit_test(rw__encoder_refuses_bad_counts),
+		cmocka_unit_test(rw__forks_of_a_payload),
 		cmocka_unit_test(rw__golden_bytes),
 		cmocka_unit_test(rw__largest_call_fits),
 		cmocka_unit_test(rw__no_room),
