@@ -65,13 +65,14 @@ static int kind_by_name(const char *name, size_t length)
 /* What the layers above bear; the rest is refused, see rc_inject.h. */
 static bool is_allowed(int kind, enum action action)
 {
-	bool proto = kind == RW_PROTO || (kind > KIND_PROTO && kind < KIND_REMOTE);
+	bool type = kind == RW_TYPE_QUERY || kind == RW_TYPE_ANSWER; /* asked again, or dropped as repeated */
+	bool proto = type || kind == RW_PROTO || (kind > KIND_PROTO && kind < KIND_REMOTE);
 
 	switch (action) {
 	case FAIL:
 		return true;
 	case DROP:
-		return kind == RW_CALL || kind == KIND_REMOTE || kind == RW_REPLY;
+		return type || kind == RW_CALL || kind == KIND_REMOTE || kind == RW_REPLY;
 	case DUP:
 		return proto;
 	case REORDER:

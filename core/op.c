@@ -379,6 +379,21 @@ static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 	return NULL;
 }
 
+/* Its time is over. A reader must see which reference's creation it was, and that no retry of the read will help. [lock] */
+static void expire(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint32_t kind = at_load(&f->kind);
+	char name[160], text[RREF_TEXT_SIZE];
+
+	if (kind != RC_OP_CREATE && kind != RC_OP_LOCAL_CREATE) {
+		rc_op_end(ctx, f, -ETIMEDOUT, "timed out");
+		return;
+	}
+	rref_format(f->handle, name, sizeof(name));
+	snprintf(text, sizeof(text), "the creation of the reference timed out: %s", name);
+	rc_op_end(ctx, f, -ETIMEDOUT, text);
+}
+
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
@@ -386,7 +401,6 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	for (uint32_t i = 0; i < nr; i++) {
 		struct rref_future *op = op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
-		uint32_t kind;
 
 		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
 		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
@@ -394,11 +408,8 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 
 		if (!f)
 			continue;
-		kind = at_load(&f->kind);
 		if (at_load(&f->deadline) <= now)
-			/* A reader must see that no retry of the read will help. */
-			rc_op_end(ctx, f, -ETIMEDOUT, kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE ?
-				  "the creation of the reference timed out" : "timed out");
+			expire(ctx, f);
 		rc_op_put(f);
 	}
 }

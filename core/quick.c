@@ -239,8 +239,12 @@ int rc_quick_read(struct rref *ref, struct rref_view **out)
 	}
 	rref_view_free(v);
 	/* The refusal has ended the connection: asked again, the answer would be that one. */
-	if (posted == 1 && read.status == -EACCES)
-		return rc_fail(ESTALE, "%s refused the read: the value is not there any more", p->member->name);
+	if (posted == 1 && read.status == -EACCES) {
+		char name[160];
+
+		rref_format(ref, name, sizeof(name));
+		return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", p->member->name, name);
+	}
 	return 1;
 }
 

@@ -10,11 +10,11 @@
  *   kind   := "ANY" | "CALL" | "REMOTE" | "REPLY" | "PROTO" | "BARRIER" | ... | "FORK_REQUEST" | "DELETE" | ...
  *             the types of rw.h and of struct rp_msg; PROTO is any of the latter, REMOTE a CALL that creates
  *   action := "fail" [ "=" N ]                         the first N sends fail (all, without N)
- *           | "drop" [ "=" N ]                         the first N are lost: CALL, REMOTE and REPLY only
- *           | "dup"  [ "=" N ]                         the first N are sent twice: protocol messages only
+ *           | "drop" [ "=" N ]                         the first N are lost: CALL, REMOTE, REPLY, TYPE_* only
+ *           | "dup"  [ "=" N ]                         the first N are sent twice: protocol messages, TYPE_*
  *           | "delay" "=" T [ "*" N ]                  the first N are sent T later
  *           | "reorder" [ "=" T ] [ "*" N ]            each is sent up to T later (5 ms), hence in any order:
- *                                                      protocol messages and REPLY only
+ *                                                      protocol messages, REPLY, TYPE_* only
  *   T      := number ( "us" | "ms" | "s" )
  *
  * Of several rules for one message the first that still has some of its N left counts.

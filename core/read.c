@@ -458,14 +458,23 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		read_done(f, true);
 }
 
+#define NAME_SIZE 160 /* of a reference with both ids at their longest */
+
+static const char *name_of(const struct rref_future *f, char *buf)
+{
+	if (!f->handle)
+		return "a payload";
+	rref_format(f->handle, buf, NAME_SIZE);
+	return buf;
+}
+
 /* A value of a type that stays with its owner. */
 static void local_only(struct rref_future *f)
 {
 	const struct rref_ctx *ctx = f->ctx;
-	char name[160]; /* both ids at their longest */
+	char name[NAME_SIZE];
 
-	rref_format(f->handle, name, sizeof(name));
-	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", name,
+	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", name_of(f, name),
 		 peer_of(f)->member->name, ctx->members[ctx->rank].name);
 }
 
@@ -474,6 +483,7 @@ static int explain(struct rref_future *f)
 {
 	struct rref *h = f->handle;
 	struct rc_peer *p = peer_of(f);
+	char name[NAME_SIZE];
 
 	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
 		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
@@ -487,7 +497,8 @@ static int explain(struct rref_future *f)
 		local_only(f);
 		return -EPERM;
 	case -EACCES:
-		snprintf(f->text, sizeof(f->text), "%s refused the read: the value is not there any more", p->member->name);
+		snprintf(f->text, sizeof(f->text), "%s refused the read: the value of %s is not there any more", p->member->name,
+			 name_of(f, name));
 		return -ESTALE;
 	case -EPROTO:
 		snprintf(f->text, sizeof(f->text), "%s sent a location that cannot be", p->member->name);
@@ -516,13 +527,14 @@ static int header_check(struct rref_future *f)
 {
 	struct rc_header h = *f->landing_header; /* copied once: nothing is fetched twice */
 	const struct rref *ref = f->handle; /* NULL: a payload */
+	char name[NAME_SIZE];
 
 	if (!h.nonce && !h.state && !h.length && !h.version) {
 		snprintf(f->text, sizeof(f->text), "the read completed without data");
 		return -EBADMSG;
 	}
 	if (le64toh(h.nonce) != f->loc.nonce || le32toh(h.state) != RC_HEADER_READY) {
-		snprintf(f->text, sizeof(f->text), "the value is not there any more");
+		snprintf(f->text, sizeof(f->text), "the value of %s is not there any more", name_of(f, name));
 		return -ESTALE;
 	}
 	if ((ref && (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on)) ||

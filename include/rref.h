@@ -455,7 +455,8 @@ RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, in
  * rref_to_here: brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
  * one-sided READ; the owner's processor takes no part if the value was ready when this reference was made.
  * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
- *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which)
+ *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which, and
+ *               names the reference)
  *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN: see the top
  *   -EPERM      not the owner, and the value stays there; the text names value, owner and user
  *   any other   the value's own error, given by its function or rref_set_error, with the text

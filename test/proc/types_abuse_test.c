@@ -184,7 +184,10 @@ FOE_TEST(segments__that_do_not_add_up)
 			at += 4; /* the CRC, which is not used */
 		rec = put_value(f, &r, 134, plain, 2, (const uint64_t[]){ 5, 70 });
 		r.memory[at] ^= 0x81;
-		TG_IS(foe_reply_to(f, "inspect", &rec), at >= 40 && at < 44 ? -ESTALE : -EBADMSG);
+		if (at >= 40 && at < 44)
+			IS(f, "inspect", &rec, -ESTALE, "the value of UserRRef(rref_id=GloballyUniqueId(created_on=2");
+		else
+			IS(f, "inspect", &rec, -EBADMSG, "contradicts");
 	}
 	foe_still_served(f);
 	rig_close(f, &r);

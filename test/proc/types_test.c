@@ -8,6 +8,9 @@
 #include <cmocka.h>
 
 #include "tg_types.h"
+
+#define MS NSEC_PER_MSEC
+
 static const struct rref_type floats = { sizeof(floats), "float32[]", 0, 0 };
 
 TG_TEST(expect__a_mismatch_names_both_types_value_and_owner, 3)
@@ -137,9 +140,122 @@ TG_TEST(threads__ask_for_the_same_types_at_once, 2)
 	return 0;
 }
 
+/* What is refused after a creation that timed out says which reference it was. */
+TG_TEST(errors__name_the_reference_whose_creation_timed_out, 2)
+{
+	struct rref_ctx *ctx = tgt_join(rank);
+
+	if (rank == 0) {
+		struct rref_args a = { .data = "slow", .length = 4 };
+		struct rref_view *v;
+		struct rref *r[2];
+		char name[RREF_TEXT_SIZE];
+
+		for (int to = 0; to < 2; to++) {
+			TG_OK(rref_remote(ctx, to, "make_slowly", &a, 30 * MS, &r[to]));
+			rref_format(r[to], name, sizeof(name));
+			for (int i = 0; i < 2; i++) {
+				TG_IS(rref_to_here(r[to], RREF_DEFAULT, &v), -ETIMEDOUT);
+				TG_TEXT("creation of the reference timed out");
+				TG_TEXT(name);
+			}
+			TG_IS(rref_type(r[to], RREF_DEFAULT, &(struct rref_type){ .size = sizeof(struct rref_type) }), -ETIMEDOUT);
+			TG_TEXT(name);
+		}
+		tg_set_flag(0, 1);
+		rref_release(r[0]);
+		rref_release(r[1]);
+	}
+	tgt_finish(ctx, 2);
+	return 0;
+}
+
+/* ---- questions and answers that go astray ---- */
+
+static struct rref_ctx *join_with(int rank, const char *asker, const char *owner)
+{
+	TG_IS(setenv("RREF_INJECT", rank ? owner : asker, 1), 0);
+	return tgt_join(rank);
+}
+
+TG_TEST(astray__first_sends_fail, 2)
+{
+	struct rref_ctx *ctx = join_with(rank, "TYPE_QUERY:fail=3", "TYPE_ANSWER:fail=3");
+
+	if (rank == 0) {
+		struct rref *r = tgt_made(ctx, 1, "quote");
+
+		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
+		TG_IS(tg_stats(ctx).retries, 3);
+		rref_release(r);
+	}
+	tgt_finish(ctx, 2);
+	return 0;
+}
+
+TG_TEST(astray__lost_and_asked_again, 2)
+{
+	struct rref_ctx *ctx = join_with(rank, "TYPE_QUERY:drop=1", "TYPE_ANSWER:drop=1");
+
+	if (rank == 0) {
+		struct rref *r = tgt_made(ctx, 1, "quote");
+		struct rref_type t = { .size = sizeof(t) };
+
+		for (int i = 0; i < 2; i++) {
+			TG_IS(rref_type(r, 30 * MS, &t), -ETIMEDOUT);
+			TG_TEXT("type did not come in time");
+		}
+		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
+		rref_release(r);
+		TG_IS(tg_stats(ctx).ops_in_flight, 0);
+	}
+	tgt_finish(ctx, 2);
+	return 0;
+}
+
+TG_TEST(astray__twice, 2)
+{
+	struct rref_ctx *ctx = join_with(rank, "TYPE_QUERY:dup", "TYPE_ANSWER:dup");
+
+	if (rank == 0) {
+		struct rref *a = tgt_made(ctx, 1, "quote"), *b = tgt_made(ctx, 1, "depth");
+
+		tgt_is_type(a, "quote", sizeof(struct tgt_tick), 0);
+		tgt_is_type(b, "depth", sizeof(struct tgt_tick), 0);
+		rref_release(a);
+		rref_release(b);
+	}
+	tgt_finish(ctx, 2);
+	return 0;
+}
+
+/* The question is over with an error, and nothing else: the session lives. */
+TG_TEST(astray__never_sent, 2)
+{
+	struct rref_ctx *ctx = join_with(rank, "TYPE_QUERY:fail=10", "AUTH:fail=0");
+
+	if (rank == 0) {
+		struct rref *r = tgt_made(ctx, 1, "quote");
+		struct rref_type t = { .size = sizeof(t) };
+
+		TG_CHECK(rref_type(r, RREF_DEFAULT, &t) < 0);
+		TG_TEXT("the question for a type could not be sent to worker1");
+		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
+		TG_IS(tg_stats(ctx).dead_peers, 0);
+		rref_release(r);
+	}
+	tgt_finish(ctx, 2);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(astray__first_sends_fail),
+		cmocka_unit_test(astray__lost_and_asked_again),
+		cmocka_unit_test(astray__never_sent),
+		cmocka_unit_test(astray__twice),
+		cmocka_unit_test(errors__name_the_reference_whose_creation_timed_out),
 		cmocka_unit_test(expect__a_mismatch_names_both_types_value_and_owner),
 		cmocka_unit_test(view__knows_its_type),
 		cmocka_unit_test(threads__ask_for_the_same_types_at_once),
