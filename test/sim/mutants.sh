@@ -114,7 +114,7 @@ done
 
 # A seed that fails replays to the byte, and what it is shrunk to fails in the same way and is small.
 for name in $all; do
-	case $name in reclaim-before-grace | accept-skipped | runtime-reads-after-fence) ;; *) continue ;; esac
+	case $name in reclaim-before-grace | accept-skipped | erased-twice | runtime-reads-after-fence) ;; *) continue ;; esac
 	sim=$dir/$name/sim
 	[ -x "$sim" ] || continue
 	log=$("$sim" --seeds "$seeds" 2>&1)

@@ -44,7 +44,11 @@ int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *r
 	} else if (!WIFEXITED(status) || WEXITSTATUS(status)) {
 		result->rule = crash_rule;
 		snprintf(result->text, sizeof(result->text), "%s (exit status %d)", result->rule, WEXITSTATUS(status));
+	} else {
+		trace = NULL; /* it said so itself */
 	}
+	if (trace)
+		fprintf(trace, "\nFAILED: %s\n", result->text);
 	return result->text[0] ? -1 : 0;
 }
 

@@ -318,7 +318,8 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 void sim_release(struct sim *s, struct handle *h);
 void sim_later(struct sim *s, struct todo t);
 void sim_todo(struct sim *s);
-void sim_trace(struct sim *s, uint32_t r, const struct rp_event *ev, int rc);
+void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev); /* before the step, and after it: */
+void sim_trace_effects(struct sim *s, uint32_t r, int rc);
 void sim_note(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- what arrives, the program (program.c) ---- */

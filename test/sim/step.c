@@ -19,8 +19,9 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 		return 0;
 	s->result->steps++;
 	rp_counts(k->m, &before);
+	sim_trace_event(s, r, ev);
 	rc = rp_step(k->m, ev, rec);
-	sim_trace(s, r, ev, rc);
+	sim_trace_effects(s, r, rc);
 	rp_effects(k->m, &nr);
 	if (rc && nr)
 		sim_fail(s, "event %d failed (%d) and had effects", (int)ev->type, rc);

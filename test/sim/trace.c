@@ -50,11 +50,9 @@ static void print_message(FILE *f, const struct rp_msg *msg)
 		fprintf(f, " status %d", msg->status);
 }
 
-void sim_trace(struct sim *s, uint32_t r, const struct rp_event *ev, int rc)
+void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev)
 {
 	const struct rref_id *id = ev->rec ? &ev->rec->id : &ev->id, *fork = ev->rec ? &ev->rec->fork : &ev->fork;
-	const struct rp_effect *e;
-	size_t nr;
 
 	if (!s->trace)
 		return;
@@ -74,6 +72,17 @@ void sim_trace(struct sim *s, uint32_t r, const struct rp_event *ev, int rc)
 		if (ev->status)
 			fprintf(s->trace, " status %d", ev->status);
 	}
+	/* The step may end the process. */
+	fflush(s->trace);
+}
+
+void sim_trace_effects(struct sim *s, uint32_t r, int rc)
+{
+	const struct rp_effect *e;
+	size_t nr;
+
+	if (!s->trace)
+		return;
 	if (rc)
 		fprintf(s->trace, " -> %d", rc);
 	putc('\n', s->trace);
