@@ -84,7 +84,17 @@ bool faulty;            /* a worker crashed, a session was cut, or a call timed 
 /* One queue for each direction: {type * 8 + fork}. */
 chan q[6] = [QLEN] of { byte };
 
-hidden byte r_f, r_g, r_h, r_i;
+#ifdef LIVE
+/* Messages under way about each fork: its number is used again when no trace of it is left. */
+byte under_way[NF];
+#define SENT(f) under_way[f]++
+#define TAKEN(f) under_way[f]--
+#else
+#define SENT(f) skip
+#define TAKEN(f) skip
+#endif
+
+hidden byte r_f, r_g, r_h, r_i, r_n;
 hidden mtype:msg r_t;
 
 #define PINNED1(f, g) (NF > (g) && HAS(child, g) && f_src[(g) % NF] == (f))
@@ -112,7 +122,8 @@ inline rp_send(from, to, type, f)
 	:: PS(from, to) == UP && PS(to, from) == UP && HAS(alive, to) ->
 #endif
 		assert(nfull(Q(from, to)));
-		Q(from, to)!((type) * 8 + (f))
+		Q(from, to)!((type) * 8 + (f));
+		SENT(f)
 	:: else
 	fi
 }
@@ -120,10 +131,10 @@ inline rp_send(from, to, type, f)
 inline purge(from, to)
 {
 	do
-	:: len(Q(from, to)) > 0 -> Q(from, to)?r_t
+	:: len(Q(from, to)) > 0 -> Q(from, to)?r_h; TAKEN(r_h & 7)
 	:: else -> break
 	od;
-	r_t = 0
+	r_h = 0
 }
 
 /* ---- owner entries: rp_owner.c ---- */
@@ -201,6 +212,9 @@ inline answer(u, g, failed)
 
 inline rp_children_answer(f, failed)
 {
+#ifdef MUTANT_NO_ANSWER
+	skip
+#else
 	r_g = 0;
 	do
 	:: r_g < NF && HAS(child_asked, r_g) && f_src[r_g] == f -> answer(f, r_g, failed); r_g++
@@ -208,6 +222,7 @@ inline rp_children_answer(f, failed)
 	:: else -> break
 	od;
 	r_g = 0
+#endif
 }
 
 inline user_confirm(f, with_loc)
@@ -237,7 +252,9 @@ inline rp_user_fail(f)
 		:: HAS(creator, f) -> ADD(created, f)
 		:: else
 		fi;
+#ifndef MUTANT_NO_ACCEPT_OF_REFUSED
 		rp_user_ready(f);
+#endif
 		rp_children_answer(f, true);
 		rp_user_settle(f)
 	:: else
@@ -435,6 +452,7 @@ inline new_fork(id, parent, src, dest)
 	f_parent[nf] = parent;
 	f_src[nf] = src;
 	f_dest[nf] = dest;
+	r_n = nf;
 	nf++
 }
 
@@ -443,7 +461,7 @@ inline rp_create_user(id, who)
 	ust[nf] = REQUESTED;
 	ADD(creator, nf); ADD(early, nf); ADD(due, nf);
 	new_fork(id, who, NOBODY, who);
-	rp_send(who, O, CREATE, nf - 1)
+	rp_send(who, O, CREATE, r_n)
 }
 
 inline share_owned(id, to)
@@ -451,8 +469,8 @@ inline share_owned(id, to)
 	ADD(held, nf);
 	new_fork(id, O, NOBODY, to);
 	if
-	:: ost[id] == READY -> rp_send(O, to, RECORD_LOC, nf - 1)
-	:: else -> rp_send(O, to, RECORD, nf - 1)
+	:: ost[id] == READY -> rp_send(O, to, RECORD_LOC, r_n)
+	:: else -> rp_send(O, to, RECORD, r_n)
 	fi
 }
 
@@ -461,14 +479,14 @@ inline share_held(u, to)
 	ADD(child, nf);
 	new_fork(f_id[u], f_dest[u], u, to);
 #ifdef MUTANT_NO_EARLY
-	rp_send(f_dest[u], to, RECORD, nf - 1)
+	rp_send(f_dest[u], to, RECORD, r_n)
 #else
 	if
 	:: HAS(early, u) && to != O ->
 		ask_owner(u);
-		rp_send(f_dest[u], to, RECORD_EARLY, nf - 1)
-	:: HAS(early, u) && to == O -> rp_send(f_dest[u], to, RECORD_EARLY, nf - 1)
-	:: else -> rp_send(f_dest[u], to, RECORD, nf - 1)
+		rp_send(f_dest[u], to, RECORD_EARLY, r_n)
+	:: HAS(early, u) && to == O -> rp_send(f_dest[u], to, RECORD_EARLY, r_n)
+	:: else -> rp_send(f_dest[u], to, RECORD, r_n)
 	fi
 #endif
 }
@@ -483,8 +501,11 @@ inline rp_on_child_accept(g)
 {
 	if
 	:: HAS(child, g) ->
-		rp_child_erase(g);
+		rp_child_erase(g)
+#ifndef MUTANT_NO_SETTLE
+		;
 		rp_user_settle(f_src[g])
+#endif
 	:: else
 	fi
 }
@@ -643,7 +664,9 @@ inline rp_peer_fenced(x, y)
 	do
 	:: r_f < NF ->
 		if
+#ifndef MUTANT_ASKING_FORGOTTEN
 		:: f_dest[r_f] == x && ust[r_f] == ASKING && f_parent[r_f] == y -> rp_receive_resume(r_f)
+#endif
 		:: else
 		fi;
 		r_f++

@@ -3,6 +3,7 @@
 # ok: searched to the end, nothing found. Others: S1, S2, S3, S4, END as in README.md; cycle: a fair run that never gets there.
 SAFE="-O1 -DSAFETY -DNOFAIR"
 FIND="-O0 -DSAFETY -DNOFAIR"
+LIVE="-O1 -DNOREDUCE -DNFAIR=3"
 
 runs() {
 	cat <<END
@@ -28,10 +29,22 @@ mutant-no-husk           | safety | S2  | -DNF=3 -DSTART_CREATE -DMUTANT_NO_HUSK
 mutant-no-tombstone      | safety | END | -DNF=3 -DSTART_OWNER -DANY_ORDER -DNREPEAT=1 -DMUTANT_NO_TOMBSTONE | $FIND | -m10000 -w20
 mutant-counter           | safety | S2  | -DNF=3 -DSTART_OWNER -DNREPEAT=1 -DMUTANT_COUNTER | $FIND | -m10000 -w20
 mutant-refused-no-delete | safety | END | -DNF=3 -DSTART_CREATE -DNREPEAT=1 -DNCUT=1 -DMUTANT_NO_DELETE_AFTER_REFUSAL | $FIND | -m10000 -w20
+live-no-fault-owner      | liveness | ok    | -DNF=3 -DSTART_OWNER | $LIVE | -a -f -m200000 -w20
+live-no-fault-create     | liveness | ok    | -DNF=2 -DSTART_CREATE | $LIVE | -a -f -m200000 -w20
+live-crashes             | liveness | ok    | -DNF=2 -DSTART_OWNER -DCRASHES | $LIVE | -a -f -m200000 -w20
+control-no-fairness      | liveness | cycle | -DNF=2 -DSTART_OWNER | $LIVE | -a -m200000 -w20
+live-mutant-suspected    | liveness | cycle | -DNF=2 -DSTART_OWNER -DCRASHES -DMUTANT_NEVER_SUSPECTED | $LIVE | -a -f -m200000 -w20
+live-mutant-dead-pins    | liveness | cycle | -DNF=2 -DSTART_OWNER -DCRASHES -DMUTANT_DEAD_PINS | $LIVE | -a -f -m200000 -w20
+live-mutant-no-answer    | liveness | cycle | -DNF=2 -DMUTANT_NO_ANSWER | $LIVE | -a -f -m200000 -w20
+live-mutant-no-settle    | liveness | cycle | -DNF=2 -DSTART_OWNER -DMUTANT_NO_SETTLE | $LIVE | -a -f -m200000 -w20
+live-mutant-asking       | liveness | cycle | -DNF=2 -DCRASHES -DMUTANT_ASKING_FORGOTTEN | $LIVE | -a -f -m200000 -w20
 END
 }
 
 big_runs() {
 	cat <<END
+refs-crash-cut-owner     | safety | ok  | -DNF=3 -DSTART_OWNER -DNCRASH=1 -DNRESTART=1 -DNCUT=1 -DOWNER_CRASH | $SAFE |
+refs-crash-cut-create    | safety | ok  | -DNF=3 -DSTART_CREATE -DNCRASH=1 -DNRESTART=1 -DNCUT=1 -DOWNER_CRASH | $SAFE |
+refs-any-order-cut       | safety | ok  | -DNF=3 -DSTART_OWNER -DANY_ORDER -DNREPEAT=1 -DNCUT=1 | $SAFE |
 END
 }
