@@ -70,11 +70,16 @@ static void rendezvous__four_meet(void **state)
 static void rendezvous__four_meet_with_the_users_key(void **state)
 {
 	struct team t = team_new(4, 4, NULL);
+	struct addrinfo *found = NULL;
+	/* A system that was just bootstrapped has no /etc/hosts yet. */
+	bool named = getaddrinfo("localhost", NULL, NULL, &found) == 0;
 
 	(void)state;
+	if (named)
+		freeaddrinfo(found);
 	for (unsigned i = 0; i < t.nr; i++) {
 		t.w[i]->key = &user_key;
-		snprintf(t.w[i]->address, sizeof(t.w[i]->address), "localhost:%d", t.port);
+		snprintf(t.w[i]->address, sizeof(t.w[i]->address), "%s:%d", named ? "localhost" : "127.0.0.1", t.port);
 	}
 	team_run(&t);
 	assert_same_table(&t);
