@@ -38,6 +38,15 @@ live-mutant-dead-pins    | liveness | cycle | -DNF=2 -DSTART_OWNER -DCRASHES -DM
 live-mutant-no-answer    | liveness | cycle | -DNF=2 -DMUTANT_NO_ANSWER | $LIVE | -a -f -m200000 -w20
 live-mutant-no-settle    | liveness | cycle | -DNF=2 -DSTART_OWNER -DMUTANT_NO_SETTLE | $LIVE | -a -f -m200000 -w20
 live-mutant-asking       | liveness | cycle | -DNF=2 -DCRASHES -DMUTANT_ASKING_FORGOTTEN | $LIVE | -a -f -m200000 -w20
+credits                  | credits | ok    | | $LIVE | -a -f -m200000 -w20
+credits-more-than-class  | credits | ok    | -DCREDITS=6 -DCLASS=4 | $LIVE | -a -f -m200000 -w20
+credits-one-buffer       | credits | q_len | -DCREDIT_BUFS=1 | $LIVE | -a -f -m200000 -w20
+credits-mutant-costs     | credits | cycle | -DMUTANT_RETURN_COSTS | $LIVE | -a -f -m200000 -w20
+credits-mutant-held      | credits | cycle | -DMUTANT_HELD_UNTIL_ANSWERED | $LIVE | -a -f -m200000 -w20
+future                   | future  | ok    | | $LIVE | -a -f -m200000 -w20
+future-mutant-quarantine | future  | landing     | -DMUTANT_NO_QUARANTINE | $LIVE | -a -f -m200000 -w20
+future-mutant-claim      | future  | completions | -DMUTANT_NO_CLAIM | $LIVE | -a -f -m200000 -w20
+future-mutant-generation | future  | landing     | -DMUTANT_NO_GENERATION | $LIVE | -a -f -m200000 -w20
 END
 }
 
