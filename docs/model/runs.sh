@@ -39,7 +39,7 @@ live-mutant-no-answer    | liveness | cycle | -DNF=2 -DMUTANT_NO_ANSWER | $LIVE 
 live-mutant-no-settle    | liveness | cycle | -DNF=2 -DSTART_OWNER -DMUTANT_NO_SETTLE | $LIVE | -a -f -m200000 -w20
 live-mutant-asking       | liveness | cycle | -DNF=2 -DCRASHES -DMUTANT_ASKING_FORGOTTEN | $LIVE | -a -f -m200000 -w20
 credits                  | credits | ok    | | $LIVE | -a -f -m200000 -w20
-credits-more-than-class  | credits | ok    | -DCREDITS=6 -DCLASS=4 | $LIVE | -a -f -m200000 -w20
+credits-more-than-class  | credits | ok    | -DCREDITS=5 -DCLASS=4 | $LIVE | -a -f -m200000 -w20
 credits-one-buffer       | credits | q_len | -DCREDIT_BUFS=1 | $LIVE | -a -f -m200000 -w20
 credits-mutant-costs     | credits | cycle | -DMUTANT_RETURN_COSTS | $LIVE | -a -f -m200000 -w20
 credits-mutant-held      | credits | cycle | -DMUTANT_HELD_UNTIL_ANSWERED | $LIVE | -a -f -m200000 -w20
@@ -55,5 +55,6 @@ big_runs() {
 refs-crash-cut-owner     | safety | ok  | -DNF=3 -DSTART_OWNER -DNCRASH=1 -DNRESTART=1 -DNCUT=1 -DOWNER_CRASH | $SAFE |
 refs-crash-cut-create    | safety | ok  | -DNF=3 -DSTART_CREATE -DNCRASH=1 -DNRESTART=1 -DNCUT=1 -DOWNER_CRASH | $SAFE |
 refs-any-order-cut       | safety | ok  | -DNF=3 -DSTART_OWNER -DANY_ORDER -DNREPEAT=1 -DNCUT=1 | $SAFE |
+credits-six              | credits | ok    | -DCREDITS=6 -DCLASS=4 | $LIVE | -a -f -m200000 -w20
 END
 }
