@@ -147,7 +147,7 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh test/tools/path.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh test/tools/path.sh test/tools/trace.sh test/sim/mutants.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 #define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
 #define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */
@@ -45,8 +45,10 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 	for (size_t i = 0; a && i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
 		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = r->fork, .fork = rc_next_id(ctx), .peer = to };
+		struct rc_scope *s = rc_scope_begin(ctx, "fork", NULL, ctx->rank, to);
 		int err = rc_step(ctx, &ev, &recs[i]);
 
+		rc_scope_end(ctx, s, err);
 		if (err) {
 			rc_undo_forks(ctx, a, to, recs, i);
 			if (at_load(&r->state) == RC_H_FAILED)
@@ -207,6 +209,7 @@ static int abandon(struct outgoing *o, int err)
 
 	snprintf(why, sizeof(why), "%s", rc_error_text());
 	rc_op_claim(o->f);
+	rc_scope_detach(o->f, err);
 	rc_op_put(o->f);
 	rc_op_put(o->f);
 	rc_payload_drop(o->payload);
@@ -215,7 +218,7 @@ static int abandon(struct outgoing *o, int err)
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
 static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
-		   int64_t timeout, const void *out, const char *what)
+		   int64_t timeout, const void *out, const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what);
 
@@ -228,6 +231,8 @@ static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const cha
 	err = rc_op_get(ctx, o->deadline, &o->f);
 	if (err)
 		return err;
+	if (scoped)
+		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
 	err = rc_payload_make(ctx, o->rank, args, o->deadline, &o->payload);
 	if (err)
 		return abandon(o, err);
@@ -285,11 +290,11 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 	return 0;
 }
 
-int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		   struct rref_future **out)
+static int call_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		      const char *what, bool scoped, struct rref_future **out)
 {
 	struct outgoing o;
-	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async");
+	int err = prepare(&o, ctx, rank, function, args, timeout, out, what, scoped);
 
 	if (err)
 		return err;
@@ -318,11 +323,17 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const s
 	return 0;
 }
 
-int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		  struct rref_future **out)
+int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		   struct rref_future **out)
+{
+	return call_async(ctx, rank, function, args, timeout, "rref_rpc_async", true, out);
+}
+
+static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		     struct rref_future **out)
 {
 	struct rref_future *f;
-	int err = rref_rpc_async(ctx, rank, function, args, timeout, &f);
+	int err = call_async(ctx, rank, function, args, timeout, "rref_rpc_sync", false, &f);
 
 	if (err)
 		return err;
@@ -335,12 +346,23 @@ int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const st
 	return err;
 }
 
+int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		  struct rref_future **out)
+{
+	struct rc_scope *s = ctx ? rc_scope_begin(ctx, "rpc_sync", function, ctx->rank, (uint32_t)rank) : NULL;
+	int err = call_sync(ctx, rank, function, args, timeout, out);
+
+	if (s)
+		rc_scope_end(ctx, s, err);
+	return err;
+}
+
 int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		struct rref **out)
 {
 	const char *site = rc_site_take();
 	struct outgoing o;
-	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote");
+	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote", true);
 	struct rref_future *f;
 	struct rref *h;
 
@@ -392,6 +414,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
+		rc_scope_detach(f, err);
 		/* While the sender waited for room, a fence may have ended the creation, and with it the engine's hold. */
 		bool held = h->creation != NULL;
 

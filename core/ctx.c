@@ -9,7 +9,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 #define THREADS_MAX 1024u
 #define WAITING_MAX (1u << 20)
@@ -167,6 +167,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 
 	rc_pool_close(ctx);
 	rc_poller_close(ctx);
+	rc_scopes_close(ctx);
 	rp_destroy(ctx->machine);
 	if (ctx->op_chunk)
 		rc_ops_close(ctx);
@@ -281,6 +282,9 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	if (err)
 		goto fail;
 	err = meet(ctx, &o);
+	if (err)
+		goto fail;
+	err = rc_scopes_open(ctx, &o);
 	if (err)
 		goto fail;
 	err = rc_peers_open(ctx);

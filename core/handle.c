@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 struct rref_id rc_next_id(struct rref_ctx *ctx)
 {
@@ -221,8 +221,13 @@ int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const str
 	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
 		if (segments[i].iov_len && !segments[i].iov_base)
 			return rc_fail(EINVAL, "rref_new_typed: segment %zu is NULL", i);
+	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
+
 	err = rc_value_make(ctx, type, segments, nr, true, "rref_new_typed", &v);
-	return err ? err : make(ctx, v, true, out);
+	if (!err)
+		err = make(ctx, v, true, out);
+	rc_scope_end(ctx, s, err);
+	return err;
 }
 
 int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr, struct rref **out)
@@ -235,9 +240,12 @@ int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct 
 		return err;
 	if (!out)
 		return rc_fail(EINVAL, "rref_alloc_typed: nowhere to put the reference");
+	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
+
 	err = rc_value_make(ctx, type, segments, nr, false, "rref_alloc_typed", &v);
 	if (!err)
 		err = make(ctx, v, false, &h);
+	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;
 	rref_view_segments(&v->view, segments, nr);
@@ -254,12 +262,15 @@ int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref 
 		return err;
 	if (!out || (length && !data))
 		return rc_fail(EINVAL, "rref_new: %s", out ? "data is NULL" : "nowhere to put the reference");
+	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
+
 	err = rc_value_alloc(ctx, length, &v);
-	if (err)
-		return err;
-	if (length)
+	if (!err && length)
 		memcpy(v->header + 1, data, length);
-	return make(ctx, v, true, out);
+	if (!err)
+		err = make(ctx, v, true, out);
+	rc_scope_end(ctx, s, err);
+	return err;
 }
 
 int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
@@ -272,10 +283,12 @@ int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **da
 		return err;
 	if (!out || !data)
 		return rc_fail(EINVAL, "rref_alloc: nowhere to put the reference or its memory");
+	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
+
 	err = rc_value_alloc(ctx, length, &v);
-	if (err)
-		return err;
-	err = make(ctx, v, false, &h);
+	if (!err)
+		err = make(ctx, v, false, &h);
+	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;
 	*data = v->header + 1;

@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 {
@@ -268,10 +268,14 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of the two sees both. */
 	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
 
-	if (old & RC_F_WAITERS) {
-		syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-		if (!at_load(&f->ctx->has_poller))
-			rc_kick(f->ctx); /* its waiter sleeps on the context's descriptor */
+	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS))) {
+		if (old & RC_F_SCOPED)
+			rc_scope_detach(f, f->status);
+		if (old & RC_F_WAITERS) {
+			syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+			if (!at_load(&f->ctx->has_poller))
+				rc_kick(f->ctx); /* its waiter sleeps on the context's descriptor */
+		}
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {
 		at_add(&f->refs, 1);

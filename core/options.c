@@ -281,6 +281,11 @@ int rref_options_from_env(struct rref_options *opt)
 			return r;
 		o.log_level = (enum rref_log_level)r;
 	}
+	if ((value = getenv("RREF_TRACE"))) {
+		if (!*value)
+			return refuse("RREF_TRACE", value, "empty; unset it to write no trace");
+		o.trace = value;
+	}
 	if ((value = getenv("RREF_LEAK_CHECK"))) {
 		if ((r = read_word("RREF_LEAK_CHECK", value, bools, (int)array_size(bools))) < 0)
 			return r;

@@ -15,7 +15,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
@@ -81,6 +81,8 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 			ctx->next_tick = now + TICK_NS;
 			rc_ops_expire(ctx, now);
 			rc_peer_tick(ctx, now);
+			if (unlikely(ctx->scopes))
+				rc_scopes_tick(ctx, now, false);
 			rc_send_tick(ctx, now);
 		}
 	}

@@ -135,7 +135,7 @@ enum rc_op_kind {
 	RC_OP_FETCH,        /* READs the payload of a call or reply; payload.c */
 };
 
-enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4 };
+enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8 };
 
 /* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
 struct rc_work {
@@ -193,6 +193,7 @@ struct rref_future {
 	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
 	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
+	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
 	struct list node;             /* [lock] peer->waiting */
 	struct list then_node;        /* [lock] ctx->deferred_ops; not node: a read may end while it waits, and is then in both */
@@ -371,6 +372,7 @@ struct rref_ctx {
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t fork_generation;
 	uint32_t rank, world;
+	struct rc_scopes *scopes;         /* [const] NULL = off; scope.c */
 	struct rc_peer *peers;            /* [const] array of world */
 	struct rc_member *members;        /* [const] */
 	uint64_t incarnation;

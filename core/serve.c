@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
 #define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
@@ -386,10 +386,14 @@ void rc_run_call(struct rref_call *call)
 		r = -ENOSYS;
 	} else {
 		at_add(&call->ctx->n.calls, 1);
+		struct rref_ctx *ctx = call->ctx;
+		struct rc_scope *s = rc_scope_begin(ctx, "handler", call->name, call->caller, ctx->rank);
+
 		rc_callback_enter();
 		r = call->fn->handler(call, call->fn->arg);
 		rc_site_take(); /* what the handler named last is not where the library makes something for it */
 		rc_callback_leave();
+		rc_scope_end(ctx, s, r < 0 ? r : 0);
 		if (r < 0 && r >= -4095)
 			snprintf(text, sizeof(text), "%s", rref_strerror(r));
 		else if (r < 0 || r > RREF_DEFER)

@@ -18,7 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */
@@ -324,5 +324,7 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 			snprintf(why, sizeof(why), "%s", rc_error_text());
 	}
 	close_down(ctx);
+	if (ctx->scopes)
+		rc_scopes_tick(ctx, now_ns(), true); /* programs end without freeing the context, too */
 	return err ? rc_fail_text(err, why) : 0;
 }

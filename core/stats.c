@@ -153,7 +153,8 @@ static const struct {
 } fields[] = {
 	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
 	FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
-	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(landing_bytes),
+	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(payload_bytes),
+	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
 	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers),

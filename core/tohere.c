@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "rc_scope.h"
 
 static bool ready_here(const struct rref *ref)
 {
@@ -118,22 +118,40 @@ static int read_range(struct rref *ref, size_t offset, size_t length, int64_t ti
 	return finish(f, deadline, out);
 }
 
+static inline int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	if (at_load_acq(&ref->state) == RC_H_READY) {
+		if (ref->owned) {
+			*out = alias(ref);
+			return 0;
+		}
+		int err = rc_quick_read(ref, out);
+
+		if (likely(err <= 0))
+			return err;
+	}
+	return read_range(ref, 0, SIZE_MAX, timeout, out);
+}
+
+/* Apart, so that what is off costs one branch and no register. */
+static __attribute__((noinline, cold)) int scoped_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
+	int err = to_here(ref, timeout, out);
+
+	rc_scope_end(ref->ctx, s, err);
+	return err;
+}
+
 int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	int err = check(ref, out, "rref_to_here");
 
 	if (unlikely(err))
 		return err;
-	if (at_load_acq(&ref->state) == RC_H_READY) {
-		if (ref->owned) {
-			*out = alias(ref);
-			return 0;
-		}
-		err = rc_quick_read(ref, out);
-		if (likely(err <= 0))
-			return err;
-	}
-	return read_range(ref, 0, SIZE_MAX, timeout, out);
+	if (unlikely(ref->ctx->scopes))
+		return scoped_to_here(ref, timeout, out);
+	return to_here(ref, timeout, out);
 }
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
@@ -152,19 +170,14 @@ int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return rref_to_here(ref, timeout, out);
 }
 
-int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+static int read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
 {
 	struct rref_view *v;
-	int err = check(ref, got, "rref_to_here_into");
 
-	if (err)
-		return err;
-	if (length && !buf)
-		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
 	if (ready_here(ref)) {
 		v = alias(ref);
 	} else {
-		err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
+		int err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
 		if (err)
 			return err;
 	}
@@ -182,6 +195,21 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 	return 0;
 }
 
+int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+{
+	int err = check(ref, got, "rref_to_here_into");
+
+	if (err)
+		return err;
+	if (length && !buf)
+		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
+	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here_into", NULL, ref->ctx->rank, ref->owner);
+
+	err = read_into(ref, buf, offset, length, timeout, got);
+	rc_scope_end(ref->ctx, s, err);
+	return err;
+}
+
 int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
 	int err = check(ref, out, "rref_to_here_async");
@@ -195,6 +223,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	err = rc_op_get(ctx, deadline, &f);
 	if (err)
 		return err;
+	rc_scope_attach(f, "to_here_async", NULL, ref->owner);
 	f->offset = 0;
 	f->length = SIZE_MAX;
 	f->whole = true;
@@ -262,14 +291,17 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 	struct rref_ctx *ctx = NULL;
 	struct batch b;
 	size_t done = 0;
+	uint32_t owner = 0;
 	int good = 0;
 
 	if (!nr)
 		return 0;
 	if (!refs || !views || !status || nr > INT32_MAX)
 		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
-	for (size_t i = 0; i < nr && !ctx; i++)
+	for (size_t i = 0; i < nr && !ctx; i++) {
 		ctx = refs[i] ? refs[i]->ctx : NULL;
+		owner = refs[i] ? refs[i]->owner : 0;
+	}
 	if (!ctx)
 		return rc_fail(EINVAL, "rref_to_here_batch: no reference");
 	int err = rc_enter(ctx);
@@ -279,6 +311,8 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 	int64_t deadline = rc_deadline(ctx, timeout);
 
 	b.ctx = ctx;
+	struct rc_scope *scope = rc_scope_begin(ctx, "to_here_batch", NULL, ctx->rank, owner);
+
 	b.f = calloc(nr, sizeof(*b.f));
 	b.next = calloc(nr, sizeof(*b.next));
 	b.head = malloc(ctx->world * sizeof(*b.head));
@@ -322,5 +356,6 @@ out:
 	free(b.f);
 	free(b.next);
 	free(b.head);
+	rc_scope_end(ctx, scope, good < 0 ? good : 0);
 	return good;
 }

@@ -142,6 +142,31 @@ struct rref_function {
 };
 
 /*
+ * Profiling scopes: the hook of the options hears the begin and, exactly once, the end of
+ *   to_here, to_here_into, to_here_batch, to_here_async      #(this worker)->(owner)    batch: the first reference's owner
+ *   rpc_sync, rpc_async, remote                              #function(this worker)->(callee)
+ *   new, alloc                                               #(this worker)->(this worker)
+ *   fork: one for each reference that is shared              #(this worker)->(with whom)
+ *   handler: while it runs                                   #function(caller)->(this worker)
+ * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, rpc_async and remote end when the
+ * future or the creation is complete, maybe on another thread and a moment after a test of it says so; the others where
+ * they began. One that is refused for its arguments may have none.
+ * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short, must
+ * not wait, and must not call the library. Off, a scope costs one test and branch.
+ * The trace file has the same in Chrome's trace event format, for ui.perfetto.dev (docs/OBSERVING.md).
+ */
+struct rref_scope {
+	size_t size;             /* sizeof(struct rref_scope) of the library */
+	uint64_t id;             /* the same at begin and end; counts up from 1 in each context */
+	const char *key;         /* borrowed during the call */
+	int peer;                /* rank of the other worker */
+	int status;              /* at the end: 0 or -errno */
+	unsigned flags;          /* RREF_SCOPE_END: this is the end; RREF_SCOPE_ASYNC: it may be on another thread */
+};
+#define RREF_SCOPE_END 1u
+#define RREF_SCOPE_ASYNC 2u
+
+/*
  * Options of a context. Always start from rref_options_init. Strings and tables are borrowed until rref_init returns.
  * The environment variable named behind a field is what rref_options_from_env reads.
  */
@@ -172,6 +197,10 @@ struct rref_options {
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
 	unsigned max_waiting;           /* RREF_MAX_WAITING: handlers that may wait at once for the sake of one caller, each on a
 					   thread of its own; so deep calls may nest. 0 = 8192 */
+	void (*scope)(void *ctx, const struct rref_scope *scope); /* NULL = off */
+	void *scope_ctx;
+	const char *trace;              /* RREF_TRACE: a file for this worker's scopes, see struct rref_scope; NULL = off.
+					   "%r" in it is the rank, else ".<rank>" is added */
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
@@ -208,6 +237,7 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol
+ *   -EIO          the trace file cannot be made, or a system service failed; the text says which
  */
 RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
 
