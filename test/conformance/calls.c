@@ -143,8 +143,8 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 	return 0;
 }
 
-/* The largest message there is: the longest name, all bytes, all references with their locations. */
-TG_TEST(c036_the_largest_message, 2)
+/* The largest message: the longest name, all bytes, all references with their locations. */
+TG_TEST(c036_a_full_message, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	static unsigned char payload[RW_INLINE_MAX];
@@ -397,7 +397,7 @@ int main(void)
 		cmocka_unit_test(c032_the_callee_sees_its_caller),
 		cmocka_unit_test(c036_nothing_in_and_out),
 		cmocka_unit_test(c036_payload_up_to_the_limit),
-		cmocka_unit_test(c036_the_largest_message),
+		cmocka_unit_test(c036_a_full_message),
 		cmocka_unit_test(c037_error_code_and_text_travel),
 		cmocka_unit_test(c038_the_callee_calls_its_caller_back),
 		cmocka_unit_test(c039_a_thousand_light_ones),

@@ -8,19 +8,21 @@
 
 #include "tg_death.h"
 
+#define REFS 8
+
 /* As many references as a message holds go there and come back, each to its own owner's value. */
 TG_TEST(more_references_in_results, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref *refs[RREF_REFS_MAX], *back;
+	struct rref *refs[REFS], *back;
 	struct rref_future *f;
 
-	for (int i = 0; i < RREF_REFS_MAX; i++)
+	for (int i = 0; i < REFS; i++)
 		refs[i] = tg_remote(ctx, (rank + i) % 4, "tg.echo", &i, sizeof(i));
 	for (int to = 0; to < 4; to++) {
-		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(refs, RREF_REFS_MAX), RREF_DEFAULT, &f));
-		TG_IS(rref_future_nr_refs(f), RREF_REFS_MAX);
-		for (int i = 0; i < RREF_REFS_MAX; i += 2) {
+		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(refs, REFS), RREF_DEFAULT, &f));
+		TG_IS(rref_future_nr_refs(f), REFS);
+		for (int i = 0; i < REFS; i += 2) {
 			TG_OK(rref_future_ref(f, (size_t)i, &back));
 			TG_CHECK(rref_equal(back, refs[i]) && rref_confirmed(back));
 			tg_expect_bytes(back, &i, sizeof(i));
@@ -28,7 +30,7 @@ TG_TEST(more_references_in_results, 4)
 		}
 		rref_future_free(f); /* the others go with it */
 	}
-	for (int i = 0; i < RREF_REFS_MAX; i++)
+	for (int i = 0; i < REFS; i++)
 		rref_release(refs[i]);
 	tg_meet_serving(ctx, 0);
 	tg_until_clean(ctx, rank);

@@ -203,6 +203,7 @@ TG_TEST(c085_handles_never_released, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 	struct rref *mine[2], *dup;
+	static char report[100000];
 	void *data;
 
 	TG_OK(rref_new(ctx, "mine", 4, &mine[0]));
@@ -217,7 +218,11 @@ TG_TEST(c085_handles_never_released, 3)
 		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[0], 1), RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[1], 1), RREF_DEFAULT, NULL));
 	}
-	tg_finish(ctx);
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
+	/* Its own affair, which it may want to hear of; no leak of the group's. */
+	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
+	TG_CHECK(strncmp(report, "unreleased ", 11) == 0 && !strstr(report, "\nleak ") && !strstr(report, "\nstuck "));
+	rref_free_ctx(ctx);
 	return 0;
 }
 
@@ -240,8 +245,8 @@ static void leak(int rank, unsigned flags, int expected)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
+	char id[64], report[2000];
 	const char *text;
-	char id[64];
 
 	tg_options(&o, rank);
 	o.functions = tg_functions;
@@ -268,10 +273,14 @@ static void leak(int rank, unsigned flags, int expected)
 		text = expected ? rref_last_error() : warned;
 		TG_CHECK(strstr(text, "1 reference") && strstr(text, id) && strstr(text, "worker1"));
 		TG_IS(rref_new(ctx, "x", 1, &r), -ESHUTDOWN);
+		TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
+		TG_CHECK(strncmp(report, "leak ", 5) == 0 && strstr(report, id) && strstr(report, "holder=worker1"));
+		TG_CHECK(strstr(report, "type=bytes") && strstr(report, "by=worker0"));
 	} else {
 		/* The others have nothing to do with it. */
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC));
 		TG_CHECK(!*warned);
+		TG_IS(rref_leak_report(ctx, report, sizeof(report)), 0);
 	}
 	rref_free_ctx(ctx);
 }
