@@ -143,6 +143,30 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 	return 0;
 }
 
+/* More than a message holds: the receiver reads it. */
+TG_TEST(c036_large_payloads, 2)
+{
+	static const size_t sizes[] = { 4096, 70001, 1 << 20 };
+	struct rref_ctx *ctx = tg_join(rank);
+	unsigned char *payload = malloc(sizes[2]);
+	struct rref_future *f;
+	const void *data;
+	size_t length;
+
+	TG_CHECK(payload);
+	tg_fill(payload, sizes[2], (unsigned)rank);
+	for (int to = 0; to < 2; to++)
+		for (size_t i = 0; i < array_size(sizes); i++) {
+			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, sizes[i]), RREF_DEFAULT, &f));
+			TG_OK(rref_future_data(f, &data, &length));
+			TG_CHECK(length == sizes[i] && tg_filled(data, length, 0, (unsigned)rank));
+			rref_future_free(f);
+		}
+	free(payload);
+	tg_finish(ctx);
+	return 0;
+}
+
 /* The largest message: the longest name, all bytes, all references with their locations. */
 TG_TEST(c036_a_full_message, 2)
 {
@@ -271,7 +295,32 @@ TG_TEST(c039_a_thousand_light_ones, 2)
 	return 0;
 }
 
-TG_TEST(c039_two_hundred_heavy_ones, 2)
+TG_TEST(c039_twenty_heavy_ones, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	size_t size = tg_is_shm() ? 1 << 20 : 1 << 16, length;
+	unsigned char *payload = malloc(size);
+	struct rref_future *f[20];
+	const void *data;
+
+	TG_CHECK(payload);
+	for (unsigned i = 0; i < 20; i++) {
+		tg_fill(payload, size, i);
+		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(payload, size), RREF_DEFAULT, &f[i]));
+	}
+	for (unsigned i = 0; i < 20; i++) {
+		TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
+		TG_OK(rref_future_data(f[i], &data, &length));
+		TG_CHECK(length == size && tg_filled(data, length, 0, i));
+		rref_future_free(f[i]);
+	}
+	free(payload);
+	tg_finish(ctx);
+	return 0;
+}
+
+/* As much as goes without a READ. */
+TG_TEST(c039_two_hundred_full_messages, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	static unsigned char payload[RW_INLINE_MAX];
@@ -397,11 +446,13 @@ int main(void)
 		cmocka_unit_test(c032_the_callee_sees_its_caller),
 		cmocka_unit_test(c036_nothing_in_and_out),
 		cmocka_unit_test(c036_payload_up_to_the_limit),
+		cmocka_unit_test(c036_large_payloads),
 		cmocka_unit_test(c036_a_full_message),
 		cmocka_unit_test(c037_error_code_and_text_travel),
 		cmocka_unit_test(c038_the_callee_calls_its_caller_back),
 		cmocka_unit_test(c039_a_thousand_light_ones),
-		cmocka_unit_test(c039_two_hundred_heavy_ones),
+		cmocka_unit_test(c039_twenty_heavy_ones),
+		cmocka_unit_test(c039_two_hundred_full_messages),
 		cmocka_unit_test(c080_082_per_call_and_default_timeout),
 		cmocka_unit_test(c080_082_the_default_changes),
 		cmocka_unit_test(c084_unknown_function),
