@@ -10,7 +10,7 @@ for mode in poll manual; do
 	# Pollers that never sleep take the cores from each other: what has many workers runs without any only.
 	[ $mode = manual ] && themes="$themes group sharing leaving faults beyond"
 	out=$(RREF_TEST_PROGRESS=$mode test/tools/run-tests.sh --title "progress: $mode" \
-		"$bin"/proc/{spine,calls,refs,futures,batch,shutdown}_test \
+		"$bin"/proc/{spine,calls,payload,refs,futures,batch,shutdown}_test \
 		$(printf "$bin/conformance/%s " $themes))
 	echo "$out"
 	line=$(tail -n 1 <<<"$out")
