@@ -147,12 +147,13 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/modes.sh test/tools/perf.sh test/tools/path.sh test/tools/trace.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/sim/mutants.sh
+ALONE := test/tools/modes.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/modes.sh %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:
@@ -168,7 +169,7 @@ check: deps
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(UNIT))
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(UNIT)) --alone $(ALONE)
 
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) san-tests

@@ -2,6 +2,7 @@
 /* The workers of one operation: forked here, or this process is one that a launcher started (RREF_RANK is set). */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,11 +37,15 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i)
 /* Serves until the measuring worker says that it is done. In manual mode this thread is the poller, and spins. */
 static void serve(struct rref_ctx *ctx, int mode)
 {
+	unsigned idle = 0;
+
 	while (!pf_stopped()) {
-		if (mode == RREF_PROGRESS_MANUAL)
-			rref_progress(ctx);
-		else
+		if (mode != RREF_PROGRESS_MANUAL)
 			usleep(1000);
+		else if (rref_progress(ctx) > 0)
+			idle = 0;
+		else if (++idle % 1024 == 0)
+			sched_yield(); /* its caller may have no processor */
 	}
 }
 

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,19 @@
 
 #define LINE 64
 #define LOST_NS (10 * NSEC_PER_SEC)
+
+/* Spins until the line shows i; gives the processor away when the other side seems to have none. */
+static bool await(const _Atomic uint32_t *line, uint32_t i, int64_t end)
+{
+	for (unsigned spins = 1; atomic_load_explicit(line, memory_order_acquire) != i; spins++) {
+		if (spins % 16384)
+			continue;
+		if (now_ns() > end)
+			return false;
+		sched_yield();
+	}
+	return true;
+}
 
 /* The head of the shared segment; the bytes to read follow it, on a page of their own. */
 struct segment {
@@ -94,9 +108,8 @@ int pf_raw_serve_pingpong(struct rref_call *call, void *arg)
 	int64_t end = now_ns() + LOST_NS;
 
 	for (uint32_t i = 1; i <= n; i++) {
-		for (unsigned spins = 1; atomic_load_explicit(&own.at->ping, memory_order_acquire) != i; spins++)
-			if (spins % 65536 == 0 && now_ns() > end)
-				return rref_call_error(call, -ETIMEDOUT, "ping %u of %u did not come", i, n);
+		if (!await(&own.at->ping, i, end))
+			return rref_call_error(call, -ETIMEDOUT, "ping %u of %u did not come", i, n);
 		atomic_store_explicit(&own.at->pong, i, memory_order_release);
 	}
 	return 0;
@@ -248,11 +261,8 @@ int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n)
 
 	for (uint32_t i = 1; i <= n && !err; i++) {
 		atomic_store_explicit(&raw->segment->ping, i, memory_order_release);
-		for (unsigned spins = 1; atomic_load_explicit(&raw->segment->pong, memory_order_acquire) != i; spins++)
-			if (spins % 65536 == 0 && now_ns() > end) {
-				err = pf_say(-ETIMEDOUT, "ping-pong");
-				break;
-			}
+		if (!await(&raw->segment->pong, i, end))
+			err = pf_say(-ETIMEDOUT, "ping-pong");
 	}
 	if (!err)
 		err = pf_say(rref_future_wait(f, RREF_DEFAULT), "perf.pingpong");

@@ -8,8 +8,9 @@ passed=0 failed=0
 for mode in poll manual; do
 	themes="calls deferred creating reading chains"
 	# Pollers that never sleep take the cores from each other: what has many workers runs without any only.
-	[ $mode = manual ] && themes="$themes group sharing leaving faults beyond"
-	out=$(RREF_TEST_PROGRESS=$mode test/tools/run-tests.sh --title "progress: $mode" \
+	jobs=1
+	[ $mode = manual ] && themes="$themes group sharing leaving faults beyond" jobs=${RREF_TEST_JOBS:-1}
+	out=$(RREF_TEST_PROGRESS=$mode test/tools/run-tests.sh --title "progress: $mode" --jobs "$jobs" \
 		"$bin"/proc/{spine,calls,payload,refs,futures,batch,shutdown}_test \
 		$(printf "$bin/conformance/%s " $themes))
 	echo "$out"

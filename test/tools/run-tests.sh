@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs test programs (cmocka) and scripts, one line each, the log of those that fail in full, and at the end
 # `N passed, N failed, N skipped`. A script's last line may be `N passed, N failed`; without one it counts as one test.
-#   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ...
+#   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ... [--alone PROGRAM ...]
 # Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds what quiet hides.
+# Those behind --alone run after the others, one at a time: they spin, and want the processors.
 # RREF_TEST_NO_SKIP=1 turns skipped tests into failures.
 set -uo pipefail
 title='' limit=${RREF_TEST_TIMEOUT:-300} jobs=${RREF_TEST_JOBS:-1}
@@ -58,6 +59,11 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 
 n=0
 for t in "$@"; do
+	if [ "$t" = --alone ]; then
+		wait
+		jobs=1
+		continue
+	fi
 	while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do
 		wait -n
 	done
