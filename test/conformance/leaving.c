@@ -383,7 +383,7 @@ static void many_lives(int rank, int world, int how)
 		tg_meet(0);
 	}
 	/* A thread that was joined, or has nothing left to do, is in /proc a little longer. */
-	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC; now.tasks != tasks && now_ns() < end; usleep(1000))
+	for (int64_t end = tg_deadline(); now.tasks != tasks && now_ns() < end; usleep(1000))
 		now = usage();
 	TG_IS(now.fds, first.fds);
 	TG_IS(now.tasks, tasks);

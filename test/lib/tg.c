@@ -94,9 +94,14 @@ struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr)
 	return ctx;
 }
 
+int64_t tg_deadline(void)
+{
+	return tg_current->deadline;
+}
+
 void tg_finish(struct rref_ctx *ctx)
 {
-	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, max_of(tg_deadline() - now_ns(), NSEC_PER_SEC)));
 	rref_free_ctx(ctx);
 }
 
@@ -104,7 +109,7 @@ void tg_meet(int i)
 {
 	struct tg_shared *s = tg_current->shared;
 	int n = atomic_fetch_add(&s->arrived[i], 1) + 1, round = (n + tg_current->world - 1) / tg_current->world;
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
 		TG_CHECK(now_ns() < end);
@@ -114,7 +119,7 @@ void tg_meet(int i)
 
 void tg_wait_flag(int i, int value)
 {
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (atomic_load(&tg_current->shared->flag[i]) < value) {
 		TG_CHECK(now_ns() < end);
@@ -126,7 +131,7 @@ void tg_meet_serving(struct rref_ctx *ctx, int i)
 {
 	struct tg_shared *s = tg_current->shared;
 	int n = atomic_fetch_add(&s->arrived[i], 1) + 1, round = (n + tg_current->world - 1) / tg_current->world;
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
 		TG_CHECK(now_ns() < end);
@@ -137,7 +142,7 @@ void tg_meet_serving(struct rref_ctx *ctx, int i)
 
 void tg_wait_flag_serving(struct rref_ctx *ctx, int i, int value)
 {
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (atomic_load(&tg_current->shared->flag[i]) < value) {
 		TG_CHECK(now_ns() < end);
@@ -166,7 +171,7 @@ struct rref_stats tg_stats(struct rref_ctx *ctx)
 
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (!cond(ctx, arg)) {
 		if (now_ns() > end)
@@ -378,7 +383,7 @@ struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank)
 
 void tg_until_clean(struct rref_ctx *ctx, int rank)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	for (;;) {
 		struct rref_stats s = tg_stats_of(ctx, rank);
@@ -412,7 +417,7 @@ static int ask_number(struct rref_ctx *ctx, int rank, const char *function)
 
 void tg_until_held(struct rref_ctx *ctx, int rank, int nr)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (ask_number(ctx, rank, "tg.held") < nr) {
 		TG_CHECK(now_ns() < end);
@@ -460,6 +465,7 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 	int bad = 0, slow = getenv("RREF_TEST_SLOW") ? atoi(getenv("RREF_TEST_SLOW")) : 1;
 	int64_t end = now_ns() + (int64_t)(g->timeout_s ? g->timeout_s : 60) * max_of(slow, 1) * NSEC_PER_SEC;
 
+	g->deadline = end - 3 * NSEC_PER_SEC;
 	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (g->shared == MAP_FAILED)
 		return -1;

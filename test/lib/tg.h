@@ -27,6 +27,7 @@ struct tg_group {
 	char rendezvous[64];
 	struct tg_shared *shared;   /* memory all workers of the run see */
 	pid_t pid[TG_MAX];
+	int64_t deadline;           /* CLOCK_MONOTONIC ns; a little before the run is ended by force */
 };
 
 /* Memory for tests to meet in, beside the library: flags, counters, and the pids of all workers. */
@@ -49,6 +50,11 @@ void tg_options(struct rref_options *o, int rank);
 void tg_log(struct rref_options *o);
 /* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
+/*
+ * The one deadline of all that a worker waits for without saying how long: it may wait for another worker's whole work, so
+ * no wait has a shorter one of its own, and what is missing is named before the run is ended by force.
+ */
+int64_t tg_deadline(void);
 /* Graceful shutdown that must succeed, and free. */
 void tg_finish(struct rref_ctx *ctx);
 
@@ -60,7 +66,7 @@ bool tg_is_shm(void);
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
 void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);
-/* Waits until cond(ctx, arg) holds; false after 20 s. */
+/* Waits until cond(ctx, arg) holds; false at tg_deadline. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
 
 /* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */

@@ -331,7 +331,7 @@ void foe_still_served(struct foe *f)
 uint64_t foe_fresh_look(int rank, const _Atomic uint64_t *of)
 {
 	uint64_t looks = foe_shown()->of[rank].looks;
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (foe_shown()->of[rank].looks < looks + 2) {
 		TG_CHECK(now_ns() < end);
@@ -354,7 +354,7 @@ uint64_t foe_dropped(int rank)
 void foe_others_work(void)
 {
 	uint64_t rounds = foe_shown()->rounds;
-	int64_t end = now_ns() + 60 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (foe_shown()->rounds < rounds + 2) {
 		TG_CHECK(now_ns() < end);
@@ -365,7 +365,7 @@ void foe_others_work(void)
 /* What was just said ends the connection, and is counted. */
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (!f->ended && now_ns() < end)
 		foe_pump(f);
@@ -415,7 +415,7 @@ static int foe(void (*body)(struct foe *f))
 	rc_random(&f->me.incarnation, sizeof(f->me.incarnation));
 	snprintf(f->me.name, sizeof(f->me.name), "foe");
 	f->ops->addr(f->dev, &f->me.addr[f->ops->kind]);
-	TG_OK(rc_rendezvous(tg_current->rendezvous, FOE_WORLD, &f->me, &f->key, now_ns() + 30 * NSEC_PER_SEC, NULL, f->members));
+	TG_OK(rc_rendezvous(tg_current->rendezvous, FOE_WORLD, &f->me, &f->key, tg_deadline(), NULL, f->members));
 	tg_meet(0);
 	foe_others_work();
 	body(f);

@@ -107,7 +107,7 @@ struct rp_fork foe_record(struct foe *f, uint32_t owner, struct rref_id id, uint
 /* Makes progress until cond; fails the test after a minute. */
 #define FOE_UNTIL(f, cond) \
 	do { \
-		int64_t end_ = now_ns() + 60 * NSEC_PER_SEC; \
+		int64_t end_ = tg_deadline(); \
 		while (!(cond)) { \
 			TG_CHECK(now_ns() < end_); \
 			foe_pump(f); \

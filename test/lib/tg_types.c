@@ -33,7 +33,7 @@ static int make(struct rref_call *call, void *arg)
 /* The same when flag 0 is set: a creation that takes its time, on the pool. */
 static int make_slowly(struct rref_call *call, void *arg)
 {
-	int64_t end = now_ns() + 30 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	while (!tg_flag(0) && now_ns() < end)
 		usleep(200);

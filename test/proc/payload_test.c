@@ -68,7 +68,7 @@ static bool nothing_offered(struct rref_ctx *ctx, void *arg)
 /* No payload, value or landing buffer is left here, and none at the other worker. */
 static void until_nothing_is_left(struct rref_ctx *ctx, int other)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	TG_CHECK(tg_eventually(nothing_offered, ctx, NULL));
 	for (;;) {
@@ -446,7 +446,7 @@ static _Atomic int seen_cancelled;
 /* Waits until its caller gave up. */
 static int until_cancelled(struct rref_call *call, void *arg)
 {
-	int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	int64_t end = tg_deadline();
 
 	(void)arg;
 	while (!rref_call_cancelled(call)) {

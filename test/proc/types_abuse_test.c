@@ -343,7 +343,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	/* It may come back before worker 1 sees that it went. */
 	snprintf(dead, sizeof(dead), "%d ", -EOWNERDEAD);
 	snprintf(reset, sizeof(reset), "%d ", -ENETRESET);
-	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC; !strstr(f->reply_text, dead) && !strstr(f->reply_text, reset);) {
+	for (int64_t end = tg_deadline(); !strstr(f->reply_text, dead) && !strstr(f->reply_text, reset);) {
 		TG_CHECK(now_ns() < end);
 		foe_reply_to(f, "last", NULL);
 	}
