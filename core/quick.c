@@ -223,7 +223,8 @@ int rc_quick_read(struct rref *ref, struct rref_view **out)
 	r->header->nonce = 0; /* a READ that brought nothing is seen as one */
 	at_store_sc(&r->pinned, p);
 	conn = at_load_sc(&p->conn);
-	if (likely(conn != NULL))
+	/* Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. */
+	if (likely(conn != NULL) && likely(at_load_acq(&ref->state) == RC_H_READY))
 		posted = p->ops->post_reads(conn, &read, 1);
 	at_store_rel(&r->pinned, NULL);
 	if (likely(posted == 1)) {

@@ -100,6 +100,16 @@ static bool all_asked(const struct rref_future *f)
 	return f->header_asked && f->next == f->length;
 }
 
+/*
+ * Whether the session in which the reference was good is over. Looked at behind the pin, or under the lock: a thread may
+ * have found the reference ready, and find a connection of a later session, in which its owner does not keep the value
+ * for it. The fence fails the reference before such a connection can be found (conn is stored after it).
+ */
+static bool outlived(const struct rref_future *f)
+{
+	return f->handle && at_load_acq(&f->handle->state) == RC_H_FAILED;
+}
+
 static void note_failure(struct rref_future *f, int status, int wc)
 {
 	if (status && !f->read_status) {
@@ -193,6 +203,9 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
+	for (unsigned i = 0; conn && i < n; i++)
+		if (unlikely(outlived(f[i])))
+			conn = NULL; /* each finds out below */
 	if (conn && at_load(&p->nr_waiting) == 0) {
 		posted = p->ops->post_reads(conn, r, n);
 		count_posted(ctx, posted);
@@ -221,7 +234,9 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that begins to wait. */
 	int err = rc_enter(ctx);
 
-	/* What was offered in a session that is over is gone; for the others a new one is begun. */
+	/* What was offered or held in a session that is over is gone; for the others a new one is begun. */
+	if (!err && outlived(f))
+		err = -ENOTCONN;
 	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
 		err = -ENOTCONN;
 	/* Before it waits: a failure may fence the peer, which ends all reads that do. */
@@ -283,7 +298,7 @@ static bool start_inline(struct rref_future *f, struct rc_peer *p)
 
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
-	if (conn && at_load(&p->nr_waiting) == 0)
+	if (conn && at_load(&p->nr_waiting) == 0 && !outlived(f))
 		over = read_inline(f, p, conn, p->max_msg, true);
 	at_sub_rel(&p->readers, 1);
 	return over;
@@ -314,7 +329,7 @@ void rc_read_start(struct rref_future *f, bool locked)
 	/* Several pieces: their books are kept under the lock from the first doorbell on. */
 	if (!locked)
 		rc_lock(ctx);
-	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 ? at_load(&p->conn) : NULL;
+	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn) : NULL;
 
 	if (conn)
 		read_post(f, p, conn);

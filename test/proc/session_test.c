@@ -29,7 +29,19 @@ static int echo(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
 }
 
+/* One value, which its owner keeps. */
+static int kept(struct rref_call *call, void *arg)
+{
+	static struct rref *r;
+
+	(void)arg;
+	if (!r)
+		TG_OK(rref_new(rref_call_context(call), "kept", 4, &r));
+	return rref_call_reply(call, &(struct rref_args){ .refs = &r, .nr_refs = 1 });
+}
+
 static const struct rref_function functions[] = {
+	{ .name = "kept", .handler = kept },
 	{ .name = "first_byte", .handler = first_byte },
 	{ .name = "echo", .handler = echo },
 };
@@ -122,9 +134,73 @@ static void broken__creating_begins_a_new_session(void **state)
 	assert_int_equal(tg_run(2, broken, (void *)1), 0);
 }
 
+static struct rref *get_kept(struct rref_ctx *ctx)
+{
+	struct rref_future *f;
+	struct rref *r;
+
+	TG_OK(rref_rpc_sync(ctx, 1, "kept", NULL, RREF_DEFAULT, &f));
+	TG_OK(rref_future_ref(f, 0, &r));
+	rref_future_free(f);
+	return r;
+}
+
+static bool session_is_up(struct rref_ctx *ctx, void *arg)
+{
+	(void)arg;
+	return at_load_sc(&ctx->peers[1].conn) != NULL;
+}
+
+/*
+ * A thread finds its reference ready, is held up, and goes on when there is a new session: in that one the owner keeps
+ * nothing for the reference, and may free the value in the middle of the read. White box: what the thread would do next.
+ */
+TG_TEST(broken__a_read_that_was_about_to_begin, 2)
+{
+	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
+
+	if (rank == 1) {
+		TG_CHECK(tg_eventually(peer_is_down, ctx, NULL));
+	} else {
+		struct rref *old = get_kept(ctx), *new;
+		struct rref_view *v = NULL;
+		struct rref_future *f;
+
+		rc_lock(ctx);
+		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
+		rc_unlock(ctx);
+		usleep(300000);
+		new = get_kept(ctx);
+		TG_CHECK(rref_equal(old, new) && tg_eventually(session_is_up, ctx, NULL));
+		tg_expect_bytes(new, "kept", 4);
+		uint64_t reads = tg_stats(ctx).reads;
+
+		TG_IS(rc_quick_read(old, &v), 1);
+		TG_OK(rc_op_get(ctx, INT64_MAX, &f));
+		f->handle = rref_dup(old);
+		f->peer = 1;
+		f->loc = old->loc;
+		f->offset = 0;
+		f->length = SIZE_MAX;
+		f->whole = true;
+		f->range = false;
+		at_store_rel(&f->kind, RC_OP_READ);
+		rc_read_start(f, false);
+		TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENETRESET);
+		rref_future_free(f);
+		TG_CHECK(!v);
+		TG_IS(tg_stats(ctx).reads, reads);
+		rref_release(old);
+		rref_release(new);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(broken__a_read_that_was_about_to_begin),
 		cmocka_unit_test(broken__creating_begins_a_new_session),
 		cmocka_unit_test(broken__sharing_begins_a_new_session),
 	};
