@@ -4,6 +4,7 @@
  * the generation in its token tells whether it is still the same operation. The free list is a stack of indexes with
  * a tag against ABA: get and put are lock-free, growing takes a lock.
  */
+#include <assert.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@ int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 	uint32_t chunks = (max_ops + RC_OP_CHUNK - 1) / RC_OP_CHUNK;
 
 	ctx->max_ops = chunks * RC_OP_CHUNK;
-	ctx->op_chunk = calloc(chunks, sizeof(ctx->op_chunk[0]));
+	ctx->op_chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_chunk[0]));
 	return ctx->op_chunk ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
 }
 
@@ -74,10 +75,7 @@ static int grow(struct rref_ctx *ctx)
 	nr = at_load(&ctx->nr_ops);
 	if ((uint32_t)at_load_acq(&ctx->op_free) != 0)
 		goto out; /* somebody grew meanwhile */
-	if (nr >= ctx->max_ops) {
-		err = rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops);
-		goto out;
-	}
+	assert(nr < ctx->max_ops * RC_OP_RESULT); /* try_get counts */
 	void *headers, *base;
 	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
 
@@ -147,8 +145,17 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 	return NULL;
 }
 
-static int try_get(struct rref_ctx *ctx, struct rref_future **out)
+static int no_slot(struct rref_ctx *ctx, int err)
 {
+	at_sub(&ctx->ops_in_flight, 1);
+	return err;
+}
+
+/* Counted before it is taken. share: how many times max_ops there may be with this one. */
+static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
+{
+	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share)
+		return no_slot(ctx, rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops));
 	for (;;) {
 		*out = pop_free(ctx);
 		if (*out)
@@ -156,15 +163,15 @@ static int try_get(struct rref_ctx *ctx, struct rref_future **out)
 		int err = grow(ctx);
 
 		if (err)
-			return err;
+			return no_slot(ctx, err);
 	}
 }
 
-int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out)
 {
 	struct rref_future *f;
 	bool blocking = false;
-	int err = try_get(ctx, &f);
+	int err = try_get(ctx, share, &f);
 
 	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
 	while (err == -EAGAIN && now_ns() < deadline) {
@@ -184,13 +191,12 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 			rc_unlock(ctx);
 		}
 		sched_yield();
-		err = try_get(ctx, &f);
+		err = try_get(ctx, share, &f);
 	}
 	if (blocking)
 		rc_pool_blocking(ctx, -1);
 	if (err)
 		return err;
-	at_add(&ctx->ops_in_flight, 1);
 	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
 	at_store(&f->kind, RC_OP_NONE);
 	at_store(&f->deadline, INT64_MAX);
@@ -220,6 +226,11 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	return 0;
 }
 
+int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
+{
+	return rc_op_get_share(ctx, RC_OP_PROGRAM, deadline, out);
+}
+
 void rc_op_put(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -239,8 +250,8 @@ void rc_op_put(struct rref_future *f)
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
 	at_store(&f->gen, at_load(&f->gen) + 1);
-	at_sub(&ctx->ops_in_flight, 1);
 	push_free(ctx, f);
+	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */
 }
 
 bool rc_op_claim(struct rref_future *f)

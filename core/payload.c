@@ -293,7 +293,7 @@ static void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 	int err;
 
 	rc_unlock_bare(ctx);
-	err = rc_op_get(ctx, 0, &f);
+	err = rc_op_get_share(ctx, in->what == RW_PAYLOAD_REPLY ? RC_OP_RESULT : RC_OP_ARGUMENTS, 0, &f);
 	rc_lock(ctx);
 	if (err || in->cancelled) {
 		in->status = err ? err : -ECANCELED;

@@ -556,7 +556,14 @@ bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const str
 #define RC_OP_CHUNK 256u
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
 void rc_ops_close(struct rref_ctx *ctx);
+/*
+ * Whose operation it is: there are max_ops slots for what the program begins, and as many again for the payloads of calls
+ * that come, and for those of results: a call that was made keeps its slot until its result is here, so that a result that
+ * needed one of the same could never come when all are taken.
+ */
+enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
 int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out);
 struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
 struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
 uint64_t rc_op_token(const struct rref_future *f);

@@ -398,6 +398,44 @@ TG_TEST(bound__on_operations_with_calls_too, 2)
 	return 0;
 }
 
+/* All slots are taken by calls whose results, and by one whose arguments, have to be read: those need none of the same. */
+TG_TEST(bound__on_operations_leaves_room_for_payloads, 2)
+{
+	static unsigned char payload[8000];
+	struct rref_args a = { .data = payload, .length = sizeof(payload) };
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	tg_options(&o, rank);
+	o.max_ops = rank == 0 ? 256 : 0;
+	ctx = join_with(rank, &o);
+	tg_fill(payload, sizeof(payload), 9);
+	if (rank == 0) {
+		struct rref_future *f[256], *more = NULL;
+		const void *data;
+		size_t length;
+
+		for (int i = 0; i < 256; i++)
+			TG_OK(rref_rpc_async(ctx, 1, "tg.echo", &a, RREF_DEFAULT, &f[i]));
+		TG_IS(rref_rpc_async(ctx, 1, "tg.echo", NULL, 20 * MS, &more), -EAGAIN);
+		for (int i = 0; i < 256; i++) {
+			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
+			TG_OK(rref_future_data(f[i], &data, &length));
+			TG_CHECK(length == sizeof(payload) && tg_filled(data, length, 0, 9));
+		}
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		for (int i = 0; i < 256; i++)
+			rref_future_free(f[i]);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		TG_OK(rref_rpc_sync(ctx, 0, "tg.echo", &a, RREF_DEFAULT, NULL));
+		tg_set_flag(0, 2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* All slots are held by futures that are complete, and nobody frees one: the caller is told. */
 TG_TEST(bound__on_operations_all_held, 2)
 {
@@ -502,6 +540,7 @@ int main(void)
 		cmocka_unit_test(bound__on_operations_holds_back),
 		cmocka_unit_test(bound__on_operations_with_calls_too),
 		cmocka_unit_test(bound__on_operations_all_held),
+		cmocka_unit_test(bound__on_operations_leaves_room_for_payloads),
 		cmocka_unit_test(bound__on_operations_from_many_threads),
 	};
 
