@@ -21,6 +21,7 @@ _Atomic uint32_t rc_fork_generation;
 static void on_fork_child(void)
 {
 	at_add(&rc_fork_generation, 1);
+	rc_quick_fork_child();
 }
 
 static void once(void)

@@ -66,20 +66,24 @@ static void give_back(struct rc_reader *r)
 	at_add(&ctx->n.landing_bytes, (uint64_t)at_load(&r->landing_bytes));
 }
 
-/* A thread ends. In a child of fork(2) the contexts are the parent's: nothing is touched. */
+/* In a child of fork(2): another thread of the parent may have had it at that moment, and is not here to give it back. */
+void rc_quick_fork_child(void)
+{
+	pthread_mutex_init(&lock, NULL);
+}
+
+/* A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of those is touched. */
 static void thread_ends(void *arg)
 {
 	struct rc_reader *r = mine;
 
 	(void)arg;
 	mine = NULL;
-	if (r && at_load(&rc_fork_generation) != r->fork_generation)
-		return;
 	while (r) {
 		struct rc_reader *next = r->thread_next;
 
 		pthread_mutex_lock(&lock);
-		if (r->ctx) {
+		if (r->ctx && r->fork_generation == at_load(&rc_fork_generation)) {
 			unlink_reader(r);
 			give_back(r);
 		}

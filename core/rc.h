@@ -598,6 +598,7 @@ bool rc_quick_put(struct rref_view *v);                      /* false: the view 
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
 void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *landing_bytes);
 void rc_quick_close(struct rref_ctx *ctx);
+void rc_quick_fork_child(void);
 
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);

@@ -356,6 +356,48 @@ TG_TEST(fork__child_lives_on_and_ends, 2)
 	return 0;
 }
 
+static void *look_often(void *ctx)
+{
+	while (!atomic_load(&stop))
+		tg_stats(ctx);
+	return NULL;
+}
+
+/* What the process has one of may be taken at that moment: a context of the child's own needs it. */
+TG_TEST(fork__child_makes_a_context_of_its_own, 1)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	pthread_t t[2];
+
+	for (int i = 0; i < 2; i++)
+		TG_IS(pthread_create(&t[i], NULL, look_often, ctx), 0);
+	for (int i = 0; i < 40; i++) {
+		int status;
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			struct rref_ctx *own;
+			struct rref_options o;
+
+			alarm(10);
+			tg_options(&o, 0);
+			o.mode = RREF_PROGRESS_MANUAL; /* no thread: the thread sanitizer allows none behind such a fork */
+			TG_OK(rref_init(&o, &own));
+			TG_IS(tg_stats(own).reads, 0);
+			tg_finish(own);
+			_exit(0);
+		}
+		TG_CHECK(pid > 0);
+		TG_IS(waitpid(pid, &status, 0), pid);
+		TG_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	}
+	atomic_store(&stop, 1);
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -368,6 +410,7 @@ int main(void)
 		cmocka_unit_test(user_stopped__keeps_its_references),
 		cmocka_unit_test(fork__child_is_refused_and_parent_goes_on),
 		cmocka_unit_test(fork__child_lives_on_and_ends),
+		cmocka_unit_test(fork__child_makes_a_context_of_its_own),
 	};
 
 	return cmocka_run_group_tests_name("death", tests, NULL, NULL);
