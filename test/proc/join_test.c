@@ -255,6 +255,30 @@ TG_TEST(device__ibv_without_one, 1)
 	return 0;
 }
 
+/* Where there is a device: one that is named, with a port or a GID that it does not have. */
+TG_TEST(device__without_that_port_or_gid, 1)
+{
+	DIR *d = opendir("/sys/class/infiniband");
+	struct rref_options o;
+	struct dirent *e;
+	char text[300];
+
+	tg_options(&o, 0);
+	o.device = text;
+	while (d && (e = readdir(d))) {
+		if (e->d_name[0] == '.')
+			continue;
+		snprintf(text, sizeof(text), "ibv:%s:250", e->d_name);
+		tg_refuse(&o, -ENODEV, "250");
+		snprintf(text, sizeof(text), "ibv:%s:1:255", e->d_name);
+		tg_refuse(&o, -ENODEV, "255");
+	}
+	if (d)
+		closedir(d);
+	TG_CHECK(tg_is_shm() || has_rdma());
+	return 0;
+}
+
 TG_TEST(device__auto_on_one_machine, 2)
 {
 	struct rref_options o;
@@ -286,6 +310,7 @@ int main(void)
 		cmocka_unit_test(key__same_on_both_sides),
 		cmocka_unit_test(key__different),
 		cmocka_unit_test(device__ibv_without_one),
+		cmocka_unit_test(device__without_that_port_or_gid),
 		cmocka_unit_test(device__auto_on_one_machine),
 	};
 

@@ -65,6 +65,16 @@ if [ -f README.md ]; then
 	verdict "the README's program runs" timeout 60 test/tools/readme-run.sh "$tmp/readme"
 fi
 
+info=$build/bin/rref-info
+check "rref-info says what auto would choose, and what this machine has" "$("$info" >"$tmp/info" 2>&1 || echo "status $?"
+	for words in 'RDMA devices' 'Shared memory' 'What "auto" chooses' 'peers on this machine  shm' 'peers on others' 'locked memory'; do
+		grep -qF "$words" "$tmp/info" || echo "nothing of: $words"
+	done)"
+check "rref-info judges a device by its status, and says why not" "$("$info" --device shm >/dev/null || echo "shm does not open"
+	"$info" --device ibv:no_such0 >"$tmp/info" 2>&1 && echo "ibv:no_such0 opens"
+	grep -q 'does not open: .' "$tmp/info" || cat "$tmp/info"
+	"$info" --device no_such >/dev/null 2>&1 && echo "no_such opens")"
+
 verdict "make install puts the library where DESTDIR and PREFIX say" make -s install DESTDIR="$tmp/root" PREFIX=/opt/rref
 export PKG_CONFIG_PATH=$tmp/root/opt/rref/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$tmp/root
 echo '#include <rref.h>
