@@ -3,6 +3,9 @@
  * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot to look at, and
  * the generation in its token tells whether it is still the same operation. The free list is a stack of indexes with
  * a tag against ABA: get and put are lock-free, growing takes a lock.
+ *
+ * Who scans the slab skips chunks of which no slot is taken: else the largest burst that ever was would be paid for at
+ * each tick.
  */
 #include <assert.h>
 #include <errno.h>
@@ -20,17 +23,20 @@ int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 
 	ctx->max_ops = chunks * RC_OP_CHUNK;
 	ctx->op_chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_chunk[0]));
-	return ctx->op_chunk ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
+	ctx->op_taken = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_taken[0]));
+	return ctx->op_chunk && ctx->op_taken ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
 }
 
 void rc_ops_close(struct rref_ctx *ctx)
 {
 	uint32_t nr = at_load(&ctx->nr_ops) / RC_OP_CHUNK;
 
-	for (uint32_t i = 0; i < nr; i++)
+	for (uint32_t i = 0; ctx->op_chunk && i < nr; i++)
 		free(at_load(&ctx->op_chunk[i]));
 	free(ctx->op_chunk);
+	free(ctx->op_taken);
 	ctx->op_chunk = NULL;
+	ctx->op_taken = NULL;
 }
 
 static struct rref_future *op_at(struct rref_ctx *ctx, uint32_t index)
@@ -39,6 +45,17 @@ static struct rref_future *op_at(struct rref_ctx *ctx, uint32_t index)
 	struct rref_future *chunk = at_load_acq(&ctx->op_chunk[index / RC_OP_CHUNK]);
 
 	return chunk + index % RC_OP_CHUNK;
+}
+
+/*
+ * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none. A slot that is taken
+ * while the scan goes on may be missed: it was not under way when the scan began.
+ */
+static uint32_t next_taken(struct rref_ctx *ctx, uint32_t i, uint32_t nr)
+{
+	while (i < nr && i % RC_OP_CHUNK == 0 && !at_load(&ctx->op_taken[i / RC_OP_CHUNK]))
+		i += RC_OP_CHUNK;
+	return i;
 }
 
 static void push_free(struct rref_ctx *ctx, struct rref_future *f)
@@ -158,8 +175,10 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 		return no_slot(ctx, rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops));
 	for (;;) {
 		*out = pop_free(ctx);
-		if (*out)
+		if (*out) {
+			at_add(&ctx->op_taken[(*out)->index / RC_OP_CHUNK], 1);
 			return 0;
+		}
 		int err = grow(ctx);
 
 		if (err)
@@ -250,6 +269,7 @@ void rc_op_put(struct rref_future *f)
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
 	at_store(&f->gen, at_load(&f->gen) + 1);
+	at_sub(&ctx->op_taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
 	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */
 }
@@ -412,8 +432,10 @@ static void expire(struct rref_ctx *ctx, struct rref_future *f)
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint64_t free_list = at_load(&ctx->op_free);
+	bool pending = false;
 
-	for (uint32_t i = 0; i < nr; i++) {
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *op = op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 
@@ -421,12 +443,20 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
 			at_store(&op->seen_at, now);
 
+		pending |= (at_load(&op->state) & RC_F_MASK) != RC_F_DONE;
 		if (!f)
 			continue;
 		if (at_load(&f->deadline) <= now)
 			expire(ctx, f);
 		rc_op_put(f);
 	}
+	/* Only complete ones that the program keeps: no reason to come back before there are others. */
+	ctx->ops_kept = pending ? UINT64_MAX : free_list;
+}
+
+bool rc_ops_pending(const struct rref_ctx *ctx)
+{
+	return at_load(&ctx->ops_in_flight) && at_load(&ctx->op_free) != ctx->ops_kept;
 }
 
 /* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
@@ -434,7 +464,7 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 {
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
 
-	for (uint32_t i = 0; i < nr; i++) {
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 		uint32_t kind;
 
@@ -453,7 +483,7 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 {
 	uint32_t nr = at_load_acq(&ctx->nr_ops);
 
-	for (uint32_t i = 0; i < nr; i++) {
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 
 		if (!f)
@@ -468,7 +498,7 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
 	unsigned n = 0;
 
-	for (uint32_t i = 0; i < nr; i++) {
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = op_at(ctx, i);
 		uint32_t kind = at_load(&f->kind);
 
@@ -482,7 +512,7 @@ uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*
 {
 	uint32_t nr = at_load_acq(&ctx->nr_ops), i = from;
 
-	for (; i < nr && i - from < max; i++) {
+	for (i = next_taken(ctx, i, nr); i < nr && i - from < max; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 
 		if (!f)

@@ -167,7 +167,7 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 {
 	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->next_tick));
 
-	if (at_load(&ctx->ops_in_flight))
+	if (rc_ops_pending(ctx))
 		next = min_of(next, max_of(ctx->next_tick, now + TICK_NS));
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];

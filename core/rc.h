@@ -413,6 +413,8 @@ struct rref_ctx {
 	uint32_t max_ops;
 	pthread_mutex_t grow_lock;
 	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
+	_Atomic uint32_t *op_taken;               /* how many slots of each chunk are not on the free list */
+	uint64_t ops_kept;                        /* [lock] op_free when a scan found none under way; UINT64_MAX: it found some */
 	_Atomic(struct rref_view *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 
 	/* poller */
@@ -572,6 +574,7 @@ bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true fo
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
+bool rc_ops_pending(const struct rref_ctx *ctx);                        /* [lock] false: none is under way, but complete ones may be kept */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text); /* [lock] */
 void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */

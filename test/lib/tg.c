@@ -66,6 +66,13 @@ void tg_log(struct rref_options *o)
 	}
 }
 
+enum rref_progress_mode tg_mode(void)
+{
+	const char *m = getenv("RREF_TEST_PROGRESS");
+
+	return m && strcmp(m, "poll") == 0 ? RREF_PROGRESS_POLL : m && strcmp(m, "manual") == 0 ? RREF_PROGRESS_MANUAL : RREF_PROGRESS_AUTO;
+}
+
 void tg_options(struct rref_options *o, int rank)
 {
 	rref_options_init(o);
@@ -75,10 +82,7 @@ void tg_options(struct rref_options *o, int rank)
 	o->device = tg_device();
 	o->init_timeout = 30 * NSEC_PER_SEC;
 	o->timeout = 30 * NSEC_PER_SEC;
-	if (getenv("RREF_TEST_PROGRESS") && strcmp(getenv("RREF_TEST_PROGRESS"), "poll") == 0)
-		o->mode = RREF_PROGRESS_POLL;
-	if (getenv("RREF_TEST_PROGRESS") && strcmp(getenv("RREF_TEST_PROGRESS"), "manual") == 0)
-		o->mode = RREF_PROGRESS_MANUAL;
+	o->mode = tg_mode();
 	tg_log(o);
 }
 

@@ -44,6 +44,8 @@ extern struct tg_group *tg_current;   /* in a worker: its run */
 int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg);
 int tg_run(int world, int (*worker)(int rank, void *arg), void *arg);
 
+/* The progress mode of the workers: RREF_TEST_PROGRESS. */
+enum rref_progress_mode tg_mode(void);
 /* Options of worker `rank` of the current run. */
 void tg_options(struct rref_options *o, int rank);
 /* The library's log to stderr if RREF_TEST_LOG is set. */
