@@ -28,6 +28,13 @@ bool tg_is_shm(void)
 	return strcmp(tg_device(), "shm") == 0;
 }
 
+int64_t tg_slow(void)
+{
+	const char *s = getenv("RREF_TEST_SLOW");
+
+	return s && atoi(s) > 1 ? atoi(s) : 1;
+}
+
 int tg_scale(int n)
 {
 	return tg_is_shm() ? n : n / 20 > 1 ? n / 20 : 1;
@@ -82,6 +89,8 @@ void tg_options(struct rref_options *o, int rank)
 	o->device = tg_device();
 	o->init_timeout = 30 * NSEC_PER_SEC;
 	o->timeout = 30 * NSEC_PER_SEC;
+	/* A slow machine is silent for longer. */
+	o->peer_timeout = tg_slow() * NSEC_PER_SEC;
 	o->mode = tg_mode();
 	tg_log(o);
 }
@@ -466,8 +475,8 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed)
 int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg)
 {
 	static const int crashes[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS };
-	int bad = 0, slow = getenv("RREF_TEST_SLOW") ? atoi(getenv("RREF_TEST_SLOW")) : 1;
-	int64_t end = now_ns() + (int64_t)(g->timeout_s ? g->timeout_s : 60) * max_of(slow, 1) * NSEC_PER_SEC;
+	int bad = 0;
+	int64_t end = now_ns() + (g->timeout_s ? g->timeout_s : 60) * tg_slow() * NSEC_PER_SEC;
 
 	g->deadline = end - 3 * NSEC_PER_SEC;
 	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

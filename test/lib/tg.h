@@ -65,6 +65,7 @@ void tg_meet(int i);
 void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
+int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
 void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);

@@ -110,7 +110,7 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	if (rdma_resolve_addr(conn->id, (struct sockaddr *)&dev->src, (struct sockaddr *)&dst, RVI_RESOLVE_MS))
 		return connect_failed(conn, "rdma_resolve_addr", errno);
 	at_store(&conn->state, RVI_ADDR);
-	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	rvi_conn_deadline(conn, now_ns() + dev->connect_ns);
 	*out = conn;
 	return 0;
 }
@@ -168,7 +168,7 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		return 0;
 	}
 	conn->cm_used = true;
-	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	rvi_conn_deadline(conn, now_ns() + dev->connect_ns);
 	return 0;
 }
 

@@ -93,7 +93,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 	conn->half_open = true;
 	dev->nr_half_open++;
 	at_store(&conn->state, RVI_REQUESTED);
-	rvi_conn_deadline(conn, now_ns() + RVI_CONNECT_NS);
+	rvi_conn_deadline(conn, now_ns() + dev->connect_ns);
 	emit_data(sink, conn, RV_EV_REQUEST);
 	return;
 refuse:

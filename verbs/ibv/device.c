@@ -127,6 +127,8 @@ static void set_silence(struct rv_dev *dev, int64_t silence_ns)
 	       (INT64_C(4096) << (dev->ack_timeout + 1)) * (RVI_RETRY_CNT + 1) <= silence_ns)
 		dev->ack_timeout++;
 	dev->patience_ns = (INT64_C(4096) << dev->ack_timeout) * (RVI_RETRY_CNT + 1) + RVI_WATCH_SLACK_NS;
+	/* Who may be silent for longer may also need longer to connect: an overloaded or emulated host. */
+	dev->connect_ns = max_of(RVI_CONNECT_NS, silence_ns > INT64_MAX / 5 ? INT64_MAX / 5 : 5 * silence_ns);
 }
 
 int rvi_open(const struct rv_options *opt, struct rv_dev **out)

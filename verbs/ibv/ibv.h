@@ -33,7 +33,7 @@
 #define RVI_CREDIT_BUFS 2u       /* receive buffers kept for credit messages: send.c says why two are enough */
 #define RVI_SENDS_MAX 64u        /* messages of one connection that the device has not finished with */
 #define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
-#define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC)
+#define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC) /* a step of connecting may take so long, at least; dev->connect_ns */
 #define RVI_RESOLVE_MS 2000
 #define RVI_WATCH_SLACK_NS (130 * NSEC_PER_MSEC) /* a send not over this long after its last retry never will be */
 #define RVI_SILENCE_NS (500 * NSEC_PER_MSEC) /* the default of rv_options.silence_ns */
@@ -172,6 +172,7 @@ struct rv_dev {
 	uint32_t max_inline, credits, max_reads, max_conns, max_slots, nr_sends;
 	uint8_t port, max_responder, max_initiator;
 	uint8_t ack_timeout;          /* const after open */
+	int64_t connect_ns;           /* the same */
 	int64_t patience_ns;          /* const after open: how long a send can be under way */
 	rv_log_fn log;
 	void *log_ctx;
