@@ -108,6 +108,7 @@ static bool has_room(const struct rc_peer *p, uint64_t bytes)
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
 	bool blocking = false;
+	unsigned turn = 0;
 	int err = 0;
 
 	while (!has_room(p, bytes)) {
@@ -119,7 +120,7 @@ int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, in
 			blocking = true;
 			rc_pool_blocking(ctx, 1);
 		}
-		sched_yield();
+		rc_pause(&turn);
 		int64_t now = now_ns();
 
 		rc_lock(ctx);
@@ -143,6 +144,7 @@ int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, in
 static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
 	bool blocking = false;
+	unsigned turn = 0;
 	int err = 0;
 
 	while (p->fenced && p->rank != ctx->rank) {
@@ -163,7 +165,7 @@ static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t dea
 			blocking = true;
 			rc_pool_blocking(ctx, 1);
 		}
-		sched_yield();
+		rc_pause(&turn);
 		rc_lock(ctx);
 	}
 	if (blocking)

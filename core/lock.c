@@ -3,6 +3,9 @@
  * The progress lock. Three things happen at its release: deferred work is done (payload.c), callbacks and inline handlers
  * that were deferred run, and handles dropped meanwhile by other threads (which do not wait for the lock) are taken care of.
  */
+#include <sched.h>
+#include <time.h>
+
 #include "rc.h"
 
 static _Thread_local unsigned callback_depth;
@@ -53,6 +56,17 @@ static unsigned length(const struct list *l)
 void rc_unlock_bare(struct rref_ctx *ctx)
 {
 	pthread_mutex_unlock(&ctx->lock);
+}
+
+void rc_pause(unsigned *turn)
+{
+	unsigned n = (*turn)++;
+
+	/* What is due soon is worth some turns of a processor; behind a peer that is stopped it is not. */
+	if (n < 256)
+		sched_yield();
+	else
+		nanosleep(&(struct timespec){ .tv_nsec = min_of(20 + n - 256, 1000u) * 1000L }, NULL);
 }
 
 void rc_defer(struct rref_ctx *ctx, struct rc_work *w)

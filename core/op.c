@@ -190,6 +190,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 {
 	struct rref_future *f;
 	bool blocking = false;
+	unsigned turn = 0;
 	int err = try_get(ctx, share, &f);
 
 	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
@@ -209,7 +210,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 			rc_progress_locked(ctx, true);
 			rc_unlock(ctx);
 		}
-		sched_yield();
+		rc_pause(&turn);
 		err = try_get(ctx, share, &f);
 	}
 	if (blocking)
