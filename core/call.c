@@ -11,6 +11,7 @@
 #include "rc_scope.h"
 
 #define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
+#define WRONG_NUMBER "%u references came, of %" PRIu64 " that were asked for"
 #define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */
 
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
@@ -484,6 +485,10 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	struct rref_future *f = in->future;
 
 	(void)ctx;
+	if (!in->status && f->number && f->number != in->nr) {
+		in->status = -EBADMSG;
+		snprintf(in->text, sizeof(in->text), WRONG_NUMBER, in->nr, f->number);
+	}
 	if (rc_op_claim(f)) {
 		f->status = in->status;
 		if (in->status)
@@ -537,6 +542,9 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		f->peer = from->rank;
 		if (r->status) {
 			snprintf(f->text, sizeof(f->text), "%.*s", (int)r->text_length, r->text);
+		} else if (f->number) {
+			f->status = -EBADMSG;
+			snprintf(f->text, sizeof(f->text), WRONG_NUMBER, 0u, f->number);
 		} else if (r->data_length) {
 			f->data = malloc(r->data_length);
 			if (f->data) {

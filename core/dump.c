@@ -21,6 +21,8 @@ static int64_t age(const struct rref_ctx *ctx, uint32_t since)
 static void value_fields(struct rc_record *r, const struct rc_value *v)
 {
 	rc_rec_number(r, "bytes", v->length);
+	if (v->view.nr_refs)
+		rc_rec_number(r, "refs", v->view.nr_refs);
 	rc_rec_text(r, "type", v->type->name);
 	rc_rec_text(r, "function", v->function);
 	rc_rec_text(r, "site", v->site);
@@ -68,6 +70,8 @@ static void user_fields(struct rref_ctx *ctx, struct rc_record *r, const struct 
 	}
 	if (h)
 		rc_rec_number(r, "holds", at_load(&h->refs));
+	if (h && at_load(&h->nested))
+		rc_rec_number(r, "nested", at_load(&h->nested));
 	rc_rec_text(r, "site", h ? at_load(&h->site) : NULL);
 }
 
@@ -128,11 +132,30 @@ struct dump {
 	int64_t now;
 };
 
+/* What holds a reference that no program seems to hold. */
+static void nested(struct dump *d, const struct rc_value *value, struct rref_id in)
+{
+	for (uint32_t i = 0; value->refs && i < value->view.nr_refs; i++) {
+		const struct rref *h = value->refs[i];
+
+		rc_rec_begin(&d->r, "nested");
+		rc_rec_id(&d->r, "id", h->id);
+		if (!h->owned)
+			rc_rec_id(&d->r, "fork", h->fork);
+		rc_rec_id(&d->r, "in", in);
+		rc_rec_number(&d->r, "at", i);
+		rc_rec_text(&d->r, "owner", d->ctx->members[h->owner].name);
+		rc_rec_end(&d->r);
+	}
+}
+
 static void visit(void *arg, const struct rp_visit *v)
 {
 	struct dump *d = arg;
 
 	rc_rec_visit(d->ctx, &d->r, NULL, v);
+	if (v->kind == RP_VISIT_OWNER && (v->value || v->maker))
+		nested(d, v->value ? v->value : v->maker, v->id);
 }
 
 static void visit_op(void *arg, struct rref_future *f)

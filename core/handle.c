@@ -253,7 +253,8 @@ int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct 
 	return 0;
 }
 
-int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
+static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, const char *what,
+		     struct rref **out)
 {
 	struct rc_value *v;
 	int err = rc_enter(ctx);
@@ -261,16 +262,31 @@ int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref 
 	if (err)
 		return err;
 	if (!out || (length && !data))
-		return rc_fail(EINVAL, "rref_new: %s", out ? "data is NULL" : "nowhere to put the reference");
+		return rc_fail(EINVAL, "%s: %s", what, out ? "data is NULL" : "nowhere to put the reference");
+	err = nr ? rc_check_args(ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr }) : 0;
+	if (err)
+		return err;
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
 	err = rc_value_alloc(ctx, length, &v);
 	if (!err && length)
 		memcpy(v->header + 1, data, length);
+	if (!err && nr && (err = rc_value_hold(v, refs, nr)))
+		rc_value_unpin(v);
 	if (!err)
 		err = make(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
 	return err;
+}
+
+int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
+{
+	return new_bytes(ctx, data, length, NULL, 0, "rref_new", out);
+}
+
+int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, struct rref **out)
+{
+	return new_bytes(ctx, data, length, refs, nr, "rref_new_refs", out);
 }
 
 int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
@@ -309,6 +325,30 @@ static int set_check(struct rref *ref, const char *what)
 		return rc_fail(EPERM, "%s: this worker (rank %u) does not own the value, rank %u does", what, ref->ctx->rank,
 			       ref->owner);
 	return 0;
+}
+
+int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
+{
+	int err = set_check(ref, "rref_set_refs");
+	struct rc_value old = { 0 };
+
+	if (!err)
+		err = rc_check_args(ref->ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr });
+	if (err)
+		return err;
+	rc_lock(ref->ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set_refs: the value was set before");
+	} else {
+		struct rc_value *v = ref->value;
+
+		old = (struct rc_value){ .ctx = v->ctx, .refs = v->refs, .view.nr_refs = v->view.nr_refs };
+		err = rc_value_hold(v, refs, nr);
+	}
+	rc_unlock(ref->ctx);
+	if (!err)
+		rc_value_let_go(&old);
+	return err;
 }
 
 int rref_set(struct rref *ref)

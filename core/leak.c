@@ -100,7 +100,8 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 	for (struct list *l = ctx->handles.next; l != &ctx->handles; l = l->next) {
 		const struct rref *h = container_of(l, struct rref, all);
 
-		if (h->ended)
+		/* What only values hold goes with them. */
+		if (h->ended || at_load(&h->refs) == at_load(&h->nested))
 			continue;
 		nr++;
 		if (fits(ctx))

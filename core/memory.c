@@ -245,7 +245,7 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 	v->view.data = v->header + 1;
 	v->view.length = length;
 	v->view.value = v;
-	v->view.nr_segments = (uint32_t)nr;
+	v->view.nr_segments = (uint16_t)nr;
 	v->view.type_hash = t->hash;
 	rc_shape_write(v->header + 1, length, segments, nr, copy);
 	at_store(&v->pins, 1);
@@ -272,6 +272,7 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 	v->loc.length = v->length;
 	v->loc.type_hash = v->type->hash;
 	v->loc.nr_segments = v->view.nr_segments;
+	v->loc.nr_refs = v->view.nr_refs;
 	v->loc.version = 1;
 	if (is_local(v))
 		return; /* ready, and there is nothing to read it by */
@@ -287,7 +288,8 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 	h->version = htole32(1);
 	h->length = htole64(v->length);
 	h->type_hash = htole64(v->loc.type_hash);
-	h->nr_segments = htole32(v->loc.nr_segments);
+	h->nr_segments = htole16(v->loc.nr_segments);
+	h->nr_refs = htole16(v->loc.nr_refs);
 	h->state = htole32(RC_HEADER_READY);
 	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
 	__atomic_store_n(&h->nonce, htole64(v->loc.nonce), __ATOMIC_RELEASE);
@@ -306,6 +308,7 @@ void rc_value_unpin(struct rc_value *v)
 	else
 		ra_free(ctx->values, v->header, v->bytes);
 	at_sub(&ctx->n.value_bytes, v->bytes);
+	rc_value_let_go(v);
 	free(v);
 }
 
@@ -404,6 +407,8 @@ void rref_view_free(struct rref_view *view)
 {
 	if (!view || rc_is_child(view->ctx))
 		return;
+	if (unlikely(view->nr_refs && !view->value))
+		rc_view_let_go(view);
 	if (view->value)
 		rc_value_unpin(view->value);
 	else if (!rc_quick_put(view))

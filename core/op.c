@@ -237,6 +237,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 	f->parked = false;
 	f->replied = false;
 	f->fetch = NULL;
+	f->number = 0;
 	f->read_status = 0;
 	f->read_wc = -1;
 	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */

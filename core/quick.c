@@ -196,7 +196,8 @@ static bool header_fits(const struct rc_header *h, const struct rref *ref)
 	return le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
 	       le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
 	       le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
-	       le64toh(h->type_hash) == loc->type_hash && le32toh(h->nr_segments) == loc->nr_segments;
+	       le64toh(h->type_hash) == loc->type_hash && le16toh(h->nr_segments) == loc->nr_segments &&
+	       h->nr_refs == 0;
 }
 
 /* ref is a user's, and its location is known. 0: *out. 1: to be read the other way. -errno with its text. */
@@ -211,7 +212,7 @@ int rc_quick_read(struct rref *ref, struct rref_view **out)
 	struct rv_conn *conn;
 	int posted = 0;
 
-	if (p->kind != RV_SHM || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 || !loc->nonce || !length ||
+	if (p->kind != RV_SHM || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 || loc->nr_refs || !loc->nonce || !length ||
 	    length > RC_VALUE_MAX || length + RC_HEADER_BYTES > p->max_msg || at_load(&p->nr_waiting))
 		return 1;
 	if (unlikely(!r) && !(r = new_reader(ctx)))

@@ -40,7 +40,8 @@ struct rc_header {
 	uint64_t type_hash;
 	uint32_t state;      /* RC_HEADER_READY */
 	uint32_t crc32c;     /* 0: not used yet */
-	uint32_t nr_segments;
+	uint16_t nr_segments;
+	uint16_t nr_refs;
 	uint32_t reserved0;
 	uint64_t reserved1;
 };
@@ -61,8 +62,9 @@ struct rref_view {
 	size_t block;             /* landing: bytes of the block */
 	int cls;                  /* landing: cache class, -1 = none */
 	uint32_t lkey[RV_NR_KINDS]; /* landing: the region's key, per provider */
-	uint32_t nr_segments;     /* of a range: not used */
-	uint64_t type_hash;       /* the same */
+	uint16_t nr_segments;     /* of a range: not used */
+	uint16_t nr_refs;         /* that the value holds; in a landing block 0 unless it is a view that holds its reference: nested.c */
+	uint64_t type_hash;       /* of a range: not used */
 };
 _Static_assert(sizeof(struct rref_view) == 64, "payloads start 64 bytes into a landing block, aligned as it is");
 
@@ -87,6 +89,7 @@ struct rc_value {
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
 	struct rp_location loc;   /* [const] once made ready */
+	struct rref **refs;       /* [lock] view.nr_refs of them, held by the value: nested.c */
 	_Atomic uint32_t pins;
 };
 
@@ -104,6 +107,7 @@ struct rref {
 	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
 	_Atomic uint32_t state;      /* enum rc_handle_state */
 	_Atomic uint32_t confirmed;
+	_Atomic uint32_t nested;     /* of the holds: those of values */
 	_Atomic uint32_t lent;       /* a call that is being served holds it for its handler: that hold is not the handler's */
 	bool owned, creator;
 	uint32_t owner;
@@ -222,7 +226,7 @@ struct rref_future {
 	bool parked;                  /* [lock] waits in the machine for its location */
 	bool retried;                 /* [lock] was pumped once after it began to wait */
 	bool range;                   /* header is a READ of its own, since the payload does not follow it */
-	uint64_t number;              /* barrier */
+	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
 	struct rc_incoming *fetch;    /* FETCH: what for */
 };
@@ -359,7 +363,7 @@ static inline int rc_landing_class(size_t length)
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries;
-	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes;
+	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
 	uint64_t sent_bytes, received_bytes;                               /* [lock] */
 	uint64_t sessions;                                                 /* [lock] */
@@ -666,6 +670,16 @@ const char *rc_site_take(void);                              /* of the call unde
 void rc_leaks_handles(struct rref_ctx *ctx);
 void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks, uint64_t *stuck); /* what is left now */
 void rc_leaks_free(struct rref_ctx *ctx);
+
+/* nested.c */
+int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
+void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */
+void rc_values_let_go(struct rref_ctx *ctx);                /* [lock] the context is shut: those that handles still pin */
+void rc_view_hold(struct rref_view *v, struct rref *ref, uint16_t nr_refs); /* a landing block of a value with references */
+void rc_view_let_go(struct rref_view *v);                   /* it is given back */
+int rc_take_serve(struct rref_call *call, char *text, size_t size); /* no lock held; the text of its error */
+/* Of a landing block behind the payload: room for what rc_view_hold puts there. */
+#define RC_VIEW_HOLD_BYTES 16u
 
 /* payload.c */
 int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out); /* NULL: not needed */

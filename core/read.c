@@ -271,7 +271,7 @@ static int prepare_quietly(struct rref_future *f)
 	f->offset = min_of(f->offset, end);
 	f->length = min_of(f->length, end - f->offset);
 	memset(f->landing_header, 0, RC_HEADER_BYTES);
-	int err = rc_landing_get(f->ctx, f->length, &f->landing);
+	int err = rc_landing_get(f->ctx, f->length + (f->loc.nr_refs ? RC_VIEW_HOLD_BYTES : 0), &f->landing);
 
 	if (err)
 		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
@@ -554,7 +554,8 @@ static int header_check(struct rref_future *f)
 	}
 	if ((ref && (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on)) ||
 	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version ||
-	    le64toh(h.type_hash) != f->loc.type_hash || le32toh(h.nr_segments) != f->loc.nr_segments) {
+	    le64toh(h.type_hash) != f->loc.type_hash || le16toh(h.nr_segments) != f->loc.nr_segments ||
+	    le16toh(h.nr_refs) != f->loc.nr_refs) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
 		return -EBADMSG;
 	}
@@ -580,6 +581,8 @@ static void read_done(struct rref_future *f, bool locked)
 			f->landing->length = f->whole ? f->loc.length : f->length;
 			f->landing->nr_segments = f->loc.nr_segments;
 			f->landing->type_hash = f->loc.type_hash;
+			if (unlikely(f->whole && f->loc.nr_refs))
+				rc_view_hold(f->landing, f->handle, f->loc.nr_refs);
 			f->view = f->landing;
 			f->landing = NULL;
 			at_add(&ctx->n.read_bytes, f->view->length);

@@ -88,7 +88,8 @@ struct rp_location {
 	uint64_t type_hash;
 	uint32_t rkey[2];
 	uint32_t version;     /* 0 = no location (value not ready) */
-	uint32_t nr_segments; /* of which the payload consists; their table follows it if there are two or more */
+	uint16_t nr_segments; /* of which the payload consists; their table follows it if there are two or more */
+	uint16_t nr_refs;     /* references that the value holds; its owner gives them to who asks */
 };
 
 #define RP_FORK_EARLY 1u        /* rp_fork.flags: the owner may not know the id yet */
@@ -244,6 +245,12 @@ const struct rp_effect *rp_effects(const struct rp *m, size_t *count);
 void rp_effects_clear(struct rp *m);
 
 void rp_counts(const struct rp *m, struct rp_counts *out);
+
+/*
+ * Of the owner: the value that a peer holds by that fork of its own. 0 and *value; -ESTALE: no such value or not by such a
+ * fork, or the peer's session is over; -EAGAIN: not set yet; a FAILED one's status. Changes nothing.
+ */
+int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id, const struct rref_id *fork, void **value);
 
 /* What hangs on one peer. */
 struct rp_peer_counts {

@@ -87,6 +87,21 @@ void rp_tombs_erase(struct rp *m, uint32_t holder)
 		tomb_erase(m, m->peers[holder].tombs);
 }
 
+int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id, const struct rref_id *fork, void **value)
+{
+	uint32_t i = holder < m->world && rp_peer_reachable(m, holder) ? rp_find_held(m, holder, fork) : 0;
+	const struct rp_owner *o = i ? rp_owner_at(m, rp_held_at(m, i)->owner) : NULL;
+
+	if (!o || !rp_same(&o->id, id))
+		return -ESTALE;
+	if (o->state == RP_OWNER_FAILED)
+		return rp_fault_at(m, o->fault)->status;
+	if (o->state != RP_OWNER_READY)
+		return -EAGAIN;
+	*value = o->value;
+	return 0;
+}
+
 static const struct rp_location *location(const struct rp_owner *o)
 {
 	return o->state == RP_OWNER_READY ? &o->loc : NULL;

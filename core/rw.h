@@ -43,7 +43,9 @@ struct rw_frame {
 	uint64_t seq;
 };
 
-enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2 };
+/* TAKE: a reader of a value asks its owner for references that the value holds; the reply brings them. */
+enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2, RW_CALL_TAKE = 3 };
+#define RW_TAKE_BYTES 8u        /* TAKE's data: u32 first, u32 how many (1..RREF_REFS_MAX, none beyond that many) */
 
 /*
  * Data and fork records of a call or reply are in the message, or, when there are more of them than fit (RW_INLINE_MAX,
@@ -53,11 +55,12 @@ enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2 };
 struct rw_call {
 	uint64_t call_id;           /* unique per caller's incarnation */
 	uint8_t kind;               /* enum rw_call_kind */
-	uint8_t name_length;        /* 1..RREF_NAME_MAX */
+	uint8_t name_length;        /* 1..RREF_NAME_MAX; TAKE: 0, and neither references, metadata nor payload */
 	uint16_t nr_refs;           /* <= RW_REFS_MAX; with a payload RREF_REFS_MAX */
 	uint16_t meta_length;       /* <= RREF_META_MAX */
 	uint32_t data_length;       /* <= RW_INLINE_MAX; with a payload RREF_ARGS_MAX */
-	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork; RPC: zero */
+	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork; TAKE: the value and the
+				       caller's fork of it; RPC: zero */
 	struct rp_location loc;     /* of the payload; version 0 = none */
 	const char *name;           /* decode: points into the message, not terminated */
 	const void *meta;           /* decode: points into the message */

@@ -89,10 +89,11 @@ static struct rp_location get_location(struct reader *r)
 	l.rkey[0] = get32(r);
 	l.rkey[1] = get32(r);
 	l.version = get32(r);
-	l.nr_segments = get32(r);
+	l.nr_segments = get16(r);
+	l.nr_refs = get16(r);
 	want(r, rw_location_valid(&l));
 	/* One form only for "unknown". */
-	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments));
+	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments | l.nr_refs));
 	return l;
 }
 
@@ -171,10 +172,8 @@ static void get_call(struct reader *r, struct rw_call *c)
 	c->nr_refs = get16(r);
 	c->meta_length = get16(r);
 	c->data_length = get32(r);
-	want(r, c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE);
-	want(r, c->name_length && c->name_length <= RREF_NAME_MAX && c->meta_length <= RREF_META_MAX);
 	c->id = c->fork = none;
-	if (c->kind == RW_CALL_REMOTE) {
+	if (c->kind != RW_CALL_RPC) {
 		c->id = get_id(r);
 		c->fork = get_id(r);
 	}
@@ -183,6 +182,7 @@ static void get_call(struct reader *r, struct rw_call *c)
 	c->name = get_text(r, c->name_length);
 	c->meta = get_bytes(r, c->meta_length);
 	c->data = located ? NULL : get_bytes(r, c->data_length);
+	want(r, rw_call_valid(c, c->data));
 }
 
 static void get_reply(struct reader *r, struct rw_reply *reply)

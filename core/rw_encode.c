@@ -89,7 +89,8 @@ static void put_location(struct writer *w, const struct rp_location *l)
 	put32(w, l->rkey[0]);
 	put32(w, l->rkey[1]);
 	put32(w, l->version);
-	put32(w, l->nr_segments);
+	put16(w, l->nr_segments);
+	put16(w, l->nr_refs);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
@@ -112,8 +113,7 @@ static int put_call(struct writer *w, const struct rw_call *c)
 {
 	int rc;
 
-	if ((c->kind != RW_CALL_RPC && c->kind != RW_CALL_REMOTE) || !c->name_length || c->name_length > RREF_NAME_MAX ||
-	    c->meta_length > RREF_META_MAX || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
+	if (!rw_call_valid(c, c->data) || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
 	put64(w, c->call_id);
 	put8(w, c->kind);
@@ -123,7 +123,7 @@ static int put_call(struct writer *w, const struct rw_call *c)
 	put16(w, c->nr_refs);
 	put16(w, c->meta_length);
 	put32(w, c->data_length);
-	if (c->kind == RW_CALL_REMOTE) {
+	if (c->kind != RW_CALL_RPC) {
 		put_id(w, &c->id);
 		put_id(w, &c->fork);
 	}

@@ -3,6 +3,7 @@
 #ifndef RW_INTERNAL_H
 #define RW_INTERNAL_H
 
+#include "base/util.h"
 #include "core/rw.h"
 
 enum {
@@ -40,7 +41,22 @@ static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_le
 	if (!l->version)
 		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX && nr_refs <= RW_REFS_MAX;
 	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX && (data_length || nr_refs) && l->nonce &&
-	       l->nr_segments == 1 && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+	       l->nr_segments == 1 && !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+}
+
+/* A function is called by its name; what is taken has none. data: of a TAKE, NULL when it was cut off. */
+static inline int rw_call_valid(const struct rw_call *c, const void *data)
+{
+	uint32_t first, nr;
+
+	if (c->kind != RW_CALL_TAKE)
+		return (c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE) && c->name_length && c->name_length <= RREF_NAME_MAX &&
+		       c->meta_length <= RREF_META_MAX;
+	if (c->name_length || c->meta_length || c->nr_refs || c->loc.version || c->data_length != RW_TAKE_BYTES || !data)
+		return 0;
+	first = get_le32(data);
+	nr = get_le32((const uint8_t *)data + 4);
+	return nr && nr <= RREF_REFS_MAX && first <= RREF_REFS_MAX - nr;
 }
 
 /*
@@ -53,7 +69,7 @@ static inline int rw_location_valid(const struct rp_location *l)
 	uint64_t extra = RW_VALUE_HEADER_BYTES + (l->nr_segments > 1 ? 7u + 8u * (uint64_t)l->nr_segments : 0);
 
 	return l->length <= UINT64_MAX - extra && l->addr <= UINT64_MAX - extra - l->length &&
-	       l->nr_segments <= RREF_SEGMENTS_MAX && (l->nonce || !(l->addr | l->rkey[0] | l->rkey[1]));
+	       l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX && (l->nonce || !(l->addr | l->rkey[0] | l->rkey[1]));
 }
 
 #endif

@@ -312,13 +312,13 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 		err = rc_check_args(ctx, result);
 		if (!err && result && result->meta_length)
 			err = rc_fail(EINVAL, "a result has no metadata");
-		if (!err && call->kind == RW_CALL_RPC)
+		if (!err && call->kind != RW_CALL_REMOTE)
 			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
 					      &payload);
-		if (!err && call->kind == RW_CALL_REMOTE && result && result->nr_refs)
-			err = rc_fail(EINVAL, "the result of a remote creation is bytes: references in it are not supported");
 		if (!err && call->kind == RW_CALL_REMOTE) {
 			err = rc_value_alloc(ctx, result ? result->length : 0, &v);
+			if (!err && result && (err = rc_value_hold(v, result->refs, result->nr_refs)))
+				rc_value_unpin(v);
 			if (!err) {
 				if (v->length)
 					memcpy(v->header + 1, result->data, v->length);
@@ -338,25 +338,46 @@ int rref_call_reply(struct rref_call *call, const struct rref_args *result)
 	return reply(call, 0, NULL, result);
 }
 
-int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
+static int reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
+		       struct rref *const *refs, size_t nr_refs, const char *what)
 {
+	struct rref_args held = { .refs = refs, .nr_refs = nr_refs };
 	struct rc_value *v;
 	int err;
 
 	if (!call)
-		return rc_fail(EINVAL, "rref_call_reply_typed: no call");
+		return rc_fail(EINVAL, "%s: no call", what);
 	if (rc_is_child(call->ctx))
 		return rc_enter_slow(call->ctx);
 	if (call->kind != RW_CALL_REMOTE)
-		return rc_fail(EINVAL, "rref_call_reply_typed: the call is not a creation (rref_remote)");
-	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
-		if (segments[i].iov_len && !segments[i].iov_base)
-			return rc_fail(EINVAL, "rref_call_reply_typed: segment %zu is NULL", i);
-	err = rc_value_make(call->ctx, type, segments, nr, true, "rref_call_reply_typed", &v);
+		return rc_fail(EINVAL, "%s: the call is not a creation (rref_remote)", what);
+	err = rc_check_args(call->ctx, &held);
 	if (err)
 		return err;
+	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
+	err = rc_value_make(call->ctx, type, segments, nr, true, what, &v);
+	if (err)
+		return err;
+	err = rc_value_hold(v, refs, nr_refs);
+	if (err) {
+		rc_value_unpin(v);
+		return err;
+	}
 	rc_value_publish(v, call->id);
 	return give(call, 0, NULL, NULL, v, NULL);
+}
+
+int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
+{
+	return reply_typed(call, type, segments, nr, NULL, 0, "rref_call_reply_typed");
+}
+
+int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
+			       struct rref *const *refs, size_t nr_refs)
+{
+	return reply_typed(call, type, segments, nr, refs, nr_refs, "rref_call_reply_typed_refs");
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
@@ -380,6 +401,10 @@ void rc_run_call(struct rref_call *call)
 	if (call->in.status) {
 		snprintf(text, sizeof(text), "%s", call->in.text);
 		r = call->in.status;
+	} else if (call->kind == RW_CALL_TAKE) {
+		rc_callback_enter();
+		r = rc_take_serve(call, text, sizeof(text));
+		rc_callback_leave();
 	} else if (!call->fn) {
 		snprintf(text, sizeof(text), "no function named %.120s on %.40s", call->name,
 			 call->ctx->members[call->ctx->rank].name);
@@ -418,11 +443,14 @@ void rc_run_call(struct rref_call *call)
 static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
+	bool many = call->kind == RW_CALL_TAKE && get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
 
 	for (uint32_t i = 0; i < in->nr; i++)
 		if (in->ref[i].handle)
 			at_store(&in->ref[i].handle->lent, 1);
-	if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
+	if (many)
+		rc_pool_push(ctx, call);
+	else if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
 		list_add_tail(&ctx->deferred_calls, &call->node);
 	else
 		rc_pool_push(ctx, call);

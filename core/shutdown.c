@@ -301,6 +301,7 @@ static void close_down(struct rref_ctx *ctx)
 	rp_visit(ctx->machine, retire, NULL);
 	rp_destroy(ctx->machine);
 	ctx->machine = NULL;
+	rc_values_let_go(ctx);
 	rc_unlock(ctx);
 }
 

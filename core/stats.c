@@ -48,6 +48,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	s->parked = c.parked;
 	s->tombstones = c.tombstones;
 	s->dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
+	s->nested = at_load(&ctx->n.nested);
 	s->sessions = ctx->n.sessions;
 	s->sent_bytes = ctx->n.sent_bytes;
 	s->received_bytes = ctx->n.received_bytes;
@@ -152,7 +153,7 @@ static const struct {
 	size_t at;
 } fields[] = {
 	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
-	FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
+	FIELD(nested), FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
 	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(payload_bytes),
 	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),

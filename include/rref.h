@@ -66,7 +66,7 @@ extern "C" {
 
 #define RREF_NAME_MAX 127            /* bytes of a worker's or function's name, without the NUL */
 #define RREF_ARGS_MAX (256 << 20)    /* bytes of a call's arguments or result */
-#define RREF_REFS_MAX 1024           /* references in one call's arguments or result */
+#define RREF_REFS_MAX 1024           /* references in one call's arguments or result, or in one value */
 #define RREF_META_MAX 256            /* bytes of a call's metadata */
 #define RREF_SEGMENTS_MAX 1024       /* segments of one value */
 #define RREF_TEXT_SIZE 512           /* a buffer of this size holds every text that rref_format or an error writes */
@@ -74,7 +74,7 @@ extern "C" {
 struct rref_ctx;     /* this process' membership in a group */
 struct rref;         /* a reference: owner's or user's handle of a value */
 struct rref_future;  /* an unfinished operation; completes exactly once */
-struct rref_view;    /* bytes brought here by a read, or an alias of a local value */
+struct rref_view;    /* what a read brought here, or an alias of a local value */
 struct rref_call;    /* a call being served by a handler */
 
 #ifndef __cplusplus
@@ -145,12 +145,13 @@ struct rref_function {
  * Profiling scopes: the hook of the options hears the begin and, exactly once, the end of
  *   to_here, to_here_into, to_here_batch, to_here_async      #(this worker)->(owner)    batch: the first reference's owner
  *   rpc_sync, rpc_async, remote                              #function(this worker)->(callee)
+ *   view_refs, view_refs_async                               #(this worker)->(owner)    of the view's value
  *   new, alloc                                               #(this worker)->(this worker)
  *   fork: one for each reference that is shared              #(this worker)->(with whom)
  *   handler: while it runs                                   #function(caller)->(this worker)
- * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, rpc_async and remote end when the
- * future or the creation is complete, maybe on another thread and a moment after a test of it says so; the others where
- * they began. One that is refused for its arguments may have none.
+ * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, view_refs_async, rpc_async and remote
+ * end when the future or the creation is complete, maybe on another thread and a moment after a test of it says so; the
+ * others where they began. One that is refused for its arguments may have none.
  * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short, must
  * not wait, and must not call the library. Off, a scope costs one test and branch.
  * The trace file has the same in Chrome's trace event format, for ui.perfetto.dev (docs/OBSERVING.md).
@@ -330,6 +331,7 @@ struct rref_stats {
 	uint64_t sent_bytes, received_bytes;    /* of control messages; what was read is read_bytes */
 #define RREF_MESSAGE_KINDS 32
 	uint64_t sent[RREF_MESSAGE_KINDS], received[RREF_MESSAGE_KINDS]; /* messages by kind: rref_message_kind */
+	uint64_t nested;           /* references that values owned here hold */
 };
 
 /*
@@ -369,6 +371,7 @@ RREF_API int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_pee
  *   worker  this one                                peer   each other one: its session, what hangs on it
  *   owner   a value owned here                      fork   a reference to it: holder, epoch, by whom it was shared
  *   user    a reference held here                   child  one that it was shared as, not confirmed by the owner yet
+ *   nested  a reference that a value holds
  *   op      an operation in flight, its age         stats  the counters, with RREF_DUMP_STATS
  * A worker with many references goes on meanwhile: what changes during the dump may be in it or not.
  *
@@ -543,6 +546,43 @@ RREF_API void rref_view_free(struct rref_view *view);
 RREF_API size_t rref_view_segments(const struct rref_view *view, struct iovec *segments, size_t nr);
 RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out);
 
+/* ---- references in values ---------------------------------------------------------------------------------- */
+
+/*
+ * A value may hold references, beside its bytes. It keeps what they name alive until it is reclaimed itself, whoever else
+ * lets go. Who reads the value takes from the view as many of them as it likes, each as a reference of its own.
+ * A circle of values that hold references to each other is never reclaimed while its workers run.
+ *
+ * rref_new_refs: as rref_new, with nr references (0..RREF_REFS_MAX; the caller keeps its own holds).
+ * rref_set_refs: of a value made by rref_alloc or rref_alloc_typed and not set yet: the references it will hold, instead of
+ * those given before. -EALREADY: it was set; -EPERM: not owned here. May lock.
+ * Of a creation rref_call_reply takes references, and rref_call_reply_typed_refs.
+ *   -EINVAL a reference that is NULL or of another context; -EMSGSIZE more than RREF_REFS_MAX, or the value is within 16
+ *   bytes of the largest; a failed one: its error.
+ */
+RREF_API int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr,
+			   struct rref **out);
+RREF_API int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr);
+
+/*
+ * rref_view_nr_refs: how many references the value holds that this is a view of. Wait-free.
+ * rref_view_refs: the references [first, first+nr), nr from 1: all of them or none. On the value's owner another hold on
+ * what the value holds, at once. Elsewhere the value's owner is asked, by one message and its answer, and shares them: they
+ * are confirmed when this returns. The value itself lives for that as long as the view, even if its reference was released.
+ * Taking the same one twice gives two references. out[i]: returned, free with rref_release. May block, up to timeout.
+ *   -EINVAL     no such references in the value
+ *   -EOWNERDEAD the value's owner died, or that of one of the references; -ENETRESET, -ESTALE: see the top
+ *   -EBADMSG    the owner answered something else; -EAGAIN: too much in flight, here or there; -EDQUOT, -ENOMEM, -ETIMEDOUT
+ *   a failed reference among them: its error, from the owner, with the text
+ * rref_view_ref: the i-th.
+ * rref_view_refs_async: the same without waiting. *out: returned, free with rref_future_free; result: rref_future_ref. The
+ * view may be freed meanwhile. May lock; with too much in flight it may block, up to timeout.
+ */
+RREF_API size_t rref_view_nr_refs(const struct rref_view *view);
+RREF_API int rref_view_refs(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out);
+RREF_API int rref_view_ref(struct rref_view *view, size_t i, int64_t timeout, struct rref **out);
+RREF_API int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref_future **out);
+
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
 /*
@@ -579,9 +619,8 @@ RREF_API int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
 			   int64_t timeout, struct rref_future **out);
 
 /*
- * rref_remote: calls a function whose result's bytes become a value owned by that worker; the reference to it comes
- * back at once. (References in the result are not allowed: -EINVAL there.) If the creation fails, every read of the
- * reference fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
+ * rref_remote: calls a function whose result becomes a value owned by that worker, with the references in it; the reference
+ * to it comes back at once. If the creation fails, every read of the reference fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
  * rref_creation: a future of the creation itself (no result but its status). *out: returned, free with rref_future_free.
  * -EINVAL: this handle was not made by rref_remote.
  */
@@ -624,8 +663,11 @@ RREF_API int rref_call_error(struct rref_call *call, int err, const char *fmt, .
 /*
  * rref_call_reply_typed: the result of a creation (rref_remote) as a value of a type and of segments, as in rref_new_typed,
  * with its errors; else as rref_call_reply. -EINVAL also: the call is not a creation.
+ * rref_call_reply_typed_refs: the same of a value that holds references, as in rref_new_refs.
  */
 RREF_API int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr);
+RREF_API int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments,
+					size_t nr, struct rref *const *refs, size_t nr_refs);
 
 /* ---- futures ----------------------------------------------------------------------------------------------- */
 
@@ -667,7 +709,8 @@ struct rref_error {
 /*
  * What a complete future holds. -EAGAIN: not complete; -ENOMSG: not of that kind; the operation's error if it failed.
  * _error: always for a complete one. _view: returned once (-ENOMSG the second time), free with rref_view_free.
- * _type: of rref_type_async; out->size is set by the caller. _data: a call's result bytes, borrowed until rref_future_free. _ref: the i-th reference of a result, returned once
+ * _type: of rref_type_async; out->size is set by the caller. _data: a call's result bytes, borrowed until
+ * rref_future_free. _ref: the i-th reference of a result or of rref_view_refs_async, returned once
  * each, free with rref_release; those never taken are released with the future. -EINVAL: no i-th.
  */
 RREF_API int rref_future_error(const struct rref_future *f, struct rref_error *out);
@@ -694,6 +737,10 @@ RREF_API void rref_future_free(struct rref_future *f);
 #define rref_new_typed(...) (RREF_HERE(), rref_new_typed(__VA_ARGS__))
 #define rref_alloc_typed(...) (RREF_HERE(), rref_alloc_typed(__VA_ARGS__))
 #define rref_call_reply_typed(...) (RREF_HERE(), rref_call_reply_typed(__VA_ARGS__))
+#define rref_call_reply_typed_refs(...) (RREF_HERE(), rref_call_reply_typed_refs(__VA_ARGS__))
+#define rref_new_refs(...) (RREF_HERE(), rref_new_refs(__VA_ARGS__))
+#define rref_view_refs(...) (RREF_HERE(), rref_view_refs(__VA_ARGS__))
+#define rref_view_ref(...) (RREF_HERE(), rref_view_ref(__VA_ARGS__))
 #endif
 
 #ifdef __cplusplus

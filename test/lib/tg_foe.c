@@ -183,12 +183,17 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 		f->reply_status = m.u.reply.status;
 		snprintf(f->reply_text, sizeof(f->reply_text), "%.*s", (int)m.u.reply.text_length, m.u.reply.text ? m.u.reply.text : "");
 		f->nr_again += m.u.reply.status == -EAGAIN;
+		f->reply_nr_refs = m.u.reply.nr_refs;
+		if (!m.u.reply.loc.version)
+			memcpy(f->reply_refs, m.u.reply.refs, sizeof(f->reply_refs));
 	} else if (m.frame.type == RW_PROTO) {
 		f->nr_proto[m.u.proto.type]++;
 		f->proto_status = m.u.proto.status;
 		f->proto = m.u.proto;
 	} else if (m.frame.type == RW_TYPE_QUERY && f->on_query) {
 		f->on_query(f, &m.u.type);
+	} else if (m.frame.type == RW_CALL && f->on_call) {
+		f->on_call(f, &m.u.call);
 	} else if (m.frame.type == RW_TYPE_ANSWER) {
 		f->told = m.u.type;
 		snprintf(f->told_name, sizeof(f->told_name), "%.*s", (int)m.u.type.name_length, m.u.type.name);

@@ -53,11 +53,14 @@ struct foe {
 	uint64_t nr_recv[RW_NR_TYPES], nr_proto[RP_MSG_NR_TYPES];
 	uint64_t nr_again;                  /* replies -EAGAIN */
 	int32_t reply_status, proto_status; /* of the last */
+	uint16_t reply_nr_refs;
+	struct rp_fork reply_refs[RW_REFS_MAX]; /* unless they are in a payload */
 	char reply_text[RP_TEXT_MAX];
 	struct rp_msg proto;                /* the last */
 	struct rw_type_info told;           /* the last TYPE_ANSWER */
 	char told_name[RREF_NAME_MAX + 1];
 	void (*on_query)(struct foe *f, const struct rw_type_info *q); /* a TYPE_QUERY came */
+	void (*on_call)(struct foe *f, const struct rw_call *c);       /* a CALL came */
 
 	void *beacon;                       /* what peers READ to learn that our device answers */
 	struct rv_mr beacon_mr;

@@ -279,17 +279,24 @@ static int return_kept(struct rref_call *call, void *arg)
 	return err;
 }
 
-TG_TEST(remote__references_in_the_result_are_refused, 1)
+/* The value holds them, in a creation on oneself too. */
+TG_TEST(remote__references_in_the_result_are_held, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_view *v;
-	struct rref *r;
+	struct rref *r, *inner;
 
 	tg_add(ctx, "return_kept", return_kept, 0);
 	TG_OK(rref_remote(ctx, 0, "return_kept", NULL, RREF_DEFAULT, &r));
-	TG_IS(rref_to_here(r, RREF_DEFAULT, &v), -EINVAL);
+	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
+	TG_IS(rref_view_length(v), 0);
+	TG_IS(rref_view_nr_refs(v), 1);
 	rref_release(r);
 	rref_release(kept);
+	TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &inner));
+	rref_view_free(v);
+	tg_expect_bytes(inner, "kept", 4);
+	rref_release(inner);
 	tg_until_clean(ctx, 0);
 	tg_finish(ctx);
 	return 0;
@@ -460,7 +467,7 @@ int main(void)
 		cmocka_unit_test(references__too_many),
 		cmocka_unit_test(handler__returns_an_errno_or_garbage),
 		cmocka_unit_test(handler__what_it_returns_after_its_reply_does_not_matter),
-		cmocka_unit_test(remote__references_in_the_result_are_refused),
+		cmocka_unit_test(remote__references_in_the_result_are_held),
 		cmocka_unit_test(nested__twenty_deep_with_a_pool_of_one),
 		cmocka_unit_test(timeout__zero_is_at_once),
 		cmocka_unit_test(timeout__late_answer_is_dropped_and_its_references_reclaimed),

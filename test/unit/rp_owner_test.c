@@ -61,6 +61,37 @@ static void rp_owner__set_once(void **state)
 	rp_destroy(m);
 }
 
+/* Found by the holder's own fork of that very value, when it is there, and as long as the holder's session. */
+static void rp_owner__value_of_a_holder(void **state)
+{
+	struct rp *m = with_value();
+	struct rp_fork rec;
+	void *found = NULL;
+
+	(void)state;
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 6), .peer = 2)), 0);
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(0, 5), &found), 0);
+	assert_ptr_equal(found, &value);
+	found = NULL;
+	assert_int_equal(rp_held_value(m, 3, &ID(0, 1), &ID(0, 5), &found), -ESTALE); /* another's */
+	assert_int_equal(rp_held_value(m, 0, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
+	assert_int_equal(rp_held_value(m, 99, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(2, 6), &found), -ESTALE); /* of another value */
+	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(0, 5), &found), -ESTALE);
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 2), &ID(0, 7), &found), -ESTALE);
+	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(2, 6), &found), -EAGAIN); /* not set yet */
+	assert_int_equal(step(m, EV(SET, .id = ID(2, 1), .status = -EDOM, .text = "no")), 0);
+	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(2, 6), &found), -EDOM);
+	assert_int_equal(step(m, EV(PEER_FENCED, .peer = 2, .status = -EOWNERDEAD)), 0);
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(0, 5), &found), -ESTALE); /* in grace */
+	assert_int_equal(step(m, EV(PEER_GRACE, .peer = 2)), 0);
+	assert_int_equal(step(m, EV(PEER_UP, .peer = 2, .epoch = 2)), 0);
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
+	assert_null(found);
+	rp_destroy(m);
+}
+
 static void rp_owner__bad_ids(void **state)
 {
 	struct rp *m = with_value();
@@ -394,6 +425,7 @@ int main(void)
 		cmocka_unit_test(rp_owner__set_once),
 		cmocka_unit_test(rp_owner__tombstones_are_bounded),
 		cmocka_unit_test(rp_owner__unknown_is_answered_at_once),
+		cmocka_unit_test(rp_owner__value_of_a_holder),
 		cmocka_unit_test(rp_owner__visits),
 		cmocka_unit_test(rp_owner__waits_end_once_each),
 	};

@@ -41,7 +41,8 @@ static struct rp_location any_location(void)
 	return (struct rp_location){
 		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd(), .type_hash = rnd(),
 		.rkey = { (uint32_t)rnd(), (uint32_t)rnd() }, .version = 1 + below(7),
-		.nr_segments = below(4) ? 1 : below(RREF_SEGMENTS_MAX + 1),
+		.nr_segments = (uint16_t)(below(4) ? 1 : below(RREF_SEGMENTS_MAX + 1)),
+		.nr_refs = (uint16_t)(below(4) ? 0 : below(RREF_REFS_MAX + 1)),
 	};
 }
 
@@ -71,6 +72,7 @@ static void any_payload(struct rp_location *loc, uint16_t *nr_refs, uint32_t *da
 	*data_length = 1 + below(RREF_ARGS_MAX);
 	*loc = any_location();
 	loc->nr_segments = 1;
+	loc->nr_refs = 0;
 	loc->nonce |= 1;
 	loc->length = *data_length + (uint64_t)*nr_refs * RW_FORK_BYTES;
 }
@@ -91,6 +93,20 @@ static void any_proto(struct rp_msg *p)
 	}
 }
 
+static void any_take(struct rw_call *c)
+{
+	static uint8_t range[RW_TAKE_BYTES];
+	uint32_t nr = 1 + below(RREF_REFS_MAX);
+
+	put_le32(range, below(RREF_REFS_MAX - nr + 1));
+	put_le32(range + 4, nr);
+	c->id = any_id();
+	c->fork = any_id();
+	c->name = c->meta = words;
+	c->data = range;
+	c->data_length = sizeof(range);
+}
+
 /* A well-formed message of that type, in the form that decoding gives. */
 static void any_message(struct rw_message *m, unsigned type)
 {
@@ -108,7 +124,11 @@ static void any_message(struct rw_message *m, unsigned type)
 		break;
 	case RW_CALL:
 		c->call_id = rnd();
-		c->kind = (uint8_t)(1 + below(2));
+		c->kind = (uint8_t)(1 + below(3));
+		if (c->kind == RW_CALL_TAKE) {
+			any_take(c);
+			break;
+		}
 		c->name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
 		c->meta_length = (uint16_t)(below(4) ? 0 : below(RREF_META_MAX + 1));
 		any_payload(&c->loc, &c->nr_refs, &c->data_length, RW_INLINE_MAX - c->meta_length);
@@ -168,7 +188,7 @@ static void assert_location(const struct rp_location *a, const struct rp_locatio
 {
 	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce && a->type_hash == b->type_hash);
 	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version &&
-		    a->nr_segments == b->nr_segments);
+		    a->nr_segments == b->nr_segments && a->nr_refs == b->nr_refs);
 }
 
 static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsigned nr)
@@ -448,6 +468,7 @@ static struct rp_location located(uint32_t data_length, uint32_t nr_refs)
 	struct rp_location loc = any_location();
 
 	loc.nr_segments = 1;
+	loc.nr_refs = 0;
 	loc.nonce |= 1;
 	loc.length = data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 	return loc;
@@ -458,8 +479,10 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	static struct rw_message m;
 	uint8_t buf[2 * RV_MSG_MAX];
 
-#define REFUSED(type, change) do { \
-		any_message(&m, type); \
+#define REFUSED(kind_, change) do { \
+		do \
+			any_message(&m, kind_); \
+		while (m.frame.type == RW_CALL && m.u.call.kind == RW_CALL_TAKE); \
 		change; \
 		assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL); \
 	} while (0)
@@ -469,6 +492,7 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_GOODBYE, m.frame.flags = 1);
 	REFUSED(RW_CALL, m.u.call.kind = 0);
 	REFUSED(RW_CALL, m.u.call.kind = 3);
+	REFUSED(RW_CALL, m.u.call.kind = 4);
 	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.nr_refs = RW_REFS_MAX + 1));
 	REFUSED(RW_CALL, m.u.call.name_length = 0);
 	REFUSED(RW_CALL, m.u.call.name_length = RREF_NAME_MAX + 1);
@@ -507,6 +531,31 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_TYPE_ANSWER, m.u.type.name_length = RREF_NAME_MAX + 1);
 	REFUSED(RW_TYPE_ANSWER, (m.u.type.name_length = 0, m.u.type.element_size = 1));
 #undef REFUSED
+	/* What takes references has its range, in bounds, and nothing else. */
+#define REFUSED(change) do { \
+		uint8_t range[RW_TAKE_BYTES]; \
+		memset(&m, 0, sizeof(m)); \
+		m.frame.type = RW_CALL; \
+		m.u.call.kind = RW_CALL_TAKE; \
+		any_take(&m.u.call); \
+		memcpy(range, m.u.call.data, sizeof(range)); \
+		m.u.call.data = range; \
+		assert_true(rw_encode(&m, buf, sizeof(buf)) > 0); \
+		change; \
+		assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL); \
+	} while (0)
+	REFUSED(m.u.call.name_length = 1);
+	REFUSED(m.u.call.meta_length = 1);
+	REFUSED((m.u.call.nr_refs = 1, any_forks(m.u.call.refs, 1)));
+	REFUSED(m.u.call.data_length = RW_TAKE_BYTES - 1);
+	REFUSED(m.u.call.data_length = RW_TAKE_BYTES + 1);
+	REFUSED((m.u.call.loc = located(RW_TAKE_BYTES, 0)));
+	REFUSED(put_le32(range + 4, 0));
+	REFUSED(put_le32(range + 4, RREF_REFS_MAX + 1));
+	REFUSED((put_le32(range, RREF_REFS_MAX), put_le32(range + 4, 1)));
+	REFUSED(put_le32(range, UINT32_MAX));
+	REFUSED(put_le32(range + 4, UINT32_MAX));
+#undef REFUSED
 }
 
 static void rw__decoder_refuses(void **state)
@@ -527,6 +576,7 @@ static void rw__decoder_refuses(void **state)
 	m.u.call.kind = RW_CALL_REMOTE;
 	m.u.call.id = any_id();
 	m.u.call.fork = any_id();
+	m.u.call.name_length = 5;
 	m.u.call.loc = none;
 	m.u.call.nr_refs = 1;
 	m.u.call.meta_length = 3;
@@ -553,7 +603,8 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 68 + 44, UINT64_MAX));    /* wraps */
 	REFUSED(put_le64(buf + 68 + 52, UINT64_MAX));
 	REFUSED(put_le64(buf + 68 + 60, 0));             /* local only, with an address */
-	REFUSED(put_le32(buf + 68 + 88, RREF_SEGMENTS_MAX + 1));
+	REFUSED(put_le16(buf + 68 + 88, RREF_SEGMENTS_MAX + 1));
+	REFUSED(put_le16(buf + 68 + 90, RREF_REFS_MAX + 1));
 	REFUSED(buf[68 + 92] = '\0');                    /* in the name */
 	m.u.call.kind = RW_CALL_RPC;
 	m.u.call.id = m.u.call.fork = (struct rref_id){ 0 };
@@ -568,7 +619,23 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 44, UINT64_MAX - 64));    /* wraps */
 	REFUSED(put_le32(buf + 44 + 40, 0));             /* version 0 */
 	REFUSED(put_le64(buf + 44 + 16, 0));             /* no nonce */
-	REFUSED(put_le32(buf + 44 + 44, 2));             /* segments */
+	REFUSED(put_le16(buf + 44 + 44, 2));             /* segments */
+	REFUSED(put_le16(buf + 44 + 46, 1));             /* references */
+	memset(&m.u, 0, sizeof(m.u));
+	m.u.call.kind = RW_CALL_TAKE;
+	any_take(&m.u.call);
+	REFUSED(buf[24 + 8] = RW_CALL_RPC);
+	REFUSED(buf[24 + 8] = RW_CALL_REMOTE);
+	REFUSED(buf[24 + 9] = 1);
+	REFUSED(buf[24 + 10] = 1);
+	REFUSED(put_le16(buf + 24 + 12, 1));
+	REFUSED(put_le16(buf + 24 + 14, 1));
+	REFUSED(put_le32(buf + 24 + 16, 4));
+	REFUSED(put_le64(buf + 44, 0));                  /* id 0 */
+	REFUSED(put_le32(buf + 64, WORLD));              /* the fork's rank */
+	REFUSED(put_le32(buf + 68, RREF_REFS_MAX));      /* first */
+	REFUSED(put_le32(buf + 72, 0));                  /* count */
+	REFUSED(put_le32(buf + 72, RREF_REFS_MAX + 1));
 	m.frame.type = RW_DONE;
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.done = (struct rw_done){ .call_id = 5, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
@@ -650,7 +717,7 @@ static void rw__golden_bytes(void **state)
 	m.u.proto = (struct rp_msg){
 		.type = RP_MSG_FORK_ACK, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
 		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10,
-			 .nr_segments = 11 },
+			 .nr_segments = 11, .nr_refs = 0x102 },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
@@ -658,7 +725,7 @@ static void rw__golden_bytes(void **state)
 		"04000000" "68000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"02010000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000"
-		"0b000000");
+		"0b00" "0201");
 	m.u.proto.status = -ESTALE;
 	strcpy(m.u.proto.text, "no");
 	n = rw_encode(&m, buf, sizeof(buf));
@@ -692,6 +759,16 @@ static void rw__golden_bytes(void **state)
 		"02000000" "5d000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"0b00000000000000" "01" "01" "01" "00" "0100" "0000" "88130000"
 		"0010000000000000" "e413000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000" "66");
+	m.u.call = (struct rw_call){
+		.call_id = 11, .kind = RW_CALL_TAKE, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .name = "",
+		.data = "\x05\0\0\0\x03\0\0", .data_length = RW_TAKE_BYTES,
+	};
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"02000000" "4c000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0b00000000000000" "03" "00" "00" "00" "0000" "0000" "08000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
+		"05000000" "03000000");
 	memset(&m.u, 0, sizeof(m.u));
 	m.frame.type = RW_DONE;
 	m.u.done = (struct rw_done){ .call_id = 11, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
