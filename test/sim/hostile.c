@@ -56,6 +56,34 @@ static void attack_with_creation(struct sim *s, uint32_t r)
 		sim_step(s, r, &ev, NULL);
 }
 
+struct sought {
+	uint32_t holder;
+	struct rref_id id, fork;
+	bool found;
+};
+
+static void seek(void *arg, const struct rp_visit *v)
+{
+	struct sought *k = arg;
+
+	k->found |= v->kind == RP_VISIT_FORK && v->peer == k->holder && sim_same(v->id, k->id) && sim_same(v->fork, k->fork);
+}
+
+/* It asks for what a value holds: by a fork that the owner does not list as its own, it finds nothing. */
+static void attack_with_take(struct sim *s, uint32_t r, struct rref_id id, struct rref_id fork)
+{
+	struct sought k = { .holder = s->evil, .id = id, .fork = fork };
+	void *value = NULL;
+	const struct object *o;
+
+	if (rp_held_value(s->machines[r].m, s->evil, &id, &fork, &value))
+		return;
+	o = value;
+	rp_visit(s->machines[r].m, seek, &k);
+	if (!k.found || !o || !sim_same(o->id, id) || o->freed || !o->set)
+		sim_fail(s, "worker %u gives away what it was not asked for", r);
+}
+
 void sim_attack(struct sim *s)
 {
 	uint32_t r = sim_rnd(s, s->n), what = sim_rnd(s, 100);
@@ -82,6 +110,8 @@ void sim_attack(struct sim *s)
 		attack_with_record(s, r);
 	else if (what < 20)
 		attack_with_creation(s, r);
+	else if (what < 35)
+		attack_with_take(s, r, msg.id, msg.fork);
 	else
 		sim_step(s, r, &ev, NULL);
 	s->attacking = false;

@@ -65,14 +65,28 @@ void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *lo
 	sim_note(s, "   w%u posts a READ of w%u's memory at %llu", r, h->obj->owner, (unsigned long long)loc->addr);
 }
 
+void sim_unpin(struct sim *s, struct handle *h)
+{
+	if (!--h->reads && h->released)
+		sim_later(s, (struct todo){ TODO_RELEASE, h, 0 });
+}
+
 static void end_read(struct sim *s, size_t i)
 {
 	struct handle *h = s->reads[i].handle;
 
 	s->reads[i] = s->reads[--s->nr_reads];
-	/* It pinned its handle. */
-	if (!--h->reads && h->released)
-		sim_later(s, (struct todo){ TODO_RELEASE, h, 0 });
+	sim_unpin(s, h);
+}
+
+/* The view that it gives keeps the handle: by it the reader asks for what the value holds. */
+static void read_well(struct sim *s, const struct read *rd)
+{
+	struct handle *h = rd->handle;
+
+	look(s, h->obj, &rd->loc, rd->machine);
+	if (sim_chance(s, 40))
+		sim_take(s, h);
 }
 
 bool sim_read_run(struct sim *s)
@@ -102,7 +116,7 @@ bool sim_read_run(struct sim *s)
 		sim_note(s, "   w%u's READ of w%u's memory at %llu is carried out", rd->machine, o->owner,
 			 (unsigned long long)rd->loc.addr);
 		if (sim_owner_alive(s, o) && s->machines[o->owner].views[rd->machine].epoch == rd->epoch)
-			look(s, o, &rd->loc, rd->machine);
+			read_well(s, rd);
 		else if (!s->broken)
 			sim_fail(s, "a READ of worker %u failed in a run without crashes", rd->machine);
 	}

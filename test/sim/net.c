@@ -15,20 +15,22 @@ static bool current(const struct sim *s, const struct packet *p)
 	return p->epoch == s->machines[p->to].views[p->from].epoch;
 }
 
-static void call_dropped(struct call *call)
+static void call_dropped(struct sim *s, struct call *call)
 {
 	if (--call->copies || call->seen)
 		return;
+	if (call->take)
+		sim_unpin(s, call->take);
 	for (unsigned i = 0; i < call->nr; i++)
 		call->claims[i]->state = CLAIM_OVER;
 	if (call->create)
 		call->create->unsent = true;
 }
 
-static void packet_free(struct packet *p)
+static void packet_free(struct sim *s, struct packet *p)
 {
 	if (p->call)
-		call_dropped(p->call);
+		call_dropped(s, p->call);
 	free(p);
 }
 
@@ -54,7 +56,7 @@ void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *ms
 		if (!p->epoch)
 			sim_fail(s, "worker %u sends to worker %u, which it has fenced", from, to);
 		if (stale(s, p) || from == s->dying || p->epoch == there->deaf) {
-			packet_free(p);
+			packet_free(s, p);
 			continue;
 		}
 		while (*tail)
@@ -75,7 +77,7 @@ static void drop_if(struct sim *s, uint32_t from, uint32_t to, bool (*gone)(cons
 			continue;
 		}
 		*at = p->next;
-		packet_free(p);
+		packet_free(s, p);
 	}
 }
 
@@ -146,7 +148,7 @@ void sim_drop(struct sim *s)
 	if (s->flags & SIM_CHAOS) {
 		p = *at;
 		*at = p->next;
-		packet_free(p);
+		packet_free(s, p);
 		return;
 	}
 	/* In order: nothing that is behind it comes either. */
@@ -158,7 +160,7 @@ void sim_drop(struct sim *s)
 			continue;
 		}
 		*at = p->next;
-		packet_free(p);
+		packet_free(s, p);
 	}
 }
 
@@ -183,7 +185,7 @@ void sim_arrived(struct sim *s, struct packet *p)
 	if (nr >= MAX_SENT) {
 		p = *list;
 		*list = p->next;
-		packet_free(p);
+		packet_free(s, p);
 	}
 }
 
@@ -193,7 +195,7 @@ void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to)
 
 	while ((p = s->machines[from].sent[to])) {
 		s->machines[from].sent[to] = p->next;
-		packet_free(p);
+		packet_free(s, p);
 	}
 }
 
@@ -212,7 +214,7 @@ void sim_replay(struct sim *s)
 	while ((p = *tail)) {
 		if (stale(s, p) || !current(s, p)) {
 			*tail = p->next;
-			packet_free(p);
+			packet_free(s, p);
 			continue;
 		}
 		p->uid = sim_uid(s);

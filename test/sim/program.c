@@ -77,11 +77,17 @@ static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct cal
 		sim_release(s, in->handles[i]);
 }
 
+static void deliver_take(struct sim *s, uint32_t from, uint32_t to, struct call *call);
+
 static void deliver_call(struct sim *s, uint32_t from, uint32_t to, struct call *call)
 {
 	struct incoming *in = NULL;
 
 	call->copies--;
+	if (call->take) {
+		deliver_take(s, from, to, call);
+		return;
+	}
 	if (!call->seen) {
 		in = sim_make(s, sizeof(*in));
 		in->nr = in->waiting = call->nr;
@@ -131,6 +137,7 @@ static void nest(struct sim *s, struct object *o)
 
 		if (h && h->obj != o && h->obj->set && !h->reads) {
 			h->nested_in = o;
+			o->nr_nested++;
 			sim_note(s, "   w%u puts a reference of %u/%u into it", o->owner, h->obj->id.created_on,
 				 (unsigned)h->obj->id.local_id);
 		}
@@ -206,6 +213,71 @@ static void undo_records(struct sim *s, uint32_t r, uint32_t to, struct call *ca
 		if (s->dying != r && sim_step(s, r, &ev, NULL))
 			sim_fail(s, "UNDO failed");
 	}
+}
+
+/* ---- what values hold -------------------------------------------------------------------------------------- */
+
+void sim_take(struct sim *s, struct handle *h)
+{
+	const struct view *v = &s->machines[h->machine].views[h->obj->owner];
+	struct call *call;
+
+	if (h->failed || h->dropped || !v->epoch)
+		return;
+	call = sim_make(s, sizeof(*call));
+	call->take = h;
+	h->reads++;
+	sim_note(s, "   w%u asks w%u for what %u/%u holds", h->machine, h->obj->owner, h->obj->id.created_on,
+		 (unsigned)h->obj->id.local_id);
+	sim_push(s, h->machine, h->obj->owner, NULL, call);
+}
+
+/* All that the value holds, shared as in any answer. */
+static void give_nested(struct sim *s, uint32_t r, uint32_t to, struct object *o)
+{
+	struct machine *k = &s->machines[r];
+	struct handle *nested[MAX_RECS], *src[MAX_RECS];
+	struct call *call = sim_make(s, sizeof(*call));
+	unsigned nr = 0;
+
+	for (size_t i = 0; i < k->nr_handles; i++) {
+		if (k->handles[i]->nested_in != o)
+			continue;
+		if (nr < MAX_RECS)
+			nested[nr] = k->handles[i];
+		nr++;
+	}
+	if (nr != o->nr_nested)
+		sim_fail(s, "a value that is there holds %u references, not the %u that were put in", nr, o->nr_nested);
+	for (unsigned i = 0; i < nr && i < MAX_RECS && !sim_failed(s); i++)
+		add_record(s, r, to, call, nested[i], src);
+	if (call->nr && sim_chance(s, 10))
+		undo_records(s, r, to, call, src);
+	else if (call->nr)
+		sim_push(s, r, to, NULL, call);
+}
+
+static void deliver_take(struct sim *s, uint32_t from, uint32_t to, struct call *call)
+{
+	struct handle *h = call->take;
+	struct object *o = h->obj;
+	const struct claim *c = h->claim;
+	void *value = NULL;
+	int rc;
+
+	if (call->seen || to == s->dying)
+		return;
+	call->seen = true;
+	rc = rp_held_value(s->machines[to].m, from, &o->id, &h->fork, &value);
+	if (h->dropped && s->machines[from].alive && s->machines[from].inc == h->inc)
+		sim_fail(s, "a reference ended while what its value holds was asked for");
+	if (rc && sim_owner_alive(s, o) && c->state != CLAIM_OVER && !c->lost)
+		sim_fail(s, "worker %u does not find the value that worker %u holds: %d", to, from, rc);
+	if (!rc && (value != o || o->freed || !sim_owner_alive(s, o)))
+		sim_fail(s, "worker %u finds another value than worker %u holds, or none", to, from);
+	if (!rc && !sim_failed(s))
+		give_nested(s, to, from, o);
+	sim_unpin(s, h);
 }
 
 static void let_go(struct sim *s, uint32_t r, const struct call *call, struct handle **src)

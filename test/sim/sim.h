@@ -114,6 +114,7 @@ struct object {
 	struct rref_id fork;            /* the creator's */
 	uint32_t local;                 /* references of the owner */
 	struct incoming *args;          /* the call that makes it */
+	unsigned nr_nested;             /* references in the value */
 };
 
 enum claim_state { CLAIM_FLYING, CLAIM_RECEIVED, CLAIM_CONFIRMED, CLAIM_OVER };
@@ -143,7 +144,7 @@ struct handle {
 	uint32_t machine, inc;
 	struct rp_location loc;         /* version 0 = unknown */
 	struct object *nested_in;       /* this value holds it, not the program */
-	unsigned reads;                 /* under way: they pin the handle */
+	unsigned reads;                 /* and takes under way: they pin the handle */
 	bool released, dropped, failed; /* by the program; told to the machine */
 };
 
@@ -182,6 +183,7 @@ struct call {
 	uint32_t owner_inc[MAX_RECS];
 	struct claim *claims[MAX_RECS];
 	struct object *create;          /* a creation; its records are the arguments */
+	struct handle *take;            /* no call: who has read this reference's value asks for what the value holds */
 };
 
 struct packet {
@@ -311,6 +313,7 @@ void sim_local_read(struct sim *s, const struct object *o);
 void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *loc);
 bool sim_read_run(struct sim *s);                       /* one of them ends; false: none can now */
 void sim_reads_fail(struct sim *s, uint32_t r, uint32_t peer); /* the reader fenced that peer */
+void sim_unpin(struct sim *s, struct handle *h);        /* a READ or a take of it is over */
 void sim_reads_forget(struct sim *s, uint32_t r);       /* the reader died */
 
 /* ---- steps and their effects (step.c, trace.c) ---- */
@@ -328,6 +331,7 @@ void sim_create(struct sim *s, uint32_t r, uint32_t owner);
 void sim_share(struct sim *s, uint32_t r, uint32_t to, struct handle *only);
 void sim_to_here(struct sim *s, struct handle *h);
 void sim_retain(struct sim *s, struct handle *h);
+void sim_take(struct sim *s, struct handle *h);         /* its value was read: what does it hold? */
 bool sim_be_late(struct sim *s, bool all);
 void sim_burst(struct sim *s);
 

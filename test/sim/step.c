@@ -134,7 +134,8 @@ static void handle_call(struct sim *s, struct incoming *call)
 	for (unsigned i = 0; i < call->nr; i++) {
 		struct handle *h = call->handles[i];
 
-		if (!h)
+		/* One that came before its call was ready may be in a value already. */
+		if (!h || h->nested_in)
 			continue;
 		if (h->failed || call->refuse || sim_chance(s, 40))
 			sim_later(s, (struct todo){ TODO_RELEASE, h, 0 });
