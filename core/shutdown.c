@@ -216,6 +216,22 @@ static int report_rest(struct rref_ctx *ctx, int err)
 	return leaks && ctx->leak_check ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what) : 0;
 }
 
+/*
+ * Rank 0: a worker whose own time ran out says goodbye like any other, and is not waited for. The rest has not left
+ * together with it, as a shutdown that succeeds promises.
+ */
+static int left_early(struct rref_ctx *ctx)
+{
+	int err = 0;
+
+	rc_lock(ctx);
+	for (uint32_t i = 1; ctx->rank == 0 && ctx->barrier_seen && !err && i < ctx->world; i++)
+		if (ctx->peers[i].said_goodbye && ctx->barrier_seen[i] < ctx->barrier_done)
+			err = rc_fail(ETIMEDOUT, "%s (rank %u) left before the others were ready to", ctx->members[i].name, i);
+	rc_unlock(ctx);
+	return err;
+}
+
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 {
 	uint64_t dead = at_load(&ctx->n.dead);
@@ -251,7 +267,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	wait_until(ctx, everybody_left, now_ns() + (err ? 50 * NSEC_PER_MSEC : GOODBYE_NS));
 	if (!err && at_load(&ctx->n.dead) != dead)
 		err = rc_fail(EOWNERDEAD, "a worker died during the shutdown");
-	return err;
+	return err ? err : left_early(ctx);
 }
 
 static void retire(void *arg, const struct rp_visit *v)

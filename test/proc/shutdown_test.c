@@ -109,6 +109,26 @@ TG_TEST(timeout__a_call_is_never_answered, 2)
 	return 0;
 }
 
+/* The other one's time runs out long before: nobody left together with it, so this shutdown did not succeed either. */
+TG_TEST(timeout__of_the_other_one, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct rref_future *f = NULL;
+
+	if (rank == 0) {
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &f));
+		tg_until_held(ctx, 1, 1);
+	}
+	tg_meet_serving(ctx, 0);
+	TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, rank == 0 ? 30 * NSEC_PER_SEC : 200 * MS), -ETIMEDOUT);
+	if (rank == 0)
+		TG_TEXT("worker1 (rank 1) left before the others");
+	rref_future_free(f);
+	tg_drop_held();
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 TG_TEST(shutdown__twice, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -276,6 +296,7 @@ int main(void)
 		cmocka_unit_test(graceful__handles_released_after_it),
 		cmocka_unit_test(graceful__calls_under_way_are_waited_for),
 		cmocka_unit_test(timeout__a_call_is_never_answered),
+		cmocka_unit_test(timeout__of_the_other_one),
 		cmocka_unit_test(shutdown__twice),
 		cmocka_unit_test(shutdown__by_two_threads),
 		cmocka_unit_test(shutdown__bad_arguments),
