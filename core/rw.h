@@ -15,9 +15,9 @@
 #define RW_PROTOCOL_VERSION 1u
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
-#define RW_LOCATION_BYTES 48u
-#define RW_FORK_BYTES 92u       /* one fork record */
-#define RW_REFS_MAX 8u          /* fork records in a message itself; more travel in its payload */
+#define RW_LOCATION_BYTES 64u
+#define RW_FORK_BYTES 108u      /* one fork record */
+#define RW_REFS_MAX 7u          /* fork records in a message itself; more travel in its payload */
 #define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
 enum rw_type {

@@ -90,9 +90,13 @@ static struct rp_location get_location(struct reader *r)
 	l.rkey[1] = get32(r);
 	l.version = get32(r);
 	l.nr_segments = get32(r);
+	l.data_addr = get64(r);
+	l.data_rkey[0] = get32(r);
+	l.data_rkey[1] = get32(r);
 	want(r, rw_location_valid(&l));
 	/* One form only for "unknown". */
-	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments));
+	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments |
+				 l.data_addr));
 	return l;
 }
 

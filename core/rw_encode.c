@@ -90,6 +90,9 @@ static void put_location(struct writer *w, const struct rp_location *l)
 	put32(w, l->rkey[1]);
 	put32(w, l->version);
 	put32(w, l->nr_segments);
+	put64(w, l->data_addr);
+	put32(w, l->data_rkey[0]);
+	put32(w, l->data_rkey[1]);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
