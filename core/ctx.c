@@ -223,6 +223,8 @@ static struct rref_ctx *make(const struct rref_options *o)
 	pthread_mutex_init(&ctx->function_lock, NULL);
 	list_init(&ctx->self_queue);
 	list_init(&ctx->handles);
+	list_init(&ctx->mems);
+	list_init(&ctx->wraps);
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
 	list_init(&ctx->deferred_work);
@@ -341,6 +343,7 @@ void rref_free_ctx(struct rref_ctx *ctx)
 	/* Handles that the program never released: their memory goes with the context. */
 	while ((n = list_pop(&ctx->handles)))
 		rc_handle_free(container_of(n, struct rref, all));
+	rc_wraps_close(ctx);
 	rc_ctx_destroy(ctx);
 }
 

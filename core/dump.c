@@ -22,6 +22,7 @@ static void value_fields(struct rc_record *r, const struct rc_value *v)
 {
 	rc_rec_number(r, "bytes", v->length);
 	rc_rec_text(r, "type", v->type->name);
+	rc_rec_flag(r, "wrapped", v->wrapped);
 	rc_rec_text(r, "function", v->function);
 	rc_rec_text(r, "site", v->site);
 }

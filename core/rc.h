@@ -86,6 +86,7 @@ struct rc_value {
 	const struct rc_type *type; /* [const] */
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
+	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 	struct rp_location loc;   /* [const] once made ready */
 	_Atomic uint32_t pins;
 };
@@ -360,6 +361,7 @@ struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes;
+	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
 	uint64_t sent_bytes, received_bytes;                               /* [lock] */
 	uint64_t sessions;                                                 /* [lock] */
@@ -392,6 +394,7 @@ struct rref_ctx {
 	bool duplicate;                   /* [lock] the last OWN was of an id known already */
 	struct list self_queue;           /* [lock] struct rc_outgoing */
 	struct list handles;              /* [lock] every handle */
+	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
 	struct list deferred_calls;       /* [lock] inline calls to run */
 	struct list deferred_work;        /* [lock] struct rc_work */
@@ -406,6 +409,7 @@ struct rref_ctx {
 
 	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
 	_Atomic uint64_t next_local_id;
+	_Atomic(struct rc_wrap *) returned;           /* wrapped memory that nobody uses any more; MPSC stack, wrap.c */
 
 	/* operations: see op.c */
 	cache_aligned _Atomic uint64_t op_free;   /* {tag:32, index+1:32} */
@@ -516,6 +520,9 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w); /* [lock] */
 /* memory.c: devices' registrations, arenas, values, landing blocks */
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_memory_close(struct rref_ctx *ctx);
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
+int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
+int rc_header_alloc(struct rref_ctx *ctx, void **out);        /* for a value that wraps; as rc_value_alloc */
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); /* takes the lock when memory is short */
@@ -537,6 +544,15 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] u
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
 unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
 struct rref_id rc_next_id(struct rref_ctx *ctx);
+
+int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out); /* v is consumed in every case */
+
+/* wrap.c */
+void rc_wrap_locate(struct rc_value *v);      /* the payload's place */
+void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
+bool rc_wraps_due(struct rref_ctx *ctx);      /* rc_wraps_return has something to do, for this thread */
+void rc_wraps_return(struct rref_ctx *ctx);   /* [lock, let go of meanwhile] */
+void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
 int rc_types_open(struct rref_ctx *ctx);

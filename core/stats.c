@@ -83,8 +83,9 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_quick_counts(ctx, &reads, &read_bytes, &landing_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes) + landing_bytes;
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
-	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions;
+	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes + at_load(&ctx->n.mem_bytes);
+	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions + at_load(&ctx->n.mems);
+	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.reads = at_load(&ctx->n.reads) + reads;
 	s.read_bytes = at_load(&ctx->n.read_bytes) + read_bytes;
 	s.doorbells = at_load(&ctx->n.doorbells) + reads;
@@ -153,7 +154,7 @@ static const struct {
 } fields[] = {
 	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
 	FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
-	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(payload_bytes),
+	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(wrapped_bytes), FIELD(payload_bytes),
 	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
