@@ -193,6 +193,8 @@ static void peer_line(struct dump *d, uint32_t rank)
 	rc_rec_number(&d->r, "waiting_reads", s.waiting_reads);
 	if (s.heard >= 0)
 		rc_rec_age(&d->r, "heard", s.heard);
+	if (s.stalled)
+		rc_rec_age(&d->r, "stalled", s.stalled);
 	rc_rec_end(&d->r);
 }
 

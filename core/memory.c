@@ -129,10 +129,10 @@ static int beacons_open(struct rref_ctx *ctx)
 	if (err)
 		return alloc_fail(err, "the beacon", RC_HEADER_BYTES);
 	ctx->beacon = mem;
-	*ctx->beacon = htole64(1);
-	err = ra_alloc(ctx->landing, RC_HEADER_BYTES, CACHE_LINE, &mem);
+	*ctx->beacon = htole64(++ctx->own_beat.count);
+	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
 	if (err)
-		return alloc_fail(err, "a landing place", RC_HEADER_BYTES);
+		return alloc_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
 	ctx->probe_landing = mem;
 	return 0;
 }

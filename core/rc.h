@@ -234,6 +234,15 @@ struct rc_traffic { /* control messages that went out and came in */
 	uint64_t sent, received, sent_bytes, received_bytes;
 };
 
+/* How a peer's heartbeat was seen; stall.c. [lock] */
+struct rc_stall {
+	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
+	int64_t looked_at;
+	int64_t still_ns;             /* for how long it has not changed, as far as this worker was awake to look */
+	int64_t not_before;           /* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
+};
+
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
 
 struct rc_peer {
@@ -270,6 +279,8 @@ struct rc_peer {
 	uint64_t beacon_addr;         /* [lock] what to READ to learn whether its device answers */
 	uint32_t beacon_rkey;
 	bool probing;                 /* [lock] */
+	struct rc_stall stall;        /* [lock] */
+	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
 	uint64_t max_msg;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
 	struct rc_traffic traffic;    /* [lock] */
@@ -359,7 +370,7 @@ static inline int rc_landing_class(size_t length)
 
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
-	_Atomic uint64_t retries;
+	_Atomic uint64_t retries, fenced;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
@@ -381,8 +392,13 @@ struct rref_ctx {
 	_Atomic int64_t timeout;          /* rref_set_timeout */
 	struct ra_arena *values, *landing, *beacons;
 	size_t max_value_bytes;           /* [const] bound on values, the arena's and the local only ones */
-	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
-	struct rc_header *probe_landing;  /* [const] where theirs land */
+	uint64_t *beacon;                 /* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
+	uint64_t *probe_landing;          /* [const] where theirs land, by rank */
+	struct rc_own_beat {
+		uint64_t count;           /* [lock] */
+		_Atomic int64_t at;       /* when it was counted last */
+		_Atomic int64_t woke_at, stood_ns; /* this worker stood still: until when, for how long */
+	} own_beat;
 	struct rc_device device[RV_NR_KINDS];
 
 	struct rc_reader *readers;        /* quick.c */
@@ -453,6 +469,7 @@ struct rref_ctx {
 	struct rc_key key;
 	bool leak_check;
 	int64_t peer_timeout;
+	int64_t stall_timeout;                    /* [const] 0 = for ever */
 
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
@@ -628,6 +645,19 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
+
+/* stall.c */
+void rc_stall_beat(struct rref_ctx *ctx, int64_t now);               /* [lock] progress is made */
+int64_t rc_stall_own(struct rref_ctx *ctx);                          /* ns that this worker stood still a moment ago, if too long; or 0 */
+/* What a lost connection means: -EOWNERDEAD, or that this worker stood still. buf: the words. */
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size);
+void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p);        /* [lock] a session is up */
+void rc_stall_end(struct rc_peer *p);                                /* [lock] */
+void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] may fence */
+void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status); /* [lock] p may be NULL */
+void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns); /* [lock] */
+/* text, and that this worker is stalled if it is; buf has room for the sum. */
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
 
 /* send.c */
 int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */

@@ -504,7 +504,7 @@ static int explain(struct rref_future *f)
 {
 	struct rref *h = f->handle;
 	struct rc_peer *p = peer_of(f);
-	char name[NAME_SIZE];
+	char name[NAME_SIZE], lost[RREF_TEXT_SIZE / 2];
 
 	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
 		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
@@ -528,8 +528,8 @@ static int explain(struct rref_future *f)
 	case -ECONNRESET:
 	case -ENOTCONN:
 	case -ETIMEDOUT:
-		snprintf(f->text, sizeof(f->text), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
-		return -EOWNERDEAD;
+		snprintf(lost, sizeof(lost), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
+		return rc_stall_lost(f->ctx, p, lost, f->text, sizeof(f->text));
 	default:
 		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
 		return f->read_status;

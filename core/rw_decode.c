@@ -311,6 +311,7 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	case RW_PING:
 	case RW_PONG:
 	case RW_CANCEL:
+	case RW_FENCED:
 		out->u.number = get64(&r);
 		break;
 	case RW_DONE:

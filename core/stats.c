@@ -57,6 +57,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 		s->queued_messages += ctx->peers[i].nr_queued;
 		s->queued_bytes += ctx->peers[i].queued_bytes;
 		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting);
+		s->stalled_peers += at_load(&ctx->peers[i].stalled_ns) != 0;
 	}
 }
 
@@ -98,6 +99,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
 	s.retries = at_load(&ctx->n.retries);
+	s.fenced_peers = at_load(&ctx->n.fenced);
 	memcpy(out, &s, min_of(out->size, sizeof(s)));
 	return 0;
 }
@@ -138,6 +140,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	s.queued_bytes = p->queued_bytes;
 	s.waiting_reads = at_load(&p->nr_waiting);
 	s.call_bytes = at_load(&p->call_bytes);
+	s.stalled = at_load(&p->stalled_ns);
 	if (p->heard_at)
 		s.heard = max_of(rc_coarse_ns() - p->heard_at, 0);
 	rc_unlock(ctx);
@@ -158,7 +161,8 @@ static const struct {
 	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
-	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers),
+	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers),
+	FIELD(fenced_peers),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)

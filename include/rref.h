@@ -29,7 +29,8 @@
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
- *   -ENETRESET     the peer began a new session: what belonged to the old one is gone.
+ *   -ENETRESET     the session with the peer ended though both live: it began a new one, or this worker stood still for longer
+ *                  than stall_timeout and was fenced. What belonged to the old one is gone; new references can be had.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
@@ -204,6 +205,8 @@ struct rref_options {
 	void *scope_ctx;
 	const char *trace;              /* RREF_TRACE: a file for this worker's scopes, see struct rref_scope; NULL = off.
 					   "%r" in it is the rank, else ".<rank>" is added */
+	int64_t stall_timeout;          /* RREF_STALL_TIMEOUT_MS: a worker whose process stands still for so long is fenced by those
+					   whose values it holds references to. 0 = for ever; default 60 s; in effect at least 2 s */
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
@@ -284,6 +287,7 @@ struct rref_worker_info {
 	uint64_t incarnation;    /* random, new with every start of that worker */
 	int alive;               /* 0: known to be dead or gone */
 	const char *device;      /* "self", "shm" or "ibv": how this worker reaches it; static */
+	int64_t stalled;         /* ns since its process stopped answering though its device does; 0 = it answers */
 };
 
 /* rref_worker: by rank. -EINVAL: no such rank. rref_worker_by_name: its rank, or -ENOENT. Wait-free. */
@@ -291,7 +295,8 @@ RREF_API int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info
 RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
 
 /*
- * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking.
+ * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking. A program that calls
+ * neither it nor anything that waits is stalled for its peers (stall_timeout): in the manual mode call it twice a second.
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
  * rref_ctx_fd: a descriptor that is readable when rref_progress has something to do; sleep on it in an event loop.
  * Before sleeping call rref_ctx_arm; when it returns 1, call rref_progress again first. May lock.
@@ -334,6 +339,8 @@ struct rref_stats {
 #define RREF_MESSAGE_KINDS 32
 	uint64_t sent[RREF_MESSAGE_KINDS], received[RREF_MESSAGE_KINDS]; /* messages by kind: rref_message_kind */
 	uint64_t wrapped_bytes;    /* of the program's memory that values wrap; their headers count as value_bytes */
+	uint64_t stalled_peers;    /* now: see struct rref_worker_info */
+	uint64_t fenced_peers;     /* sessions that ended because their peer stood still for longer than stall_timeout */
 };
 
 /*
@@ -362,6 +369,7 @@ struct rref_peer_stats {
 	uint64_t waiting_reads;
 	uint64_t call_bytes;       /* of its calls that are open here */
 	int64_t heard;             /* ns since its last message, or since its device answered; -1 = never */
+	int64_t stalled;           /* as in struct rref_worker_info */
 };
 
 /* rref_get_peer_stats: the same of one worker, by rank (the own one: messages to itself). -EINVAL. May lock. */

@@ -385,10 +385,15 @@ TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 		tg_wait_flag_serving(ctx, 0, 2);
 		tg_until_clean(ctx, 1);
 		TG_IS(atomic_load(&l.back), 0);
-		read_there(ctx, 2, tg_ask(ctx, 2, "pub.get", (struct tg_make){ 0 }), (struct range){ .length = l.length, .seed = 8 });
+		r = tg_ask(ctx, 2, "pub.get", (struct tg_make){ 0 });
+		read_there(ctx, 2, r, (struct range){ .length = l.length, .seed = 8 });
+		rref_release(r);
+		tg_until_clean(ctx, 1);
 		TG_IS(atomic_load(&l.back), 0);
 		TG_OK(rref_rpc_sync(ctx, 2, "pub.drop", NULL, RREF_DEFAULT, NULL));
-		tg_until_clean(ctx, 2);
+		until_back(ctx, &l);
+		give_up(&l);
+		tg_all_clean(ctx);
 	}
 	if (rank == 1) {
 		struct rref *r;
@@ -399,7 +404,6 @@ TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 		tg_drop_kept();
 		tg_set_flag(0, 2);
 	}
-	/* The one that pub.get brought back is left to the shutdown. */
 	tg_finish(ctx);
 	return 0;
 }
