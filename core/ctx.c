@@ -67,7 +67,7 @@ static int check_options(const struct rref_options *o)
 			       o->world_size);
 	if ((unsigned)o->mode > RREF_PROGRESS_MANUAL)
 		return rc_fail(EINVAL, "progress mode %d is unknown", (int)o->mode);
-	if (o->timeout < 0 || o->init_timeout < 0 || o->peer_timeout < 0)
+	if (o->timeout < 0 || o->init_timeout < 0 || o->peer_timeout < 0 || o->stall_timeout < 0)
 		return rc_fail(EINVAL, "a timeout is negative");
 	if (o->nr_functions && !o->functions)
 		return rc_fail(EINVAL, "%zu functions, but no table", o->nr_functions);
@@ -211,6 +211,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->world = (uint32_t)o->world_size;
 	at_store(&ctx->timeout, o->timeout);
 	ctx->peer_timeout = o->peer_timeout;
+	ctx->stall_timeout = o->stall_timeout;
 	ctx->mode = o->mode;
 	ctx->poller_core = o->poller_core;
 	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
@@ -223,6 +224,8 @@ static struct rref_ctx *make(const struct rref_options *o)
 	pthread_mutex_init(&ctx->function_lock, NULL);
 	list_init(&ctx->self_queue);
 	list_init(&ctx->handles);
+	list_init(&ctx->mems);
+	list_init(&ctx->wraps);
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
 	list_init(&ctx->deferred_work);
@@ -341,6 +344,7 @@ void rref_free_ctx(struct rref_ctx *ctx)
 	/* Handles that the program never released: their memory goes with the context. */
 	while ((n = list_pop(&ctx->handles)))
 		rc_handle_free(container_of(n, struct rref, all));
+	rc_wraps_close(ctx);
 	rc_ctx_destroy(ctx);
 }
 
@@ -378,7 +382,7 @@ int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out)
 	p = &ctx->peers[rank];
 	w = (struct rref_worker_info){ .size = out->size, .rank = rank, .name = ctx->members[rank].name,
 				       .incarnation = ctx->members[rank].incarnation, .alive = at_load(&p->alive),
-				       .device = p->ops ? p->ops->name : "self" };
+				       .device = p->ops ? p->ops->name : "self", .stalled = at_load(&p->stalled_ns) };
 	memcpy(out, &w, min_of(out->size, sizeof(w)));
 	return 0;
 }

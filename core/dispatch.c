@@ -340,6 +340,11 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	case RW_DONE:
 		rc_payload_done(ctx, from, &m.u.done);
 		return;
+	case RW_FENCED:
+		if (self)
+			break;
+		rc_stall_message(ctx, from, m.u.number);
+		return;
 	default:
 		break;
 	}

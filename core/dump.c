@@ -24,6 +24,7 @@ static void value_fields(struct rc_record *r, const struct rc_value *v)
 	if (v->view.nr_refs)
 		rc_rec_number(r, "refs", v->view.nr_refs);
 	rc_rec_text(r, "type", v->type->name);
+	rc_rec_flag(r, "wrapped", v->wrapped);
 	rc_rec_text(r, "function", v->function);
 	rc_rec_text(r, "site", v->site);
 }
@@ -215,6 +216,8 @@ static void peer_line(struct dump *d, uint32_t rank)
 	rc_rec_number(&d->r, "waiting_reads", s.waiting_reads);
 	if (s.heard >= 0)
 		rc_rec_age(&d->r, "heard", s.heard);
+	if (s.stalled)
+		rc_rec_age(&d->r, "stalled", s.stalled);
 	rc_rec_end(&d->r);
 }
 

@@ -78,6 +78,8 @@ const char *rref_strerror(int err)
 		{ ECONNREFUSED, "connection refused" },
 		{ EADDRINUSE, "address in use" },
 		{ EACCES, "permission denied" },
+		{ EOPNOTSUPP, "not possible with the device in use" },
+		{ EFAULT, "the memory is not mapped, or no device may use it" },
 	};
 
 	/* Not abs(): the smallest int has no counterpart. */

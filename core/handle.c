@@ -160,7 +160,7 @@ struct rref *rref_dup(struct rref *ref)
 
 /* ---- making values ---- */
 
-static int make(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out)
+int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out)
 {
 	struct rref_id id = rc_next_id(ctx);
 	struct rp_event ev = { .type = RP_EV_NEW, .id = id, .maker = v };
@@ -225,7 +225,7 @@ int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const str
 
 	err = rc_value_make(ctx, type, segments, nr, true, "rref_new_typed", &v);
 	if (!err)
-		err = make(ctx, v, true, out);
+		err = rc_handle_of_value(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
 	return err;
 }
@@ -244,7 +244,7 @@ int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct 
 
 	err = rc_value_make(ctx, type, segments, nr, false, "rref_alloc_typed", &v);
 	if (!err)
-		err = make(ctx, v, false, &h);
+		err = rc_handle_of_value(ctx, v, false, &h);
 	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;
@@ -274,7 +274,7 @@ static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, stru
 	if (!err && nr && (err = rc_value_hold(v, refs, nr)))
 		rc_value_unpin(v);
 	if (!err)
-		err = make(ctx, v, true, out);
+		err = rc_handle_of_value(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
 	return err;
 }
@@ -303,7 +303,7 @@ int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **da
 
 	err = rc_value_alloc(ctx, length, &v);
 	if (!err)
-		err = make(ctx, v, false, &h);
+		err = rc_handle_of_value(ctx, v, false, &h);
 	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The progress lock. Three things happen at its release: deferred work is done (payload.c), callbacks and inline handlers
- * that were deferred run, and handles dropped meanwhile by other threads (which do not wait for the lock) are taken care of.
+ * that were deferred run, and what other threads dropped meanwhile without waiting for the lock is taken care of: handles,
+ * and memory that goes back to the program (wrap.c).
  */
 #include <sched.h>
 #include <time.h>
@@ -120,9 +121,11 @@ void rc_unlock(struct rref_ctx *ctx)
 			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
 		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
 			run_deferred(ctx);
+		if (rc_wraps_due(ctx))
+			rc_wraps_return(ctx);
 		pthread_mutex_unlock(&ctx->lock);
-		/* sc: partner of rref_release's push; whoever pushed while we held the lock did not wait for it. */
-		if (likely(!at_load_sc(&ctx->dropped)) || !rc_trylock(ctx))
+		/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
+		if (likely(!at_load_sc(&ctx->dropped) && !rc_wraps_due(ctx)) || !rc_trylock(ctx))
 			return;
 		rc_drain_dropped(ctx);
 	}

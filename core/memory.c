@@ -34,7 +34,7 @@ uint64_t rc_random64(void)
 	return v;
 }
 
-static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
 {
 	struct rc_region *r = calloc(1, sizeof(*r));
 
@@ -43,8 +43,12 @@ static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, s
 	r->ctx = ctx;
 	r->access = access;
 	r->length = length;
-	/* 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. */
+	/*
+	 * 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. Memory that
+	 * begins within a page keeps its offset there: devices insist on it.
+	 */
 	r->iova = ((rc_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
+	r->iova += (uintptr_t)base & 4095;
 	for (int k = 0; k < RV_NR_KINDS; k++) {
 		struct rc_device *d = &ctx->device[k];
 		int err;
@@ -53,7 +57,7 @@ static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, s
 			continue;
 		err = d->ops->reg(d->dev, base, length, fd, r->iova, access, &r->mr[k]);
 		if (err) {
-			rc_fail(-err, "%s: registering %zu MiB: %s", d->caps.device, length >> 20, rv_error_text());
+			rc_fail(-err, "%s: registering %zu bytes: %s", d->caps.device, length, rv_error_text());
 			for (int i = 0; i < k; i++)
 				if (r->have[i])
 					ctx->device[i].ops->dereg(ctx->device[i].dev, &r->mr[i]);
@@ -68,15 +72,15 @@ static int region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, s
 
 static int reg_value(void *ctx, void *base, size_t length, int fd, void **cookie)
 {
-	return region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, cookie);
+	return rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, cookie);
 }
 
 static int reg_landing(void *ctx, void *base, size_t length, int fd, void **cookie)
 {
-	return region_reg(ctx, RV_ACCESS_LOCAL, base, length, fd, cookie);
+	return rc_region_reg(ctx, RV_ACCESS_LOCAL, base, length, fd, cookie);
 }
 
-static int region_dereg(void *ctx, void *cookie)
+int rc_region_dereg(void *ctx, void *cookie)
 {
 	struct rref_ctx *c = ctx;
 	struct rc_region *r = cookie;
@@ -114,7 +118,7 @@ static int alloc_fail(int err, const char *what, size_t length)
  */
 static int beacons_open(struct rref_ctx *ctx)
 {
-	struct ra_hooks hooks = { .reg = reg_value, .dereg = region_dereg, .ctx = ctx };
+	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
 	struct ra_options ro = { .max_bytes = BEACON_REGION, .first_region = BEACON_REGION, .name = "rref-beacon" };
 	void *mem;
 	int err = ra_arena_create(&hooks, &ro, &ctx->beacons);
@@ -125,10 +129,10 @@ static int beacons_open(struct rref_ctx *ctx)
 	if (err)
 		return alloc_fail(err, "the beacon", RC_HEADER_BYTES);
 	ctx->beacon = mem;
-	*ctx->beacon = htole64(1);
-	err = ra_alloc(ctx->landing, RC_HEADER_BYTES, CACHE_LINE, &mem);
+	*ctx->beacon = htole64(++ctx->own_beat.count);
+	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
 	if (err)
-		return alloc_fail(err, "a landing place", RC_HEADER_BYTES);
+		return alloc_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
 	ctx->probe_landing = mem;
 	return 0;
 }
@@ -144,7 +148,7 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
-	struct ra_hooks hooks = { .reg = reg_value, .dereg = region_dereg, .ctx = ctx };
+	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
 	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
 				 .name = "rref-values" };
 	int err = ra_arena_create(&hooks, &ro, &ctx->values);
@@ -206,6 +210,11 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
 	}
 	return err ? alloc_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
+}
+
+int rc_header_alloc(struct rref_ctx *ctx, void **out)
+{
+	return registered_alloc(ctx, RC_HEADER_BYTES, out);
 }
 
 static bool is_local(const struct rc_value *v)
@@ -283,6 +292,8 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 	while (v->loc.nonce == 0);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		v->loc.rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
+	if (v->wrapped)
+		rc_wrap_locate(v);
 	h->local_id = htole64(id.local_id);
 	h->created_on = htole32(id.created_on);
 	h->version = htole32(1);
@@ -301,6 +312,10 @@ void rc_value_unpin(struct rc_value *v)
 
 	if (at_sub_ar(&v->pins, 1) != 1)
 		return;
+	if (v->wrapped) {
+		rc_wrap_over(v);
+		return;
+	}
 	/* Scrubbed before reuse: a late reader must not find an old secret. */
 	explicit_bzero(v->header, v->bytes);
 	if (is_local(v))

@@ -347,7 +347,10 @@ static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
 	uint32_t kind = at_load(&f->kind);
+	char words[RREF_TEXT_SIZE];
 
+	if (status == -ETIMEDOUT)
+		text = rc_stall_words(ctx, f->peer, text, words, sizeof(words));
 	if (kind == RC_OP_CREATE) {
 		struct rref *h = f->handle;
 		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = h->fork, .status = status,

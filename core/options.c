@@ -46,12 +46,13 @@ static const struct number {
 	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0, TIMEOUT_MS_MAX },
 	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, init_timeout), 0, TIMEOUT_MS_MAX },
 	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_STALL_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, stall_timeout), 0, TIMEOUT_MS_MAX },
 };
 
 void rref_options_init_size(struct rref_options *opt, size_t size)
 {
 	struct rref_options o = { .size = size, .world_size = 1, .device = "auto", .poller_core = -1,
-				  .log_level = RREF_LOG_WARNING };
+				  .log_level = RREF_LOG_WARNING, .stall_timeout = 60 * NSEC_PER_SEC };
 
 	if (!opt)
 		return;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions with peers: made on first use, authenticated, fenced at their end.
+ * Sessions with peers: made on first use, authenticated, fenced at their end. Whether they still live: stall.c.
  *
  *            want                    CONNECTED                 first AUTH of the server
  *   DOWN ------------> CONNECTING ---------------> UP (sends) ------------------------> UP (reads too)
@@ -86,7 +86,7 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	ctx->n.sessions++;
 	p->fenced = false;
 	p->nobody = false;
-	p->probe_at = now_ns() + ctx->peer_timeout / 2;
+	rc_stall_begin(ctx, p);
 	rc_step(ctx, &up, NULL);
 }
 
@@ -158,7 +158,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	if (p->state != RC_PEER_GONE)
 		p->state = RC_PEER_DOWN;
 	p->authenticated = false;
-	p->probing = false;
+	rc_stall_end(p);
 	p->send_seq = p->recv_seq = 0;
 	p->retry_at = now_ns() + RETRY_NS;
 	at_store(&p->alive, false);
@@ -357,15 +357,8 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 	struct rc_peer *p = ev->user;
 
 	if (ev->type == RV_EV_READ) {
-		if (p && p->probing && ev->cookie == UINT64_MAX) {
-			p->probing = false;
-			if (!ev->status)
-				p->heard_at = rc_coarse_ns();
-			at_sub(&ctx->reads_in_flight, 1);
-			return;
-		}
 		if (ev->cookie == UINT64_MAX) {
-			at_sub(&ctx->reads_in_flight, 1);
+			rc_stall_event(ctx, p, ev->status);
 			return;
 		}
 		rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
@@ -399,7 +392,8 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 		on_failed(ctx, p, ev);
 		break;
 	case RV_EV_DISCONNECTED: {
-		char why[RP_TEXT_MAX];
+		char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
+		int status = -EOWNERDEAD;
 
 		if (p->said_goodbye)
 			snprintf(why, sizeof(why), "it left the group");
@@ -408,7 +402,11 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 				 ev->wc_status);
 		else
 			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
-		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+		if (!p->said_goodbye) {
+			status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
+			snprintf(why, sizeof(why), "%s", lost);
+		}
+		rc_peer_fence(ctx, p, status, why);
 		break;
 	}
 	case RV_EV_RECV:
@@ -420,29 +418,6 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 		break;
 	default:
 		break;
-	}
-}
-
-/*
- * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the peer: if its device does
- * not answer, retries run out and the connection ends. A stopped process still answers it: stalled is not dead.
- * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
- * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
- */
-static void probe(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
-{
-	enum rv_kind k = p->kind;
-	void *base;
-	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
-	struct rv_read r = { .cookie = UINT64_MAX, .addr = p->beacon_addr, .rkey = p->beacon_rkey, .nr_sge = 1,
-			     .sge[0] = { ctx->probe_landing, 8, region->mr[k].lkey } };
-
-	p->probe_at = now + ctx->peer_timeout / 2;
-	if (p->probing || !at_load(&p->conn))
-		return;
-	if (p->ops->post_reads(p->link, &r, 1) == 1) {
-		p->probing = true;
-		at_add(&ctx->reads_in_flight, 1);
 	}
 }
 
@@ -462,8 +437,7 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 			at_add(&ctx->n.rejected, 1);
 			rc_peer_fence(ctx, p, -EOWNERDEAD, "it connected, and its first message did not come");
 		}
-		if (p->state == RC_PEER_UP && p->kind == RV_IBV && now >= p->probe_at)
-			probe(ctx, p, now);
+		rc_stall_tick(ctx, p, now);
 		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
 		if (at_load(&p->nr_waiting))
 			rc_read_pump(ctx, p);

@@ -65,6 +65,9 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 
 	if (at_load(&ctx->state) == RC_CTX_SHUT)
 		return 0;
+	/* Before anything is looked at: that this worker stood still explains what it finds. */
+	if (slow)
+		rc_stall_beat(ctx, now_ns());
 	if (at_load(&ctx->dropped))
 		n += (int)rc_drain_dropped(ctx);
 	if (!list_empty(&ctx->self_queue))

@@ -212,8 +212,8 @@ int rc_quick_read(struct rref *ref, struct rref_view **out)
 	struct rv_conn *conn;
 	int posted = 0;
 
-	if (p->kind != RV_SHM || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 || loc->nr_refs || !loc->nonce || !length ||
-	    length > RC_VALUE_MAX || length + RC_HEADER_BYTES > p->max_msg || at_load(&p->nr_waiting))
+	if (p->kind != RV_SHM || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 || loc->nr_refs || !loc->nonce ||
+	    rp_apart(loc) || !length || length > RC_VALUE_MAX || length + RC_HEADER_BYTES > p->max_msg || at_load(&p->nr_waiting))
 		return 1;
 	if (unlikely(!r) && !(r = new_reader(ctx)))
 		return 1;

@@ -88,6 +88,7 @@ struct rc_value {
 	const struct rc_type *type; /* [const] */
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
+	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 	struct rp_location loc;   /* [const] once made ready */
 	struct rref **refs;       /* [lock] view.nr_refs of them, held by the value: nested.c */
 	_Atomic uint32_t pins;
@@ -237,6 +238,15 @@ struct rc_traffic { /* control messages that went out and came in */
 	uint64_t sent, received, sent_bytes, received_bytes;
 };
 
+/* How a peer's heartbeat was seen; stall.c. [lock] */
+struct rc_stall {
+	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
+	int64_t looked_at;
+	int64_t still_ns;             /* for how long it has not changed, as far as this worker was awake to look */
+	int64_t not_before;           /* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
+};
+
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
 
 struct rc_peer {
@@ -273,6 +283,8 @@ struct rc_peer {
 	uint64_t beacon_addr;         /* [lock] what to READ to learn whether its device answers */
 	uint32_t beacon_rkey;
 	bool probing;                 /* [lock] */
+	struct rc_stall stall;        /* [lock] */
+	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
 	uint64_t max_msg;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
 	struct rc_traffic traffic;    /* [lock] */
@@ -362,8 +374,9 @@ static inline int rc_landing_class(size_t length)
 
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
-	_Atomic uint64_t retries;
+	_Atomic uint64_t retries, fenced;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
+	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
 	uint64_t sent_bytes, received_bytes;                               /* [lock] */
 	uint64_t sessions;                                                 /* [lock] */
@@ -383,8 +396,13 @@ struct rref_ctx {
 	_Atomic int64_t timeout;          /* rref_set_timeout */
 	struct ra_arena *values, *landing, *beacons;
 	size_t max_value_bytes;           /* [const] bound on values, the arena's and the local only ones */
-	uint64_t *beacon;                 /* [const] 8 bytes that peers READ to learn that our device answers */
-	struct rc_header *probe_landing;  /* [const] where theirs land */
+	uint64_t *beacon;                 /* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
+	uint64_t *probe_landing;          /* [const] where theirs land, by rank */
+	struct rc_own_beat {
+		uint64_t count;           /* [lock] */
+		_Atomic int64_t at;       /* when it was counted last */
+		_Atomic int64_t woke_at, stood_ns; /* this worker stood still: until when, for how long */
+	} own_beat;
 	struct rc_device device[RV_NR_KINDS];
 
 	struct rc_reader *readers;        /* quick.c */
@@ -396,6 +414,7 @@ struct rref_ctx {
 	bool duplicate;                   /* [lock] the last OWN was of an id known already */
 	struct list self_queue;           /* [lock] struct rc_outgoing */
 	struct list handles;              /* [lock] every handle */
+	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
 	struct list deferred_calls;       /* [lock] inline calls to run */
 	struct list deferred_work;        /* [lock] struct rc_work */
@@ -410,6 +429,7 @@ struct rref_ctx {
 
 	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
 	_Atomic uint64_t next_local_id;
+	_Atomic(struct rc_wrap *) returned;           /* wrapped memory that nobody uses any more; MPSC stack, wrap.c */
 
 	/* operations: see op.c */
 	cache_aligned _Atomic uint64_t op_free;   /* {tag:32, index+1:32} */
@@ -453,6 +473,7 @@ struct rref_ctx {
 	struct rc_key key;
 	bool leak_check;
 	int64_t peer_timeout;
+	int64_t stall_timeout;                    /* [const] 0 = for ever */
 
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
@@ -520,6 +541,9 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w); /* [lock] */
 /* memory.c: devices' registrations, arenas, values, landing blocks */
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_memory_close(struct rref_ctx *ctx);
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
+int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
+int rc_header_alloc(struct rref_ctx *ctx, void **out);        /* for a value that wraps; as rc_value_alloc */
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); /* takes the lock when memory is short */
@@ -541,6 +565,15 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] u
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
 unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
 struct rref_id rc_next_id(struct rref_ctx *ctx);
+
+int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out); /* v is consumed in every case */
+
+/* wrap.c */
+void rc_wrap_locate(struct rc_value *v);      /* the payload's place */
+void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
+bool rc_wraps_due(struct rref_ctx *ctx);      /* rc_wraps_return has something to do, for this thread */
+void rc_wraps_return(struct rref_ctx *ctx);   /* [lock, let go of meanwhile] */
+void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
 int rc_types_open(struct rref_ctx *ctx);
@@ -616,6 +649,19 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
+
+/* stall.c */
+void rc_stall_beat(struct rref_ctx *ctx, int64_t now);               /* [lock] progress is made */
+int64_t rc_stall_own(struct rref_ctx *ctx);                          /* ns that this worker stood still a moment ago, if too long; or 0 */
+/* What a lost connection means: -EOWNERDEAD, or that this worker stood still. buf: the words. */
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size);
+void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p);        /* [lock] a session is up */
+void rc_stall_end(struct rc_peer *p);                                /* [lock] */
+void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] may fence */
+void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status); /* [lock] p may be NULL */
+void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns); /* [lock] */
+/* text, and that this worker is stalled if it is; buf has room for the sum. */
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
 
 /* send.c */
 int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */

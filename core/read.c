@@ -9,6 +9,9 @@
  * The header's landing place is cleared before posting: a completion that brought no data (FACTS: it happens) is then
  * seen as one. A header with another nonce is -ESTALE, never wrong bytes.
  *
+ * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces, with keys of its own:
+ * the payload first, the header behind it, and one doorbell for both if the payload is one message.
+ *
  * Who works on an operation: first the thread that starts it, then, once pieces are at a device that reports by
  * events, only the holder of the progress lock. outstanding is set before posting and corrected under the lock.
  */
@@ -37,13 +40,13 @@ static struct rc_peer *peer_of(const struct rref_future *f)
 
 static bool is_single(const struct rref_future *f, uint64_t max_msg)
 {
-	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg;
+	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
 }
 
 /* The same before prepare() has cut the range to the value. */
 static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 {
-	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX &&
+	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
 	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
 }
 
@@ -52,6 +55,9 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 {
 	enum rv_kind kind = peer_of(f)->kind;
 	uint64_t token = rc_op_token(f);
+	bool apart = rp_apart(&f->loc);
+	uint64_t data = apart ? f->loc.data_addr : f->loc.addr + RC_HEADER_BYTES;
+	uint32_t data_rkey = apart ? f->loc.data_rkey[kind] : f->loc.rkey[kind];
 	unsigned n = 0;
 
 	if (is_single(f, max_msg) && !f->header_asked) {
@@ -67,8 +73,8 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 	while (n < max && f->next < f->length) {
 		uint32_t piece = (uint32_t)min_of(f->length - f->next, min_of(max_msg, UINT64_C(1) << 30));
 
-		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr + RC_HEADER_BYTES + f->offset + f->next,
-					 .rkey = f->loc.rkey[kind], .nr_sge = 1 };
+		r[n] = (struct rv_read){ .cookie = token, .addr = data + f->offset + f->next, .rkey = data_rkey,
+					 .nr_sge = 1 };
 		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey[kind] };
 		f->next += piece;
 	}
@@ -498,7 +504,7 @@ static int explain(struct rref_future *f)
 {
 	struct rref *h = f->handle;
 	struct rc_peer *p = peer_of(f);
-	char name[NAME_SIZE];
+	char name[NAME_SIZE], lost[RREF_TEXT_SIZE / 2];
 
 	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
 		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
@@ -522,8 +528,8 @@ static int explain(struct rref_future *f)
 	case -ECONNRESET:
 	case -ENOTCONN:
 	case -ETIMEDOUT:
-		snprintf(f->text, sizeof(f->text), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
-		return -EOWNERDEAD;
+		snprintf(lost, sizeof(lost), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
+		return rc_stall_lost(f->ctx, p, lost, f->text, sizeof(f->text));
 	default:
 		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
 		return f->read_status;

@@ -82,7 +82,7 @@ struct rp;
  * (local only) has a location without nonce, address and keys: it is ready, and there is nothing to read.
  */
 struct rp_location {
-	uint64_t addr;        /* remote address of the value header; the payload follows it */
+	uint64_t addr;        /* remote address of the value header; the payload follows it, but see data_addr */
 	uint64_t length;      /* payload bytes */
 	uint64_t nonce;       /* must be found in the header; 0 = local only */
 	uint64_t type_hash;
@@ -90,7 +90,15 @@ struct rp_location {
 	uint32_t version;     /* 0 = no location (value not ready) */
 	uint16_t nr_segments; /* of which the payload consists; their table follows it if there are two or more */
 	uint16_t nr_refs;     /* references that the value holds; its owner gives them to who asks */
+	uint64_t data_addr;   /* remote address of the payload, where it does not follow the header; 0 = it does */
+	uint32_t data_rkey[2];/* its keys then */
 };
+
+/* The payload is memory that the owner's program registered: its header lies elsewhere. */
+static inline bool rp_apart(const struct rp_location *l)
+{
+	return l->data_addr != 0;
+}
 
 #define RP_FORK_EARLY 1u        /* rp_fork.flags: the owner may not know the id yet */
 #define RP_TOMBSTONES_MAX 1024u /* kept per peer; the oldest goes first */

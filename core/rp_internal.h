@@ -3,7 +3,7 @@
  * Inside the reference protocol (rp.h). Everything here is guarded as the machine is: by its caller.
  *
  * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
- * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 164 bytes of items
+ * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 180 bytes of items
  * and 8..16 of hash buckets.
  *
  * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each

@@ -15,9 +15,9 @@
 #define RW_PROTOCOL_VERSION 1u
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
-#define RW_LOCATION_BYTES 48u
-#define RW_FORK_BYTES 92u       /* one fork record */
-#define RW_REFS_MAX 8u          /* fork records in a message itself; more travel in its payload */
+#define RW_LOCATION_BYTES 64u
+#define RW_FORK_BYTES 108u      /* one fork record */
+#define RW_REFS_MAX 7u          /* fork records in a message itself; more travel in its payload */
 #define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
 enum rw_type {
@@ -34,6 +34,7 @@ enum rw_type {
 	RW_TYPE_QUERY,     /* what is the type with this hash? */
 	RW_TYPE_ANSWER,    /* its name, element size and flags */
 	RW_DONE,           /* a payload was read, or will not be: its memory is its sender's again */
+	RW_FENCED,         /* you stood still for n ns, and this session ends for it */
 	RW_NR_TYPES
 };
 
@@ -91,7 +92,8 @@ struct rw_done {
 
 /*
  * AUTH: the client's proof, and the server's answer to it (MAC all zero). Each side tells where its beacon is: 8 bytes
- * that the other may READ at any time to learn whether this device still answers, without waking anyone.
+ * that the other may READ at any time to learn whether this device still answers, without waking anyone; and, since its
+ * progress counts there, whether its process does.
  */
 struct rw_auth {
 	uint8_t mac[32];
@@ -109,7 +111,7 @@ struct rw_type_info {
 	const char *name;           /* decode: points into the message, not terminated */
 };
 
-/* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL. */
+/* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL, FENCED. */
 struct rw_message {
 	struct rw_frame frame;
 	union {

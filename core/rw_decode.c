@@ -91,9 +91,13 @@ static struct rp_location get_location(struct reader *r)
 	l.version = get32(r);
 	l.nr_segments = get16(r);
 	l.nr_refs = get16(r);
+	l.data_addr = get64(r);
+	l.data_rkey[0] = get32(r);
+	l.data_rkey[1] = get32(r);
 	want(r, rw_location_valid(&l));
 	/* One form only for "unknown". */
-	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments | l.nr_refs));
+	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments | l.nr_refs |
+				 l.data_addr));
 	return l;
 }
 
@@ -307,6 +311,7 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	case RW_PING:
 	case RW_PONG:
 	case RW_CANCEL:
+	case RW_FENCED:
 		out->u.number = get64(&r);
 		break;
 	case RW_DONE:

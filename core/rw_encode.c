@@ -91,6 +91,9 @@ static void put_location(struct writer *w, const struct rp_location *l)
 	put32(w, l->version);
 	put16(w, l->nr_segments);
 	put16(w, l->nr_refs);
+	put64(w, l->data_addr);
+	put32(w, l->data_rkey[0]);
+	put32(w, l->data_rkey[1]);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
@@ -258,6 +261,7 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 	case RW_PING:
 	case RW_PONG:
 	case RW_CANCEL:
+	case RW_FENCED:
 		put64(&w, m->u.number);
 		break;
 	case RW_DONE:
@@ -288,6 +292,7 @@ const char *rw_type_name(unsigned type)
 		[RW_AUTH] = "auth", [RW_CALL] = "call", [RW_REPLY] = "reply", [RW_PROTO] = "proto", [RW_BARRIER] = "barrier",
 		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
 		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer", [RW_DONE] = "done",
+		[RW_FENCED] = "fenced",
 	};
 
 	return type < RW_NR_TYPES && names[type] ? names[type] : "unknown";

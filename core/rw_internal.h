@@ -41,7 +41,7 @@ static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_le
 	if (!l->version)
 		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX && nr_refs <= RW_REFS_MAX;
 	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX && (data_length || nr_refs) && l->nonce &&
-	       l->nr_segments == 1 && !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+	       !rp_apart(l) && l->nr_segments == 1 && !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 }
 
 /* A function is called by its name; what is taken has none. data: of a TAKE, NULL when it was cut off. */
@@ -61,7 +61,7 @@ static inline int rw_call_valid(const struct rw_call *c, const void *data)
 
 /*
  * The header in front of a value, its payload and the table of its segments (which begins at a multiple of 8) fit the
- * address space. What is local only has nothing to read it by.
+ * address space; so does a payload that lies elsewhere. What is local only has nothing to read it by.
  */
 #define RW_VALUE_HEADER_BYTES 64u
 static inline int rw_location_valid(const struct rp_location *l)
@@ -69,7 +69,9 @@ static inline int rw_location_valid(const struct rp_location *l)
 	uint64_t extra = RW_VALUE_HEADER_BYTES + (l->nr_segments > 1 ? 7u + 8u * (uint64_t)l->nr_segments : 0);
 
 	return l->length <= UINT64_MAX - extra && l->addr <= UINT64_MAX - extra - l->length &&
-	       l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX && (l->nonce || !(l->addr | l->rkey[0] | l->rkey[1]));
+	       l->data_addr <= UINT64_MAX - extra - l->length && l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX &&
+	       (l->nonce || !(l->addr | l->data_addr | l->rkey[0] | l->rkey[1])) &&
+	       (rp_apart(l) || !(l->data_rkey[0] | l->data_rkey[1]));
 }
 
 #endif

@@ -58,6 +58,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 		s->queued_messages += ctx->peers[i].nr_queued;
 		s->queued_bytes += ctx->peers[i].queued_bytes;
 		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting);
+		s->stalled_peers += at_load(&ctx->peers[i].stalled_ns) != 0;
 	}
 }
 
@@ -84,8 +85,9 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_quick_counts(ctx, &reads, &read_bytes, &landing_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes) + landing_bytes;
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes;
-	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions;
+	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes + at_load(&ctx->n.mem_bytes);
+	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions + at_load(&ctx->n.mems);
+	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.reads = at_load(&ctx->n.reads) + reads;
 	s.read_bytes = at_load(&ctx->n.read_bytes) + read_bytes;
 	s.doorbells = at_load(&ctx->n.doorbells) + reads;
@@ -98,6 +100,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
 	s.retries = at_load(&ctx->n.retries);
+	s.fenced_peers = at_load(&ctx->n.fenced);
 	memcpy(out, &s, min_of(out->size, sizeof(s)));
 	return 0;
 }
@@ -138,6 +141,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	s.queued_bytes = p->queued_bytes;
 	s.waiting_reads = at_load(&p->nr_waiting);
 	s.call_bytes = at_load(&p->call_bytes);
+	s.stalled = at_load(&p->stalled_ns);
 	if (p->heard_at)
 		s.heard = max_of(rc_coarse_ns() - p->heard_at, 0);
 	rc_unlock(ctx);
@@ -154,11 +158,12 @@ static const struct {
 } fields[] = {
 	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
 	FIELD(nested), FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
-	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(payload_bytes),
+	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(wrapped_bytes), FIELD(payload_bytes),
 	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
-	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers),
+	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers),
+	FIELD(fenced_peers),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)

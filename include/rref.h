@@ -29,13 +29,15 @@
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
- *   -ENETRESET     the peer began a new session: what belonged to the old one is gone.
+ *   -ENETRESET     the session with the peer ended though both live: it began a new one, or this worker stood still for longer
+ *                  than stall_timeout and was fenced. What belonged to the old one is gone; new references can be had.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
  *   -EBADMSG       what was read failed its check.
  *   -EPERM         the value is of a type that stays with its owner (RREF_LOCAL_ONLY).
  *   -EPROTO        a peer broke the protocol; its connection is closed.
+ *   -EOPNOTSUPP    not possible with the device in use; the text says what is.
  *   -EAGAIN        too much in flight: nothing was started, try again when something has finished.
  *   -EIO           a system service failed in a way that has no better name (the random generator, a descriptor).
  */
@@ -76,6 +78,7 @@ struct rref;         /* a reference: owner's or user's handle of a value */
 struct rref_future;  /* an unfinished operation; completes exactly once */
 struct rref_view;    /* what a read brought here, or an alias of a local value */
 struct rref_call;    /* a call being served by a handler */
+struct rref_mem;     /* memory that the program registered, to wrap parts of it as values */
 
 #ifndef __cplusplus
 typedef struct rref_ctx rref_ctx;
@@ -83,6 +86,7 @@ typedef struct rref rref;
 typedef struct rref_future rref_future;
 typedef struct rref_view rref_view;
 typedef struct rref_call rref_call;
+typedef struct rref_mem rref_mem;
 #endif
 
 /* Names a value (RRefId) or one share of it (ForkId), group-wide. */
@@ -146,7 +150,7 @@ struct rref_function {
  *   to_here, to_here_into, to_here_batch, to_here_async      #(this worker)->(owner)    batch: the first reference's owner
  *   rpc_sync, rpc_async, remote                              #function(this worker)->(callee)
  *   view_refs, view_refs_async                               #(this worker)->(owner)    of the view's value
- *   new, alloc                                               #(this worker)->(this worker)
+ *   new, alloc, wrap                                         #(this worker)->(this worker)
  *   fork: one for each reference that is shared              #(this worker)->(with whom)
  *   handler: while it runs                                   #function(caller)->(this worker)
  * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, view_refs_async, rpc_async and remote
@@ -202,6 +206,8 @@ struct rref_options {
 	void *scope_ctx;
 	const char *trace;              /* RREF_TRACE: a file for this worker's scopes, see struct rref_scope; NULL = off.
 					   "%r" in it is the rank, else ".<rank>" is added */
+	int64_t stall_timeout;          /* RREF_STALL_TIMEOUT_MS: a worker whose process stands still for so long is fenced by those
+					   whose values it holds references to. 0 = for ever; default 60 s; in effect at least 2 s */
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
@@ -282,6 +288,7 @@ struct rref_worker_info {
 	uint64_t incarnation;    /* random, new with every start of that worker */
 	int alive;               /* 0: known to be dead or gone */
 	const char *device;      /* "self", "shm" or "ibv": how this worker reaches it; static */
+	int64_t stalled;         /* ns since its process stopped answering though its device does; 0 = it answers */
 };
 
 /* rref_worker: by rank. -EINVAL: no such rank. rref_worker_by_name: its rank, or -ENOENT. Wait-free. */
@@ -289,7 +296,8 @@ RREF_API int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info
 RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
 
 /*
- * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking.
+ * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking. A program that calls
+ * neither it nor anything that waits is stalled for its peers (stall_timeout): in the manual mode call it twice a second.
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
  * rref_ctx_fd: a descriptor that is readable when rref_progress has something to do; sleep on it in an event loop.
  * Before sleeping call rref_ctx_arm; when it returns 1, call rref_progress again first. May lock.
@@ -309,7 +317,7 @@ struct rref_stats {
 	uint64_t value_bytes;      /* memory of live values, headers included */
 	uint64_t landing_bytes;    /* memory of views and reads in flight */
 	uint64_t payload_bytes;    /* large arguments and results that their receivers have not read yet; they count as value_bytes too */
-	uint64_t registered_bytes; /* registered with the devices */
+	uint64_t registered_bytes; /* registered with the devices, by the program too */
 	uint64_t nr_regions;
 	uint64_t reads;            /* one-sided READs posted */
 	uint64_t read_bytes;
@@ -332,6 +340,9 @@ struct rref_stats {
 #define RREF_MESSAGE_KINDS 32
 	uint64_t sent[RREF_MESSAGE_KINDS], received[RREF_MESSAGE_KINDS]; /* messages by kind: rref_message_kind */
 	uint64_t nested;           /* references that values owned here hold */
+	uint64_t wrapped_bytes;    /* of the program's memory that values wrap; their headers count as value_bytes */
+	uint64_t stalled_peers;    /* now: see struct rref_worker_info */
+	uint64_t fenced_peers;     /* sessions that ended because their peer stood still for longer than stall_timeout */
 };
 
 /*
@@ -360,6 +371,7 @@ struct rref_peer_stats {
 	uint64_t waiting_reads;
 	uint64_t call_bytes;       /* of its calls that are open here */
 	int64_t heard;             /* ns since its last message, or since its device answered; -1 = never */
+	int64_t stalled;           /* as in struct rref_worker_info */
 };
 
 /* rref_get_peer_stats: the same of one worker, by rank (the own one: messages to itself). -EINVAL. May lock. */
@@ -467,6 +479,48 @@ RREF_API int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, 
 RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr,
 			      struct rref **out);
 
+/* ---- values in the program's own memory --------------------------------------------------------------------- */
+
+/*
+ * rref_mem_register: memory of the program, to wrap parts of it as values: readable, of any alignment and length. It is
+ * registered with the devices for remote read alone, at a random remote address, and must stay mapped until it is
+ * deregistered; registering costs time and locked memory, so few and large ones are better than many. Several may cover
+ * the same memory. *out: returned, free with rref_mem_deregister. May block (a device registers).
+ *   -EOPNOTSUPP  a worker is reached over shared memory, where only memory of rref_mem_alloc can be read in place
+ *   -ENOMEM      the limit on locked memory (the text has it, and how much was asked), or memory
+ *   -EFAULT      not all of it is mapped, or no device may pin it: shared read-only mappings, a device's memory
+ *   -EINVAL      NULL, no bytes, or it ends beyond the address space
+ *   -EMSGSIZE    more than the device registers at once
+ *
+ * rref_mem_alloc: new, zeroed memory, registered likewise, which workers of the same machine can read in place as well:
+ * works with every device. *addr: borrowed until rref_mem_deregister, which unmaps it; aligned to a page. Writes of a
+ * child of fork(2) show here. Errors as rref_mem_register, but for -EOPNOTSUPP and -EFAULT. May block.
+ *
+ * rref_mem_deregister: on return no device reaches the memory any more. Allowed after rref_shutdown, not after
+ * rref_free_ctx, which deregisters what is left. NULL accepted. May block.
+ *   -EBUSY  values wrap some of it; or a device does not let go of it, and it must stay mapped
+ */
+RREF_API int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out);
+RREF_API int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, void **addr);
+RREF_API int rref_mem_deregister(struct rref_mem *mem);
+
+/*
+ * rref_wrap: a value owned here whose bytes are [offset, offset + length) of registered memory, as they are now, without
+ * a copy. The program lends them to the group: they must not change until they come back. One part may be wrapped more
+ * than once. type: copied; NULL = bytes. The value is one segment. *out: returned, free with rref_release. May lock.
+ *
+ * release(arg) is the way back: called exactly once if rref_wrap succeeded, when the last reference in the group is gone,
+ * no reader can still be reading, and no view of it is left here. That is after a release, a crash of the last holder
+ * (when it is fenced), or a shutdown; then when the program has released its own handle and views too, at the latest in
+ * rref_free_ctx. It is a callback (see the top) and may deregister the memory. NULL: nobody wants to hear.
+ * Views of such a value on its owner are the memory itself, aligned as it is.
+ *   -EINVAL    NULL, no bytes, beyond the registered memory, a type that cannot be or is local only, or a length that is
+ *              not whole elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or the bound on value memory (64
+ *              bytes of it for each)
+ */
+RREF_API int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type,
+		       void (*release)(void *arg), void *arg, struct rref **out);
+
 /*
  * rref_type: the type of the value. Waits for a value that is not ready. A type's name is asked for once, by one message to
  * the owner, if this worker does not know it: from rref_new_typed, rref_expect_type or an answer before. out->size is set
@@ -532,7 +586,8 @@ RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal r
 /* rref_format: "OwnerRRef(rref_id=...)" or "UserRRef(rref_id=..., fork_id=...)"; length as snprintf. */
 RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 
-/* Views. data: borrowed until rref_view_free; aligned to 64; NULL accepted by free. Wait-free (free: may lock). */
+/* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by free. Wait-free (free: may
+ * lock, and run callbacks). */
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);
@@ -741,6 +796,7 @@ RREF_API void rref_future_free(struct rref_future *f);
 #define rref_new_refs(...) (RREF_HERE(), rref_new_refs(__VA_ARGS__))
 #define rref_view_refs(...) (RREF_HERE(), rref_view_refs(__VA_ARGS__))
 #define rref_view_ref(...) (RREF_HERE(), rref_view_ref(__VA_ARGS__))
+#define rref_wrap(...) (RREF_HERE(), rref_wrap(__VA_ARGS__))
 #endif
 
 #ifdef __cplusplus

@@ -291,15 +291,11 @@ FOE_TEST(sequence__and_epoch_that_are_not_next)
 	TG_IS(f->nr_recv[RW_REPLY], 0);
 }
 
-/* Over ibv a silent member's beacon is READ; a false one ends that member's session. Over shm nobody asks for it. */
+/* A silent member's beacon is READ; a false one ends that member's session. */
 FOE_TEST(beacon__false)
 {
 	f->beacon_mr.rkey ^= 0x5a00;
 	foe_meet(f, 1);
-	if (tg_is_shm()) {
-		foe_still_served(f);
-		return;
-	}
 	FOE_UNTIL(f, f->ended);
 	foe_others_work();
 	f->beacon_mr.rkey ^= 0x5a00;
@@ -333,6 +329,23 @@ FOE_TEST(direction__wrong)
 	foe_say_number(f, RW_CANCEL, 99);
 	foe_say(f, &(struct rw_message){ .frame.type = RW_GOODBYE });
 	foe_still_served(f);
+}
+
+/* It ends its own session, and nobody else's. */
+FOE_TEST(fenced__says_the_foe)
+{
+	static const uint64_t still[] = { 0, 1, UINT64_MAX };
+
+	for (unsigned i = 0; i < array_size(still); i++) {
+		int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+
+		foe_meet(f, 1);
+		foe_say_number(f, RW_FENCED, still[i]);
+		while (!f->ended && now_ns() < end)
+			foe_pump(f);
+		TG_CHECK(f->ended);
+		foe_others_work();
+	}
 }
 
 FOE_TEST(protocol__answers_never_asked_for)
@@ -598,6 +611,7 @@ int main(void)
 		cmocka_unit_test(malformed__in_every_way),
 		cmocka_unit_test(sequence__and_epoch_that_are_not_next),
 		cmocka_unit_test(direction__wrong),
+		cmocka_unit_test(fenced__says_the_foe),
 		cmocka_unit_test(protocol__answers_never_asked_for),
 		cmocka_unit_test(beacon__false),
 		cmocka_unit_test(protocol__what_belongs_to_others),

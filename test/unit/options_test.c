@@ -65,6 +65,7 @@ static void options__defaults(void **state)
 	assert_int_equal(opt.log_level, RREF_LOG_WARNING);
 	assert_int_equal(opt.nr_threads, 0);
 	assert_int_equal(opt.timeout, 0);
+	assert_int_equal(opt.stall_timeout, 60000 * MS);
 	assert_int_equal(opt.flags, 0);
 	assert_null(opt.functions);
 	assert_null(opt.log);
@@ -84,7 +85,7 @@ static void options__each_variable(void **state)
 				  "RREF_DEVICE", "ibv:rxe0:1", "RREF_KEY_FILE", "/k", "RREF_PROGRESS", "manual",
 				  "RREF_POLLER_CORE", "5", "RREF_THREADS", "6", "RREF_MAX_OPS", "7", "RREF_MAX_VALUE_BYTES", "8",
 				  "RREF_MAX_LANDING_BYTES", "9", "RREF_REGION_BYTES", "10", "RREF_TIMEOUT_MS", "11",
-				  "RREF_INIT_TIMEOUT_MS", "12", "RREF_PEER_TIMEOUT_MS", "13", "RREF_LOG", "debug",
+				  "RREF_INIT_TIMEOUT_MS", "12", "RREF_PEER_TIMEOUT_MS", "13", "RREF_STALL_TIMEOUT_MS", "15", "RREF_LOG", "debug",
 				  "RREF_LEAK_CHECK", "0", "RREF_MAX_WAITING", "14", NULL), 0);
 	assert_string_equal(opt.name, "node:1");
 	assert_ptr_equal(opt.name, getenv("RREF_NAME"));
@@ -104,6 +105,7 @@ static void options__each_variable(void **state)
 	assert_int_equal(opt.timeout, 11 * MS);
 	assert_int_equal(opt.init_timeout, 12 * MS);
 	assert_int_equal(opt.peer_timeout, 13 * MS);
+	assert_int_equal(opt.stall_timeout, 15 * MS);
 	assert_int_equal(opt.log_level, RREF_LOG_DEBUG);
 	assert_int_equal(opt.flags, RREF_NO_LEAK_CHECK);
 }

@@ -38,12 +38,33 @@ static struct rref_id any_id(void)
 
 static struct rp_location any_location(void)
 {
-	return (struct rp_location){
-		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd(), .type_hash = rnd(),
+	struct rp_location loc = {
+		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd() | 1, .type_hash = rnd(),
 		.rkey = { (uint32_t)rnd(), (uint32_t)rnd() }, .version = 1 + below(7),
 		.nr_segments = (uint16_t)(below(4) ? 1 : below(RREF_SEGMENTS_MAX + 1)),
 		.nr_refs = (uint16_t)(below(4) ? 0 : below(RREF_REFS_MAX + 1)),
 	};
+
+	if (!below(4)) {
+		loc.data_addr = rnd() >> 2 | 1;
+		loc.data_rkey[0] = (uint32_t)rnd();
+		loc.data_rkey[1] = (uint32_t)rnd();
+	}
+	return loc;
+}
+
+static const struct rp_location none;
+
+/* Where a payload of that many bytes and records could be. */
+static struct rp_location located(uint32_t data_length, uint32_t nr_refs)
+{
+	struct rp_location loc = any_location();
+
+	loc.nr_segments = 1;
+	loc.nr_refs = 0;
+	loc.length = data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+	loc.data_addr = loc.data_rkey[0] = loc.data_rkey[1] = 0;
+	return loc;
 }
 
 static char words[RW_INLINE_MAX];
@@ -70,11 +91,7 @@ static void any_payload(struct rp_location *loc, uint16_t *nr_refs, uint32_t *da
 	}
 	*nr_refs = (uint16_t)below(RREF_REFS_MAX + 1);
 	*data_length = 1 + below(RREF_ARGS_MAX);
-	*loc = any_location();
-	loc->nr_segments = 1;
-	loc->nr_refs = 0;
-	loc->nonce |= 1;
-	loc->length = *data_length + (uint64_t)*nr_refs * RW_FORK_BYTES;
+	*loc = located(*data_length, *nr_refs);
 }
 
 static void any_proto(struct rp_msg *p)
@@ -189,6 +206,7 @@ static void assert_location(const struct rp_location *a, const struct rp_locatio
 	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce && a->type_hash == b->type_hash);
 	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version &&
 		    a->nr_segments == b->nr_segments && a->nr_refs == b->nr_refs);
+	assert_true(a->data_addr == b->data_addr && a->data_rkey[0] == b->data_rkey[0] && a->data_rkey[1] == b->data_rkey[1]);
 }
 
 static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsigned nr)
@@ -402,7 +420,7 @@ static void rw__largest_call_fits(void **state)
 	m.u.call.data = words;
 	memset(&m.u.call.loc, 0, sizeof(m.u.call.loc));
 	n = rw_encode(&m, buf, sizeof(buf));
-	assert_int_equal(n, 24 + 20 + 24 + 8 * 92 + 127 + 3072);
+	assert_int_equal(n, 24 + 20 + 24 + 7 * 108 + 127 + 3072);
 	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
 	assert_message(&m, &out);
 }
@@ -458,20 +476,6 @@ static void rw__no_room(void **state)
 			free(tight);
 		}
 	}
-}
-
-static const struct rp_location none;
-
-/* Where a payload of that many bytes and records could be. */
-static struct rp_location located(uint32_t data_length, uint32_t nr_refs)
-{
-	struct rp_location loc = any_location();
-
-	loc.nr_segments = 1;
-	loc.nr_refs = 0;
-	loc.nonce |= 1;
-	loc.length = data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
-	return loc;
 }
 
 static void rw__encoder_refuses_bad_counts(void **state)
@@ -584,6 +588,8 @@ static void rw__decoder_refuses(void **state)
 	m.u.call.data = words;
 	any_forks(m.u.call.refs, 1);
 	m.u.call.refs[0].loc = any_location();
+	m.u.call.refs[0].loc.data_addr = 0x2000;
+	m.u.call.refs[0].loc.data_rkey[0] = 1;
 	REFUSED(buf[24 + 8] = 3);                        /* kind */
 	REFUSED(buf[24 + 9] = 1);                        /* located */
 	REFUSED(buf[24 + 9] = 2);
@@ -605,7 +611,9 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 68 + 60, 0));             /* local only, with an address */
 	REFUSED(put_le16(buf + 68 + 88, RREF_SEGMENTS_MAX + 1));
 	REFUSED(put_le16(buf + 68 + 90, RREF_REFS_MAX + 1));
-	REFUSED(buf[68 + 92] = '\0');                    /* in the name */
+	REFUSED(put_le64(buf + 68 + 92, 0));             /* keys of a payload that has no address */
+	REFUSED(put_le64(buf + 68 + 92, UINT64_MAX));    /* wraps */
+	REFUSED(buf[68 + 108] = '\0');                   /* in the name */
 	m.u.call.kind = RW_CALL_RPC;
 	m.u.call.id = m.u.call.fork = (struct rref_id){ 0 };
 	m.u.call.loc = located(5000, 1);
@@ -621,6 +629,7 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 44 + 16, 0));             /* no nonce */
 	REFUSED(put_le16(buf + 44 + 44, 2));             /* segments */
 	REFUSED(put_le16(buf + 44 + 46, 1));             /* references */
+	REFUSED(put_le64(buf + 44 + 48, 0x2000));        /* apart from its header */
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.call.kind = RW_CALL_TAKE;
 	any_take(&m.u.call);
@@ -717,15 +726,15 @@ static void rw__golden_bytes(void **state)
 	m.u.proto = (struct rp_msg){
 		.type = RP_MSG_FORK_ACK, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
 		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10,
-			 .nr_segments = 11, .nr_refs = 0x102 },
+			 .nr_segments = 11, .nr_refs = 0x102, .data_addr = 0x2000, .data_rkey = { 12, 13 } },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "68000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"04000000" "78000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"02010000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000"
-		"0b00" "0201");
+		"0b00" "0201" "0020000000000000" "0c000000" "0d000000");
 	m.u.proto.status = -ESTALE;
 	strcpy(m.u.proto.text, "no");
 	n = rw_encode(&m, buf, sizeof(buf));
@@ -744,21 +753,22 @@ static void rw__golden_bytes(void **state)
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "a4000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000000" "b4000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"0b00000000000000" "02" "00" "01" "00" "0100" "0100" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "01000000"
 		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
-		"00000000" "66" "6d" "6162");
+		"00000000" "0000000000000000" "00000000" "00000000" "66" "6d" "6162");
 	m.u.call = (struct rw_call){
 		.call_id = 11, .kind = RW_CALL_RPC, .nr_refs = 1, .name_length = 1, .data_length = 5000, .name = "f",
-		.loc = { .addr = 0x1000, .length = 5092, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
+		.loc = { .addr = 0x1000, .length = 5108, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "5d000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000000" "6d000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"0b00000000000000" "01" "01" "01" "00" "0100" "0000" "88130000"
-		"0010000000000000" "e413000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000" "66");
+		"0010000000000000" "f413000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000"
+		"0000000000000000" "00000000" "00000000" "66");
 	m.u.call = (struct rw_call){
 		.call_id = 11, .kind = RW_CALL_TAKE, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .name = "",
 		.data = "\x05\0\0\0\x03\0\0", .data_length = RW_TAKE_BYTES,
