@@ -29,7 +29,7 @@
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
- *   -ENETRESET     the peer began a new session: what belonged to the old one is gone.
+ *   -ENETRESET     the peer has ended the session (it cut this worker off, or began a new one): what belonged to it is gone.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
@@ -332,6 +332,10 @@ struct rref_stats {
 #define RREF_MESSAGE_KINDS 32
 	uint64_t sent[RREF_MESSAGE_KINDS], received[RREF_MESSAGE_KINDS]; /* messages by kind: rref_message_kind */
 	uint64_t nested;           /* references that values owned here hold */
+	uint64_t resumed_sessions;   /* connections that broke and were made again, within their session */
+	uint64_t messages_again;     /* sent again over such a connection, since the peer had not got them */
+	uint64_t messages_not_again; /* not acknowledged when it broke, and not sent again: the peer had got them */
+	uint64_t reads_again;        /* READs that such a break cut off, and that were begun again */
 };
 
 /*
@@ -349,7 +353,8 @@ struct rref_peer_stats {
 	size_t size;               /* sizeof(struct rref_peer_stats), set by the caller */
 	int rank;
 	uint32_t epoch;            /* of the current or last session with it */
-	const char *state;         /* "self", "down", "connecting", "accepting", "up" or "gone"; static */
+	const char *state;         /* "self", "down", "connecting", "accepting", "up", "broken" (its connection is being made
+				      again) or "gone"; static */
 	uint64_t sessions;         /* that came up */
 	uint64_t forks;            /* references it holds to values owned here */
 	uint64_t users;            /* references held here to its values */
@@ -360,6 +365,8 @@ struct rref_peer_stats {
 	uint64_t waiting_reads;
 	uint64_t call_bytes;       /* of its calls that are open here */
 	int64_t heard;             /* ns since its last message, or since its device answered; -1 = never */
+	uint64_t resumed;          /* of its sessions' connections: broke and were made again */
+	uint64_t unacked_messages; /* sent to it, and kept until it says that they came */
 };
 
 /* rref_get_peer_stats: the same of one worker, by rank (the own one: messages to itself). -EINVAL. May lock. */
