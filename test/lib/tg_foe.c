@@ -132,6 +132,8 @@ static int good(int rank)
 	o.nr_functions = tg_nr_functions;
 	o.log = rank == 1 ? on_log : o.log;
 	o.max_waiting = FOE_WAITING;
+	if (!tg_is_shm())
+		o.peer_timeout = 5 * NSEC_PER_SEC; /* an emulated device takes its time for a handshake */
 	TG_OK(rref_init(&o, &ctx));
 	TG_OK(rref_register(ctx, &keeper));
 	for (size_t i = 0; i < foe_nr_functions; i++)
