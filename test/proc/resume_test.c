@@ -214,10 +214,18 @@ static const struct rref_function getting = { .name = "large", .handler = get_la
 #define THREADS 2
 #define F_NR 8 /* flags: how many calls each rank made, of each thread */
 
+struct storm {
+	int world, breaks;
+	const char *faults; /* in what is sent: core/rc_inject.h */
+};
+
 /* All workers break the connections of all, at any moment, while all of them work with all. */
 static int storm(int rank, void *arg)
 {
-	int world = tg_current->world, breaks = tg_is_shm() ? tg_scale(*(int *)arg) : *(int *)arg / 3, did = 0;
+	const struct storm *storm = arg;
+	int world = storm->world, breaks = tg_is_shm() ? tg_scale(storm->breaks) : storm->breaks / 3, did = 0;
+
+	TG_OK(setenv("RREF_INJECT", storm->faults, 1));
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, 2 * NSEC_PER_SEC);
 	struct load load[THREADS] = { 0 };
 	pthread_t thread[THREADS];
@@ -284,22 +292,31 @@ static int storm(int rank, void *arg)
 	return 0;
 }
 
+static void run_storm(struct storm s)
+{
+	struct tg_group g = { .world = s.world, .timeout_s = 120 };
+
+	assert_int_equal(tg_run_group(&g, storm, &s), 0);
+}
+
 static void broken__under_load(void **state)
 {
-	int breaks = 150;
-	struct tg_group g = { .world = 2, .timeout_s = 120 };
-
 	(void)state;
-	assert_int_equal(tg_run_group(&g, storm, &breaks), 0);
+	run_storm((struct storm){ .world = 2, .breaks = 150, .faults = "" });
 }
 
 static void broken__under_load_of_three(void **state)
 {
-	int breaks = 100;
-	struct tg_group g = { .world = 3, .timeout_s = 120 };
-
 	(void)state;
-	assert_int_equal(tg_run_group(&g, storm, &breaks), 0);
+	run_storm((struct storm){ .world = 3, .breaks = 100, .faults = "" });
+}
+
+/* Messages that fail to be sent, come late, twice, and in another order, besides. */
+static void broken__under_load_and_other_faults(void **state)
+{
+	(void)state;
+	run_storm((struct storm){ .world = 2, .breaks = 60,
+				  .faults = "CALL:fail=5,REPLY:fail=5,DELETE:fail=5,PROTO:dup=200,PROTO:reorder=2ms,REPLY:reorder=2ms" });
 }
 
 /* ---- a bad reference ---- */
@@ -503,6 +520,7 @@ int main(void)
 		cmocka_unit_test(broken__and_nothing_is_lost),
 		cmocka_unit_test(broken__under_load),
 		cmocka_unit_test(broken__under_load_of_three),
+		cmocka_unit_test(broken__under_load_and_other_faults),
 		cmocka_unit_test(bad_reference__fails_alone),
 		cmocka_unit_test(bad_references__too_many_end_the_session),
 		cmocka_unit_test(broken__and_the_peer_is_killed),
