@@ -471,8 +471,8 @@ DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 		tg_leave(ctx);
 		return 0;
 	}
-	for (;;)
-		pause();
+	for (;; usleep(1000))
+		rref_progress(ctx);
 }
 
 /* It stands still for longer than it is waited for: given up, and when it comes back it hears that it was cut off. */
@@ -499,8 +499,10 @@ TG_TEST(broken__for_too_long, 2)
 	} else {
 		struct rref_view *v;
 
-		while (!tg_nr_kept())
+		while (!tg_nr_kept()) {
+			rref_progress(ctx);
 			usleep(1000);
+		}
 		TG_CHECK(tg_eventually(is_down, ctx, &other));
 		TG_IS(rref_to_here(tg_kept(0), RREF_DEFAULT, &v), -ENETRESET);
 		TG_IS(tg_stats(ctx).dead_peers, 0);
