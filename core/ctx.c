@@ -212,6 +212,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	at_store(&ctx->timeout, o->timeout);
 	ctx->peer_timeout = o->peer_timeout;
 	ctx->stall_timeout = o->stall_timeout;
+	ctx->score_limit = RC_SCORE_LIMIT;
 	ctx->mode = o->mode;
 	ctx->poller_core = o->poller_core;
 	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);

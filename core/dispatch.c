@@ -260,30 +260,21 @@ static void on_goodbye(struct rref_ctx *ctx, struct rc_peer *from)
 	(void)ctx;
 }
 
-void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
+/* One that is the next. */
+static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
-	struct rw_message m;
 	bool self = from->rank == ctx->rank;
-	int err = rw_decode(data, length, ctx->world, &m);
+	int err;
 
-	if (!err && !self && (m.frame.epoch != from->epoch || m.frame.seq != from->recv_seq + 1))
-		err = -EPROTO;
-	if (err) {
-		at_add(&ctx->n.dropped, 1);
-		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
-		return;
-	}
-	from->recv_seq += !self;
-	switch (m.frame.type) {
+	switch (m->frame.type) {
 	case RW_CALL:
-		rc_call_message(ctx, from, &m);
+		rc_call_message(ctx, from, m);
 		return;
 	case RW_REPLY:
-		rc_reply_message(ctx, from, &m);
+		rc_reply_message(ctx, from, m);
 		return;
 	case RW_PROTO: {
-		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m.u.proto };
+		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m->u.proto };
 
 		err = rc_step(ctx, &ev, NULL);
 		if (err == -EPROTO || err == -EINVAL)
@@ -293,12 +284,12 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		return;
 	}
 	case RW_BARRIER: {
-		uint64_t number = m.u.number >> 1;
+		uint64_t number = m->u.number >> 1;
 
 		if (ctx->rank != 0 || number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
 			break;
 		ctx->barrier_seen[from->rank]++;
-		if (number > ctx->barrier_done && (m.u.number & 1))
+		if (number > ctx->barrier_done && (m->u.number & 1))
 			ctx->barrier_busy |= BUSY_BIT(number);
 		if (number <= ctx->barrier_done) {
 			/* It was given up for dead, and only its session had ended: it missed nothing but the answer. */
@@ -310,40 +301,40 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		return;
 	}
 	case RW_BARRIER_DONE:
-		if (from->rank != 0 || m.u.number >> 1 > ctx->barrier_sent)
+		if (from->rank != 0 || m->u.number >> 1 > ctx->barrier_sent)
 			break;
-		barrier_done(ctx, m.u.number >> 1, m.u.number & 1);
+		barrier_done(ctx, m->u.number >> 1, m->u.number & 1);
 		return;
 	case RW_GOODBYE:
 		on_goodbye(ctx, from);
 		return;
 	case RW_PING: {
-		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m.u.number };
+		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };
 
 		rc_send(ctx, from->rank, &pong);
 		return;
 	}
 	case RW_PONG:
-		if (m.u.number > from->pinged)
+		if (m->u.number > from->pinged)
 			break;
-		from->ponged = m.u.number;
+		from->ponged = m->u.number;
 		return;
 	case RW_TYPE_QUERY:
-		rc_type_query(ctx, from, &m.u.type);
+		rc_type_query(ctx, from, &m->u.type);
 		return;
 	case RW_TYPE_ANSWER:
-		rc_type_answer(ctx, from, &m.u.type);
+		rc_type_answer(ctx, from, &m->u.type);
 		return;
 	case RW_CANCEL:
-		rc_cancel_message(ctx, from, m.u.number);
+		rc_cancel_message(ctx, from, m->u.number);
 		return;
 	case RW_DONE:
-		rc_payload_done(ctx, from, &m.u.done);
+		rc_payload_done(ctx, from, &m->u.done);
 		return;
 	case RW_FENCED:
 		if (self)
 			break;
-		rc_stall_message(ctx, from, m.u.number);
+		rc_stall_message(ctx, from, m->u.number);
 		return;
 	default:
 		break;
@@ -352,4 +343,33 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		return;
 	at_add(&ctx->n.rejected, 1);
 	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
+}
+
+void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
+{
+	struct rw_message m;
+	bool self = from->rank == ctx->rank;
+	uint32_t epoch = from->epoch;
+	int err = rw_decode(data, length, ctx->world, &m);
+	static const uint8_t no_mac[sizeof(m.u.received.mac)];
+	bool news = !err && !self && m.frame.type == RW_RECEIVED;
+
+	if (!err && !self &&
+	    (m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) || rc_send_acked(from, m.frame.ack)))
+		err = -EPROTO;
+	if (news && ((uint32_t)m.u.received.seq != m.frame.ack || memcmp(m.u.received.mac, no_mac, sizeof(no_mac))))
+		err = -EPROTO;
+	if (err) {
+		at_add(&ctx->n.dropped, 1);
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+		return;
+	}
+	if (!news) {
+		from->recv_seq += !self;
+		from->unacked.owed += !self;
+		dispatch(ctx, from, &m);
+	}
+	if (!self && rc_same_session(ctx, from->rank, epoch))
+		rc_send_after(ctx, from);
 }

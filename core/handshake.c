@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The peer connection's handshake. Four blobs, pure functions, no allocation; docs/WIRE.md has the byte tables.
+ * The peer connection's handshake, of a new session and of one that resumes. Four blobs, pure functions, no allocation; docs/WIRE.md has the byte tables.
  *
  * Each blob starts {kind, version}: the version must be found before anything else is believed, the length included.
  * These three bytes, and the whole of the reason, stay as they are in every later version.
@@ -21,7 +21,7 @@
 #include "rc_group.h"
 #include "rw.h"
 
-enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3 };
+enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3, KIND_RESUME = 0xa4, KIND_RESUMED = 0xa5 };
 
 #define OFF_KIND 0
 #define OFF_VERSION 1
@@ -31,6 +31,7 @@ enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3 };
 #define HELLO_CLIENT_INCARNATION 7
 #define HELLO_SERVER_INCARNATION 15
 #define HELLO_NONCE 23
+#define HELLO_EPOCH (HELLO_NONCE + 8) /* RESUME: in the nonce, whose number already makes it unique */
 #define HELLO_MAC (HELLO_NONCE + RC_NONCE_BYTES)
 #define HELLO_BYTES (HELLO_MAC + RC_SHORT_MAC_BYTES)
 
@@ -39,13 +40,16 @@ enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3 };
 #define ANSWER_NONCE 11
 #define ANSWER_MAC (ANSWER_NONCE + RC_NONCE_BYTES)
 #define ANSWER_BYTES (ANSWER_MAC + RC_MAC_BYTES)
+#define RESUMED_RECEIVED ANSWER_MAC
+#define RESUMED_MAC (RESUMED_RECEIVED + 8)
+#define RESUMED_BYTES (RESUMED_MAC + RC_MAC_BYTES)
 
 #define REASON_ERR 3
 #define REASON_TEXT 7
 #define REASON_ERR_MAX 4095 /* the kernel's own bound on errno values */
 
 _Static_assert(HELLO_BYTES <= RV_HELLO_MAX, "the hello fits a connect request");
-_Static_assert(ANSWER_BYTES <= RV_ANSWER_MAX, "the answer fits an accept");
+_Static_assert(RESUMED_BYTES <= RV_ANSWER_MAX, "the answer fits an accept");
 _Static_assert(REASON_TEXT < RV_REASON_MAX, "the reason fits a reject");
 
 /* Seen from both ends alike. */
@@ -73,16 +77,36 @@ static void hello_mac(const struct rc_key *key, const uint8_t *blob, uint32_t se
 
 	memcpy(data, blob, HELLO_MAC);
 	put_le32(data + HELLO_MAC, server_rank);
-	rc_mac(key, "rref peer hello 1", data, sizeof(data), mac);
+	rc_mac(key, blob[OFF_KIND] == KIND_RESUME ? "rref peer resume 1" : "rref peer hello 1", data, sizeof(data), mac);
 }
 
-static void answer_mac(const struct rc_key *key, const uint8_t *blob, const struct transcript *t, uint8_t mac[RC_MAC_BYTES])
+static size_t answer_mac_at(bool resumes)
 {
-	uint8_t data[ANSWER_MAC + sizeof(t->bytes)];
+	return resumes ? RESUMED_MAC : ANSWER_MAC;
+}
 
-	memcpy(data, blob, ANSWER_MAC);
-	memcpy(data + ANSWER_MAC, t->bytes, sizeof(t->bytes));
-	rc_mac(key, "rref peer answer 1", data, sizeof(data), mac);
+static void answer_mac(const struct rc_key *key, const uint8_t *blob, const struct transcript *t, bool resumes,
+		       uint8_t mac[RC_MAC_BYTES])
+{
+	uint8_t data[RESUMED_MAC + sizeof(t->bytes)];
+	size_t at = answer_mac_at(resumes);
+
+	memcpy(data, blob, at);
+	memcpy(data + at, t->bytes, sizeof(t->bytes));
+	rc_mac(key, resumes ? "rref peer resumed 1" : "rref peer answer 1", data, at + sizeof(t->bytes), mac);
+}
+
+static void proof_mac(const struct rc_key *key, const struct rc_handshake *h, const struct transcript *t,
+		      uint8_t mac[RC_MAC_BYTES])
+{
+	uint8_t data[sizeof(t->bytes) + 8];
+
+	memcpy(data, t->bytes, sizeof(t->bytes));
+	put_le64(data + sizeof(t->bytes), h->client_received);
+	if (h->resumes)
+		rc_mac(key, "rref peer resume proof 1", data, sizeof(data), mac);
+	else
+		rc_mac(key, "rref peer proof 1", t->bytes, sizeof(t->bytes), mac);
 }
 
 /* Kind first, then version, then length: another version may have another length. */
@@ -113,7 +137,9 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 	/* Never the same number twice from one process, hence from one incarnation: that is how a server knows a repetition. */
 	put_le64(h->client_nonce, at_add(&hellos, 1) + 1);
 	rc_random(h->client_nonce + 8, RC_NONCE_BYTES - 8);
-	head_make(out, KIND_HELLO);
+	if (h->resumes)
+		put_le32(h->client_nonce + 8, h->epoch);
+	head_make(out, h->resumes ? KIND_RESUME : KIND_HELLO);
 	put_le32(out + HELLO_RANK, h->self_rank);
 	put_le64(out + HELLO_CLIENT_INCARNATION, h->self_incarnation);
 	put_le64(out + HELLO_SERVER_INCARNATION, h->peer_incarnation);
@@ -127,7 +153,8 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 {
 	const uint8_t *b = blob;
 	uint8_t mac[RC_MAC_BYTES];
-	int r = head_check("hello", b, length, KIND_HELLO, HELLO_BYTES);
+	bool resumes = length && b[OFF_KIND] == KIND_RESUME;
+	int r = head_check("hello", b, length, resumes ? KIND_RESUME : KIND_HELLO, HELLO_BYTES);
 
 	if (r)
 		return r;
@@ -143,6 +170,9 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 	h->peer_rank = get_le32(b + HELLO_RANK);
 	h->peer_incarnation = get_le64(b + HELLO_CLIENT_INCARNATION);
 	memcpy(h->client_nonce, b + HELLO_NONCE, RC_NONCE_BYTES);
+	h->resumes = resumes;
+	if (resumes)
+		h->epoch = get_le32(b + HELLO_EPOCH);
 	return 0;
 }
 
@@ -156,13 +186,15 @@ size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t 
 	struct transcript t;
 
 	rc_random(h->server_nonce, RC_NONCE_BYTES);
-	head_make(out, KIND_ANSWER);
+	head_make(out, h->resumes ? KIND_RESUMED : KIND_ANSWER);
 	put_le32(out + ANSWER_RANK, h->self_rank);
 	put_le32(out + ANSWER_EPOCH, h->epoch);
 	memcpy(out + ANSWER_NONCE, h->server_nonce, RC_NONCE_BYTES);
+	if (h->resumes)
+		put_le64(out + RESUMED_RECEIVED, h->server_received);
 	transcript_make(&t, h, false);
-	answer_mac(key, out, &t, out + ANSWER_MAC);
-	return ANSWER_BYTES;
+	answer_mac(key, out, &t, h->resumes, out + answer_mac_at(h->resumes));
+	return answer_mac_at(h->resumes) + RC_MAC_BYTES;
 }
 
 int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h,
@@ -172,17 +204,20 @@ int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, s
 	struct rc_handshake seen = *h;
 	uint8_t mac[RC_MAC_BYTES];
 	struct transcript t;
-	int r = head_check("answer", b, length, KIND_ANSWER, ANSWER_BYTES);
+	int r = head_check("answer", b, length, h->resumes ? KIND_RESUMED : KIND_ANSWER, h->resumes ? RESUMED_BYTES : ANSWER_BYTES);
 
 	if (r)
 		return r;
 	seen.epoch = get_le32(b + ANSWER_EPOCH);
 	memcpy(seen.server_nonce, b + ANSWER_NONCE, RC_NONCE_BYTES);
+	if (h->resumes)
+		seen.server_received = get_le64(b + RESUMED_RECEIVED);
 	transcript_make(&t, &seen, true);
-	answer_mac(key, b, &t, mac);
-	if (!rc_mac_equal(mac, b + ANSWER_MAC, RC_MAC_BYTES) || get_le32(b + ANSWER_RANK) != h->peer_rank)
+	answer_mac(key, b, &t, h->resumes, mac);
+	if (!rc_mac_equal(mac, b + answer_mac_at(h->resumes), RC_MAC_BYTES) || get_le32(b + ANSWER_RANK) != h->peer_rank ||
+	    (h->resumes && seen.epoch != h->epoch))
 		return rc_fail(EKEYREJECTED, "answer: the peer does not hold the group's key, or is not rank %u", h->peer_rank);
-	rc_mac(key, "rref peer proof 1", t.bytes, sizeof(t.bytes), proof);
+	proof_mac(key, &seen, &t, proof);
 	*h = seen;
 	return 0;
 }
@@ -194,7 +229,7 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const
 	bool equal;
 
 	transcript_make(&t, h, false);
-	rc_mac(key, "rref peer proof 1", t.bytes, sizeof(t.bytes), mac);
+	proof_mac(key, h, &t, mac);
 	equal = rc_mac_equal(mac, proof, RC_MAC_BYTES);
 	/* What was expected would be the proof itself: it must not stay on the stack for a later leak. */
 	explicit_bzero(mac, sizeof(mac));

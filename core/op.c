@@ -235,6 +235,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 	f->landing = NULL;
 	f->outstanding = 0;
 	f->parked = false;
+	f->again = false;
 	f->replied = false;
 	f->fetch = NULL;
 	f->number = 0;

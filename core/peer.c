@@ -11,6 +11,8 @@
  * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
  * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
  *
+ * A connection that breaks while the session is UP does not end it if both live: resume.c makes another.
+ *
  * The fence, strictly in this order: (1) no new read finds the connection, those under way are waited for; (2) the
  * device fence: on return nothing of the peer is in flight; (3) the machine drops what hangs on the session, what the
  * peer was sharing stays for a grace period; only then (4) may a new session of that peer come. A clock decides when
@@ -43,6 +45,8 @@ int rc_peers_open(struct rref_ctx *ctx)
 		p->kind = RV_IBV;
 		list_init(&p->queue);
 		list_init(&p->waiting);
+		list_init(&p->unacked.sent);
+		list_init(&p->unacked.again);
 		at_store(&p->alive, true);
 		if (i == ctx->rank)
 			continue;
@@ -90,13 +94,10 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_step(ctx, &up, NULL);
 }
 
-/* From here on reads may be posted to the peer. */
-static void open_reads(struct rref_ctx *ctx, struct rc_peer *p)
+void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	p->authenticated = true;
 	at_store_sc(&p->conn, p->link);
-	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
-	       p->ops->name);
 	rc_send_flush(ctx, p);
 	rc_read_pump(ctx, p);
 }
@@ -133,6 +134,16 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	return 0;
 }
 
+/* On return no thread posts to its connection, or will. */
+void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	/* sc: partner of the pins in rc_read_start and rc_quick_read. */
+	at_store_sc(&p->conn, NULL);
+	while (at_load_sc(&p->readers))
+		sched_yield();
+	rc_quick_fence(ctx, p);
+}
+
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
 {
 	struct rv_conn *link = p->link;
@@ -140,12 +151,9 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 
 	if (p->rank == ctx->rank)
 		return;
-	/* (1) sc: partner of the pins in rc_read_start and rc_quick_read. */
-	at_store_sc(&p->conn, NULL);
-	while (at_load_sc(&p->readers))
-		sched_yield();
-	rc_quick_fence(ctx, p);
-	/* (2) */
+	/* (1) */
+	rc_peer_stop_reads(ctx, p);
+	/* (2) Of a session that is broken the connection is gone already; this one was to take its place. */
 	p->link = NULL;
 	if (link)
 		p->ops->close_conn(link);
@@ -160,7 +168,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->authenticated = false;
 	rc_stall_end(p);
 	p->send_seq = p->recv_seq = 0;
-	p->retry_at = now_ns() + RETRY_NS;
+	rc_resume_over(p);
+	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
 	at_store(&p->alive, false);
 	snprintf(p->why, sizeof(p->why), "%s", why);
 	rc_send_drop_queue(ctx, p);
@@ -191,7 +200,7 @@ void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_step(ctx, &ev, NULL);
 }
 
-static void refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text)
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text)
 {
 	uint8_t reason[RV_REASON_MAX];
 	char who[96];
@@ -212,30 +221,38 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	int err = rc_hello_check(&ctx->key, ev->data, ev->len, &h);
 
 	if (err) {
-		refuse(ctx, d, ev->conn, err, rc_error_text());
+		rc_peer_refuse(ctx, d, ev->conn, err, rc_error_text());
 		return;
 	}
 	if (h.peer_rank >= ctx->world || h.peer_rank == ctx->rank ||
 	    ctx->members[h.peer_rank].incarnation != h.peer_incarnation) {
-		refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
+		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
 		return;
 	}
 	p = &ctx->peers[h.peer_rank];
 	if (rc_hello_number(&h) <= p->hello_number) {
-		refuse(ctx, d, ev->conn, -EKEYREJECTED, "a hello that came before");
+		rc_peer_refuse(ctx, d, ev->conn, -EKEYREJECTED, "a hello that came before");
 		return;
 	}
 	p->hello_number = rc_hello_number(&h);
 	if (p->state == RC_PEER_GONE) {
-		refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
+		rc_peer_refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
 		return;
 	}
 	if (p->dev != d->dev) {
-		refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
+		rc_peer_refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
+		return;
+	}
+	if (now_ns() < p->resume.banned_until) {
+		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "too many of its connections broke here; later");
+		return;
+	}
+	if (h.resumes) {
+		rc_resume_request(ctx, d, p, &h, ev);
 		return;
 	}
 	if (p->state == RC_PEER_CONNECTING && ctx->rank < p->rank && p->link) {
-		refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
 		return;
 	}
 	if (p->state == RC_PEER_CONNECTING) {
@@ -337,7 +354,9 @@ static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const stru
 		if (rc_send(ctx, p->rank, &welcome))
 			return false;
 	}
-	open_reads(ctx, p);
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
+	       p->ops->name);
+	rc_peer_open_reads(ctx, p);
 	return true;
 }
 
@@ -384,6 +403,12 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 			d->ops->recv_done(d->dev, ev->token);
 		return;
 	}
+	if (p->resume.broken) {
+		rc_resume_event(ctx, p, ev);
+		if (ev->type == RV_EV_RECV)
+			d->ops->recv_done(d->dev, ev->token);
+		return;
+	}
 	switch (ev->type) {
 	case RV_EV_CONNECTED:
 		on_connected(ctx, p, ev);
@@ -402,6 +427,10 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 				 ev->wc_status);
 		else
 			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
+		if (rc_resume_may(p, ev->status)) {
+			rc_resume_break(ctx, p, ev->status, why);
+			break;
+		}
 		if (!p->said_goodbye) {
 			status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
 			snprintf(why, sizeof(why), "%s", lost);
@@ -428,6 +457,8 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 
 		if (p->grace_at && now >= p->grace_at)
 			rc_peer_end_grace(ctx, p);
+		if (p->resume.broken)
+			rc_resume_tick(ctx, p, now);
 		/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
 		if (rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye && now >= p->retry_at)
 			rc_peer_want(ctx, p);

@@ -181,6 +181,8 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 			next = min_of(next, now + 20 * NSEC_PER_MSEC);
 		if (p->state == RC_PEER_UP && !p->authenticated)
 			next = min_of(next, p->auth_by);
+		if (p->resume.broken)
+			next = min_of(next, max_of(rc_resume_due(p), ctx->next_tick));
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV)
 			next = min_of(next, p->probe_at);
 	}

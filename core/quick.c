@@ -248,6 +248,7 @@ int rc_quick_read(struct rref *ref, struct rref_view **out)
 	if (posted == 1 && read.status == -EACCES) {
 		char name[160];
 
+		at_add(&p->resume.refused, 1);
 		rref_format(ref, name, sizeof(name));
 		return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", p->member->name, name);
 	}

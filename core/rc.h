@@ -24,6 +24,7 @@
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
+#include "rc_resume.h"
 #include "rp.h"
 #include "rref.h"
 #include "rw.h"
@@ -226,6 +227,7 @@ struct rref_future {
 	bool whole;                   /* [const] not a range: the table of segments is read too */
 	bool parked;                  /* [lock] waits in the machine for its location */
 	bool retried;                 /* [lock] was pumped once after it began to wait */
+	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
 	bool range;                   /* header is a READ of its own, since the payload does not follow it */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
@@ -268,6 +270,8 @@ struct rc_peer {
 	uint32_t epoch;               /* [lock] of the current or last session */
 	uint64_t hello_number;        /* [lock] of its last hello */
 	uint64_t send_seq, recv_seq;  /* [lock] */
+	struct rc_unacked unacked;    /* [lock] */
+	struct rc_resume resume;      /* [lock] */
 	struct list queue;            /* [lock] struct rc_outgoing */
 	uint32_t nr_queued;           /* [lock] those that a test holds back included */
 	int64_t resend_at;            /* [lock] the head of the queue failed to be sent: not before; 0 = at once */
@@ -375,6 +379,8 @@ static inline int rc_landing_class(size_t length)
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries, fenced;
+	_Atomic uint64_t reads_again;
+	uint64_t resumed, sent_again, not_again;                           /* [lock] */
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
@@ -474,6 +480,7 @@ struct rref_ctx {
 	bool leak_check;
 	int64_t peer_timeout;
 	int64_t stall_timeout;                    /* [const] 0 = for ever */
+	uint32_t score_limit;                     /* [const] RC_SCORE_LIMIT; tests that break connections have their own */
 
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
@@ -647,6 +654,9 @@ void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
+void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] the fence's first step */
+void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] from here on reads may be posted */
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text); /* [lock] */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
 

@@ -72,12 +72,19 @@ int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *m
  * No remote access is given, and no message accepted, before the proof.
  */
 struct rc_handshake {
+	bool resumes;                      /* the session stands and its connection broke: see below */
 	uint32_t self_rank, peer_rank;
 	uint64_t self_incarnation, peer_incarnation;
-	uint32_t epoch;                    /* of the session; chosen by the server, grows */
+	uint32_t epoch;                    /* of the session; chosen by the server, grows; when it resumes, by the client's hello */
+	uint64_t client_received, server_received; /* resumes: number of the last message of the other that came */
 	uint8_t client_nonce[RC_NONCE_BYTES], server_nonce[RC_NONCE_BYTES];
 };
 
+/*
+ * To resume, the same four steps under other labels: the hello names the epoch; the answer says how far the client's
+ * messages came, the proof how far the server's. self: client_received is set by the client before its hello,
+ * server_received by the server before its answer; the server sets client_received before it checks the proof.
+ */
 /* Client: fills client_nonce; returns the blob's length. */
 size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_HELLO_MAX]);
 /* Server: checks; h->self_* set by the caller, the rest filled. -EPROTO, -EPROTONOSUPPORT, -EKEYREJECTED, -ESTALE (meant for
@@ -85,7 +92,7 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h);
 /* The hello's number, larger than any before of that incarnation: the caller refuses one that is not. */
 uint64_t rc_hello_number(const struct rc_handshake *h);
-/* Server: h->epoch set; fills server_nonce; returns the length. */
+/* Server: h->epoch set, unless it resumes; fills server_nonce; returns the length. */
 size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_ANSWER_MAX]);
 /* Client: checks, fills epoch and server_nonce, and the proof to send. */
 int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h, uint8_t proof[RC_MAC_BYTES]);

@@ -116,9 +116,35 @@ static bool outlived(const struct rref_future *f)
 	return f->handle && at_load_acq(&f->handle->state) == RC_H_FAILED;
 }
 
+/* What is said of a READ whose connection broke under it: nothing about the READ itself. */
+static bool is_lost(int status)
+{
+	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN;
+}
+
+/* The session stands in which its location was learned: a READ that was lost may be posted again, over another connection. */
+static bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
+{
+	if (f->fetch)
+		return rc_same_session(f->ctx, p->rank, f->fetch->epoch);
+	return p->state == RC_PEER_UP && !outlived(f);
+}
+
+/* From the beginning: what came before the break is read again too, so that the header vouches for all of it. */
+static void begin_again(struct rref_future *f)
+{
+	f->next = 0;
+	f->header_asked = false;
+	f->again = false;
+	memset(f->landing_header, 0, RC_HEADER_BYTES);
+	at_add(&f->ctx->n.reads_again, 1);
+}
+
 static void note_failure(struct rref_future *f, int status, int wc)
 {
 	if (status && !f->read_status) {
+		if (status == -EACCES)
+			at_add(&peer_of(f)->resume.refused, 1);
 		f->read_status = status;
 		f->read_wc = wc;
 	}
@@ -145,9 +171,17 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 		}
 		at_add(&f->ctx->n.reads, (unsigned)posted);
 		at_add(&f->ctx->n.doorbells, 1);
-		for (int i = 0; i < posted; i++)
-			note_failure(f, r[i].status, -1);
+		for (int i = 0; i < posted; i++) {
+			f->again |= is_lost(r[i].status);
+			if (!is_lost(r[i].status))
+				note_failure(f, r[i].status, -1);
+		}
 		unbuild(f, r, (unsigned)posted, n);
+		if (f->again && !f->read_status) {
+			/* It waits for what becomes of the session. */
+			begin_again(f);
+			return false;
+		}
 	}
 	return true;
 }
@@ -267,7 +301,7 @@ static int prepare_quietly(struct rref_future *f)
 {
 	f->next = 0;
 	f->header_asked = false;
-	f->retried = false;
+	f->retried = f->again = false;
 	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
 	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
 	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments))
@@ -462,21 +496,35 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		at_add(&ctx->n.dropped, 1);
 		return;
 	}
-	f->outstanding--;
-	note_failure(f, status, wc);
 	struct rc_peer *p = peer_of(f);
 
-	if (!f->read_status && !all_asked(f) && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING) {
+	f->outstanding--;
+	f->again |= is_lost(status);
+	if (!is_lost(status))
+		note_failure(f, status, wc);
+	bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
+
+	if (wanted && !f->read_status && !f->again && !all_asked(f)) {
 		struct rv_conn *conn = at_load(&p->conn);
 
 		if (conn) {
 			read_post(f, p, conn);
 			return;
 		}
-		note_failure(f, -ECONNRESET, -1);
+		f->again = true;
 	}
-	if (!f->outstanding && list_empty(&f->node))
-		read_done(f, true);
+	if (f->outstanding || !list_empty(&f->node))
+		return;
+	/* None of it is at a device any more. */
+	if (f->again && !f->read_status && wanted && may_go_again(f, p)) {
+		begin_again(f);
+		f->retried = true; /* the caller pumps */
+		wait_for_connection(f, p, true);
+		return;
+	}
+	if (f->again)
+		note_failure(f, -ECONNRESET, wc);
+	read_done(f, true);
 }
 
 #define NAME_SIZE 160 /* of a reference with both ids at their longest */

@@ -5,7 +5,7 @@
  * docs/WIRE.md holds the byte tables; a test keeps the two in step.
  *
  * Every message begins with the frame (24 bytes):
- *   0 u8 type   1 u8 flags   2 u16 reserved (0)   4 u32 length (frame included)   8 u64 seq   16 u32 epoch   20 u32 reserved (0)
+ *   0 u8 type   1 u8 flags   2 u16 reserved (0)   4 u32 length (frame included)   8 u64 seq   16 u32 epoch   20 u32 ack
  */
 #ifndef RW_H
 #define RW_H
@@ -35,13 +35,15 @@ enum rw_type {
 	RW_TYPE_ANSWER,    /* its name, element size and flags */
 	RW_DONE,           /* a payload was read, or will not be: its memory is its sender's again */
 	RW_FENCED,         /* you stood still for n ns, and this session ends for it */
+	RW_RECEIVED,       /* how far the peer's messages came; with a proof: of the one who resumes a session */
 	RW_NR_TYPES
 };
 
 struct rw_frame {
 	uint8_t type, flags;        /* flags: none yet, 0 */
 	uint32_t length, epoch;
-	uint64_t seq;
+	uint64_t seq;               /* 0 in RECEIVED, which is not counted */
+	uint32_t ack;               /* low bits of the seq up to which the peer's messages came */
 };
 
 /* TAKE: a reader of a value asks its owner for references that the value holds; the reply brings them. */
@@ -101,6 +103,12 @@ struct rw_auth {
 	uint32_t beacon_rkey;
 };
 
+/* RECEIVED: mac is zero but in the first message of the one who resumes a session. */
+struct rw_received {
+	uint8_t mac[32];
+	uint64_t seq;               /* of the peer's last message that came */
+};
+
 /* TYPE_QUERY: number and hash. TYPE_ANSWER: the query's number, and the type; a name of no bytes: not known here. */
 struct rw_type_info {
 	uint64_t number;
@@ -121,6 +129,7 @@ struct rw_message {
 		struct rw_auth auth;
 		struct rw_type_info type;
 		struct rw_done done;
+		struct rw_received received;
 		uint64_t number;
 	} u;
 };
@@ -133,11 +142,12 @@ struct rw_message {
  * with NULs, status > 0, an error with references or data); *out is then unspecified. Pointers in *out borrow from buf.
  * What both leave out: the location of a message whose status is not 0, the text of one whose status is 0, id and fork
  * of an RPC. A decoded message is one that rw_encode would write, byte for byte.
- * rw_set_seq: patches seq and epoch of an encoded message (they are known only when it is really sent).
+ * rw_set_seq: patches seq and epoch of an encoded message (they are known only when it is really sent); rw_set_ack its ack.
  */
 int rw_encode(const struct rw_message *m, void *buf, size_t size);
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
 void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch);
+void rw_set_ack(void *buf, uint32_t ack);
 
 /*
  * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or -EINVAL.

@@ -277,7 +277,7 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	out->frame.length = get32(&r);
 	out->frame.seq = get64(&r);
 	out->frame.epoch = get32(&r);
-	want(&r, !get32(&r));
+	out->frame.ack = get32(&r);
 	want(&r, out->frame.length == length && !out->frame.flags);
 	if (r.bad)
 		return -EPROTO;
@@ -316,6 +316,12 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 		break;
 	case RW_DONE:
 		get_done(&r, &out->u.done);
+		break;
+	case RW_RECEIVED:
+		mac = take(&r, RW_MAC_BYTES);
+		if (mac)
+			memcpy(out->u.received.mac, mac, RW_MAC_BYTES);
+		out->u.received.seq = get64(&r);
 		break;
 	case RW_GOODBYE:
 		break;

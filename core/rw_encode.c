@@ -233,7 +233,7 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 	put32(&w, 0); /* length: below */
 	put64(&w, m->frame.seq);
 	put32(&w, m->frame.epoch);
-	put32(&w, 0);
+	put32(&w, m->frame.ack);
 	switch (m->frame.type) {
 	case RW_AUTH:
 		put_bytes(&w, m->u.auth.mac, RW_MAC_BYTES);
@@ -267,6 +267,10 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 	case RW_DONE:
 		rc = put_done(&w, &m->u.done);
 		break;
+	case RW_RECEIVED:
+		put_bytes(&w, m->u.received.mac, RW_MAC_BYTES);
+		put64(&w, m->u.received.seq);
+		break;
 	case RW_GOODBYE:
 		break;
 	default:
@@ -286,6 +290,11 @@ void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch)
 	put_le32((uint8_t *)buf + RW_AT_EPOCH, epoch);
 }
 
+void rw_set_ack(void *buf, uint32_t ack)
+{
+	put_le32((uint8_t *)buf + RW_AT_ACK, ack);
+}
+
 const char *rw_type_name(unsigned type)
 {
 	static const char *const names[RW_NR_TYPES] = {
@@ -293,6 +302,7 @@ const char *rw_type_name(unsigned type)
 		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
 		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer", [RW_DONE] = "done",
 		[RW_FENCED] = "fenced",
+		[RW_RECEIVED] = "received",
 	};
 
 	return type < RW_NR_TYPES && names[type] ? names[type] : "unknown";

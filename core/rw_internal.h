@@ -9,7 +9,7 @@
 enum {
 	/* frame */
 	RW_AT_TYPE = 0, RW_AT_FLAGS = 1, RW_AT_RESERVED = 2, RW_AT_LENGTH = 4, RW_AT_SEQ = 8, RW_AT_EPOCH = 16,
-	RW_AT_RESERVED2 = 20,
+	RW_AT_ACK = 20,
 	/* fixed parts of bodies */
 	RW_CALL_BYTES = 20,      /* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data length */
 	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 0, u32 data length */

@@ -4,6 +4,10 @@
  * queue, which is flushed when the connection comes up or WRITABLE says so. Messages to oneself go through a queue
  * too, never by recursion. Sequence number and epoch are put in when a message really goes out.
  *
+ * What went out is kept until the peer says that it came (the ack of each message, or RECEIVED when it has nothing to
+ * say): when the connection breaks and the session does not, what the peer has not got is sent again, under the same
+ * numbers and before anything new. At most WINDOW messages are out; the rest wait in the queue.
+ *
  * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not to read on from a
  * peer that does not take its answers would stop two busy peers for good. So a queue has a bound beyond all that a
  * peer which is merely stopped gathers (some three million deletes), and at it the session ends.
@@ -23,6 +27,8 @@
 
 #define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
+#define WINDOW 1024u                      /* sent and not acknowledged */
+#define ACK_EVERY 32u                     /* messages that came, and none went back */
 #define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
 #define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
 
@@ -49,17 +55,40 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 	return o;
 }
 
-/* One encoded message to a session that is up. 0 or -errno (-EAGAIN: no credit). */
-static int transmit(struct rref_ctx *ctx, struct rc_peer *p, void *bytes, uint32_t length)
+/* Messages go over its connection now. */
+static bool is_open(const struct rc_peer *p)
 {
-	int err = rc_inject_fails(ctx, p->rank, bytes, length);
+	return p->state == RC_PEER_UP && p->link && !p->resume.broken;
+}
 
-	rw_set_seq(bytes, p->send_seq + 1, p->epoch);
+/* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
+static int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+{
+	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
+
+	rw_set_ack(o->bytes, (uint32_t)p->recv_seq);
 	if (!err)
-		err = p->ops->send(p->link, bytes, length);
+		err = p->ops->send(p->link, o->bytes, o->length);
+	if (!err) {
+		p->unacked.owed = 0;
+		list_add_tail(&p->unacked.sent, &o->node);
+		rc_count_sent(ctx, p, o->bytes, o->length);
+	}
+	return err;
+}
+
+/* One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the caller's. */
+static int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+{
+	int err;
+
+	if (p->unacked.nr >= WINDOW)
+		return -EAGAIN;
+	rw_set_seq(o->bytes, p->send_seq + 1, p->epoch);
+	err = post(ctx, p, o);
 	if (!err) {
 		p->send_seq++;
-		rc_count_sent(ctx, p, bytes, length);
+		p->unacked.nr++;
 	}
 	return err;
 }
@@ -82,23 +111,20 @@ static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 		rc_kick(ctx);
 }
 
-static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, const void *bytes, uint32_t length, bool first, uint32_t tries)
+/* Consumes o. */
+static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint32_t tries)
 {
-	struct rc_outgoing *o;
-
-	if (p->queued_bytes + sizeof(*o) + length > QUEUE_BYTES) {
+	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
+		free(o);
 		at_add(&ctx->n.rejected, 1);
 		rc_peer_fence(ctx, p, -EOWNERDEAD, "it does not take its messages, and too many wait for it");
 		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
 	}
-	o = rc_outgoing_make(bytes, length);
-	if (!o)
-		return rc_fail(ENOMEM, "memory for a message");
 	o->tries = tries;
 	/* Before p->queue.next is at the head. */
 	list_add_tail(first ? p->queue.next : &p->queue, &o->node);
 	p->nr_queued++;
-	p->queued_bytes += sizeof(*o) + length;
+	p->queued_bytes += sizeof(*o) + o->length;
 	if (tries)
 		back_off(ctx, p, tries);
 	return 0;
@@ -109,29 +135,30 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 	struct rc_peer *p = &ctx->peers[to];
 	/* The proof and its answer go before everything else: they bring the session up. */
 	bool first = *(const uint8_t *)bytes == RW_AUTH;
-	int err;
+	struct rc_outgoing *o;
+	int err = to == ctx->rank ? 0 : rc_peer_want(ctx, p);
 
+	if (err)
+		return err;
+	o = rc_outgoing_make(bytes, length);
+	if (!o)
+		return rc_fail(ENOMEM, "memory for a message");
 	if (to == ctx->rank) {
-		struct rc_outgoing *o = rc_outgoing_make(bytes, length);
-
-		if (!o)
-			return rc_fail(ENOMEM, "memory for a message");
 		list_add_tail(&ctx->self_queue, &o->node);
 		rc_count_sent(ctx, p, bytes, length);
 		rc_kick(ctx);
 		return 0;
 	}
-	err = rc_peer_want(ctx, p);
-	if (err)
-		return err;
 	err = -EAGAIN;
-	if (p->link && (first || (p->state == RC_PEER_UP && list_empty(&p->queue))))
-		err = transmit(ctx, p, bytes, length);
+	if (is_open(p) && (first || (list_empty(&p->queue) && list_empty(&p->unacked.again))))
+		err = transmit(ctx, p, o);
 	if (!err)
 		return 0;
-	if (err == -EMSGSIZE)
+	if (err == -EMSGSIZE) {
+		free(o);
 		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
-	return enqueue(ctx, p, bytes, length, first, may_pass(err));
+	}
+	return enqueue(ctx, p, o, first, may_pass(err));
 }
 
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
@@ -156,13 +183,21 @@ static void take_out(struct rc_peer *p, struct rc_outgoing *o)
 	p->queued_bytes -= sizeof(*o) + o->length;
 }
 
+static void put_back(struct rc_peer *p, struct rc_outgoing *o)
+{
+	list_add_tail(p->queue.next, &o->node);
+	p->nr_queued++;
+	p->queued_bytes += sizeof(*o) + o->length;
+}
+
 /* The head of the queue, which is o, cannot be sent. */
 static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, int err)
 {
 	struct rw_message m;
 	char why[RP_TEXT_MAX];
 
-	if (rw_decode(o->bytes, o->length, ctx->world, &m))
+	/* One that is sent again has a number, which would be missing. */
+	if (!list_empty(&p->unacked.again) || rw_decode(o->bytes, o->length, ctx->world, &m))
 		m.frame.type = 0;
 	if (m.frame.type == RW_CALL) {
 		snprintf(why, sizeof(why), "the call could not be sent to %.80s: %.50s, %u times", p->member->name,
@@ -186,16 +221,33 @@ static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	if (is_open(p) && p->unacked.owed >= ACK_EVERY)
+		rc_send_received(ctx, p, NULL);
 	if (p->resend_at && now_ns() < p->resend_at)
 		return;
 	p->resend_at = 0;
-	while (p->state == RC_PEER_UP && p->link && !list_empty(&p->queue)) {
-		struct rc_outgoing *o = container_of(p->queue.next, struct rc_outgoing, node);
+	while (is_open(p)) {
+		bool again = !list_empty(&p->unacked.again);
+		struct list *from = again ? &p->unacked.again : &p->queue;
+		struct rc_outgoing *o = container_of(from->next, struct rc_outgoing, node);
 		int err;
 
+		if (list_empty(from) || (!again && p->unacked.nr >= WINDOW))
+			return; /* an acknowledgement goes on */
 		if (o->tries)
 			at_add(&ctx->n.retries, 1);
-		err = transmit(ctx, p, o->bytes, o->length);
+		if (again) {
+			list_del(&o->node);
+			err = post(ctx, p, o);
+			ctx->n.sent_again += !err;
+			if (err)
+				list_add_tail(p->unacked.again.next, &o->node); /* at the head, as it was */
+		} else {
+			take_out(p, o);
+			err = transmit(ctx, p, o);
+			if (err)
+				put_back(p, o);
+		}
 		if (may_pass(err)) {
 			if (++o->tries < TRIES_MAX) {
 				back_off(ctx, p, o->tries);
@@ -206,8 +258,6 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 		}
 		if (err)
 			return; /* WRITABLE or DISCONNECTED follows */
-		take_out(p, o);
-		free(o);
 	}
 }
 
@@ -229,14 +279,95 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 	return due;
 }
 
-void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
+static void free_all(struct list *head)
 {
 	struct list *n;
 
-	while ((n = list_pop(&p->queue)))
+	while ((n = list_pop(head)))
 		free(container_of(n, struct rc_outgoing, node));
+}
+
+void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	free_all(&p->queue);
+	free_all(&p->unacked.sent);
+	free_all(&p->unacked.again);
+	p->unacked.acked = 0;
+	p->unacked.nr = p->unacked.owed = 0;
 	p->nr_queued = 0;
 	p->queued_bytes = 0;
 	p->resend_at = 0;
 	rc_inject_forget(ctx, p->rank);
+}
+
+/* ---- what came, there and here ---- */
+
+/* The peer has the next n. */
+static void forget(struct rc_peer *p, uint64_t n)
+{
+	p->unacked.acked += n;
+	for (; n; n--, p->unacked.nr--) {
+		struct list *l = list_pop(&p->unacked.sent);
+
+		if (!l)
+			l = list_pop(&p->unacked.again);
+		free(container_of(l, struct rc_outgoing, node));
+	}
+}
+
+/* sent and again hold the messages acked + 1 .. send_seq: nr of them. */
+int rc_send_acked(struct rc_peer *p, uint32_t ack)
+{
+	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked); /* modulo 2^32: far fewer are ever out */
+
+	if (n > (int32_t)p->unacked.nr)
+		return -EPROTO;
+	forget(p, (uint64_t)max_of(n, 0)); /* less than before says nothing new */
+	return 0;
+}
+
+void rc_send_again(struct rc_peer *p)
+{
+	struct list *l;
+
+	/* From the back: those in sent go before those that already wait. */
+	while (!list_empty(&p->unacked.sent)) {
+		l = p->unacked.sent.prev;
+		list_del(l);
+		container_of(l, struct rc_outgoing, node)->tries = 0;
+		list_add_tail(p->unacked.again.next, l);
+	}
+}
+
+int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
+{
+	if (received < p->unacked.acked || received > p->send_seq)
+		return -EPROTO;
+	ctx->n.not_again += received - p->unacked.acked;
+	forget(p, received - p->unacked.acked);
+	return 0;
+}
+
+int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof)
+{
+	struct rw_message m = { .frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
+				.u.received.seq = p->recv_seq };
+	uint8_t buf[RW_FRAME_BYTES + 64];
+	int n, err;
+
+	if (proof)
+		memcpy(m.u.received.mac, proof, sizeof(m.u.received.mac));
+	n = rw_encode(&m, buf, sizeof(buf));
+	err = p->ops->send(p->link, buf, (size_t)n);
+	if (!err) {
+		p->unacked.owed = 0;
+		rc_count_sent(ctx, p, buf, (uint32_t)n);
+	}
+	return err;
+}
+
+void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (is_open(p) && (p->unacked.owed >= ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
+		rc_send_flush(ctx, p);
 }

@@ -50,6 +50,9 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	s->dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
 	s->nested = at_load(&ctx->n.nested);
 	s->sessions = ctx->n.sessions;
+	s->resumed_sessions = ctx->n.resumed;
+	s->messages_again = ctx->n.sent_again;
+	s->messages_not_again = ctx->n.not_again;
 	s->sent_bytes = ctx->n.sent_bytes;
 	s->received_bytes = ctx->n.received_bytes;
 	memcpy(s->sent, ctx->n.sent_by_kind, sizeof(s->sent));
@@ -101,6 +104,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.dead_peers = at_load(&ctx->n.dead);
 	s.retries = at_load(&ctx->n.retries);
 	s.fenced_peers = at_load(&ctx->n.fenced);
+	s.reads_again = at_load(&ctx->n.reads_again);
 	memcpy(out, &s, min_of(out->size, sizeof(s)));
 	return 0;
 }
@@ -126,9 +130,11 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
 	s.size = out->size;
 	s.rank = rank;
-	s.state = (uint32_t)rank == ctx->rank ? "self" : state[p->state];
+	s.state = (uint32_t)rank == ctx->rank ? "self" : p->resume.broken ? "broken" : state[p->state];
 	s.epoch = p->epoch;
 	s.sessions = p->nr_sessions;
+	s.resumed = p->resume.nr_resumed;
+	s.unacked_messages = p->unacked.nr;
 	s.forks = c.forks;
 	s.users = c.users;
 	s.pending_children = c.pending_children;
@@ -162,8 +168,8 @@ static const struct {
 	FIELD(landing_bytes),
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
-	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers),
-	FIELD(fenced_peers),
+	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers), FIELD(fenced_peers),
+	FIELD(resumed_sessions), FIELD(messages_again), FIELD(messages_not_again), FIELD(reads_again),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)

@@ -29,8 +29,8 @@
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
- *   -ENETRESET     the session with the peer ended though both live: it began a new one, or this worker stood still for longer
- *                  than stall_timeout and was fenced. What belonged to the old one is gone; new references can be had.
+ *   -ENETRESET     the session with the peer ended though both live: it began a new one, or it cut this worker off, which stood
+ *                  still for longer than stall_timeout, say. What belonged to the old one is gone; new references can be had.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
@@ -343,6 +343,10 @@ struct rref_stats {
 	uint64_t wrapped_bytes;    /* of the program's memory that values wrap; their headers count as value_bytes */
 	uint64_t stalled_peers;    /* now: see struct rref_worker_info */
 	uint64_t fenced_peers;     /* sessions that ended because their peer stood still for longer than stall_timeout */
+	uint64_t resumed_sessions;   /* connections that broke and were made again, within their session */
+	uint64_t messages_again;     /* sent again over such a connection, since the peer had not got them */
+	uint64_t messages_not_again; /* not acknowledged when it broke, and not sent again: the peer had got them */
+	uint64_t reads_again;        /* READs that such a break cut off, and that were begun again */
 };
 
 /*
@@ -360,7 +364,8 @@ struct rref_peer_stats {
 	size_t size;               /* sizeof(struct rref_peer_stats), set by the caller */
 	int rank;
 	uint32_t epoch;            /* of the current or last session with it */
-	const char *state;         /* "self", "down", "connecting", "accepting", "up" or "gone"; static */
+	const char *state;         /* "self", "down", "connecting", "accepting", "up", "broken" (its connection is being made
+				      again) or "gone"; static */
 	uint64_t sessions;         /* that came up */
 	uint64_t forks;            /* references it holds to values owned here */
 	uint64_t users;            /* references held here to its values */
@@ -372,6 +377,8 @@ struct rref_peer_stats {
 	uint64_t call_bytes;       /* of its calls that are open here */
 	int64_t heard;             /* ns since its last message, or since its device answered; -1 = never */
 	int64_t stalled;           /* as in struct rref_worker_info */
+	uint64_t resumed;          /* of its sessions' connections: broke and were made again */
+	uint64_t unacked_messages; /* sent to it, and kept until it says that they came */
 };
 
 /* rref_get_peer_stats: the same of one worker, by rank (the own one: messages to itself). -EINVAL. May lock. */

@@ -40,7 +40,7 @@ struct foe {
 	uint8_t hello[RV_HELLO_MAX];
 	size_t hello_length;
 	uint8_t proof[RC_MAC_BYTES];
-	uint64_t seq;
+	uint64_t seq, got;                  /* messages said, and heard, in this session */
 	bool connected, failed, ended;
 	int status;                         /* of the failure or the end */
 	char reason[RV_REASON_MAX];
@@ -89,6 +89,7 @@ int foe_say(struct foe *f, const struct rw_message *m);
 int foe_say_number(struct foe *f, uint8_t type, uint64_t number);
 int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struct rref_id fork);
 int foe_say_auth(struct foe *f);
+int foe_say_received(struct foe *f, const uint8_t *proof);
 size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs, unsigned nr);
 /* Calls a function with that reference: its reply's status. */
 int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);

@@ -237,7 +237,7 @@ FOE_TEST(proof__wrong_or_something_else)
 FOE_TEST(malformed__in_every_way)
 {
 	static const struct { uint16_t at; uint8_t value; } bad[] = {
-		{ 0, 0 }, { 0, RW_NR_TYPES }, { 0, 255 }, { 1, 1 }, { 2, 1 }, { 4, 255 }, { 7, 255 }, { 20, 1 },
+		{ 0, 0 }, { 0, RW_NR_TYPES }, { 0, 255 }, { 1, 1 }, { 2, 1 }, { 4, 255 }, { 7, 255 }, { 22, 255 }, /* ... and what it acknowledges */
 		{ 32, 0 }, { 32, 3 },      /* kind */
 		{ 33, 1 }, { 33, 255 },    /* references */
 		{ 34, 0 }, { 34, 255 },    /* length of the name */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session that breaks although both workers live: what was before is fenced, what comes after works, in a new epoch. */
+/* A session that one side ends although both workers live: what was before is fenced, what comes after works, in a new epoch. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -241,6 +241,98 @@ static void handshake__answer_of_another_worker_is_refused(void **state)
 	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), -EKEYREJECTED);
 }
 
+/* ---- of a session that resumes ---- */
+
+static struct rc_handshake resuming_client(void)
+{
+	struct rc_handshake h = new_client();
+
+	h.resumes = true;
+	h.epoch = 41;
+	h.client_received = UINT64_C(0x123456789a);
+	return h;
+}
+
+/* Up to the proof; returns what rc_proof_check says after `change` was made to the server's view. */
+static int resume(struct rc_handshake *c, struct rc_handshake *s, uint64_t client_received)
+{
+	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES];
+	size_t n = rc_hello_make(&key, c, hello);
+
+	assert_in_range(n, 1, RV_HELLO_MAX);
+	s->epoch = 0;
+	assert_int_equal(rc_hello_check(&key, hello, n, s), 0);
+	assert_true(s->resumes);
+	assert_int_equal(s->epoch, 41);
+	s->server_received = 77;
+	n = rc_answer_make(&key, s, answer);
+	assert_in_range(n, 1, RV_ANSWER_MAX);
+	assert_int_equal(rc_answer_check(&key, answer, n, c, proof), 0);
+	assert_int_equal(c->server_received, 77);
+	s->client_received = client_received;
+	return rc_proof_check(&key, s, proof);
+}
+
+static void resume__both_sides_agree(void **state)
+{
+	struct rc_handshake c = resuming_client(), s = new_server();
+
+	(void)state;
+	assert_int_equal(resume(&c, &s, c.client_received), 0);
+}
+
+/* How far messages came is under the MAC, in both directions. */
+static void resume__another_count_is_refused(void **state)
+{
+	struct rc_handshake c = resuming_client(), s = new_server();
+	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES];
+	size_t n;
+
+	(void)state;
+	assert_int_equal(resume(&c, &s, c.client_received + 1), -EKEYREJECTED);
+	c = resuming_client();
+	n = rc_hello_make(&key, &c, hello);
+	assert_int_equal(rc_hello_check(&key, hello, n, &s), 0);
+	n = rc_answer_make(&key, &s, answer);
+	for (size_t bit = 0; bit < 8 * n; bit++) {
+		struct rc_handshake seen = c;
+
+		answer[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		assert_int_not_equal(rc_answer_check(&key, answer, n, &seen, proof), 0);
+		answer[bit / 8] ^= (uint8_t)(1 << bit % 8);
+	}
+	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), 0);
+}
+
+/* What was said for a new session is no word of one that resumes, nor the other way round. */
+static void resume__is_not_a_new_session(void **state)
+{
+	struct rc_handshake c = resuming_client(), s = new_server(), fresh = new_client();
+	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES];
+	size_t n = rc_hello_make(&key, &c, hello);
+
+	(void)state;
+	hello[0] = 0xa1; /* the kind of a new session's */
+	assert_int_equal(rc_hello_check(&key, hello, n, &s), -EKEYREJECTED);
+	hello[0] = 0xa4;
+	assert_int_equal(rc_hello_check(&key, hello, n, &s), 0);
+	n = rc_answer_make(&key, &s, answer);
+	memcpy(fresh.client_nonce, c.client_nonce, RC_NONCE_BYTES);
+	assert_int_equal(rc_answer_check(&key, answer, n, &fresh, proof), -EPROTO);
+	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), 0);
+	s.resumes = false;
+	s.client_received = c.client_received;
+	assert_int_equal(rc_proof_check(&key, &s, proof), -EKEYREJECTED);
+	/* Of another epoch than the one that was asked for. */
+	c = resuming_client();
+	s = new_server();
+	n = rc_hello_make(&key, &c, hello);
+	assert_int_equal(rc_hello_check(&key, hello, n, &s), 0);
+	s.epoch++;
+	n = rc_answer_make(&key, &s, answer);
+	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), -EKEYREJECTED);
+}
+
 static void reason__comes_back(void **state)
 {
 	uint8_t blob[RV_REASON_MAX];
@@ -317,6 +409,9 @@ int main(void)
 		cmocka_unit_test(handshake__random_bytes_are_refused),
 		cmocka_unit_test(handshake__replayed_session_is_refused),
 		cmocka_unit_test(handshake__wrong_key_is_refused_at_each_step),
+		cmocka_unit_test(resume__another_count_is_refused),
+		cmocka_unit_test(resume__both_sides_agree),
+		cmocka_unit_test(resume__is_not_a_new_session),
 		cmocka_unit_test(reason__comes_back),
 		cmocka_unit_test(reason__hostile_text_is_printable),
 		cmocka_unit_test(reason__malformed_is_a_plain_refusal),

@@ -131,7 +131,8 @@ static void any_message(struct rw_message *m, unsigned type)
 	struct rw_reply *r = &m->u.reply;
 
 	memset(m, 0, sizeof(*m));
-	m->frame = (struct rw_frame){ .type = (uint8_t)type, .epoch = (uint32_t)rnd(), .seq = rnd() };
+	m->frame = (struct rw_frame){ .type = (uint8_t)type, .epoch = (uint32_t)rnd(), .seq = rnd(),
+				      .ack = (uint32_t)rnd() };
 	switch (type) {
 	case RW_AUTH:
 		for (unsigned i = 0; i < sizeof(m->u.auth.mac); i++)
@@ -186,6 +187,11 @@ static void any_message(struct rw_message *m, unsigned type)
 			m->u.type.flags = (uint32_t)rnd();
 		}
 		break;
+	case RW_RECEIVED:
+		for (unsigned i = 0; i < sizeof(m->u.received.mac); i++)
+			m->u.received.mac[i] = (uint8_t)rnd();
+		m->u.received.seq = rnd();
+		break;
 	case RW_DONE:
 		m->u.done = (struct rw_done){ .call_id = rnd(), .what = 1 + below(2), .status = -(int)below(4096) };
 		break;
@@ -223,6 +229,7 @@ static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsig
 static void assert_message(const struct rw_message *a, const struct rw_message *b)
 {
 	assert_true(a->frame.type == b->frame.type && a->frame.seq == b->frame.seq && a->frame.epoch == b->frame.epoch);
+	assert_int_equal(a->frame.ack, b->frame.ack);
 	switch (a->frame.type) {
 	case RW_AUTH:
 		assert_memory_equal(a->u.auth.mac, b->u.auth.mac, sizeof(a->u.auth.mac));
@@ -272,6 +279,10 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 			    a->u.type.element_size == b->u.type.element_size && a->u.type.flags == b->u.type.flags);
 		assert_int_equal(a->u.type.name_length, b->u.type.name_length);
 		assert_memory_equal(a->u.type.name, b->u.type.name, a->u.type.name_length);
+		break;
+	case RW_RECEIVED:
+		assert_memory_equal(a->u.received.mac, b->u.received.mac, sizeof(a->u.received.mac));
+		assert_true(a->u.received.seq == b->u.received.seq);
 		break;
 	case RW_DONE:
 		assert_true(a->u.done.call_id == b->u.done.call_id && a->u.done.what == b->u.done.what);
@@ -690,9 +701,11 @@ static void rw__set_seq(void **state)
 	any_message(&m, RW_PING);
 	n = rw_encode(&m, buf, sizeof(buf));
 	rw_set_seq(buf, 77, 5);
+	rw_set_ack(buf, 3);
 	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
 	m.frame.seq = 77;
 	m.frame.epoch = 5;
+	m.frame.ack = 3;
 	assert_message(&m, &out);
 }
 
@@ -780,6 +793,15 @@ static void rw__golden_bytes(void **state)
 		"0b00000000000000" "03" "00" "00" "00" "0000" "0000" "08000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
 		"05000000" "03000000");
 	memset(&m.u, 0, sizeof(m.u));
+	m.frame.type = RW_RECEIVED;
+	m.frame.ack = 0x0e0f1011;
+	memset(m.u.received.mac, 0xee, 32);
+	m.u.received.seq = 12;
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text, "0f000000" "40000000" "0807060504030201" "0d0c0b0a" "11100f0e"
+			    "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee" "0c00000000000000");
+	m.frame.ack = 0;
 	m.frame.type = RW_DONE;
 	m.u.done = (struct rw_done){ .call_id = 11, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
 	n = rw_encode(&m, buf, sizeof(buf));

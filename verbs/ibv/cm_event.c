@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connection management: what happens. Each event is copied out and acked at once, so that no rdma_destroy_id ever waits
- * for an ack, then stepped through the total table of cm_table.h.
+ * Connection management: what happens. Each event is copied out, with the connection it is of, and acked at once, so that
+ * no rdma_destroy_id ever waits for an ack (and from then on its id may be gone: reap.c), then stepped through the total table of cm_table.h.
  */
 #include <arpa/inet.h>
 
@@ -11,6 +11,7 @@
 /* An event as it was, after its ack. */
 struct cm_event {
 	struct rdma_cm_id *id, *listener;
+	struct rv_conn *conn; /* NULL: the id is the listener's, new, or of a connection that was closed */
 	int type, status;
 	uint8_t responder, initiator; /* READs: we serve, we have under way */
 	uint32_t len;
@@ -32,6 +33,7 @@ static bool next_event(struct rv_dev *dev, struct cm_event *out)
 	}
 	p = &e->param.conn;
 	out->id = e->id;
+	out->conn = e->event == RDMA_CM_EVENT_CONNECT_REQUEST ? NULL : e->id->context;
 	out->listener = e->listen_id;
 	out->type = (int)e->event;
 	out->status = e->status;
@@ -238,8 +240,8 @@ bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 			requested(dev, &e, sink);
 		else if (e.id == dev->listener)
 			step_listener(dev, &e, sink);
-		else if (e.id->context)
-			step(e.id->context, &e, sink);
+		else if (e.conn)
+			step(e.conn, &e, sink);
 	}
 	return false;
 }

@@ -207,9 +207,8 @@ void rvi_close_conn(struct rv_conn *conn)
 	rvi_qp_error(conn);
 	tell_peer(conn);
 	rvi_qp_destroy(conn);
-	/* Never blocks on unacked events: they are acked as they are read. */
 	if (conn->id)
-		rdma_destroy_id(conn->id);
+		rvi_reap(dev, conn->id);
 	conn->id = NULL;
 	rvi_spill_purge(conn);
 	rvi_sends_drop(conn);

@@ -156,6 +156,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	list_init(&dev->free_conns);
 	list_init(&dev->regions);
 	pthread_mutex_init(&dev->region_lock, NULL);
+	rvi_reap_init(dev);
 
 	rc = describe(dev, &pick);
 	if (!rc)
@@ -202,6 +203,7 @@ void rvi_close(struct rv_dev *dev)
 	if (!dev)
 		return;
 	free_conns(dev);
+	rvi_reap_fini(dev);
 	if (dev->listener)
 		rdma_destroy_id(dev->listener);
 	if (dev->cm)

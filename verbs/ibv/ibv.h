@@ -153,6 +153,16 @@ struct rvi_stat {
 	_Atomic uint64_t sends, recvs, credit_msgs, stale_wc, unexpected_cm, protocol_errors;
 };
 
+/* Destroys what the connection manager keeps of closed connections; reap.c. */
+struct rvi_reaper {
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t more;
+	struct list ids;             /* guarded by lock, as the rest */
+	uint32_t nr;                 /* in ids, and in work */
+	bool runs, stop;
+};
+
 struct rv_dev {
 	/* const after open */
 	struct ibv_context *ctx;
@@ -205,6 +215,8 @@ struct rv_dev {
 
 	pthread_mutex_t region_lock;
 	struct list regions;         /* guarded by region_lock */
+
+	struct rvi_reaper reaper;
 };
 
 /* Where poll() puts events: the caller's array, then the spill. */
@@ -218,6 +230,11 @@ struct rvi_sink {
 void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int rvi_open(const struct rv_options *opt, struct rv_dev **out);
 void rvi_close(struct rv_dev *dev);
+
+/* reap.c: rvi_reap takes the id over. */
+void rvi_reap_init(struct rv_dev *dev);
+void rvi_reap_fini(struct rv_dev *dev);
+void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
 
 /* probe.c: chooses and opens. */
 struct rvi_pick {

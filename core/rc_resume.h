@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rc_resume: a session outlives its connection. What a peer's session keeps so that a broken connection can be made again,
+ * and how that goes: see resume.c; what is sent again, send.c.
+ */
+#ifndef RC_RESUME_H
+#define RC_RESUME_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/util.h"
+
+struct rref_ctx;
+struct rc_peer;
+struct rc_device;
+struct rc_handshake;
+struct rv_event;
+
+/* What is being done about a broken connection. */
+enum rc_resume_step {
+	RC_RESUME_WAIT,    /* nothing until `at` */
+	RC_RESUME_DIAL,    /* ours: connecting */
+	RC_RESUME_PROVE,   /* ours: our proof is on its way, the peer's word is not here yet */
+	RC_RESUME_ACCEPT,  /* the peer's: its proof is not here yet */
+};
+
+struct rc_resume { /* [lock] */
+	bool broken;             /* the session stands, its connection does not */
+	enum rc_resume_step step;
+	int64_t by;              /* when the session ends if it is still broken */
+	int64_t at;              /* WAIT: the next attempt; else: when this attempt is given up */
+	uint32_t attempts;       /* of ours, since it broke */
+	uint32_t nobody;         /* of these in a row that found no listener */
+	uint32_t score;          /* of this short time: RC_SCORE_LIMIT */
+	int64_t score_since;
+	_Atomic uint32_t refused;/* [atomic] READs that its device refused, not in the score yet */
+	int64_t banned_until;
+	uint64_t nr_resumed;     /* of all sessions with it */
+	char why[200];           /* it broke */
+};
+
+/* Messages that were sent and not acknowledged, and those of a broken connection that are to be sent again. */
+struct rc_unacked { /* [lock] */
+	struct list sent;        /* struct rc_outgoing, in the order of their numbers */
+	struct list again;       /* the same, behind those: not sent over the connection at hand yet */
+	uint64_t acked;          /* number of the last one the peer is known to have; sent and again hold those after it */
+	uint32_t nr;             /* in both */
+	uint32_t owed;           /* messages of the peer that no message of ours has acknowledged yet */
+};
+
+/* A connection that was made again counts 1, and a READ that was refused RC_SCORE_ACCESS: at the limit the session ends. */
+#define RC_SCORE_ACCESS 8u
+#define RC_SCORE_LIMIT 64u
+
+bool rc_resume_may(const struct rc_peer *p, int status);     /* [lock] is the end of its connection not the session's? */
+/* [lock] The connection is gone; the session waits for another. The fence's first two steps, and nothing of the third. */
+void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
+void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
+		       const struct rv_event *ev);           /* [lock] a hello that asks to resume, of that peer */
+void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev); /* [lock] of its link, while broken */
+void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] */
+int64_t rc_resume_due(const struct rc_peer *p);              /* [lock] when the next tick has work; INT64_MAX = none */
+void rc_resume_over(struct rc_peer *p);                      /* [lock] the session ended */
+
+/* send.c */
+int rc_send_acked(struct rc_peer *p, uint32_t ack);          /* [lock] 0, or -EPROTO: what was never sent */
+int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received); /* [lock] the same, and what is behind is sent again */
+void rc_send_again(struct rc_peer *p);                       /* [lock] the connection is gone: all that is not acknowledged */
+int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof); /* [lock] what came so far. 0 or -errno */
+void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] a message came: what it asks for or makes room for */
+
+#endif

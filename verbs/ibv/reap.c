@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Ids of the connection manager are destroyed by a thread of their own. The kernel waits in there until the management
+ * datagrams that it has sent for the id are done with; over rdma_rxe 6.1 that took a minute, more than once, until
+ * something else was sent (cm_destroy_id in the stack). Whoever closes a connection holds the core's progress lock.
+ *
+ * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is ours, not the id's.
+ */
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+
+#include "ibv.h"
+
+#define REAP_MAX 64u /* that wait; more are destroyed where they are closed, so that nobody piles them up */
+
+struct rvi_reaped {
+	struct list node;
+	struct rdma_cm_id *id;
+};
+
+static void *reap(void *arg)
+{
+	struct rv_dev *dev = arg;
+	struct rvi_reaper *r = &dev->reaper;
+	struct list *l;
+
+	prctl(PR_SET_NAME, "rref-cm");
+	pthread_mutex_lock(&r->lock);
+	while (!r->stop || !list_empty(&r->ids)) {
+		l = list_pop(&r->ids);
+		if (!l) {
+			pthread_cond_wait(&r->more, &r->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&r->lock);
+		rdma_destroy_id(container_of(l, struct rvi_reaped, node)->id);
+		free(container_of(l, struct rvi_reaped, node));
+		pthread_mutex_lock(&r->lock);
+		r->nr--;
+	}
+	pthread_mutex_unlock(&r->lock);
+	return NULL;
+}
+
+void rvi_reap_init(struct rv_dev *dev)
+{
+	list_init(&dev->reaper.ids);
+	pthread_mutex_init(&dev->reaper.lock, NULL);
+	pthread_cond_init(&dev->reaper.more, NULL);
+}
+
+/* The program's signals are not for it. */
+static bool start(struct rv_dev *dev)
+{
+	sigset_t all, old;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	dev->reaper.runs = !pthread_create(&dev->reaper.thread, NULL, reap, dev);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return dev->reaper.runs;
+}
+
+void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
+{
+	struct rvi_reaper *r = &dev->reaper;
+	struct rvi_reaped *one = malloc(sizeof(*one));
+	bool taken = false;
+
+	id->context = NULL; /* its events find no connection any more; see next_event() */
+	pthread_mutex_lock(&r->lock);
+	if (one && r->nr < REAP_MAX && (r->runs || start(dev))) {
+		one->id = id;
+		list_init(&one->node);
+		list_add_tail(&r->ids, &one->node);
+		r->nr++;
+		pthread_cond_signal(&r->more);
+		taken = true;
+	}
+	pthread_mutex_unlock(&r->lock);
+	if (taken)
+		return;
+	free(one);
+	rdma_destroy_id(id);
+}
+
+/* Waits until all are gone. */
+void rvi_reap_fini(struct rv_dev *dev)
+{
+	struct rvi_reaper *r = &dev->reaper;
+
+	pthread_mutex_lock(&r->lock);
+	r->stop = true;
+	pthread_cond_signal(&r->more);
+	pthread_mutex_unlock(&r->lock);
+	if (r->runs)
+		pthread_join(r->thread, NULL);
+	pthread_cond_destroy(&r->more);
+	pthread_mutex_destroy(&r->lock);
+}
