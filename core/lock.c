@@ -3,8 +3,11 @@
  * The progress lock. Three things happen at its release: deferred work is done (payload.c), callbacks and inline handlers
  * that were deferred run, and handles dropped meanwhile by other threads (which do not wait for the lock) are taken care of.
  */
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "rc.h"
 
@@ -30,18 +33,35 @@ void rc_callback_leave(void)
 	callback_depth--;
 }
 
-void rc_lock(struct rref_ctx *ctx)
+/*
+ * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
+ * since a turn of the engine is not much longer than a pthread_mutex_lock.
+ */
+static __attribute__((noinline)) void lock_slow(struct rref_ctx *ctx)
 {
-	if (pthread_mutex_trylock(&ctx->lock) == 0)
-		return;
 	at_add(&ctx->lock_wanted, 1);
-	pthread_mutex_lock(&ctx->lock);
+	for (unsigned spins = 0; spins < 64; spins++) {
+		cpu_relax();
+		if (rc_trylock(ctx))
+			goto out;
+	}
+	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if there is one. */
+	while (at_xchg_acq(&ctx->lock, RC_LOCKED_WANTED) != RC_UNLOCKED)
+		syscall(SYS_futex, &ctx->lock, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL, NULL, 0);
+out:
 	at_sub(&ctx->lock_wanted, 1);
 }
 
-bool rc_trylock(struct rref_ctx *ctx)
+void rc_lock(struct rref_ctx *ctx)
 {
-	return pthread_mutex_trylock(&ctx->lock) == 0;
+	if (unlikely(!rc_trylock(ctx)))
+		lock_slow(ctx);
+}
+
+static inline void unlock(struct rref_ctx *ctx)
+{
+	if (unlikely(at_xchg_rel(&ctx->lock, RC_UNLOCKED) == RC_LOCKED_WANTED))
+		syscall(SYS_futex, &ctx->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 static unsigned length(const struct list *l)
@@ -55,7 +75,7 @@ static unsigned length(const struct list *l)
 
 void rc_unlock_bare(struct rref_ctx *ctx)
 {
-	pthread_mutex_unlock(&ctx->lock);
+	unlock(ctx);
 }
 
 void rc_pause(unsigned *turn)
@@ -102,7 +122,7 @@ static void run_deferred(struct rref_ctx *ctx)
 
 		if (!op && !call)
 			return;
-		pthread_mutex_unlock(&ctx->lock);
+		unlock(ctx);
 		if (op)
 			rc_op_run_then(container_of(op, struct rref_future, then_node));
 		else
@@ -120,7 +140,7 @@ void rc_unlock(struct rref_ctx *ctx)
 			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
 		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
 			run_deferred(ctx);
-		pthread_mutex_unlock(&ctx->lock);
+		unlock(ctx);
 		/* sc: partner of rref_release's push; whoever pushed while we held the lock did not wait for it. */
 		if (likely(!at_load_sc(&ctx->dropped)) || !rc_trylock(ctx))
 			return;
