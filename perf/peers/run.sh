@@ -15,7 +15,7 @@ port() { # a port of loopback that is free now
 	"$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-ucx() { # OP TEST BYTES ITERATIONS: the median, of ucx_perftest's last line
+ucx() { # OP TEST BYTES ITERATIONS: of ucx_perftest's last line the median, or the mean where that is less: each median sample holds a clock reading
 	local p line tries
 	p=$(port)
 	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 ucx_perftest -p "$p" >"$work/server" 2>&1 &
@@ -31,7 +31,7 @@ ucx() { # OP TEST BYTES ITERATIONS: the median, of ucx_perftest's last line
 	[ -n "$line" ] || { echo "ucx_perftest $2 of $3 bytes said nothing: $(tail -n 1 "$work/err")" >&2; return 1; }
 	# Final: iterations, latency: median, average, overall, ... in microseconds
 	echo "$line" | awk -v op="$1" -v bytes="$3" \
-		'{printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", op, bytes, $2, $3 * 1000}'
+		'{if ($4 < $3) $3 = $4; printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", op, bytes, $2, $3 * 1000}'
 }
 
 failed=0
