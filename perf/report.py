@@ -154,7 +154,7 @@ def machine():
     model = re.search(r"model name\s*:\s*(.*)", open("/proc/cpuinfo", encoding="utf-8").read())
     memory = re.search(r"MemTotal:\s*(\d+)", open("/proc/meminfo", encoding="utf-8").read())
     print(f"- Processor: {model.group(1) if model else platform.machine()}, {os.cpu_count()} cores; "
-          f"{int(memory.group(1)) >> 20 if memory else '?'} GiB of memory; Linux {platform.release().split("-")[0]}.")
+          f"{int(memory.group(1)) >> 20 if memory else '?'} GiB of memory; Linux {platform.release().split('-')[0]}.")
     print(f"- Compiler: {command('gcc', '--version').splitlines()[0] if command('gcc', '--version') else 'unknown'}; `-O2`.")
     print(f"- librref at {command('git', 'rev-parse', '--short', 'HEAD') or 'an unknown commit'}.")
 

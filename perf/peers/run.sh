@@ -3,7 +3,7 @@
 # get (Open MPI), torch's to_here.   run.sh [SECONDS]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
-seconds=${1:-1}
+seconds=${1:-1} prefix=${RREF_PERF_PREFIX-} # as perf/report.sh
 work=$(mktemp -d)
 server=
 trap '[ -n "$server" ] && kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
@@ -18,13 +18,13 @@ port() { # a port of loopback that is free now
 ucx() { # OP TEST BYTES ITERATIONS: of ucx_perftest's last line the median, or the mean where that is less: each median sample holds a clock reading
 	local p line tries
 	p=$(port)
-	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 ucx_perftest -p "$p" >"$work/server" 2>&1 &
+	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest -p "$p" >"$work/server" 2>&1 &
 	server=$!
 	for tries in $(seq 50); do
 		ss -ltn 2>/dev/null | grep -q ":$p " && break
 		sleep 0.1
 	done
-	line=$(UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 ucx_perftest 127.0.0.1 -p "$p" -t "$2" -s "$3" -n "$4" \
+	line=$(UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest 127.0.0.1 -p "$p" -t "$2" -s "$3" -n "$4" \
 		-w $(($4 / 10 + 1)) 2>"$work/err" | grep '^Final:')
 	wait "$server"
 	server=
