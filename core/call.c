@@ -249,7 +249,7 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 	struct rref_ctx *ctx = o->ctx;
 	struct rc_peer *p = &ctx->peers[o->rank];
 	const struct rref_args *a = o->args;
-	struct rw_message m = { .frame.type = RW_CALL };
+	struct rw_message m;
 	struct rw_call *c = &m.u.call;
 	int err = a && a->nr_refs ? wait_for_session(ctx, p, o->deadline) : 0;
 
@@ -260,6 +260,7 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
 	if (at_load(&ctx->state) != RC_CTX_RUNNING)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
+	rw_call_init(&m);
 	c->call_id = rc_op_token(o->f);
 	c->kind = kind;
 	c->id = id;
@@ -301,11 +302,12 @@ static int call_async(struct rref_ctx *ctx, int rank, const char *function, cons
 
 	if (err)
 		return err;
-	o.f->incoming = calloc(1, sizeof(*o.f->incoming));
+	o.f->incoming = malloc(sizeof(*o.f->incoming));
 	if (!o.f->incoming) {
 		rc_fail(ENOMEM, "memory for a call");
 		return abandon(&o, -ENOMEM);
 	}
+	rc_incoming_init(o.f->incoming);
 	rc_lock(ctx);
 	err = send_call(&o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
 	if (!err) {

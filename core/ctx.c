@@ -186,7 +186,6 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	if (ctx->kickfd >= 0)
 		close(ctx->kickfd);
 	rc_key_wipe(&ctx->key);
-	pthread_mutex_destroy(&ctx->lock);
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
 	rc_send_close(ctx);
@@ -220,7 +219,6 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->log_ctx = o->log_ctx;
 	ctx->log_level = o->log_level;
 	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));
-	pthread_mutex_init(&ctx->lock, NULL);
 	pthread_mutex_init(&ctx->grow_lock, NULL);
 	pthread_mutex_init(&ctx->function_lock, NULL);
 	list_init(&ctx->self_queue);

@@ -11,7 +11,10 @@
 
 static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {
-	struct rw_message m = { .frame.type = RW_PROTO, .u.proto = e->msg };
+	struct rw_message m;
+
+	m.frame = (struct rw_frame){ .type = RW_PROTO };
+	memcpy(&m.u.proto, &e->msg, e->msg.status ? sizeof(e->msg) : offsetof(struct rp_msg, text) + 1);
 	int err = rc_send(ctx, e->peer, &m);
 
 	/* Who cannot be told is dead, or is fenced now: then all that hangs on it is cleaned up, on both sides. */
@@ -126,6 +129,14 @@ static void created(const struct rp_effect *e)
 	rc_op_put(f);
 }
 
+/* Their texts are long, and mostly empty. */
+static size_t effect_bytes(const struct rp_effect *e)
+{
+	if (e->type == RP_EFF_SEND)
+		return e->msg.status ? sizeof(*e) : offsetof(struct rp_effect, msg.text) + 1;
+	return e->status ? sizeof(*e) : offsetof(struct rp_effect, text) + 1;
+}
+
 void rc_effects(struct rref_ctx *ctx)
 {
 	size_t n;
@@ -138,8 +149,10 @@ void rc_effects(struct rref_ctx *ctx)
 		return;
 	ctx->in_effects = true;
 	for (size_t i = 0; rp_effects(ctx->machine, &n), i < n; i++) {
-		struct rp_effect e = rp_effects(ctx->machine, &n)[i];
+		const struct rp_effect *from = &rp_effects(ctx->machine, &n)[i];
+		struct rp_effect e;
 
+		memcpy(&e, from, effect_bytes(from));
 		switch (e.type) {
 		case RP_EFF_SEND:
 			send_effect(ctx, &e);

@@ -14,26 +14,36 @@
 
 #include "rc.h"
 
-/* A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. */
+/*
+ * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. Where waits
+ * end just behind it, as on an emulated or busy machine, it grows: to sleep and be woken would cost more than what is left.
+ */
 #define SPIN_NS (100 * NSEC_PER_USEC)
+#define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
 #define SLOW_NS (1 * NSEC_PER_MSEC) /* as the poller; see progress.c */
+#define LOOKS 8u                    /* between two looks at the clock, and at other threads' needs */
 
 static bool done(const struct rref_future *f)
 {
 	return (at_load_acq(&f->state) & RC_F_MASK) == RC_F_DONE;
 }
 
-/* One turn of the engine if nobody else is at it. Returns true if something was handled. */
+/*
+ * Some looks of the engine if nobody else is at it. Returns true if something was handled. The pause of a spin loop is for
+ * who only waits for another thread: one that polls would see its completion later for it (a lot later under emulation).
+ */
 static bool make_progress(struct rref_ctx *ctx, bool slow)
 {
 	int n;
 
-	if (!rc_trylock(ctx))
+	if (!rc_trylock(ctx)) {
+		cpu_relax();
 		return false;
+	}
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
 	if (!slow && !at_load(&ctx->has_poller))
 		slow = now_ns() - ctx->polled_slow_at >= SLOW_NS;
-	n = rc_progress_locked(ctx, slow);
+	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
 	return n > 0;
 }
@@ -125,35 +135,70 @@ static void device_sleep(struct rref_ctx *ctx, struct rref_future *f, int64_t de
 	rc_unlock(ctx);
 }
 
-int rc_op_wait(struct rref_future *f, int64_t deadline)
+/* A wait slept, and took that long in all. Threads may overwrite one another's finding. */
+static void learn_patience(struct rref_ctx *ctx, int64_t took)
+{
+	uint32_t more = at_load(&ctx->more_patience);
+
+	if (took < SPIN_MAX_NS)
+		more = (uint32_t)min_of(2 * (more + SPIN_NS), SPIN_MAX_NS) - (uint32_t)SPIN_NS;
+	else
+		more /= 2;
+	at_store(&ctx->more_patience, more);
+}
+
+/*
+ * While somebody polls for READs the poller, when it goes to sleep, does not ask to be woken by them: it would be by every
+ * single one, and get in the way. Who stops polling wakes it if others' READs are still under way. sc: partner of rc_arm.
+ */
+static void watch_reads(struct rref_ctx *ctx)
+{
+	at_add_sc(&ctx->watching, 1);
+}
+
+static void unwatch_reads(struct rref_ctx *ctx)
+{
+	if (at_sub_sc(&ctx->watching, 1) == 1 && at_load_sc(&ctx->reads_unarmed) && at_load(&ctx->reads_in_flight))
+		rc_kick(ctx);
+}
+
+/*
+ * Reading the clock is a system call where the machine has no good one (virtual ones mostly), so it is read late and seldom: a
+ * wait that is over soon never does. deadline < 0: `timeout` from the first look at the clock on.
+ */
+static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
 	struct rref_ctx *ctx = f->ctx;
-	int64_t spin_until = 0;
+	/* Over shm none of them is ever waited for. */
+	bool reads = at_load(&f->kind) == RC_OP_READ && at_load(&ctx->has_poller);
+	int64_t spin_until = 0, begun = 0;
 	bool blocking = false;
 	unsigned turn = 0;
 	int err = 0;
 
+	if (reads)
+		watch_reads(ctx);
 	while (!done(f)) {
 		bool worked = make_progress(ctx, (turn & 63) == 63);
 
 		if (done(f))
 			break;
-		if ((++turn & 15) && !spin_until) {
-			cpu_relax();
+		if (++turn & 15)
 			continue;
-		}
 		int64_t now = now_ns();
 
+		if (deadline < 0)
+			deadline = rc_deadline(ctx, timeout);
 		if (now >= deadline) {
 			err = -ETIMEDOUT;
 			break;
 		}
+		if (!begun)
+			begun = now;
 		if (!spin_until || worked)
-			spin_until = now + SPIN_NS;
-		if (now < spin_until) {
-			cpu_relax();
+			spin_until = now + SPIN_NS + at_load(&ctx->more_patience);
+		if (now < spin_until)
 			continue;
-		}
 		if (!blocking) {
 			blocking = true;
 			rc_pool_blocking(ctx, 1);
@@ -161,16 +206,34 @@ int rc_op_wait(struct rref_future *f, int64_t deadline)
 		if (at_load(&ctx->has_poller)) {
 			uint32_t s;
 
+			if (reads)
+				at_sub_sc(&ctx->watching, 1);
 			rc_kick(ctx); /* the poller must look, and arm for finished READs, before this thread sleeps */
 			if (will_sleep(f, &s))
 				futex_sleep(f, s, deadline);
+			if (reads)
+				watch_reads(ctx);
 		} else {
 			device_sleep(ctx, f, deadline);
 		}
 	}
-	if (blocking)
+	if (reads)
+		unwatch_reads(ctx);
+	if (blocking) {
 		rc_pool_blocking(ctx, -1);
+		learn_patience(ctx, now_ns() - begun);
+	}
 	return err;
+}
+
+int rc_op_wait(struct rref_future *f, int64_t deadline)
+{
+	return wait_for(f, max_of(deadline, 0), 0);
+}
+
+int rc_op_wait_for(struct rref_future *f, int64_t timeout)
+{
+	return wait_for(f, -1, timeout);
 }
 
 /* The program's own thread may have stood in for the poller's; see progress.c. */
@@ -181,7 +244,7 @@ int rref_future_wait(struct rref_future *f, int64_t timeout)
 	if (rc_is_child(f->ctx))
 		return rc_enter_slow(f->ctx);
 	if (!done(f)) {
-		int err = rc_op_wait(f, rc_deadline(f->ctx, timeout));
+		int err = rc_op_wait_for(f, timeout);
 
 		if (err)
 			return rc_fail(ETIMEDOUT, "the wait timed out; the operation goes on");

@@ -42,6 +42,7 @@ void rc_handle_fail(struct rref *h, int err, const char *text)
 	h->err = err;
 	h->text = strdup(text && *text ? text : rref_strerror(err));
 	at_store(&h->confirmed, 0);
+	at_store(&h->quick, RC_QUICK_NOT);
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
@@ -53,6 +54,8 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 	if (loc && loc->version) {
 		h->loc = *loc;
 		at_store_rel(&h->state, RC_H_READY);
+		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
+		at_store_rel(&h->quick, rc_quick_class(h->ctx, h->owner, loc));
 	} else {
 		at_store_rel(&h->state, RC_H_CONFIRMED);
 	}

@@ -4,8 +4,11 @@
  * that were deferred run, and what other threads dropped meanwhile without waiting for the lock is taken care of: handles,
  * and memory that goes back to the program (wrap.c).
  */
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "rc.h"
 
@@ -31,18 +34,35 @@ void rc_callback_leave(void)
 	callback_depth--;
 }
 
-void rc_lock(struct rref_ctx *ctx)
+/*
+ * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
+ * since a turn of the engine is not much longer than a pthread_mutex_lock.
+ */
+static __attribute__((noinline)) void lock_slow(struct rref_ctx *ctx)
 {
-	if (pthread_mutex_trylock(&ctx->lock) == 0)
-		return;
 	at_add(&ctx->lock_wanted, 1);
-	pthread_mutex_lock(&ctx->lock);
+	for (unsigned spins = 0; spins < 64; spins++) {
+		cpu_relax();
+		if (rc_trylock(ctx))
+			goto out;
+	}
+	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if there is one. */
+	while (at_xchg_acq(&ctx->lock, RC_LOCKED_WANTED) != RC_UNLOCKED)
+		syscall(SYS_futex, &ctx->lock, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL, NULL, 0);
+out:
 	at_sub(&ctx->lock_wanted, 1);
 }
 
-bool rc_trylock(struct rref_ctx *ctx)
+void rc_lock(struct rref_ctx *ctx)
 {
-	return pthread_mutex_trylock(&ctx->lock) == 0;
+	if (unlikely(!rc_trylock(ctx)))
+		lock_slow(ctx);
+}
+
+static inline void unlock(struct rref_ctx *ctx)
+{
+	if (unlikely(at_xchg_rel(&ctx->lock, RC_UNLOCKED) == RC_LOCKED_WANTED))
+		syscall(SYS_futex, &ctx->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 static unsigned length(const struct list *l)
@@ -56,7 +76,7 @@ static unsigned length(const struct list *l)
 
 void rc_unlock_bare(struct rref_ctx *ctx)
 {
-	pthread_mutex_unlock(&ctx->lock);
+	unlock(ctx);
 }
 
 void rc_pause(unsigned *turn)
@@ -103,7 +123,7 @@ static void run_deferred(struct rref_ctx *ctx)
 
 		if (!op && !call)
 			return;
-		pthread_mutex_unlock(&ctx->lock);
+		unlock(ctx);
 		if (op)
 			rc_op_run_then(container_of(op, struct rref_future, then_node));
 		else
@@ -123,7 +143,7 @@ void rc_unlock(struct rref_ctx *ctx)
 			run_deferred(ctx);
 		if (rc_wraps_due(ctx))
 			rc_wraps_return(ctx);
-		pthread_mutex_unlock(&ctx->lock);
+		unlock(ctx);
 		/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
 		if (likely(!at_load_sc(&ctx->dropped) && !rc_wraps_due(ctx)) || !rc_trylock(ctx))
 			return;

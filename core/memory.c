@@ -254,6 +254,7 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 	v->view.data = v->header + 1;
 	v->view.length = length;
 	v->view.value = v;
+	v->view.cls = -1;
 	v->view.nr_segments = (uint16_t)nr;
 	v->view.type_hash = t->hash;
 	rc_shape_write(v->header + 1, length, segments, nr, copy);
@@ -363,7 +364,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 			if (at_load(slot) && (v = at_xchg_acq(slot, NULL)))
 				goto found;
 		}
-		block = (size_t)128 << cls;
+		block = RC_LANDING_BLOCK(cls);
 	}
 	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
 
@@ -418,14 +419,12 @@ size_t rref_view_length(const struct rref_view *view)
 	return view ? view->length : 0;
 }
 
-void rref_view_free(struct rref_view *view)
+void rc_view_put(struct rref_view *view)
 {
-	if (!view || rc_is_child(view->ctx))
-		return;
 	if (unlikely(view->nr_refs && !view->value))
 		rc_view_let_go(view);
 	if (view->value)
 		rc_value_unpin(view->value);
-	else if (!rc_quick_put(view))
+	else
 		rc_landing_put(view);
 }

@@ -3,15 +3,20 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/atomic.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
 #include "rc_quote.h"
 
 /* Not isalnum: what a name may hold must not depend on the locale, since peers compare names. */
+static const bool name_char[256] = {
+	['A' ... 'Z'] = true, ['a' ... 'z'] = true, ['0' ... '9'] = true, ['_'] = true, [':'] = true, ['-'] = true,
+};
+
 static bool is_name_char(char c)
 {
-	return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == ':' || c == '-';
+	return name_char[(unsigned char)c];
 }
 
 static int check(const char *what, const char *allowed, const char *name, bool dot)
@@ -21,17 +26,22 @@ static int check(const char *what, const char *allowed, const char *name, bool d
 
 	if (!name)
 		return rc_fail(EINVAL, "%s: NULL", what);
+	for (length = 0; is_name_char(name[length]) || (dot && name[length] == '.'); length++)
+		;
+	if (likely(length && length <= RREF_NAME_MAX && !name[length]))
+		return 0;
 	length = strnlen(name, RREF_NAME_MAX + 1);
 	rc_quote(quoted, sizeof(quoted), name, length);
 	if (length == 0)
 		return rc_fail(EINVAL, "%s: empty; 1 to %d of %s are allowed", what, RREF_NAME_MAX, allowed);
 	if (length > RREF_NAME_MAX)
 		return rc_fail(EINVAL, "%s \"%s\": longer than %d bytes", what, quoted, RREF_NAME_MAX);
-	for (size_t i = 0; i < length; i++)
-		if (!is_name_char(name[i]) && !(dot && name[i] == '.'))
-			return rc_fail(EINVAL, "%s \"%s\": byte 0x%02x at %zu is not allowed, only %s are", what, quoted,
-				       (unsigned)(unsigned char)name[i], i, allowed);
-	return 0;
+	size_t i = 0;
+
+	while (is_name_char(name[i]) || (dot && name[i] == '.'))
+		i++;
+	return rc_fail(EINVAL, "%s \"%s\": byte 0x%02x at %zu is not allowed, only %s are", what, quoted,
+		       (unsigned)(unsigned char)name[i], i, allowed);
 }
 
 int rc_name_check(const char *name)

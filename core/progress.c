@@ -22,6 +22,7 @@
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
 #define BATCH 16u
+#define LOOKS 8u                          /* of rref_progress */
 
 static int poll_device(struct rref_ctx *ctx, struct rc_device *d, unsigned flags)
 {
@@ -92,16 +93,36 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 	return n;
 }
 
+/*
+ * A few looks at the queues under one hold of the lock: who spins sees what comes the sooner, the less lies between two
+ * looks. It stops when something came, or somebody wants the lock.
+ */
+int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
+{
+	int n = rc_progress_locked(ctx, slow);
+
+	/* What else there is to do was looked at; only the devices, and other threads' drops, can bring more. */
+	while (!n && --looks && !at_load(&ctx->lock_wanted) && !at_load(&ctx->dropped))
+		for (int k = 0; k < RV_NR_KINDS; k++)
+			if (ctx->device[k].dev)
+				n += poll_device(ctx, &ctx->device[k], 0);
+	return n;
+}
+
+/* A program that spins here shall not make system calls all the time; one that comes rarely, or has slept, each time. */
 int rref_progress(struct rref_ctx *ctx)
 {
 	int n = rc_enter(ctx);
+	bool slow;
 
 	if (n)
 		return n;
 	if (!rc_trylock(ctx))
 		return 0;
-	rc_disarm(ctx);
-	n = rc_progress_locked(ctx, true);
+	slow = ctx->armed || now_ns() - ctx->polled_slow_at >= SLOW_NS;
+	if (at_load(&ctx->kicked) || ctx->armed)
+		rc_disarm(ctx);
+	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
 	return n;
 }
@@ -129,7 +150,13 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 
 bool rc_arm(struct rref_ctx *ctx)
 {
-	unsigned flags = at_load(&ctx->reads_in_flight) ? RV_ARM_READS : 0;
+	/* sc, and `sleeping` was stored before: partner of unwatch_reads in future.c. */
+	bool unarmed = at_load(&ctx->has_poller) && at_load_sc(&ctx->watching);
+	unsigned flags = at_load(&ctx->reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
+
+	at_store_sc(&ctx->reads_unarmed, unarmed);
+	if (unarmed && !at_load_sc(&ctx->watching) && at_load(&ctx->reads_in_flight))
+		return false; /* it left meanwhile, perhaps before it could see the line above */
 
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev && ctx->device[k].ops->arm(ctx->device[k].dev, flags) < 0)
@@ -151,6 +178,7 @@ void rc_disarm(struct rref_ctx *ctx)
 	if (!ctx->armed)
 		return;
 	ctx->armed = false;
+	at_store(&ctx->reads_unarmed, 0);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->disarm(ctx->device[k].dev);

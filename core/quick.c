@@ -5,12 +5,15 @@
  * no quarantine. Whatever is out of the ordinary is left to the way of all other reads (read.c), which finds the words.
  *
  * What a thread needs for it, the thread keeps to itself: a landing place for headers, the landing buffers that it gave
- * back last, counters, and the mark that pins a connection. So a read costs one locked instruction, the pin: what each
- * thread marks in a place of its own, only the fence looks up elsewhere.
+ * back last, counters, and the mark that pins a connection. So a read has no locked instruction: what each thread marks in a
+ * place of its own, only the fence looks up elsewhere, and it brings the barrier along (see pin).
  */
 #include <errno.h>
+#include <linux/membarrier.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "rc.h"
 
@@ -19,12 +22,11 @@ struct rc_reader {
 	uint64_t serial;                  /* [const] of its context, which may be gone and its address another's */
 	struct rref_ctx *ctx;             /* guarded by lock; NULL: closed */
 	struct rc_header *header;
-	uint32_t header_lkey;
+	struct rv_read read;              /* its constant parts, and what the last read filled in */
 	uint32_t fork_generation;
-	struct rref_view *spare[RC_CACHE_CLASSES];
-	/* Written by its thread only. */
+	/* Written by its thread only; others look, to count. */
+	_Atomic(struct rref_view *) spare[RC_CACHE_CLASSES];
 	_Atomic uint64_t reads, read_bytes;
-	_Atomic int64_t landing_bytes;    /* below 0: got elsewhere and given back here */
 	struct rc_reader *next;           /* guarded by lock: of its context */
 	struct rc_reader *thread_next;    /* of its thread */
 };
@@ -33,6 +35,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* readers come and go 
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int no_key;
+static _Atomic uint32_t barrier; /* who makes it between a pin and the look at conn */
+enum { READS, FENCES };
 static __attribute__((tls_model("initial-exec"))) _Thread_local struct rc_reader *mine;
 
 uint64_t rc_quick_serial(void)
@@ -57,19 +61,20 @@ static void give_back(struct rc_reader *r)
 	struct rref_ctx *ctx = r->ctx;
 
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
-		if (r->spare[c])
-			ra_free(ctx->landing, r->spare[c], r->spare[c]->block);
+		rc_landing_put(at_load(&r->spare[c]));
 	ra_free(ctx->landing, r->header, RC_HEADER_BYTES);
 	at_add(&ctx->n.reads, at_load(&r->reads));
 	at_add(&ctx->n.doorbells, at_load(&r->reads));
 	at_add(&ctx->n.read_bytes, at_load(&r->read_bytes));
-	at_add(&ctx->n.landing_bytes, (uint64_t)at_load(&r->landing_bytes));
 }
 
 /* In a child of fork(2): another thread of the parent may have had it at that moment, and is not here to give it back. */
 void rc_quick_fork_child(void)
 {
 	pthread_mutex_init(&lock, NULL);
+	/* What the parent registered is its child's too; should a kernel see it otherwise, reads go without. */
+	if (at_load(&barrier) == FENCES && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
+		at_store(&barrier, READS);
 }
 
 /* A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of those is touched. */
@@ -96,6 +101,31 @@ static void thread_ends(void *arg)
 static void make_key(void)
 {
 	no_key = pthread_key_create(&key, thread_ends);
+	if (!syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
+		at_store(&barrier, FENCES);
+}
+
+/*
+ * What pin() leaves to the fence. A program that shuts itself in (seccomp) after its first read may refuse the call: from
+ * then on reads make the barrier, and those that began before are out of the way when this thread has had its turn on
+ * each processor in their stead.
+ */
+static void barrier_for_readers(void)
+{
+	cpu_set_t all, one;
+
+	if (at_load(&barrier) != FENCES || !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+		return;
+	at_store_sc(&barrier, READS);
+	if (sched_getaffinity(0, sizeof(all), &all))
+		return;
+	for (int c = 0; c < CPU_SETSIZE; c++) {
+		CPU_ZERO(&one);
+		CPU_SET(c, &one);
+		if (CPU_ISSET(c, &all) && !sched_setaffinity(0, sizeof(one), &one))
+			sched_yield();
+	}
+	sched_setaffinity(0, sizeof(all), &all);
 }
 
 /* Those of this thread whose context was freed. */
@@ -136,7 +166,9 @@ static __attribute__((noinline)) struct rc_reader *new_reader(struct rref_ctx *c
 	r->serial = ctx->serial;
 	r->fork_generation = at_load(&rc_fork_generation);
 	r->header = header;
-	r->header_lkey = ((struct rc_region *)ra_lookup(ctx->landing, header, &base))->mr[RV_SHM].lkey;
+	r->read.nr_sge = 2;
+	r->read.sge[0] = (struct rv_sge){ header, RC_HEADER_BYTES,
+					  ((struct rc_region *)ra_lookup(ctx->landing, header, &base))->mr[RV_SHM].lkey };
 	pthread_mutex_lock(&lock);
 	forget_closed();
 	r->next = ctx->readers;
@@ -160,118 +192,159 @@ static inline struct rc_reader *reader_of(const struct rref_ctx *ctx)
 	return r;
 }
 
+/*
+ * The mark that the fence looks for. It stores conn = NULL and then looks here; so this store has to be seen before conn is
+ * loaded. That order is the fence's to make, which is rare: membarrier(2) has every running thread of the process pass a
+ * barrier. Where there is none, each read makes it (sc).
+ */
+static inline void pin(struct rc_reader *r, struct rc_peer *p)
+{
+	if (likely(at_load(&barrier) == FENCES)) {
+		at_store(&r->pinned, p);
+		__asm__ volatile("" : : : "memory"); /* the compiler keeps the order; the processor is dealt with by the fence */
+	} else {
+		at_store_sc(&r->pinned, p);
+	}
+}
+
 static inline void count(_Atomic uint64_t *n, uint64_t by)
 {
 	at_store(n, at_load(n) + by);
 }
 
-static inline struct rref_view *landing(struct rc_reader *r, struct rref_ctx *ctx, size_t length)
+/* Whether reads of a user's handle with this location can be quick: said once, when it becomes READY. */
+uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
 {
-	int cls = rc_landing_class(length);
-	struct rref_view *v = NULL;
+	const struct rc_peer *p = &ctx->peers[owner];
 
-	if (likely(cls >= 0 && (v = r->spare[cls]) != NULL)) {
-		r->spare[cls] = NULL;
-		at_store(&r->landing_bytes, at_load(&r->landing_bytes) + (int64_t)v->block);
-		return v;
-	}
-	return rc_landing_get(ctx, length, &v) ? NULL : v;
+	if (ctx->scopes || p->kind != RV_SHM || !p->ops || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 ||
+	    loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
+	    loc->length + RC_HEADER_BYTES > p->max_msg)
+		return RC_QUICK_NOT;
+	int cls = rc_landing_class(loc->length);
+
+	return cls < 0 ? RC_QUICK_LARGE : (uint8_t)(RC_QUICK_FIRST + cls);
 }
 
-bool rc_quick_put(struct rref_view *v)
-{
-	struct rc_reader *r = reader_of(v->ctx);
-
-	if (!r || v->cls < 0 || r->spare[v->cls])
-		return false;
-	r->spare[v->cls] = v;
-	at_store(&r->landing_bytes, at_load(&r->landing_bytes) - (int64_t)v->block);
-	return true;
-}
-
-static bool header_fits(const struct rc_header *h, const struct rref *ref)
+static inline bool header_fits(const struct rc_header *h, const struct rref *ref)
 {
 	const struct rp_location *loc = &ref->loc;
 
-	return le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
-	       le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
-	       le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
-	       le64toh(h->type_hash) == loc->type_hash && le16toh(h->nr_segments) == loc->nr_segments &&
-	       h->nr_refs == 0;
+	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
+		      le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
+		      le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
+		      le64toh(h->type_hash) == loc->type_hash && le16toh(h->nr_segments) == 1 && h->nr_refs == 0);
 }
 
-/* ref is a user's, and its location is known. 0: *out. 1: to be read the other way. -errno with its text. */
-int rc_quick_read(struct rref *ref, struct rref_view **out)
+/* The refusal has ended the connection: asked again, the answer would be that one. */
+static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rref_view *v,
+						     bool refused)
+{
+	char name[160];
+
+	rref_view_free(v);
+	if (!refused)
+		return rc_read_whole(ref, timeout, out);
+	at_add(&ref->ctx->peers[ref->owner].resume.refused, 1);
+	rref_format(ref, name, sizeof(name));
+	return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", rref_owner_name(ref), name);
+}
+
+/* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
+static __attribute__((noinline)) struct rref_view *other_landing(const struct rref *ref, struct rc_reader **r)
+{
+	struct rref_view *v;
+
+	if (!*r && !(*r = new_reader(ref->ctx)))
+		return NULL;
+	return rc_landing_get(ref->ctx, ref->loc.length, &v) ? NULL : v;
+}
+
+/* ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there on. */
+int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
-	const struct rp_location *loc = &ref->loc;
-	uint64_t length = loc->length;
+	unsigned cls = at_load(&ref->quick) - (unsigned)RC_QUICK_FIRST; /* a large one's is beyond all spares */
+	uint64_t length = ref->loc.length;
 	struct rc_reader *r = reader_of(ctx);
 	struct rref_view *v;
 	struct rv_conn *conn;
 	int posted = 0;
 
-	if (p->kind != RV_SHM || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 || loc->nr_refs || !loc->nonce ||
-	    rp_apart(loc) || !length || length > RC_VALUE_MAX || length + RC_HEADER_BYTES > p->max_msg || at_load(&p->nr_waiting))
-		return 1;
-	if (unlikely(!r) && !(r = new_reader(ctx)))
-		return 1;
-	v = landing(r, ctx, length);
-	if (unlikely(!v))
-		return 1;
+	if (unlikely(at_load(&p->nr_waiting)))
+		return rc_read_whole(ref, timeout, out);
+	if (likely(r && cls < RC_CACHE_CLASSES && (v = at_load(&r->spare[cls])) != NULL))
+		at_store(&r->spare[cls], NULL);
+	else if (!(v = other_landing(ref, &r)))
+		return rc_read_whole(ref, timeout, out);
+	/* What never changes of it was set in new_reader. */
+	struct rv_read *read = &r->read;
 
-	struct rv_read read = { .addr = loc->addr, .rkey = loc->rkey[RV_SHM], .nr_sge = 2,
-				.sge = { { r->header, RC_HEADER_BYTES, r->header_lkey },
-					 { v + 1, (uint32_t)length, v->lkey[RV_SHM] } } };
-
+	read->addr = ref->loc.addr;
+	read->rkey = ref->loc.rkey[RV_SHM];
+	read->sge[1].addr = v + 1;
+	read->sge[1].length = (uint32_t)length;
+	read->sge[1].lkey = v->lkey[RV_SHM];
 	r->header->nonce = 0; /* a READ that brought nothing is seen as one */
-	at_store_sc(&r->pinned, p);
+	pin(r, p);
 	conn = at_load_sc(&p->conn);
-	/* Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. */
-	if (likely(conn != NULL) && likely(at_load_acq(&ref->state) == RC_H_READY))
-		posted = p->ops->post_reads(conn, &read, 1);
+	/*
+	 * Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. The fence
+	 * fails the reference, which makes it quick no more, before such a connection can be found.
+	 */
+	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_QUICK_NOT))
+		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
-	if (likely(posted == 1)) {
-		count(&r->reads, 1);
-		if (likely(!read.status && header_fits(r->header, ref))) {
-			count(&r->read_bytes, length);
-			v->length = length;
-			v->nr_segments = 1;
-			v->type_hash = loc->type_hash;
-			*out = v;
-			return 0;
-		}
-	}
-	rref_view_free(v);
-	/* The refusal has ended the connection: asked again, the answer would be that one. */
-	if (posted == 1 && read.status == -EACCES) {
-		char name[160];
+	if (unlikely(posted != 1))
+		return other_way(ref, timeout, out, v, false);
+	count(&r->reads, 1);
+	if (unlikely(read->status || !header_fits(r->header, ref)))
+		return other_way(ref, timeout, out, v, read->status == -EACCES);
+	count(&r->read_bytes, length);
+	v->length = length;
+	v->nr_segments = 1;
+	v->type_hash = ref->loc.type_hash;
+	*out = v;
+	return 0;
+}
 
-		at_add(&p->resume.refused, 1);
-		rref_format(ref, name, sizeof(name));
-		return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", p->member->name, name);
-	}
-	return 1;
+/* Kept by this thread for its next read, if it has none of that class. */
+void rref_view_free(struct rref_view *view)
+{
+	struct rc_reader *r;
+	unsigned cls;
+
+	if (!view || rc_is_child(view->ctx))
+		return;
+	r = reader_of(view->ctx);
+	cls = (unsigned)view->cls; /* an alias has none */
+	if (likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs && !at_load(&r->spare[cls])))
+		at_store(&r->spare[cls], view);
+	else
+		rc_view_put(view);
 }
 
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	pthread_mutex_lock(&lock);
+	if (ctx->readers)
+		barrier_for_readers();
 	for (struct rc_reader *r = ctx->readers; r; r = r->next)
 		while (at_load_sc(&r->pinned) == p)
 			sched_yield();
 	pthread_mutex_unlock(&lock);
 }
 
-void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *landing_bytes)
+void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *spare_bytes)
 {
-	*reads = *read_bytes = *landing_bytes = 0;
+	*reads = *read_bytes = *spare_bytes = 0;
 	pthread_mutex_lock(&lock);
 	for (struct rc_reader *r = ctx->readers; r; r = r->next) {
 		*reads += at_load(&r->reads);
 		*read_bytes += at_load(&r->read_bytes);
-		*landing_bytes += (uint64_t)at_load(&r->landing_bytes);
+		for (int c = 0; c < RC_CACHE_CLASSES; c++)
+			*spare_bytes += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
 	pthread_mutex_unlock(&lock);
 }

@@ -112,6 +112,7 @@ struct rref {
 	_Atomic uint32_t nested;     /* of the holds: those of values */
 	_Atomic uint32_t lent;       /* a call that is being served holds it for its handler: that hold is not the handler's */
 	bool owned, creator;
+	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
 	uint32_t owner;
 	struct rref_id id, fork;
 	struct rp_location loc;      /* valid from RC_H_READY (user) */
@@ -158,10 +159,8 @@ struct rc_inref {
 /* What comes with a call or reply: references to be confirmed, and before them perhaps a payload to be READ. */
 struct rc_incoming {
 	struct rc_inref *ref;         /* few, or malloc'ed */
-	struct rc_inref few[RW_REFS_MAX];
 	uint32_t nr, unready;         /* [lock] */
 	int status;                   /* first failure */
-	char text[RP_TEXT_MAX];
 	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
 	struct rref_future *future;   /* replies: whose result they are */
 	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
@@ -178,7 +177,16 @@ struct rc_incoming {
 	uint32_t data_length, nr_refs;
 	bool fetching;                /* [lock] it is not here yet */
 	bool cancelled;               /* [lock] and need not come any more */
+	/* Not cleared by rc_incoming_init, but for the text's first byte. */
+	char text[RP_TEXT_MAX];       /* of status */
+	struct rc_inref few[RW_REFS_MAX];
 };
+
+static inline void rc_incoming_init(struct rc_incoming *in)
+{
+	memset(in, 0, offsetof(struct rc_incoming, text));
+	in->text[0] = 0;
+}
 
 /*
  * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
@@ -334,14 +342,15 @@ struct rc_function {
 	rref_handler handler;
 	void *arg;
 	unsigned flags;
+	size_t name_length;
 	char name[RREF_NAME_MAX + 1];
 };
 
 struct rref_call {
 	struct rref_ctx *ctx;
+	void *block;                 /* [const] what to free */
 	struct list node;            /* [lock] deferred, or pool queue */
 	struct list open_node;       /* [lock] ctx->open_calls, until it is replied to */
-	struct rc_incoming in;
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
 	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
@@ -352,10 +361,11 @@ struct rref_call {
 	size_t length;
 	const void *meta;            /* behind data */
 	size_t meta_length;
-	char name[RREF_NAME_MAX + 1];
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
 	_Atomic uint32_t cancelled;  /* its caller gave it up, or is gone */
+	struct rc_incoming in;       /* from here on not simply cleared; see make_call */
+	char name[RREF_NAME_MAX + 1];
 	_Alignas(64) uint8_t data[];
 };
 
@@ -367,6 +377,7 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 #define RC_CACHE_SLOTS 16
 #define RC_CALL_BUCKETS 256u  /* a power of two */
 
+#define RC_LANDING_BLOCK(cls) ((size_t)128 << (cls))
 /* The class of a landing block for so many bytes; -1: too large to be kept. */
 static inline int rc_landing_class(size_t length)
 {
@@ -413,7 +424,7 @@ struct rref_ctx {
 
 	struct rc_reader *readers;        /* quick.c */
 
-	cache_aligned pthread_mutex_t lock;
+	cache_aligned _Atomic uint32_t lock; /* [atomic] enum in lock.c */
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
 	struct rp *machine;               /* [lock] */
 	bool in_effects;                  /* [lock] */
@@ -431,6 +442,7 @@ struct rref_ctx {
 	int64_t next_tick;                /* [lock] */
 	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
 	int64_t polled_slow_at;           /* [lock] */
+	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
 	bool armed;                       /* [lock] devices would wake the poller */
 
 	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
@@ -459,6 +471,8 @@ struct rref_ctx {
 	_Atomic uint32_t kicked;
 	_Atomic bool stop;
 	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
+	_Atomic uint32_t watching;                /* sc: threads that poll for them */
+	_Atomic uint32_t reads_unarmed;           /* sc: somebody sleeps on the devices who would not be woken by them */
 
 	/* worker pool */
 	struct rc_pool *pool;
@@ -497,13 +511,15 @@ void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; w
 int rc_enter_slow(const struct rref_ctx *ctx);
 extern _Atomic uint32_t rc_fork_generation;
 
+static inline bool rc_usable(const struct rref_ctx *ctx)
+{
+	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->fork_generation == at_load(&rc_fork_generation);
+}
+
 /* 0 if the context may be used by this process now. */
 static inline int rc_enter(struct rref_ctx *ctx)
 {
-	if (likely(ctx && at_load_acq(&ctx->state) == RC_CTX_RUNNING &&
-		   ctx->fork_generation == at_load(&rc_fork_generation)))
-		return 0;
-	return rc_enter_slow(ctx);
+	return likely(ctx && rc_usable(ctx)) ? 0 : rc_enter_slow(ctx);
 }
 
 /* A child made by fork() shares memory and devices with its parent: it may look, but neither write, wait nor free. */
@@ -539,7 +555,14 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 
 /* lock.c: the progress lock */
 void rc_lock(struct rref_ctx *ctx);
-bool rc_trylock(struct rref_ctx *ctx);
+enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep on the word */
+/* Acquire: partner of the unlock's release. */
+static inline bool rc_trylock(struct rref_ctx *ctx)
+{
+	uint32_t free = RC_UNLOCKED;
+
+	return at_load(&ctx->lock) == RC_UNLOCKED && at_cas_ar(&ctx->lock, &free, RC_LOCKED);
+}
 void rc_unlock(struct rref_ctx *ctx); /* and runs what was deferred */
 void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
 void rc_pause(unsigned *turn); /* between two looks at something that others will do: at first a moment, then up to 1 ms */
@@ -562,6 +585,7 @@ void rc_value_unpin(struct rc_value *v);
 void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out);
 void rc_landing_put(struct rref_view *v);
+void rc_view_put(struct rref_view *v);                        /* what rref_view_free does with what its thread does not keep */
 
 /* handle.c */
 struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner); /* [lock] */
@@ -626,6 +650,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
+int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
 uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
 
@@ -636,15 +661,17 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
 void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
+int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
 void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
 
 /* quick.c */
+enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class of landing block */
 uint64_t rc_quick_serial(void);
-int rc_quick_read(struct rref *ref, struct rref_view **out);
-bool rc_quick_put(struct rref_view *v);                      /* false: the view is for rc_landing_put */
+uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
+int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out);
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
-void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *landing_bytes);
+void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *spare_bytes);
 void rc_quick_close(struct rref_ctx *ctx);
 void rc_quick_fork_child(void);
 
@@ -760,6 +787,7 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
+int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks); /* [lock] */
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */

@@ -10,6 +10,8 @@
 #ifndef RW_H
 #define RW_H
 
+#include <string.h>
+
 #include "rp.h"
 
 #define RW_PROTOCOL_VERSION 1u
@@ -133,6 +135,21 @@ struct rw_message {
 		uint64_t number;
 	} u;
 };
+
+/* A call or a reply to be filled in: all zero but for the records, of which only nr_refs are ever looked at. */
+static inline void rw_call_init(struct rw_message *m)
+{
+	memset(&m->frame, 0, sizeof(m->frame));
+	m->frame.type = RW_CALL;
+	memset(&m->u.call, 0, offsetof(struct rw_call, refs));
+}
+
+static inline void rw_reply_init(struct rw_message *m)
+{
+	memset(&m->frame, 0, sizeof(m->frame));
+	m->frame.type = RW_REPLY;
+	memset(&m->u.reply, 0, offsetof(struct rw_reply, refs));
+}
 
 /*
  * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the length, -EMSGSIZE if it

@@ -168,14 +168,18 @@ static void get_call(struct reader *r, struct rw_call *c)
 	static const struct rref_id none;
 	unsigned located;
 
-	c->call_id = get64(r);
-	c->kind = get8(r);
-	located = get8(r);
-	c->name_length = get8(r);
-	want(r, !get8(r));
-	c->nr_refs = get16(r);
-	c->meta_length = get16(r);
-	c->data_length = get32(r);
+	const uint8_t *p = take(r, RW_CALL_BYTES);
+
+	if (!p)
+		return;
+	c->call_id = get_le64(p);
+	c->kind = p[8];
+	located = p[9];
+	c->name_length = p[10];
+	want(r, !p[11]);
+	c->nr_refs = get_le16(p + 12);
+	c->meta_length = get_le16(p + 14);
+	c->data_length = get_le32(p + 16);
 	c->id = c->fork = none;
 	if (c->kind != RW_CALL_RPC) {
 		c->id = get_id(r);
@@ -271,15 +275,17 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	struct reader r = { .at = buf, .left = length, .world = world };
 	const uint8_t *mac;
 
-	out->frame.type = get8(&r);
-	out->frame.flags = get8(&r);
-	want(&r, !get16(&r));
-	out->frame.length = get32(&r);
-	out->frame.seq = get64(&r);
-	out->frame.epoch = get32(&r);
-	out->frame.ack = get32(&r);
-	want(&r, out->frame.length == length && !out->frame.flags);
-	if (r.bad)
+	const uint8_t *frame = take(&r, RW_FRAME_BYTES);
+
+	if (!frame)
+		return -EPROTO;
+	out->frame.type = frame[0];
+	out->frame.flags = frame[1];
+	out->frame.length = get_le32(frame + RW_AT_LENGTH);
+	out->frame.seq = get_le64(frame + RW_AT_SEQ);
+	out->frame.epoch = get_le32(frame + RW_AT_EPOCH);
+	out->frame.ack = get_le32(frame + RW_AT_ACK);
+	if (get_le16(frame + 2) || out->frame.length != length || out->frame.flags)
 		return -EPROTO;
 	switch (out->frame.type) {
 	case RW_AUTH:

@@ -118,14 +118,18 @@ static int put_call(struct writer *w, const struct rw_call *c)
 
 	if (!rw_call_valid(c, c->data) || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
-	put64(w, c->call_id);
-	put8(w, c->kind);
-	put8(w, c->loc.version != 0);
-	put8(w, c->name_length);
-	put8(w, 0);
-	put16(w, c->nr_refs);
-	put16(w, c->meta_length);
-	put32(w, c->data_length);
+	uint8_t *p = room(w, RW_CALL_BYTES);
+
+	if (p) {
+		put_le64(p, c->call_id);
+		p[8] = c->kind;
+		p[9] = c->loc.version != 0;
+		p[10] = c->name_length;
+		p[11] = 0;
+		put_le16(p + 12, c->nr_refs);
+		put_le16(p + 14, c->meta_length);
+		put_le32(p + 16, c->data_length);
+	}
 	if (c->kind != RW_CALL_RPC) {
 		put_id(w, &c->id);
 		put_id(w, &c->fork);
@@ -150,14 +154,18 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 		return -EINVAL;
 	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length)
 		return -EINVAL;
-	put64(w, r->call_id);
-	put32(w, (uint32_t)r->status);
-	put16(w, r->text_length);
-	put8(w, r->loc.version != 0);
-	put8(w, 0);
-	put16(w, r->nr_refs);
-	put16(w, 0);
-	put32(w, r->data_length);
+	uint8_t *p = room(w, RW_REPLY_BYTES);
+
+	if (p) {
+		put_le64(p, r->call_id);
+		put_le32(p + 8, (uint32_t)r->status);
+		put_le16(p + 12, r->text_length);
+		p[14] = r->loc.version != 0;
+		p[15] = 0;
+		put_le16(p + 16, r->nr_refs);
+		put_le16(p + 18, 0);
+		put_le32(p + 20, r->data_length);
+	}
 	if (r->loc.version)
 		put_location(w, &r->loc);
 	rc = put_forks(w, r->refs, r->loc.version ? 0 : r->nr_refs);
@@ -227,13 +235,17 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 
 	if (m->frame.flags)
 		return -EINVAL;
-	put8(&w, m->frame.type);
-	put8(&w, m->frame.flags);
-	put16(&w, 0);
-	put32(&w, 0); /* length: below */
-	put64(&w, m->frame.seq);
-	put32(&w, m->frame.epoch);
-	put32(&w, m->frame.ack);
+	uint8_t *frame = room(&w, RW_FRAME_BYTES);
+
+	if (frame) {
+		frame[0] = m->frame.type;
+		frame[1] = 0;
+		put_le16(frame + 2, 0);
+		put_le32(frame + RW_AT_LENGTH, 0); /* below */
+		put_le64(frame + RW_AT_SEQ, m->frame.seq);
+		put_le32(frame + RW_AT_EPOCH, m->frame.epoch);
+		put_le32(frame + RW_AT_ACK, m->frame.ack);
+	}
 	switch (m->frame.type) {
 	case RW_AUTH:
 		put_bytes(&w, m->u.auth.mac, RW_MAC_BYTES);

@@ -124,8 +124,7 @@ void rc_call_put(struct rref_call *call)
 	rc_incoming_release(&call->in);
 	at_sub(&ctx->peers[call->caller].call_bytes, call->cost);
 	at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
-
-	free(call);
+	free(call->block);
 	/* Release, and last: partner of the acquire in shutdown.c's idle(), after which the context may be freed. */
 	at_sub_rel(&ctx->calls_open, 1);
 }
@@ -134,7 +133,7 @@ static struct rc_function *find(struct rref_ctx *ctx, const char *name, size_t l
 {
 	/* Acquire: partner of the release in rref_register; entries are never removed while the context lives. */
 	for (struct rc_function *fn = at_load_acq(&ctx->functions); fn; fn = fn->next)
-		if (strlen(fn->name) == length && memcmp(fn->name, name, length) == 0)
+		if (fn->name_length == length && memcmp(fn->name, name, length) == 0)
 			return fn;
 	return NULL;
 }
@@ -161,6 +160,7 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	fn->arg = f->arg;
 	fn->flags = f->flags;
 	snprintf(fn->name, sizeof(fn->name), "%s", f->name);
+	fn->name_length = strlen(fn->name);
 	pthread_mutex_lock(&ctx->function_lock);
 	if (find(ctx, fn->name, strlen(fn->name))) {
 		pthread_mutex_unlock(&ctx->function_lock);
@@ -188,12 +188,13 @@ static int reply_rpc(struct rref_call *call, int status, const char *text, const
 		     struct rc_payload **payload)
 {
 	struct rref_ctx *ctx = call->ctx;
-	struct rw_message m = { .frame.type = RW_REPLY };
+	struct rw_message m;
 	struct rw_reply *r = &m.u.reply;
 	int err;
 
 	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
 		return 0; /* the caller is gone, and a new one of that name never asked */
+	rw_reply_init(&m);
 	r->call_id = call->call_id;
 	r->status = status;
 	r->text = status ? text : NULL;
@@ -520,7 +521,7 @@ static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const voi
 /* A call that cannot be taken in. [lock] */
 static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status, const char *text)
 {
-	struct rw_message r = { .frame.type = RW_REPLY };
+	struct rw_message r;
 
 	rc_log(ctx, RREF_LOG_DEBUG, "a call from rank %u was refused: %s", from->rank, text);
 	if (c->kind == RW_CALL_REMOTE) {
@@ -529,11 +530,33 @@ static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct
 		rc_step(ctx, &ev, NULL);
 		return;
 	}
+	rw_reply_init(&r);
 	r.u.reply.call_id = c->call_id;
 	r.u.reply.status = status;
 	r.u.reply.text = text;
 	r.u.reply.text_length = (uint16_t)strlen(text);
 	rc_send(ctx, from->rank, &r);
+}
+
+/* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */
+static struct rref_call *make_call(size_t bytes)
+{
+	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 + bytes);
+	uintptr_t at = ((uintptr_t)block + _Alignof(struct rref_call) - 1) & ~(uintptr_t)(_Alignof(struct rref_call) - 1);
+	struct rref_call *call = (struct rref_call *)at;
+
+	if (!block)
+		return NULL;
+	memset(call, 0, offsetof(struct rref_call, in));
+	rc_incoming_init(&call->in);
+	call->block = block;
+	return call;
+}
+
+static void free_call(struct rref_call *call)
+{
+	if (call)
+		free(call->block);
 }
 
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
@@ -550,7 +573,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		at_add(&ctx->n.dropped, 1); /* the same call again */
 		return;
 	}
-	call = room ? aligned_alloc(64, (sizeof(*call) + inline_length + c->meta_length + 63) & ~(size_t)63) : NULL;
+	call = room ? make_call(inline_length + c->meta_length) : NULL;
 	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
 
 	if (own) {
@@ -560,7 +583,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		ctx->duplicate = false;
 		err = rc_step(ctx, &ev, NULL);
 		if (err || ctx->duplicate) {
-			free(call);
+			free_call(call);
 			if (err == -EPROTO || err == -EINVAL) {
 				at_add(&ctx->n.rejected, 1);
 				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
@@ -572,12 +595,9 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 			return;
 		}
 	}
-	if (call) {
-		memset(call, 0, sizeof(*call));
-		if (!rc_incoming_room(&call->in, c->nr_refs)) {
-			free(call);
-			call = NULL;
-		}
+	if (call && !rc_incoming_room(&call->in, c->nr_refs)) {
+		free_call(call);
+		call = NULL;
 	}
 	if (!call) {
 		int status = room ? -ENOMEM : -EAGAIN;
@@ -601,6 +621,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->cost = bytes;
 	call->fetch_cost = fetch_bytes;
 	memcpy(call->name, c->name, c->name_length);
+	call->name[c->name_length] = 0;
 	if (inline_length)
 		memcpy(call->data, c->data, inline_length);
 	if (c->meta_length)

@@ -69,7 +69,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
 	struct ra_stats v, l, b;
-	uint64_t reads, read_bytes, landing_bytes;
+	uint64_t reads, read_bytes, spare_bytes;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
@@ -85,8 +85,8 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	ra_stats(ctx->beacons, &b);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
-	rc_quick_counts(ctx, &reads, &read_bytes, &landing_bytes);
-	s.landing_bytes = at_load(&ctx->n.landing_bytes) + landing_bytes;
+	rc_quick_counts(ctx, &reads, &read_bytes, &spare_bytes);
+	s.landing_bytes = at_load(&ctx->n.landing_bytes) - spare_bytes;
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
 	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes + at_load(&ctx->n.mem_bytes);
 	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions + at_load(&ctx->n.mems);

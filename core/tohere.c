@@ -73,22 +73,28 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	return 0;
 }
 
-static int check(struct rref *ref, const void *out, const char *what)
+static __attribute__((noinline, cold)) int cannot(struct rref *ref, const void *out, const char *what)
 {
-	if (unlikely(!ref || !out))
+	if (!ref || !out)
 		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
 	int err = rc_enter(ref->ctx);
 
-	return unlikely(err == -ESHUTDOWN) ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
+	return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
 }
 
-/* Waits for f, takes its view and frees it. */
-static int finish(struct rref_future *f, int64_t deadline, struct rref_view **out)
+static inline int check(struct rref *ref, const void *out, const char *what)
+{
+	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : cannot(ref, out, what);
+}
+
+/* Waits for f, until deadline or, if that is below 0, for timeout; takes its view and frees it. */
+static int finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out)
 {
 	struct rref_ctx *ctx = f->ctx;
 	int err;
 
-	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) && rc_op_wait(f, deadline)) {
+	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) &&
+	    (deadline < 0 ? rc_op_wait_for(f, timeout) : rc_op_wait(f, deadline))) {
 		rc_lock(ctx);
 		rc_op_end(ctx, f, -ETIMEDOUT, "the value did not come in time");
 		rc_unlock(ctx);
@@ -105,40 +111,36 @@ static int finish(struct rref_future *f, int64_t deadline, struct rref_view **ou
 
 static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
 {
-	int64_t deadline = rc_deadline(ref->ctx, timeout);
 	struct rref_future *f;
-	int err = rc_op_get(ref->ctx, deadline, &f);
+	int err = rc_op_get(ref->ctx, 0, &f);
 
+	/* Back-pressure: the time runs from here, and what is left of it is not much longer than it would be. */
+	if (unlikely(err == -EAGAIN))
+		err = rc_op_get(ref->ctx, rc_deadline(ref->ctx, timeout), &f);
 	if (err)
 		return err;
 	f->offset = offset;
 	f->length = length;
 	f->whole = length == SIZE_MAX;
 	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
-	return finish(f, deadline, out);
+	return finish(f, -1, timeout, out);
 }
 
-static inline int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
-	if (at_load_acq(&ref->state) == RC_H_READY) {
-		if (ref->owned) {
-			*out = alias(ref);
-			return 0;
-		}
-		int err = rc_quick_read(ref, out);
-
-		if (likely(err <= 0))
-			return err;
-	}
 	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
-/* Apart, so that what is off costs one branch and no register. */
-static __attribute__((noinline, cold)) int scoped_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+/* Whatever is not quick. With scopes on, nothing is. */
+static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
-	int err = to_here(ref, timeout, out);
+	int err = 0;
 
+	if (ready_here(ref))
+		*out = alias(ref);
+	else
+		err = rc_read_whole(ref, timeout, out);
 	rc_scope_end(ref->ctx, s, err);
 	return err;
 }
@@ -149,9 +151,8 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 	if (unlikely(err))
 		return err;
-	if (unlikely(ref->ctx->scopes))
-		return scoped_to_here(ref, timeout, out);
-	return to_here(ref, timeout, out);
+	/* Acquire: partner of rc_handle_ready. */
+	return at_load_acq(&ref->quick) ? rc_quick_read(ref, timeout, out) : to_here(ref, timeout, out);
 }
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
@@ -333,10 +334,15 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 			views[i] = alias(refs[i]);
 			continue;
 		}
+		if (at_load_acq(&refs[i]->quick)) {
+			/* No doorbell to share, and nothing to wait for. */
+			status[i] = rc_quick_read(refs[i], max_of(deadline - now_ns(), 0), &views[i]);
+			continue;
+		}
 		while ((status[i] = rc_op_get(ctx, 0, &b.f[i])) == -EAGAIN && done < i) {
 			batch_flush(&b);
 			if (b.f[done])
-				status[done] = finish(b.f[done], deadline, &views[done]);
+				status[done] = finish(b.f[done], deadline, 0, &views[done]);
 			b.f[done++] = NULL;
 		}
 		if (status[i] == -EAGAIN)
@@ -349,7 +355,7 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 	batch_flush(&b);
 	for (size_t i = done; i < nr; i++)
 		if (b.f[i])
-			status[i] = finish(b.f[i], deadline, &views[i]);
+			status[i] = finish(b.f[i], deadline, 0, &views[i]);
 	for (size_t i = 0; i < nr; i++)
 		good += status[i] == 0;
 out:

@@ -229,7 +229,7 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 	v->header = header;
 	memset(header, 0, RC_HEADER_BYTES);
 	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .value = v, .nr_segments = 1,
-				      .type_hash = type->hash };
+				      .type_hash = type->hash, .cls = -1 };
 	at_store(&v->pins, 1);
 	at_add(&ctx->n.value_bytes, v->bytes);
 	at_add(&ctx->n.wrapped_bytes, length);

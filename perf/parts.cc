@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts cost by themselves, in one process: value memory, the wire codec, the protocol's machine, and the
+// What the parts cost by themselves, in one process: value memory and the lookup of its keys, operation slots, futures,
+// landing blocks, the queue to oneself, a turn of the engine, the wire codec, steps of the protocol's machine, and the
 // public calls that stay inside a worker. `make perf` runs it; times are of this machine only.
 #include <benchmark/benchmark.h>
 
@@ -9,6 +10,7 @@ extern "C" {
 #include "alloc/ra.h"
 #include "core/rp.h"
 #include "core/rw.h"
+#include "parts_core.h"
 #include "rref.h"
 }
 
@@ -47,6 +49,24 @@ static void value_memory(benchmark::State &state)
 	ra_arena_destroy(arena);
 }
 BENCHMARK(value_memory)->Arg(64)->Arg(4096)->Arg(65536)->Arg(1 << 20);
+
+static void key_lookup(benchmark::State &state)
+{
+	struct ra_hooks hooks = { reg, dereg, nullptr };
+	struct ra_options options = {};
+	struct ra_arena *arena;
+	void *p, *base;
+
+	if (ra_arena_create(&hooks, &options, &arena) || ra_alloc(arena, 4096, 64, &p)) {
+		state.SkipWithError(ra_error_text());
+		return;
+	}
+	for (auto _ : state)
+		benchmark::DoNotOptimize(ra_lookup(arena, p, &base));
+	ra_free(arena, p, 4096);
+	ra_arena_destroy(arena);
+}
+BENCHMARK(key_lookup);
 
 static struct rw_message call_message(const char *data, uint32_t length, unsigned refs)
 {
@@ -121,8 +141,66 @@ static struct rref_ctx *alone()
 	rref_options_init(&o);
 	o.world_size = 1;
 	o.device = "shm";
+	o.mode = RREF_PROGRESS_MANUAL;
 	return rref_init(&o, &ctx) ? nullptr : ctx;
 }
+
+static int nothing(struct rref_call *, void *)
+{
+	return 0;
+}
+
+template <typename Fn> static void inside(benchmark::State &state, Fn part)
+{
+	struct rref_ctx *ctx = alone();
+
+	if (!ctx) {
+		state.SkipWithError(rref_last_error());
+		return;
+	}
+	for (auto _ : state)
+		if (part(ctx)) {
+			state.SkipWithError(rref_last_error());
+			break;
+		}
+	rref_free_ctx(ctx);
+}
+
+static void slot(benchmark::State &state) { inside(state, parts_slot); }
+BENCHMARK(slot);
+
+static void future(benchmark::State &state) { inside(state, parts_future); }
+BENCHMARK(future);
+
+static void landing_block(benchmark::State &state)
+{
+	inside(state, [](struct rref_ctx *ctx) { return parts_landing(ctx, 64); });
+}
+BENCHMARK(landing_block);
+
+static void idle_turn(benchmark::State &state) { inside(state, parts_turn); }
+BENCHMARK(idle_turn);
+
+static void queue_to_self(benchmark::State &state)
+{
+	struct rref_ctx *ctx = alone();
+	struct rref_function f = {};
+
+	f.name = "nothing";
+	f.handler = nothing;
+	f.flags = RREF_INLINE;
+	if (!ctx || rref_register(ctx, &f)) {
+		state.SkipWithError(rref_last_error());
+		return;
+	}
+	for (auto _ : state)
+		if (rref_rpc_sync(ctx, 0, "nothing", nullptr, RREF_DEFAULT, nullptr)) {
+			state.SkipWithError(rref_last_error());
+			break;
+		}
+	rref_free_ctx(ctx);
+}
+BENCHMARK(queue_to_self);
 
 static void own_value(benchmark::State &state)
 {

@@ -19,6 +19,23 @@ def rows(path):
         return [json.loads(line) for line in f if line.startswith("{")]
 
 
+def plot(rs, op, file, title):
+    """p50 of ours and of the raw side over size; nothing without gnuplot or with less than two sizes."""
+    points = [(r["bytes"], r["p50_ns"] / 1e3, r["raw_p50_ns"] / 1e3) for r in rs if r["op"] == op and "raw_p50_ns" in r]
+    if len(points) < 2:
+        return
+    data = "".join(f"{b} {x} {y}\n" for b, x, y in points)
+    script = (f"set terminal svg size 900,520 font 'sans,14' background rgb 'white'\nset output '{file}'\nset logscale x 2\n"
+              "set logscale y\nset format x '%.0b %BB'\nset grid\nset key left top\nset xlabel 'bytes'\n"
+              f"set ylabel 'p50, microseconds'\nset title '{title}'\n$d << EOD\n{data}EOD\n"
+              "plot $d using 1:2 with linespoints lw 2 title 'librref', $d using 1:3 with linespoints lw 2 title 'raw'\n")
+    try:
+        subprocess.run(["gnuplot"], input=script, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return
+    print(f"![{title}]({os.path.relpath(file, 'docs')})\n")
+
+
 def find(rs, **want):
     for r in rs:
         if all(r.get(k) == v for k, v in want.items()):
@@ -56,11 +73,13 @@ def table(head, lines):
 def sweep(rs, raw):
     lines = []
     for r in rs:
+        if "ops_per_s" not in r:
+            continue
         ratio = f"{r['ratio_p50']:.2f} ({r['ratio_p50_low']:.2f} to {r['ratio_p50_high']:.2f})" if "ratio_p50" in r else "-"
         lines.append([r["op"], size(r["bytes"]) if r["bytes"] else "", duration(r["p50_ns"]), duration(r["p99_ns"]), duration(r["p999_ns"]),
                       duration(r.get("raw_p50_ns")), r.get("raw", "-"), ratio,
                       bandwidth(r.get("bytes_per_s")) if r["op"] == "bw" else f"{r['ops_per_s']:.3g} /s",
-                      duration(r["cpu_ns_per_op"]), f"{r['doorbells_per_op']:.3g}"])
+                      duration(r["cpu_ns_per_op"]), f"{r['doorbells_per_op']:.3g}" if r["op"] in ("lat", "bw", "rate", "batch") else "-"])
     table(["operation", "size", "p50", "p99", "p99.9", raw, "which is", "p50 / raw (rounds)", "flow", "processor", "doorbells"], lines)
 
 
@@ -70,33 +89,58 @@ def verdict(value, bound, at_least=False):
     return "met" if (value >= bound if at_least else value <= bound) else "**missed**"
 
 
-def targets(shm, roce, peers, perftest):
+def targets(shm, roce, peers, perftest, idle, path):
     def ratio(rs, **want):
         r = find(rs, **want)
         return r.get("ratio_p50") if r else None
 
     lines = []
 
-    def line(what, value, bound, at_least=False, unit=""):
+    def line(what, value, bound, at_least=False, unit="", spread=None):
         shown = "-" if value is None else f"{value:.3g}{unit}"
-        lines.append([what, f"at {'least' if at_least else 'most'} {bound:g}{unit}", shown, verdict(value, bound, at_least)])
+        if spread and value is not None and spread[0] is not None and spread[0] != spread[1]:
+            shown += f" ({spread[0]:.3g} to {spread[1]:.3g})"
+        lines.append([what, f"at {'least' if at_least else 'most'} {bound:,g}{unit}", shown, verdict(value, bound, at_least)])
+
+    def rounds(r):
+        return (r["ratio_p50_low"], r["ratio_p50_high"]) if r and "ratio_p50_low" in r else None
+
+    def ratio_line(what, rs, bound, **want):
+        r = find(rs, **want)
+        line(what, r.get("ratio_p50") if r else None, bound, spread=rounds(r))
 
     for n in (8, 4096, 65536):
-        line(f"ibv (SoftRoCE guest): to_here / raw READ, p50, {size(n)}", ratio(roce, op="lat", bytes=n), 1.10)
+        ratio_line(f"ibv (SoftRoCE guest): to_here / raw READ, p50, {size(n)}", roce, 1.10, op="lat", bytes=n)
     ours, ucx, torch = (find(shm, op="lat", bytes=8), find(peers, op="lat", peer="ucx", bytes=8), find(peers, op="lat", peer="torch", bytes=8))
     line("shm: to_here 8 B / UCX `ucp_get`", ours["p50_ns"] / ucx["p50_ns"] if ours and ucx else None, 1.5)
     line("torch's to_here 8 B / ours", torch["p50_ns"] / ours["p50_ns"] if ours and torch else None, 1000, True)
     for n in (65536, 1 << 20, 16 << 20):
-        line(f"shm: to_here / memcpy from the segment, p50, {size(n)}", ratio(shm, op="lat", bytes=n), 1.05)
+        ratio_line(f"shm: to_here / memcpy from the segment, p50, {size(n)}", shm, 1.05, op="lat", bytes=n)
     call, am = find(shm, op="call"), find(peers, op="am_lat", peer="ucx")
     line("shm: empty call / twice UCX's active message, one way", call["p50_ns"] / (2 * am["p50_ns"]) if call and am else None, 1.5)
-    line("shm: share user to user until confirmed, in empty calls", ratio(shm, op="share"), 3)
-    line("shm: create on a peer, to_here, release, in empty calls", ratio(shm, op="create"), 3)
-    batch = ratio(roce, op="batch")
-    line("ibv: one by one / batch of 1,000 reads of 64 B", 1 / batch if batch else None, 3, True)
+    ratio_line("shm: share user to user until confirmed, in empty calls", shm, 3, op="share")
+    ratio_line("shm: create on a peer, to_here, release, in empty calls", shm, 3, op="create")
+    r = find(roce, op="batch")
+    line("ibv: one by one / batch of 1,000 reads of 64 B", 1 / r["ratio_p50"] if r else None, 3, True,
+         spread=(1 / r["ratio_p50_high"], 1 / r["ratio_p50_low"]) if r else None)
+    line("ibv: doorbells for each read of such a batch", r["doorbells_per_op"] if r else None, 1 / 16)
     bw, ib = find(roce, op="bw", bytes=1 << 20), find(perftest, op="bw", bytes=1 << 20)
     line("ibv: READ bandwidth, 1 MiB / `ib_read_bw` in the same boot", bw["bytes_per_s"] / ib["bytes_per_s"] if bw and ib else None, 0.95, True)
-    table(["what", "target", "measured", ""], lines)
+    for n in (128, 4096, 65536):
+        r = find(shm, op="alloc", bytes=n)
+        line(f"value memory of {size(n)}: arena / plain mallocx and dallocx, p50", r["ratio_p50"] if r else None, 1.3, spread=rounds(r))
+    r = [x for x in shm if x["op"] == "alloc"]
+    line("registrations meanwhile", sum(x["registrations"] for x in r) if r else None, 0)
+    r = find(shm, op="live")
+    line("bookkeeping of each of 10^6 live references at their owner, handle and value record included", r["bytes_per_reference"] if r else None, 200, unit=" B")
+    line("a value made and released among 10^6 / among 10^3", r["ratio_p50"] if r else None, 1.25, spread=rounds(r))
+    r = find(idle, op="idle")
+    line("idle worker, auto mode, 10 s, of one core", r["cpu_share"] * 100 if r else None, 0.1, unit=" %")
+    line("first call after a rest (shm, median of 9)", r["p50_ns"] / 1e3 if r else None, 100, unit=" us")
+    r = find(path, op="path")
+    line("instructions of to_here before and behind the device's READ, 8 B over shm (callgrind)", r["instructions"] if r else None, 250)
+    line("mallocs, locks and system calls among them", r["foreign"] if r else None, 0)
+    table(["what", "target", "measured (rounds)", ""], lines)
 
 
 def command(*argv):
@@ -110,14 +154,14 @@ def machine():
     model = re.search(r"model name\s*:\s*(.*)", open("/proc/cpuinfo", encoding="utf-8").read())
     memory = re.search(r"MemTotal:\s*(\d+)", open("/proc/meminfo", encoding="utf-8").read())
     print(f"- Processor: {model.group(1) if model else platform.machine()}, {os.cpu_count()} cores; "
-          f"{int(memory.group(1)) >> 20 if memory else '?'} GiB of memory; Linux {platform.release().split("-")[0]}.")
+          f"{int(memory.group(1)) >> 20 if memory else '?'} GiB of memory; Linux {platform.release().split('-')[0]}.")
     print(f"- Compiler: {command('gcc', '--version').splitlines()[0] if command('gcc', '--version') else 'unknown'}; `-O2`.")
     print(f"- librref at {command('git', 'rev-parse', '--short', 'HEAD') or 'an unknown commit'}.")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for name in ("shm", "roce", "peers"):
+    for name in ("shm", "roce", "peers", "idle", "path", "load"):
         p.add_argument("--" + name)
     a = p.parse_args()
     shm, peers, guest = rows(a.shm), rows(a.peers), rows(a.roce)
@@ -128,14 +172,17 @@ def main():
           "side in turn; it is the median of the rounds, with the smallest and largest round behind it. Times on a shared machine are "
           "noisy: the ratios are what to look at. SoftRoCE in an emulated guest tells nothing about a NIC's speed, only what the library adds.\n")
     machine()
+    if a.load:
+        print(f"- Other work meanwhile: load average {a.load}. Above the number of cores, the figures that need two workers at once "
+              "(call, share, create, idle) and all absolute times are of little use; the ratios are of use as far as their spread says.")
     print("\n## Targets\n")
-    targets(shm, roce, peers, perftest)
+    targets(shm, roce, peers, perftest, rows(a.idle), rows(a.path))
     print("## Over shared memory\n\n`build/bin/rref-perf all --json`\n")
     sweep(shm, "raw p50") if shm else print("Not measured.\n")
-    if os.path.exists("docs/perf/lat-shm.svg"):
-        print("![to_here over shared memory](perf/lat-shm.svg)\n")
+    plot(shm, "lat", "docs/perf/lat-shm.svg", "to_here over shared memory")
     print("## Over SoftRoCE\n\n`make perf-roce`, in the virtual machine of test/vm where there is no RDMA device\n")
     sweep(roce, "raw p50") if roce else print("Not measured.\n")
+    plot(roce, "lat", "docs/perf/lat-roce.svg", "to_here over SoftRoCE")
     if perftest:
         print("perftest in the same boot (`ib_read_lat`, `ib_read_bw`):\n")
         table(["test", "size", "median", "bandwidth"],
@@ -161,9 +208,8 @@ def main():
         table(["", "librref", "peer"], lines)
     else:
         print("Not measured.\n")
-    notes = os.path.join(os.path.dirname(__file__), "notes.md")
-    if os.path.exists(notes):
-        print(open(notes, encoding="utf-8").read(), end="")
+    with open(os.path.join(os.path.dirname(__file__), "measures.md"), encoding="utf-8") as f:
+        print(f.read(), end="")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,52 @@
 #!/usr/bin/env bash
-# Measures everything in the same minutes and writes docs/PERF.md and its plots. Takes about ten minutes.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-work=build/perf
+# Measures everything in the same minutes and writes docs/PERF.md and its plots; some six minutes. A part that cannot be
+# measured is told, and the report says so; what was measured before is not kept.
+#   report.sh [--again | --roce]     --again: only written again, from what was measured last; --roce: that part measured anew
+#   RREF_PERF_PREFIX="chrt -f 10" report.sh     on a machine with other work: what needs both processors at once (call, create, UCX)
+#                                               goes before it
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+work=build/perf prefix=${RREF_PERF_PREFIX-} begun=$SECONDS
 mkdir -p "$work" docs/perf
-echo "over shared memory"
-build/bin/rref-perf all --json | tee "$work/shm.jsonl"
-build/bin/rref-perf lat --plot docs/perf/lat-shm.svg >/dev/null
-echo "peers"
-perf/peers/run.sh | tee "$work/peers.jsonl" || echo "report.sh: a peer could not be measured" >&2
-echo "over RoCE"
-RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh perf/roce.sh | tee "$work/roce.jsonl" || echo "report.sh: something over RoCE could not be measured" >&2
-rm -f docs/perf/*.jsonl
-/usr/bin/python3 perf/report.py --shm "$work/shm.jsonl" --peers "$work/peers.jsonl" --roce "$work/roce.jsonl" >"$work/PERF.md"
+say() { echo "== $1 ($((SECONDS - begun)) s)"; }
+load() { cut -d ' ' -f 1 /proc/loadavg; }
+part() { # NAME SECONDS COMMAND...: its JSON lines to $work/NAME.jsonl
+	local name=$1 limit=$2
+	shift 2
+	timeout "$limit" "$@" | tee -a "$work/$name.jsonl" || echo "report.sh: a part of $name could not be measured" >&2
+}
+roce() {
+	say "over RoCE"
+	rm -f "$work/roce.jsonl"
+	RREF_VM_TIMEOUT=600 part roce 700 test/tools/on-roce.sh perf/roce.sh 3
+}
+measure() {
+	before=$(load)
+	rm -f "$work"/*.jsonl docs/perf/*
+	say "over shared memory"
+	for op in lat bw rate batch share alloc live; do
+		part shm 120 build/bin/rref-perf $op --json
+	done
+	for op in call create; do
+		# shellcheck disable=SC2086
+		part shm 120 $prefix build/bin/rref-perf $op --json --seconds 1
+	done
+	say "peers"
+	part peers 300 perf/peers/run.sh
+	say "idle"
+	part idle 60 build/bin/rref-perf idle --json --seconds 10
+	say "the path of a read"
+	part path 120 test/tools/path.sh --json
+	roce
+	echo "$before to $(load)${prefix:+; call, create and UCX by \`$prefix\`, before it}" >"$work/load"
+}
+case ${1-} in
+--again) ;;
+--roce) roce ;;
+*) measure ;;
+esac
+say "the report"
+/usr/bin/python3 perf/report.py --shm "$work/shm.jsonl" --peers "$work/peers.jsonl" --roce "$work/roce.jsonl" --idle "$work/idle.jsonl" \
+	--path "$work/path.jsonl" --load "$(cat "$work/load")" >"$work/PERF.md" || exit 1
 mv "$work/PERF.md" docs/PERF.md
-echo "docs/PERF.md is written"
+say "docs/PERF.md is written"

@@ -6,8 +6,10 @@ seconds=${1:-5}
 server=
 trap '[ -n "$server" ] && kill "$server" 2>/dev/null' EXIT
 
-# The address behind a usable device, to reach it by rdma_cm.
-ip=$(build/bin/rref-info --device ibv 2>/dev/null | grep -oE '([0-9]{1,3}\.){3}[0-9]{1,3}' | head -n 1)
+# The address of the network device behind the first RDMA device, to reach it by rdma_cm.
+netdev=$(cat /sys/class/infiniband/*/ports/*/gid_attrs/ndevs/* 2>/dev/null | head -n 1)
+ip=$(ip -4 -o addr show ${netdev:+dev "$netdev"} 2>/dev/null | grep -oE '([0-9]{1,3}\.){3}[0-9]{1,3}' | head -n 1)
+[ -n "$ip" ] || echo "roce.sh: no address for perftest" >&2
 
 perftest() { # OP PROGRAM BYTES ITERATIONS COLUMN SCALE KEY
 	local line

@@ -26,6 +26,7 @@
 #define at_add(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
 #define at_add_sc(p, v)     atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 #define at_sub(p, v)        atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
+#define at_sub_sc(p, v)     atomic_fetch_sub_explicit((p), (v), memory_order_seq_cst)
 #define at_sub_rel(p, v)    atomic_fetch_sub_explicit((p), (v), memory_order_release)
 #define at_sub_ar(p, v)     atomic_fetch_sub_explicit((p), (v), memory_order_acq_rel)
 #define at_or_ar(p, v)      atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)

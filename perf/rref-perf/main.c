@@ -14,6 +14,7 @@
 static const size_t lat_sizes[] = { 8, 64, 512, 4096, 65536, 1 << 20, 16 << 20, 0 };
 static const size_t bw_sizes[] = { 4096, 65536, 1 << 20, 16 << 20, 0 };
 static const size_t small[] = { 8, 0 };
+static const size_t alloc_sizes[] = { 128, 4096, 65536, 0 };
 static const size_t batch_sizes[] = { 64, 0 };
 
 const struct pf_op pf_ops[] = {
@@ -25,6 +26,11 @@ const struct pf_op pf_ops[] = {
 	  NULL, pf_call },
 	{ "share", "a reference from user to user until its owner has confirmed, beside an empty call", 3, RREF_PROGRESS_AUTO, NULL, pf_share },
 	{ "create", "create on a peer, to_here, release, beside an empty call", 2, RREF_PROGRESS_MANUAL, NULL, pf_create },
+	{ "alloc", "a value's memory, got and given back in an arena, beside plain mallocx and dallocx", 1, RREF_PROGRESS_MANUAL, alloc_sizes,
+	  pf_alloc },
+	{ "live", "a value made and released by an owner of 10^6, beside the same among 1000; bytes for each", 1, RREF_PROGRESS_MANUAL, NULL,
+	  pf_live },
+	{ "idle", "the processor time of idle workers, and the first call after a rest", 2, RREF_PROGRESS_AUTO, NULL, pf_idle },
 	{ 0 },
 };
 

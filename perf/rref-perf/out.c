@@ -12,7 +12,8 @@
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes)
 {
 	*row = (struct pf_row){ .op = op, .bytes = bytes, .raw_p50 = -1, .raw_p99 = -1, .raw_p999 = -1, .ratio = -1, .ratio_low = -1,
-				.ratio_high = -1, .bandwidth = -1, .raw_bandwidth = -1, .raw_rate = -1 };
+				.ratio_high = -1, .bandwidth = -1, .raw_bandwidth = -1, .raw_rate = -1, .registrations = -1,
+				.bytes_each = -1, .live = -1, .cpu_share = -1 };
 	snprintf(row->device, sizeof(row->device), "%s", device);
 }
 
@@ -55,6 +56,12 @@ static void table(const struct pf_row *r)
 	printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", r->op, r->device, size, duration(r->p50, a[0]),
 	       duration(r->p99, a[1]), duration(r->p999, a[2]), duration(r->raw_p50, a[3]), r->raw_p50 < 0 ? "-" : r->raw, ratio,
 	       quantity(r->bandwidth, "B/s", a[4]), quantity(r->rate, "/s", a[5]), duration(r->cpu, a[6]));
+	if (r->bytes_each >= 0)
+		printf("        %.0f bytes of bookkeeping for each of %.0f live references\n", r->bytes_each, r->live);
+	if (r->cpu_share >= 0)
+		printf("        %.3f %% of a core while idle\n", r->cpu_share * 100);
+	if (r->registrations >= 0)
+		printf("        %.0f registrations meanwhile\n", r->registrations);
 	fflush(stdout);
 }
 
@@ -106,6 +113,10 @@ static json_object *object(const struct pf_row *r)
 	number(o, "raw_ops_per_s", r->raw_rate);
 	number(o, "reads_per_op", r->reads);
 	number(o, "doorbells_per_op", r->doorbells);
+	number(o, "registrations", r->registrations);
+	number(o, "live", r->live);
+	number(o, "bytes_per_reference", r->bytes_each);
+	number(o, "cpu_share", r->cpu_share);
 	return o;
 }
 

@@ -5,6 +5,7 @@
  *   main.c      options, the sweep          group.c   the workers: forked here, or launched by RREF_RANK
  *   measure.c   interleaving, percentiles   out.c     table, JSON lines, plot
  *   reads.c     lat, bw, rate, batch        control.c call, share, create
+ *   memory.c    alloc, live                 idle.c    idle
  *   owner.c     what the measured one asks of the others
  *   raw_shm.c   memcpy from a mapped segment, and cache-line ping-pong; verbs/raw: READs on a queue pair of its own
  */
@@ -47,6 +48,11 @@ struct pf_row {
 	double bandwidth, raw_bandwidth; /* bytes per second */
 	double rate, raw_rate;           /* operations per second */
 	double reads, doorbells;         /* of the library, per operation */
+	/* Of single operations; negative elsewhere. */
+	double registrations;            /* alloc: regions registered while it was measured */
+	double bytes_each;               /* live: bookkeeping of one reference */
+	double live;                     /* live: how many there were */
+	double cpu_share;                /* idle: of one core */
 };
 
 /* A side does n operations back to back; 0 or -errno, with rref_last_error's or its own text told already. */
@@ -80,6 +86,9 @@ int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_share(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_create(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
+int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
+int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
+int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 
 /* Runs one operation over its workers; the measuring one prints. 0, or 1 after an error was told. */
 int pf_group(const struct pf_config *cfg, const struct pf_op *op);

@@ -52,7 +52,7 @@ static void nonsense__in_the_message_ring(void **state)
 		struct rvs_ring *tx = &c->conn->tx;
 
 		assert_echo(c);
-		at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, bad[i].len, bad[i].slot));
+		at_store_sc(&tx->post[tx->post_pos & tx->mask].word, word(tx->post_pos, bad[i].len, bad[i].slot));
 		rvs_wake(c->conn);
 		assert_peer_ends_it(i + 1, -EPROTO);
 		assert_true(tlv_until(&me, &c->down));
@@ -71,7 +71,7 @@ static void nonsense__slot_that_the_receiver_holds(void **state)
 	struct rvs_ring *tx = &c->conn->tx;
 
 	assert_int_equal(tlv_send_next(c, 10), 0);
-	at_store_sc(&tx->post[tx->post_pos & tx->mask], word(tx->post_pos, 10, 0)); /* slot 0 again */
+	at_store_sc(&tx->post[tx->post_pos & tx->mask].word, word(tx->post_pos, 10, 0)); /* slot 0 again */
 	rvs_wake(c->conn);
 	assert_peer_ends_it(1, -EPROTO);
 	assert_int_equal(tlv_peer_conn(&peer, 1).nr_recv, 1);

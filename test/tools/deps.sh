@@ -9,7 +9,7 @@ packages() {
 	build) echo gcc libc6-dev make binutils libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev ;;
 	check) echo g++ valgrind libcmocka-dev libjson-c-dev pkg-config procps python3 libasan8 libtsan2 libubsan1 ;;
 	perf) echo g++ libbenchmark-dev libjson-c-dev gnuplot-nox ;;
-	peers) echo ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
+	peers) echo perftest ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
 	model) echo gcc libc6-dev spin ;;
 	roce) "$here/test/vm/prepare.sh" --packages ;;
 	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, model, roce" >&2; exit 2 ;;

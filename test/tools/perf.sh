@@ -28,7 +28,7 @@ one() { # OPERATION OPTIONS...: runs it; a line for each size, with all fields t
 	for key in op device bytes iters p50_ns p99_ns p999_ns cpu_ns_per_op; do
 		[ "$(grep -c "\"$key\":" "$rows")" -eq "$(wc -l <"$rows")" ] || { echo "no $key"; return 1; }
 	done
-	grep -q "\"op\":\"$op\",\"device\":\"$device\"" "$rows"
+	grep -q "\"op\":\"$op\",\"device\":\"${shown:-$device}\"" "$rows"
 }
 check "lat" one lat --sizes 8,4k
 check "a line for each size" [ "$(wc -l <"$rows")" -eq 2 ]
@@ -43,6 +43,19 @@ check "call" one call
 check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
 check "share" one share
 check "create" one create
+# Within one worker, so once is enough; idle over both would only be the same rest twice.
+if [ "$device" = shm ]; then
+	shown=memory
+	check "alloc" one alloc --sizes 64,4k
+	check "no registration in steady state" [ "$(grep -c '"registrations":0[,}]' "$rows")" -eq 2 ]
+	check "live" one live
+	check "10^6 live references" [ "$(field live)" = 1000000 ]
+	check "what each takes is known, and not much more than it was" \
+		awk -v b="$(field bytes_per_reference)" 'BEGIN {exit !(b > 100 && b < 560)}'
+	shown=
+	check "idle" one idle
+	check "an idle worker's share of a core is told" [ -n "$(field cpu_share)" ]
+fi
 "$perf" lat --device "$device" --sizes 8 --seconds 0.05 >"$rows"
 check "a table" grep -q "^op  *over" "$rows"
 if command -v gnuplot >/dev/null; then

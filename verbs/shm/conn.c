@@ -136,7 +136,7 @@ void rvs_watch_add(struct rv_conn *conn)
 	struct rv_dev *dev = conn->dev;
 
 	conn->watch = dev->nr_watch;
-	dev->watch[dev->nr_watch++] = (struct rvs_watch){.word = conn->rx.post, .seq = 1, .conn = conn};
+	dev->watch[dev->nr_watch++] = (struct rvs_watch){.word = &conn->rx.post->word, .seq = 1, .conn = conn};
 	at_store_rel(&conn->state, RVS_UP); /* partner: post_reads() */
 	rvs_tell_start(conn);
 }

@@ -139,6 +139,7 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	/* A reconnecting peer's new connection and its old one overlap, and half-open ones come on top. */
 	dev->max_conns = 2 * dev->opt.max_conns + 2 * RVS_MAX_GREETING;
 	list_init(&dev->attn);
+	list_init(&dev->owing);
 	list_init(&dev->timed);
 	list_init(&dev->regions);
 	list_init(&dev->told);

@@ -89,6 +89,7 @@ static void look_around(struct rv_dev *dev)
 	} while (n == EPOLL_BATCH);
 	if (dev->timer_ns || at_load(&dev->tell_again))
 		rvs_timers(dev);
+	rvs_give_back(dev, false);
 	for (uint32_t i = 0; i < dev->nr_watch; i++)
 		rvs_drop_revoked(dev->watch[i].conn);
 }
@@ -148,7 +149,7 @@ static unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned 
 			rvs_break(w->conn, EPROTO, -1);
 		}
 		w->seq = w->conn->rx.post_pos + 1;
-		w->word = &w->conn->rx.post[w->conn->rx.post_pos & w->conn->rx.mask];
+		w->word = &w->conn->rx.post[w->conn->rx.post_pos & w->conn->rx.mask].word;
 	}
 	dev->scan_at = at;
 	return n;

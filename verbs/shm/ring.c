@@ -12,6 +12,9 @@
  * One producer and one consumer per ring, both [progress] of their process; wait-free. The word is stored with seq_cst
  * and `sleeping` is looked at after it, see rvs_wake(); a slot's bytes are ordered by the same store and its load.
  *
+ * A message of up to RVS_INLINE_MAX bytes is written behind its word and not into its slot, which then is only the credit:
+ * the receiver, which waits for the word, has both with one transfer of the cache line. Slots go back several at a time.
+ *
  * The receiver copies a message out before the core sees it: the sender could still change the shared bytes while they
  * are parsed. The slot goes back with recv_done() all the same, since it is the credit.
  */
@@ -43,15 +46,15 @@ static uint32_t ring_words(uint32_t nr)
 static size_t lay_out(struct rvs_ring *r, uint32_t nr)
 {
 	uint32_t words = ring_words(nr);
-	size_t at = offsetof(struct rvs_box, end) + 2 * words * sizeof(uint64_t);
+	size_t at = offsetof(struct rvs_box, end) + words * (sizeof(struct rvs_post) + sizeof(uint64_t));
 	char *base = (char *)r->box;
 
 	at = (at + 4095) & ~(size_t)4095;
 	r->nr = nr;
 	r->mask = words - 1;
 	if (base) {
-		r->post = (_Atomic uint64_t *)(void *)(base + offsetof(struct rvs_box, end));
-		r->back = r->post + words;
+		r->post = (struct rvs_post *)(void *)(base + offsetof(struct rvs_box, end));
+		r->back = (_Atomic uint64_t *)(void *)(r->post + words);
 		r->slots = (unsigned char *)base + at;
 	}
 	return at + (size_t)nr * RV_MSG_MAX;
@@ -64,6 +67,7 @@ int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd)
 	int rc, box_fd;
 
 	memset(rx, 0, sizeof(*rx));
+	list_init(&rx->owing);
 	rx->bytes = lay_out(rx, credits);
 	rc = rvs_memfd("rref-box", rx->bytes, &box_fd, &map);
 	if (rc)
@@ -114,6 +118,8 @@ int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 
 void rvs_ring_fini(struct rvs_ring *ring)
 {
+	if (ring->owing.next)
+		list_del(&ring->owing);
 	if (ring->box)
 		munmap(ring->box, ring->bytes);
 	free(ring->taken);
@@ -170,8 +176,10 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 		return rv_fail(ENOTCONN, "shm: the peer returned a slot that it did not have");
 	}
 	tx->taken[slot] = 1;
-	memcpy(tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
-	at_xchg_sc(&tx->post[tx->post_pos & tx->mask], WORD(tx->post_pos, len, (uint32_t)slot));
+	struct rvs_post *post = &tx->post[tx->post_pos & tx->mask];
+
+	memcpy(len <= RVS_INLINE_MAX ? post->data : tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
+	at_xchg_sc(&post->word, WORD(tx->post_pos, len, (uint32_t)slot));
 	tx->post_pos++;
 	rvs_wake(conn);
 	return 0;
@@ -179,14 +187,15 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 
 bool rvs_ring_ready(const struct rvs_ring *rx)
 {
-	return WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask]), rx->post_pos);
+	return WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask].word), rx->post_pos);
 }
 
 /* The next message: 1; 0 none; -EPROTO nonsense. */
 int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
 {
 	struct rvs_ring *rx = &conn->rx;
-	uint64_t word = at_load_sc(&rx->post[rx->post_pos & rx->mask]); /* partner: rvs_send() */
+	struct rvs_post *post = &rx->post[rx->post_pos & rx->mask];
+	uint64_t word = at_load_sc(&post->word); /* partner: rvs_send() */
 	uint32_t slot = WORD_SLOT(word), len = WORD_LEN(word);
 	unsigned char *copy;
 
@@ -195,7 +204,7 @@ int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
 	if (slot >= rx->nr || rx->taken[slot] || !len || len > RV_MSG_MAX)
 		return -EPROTO;
 	copy = rx->copy + (size_t)slot * RV_MSG_MAX;
-	memcpy(copy, rx->slots + (size_t)slot * RV_MSG_MAX, len);
+	memcpy(copy, len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX, len);
 	rx->taken[slot] = 1;
 	rx->nr_taken++;
 	rx->post_pos++;
@@ -208,6 +217,36 @@ int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
 	ev->len = len;
 	ev->token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot;
 	return 1;
+}
+
+static void give_back(struct rv_conn *conn)
+{
+	struct rvs_ring *rx = &conn->rx;
+
+	list_del(&rx->owing);
+	/* Partners: next_slot() for the words; send(), which sets `want` and then looks for a word. */
+	for (uint32_t i = 0; i < rx->nr_due; i++, rx->back_pos++)
+		at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, rx->due[i]));
+	rx->nr_due = 0;
+	if (unlikely(at_load_sc(&rx->box->want)))
+		rvs_wake(conn);
+}
+
+/*
+ * What is owed goes back: several at a time, and all of it before the device sleeps. Not at once and one by one: each word
+ * written takes a cache line away from the sender, who looks there for its next slot. A sender that waits for slots is
+ * seen by recv_done(), since it has sent much more than is owed here; and by RV_POLL_SLOW, if the core keeps all of that.
+ */
+void rvs_give_back(struct rv_dev *dev, bool all)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &dev->owing) {
+		struct rv_conn *conn = container_of(l, struct rv_conn, rx.owing);
+
+		if (all || at_load_sc(&conn->rx.box->want))
+			give_back(conn);
+	}
 }
 
 void rvs_recv_done(struct rv_dev *dev, uint64_t token)
@@ -228,9 +267,9 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 			rvs_conn_free(conn);
 		return;
 	}
-	/* Partners: next_slot() for the word; send(), which sets `want` and then looks for the word. */
-	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, slot));
-	rx->back_pos++;
-	if (unlikely(at_load_sc(&rx->box->want)))
-		rvs_wake(conn);
+	rx->due[rx->nr_due++] = (uint16_t)slot;
+	if (rx->nr_due == 1)
+		list_add_tail(&dev->owing, &rx->owing);
+	if (rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) || at_load_sc(&rx->box->want))
+		give_back(conn);
 }

@@ -35,7 +35,7 @@
 #include "verbs/rv_error.h"
 
 #define RVS_MAGIC 0x6d687272u        /* "rrhm" */
-#define RVS_VERSION 1u
+#define RVS_VERSION 2u
 #define RVS_KEY_BITS 16
 #define RVS_NR_KEYS (1u << RVS_KEY_BITS)
 #define RVS_KEY_INDEX(key) ((key) & (RVS_NR_KEYS - 1))
@@ -77,16 +77,30 @@ struct rvs_box {
 _Static_assert(sizeof(struct rvs_box) == 128 && offsetof(struct rvs_box, want) == 64, "shared layout");
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2, "atomics between processes cannot lock");
 
+/* A place of the ring `post`. A short message is in it, so that word and message come over in one piece. */
+#define RVS_INLINE_MAX 120u
+struct rvs_post {
+	_Alignas(128) _Atomic uint64_t word;
+	unsigned char data[RVS_INLINE_MAX];
+};
+_Static_assert(sizeof(struct rvs_post) == 128, "layout is shared between processes");
+
+#define RVS_DUE_MAX 8u /* slots given back at once; see ring.c */
+
 /* One end of a box: the receiver's of the own box, or the sender's of the peer's box. Owner: progress. */
 struct rvs_ring {
 	struct rvs_box *box;
 	size_t bytes;
-	_Atomic uint64_t *post, *back;          /* full slots to the receiver; free slots to the sender */
+	struct rvs_post *post;                  /* full slots to the receiver */
+	_Atomic uint64_t *back;                 /* free slots to the sender */
 	unsigned char *slots;
 	uint32_t nr, mask;
 	uint32_t post_pos, back_pos;
 	uint32_t fresh;                         /* sender: slots from here on were never used */
 	uint32_t nr_taken;
+	uint32_t nr_due;                        /* receiver: slots that are free, and not given back yet */
+	uint16_t due[RVS_DUE_MAX];
+	struct list owing;                      /* receiver: in dev->owing while nr_due */
 	unsigned char *taken;                   /* sender: slot is with the receiver; receiver: with the core */
 	unsigned char *copy;                    /* receiver: private copies of the messages, one per slot */
 };
@@ -193,7 +207,7 @@ struct rv_dev {
 	uint32_t max_conns, nr_conns, nr_greeting, next_gen;
 	struct rvs_watch *watch;
 	uint32_t nr_watch, scan_at;
-	struct list attn, timed;
+	struct list attn, timed, owing;
 	int64_t timer_ns;
 	uint64_t nr_refused;                    /* wrong user, garbage, too many */
 
@@ -281,6 +295,7 @@ int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd);
 void rvs_ring_fini(struct rvs_ring *ring);
 int rvs_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvs_recv_done(struct rv_dev *dev, uint64_t token);
+void rvs_give_back(struct rv_dev *dev, bool all);
 bool rvs_ring_ready(const struct rvs_ring *rx);
 int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev);
 bool rvs_ring_has_room(const struct rvs_ring *tx);

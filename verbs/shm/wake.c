@@ -15,6 +15,7 @@ int rvs_arm(struct rv_dev *dev, unsigned flags)
 {
 	(void)flags; /* READs finish inside post_reads() */
 	at_xchg_sc(&dev->page->sleeping, 1); /* partner: rvs_wake() */
+	rvs_give_back(dev, true);
 	return 0;
 }
 

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What parts.cc measures of the runtime's inside, whose header is not for C++. */
+#include "core/rc.h"
+#include "parts_core.h"
+
+int parts_slot(struct rref_ctx *ctx)
+{
+	struct rref_future *f;
+	int err = rc_op_get(ctx, 0, &f);
+
+	if (err)
+		return err;
+	rc_op_claim(f);
+	rc_op_put(f);
+	rc_op_put(f);
+	return 0;
+}
+
+int parts_future(struct rref_ctx *ctx)
+{
+	struct rref_future *f;
+	int err = rc_op_get(ctx, 0, &f);
+
+	if (err)
+		return err;
+	rc_op_claim(f);
+	rc_op_finish(f, false);
+	rc_op_put(f);
+	err = rref_future_wait(f, RREF_DEFAULT);
+	rref_future_free(f);
+	return err;
+}
+
+int parts_landing(struct rref_ctx *ctx, size_t bytes)
+{
+	struct rref_view *v;
+	int err = rc_landing_get(ctx, bytes, &v);
+
+	if (!err)
+		rc_landing_put(v);
+	return err;
+}
+
+int parts_turn(struct rref_ctx *ctx)
+{
+	if (!rc_trylock(ctx))
+		return 1;
+	rc_progress_locked(ctx, false);
+	rc_unlock(ctx);
+	return 0;
+}
