@@ -89,10 +89,10 @@ struct rc_value {
 	const struct rc_type *type; /* [const] */
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
-	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 	struct rp_location loc;   /* [const] once made ready */
 	struct rref **refs;       /* [lock] view.nr_refs of them, held by the value: nested.c */
 	_Atomic uint32_t pins;
+	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 };
 
 /* ---- handles -------------------------------------------------------------------------------------------------- */
