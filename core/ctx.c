@@ -190,6 +190,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	pthread_mutex_destroy(&ctx->function_lock);
 	rc_send_close(ctx);
 	rc_leaks_free(ctx);
+	rc_calls_close(ctx);
 	free(ctx->barrier_seen);
 	free(ctx->peers);
 	free(ctx->members);

@@ -364,6 +364,7 @@ struct rref_call {
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
 	_Atomic uint32_t cancelled;  /* its caller gave it up, or is gone */
+	bool deferred;               /* the handler said so; set while it holds the call */
 	struct rc_incoming in;       /* from here on not simply cleared; see make_call */
 	char name[RREF_NAME_MAX + 1];
 	_Alignas(64) uint8_t data[];
@@ -376,6 +377,7 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 #define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
 #define RC_CACHE_SLOTS 16
 #define RC_CALL_BUCKETS 256u  /* a power of two */
+#define RC_CONSUMED_KEPT 1024u
 
 #define RC_LANDING_BLOCK(cls) ((size_t)128 << (cls))
 /* The class of a landing block for so many bytes; -1: too large to be kept. */
@@ -489,6 +491,8 @@ struct rref_ctx {
 	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
 	struct rref_future *barrier_op;           /* [lock] who waits for one here */
 	_Atomic uint32_t calls_open;              /* calls being served or waiting to be */
+	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
+	_Atomic uint32_t nr_consumed;
 	_Atomic uint64_t calls_begun;             /* how many ever were */
 	struct rc_key key;
 	bool leak_check;
@@ -740,6 +744,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call); /* [lock] */
 void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1, not under the lock) / is back (-1) */
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_call_put(struct rref_call *call);
+void rc_calls_close(struct rref_ctx *ctx);
 bool rc_in_callback(void);
 unsigned rc_callback_depth(void);
 void rc_callback_enter(void);

@@ -115,6 +115,30 @@ static uint64_t call_bytes(const struct rw_call *c)
 	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length + (uint64_t)c->nr_refs * REF_BYTES;
 }
 
+/*
+ * A call that was deferred and replied to stays for a while, of which nothing but `replied` is of use: a second reply finds
+ * an error there instead of freed memory. Returns the one that has stayed longest, if so many have.
+ */
+static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
+{
+	uint32_t at = at_add(&ctx->nr_consumed, 1) % RC_CONSUMED_KEPT;
+
+	call->bytes = call->meta = NULL;
+	call->length = call->meta_length = 0;
+	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it finds. */
+	return at_xchg_ar(&ctx->consumed[at], call);
+}
+
+void rc_calls_close(struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
+		struct rref_call *call = at_load(&ctx->consumed[i]);
+
+		if (call)
+			free(call->block);
+	}
+}
+
 void rc_call_put(struct rref_call *call)
 {
 	struct rref_ctx *ctx = call->ctx;
@@ -124,7 +148,10 @@ void rc_call_put(struct rref_call *call)
 	rc_incoming_release(&call->in);
 	at_sub(&ctx->peers[call->caller].call_bytes, call->cost);
 	at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
-	free(call->block);
+	if (call->deferred)
+		call = keep(ctx, call);
+	if (call)
+		free(call->block);
 	/* Release, and last: partner of the acquire in shutdown.c's idle(), after which the context may be freed. */
 	at_sub_rel(&ctx->calls_open, 1);
 }
@@ -437,6 +464,7 @@ void rc_run_call(struct rref_call *call)
 		rc_unlock(call->ctx);
 		rc_call_put(call);
 	}
+	call->deferred = r == RREF_DEFER;
 	rc_call_put(call); /* the handler's hold */
 }
 

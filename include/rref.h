@@ -709,8 +709,9 @@ RREF_API struct rref *rref_call_ref(const struct rref_call *call, size_t i);
 
 /*
  * rref_call_reply: the result (copied; NULL = empty). From any thread. After a success of a call that was deferred the
- * call is consumed; inside the handler it stays valid until the handler returns. A call replies once: a second reply
- * inside the handler is -EALREADY. -EMSGSIZE, -ENOMEM, -EINVAL, -EAGAIN: nothing was sent, the call still wants a reply.
+ * call is consumed; inside the handler it stays valid until the handler returns. A call replies once: a second reply is
+ * -EALREADY, inside the handler, and of a call that was deferred until a thousand others were; then its memory is another's.
+ * -EMSGSIZE, -ENOMEM, -EINVAL, -EAGAIN: nothing was sent, the call still wants a reply.
  * A large result waits, up to the context's timeout, until the caller has read enough of the others (256 MiB); in an
  * inline handler or a callback it does not wait: -EAGAIN.
  * rref_call_error: the same with an error (negative errno) and a printf-like text.

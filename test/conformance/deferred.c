@@ -248,6 +248,88 @@ TG_TEST(c092_093_replying_twice_is_refused, 2)
 	return 0;
 }
 
+static struct rref_call *_Atomic unanswered; /* deferred, and not replied to yet */
+static struct rref_call *_Atomic replied_to; /* the same one when it was */
+
+static int reply_to_it_again(struct rref_call *call, void *arg)
+{
+	struct rref_call *old = atomic_load(&replied_to);
+
+	(void)arg;
+	TG_CHECK(old);
+	TG_IS(rref_call_reply(old, tg_bytes("second", 6)), -EALREADY);
+	TG_TEXT("replied to already");
+	TG_IS(rref_call_error(old, -EIO, "third"), -EALREADY);
+	TG_IS(rref_call_nr_refs(old), 0);
+	TG_IS(rref_call_length(old), 0);
+	return rref_call_reply(call, NULL);
+}
+
+static int defer_and_keep(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	atomic_store(&unanswered, call);
+	return RREF_DEFER;
+}
+
+static int reply_to_it(struct rref_call *call, void *arg)
+{
+	struct rref_call *deferred = atomic_exchange(&unanswered, NULL);
+
+	(void)arg;
+	if (!deferred)
+		return -EAGAIN; /* it waits for its references still */
+	TG_OK(rref_call_reply(deferred, tg_bytes("first", 5)));
+	atomic_store(&replied_to, deferred);
+	return rref_call_reply(call, NULL);
+}
+
+/* Long after it was consumed, and with many calls between: an error, and nothing else. */
+TG_TEST(c092_093_replying_twice_to_a_deferred_call, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	tg_add(ctx, "defer_and_keep", defer_and_keep, 0);
+	tg_add(ctx, "reply_to_it", reply_to_it, 0);
+	tg_add(ctx, "reply_again", reply_to_it_again, 0);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		struct rref *held;
+
+		TG_OK(rref_new(ctx, "argument", 8, &held));
+		for (int kind = 0; kind < 2; kind++) {
+			struct rref_future *f = NULL;
+			struct rref *r = NULL;
+			char got[5];
+			int err;
+
+			if (kind == 0)
+				TG_OK(rref_rpc_async(ctx, 1, "defer_and_keep", tg_with(&held, 1), RREF_DEFAULT, &f));
+			else
+				TG_OK(rref_remote(ctx, 1, "defer_and_keep", tg_with(&held, 1), RREF_DEFAULT, &r));
+			while ((err = rref_rpc_sync(ctx, 1, "reply_to_it", NULL, RREF_DEFAULT, NULL)) == -EAGAIN)
+				usleep(200);
+			TG_OK(err);
+			for (int i = 0; i < 100; i++)
+				TG_OK(rref_rpc_sync(ctx, 1, "reply_again", tg_bytes("x", 1), RREF_DEFAULT, NULL));
+			if (kind == 0) {
+				TG_OK(rref_future_wait(f, RREF_DEFAULT));
+				tg_result(f, got, 5);
+				TG_CHECK(memcmp(got, "first", 5) == 0);
+				rref_future_free(f);
+			} else {
+				tg_expect_bytes(r, "first", 5);
+				rref_release(r);
+			}
+		}
+		rref_release(held);
+		tg_until_clean(ctx, 0);
+		tg_until_clean(ctx, 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- deferred replies ---- */
 
 static void *reply_later(void *arg)
@@ -446,6 +528,7 @@ int main(void)
 		cmocka_unit_test(c092_093_one_that_waits_for_another),
 		cmocka_unit_test(c092_093_completes_once_whoever_wins),
 		cmocka_unit_test(c092_093_replying_twice_is_refused),
+		cmocka_unit_test(c092_093_replying_twice_to_a_deferred_call),
 		cmocka_unit_test(c094_099_simple),
 		cmocka_unit_test(c094_099_chained_and_failing),
 		cmocka_unit_test(c094_099_nested),
