@@ -155,7 +155,9 @@ RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh $(SIM) %/abuse_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh %/stall_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+# What these build is built by all processors, unless the one who types says how many jobs.
+ALL_CORES = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 
 deps:
@@ -163,18 +165,18 @@ deps:
 
 demo:
 	@test/tools/deps.sh build
-	@$(MAKE) --no-print-directory -s lib tools
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) lib tools
 	@$(BIN)/rref-demo $(if $(FILE),--file $(FILE))
 
 check: deps
-	@$(MAKE) --no-print-directory -s all
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) all
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
 	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(UNIT)) --alone $(ALONE)
 
 check-asan check-tsan: check-%: deps
-	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) san-tests
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) SAN=$(if $(filter asan,$*),address,thread) san-tests
 	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
 
 check-san-run:
@@ -184,11 +186,11 @@ check-san-run:
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
 demo-roce:
 	@test/tools/deps.sh build
-	@$(MAKE) --no-print-directory -s lib tools
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) lib tools
 	@test/tools/on-roce.sh $(BIN)/rref-demo --device ibv $(if $(FILE),--file $(FILE))
 
 check-roce: deps
-	@$(MAKE) --no-print-directory -s all
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) all
 	@test/tools/check-roce.sh
 
 # Random schedules of the protocol, checked after every event (docs/TESTING.md). ARGS goes to the program.

@@ -3,6 +3,7 @@
  * A member that lies about what its values are, or wants what stays with another. What it says of segments and types is
  * checked before anybody uses it, and of a local-only value it learns no place.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <sodium.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 
 /* ---- what worker 1 does with what it is given ---- */
 
+static pthread_mutex_t last_lock = PTHREAD_MUTEX_INITIALIZER;
 static char last[RP_TEXT_MAX];   /* of "ask": how it ended, for who cannot be told at once */
 
 static int64_t patience(const struct rref_call *call)
@@ -52,14 +54,21 @@ static int ask(struct rref_call *call, void *arg)
 	int err = rref_type(rref_call_ref(call, 0), patience(call), &t);
 
 	(void)arg;
+	pthread_mutex_lock(&last_lock);
 	snprintf(last, sizeof(last), "%d %s", err, err ? rref_last_error() : t.name);
+	pthread_mutex_unlock(&last_lock);
 	return rref_call_error(call, err ? err : -EDOM, "%s", err ? rref_last_error() : t.name);
 }
 
 static int tell_last(struct rref_call *call, void *arg)
 {
+	char text[sizeof(last)];
+
 	(void)arg;
-	return rref_call_error(call, *last ? -EDOM : -ENOENT, "%s", last);
+	pthread_mutex_lock(&last_lock);
+	snprintf(text, sizeof(text), "%s", last);
+	pthread_mutex_unlock(&last_lock);
+	return rref_call_error(call, *text ? -EDOM : -ENOENT, "%s", text);
 }
 
 /* A creation: 32 bytes that stay here. */
