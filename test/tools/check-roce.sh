@@ -24,7 +24,7 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 one=$(ls build/bin/proc/* build/bin/conformance/*)
 # The provider's own tests first: what fails there explains the rest.
 one="build/bin/proc/rv_conformance $(echo "$one" | grep -v proc/rv_conformance)"
-RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
+RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
 	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one test/tools/perf.sh 2>&1 | tee "$log"
 sum "one host"
 
