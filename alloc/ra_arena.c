@@ -2,6 +2,7 @@
 /* The arena: create, allocate, grow, count, destroy. */
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,12 +21,57 @@ static struct ra_shard *my_shard(struct ra_arena *a)
 	return &a->shards[mine - 1];
 }
 
+/* A shard is entered by who finds it free; nobody waits to do so but flush(). */
+static bool enter(struct ra_shard *s)
+{
+	return !at_load(&s->busy) && !at_xchg_acq(&s->busy, 1);
+}
+
+static void leave(struct ra_shard *s)
+{
+	at_store_rel(&s->busy, 0);
+}
+
+/* Inside, no addition has to be atomic. */
+static void plus(_Atomic uint64_t *n, uint64_t by)
+{
+	at_store(n, at_load(n) + by);
+}
+
+static void plus_rel(_Atomic uint64_t *n, uint64_t by)
+{
+	at_store_rel(n, at_load(n) + by);
+}
+
+/* What the caches hold goes back to where any size is served from. Their users hold them for one allocation at most. */
+static void flush(struct ra_arena *a)
+{
+	for (int i = 0; i < RA_SHARDS; i++) {
+		struct ra_shard *s = &a->shards[i];
+
+		while (!enter(s))
+			sched_yield();
+		if (s->cache != RA_NO_CACHE)
+			ra_je_cache_flush(s->cache);
+		leave(s);
+	}
+}
+
 static uint64_t count_frees(const struct ra_arena *a)
 {
-	uint64_t n = 0;
+	uint64_t n = at_load_acq(&a->rest.nr_frees);
 
 	for (int i = 0; i < RA_SHARDS; i++)
 		n += at_load_acq(&a->shards[i].nr_frees);
+	return n;
+}
+
+static uint64_t count_allocs(const struct ra_arena *a)
+{
+	uint64_t n = at_load(&a->rest.nr_allocs);
+
+	for (int i = 0; i < RA_SHARDS; i++)
+		n += at_load(&a->shards[i].nr_allocs);
 	return n;
 }
 
@@ -94,6 +140,9 @@ void ra_arena_destroy(struct ra_arena *a)
 	if (!a)
 		return;
 	/* First jemalloc, whose hooks look regions up; then the regions. */
+	for (int i = 0; i < RA_SHARDS; i++)
+		if (a->shards[i].cache != RA_NO_CACHE)
+			ra_je_cache_destroy(a->shards[i].cache);
 	ra_je_arena_destroy(a);
 	ra_span_release(a);
 	ra_table_destroy(a);
@@ -104,7 +153,7 @@ void ra_arena_destroy(struct ra_arena *a)
 
 static size_t live_bytes(const struct ra_arena *a)
 {
-	uint64_t in = 0, out = 0;
+	uint64_t in, out = at_load_acq(&a->rest.free_bytes);
 
 	/*
 	 * Frees first, and acquire, with ra_free's release: whoever sees a value's free must also see its allocation, or
@@ -112,6 +161,7 @@ static size_t live_bytes(const struct ra_arena *a)
 	 */
 	for (int i = 0; i < RA_SHARDS; i++)
 		out += at_load_acq(&a->shards[i].free_bytes);
+	in = at_load(&a->rest.alloc_bytes);
 	for (int i = 0; i < RA_SHARDS; i++)
 		in += at_load(&a->shards[i].alloc_bytes);
 	return (size_t)(in - out);
@@ -120,24 +170,26 @@ static size_t live_bytes(const struct ra_arena *a)
 /*
  * Called after an allocation of `asked` bytes failed for want of an extent. 0 = worth another try.
  *
- * Free memory is gathered before any is added: free extents that jemalloc has not merged yet may serve, and a
- * registration costs a thousand times a purge. It cannot help if too little is free, or if nothing was freed since the
- * last time; and one call does it once (*purged), or threads that free all the time would keep it from ever growing.
+ * Free memory is gathered before any is added: what caches hold, and free extents that jemalloc has not merged yet, may serve,
+ * and a registration costs a thousand times a purge. It cannot help if too little is free, or if nothing was allocated (a
+ * cache takes several at once) or freed since the last time; and one call does it once (*purged), or threads that free all
+ * the time would keep it from ever growing.
  */
 static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purged)
 {
 	const size_t want = ra_want;
-	uint64_t frees;
+	uint64_t uses;
 	int rc = 0;
 
 	pthread_mutex_lock(&a->grow);
 	/* Someone else grew or purged since this thread looked; what it found missing may be there now. */
 	if (at_load(&a->epoch) != epoch)
 		goto out;
-	frees = count_frees(a);
-	if (!*purged && frees != a->purged_frees && at_load(&a->region_bytes) - live_bytes(a) >= want) {
+	uses = count_frees(a) + count_allocs(a);
+	if (!*purged && uses != a->purged_uses && at_load(&a->region_bytes) - live_bytes(a) >= want) {
 		*purged = true;
-		a->purged_frees = frees;
+		a->purged_uses = uses;
+		flush(a);
 		ra_je_arena_purge(a);
 	} else {
 		rc = ra_region_add(a, want, asked);
@@ -150,10 +202,34 @@ out:
 	return rc;
 }
 
+/* One attempt, by way of the shard's cache where it is free and the size is not too large for one. */
+static void *attempt(struct ra_arena *a, size_t size, size_t align)
+{
+	struct ra_shard *s = my_shard(a);
+	void *p;
+
+	if (unlikely(!enter(s))) {
+		p = ra_je_arena_alloc(a, RA_NO_CACHE, size, align);
+		if (p) {
+			at_add(&a->rest.nr_allocs, 1);
+			at_add(&a->rest.alloc_bytes, size);
+		}
+		return p;
+	}
+	if (unlikely(s->cache == RA_NO_CACHE))
+		s->cache = ra_je_cache_create();
+	p = ra_je_arena_alloc(a, s->cache, size, align);
+	if (likely(p != NULL)) {
+		plus(&s->nr_allocs, 1);
+		plus(&s->alloc_bytes, size);
+	}
+	leave(s);
+	return p;
+}
+
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 {
 	bool purged = false;
-	struct ra_shard *s;
 	uint64_t epoch;
 	void *p;
 	int rc;
@@ -169,7 +245,7 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
 		epoch = at_load_acq(&a->epoch);
 		ra_want = 0;
-		p = ra_je_arena_alloc(a, size, align);
+		p = attempt(a, size, align);
 		if (likely(p != NULL))
 			break;
 		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping. */
@@ -180,9 +256,6 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 			return rc;
 	}
 	ra_unpoison(p, size);
-	s = my_shard(a);
-	at_add(&s->nr_allocs, 1);
-	at_add(&s->alloc_bytes, size);
 	*out = p;
 	return 0;
 }
@@ -196,11 +269,18 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 	assert(ra_table_find(a, p));
 	/* Before it is free: afterwards the memory may already be another's. */
 	ra_poison(p, size);
-	ra_je_arena_free(a, p);
-	/* After it is free: ra_grow takes a free that was counted for one that a purge can find. */
 	s = my_shard(a);
-	atomic_fetch_add_explicit(&s->nr_frees, 1, memory_order_release);
-	atomic_fetch_add_explicit(&s->free_bytes, size, memory_order_release);
+	/* Counted after it is free: ra_grow takes a free that was counted for one that a purge can find. */
+	if (unlikely(!enter(s))) {
+		ra_je_arena_free(a, RA_NO_CACHE, p);
+		atomic_fetch_add_explicit(&a->rest.nr_frees, 1, memory_order_release);
+		atomic_fetch_add_explicit(&a->rest.free_bytes, size, memory_order_release);
+		return;
+	}
+	ra_je_arena_free(a, s->cache, p);
+	plus_rel(&s->nr_frees, 1);
+	plus_rel(&s->free_bytes, size);
+	leave(s);
 }
 
 void ra_stats(const struct ra_arena *a, struct ra_stats *out)
@@ -213,7 +293,6 @@ void ra_stats(const struct ra_arena *a, struct ra_stats *out)
 		.nr_frees = count_frees(a), /* before nr_allocs, as in live_bytes */
 		.nr_quarantined = ra_nr_quarantined(),
 	};
-	for (int i = 0; i < RA_SHARDS; i++)
-		out->nr_allocs += at_load(&a->shards[i].nr_allocs);
+	out->nr_allocs = count_allocs(a);
 	out->nr_live = out->nr_allocs - out->nr_frees;
 }

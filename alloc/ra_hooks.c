@@ -18,7 +18,10 @@
  *   lazily; a purge moves everything to the "retained" cache, which merges at once (ra_grow does so before it grows).
  * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
  *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX.
- * - tcache off: we pass MALLOCX_TCACHE_NONE, but each thread would still be given an (unused) cache of some 20 KiB.
+ * - tcache off: the caches are ours, explicit ones (ra_arena.c); each thread would still be given an (unused) one of some
+ *   20 KiB. An explicit cache serves one thread at a time, and nobody but its user ever looks into it (no GC).
+ * - lg_tcache_max bounds what a cache takes; at most tcache_nslots_large (20) pieces of each larger size. With 17 a cache
+ *   keeps 12 MiB at the very most, and gives them back before the arena grows.
  *
  * These are start-up options of jemalloc; the environment's MALLOC_CONF, meant for a jemalloc of the program's own,
  * would reach this copy too. malloc_conf_2_conf_harder is read last and overrides it.
@@ -40,7 +43,7 @@ int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, siz
 
 extern const char *ra_je_malloc_conf_2_conf_harder;
 const char *ra_je_malloc_conf_2_conf_harder =
-	"retain:false,tcache:false,lg_extent_max_active_fit:64,"
+	"retain:false,tcache:false,lg_tcache_max:17,lg_extent_max_active_fit:64,"
 	"dirty_decay_ms:-1,muzzy_decay_ms:0,background_thread:false,percpu_arena:disabled,narenas:1,"
 	"junk:false,zero:false,abort_conf:false,confirm_conf:false,stats_print:false";
 
@@ -138,13 +141,47 @@ void ra_je_arena_purge(struct ra_arena *a)
 	arena_ctl(a, "purge");
 }
 
-void *ra_je_arena_alloc(struct ra_arena *a, size_t size, size_t align)
+static int how(const struct ra_arena *a, unsigned cache)
 {
-	return ra_je_mallocx(size, MALLOCX_ARENA(a->je_index) | MALLOCX_TCACHE_NONE | MALLOCX_LG_ALIGN(__builtin_ctzl(align)));
+	return MALLOCX_ARENA(a->je_index) | (cache == RA_NO_CACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(cache - 1));
+}
+
+void *ra_je_arena_alloc(struct ra_arena *a, unsigned cache, size_t size, size_t align)
+{
+	/* Whole lines lie on lines without being asked to: every size class from 64 on that is a multiple of 64 does so. */
+	if (likely(align == CACHE_LINE))
+		return ra_je_mallocx(ra_round_up(size, CACHE_LINE), how(a, cache));
+	return ra_je_mallocx(size, how(a, cache) | MALLOCX_LG_ALIGN(__builtin_ctzl(align)));
 }
 
 /* dallocx, not sdallocx: that one wants the alignment again, and ra_free's caller does not know it. */
-void ra_je_arena_free(struct ra_arena *a, void *p)
+void ra_je_arena_free(struct ra_arena *a, unsigned cache, void *p)
 {
-	ra_je_dallocx(p, MALLOCX_ARENA(a->je_index) | MALLOCX_TCACHE_NONE);
+	ra_je_dallocx(p, how(a, cache));
+}
+
+unsigned ra_je_cache_create(void)
+{
+	unsigned ind;
+	size_t len = sizeof(ind);
+
+	return ra_je_mallctl("tcache.create", &ind, &len, NULL, 0) ? RA_NO_CACHE : ind + 1;
+}
+
+void ra_je_cache_destroy(unsigned cache)
+{
+	unsigned ind = cache - 1;
+	int rc = ra_je_mallctl("tcache.destroy", NULL, NULL, &ind, sizeof(ind));
+
+	assert(rc == 0);
+	(void)rc;
+}
+
+void ra_je_cache_flush(unsigned cache)
+{
+	unsigned ind = cache - 1;
+	int rc = ra_je_mallctl("tcache.flush", NULL, NULL, &ind, sizeof(ind));
+
+	assert(rc == 0);
+	(void)rc;
 }

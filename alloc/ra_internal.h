@@ -12,6 +12,7 @@
  *   grow   ra_grow: purge, make a region, register. May be held for as long as a device registers.
  *   (jemalloc's own)
  *   carve  the free ranges of regions; a few loads and stores.
+ * A shard's busy comes before jemalloc's own; only who holds grow waits for it.
  */
 #ifndef RA_INTERNAL_H
 #define RA_INTERNAL_H
@@ -49,11 +50,17 @@ struct ra_region {
 	struct ra_hole holes[RA_MAX_HOLES];
 };
 
-/* Counters of one group of threads, on a line of their own: a shared counter would cost more than the allocation. */
+/*
+ * Counters of one group of threads, and a cache of free memory (jemalloc's tcache), on a line of their own: a shared counter
+ * would cost more than the allocation. Whoever finds the shard busy does without the cache and counts in the arena's `rest`.
+ */
 struct ra_shard {
 	cache_aligned _Atomic uint64_t nr_allocs;
 	_Atomic uint64_t nr_frees, alloc_bytes, free_bytes;
+	_Atomic uint32_t busy; /* a trylock: guards the cache, and the counters' writing (not those of `rest`) */
+	unsigned cache;        /* guarded by busy; RA_NO_CACHE: none yet */
 };
+#define RA_NO_CACHE 0u
 _Static_assert(sizeof(struct ra_shard) == CACHE_LINE, "one line each");
 
 struct ra_arena {
@@ -70,7 +77,7 @@ struct ra_arena {
 
 	cache_aligned pthread_mutex_t grow;
 	size_t next_region;    /* guarded by grow */
-	uint64_t purged_frees; /* guarded by grow: frees counted when jemalloc last purged */
+	uint64_t purged_uses; /* guarded by grow: allocations and frees counted when memory was last gathered */
 	/* written under grow, read by anyone */
 	_Atomic size_t region_bytes;
 	_Atomic uint64_t nr_regions;
@@ -80,6 +87,7 @@ struct ra_arena {
 	struct ra_region *regions; /* guarded by carve */
 
 	struct ra_shard shards[RA_SHARDS];
+	struct ra_shard rest; /* counters only, by atomic additions */
 };
 
 /* Length of the extent that the hook could not serve, for the ra_alloc on the same thread. 0 = the hook did not fail. */
@@ -90,8 +98,14 @@ int ra_je_arena_create(struct ra_arena *a);
 void ra_je_arena_destroy(struct ra_arena *a);
 /* Every free extent goes where neighbours merge at once and any size is served from. Serialised by grow. */
 void ra_je_arena_purge(struct ra_arena *a);
-void *ra_je_arena_alloc(struct ra_arena *a, size_t size, size_t align);
-void ra_je_arena_free(struct ra_arena *a, void *p);
+/* cache: of ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
+void *ra_je_arena_alloc(struct ra_arena *a, unsigned cache, size_t size, size_t align);
+void ra_je_arena_free(struct ra_arena *a, unsigned cache, void *p);
+/* RA_NO_CACHE if there can be no further one. */
+unsigned ra_je_cache_create(void);
+void ra_je_cache_destroy(unsigned cache);
+/* All that it holds goes back to the arena. */
+void ra_je_cache_flush(unsigned cache);
 
 /* ra_region.c */
 int ra_span_reserve(struct ra_arena *a);
@@ -123,9 +137,8 @@ struct ra_size ra_size_text(size_t bytes);
 
 /*
  * With the address sanitizer, free value memory is poisoned: jemalloc is opaque to it, and a use after free of a
- * value would go unseen. The thread sanitizer needs no such help: without thread caches every piece of memory passes
- * from one thread to another through a mutex of jemalloc's, which it sees although jemalloc is not instrumented. A
- * cache of ours would have to annotate that hand-over (__tsan_release in ra_free, __tsan_acquire in ra_alloc).
+ * value would go unseen. The thread sanitizer needs no such help: every piece of memory passes from one thread to another
+ * through a shard's `busy`, which it sees, or a mutex of jemalloc's, which it sees although jemalloc is not instrumented.
  */
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

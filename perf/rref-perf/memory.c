@@ -6,13 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jemalloc/jemalloc.h>
+
 #include "alloc/ra.h"
 #include "base/util.h"
 #include "pf.h"
 
-/* The same jemalloc without an arena of ours; see the Makefile for its names. */
+/* The same jemalloc, with a thread cache of its own but without an arena of ours; see the Makefile for its names. */
 void *ra_je_mallocx(size_t size, int flags);
 void ra_je_dallocx(void *p, int flags);
+int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
 
 static unsigned nr_registered;
 
@@ -36,6 +39,7 @@ static int dereg(void *ctx, void *cookie)
 struct memory {
 	struct ra_arena *arena;
 	size_t bytes;
+	unsigned cache;
 };
 
 static int in_arena(void *arg, unsigned n)
@@ -58,11 +62,11 @@ static int plain(void *arg, unsigned n)
 	struct memory *m = arg;
 
 	while (n--) {
-		void *p = ra_je_mallocx(m->bytes, 0);
+		void *p = ra_je_mallocx(m->bytes, MALLOCX_TCACHE(m->cache));
 
 		if (!p)
 			return pf_say(-ENOMEM, "mallocx");
-		ra_je_dallocx(p, 0);
+		ra_je_dallocx(p, MALLOCX_TCACHE(m->cache));
 	}
 	return 0;
 }
@@ -72,10 +76,16 @@ int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 	struct ra_hooks hooks = { .reg = reg, .dereg = dereg };
 	struct ra_options o = { .max_bytes = (size_t)1 << 30 };
 	struct memory m = { 0 };
+	size_t len = sizeof(m.cache);
 	int err = ra_arena_create(&hooks, &o, &m.arena);
 
 	if (err)
 		return pf_say(err, ra_error_text());
+	err = ra_je_mallctl("tcache.create", &m.cache, &len, NULL, 0);
+	if (err) {
+		ra_arena_destroy(m.arena);
+		return pf_say(-err, "a thread cache");
+	}
 	for (unsigned i = 0; !err && (m.bytes = pf_size(cfg, op, i)); i++) {
 		struct pf_side lib = { in_arena, &m, 1 }, raw = { plain, &m, 1 };
 		struct pf_row row;
@@ -91,6 +101,7 @@ int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 		if (!err)
 			pf_out(cfg, &row);
 	}
+	ra_je_mallctl("tcache.destroy", NULL, NULL, &m.cache, sizeof(m.cache));
 	ra_arena_destroy(m.arena);
 	return err;
 }

@@ -237,6 +237,43 @@ static void threads__allocate_while_another_registers(void **state)
 	sem_destroy(&s.leave);
 }
 
+/* What a thread freed may wait in a cache: not of its own, so it is there for all when memory is short. */
+static void *fill_cache(void *arg)
+{
+	struct ra_arena *a = arg;
+	void *p[16];
+
+	for (size_t size = 64 * KIB; size <= 96 * KIB; size += 16 * KIB) {
+		for (int i = 0; i < 16; i++)
+			p[i] = must_alloc(a, size, 0);
+		for (int i = 0; i < 16; i++)
+			ra_free(a, p[i], size);
+	}
+	return NULL;
+}
+
+static void threads__what_caches_hold_is_free(void **state)
+{
+	struct dev d = { 0 };
+	struct ra_arena *a = arena_new(&d, 16 * MIB, 16 * MIB);
+	struct ra_stats st;
+	pthread_t t;
+
+	(void)state;
+	for (int round = 0; round < 3; round++) {
+		/* One after the other, each in a shard of its own. */
+		for (int i = 0; i < 12; i++) {
+			assert_int_equal(pthread_create(&t, NULL, fill_cache, a), 0);
+			pthread_join(t, NULL);
+		}
+		ra_stats(a, &st);
+		assert_int_equal(st.live_bytes, 0);
+		ra_free(a, must_alloc(a, 14 * MIB, 0), 14 * MIB);
+	}
+	assert_int_equal(d.nr_reg, 1);
+	ra_arena_destroy(a);
+}
+
 /* Arenas are independent: each thread creates, uses and destroys its own. */
 static void *own_arena(void *arg)
 {
@@ -271,6 +308,7 @@ int main(void)
 		cmocka_unit_test(threads__at_the_bound),
 		cmocka_unit_test(threads__grow_together),
 		cmocka_unit_test(threads__allocate_while_another_registers),
+		cmocka_unit_test(threads__what_caches_hold_is_free),
 		cmocka_unit_test(threads__own_arenas),
 	};
 
