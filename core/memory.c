@@ -349,7 +349,8 @@ static unsigned start_slot(void)
 
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 {
-	size_t block = sizeof(struct rref_view) + length;
+	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
+	size_t block = (sizeof(struct rref_view) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 	int cls = rc_landing_class(length);
 	struct rref_view *v;
 	void *mem, *base;

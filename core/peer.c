@@ -58,6 +58,7 @@ int rc_peers_open(struct rref_ctx *ctx)
 				p->ops = d->ops;
 				p->dev = d->dev;
 				p->kind = (enum rv_kind)k;
+				p->max_sge = d->caps.max_sge;
 				p->max_msg = k == RV_IBV ? min_of(d->caps.max_msg, RC_PIECE_MAX) : d->caps.max_msg;
 			}
 		}

@@ -230,11 +230,13 @@ struct rref_future {
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
 	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
+	struct rref_future *run_next; /* [lock] the next one that the same READ brings (set before posting); runs.c */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;
 	bool whole;                   /* [const] not a range: the table of segments is read too */
 	bool parked;                  /* [lock] waits in the machine for its location */
 	bool retried;                 /* [lock] was pumped once after it began to wait */
+	bool alone;                   /* [lock] a READ that brought others too was refused: no more company */
 	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
 	bool range;                   /* header is a READ of its own, since the payload does not follow it */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
@@ -298,6 +300,7 @@ struct rc_peer {
 	struct rc_stall stall;        /* [lock] */
 	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
 	uint64_t max_msg;             /* [const] */
+	uint32_t max_sge;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
 	struct rc_traffic traffic;    /* [lock] */
 	uint32_t nr_sessions;         /* [lock] that came up */
@@ -392,7 +395,7 @@ static inline int rc_landing_class(size_t length)
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries, fenced;
-	_Atomic uint64_t reads_again;
+	_Atomic uint64_t reads_again, reads_joined;
 	uint64_t resumed, sent_again, not_again;                           /* [lock] */
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
@@ -626,6 +629,16 @@ int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t 
 void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);
 /* Of what came from elsewhere: lengths that add up, and whole elements if the type is known. */
 bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
+
+/* runs.c: reads of one message each, as few READs: f[first[i]] to before f[first[i + 1]] are brought by r[i]. */
+struct rc_runs {
+	unsigned nr, first[RC_BATCH_MAX + 1];
+	struct rv_read r[RC_BATCH_MAX];
+	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE]; /* one more: `more` of the last may point behind what it has */
+};
+/* Orders f[0..n), and sets each up as one that is at a device. f: prepared, of p; n up to RC_BATCH_MAX. */
+void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_runs *runs);
+void rc_run_undo(struct rref_future *f); /* it is not: its READ was not posted */
 
 /* op.c */
 #define RC_OP_CHUNK 256u

@@ -194,6 +194,13 @@ static void count_posted(struct rref_ctx *ctx, int posted)
 	}
 }
 
+static void count_runs(struct rref_ctx *ctx, const struct rc_runs *runs, int posted)
+{
+	count_posted(ctx, posted);
+	if (posted > 0 && runs->first[posted] > (unsigned)posted)
+		at_add(&ctx->n.reads_joined, runs->first[posted] - (unsigned)posted);
+}
+
 static bool hard_failure(int posted)
 {
 	return posted < 0 && posted != -EAGAIN && posted != -ENOTCONN;
@@ -231,15 +238,12 @@ static void read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *
  */
 static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n, bool locked)
 {
-	struct rv_read r[RC_BATCH_MAX];
 	struct rv_conn *conn;
+	struct rc_runs runs;
 	int posted = -ENOTCONN;
 
-	for (unsigned i = 0; i < n; i++) {
-		build(f[i], p->max_msg, &r[i], 1);
-		f[i]->outstanding = 1;
-	}
-	at_add(&ctx->reads_in_flight, n);
+	rc_runs_build(p, f, n, &runs);
+	at_add(&ctx->reads_in_flight, runs.nr);
 	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
@@ -247,14 +251,15 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 		if (unlikely(outlived(f[i])))
 			conn = NULL; /* each finds out below */
 	if (conn && at_load(&p->nr_waiting) == 0) {
-		posted = p->ops->post_reads(conn, r, n);
-		count_posted(ctx, posted);
+		posted = p->ops->post_reads(conn, runs.r, runs.nr);
+		count_runs(ctx, &runs, posted);
 	}
 	at_sub_rel(&p->readers, 1);
-	for (unsigned i = (unsigned)max_of(posted, 0); i < n; i++) {
-		f[i]->outstanding = 0;
-		at_sub(&ctx->reads_in_flight, 1);
-		unbuild(f[i], &r[i], 0, 1);
+	unsigned left = (unsigned)max_of(posted, 0);
+
+	at_sub(&ctx->reads_in_flight, runs.nr - left);
+	for (unsigned i = runs.first[left]; i < n; i++) {
+		rc_run_undo(f[i]);
 		if (hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], locked);
@@ -301,7 +306,7 @@ static int prepare_quietly(struct rref_future *f)
 {
 	f->next = 0;
 	f->header_asked = false;
-	f->retried = f->again = false;
+	f->retried = f->again = f->alone = false;
 	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
 	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
 	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments))
@@ -417,8 +422,8 @@ static void wait_first(struct rref_future *f, struct rc_peer *p)
 static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rref_future *f[RC_BATCH_MAX];
-	struct rv_read r[RC_BATCH_MAX];
-	unsigned n = 0;
+	struct rc_runs runs;
+	unsigned n = 0, left;
 	int posted;
 
 	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
@@ -427,16 +432,15 @@ static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn
 			break;
 		list_del(&f[n]->node);
 		at_sub(&p->nr_waiting, 1);
-		build(f[n], p->max_msg, &r[n], 1);
-		f[n]->outstanding = 1;
 		n++;
 	}
-	posted = p->ops->post_reads(conn, r, n);
-	count_posted(ctx, posted);
-	at_add(&ctx->reads_in_flight, (unsigned)max_of(posted, 0));
-	for (unsigned i = n; i-- > (unsigned)max_of(posted, 0);) {
-		f[i]->outstanding = 0;
-		unbuild(f[i], &r[i], 0, 1);
+	rc_runs_build(p, f, n, &runs);
+	posted = p->ops->post_reads(conn, runs.r, runs.nr);
+	count_runs(ctx, &runs, posted);
+	left = (unsigned)max_of(posted, 0);
+	at_add(&ctx->reads_in_flight, left);
+	for (unsigned i = n; i-- > runs.first[left];) {
+		rc_run_undo(f[i]);
 		if (hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], true);
@@ -444,7 +448,7 @@ static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn
 			wait_first(f[i], p);
 		}
 	}
-	return posted == (int)n || hard_failure(posted);
+	return posted == (int)runs.nr || hard_failure(posted);
 }
 
 /* Starts the reads that wait for p, first come first served, until one finds no slot. */
@@ -487,18 +491,16 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	}
 }
 
-void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
+/* A READ of f's has ended. in_run: it brought others too. */
+static void ended(struct rref_future *f, int status, int wc, bool in_run)
 {
-	struct rref_future *f = rc_op_find(ctx, cookie);
-
-	at_sub(&ctx->reads_in_flight, 1);
-	if (!f || (f->kind != RC_OP_READ && f->kind != RC_OP_FETCH) || !f->outstanding) {
-		at_add(&ctx->n.dropped, 1);
-		return;
-	}
 	struct rc_peer *p = peer_of(f);
 
 	f->outstanding--;
+	if (status && in_run && !is_lost(status)) {
+		f->alone = true;
+		status = -ECONNRESET;
+	}
 	f->again |= is_lost(status);
 	if (!is_lost(status))
 		note_failure(f, status, wc);
@@ -525,6 +527,22 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	if (f->again)
 		note_failure(f, -ECONNRESET, wc);
 	read_done(f, true);
+}
+
+void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
+{
+	struct rref_future *f = rc_op_find(ctx, cookie), *next;
+
+	at_sub(&ctx->reads_in_flight, 1);
+	if (!f || (f->kind != RC_OP_READ && f->kind != RC_OP_FETCH) || !f->outstanding) {
+		at_add(&ctx->n.dropped, 1);
+		return;
+	}
+	for (bool in_run = f->run_next; f; f = next) {
+		next = f->run_next; /* before: f may be over behind it */
+		f->run_next = NULL;
+		ended(f, status, wc, in_run);
+	}
 }
 
 #define NAME_SIZE 160 /* of a reference with both ids at their longest */

@@ -105,6 +105,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.retries = at_load(&ctx->n.retries);
 	s.fenced_peers = at_load(&ctx->n.fenced);
 	s.reads_again = at_load(&ctx->n.reads_again);
+	s.reads_joined = at_load(&ctx->n.reads_joined);
 	memcpy(out, &s, min_of(out->size, sizeof(s)));
 	return 0;
 }
@@ -169,7 +170,7 @@ static const struct {
 	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
 	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
 	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers), FIELD(fenced_peers),
-	FIELD(resumed_sessions), FIELD(messages_again), FIELD(messages_not_again), FIELD(reads_again),
+	FIELD(resumed_sessions), FIELD(messages_again), FIELD(messages_not_again), FIELD(reads_again), FIELD(reads_joined),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)

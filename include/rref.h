@@ -347,6 +347,7 @@ struct rref_stats {
 	uint64_t messages_again;     /* sent again over such a connection, since the peer had not got them */
 	uint64_t messages_not_again; /* not acknowledged when it broke, and not sent again: the peer had got them */
 	uint64_t reads_again;        /* READs that such a break cut off, and that were begun again */
+	uint64_t reads_joined;       /* values of a batch that came with the READ of another: they lie side by side */
 };
 
 /*
@@ -568,8 +569,9 @@ RREF_API int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_f
 RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got);
 
 /*
- * rref_to_here_batch: reads nr references at once, one doorbell per owner. views[i] is returned where status[i] is 0,
- * NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
+ * rref_to_here_batch: reads nr references at once, one doorbell for up to 32 of one owner. Small values that were created
+ * one after the other, and stand near one another in refs, come several with a READ (statistic reads_joined).
+ * views[i] is returned where status[i] is 0, NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
  */
 RREF_API int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status);
 

@@ -42,7 +42,8 @@ struct rv_conn;
 #define RV_ANSWER_MAX 194    /* bytes an accept can carry */
 #define RV_REASON_MAX 147    /* bytes a reject can carry */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
-#define RV_READ_SGE 2        /* landing pieces of one READ: header, payload */
+#define RV_READ_SGE 2        /* landing pieces of a READ of one value: header, payload */
+#define RV_READ_SGE_MAX 16   /* of any READ. Not more: a NIC's send queue has room for as many in each of its entries */
 
 enum rv_kind { RV_SHM = 0, RV_IBV = 1, RV_NR_KINDS };
 
@@ -70,6 +71,7 @@ struct rv_caps {
 	uint64_t max_msg;      /* bytes of one READ; larger ones must be split by the caller */
 	uint32_t max_inline;   /* bytes sent inline, for information */
 	uint32_t max_reads;    /* READs outstanding per connection, as granted */
+	uint32_t max_sge;      /* landing pieces of one READ: RV_READ_SGE to RV_READ_SGE_MAX */
 	uint32_t max_rd_atomic;/* READs the hardware works on at once per connection; 0 = not applicable */
 	bool reads_inline;     /* a READ is complete when post_reads() returns (shm) */
 	char device[64];       /* "shm", or the device's name, port and GID as text: "rxe0:1:1" */
@@ -101,10 +103,16 @@ struct rv_read {
 	uint64_t cookie;       /* comes back in the event; the caller's */
 	uint64_t addr;
 	uint32_t rkey;
-	uint32_t nr_sge;       /* 0..RV_READ_SGE */
-	struct rv_sge sge[RV_READ_SGE];
+	uint32_t nr_sge;       /* 0..caps.max_sge */
+	struct rv_sge sge[RV_READ_SGE]; /* the first of them */
+	const struct rv_sge *more; /* the others; borrowed until post_reads returns; not looked at if there are none */
 	int status;            /* out, providers with reads_inline only: 0 or -errno, valid when post_reads counts it */
 };
+
+static inline const struct rv_sge *rv_read_sge(const struct rv_read *r, uint32_t i)
+{
+	return i < RV_READ_SGE ? &r->sge[i] : &r->more[i - RV_READ_SGE];
+}
 
 enum rv_event_type {
 	RV_EV_REQUEST = 1,     /* a peer wants to connect: conn, data/len = its hello; answer with accept or reject */

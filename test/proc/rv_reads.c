@@ -45,6 +45,50 @@ static void read__sizes_and_pieces(void **state)
 	tlv_peer_exit(&peer);
 }
 
+/* As many pieces as the device takes, each of another length and some empty; several such READs with one doorbell. */
+static void read__many_pieces(void **state)
+{
+	enum { READS = 5, EACH = 4096 };
+	struct tlv_conn *c = start_joined(TLV_COUNT);
+	struct tlv_remote from = tlv_peer_region(&peer, MIB, RV_ACCESS_REMOTE_READ, 9);
+	struct tlv_region *to = tlv_region(&me, READS * EACH, RV_ACCESS_LOCAL, 0);
+	struct rv_sge sge[READS][RV_READ_SGE_MAX];
+	struct rv_read r[READS];
+
+	(void)state;
+	assert_in_range(me.caps.max_sge, RV_READ_SGE, RV_READ_SGE_MAX);
+	for (uint32_t i = 0; i < READS; i++) {
+		uint32_t n = i ? me.caps.max_sge : min_of(me.caps.max_sge, 3u);
+
+		for (uint32_t k = 0; k < n; k++)
+			sge[i][k] = (struct rv_sge){to->mem + i * EACH + k * 200, k % 5 == 3 ? 0 : 60 + 7 * k, to->mr.lkey};
+		r[i] = (struct rv_read){.addr = from.iova + i * 5000, .rkey = from.rkey, .nr_sge = n,
+					.sge = {sge[i][0], sge[i][1]}, .more = &sge[i][RV_READ_SGE]};
+	}
+	memset(to->mem, TLV_PATTERN_LOCAL, to->size);
+	assert_int_equal(tlv_reads(c, r, READS), 0);
+	for (uint32_t i = 0; i < READS; i++) {
+		size_t at = i * 5000;
+
+		assert_int_equal(r[i].status, 0);
+		for (uint32_t k = 0; k < r[i].nr_sge; k++) {
+			unsigned char *p = sge[i][k].addr;
+
+			assert_int_equal(tlv_differs(p, sge[i][k].length, 9, at), -1);
+			assert_int_equal(p[sge[i][k].length], TLV_PATTERN_LOCAL);
+			at += sge[i][k].length;
+		}
+	}
+	/* One piece without a key among good ones is refused as a single one is. */
+	sge[1][r[1].nr_sge - 1].lkey = 0;
+	if (me.caps.max_sge > RV_READ_SGE) {
+		assert_int_equal(tlv_reads(c, &r[1], 1), 0);
+		assert_int_equal(r[1].status, -EFAULT);
+	}
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
 static void read__nothing_needs_no_key(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);
@@ -123,13 +167,15 @@ static void read__not_postable(void **state)
 	struct tlv_remote from = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 8);
 	struct tlv_region *to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
 	struct rv_read r = {.addr = from.iova, .rkey = from.rkey, .nr_sge = 1, .sge = {{to->mem, 8, to->mr.lkey}}};
+	const struct rv_sge many[RV_READ_SGE_MAX] = {{0}};
 
 	(void)state;
 	r.sge[0].length = (uint32_t)min_of(me.caps.max_msg + 1, (uint64_t)UINT32_MAX);
 	if (me.caps.max_msg < UINT32_MAX)
 		assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EMSGSIZE);
 	r.sge[0].length = 8;
-	r.nr_sge = RV_READ_SGE + 1;
+	r.nr_sge = RV_READ_SGE_MAX + 1;
+	r.more = many;
 	assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EINVAL);
 	/* Nothing was posted, so nothing is broken. */
 	assert_reads(c, &from, 8, to);
@@ -457,6 +503,7 @@ int main(void)
 		TEST(read__from_many_threads),
 		TEST(read__more_than_slots),
 		TEST(read__not_postable),
+		TEST(read__many_pieces),
 		TEST(read__nothing_needs_no_key),
 		TEST(read__owner_stopped),
 		TEST(read__regions_come_and_go),

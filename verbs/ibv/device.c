@@ -39,6 +39,7 @@ static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 	if (max_wr <= dev->nr_sends || !max_srq)
 		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,
 			       max_srq ? "too small send queues" : "no shared receive queues");
+	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX), RV_READ_SGE);
 	dev->max_reads = opt->max_reads ? opt->max_reads : 256;
 	dev->max_reads = min_of(min_of(dev->max_reads, max_wr - dev->nr_sends), RVI_SLOTS_MAX);
 	recv_each = dev->credits + RVI_CREDIT_BUFS;
@@ -176,6 +177,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	dev->caps.max_msg = dev->max_msg;
 	dev->caps.max_inline = dev->max_inline > RVI_FRAME_BYTES ? dev->max_inline - RVI_FRAME_BYTES : 0;
 	dev->caps.max_reads = dev->max_reads;
+	dev->caps.max_sge = dev->max_sge;
 	dev->caps.max_rd_atomic = dev->max_initiator;
 	dev->caps.reads_inline = false;
 	rvi_log(dev, 2, "%s: %u connections, %u reads each, %u credits, %u bytes inline", dev->caps.device,

@@ -179,7 +179,7 @@ struct rv_dev {
 	struct sockaddr_storage src; /* the chosen GID's address, port 0 */
 	uint64_t max_msg;
 	unsigned credit_class;       /* what a peer may send before any frame came (frame.h) */
-	uint32_t max_inline, credits, max_reads, max_conns, max_slots, nr_sends;
+	uint32_t max_inline, credits, max_reads, max_sge, max_conns, max_slots, nr_sends;
 	uint8_t port, max_responder, max_initiator;
 	uint8_t ack_timeout;          /* const after open */
 	int64_t connect_ns;           /* the same */

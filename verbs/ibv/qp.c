@@ -15,7 +15,7 @@ static void init_attr(struct rv_dev *dev, uint32_t max_inline, struct ibv_qp_ini
 		.qp_type = IBV_QPT_RC,
 		.cap = {
 			.max_send_wr = max_of(dev->max_reads + dev->nr_sends, 1u),
-			.max_send_sge = RV_READ_SGE,
+			.max_send_sge = dev->max_sge,
 			.max_recv_wr = dev->srq ? 0 : 1,
 			.max_recv_sge = dev->srq ? 0 : 1,
 			.max_inline_data = max_inline,
@@ -37,6 +37,11 @@ int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline)
 			*max_inline = min_of(ask, a.cap.max_inline_data);
 			ibv_destroy_qp(qp);
 			return 0;
+		}
+		if (!ask && dev->max_sge > RV_READ_SGE) {
+			/* Without READs of several values then: entries of that size make too long a queue. */
+			dev->max_sge = RV_READ_SGE;
+			return rvi_qp_probe_inline(dev, max_inline);
 		}
 		if (!ask)
 			return rv_fail(errno ? errno : EIO, "the device makes no queue pair of %u requests: %s",

@@ -83,10 +83,10 @@ static int check(const struct rv_conn *conn, const struct rv_read *r)
 {
 	uint64_t total = 0;
 
-	if (r->nr_sge > RV_READ_SGE)
-		return rv_fail(EINVAL, "a READ into %u pieces: %d are possible", r->nr_sge, RV_READ_SGE);
+	if (r->nr_sge > conn->dev->max_sge)
+		return rv_fail(EINVAL, "a READ into %u pieces: %u are possible", r->nr_sge, conn->dev->max_sge);
 	for (uint32_t i = 0; i < r->nr_sge; i++)
-		total += r->sge[i].length;
+		total += rv_read_sge(r, i)->length;
 	/* rxe does not enforce its own limit (FACTS 2), hardware does by killing the connection. */
 	if (total > conn->dev->max_msg)
 		return rv_fail(EMSGSIZE, "a READ of %llu bytes: the device's limit is %llu", (unsigned long long)total,
@@ -96,7 +96,8 @@ static int check(const struct rv_conn *conn, const struct rv_read *r)
 
 struct chain {
 	struct ibv_send_wr wr[RVI_CHAIN_MAX];
-	struct ibv_sge sge[RVI_CHAIN_MAX][RV_READ_SGE];
+	struct ibv_sge sge[RVI_CHAIN_MAX * RV_READ_SGE]; /* of all requests, one after the other */
+	unsigned nr_sge;
 };
 
 /* Request k of the chain, in slot i. Every READ is signalled: each has a status of its own, none hides behind another. */
@@ -104,22 +105,26 @@ static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, stru
 {
 	struct rvi_read *s = &conn->reads[i];
 	struct ibv_send_wr *wr = &c->wr[k];
+	struct ibv_sge *to = &c->sge[c->nr_sge];
 	uint32_t gen = at_load(&s->gen) + 1;
 	int n = 0;
 
 	for (uint32_t p = 0; p < r->nr_sge; p++) {
+		const struct rv_sge *from = rv_read_sge(r, p);
+
 		/* To some devices a piece of 0 bytes means 2 GiB. */
-		if (!r->sge[p].length)
+		if (!from->length)
 			continue;
-		c->sge[k][n].addr = (uintptr_t)r->sge[p].addr;
-		c->sge[k][n].length = r->sge[p].length;
-		c->sge[k][n].lkey = r->sge[p].lkey;
+		to[n].addr = (uintptr_t)from->addr;
+		to[n].length = from->length;
+		to[n].lkey = from->lkey;
 		n++;
 	}
+	c->nr_sge += (unsigned)n;
 	/* Field by field: clearing all 128 bytes costs more than the rest, and a READ's post looks at no others. */
 	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
 	wr->next = wr + 1;
-	wr->sg_list = c->sge[k];
+	wr->sg_list = to;
 	wr->num_sge = n;
 	wr->opcode = IBV_WR_RDMA_READ;
 	wr->send_flags = IBV_SEND_SIGNALED;
@@ -158,7 +163,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	struct ibv_send_wr *bad = NULL;
-	unsigned ok = 0, got;
+	unsigned ok = 0, got, pieces = 0;
 	struct chain c;
 	uint32_t i;
 	int rc = 0;
@@ -167,13 +172,18 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 		return rv_fail(ENOTCONN, "the connection is not up");
 	n = min_of(n, RVI_CHAIN_MAX);
 	/* A bad one ends the chain; the caller meets its error when it comes first. */
-	while (ok < n && !(rc = check(conn, &r[ok])))
+	while (ok < n && !(rc = check(conn, &r[ok]))) {
+		pieces += r[ok].nr_sge;
+		if (pieces > array_size(c.sge))
+			break; /* the rest is for another doorbell */
 		ok++;
+	}
 	if (!ok)
 		return rc;
 	got = take(conn, ok, &i);
 	if (!got)
 		return -EAGAIN;
+	c.nr_sge = 0;
 	for (unsigned k = 0; k < got; k++) {
 		uint32_t next = at_load(&conn->reads[i].next);
 

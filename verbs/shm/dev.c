@@ -171,6 +171,7 @@ static void rvs_caps(struct rv_dev *dev, struct rv_caps *out)
 	out->max_msg = dev->max_msg;
 	out->max_inline = RV_MSG_MAX;
 	out->max_reads = dev->opt.max_reads;
+	out->max_sge = RV_READ_SGE_MAX;
 	out->reads_inline = true;
 	snprintf(out->device, sizeof(out->device), "shm");
 }

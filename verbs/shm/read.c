@@ -141,15 +141,15 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	struct source src;
 	int rc;
 
-	if (unlikely(nr_sge > RV_READ_SGE))
-		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge, RV_READ_SGE);
+	if (unlikely(nr_sge > RV_READ_SGE_MAX))
+		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge, RV_READ_SGE_MAX);
 	for (uint32_t i = 0; i < nr_sge; i++)
-		total += r->sge[i].length;
+		total += rv_read_sge(r, i)->length;
 	if (unlikely(total > conn->max_msg))
 		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most", (unsigned long long)total,
 			       (unsigned long long)conn->max_msg);
 	for (uint32_t i = 0; i < nr_sge; i++)
-		if (unlikely(r->sge[i].length && !landing_ok(conn, &r->sge[i])))
+		if (unlikely(rv_read_sge(r, i)->length && !landing_ok(conn, rv_read_sge(r, i))))
 			return refused(conn, r, -EFAULT);
 	if (unlikely(serve != RVS_SERVE_READS))
 		return refused(conn, r, serve_error(serve));
@@ -166,8 +166,10 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	if (unlikely(rc))
 		return refused(conn, r, rc);
 	for (uint32_t i = 0; i < nr_sge; i++) {
-		copy(r->sge[i].addr, src.from, r->sge[i].length);
-		src.from += r->sge[i].length;
+		const struct rv_sge *s = rv_read_sge(r, i);
+
+		copy(s->addr, src.from, s->length);
+		src.from += s->length;
 	}
 	/* The second look, partner of dereg() and close_conn(): what was copied after they took effect fails here. */
 	rvs_after_copy();
