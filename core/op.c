@@ -331,12 +331,16 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, boo
 	return true;
 }
 
-/* The caller gave up: who serves the call may want to know. Only a hint, so nothing is begun or waited for to give it. */
+/*
+ * The caller gave up: who serves the call may want to know. Only a hint, so no session is begun to give it. Where one is being
+ * begun the call itself may still be in the queue: what says that nobody wants it goes behind it.
+ */
 static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
 {
 	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
+	const struct rc_peer *p = &ctx->peers[f->peer];
 
-	if (f->peer == ctx->rank || ctx->peers[f->peer].state == RC_PEER_UP)
+	if (f->peer == ctx->rank || p->state == RC_PEER_UP || !list_empty(&p->queue))
 		rc_send(ctx, f->peer, &m);
 }
 

@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "core/rw.h"
-#include "tg.h"
+#include "tg_death.h"
 
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
@@ -505,6 +505,29 @@ TG_TEST(cancelled__the_handler_can_ask, 2)
 	return 0;
 }
 
+/* The caller gives up before there is a session: the call goes out with the session, and behind it that nobody wants it. */
+TG_TEST(cancelled__before_there_is_a_session, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	int one = 1;
+
+	add(ctx, "until_cancelled", until_cancelled, 0);
+	tg_meet(0); /* not by messages */
+	if (rank == 0) {
+		tg_stop_worker(1);
+		TG_IS(rref_rpc_sync(ctx, 1, "until_cancelled", NULL, 50 * NSEC_PER_MSEC, NULL), -ETIMEDOUT);
+		TG_IS(tg_stats(ctx).sessions, 0);
+		tg_continue_worker(1);
+	} else {
+		TG_CHECK(tg_eventually(all_cancelled, ctx, &one));
+	}
+	tg_meet_serving(ctx, 1);
+	until_nothing_is_left(ctx, 1 - rank);
+	tg_meet_serving(ctx, 2);
+	tg_finish(ctx);
+	return 0;
+}
+
 /* Calls that end by their time-out at any moment of the READs of their payloads: all memory comes back. */
 TG_TEST(timeout__in_the_middle_of_a_read, 2)
 {
@@ -800,6 +823,7 @@ int main(void)
 		cmocka_unit_test(memory__that_is_not_there),
 		cmocka_unit_test(memory__for_the_result),
 		cmocka_unit_test(cancelled__the_handler_can_ask),
+		cmocka_unit_test(cancelled__before_there_is_a_session),
 		cmocka_unit_test(timeout__in_the_middle_of_a_read),
 		cmocka_unit_test(death__of_the_caller),
 		cmocka_unit_test(death__of_the_callee),

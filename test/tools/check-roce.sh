@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 export RREF_TEST_NO_SKIP=1
-export RREF_TEST_JOBS=1 # an emulated machine has no time to spare
+export RREF_TEST_JOBS=1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0

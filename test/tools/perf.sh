@@ -37,7 +37,9 @@ check "one READ each" [ "$(field reads_per_op)" = 1 ]
 check "bw" one bw --sizes 64k --window 4
 check "rate" one rate --window 8
 check "batch" one batch --batch 320
-check "each of a batch is a READ" [ "$(field reads_per_op)" = 1 ]
+# Over a NIC, values that lie side by side come several with a READ.
+[ "$device" != shm ] || check "each of a batch is a READ" [ "$(field reads_per_op)" = 1 ]
+[ "$device" = shm ] || check "several of a batch with a READ" awk "BEGIN {exit !($(field reads_per_op) <= 0.5)}"
 [ "$device" = shm ] || check "READs of a batch share doorbells" awk "BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
 check "call" one call
 check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
