@@ -47,7 +47,7 @@ TG_TEST(c024_twenty_in_sequence, 4)
 		TG_IS(got, i);
 		rref_future_free(f);
 	}
-	TG_IS(tg_stats(ctx).ops_in_flight, 0);
+	TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	tg_finish(ctx);
 	return 0;
 }
@@ -375,7 +375,7 @@ TG_TEST(c080_082_per_call_and_default_timeout, 2)
 		rref_future_free(longer);
 		rref_future_free(forever);
 		rref_future_free(standard);
-		TG_IS(tg_stats(ctx).ops_in_flight, 0);
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 	rref_free_ctx(ctx);

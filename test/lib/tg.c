@@ -35,6 +35,11 @@ int64_t tg_slow(void)
 	return s && atoi(s) > 1 ? atoi(s) : 1;
 }
 
+void tg_pause(void)
+{
+	usleep(tg_is_shm() ? 300 : 3000);
+}
+
 int tg_scale(int n)
 {
 	return tg_is_shm() ? n : n / 20 > 1 ? n / 20 : 1;
@@ -126,7 +131,7 @@ void tg_meet(int i)
 
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
 		TG_CHECK(now_ns() < end);
-		usleep(200);
+		tg_pause();
 	}
 }
 
@@ -136,7 +141,7 @@ void tg_wait_flag(int i, int value)
 
 	while (atomic_load(&tg_current->shared->flag[i]) < value) {
 		TG_CHECK(now_ns() < end);
-		usleep(200);
+		tg_pause();
 	}
 }
 
@@ -149,7 +154,7 @@ void tg_meet_serving(struct rref_ctx *ctx, int i)
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
 		TG_CHECK(now_ns() < end);
 		rref_progress(ctx);
-		usleep(200);
+		tg_pause();
 	}
 }
 
@@ -160,7 +165,7 @@ void tg_wait_flag_serving(struct rref_ctx *ctx, int i, int value)
 	while (atomic_load(&tg_current->shared->flag[i]) < value) {
 		TG_CHECK(now_ns() < end);
 		rref_progress(ctx);
-		usleep(200);
+		tg_pause();
 	}
 }
 
@@ -190,7 +195,7 @@ bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ct
 		if (now_ns() > end)
 			return false;
 		rref_progress(ctx);
-		usleep(500);
+		tg_pause();
 	}
 	return true;
 }
@@ -413,7 +418,7 @@ void tg_until_clean(struct rref_ctx *ctx, int rank)
 			_exit(1);
 		}
 		rref_progress(ctx);
-		usleep(500);
+		tg_pause();
 	}
 }
 
@@ -434,7 +439,7 @@ void tg_until_held(struct rref_ctx *ctx, int rank, int nr)
 
 	while (ask_number(ctx, rank, "tg.held") < nr) {
 		TG_CHECK(now_ns() < end);
-		usleep(500);
+		tg_pause();
 	}
 }
 
@@ -509,7 +514,7 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 		pid_t got = 0;
 
 		while (g->pid[r] > 0 && (got = waitpid(g->pid[r], &status, WNOHANG)) == 0 && now_ns() < end)
-			usleep(500);
+			tg_pause();
 		if (got == 0) {
 			fprintf(stderr, "rank %d (pid %d) did not end in time\n", r, (int)g->pid[r]);
 			kill(g->pid[r], getenv("RREF_TEST_ABORT") ? SIGABRT : SIGKILL);

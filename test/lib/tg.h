@@ -66,11 +66,14 @@ void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
 int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
+void tg_pause(void);       /* between two looks at what is waited for: longer on emulated hardware, which has no time to spare */
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
 void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false at tg_deadline. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
+/* For it: no operation is in flight. Who waited for one may be ahead of who completed it, and still holds it. */
+bool tg_idle(struct rref_ctx *ctx, void *arg);
 
 /* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */
 void tg_meet_serving(struct rref_ctx *ctx, int i);

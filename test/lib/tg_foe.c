@@ -149,7 +149,7 @@ static int good(int rank)
 			if (tg_flag(F_CALL_FOE))
 				call_foe(ctx);
 			look(ctx, rank);
-			usleep(1000);
+			tg_pause();
 		}
 		for (int i = 0; i < 10; i++)
 			round_of_work(ctx, ref);
@@ -164,7 +164,7 @@ static int good(int rank)
 		look(ctx, rank);
 		if (tg_flag(F_ANSWER))
 			answer_kept();
-		usleep(1000);
+		tg_pause();
 	}
 	tg_meet(1);
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
@@ -259,7 +259,7 @@ void foe_pump(struct foe *f)
 		}
 	}
 	if (!n)
-		usleep(100);
+		tg_pause();
 }
 
 void foe_hang_up(struct foe *f)
@@ -359,7 +359,7 @@ uint64_t foe_fresh_look(int rank, const _Atomic uint64_t *of)
 
 	while (foe_shown()->of[rank].looks < looks + 2) {
 		TG_CHECK(now_ns() < end);
-		usleep(200);
+		tg_pause();
 	}
 	return *of;
 }
@@ -382,7 +382,7 @@ void foe_others_work(void)
 
 	while (foe_shown()->rounds < rounds + 2) {
 		TG_CHECK(now_ns() < end);
-		usleep(200);
+		tg_pause();
 	}
 }
 

@@ -18,8 +18,6 @@ struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function,
 unsigned tg_sum_there(struct rref_ctx *ctx, int to, struct rref *const *refs, size_t nr);
 /* to_here must fail so, each time, with this in the text. */
 void tg_expect_error(struct rref *r, int err, const char *text);
-/* For tg_eventually: no operation is in flight. */
-bool tg_idle(struct rref_ctx *ctx, void *arg);
 /* Every worker is clean, and nothing of this one is in flight or landing. */
 void tg_all_clean(struct rref_ctx *ctx);
 

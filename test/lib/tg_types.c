@@ -36,7 +36,7 @@ static int make_slowly(struct rref_call *call, void *arg)
 	int64_t end = tg_deadline();
 
 	while (!tg_flag(0) && now_ns() < end)
-		usleep(200);
+		tg_pause();
 	return make(call, arg);
 }
 

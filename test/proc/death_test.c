@@ -115,7 +115,7 @@ DEATH_TEST(killed__while_the_others_are_leaving, 4, 1 << 2)
 		/* In the manual mode too the others wait for this one only; it serves a while. */
 		for (int i = 0; i < 50; i++) {
 			rref_progress(ctx);
-			usleep(1000);
+			tg_pause();
 		}
 		tg_die();
 	}

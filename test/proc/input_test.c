@@ -325,7 +325,7 @@ TG_TEST(null__everywhere, 1)
 
 	rref_future_free(f);
 	rref_release(r);
-	TG_IS(tg_stats(ctx).ops_in_flight, 0);
+	TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	TG_IS(tg_stats(ctx).owners, 0);
 	tg_finish(ctx);
 	return 0;

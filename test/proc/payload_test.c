@@ -77,7 +77,7 @@ static void until_nothing_is_left(struct rref_ctx *ctx, int other)
 		if (!s.payload_bytes && !s.value_bytes && !s.quarantined && !s.landing_bytes)
 			return;
 		TG_CHECK(now_ns() < end);
-		usleep(500);
+		tg_pause();
 	}
 }
 
@@ -451,7 +451,7 @@ static int until_cancelled(struct rref_call *call, void *arg)
 	(void)arg;
 	while (!rref_call_cancelled(call)) {
 		TG_CHECK(now_ns() < end);
-		usleep(200);
+		tg_pause();
 	}
 	seen_cancelled++;
 	/* Nobody wants it: it goes all the same, and comes to nothing. */

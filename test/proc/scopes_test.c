@@ -101,7 +101,7 @@ static void all_ended(void)
 			fprintf(stderr, "%s: has not ended\n", key);
 			_exit(1);
 		}
-		usleep(200);
+		tg_pause();
 	}
 }
 

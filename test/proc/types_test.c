@@ -207,7 +207,7 @@ TG_TEST(astray__lost_and_asked_again, 2)
 		}
 		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
 		rref_release(r);
-		TG_IS(tg_stats(ctx).ops_in_flight, 0);
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	}
 	tgt_finish(ctx, 2);
 	return 0;

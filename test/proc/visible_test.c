@@ -314,7 +314,7 @@ TG_TEST(counters__what_waits_for_a_value, 2)
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		rref_future_free(f);
 		TG_IS(tg_stats(ctx).parked, 0);
-		TG_IS(tg_stats(ctx).ops_in_flight, 0);
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		TG_IS(tg_stats(ctx).pending_owners, 0);
 		TG_IS(tg_stats_of(ctx, 1).read_bytes, 1000);
 		HAS_LINE(dump_of(ctx, 0), "owner", id_text(r), "state=ready", "bytes=1000");
