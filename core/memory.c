@@ -9,12 +9,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 #include "rc.h"
-
-#define BEACON_REGION ((size_t)2 << 20) /* the smallest an arena has */
 
 uint64_t rc_random64(void)
 {
@@ -112,23 +112,56 @@ static int alloc_fail(int err, const char *what, size_t length)
 	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
 }
 
+/* The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next store would be a SIGBUS. */
+static int beacon_page(struct rref_ctx *ctx)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	void *cookie, *mem = MAP_FAILED;
+	int err, fd = memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd >= 0 && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
+		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (mem == MAP_FAILED)
+		err = rc_fail(ENOMEM, "the beacon's page: %s", rref_strerror(errno));
+	else
+		err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, mem, page, fd, &cookie);
+	if (err) {
+		if (mem != MAP_FAILED)
+			munmap(mem, page);
+		if (fd >= 0)
+			close(fd);
+		return err;
+	}
+	ctx->beacon = mem;
+	ctx->beacon_fd = fd;
+	ctx->beacon_region = cookie;
+	return 0;
+}
+
+static void beacon_close(struct rref_ctx *ctx)
+{
+	size_t length = ctx->beacon_region ? ctx->beacon_region->length : 0;
+
+	/* What a device would not let go of stays where it is. */
+	if (!length || rc_region_dereg(ctx, ctx->beacon_region))
+		return;
+	munmap(ctx->beacon, length);
+	close(ctx->beacon_fd);
+	ctx->beacon_region = NULL;
+	ctx->beacon = NULL;
+}
+
 /*
  * The beacon has a region of its own: every peer is told its key, and that key must not open values. The landing place
  * is the first block of its arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
  */
 static int beacons_open(struct rref_ctx *ctx)
 {
-	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
-	struct ra_options ro = { .max_bytes = BEACON_REGION, .first_region = BEACON_REGION, .name = "rref-beacon" };
 	void *mem;
-	int err = ra_arena_create(&hooks, &ro, &ctx->beacons);
+	int err = beacon_page(ctx);
 
 	if (err)
-		return rc_fail(-err, "beacon memory: %s", ra_error_text());
-	err = ra_alloc(ctx->beacons, RC_HEADER_BYTES, CACHE_LINE, &mem);
-	if (err)
-		return alloc_fail(err, "the beacon", RC_HEADER_BYTES);
-	ctx->beacon = mem;
+		return err;
 	*ctx->beacon = htole64(++ctx->own_beat.count);
 	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
 	if (err)
@@ -139,11 +172,8 @@ static int beacons_open(struct rref_ctx *ctx)
 
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 {
-	void *base;
-	struct rc_region *r = ra_lookup(ctx->beacons, ctx->beacon, &base);
-
-	out->beacon_addr = r->iova + (uint64_t)((char *)ctx->beacon - (char *)base);
-	out->beacon_rkey = r->mr[kind].rkey;
+	out->beacon_addr = ctx->beacon_region->iova; /* the page's start: iova keeps the offset in its page, which is 0 */
+	out->beacon_rkey = ctx->beacon_region->mr[kind].rkey;
 }
 
 int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
@@ -178,10 +208,10 @@ void rc_memory_close(struct rref_ctx *ctx)
 			if (v)
 				ra_free(ctx->landing, v, v->block);
 		}
-	ra_arena_destroy(ctx->beacons);
+	beacon_close(ctx);
 	ra_arena_destroy(ctx->landing);
 	ra_arena_destroy(ctx->values);
-	ctx->beacons = ctx->landing = ctx->values = NULL;
+	ctx->landing = ctx->values = NULL;
 }
 
 /* ---- values ---- */

@@ -416,7 +416,9 @@ struct rref_ctx {
 	struct rc_member *members;        /* [const] */
 	uint64_t incarnation;
 	_Atomic int64_t timeout;          /* rref_set_timeout */
-	struct ra_arena *values, *landing, *beacons;
+	struct ra_arena *values, *landing;
+	struct rc_region *beacon_region; /* of one page; NULL = not yet */
+	int beacon_fd;
 	size_t max_value_bytes;           /* [const] bound on values, the arena's and the local only ones */
 	uint64_t *beacon;                 /* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
 	uint64_t *probe_landing;          /* [const] where theirs land, by rank */

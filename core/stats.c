@@ -68,7 +68,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
-	struct ra_stats v, l, b;
+	struct ra_stats v, l;
 	uint64_t reads, read_bytes, spare_bytes;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
@@ -82,14 +82,13 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_unlock(ctx);
 	ra_stats(ctx->values, &v);
 	ra_stats(ctx->landing, &l);
-	ra_stats(ctx->beacons, &b);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	rc_quick_counts(ctx, &reads, &read_bytes, &spare_bytes);
 	s.landing_bytes = at_load(&ctx->n.landing_bytes) - spare_bytes;
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes + b.region_bytes + at_load(&ctx->n.mem_bytes);
-	s.nr_regions = v.nr_regions + l.nr_regions + b.nr_regions + at_load(&ctx->n.mems);
+	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->beacon_region->length + at_load(&ctx->n.mem_bytes);
+	s.nr_regions = v.nr_regions + l.nr_regions + 1 + at_load(&ctx->n.mems);
 	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.reads = at_load(&ctx->n.reads) + reads;
 	s.read_bytes = at_load(&ctx->n.read_bytes) + read_bytes;
