@@ -15,13 +15,7 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 
 	m.frame = (struct rw_frame){ .type = RW_PROTO };
 	memcpy(&m.u.proto, &e->msg, e->msg.status ? sizeof(e->msg) : offsetof(struct rp_msg, text) + 1);
-	int err = rc_send(ctx, e->peer, &m);
-
-	/* Who cannot be told is dead, or is fenced now: then all that hangs on it is cleaned up, on both sides. */
-	if (err)
-		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", e->peer, rc_error_text());
-	if (err && err != -EOWNERDEAD)
-		rc_peer_fence(ctx, &ctx->peers[e->peer], -EOWNERDEAD, "a message to it was lost for want of memory");
+	rc_tell(ctx, e->peer, &m);
 }
 
 static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
@@ -262,7 +256,7 @@ void rc_barrier_check(struct rref_ctx *ctx)
 		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
 		if (ctx->barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
-			rc_send(ctx, i, &m);
+			rc_tell(ctx, i, &m);
 	}
 	barrier_done(ctx, number, false);
 }
@@ -308,7 +302,7 @@ static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 			/* It was given up for dead, and only its session had ended: it missed nothing but the answer. */
 			struct rw_message late = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
-			rc_send(ctx, from->rank, &late);
+			rc_tell(ctx, from->rank, &late);
 		}
 		rc_barrier_check(ctx);
 		return;
@@ -324,7 +318,7 @@ static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	case RW_PING: {
 		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };
 
-		rc_send(ctx, from->rank, &pong);
+		rc_tell(ctx, from->rank, &pong);
 		return;
 	}
 	case RW_PONG:

@@ -27,9 +27,9 @@ static const char *const kinds[NR_KINDS] = {
 	[KIND_REMOTE] = "REMOTE", [KIND_ANY] = "ANY",
 };
 
-enum action { FAIL, DROP, DUP, DELAY, REORDER, NR_ACTIONS };
+enum action { FAIL, DROP, DUP, DELAY, REORDER, NOMEM, NR_ACTIONS };
 
-static const char *const actions[NR_ACTIONS] = { "fail", "drop", "dup", "delay", "reorder" };
+static const char *const actions[NR_ACTIONS] = { "fail", "drop", "dup", "delay", "reorder", "nomem" };
 
 struct rule {
 	int kind;
@@ -71,6 +71,7 @@ static bool is_allowed(int kind, enum action action)
 
 	switch (action) {
 	case FAIL:
+	case NOMEM:
 		return true;
 	case DROP:
 		return type || kind == RW_CALL || kind == KIND_REMOTE || kind == RW_REPLY;
@@ -160,7 +161,7 @@ static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 		if (strlen(actions[r->action]) == length && memcmp(actions[r->action], s, length) == 0)
 			break;
 	if (r->action == NR_ACTIONS)
-		return "the actions are fail, drop, dup, delay and reorder";
+		return "the actions are fail, drop, dup, delay, reorder and nomem";
 	if (!is_allowed(r->kind, r->action))
 		return "nothing mends that for this kind of message, and no reliable connection does it";
 	return parse_values(s + length, r);
@@ -263,25 +264,27 @@ static void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t 
 		rc_kick(ctx);
 }
 
-bool rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
+int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {
 	const struct rule *r = find(ctx, to, bytes, length, false);
 
 	if (!r)
-		return false;
+		return 0;
 	switch (r->action) {
 	case DROP:
-		return true;
+		return 1;
+	case NOMEM:
+		return rc_fail(ENOMEM, "memory for a message");
 	case DUP:
 		hold(ctx, to, bytes, length, 0);
-		return false;
+		return 0;
 	case REORDER:
 		ctx->inject->random = ctx->inject->random * UINT64_C(6364136223846793005) + 1;
 		hold(ctx, to, bytes, length, (int64_t)((ctx->inject->random >> 33) % (uint64_t)(r->time_ns + 1)));
-		return true;
+		return 1;
 	default:
 		hold(ctx, to, bytes, length, r->time_ns);
-		return true;
+		return 1;
 	}
 }
 

@@ -208,15 +208,11 @@ void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 static void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what, uint64_t call_id, int status)
 {
 	struct rw_message m = { .frame.type = RW_DONE };
-	int err;
 
 	m.u.done.call_id = call_id;
 	m.u.done.what = what;
 	m.u.done.status = status;
-	err = rc_send(ctx, to->rank, &m);
-	/* As for what the machine sends: who cannot be told is fenced, and that ends the offer too. */
-	if (err && err != -EOWNERDEAD)
-		rc_peer_fence(ctx, to, -EOWNERDEAD, "a message to it was lost for want of memory");
+	rc_tell(ctx, to->rank, &m); /* the fence ends the offer too */
 }
 
 void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id, int status)

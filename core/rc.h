@@ -724,6 +724,7 @@ int rc_send_open(struct rref_ctx *ctx);                                      /* 
 void rc_send_close(struct rref_ctx *ctx);
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);  /* [lock] queues when it must */
 int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length); /* [lock] the same */
+void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* [lock] the same; who cannot be told is fenced */
 struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length);    /* NULL: no memory; free */
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* [lock] */
 void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */

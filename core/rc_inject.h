@@ -15,6 +15,7 @@
  *           | "delay" "=" T [ "*" N ]                  the first N are sent T later
  *           | "reorder" [ "=" T ] [ "*" N ]            each is sent up to T later (5 ms), hence in any order:
  *                                                      protocol messages, REPLY, TYPE_* only
+ *           | "nomem" [ "=" N ]                        for the first N there is no memory: who sends them is told so
  *   T      := number ( "us" | "ms" | "s" )
  *
  * Of several rules for one message the first that still has some of its N left counts.
@@ -33,7 +34,7 @@
 #ifdef RREF_INJECT
 int rc_inject_open(struct rref_ctx *ctx); /* 0, or -EINVAL with a text: the rules cannot be understood */
 void rc_inject_close(struct rref_ctx *ctx);
-bool rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length); /* [lock] true: it is ours now */
+int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length);  /* [lock] 1: it is ours now; -ENOMEM */
 int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length);  /* [lock] 0 or -errno */
 void rc_inject_tick(struct rref_ctx *ctx, int64_t now);                   /* [lock] */
 int64_t rc_inject_due(const struct rref_ctx *ctx);                        /* [lock] INT64_MAX = nothing is held */
@@ -41,10 +42,10 @@ void rc_inject_forget(struct rref_ctx *ctx, uint32_t to);                 /* [lo
 #else
 static inline int rc_inject_open(struct rref_ctx *ctx) { (void)ctx; return 0; }
 static inline void rc_inject_close(struct rref_ctx *ctx) { (void)ctx; }
-static inline bool rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
+static inline int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {
 	(void)ctx, (void)to, (void)bytes, (void)length;
-	return false;
+	return 0;
 }
 static inline int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {

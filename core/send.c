@@ -171,9 +171,23 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 	err = rc_peer_want(ctx, &ctx->peers[to]);
 	if (err)
 		return err;
-	if (unlikely(ctx->inject) && rc_inject_takes(ctx, to, buf, (uint32_t)length))
-		return 0;
+	if (unlikely(ctx->inject) && (err = rc_inject_takes(ctx, to, buf, (uint32_t)length)))
+		return min_of(err, 0);
 	return rc_send_encoded(ctx, to, buf, (uint32_t)length);
+}
+
+/*
+ * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is dead, or is fenced now:
+ * then all that hangs on it is cleaned up, on both sides.
+ */
+void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	int err = rc_send(ctx, to, m);
+
+	if (err)
+		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", to, rc_error_text());
+	if (err && err != -EOWNERDEAD)
+		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was lost for want of memory");
 }
 
 static void take_out(struct rc_peer *p, struct rc_outgoing *o)

@@ -563,7 +563,11 @@ static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct
 	r.u.reply.status = status;
 	r.u.reply.text = text;
 	r.u.reply.text_length = (uint16_t)strlen(text);
-	rc_send(ctx, from->rank, &r);
+	/* To oneself without a queue: of whoever is refused for want of memory none is left for the refusal. */
+	if (from->rank == ctx->rank)
+		rc_reply_message(ctx, from, &r);
+	else
+		rc_tell(ctx, from->rank, &r);
 }
 
 /* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */
@@ -595,6 +599,7 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
 	bool room = from->rank == ctx->rank || (at_load(&from->call_bytes) + bytes <= CALLS_BYTES &&
 						at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+	uint32_t epoch = from->epoch;
 	struct rref_call *call;
 
 	if (find_open(ctx, from, c->call_id)) {
@@ -631,7 +636,8 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		int status = room ? -ENOMEM : -EAGAIN;
 
 		refuse_call(ctx, from, c, status, room ? "no memory for the call" : "too many calls of this caller are open there");
-		drop_arguments(ctx, from, c, status);
+		if (rc_same_session(ctx, from->rank, epoch))
+			drop_arguments(ctx, from, c, status);
 		return;
 	}
 	list_init(&call->node);

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "core/rc.h"
 #include "tg_refs.h"
 
 #define LONG_NS (20 * NSEC_PER_SEC)
@@ -106,6 +107,96 @@ TG_TEST(everything__fails_now_and_then, 4)
 	return 0;
 }
 
+/* ---- what cannot be told for want of memory ---- */
+
+static void leave(struct rref_ctx *ctx)
+{
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
+	rref_free_ctx(ctx);
+}
+
+/* A call that is refused, and there is no memory for the refusal: its caller must not wait for ever. */
+TG_TEST(no_memory__for_a_refusal, 2)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:nomem=1" : "", 0);
+
+	if (rank == 1) {
+		at_add(&ctx->peers[0].call_bytes, UINT64_C(1) << 40); /* as many calls as there may be */
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		at_sub(&ctx->peers[0].call_bytes, UINT64_C(1) << 40);
+		tg_set_flag(0, 3);
+		tg_wait_flag_serving(ctx, 0, 4);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		int err = rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_FOREVER, NULL);
+
+		TG_CHECK(err == -ENETRESET || err == -EOWNERDEAD);
+		tg_set_flag(0, 2);
+		tg_wait_flag_serving(ctx, 0, 3);
+		/* Both begin anew. */
+		for (int64_t end = tg_deadline(); rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL); usleep(1000))
+			TG_CHECK(now_ns() < end);
+		tg_set_flag(0, 4);
+	}
+	leave(ctx);
+	return 0;
+}
+
+/* A question for a type that is not answered. */
+TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "TYPE_ANSWER:nomem=1" : "", 0);
+	struct rref_type t = { .size = sizeof(t), .name = "no_memory:t", .element_size = 3 };
+
+	if (rank == 1) {
+		struct rref *r;
+		struct iovec v = { .iov_base = (char[]){ "abc" }, .iov_len = 3 };
+
+		TG_OK(rref_new_typed(ctx, &t, &v, 1, &r));
+		TG_OK(rref_rpc_sync(ctx, 0, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		rref_release(r);
+	} else {
+		struct rref_type got = { .size = sizeof(got) };
+		int err;
+
+		tg_wait_flag_serving(ctx, 0, 1);
+		err = rref_type(tg_kept(0), RREF_FOREVER, &got);
+		TG_CHECK(err == -ENETRESET || err == -EOWNERDEAD);
+		tg_drop_kept();
+		tg_set_flag(0, 2);
+	}
+	leave(ctx);
+	return 0;
+}
+
+/* Who leaves waits for an answer of each, which says that its deletes came; it must not wait for one that never comes. */
+TG_TEST(no_memory__for_a_pong, 2)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "PONG:nomem" : "", 0);
+	int err;
+
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+	err = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_FOREVER);
+	TG_CHECK(!err || err == -EOWNERDEAD || err == -ENETRESET);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+/* A barrier that is complete, and one who is not told: it hears of it, or that its session is over. */
+TG_TEST(no_memory__for_a_barriers_end, 3)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "BARRIER_DONE@1:nomem=1" : "", 0);
+	int err = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_FOREVER);
+
+	TG_CHECK(!err || err == -EOWNERDEAD || err == -ENETRESET || err == -ETIMEDOUT);
+	TG_CHECK(rank != 1 || err);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 static int one_worker(struct rref_options *o)
 {
 	struct rref_ctx *ctx = NULL;
@@ -133,7 +224,7 @@ TG_TEST(rules__bad_ones_are_refused, 1)
 		"CALL:fail=1111111111111111111111111111111111111111111111111111111111111111111111111",
 	}, *const good[] = {
 		"", "FORK_REQUEST:fail=3,CHILD_ACCEPT:fail=3,DELETE:fail=3", "CALL:delay=1s", "FETCH_REPLY:dup", "PROTO:reorder",
-		"PROTO@0:reorder=10us*5", "ANY:fail", "REMOTE:drop=2", "REPLY:drop",
+		"PROTO@0:reorder=10us*5", "ANY:fail", "REMOTE:drop=2", "REPLY:drop", "PONG:nomem=1",
 	};
 	struct rref_options o;
 
@@ -156,6 +247,10 @@ int main(void)
 		cmocka_unit_test(everything__twice),
 		cmocka_unit_test(everything__in_any_order),
 		cmocka_unit_test(everything__fails_now_and_then),
+		cmocka_unit_test(no_memory__for_a_refusal),
+		cmocka_unit_test(no_memory__for_an_answer_to_a_type_query),
+		cmocka_unit_test(no_memory__for_a_pong),
+		cmocka_unit_test(no_memory__for_a_barriers_end),
 		cmocka_unit_test(rules__bad_ones_are_refused),
 	};
 
