@@ -30,6 +30,7 @@ struct rc_resume { /* [lock] */
 	enum rc_resume_step step;
 	int64_t by;              /* when the session ends if it is still broken */
 	int64_t at;              /* WAIT: the next attempt; else: when this attempt is given up */
+	int64_t look_at;         /* when something was to be done next, as the last look left it: later, this worker was not awake */
 	uint32_t attempts;       /* of ours, since it broke */
 	uint32_t nobody;         /* of these in a row that found no listener */
 	uint32_t score;          /* of this short time: RC_SCORE_LIMIT */

@@ -95,6 +95,9 @@ static void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
 	p->resume.step = RC_RESUME_WAIT;
 	p->resume.at = now_ns() + pause;
 	ctx->next_tick = min_of(ctx->next_tick, p->resume.at);
+	/* Whoever found the break may not come back before the poller wakes by itself. */
+	if (p->resume.at < ctx->wake_at)
+		rc_kick(ctx);
 }
 
 void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
@@ -109,6 +112,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	r->nobody = r->attempts = 0;
 	/* What no answer of the device told has taken its time already. */
 	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
+	r->look_at = rc_resume_due(p);
 	snprintf(r->why, sizeof(r->why), "%s", why);
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on over another connection: %s", p->epoch, p->member->name,
 	       p->rank, why);
@@ -289,11 +293,25 @@ void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_ev
 	}
 }
 
+/*
+ * A clock decides when to give up, and only by time in which this worker was awake to do something about it: one that was
+ * stopped, or whose program makes progress now and then, has not waited for a peer by not looking. A look that comes late
+ * counts as an eighth of the patience at most, so that the number of looks is bounded too.
+ */
+static void not_awake(struct rref_ctx *ctx, struct rc_resume *r, int64_t now)
+{
+	int64_t late = now - r->look_at, most = patience_ns(ctx) / 8;
+
+	if (late > most)
+		r->by += late - most;
+}
+
 void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	struct rc_resume *r = &p->resume;
 	char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
 
+	not_awake(ctx, r, now);
 	if (now >= r->by) {
 		snprintf(lost, sizeof(lost), "%.150s, and could not be made again in time", r->why);
 		int err = rc_stall_lost(ctx, p, lost, why, sizeof(why));
@@ -305,6 +323,7 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		drop_link(ctx, p, 0);
 	if (r->step == RC_RESUME_WAIT && now >= r->at)
 		dial(ctx, p, now);
+	r->look_at = rc_resume_due(p);
 }
 
 int64_t rc_resume_due(const struct rc_peer *p)
