@@ -261,10 +261,11 @@ void rc_barrier_check(struct rref_ctx *ctx)
 	barrier_done(ctx, number, false);
 }
 
-static void on_goodbye(struct rref_ctx *ctx, struct rc_peer *from)
+/* Its last word, which it wants to know to have come before it goes: at once, not with a message that may never follow. */
+static void on_goodbye(struct rc_peer *from)
 {
 	from->said_goodbye = true;
-	(void)ctx;
+	from->unacked.owed += RC_ACK_EVERY;
 }
 
 /* One that is the next. */
@@ -313,7 +314,7 @@ static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		barrier_done(ctx, m->u.number >> 1, m->u.number & 1);
 		return;
 	case RW_GOODBYE:
-		on_goodbye(ctx, from);
+		on_goodbye(from);
 		return;
 	case RW_PING: {
 		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };

@@ -272,7 +272,7 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	p->state = RC_PEER_ACCEPTING;
 	p->authenticated = false;
 	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
-	p->said_goodbye = false;
+	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
 	size_t length = rc_answer_make(&ctx->key, &p->hs, answer);
 
@@ -304,7 +304,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 	p->state = RC_PEER_UP;
 	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
 	p->send_seq = p->recv_seq = 0;
-	p->said_goodbye = false;
+	p->said_goodbye = p->goodbye_sent = false;
 	at_store(&p->alive, true);
 	set_up(ctx, p);
 	err = p->ops->allow_reads(p->link);
@@ -428,7 +428,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 				 ev->wc_status);
 		else
 			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
-		if (rc_resume_may(p, ev->status)) {
+		if (rc_resume_may(ctx, p, ev->status)) {
 			rc_resume_break(ctx, p, ev->status, why);
 			break;
 		}

@@ -269,6 +269,7 @@ struct rc_peer {
 	enum rv_kind kind;            /* [const] */
 	enum rc_peer_state state;     /* [lock] */
 	bool said_goodbye;            /* [lock] its end is orderly */
+	bool goodbye_sent;            /* [lock] ours, in this session */
 	bool ever_up;                 /* [lock] there was a session */
 	bool fenced;                  /* [lock] the machine shares nothing with it until a new session is up */
 	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */

@@ -41,6 +41,8 @@ struct rc_resume { /* [lock] */
 	char why[200];           /* it broke */
 };
 
+#define RC_ACK_EVERY 32u /* messages that came, and none went back */
+
 /* Messages that were sent and not acknowledged, and those of a broken connection that are to be sent again. */
 struct rc_unacked { /* [lock] */
 	struct list sent;        /* struct rc_outgoing, in the order of their numbers */
@@ -54,7 +56,7 @@ struct rc_unacked { /* [lock] */
 #define RC_SCORE_ACCESS 8u
 #define RC_SCORE_LIMIT 64u
 
-bool rc_resume_may(const struct rc_peer *p, int status);     /* [lock] is the end of its connection not the session's? */
+bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status); /* [lock] is the end of its connection not the session's? */
 /* [lock] The connection is gone; the session waits for another. The fence's first two steps, and nothing of the third. */
 void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
 void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,

@@ -51,11 +51,14 @@ static int64_t again_ns(const struct rc_peer *p)
 	return min_of(AGAIN_NS * (1 + p->resume.attempts), AGAIN_LAST_NS);
 }
 
-bool rc_resume_may(const struct rc_peer *p, int status)
+bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status)
 {
+	/* Who leaves too has a goodbye of its own to say, and to know that it came: the other would take it for dead. */
+	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING && (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
+
 	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a session that was never quite up. */
-	return p->state == RC_PEER_UP && p->authenticated && !p->said_goodbye && !p->resume.broken && status != -EPROTO &&
-	       status != -ENODEV;
+	return p->state == RC_PEER_UP && p->authenticated && (!p->said_goodbye || leaving) && !p->resume.broken &&
+	       status != -EPROTO && status != -ENODEV;
 }
 
 void rc_resume_over(struct rc_peer *p)
@@ -145,7 +148,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	uint8_t answer[RV_ANSWER_MAX];
 	size_t length;
 
-	if (p->state != RC_PEER_UP || p->epoch != h->epoch || !p->authenticated || p->said_goodbye) {
+	if (p->state != RC_PEER_UP || p->epoch != h->epoch || !p->authenticated) {
 		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET, "that session is over: this worker has cut it off");
 		return;
 	}

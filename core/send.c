@@ -28,7 +28,6 @@
 #define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
 #define WINDOW 1024u                      /* sent and not acknowledged */
-#define ACK_EVERY 32u                     /* messages that came, and none went back */
 #define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
 #define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
 
@@ -235,7 +234,7 @@ static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	if (is_open(p) && p->unacked.owed >= ACK_EVERY)
+	if (is_open(p) && p->unacked.owed >= RC_ACK_EVERY)
 		rc_send_received(ctx, p, NULL);
 	if (p->resend_at && now_ns() < p->resend_at)
 		return;
@@ -382,6 +381,6 @@ int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *pro
 
 void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	if (is_open(p) && (p->unacked.owed >= ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
+	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
 		rc_send_flush(ctx, p);
 }

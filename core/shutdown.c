@@ -87,9 +87,13 @@ static bool forks_gone(struct rref_ctx *ctx)
 
 static bool everybody_left(struct rref_ctx *ctx)
 {
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].state == RC_PEER_UP && (!ctx->peers[i].said_goodbye || ctx->peers[i].nr_queued))
-			return false; /* not heard yet, or our own goodbye still waits to be sent */
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		const struct rc_peer *p = &ctx->peers[i];
+
+		/* Not heard yet, or our own goodbye is on its way still: if the connection breaks it has to be sent again. */
+		if (p->state == RC_PEER_UP && (!p->said_goodbye || p->nr_queued || p->unacked.nr))
+			return false;
+	}
 	return true;
 }
 
@@ -189,8 +193,10 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 			continue;
 		if (type == RW_PING)
 			m.u.number = p->pinged + 1;
-		if (!rc_send(ctx, i, &m) && type == RW_PING)
-			p->pinged++;
+		if (rc_send(ctx, i, &m))
+			continue;
+		p->pinged += type == RW_PING;
+		p->goodbye_sent = type == RW_GOODBYE;
 	}
 	rc_unlock(ctx);
 }

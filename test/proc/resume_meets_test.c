@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Connections that break, and what else may be under way then: a fence, a stall, a read that nobody waits for any more,
- * memory that is to go back, references in values, and workers that do not make progress.
+ * memory that is to go back, references in values, a shutdown, and workers that do not make progress.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -433,6 +434,50 @@ TG_TEST(broken__while_the_poller_sleeps, 2)
 	return 0;
 }
 
+/* ---- a shutdown ---- */
+
+struct breaker {
+	struct rref_ctx *ctx;
+	pthread_t thread;
+	_Atomic int stop;
+	int breaks;
+};
+
+static void *break_all_the_time(void *arg)
+{
+	struct breaker *b = arg;
+
+	while (!atomic_load(&b->stop)) {
+		b->breaks += break_link(b->ctx, b->ctx->rank ? 0 : 1);
+		usleep(tg_is_shm() ? 500 : 100000);
+	}
+	return NULL;
+}
+
+TG_TEST(broken__during_the_shutdown, 2)
+{
+	for (int i = 0; i < tg_scale(30); i++) {
+		struct breaker b = { 0 };
+		struct rref *r;
+
+		b.ctx = join(rank, (struct how){ .peer_timeout = NSEC_PER_SEC });
+		r = tg_remote(b.ctx, 1 - rank, "tg.echo", "x", 1);
+		tg_expect_bytes(r, "x", 1);
+		rref_release(r);
+		if (rank == 0)
+			tg_free_place(tg_current->shared->bytes, 64);
+		TG_IS(pthread_create(&b.thread, NULL, break_all_the_time, &b), 0);
+		TG_OK(rref_shutdown(b.ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT));
+		atomic_store(&b.stop, 1);
+		TG_IS(pthread_join(b.thread, NULL), 0);
+		rref_free_ctx(b.ctx);
+		tg_meet(0);
+		memcpy(tg_current->rendezvous, tg_current->shared->bytes, sizeof(tg_current->rendezvous));
+		tg_meet(1);
+	}
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -444,6 +489,7 @@ int main(void)
 		cmocka_unit_test(nested__taken_while_the_connection_breaks),
 		cmocka_unit_test(broken__while_nobody_makes_progress),
 		cmocka_unit_test(broken__while_the_poller_sleeps),
+		cmocka_unit_test(broken__during_the_shutdown),
 	};
 
 	return cmocka_run_group_tests_name("resume_meets", tests, NULL, NULL);
