@@ -153,7 +153,9 @@ struct rv_event {
  *             -ENOMEM: limit; the text names RLIMIT_MEMLOCK, its value and what was asked, or plain memory.
  * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY: keep the memory.
  * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, within
- *             a deadline of the provider's own (2 s .. 3 s): -ETIMEDOUT, -ECONNREFUSED, -EHOSTUNREACH, -EPROTONOSUPPORT.
+ *             a deadline of the provider's own (2 s .. 3 s): -ETIMEDOUT, -EHOSTUNREACH, -EPROTONOSUPPORT; -ECONNREFUSED
+ *             with a reason: rejected, without one: nobody listens there; -ECONNRESET: somebody does, and hung up without
+ *             an answer (it is busy, or died meanwhile).
  * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.
  * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
  * allow_reads [progress] From now on the peer may READ over this connection (before, it has no remote access at all).

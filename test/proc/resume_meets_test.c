@@ -9,6 +9,8 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <cmocka.h>
 
 #include "core/rc.h"
@@ -364,6 +366,52 @@ TG_TEST(nested__taken_while_the_connection_breaks, 2)
 	return 0;
 }
 
+/* ---- a listener that is busy ---- */
+
+/* Connections that say nothing: as many of them as the other takes at most (verbs/shm/accept.c). */
+static void crowd(struct rref_ctx *ctx, int rank, int *sock, int nr)
+{
+	const struct rv_addr *a = &ctx->members[rank].addr[RV_SHM];
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	size_t length = a->len - 26u;
+
+	memcpy(sun.sun_path + 1, a->bytes + 26, length);
+	for (int i = 0; i < nr; i++) {
+		sock[i] = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		TG_CHECK(sock[i] >= 0);
+		TG_IS(connect(sock[i], (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)), 0);
+	}
+}
+
+/* Who finds the other's place taken by strangers has not found that nobody is there. */
+TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
+{
+	enum { NR = 64 };
+	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 10 * NSEC_PER_SEC });
+	int sock[NR];
+
+	if (tg_is_shm()) {
+		struct rref *r = tg_remote(ctx, 1 - rank, "tg.echo", "x", 1);
+
+		tg_expect_bytes(r, "x", 1);
+		tg_meet_serving(ctx, 10);
+		crowd(ctx, 1 - rank, sock, NR);
+		tg_meet_serving(ctx, 11);
+		if (rank == 0)
+			TG_CHECK(break_link(ctx, 1));
+		must_resume(ctx, 1);
+		tg_expect_bytes(r, "x", 1);
+		TG_IS(tg_stats(ctx).sessions, 1);
+		TG_IS(tg_stats(ctx).dead_peers, 0);
+		for (int i = 0; i < NR; i++)
+			close(sock[i]);
+		rref_release(r);
+	}
+	tg_meet_serving(ctx, 13);
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- nobody makes progress ---- */
 
 /* Longer than a broken session is waited for: who did not look has no reason to give up. */
@@ -487,6 +535,7 @@ int main(void)
 		cmocka_unit_test(read__given_up_while_the_connection_is_broken),
 		cmocka_unit_test(wrapped__given_up_while_the_connection_is_broken),
 		cmocka_unit_test(nested__taken_while_the_connection_breaks),
+		cmocka_unit_test(broken__while_strangers_crowd_the_listeners),
 		cmocka_unit_test(broken__while_nobody_makes_progress),
 		cmocka_unit_test(broken__while_the_poller_sleeps),
 		cmocka_unit_test(broken__during_the_shutdown),

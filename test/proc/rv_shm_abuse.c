@@ -296,7 +296,7 @@ static void hello__never_comes(void **state)
 /* A listener that is none of ours. */
 static void answer__not_what_it_should_be(void **state)
 {
-	const int expected[] = {-ECONNREFUSED, -EPROTO, -EPROTONOSUPPORT, -EPROTO, -EPROTO, -EPROTONOSUPPORT};
+	const int expected[] = {-ECONNRESET, -EPROTO, -EPROTONOSUPPORT, -EPROTO, -EPROTO, -EPROTONOSUPPORT};
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	struct rv_addr addr;
 	size_t len;

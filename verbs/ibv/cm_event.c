@@ -179,7 +179,7 @@ static void failed(struct rv_conn *conn, const struct cm_event *e)
 	/* A reason that makes no sense is no reason. */
 	if (!refused || take_data(conn, e, RVI_PD_REASON))
 		conn->data_len = 0;
-	rvi_conn_down(conn, rvi_cm_errno(e->type, e->status), -1);
+	rvi_conn_down(conn, conn->data_len ? -ECONNREFUSED : rvi_cm_errno(e->type, e->status), -1);
 }
 
 static void step(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)

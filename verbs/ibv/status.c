@@ -63,7 +63,8 @@ bool rvi_wc_is_flush(int wc_status)
 	return wc_status == IBV_WC_WR_FLUSH_ERR;
 }
 
-/* IB CM reject codes that mean a different wire version (IBTA 12.6.7.2): class version. */
+/* IB CM reject codes (IBTA 12.6.7.2): nobody listens; another wire version. */
+#define REJ_INVALID_SERVICE_ID 8
 #define REJ_INVALID_CLASS_VERSION 31
 
 int rvi_cm_errno(int event, int status)
@@ -75,7 +76,9 @@ int rvi_cm_errno(int event, int status)
 	case RDMA_CM_EVENT_UNREACHABLE:
 		return -ETIMEDOUT;
 	case RDMA_CM_EVENT_REJECTED:
-		return status == REJ_INVALID_CLASS_VERSION ? -EPROTONOSUPPORT : -ECONNREFUSED;
+		/* All others are somebody's: its CM's (busy, out of something), or its program's without a reason. */
+		return status == REJ_INVALID_CLASS_VERSION ? -EPROTONOSUPPORT :
+		       status == REJ_INVALID_SERVICE_ID	   ? -ECONNREFUSED : -ECONNRESET;
 	case RDMA_CM_EVENT_CONNECT_ERROR:
 		return status == -ETIMEDOUT ? -ETIMEDOUT : -EHOSTUNREACH;
 	case RDMA_CM_EVENT_DEVICE_REMOVAL:

@@ -93,7 +93,7 @@ void rvs_dial(struct rv_conn *conn)
 	close(conn->box_fd);
 	conn->box_fd = -1;
 	if (rc)
-		rvs_conn_fail(conn, rc == -EPIPE || rc == -ECONNRESET ? -ECONNREFUSED : rc);
+		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
 	else if ((rc = rvs_conn_listen(conn)))
 		rvs_conn_fail(conn, rc);
 }
@@ -141,7 +141,7 @@ void rvs_on_answer(struct rv_conn *conn)
 	if (rc == -EAGAIN)
 		return;
 	if (rc <= 0) { /* it left without an answer */
-		rvs_conn_fail(conn, rc ? rc : -ECONNREFUSED);
+		rvs_conn_fail(conn, rc ? rc : -ECONNRESET);
 		return;
 	}
 	if (p.type == RVS_PKT_REJECT) {
