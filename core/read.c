@@ -6,8 +6,8 @@
  * ranges, are read in pieces, a window of them in flight, and the header last, behind them on the same connection: the
  * order of READs on a reliable connection makes it a check of all that came before.
  *
- * The header's landing place is cleared before posting: a completion that brought no data (FACTS: it happens) is then
- * seen as one. A header with another nonce is -ESTALE, never wrong bytes.
+ * The header's landing place is filled with ones before posting: a completion that brought no data (FACTS: it happens) is
+ * then seen as one. A header with another nonce, or a scrubbed one, is -ESTALE, never wrong bytes.
  *
  * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces, with keys of its own:
  * the payload first, the header behind it, and one doorbell for both if the payload is one message.
@@ -26,6 +26,8 @@
  * and again, until the link carries nothing but repetitions (seen between two emulated hosts with 8 MiB in flight).
  */
 #define WINDOW 2u
+
+#define UNREAD 0xff /* each byte of a header's landing place before the READ: no header is like that, and a scrubbed one is 0 */
 
 /* What is copied of a payload over shm before others get their turn. */
 #define TURN_BYTES (UINT64_C(1) << 20)
@@ -136,7 +138,7 @@ static void begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
-	memset(f->landing_header, 0, RC_HEADER_BYTES);
+	memset(f->landing_header, UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
 
@@ -301,7 +303,7 @@ static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool l
 		rc_unlock(ctx);
 }
 
-/* Before anything is posted: bounds, landing buffer, cleared header. */
+/* Before anything is posted: bounds, landing buffer, a header's place that tells whether one came. */
 static int prepare_quietly(struct rref_future *f)
 {
 	f->next = 0;
@@ -315,7 +317,7 @@ static int prepare_quietly(struct rref_future *f)
 		return -EPERM;
 	f->offset = min_of(f->offset, end);
 	f->length = min_of(f->length, end - f->offset);
-	memset(f->landing_header, 0, RC_HEADER_BYTES);
+	memset(f->landing_header, UNREAD, RC_HEADER_BYTES);
 	int err = rc_landing_get(f->ctx, f->length + (f->loc.nr_refs ? RC_VIEW_HOLD_BYTES : 0), &f->landing);
 
 	if (err)
@@ -616,7 +618,7 @@ static int header_check(struct rref_future *f)
 	const struct rref *ref = f->handle; /* NULL: a payload */
 	char name[NAME_SIZE];
 
-	if (!h.nonce && !h.state && !h.length && !h.version) {
+	if (h.nonce == UINT64_MAX && h.state == UINT32_MAX && h.length == UINT64_MAX && h.version == UINT32_MAX) {
 		snprintf(f->text, sizeof(f->text), "the read completed without data");
 		return -EBADMSG;
 	}

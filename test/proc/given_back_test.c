@@ -268,7 +268,7 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		s->loc = old;
 		int err = rref_to_here(s, RREF_DEFAULT, &v);
 
-		TG_CHECK(err == -ESTALE || err == -EBADMSG); /* the header's place may be scrubbed still, and reads as no data */
+		TG_IS(err, -ESTALE); /* also while the header's place is scrubbed still */
 		s->loc = real;
 		/* A nonce that is not this one's. */
 		s->loc.nonce ^= 1;
@@ -278,6 +278,56 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		TG_CHECK(tg_filled(rref_view_data(v), 100 * KIB, 0, 2));
 		rref_view_free(v);
 		rref_release(s);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* A header that was scrubbed is not one that did not come: the first says that the value is gone, whatever way it is read. */
+TG_TEST(scrubbed__is_stale_and_not_broken, 2)
+{
+	enum { NR = 3 };
+	static const size_t lengths[NR] = { 8, 5000, 3 << 20 };
+	struct rref_ctx *ctx = join(rank);
+
+	if (rank == 0) {
+		struct rref *r[NR];
+
+		for (int i = 0; i < NR; i++) {
+			void *data;
+
+			TG_OK(rref_alloc(ctx, lengths[i], &r[i], &data));
+			tg_fill(data, lengths[i], (unsigned)i);
+			TG_OK(rref_set(r[i]));
+		}
+		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(r, NR), RREF_DEFAULT, NULL));
+		for (int i = 0; i < NR; i++)
+			memset(r[i]->value->header, 0, RC_HEADER_BYTES);
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		for (int i = 0; i < NR; i++)
+			rref_release(r[i]);
+		tg_all_clean(ctx);
+	} else {
+		struct rref *refs[NR];
+		struct rref_view *v[NR];
+		int status[NR];
+		char part[16];
+		size_t got;
+
+		tg_wait_flag_serving(ctx, 0, 1);
+		for (int i = 0; i < NR; i++) {
+			refs[i] = tg_kept(i);
+			TG_IS(rref_to_here(refs[i], RREF_DEFAULT, &v[0]), -ESTALE);
+			TG_TEXT("not there any more");
+			TG_IS(rref_to_here_into(refs[i], part, 0, sizeof(part), RREF_DEFAULT, &got), -ESTALE);
+		}
+		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, v, status), 0);
+		for (int i = 0; i < NR; i++)
+			TG_IS(status[i], -ESTALE);
+		TG_IS(tg_stats(ctx).landing_bytes, 0);
+		tg_drop_kept();
+		tg_set_flag(0, 2);
 	}
 	tg_finish(ctx);
 	return 0;
@@ -293,6 +343,7 @@ int main(void)
 		cmocka_unit_test(given_back__at_a_graceful_shutdown),
 		cmocka_unit_test(given_back__at_an_immediate_shutdown),
 		cmocka_unit_test(given_back__an_old_place_is_stale),
+		cmocka_unit_test(scrubbed__is_stale_and_not_broken),
 	};
 
 	return cmocka_run_group_tests_name("given_back", tests, NULL, NULL);
