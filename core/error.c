@@ -54,7 +54,7 @@ const char *rref_strerror(int err)
 		{ ENOMEM, "out of memory, or a limit was reached" },
 		{ ETIMEDOUT, "timed out" },
 		{ EOWNERDEAD, "the owner is dead or unreachable" },
-		{ ENETRESET, "this worker was cut off and fenced by its peer" },
+		{ ENETRESET, "the session with the peer was cut off, though both live" },
 		{ ESTALE, "the reference is not valid any more" },
 		{ EKEYREVOKED, "access was revoked" },
 		{ EBADMSG, "the data read failed its check" },

@@ -30,7 +30,8 @@
  *   -ETIMEDOUT     not within the time given; a retry may succeed.
  *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
  *   -ENETRESET     the session with the peer ended though both live: it began a new one, or it cut this worker off, which stood
- *                  still for longer than stall_timeout, say. What belonged to the old one is gone; new references can be had.
+ *                  still for longer than stall_timeout, say; or this worker ended it, because too many reads were refused or
+ *                  its connection broke too often. What belonged to the old one is gone; new references can be had.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
