@@ -20,7 +20,6 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -138,10 +137,12 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 /* On return no thread posts to its connection, or will. */
 void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	unsigned turn = 0;
+
 	/* sc: partner of the pins in rc_read_start and rc_quick_read. */
 	at_store_sc(&p->conn, NULL);
 	while (at_load_sc(&p->readers))
-		sched_yield();
+		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
 	rc_quick_fence(ctx, p);
 }
 

@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "rc.h"
@@ -36,7 +37,7 @@ static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int no_key;
 static _Atomic uint32_t barrier; /* who makes it between a pin and the look at conn */
-enum { READS, FENCES };
+enum { READS, FENCES, READS_NOW };
 static __attribute__((tls_model("initial-exec"))) _Thread_local struct rc_reader *mine;
 
 uint64_t rc_quick_serial(void)
@@ -105,27 +106,48 @@ static void make_key(void)
 		at_store(&barrier, FENCES);
 }
 
+#define MAX_PROCESSORS 8192u /* the kernel's own limit */
+struct processors {
+	uint64_t word[MAX_PROCESSORS / 64];
+};
+
+/*
+ * A turn on each processor that there is, for this thread: whoever ran there had to stop for it. On each, not on those
+ * where this thread may be: the poller can be bound to one, and readers are on all.
+ */
+static void turn_on_each_processor(void)
+{
+	struct processors before;
+	long nr = sysconf(_SC_NPROCESSORS_CONF);
+	bool known = !sched_getaffinity(0, sizeof(before), (cpu_set_t *)&before);
+
+	for (unsigned c = 0; known && c < MAX_PROCESSORS && (long)c < nr; c++) {
+		struct processors one = { 0 };
+
+		one.word[c / 64] = UINT64_C(1) << c % 64;
+		/* One that is not online, or that no thread of this program gets, is refused. */
+		if (!sched_setaffinity(0, sizeof(one), (cpu_set_t *)&one))
+			sched_yield();
+	}
+	if (known)
+		sched_setaffinity(0, sizeof(before), (cpu_set_t *)&before);
+	/* If all that is refused too: no processor keeps a store to itself for anything like so long. */
+	nanosleep(&(struct timespec){ .tv_nsec = NSEC_PER_MSEC }, NULL);
+}
+
 /*
  * What pin() leaves to the fence. A program that shuts itself in (seccomp) after its first read may refuse the call: from
- * then on reads make the barrier, and those that began before are out of the way when this thread has had its turn on
- * each processor in their stead.
+ * then on reads make the barrier, and for those that began before (how long ago, nobody knows) this thread has its turn on
+ * each processor in their stead, at each fence.
  */
 static void barrier_for_readers(void)
 {
-	cpu_set_t all, one;
+	uint32_t who = at_load(&barrier);
 
-	if (at_load(&barrier) != FENCES || !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+	if (who == READS || (who == FENCES && !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0)))
 		return;
-	at_store_sc(&barrier, READS);
-	if (sched_getaffinity(0, sizeof(all), &all))
-		return;
-	for (int c = 0; c < CPU_SETSIZE; c++) {
-		CPU_ZERO(&one);
-		CPU_SET(c, &one);
-		if (CPU_ISSET(c, &all) && !sched_setaffinity(0, sizeof(one), &one))
-			sched_yield();
-	}
-	sched_setaffinity(0, sizeof(all), &all);
+	at_store_sc(&barrier, READS_NOW);
+	turn_on_each_processor();
 }
 
 /* Those of this thread whose context was freed. */
@@ -325,15 +347,33 @@ void rref_view_free(struct rref_view *view)
 		rc_view_put(view);
 }
 
+static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	bool yes = false;
+
+	pthread_mutex_lock(&lock);
+	for (struct rc_reader *r = ctx->readers; r && !yes; r = r->next)
+		yes = at_load_sc(&r->pinned) == p;
+	pthread_mutex_unlock(&lock);
+	return yes;
+}
+
+/*
+ * The lock is the whole process': not held while a copy is waited for. A reader that comes in between takes it after the
+ * first look, and so sees that conn is NULL.
+ */
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	unsigned turn = 0;
+	bool any;
+
 	pthread_mutex_lock(&lock);
-	if (ctx->readers)
-		barrier_for_readers();
-	for (struct rc_reader *r = ctx->readers; r; r = r->next)
-		while (at_load_sc(&r->pinned) == p)
-			sched_yield();
+	any = ctx->readers;
 	pthread_mutex_unlock(&lock);
+	if (any)
+		barrier_for_readers();
+	while (is_pinned(ctx, p))
+		rc_pause(&turn);
 }
 
 void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *spare_bytes)

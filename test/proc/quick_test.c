@@ -3,14 +3,22 @@
  * Reads that are complete at once (core/quick.c): what threads keep to themselves comes back when they end or their
  * context does, in whatever order; the counters are whole; the fence waits for those who read.
  */
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
 #include <cmocka.h>
 
+#include "core/rc.h"
 #include "tg.h"
 
 #define THREADS 8
@@ -262,6 +270,221 @@ static void owner__dies_under_its_readers(void **state)
 	assert_int_equal(tg_run_group(&g, owner_dies, NULL), 0);
 }
 
+/* ---- the fence, and those who read meanwhile ---- */
+
+static struct rv_ops slow;
+static atomic_int in_copy, let_copy_go;
+
+static int slow_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	atomic_store(&in_copy, 1);
+	while (!atomic_load(&let_copy_go))
+		usleep(100);
+	return rv_shm_ops.post_reads(conn, r, n);
+}
+
+static void *read_once(void *ref)
+{
+	read_whole(ref, 64);
+	return NULL;
+}
+
+/* The fence's first step, and the connection is found again. */
+static void *stop_reads(void *arg)
+{
+	struct rref_ctx *ctx = arg;
+	struct rc_peer *p = &ctx->peers[0];
+
+	rc_lock(ctx);
+	rc_peer_stop_reads(ctx, p);
+	TG_CHECK(atomic_load(&let_copy_go)); /* not before the copy is over */
+	at_store_sc(&p->conn, p->link);
+	rc_unlock(ctx);
+	return NULL;
+}
+
+/* A fence waits for a copy. Other contexts of the process have nothing to do with that, nor threads that come and go there. */
+TG_TEST(fence__waits_alone, 2)
+{
+	struct rref_ctx *ctx = join(rank);
+
+	if (rank == 1 && tg_is_shm()) {
+		struct rref_options o;
+		struct rref_ctx *other;
+		struct rref *ref = ask(ctx, 0, 64);
+		pthread_t reader, fencer;
+
+		rref_options_init(&o);
+		o.world_size = 1;
+		o.device = "shm";
+		TG_OK(rref_init(&o, &other));
+		read_whole(ref, 64);
+		slow = *ctx->peers[0].ops;
+		slow.post_reads = slow_post_reads;
+		ctx->peers[0].ops = &slow;
+		TG_IS(pthread_create(&reader, NULL, read_once, ref), 0);
+		while (!atomic_load(&in_copy))
+			usleep(100);
+		TG_IS(pthread_create(&fencer, NULL, stop_reads, ctx), 0);
+		while (at_load_sc(&ctx->peers[0].conn))
+			usleep(100);
+		usleep(10000); /* it waits now, most likely */
+		TG_IS(tg_stats(other).reads, 0);
+		atomic_store(&let_copy_go, 1);
+		TG_IS(pthread_join(reader, NULL), 0);
+		TG_IS(pthread_join(fencer, NULL), 0);
+		ctx->peers[0].ops = &rv_shm_ops;
+		rref_release(ref);
+		TG_OK(rref_shutdown(other, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
+		rref_free_ctx(other);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- no membarrier(2) ---- */
+
+/* From now on the system refuses it; and, if wanted, has the program's own handler do sched_setaffinity. */
+static void refuse_membarrier(bool trap_affinity)
+{
+	struct sock_filter f[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, trap_affinity ? SYS_sched_setaffinity : UINT32_MAX, 2, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+	};
+	struct sock_fprog prog = { .len = array_size(f), .filter = f };
+
+	TG_IS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+	/* For all threads: those of the library are there already. */
+	TG_IS(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog), 0);
+	TG_CHECK(syscall(SYS_membarrier, 0, 0, 0) < 0 && errno == EPERM);
+}
+
+static atomic_int stop;
+
+static void *read_till_told(void *ref)
+{
+	while (!atomic_load(&stop))
+		read_whole(ref, 64);
+	return NULL;
+}
+
+/* Its connection breaks, again and again, under threads that read. */
+static void fences_under_readers(struct rref_ctx *ctx, struct rref *ref)
+{
+	pthread_t thread[THREADS];
+	struct rc_peer *p = &ctx->peers[0];
+	uint64_t resumed;
+
+	ctx->score_limit = UINT32_MAX;
+	for (int i = 0; i < THREADS; i++)
+		TG_IS(pthread_create(&thread[i], NULL, read_till_told, ref), 0);
+	for (int i = 0; i < tg_scale(100); i++) {
+		resumed = tg_stats(ctx).resumed_sessions;
+		rc_lock(ctx);
+		if (p->state == RC_PEER_UP && !p->resume.broken)
+			rc_resume_break(ctx, p, -ECONNRESET, "a test wants it");
+		rc_unlock(ctx);
+		while (tg_stats(ctx).resumed_sessions == resumed)
+			rref_progress(ctx);
+	}
+	atomic_store(&stop, 1);
+	for (int i = 0; i < THREADS; i++)
+		TG_IS(pthread_join(thread[i], NULL), 0);
+	TG_IS(tg_stats(ctx).sessions, 1);
+}
+
+static void without_membarrier(int rank, bool from_the_beginning)
+{
+	struct rref_ctx *ctx;
+
+	if (from_the_beginning)
+		refuse_membarrier(false);
+	ctx = join(rank);
+	ctx->score_limit = UINT32_MAX;
+	if (rank == 1) {
+		struct rref *ref = ask(ctx, 0, 64);
+		cpu_set_t before, after;
+
+		read_whole(ref, 64);
+		if (!from_the_beginning)
+			refuse_membarrier(false);
+		TG_IS(sched_getaffinity(0, sizeof(before), &before), 0);
+		fences_under_readers(ctx, ref);
+		TG_IS(sched_getaffinity(0, sizeof(after), &after), 0);
+		TG_CHECK(CPU_EQUAL(&before, &after));
+		rref_release(ref);
+	}
+	tg_finish(ctx);
+}
+
+TG_TEST(no_membarrier__from_the_beginning, 2)
+{
+	without_membarrier(rank, true);
+	return 0;
+}
+
+TG_TEST(no_membarrier__any_more, 2)
+{
+	without_membarrier(rank, false);
+	return 0;
+}
+
+#ifdef __x86_64__
+static cpu_set_t wanted, last_wanted;
+
+static void on_sys(int sig, siginfo_t *si, void *context)
+{
+	ucontext_t *u = context;
+
+	(void)sig;
+	if (si->si_syscall == SYS_sched_setaffinity) {
+		memset(&last_wanted, 0, sizeof(last_wanted));
+		memcpy(&last_wanted, (const void *)u->uc_mcontext.gregs[REG_RDX],
+		       min_of((size_t)u->uc_mcontext.gregs[REG_RSI], sizeof(last_wanted)));
+		if (CPU_COUNT(&last_wanted) == 1)
+			CPU_OR(&wanted, &wanted, &last_wanted);
+	}
+	u->uc_mcontext.gregs[REG_RAX] = 0;
+}
+
+/* Readers are on all processors, also when the thread that fences is kept on one (as options.poller_core does). */
+TG_TEST(no_membarrier__and_the_fence_is_bound_to_a_core, 2)
+{
+	struct rref_ctx *ctx = join(rank);
+
+	if (rank == 1 && tg_is_shm()) {
+		struct sigaction sa = { .sa_sigaction = on_sys, .sa_flags = SA_SIGINFO };
+		struct rref *ref = ask(ctx, 0, 64);
+		cpu_set_t all, first;
+
+		read_whole(ref, 64);
+		TG_IS(sched_getaffinity(0, sizeof(all), &all), 0);
+		CPU_ZERO(&first);
+		for (int c = 0; !CPU_COUNT(&first); c++)
+			if (CPU_ISSET(c, &all))
+				CPU_SET(c, &first);
+		TG_IS(sched_setaffinity(0, sizeof(first), &first), 0);
+		TG_IS(sigaction(SIGSYS, &sa, NULL), 0);
+		refuse_membarrier(true);
+		rc_lock(ctx);
+		rc_peer_stop_reads(ctx, &ctx->peers[0]);
+		at_store_sc(&ctx->peers[0].conn, ctx->peers[0].link);
+		rc_unlock(ctx);
+		CPU_AND(&wanted, &wanted, &all);
+		TG_CHECK(CPU_EQUAL(&wanted, &all));       /* a turn on each */
+		TG_CHECK(CPU_EQUAL(&last_wanted, &first)); /* and back */
+		read_whole(ref, 64);
+		rref_release(ref);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+#endif
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -269,6 +492,12 @@ int main(void)
 		cmocka_unit_test(thread__outlives_its_contexts),
 		cmocka_unit_test(contexts__in_turn),
 		cmocka_unit_test(owner__dies_under_its_readers),
+		cmocka_unit_test(fence__waits_alone),
+		cmocka_unit_test(no_membarrier__from_the_beginning),
+		cmocka_unit_test(no_membarrier__any_more),
+#ifdef __x86_64__
+		cmocka_unit_test(no_membarrier__and_the_fence_is_bound_to_a_core),
+#endif
 	};
 
 	return cmocka_run_group_tests_name("quick", tests, NULL, NULL);
