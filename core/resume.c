@@ -238,6 +238,8 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	p->resume.nobody = 0;
 	if (err == -EALREADY || err == -ECONNREFUSED)
 		return;
+	if (err == -EAGAIN)
+		err = -ENETRESET; /* it lives, and has had enough of our connections: the session is over there */
 	err = err == -ENETRESET || err == -ESTALE || err == -EKEYREJECTED ? err : -EOWNERDEAD;
 	snprintf(lost, sizeof(lost), "%.60s, and was not taken up again: %.90s", p->resume.why, text);
 	/* Of what it lost for standing still it says so. */

@@ -339,6 +339,7 @@ FOE_TEST(server__that_refuses_to_resume)
 {
 	static const struct { int reason, status; } say[] = {
 		{ -ENETRESET, -ENETRESET },     /* we were cut off */
+		{ -EAGAIN, -ENETRESET },        /* and are not to come back soon */
 		{ -ESTALE, -ESTALE },           /* another incarnation */
 		{ -ESHUTDOWN, -EOWNERDEAD },    /* it left */
 		{ -EPROTO, -EOWNERDEAD },

@@ -385,18 +385,29 @@ TG_TEST(bad_reference__fails_alone, 2)
 	return 0;
 }
 
+static bool is_down(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_peer_stats s = { .size = sizeof(s) };
+
+	TG_OK(rref_get_peer_stats(ctx, *(int *)arg, &s));
+	return strcmp(s.state, "down") == 0;
+}
+
 /* So many errors in so short a time are no accident: the session ends, and for a while there is no other. */
 TG_TEST(bad_references__too_many_end_the_session, 2)
 {
 	struct rref_ctx *ctx = join(rank, 0, NSEC_PER_SEC);
 
 	if (rank == 0) {
-		struct rref *good, *bad;
+		struct rref *good, *bad, *mine;
 		struct rref_view *v;
 		uint32_t n = RC_SCORE_LIMIT / RC_SCORE_ACCESS;
 
 		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "bad", .length = 3 }, RREF_DEFAULT, &bad));
 		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "good", .length = 4 }, RREF_DEFAULT, &good));
+		TG_OK(rref_new(ctx, "mine", 4, &mine));
+		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&mine, 1), RREF_DEFAULT, NULL));
+		rref_release(mine);
 		tg_expect_bytes(bad, "bad", 3);
 		tg_expect_bytes(good, "good", 4);
 		spoil(bad);
@@ -414,6 +425,17 @@ TG_TEST(bad_references__too_many_end_the_session, 2)
 		tg_set_flag(0, 1);
 	}
 	tg_wait_flag_serving(ctx, 0, 1);
+	if (rank == 1) {
+		struct rref_view *v;
+		int zero = 0;
+
+		/* The other side hears that it was cut off, not that somebody died. */
+		TG_CHECK(tg_eventually(is_down, ctx, &zero));
+		TG_IS(rref_to_here(tg_kept(0), RREF_DEFAULT, &v), -ENETRESET);
+		TG_IS(tg_stats(ctx).dead_peers, 0);
+		tg_drop_kept();
+	}
+	tg_meet_serving(ctx, 0);
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
 	rref_free_ctx(ctx);
 	return 0;
@@ -427,14 +449,6 @@ static bool is_broken(struct rref_ctx *ctx, void *arg)
 
 	TG_OK(rref_get_peer_stats(ctx, *(int *)arg, &s));
 	return strcmp(s.state, "broken") == 0;
-}
-
-static bool is_down(struct rref_ctx *ctx, void *arg)
-{
-	struct rref_peer_stats s = { .size = sizeof(s) };
-
-	TG_OK(rref_get_peer_stats(ctx, *(int *)arg, &s));
-	return strcmp(s.state, "down") == 0;
 }
 
 /* A peer that stands still while its connection is broken, and is killed then: operations end in bounded time. */
