@@ -35,6 +35,7 @@
 #include <string.h>
 
 #include "alloc/ra_internal.h"
+#include "base/util.h"
 
 /* The arena calls of the private copy, as the Makefile renames them. */
 void *ra_je_mallocx(size_t size, int flags);
@@ -160,21 +161,40 @@ void ra_je_arena_free(struct ra_arena *a, unsigned cache, void *p)
 	ra_je_dallocx(p, how(a, cache));
 }
 
+/*
+ * Empty caches that no arena uses any more: to make one anew each time would scatter mappings of jemalloc's over a process
+ * that has many contexts one after the other.
+ */
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned spare[4 * RA_SHARDS], nr_spare;
+
 unsigned ra_je_cache_create(void)
 {
-	unsigned ind;
+	unsigned ind, cache = RA_NO_CACHE;
 	size_t len = sizeof(ind);
 
-	return ra_je_mallctl("tcache.create", &ind, &len, NULL, 0) ? RA_NO_CACHE : ind + 1;
+	pthread_mutex_lock(&spare_lock);
+	if (nr_spare)
+		cache = spare[--nr_spare];
+	pthread_mutex_unlock(&spare_lock);
+	if (cache == RA_NO_CACHE && !ra_je_mallctl("tcache.create", &ind, &len, NULL, 0))
+		cache = ind + 1;
+	return cache;
 }
 
 void ra_je_cache_destroy(unsigned cache)
 {
 	unsigned ind = cache - 1;
-	int rc = ra_je_mallctl("tcache.destroy", NULL, NULL, &ind, sizeof(ind));
+	bool keep;
 
-	assert(rc == 0);
-	(void)rc;
+	ra_je_cache_flush(cache);
+	pthread_mutex_lock(&spare_lock);
+	keep = nr_spare < array_size(spare);
+	if (keep)
+		spare[nr_spare++] = cache;
+	pthread_mutex_unlock(&spare_lock);
+	if (!keep)
+		ra_je_mallctl("tcache.destroy", NULL, NULL, &ind, sizeof(ind));
 }
 
 void ra_je_cache_flush(unsigned cache)
