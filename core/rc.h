@@ -238,7 +238,6 @@ struct rref_future {
 	bool retried;                 /* [lock] was pumped once after it began to wait */
 	bool alone;                   /* [lock] a READ that brought others too was refused: no more company */
 	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
-	bool range;                   /* header is a READ of its own, since the payload does not follow it */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
 	struct rc_incoming *fetch;    /* FETCH: what for */

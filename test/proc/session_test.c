@@ -183,7 +183,6 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 		f->offset = 0;
 		f->length = SIZE_MAX;
 		f->whole = true;
-		f->range = false;
 		at_store_rel(&f->kind, RC_OP_READ);
 		rc_read_start(f, false);
 		TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENETRESET);
