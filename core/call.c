@@ -56,6 +56,8 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 				return rc_handle_error(r);
 			return rc_fail(-err, "sharing reference %zu: %s", i, rref_strerror(err));
 		}
+		if (recs[i].value)
+			rc_value_locate(recs[i].value, &recs[i].loc);
 		recs[i].owner_incarnation = ctx->members[recs[i].owner].incarnation;
 	}
 	return 0;

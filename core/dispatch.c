@@ -15,6 +15,8 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 
 	m.frame = (struct rw_frame){ .type = RW_PROTO };
 	memcpy(&m.u.proto, &e->msg, e->msg.status ? sizeof(e->msg) : offsetof(struct rp_msg, text) + 1);
+	if (e->value)
+		rc_value_locate(e->value, &m.u.proto.loc);
 	rc_tell(ctx, e->peer, &m);
 }
 

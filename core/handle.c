@@ -185,7 +185,6 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 	if (!err && set) {
 		ev.type = RP_EV_SET;
 		ev.value = v;
-		ev.loc = v->loc;
 		err = rc_step(ctx, &ev, NULL);
 		if (err) {
 			ev.type = RP_EV_RELEASE;
@@ -367,7 +366,7 @@ int rref_set(struct rref *ref)
 		err = rc_fail(EALREADY, "rref_set: the value was set before");
 	} else {
 		rc_value_publish(ref->value, ref->id);
-		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .value = ref->value, .loc = ref->value->loc };
+		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .value = ref->value };
 
 		err = rc_step(ctx, &ev, NULL);
 		if (!err) {

@@ -337,6 +337,11 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 	__atomic_store_n(&h->nonce, htole64(v->loc.nonce), __ATOMIC_RELEASE);
 }
 
+void rc_value_locate(const struct rc_value *v, struct rp_location *out)
+{
+	*out = v->loc;
+}
+
 void rc_value_unpin(struct rc_value *v)
 {
 	struct rref_ctx *ctx = v->ctx;

@@ -590,6 +590,7 @@ int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); 
 int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
 		  const char *what, struct rc_value **out);
 void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */
+void rc_value_locate(const struct rc_value *v, struct rp_location *out); /* of a published one */
 void rc_value_unpin(struct rc_value *v);
 void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out);

@@ -112,6 +112,7 @@ struct rp_fork {
 	uint32_t flags;             /* RP_FORK_EARLY */
 	uint64_t owner_incarnation; /* filled by the runtime, checked by the receiver's runtime */
 	struct rp_location loc;     /* version 0 = unknown */
+	void *value;                /* of FORK by the owner, READY: the runtime fills in its location. Not on the wire */
 };
 
 enum rp_msg_type {
@@ -133,14 +134,14 @@ struct rp_msg {
 	enum rp_msg_type type;
 	struct rref_id id, fork;
 	int32_t status;            /* 0 or -errno */
-	struct rp_location loc;    /* FORK_ACK (if known), FETCH_REPLY, CREATED with status 0 */
+	struct rp_location loc;    /* FORK_ACK (if known), FETCH_REPLY, CREATED with status 0; from the owner: see SEND */
 	char text[RP_TEXT_MAX];    /* NUL-terminated; why, when status != 0 */
 };
 
 enum rp_event_type {
 	/* local program */
 	RP_EV_NEW = 1,      /* id: a PENDING entry owned here, with one local reference */
-	RP_EV_SET,          /* id, status, value+loc (status 0; version not 0) or text: completes a PENDING entry once */
+	RP_EV_SET,          /* id, status, value (status 0; not NULL) or text: completes a PENDING entry once */
 	RP_EV_RETAIN,       /* id: one more local reference */
 	RP_EV_RELEASE,      /* id: one local reference less; the very last ends waits with -ECANCELED */
 	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there.
@@ -171,19 +172,19 @@ struct rp_event {
 				      and never looked at */
 	struct rref_id id, fork, src;
 	int status;                /* 0 or -errno */
-	void *value;               /* SET: the runtime's value, comes back in FREE_VALUE and VALUE effects */
+	void *value;               /* SET: the runtime's value, comes back in effects, FREE_VALUE the last of them */
 	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork until DROP;
 				      after it only in CREATED */
 	void *maker;               /* NEW, OWN: the runtime's, comes back in visits until SET */
 	uint64_t cookie;
-	struct rp_location loc;    /* SET */
 	const char *text;          /* borrowed during the step; may be NULL */
 	const struct rp_msg *msg;  /* borrowed during the step */
 	const struct rp_fork *rec; /* borrowed during the step */
 };
 
 enum rp_effect_type {
-	RP_EFF_SEND = 1,    /* peer, msg */
+	RP_EFF_SEND = 1,    /* peer, msg; value: one owned here, whose location the runtime fills in. The machine knows none of
+			       values owned here: they are the runtime's to tell, and would be kept twice */
 	RP_EFF_NEW_HANDLE,  /* id, fork, peer = owner, cookie, loc, status: make a handle for a received fork; the runtime
 			       writes it to *handle_slot before the next step. status: 0 confirmed, -EINPROGRESS not yet,
 			       else dead (READY follows with the same). Owned here: fork is zero, handle_slot NULL, value set
@@ -193,13 +194,13 @@ enum rp_effect_type {
 	RP_EFF_CONFIRMED,   /* handle: confirmed by the owner, location not known yet */
 	RP_EFF_FAILED,      /* handle, status, text: this user entry is dead: creation failed, owner lost, refused */
 	RP_EFF_CREATED,     /* handle, status, text: the creation future of a CREATE is to be completed */
-	RP_EFF_WAITED,      /* cookie, status, text; loc, and value on the owner: a WAIT is over */
+	RP_EFF_WAITED,      /* cookie, status, text; loc, or value on the owner: a WAIT is over */
 	RP_EFF_FREE_VALUE,  /* value: scrub and free */
 	RP_EFF_GONE,        /* id: the owner entry was erased (also when it had no value) */
 	RP_EFF_DUPLICATE,   /* id: OWN of an id that is known, was deleted or is refused: do not run the function */
 };
 
-/* Only the fields named above are set. */
+/* Only the fields named above are set, and value is NULL otherwise. */
 struct rp_effect {
 	enum rp_effect_type type;
 	uint32_t peer;
@@ -294,7 +295,7 @@ struct rp_visit {
 	const char *state;         /* static text */
 	void *handle, *value;
 	void *maker;               /* OWNER, PENDING: as given by NEW or OWN */
-	const struct rp_location *loc; /* OWNER, USER: NULL if not known */
+	const struct rp_location *loc; /* USER: NULL if not known */
 };
 typedef void (*rp_visit_fn)(void *ctx, const struct rp_visit *v);
 void rp_visit(const struct rp *m, rp_visit_fn fn, void *ctx); /* without children */

@@ -82,7 +82,7 @@ void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint3
 }
 
 void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
-	     const struct rp_location *loc, uint32_t fault)
+	     void *value, uint32_t fault)
 {
 	struct rp_effect *e;
 
@@ -94,8 +94,8 @@ void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id
 	e->msg.id = id;
 	e->msg.fork = fork;
 	e->msg.status = status;
-	if (!status && loc)
-		e->msg.loc = *loc;
+	if (!status)
+		e->value = value;
 	if (status && fault)
 		rp_text_copy(e->msg.text, rp_fault_at(m, fault)->text);
 }
@@ -168,10 +168,10 @@ void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *
 
 	e->cookie = cookie;
 	rp_effect_status(m, e, status, fault);
-	if (!status) {
+	if (!status)
 		e->value = value;
+	if (!status && loc)
 		e->loc = *loc;
-	}
 }
 
 void rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,

@@ -102,11 +102,6 @@ int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id,
 	return 0;
 }
 
-static const struct rp_location *location(const struct rp_owner *o)
-{
-	return o->state == RP_OWNER_READY ? &o->loc : NULL;
-}
-
 static int refuse_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, int status, const char *text)
 {
 	/* No tombstone: it may be a creator's question that has overtaken its creation. Its sender will send one. */
@@ -126,7 +121,7 @@ int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		if (h->owner != owner)
 			return rp_refused(m);
 		/* Repeated, or a creator that asks whether its creation is known here yet. */
-		rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, location(rp_owner_at(m, owner)), 0);
+		rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, rp_owner_value(rp_owner_at(m, owner)), 0);
 		return h->creator ? 0 : rp_ignored(m);
 	}
 	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self || !rp_owner_alive(m, owner))
@@ -134,7 +129,7 @@ int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	if (rp_held_full(m, from))
 		return refuse_fork(m, from, msg, -EDQUOT, QUOTA_TEXT);
 	rp_held_add(m, owner, from, &msg->fork);
-	rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, location(rp_owner_at(m, owner)), 0);
+	rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, rp_owner_value(rp_owner_at(m, owner)), 0);
 	return 0;
 }
 
@@ -164,7 +159,7 @@ int rp_on_delete(struct rp *m, uint32_t from, const struct rp_msg *msg)
 
 int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg)
 {
-	uint32_t i = rp_find_held(m, from, &msg->fork);
+	uint32_t i = rp_find_held(m, from, &msg->fork), fault;
 	struct rp_held *h;
 	struct rp_owner *o;
 
@@ -185,7 +180,7 @@ int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		m->counts.parked++;
 		return 0;
 	}
-	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork, o->fault ? rp_fault_at(m, o->fault)->status : 0, &o->loc,
-		o->fault);
+	fault = rp_owner_fault(o);
+	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork, fault ? rp_fault_at(m, fault)->status : 0, rp_owner_value(o), fault);
 	return 0;
 }

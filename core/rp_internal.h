@@ -3,8 +3,8 @@
  * Inside the reference protocol (rp.h). Everything here is guarded as the machine is: by its caller.
  *
  * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
- * never move (handle_slot points into one) and index 0 is nil. An owner entry with one fork takes 180 bytes of items
- * and 8..16 of hash buckets.
+ * never move (handle_slot points into one) and index 0 is nil. An owner entry takes 56 bytes, each of its forks 52, and
+ * 4 to 8 of hash buckets either.
  *
  * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
  * pool and RP_STEP_EFFECTS effects for all; handlers that may add more call rp_effects_reserve first. Taking a
@@ -82,16 +82,24 @@ struct rp_owner {
 	union {
 		void *value;    /* READY */
 		void *maker;    /* PENDING */
+		uint32_t fault; /* FAILED */
 	};
-	struct rp_location loc;
 	struct rp_key id;
 	uint32_t local;         /* references of this worker */
 	uint32_t nr_forks, nr_waits;
 	rp_list forks, waits;
-	uint32_t fault;         /* FAILED */
 	uint32_t since;
 	uint8_t state;          /* enum rp_owner_state */
 };
+
+static inline void *rp_owner_value(const struct rp_owner *o)
+{
+	return o->state == RP_OWNER_READY ? o->value : NULL;
+}
+static inline uint32_t rp_owner_fault(const struct rp_owner *o)
+{
+	return o->state == RP_OWNER_FAILED ? o->fault : 0;
+}
 
 /* One fork recorded at the owner: the key is (holder, fork). */
 struct rp_held {
@@ -166,6 +174,7 @@ struct rp {
 	uint32_t self, world;
 	uint32_t now;           /* of the step under way */
 	uint64_t seed;
+	uint64_t newest;        /* highest local id of a NEW */
 	struct rp_effect *effects;
 	size_t nr_effects, max_effects;
 	struct rp_counts counts;
@@ -243,9 +252,9 @@ static inline bool rp_id_none(const struct rref_id *id)
 int rp_effects_reserve(struct rp *m, size_t n);
 struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type);
 void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault); /* fault 0: no text */
-/* NULL when nothing may be sent to that peer. status 0 with loc, or not 0 with fault, or neither (NULL, 0). */
+/* Nothing when nothing may be sent to that peer. status 0 with a value, or not 0 with fault, or neither (NULL, 0). */
 void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
-	     const struct rp_location *loc, uint32_t fault);
+	     void *value, uint32_t fault);
 void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
 		     const struct rref_id *fork, int status, const char *text);
 uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one reference; text may be NULL */

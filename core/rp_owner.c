@@ -22,7 +22,7 @@ static void owner_erase(struct rp *m, uint32_t i)
 	struct rp_owner *o = rp_owner_at(m, i);
 
 	rp_effect_add(m, RP_EFF_GONE)->id = rp_id(&o->id);
-	rp_fault_put(m, o->fault);
+	rp_fault_put(m, rp_owner_fault(o));
 	rp_table_del(&m->owner_table, &m->owners, i);
 	rp_pool_put(&m->owners, i);
 	m->counts.owners--;
@@ -59,7 +59,10 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 {
 	if (!rp_id_valid(m, &ev->id) || ev->id.created_on != m->self)
 		return -EINVAL;
-	if (rp_find_owner(m, &ev->id))
+	/* Numbers are given out upwards: one beyond all others needs no search, which would go to entries long out of the caches. */
+	if (ev->id.local_id > m->newest)
+		m->newest = ev->id.local_id;
+	else if (rp_find_owner(m, &ev->id))
 		return -EALREADY;
 	rp_owner_at(m, owner_add(m, &ev->id, ev->maker))->local = 1;
 	return 0;
@@ -67,11 +70,12 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 
 int rp_set(struct rp *m, const struct rp_event *ev)
 {
-	uint32_t i = rp_find_owner(m, &ev->id);
+	uint32_t i = rp_find_owner(m, &ev->id), fault = 0;
+	void *value = NULL;
 	struct rp_owner *o;
 	int rc;
 
-	if (ev->status > 0 || (!ev->status && !ev->loc.version))
+	if (ev->status > 0 || (!ev->status && !ev->value))
 		return -EINVAL;
 	if (!i)
 		return -ESTALE;
@@ -92,25 +96,23 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	}
 	if (ev->status) {
 		o->state = RP_OWNER_FAILED;
-		o->value = NULL;
-		o->fault = rp_fault_new(m, ev->status, ev->text);
+		o->fault = fault = rp_fault_new(m, ev->status, ev->text);
 	} else {
 		o->state = RP_OWNER_READY;
-		o->value = ev->value;
-		o->loc = ev->loc;
+		o->value = value = ev->value;
 	}
 	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
 		struct rp_held *h = rp_held_at(m, k);
 
 		if (h->creator)
-			rp_send(m, h->holder, RP_MSG_CREATED, ev->id, rp_id(&h->fork), ev->status, &o->loc, o->fault);
+			rp_send(m, h->holder, RP_MSG_CREATED, ev->id, rp_id(&h->fork), ev->status, value, fault);
 		if (h->parked) {
-			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, ev->id, rp_id(&h->fork), ev->status, &o->loc, o->fault);
+			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, ev->id, rp_id(&h->fork), ev->status, value, fault);
 			h->parked = false;
 			m->counts.parked--;
 		}
 	}
-	rp_waits_end(m, &o->waits, &o->nr_waits, ev->status, o->fault, o->value, &o->loc);
+	rp_waits_end(m, &o->waits, &o->nr_waits, ev->status, fault, value, NULL);
 	return 0;
 }
 
@@ -171,16 +173,17 @@ int rp_own(struct rp *m, const struct rp_event *ev)
 
 int rp_owner_wait(struct rp *m, const struct rp_event *ev)
 {
-	uint32_t i = rp_find_owner(m, &ev->id);
+	uint32_t i = rp_find_owner(m, &ev->id), fault;
 	struct rp_owner *o;
 
 	if (!rp_owner_alive(m, i))
 		return -ESTALE;
 	o = rp_owner_at(m, i);
+	fault = rp_owner_fault(o);
 	if (o->state == RP_OWNER_PENDING)
 		rp_wait_add(m, &o->waits, &o->nr_waits, ev->cookie);
 	else
-		rp_waited(m, ev->cookie, o->fault ? rp_fault_at(m, o->fault)->status : 0, o->fault, o->value, &o->loc);
+		rp_waited(m, ev->cookie, fault ? rp_fault_at(m, fault)->status : 0, fault, rp_owner_value(o), NULL);
 	return 0;
 }
 

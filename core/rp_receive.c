@@ -35,10 +35,7 @@ static void receive_owned(struct rp *m, const struct rref_id *id, uint64_t cooki
 	o = rp_owner_at(m, i);
 	o->local++;
 	e = new_handle(m, id, m->self, cookie);
-	if (o->state == RP_OWNER_READY) {
-		e->value = o->value;
-		e->loc = o->loc;
-	}
+	e->value = rp_owner_value(o);
 	ready(m, cookie, 0, NULL);
 }
 

@@ -56,8 +56,7 @@ static int share_owned(struct rp *m, const struct rp_event *ev, struct rp_fork *
 	o = rp_owner_at(m, i);
 	rp_held_add(m, i, ev->peer, &ev->fork);
 	rec->owner = m->self;
-	if (o->state == RP_OWNER_READY)
-		rec->loc = o->loc;
+	rec->value = rp_owner_value(o);
 	return 0;
 }
 

@@ -2,6 +2,10 @@
 /*
  * Hash tables over pool items, chained through them: growing moves only the buckets. Growth is a step of its own
  * (reserve), before anything else of the step looks at the table; it doubles, so that it costs O(1) amortised.
+ *
+ * Ids are numbers given out one after another, so that those of one time are near each other, and used near each other.
+ * Their buckets are, too: 16 in a row share a cache line, each with a bucket of its own. Where that line is depends on the
+ * seed, as does which of the 16 is whose, so that nobody can choose numbers that meet, nor do every n-th of them.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +13,7 @@
 #include "core/rp_internal.h"
 
 #define MIN_BUCKETS 64u
+#define NEAR_BITS 4
 
 static uint64_t mix(uint64_t x)
 {
@@ -19,9 +24,10 @@ static uint64_t mix(uint64_t x)
 
 uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder)
 {
-	uint64_t h = mix(id->local_id + m->seed);
+	uint64_t h = mix((id->local_id >> NEAR_BITS) + m->seed);
 
-	return (uint32_t)mix(h ^ ((uint64_t)id->created_on << 32 | holder) ^ (m->seed >> 7));
+	h = mix(h ^ ((uint64_t)id->created_on << 32 | holder) ^ (m->seed >> 7));
+	return (uint32_t)(h ^ (id->local_id & (((uint64_t)1 << NEAR_BITS) - 1)));
 }
 
 int rp_table_init(struct rp_table *t)

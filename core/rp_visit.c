@@ -18,13 +18,11 @@ static void visit_owner(const struct rp *m, const struct rp_owner *o, rp_visit_f
 		[RP_OWNER_PENDING] = "pending", [RP_OWNER_READY] = "ready", [RP_OWNER_FAILED] = "failed",
 		[RP_OWNER_HUSK] = "abandoned",
 	};
-	bool ready = o->state == RP_OWNER_READY;
 	struct rp_visit v = {
 		.kind = RP_VISIT_OWNER, .owned = true, .id = rp_id(&o->id), .peer = m->self, .since = o->since, .local = o->local,
 		.forks = o->nr_forks, .waits = o->nr_waits, .state = names[o->state],
 		.status = o->state == RP_OWNER_FAILED ? rp_fault_at(m, o->fault)->status : 0,
-		.value = ready ? o->value : NULL, .maker = o->state == RP_OWNER_PENDING ? o->maker : NULL,
-		.loc = ready ? &o->loc : NULL,
+		.value = rp_owner_value(o), .maker = o->state == RP_OWNER_PENDING ? o->maker : NULL,
 	};
 
 	fn(ctx, &v);

@@ -256,10 +256,8 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
 	int err;
 
-	if (v) {
-		ev.loc = v->loc;
+	if (v)
 		v->function = call->fn->name;
-	}
 	err = rc_step(ctx, &ev, NULL);
 	if (!err && call->caller == ctx->rank) {
 		struct rref_future *f = rc_op_find(ctx, call->call_id);

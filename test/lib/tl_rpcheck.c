@@ -34,13 +34,13 @@ static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen
 	CHECK(nr == o->nr_forks && waits == o->nr_waits, "an owner entry counts wrong");
 	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local), "an owner entry without reference, or a husk with one");
 	CHECK(!waits || o->state == RP_OWNER_PENDING, "a wait at a value that is set");
-	CHECK((o->state == RP_OWNER_FAILED) == !!o->fault, "failed without a reason");
+	CHECK((o->state == RP_OWNER_FAILED) == !!rp_owner_fault(o), "failed without a reason");
 	seen->counts.owners++;
 	seen->counts.pending_owners += o->state == RP_OWNER_PENDING || o->state == RP_OWNER_HUSK;
 	seen->counts.forks += nr;
 	seen->counts.parked += waits;
 	seen->waits += waits;
-	seen->fault_refs += !!o->fault;
+	seen->fault_refs += !!rp_owner_fault(o);
 	return NULL;
 }
 

@@ -6,7 +6,7 @@
  */
 #include "test/sim/sim.h"
 
-void sim_memory_set(struct sim *s, struct object *o, struct rp_location *loc)
+void sim_memory_set(struct sim *s, struct object *o)
 {
 	struct machine *k = &s->machines[o->owner];
 
@@ -17,6 +17,10 @@ void sim_memory_set(struct sim *s, struct object *o, struct rp_location *loc)
 		o->slot = (uint32_t)k->nr_slots++;
 	}
 	k->memory[o->slot] = (struct slot){ .nonce = o->nonce, .obj = o };
+}
+
+void sim_memory_locate(const struct object *o, struct rp_location *loc)
+{
 	*loc = (struct rp_location){ .addr = o->slot, .length = 1, .nonce = o->nonce, .version = 1 };
 }
 

@@ -152,7 +152,7 @@ static void set_value(struct sim *s, struct object *o)
 	if (sim_chance(s, 85) && !(o->args && o->args->failed)) {
 		ev.value = o;
 		o->valued = true;
-		sim_memory_set(s, o, &ev.loc);
+		sim_memory_set(s, o);
 		nest(s, o);
 	} else {
 		ev.status = -ECREATE;
@@ -192,6 +192,8 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 			sim_fail(s, "FORK failed: %d", rc);
 		return;
 	}
+	if (rec->value)
+		sim_memory_locate(rec->value, &rec->loc);
 	if (h->failed && h->claim && s->dying != r)
 		sim_fail(s, "a failed reference could be shared");
 	call->owner_inc[call->nr] = h->obj->owner_inc;

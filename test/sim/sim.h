@@ -306,7 +306,8 @@ void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to);
 void sim_net_close(struct sim *s);
 
 /* ---- memory and READs of it (memory.c) ---- */
-void sim_memory_set(struct sim *s, struct object *o, struct rp_location *loc);
+void sim_memory_set(struct sim *s, struct object *o);
+void sim_memory_locate(const struct object *o, struct rp_location *loc);
 void sim_memory_free(struct sim *s, struct object *o);
 void sim_memory_close(struct machine *k);               /* the worker died */
 void sim_local_read(struct sim *s, const struct object *o);

@@ -190,7 +190,7 @@ static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "WAITED twice");
 	c->over = true;
 	evil = c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil);
-	if (!e->status && c->obj->owner != s->evil && (e->loc.nonce != c->obj->nonce || !c->obj->set))
+	if (!e->status && c->obj->owner != s->evil && (!c->obj->set || (r != c->obj->owner && e->loc.nonce != c->obj->nonce)))
 		sim_fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
 		sim_fail(s, "a wait on the owner brought another value");
@@ -286,7 +286,11 @@ static void on_send(struct sim *s, uint32_t r, const struct rp_effect *e)
 		else
 			c->deleted = true;
 	}
-	sim_push(s, r, e->peer, &e->msg, NULL);
+	struct rp_msg msg = e->msg;
+
+	if (e->value)
+		sim_memory_locate(e->value, &msg.loc);
+	sim_push(s, r, e->peer, &msg, NULL);
 	s->result->messages++;
 }
 

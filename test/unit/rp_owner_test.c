@@ -9,7 +9,7 @@ static struct rp *with_value(void)
 	struct rp *m = machine(0, 4);
 
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	return m;
 }
 
@@ -41,7 +41,7 @@ static void rp_owner__abandoned_value_is_freed_when_it_comes(void **state)
 	assert_int_equal(step(m, EV(RETAIN, .id = ID(0, 1))), -ESTALE);
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 1)), -ESTALE);
 	assert_int_equal(counts(m).pending_owners, 1);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	assert_ptr_equal(effect(m, 0, RP_EFF_FREE_VALUE)->value, &value);
 	effect(m, 1, RP_EFF_GONE);
 	assert_empty(m);
@@ -53,11 +53,27 @@ static void rp_owner__set_once(void **state)
 	struct rp *m = with_value();
 
 	(void)state;
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), -EALREADY);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), -EALREADY);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = -EIO)), -EALREADY);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 2), .status = -EIO)), -ESTALE);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .status = 1)), -EINVAL);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1))), -EINVAL);
+	rp_destroy(m);
+}
+
+/* Threads take numbers before they come to the machine. */
+static void rp_owner__numbers_come_in_any_order(void **state)
+{
+	static const uint64_t order[] = { 5, 3, 9, 8, 1, 2 };
+	struct rp *m = machine(0, 4);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(order) / sizeof(order[0]); i++) {
+		assert_int_equal(step(m, EV(NEW, .id = ID(0, order[i]))), 0);
+		for (size_t k = 0; k <= i; k++)
+			assert_int_equal(step(m, EV(NEW, .id = ID(0, order[k]))), -EALREADY);
+	}
+	assert_int_equal(counts(m).owners, sizeof(order) / sizeof(order[0]));
 	rp_destroy(m);
 }
 
@@ -120,13 +136,12 @@ static void rp_owner__waits_end_once_each(void **state)
 	assert_int_equal(counts(m).parked, 3);
 	assert_int_equal(step(m, EV(UNWAIT, .id = ID(0, 1), .cookie = 2)), 0);
 	assert_int_equal(step(m, EV(UNWAIT, .id = ID(0, 1), .cookie = 2)), -ESTALE);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	assert_int_equal(nr_effects(m), 2);
 	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->cookie, 1);
 	assert_ptr_equal(effect(m, 0, RP_EFF_WAITED)->value, &value);
 	assert_int_equal(effect(m, 1, RP_EFF_WAITED)->cookie, 3);
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .cookie = 4)), 0);
-	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->loc.nonce, 7);
 	rp_destroy(m);
 }
 
@@ -173,8 +188,8 @@ static void rp_owner__creation_is_answered_when_ready(void **state)
 	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
 	effect(m, 0, RP_EFF_DUPLICATE);
 	assert_int_equal(counts(m).forks, 1);
-	assert_int_equal(step(m, EV(SET, .id = ID(2, 1), .value = &value, .loc = LOC(7))), 0);
-	assert_int_equal(sent(m, 0, 2, RP_MSG_CREATED)->loc.nonce, 7);
+	assert_int_equal(step(m, EV(SET, .id = ID(2, 1), .value = &value)), 0);
+	told(m, 0, 2, RP_MSG_CREATED, &value);
 	assert_int_equal(nr_effects(m), 1);
 	assert_int_equal(step(m, MSG(DELETE, 2, ID(2, 1), ID(2, 2))), 0);
 	effect(m, 0, RP_EFF_FREE_VALUE);
@@ -220,15 +235,15 @@ static void rp_owner__fetch_parks_once(void **state)
 	(void)state;
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
 	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
-	assert_int_equal(rec.loc.version, 0);
+	assert_null(rec.value);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(counts(m).parked, 1);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(7))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	assert_int_equal(nr_effects(m), 1);
-	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->loc.nonce, 7);
+	told(m, 0, 3, RP_MSG_FETCH_REPLY, &value);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
-	assert_int_equal(sent(m, 0, 3, RP_MSG_FETCH_REPLY)->loc.nonce, 7);
+	told(m, 0, 3, RP_MSG_FETCH_REPLY, &value);
 	rp_destroy(m);
 }
 
@@ -270,7 +285,7 @@ static void rp_owner__requests_and_deletes_repeat_harmlessly(void **state)
 	for (int i = 0; i < 3; i++) {
 		assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
 		assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, 0);
-		assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->loc.nonce, 7);
+		told(m, 0, 3, RP_MSG_FORK_ACK, &value);
 		assert_int_equal(counts(m).forks, 1);
 	}
 	for (int i = 0; i < 3; i++) {
@@ -419,6 +434,7 @@ int main(void)
 		cmocka_unit_test(rp_owner__last_release_cancels_waits),
 		cmocka_unit_test(rp_owner__last_release_frees),
 		cmocka_unit_test(rp_owner__malformed_messages_are_refused),
+		cmocka_unit_test(rp_owner__numbers_come_in_any_order),
 		cmocka_unit_test(rp_owner__parked_fetch_ends_with_its_fork),
 		cmocka_unit_test(rp_owner__quota_per_peer),
 		cmocka_unit_test(rp_owner__requests_and_deletes_repeat_harmlessly),

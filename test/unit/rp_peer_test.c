@@ -22,7 +22,7 @@ static struct rp *owner(void)
 	struct rp *m = machine(0, 4);
 
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(3))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	return m;
 }
 

@@ -27,7 +27,7 @@ static struct rp *owner(void)
 	struct rp *m = machine(0, 4);
 
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value, .loc = LOC(3))), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
 	return m;
 }
 
@@ -38,7 +38,7 @@ static void rp_share__owner_to_user_is_recorded_at_once(void **state)
 
 	(void)state;
 	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), 0);
-	assert_true(rec.owner == 0 && rec.parent == 0 && rec.flags == 0 && rec.loc.nonce == 3);
+	assert_true(rec.owner == 0 && rec.parent == 0 && rec.flags == 0 && rec.value == &value);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
 	assert_int_equal(nr_effects(m), 0);

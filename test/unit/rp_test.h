@@ -82,6 +82,13 @@ static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t p
 	return &e->msg;
 }
 
+/* The same, and tells where that value is. */
+static inline void told(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type, const void *value)
+{
+	assert_int_equal(sent(m, n, peer, type)->status, 0);
+	assert_ptr_equal(effect(m, n, RP_EFF_SEND)->value, value);
+}
+
 static inline struct rp_counts counts(const struct rp *m)
 {
 	struct rp_counts c;

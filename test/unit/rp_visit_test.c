@@ -29,7 +29,6 @@ static void rp_visit__owner_and_forks(void **state)
 {
 	struct rp *m = machine(0, 4);
 	struct rp_fork rec;
-	struct rp_location loc = LOC(7);
 	int made, value;
 	struct seen s;
 
@@ -41,7 +40,7 @@ static void rp_visit__owner_and_forks(void **state)
 	assert_int_equal(s.last[RP_VISIT_OWNER].since, 10);
 	assert_ptr_equal(s.last[RP_VISIT_OWNER].maker, &made);
 	assert_null(s.last[RP_VISIT_OWNER].value);
-	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .now = 20, .value = &value, .loc = loc)), 0);
+	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .now = 20, .value = &value)), 0);
 	assert_int_equal(step(m, EV(PEER_UP, .peer = 2, .epoch = 5)), 0);
 	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 2, .now = 30), &rec), 0);
 	s = look(m);
