@@ -20,13 +20,13 @@ static int64_t age(const struct rref_ctx *ctx, uint32_t since)
 
 static void value_fields(struct rc_record *r, const struct rc_value *v)
 {
-	rc_rec_number(r, "bytes", v->length);
+	rc_rec_number(r, "bytes", v->view.length);
 	if (v->view.nr_refs)
 		rc_rec_number(r, "refs", v->view.nr_refs);
 	rc_rec_text(r, "type", v->type->name);
 	rc_rec_flag(r, "wrapped", v->wrapped);
-	rc_rec_text(r, "function", v->function);
-	rc_rec_text(r, "site", v->site);
+	rc_rec_text(r, "function", rc_value_function(v));
+	rc_rec_text(r, "site", rc_value_site(v));
 }
 
 static void owner_fields(struct rref_ctx *ctx, struct rc_record *r, const struct rp_visit *v)
@@ -136,8 +136,8 @@ struct dump {
 /* What holds a reference that no program seems to hold. */
 static void nested(struct dump *d, const struct rc_value *value, struct rref_id in)
 {
-	for (uint32_t i = 0; value->refs && i < value->view.nr_refs; i++) {
-		const struct rref *h = value->refs[i];
+	for (uint32_t i = 0; value->more && value->more->refs && i < value->view.nr_refs; i++) {
+		const struct rref *h = value->more->refs[i];
 
 		rc_rec_begin(&d->r, "nested");
 		rc_rec_id(&d->r, "id", h->id);

@@ -201,7 +201,7 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 		return rc_fail(-err, "memory for a reference");
 	}
 	h->value = v;
-	at_store(&h->site, v->site);
+	at_store(&h->site, rc_value_site(v));
 	h->unset = !set;
 	if (set)
 		at_store_rel(&h->state, RC_H_READY);
@@ -225,7 +225,7 @@ int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const str
 			return rc_fail(EINVAL, "rref_new_typed: segment %zu is NULL", i);
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_make(ctx, type, segments, nr, true, "rref_new_typed", &v);
+	err = rc_value_make(ctx, type, segments, nr, true, NULL, "rref_new_typed", &v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
@@ -244,7 +244,7 @@ int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct 
 		return rc_fail(EINVAL, "rref_alloc_typed: nowhere to put the reference");
 	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_make(ctx, type, segments, nr, false, "rref_alloc_typed", &v);
+	err = rc_value_make(ctx, type, segments, nr, false, NULL, "rref_alloc_typed", &v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, false, &h);
 	rc_scope_end(ctx, s, err);
@@ -270,9 +270,9 @@ static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, stru
 		return err;
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_alloc(ctx, length, &v);
+	err = rc_value_alloc(ctx, length, NULL, &v);
 	if (!err && length)
-		memcpy(v->header + 1, data, length);
+		memcpy(rc_value_data(v), data, length);
 	if (!err && nr && (err = rc_value_hold(v, refs, nr)))
 		rc_value_unpin(v);
 	if (!err)
@@ -303,13 +303,13 @@ int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **da
 		return rc_fail(EINVAL, "rref_alloc: nowhere to put the reference or its memory");
 	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_alloc(ctx, length, &v);
+	err = rc_value_alloc(ctx, length, NULL, &v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, false, &h);
 	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;
-	*data = v->header + 1;
+	*data = rc_value_data(v);
 	*out = h;
 	return 0;
 }
@@ -332,7 +332,8 @@ static int set_check(struct rref *ref, const char *what)
 int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 {
 	int err = set_check(ref, "rref_set_refs");
-	struct rc_value old = { 0 };
+	struct rc_value_more more = { 0 };
+	struct rc_value old = { .more = &more }; /* what it held so far */
 
 	if (!err)
 		err = rc_check_args(ref->ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr });
@@ -344,7 +345,8 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 	} else {
 		struct rc_value *v = ref->value;
 
-		old = (struct rc_value){ .ctx = v->ctx, .refs = v->refs, .view.nr_refs = v->view.nr_refs };
+		old.view = v->view;
+		more.refs = v->more ? v->more->refs : NULL;
 		err = rc_value_hold(v, refs, nr);
 	}
 	rc_unlock(ref->ctx);

@@ -70,11 +70,13 @@ static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *
 	size_t left = s->size - s->used;
 	int n;
 
-	if (v && v->site)
-		site = v->site;
+	const char *function = v ? rc_value_function(v) : NULL;
+
+	if (v && rc_value_site(v))
+		site = rc_value_site(v);
 	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%.60s%s%.127s", s->used ? ", " : "",
-		     v ? v->type->name : "", v ? " " : "", id.created_on, id.local_id, site ? " made at " : v && v->function ? " made by " : "",
-		     site ? site + max_of((ssize_t)strlen(site) - 60, 0) : v && v->function ? v->function : "", verb, name);
+		     v ? v->type->name : "", v ? " " : "", id.created_on, id.local_id, site ? " made at " : function ? " made by " : "",
+		     site ? site + max_of((ssize_t)strlen(site) - 60, 0) : function ? function : "", verb, name);
 	if (n < 0 || (size_t)n >= left) {
 		s->buf[s->used] = 0;
 		s->more++;

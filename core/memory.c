@@ -203,10 +203,10 @@ void rc_memory_close(struct rref_ctx *ctx)
 	rc_quick_close(ctx);
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
 		for (int i = 0; i < RC_CACHE_SLOTS; i++) {
-			struct rref_view *v = at_xchg_acq(&ctx->cache[c][i], NULL);
+			struct rc_landing *l = at_xchg_acq(&ctx->cache[c][i], NULL);
 
-			if (v)
-				ra_free(ctx->landing, v, v->block);
+			if (l)
+				ra_free(ctx->landing, l, l->block);
 		}
 	beacon_close(ctx);
 	ra_arena_destroy(ctx->landing);
@@ -252,8 +252,38 @@ static bool is_local(const struct rc_value *v)
 	return v->type->flags & RREF_LOCAL_ONLY;
 }
 
+struct rc_header *rc_value_header(const struct rc_value *v)
+{
+	return v->wrapped ? rc_wrap_header(v) : (struct rc_header *)rc_value_data(v) - 1;
+}
+
+/* Of the whole in our memory: header, payload, table of segments. */
+static size_t value_bytes(const struct rc_value *v)
+{
+	return RC_HEADER_BYTES + (v->wrapped ? 0 : rc_extent(v->view.length, v->view.nr_segments));
+}
+
+/* What few have is in the same block, if that is known now. */
+static struct rc_value *record_make(const char *site, const char *function)
+{
+	struct rc_value *v = calloc(1, sizeof(*v) + (site || function ? sizeof(*v->more) : 0));
+
+	if (v && (site || function)) {
+		v->more = (struct rc_value_more *)(v + 1);
+		*v->more = (struct rc_value_more){ .site = site, .function = function };
+	}
+	return v;
+}
+
+static void record_free(struct rc_value *v)
+{
+	if (v->more != (struct rc_value_more *)(v + 1))
+		free(v->more);
+	free(v);
+}
+
 int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
-		  const char *what, struct rc_value **out)
+		  const char *function, const char *what, struct rc_value **out)
 {
 	const struct rc_type *t;
 	struct rc_value *v;
@@ -265,86 +295,77 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 		err = rc_shape_make(t, segments, nr, what, &length);
 	if (err)
 		return err;
-	v = calloc(1, sizeof(*v));
+	v = record_make(rc_site_take(), function);
 	if (!v)
 		return rc_fail(ENOMEM, "memory for a value's record");
-	v->ctx = ctx;
+	v->view = (struct rref_view){ .ctx = ctx, .length = length, .nr_segments = (uint16_t)nr, .cls = RC_VIEW_ALIAS };
 	v->type = t;
-	v->site = rc_site_take();
-	v->length = length;
-	v->bytes = RC_HEADER_BYTES + rc_extent(length, (uint32_t)nr);
-	err = is_local(v) ? local_alloc(ctx, v->bytes, &mem) : registered_alloc(ctx, v->bytes, &mem);
+	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem) : registered_alloc(ctx, value_bytes(v), &mem);
 	if (err) {
-		free(v);
+		record_free(v);
 		return err;
 	}
-	v->header = mem;
-	memset(v->header, 0, sizeof(*v->header));
-	v->view.ctx = ctx;
-	v->view.data = v->header + 1;
-	v->view.length = length;
-	v->view.value = v;
-	v->view.cls = -1;
-	v->view.nr_segments = (uint16_t)nr;
-	v->view.type_hash = t->hash;
-	rc_shape_write(v->header + 1, length, segments, nr, copy);
+	memset(mem, 0, RC_HEADER_BYTES);
+	v->view.data = (char *)mem + RC_HEADER_BYTES;
+	rc_shape_write(rc_value_data(v), length, segments, nr, copy);
 	at_store(&v->pins, 1);
-	at_add(&ctx->n.value_bytes, v->bytes);
+	at_add(&ctx->n.value_bytes, value_bytes(v));
 	*out = v;
 	return 0;
 }
 
-int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out)
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function, struct rc_value **out)
 {
 	if (length > RC_VALUE_MAX)
 		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
 			       (size_t)RC_VALUE_MAX);
-	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, "a value", out);
+	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, function, "a value", out);
 }
 
 void rc_value_publish(struct rc_value *v, struct rref_id id)
 {
-	struct rref_ctx *ctx = v->ctx;
-	void *base;
-	struct rc_region *r;
-	struct rc_header *h = v->header;
+	struct rc_header *h = rc_value_header(v);
+	uint64_t nonce;
 
-	v->loc.length = v->length;
-	v->loc.type_hash = v->type->hash;
-	v->loc.nr_segments = v->view.nr_segments;
-	v->loc.nr_refs = v->view.nr_refs;
-	v->loc.version = 1;
 	if (is_local(v))
 		return; /* ready, and there is nothing to read it by */
-	r = ra_lookup(ctx->values, v->header, &base);
-	v->loc.addr = r->iova + (uint64_t)((char *)h - (char *)base);
 	do
-		v->loc.nonce = rc_random64();
-	while (v->loc.nonce == 0);
-	for (int k = 0; k < RV_NR_KINDS; k++)
-		v->loc.rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
-	if (v->wrapped)
-		rc_wrap_locate(v);
+		nonce = rc_random64();
+	while (nonce == 0);
 	h->local_id = htole64(id.local_id);
 	h->created_on = htole32(id.created_on);
 	h->version = htole32(1);
-	h->length = htole64(v->length);
-	h->type_hash = htole64(v->loc.type_hash);
-	h->nr_segments = htole16(v->loc.nr_segments);
-	h->nr_refs = htole16(v->loc.nr_refs);
+	h->length = htole64(v->view.length);
+	h->type_hash = htole64(v->type->hash);
+	h->nr_segments = htole16(v->view.nr_segments);
+	h->nr_refs = htole16(v->view.nr_refs);
 	h->state = htole32(RC_HEADER_READY);
 	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
-	__atomic_store_n(&h->nonce, htole64(v->loc.nonce), __ATOMIC_RELEASE);
+	__atomic_store_n(&h->nonce, htole64(nonce), __ATOMIC_RELEASE);
 }
 
 void rc_value_locate(const struct rc_value *v, struct rp_location *out)
 {
-	*out = v->loc;
+	const struct rc_header *h = rc_value_header(v);
+	const struct rc_region *r;
+	void *base;
+
+	*out = (struct rp_location){ .length = v->view.length, .type_hash = v->type->hash, .nr_segments = v->view.nr_segments,
+				     .nr_refs = v->view.nr_refs, .version = 1 };
+	if (is_local(v))
+		return;
+	r = ra_lookup(v->view.ctx->values, h, &base);
+	out->addr = r->iova + (uint64_t)((const char *)h - (const char *)base);
+	out->nonce = le64toh(h->nonce);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		out->rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
+	if (v->wrapped)
+		rc_wrap_locate(v, out);
 }
 
 void rc_value_unpin(struct rc_value *v)
 {
-	struct rref_ctx *ctx = v->ctx;
+	struct rref_ctx *ctx = v->view.ctx;
 
 	if (at_sub_ar(&v->pins, 1) != 1)
 		return;
@@ -352,21 +373,24 @@ void rc_value_unpin(struct rc_value *v)
 		rc_wrap_over(v);
 		return;
 	}
+	struct rc_header *h = rc_value_header(v);
+	size_t bytes = value_bytes(v);
+
 	/* Scrubbed before reuse: a late reader must not find an old secret. */
-	explicit_bzero(v->header, v->bytes);
+	explicit_bzero(h, bytes);
 	if (is_local(v))
-		free(v->header);
+		free(h);
 	else
-		ra_free(ctx->values, v->header, v->bytes);
-	at_sub(&ctx->n.value_bytes, v->bytes);
+		ra_free(ctx->values, h, bytes);
+	at_sub(&ctx->n.value_bytes, bytes);
 	rc_value_let_go(v);
-	free(v);
+	record_free(v);
 }
 
 void rc_value_retire(struct rc_value *v)
 {
 	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local aliases live on. */
-	__atomic_store_n(&v->header->nonce, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&rc_value_header(v)->nonce, 0, __ATOMIC_RELEASE);
 	rc_value_unpin(v);
 }
 
@@ -382,22 +406,22 @@ static unsigned start_slot(void)
 	return mine;
 }
 
-int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
+int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 {
 	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
-	size_t block = (sizeof(struct rref_view) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 	int cls = rc_landing_class(length);
-	struct rref_view *v;
+	struct rc_landing *l;
 	void *mem, *base;
 
 	if (cls >= 0) {
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rref_view *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
 
 			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
-			if (at_load(slot) && (v = at_xchg_acq(slot, NULL)))
+			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
 				goto found;
 		}
 		block = RC_LANDING_BLOCK(cls);
@@ -408,41 +432,41 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out)
 		return alloc_fail(err, "a buffer for a read", length);
 	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
 
-	v = mem;
-	memset(v, 0, sizeof(*v));
-	v->ctx = ctx;
-	v->data = v + 1;
-	v->block = block;
-	v->cls = cls;
+	l = mem;
+	memset(l, 0, sizeof(*l));
+	l->view.ctx = ctx;
+	l->view.data = l + 1;
+	l->view.cls = cls;
+	l->block = block;
 	for (int k = 0; k < RV_NR_KINDS; k++)
-		v->lkey[k] = r->mr[k].lkey;
+		l->lkey[k] = r->mr[k].lkey;
 found:
-	v->length = length;
-	at_add(&ctx->n.landing_bytes, v->block);
-	*out = v;
+	l->view.length = length;
+	at_add(&ctx->n.landing_bytes, l->block);
+	*out = l;
 	return 0;
 }
 
-void rc_landing_put(struct rref_view *v)
+void rc_landing_put(struct rc_landing *l)
 {
 	struct rref_ctx *ctx;
 
-	if (!v)
+	if (!l)
 		return;
-	ctx = v->ctx;
-	at_sub(&ctx->n.landing_bytes, v->block);
-	if (v->cls >= 0) {
+	ctx = l->view.ctx;
+	at_sub(&ctx->n.landing_bytes, l->block);
+	if (l->view.cls >= 0) {
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rref_view *) *slot = &ctx->cache[v->cls][(s + i) % RC_CACHE_SLOTS];
-			struct rref_view *none = NULL;
+			_Atomic(struct rc_landing *) *slot = &ctx->cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
+			struct rc_landing *none = NULL;
 
-			if (!at_load(slot) && at_cas_ar(slot, &none, v))
+			if (!at_load(slot) && at_cas_ar(slot, &none, l))
 				return;
 		}
 	}
-	ra_free(ctx->landing, v, v->block);
+	ra_free(ctx->landing, l, l->block);
 }
 
 const void *rref_view_data(const struct rref_view *view)
@@ -457,10 +481,13 @@ size_t rref_view_length(const struct rref_view *view)
 
 void rc_view_put(struct rref_view *view)
 {
-	if (unlikely(view->nr_refs && !view->value))
+	struct rc_value *alias = rc_value_of(view);
+
+	if (alias) {
+		rc_value_unpin(alias);
+		return;
+	}
+	if (unlikely(view->nr_refs))
 		rc_view_let_go(view);
-	if (view->value)
-		rc_value_unpin(view->value);
-	else
-		rc_landing_put(view);
+	rc_landing_put(rc_landing_of(view));
 }

@@ -8,8 +8,8 @@
  * shares them as it would in any other result, so that whatever may happen to the answer is dealt with already: confirming,
  * taking back what was not sent, dropping what comes late, the quota, the death of either.
  *
- * What makes it right is that a view of such a value holds the reference by which it was read (in the last bytes of its
- * landing block), and a TAKE under way holds it too: the fork that the owner is asked about is alive, and with it the value.
+ * What makes it right is that a view of such a value holds the reference by which it was read, and a TAKE under way holds
+ * it too: the fork that the owner is asked about is alive, and with it the value.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,33 +24,29 @@ int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr)
 {
 	struct rref **held = NULL;
 
-	/* Its view's block has to hold a word more. */
-	if (nr && v->bytes > RA_VALUE_MAX - RC_VIEW_HOLD_BYTES)
-		return rc_fail(EMSGSIZE, "a value of %zu bytes that holds references: the limit is %zu", v->length,
-			       (size_t)RC_VALUE_MAX - RC_VIEW_HOLD_BYTES);
-	if (nr) {
-		held = malloc(nr * sizeof(*held));
-		if (!held)
-			return rc_fail(ENOMEM, "memory for %zu references in a value", nr);
-	}
+	if (nr && !v->more)
+		v->more = calloc(1, sizeof(*v->more));
+	if (nr && (!v->more || !(held = malloc(nr * sizeof(*held)))))
+		return rc_fail(ENOMEM, "memory for %zu references in a value", nr);
 	for (size_t i = 0; i < nr; i++) {
 		held[i] = rref_dup(refs[i]);
 		at_add(&held[i]->nested, 1);
 	}
-	at_add(&v->ctx->n.nested, nr);
-	v->refs = held;
+	at_add(&v->view.ctx->n.nested, nr);
+	if (v->more)
+		v->more->refs = held;
 	v->view.nr_refs = (uint16_t)nr;
 	return 0;
 }
 
 void rc_value_let_go(struct rc_value *v)
 {
-	struct rref **refs = v->refs;
+	struct rref **refs = v->more ? v->more->refs : NULL;
 
 	if (likely(!refs))
 		return;
-	v->refs = NULL;
-	at_sub(&v->ctx->n.nested, v->view.nr_refs);
+	v->more->refs = NULL;
+	at_sub(&v->view.ctx->n.nested, v->view.nr_refs);
 	for (uint32_t i = 0; i < v->view.nr_refs; i++) {
 		at_sub(&refs[i]->nested, 1);
 		rref_release(refs[i]); /* values within values: the lock's holder takes one after another off a list */
@@ -71,22 +67,22 @@ void rc_values_let_go(struct rref_ctx *ctx)
 
 /* ---- views ---- */
 
-/* The end of the block, behind what is read: RC_VIEW_HOLD_BYTES are enough for any alignment of it. */
-static struct rref **outer_of(struct rref_view *v)
+/* By which it was read. */
+static struct rref *outer_of(const struct rref_view *v)
 {
-	return (struct rref **)(void *)((char *)v + (v->block & ~(size_t)7)) - 1;
+	return rc_landing_of(v)->outer;
 }
 
-void rc_view_hold(struct rref_view *v, struct rref *ref, uint16_t nr_refs)
+void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs)
 {
-	*outer_of(v) = rref_dup(ref);
-	v->nr_refs = nr_refs;
+	l->outer = rref_dup(ref);
+	l->view.nr_refs = nr_refs;
 }
 
 void rc_view_let_go(struct rref_view *v)
 {
 	v->nr_refs = 0;
-	rref_release(*outer_of(v));
+	rref_release(outer_of(v));
 }
 
 size_t rref_view_nr_refs(const struct rref_view *view)
@@ -112,17 +108,19 @@ static int check(const struct rref_view *view, size_t first, size_t nr, const vo
 /* Those of an own value, all or none, each with a hold. */
 static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **out)
 {
-	struct rref_ctx *ctx = v->ctx;
+	struct rref_ctx *ctx = v->view.ctx;
+	struct rref **refs;
 	int err;
 
 	rc_lock(ctx);
 	/* Looked at under the lock: the end of the context lets go of them. */
 	err = rc_enter(ctx);
+	refs = v->more->refs;
 	for (size_t i = first; !err && i < first + nr; i++)
-		if (at_load_acq(&v->refs[i]->state) == RC_H_FAILED)
-			err = rc_handle_error(v->refs[i]);
+		if (at_load_acq(&refs[i]->state) == RC_H_FAILED)
+			err = rc_handle_error(refs[i]);
 	for (size_t i = 0; !err && i < nr; i++)
-		out[i] = rref_dup(v->refs[first + i]);
+		out[i] = rref_dup(refs[first + i]);
 	rc_unlock(ctx);
 	return err;
 }
@@ -201,12 +199,13 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 static int take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
 {
 	const char *site = rc_site_take();
+	struct rc_value *own = rc_value_of(view);
 	struct rref_future *f;
 	int err;
 
-	if (view->value)
-		return take_here(view->value, first, nr, out);
-	err = take_there(*outer_of(view), first, nr, timeout, NULL, &f);
+	if (own)
+		return take_here(own, first, nr, out);
+	err = take_there(outer_of(view), first, nr, timeout, NULL, &f);
 	if (err)
 		return err;
 	rc_op_wait(f, INT64_MAX); /* bounded by the call's own deadline */
@@ -227,7 +226,7 @@ static int scoped_take(struct rref_view *view, size_t first, size_t nr, int64_t 
 	if (err)
 		return err;
 	struct rref_ctx *ctx = view->ctx;
-	struct rc_scope *s = rc_scope_begin(ctx, "view_refs", NULL, ctx->rank, view->value ? ctx->rank : (*outer_of(view))->owner);
+	struct rc_scope *s = rc_scope_begin(ctx, "view_refs", NULL, ctx->rank, rc_value_of(view) ? ctx->rank : outer_of(view)->owner);
 
 	err = take(view, first, nr, timeout, out);
 	rc_scope_end(ctx, s, err);
@@ -255,7 +254,7 @@ static int take_here_async(struct rref_view *view, size_t first, size_t nr, int6
 
 	if (!taken)
 		return rc_fail(ENOMEM, "memory for %zu references", nr);
-	err = take_here(view->value, first, nr, taken);
+	err = take_here(rc_value_of(view), first, nr, taken);
 	if (!err)
 		err = rc_op_get(ctx, rc_deadline(ctx, timeout), &f);
 	if (err)
@@ -292,8 +291,8 @@ int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_
 
 	if (err)
 		return err;
-	return view->value ? take_here_async(view, first, nr, timeout, out) :
-			     take_there(*outer_of(view), first, nr, timeout, "view_refs_async", out);
+	return rc_value_of(view) ? take_here_async(view, first, nr, timeout, out) :
+			     take_there(outer_of(view), first, nr, timeout, "view_refs_async", out);
 }
 
 /* ---- the owner's answer ---- */
@@ -318,7 +317,7 @@ static int find(const struct rref_call *call, struct rref **out)
 	if (first + nr > v->view.nr_refs)
 		return rc_fail(EINVAL, "%u references from the %u-th on: the value holds %u", nr, first, v->view.nr_refs);
 	for (uint32_t i = 0; i < nr; i++)
-		out[i] = rref_dup(v->refs[first + i]);
+		out[i] = rref_dup(v->more->refs[first + i]);
 	return 0;
 }
 

@@ -102,13 +102,13 @@ int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a
 		release(p);
 		return err;
 	}
-	err = rc_value_alloc(ctx, a->length + a->nr_refs * RW_FORK_BYTES, &p->value);
+	err = rc_value_alloc(ctx, a->length + a->nr_refs * RW_FORK_BYTES, NULL, &p->value);
 	if (err) {
 		rc_payload_drop(p);
 		return err;
 	}
 	if (a->length)
-		memcpy(p->value->header + 1, a->data, a->length);
+		memcpy(rc_value_data(p->value), a->data, a->length);
 	*out = p;
 	return 0;
 }
@@ -121,9 +121,9 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 		return err;
 	for (size_t i = 0; i < p->nr_refs; i++)
 		p->src[i] = a->refs[i]->fork;
-	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)(p->value->header + 1) + p->data_length);
+	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
 	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });
-	*loc = p->value->loc;
+	rc_value_locate(p->value, loc);
 	return 0;
 }
 
@@ -170,7 +170,7 @@ static void retire(struct rref_ctx *ctx, struct rc_payload *p)
 {
 	list_del(&p->node);
 	give_room_back(p);
-	__atomic_store_n(&p->value->header->nonce, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&rc_value_header(p->value)->nonce, 0, __ATOMIC_RELEASE);
 	p->work.run = free_work;
 	rc_defer(ctx, &p->work);
 }
@@ -250,7 +250,7 @@ static void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 	if (in->body)
 		data = rref_view_data(in->body);
 	else if (in->own)
-		data = (const char *)(in->own->value->header + 1);
+		data = rc_value_data(in->own->value);
 	if (!in->status && nr && rw_get_forks(data + in->data_length, nr, ctx->world, recs)) {
 		in->status = -EPROTO;
 		snprintf(in->text, sizeof(in->text), "its references are malformed");

@@ -26,7 +26,7 @@ struct rc_reader {
 	struct rv_read read;              /* its constant parts, and what the last read filled in */
 	uint32_t fork_generation;
 	/* Written by its thread only; others look, to count. */
-	_Atomic(struct rref_view *) spare[RC_CACHE_CLASSES];
+	_Atomic(struct rc_landing *) spare[RC_CACHE_CLASSES];
 	_Atomic uint64_t reads, read_bytes;
 	struct rc_reader *next;           /* guarded by lock: of its context */
 	struct rc_reader *thread_next;    /* of its thread */
@@ -259,12 +259,12 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 }
 
 /* The refusal has ended the connection: asked again, the answer would be that one. */
-static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rref_view *v,
+static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_landing *v,
 						     bool refused)
 {
 	char name[160];
 
-	rref_view_free(v);
+	rref_view_free(&v->view);
 	if (!refused)
 		return rc_read_whole(ref, timeout, out);
 	at_add(&ref->ctx->peers[ref->owner].resume.refused, 1);
@@ -273,9 +273,9 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 }
 
 /* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
-static __attribute__((noinline)) struct rref_view *other_landing(const struct rref *ref, struct rc_reader **r)
+static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref, struct rc_reader **r)
 {
-	struct rref_view *v;
+	struct rc_landing *v;
 
 	if (!*r && !(*r = new_reader(ref->ctx)))
 		return NULL;
@@ -290,7 +290,7 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	unsigned cls = at_load(&ref->quick) - (unsigned)RC_QUICK_FIRST; /* a large one's is beyond all spares */
 	uint64_t length = ref->loc.length;
 	struct rc_reader *r = reader_of(ctx);
-	struct rref_view *v;
+	struct rc_landing *v;
 	struct rv_conn *conn;
 	int posted = 0;
 
@@ -324,10 +324,10 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (unlikely(read->status || !header_fits(r->header, ref)))
 		return other_way(ref, timeout, out, v, read->status == -EACCES);
 	count(&r->read_bytes, length);
-	v->length = length;
-	v->nr_segments = 1;
+	v->view.length = length;
+	v->view.nr_segments = 1;
 	v->type_hash = ref->loc.type_hash;
-	*out = v;
+	*out = &v->view;
 	return 0;
 }
 
@@ -342,7 +342,7 @@ void rref_view_free(struct rref_view *view)
 	r = reader_of(view->ctx);
 	cls = (unsigned)view->cls; /* an alias has none */
 	if (likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs && !at_load(&r->spare[cls])))
-		at_store(&r->spare[cls], view);
+		at_store(&r->spare[cls], rc_landing_of(view));
 	else
 		rc_view_put(view);
 }

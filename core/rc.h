@@ -24,109 +24,15 @@
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
+#include "rc_ref.h"
 #include "rc_resume.h"
 #include "rp.h"
 #include "rref.h"
 #include "rw.h"
 #include "verbs/rv.h"
 
-/* ---- value header: 64 bytes before each payload, read together with it (docs/WIRE.md) ------------------------ */
-
-struct rc_header {
-	uint64_t nonce;      /* the value's own; 0 = nothing readable here; destroyed before the memory is reused */
-	uint64_t local_id;
-	uint32_t created_on;
-	uint32_t version;    /* 1: values are immutable so far */
-	uint64_t length;     /* payload bytes */
-	uint64_t type_hash;
-	uint32_t state;      /* RC_HEADER_READY */
-	uint32_t crc32c;     /* 0: not used yet */
-	uint16_t nr_segments;
-	uint16_t nr_refs;
-	uint32_t reserved0;
-	uint64_t reserved1;
-};
-#define RC_HEADER_BYTES 64u
-#define RC_HEADER_READY 0x59444552u /* "REDY" */
-_Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
 #define RC_BATCH_MAX 32u /* reads posted with one doorbell */
 #define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see read.c */
-#define RC_VALUE_MAX (RA_VALUE_MAX - RC_HEADER_BYTES)
-
-/* ---- views: a landing block, or an alias of an own value ------------------------------------------------------ */
-
-struct rref_view {
-	struct rref_ctx *ctx;     /* [const] */
-	const void *data;         /* [const] */
-	size_t length;            /* [const] of the payload; the table of its segments follows if there are two or more */
-	struct rc_value *value;   /* alias: the value it pins; NULL: a landing block that begins with this struct */
-	size_t block;             /* landing: bytes of the block */
-	int cls;                  /* landing: cache class, -1 = none */
-	uint32_t lkey[RV_NR_KINDS]; /* landing: the region's key, per provider */
-	uint16_t nr_segments;     /* of a range: not used */
-	uint16_t nr_refs;         /* that the value holds; in a landing block 0 unless it is a view that holds its reference: nested.c */
-	uint64_t type_hash;       /* of a range: not used */
-};
-_Static_assert(sizeof(struct rref_view) == 64, "payloads start 64 bytes into a landing block, aligned as it is");
-
-/* A type known here; in ctx->types until the context is freed. See types.c. */
-struct rc_type {
-	struct rc_type *next_name, *next_hash;
-	uint64_t hash;
-	size_t element_size;
-	unsigned flags;
-	bool one;                 /* built in: one number, not an array */
-	char name[];
-};
-
-/* An own value. pins: 1 of the protocol machine (or the handle that fills it) + one per alias view. */
-struct rc_value {
-	struct rref_view view;    /* all alias views of this value are this struct */
-	struct rref_ctx *ctx;
-	struct rc_header *header; /* in registered memory, unless local only; the payload follows */
-	size_t length;            /* [const] of the payload */
-	size_t bytes;             /* [const] of the whole: header, payload, table of segments */
-	const struct rc_type *type; /* [const] */
-	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
-	const char *function;     /* [const] whose result it is; NULL */
-	struct rp_location loc;   /* [const] once made ready */
-	struct rref **refs;       /* [lock] view.nr_refs of them, held by the value: nested.c */
-	_Atomic uint32_t pins;
-	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
-};
-
-/* ---- handles -------------------------------------------------------------------------------------------------- */
-
-enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on the read path */
-	RC_H_REQUESTED = 0,  /* user: not confirmed; owner: value not known here yet */
-	RC_H_CONFIRMED,      /* user: confirmed, no location yet */
-	RC_H_READY,          /* user: loc is valid; owner: value is valid */
-	RC_H_FAILED,         /* err, text are valid */
-};
-
-struct rref {
-	struct rref_ctx *ctx;
-	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
-	_Atomic uint32_t state;      /* enum rc_handle_state */
-	_Atomic uint32_t confirmed;
-	_Atomic uint32_t nested;     /* of the holds: those of values */
-	_Atomic uint32_t lent;       /* a call that is being served holds it for its handler: that hold is not the handler's */
-	bool owned, creator;
-	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
-	uint32_t owner;
-	struct rref_id id, fork;
-	struct rp_location loc;      /* valid from RC_H_READY (user) */
-	struct rc_value *value;      /* owner: from RC_H_READY, or at once for the handle that fills it */
-	bool unset;                  /* [lock] owner: made by rref_alloc and not set yet */
-	bool ended;                  /* [lock] the machine was told already (shutdown) */
-	bool pins;                   /* [lock] owner: its value, since the shutdown */
-	int err;                     /* valid from RC_H_FAILED */
-	char *text;                  /* the same; malloc'ed */
-	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
-	struct rref_future *creation;/* [lock] */
-	struct rref *drop_next;      /* [atomic list] */
-	struct list all;             /* [lock] ctx->handles */
-};
 
 /* ---- operations: the slab behind futures ---------------------------------------------------------------------- */
 
@@ -226,7 +132,7 @@ struct rref_future {
 	struct rp_location loc;
 	struct rc_header *landing_header; /* [const] registered, 64 bytes per slot */
 	uint32_t header_lkey[RV_NR_KINDS]; /* [const] */
-	struct rref_view *landing;    /* owned by the engine until delivered */
+	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
 	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
@@ -377,20 +283,9 @@ struct rref_call {
 
 enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT };
 
-#define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
 #define RC_CACHE_SLOTS 16
 #define RC_CALL_BUCKETS 256u  /* a power of two */
 #define RC_CONSUMED_KEPT 1024u
-
-#define RC_LANDING_BLOCK(cls) ((size_t)128 << (cls))
-/* The class of a landing block for so many bytes; -1: too large to be kept. */
-static inline int rc_landing_class(size_t length)
-{
-	size_t block = sizeof(struct rref_view) + length;
-	int cls = block <= 128 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 7;
-
-	return cls < RC_CACHE_CLASSES ? cls : -1;
-}
 
 struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
@@ -464,7 +359,7 @@ struct rref_ctx {
 	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
 	_Atomic uint32_t *op_taken;               /* how many slots of each chunk are not on the free list */
 	uint64_t ops_kept;                        /* [lock] op_free when a scan found none under way; UINT64_MAX: it found some */
-	_Atomic(struct rref_view *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
+	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 
 	/* poller */
 	pthread_t poller;
@@ -582,56 +477,13 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_memory_close(struct rref_ctx *ctx);
 int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
 int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
-int rc_header_alloc(struct rref_ctx *ctx, void **out);        /* for a value that wraps; as rc_value_alloc */
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_random64(void);
-int rc_value_alloc(struct rref_ctx *ctx, size_t length, struct rc_value **out); /* takes the lock when memory is short */
-/* The same of a type and of segments, which are copied in if copy is set. what: the public function, for the text. */
-int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
-		  const char *what, struct rc_value **out);
-void rc_value_publish(struct rc_value *v, struct rref_id id); /* header and location; before SET */
-void rc_value_locate(const struct rc_value *v, struct rp_location *out); /* of a published one */
-void rc_value_unpin(struct rc_value *v);
-void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
-int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rref_view **out);
-void rc_landing_put(struct rref_view *v);
-void rc_view_put(struct rref_view *v);                        /* what rref_view_free does with what its thread does not keep */
-
-/* handle.c */
-struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner); /* [lock] */
-void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
-void rc_handle_free(struct rref *h);
-void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
-void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
-int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
-unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
-struct rref_id rc_next_id(struct rref_ctx *ctx);
-
-int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out); /* v is consumed in every case */
-
-/* wrap.c */
-void rc_wrap_locate(struct rc_value *v);      /* the payload's place */
-void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
-bool rc_wraps_due(struct rref_ctx *ctx);      /* rc_wraps_return has something to do, for this thread */
-void rc_wraps_return(struct rref_ctx *ctx);   /* [lock, let go of meanwhile] */
-void rc_wraps_close(struct rref_ctx *ctx);
-
-/* types.c, shape.c */
-int rc_types_open(struct rref_ctx *ctx);
-void rc_types_close(struct rref_ctx *ctx);
-const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);   /* NULL: not known here. Lock-free */
-const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
-int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out);
-void rc_type_tell(const struct rc_type *t, struct rref_type *out);
+/* types.c */
 void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
 void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);  /* [lock] */
-uint64_t rc_extent(uint64_t length, uint32_t nr_segments); /* payload and table */
-int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length);
-void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);
-/* Of what came from elsewhere: lengths that add up, and whole elements if the type is known. */
-bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
 
 /* runs.c: reads of one message each, as few READs: f[first[i]] to before f[first[i + 1]] are brought by r[i]. */
 struct rc_runs {
@@ -777,14 +629,7 @@ void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *l
 void rc_leaks_free(struct rref_ctx *ctx);
 
 /* nested.c */
-int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
-void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */
-void rc_values_let_go(struct rref_ctx *ctx);                /* [lock] the context is shut: those that handles still pin */
-void rc_view_hold(struct rref_view *v, struct rref *ref, uint16_t nr_refs); /* a landing block of a value with references */
-void rc_view_let_go(struct rref_view *v);                   /* it is given back */
 int rc_take_serve(struct rref_call *call, char *text, size_t size); /* no lock held; the text of its error */
-/* Of a landing block behind the payload: room for what rc_view_hold puts there. */
-#define RC_VIEW_HOLD_BYTES 16u
 
 /* payload.c */
 int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out); /* NULL: not needed */

@@ -318,7 +318,7 @@ static int prepare_quietly(struct rref_future *f)
 	f->offset = min_of(f->offset, end);
 	f->length = min_of(f->length, end - f->offset);
 	memset(f->landing_header, UNREAD, RC_HEADER_BYTES);
-	int err = rc_landing_get(f->ctx, f->length + (f->loc.nr_refs ? RC_VIEW_HOLD_BYTES : 0), &f->landing);
+	int err = rc_landing_get(f->ctx, f->length, &f->landing);
 
 	if (err)
 		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
@@ -652,12 +652,12 @@ static void read_done(struct rref_future *f, bool locked)
 		f->status = status ? explain(f) : header_check(f);
 		f->wc_status = f->read_wc;
 		if (!f->status) {
-			f->landing->length = f->whole ? f->loc.length : f->length;
-			f->landing->nr_segments = f->loc.nr_segments;
+			f->landing->view.length = f->whole ? f->loc.length : f->length;
+			f->landing->view.nr_segments = f->loc.nr_segments;
 			f->landing->type_hash = f->loc.type_hash;
 			if (unlikely(f->whole && f->loc.nr_refs))
 				rc_view_hold(f->landing, f->handle, f->loc.nr_refs);
-			f->view = f->landing;
+			f->view = &f->landing->view;
 			f->landing = NULL;
 			at_add(&ctx->n.read_bytes, f->view->length);
 		}

@@ -50,7 +50,7 @@ static bool joins(const struct rref_future *a, const struct rref_future *b, enum
 {
 	return !a->alone && !b->alone && a->loc.rkey[kind] == b->loc.rkey[kind] && a->whole && b->whole &&
 	       b->loc.addr - a->loc.addr == RC_HEADER_BYTES + to_line(a->length) &&
-	       a->landing->block - sizeof(struct rref_view) >= to_line(a->length);
+	       a->landing->block - sizeof(struct rc_landing) >= to_line(a->length);
 }
 
 void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_runs *runs)

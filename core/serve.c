@@ -256,8 +256,6 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
 	int err;
 
-	if (v)
-		v->function = call->fn->name;
 	err = rc_step(ctx, &ev, NULL);
 	if (!err && call->caller == ctx->rank) {
 		struct rref_future *f = rc_op_find(ctx, call->call_id);
@@ -342,12 +340,12 @@ static int reply(struct rref_call *call, int status, const char *text, const str
 			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
 					      &payload);
 		if (!err && call->kind == RW_CALL_REMOTE) {
-			err = rc_value_alloc(ctx, result ? result->length : 0, &v);
+			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
 			if (!err && result && (err = rc_value_hold(v, result->refs, result->nr_refs)))
 				rc_value_unpin(v);
 			if (!err) {
-				if (v->length)
-					memcpy(v->header + 1, result->data, v->length);
+				if (v->view.length)
+					memcpy(rc_value_data(v), result->data, v->view.length);
 				rc_value_publish(v, call->id);
 			}
 		}
@@ -383,7 +381,7 @@ static int reply_typed(struct rref_call *call, const struct rref_type *type, con
 	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
 		if (segments[i].iov_len && !segments[i].iov_base)
 			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
-	err = rc_value_make(call->ctx, type, segments, nr, true, what, &v);
+	err = rc_value_make(call->ctx, type, segments, nr, true, call->fn->name, what, &v);
 	if (err)
 		return err;
 	err = rc_value_hold(v, refs, nr_refs);

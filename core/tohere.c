@@ -186,7 +186,7 @@ static int read_into(struct rref *ref, void *buf, size_t offset, size_t length, 
 	 * Through a landing buffer: the caller's memory is written by this thread only, so that nothing can come late.
 	 * An alias is of the whole value, a landing buffer begins at offset.
 	 */
-	size_t skip = v->value ? min_of(offset, v->length) : 0;
+	size_t skip = rc_value_of(v) ? min_of(offset, v->length) : 0;
 	size_t n = min_of(length, v->length - skip);
 
 	if (n)

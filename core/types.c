@@ -456,7 +456,9 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 	if (err)
 		return err;
-	t = view->value ? view->value->type : rc_type_find(view->ctx, view->type_hash);
+	const struct rc_value *own = rc_value_of(view);
+
+	t = own ? own->type : rc_type_find(view->ctx, rc_landing_of(view)->type_hash);
 	if (!t)
 		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_type asks for it");
 	rc_type_tell(t, out);

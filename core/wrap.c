@@ -39,6 +39,8 @@ struct rref_mem {
 /* A value, and what comes back to the program at its end. */
 struct rc_wrap {
 	struct rc_value value;
+	struct rc_value_more more;
+	struct rc_header *header; /* among the other values */
 	struct rref_mem *mem;
 	void (*release)(void *arg); /* NULL: nobody wants to hear */
 	void *arg;
@@ -49,9 +51,14 @@ struct rc_wrap {
 
 static _Thread_local bool returning; /* this thread is in a release callback: those that follow wait for it */
 
-static struct rc_wrap *wrap_of(struct rc_value *v)
+static struct rc_wrap *wrap_of(const struct rc_value *v)
 {
-	return container_of(v, struct rc_wrap, value);
+	return (struct rc_wrap *)(uintptr_t)v; /* begins with it */
+}
+
+struct rc_header *rc_wrap_header(const struct rc_value *v)
+{
+	return wrap_of(v)->header;
 }
 
 /* ---- registrations ---- */
@@ -220,18 +227,15 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 		return err;
 	}
 	v = &w->value;
-	v->ctx = ctx;
+	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .nr_segments = 1, .cls = RC_VIEW_ALIAS };
 	v->type = type;
-	v->site = rc_site_take();
 	v->wrapped = true;
-	v->length = length;
-	v->bytes = RC_HEADER_BYTES;
-	v->header = header;
+	v->more = &w->more;
+	w->more.site = rc_site_take();
+	w->header = header;
 	memset(header, 0, RC_HEADER_BYTES);
-	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .value = v, .nr_segments = 1,
-				      .type_hash = type->hash, .cls = -1 };
 	at_store(&v->pins, 1);
-	at_add(&ctx->n.value_bytes, v->bytes);
+	at_add(&ctx->n.value_bytes, RC_HEADER_BYTES);
 	at_add(&ctx->n.wrapped_bytes, length);
 	w->mem = mem;
 	rc_lock(ctx);
@@ -242,13 +246,13 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 	return 0;
 }
 
-void rc_wrap_locate(struct rc_value *v)
+void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc)
 {
-	struct rref_mem *m = wrap_of(v)->mem;
+	const struct rref_mem *m = wrap_of(v)->mem;
 
-	v->loc.data_addr = m->region->iova + (uint64_t)((const char *)v->view.data - m->base);
+	loc->data_addr = m->region->iova + (uint64_t)((const char *)v->view.data - m->base);
 	for (int k = 0; k < RV_NR_KINDS; k++)
-		v->loc.data_rkey[k] = m->region->have[k] ? m->region->mr[k].rkey : 0;
+		loc->data_rkey[k] = m->region->have[k] ? m->region->mr[k].rkey : 0;
 }
 
 static int check_wrap(const struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, const void *out)
@@ -309,12 +313,12 @@ int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct r
 void rc_wrap_over(struct rc_value *v)
 {
 	struct rc_wrap *w = wrap_of(v), *head;
-	struct rref_ctx *ctx = v->ctx;
+	struct rref_ctx *ctx = v->view.ctx;
 
-	explicit_bzero(v->header, RC_HEADER_BYTES);
-	ra_free(ctx->values, v->header, RC_HEADER_BYTES);
-	at_sub(&ctx->n.value_bytes, v->bytes);
-	at_sub(&ctx->n.wrapped_bytes, v->length);
+	explicit_bzero(w->header, RC_HEADER_BYTES);
+	ra_free(ctx->values, w->header, RC_HEADER_BYTES);
+	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES);
+	at_sub(&ctx->n.wrapped_bytes, v->view.length);
 	head = at_load(&ctx->returned);
 	do
 		w->next = head;

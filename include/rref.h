@@ -622,8 +622,7 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
  * rref_set_refs: of a value made by rref_alloc or rref_alloc_typed and not set yet: the references it will hold, instead of
  * those given before. -EALREADY: it was set; -EPERM: not owned here. May lock.
  * Of a creation rref_call_reply takes references, and rref_call_reply_typed_refs.
- *   -EINVAL a reference that is NULL or of another context; -EMSGSIZE more than RREF_REFS_MAX, or the value is within 16
- *   bytes of the largest; a failed one: its error.
+ *   -EINVAL a reference that is NULL or of another context; -EMSGSIZE more than RREF_REFS_MAX; a failed one: its error.
  */
 RREF_API int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr,
 			   struct rref **out);

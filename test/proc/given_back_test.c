@@ -302,7 +302,7 @@ TG_TEST(scrubbed__is_stale_and_not_broken, 2)
 		}
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(r, NR), RREF_DEFAULT, NULL));
 		for (int i = 0; i < NR; i++)
-			memset(r[i]->value->header, 0, RC_HEADER_BYTES);
+			memset(rc_value_header(r[i]->value), 0, RC_HEADER_BYTES);
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);
 		for (int i = 0; i < NR; i++)

@@ -351,7 +351,7 @@ TG_TEST(shutdown__while_own_values_are_read, 1)
 		struct rc_value *v = r[0]->value;
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
-		TG_IS(v->length, 64);
+		TG_IS(v->view.length, 64);
 		for (int i = 0; i < 2; i++) {
 			pthread_join(t[i], NULL);
 			rref_release(r[i]);
