@@ -45,7 +45,7 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 {
 	for (size_t i = 0; a && i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
-		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = r->fork, .fork = rc_next_id(ctx), .peer = to };
+		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = rc_fork_of(r), .fork = rc_next_id(ctx), .peer = to };
 		struct rc_scope *s = rc_scope_begin(ctx, "fork", NULL, ctx->rank, to);
 		int err = rc_step(ctx, &ev, &recs[i]);
 
@@ -66,7 +66,7 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, const struct rp_fork *recs, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++) {
-		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = a->refs[i]->id, .src = a->refs[i]->fork,
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = a->refs[i]->id, .src = rc_fork_of(a->refs[i]),
 				       .fork = recs[i].fork, .peer = to };
 
 		rc_step(ctx, &ev, NULL);
@@ -404,8 +404,8 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	}
 	f->handle = rref_dup(h); /* the creation keeps its handle until it is over */
 	h->creator = true;
-	at_store(&h->site, site);
-	h->creation = f;
+	rc_handle_made_at(h, site);
+	rc_remote(h)->creation = f;
 	err = send_call(&o, RW_CALL_REMOTE, id, fork);
 	if (err == -EOWNERDEAD || !err) {
 		at_store(&f->deadline, o.deadline);
@@ -423,9 +423,9 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_op_claim(f);
 		rc_scope_detach(f, err);
 		/* While the sender waited for room, a fence may have ended the creation, and with it the engine's hold. */
-		bool held = h->creation != NULL;
+		bool held = rc_remote(h)->creation != NULL;
 
-		h->creation = NULL;
+		rc_remote(h)->creation = NULL;
 		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED, .id = id, .fork = fork, .status = err,
 					 .text = why, .peer = (uint32_t)rank, .handle = h };
 
@@ -460,7 +460,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 	if (!ref->creator)
 		return rc_fail(EINVAL, "rref_creation: the reference was not made by rref_remote");
 	rc_lock(ctx);
-	f = ref->creation;
+	f = rc_remote(ref)->creation;
 	if (f)
 		at_add(&f->refs, 1);
 	rc_unlock(ctx);
@@ -473,7 +473,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 		rc_op_claim(f);
 		if (at_load_acq(&ref->state) == RC_H_FAILED) {
 			f->status = ref->err;
-			snprintf(f->text, sizeof(f->text), "%s", ref->text ? ref->text : rref_strerror(ref->err));
+			snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(ref));
 		}
 		rc_op_finish(f, false);
 		rc_op_put(f);

@@ -191,6 +191,8 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	rc_send_close(ctx);
 	rc_leaks_free(ctx);
 	rc_calls_close(ctx);
+	rc_slabs_close(&ctx->handles);
+	rc_slabs_close(&ctx->remotes);
 	free(ctx->barrier_seen);
 	free(ctx->peers);
 	free(ctx->members);
@@ -223,7 +225,8 @@ static struct rref_ctx *make(const struct rref_options *o)
 	pthread_mutex_init(&ctx->grow_lock, NULL);
 	pthread_mutex_init(&ctx->function_lock, NULL);
 	list_init(&ctx->self_queue);
-	list_init(&ctx->handles);
+	rc_slabs_open(&ctx->handles, sizeof(struct rref));
+	rc_slabs_open(&ctx->remotes, sizeof(struct rc_remote));
 	list_init(&ctx->mems);
 	list_init(&ctx->wraps);
 	list_init(&ctx->deferred_ops);
@@ -339,11 +342,11 @@ void rref_free_ctx(struct rref_ctx *ctx)
 		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0);
 	rc_lock(ctx);
 	rc_unlock(ctx); /* takes care of what was dropped last */
-	struct list *n;
+	struct rref *h;
 
 	/* Handles that the program never released: their memory goes with the context. */
-	while ((n = list_pop(&ctx->handles)))
-		rc_handle_free(container_of(n, struct rref, all));
+	while ((h = rc_handle_next(ctx, NULL)))
+		rc_handle_free(h);
 	rc_wraps_close(ctx);
 	rc_ctx_destroy(ctx);
 }

@@ -43,7 +43,7 @@ static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 	} else if (e->status == 0) {
 		rc_handle_ready(h, &e->loc);
 	} else if (e->loc.version) {
-		h->loc = e->loc; /* used once the fork is confirmed */
+		rc_remote(h)->loc = e->loc; /* used once the fork is confirmed */
 	}
 	slot->handle = h;
 }
@@ -62,7 +62,7 @@ static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
 		if (h)
 			rc_handle_fail(h, e->status, e->text);
 	} else if (h && !h->owned) {
-		rc_handle_ready(h, h->loc.version ? &h->loc : NULL);
+		rc_handle_ready(h, rc_remote(h)->loc.version ? &rc_remote(h)->loc : NULL);
 	}
 	if (--in->unready == 0)
 		in->ready(ctx, in);
@@ -111,11 +111,11 @@ static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 static void created(const struct rp_effect *e)
 {
 	struct rref *h = e->handle;
-	struct rref_future *f = h ? h->creation : NULL;
+	struct rref_future *f = h ? rc_remote(h)->creation : NULL;
 
 	if (!f)
 		return;
-	h->creation = NULL;
+	rc_remote(h)->creation = NULL;
 	if (rc_op_claim(f)) {
 		f->status = e->status;
 		if (e->status)

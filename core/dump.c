@@ -73,7 +73,7 @@ static void user_fields(struct rref_ctx *ctx, struct rc_record *r, const struct 
 		rc_rec_number(r, "holds", at_load(&h->refs));
 	if (h && at_load(&h->nested))
 		rc_rec_number(r, "nested", at_load(&h->nested));
-	rc_rec_text(r, "site", h ? at_load(&h->site) : NULL);
+	rc_rec_text(r, "site", h ? rc_handle_site(h) : NULL);
 }
 
 void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v)
@@ -111,17 +111,19 @@ void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, c
 
 void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h)
 {
+	const struct rc_value *value = rc_handle_value(h);
+
 	rc_rec_begin(r, kind);
 	rc_rec_id(r, "id", h->id);
 	if (!h->owned)
-		rc_rec_id(r, "fork", h->fork);
+		rc_rec_id(r, "fork", rc_fork_of(h));
 	rc_rec_text(r, "holder", ctx->members[ctx->rank].name);
 	rc_rec_text(r, "owner", ctx->members[h->owner].name);
 	rc_rec_number(r, "holds", at_load(&h->refs));
-	if (h->owned && h->value)
-		value_fields(r, h->value);
+	if (value)
+		value_fields(r, value);
 	else
-		rc_rec_text(r, "site", at_load(&h->site));
+		rc_rec_text(r, "site", rc_handle_site(h));
 	rc_rec_end(r);
 }
 
@@ -142,7 +144,7 @@ static void nested(struct dump *d, const struct rc_value *value, struct rref_id 
 		rc_rec_begin(&d->r, "nested");
 		rc_rec_id(&d->r, "id", h->id);
 		if (!h->owned)
-			rc_rec_id(&d->r, "fork", h->fork);
+			rc_rec_id(&d->r, "fork", rc_fork_of(h));
 		rc_rec_id(&d->r, "in", in);
 		rc_rec_number(&d->r, "at", i);
 		rc_rec_text(&d->r, "owner", d->ctx->members[h->owner].name);

@@ -437,7 +437,7 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 	if (!f->incoming->ref[i].handle)
 		return rc_fail(ENOMSG, "reference %zu was taken already", i);
 	*out = f->incoming->ref[i].handle;
-	at_store(&(*out)->site, site);
+	rc_handle_made_at(*out, site);
 	f->incoming->ref[i].handle = NULL;
 	return 0;
 }

@@ -18,21 +18,35 @@ struct rref_id rc_next_id(struct rref_ctx *ctx)
 	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, 1) + 1, .created_on = ctx->rank };
 }
 
-struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
+static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
 {
-	struct rref *h = calloc(1, sizeof(*h));
+	struct rref *h = rc_slab_get(remote ? &ctx->remotes : &ctx->handles);
 
 	if (!h)
 		return NULL;
 	h->ctx = ctx;
+	h->remote = remote;
 	h->owned = owned;
 	h->owner = owner;
 	h->id = id;
-	h->fork = fork;
 	at_store(&h->refs, 1);
-	at_store(&h->confirmed, owned);
-	list_add_tail(&ctx->handles, &h->all);
 	return h;
+}
+
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
+{
+	struct rref *h = make(ctx, true, owned, id, owner);
+
+	if (h)
+		rc_remote(h)->fork = fork;
+	return h;
+}
+
+struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h)
+{
+	struct rref *next = h && h->remote ? NULL : rc_slab_next(&ctx->handles, h);
+
+	return next ? next : rc_slab_next(&ctx->remotes, h && h->remote ? h : NULL);
 }
 
 void rc_handle_fail(struct rref *h, int err, const char *text)
@@ -40,19 +54,18 @@ void rc_handle_fail(struct rref *h, int err, const char *text)
 	if (at_load(&h->state) == RC_H_FAILED)
 		return;
 	h->err = err;
-	h->text = strdup(text && *text ? text : rref_strerror(err));
-	at_store(&h->confirmed, 0);
+	if (!h->pins)
+		h->text = strdup(text && *text ? text : rref_strerror(err));
 	at_store(&h->quick, RC_QUICK_NOT);
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
 void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 {
-	at_store(&h->confirmed, 1);
 	if (at_load(&h->state) >= RC_H_READY)
 		return;
 	if (loc && loc->version) {
-		h->loc = *loc;
+		rc_remote(h)->loc = *loc;
 		at_store_rel(&h->state, RC_H_READY);
 		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
 		at_store_rel(&h->quick, rc_quick_class(h->ctx, h->owner, loc));
@@ -61,17 +74,23 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 	}
 }
 
+const char *rc_handle_why(const struct rref *h)
+{
+	return h->pins ? "the context was shut down" : h->text ? h->text : rref_strerror(h->err);
+}
+
 int rc_handle_error(const struct rref *h)
 {
-	return rc_fail(-h->err, "%s", h->text ? h->text : rref_strerror(h->err));
+	return rc_fail(-h->err, "%s", rc_handle_why(h));
 }
 
 void rc_handle_free(struct rref *h)
 {
 	if (h->pins)
 		rc_value_unpin(h->value);
-	free(h->text);
-	free(h);
+	else if (at_load(&h->state) == RC_H_FAILED)
+		free(h->text);
+	rc_slab_put(h->remote ? &h->ctx->remotes : &h->ctx->handles, h);
 }
 
 /* The last hold is gone, or the context closes: what the protocol has to know of it. */
@@ -80,7 +99,8 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 	if (h->ended)
 		return;
 	h->ended = true;
-	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP, .id = h->id, .fork = h->fork, .peer = h->owner };
+	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP, .id = h->id, .fork = rc_fork_of(h),
+			       .peer = h->owner };
 
 	if (h->unset) {
 		/* Nobody can set it any more: those who wait for it must hear so. */
@@ -105,7 +125,6 @@ unsigned rc_drain_dropped(struct rref_ctx *ctx)
 
 		if (ctx->machine)
 			rc_handle_end(ctx, h);
-		list_del(&h->all);
 		rc_handle_free(h);
 		h = next;
 		n++;
@@ -180,7 +199,7 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 		rc_value_unpin(v);
 		return rc_enter(ctx);
 	}
-	h = rc_handle_make(ctx, true, id, (struct rref_id){ 0 }, ctx->rank);
+	h = make(ctx, false, true, id, ctx->rank);
 	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
 	if (!err && set) {
 		ev.type = RP_EV_SET;
@@ -192,16 +211,13 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 		}
 	}
 	if (err) {
-		if (h) {
-			list_del(&h->all);
+		if (h)
 			rc_handle_free(h);
-		}
 		rc_unlock(ctx);
 		rc_value_unpin(v);
 		return rc_fail(-err, "memory for a reference");
 	}
 	h->value = v;
-	at_store(&h->site, rc_value_site(v));
 	h->unset = !set;
 	if (set)
 		at_store_rel(&h->state, RC_H_READY);
@@ -432,7 +448,11 @@ int rref_is_owner(const struct rref *ref)
 
 int rref_confirmed(const struct rref *ref)
 {
-	return ref ? (int)at_load_acq(&ref->confirmed) : rc_fail(EINVAL, "rref_confirmed: no reference");
+	if (!ref)
+		return rc_fail(EINVAL, "rref_confirmed: no reference");
+	uint32_t state = at_load_acq(&ref->state);
+
+	return state == RC_H_CONFIRMED || state == RC_H_READY || (ref->owned && state != RC_H_FAILED);
 }
 
 struct rref_id rref_get_id(const struct rref *ref)
@@ -442,7 +462,7 @@ struct rref_id rref_get_id(const struct rref *ref)
 
 struct rref_id rref_fork_id(const struct rref *ref)
 {
-	return ref ? ref->fork : (struct rref_id){ 0 };
+	return ref ? rc_fork_of(ref) : (struct rref_id){ 0 };
 }
 
 struct rref_ctx *rref_context(const struct rref *ref)
@@ -474,5 +494,5 @@ int rref_format(const struct rref *ref, char *buf, size_t size)
 	return snprintf(buf, size,
 			"UserRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64
 			"), fork_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
-			ref->id.created_on, ref->id.local_id, ref->fork.created_on, ref->fork.local_id);
+			ref->id.created_on, ref->id.local_id, rc_remote(ref)->fork.created_on, rc_remote(ref)->fork.local_id);
 }

@@ -99,16 +99,14 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 
 	rc_lock(ctx);
 	rc_drain_dropped(ctx);
-	for (struct list *l = ctx->handles.next; l != &ctx->handles; l = l->next) {
-		const struct rref *h = container_of(l, struct rref, all);
-
+	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
 		/* What only values hold goes with them. */
 		if (h->ended || at_load(&h->refs) == at_load(&h->nested))
 			continue;
 		nr++;
 		if (fits(ctx))
 			rc_rec_handle(ctx, &ctx->leaks->r, "unreleased", h);
-		sum_up(&s, h->id, h->owned ? h->value : NULL, at_load(&h->site), h->owned ? "" : " owned by ",
+		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h), h->owned ? "" : " owned by ",
 		       h->owned ? "" : ctx->members[h->owner].name);
 	}
 	s.size += 5;
@@ -136,7 +134,7 @@ static void rest_line(void *arg, const struct rp_visit *v)
 	r->stuck += !v->owned;
 	if (fits(r->ctx))
 		rc_rec_visit(r->ctx, &r->ctx->leaks->r, v->owned ? "leak" : "stuck", v);
-	sum_up(&r->s, v->id, value, h ? at_load(&h->site) : NULL, v->owned ? " held by " : " owned by ",
+	sum_up(&r->s, v->id, value, h ? rc_handle_site(h) : NULL, v->owned ? " held by " : " owned by ",
 	       r->ctx->members[v->peer].name);
 }
 

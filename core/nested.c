@@ -57,12 +57,9 @@ void rc_value_let_go(struct rc_value *v)
 /* Handles that the program never released pin their values; what those hold must not outlive the context, nor a circle. */
 void rc_values_let_go(struct rref_ctx *ctx)
 {
-	for (struct list *l = ctx->handles.next; l != &ctx->handles; l = l->next) {
-		const struct rref *h = container_of(l, struct rref, all);
-
+	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h))
 		if (h->pins)
 			rc_value_let_go(h->value);
-	}
 }
 
 /* ---- views ---- */
@@ -157,7 +154,7 @@ static int send_take(struct rref_future *f, size_t first, int64_t deadline)
 		return rc_handle_error(outer);
 	put_le32(range, (uint32_t)first);
 	put_le32(range + 4, (uint32_t)f->number);
-	m.u.call = (struct rw_call){ .call_id = rc_op_token(f), .kind = RW_CALL_TAKE, .id = outer->id, .fork = outer->fork,
+	m.u.call = (struct rw_call){ .call_id = rc_op_token(f), .kind = RW_CALL_TAKE, .id = outer->id, .fork = rc_remote(outer)->fork,
 				     .name = "", .data = range, .data_length = sizeof(range) };
 	return rc_send(ctx, outer->owner, &m);
 }
@@ -212,7 +209,7 @@ static int take(struct rref_view *view, size_t first, size_t nr, int64_t timeout
 	err = f->status ? rc_fail_text(f->status, f->text) : 0;
 	for (size_t i = 0; !err && i < nr; i++) {
 		out[i] = f->incoming->ref[i].handle;
-		at_store(&out[i]->site, site);
+		rc_handle_made_at(out[i], site);
 		f->incoming->ref[i].handle = NULL;
 	}
 	rc_op_put(f);

@@ -358,7 +358,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		text = rc_stall_words(ctx, f->peer, text, words, sizeof(words));
 	if (kind == RC_OP_CREATE) {
 		struct rref *h = f->handle;
-		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = h->fork, .status = status,
+		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = rc_remote(h)->fork, .status = status,
 				       .text = text, .peer = f->peer, .handle = h };
 
 		tell_callee(ctx, f);
@@ -371,7 +371,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 	if ((kind == RC_OP_READ || kind == RC_OP_FETCH) && !f->parked)
 		at_add(&ctx->n.quarantined, 1); /* until its device or its place in a queue gives the landing buffer back */
 	if (f->parked) {
-		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = f->handle->fork,
+		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = rc_fork_of(f->handle),
 				       .cookie = rc_op_token(f) };
 
 		/* Nobody waits for it any more: the machine forgets it, and with it goes the engine's hold. */
@@ -389,7 +389,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 		/* Whoever shares it hears the same, and the late result finds the entry set: it is dropped. */
 		rc_step(ctx, &ev, NULL);
 		rc_handle_fail(h, status, text);
-		h->creation = NULL;
+		rc_remote(h)->creation = NULL;
 		rc_op_put(f);
 	}
 	if (kind == RC_OP_REPLIED)

@@ -120,7 +120,7 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 	if (err)
 		return err;
 	for (size_t i = 0; i < p->nr_refs; i++)
-		p->src[i] = a->refs[i]->fork;
+		p->src[i] = rc_fork_of(a->refs[i]);
 	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
 	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });
 	rc_value_locate(p->value, loc);

@@ -250,7 +250,7 @@ uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct 
 
 static inline bool header_fits(const struct rc_header *h, const struct rref *ref)
 {
-	const struct rp_location *loc = &ref->loc;
+	const struct rp_location *loc = &rc_remote(ref)->loc;
 
 	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
 		      le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
@@ -279,7 +279,7 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 
 	if (!*r && !(*r = new_reader(ref->ctx)))
 		return NULL;
-	return rc_landing_get(ref->ctx, ref->loc.length, &v) ? NULL : v;
+	return rc_landing_get(ref->ctx, rc_remote(ref)->loc.length, &v) ? NULL : v;
 }
 
 /* ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there on. */
@@ -288,7 +288,7 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
 	unsigned cls = at_load(&ref->quick) - (unsigned)RC_QUICK_FIRST; /* a large one's is beyond all spares */
-	uint64_t length = ref->loc.length;
+	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = reader_of(ctx);
 	struct rc_landing *v;
 	struct rv_conn *conn;
@@ -303,8 +303,8 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	/* What never changes of it was set in new_reader. */
 	struct rv_read *read = &r->read;
 
-	read->addr = ref->loc.addr;
-	read->rkey = ref->loc.rkey[RV_SHM];
+	read->addr = rc_remote(ref)->loc.addr;
+	read->rkey = rc_remote(ref)->loc.rkey[RV_SHM];
 	read->sge[1].addr = v + 1;
 	read->sge[1].length = (uint32_t)length;
 	read->sge[1].lkey = v->lkey[RV_SHM];
@@ -326,7 +326,7 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	count(&r->read_bytes, length);
 	v->view.length = length;
 	v->view.nr_segments = 1;
-	v->type_hash = ref->loc.type_hash;
+	v->type_hash = rc_remote(ref)->loc.type_hash;
 	*out = &v->view;
 	return 0;
 }

@@ -26,6 +26,7 @@
 #include "rc_group.h"
 #include "rc_ref.h"
 #include "rc_resume.h"
+#include "rc_slab.h"
 #include "rp.h"
 #include "rref.h"
 #include "rw.h"
@@ -332,7 +333,7 @@ struct rref_ctx {
 	bool in_effects;                  /* [lock] */
 	bool duplicate;                   /* [lock] the last OWN was of an id known already */
 	struct list self_queue;           /* [lock] struct rc_outgoing */
-	struct list handles;              /* [lock] every handle */
+	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
 	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
 	struct list deferred_calls;       /* [lock] inline calls to run */

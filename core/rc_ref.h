@@ -12,6 +12,7 @@
 #define RC_REF_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "alloc/ra.h"
@@ -179,36 +180,71 @@ enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on
 	RC_H_FAILED,         /* err, text are valid */
 };
 
+/* All that a handle has whose value the program made here itself, by rref_new and the like: a cache line. */
 struct rref {
 	struct rref_ctx *ctx;
+	struct rref_id id;
+	union {
+		struct rc_value *value;  /* owner: from RC_H_READY, or at once for the handle that fills it; kept if pins */
+		char *text;              /* from RC_H_FAILED, but if pins: malloc'ed; NULL = what err says */
+	};
+	struct rref *drop_next;      /* [atomic list] */
 	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
-	_Atomic uint32_t state;      /* enum rc_handle_state */
-	_Atomic uint32_t confirmed;
 	_Atomic uint32_t nested;     /* of the holds: those of values */
-	_Atomic uint32_t lent;       /* a call that is being served holds it for its handler: that hold is not the handler's */
-	bool owned, creator;
-	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
 	uint32_t owner;
-	struct rref_id id, fork;
-	struct rp_location loc;      /* valid from RC_H_READY (user) */
-	struct rc_value *value;      /* owner: from RC_H_READY, or at once for the handle that fills it */
+	int err;                     /* valid from RC_H_FAILED */
+	_Atomic uint8_t state;       /* enum rc_handle_state */
+	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
+	_Atomic uint8_t lent;        /* a call that is being served holds it for its handler: that hold is not the handler's */
+	bool owned : 1, remote : 1, creator : 1; /* [const] remote: it begins a struct rc_remote */
 	bool unset;                  /* [lock] owner: made by rref_alloc and not set yet */
 	bool ended;                  /* [lock] the machine was told already (shutdown) */
-	bool pins;                   /* [lock] owner: its value, since the shutdown */
-	int err;                     /* valid from RC_H_FAILED */
-	char *text;                  /* the same; malloc'ed */
-	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
-	struct rref_future *creation;/* [lock] */
-	struct rref *drop_next;      /* [atomic list] */
-	struct list all;             /* [lock] ctx->handles */
+	bool pins;                   /* [lock] owner: its value, since the shutdown, which is why it failed */
 };
+_Static_assert(sizeof(struct rref) <= CACHE_LINE, "there may be millions of them");
+
+/* One that came in a message, or whose value a call makes. */
+struct rc_remote {
+	struct rref ref;
+	struct rp_location loc;      /* user: valid from RC_H_READY */
+	struct rref_id fork;         /* zero of an owner's */
+	struct rref_future *creation;/* [lock] */
+	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
+};
+_Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE, "a quick read looks at two lines of them");
+
+static inline struct rc_remote *rc_remote(const struct rref *h)
+{
+	return (struct rc_remote *)(uintptr_t)h;
+}
+static inline struct rref_id rc_fork_of(const struct rref *h)
+{
+	return h->remote ? rc_remote(h)->fork : (struct rref_id){ 0 };
+}
+/* [lock] Of an owner's handle; NULL: it has none yet, or it failed. */
+static inline struct rc_value *rc_handle_value(const struct rref *h)
+{
+	return h->owned && (h->pins || at_load(&h->state) != RC_H_FAILED) ? h->value : NULL;
+}
+static inline const char *rc_handle_site(const struct rref *h) /* of a remote one; others' values have it */
+{
+	return h->remote ? at_load(&rc_remote(h)->site) : NULL;
+}
+static inline void rc_handle_made_at(struct rref *h, const char *site)
+{
+	if (h->remote)
+		at_store(&rc_remote(h)->site, site);
+}
 
 /* handle.c */
-struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner); /* [lock] */
+/* [lock] A remote one. NULL: no memory. */
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner);
+struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h); /* [lock] every handle; NULL: the first, and after the last */
 void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
-void rc_handle_free(struct rref *h);
+void rc_handle_free(struct rref *h); /* [lock] */
 void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
 void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
+const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
 unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
 struct rref_id rc_next_id(struct rref_ctx *ctx);

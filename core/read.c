@@ -575,7 +575,7 @@ static int explain(struct rref_future *f)
 	char name[NAME_SIZE], lost[RREF_TEXT_SIZE / 2];
 
 	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
-		snprintf(f->text, sizeof(f->text), "%s", h->text ? h->text : rref_strerror(h->err));
+		snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(h));
 		return h->err;
 	}
 	switch (f->read_status) {

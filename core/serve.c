@@ -263,7 +263,7 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 		if (f && at_load(&f->kind) == RC_OP_LOCAL_CREATE) {
 			struct rref *h = f->handle;
 
-			h->creation = NULL;
+			rc_remote(h)->creation = NULL;
 			if (status)
 				rc_handle_fail(h, status, text);
 			if (rc_op_claim(f)) {

@@ -164,12 +164,8 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct calm *calm, bo
 
 static void end_handles(struct rref_ctx *ctx)
 {
-	struct list *l, *tmp;
-
 	rc_lock(ctx);
-	list_for_each_safe(l, tmp, &ctx->handles) {
-		struct rref *h = container_of(l, struct rref, all);
-
+	for (struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
 		/* A thread may have found the handle ready a moment ago and be about to alias its value. */
 		if (h->owned && !h->ended && at_load(&h->state) == RC_H_READY) {
 			at_add(&h->value->pins, 1);

@@ -34,7 +34,7 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind
 
 	at_store(&f->kind, kind);
 	at_store(&f->deadline, deadline);
-	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = ref->fork, .cookie = rc_op_token(f) };
+	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f) };
 	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
 	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
 	bool told = err;
@@ -61,7 +61,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	f->peer = ref->owner;
 	f->handle = rref_dup(ref);
 	if (state == RC_H_READY && !ref->owned) {
-		f->loc = ref->loc;
+		f->loc = rc_remote(ref)->loc;
 		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 		at_store(&f->deadline, deadline);
 		rc_read_start(f, false);
@@ -281,7 +281,7 @@ static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
 	}
 	f->peer = ref->owner;
 	f->handle = rref_dup(ref);
-	f->loc = ref->loc;
+	f->loc = rc_remote(ref)->loc;
 	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 	b->next[i] = b->head[ref->owner];
 	b->head[ref->owner] = i;

@@ -327,7 +327,7 @@ static const struct rc_type *known(struct rref *ref)
 {
 	if (at_load_acq(&ref->state) != RC_H_READY)
 		return NULL;
-	return ref->owned ? ref->value->type : rc_type_find(ref->ctx, ref->loc.type_hash);
+	return ref->owned ? ref->value->type : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
 }
 
 /* until: what the operation itself ends by; a waiter that watches the time gives none. */
@@ -351,7 +351,7 @@ static int begin(struct rref *ref, int64_t deadline, int64_t until, struct rref_
 		if (t)
 			give(f, t);
 		else
-			rc_type_located(ctx, f, &ref->loc);
+			rc_type_located(ctx, f, &rc_remote(ref)->loc);
 	} else {
 		rc_wait_begin(ref, f, RC_OP_TYPE, until);
 	}

@@ -42,6 +42,13 @@ struct list {
 
 static inline void list_init(struct list *l) { l->next = l->prev = l; }
 static inline int list_empty(const struct list *l) { return l->next == l; }
+static inline void list_add(struct list *head, struct list *n) /* first */
+{
+	n->next = head->next;
+	n->prev = head;
+	head->next->prev = n;
+	head->next = n;
+}
 static inline void list_add_tail(struct list *head, struct list *n)
 {
 	n->prev = head->prev;

@@ -21,17 +21,17 @@ TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 
 	if (rank == 0) {
 		struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 100, .seed = 1 }), *unknown;
-		struct rp_location real = r->loc, old;
+		struct rp_location real = rc_remote(r)->loc, old;
 		struct rref_view *v;
 
 		tg_expect_bytes(tg_remote(ctx, 1, "tg.echo", "x", 1), "x", 1);
 		for (int i = 0; i < 3; i++) {
-			r->loc.nonce = real.nonce + (uint64_t)i - 1;
+			rc_remote(r)->loc.nonce = real.nonce + (uint64_t)i - 1;
 			TG_IS(rref_to_here(r, RREF_FOREVER, &v), i == 1 ? 0 : -ESTALE);
 			if (i == 1)
 				rref_view_free(v);
 		}
-		r->loc = real;
+		rc_remote(r)->loc = real;
 		/* Its place, after it was deleted and somebody else's value came there. */
 		old = real;
 		rref_release(r);
@@ -39,10 +39,10 @@ TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 		for (int64_t end = tg_deadline(); tg_stats_of(ctx, 1).owners != 1; usleep(500))
 			TG_CHECK(now_ns() < end);
 		r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 100, .seed = 2 });
-		real = r->loc;
-		r->loc = old;
+		real = rc_remote(r)->loc;
+		rc_remote(r)->loc = old;
 		TG_IS(rref_to_here(r, RREF_FOREVER, &v), -ESTALE);
-		r->loc = real;
+		rc_remote(r)->loc = real;
 		TG_OK(rref_to_here(r, RREF_FOREVER, &v));
 		TG_CHECK(tg_filled(rref_view_data(v), 100, 0, 2));
 		rref_view_free(v);

@@ -256,24 +256,24 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		tg_wait_flag_serving(ctx, 0, 1);
 		r = rref_dup(tg_kept(0));
 		s = rref_dup(tg_kept(1));
-		TG_CHECK(rp_apart(&r->loc));
-		old = r->loc;
+		TG_CHECK(rp_apart(&rc_remote(r)->loc));
+		old = rc_remote(r)->loc;
 		tg_drop_kept();
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		TG_CHECK(tg_filled(rref_view_data(v), 100 * KIB, 0, 1));
 		rref_view_free(v);
 		rref_release(r);
 		tg_wait_flag_serving(ctx, 0, 2);
-		real = s->loc;
-		s->loc = old;
+		real = rc_remote(s)->loc;
+		rc_remote(s)->loc = old;
 		int err = rref_to_here(s, RREF_DEFAULT, &v);
 
 		TG_IS(err, -ESTALE); /* also while the header's place is scrubbed still */
-		s->loc = real;
+		rc_remote(s)->loc = real;
 		/* A nonce that is not this one's. */
-		s->loc.nonce ^= 1;
+		rc_remote(s)->loc.nonce ^= 1;
 		TG_IS(rref_to_here(s, RREF_DEFAULT, &v), -ESTALE);
-		s->loc = real;
+		rc_remote(s)->loc = real;
 		TG_OK(rref_to_here(s, RREF_DEFAULT, &v));
 		TG_CHECK(tg_filled(rref_view_data(v), 100 * KIB, 0, 2));
 		rref_view_free(v);

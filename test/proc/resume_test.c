@@ -325,7 +325,7 @@ static void broken__under_load_and_other_faults(void **state)
 static void spoil(struct rref *r)
 {
 	for (int k = 0; k < RV_NR_KINDS; k++)
-		r->loc.rkey[k] ^= 0x5a0000;
+		rc_remote(r)->loc.rkey[k] ^= 0x5a0000;
 }
 
 /* One bad read among good ones, in flight together: it has its own error, they have their values. */

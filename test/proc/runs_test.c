@@ -180,7 +180,7 @@ static int refused(int rank, void *arg)
 		TG_IS(rref_to_here_batch(refs, 3, RREF_DEFAULT, views, status), 3);
 		for (int i = 0; i < 3; i++)
 			rref_view_free(views[i]);
-		refs[1]->loc.addr = refs[0]->loc.addr + 128;
+		rc_remote(refs[1])->loc.addr = rc_remote(refs[0])->loc.addr + 128;
 		TG_IS(rref_to_here_batch(refs, 3, RREF_DEFAULT, views, status), 2);
 		TG_IS(status[0], 0);
 		TG_IS(status[1], -ESTALE);

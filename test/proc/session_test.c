@@ -179,7 +179,7 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 		TG_OK(rc_op_get(ctx, INT64_MAX, &f));
 		f->handle = rref_dup(old);
 		f->peer = 1;
-		f->loc = old->loc;
+		f->loc = rc_remote(old)->loc;
 		f->offset = 0;
 		f->length = SIZE_MAX;
 		f->whole = true;

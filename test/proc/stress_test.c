@@ -152,7 +152,7 @@ static void put_off(struct rref_ctx *ctx, bool late)
 static void disguise(struct rref_ctx *ctx, struct rref *r)
 {
 	rc_lock(ctx);
-	r->loc.rkey[RV_IBV] = r->loc.rkey[RV_SHM];
+	rc_remote(r)->loc.rkey[RV_IBV] = rc_remote(r)->loc.rkey[RV_SHM];
 	rc_unlock(ctx);
 }
 
