@@ -113,8 +113,10 @@ int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 
 struct live {
 	struct rref_ctx *ctx;
-	struct rref **few;
-	unsigned next;
+	unsigned nr, next;
+	struct rref **refs;
+	void **plain;            /* as many pieces of a value's size, of plain mallocx */
+	uint64_t seed;
 };
 
 /* What an owner does with one more reference to a value: it comes, and goes. */
@@ -134,6 +136,52 @@ static int come_and_go(void *arg, unsigned n)
 	return 0;
 }
 
+static unsigned any(struct live *l)
+{
+	l->seed = l->seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+	return (unsigned)(((l->seed >> 32) * l->nr) >> 32);
+}
+
+/* Whatever a replaced value touches was last touched as many values ago as there are: nothing of it is in a cache. */
+static int replace_any(void *arg, unsigned n)
+{
+	struct live *l = arg;
+
+	while (n--) {
+		struct rref **r = &l->refs[any(l)];
+		uint64_t v = l->next++;
+
+		rref_release(*r);
+		*r = NULL;
+		int err = rref_new(l->ctx, &v, sizeof(v), r);
+
+		if (err)
+			return pf_say(err, "rref_new");
+	}
+	return 0;
+}
+
+#define PLAIN_BYTES 128u /* header and payload, in whole lines */
+
+/* The least of it: memory that is written, given back, got and written. */
+static int replace_plain(void *arg, unsigned n)
+{
+	struct live *l = arg;
+
+	while (n--) {
+		void **p = &l->plain[any(l)];
+
+		if (*p)
+			memset(*p, 0, PLAIN_BYTES);
+		ra_je_dallocx(*p, 0);
+		*p = ra_je_mallocx(PLAIN_BYTES, 0);
+		if (!*p)
+			return pf_say(-ENOMEM, "mallocx");
+		memset(*p, 1, PLAIN_BYTES);
+	}
+	return 0;
+}
+
 static size_t heap(void)
 {
 	struct mallinfo2 m = mallinfo2();
@@ -141,16 +189,33 @@ static size_t heap(void)
 	return m.uordblks + m.hblkhd;
 }
 
-static int fill(struct rref_ctx *ctx, struct rref **refs, unsigned nr)
+static int fill(struct live *l)
 {
 	int err = 0;
 
-	for (unsigned i = 0; i < nr && !err; i++) {
-		uint64_t v = i;
+	l->refs = calloc(l->nr, sizeof(struct rref *));
+	if (!l->refs)
+		return pf_say(-ENOMEM, "references");
+	for (; l->next < l->nr && !err; l->next++) {
+		uint64_t v = l->next;
 
-		err = pf_say(rref_new(ctx, &v, sizeof(v), &refs[i]), "rref_new");
+		err = pf_say(rref_new(l->ctx, &v, sizeof(v), &l->refs[v]), "rref_new");
 	}
 	return err;
+}
+
+static int fill_plain(struct live *l)
+{
+	l->plain = calloc(l->nr, sizeof(void *));
+	if (!l->plain)
+		return pf_say(-ENOMEM, "a table");
+	for (unsigned i = 0; i < l->nr; i++) {
+		l->plain[i] = ra_je_mallocx(PLAIN_BYTES, 0);
+		if (!l->plain[i])
+			return pf_say(-ENOMEM, "mallocx");
+		memset(l->plain[i], 1, PLAIN_BYTES);
+	}
+	return 0;
 }
 
 /* A second owner, in the same process. */
@@ -165,35 +230,65 @@ static int other_owner(struct rref_ctx **out)
 	return pf_say(rref_init(&o, out), "rref_init");
 }
 
+static void empty(struct live *l)
+{
+	for (unsigned i = 0; l->refs && i < l->nr; i++)
+		rref_release(l->refs[i]);
+	for (unsigned i = 0; l->plain && i < l->nr; i++)
+		if (l->plain[i])
+			ra_je_dallocx(l->plain[i], 0);
+	free(l->refs);
+	free(l->plain);
+}
+
+static int one_row(const struct pf_config *cfg, struct rref_ctx *ctx, int (*run)(void *arg, unsigned n), struct live *many,
+		   struct live *few, struct pf_row *row)
+{
+	struct pf_side lib = { run, many, 1 }, raw = { run, few, 1 };
+	int err = pf_measure(cfg, ctx, &lib, &raw, row);
+
+	if (!err)
+		pf_out(cfg, row);
+	return err;
+}
+
 /*
  * An owner of MANY values beside one of FEW: the bytes that each takes beside header and payload, handle included, and what
- * one more costs.
+ * one more costs. Then what it costs to replace any of them, and the same of pieces of memory that nobody keeps books of.
  */
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {
-	struct rref **refs = calloc(MANY + FEW, sizeof(*refs));
-	struct live many = { .ctx = ctx }, few = { 0 };
-	struct pf_side lib = { come_and_go, &many, 1 }, raw = { come_and_go, &few, 1 };
-	struct pf_row row;
-	int err = refs ? other_owner(&few.ctx) : pf_say(-ENOMEM, "references");
+	struct live many = { .ctx = ctx, .nr = MANY, .seed = 1 }, few = { .nr = FEW, .seed = 1 };
+	struct pf_row row, any_row, plain_row;
+	int err = other_owner(&few.ctx);
 
 	pf_row_init(&row, op->name, "memory", 8);
 	row.raw = "1000 live";
+	any_row = plain_row = row;
+	any_row.op = "any";
+	plain_row.op = "plain";
+	plain_row.raw = "1000 pieces";
+	plain_row.bytes = PLAIN_BYTES;
 	if (!err)
-		err = fill(few.ctx, refs + MANY, FEW);
+		err = fill(&few);
 	size_t before = heap();
 
 	if (!err)
-		err = fill(ctx, refs, MANY);
-	row.bytes_each = (double)(heap() - before) / MANY;
+		err = fill(&many);
+	row.bytes_each = (double)(heap() - before - MANY * sizeof(struct rref *)) / MANY;
 	row.live = MANY;
 	if (!err)
-		err = pf_measure(cfg, ctx, &lib, &raw, &row);
+		err = one_row(cfg, ctx, come_and_go, &many, &few, &row);
 	if (!err)
-		pf_out(cfg, &row);
-	for (unsigned i = 0; refs && i < MANY + FEW; i++)
-		rref_release(refs[i]);
+		err = one_row(cfg, ctx, replace_any, &many, &few, &any_row);
+	if (!err)
+		err = fill_plain(&few);
+	if (!err)
+		err = fill_plain(&many);
+	if (!err)
+		err = one_row(cfg, ctx, replace_plain, &many, &few, &plain_row);
+	empty(&many);
+	empty(&few);
 	rref_free_ctx(few.ctx);
-	free(refs);
 	return err;
 }
