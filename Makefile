@@ -49,8 +49,10 @@ TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
 PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
 CONF := $(patsubst test/conformance/%.c,$(BIN)/conformance/%,$(sort $(wildcard test/conformance/*.c)))
-# The protocol's machine and the codec have no threads (layers.sh sees to it): the thread sanitizer has nothing to see.
-PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/unit/rw_*.c))
+# The protocol's machine and the codec have no threads (layers.sh sees to it), nor have these tests of the arena (ra_threads_test
+# has): the thread sanitizer has nothing to see.
+PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/unit/rw_*.c) \
+	$(addprefix test/unit/,ra_arena_test.c ra_churn_test.c ra_fault_test.c slab_test.c))
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))
 SAN_SIM := $(if $(filter thread,$(SAN)),,$(BIN)/sim)
 HOST := $(patsubst test/host/%.c,$(BIN)/host/%,$(sort $(wildcard test/host/*.c)))
