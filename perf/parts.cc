@@ -123,7 +123,6 @@ static void create_and_release(benchmark::State &state)
 		rp_step(machine, &ev, nullptr);
 		ev.type = RP_EV_SET;
 		ev.value = &next;
-		ev.loc.version = 1;
 		rp_step(machine, &ev, nullptr);
 		ev.type = RP_EV_RELEASE;
 		rp_step(machine, &ev, nullptr);

@@ -33,11 +33,11 @@ int parts_future(struct rref_ctx *ctx)
 
 int parts_landing(struct rref_ctx *ctx, size_t bytes)
 {
-	struct rref_view *v;
-	int err = rc_landing_get(ctx, bytes, &v);
+	struct rc_landing *l;
+	int err = rc_landing_get(ctx, bytes, &l);
 
 	if (!err)
-		rc_landing_put(v);
+		rc_landing_put(l);
 	return err;
 }
 

@@ -33,6 +33,7 @@ echo "$name" >/etc/hostname
 
 # Processes that touch a few KB of a large mapping would have 2 MiB cleared for it, which takes 30 ms under emulation.
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 
 # In batches: under emulation, starting a program takes longer than its work.
 netdev=eth0
