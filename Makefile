@@ -68,7 +68,7 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim model perf perf-roce perf-peers perf-report deps install uninstall clean
+.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim model perf perf-parts perf-roce perf-peers perf-report deps install uninstall clean
 .DEFAULT_GOAL := all
 all: lib tools tests
 
@@ -217,6 +217,13 @@ perf:
 	@$(MAKE) --no-print-directory -s $(BIN)/rref-perf $(BIN)/rref-parts
 	@$(BIN)/rref-perf all $(ARGS)
 	@$(BIN)/rref-parts
+
+# The parts alone (ARGS goes to the program, --benchmark_filter=... for one); fails if one of them cannot be measured.
+perf-parts:
+	@test/tools/deps.sh build perf
+	@$(MAKE) --no-print-directory -s $(ALL_CORES) $(BIN)/rref-parts
+	@$(BIN)/rref-parts $(ARGS) >$(B)/parts.log 2>&1; status=$$?; cat $(B)/parts.log; \
+		[ $$status -eq 0 ] && ! grep -q 'ERROR OCCURRED' $(B)/parts.log
 
 perf-roce:
 	@test/tools/deps.sh build perf

@@ -104,7 +104,7 @@ static void encode_decode(benchmark::State &state)
 		benchmark::DoNotOptimize(got);
 	}
 }
-BENCHMARK(encode_decode)->Args({ 0, 0 })->Args({ 64, 1 })->Args({ 3072, 8 });
+BENCHMARK(encode_decode)->Args({ 0, 0 })->Args({ 64, 1 })->Args({ RW_INLINE_MAX, RW_REFS_MAX });
 
 static void create_and_release(benchmark::State &state)
 {
