@@ -7,9 +7,9 @@
  * wait-free, no ABA, and a block goes back to the arena only when its class is full.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
