@@ -5,7 +5,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 export RREF_TEST_NO_SKIP=1
-export RREF_TEST_JOBS=1
+# Two processors are emulated, and the programs that take longest mostly wait.
+export RREF_TEST_JOBS=2
 # Each worker registers all of it before it begins, and an emulated machine takes long to clear it; demo-roce takes the default.
 export RREF_REGION_BYTES=$((2 << 20))
 log=$(mktemp)
@@ -25,10 +26,12 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 
 # All but what is about shared memory alone: its provider's limits and enemies, and the reads that are over when they begin.
 one=$(ls build/bin/proc/* build/bin/conformance/* | grep -vE '/(rv_shm_[a-z]*|quick_test)$')
-# The provider's own tests first: what fails there explains the rest.
-one="build/bin/proc/rv_conformance $(echo "$one" | grep -v proc/rv_conformance)"
+# The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
+for t in resume_test resume_abuse_test resume_meets_test abuse_test stall_test rv_conformance; do
+	one="build/bin/proc/$t $(echo "$one" | tr ' ' '\n' | grep -v "proc/$t\$")"
+done
 RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
-	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one test/tools/perf.sh 2>&1 | tee "$log"
+	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one --alone test/tools/perf.sh 2>&1 | tee "$log"
 sum "one host"
 
 test/tools/deps.sh roce && test/vm/prepare.sh || exit 1

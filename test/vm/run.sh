@@ -161,14 +161,19 @@ mkdir -p "$log/shared"
 
 accel=${RREF_VM_ACCEL:-$(head -n 1 "$dir/accel" 2>/dev/null || true)}
 [[ -n ${RREF_VM_ACCEL-} || -w /dev/kvm ]] || accel=tcg # another user's finding
+# Emulated: all the processor features there are, but not 5-level page tables, which cost time at each TLB miss, and not the
+# fast string instructions, which are emulated byte by byte: what is copied and cleared takes two to nine times as long by them.
+# One thread for each virtual processor.
+append='console=ttyS0 quiet panic=-1 oops=panic mitigations=off'
 case ${accel:=tcg} in
-# Emulated: all the processor features there are, but not 5-level page tables,
-# which cost time at each TLB miss. One thread for each virtual processor.
-tcg) machine=(-accel 'tcg,thread=multi' -cpu 'max,la57=off') ;;
+tcg)
+	machine=(-accel 'tcg,thread=multi' -cpu 'max,la57=off,erms=off,fsrm=off')
+	# Code is translated for the addresses that it runs at: where each process has its own, it is translated anew for each.
+	append+=' clearcpuid=rep_good init_on_alloc=0 norandmaps'
+	;;
 kvm) machine=(-accel kvm -cpu host) ;;
 *) fail "RREF_VM_ACCEL is tcg or kvm" ;;
 esac
-append='console=ttyS0 quiet panic=-1 oops=panic mitigations=off'
 # An emulated time stamp counter is the host's. Left alone, Linux finds it
 # unsynchronised and reads the time from an emulated HPET: microseconds a time.
 grep -qm1 '^flags.* constant_tsc' /proc/cpuinfo && append+=' tsc=reliable'
