@@ -27,7 +27,7 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 # All but what is about shared memory alone: its provider's limits and enemies, and the reads that are over when they begin.
 one=$(ls build/bin/proc/* build/bin/conformance/* | grep -vE '/(rv_shm_[a-z]*|quick_test)$')
 # The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
-for t in resume_test resume_abuse_test resume_meets_test abuse_test stall_test rv_conformance; do
+for t in resume_test resume_abuse_test resume_meets_test abuse_test fence_test stall_test rv_conformance; do
 	one="build/bin/proc/$t $(echo "$one" | tr ' ' '\n' | grep -v "proc/$t\$")"
 done
 RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
