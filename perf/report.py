@@ -21,7 +21,8 @@ def rows(path):
 
 def plot(rs, op, file, title):
     """p50 of ours and of the raw side over size; nothing without gnuplot or with less than two sizes."""
-    points = [(r["bytes"], r["p50_ns"] / 1e3, r["raw_p50_ns"] / 1e3) for r in rs if r["op"] == op and "raw_p50_ns" in r]
+    points = [(r["bytes"], r["p50_ns"] / 1e3, r["raw_p50_ns"] / 1e3) for r in rs
+              if r["op"] == op and "raw_p50_ns" in r and not r["raw"].endswith("+header")]
     if len(points) < 2:
         return
     data = "".join(f"{b} {x} {y}\n" for b, x, y in points)
@@ -110,7 +111,7 @@ def targets(shm, roce, peers, perftest, idle, path):
         line(what, r.get("ratio_p50") if r else None, bound, spread=rounds(r))
 
     for n in (8, 4096, 65536):
-        ratio_line(f"ibv (SoftRoCE guest): to_here / raw READ, p50, {size(n)}", roce, 1.10, op="lat", bytes=n)
+        ratio_line(f"ibv (SoftRoCE guest): to_here / raw READ, p50, {size(n)}", roce, 1.10, op="lat", raw="READ", bytes=n)
     ours, ucx, torch = (find(shm, op="lat", bytes=8), find(peers, op="lat", peer="ucx", bytes=8), find(peers, op="lat", peer="torch", bytes=8))
     line("shm: to_here 8 B / UCX `ucp_get`", ours["p50_ns"] / ucx["p50_ns"] if ours and ucx else None, 1.5)
     line("torch's to_here 8 B / ours", torch["p50_ns"] / ours["p50_ns"] if ours and torch else None, 1000, True)

@@ -2,6 +2,7 @@
 /* The workers of one operation: forked here, or this process is one that a launcher started (RREF_RANK is set). */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -34,42 +35,53 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i)
 	return cfg->nr_sizes ? (i < cfg->nr_sizes ? cfg->sizes[i] : 0) : op->sizes ? op->sizes[i] : 0;
 }
 
-/* Serves until the measuring worker says that it is done. In manual mode this thread is the poller, and spins. */
-static void serve(struct rref_ctx *ctx, int mode)
+/* Serves until the measuring worker says that it is done. In manual mode this thread is the poller of all, and spins. */
+static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 {
 	unsigned idle = 0;
 
-	while (!pf_stopped()) {
+	while (!pf_stopped(nr)) {
+		int n = 0;
+
+		for (unsigned i = 0; i < nr && mode == RREF_PROGRESS_MANUAL; i++)
+			n += rref_progress(ctx[i]);
 		if (mode != RREF_PROGRESS_MANUAL)
 			usleep(1000);
-		else if (rref_progress(ctx) > 0)
+		else if (n > 0)
 			idle = 0;
 		else if (++idle % 1024 == 0)
 			sched_yield(); /* its caller may have no processor */
 	}
 }
 
-static int worker(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *from, int rank)
+static int join(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *from, int rank,
+		struct rref_ctx **ctx)
 {
 	struct rref_options o = *from;
-	struct rref_ctx *ctx;
-	int mode = pf_mode(cfg, op), err;
 
-	o.mode = (enum rref_progress_mode)mode;
+	o.rank = rank;
+	o.mode = (enum rref_progress_mode)pf_mode(cfg, op);
 	o.functions = pf_functions;
 	o.nr_functions = pf_nr_functions;
 	if (!o.log)
 		o.log = log_line;
-	err = rref_init(&o, &ctx);
+	return pf_say(rref_init(&o, ctx), "rref_init");
+}
+
+static int worker(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *from, int rank)
+{
+	struct rref_ctx *ctx;
+	int mode = pf_mode(cfg, op), err = join(cfg, op, from, rank, &ctx);
+
 	if (err)
-		return pf_say(err, "rref_init");
+		return err;
 	if (rank == op->world - 1) {
 		err = op->run(cfg, ctx, op);
 		fflush(stdout);
 		for (int r = 0; r < rank; r++)
 			pf_ask(ctx, r, "perf.stop", NULL, 0, NULL, 0);
 	} else {
-		serve(ctx, mode);
+		serve(&ctx, 1, mode);
 	}
 	int bye = rref_shutdown(ctx, err ? RREF_SHUTDOWN_NOW : RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT);
 
@@ -77,6 +89,74 @@ static int worker(const struct pf_config *cfg, const struct pf_op *op, const str
 		err = pf_say(bye, "rref_shutdown");
 	rref_free_ctx(ctx);
 	return err;
+}
+
+/*
+ * Where there are fewer processors than workers who spin, those who serve share a process and a thread that makes progress for
+ * all of them: else what is measured is who runs when. To begin and to end each has a thread: it waits for the others.
+ */
+struct crowd {
+	const struct pf_config *cfg;
+	const struct pf_op *op;
+	const struct rref_options *o;
+	int nr;
+	struct rref_ctx *ctx[PROCS_MAX];
+	pthread_barrier_t joined, served;
+};
+
+struct one_of {
+	struct crowd *crowd;
+	int rank, err;
+};
+
+static void *one_of_crowd(void *arg)
+{
+	struct one_of *me = arg;
+	struct crowd *c = me->crowd;
+
+	me->err = join(c->cfg, c->op, c->o, me->rank, &c->ctx[me->rank]);
+	/* The others would wait for it until their time-outs. */
+	if (me->err)
+		_exit(1);
+	pthread_barrier_wait(&c->joined);
+	pthread_barrier_wait(&c->served);
+	me->err = pf_say(rref_shutdown(c->ctx[me->rank], RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT), "rref_shutdown");
+	rref_free_ctx(c->ctx[me->rank]);
+	return NULL;
+}
+
+static int crowd(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *o)
+{
+	struct crowd c = { .cfg = cfg, .op = op, .o = o, .nr = op->world - 1 };
+	struct one_of one[PROCS_MAX];
+	pthread_t thread[PROCS_MAX];
+	int err = 0;
+
+	pthread_barrier_init(&c.joined, NULL, (unsigned)c.nr + 1);
+	pthread_barrier_init(&c.served, NULL, (unsigned)c.nr + 1);
+	for (int r = 0; r < c.nr; r++) {
+		one[r] = (struct one_of){ .crowd = &c, .rank = r };
+		err = pthread_create(&thread[r], NULL, one_of_crowd, &one[r]);
+		if (err) {
+			fprintf(stderr, "rref-perf: a thread: %s\n", strerror(err));
+			_exit(1);
+		}
+	}
+	pthread_barrier_wait(&c.joined);
+	serve(c.ctx, (unsigned)c.nr, pf_mode(cfg, op));
+	pthread_barrier_wait(&c.served);
+	for (int r = 0; r < c.nr; r++) {
+		pthread_join(thread[r], NULL);
+		err |= one[r].err;
+	}
+	return err;
+}
+
+static int processors(void)
+{
+	cpu_set_t set;
+
+	return sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
 }
 
 /* A port of loopback that is free now. */
@@ -98,17 +178,20 @@ static int forked(const struct pf_config *cfg, const struct pf_op *op, struct rr
 	pid_t pid[PROCS_MAX];
 	char place[64];
 	int failed = 0, left = 0;
+	bool together = op->world > 2 && pf_mode(cfg, op) == RREF_PROGRESS_MANUAL && processors() < op->world;
 
 	snprintf(place, sizeof(place), "127.0.0.1:%d", free_port());
 	o->world_size = op->world;
 	o->rendezvous = place;
 	fflush(NULL);
 	for (int r = 0; r < op->world; r++) {
+		pid[r] = -1;
+		if (together && r > 0 && r < op->world - 1)
+			continue;
 		pid[r] = fork();
 		if (pid[r] == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			o->rank = r;
-			int err = worker(cfg, op, o, r);
+			int err = together && r == 0 ? crowd(cfg, op, o) : worker(cfg, op, o, r);
 
 			fflush(NULL);
 			_exit(err != 0);

@@ -24,7 +24,8 @@ const struct pf_op pf_ops[] = {
 	{ "batch", "to_here_batch of references of one owner, beside the same one by one", 2, RREF_PROGRESS_AUTO, batch_sizes, pf_batch },
 	{ "call", "an empty call of an inline handler, both sides spinning, beside a cache line's way to and fro", 2, RREF_PROGRESS_MANUAL,
 	  NULL, pf_call },
-	{ "share", "a reference from user to user until its owner has confirmed, beside an empty call", 3, RREF_PROGRESS_AUTO, NULL, pf_share },
+	{ "share", "a reference from user to user until its owner has confirmed, beside an empty call, all spinning", 3, RREF_PROGRESS_MANUAL, NULL,
+	  pf_share },
 	{ "create", "create on a peer, to_here, release, beside an empty call", 2, RREF_PROGRESS_MANUAL, NULL, pf_create },
 	{ "alloc", "a value's memory, got and given back in an arena, beside plain mallocx and dallocx", 1, RREF_PROGRESS_MANUAL, alloc_sizes,
 	  pf_alloc },
@@ -48,7 +49,8 @@ static void usage(FILE *to)
 		    "  --rounds N     the ratio is the median of so many (default 5)\n"
 		    "  --window N     reads in flight, for bw and rate (default 16)\n"
 		    "  --batch N      references in a batch (default 1000)\n"
-		    "  --mode M       auto, poll or manual (default: auto; manual, both sides spinning, for call and create)\n"
+		    "  --mode M       auto, poll or manual (default: auto; manual, all spinning, for call, share and create)\n"
+		    "  --headed       over ibv: raw READs bring a header more, in a second piece, as the library's do\n"
 		    "  --json         one JSON object a line instead of the table; times in ns\n"
 		    "  --plot FILE    an SVG of the sweep, by gnuplot; its rows go to FILE.jsonl\n"
 		    "  --help, --version\n"
@@ -96,12 +98,12 @@ static bool sizes(const char *text, struct pf_config *cfg)
 
 int main(int argc, char **argv)
 {
-	enum { DEVICE = 256, SIZES, SECONDS, ROUNDS, WINDOW, BATCH, MODE, JSON, PLOT, HELP, VERSION };
+	enum { DEVICE = 256, SIZES, SECONDS, ROUNDS, WINDOW, BATCH, MODE, HEADED, JSON, PLOT, HELP, VERSION };
 	static const struct option options[] = {
 		{ "device", required_argument, NULL, DEVICE }, { "sizes", required_argument, NULL, SIZES },
 		{ "seconds", required_argument, NULL, SECONDS }, { "rounds", required_argument, NULL, ROUNDS },
 		{ "window", required_argument, NULL, WINDOW }, { "batch", required_argument, NULL, BATCH },
-		{ "mode", required_argument, NULL, MODE }, { "json", no_argument, NULL, JSON },
+		{ "mode", required_argument, NULL, MODE }, { "headed", no_argument, NULL, HEADED }, { "json", no_argument, NULL, JSON },
 		{ "plot", required_argument, NULL, PLOT }, { "help", no_argument, NULL, HELP },
 		{ "version", no_argument, NULL, VERSION }, { 0 },
 	};
@@ -142,6 +144,9 @@ int main(int argc, char **argv)
 				;
 			if (cfg.mode < 0)
 				return bad("--mode wants auto, poll or manual", optarg);
+			break;
+		case HEADED:
+			cfg.headed = true;
 			break;
 		case JSON:
 			cfg.json = true;

@@ -9,11 +9,11 @@
 #include "base/util.h"
 #include "pf.h"
 
-static atomic_bool stop;
+static atomic_uint stops;
 
-bool pf_stopped(void)
+bool pf_stopped(unsigned workers)
 {
-	return atomic_load(&stop);
+	return atomic_load(&stops) >= workers;
 }
 
 /* {u64 bytes} -> a reference to a value of that many bytes. The measuring worker's reference keeps it. */
@@ -57,7 +57,7 @@ static int end(struct rref_call *call, void *arg)
 {
 	(void)call;
 	(void)arg;
-	atomic_store(&stop, true);
+	atomic_fetch_add(&stops, 1);
 	return 0;
 }
 

@@ -29,6 +29,7 @@ struct pf_config {
 	unsigned window;                 /* operations in flight, bw and rate */
 	unsigned batch;                  /* references in a batch */
 	int mode;                        /* enum rref_progress_mode, -1 = each operation's own */
+	bool headed;                     /* raw READs bring a header too */
 	bool json, launched;             /* launched: one worker of several hosts, by the environment */
 	const char *plot;                /* file of an SVG, or NULL */
 };
@@ -98,7 +99,7 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i);
 /* The functions of those that serve. */
 extern const struct rref_function pf_functions[];
 extern const size_t pf_nr_functions;
-bool pf_stopped(void);
+bool pf_stopped(unsigned workers);                /* as many of this process were told to stop */
 /* Errors are told with what they are about, and returned. */
 int pf_say(int err, const char *what);
 /* A call that must succeed; the result's bytes are copied to `to` (of exactly `want` bytes). */

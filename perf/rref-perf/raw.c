@@ -39,9 +39,10 @@ struct segment {
 	_Alignas(LINE) _Atomic uint32_t pong;
 };
 #define HEAD 4096
+#define HEADER 64 /* what the library reads in front of a value */
 
 struct pf_raw {
-	size_t bytes;
+	size_t bytes, head;
 	struct segment *segment;     /* shm */
 	void *to;
 	struct rv_raw *ibv;
@@ -134,7 +135,7 @@ int pf_raw_serve_ibv(struct rref_call *call, void *arg)
 	ask.device[sizeof(ask.device) - 1] = 0;
 	rv_raw_close(own.ibv);
 	own.ibv = NULL;
-	err = rv_raw_open(ask.device, ask.port, ask.gid_index, ask.bytes, &own.ibv);
+	err = rv_raw_open(ask.device, ask.port, ask.gid_index, 0, ask.bytes, &own.ibv);
 	if (!err)
 		err = rv_raw_connect(own.ibv, ask.end);
 	if (err)
@@ -187,12 +188,12 @@ static void parse_device(const char *text, struct ibv_ask *ask)
 
 static int open_ibv(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_raw *raw)
 {
-	struct ibv_ask ask = { .bytes = raw->bytes };
+	struct ibv_ask ask = { .bytes = raw->bytes + raw->head };
 	uint8_t end[RV_RAW_END_BYTES];
 	int err;
 
 	parse_device(cfg->device, &ask);
-	err = rv_raw_open(ask.device, ask.port, ask.gid_index, raw->bytes, &raw->ibv);
+	err = rv_raw_open(ask.device, ask.port, ask.gid_index, raw->head, raw->bytes, &raw->ibv);
 	if (err)
 		return pf_say(err, rv_raw_error());
 	rv_raw_end(raw->ibv, ask.end);
@@ -210,6 +211,7 @@ int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
 	if (!raw)
 		return pf_say(-ENOMEM, "the raw side");
 	raw->bytes = bytes;
+	raw->head = cfg->headed ? HEADER : 0;
 	int err = strcmp(pf_reached_by(ctx, 0), "shm") == 0 ? open_shm(ctx, raw) : open_ibv(cfg, ctx, raw);
 
 	if (err) {
@@ -272,7 +274,7 @@ int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n)
 
 const char *pf_raw_name(const struct pf_raw *raw)
 {
-	return raw->ibv ? "READ" : "memcpy";
+	return raw->ibv ? raw->head ? "READ+header" : "READ" : "memcpy";
 }
 
 void pf_raw_close(struct pf_raw *raw)

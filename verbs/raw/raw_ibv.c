@@ -21,7 +21,7 @@ struct rv_raw {
 	struct ibv_qp *qp;
 	struct ibv_mr *mr, *mr_remote;
 	void *buffer, *shown;          /* READs land in buffer; shown is what the other end READs */
-	size_t length;
+	size_t length, head;
 	int port, gid_index;
 	union ibv_gid gid;
 	struct ibv_port_attr attr;
@@ -83,7 +83,7 @@ static int choose(struct rv_raw *raw, const char *device, int port, int gid_inde
 static int queue_pair(struct rv_raw *raw)
 {
 	struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC, .sq_sig_all = 0,
-					 .cap = { .max_send_wr = WINDOW_MAX, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 } };
+					 .cap = { .max_send_wr = WINDOW_MAX, .max_recv_wr = 1, .max_send_sge = raw->head ? 2 : 1, .max_recv_sge = 1 } };
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = (uint8_t)raw->port,
 				    .qp_access_flags = IBV_ACCESS_REMOTE_READ };
 
@@ -103,7 +103,7 @@ static int queue_pair(struct rv_raw *raw)
 
 static int memory(struct rv_raw *raw, size_t bytes)
 {
-	raw->length = max_of(bytes, (size_t)4096);
+	raw->length = max_of(raw->head + bytes, (size_t)4096);
 	raw->buffer = mmap(NULL, raw->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	raw->shown = mmap(NULL, raw->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (raw->buffer == MAP_FAILED || raw->shown == MAP_FAILED)
@@ -113,12 +113,13 @@ static int memory(struct rv_raw *raw, size_t bytes)
 	return raw->mr && raw->mr_remote ? 0 : fail(errno, "registering the buffers");
 }
 
-int rv_raw_open(const char *device, int port, int gid_index, size_t bytes, struct rv_raw **out)
+int rv_raw_open(const char *device, int port, int gid_index, size_t head, size_t bytes, struct rv_raw **out)
 {
 	struct rv_raw *raw = calloc(1, sizeof(*raw));
 
 	if (!raw)
 		return fail(ENOMEM, "raw queue pair");
+	raw->head = head;
 	raw->buffer = raw->shown = MAP_FAILED;
 	int err = choose(raw, device, port, gid_index);
 
@@ -174,8 +175,10 @@ int rv_raw_connect(struct rv_raw *raw, const uint8_t end[RV_RAW_END_BYTES])
 
 static int post(struct rv_raw *raw, size_t bytes)
 {
-	struct ibv_sge sge = { .addr = (uintptr_t)raw->buffer, .length = (uint32_t)bytes, .lkey = raw->mr->lkey };
-	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_READ, .send_flags = IBV_SEND_SIGNALED,
+	uintptr_t at = (uintptr_t)raw->buffer;
+	struct ibv_sge sge[2] = { { .addr = at, .length = (uint32_t)raw->head, .lkey = raw->mr->lkey },
+				  { .addr = at + raw->head, .length = (uint32_t)bytes, .lkey = raw->mr->lkey } };
+	struct ibv_send_wr wr = { .sg_list = raw->head ? sge : sge + 1, .num_sge = raw->head ? 2 : 1, .opcode = IBV_WR_RDMA_READ, .send_flags = IBV_SEND_SIGNALED,
 				  .wr.rdma = { .remote_addr = raw->peer_addr, .rkey = raw->peer_rkey } };
 	struct ibv_send_wr *bad;
 	int err = ibv_post_send(raw->qp, &wr, &bad);
