@@ -151,13 +151,13 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/sim/mutants.sh
-ALONE := test/tools/modes.sh test/tools/perf.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/mode-manual.sh test/sim/mutants.sh
+ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 # What these build is built by all processors, unless the one who types says how many jobs.
 ALL_CORES = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)

@@ -376,15 +376,20 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_pause(&turn);
 }
 
-void rc_quick_counts(struct rref_ctx *ctx, uint64_t *reads, uint64_t *read_bytes, uint64_t *spare_bytes)
+void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
 {
-	*reads = *read_bytes = *spare_bytes = 0;
+	/* All of it under the lock: a thread that ends adds what it counted to the context's counters. */
 	pthread_mutex_lock(&lock);
+	s->reads = at_load(&ctx->n.reads);
+	s->doorbells = at_load(&ctx->n.doorbells);
+	s->read_bytes = at_load(&ctx->n.read_bytes);
+	s->landing_bytes = at_load(&ctx->n.landing_bytes);
 	for (struct rc_reader *r = ctx->readers; r; r = r->next) {
-		*reads += at_load(&r->reads);
-		*read_bytes += at_load(&r->read_bytes);
+		s->reads += at_load(&r->reads);
+		s->doorbells += at_load(&r->reads);
+		s->read_bytes += at_load(&r->read_bytes);
 		for (int c = 0; c < RC_CACHE_CLASSES; c++)
-			*spare_bytes += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
+			s->landing_bytes -= at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
 	pthread_mutex_unlock(&lock);
 }

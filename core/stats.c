@@ -10,7 +10,7 @@ _Static_assert(RREF_MESSAGE_KINDS == RW_NR_KINDS, "one counter for each kind");
 
 void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
 {
-	at_add(&ctx->n.sent, 1);
+	at_add_mine(&ctx->n.sent, 1);
 	ctx->n.sent_by_kind[rw_kind(message, length)]++;
 	ctx->n.sent_bytes += length;
 	p->traffic.sent++;
@@ -19,7 +19,7 @@ void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message,
 
 void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
 {
-	at_add(&ctx->n.received, 1);
+	at_add_mine(&ctx->n.received, 1);
 	ctx->n.received_by_kind[rw_kind(message, length)]++;
 	ctx->n.received_bytes += length;
 	p->traffic.received++;
@@ -69,7 +69,6 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
 	struct rref_stats s = { 0 };
 	struct ra_stats v, l;
-	uint64_t reads, read_bytes, spare_bytes;
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
@@ -84,15 +83,11 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	ra_stats(ctx->landing, &l);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
-	rc_quick_counts(ctx, &reads, &read_bytes, &spare_bytes);
-	s.landing_bytes = at_load(&ctx->n.landing_bytes) - spare_bytes;
+	rc_quick_counts(ctx, &s);
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
 	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->beacon_region->length + at_load(&ctx->n.mem_bytes);
 	s.nr_regions = v.nr_regions + l.nr_regions + 1 + at_load(&ctx->n.mems);
 	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
-	s.reads = at_load(&ctx->n.reads) + reads;
-	s.read_bytes = at_load(&ctx->n.read_bytes) + read_bytes;
-	s.doorbells = at_load(&ctx->n.doorbells) + reads;
 	s.messages_sent = at_load(&ctx->n.sent);
 	s.messages_received = at_load(&ctx->n.received);
 	s.calls_served = at_load(&ctx->n.calls);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Leaving in good order, too early, at once; what is said afterwards; beginning again. */
 #include <dirent.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -352,7 +353,12 @@ static void one_life(int rank, int world, int how)
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 		s = tg_stats(ctx);
 		/* Not value_bytes: the handles that are left keep their values, for a thread that may be about to read one. */
-		TG_CHECK(!s.owners && !s.forks && !s.users && !s.pending_children && !s.landing_bytes && !s.ops_in_flight);
+		TG_IS(s.owners, 0);
+		TG_IS(s.forks, 0);
+		TG_IS(s.users, 0);
+		TG_IS(s.pending_children, 0);
+		TG_IS(s.landing_bytes, 0);
+		TG_IS(s.ops_in_flight, 0);
 		rref_free_ctx(ctx);
 	}
 }
@@ -364,10 +370,14 @@ static void *do_nothing(void *arg)
 
 static void many_lives(int rank, int world, int how)
 {
+	enum { FIRST = 4 };
+	int lives = tg_is_shm() ? 20 : 8;
 	struct usage first = { 0 }, now;
 	pthread_t t;
 	int tasks;
 
+	/* How many arenas the C library makes depends on which threads meet in it. */
+	mallopt(M_ARENA_MAX, 1);
 	/* With its first thread a process may get one of a sanitizer's too. */
 	TG_IS(pthread_create(&t, NULL, do_nothing, NULL), 0);
 	pthread_join(t, NULL);
@@ -375,11 +385,11 @@ static void many_lives(int rank, int world, int how)
 	tasks = usage().tasks;
 
 	/* Twenty; an emulated machine takes a second for each. */
-	for (int i = 0; i < (tg_is_shm() ? 20 : 8); i++) {
+	for (int i = 0; i < lives; i++) {
 		one_life(rank, world, how);
 		now = usage();
-		/* The first ones fill caches of the C library (stacks, arenas). */
-		if (i == 4)
+		/* The first ones fill caches of the C library. */
+		if (i == FIRST)
 			first = now;
 		tg_meet(0);
 	}
@@ -389,7 +399,8 @@ static void many_lives(int rank, int world, int how)
 	TG_IS(now.fds, first.fds);
 	TG_IS(now.tasks, tasks);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-	TG_CHECK(now.maps <= first.maps + 8);
+	/* Stacks of the pool's threads stay in a cache, and a life may have had more of them than those before. */
+	TG_CHECK(now.maps <= first.maps + max_of(lives - 2 - FIRST, 8));
 #endif
 }
 

@@ -1,0 +1,1 @@
+mode-poll.sh

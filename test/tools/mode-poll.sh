@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The worker processes again in one of the two other progress modes, which this file's name says (mode-manual.sh is a link):
+# poll, a poller that never sleeps; manual, none at all.
+#   mode-poll.sh [BUILD_DIR]
+set -uo pipefail
+mode=$(basename "$0" .sh)
+mode=${mode#mode-}
+cd "$(dirname "$0")/../.." || exit 1
+bin=${1:-build}/bin
+themes="calls deferred creating reading chains"
+# Pollers that never sleep take the cores from each other: what has many workers runs without any only.
+[ "$mode" = manual ] && themes="$themes group sharing leaving faults beyond"
+# shellcheck disable=SC2046
+RREF_TEST_PROGRESS=$mode exec test/tools/run-tests.sh --title "progress: $mode" --jobs 1 \
+	"$bin"/proc/{spine,calls,payload,refs,futures,batch,shutdown}_test $(printf "$bin/conformance/%s " $themes)
