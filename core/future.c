@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -19,6 +20,7 @@
  * end just behind it, as on an emulated or busy machine, it grows: to sleep and be woken would cost more than what is left.
  */
 #define SPIN_NS (100 * NSEC_PER_USEC)
+#define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
 #define SLOW_NS (1 * NSEC_PER_MSEC) /* as the poller; see progress.c */
 #define LOOKS 8u                    /* between two looks at the clock, and at other threads' needs */
@@ -197,8 +199,12 @@ static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 			begun = now;
 		if (!spin_until || worked)
 			spin_until = now + SPIN_NS + at_load(&ctx->more_patience);
-		if (now < spin_until)
+		if (now < spin_until) {
+			/* Whom we woke may have been put on this very processor, and waits for us as we do for it. */
+			if (now - begun >= YIELD_NS)
+				sched_yield();
 			continue;
+		}
 		if (!blocking) {
 			blocking = true;
 			rc_pool_blocking(ctx, 1);
