@@ -304,12 +304,10 @@ static int call_async(struct rref_ctx *ctx, int rank, const char *function, cons
 
 	if (err)
 		return err;
-	o.f->incoming = malloc(sizeof(*o.f->incoming));
-	if (!o.f->incoming) {
+	if (!rc_op_incoming(o.f)) {
 		rc_fail(ENOMEM, "memory for a call");
 		return abandon(&o, -ENOMEM);
 	}
-	rc_incoming_init(o.f->incoming);
 	rc_lock(ctx);
 	err = send_call(&o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
 	if (!err) {
@@ -578,24 +576,43 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 	rc_incoming_begin(ctx, f->incoming, r->refs, r->nr_refs, from->rank);
 }
 
-void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+/*
+ * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while the lock is held, and with
+ * it the engine's hold; but its slot may be given to the next operation while it is looked at here, so the token is
+ * compared once more behind all else (acquire: partner of the release in rc_op_get). [lock]
+ */
+static struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
 {
-	const struct rw_reply *r = &m->u.reply;
-	/* Held: an answer that comes late may find an operation whose slot is being given to the next one. */
+	struct rref_future *f = rc_op_find(ctx, call_id);
+
+	if (!f || at_load(&f->kind) != RC_OP_CALL || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING ||
+	    rc_op_token(f) != call_id)
+		return NULL;
+	return f->peer == from->rank && !f->replied ? f : NULL;
+}
+
+/* The caller gave up. References that came with it are taken and dropped, so that their owners know. [lock] */
+static void late_reply(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_reply *r)
+{
+	/* Held: its slot may be being given to the next one. */
 	struct rref_future *f = rc_op_hold(ctx, r->call_id);
 
-	if (f && at_load(&f->kind) == RC_OP_CALL && f->peer == from->rank && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING &&
-	    !f->replied) {
-		take_reply(ctx, f, from, r);
-	} else {
-		/* Late: the caller gave up. References that came with it are taken and dropped, so that their owners know. */
-		at_add(&ctx->n.dropped, 1);
-		if (!r->loc.version)
-			rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
-		else if (!f || !f->replied)
-			rc_fetch_refuse(ctx, from, RW_PAYLOAD_REPLY, r->call_id, -ECANCELED);
-		/* else it is the same reply again: its payload is being read, or was */
-	}
+	at_add(&ctx->n.dropped, 1);
+	if (!r->loc.version)
+		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
+	else if (!f || !f->replied)
+		rc_fetch_refuse(ctx, from, RW_PAYLOAD_REPLY, r->call_id, -ECANCELED);
+	/* else it is the same reply again: its payload is being read, or was */
 	if (f)
 		rc_op_put(f);
+}
+
+void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	struct rref_future *f = waiting_call(ctx, from, m->u.reply.call_id);
+
+	if (likely(f))
+		take_reply(ctx, f, from, &m->u.reply);
+	else
+		late_reply(ctx, from, &m->u.reply);
 }

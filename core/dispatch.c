@@ -365,7 +365,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	bool news = !err && !self && m.frame.type == RW_RECEIVED;
 
 	if (!err && !self &&
-	    (m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) || rc_send_acked(from, m.frame.ack)))
+	    (m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) || rc_send_acked(ctx, from, m.frame.ack)))
 		err = -EPROTO;
 	if (news && ((uint32_t)m.u.received.seq != m.frame.ack || memcmp(m.u.received.mac, no_mac, sizeof(no_mac))))
 		err = -EPROTO;

@@ -44,7 +44,7 @@ static bool make_progress(struct rref_ctx *ctx, bool slow)
 	}
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
 	if (!slow && !at_load(&ctx->has_poller))
-		slow = now_ns() - ctx->polled_slow_at >= SLOW_NS;
+		slow = rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS;
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
 	return n > 0;

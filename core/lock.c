@@ -114,20 +114,22 @@ static void run_work(struct rref_ctx *ctx)
 /*
  * One at a time, and the others stay where any thread finds them: a callback may wait, and what it waits for may hang
  * on one that was deferred together with it. Not more than there are now: who adds some takes care of them. [lock, which
- * is let go for each]
+ * is let go for each, and at the end]
  */
 static void run_deferred(struct rref_ctx *ctx)
 {
-	for (unsigned n = length(&ctx->deferred_ops) + length(&ctx->deferred_calls); n > 0; n--) {
+	for (unsigned n = length(&ctx->deferred_ops) + length(&ctx->deferred_calls);;) {
 		struct list *op = list_pop(&ctx->deferred_ops), *call = op ? NULL : list_pop(&ctx->deferred_calls);
 
+		unlock(ctx);
 		if (!op && !call)
 			return;
-		unlock(ctx);
 		if (op)
 			rc_op_run_then(container_of(op, struct rref_future, then_node));
 		else
 			rc_run_call(container_of(call, struct rref_call, node));
+		if (--n == 0)
+			return;
 		rc_lock(ctx);
 	}
 }
@@ -139,11 +141,12 @@ void rc_unlock(struct rref_ctx *ctx)
 			run_work(ctx);
 		if (unlikely(!list_empty(&ctx->deferred_work)))
 			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
-		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
-			run_deferred(ctx);
 		if (rc_wraps_due(ctx))
 			rc_wraps_return(ctx);
-		unlock(ctx);
+		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
+			run_deferred(ctx);
+		else
+			unlock(ctx);
 		/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
 		if (likely(!at_load_sc(&ctx->dropped) && !rc_wraps_due(ctx)) || !rc_trylock(ctx))
 			return;

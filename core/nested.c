@@ -173,8 +173,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	f->number = nr;
 	if (scope)
 		rc_scope_attach(f, scope, NULL, outer->owner);
-	f->incoming = calloc(1, sizeof(*f->incoming));
-	if (!f->incoming) {
+	if (!rc_op_incoming(f)) {
 		rc_fail(ENOMEM, "memory for an answer");
 		return abandon(f, -ENOMEM);
 	}

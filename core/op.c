@@ -31,8 +31,13 @@ void rc_ops_close(struct rref_ctx *ctx)
 {
 	uint32_t nr = at_load(&ctx->nr_ops) / RC_OP_CHUNK;
 
-	for (uint32_t i = 0; ctx->op_chunk && i < nr; i++)
-		free(at_load(&ctx->op_chunk[i]));
+	for (uint32_t i = 0; ctx->op_chunk && i < nr; i++) {
+		struct rref_future *chunk = at_load(&ctx->op_chunk[i]);
+
+		for (uint32_t k = 0; k < RC_OP_CHUNK; k++)
+			free(chunk[k].spare);
+		free(chunk);
+	}
 	free(ctx->op_chunk);
 	free(ctx->op_taken);
 	ctx->op_chunk = NULL;
@@ -253,6 +258,15 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 	return rc_op_get_share(ctx, RC_OP_PROGRAM, deadline, out);
 }
 
+bool rc_op_incoming(struct rref_future *f)
+{
+	f->incoming = f->spare ? f->spare : malloc(sizeof(*f->incoming));
+	f->spare = NULL;
+	if (f->incoming)
+		rc_incoming_init(f->incoming);
+	return f->incoming;
+}
+
 void rc_op_put(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -264,7 +278,10 @@ void rc_op_put(struct rref_future *f)
 		free(f->data);
 	if (f->incoming) {
 		rc_incoming_release(f->incoming);
-		free(f->incoming);
+		if (f->spare)
+			free(f->incoming);
+		else
+			f->spare = f->incoming;
 	}
 	rref_release(f->handle);
 	rc_landing_put(f->landing);

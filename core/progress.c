@@ -22,7 +22,8 @@
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
 #define BATCH 16u
-#define LOOKS 8u                          /* of rref_progress */
+#define LOOKS 16u                         /* of rref_progress */
+#define CLOCK_TURNS 64u
 
 static int poll_device(struct rref_ctx *ctx, struct rc_device *d, unsigned flags)
 {
@@ -54,7 +55,7 @@ static int poll_self(struct rref_ctx *ctx)
 
 		rc_count_received(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
 		rc_message(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
-		free(o);
+		rc_outgoing_over(ctx, o);
 		n++;
 	}
 	return n;
@@ -119,7 +120,9 @@ int rref_progress(struct rref_ctx *ctx)
 		return n;
 	if (!rc_trylock(ctx))
 		return 0;
-	slow = ctx->armed || now_ns() - ctx->polled_slow_at >= SLOW_NS;
+	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
+	slow = ctx->armed || rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS ||
+	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
 	if (at_load(&ctx->kicked) || ctx->armed)
 		rc_disarm(ctx);
 	n = rc_progress_turns(ctx, slow, LOOKS);

@@ -125,7 +125,8 @@ struct rref_future {
 	const struct rc_type *type;
 	char *data;
 	size_t data_length;
-	struct rc_incoming *incoming; /* references of a call's result */
+	struct rc_incoming *incoming; /* references of a call's result; rc_op_incoming */
+	struct rc_incoming *spare;    /* of an earlier one in this slot */
 	char text[RREF_TEXT_SIZE];
 
 	/* read */
@@ -223,8 +224,9 @@ struct rc_outgoing {
 	struct list node;
 	uint32_t length;
 	uint32_t tries;               /* that failed */
-	uint8_t bytes[];
+	uint8_t bytes[];              /* room for RC_SMALL_MESSAGE at least */
 };
+#define RC_SMALL_MESSAGE 232u
 
 /* ---- devices and regions --------------------------------------------------------------------------------------- */
 
@@ -333,6 +335,8 @@ struct rref_ctx {
 	bool in_effects;                  /* [lock] */
 	bool duplicate;                   /* [lock] the last OWN was of an id known already */
 	struct list self_queue;           /* [lock] struct rc_outgoing */
+	struct list spare_messages;       /* [lock] small ones that came there; send.c */
+	uint32_t nr_spare_messages;       /* [lock] */
 	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
 	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
 	struct list deferred_ops;         /* [lock] futures whose callback is to run */
@@ -345,6 +349,7 @@ struct rref_ctx {
 	int64_t next_tick;                /* [lock] */
 	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
 	int64_t polled_slow_at;           /* [lock] */
+	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
 	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
 	bool armed;                       /* [lock] devices would wake the poller */
 
@@ -394,7 +399,7 @@ struct rref_ctx {
 	_Atomic uint32_t calls_open;              /* calls being served or waiting to be */
 	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
 	_Atomic uint32_t nr_consumed;
-	_Atomic uint64_t calls_begun;             /* how many ever were */
+	_Atomic uint64_t calls_begun;             /* how many ever were; written under the lock */
 	struct rc_key key;
 	bool leak_check;
 	int64_t peer_timeout;
@@ -447,15 +452,24 @@ static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
 	return (uint32_t)((rc_coarse_ns() - ctx->started_at) / RC_AGE_NS);
 }
 
+#define RC_LONG_NS NSEC_PER_SEC
+#define RC_CLOCK_TICK_NS (10 * NSEC_PER_MSEC) /* of the coarse clock, at most */
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 {
 	if (timeout == RREF_DEFAULT)
 		timeout = at_load(&ctx->timeout);
 	if (timeout == RREF_FOREVER)
 		return INT64_MAX;
-	int64_t now = now_ns();
+	/* Of a long one a tick more or less does not matter, and the coarse clock costs a fifth; it is late by one tick at most. */
+	int64_t now = timeout < RC_LONG_NS ? now_ns() : rc_coarse_ns() + RC_CLOCK_TICK_NS;
 
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
+}
+
+/* rc_wraps_return has something to do, for this thread. */
+static inline bool rc_wraps_due(const struct rref_ctx *ctx)
+{
+	return unlikely(at_load_sc(&ctx->returned)) && !rc_wraps_returning();
 }
 
 /* lock.c: the progress lock */
@@ -512,6 +526,7 @@ struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: o
 struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
+bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: no memory */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
@@ -580,6 +595,7 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);  /* 
 int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length); /* [lock] the same */
 void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* [lock] the same; who cannot be told is fenced */
 struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length);    /* NULL: no memory; free */
+void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o);          /* [lock] free, or kept for the next */
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* [lock] */
 void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */
 int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */

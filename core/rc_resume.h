@@ -67,7 +67,7 @@ int64_t rc_resume_due(const struct rc_peer *p);              /* [lock] when the 
 void rc_resume_over(struct rc_peer *p);                      /* [lock] the session ended */
 
 /* send.c */
-int rc_send_acked(struct rc_peer *p, uint32_t ack);          /* [lock] 0, or -EPROTO: what was never sent */
+int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack); /* [lock] 0, or -EPROTO: what was never sent */
 int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received); /* [lock] the same, and what is behind is sent again */
 void rc_send_again(struct rc_peer *p);                       /* [lock] the connection is gone: all that is not acknowledged */
 int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof); /* [lock] what came so far. 0 or -errno */

@@ -28,30 +28,76 @@
 #define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
 #define WINDOW 1024u                      /* sent and not acknowledged */
+#define SPARES 64u                        /* small messages that are kept for the next */
 #define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
 #define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
 
+static void free_all(struct list *head)
+{
+	struct list *n;
+
+	while ((n = list_pop(head)))
+		free(container_of(n, struct rc_outgoing, node));
+}
+
 int rc_send_open(struct rref_ctx *ctx)
 {
+	list_init(&ctx->spare_messages);
 	return rc_inject_open(ctx);
 }
 
 void rc_send_close(struct rref_ctx *ctx)
 {
 	rc_inject_close(ctx);
+	if (ctx->spare_messages.next)
+		free_all(&ctx->spare_messages);
 }
 
-struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
+/* Its length is still to be said. */
+static struct rc_outgoing *make(uint32_t length)
 {
-	struct rc_outgoing *o = malloc(sizeof(*o) + length);
+	struct rc_outgoing *o = malloc(sizeof(*o) + max_of(length, RC_SMALL_MESSAGE));
 
 	if (!o)
 		return NULL;
 	list_init(&o->node);
-	o->length = length;
 	o->tries = 0;
+	return o;
+}
+
+static struct rc_outgoing *make_small(struct rref_ctx *ctx)
+{
+	struct list *l = list_pop(&ctx->spare_messages);
+	struct rc_outgoing *o;
+
+	if (!l)
+		return make(0);
+	ctx->nr_spare_messages--;
+	o = container_of(l, struct rc_outgoing, node);
+	o->tries = 0;
+	return o;
+}
+
+struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
+{
+	struct rc_outgoing *o = make(length);
+
+	if (!o)
+		return NULL;
+	o->length = length;
 	memcpy(o->bytes, bytes, length);
 	return o;
+}
+
+/* The one that came last goes first: it is in the cache. A large one has room for no more than its own length. */
+void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	if (o->length > RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES) {
+		free(o);
+		return;
+	}
+	ctx->nr_spare_messages++;
+	list_add_tail(ctx->spare_messages.next, &o->node);
 }
 
 /* Messages go over its connection now. */
@@ -129,29 +175,22 @@ static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *
 	return 0;
 }
 
-int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length)
+/* A whole message to a peer that is there or on the way. Consumes o. */
+static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
-	struct rc_peer *p = &ctx->peers[to];
 	/* The proof and its answer go before everything else: they bring the session up. */
-	bool first = *(const uint8_t *)bytes == RW_AUTH;
-	struct rc_outgoing *o;
-	int err = to == ctx->rank ? 0 : rc_peer_want(ctx, p);
+	bool first = *o->bytes == RW_AUTH;
+	int err = -EAGAIN;
 
-	if (err)
-		return err;
-	o = rc_outgoing_make(bytes, length);
-	if (!o)
-		return rc_fail(ENOMEM, "memory for a message");
-	if (to == ctx->rank) {
+	if (p->rank == ctx->rank) {
 		list_add_tail(&ctx->self_queue, &o->node);
-		rc_count_sent(ctx, p, bytes, length);
+		rc_count_sent(ctx, p, o->bytes, o->length);
 		rc_kick(ctx);
 		return 0;
 	}
-	err = -EAGAIN;
 	if (is_open(p) && (first || (list_empty(&p->queue) && list_empty(&p->unacked.again))))
 		err = transmit(ctx, p, o);
-	if (!err)
+	if (likely(!err))
 		return 0;
 	if (err == -EMSGSIZE) {
 		free(o);
@@ -160,19 +199,61 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 	return enqueue(ctx, p, o, first, may_pass(err));
 }
 
-int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length)
 {
-	uint8_t buf[RV_MSG_MAX];
-	int length = rw_encode(m, buf, sizeof(buf)), err;
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o;
+	int err = rc_peer_want(ctx, p);
 
-	if (length < 0)
-		return rc_fail(-length, "a message of type %s does not fit %u bytes", rw_type_name(m->frame.type), RV_MSG_MAX);
-	err = rc_peer_want(ctx, &ctx->peers[to]);
 	if (err)
 		return err;
-	if (unlikely(ctx->inject) && (err = rc_inject_takes(ctx, to, buf, (uint32_t)length)))
+	o = rc_outgoing_make(bytes, length);
+	return o ? send_one(ctx, p, o) : rc_fail(ENOMEM, "memory for a message");
+}
+
+/* One that does not fit a small message's room. */
+static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
+{
+	uint8_t buf[RV_MSG_MAX];
+	struct rc_outgoing *o;
+	int length = rw_encode(m, buf, sizeof(buf));
+
+	if (length < 0) {
+		*err = rc_fail(-length, "a message of type %s does not fit %u bytes", rw_type_name(m->frame.type), RV_MSG_MAX);
+		return NULL;
+	}
+	o = rc_outgoing_make(buf, (uint32_t)length);
+	if (!o)
+		*err = rc_fail(ENOMEM, "memory for a message");
+	return o;
+}
+
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o;
+	int length, err = rc_peer_want(ctx, p);
+
+	if (err)
+		return err;
+	o = make_small(ctx);
+	if (!o)
+		return rc_fail(ENOMEM, "memory for a message");
+	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
+	if (likely(length > 0)) {
+		o->length = (uint32_t)length;
+	} else {
+		o->length = 0;
+		rc_outgoing_over(ctx, o);
+		o = encode_large(m, &err);
+		if (!o)
+			return err;
+	}
+	if (unlikely(ctx->inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
+		rc_outgoing_over(ctx, o);
 		return min_of(err, 0);
-	return rc_send_encoded(ctx, to, buf, (uint32_t)length);
+	}
+	return send_one(ctx, p, o);
 }
 
 /*
@@ -292,14 +373,6 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 	return due;
 }
 
-static void free_all(struct list *head)
-{
-	struct list *n;
-
-	while ((n = list_pop(head)))
-		free(container_of(n, struct rc_outgoing, node));
-}
-
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	free_all(&p->queue);
@@ -316,7 +389,7 @@ void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 /* ---- what came, there and here ---- */
 
 /* The peer has the next n. */
-static void forget(struct rc_peer *p, uint64_t n)
+static void forget(struct rref_ctx *ctx, struct rc_peer *p, uint64_t n)
 {
 	p->unacked.acked += n;
 	for (; n; n--, p->unacked.nr--) {
@@ -324,18 +397,18 @@ static void forget(struct rc_peer *p, uint64_t n)
 
 		if (!l)
 			l = list_pop(&p->unacked.again);
-		free(container_of(l, struct rc_outgoing, node));
+		rc_outgoing_over(ctx, container_of(l, struct rc_outgoing, node));
 	}
 }
 
 /* sent and again hold the messages acked + 1 .. send_seq: nr of them. */
-int rc_send_acked(struct rc_peer *p, uint32_t ack)
+int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
 {
 	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked); /* modulo 2^32: far fewer are ever out */
 
 	if (n > (int32_t)p->unacked.nr)
 		return -EPROTO;
-	forget(p, (uint64_t)max_of(n, 0)); /* less than before says nothing new */
+	forget(ctx, p, (uint64_t)max_of(n, 0)); /* less than before says nothing new */
 	return 0;
 }
 
@@ -357,7 +430,7 @@ int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 	if (received < p->unacked.acked || received > p->send_seq)
 		return -EPROTO;
 	ctx->n.not_again += received - p->unacked.acked;
-	forget(p, received - p->unacked.acked);
+	forget(ctx, p, received - p->unacked.acked);
 	return 0;
 }
 

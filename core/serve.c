@@ -147,7 +147,8 @@ void rc_call_put(struct rref_call *call)
 		return;
 	rc_incoming_release(&call->in);
 	at_sub(&ctx->peers[call->caller].call_bytes, call->cost);
-	at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
+	if (call->fetch_cost)
+		at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
 	if (call->deferred)
 		call = keep(ctx, call);
 	if (call)
@@ -661,9 +662,10 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->fn = find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
 	at_add(&ctx->calls_open, 1);
-	at_add(&ctx->calls_begun, 1);
+	at_add_mine(&ctx->calls_begun, 1);
 	at_add(&from->call_bytes, bytes);
-	at_add(&from->fetch_bytes, fetch_bytes);
+	if (fetch_bytes)
+		at_add(&from->fetch_bytes, fetch_bytes);
 	if (!located) {
 		rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
 		return;

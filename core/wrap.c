@@ -328,9 +328,9 @@ void rc_wrap_over(struct rc_value *v)
 		rc_unlock(ctx);
 }
 
-bool rc_wraps_due(struct rref_ctx *ctx)
+bool rc_wraps_returning(void)
 {
-	return unlikely(at_load_sc(&ctx->returned)) && !returning;
+	return returning;
 }
 
 /* Only who holds the lock takes something away, so that nothing can come back under the same address meanwhile. [lock] */
