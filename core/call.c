@@ -578,14 +578,15 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 
 /*
  * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while the lock is held, and with
- * it the engine's hold; but its slot may be given to the next operation while it is looked at here, so the token is
- * compared once more behind all else (acquire: partner of the release in rc_op_get). [lock]
+ * it the engine's hold. But the slot may be given to the next operation while it is looked at here: its state comes first
+ * (acquire: partner of the release in rc_op_get, so that its kind is the next one's too, which is none without the lock), and
+ * the token is compared once more behind all else. [lock]
  */
 static struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
 {
 	struct rref_future *f = rc_op_find(ctx, call_id);
 
-	if (!f || at_load(&f->kind) != RC_OP_CALL || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING ||
+	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) != RC_OP_CALL ||
 	    rc_op_token(f) != call_id)
 		return NULL;
 	return f->peer == from->rank && !f->replied ? f : NULL;

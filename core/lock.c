@@ -141,12 +141,13 @@ void rc_unlock(struct rref_ctx *ctx)
 			run_work(ctx);
 		if (unlikely(!list_empty(&ctx->deferred_work)))
 			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
-		if (rc_wraps_due(ctx))
-			rc_wraps_return(ctx);
-		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls)))
-			run_deferred(ctx);
-		else
+		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls))) {
+			run_deferred(ctx); /* what else there is by then, the look below finds */
+		} else {
+			if (rc_wraps_due(ctx))
+				rc_wraps_return(ctx);
 			unlock(ctx);
+		}
 		/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
 		if (likely(!at_load_sc(&ctx->dropped) && !rc_wraps_due(ctx)) || !rc_trylock(ctx))
 			return;

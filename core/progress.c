@@ -110,7 +110,10 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	return n;
 }
 
-/* A program that spins here shall not make system calls all the time; one that comes rarely, or has slept, each time. */
+/*
+ * A program that spins here shall not make system calls all the time; one that has slept does each time, and one that comes
+ * rarely at each tick of the coarse clock.
+ */
 int rref_progress(struct rref_ctx *ctx)
 {
 	int n = rc_enter(ctx);

@@ -378,19 +378,23 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 
 void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
 {
+	uint64_t spare = 0, landing;
+
 	/* All of it under the lock: a thread that ends adds what it counted to the context's counters. */
 	pthread_mutex_lock(&lock);
 	s->reads = at_load(&ctx->n.reads);
 	s->doorbells = at_load(&ctx->n.doorbells);
 	s->read_bytes = at_load(&ctx->n.read_bytes);
-	s->landing_bytes = at_load(&ctx->n.landing_bytes);
 	for (struct rc_reader *r = ctx->readers; r; r = r->next) {
 		s->reads += at_load(&r->reads);
 		s->doorbells += at_load(&r->reads);
 		s->read_bytes += at_load(&r->read_bytes);
 		for (int c = 0; c < RC_CACHE_CLASSES; c++)
-			s->landing_bytes -= at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
+			spare += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
+	/* Behind what is a part of it, and still it may be less: they come and go without the lock. */
+	landing = at_load(&ctx->n.landing_bytes);
+	s->landing_bytes = landing - min_of(spare, landing);
 	pthread_mutex_unlock(&lock);
 }
 

@@ -223,8 +223,9 @@ struct rc_peer {
 struct rc_outgoing {
 	struct list node;
 	uint32_t length;
-	uint32_t tries;               /* that failed */
-	uint8_t bytes[];              /* room for RC_SMALL_MESSAGE at least */
+	uint16_t room;                /* for bytes; RC_SMALL_MESSAGE: it may be kept for the next message */
+	uint16_t tries;               /* that failed */
+	uint8_t bytes[];
 };
 #define RC_SMALL_MESSAGE 232u
 
@@ -453,15 +454,15 @@ static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
 }
 
 #define RC_LONG_NS NSEC_PER_SEC
-#define RC_CLOCK_TICK_NS (10 * NSEC_PER_MSEC) /* of the coarse clock, at most */
+#define RC_COARSE_NS (50 * NSEC_PER_MSEC) /* several ticks of the coarse clock: it is behind by one, and one may come late */
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 {
 	if (timeout == RREF_DEFAULT)
 		timeout = at_load(&ctx->timeout);
 	if (timeout == RREF_FOREVER)
 		return INT64_MAX;
-	/* Of a long one a tick more or less does not matter, and the coarse clock costs a fifth; it is late by one tick at most. */
-	int64_t now = timeout < RC_LONG_NS ? now_ns() : rc_coarse_ns() + RC_CLOCK_TICK_NS;
+	/* Of a long one some ticks more do not matter, and the coarse clock costs a fifth. */
+	int64_t now = timeout < RC_LONG_NS ? now_ns() : rc_coarse_ns() + RC_COARSE_NS;
 
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
 }

@@ -53,14 +53,17 @@ void rc_send_close(struct rref_ctx *ctx)
 		free_all(&ctx->spare_messages);
 }
 
+_Static_assert(RV_MSG_MAX <= UINT16_MAX, "room for any message can be told");
+
 /* Its length is still to be said. */
-static struct rc_outgoing *make(uint32_t length)
+static struct rc_outgoing *make(uint32_t room)
 {
-	struct rc_outgoing *o = malloc(sizeof(*o) + max_of(length, RC_SMALL_MESSAGE));
+	struct rc_outgoing *o = malloc(sizeof(*o) + room);
 
 	if (!o)
 		return NULL;
 	list_init(&o->node);
+	o->room = (uint16_t)room;
 	o->tries = 0;
 	return o;
 }
@@ -71,7 +74,7 @@ static struct rc_outgoing *make_small(struct rref_ctx *ctx)
 	struct rc_outgoing *o;
 
 	if (!l)
-		return make(0);
+		return make(RC_SMALL_MESSAGE);
 	ctx->nr_spare_messages--;
 	o = container_of(l, struct rc_outgoing, node);
 	o->tries = 0;
@@ -89,10 +92,10 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 	return o;
 }
 
-/* The one that came last goes first: it is in the cache. A large one has room for no more than its own length. */
+/* The one that came last goes first: it is in the cache. */
 void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	if (o->length > RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES) {
+	if (o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES) {
 		free(o);
 		return;
 	}
@@ -156,9 +159,21 @@ static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 		rc_kick(ctx);
 }
 
-/* Consumes o. */
-static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint32_t tries)
+/* One that may wait for long, with a million others, takes no more than it needs. Without memory it does. */
+static struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
+	struct rc_outgoing *tight = o->room > o->length ? rc_outgoing_make(o->bytes, o->length) : NULL;
+
+	if (!tight)
+		return o;
+	rc_outgoing_over(ctx, o);
+	return tight;
+}
+
+/* Consumes o. */
+static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint16_t tries)
+{
+	o = fitted(ctx, o);
 	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
 		free(o);
 		at_add(&ctx->n.rejected, 1);

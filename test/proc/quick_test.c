@@ -127,6 +127,52 @@ TG_TEST(threads__leave_nothing_behind, 2)
 	return 0;
 }
 
+static atomic_int enough;
+
+/* Threads that come, read a little and go, one after the other. */
+static void *read_in_short_lives(void *ref)
+{
+	while (!atomic_load(&enough)) {
+		struct job job = { .ref = ref, .length = 200, .times = 3 };
+		pthread_t thread;
+
+		TG_IS(pthread_create(&thread, NULL, read_often, &job), 0);
+		TG_IS(pthread_join(thread, NULL), 0);
+		rref_view_free(job.kept);
+	}
+	return NULL;
+}
+
+/* What a thread counted and keeps becomes its context's when it ends: who looks at that moment sees it once. */
+TG_TEST(threads__end_while_somebody_counts, 2)
+{
+	struct rref_ctx *ctx = join(rank);
+
+	if (rank == 1) {
+		struct rref *ref = ask(ctx, 0, 200);
+		uint64_t reads = 0;
+		pthread_t thread[THREADS];
+
+		atomic_store(&enough, 0);
+		for (int i = 0; i < THREADS; i++)
+			TG_IS(pthread_create(&thread[i], NULL, read_in_short_lives, ref), 0);
+		while (reads < (uint64_t)tg_scale(40000)) {
+			struct rref_stats s = tg_stats(ctx);
+
+			TG_CHECK(s.reads >= reads);
+			TG_CHECK(s.landing_bytes < (UINT64_C(1) << 20));
+			reads = s.reads;
+		}
+		atomic_store(&enough, 1);
+		for (int i = 0; i < THREADS; i++)
+			TG_IS(pthread_join(thread[i], NULL), 0);
+		TG_IS(tg_stats(ctx).landing_bytes, 0);
+		rref_release(ref);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 static atomic_int stage;
 
 static void until(int s)
@@ -489,6 +535,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(threads__leave_nothing_behind),
+		cmocka_unit_test(threads__end_while_somebody_counts),
 		cmocka_unit_test(thread__outlives_its_contexts),
 		cmocka_unit_test(contexts__in_turn),
 		cmocka_unit_test(owner__dies_under_its_readers),
