@@ -34,12 +34,29 @@ ucx() { # OP TEST BYTES ITERATIONS: of ucx_perftest's last line the median, or t
 		'{if ($4 < $3) $3 = $4; printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", op, bytes, $2, $3 * 1000}'
 }
 
+p50() { grep -oE '"p50_ns":[0-9.]+' | head -n 1 | cut -d : -f 2; }
+
+pair() { # OP OPTION OP_OF_UCX TEST ITERATIONS: ours and UCX's at once behind each other, 8 bytes; three times
+	local ours theirs
+	for _ in 1 2 3; do
+		# shellcheck disable=SC2086
+		ours=$($prefix build/bin/rref-perf "$1" $2 --seconds 0.5 --json | p50)
+		theirs=$(ucx "$3" "$4" 8 "$5" | p50)
+		[ -n "$ours" ] && [ -n "$theirs" ] || return 1
+		echo "{\"op\":\"pair\",\"peer\":\"ucx\",\"device\":\"shm\",\"what\":\"$1\",\"ours_ns\":$ours,\"peer_ns\":$theirs}"
+	done
+}
+
 failed=0
 if command -v ucx_perftest >/dev/null; then
 	for s in 8:3000000 64:3000000 512:2000000 4096:1000000 65536:100000 1048576:4000 16777216:100; do
 		ucx lat ucp_get "${s%:*}" "${s#*:}" || failed=1
 	done
 	ucx am_lat ucp_am_lat 8 100000 || failed=1
+	if [ -x build/bin/rref-perf ]; then
+		pair lat "--sizes 8" lat ucp_get 3000000 || failed=1
+		pair call "" am_lat ucp_am_lat 100000 || failed=1
+	fi
 fi
 if command -v mpicc >/dev/null; then
 	mkdir -p build/bin
