@@ -209,10 +209,11 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 
 	d->ops->peer_text(conn, who, sizeof(who));
 	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
-	if (err != -EALREADY) {
-		at_add(&ctx->n.rejected, 1);
-		rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused: %s", who, text);
-	}
+	if (err == -EALREADY)
+		return;
+	/* Who is told to come later has broken nothing by coming. */
+	at_add(&ctx->n.rejected, err != -EAGAIN);
+	rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused: %s", who, text);
 }
 
 static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
