@@ -22,7 +22,7 @@
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
 #define BATCH 16u
-#define LOOKS 16u                         /* of rref_progress */
+#define LOOKS 8u                          /* of rref_progress */
 #define CLOCK_TURNS 64u
 
 static int poll_device(struct rref_ctx *ctx, struct rc_device *d, unsigned flags)

@@ -120,19 +120,16 @@ static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 	}
 }
 
-static int32_t status_of(struct reader *r, uint32_t v)
+static int32_t get_status(struct reader *r)
 {
+	uint32_t v = get32(r);
+
 	/* -RW_ERRNO_MAX..0 in two's complement, without converting what may be out of range. */
 	if (v && v < (uint32_t)-RW_ERRNO_MAX) {
 		r->bad = true;
 		return 0;
 	}
 	return -(int32_t)(0u - v);
-}
-
-static int32_t get_status(struct reader *r)
-{
-	return status_of(r, get32(r));
 }
 
 static const void *get_bytes(struct reader *r, size_t n)
@@ -199,17 +196,15 @@ static void get_call(struct reader *r, struct rw_call *c)
 static void get_reply(struct reader *r, struct rw_reply *reply)
 {
 	unsigned located;
-	const uint8_t *p = take(r, RW_REPLY_BYTES);
 
-	if (!p)
-		return;
-	reply->call_id = get_le64(p);
-	reply->status = status_of(r, get_le32(p + 8));
-	reply->text_length = get_le16(p + 12);
-	located = p[14];
-	reply->nr_refs = get_le16(p + 16);
-	want(r, !p[15] && !get_le16(p + 18));
-	reply->data_length = get_le32(p + 20);
+	reply->call_id = get64(r);
+	reply->status = get_status(r);
+	reply->text_length = get16(r);
+	located = get8(r);
+	want(r, !get8(r));
+	reply->nr_refs = get16(r);
+	want(r, !get16(r));
+	reply->data_length = get32(r);
 	want(r, reply->text_length < RP_TEXT_MAX);
 	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located : !reply->text_length);
 	if (!get_payload(r, located, &reply->loc, reply->refs, reply->nr_refs, reply->data_length, 0))
