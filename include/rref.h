@@ -11,7 +11,8 @@
  *                out-parameter. rref_last_error() then has the words, for the calling thread.
  *   Ownership    borrowed until X / copied / consumed (on success) / returned (free with Y) / static.
  *   Destructors  accept NULL.
- *   Times        int64_t nanoseconds. A timeout of RREF_DEFAULT means the context's default, RREF_FOREVER none.
+ *   Times        int64_t nanoseconds. A timeout of RREF_DEFAULT means the context's default, RREF_FOREVER none. None ends
+ *                early; one of a second or more may end 50 ms late.
  *   Sizes        bytes.
  *   Threads      Every function may be called by any thread, unless its block says otherwise. One handle may be used
  *                by many threads at once; its last release excludes every other use of that handle.
