@@ -609,7 +609,7 @@ int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 
-/* call.c / serve.c / pool.c */
+/* call.c, reply.c, serve.c, incoming.c, pool.c */
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
 void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
 void rc_run_call(struct rref_call *call);                                     /* no lock held */
