@@ -553,6 +553,9 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /*
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
 void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
+/* verdict.c: 0, or -errno with f->text */
+int rc_read_explain(struct rref_future *f);                 /* of f->read_status */
+int rc_read_check(struct rref_future *f);                   /* of the header, and of the segments */
 
 /* quick.c */
 enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class of landing block */
