@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP) for too long while they hold references of others: they are fenced, and find
- * it out; by one that was awake. */
+/* Workers that stand still (SIGSTOP) for too long with references of others: who was awake fences them, and they find out. */
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <sys/wait.h>
 #include <cmocka.h>
 
 #include "stood_still.h"
