@@ -32,7 +32,7 @@ failed=0
 for op in lat bw rate batch call share create; do
 	case $op in
 	lat) sizes=8,4k,64k,1m ;;
-	bw) sizes=64k,1m ;;
+	bw) sizes=64k ;;
 	*) sizes= ;;
 	esac
 	build/bin/rref-perf $op --device ibv --json --seconds "$seconds" ${sizes:+--sizes $sizes} || failed=1
@@ -43,10 +43,10 @@ if [ -n "$ip" ] && command -v ib_read_bw >/dev/null; then
 	# ib_read_lat: bytes, iterations, smallest, largest, typical ... in us; ib_read_bw: bytes, iterations, peak, average in MiB/s
 	perftest lat ib_read_lat 8 2000 5 1000 p50_ns || failed=1
 	perftest lat ib_read_lat 65536 200 5 1000 p50_ns || failed=1
-	# Ours and theirs at once behind each other: a machine with other work is not the same a minute later.
-	for _ in 1 2 3; do
-		build/bin/rref-perf bw --device ibv --json --seconds "$seconds" --sizes 1m | sed 's/"op": *"bw"/"op":"bw_pair"/' || failed=1
-		perftest bw ib_read_bw 1048576 200 4 1048576 bytes_per_s || failed=1
-	done
 fi
+# Ours and theirs in turn: a machine with other work is not the same a minute later.
+for _ in 1 2 3; do
+	build/bin/rref-perf bw --device ibv --json --seconds "$seconds" --sizes 1m || failed=1
+	[ -z "$ip" ] || ! command -v ib_read_bw >/dev/null || perftest bw ib_read_bw 1048576 200 4 1048576 bytes_per_s || failed=1
+done
 exit $failed
