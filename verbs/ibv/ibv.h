@@ -149,7 +149,7 @@ struct rvi_region {
 };
 
 struct rvi_stat {
-	_Atomic uint64_t read_doorbells, reads;                 /* [any] */
+	_Atomic uint64_t reads_alone, chains, reads_chained;    /* [any] with a doorbell of their own; doorbells of several, and those */
 	_Atomic uint64_t sends, recvs, credit_msgs, stale_wc, unexpected_cm, protocol_errors;
 };
 

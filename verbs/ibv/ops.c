@@ -49,8 +49,8 @@ void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out)
 	const struct rvi_stat *s = &dev->stat;
 
 	*out = (struct rv_counters){
-		.nr_read_doorbells = at_load(&s->read_doorbells),
-		.nr_reads = at_load(&s->reads),
+		.nr_read_doorbells = at_load(&s->reads_alone) + at_load(&s->chains),
+		.nr_reads = at_load(&s->reads_alone) + at_load(&s->reads_chained),
 		.nr_sends = at_load(&s->sends),
 		.nr_recvs = at_load(&s->recvs),
 		.nr_credit_msgs = at_load(&s->credit_msgs),

@@ -100,12 +100,13 @@ struct chain {
 	unsigned nr_sge;
 };
 
-/* Request k of the chain, in slot i. Every READ is signalled: each has a status of its own, none hides behind another. */
-static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct chain *c, unsigned k)
+/*
+ * The request in slot i. Every READ is signalled: each has a status of its own, none hides behind another. Returns how many
+ * entries of `to` it took.
+ */
+static int fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct ibv_send_wr *wr, struct ibv_sge *to)
 {
 	struct rvi_read *s = &conn->reads[i];
-	struct ibv_send_wr *wr = &c->wr[k];
-	struct ibv_sge *to = &c->sge[c->nr_sge];
 	uint32_t gen = at_load(&s->gen) + 1;
 	int n = 0;
 
@@ -120,10 +121,9 @@ static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, stru
 		to[n].lkey = from->lkey;
 		n++;
 	}
-	c->nr_sge += (unsigned)n;
 	/* Field by field: clearing all 128 bytes costs more than the rest, and a READ's post looks at no others. */
 	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
-	wr->next = wr + 1;
+	wr->next = NULL;
 	wr->sg_list = to;
 	wr->num_sge = n;
 	wr->opcode = IBV_WR_RDMA_READ;
@@ -133,6 +133,18 @@ static void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, stru
 	wr->wr.rdma.rkey = r->rkey;
 	at_store(&s->cookie, r->cookie);
 	at_store_rel(&s->gen, gen);
+	return n;
+}
+
+/* Before the post: behind it the READs' ends can be seen. */
+static void count(struct rv_dev *dev, unsigned n)
+{
+	if (likely(n == 1)) {
+		at_add(&dev->stat.reads_alone, 1);
+		return;
+	}
+	at_add(&dev->stat.chains, 1);
+	at_add(&dev->stat.reads_chained, n);
 }
 
 /*
@@ -148,7 +160,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		give(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
 		posted--;
 	}
-	at_add(&conn->dev->stat.reads, (uint64_t)posted);
+	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained, got - (uint64_t)posted);
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN && err != EINVAL)) {
 		at_store(&conn->kicked, 1);
 		at_store_rel(&conn->dev->attention, 1);
@@ -160,7 +172,25 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	return rv_fail(err == EINVAL ? EINVAL : ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
 
-int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+/* What nearly all posts are: no chain to be laid out. */
+static int post_one(struct rv_conn *conn, const struct rv_read *r)
+{
+	struct ibv_sge sge[RV_READ_SGE_MAX];
+	struct ibv_send_wr wr, *bad = NULL;
+	uint32_t i;
+	int rc = check(conn, r);
+
+	if (unlikely(rc))
+		return rc;
+	if (unlikely(!take(conn, 1, &i)))
+		return -EAGAIN;
+	fill(conn, i, r, &wr, sge);
+	count(conn->dev, 1);
+	rc = ibv_post_send(conn->qp, &wr, &bad);
+	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
+}
+
+static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	struct ibv_send_wr *bad = NULL;
 	unsigned ok = 0, got, pieces = 0;
@@ -168,8 +198,6 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 	uint32_t i;
 	int rc = 0;
 
-	if (at_load_acq(&conn->state) != RVI_UP)
-		return rv_fail(ENOTCONN, "the connection is not up");
 	n = min_of(n, RVI_CHAIN_MAX);
 	/* A bad one ends the chain; the caller meets its error when it comes first. */
 	while (ok < n && !(rc = check(conn, &r[ok]))) {
@@ -187,16 +215,21 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 	for (unsigned k = 0; k < got; k++) {
 		uint32_t next = at_load(&conn->reads[i].next);
 
-		fill(conn, i, &r[k], &c, k);
+		c.nr_sge += (unsigned)fill(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge]);
+		if (k)
+			c.wr[k - 1].next = &c.wr[k];
 		i = next;
 	}
-	c.wr[got - 1].next = NULL;
-	at_add(&conn->dev->stat.read_doorbells, 1);
+	count(conn->dev, got);
 	rc = ibv_post_send(conn->qp, c.wr, &bad);
-	if (unlikely(rc))
-		return post_failed(conn, got, bad, rc);
-	at_add(&conn->dev->stat.reads, got);
-	return (int)got;
+	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
+}
+
+int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
+{
+	if (unlikely(at_load_acq(&conn->state) != RVI_UP))
+		return rv_fail(ENOTCONN, "the connection is not up");
+	return n == 1 ? post_one(conn, r) : post_chain(conn, r, n);
 }
 
 /* The connection's slot of a token that is still under way, or NULL. */
