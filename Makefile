@@ -56,6 +56,8 @@ PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))
 SAN_SIM := $(if $(filter thread,$(SAN)),,$(BIN)/sim)
 HOST := $(patsubst test/host/%.c,$(BIN)/host/%,$(sort $(wildcard test/host/*.c)))
+# Need a device that reports READs by events.
+ROCE := $(patsubst test/roce/%.c,$(BIN)/roce/%,$(sort $(wildcard test/roce/*.c)))
 SIM_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/sim/*.c)))
 SIM := $(BIN)/sim
 TOOLS := $(patsubst core/tools/%.c,$(BIN)/%,$(sort $(wildcard core/tools/*.c)))
@@ -74,7 +76,7 @@ all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(BIN)/rref-perf $(SIM)
+tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(ROCE) $(BIN)/rref-perf $(SIM)
 san-tests: $(SAN_UNIT) $(PROC) $(CONF) $(SAN_SIM)
 
 $(B)/%.o: %.c Makefile
@@ -136,6 +138,10 @@ $(BIN)/conformance/%: $(B)/test/conformance/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC_TEST)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
+$(BIN)/roce/%: $(B)/test/roce/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 

@@ -31,23 +31,23 @@ static bool done(const struct rref_future *f)
 }
 
 /*
- * Some looks of the engine if nobody else is at it. Returns true if something was handled. The pause of a spin loop is for
+ * Some looks of the engine. Returns how many things were handled, -1 if somebody else is at it. The pause of a spin loop is for
  * who only waits for another thread: one that polls would see its completion later for it (a lot later under emulation).
  */
-static bool make_progress(struct rref_ctx *ctx, bool slow)
+int rc_make_progress(struct rref_ctx *ctx, bool slow)
 {
 	int n;
 
 	if (!rc_trylock(ctx)) {
 		cpu_relax();
-		return false;
+		return -1;
 	}
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
 	if (!slow && !at_load(&ctx->has_poller))
 		slow = rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS;
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
-	return n > 0;
+	return n;
 }
 
 /* Says that somebody sleeps on f's word; false if it is complete, or just moved. *s: the word to sleep on. */
@@ -181,7 +181,7 @@ static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 	if (reads)
 		watch_reads(ctx);
 	while (!done(f)) {
-		bool worked = make_progress(ctx, (turn & 63) == 63);
+		bool worked = rc_make_progress(ctx, (turn & 63) == 63) > 0;
 
 		if (done(f))
 			break;

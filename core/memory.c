@@ -201,6 +201,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 void rc_memory_close(struct rref_ctx *ctx)
 {
 	rc_quick_close(ctx);
+	rc_flights_close(ctx);
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
 		for (int i = 0; i < RC_CACHE_SLOTS; i++) {
 			struct rc_landing *l = at_xchg_acq(&ctx->cache[c][i], NULL);

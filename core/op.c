@@ -98,29 +98,16 @@ static int grow(struct rref_ctx *ctx)
 	if ((uint32_t)at_load_acq(&ctx->op_free) != 0)
 		goto out; /* somebody grew meanwhile */
 	assert(nr < ctx->max_ops * RC_OP_RESULT); /* try_get counts */
-	void *headers, *base;
 	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
 
 	if (!chunk) {
 		err = rc_fail(ENOMEM, "memory for %u more operations", RC_OP_CHUNK);
 		goto out;
 	}
-	/* Header landing places, once per chunk and registered like all landing memory; they go with the arena. */
-	err = ra_alloc(ctx->landing, (size_t)RC_OP_CHUNK * RC_HEADER_BYTES, CACHE_LINE, &headers);
-	if (err) {
-		rc_fail(-err, "%s", ra_error_text());
-		free(chunk);
-		goto out;
-	}
-	struct rc_region *region = ra_lookup(ctx->landing, headers, &base);
-
 	memset(chunk, 0, RC_OP_CHUNK * sizeof(*chunk));
 	for (uint32_t i = 0; i < RC_OP_CHUNK; i++) {
 		chunk[i].index = nr + i;
 		chunk[i].ctx = ctx;
-		chunk[i].landing_header = (struct rc_header *)headers + i;
-		for (int k = 0; k < RV_NR_KINDS; k++)
-			chunk[i].header_lkey[k] = region->mr[k].lkey;
 		list_init(&chunk[i].node);
 		list_init(&chunk[i].then_node);
 		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
@@ -288,7 +275,7 @@ void rc_op_put(struct rref_future *f)
 	at_store(&f->kind, RC_OP_NONE);
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
-	at_store(&f->gen, at_load(&f->gen) + 1);
+	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* flight.c has tokens with the highest bit */
 	at_sub(&ctx->op_taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
 	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */

@@ -110,6 +110,12 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	return n;
 }
 
+void rc_progress_reads(struct rref_ctx *ctx, enum rv_kind kind)
+{
+	if (at_load(&ctx->state) != RC_CTX_SHUT)
+		poll_device(ctx, &ctx->device[kind], RV_POLL_READS);
+}
+
 /*
  * A program that spins here shall not make system calls all the time; one that has slept does each time, and one that comes
  * rarely at each tick of the coarse clock.

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The quick read: a value of bytes whose location is known, over a device whose READs are complete when they are
- * posted (shm). Nothing of such a read is in flight when it returns, so that it needs no operation slot, no future and
- * no quarantine. Whatever is out of the ordinary is left to the way of all other reads (read.c), which finds the words.
+ * The quick read: a value of bytes whose location is known, by one READ that is over when the device posted it (shm) or soon
+ * after (ibv; flight.c). Nothing of such a read is in flight when it returns, so that it needs no operation slot, no future
+ * and no quarantine. Whatever is out of the ordinary is left to the way of all other reads (read.c), which finds the words.
  *
- * What a thread needs for it, the thread keeps to itself: a landing place for headers, the landing buffers that it gave
- * back last, counters, and the mark that pins a connection. So a read has no locked instruction: what each thread marks in a
+ * What a thread needs for it, the thread keeps to itself: the landing buffers that it gave back last, counters, and the
+ * mark that pins a connection. So a read has no locked instruction of its own: what each thread marks in a
  * place of its own, only the fence looks up elsewhere, and it brings the barrier along (see pin).
  */
 #include <errno.h>
@@ -22,8 +22,8 @@ struct rc_reader {
 	cache_aligned _Atomic(struct rc_peer *) pinned; /* sc: the fence stores conn = NULL and waits until nobody has the peer here */
 	uint64_t serial;                  /* [const] of its context, which may be gone and its address another's */
 	struct rref_ctx *ctx;             /* guarded by lock; NULL: closed */
-	struct rc_header *header;
 	struct rv_read read;              /* its constant parts, and what the last read filled in */
+	struct rc_flight *flight;         /* not over shm; NULL: none yet */
 	uint32_t fork_generation;
 	/* Written by its thread only; others look, to count. */
 	_Atomic(struct rc_landing *) spare[RC_CACHE_CLASSES];
@@ -63,7 +63,7 @@ static void give_back(struct rc_reader *r)
 
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
 		rc_landing_put(at_load(&r->spare[c]));
-	ra_free(ctx->landing, r->header, RC_HEADER_BYTES);
+	rc_flight_put(r->flight);
 	at_add(&ctx->n.reads, at_load(&r->reads));
 	at_add(&ctx->n.doorbells, at_load(&r->reads));
 	at_add(&ctx->n.read_bytes, at_load(&r->read_bytes));
@@ -171,7 +171,6 @@ static void forget_closed(void)
 static __attribute__((noinline)) struct rc_reader *new_reader(struct rref_ctx *ctx)
 {
 	struct rc_reader *r;
-	void *header, *base;
 
 	pthread_once(&once, make_key);
 	if (no_key)
@@ -179,18 +178,11 @@ static __attribute__((noinline)) struct rc_reader *new_reader(struct rref_ctx *c
 	r = aligned_alloc(CACHE_LINE, sizeof(*r));
 	if (!r)
 		return NULL;
-	if (ra_alloc(ctx->landing, RC_HEADER_BYTES, CACHE_LINE, &header)) {
-		free(r);
-		return NULL;
-	}
 	memset(r, 0, sizeof(*r));
 	r->ctx = ctx;
 	r->serial = ctx->serial;
 	r->fork_generation = at_load(&rc_fork_generation);
-	r->header = header;
-	r->read.nr_sge = 2;
-	r->read.sge[0] = (struct rv_sge){ header, RC_HEADER_BYTES,
-					  ((struct rc_region *)ra_lookup(ctx->landing, header, &base))->mr[RV_SHM].lkey };
+	r->read.nr_sge = 1;
 	pthread_mutex_lock(&lock);
 	forget_closed();
 	r->next = ctx->readers;
@@ -239,7 +231,7 @@ uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct 
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
-	if (ctx->scopes || p->kind != RV_SHM || !p->ops || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 ||
+	if (ctx->scopes || !p->ops || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 ||
 	    loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
 	    loc->length + RC_HEADER_BYTES > p->max_msg)
 		return RC_QUICK_NOT;
@@ -258,18 +250,39 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 		      le64toh(h->type_hash) == loc->type_hash && le16toh(h->nr_segments) == 1 && h->nr_refs == 0);
 }
 
-/* The refusal has ended the connection: asked again, the answer would be that one. */
+/* A READ that was not made, or not good. A refusal has ended the connection: asked again, the answer would be that one. */
 static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_landing *v,
-						     bool refused)
+						     int status)
 {
 	char name[160];
 
 	rref_view_free(&v->view);
-	if (!refused)
+	if (status != -EACCES) {
+		if (status)
+			at_add(&ref->ctx->n.reads_again, 1);
 		return rc_read_whole(ref, timeout, out);
+	}
 	at_add(&ref->ctx->peers[ref->owner].resume.refused, 1);
 	rref_format(ref, name, sizeof(name));
 	return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", rref_owner_name(ref), name);
+}
+
+/* Where the READ's end is seen; false: it is to go the other way. */
+static inline bool takes_off(struct rref_ctx *ctx, struct rc_reader *r)
+{
+	return (r->flight || (r->flight = rc_flight_get(ctx))) && rc_flight_begin(r->flight, &r->read.cookie);
+}
+
+/* Of a READ that is posted: true when it is over. False: *result is that of the whole read, and v is not the caller's any more. */
+static bool lands(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_reader *r, struct rc_landing *v, int *result)
+{
+	if (likely(rc_flight_wait(ref->ctx, r->flight, &r->read.status)))
+		return true;
+	*result = rc_read_go_on(ref, r->flight, v, timeout, out, &r->read.status);
+	if (*result == 1)
+		return true;
+	r->flight = NULL;
+	return false;
 }
 
 /* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
@@ -291,8 +304,9 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = reader_of(ctx);
 	struct rc_landing *v;
+	enum rv_kind kind = p->kind;
 	struct rv_conn *conn;
-	int posted = 0;
+	int posted = 0, result;
 
 	if (unlikely(at_load(&p->nr_waiting)))
 		return rc_read_whole(ref, timeout, out);
@@ -304,11 +318,11 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	struct rv_read *read = &r->read;
 
 	read->addr = rc_remote(ref)->loc.addr;
-	read->rkey = rc_remote(ref)->loc.rkey[RV_SHM];
-	read->sge[1].addr = v + 1;
-	read->sge[1].length = (uint32_t)length;
-	read->sge[1].lkey = v->lkey[RV_SHM];
-	r->header->nonce = 0; /* a READ that brought nothing is seen as one */
+	read->rkey = rc_remote(ref)->loc.rkey[kind];
+	read->sge[0] = rc_landing_piece(v, length, kind);
+	v->header.nonce = 0; /* a READ that brought nothing is seen as one */
+	if (kind != RV_SHM && unlikely(!takes_off(ctx, r)))
+		return other_way(ref, timeout, out, v, 0);
 	pin(r, p);
 	conn = at_load_sc(&p->conn);
 	/*
@@ -318,11 +332,16 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_QUICK_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
-	if (unlikely(posted != 1))
-		return other_way(ref, timeout, out, v, false);
+	if (unlikely(posted != 1)) {
+		if (kind != RV_SHM)
+			rc_flight_undo(r->flight);
+		return other_way(ref, timeout, out, v, 0);
+	}
 	count(&r->reads, 1);
-	if (unlikely(read->status || !header_fits(r->header, ref)))
-		return other_way(ref, timeout, out, v, read->status == -EACCES);
+	if (kind != RV_SHM && unlikely(!lands(ref, timeout, out, r, v, &result)))
+		return result;
+	if (unlikely(read->status || !header_fits(&v->header, ref)))
+		return other_way(ref, timeout, out, v, read->status);
 	count(&r->read_bytes, length);
 	v->view.length = length;
 	v->view.nr_segments = 1;

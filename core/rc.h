@@ -132,8 +132,6 @@ struct rref_future {
 	/* read */
 	struct rref *handle;          /* pinned while the engine works; also CREATE */
 	struct rp_location loc;
-	struct rc_header *landing_header; /* [const] registered, 64 bytes per slot */
-	uint32_t header_lkey[RV_NR_KINDS]; /* [const] */
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
@@ -329,6 +327,7 @@ struct rref_ctx {
 	struct rc_device device[RV_NR_KINDS];
 
 	struct rc_reader *readers;        /* quick.c */
+	struct rc_flight *flights;        /* [lock] flight.c */
 
 	cache_aligned _Atomic uint32_t lock; /* [atomic] enum in lock.c */
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
@@ -538,6 +537,7 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lo
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
+int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
@@ -549,8 +549,12 @@ void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fut
 void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
 void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
+void rc_read_ended(struct rref_future *f, int status, int wc); /* [lock] the only READ of f's, which brought no other's value */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
+/* A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole. */
+int rc_read_go_on(struct rref *ref, struct rc_flight *fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
+void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v); /* f is such a read, or another thread's */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
 void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
 /* verdict.c: 0, or -errno with f->text */
@@ -566,6 +570,21 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: wa
 void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s); /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
 void rc_quick_close(struct rref_ctx *ctx);
 void rc_quick_fork_child(void);
+
+/*
+ * flight.c: of a thread, for one READ at a time. get: NULL, no memory. begin: false, it is under way. undo: it was not posted.
+ * wait: true, it is over, with the READ's status; false, it takes long. hand_over: the same, or f is the READ's operation from
+ * here on, and the flight is not the thread's any more.
+ */
+struct rc_flight *rc_flight_get(struct rref_ctx *ctx);
+void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted */
+bool rc_flight_begin(struct rc_flight *fl, uint64_t *cookie);
+void rc_flight_undo(struct rc_flight *fl);
+bool rc_flight_wait(struct rref_ctx *ctx, struct rc_flight *fl, int *status);
+bool rc_flight_hand_over(struct rc_flight *fl, struct rref_future *f, int *status); /* [lock] true: it is handed over */
+bool rc_flight_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc);    /* [lock] false: not of a flight */
+void rc_flights_fail(struct rref_ctx *ctx, int status);     /* [lock] no device touches their landing places any more */
+void rc_flights_close(struct rref_ctx *ctx);
 
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);
@@ -676,6 +695,7 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks); /* [lock] */
+void rc_progress_reads(struct rref_ctx *ctx, enum rv_kind kind); /* [lock] a look for finished READs only */
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */

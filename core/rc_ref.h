@@ -55,28 +55,39 @@ struct rref_view {
 };
 #define RC_VIEW_ALIAS (-2)
 
-/* What a READ brings lies behind it. */
+/*
+ * What a READ brings lies behind it: the header at its end, then the payload, side by side as at the owner. So one value is one
+ * landing piece.
+ */
 struct rc_landing {
 	struct rref_view view;
 	size_t block;             /* bytes of the whole */
 	uint32_t lkey[RV_NR_KINDS]; /* the region's key, per provider */
 	uint64_t type_hash;       /* of a range: not used */
 	struct rref *outer;       /* if nr_refs: the reference by which the value was read; nested.c */
+	struct rc_header header;  /* a device writes it: looked at when the READ is over */
 };
-_Static_assert(sizeof(struct rc_landing) == 64, "payloads start 64 bytes into a landing block, aligned as it is");
+_Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE, "no device writes where this process does");
+_Static_assert(sizeof(struct rc_landing) == offsetof(struct rc_landing, header) + RC_HEADER_BYTES, "the payload follows the header");
 
 static inline struct rc_landing *rc_landing_of(const struct rref_view *v) /* not an alias */
 {
 	return (struct rc_landing *)(uintptr_t)v; /* begins with it */
 }
 
-#define RC_CACHE_CLASSES 12   /* landing blocks of 128 B .. 256 KiB */
-#define RC_LANDING_BLOCK(cls) ((size_t)128 << (cls))
+/* Where header and payload of so many bytes land. */
+static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length, enum rv_kind kind)
+{
+	return (struct rv_sge){ &l->header, (uint32_t)(RC_HEADER_BYTES + length), l->lkey[kind] };
+}
+
+#define RC_CACHE_CLASSES 11   /* landing blocks of 256 B .. 256 KiB */
+#define RC_LANDING_BLOCK(cls) ((size_t)256 << (cls))
 /* The class of a landing block for so many bytes; -1: too large to be kept. */
 static inline int rc_landing_class(size_t length)
 {
 	size_t block = sizeof(struct rc_landing) + length;
-	int cls = block <= 128 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 7;
+	int cls = block <= 256 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 8;
 
 	return cls < RC_CACHE_CLASSES ? cls : -1;
 }

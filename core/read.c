@@ -2,7 +2,7 @@
 /*
  * Reads: from a known location to bytes here, by one-sided READs.
  *
- * A value that fits one message is read with its header by a single READ with two landing pieces. Larger ones, and
+ * A value that fits one message is read with its header by a single READ into a single landing piece. Larger ones, and
  * ranges, are read in pieces, a window of them in flight, and the header last, behind them on the same connection: the
  * order of READs on a reliable connection makes it a check of all that came before.
  *
@@ -64,10 +64,8 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 
 	if (is_single(f, max_msg) && !f->header_asked) {
 		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
-					 .nr_sge = f->length ? 2 : 1 };
-		r[0].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey[kind] };
-		if (f->length)
-			r[0].sge[1] = (struct rv_sge){ (void *)(f->landing + 1), (uint32_t)f->length, f->landing->lkey[kind] };
+					 .nr_sge = 1 };
+		r[0].sge[0] = rc_landing_piece(f->landing, f->length, kind);
 		f->header_asked = true;
 		f->next = f->length;
 		return 1;
@@ -83,7 +81,7 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 	if (n < max && !f->header_asked && f->next == f->length) {
 		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
 					 .nr_sge = 1 };
-		r[n++].sge[0] = (struct rv_sge){ f->landing_header, RC_HEADER_BYTES, f->header_lkey[kind] };
+		r[n++].sge[0] = rc_landing_piece(f->landing, 0, kind);
 		f->header_asked = true;
 	}
 	return n;
@@ -93,9 +91,9 @@ static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r
 static void unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n)
 {
 	for (unsigned i = n; i-- > from;) {
-		if (r[i].sge[0].addr == (void *)f->landing_header) {
+		if (r[i].sge[0].addr == (void *)&f->landing->header) {
 			f->header_asked = false;
-			if (r[i].nr_sge == 2)
+			if (r[i].sge[0].length > RC_HEADER_BYTES)
 				f->next = 0;
 		} else {
 			f->next -= r[i].sge[0].length;
@@ -138,7 +136,7 @@ static void begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
-	memset(f->landing_header, UNREAD, RC_HEADER_BYTES);
+	memset(&f->landing->header, UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
 
@@ -317,11 +315,12 @@ static int prepare_quietly(struct rref_future *f)
 		return -EPERM;
 	f->offset = min_of(f->offset, end);
 	f->length = min_of(f->length, end - f->offset);
-	memset(f->landing_header, UNREAD, RC_HEADER_BYTES);
 	int err = rc_landing_get(f->ctx, f->length, &f->landing);
 
 	if (err)
 		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+	else
+		memset(&f->landing->header, UNREAD, RC_HEADER_BYTES);
 	return err;
 }
 
@@ -384,6 +383,21 @@ void rc_read_start(struct rref_future *f, bool locked)
 		wait_for_connection(f, p, true);
 	if (!locked)
 		rc_unlock(ctx);
+}
+
+/* As if it had been started here and all of it were at the device. [lock, or nobody else knows f] */
+void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v)
+{
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	f->loc = rc_remote(ref)->loc;
+	f->landing = v;
+	f->offset = 0;
+	f->length = f->next = f->loc.length;
+	f->whole = f->header_asked = true;
+	f->retried = f->again = f->alone = false;
+	f->outstanding = 1;
+	f->run_next = NULL;
 }
 
 /* Many reads of one owner, whose handles and locations are set: one doorbell for those that are one message each. */
@@ -529,6 +543,12 @@ static void ended(struct rref_future *f, int status, int wc, bool in_run)
 	if (f->again)
 		note_failure(f, -ECONNRESET, wc);
 	read_done(f, true);
+}
+
+void rc_read_ended(struct rref_future *f, int status, int wc)
+{
+	at_sub(&f->ctx->reads_in_flight, 1);
+	ended(f, status, wc, false);
 }
 
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)

@@ -66,9 +66,8 @@ void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, 
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t more = RC_HEADER_BYTES + f[i]->length;
 
-		if (i && joins(f[i - 1], f[i], kind) && r->nr_sge + 2 <= p->max_sge && to_line(bytes) + more <= min_of(RUN_BYTES, p->max_msg)) {
-			if (f[i - 1]->length)
-				piece[-1].length = (uint32_t)to_line(f[i - 1]->length);
+		if (i && joins(f[i - 1], f[i], kind) && r->nr_sge < p->max_sge && to_line(bytes) + more <= min_of(RUN_BYTES, p->max_msg)) {
+			piece[-1].length = (uint32_t)to_line(piece[-1].length);
 			bytes = to_line(bytes);
 			f[i - 1]->run_next = f[i];
 		} else {
@@ -81,10 +80,8 @@ void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, 
 			r->more = piece + RV_READ_SGE;
 			bytes = 0;
 		}
-		*piece++ = (struct rv_sge){ f[i]->landing_header, RC_HEADER_BYTES, f[i]->header_lkey[kind] };
-		if (f[i]->length)
-			*piece++ = (struct rv_sge){ (void *)(f[i]->landing + 1), (uint32_t)f[i]->length, f[i]->landing->lkey[kind] };
-		r->nr_sge += f[i]->length ? 2 : 1;
+		*piece++ = rc_landing_piece(f[i]->landing, f[i]->length, kind);
+		r->nr_sge++;
 		bytes += more;
 		f[i]->header_asked = true;
 		f[i]->next = f[i]->length;

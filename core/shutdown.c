@@ -302,6 +302,7 @@ static void close_down(struct rref_ctx *ctx)
 	/* Reads that the fence cut off report through the devices one last time. */
 	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->reads_in_flight)); turn++)
 		;
+	rc_flights_fail(ctx, -ESHUTDOWN);
 	finish_work(ctx);
 	rc_unlock(ctx);
 	rc_poller_close(ctx);

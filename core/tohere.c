@@ -131,6 +131,34 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
+int rc_read_go_on(struct rref *ref, struct rc_flight *fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	struct rref_future *f = NULL;
+	unsigned turn = 0;
+
+	/* As long as there is no slot nothing but the device can end it, which it does. */
+	while (rc_op_get(ctx, 0, &f)) {
+		if (rc_flight_wait(ctx, fl, status))
+			return 1;
+		rc_pause(&turn);
+	}
+	rc_lock(ctx);
+	bool over = !rc_flight_hand_over(fl, f, status);
+
+	if (!over) {
+		rc_read_taken(f, ref, v);
+		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+	}
+	rc_unlock(ctx);
+	if (!over)
+		return finish(f, -1, timeout, out);
+	rc_op_fail(f, -ECANCELED, -1, NULL, false);
+	rc_op_put(f); /* the engine's hold, which never saw it */
+	rc_op_put(f);
+	return 1;
+}
+
 /* Whatever is not quick. With scopes on, nothing is. */
 static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
@@ -334,7 +362,7 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 			views[i] = alias(refs[i]);
 			continue;
 		}
-		if (at_load_acq(&refs[i]->quick)) {
+		if (ctx->peers[refs[i]->owner].kind == RV_SHM && at_load_acq(&refs[i]->quick)) {
 			/* No doorbell to share, and nothing to wait for. */
 			status[i] = rc_quick_read(refs[i], max_of(deadline - now_ns(), 0), &views[i]);
 			continue;

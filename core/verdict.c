@@ -76,7 +76,7 @@ static const struct rc_type *type_of(const struct rref_future *f)
 
 int rc_read_check(struct rref_future *f)
 {
-	struct rc_header h = *f->landing_header; /* copied once: nothing is fetched twice */
+	struct rc_header h = f->landing->header; /* copied once: nothing is fetched twice */
 	const struct rref *ref = f->handle; /* NULL: a payload */
 	char name[NAME_SIZE];
 

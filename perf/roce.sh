@@ -37,7 +37,7 @@ for op in lat bw rate batch call share create; do
 	esac
 	build/bin/rref-perf $op --device ibv --json --seconds "$seconds" ${sizes:+--sizes $sizes} || failed=1
 done
-# What the header costs: it is a second piece, and of 4 KiB a fifth packet.
+# What the header costs: 64 bytes more, and of 4 KiB a fifth packet.
 build/bin/rref-perf lat --headed --device ibv --json --seconds "$seconds" --sizes 8,4k,64k || failed=1
 if [ -n "$ip" ] && command -v ib_read_bw >/dev/null; then
 	# ib_read_lat: bytes, iterations, smallest, largest, typical ... in us; ib_read_bw: bytes, iterations, peak, average in MiB/s

@@ -42,7 +42,7 @@ struct rv_conn;
 #define RV_ANSWER_MAX 194    /* bytes an accept can carry */
 #define RV_REASON_MAX 147    /* bytes a reject can carry */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
-#define RV_READ_SGE 2        /* landing pieces of a READ of one value: header, payload */
+#define RV_READ_SGE 2        /* landing pieces that a request has room for; a value with its header takes one */
 #define RV_READ_SGE_MAX 16   /* of any READ. Not more: a NIC's send queue has room for as many in each of its entries */
 
 enum rv_kind { RV_SHM = 0, RV_IBV = 1, RV_NR_KINDS };
@@ -138,6 +138,7 @@ struct rv_event {
 };
 
 #define RV_POLL_SLOW 1u        /* also look at connection events, async events, sockets (syscalls) */
+#define RV_POLL_READS 4u       /* for who waits for a READ: look at its completion first, and at nothing else if it can be so */
 #define RV_ARM_READS 2u        /* arm: wake for finished READs too, not for messages and connections only */
 
 /*
@@ -165,7 +166,7 @@ struct rv_event {
  *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
  *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL. A posted READ is reported exactly once: in r[i].status at once
  *             where caps.reads_inline, else by RV_EV_READ.
- * poll        [progress] Up to max events; flags RV_POLL_SLOW. Returns their number, or -errno if the device is lost.
+ * poll        [progress] Up to max events; flags RV_POLL_SLOW or RV_POLL_READS. Returns their number, or -errno if the device is lost.
  * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
  * arm         [progress] After it fd() becomes readable when something arrives: messages and connection events always,
  *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps (RV_POLL_SLOW).

@@ -50,7 +50,7 @@ static void usage(FILE *to)
 		    "  --window N     reads in flight, for bw and rate (default 16)\n"
 		    "  --batch N      references in a batch (default 1000)\n"
 		    "  --mode M       auto, poll or manual (default: auto; manual, all spinning, for call, share and create)\n"
-		    "  --headed       over ibv: raw READs bring a header more, in a second piece, as the library's do\n"
+		    "  --headed       over ibv: raw READs bring a header more, as the library's do\n"
 		    "  --json         one JSON object a line instead of the table; times in ns\n"
 		    "  --plot FILE    an SVG of the sweep, by gnuplot; its rows go to FILE.jsonl\n"
 		    "  --help, --version\n"

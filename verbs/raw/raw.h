@@ -14,8 +14,8 @@
 struct rv_raw;
 
 /*
- * rv_raw_open: one end, with a buffer of `head` and `bytes` bytes that the other end may READ; each of its own READs brings both,
- * in two pieces, if head is not 0. device, port and gid_index as the fields of struct rv_options. -ENODEV, -ENOMEM, ...: rv_raw_error() has the words.
+ * rv_raw_open: one end, with a buffer of `head` and `bytes` bytes that the other end may READ; each of its own READs brings both.
+ * device, port and gid_index as the fields of struct rv_options. -ENODEV, -ENOMEM, ...: rv_raw_error() has the words.
  * rv_raw_end: what the other end has to know, RV_RAW_END_BYTES of it. rv_raw_connect: with the other's.
  * rv_raw_read: n READs of bytes, one after the other. rv_raw_stream: window of them in flight. 0 or -errno.
  */

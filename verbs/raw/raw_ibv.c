@@ -83,7 +83,7 @@ static int choose(struct rv_raw *raw, const char *device, int port, int gid_inde
 static int queue_pair(struct rv_raw *raw)
 {
 	struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC, .sq_sig_all = 0,
-					 .cap = { .max_send_wr = WINDOW_MAX, .max_recv_wr = 1, .max_send_sge = raw->head ? 2 : 1, .max_recv_sge = 1 } };
+					 .cap = { .max_send_wr = WINDOW_MAX, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 } };
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = (uint8_t)raw->port,
 				    .qp_access_flags = IBV_ACCESS_REMOTE_READ };
 
@@ -175,10 +175,8 @@ int rv_raw_connect(struct rv_raw *raw, const uint8_t end[RV_RAW_END_BYTES])
 
 static int post(struct rv_raw *raw, size_t bytes)
 {
-	uintptr_t at = (uintptr_t)raw->buffer;
-	struct ibv_sge sge[2] = { { .addr = at, .length = (uint32_t)raw->head, .lkey = raw->mr->lkey },
-				  { .addr = at + raw->head, .length = (uint32_t)bytes, .lkey = raw->mr->lkey } };
-	struct ibv_send_wr wr = { .sg_list = raw->head ? sge : sge + 1, .num_sge = raw->head ? 2 : 1, .opcode = IBV_WR_RDMA_READ, .send_flags = IBV_SEND_SIGNALED,
+	struct ibv_sge sge = { .addr = (uintptr_t)raw->buffer, .length = (uint32_t)(raw->head + bytes), .lkey = raw->mr->lkey };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_READ, .send_flags = IBV_SEND_SIGNALED,
 				  .wr.rdma = { .remote_addr = raw->peer_addr, .rkey = raw->peer_rkey } };
 	struct ibv_send_wr *bad;
 	int err = ibv_post_send(raw->qp, &wr, &bad);

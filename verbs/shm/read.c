@@ -89,11 +89,11 @@ static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_rea
 	return 0;
 }
 
-/* The lengths a value's header and a word-sized value have, without a call. */
+/* The lengths that a value's header has, alone and before a word-sized value, without a call. */
 static inline void copy(void *to, const void *from, size_t n)
 {
-	if (n == 8)
-		memcpy(to, from, 8);
+	if (n == 72)
+		memcpy(to, from, 72);
 	else if (n == 64)
 		memcpy(to, from, 64);
 	else
@@ -109,22 +109,18 @@ static inline void copy(void *to, const void *from, size_t n)
 static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 {
 	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(r->rkey)];
-	uint64_t head = r->sge[0].length, body = r->sge[1].length, word, seg_length, offset;
-	const char *from;
+	uint64_t length = r->sge[0].length, word, seg_length, offset;
 
-	if (unlikely(r->nr_sge != 2 || !head || !body || head + body > conn->max_msg || !landing_ok(conn, &r->sge[0]) ||
-		     !landing_ok(conn, &r->sge[1])))
+	if (unlikely(r->nr_sge != 1 || !length || length > conn->max_msg || !landing_ok(conn, &r->sge[0])))
 		return false;
 	word = at_load_acq(&seg->word); /* as in find() */
-	from = (const char *)at_load_acq(&seg->base);
+	const char *from = (const char *)at_load_acq(&seg->base);
+
 	offset = r->addr - at_load_acq(&seg->iova);
 	seg_length = at_load_acq(&seg->length);
-	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word || offset > seg_length ||
-		     head + body > seg_length - offset))
+	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word || offset > seg_length || length > seg_length - offset))
 		return false;
-	from += offset;
-	copy(r->sge[0].addr, from, head);
-	copy(r->sge[1].addr, from + head, body);
+	copy(r->sge[0].addr, from + offset, length);
 	rvs_after_copy(); /* the second look, as below */
 	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != word || at_load(conn->peer_serve) != RVS_SERVE_READS))
 		return false;

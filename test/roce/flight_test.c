@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Quick reads over a real device whose READs take long (core/flight.c). The device does them as always; it is their
+ * completions that are kept back here, between the provider and the core, for as long as a test wants.
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "core/rc.h"
+#include "tg_refs.h"
+
+#define MS NSEC_PER_MSEC
+#define THREADS 4
+#define MAX_HELD 1024
+
+static struct rv_ops holding;
+static atomic_uint to_hold;     /* so many more are kept back */
+static atomic_bool let_go;      /* and given out */
+static atomic_uint nr_held;     /* [lock], but to be looked at */
+static struct rv_event held[MAX_HELD];
+
+static int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+{
+	int n = 0, got;
+
+	while (atomic_load(&let_go) && atomic_load(&nr_held) && n < (int)max)
+		ev[n++] = held[atomic_fetch_sub(&nr_held, 1) - 1];
+	got = rv_ibv_ops.poll(dev, ev + n, max - (unsigned)n, flags);
+	if (got < 0)
+		return got;
+	for (int end = n + got, i = n; i < end; i++)
+		/* UINT64_MAX: a look at whether the peer lives. */
+		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX && atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
+			atomic_fetch_sub(&to_hold, 1);
+			held[atomic_fetch_add(&nr_held, 1)] = ev[i];
+		} else {
+			ev[n++] = ev[i];
+		}
+	return n;
+}
+
+static void hold(struct rref_ctx *ctx, unsigned n)
+{
+	rc_lock(ctx);
+	holding = rv_ibv_ops;
+	holding.poll = poll_holding;
+	atomic_store(&let_go, false);
+	atomic_store(&to_hold, n);
+	ctx->device[RV_IBV].ops = &holding;
+	rc_unlock(ctx);
+}
+
+static void release(struct rref_ctx *ctx)
+{
+	atomic_store(&to_hold, 0);
+	atomic_store(&let_go, true);
+	rc_kick(ctx); /* whoever sleeps is not woken by the device: it said so before */
+}
+
+static bool holds(struct rref_ctx *ctx, void *n)
+{
+	rref_progress(ctx); /* in the manual mode who waits may sleep by now */
+	return atomic_load(&nr_held) >= *(unsigned *)n;
+}
+
+static bool is_over(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_stats s = tg_stats(ctx);
+
+	(void)arg;
+	rref_progress(ctx);
+	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes;
+}
+
+/* A value of worker 1 of so many bytes, read once. */
+static struct rref *value(struct rref_ctx *ctx, size_t length)
+{
+	struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
+	struct rref_view *v;
+
+	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
+	rref_view_free(v);
+	TG_CHECK(at_load(&r->quick) != RC_QUICK_NOT);
+	return r;
+}
+
+static void check(const struct rref_view *v, size_t length)
+{
+	TG_IS(rref_view_length(v), length);
+	TG_CHECK(tg_filled(rref_view_data(v), length, 0, (unsigned)length));
+}
+
+static void read_well(struct rref *r, size_t length)
+{
+	struct rref_view *v;
+
+	TG_OK(rref_to_here(r, RREF_FOREVER, &v));
+	check(v, length);
+	rref_view_free(v);
+}
+
+static void end(struct rref_ctx *ctx, struct rref *r)
+{
+	rref_release(r);
+	TG_OK(rref_rpc_sync(ctx, 1, "pub.drop", NULL, RREF_DEFAULT, NULL));
+	tg_all_clean(ctx);
+}
+
+struct job {
+	struct rref *ref;
+	size_t length;
+	int times, err;
+	int64_t timeout;
+};
+
+static void *reader(void *arg)
+{
+	struct job *j = arg;
+	struct rref_view *v;
+
+	for (int i = 0; !j->err && i < j->times; i++) {
+		j->err = rref_to_here(j->ref, j->timeout, &v);
+		if (j->err)
+			break;
+		check(v, j->length);
+		rref_view_free(v);
+	}
+	return NULL;
+}
+
+/* It ends well, as the READ that it was from the beginning. */
+TG_TEST(read__takes_long, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 5000);
+		struct rref_stats before, after;
+		struct job j = { .ref = r, .length = 5000, .times = 1, .timeout = RREF_FOREVER };
+		pthread_t thread;
+
+		for (int round = 0; round < 3; round++) {
+			before = tg_stats(ctx);
+			hold(ctx, 1);
+			TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
+			TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
+			while (tg_stats(ctx).ops_in_flight == 0) /* it is an operation now */
+				tg_pause();
+			release(ctx);
+			TG_IS(pthread_join(thread, NULL), 0);
+			TG_OK(j.err);
+			after = tg_stats(ctx);
+			TG_IS(after.reads - before.reads, 1);
+			TG_IS(after.read_bytes - before.read_bytes, 5000);
+			TG_CHECK(tg_eventually(is_over, ctx, NULL));
+			read_well(r, 5000);
+		}
+		end(ctx, r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* Its landing buffer is nobody's until the device has said that it is done with it. */
+TG_TEST(read__times_out, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 100);
+		struct rref_view *v;
+
+		for (unsigned round = 0; round < 3; round++) {
+			hold(ctx, 1);
+			TG_IS(rref_to_here(r, round ? 20 * MS : 0, &v), -ETIMEDOUT);
+			TG_IS(atomic_load(&nr_held), 1);
+			TG_IS(tg_stats(ctx).quarantined, 1);
+			TG_CHECK(tg_stats(ctx).landing_bytes > 0);
+			for (int i = 0; i < 5; i++)
+				read_well(r, 100); /* others come by with another flight and another buffer */
+			TG_IS(tg_stats(ctx).quarantined, 1);
+			release(ctx);
+			TG_CHECK(tg_eventually(is_over, ctx, NULL));
+		}
+		end(ctx, r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(threads__some_take_long, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		static const size_t lengths[THREADS] = { 8, 64, 4096, 20000 };
+		struct rref_stats before, after;
+		struct job job[THREADS];
+		pthread_t thread[THREADS];
+		uint64_t bytes = 0;
+		atomic_int running = THREADS;
+
+		for (int i = 0; i < THREADS; i++) {
+			job[i] = (struct job){ .ref = value(ctx, lengths[i]), .length = lengths[i], .times = tg_scale(1000), .timeout = RREF_FOREVER };
+			bytes += (uint64_t)job[i].times * lengths[i];
+		}
+		before = tg_stats(ctx);
+		for (int i = 0; i < THREADS; i++)
+			TG_IS(pthread_create(&thread[i], NULL, reader, &job[i]), 0);
+		/* One in so many is late, by whatever it takes to come by here again. */
+		for (int i = 0; i < 50 && atomic_load(&running); i++) {
+			hold(ctx, 1 + (unsigned)i % THREADS);
+			for (int k = 0; k < 20; k++) {
+				rref_progress(ctx);
+				tg_pause();
+			}
+			release(ctx);
+			tg_pause();
+		}
+		for (int i = 0; i < THREADS; i++) {
+			release(ctx);
+			TG_IS(pthread_join(thread[i], NULL), 0);
+			TG_OK(job[i].err);
+		}
+		after = tg_stats(ctx);
+		TG_IS(after.read_bytes - before.read_bytes, bytes);
+		TG_IS(after.reads - before.reads, (uint64_t)THREADS * (uint64_t)job[0].times);
+		TG_CHECK(tg_eventually(is_over, ctx, NULL));
+		for (int i = 1; i < THREADS; i++)
+			rref_release(job[i].ref);
+		end(ctx, job[0].ref);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- a handler that reads, on the very thread that waits for a READ ---- */
+
+static struct rref *to_read;
+static atomic_int nested, inside;
+static _Thread_local bool reading;
+
+static int read_too(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	if (reading)
+		atomic_fetch_add(&inside, 1);
+	read_well(to_read, 300);
+	atomic_fetch_add(&nested, 1);
+	return rref_call_reply(call, NULL);
+}
+
+TG_TEST(handler__reads_while_its_thread_does, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+	int n = tg_scale(400);
+
+	tg_add(ctx, "read_too", read_too, RREF_INLINE);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		to_read = value(ctx, 300);
+		tg_set_flag(0, 1);
+		reading = true;
+		while (atomic_load(&nested) < n)
+			read_well(to_read, 300);
+		reading = false;
+		/* Where nobody else makes progress, all of them ran within a read. */
+		if (tg_mode() == RREF_PROGRESS_MANUAL)
+			TG_IS(atomic_load(&inside), n);
+		tg_wait_flag_serving(ctx, 1, 1);
+		end(ctx, to_read);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		for (int i = 0; i < n; i++)
+			TG_OK(rref_rpc_sync(ctx, 0, "read_too", NULL, RREF_DEFAULT, NULL));
+		tg_set_flag(1, 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- no slot ---- */
+
+/* It cannot become an operation, so it waits for its device, however long its caller would. */
+TG_TEST(read__takes_long_and_there_is_no_slot, 2)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	tg_options(&o, rank);
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	o.max_ops = RC_OP_CHUNK;
+	TG_OK(rref_init(&o, &ctx));
+	tg_add_refs(ctx);
+	tg_meet_serving(ctx, 15);
+	if (rank == 0) {
+		struct rref *r = value(ctx, 8);
+		struct job j = { .ref = r, .length = 8, .times = 1, .timeout = 10 * MS };
+		struct rref_future *f[RC_OP_CHUNK];
+		struct rref_stats before;
+		pthread_t thread;
+
+		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
+			TG_OK(rref_to_here_async(r, RREF_FOREVER, &f[i]));
+		before = tg_stats(ctx);
+		TG_IS(before.ops_in_flight, RC_OP_CHUNK);
+		TG_OK(rref_wait_all(f, RC_OP_CHUNK, RREF_FOREVER));
+		hold(ctx, 1);
+		TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
+		TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
+		usleep(50000); /* its time is over by now */
+		TG_IS(tg_stats(ctx).ops_in_flight, RC_OP_CHUNK);
+		TG_IS(tg_stats(ctx).quarantined, 0);
+		release(ctx);
+		TG_IS(pthread_join(thread, NULL), 0);
+		TG_OK(j.err);
+		TG_IS(tg_stats(ctx).reads - before.reads, 1);
+		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
+			rref_future_free(f[i]);
+		end(ctx, r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- the end of all ---- */
+
+static atomic_int begun;
+
+static void *read_until_error(void *arg)
+{
+	struct job *j = arg;
+
+	while (!j->err) {
+		reader(j);
+		atomic_fetch_add(&begun, 1);
+	}
+	return NULL;
+}
+
+static void shut_down_under_readers(struct rref_ctx *ctx, int rank, unsigned nr_lost)
+{
+	if (rank == 0) {
+		struct job job[THREADS];
+		pthread_t thread[THREADS];
+		struct rref *r = value(ctx, 200);
+
+		for (int i = 0; i < THREADS; i++) {
+			job[i] = (struct job){ .ref = r, .length = 200, .times = 1, .timeout = RREF_FOREVER };
+			TG_IS(pthread_create(&thread[i], NULL, read_until_error, &job[i]), 0);
+		}
+		while (atomic_load(&begun) < 10 * THREADS)
+			tg_pause();
+		if (nr_lost) {
+			hold(ctx, nr_lost);
+			TG_CHECK(tg_eventually(holds, ctx, &nr_lost));
+		}
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+		for (int i = 0; i < THREADS; i++) {
+			TG_IS(pthread_join(thread[i], NULL), 0);
+			TG_CHECK(job[i].err == -ESHUTDOWN || job[i].err == -EOWNERDEAD);
+		}
+		rref_release(r);
+		tg_set_flag(0, 1);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+	}
+	rref_free_ctx(ctx);
+}
+
+TG_TEST(shutdown__under_readers, 2)
+{
+	shut_down_under_readers(tg_join_refs(rank), rank, 0);
+	return 0;
+}
+
+/* Nobody ever says that their READs ended: the fence did end them. */
+TG_TEST(shutdown__and_completions_are_lost, 2)
+{
+	shut_down_under_readers(tg_join_refs(rank), rank, THREADS);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(read__takes_long),
+		cmocka_unit_test(read__times_out),
+		cmocka_unit_test(threads__some_take_long),
+		cmocka_unit_test(handler__reads_while_its_thread_does),
+		cmocka_unit_test(read__takes_long_and_there_is_no_slot),
+		cmocka_unit_test(shutdown__under_readers),
+		cmocka_unit_test(shutdown__and_completions_are_lost),
+	};
+
+	return cmocka_run_group_tests_name("flight", tests, NULL, NULL);
+}
