@@ -85,11 +85,11 @@ static inline bool landed(struct rc_flight *fl, int *status)
 	return true;
 }
 
-bool rc_flight_wait(struct rref_ctx *ctx, struct rc_flight *fl, int *status)
+bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status)
 {
 	/* Where there is no poller, a program that only reads is the one that serves its peers. */
 	for (unsigned i = at_load(&ctx->has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
-		rc_progress_reads(ctx, RV_IBV);
+		rc_progress_reads(ctx, p);
 		rc_unlock(ctx);
 		if (landed(fl, status))
 			return true;

@@ -110,10 +110,13 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	return n;
 }
 
-void rc_progress_reads(struct rref_ctx *ctx, enum rv_kind kind)
+void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 {
-	if (at_load(&ctx->state) != RC_CTX_SHUT)
-		poll_device(ctx, &ctx->device[kind], RV_POLL_READS);
+	if (at_load(&ctx->state) == RC_CTX_SHUT)
+		return;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev == p->dev)
+			poll_device(ctx, &ctx->device[k], RV_POLL_READS);
 }
 
 /*

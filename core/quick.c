@@ -276,7 +276,7 @@ static inline bool takes_off(struct rref_ctx *ctx, struct rc_reader *r)
 /* Of a READ that is posted: true when it is over. False: *result is that of the whole read, and v is not the caller's any more. */
 static bool lands(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_reader *r, struct rc_landing *v, int *result)
 {
-	if (likely(rc_flight_wait(ref->ctx, r->flight, &r->read.status)))
+	if (likely(rc_flight_wait(ref->ctx, &ref->ctx->peers[ref->owner], r->flight, &r->read.status)))
 		return true;
 	*result = rc_read_go_on(ref, r->flight, v, timeout, out, &r->read.status);
 	if (*result == 1)

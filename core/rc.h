@@ -580,7 +580,7 @@ struct rc_flight *rc_flight_get(struct rref_ctx *ctx);
 void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted */
 bool rc_flight_begin(struct rc_flight *fl, uint64_t *cookie);
 void rc_flight_undo(struct rc_flight *fl);
-bool rc_flight_wait(struct rref_ctx *ctx, struct rc_flight *fl, int *status);
+bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status);
 bool rc_flight_hand_over(struct rc_flight *fl, struct rref_future *f, int *status); /* [lock] true: it is handed over */
 bool rc_flight_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc);    /* [lock] false: not of a flight */
 void rc_flights_fail(struct rref_ctx *ctx, int status);     /* [lock] no device touches their landing places any more */
@@ -695,7 +695,7 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks); /* [lock] */
-void rc_progress_reads(struct rref_ctx *ctx, enum rv_kind kind); /* [lock] a look for finished READs only */
+void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] a look for finished READs from p only */
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */

@@ -139,7 +139,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight *fl, struct rc_landing *v, 
 
 	/* As long as there is no slot nothing but the device can end it, which it does. */
 	while (rc_op_get(ctx, 0, &f)) {
-		if (rc_flight_wait(ctx, fl, status))
+		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], fl, status))
 			return 1;
 		rc_pause(&turn);
 	}
