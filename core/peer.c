@@ -383,7 +383,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 			rc_stall_event(ctx, p, ev->status);
 			return;
 		}
-		if (!rc_flight_event(ctx, ev->cookie, ev->status, ev->wc_status))
+		if (!rc_flight_event(ctx, p, ev->cookie, ev->status, ev->wc_status))
 			rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
 		if (p && at_load(&p->nr_waiting))
 			rc_read_pump(ctx, p);

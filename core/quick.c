@@ -254,35 +254,39 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_landing *v,
 						     int status)
 {
+	struct rc_peer *p = &ref->ctx->peers[ref->owner];
 	char name[160];
 
 	rref_view_free(&v->view);
 	if (status != -EACCES) {
-		if (status)
+		if (rc_read_lost(status))
 			at_add(&ref->ctx->n.reads_again, 1);
 		return rc_read_whole(ref, timeout, out);
 	}
-	at_add(&ref->ctx->peers[ref->owner].resume.refused, 1);
+	if (p->kind == RV_SHM)
+		at_add(&p->resume.refused, 1); /* else by who took the completion in */
+	if (at_load_acq(&ref->state) == RC_H_FAILED)
+		return rc_handle_error(ref);
 	rref_format(ref, name, sizeof(name));
 	return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", rref_owner_name(ref), name);
 }
 
-/* Where the READ's end is seen; false: it is to go the other way. */
-static inline bool takes_off(struct rref_ctx *ctx, struct rc_reader *r)
+/* The thread's, in its hands from here on. NULL: no memory. */
+static inline struct rc_flight *take_flight(struct rref_ctx *ctx, struct rc_reader *r)
 {
-	return (r->flight || (r->flight = rc_flight_get(ctx))) && rc_flight_begin(r->flight, &r->read.cookie);
+	struct rc_flight *fl = r->flight;
+
+	r->flight = NULL;
+	return likely(fl != NULL) ? fl : rc_flight_get(ctx);
 }
 
-/* Of a READ that is posted: true when it is over. False: *result is that of the whole read, and v is not the caller's any more. */
-static bool lands(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_reader *r, struct rc_landing *v, int *result)
+/* Reads that ran on this thread meanwhile may have left theirs. */
+static inline void keep_flight(struct rc_reader *r, struct rc_flight *fl)
 {
-	if (likely(rc_flight_wait(ref->ctx, &ref->ctx->peers[ref->owner], r->flight, &r->read.status)))
-		return true;
-	*result = rc_read_go_on(ref, r->flight, v, timeout, out, &r->read.status);
-	if (*result == 1)
-		return true;
-	r->flight = NULL;
-	return false;
+	if (likely(!r->flight))
+		r->flight = fl;
+	else
+		rc_flight_put(fl);
 }
 
 /* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
@@ -305,8 +309,9 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	struct rc_reader *r = reader_of(ctx);
 	struct rc_landing *v;
 	enum rv_kind kind = p->kind;
+	struct rc_flight *fl = NULL;
 	struct rv_conn *conn;
-	int posted = 0, result;
+	int posted = 0, status;
 
 	if (unlikely(at_load(&p->nr_waiting)))
 		return rc_read_whole(ref, timeout, out);
@@ -314,15 +319,22 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 		at_store(&r->spare[cls], NULL);
 	else if (!(v = other_landing(ref, &r)))
 		return rc_read_whole(ref, timeout, out);
+	/* Before r->read is filled in: a flight that is not there yet is got under the lock, at whose end others' reads may run. */
+	if (kind != RV_SHM && unlikely(!(fl = take_flight(ctx, r))))
+		return other_way(ref, timeout, out, v, 0);
 	/* What never changes of it was set in new_reader. */
 	struct rv_read *read = &r->read;
 
 	read->addr = rc_remote(ref)->loc.addr;
 	read->rkey = rc_remote(ref)->loc.rkey[kind];
 	read->sge[0] = rc_landing_piece(v, length, kind);
-	v->header.nonce = 0; /* a READ that brought nothing is seen as one */
-	if (kind != RV_SHM && unlikely(!takes_off(ctx, r)))
-		return other_way(ref, timeout, out, v, 0);
+	/* A READ that brought nothing is seen as one. */
+	if (kind == RV_SHM) {
+		v->header.nonce = 0;
+	} else {
+		memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
+		read->cookie = rc_flight_begin(fl);
+	}
 	pin(r, p);
 	conn = at_load_sc(&p->conn);
 	/*
@@ -332,16 +344,25 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_QUICK_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
-	if (unlikely(posted != 1)) {
-		if (kind != RV_SHM)
-			rc_flight_undo(r->flight);
-		return other_way(ref, timeout, out, v, 0);
+	status = read->status; /* before anything else of this thread can use it */
+	if (kind != RV_SHM) {
+		int done = 1;
+
+		if (unlikely(posted != 1))
+			rc_flight_undo(fl);
+		else if (unlikely(!rc_flight_wait(ctx, p, fl, &status)))
+			done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
+		keep_flight(r, fl);
+		if (unlikely(done != 1)) {
+			count(&r->reads, 1);
+			return done;
+		}
 	}
+	if (unlikely(posted != 1))
+		return other_way(ref, timeout, out, v, 0);
 	count(&r->reads, 1);
-	if (kind != RV_SHM && unlikely(!lands(ref, timeout, out, r, v, &result)))
-		return result;
-	if (unlikely(read->status || !header_fits(&v->header, ref)))
-		return other_way(ref, timeout, out, v, read->status);
+	if (unlikely(status || !header_fits(&v->header, ref)))
+		return other_way(ref, timeout, out, v, status);
 	count(&r->read_bytes, length);
 	v->view.length = length;
 	v->view.nr_segments = 1;

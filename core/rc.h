@@ -15,6 +15,7 @@
 #ifndef RC_H
 #define RC_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -543,6 +544,12 @@ int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the 
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
 uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
 
+/* What is said of a READ whose connection broke under it: nothing about the READ itself. */
+static inline bool rc_read_lost(int status)
+{
+	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN;
+}
+
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
@@ -552,8 +559,11 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /
 void rc_read_ended(struct rref_future *f, int status, int wc); /* [lock] the only READ of f's, which brought no other's value */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
-/* A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole. */
-int rc_read_go_on(struct rref *ref, struct rc_flight *fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
+/*
+ * A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole; *fl is
+ * another flight then, and v is not the caller's any more.
+ */
+int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v); /* f is such a read, or another thread's */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
 void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
@@ -572,17 +582,17 @@ void rc_quick_close(struct rref_ctx *ctx);
 void rc_quick_fork_child(void);
 
 /*
- * flight.c: of a thread, for one READ at a time. get: NULL, no memory. begin: false, it is under way. undo: it was not posted.
- * wait: true, it is over, with the READ's status; false, it takes long. hand_over: the same, or f is the READ's operation from
- * here on, and the flight is not the thread's any more.
+ * flight.c: of a thread, for one READ at a time. begin: the READ's cookie; undo: it was not posted. wait: true, it is over, with
+ * the READ's status; false, it takes long. leave: false, it is over; true, f is the READ's operation from here on, or without one
+ * v, its landing buffer, is given back when it ends; and *fl is another flight, NULL if there is no memory.
  */
-struct rc_flight *rc_flight_get(struct rref_ctx *ctx);
+struct rc_flight *rc_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
 void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted */
-bool rc_flight_begin(struct rc_flight *fl, uint64_t *cookie);
+uint64_t rc_flight_begin(struct rc_flight *fl);
 void rc_flight_undo(struct rc_flight *fl);
-bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status);
-bool rc_flight_hand_over(struct rc_flight *fl, struct rref_future *f, int *status); /* [lock] true: it is handed over */
-bool rc_flight_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc);    /* [lock] false: not of a flight */
+bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */
+bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status); /* [lock] */
+bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* [lock] false: not of a flight */
 void rc_flights_fail(struct rref_ctx *ctx, int status);     /* [lock] no device touches their landing places any more */
 void rc_flights_close(struct rref_ctx *ctx);
 

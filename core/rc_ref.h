@@ -75,6 +75,9 @@ static inline struct rc_landing *rc_landing_of(const struct rref_view *v) /* not
 	return (struct rc_landing *)(uintptr_t)v; /* begins with it */
 }
 
+/* Each byte of a header's landing place before the READ: no header is like that, and a scrubbed one is 0. */
+#define RC_UNREAD 0xff
+
 /* Where header and payload of so many bytes land. */
 static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length, enum rv_kind kind)
 {

@@ -27,8 +27,6 @@
  */
 #define WINDOW 2u
 
-#define UNREAD 0xff /* each byte of a header's landing place before the READ: no header is like that, and a scrubbed one is 0 */
-
 /* What is copied of a payload over shm before others get their turn. */
 #define TURN_BYTES (UINT64_C(1) << 20)
 
@@ -116,12 +114,6 @@ static bool outlived(const struct rref_future *f)
 	return f->handle && at_load_acq(&f->handle->state) == RC_H_FAILED;
 }
 
-/* What is said of a READ whose connection broke under it: nothing about the READ itself. */
-static bool is_lost(int status)
-{
-	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN;
-}
-
 /* The session stands in which its location was learned: a READ that was lost may be posted again, over another connection. */
 static bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
 {
@@ -136,7 +128,7 @@ static void begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
-	memset(&f->landing->header, UNREAD, RC_HEADER_BYTES);
+	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
 
@@ -172,8 +164,8 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 		at_add(&f->ctx->n.reads, (unsigned)posted);
 		at_add(&f->ctx->n.doorbells, 1);
 		for (int i = 0; i < posted; i++) {
-			f->again |= is_lost(r[i].status);
-			if (!is_lost(r[i].status))
+			f->again |= rc_read_lost(r[i].status);
+			if (!rc_read_lost(r[i].status))
 				note_failure(f, r[i].status, -1);
 		}
 		unbuild(f, r, (unsigned)posted, n);
@@ -320,7 +312,7 @@ static int prepare_quietly(struct rref_future *f)
 	if (err)
 		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
 	else
-		memset(&f->landing->header, UNREAD, RC_HEADER_BYTES);
+		memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	return err;
 }
 
@@ -513,12 +505,12 @@ static void ended(struct rref_future *f, int status, int wc, bool in_run)
 	struct rc_peer *p = peer_of(f);
 
 	f->outstanding--;
-	if (status && in_run && !is_lost(status)) {
+	if (status && in_run && !rc_read_lost(status)) {
 		f->alone = true;
 		status = -ECONNRESET;
 	}
-	f->again |= is_lost(status);
-	if (!is_lost(status))
+	f->again |= rc_read_lost(status);
+	if (!rc_read_lost(status))
 		note_failure(f, status, wc);
 	bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
 

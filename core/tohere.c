@@ -131,28 +131,51 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
-int rc_read_go_on(struct rref *ref, struct rc_flight *fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+/* No slot has to come in time: as long as there is none, the flight keeps the landing buffer if it has to. */
+static int leave_without(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int *status)
 {
 	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	bool left = rc_flight_leave(ctx, fl, NULL, v, status);
+
+	rc_unlock(ctx);
+	return left ? rc_fail(ETIMEDOUT, "the value did not come in time") : 1;
+}
+
+int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	int64_t deadline = -1; /* no look at the clock yet */
 	struct rref_future *f = NULL;
 	unsigned turn = 0;
+	int over = 0;
 
-	/* As long as there is no slot nothing but the device can end it, which it does. */
-	while (rc_op_get(ctx, 0, &f)) {
-		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], fl, status))
-			return 1;
+	while (!over && rc_op_get(ctx, 0, &f)) {
+		if (deadline < 0) {
+			deadline = rc_deadline(ctx, timeout);
+			rc_pool_blocking(ctx, 1);
+		}
 		rc_pause(&turn);
+		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], *fl, status))
+			over = 1;
+		else if (now_ns() >= deadline)
+			over = leave_without(ref, fl, v, status);
 	}
+	if (deadline >= 0)
+		rc_pool_blocking(ctx, -1);
+	if (over)
+		return over;
 	rc_lock(ctx);
-	bool over = !rc_flight_hand_over(fl, f, status);
+	bool left = rc_flight_leave(ctx, fl, f, v, status);
 
-	if (!over) {
+	if (left) {
 		rc_read_taken(f, ref, v);
 		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 	}
 	rc_unlock(ctx);
-	if (!over)
-		return finish(f, -1, timeout, out);
+	if (left)
+		return finish(f, deadline, timeout, out);
 	rc_op_fail(f, -ECANCELED, -1, NULL, false);
 	rc_op_put(f); /* the engine's hold, which never saw it */
 	rc_op_put(f);

@@ -117,7 +117,7 @@ static void show_opened(const char *name, const struct opened *o)
 	}
 	row(name, "opens: %s", o->caps.device);
 	row("", "one READ brings up to %s; larger values are read in pieces", size_text(o->caps.max_msg));
-	row("", "small values that lie side by side: up to %u of a batch by one READ", o->caps.reads_inline ? 1 : o->caps.max_sge / 2);
+	row("", "small values that lie side by side: up to %u of a batch by one READ", o->caps.reads_inline ? 1 : o->caps.max_sge);
 	if (!o->caps.reads_inline)
 		row("", "per connection %u READs under way, %u of them in the hardware; inline up to %u bytes", o->caps.max_reads,
 		    o->caps.max_rd_atomic, o->caps.max_inline);

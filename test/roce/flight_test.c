@@ -283,9 +283,121 @@ TG_TEST(handler__reads_while_its_thread_does, 2)
 	return 0;
 }
 
+/* The same after the READ was handed over: its thread serves while it waits, and reads with another flight. */
+TG_TEST(handler__reads_while_its_thread_waits_long, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	tg_add(ctx, "read_too", read_too, RREF_INLINE);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		to_read = value(ctx, 300);
+		for (int round = 0; round < 5; round++) {
+			struct job j = { .ref = to_read, .length = 300, .times = 1, .timeout = RREF_FOREVER };
+			pthread_t thread;
+
+			hold(ctx, 1);
+			TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
+			while (!atomic_load(&nr_held))
+				tg_pause();
+			tg_set_flag(0, round + 1);
+			/* Nobody else makes progress in the manual mode: who waits serves the call. */
+			while (atomic_load(&nested) <= round)
+				tg_pause();
+			release(ctx);
+			TG_IS(pthread_join(thread, NULL), 0);
+			TG_OK(j.err);
+			tg_wait_flag_serving(ctx, 1, round + 1);
+		}
+		end(ctx, to_read);
+	} else {
+		for (int round = 0; round < 5; round++) {
+			tg_wait_flag_serving(ctx, 0, round + 1);
+			TG_OK(rref_rpc_sync(ctx, 0, "read_too", NULL, RREF_DEFAULT, NULL));
+			tg_set_flag(1, round + 1);
+		}
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- callbacks ---- */
+
+struct chained {
+	struct rref *ref;
+	size_t length;
+	atomic_int ran;
+};
+
+static void read_then(struct rref_future *f, void *arg)
+{
+	struct chained *c = arg;
+
+	(void)f;
+	read_well(c->ref, c->length);
+	atomic_fetch_add(&c->ran, 1);
+}
+
+struct two {
+	struct rref_ctx *ctx;
+	struct chained c[2];
+};
+
+static void *take_both_in(void *arg)
+{
+	struct two *t = arg;
+
+	rc_lock(t->ctx);
+	release(t->ctx);
+	rc_progress_locked(t->ctx, true);
+	rc_unlock(t->ctx);
+	return NULL;
+}
+
+/*
+ * Two callbacks of one turn, on a thread that never read: the first one's read gets its flight under the lock, and at that lock's
+ * end the second one runs, and reads.
+ */
+TG_TEST(callbacks__read_within_one_another, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct two t = { .ctx = ctx, .c = { { .ref = value(ctx, 100), .length = 100 }, { .ref = value(ctx, 3000), .length = 3000 } } };
+
+		for (int round = 0; round < 3; round++) {
+			struct rref_stats before = tg_stats(ctx);
+			struct rref_future *f[2];
+			pthread_t thread;
+
+			hold(ctx, 2);
+			for (int i = 0; i < 2; i++) {
+				TG_OK(rref_to_here_async(t.c[0].ref, RREF_FOREVER, &f[i]));
+				TG_OK(rref_future_then(f[i], read_then, &t.c[i]));
+			}
+			TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 2 }));
+			TG_IS(pthread_create(&thread, NULL, take_both_in, &t), 0);
+			TG_IS(pthread_join(thread, NULL), 0);
+			for (int i = 0; i < 2; i++) {
+				TG_OK(rref_future_wait(f[i], RREF_FOREVER));
+				while (atomic_load(&t.c[i].ran) <= round)
+					tg_pause();
+				rref_future_free(f[i]);
+			}
+			/* Each by one READ: none was another's. */
+			TG_IS(tg_stats(ctx).reads - before.reads, 4);
+			TG_CHECK(tg_eventually(is_over, ctx, NULL));
+		}
+		rref_release(t.c[1].ref);
+		end(ctx, t.c[0].ref);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- no slot ---- */
 
-/* It cannot become an operation, so it waits for its device, however long its caller would. */
+/* It cannot become an operation: its flight keeps the landing buffer when its time is over. */
 TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 {
 	struct rref_options o;
@@ -300,26 +412,39 @@ TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 	tg_meet_serving(ctx, 15);
 	if (rank == 0) {
 		struct rref *r = value(ctx, 8);
-		struct job j = { .ref = r, .length = 8, .times = 1, .timeout = 10 * MS };
 		struct rref_future *f[RC_OP_CHUNK];
 		struct rref_stats before;
-		pthread_t thread;
+		struct rref_view *v;
 
 		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
 			TG_OK(rref_to_here_async(r, RREF_FOREVER, &f[i]));
-		before = tg_stats(ctx);
-		TG_IS(before.ops_in_flight, RC_OP_CHUNK);
 		TG_OK(rref_wait_all(f, RC_OP_CHUNK, RREF_FOREVER));
-		hold(ctx, 1);
-		TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
-		TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
-		usleep(50000); /* its time is over by now */
-		TG_CHECK(tg_stats(ctx).ops_in_flight <= RC_OP_CHUNK + 1); /* who tries counts itself first */
-		TG_IS(tg_stats(ctx).quarantined, 0);
-		release(ctx);
-		TG_IS(pthread_join(thread, NULL), 0);
-		TG_OK(j.err);
-		TG_IS(tg_stats(ctx).reads - before.reads, 1);
+		before = tg_stats(ctx);
+		for (int round = 0; round < 3; round++) {
+			struct job j = { .ref = r, .length = 8, .times = 1, .timeout = RREF_FOREVER };
+			pthread_t thread;
+
+			hold(ctx, 1);
+			TG_IS(rref_to_here(r, round * 20 * MS, &v), -ETIMEDOUT);
+			TG_IS(tg_stats(ctx).quarantined, 1);
+			TG_CHECK(tg_stats(ctx).landing_bytes > before.landing_bytes);
+			read_well(r, 8);
+			release(ctx);
+			while (tg_stats(ctx).quarantined) {
+				rref_progress(ctx);
+				tg_pause();
+			}
+			TG_IS(tg_stats(ctx).landing_bytes, before.landing_bytes);
+			/* And in time after all. */
+			hold(ctx, 1);
+			TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
+			TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
+			usleep(20000);
+			release(ctx);
+			TG_IS(pthread_join(thread, NULL), 0);
+			TG_OK(j.err);
+			TG_IS(tg_stats(ctx).reads - before.reads, 3 * (round + 1));
+		}
 		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
 			rref_future_free(f[i]);
 		end(ctx, r);
@@ -394,6 +519,8 @@ int main(void)
 		cmocka_unit_test(read__times_out),
 		cmocka_unit_test(threads__some_take_long),
 		cmocka_unit_test(handler__reads_while_its_thread_does),
+		cmocka_unit_test(handler__reads_while_its_thread_waits_long),
+		cmocka_unit_test(callbacks__read_within_one_another),
 		cmocka_unit_test(read__takes_long_and_there_is_no_slot),
 		cmocka_unit_test(shutdown__under_readers),
 		cmocka_unit_test(shutdown__and_completions_are_lost),
