@@ -397,8 +397,8 @@ TG_TEST(callbacks__read_within_one_another, 2)
 
 /* ---- no slot ---- */
 
-/* It cannot become an operation: its flight keeps the landing buffer when its time is over. */
-TG_TEST(read__takes_long_and_there_is_no_slot, 2)
+/* A context with few slots, and then with none: reads that are complete and kept have them. */
+static struct rref_ctx *join_with_slots(int rank)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -410,15 +410,28 @@ TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
 	tg_meet_serving(ctx, 15);
+	return ctx;
+}
+
+static void take_all_slots(struct rref *r, struct rref_future *f[RC_OP_CHUNK])
+{
+	for (unsigned i = 0; i < RC_OP_CHUNK; i++)
+		TG_OK(rref_to_here_async(r, RREF_FOREVER, &f[i]));
+	TG_OK(rref_wait_all(f, RC_OP_CHUNK, RREF_FOREVER));
+}
+
+/* It cannot become an operation: its flight keeps the landing buffer when its time is over. */
+TG_TEST(read__takes_long_and_there_is_no_slot, 2)
+{
+	struct rref_ctx *ctx = join_with_slots(rank);
+
 	if (rank == 0) {
 		struct rref *r = value(ctx, 8);
 		struct rref_future *f[RC_OP_CHUNK];
 		struct rref_stats before;
 		struct rref_view *v;
 
-		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
-			TG_OK(rref_to_here_async(r, RREF_FOREVER, &f[i]));
-		TG_OK(rref_wait_all(f, RC_OP_CHUNK, RREF_FOREVER));
+		take_all_slots(r, f);
 		before = tg_stats(ctx);
 		for (int round = 0; round < 3; round++) {
 			struct job j = { .ref = r, .length = 8, .times = 1, .timeout = RREF_FOREVER };
@@ -512,6 +525,37 @@ TG_TEST(shutdown__and_completions_are_lost, 2)
 	return 0;
 }
 
+/* And a thread waits whose READ cannot be handed over. */
+TG_TEST(shutdown__and_there_is_no_slot, 2)
+{
+	struct rref_ctx *ctx = join_with_slots(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 8);
+		struct job j = { .ref = r, .length = 8, .times = 1, .timeout = RREF_FOREVER };
+		struct rref_future *f[RC_OP_CHUNK];
+		pthread_t thread;
+
+		take_all_slots(r, f);
+		hold(ctx, 1);
+		TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
+		TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
+		usleep(20000);
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+		TG_IS(pthread_join(thread, NULL), 0);
+		TG_CHECK(j.err == -ESHUTDOWN || j.err == -EOWNERDEAD);
+		for (unsigned i = 0; i < RC_OP_CHUNK; i++)
+			rref_future_free(f[i]);
+		rref_release(r);
+		tg_set_flag(0, 1);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+	}
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -524,6 +568,7 @@ int main(void)
 		cmocka_unit_test(read__takes_long_and_there_is_no_slot),
 		cmocka_unit_test(shutdown__under_readers),
 		cmocka_unit_test(shutdown__and_completions_are_lost),
+		cmocka_unit_test(shutdown__and_there_is_no_slot),
 	};
 
 	return cmocka_run_group_tests_name("flight", tests, NULL, NULL);
