@@ -6,16 +6,12 @@
  *
  * What a thread needs for it, the thread keeps to itself: the landing buffers that it gave back last, counters, and the
  * mark that pins a connection. So a read has no locked instruction of its own: what each thread marks in a
- * place of its own, only the fence looks up elsewhere, and it brings the barrier along (see pin).
+ * place of its own, only the fence looks up elsewhere, and it brings the barrier along (alloc/ra_asym.h).
  */
 #include <errno.h>
-#include <linux/membarrier.h>
-#include <sched.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "alloc/ra_asym.h"
 #include "rc.h"
 
 struct rc_reader {
@@ -36,8 +32,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* readers come and go 
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int no_key;
-static _Atomic uint32_t barrier; /* who makes it between a pin and the look at conn */
-enum { READS, FENCES, READS_NOW };
 static __attribute__((tls_model("initial-exec"))) _Thread_local struct rc_reader *mine;
 
 uint64_t rc_quick_serial(void)
@@ -73,9 +67,6 @@ static void give_back(struct rc_reader *r)
 void rc_quick_fork_child(void)
 {
 	pthread_mutex_init(&lock, NULL);
-	/* What the parent registered is its child's too; should a kernel see it otherwise, reads go without. */
-	if (at_load(&barrier) == FENCES && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
-		at_store(&barrier, READS);
 }
 
 /* A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of those is touched. */
@@ -102,52 +93,7 @@ static void thread_ends(void *arg)
 static void make_key(void)
 {
 	no_key = pthread_key_create(&key, thread_ends);
-	if (!syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
-		at_store(&barrier, FENCES);
-}
-
-#define MAX_PROCESSORS 8192u /* the kernel's own limit */
-struct processors {
-	uint64_t word[MAX_PROCESSORS / 64];
-};
-
-/*
- * A turn on each processor that there is, for this thread: whoever ran there had to stop for it. On each, not on those
- * where this thread may be: the poller can be bound to one, and readers are on all.
- */
-static void turn_on_each_processor(void)
-{
-	struct processors before;
-	long nr = sysconf(_SC_NPROCESSORS_CONF);
-	bool known = !sched_getaffinity(0, sizeof(before), (cpu_set_t *)&before);
-
-	for (unsigned c = 0; known && c < MAX_PROCESSORS && (long)c < nr; c++) {
-		struct processors one = { 0 };
-
-		one.word[c / 64] = UINT64_C(1) << c % 64;
-		/* One that is not online, or that no thread of this program gets, is refused. */
-		if (!sched_setaffinity(0, sizeof(one), (cpu_set_t *)&one))
-			sched_yield();
-	}
-	if (known)
-		sched_setaffinity(0, sizeof(before), (cpu_set_t *)&before);
-	/* If all that is refused too: no processor keeps a store to itself for anything like so long. */
-	nanosleep(&(struct timespec){ .tv_nsec = NSEC_PER_MSEC }, NULL);
-}
-
-/*
- * What pin() leaves to the fence. A program that shuts itself in (seccomp) after its first read may refuse the call: from
- * then on reads make the barrier, and for those that began before (how long ago, nobody knows) this thread has its turn on
- * each processor in their stead, at each fence.
- */
-static void barrier_for_readers(void)
-{
-	uint32_t who = at_load(&barrier);
-
-	if (who == READS || (who == FENCES && !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0)))
-		return;
-	at_store_sc(&barrier, READS_NOW);
-	turn_on_each_processor();
+	ra_asym_begin();
 }
 
 /* Those of this thread whose context was freed. */
@@ -204,21 +150,6 @@ static inline struct rc_reader *reader_of(const struct rref_ctx *ctx)
 	while (r && unlikely(r->serial != ctx->serial))
 		r = r->thread_next;
 	return r;
-}
-
-/*
- * The mark that the fence looks for. It stores conn = NULL and then looks here; so this store has to be seen before conn is
- * loaded. That order is the fence's to make, which is rare: membarrier(2) has every running thread of the process pass a
- * barrier. Where there is none, each read makes it (sc).
- */
-static inline void pin(struct rc_reader *r, struct rc_peer *p)
-{
-	if (likely(at_load(&barrier) == FENCES)) {
-		at_store(&r->pinned, p);
-		__asm__ volatile("" : : : "memory"); /* the compiler keeps the order; the processor is dealt with by the fence */
-	} else {
-		at_store_sc(&r->pinned, p);
-	}
 }
 
 static inline void count(_Atomic uint64_t *n, uint64_t by)
@@ -335,7 +266,11 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 		memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
 		read->cookie = rc_flight_begin(fl);
 	}
-	pin(r, p);
+	/*
+	 * The mark that the fence looks for. It stores conn = NULL and then looks here; so this store has to be seen before conn is
+	 * loaded. That order is the fence's to make, which is rare.
+	 */
+	ra_asym_mark(&r->pinned, p);
 	conn = at_load_sc(&p->conn);
 	/*
 	 * Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. The fence
@@ -411,7 +346,7 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 	any = ctx->readers;
 	pthread_mutex_unlock(&lock);
 	if (any)
-		barrier_for_readers();
+		ra_asym_barrier();
 	while (is_pinned(ctx, p))
 		rc_pause(&turn);
 }

@@ -4,8 +4,6 @@
  * context does, in whatever order; the counters are whole; the fence waits for those who read.
  */
 #include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -13,13 +11,13 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <cmocka.h>
 
 #include "core/rc.h"
 #include "tg.h"
+#include "tl_membarrier.h"
 
 #define THREADS 8
 
@@ -390,25 +388,6 @@ TG_TEST(fence__waits_alone, 2)
 
 /* ---- no membarrier(2) ---- */
 
-/* From now on the system refuses it; and, if wanted, has the program's own handler do sched_setaffinity. */
-static void refuse_membarrier(bool trap_affinity)
-{
-	struct sock_filter f[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 2, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, trap_affinity ? SYS_sched_setaffinity : UINT32_MAX, 2, 0),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
-	};
-	struct sock_fprog prog = { .len = array_size(f), .filter = f };
-
-	TG_IS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-	/* For all threads: those of the library are there already. */
-	TG_IS(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog), 0);
-	TG_CHECK(syscall(SYS_membarrier, 0, 0, 0) < 0 && errno == EPERM);
-}
-
 static atomic_int stop;
 
 static void *read_till_told(void *ref)
@@ -448,7 +427,7 @@ static void without_membarrier(int rank, bool from_the_beginning)
 	struct rref_ctx *ctx;
 
 	if (from_the_beginning)
-		refuse_membarrier(false);
+		TG_CHECK(tl_refuse_membarrier(false));
 	ctx = join(rank);
 	ctx->score_limit = UINT32_MAX;
 	if (rank == 1) {
@@ -457,7 +436,7 @@ static void without_membarrier(int rank, bool from_the_beginning)
 
 		read_whole(ref, 64);
 		if (!from_the_beginning)
-			refuse_membarrier(false);
+			TG_CHECK(tl_refuse_membarrier(false));
 		TG_IS(sched_getaffinity(0, sizeof(before), &before), 0);
 		fences_under_readers(ctx, ref);
 		TG_IS(sched_getaffinity(0, sizeof(after), &after), 0);
@@ -515,7 +494,7 @@ TG_TEST(no_membarrier__and_the_fence_is_bound_to_a_core, 2)
 				CPU_SET(c, &first);
 		TG_IS(sched_setaffinity(0, sizeof(first), &first), 0);
 		TG_IS(sigaction(SIGSYS, &sa, NULL), 0);
-		refuse_membarrier(true);
+		TG_CHECK(tl_refuse_membarrier(true));
 		rc_lock(ctx);
 		rc_peer_stop_reads(ctx, &ctx->peers[0]);
 		at_store_sc(&ctx->peers[0].conn, ctx->peers[0].link);

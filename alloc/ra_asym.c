@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What those who mark leave to the one who looks; see ra_asym.h. */
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "alloc/ra_asym.h"
+#include "base/util.h"
+
+_Atomic uint32_t ra_asym_who;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* What the parent registered is its child's too; should a kernel see it otherwise, those who mark make the barrier there. */
+static void fork_child(void)
+{
+	if (at_load(&ra_asym_who) == RA_ASYM_LOOKS && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
+		at_store(&ra_asym_who, RA_ASYM_MARKS);
+}
+
+static void begin(void)
+{
+	if (!pthread_atfork(NULL, NULL, fork_child) &&
+	    !syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
+		at_store(&ra_asym_who, RA_ASYM_LOOKS);
+}
+
+void ra_asym_begin(void)
+{
+	pthread_once(&once, begin);
+}
+
+#define MAX_PROCESSORS 8192u /* the kernel's own limit */
+struct processors {
+	uint64_t word[MAX_PROCESSORS / 64];
+};
+
+/*
+ * A turn on each processor that there is, for this thread: whoever ran there had to stop for it. On each, not on those
+ * where this thread may be: the poller can be bound to one, and those who mark are on all.
+ */
+static void turn_on_each_processor(void)
+{
+	struct processors before;
+	long nr = sysconf(_SC_NPROCESSORS_CONF);
+	bool known = !sched_getaffinity(0, sizeof(before), (cpu_set_t *)&before);
+
+	for (unsigned c = 0; known && c < MAX_PROCESSORS && (long)c < nr; c++) {
+		struct processors one = { 0 };
+
+		one.word[c / 64] = UINT64_C(1) << c % 64;
+		/* One that is not online, or that no thread of this program gets, is refused. */
+		if (!sched_setaffinity(0, sizeof(one), (cpu_set_t *)&one))
+			sched_yield();
+	}
+	if (known)
+		sched_setaffinity(0, sizeof(before), (cpu_set_t *)&before);
+	/* If all that is refused too: no processor keeps a store to itself for anything like so long. */
+	nanosleep(&(struct timespec){ .tv_nsec = NSEC_PER_MSEC }, NULL);
+}
+
+/*
+ * A program that shuts itself in (seccomp) after the first mark may refuse the call: from then on who marks makes the barrier,
+ * and for those that began before (how long ago, nobody knows) this thread has its turn on each processor in their stead, at
+ * each barrier.
+ */
+bool ra_asym_barrier(void)
+{
+	uint32_t who = at_load(&ra_asym_who);
+
+	if (who == RA_ASYM_MARKS)
+		return false;
+	if (who == RA_ASYM_LOOKS && !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+		return true;
+	at_store_sc(&ra_asym_who, RA_ASYM_MARKS_NOW);
+	turn_on_each_processor();
+	return false;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An asymmetric barrier. Many threads mark something as in use, each in a place of its own, and then look whether they may;
+ * one, seldom, says that they may not, and then looks at the marks:
+ *
+ *   each of the many:  ra_asym_mark(&mark, 1);  if (at_load_sc(&closed)) ...
+ *   the one:           at_store_sc(&closed, 1);  ra_asym_barrier();  if (at_load_sc(&mark)) ...
+ *
+ * At least one of the two sees the other. It needs the order of a store before a load, which costs a processor some 20 cycles;
+ * the many leave it to the one, who has every running thread of the process pass a barrier, by membarrier(2). Where there is no
+ * such call, they make it themselves.
+ *
+ * Marks are taken away by a release store, which the one's look acquires; the thread sanitizer sees all that there is to see.
+ */
+#ifndef RA_ASYM_H
+#define RA_ASYM_H
+
+#include "base/atomic.h"
+
+/* Who makes the barrier: who marks, always so; who looks; who marks, from some moment on. */
+enum { RA_ASYM_MARKS, RA_ASYM_LOOKS, RA_ASYM_MARKS_NOW };
+extern _Atomic uint32_t ra_asym_who;
+
+/* [any, may block] Before the first mark. Without it all is right as well, and slower. */
+void ra_asym_begin(void);
+
+/* Whether it is the one who makes the barrier. */
+static inline bool ra_asym_is_plain(void)
+{
+	return at_load(&ra_asym_who) == RA_ASYM_LOOKS;
+}
+
+/* [wait-free] The compiler keeps the order; the processor is dealt with by who looks. */
+#define ra_asym_mark_plain(p, v) \
+	do { \
+		at_store((p), (v)); \
+		__asm__ volatile("" : : : "memory"); \
+	} while (0)
+
+/* [wait-free] The same by those who go on where nobody makes the barrier for them. */
+#define ra_asym_mark(p, v) \
+	do { \
+		if (likely(ra_asym_is_plain())) \
+			ra_asym_mark_plain((p), (v)); \
+		else \
+			at_store_sc((p), (v)); \
+	} while (0)
+
+/* [any, may block] Whether the next one will be as cheap; false: the many had better make it. */
+bool ra_asym_barrier(void);
+
+#endif
