@@ -2,6 +2,8 @@
 /*
  * ra: memory for values. jemalloc arenas whose extents are cut from few, large, registered regions.
  *
+ * An arena belongs to its process: a child of fork(2) neither uses nor destroys those of its parent, and has its own.
+ *
  * The layer knows neither devices nor references: it is handed {reg, dereg} and calls them for whole regions. Regions
  * are memfd segments (so that peers on the same machine can map them), at most 2 GiB each, from one reserved span of
  * addresses, so that address -> region is one table look-up without a lock. Extents are never purged, decommitted or
@@ -64,6 +66,7 @@ void ra_arena_destroy(struct ra_arena *a);
  * [any; lock-free? no: jemalloc may lock, and a new region is registered under the growth lock] Alignment a power of
  * two up to RA_ALIGN_MAX, at least 64 is used (0 means 64). The memory comes zeroed or not: callers must not rely on it.
  * 0 and *out; -EINVAL; -ENOMEM with a text that says which bound was hit and how much was asked; or what reg returned.
+ * -ENOMEM too for a thread that is ending, in a destructor that runs behind jemalloc's.
  */
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out);
 

@@ -11,25 +11,58 @@
 #include "base/util.h"
 
 /* Any spread will do; threads that share a shard are slower, not wrong. */
-static struct ra_shard *my_shard(struct ra_arena *a)
+static struct ra_shard *shared_shard(struct ra_arena *a)
 {
 	static _Atomic unsigned next;
 	static _Thread_local unsigned mine; /* 0 = none yet */
 
 	if (unlikely(!mine))
-		mine = at_add(&next, 1) % RA_SHARDS + 1;
-	return &a->shards[mine - 1];
+		mine = at_add(&next, 1) % RA_SHARED + 1;
+	return &a->shards[RA_OWNED + mine - 1];
 }
 
-/* A shard is entered by who finds it free; nobody waits to do so but flush(). */
-static bool enter(struct ra_shard *s)
+/* A shared shard is entered by who finds it free, with an exchange. */
+static bool enter_shared(struct ra_shard *s)
 {
 	return !at_load(&s->busy) && !at_xchg_acq(&s->busy, 1);
 }
 
-static void leave(struct ra_shard *s)
+static __attribute__((noinline)) struct ra_shard *enter_other(struct ra_arena *a)
 {
-	at_store_rel(&s->busy, 0);
+	struct ra_shard *s = ra_seat_take(a);
+
+	if (s && ra_shard_mark(a, s))
+		return s;
+	/* A cache that is filled now might not be looked at before the arena grows. */
+	if (at_load(&a->gathering) == RA_GATHERING)
+		return NULL;
+	s = shared_shard(a);
+	if (!enter_shared(s))
+		return NULL;
+	if (unlikely(at_load(&s->cache) == RA_NO_CACHE)) {
+		ra_seat_lock();
+		ra_shard_has_cache(a, s);
+		ra_seat_unlock();
+	}
+	return s;
+}
+
+/*
+ * A shard for one allocation or release, until ra_shard_leave; NULL: do without. Nobody waits for one but flush().
+ *
+ * An owned one is marked busy by a plain store, and then `gathering` is looked at; flush() sets that and then looks at the
+ * marks, and makes the barrier between the two for both sides (ra_asym.h). So either the owner sees that it may not, or
+ * flush() sees that it is inside, and waits. What the owner did to its cache before, flush() acquires with busy = 0; what
+ * flush() did to it, the owner acquires with gathering = 0. A new owner has it from the last one by the lock of seats.
+ */
+static inline struct ra_shard *enter(struct ra_arena *a)
+{
+	const struct ra_seat *seat = ra_seat_of(a);
+	struct ra_shard *s = seat->shard;
+
+	if (likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s)))
+		return s;
+	return enter_other(a);
 }
 
 /* Inside, no addition has to be atomic. */
@@ -43,25 +76,35 @@ static void plus_rel(_Atomic uint64_t *n, uint64_t by)
 	at_store_rel(n, at_load(n) + by);
 }
 
-/* What the caches hold goes back to where any size is served from. Their users hold them for one allocation at most. */
+/*
+ * What the caches hold goes back to where any size is served from. Their users hold them for one allocation at most. Serialised
+ * by grow. Owners go without meanwhile; so what was found in one cache is in no other when the last one was looked at.
+ */
 static void flush(struct ra_arena *a)
 {
-	for (int i = 0; i < RA_SHARDS; i++) {
-		struct ra_shard *s = &a->shards[i];
+	bool again;
 
-		while (!enter(s))
+	at_store_sc(&a->gathering, RA_GATHERING);
+	again = ra_asym_barrier();
+	for (unsigned i = 0; i < RA_SHARDS; i++) {
+		struct ra_shard *s = &a->shards[i];
+		bool owned = i < RA_OWNED;
+
+		while (owned ? at_load_sc(&s->busy) : !enter_shared(s))
 			sched_yield();
-		if (s->cache != RA_NO_CACHE)
-			ra_je_cache_flush(s->cache);
-		leave(s);
+		ra_shard_flush(s);
+		if (!owned)
+			ra_shard_leave(s);
 	}
+	/* Where the barrier is refused from now on (seccomp), all share. */
+	at_store_rel(&a->gathering, again ? RA_OPEN : RA_CLOSED);
 }
 
 static uint64_t count_frees(const struct ra_arena *a)
 {
 	uint64_t n = at_load_acq(&a->rest.nr_frees);
 
-	for (int i = 0; i < RA_SHARDS; i++)
+	for (unsigned i = 0; i < RA_SHARDS; i++)
 		n += at_load_acq(&a->shards[i].nr_frees);
 	return n;
 }
@@ -70,7 +113,7 @@ static uint64_t count_allocs(const struct ra_arena *a)
 {
 	uint64_t n = at_load(&a->rest.nr_allocs);
 
-	for (int i = 0; i < RA_SHARDS; i++)
+	for (unsigned i = 0; i < RA_SHARDS; i++)
 		n += at_load(&a->shards[i].nr_allocs);
 	return n;
 }
@@ -121,6 +164,11 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	rc = ra_je_arena_create(a);
 	if (rc)
 		goto release_span;
+	for (unsigned i = 0; i < RA_SHARDS; i++) {
+		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
+		a->shards[i].arena = a;
+	}
+	ra_seats_create(a);
 	*out = a;
 	return 0;
 
@@ -140,9 +188,7 @@ void ra_arena_destroy(struct ra_arena *a)
 	if (!a)
 		return;
 	/* First jemalloc, whose hooks look regions up; then the regions. */
-	for (int i = 0; i < RA_SHARDS; i++)
-		if (a->shards[i].cache != RA_NO_CACHE)
-			ra_je_cache_destroy(a->shards[i].cache);
+	ra_seats_destroy(a);
 	ra_je_arena_destroy(a);
 	ra_span_release(a);
 	ra_table_destroy(a);
@@ -159,10 +205,10 @@ static size_t live_bytes(const struct ra_arena *a)
 	 * Frees first, and acquire, with ra_free's release: whoever sees a value's free must also see its allocation, or
 	 * the difference could be negative.
 	 */
-	for (int i = 0; i < RA_SHARDS; i++)
+	for (unsigned i = 0; i < RA_SHARDS; i++)
 		out += at_load_acq(&a->shards[i].free_bytes);
 	in = at_load(&a->rest.alloc_bytes);
-	for (int i = 0; i < RA_SHARDS; i++)
+	for (unsigned i = 0; i < RA_SHARDS; i++)
 		in += at_load(&a->shards[i].alloc_bytes);
 	return (size_t)(in - out);
 }
@@ -202,55 +248,72 @@ out:
 	return rc;
 }
 
-/* One attempt, by way of the shard's cache where it is free and the size is not too large for one. */
-static void *attempt(struct ra_arena *a, size_t size, size_t align)
+/*
+ * A thread whose end jemalloc has seen (by a destructor, as ours) and that goes on allocating is served from jemalloc's own
+ * first arena, whatever it asks for: not by us.
+ */
+static inline void *from_jemalloc(const struct ra_arena *a, size_t rounded, int flags)
 {
-	struct ra_shard *s = my_shard(a);
+	void *p = ra_je_mallocx(rounded, flags);
+
+	if (unlikely(p && !ra_in_span(a, p))) {
+		ra_je_dallocx(p, MALLOCX_TCACHE_NONE);
+		p = NULL;
+	}
+	return p;
+}
+
+/* One attempt, by way of a shard's cache if the size is not too large for one. flags: as for jemalloc, alignment only. */
+static void *attempt(struct ra_arena *a, size_t size, size_t rounded, int flags)
+{
+	struct ra_shard *s = enter(a);
 	void *p;
 
-	if (unlikely(!enter(s))) {
-		p = ra_je_arena_alloc(a, RA_NO_CACHE, size, align);
+	if (unlikely(!s)) {
+		p = from_jemalloc(a, rounded, ra_je_how(a, RA_NO_CACHE) | flags);
 		if (p) {
 			at_add(&a->rest.nr_allocs, 1);
 			at_add(&a->rest.alloc_bytes, size);
 		}
 		return p;
 	}
-	if (unlikely(s->cache == RA_NO_CACHE))
-		s->cache = ra_je_cache_create();
-	p = ra_je_arena_alloc(a, s->cache, size, align);
+	p = from_jemalloc(a, rounded, s->how | flags);
 	if (likely(p != NULL)) {
 		plus(&s->nr_allocs, 1);
 		plus(&s->alloc_bytes, size);
 	}
-	leave(s);
+	ra_shard_leave(s);
 	return p;
 }
 
-int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
+/* All but the first attempt of a usual one. */
+static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size, size_t align, void **out)
 {
 	bool purged = false;
 	uint64_t epoch;
+	size_t rounded;
 	void *p;
-	int rc;
+	int rc, flags;
 
 	if (size == 0 || (align & (align - 1)) || align > RA_ALIGN_MAX)
 		return ra_fail(-EINVAL, "value memory: a size of %zu, an alignment of %zu", size, align);
 	if (size > RA_VALUE_MAX)
 		return ra_fail(-ENOMEM, "value memory: asked %s, a value is limited to %s here",
 			       ra_size_text(size).text, ra_size_text(RA_VALUE_MAX).text);
-	align = max_of(align, RA_MIN_ALIGN);
+	flags = align > RA_MIN_ALIGN ? MALLOCX_LG_ALIGN(__builtin_ctzl(align)) : 0;
+	rounded = ra_round_up(size, RA_MIN_ALIGN);
 
 	for (;;) {
 		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
 		epoch = at_load_acq(&a->epoch);
 		ra_want = 0;
-		p = attempt(a, size, align);
-		if (likely(p != NULL))
+		p = attempt(a, size, rounded, flags);
+		if (p)
 			break;
-		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping. */
+		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping, mostly. */
 		if (ra_want == 0)
-			return ra_fail(-ENOMEM, "value memory: no memory for the allocator's bookkeeping");
+			return ra_fail(-ENOMEM, "value memory: no memory for the allocator's bookkeeping, "
+						"or for a thread that is ending");
 		rc = ra_grow(a, epoch, size, &purged);
 		if (rc)
 			return rc;
@@ -260,27 +323,67 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	return 0;
 }
 
+int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
+{
+	struct ra_shard *s;
+	unsigned cls;
+	void *p;
+
+	if (unlikely(align != RA_MIN_ALIGN || size - 1 >= RA_VALUE_MAX) || unlikely(!(s = enter(a))))
+		return alloc_slow(a, size, align, out);
+	cls = ra_class(size);
+	if (likely(cls < RA_KEPT && (p = s->kept[cls]) != NULL)) {
+		s->kept[cls] = NULL;
+	} else {
+		/* Whole lines lie on lines without being asked to: so does every class from 64 on that is a multiple of 64. */
+		p = from_jemalloc(s->arena, ra_round_up(size, RA_MIN_ALIGN), s->how);
+		if (unlikely(!p)) {
+			ra_shard_leave(s);
+			return alloc_slow(s->arena, size, RA_MIN_ALIGN, out);
+		}
+	}
+	plus(&s->nr_allocs, 1);
+	plus(&s->alloc_bytes, size);
+	ra_shard_leave(s);
+	ra_unpoison(p, size);
+	*out = p;
+	return 0;
+}
+
+static __attribute__((noinline)) void free_alone(struct ra_arena *a, void *p, size_t size)
+{
+	ra_je_dallocx(p, ra_je_how(a, RA_NO_CACHE));
+	atomic_fetch_add_explicit(&a->rest.nr_frees, 1, memory_order_release);
+	atomic_fetch_add_explicit(&a->rest.free_bytes, size, memory_order_release);
+}
+
 void ra_free(struct ra_arena *a, void *p, size_t size)
 {
 	struct ra_shard *s;
+	unsigned cls;
 
 	if (!p)
 		return;
-	assert(ra_table_find(a, p));
+	assert(ra_in_span(a, p));
 	/* Before it is free: afterwards the memory may already be another's. */
 	ra_poison(p, size);
-	s = my_shard(a);
-	/* Counted after it is free: ra_grow takes a free that was counted for one that a purge can find. */
-	if (unlikely(!enter(s))) {
-		ra_je_arena_free(a, RA_NO_CACHE, p);
-		atomic_fetch_add_explicit(&a->rest.nr_frees, 1, memory_order_release);
-		atomic_fetch_add_explicit(&a->rest.free_bytes, size, memory_order_release);
+	s = enter(a);
+	/*
+	 * Counted after it is free: ra_grow takes a free that was counted for one that a purge can find. dallocx, not sdallocx:
+	 * that one wants the alignment again, which the caller does not say; nor is it quicker.
+	 */
+	if (unlikely(!s)) {
+		free_alone(a, p, size);
 		return;
 	}
-	ra_je_arena_free(a, s->cache, p);
+	cls = ra_class(size);
+	if (likely(cls < RA_KEPT && !s->kept[cls]))
+		s->kept[cls] = p;
+	else
+		ra_je_dallocx(p, s->how);
 	plus_rel(&s->nr_frees, 1);
 	plus_rel(&s->free_bytes, size);
-	leave(s);
+	ra_shard_leave(s);
 }
 
 void ra_stats(const struct ra_arena *a, struct ra_stats *out)

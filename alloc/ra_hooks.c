@@ -18,7 +18,7 @@
  *   lazily; a purge moves everything to the "retained" cache, which merges at once (ra_grow does so before it grows).
  * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
  *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX.
- * - tcache off: the caches are ours, explicit ones (ra_arena.c); each thread would still be given an (unused) one of some
+ * - tcache off: the caches are ours, explicit ones (ra_seat.c); each thread would still be given an (unused) one of some
  *   20 KiB. An explicit cache serves one thread at a time, and nobody but its user ever looks into it (no GC).
  * - lg_tcache_max bounds what a cache takes; at most tcache_nslots_large (20) pieces of each larger size. With 17 a cache
  *   keeps 12 MiB at the very most, and gives them back before the arena grows.
@@ -37,9 +37,6 @@
 #include "alloc/ra_internal.h"
 #include "base/util.h"
 
-/* The arena calls of the private copy, as the Makefile renames them. */
-void *ra_je_mallocx(size_t size, int flags);
-void ra_je_dallocx(void *p, int flags);
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
 
 extern const char *ra_je_malloc_conf_2_conf_harder;
@@ -54,7 +51,7 @@ struct je_arena_config {
 	bool metadata_use_hooks;
 };
 
-_Thread_local size_t ra_want;
+__attribute__((tls_model("initial-exec"))) _Thread_local size_t ra_want;
 
 static struct ra_arena *arena_of(extent_hooks_t *h)
 {
@@ -142,42 +139,25 @@ void ra_je_arena_purge(struct ra_arena *a)
 	arena_ctl(a, "purge");
 }
 
-static int how(const struct ra_arena *a, unsigned cache)
+int ra_je_how(const struct ra_arena *a, unsigned cache)
 {
 	return MALLOCX_ARENA(a->je_index) | (cache == RA_NO_CACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(cache - 1));
 }
 
-void *ra_je_arena_alloc(struct ra_arena *a, unsigned cache, size_t size, size_t align)
-{
-	/* Whole lines lie on lines without being asked to: every size class from 64 on that is a multiple of 64 does so. */
-	if (likely(align == CACHE_LINE))
-		return ra_je_mallocx(ra_round_up(size, CACHE_LINE), how(a, cache));
-	return ra_je_mallocx(size, how(a, cache) | MALLOCX_LG_ALIGN(__builtin_ctzl(align)));
-}
-
-/* dallocx, not sdallocx: that one wants the alignment again, and ra_free's caller does not know it. */
-void ra_je_arena_free(struct ra_arena *a, unsigned cache, void *p)
-{
-	ra_je_dallocx(p, how(a, cache));
-}
-
 /*
  * Empty caches that no arena uses any more: to make one anew each time would scatter mappings of jemalloc's over a process
- * that has many contexts one after the other.
+ * that has many contexts one after the other. Guarded by seat.
  */
-static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned spare[4 * RA_SHARDS], nr_spare;
+static unsigned spare[2 * RA_SHARDS], nr_spare;
 
 unsigned ra_je_cache_create(void)
 {
 	unsigned ind, cache = RA_NO_CACHE;
 	size_t len = sizeof(ind);
 
-	pthread_mutex_lock(&spare_lock);
 	if (nr_spare)
 		cache = spare[--nr_spare];
-	pthread_mutex_unlock(&spare_lock);
-	if (cache == RA_NO_CACHE && !ra_je_mallctl("tcache.create", &ind, &len, NULL, 0))
+	else if (!ra_je_mallctl("tcache.create", &ind, &len, NULL, 0))
 		cache = ind + 1;
 	return cache;
 }
@@ -185,15 +165,11 @@ unsigned ra_je_cache_create(void)
 void ra_je_cache_destroy(unsigned cache)
 {
 	unsigned ind = cache - 1;
-	bool keep;
 
 	ra_je_cache_flush(cache);
-	pthread_mutex_lock(&spare_lock);
-	keep = nr_spare < array_size(spare);
-	if (keep)
+	if (nr_spare < array_size(spare))
 		spare[nr_spare++] = cache;
-	pthread_mutex_unlock(&spare_lock);
-	if (!keep)
+	else
 		ra_je_mallctl("tcache.destroy", NULL, NULL, &ind, sizeof(ind));
 }
 

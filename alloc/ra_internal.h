@@ -10,9 +10,10 @@
  *
  * Locks, in this order; none is ever taken the other way round:
  *   grow   ra_grow: purge, make a region, register. May be held for as long as a device registers.
+ *   (a shard's busy: only who holds grow waits for it)
+ *   seat   ra_seat.c: threads and arenas that come and go, spare caches. One for the process.
  *   (jemalloc's own)
  *   carve  the free ranges of regions; a few loads and stores.
- * A shard's busy comes before jemalloc's own; only who holds grow waits for it.
  */
 #ifndef RA_INTERNAL_H
 #define RA_INTERNAL_H
@@ -24,6 +25,7 @@
 #include <jemalloc/jemalloc.h>
 
 #include "alloc/ra.h"
+#include "alloc/ra_asym.h"
 #include "base/atomic.h"
 
 #define RA_GRANULE_SHIFT 21 /* 2 MiB: the least a region can be, and a huge page */
@@ -31,7 +33,10 @@
 #define RA_MIN_ALIGN ((size_t)64)
 #define RA_MAX_BYTES ((size_t)1 << 46) /* half of what a process can address */
 #define RA_MAX_HOLES 64
-#define RA_SHARDS 8
+#define RA_OWNED 64u  /* shards of an arena that are one thread's each */
+#define RA_SHARED 8u  /* those of all the others */
+#define RA_SHARDS (RA_OWNED + RA_SHARED)
+#define RA_SEATS 8u   /* arenas of which a thread may own a shard: those of four contexts */
 
 /* [lo, hi) of a region, in bytes from its base, not yet handed to jemalloc. */
 struct ra_hole {
@@ -50,18 +55,35 @@ struct ra_region {
 	struct ra_hole holes[RA_MAX_HOLES];
 };
 
+/* Classes of which a shard keeps a piece: four between a power of two and the next one, up to 64 KiB. */
+#define RA_KEPT 41u
+
 /*
- * Counters of one group of threads, and a cache of free memory (jemalloc's tcache), on a line of their own: a shared counter
- * would cost more than the allocation. Whoever finds the shard busy does without the cache and counts in the arena's `rest`.
+ * Counters of a thread, or of a group of them, and free memory, on lines of their own: a shared counter would cost more than
+ * the allocation. The memory is what was given back last, a piece of each class, and behind it a cache of jemalloc's
+ * (tcache). Whoever cannot enter a shard does without and counts in the arena's `rest`. How one enters: ra_arena.c.
  */
 struct ra_shard {
 	cache_aligned _Atomic uint64_t nr_allocs;
 	_Atomic uint64_t nr_frees, alloc_bytes, free_bytes;
-	_Atomic uint32_t busy; /* a trylock: guards the cache, and the counters' writing (not those of `rest`) */
-	unsigned cache;        /* guarded by busy; RA_NO_CACHE: none yet */
+	_Atomic uint32_t busy;  /* sc: guards the memory, and the counters' writing (not those of `rest`) */
+	_Atomic unsigned cache; /* written once, by its first user; RA_NO_CACHE: none yet */
+	int how;                /* jemalloc's flags for that cache; of its users */
+	struct ra_seat *owner;  /* guarded by seat; NULL: nobody's */
+	struct ra_arena *arena; /* const */
+	void *kept[RA_KEPT];    /* guarded by busy */
 };
 #define RA_NO_CACHE 0u
-_Static_assert(sizeof(struct ra_shard) == CACHE_LINE, "one line each");
+_Static_assert(offsetof(struct ra_shard, kept) == CACHE_LINE, "one line, and what is kept");
+
+/* Of one thread. It reads without the lock: the arena that it asks for lives, so that nobody else writes here meanwhile. */
+struct ra_seat {
+	_Atomic(struct ra_arena *) arena; /* written under seat: by its thread, and NULL when the arena is destroyed */
+	struct ra_shard *shard;           /* its thread's */
+};
+extern __attribute__((tls_model("initial-exec"))) _Thread_local struct ra_seat ra_seats[RA_SEATS];
+
+enum { RA_OPEN, RA_GATHERING, RA_CLOSED }; /* caches are taken back just now; nobody enters an owned shard any more */
 
 struct ra_arena {
 	/* const after create: what ra_lookup and ra_alloc read */
@@ -69,6 +91,9 @@ struct ra_arena {
 	size_t max_bytes; /* multiple of RA_GRANULE; the span's length */
 	_Atomic(struct ra_region *) *granules; /* atomic; written once each, by ra_table_publish */
 	unsigned je_index;
+	size_t seat; /* a thread's, in bytes from its first */
+	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : nobody enters an owned shard */
+	_Atomic unsigned nr_vacant; /* written under seat: owned shards to be had, or less */
 	struct ra_hooks hooks;
 	size_t first_region;
 	const char *name;
@@ -86,26 +111,62 @@ struct ra_arena {
 	cache_aligned pthread_mutex_t carve;
 	struct ra_region *regions; /* guarded by carve */
 
-	struct ra_shard shards[RA_SHARDS];
+	struct ra_shard shards[RA_SHARDS]; /* the owned ones first */
 	struct ra_shard rest; /* counters only, by atomic additions */
 };
 
 /* Length of the extent that the hook could not serve, for the ra_alloc on the same thread. 0 = the hook did not fail. */
-extern _Thread_local size_t ra_want;
+extern __attribute__((tls_model("initial-exec"))) _Thread_local size_t ra_want;
 
 /* ra_hooks.c: jemalloc's side. 0 or -errno with text. */
 int ra_je_arena_create(struct ra_arena *a);
 void ra_je_arena_destroy(struct ra_arena *a);
 /* Every free extent goes where neighbours merge at once and any size is served from. Serialised by grow. */
 void ra_je_arena_purge(struct ra_arena *a);
-/* cache: of ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
-void *ra_je_arena_alloc(struct ra_arena *a, unsigned cache, size_t size, size_t align);
-void ra_je_arena_free(struct ra_arena *a, unsigned cache, void *p);
-/* RA_NO_CACHE if there can be no further one. */
+/* Flags for the calls of the private copy. cache: of ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
+int ra_je_how(const struct ra_arena *a, unsigned cache);
+/* Both under seat. RA_NO_CACHE if there can be no further one. */
 unsigned ra_je_cache_create(void);
 void ra_je_cache_destroy(unsigned cache);
 /* All that it holds goes back to the arena. */
 void ra_je_cache_flush(unsigned cache);
+/* Its arena calls, as the Makefile renames them. */
+void *ra_je_mallocx(size_t size, int flags);
+void ra_je_dallocx(void *p, int flags);
+
+/* ra_seat.c */
+void ra_seat_lock(void);
+void ra_seat_unlock(void);
+void ra_seats_create(struct ra_arena *a);
+/* Takes the caches' memory and the seats away. */
+void ra_seats_destroy(struct ra_arena *a);
+/* Entered by the caller: all its memory goes back to the arena. */
+void ra_shard_flush(struct ra_shard *s);
+/* For the calling thread, which has none in the arena. NULL: it has to do without. */
+struct ra_shard *ra_seat_take(struct ra_arena *a);
+/* Under seat: makes one if need be. */
+bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s);
+
+/* The calling thread's in the arena, whoever has it. */
+static inline struct ra_seat *ra_seat_of(const struct ra_arena *a)
+{
+	return (struct ra_seat *)((char *)ra_seats + a->seat);
+}
+
+/* Enters a shard of the calling thread's own. false: not now, or not any more. */
+static inline bool ra_shard_mark(struct ra_arena *a, struct ra_shard *s)
+{
+	ra_asym_mark_plain(&s->busy, 1);
+	if (likely(at_load_sc(&a->gathering) == RA_OPEN))
+		return true;
+	at_store_rel(&s->busy, 0);
+	return false;
+}
+
+static inline void ra_shard_leave(struct ra_shard *s)
+{
+	at_store_rel(&s->busy, 0);
+}
 
 /* ra_region.c */
 int ra_span_reserve(struct ra_arena *a);
@@ -124,7 +185,18 @@ uint64_t ra_nr_quarantined(void);
 int ra_table_create(struct ra_arena *a);
 void ra_table_destroy(struct ra_arena *a);
 void ra_table_publish(struct ra_arena *a, struct ra_region *r);
-struct ra_region *ra_table_find(const struct ra_arena *a, const void *p);
+
+static inline bool ra_in_span(const struct ra_arena *a, const void *p)
+{
+	return (uintptr_t)p - (uintptr_t)a->span < a->max_bytes; /* below it: wraps to something huge */
+}
+
+static inline struct ra_region *ra_table_find(const struct ra_arena *a, const void *p)
+{
+	if (!ra_in_span(a, p))
+		return NULL;
+	return at_load_acq(&a->granules[((uintptr_t)p - (uintptr_t)a->span) >> RA_GRANULE_SHIFT]);
+}
 
 /* ra_error.c. Sets the thread's text and returns err, so that a failure is one line. */
 int ra_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -138,7 +210,8 @@ struct ra_size ra_size_text(size_t bytes);
 /*
  * With the address sanitizer, free value memory is poisoned: jemalloc is opaque to it, and a use after free of a
  * value would go unseen. The thread sanitizer needs no such help: every piece of memory passes from one thread to another
- * through a shard's `busy`, which it sees, or a mutex of jemalloc's, which it sees although jemalloc is not instrumented.
+ * through a shard's `busy`, the arena's `gathering` or the lock of seats, which it sees, or a mutex of jemalloc's, which it
+ * sees although jemalloc is not instrumented.
  */
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -148,6 +221,18 @@ struct ra_size ra_size_text(size_t bytes);
 #define ra_poison(p, n) ((void)(p), (void)(n))
 #define ra_unpoison(p, n) ((void)(p), (void)(n))
 #endif
+
+/*
+ * The class of a size, counted from that of 64; RA_KEPT and more: none. All sizes of one are served from the same class of
+ * jemalloc's, so that a piece that was got for one of them will do for each.
+ */
+static inline unsigned ra_class(size_t size)
+{
+	size_t last = (size - 1) | (RA_MIN_ALIGN - 1);
+	unsigned lg = 63u - (unsigned)__builtin_clzl(last);
+
+	return 4 * lg + ((last >> (lg - 2)) & 3) - 23;
+}
 
 static inline size_t ra_round_up(size_t n, size_t to) /* to: a power of two */
 {

@@ -38,15 +38,6 @@ void ra_table_publish(struct ra_arena *a, struct ra_region *r)
 		at_store_rel(&a->granules[i], r);
 }
 
-struct ra_region *ra_table_find(const struct ra_arena *a, const void *p)
-{
-	uintptr_t off = (uintptr_t)p - (uintptr_t)a->span; /* below the span: wraps to something huge */
-
-	if (off >= a->max_bytes)
-		return NULL;
-	return at_load_acq(&a->granules[off >> RA_GRANULE_SHIFT]);
-}
-
 void *ra_lookup(const struct ra_arena *a, const void *p, void **base)
 {
 	struct ra_region *r = ra_table_find(a, p);

@@ -237,10 +237,16 @@ static void threads__allocate_while_another_registers(void **state)
 	sem_destroy(&s.leave);
 }
 
-/* What a thread freed may wait in a cache: not of its own, so it is there for all when memory is short. */
-static void *fill_cache(void *arg)
+/* What a thread freed may wait in a cache of its own: it is there for all when memory is short. */
+struct filler {
+	struct ra_arena *a;
+	sem_t go, done;
+	pthread_t thread;
+	bool end;
+};
+
+static void fill_cache(struct ra_arena *a)
 {
-	struct ra_arena *a = arg;
 	void *p[16];
 
 	for (size_t size = 64 * KIB; size <= 96 * KIB; size += 16 * KIB) {
@@ -249,26 +255,52 @@ static void *fill_cache(void *arg)
 		for (int i = 0; i < 16; i++)
 			ra_free(a, p[i], size);
 	}
-	return NULL;
+}
+
+static void *fill(void *arg)
+{
+	struct filler *f = arg;
+
+	for (;;) {
+		sem_wait(&f->go);
+		if (f->end)
+			return NULL;
+		fill_cache(f->a);
+		sem_post(&f->done);
+	}
 }
 
 static void threads__what_caches_hold_is_free(void **state)
 {
+	enum { FILLERS = 12 };
 	struct dev d = { 0 };
 	struct ra_arena *a = arena_new(&d, 16 * MIB, 16 * MIB);
+	struct filler f[FILLERS];
 	struct ra_stats st;
-	pthread_t t;
 
 	(void)state;
+	for (int i = 0; i < FILLERS; i++) {
+		f[i] = (struct filler){ .a = a };
+		sem_init(&f[i].go, 0, 0);
+		sem_init(&f[i].done, 0, 0);
+		assert_int_equal(pthread_create(&f[i].thread, NULL, fill, &f[i]), 0);
+	}
 	for (int round = 0; round < 3; round++) {
-		/* One after the other, each in a shard of its own. */
-		for (int i = 0; i < 12; i++) {
-			assert_int_equal(pthread_create(&t, NULL, fill_cache, a), 0);
-			pthread_join(t, NULL);
+		/* One after the other, each in a shard of its own: more than there is, if it stayed there. */
+		for (int i = 0; i < FILLERS; i++) {
+			sem_post(&f[i].go);
+			sem_wait(&f[i].done);
 		}
 		ra_stats(a, &st);
 		assert_int_equal(st.live_bytes, 0);
 		ra_free(a, must_alloc(a, 14 * MIB, 0), 14 * MIB);
+	}
+	for (int i = 0; i < FILLERS; i++) {
+		f[i].end = true;
+		sem_post(&f[i].go);
+		pthread_join(f[i].thread, NULL);
+		sem_destroy(&f[i].go);
+		sem_destroy(&f[i].done);
 	}
 	assert_int_equal(d.nr_reg, 1);
 	ra_arena_destroy(a);

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Seats: which shard of an arena is whose. A thread that takes a seat in an arena has a shard of it to itself, counters and
+ * cache, until it ends or the arena is destroyed; so it enters by a plain store (ra_arena.c).
+ *
+ * A thread has RA_SEATS places for seats, and an arena one of those numbers, in turn, so that arenas made one after the
+ * other (contexts have two) are in nobody's way. An arena has RA_OWNED shards for seats. Who comes when there is none, or to
+ * whom another living arena's seat is in the way, goes without: it shares.
+ */
+#include <string.h>
+
+#include "alloc/ra_internal.h"
+
+__attribute__((tls_model("initial-exec"))) _Thread_local struct ra_seat ra_seats[RA_SEATS];
+static _Thread_local bool ended; /* its seats are given back; what other destructors do afterwards goes without */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_key_t key;
+static bool has_key;
+
+void ra_seat_lock(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+void ra_seat_unlock(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+/* The lock is held over a fork(2), for the spare caches' sake. The parent's arenas are none of the child's. */
+static void fork_child(void)
+{
+	memset(ra_seats, 0, sizeof(ra_seats));
+	ra_seat_unlock();
+}
+
+void ra_shard_flush(struct ra_shard *s)
+{
+	unsigned cache = at_load_acq(&s->cache); /* who makes one just now has put nothing in */
+
+	for (unsigned i = 0; i < RA_KEPT; i++) {
+		if (s->kept[i])
+			ra_je_dallocx(s->kept[i], MALLOCX_TCACHE_NONE);
+		s->kept[i] = NULL;
+	}
+	if (cache != RA_NO_CACHE)
+		ra_je_cache_flush(cache);
+}
+
+static void thread_ends(void *arg)
+{
+	(void)arg;
+	ended = true;
+	/* The lock keeps arenas from being destroyed meanwhile; one that was has taken its seat away. */
+	ra_seat_lock();
+	for (unsigned i = 0; i < RA_SEATS; i++) {
+		struct ra_seat *seat = &ra_seats[i];
+		struct ra_arena *a = at_load(&seat->arena);
+
+		if (!a)
+			continue;
+		/* If the arena is gathering what caches hold, it comes by here as well, or did so and nothing was added since. */
+		if (ra_shard_mark(a, seat->shard)) {
+			ra_shard_flush(seat->shard);
+			ra_shard_leave(seat->shard);
+		}
+		seat->shard->owner = NULL;
+		at_store(&seat->arena, NULL);
+		at_add(&a->nr_vacant, 1);
+	}
+	ra_seat_unlock();
+}
+
+static void begin(void)
+{
+	has_key = !pthread_atfork(ra_seat_lock, ra_seat_unlock, fork_child) && !pthread_key_create(&key, thread_ends);
+}
+
+void ra_seats_create(struct ra_arena *a)
+{
+	static _Atomic unsigned next;
+
+	ra_asym_begin();
+	pthread_once(&once, begin);
+	a->seat = at_add(&next, 1) % RA_SEATS * sizeof(struct ra_seat);
+	at_store(&a->nr_vacant, has_key && ra_asym_is_plain() ? RA_OWNED : 0);
+}
+
+bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s)
+{
+	unsigned cache = at_load(&s->cache);
+
+	if (cache == RA_NO_CACHE) {
+		cache = ra_je_cache_create();
+		s->how = ra_je_how(a, cache);
+		/* Who gathers may come by before its first user. */
+		at_store_rel(&s->cache, cache);
+	}
+	return cache != RA_NO_CACHE;
+}
+
+struct ra_shard *ra_seat_take(struct ra_arena *a)
+{
+	struct ra_seat *seat = ra_seat_of(a);
+	struct ra_shard *s = a->shards, *end = s + RA_OWNED;
+
+	/* Without the lock, since those who go without ask each time. */
+	if (ended || !at_load(&a->nr_vacant) || at_load(&seat->arena) || pthread_setspecific(key, ra_seats))
+		return NULL;
+	ra_seat_lock();
+	while (s < end && s->owner)
+		s++;
+	if (s == end || !at_load(&a->nr_vacant)) {
+		s = NULL;
+	} else if (!ra_shard_has_cache(a, s)) {
+		at_store(&a->nr_vacant, 0); /* there would be none for the others either */
+		s = NULL;
+	} else {
+		s->owner = seat;
+		seat->shard = s;
+		at_sub(&a->nr_vacant, 1);
+		at_store(&seat->arena, a);
+	}
+	ra_seat_unlock();
+	return s;
+}
+
+void ra_seats_destroy(struct ra_arena *a)
+{
+	ra_seat_lock();
+	for (unsigned i = 0; i < RA_SHARDS; i++) {
+		struct ra_shard *s = &a->shards[i];
+
+		if (s->owner)
+			at_store(&s->owner->arena, NULL);
+		if (at_load(&s->cache) != RA_NO_CACHE)
+			ra_je_cache_destroy(at_load(&s->cache));
+	}
+	ra_seat_unlock();
+}
