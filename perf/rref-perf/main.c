@@ -29,6 +29,7 @@ const struct pf_op pf_ops[] = {
 	{ "create", "create on a peer, to_here, release, beside an empty call", 2, RREF_PROGRESS_MANUAL, NULL, pf_create },
 	{ "alloc", "a value's memory, got and given back in an arena, beside plain mallocx and dallocx", 1, RREF_PROGRESS_MANUAL, alloc_sizes,
 	  pf_alloc },
+	{ "burst", "the same, 16 got and then given back", 1, RREF_PROGRESS_MANUAL, alloc_sizes, pf_burst },
 	{ "live", "a value made and released by an owner of 10^6, any of them replaced, beside the same among 1000; bytes for each", 1, RREF_PROGRESS_MANUAL, NULL,
 	  pf_live },
 	{ "idle", "the processor time of idle workers, and the first call after a rest", 2, RREF_PROGRESS_AUTO, NULL, pf_idle },

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* alloc, live: what a value's memory and a reference's bookkeeping cost. One worker alone, its own owner. */
+/* alloc, burst, live: what a value's memory and a reference's bookkeeping cost. One worker alone, its own owner. */
 #include <errno.h>
 #include <malloc.h>
 #include <stdio.h>
@@ -36,23 +36,28 @@ static int dereg(void *ctx, void *cookie)
 	return 0;
 }
 
+#define BURST 16u
+
 struct memory {
 	struct ra_arena *arena;
 	size_t bytes;
-	unsigned cache;
+	unsigned cache, at_once;     /* so many are got, then given back */
 };
 
 static int in_arena(void *arg, unsigned n)
 {
 	struct memory *m = arg;
+	void *p[BURST];
 
 	while (n--) {
-		void *p;
-		int err = ra_alloc(m->arena, m->bytes, 64, &p);
+		for (unsigned i = 0; i < m->at_once; i++) {
+			int err = ra_alloc(m->arena, m->bytes, 64, &p[i]);
 
-		if (err)
-			return pf_say(err, ra_error_text());
-		ra_free(m->arena, p, m->bytes);
+			if (err)
+				return pf_say(err, ra_error_text());
+		}
+		for (unsigned i = 0; i < m->at_once; i++)
+			ra_free(m->arena, p[i], m->bytes);
 	}
 	return 0;
 }
@@ -60,22 +65,25 @@ static int in_arena(void *arg, unsigned n)
 static int plain(void *arg, unsigned n)
 {
 	struct memory *m = arg;
+	void *p[BURST];
 
 	while (n--) {
-		void *p = ra_je_mallocx(m->bytes, MALLOCX_TCACHE(m->cache));
-
-		if (!p)
-			return pf_say(-ENOMEM, "mallocx");
-		ra_je_dallocx(p, MALLOCX_TCACHE(m->cache));
+		for (unsigned i = 0; i < m->at_once; i++) {
+			p[i] = ra_je_mallocx(m->bytes, MALLOCX_TCACHE(m->cache));
+			if (!p[i])
+				return pf_say(-ENOMEM, "mallocx");
+		}
+		for (unsigned i = 0; i < m->at_once; i++)
+			ra_je_dallocx(p[i], MALLOCX_TCACHE(m->cache));
 	}
 	return 0;
 }
 
-int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+static int alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op, unsigned at_once)
 {
 	struct ra_hooks hooks = { .reg = reg, .dereg = dereg };
 	struct ra_options o = { .max_bytes = (size_t)1 << 30 };
-	struct memory m = { 0 };
+	struct memory m = { .at_once = at_once };
 	size_t len = sizeof(m.cache);
 	int err = ra_arena_create(&hooks, &o, &m.arena);
 
@@ -87,7 +95,7 @@ int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 		return pf_say(-err, "a thread cache");
 	}
 	for (unsigned i = 0; !err && (m.bytes = pf_size(cfg, op, i)); i++) {
-		struct pf_side lib = { in_arena, &m, 1 }, raw = { plain, &m, 1 };
+		struct pf_side lib = { in_arena, &m, at_once }, raw = { plain, &m, at_once };
 		struct pf_row row;
 
 		pf_row_init(&row, op->name, "memory", m.bytes);
@@ -104,6 +112,16 @@ int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 	ra_je_mallctl("tcache.destroy", NULL, NULL, &m.cache, sizeof(m.cache));
 	ra_arena_destroy(m.arena);
 	return err;
+}
+
+int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	return alloc(cfg, ctx, op, 1);
+}
+
+int pf_burst(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	return alloc(cfg, ctx, op, BURST);
 }
 
 /* ---- live references ---- */

@@ -88,6 +88,7 @@ int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 int pf_share(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_create(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
+int pf_burst(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 
