@@ -12,6 +12,7 @@
 
 #include <string.h>
 
+#include "base/util.h"
 #include "rp.h"
 
 #define RW_PROTOCOL_VERSION 1u
@@ -163,8 +164,15 @@ static inline void rw_reply_init(struct rw_message *m)
  */
 int rw_encode(const struct rw_message *m, void *buf, size_t size);
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
-void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch);
-void rw_set_ack(void *buf, uint32_t ack);
+static inline void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch)
+{
+	put_le64((uint8_t *)buf + 8, seq);
+	put_le32((uint8_t *)buf + 16, epoch);
+}
+static inline void rw_set_ack(void *buf, uint32_t ack)
+{
+	put_le32((uint8_t *)buf + 20, ack);
+}
 
 /*
  * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or -EINVAL.

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/atomic.h"
 #include "base/util.h"
 #include "core/rw_internal.h"
 #include "verbs/rv.h"
@@ -228,7 +229,15 @@ int rw_put_forks(const struct rp_fork *refs, unsigned nr, void *buf)
 	return put_forks(&w, refs, nr);
 }
 
-int rw_encode(const struct rw_message *m, void *buf, size_t size)
+static void put_frame(uint8_t *p, const struct rw_frame *f, size_t length)
+{
+	put_le64(p, f->type | (uint64_t)length << 32); /* no flags */
+	put_le64(p + RW_AT_SEQ, f->seq);
+	put_le32(p + RW_AT_EPOCH, f->epoch);
+	put_le32(p + RW_AT_ACK, f->ack);
+}
+
+static __attribute__((noinline)) int encode_any(const struct rw_message *m, void *buf, size_t size)
 {
 	struct writer w = { .buf = buf, .size = size };
 	int rc = 0;
@@ -237,15 +246,6 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 		return -EINVAL;
 	uint8_t *frame = room(&w, RW_FRAME_BYTES);
 
-	if (frame) {
-		frame[0] = m->frame.type;
-		frame[1] = 0;
-		put_le16(frame + 2, 0);
-		put_le32(frame + RW_AT_LENGTH, 0); /* below */
-		put_le64(frame + RW_AT_SEQ, m->frame.seq);
-		put_le32(frame + RW_AT_EPOCH, m->frame.epoch);
-		put_le32(frame + RW_AT_ACK, m->frame.ack);
-	}
 	switch (m->frame.type) {
 	case RW_AUTH:
 		put_bytes(&w, m->u.auth.mac, RW_MAC_BYTES);
@@ -292,19 +292,63 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 		return rc;
 	if (w.at > size)
 		return -EMSGSIZE;
-	put_le32(w.buf + RW_AT_LENGTH, (uint32_t)w.at);
+	put_frame(frame, &m->frame, w.at);
 	return (int)w.at;
 }
 
-void rw_set_seq(void *buf, uint64_t seq, uint32_t epoch)
+/*
+ * The straight way of a call or reply: nothing in it but the fixed part and bytes, and room for them. 0: it is another one, or
+ * something is wrong with it, and encode_any tells.
+ */
+static size_t encode_plain_call(const struct rw_message *m, uint8_t *p, size_t size)
 {
-	put_le64((uint8_t *)buf + RW_AT_SEQ, seq);
-	put_le32((uint8_t *)buf + RW_AT_EPOCH, epoch);
+	const struct rw_call *c = &m->u.call;
+	size_t name = c->name_length, meta = c->meta_length, data = c->data_length;
+	size_t length = RW_FRAME_BYTES + RW_CALL_BYTES + name + meta + data;
+
+	if (c->kind != RW_CALL_RPC || c->loc.version || c->nr_refs || !name || name > RREF_NAME_MAX || meta > RREF_META_MAX ||
+	    data > RW_INLINE_MAX - meta || length > size)
+		return 0;
+	put_frame(p, &m->frame, length);
+	p += RW_FRAME_BYTES;
+	put_le64(p, c->call_id);
+	put_le64(p + 8, RW_CALL_RPC | (uint64_t)name << 16 | (uint64_t)meta << 48);
+	put_le32(p + 16, (uint32_t)data);
+	p += RW_CALL_BYTES;
+	copy_short(p, c->name, name);
+	if (meta)
+		memcpy(p + name, c->meta, meta);
+	if (data)
+		memcpy(p + name + meta, c->data, data);
+	return length;
 }
 
-void rw_set_ack(void *buf, uint32_t ack)
+static size_t encode_plain_reply(const struct rw_message *m, uint8_t *p, size_t size)
 {
-	put_le32((uint8_t *)buf + RW_AT_ACK, ack);
+	const struct rw_reply *r = &m->u.reply;
+	size_t data = r->data_length, length = RW_FRAME_BYTES + RW_REPLY_BYTES + data;
+
+	if (r->status || r->text_length || r->loc.version || r->nr_refs || data > RW_INLINE_MAX || length > size)
+		return 0;
+	put_frame(p, &m->frame, length);
+	p += RW_FRAME_BYTES;
+	put_le64(p, r->call_id);
+	put_le64(p + 8, 0);
+	put_le64(p + 16, (uint64_t)data << 32);
+	if (data)
+		memcpy(p + RW_REPLY_BYTES, r->data, data);
+	return length;
+}
+
+int rw_encode(const struct rw_message *m, void *buf, size_t size)
+{
+	size_t length = 0;
+
+	if (m->frame.type == RW_CALL && !m->frame.flags)
+		length = encode_plain_call(m, buf, size);
+	else if (m->frame.type == RW_REPLY && !m->frame.flags)
+		length = encode_plain_reply(m, buf, size);
+	return likely(length) ? (int)length : encode_any(m, buf, size);
 }
 
 const char *rw_type_name(unsigned type)

@@ -35,6 +35,26 @@ static inline uint16_t get_le16(const void *p) { uint16_t v; memcpy(&v, p, 2); r
 static inline uint32_t get_le32(const void *p) { uint32_t v; memcpy(&v, p, 4); return le32toh(v); }
 static inline uint64_t get_le64(const void *p) { uint64_t v; memcpy(&v, p, 8); return le64toh(v); }
 
+/* A few bytes, as names are: some moves, where memcpy would be called, or become a loop byte by byte. */
+static inline void copy_short(void *to, const void *from, size_t n)
+{
+	uint8_t *t = to;
+	const uint8_t *f = from;
+
+	if (n >= 8) {
+		for (size_t i = 0; i < n - 8; i += 8)
+			memcpy(t + i, f + i, 8);
+		memcpy(t + n - 8, f + n - 8, 8);
+	} else if (n >= 4) {
+		memcpy(t, f, 4);
+		memcpy(t + n - 4, f + n - 4, 4);
+	} else if (n) {
+		t[0] = f[0];
+		t[n / 2] = f[n / 2];
+		t[n - 1] = f[n - 1];
+	}
+}
+
 /* A doubly linked circular list: an empty head points at itself; a removed node too, so that removing twice is safe. */
 struct list {
 	struct list *next, *prev;
