@@ -128,28 +128,38 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	return n;
 }
 
-static unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+/* Some messages of one connection, where the first is known to be. */
+static unsigned take_some(struct rv_dev *dev, struct rvs_watch *w, struct rv_event *ev, unsigned max)
+{
+	struct rv_conn *conn = w->conn;
+	unsigned n = 0, most = min_of(max, (unsigned)RING_BATCH);
+	int rc = 0;
+
+	if (likely(!conn->poisoned)) {
+		do {
+			rc = rvs_ring_take(conn, &ev[n]);
+			n += rc > 0;
+		} while (rc > 0 && n < most && rvs_ring_ready(&conn->rx));
+	}
+	if (unlikely(rc < 0)) {
+		conn->poisoned = true;
+		rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)conn->pid);
+		rvs_break(conn, EPROTO, -1);
+	}
+	w->seq = conn->rx.post_pos + 1;
+	w->word = &conn->rx.post[conn->rx.post_pos & conn->rx.mask].word;
+	return n;
+}
+
+static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
 {
 	uint32_t nr = dev->nr_watch, at = dev->scan_at < nr ? dev->scan_at : 0;
 
 	for (uint32_t i = 0; i < nr && n < max; i++, at = at + 1 < nr ? at + 1 : 0) {
 		struct rvs_watch *w = &dev->watch[at];
-		int rc = 1;
 
-		if (likely((uint32_t)(at_load_sc(w->word) >> 32) != w->seq))
-			continue;
-		for (unsigned k = 0; k < RING_BATCH && n < max && rc > 0 && !w->conn->poisoned; k++) {
-			rc = rvs_ring_take(w->conn, &ev[n]);
-			if (rc > 0)
-				n++;
-		}
-		if (rc < 0) {
-			w->conn->poisoned = true;
-			rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)w->conn->pid);
-			rvs_break(w->conn, EPROTO, -1);
-		}
-		w->seq = w->conn->rx.post_pos + 1;
-		w->word = &w->conn->rx.post[w->conn->rx.post_pos & w->conn->rx.mask].word;
+		if (unlikely((uint32_t)(at_load_sc(w->word) >> 32) == w->seq))
+			n += take_some(dev, w, &ev[n], max - n);
 	}
 	dev->scan_at = at;
 	return n;
@@ -185,16 +195,26 @@ static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	return n;
 }
 
-int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	unsigned n = 0;
 
 	if (flags & RV_POLL_SLOW)
 		look_around(dev);
-	if (unlikely(!list_empty(&dev->attn)))
-		n = report_news(dev, ev, n, max);
+	n = report_news(dev, ev, n, max);
 	n = take_messages(dev, ev, n, max);
-	if (unlikely(!list_empty(&dev->attn)))
-		n = report_rest(dev, ev, n, max);
-	return (int)n;
+	return (int)report_rest(dev, ev, n, max);
+}
+
+int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+{
+	const struct rvs_watch *w = dev->watch, *end = w + dev->nr_watch;
+
+	if (unlikely((flags & RV_POLL_SLOW) || !list_empty(&dev->attn)))
+		return poll_all(dev, ev, max, flags);
+	/* Most looks find nothing. */
+	for (; w < end; w++)
+		if (unlikely((uint32_t)(at_load_sc(w->word) >> 32) == w->seq))
+			return (int)take_messages(dev, ev, 0, max);
+	return 0;
 }

@@ -208,14 +208,8 @@ int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
 	rx->taken[slot] = 1;
 	rx->nr_taken++;
 	rx->post_pos++;
-	memset(ev, 0, sizeof(*ev));
-	ev->type = RV_EV_RECV;
-	ev->wc_status = -1;
-	ev->conn = conn;
-	ev->user = conn->user;
-	ev->data = copy;
-	ev->len = len;
-	ev->token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot;
+	*ev = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy, .len = len,
+				 .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
 	return 1;
 }
 
@@ -224,9 +218,14 @@ static void give_back(struct rv_conn *conn)
 	struct rvs_ring *rx = &conn->rx;
 
 	list_del(&rx->owing);
-	/* Partners: next_slot() for the words; send(), which sets `want` and then looks for a word. */
-	for (uint32_t i = 0; i < rx->nr_due; i++, rx->back_pos++)
-		at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, rx->due[i]));
+	/*
+	 * Partners: next_slot() for the words; send(), which sets `want` and then looks for a word. That one is the first of
+	 * these, so it is written last, and only it with seq_cst.
+	 */
+	for (uint32_t i = rx->nr_due - 1; i > 0; i--)
+		at_store_rel(&rx->back[(rx->back_pos + i) & rx->mask], WORD(rx->back_pos + i, 0, rx->due[i]));
+	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, rx->due[0]));
+	rx->back_pos += rx->nr_due;
 	rx->nr_due = 0;
 	if (unlikely(at_load_sc(&rx->box->want)))
 		rvs_wake(conn);
