@@ -177,10 +177,11 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->close(ctx->device[k].dev);
-	while ((fn = at_load(&ctx->functions))) {
-		at_store(&ctx->functions, fn->next);
-		free(fn);
-	}
+	for (unsigned i = 0; i < RC_FUNCTION_BUCKETS; i++)
+		while ((fn = at_load(&ctx->functions[i]))) {
+			at_store(&ctx->functions[i], fn->next);
+			free(fn);
+		}
 	if (ctx->epfd >= 0)
 		close(ctx->epfd);
 	if (ctx->kickfd >= 0)
@@ -232,6 +233,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->deferred_ops);
 	list_init(&ctx->deferred_calls);
 	list_init(&ctx->deferred_work);
+	list_init(&ctx->spare_calls);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
 		list_init(&ctx->open_calls[i]);
 		list_init(&ctx->offers[i]);

@@ -194,7 +194,8 @@ struct rc_peer {
 	int64_t resend_at;            /* [lock] the head of the queue failed to be sent: not before; 0 = at once */
 	size_t queued_bytes;          /* [lock] bounded, see send.c */
 	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
-	_Atomic uint64_t call_bytes;  /* of its calls that are open here; bounded, see serve.c */
+	_Atomic uint64_t call_bytes;  /* of its calls that were open here, less those that ended under the lock. [lock] writes */
+	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes says how many are open: bounded, see serve.c */
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
@@ -267,18 +268,21 @@ struct rref_call {
 	uint64_t call_id;
 	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
 	uint8_t kind;
+	bool plain;                  /* [const] neither references nor a payload, little data, no creation: see serve.c */
+	bool counted;                /* in inline_calls */
 	struct rref_id id, fork;     /* REMOTE */
 	const struct rc_function *fn;
 	const void *bytes;           /* data, or a payload's */
 	size_t length;
 	const void *meta;            /* behind data */
 	size_t meta_length;
+	const char *name;            /* of fn, or own_name */
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
 	_Atomic uint32_t cancelled;  /* its caller gave it up, or is gone */
 	bool deferred;               /* the handler said so; set while it holds the call */
 	struct rc_incoming in;       /* from here on not simply cleared; see make_call */
-	char name[RREF_NAME_MAX + 1];
+	char own_name[RREF_NAME_MAX + 1];
 	_Alignas(64) uint8_t data[];
 };
 
@@ -288,6 +292,8 @@ enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT
 
 #define RC_CACHE_SLOTS 16
 #define RC_CALL_BUCKETS 256u  /* a power of two */
+#define RC_FUNCTION_BUCKETS 64u /* the same */
+#define RC_SPARE_CALLS 64u    /* kept for the next ones */
 #define RC_CONSUMED_KEPT 1024u
 
 struct rc_counters {
@@ -297,6 +303,7 @@ struct rc_counters {
 	uint64_t resumed, sent_again, not_again;                           /* [lock] */
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
+	_Atomic uint64_t inline_calls; /* beside calls: plain ones of inline functions; written under the lock */
 	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
 	uint64_t sent_bytes, received_bytes;                               /* [lock] */
 	uint64_t sessions;                                                 /* [lock] */
@@ -345,6 +352,8 @@ struct rref_ctx {
 	struct list deferred_work;        /* [lock] struct rc_work */
 	uint32_t nr_works;                /* [lock] of these, and those being done */
 	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
+	struct list spare_calls;          /* [lock] plain ones that ended; serve.c */
+	uint32_t nr_spare_calls;          /* [lock] */
 	struct list offers[RC_CALL_BUCKETS];     /* [lock] payloads that others have not read yet, by reader and call id */
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
 	int64_t next_tick;                /* [lock] */
@@ -387,7 +396,7 @@ struct rref_ctx {
 	struct rc_pool *pool;
 
 	/* functions: pushed at the head under function_lock, read without */
-	_Atomic(struct rc_function *) functions;
+	_Atomic(struct rc_function *) functions[RC_FUNCTION_BUCKETS]; /* by name */
 	pthread_mutex_t function_lock;
 	struct rc_types *types;           /* [const] types.c */
 
@@ -397,10 +406,11 @@ struct rref_ctx {
 	uint64_t barrier_busy;                    /* [lock] bit n % 64: somebody was busy at barrier n, or since the one before */
 	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
 	struct rref_future *barrier_op;           /* [lock] who waits for one here */
-	_Atomic uint32_t calls_open;              /* calls being served or waiting to be */
 	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
 	_Atomic uint32_t nr_consumed;
-	_Atomic uint64_t calls_begun;             /* how many ever were; written under the lock */
+	_Atomic uint64_t calls_begun;             /* how many ever were to be served; written under the lock */
+	_Atomic uint64_t calls_ended;             /* of these: those that ended under the lock; written under it */
+	_Atomic uint64_t calls_over;              /* the others that ended */
 	struct rc_key key;
 	bool leak_check;
 	int64_t peer_timeout;
@@ -465,6 +475,20 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 	int64_t now = timeout < RC_LONG_NS ? now_ns() : rc_coarse_ns() + RC_COARSE_NS;
 
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
+}
+
+/* Calls being served or waiting to be. Acquire: partner of the release in rc_call_put. Those that ended first: never too few. */
+static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
+{
+	uint64_t over = at_load_acq(&ctx->calls_over) + at_load_acq(&ctx->calls_ended);
+
+	return at_load(&ctx->calls_begun) - over;
+}
+static inline uint64_t rc_call_bytes(const struct rc_peer *p)
+{
+	uint64_t over = at_load(&p->call_bytes_over);
+
+	return at_load(&p->call_bytes) - over;
 }
 
 /* rc_wraps_return has something to do, for this thread. */
@@ -641,7 +665,10 @@ int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 
-/* call.c, reply.c, serve.c, incoming.c, pool.c */
+/* functions.c */
+const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length); /* NULL: there is none. Any thread */
+
+/* call.c, reply.c, serve.c, answer.c, incoming.c, pool.c */
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
 void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
 void rc_run_call(struct rref_call *call);                                     /* no lock held */
@@ -664,6 +691,8 @@ void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is 
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_call_put(struct rref_call *call);
 void rc_calls_close(struct rref_ctx *ctx);
+int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
+bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
 bool rc_in_callback(void);
 unsigned rc_callback_depth(void);
 void rc_callback_enter(void);

@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
- * pool or, if its function says so, on the thread that made the progress. Its reply goes out once.
+ * pool or, if its function says so, on the thread that made the progress. Its reply goes out once: answer.c.
  *
  * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a payload beyond
  * FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among them may be the answers that the calls
  * being served wait for. A caller with the default max_ops and small arguments cannot get there.
  */
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -17,6 +16,7 @@
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
 #define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
 #define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
+#define PLAIN_BYTES 256u                 /* of a plain call's arguments and metadata, at most */
 
 /* ---- the call's life ---- */
 
@@ -42,6 +42,10 @@ static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 
 void rc_calls_close(struct rref_ctx *ctx)
 {
+	struct list *l;
+
+	while (ctx->spare_calls.next && (l = list_pop(&ctx->spare_calls)))
+		free(container_of(l, struct rref_call, node)->block);
 	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
 		struct rref_call *call = at_load(&ctx->consumed[i]);
 
@@ -57,59 +61,15 @@ void rc_call_put(struct rref_call *call)
 	if (at_sub_ar(&call->refs, 1) != 1)
 		return;
 	rc_incoming_release(&call->in);
-	at_sub(&ctx->peers[call->caller].call_bytes, call->cost);
+	at_add(&ctx->peers[call->caller].call_bytes_over, call->cost);
 	if (call->fetch_cost)
 		at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
 	if (call->deferred)
 		call = keep(ctx, call);
 	if (call)
 		free(call->block);
-	/* Release, and last: partner of the acquire in shutdown.c's idle(), after which the context may be freed. */
-	at_sub_rel(&ctx->calls_open, 1);
-}
-
-static struct rc_function *find(struct rref_ctx *ctx, const char *name, size_t length)
-{
-	/* Acquire: partner of the release in rref_register; entries are never removed while the context lives. */
-	for (struct rc_function *fn = at_load_acq(&ctx->functions); fn; fn = fn->next)
-		if (fn->name_length == length && memcmp(fn->name, name, length) == 0)
-			return fn;
-	return NULL;
-}
-
-int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
-{
-	struct rc_function *fn;
-	int err;
-
-	if (!ctx || !f || !f->handler)
-		return rc_fail(EINVAL, "rref_register: no context, or a function without a handler");
-	/* Not before the context runs: that is rref_init, which registers its table. */
-	if (at_load_acq(&ctx->state) != RC_CTX_STARTING && (err = rc_enter(ctx)))
-		return err;
-	err = rc_function_check(f->name);
-	if (err)
-		return err;
-	if (f->flags & ~RREF_INLINE)
-		return rc_fail(EINVAL, "rref_register: function %s: unknown flags %#x", f->name, f->flags);
-	fn = calloc(1, sizeof(*fn));
-	if (!fn)
-		return rc_fail(ENOMEM, "memory for a function");
-	fn->handler = f->handler;
-	fn->arg = f->arg;
-	fn->flags = f->flags;
-	snprintf(fn->name, sizeof(fn->name), "%s", f->name);
-	fn->name_length = strlen(fn->name);
-	pthread_mutex_lock(&ctx->function_lock);
-	if (find(ctx, fn->name, strlen(fn->name))) {
-		pthread_mutex_unlock(&ctx->function_lock);
-		free(fn);
-		return rc_fail(EEXIST, "a function named %s is registered already", f->name);
-	}
-	fn->next = at_load(&ctx->functions);
-	at_store_rel(&ctx->functions, fn);
-	pthread_mutex_unlock(&ctx->function_lock);
-	return 0;
+	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
+	at_add_rel(&ctx->calls_over, 1);
 }
 
 /* Can what came in that session still be answered, and be of use to anyone? [lock] */
@@ -122,214 +82,54 @@ bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
 	return p->state == RC_PEER_UP && p->epoch == epoch;
 }
 
-/* Consumes *payload if it went out. [lock] */
-static int reply_rpc(struct rref_call *call, int status, const char *text, const struct rref_args *result,
-		     struct rc_payload **payload)
+static int run_handler(struct rref_call *call)
 {
 	struct rref_ctx *ctx = call->ctx;
-	struct rw_message m;
-	struct rw_reply *r = &m.u.reply;
-	int err;
+	struct rc_scope *s = rc_scope_begin(ctx, "handler", call->name, call->caller, ctx->rank);
+	int r;
 
-	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
-		return 0; /* the caller is gone, and a new one of that name never asked */
-	rw_reply_init(&m);
-	r->call_id = call->call_id;
-	r->status = status;
-	r->text = status ? text : NULL;
-	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
-	if (!status && result) {
-		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc) :
-				 rc_make_forks(ctx, result, call->caller, r->refs);
-		if (err)
-			return err;
-		r->nr_refs = (uint16_t)result->nr_refs;
-		r->data = result->data;
-		r->data_length = (uint32_t)result->length;
-	}
-	err = rc_send(ctx, call->caller, &m);
-	if (err) {
-		if (*payload)
-			rc_payload_undo(ctx, *payload);
-		else
-			rc_undo_forks(ctx, result, call->caller, r->refs, r->nr_refs);
-		return err == -EOWNERDEAD ? 0 : err;
-	}
-	if (*payload)
-		rc_payload_offer(ctx, *payload, RW_PAYLOAD_REPLY, call->call_id);
-	*payload = NULL;
-	return 0;
+	if (!call->counted)
+		at_add(&ctx->n.calls, 1);
+	rc_callback_enter();
+	r = call->fn->handler(call, call->fn->arg);
+	rc_site_take(); /* what the handler named last is not where the library makes something for it */
+	rc_callback_leave();
+	rc_scope_end(ctx, s, r < 0 ? r : 0);
+	return r;
 }
 
-/* [lock] The value is made already. */
-static int reply_remote(struct rref_call *call, int status, const char *text, struct rc_value *v)
+/* What a handler returned is its answer, if it gave none. */
+static void end_call(struct rref_call *call, int r, char *text, size_t size)
 {
-	struct rref_ctx *ctx = call->ctx;
-	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
-	int err;
-
-	err = rc_step(ctx, &ev, NULL);
-	if (!err && call->caller == ctx->rank) {
-		struct rref_future *f = rc_op_find(ctx, call->call_id);
-
-		if (f && at_load(&f->kind) == RC_OP_LOCAL_CREATE) {
-			struct rref *h = f->handle;
-
-			rc_remote(h)->creation = NULL;
-			if (status)
-				rc_handle_fail(h, status, text);
-			if (rc_op_claim(f)) {
-				f->status = status;
-				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
-				if (!status && at_load(&h->state) != RC_H_READY) {
-					h->value = v;
-					at_store_rel(&h->state, RC_H_READY);
-				}
-				rc_op_finish(f, true);
-			}
-			rc_op_put(f);
-		}
+	if (r == 0 && !at_load(&call->replied)) {
+		r = rc_answer(call, 0, NULL, NULL);
+		if (r)
+			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
 	}
-	/* -ESTALE: everybody who wanted it is gone; the machine has no entry to put it in. */
-	return err;
-}
-
-/* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
-static int give(struct rref_call *call, int status, const char *text, const struct rref_args *result, struct rc_value *v,
-		struct rc_payload *payload)
-{
-	struct rref_ctx *ctx = call->ctx;
-	uint32_t no = 0;
-	int err;
-
-	/* acq_rel: of two threads that reply one wins, and it sees all that the handler did. */
-	if (!at_cas_ar(&call->replied, &no, 1)) {
-		if (v)
-			rc_value_unpin(v);
-		rc_payload_drop(payload);
-		return rc_fail(EALREADY, "the call was replied to already");
-	}
-	rc_lock(ctx);
-	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) :
-					     reply_rpc(call, status, text, result, &payload);
-	if (err && call->kind == RW_CALL_REMOTE) {
-		if (v)
-			rc_value_unpin(v);
-		err = 0; /* the reply was given; nobody was left to want it */
-	}
-	if (err)
-		at_store(&call->replied, 0);
-	else
+	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
+	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
+		rc_lock(call->ctx);
 		list_del(&call->open_node);
-	rc_unlock(ctx);
-	if (payload) {
-		char why[RREF_TEXT_SIZE];
-
-		snprintf(why, sizeof(why), "%s", rc_error_text());
-		rc_payload_drop(payload); /* it did not go out */
-		if (err)
-			rc_fail(-err, "%s", why);
+		rc_unlock(call->ctx);
+		rc_call_put(call);
 	}
-	if (!err)
-		rc_call_put(call); /* the reply's hold; a handler that still runs has its own */
-	return err;
+	call->deferred = r == RREF_DEFER;
+	rc_call_put(call); /* the handler's hold */
 }
 
-static int reply(struct rref_call *call, int status, const char *text, const struct rref_args *result)
-{
-	struct rref_ctx *ctx = call->ctx;
-	struct rc_payload *payload = NULL;
-	struct rc_value *v = NULL;
-	int err;
-
-	if (rc_is_child(ctx))
-		return rc_enter_slow(ctx);
-	if (!status) {
-		err = rc_check_args(ctx, result);
-		if (!err && result && result->meta_length)
-			err = rc_fail(EINVAL, "a result has no metadata");
-		if (!err && call->kind != RW_CALL_REMOTE)
-			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
-					      &payload);
-		if (!err && call->kind == RW_CALL_REMOTE) {
-			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
-			if (!err && result && (err = rc_value_hold(v, result->refs, result->nr_refs)))
-				rc_value_unpin(v);
-			if (!err) {
-				if (v->view.length)
-					memcpy(rc_value_data(v), result->data, v->view.length);
-				rc_value_publish(v, call->id);
-			}
-		}
-		if (err)
-			return err;
-	}
-	return give(call, status, text, result, v, payload);
-}
-
-int rref_call_reply(struct rref_call *call, const struct rref_args *result)
-{
-	if (!call)
-		return rc_fail(EINVAL, "rref_call_reply: no call");
-	return reply(call, 0, NULL, result);
-}
-
-static int reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
-		       struct rref *const *refs, size_t nr_refs, const char *what)
-{
-	struct rref_args held = { .refs = refs, .nr_refs = nr_refs };
-	struct rc_value *v;
-	int err;
-
-	if (!call)
-		return rc_fail(EINVAL, "%s: no call", what);
-	if (rc_is_child(call->ctx))
-		return rc_enter_slow(call->ctx);
-	if (call->kind != RW_CALL_REMOTE)
-		return rc_fail(EINVAL, "%s: the call is not a creation (rref_remote)", what);
-	err = rc_check_args(call->ctx, &held);
-	if (err)
-		return err;
-	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
-		if (segments[i].iov_len && !segments[i].iov_base)
-			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
-	err = rc_value_make(call->ctx, type, segments, nr, true, call->fn->name, what, &v);
-	if (err)
-		return err;
-	err = rc_value_hold(v, refs, nr_refs);
-	if (err) {
-		rc_value_unpin(v);
-		return err;
-	}
-	rc_value_publish(v, call->id);
-	return give(call, 0, NULL, NULL, v, NULL);
-}
-
-int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
-{
-	return reply_typed(call, type, segments, nr, NULL, 0, "rref_call_reply_typed");
-}
-
-int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
-			       struct rref *const *refs, size_t nr_refs)
-{
-	return reply_typed(call, type, segments, nr, refs, nr_refs, "rref_call_reply_typed_refs");
-}
-
-int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
+static __attribute__((noinline)) void handler_ended(struct rref_call *call, int r)
 {
 	char text[RP_TEXT_MAX];
-	va_list ap;
 
-	if (!call || err >= 0 || err < -4095)
-		return rc_fail(EINVAL, "rref_call_error: %s", call ? "the code is not a negative errno" : "no call");
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt ? fmt : "", ap);
-	va_end(ap);
-	return reply(call, err, *text ? text : rref_strerror(err), NULL);
+	*text = 0;
+	if (r < 0 && r >= -4095)
+		snprintf(text, sizeof(text), "%s", rref_strerror(r));
+	else if (r < 0 || r > RREF_DEFER)
+		r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
+	end_call(call, r, text, sizeof(text));
 }
 
-void rc_run_call(struct rref_call *call)
+static __attribute__((noinline)) void run_none(struct rref_call *call)
 {
 	char text[RP_TEXT_MAX];
 	int r;
@@ -341,39 +141,24 @@ void rc_run_call(struct rref_call *call)
 		rc_callback_enter();
 		r = rc_take_serve(call, text, sizeof(text));
 		rc_callback_leave();
-	} else if (!call->fn) {
+	} else {
 		snprintf(text, sizeof(text), "no function named %.120s on %.40s", call->name,
 			 call->ctx->members[call->ctx->rank].name);
 		r = -ENOSYS;
-	} else {
-		at_add(&call->ctx->n.calls, 1);
-		struct rref_ctx *ctx = call->ctx;
-		struct rc_scope *s = rc_scope_begin(ctx, "handler", call->name, call->caller, ctx->rank);
+	}
+	end_call(call, r, text, sizeof(text));
+}
 
-		rc_callback_enter();
-		r = call->fn->handler(call, call->fn->arg);
-		rc_site_take(); /* what the handler named last is not where the library makes something for it */
-		rc_callback_leave();
-		rc_scope_end(ctx, s, r < 0 ? r : 0);
-		if (r < 0 && r >= -4095)
-			snprintf(text, sizeof(text), "%s", rref_strerror(r));
-		else if (r < 0 || r > RREF_DEFER)
-			r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
+void rc_run_call(struct rref_call *call)
+{
+	if (unlikely(call->in.status || !call->fn)) {
+		run_none(call);
+		return;
 	}
-	if (r == 0 && !at_load(&call->replied)) {
-		r = reply(call, 0, NULL, NULL);
-		if (r)
-			snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
-	}
-	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
-	if (r < 0 && !at_load(&call->replied) && reply(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
-		rc_lock(call->ctx);
-		list_del(&call->open_node);
-		rc_unlock(call->ctx);
-		rc_call_put(call);
-	}
-	call->deferred = r == RREF_DEFER;
-	rc_call_put(call); /* the handler's hold */
+	int r = run_handler(call);
+
+	if (unlikely(r || !call->plain || at_load(&call->replied) || !rc_answer_nothing(call)))
+		handler_ended(call, r);
 }
 
 /* All references are confirmed: to the pool, or to whoever drops the lock next. [lock] */
@@ -402,17 +187,22 @@ static void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const str
 		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
 }
 
-static struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+static struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from, uint64_t call_id)
 {
 	struct list *l, *tmp;
 
-	list_for_each_safe(l, tmp, &ctx->open_calls[rc_bucket(ctx, from->rank, call_id)]) {
+	list_for_each_safe(l, tmp, bucket) {
 		struct rref_call *call = container_of(l, struct rref_call, open_node);
 
 		if (call->call_id == call_id && call->caller == from->rank && call->caller_epoch == from->epoch)
 			return call;
 	}
 	return NULL;
+}
+
+static struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+{
+	return find_open_in(&ctx->open_calls[rc_bucket(ctx, from->rank, call_id)], from, call_id);
 }
 
 /* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. [lock] */
@@ -432,7 +222,7 @@ void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call
 
 void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 {
-	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&p->call_bytes); i++) {
+	for (unsigned i = 0; i < RC_CALL_BUCKETS && rc_call_bytes(p); i++) {
 		struct list *l, *tmp;
 
 		list_for_each_safe(l, tmp, &ctx->open_calls[i]) {
@@ -455,7 +245,7 @@ static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const voi
 }
 
 /* A call that cannot be taken in. [lock] */
-static void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status, const char *text)
+static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status, const char *text)
 {
 	struct rw_message r;
 
@@ -499,14 +289,89 @@ static void free_call(struct rref_call *call)
 		free(call->block);
 }
 
-void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
+{
+	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
+}
+
+/* One of which no field but block, id, fork, in and own_name says anything; and in is as it was made. [lock] */
+static struct rref_call *make_plain(struct rref_ctx *ctx)
+{
+	struct list *l = list_pop(&ctx->spare_calls);
+	struct rref_call *call;
+
+	if (likely(l)) {
+		ctx->nr_spare_calls--;
+		return container_of(l, struct rref_call, node);
+	}
+	call = make_call(PLAIN_BYTES);
+	if (call)
+		call->plain = true;
+	return call;
+}
+
+/*
+ * The straight way of a call that brings nothing but some bytes, for a function that there is. False: it is another one, or
+ * something is in the way, and nothing was done. [lock]
+ */
+static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
+{
+	struct list *bucket = &ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)];
+	size_t data = c->data_length, meta = c->meta_length;
+	uint64_t cost = sizeof(struct rref_call) + data + meta;
+	const struct rc_function *fn;
+	struct rref_call *call;
+
+	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES || !has_room(ctx, from, cost) ||
+	    find_open_in(bucket, from, c->call_id))
+		return false;
+	fn = rc_function_find(ctx, c->name, c->name_length);
+	call = likely(fn) ? make_plain(ctx) : NULL;
+	if (unlikely(!call))
+		return false;
+	call->ctx = ctx;
+	call->caller = from->rank;
+	call->caller_epoch = from->epoch;
+	call->call_id = c->call_id;
+	call->cost = cost;
+	call->fetch_cost = 0;
+	call->kind = RW_CALL_RPC;
+	call->fn = fn;
+	call->name = fn->name;
+	call->bytes = call->data;
+	call->length = data;
+	call->meta = call->data + data;
+	call->meta_length = meta;
+	if (data)
+		memcpy(call->data, c->data, data);
+	if (meta)
+		memcpy(call->data + data, c->meta, meta);
+	at_store(&call->refs, 2); /* the handler's and the reply's */
+	at_store(&call->replied, 0);
+	at_store(&call->cancelled, 0);
+	call->deferred = false;
+	call->counted = fn->flags & RREF_INLINE;
+	list_add_tail(bucket, &call->open_node);
+	at_add_mine(&ctx->calls_begun, 1);
+	at_add_mine(&from->call_bytes, cost);
+	if (call->counted) {
+		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
+		list_add_tail(&ctx->deferred_calls, &call->node);
+	} else {
+		list_init(&call->node);
+		rc_pool_push(ctx, call);
+	}
+	return true;
+}
+
+/* Any call. */
+static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	const struct rw_call *c = &m->u.call;
 	bool located = c->loc.version != 0;
 	size_t inline_length = located ? 0 : c->data_length;
 	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
-	bool room = from->rank == ctx->rank || (at_load(&from->call_bytes) + bytes <= CALLS_BYTES &&
-						at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+	bool room = has_room(ctx, from, bytes) && (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
 	uint32_t epoch = from->epoch;
 	struct rref_call *call;
 
@@ -562,19 +427,19 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->meta_length = c->meta_length;
 	call->cost = bytes;
 	call->fetch_cost = fetch_bytes;
-	memcpy(call->name, c->name, c->name_length);
-	call->name[c->name_length] = 0;
+	memcpy(call->own_name, c->name, c->name_length);
+	call->own_name[c->name_length] = 0;
+	call->name = call->own_name;
 	if (inline_length)
 		memcpy(call->data, c->data, inline_length);
 	if (c->meta_length)
 		memcpy(call->data + inline_length, c->meta, c->meta_length);
 	list_add_tail(&ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
 	at_store(&call->refs, 2); /* the handler's and the reply's */
-	call->fn = find(ctx, c->name, c->name_length);
+	call->fn = rc_function_find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
-	at_add(&ctx->calls_open, 1);
 	at_add_mine(&ctx->calls_begun, 1);
-	at_add(&from->call_bytes, bytes);
+	at_add_mine(&from->call_bytes, bytes);
 	if (fetch_bytes)
 		at_add(&from->fetch_bytes, fetch_bytes);
 	if (!located) {
@@ -588,6 +453,12 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	call->in.data_length = c->data_length;
 	call->in.nr_refs = c->nr_refs;
 	rc_fetch_begin(ctx, &call->in, from);
+}
+
+void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	if (unlikely(!take_plain(ctx, from, &m->u.call)))
+		take_call(ctx, from, m);
 }
 
 /* ---- accessors ---- */

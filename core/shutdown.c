@@ -46,7 +46,7 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx)
 
 static bool idle(struct rref_ctx *ctx)
 {
-	return at_load_acq(&ctx->calls_open) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) &&
+	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
@@ -248,7 +248,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	for (busy = true; busy && !err;) {
 		if (!wait_until(ctx, idle, deadline))
 			err = rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer",
-				      at_load(&ctx->calls_open), rc_ops_calling(ctx));
+				      (unsigned)rc_calls_open(ctx), rc_ops_calling(ctx));
 		if (!err)
 			err = barrier(ctx, deadline, &calm, &busy);
 	}

@@ -90,8 +90,8 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.messages_sent = at_load(&ctx->n.sent);
 	s.messages_received = at_load(&ctx->n.received);
-	s.calls_served = at_load(&ctx->n.calls);
-	s.calls_open = at_load(&ctx->calls_open);
+	s.calls_served = at_load(&ctx->n.calls) + at_load(&ctx->n.inline_calls);
+	s.calls_open = rc_calls_open(ctx);
 	s.ops_in_flight = at_load(&ctx->ops_in_flight);
 	s.quarantined = at_load(&ctx->n.quarantined);
 	s.rejected_peers = at_load(&ctx->n.rejected);
@@ -141,7 +141,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	s.queued_messages = p->nr_queued;
 	s.queued_bytes = p->queued_bytes;
 	s.waiting_reads = at_load(&p->nr_waiting);
-	s.call_bytes = at_load(&p->call_bytes);
+	s.call_bytes = rc_call_bytes(p);
 	s.stalled = at_load(&p->stalled_ns);
 	if (p->heard_at)
 		s.heard = max_of(rc_coarse_ns() - p->heard_at, 0);

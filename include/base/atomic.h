@@ -26,6 +26,7 @@
 #define at_add(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
 /* For the only one who writes it, mostly the holder of a lock: no locked instruction. Anybody may read it. */
 #define at_add_mine(p, v)   at_store((p), at_load(p) + (v))
+#define at_add_rel(p, v)    atomic_fetch_add_explicit((p), (v), memory_order_release)
 #define at_add_sc(p, v)     atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
 #define at_sub(p, v)        atomic_fetch_sub_explicit((p), (v), memory_order_relaxed)
 #define at_sub_sc(p, v)     atomic_fetch_sub_explicit((p), (v), memory_order_seq_cst)

@@ -121,10 +121,10 @@ TG_TEST(no_memory__for_a_refusal, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:nomem=1" : "", 0);
 
 	if (rank == 1) {
-		at_add(&ctx->peers[0].call_bytes, UINT64_C(1) << 40); /* as many calls as there may be */
+		at_sub(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40); /* as many calls as there may be */
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);
-		at_sub(&ctx->peers[0].call_bytes, UINT64_C(1) << 40);
+		at_add(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40);
 		tg_set_flag(0, 3);
 		tg_wait_flag_serving(ctx, 0, 4);
 	} else {
