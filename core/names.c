@@ -9,27 +9,26 @@
 #include "rc_group.h"
 #include "rc_quote.h"
 
+enum { NAME = 1, FUNCTION = 2 }; /* where a character may stand */
+
 /* Not isalnum: what a name may hold must not depend on the locale, since peers compare names. */
-static const bool name_char[256] = {
-	['A' ... 'Z'] = true, ['a' ... 'z'] = true, ['0' ... '9'] = true, ['_'] = true, [':'] = true, ['-'] = true,
+static const uint8_t char_in[256] = {
+	['A' ... 'Z'] = NAME | FUNCTION, ['a' ... 'z'] = NAME | FUNCTION, ['0' ... '9'] = NAME | FUNCTION, ['_'] = NAME | FUNCTION,
+	[':'] = NAME | FUNCTION, ['-'] = NAME | FUNCTION, ['.'] = FUNCTION,
 };
 
 static bool is_name_char(char c)
 {
-	return name_char[(unsigned char)c];
+	return char_in[(unsigned char)c] & NAME;
 }
 
-static int check(const char *what, const char *allowed, const char *name, bool dot)
+static __attribute__((cold)) int explain(const char *what, const char *allowed, const char *name, bool dot)
 {
 	char quoted[64];
 	size_t length;
 
 	if (!name)
 		return rc_fail(EINVAL, "%s: NULL", what);
-	for (length = 0; is_name_char(name[length]) || (dot && name[length] == '.'); length++)
-		;
-	if (likely(length && length <= RREF_NAME_MAX && !name[length]))
-		return 0;
 	length = strnlen(name, RREF_NAME_MAX + 1);
 	rc_quote(quoted, sizeof(quoted), name, length);
 	if (length == 0)
@@ -44,14 +43,35 @@ static int check(const char *what, const char *allowed, const char *name, bool d
 		       (unsigned)(unsigned char)name[i], i, allowed);
 }
 
+/* The length of a good one, or 0. */
+static inline size_t good_length(const char *name, uint8_t in)
+{
+	const unsigned char *p = (const unsigned char *)name;
+
+	if (!p)
+		return 0;
+	while (char_in[*p] & in)
+		p++;
+	size_t length = (size_t)((const char *)p - name);
+
+	return *p || length > RREF_NAME_MAX ? 0 : length;
+}
+
 int rc_name_check(const char *name)
 {
-	return check("worker name", "A-Za-z0-9_:-", name, false);
+	return good_length(name, NAME) ? 0 : explain("worker name", "A-Za-z0-9_:-", name, false);
+}
+
+int rc_function_length(const char *name)
+{
+	size_t length = good_length(name, FUNCTION);
+
+	return likely(length) ? (int)length : explain("function name", "A-Za-z0-9_:.-", name, true);
 }
 
 int rc_function_check(const char *name)
 {
-	return check("function name", "A-Za-z0-9_:.-", name, true);
+	return min_of(rc_function_length(name), 0);
 }
 
 /* Digits only, min..max. Returns the number, or -1. */

@@ -105,6 +105,7 @@ int rc_reason_parse(const void *blob, size_t length, char *text, size_t size);
 /* Names and device texts: pure checks with a text. */
 int rc_name_check(const char *name);      /* worker names: 1..127 of A-Za-z0-9_:- ; -EINVAL */
 int rc_function_check(const char *name);  /* function names: the same and '.' */
+int rc_function_length(const char *name); /* and of a good one the length */
 struct rc_device_choice {
 	bool use_shm, use_ibv;            /* auto: both, each if there is a device */
 	bool must;                        /* a named device must open; with auto, at least one */
