@@ -36,7 +36,7 @@ bool rc_answer_nothing(struct rref_call *call)
 	}
 	list_del(&call->open_node);
 	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
-	at_add_mine(&ctx->calls_ended, 1);
+	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
 	if (likely(ctx->nr_spare_calls < RC_SPARE_CALLS)) {
 		ctx->nr_spare_calls++;
 		list_add(&ctx->spare_calls, &call->node);

@@ -107,7 +107,7 @@ static bool has_room(const struct rc_peer *p, uint64_t bytes)
  * Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many
  * bytes. On a thread of the pool others may run meanwhile.
  */
-int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+static __attribute__((noinline)) int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
 	bool blocking = false;
 	unsigned turn = 0;
@@ -137,6 +137,11 @@ int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, in
 	if (blocking)
 		rc_pool_blocking(ctx, -1);
 	return err;
+}
+
+int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+{
+	return likely(has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
 }
 
 /*
@@ -175,17 +180,18 @@ static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t dea
 	return err;
 }
 
+/* The length of the function's name, or -errno. */
 static int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
 {
 	int err = rc_enter(ctx);
 
-	if (err)
+	if (unlikely(err))
 		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is called or shared", what) : err;
 	if (!out)
 		return rc_fail(EINVAL, "%s: nowhere to put the result", what);
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
 		return rc_fail(EINVAL, "%s: rank %d: the group has ranks 0 to %u", what, rank, ctx->world - 1);
-	return rc_function_check(function);
+	return rc_function_length(function);
 }
 
 /* A sleeping poller that would wake too late for this deadline is woken to see it. [lock] */
@@ -200,11 +206,21 @@ struct outgoing {
 	struct rref_ctx *ctx;
 	uint32_t rank;
 	const char *function;
+	uint8_t function_length;
 	const struct rref_args *args;
-	int64_t deadline;
+	int64_t timeout;             /* as the program said it */
+	int64_t deadline;            /* 0 = not asked for yet: deadline_of */
 	struct rref_future *f;       /* its token is the call's id */
 	struct rc_payload *payload;  /* NULL: the arguments fit the message */
 };
+
+/* Reading the clock takes its time, and mostly there is some left for it when the call is on its way. */
+static int64_t deadline_of(struct outgoing *o)
+{
+	if (!o->deadline)
+		o->deadline = rc_deadline(o->ctx, o->timeout);
+	return o->deadline;
+}
 
 /* An operation that nothing has begun to work on. Keeps the text of what went wrong. */
 static int abandon(struct outgoing *o, int err)
@@ -224,21 +240,19 @@ static int abandon(struct outgoing *o, int err)
 static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
 		   int64_t timeout, const void *out, const char *what, bool scoped)
 {
-	int err = check_target(ctx, rank, function, out, what);
+	int err = check_target(ctx, rank, function, out, what), length = err;
 
-	if (!err)
-		err = rc_check_args(ctx, args);
+	if (err > 0)
+		err = args ? rc_check_args(ctx, args) : 0;
 	if (err)
 		return err;
-	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .args = args,
-				.deadline = rc_deadline(ctx, timeout) };
-	err = rc_op_get(ctx, o->deadline, &o->f);
-	if (err)
+	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length, .args = args,
+				.timeout = timeout };
+	if (unlikely(!rc_op_try(ctx, &o->f)) && (err = rc_op_get(ctx, deadline_of(o), &o->f)))
 		return err;
 	if (scoped)
 		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
-	err = rc_payload_make(ctx, o->rank, args, o->deadline, &o->payload);
-	if (err)
+	if (rc_payload_needed(args) && (err = rc_payload_make(ctx, o->rank, args, deadline_of(o), &o->payload)))
 		return abandon(o, err);
 	o->f->peer = o->rank;
 	return 0;
@@ -252,10 +266,10 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 	const struct rref_args *a = o->args;
 	struct rw_message m;
 	struct rw_call *c = &m.u.call;
-	int err = a && a->nr_refs ? wait_for_session(ctx, p, o->deadline) : 0;
+	int err = a && a->nr_refs ? wait_for_session(ctx, p, deadline_of(o)) : 0;
 
-	if (!err)
-		err = rc_wait_for_room(ctx, p, 0, o->deadline);
+	if (!err && unlikely(!has_room(p, 0)))
+		err = rc_wait_for_room(ctx, p, 0, deadline_of(o));
 	if (err)
 		return err;
 	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
@@ -267,7 +281,7 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 	c->id = id;
 	c->fork = fork;
 	c->name = o->function;
-	c->name_length = (uint8_t)strlen(o->function);
+	c->name_length = o->function_length;
 	if (a) {
 		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc) : rc_make_forks(ctx, a, o->rank, c->refs);
 		if (err)
@@ -279,6 +293,8 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 		c->data_length = (uint32_t)a->length;
 	}
 	err = rc_send(ctx, o->rank, &m);
+	if (likely(!err && !o->payload))
+		return 0;
 	if (err) {
 		char why[RREF_TEXT_SIZE];
 
@@ -289,64 +305,73 @@ static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct
 			rc_undo_forks(ctx, a, o->rank, c->refs, c->nr_refs);
 		return rc_fail(-err, "%s", why);
 	}
-	if (o->payload)
-		rc_payload_offer(ctx, o->payload, RW_PAYLOAD_CALL, c->call_id);
+	rc_payload_offer(ctx, o->payload, RW_PAYLOAD_CALL, c->call_id);
 	o->payload = NULL;
 	return 0;
 }
 
-static int call_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		      const char *what, bool scoped, struct rref_future **out)
+/* Makes the call. 0: its future is on the way, or complete already; and the lock is held. inner: the program never sees it. */
+static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+		      int64_t timeout, const void *out, const char *what, bool inner)
 {
-	struct outgoing o;
-	int err = prepare(&o, ctx, rank, function, args, timeout, out, what, scoped);
+	int err = prepare(o, ctx, rank, function, args, timeout, out, what, !inner);
 
 	if (err)
 		return err;
-	if (!rc_op_incoming(o.f)) {
+	if (!rc_op_incoming(o->f)) {
 		rc_fail(ENOMEM, "memory for a call");
-		return abandon(&o, -ENOMEM);
+		return abandon(o, -ENOMEM);
 	}
 	rc_lock(ctx);
-	err = send_call(&o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
-	if (!err) {
-		at_store(&o.f->deadline, o.deadline);
-		watch(ctx, o.deadline);
-		at_store(&o.f->kind, RC_OP_CALL);
+	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
+	if (likely(!err)) {
+		o->f->inner = inner;
+		at_store(&o->f->deadline, deadline_of(o));
+		watch(ctx, o->deadline);
+		at_store(&o->f->kind, RC_OP_CALL);
+		return 0;
 	}
-	rc_unlock(ctx);
-	if (err == -EOWNERDEAD) {
-		/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
-		rc_op_fail(o.f, err, -1, rc_error_text(), false);
-		rc_op_put(o.f);
-		rc_payload_drop(o.payload);
-	} else if (err) {
-		return abandon(&o, err);
+	if (err != -EOWNERDEAD) {
+		rc_unlock(ctx);
+		return abandon(o, err);
 	}
-	*out = o.f;
+	/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
+	rc_op_fail(o->f, err, -1, rc_error_text(), true);
+	rc_op_put(o->f);
+	rc_payload_drop(o->payload);
 	return 0;
 }
 
 int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		   struct rref_future **out)
 {
-	return call_async(ctx, rank, function, args, timeout, "rref_rpc_async", true, out);
+	struct outgoing o;
+	int err = begin_call(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async", false);
+
+	if (err)
+		return err;
+	rc_unlock(ctx);
+	*out = o.f;
+	return 0;
 }
 
 static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		     struct rref_future **out)
 {
-	struct rref_future *f;
-	int err = call_async(ctx, rank, function, args, timeout, "rref_rpc_sync", false, &f);
+	struct outgoing o;
+	int err = begin_call(&o, ctx, rank, function, args, timeout, &o, "rref_rpc_sync", true);
 
 	if (err)
 		return err;
-	rc_op_wait(f, INT64_MAX); /* bounded by the call's own deadline */
-	err = f->status ? rc_fail_text(f->status, f->text) : 0;
-	if (err || !out)
-		rc_op_put(f);
-	else
-		*out = f;
+	rc_op_wait_locked(o.f); /* bounded by the call's own deadline */
+	err = o.f->status ? rc_fail_text(o.f->status, o.f->text) : 0;
+	if (likely(err || !out)) {
+		rc_op_put_inner(o.f);
+	} else {
+		if (at_load(&o.f->state) & RC_F_BOTH)
+			rc_op_put(o.f);
+		*out = o.f;
+	}
 	return err;
 }
 
@@ -379,7 +404,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	struct rref_id id = rc_next_id(ctx), fork = rc_next_id(ctx);
 
 	rc_lock(ctx);
-	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
+	err = wait_for_session(ctx, &ctx->peers[rank], deadline_of(&o));
 	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
 			       .handle = h };
@@ -405,7 +430,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	rc_remote(h)->creation = f;
 	err = send_call(&o, RW_CALL_REMOTE, id, fork);
 	if (err == -EOWNERDEAD || !err) {
-		at_store(&f->deadline, o.deadline);
+		at_store(&f->deadline, deadline_of(&o));
 		watch(ctx, o.deadline);
 		at_store(&f->kind, here ? RC_OP_LOCAL_CREATE : RC_OP_CREATE);
 		if (err)

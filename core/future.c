@@ -23,6 +23,7 @@
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
 #define SLOW_NS (1 * NSEC_PER_MSEC) /* as the poller; see progress.c */
+#define FIRST_LOOKS 64u             /* behind a call: longer than an answer takes from one who spins */
 #define LOOKS 8u                    /* between two looks at the clock, and at other threads' needs */
 
 static bool done(const struct rref_future *f)
@@ -230,6 +231,21 @@ static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 		learn_patience(ctx, now_ns() - begun);
 	}
 	return err;
+}
+
+void rc_op_wait_locked(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!done(f)) {
+		/* As in make_progress. */
+		bool slow = !at_load(&ctx->has_poller) && rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS;
+
+		rc_progress_turns(ctx, slow, FIRST_LOOKS);
+	}
+	rc_unlock(ctx);
+	if (!done(f))
+		wait_for(f, INT64_MAX, 0);
 }
 
 int rc_op_wait(struct rref_future *f, int64_t deadline)

@@ -154,6 +154,37 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 	return NULL;
 }
 
+/*
+ * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone neither counts nor goes to the
+ * list. Its generation is part of the word, so that a spare one that was used meanwhile does not look like before.
+ */
+static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
+{
+	uint64_t spare = at_load(&ctx->op_spare);
+
+	if (!spare || at_load(&ctx->ops_in_flight) > ctx->max_ops * share)
+		return NULL;
+	spare = at_xchg_ar(&ctx->op_spare, 0); /* acquire: partner of leave_spare */
+	return spare ? op_at(ctx, (uint32_t)spare - 1) : NULL;
+}
+
+static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint64_t none = 0;
+
+	return !at_load(&ctx->op_spare) &&
+	       at_cas_ar(&ctx->op_spare, &none, (uint64_t)at_load(&f->gen) << 32 | (f->index + 1));
+}
+
+uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
+{
+	/* First (acquire): whatever becomes of it, one more than those that are used stays counted until the load below. */
+	bool spare = at_load_acq(&ctx->op_spare) != 0;
+	uint32_t nr = at_load(&ctx->ops_in_flight);
+
+	return nr - (nr && spare);
+}
+
 static int no_slot(struct rref_ctx *ctx, int err)
 {
 	at_sub(&ctx->ops_in_flight, 1);
@@ -163,6 +194,9 @@ static int no_slot(struct rref_ctx *ctx, int err)
 /* Counted before it is taken. share: how many times max_ops there may be with this one. */
 static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
 {
+	*out = take_spare(ctx, share);
+	if (*out)
+		return 0;
 	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share)
 		return no_slot(ctx, rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops));
 	for (;;) {
@@ -176,6 +210,38 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 		if (err)
 			return no_slot(ctx, err);
 	}
+}
+
+static void begin(struct rref_future *f)
+{
+	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
+	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->deadline, INT64_MAX);
+	at_store(&f->seen_at, 0);
+	f->then = NULL;
+	at_store(&f->then_state, 0);
+	f->status = 0;
+	f->wc_status = -1;
+	f->view = NULL;
+	f->type = NULL;
+	f->data = NULL;
+	f->data_length = 0;
+	f->incoming = NULL;
+	f->text[0] = 0;
+	f->handle = NULL;
+	f->landing = NULL;
+	f->outstanding = 0;
+	f->parked = false;
+	f->again = false;
+	f->replied = false;
+	f->inner = false;
+	f->fetch = NULL;
+	f->number = 0;
+	f->read_status = 0;
+	f->read_wc = -1;
+	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
+	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
+	at_store_rel(&f->state, RC_F_PENDING);
 }
 
 int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out)
@@ -209,35 +275,17 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 		rc_pool_blocking(ctx, -1);
 	if (err)
 		return err;
-	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
-	at_store(&f->kind, RC_OP_NONE);
-	at_store(&f->deadline, INT64_MAX);
-	at_store(&f->seen_at, 0);
-	f->then = NULL;
-	at_store(&f->then_state, 0);
-	f->status = 0;
-	f->wc_status = -1;
-	f->view = NULL;
-	f->type = NULL;
-	f->data = NULL;
-	f->data_length = 0;
-	f->incoming = NULL;
-	f->text[0] = 0;
-	f->handle = NULL;
-	f->landing = NULL;
-	f->outstanding = 0;
-	f->parked = false;
-	f->again = false;
-	f->replied = false;
-	f->fetch = NULL;
-	f->number = 0;
-	f->read_status = 0;
-	f->read_wc = -1;
-	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
-	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
-	at_store_rel(&f->state, RC_F_PENDING);
+	begin(f);
 	*out = f;
 	return 0;
+}
+
+bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out)
+{
+	*out = take_spare(ctx, RC_OP_PROGRAM);
+	if (likely(*out))
+		begin(*out);
+	return *out;
 }
 
 int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
@@ -247,38 +295,72 @@ int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
 
 bool rc_op_incoming(struct rref_future *f)
 {
-	f->incoming = f->spare ? f->spare : malloc(sizeof(*f->incoming));
+	f->incoming = f->spare;
 	f->spare = NULL;
+	if (likely(f->incoming))
+		return true;
+	f->incoming = malloc(sizeof(*f->incoming));
 	if (f->incoming)
 		rc_incoming_init(f->incoming);
 	return f->incoming;
 }
 
-void rc_op_put(struct rref_future *f)
+/* What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init leaves it. */
+static void put_incoming(struct rref_future *f)
+{
+	struct rc_incoming *in = f->incoming;
+
+	/* Nothing came: nobody has touched it. */
+	if (likely(!in->ready && !in->nr)) {
+		free(f->data);
+	} else {
+		if (!in->body && !in->own)
+			free(f->data);
+		rc_incoming_release(in);
+		rc_incoming_init(in);
+	}
+	if (f->spare)
+		free(in);
+	else
+		f->spare = in;
+}
+
+static void release(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
-	if (at_sub_ar(&f->refs, 1) != 1)
-		return;
-	rref_view_free(f->view);
-	if (!f->incoming || !(f->incoming->body || f->incoming->own))
+	if (f->view)
+		rref_view_free(f->view);
+	if (f->incoming)
+		put_incoming(f);
+	else
 		free(f->data);
-	if (f->incoming) {
-		rc_incoming_release(f->incoming);
-		if (f->spare)
-			free(f->incoming);
-		else
-			f->spare = f->incoming;
-	}
-	rref_release(f->handle);
+	if (f->handle)
+		rref_release(f->handle);
 	rc_landing_put(f->landing);
 	at_store(&f->kind, RC_OP_NONE);
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* flight.c has tokens with the highest bit */
+	if (leave_spare(ctx, f))
+		return;
 	at_sub(&ctx->op_taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
 	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */
+}
+
+void rc_op_put(struct rref_future *f)
+{
+	if (at_sub_ar(&f->refs, 1) == 1)
+		release(f);
+}
+
+void rc_op_put_inner(struct rref_future *f)
+{
+	uint32_t holds = at_load(&f->state) & RC_F_BOTH ? 2 : 1;
+
+	if (at_sub_ar(&f->refs, holds) == holds)
+		release(f);
 }
 
 bool rc_op_claim(struct rref_future *f)
@@ -300,6 +382,13 @@ void rc_op_run_then(struct rref_future *f)
 	rc_op_put(f);
 }
 
+static void wake(struct rref_ctx *ctx, struct rref_future *f)
+{
+	syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+	if (!at_load(&ctx->has_poller))
+		rc_kick(ctx); /* its waiter sleeps on the context's descriptor */
+}
+
 void rc_op_finish(struct rref_future *f, bool locked)
 {
 	uint32_t set = 1;
@@ -309,11 +398,8 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS))) {
 		if (old & RC_F_SCOPED)
 			rc_scope_detach(f, f->status);
-		if (old & RC_F_WAITERS) {
-			syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-			if (!at_load(&f->ctx->has_poller))
-				rc_kick(f->ctx); /* its waiter sleeps on the context's descriptor */
-		}
+		if (old & RC_F_WAITERS)
+			wake(f->ctx, f);
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {
 		at_add(&f->refs, 1);
@@ -321,6 +407,22 @@ void rc_op_finish(struct rref_future *f, bool locked)
 			list_add_tail(&f->ctx->deferred_ops, &f->then_node);
 		else
 			rc_op_run_then(f);
+	}
+}
+
+/*
+ * Without the state between: what is pending and waits for an answer is completed by holders of the lock only. After the
+ * exchange an inner one is the waiter's alone, who may have put it already: of the slot only the word to wake may be named.
+ */
+void rc_op_answered(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!f->inner) {
+		rc_op_finish(f, true);
+		rc_op_put(f);
+	} else if (unlikely(at_xchg_ar(&f->state, RC_F_DONE | RC_F_BOTH) & RC_F_WAITERS)) {
+		wake(ctx, f);
 	}
 }
 
@@ -445,8 +547,8 @@ static void expire(struct rref_ctx *ctx, struct rref_future *f)
 
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
-	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
-	uint64_t free_list = at_load(&ctx->op_free);
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint64_t free_list = at_load(&ctx->op_free), spare = at_load(&ctx->op_spare);
 	bool pending = false;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
@@ -466,17 +568,18 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	}
 	/* Only complete ones that the program keeps: no reason to come back before there are others. */
 	ctx->ops_kept = pending ? UINT64_MAX : free_list;
+	ctx->spare_kept = spare;
 }
 
 bool rc_ops_pending(const struct rref_ctx *ctx)
 {
-	return at_load(&ctx->ops_in_flight) && at_load(&ctx->op_free) != ctx->ops_kept;
+	return rc_ops_in_flight(ctx) && (at_load(&ctx->op_free) != ctx->ops_kept || at_load(&ctx->op_spare) != ctx->spare_kept);
 }
 
 /* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
 {
-	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
@@ -509,7 +612,7 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 
 unsigned rc_ops_calling(struct rref_ctx *ctx)
 {
-	uint32_t nr = at_load(&ctx->ops_in_flight) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
 	unsigned n = 0;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {

@@ -73,7 +73,7 @@ int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a
 	int err;
 
 	*out = NULL;
-	if (!a || (a->length + a->meta_length <= RW_INLINE_MAX && a->nr_refs <= RW_REFS_MAX) || !(a->length || a->nr_refs))
+	if (!rc_payload_needed(a))
 		return 0;
 	p = calloc(1, sizeof(*p));
 	if (!p)

@@ -50,7 +50,8 @@ enum rc_op_kind {
 	RC_OP_FETCH,        /* READs the payload of a call or reply; payload.c */
 };
 
-enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8 };
+enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
+       RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */ };
 
 /* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
 struct rc_work {
@@ -147,6 +148,7 @@ struct rref_future {
 	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
+	bool inner;                   /* [lock] a call of which the program has no future: one thread waits for it, and puts both holds */
 	struct rc_incoming *fetch;    /* FETCH: what for */
 };
 
@@ -369,12 +371,14 @@ struct rref_ctx {
 
 	/* operations: see op.c */
 	cache_aligned _Atomic uint64_t op_free;   /* {tag:32, index+1:32} */
-	_Atomic uint32_t ops_in_flight, nr_ops;
+	_Atomic uint64_t op_spare;                /* {generation:32, index+1:32} or 0; see take_spare */
+	_Atomic uint32_t ops_in_flight, nr_ops;   /* the spare one counts; rc_ops_in_flight() */
 	uint32_t max_ops;
 	pthread_mutex_t grow_lock;
 	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
 	_Atomic uint32_t *op_taken;               /* how many slots of each chunk are not on the free list */
 	uint64_t ops_kept;                        /* [lock] op_free when a scan found none under way; UINT64_MAX: it found some */
+	uint64_t spare_kept;                      /* [lock] op_spare then */
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 
 	/* poller */
@@ -477,7 +481,7 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
 }
 
-/* Calls being served or waiting to be. Acquire: partner of the release in rc_call_put. Those that ended first: never too few. */
+/* Calls being served or waiting to be. Acquire: partner of the release by who ends one. Those first: never too few. */
 static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
 {
 	uint64_t over = at_load_acq(&ctx->calls_over) + at_load_acq(&ctx->calls_ended);
@@ -546,14 +550,18 @@ void rc_ops_close(struct rref_ctx *ctx);
  */
 enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
 int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
+bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out); /* the same, one that is at hand; false: there is none */
 int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out);
 struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
 struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
+void rc_op_put_inner(struct rref_future *f);   /* complete: the waiter's hold, and the engine's if that is the waiter's too */
+uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: no memory */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
+void rc_op_answered(struct rref_future *f);    /* [lock] claim + finish of a call that waits for its answer, and the engine's put. Result first */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
 bool rc_ops_pending(const struct rref_ctx *ctx);                        /* [lock] false: none is under way, but complete ones may be kept */
@@ -563,6 +571,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
+void rc_op_wait_locked(struct rref_future *f); /* [lock] which it lets go of: until it is complete */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
@@ -715,6 +724,10 @@ int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a
 int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a, struct rp_location *loc); /* [lock] shares, publishes */
 void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p);                              /* [lock] what was shared */
 void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id); /* [lock] consumed: the message went out */
+static inline bool rc_payload_needed(const struct rref_args *a)
+{
+	return a && (a->length + a->meta_length > RW_INLINE_MAX || a->nr_refs > RW_REFS_MAX) && (a->length || a->nr_refs);
+}
 void rc_payload_drop(struct rc_payload *p);                                                    /* one that was not offered */
 void rc_payload_free(struct rc_payload *p);                                                    /* one that this worker handed to itself */
 void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);     /* [lock] */

@@ -64,9 +64,7 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		rc_fetch_begin(ctx, in, from);
 		return;
 	}
-	if (r->status || r->nr_refs == 0) {
-		if (!rc_op_claim(f))
-			return;
+	if (likely(r->status || r->nr_refs == 0)) {
 		f->status = r->status;
 		f->peer = from->rank;
 		if (r->status) {
@@ -83,8 +81,7 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 				f->status = -ENOMEM;
 			}
 		}
-		rc_op_finish(f, true);
-		rc_op_put(f);
+		rc_op_answered(f);
 		return;
 	}
 	if (r->data_length) {

@@ -92,7 +92,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.messages_received = at_load(&ctx->n.received);
 	s.calls_served = at_load(&ctx->n.calls) + at_load(&ctx->n.inline_calls);
 	s.calls_open = rc_calls_open(ctx);
-	s.ops_in_flight = at_load(&ctx->ops_in_flight);
+	s.ops_in_flight = rc_ops_in_flight(ctx);
 	s.quarantined = at_load(&ctx->n.quarantined);
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
