@@ -128,40 +128,63 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	return n;
 }
 
-/* Some messages of one connection, where the first is known to be. */
-static unsigned take_some(struct rv_dev *dev, struct rvs_watch *w, struct rv_event *ev, unsigned max)
+/* The next messages of one connection, up to max. Their number, or -EPROTO: then there is none, but nonsense. */
+static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned max)
 {
-	struct rv_conn *conn = w->conn;
-	unsigned n = 0, most = min_of(max, (unsigned)RING_BATCH);
-	int rc = 0;
+	struct rvs_ring *rx = &conn->rx;
+	unsigned n = 0;
 
-	if (likely(!conn->poisoned)) {
-		do {
-			rc = rvs_ring_take(conn, &ev[n]);
-			n += rc > 0;
-		} while (rc > 0 && n < most && rvs_ring_ready(&conn->rx));
+	while (n < max) {
+		struct rvs_post *post = &rx->post[rx->post_pos & rx->mask];
+		uint64_t word = at_load_sc(&post->word); /* partner: rvs_send() */
+		uint32_t slot = RVS_POST_WORD_SLOT(word), len = RVS_POST_WORD_LEN(word);
+
+		if (!RVS_POST_WORD_THERE(word, rx->post_pos))
+			break;
+		if (unlikely(slot >= rx->nr || rx->taken[slot] || !len || len > RV_MSG_MAX))
+			return n ? (int)n : -EPROTO; /* it is met again */
+		unsigned char *copy = rx->copy + (size_t)slot * RV_MSG_MAX;
+
+		memcpy(copy, len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX, len);
+		rx->taken[slot] = 1;
+		rx->nr_taken++;
+		rx->post_pos++;
+		ev[n++] = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy, .len = len,
+					     .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
 	}
-	if (unlikely(rc < 0)) {
-		conn->poisoned = true;
-		rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)conn->pid);
-		rvs_break(conn, EPROTO, -1);
-	}
-	w->seq = conn->rx.post_pos + 1;
-	w->word = &conn->rx.post[conn->rx.post_pos & conn->rx.mask].word;
-	return n;
+	return (int)n;
 }
 
-static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+static inline bool is_there(const struct rvs_watch *w)
 {
-	uint32_t nr = dev->nr_watch, at = dev->scan_at < nr ? dev->scan_at : 0;
+	return (uint32_t)(at_load_sc(w->word) >> 32) == w->seq;
+}
 
-	for (uint32_t i = 0; i < nr && n < max; i++, at = at + 1 < nr ? at + 1 : 0) {
+/* The messages of the connections in watch[at..end), up to max. */
+static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned max, uint32_t at, uint32_t end)
+{
+	unsigned n = 0;
+
+	for (; at < end && n < max; at++) {
 		struct rvs_watch *w = &dev->watch[at];
+		struct rv_conn *conn = w->conn;
+		int rc;
 
-		if (unlikely((uint32_t)(at_load_sc(w->word) >> 32) == w->seq))
-			n += take_some(dev, w, &ev[n], max - n);
+		if (!is_there(w))
+			continue;
+		rc = likely(!conn->poisoned) ? take_from(conn, ev + n, min_of(max - n, (unsigned)RING_BATCH)) : 0;
+		if (unlikely(rc < 0)) {
+			conn->poisoned = true;
+			rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)conn->pid);
+			rvs_break(conn, EPROTO, -1);
+			rc = 0;
+		}
+		n += (unsigned)rc;
+		w->seq = conn->rx.post_pos + 1;
+		w->word = &conn->rx.post[conn->rx.post_pos & conn->rx.mask].word;
 	}
-	dev->scan_at = at;
+	/* Who was not looked at is first the next time. */
+	dev->scan_at = at < end ? at : 0;
 	return n;
 }
 
@@ -202,19 +225,24 @@ static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_even
 	if (flags & RV_POLL_SLOW)
 		look_around(dev);
 	n = report_news(dev, ev, n, max);
-	n = take_messages(dev, ev, n, max);
+	uint32_t at = dev->scan_at < dev->nr_watch ? dev->scan_at : 0;
+
+	n += take_messages(dev, ev + n, max - n, at, dev->nr_watch);
+	if (at && !dev->scan_at)
+		n += take_messages(dev, ev + n, max - n, 0, at);
 	return (int)report_rest(dev, ev, n, max);
 }
 
 int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
-	const struct rvs_watch *w = dev->watch, *end = w + dev->nr_watch;
+	const struct rvs_watch *watch = dev->watch;
+	uint32_t nr = dev->nr_watch;
 
-	if (unlikely((flags & RV_POLL_SLOW) || !list_empty(&dev->attn)))
+	if (unlikely((flags & RV_POLL_SLOW) || !list_empty(&dev->attn) || dev->scan_at))
 		return poll_all(dev, ev, max, flags);
 	/* Most looks find nothing. */
-	for (; w < end; w++)
-		if (unlikely((uint32_t)(at_load_sc(w->word) >> 32) == w->seq))
-			return (int)take_messages(dev, ev, 0, max);
+	for (uint32_t at = 0; at < nr; at++)
+		if (unlikely(is_there(&watch[at])))
+			return (int)take_messages(dev, ev, max, at, nr);
 	return 0;
 }

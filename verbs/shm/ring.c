@@ -26,11 +26,6 @@
 
 #include "shm.h"
 
-#define WORD(pos, len, slot) ((uint64_t)(uint32_t)((pos) + 1) << 32 | (uint64_t)(len) << 16 | (slot))
-#define WORD_THERE(word, pos) ((uint32_t)((word) >> 32) == (uint32_t)((pos) + 1))
-#define WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
-#define WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
-
 _Static_assert(RV_MSG_MAX <= 0xffff && RVS_MAX_CREDITS <= 0xffff, "they fit a word");
 
 static uint32_t ring_words(uint32_t nr)
@@ -129,13 +124,13 @@ void rvs_ring_fini(struct rvs_ring *ring)
 
 enum { NO_SLOT = -1, NONSENSE = -2 };
 
-static int next_slot(struct rvs_ring *tx)
+static inline int next_slot(struct rvs_ring *tx)
 {
 	/* Partner: recv_done(). Slots that came back go first: the fewer are in use, the more stay in the cache. */
 	uint64_t word = at_load_sc(&tx->back[tx->back_pos & tx->mask]);
-	uint32_t slot = WORD_SLOT(word);
+	uint32_t slot = RVS_POST_WORD_SLOT(word);
 
-	if (WORD_THERE(word, tx->back_pos)) {
+	if (RVS_POST_WORD_THERE(word, tx->back_pos)) {
 		if (slot >= tx->nr || !tx->taken[slot])
 			return NONSENSE;
 		tx->back_pos++;
@@ -147,7 +142,7 @@ static int next_slot(struct rvs_ring *tx)
 
 bool rvs_ring_has_room(const struct rvs_ring *tx)
 {
-	return tx->fresh < tx->nr || WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
+	return tx->fresh < tx->nr || RVS_POST_WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
 }
 
 int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
@@ -179,38 +174,10 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 	struct rvs_post *post = &tx->post[tx->post_pos & tx->mask];
 
 	memcpy(len <= RVS_INLINE_MAX ? post->data : tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
-	at_xchg_sc(&post->word, WORD(tx->post_pos, len, (uint32_t)slot));
+	at_xchg_sc(&post->word, RVS_POST_WORD(tx->post_pos, len, (uint32_t)slot));
 	tx->post_pos++;
 	rvs_wake(conn);
 	return 0;
-}
-
-bool rvs_ring_ready(const struct rvs_ring *rx)
-{
-	return WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask].word), rx->post_pos);
-}
-
-/* The next message: 1; 0 none; -EPROTO nonsense. */
-int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev)
-{
-	struct rvs_ring *rx = &conn->rx;
-	struct rvs_post *post = &rx->post[rx->post_pos & rx->mask];
-	uint64_t word = at_load_sc(&post->word); /* partner: rvs_send() */
-	uint32_t slot = WORD_SLOT(word), len = WORD_LEN(word);
-	unsigned char *copy;
-
-	if (!WORD_THERE(word, rx->post_pos))
-		return 0;
-	if (slot >= rx->nr || rx->taken[slot] || !len || len > RV_MSG_MAX)
-		return -EPROTO;
-	copy = rx->copy + (size_t)slot * RV_MSG_MAX;
-	memcpy(copy, len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX, len);
-	rx->taken[slot] = 1;
-	rx->nr_taken++;
-	rx->post_pos++;
-	*ev = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy, .len = len,
-				 .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
-	return 1;
 }
 
 static void give_back(struct rv_conn *conn)
@@ -223,8 +190,8 @@ static void give_back(struct rv_conn *conn)
 	 * these, so it is written last, and only it with seq_cst.
 	 */
 	for (uint32_t i = rx->nr_due - 1; i > 0; i--)
-		at_store_rel(&rx->back[(rx->back_pos + i) & rx->mask], WORD(rx->back_pos + i, 0, rx->due[i]));
-	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], WORD(rx->back_pos, 0, rx->due[0]));
+		at_store_rel(&rx->back[(rx->back_pos + i) & rx->mask], RVS_POST_WORD(rx->back_pos + i, 0, rx->due[i]));
+	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], RVS_POST_WORD(rx->back_pos, 0, rx->due[0]));
 	rx->back_pos += rx->nr_due;
 	rx->nr_due = 0;
 	if (unlikely(at_load_sc(&rx->box->want)))

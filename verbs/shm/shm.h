@@ -85,6 +85,12 @@ struct rvs_post {
 };
 _Static_assert(sizeof(struct rvs_post) == 128, "layout is shared between processes");
 
+/* The words of both rings; see ring.c. */
+#define RVS_POST_WORD(pos, len, slot) ((uint64_t)(uint32_t)((pos) + 1) << 32 | (uint64_t)(len) << 16 | (slot))
+#define RVS_POST_WORD_THERE(word, pos) ((uint32_t)((word) >> 32) == (uint32_t)((pos) + 1))
+#define RVS_POST_WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
+#define RVS_POST_WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
+
 #define RVS_DUE_MAX 8u /* slots given back at once; see ring.c */
 
 /* One end of a box: the receiver's of the own box, or the sender's of the peer's box. Owner: progress. */
@@ -296,8 +302,6 @@ void rvs_ring_fini(struct rvs_ring *ring);
 int rvs_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvs_recv_done(struct rv_dev *dev, uint64_t token);
 void rvs_give_back(struct rv_dev *dev, bool all);
-bool rvs_ring_ready(const struct rvs_ring *rx);
-int rvs_ring_take(struct rv_conn *conn, struct rv_event *ev);
 bool rvs_ring_has_room(const struct rvs_ring *tx);
 
 /* conn.c */
@@ -344,6 +348,11 @@ static inline void rvs_wake(struct rv_conn *conn)
 {
 	if (unlikely(at_load_sc(&conn->peer_page->sleeping)))
 		rvs_wake_sleeper(conn);
+}
+
+static inline bool rvs_ring_ready(const struct rvs_ring *rx)
+{
+	return RVS_POST_WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask].word), rx->post_pos);
 }
 
 /* poll.c */
