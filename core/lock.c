@@ -134,7 +134,13 @@ static void run_deferred(struct rref_ctx *ctx)
 	}
 }
 
-void rc_unlock(struct rref_ctx *ctx)
+static bool is_due(struct rref_ctx *ctx)
+{
+	/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
+	return at_load_sc(&ctx->dropped) || rc_wraps_due(ctx);
+}
+
+static __attribute__((noinline)) void unlock_and_run(struct rref_ctx *ctx)
 {
 	for (;;) {
 		if (unlikely(!list_empty(&ctx->deferred_work)))
@@ -148,9 +154,22 @@ void rc_unlock(struct rref_ctx *ctx)
 				rc_wraps_return(ctx);
 			unlock(ctx);
 		}
-		/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
-		if (likely(!at_load_sc(&ctx->dropped) && !rc_wraps_due(ctx)) || !rc_trylock(ctx))
+		if (likely(!is_due(ctx)) || !rc_trylock(ctx))
 			return;
 		rc_drain_dropped(ctx);
 	}
+}
+
+void rc_unlock(struct rref_ctx *ctx)
+{
+	if (unlikely(!list_empty(&ctx->deferred_work) || !list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls) ||
+		     at_load(&ctx->returned))) {
+		unlock_and_run(ctx);
+		return;
+	}
+	unlock(ctx);
+	if (likely(!is_due(ctx)) || !rc_trylock(ctx))
+		return;
+	rc_drain_dropped(ctx);
+	unlock_and_run(ctx);
 }
