@@ -667,6 +667,13 @@ void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* 
 int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p);            /* [lock] */
 
+/* [lock] A message came: what it asks for or makes room for. */
+static inline void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (unlikely(p->unacked.owed >= RC_ACK_EVERY || p->nr_queued))
+		rc_send_more(ctx, p);
+}
+
 /* dispatch.c: messages and effects */
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
 void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */

@@ -71,6 +71,6 @@ int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack); /* [lo
 int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received); /* [lock] the same, and what is behind is sent again */
 void rc_send_again(struct rc_peer *p);                       /* [lock] the connection is gone: all that is not acknowledged */
 int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof); /* [lock] what came so far. 0 or -errno */
-void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] a message came: what it asks for or makes room for */
+void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] see rc_send_after */
 
 #endif

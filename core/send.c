@@ -68,15 +68,15 @@ static struct rc_outgoing *make(uint32_t room)
 	return o;
 }
 
-static struct rc_outgoing *make_small(struct rref_ctx *ctx)
+/* It is in no list. */
+static inline struct rc_outgoing *make_small(struct rref_ctx *ctx)
 {
-	struct list *l = list_pop(&ctx->spare_messages);
 	struct rc_outgoing *o;
 
-	if (!l)
+	if (unlikely(list_empty(&ctx->spare_messages)))
 		return make(RC_SMALL_MESSAGE);
 	ctx->nr_spare_messages--;
-	o = container_of(l, struct rc_outgoing, node);
+	o = container_of(list_take(&ctx->spare_messages), struct rc_outgoing, node);
 	o->tries = 0;
 	return o;
 }
@@ -93,14 +93,19 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 }
 
 /* The one that came last goes first: it is in the cache. */
-void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
+static inline void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	if (o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES) {
+	if (unlikely(o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES)) {
 		free(o);
 		return;
 	}
 	ctx->nr_spare_messages++;
-	list_add_tail(ctx->spare_messages.next, &o->node);
+	list_add(&ctx->spare_messages, &o->node);
+}
+
+void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	over(ctx, o);
 }
 
 /* Messages go over its connection now. */
@@ -110,7 +115,7 @@ static bool is_open(const struct rc_peer *p)
 }
 
 /* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
-static int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
 
@@ -126,11 +131,11 @@ static int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 }
 
 /* One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the caller's. */
-static int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	int err;
 
-	if (p->unacked.nr >= WINDOW)
+	if (unlikely(p->unacked.nr >= WINDOW))
 		return -EAGAIN;
 	rw_set_seq(o->bytes, p->send_seq + 1, p->epoch);
 	err = post(ctx, p, o);
@@ -190,6 +195,22 @@ static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *
 	return 0;
 }
 
+/* Messages go out at once: nothing else has to go before. */
+static inline bool is_clear(const struct rc_peer *p)
+{
+	return is_open(p) && list_empty(&p->queue) && list_empty(&p->unacked.again);
+}
+
+/* It could not go out at once. Consumes o. */
+static __attribute__((noinline)) int send_later(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, int err)
+{
+	if (err == -EMSGSIZE) {
+		free(o);
+		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
+	}
+	return enqueue(ctx, p, o, first, may_pass(err));
+}
+
 /* A whole message to a peer that is there or on the way. Consumes o. */
 static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
@@ -203,15 +224,9 @@ static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 		rc_kick(ctx);
 		return 0;
 	}
-	if (is_open(p) && (first || (list_empty(&p->queue) && list_empty(&p->unacked.again))))
+	if (first ? is_open(p) : is_clear(p))
 		err = transmit(ctx, p, o);
-	if (likely(!err))
-		return 0;
-	if (err == -EMSGSIZE) {
-		free(o);
-		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
-	}
-	return enqueue(ctx, p, o, first, may_pass(err));
+	return likely(!err) ? 0 : send_later(ctx, p, o, first, err);
 }
 
 int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length)
@@ -243,7 +258,7 @@ static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 	return o;
 }
 
-int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+static __attribute__((noinline)) int send_any(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
 	struct rc_outgoing *o;
@@ -269,6 +284,25 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 		return min_of(err, 0);
 	}
 	return send_one(ctx, p, o);
+}
+
+/* The straight way is that of a small message over a session that is up, with nothing before it. */
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o = likely(is_clear(p) && !ctx->inject) ? make_small(ctx) : NULL;
+	int length, err;
+
+	if (unlikely(!o))
+		return send_any(ctx, to, m);
+	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
+	if (unlikely(length <= 0)) {
+		over(ctx, o);
+		return send_any(ctx, to, m);
+	}
+	o->length = (uint32_t)length;
+	err = transmit(ctx, p, o);
+	return likely(!err) ? 0 : send_later(ctx, p, o, false, err);
 }
 
 /*
@@ -404,15 +438,14 @@ void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 /* ---- what came, there and here ---- */
 
 /* The peer has the next n. */
-static void forget(struct rref_ctx *ctx, struct rc_peer *p, uint64_t n)
+static inline void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
 {
 	p->unacked.acked += n;
-	for (; n; n--, p->unacked.nr--) {
-		struct list *l = list_pop(&p->unacked.sent);
+	p->unacked.nr -= n;
+	for (; n; n--) {
+		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent : &p->unacked.again;
 
-		if (!l)
-			l = list_pop(&p->unacked.again);
-		rc_outgoing_over(ctx, container_of(l, struct rc_outgoing, node));
+		over(ctx, container_of(list_take(from), struct rc_outgoing, node));
 	}
 }
 
@@ -423,7 +456,8 @@ int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
 
 	if (n > (int32_t)p->unacked.nr)
 		return -EPROTO;
-	forget(ctx, p, (uint64_t)max_of(n, 0)); /* less than before says nothing new */
+	if (n > 0) /* less than before says nothing new */
+		forget(ctx, p, (uint32_t)n);
 	return 0;
 }
 
@@ -443,9 +477,9 @@ void rc_send_again(struct rc_peer *p)
 int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
 	if (received < p->unacked.acked || received > p->send_seq)
-		return -EPROTO;
+		return -EPROTO; /* else fewer than WINDOW of them */
 	ctx->n.not_again += received - p->unacked.acked;
-	forget(ctx, p, received - p->unacked.acked);
+	forget(ctx, p, (uint32_t)(received - p->unacked.acked));
 	return 0;
 }
 
@@ -467,7 +501,7 @@ int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *pro
 	return err;
 }
 
-void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
+void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
 		rc_send_flush(ctx, p);

@@ -91,6 +91,15 @@ static inline struct list *list_pop(struct list *head)
 	list_del(n);
 	return n;
 }
+/* The first of a list that is not empty; it is in none afterwards, and does not say so itself. */
+static inline struct list *list_take(struct list *head)
+{
+	struct list *n = head->next;
+
+	head->next = n->next;
+	n->next->prev = head;
+	return n;
+}
 #define list_for_each_safe(pos, tmp, head) \
 	for ((pos) = (head)->next, (tmp) = (pos)->next; (pos) != (head); (pos) = (tmp), (tmp) = (pos)->next)
 
