@@ -325,8 +325,11 @@ static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const 
 	rc_lock(ctx);
 	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
 	if (likely(!err)) {
+		ctx->turn_at = rc_coarse_ns();
+		if (likely(!o->deadline))
+			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
 		o->f->inner = inner;
-		at_store(&o->f->deadline, deadline_of(o));
+		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);
 		at_store(&o->f->kind, RC_OP_CALL);
 		return 0;

@@ -270,19 +270,13 @@ static void on_goodbye(struct rc_peer *from)
 	from->unacked.owed += RC_ACK_EVERY;
 }
 
-/* One that is the next. */
-static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+/* One that is the next, and neither a call nor a reply. */
+static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	bool self = from->rank == ctx->rank;
 	int err;
 
 	switch (m->frame.type) {
-	case RW_CALL:
-		rc_call_message(ctx, from, m);
-		return;
-	case RW_REPLY:
-		rc_reply_message(ctx, from, m);
-		return;
 	case RW_PROTO: {
 		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m->u.proto };
 
@@ -355,31 +349,52 @@ static void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
 }
 
+static __attribute__((noinline)) void malformed(struct rref_ctx *ctx, struct rc_peer *from)
+{
+	at_add(&ctx->n.dropped, 1);
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+}
+
+/* RECEIVED only tells how far ours came, and is not counted. */
+static bool is_news(const struct rw_message *m)
+{
+	static const uint8_t no_mac[sizeof(m->u.received.mac)];
+
+	return (uint32_t)m->u.received.seq == m->frame.ack && !memcmp(m->u.received.mac, no_mac, sizeof(no_mac));
+}
+
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
 {
 	struct rw_message m;
 	bool self = from->rank == ctx->rank;
 	uint32_t epoch = from->epoch;
-	int err = rw_decode(data, length, ctx->world, &m);
-	static const uint8_t no_mac[sizeof(m.u.received.mac)];
-	bool news = !err && !self && m.frame.type == RW_RECEIVED;
 
-	if (!err && !self &&
-	    (m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) || rc_send_acked(ctx, from, m.frame.ack)))
-		err = -EPROTO;
-	if (news && ((uint32_t)m.u.received.seq != m.frame.ack || memcmp(m.u.received.mac, no_mac, sizeof(no_mac))))
-		err = -EPROTO;
-	if (err) {
-		at_add(&ctx->n.dropped, 1);
-		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+	if (unlikely(rw_decode(data, length, ctx->world, &m))) {
+		malformed(ctx, from);
 		return;
 	}
-	if (!news) {
-		from->recv_seq += !self;
-		from->unacked.owed += !self;
-		dispatch(ctx, from, &m);
+	if (likely(!self)) {
+		bool news = m.frame.type == RW_RECEIVED;
+
+		if (unlikely(m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) ||
+			     rc_send_acked(ctx, from, m.frame.ack) || (news && !is_news(&m)))) {
+			malformed(ctx, from);
+			return;
+		}
+		from->recv_seq += !news;
+		from->unacked.owed += !news;
+		if (unlikely(news)) {
+			rc_send_after(ctx, from);
+			return;
+		}
 	}
-	if (!self && rc_same_session(ctx, from->rank, epoch))
+	if (m.frame.type == RW_CALL)
+		rc_call_message(ctx, from, &m);
+	else if (m.frame.type == RW_REPLY)
+		rc_reply_message(ctx, from, &m);
+	else
+		dispatch(ctx, from, &m);
+	if (likely(!self) && rc_same_session(ctx, from->rank, epoch))
 		rc_send_after(ctx, from);
 }

@@ -44,8 +44,9 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 		return -1;
 	}
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
-	if (!slow && !at_load(&ctx->has_poller))
-		slow = rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS;
+	ctx->turn_at = at_load(&ctx->has_poller) ? 0 : rc_coarse_ns();
+	if (!slow && ctx->turn_at)
+		slow = ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
 	return n;
@@ -239,7 +240,7 @@ void rc_op_wait_locked(struct rref_future *f)
 
 	if (!done(f)) {
 		/* As in make_progress. */
-		bool slow = !at_load(&ctx->has_poller) && rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS;
+		bool slow = !at_load(&ctx->has_poller) && ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
 
 		rc_progress_turns(ctx, slow, FIRST_LOOKS);
 	}

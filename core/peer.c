@@ -374,21 +374,22 @@ static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	}
 }
 
-void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static void on_read(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	if (ev->cookie == UINT64_MAX) {
+		rc_stall_event(ctx, p, ev->status);
+		return;
+	}
+	if (!rc_flight_event(ctx, p, ev->cookie, ev->status, ev->wc_status))
+		rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
+	if (p && at_load(&p->nr_waiting))
+		rc_read_pump(ctx, p);
+}
+
+static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
 	struct rc_peer *p = ev->user;
 
-	if (ev->type == RV_EV_READ) {
-		if (ev->cookie == UINT64_MAX) {
-			rc_stall_event(ctx, p, ev->status);
-			return;
-		}
-		if (!rc_flight_event(ctx, p, ev->cookie, ev->status, ev->wc_status))
-			rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
-		if (p && at_load(&p->nr_waiting))
-			rc_read_pump(ctx, p);
-		return;
-	}
 	if (ev->type == RV_EV_REQUEST) {
 		on_request(ctx, d, ev);
 		return;
@@ -451,6 +452,22 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 		break;
 	default:
 		break;
+	}
+}
+
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_peer *p = ev->user;
+
+	/* Most are messages of a session that is up, or ends of READs. */
+	if (ev->type == RV_EV_READ) {
+		on_read(ctx, p, ev);
+	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn || p->resume.broken || !p->authenticated)) {
+		any_event(ctx, d, ev);
+	} else {
+		rc_count_received(ctx, p, ev->data, ev->len);
+		rc_message(ctx, p, ev->data, ev->len);
+		d->ops->recv_done(d->dev, ev->token);
 	}
 }
 

@@ -25,22 +25,36 @@
 #define LOOKS 8u                          /* of rref_progress */
 #define CLOCK_TURNS 64u
 
-static int poll_device(struct rref_ctx *ctx, struct rc_device *d, unsigned flags)
+static __attribute__((noinline)) int device_lost(struct rref_ctx *ctx, struct rc_device *d, int err)
 {
-	struct rv_event ev[BATCH];
+	struct rv_event lost = { .type = RV_EV_DEVICE, .status = err };
+
+	if (!d->lost) {
+		d->lost = true;
+		rc_peer_event(ctx, d, &lost);
+	}
+	return 0;
+}
+
+/* One look at an open device. ev: room for BATCH, which is not cleared. */
+static inline int poll_device(struct rref_ctx *ctx, struct rc_device *d, struct rv_event *ev, unsigned flags)
+{
 	int n = d->ops->poll(d->dev, ev, BATCH, flags);
 
-	if (n < 0) {
-		struct rv_event lost = { .type = RV_EV_DEVICE, .status = n };
-
-		if (!d->lost) {
-			d->lost = true;
-			rc_peer_event(ctx, d, &lost);
-		}
-		return 0;
-	}
+	if (unlikely(n < 0))
+		return device_lost(ctx, d, n);
 	for (int i = 0; i < n; i++)
 		rc_peer_event(ctx, d, &ev[i]);
+	return n;
+}
+
+static inline int look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
+{
+	int n = 0;
+
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev)
+			n += poll_device(ctx, &ctx->device[k], ev, flags);
 	return n;
 }
 
@@ -61,37 +75,49 @@ static int poll_self(struct rref_ctx *ctx)
 	return n;
 }
 
-int rc_progress_locked(struct rref_ctx *ctx, bool slow)
+static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
+{
+	int64_t now = now_ns();
+
+	ctx->polled_slow_at = now;
+	if (now < ctx->next_tick)
+		return;
+	ctx->next_tick = now + TICK_NS;
+	rc_ops_expire(ctx, now);
+	rc_peer_tick(ctx, now);
+	if (unlikely(ctx->scopes))
+		rc_scopes_tick(ctx, now, false);
+	rc_send_tick(ctx, now);
+}
+
+/* Where it is not slow, turn_at was set. */
+static inline int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
 {
 	int n = 0;
 
-	if (at_load(&ctx->state) == RC_CTX_SHUT)
+	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
 		return 0;
 	/* Before anything is looked at: that this worker stood still explains what it finds. */
-	if (slow)
-		rc_stall_beat(ctx, now_ns());
-	if (at_load(&ctx->dropped))
+	if (unlikely(slow)) {
+		ctx->turn_at = now_ns();
+		rc_stall_beat(ctx, ctx->turn_at);
+	}
+	if (unlikely(at_load(&ctx->dropped)))
 		n += (int)rc_drain_dropped(ctx);
-	if (!list_empty(&ctx->self_queue))
+	if (unlikely(!list_empty(&ctx->self_queue)))
 		n += poll_self(ctx);
 	n += !list_empty(&ctx->deferred_work); /* is done when the lock is let go of */
-	for (int k = 0; k < RV_NR_KINDS; k++)
-		if (ctx->device[k].dev)
-			n += poll_device(ctx, &ctx->device[k], slow ? RV_POLL_SLOW : 0);
-	if (slow) {
-		int64_t now = now_ns();
-
-		ctx->polled_slow_at = now;
-		if (now >= ctx->next_tick) {
-			ctx->next_tick = now + TICK_NS;
-			rc_ops_expire(ctx, now);
-			rc_peer_tick(ctx, now);
-			if (unlikely(ctx->scopes))
-				rc_scopes_tick(ctx, now, false);
-			rc_send_tick(ctx, now);
-		}
-	}
+	n += look(ctx, ev, slow ? RV_POLL_SLOW : 0);
+	if (unlikely(slow))
+		tick(ctx);
 	return n;
+}
+
+int rc_progress_locked(struct rref_ctx *ctx, bool slow)
+{
+	struct rv_event ev[BATCH];
+
+	return turn(ctx, ev, slow);
 }
 
 /*
@@ -100,23 +126,25 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
  */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 {
-	int n = rc_progress_locked(ctx, slow);
+	struct rv_event ev[BATCH];
+	int n = turn(ctx, ev, slow);
 
 	/* What else there is to do was looked at; only the devices, and other threads' drops, can bring more. */
 	while (!n && --looks && !at_load(&ctx->lock_wanted) && !at_load(&ctx->dropped))
-		for (int k = 0; k < RV_NR_KINDS; k++)
-			if (ctx->device[k].dev)
-				n += poll_device(ctx, &ctx->device[k], 0);
+		n = look(ctx, ev, 0);
 	return n;
 }
 
 void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 {
+	struct rv_event ev[BATCH];
+
 	if (at_load(&ctx->state) == RC_CTX_SHUT)
 		return;
+	ctx->turn_at = 0; /* shm brings messages all the same */
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev == p->dev)
-			poll_device(ctx, &ctx->device[k], RV_POLL_READS);
+			poll_device(ctx, &ctx->device[k], ev, RV_POLL_READS);
 }
 
 /*
@@ -133,7 +161,8 @@ int rref_progress(struct rref_ctx *ctx)
 	if (!rc_trylock(ctx))
 		return 0;
 	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
-	slow = ctx->armed || rc_coarse_ns() - ctx->polled_slow_at >= SLOW_NS ||
+	ctx->turn_at = rc_coarse_ns();
+	slow = ctx->armed || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
 	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
 	if (at_load(&ctx->kicked) || ctx->armed)
 		rc_disarm(ctx);
@@ -250,6 +279,7 @@ static void *poller(void *arg)
 
 			if (slow)
 				slow_at = now + SLOW_NS;
+			ctx->turn_at = now;
 			n = rc_progress_locked(ctx, slow);
 			rc_unlock(ctx);
 		}

@@ -361,6 +361,7 @@ struct rref_ctx {
 	int64_t next_tick;                /* [lock] */
 	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
 	int64_t polled_slow_at;           /* [lock] */
+	int64_t turn_at;                  /* [lock] the clock, as who makes a turn read it; 0: not for this one */
 	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
 	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
 	bool armed;                       /* [lock] devices would wake the poller */
@@ -480,6 +481,15 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;
 }
+/* The same, where the coarse clock was read just now. */
+static inline int64_t rc_deadline_seen(const struct rref_ctx *ctx, int64_t timeout, int64_t coarse)
+{
+	if (timeout == RREF_DEFAULT)
+		timeout = at_load(&ctx->timeout);
+	if (timeout < RC_LONG_NS || timeout > INT64_MAX - RC_COARSE_NS - coarse)
+		return rc_deadline(ctx, timeout);
+	return coarse + RC_COARSE_NS + timeout;
+}
 
 /* Calls being served or waiting to be. Acquire: partner of the release by who ends one. Those first: never too few. */
 static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
@@ -571,7 +581,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
-void rc_op_wait_locked(struct rref_future *f); /* [lock] which it lets go of: until it is complete */
+void rc_op_wait_locked(struct rref_future *f); /* [lock] which it lets go of: until it is complete. turn_at is of now */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
@@ -698,7 +708,15 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline); /* [lock, let go of meanwhile] */
 void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id); /* [lock] */
 void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] */
-bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch); /* [lock] can it still be told anything? */
+/* [lock] Can what came in that session still be answered, and be of use to anyone? */
+static inline bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
+{
+	const struct rc_peer *p = &ctx->peers[rank];
+
+	if (unlikely(rank == ctx->rank))
+		return at_load(&ctx->state) != RC_CTX_SHUT;
+	return p->state == RC_PEER_UP && p->epoch == epoch;
+}
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting);
 void rc_pool_close(struct rref_ctx *ctx);
@@ -715,8 +733,23 @@ void rc_callback_enter(void);
 void rc_callback_leave(void);
 
 /* stats.c, leak.c */
-void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length);     /* [lock] */
-void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length); /* [lock] */
+static inline void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */
+{
+	at_add_mine(&ctx->n.sent, 1);
+	ctx->n.sent_by_kind[rw_kind(message, length)]++;
+	ctx->n.sent_bytes += length;
+	p->traffic.sent++;
+	p->traffic.sent_bytes += length;
+}
+static inline void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */
+{
+	at_add_mine(&ctx->n.received, 1);
+	ctx->n.received_by_kind[rw_kind(message, length)]++;
+	ctx->n.received_bytes += length;
+	p->traffic.received++;
+	p->traffic.received_bytes += length;
+	p->heard_at = likely(ctx->turn_at) ? ctx->turn_at : rc_coarse_ns();
+}
 const char *rc_site_take(void);                              /* of the call under way; NULL but in debug builds */
 /* What a graceful shutdown leaves behind. rc_leaks_handles: before they are ended, those that the program never released. */
 void rc_leaks_handles(struct rref_ctx *ctx);

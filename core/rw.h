@@ -188,7 +188,17 @@ const char *rw_type_name(unsigned type);
  * a frame; 0 for one that is too short for its kind or of none. rw_kind_name: "" for what is no kind. Static.
  */
 #define RW_NR_KINDS 32u
-unsigned rw_kind(const void *message, size_t length);
+#define RW_KIND_PROTO 16u
+static inline unsigned rw_kind(const void *message, size_t length)
+{
+	const uint8_t *p = message;
+
+	if (length < RW_FRAME_BYTES || p[0] >= RW_NR_TYPES)
+		return 0;
+	if (p[0] != RW_PROTO)
+		return p[0];
+	return length > RW_FRAME_BYTES && p[RW_FRAME_BYTES] && p[RW_FRAME_BYTES] < RP_MSG_NR_TYPES ? RW_KIND_PROTO + p[RW_FRAME_BYTES] : 0;
+}
 const char *rw_kind_name(unsigned kind);
 
 #endif

@@ -4,20 +4,7 @@
 
 #include "core/rw_internal.h"
 
-#define PROTO 16u
-
-static_assert(RW_NR_TYPES <= PROTO && PROTO + RP_MSG_NR_TYPES <= RW_NR_KINDS, "every kind has a number of its own");
-
-unsigned rw_kind(const void *message, size_t length)
-{
-	const uint8_t *p = message;
-
-	if (length < RW_FRAME_BYTES || p[RW_AT_TYPE] >= RW_NR_TYPES)
-		return 0;
-	if (p[RW_AT_TYPE] != RW_PROTO)
-		return p[RW_AT_TYPE];
-	return length > RW_FRAME_BYTES && p[RW_FRAME_BYTES] && p[RW_FRAME_BYTES] < RP_MSG_NR_TYPES ? PROTO + p[RW_FRAME_BYTES] : 0;
-}
+static_assert(RW_NR_TYPES <= RW_KIND_PROTO && RW_KIND_PROTO + RP_MSG_NR_TYPES <= RW_NR_KINDS, "every kind has a number of its own");
 
 const char *rw_kind_name(unsigned kind)
 {
@@ -27,7 +14,7 @@ const char *rw_kind_name(unsigned kind)
 		[RP_MSG_CREATED] = "created", [RP_MSG_PARENT_REQUEST] = "parent-request", [RP_MSG_PARENT_ACK] = "parent-ack",
 	};
 
-	if (kind > PROTO && kind - PROTO < RP_MSG_NR_TYPES)
-		return names[kind - PROTO];
+	if (kind > RW_KIND_PROTO && kind - RW_KIND_PROTO < RP_MSG_NR_TYPES)
+		return names[kind - RW_KIND_PROTO];
 	return kind && kind < RW_NR_TYPES && kind != RW_PROTO ? rw_type_name(kind) : "";
 }

@@ -72,16 +72,6 @@ void rc_call_put(struct rref_call *call)
 	at_add_rel(&ctx->calls_over, 1);
 }
 
-/* Can what came in that session still be answered, and be of use to anyone? [lock] */
-bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
-{
-	const struct rc_peer *p = &ctx->peers[rank];
-
-	if (rank == ctx->rank)
-		return at_load(&ctx->state) != RC_CTX_SHUT;
-	return p->state == RC_PEER_UP && p->epoch == epoch;
-}
-
 static int run_handler(struct rref_call *call)
 {
 	struct rref_ctx *ctx = call->ctx;

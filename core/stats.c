@@ -8,25 +8,6 @@
 
 _Static_assert(RREF_MESSAGE_KINDS == RW_NR_KINDS, "one counter for each kind");
 
-void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
-{
-	at_add_mine(&ctx->n.sent, 1);
-	ctx->n.sent_by_kind[rw_kind(message, length)]++;
-	ctx->n.sent_bytes += length;
-	p->traffic.sent++;
-	p->traffic.sent_bytes += length;
-}
-
-void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
-{
-	at_add_mine(&ctx->n.received, 1);
-	ctx->n.received_by_kind[rw_kind(message, length)]++;
-	ctx->n.received_bytes += length;
-	p->traffic.received++;
-	p->traffic.received_bytes += length;
-	p->heard_at = rc_coarse_ns();
-}
-
 const char *rref_message_kind(unsigned kind)
 {
 	return rw_kind_name(kind);
