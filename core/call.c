@@ -181,7 +181,7 @@ static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t dea
 }
 
 /* The length of the function's name, or -errno. */
-static int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
+static inline int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
 {
 	int err = rc_enter(ctx);
 
@@ -237,7 +237,7 @@ static int abandon(struct outgoing *o, int err)
 }
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
-static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+static inline __attribute__((always_inline)) int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
 		   int64_t timeout, const void *out, const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what), length = err;
@@ -259,7 +259,7 @@ static int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const cha
 }
 
 /* Sends it. Consumes the payload on success. [lock] */
-static int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork)
+static inline __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork)
 {
 	struct rref_ctx *ctx = o->ctx;
 	struct rc_peer *p = &ctx->peers[o->rank];
