@@ -310,7 +310,10 @@ static inline __attribute__((always_inline)) int send_call(struct outgoing *o, u
 	return 0;
 }
 
-/* Makes the call. 0: its future is on the way, or complete already; and the lock is held. inner: the program never sees it. */
+/*
+ * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to be
+ * dropped without it. inner: the program does not see the future before it is complete.
+ */
 static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
 		      int64_t timeout, const void *out, const char *what, bool inner)
 {
@@ -341,7 +344,6 @@ static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const 
 	/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
 	rc_op_fail(o->f, err, -1, rc_error_text(), true);
 	rc_op_put(o->f);
-	rc_payload_drop(o->payload);
 	return 0;
 }
 
@@ -354,6 +356,7 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const s
 	if (err)
 		return err;
 	rc_unlock(ctx);
+	rc_payload_drop(o.payload);
 	*out = o.f;
 	return 0;
 }
@@ -367,6 +370,7 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const
 	if (err)
 		return err;
 	rc_op_wait_locked(o.f); /* bounded by the call's own deadline */
+	rc_payload_drop(o.payload);
 	err = o.f->status ? rc_fail_text(o.f->status, o.f->text) : 0;
 	if (likely(err || !out)) {
 		rc_op_put_inner(o.f);
