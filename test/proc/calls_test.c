@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "base/atomic.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
@@ -411,6 +412,92 @@ TG_TEST(timeout__late_answer_is_dropped_and_its_references_reclaimed, 3)
 	return 0;
 }
 
+static struct rref_call *_Atomic put_off;
+
+static int defer(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	at_store_rel(&put_off, call);
+	return RREF_DEFER;
+}
+
+/* On the pool, while the one that was put off is open. */
+static int answer(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	return rref_call_reply(at_load_acq(&put_off), NULL);
+}
+
+static int echo_back(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
+}
+
+static int silent(struct rref_call *call, void *arg)
+{
+	(void)call;
+	(void)arg;
+	return 0;
+}
+
+static const struct rref_function counted_functions[] = {
+	{ .name = "inline", .handler = silent, .flags = RREF_INLINE },
+	{ .name = "pool", .handler = silent },
+	{ .name = "later", .handler = defer, .flags = RREF_INLINE },
+	{ .name = "echo", .handler = echo_back, .flags = RREF_INLINE },
+	{ .name = "error", .handler = empty_text, .flags = RREF_INLINE },
+	{ .name = "answer", .handler = answer },
+};
+
+static bool all_calls_over(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_peer_stats p = { .size = sizeof(p) };
+
+	(void)arg;
+	TG_OK(rref_get_peer_stats(ctx, 0, &p));
+	return tg_stats(ctx).calls_open == 0 && p.call_bytes == 0;
+}
+
+/* Some calls take the straight way, some leave it half-way, some never go it: what is counted does not tell. */
+TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
+{
+	struct rref_ctx *ctx = tg_init(rank, counted_functions, array_size(counted_functions));
+	static char large[400];
+
+	for (int i = 0; rank == 0 && i < tg_scale(50); i++) {
+		struct rref_future *f, *g;
+
+		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT, NULL)); /* too much for the straight way */
+		TG_OK(rref_rpc_sync(ctx, 1, "pool", tg_bytes("x", 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, 1, "echo", tg_bytes(large, 256), RREF_DEFAULT, &f));
+		TG_IS(rref_future_nr_refs(f), 0);
+		TG_IS(rref_rpc_sync(ctx, 1, "error", NULL, RREF_DEFAULT, NULL), -ENOSPC);
+		TG_IS(rref_rpc_sync(ctx, 1, "none of that name", NULL, RREF_DEFAULT, NULL), -EINVAL);
+		TG_IS(rref_rpc_sync(ctx, 1, "nobody", NULL, RREF_DEFAULT, NULL), -ENOSYS);
+		TG_OK(rref_rpc_async(ctx, 1, "later", tg_bytes("y", 1), RREF_DEFAULT, &g));
+		/* Behind it, and answered before it. */
+		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
+		TG_IS(rref_future_test(g), 0);
+		TG_OK(rref_rpc_sync(ctx, 1, "answer", NULL, RREF_DEFAULT, NULL));
+		TG_OK(rref_future_wait(g, RREF_DEFAULT));
+		rref_future_free(g);
+		rref_future_free(f);
+	}
+	if (rank == 0) {
+		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
+		tg_set_flag(0, 1);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		TG_CHECK(tg_eventually(all_calls_over, ctx, NULL));
+		TG_IS(tg_stats(ctx).calls_served, 8 * (uint64_t)tg_scale(50));
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 TG_TEST(arguments__bad_ones, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -461,6 +548,7 @@ int main(void)
 		cmocka_unit_test(sync__echoes_on_peer_and_self),
 		cmocka_unit_test(sync__without_a_place_for_the_result),
 		cmocka_unit_test(async__inline_a_thousand_in_flight),
+		cmocka_unit_test(counters__do_not_tell_which_way_calls_went),
 		cmocka_unit_test(sync__from_eight_threads),
 		cmocka_unit_test(function__registered_while_running),
 		cmocka_unit_test(result__too_large_leaves_the_call_open),

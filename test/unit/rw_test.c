@@ -321,6 +321,77 @@ static void assert_refused_or_exact(const uint8_t *bytes, size_t n)
 	free(copy);
 }
 
+/* A call with a name and bytes, a reply with bytes: the straight way, and how close to it one is refused. */
+static void rw__plain_at_their_limits(void **state)
+{
+	static const struct { uint8_t name; uint16_t meta; uint32_t data; } good[] = {
+		{ 1, 0, 0 }, { 7, 0, 0 }, { 8, 0, 0 }, { RREF_NAME_MAX, 0, RW_INLINE_MAX }, { 3, RREF_META_MAX, 0 },
+		{ RREF_NAME_MAX, RREF_META_MAX, RW_INLINE_MAX - RREF_META_MAX },
+	};
+	static const struct { unsigned at; uint8_t is; } bad[] = {
+		{ 1, 1 }, { 2, 1 }, { 3, 1 }, { 24 + 8, 0 }, { 24 + 8, RW_CALL_REMOTE }, { 24 + 8, RW_CALL_TAKE }, { 24 + 8, 4 },
+		{ 24 + 9, 1 }, { 24 + 9, 2 }, { 24 + 10, 0 }, { 24 + 10, 128 }, { 24 + 11, 1 }, { 24 + 12, 1 }, { 24 + 13, 1 },
+		{ 24 + 14, 1 }, { 24 + 16, 1 }, { 24 + 19, 1 }, { 24 + 20, 0 },
+	};
+	static struct rw_message m, out;
+	uint8_t buf[RV_MSG_MAX], *copy;
+	int n;
+
+	(void)state;
+	for (size_t i = 0; i < array_size(good); i++) {
+		rw_call_init(&m);
+		m.u.call.call_id = rnd();
+		m.u.call.kind = RW_CALL_RPC;
+		m.u.call.name = m.u.call.meta = m.u.call.data = words;
+		m.u.call.name_length = good[i].name;
+		m.u.call.meta_length = good[i].meta;
+		m.u.call.data_length = good[i].data;
+		n = rw_encode(&m, buf, sizeof(buf));
+		assert_int_equal(n, 24 + 20 + good[i].name + good[i].meta + good[i].data);
+		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
+		assert_message(&m, &out);
+		free(copy);
+		/* A NUL in the name, wherever; and nothing else may be there but what is. */
+		for (unsigned k = 0; k < good[i].name; k++) {
+			buf[24 + 20 + k] ^= (uint8_t)words[k];
+			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
+			buf[24 + 20 + k] ^= (uint8_t)words[k];
+		}
+	}
+	rw_call_init(&m);
+	m.u.call.kind = RW_CALL_RPC;
+	m.u.call.name = "name";
+	m.u.call.name_length = 4;
+	n = rw_encode(&m, buf, sizeof(buf));
+	for (size_t i = 0; i < array_size(bad); i++) {
+		uint8_t was = buf[bad[i].at];
+
+		buf[bad[i].at] = bad[i].is;
+		assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
+		buf[bad[i].at] = was;
+		assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
+	}
+	for (uint32_t data = 0; data <= RW_INLINE_MAX; data += RW_INLINE_MAX / 3) {
+		rw_reply_init(&m);
+		m.u.reply.call_id = rnd();
+		m.u.reply.data = words;
+		m.u.reply.data_length = data;
+		n = rw_encode(&m, buf, sizeof(buf));
+		assert_int_equal(n, 24 + 24 + data);
+		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
+		assert_message(&m, &out);
+		free(copy);
+		/* Status, text's length, located, 0, references, 0, data's length: none may say anything else. */
+		for (unsigned at = 8; at < 24; at++) {
+			buf[24 + at] ^= 1;
+			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
+			buf[24 + at] ^= 1;
+		}
+	}
+	m.u.reply.data_length = RW_INLINE_MAX + 1;
+	assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL);
+}
+
 static void rw__round_trip(void **state)
 {
 	static struct rw_message m, out;
@@ -853,6 +924,7 @@ int main(void)
 		cmocka_unit_test(rw__golden_bytes),
 		cmocka_unit_test(rw__largest_call_fits),
 		cmocka_unit_test(rw__no_room),
+		cmocka_unit_test(rw__plain_at_their_limits),
 		cmocka_unit_test(rw__random_bytes),
 		cmocka_unit_test(rw__round_trip),
 		cmocka_unit_test(rw__set_seq),
