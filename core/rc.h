@@ -3,14 +3,16 @@
  * rc: the runtime's own types. What a context is made of, and who may touch what.
  *
  * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine, sessions, queues, the
- * devices' [progress] calls. It is held for one step or one poll, never while waiting and never while the program's
- * code runs: callbacks and inline handlers are put on ctx->deferred and run by rc_unlock after the lock is gone.
+ * devices' [progress] calls. It is held for one step or some looks, which end when anybody wants it; never while
+ * sleeping and never while the program's code runs: callbacks and inline handlers are put on ctx->deferred_ops and
+ * deferred_calls, and run by rc_unlock after the lock is gone.
  *
  * Starting a read of one message does not take it: a ready handle's location is constant (published by handle->state),
  * operations come from a lock-free slab, and a connection is pinned by peer->readers (see the fence in peer.c). Over shm
  * such a read also ends without it; over ibv completions are taken by whoever gets the lock without waiting.
  *
- * Guards: [lock] progress lock; [atomic]; [const] after creation; [op] whoever completes the operation (state CAS won).
+ * Guards: [lock] progress lock; [atomic]; [const] after creation; [op] whoever completes the operation (state CAS won, or a
+ * call's answer under the lock).
  */
 #ifndef RC_H
 #define RC_H
@@ -99,7 +101,8 @@ static inline void rc_incoming_init(struct rc_incoming *in)
 
 /*
  * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
- * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire).
+ * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire). Calls are
+ * completed by holders of the lock only, who may therefore fill them while it is PENDING (rc_op_answered).
  * refs: 1 of the program + 1 of the engine; the engine's goes when no device and no peer can touch the operation any
  * more, so that a landing buffer outlives a time-out (quarantine).
  */
