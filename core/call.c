@@ -237,8 +237,9 @@ static int abandon(struct outgoing *o, int err)
 }
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
-static inline __attribute__((always_inline)) int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
-		   int64_t timeout, const void *out, const char *what, bool scoped)
+static inline __attribute__((always_inline)) int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
+							 const struct rref_args *args, int64_t timeout, const void *out,
+							 const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what), length = err;
 
@@ -246,8 +247,8 @@ static inline __attribute__((always_inline)) int prepare(struct outgoing *o, str
 		err = args ? rc_check_args(ctx, args) : 0;
 	if (err)
 		return err;
-	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length, .args = args,
-				.timeout = timeout };
+	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length,
+				.args = args, .timeout = timeout };
 	if (unlikely(!rc_op_try(ctx, &o->f)) && (err = rc_op_get(ctx, deadline_of(o), &o->f)))
 		return err;
 	if (scoped)
@@ -311,8 +312,8 @@ static inline __attribute__((always_inline)) int send_call(struct outgoing *o, u
 }
 
 /*
- * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to be
- * dropped without it. inner: the program does not see the future before it is complete.
+ * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to
+ * be dropped without it. inner: the program does not see the future before it is complete.
  */
 static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
 		      int64_t timeout, const void *out, const char *what, bool inner)

@@ -151,7 +151,7 @@ struct rref_future {
 	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
-	bool inner;                   /* [lock] a call of which the program has no future: one thread waits for it, and puts both holds */
+	bool inner;                   /* [lock] a call that the program does not see under way: who waits puts both holds */
 	struct rc_incoming *fetch;    /* FETCH: what for */
 };
 
@@ -200,7 +200,7 @@ struct rc_peer {
 	size_t queued_bytes;          /* [lock] bounded, see send.c */
 	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
 	_Atomic uint64_t call_bytes;  /* of its calls that were open here, less those that ended under the lock. [lock] writes */
-	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes says how many are open: bounded, see serve.c */
+	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
@@ -574,7 +574,7 @@ uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: no memory */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
-void rc_op_answered(struct rref_future *f);    /* [lock] claim + finish of a call that waits for its answer, and the engine's put. Result first */
+void rc_op_answered(struct rref_future *f);    /* [lock] claim, finish and the engine's put of a call that waits for its answer */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
 bool rc_ops_pending(const struct rref_ctx *ctx);                        /* [lock] false: none is under way, but complete ones may be kept */
@@ -695,7 +695,7 @@ void rc_barrier_check(struct rref_ctx *ctx);                                 /* 
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 
 /* functions.c */
-const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length); /* NULL: there is none. Any thread */
+const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length); /* NULL: there is none */
 
 /* call.c, reply.c, serve.c, answer.c, incoming.c, pool.c */
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */

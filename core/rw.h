@@ -197,7 +197,9 @@ static inline unsigned rw_kind(const void *message, size_t length)
 		return 0;
 	if (p[0] != RW_PROTO)
 		return p[0];
-	return length > RW_FRAME_BYTES && p[RW_FRAME_BYTES] && p[RW_FRAME_BYTES] < RP_MSG_NR_TYPES ? RW_KIND_PROTO + p[RW_FRAME_BYTES] : 0;
+	if (length <= RW_FRAME_BYTES || !p[RW_FRAME_BYTES] || p[RW_FRAME_BYTES] >= RP_MSG_NR_TYPES)
+		return 0;
+	return RW_KIND_PROTO + p[RW_FRAME_BYTES];
 }
 const char *rw_kind_name(unsigned kind);
 

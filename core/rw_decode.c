@@ -380,7 +380,7 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
 {
-	const uint8_t *frame = buf;
+	const uint8_t *frame = buf, *body = frame + RW_FRAME_BYTES;
 
 	/* One look: flags, and what is reserved, are 0. */
 	if (length < RW_FRAME_BYTES || get_le64(frame) >> 8 != (uint64_t)length << 24)
@@ -391,9 +391,9 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	out->frame.seq = get_le64(frame + RW_AT_SEQ);
 	out->frame.epoch = get_le32(frame + RW_AT_EPOCH);
 	out->frame.ack = get_le32(frame + RW_AT_ACK);
-	if (out->frame.type == RW_CALL && likely(decode_plain_call(frame + RW_FRAME_BYTES, length - RW_FRAME_BYTES, &out->u.call)))
+	if (out->frame.type == RW_CALL && likely(decode_plain_call(body, length - RW_FRAME_BYTES, &out->u.call)))
 		return 0;
-	if (out->frame.type == RW_REPLY && likely(decode_plain_reply(frame + RW_FRAME_BYTES, length - RW_FRAME_BYTES, &out->u.reply)))
+	if (out->frame.type == RW_REPLY && likely(decode_plain_reply(body, length - RW_FRAME_BYTES, &out->u.reply)))
 		return 0;
 	return decode_any(buf, length, world, out);
 }

@@ -235,7 +235,8 @@ static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const voi
 }
 
 /* A call that cannot be taken in. [lock] */
-static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status, const char *text)
+static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status,
+						  const char *text)
 {
 	struct rw_message r;
 
@@ -361,7 +362,8 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 	bool located = c->loc.version != 0;
 	size_t inline_length = located ? 0 : c->data_length;
 	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
-	bool room = has_room(ctx, from, bytes) && (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+	bool room = has_room(ctx, from, bytes) &&
+		    (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
 	uint32_t epoch = from->epoch;
 	struct rref_call *call;
 

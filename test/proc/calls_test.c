@@ -470,7 +470,8 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 		struct rref_future *f, *g;
 
 		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
-		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT, NULL)); /* too much for the straight way */
+		/* Too much for the straight way. */
+		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "pool", tg_bytes("x", 1), RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "echo", tg_bytes(large, 256), RREF_DEFAULT, &f));
 		TG_IS(rref_future_nr_refs(f), 0);

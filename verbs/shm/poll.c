@@ -149,8 +149,8 @@ static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned 
 		rx->taken[slot] = 1;
 		rx->nr_taken++;
 		rx->post_pos++;
-		ev[n++] = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy, .len = len,
-					     .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
+		ev[n++] = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy,
+					     .len = len, .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
 	}
 	return (int)n;
 }
@@ -161,7 +161,8 @@ static inline bool is_there(const struct rvs_watch *w)
 }
 
 /* The messages of the connections in watch[at..end), up to max. */
-static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned max, uint32_t at, uint32_t end)
+static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned max, uint32_t at,
+							uint32_t end)
 {
 	unsigned n = 0;
 
