@@ -150,7 +150,7 @@ struct load {
 	uint64_t rounds;
 };
 
-static _Atomic int over;
+static _Atomic int at_work, over;
 
 #define LARGE ((size_t)1 << 20)
 
@@ -160,7 +160,8 @@ static void *work(void *arg)
 	struct load *l = arg;
 	static _Thread_local unsigned char big[20000];
 
-	while (!atomic_load(&over)) {
+	atomic_fetch_add(&at_work, 1);
+	do {
 		struct rref *r, *batch[8];
 		struct rref_view *v, *views[8];
 		struct rref_future *f;
@@ -197,7 +198,7 @@ static void *work(void *arg)
 		TG_CHECK(length == sizeof(big) && tg_filled(data, length, 0, id));
 		rref_future_free(f);
 		l->rounds++;
-	}
+	} while (!atomic_load(&over));
 	return NULL;
 }
 
@@ -250,6 +251,9 @@ static int storm(int rank, void *arg)
 		rref_future_free(f);
 		TG_IS(pthread_create(&thread[i], NULL, work, l), 0);
 	}
+	/* On a busy machine all would be over before some of them begin. */
+	while (atomic_load(&at_work) < THREADS)
+		usleep(1000);
 	for (int64_t end = now_ns() + 60 * NSEC_PER_SEC; did < breaks && now_ns() < end;) {
 		did += break_link(ctx, (rank + 1 + (int)(rand_r(&seed) % (unsigned)(world - 1))) % world);
 		usleep((useconds_t)(rand_r(&seed) % (tg_is_shm() ? 5000 : 200000)));
