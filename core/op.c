@@ -156,30 +156,32 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 
 /*
  * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone neither counts nor goes to the
- * list. Its generation is part of the word, so that a spare one that was used meanwhile does not look like before.
+ * list. Each that is taken moves the tag, also of the word that says that there is none: who looks for operations that began
+ * since it looked last (rc_ops_pending) would miss one else.
  */
 static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {
-	uint64_t spare = at_load(&ctx->op_spare);
+	uint64_t spare = at_load(&ctx->op_spare), none;
 
-	if (!spare || at_load(&ctx->ops_in_flight) > ctx->max_ops * share)
-		return NULL;
-	spare = at_xchg_ar(&ctx->op_spare, 0); /* acquire: partner of leave_spare */
-	return spare ? op_at(ctx, (uint32_t)spare - 1) : NULL;
+	do {
+		if (!(uint32_t)spare || at_load(&ctx->ops_in_flight) > ctx->max_ops * share)
+			return NULL;
+		none = ((spare >> 32) + 1) << 32;
+	} while (!at_cas_weak_ar(&ctx->op_spare, &spare, none)); /* acquire: partner of leave_spare */
+	return op_at(ctx, (uint32_t)spare - 1);
 }
 
 static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 {
-	uint64_t none = 0;
+	uint64_t none = at_load(&ctx->op_spare);
 
-	return !at_load(&ctx->op_spare) &&
-	       at_cas_ar(&ctx->op_spare, &none, (uint64_t)at_load(&f->gen) << 32 | (f->index + 1));
+	return !(uint32_t)none && at_cas_ar(&ctx->op_spare, &none, none | (f->index + 1));
 }
 
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 {
-	/* First (acquire): whatever becomes of it, one more than those that are used stays counted until the load below. */
-	bool spare = at_load_acq(&ctx->op_spare) != 0;
+	/* First (acquire), or one that is left between the two loads would hide another. One that is taken then is not counted. */
+	bool spare = (uint32_t)at_load_acq(&ctx->op_spare) != 0;
 	uint32_t nr = at_load(&ctx->ops_in_flight);
 
 	return nr - (nr && spare);
@@ -197,8 +199,12 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 	*out = take_spare(ctx, share);
 	if (*out)
 		return 0;
-	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share)
-		return no_slot(ctx, rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops));
+	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share) {
+		no_slot(ctx, 0);
+		/* The last one that counts may have become spare meanwhile. */
+		*out = take_spare(ctx, share);
+		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops);
+	}
 	for (;;) {
 		*out = pop_free(ctx);
 		if (*out) {
@@ -339,6 +345,7 @@ static void release(struct rref_future *f)
 		rref_release(f->handle);
 	rc_landing_put(f->landing);
 	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->state, RC_F_DONE); /* one that was given up before it began is not pending either */
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* flight.c has tokens with the highest bit */
@@ -547,8 +554,9 @@ static void expire(struct rref_ctx *ctx, struct rref_future *f)
 
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
+	/* Before it is asked whether there are any: what begins behind that moves one of the two. */
+	uint64_t free_list = at_load_acq(&ctx->op_free), spare = at_load_acq(&ctx->op_spare);
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
-	uint64_t free_list = at_load(&ctx->op_free), spare = at_load(&ctx->op_spare);
 	bool pending = false;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {

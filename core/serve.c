@@ -16,7 +16,7 @@
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
 #define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
 #define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
-#define PLAIN_BYTES 256u                 /* of a plain call's arguments and metadata, at most */
+#define PLAIN_BYTES 256u                 /* of a plain call's arguments and metadata, at most; room that it does not use is not counted */
 
 /* ---- the call's life ---- */
 
