@@ -14,7 +14,11 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 	struct rw_message m;
 
 	m.frame = (struct rw_frame){ .type = RW_PROTO };
-	memcpy(&m.u.proto, &e->msg, e->msg.status ? sizeof(e->msg) : offsetof(struct rp_msg, text) + 1);
+	/* The text is long, and mostly empty. */
+	if (unlikely(e->msg.status))
+		m.u.proto = e->msg;
+	else
+		memcpy(&m.u.proto, &e->msg, offsetof(struct rp_msg, text) + 1);
 	if (e->value)
 		rc_value_locate(e->value, &m.u.proto.loc);
 	rc_tell(ctx, e->peer, &m);
@@ -125,60 +129,52 @@ static void created(const struct rp_effect *e)
 	rc_op_put(f);
 }
 
-/* Their texts are long, and mostly empty. */
-static size_t effect_bytes(const struct rp_effect *e)
-{
-	if (e->type == RP_EFF_SEND)
-		return e->msg.status ? sizeof(*e) : offsetof(struct rp_effect, msg.text) + 1;
-	return e->status ? sizeof(*e) : offsetof(struct rp_effect, text) + 1;
-}
-
 void rc_effects(struct rref_ctx *ctx)
 {
+	const struct rp_effect *all;
 	size_t n;
 
 	/*
 	 * What an effect leads to (a peer that turns out to be unreachable ...) may step the machine again: then its
-	 * effects are appended and this loop gets to them. Hence the copy, and the look at the end each time.
+	 * effects are appended, perhaps in another place, and this loop gets to them. Hence the look each time; and none of the
+	 * functions below looks at its effect again behind what may lead to a step.
 	 */
 	if (ctx->in_effects)
 		return;
 	ctx->in_effects = true;
-	for (size_t i = 0; rp_effects(ctx->machine, &n), i < n; i++) {
-		const struct rp_effect *from = &rp_effects(ctx->machine, &n)[i];
-		struct rp_effect e;
+	for (size_t i = 0; all = rp_effects(ctx->machine, &n), i < n; i++) {
+		const struct rp_effect *e = &all[i];
 
-		memcpy(&e, from, effect_bytes(from));
-		switch (e.type) {
+		switch (e->type) {
 		case RP_EFF_SEND:
-			send_effect(ctx, &e);
+			send_effect(ctx, e);
 			break;
 		case RP_EFF_NEW_HANDLE:
-			new_handle(ctx, &e);
+			new_handle(ctx, e);
 			break;
 		case RP_EFF_READY:
-			ready(ctx, &e);
+			ready(ctx, e);
 			break;
 		case RP_EFF_LOCATION:
-			if (e.handle)
-				rc_handle_ready(e.handle, &e.loc);
+			if (e->handle)
+				rc_handle_ready(e->handle, &e->loc);
 			break;
 		case RP_EFF_CONFIRMED:
-			if (e.handle)
-				rc_handle_ready(e.handle, NULL);
+			if (e->handle)
+				rc_handle_ready(e->handle, NULL);
 			break;
 		case RP_EFF_FAILED:
-			if (e.handle)
-				rc_handle_fail(e.handle, e.status, e.text);
+			if (e->handle)
+				rc_handle_fail(e->handle, e->status, e->text);
 			break;
 		case RP_EFF_CREATED:
-			created(&e);
+			created(e);
 			break;
 		case RP_EFF_WAITED:
-			waited(ctx, &e);
+			waited(ctx, e);
 			break;
 		case RP_EFF_FREE_VALUE:
-			rc_value_retire(e.value);
+			rc_value_retire(e->value);
 			break;
 		case RP_EFF_GONE:
 			break;
