@@ -187,16 +187,14 @@ void rc_effects(struct rref_ctx *ctx)
 	ctx->in_effects = false;
 }
 
-int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec)
+int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec)
 {
 	int err;
 
 	if (!ctx->machine)
 		return -ESHUTDOWN;
-	struct rp_event e = *ev;
-
-	e.now = rc_age_now(ctx);
-	err = rp_step(ctx->machine, &e, rec);
+	ev->now = rc_age_now(ctx);
+	err = rp_step(ctx->machine, ev, rec);
 	rc_effects(ctx);
 	return err;
 }

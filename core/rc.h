@@ -695,7 +695,7 @@ static inline void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
 /* dispatch.c: messages and effects */
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
 void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */
-int rc_step(struct rref_ctx *ctx, const struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects */
+int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects; fills in ev->now */
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 

@@ -7,13 +7,11 @@
 
 #define KEPT_EFFECTS 1024u      /* capacity that outlives a burst (a fence fails everything held of a peer) */
 
-int rp_effects_reserve(struct rp *m, size_t n)
+int rp_effects_grow(struct rp *m, size_t n)
 {
 	size_t max = m->max_effects ? m->max_effects : 2 * RP_STEP_EFFECTS;
 	struct rp_effect *effects;
 
-	if (m->max_effects - m->nr_effects >= n)
-		return 0;
 	while (max - m->nr_effects < n)
 		max *= 2;
 	effects = realloc(m->effects, max * sizeof(*effects));

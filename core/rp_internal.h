@@ -16,10 +16,12 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "base/atomic.h"
 #include "core/rp.h"
 
 #define RP_CHUNK_ITEMS 256u     /* pool items per allocation */
 #define RP_STEP_EFFECTS 16u     /* reserved for every step */
+#define RP_TABLE_KEPT 1024u     /* buckets that an empty table keeps */
 
 #define GONE_TEXT "the value is not there any more"
 #define QUOTA_TEXT "this worker holds too many references there"
@@ -186,7 +188,11 @@ struct rp {
 /* ---- pools and lists (rp_pool.c) ---- */
 void rp_pool_init(struct rp_pool *p, uint32_t item_bytes);
 void rp_pool_close(struct rp_pool *p);
-int rp_pool_reserve(struct rp_pool *p, uint32_t n);
+int rp_pool_grow(struct rp_pool *p, uint32_t n);
+static inline int rp_pool_reserve(struct rp_pool *p, uint32_t n)
+{
+	return likely(p->nr_free >= n) ? 0 : rp_pool_grow(p, n);
+}
 uint32_t rp_pool_take(struct rp_pool *p);       /* reserved before; the item is zeroed */
 void rp_pool_put(struct rp_pool *p, uint32_t i);
 uint32_t rp_pool_next(const struct rp_pool *p, uint32_t i); /* visits every place; items in use have a state of their own */
@@ -215,8 +221,17 @@ static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { ret
 /* ---- hash tables (rp_table.c): find gives 0 for what is not there; holder is 0 for keys without one ---- */
 int rp_table_init(struct rp_table *t);
 void rp_table_close(struct rp_table *t);
-int rp_table_reserve(struct rp_table *t, const struct rp_pool *p); /* room for one more */
-void rp_table_trim(struct rp_table *t);                            /* gives memory of an empty table back */
+int rp_table_grow(struct rp_table *t, const struct rp_pool *p);
+static inline int rp_table_reserve(struct rp_table *t, const struct rp_pool *p) /* room for one more */
+{
+	return likely(t->used <= t->mask) ? 0 : rp_table_grow(t, p);
+}
+void rp_table_shrink(struct rp_table *t);
+static inline void rp_table_trim(struct rp_table *t) /* gives memory of an empty table back */
+{
+	if (unlikely(!t->used && t->mask >= RP_TABLE_KEPT))
+		rp_table_shrink(t);
+}
 uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder);
 void rp_table_add(struct rp_table *t, const struct rp_pool *p, uint32_t i, uint32_t hash);
 void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i);
@@ -249,7 +264,11 @@ static inline bool rp_id_none(const struct rref_id *id)
 }
 
 /* ---- effects and faults (rp_effects.c) ---- */
-int rp_effects_reserve(struct rp *m, size_t n);
+int rp_effects_grow(struct rp *m, size_t n);
+static inline int rp_effects_reserve(struct rp *m, size_t n)
+{
+	return likely(m->max_effects - m->nr_effects >= n) ? 0 : rp_effects_grow(m, n);
+}
 struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type);
 void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault); /* fault 0: no text */
 /* Nothing when nothing may be sent to that peer. status 0 with a value, or not 0 with fault, or neither (NULL, 0). */

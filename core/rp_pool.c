@@ -87,7 +87,7 @@ static int add_chunk(struct rp_pool *p)
 	return 0;
 }
 
-int rp_pool_reserve(struct rp_pool *p, uint32_t n)
+int rp_pool_grow(struct rp_pool *p, uint32_t n)
 {
 	while (p->nr_free < n) {
 		int rc = add_chunk(p);
@@ -106,8 +106,9 @@ uint32_t rp_pool_take(struct rp_pool *p)
 	assert(p->room);
 	c = &p->chunks[ci];
 	k = c->free - 1;
+	/* The link is all there is in a free place. */
 	memcpy(&c->free, place(p, c, k), sizeof(c->free));
-	memset(place(p, c, k), 0, p->bytes);
+	memset(place(p, c, k), 0, sizeof(c->free));
 	c->live++;
 	p->live++;
 	p->nr_free--;

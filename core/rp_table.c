@@ -48,12 +48,12 @@ static struct rp_hashed *at(const struct rp_pool *p, uint32_t i)
 	return rp_item(p, i);
 }
 
-int rp_table_reserve(struct rp_table *t, const struct rp_pool *p)
+int rp_table_grow(struct rp_table *t, const struct rp_pool *p)
 {
 	uint32_t *old = t->buckets, *buckets;
 	uint32_t size = t->mask + 1;
 
-	if (t->used < size || size > UINT32_MAX / 2)
+	if (size > UINT32_MAX / 2)
 		return 0;
 	buckets = calloc(2 * (size_t)size, sizeof(*buckets));
 	if (!buckets)
@@ -72,13 +72,10 @@ int rp_table_reserve(struct rp_table *t, const struct rp_pool *p)
 	return 0;
 }
 
-void rp_table_trim(struct rp_table *t)
+void rp_table_shrink(struct rp_table *t)
 {
-	uint32_t *buckets;
+	uint32_t *buckets = calloc(MIN_BUCKETS, sizeof(*buckets));
 
-	if (t->used || t->mask + 1 <= 16 * MIN_BUCKETS)
-		return;
-	buckets = calloc(MIN_BUCKETS, sizeof(*buckets));
 	if (!buckets)
 		return;
 	free(t->buckets);
