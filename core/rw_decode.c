@@ -17,7 +17,7 @@ struct reader {
 	bool bad;
 };
 
-static const uint8_t *take(struct reader *r, size_t n)
+static inline const uint8_t *take(struct reader *r, size_t n)
 {
 	const uint8_t *p = r->at;
 
@@ -58,79 +58,89 @@ static uint64_t get64(struct reader *r)
 	return p ? get_le64(p) : 0;
 }
 
-static void want(struct reader *r, bool good)
+static inline void want(struct reader *r, bool good)
 {
 	r->bad |= !good;
 }
 
-static uint32_t get_rank(struct reader *r)
+/* The parts of fixed size, whose bytes are there. */
+static inline uint32_t rank_at(struct reader *r, const uint8_t *p)
 {
-	uint32_t rank = get32(r);
+	uint32_t rank = get_le32(p);
 
 	want(r, rank < r->world);
 	return rank;
 }
 
-static struct rref_id get_id(struct reader *r)
+static inline struct rref_id id_at(struct reader *r, const uint8_t *p)
 {
-	struct rref_id id = { .local_id = get64(r) };
+	struct rref_id id = { .local_id = get_le64(p), .created_on = rank_at(r, p + 8) };
 
-	id.created_on = get_rank(r);
 	want(r, id.local_id != 0);
 	return id;
 }
 
-static struct rp_location get_location(struct reader *r)
+static inline void location_at(struct reader *r, const uint8_t *p, struct rp_location *l)
 {
-	struct rp_location l = { .addr = get64(r) };
-
-	l.length = get64(r);
-	l.nonce = get64(r);
-	l.type_hash = get64(r);
-	l.rkey[0] = get32(r);
-	l.rkey[1] = get32(r);
-	l.version = get32(r);
-	l.nr_segments = get16(r);
-	l.nr_refs = get16(r);
-	l.data_addr = get64(r);
-	l.data_rkey[0] = get32(r);
-	l.data_rkey[1] = get32(r);
-	want(r, rw_location_valid(&l));
+	*l = (struct rp_location){
+		.addr = get_le64(p),
+		.length = get_le64(p + 8),
+		.nonce = get_le64(p + 16),
+		.type_hash = get_le64(p + 24),
+		.rkey = { get_le32(p + 32), get_le32(p + 36) },
+		.version = get_le32(p + 40),
+		.nr_segments = get_le16(p + 44),
+		.nr_refs = get_le16(p + 46),
+		.data_addr = get_le64(p + 48),
+		.data_rkey = { get_le32(p + 56), get_le32(p + 60) },
+	};
+	want(r, rw_location_valid(l));
 	/* One form only for "unknown". */
-	want(r, l.version || !(l.addr | l.length | l.nonce | l.type_hash | l.rkey[0] | l.rkey[1] | l.nr_segments | l.nr_refs |
-				 l.data_addr));
-	return l;
+	want(r, l->version || !(l->addr | l->length | l->nonce | l->type_hash | l->rkey[0] | l->rkey[1] | l->nr_segments |
+				  l->nr_refs | l->data_addr));
+}
+
+/* One that says where. */
+static void get_location(struct reader *r, struct rp_location *l)
+{
+	const uint8_t *p = take(r, RW_LOCATION_BYTES);
+
+	if (!p)
+		return;
+	location_at(r, p, l);
+	want(r, l->version != 0);
 }
 
 /* refs has room for nr. */
 static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 {
-	if (r->left < (size_t)nr * RW_FORK_BYTES) {
-		r->bad = true;
-		return;
-	}
-	for (unsigned i = 0; i < nr; i++) {
-		refs[i].id = get_id(r);
-		refs[i].fork = get_id(r);
-		refs[i].owner = get_rank(r);
-		refs[i].parent = get_rank(r);
-		refs[i].owner_incarnation = get64(r);
-		refs[i].flags = get32(r);
+	const uint8_t *p = take(r, (size_t)nr * RW_FORK_BYTES);
+
+	for (unsigned i = 0; p && i < nr; i++, p += RW_FORK_BYTES) {
+		refs[i].id = id_at(r, p);
+		refs[i].fork = id_at(r, p + RW_ID_BYTES);
+		refs[i].owner = rank_at(r, p + 24);
+		refs[i].parent = rank_at(r, p + 28);
+		refs[i].owner_incarnation = get_le64(p + 32);
+		refs[i].flags = get_le32(p + 40);
 		want(r, !(refs[i].flags & ~RP_FORK_EARLY));
-		refs[i].loc = get_location(r);
+		location_at(r, p + 44, &refs[i].loc);
 	}
 }
 
-static int32_t get_status(struct reader *r)
+static inline int32_t status_of(struct reader *r, uint32_t v)
 {
-	uint32_t v = get32(r);
-
 	/* -RW_ERRNO_MAX..0 in two's complement, without converting what may be out of range. */
 	if (v && v < (uint32_t)-RW_ERRNO_MAX) {
 		r->bad = true;
 		return 0;
 	}
 	return -(int32_t)(0u - v);
+}
+
+static int32_t get_status(struct reader *r)
+{
+	return status_of(r, get32(r));
 }
 
 static const void *get_bytes(struct reader *r, size_t n)
@@ -154,10 +164,8 @@ static bool get_payload(struct reader *r, unsigned located, struct rp_location *
 
 	*loc = none;
 	want(r, located <= 1);
-	if (located) {
-		*loc = get_location(r);
-		want(r, loc->version != 0);
-	}
+	if (located)
+		get_location(r, loc);
 	want(r, rw_payload_valid(loc, data_length, nr, meta_length));
 	if (!r->bad && !located)
 		get_forks(r, refs, nr);
@@ -182,9 +190,9 @@ static void get_call(struct reader *r, struct rw_call *c)
 	c->meta_length = get_le16(p + 14);
 	c->data_length = get_le32(p + 16);
 	c->id = c->fork = none;
-	if (c->kind != RW_CALL_RPC) {
-		c->id = get_id(r);
-		c->fork = get_id(r);
+	if (c->kind != RW_CALL_RPC && (p = take(r, 2 * RW_ID_BYTES))) {
+		c->id = id_at(r, p);
+		c->fork = id_at(r, p + RW_ID_BYTES);
 	}
 	if (!get_payload(r, located, &c->loc, c->refs, c->nr_refs, c->data_length, c->meta_length))
 		return;
@@ -225,23 +233,29 @@ static void get_done(struct reader *r, struct rw_done *d)
 static void get_proto(struct reader *r, struct rp_msg *m)
 {
 	static const struct rp_location none;
-	unsigned type = get8(r), located = get8(r), length = get16(r);
+	const uint8_t *p = take(r, RW_PROTO_BYTES);
+	unsigned type, located, length;
 	const char *text;
 
+	if (!p)
+		return;
+	type = p[0], located = p[1], length = get_le16(p + 2);
 	m->type = (enum rp_msg_type)type;
-	m->status = get_status(r);
-	m->id = get_id(r);
-	m->fork = get_id(r);
+	m->status = status_of(r, get_le32(p + 4));
+	m->id = id_at(r, p + 8);
+	m->fork = id_at(r, p + 8 + RW_ID_BYTES);
 	want(r, type >= RP_MSG_FORK_REQUEST && type < RP_MSG_NR_TYPES);
 	want(r, located <= (unsigned)(!m->status && rw_proto_has_location(type)));
 	want(r, located || m->status || !rw_proto_needs_location(type));
 	want(r, !m->status || rw_proto_has_status(type));
 	want(r, length < RP_TEXT_MAX && (m->status || !length));
-	m->loc = none;
-	if (located) {
-		m->loc = get_location(r);
-		want(r, m->loc.version != 0);
-	}
+	if (located)
+		get_location(r, &m->loc);
+	else
+		m->loc = none;
+	m->text[0] = '\0';
+	if (likely(!length))
+		return;
 	text = get_text(r, length);
 	if (r->bad)
 		return;

@@ -22,7 +22,7 @@ struct writer {
 	size_t size, at;
 };
 
-static uint8_t *room(struct writer *w, size_t n)
+static inline uint8_t *room(struct writer *w, size_t n)
 {
 	uint8_t *p = w->size >= n && w->at <= w->size - n ? w->buf + w->at : NULL;
 
@@ -70,31 +70,40 @@ static void put_bytes(struct writer *w, const void *from, size_t n)
 		memcpy(p, from, n);
 }
 
-static void put_id(struct writer *w, const struct rref_id *id)
+/* The parts of fixed size, for which there is room. */
+static inline void id_at(uint8_t *p, const struct rref_id *id)
 {
-	put64(w, id->local_id);
-	put32(w, id->created_on);
+	put_le64(p, id->local_id);
+	put_le32(p + 8, id->created_on);
+}
+
+static inline void location_at(uint8_t *p, const struct rp_location *l)
+{
+	/* One form only for "unknown". */
+	if (!l->version) {
+		memset(p, 0, RW_LOCATION_BYTES);
+		return;
+	}
+	put_le64(p, l->addr);
+	put_le64(p + 8, l->length);
+	put_le64(p + 16, l->nonce);
+	put_le64(p + 24, l->type_hash);
+	put_le32(p + 32, l->rkey[0]);
+	put_le32(p + 36, l->rkey[1]);
+	put_le32(p + 40, l->version);
+	put_le16(p + 44, l->nr_segments);
+	put_le16(p + 46, l->nr_refs);
+	put_le64(p + 48, l->data_addr);
+	put_le32(p + 56, l->data_rkey[0]);
+	put_le32(p + 60, l->data_rkey[1]);
 }
 
 static void put_location(struct writer *w, const struct rp_location *l)
 {
-	static const struct rp_location none;
+	uint8_t *p = room(w, RW_LOCATION_BYTES);
 
-	/* One form only for "unknown". */
-	if (!l->version)
-		l = &none;
-	put64(w, l->addr);
-	put64(w, l->length);
-	put64(w, l->nonce);
-	put64(w, l->type_hash);
-	put32(w, l->rkey[0]);
-	put32(w, l->rkey[1]);
-	put32(w, l->version);
-	put16(w, l->nr_segments);
-	put16(w, l->nr_refs);
-	put64(w, l->data_addr);
-	put32(w, l->data_rkey[0]);
-	put32(w, l->data_rkey[1]);
+	if (p)
+		location_at(p, l);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
@@ -102,13 +111,17 @@ static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
 	for (unsigned i = 0; i < nr; i++) {
 		if (refs[i].flags & ~RP_FORK_EARLY)
 			return -EINVAL;
-		put_id(w, &refs[i].id);
-		put_id(w, &refs[i].fork);
-		put32(w, refs[i].owner);
-		put32(w, refs[i].parent);
-		put64(w, refs[i].owner_incarnation);
-		put32(w, refs[i].flags);
-		put_location(w, &refs[i].loc);
+		uint8_t *p = room(w, RW_FORK_BYTES);
+
+		if (!p)
+			continue;
+		id_at(p, &refs[i].id);
+		id_at(p + RW_ID_BYTES, &refs[i].fork);
+		put_le32(p + 24, refs[i].owner);
+		put_le32(p + 28, refs[i].parent);
+		put_le64(p + 32, refs[i].owner_incarnation);
+		put_le32(p + 40, refs[i].flags);
+		location_at(p + 44, &refs[i].loc);
 	}
 	return 0;
 }
@@ -131,9 +144,9 @@ static int put_call(struct writer *w, const struct rw_call *c)
 		put_le16(p + 14, c->meta_length);
 		put_le32(p + 16, c->data_length);
 	}
-	if (c->kind != RW_CALL_RPC) {
-		put_id(w, &c->id);
-		put_id(w, &c->fork);
+	if (c->kind != RW_CALL_RPC && (p = room(w, 2 * RW_ID_BYTES))) {
+		id_at(p, &c->id);
+		id_at(p + RW_ID_BYTES, &c->fork);
 	}
 	if (c->loc.version)
 		put_location(w, &c->loc);
@@ -196,15 +209,18 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 	    m->status < -RW_ERRNO_MAX || (m->status && !rw_proto_has_status(m->type)) ||
 	    (!m->status && !located && rw_proto_needs_location(m->type)))
 		return -EINVAL;
-	put8(w, (uint8_t)m->type);
-	put8(w, located);
-	put16(w, (uint16_t)text);
-	put32(w, (uint32_t)m->status);
-	put_id(w, &m->id);
-	put_id(w, &m->fork);
+	uint8_t *p = room(w, RW_PROTO_BYTES);
+
+	if (p) {
+		put_le32(p, (uint32_t)m->type | (uint32_t)located << 8 | (uint32_t)text << 16);
+		put_le32(p + 4, (uint32_t)m->status);
+		id_at(p + 8, &m->id);
+		id_at(p + 8 + RW_ID_BYTES, &m->fork);
+	}
 	if (located)
 		put_location(w, &m->loc);
-	put_bytes(w, m->text, text);
+	if (text)
+		put_bytes(w, m->text, text);
 	return 0;
 }
 
