@@ -370,7 +370,7 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const
 
 	if (err)
 		return err;
-	rc_op_wait_locked(o.f); /* bounded by the call's own deadline */
+	rc_op_wait_locked(o.f, INT64_MAX); /* bounded by the call's own deadline */
 	rc_payload_drop(o.payload);
 	err = o.f->status ? rc_fail_text(o.f->status, o.f->text) : 0;
 	if (likely(err || !out)) {

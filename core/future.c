@@ -234,7 +234,7 @@ static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 	return err;
 }
 
-void rc_op_wait_locked(struct rref_future *f)
+int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 {
 	struct rref_ctx *ctx = f->ctx;
 
@@ -245,8 +245,7 @@ void rc_op_wait_locked(struct rref_future *f)
 		rc_progress_turns(ctx, slow, FIRST_LOOKS);
 	}
 	rc_unlock(ctx);
-	if (!done(f))
-		wait_for(f, INT64_MAX, 0);
+	return done(f) ? 0 : wait_for(f, deadline, 0);
 }
 
 int rc_op_wait(struct rref_future *f, int64_t deadline)

@@ -589,7 +589,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
-void rc_op_wait_locked(struct rref_future *f); /* [lock] which it lets go of: until it is complete. turn_at is of now */
+int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* [lock] which it lets go of: as rc_op_wait. turn_at is of now */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */

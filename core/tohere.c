@@ -182,14 +182,45 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 	return 1;
 }
 
+/*
+ * A creator's read, which mostly comes while its creation is under way: until that is over, so that no operation has to be parked
+ * for it. What it came to, the reference says. Returns what is left of the time.
+ */
+static int64_t wait_for_creation(struct rref *ref, int64_t timeout)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	struct rref_future *f;
+	int64_t deadline;
+
+	rc_lock(ctx);
+	f = rc_remote(ref)->creation;
+	if (!f) {
+		rc_unlock(ctx);
+		return timeout;
+	}
+	at_add(&f->refs, 1);
+	ctx->turn_at = rc_coarse_ns();
+	deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
+	if (rc_op_wait_locked(f, deadline))
+		timeout = 0;
+	else if (ctx->peers[ref->owner].kind != RV_SHM && deadline != INT64_MAX)
+		timeout = max_of(deadline - now_ns(), 0); /* over shm the READ takes none */
+	rc_op_put(f);
+	return timeout;
+}
+
 /* Whatever is not quick. With scopes on, nothing is. */
 static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
 	int err = 0;
 
+	if (!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY)
+		timeout = wait_for_creation(ref, timeout);
 	if (ready_here(ref))
 		*out = alias(ref);
+	else if (at_load_acq(&ref->quick))
+		err = rc_quick_read(ref, timeout, out);
 	else
 		err = rc_read_whole(ref, timeout, out);
 	rc_scope_end(ref->ctx, s, err);
