@@ -7,10 +7,29 @@
 
 #include "rc.h"
 
+/* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. [lock] */
+static void over(struct rref_ctx *ctx, struct rref_call *call)
+{
+	list_del(&call->open_node);
+	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
+	if (!call->plain) {
+		rc_incoming_release(&call->in);
+		if (at_load(&ctx->dropped))
+			rc_drain_dropped(ctx);
+	}
+	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
+	if (call->plain && likely(ctx->nr_spare_calls < RC_SPARE_CALLS)) {
+		ctx->nr_spare_calls++;
+		list_add(&ctx->spare_calls, &call->node);
+	} else {
+		free(call->block);
+	}
+}
+
 /*
- * The straight end of a plain call, whose handler returned 0 and did not reply: an empty answer, and all of it under one hold of
+ * The straight end of a call whose handler returned 0 and did not reply: an empty answer, and all of it under one hold of
  * the lock. Who wins `replied` has the reply's hold, and with the handler's both, so that nobody else has the call any more.
- * False: something is in the way, and the general way is to be gone.
+ * False: it is a creation or brought a payload, or something is in the way, and the general way is to be gone.
  */
 bool rc_answer_nothing(struct rref_call *call)
 {
@@ -19,6 +38,8 @@ bool rc_answer_nothing(struct rref_call *call)
 	int err = 0;
 
 	/* acq_rel: as in give(). */
+	if (!call->plain && (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
+		return false;
 	if (rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
 		return false;
 	rc_lock(ctx);
@@ -34,15 +55,7 @@ bool rc_answer_nothing(struct rref_call *call)
 		rc_unlock(ctx);
 		return false;
 	}
-	list_del(&call->open_node);
-	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
-	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
-	if (likely(ctx->nr_spare_calls < RC_SPARE_CALLS)) {
-		ctx->nr_spare_calls++;
-		list_add(&ctx->spare_calls, &call->node);
-	} else {
-		free(call->block);
-	}
+	over(ctx, call);
 	rc_unlock(ctx);
 	return true;
 }
@@ -178,7 +191,7 @@ int rc_answer(struct rref_call *call, int status, const char *text, const struct
 					      &payload);
 		if (!err && call->kind == RW_CALL_REMOTE) {
 			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
-			if (!err && result && (err = rc_value_hold(v, result->refs, result->nr_refs)))
+			if (!err && result && result->nr_refs && (err = rc_value_hold(v, result->refs, result->nr_refs)))
 				rc_value_unpin(v);
 			if (!err) {
 				if (v->view.length)

@@ -409,7 +409,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 
 	bool here = (uint32_t)rank == ctx->rank;
 	/* Here too, since a message without one is malformed; an owner's handle has none. */
-	struct rref_id id = rc_next_id(ctx), fork = rc_next_id(ctx);
+	struct rref_id id = rc_next_ids(ctx, 2), fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
 
 	rc_lock(ctx);
 	err = wait_for_session(ctx, &ctx->peers[rank], deadline_of(&o));
@@ -432,7 +432,8 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 				*ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
 		return abandon(&o, err);
 	}
-	f->handle = rref_dup(h); /* the creation keeps its handle until it is over */
+	f->handle = h; /* the creation keeps its handle until it is over */
+	at_store(&h->refs, 2);
 	h->creator = true;
 	rc_handle_made_at(h, site);
 	rc_remote(h)->creation = f;

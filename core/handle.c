@@ -13,9 +13,9 @@
 
 #include "rc_scope.h"
 
-struct rref_id rc_next_id(struct rref_ctx *ctx)
+struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 {
-	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, 1) + 1, .created_on = ctx->rank };
+	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, nr) + 1, .created_on = ctx->rank };
 }
 
 static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)

@@ -261,7 +261,11 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] u
 const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
 unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
-struct rref_id rc_next_id(struct rref_ctx *ctx);
+struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr); /* the first of as many that follow each other */
+static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
+{
+	return rc_next_ids(ctx, 1);
+}
 int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out); /* v is consumed in every case */
 
 #endif

@@ -147,7 +147,7 @@ void rc_run_call(struct rref_call *call)
 	}
 	int r = run_handler(call);
 
-	if (unlikely(r || !call->plain || at_load(&call->replied) || !rc_answer_nothing(call)))
+	if (unlikely(r || at_load(&call->replied) || !rc_answer_nothing(call)))
 		handler_ended(call, r);
 }
 
