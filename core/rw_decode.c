@@ -392,6 +392,36 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 	return true;
 }
 
+/* The same of a message of the protocol that says no error. */
+static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, struct rp_msg *m)
+{
+	static const struct rp_location nowhere;
+	struct reader r = { .world = world };
+
+	/* Status, text: none. */
+	if (left < RW_PROTO_BYTES || get_le64(p) >> 9)
+		return false;
+	unsigned type = p[0];
+	bool located = p[1];
+
+	if (type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES ||
+	    (located ? !rw_proto_has_location(type) : rw_proto_needs_location(type)) ||
+	    left != RW_PROTO_BYTES + (located ? RW_LOCATION_BYTES : 0))
+		return false;
+	m->type = (enum rp_msg_type)type;
+	m->status = 0;
+	m->id = id_at(&r, p + 8);
+	m->fork = id_at(&r, p + 8 + RW_ID_BYTES);
+	if (located) {
+		location_at(&r, p + RW_PROTO_BYTES, &m->loc);
+		want(&r, m->loc.version != 0);
+	} else {
+		m->loc = nowhere;
+	}
+	m->text[0] = '\0';
+	return !r.bad;
+}
+
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
 {
 	const uint8_t *frame = buf, *body = frame + RW_FRAME_BYTES;
@@ -408,6 +438,8 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	if (out->frame.type == RW_CALL && likely(decode_plain_call(body, length - RW_FRAME_BYTES, &out->u.call)))
 		return 0;
 	if (out->frame.type == RW_REPLY && likely(decode_plain_reply(body, length - RW_FRAME_BYTES, &out->u.reply)))
+		return 0;
+	if (out->frame.type == RW_PROTO && likely(decode_plain_proto(body, length - RW_FRAME_BYTES, world, &out->u.proto)))
 		return 0;
 	return decode_any(buf, length, world, out);
 }

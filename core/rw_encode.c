@@ -356,11 +356,34 @@ static size_t encode_plain_reply(const struct rw_message *m, uint8_t *p, size_t 
 	return length;
 }
 
+/* The same of a message of the protocol that says no error. */
+static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t size)
+{
+	const struct rp_msg *msg = &m->u.proto;
+	unsigned type = msg->type;
+	bool located = msg->loc.version && rw_proto_has_location(type);
+	size_t length = RW_FRAME_BYTES + RW_PROTO_BYTES + (located ? RW_LOCATION_BYTES : 0);
+
+	if (msg->status || type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES || (!located && rw_proto_needs_location(type)) ||
+	    length > size)
+		return 0;
+	put_frame(p, &m->frame, length);
+	p += RW_FRAME_BYTES;
+	put_le64(p, type | (uint64_t)located << 8);
+	id_at(p + 8, &msg->id);
+	id_at(p + 8 + RW_ID_BYTES, &msg->fork);
+	if (located)
+		location_at(p + RW_PROTO_BYTES, &msg->loc);
+	return length;
+}
+
 int rw_encode(const struct rw_message *m, void *buf, size_t size)
 {
 	size_t length = 0;
 
-	if (m->frame.type == RW_CALL && !m->frame.flags)
+	if (m->frame.type == RW_PROTO && !m->frame.flags)
+		length = encode_plain_proto(m, buf, size);
+	else if (m->frame.type == RW_CALL && !m->frame.flags)
 		length = encode_plain_call(m, buf, size);
 	else if (m->frame.type == RW_REPLY && !m->frame.flags)
 		length = encode_plain_reply(m, buf, size);
