@@ -232,7 +232,17 @@ static inline void rp_table_trim(struct rp_table *t) /* gives memory of an empty
 	if (unlikely(!t->used && t->mask >= RP_TABLE_KEPT))
 		rp_table_shrink(t);
 }
-uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder);
+#define RP_NEAR_BITS 4
+static inline uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder)
+{
+	uint64_t x = (id->local_id >> RP_NEAR_BITS) + m->seed;
+
+	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+	x ^= ((uint64_t)id->created_on << 32 | holder) * UINT64_C(0x9e3779b97f4a7c15);
+	x = (x ^ (x >> 31)) * UINT64_C(0xd6e8feb86659fd93);
+	return (uint32_t)(x >> 32 ^ (id->local_id & ((UINT64_C(1) << RP_NEAR_BITS) - 1)));
+}
 void rp_table_add(struct rp_table *t, const struct rp_pool *p, uint32_t i, uint32_t hash);
 void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i);
 uint32_t rp_find_owner(const struct rp *m, const struct rref_id *id);

@@ -13,23 +13,6 @@
 #include "core/rp_internal.h"
 
 #define MIN_BUCKETS 64u
-#define NEAR_BITS 4
-
-static uint64_t mix(uint64_t x)
-{
-	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return x ^ (x >> 31);
-}
-
-uint32_t rp_hash(const struct rp *m, const struct rref_id *id, uint32_t holder)
-{
-	uint64_t h = mix((id->local_id >> NEAR_BITS) + m->seed);
-
-	h = mix(h ^ ((uint64_t)id->created_on << 32 | holder) ^ (m->seed >> 7));
-	return (uint32_t)(h ^ (id->local_id & (((uint64_t)1 << NEAR_BITS) - 1)));
-}
-
 int rp_table_init(struct rp_table *t)
 {
 	t->mask = MIN_BUCKETS - 1;
