@@ -18,12 +18,7 @@ static void over(struct rref_ctx *ctx, struct rref_call *call)
 			rc_drain_dropped(ctx);
 	}
 	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
-	if (call->plain && likely(ctx->nr_spare_calls < RC_SPARE_CALLS)) {
-		ctx->nr_spare_calls++;
-		list_add(&ctx->spare_calls, &call->node);
-	} else {
-		free(call->block);
-	}
+	rc_call_spare(ctx, call);
 }
 
 /*

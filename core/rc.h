@@ -273,7 +273,8 @@ struct rref_call {
 	uint64_t call_id;
 	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
 	uint8_t kind;
-	bool plain;                  /* [const] neither references nor a payload, little data, no creation: see serve.c */
+	bool plain;                  /* neither references nor a payload, little data, no creation: see serve.c */
+	bool roomy;                  /* [const] it has room for little data, and is kept for the next call */
 	bool counted;                /* in inline_calls */
 	struct rref_id id, fork;     /* REMOTE */
 	const struct rc_function *fn;
@@ -364,6 +365,7 @@ struct rref_ctx {
 	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
 	struct list spare_calls;          /* [lock] plain ones that ended; serve.c */
 	uint32_t nr_spare_calls;          /* [lock] */
+	_Atomic(struct rref_call *) spare_call;   /* one more, left without the lock */
 	struct list offers[RC_CALL_BUCKETS];     /* [lock] payloads that others have not read yet, by reader and call id */
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
 	int64_t next_tick;                /* [lock] */
@@ -734,6 +736,7 @@ bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or
 void rc_call_put(struct rref_call *call);
 void rc_calls_close(struct rref_ctx *ctx);
 int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
+void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* [lock] nobody has it any more: kept, or freed */
 bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
 bool rc_in_callback(void);
 unsigned rc_callback_depth(void);

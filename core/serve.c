@@ -46,12 +46,51 @@ void rc_calls_close(struct rref_ctx *ctx)
 
 	while (ctx->spare_calls.next && (l = list_pop(&ctx->spare_calls)))
 		free(container_of(l, struct rref_call, node)->block);
+	if (at_load(&ctx->spare_call))
+		free(at_load(&ctx->spare_call)->block);
 	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
 		struct rref_call *call = at_load(&ctx->consumed[i]);
 
 		if (call)
 			free(call->block);
 	}
+}
+
+/* Without the lock there is room for one. What came with it was released. */
+static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
+{
+	struct rref_call *none = NULL;
+
+	if (!call->roomy || at_load(&ctx->spare_call))
+		return false;
+	if (!call->plain)
+		rc_incoming_init(&call->in);
+	return at_cas_ar(&ctx->spare_call, &none, call); /* partner of take_spare */
+}
+
+/* In lists are those of the straight way. [lock] */
+void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
+{
+	if (unlikely(!call->roomy || ctx->nr_spare_calls >= RC_SPARE_CALLS)) {
+		free(call->block);
+		return;
+	}
+	if (!call->plain)
+		rc_incoming_init(&call->in);
+	ctx->nr_spare_calls++;
+	list_add(&ctx->spare_calls, &call->node);
+}
+
+/* [lock] */
+static struct rref_call *take_spare(struct rref_ctx *ctx)
+{
+	struct list *l = list_pop(&ctx->spare_calls);
+
+	if (likely(l)) {
+		ctx->nr_spare_calls--;
+		return container_of(l, struct rref_call, node);
+	}
+	return at_load(&ctx->spare_call) ? at_xchg_ar(&ctx->spare_call, NULL) : NULL;
 }
 
 void rc_call_put(struct rref_call *call)
@@ -66,7 +105,7 @@ void rc_call_put(struct rref_call *call)
 		at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
 	if (call->deferred)
 		call = keep(ctx, call);
-	if (call)
+	if (call && !leave_spare(ctx, call))
 		free(call->block);
 	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
 	at_add_rel(&ctx->calls_over, 1);
@@ -260,24 +299,43 @@ static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct r
 }
 
 /* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */
-static struct rref_call *make_call(size_t bytes)
+static struct rref_call *new_call(size_t bytes)
 {
-	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 + bytes);
+	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 + max_of(bytes, (size_t)PLAIN_BYTES));
 	uintptr_t at = ((uintptr_t)block + _Alignof(struct rref_call) - 1) & ~(uintptr_t)(_Alignof(struct rref_call) - 1);
 	struct rref_call *call = (struct rref_call *)at;
 
 	if (!block)
 		return NULL;
-	memset(call, 0, offsetof(struct rref_call, in));
-	rc_incoming_init(&call->in);
 	call->block = block;
+	call->roomy = bytes <= PLAIN_BYTES;
+	rc_incoming_init(&call->in);
 	return call;
 }
 
-static void free_call(struct rref_call *call)
+/* One whose fields are clear. [lock] */
+static struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
+{
+	struct rref_call *call = bytes <= PLAIN_BYTES ? take_spare(ctx) : NULL;
+
+	if (!call)
+		call = new_call(bytes);
+	if (!call)
+		return NULL;
+	void *block = call->block;
+	bool roomy = call->roomy;
+
+	memset(call, 0, offsetof(struct rref_call, in));
+	call->block = block;
+	call->roomy = roomy;
+	return call;
+}
+
+/* One that was only just made. [lock] */
+static void free_call(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (call)
-		free(call->block);
+		rc_call_spare(ctx, call);
 }
 
 static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
@@ -285,20 +343,12 @@ static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uin
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/* One of which no field but block, id, fork, in and own_name says anything; and in is as it was made. [lock] */
+/* One of which no field but block, roomy and in says anything; and in is as it was made. [lock] */
 static struct rref_call *make_plain(struct rref_ctx *ctx)
 {
-	struct list *l = list_pop(&ctx->spare_calls);
-	struct rref_call *call;
+	struct rref_call *call = take_spare(ctx);
 
-	if (likely(l)) {
-		ctx->nr_spare_calls--;
-		return container_of(l, struct rref_call, node);
-	}
-	call = make_call(PLAIN_BYTES);
-	if (call)
-		call->plain = true;
-	return call;
+	return likely(call) ? call : new_call(0);
 }
 
 /*
@@ -327,6 +377,7 @@ static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct 
 	call->cost = cost;
 	call->fetch_cost = 0;
 	call->kind = RW_CALL_RPC;
+	call->plain = true;
 	call->fn = fn;
 	call->name = fn->name;
 	call->bytes = call->data;
@@ -371,7 +422,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 		at_add(&ctx->n.dropped, 1); /* the same call again */
 		return;
 	}
-	call = room ? make_call(inline_length + c->meta_length) : NULL;
+	call = room ? make_call(ctx, inline_length + c->meta_length) : NULL;
 	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
 
 	if (own) {
@@ -381,7 +432,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 		ctx->duplicate = false;
 		err = rc_step(ctx, &ev, NULL);
 		if (err || ctx->duplicate) {
-			free_call(call);
+			free_call(ctx, call);
 			if (err == -EPROTO || err == -EINVAL) {
 				at_add(&ctx->n.rejected, 1);
 				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
@@ -394,7 +445,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 		}
 	}
 	if (call && !rc_incoming_room(&call->in, c->nr_refs)) {
-		free_call(call);
+		free_call(ctx, call);
 		call = NULL;
 	}
 	if (!call) {
