@@ -57,6 +57,8 @@ void rp_effects_clear(struct rp *m)
 			m->max_effects = KEPT_EFFECTS;
 		}
 	}
+	if (likely(!m->large))
+		return;
 	rp_table_trim(&m->owner_table);
 	rp_table_trim(&m->held_table);
 	rp_table_trim(&m->user_table);

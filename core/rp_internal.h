@@ -175,6 +175,7 @@ struct rp_peer {
 struct rp {
 	uint32_t self, world;
 	uint32_t now;           /* of the step under way */
+	bool large;             /* a table grew: it may be one to be trimmed */
 	uint64_t seed;
 	uint64_t newest;        /* highest local id of a NEW */
 	struct rp_effect *effects;

@@ -60,8 +60,9 @@ void rp_set_seed(struct rp *m, uint64_t seed)
 	m->seed = seed;
 }
 
-static int reserve_step(struct rp *m)
+static __attribute__((noinline)) int reserve_more(struct rp *m)
 {
+	m->large = true;
 	if (rp_effects_reserve(m, RP_STEP_EFFECTS) || rp_pool_reserve(&m->owners, 1) || rp_pool_reserve(&m->helds, 1) ||
 	    rp_pool_reserve(&m->users, 1) || rp_pool_reserve(&m->children, 1) || rp_pool_reserve(&m->tombs, 1) ||
 	    rp_pool_reserve(&m->waits, 1) || rp_pool_reserve(&m->faults, 1) ||
@@ -69,7 +70,21 @@ static int reserve_step(struct rp *m)
 	    rp_table_reserve(&m->user_table, &m->users) || rp_table_reserve(&m->child_table, &m->children) ||
 	    rp_table_reserve(&m->tomb_table, &m->tombs))
 		return -ENOMEM;
+	m->large = m->owner_table.mask >= RP_TABLE_KEPT || m->held_table.mask >= RP_TABLE_KEPT ||
+		   m->user_table.mask >= RP_TABLE_KEPT || m->child_table.mask >= RP_TABLE_KEPT || m->tomb_table.mask >= RP_TABLE_KEPT;
 	return 0;
+}
+
+/* Mostly all of it is there. */
+static inline int reserve_step(struct rp *m)
+{
+	bool there = m->max_effects - m->nr_effects >= RP_STEP_EFFECTS && m->owners.nr_free && m->helds.nr_free && m->users.nr_free &&
+		     m->children.nr_free && m->tombs.nr_free && m->waits.nr_free && m->faults.nr_free &&
+		     m->owner_table.used <= m->owner_table.mask && m->held_table.used <= m->held_table.mask &&
+		     m->user_table.used <= m->user_table.mask && m->child_table.used <= m->child_table.mask &&
+		     m->tomb_table.used <= m->tomb_table.mask;
+
+	return likely(there) ? 0 : reserve_more(m);
 }
 
 static int on_message(struct rp *m, uint32_t from, const struct rp_msg *msg)
