@@ -120,7 +120,8 @@ static void created(const struct rp_effect *e)
 	if (!f)
 		return;
 	rc_remote(h)->creation = NULL;
-	if (rc_op_claim(f)) {
+	/* As with calls: only holders of the lock complete it, so that it may be filled in while it is PENDING. */
+	if ((at_load(&f->state) & RC_F_MASK) == RC_F_PENDING) {
 		f->status = e->status;
 		if (e->status)
 			snprintf(f->text, sizeof(f->text), "%s", e->text);

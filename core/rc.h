@@ -101,8 +101,8 @@ static inline void rc_incoming_init(struct rc_incoming *in)
 
 /*
  * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
- * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire). Calls are
- * completed by holders of the lock only, who may therefore fill them while it is PENDING (rc_op_answered).
+ * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire). Calls and
+ * creations are completed by holders of the lock only, who may therefore fill them while it is PENDING (rc_op_answered).
  * refs: 1 of the program + 1 of the engine; the engine's goes when no device and no peer can touch the operation any
  * more, so that a landing buffer outlives a time-out (quarantine).
  */
