@@ -13,9 +13,16 @@ static void over(struct rref_ctx *ctx, struct rref_call *call)
 	list_del(&call->open_node);
 	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
 	if (!call->plain) {
+		for (uint32_t i = 0; i < call->in.nr; i++) {
+			struct rref *h = call->in.ref[i].handle;
+
+			call->in.ref[i].handle = NULL;
+			if (h) {
+				at_store(&h->lent, 0);
+				rc_handle_put(h);
+			}
+		}
 		rc_incoming_release(&call->in);
-		if (at_load(&ctx->dropped))
-			rc_drain_dropped(ctx);
 	}
 	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
 	rc_call_spare(ctx, call);

@@ -114,6 +114,14 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 	rc_step(ctx, &ev, NULL);
 }
 
+/* Nobody holds it any more. [lock] */
+static void over(struct rref_ctx *ctx, struct rref *h)
+{
+	if (ctx->machine)
+		rc_handle_end(ctx, h);
+	rc_handle_free(h);
+}
+
 unsigned rc_drain_dropped(struct rref_ctx *ctx)
 {
 	/* Acquire: partner of the push's release; the pusher's last use of the handle happened before. */
@@ -123,9 +131,7 @@ unsigned rc_drain_dropped(struct rref_ctx *ctx)
 	while (h) {
 		struct rref *next = h->drop_next;
 
-		if (ctx->machine)
-			rc_handle_end(ctx, h);
-		rc_handle_free(h);
+		over(ctx, h);
 		h = next;
 		n++;
 	}
@@ -162,6 +168,11 @@ void rref_release(struct rref *ref)
 	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
 		return;
 	ctx = ref->ctx;
+	if (likely(rc_trylock(ctx))) {
+		over(ctx, ref);
+		rc_unlock(ctx);
+		return;
+	}
 	head = at_load(&ctx->dropped);
 	do
 		ref->drop_next = head;
@@ -171,6 +182,12 @@ void rref_release(struct rref *ref)
 		rc_drain_dropped(ctx);
 		rc_unlock(ctx);
 	}
+}
+
+void rc_handle_put(struct rref *h)
+{
+	if (give_back(h))
+		over(h->ctx, h);
 }
 
 struct rref *rref_dup(struct rref *ref)

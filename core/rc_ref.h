@@ -255,6 +255,7 @@ static inline void rc_handle_made_at(struct rref *h, const char *site)
 struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner);
 struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h); /* [lock] every handle; NULL: the first, and after the last */
 void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
+void rc_handle_put(struct rref *h);                            /* [lock] rref_release under it */
 void rc_handle_free(struct rref *h); /* [lock] */
 void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
 void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
