@@ -56,27 +56,32 @@ void rc_calls_close(struct rref_ctx *ctx)
 	}
 }
 
+/* `in` is as it was made for who takes it next. A call that was refused has that written there, a plain one too. */
+static void make_clean(struct rref_call *call)
+{
+	if (!call->plain || unlikely(call->in.status))
+		rc_incoming_init(&call->in);
+}
+
 /* Without the lock there is room for one. What came with it was released. */
 static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rref_call *none = NULL;
 
-	if (!call->roomy || at_load(&ctx->spare_call))
+	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->spare_call))
 		return false;
-	if (!call->plain)
-		rc_incoming_init(&call->in);
+	make_clean(call);
 	return at_cas_ar(&ctx->spare_call, &none, call); /* partner of take_spare */
 }
 
 /* In lists are those of the straight way. [lock] */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
-	if (unlikely(!call->roomy || ctx->nr_spare_calls >= RC_SPARE_CALLS)) {
+	if (unlikely(!call->roomy || ctx->nr_spare_calls + 1 > RC_SPARE_CALLS)) {
 		free(call->block);
 		return;
 	}
-	if (!call->plain)
-		rc_incoming_init(&call->in);
+	make_clean(call);
 	ctx->nr_spare_calls++;
 	list_add(&ctx->spare_calls, &call->node);
 }

@@ -184,29 +184,37 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 
 /*
  * A creator's read, which mostly comes while its creation is under way: until that is over, so that no operation has to be parked
- * for it. What it came to, the reference says. Returns what is left of the time.
+ * for it. What it came to, the reference says. *timeout is what is left of the time. 0, or -ETIMEDOUT with a text.
  */
-static int64_t wait_for_creation(struct rref *ref, int64_t timeout)
+static int wait_for_creation(struct rref *ref, int64_t *timeout)
 {
+	char words[RREF_TEXT_SIZE];
 	struct rref_ctx *ctx = ref->ctx;
 	struct rref_future *f;
 	int64_t deadline;
+	int err;
 
 	rc_lock(ctx);
 	f = rc_remote(ref)->creation;
 	if (!f) {
 		rc_unlock(ctx);
-		return timeout;
+		return 0;
 	}
 	at_add(&f->refs, 1);
 	ctx->turn_at = rc_coarse_ns();
-	deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
-	if (rc_op_wait_locked(f, deadline))
-		timeout = 0;
-	else if (ctx->peers[ref->owner].kind != RV_SHM && deadline != INT64_MAX)
-		timeout = max_of(deadline - now_ns(), 0); /* over shm the READ takes none */
+	deadline = rc_deadline_seen(ctx, *timeout, ctx->turn_at);
+	err = rc_op_wait_locked(f, deadline);
 	rc_op_put(f);
-	return timeout;
+	if (err && at_load_acq(&ref->state) < RC_H_READY) {
+		rc_lock(ctx);
+		const char *why = rc_stall_words(ctx, ref->owner, "the value did not come in time", words, sizeof(words));
+
+		rc_unlock(ctx);
+		return rc_fail(ETIMEDOUT, "%s", why);
+	}
+	if (deadline != INT64_MAX)
+		*timeout = max_of(deadline - rc_coarse_ns(), 0);
+	return 0;
 }
 
 /* Whatever is not quick. With scopes on, nothing is. */
@@ -216,8 +224,10 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, 
 	int err = 0;
 
 	if (!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY)
-		timeout = wait_for_creation(ref, timeout);
-	if (ready_here(ref))
+		err = wait_for_creation(ref, &timeout);
+	if (err)
+		; /* it has its words */
+	else if (ready_here(ref))
 		*out = alias(ref);
 	else if (at_load_acq(&ref->quick))
 		err = rc_quick_read(ref, timeout, out);
