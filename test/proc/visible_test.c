@@ -5,12 +5,11 @@
  */
 #define RREF_DEBUG
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "tg.h"
+#include "tg_death.h"
 
 static struct rref *kept;
 
@@ -229,7 +228,6 @@ static bool nothing_pending(struct rref_ctx *ctx, void *arg)
 TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 {
 	struct rref_ctx *ctx = join(rank);
-	pid_t owner = tg_current->shared->pid[0];
 	struct rref_future *f;
 	char text[4000];
 
@@ -253,7 +251,7 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_IS(tg_stats(ctx).users, 1);
 		TG_IS(peer_stats(ctx, 0).users, 1);
-		TG_OK(kill(owner, SIGSTOP));
+		tg_stop_worker(0); /* and is stopped: what it is sent behind this it does not see */
 		TG_OK(rref_rpc_async(ctx, 2, "keep", &(struct rref_args){ .refs = &kept, .nr_refs = 1 }, RREF_DEFAULT, &f));
 		until(child_and_user_pending, ctx, NULL);
 		TG_IS(tg_stats(ctx).pending_users, 0);
@@ -266,7 +264,7 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		HAS_LINE(dump_of(ctx, 1), "op", "what=call", "with=worker2", "age=", "left=");
 		snprintf(text, sizeof(text), "%s", dump_of(ctx, 2));
 		HAS_LINE(text, "user", id_text(kept), "owner=worker0", "rank=0", "by=worker1", "state=requested");
-		TG_OK(kill(owner, SIGCONT));
+		tg_continue_worker(0);
 		until(nothing_pending, ctx, NULL);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		rref_future_free(f);
