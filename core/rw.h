@@ -191,7 +191,7 @@ const char *rw_type_name(unsigned type);
 #define RW_KIND_PROTO 16u
 static inline unsigned rw_kind(const void *message, size_t length)
 {
-	const uint8_t *p = message;
+	const uint8_t *p = (const uint8_t *)message;
 
 	if (length < RW_FRAME_BYTES || p[0] >= RW_NR_TYPES)
 		return 0;

@@ -38,8 +38,8 @@ static inline uint64_t get_le64(const void *p) { uint64_t v; memcpy(&v, p, 8); r
 /* A few bytes, as names are: some moves, where memcpy would be called, or become a loop byte by byte. */
 static inline void copy_short(void *to, const void *from, size_t n)
 {
-	uint8_t *t = to;
-	const uint8_t *f = from;
+	uint8_t *t = (uint8_t *)to;
+	const uint8_t *f = (const uint8_t *)from;
 
 	if (n >= 8) {
 		for (size_t i = 0; i < n - 8; i += 8)
