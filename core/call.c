@@ -270,7 +270,7 @@ static inline __attribute__((always_inline)) int send_call(struct outgoing *o, u
 	int err = a && a->nr_refs ? wait_for_session(ctx, p, deadline_of(o)) : 0;
 
 	if (!err && unlikely(!has_room(p, 0)))
-		err = rc_wait_for_room(ctx, p, 0, deadline_of(o));
+		err = wait_for_room(ctx, p, 0, deadline_of(o));
 	if (err)
 		return err;
 	/* Looked at under the lock: what begins behind the shutdown's back would never end. */

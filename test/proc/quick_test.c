@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads that are complete at once (core/quick.c): what threads keep to themselves comes back when they end or their
+ * Quick reads (core/quick.c): what threads keep to themselves comes back when they end or their
  * context does, in whatever order; the counters are whole; the fence waits for those who read.
  */
 #include <linux/audit.h>
