@@ -239,7 +239,7 @@ int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 	struct rref_ctx *ctx = f->ctx;
 
 	if (!done(f)) {
-		/* As in make_progress. */
+		/* As in rc_make_progress. */
 		bool slow = !at_load(&ctx->has_poller) && ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
 
 		rc_progress_turns(ctx, slow, FIRST_LOOKS);
