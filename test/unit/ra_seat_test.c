@@ -583,11 +583,14 @@ static void fork__while_others_come_and_go(void **state)
 #if defined(__SANITIZE_THREAD__)
 	print_message("skipped: jemalloc's own fork handlers are left out there (ra_tsan.c)\n");
 	skip();
+#elif defined(__SANITIZE_ADDRESS__)
+	print_message("skipped: the sanitizer's malloc (GCC 12) does not hold its locks over a fork; a child may wait for them\n");
+	skip();
 #endif
 	at_store(&stop_churn, 0);
 	for (unsigned i = 0; i < 2; i++)
 		assert_int_equal(pthread_create(&t[i], NULL, churn, NULL), 0);
-	for (unsigned i = 0; i < (UNDER_SANITIZER ? 10 : 40); i++)
+	for (unsigned i = 0; i < 40; i++)
 		in_child(child_of_churn, NULL);
 	at_store(&stop_churn, 1);
 	for (unsigned i = 0; i < 2; i++)
