@@ -221,6 +221,7 @@ static void begin(struct rref_future *f)
 	f->handle = NULL;
 	f->landing = NULL;
 	f->outstanding = 0;
+	f->pieces_at = 0;
 	f->parked = false;
 	f->again = false;
 	f->replied = false;

@@ -44,6 +44,8 @@ int rc_peers_open(struct rref_ctx *ctx)
 		p->kind = RV_IBV;
 		list_init(&p->queue);
 		list_init(&p->waiting);
+		list_init(&p->pieces.reads);
+		p->pieces.connection = 1;
 		list_init(&p->unacked.sent);
 		list_init(&p->unacked.again);
 		at_store(&p->alive, true);
@@ -144,6 +146,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	while (at_load_sc(&p->readers))
 		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
 	rc_quick_fence(ctx, p);
+	rc_pieces_stop(p);
 }
 
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)

@@ -352,7 +352,22 @@ static inline bool rc_read_lost(int status)
 	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN;
 }
 
+/* pieces.c; all [lock] */
+bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
+bool rc_piece_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
+void rc_pieces_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
+void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
+/* Any provider's. The next pieces, at most max, into r; advances f->next and f->header_asked. */
+unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
+/* Takes that back for r[from..n), which could not be posted. */
+void rc_pieces_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
+
 /* read.c */
+bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg); /* one READ brings it, header and all */
+bool rc_read_all_asked(const struct rref_future *f);
+bool rc_read_hard_failure(int posted);      /* of post_reads: not for want of a slot or a connection */
+void rc_read_count_posted(struct rref_ctx *ctx, int posted);
+void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked); /* for a connection, or a slot */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
 void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */

@@ -101,7 +101,7 @@ struct rref_future {
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
 	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
-	struct list node;             /* [lock] peer->waiting */
+	struct list node;             /* [lock] peer->waiting, or peer->pieces.reads */
 	struct list then_node;        /* [lock] ctx->deferred_ops; not node: a read may end while it waits, and is then in both */
 
 	/* result [op] */
@@ -121,6 +121,8 @@ struct rref_future {
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
 	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
+	uint32_t pieces_at;           /* [lock] the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
+	uint64_t bytes_at;            /* [lock] of them, those that are not back */
 	struct rref_future *run_next; /* [lock] the next one that the same READ brings (set before posting); runs.c */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;

@@ -30,6 +30,14 @@ struct rc_stall {
 	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
 };
 
+/* Reads in pieces, over hardware; pieces.c */
+struct rc_pieces {
+	struct list reads;            /* [lock] that have further ones to post */
+	_Atomic uint32_t nr_reads;    /* [lock] writes */
+	uint64_t bytes;               /* [lock] in flight over this connection */
+	uint32_t connection;          /* [lock] counts them; not 0 */
+};
+
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
 
 struct rc_peer {
@@ -64,6 +72,7 @@ struct rc_peer {
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
+	struct rc_pieces pieces;
 	int64_t retry_at;             /* [lock] no new attempt before */
 	int64_t grace_at;             /* [lock] 0 = none */
 	int64_t probe_at;             /* [lock] */

@@ -3,8 +3,8 @@
  * Reads: from a known location to bytes here, by one-sided READs.
  *
  * A value that fits one message is read with its header by a single READ into a single landing piece. Larger ones, and
- * ranges, are read in pieces, a window of them in flight, and the header last, behind them on the same connection: the
- * order of READs on a reliable connection makes it a check of all that came before.
+ * ranges, are read in pieces (pieces.c), and the header last, behind them on the same connection: the order of READs on a
+ * reliable connection makes it a check of all that came before.
  *
  * The header's landing place is filled with ones before posting: a completion that brought no data (FACTS: it happens) is
  * then seen as one. A header with another nonce, or a scrubbed one, is -ESTALE, never wrong bytes.
@@ -20,25 +20,19 @@
 
 #include "rc.h"
 
-/*
- * Pieces of one value in flight. With RC_PIECE_MAX: 256 KiB, several times what a 100 Gb/s fabric holds in a round trip,
- * and little enough that a slow link delivers it within an ACK time-out: what is in flight longer is asked for again,
- * and again, until the link carries nothing but repetitions (seen between two emulated hosts with 8 MiB in flight).
- */
-#define WINDOW 2u
+#define INLINE_MAX 2u /* pieces that a provider is asked for at once that copies them at once */
 
 /* What is copied of a payload over shm before others get their turn. */
 #define TURN_BYTES (UINT64_C(1) << 20)
 
 static void read_done(struct rref_future *f, bool locked);
-static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool locked);
 
 static struct rc_peer *peer_of(const struct rref_future *f)
 {
 	return &f->ctx->peers[f->peer];
 }
 
-static bool is_single(const struct rref_future *f, uint64_t max_msg)
+bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
 {
 	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
 }
@@ -50,56 +44,7 @@ static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
 }
 
-/* The next pieces, at most max, into r. Advances f->next and f->header_asked. */
-static unsigned build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
-{
-	enum rv_kind kind = peer_of(f)->kind;
-	uint64_t token = rc_op_token(f);
-	bool apart = rp_apart(&f->loc);
-	uint64_t data = apart ? f->loc.data_addr : f->loc.addr + RC_HEADER_BYTES;
-	uint32_t data_rkey = apart ? f->loc.data_rkey[kind] : f->loc.rkey[kind];
-	unsigned n = 0;
-
-	if (is_single(f, max_msg) && !f->header_asked) {
-		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
-					 .nr_sge = 1 };
-		r[0].sge[0] = rc_landing_piece(f->landing, f->length, kind);
-		f->header_asked = true;
-		f->next = f->length;
-		return 1;
-	}
-	while (n < max && f->next < f->length) {
-		uint32_t piece = (uint32_t)min_of(f->length - f->next, min_of(max_msg, UINT64_C(1) << 30));
-
-		r[n] = (struct rv_read){ .cookie = token, .addr = data + f->offset + f->next, .rkey = data_rkey,
-					 .nr_sge = 1 };
-		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey[kind] };
-		f->next += piece;
-	}
-	if (n < max && !f->header_asked && f->next == f->length) {
-		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
-					 .nr_sge = 1 };
-		r[n++].sge[0] = rc_landing_piece(f->landing, 0, kind);
-		f->header_asked = true;
-	}
-	return n;
-}
-
-/* Takes back what build() advanced for pieces that could not be posted. */
-static void unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n)
-{
-	for (unsigned i = n; i-- > from;) {
-		if (r[i].sge[0].addr == (void *)&f->landing->header) {
-			f->header_asked = false;
-			if (r[i].sge[0].length > RC_HEADER_BYTES)
-				f->next = 0;
-		} else {
-			f->next -= r[i].sge[0].length;
-		}
-	}
-}
-
-static bool all_asked(const struct rref_future *f)
+bool rc_read_all_asked(const struct rref_future *f)
 {
 	return f->header_asked && f->next == f->length;
 }
@@ -128,6 +73,7 @@ static void begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
+	f->pieces_at = 0;
 	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
@@ -143,19 +89,19 @@ static void note_failure(struct rref_future *f, int status, int wc)
 }
 
 /*
- * Providers whose READs are complete at once: the whole read in the caller's thread, or WINDOW pieces of at most max_msg.
+ * Providers whose READs are complete at once: the whole read in the caller's thread, or INLINE_MAX pieces of at most max_msg.
  * False: no connection now.
  */
 static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, uint64_t max_msg, bool whole)
 {
-	struct rv_read r[WINDOW];
+	struct rv_read r[INLINE_MAX];
 
-	for (bool first = true; (first || whole) && !all_asked(f) && !f->read_status; first = false) {
-		unsigned n = build(f, max_msg, r, WINDOW);
+	for (bool first = true; (first || whole) && !rc_read_all_asked(f) && !f->read_status; first = false) {
+		unsigned n = rc_pieces_build(f, max_msg, r, INLINE_MAX);
 		int posted = p->ops->post_reads(conn, r, n);
 
 		if (posted <= 0) {
-			unbuild(f, r, 0, n);
+			rc_pieces_unbuild(f, r, 0, n);
 			if (posted == 0 || posted == -EAGAIN || posted == -ENOTCONN)
 				return false;
 			note_failure(f, posted, -1);
@@ -168,7 +114,7 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 			if (!rc_read_lost(r[i].status))
 				note_failure(f, r[i].status, -1);
 		}
-		unbuild(f, r, (unsigned)posted, n);
+		rc_pieces_unbuild(f, r, (unsigned)posted, n);
 		if (f->again && !f->read_status) {
 			/* It waits for what becomes of the session. */
 			begin_again(f);
@@ -178,7 +124,7 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 	return true;
 }
 
-static void count_posted(struct rref_ctx *ctx, int posted)
+void rc_read_count_posted(struct rref_ctx *ctx, int posted)
 {
 	if (posted > 0) {
 		at_add(&ctx->n.reads, (unsigned)posted);
@@ -188,40 +134,14 @@ static void count_posted(struct rref_ctx *ctx, int posted)
 
 static void count_runs(struct rref_ctx *ctx, const struct rc_runs *runs, int posted)
 {
-	count_posted(ctx, posted);
+	rc_read_count_posted(ctx, posted);
 	if (posted > 0 && runs->first[posted] > (unsigned)posted)
 		at_add(&ctx->n.reads_joined, runs->first[posted] - (unsigned)posted);
 }
 
-static bool hard_failure(int posted)
+bool rc_read_hard_failure(int posted)
 {
 	return posted < 0 && posted != -EAGAIN && posted != -ENOTCONN;
-}
-
-/* Posts what the window allows of a read in pieces; if nothing can be posted and nothing is in flight, it waits. [lock] */
-static void read_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
-{
-	struct rref_ctx *ctx = f->ctx;
-	struct rv_read r[WINDOW];
-	unsigned room = WINDOW - f->outstanding, n = room ? build(f, p->max_msg, r, room) : 0;
-	int posted;
-
-	if (!n)
-		return;
-	posted = p->ops->post_reads(conn, r, n);
-	count_posted(ctx, posted);
-	if (hard_failure(posted))
-		note_failure(f, posted, -1);
-	posted = max_of(posted, 0);
-	f->outstanding += (unsigned)posted;
-	at_add(&ctx->reads_in_flight, (unsigned)posted);
-	unbuild(f, r, (unsigned)posted, n);
-	if (f->outstanding)
-		return; /* the next completion goes on */
-	if (f->read_status)
-		read_done(f, true);
-	else
-		wait_for_connection(f, p, true);
 }
 
 /*
@@ -252,17 +172,17 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 	at_sub(&ctx->reads_in_flight, runs.nr - left);
 	for (unsigned i = runs.first[left]; i < n; i++) {
 		rc_run_undo(f[i]);
-		if (hard_failure(posted)) {
+		if (rc_read_hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], locked);
 		} else {
-			wait_for_connection(f[i], p, locked);
+			rc_read_wait(f[i], p, locked);
 		}
 	}
 }
 
 /* No slot or no connection: wait for one, behind those who wait already. */
-static void wait_for_connection(struct rref_future *f, struct rc_peer *p, bool locked)
+void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 
@@ -357,10 +277,10 @@ void rc_read_start(struct rref_future *f, bool locked)
 		if (start_inline(f, p))
 			read_done(f, locked);
 		else
-			wait_for_connection(f, p, locked);
+			rc_read_wait(f, p, locked);
 		return;
 	}
-	if (is_single(f, p->max_msg)) {
+	if (rc_read_is_single(f, p->max_msg)) {
 		post_singles(ctx, p, &f, 1, locked);
 		return;
 	}
@@ -369,10 +289,8 @@ void rc_read_start(struct rref_future *f, bool locked)
 		rc_lock(ctx);
 	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn) : NULL;
 
-	if (conn)
-		read_post(f, p, conn);
-	else
-		wait_for_connection(f, p, true);
+	if (!conn || !rc_pieces_start(f, p, conn))
+		rc_read_wait(f, p, true);
 	if (!locked)
 		rc_unlock(ctx);
 }
@@ -436,7 +354,7 @@ static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn
 
 	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
 		f[n] = container_of(p->waiting.next, struct rref_future, node);
-		if (!is_single(f[n], p->max_msg) || (at_load(&f[n]->state) & RC_F_MASK) != RC_F_PENDING)
+		if (!rc_read_is_single(f[n], p->max_msg) || (at_load(&f[n]->state) & RC_F_MASK) != RC_F_PENDING)
 			break;
 		list_del(&f[n]->node);
 		at_sub(&p->nr_waiting, 1);
@@ -449,14 +367,14 @@ static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn
 	at_add(&ctx->reads_in_flight, left);
 	for (unsigned i = n; i-- > runs.first[left];) {
 		rc_run_undo(f[i]);
-		if (hard_failure(posted)) {
+		if (rc_read_hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], true);
 		} else {
 			wait_first(f[i], p);
 		}
 	}
-	return posted == (int)runs.nr || hard_failure(posted);
+	return posted == (int)runs.nr || rc_read_hard_failure(posted);
 }
 
 /* Starts the reads that wait for p, first come first served, until one finds no slot. */
@@ -468,7 +386,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
 		bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
 
-		if (wanted && p->kind != RV_SHM && is_single(f, p->max_msg)) {
+		if (wanted && p->kind != RV_SHM && rc_read_is_single(f, p->max_msg)) {
 			if (!pump_singles(ctx, p, conn))
 				return;
 			continue;
@@ -486,12 +404,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			}
 			read_done(f, true);
 		} else {
-			f->retried = true; /* no second pump from within */
-			read_post(f, p, conn);
-			if (!list_empty(&f->node)) {
-				/* It went to the end; its place is the front. */
-				list_del(&f->node);
-				at_sub(&p->nr_waiting, 1);
+			if (!rc_pieces_start(f, p, conn)) {
 				wait_first(f, p);
 				return;
 			}
@@ -514,22 +427,15 @@ static void ended(struct rref_future *f, int status, int wc, bool in_run)
 		note_failure(f, status, wc);
 	bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
 
-	if (wanted && !f->read_status && !f->again && !all_asked(f)) {
-		struct rv_conn *conn = at_load(&p->conn);
-
-		if (conn) {
-			read_post(f, p, conn);
-			return;
-		}
-		f->again = true;
-	}
-	if (f->outstanding || !list_empty(&f->node))
+	if (f->pieces_at && rc_piece_ended(f, p))
+		return; /* it has further ones */
+	if (f->outstanding)
 		return;
 	/* None of it is at a device any more. */
 	if (f->again && !f->read_status && wanted && may_go_again(f, p)) {
 		begin_again(f);
 		f->retried = true; /* the caller pumps */
-		wait_for_connection(f, p, true);
+		rc_read_wait(f, p, true);
 		return;
 	}
 	if (f->again)
@@ -552,11 +458,14 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		at_add(&ctx->n.dropped, 1);
 		return;
 	}
+	struct rc_peer *p = peer_of(f);
+
 	for (bool in_run = f->run_next; f; f = next) {
 		next = f->run_next; /* before: f may be over behind it */
 		f->run_next = NULL;
 		ended(f, status, wc, in_run);
 	}
+	rc_pieces_go_on(p);
 }
 
 /* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
@@ -565,7 +474,7 @@ static void read_done(struct rref_future *f, bool locked)
 	struct rref_ctx *ctx = f->ctx;
 	int status = f->read_status;
 
-	if (!status && !all_asked(f))
+	if (!status && !rc_read_all_asked(f))
 		status = -ECANCELED;
 	if (rc_op_claim(f)) {
 		f->status = status ? rc_read_explain(f) : rc_read_check(f);
@@ -600,12 +509,12 @@ static void turn_inline(struct rref_future *f, struct rc_peer *p)
 	struct rv_conn *conn = at_load_sc(&p->conn);
 
 	if (conn)
-		over = read_inline(f, p, conn, min_of(p->max_msg, TURN_BYTES / WINDOW), false);
+		over = read_inline(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX), false);
 	at_sub_rel(&p->readers, 1);
 	rc_lock(ctx);
 	if (!over && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING)
-		wait_for_connection(f, p, true);
-	else if (all_asked(f) || f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
+		rc_read_wait(f, p, true);
+	else if (rc_read_all_asked(f) || f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
 		read_done(f, true);
 	else
 		rc_defer(ctx, &f->fetch->work);
@@ -635,16 +544,15 @@ void rc_read_turn(struct rref_future *f)
 		read_done(f, true);
 	else if (p->kind == RV_SHM)
 		turn_inline(f, p);
-	else if (is_single(f, p->max_msg))
+	else if (rc_read_is_single(f, p->max_msg))
 		post_singles(ctx, p, &f, 1, true);
-	else if (at_load(&p->conn) && !at_load(&p->nr_waiting))
-		read_post(f, p, at_load(&p->conn));
-	else
-		wait_for_connection(f, p, true);
+	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) || !rc_pieces_start(f, p, at_load(&p->conn)))
+		rc_read_wait(f, p, true);
 }
 
 void rc_read_fail(struct rref_future *f, int status)
 {
 	note_failure(f, status, -1);
-	read_done(f, true);
+	if (!f->outstanding)
+		read_done(f, true);
 }

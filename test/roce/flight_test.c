@@ -10,62 +10,11 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "hold.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
 #define THREADS 4
-#define MAX_HELD 1024
-
-static struct rv_ops holding;
-static atomic_uint to_hold;     /* so many more are kept back */
-static atomic_bool let_go;      /* and given out */
-static atomic_uint nr_held;     /* [lock], but to be looked at */
-static struct rv_event held[MAX_HELD];
-
-static int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
-{
-	int n = 0, got;
-
-	while (atomic_load(&let_go) && atomic_load(&nr_held) && n < (int)max)
-		ev[n++] = held[atomic_fetch_sub(&nr_held, 1) - 1];
-	got = rv_ibv_ops.poll(dev, ev + n, max - (unsigned)n, flags);
-	if (got < 0)
-		return got;
-	for (int end = n + got, i = n; i < end; i++)
-		/* UINT64_MAX: a look at whether the peer lives. */
-		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX && atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
-			atomic_fetch_sub(&to_hold, 1);
-			held[atomic_fetch_add(&nr_held, 1)] = ev[i];
-		} else {
-			ev[n++] = ev[i];
-		}
-	return n;
-}
-
-static void hold(struct rref_ctx *ctx, unsigned n)
-{
-	rc_lock(ctx);
-	holding = rv_ibv_ops;
-	holding.poll = poll_holding;
-	atomic_store(&let_go, false);
-	atomic_store(&to_hold, n);
-	ctx->device[RV_IBV].ops = &holding;
-	rc_unlock(ctx);
-}
-
-static void release(struct rref_ctx *ctx)
-{
-	atomic_store(&to_hold, 0);
-	atomic_store(&let_go, true);
-	rc_kick(ctx); /* whoever sleeps is not woken by the device: it said so before */
-}
-
-static bool holds(struct rref_ctx *ctx, void *n)
-{
-	rref_progress(ctx); /* in the manual mode who waits may sleep by now */
-	return atomic_load(&nr_held) >= *(unsigned *)n;
-}
 
 static bool is_over(struct rref_ctx *ctx, void *arg)
 {

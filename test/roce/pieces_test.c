@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads in pieces over a real device (core/pieces.c): what a connection has in flight at most, whose turn it is, and that a read
+ * that waits for its turn ends whatever happens meanwhile. The completions are kept back for as long as that takes.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "../proc/lent.h"
+#include "hold.h"
+#include "tg_refs.h"
+
+#define MS NSEC_PER_MSEC
+#define PIECES 9u /* in flight */
+#define ALL 1000u
+
+static struct rref *value(struct rref_ctx *ctx, size_t length)
+{
+	return tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
+}
+
+static struct rref_future *start(struct rref *r, int64_t timeout)
+{
+	struct rref_future *f;
+
+	TG_OK(rref_to_here_async(r, timeout, &f));
+	return f;
+}
+
+static bool is_done(struct rref_ctx *ctx, void *f)
+{
+	rref_progress(ctx);
+	return rref_future_test(f);
+}
+
+static void check(struct rref_future *f, size_t length)
+{
+	struct rref_view *v;
+
+	TG_OK(rref_future_wait(f, RREF_FOREVER));
+	TG_OK(rref_future_view(f, &v));
+	TG_IS(rref_view_length(v), length);
+	TG_CHECK(tg_filled(rref_view_data(v), length, 0, (unsigned)length));
+	rref_future_free(f);
+	rref_view_free(v);
+}
+
+static bool none_waits(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_stats s = tg_stats(ctx);
+
+	(void)arg;
+	rref_progress(ctx);
+	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads && !ctx->peers[1].pieces.bytes;
+}
+
+static void until_none_waits(struct rref_ctx *ctx)
+{
+	TG_CHECK(tg_eventually(none_waits, ctx, NULL));
+}
+
+static void end(struct rref_ctx *ctx, struct rref *const *r, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++)
+		rref_release(r[i]);
+	TG_OK(rref_rpc_sync(ctx, 1, "pub.drop", NULL, RREF_DEFAULT, NULL));
+	tg_all_clean(ctx);
+}
+
+static void until_held(struct rref_ctx *ctx, unsigned n)
+{
+	TG_CHECK(tg_eventually(holds, ctx, &n));
+}
+
+/* So many, and not one more, however long the device works. */
+static void holds_just(struct rref_ctx *ctx, unsigned n)
+{
+	until_held(ctx, n);
+	for (int i = 0; i < 20; i++) {
+		rref_progress(ctx);
+		tg_pause();
+	}
+	TG_IS(atomic_load(&nr_held), n);
+	TG_CHECK(ctx->peers[1].pieces.bytes <= MIB + RC_PIECE_MAX);
+}
+
+/* As few doorbells as there is room for. */
+TG_TEST(alone__with_one_doorbell, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref_stats before, after;
+		struct rref *r = value(ctx, MIB);
+
+		check(start(r, RREF_FOREVER), MIB); /* its location is known from now on */
+		before = tg_stats(ctx);
+		check(start(r, RREF_FOREVER), MIB);
+		after = tg_stats(ctx);
+		TG_IS(after.reads - before.reads, 9);
+		TG_IS(after.doorbells - before.doorbells, 1);
+		end(ctx, &r, 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(large__no_more_than_there_is_room_for, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 4 * MIB + 100);
+		struct rref_stats before, after;
+		struct rref_future *f;
+
+		check(start(r, RREF_FOREVER), 4 * MIB + 100);
+		before = tg_stats(ctx);
+		hold(ctx, ALL);
+		f = start(r, RREF_FOREVER);
+		for (unsigned out = 0; out + PIECES < 33; out += 3) {
+			holds_just(ctx, PIECES);
+			give(ctx, 1);
+			holds_just(ctx, PIECES - 1); /* not for a piece alone */
+			give(ctx, 1);
+			holds_just(ctx, PIECES - 2);
+			give(ctx, 1);
+		}
+		release(ctx);
+		check(f, 4 * MIB + 100);
+		after = tg_stats(ctx);
+		TG_IS(after.reads - before.reads, 34);
+		TG_IS(after.doorbells - before.doorbells, 1 + (34 - PIECES + 2) / 3);
+		end(ctx, &r, 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* One after the other; and small ones are not kept waiting by those that wait for their turn. */
+TG_TEST(several__first_come_first_served, 2)
+{
+	enum { N = 4 };
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r[N + 1];
+		struct rref_future *f[N];
+
+		for (int i = 0; i < N; i++)
+			r[i] = value(ctx, MIB - (size_t)i);
+		r[N] = value(ctx, 500);
+		for (int i = 0; i < N; i++)
+			check(start(r[i], RREF_FOREVER), MIB - (size_t)i);
+		check(start(r[N], RREF_FOREVER), 500);
+
+		hold(ctx, PIECES);
+		for (int i = 0; i < N; i++)
+			f[i] = start(r[i], RREF_FOREVER);
+		until_held(ctx, PIECES);
+		TG_IS(tg_stats(ctx).waiting_reads, N - 1);
+		for (int i = 0; i < 5; i++)
+			check(start(r[N], RREF_FOREVER), 500);
+		for (int i = 0; i < N; i++) {
+			atomic_store(&to_hold, ALL);
+			give(ctx, PIECES);
+			TG_CHECK(tg_eventually(is_done, ctx, f[i]));
+			if (i + 1 < N) {
+				holds_just(ctx, PIECES);
+				TG_CHECK(!rref_future_test(f[i + 1]));
+			}
+			TG_IS(tg_stats(ctx).waiting_reads, i + 2 < N ? (unsigned)(N - 2 - i) : 0);
+		}
+		release(ctx);
+		for (int i = 0; i < N; i++)
+			check(f[i], MIB - (size_t)i);
+		until_none_waits(ctx);
+		end(ctx, r, N + 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* Who has had a turn goes behind the others. */
+TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 12 * MIB), value(ctx, MIB) };
+		struct rref_future *large, *other;
+
+		check(start(r[0], RREF_FOREVER), 12 * MIB);
+		check(start(r[1], RREF_FOREVER), MIB);
+		hold(ctx, ALL);
+		large = start(r[0], RREF_FOREVER);
+		other = start(r[1], RREF_FOREVER);
+		for (unsigned out = 0; !rref_future_test(other); out++) {
+			TG_CHECK(out < 40); /* of 97 + 9 */
+			until_held(ctx, 1);
+			give(ctx, 1);
+			while (atomic_load(&to_give))
+				rref_progress(ctx);
+		}
+		TG_CHECK(!rref_future_test(large));
+		release(ctx);
+		check(large, 12 * MIB);
+		check(other, MIB);
+		until_none_waits(ctx);
+		end(ctx, r, 2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* A payload of one message whose header is elsewhere: two READs, which need no turn. */
+static struct lent lent;
+
+static int give_wrapped(struct rref_call *call, void *arg)
+{
+	struct rref_ctx *ctx = rref_call_context(call);
+	struct rref *r;
+	int err;
+
+	(void)arg;
+	lend(ctx, &lent, 3000, true, 3000);
+	r = wrap(&lent, 0, 3000);
+	err = rref_call_reply(call, &(struct rref_args){ .refs = &r, .nr_refs = 1 });
+	rref_release(r);
+	return err;
+}
+
+TG_TEST(wrapped__is_not_kept_waiting, 2)
+{
+	enum { TIMES = 20 };
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	tg_add(ctx, "give_wrapped", give_wrapped, 0);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 3 * MIB) };
+		struct rref_future *f, *large[3], *small[TIMES];
+
+		TG_OK(rref_rpc_sync(ctx, 1, "give_wrapped", NULL, RREF_DEFAULT, &f));
+		TG_OK(rref_future_wait(f, RREF_FOREVER));
+		TG_OK(rref_future_ref(f, 0, &r[1]));
+		rref_future_free(f);
+		check(start(r[0], RREF_FOREVER), 3 * MIB);
+		check(start(r[1], RREF_FOREVER), 3000);
+		hold(ctx, PIECES);
+		for (int i = 0; i < 3; i++)
+			large[i] = start(r[0], RREF_FOREVER);
+		until_held(ctx, PIECES);
+		check(start(r[1], RREF_FOREVER), 3000);
+		/* Nor for one another, and the room is what it was when all is over. */
+		hold(ctx, ALL);
+		for (int i = 0; i < TIMES; i++)
+			small[i] = start(r[1], RREF_FOREVER);
+		until_held(ctx, PIECES + 2 * TIMES);
+		release(ctx);
+		for (int i = 0; i < TIMES; i++)
+			check(small[i], 3000);
+		for (int i = 0; i < 3; i++)
+			check(large[i], 3 * MIB);
+		until_none_waits(ctx);
+		end(ctx, r, 2);
+	}
+	tg_meet_serving(ctx, 1);
+	if (rank == 1) {
+		until_back(ctx, &lent);
+		give_up(&lent);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* While it waits for its turn, or between two. */
+TG_TEST(waiting__times_out, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
+
+		check(start(r[0], RREF_FOREVER), 4 * MIB);
+		check(start(r[1], RREF_FOREVER), MIB);
+		for (int late = 0; late < 3; late++) {
+			struct rref_future *large, *other, *last;
+
+			hold(ctx, ALL);
+			large = start(r[0], late == 1 ? RREF_FOREVER : 20 * MS);
+			other = start(r[1], late == 2 ? RREF_FOREVER : 20 * MS);
+			last = start(r[1], RREF_FOREVER);
+			until_held(ctx, PIECES);
+			if (late != 1) {
+				TG_IS(rref_future_wait(large, RREF_FOREVER), -ETIMEDOUT);
+				rref_future_free(large);
+			}
+			if (late != 2) {
+				TG_IS(rref_future_wait(other, RREF_FOREVER), -ETIMEDOUT);
+				rref_future_free(other);
+			}
+			TG_CHECK(tg_stats(ctx).quarantined > 0);
+			holds_just(ctx, PIECES);
+			release(ctx);
+			if (late == 1)
+				check(large, 4 * MIB);
+			if (late == 2)
+				check(other, MIB);
+			check(last, MIB);
+			until_none_waits(ctx);
+		}
+		end(ctx, r, 2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static bool has_resumed(struct rref_ctx *ctx, void *nr)
+{
+	rref_progress(ctx);
+	return tg_stats(ctx).resumed_sessions >= *(uint64_t *)nr;
+}
+
+/* What had nothing in flight waits for the next connection, and does not wait for the pieces of the one that broke. */
+TG_TEST(waiting__its_connection_breaks, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
+
+		check(start(r[0], RREF_FOREVER), 4 * MIB);
+		check(start(r[1], RREF_FOREVER), MIB);
+		for (uint64_t round = 1; round <= 3; round++) {
+			struct rref_future *f[4];
+
+			hold(ctx, PIECES);
+			for (int i = 0; i < 4; i++)
+				f[i] = start(r[i % 2], RREF_FOREVER);
+			until_held(ctx, PIECES);
+			rc_lock(ctx);
+			rc_resume_break(ctx, &ctx->peers[1], -ECONNRESET, "a test");
+			rc_unlock(ctx);
+			TG_CHECK(tg_eventually(has_resumed, ctx, &round));
+			for (int i = 1; i < 4; i++)
+				check(f[i], i % 2 ? MIB : 4 * MIB);
+			TG_CHECK(!rref_future_test(f[0]));
+			release(ctx);
+			check(f[0], 4 * MIB);
+			until_none_waits(ctx);
+		}
+		end(ctx, r, 2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* All fail: those with pieces at the device, and those without. */
+DEATH_TEST(waiting__its_owner_dies, 2, 1 << 1)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 1)
+		tg_serve_and_die(ctx, 0);
+
+	struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
+	struct rref_future *f[4];
+
+	check(start(r[0], RREF_FOREVER), 4 * MIB);
+	check(start(r[1], RREF_FOREVER), MIB);
+	hold(ctx, ALL);
+	for (int i = 0; i < 4; i++)
+		f[i] = start(r[i % 2], RREF_FOREVER);
+	until_held(ctx, PIECES);
+	tg_set_flag(0, 1);
+	for (int i = 3; i >= 0; i--) {
+		if (i == 0) {
+			TG_IS(tg_stats(ctx).waiting_reads, 0);
+			release(ctx);
+		}
+		TG_CHECK(tg_eventually(is_done, ctx, f[i]));
+		TG_IS(rref_future_wait(f[i], RREF_FOREVER), -EOWNERDEAD);
+		rref_future_free(f[i]);
+	}
+	until_none_waits(ctx);
+	rref_release(r[0]);
+	rref_release(r[1]);
+	tg_leave(ctx);
+	return 0;
+}
+
+TG_TEST(waiting__shutdown, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 4 * MIB);
+		struct rref_future *f[4];
+		int err;
+
+		check(start(r, RREF_FOREVER), 4 * MIB);
+		hold(ctx, ALL);
+		for (int i = 0; i < 4; i++)
+			f[i] = start(r, RREF_FOREVER);
+		until_held(ctx, PIECES);
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+		for (int i = 0; i < 4; i++) {
+			err = rref_future_wait(f[i], RREF_FOREVER);
+			TG_CHECK(err == -ESHUTDOWN || err == -EOWNERDEAD);
+			rref_future_free(f[i]);
+		}
+		rref_release(r);
+		tg_set_flag(0, 1);
+	} else {
+		tg_wait_flag_serving(ctx, 0, 1);
+		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+	}
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(alone__with_one_doorbell),
+		cmocka_unit_test(large__no_more_than_there_is_room_for),
+		cmocka_unit_test(several__first_come_first_served),
+		cmocka_unit_test(several__a_large_one_does_not_keep_them_waiting),
+		cmocka_unit_test(wrapped__is_not_kept_waiting),
+		cmocka_unit_test(waiting__times_out),
+		cmocka_unit_test(waiting__its_connection_breaks),
+		cmocka_unit_test(waiting__its_owner_dies),
+		cmocka_unit_test(waiting__shutdown),
+	};
+
+	return cmocka_run_group_tests_name("pieces", tests, NULL, NULL);
+}
