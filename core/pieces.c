@@ -2,17 +2,17 @@
 /*
  * Reads in pieces: of values and ranges that no single READ brings, over hardware.
  *
- * What counts is what a connection has in flight, by all of them together: a slow link has to deliver it within an ACK time-out,
- * or it is asked for again, and again, until the link carries nothing but repetitions (seen between two emulated hosts with
- * 8 MiB in flight); and a small read posted behind it waits for all of it. So a connection has room for ROOM bytes: several
+ * What counts is what all of them have in flight together over one connection: a slow link has to deliver it within an ACK
+ * time-out, or it is asked for again, and again, until the link carries nothing but repetitions (seen between two emulated hosts
+ * with 8 MiB in flight); and a small read posted behind it waits for all of it. So a connection has room for ROOM bytes: several
  * times what a 100 Gb/s fabric holds in a round trip, and some 100 us of such a link. One read at a time has its turn, for TURN
  * bytes or a little more, and then goes behind the others: values of that size come one after the other, not all at the end, and
  * no larger one keeps them from coming. It is posted with one doorbell for LEAST bytes or more, once there is room for so much.
  *
- * A payload of one message whose header is elsewhere needs no turn, as a single READ needs none.
+ * Payloads and ranges of one message whose header is a READ of its own need no turn and take no room, as single READs.
  *
  * Pieces of two connections are never mixed: what the header says that came over one is said of what came before it there. When a
- * connection ends, reads that have pieces at it begin again once these have come back.
+ * connection ends, reads that were at it begin again, once those of their pieces that are in flight have come back.
  */
 #include "rc.h"
 
@@ -110,7 +110,7 @@ static int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_pieces *q = &p->pieces;
 	struct rv_read r[POST_MAX];
-	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : (room(q) + p->max_msg - 1) / p->max_msg;
+	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : max_of(room(q) / p->max_msg, UINT64_C(1));
 	unsigned n = rc_pieces_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
 	int posted = p->ops->post_reads(conn, r, n);
 
@@ -123,7 +123,8 @@ static int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 		f->bytes_at = 0;
 	f->pieces_at = q->connection;
 	f->outstanding += (unsigned)posted;
-	for (unsigned i = 0; i < (unsigned)posted; i++) {
+	q->outstanding += (unsigned)posted;
+	for (unsigned i = 0; i < (unsigned)posted && !is_short(f, p); i++) {
 		f->bytes_at += r[i].sge[0].length;
 		q->bytes += r[i].sge[0].length;
 	}
@@ -137,14 +138,17 @@ bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *c
 	struct rc_pieces *q = &p->pieces;
 	int posted = 0;
 
+	if (f->pieces_at != q->connection)
+		f->next = 0;
 	if (is_short(f, p) || (list_empty(&q->reads) && has_room(f, p))) {
 		posted = post(f, p, conn);
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 			return true;
 		}
-		if (posted <= 0 && !q->bytes)
-			return false; /* nobody's piece would end, and have it go on */
+		/* Nobody's piece would end, and have it go on; or those that it would wait for may have their turn later than it. */
+		if (posted <= 0 && (!q->outstanding || is_short(f, p)))
+			return false;
 	}
 	if (posted <= 0)
 		put(q, f, false);
@@ -156,12 +160,13 @@ bool rc_piece_ended(struct rref_future *f, struct rc_peer *p)
 	struct rc_pieces *q = &p->pieces;
 	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
 
-	/* They end in order; only the last two can be shorter. */
 	if (same) {
+		/* Mostly of that length; the last one settles what is left. */
 		uint64_t bytes = f->outstanding ? min_of(f->bytes_at, p->max_msg) : f->bytes_at;
 
 		f->bytes_at -= bytes;
 		q->bytes -= bytes;
+		q->outstanding--;
 	}
 	if (same && wanted(f) && !f->read_status && !f->again)
 		return queued;
@@ -185,8 +190,8 @@ void rc_pieces_go_on(struct rc_peer *p)
 		posted = wanted(f) ? post(f, p, at_load(&p->conn)) : -ECANCELED;
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
-		} else if (posted <= 0 && q->bytes) {
-			put(q, f, true); /* no place in the send queue until a piece has ended */
+		} else if (posted <= 0 && q->outstanding) {
+			put(q, f, true); /* until a piece has ended: no place in the send queue, or a connection that breaks */
 			return;
 		} else if (posted <= 0) {
 			f->retried = true; /* the caller pumps */
@@ -200,8 +205,9 @@ void rc_pieces_stop(struct rc_peer *p)
 	struct rc_pieces *q = &p->pieces;
 	struct list *n;
 
-	q->connection += q->connection == UINT32_MAX ? 2 : 1;
+	q->connection++;
 	q->bytes = 0;
+	q->outstanding = 0;
 	while ((n = list_pop(&q->reads))) {
 		struct rref_future *f = container_of(n, struct rref_future, node);
 

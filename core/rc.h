@@ -38,7 +38,7 @@
 #include "verbs/rv.h"
 
 #define RC_BATCH_MAX 32u /* reads posted with one doorbell */
-#define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see read.c */
+#define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see pieces.c */
 
 /* ---- functions and calls ---------------------------------------------------------------------------------------- */
 
@@ -371,7 +371,7 @@ void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked); /* for
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
 void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
-void rc_read_fail(struct rref_future *f, int status);       /* [lock] a read that waited for its peer; nothing in flight */
+void rc_read_fail(struct rref_future *f, int status);       /* [lock] at once, or when its last piece has come back */
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
 void rc_read_ended(struct rref_future *f, int status, int wc); /* [lock] the only READ of f's, which brought no other's value */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */

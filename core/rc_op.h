@@ -120,9 +120,9 @@ struct rref_future {
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
-	uint32_t outstanding;         /* [lock] pieces at the device (set before posting) */
-	uint32_t pieces_at;           /* [lock] the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
-	uint64_t bytes_at;            /* [lock] of them, those that are not back */
+	uint32_t outstanding;         /* [lock] READs at the device (set before posting where that is not under the lock) */
+	uint64_t pieces_at;           /* [lock] the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
+	uint64_t bytes_at;            /* [lock] bytes of theirs in flight */
 	struct rref_future *run_next; /* [lock] the next one that the same READ brings (set before posting); runs.c */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;

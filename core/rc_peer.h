@@ -34,8 +34,9 @@ struct rc_stall {
 struct rc_pieces {
 	struct list reads;            /* [lock] that have further ones to post */
 	_Atomic uint32_t nr_reads;    /* [lock] writes */
-	uint64_t bytes;               /* [lock] in flight over this connection */
-	uint32_t connection;          /* [lock] counts them; not 0 */
+	uint64_t bytes;               /* [lock] in flight over this connection, of those that need turns */
+	uint64_t connection;          /* [lock] counts them; not 0 */
+	uint32_t outstanding;         /* [lock] pieces at this connection, of all */
 };
 
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };

@@ -13,7 +13,7 @@
  * the payload first, the header behind it, and one doorbell for both if the payload is one message.
  *
  * Who works on an operation: first the thread that starts it, then, once pieces are at a device that reports by
- * events, only the holder of the progress lock. outstanding is set before posting and corrected under the lock.
+ * events, only the holder of the progress lock.
  */
 #include <errno.h>
 #include <stdio.h>

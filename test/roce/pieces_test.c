@@ -16,6 +16,7 @@
 #define MS NSEC_PER_MSEC
 #define PIECES 9u /* in flight */
 #define ALL 1000u
+#define WRAPPED (100 * KIB)
 
 static struct rref *value(struct rref_ctx *ctx, size_t length)
 {
@@ -54,7 +55,7 @@ static bool none_waits(struct rref_ctx *ctx, void *arg)
 
 	(void)arg;
 	rref_progress(ctx);
-	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads && !ctx->peers[1].pieces.bytes;
+	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads && !ctx->peers[1].pieces.bytes && !ctx->peers[1].pieces.outstanding;
 }
 
 static void until_none_waits(struct rref_ctx *ctx)
@@ -84,7 +85,7 @@ static void holds_just(struct rref_ctx *ctx, unsigned n)
 		tg_pause();
 	}
 	TG_IS(atomic_load(&nr_held), n);
-	TG_CHECK(ctx->peers[1].pieces.bytes <= MIB + RC_PIECE_MAX);
+	TG_CHECK(ctx->peers[1].pieces.bytes <= MIB + RC_PIECE_MAX + RC_HEADER_BYTES);
 }
 
 /* As few doorbells as there is room for. */
@@ -226,8 +227,8 @@ static int give_wrapped(struct rref_call *call, void *arg)
 	int err;
 
 	(void)arg;
-	lend(ctx, &lent, 3000, true, 3000);
-	r = wrap(&lent, 0, 3000);
+	lend(ctx, &lent, WRAPPED, true, WRAPPED);
+	r = wrap(&lent, 0, WRAPPED);
 	err = rref_call_reply(call, &(struct rref_args){ .refs = &r, .nr_refs = 1 });
 	rref_release(r);
 	return err;
@@ -249,12 +250,12 @@ TG_TEST(wrapped__is_not_kept_waiting, 2)
 		TG_OK(rref_future_ref(f, 0, &r[1]));
 		rref_future_free(f);
 		check(start(r[0], RREF_FOREVER), 3 * MIB);
-		check(start(r[1], RREF_FOREVER), 3000);
+		check(start(r[1], RREF_FOREVER), WRAPPED);
 		hold(ctx, PIECES);
 		for (int i = 0; i < 3; i++)
 			large[i] = start(r[0], RREF_FOREVER);
 		until_held(ctx, PIECES);
-		check(start(r[1], RREF_FOREVER), 3000);
+		check(start(r[1], RREF_FOREVER), WRAPPED);
 		/* Nor for one another, and the room is what it was when all is over. */
 		hold(ctx, ALL);
 		for (int i = 0; i < TIMES; i++)
@@ -262,7 +263,7 @@ TG_TEST(wrapped__is_not_kept_waiting, 2)
 		until_held(ctx, PIECES + 2 * TIMES);
 		release(ctx);
 		for (int i = 0; i < TIMES; i++)
-			check(small[i], 3000);
+			check(small[i], WRAPPED);
 		for (int i = 0; i < 3; i++)
 			check(large[i], 3 * MIB);
 		until_none_waits(ctx);
@@ -325,6 +326,16 @@ static bool has_resumed(struct rref_ctx *ctx, void *nr)
 	return tg_stats(ctx).resumed_sessions >= *(uint64_t *)nr;
 }
 
+static void must_resume(struct rref_ctx *ctx)
+{
+	uint64_t nr = tg_stats(ctx).resumed_sessions + 1;
+
+	rc_lock(ctx);
+	rc_resume_break(ctx, &ctx->peers[1], -ECONNRESET, "a test");
+	rc_unlock(ctx);
+	TG_CHECK(tg_eventually(has_resumed, ctx, &nr));
+}
+
 /* What had nothing in flight waits for the next connection, and does not wait for the pieces of the one that broke. */
 TG_TEST(waiting__its_connection_breaks, 2)
 {
@@ -335,17 +346,14 @@ TG_TEST(waiting__its_connection_breaks, 2)
 
 		check(start(r[0], RREF_FOREVER), 4 * MIB);
 		check(start(r[1], RREF_FOREVER), MIB);
-		for (uint64_t round = 1; round <= 3; round++) {
+		for (int round = 0; round < 3; round++) {
 			struct rref_future *f[4];
 
 			hold(ctx, PIECES);
 			for (int i = 0; i < 4; i++)
 				f[i] = start(r[i % 2], RREF_FOREVER);
 			until_held(ctx, PIECES);
-			rc_lock(ctx);
-			rc_resume_break(ctx, &ctx->peers[1], -ECONNRESET, "a test");
-			rc_unlock(ctx);
-			TG_CHECK(tg_eventually(has_resumed, ctx, &round));
+			must_resume(ctx);
 			for (int i = 1; i < 4; i++)
 				check(f[i], i % 2 ? MIB : 4 * MIB);
 			TG_CHECK(!rref_future_test(f[0]));
@@ -354,6 +362,88 @@ TG_TEST(waiting__its_connection_breaks, 2)
 			until_none_waits(ctx);
 		}
 		end(ctx, r, 2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* One that has had a turn, and has nothing in flight just now: all of it is read over the next one, as the header is. */
+TG_TEST(between_turns__its_connection_breaks, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = value(ctx, 4 * MIB);
+
+		check(start(r, RREF_FOREVER), 4 * MIB);
+		for (int round = 0; round < 3; round++) {
+			struct rref_future *f[2];
+			struct rref_stats before;
+
+			hold(ctx, ALL);
+			for (int i = 0; i < 2; i++)
+				f[i] = start(r, RREF_FOREVER);
+			for (bool between = false; !between;) {
+				until_held(ctx, 1);
+				give(ctx, 1);
+				while (atomic_load(&to_give))
+					rref_progress(ctx);
+				rc_lock(ctx);
+				between = f[0]->next && !f[0]->outstanding;
+				rc_unlock(ctx);
+			}
+			TG_CHECK(f[0]->next < 4 * MIB);
+			holds_just(ctx, PIECES); /* of the other one */
+			atomic_store(&to_hold, 0);
+			before = tg_stats(ctx);
+			must_resume(ctx);
+			check(f[0], 4 * MIB);
+			TG_IS(tg_stats(ctx).reads - before.reads, 33);
+			TG_CHECK(!rref_future_test(f[1]));
+			release(ctx);
+			check(f[1], 4 * MIB);
+			until_none_waits(ctx);
+		}
+		end(ctx, &r, 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* Short ones take no room from it, however many there are. */
+TG_TEST(large__is_not_kept_waiting_by_short_ones, 2)
+{
+	enum { TIMES = 20 };
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	tg_add(ctx, "give_wrapped", give_wrapped, 0);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 3 * MIB) };
+		struct rref_future *f, *large, *small[TIMES];
+
+		TG_OK(rref_rpc_sync(ctx, 1, "give_wrapped", NULL, RREF_DEFAULT, &f));
+		TG_OK(rref_future_wait(f, RREF_FOREVER));
+		TG_OK(rref_future_ref(f, 0, &r[1]));
+		rref_future_free(f);
+		check(start(r[0], RREF_FOREVER), 3 * MIB);
+		check(start(r[1], RREF_FOREVER), WRAPPED);
+		hold(ctx, 2 * TIMES);
+		for (int i = 0; i < TIMES; i++)
+			small[i] = start(r[1], RREF_FOREVER);
+		until_held(ctx, 2 * TIMES);
+		large = start(r[0], RREF_FOREVER);
+		check(large, 3 * MIB);
+		release(ctx);
+		for (int i = 0; i < TIMES; i++)
+			check(small[i], WRAPPED);
+		until_none_waits(ctx);
+		end(ctx, r, 2);
+	}
+	tg_meet_serving(ctx, 1);
+	if (rank == 1) {
+		until_back(ctx, &lent);
+		give_up(&lent);
 	}
 	tg_finish(ctx);
 	return 0;
@@ -433,6 +523,8 @@ int main(void)
 		cmocka_unit_test(wrapped__is_not_kept_waiting),
 		cmocka_unit_test(waiting__times_out),
 		cmocka_unit_test(waiting__its_connection_breaks),
+		cmocka_unit_test(between_turns__its_connection_breaks),
+		cmocka_unit_test(large__is_not_kept_waiting_by_short_ones),
 		cmocka_unit_test(waiting__its_owner_dies),
 		cmocka_unit_test(waiting__shutdown),
 	};
