@@ -58,6 +58,7 @@ int rc_peers_open(struct rref_ctx *ctx)
 			if (d->dev && p->member->addr[k].len && d->ops->reach(d->dev, &p->member->addr[k]) == 0) {
 				p->ops = d->ops;
 				p->dev = d->dev;
+				p->device = d;
 				p->kind = (enum rv_kind)k;
 				p->max_sge = d->caps.max_sge;
 				p->max_msg = k == RV_IBV ? min_of(d->caps.max_msg, RC_PIECE_MAX) : d->caps.max_msg;
@@ -377,15 +378,15 @@ static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	}
 }
 
-static void on_read(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
 {
-	if (ev->cookie == UINT64_MAX) {
-		rc_stall_event(ctx, p, ev->status);
+	if (unlikely(cookie == UINT64_MAX)) {
+		rc_stall_event(ctx, p, status);
 		return;
 	}
-	if (!rc_flight_event(ctx, p, ev->cookie, ev->status, ev->wc_status))
-		rc_read_event(ctx, ev->cookie, ev->status, ev->wc_status);
-	if (p && at_load(&p->nr_waiting))
+	if (!rc_flight_event(ctx, p, cookie, status, wc))
+		rc_read_event(ctx, cookie, status, wc);
+	if (p && unlikely(at_load(&p->nr_waiting)))
 		rc_read_pump(ctx, p);
 }
 
@@ -464,7 +465,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 
 	/* Most are messages of a session that is up, or ends of READs. */
 	if (ev->type == RV_EV_READ) {
-		on_read(ctx, p, ev);
+		rc_peer_read(ctx, p, ev->cookie, ev->status, ev->wc_status);
 	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn || p->resume.broken || !p->authenticated)) {
 		any_event(ctx, d, ev);
 	} else {

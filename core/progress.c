@@ -137,14 +137,14 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 
 void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 {
-	struct rv_event ev[BATCH];
+	uint64_t cookie;
+	void *user;
 
-	if (at_load(&ctx->state) == RC_CTX_SHUT)
+	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
 		return;
-	ctx->turn_at = 0; /* shm brings messages all the same */
-	for (int k = 0; k < RV_NR_KINDS; k++)
-		if (ctx->device[k].dev == p->dev)
-			poll_device(ctx, &ctx->device[k], ev, RV_POLL_READS);
+	ctx->turn_at = 0; /* a step of the engine's may follow */
+	if (p->device->ops->next_read(p->dev, &cookie, &user))
+		rc_peer_read(ctx, user, cookie, 0, -1);
 }
 
 /*

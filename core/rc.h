@@ -419,6 +419,7 @@ void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
+void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* [lock] a READ has ended; p may be NULL */
 void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] the fence's first step */
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] from here on reads may be posted */
 void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text); /* [lock] */
@@ -562,7 +563,7 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 /* progress.c */
 int rc_progress_locked(struct rref_ctx *ctx, bool slow);     /* [lock] returns events handled */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks); /* [lock] */
-void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] a look for finished READs from p only */
+void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] a look for a finished READ of p's device only */
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */

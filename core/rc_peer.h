@@ -46,6 +46,7 @@ struct rc_peer {
 	uint32_t rank;
 	const struct rv_ops *ops;     /* [const] device that reaches it; NULL for self or unreachable */
 	struct rv_dev *dev;           /* [const] */
+	struct rc_device *device;     /* [const] the same */
 	enum rv_kind kind;            /* [const] */
 	enum rc_peer_state state;     /* [lock] */
 	bool said_goodbye;            /* [lock] its end is orderly */

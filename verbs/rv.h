@@ -138,7 +138,6 @@ struct rv_event {
 };
 
 #define RV_POLL_SLOW 1u        /* also look at connection events, async events, sockets (syscalls) */
-#define RV_POLL_READS 4u       /* for who waits for a READ: look at its completion first, and at nothing else if it can be so */
 #define RV_ARM_READS 2u        /* arm: wake for finished READs too, not for messages and connections only */
 
 /*
@@ -166,7 +165,9 @@ struct rv_event {
  *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
  *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL. A posted READ is reported exactly once: in r[i].status at once
  *             where caps.reads_inline, else by RV_EV_READ.
- * poll        [progress] Up to max events; flags RV_POLL_SLOW or RV_POLL_READS. Returns their number, or -errno if the device is lost.
+ * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if the device is lost.
+ * next_read   [progress] For who waits for a READ, a shorter way than poll: if the next that the device has to say is that one ended
+ *             well, its cookie, and the user of its connection. false: nothing, or something that poll reports.
  * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
  * arm         [progress] After it fd() becomes readable when something arrives: messages and connection events always,
  *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps (RV_POLL_SLOW).
@@ -194,6 +195,7 @@ struct rv_ops {
 	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
 	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
 	int (*poll)(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
+	bool (*next_read)(struct rv_dev *dev, uint64_t *cookie, void **user);
 	void (*recv_done)(struct rv_dev *dev, uint64_t token);
 	int (*arm)(struct rv_dev *dev, unsigned flags);
 	void (*disarm)(struct rv_dev *dev);

@@ -247,6 +247,92 @@ static struct rv_read read_of(const struct refusal *f, uint64_t offset, uint32_t
 				.sge = {{f->to->mem, len, f->to->mr.lkey}}};
 }
 
+/*
+ * The short way for who waits for a READ: it brings the good ones, each once, and in order; all else stays where poll finds it,
+ * and what comes behind it waits there too. Where READs are over at once it never brings any.
+ */
+static void read__by_the_short_way(void **state)
+{
+	enum { READS = 3 };
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct tlv_remote from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
+	struct tlv_region *to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
+	int64_t deadline = tlv_deadline_ns();
+	struct rv_read r[READS];
+	uint64_t cookie;
+	void *user;
+
+	(void)state;
+	assert_reads(c, &from, 9, to);
+	for (int round = 0; round < 50; round++) {
+		bool with_message = round % 2;
+
+		for (unsigned i = 0; i < READS; i++) {
+			r[i] = (struct rv_read){.cookie = i, .addr = from.iova + 100 * i, .rkey = from.rkey, .nr_sge = 1,
+						.sge = {{to->mem + 1000 * i, 100, to->mr.lkey}}};
+			me.read_status[i] = TLV_UNFINISHED;
+			me.read_reports[i] = 0;
+		}
+		memset(to->mem, TLV_PATTERN_LOCAL, to->size);
+		if (with_message) {
+			assert_int_equal(tlv_send_next(c, 32), 0);
+			tlv_pump_for(&me, 5); /* its completion may be found by either */
+		}
+		assert_int_equal(me.ops->post_reads(c->conn, r, READS), READS);
+		for (unsigned i = 0; i < READS && !me.caps.reads_inline; i++) {
+			bool found = false;
+
+			while (!(found = me.ops->next_read(me.dev, &cookie, &user)) && me.read_status[i] == TLV_UNFINISHED) {
+				assert_true(now_ns() < deadline);
+				if (with_message)
+					tlv_pump(&me, 0, -1);
+			}
+			if (found) {
+				assert_int_equal(cookie, i);
+				assert_ptr_equal(user, c);
+				assert_int_equal(me.read_reports[i], 0);
+			} else {
+				assert_true(with_message);
+				assert_int_equal(me.read_status[i], 0);
+			}
+			assert_int_equal(tlv_differs(to->mem + 1000 * i, 100, 9, 100 * i), -1);
+		}
+		tlv_pump_for(&me, 5);
+		for (unsigned i = 0; i < READS; i++)
+			assert_in_range(me.read_reports[i], 0, with_message);
+		assert_false(me.ops->next_read(me.dev, &cookie, &user));
+	}
+	assert_echo(c);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
+static void refused__not_by_the_short_way(void **state)
+{
+	struct refusal f;
+	uint64_t cookie;
+	void *user;
+
+	(void)state;
+	refusal_start(&f);
+	if (!me.caps.reads_inline) {
+		struct rv_read r = read_of(&f, 0, 8);
+
+		r.rkey ^= 0x5a5a00;
+		me.read_status[0] = TLV_UNFINISHED;
+		assert_int_equal(me.ops->post_reads(f.bad->conn, &r, 1), 1);
+		for (int64_t end = now_ns() + 50 * NSEC_PER_MSEC; now_ns() < end;)
+			assert_false(me.ops->next_read(me.dev, &cookie, &user));
+		assert_int_equal(me.read_status[0], TLV_UNFINISHED);
+		assert_true(tlv_until(&me, &f.bad->down));
+		assert_true(me.read_status[0] < 0);
+	}
+	assert_reads(f.good, &f.from, 9, f.to);
+	assert_echo(f.good);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
+}
+
 static void refused__key_never_given(void **state)
 {
 	struct refusal f;
@@ -499,6 +585,7 @@ static void read__from_many_threads(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		TEST(read__by_the_short_way),
 		TEST(read__chain),
 		TEST(read__from_many_threads),
 		TEST(read__more_than_slots),
@@ -515,6 +602,7 @@ int main(void)
 		TEST(refused__landing_outside_its_region),
 		TEST(refused__landing_without_a_key),
 		TEST(refused__nothing_before_allow_reads),
+		TEST(refused__not_by_the_short_way),
 		TEST(refused__one_byte_before_the_start),
 		TEST(refused__one_byte_past_the_end),
 		TEST(refused__region_for_landing_only),

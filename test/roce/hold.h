@@ -43,12 +43,19 @@ static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned
 	return n;
 }
 
+static inline bool no_short_way(struct rv_dev *dev, uint64_t *cookie, void **user)
+{
+	(void)dev, (void)cookie, (void)user;
+	return false;
+}
+
 /* The next n are kept back. */
 static inline void hold(struct rref_ctx *ctx, unsigned n)
 {
 	rc_lock(ctx);
 	holding = rv_ibv_ops;
 	holding.poll = poll_holding;
+	holding.next_read = no_short_way;
 	atomic_store(&to_give, 0);
 	atomic_store(&to_hold, n);
 	ctx->device[RV_IBV].ops = &holding;

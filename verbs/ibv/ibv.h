@@ -323,6 +323,8 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t);
 /* read.c */
 int rvi_reads_init(struct rv_conn *conn);
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
+/* A READ that is under way ends: its connection and cookie. NULL: none does. */
+struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie);
 void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
 bool rvi_reads_outstanding(const struct rv_conn *conn);
 bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
@@ -330,6 +332,7 @@ bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
 /* poll.c */
 struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type, int status);
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
+bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user);
 void rvi_drain_for(struct rv_conn *conn);
 void rvi_spill_purge(struct rv_conn *conn);
 

@@ -36,6 +36,7 @@ const struct rv_ops rv_ibv_ops = {
 	.send = rvi_send,
 	.post_reads = rvi_post_reads,
 	.poll = rvi_poll,
+	.next_read = rvi_next_read,
 	.recv_done = rvi_recv_done,
 	.arm = rvi_arm,
 	.disarm = rvi_disarm,

@@ -153,12 +153,7 @@ static void attend(struct rv_dev *dev)
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	struct rvi_sink sink = { .dev = dev, .ev = ev, .max = max };
-	bool full = false;
 
-	/* What came earlier has its turn first; and a broken queue is found out below. */
-	if (flags & RV_POLL_READS && likely(!dev->spill_tail && dev->stash_head == dev->stash_tail) &&
-	    batch(dev, dev->send_cq, &sink, &full) >= 0)
-		return (int)sink.n;
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
 	if (unlikely(at_load(&dev->attention)))
@@ -172,6 +167,29 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	if (unlikely(dev->lost && !sink.n && list_empty(&dev->ends) && list_empty(&dev->closed)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
 	return (int)sink.n;
+}
+
+/* Anything else that it finds is kept for poll; so is a broken queue. */
+bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
+{
+	struct rvi_token t;
+	struct rv_conn *conn;
+	struct ibv_wc wc;
+
+	/* What came earlier has its turn first. */
+	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) || ibv_poll_cq(dev->send_cq, 1, &wc) != 1)
+		return false;
+	t = rvi_token_unpack(wc.wr_id);
+	if (unlikely(t.kind != RVI_READ || wc.status != IBV_WC_SUCCESS)) {
+		dev->stash[0] = wc;
+		dev->stash_head = 0;
+		dev->stash_tail = 1;
+		return false;
+	}
+	conn = rvi_read_over(dev, t, cookie);
+	if (likely(conn != NULL))
+		*user = conn->user;
+	return conn;
 }
 
 /* A completion of the connection that is being closed says nothing any more: its READs are reported by the ledger. */

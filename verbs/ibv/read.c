@@ -100,14 +100,9 @@ struct chain {
 	unsigned nr_sge;
 };
 
-/*
- * The request in slot i. Every READ is signalled: each has a status of its own, none hides behind another. Returns how many
- * entries of `to` it took.
- */
-static int fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct ibv_send_wr *wr, struct ibv_sge *to)
+/* Where it goes. Returns how many entries of `to` that took. */
+static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 {
-	struct rvi_read *s = &conn->reads[i];
-	uint32_t gen = at_load(&s->gen) + 1;
 	int n = 0;
 
 	for (uint32_t p = 0; p < r->nr_sge; p++) {
@@ -121,6 +116,15 @@ static int fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struc
 		to[n].lkey = from->lkey;
 		n++;
 	}
+	return n;
+}
+
+/* The request in slot i. Every READ is signalled: each has a status of its own, none hides behind another. */
+static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct ibv_send_wr *wr, struct ibv_sge *to, int n)
+{
+	struct rvi_read *s = &conn->reads[i];
+	uint32_t gen = at_load(&s->gen) + 1;
+
 	/* Field by field: clearing all 128 bytes costs more than the rest, and a READ's post looks at no others. */
 	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
 	wr->next = NULL;
@@ -133,13 +137,12 @@ static int fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struc
 	wr->wr.rdma.rkey = r->rkey;
 	at_store(&s->cookie, r->cookie);
 	at_store_rel(&s->gen, gen);
-	return n;
 }
 
 /* Before the post: behind it the READs' ends can be seen. */
 static void count(struct rv_dev *dev, unsigned n)
 {
-	if (likely(n == 1)) {
+	if (n == 1) {
 		at_add(&dev->stat.reads_alone, 1);
 		return;
 	}
@@ -172,24 +175,6 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	return rv_fail(err == EINVAL ? EINVAL : ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
 
-/* What nearly all posts are: no chain to be laid out. */
-static int post_one(struct rv_conn *conn, const struct rv_read *r)
-{
-	struct ibv_sge sge[RV_READ_SGE_MAX];
-	struct ibv_send_wr wr, *bad = NULL;
-	uint32_t i;
-	int rc = check(conn, r);
-
-	if (unlikely(rc))
-		return rc;
-	if (unlikely(!take(conn, 1, &i)))
-		return -EAGAIN;
-	fill(conn, i, r, &wr, sge);
-	count(conn->dev, 1);
-	rc = ibv_post_send(conn->qp, &wr, &bad);
-	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
-}
-
 static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	struct ibv_send_wr *bad = NULL;
@@ -215,7 +200,10 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	for (unsigned k = 0; k < got; k++) {
 		uint32_t next = at_load(&conn->reads[i].next);
 
-		c.nr_sge += (unsigned)fill(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge]);
+		int filled = fill_pieces(&r[k], &c.sge[c.nr_sge]);
+
+		fill(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge], filled);
+		c.nr_sge += (unsigned)filled;
 		if (k)
 			c.wr[k - 1].next = &c.wr[k];
 		i = next;
@@ -223,6 +211,29 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	count(conn->dev, got);
 	rc = ibv_post_send(conn->qp, c.wr, &bad);
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
+}
+
+/* What nearly all posts are: one READ into one piece. */
+static int post_one(struct rv_conn *conn, struct rv_read *r)
+{
+	struct rv_dev *dev = conn->dev;
+	struct ibv_sge sge = { (uintptr_t)r->sge[0].addr, r->sge[0].length, r->sge[0].lkey };
+	struct ibv_send_wr wr, *bad = NULL;
+	uint64_t old = at_load_acq(&conn->free_reads);
+	uint32_t i;
+	int rc;
+
+	if (unlikely(r->nr_sge != 1 || sge.length - 1 >= dev->max_msg))
+		return post_chain(conn, r, 1);
+	do {
+		i = head_of(old);
+		if (unlikely(i == RVI_NIL))
+			return -EAGAIN;
+	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, at_load(&conn->reads[i].next)))));
+	fill(conn, i, r, &wr, &sge, 1);
+	at_add(&dev->stat.reads_alone, 1); /* before the post, as in count() */
+	rc = ibv_post_send(conn->qp, &wr, &bad);
+	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
 }
 
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
@@ -243,19 +254,30 @@ static struct rv_conn *owner_of(struct rv_dev *dev, struct rvi_token t)
 	return at_load_acq(&conn->reads[slot].gen) == t.gen ? conn : NULL;
 }
 
-void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie)
 {
 	struct rv_conn *conn = owner_of(dev, t);
 	uint32_t slot = rvi_index_slot(t.index);
-	struct rv_event *e;
 
 	if (unlikely(!conn)) {
 		at_add(&dev->stat.stale_wc, 1);
-		return;
+		return NULL;
 	}
-	e = rvi_emit(sink, conn, RV_EV_READ, rvi_wc_errno(wc->status));
-	e->cookie = at_load(&conn->reads[slot].cookie);
+	*cookie = at_load(&conn->reads[slot].cookie);
 	give(conn, slot);
+	return conn;
+}
+
+void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+{
+	uint64_t cookie;
+	struct rv_conn *conn = rvi_read_over(dev, t, &cookie);
+	struct rv_event *e;
+
+	if (unlikely(!conn))
+		return;
+	e = rvi_emit(sink, conn, RV_EV_READ, rvi_wc_errno(wc->status));
+	e->cookie = cookie;
 	if (likely(wc->status == IBV_WC_SUCCESS))
 		return;
 	e->wc_status = wc->status;

@@ -186,6 +186,13 @@ static int rvs_fd(struct rv_dev *dev)
 	return dev->epoll;
 }
 
+/* READs are over when they are posted. */
+static bool next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
+{
+	(void)dev, (void)cookie, (void)user;
+	return false;
+}
+
 const struct rv_ops rv_shm_ops = {
 	.name = "shm",
 	.kind = RV_SHM,
@@ -203,6 +210,7 @@ const struct rv_ops rv_shm_ops = {
 	.send = rvs_send,
 	.post_reads = rvs_post_reads,
 	.poll = rvs_poll,
+	.next_read = next_read,
 	.recv_done = rvs_recv_done,
 	.arm = rvs_arm,
 	.disarm = rvs_disarm,
