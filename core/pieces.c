@@ -105,7 +105,7 @@ static void take(struct rc_pieces *q, struct rref_future *f)
 	at_sub(&q->nr_reads, 1);
 }
 
-/* All for which there is room, the last piece to the end; what is left waits. As post_reads. */
+/* All for which there is room, one piece at least; what is left waits. As post_reads. */
 static int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_pieces *q = &p->pieces;

@@ -95,7 +95,7 @@ static int make_tables(struct rv_dev *dev)
 	dev->stash_max = dev->max_conns * (dev->max_reads + dev->nr_sends + recv_each) + RVI_BATCH;
 	dev->conns = calloc(dev->max_slots, sizeof(*dev->conns));
 	dev->qpn_table = calloc(hash, sizeof(*dev->qpn_table));
-	dev->stash = malloc(dev->stash_max * sizeof(*dev->stash)); /* untouched until a fence needs it */
+	dev->stash = malloc(dev->stash_max * sizeof(*dev->stash)); /* most of it untouched until a fence needs it */
 	if (!dev->conns || !dev->qpn_table || !dev->stash)
 		return rv_fail(ENOMEM, "no memory for %u connections", dev->max_conns);
 	/* Twice: buffers of closed connections stay with the core until it gives them back. */

@@ -193,8 +193,9 @@ struct rv_dev {
 	/* [progress] */
 	cache_aligned bool lost;     /* unusable */
 	bool lost_told;
-	struct ibv_wc *stash;        /* completions taken out of the queues early, by a fence; poll looks here first */
+	struct ibv_wc *stash;        /* completions taken out of the queues early, by a fence or next_read; poll looks here first */
 	uint32_t stash_head, stash_tail, stash_max;
+	bool cq_broken;              /* one of the queues */
 	struct rv_event spill[RVI_SPILL_MAX];
 	uint32_t spill_head, spill_tail;
 	struct list closed, ends, free_conns;

@@ -101,7 +101,8 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 	do {
 		full = false;
-		if (unlikely(batch(dev, dev->send_cq, sink, &full) < 0 || batch(dev, dev->recv_cq, sink, &full) < 0)) {
+		if (unlikely(dev->cq_broken || batch(dev, dev->send_cq, sink, &full) < 0 || batch(dev, dev->recv_cq, sink, &full) < 0)) {
+			dev->cq_broken = true;
 			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
 			return true;
 		}
@@ -169,16 +170,23 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	return (int)sink.n;
 }
 
-/* Anything else that it finds is kept for poll; so is a broken queue. */
+/* Anything else that it finds is kept for poll. So is that a queue is broken, which a driver may say only once. */
 bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 {
 	struct rvi_token t;
 	struct rv_conn *conn;
 	struct ibv_wc wc;
+	int n;
 
 	/* What came earlier has its turn first. */
-	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) || ibv_poll_cq(dev->send_cq, 1, &wc) != 1)
+	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail))
 		return false;
+	n = ibv_poll_cq(dev->send_cq, 1, &wc);
+	if (n != 1) {
+		if (unlikely(n < 0))
+			dev->cq_broken = true;
+		return false;
+	}
 	t = rvi_token_unpack(wc.wr_id);
 	if (unlikely(t.kind != RVI_READ || wc.status != IBV_WC_SUCCESS)) {
 		dev->stash[0] = wc;
@@ -213,6 +221,7 @@ static void drain(struct rv_conn *conn, struct ibv_cq *cq)
 
 	do {
 		n = ibv_poll_cq(cq, RVI_BATCH, wc);
+		dev->cq_broken |= n < 0;
 		for (int i = 0; i < n; i++) {
 			if (drop(conn, &wc[i]))
 				continue;

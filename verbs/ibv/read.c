@@ -11,7 +11,7 @@
  * The free list is a stack {tag, head} in one word. Every change of it moves the tag, so a walk along `next` that raced
  * with another thread is found out by the compare-and-swap; until then it only read numbers that are in bounds.
  *
- * A slot is given back by poll, by the fence's report, or by the poster whose post failed: its generation is odd exactly
+ * A slot is given back by poll and next_read, by the fence's report, or by the poster whose post failed: its generation is odd exactly
  * while a READ is under way, and each READ is one step to odd and one to even, which is what makes "reported exactly
  * once" true. Pairs: the poster's store-release of gen with the poller's load-acquire (cookie).
  */
@@ -142,7 +142,7 @@ static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *
 /* Before the post: behind it the READs' ends can be seen. */
 static void count(struct rv_dev *dev, unsigned n)
 {
-	if (n == 1) {
+	if (n == 1) { /* of a longer chain there was room for one only */
 		at_add(&dev->stat.reads_alone, 1);
 		return;
 	}
@@ -213,24 +213,32 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
 }
 
-/* What nearly all posts are: one READ into one piece. */
-static int post_one(struct rv_conn *conn, struct rv_read *r)
+/* What nearly all posts are: no chain to be laid out; and of them nearly all go into one piece. */
+static int post_one(struct rv_conn *conn, const struct rv_read *r)
 {
 	struct rv_dev *dev = conn->dev;
-	struct ibv_sge sge = { (uintptr_t)r->sge[0].addr, r->sge[0].length, r->sge[0].lkey };
+	struct ibv_sge sge[RV_READ_SGE_MAX];
 	struct ibv_send_wr wr, *bad = NULL;
 	uint64_t old = at_load_acq(&conn->free_reads);
 	uint32_t i;
-	int rc;
+	int rc, n = 1;
 
-	if (unlikely(r->nr_sge != 1 || sge.length - 1 >= dev->max_msg))
-		return post_chain(conn, r, 1);
+	if (likely(r->nr_sge == 1 && r->sge[0].length - 1 < dev->max_msg)) {
+		sge[0].addr = (uintptr_t)r->sge[0].addr;
+		sge[0].length = r->sge[0].length;
+		sge[0].lkey = r->sge[0].lkey;
+	} else {
+		rc = check(conn, r);
+		if (rc)
+			return rc;
+		n = fill_pieces(r, sge);
+	}
 	do {
 		i = head_of(old);
 		if (unlikely(i == RVI_NIL))
 			return -EAGAIN;
 	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, at_load(&conn->reads[i].next)))));
-	fill(conn, i, r, &wr, &sge, 1);
+	fill(conn, i, r, &wr, sge, n);
 	at_add(&dev->stat.reads_alone, 1); /* before the post, as in count() */
 	rc = ibv_post_send(conn->qp, &wr, &bad);
 	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
