@@ -102,7 +102,7 @@ static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 			rc_op_finish(f, true);
 		}
 		rc_op_put(f);
-	} else if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING) {
+	} else if (!rc_op_wanted(f)) {
 		rc_op_put(f); /* timed out or cancelled meanwhile */
 	} else if (at_load(&f->kind) == RC_OP_TYPE) {
 		rc_type_located(ctx, f, &e->loc);
@@ -121,7 +121,7 @@ static void created(const struct rp_effect *e)
 		return;
 	rc_remote(h)->creation = NULL;
 	/* As with calls: only holders of the lock complete it, so that it may be filled in while it is PENDING. */
-	if ((at_load(&f->state) & RC_F_MASK) == RC_F_PENDING) {
+	if (rc_op_wanted(f)) {
 		f->status = e->status;
 		if (e->status)
 			snprintf(f->text, sizeof(f->text), "%s", e->text);

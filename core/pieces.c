@@ -68,11 +68,6 @@ void rc_pieces_unbuild(struct rref_future *f, const struct rv_read *r, unsigned 
 	}
 }
 
-static bool wanted(const struct rref_future *f)
-{
-	return (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
-}
-
 static bool is_short(const struct rref_future *f, const struct rc_peer *p)
 {
 	return f->length <= p->max_msg;
@@ -96,13 +91,13 @@ static void put(struct rc_pieces *q, struct rref_future *f, bool first)
 		list_add(&q->reads, &f->node);
 	else
 		list_add_tail(&q->reads, &f->node);
-	at_add(&q->nr_reads, 1);
+	q->nr_reads++;
 }
 
 static void take(struct rc_pieces *q, struct rref_future *f)
 {
 	list_del(&f->node);
-	at_sub(&q->nr_reads, 1);
+	q->nr_reads--;
 }
 
 /* All for which there is room, one piece at least; what is left waits. As post_reads. */
@@ -168,7 +163,7 @@ bool rc_piece_ended(struct rref_future *f, struct rc_peer *p)
 		q->bytes -= bytes;
 		q->outstanding--;
 	}
-	if (same && wanted(f) && !f->read_status && !f->again)
+	if (same && rc_op_wanted(f) && !f->read_status && !f->again)
 		return queued;
 	if (queued)
 		take(q, f);
@@ -184,10 +179,10 @@ void rc_pieces_go_on(struct rc_peer *p)
 		struct rref_future *f = container_of(q->reads.next, struct rref_future, node);
 		int posted;
 
-		if (wanted(f) && !has_room(f, p))
+		if (rc_op_wanted(f) && !has_room(f, p))
 			return;
 		take(q, f);
-		posted = wanted(f) ? post(f, p, at_load(&p->conn)) : -ECANCELED;
+		posted = rc_op_wanted(f) ? post(f, p, at_load(&p->conn)) : -ECANCELED;
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 		} else if (posted <= 0 && q->outstanding) {
@@ -211,7 +206,7 @@ void rc_pieces_stop(struct rc_peer *p)
 	while ((n = list_pop(&q->reads))) {
 		struct rref_future *f = container_of(n, struct rref_future, node);
 
-		at_sub(&q->nr_reads, 1);
+		q->nr_reads--;
 		if (f->outstanding)
 			continue; /* rc_piece_ended */
 		list_add_tail(&p->waiting, &f->node);

@@ -137,6 +137,12 @@ struct rref_future {
 	struct rc_incoming *fetch;    /* FETCH: what for */
 };
 
+/* Still: neither complete, nor timed out or cancelled. */
+static inline bool rc_op_wanted(const struct rref_future *f)
+{
+	return (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
+}
+
 /* op.c: slots */
 #define RC_OP_CHUNK 256u
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);

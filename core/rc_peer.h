@@ -33,7 +33,7 @@ struct rc_stall {
 /* Reads in pieces, over hardware; pieces.c */
 struct rc_pieces {
 	struct list reads;            /* [lock] that have further ones to post */
-	_Atomic uint32_t nr_reads;    /* [lock] writes */
+	uint32_t nr_reads;            /* [lock] */
 	uint64_t bytes;               /* [lock] in flight over this connection, of those that need turns */
 	uint64_t connection;          /* [lock] counts them; not 0 */
 	uint32_t outstanding;         /* [lock] pieces at this connection, of all */

@@ -73,7 +73,6 @@ static void begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
-	f->pieces_at = 0;
 	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
@@ -354,7 +353,7 @@ static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn
 
 	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
 		f[n] = container_of(p->waiting.next, struct rref_future, node);
-		if (!rc_read_is_single(f[n], p->max_msg) || (at_load(&f[n]->state) & RC_F_MASK) != RC_F_PENDING)
+		if (!rc_read_is_single(f[n], p->max_msg) || !rc_op_wanted(f[n]))
 			break;
 		list_del(&f[n]->node);
 		at_sub(&p->nr_waiting, 1);
@@ -384,7 +383,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 
 	while (conn && !list_empty(&p->waiting)) {
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
-		bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
+		bool wanted = rc_op_wanted(f);
 
 		if (wanted && p->kind != RV_SHM && rc_read_is_single(f, p->max_msg)) {
 			if (!pump_singles(ctx, p, conn))
@@ -425,7 +424,7 @@ static void ended(struct rref_future *f, int status, int wc, bool in_run)
 	f->again |= rc_read_lost(status);
 	if (!rc_read_lost(status))
 		note_failure(f, status, wc);
-	bool wanted = (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
+	bool wanted = rc_op_wanted(f);
 
 	if (f->pieces_at && rc_piece_ended(f, p))
 		return; /* it has further ones */
@@ -512,9 +511,9 @@ static void turn_inline(struct rref_future *f, struct rc_peer *p)
 		over = read_inline(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX), false);
 	at_sub_rel(&p->readers, 1);
 	rc_lock(ctx);
-	if (!over && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING)
+	if (!over && rc_op_wanted(f))
 		rc_read_wait(f, p, true);
-	else if (rc_read_all_asked(f) || f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
+	else if (rc_read_all_asked(f) || f->read_status || !rc_op_wanted(f))
 		read_done(f, true);
 	else
 		rc_defer(ctx, &f->fetch->work);
@@ -540,7 +539,7 @@ void rc_read_turn(struct rref_future *f)
 	/* The epoch is looked at under the lock, and a connection of another session is never used for it. */
 	if (!rc_same_session(ctx, p->rank, f->fetch->epoch))
 		note_failure(f, -ENOTCONN, -1);
-	if (f->read_status || (at_load(&f->state) & RC_F_MASK) != RC_F_PENDING)
+	if (f->read_status || !rc_op_wanted(f))
 		read_done(f, true);
 	else if (p->kind == RV_SHM)
 		turn_inline(f, p);

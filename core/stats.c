@@ -41,7 +41,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		s->queued_messages += ctx->peers[i].nr_queued;
 		s->queued_bytes += ctx->peers[i].queued_bytes;
-		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting) + at_load(&ctx->peers[i].pieces.nr_reads);
+		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting) + ctx->peers[i].pieces.nr_reads;
 		s->stalled_peers += at_load(&ctx->peers[i].stalled_ns) != 0;
 	}
 }
@@ -121,7 +121,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	s.received_bytes = p->traffic.received_bytes;
 	s.queued_messages = p->nr_queued;
 	s.queued_bytes = p->queued_bytes;
-	s.waiting_reads = at_load(&p->nr_waiting) + at_load(&p->pieces.nr_reads);
+	s.waiting_reads = at_load(&p->nr_waiting) + p->pieces.nr_reads;
 	s.call_bytes = rc_call_bytes(p);
 	s.stalled = at_load(&p->stalled_ns);
 	if (p->heard_at)
