@@ -76,17 +76,26 @@ static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_si
 	}
 }
 
-/* One batch of one queue. Returns how many, < 0 if the queue is broken; *full: there may be more. */
-static int batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, bool *full)
+/* As ibv_poll_cq, which may say only once that the queue is broken. */
+static int poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc *wc)
+{
+	int n = ibv_poll_cq(cq, max, wc);
+
+	if (unlikely(n < 0))
+		dev->cq_broken = true;
+	return n;
+}
+
+/* One batch of one queue; *full: there may be more. */
+static void batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, bool *full)
 {
 	struct ibv_wc wc[RVI_BATCH];
 	int want = (int)min_of(sink->max - sink->n, (unsigned)RVI_BATCH);
-	int n = want ? ibv_poll_cq(cq, want, wc) : 0;
+	int n = want ? poll_cq(dev, cq, want, wc) : 0;
 
 	for (int i = 0; i < n; i++)
 		completed(dev, &wc[i], sink);
 	*full |= n == want;
-	return n;
 }
 
 /* True if nothing is left. */
@@ -101,8 +110,9 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 	do {
 		full = false;
-		if (unlikely(dev->cq_broken || batch(dev, dev->send_cq, sink, &full) < 0 || batch(dev, dev->recv_cq, sink, &full) < 0)) {
-			dev->cq_broken = true;
+		batch(dev, dev->send_cq, sink, &full);
+		batch(dev, dev->recv_cq, sink, &full);
+		if (unlikely(dev->cq_broken)) {
 			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
 			return true;
 		}
@@ -170,23 +180,16 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	return (int)sink.n;
 }
 
-/* Anything else that it finds is kept for poll. So is that a queue is broken, which a driver may say only once. */
+/* Anything else that it finds is kept for poll. */
 bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 {
 	struct rvi_token t;
 	struct rv_conn *conn;
 	struct ibv_wc wc;
-	int n;
 
 	/* What came earlier has its turn first. */
-	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail))
+	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) || poll_cq(dev, dev->send_cq, 1, &wc) != 1)
 		return false;
-	n = ibv_poll_cq(dev->send_cq, 1, &wc);
-	if (n != 1) {
-		if (unlikely(n < 0))
-			dev->cq_broken = true;
-		return false;
-	}
 	t = rvi_token_unpack(wc.wr_id);
 	if (unlikely(t.kind != RVI_READ || wc.status != IBV_WC_SUCCESS)) {
 		dev->stash[0] = wc;
@@ -220,8 +223,7 @@ static void drain(struct rv_conn *conn, struct ibv_cq *cq)
 	int n;
 
 	do {
-		n = ibv_poll_cq(cq, RVI_BATCH, wc);
-		dev->cq_broken |= n < 0;
+		n = poll_cq(dev, cq, RVI_BATCH, wc);
 		for (int i = 0; i < n; i++) {
 			if (drop(conn, &wc[i]))
 				continue;
