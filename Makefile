@@ -163,7 +163,7 @@ RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 # What these build is built by all processors, unless the one who types says how many jobs.
 ALL_CORES = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)

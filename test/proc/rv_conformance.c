@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What every provider of verbs/rv.h must do, tried with real processes: RREF_TEST_DEVICE = shm (default) | ibv. This
- * part: devices, connections, messages; rv_reads.c and rv_ends.c have the others.
+ * part: devices, connections, messages; rv_reads.c, rv_refused.c and rv_ends.c have the others.
  *
  * Counts and behaviour are asserted, never times; every wait has a deadline (test/lib/tl_rv.h). A device is opened
  * only after the fork, in the process that uses it.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see rv_conformance.c): READs that come, and READs that are refused. */
+/* What every provider of verbs/rv.h must do (see rv_conformance.c): READs that come. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -185,69 +185,6 @@ static void read__not_postable(void **state)
 }
 
 /*
- * A READ that must be refused, over the first of two connections to one device: it fails, that connection ends on both
- * sides, and the other one knows nothing of it.
- */
-struct refusal {
-	struct tlv_conn *bad, *good;
-	struct tlv_remote from;
-	struct tlv_region *to;
-};
-
-static void refusal_start(struct refusal *f)
-{
-	start(NULL, NULL);
-	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, true, NULL, 0);
-	f->bad = join();
-	f->good = join();
-	f->from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
-	f->to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
-	assert_non_null(f->to);
-	assert_reads(f->bad, &f->from, 9, f->to);
-}
-
-static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
-{
-	struct rv_read chain[3] = {*r, *r, *r};
-	struct tlv_conn other;
-	int rc;
-
-	assert_int_equal(tlv_reads(f->bad, chain, 3), 0);
-	assert_true(chain[0].status < 0);
-	if (tlv_is_shm())
-		assert_int_equal(chain[0].status, expected);
-	assert_int_equal(chain[1].status, -ECONNRESET);
-	assert_int_equal(chain[2].status, -ECONNRESET);
-	assert_true(tlv_until(&me, &f->bad->down));
-	assert_true(f->bad->status < 0);
-	if (tlv_is_shm())
-		assert_int_equal(f->bad->wc_status, expected == -EACCES ? 10 : 4); /* REM_ACCESS_ERR, LOC_PROT_ERR */
-	assert_true(tlv_peer_until_down(&peer, &me, 0, &other));
-	assert_true(other.status < 0);
-	assert_int_equal(other.nr_disconnected, 1);
-	tlv_pump_for(&me, 20);
-	assert_int_equal(f->bad->nr_disconnected, 1);
-	rc = tlv_read(f->bad, &f->from, 0, f->to, 8);
-	assert_true(rc == -ENOTCONN || rc == -ECONNRESET);
-	assert_int_equal(me.ops->send(f->bad->conn, "x", 1), -ENOTCONN);
-
-	assert_false(f->good->down);
-	assert_reads(f->good, &f->from, 9, f->to);
-	assert_echo(f->good);
-	tlv_close_conn(f->bad);
-	assert_reads(f->good, &f->from, 9, f->to);
-	assert_echo(join());
-	tlv_close(&me);
-	tlv_peer_exit(&peer);
-}
-
-static struct rv_read read_of(const struct refusal *f, uint64_t offset, uint32_t len)
-{
-	return (struct rv_read){.addr = f->from.iova + offset, .rkey = f->from.rkey, .nr_sge = 1,
-				.sge = {{f->to->mem, len, f->to->mr.lkey}}};
-}
-
-/*
  * The short way for who waits for a READ: it brings the good ones, each once, and in order; all else stays where poll finds it,
  * and what comes behind it waits there too. Where READs are over at once it never brings any.
  */
@@ -307,165 +244,6 @@ static void read__by_the_short_way(void **state)
 	assert_echo(c);
 	tlv_close(&me);
 	tlv_peer_exit(&peer);
-}
-
-static void refused__not_by_the_short_way(void **state)
-{
-	struct refusal f;
-	uint64_t cookie;
-	void *user;
-
-	(void)state;
-	refusal_start(&f);
-	if (!me.caps.reads_inline) {
-		struct rv_read r = read_of(&f, 0, 8);
-
-		r.rkey ^= 0x5a5a00;
-		me.read_status[0] = TLV_UNFINISHED;
-		assert_int_equal(me.ops->post_reads(f.bad->conn, &r, 1), 1);
-		for (int64_t end = now_ns() + 50 * NSEC_PER_MSEC; now_ns() < end;)
-			assert_false(me.ops->next_read(me.dev, &cookie, &user));
-		assert_int_equal(me.read_status[0], TLV_UNFINISHED);
-		assert_true(tlv_until(&me, &f.bad->down));
-		assert_true(me.read_status[0] < 0);
-	}
-	assert_reads(f.good, &f.from, 9, f.to);
-	assert_echo(f.good);
-	tlv_close(&me);
-	tlv_peer_exit(&peer);
-}
-
-static void refused__key_never_given(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	r = read_of(&f, 0, 8);
-	r.rkey ^= 0x00ff0000u;
-	if (!tlv_is_shm())
-		r.rkey ^= 0x55u; /* there the low bits are the ones that vary */
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__key_revoked(void **state)
-{
-	struct tlv_remote old;
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	old = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 10);
-	assert_reads(f.bad, &old, 10, f.to);
-	tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = old.index});
-	r = read_of(&f, 0, 8);
-	r.addr = old.iova;
-	r.rkey = old.rkey;
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__one_byte_past_the_end(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	assert_int_equal(tlv_read(f.bad, &f.from, 8192 - 100, f.to, 100), 0); /* the last byte is served */
-	r = read_of(&f, 8192 - 100, 101);
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__one_byte_before_the_start(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	r = read_of(&f, (uint64_t)-1, 8);
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__address_wraps(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	r = read_of(&f, 0, 64);
-	r.addr = UINT64_MAX - 10;
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__region_for_landing_only(void **state)
-{
-	struct tlv_remote local;
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	local = tlv_peer_region(&peer, 4096, RV_ACCESS_LOCAL, 0);
-	r = read_of(&f, 0, 8);
-	r.addr = local.iova;
-	r.rkey = local.rkey;
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void before_allow_reads(uint32_t len)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	start(NULL, NULL);
-	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, false, NULL, 0);
-	f.bad = join();
-	f.good = join();
-	assert_int_equal(tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_ALLOW, .a = 1}).status, 0);
-	f.from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
-	f.to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
-	r = read_of(&f, 0, len);
-	refusal_check(&f, &r, -EACCES);
-}
-
-static void refused__before_allow_reads(void **state)
-{
-	(void)state;
-	before_allow_reads(8);
-}
-
-static void refused__nothing_before_allow_reads(void **state)
-{
-	(void)state;
-	before_allow_reads(0);
-}
-
-static void refused__landing_outside_its_region(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	r = read_of(&f, 0, 101);
-	r.sge[0].addr = f.to->mem + 8192 - 100;
-	refusal_check(&f, &r, -EFAULT);
-}
-
-static void refused__landing_without_a_key(void **state)
-{
-	struct refusal f;
-	struct rv_read r;
-
-	(void)state;
-	refusal_start(&f);
-	r = read_of(&f, 0, 8);
-	r.sge[0].lkey = 0;
-	refusal_check(&f, &r, -EFAULT);
 }
 
 /* A region that comes after the connection, and keys that are used again. */
@@ -597,17 +375,6 @@ int main(void)
 		TEST(read__owner_stopped),
 		TEST(read__regions_come_and_go),
 		TEST(read__sizes_and_pieces),
-		TEST(refused__address_wraps),
-		TEST(refused__before_allow_reads),
-		TEST(refused__key_never_given),
-		TEST(refused__key_revoked),
-		TEST(refused__landing_outside_its_region),
-		TEST(refused__landing_without_a_key),
-		TEST(refused__nothing_before_allow_reads),
-		TEST(refused__not_by_the_short_way),
-		TEST(refused__one_byte_before_the_start),
-		TEST(refused__one_byte_past_the_end),
-		TEST(refused__region_for_landing_only),
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
