@@ -18,11 +18,6 @@
 #define ALL 1000u
 #define WRAPPED (100 * KIB)
 
-static struct rref *value(struct rref_ctx *ctx, size_t length)
-{
-	return tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
-}
-
 static struct rref_future *start(struct rref *r, int64_t timeout)
 {
 	struct rref_future *f;
@@ -47,6 +42,15 @@ static void check(struct rref_future *f, size_t length)
 	TG_CHECK(tg_filled(rref_view_data(v), length, 0, (unsigned)length));
 	rref_future_free(f);
 	rref_view_free(v);
+}
+
+/* A value of worker 1 of so many bytes, read once: its location is known. */
+static struct rref *value(struct rref_ctx *ctx, size_t length)
+{
+	struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
+
+	check(start(r, RREF_FOREVER), length);
+	return r;
 }
 
 static bool none_waits(struct rref_ctx *ctx, void *arg)
@@ -97,7 +101,6 @@ TG_TEST(alone__with_one_doorbell, 2)
 		struct rref_stats before, after;
 		struct rref *r = value(ctx, MIB);
 
-		check(start(r, RREF_FOREVER), MIB); /* its location is known from now on */
 		before = tg_stats(ctx);
 		check(start(r, RREF_FOREVER), MIB);
 		after = tg_stats(ctx);
@@ -118,7 +121,6 @@ TG_TEST(large__no_more_than_there_is_room_for, 2)
 		struct rref_stats before, after;
 		struct rref_future *f;
 
-		check(start(r, RREF_FOREVER), 4 * MIB + 100);
 		before = tg_stats(ctx);
 		hold(ctx, ALL);
 		f = start(r, RREF_FOREVER);
@@ -154,10 +156,6 @@ TG_TEST(several__first_come_first_served, 2)
 		for (int i = 0; i < N; i++)
 			r[i] = value(ctx, MIB - (size_t)i);
 		r[N] = value(ctx, 500);
-		for (int i = 0; i < N; i++)
-			check(start(r[i], RREF_FOREVER), MIB - (size_t)i);
-		check(start(r[N], RREF_FOREVER), 500);
-
 		hold(ctx, PIECES);
 		for (int i = 0; i < N; i++)
 			f[i] = start(r[i], RREF_FOREVER);
@@ -194,8 +192,6 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 		struct rref *r[2] = { value(ctx, 12 * MIB), value(ctx, MIB) };
 		struct rref_future *large, *other;
 
-		check(start(r[0], RREF_FOREVER), 12 * MIB);
-		check(start(r[1], RREF_FOREVER), MIB);
 		hold(ctx, ALL);
 		large = start(r[0], RREF_FOREVER);
 		other = start(r[1], RREF_FOREVER);
@@ -217,7 +213,7 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 	return 0;
 }
 
-/* A payload of one message whose header is elsewhere: two READs, which need no turn. */
+/* Memory of worker 1's, wrapped: a payload of one message, with its header elsewhere. It gets it back behind meeting point 1. */
 static struct lent lent;
 
 static int give_wrapped(struct rref_call *call, void *arg)
@@ -234,23 +230,48 @@ static int give_wrapped(struct rref_call *call, void *arg)
 	return err;
 }
 
-TG_TEST(wrapped__is_not_kept_waiting, 2)
+static struct rref *wrapped(struct rref_ctx *ctx)
 {
-	enum { TIMES = 20 };
+	struct rref_future *f;
+	struct rref *r;
+
+	TG_OK(rref_rpc_sync(ctx, 1, "give_wrapped", NULL, RREF_DEFAULT, &f));
+	TG_OK(rref_future_wait(f, RREF_FOREVER));
+	TG_OK(rref_future_ref(f, 0, &r));
+	rref_future_free(f);
+	check(start(r, RREF_FOREVER), WRAPPED);
+	return r;
+}
+
+static struct rref_ctx *join_with_wrapped(int rank)
+{
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	tg_add(ctx, "give_wrapped", give_wrapped, 0);
 	tg_meet_serving(ctx, 0);
-	if (rank == 0) {
-		struct rref *r[2] = { value(ctx, 3 * MIB) };
-		struct rref_future *f, *large[3], *small[TIMES];
+	return ctx;
+}
 
-		TG_OK(rref_rpc_sync(ctx, 1, "give_wrapped", NULL, RREF_DEFAULT, &f));
-		TG_OK(rref_future_wait(f, RREF_FOREVER));
-		TG_OK(rref_future_ref(f, 0, &r[1]));
-		rref_future_free(f);
-		check(start(r[0], RREF_FOREVER), 3 * MIB);
-		check(start(r[1], RREF_FOREVER), WRAPPED);
+static void finish_with_wrapped(struct rref_ctx *ctx, int rank)
+{
+	tg_meet_serving(ctx, 1);
+	if (rank == 1) {
+		until_back(ctx, &lent);
+		give_up(&lent);
+	}
+	tg_finish(ctx);
+}
+
+/* Two READs, which need no turn. */
+TG_TEST(wrapped__is_not_kept_waiting, 2)
+{
+	enum { TIMES = 20 };
+	struct rref_ctx *ctx = join_with_wrapped(rank);
+
+	if (rank == 0) {
+		struct rref *r[2] = { value(ctx, 3 * MIB), wrapped(ctx) };
+		struct rref_future *large[3], *small[TIMES];
+
 		hold(ctx, PIECES);
 		for (int i = 0; i < 3; i++)
 			large[i] = start(r[0], RREF_FOREVER);
@@ -269,12 +290,7 @@ TG_TEST(wrapped__is_not_kept_waiting, 2)
 		until_none_waits(ctx);
 		end(ctx, r, 2);
 	}
-	tg_meet_serving(ctx, 1);
-	if (rank == 1) {
-		until_back(ctx, &lent);
-		give_up(&lent);
-	}
-	tg_finish(ctx);
+	finish_with_wrapped(ctx, rank);
 	return 0;
 }
 
@@ -286,8 +302,6 @@ TG_TEST(waiting__times_out, 2)
 	if (rank == 0) {
 		struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
 
-		check(start(r[0], RREF_FOREVER), 4 * MIB);
-		check(start(r[1], RREF_FOREVER), MIB);
 		for (int late = 0; late < 3; late++) {
 			struct rref_future *large, *other, *last;
 
@@ -344,8 +358,6 @@ TG_TEST(waiting__its_connection_breaks, 2)
 	if (rank == 0) {
 		struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
 
-		check(start(r[0], RREF_FOREVER), 4 * MIB);
-		check(start(r[1], RREF_FOREVER), MIB);
 		for (int round = 0; round < 3; round++) {
 			struct rref_future *f[4];
 
@@ -375,7 +387,6 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 	if (rank == 0) {
 		struct rref *r = value(ctx, 4 * MIB);
 
-		check(start(r, RREF_FOREVER), 4 * MIB);
 		for (int round = 0; round < 3; round++) {
 			struct rref_future *f[2];
 			struct rref_stats before;
@@ -414,20 +425,12 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 TG_TEST(large__is_not_kept_waiting_by_short_ones, 2)
 {
 	enum { TIMES = 20 };
-	struct rref_ctx *ctx = tg_join_refs(rank);
+	struct rref_ctx *ctx = join_with_wrapped(rank);
 
-	tg_add(ctx, "give_wrapped", give_wrapped, 0);
-	tg_meet_serving(ctx, 0);
 	if (rank == 0) {
-		struct rref *r[2] = { value(ctx, 3 * MIB) };
-		struct rref_future *f, *large, *small[TIMES];
+		struct rref *r[2] = { value(ctx, 3 * MIB), wrapped(ctx) };
+		struct rref_future *large, *small[TIMES];
 
-		TG_OK(rref_rpc_sync(ctx, 1, "give_wrapped", NULL, RREF_DEFAULT, &f));
-		TG_OK(rref_future_wait(f, RREF_FOREVER));
-		TG_OK(rref_future_ref(f, 0, &r[1]));
-		rref_future_free(f);
-		check(start(r[0], RREF_FOREVER), 3 * MIB);
-		check(start(r[1], RREF_FOREVER), WRAPPED);
 		hold(ctx, 2 * TIMES);
 		for (int i = 0; i < TIMES; i++)
 			small[i] = start(r[1], RREF_FOREVER);
@@ -440,12 +443,7 @@ TG_TEST(large__is_not_kept_waiting_by_short_ones, 2)
 		until_none_waits(ctx);
 		end(ctx, r, 2);
 	}
-	tg_meet_serving(ctx, 1);
-	if (rank == 1) {
-		until_back(ctx, &lent);
-		give_up(&lent);
-	}
-	tg_finish(ctx);
+	finish_with_wrapped(ctx, rank);
 	return 0;
 }
 
@@ -460,8 +458,6 @@ DEATH_TEST(waiting__its_owner_dies, 2, 1 << 1)
 	struct rref *r[2] = { value(ctx, 4 * MIB), value(ctx, MIB) };
 	struct rref_future *f[4];
 
-	check(start(r[0], RREF_FOREVER), 4 * MIB);
-	check(start(r[1], RREF_FOREVER), MIB);
 	hold(ctx, ALL);
 	for (int i = 0; i < 4; i++)
 		f[i] = start(r[i % 2], RREF_FOREVER);
@@ -492,7 +488,6 @@ TG_TEST(waiting__shutdown, 2)
 		struct rref_future *f[4];
 		int err;
 
-		check(start(r, RREF_FOREVER), 4 * MIB);
 		hold(ctx, ALL);
 		for (int i = 0; i < 4; i++)
 			f[i] = start(r, RREF_FOREVER);
