@@ -60,6 +60,16 @@ void rc_handle_fail(struct rref *h, int err, const char *text)
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
+/* Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts, it begins now. */
+static void will_read(const struct rref *h, const struct rp_location *loc)
+{
+	const struct rc_peer *p = &h->ctx->peers[h->owner];
+	struct rv_conn *conn = at_load(&p->conn);
+
+	if (conn)
+		p->ops->will_read(conn, loc->rkey[p->kind], loc->addr, RC_HEADER_BYTES + loc->length);
+}
+
 void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 {
 	if (at_load(&h->state) >= RC_H_READY)
@@ -67,8 +77,12 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 	if (loc && loc->version) {
 		rc_remote(h)->loc = *loc;
 		at_store_rel(&h->state, RC_H_READY);
+		uint8_t cls = rc_quick_class(h->ctx, h->owner, loc);
+
 		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
-		at_store_rel(&h->quick, rc_quick_class(h->ctx, h->owner, loc));
+		at_store_rel(&h->quick, cls);
+		if (cls)
+			will_read(h, loc);
 	} else {
 		at_store_rel(&h->state, RC_H_CONFIRMED);
 	}

@@ -264,12 +264,18 @@ static size_t value_bytes(const struct rc_value *v)
 	return RC_HEADER_BYTES + (v->wrapped ? 0 : rc_extent(v->view.length, v->view.nr_segments));
 }
 
-/* What few have is in the same block, if that is known now. */
+/*
+ * What few have is in the same block, if that is known now. Not by calloc: glibc's goes past what the thread has just freed, and
+ * that is what most records are made of.
+ */
 static struct rc_value *record_make(const char *site, const char *function)
 {
-	struct rc_value *v = calloc(1, sizeof(*v) + (site || function ? sizeof(*v->more) : 0));
+	struct rc_value *v = malloc(sizeof(*v) + (site || function ? sizeof(*v->more) : 0));
 
-	if (v && (site || function)) {
+	if (!v)
+		return NULL;
+	memset(v, 0, sizeof(*v));
+	if (site || function) {
 		v->more = (struct rc_value_more *)(v + 1);
 		*v->more = (struct rc_value_more){ .site = site, .function = function };
 	}

@@ -24,11 +24,12 @@ measure() {
 	before=$(load)
 	rm -f "$work"/*.jsonl docs/perf/*
 	say "over shared memory"
-	# Where the pages of a process happen to lie makes ten percent of a large copy: three of them, and the report takes the middle one.
-	for op in lat lat lat bw rate batch share alloc live; do
+	# Where the pages of a process happen to lie makes ten percent of a large copy, and what other guests of the machine do as much
+	# of a share or a creation, for seconds: three of them, and the report takes the middle one.
+	for op in lat lat lat bw rate batch share share share alloc live; do
 		part shm 120 build/bin/rref-perf $op --json
 	done
-	for op in call create; do
+	for op in call create create create; do
 		# shellcheck disable=SC2086
 		part shm 120 $prefix build/bin/rref-perf $op --json --seconds 1
 	done

@@ -165,6 +165,8 @@ struct rv_event {
  *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
  *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL. A posted READ is reported exactly once: in r[i].status at once
  *             where caps.reads_inline, else by RV_EV_READ.
+ * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm brings the first of them into the
+ *             processor's cache, where it has the region.
  * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if the device is lost.
  * next_read   [progress] For who waits for a READ, a shorter way than poll: if the next that the device has to say is that one ended
  *             well, its cookie, and the user of its connection. false: nothing, or something that poll reports.
@@ -194,6 +196,7 @@ struct rv_ops {
 	int (*allow_reads)(struct rv_conn *conn);
 	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
 	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
+	void (*will_read)(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length);
 	int (*poll)(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
 	bool (*next_read)(struct rv_dev *dev, uint64_t *cookie, void **user);
 	void (*recv_done)(struct rv_dev *dev, uint64_t token);

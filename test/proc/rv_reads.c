@@ -267,6 +267,45 @@ static void read__regions_come_and_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
+/* A hint changes nothing, whatever it says: what a READ would be refused for, and what is not there. */
+static void read__announced(void **state)
+{
+	struct tlv_conn *c = start_joined(TLV_ECHO);
+	struct tlv_remote from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 15), gone = from;
+	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
+
+	(void)state;
+	for (unsigned taken = 0; taken < 2; taken++) { /* before the region was taken, and behind a READ of it */
+		const struct { uint32_t rkey; uint64_t addr, length; } said[] = {
+			{ from.rkey, from.iova, from.size }, { from.rkey, from.iova, 72 }, { from.rkey, from.iova + 65535, 1 },
+			{ from.rkey, from.iova, 0 }, { from.rkey, from.iova + 65500, 72 }, { from.rkey, from.iova - 8, 72 },
+			{ from.rkey, from.iova, UINT64_MAX }, { from.rkey, UINT64_MAX - 10, 72 }, { from.rkey, 0, 72 },
+			{ from.rkey ^ 0x100, from.iova, 72 }, { from.rkey + 1, from.iova, 72 }, { UINT32_MAX, from.iova, 72 },
+			{ 0, 0, 72 },
+		};
+
+		for (unsigned i = 0; i < array_size(said); i++) {
+			me.ops->will_read(c->conn, said[i].rkey, said[i].addr, said[i].length);
+			assert_echo(c);
+		}
+		assert_int_equal(tlv_read(c, &from, 100, to, 4000), 0);
+		assert_int_equal(tlv_differs(to->mem, 4000, 15, 100), -1);
+	}
+	/* Of a region that has gone, whose place another one may have; and over a connection that has ended. */
+	tlv_ask(&peer, (struct tlv_msg){ .op = TLV_OP_UNREGION, .a = gone.index });
+	me.ops->will_read(c->conn, gone.rkey, gone.iova, 72);
+	from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 16);
+	me.ops->will_read(c->conn, gone.rkey, gone.iova, 72);
+	me.ops->will_read(c->conn, from.rkey, from.iova, 72);
+	assert_int_equal(tlv_read(c, &from, 0, to, 4000), 0);
+	assert_int_equal(tlv_differs(to->mem, 4000, 16, 0), -1);
+	assert_false(c->down);
+	tlv_peer_exit(&peer);
+	assert_true(tlv_until(&me, &c->down));
+	me.ops->will_read(c->conn, from.rkey, from.iova, 72);
+	tlv_close(&me);
+}
+
 static void read__owner_stopped(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);
@@ -365,6 +404,7 @@ static void read__from_many_threads(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		TEST(read__announced),
 		TEST(read__by_the_short_way),
 		TEST(read__chain),
 		TEST(read__from_many_threads),

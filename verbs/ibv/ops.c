@@ -19,6 +19,12 @@ static void addr(struct rv_dev *dev, struct rv_addr *out)
 	*out = dev->addr;
 }
 
+/* There is nothing to be done ahead of a READ. */
+static void will_read(struct rv_conn *conn, uint32_t rkey, uint64_t address, uint64_t length)
+{
+	(void)conn, (void)rkey, (void)address, (void)length;
+}
+
 const struct rv_ops rv_ibv_ops = {
 	.name = "ibv",
 	.kind = RV_IBV,
@@ -35,6 +41,7 @@ const struct rv_ops rv_ibv_ops = {
 	.allow_reads = rvi_allow_reads,
 	.send = rvi_send,
 	.post_reads = rvi_post_reads,
+	.will_read = will_read,
 	.poll = rvi_poll,
 	.next_read = rvi_next_read,
 	.recv_done = rvi_recv_done,

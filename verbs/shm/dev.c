@@ -209,6 +209,7 @@ const struct rv_ops rv_shm_ops = {
 	.allow_reads = rvs_allow_reads,
 	.send = rvs_send,
 	.post_reads = rvs_post_reads,
+	.will_read = rvs_will_read,
 	.poll = rvs_poll,
 	.next_read = next_read,
 	.recv_done = rvs_recv_done,

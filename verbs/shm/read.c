@@ -206,3 +206,15 @@ int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 		return 1;
 	return post_reads(conn, r, n);
 }
+
+/* A value's header, and the first of its payload: the processor itself fetches what lies behind them. */
+void rvs_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length)
+{
+	struct source src;
+
+	if (find(conn, rkey, addr, length, &src) != FOUND)
+		return;
+	__builtin_prefetch(src.from);
+	if (length > CACHE_LINE)
+		__builtin_prefetch(src.from + CACHE_LINE);
+}

@@ -294,6 +294,7 @@ void rvs_drop_revoked(struct rv_conn *conn);
 
 /* read.c */
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
+void rvs_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length);
 
 /* ring.c: messages */
 int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd);
