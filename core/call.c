@@ -412,13 +412,17 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	struct rref_id id = rc_next_ids(ctx, 2), fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
 
 	rc_lock(ctx);
-	err = wait_for_session(ctx, &ctx->peers[rank], deadline_of(&o));
+	int64_t now = rc_coarse_ns();
+
+	if (likely(!o.deadline))
+		o.deadline = rc_deadline_seen(ctx, timeout, now);
+	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
 	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
 			       .handle = h };
 
 	if (!err)
-		err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
+		err = h ? rc_step_at(ctx, &ev, now) : -ENOMEM;
 	if (err) {
 		if (h) {
 			h->ended = true;

@@ -188,16 +188,26 @@ void rc_effects(struct rref_ctx *ctx)
 	ctx->in_effects = false;
 }
 
-int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec)
+static int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
 {
 	int err;
 
 	if (!ctx->machine)
 		return -ESHUTDOWN;
-	ev->now = rc_age_now(ctx);
+	ev->now = rc_age_at(ctx, now);
 	err = rp_step(ctx->machine, ev, rec);
 	rc_effects(ctx);
 	return err;
+}
+
+int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec)
+{
+	return step(ctx, ev, rec, rc_coarse_ns());
+}
+
+int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now)
+{
+	return step(ctx, ev, NULL, now);
 }
 
 /* ---- barriers: a star around rank 0 ---- */
@@ -275,7 +285,7 @@ static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_p
 	case RW_PROTO: {
 		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m->u.proto };
 
-		err = rc_step(ctx, &ev, NULL);
+		err = rc_step_at(ctx, &ev, from->heard_at);
 		if (err == -EPROTO || err == -EINVAL)
 			break;
 		if (err == -ENOMEM)

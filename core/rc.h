@@ -260,9 +260,13 @@ static inline int64_t rc_coarse_ns(void)
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
 	return (int64_t)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
 }
+static inline uint32_t rc_age_at(const struct rref_ctx *ctx, int64_t now)
+{
+	return (uint32_t)((now - ctx->started_at) / RC_AGE_NS);
+}
 static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
 {
-	return (uint32_t)((rc_coarse_ns() - ctx->started_at) / RC_AGE_NS);
+	return rc_age_at(ctx, rc_coarse_ns());
 }
 
 #define RC_LONG_NS NSEC_PER_SEC
@@ -463,6 +467,7 @@ static inline void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
 void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */
 int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects; fills in ev->now */
+int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);      /* [lock] the same, where the clock was read just now */
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 

@@ -47,6 +47,7 @@ struct rp_pool {
 	uint32_t nr_free;       /* free items in all chunks */
 	uint32_t live;
 	uint32_t bytes;         /* per item, const */
+	bool *wanting;          /* const; set when the last free item is taken */
 };
 
 /* First in every item that is in a hash table. */
@@ -57,6 +58,7 @@ struct rp_hashed {
 struct rp_table {
 	uint32_t *buckets;
 	uint32_t mask, used;
+	bool *wanting;          /* const; set when there are more items than buckets */
 };
 
 /* rref_id without its padding. */
@@ -175,6 +177,7 @@ struct rp_peer {
 struct rp {
 	uint32_t self, world;
 	uint32_t now;           /* of the step under way */
+	bool wanting;           /* the next step has to reserve something first; else pools and tables have what one may need */
 	bool large;             /* a table grew: it may be one to be trimmed */
 	uint64_t seed;
 	uint64_t newest;        /* highest local id of a NEW */
@@ -187,7 +190,7 @@ struct rp {
 };
 
 /* ---- pools and lists (rp_pool.c) ---- */
-void rp_pool_init(struct rp_pool *p, uint32_t item_bytes);
+void rp_pool_init(struct rp_pool *p, uint32_t item_bytes, bool *wanting);
 void rp_pool_close(struct rp_pool *p);
 int rp_pool_grow(struct rp_pool *p, uint32_t n);
 static inline int rp_pool_reserve(struct rp_pool *p, uint32_t n)
@@ -220,7 +223,7 @@ static inline struct rp_wait *rp_wait_at(const struct rp *m, uint32_t i) { retur
 static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { return rp_item(&m->faults, i); }
 
 /* ---- hash tables (rp_table.c): find gives 0 for what is not there; holder is 0 for keys without one ---- */
-int rp_table_init(struct rp_table *t);
+int rp_table_init(struct rp_table *t, bool *wanting);
 void rp_table_close(struct rp_table *t);
 int rp_table_grow(struct rp_table *t, const struct rp_pool *p);
 static inline int rp_table_reserve(struct rp_table *t, const struct rp_pool *p) /* room for one more */

@@ -18,15 +18,17 @@ int rp_create(uint32_t self, uint32_t world, struct rp **out)
 		return -ENOMEM;
 	m->self = self;
 	m->world = world;
-	rp_pool_init(&m->owners, sizeof(struct rp_owner));
-	rp_pool_init(&m->helds, sizeof(struct rp_held));
-	rp_pool_init(&m->users, sizeof(struct rp_user));
-	rp_pool_init(&m->children, sizeof(struct rp_child));
-	rp_pool_init(&m->tombs, sizeof(struct rp_tomb));
-	rp_pool_init(&m->waits, sizeof(struct rp_wait));
-	rp_pool_init(&m->faults, sizeof(struct rp_fault));
-	if (rp_table_init(&m->owner_table) || rp_table_init(&m->held_table) || rp_table_init(&m->user_table) ||
-	    rp_table_init(&m->child_table) || rp_table_init(&m->tomb_table)) {
+	rp_pool_init(&m->owners, sizeof(struct rp_owner), &m->wanting);
+	rp_pool_init(&m->helds, sizeof(struct rp_held), &m->wanting);
+	rp_pool_init(&m->users, sizeof(struct rp_user), &m->wanting);
+	rp_pool_init(&m->children, sizeof(struct rp_child), &m->wanting);
+	rp_pool_init(&m->tombs, sizeof(struct rp_tomb), &m->wanting);
+	rp_pool_init(&m->waits, sizeof(struct rp_wait), &m->wanting);
+	rp_pool_init(&m->faults, sizeof(struct rp_fault), &m->wanting);
+	m->wanting = true;
+	if (rp_table_init(&m->owner_table, &m->wanting) || rp_table_init(&m->held_table, &m->wanting) ||
+	    rp_table_init(&m->user_table, &m->wanting) || rp_table_init(&m->child_table, &m->wanting) ||
+	    rp_table_init(&m->tomb_table, &m->wanting)) {
 		rp_destroy(m);
 		return -ENOMEM;
 	}
@@ -70,6 +72,7 @@ static __attribute__((noinline)) int reserve_more(struct rp *m)
 	    rp_table_reserve(&m->user_table, &m->users) || rp_table_reserve(&m->child_table, &m->children) ||
 	    rp_table_reserve(&m->tomb_table, &m->tombs))
 		return -ENOMEM;
+	m->wanting = false;
 	m->large = m->owner_table.mask >= RP_TABLE_KEPT || m->held_table.mask >= RP_TABLE_KEPT ||
 		   m->user_table.mask >= RP_TABLE_KEPT || m->child_table.mask >= RP_TABLE_KEPT || m->tomb_table.mask >= RP_TABLE_KEPT;
 	return 0;
@@ -78,13 +81,7 @@ static __attribute__((noinline)) int reserve_more(struct rp *m)
 /* Mostly all of it is there. */
 static inline int reserve_step(struct rp *m)
 {
-	bool there = m->max_effects - m->nr_effects >= RP_STEP_EFFECTS && m->owners.nr_free && m->helds.nr_free && m->users.nr_free &&
-		     m->children.nr_free && m->tombs.nr_free && m->waits.nr_free && m->faults.nr_free &&
-		     m->owner_table.used <= m->owner_table.mask && m->held_table.used <= m->held_table.mask &&
-		     m->user_table.used <= m->user_table.mask && m->child_table.used <= m->child_table.mask &&
-		     m->tomb_table.used <= m->tomb_table.mask;
-
-	return likely(there) ? 0 : reserve_more(m);
+	return likely(!m->wanting && m->max_effects - m->nr_effects >= RP_STEP_EFFECTS) ? 0 : reserve_more(m);
 }
 
 static int on_message(struct rp *m, uint32_t from, const struct rp_msg *msg)

@@ -37,10 +37,11 @@ static void room_del(struct rp_pool *p, uint32_t ci)
 	c->next = c->prev = 0;
 }
 
-void rp_pool_init(struct rp_pool *p, uint32_t item_bytes)
+void rp_pool_init(struct rp_pool *p, uint32_t item_bytes, bool *wanting)
 {
 	memset(p, 0, sizeof(*p));
 	p->bytes = item_bytes;
+	p->wanting = wanting;
 }
 
 void rp_pool_close(struct rp_pool *p)
@@ -112,8 +113,10 @@ uint32_t rp_pool_take(struct rp_pool *p)
 	c->live++;
 	p->live++;
 	p->nr_free--;
-	if (!c->free)
+	if (!c->free) {
 		room_del(p, ci);
+		*p->wanting |= !p->nr_free;
+	}
 	return ci * RP_CHUNK_ITEMS + k + 1;
 }
 

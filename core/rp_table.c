@@ -13,8 +13,9 @@
 #include "core/rp_internal.h"
 
 #define MIN_BUCKETS 64u
-int rp_table_init(struct rp_table *t)
+int rp_table_init(struct rp_table *t, bool *wanting)
 {
+	t->wanting = wanting;
 	t->mask = MIN_BUCKETS - 1;
 	t->used = 0;
 	t->buckets = calloc(MIN_BUCKETS, sizeof(*t->buckets));
@@ -73,7 +74,8 @@ void rp_table_add(struct rp_table *t, const struct rp_pool *p, uint32_t i, uint3
 	h->hash = hash;
 	h->next = t->buckets[hash & t->mask];
 	t->buckets[hash & t->mask] = i;
-	t->used++;
+	if (unlikely(++t->used > t->mask))
+		*t->wanting = true;
 }
 
 void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i)

@@ -435,7 +435,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 		int err;
 
 		ctx->duplicate = false;
-		err = rc_step(ctx, &ev, NULL);
+		err = rc_step_at(ctx, &ev, from->heard_at);
 		if (err || ctx->duplicate) {
 			free_call(ctx, call);
 			if (err == -EPROTO || err == -EINVAL) {
