@@ -129,6 +129,19 @@ static const char *check_peers(const struct rp *m)
 	return NULL;
 }
 
+/* A step adds one item at most, and the next one makes room before it does. */
+static const char *check_room(const struct rp *m)
+{
+	const struct rp_table *t[] = { &m->owner_table, &m->held_table, &m->user_table, &m->child_table, &m->tomb_table };
+	const struct rp_pool *p[] = { &m->owners, &m->helds, &m->users, &m->children, &m->tombs, &m->waits, &m->faults };
+
+	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++)
+		CHECK(t[i]->used <= t[i]->mask + (m->wanting ? 1 : 0), "a table is too small for its items, and nobody says so");
+	for (size_t i = 0; i < sizeof(p) / sizeof(p[0]); i++)
+		CHECK(p[i]->nr_free || m->wanting, "a pool is empty, and nobody says so");
+	return NULL;
+}
+
 const char *tl_rp_check(const struct rp *m)
 {
 	struct seen seen = { .waits = 0 };
@@ -149,6 +162,8 @@ const char *tl_rp_check(const struct rp *m)
 			return text;
 	}
 	text = check_peers(m);
+	if (!text)
+		text = check_room(m);
 	if (text)
 		return text;
 	CHECK(seen.counts.owners == m->counts.owners && m->owners.live == m->counts.owners, "the count of owner entries");

@@ -130,6 +130,32 @@ static void rp_table__neighbours_share_a_line_and_strides_do_not_meet(void **sta
 	}
 }
 
+/* Looked at behind each step: that there is room for what the next one may need is said in time. */
+static void rp_table__grows_with_its_items(void **state)
+{
+	struct rp *m = machine(0, 2);
+
+	(void)state;
+	assert_null(tl_rp_check(m));
+	for (uint64_t i = 1; i <= 600; i++) {
+		fast(m, EV(NEW, .id = ID(0, 2 * i)));
+		assert_null(tl_rp_check(m));
+		fast(m, EV(FORK, .id = ID(0, 2 * i), .fork = ID(0, 2 * i + 1), .peer = 1));
+		assert_null(tl_rp_check(m));
+		fast(m, EV(WAIT, .id = ID(0, 2 * i), .cookie = i));
+		assert_null(tl_rp_check(m));
+	}
+	assert_int_equal(m->owner_table.mask, 1023);
+	for (uint64_t i = 1; i <= 600; i++) {
+		fast(m, EV(SET, .id = ID(0, 2 * i), .value = &value));
+		fast(m, EV(RELEASE, .id = ID(0, 2 * i)));
+		fast(m, MSG(DELETE, 1, ID(0, 2 * i), ID(0, 2 * i + 1)));
+		assert_null(tl_rp_check(m));
+	}
+	assert_int_equal(counts(m).owners, 0);
+	rp_destroy(m);
+}
+
 static void rp_table__handles_stay_where_they_are(void **state)
 {
 	struct rp *m = machine(2, 4);
@@ -176,6 +202,7 @@ int main(void)
 		cmocka_unit_test(rp_table__a_million_forks_of_one_value),
 		cmocka_unit_test(rp_table__a_million_owner_entries),
 		cmocka_unit_test(rp_table__create_and_release_does_not_grow),
+		cmocka_unit_test(rp_table__grows_with_its_items),
 		cmocka_unit_test(rp_table__handles_stay_where_they_are),
 		cmocka_unit_test(rp_table__neighbours_share_a_line_and_strides_do_not_meet),
 	};
