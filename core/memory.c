@@ -198,17 +198,29 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 	return beacons_open(ctx);
 }
 
+static void landing_drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		struct rc_landing *l = at_xchg_acq(&slots[i], NULL);
+
+		if (l)
+			ra_free(ctx->landing, l, l->block);
+	}
+}
+
+/* What is kept for the reads to come. */
+static void landing_drain_all(struct rref_ctx *ctx)
+{
+	landing_drain(ctx, ctx->large, RC_LARGE_SLOTS);
+	for (int c = 0; c < RC_CACHE_CLASSES; c++)
+		landing_drain(ctx, ctx->cache[c], RC_CACHE_SLOTS);
+}
+
 void rc_memory_close(struct rref_ctx *ctx)
 {
 	rc_quick_close(ctx);
 	rc_flights_close(ctx);
-	for (int c = 0; c < RC_CACHE_CLASSES; c++)
-		for (int i = 0; i < RC_CACHE_SLOTS; i++) {
-			struct rc_landing *l = at_xchg_acq(&ctx->cache[c][i], NULL);
-
-			if (l)
-				ra_free(ctx->landing, l, l->block);
-		}
+	landing_drain_all(ctx);
 	beacon_close(ctx);
 	ra_arena_destroy(ctx->landing);
 	ra_arena_destroy(ctx->values);
@@ -413,6 +425,31 @@ static unsigned start_slot(void)
 	return mine;
 }
 
+/*
+ * Beyond the classes a thread finds the block that it gave back last, if that is of about the size: an arena's large blocks cost
+ * some 3,000 instructions to get and give back, a twentieth of what it takes to copy 256 KiB.
+ */
+#define LARGE_MAX ((UINT64_C(2) << 20) + 4096) /* block */
+
+static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
+{
+	_Atomic(struct rc_landing *) *slot = &ctx->large[start_slot() % RC_LARGE_SLOTS];
+	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL; /* partner: leave_large */
+
+	if (!l || (l->block >= block && l->block - block <= block / 4))
+		return l;
+	ra_free(ctx->landing, l, l->block);
+	return NULL;
+}
+
+static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
+{
+	if (l->block <= LARGE_MAX)
+		l = at_xchg_ar(&ctx->large[start_slot() % RC_LARGE_SLOTS], l);
+	if (l)
+		ra_free(ctx->landing, l, l->block);
+}
+
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 {
 	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
@@ -432,9 +469,15 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 				goto found;
 		}
 		block = RC_LANDING_BLOCK(cls);
+	} else if ((l = take_large(ctx, block))) {
+		goto found;
 	}
 	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
 
+	if (unlikely(err == -ENOMEM)) {
+		landing_drain_all(ctx);
+		err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+	}
 	if (err)
 		return alloc_fail(err, "a buffer for a read", length);
 	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
@@ -472,8 +515,10 @@ void rc_landing_put(struct rc_landing *l)
 			if (!at_load(slot) && at_cas_ar(slot, &none, l))
 				return;
 		}
+		ra_free(ctx->landing, l, l->block);
+	} else {
+		leave_large(ctx, l);
 	}
-	ra_free(ctx->landing, l, l->block);
 }
 
 const void *rref_view_data(const struct rref_view *view)

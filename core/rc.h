@@ -84,6 +84,7 @@ struct rref_call {
 enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT };
 
 #define RC_CACHE_SLOTS 16
+#define RC_LARGE_SLOTS 4
 #define RC_CALL_BUCKETS 256u  /* a power of two */
 #define RC_FUNCTION_BUCKETS 64u /* the same */
 /* Kept for the next ones. Where the address sanitizer looks on, none: it is to see who uses a call that it has not any more. */
@@ -178,6 +179,7 @@ struct rref_ctx {
 	uint64_t ops_kept;                        /* [lock] op_free when a scan found none under way; UINT64_MAX: it found some */
 	uint64_t spare_kept;                      /* [lock] op_spare then */
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
+	_Atomic(struct rc_landing *) large[RC_LARGE_SLOTS];
 
 	/* poller */
 	pthread_t poller;

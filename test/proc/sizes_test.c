@@ -273,6 +273,23 @@ TG_TEST(bound__on_the_owners_values_is_told_to_the_creator, 2)
 	return 0;
 }
 
+struct other {
+	struct rref *ref;
+	size_t length;
+};
+
+/* On a thread of its own, which may keep the buffer for its next read. */
+static void *read_and_free(void *arg)
+{
+	struct other *o = arg;
+	struct rref_view *v;
+
+	TG_OK(rref_to_here(o->ref, RREF_DEFAULT, &v));
+	TG_CHECK(tg_filled(rref_view_data(v), o->length, 0, 3));
+	rref_view_free(v);
+	return NULL;
+}
+
 TG_TEST(bound__on_landing, 2)
 {
 	struct rref_options o;
@@ -284,9 +301,10 @@ TG_TEST(bound__on_landing, 2)
 	ctx = join_with(rank, &o);
 	if (rank == 0) {
 		struct rref *big = make_there(ctx, 1, 32 * MIB, 1), *one = make_there(ctx, 1, MIB, 2);
+		struct other o1 = { make_there(ctx, 1, 2 * MIB - 8192, 3), 2 * MIB - 8192 };
 		struct rref_view *v[64], *none = NULL;
 		static unsigned char buf[1000];
-		size_t n = 0, got;
+		size_t n = 0, got, fit;
 		int err = 0;
 
 		for (int again = 0; again < 3; again++) {
@@ -307,6 +325,27 @@ TG_TEST(bound__on_landing, 2)
 		TG_OK(rref_to_here(one, RREF_DEFAULT, &v[n++]));
 		while (n)
 			rref_view_free(v[--n]);
+		/* What threads keep of their reads is there for others when it is needed. */
+		while (n < 64 && !(err = rref_to_here(o1.ref, RREF_DEFAULT, &v[n])))
+			n++;
+		TG_IS(err, -ENOMEM);
+		fit = n;
+		for (int again = 0; again < 3; again++) {
+			pthread_t t;
+
+			while (n)
+				rref_view_free(v[--n]);
+			TG_CHECK(pthread_create(&t, NULL, read_and_free, &o1) == 0);
+			pthread_join(t, NULL);
+			TG_IS(tg_stats(ctx).landing_bytes, 0);
+			while (n < 64 && !(err = rref_to_here(o1.ref, RREF_DEFAULT, &v[n])))
+				n++;
+			TG_IS(err, -ENOMEM);
+			TG_CHECK(n >= fit);
+		}
+		while (n)
+			rref_view_free(v[--n]);
+		rref_release(o1.ref);
 		rref_release(big);
 		rref_release(one);
 		TG_OK(rref_rpc_sync(ctx, 1, "drop", NULL, RREF_DEFAULT, NULL));
