@@ -15,7 +15,10 @@
 
 static int64_t age(const struct rref_ctx *ctx, uint32_t since)
 {
-	return (int64_t)(rc_age_now(ctx) - since) * RC_AGE_NS;
+	uint32_t tenths = rc_age_now(ctx) - since;
+
+	/* The reading that a step was given may be a tick ahead of the coarse clock: a tenth of a second then, wrapped around. */
+	return tenths > UINT32_MAX - 10 ? 0 : (int64_t)tenths * RC_AGE_NS;
 }
 
 static void value_fields(struct rc_record *r, const struct rc_value *v)
