@@ -22,7 +22,7 @@
 static int nest(struct rref_call *call, void *arg)
 {
 	static const struct rref_type secret = { sizeof(secret), "secret", 0, RREF_LOCAL_ONLY };
-	static struct rref *refs[RREF_REFS_MAX];
+	struct rref *refs[RREF_REFS_MAX];
 	const unsigned char *how = rref_call_data(call);
 	size_t nr = get_le16(how);
 	int err;
