@@ -35,19 +35,22 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i)
 	return cfg->nr_sizes ? (i < cfg->nr_sizes ? cfg->sizes[i] : 0) : op->sizes ? op->sizes[i] : 0;
 }
 
-/* Serves until the measuring worker says that it is done. In manual mode this thread is the poller of all, and spins. */
+/*
+ * Serves until the measuring worker says that it is done. In manual mode this thread is the poller of all, and spins; else it
+ * sleeps: to wake now and then would take time of the processor that moves the bytes.
+ */
 static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 {
 	unsigned idle = 0;
 
+	if (mode != RREF_PROGRESS_MANUAL)
+		pf_sleep_until_stopped(nr);
 	while (!pf_stopped(nr)) {
 		int n = 0;
 
-		for (unsigned i = 0; i < nr && mode == RREF_PROGRESS_MANUAL; i++)
+		for (unsigned i = 0; i < nr; i++)
 			n += rref_progress(ctx[i]);
-		if (mode != RREF_PROGRESS_MANUAL)
-			usleep(1000);
-		else if (n > 0)
+		if (n > 0)
 			idle = 0;
 		else if (++idle % 1024 == 0)
 			sched_yield(); /* its caller may have no processor */

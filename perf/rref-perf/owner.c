@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the measuring worker asks of the others, and how it asks. */
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,11 +10,21 @@
 #include "base/util.h"
 #include "pf.h"
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t told = PTHREAD_COND_INITIALIZER;
 static atomic_uint stops;
 
 bool pf_stopped(unsigned workers)
 {
 	return atomic_load(&stops) >= workers;
+}
+
+void pf_sleep_until_stopped(unsigned workers)
+{
+	pthread_mutex_lock(&lock);
+	while (!pf_stopped(workers))
+		pthread_cond_wait(&told, &lock);
+	pthread_mutex_unlock(&lock);
 }
 
 /* {u64 bytes} -> a reference to a value of that many bytes. The measuring worker's reference keeps it. */
@@ -57,7 +68,10 @@ static int end(struct rref_call *call, void *arg)
 {
 	(void)call;
 	(void)arg;
+	pthread_mutex_lock(&lock);
 	atomic_fetch_add(&stops, 1);
+	pthread_cond_signal(&told);
+	pthread_mutex_unlock(&lock);
 	return 0;
 }
 

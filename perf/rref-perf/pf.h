@@ -101,6 +101,7 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i);
 extern const struct rref_function pf_functions[];
 extern const size_t pf_nr_functions;
 bool pf_stopped(unsigned workers);                /* as many of this process were told to stop */
+void pf_sleep_until_stopped(unsigned workers);
 /* Errors are told with what they are about, and returned. */
 int pf_say(int err, const char *what);
 /* A call that must succeed; the result's bytes are copied to `to` (of exactly `want` bytes). */
