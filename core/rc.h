@@ -38,7 +38,7 @@
 #include "verbs/rv.h"
 
 #define RC_BATCH_MAX 32u /* reads posted with one doorbell */
-#define RC_PIECE_MAX (UINT64_C(128) << 10) /* of a READ over hardware; see pieces.c */
+#define RC_PIECE_MAX (UINT64_C(256) << 10) /* of a READ over hardware; see pieces.c */
 
 /* ---- functions and calls ---------------------------------------------------------------------------------------- */
 

@@ -14,7 +14,8 @@
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC
-#define PIECES 9u /* in flight */
+#define PER_MIB ((unsigned)(MIB / RC_PIECE_MAX))
+#define PIECES (PER_MIB + 1) /* in flight */
 #define ALL 1000u
 #define WRAPPED (100 * KIB)
 
@@ -104,7 +105,7 @@ TG_TEST(alone__with_one_doorbell, 2)
 		before = tg_stats(ctx);
 		check(start(r, RREF_FOREVER), MIB);
 		after = tg_stats(ctx);
-		TG_IS(after.reads - before.reads, 9);
+		TG_IS(after.reads - before.reads, PER_MIB + 1);
 		TG_IS(after.doorbells - before.doorbells, 1);
 		end(ctx, &r, 1);
 	}
@@ -124,7 +125,7 @@ TG_TEST(large__no_more_than_there_is_room_for, 2)
 		before = tg_stats(ctx);
 		hold(ctx, ALL);
 		f = start(r, RREF_FOREVER);
-		for (unsigned out = 0; out + PIECES < 33; out += 3) {
+		for (unsigned out = 0; out + PIECES < 4 * PER_MIB + 1; out += 3) {
 			holds_just(ctx, PIECES);
 			give(ctx, 1);
 			holds_just(ctx, PIECES - 1); /* not for a piece alone */
@@ -135,8 +136,8 @@ TG_TEST(large__no_more_than_there_is_room_for, 2)
 		release(ctx);
 		check(f, 4 * MIB + 100);
 		after = tg_stats(ctx);
-		TG_IS(after.reads - before.reads, 34);
-		TG_IS(after.doorbells - before.doorbells, 1 + (34 - PIECES + 2) / 3);
+		TG_IS(after.reads - before.reads, 4 * PER_MIB + 2);
+		TG_IS(after.doorbells - before.doorbells, 1 + (4 * PER_MIB + 2 - PIECES + 2) / 3);
 		end(ctx, &r, 1);
 	}
 	tg_finish(ctx);
@@ -196,7 +197,7 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 		large = start(r[0], RREF_FOREVER);
 		other = start(r[1], RREF_FOREVER);
 		for (unsigned out = 0; !rref_future_test(other); out++) {
-			TG_CHECK(out < 40); /* of 97 + 9 */
+			TG_CHECK(out < 5 * PER_MIB); /* of 12 + 1 times as many */
 			until_held(ctx, 1);
 			give(ctx, 1);
 			while (atomic_load(&to_give))
@@ -404,12 +405,12 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 				rc_unlock(ctx);
 			}
 			TG_CHECK(f[0]->next < 4 * MIB);
-			holds_just(ctx, PIECES); /* of the other one */
+			holds_just(ctx, PIECES / 3 * 3); /* of the other one, which gets three at a time */
 			atomic_store(&to_hold, 0);
 			before = tg_stats(ctx);
 			must_resume(ctx);
 			check(f[0], 4 * MIB);
-			TG_IS(tg_stats(ctx).reads - before.reads, 33);
+			TG_IS(tg_stats(ctx).reads - before.reads, 4 * PER_MIB + 1);
 			TG_CHECK(!rref_future_test(f[1]));
 			release(ctx);
 			check(f[1], 4 * MIB);
