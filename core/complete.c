@@ -12,6 +12,8 @@
 
 #include "rc_scope.h"
 
+#define RESCAN_NS (20 * NSEC_PER_MSEC)
+
 /*
  * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none. A slot that is taken
  * while the scan goes on may be missed: it was not under way when the scan began.
@@ -205,13 +207,34 @@ static void expire(struct rref_ctx *ctx, struct rref_future *f)
 	rc_op_end(ctx, f, -ETIMEDOUT, text);
 }
 
+/* Whatever is taken moves one of the two. */
+static bool is_known(const struct rref_ctx *ctx)
+{
+	return at_load(&ctx->op_free) == ctx->ops_seen && at_load(&ctx->op_spare) == ctx->spare_seen;
+}
+
+/* Also without a deadline that has come: a slot that was taken a moment before a scan looks free until its operation begins. */
+static int64_t next_scan(const struct rref_ctx *ctx)
+{
+	return is_known(ctx) ? min_of(ctx->ops_due, ctx->ops_scanned_at + RESCAN_NS) : 0;
+}
+
+int64_t rc_ops_due(const struct rref_ctx *ctx)
+{
+	/* For that moment, too, twice. What is in flight then is complete, and kept by the program. */
+	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->ops_quiet >= 2) ? INT64_MAX : next_scan(ctx);
+}
+
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
+	if (now < next_scan(ctx))
+		return;
 	/* Before it is asked whether there are any: what begins behind that moves one of the two. */
 	uint64_t free_list = at_load_acq(&ctx->op_free), spare = at_load_acq(&ctx->op_spare);
+	bool known = free_list == ctx->ops_seen && spare == ctx->spare_seen, pending = false;
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
-	bool pending = false;
 
+	ctx->ops_due = INT64_MAX;
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *op = rc_op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
@@ -219,22 +242,23 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
 		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
 			at_store(&op->seen_at, now);
+		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
+			/* Acquire: its deadline was there before its kind. One without a kind begins any moment. */
+			int64_t due = at_load_acq(&op->kind) == RC_OP_NONE ? 0 : at_load(&op->deadline);
 
-		pending |= (at_load(&op->state) & RC_F_MASK) != RC_F_DONE;
+			pending = true;
+			ctx->ops_due = min_of(ctx->ops_due, due);
+		}
 		if (!f)
 			continue;
 		if (at_load(&f->deadline) <= now)
 			expire(ctx, f);
 		rc_op_put(f);
 	}
-	/* Only complete ones that the program keeps: no reason to come back before there are others. */
-	ctx->ops_kept = pending ? UINT64_MAX : free_list;
-	ctx->spare_kept = spare;
-}
-
-bool rc_ops_pending(const struct rref_ctx *ctx)
-{
-	return rc_ops_in_flight(ctx) && (at_load(&ctx->op_free) != ctx->ops_kept || at_load(&ctx->op_spare) != ctx->spare_kept);
+	ctx->ops_seen = free_list;
+	ctx->spare_seen = spare;
+	ctx->ops_scanned_at = now;
+	ctx->ops_quiet = pending ? 0 : known ? ctx->ops_quiet + 1 : 1;
 }
 
 /* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */

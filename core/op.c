@@ -141,7 +141,7 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 /*
  * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone neither counts nor goes to the
  * list. Each that is taken moves the tag, also of the word that says that there is none: who looks for operations that began
- * since it looked last (rc_ops_pending) would miss one else.
+ * since it looked last (rc_ops_due) would miss one else.
  */
 static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {

@@ -17,7 +17,8 @@
 
 #include "rc_scope.h"
 
-#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
+#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience, at most */
+#define SPIN_LEAST_NS (3 * NSEC_PER_USEC)
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
@@ -154,7 +155,7 @@ void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 int rref_progress(struct rref_ctx *ctx)
 {
 	int n = rc_enter(ctx);
-	bool slow;
+	bool slow, asleep;
 
 	if (n)
 		return n;
@@ -162,9 +163,11 @@ int rref_progress(struct rref_ctx *ctx)
 		return 0;
 	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
 	ctx->turn_at = rc_coarse_ns();
-	slow = ctx->armed || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
+	asleep = ctx->armed && !at_load(&ctx->has_poller);
+	slow = asleep || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
 	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
-	if (at_load(&ctx->kicked) || ctx->armed)
+	/* If it is the poller that sleeps it stays armed: it has to be woken by what comes when nobody calls this any more. */
+	if (asleep || (at_load(&ctx->kicked) && !at_load(&ctx->has_poller)))
 		rc_disarm(ctx);
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_unlock(ctx);
@@ -241,12 +244,22 @@ void rc_kick(struct rref_ctx *ctx)
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 {
 	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->next_tick));
+	int64_t tick = max_of(ctx->next_tick, now + TICK_NS), ops = rc_ops_due(ctx);
+	bool pending = rc_ops_in_flight(ctx);
 
-	if (rc_ops_pending(ctx))
-		next = min_of(next, max_of(ctx->next_tick, now + TICK_NS));
+	if (ops != INT64_MAX)
+		next = min_of(next, max_of(ops, tick));
+	/* What was posted behind the back of who polls for READs, and sees to something else just now. */
+	if (at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed))
+		next = min_of(next, tick);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 
+		/* What these wait for may come without an event: see rc_peer_tick. */
+		if (pending && (at_load(&p->nr_waiting) || rc_barrier_misses(ctx, i)))
+			next = min_of(next, tick);
+		if (p->stall.fence_at)
+			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)
 			next = min_of(next, p->grace_at);
 		if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_ACCEPTING)
@@ -256,17 +269,23 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		if (p->resume.broken)
 			next = min_of(next, max_of(rc_resume_due(p), ctx->next_tick));
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV)
-			next = min_of(next, p->probe_at);
+			next = min_of(next, max_of(p->probe_at, ctx->next_tick));
 	}
 	return max_of(next - now, 0);
 }
 
 /* ---- the poller ---- */
 
+/* Something woke it. Where that keeps coming long after it went to sleep, to spin first only takes a processor from others. */
+static int64_t learn_patience(int64_t patience, int64_t slept)
+{
+	return slept < SPIN_NS ? SPIN_NS : max_of(patience / 2, SPIN_LEAST_NS);
+}
+
 static void *poller(void *arg)
 {
 	struct rref_ctx *ctx = arg;
-	int64_t last = now_ns(), slow_at = 0;
+	int64_t last = now_ns(), slow_at = 0, patience = SPIN_NS;
 
 	prctl(PR_SET_NAME, "rref-poller");
 	while (!at_load_acq(&ctx->stop)) {
@@ -285,7 +304,7 @@ static void *poller(void *arg)
 		}
 		if (n)
 			last = now;
-		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
+		if (ctx->mode == RREF_PROGRESS_POLL || now - last < patience) {
 			/* On a busy machine the one we wait for may need this very core. */
 			if (n == 0)
 				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
@@ -307,8 +326,10 @@ static void *poller(void *arg)
 		rc_lock(ctx);
 		rc_disarm(ctx);
 		/* A timer alone is no reason to spin; events are. */
-		if (rc_progress_locked(ctx, true) || !sleep)
+		if (rc_progress_locked(ctx, true) || !sleep) {
 			last = now_ns();
+			patience = learn_patience(patience, last - now);
+		}
 		rc_unlock(ctx);
 	}
 	return NULL;

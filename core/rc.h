@@ -176,8 +176,9 @@ struct rref_ctx {
 	pthread_mutex_t grow_lock;
 	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
 	_Atomic uint32_t *op_taken;               /* how many slots of each chunk are not on the free list */
-	uint64_t ops_kept;                        /* [lock] op_free when a scan found none under way; UINT64_MAX: it found some */
-	uint64_t spare_kept;                      /* [lock] op_spare then */
+	uint64_t ops_seen, spare_seen;            /* [lock] op_free and op_spare when the slab was scanned last */
+	int64_t ops_scanned_at, ops_due;          /* [lock] when, and the first deadline of what was under way then */
+	unsigned ops_quiet;                       /* [lock] scans since those two moved that found nothing under way */
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 	_Atomic(struct rc_landing *) large[RC_LARGE_SLOTS];
 

@@ -170,7 +170,7 @@ void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wa
 void rc_op_answered(struct rref_future *f);    /* [lock] claim, finish and the engine's put of a call that waits for its answer */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
-bool rc_ops_pending(const struct rref_ctx *ctx);                        /* [lock] false: none is under way, but complete ones may be kept */
+int64_t rc_ops_due(const struct rref_ctx *ctx); /* [lock] when expire has something to do: 0 = at the next tick, INT64_MAX = never */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text); /* [lock] */
 void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */

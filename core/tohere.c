@@ -62,8 +62,8 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	f->handle = rref_dup(ref);
 	if (state == RC_H_READY && !ref->owned) {
 		f->loc = rc_remote(ref)->loc;
-		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
 		at_store(&f->deadline, deadline);
+		at_store_rel(&f->kind, RC_OP_READ); /* partners: pin_pending, due */
 		rc_read_start(f, false);
 		return 0;
 	}

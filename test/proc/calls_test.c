@@ -462,13 +462,6 @@ static bool all_calls_over(struct rref_ctx *ctx, void *arg)
 }
 
 /* Some calls take the straight way, some leave it half-way, some never go it: what is counted does not tell. */
-static bool only_one_in_flight(struct rref_ctx *ctx, void *arg)
-{
-	(void)arg;
-	rref_progress(ctx);
-	return tg_stats(ctx).ops_in_flight == 1;
-}
-
 TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, counted_functions, array_size(counted_functions));
@@ -502,41 +495,6 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_CHECK(tg_eventually(all_calls_over, ctx, NULL));
 		TG_IS(tg_stats(ctx).calls_served, 8 * (uint64_t)tg_scale(50));
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
-/* What begins after the slab was scanned is seen as under way, in whatever slot: else its time-out would come late. */
-TG_TEST(operation__that_begins_behind_a_scan, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-
-	for (int i = 0; rank == 0 && i < tg_scale(100); i++) {
-		struct rref_future *old, *f;
-		bool idle, pending;
-
-		TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &old));
-		TG_OK(rref_future_wait(old, RREF_DEFAULT));
-		TG_CHECK(tg_eventually(only_one_in_flight, ctx, NULL));
-		rc_lock(ctx);
-		rc_ops_expire(ctx, now_ns());
-		idle = !rc_ops_pending(ctx);
-		rc_unlock(ctx);
-		TG_CHECK(idle); /* complete, and kept */
-		if (i % 2)
-			rref_future_free(old);
-		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &f));
-		rc_lock(ctx);
-		pending = rc_ops_pending(ctx);
-		rc_unlock(ctx);
-		TG_CHECK(pending);
-		tg_until_held(ctx, 1, 1);
-		TG_IS(tg_release_held(ctx, 1), 1);
-		TG_OK(rref_future_wait(f, RREF_DEFAULT));
-		rref_future_free(f);
-		if (i % 2 == 0)
-			rref_future_free(old);
 	}
 	tg_finish(ctx);
 	return 0;
@@ -593,7 +551,6 @@ int main(void)
 		cmocka_unit_test(sync__without_a_place_for_the_result),
 		cmocka_unit_test(async__inline_a_thousand_in_flight),
 		cmocka_unit_test(counters__do_not_tell_which_way_calls_went),
-		cmocka_unit_test(operation__that_begins_behind_a_scan),
 		cmocka_unit_test(sync__from_eight_threads),
 		cmocka_unit_test(function__registered_while_running),
 		cmocka_unit_test(result__too_large_leaves_the_call_open),

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Futures: complete exactly once, whoever waits, tests, continues, cancels or frees them, and when. */
-#include <dirent.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -413,59 +412,6 @@ TG_TEST(cancel__of_reads, 2)
 	return 0;
 }
 
-/* How often the poller's thread went to sleep so far; -1: there is none. */
-static long poller_sleeps(void)
-{
-	char path[300], line[100];
-	DIR *d = opendir("/proc/self/task");
-	long n = -1, value;
-
-	TG_CHECK(d);
-	for (struct dirent *e; n < 0 && (e = readdir(d));) {
-		bool is_poller = false;
-		FILE *f;
-
-		snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
-		if (e->d_name[0] == '.' || !(f = fopen(path, "r")))
-			continue;
-		while (fgets(line, sizeof(line), f)) {
-			is_poller |= strcmp(line, "Name:\trref-poller\n") == 0;
-			if (is_poller && sscanf(line, "voluntary_ctxt_switches: %ld", &value) == 1)
-				n = value;
-		}
-		fclose(f);
-	}
-	closedir(d);
-	return n;
-}
-
-/* Complete futures that the program keeps, of a burst and after it, are no reason to look at deadlines again and again. */
-TG_TEST(keep__wakes_nobody, 2)
-{
-	struct rref_ctx *ctx = tg_join(rank);
-
-	if (rank == 0) {
-		struct rref_future *f[600];
-		long before;
-
-		for (size_t i = 0; i < array_size(f); i++)
-			f[i] = tg_start(ctx, 1, "tg.echo", "x", 1);
-		for (size_t i = 0; i < array_size(f); i++)
-			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
-		for (size_t i = 1; i < array_size(f); i++)
-			rref_future_free(f[i]);
-		usleep(200000);
-		before = poller_sleeps();
-		usleep(1000000);
-		/* Each tick of 5 ms would be 200. Over ibv there are the probes, too. */
-		if (before >= 0 && tg_mode() == RREF_PROGRESS_AUTO)
-			TG_CHECK(poller_sleeps() - before < 50);
-		rref_future_free(f[0]);
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -484,7 +430,6 @@ int main(void)
 		cmocka_unit_test(view__is_taken_once),
 		cmocka_unit_test(references__are_taken_once_each_and_else_released),
 		cmocka_unit_test(cancel__of_reads),
-		cmocka_unit_test(keep__wakes_nobody),
 	};
 
 	return cmocka_run_group_tests_name("futures", tests, NULL, NULL);

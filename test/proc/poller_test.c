@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The poller's thread: when it sleeps, and that it is woken. */
+#include <dirent.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "base/atomic.h"
+#include "core/rc.h"
+#include "tg_refs.h"
+
+#define MS NSEC_PER_MSEC
+#define HOUR (3600 * NSEC_PER_SEC)
+
+/* How often the poller's thread went to sleep so far; -1: there is none. */
+static long poller_sleeps(void)
+{
+	char path[300], line[100];
+	DIR *d = opendir("/proc/self/task");
+	long n = -1, value;
+
+	TG_CHECK(d);
+	for (struct dirent *e; n < 0 && (e = readdir(d));) {
+		bool is_poller = false;
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
+		if (e->d_name[0] == '.' || !(f = fopen(path, "r")))
+			continue;
+		while (fgets(line, sizeof(line), f)) {
+			is_poller |= strcmp(line, "Name:\trref-poller\n") == 0;
+			if (is_poller && sscanf(line, "voluntary_ctxt_switches: %ld", &value) == 1)
+				n = value;
+		}
+		fclose(f);
+	}
+	closedir(d);
+	return n;
+}
+
+/* Complete futures that the program keeps, of a burst and after it, are no reason to look at deadlines again and again. */
+TG_TEST(keep__wakes_nobody, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	if (rank == 0) {
+		struct rref_future *f[600];
+		long before;
+
+		for (size_t i = 0; i < array_size(f); i++)
+			f[i] = tg_start(ctx, 1, "tg.echo", "x", 1);
+		for (size_t i = 0; i < array_size(f); i++)
+			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
+		for (size_t i = 1; i < array_size(f); i++)
+			rref_future_free(f[i]);
+		usleep(200000);
+		before = poller_sleeps();
+		usleep(1000000);
+		/* Each tick of 5 ms would be 200. Over ibv there are the probes, too. */
+		if (before >= 0 && tg_mode() == RREF_PROGRESS_AUTO)
+			TG_CHECK(poller_sleeps() - before < 50);
+		rref_future_free(f[0]);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* An operation that is far from its time-out is no reason to wake at each tick; and a nearer one that begins meanwhile is seen. */
+TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	if (rank == 0) {
+		struct rref_future *far, *near;
+
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, HOUR, &far));
+		tg_until_held(ctx, 1, 1);
+		usleep(200000);
+		if (poller_sleeps() >= 0 && tg_mode() == RREF_PROGRESS_AUTO) {
+			int64_t begun = now_ns();
+			long before = poller_sleeps();
+
+			usleep(1000000);
+			TG_CHECK((poller_sleeps() - before) * 8 * MS < now_ns() - begun); /* a tick is 5 ms */
+		}
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &near));
+		while (!rref_future_test(near))
+			poller_sleeps() < 0 ? rref_progress(ctx) : usleep(1000);
+		TG_IS(rref_future_wait(near, RREF_DEFAULT), -ETIMEDOUT);
+		TG_IS(rref_future_test(far), 0);
+		tg_until_held(ctx, 1, 2);
+		TG_IS(tg_release_held(ctx, 1), 2);
+		TG_OK(rref_future_wait(far, RREF_DEFAULT));
+		rref_future_free(far);
+		rref_future_free(near);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static bool only_one_in_flight(struct rref_ctx *ctx, void *arg)
+{
+	(void)arg;
+	rref_progress(ctx);
+	return tg_stats(ctx).ops_in_flight == 1;
+}
+
+/* What begins after the slab was scanned is seen as under way, in whatever slot: else its time-out would come late. */
+TG_TEST(operation__that_begins_behind_a_scan, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	for (int i = 0; rank == 0 && i < tg_scale(100); i++) {
+		struct rref_future *old, *f;
+		bool idle, pending;
+
+		TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_FOREVER, &old));
+		TG_OK(rref_future_wait(old, RREF_DEFAULT));
+		TG_CHECK(tg_eventually(only_one_in_flight, ctx, NULL));
+		rc_lock(ctx);
+		for (int k = 0; k < 3; k++)
+			rc_ops_expire(ctx, now_ns() + k * 100 * MS); /* it believes no first sight */
+		idle = rc_ops_due(ctx) == INT64_MAX;
+		rc_unlock(ctx);
+		TG_CHECK(idle); /* complete, and kept */
+		if (i % 2)
+			rref_future_free(old);
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, HOUR, &f));
+		rc_lock(ctx);
+		pending = rc_ops_due(ctx) != INT64_MAX; /* the poller may have scanned it, and seen its hour */
+		rc_unlock(ctx);
+		TG_CHECK(pending);
+		tg_until_held(ctx, 1, 1);
+		TG_IS(tg_release_held(ctx, 1), 1);
+		TG_OK(rref_future_wait(f, RREF_DEFAULT));
+		rref_future_free(f);
+		if (i % 2 == 0)
+			rref_future_free(old);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
+{
+	(void)arg;
+	rc_lock(ctx);
+	bool is = ctx->armed && at_load(&ctx->sleeping);
+
+	rc_unlock(ctx);
+	return is;
+}
+
+/* A program's thread that makes progress once, and goes, has not taken the poller's place: what comes has to wake it. */
+TG_TEST(progress__leaves_it_armed, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	int armed = 0;
+
+	for (int i = 0; rank == 0 && tg_mode() == RREF_PROGRESS_AUTO && i < 20; i++) {
+		TG_CHECK(tg_eventually(poller_sleeps_now, ctx, NULL));
+		TG_CHECK(rref_progress(ctx) >= 0);
+		armed += poller_sleeps_now(ctx, NULL); /* it may have woken by itself */
+		usleep(1000);
+	}
+	TG_CHECK(rank || tg_mode() != RREF_PROGRESS_AUTO || armed >= 10);
+	tg_finish(ctx);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(keep__wakes_nobody),
+		cmocka_unit_test(wait__of_a_long_one_lets_it_sleep),
+		cmocka_unit_test(operation__that_begins_behind_a_scan),
+		cmocka_unit_test(progress__leaves_it_armed),
+	};
+
+	return cmocka_run_group_tests_name("poller", tests, NULL, NULL);
+}
