@@ -167,6 +167,25 @@ def targets(shm, roce, peers, perftest, idle, path):
     table(["what", "target", "measured (rounds)", ""], lines)
 
 
+def counted(rs):
+    """Instructions of the guest for one read: what it took of its time, where each takes 4 ns."""
+    print("### Counted\n\n`test/vm/run.sh --icount 2 -- perf/counted.sh`: the instructions of one read, those of the kernel and of both ends "
+          "included, in a guest with one processor whose clock they are. Other work on the machine does not show, and a run repeats to "
+          "four digits. Emulated, what is no loop takes three to five times as long as its share of the instructions.\n")
+    lines = []
+    for r in rs:
+        if "raw_p50_ns" in r:
+            what = "to_here" if r["op"] == "lat" else "to_here, 16 in flight"
+            lines.append([what, size(r["bytes"]), f"{r['p50_ns'] / 4:,.0f}", r["raw"], f"{r['raw_p50_ns'] / 4:,.0f}", f"{r['ratio_p50']:.4f}"])
+        elif lines:
+            ours, theirs = (x["bytes"] / x["bytes_per_s"] * 1e9 / 4 for x in (find(rs, op="bw"), r))
+            lines.append(["the same, of all reads", size(r["bytes"]), f"{ours:,.0f}", "`ib_read_bw`", f"{theirs:,.0f}", f"{ours / theirs:.4f}"])
+    if lines:
+        table(["read", "size", "instructions", "beside", "instructions", "ratio"], lines)
+    else:
+        print("Not measured.\n")
+
+
 def command(*argv):
     try:
         return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
@@ -185,7 +204,7 @@ def machine():
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for name in ("shm", "roce", "peers", "idle", "path", "load"):
+    for name in ("shm", "roce", "peers", "idle", "path", "counted", "load"):
         p.add_argument("--" + name)
     a = p.parse_args()
     shm, peers, guest = middle(rows(a.shm)), rows(a.peers), rows(a.roce)
@@ -211,6 +230,7 @@ def main():
         print("perftest in the same boot (`ib_read_lat`, `ib_read_bw`):\n")
         table(["test", "size", "median", "bandwidth"],
               [[r["op"], size(r["bytes"]), duration(r.get("p50_ns")), bandwidth(r.get("bytes_per_s"))] for r in perftest])
+    counted(rows(a.counted))
     print("## Peers\n\n`make perf-peers`: UCX (`ucx_perftest`, posix shared memory), MPI_Get with a flush (Open MPI), torch's `to_here`; "
           "in the same minutes as the table over shared memory\n")
     if peers:

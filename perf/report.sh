@@ -17,8 +17,12 @@ part() { # NAME SECONDS COMMAND...: its JSON lines to $work/NAME.jsonl
 }
 roce() {
 	say "over RoCE"
-	rm -f "$work/roce.jsonl"
+	rm -f "$work/roce.jsonl" "$work/counted.jsonl"
 	RREF_VM_TIMEOUT=600 part roce 700 test/tools/on-roce.sh perf/roce.sh 3
+	say "over SoftRoCE, counted"
+	test/tools/deps.sh roce
+	test/vm/prepare.sh
+	part counted 200 test/vm/run.sh --icount 2 --timeout 190 -- perf/counted.sh
 }
 measure() {
 	before=$(load)
@@ -49,6 +53,6 @@ case ${1-} in
 esac
 say "the report"
 /usr/bin/python3 perf/report.py --shm "$work/shm.jsonl" --peers "$work/peers.jsonl" --roce "$work/roce.jsonl" --idle "$work/idle.jsonl" \
-	--path "$work/path.jsonl" --load "$(cat "$work/load")" >"$work/PERF.md" || exit 1
+	--counted "$work/counted.jsonl" 	--path "$work/path.jsonl" --load "$(cat "$work/load")" >"$work/PERF.md" || exit 1
 mv "$work/PERF.md" docs/PERF.md
 say "docs/PERF.md is written"

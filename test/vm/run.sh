@@ -16,6 +16,7 @@ usage: run.sh [OPTION...] -- COMMAND [ARG...]
   --mem MIB          memory of each guest (2048)
   --cpus N           processors of each guest (2)
   --mtu BYTES        of the netdev under rxe0 (1500)
+  --icount SHIFT     times that are counts: an instruction takes 2^SHIFT ns of the guest, which is emulated and has one processor
   --log DIR          where results and logs go (build/vm/out.*, kept on failure)
   --verbose          say on stderr how long things took
 U
@@ -26,10 +27,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=$(cd "$here/../.." && pwd -P)
 dir=${RREF_VM_DIR:-$root/build/vm}
 
-hosts=1 timeout='' mem=2048 cpus=2 mtu=1500 log='' mode=command verbose=0
+hosts=1 timeout='' mem=2048 cpus=2 mtu=1500 icount='' log='' mode=command verbose=0
 while (($#)); do
 	case $1 in
-	--hosts | --timeout | --mem | --cpus | --mtu)
+	--hosts | --timeout | --mem | --cpus | --mtu | --icount)
 		[[ ${2-} =~ ^[0-9]{1,7}$ ]] || fail "$1 needs a number"
 		printf -v "${1#--}" %d "$((10#$2))"
 		shift 2
@@ -50,6 +51,7 @@ done
 ((mem >= 256)) || fail "--mem is at least 256"
 ((cpus >= 1)) || fail "--cpus is at least 1"
 ((mtu >= 1280 && mtu <= 9000)) || fail "--mtu is 1280 to 9000"
+[[ -z $icount ]] || ((icount <= 10 && hosts == 1)) || fail "--icount is 0 to 10, with one guest"
 if [[ $mode == command ]]; then
 	(($#)) || { usage >&2; fail "no command"; }
 	: "${timeout:=300}"
@@ -159,6 +161,7 @@ read -r rows cols < <(stty size 2>/dev/null || echo 24 80)
 cp "$here/guest.sh" "$tmp/ctl/guest.sh"
 mkdir -p "$log/shared"
 
+[[ -z $icount ]] || RREF_VM_ACCEL=tcg
 accel=${RREF_VM_ACCEL:-$(head -n 1 "$dir/accel" 2>/dev/null || true)}
 [[ -n ${RREF_VM_ACCEL-} || -w /dev/kvm ]] || accel=tcg # another user's finding
 # Emulated: all the processor features there are, but not 5-level page tables, which cost time at each TLB miss, and not the
@@ -174,6 +177,8 @@ tcg)
 kvm) machine=(-accel kvm -cpu host) ;;
 *) fail "RREF_VM_ACCEL is tcg or kvm" ;;
 esac
+# With two processors Linux does not come up: one waits for the other while its time stands still.
+[[ -z $icount ]] || { machine[1]=tcg,thread=single machine+=(-icount "shift=$icount,sleep=off") cpus=1; }
 # An emulated time stamp counter is the host's. Left alone, Linux finds it
 # unsynchronised and reads the time from an emulated HPET: microseconds a time.
 grep -qm1 '^flags.* constant_tsc' /proc/cpuinfo && append+=' tsc=reliable'
