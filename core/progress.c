@@ -155,7 +155,7 @@ void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 int rref_progress(struct rref_ctx *ctx)
 {
 	int n = rc_enter(ctx);
-	bool slow, asleep;
+	bool slow;
 
 	if (n)
 		return n;
@@ -163,13 +163,15 @@ int rref_progress(struct rref_ctx *ctx)
 		return 0;
 	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
 	ctx->turn_at = rc_coarse_ns();
-	asleep = ctx->armed && !at_load(&ctx->has_poller);
-	slow = asleep || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
+	slow = (ctx->armed && !ctx->poller_asleep) || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
 	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
 	/* If it is the poller that sleeps it stays armed: it has to be woken by what comes when nobody calls this any more. */
-	if (asleep || (at_load(&ctx->kicked) && !at_load(&ctx->has_poller)))
+	if ((ctx->armed || at_load(&ctx->kicked)) && !ctx->poller_asleep)
 		rc_disarm(ctx);
 	n = rc_progress_turns(ctx, slow, LOOKS);
+	/* And by what there may be beyond that: the device's wake-up may have been taken here. */
+	if (n > 0 && ctx->poller_asleep)
+		rc_kick(ctx);
 	rc_unlock(ctx);
 	return n;
 }
@@ -189,7 +191,7 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	at_store_sc(&ctx->sleeping, 1);
 	bool sleep = rc_arm(ctx);
 
-	if (!sleep)
+	if (!sleep && !ctx->poller_asleep)
 		at_store_sc(&ctx->sleeping, 0);
 	rc_unlock(ctx);
 	return !sleep;
@@ -249,8 +251,8 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
-	/* What was posted behind the back of who polls for READs, and sees to something else just now. */
-	if (at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed))
+	/* READs may be posted behind the back of who sleeps for all, or of who polls for them and sees to something else just now. */
+	if (at_load(&ctx->has_poller) ? at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed) : pending)
 		next = min_of(next, tick);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
@@ -276,10 +278,13 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 /* ---- the poller ---- */
 
-/* Something woke it. Where that keeps coming long after it went to sleep, to spin first only takes a processor from others. */
+/*
+ * Something woke it. Where that keeps coming long after it went to sleep, to spin first only takes a processor from others. To be
+ * woken takes its time, too.
+ */
 static int64_t learn_patience(int64_t patience, int64_t slept)
 {
-	return slept < SPIN_NS ? SPIN_NS : max_of(patience / 2, SPIN_LEAST_NS);
+	return slept < 2 * SPIN_NS ? SPIN_NS : max_of(patience / 2, SPIN_LEAST_NS);
 }
 
 static void *poller(void *arg)
@@ -316,19 +321,25 @@ static void *poller(void *arg)
 		int64_t wait = rc_next_timer(ctx, now);
 
 		ctx->wake_at = now + wait;
+		ctx->poller_asleep = sleep;
 		rc_unlock(ctx);
+		int64_t asleep_at = 0, awake_at = 0;
+
 		if (sleep) {
 			struct epoll_event ev;
 
+			asleep_at = now_ns();
 			/* Rounded up: a timer that wakes a moment early would only spin. */
 			epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
+			awake_at = now_ns();
 		}
 		rc_lock(ctx);
+		ctx->poller_asleep = false;
 		rc_disarm(ctx);
 		/* A timer alone is no reason to spin; events are. */
 		if (rc_progress_locked(ctx, true) || !sleep) {
 			last = now_ns();
-			patience = learn_patience(patience, last - now);
+			patience = learn_patience(patience, awake_at - asleep_at);
 		}
 		rc_unlock(ctx);
 	}

@@ -158,6 +158,7 @@ struct rref_ctx {
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
 	int64_t next_tick;                /* [lock] */
 	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
+	bool poller_asleep;               /* [lock] it sleeps, or is about to, or was woken and has not got the lock yet */
 	int64_t polled_slow_at;           /* [lock] */
 	int64_t turn_at;                  /* [lock] the clock, as who makes a turn read it; 0: not for this one */
 	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
