@@ -48,6 +48,9 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 	if (!slow && ctx->turn_at)
 		slow = ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
 	n = rc_progress_turns(ctx, slow, LOOKS);
+	/* There may be more than one turn takes, and the wake-up for it was taken here: this thread may go now. */
+	if (unlikely(slow && n > 0 && ctx->poller_asleep))
+		rc_kick(ctx);
 	rc_unlock(ctx);
 	return n;
 }

@@ -169,8 +169,8 @@ int rref_progress(struct rref_ctx *ctx)
 	if ((ctx->armed || at_load(&ctx->kicked)) && !ctx->poller_asleep)
 		rc_disarm(ctx);
 	n = rc_progress_turns(ctx, slow, LOOKS);
-	/* And by what there may be beyond that: the device's wake-up may have been taken here. */
-	if (n > 0 && ctx->poller_asleep)
+	/* And by what there may be beyond that: the device's wake-up may have been taken here, by a slow look. */
+	if (slow && n > 0 && ctx->poller_asleep)
 		rc_kick(ctx);
 	rc_unlock(ctx);
 	return n;
