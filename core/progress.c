@@ -17,8 +17,7 @@
 
 #include "rc_scope.h"
 
-#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience, at most */
-#define SPIN_LEAST_NS (3 * NSEC_PER_USEC)
+#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
@@ -278,19 +277,10 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 /* ---- the poller ---- */
 
-/*
- * Something woke it. Where that keeps coming long after it went to sleep, to spin first only takes a processor from others. To be
- * woken takes its time, too.
- */
-static int64_t learn_patience(int64_t patience, int64_t slept)
-{
-	return slept < 2 * SPIN_NS ? SPIN_NS : max_of(patience / 2, SPIN_LEAST_NS);
-}
-
 static void *poller(void *arg)
 {
 	struct rref_ctx *ctx = arg;
-	int64_t last = now_ns(), slow_at = 0, patience = SPIN_NS;
+	int64_t last = now_ns(), slow_at = 0;
 
 	prctl(PR_SET_NAME, "rref-poller");
 	while (!at_load_acq(&ctx->stop)) {
@@ -309,7 +299,7 @@ static void *poller(void *arg)
 		}
 		if (n)
 			last = now;
-		if (ctx->mode == RREF_PROGRESS_POLL || now - last < patience) {
+		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
 			/* On a busy machine the one we wait for may need this very core. */
 			if (n == 0)
 				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
@@ -323,24 +313,18 @@ static void *poller(void *arg)
 		ctx->wake_at = now + wait;
 		ctx->poller_asleep = sleep;
 		rc_unlock(ctx);
-		int64_t asleep_at = 0, awake_at = 0;
-
 		if (sleep) {
 			struct epoll_event ev;
 
-			asleep_at = now_ns();
 			/* Rounded up: a timer that wakes a moment early would only spin. */
 			epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
-			awake_at = now_ns();
 		}
 		rc_lock(ctx);
 		ctx->poller_asleep = false;
 		rc_disarm(ctx);
 		/* A timer alone is no reason to spin; events are. */
-		if (rc_progress_locked(ctx, true) || !sleep) {
+		if (rc_progress_locked(ctx, true) || !sleep)
 			last = now_ns();
-			patience = learn_patience(patience, awake_at - asleep_at);
-		}
 		rc_unlock(ctx);
 	}
 	return NULL;
