@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One read over SoftRoCE, counted: in a guest whose time is its instructions, so that a run repeats to four digits and other work
-# on the machine does not show; JSON lines, whose times are 4 ns for each.   test/vm/run.sh --icount 2 -- perf/counted.sh
+# One read over SoftRoCE, counted: in a guest whose time is its instructions, so that ratios repeat to the third digit and other
+# work on the machine does not show; JSON lines, whose times are 4 ns for each.   test/vm/run.sh --icount 2 -- perf/counted.sh
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 failed=0

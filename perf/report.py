@@ -170,8 +170,8 @@ def targets(shm, roce, peers, perftest, idle, path):
 def counted(rs):
     """Instructions of the guest for one read: what it took of its time, where each takes 4 ns."""
     print("### Counted\n\n`test/vm/run.sh --icount 2 -- perf/counted.sh`: the instructions of one read, those of the kernel and of both ends "
-          "included, in a guest with one processor whose clock they are. Other work on the machine does not show, and a run repeats to "
-          "four digits. Emulated, what is no loop takes three to five times as long as its share of the instructions.\n")
+          "included, in a guest with one processor whose clock they are. Other work on the machine does not show, and the ratios of a run repeat to "
+          "the third digit. Emulated, what is no loop takes three to five times as long as its share of the instructions.\n")
     lines = []
     for r in rs:
         if "raw_p50_ns" in r:
