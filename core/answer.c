@@ -182,7 +182,7 @@ int rc_answer(struct rref_call *call, int status, const char *text, const struct
 	struct rc_value *v = NULL;
 	int err;
 
-	if (rc_is_child(ctx))
+	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	if (!status) {
 		err = rc_check_args(ctx, result);
@@ -223,7 +223,7 @@ static int reply_typed(struct rref_call *call, const struct rref_type *type, con
 
 	if (!call)
 		return rc_fail(EINVAL, "%s: no call", what);
-	if (rc_is_child(call->ctx))
+	if (rc_is_barred(call->ctx))
 		return rc_enter_slow(call->ctx);
 	if (call->kind != RW_CALL_REMOTE)
 		return rc_fail(EINVAL, "%s: the call is not a creation (rref_remote)", what);

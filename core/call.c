@@ -103,45 +103,49 @@ static bool has_room(const struct rc_peer *p, uint64_t bytes)
 	return p->nr_queued < MAX_QUEUED && (!bytes || !offered || offered + bytes <= MAX_OFFERED);
 }
 
-/*
- * Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many
- * bytes. On a thread of the pool others may run meanwhile.
- */
+struct room {
+	const struct rc_peer *p;
+	uint64_t bytes;
+};
+
+static bool got_room(struct rref_ctx *ctx, void *arg)
+{
+	const struct room *r = arg;
+
+	(void)ctx;
+	return has_room(r->p, r->bytes);
+}
+
+/* Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many bytes. */
 static __attribute__((noinline)) int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
-	bool blocking = false;
-	unsigned turn = 0;
-	int err = 0;
+	int err = rc_wait_until(ctx, got_room, &(struct room){ p, bytes }, deadline);
 
-	while (!has_room(p, bytes)) {
-		rc_progress_locked(ctx, true);
-		if (has_room(p, bytes))
-			break;
-		rc_unlock(ctx);
-		if (!blocking) {
-			blocking = true;
-			rc_pool_blocking(ctx, 1);
-		}
-		rc_pause(&turn);
-		int64_t now = now_ns();
-
-		rc_lock(ctx);
-		if (now >= deadline)
-			err = rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s", p->nr_queued,
-				      at_load(&p->offer_bytes), p->member->name);
-		else if (at_load(&ctx->state) == RC_CTX_SHUT)
-			err = rc_fail(ESHUTDOWN, "the context was shut down");
-		if (err)
-			break;
-	}
-	if (blocking)
-		rc_pool_blocking(ctx, -1);
-	return err;
+	if (err == -ESHUTDOWN)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	return err ? rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s", p->nr_queued,
+			     at_load(&p->offer_bytes), p->member->name) :
+		     0;
 }
 
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
 	return likely(has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
+}
+
+struct session {
+	struct rc_peer *p;
+	int err;
+};
+
+static bool got_session(struct rref_ctx *ctx, void *arg)
+{
+	struct session *s = arg;
+
+	if (!s->p->fenced)
+		return true;
+	s->err = at_load(&ctx->state) == RC_CTX_RUNNING ? rc_peer_want(ctx, s->p) : rc_fail(ESHUTDOWN, "the context was shut down");
+	return s->err;
 }
 
 /*
@@ -150,34 +154,15 @@ int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, in
  */
 static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
-	bool blocking = false;
-	unsigned turn = 0;
-	int err = 0;
+	struct session s = { p, 0 };
 
-	while (p->fenced && p->rank != ctx->rank) {
-		err = rc_peer_want(ctx, p);
-		if (err)
-			break;
-		rc_progress_locked(ctx, true);
-		if (!p->fenced)
-			break;
-		if (at_load(&ctx->state) != RC_CTX_RUNNING)
-			err = rc_fail(ESHUTDOWN, "the context was shut down");
-		else if (now_ns() >= deadline)
-			err = rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name);
-		if (err)
-			break;
-		rc_unlock(ctx);
-		if (!blocking) {
-			blocking = true;
-			rc_pool_blocking(ctx, 1);
-		}
-		rc_pause(&turn);
-		rc_lock(ctx);
-	}
-	if (blocking)
-		rc_pool_blocking(ctx, -1);
-	return err;
+	if (likely(!p->fenced || p->rank == ctx->rank))
+		return 0;
+	int err = rc_wait_until(ctx, got_session, &s, deadline);
+
+	if (err == -ESHUTDOWN)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	return err ? rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name) : s.err;
 }
 
 /* The length of the function's name, or -errno. */

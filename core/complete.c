@@ -5,10 +5,7 @@
  * would be paid for at each tick.
  */
 #include <errno.h>
-#include <linux/futex.h>
 #include <stdio.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "rc_scope.h"
 
@@ -36,40 +33,51 @@ bool rc_op_claim(struct rref_future *f)
 	return true;
 }
 
-void rc_op_run_then(struct rref_future *f)
+static void run_then(struct rref_ctx *ctx, struct rc_hook *h)
 {
-	rc_callback_enter();
+	struct rref_future *f = container_of(h, struct rref_future, then_hook);
+
+	(void)ctx;
 	f->then(f, f->then_arg);
-	rc_callback_leave();
 	rc_op_put(f);
 }
 
-static void wake(struct rref_ctx *ctx, struct rref_future *f)
+void rc_op_run_then(struct rref_future *f)
 {
-	syscall(SYS_futex, &f->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-	if (!at_load(&ctx->has_poller))
-		rc_kick(ctx); /* its waiter sleeps on the context's descriptor */
+	f->then_hook.run = run_then;
+	rc_hook_run(f->ctx, &f->then_hook);
+}
+
+/* Its callback is due. */
+static void queue_then(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	at_add(&f->refs, 1);
+	f->then_hook.run = run_then;
+	if (!locked)
+		rc_lock(ctx);
+	rc_hook_push(ctx, &f->then_hook);
+	if (!locked)
+		rc_unlock(ctx);
 }
 
 void rc_op_finish(struct rref_future *f, bool locked)
 {
+	struct rref_ctx *ctx = f->ctx;
 	uint32_t set = 1;
 	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of the two sees both. */
 	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
 
-	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS))) {
+	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS | RC_F_ANY))) {
 		if (old & RC_F_SCOPED)
 			rc_scope_detach(f, f->status);
-		if (old & RC_F_WAITERS)
-			wake(f->ctx, f);
+		if (old & (RC_F_WAITERS | RC_F_ANY))
+			rc_wait_wake(f, old);
 	}
-	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2)) {
-		at_add(&f->refs, 1);
-		if (locked)
-			list_add_tail(&f->ctx->deferred_ops, &f->then_node);
-		else
-			rc_op_run_then(f);
-	}
+	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
+		queue_then(f, locked);
+	rc_loop_tell(ctx); /* sc above: partner of rref_ctx_arm */
 }
 
 /*
@@ -84,7 +92,7 @@ void rc_op_answered(struct rref_future *f)
 		rc_op_finish(f, true);
 		rc_op_put(f);
 	} else if (unlikely(at_xchg_ar(&f->state, RC_F_DONE | RC_F_BOTH) & RC_F_WAITERS)) {
-		wake(ctx, f);
+		rc_wait_wake_word(ctx, &f->state);
 	}
 }
 

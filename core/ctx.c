@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <sodium.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/sysinfo.h>
@@ -35,20 +34,11 @@ int rc_enter_slow(const struct rref_ctx *ctx)
 		return rc_fail(EINVAL, "no context");
 	if (ctx->fork_generation != at_load(&rc_fork_generation))
 		return rc_fail(ECHILD, "the context belongs to the parent process: after fork() a child must not use it");
+	if (ctx->gate == RC_NO_GATE && rc_in_scope_hook())
+		return rc_fail(EDEADLK, "called from a scope hook, which may run under the library's lock");
+	if (at_load_acq(&ctx->state) == RC_CTX_RUNNING)
+		return 0;
 	return rc_fail(ESHUTDOWN, "the context was shut down");
-}
-
-void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...)
-{
-	char text[RREF_TEXT_SIZE];
-	va_list ap;
-
-	if (!ctx->log || level > ctx->log_level)
-		return;
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	ctx->log(ctx->log_ctx, level, text);
 }
 
 static void log_below(void *arg, int level, const char *text)
@@ -182,10 +172,15 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 			at_store(&ctx->functions[i], fn->next);
 			free(fn);
 		}
+	if (ctx->fd >= 0 && ctx->fd != ctx->loopfd)
+		close(ctx->fd);
+	if (ctx->loopfd >= 0)
+		close(ctx->loopfd);
 	if (ctx->epfd >= 0)
 		close(ctx->epfd);
 	if (ctx->kickfd >= 0)
 		close(ctx->kickfd);
+	rc_log_close(ctx);
 	rc_key_wipe(&ctx->key);
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
@@ -207,8 +202,9 @@ static struct rref_ctx *make(const struct rref_options *o)
 	if (!ctx)
 		return NULL;
 	memset(ctx, 0, sizeof(*ctx));
-	ctx->epfd = ctx->kickfd = -1;
+	ctx->epfd = ctx->kickfd = ctx->loopfd = ctx->fd = -1;
 	ctx->fork_generation = at_load(&rc_fork_generation);
+	ctx->gate = o->scope ? RC_NO_GATE : ctx->fork_generation;
 	ctx->serial = rc_quick_serial();
 	ctx->rank = (uint32_t)o->rank;
 	ctx->world = (uint32_t)o->world_size;
@@ -230,8 +226,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	rc_slabs_open(&ctx->remotes, sizeof(struct rc_remote));
 	list_init(&ctx->mems);
 	list_init(&ctx->wraps);
-	list_init(&ctx->deferred_ops);
-	list_init(&ctx->deferred_calls);
+	list_init(&ctx->hooks);
 	list_init(&ctx->deferred_work);
 	list_init(&ctx->spare_calls);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
@@ -279,6 +274,9 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		err = rc_fail(ENOMEM, "memory for a context");
 		goto fail;
 	}
+	err = rc_log_open(ctx);
+	if (err)
+		goto fail;
 	err = rc_key_load(o.key_file, &ctx->key);
 	if (err)
 		goto fail;
@@ -338,10 +336,19 @@ fail:
 
 void rref_free_ctx(struct rref_ctx *ctx)
 {
+	unsigned turn = 0;
+
 	if (!ctx || ctx->fork_generation != at_load(&rc_fork_generation))
 		return;
+	if (rc_in_callback()) {
+		rc_log(ctx, RREF_LOG_ERROR, "rref_free_ctx: called from a callback or handler, which may still use the context");
+		return;
+	}
 	if (at_load_acq(&ctx->state) != RC_CTX_SHUT)
 		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0);
+	/* Another thread may be in rref_shutdown, and has to be out of it. */
+	while (at_load_acq(&ctx->closing))
+		rc_pause(&turn);
 	rc_lock(ctx);
 	rc_unlock(ctx); /* takes care of what was dropped last */
 	struct rref *h;

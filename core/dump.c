@@ -303,7 +303,7 @@ int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer write, void *
 
 	if (!ctx || !write || (flags & ~(RREF_DUMP_JSON | RREF_DUMP_STATS)))
 		return rc_fail(EINVAL, "rref_dump_to: no context, no writer, or unknown flags");
-	if (rc_is_child(ctx))
+	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	err = write_all(&d, flags, write, arg);
 	free(d.r.buf);

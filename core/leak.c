@@ -159,7 +159,7 @@ int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size)
 
 	if (!ctx || (!buf && size))
 		return rc_fail(EINVAL, "rref_leak_report: no context or no buffer");
-	if (rc_is_child(ctx))
+	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
 	l = ctx->leaks;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The progress lock. Three things happen at its release: deferred work is done (payload.c), callbacks and inline handlers
- * that were deferred run, and what other threads dropped meanwhile without waiting for the lock is taken care of: handles,
- * and memory that goes back to the program (wrap.c).
+ * The progress lock. Two things happen at its release: deferred work of the library is done (payload.c), and what other
+ * threads dropped meanwhile without waiting for the lock is taken care of: handles, and memory that goes back to the program
+ * (wrap.c). None of the program's code runs here: see rc_hook.h.
  */
 #include <linux/futex.h>
 #include <sched.h>
@@ -11,28 +11,6 @@
 #include <unistd.h>
 
 #include "rc.h"
-
-static _Thread_local unsigned callback_depth;
-
-bool rc_in_callback(void)
-{
-	return callback_depth > 0;
-}
-
-unsigned rc_callback_depth(void)
-{
-	return callback_depth;
-}
-
-void rc_callback_enter(void)
-{
-	callback_depth++;
-}
-
-void rc_callback_leave(void)
-{
-	callback_depth--;
-}
 
 /*
  * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
@@ -96,7 +74,7 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 	ctx->nr_works++;
 }
 
-/* The library's own work, before the program's: it makes calls and callbacks ready. [lock] */
+/* The library's own work: it makes calls and callbacks ready. [lock] */
 static void run_work(struct rref_ctx *ctx)
 {
 	for (unsigned n = length(&ctx->deferred_work); n > 0; n--) {
@@ -108,29 +86,6 @@ static void run_work(struct rref_ctx *ctx)
 
 		w->run(ctx, w);
 		ctx->nr_works--;
-	}
-}
-
-/*
- * One at a time, and the others stay where any thread finds them: a callback may wait, and what it waits for may hang
- * on one that was deferred together with it. Not more than there are now: who adds some takes care of them. [lock, which
- * is let go for each, and at the end]
- */
-static void run_deferred(struct rref_ctx *ctx)
-{
-	for (unsigned n = length(&ctx->deferred_ops) + length(&ctx->deferred_calls);;) {
-		struct list *op = list_pop(&ctx->deferred_ops), *call = op ? NULL : list_pop(&ctx->deferred_calls);
-
-		unlock(ctx);
-		if (!op && !call)
-			return;
-		if (op)
-			rc_op_run_then(container_of(op, struct rref_future, then_node));
-		else
-			rc_run_call(container_of(call, struct rref_call, node));
-		if (--n == 0)
-			return;
-		rc_lock(ctx);
 	}
 }
 
@@ -147,23 +102,21 @@ static __attribute__((noinline)) void unlock_and_run(struct rref_ctx *ctx)
 			run_work(ctx);
 		if (unlikely(!list_empty(&ctx->deferred_work)))
 			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
-		if (unlikely(!list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls))) {
-			run_deferred(ctx); /* what else there is by then, the look below finds */
-		} else {
-			if (rc_wraps_due(ctx))
-				rc_wraps_return(ctx);
-			unlock(ctx);
-		}
+		if (rc_wraps_due(ctx))
+			rc_wraps_return(ctx);
+		unlock(ctx);
 		if (likely(!is_due(ctx)) || !rc_trylock(ctx))
-			return;
+			break;
 		rc_drain_dropped(ctx);
 	}
+	/* After the shutdown no other thread would ever run the release callbacks of what is let go of now. */
+	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT && !rc_in_callback()))
+		rc_hooks_flush(ctx);
 }
 
 void rc_unlock(struct rref_ctx *ctx)
 {
-	if (unlikely(!list_empty(&ctx->deferred_work) || !list_empty(&ctx->deferred_ops) || !list_empty(&ctx->deferred_calls) ||
-		     at_load(&ctx->returned))) {
+	if (unlikely(!list_empty(&ctx->deferred_work) || at_load(&ctx->returned))) {
 		unlock_and_run(ctx);
 		return;
 	}

@@ -85,7 +85,7 @@ static int grow(struct rref_ctx *ctx)
 		chunk[i].index = nr + i;
 		chunk[i].ctx = ctx;
 		list_init(&chunk[i].node);
-		list_init(&chunk[i].then_node);
+		list_init(&chunk[i].then_hook.node);
 		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
 		at_store(&chunk[i].deadline, INT64_MAX);
 	}
@@ -235,39 +235,45 @@ static void begin(struct rref_future *f)
 	at_store_rel(&f->state, RC_F_PENDING);
 }
 
+struct slot {
+	enum rc_op_share share;
+	struct rref_future *f;
+	int err;
+};
+
+/* Out of slots is back-pressure: others' completions free some. Whether the search is over, and how, is in arg. [lock] */
+static bool got_slot(struct rref_ctx *ctx, void *arg)
+{
+	struct slot *s = arg;
+
+	/* A handler gives up sooner: the shutdown waits for it, and the holders of the slots may wait for the shutdown. */
+	if (at_load(&ctx->state) == RC_CTX_CLOSING && rc_in_callback())
+		s->err = -ESHUTDOWN;
+	else
+		s->err = try_get(ctx, s->share, &s->f);
+	return s->err != -EAGAIN;
+}
+
 int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out)
 {
-	struct rref_future *f;
-	bool blocking = false;
-	unsigned turn = 0;
-	int err = try_get(ctx, share, &f);
+	struct slot s = { .share = share };
+	int err = try_get(ctx, share, &s.f);
 
-	/* Out of slots is back-pressure: others' completions free some, so make progress until one does. */
-	while (err == -EAGAIN && now_ns() < deadline) {
-		uint32_t state = at_load(&ctx->state);
-
-		/* A handler gives up sooner: the shutdown waits for it, and who holds the slots may wait for the shutdown. */
-		if (state == RC_CTX_SHUT || (state == RC_CTX_CLOSING && rc_in_callback()))
-			err = rc_fail(ESHUTDOWN, "the context was shut down");
+	if (unlikely(err == -EAGAIN && deadline > 0)) {
+		rc_lock(ctx);
+		err = rc_wait_until(ctx, got_slot, &s, deadline);
+		rc_unlock(ctx);
+		if (!err)
+			err = s.err;
 		if (err == -ESHUTDOWN)
-			break;
-		if (!blocking) {
-			blocking = true;
-			rc_pool_blocking(ctx, 1);
-		}
-		if (rc_trylock(ctx)) {
-			rc_progress_locked(ctx, true);
-			rc_unlock(ctx);
-		}
-		rc_pause(&turn);
-		err = try_get(ctx, share, &f);
+			rc_fail(ESHUTDOWN, "the context was shut down");
+		else if (err == -ETIMEDOUT)
+			err = -EAGAIN; /* with the text of the last try */
 	}
-	if (blocking)
-		rc_pool_blocking(ctx, -1);
 	if (err)
 		return err;
-	begin(f);
-	*out = f;
+	begin(s.f);
+	*out = s.f;
 	return 0;
 }
 

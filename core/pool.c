@@ -77,7 +77,7 @@ static void *run(void *arg)
 		struct list *n = list_pop(&pool->queue);
 
 		if (n) {
-			struct rref_call *call = container_of(n, struct rref_call, node);
+			struct rref_call *call = container_of(n, struct rref_call, hook.node);
 			struct rc_caller *c = &pool->caller[call->caller];
 
 			pool->queued--;
@@ -85,7 +85,7 @@ static void *run(void *arg)
 				refuse(call);
 			my_caller = c;
 			pthread_mutex_unlock(&pool->lock);
-			rc_run_call(call);
+			rc_hook_run(call->ctx, &call->hook);
 			pthread_mutex_lock(&pool->lock);
 			my_caller = NULL;
 			c->nr--;
@@ -108,8 +108,11 @@ static void run_left(struct list *queue)
 {
 	struct list *n;
 
-	while ((n = list_pop(queue)))
-		rc_run_call(container_of(n, struct rref_call, node));
+	while ((n = list_pop(queue))) {
+		struct rref_call *call = container_of(n, struct rref_call, hook.node);
+
+		rc_hook_run(call->ctx, &call->hook);
+	}
 }
 
 /*
@@ -139,7 +142,7 @@ static void grow(struct rc_pool *pool, struct list *refused)
 		pool->threads--;
 		rc_log(pool->ctx, RREF_LOG_ERROR, "a worker thread could not be started: %u are running", pool->threads);
 		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
-			struct rref_call *call = container_of(n, struct rref_call, node);
+			struct rref_call *call = container_of(n, struct rref_call, hook.node);
 
 			pool->queued--;
 			pool->caller[call->caller].nr--;
@@ -199,31 +202,36 @@ void rc_pool_close(struct rref_ctx *ctx)
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rc_pool *pool = ctx->pool;
+	struct list refused, *n;
 	struct rc_caller *c;
 
 	if (!pool) {
-		list_add_tail(&ctx->deferred_calls, &call->node); /* closing: whoever holds the lock runs it, and it hears so */
+		rc_hook_push(ctx, &call->hook); /* closing: it hears so */
 		return;
 	}
 	c = &pool->caller[call->caller];
+	list_init(&refused);
 	pthread_mutex_lock(&pool->lock);
 	if (c->nr - c->blocked < PER_CALLER || call->caller == ctx->rank) {
 		c->nr++;
 		pool->queued++;
-		list_add_tail(&pool->queue, &call->node);
-		grow(pool, &ctx->deferred_calls);
+		list_add_tail(&pool->queue, &call->hook.node);
+		grow(pool, &refused);
 	} else {
-		list_add_tail(&c->apart, &call->node);
+		list_add_tail(&c->apart, &call->hook.node);
 	}
 	pthread_mutex_unlock(&pool->lock);
+	while ((n = list_pop(&refused)))
+		rc_hook_push(ctx, container_of(n, struct rc_hook, node));
 }
 
-void rc_pool_blocking(struct rref_ctx *ctx, int delta)
+/* In whatever context the thread waits: it holds no lock of another one. */
+void rc_pool_blocking(int delta)
 {
 	struct rc_pool *pool = my_pool;
 	struct list refused;
 
-	if (!pool || pool->ctx != ctx || !my_caller)
+	if (!pool || !my_caller)
 		return;
 	list_init(&refused);
 	pthread_mutex_lock(&pool->lock);

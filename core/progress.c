@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Progress: one turn of the engine, and the poller thread that gives it turns when nobody waits.
+ * Progress: one turn of the engine, and how threads go to sleep on what brings it work.
  *
- * The poller spins for a bounded time after the last event, then arms the devices, polls again, and sleeps. While it
- * sleeps the devices' descriptors and ctx->kickfd wake it. rc_kick costs one load unless the poller really sleeps:
- * the sleeper stores `sleeping`, then looks for work; who makes work publishes it, then looks at `sleeping` (both sc).
+ * Three kinds of sleepers wait on the devices: the poller, a waiter of the manual mode, and an event loop of the manual
+ * mode. Each is a bit in ctx->arms. The devices stay armed until the last one is awake. rc_kick costs one load unless
+ * one of them sleeps: the sleeper stores `sleeping`, then looks for work; a thread that makes work publishes it, then
+ * looks at `sleeping` (both sc).
+ *
+ * An event loop is a fourth kind in the modes with a poller: the poller does the work, and the loop hears of its end.
+ * So a loop has a word and a descriptor of its own, in all modes: see rc_loop_tell.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "rc_scope.h"
 
-#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
@@ -102,6 +103,8 @@ static inline int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
 		ctx->turn_at = now_ns();
 		rc_stall_beat(ctx, ctx->turn_at);
 	}
+	if (unlikely(at_load(&ctx->log_due)))
+		rc_log_schedule(ctx);
 	if (unlikely(at_load(&ctx->dropped)))
 		n += (int)rc_drain_dropped(ctx);
 	if (unlikely(!list_empty(&ctx->self_queue)))
@@ -147,6 +150,42 @@ void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 		rc_peer_read(ctx, user, cookie, 0, -1);
 }
 
+const void *rc_this_thread(void)
+{
+	static _Thread_local char here;
+
+	return &here;
+}
+
+static void write_one(int fd)
+{
+	uint64_t one = 1;
+
+	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+static void consume(int fd)
+{
+	uint64_t count;
+
+	while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
+		;
+}
+
+/* The event loop is in the library, on this thread. [lock] */
+static void loop_is_here(struct rref_ctx *ctx)
+{
+	uint32_t asleep = RC_LOOP_ASLEEP;
+
+	/* Written before loop_told, so there is something to read. */
+	if (at_load(&ctx->loop_told) && at_xchg_acq(&ctx->loop_told, 0))
+		consume(ctx->loopfd);
+	at_cas_ar(&ctx->loop, &asleep, RC_LOOP_AWAKE);
+	if (ctx->arms & RC_ARM_LOOP)
+		rc_disarm(ctx, RC_ARM_LOOP);
+}
+
 /*
  * A program that spins here shall not make system calls all the time; one that has slept does each time, and one that comes
  * rarely at each tick of the coarse clock.
@@ -162,43 +201,74 @@ int rref_progress(struct rref_ctx *ctx)
 		return 0;
 	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
 	ctx->turn_at = rc_coarse_ns();
-	slow = (ctx->armed && !ctx->poller_asleep) || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
+	slow = (ctx->arms & ~(unsigned)RC_ARM_POLLER) || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
 	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
-	/* If it is the poller that sleeps it stays armed: it has to be woken by what comes when nobody calls this any more. */
-	if ((ctx->armed || at_load(&ctx->kicked)) && !ctx->poller_asleep)
-		rc_disarm(ctx);
+	if (unlikely(at_load(&ctx->loop)) && ctx->loop_thread == rc_this_thread())
+		loop_is_here(ctx);
+	else if (unlikely(!ctx->arms && at_load(&ctx->kicked)))
+		rc_disarm(ctx, 0);
+	ctx->progress_by = rc_this_thread();
+	ctx->progress_at = ctx->turn_at;
 	n = rc_progress_turns(ctx, slow, LOOKS);
-	/* And by what there may be beyond that: the device's wake-up may have been taken here, by a slow look. */
-	if (slow && n > 0 && ctx->poller_asleep)
+	rc_progress_pass_on(ctx, slow, n);
+	return n + (int)rc_unlock_hooks(ctx);
+}
+
+void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n)
+{
+	if (unlikely(slow && n > 0 && at_load(&ctx->sleeping)))
 		rc_kick(ctx);
-	rc_unlock(ctx);
-	return n;
 }
 
 int rref_ctx_fd(struct rref_ctx *ctx)
 {
-	return ctx ? ctx->epfd : rc_fail(EINVAL, "rref_ctx_fd: no context");
+	return ctx ? ctx->fd : rc_fail(EINVAL, "rref_ctx_fd: no context");
 }
 
+/*
+ * What completed before this call, and after the loop's own last look, the loop may not have seen: then it is told to look
+ * again. So it is the first time, when nobody has kept watch for it yet.
+ */
 int rref_ctx_arm(struct rref_ctx *ctx)
 {
 	int err = rc_enter(ctx);
+	bool sleep;
 
 	if (err)
 		return err;
 	rc_lock(ctx);
-	at_store_sc(&ctx->sleeping, 1);
-	bool sleep = rc_arm(ctx);
-
-	if (!sleep && !ctx->poller_asleep)
-		at_store_sc(&ctx->sleeping, 0);
+	ctx->loop_thread = rc_this_thread();
+	loop_is_here(ctx);
+	/* sc: partner of rc_op_finish, which completes a future and then looks at this word. */
+	sleep = at_xchg_sc(&ctx->loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
+	if (sleep && !at_load(&ctx->has_poller))
+		sleep = rc_arm(ctx, RC_ARM_LOOP);
+	if (!sleep) {
+		at_store(&ctx->loop, RC_LOOP_AWAKE);
+		if (ctx->arms & RC_ARM_LOOP)
+			rc_disarm(ctx, RC_ARM_LOOP);
+	}
 	rc_unlock(ctx);
 	return !sleep;
 }
 
-bool rc_arm(struct rref_ctx *ctx)
+void rc_loop_tell_slow(struct rref_ctx *ctx)
 {
-	/* sc, and `sleeping` was stored before: partner of unwatch_reads in future.c. */
+	uint32_t s = at_load(&ctx->loop);
+
+	while (s == RC_LOOP_AWAKE || s == RC_LOOP_ASLEEP)
+		if (at_cas_weak_ar(&ctx->loop, &s, RC_LOOP_DUE)) {
+			if (s != RC_LOOP_ASLEEP)
+				return;
+			write_one(ctx->loopfd);
+			at_store_rel(&ctx->loop_told, 1); /* partner: loop_is_here */
+			return;
+		}
+}
+
+static bool arm_devices(struct rref_ctx *ctx)
+{
+	/* sc, and `sleeping` was stored before: partner of unwatch_reads in wait.c. */
 	bool unarmed = at_load(&ctx->has_poller) && at_load_sc(&ctx->watching);
 	unsigned flags = at_load(&ctx->reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
 
@@ -209,23 +279,43 @@ bool rc_arm(struct rref_ctx *ctx)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev && ctx->device[k].ops->arm(ctx->device[k].dev, flags) < 0)
 			return false;
-	ctx->armed = true;
-	/* After arming: what came before would not wake us. sc: partner of the pushes that look at `sleeping`. */
-	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && list_empty(&ctx->self_queue) &&
-	       list_empty(&ctx->deferred_ops) && list_empty(&ctx->deferred_calls) && list_empty(&ctx->deferred_work);
+	return true;
 }
 
-void rc_disarm(struct rref_ctx *ctx)
+/* Nothing is left to do. After arming: what came before would not wake the sleeper. */
+static bool is_quiet(struct rref_ctx *ctx)
 {
-	uint64_t count;
+	/* sc: partner of the pushes that look at `sleeping`. */
+	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && !at_load_sc(&ctx->log_due) &&
+	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) &&
+	       (list_empty(&ctx->hooks) || rc_hooks_blocked(ctx));
+}
 
-	/* After a sleep always: who kicked sets `kicked` first and may write only after another wake-up cleared it. */
-	if (at_xchg_acq(&ctx->kicked, 0) || ctx->armed)
-		(void)!read(ctx->kickfd, &count, sizeof(count));
-	at_store(&ctx->sleeping, 0);
-	if (!ctx->armed)
+bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)
+{
+	at_store_sc(&ctx->sleeping, 1);
+	ctx->arms |= who;
+	return arm_devices(ctx) && is_quiet(ctx);
+}
+
+void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
+{
+	bool was = ctx->arms;
+
+	/* After a sleep always: a kick sets `kicked` first and may be written only after another wake-up cleared it. */
+	if (at_xchg_acq(&ctx->kicked, 0) || was)
+		consume(ctx->kickfd);
+	ctx->arms &= ~(unsigned)who;
+	if (ctx->arms) {
+		/* Others sleep on. This thread may have taken their wake-up: the devices are armed anew, and one of them is
+		 * woken if there is anything. */
+		if (!arm_devices(ctx) || !is_quiet(ctx))
+			rc_kick(ctx);
 		return;
-	ctx->armed = false;
+	}
+	at_store(&ctx->sleeping, 0);
+	if (!was)
+		return;
 	at_store(&ctx->reads_unarmed, 0);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
@@ -234,12 +324,8 @@ void rc_disarm(struct rref_ctx *ctx)
 
 void rc_kick(struct rref_ctx *ctx)
 {
-	uint64_t one = 1;
-
-	if (likely(!at_load_sc(&ctx->sleeping)) || at_xchg_ar(&ctx->kicked, 1))
-		return;
-	while (write(ctx->kickfd, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
+	if (unlikely(at_load_sc(&ctx->sleeping)) && !at_xchg_ar(&ctx->kicked, 1))
+		write_one(ctx->kickfd);
 }
 
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
@@ -273,102 +359,4 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 			next = min_of(next, max_of(p->probe_at, ctx->next_tick));
 	}
 	return max_of(next - now, 0);
-}
-
-/* ---- the poller ---- */
-
-static void *poller(void *arg)
-{
-	struct rref_ctx *ctx = arg;
-	int64_t last = now_ns(), slow_at = 0;
-
-	prctl(PR_SET_NAME, "rref-poller");
-	while (!at_load_acq(&ctx->stop)) {
-		int64_t now = now_ns();
-		int n = 0;
-
-		/* Threads that want to do something come first: the poller's turn is never urgent while they run. */
-		if (!at_load(&ctx->lock_wanted) && rc_trylock(ctx)) {
-			bool slow = now >= slow_at;
-
-			if (slow)
-				slow_at = now + SLOW_NS;
-			ctx->turn_at = now;
-			n = rc_progress_locked(ctx, slow);
-			rc_unlock(ctx);
-		}
-		if (n)
-			last = now;
-		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
-			/* On a busy machine the one we wait for may need this very core. */
-			if (n == 0)
-				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
-			continue;
-		}
-		rc_lock(ctx);
-		at_store_sc(&ctx->sleeping, 1);
-		bool sleep = rc_arm(ctx) && !at_load_acq(&ctx->stop);
-		int64_t wait = rc_next_timer(ctx, now);
-
-		ctx->wake_at = now + wait;
-		ctx->poller_asleep = sleep;
-		rc_unlock(ctx);
-		if (sleep) {
-			struct epoll_event ev;
-
-			/* Rounded up: a timer that wakes a moment early would only spin. */
-			epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
-		}
-		rc_lock(ctx);
-		ctx->poller_asleep = false;
-		rc_disarm(ctx);
-		/* A timer alone is no reason to spin; events are. */
-		if (rc_progress_locked(ctx, true) || !sleep)
-			last = now_ns();
-		rc_unlock(ctx);
-	}
-	return NULL;
-}
-
-int rc_poller_open(struct rref_ctx *ctx)
-{
-	struct epoll_event ev = { .events = EPOLLIN };
-	int err;
-
-	ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
-	ctx->kickfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (ctx->epfd < 0 || ctx->kickfd < 0 || epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->kickfd, &ev))
-		return rc_fail(errno, "a descriptor to sleep on: %s", rref_strerror(errno));
-	for (int k = 0; k < RV_NR_KINDS; k++)
-		if (ctx->device[k].dev &&
-		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
-			return rc_fail(errno, "a descriptor to sleep on: %s", rref_strerror(errno));
-	if (ctx->mode == RREF_PROGRESS_MANUAL)
-		return 0;
-	err = pthread_create(&ctx->poller, NULL, poller, ctx);
-	if (err)
-		return rc_fail(err, "the poller thread: %s", rref_strerror(err));
-	at_store(&ctx->has_poller, true);
-	if (ctx->poller_core >= 0) {
-		cpu_set_t set;
-
-		CPU_ZERO(&set);
-		CPU_SET((unsigned)ctx->poller_core, &set);
-		err = pthread_setaffinity_np(ctx->poller, sizeof(set), &set);
-		if (err)
-			return rc_fail(err, "pinning the poller to core %d: %s", ctx->poller_core, rref_strerror(err));
-	}
-	return 0;
-}
-
-void rc_poller_close(struct rref_ctx *ctx)
-{
-	if (at_load(&ctx->has_poller)) {
-		uint64_t one = 1;
-
-		at_store_rel(&ctx->stop, true);
-		(void)!write(ctx->kickfd, &one, sizeof(one));
-		pthread_join(ctx->poller, NULL);
-		at_store(&ctx->has_poller, false);
-	}
 }

@@ -4,8 +4,7 @@
  *
  * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine, sessions, queues, the
  * devices' [progress] calls. It is held for one step or some looks, which end when anybody wants it; never while
- * sleeping and never while the program's code runs: callbacks and inline handlers are put on ctx->deferred_ops and
- * deferred_calls, and run by rc_unlock after the lock is gone.
+ * sleeping and never while the program's code runs: that is queued as hooks, and run by hook.c.
  *
  * Starting a read of one message does not take it: a ready handle's location is constant (published by handle->state),
  * operations come from a lock-free slab, and a connection is pinned by peer->readers (see the fence in peer.c). Over shm
@@ -27,6 +26,7 @@
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
+#include "rc_hook.h"
 #include "rc_op.h"
 #include "rc_peer.h"
 #include "rc_ref.h"
@@ -54,7 +54,7 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	struct list node;            /* [lock] deferred, or pool queue */
+	struct rc_hook hook;         /* [lock] its node: also of the pool's queues, and of the spare ones */
 	struct list open_node;       /* [lock] ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
@@ -113,7 +113,8 @@ struct rref_ctx {
 	uint64_t serial;                  /* [const] of this process' contexts; addresses come again, it does not */
 	uint64_t bytes_hash;              /* [const] of the type "bytes" */
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
-	uint32_t fork_generation;
+	uint32_t fork_generation;         /* [const] */
+	uint32_t gate;                    /* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
 	uint32_t rank, world;
 	struct rc_scopes *scopes;         /* [const] NULL = off; scope.c */
 	struct rc_peer *peers;            /* [const] array of world */
@@ -146,8 +147,10 @@ struct rref_ctx {
 	uint32_t nr_spare_messages;       /* [lock] */
 	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
 	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
-	struct list deferred_ops;         /* [lock] futures whose callback is to run */
-	struct list deferred_calls;       /* [lock] inline calls to run */
+	struct list hooks;                /* [lock] struct rc_hook: the program's code that is due */
+	_Atomic uint32_t nr_hooks;        /* of these; written under the lock */
+	struct rc_log_lines *lines;       /* [const] log.c */
+	_Atomic uint32_t log_due;         /* sc: there are lines that no hook was queued for; partner: rc_arm */
 	struct list deferred_work;        /* [lock] struct rc_work */
 	uint32_t nr_works;                /* [lock] of these, and those being done */
 	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
@@ -163,7 +166,9 @@ struct rref_ctx {
 	int64_t turn_at;                  /* [lock] the clock, as who makes a turn read it; 0: not for this one */
 	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
 	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
-	bool armed;                       /* [lock] devices would wake the poller */
+	unsigned arms;                    /* [lock] enum rc_arm: sleepers whom the devices would wake */
+	const void *progress_by;          /* [lock] the last thread in rref_progress, and when; see hook.c */
+	int64_t progress_at;
 
 	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
 	_Atomic uint64_t next_local_id;
@@ -184,16 +189,19 @@ struct rref_ctx {
 	_Atomic(struct rc_landing *) large[RC_LARGE_SLOTS];
 
 	/* poller */
-	pthread_t poller;
+	struct rc_hands *hands;                   /* [const] NULL: manual mode. poller.c */
 	_Atomic bool has_poller;
 	bool device_sleeper;                      /* [lock] without a poller: a waiter sleeps on the devices */
-	struct list sleepers;                     /* [lock] the other waiters; future.c */
+	struct list sleepers;                     /* [lock] the other waiters; wait.c */
 	enum rref_progress_mode mode;
 	int poller_core;
 	int epfd, kickfd;
+	int fd, loopfd;                           /* rref_ctx_fd; what wakes the event loop alone */
+	_Atomic uint32_t loop;                    /* enum rc_loop; sc: partner of the completions of futures */
+	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
+	const void *loop_thread;                  /* [lock] that armed last */
 	cache_aligned _Atomic uint32_t sleeping;  /* sc: the poller sleeps in epoll; partner: work is published first */
 	_Atomic uint32_t kicked;
-	_Atomic bool stop;
 	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
 	_Atomic uint32_t watching;                /* sc: threads that poll for them */
 	_Atomic uint32_t reads_unarmed;           /* sc: somebody sleeps on the devices who would not be woken by them */
@@ -207,7 +215,7 @@ struct rref_ctx {
 	struct rc_types *types;           /* [const] types.c */
 
 	/* shutdown */
-	_Atomic bool closing;                     /* somebody is in rref_shutdown */
+	_Atomic bool closing;                     /* a thread is in rref_shutdown */
 	uint64_t barrier_sent, barrier_done;      /* [lock] */
 	uint64_t barrier_busy;                    /* [lock] bit n % 64: somebody was busy at barrier n, or since the one before */
 	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
@@ -233,14 +241,20 @@ struct rref_ctx {
 };
 
 /* ctx.c */
+/* log.c */
+int rc_log_open(struct rref_ctx *ctx);
+void rc_log_close(struct rref_ctx *ctx);
+void rc_log_schedule(struct rref_ctx *ctx); /* [lock] lines are due */
 void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
 int rc_enter_slow(const struct rref_ctx *ctx);
+#define RC_NO_GATE UINT32_MAX
+bool rc_in_scope_hook(void);   /* scope.c */
 extern _Atomic uint32_t rc_fork_generation;
 
 static inline bool rc_usable(const struct rref_ctx *ctx)
 {
-	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->fork_generation == at_load(&rc_fork_generation);
+	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->gate == at_load(&rc_fork_generation);
 }
 
 /* 0 if the context may be used by this process now. */
@@ -253,6 +267,12 @@ static inline int rc_enter(struct rref_ctx *ctx)
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
 	return unlikely(ctx->fork_generation != at_load(&rc_fork_generation));
+}
+
+/* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
+static inline bool rc_is_barred(const struct rref_ctx *ctx)
+{
+	return unlikely(ctx->gate != at_load(&rc_fork_generation)) && (rc_is_child(ctx) || rc_in_scope_hook());
 }
 
 /* The machine's time: tenths of a second since the context was made, in 13 years no two alike. The coarse clock will do. */
@@ -310,10 +330,10 @@ static inline uint64_t rc_call_bytes(const struct rc_peer *p)
 	return at_load(&p->call_bytes) - over;
 }
 
-/* rc_wraps_return has something to do, for this thread. */
+/* rc_wraps_return has something to do. */
 static inline bool rc_wraps_due(const struct rref_ctx *ctx)
 {
-	return unlikely(at_load_sc(&ctx->returned)) && !rc_wraps_returning();
+	return unlikely(at_load_sc(&ctx->returned));
 }
 
 /* lock.c: the progress lock */
@@ -326,7 +346,7 @@ static inline bool rc_trylock(struct rref_ctx *ctx)
 
 	return at_load(&ctx->lock) == RC_UNLOCKED && at_cas_ar(&ctx->lock, &free, RC_LOCKED);
 }
-void rc_unlock(struct rref_ctx *ctx); /* and runs what was deferred */
+void rc_unlock(struct rref_ctx *ctx); /* and does the library's own work that was deferred; never the program's */
 void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
 void rc_pause(unsigned *turn); /* between two looks at something that others will do: at first a moment, then up to 1 ms */
 void rc_defer(struct rref_ctx *ctx, struct rc_work *w); /* [lock] */
@@ -481,7 +501,6 @@ const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *nam
 /* call.c, reply.c, serve.c, answer.c, incoming.c, pool.c */
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
 void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
-void rc_run_call(struct rref_call *call);                                     /* no lock held */
 void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
 bool rc_incoming_room(struct rc_incoming *in, uint32_t nr);
 void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
@@ -505,17 +524,13 @@ int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting);
 void rc_pool_close(struct rref_ctx *ctx);
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call); /* [lock] */
-void rc_pool_blocking(struct rref_ctx *ctx, int delta);  /* this pool thread is about to wait (+1, not under the lock) / is back (-1) */
+void rc_pool_blocking(int delta); /* as rc_blocking, which calls it; does nothing on other threads */
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_call_put(struct rref_call *call);
 void rc_calls_close(struct rref_ctx *ctx);
 int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* [lock] nobody has it any more: kept, or freed */
 bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
-bool rc_in_callback(void);
-unsigned rc_callback_depth(void);
-void rc_callback_enter(void);
-void rc_callback_leave(void);
 
 /* stats.c, leak.c */
 static inline void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */
@@ -576,8 +591,21 @@ void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock]
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */
-bool rc_arm(struct rref_ctx *ctx);                           /* [lock] true: nothing to do, sleep */
-void rc_disarm(struct rref_ctx *ctx);                        /* [lock] */
+void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n); /* [lock] after a turn that may have taken a sleeper's wake-up */
+/* A sleeper on the devices: its bit. Returns true if there is nothing to do: sleep. Then, or if false: rc_disarm. [lock] */
+enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
+bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
+void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
+bool rc_hooks_blocked(const struct rref_ctx *ctx);           /* [lock] all hands are away: hooks wait until one is back */
+const void *rc_this_thread(void);                            /* not NULL; different for each */
+/* The event loop. NONE: there is none. DUE: something has ended since it looked. */
+enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };
+void rc_loop_tell_slow(struct rref_ctx *ctx);
+static inline void rc_loop_tell(struct rref_ctx *ctx)
+{
+	if (unlikely(at_load_sc(&ctx->loop)))
+		rc_loop_tell_slow(ctx);
+}
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now);    /* [lock] ns until the next tick */
 
 #endif

@@ -12,6 +12,7 @@
 
 #include "base/atomic.h"
 #include "base/util.h"
+#include "rc_hook.h"
 #include "rc_ref.h"
 #include "rp.h"
 #include "rref.h"
@@ -33,7 +34,8 @@ enum rc_op_kind {
 };
 
 enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
-       RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */ };
+       RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
+       RC_F_ANY = 32 /* a thread waits for any of several; wait.c */ };
 
 /* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
 struct rc_work {
@@ -102,7 +104,7 @@ struct rref_future {
 	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
 	struct list node;             /* [lock] peer->waiting, or peer->pieces.reads */
-	struct list then_node;        /* [lock] ctx->deferred_ops; not node: a read may end while it waits, and is then in both */
+	struct rc_hook then_hook;     /* not node: a read may end while it waits, and is then in both */
 
 	/* result [op] */
 	int status, wc_status;
@@ -143,6 +145,11 @@ static inline bool rc_op_wanted(const struct rref_future *f)
 	return (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
 }
 
+static inline bool rc_op_done(const struct rref_future *f)
+{
+	return (at_load_acq(&f->state) & RC_F_MASK) == RC_F_DONE;
+}
+
 /* op.c: slots */
 #define RC_OP_CHUNK 256u
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
@@ -175,8 +182,14 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */
 unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
-void rc_op_run_then(struct rref_future *f);
+void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
+/* wait.c */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
+void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
+void rc_wait_wake_any(void);
+void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
+/* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. [lock, let go of meanwhile] */
+int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);
 int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* [lock] which it lets go of: as rc_op_wait. turn_at is of now */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */

@@ -168,8 +168,7 @@ void rc_view_let_go(struct rref_view *v);                   /* it is given back 
 struct rc_header *rc_wrap_header(const struct rc_value *v);
 void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc); /* the payload's place */
 void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
-bool rc_wraps_returning(void);                /* this thread is in it */
-void rc_wraps_return(struct rref_ctx *ctx);   /* [lock, let go of meanwhile] */
+void rc_wraps_return(struct rref_ctx *ctx);   /* [lock] */
 void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */

@@ -56,13 +56,23 @@ void rc_scopes_tick(struct rref_ctx *ctx, int64_t now, bool flush)
 		rc_trace_tick(ctx->scopes->trace, now, flush);
 }
 
+static _Thread_local bool in_hook;
+
+bool rc_in_scope_hook(void)
+{
+	return in_hook;
+}
+
 static void tell(const struct rref_ctx *ctx, const struct rc_scope *s, unsigned end, int status)
 {
 	struct rref_scope told = { .size = sizeof(told), .id = s->id, .key = s->key, .peer = s->peer, .status = status,
 				   .flags = end | (s->async ? RREF_SCOPE_ASYNC : 0) };
 
-	if (ctx->scopes->hook)
-		ctx->scopes->hook(ctx->scopes->hook_ctx, &told);
+	if (!ctx->scopes->hook || in_hook)
+		return; /* a call that the hook made, and that is refused, has no scope */
+	in_hook = true;
+	ctx->scopes->hook(ctx->scopes->hook_ctx, &told);
+	in_hook = false;
 }
 
 static const char *name_of(const struct rref_ctx *ctx, uint32_t rank)

@@ -45,7 +45,7 @@ void rc_calls_close(struct rref_ctx *ctx)
 	struct list *l;
 
 	while (ctx->spare_calls.next && (l = list_pop(&ctx->spare_calls)))
-		free(container_of(l, struct rref_call, node)->block);
+		free(container_of(l, struct rref_call, hook.node)->block);
 	if (at_load(&ctx->spare_call))
 		free(at_load(&ctx->spare_call)->block);
 	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
@@ -83,7 +83,7 @@ void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 	}
 	make_clean(call);
 	ctx->nr_spare_calls++;
-	list_add(&ctx->spare_calls, &call->node);
+	list_add(&ctx->spare_calls, &call->hook.node);
 }
 
 /* [lock] */
@@ -93,7 +93,7 @@ static struct rref_call *take_spare(struct rref_ctx *ctx)
 
 	if (likely(l)) {
 		ctx->nr_spare_calls--;
-		return container_of(l, struct rref_call, node);
+		return container_of(l, struct rref_call, hook.node);
 	}
 	return at_load(&ctx->spare_call) ? at_xchg_ar(&ctx->spare_call, NULL) : NULL;
 }
@@ -124,10 +124,8 @@ static int run_handler(struct rref_call *call)
 
 	if (!call->counted)
 		at_add(&ctx->n.calls, 1);
-	rc_callback_enter();
 	r = call->fn->handler(call, call->fn->arg);
 	rc_site_take(); /* what the handler named last is not where the library makes something for it */
-	rc_callback_leave();
 	rc_scope_end(ctx, s, r < 0 ? r : 0);
 	return r;
 }
@@ -172,9 +170,7 @@ static __attribute__((noinline)) void run_none(struct rref_call *call)
 		snprintf(text, sizeof(text), "%s", call->in.text);
 		r = call->in.status;
 	} else if (call->kind == RW_CALL_TAKE) {
-		rc_callback_enter();
 		r = rc_take_serve(call, text, sizeof(text));
-		rc_callback_leave();
 	} else {
 		snprintf(text, sizeof(text), "no function named %.120s on %.40s", call->name,
 			 call->ctx->members[call->ctx->rank].name);
@@ -183,8 +179,11 @@ static __attribute__((noinline)) void run_none(struct rref_call *call)
 	end_call(call, r, text, sizeof(text));
 }
 
-void rc_run_call(struct rref_call *call)
+static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 {
+	struct rref_call *call = container_of(h, struct rref_call, hook);
+
+	(void)ctx;
 	if (unlikely(call->in.status || !call->fn)) {
 		run_none(call);
 		return;
@@ -207,7 +206,7 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	if (many)
 		rc_pool_push(ctx, call);
 	else if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
-		list_add_tail(&ctx->deferred_calls, &call->node);
+		rc_hook_push(ctx, &call->hook);
 	else
 		rc_pool_push(ctx, call);
 }
@@ -313,6 +312,7 @@ static struct rref_call *new_call(size_t bytes)
 	if (!block)
 		return NULL;
 	call->block = block;
+	call->hook.run = run_call;
 	call->roomy = bytes <= PLAIN_BYTES;
 	rc_incoming_init(&call->in);
 	return call;
@@ -332,6 +332,7 @@ static struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
 
 	memset(call, 0, offsetof(struct rref_call, in));
 	call->block = block;
+	call->hook.run = run_call;
 	call->roomy = roomy;
 	return call;
 }
@@ -348,7 +349,7 @@ static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uin
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/* One of which no field but block, roomy and in says anything; and in is as it was made. [lock] */
+/* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. [lock] */
 static struct rref_call *make_plain(struct rref_ctx *ctx)
 {
 	struct rref_call *call = take_spare(ctx);
@@ -403,9 +404,9 @@ static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct 
 	at_add_mine(&from->call_bytes, cost);
 	if (call->counted) {
 		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
-		list_add_tail(&ctx->deferred_calls, &call->node);
+		rc_hook_push(ctx, &call->hook);
 	} else {
-		list_init(&call->node);
+		list_init(&call->hook.node);
 		rc_pool_push(ctx, call);
 	}
 	return true;
@@ -461,7 +462,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 			drop_arguments(ctx, from, c, status);
 		return;
 	}
-	list_init(&call->node);
+	list_init(&call->hook.node);
 	call->ctx = ctx;
 	call->caller = from->rank;
 	call->caller_epoch = from->epoch;

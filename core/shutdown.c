@@ -24,33 +24,22 @@
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */
 
 /* Waits, making progress, until ready(ctx) or the deadline. */
-static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx), int64_t deadline)
+static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), int64_t deadline)
 {
-	for (unsigned turn = 0;; turn++) {
-		bool yes;
+	rc_lock(ctx);
+	bool yes = rc_wait_until(ctx, ready, NULL, deadline) == 0;
 
-		rc_lock(ctx);
-		rc_progress_locked(ctx, true);
-		yes = ready(ctx);
-		rc_unlock(ctx);
-		if (yes)
-			return true;
-		if (now_ns() >= deadline)
-			return false;
-		/* Others do the work meanwhile: give them the core. */
-		struct timespec nap = { .tv_nsec = turn < 100 ? 20000 : 200000 };
-
-		nanosleep(&nap, NULL);
-	}
+	rc_unlock(ctx);
+	return yes;
 }
 
-static bool idle(struct rref_ctx *ctx)
+static bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
-static bool references_gone(struct rref_ctx *ctx)
+static bool references_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -63,7 +52,7 @@ static bool references_gone(struct rref_ctx *ctx)
 	return list_empty(&ctx->self_queue);
 }
 
-static bool pinged(struct rref_ctx *ctx)
+static bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (ctx->peers[i].state == RC_PEER_UP && ctx->peers[i].ponged < ctx->peers[i].pinged)
@@ -75,7 +64,7 @@ static bool pinged(struct rref_ctx *ctx)
  * No reference of others is left. Nothing is under way any more for which the forks of the dead would have to be kept;
  * a death that others have noticed already may be noticed here only now.
  */
-static bool forks_gone(struct rref_ctx *ctx)
+static bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -85,7 +74,7 @@ static bool forks_gone(struct rref_ctx *ctx)
 	return c.forks == 0;
 }
 
-static bool everybody_left(struct rref_ctx *ctx)
+static bool everybody_left(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
@@ -97,18 +86,17 @@ static bool everybody_left(struct rref_ctx *ctx)
 	return true;
 }
 
-/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. [lock, let go of meanwhile] */
-static void wait_for_retry(struct rref_ctx *ctx, const struct rc_peer *p, int64_t deadline)
+static bool may_retry(struct rref_ctx *ctx, void *arg)
 {
-	struct timespec nap = { .tv_nsec = NSEC_PER_MSEC };
+	const struct rc_peer *p = arg;
 
-	while (p->rank != ctx->rank && p->state == RC_PEER_DOWN && !p->said_goodbye && !p->nobody &&
-	       now_ns() < min_of(p->retry_at, deadline)) {
-		rc_progress_locked(ctx, true);
-		rc_unlock(ctx);
-		nanosleep(&nap, NULL);
-		rc_lock(ctx);
-	}
+	return p->rank == ctx->rank || p->state != RC_PEER_DOWN || p->said_goodbye || p->nobody || now_ns() >= p->retry_at;
+}
+
+/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. [lock, let go of meanwhile] */
+static void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+{
+	rc_wait_until(ctx, may_retry, p, deadline);
 }
 
 /* Whether calls were served or under way here at a barrier, or have been since the one before. */
@@ -129,7 +117,7 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct calm *calm, bo
 	rc_lock(ctx);
 	f->number = ++ctx->barrier_sent;
 	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
-	bool now_idle = idle(ctx);
+	bool now_idle = idle(ctx, NULL);
 	uint64_t begun = at_load(&ctx->calls_begun);
 
 	m.u.number = f->number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
@@ -307,6 +295,7 @@ static void close_down(struct rref_ctx *ctx)
 	rc_unlock(ctx);
 	rc_poller_close(ctx);
 	rc_pool_close(ctx);
+	rc_hooks_flush(ctx);
 	end_handles(ctx);
 	rc_lock(ctx);
 	struct list *n;
@@ -322,6 +311,7 @@ static void close_down(struct rref_ctx *ctx)
 	ctx->machine = NULL;
 	rc_values_let_go(ctx);
 	rc_unlock(ctx);
+	rc_hooks_flush(ctx);
 }
 
 int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
@@ -344,7 +334,9 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 			snprintf(why, sizeof(why), "%s", rc_error_text());
 	}
 	close_down(ctx);
+	rc_log_deliver(ctx);
 	if (ctx->scopes)
 		rc_scopes_tick(ctx, now_ns(), true); /* programs end without freeing the context, too */
+	at_store_rel(&ctx->closing, false);  /* last: partner of rref_free_ctx by another thread */
 	return err ? rc_fail_text(err, why) : 0;
 }

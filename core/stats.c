@@ -53,7 +53,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
-	if (rc_is_child(ctx))
+	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
 	if (at_load(&ctx->dropped))
@@ -95,7 +95,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		return rc_fail(EINVAL, "rref_get_peer_stats: no context, or out->size is not set");
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
 		return rc_fail(EINVAL, "rref_get_peer_stats: rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
-	if (rc_is_child(ctx))
+	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	const struct rc_peer *p = &ctx->peers[rank];
 

@@ -154,7 +154,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 	while (!over && rc_op_get(ctx, 0, &f)) {
 		if (deadline < 0) {
 			deadline = rc_deadline(ctx, timeout);
-			rc_pool_blocking(ctx, 1);
+			rc_blocking(1);
 		}
 		rc_pause(&turn);
 		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], *fl, status))
@@ -163,7 +163,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 			over = leave_without(ref, fl, v, status);
 	}
 	if (deadline >= 0)
-		rc_pool_blocking(ctx, -1);
+		rc_blocking(-1);
 	if (over)
 		return over;
 	rc_lock(ctx);

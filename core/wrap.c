@@ -9,7 +9,7 @@
  * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the machine's business, as
  * for any value) -> the nonce is destroyed -> the last view of the owner itself is freed -> the release callback. Who
  * drops the last hold may have the progress lock or not, so the value goes to a lock-free stack, and whoever lets go of
- * the lock next takes it from there: then the registration is told, and the callback runs, with no lock held.
+ * the lock next takes it from there, and queues the callback as a hook.
  *
  * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped there. The alternative,
  * process_vm_readv by the reader, was left out: whether it is allowed is decided by each machine (Yama, containers,
@@ -46,10 +46,9 @@ struct rc_wrap {
 	void *arg;
 	bool told;                /* the program has the reference: from now on it hears of the end */
 	struct rc_wrap *next;     /* in ctx->returned */
+	struct rc_hook hook;      /* then: the release callback */
 	struct list node;         /* [lock] ctx->wraps */
 };
-
-static _Thread_local bool returning; /* this thread is in a release callback: those that follow wait for it */
 
 static struct rc_wrap *wrap_of(const struct rc_value *v)
 {
@@ -181,34 +180,6 @@ static int mem_free(struct rref_mem *m)
 	return 0;
 }
 
-int rref_mem_deregister(struct rref_mem *mem)
-{
-	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
-	uint64_t wraps;
-
-	if (!mem)
-		return 0;
-	if (rc_is_child(ctx))
-		return rc_enter_slow(ctx);
-	rc_lock(ctx);
-	/* What was released a moment ago may still wait for whoever held the lock then. */
-	rc_drain_dropped(ctx);
-	if (rc_wraps_due(ctx))
-		rc_wraps_return(ctx);
-	wraps = mem->wraps;
-	if (!wraps)
-		list_del(&mem->node);
-	rc_unlock(ctx);
-	if (wraps)
-		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory", (unsigned long long)wraps);
-	if (!mem_free(mem))
-		return 0;
-	rc_lock(ctx);
-	list_add_tail(&ctx->mems, &mem->node);
-	rc_unlock(ctx);
-	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s", rv_error_text());
-}
-
 /* ---- wrapping ---- */
 
 static int value_make(struct rref_mem *mem, size_t offset, size_t length, const struct rc_type *type, struct rc_wrap **out)
@@ -328,11 +299,6 @@ void rc_wrap_over(struct rc_value *v)
 		rc_unlock(ctx);
 }
 
-bool rc_wraps_returning(void)
-{
-	return returning;
-}
-
 /* Only who holds the lock takes something away, so that nothing can come back under the same address meanwhile. [lock] */
 static struct rc_wrap *pop(struct rref_ctx *ctx)
 {
@@ -343,24 +309,80 @@ static struct rc_wrap *pop(struct rref_ctx *ctx)
 	return w;
 }
 
+static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	struct rc_wrap *w = container_of(h, struct rc_wrap, hook);
+
+	rc_lock(ctx);
+	w->mem->wraps--; /* before the callback, which may deregister the memory */
+	rc_unlock(ctx);
+	w->release(w->arg);
+	free(w);
+}
+
 void rc_wraps_return(struct rref_ctx *ctx)
 {
 	struct rc_wrap *w;
 
 	while ((w = pop(ctx))) {
-		w->mem->wraps--; /* before the callback, which may deregister the memory */
 		list_del(&w->node);
 		if (w->told && w->release) {
-			rc_unlock_bare(ctx);
-			returning = true;
-			rc_callback_enter();
-			w->release(w->arg);
-			rc_callback_leave();
-			returning = false;
-			rc_lock(ctx);
+			w->hook.run = give_back;
+			rc_hook_push(ctx, &w->hook);
+			continue;
 		}
+		w->mem->wraps--;
 		free(w);
 	}
+}
+
+/* The release callback of a value in mem that is due, taken out of the queue; NULL: none is. [lock] */
+static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	struct list *l, *tmp;
+
+	rc_drain_dropped(ctx);
+	rc_wraps_return(ctx);
+	list_for_each_safe(l, tmp, &ctx->hooks) {
+		struct rc_hook *h = container_of(l, struct rc_hook, node);
+
+		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem) {
+			rc_hook_take(ctx, h);
+			return h;
+		}
+	}
+	return NULL;
+}
+
+int rref_mem_deregister(struct rref_mem *mem)
+{
+	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
+	struct rc_hook *due;
+	uint64_t wraps;
+
+	if (!mem)
+		return 0;
+	if (rc_is_barred(ctx))
+		return rc_enter_slow(ctx);
+	rc_lock(ctx);
+	/* Callbacks of values that were released a moment ago: the memory is not the program's before they have run. */
+	while ((due = take_due(ctx, mem))) {
+		rc_unlock(ctx);
+		rc_hook_run(ctx, due);
+		rc_lock(ctx);
+	}
+	wraps = mem->wraps;
+	if (!wraps)
+		list_del(&mem->node);
+	rc_unlock(ctx);
+	if (wraps)
+		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory", (unsigned long long)wraps);
+	if (!mem_free(mem))
+		return 0;
+	rc_lock(ctx);
+	list_add_tail(&ctx->mems, &mem->node);
+	rc_unlock(ctx);
+	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s", rv_error_text());
 }
 
 /*
@@ -373,6 +395,9 @@ void rc_wraps_close(struct rref_ctx *ctx)
 
 	rc_lock(ctx);
 	rc_wraps_return(ctx);
+	rc_unlock(ctx);
+	rc_hooks_flush(ctx);
+	rc_lock(ctx);
 	list_for_each_safe(l, tmp, &ctx->wraps) {
 		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
 
@@ -380,6 +405,7 @@ void rc_wraps_close(struct rref_ctx *ctx)
 		rc_value_unpin(&w->value);
 	}
 	rc_unlock(ctx);
+	rc_hooks_flush(ctx);
 	while ((l = list_pop(&ctx->mems)))
 		mem_free(container_of(l, struct rref_mem, node)); /* one that a device keeps stays mapped for good */
 }

@@ -16,8 +16,18 @@
  *   Sizes        bytes.
  *   Threads      Every function may be called by any thread, unless its block says otherwise. One handle may be used
  *                by many threads at once; its last release excludes every other use of that handle.
- *   Callbacks    run on whichever thread makes progress (a waiter, the poller, a pool thread). They may call anything
- *                but rref_shutdown and rref_free_ctx (-EDEADLK).
+ *   Hooks        The program's code that the library calls: callbacks of futures, handlers, release callbacks, the log
+ *                function. All run without a lock of the library. They may take their time, wait, and call anything
+ *                but rref_shutdown (-EDEADLK) and rref_free_ctx (logged, and ignored). Where they run:
+ *                  handlers        on the worker pool; with RREF_INLINE as the others
+ *                  the others      in the modes auto and poll on threads of the library, up to 15 at once. A thread
+ *                                  of the program, in whatever call, never runs them. In the manual mode in
+ *                                  rref_progress and in calls that wait, nested at most 8 deep. Such a call then
+ *                                  returns after its hook does. It leaves hooks to another thread that called
+ *                                  rref_progress within the last 20 ms.
+ *                  exceptions      rref_future_then on a complete future; rref_mem_deregister; and, once the context
+ *                                  is shut down, calls that free: these run hooks themselves
+ *                Only the scope hook is different: see struct rref_scope.
  *   Progress     wait-free, lock-free, "may block" (waits for peers, bounded by its timeout) or "may lock" (a short
  *                critical section of this process) is said for each function.
  *   The library never exits, aborts or prints on its own, and installs no signal handler.
@@ -129,8 +139,9 @@ enum rref_progress_mode {
 enum rref_log_level { RREF_LOG_ERROR = 0, RREF_LOG_WARNING = 1, RREF_LOG_INFO = 2, RREF_LOG_DEBUG = 3 };
 
 /*
- * A function that peers may call. Runs on the worker pool, or on the thread that makes progress if registered with
- * RREF_INLINE (then it must be short and must not wait).
+ * A function that peers may call. Runs on the worker pool. With RREF_INLINE it runs on the thread that takes in the
+ * call, which saves a thread's wake-up: meant for short functions. One that waits or takes long is replaced by another
+ * thread, after 5 ms at most; until then other inline calls wait for it.
  * It replies with rref_call_reply (now or later, from any thread), or returns:
  *   0             replied already, or an empty reply if not
  *   RREF_DEFER    it will reply later; until then the call stays valid
@@ -158,8 +169,9 @@ struct rref_function {
  * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, view_refs_async, rpc_async and remote
  * end when the future or the creation is complete, maybe on another thread and a moment after a test of it says so; the
  * others where they began. One that is refused for its arguments may have none.
- * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short, must
- * not wait, and must not call the library. Off, a scope costs one test and branch.
+ * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short and
+ * must not wait. Calls of the library that take the lock give -EDEADLK there; accessors, rref_release, rref_view_free and
+ * rref_future_free may be called. Off, a scope costs one test and branch.
  * The trace file has the same in Chrome's trace event format, for ui.perfetto.dev (docs/OBSERVING.md).
  */
 struct rref_scope {
@@ -198,7 +210,9 @@ struct rref_options {
 	int64_t peer_timeout;           /* RREF_PEER_TIMEOUT_MS: silence after which a peer on another host is given up; 0 = 1 s */
 	const struct rref_function *functions; /* registered before the first peer can call */
 	size_t nr_functions;
-	void (*log)(void *ctx, enum rref_log_level level, const char *text); /* NULL = silent */
+	void (*log)(void *ctx, enum rref_log_level level, const char *text); /* NULL = silent. A hook: it may block, and
+					   call the library. One line at a time, in order; up to 256 are kept for a slow
+					   function, and the number of those beyond is told. rref_init's lines come in it */
 	void *log_ctx;
 	enum rref_log_level log_level;  /* RREF_LOG: "error", "warning", "info", "debug"; default warning */
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
@@ -269,7 +283,8 @@ RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
 /*
  * rref_free_ctx: frees the context, after rref_shutdown(NOW) if it was not shut down. Handles, views, futures and calls
- * of it must be gone or are not to be touched again. NULL accepted. May block. Not from a callback.
+ * of it must be gone or are not to be touched again. NULL accepted. May block: it waits for a thread that is in
+ * rref_shutdown. From a callback or handler it does nothing but log an error.
  */
 RREF_API void rref_free_ctx(struct rref_ctx *ctx);
 
@@ -301,8 +316,10 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
  * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking. A program that calls
  * neither it nor anything that waits is stalled for its peers (stall_timeout): in the manual mode call it twice a second.
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
- * rref_ctx_fd: a descriptor that is readable when rref_progress has something to do; sleep on it in an event loop.
- * Before sleeping call rref_ctx_arm; when it returns 1, call rref_progress again first. May lock.
+ * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable when a future of the
+ * context has ended, whichever thread found that out, and in the manual mode also when rref_progress has something to do.
+ * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep; call rref_progress and
+ * look at the futures again, since one may have ended in between. May lock.
  */
 RREF_API int rref_progress(struct rref_ctx *ctx);
 RREF_API int rref_ctx_fd(struct rref_ctx *ctx);
@@ -447,8 +464,7 @@ RREF_API struct rref *rref_dup(struct rref *ref);
  * rref_release: gives one hold back. The last one ends the reference: on a user its owner is told. NULL accepted.
  * A handler that releases a reference of its call without a dup gives back what it does not hold: that is refused, with
  * words in rref_last_error and in the log, and nothing is lost.
- * Allowed after rref_shutdown, not after rref_free_ctx. Never waits for a lock; when nobody holds the progress lock it
- * makes progress, which may run callbacks.
+ * Allowed after rref_shutdown, not after rref_free_ctx. Never waits for a lock.
  */
 RREF_API void rref_release(struct rref *ref);
 
@@ -522,7 +538,7 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  * release(arg) is the way back: called exactly once if rref_wrap succeeded, when the last reference in the group is gone,
  * no reader can still be reading, and no view of it is left here. That is after a release, a crash of the last holder
  * (when it is fenced), or a shutdown; then when the program has released its own handle and views too, at the latest in
- * rref_free_ctx. It is a callback (see the top) and may deregister the memory. NULL: nobody wants to hear.
+ * rref_free_ctx. It is a hook (see the top) and may deregister the memory. NULL: nobody wants to hear.
  * Views of such a value on its owner are the memory itself, aligned as it is.
  *   -EINVAL    NULL, no bytes, beyond the registered memory, a type that cannot be or is local only, or a length that is
  *              not whole elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or the bound on value memory (64
@@ -598,7 +614,7 @@ RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal r
 RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 
 /* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by free. Wait-free (free: may
- * lock, and run callbacks). */
+ * lock). */
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);
@@ -746,7 +762,8 @@ RREF_API int rref_future_wait(struct rref_future *f, int64_t timeout);
 RREF_API int rref_future_test(const struct rref_future *f);
 
 /*
- * rref_future_then: fn runs exactly once, after completion: at once, on this thread, if it is complete already.
+ * rref_future_then: fn runs exactly once, after completion: at once, on this thread, if it is complete already; else as
+ * a hook (see the top).
  * f stays valid until fn returned, even if it was freed meanwhile; fn may free it. -EBUSY: it has a callback already.
  */
 RREF_API int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, void *arg), void *arg);

@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The poller: the thread that gives the engine its turns when nobody waits, and that runs the program's code.
+ *
+ * The program's code may take as long as it likes, and the engine must not stand still meanwhile. So the poller is a
+ * role, not a thread. A few threads, the hands, can have it. One has it and the others stand by, asleep in a read of a
+ * timer. Before the poller goes out into the program's code it starts that timer, if it does not run. The hand that
+ * wakes by it looks: if the poller is still out in the same hook, that hand is the poller from then on. A hook that
+ * waits in the library gives the role away at once (rc_blocking). A hand that comes back and has lost the role stands by.
+ *
+ *   poller   turn, turn, ... hook ......................... (comes back: stands by)
+ *   hand     asleep ..... WATCH_NS ...... takes over: turn, turn, hook, turn ...
+ *
+ * The poller goes out only while another hand stands by. With HANDS - 1 hooks away at once the last hand only makes
+ * progress: time-outs come, and further hooks wait for one of those to end.
+ *
+ * The poller spins for a bounded time after the last event, then arms the devices, polls again, and sleeps. While it
+ * sleeps the devices' descriptors and ctx->kickfd wake it. Nothing runs while nothing happens: the timer stands.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "rc.h"
+
+#define HANDS 16u
+#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
+#define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
+#define WATCH_NS (5 * NSEC_PER_MSEC)      /* how long a hook may be out before another hand takes over */
+#define QUIET 20u                         /* looks in a row without a hook, after which the timer is let stand */
+
+enum hand_state { HAND_NONE, HAND_STARTING, HAND_RUNS };
+/* OUT: the poller, in the program's code. REPLACED: out, and another hand has the role. */
+enum hand_where { HAND_IN, HAND_OUT, HAND_REPLACED };
+
+struct hand {
+	struct rref_ctx *ctx;         /* [const] */
+	pthread_t thread;
+	_Atomic uint32_t state;       /* enum hand_state; written under the lock, or by rc_poller_close */
+	_Atomic uint32_t where;       /* enum hand_where */
+};
+
+struct rc_hands {
+	struct hand hand[HANDS];
+	_Atomic(struct hand *) poller;/* written under the lock */
+	unsigned nr;                  /* [lock] that run or start */
+	unsigned away;                /* [lock] of these: lost the role while out, and are not back */
+	uint64_t outings;             /* [lock] how often a poller went out */
+	uint64_t seen;                /* [lock] of these, at the last look */
+	unsigned quiet;               /* [lock] looks in a row without one */
+	bool watched;                 /* [lock] the timer runs */
+	bool give_away;               /* [lock] the poller waits in its hook: the next look need not be the second */
+	int timer;
+	_Atomic bool stop;            /* written under the lock */
+};
+
+static _Thread_local struct hand *my_hand;
+
+/* In ns from now; 0 stops it. every: again and again. */
+static void set_timer(const struct rc_hands *h, int64_t ns, bool every)
+{
+	struct itimerspec t = { .it_value = { ns / NSEC_PER_SEC, ns % NSEC_PER_SEC } };
+
+	if (every)
+		t.it_interval = t.it_value;
+	timerfd_settime(h->timer, 0, &t, NULL);
+}
+
+static unsigned standing_by(const struct rc_hands *h)
+{
+	return h->nr - h->away - 1;
+}
+
+bool rc_hooks_blocked(const struct rref_ctx *ctx)
+{
+	return ctx->hands && !standing_by(ctx->hands);
+}
+
+static void *hand(void *arg);
+
+/* One more, that stands by. No lock held. */
+static int start_hand(struct rref_ctx *ctx)
+{
+	struct rc_hands *h = ctx->hands;
+	struct hand *me = NULL;
+	int err;
+
+	rc_lock(ctx);
+	for (unsigned i = 0; i < HANDS && !me && !at_load(&h->stop); i++)
+		if (at_load(&h->hand[i].state) == HAND_NONE)
+			me = &h->hand[i];
+	if (me) {
+		at_store(&me->state, HAND_STARTING);
+		h->nr++;
+	}
+	rc_unlock(ctx);
+	if (!me)
+		return -EAGAIN;
+	me->ctx = ctx;
+	err = pthread_create(&me->thread, NULL, hand, me);
+	if (err) {
+		rc_lock(ctx);
+		at_store(&me->state, HAND_NONE);
+		h->nr--;
+		rc_unlock(ctx);
+		return rc_fail(err, "a thread for callbacks: %s", rref_strerror(err));
+	}
+	if (ctx->poller_core >= 0) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET((unsigned)ctx->poller_core, &set);
+		err = pthread_setaffinity_np(me->thread, sizeof(set), &set);
+		if (err)
+			rc_fail(err, "pinning the poller to core %d: %s", ctx->poller_core, rref_strerror(err));
+	}
+	at_store_rel(&me->state, HAND_RUNS); /* partner: rc_poller_close */
+	return -err;
+}
+
+/* ---- the program's code ---- */
+
+/* The next hook, if the poller may go out. It is out then, and the others watch. [lock] */
+static struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
+{
+	struct rc_hands *h = ctx->hands;
+	struct rc_hook *hook;
+
+	if (at_load(&h->poller) != me || !standing_by(h))
+		return NULL;
+	hook = rc_hook_pop(ctx);
+	if (!hook)
+		return NULL;
+	h->outings++;
+	at_store(&me->where, HAND_OUT);
+	if (unlikely(!h->watched)) {
+		h->watched = true;
+		h->seen = h->outings;
+		h->quiet = 0;
+		set_timer(h, WATCH_NS, false);
+	}
+	return hook;
+}
+
+/* Back from a hook. The role may be another's by now. */
+static void come_back(struct rref_ctx *ctx, struct hand *me)
+{
+	struct rc_hands *h = ctx->hands;
+
+	/* Partner: look(), which takes the role from a hand that is out, by the same word. */
+	if (likely(at_xchg_ar(&me->where, HAND_IN) == HAND_OUT))
+		return;
+	rc_lock(ctx);
+	h->away--;
+	if (at_load(&ctx->nr_hooks))
+		rc_kick(ctx); /* the poller may have had nobody to stand by for it */
+	rc_unlock(ctx);
+}
+
+/* Not more hooks than there are now: between them the engine has its turns. Returns how many were run. */
+static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook)
+{
+	unsigned nr = at_load(&ctx->nr_hooks);
+	int n = 0;
+
+	while (hook) {
+		rc_hook_run(ctx, hook);
+		come_back(ctx, me);
+		n++;
+		if (!nr-- || at_load(&ctx->hands->poller) != me)
+			break;
+		rc_lock(ctx);
+		hook = go_out(ctx, me);
+		rc_unlock(ctx);
+	}
+	return n;
+}
+
+/* A hand that stands by woke. True: it is the poller now. */
+static bool look(struct rref_ctx *ctx, struct hand *me)
+{
+	struct rc_hands *h = ctx->hands;
+	uint32_t is_out = HAND_OUT;
+	bool take, out;
+
+	rc_lock(ctx);
+	struct hand *poller = at_load(&h->poller);
+
+	out = at_load(&poller->where) == HAND_OUT;
+	take = out && (h->give_away || h->outings == h->seen) && !at_load(&h->stop) &&
+	       at_cas_ar(&poller->where, &is_out, HAND_REPLACED); /* partner: come_back */
+	h->give_away = false;
+	if (take) {
+		at_store_rel(&h->poller, me);
+		h->away++;
+		h->watched = false;
+	} else {
+		h->quiet = h->outings == h->seen && !out ? h->quiet + 1 : 0;
+		h->watched = h->quiet < QUIET;
+	}
+	h->seen = h->outings;
+	if (!at_load(&h->stop))
+		set_timer(h, h->watched ? WATCH_NS : 0, false);
+	rc_unlock(ctx);
+	return take;
+}
+
+static void give_away(struct hand *me)
+{
+	struct rc_hands *h = me->ctx->hands;
+
+	rc_lock(me->ctx);
+	if (at_load(&h->poller) == me && at_load(&me->where) == HAND_OUT && !at_load(&h->stop)) {
+		h->give_away = true;
+		h->watched = true;
+		set_timer(h, 1, false);
+	}
+	rc_unlock(me->ctx);
+}
+
+void rc_blocking(int delta)
+{
+	rc_pool_blocking(delta);
+	if (delta > 0 && my_hand && rc_in_callback())
+		give_away(my_hand);
+}
+
+/* ---- the threads ---- */
+
+static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, int64_t *last)
+{
+	struct rc_hands *h = ctx->hands;
+	struct epoll_event ev;
+	int64_t wait;
+
+	rc_lock(ctx);
+	bool sleep = rc_arm(ctx, RC_ARM_POLLER) && !at_load(&h->stop) && at_load(&h->poller) == me;
+
+	wait = rc_next_timer(ctx, now);
+	ctx->wake_at = now + wait;
+	ctx->poller_asleep = sleep;
+	rc_unlock(ctx);
+	if (sleep)
+		/* Rounded up: a timer that wakes a moment early would only spin. */
+		epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
+	rc_lock(ctx);
+	ctx->poller_asleep = false;
+	rc_disarm(ctx, RC_ARM_POLLER);
+	/* A timer alone is no reason to spin; events are. */
+	if (rc_progress_locked(ctx, true) || !sleep)
+		*last = now_ns();
+	rc_unlock(ctx);
+}
+
+static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
+{
+	struct rc_hands *h = ctx->hands;
+	int64_t last = now_ns(), slow_at = 0;
+
+	prctl(PR_SET_NAME, "rref-poller");
+	while (!at_load_acq(&h->stop) && at_load(&h->poller) == me) {
+		int64_t now = now_ns();
+		int n = 0;
+
+		/* Threads that want to do something come first: the poller's turn is never urgent while they run. */
+		if (!at_load(&ctx->lock_wanted) && rc_trylock(ctx)) {
+			bool slow = now >= slow_at;
+
+			if (slow)
+				slow_at = now + SLOW_NS;
+			ctx->turn_at = now;
+			n = rc_progress_locked(ctx, slow);
+			struct rc_hook *hook = unlikely(at_load(&ctx->nr_hooks)) ? go_out(ctx, me) : NULL;
+
+			rc_unlock(ctx);
+			if (hook)
+				n += run_hooks(ctx, me, hook);
+		}
+		if (n)
+			last = now;
+		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
+			/* On a busy machine the thread that it waits for may need this very core. */
+			if (n == 0)
+				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
+			continue;
+		}
+		sleep_for_all(ctx, me, now, &last);
+	}
+}
+
+static bool is_last(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	bool yes = !standing_by(ctx->hands);
+
+	rc_unlock(ctx);
+	return yes;
+}
+
+static void stand_by(struct rref_ctx *ctx, struct hand *me)
+{
+	struct rc_hands *h = ctx->hands;
+	uint64_t count;
+	bool mine = false;
+
+	prctl(PR_SET_NAME, "rref-standby");
+	while (!mine && !at_load_acq(&h->stop) && at_load_acq(&h->poller) != me)
+		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
+			mine = look(ctx, me);
+	/* The next long hook finds another hand, or stays in the queue. */
+	if (mine && is_last(ctx) && start_hand(ctx) == -EAGAIN)
+		rc_log(ctx, RREF_LOG_WARNING, "no further thread for callbacks and inline handlers: more of them wait until one ends");
+}
+
+static void *hand(void *arg)
+{
+	struct hand *me = arg;
+	struct rref_ctx *ctx = me->ctx;
+
+	my_hand = me;
+	while (!at_load_acq(&ctx->hands->stop)) {
+		if (at_load_acq(&ctx->hands->poller) == me)
+			poll_for_all(ctx, me);
+		else
+			stand_by(ctx, me);
+	}
+	return NULL;
+}
+
+/* ---- opening and closing ---- */
+
+static int open_descriptors(struct rref_ctx *ctx)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+
+	ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
+	ctx->kickfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ctx->loopfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (ctx->epfd < 0 || ctx->kickfd < 0 || ctx->loopfd < 0 || epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->kickfd, &ev))
+		return -errno;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev &&
+		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
+			return -errno;
+	/* With a poller a loop hears of what is complete; in the manual mode of what there is to do, too. */
+	ctx->fd = ctx->mode == RREF_PROGRESS_MANUAL ? epoll_create1(EPOLL_CLOEXEC) : ctx->loopfd;
+	if (ctx->fd < 0 || (ctx->fd != ctx->loopfd && (epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->loopfd, &ev) ||
+						       epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->epfd, &ev))))
+		return -errno;
+	return 0;
+}
+
+int rc_poller_open(struct rref_ctx *ctx)
+{
+	int err = open_descriptors(ctx);
+
+	if (err)
+		return rc_fail(-err, "a descriptor to sleep on: %s", rref_strerror(err));
+	if (ctx->mode == RREF_PROGRESS_MANUAL)
+		return 0;
+	struct rc_hands *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		return rc_fail(ENOMEM, "memory for the poller");
+	h->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+	if (h->timer < 0) {
+		err = rc_fail(errno, "a timer for the poller: %s", rref_strerror(errno));
+		free(h);
+		return err;
+	}
+	at_store(&h->poller, &h->hand[0]);
+	ctx->hands = h;
+	/* The first one started is the poller; it stands by until this is true. */
+	at_store(&ctx->has_poller, true);
+	err = start_hand(ctx);
+	return err ? err : start_hand(ctx);
+}
+
+void rc_poller_close(struct rref_ctx *ctx)
+{
+	struct rc_hands *h = ctx->hands;
+	unsigned turn = 0;
+
+	if (!h)
+		return;
+	rc_lock(ctx);
+	at_store_rel(&h->stop, true);
+	rc_unlock(ctx);
+	/* Kicked whether it sleeps or not: it may be just about to. */
+	uint64_t one = 1;
+
+	(void)!write(ctx->kickfd, &one, sizeof(one));
+	set_timer(h, NSEC_PER_MSEC, true); /* each hand that stands by reads one */
+	for (unsigned i = 0; i < HANDS; i++) {
+		while (at_load_acq(&h->hand[i].state) == HAND_STARTING)
+			rc_pause(&turn);
+		if (at_load(&h->hand[i].state) == HAND_RUNS)
+			pthread_join(h->hand[i].thread, NULL);
+	}
+	close(h->timer);
+	rc_lock(ctx);
+	ctx->hands = NULL;
+	at_store(&ctx->has_poller, false);
+	rc_unlock(ctx);
+	free(h);
+}
