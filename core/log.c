@@ -162,8 +162,9 @@ void rc_log_deliver(struct rref_ctx *ctx)
 		free(line);
 		pthread_mutex_lock(&l->lock);
 	}
-	lost = l->lost;
-	l->lost = 0;
+	/* Behind the lines that came before them. */
+	lost = l->nr ? 0 : l->lost;
+	l->lost -= lost;
 	if (lost) {
 		pthread_mutex_unlock(&l->lock);
 		snprintf(text, sizeof(text), "%llu log lines were dropped: they came faster than they were taken",

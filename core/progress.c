@@ -336,8 +336,10 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
-	/* READs may be posted behind the back of who sleeps for all, or of who polls for them and sees to something else just now. */
-	if (at_load(&ctx->has_poller) ? at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed) : pending)
+	/* READs may be posted behind the back of the thread that sleeps for all, or of one that polls for them and is busy with
+	 * something else. Over shm none is ever in flight. */
+	if (at_load(&ctx->has_poller) ? at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed) :
+					pending && ctx->device[RV_IBV].dev)
 		next = min_of(next, tick);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];

@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who sleeps on what, beside whom. In each round one thread of worker 0 sleeps until its call is answered. Meanwhile
+ * another thread goes through the library in some way. Only then does worker 1 answer. A wake-up that the other thread
+ * took, or a descriptor that it disarmed, leaves an event loop asleep for good. It leaves a waiter asleep until a timer
+ * looks after it (half a second): so the rounds that took that long are counted.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "base/atomic.h"
+#include "tg_refs.h"
+
+#define ROUNDS 8
+#define LATE_NS (400 * NSEC_PER_MSEC)
+
+enum { TURN = 4, ANSWER = 5, OVER = 6 }; /* flags of the run */
+
+static struct rref_ctx *ctx;
+static _Atomic int asleep; /* the sleeper is about to sleep, in so many rounds */
+static _Atomic int awake;
+
+/* ---- the sleepers: each begins one call and returns when it is answered ---- */
+
+static struct rref_future *begin(void)
+{
+	struct rref_future *f;
+
+	TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &f));
+	return f;
+}
+
+static void sleep_in_wait(void)
+{
+	struct rref_future *f = begin();
+
+	atomic_fetch_add(&asleep, 1);
+	TG_OK(rref_future_wait(f, RREF_FOREVER));
+	rref_future_free(f);
+}
+
+static void sleep_in_wait_any(void)
+{
+	struct rref_future *f[3];
+	struct rref *unset[2];
+	void *data;
+
+	for (int i = 0; i < 2; i++) {
+		TG_OK(rref_alloc(ctx, 8, &unset[i], &data));
+		TG_OK(rref_to_here_async(unset[i], RREF_FOREVER, &f[2 * i]));
+	}
+	f[1] = begin();
+	atomic_fetch_add(&asleep, 1);
+	TG_IS(rref_wait_any(f, 3, RREF_FOREVER), 1);
+	for (int i = 0; i < 2; i++) {
+		TG_OK(rref_set(unset[i]));
+		TG_OK(rref_future_wait(f[2 * i], RREF_DEFAULT));
+		rref_release(unset[i]);
+	}
+	for (int i = 0; i < 3; i++)
+		rref_future_free(f[i]);
+}
+
+static void sleep_in_loop(void)
+{
+	struct rref_future *f = begin();
+	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+
+	atomic_fetch_add(&asleep, 1);
+	for (;;) {
+		while (rref_progress(ctx) > 0)
+			;
+		if (rref_future_test(f))
+			break;
+		if (rref_ctx_arm(ctx))
+			continue;
+		TG_CHECK(poll(&p, 1, 20000) == 1);
+	}
+	TG_OK(rref_future_wait(f, 0));
+	rref_future_free(f);
+}
+
+/* A handler's thread of the pool. */
+static int handler_waits(struct rref_call *call, void *arg)
+{
+	(void)call, (void)arg;
+	sleep_in_wait();
+	return 0;
+}
+
+static void sleep_in_handler(void)
+{
+	TG_OK(rref_rpc_sync(ctx, 0, "handler_waits", NULL, RREF_FOREVER, NULL));
+}
+
+static const struct sleeper {
+	const char *name;
+	void (*sleep)(void);
+} sleepers[] = {
+	{ "wait", sleep_in_wait },
+	{ "wait_any", sleep_in_wait_any },
+	{ "loop", sleep_in_loop },
+	{ "handler", sleep_in_handler },
+};
+
+/* ---- the other thread ---- */
+
+static void nothing(void)
+{
+}
+
+static void progress(void)
+{
+	for (int i = 0; i < 20; i++)
+		TG_CHECK(rref_progress(ctx) >= 0);
+}
+
+static void short_call(void)
+{
+	TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+}
+
+/* Longer than a waiter's patience. */
+static void long_wait(void)
+{
+	TG_OK(rref_rpc_sync(ctx, 1, "slow", NULL, RREF_DEFAULT, NULL));
+}
+
+static void long_wait_any(void)
+{
+	struct rref_future *f;
+
+	TG_OK(rref_rpc_async(ctx, 1, "slow", NULL, RREF_DEFAULT, &f));
+	TG_IS(rref_wait_any(&f, 1, RREF_DEFAULT), 0);
+	rref_future_free(f);
+}
+
+static void wait_that_times_out(void)
+{
+	struct rref *unset;
+	struct rref_view *v;
+	void *data;
+
+	TG_OK(rref_alloc(ctx, 8, &unset, &data));
+	TG_IS(rref_to_here(unset, 5 * NSEC_PER_MSEC, &v), -ETIMEDOUT);
+	TG_OK(rref_set(unset));
+	rref_release(unset);
+}
+
+static void make_and_release(void)
+{
+	struct rref *ref;
+
+	TG_OK(rref_new(ctx, "abc", 4, &ref));
+	rref_release(ref);
+}
+
+static const struct other {
+	const char *name;
+	void (*run)(void);
+} others[] = {
+	{ "nothing", nothing },
+	{ "progress", progress },
+	{ "short_call", short_call },
+	{ "long_wait", long_wait },
+	{ "long_wait_any", long_wait_any },
+	{ "wait_that_times_out", wait_that_times_out },
+	{ "make_and_release", make_and_release },
+};
+
+static int slow(struct rref_call *call, void *arg)
+{
+	(void)call, (void)arg;
+	usleep(5000);
+	return 0;
+}
+
+/* ---- the rounds ---- */
+
+static void until_at_least(_Atomic int *what, int n)
+{
+	int64_t end = tg_deadline();
+
+	while (atomic_load(what) < n) {
+		TG_CHECK(now_ns() < end);
+		usleep(200);
+	}
+}
+
+static void *run_sleeper(void *arg)
+{
+	const struct sleeper *s = arg;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		s->sleep();
+		atomic_fetch_add(&awake, 1);
+		tg_wait_flag(TURN, i + 1);
+	}
+	return NULL;
+}
+
+static void pair(const struct sleeper *s, const struct other *o, int *rounds)
+{
+	pthread_t t;
+	int late = 0;
+
+	atomic_store(&asleep, 0);
+	atomic_store(&awake, 0);
+	tg_set_flag(TURN, 0);
+	TG_CHECK(pthread_create(&t, NULL, run_sleeper, (void *)(uintptr_t)s) == 0);
+	for (int i = 0; i < ROUNDS; i++) {
+		int64_t begun;
+
+		until_at_least(&asleep, i + 1);
+		usleep(3000); /* beyond a waiter's patience: it sleeps */
+		o->run();
+		usleep(i % 2 ? 2000 : 0);
+		begun = now_ns();
+		tg_set_flag(ANSWER, ++*rounds);
+		until_at_least(&awake, i + 1);
+		late += now_ns() - begun > LATE_NS;
+		tg_set_flag(TURN, i + 1);
+	}
+	pthread_join(t, NULL);
+	if (late > ROUNDS / 2)
+		fprintf(stderr, "%s beside %s: %d of %d rounds were late\n", s->name, o->name, late, ROUNDS);
+	TG_CHECK(late <= ROUNDS / 2);
+}
+
+static int sleeper_run(int rank, void *arg)
+{
+	static const struct rref_function own[] = { { .name = "slow", .handler = slow },
+						    { .name = "handler_waits", .handler = handler_waits } };
+	const struct sleeper *s = arg;
+	int rounds = 0;
+
+	ctx = tg_join(rank);
+	for (size_t i = 0; i < array_size(own); i++)
+		TG_OK(rref_register(ctx, &own[i]));
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		short_call();
+		for (size_t i = 0; i < array_size(others); i++)
+			pair(s, &others[i], &rounds);
+		tg_set_flag(OVER, 1);
+		tg_set_flag(ANSWER, rounds + 1);
+	}
+	while (rank == 1) {
+		tg_wait_flag_serving(ctx, ANSWER, rounds + 1);
+		if (tg_flag(OVER))
+			break;
+		rounds++;
+		tg_until_held(ctx, 1, 1);
+		TG_IS(tg_release_held(ctx, 1), 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+static void run(size_t i)
+{
+	assert_int_equal(tg_run(2, sleeper_run, (void *)(uintptr_t)&sleepers[i]), 0);
+}
+
+static void waiter__beside_others(void **state)
+{
+	(void)state;
+	run(0);
+}
+
+static void wait_any__beside_others(void **state)
+{
+	(void)state;
+	run(1);
+}
+
+static void loop__beside_others(void **state)
+{
+	(void)state;
+	run(2);
+}
+
+static void handler__beside_others(void **state)
+{
+	(void)state;
+	run(3);
+}
+
+/* ---- what an event loop is woken by ---- */
+
+static int count_inline(struct rref_call *call, void *arg)
+{
+	(void)call;
+	atomic_fetch_add((_Atomic int *)arg, 1);
+	return 0;
+}
+
+/* Manual mode: an inline call that another thread's wait took in is the loop's to run, or that thread's; it is run. */
+TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
+{
+	static _Atomic int calls;
+	const struct rref_function own[] = { { .name = "slow", .handler = slow },
+					     { .name = "count", .handler = count_inline, .arg = &calls, .flags = RREF_INLINE } };
+
+	ctx = tg_join(rank);
+	for (size_t i = 0; i < array_size(own); i++)
+		TG_OK(rref_register(ctx, &own[i]));
+	tg_meet_serving(ctx, 0);
+	if (rank == 1) {
+		for (int i = 0; i < 50; i++)
+			TG_OK(rref_rpc_sync(ctx, 0, "count", NULL, RREF_DEFAULT, NULL));
+		tg_set_flag(OVER, 1);
+	} else {
+		struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+		pthread_t t;
+
+		TG_CHECK(pthread_create(&t, NULL, (void *(*)(void *))(uintptr_t)long_wait, NULL) == 0);
+		while (!tg_flag(OVER) && (tg_mode() == RREF_PROGRESS_MANUAL || atomic_load(&calls) < 50)) {
+			while (rref_progress(ctx) > 0)
+				;
+			if (!rref_ctx_arm(ctx))
+				poll(&p, 1, tg_mode() == RREF_PROGRESS_MANUAL && atomic_load(&calls) < 50 ? 20000 : 10);
+		}
+		pthread_join(t, NULL);
+		TG_IS(atomic_load(&calls), 50);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* A future that another thread cancels, or completes by setting the value, in every mode. */
+static void *complete_it(void *arg)
+{
+	struct rref_future *f = ((struct rref_future **)arg)[0];
+
+	usleep(3000);
+	TG_OK(rref_future_cancel(f));
+	return NULL;
+}
+
+TG_TEST(loop__hears_of_a_cancel, 1)
+{
+	struct pollfd p;
+
+	ctx = tg_join(rank);
+	p = (struct pollfd){ .fd = rref_ctx_fd(ctx), .events = POLLIN };
+	for (int i = 0; i < 20; i++) {
+		struct rref_future *f;
+		struct rref *unset;
+		pthread_t t;
+		void *data;
+
+		TG_OK(rref_alloc(ctx, 8, &unset, &data));
+		TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f));
+		TG_CHECK(pthread_create(&t, NULL, complete_it, &f) == 0);
+		while (!rref_future_test(f)) {
+			while (rref_progress(ctx) > 0)
+				;
+			if (!rref_ctx_arm(ctx))
+				TG_CHECK(poll(&p, 1, 20000) == 1);
+		}
+		pthread_join(t, NULL);
+		rref_future_free(f);
+		TG_OK(rref_set(unset));
+		rref_release(unset);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* Nothing happens: no thread runs. The descriptor is not readable, so a loop sleeps. */
+TG_TEST(loop__sleeps_when_nothing_happens, 2)
+{
+	ctx = tg_join(rank);
+	short_call();
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+		int64_t end = now_ns() + NSEC_PER_SEC;
+		int woken = 0;
+
+		while (now_ns() < end) {
+			while (rref_progress(ctx) > 0)
+				;
+			if (!rref_ctx_arm(ctx))
+				woken += poll(&p, 1, 100);
+		}
+		TG_CHECK(woken < 20);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* ---- rref_wait_any ---- */
+
+static long switches(void)
+{
+	FILE *f = fopen("/proc/thread-self/status", "r");
+	char line[100];
+	long n = -1;
+
+	TG_CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "voluntary_ctxt_switches: %ld", &n);
+	fclose(f);
+	TG_CHECK(n >= 0);
+	return n;
+}
+
+/* A wait for any of several sleeps once, as one for one does. In the manual mode it looks after time-outs: each 20 ms. */
+TG_TEST(wait_any__that_waits_long_sleeps, 1)
+{
+	struct rref_future *f[5];
+	struct rref *unset;
+	void *data;
+	long before;
+
+	ctx = tg_join(rank);
+	TG_OK(rref_alloc(ctx, 8, &unset, &data));
+	for (size_t i = 0; i < array_size(f); i++)
+		TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f[i]));
+	before = switches();
+	TG_IS(rref_wait_any(f, array_size(f), NSEC_PER_SEC), -ETIMEDOUT);
+	TG_CHECK(switches() - before < (tg_mode() == RREF_PROGRESS_MANUAL ? 120 : 20));
+	TG_OK(rref_set(unset));
+	TG_OK(rref_wait_all(f, array_size(f), RREF_DEFAULT));
+	for (size_t i = 0; i < array_size(f); i++) {
+		TG_CHECK(rref_wait_any(f, array_size(f), 0) >= 0);
+		rref_future_free(f[i]);
+		f[i] = f[(i + 1) % array_size(f)];
+	}
+	rref_release(unset);
+	tg_finish(ctx);
+	return 0;
+}
+
+static struct rref_ctx *two[2];
+
+static void *set_second(void *arg)
+{
+	usleep(20000);
+	TG_OK(rref_set(arg));
+	return NULL;
+}
+
+/* Futures of two contexts, of a progress mode each. */
+TG_TEST(wait_any__of_two_contexts, 1)
+{
+	for (int round = 0; round < 8; round++) {
+		struct rref_future *f[2];
+		struct rref *unset[2];
+		pthread_t t;
+		void *data;
+
+		for (int i = 0; i < 2; i++) {
+			struct rref_options o;
+
+			tg_options(&o, rank);
+			o.mode = round & (1 << i) ? RREF_PROGRESS_MANUAL : RREF_PROGRESS_AUTO;
+			TG_OK(rref_init(&o, &two[i]));
+			TG_OK(rref_alloc(two[i], 8, &unset[i], &data));
+			TG_OK(rref_to_here_async(unset[i], RREF_FOREVER, &f[i]));
+		}
+		TG_CHECK(pthread_create(&t, NULL, set_second, unset[round / 4 % 2]) == 0);
+		TG_IS(rref_wait_any(f, 2, 20 * NSEC_PER_SEC), round / 4 % 2);
+		pthread_join(t, NULL);
+		TG_OK(rref_set(unset[1 - round / 4 % 2]));
+		TG_OK(rref_wait_all(f, 2, RREF_DEFAULT));
+		for (int i = 0; i < 2; i++) {
+			rref_future_free(f[i]);
+			rref_release(unset[i]);
+			tg_finish(two[i]);
+		}
+	}
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(waiter__beside_others),
+		cmocka_unit_test(wait_any__beside_others),
+		cmocka_unit_test(loop__beside_others),
+		cmocka_unit_test(handler__beside_others),
+		cmocka_unit_test(loop__hears_of_calls_that_another_took_in),
+		cmocka_unit_test(loop__hears_of_a_cancel),
+		cmocka_unit_test(loop__sleeps_when_nothing_happens),
+		cmocka_unit_test(wait_any__that_waits_long_sleeps),
+		cmocka_unit_test(wait_any__of_two_contexts),
+	};
+
+	return cmocka_run_group_tests_name("sleepers", tests, NULL, NULL);
+}
