@@ -21,7 +21,14 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 		memcpy(&m.u.proto, &e->msg, offsetof(struct rp_msg, text) + 1);
 	if (e->value)
 		rc_value_locate(e->value, &m.u.proto.loc);
-	rc_tell(ctx, e->peer, &m);
+	if (likely(e->peer != ctx->rank))
+		rc_tell(ctx, e->peer, &m);
+	else if (rc_send(ctx, ctx->rank, &m)) {
+		/* No session ends that would put a lost one right, so it is not put into a queue. */
+		struct rp_event ev = { .type = RP_EV_MSG, .peer = ctx->rank, .msg = &m.u.proto };
+
+		rc_step(ctx, &ev, NULL);
+	}
 }
 
 static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
@@ -37,8 +44,8 @@ static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 		struct rp_event ev = { .type = owned ? RP_EV_RELEASE : RP_EV_DROP, .id = e->id, .fork = e->fork,
 				       .peer = e->peer };
 
-		rc_step(ctx, &ev, NULL);
 		slot->in->status = -ENOMEM;
+		rc_step(ctx, &ev, NULL);
 		return;
 	}
 	if (owned && e->value) {
@@ -130,61 +137,64 @@ static void created(const struct rp_effect *e)
 	rc_op_put(f);
 }
 
+/*
+ * Carries the next effect out. What it leads to (a peer that turns out to be unreachable ...) may step the machine again,
+ * which may move the effects: no function above looks at its effect again behind what may lead to a step.
+ */
+static bool carry_out(struct rref_ctx *ctx)
+{
+	const struct rp_effect *e = rp_effect_next(ctx->machine);
+
+	if (!e)
+		return false;
+	switch (e->type) {
+	case RP_EFF_SEND:
+		send_effect(ctx, e);
+		break;
+	case RP_EFF_NEW_HANDLE:
+		new_handle(ctx, e);
+		break;
+	case RP_EFF_READY:
+		ready(ctx, e);
+		break;
+	case RP_EFF_LOCATION:
+		if (e->handle)
+			rc_handle_ready(e->handle, &e->loc);
+		break;
+	case RP_EFF_CONFIRMED:
+		if (e->handle)
+			rc_handle_ready(e->handle, NULL);
+		break;
+	case RP_EFF_FAILED:
+		if (e->handle)
+			rc_handle_fail(e->handle, e->status, e->text);
+		break;
+	case RP_EFF_CREATED:
+		created(e);
+		break;
+	case RP_EFF_WAITED:
+		waited(ctx, e);
+		break;
+	case RP_EFF_FREE_VALUE:
+		rc_value_retire(e->value);
+		break;
+	case RP_EFF_GONE:
+		break;
+	case RP_EFF_DUPLICATE:
+		ctx->duplicate = true;
+		break;
+	}
+	return true;
+}
+
 void rc_effects(struct rref_ctx *ctx)
 {
-	const struct rp_effect *all;
-	size_t n;
-
-	/*
-	 * What an effect leads to (a peer that turns out to be unreachable ...) may step the machine again: then its
-	 * effects are appended, perhaps in another place, and this loop gets to them. Hence the look each time; and none of the
-	 * functions below looks at its effect again behind what may lead to a step.
-	 */
+	/* Effects of a step that an effect led to are taken out by the loop that is under way. */
 	if (ctx->in_effects)
 		return;
 	ctx->in_effects = true;
-	for (size_t i = 0; all = rp_effects(ctx->machine, &n), i < n; i++) {
-		const struct rp_effect *e = &all[i];
-
-		switch (e->type) {
-		case RP_EFF_SEND:
-			send_effect(ctx, e);
-			break;
-		case RP_EFF_NEW_HANDLE:
-			new_handle(ctx, e);
-			break;
-		case RP_EFF_READY:
-			ready(ctx, e);
-			break;
-		case RP_EFF_LOCATION:
-			if (e->handle)
-				rc_handle_ready(e->handle, &e->loc);
-			break;
-		case RP_EFF_CONFIRMED:
-			if (e->handle)
-				rc_handle_ready(e->handle, NULL);
-			break;
-		case RP_EFF_FAILED:
-			if (e->handle)
-				rc_handle_fail(e->handle, e->status, e->text);
-			break;
-		case RP_EFF_CREATED:
-			created(e);
-			break;
-		case RP_EFF_WAITED:
-			waited(ctx, e);
-			break;
-		case RP_EFF_FREE_VALUE:
-			rc_value_retire(e->value);
-			break;
-		case RP_EFF_GONE:
-			break;
-		case RP_EFF_DUPLICATE:
-			ctx->duplicate = true;
-			break;
-		}
-	}
-	rp_effects_clear(ctx->machine);
+	while (carry_out(ctx))
+		;
 	ctx->in_effects = false;
 }
 
@@ -196,6 +206,9 @@ static int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, 
 		return -ESHUTDOWN;
 	ev->now = rc_age_at(ctx, now);
 	err = rp_step(ctx->machine, ev, rec);
+	/* What gives back never fails for want of memory, only for that of room: then effects that are due come first. */
+	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
+		err = rp_step(ctx->machine, ev, rec);
 	rc_effects(ctx);
 	return err;
 }

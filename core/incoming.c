@@ -11,11 +11,23 @@
 
 #define DROPS_MAX 8192u
 
+/* Takes back what this worker shared with itself, and what found no memory here. */
+static void give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
+{
+	struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank };
+
+	if (rec->owner != ctx->rank)
+		ev.src = rec->fork;
+	rc_step(ctx, &ev, NULL);
+}
+
 /* The records of one call or reply. Those of a payload that could not be had are none, and in->status is set. */
 void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
 {
 	if (!in->ref)
 		in->ref = in->few;
+	bool lost = false;
+
 	in->nr = nr;
 	in->unready = nr + 1; /* one for this function, so that ready() comes last */
 	for (uint32_t i = 0; i < nr; i++) {
@@ -35,10 +47,16 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 				snprintf(in->text, sizeof(in->text), "reference %u: %s", i, rref_strerror(err));
 			}
 			in->unready--;
+			lost |= err == -ENOMEM;
+			if (err == -ENOMEM && from == ctx->rank)
+				give_back(ctx, &recs[i]);
 		}
 	}
 	if (--in->unready == 0)
 		in->ready(ctx, in);
+	/* Their parents would wait for their children for good. */
+	if (lost)
+		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD, "references that it shared were lost for want of memory");
 }
 
 /* Before the records come, so that they can be taken in. */

@@ -242,15 +242,31 @@ void rp_destroy(struct rp *m); /* NULL accepted; values still held are not freed
  *   -ENOMEM; -EINVAL (malformed event: a rank out of range, an id of another owner, a zero id);
  *   -ESTALE (unknown or deleted id or fork); -EALREADY (SET, DROP, CREATE or a record twice, UNDO of an accepted child:
  *   harmless); -EPROTO (MSG or record that this peer may not send here: wrong direction, ack of what was never asked);
- *   -EBUSY (PEER_UP before PEER_GRACE); FORK of a FAILED user entry: its status; a peer that is not up: see Crash.
+ *   -EBUSY (PEER_UP before PEER_GRACE, or before its effects have been taken out); FORK of a FAILED user entry: its status; a peer that is not up: see Crash.
  * The owner's set of forks is keyed by holder and fork, and the holder is the sender: what a peer says of another
  * peer's fork finds nothing, is answered -ESTALE or ignored, and never touches it.
  * FORK fills *rec (others: rec may be NULL).
  */
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
 
-/* The effects since the last clear, in order; valid until the next step. */
+/*
+ * Events that give something back, or put right what a death left. They need no memory: -ENOMEM of theirs says that
+ * effects of earlier steps take up the room. Take one out and step again.
+ */
+static inline bool rp_gives_back(enum rp_event_type type)
+{
+	return type == RP_EV_SET || type == RP_EV_RELEASE || type == RP_EV_CREATE_FAILED || type == RP_EV_FORK_UNDO ||
+	       type == RP_EV_DROP || type == RP_EV_UNWAIT || type >= RP_EV_PEER_UP;
+}
+
+/* The effects that have not been taken out, in order; valid until the next step. */
 const struct rp_effect *rp_effects(const struct rp *m, size_t *count);
+/* Takes the first one out; NULL: none is left. Valid until the next step, or the next one is taken out. */
+const struct rp_effect *rp_effect_next(struct rp *m);
+/*
+ * Takes all out. Effects of earlier steps may follow, which had no room: whoever does not use rp_effect_next looks for
+ * them until there are none.
+ */
 void rp_effects_clear(struct rp *m);
 
 void rp_counts(const struct rp *m, struct rp_counts *out);

@@ -9,9 +9,17 @@
 
 int rp_effects_grow(struct rp *m, size_t n)
 {
-	size_t max = m->max_effects ? m->max_effects : 2 * RP_STEP_EFFECTS;
+	size_t max = m->max_effects ? m->max_effects : RP_EFFECTS_KEPT;
 	struct rp_effect *effects;
 
+	if (m->first_effect) {
+		/* The room of those that were taken out. */
+		m->nr_effects -= m->first_effect;
+		memmove(m->effects, m->effects + m->first_effect, m->nr_effects * sizeof(*effects));
+		m->first_effect = 0;
+		if (rp_effects_room(m) >= n)
+			return 0;
+	}
 	while (max - m->nr_effects < n)
 		max *= 2;
 	effects = realloc(m->effects, max * sizeof(*effects));
@@ -42,13 +50,33 @@ struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type)
 
 const struct rp_effect *rp_effects(const struct rp *m, size_t *count)
 {
-	*count = m->nr_effects;
-	return m->effects;
+	*count = m->nr_effects - m->first_effect;
+	return m->effects + m->first_effect;
+}
+
+void rp_later(struct rp *m)
+{
+	for (uint32_t r = 0; r < m->world && m->nr_later; r++)
+		if (m->peers[r].due)
+			rp_peer_clean(m, r);
+	for (uint32_t i = m->nr_later ? rp_pool_next(&m->owners, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->owners, i) : 0)
+		if (rp_owner_at(m, i)->telling)
+			rp_owner_tell(m, i);
+	for (uint32_t i = m->nr_later ? rp_pool_next(&m->users, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->users, i) : 0)
+		if (rp_user_at(m, i)->ending)
+			rp_user_finish(m, i);
+}
+
+const struct rp_effect *rp_effect_next(struct rp *m)
+{
+	if (m->first_effect == m->nr_effects)
+		rp_effects_clear(m);
+	return m->nr_effects ? &m->effects[m->first_effect++] : NULL;
 }
 
 void rp_effects_clear(struct rp *m)
 {
-	m->nr_effects = 0;
+	m->first_effect = m->nr_effects = 0;
 	if (m->max_effects > KEPT_EFFECTS) {
 		struct rp_effect *effects = realloc(m->effects, KEPT_EFFECTS * sizeof(*effects));
 
@@ -57,13 +85,15 @@ void rp_effects_clear(struct rp *m)
 			m->max_effects = KEPT_EFFECTS;
 		}
 	}
-	if (likely(!m->large))
-		return;
-	rp_table_trim(&m->owner_table);
-	rp_table_trim(&m->held_table);
-	rp_table_trim(&m->user_table);
-	rp_table_trim(&m->child_table);
-	rp_table_trim(&m->tomb_table);
+	if (unlikely(m->large)) {
+		rp_table_trim(&m->owner_table);
+		rp_table_trim(&m->held_table);
+		rp_table_trim(&m->user_table);
+		rp_table_trim(&m->child_table);
+		rp_table_trim(&m->tomb_table);
+	}
+	if (unlikely(m->nr_later))
+		rp_later(m);
 }
 
 void rp_text_copy(char *to, const char *from)
@@ -78,7 +108,7 @@ void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint3
 {
 	e->status = status;
 	if (fault)
-		rp_text_copy(e->text, rp_fault_at(m, fault)->text);
+		rp_text_copy(e->text, rp_fault_text(m, fault));
 }
 
 void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
@@ -97,7 +127,7 @@ void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id
 	if (!status)
 		e->value = value;
 	if (status && fault)
-		rp_text_copy(e->msg.text, rp_fault_at(m, fault)->text);
+		rp_text_copy(e->msg.text, rp_fault_text(m, fault));
 }
 
 void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
@@ -112,9 +142,13 @@ void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const str
 
 uint32_t rp_fault_new(struct rp *m, int status, const char *text)
 {
-	uint32_t i = rp_pool_take(&m->faults);
-	struct rp_fault *f = rp_fault_at(m, i);
+	struct rp_fault *f;
+	uint32_t i;
 
+	if (rp_pool_reserve(&m->faults, 1))
+		return RP_FAULT_BARE | (uint32_t)-status;
+	i = rp_pool_take(&m->faults);
+	f = rp_fault_at(m, i);
 	f->refs = 1;
 	f->status = status;
 	rp_text_copy(f->text, text);
@@ -123,13 +157,14 @@ uint32_t rp_fault_new(struct rp *m, int status, const char *text)
 
 uint32_t rp_fault_get(struct rp *m, uint32_t fault)
 {
-	rp_fault_at(m, fault)->refs++;
+	if (!(fault & RP_FAULT_BARE))
+		rp_fault_at(m, fault)->refs++;
 	return fault;
 }
 
 void rp_fault_put(struct rp *m, uint32_t fault)
 {
-	if (fault && !--rp_fault_at(m, fault)->refs)
+	if (fault && !(fault & RP_FAULT_BARE) && !--rp_fault_at(m, fault)->refs)
 		rp_pool_put(&m->faults, fault);
 }
 
@@ -174,11 +209,14 @@ void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *
 		e->loc = *loc;
 }
 
-void rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
+bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
 		  const struct rp_location *loc)
 {
 	while (*waits) {
+		if (!rp_effects_room(m))
+			return false;
 		rp_waited(m, rp_wait_at(m, *waits)->cookie, status, fault, value, loc);
 		wait_erase(m, waits, nr, *waits);
 	}
+	return true;
 }

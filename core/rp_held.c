@@ -95,7 +95,7 @@ int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id,
 	if (!o || !rp_same(&o->id, id))
 		return -ESTALE;
 	if (o->state == RP_OWNER_FAILED)
-		return rp_fault_at(m, o->fault)->status;
+		return rp_fault_status(m, o->fault);
 	if (o->state != RP_OWNER_READY)
 		return -EAGAIN;
 	*value = o->value;
@@ -181,6 +181,6 @@ int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		return 0;
 	}
 	fault = rp_owner_fault(o);
-	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork, fault ? rp_fault_at(m, fault)->status : 0, rp_owner_value(o), fault);
+	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork, fault ? rp_fault_status(m, fault) : 0, rp_owner_value(o), fault);
 	return 0;
 }

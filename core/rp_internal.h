@@ -9,6 +9,10 @@
  * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
  * pool and RP_STEP_EFFECTS effects for all; handlers that may add more call rp_effects_reserve first. Taking a
  * reserved item, and adding a reserved effect, cannot fail.
+ *
+ * Steps that give back (rp_gives_back) need no memory. They take no item, but for a fault, which is its status alone
+ * where there is none. Effects beyond the room that there is come later: the entry or the peer is marked, counted in
+ * nr_later, and rp_later goes on with it when the effects before have been taken out.
  */
 #ifndef RP_INTERNAL_H
 #define RP_INTERNAL_H
@@ -21,6 +25,10 @@
 
 #define RP_CHUNK_ITEMS 256u     /* pool items per allocation */
 #define RP_STEP_EFFECTS 16u     /* reserved for every step */
+#define RP_LEAST_EFFECTS 8u     /* room without which no step begins */
+#ifndef RP_EFFECTS_KEPT
+#define RP_EFFECTS_KEPT 128u    /* room that there always is */
+#endif
 #define RP_TABLE_KEPT 1024u     /* buckets that an empty table keeps */
 
 #define GONE_TEXT "the value is not there any more"
@@ -67,7 +75,8 @@ struct rp_key {
 	uint32_t rank;
 } __attribute__((packed, aligned(4)));
 
-/* Why something failed; shared by all that failed with it. */
+/* Why something failed; shared by all that failed with it. Without memory for one its number holds the status alone. */
+#define RP_FAULT_BARE (UINT32_C(1) << 31)
 struct rp_fault {
 	uint32_t refs;
 	int status;
@@ -94,6 +103,7 @@ struct rp_owner {
 	rp_list forks, waits;
 	uint32_t since;
 	uint8_t state;          /* enum rp_owner_state */
+	bool telling : 1;       /* of what became of the value not all have been told */
 };
 
 static inline void *rp_owner_value(const struct rp_owner *o)
@@ -113,6 +123,7 @@ struct rp_held {
 	uint32_t since;
 	struct rp_link in_owner, in_peer;
 	bool creator : 1;       /* gets CREATED when the value is set */
+	bool told : 1;          /* it got it */
 	bool parked : 1;        /* a FETCH waits for the value */
 };
 
@@ -141,6 +152,9 @@ struct rp_user {
 	bool requested : 1;     /* FORK_REQUEST was sent: an ack is legal */
 	bool asked : 1;         /* PARENT_REQUEST was sent */
 	bool fetched : 1, fetching : 1;   /* FETCH was ever sent; is unanswered */
+	bool ending : 1;        /* of its end not all have been told */
+	bool losing : 1;        /* its owner's session has ended: its children go */
+	bool lost : 1;          /* they are gone: it is in the peer's list of those */
 };
 
 /* A child shared and not accepted yet. */
@@ -165,10 +179,13 @@ enum rp_peer_state { RP_PEER_UP, RP_PEER_FENCED, RP_PEER_GONE };
 struct rp_peer {
 	enum rp_peer_state state;
 	int status;             /* of the last fence */
+	uint32_t fault;         /* of a fence that is not over, as due says */
+	bool due;               /* its fence or its grace has not got to all entries */
 	uint32_t epoch;
 	uint32_t nr_forks, nr_tombs, nr_users, nr_children;
 	rp_list forks;          /* rp_held: what it holds here */
-	rp_list users;          /* rp_user: what we hold of it, what was lost with an earlier session too */
+	rp_list users;          /* rp_user: what we hold of it */
+	rp_list lost;           /* rp_user: what was lost with an earlier session, and is held still */
 	rp_list asking;         /* rp_user: ASKING it */
 	rp_list children;       /* rp_child: shared with it */
 	rp_list tombs;          /* oldest first */
@@ -182,7 +199,8 @@ struct rp {
 	uint64_t seed;
 	uint64_t newest;        /* highest local id of a NEW */
 	struct rp_effect *effects;
-	size_t nr_effects, max_effects;
+	size_t first_effect, nr_effects, max_effects; /* those before the first have been taken out */
+	uint32_t nr_later;      /* owner entries, user entries and peers that are marked so */
 	struct rp_counts counts;
 	struct rp_table owner_table, held_table, user_table, child_table, tomb_table;
 	struct rp_pool owners, helds, users, children, tombs, waits, faults;
@@ -283,14 +301,32 @@ static inline int rp_effects_reserve(struct rp *m, size_t n)
 {
 	return likely(m->max_effects - m->nr_effects >= n) ? 0 : rp_effects_grow(m, n);
 }
+static inline size_t rp_effects_room(const struct rp *m)
+{
+	return m->max_effects - m->nr_effects;
+}
+/* By a step that can do with less. */
+static inline void rp_effects_wish(struct rp *m, size_t n)
+{
+	(void)rp_effects_reserve(m, n);
+}
 struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type);
+void rp_later(struct rp *m); /* goes on with what had no room, as far as there is room */
 void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault); /* fault 0: no text */
 /* Nothing when nothing may be sent to that peer. status 0 with a value, or not 0 with fault, or neither (NULL, 0). */
 void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
 	     void *value, uint32_t fault);
 void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
 		     const struct rref_id *fork, int status, const char *text);
-uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one reference; text may be NULL */
+uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one reference; text may be NULL; never fails */
+static inline int rp_fault_status(const struct rp *m, uint32_t fault)
+{
+	return fault & RP_FAULT_BARE ? -(int)(fault & ~RP_FAULT_BARE) : rp_fault_at(m, fault)->status;
+}
+static inline const char *rp_fault_text(const struct rp *m, uint32_t fault)
+{
+	return fault & RP_FAULT_BARE ? "" : rp_fault_at(m, fault)->text;
+}
 uint32_t rp_fault_get(struct rp *m, uint32_t fault);
 void rp_fault_put(struct rp *m, uint32_t fault);
 void rp_text_copy(char *to, const char *from);                     /* from NULL: "" */
@@ -298,8 +334,8 @@ void rp_text_copy(char *to, const char *from);                     /* from NULL:
 /* ---- waits, of both kinds of entry (rp_effects.c) ---- */
 void rp_wait_add(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie);
 int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie); /* -ESTALE */
-void rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
-		  const struct rp_location *loc);
+bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
+		  const struct rp_location *loc); /* false: some are left, for want of room */
 void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value, const struct rp_location *loc);
 
 /* ---- owner entries (rp_owner.c) ---- */
@@ -310,7 +346,8 @@ int rp_release(struct rp *m, const struct rp_event *ev);
 int rp_own(struct rp *m, const struct rp_event *ev);
 int rp_owner_wait(struct rp *m, const struct rp_event *ev);
 int rp_owner_unwait(struct rp *m, const struct rp_event *ev);
-void rp_owner_settle(struct rp *m, uint32_t owner); /* frees it if nothing refers to it; adds 2 + nr_waits effects at most */
+void rp_owner_settle(struct rp *m, uint32_t owner); /* frees it if nothing refers to it; needs room for 2 effects */
+void rp_owner_tell(struct rp *m, uint32_t owner);   /* its creator and its waits what became of it, as far as there is room */
 static inline bool rp_owner_alive(const struct rp *m, uint32_t i) /* may be referred to anew */
 {
 	return i && rp_owner_at(m, i)->state != RP_OWNER_HUSK;
@@ -339,8 +376,10 @@ void rp_user_request(struct rp *m, uint32_t user);  /* FORK_REQUEST to the owner
 void rp_user_settle(struct rp *m, uint32_t user);   /* DELETE and erase as far as it may go; one effect at most */
 size_t rp_user_effects(const struct rp_user *u);    /* that confirming, failing or settling it may add at most */
 void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault); /* READY and CHILD_ACCEPT, once */
-/* And settles. new: its NEW_HANDLE is an effect of this very step and tells the same. */
-void rp_user_fail(struct rp *m, uint32_t user, uint32_t fault, bool new);
+/* And settles. new: its NEW_HANDLE is an effect of this very step and tells the same. Needs room for 4 effects. */
+bool rp_user_fail(struct rp *m, uint32_t user, uint32_t fault, bool new); /* as rp_user_finish */
+/* Of one that failed or was dropped: ends what waits for it, as far as there is room, and settles it. True: all of it. */
+bool rp_user_finish(struct rp *m, uint32_t user);
 int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_on_fetch_reply(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg);
@@ -349,7 +388,7 @@ int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
 int rp_share_undo(struct rp *m, const struct rp_event *ev);
 void rp_child_erase(struct rp *m, uint32_t child);                       /* the caller settles the parent */
-void rp_children_answer(struct rp *m, uint32_t user, uint32_t fault);    /* PARENT_ACK to those that asked */
+bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault);    /* PARENT_ACK to those that asked; false: no room */
 int rp_on_child_accept(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_on_parent_request(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_receive(struct rp *m, const struct rp_event *ev);
@@ -360,6 +399,7 @@ int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_peer_up(struct rp *m, const struct rp_event *ev);
 int rp_peer_fenced(struct rp *m, const struct rp_event *ev);
 int rp_peer_grace(struct rp *m, const struct rp_event *ev);
+void rp_peer_clean(struct rp *m, uint32_t rank); /* what its fence or its grace has left to do, as far as there is room */
 static inline bool rp_peer_reachable(const struct rp *m, uint32_t rank)
 {
 	return m->peers[rank].state == RP_PEER_UP;

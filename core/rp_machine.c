@@ -26,7 +26,7 @@ int rp_create(uint32_t self, uint32_t world, struct rp **out)
 	rp_pool_init(&m->waits, sizeof(struct rp_wait), &m->wanting);
 	rp_pool_init(&m->faults, sizeof(struct rp_fault), &m->wanting);
 	m->wanting = true;
-	if (rp_table_init(&m->owner_table, &m->wanting) || rp_table_init(&m->held_table, &m->wanting) ||
+	if (rp_effects_reserve(m, RP_EFFECTS_KEPT) || rp_table_init(&m->owner_table, &m->wanting) || rp_table_init(&m->held_table, &m->wanting) ||
 	    rp_table_init(&m->user_table, &m->wanting) || rp_table_init(&m->child_table, &m->wanting) ||
 	    rp_table_init(&m->tomb_table, &m->wanting)) {
 		rp_destroy(m);
@@ -108,11 +108,18 @@ static int on_message(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	return rp_refused(m);
 }
 
+/* Neither do messages to oneself, which nobody else could make good. */
+static bool needs_no_memory(const struct rp *m, const struct rp_event *ev)
+{
+	return rp_effects_room(m) >= RP_LEAST_EFFECTS &&
+	       (rp_gives_back(ev->type) || (ev->type == RP_EV_MSG && ev->peer == m->self));
+}
+
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 {
 	int rc = reserve_step(m);
 
-	if (rc)
+	if (unlikely(rc) && !needs_no_memory(m, ev))
 		return rc;
 	m->now = ev->now;
 	switch (ev->type) {

@@ -36,18 +36,61 @@ static void free_value(struct rp *m, const struct rref_id *id, void *value)
 	e->value = value;
 }
 
+static bool tell_some(struct rp *m, struct rp_owner *o)
+{
+	uint32_t fault = rp_owner_fault(o);
+	int status = fault ? rp_fault_status(m, fault) : o->state == RP_OWNER_HUSK ? -ECANCELED : 0;
+	void *value = rp_owner_value(o);
+	struct rref_id id = rp_id(&o->id);
+
+	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
+		struct rp_held *h = rp_held_at(m, k);
+
+		/* A creator that fetches as well gets both answers. */
+		if (rp_effects_room(m) < 2)
+			return false;
+		if (h->creator && !h->told) {
+			h->told = true;
+			rp_send(m, h->holder, RP_MSG_CREATED, id, rp_id(&h->fork), status, value, fault);
+		}
+		if (h->parked) {
+			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, id, rp_id(&h->fork), status, value, fault);
+			h->parked = false;
+			m->counts.parked--;
+		}
+	}
+	return rp_waits_end(m, &o->waits, &o->nr_waits, status, fault, value, NULL);
+}
+
+void rp_owner_tell(struct rp *m, uint32_t i)
+{
+	struct rp_owner *o = rp_owner_at(m, i);
+	bool all = tell_some(m, o);
+
+	if (likely(all && !o->telling))
+		return;
+	if (!all || rp_effects_room(m) < 2) {
+		m->nr_later += !o->telling;
+		o->telling = true;
+		return;
+	}
+	m->nr_later--;
+	o->telling = false;
+	rp_owner_settle(m, i);
+}
+
 void rp_owner_settle(struct rp *m, uint32_t i)
 {
 	struct rp_owner *o = rp_owner_at(m, i);
 	struct rref_id id = rp_id(&o->id);
 
-	if (o->local || o->nr_forks || o->state == RP_OWNER_HUSK)
+	if (o->local || o->nr_forks || o->state == RP_OWNER_HUSK || unlikely(o->telling))
 		return;
 	if (o->state == RP_OWNER_PENDING) {
 		/* Somebody is still making the value: SET has to find the entry, to know that nobody wants it. */
 		o->state = RP_OWNER_HUSK;
 		o->maker = NULL;
-		rp_waits_end(m, &o->waits, &o->nr_waits, -ECANCELED, 0, NULL, NULL);
+		rp_owner_tell(m, i);
 		return;
 	}
 	if (o->state == RP_OWNER_READY)
@@ -70,10 +113,8 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 
 int rp_set(struct rp *m, const struct rp_event *ev)
 {
-	uint32_t i = rp_find_owner(m, &ev->id), fault = 0;
-	void *value = NULL;
+	uint32_t i = rp_find_owner(m, &ev->id);
 	struct rp_owner *o;
-	int rc;
 
 	if (ev->status > 0 || (!ev->status && !ev->value))
 		return -EINVAL;
@@ -82,37 +123,28 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	o = rp_owner_at(m, i);
 	if (o->state != RP_OWNER_PENDING && o->state != RP_OWNER_HUSK)
 		return -EALREADY;
-	/* A creator that fetches as well gets both answers. */
-	rc = rp_effects_reserve(m, 2 * (size_t)o->nr_forks + o->nr_waits);
-	if (rc)
-		return rc;
-
+	rp_effects_wish(m, 2 * (size_t)o->nr_forks + o->nr_waits);
 	m->counts.pending_owners--;
 	if (o->state == RP_OWNER_HUSK) {
 		if (!ev->status)
 			free_value(m, &ev->id, ev->value);
-		owner_erase(m, i);
+		if (!o->telling) {
+			owner_erase(m, i);
+			return 0;
+		}
+		/* Some do not know yet that it was given up: it goes when they do. */
+		o->state = RP_OWNER_FAILED;
+		o->fault = rp_fault_new(m, -ECANCELED, NULL);
 		return 0;
 	}
 	if (ev->status) {
 		o->state = RP_OWNER_FAILED;
-		o->fault = fault = rp_fault_new(m, ev->status, ev->text);
+		o->fault = rp_fault_new(m, ev->status, ev->text);
 	} else {
 		o->state = RP_OWNER_READY;
-		o->value = value = ev->value;
+		o->value = ev->value;
 	}
-	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
-		struct rp_held *h = rp_held_at(m, k);
-
-		if (h->creator)
-			rp_send(m, h->holder, RP_MSG_CREATED, ev->id, rp_id(&h->fork), ev->status, value, fault);
-		if (h->parked) {
-			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, ev->id, rp_id(&h->fork), ev->status, value, fault);
-			h->parked = false;
-			m->counts.parked--;
-		}
-	}
-	rp_waits_end(m, &o->waits, &o->nr_waits, ev->status, fault, value, NULL);
+	rp_owner_tell(m, i);
 	return 0;
 }
 
@@ -132,14 +164,11 @@ int rp_release(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i = rp_find_owner(m, &ev->id);
 	struct rp_owner *o;
-	int rc;
 
 	if (!i || !rp_owner_at(m, i)->local)
 		return -ESTALE;
 	o = rp_owner_at(m, i);
-	rc = rp_effects_reserve(m, 2 + (size_t)o->nr_waits);
-	if (rc)
-		return rc;
+	rp_effects_wish(m, 2 + (size_t)o->nr_waits);
 	o->local--;
 	rp_owner_settle(m, i);
 	return 0;
@@ -183,7 +212,7 @@ int rp_owner_wait(struct rp *m, const struct rp_event *ev)
 	if (o->state == RP_OWNER_PENDING)
 		rp_wait_add(m, &o->waits, &o->nr_waits, ev->cookie);
 	else
-		rp_waited(m, ev->cookie, fault ? rp_fault_at(m, fault)->status : 0, fault, rp_owner_value(o), NULL);
+		rp_waited(m, ev->cookie, fault ? rp_fault_status(m, fault) : 0, fault, rp_owner_value(o), NULL);
 	return 0;
 }
 

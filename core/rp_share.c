@@ -71,7 +71,10 @@ static int share_held(struct rp *m, const struct rp_event *ev, struct rp_fork *r
 	if (!rp_same(&u->id, &ev->id))
 		return -EINVAL;
 	if (u->state == RP_USER_FAILED)
-		return rp_fault_at(m, u->fault)->status;
+		return rp_fault_status(m, u->fault);
+	/* Its owner's fence has not got to it yet. */
+	if (!rp_peer_reachable(m, u->owner))
+		return m->peers[u->owner].status;
 	if (rp_find_child(m, &ev->fork))
 		return -EALREADY;
 	child_add(m, i, &ev->fork, ev->peer);
@@ -105,7 +108,6 @@ int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 int rp_share_undo(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i;
-	int rc;
 
 	if (ev->peer >= m->world)
 		return -EINVAL;
@@ -113,10 +115,9 @@ int rp_share_undo(struct rp *m, const struct rp_event *ev)
 		i = rp_find_held(m, ev->peer, &ev->fork);
 		if (!i || !rp_same(&rp_owner_at(m, rp_held_at(m, i)->owner)->id, &ev->id))
 			return -EALREADY;
-		rc = rp_effects_reserve(m, 2 + (size_t)rp_owner_at(m, rp_held_at(m, i)->owner)->nr_waits);
-		if (!rc)
-			rp_owner_settle(m, rp_held_erase(m, i));
-		return rc;
+		rp_effects_wish(m, 2 + (size_t)rp_owner_at(m, rp_held_at(m, i)->owner)->nr_waits);
+		rp_owner_settle(m, rp_held_erase(m, i));
+		return 0;
 	}
 	i = rp_find_child(m, &ev->fork);
 	if (!i || rp_child_at(m, i)->dest != ev->peer)
@@ -136,17 +137,22 @@ static void answer(struct rp *m, const struct rp_user *u, struct rp_child *c, ui
 	if (!u->early)
 		fault = 0;
 	c->asked = false;
-	rp_send(m, c->dest, RP_MSG_PARENT_ACK, rp_id(&u->id), rp_id(&c->fork), fault ? rp_fault_at(m, fault)->status : 0,
+	rp_send(m, c->dest, RP_MSG_PARENT_ACK, rp_id(&u->id), rp_id(&c->fork), fault ? rp_fault_status(m, fault) : 0,
 		NULL, fault);
 }
 
-void rp_children_answer(struct rp *m, uint32_t user, uint32_t fault)
+bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault)
 {
 	struct rp_user *u = rp_user_at(m, user);
 
-	rp_list_for_each(i, &m->children, struct rp_child, in_user, u->children)
-		if (rp_child_at(m, i)->asked)
-			answer(m, u, rp_child_at(m, i), fault);
+	rp_list_for_each(i, &m->children, struct rp_child, in_user, u->children) {
+		if (!rp_child_at(m, i)->asked)
+			continue;
+		if (!rp_effects_room(m))
+			return false;
+		answer(m, u, rp_child_at(m, i), fault);
+	}
+	return true;
 }
 
 /* A message about a child that was shared from here: its place, 0 with rc 0 if it is over already, or -EPROTO. */

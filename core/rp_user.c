@@ -44,7 +44,8 @@ void rp_user_erase(struct rp *m, uint32_t i)
 
 	if (u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED)
 		change_state(m, i, RP_USER_CONFIRMED);
-	rp_list_del(&m->users, offsetof(struct rp_user, in_owner), &m->peers[u->owner].users, i);
+	m->nr_later -= u->ending;
+	rp_list_del(&m->users, offsetof(struct rp_user, in_owner), u->lost ? &m->peers[owner].lost : &m->peers[owner].users, i);
 	rp_fault_put(m, u->fault);
 	rp_table_del(&m->user_table, &m->users, i);
 	rp_pool_put(&m->users, i);
@@ -63,7 +64,7 @@ void rp_user_settle(struct rp *m, uint32_t i)
 	struct rp_user *u = rp_user_at(m, i);
 
 	/* A child that the owner has not confirmed lives on our fork alone (G2); an answer may still come to us. */
-	if (u->nr_children || u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED || (u->creator && !u->created))
+	if (unlikely(u->ending) || u->nr_children || u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED || (u->creator && !u->created))
 		return;
 	if (!u->dropped && u->state != RP_USER_FAILED)
 		return;
@@ -156,22 +157,55 @@ static void user_confirm(struct rp *m, uint32_t i, const struct rp_location *loc
 	rp_user_settle(m, i);
 }
 
-void rp_user_fail(struct rp *m, uint32_t i, uint32_t fault, bool new)
+bool rp_user_fail(struct rp *m, uint32_t i, uint32_t fault, bool new)
 {
 	struct rp_user *u = rp_user_at(m, i);
-	int status = rp_fault_at(m, fault)->status;
+	int status = rp_fault_status(m, fault);
 
 	if (u->state == RP_USER_FAILED)
-		return;
+		return true;
 	change_state(m, i, RP_USER_FAILED);
 	u->fault = rp_fault_get(m, fault);
 	if (!new)
 		handle_effect(m, u, RP_EFF_FAILED, status, fault);
 	created_effect(m, u, status, fault);
 	rp_user_ready(m, u, status, fault);
-	rp_children_answer(m, i, fault);
-	rp_waits_end(m, &u->waits, &u->nr_waits, status, fault, NULL, NULL);
+	return rp_user_finish(m, i);
+}
+
+static bool finish_some(struct rp *m, uint32_t i)
+{
+	struct rp_user *u = rp_user_at(m, i);
+
+	if (u->state == RP_USER_FAILED && !rp_children_answer(m, i, u->fault))
+		return false;
+	/* Here and now, while nothing can be sent: a later session of the owner hears nothing of this fork, which it does
+	 * not know. */
+	while (u->losing && u->children)
+		rp_child_erase(m, u->children);
+	return rp_waits_end(m, &u->waits, &u->nr_waits, u->fault ? rp_fault_status(m, u->fault) : -ECANCELED, u->fault, NULL,
+			    NULL) && rp_effects_room(m);
+}
+
+bool rp_user_finish(struct rp *m, uint32_t i)
+{
+	struct rp_user *u = rp_user_at(m, i);
+
+	if (unlikely(!finish_some(m, i))) {
+		m->nr_later += !u->ending;
+		u->ending = true;
+		return false;
+	}
+	m->nr_later -= u->ending;
+	u->ending = false;
+	if (u->losing) {
+		u->losing = false;
+		u->lost = true;
+		rp_list_del(&m->users, offsetof(struct rp_user, in_owner), &m->peers[u->owner].users, i);
+		rp_list_add(&m->users, offsetof(struct rp_user, in_owner), &m->peers[u->owner].lost, i);
+	}
 	rp_user_settle(m, i);
+	return true;
 }
 
 static void fail_with(struct rp *m, uint32_t i, int status, const char *text)
@@ -211,7 +245,6 @@ int rp_create_user(struct rp *m, const struct rp_event *ev)
 int rp_create_failed(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i = rp_find_user(m, &ev->fork);
-	int rc;
 
 	if (ev->status >= 0)
 		return -EINVAL;
@@ -221,9 +254,7 @@ int rp_create_failed(struct rp *m, const struct rp_event *ev)
 		return -EINVAL;
 	if (rp_user_at(m, i)->created)
 		return -EALREADY;
-	rc = rp_effects_reserve(m, rp_user_effects(rp_user_at(m, i)));
-	if (rc)
-		return rc;
+	rp_effects_wish(m, rp_user_effects(rp_user_at(m, i)));
 	fail_with(m, i, ev->status, ev->text);
 	return 0;
 }
@@ -232,19 +263,15 @@ int rp_drop(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i = rp_find_user(m, &ev->fork);
 	struct rp_user *u;
-	int rc;
 
 	if (!i || rp_user_at(m, i)->owner == m->self)
 		return -ESTALE;
 	u = rp_user_at(m, i);
 	if (u->dropped)
 		return -EALREADY;
-	rc = rp_effects_reserve(m, rp_user_effects(u));
-	if (rc)
-		return rc;
+	rp_effects_wish(m, rp_user_effects(u));
 	u->dropped = true;
-	rp_waits_end(m, &u->waits, &u->nr_waits, -ECANCELED, 0, NULL, NULL);
-	rp_user_settle(m, i);
+	rp_user_finish(m, i);
 	return 0;
 }
 
@@ -267,7 +294,7 @@ int rp_user_wait(struct rp *m, const struct rp_event *ev)
 		return -ESTALE;
 	u = rp_user_at(m, i);
 	if (u->state == RP_USER_FAILED) {
-		rp_waited(m, ev->cookie, rp_fault_at(m, u->fault)->status, u->fault, NULL, NULL);
+		rp_waited(m, ev->cookie, rp_fault_status(m, u->fault), u->fault, NULL, NULL);
 	} else if (u->loc.version) {
 		rp_waited(m, ev->cookie, 0, 0, NULL, &u->loc);
 	} else {

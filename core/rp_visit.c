@@ -21,7 +21,7 @@ static void visit_owner(const struct rp *m, const struct rp_owner *o, rp_visit_f
 	struct rp_visit v = {
 		.kind = RP_VISIT_OWNER, .owned = true, .id = rp_id(&o->id), .peer = m->self, .since = o->since, .local = o->local,
 		.forks = o->nr_forks, .waits = o->nr_waits, .state = names[o->state],
-		.status = o->state == RP_OWNER_FAILED ? rp_fault_at(m, o->fault)->status : 0,
+		.status = o->state == RP_OWNER_FAILED ? rp_fault_status(m, o->fault) : 0,
 		.value = rp_owner_value(o), .maker = o->state == RP_OWNER_PENDING ? o->maker : NULL,
 	};
 
@@ -52,7 +52,7 @@ static void visit_user(const struct rp *m, const struct rp_user *u, bool childre
 	struct rp_visit v = {
 		.kind = RP_VISIT_USER, .id = rp_id(&u->id), .fork = rp_id(&u->fork), .peer = u->owner, .parent = u->parent,
 		.epoch = m->peers[u->owner].epoch, .since = u->since, .children = u->nr_children, .waits = u->nr_waits,
-		.status = u->state == RP_USER_FAILED ? rp_fault_at(m, u->fault)->status : 0, .creator = u->creator,
+		.status = u->state == RP_USER_FAILED ? rp_fault_status(m, u->fault) : 0, .creator = u->creator,
 		/* The owner's own early record has no handle that it could lose. */
 		.released = u->dropped, .state = names[u->state], .handle = u->dropped || u->owner == m->self ? NULL : u->handle,
 		.loc = u->loc.version ? &u->loc : NULL,

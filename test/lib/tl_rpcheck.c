@@ -7,7 +7,7 @@
 
 struct seen {
 	struct rp_counts counts;
-	uint32_t waits, fault_refs;
+	uint32_t waits, fault_refs, later;
 };
 
 static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen)
@@ -24,23 +24,25 @@ static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen
 		nr++;
 		CHECK(h->owner == i, "a fork points to another entry");
 		CHECK(rp_find_held(m, h->holder, &fork) == k, "a fork is not in its table");
-		CHECK(!h->parked || o->state == RP_OWNER_PENDING, "a fetch is parked at a value that is set");
+		CHECK(!h->parked || o->state == RP_OWNER_PENDING || o->telling, "a fetch is parked at a value that is set");
 		CHECK(!h->parked || m->peers[h->holder].state == RP_PEER_UP, "a fetch of a fenced peer is parked");
-		CHECK(m->peers[h->holder].state != RP_PEER_GONE, "a fork outlived its holder's grace");
+		CHECK(m->peers[h->holder].state != RP_PEER_GONE || m->peers[h->holder].due, "a fork outlived its holder's grace");
 		seen->counts.parked += h->parked;
 	}
 	rp_list_for_each(k, &m->waits, struct rp_wait, link, o->waits)
 		waits++;
 	CHECK(nr == o->nr_forks && waits == o->nr_waits, "an owner entry counts wrong");
-	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local), "an owner entry without reference, or a husk with one");
-	CHECK(!waits || o->state == RP_OWNER_PENDING, "a wait at a value that is set");
+	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local) || o->telling,
+	      "an owner entry without reference, or a husk with one");
+	CHECK(!waits || o->state == RP_OWNER_PENDING || o->telling, "a wait at a value that is set");
+	seen->later += o->telling;
 	CHECK((o->state == RP_OWNER_FAILED) == !!rp_owner_fault(o), "failed without a reason");
 	seen->counts.owners++;
 	seen->counts.pending_owners += o->state == RP_OWNER_PENDING || o->state == RP_OWNER_HUSK;
 	seen->counts.forks += nr;
 	seen->counts.parked += waits;
 	seen->waits += waits;
-	seen->fault_refs += !!rp_owner_fault(o);
+	seen->fault_refs += rp_owner_fault(o) && !(rp_owner_fault(o) & RP_FAULT_BARE);
 	return NULL;
 }
 
@@ -48,6 +50,7 @@ static const char *check_user(const struct rp *m, uint32_t i, struct seen *seen)
 {
 	const struct rp_user *u = rp_user_at(m, i);
 	struct rref_id fork = rp_id(&u->fork);
+	const struct rp_peer *owner = &m->peers[u->owner];
 	bool waiting = u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED;
 	uint32_t nr = 0, waits = 0;
 
@@ -60,30 +63,35 @@ static const char *check_user(const struct rp *m, uint32_t i, struct seen *seen)
 		CHECK(c->user == i, "a child points to another entry");
 		CHECK(rp_find_child(m, &child) == k, "a child is not in its table");
 		CHECK(!c->asked || u->early, "a child waits for what is known");
-		CHECK(m->peers[c->dest].state == RP_PEER_UP, "a child of a fenced peer is pending");
+		CHECK(m->peers[c->dest].state == RP_PEER_UP || m->peers[c->dest].due, "a child of a fenced peer is pending");
 	}
 	rp_list_for_each(k, &m->waits, struct rp_wait, link, u->waits)
 		waits++;
 	CHECK(nr == u->nr_children && waits == u->nr_waits, "a user entry counts wrong");
 	CHECK((u->state == RP_USER_FAILED) == !!u->fault, "failed without a reason");
-	CHECK(!waits || (!u->dropped && u->state != RP_USER_FAILED && !u->loc.version) || waiting, "a wait is not answered");
-	CHECK(!waits || waiting || u->fetching || (u->creator && !u->created), "a wait that nothing will end");
+	CHECK(!waits || (!u->dropped && u->state != RP_USER_FAILED && !u->loc.version) || waiting || u->ending,
+	      "a wait is not answered");
+	CHECK(!waits || u->ending || waiting || u->fetching || (u->creator && !u->created), "a wait that nothing will end");
 	CHECK(!u->ready_due || waiting, "READY is overdue");
 	CHECK(u->owner != m->self || u->state == RP_USER_ASKING, "a user entry of a value owned here");
-	CHECK(!u->dropped || nr || waiting || (u->creator && !u->created), "a released user entry stays");
-	CHECK(!u->delete_due || u->state != RP_USER_FAILED || nr, "DELETE is overdue");
-	CHECK(m->peers[u->owner].state == RP_PEER_UP || u->state == RP_USER_FAILED, "a reference of a lost owner has not failed");
-	CHECK(u->state != RP_USER_ASKING || m->peers[u->parent].state == RP_PEER_UP, "a fenced parent is being asked");
+	CHECK(!u->dropped || u->ending || nr || waiting || (u->creator && !u->created), "a released user entry stays");
+	CHECK(!u->delete_due || u->state != RP_USER_FAILED || nr || u->ending || owner->due, "DELETE is overdue");
+	CHECK(owner->state == RP_PEER_UP || u->state == RP_USER_FAILED || owner->due,
+	      "a reference of a lost owner has not failed");
+	CHECK(u->state != RP_USER_ASKING || m->peers[u->parent].state == RP_PEER_UP || m->peers[u->parent].due,
+	      "a fenced parent is being asked");
+	CHECK(!u->lost || (u->state == RP_USER_FAILED && !nr && !u->losing), "something hangs on a reference that was lost");
+	seen->later += u->ending;
 	seen->counts.users++;
 	seen->counts.pending_users += waiting;
 	seen->counts.pending_children += nr;
 	seen->counts.parked += waits;
 	seen->waits += waits;
-	seen->fault_refs += !!u->fault;
+	seen->fault_refs += u->fault && !(u->fault & RP_FAULT_BARE);
 	return NULL;
 }
 
-static const char *check_peers(const struct rp *m)
+static const char *check_peers(const struct rp *m, struct seen *seen)
 {
 	uint32_t forks = 0, users = 0, asking = 0, children = 0, tombs = 0, all_asking = 0;
 
@@ -105,7 +113,12 @@ static const char *check_peers(const struct rp *m)
 		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->users) {
 			nu++;
 			CHECK(rp_user_at(m, i)->owner == r, "a user entry is in another peer's list");
+			CHECK(!rp_user_at(m, i)->lost, "a reference that was lost is in the other list");
 			all_asking += rp_user_at(m, i)->state == RP_USER_ASKING;
+		}
+		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->lost) {
+			nu++;
+			CHECK(rp_user_at(m, i)->owner == r && rp_user_at(m, i)->lost, "a user entry is in a list of the lost");
 		}
 		rp_list_for_each(i, &m->users, struct rp_user, in_parent, p->asking) {
 			asking++;
@@ -115,7 +128,10 @@ static const char *check_peers(const struct rp *m)
 			nc++;
 			CHECK(rp_child_at(m, i)->dest == r, "a child is in another peer's list");
 		}
-		CHECK(!nt || p->state != RP_PEER_GONE, "tombstones outlived their peer's grace");
+		CHECK(p->due || !p->fault, "a fence is over and its reason is kept");
+		seen->later += p->due;
+		seen->fault_refs += p->fault && !(p->fault & RP_FAULT_BARE);
+		CHECK(!nt || p->state != RP_PEER_GONE || p->due, "tombstones outlived their peer's grace");
 		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX, "a peer counts wrong");
 		CHECK(nu == p->nr_users && nc == p->nr_children, "a peer counts its users or children wrong");
 		forks += nf;
@@ -161,7 +177,7 @@ const char *tl_rp_check(const struct rp *m)
 		if (text)
 			return text;
 	}
-	text = check_peers(m);
+	text = check_peers(m, &seen);
 	if (!text)
 		text = check_room(m);
 	if (text)
@@ -173,6 +189,7 @@ const char *tl_rp_check(const struct rp *m)
 	CHECK(seen.counts.pending_users == m->counts.pending_users, "the count of pending users");
 	CHECK(seen.counts.pending_children == m->counts.pending_children, "the count of pending children");
 	CHECK(seen.counts.parked == m->counts.parked && seen.waits == m->waits.live, "the count of what is parked");
+	CHECK(seen.later == m->nr_later, "the count of what had no room");
 	CHECK(!m->faults.live == !seen.fault_refs && m->faults.live <= seen.fault_refs, "a fault leaks");
 	return NULL;
 }

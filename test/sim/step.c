@@ -307,7 +307,8 @@ static void do_effects(struct sim *s, uint32_t r)
 	if (!copy)
 		abort();
 	memcpy(copy, effects, nr * sizeof(*copy));
-	rp_effects_clear(s->machines[r].m);
+	for (size_t i = 0; i < nr; i++)
+		rp_effect_next(s->machines[r].m);
 	s->depth++;
 	/* Handles first: their slots are valid until the next step, and what follows may make steps. */
 	for (size_t i = 0; i < nr; i++)
@@ -350,4 +351,10 @@ static void do_effects(struct sim *s, uint32_t r)
 	free(copy);
 	s->depth--;
 	sim_todo(s);
+	/* Effects that had no room come when none is left, behind all those before. */
+	if (!s->depth && !sim_failed(s) && s->dying != r) {
+		if (rp_effects(s->machines[r].m, &nr) && !nr)
+			rp_effects_clear(s->machines[r].m);
+		do_effects(s, r);
+	}
 }
