@@ -48,6 +48,8 @@ LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
 PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
+# Attackers: a member of the group, a user without the key, another user of the machine.
+ATTACK := $(patsubst test/attack/%.c,$(BIN)/attack/%,$(sort $(wildcard test/attack/*.c)))
 CONF := $(patsubst test/conformance/%.c,$(BIN)/conformance/%,$(sort $(wildcard test/conformance/*.c)))
 # The protocol's machine and the codec have no threads (layers.sh sees to it), nor have these tests of the arena (ra_threads_test
 # has): the thread sanitizer has nothing to see.
@@ -76,8 +78,8 @@ all: lib tools tests
 
 lib: $(STATIC) $(SHARED) $(B)/librref.pc
 tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(CONF) $(HOST) $(ROCE) $(BIN)/rref-perf $(SIM)
-san-tests: $(SAN_UNIT) $(PROC) $(CONF) $(SAN_SIM)
+tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(BIN)/rref-perf $(SIM)
+san-tests: $(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM)
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
@@ -122,6 +124,10 @@ $(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
+$(BIN)/attack/%: $(B)/test/attack/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
@@ -181,7 +187,7 @@ check: deps
 	@$(MAKE) --no-print-directory -s check-run
 
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(UNIT)) --alone $(ALONE)
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)) --alone $(ALONE)
 
 check-asan check-tsan: check-%: deps
 	@$(MAKE) --no-print-directory -s $(ALL_CORES) SAN=$(if $(filter asan,$*),address,thread) san-tests
@@ -189,7 +195,7 @@ check-asan check-tsan: check-%: deps
 
 check-san-run:
 	@RREF_TEST_SLOW=4 RREF_SIM_SEEDS=2000 $(RUN) --title "$(SAN) sanitizer" --timeout 600 \
-		$(call ordered,$(SAN_SIM) $(CONF) $(PROC) $(SAN_UNIT))
+		$(call ordered,$(SAN_SIM) $(CONF) $(PROC) $(ATTACK) $(SAN_UNIT))
 
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
 demo-roce:

@@ -86,7 +86,7 @@ int pf_raw_serve_shm(struct rref_call *call, void *arg)
 		close(own.fd);
 	}
 	own.bytes = bytes;
-	own.fd = memfd_create("rref-perf", MFD_CLOEXEC);
+	own.fd = memfd_create("rref-perf", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	own.at = own.fd >= 0 && ftruncate(own.fd, (off_t)(HEAD + bytes)) == 0 ? map(own.fd, bytes, PROT_READ | PROT_WRITE) : NULL;
 	if (!own.at)
 		return rref_call_error(call, -errno, "a segment of %llu bytes: %s", (unsigned long long)bytes, strerror(errno));

@@ -416,7 +416,7 @@ void foe_refused(struct foe *f, int to, int status, const char *text)
 /* A member that is silent while it works is asked for its beacon, by READs (over ibv): without one it would be left. */
 static void light_beacon(struct foe *f)
 {
-	int fd = memfd_create("foe", MFD_CLOEXEC);
+	int fd = memfd_create("foe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	TG_CHECK(fd >= 0 && !ftruncate(fd, BEACON_BYTES));
 	f->beacon = mmap(NULL, BEACON_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -95,7 +95,7 @@ struct rig {
 
 static void rig_open(struct foe *f, struct rig *r)
 {
-	int fd = memfd_create("foe-values", MFD_CLOEXEC);
+	int fd = memfd_create("foe-values", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
 	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

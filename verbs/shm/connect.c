@@ -104,7 +104,7 @@ int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_
 	void *map;
 	int rc;
 
-	if (nr_fds != RVS_PKT_FDS || rvs_check_fd(fds[0], sizeof(struct rvs_page), true) || !rvs_is_eventfd(fds[1])) {
+	if (nr_fds != RVS_PKT_FDS || rvs_check_fd(fds[0], sizeof(struct rvs_page)) || !rvs_is_eventfd(fds[1])) {
 		rc = rv_fail(EPROTO, "shm: the peer's descriptors are not what they should be");
 		goto close_fds;
 	}

@@ -161,10 +161,13 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	if (!length || iova + length < iova || (uintptr_t)base + length < (uintptr_t)base)
 		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length, (unsigned long long)iova);
 	if (access == RV_ACCESS_REMOTE_READ) {
-		if (fd < 0 || rvs_check_fd(fd, length, false))
-			return rv_fail(EINVAL, "shm: remotely readable memory needs its memfd of at least %zu bytes",
-				       length);
-		(void)rvs_seal(fd, true); /* where it can be sealed; a read-only descriptor is what peers get anyway */
+		rc = fd < 0 ? -EBADF : rvs_seal(fd, true);
+		if (rc)
+			return rv_fail(EINVAL, "shm: memory for peers to read needs its memfd, which can be sealed "
+				       "(MFD_ALLOW_SEALING): %s", strerror(-rc));
+		if (rvs_check_fd(fd, length))
+			return rv_fail(EINVAL, "shm: memory for peers to read needs a memfd of at least %zu bytes, with "
+				       "pages of the usual size (no MFD_HUGETLB)", length);
 		ro = rvs_reopen_ro(fd);
 		if (ro < 0)
 			return ro;

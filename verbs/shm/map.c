@@ -108,7 +108,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	int rc;
 
 	if (!(p->word & RVS_WORD_LIVE) || !p->length || p->length > (UINT64_C(1) << 46) ||
-	    p->iova + p->length < p->iova || rvs_check_fd(fd, p->length, false))
+	    p->iova + p->length < p->iova || rvs_check_fd(fd, p->length))
 		return -EPROTO;
 	if (at_load(&seg->word))
 		drop(conn, seg);

@@ -5,10 +5,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "shm.h"
@@ -47,16 +49,21 @@ close_fd:
 }
 
 /*
- * Fixes the size; only_reader: nobody can map it writable from now on (our own mapping stays). What cannot be sealed
- * stays as it is: a memfd made without MFD_ALLOW_SEALING, or a kernel before 5.1 for the last.
+ * Fixes the size of a memory file. With only_reader nobody can map it writable from now on; this process keeps its own
+ * mapping. Kernels before 5.1 do not know that last seal and leave it out. Returns 0, or -errno if the size is not
+ * fixed. A file that is sealed already keeps the seals that it has.
  */
 int rvs_seal(int fd, bool only_reader)
 {
-	int size = F_SEAL_SHRINK | F_SEAL_GROW;
+	int size = F_SEAL_SHRINK | F_SEAL_GROW, seals, err;
 
 	if (only_reader && !fcntl(fd, F_ADD_SEALS, size | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL))
 		return 0;
-	return fcntl(fd, F_ADD_SEALS, size | F_SEAL_SEAL) ? -errno : 0;
+	if (!fcntl(fd, F_ADD_SEALS, size | F_SEAL_SEAL))
+		return 0;
+	err = errno;
+	seals = fcntl(fd, F_GET_SEALS);
+	return seals >= 0 && (seals & F_SEAL_SHRINK) ? 0 : -err;
 }
 
 /* A second descriptor of the file that cannot write: what is handed to peers. */
@@ -73,15 +80,20 @@ int rvs_reopen_ro(int fd)
 	return ro;
 }
 
-/* Is what a peer handed over memory of at least that size, which cannot shrink? (Seals exist on memory files only.) */
-int rvs_check_fd(int fd, size_t size, bool sealed)
+/*
+ * Checks a descriptor of a peer. It must be a memory file of at least that size that cannot shrink, since a look behind
+ * its end is a SIGBUS. Its pages must be the machine's: the kernel rounds mappings of larger pages up, over what lies
+ * behind them. Only memory files have this seal, so no file system of the peer's making passes.
+ */
+int rvs_check_fd(int fd, size_t size)
 {
-	struct stat st;
 	int seals = fcntl(fd, F_GET_SEALS);
+	struct statfs fs;
+	struct stat st;
 
-	if (seals < 0 || fstat(fd, &st) || st.st_size < 0 || (uint64_t)st.st_size < size)
+	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &st) || st.st_size < 0 || (uint64_t)st.st_size < size)
 		return -EPROTO;
-	if (sealed && !(seals & F_SEAL_SHRINK))
+	if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC || fs.f_bsize != sysconf(_SC_PAGESIZE))
 		return -EPROTO;
 	return 0;
 }

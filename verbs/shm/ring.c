@@ -98,7 +98,7 @@ int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 	if (credits < 4 || credits > RVS_MAX_CREDITS)
 		return rv_fail(EPROTO, "shm: the peer grants %u credits", credits);
 	tx->bytes = lay_out(tx, credits);
-	if (rvs_check_fd(fd, tx->bytes, true))
+	if (rvs_check_fd(fd, tx->bytes))
 		return rv_fail(EPROTO, "shm: the peer's message box is not what it should be");
 	tx->taken = calloc(credits, 1);
 	if (!tx->taken)

@@ -255,7 +255,7 @@ static inline void rvs_after_revoke(void)
 int rvs_memfd(const char *name, size_t size, int *fd, void **map);
 int rvs_seal(int fd, bool only_reader);
 int rvs_reopen_ro(int fd);
-int rvs_check_fd(int fd, size_t size, bool sealed);
+int rvs_check_fd(int fd, size_t size);
 bool rvs_is_eventfd(int fd);
 
 /* packet.c: one datagram of the socket, with descriptors */
