@@ -73,10 +73,116 @@ FOE_TEST(region__that_could_shrink_or_is_no_memory)
 	close(pair[1]);
 }
 
+/* ---- wake-ups ---- */
+
+/* Claims a sleep that nobody has ended yet: the next message to the foe brings a wake-up. */
+static void fall_asleep(struct foe *f)
+{
+	static uint32_t number;
+
+	at_store_sc(&f->dev->page->sleeping, ++number);
+}
+
+/*
+ * Wakes that are never taken. Neither a full socket nor a full eventfd that blocks, which may be the wake-up of an
+ * older library, holds worker 1 up: it answers each message, and serves the other.
+ */
+FOE_TEST(wake_up__is_never_taken)
+{
+	uint64_t full = UINT64_MAX - 1;
+
+	foe_meet(f, 1);
+	foe_still_served(f);
+	TG_IS((int)write(f->dev->wake, &full, sizeof(full)), (int)sizeof(full));
+	TG_OK(fcntl(f->dev->wake, F_SETFL, fcntl(f->dev->wake, F_GETFL) & ~O_NONBLOCK));
+	for (unsigned i = 0; i < 1000; i++) {
+		uint64_t pongs = f->nr_recv[RW_PONG];
+		struct rv_event ev[16];
+
+		fall_asleep(f);
+		TG_OK(foe_say_number(f, RW_PING, i));
+		/* A quick poll alone looks at no socket. */
+		for (int64_t end = tg_deadline(); f->nr_recv[RW_PONG] == pongs; ) {
+			int n = f->ops->poll(f->dev, ev, 16, 0);
+
+			TG_CHECK(now_ns() < end);
+			foe_take(f, ev, n);
+			if (!n)
+				tg_pause();
+		}
+		if (i % 250 == 0)
+			foe_others_work();
+	}
+	at_store_sc(&f->dev->page->sleeping, 0);
+	foe_others_work();
+	(void)!read(f->dev->wake, &full, sizeof(full));
+	foe_still_served(f);
+}
+
+/* ---- floods on the socket ---- */
+
+/* Sends with `send` for a second, as fast as worker 1 takes it. More than it takes in its windows stays in the socket. */
+static void flood(struct foe *f, int (*send_one)(struct foe *f, uint32_t i))
+{
+	const unsigned room = 1000; /* more than the socket holds */
+	int64_t start = now_ns(), took;
+	uint32_t nr = 0;
+
+	while ((took = now_ns() - start) < NSEC_PER_SEC) {
+		int err = send_one(f, nr);
+
+		TG_CHECK(!err || err == -EAGAIN);
+		nr += !err;
+	}
+	foe_others_work();
+	if (nr > (took / RVS_WINDOW_NS + 2) * RVS_WINDOW_PACKETS + room) {
+		fprintf(stderr, "worker 1 took %u packets in %lld ms\n", nr, (long long)(took / NSEC_PER_MSEC));
+		_exit(1);
+	}
+	TG_CHECK(nr > RVS_WINDOW_PACKETS);
+	foe_still_served(f);
+}
+
+static int send_region(struct foe *f, uint32_t i)
+{
+	static int fd = -1;
+	struct rvs_packet p;
+
+	if (fd < 0)
+		fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4096);
+	memset(&p, 0, sizeof(p));
+	p.word = RVS_WORD(0x10009u, i + 1);
+	p.iova = UINT64_C(1) << 33;
+	p.length = 4096;
+	at_store_sc(&f->dev->page->key[9], p.word);
+	return rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, 1);
+}
+
+FOE_TEST(flood__of_regions)
+{
+	foe_meet(f, 1);
+	flood(f, send_region);
+}
+
+static int send_wake(struct foe *f, uint32_t i)
+{
+	(void)i;
+	return rvs_wake_send(f->conn->sock);
+}
+
+FOE_TEST(flood__of_wake_ups)
+{
+	foe_meet(f, 1);
+	flood(f, send_wake);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(flood__of_regions),
+		cmocka_unit_test(flood__of_wake_ups),
 		cmocka_unit_test(region__that_could_shrink_or_is_no_memory),
+		cmocka_unit_test(wake_up__is_never_taken),
 	};
 
 	return cmocka_run_group_tests_name("shm_member", tests, NULL, NULL);

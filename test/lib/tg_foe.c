@@ -221,11 +221,8 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 		foe_say_received(f, NULL);
 }
 
-void foe_pump(struct foe *f)
+void foe_take(struct foe *f, const struct rv_event *ev, int n)
 {
-	struct rv_event ev[16];
-	int n = f->ops->poll(f->dev, ev, 16, RV_POLL_SLOW);
-
 	TG_OK(n);
 	for (int i = 0; i < n; i++) {
 		if (ev[i].type == RV_EV_REQUEST) {
@@ -258,6 +255,14 @@ void foe_pump(struct foe *f)
 			f->ops->recv_done(f->dev, ev[i].token);
 		}
 	}
+}
+
+void foe_pump(struct foe *f)
+{
+	struct rv_event ev[16];
+	int n = f->ops->poll(f->dev, ev, 16, RV_POLL_SLOW);
+
+	foe_take(f, ev, n);
 	if (!n)
 		tg_pause();
 }

@@ -73,8 +73,9 @@ extern size_t foe_nr_functions;
 struct shown *foe_shown(void);
 int foe_worker(int rank, void *arg);
 
-/* Device events of the foe, once. */
+/* Device events of the foe, once; those that a poll has brought. */
 void foe_pump(struct foe *f);
+void foe_take(struct foe *f, const struct rv_event *ev, int n);
 
 /* Connecting: a proper hello to worker `to` is made, then sent; meet: a session that it takes for a good one. */
 void foe_make_hello(struct foe *f, int to);

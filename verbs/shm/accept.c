@@ -139,7 +139,7 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		memcpy(p.data, answer, len);
 	conn->text_len = 0;
 	rc = conn->gone ? -ECONNRESET :
-	     rvs_packet_send(conn->sock, &p, RVS_PKT_ACCEPT, (int[]){dev->page_fd, dev->wake, box_fd}, 3);
+	     rvs_packet_send(conn->sock, &p, RVS_PKT_ACCEPT, (int[]){dev->page_fd, box_fd}, 2);
 	close(box_fd);
 	if (rc) {
 		rvs_attended(conn, RVS_A_HUP);

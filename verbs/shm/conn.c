@@ -32,7 +32,7 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	conn->source = RVS_SRC_CONN;
 	conn->dev = dev;
 	conn->sock = sock;
-	conn->peer_wake = conn->box_fd = -1;
+	conn->box_fd = -1;
 	conn->index = index;
 	conn->gen = ++dev->next_gen;
 	conn->watch = UINT32_MAX;
@@ -67,8 +67,8 @@ static void release(struct rv_conn *conn)
 	rvs_attended(conn, ~0u);
 	rvs_deadline(conn, 0);
 	rvs_tell_stop(conn);
-	rvs_close_fds((int[]){conn->sock, conn->peer_wake, conn->box_fd}, 3);
-	conn->sock = conn->peer_wake = conn->box_fd = -1;
+	rvs_close_fds((int[]){conn->sock, conn->box_fd}, 2);
+	conn->sock = conn->box_fd = -1;
 	if (conn->peer_page)
 		munmap(conn->peer_page, sizeof(*conn->peer_page));
 	conn->peer_page = NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The connecting side: dial, say hello, wait for the answer. Three things go along with hello, and come back with the
- * answer: the device's page (read-only), its wake-up, and the box for messages to this side.
+ * The connecting side: dial, say hello, wait for the answer. Two things go along with hello, and come back with the
+ * answer: the device's page (read-only), and the box for messages to this side.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -89,7 +89,7 @@ void rvs_dial(struct rv_conn *conn)
 	p.len = conn->text_len;
 	memcpy(p.data, conn->text, conn->text_len);
 	conn->text_len = 0;
-	rc = rvs_packet_send(conn->sock, &p, RVS_PKT_HELLO, (int[]){dev->page_fd, dev->wake, conn->box_fd}, 3);
+	rc = rvs_packet_send(conn->sock, &p, RVS_PKT_HELLO, (int[]){dev->page_fd, conn->box_fd}, 2);
 	close(conn->box_fd);
 	conn->box_fd = -1;
 	if (rc)
@@ -104,7 +104,7 @@ int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_
 	void *map;
 	int rc;
 
-	if (nr_fds != RVS_PKT_FDS || rvs_check_fd(fds[0], sizeof(struct rvs_page)) || !rvs_is_eventfd(fds[1])) {
+	if (nr_fds != RVS_PKT_FDS || rvs_check_fd(fds[0], sizeof(struct rvs_page))) {
 		rc = rv_fail(EPROTO, "shm: the peer's descriptors are not what they should be");
 		goto close_fds;
 	}
@@ -118,13 +118,11 @@ int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_
 		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");
 		goto close_fds;
 	}
-	rc = rvs_box_attach(&conn->tx, p->credits, fds[2]);
+	rc = rvs_box_attach(&conn->tx, p->credits, fds[1]);
 	if (rc)
 		goto close_fds;
 	conn->peer_keys = conn->peer_page->key;
 	conn->peer_serve = &conn->tx.box->serve;
-	conn->peer_wake = fds[1];
-	fds[1] = -1;
 
 close_fds: /* the connection holds what it took; it is freed by the caller if this failed */
 	rvs_close_fds(fds, nr_fds);

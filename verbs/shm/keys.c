@@ -42,11 +42,23 @@ void rvs_keys_fini(struct rv_dev *dev)
 	free(dev->free_keys);
 }
 
-static int update_epoll(struct rv_conn *conn, uint32_t events)
+/* dev->lock held. A hang-up is told of in any case. */
+static void update_epoll(struct rv_conn *conn)
 {
-	struct epoll_event e = {.events = events, .data.ptr = &conn->source};
+	struct epoll_event e = {.data.ptr = &conn->source};
 
-	return epoll_ctl(conn->dev->epoll, EPOLL_CTL_MOD, conn->sock, &e);
+	e.events = (conn->muted ? 0u : (uint32_t)EPOLLIN) | (conn->told_blocked ? (uint32_t)EPOLLOUT : 0u);
+	epoll_ctl(conn->dev->epoll, EPOLL_CTL_MOD, conn->sock, &e);
+}
+
+/* Leaves what the peer sends in the socket until the window ends. [progress] */
+void rvs_mute(struct rv_conn *conn, bool muted)
+{
+	pthread_mutex_lock(&conn->dev->lock);
+	conn->muted = muted;
+	update_epoll(conn);
+	pthread_mutex_unlock(&conn->dev->lock);
+	rvs_deadline(conn, muted ? conn->window_at + RVS_WINDOW_NS : 0);
 }
 
 /* Hands over every region the peer has not got yet. dev->lock held. True = try again after a while. */
@@ -69,7 +81,7 @@ static bool tell(struct rv_conn *conn)
 		rc = rvs_packet_send(conn->sock, &p, RVS_PKT_REGION, &k->fd, 1);
 		if (rc == -EAGAIN) {
 			conn->told_blocked = true;
-			update_epoll(conn, EPOLLIN | EPOLLOUT);
+			update_epoll(conn);
 			return false;
 		}
 		if (rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN)
@@ -80,7 +92,7 @@ static bool tell(struct rv_conn *conn)
 	}
 	if (conn->told_blocked) {
 		conn->told_blocked = false;
-		update_epoll(conn, EPOLLIN);
+		update_epoll(conn);
 	}
 	return false;
 }
@@ -123,8 +135,12 @@ bool rvs_tell_all(struct rv_dev *dev)
 	bool again = false;
 
 	pthread_mutex_lock(&dev->lock);
-	list_for_each_safe(l, tmp, &dev->told)
-		again |= tell(container_of(l, struct rv_conn, told));
+	list_for_each_safe(l, tmp, &dev->told) {
+		struct rv_conn *conn = container_of(l, struct rv_conn, told);
+
+		again |= tell(conn);
+		again |= rvs_wake_owed(conn);
+	}
 	pthread_mutex_unlock(&dev->lock);
 	return again;
 }

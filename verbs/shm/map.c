@@ -86,6 +86,7 @@ static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 	size_t length = span_of(at_load(&seg->length));
 
 	at_store(&seg->word, 0);
+	conn->nr_mapped--;
 	/* If even this fails the peer's memory stays mapped until close_conn: memory, not correctness. */
 	s = malloc(sizeof(*s));
 	if (mmap((void *)base, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
@@ -129,53 +130,68 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	at_store_rel(&seg->length, p->length);
 	at_store_rel(&seg->word, p->word);
 	free(s);
+	conn->nr_mapped++;
 	conn->segs_end = max_of(conn->segs_end, index + 1);
 	return 0;
 }
 
 /*
- * Takes everything from the socket of an established connection. 0, or -errno when the connection cannot go on; *eof
- * tells of its end. [any, may block]
+ * Takes up to max packets from the socket of an established connection. 0, or -errno when the connection cannot go on.
+ * Stops behind a wake-up: epoll tells of what else there is. [any, may block]
  */
-int rvs_drain(struct rv_conn *conn, bool *eof)
+int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 {
+	int fds[RVS_PKT_FDS], rc = -EAGAIN;
 	struct rvs_packet p;
-	int fds[RVS_PKT_FDS];
 	unsigned nr_fds;
-	int rc;
 
+	*out = (struct rvs_taken){0};
 	pthread_mutex_lock(&conn->rx_lock);
-	for (;;) {
+	while (!out->wakes && out->packets < max) {
 		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 		if (rc <= 0)
 			break;
-		rc = p.type == RVS_PKT_REGION && nr_fds == 1 ? add(conn, &p, fds[0]) : -EPROTO;
+		out->packets++;
+		out->wakes += p.type == RVS_PKT_WAKE;
+		if (p.type != RVS_PKT_WAKE)
+			rc = p.type == RVS_PKT_REGION && nr_fds == 1 ? add(conn, &p, fds[0]) : -EPROTO;
 		rvs_close_fds(fds, nr_fds);
-		if (rc)
+		if (rc < 0)
 			break;
+		rc = -EAGAIN;
 	}
 	pthread_mutex_unlock(&conn->rx_lock);
-	*eof = !rc;
+	out->eof = !rc;
 	return rc == -EAGAIN ? 0 : rc;
 }
 
-/* Lets go of what the peer revoked since the last look. [progress] */
-void rvs_drop_revoked(struct rv_conn *conn)
+/*
+ * Lets go of what the peer revoked since the last look. True: later, since the peer, whose count it is, could have this
+ * side look through many regions all the time. [progress]
+ */
+bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {
 	/* seq_cst: partner of dereg(), which looks at `sleeping` after it counted. */
 	uint32_t revoked = at_load_sc(&conn->peer_page->revoked);
+	bool later;
 
 	if (likely(revoked == conn->seen_revoked))
-		return;
-	conn->seen_revoked = revoked;
+		return false;
 	pthread_mutex_lock(&conn->rx_lock);
-	for (uint32_t i = 0; i < conn->segs_end; i++) {
+	later = conn->nr_mapped > RVS_SCAN_FEW && now < conn->scanned_at + RVS_WINDOW_NS;
+	for (uint32_t i = 0, left = later ? 0 : conn->nr_mapped; left && i < conn->segs_end; i++) {
 		uint64_t word = at_load(&conn->segs[i].word);
 
+		left -= word != 0;
 		if (word && (at_load(&conn->peer_keys[i]) | RVS_WORD_LIVE) != word)
 			drop(conn, &conn->segs[i]);
 	}
 	pthread_mutex_unlock(&conn->rx_lock);
+	if (later)
+		return true;
+	conn->seen_revoked = revoked;
+	conn->scanned_at = now;
+	return false;
 }
 
 void rvs_segs_fini(struct rv_conn *conn)

@@ -97,17 +97,3 @@ int rvs_check_fd(int fd, size_t size)
 		return -EPROTO;
 	return 0;
 }
-
-/* Writing a wake-up must never block, which only an eventfd promises. */
-bool rvs_is_eventfd(int fd)
-{
-	char path[32], link[32];
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	n = readlink(path, link, sizeof(link) - 1);
-	if (n < 0)
-		return false;
-	link[n] = 0;
-	return !strcmp(link, "anon_inode:[eventfd]");
-}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One datagram of a connection's socket: a packet of fixed size and up to three descriptors. Never blocks. */
+/* One datagram of a connection's socket: a packet of fixed size and up to two descriptors, or a wake-up. Never blocks. */
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -39,6 +39,19 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 	}
 	for (;;) {
 		if (sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+			return 0;
+		if (errno != EINTR)
+			return -errno;
+	}
+}
+
+/* A wake-up is the head of a packet alone. 0 or -errno, without text. */
+int rvs_wake_send(int sock)
+{
+	const struct rvs_packet p = {.magic = RVS_MAGIC, .version = RVS_VERSION, .type = RVS_PKT_WAKE};
+
+	for (;;) {
+		if (send(sock, &p, RVS_HEAD_BYTES, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
 			return 0;
 		if (errno != EINTR)
 			return -errno;
@@ -88,7 +101,7 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 		rc = 0;
 		goto drop_fds;
 	}
-	if (n < (ssize_t)offsetof(struct rvs_packet, credits) || p->magic != RVS_MAGIC)
+	if (n < RVS_HEAD_BYTES || p->magic != RVS_MAGIC)
 		goto drop_fds;
 	if (p->version != RVS_VERSION) {
 		rc = -EPROTONOSUPPORT;
@@ -98,7 +111,11 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 		rc = -EMFILE;
 		goto drop_fds;
 	}
-	if (n != sizeof(*p) || (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
+	if (n == RVS_HEAD_BYTES && p->type == RVS_PKT_WAKE && !nr) {
+		*nr_fds = 0;
+		return 1;
+	}
+	if (n != sizeof(*p) || p->type == RVS_PKT_WAKE || (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
 		goto drop_fds;
 	*nr_fds = nr;
 	return 1;

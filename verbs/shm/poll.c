@@ -15,7 +15,39 @@
 #include "shm.h"
 
 #define EPOLL_BATCH 32
+#define EPOLL_ROUNDS 4 /* of them in a turn; epoll goes on with the others in the next */
 #define RING_BATCH 16 /* messages of one connection before the next one's turn */
+
+/*
+ * Takes what an established connection's peer sent. A peer may send more than is good for others: past the limit its
+ * socket is left alone until the window ends. What it sends into its ring meanwhile is still seen.
+ */
+static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
+{
+	struct rvs_taken got;
+	int64_t now = now_ns();
+	int rc;
+
+	if (now - conn->window_at >= RVS_WINDOW_NS) {
+		conn->window_at = now;
+		conn->window_packets = 0;
+	}
+	/* A peer that hung up sends no more: what there is, is the last. */
+	rc = rvs_drain(conn, hup ? UINT32_MAX : RVS_WINDOW_PACKETS - min_of(conn->window_packets, RVS_WINDOW_PACKETS), &got);
+	*eof = got.eof;
+	if (got.wakes) {
+		bool reason = conn->rx.post_pos != conn->wake_pos || rvs_ring_ready(&conn->rx) ||
+			      (conn->attn_why & RVS_A_STALLED) || at_load(&conn->peer_page->revoked) != conn->seen_revoked;
+
+		rvs_wake_taken(conn->dev);
+		conn->wake_pos = conn->rx.post_pos;
+		got.packets -= reason;
+	}
+	conn->window_packets += got.packets;
+	if (!rc && !*eof && !hup && conn->window_packets >= RVS_WINDOW_PACKETS)
+		rvs_mute(conn, true);
+	return rc;
+}
 
 static void on_socket(struct rv_conn *conn, uint32_t events)
 {
@@ -50,7 +82,7 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 	case RVS_ANSWERED:
 	case RVS_UP:
 	case RVS_BROKEN:
-		rc = rvs_drain(conn, &eof);
+		rc = take_packets(conn, events & (EPOLLHUP | EPOLLERR), &eof);
 		if (rc)
 			rvs_break(conn, -rc, -1);
 		if (rc || eof)
@@ -65,7 +97,9 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 static void look_around(struct rv_dev *dev)
 {
 	struct epoll_event e[EPOLL_BATCH];
-	int n;
+	int n, rounds = 0;
+	bool later = false;
+	int64_t now;
 
 	do {
 		n = epoll_wait(dev->epoll, e, EPOLL_BATCH, 0);
@@ -78,6 +112,7 @@ static void look_around(struct rv_dev *dev)
 				break;
 			case RVS_SRC_WAKE:
 				rvs_wake_consume(dev);
+				rvs_wake_taken(dev); /* it may stand for one that a READ took */
 				break;
 			case RVS_SRC_TIMER:
 				break;
@@ -86,12 +121,15 @@ static void look_around(struct rv_dev *dev)
 				break;
 			}
 		}
-	} while (n == EPOLL_BATCH);
+	} while (n == EPOLL_BATCH && ++rounds < EPOLL_ROUNDS);
 	if (dev->timer_ns || at_load(&dev->tell_again))
 		rvs_timers(dev);
 	rvs_give_back(dev, false);
+	now = now_ns();
 	for (uint32_t i = 0; i < dev->nr_watch; i++)
-		rvs_drop_revoked(dev->watch[i].conn);
+		later |= rvs_drop_revoked(dev->watch[i].conn, now);
+	if (later)
+		rvs_timer_soon(dev);
 }
 
 static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type, int status)

@@ -37,6 +37,10 @@ static int serve_error(uint32_t serve)
 	return serve == RVS_SERVE_NONE ? -EACCES : -ECONNRESET;
 }
 
+/* What a READ takes from the socket at most: more than that holds, unless a peer goes on and on. */
+#define FETCH_PACKETS 1024u
+#define FETCH_BATCH 64u
+
 enum { FOUND = 0, MISSING = 1 };
 
 /* The mapped bytes [addr, addr+length) of key rkey: FOUND, MISSING (not mapped yet) or -EACCES. */
@@ -65,21 +69,31 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 	return FOUND;
 }
 
-/* Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, or what find() says. */
+/*
+ * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, or what find() says. A wake-up that was
+ * taken here is passed on, to progress.
+ */
 static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
 					    struct source *out)
 {
-	bool eof;
-	int rc = rvs_drain(conn, &eof);
+	struct rvs_taken got;
+	unsigned packets = 0;
+	int rc, found;
 
-	if (rc) {
-		rvs_break(conn, -rc, -1);
-		return -ECONNRESET;
-	}
-	rc = find(conn, rkey, addr, length, out);
-	if (rc != MISSING)
-		return rc;
-	return eof ? -ECONNRESET : -EAGAIN;
+	do {
+		rc = rvs_drain(conn, FETCH_BATCH, &got);
+		packets += got.packets;
+		if (got.wakes)
+			rvs_wake_self(conn->dev);
+		if (rc) {
+			rvs_break(conn, -rc, -1);
+			return -ECONNRESET;
+		}
+		found = find(conn, rkey, addr, length, out);
+	} while (found == MISSING && got.packets && packets < FETCH_PACKETS);
+	if (found != MISSING)
+		return found;
+	return got.eof ? -ECONNRESET : -EAGAIN;
 }
 
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)

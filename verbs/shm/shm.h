@@ -11,10 +11,11 @@
  *          the word that says whether the other side may READ. Each side thus grants its own number of credits,
  *          which a single segment made by the connecting side could not know.
  *   region the memory of reg(), handed to peers as a read-only descriptor, mapped by them on arrival.
- *   wake   an eventfd per device, written by peers, and only while the device sleeps.
  *
- * A Unix SEQPACKET socket per connection carries the handshake and the descriptors of later regions; its hang-up tells
- * of the peer's death. It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has not arrived yet.
+ * A Unix SEQPACKET socket per connection carries the handshake, the descriptors of later regions, and wake-ups, which
+ * are sent only while the device sleeps; its hang-up tells of the peer's death. It is read on RV_POLL_SLOW, and by a
+ * READ that meets a key whose memory has not arrived yet. Nothing that a peer handed over is ever written to by a
+ * system call: whether that blocks would be for the peer to say. A send to the socket never blocks.
  *
  * Trust: a peer runs under the same user id (checked), so it could harm this process by other means; nevertheless all
  * that it can write is bounded and checked here once, in a private copy, and its nonsense ends its own connection only.
@@ -35,7 +36,7 @@
 #include "verbs/rv_error.h"
 
 #define RVS_MAGIC 0x6d687272u        /* "rrhm" */
-#define RVS_VERSION 2u
+#define RVS_VERSION 3u
 #define RVS_KEY_BITS 16
 #define RVS_NR_KEYS (1u << RVS_KEY_BITS)
 #define RVS_KEY_INDEX(key) ((key) & (RVS_NR_KEYS - 1))
@@ -45,6 +46,9 @@
 #define RVS_GREET_NS (2 * NSEC_PER_SEC)
 #define RVS_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
+#define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each; the others wait in the socket */
+#define RVS_WINDOW_PACKETS 128u      /* wake-ups for which there was a reason are not counted */
+#define RVS_SCAN_FEW 64u             /* mapped regions that are looked through at any time, not once in a window */
 #define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
 #define RVS_WC_REM_ACCESS_ERR 10
 
@@ -57,7 +61,7 @@
 
 struct rvs_page {
 	uint32_t magic, version;                /* const after create */
-	cache_aligned _Atomic uint32_t sleeping; /* partner: senders look after they published (rvs_wake) */
+	cache_aligned _Atomic uint32_t sleeping; /* which sleep it is, 0 = awake. Partner: senders, who published (rvs_wake) */
 	cache_aligned _Atomic uint32_t revoked; /* counts dereg(): peers look whether they map something dead */
 	cache_aligned _Atomic uint64_t key[RVS_NR_KEYS];
 };
@@ -164,7 +168,13 @@ struct rv_conn {
 	cache_aligned enum rvs_source source;   /* first thing epoll's data points at */
 	struct rv_dev *dev;
 	void *user;
-	int sock, peer_wake;
+	int sock;
+	_Atomic uint32_t woken;                 /* atomic: which sleep of the peer's this side has ended last */
+	_Atomic uint32_t wake_owed;             /* atomic: a wake-up could not be sent for lack of memory */
+	int64_t window_at;                      /* when this window of its packets began */
+	uint32_t window_packets;
+	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up: did it bring something? */
+	int64_t scanned_at;                     /* when its regions were last looked through */
 	struct rvs_page *peer_page;
 	struct rvs_ring rx, tx;
 	uint32_t index, gen, watch;             /* in dev->conns; of the token; in dev->watch or -1 */
@@ -187,8 +197,10 @@ struct rv_conn {
 	struct list told;                       /* in dev->told; guarded by dev->lock */
 	uint64_t told_order;                    /* guarded by dev->lock: regions up to here were handed over */
 	bool told_blocked;                      /* guarded by dev->lock: the socket is full */
+	bool muted;                             /* guarded by dev->lock, written by progress: not read until its deadline */
 	pthread_mutex_t rx_lock;                /* socket reading, segs, spans */
 	uint32_t segs_end;                      /* guarded by rx_lock */
+	uint32_t nr_mapped;                     /* guarded by rx_lock */
 	struct rvs_span *spans;                 /* guarded by rx_lock */
 };
 
@@ -215,6 +227,7 @@ struct rv_dev {
 	uint32_t nr_watch, scan_at;
 	struct list attn, timed, owing;
 	int64_t timer_ns;
+	uint32_t sleep_nr;                      /* of the last sleep; not 0 */
 	uint64_t nr_refused;                    /* wrong user, garbage, too many */
 
 	cache_aligned pthread_mutex_t lock;     /* guards all below */
@@ -224,7 +237,7 @@ struct rv_dev {
 	uint32_t key_count;
 	uint64_t order;
 	struct list regions, told;
-	_Atomic uint32_t tell_again;            /* atomic: a region could not be handed over for lack of something */
+	_Atomic uint32_t tell_again;            /* atomic: something could not be sent for lack of something */
 };
 
 /*
@@ -256,22 +269,23 @@ int rvs_memfd(const char *name, size_t size, int *fd, void **map);
 int rvs_seal(int fd, bool only_reader);
 int rvs_reopen_ro(int fd);
 int rvs_check_fd(int fd, size_t size);
-bool rvs_is_eventfd(int fd);
 
 /* packet.c: one datagram of the socket, with descriptors */
-enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION };
-#define RVS_PKT_FDS 3
+enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION, RVS_PKT_WAKE };
+#define RVS_PKT_FDS 2
 struct rvs_packet {
 	uint32_t magic;
-	uint16_t version, type;
+	uint16_t version, type;                 /* WAKE: the end */
 	uint32_t credits;                       /* HELLO, ACCEPT: slots of the box */
 	uint16_t status, len;                   /* REJECT: errno; bytes of data */
 	uint64_t word, iova, length;            /* REGION */
 	unsigned char data[RV_ANSWER_MAX];
 	uint32_t pad;
 };
+#define RVS_HEAD_BYTES ((ssize_t)offsetof(struct rvs_packet, credits))
 _Static_assert(sizeof(struct rvs_packet) == 240, "layout is shared between processes");
 int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds);
+int rvs_wake_send(int sock);
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
 void rvs_close_fds(int *fds, unsigned nr);
 
@@ -285,12 +299,17 @@ void rvs_tell_start(struct rv_conn *conn);
 void rvs_tell_stop(struct rv_conn *conn);
 void rvs_tell_more(struct rv_conn *conn);
 bool rvs_tell_all(struct rv_dev *dev);
+void rvs_mute(struct rv_conn *conn, bool muted);
 
 /* map.c: the peer's regions */
 int rvs_segs_init(struct rv_conn *conn);
 void rvs_segs_fini(struct rv_conn *conn);
-int rvs_drain(struct rv_conn *conn, bool *eof);
-void rvs_drop_revoked(struct rv_conn *conn);
+struct rvs_taken {
+	unsigned packets, wakes;                /* wakes: of the packets */
+	bool eof;
+};
+int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out);
+bool rvs_drop_revoked(struct rv_conn *conn, int64_t now);
 
 /* read.c */
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
@@ -337,18 +356,23 @@ int rvs_arm(struct rv_dev *dev, unsigned flags);
 void rvs_disarm(struct rv_dev *dev);
 void rvs_wake_self(struct rv_dev *dev);
 void rvs_wake_consume(struct rv_dev *dev);
-void rvs_wake_sleeper(struct rv_conn *conn);
+void rvs_wake_sleeper(struct rv_conn *conn, uint32_t sleep);
+bool rvs_wake_owed(struct rv_conn *conn);
+void rvs_wake_taken(struct rv_dev *dev);
+void rvs_timer_soon(struct rv_dev *dev);
 void rvs_deadline(struct rv_conn *conn, int64_t at_ns);
 void rvs_timers(struct rv_dev *dev);
 
 /*
  * Wakes the peer if it sleeps. Call after what it shall find was published by a seq_cst store: either the peer's look
- * after arm() sees the work, or this look sees the flag.
+ * after arm() sees the work, or this look sees the flag. Once for each of its sleeps: see rvs_wake_taken().
  */
 static inline void rvs_wake(struct rv_conn *conn)
 {
-	if (unlikely(at_load_sc(&conn->peer_page->sleeping)))
-		rvs_wake_sleeper(conn);
+	uint32_t sleep = at_load_sc(&conn->peer_page->sleeping);
+
+	if (unlikely(sleep) && sleep != at_load(&conn->woken))
+		rvs_wake_sleeper(conn, sleep);
 }
 
 static inline bool rvs_ring_ready(const struct rvs_ring *rx)

@@ -4,6 +4,10 @@
  *
  * The sleeper sets its flag and looks once more (arm, poll); a sender publishes and looks at the flag. All four with
  * seq_cst, so at least one of the two sees the other. While nobody sleeps, a wake-up costs one load.
+ *
+ * The flag numbers the sleeps, and a sender ends each of them once, by a packet over the socket of its connection. If
+ * a packet is taken while the device stays armed, the sleep goes on under another number, and rings are looked at
+ * after that: a sender that found the old number has published what that look finds.
  */
 #include <errno.h>
 #include <sys/timerfd.h>
@@ -11,10 +15,16 @@
 
 #include "shm.h"
 
+static void sleep_on(struct rv_dev *dev)
+{
+	dev->sleep_nr += dev->sleep_nr == UINT32_MAX ? 2 : 1; /* 0 is to be awake */
+	at_xchg_sc(&dev->page->sleeping, dev->sleep_nr); /* partner: rvs_wake() */
+}
+
 int rvs_arm(struct rv_dev *dev, unsigned flags)
 {
 	(void)flags; /* READs finish inside post_reads() */
-	at_xchg_sc(&dev->page->sleeping, 1); /* partner: rvs_wake() */
+	sleep_on(dev);
 	rvs_give_back(dev, true);
 	return 0;
 }
@@ -22,9 +32,16 @@ int rvs_arm(struct rv_dev *dev, unsigned flags)
 void rvs_disarm(struct rv_dev *dev)
 {
 	at_store_rel(&dev->page->sleeping, 0);
-	rvs_wake_consume(dev);
 }
 
+/* A wake-up was taken from a socket. Call before the rings are looked at. [progress] */
+void rvs_wake_taken(struct rv_dev *dev)
+{
+	if (at_load(&dev->page->sleeping))
+		sleep_on(dev);
+}
+
+/* The eventfd is this device's own: no peer has it. */
 void rvs_wake_self(struct rv_dev *dev)
 {
 	uint64_t one = 1;
@@ -39,11 +56,32 @@ void rvs_wake_consume(struct rv_dev *dev)
 	(void)!read(dev->wake, &nr, sizeof(nr));
 }
 
-void rvs_wake_sleeper(struct rv_conn *conn)
+/* A full socket is as good as a wake-up: the peer is told of it until it has read. False: no memory, try again. [any] */
+static bool wake(struct rv_conn *conn)
 {
-	uint64_t one = 1;
+	int rc = rvs_wake_send(conn->sock);
 
-	(void)!write(conn->peer_wake, &one, sizeof(one));
+	return !rc || rc == -EAGAIN || rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN || rc == -EBADF;
+}
+
+/* [any] */
+void rvs_wake_sleeper(struct rv_conn *conn, uint32_t sleep)
+{
+	at_store(&conn->woken, sleep);
+	if (likely(wake(conn)))
+		return;
+	at_store_rel(&conn->wake_owed, 1); /* partner: rvs_wake_owed() */
+	if (!at_xchg_ar(&conn->dev->tell_again, 1))
+		rvs_wake_self(conn->dev); /* its timers retry */
+}
+
+/* Sends the wake-up that could not be sent before. True: still not. */
+bool rvs_wake_owed(struct rv_conn *conn)
+{
+	if (!at_xchg_acq(&conn->wake_owed, 0) || wake(conn))
+		return false;
+	at_store_rel(&conn->wake_owed, 1);
+	return true;
 }
 
 static void set_timer(struct rv_dev *dev, int64_t at_ns)
@@ -56,6 +94,15 @@ static void set_timer(struct rv_dev *dev, int64_t at_ns)
 	timerfd_settime(dev->timer, TFD_TIMER_ABSTIME, &t, NULL);
 }
 
+/* Looks at the timers after a while. Waking early for one costs one look. */
+void rvs_timer_soon(struct rv_dev *dev)
+{
+	int64_t soon = now_ns() + RVS_RETRY_NS;
+
+	if (!dev->timer_ns || dev->timer_ns > soon)
+		set_timer(dev, soon);
+}
+
 /* 0 = none. */
 void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 {
@@ -66,9 +113,7 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 	if (!at_ns)
 		return;
 	list_add_tail(&dev->timed, &conn->timed);
-	/* The exact next moment is found by rvs_timers(); waking early for it costs one look. */
-	if (!dev->timer_ns || dev->timer_ns > now_ns() + RVS_RETRY_NS)
-		set_timer(dev, now_ns() + RVS_RETRY_NS);
+	rvs_timer_soon(dev); /* the exact next moment is found by rvs_timers() */
 }
 
 /* Everything that waits for time; called when there is such a thing. */
@@ -87,6 +132,8 @@ void rvs_timers(struct rv_dev *dev)
 		if (now >= conn->deadline_ns) {
 			if (connecting) {
 				rvs_conn_fail(conn, -ETIMEDOUT);
+			} else if (at_load(&conn->state) != RVS_GREETING) {
+				rvs_mute(conn, false);
 			} else {
 				dev->nr_refused++;
 				rvs_log(dev, 1, "shm: closed a connection of pid %ld that never said hello",
