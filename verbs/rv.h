@@ -163,7 +163,8 @@ struct rv_event {
  *             -ENOTCONN not UP; -EMSGSIZE.
  * post_reads  [any] Posts up to n READs with one doorbell; conn must not be closed meanwhile (the caller excludes it).
  *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
- *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL. A posted READ is reported exactly once: in r[i].status at once
+ *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL; -ENOMEM a limit of this process is in the way of this READ
+ *             alone (the text names it), which may go well later. A posted READ is reported exactly once: in r[i].status at once
  *             where caps.reads_inline, else by RV_EV_READ.
  * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm brings the first of them into the
  *             processor's cache, where it has the region.

@@ -73,6 +73,111 @@ FOE_TEST(region__that_could_shrink_or_is_no_memory)
 	close(pair[1]);
 }
 
+/* Lines of worker 1's memory map that name the foe's regions; and its address space in bytes. */
+static unsigned mapped_by_worker_1(uint64_t *bytes)
+{
+	char path[64], line[512];
+	unsigned long pages = 0;
+	unsigned nr = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", (int)tg_current->shared->pid[1]);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		nr += strstr(line, "foe-region") != NULL;
+	if (f)
+		fclose(f);
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)tg_current->shared->pid[1]);
+	f = fopen(path, "re");
+	TG_CHECK(f && fscanf(f, "%lu", &pages) == 1);
+	fclose(f);
+	*bytes = (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+	return nr;
+}
+
+/* Hands over region after region, all alive: nr of one page, of the same memory. */
+static void hand_over(struct foe *f, int fd, uint64_t length, unsigned nr)
+{
+	struct rvs_packet p;
+
+	memset(&p, 0, sizeof(p));
+	p.iova = UINT64_C(1) << 33;
+	p.length = length;
+	for (unsigned i = 0; i < nr; i++) {
+		int err;
+
+		p.word = RVS_WORD(0x10000u | (i + 100), 1);
+		at_store_sc(&f->dev->page->key[i + 100], p.word);
+		while ((err = rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, 1)) == -EAGAIN)
+			foe_pump(f);
+		TG_OK(err);
+	}
+	/* All of it was taken when the socket has room for as much as it can hold. */
+	for (unsigned i = 0; i < 1000; i++) {
+		int err;
+
+		while ((err = rvs_wake_send(f->conn->sock)) == -EAGAIN)
+			foe_pump(f);
+		TG_OK(err);
+	}
+}
+
+FOE_TEST(regions__without_number)
+{
+	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4096);
+	uint64_t bytes;
+	unsigned nr;
+
+	foe_meet(f, 1);
+	hand_over(f, fd, 4096, RVS_MAX_REGIONS + 2000);
+	nr = mapped_by_worker_1(&bytes);
+	/* A few are its own device's. */
+	TG_CHECK(nr > RVS_MAX_REGIONS / 2 && nr <= RVS_MAX_REGIONS);
+	foe_still_served(f);
+}
+
+FOE_TEST(regions__without_end)
+{
+	uint64_t before, bytes, memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, (off_t)1 << 36);
+
+	foe_meet(f, 1);
+	mapped_by_worker_1(&before);
+	hand_over(f, fd, UINT64_C(1) << 36, 500);
+	mapped_by_worker_1(&bytes);
+	TG_CHECK(bytes <= before + 4 * memory_bytes + ((uint64_t)1 << 30));
+	foe_still_served(f);
+}
+
+/* A word that came before could name another region to a READ that has looked at the first. */
+FOE_TEST(region__whose_word_comes_back)
+{
+	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 8192);
+
+	for (unsigned i = 0; i < 2; i++) {
+		foe_meet(f, 1);
+		announce(f, fd, 5, 4096);
+		announce(f, fd, 5 + i, 8192); /* the same again changes nothing; the next takes its place */
+		foe_still_served(f);
+		announce(f, fd, 6, 4096);
+		foe_still_served(f);
+		announce(f, fd, 5, 4096);
+		FOE_UNTIL(f, f->ended);
+		foe_others_work();
+	}
+	close(fd);
+}
+
+/* Asks for regions of worker 1's again and again, and takes none: what it is sent fits its socket. */
+static int send_again(struct foe *f, uint32_t i)
+{
+	struct rvs_packet p;
+
+	memset(&p, 0, sizeof(p));
+	p.word = at_load(&f->conn->peer_keys[i % 8]);
+	return rvs_packet_send(f->conn->sock, &p, RVS_PKT_AGAIN, NULL, 0);
+}
+
 /* ---- wake-ups ---- */
 
 /* Claims a sleep that nobody has ended yet: the next message to the foe brings a wake-up. */
@@ -176,12 +281,22 @@ FOE_TEST(flood__of_wake_ups)
 	flood(f, send_wake);
 }
 
+FOE_TEST(flood__of_questions)
+{
+	foe_meet(f, 1);
+	flood(f, send_again);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(flood__of_questions),
 		cmocka_unit_test(flood__of_regions),
 		cmocka_unit_test(flood__of_wake_ups),
 		cmocka_unit_test(region__that_could_shrink_or_is_no_memory),
+		cmocka_unit_test(region__whose_word_comes_back),
+		cmocka_unit_test(regions__without_end),
+		cmocka_unit_test(regions__without_number),
 		cmocka_unit_test(wake_up__is_never_taken),
 	};
 

@@ -26,7 +26,7 @@ int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		return rc;
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (sock < 0)
-		return rv_fail(errno, "shm: no socket to connect with: %s", strerror(errno));
+		return rvs_fail_fds(errno, "no socket to connect with");
 	rc = rvs_conn_new(dev, sock, RVS_CONNECTING, &conn);
 	if (rc) {
 		close(sock);

@@ -61,7 +61,7 @@ static int open_listener(struct rv_dev *dev)
 
 	dev->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (dev->listener < 0)
-		return rv_fail(errno, "shm: no socket to listen on: %s", strerror(errno));
+		return rvs_fail_fds(errno, "no socket to listen on");
 	memcpy(sun.sun_path + 1, name, len);
 	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)) ||
 	    listen(dev->listener, 128))
@@ -88,7 +88,7 @@ static int open_sources(struct rv_dev *dev)
 	if (dev->epoll < 0 || dev->wake < 0 || dev->timer < 0 || dev->spare < 0 ||
 	    add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
-		return rv_fail(errno, "shm: no descriptors to wait with: %s", strerror(errno));
+		return rvs_fail_fds(errno, "no descriptors to wait with");
 	return 0;
 }
 
@@ -135,6 +135,7 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	if (env && *env)
 		dev->max_msg = max_of(strtoull(env, NULL, 0), 1u);
 	dev->uid = geteuid();
+	rvs_map_bounds(dev);
 	dev->epoll = dev->listener = dev->wake = dev->timer = dev->page_fd = dev->spare = -1;
 	/* A reconnecting peer's new connection and its old one overlap, and half-open ones come on top. */
 	dev->max_conns = 2 * dev->opt.max_conns + 2 * RVS_MAX_GREETING;

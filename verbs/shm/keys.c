@@ -113,6 +113,27 @@ void rvs_tell_start(struct rv_conn *conn)
 	pthread_mutex_unlock(&dev->lock);
 }
 
+/*
+ * Hands a region over once more, to a peer that had no room for it. If its socket is full it gets nothing, and asks
+ * again. [any]
+ */
+void rvs_tell_one(struct rv_conn *conn, uint64_t word)
+{
+	struct rv_dev *dev = conn->dev;
+	struct rvs_key *k = &dev->keys[RVS_KEY_INDEX((uint32_t)word)];
+	struct rvs_packet p;
+
+	pthread_mutex_lock(&dev->lock);
+	if (k->fd >= 0 && k->word == word && k->order && k->order <= conn->told_order) {
+		memset(&p, 0, sizeof(p));
+		p.word = word;
+		p.iova = k->iova;
+		p.length = at_load(&k->length);
+		(void)rvs_packet_send(conn->sock, &p, RVS_PKT_REGION, &k->fd, 1);
+	}
+	pthread_mutex_unlock(&dev->lock);
+}
+
 void rvs_tell_stop(struct rv_conn *conn)
 {
 	pthread_mutex_lock(&conn->dev->lock);

@@ -4,25 +4,61 @@
  *
  * READs look a mapping up and copy from it on any thread with no lock and no count of users. Two things make that safe:
  *
- *  - A segment is replaced like under a sequence lock whose sequence is the key's word, which never comes back:
- *    word = 0, then base, iova, length, then the new word. A reader that sees its word before and after it loaded the
- *    rest has a set that belongs together.
+ *  - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0, then base, iova,
+ *    length, then the new word. A reader that sees its word before and after it loaded the rest has a set that belongs
+ *    together. That a word never comes back is not the peer's promise: add() takes none twice.
  *  - Address space that a segment used is never unmapped while the connection lives. A dropped mapping is replaced in
  *    place by zero pages, which frees the peer's memory, and the space is used again for later regions. A late
  *    reader copies zeros or another region's bytes, and then fails its second look at the key's word.
  *
- * Spans are powers of two, so that the space kept stays below about twice the largest sum that was ever mapped.
+ * Spans are powers of two, so that the space kept stays below about twice the largest sum that was ever mapped. Their
+ * number and sum are bounded, so that a peer cannot use up this process' addresses or mappings.
+ *
+ * A region that cannot be mapped is a lack on this side, which ends nothing: it is noted as missed and its descriptor
+ * dropped. A READ that needs it asks the peer for it again, and only that READ fails if there is still no room.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "shm.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
-#define SEGS_BYTES (RVS_NR_KEYS * sizeof(struct rvs_seg))
+#define SEGS_BYTES (RVS_NR_KEYS * (sizeof(struct rvs_seg) + sizeof(struct rvs_news)))
+#define MEMORY_TIMES 4u     /* of the machine's memory: what a peer may have this process map */
+#define MAPS_DEFAULT 65530l /* vm.max_map_count of most kernels */
+#define MAPS_SHARE 2u       /* the others stay for the program */
+
+static long max_map_count(void)
+{
+	FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
+	long n;
+
+	if (!f || fscanf(f, "%ld", &n) != 1 || n <= 0)
+		n = MAPS_DEFAULT;
+	if (f)
+		fclose(f);
+	return n;
+}
+
+/* Sets how much of its peers this process maps: a share of what it can map at all. */
+void rvs_map_bounds(struct rv_dev *dev)
+{
+	struct rlimit as;
+	struct sysinfo si;
+
+	dev->max_mapped = UINT64_C(1) << 46;
+	if (!sysinfo(&si))
+		dev->max_mapped = min_of(dev->max_mapped, (uint64_t)si.totalram * si.mem_unit * MEMORY_TIMES);
+	if (!getrlimit(RLIMIT_AS, &as) && as.rlim_cur != RLIM_INFINITY)
+		dev->max_mapped = min_of(dev->max_mapped, (uint64_t)as.rlim_cur / 4 * 3);
+	dev->max_spans = (uint32_t)min_of(max_map_count() / (long)MAPS_SHARE, 1l << 30);
+}
 
 int rvs_segs_init(struct rv_conn *conn)
 {
@@ -31,6 +67,7 @@ int rvs_segs_init(struct rv_conn *conn)
 	if (map == MAP_FAILED)
 		return rv_fail(ENOMEM, "shm: no memory for a connection's segment table");
 	conn->segs = map;
+	conn->news = (struct rvs_news *)(void *)(conn->segs + RVS_NR_KEYS);
 	return 0;
 }
 
@@ -43,7 +80,10 @@ static size_t span_of(uint64_t length)
 	return span;
 }
 
-/* Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock held. */
+/*
+ * Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock held. -ENOMEM, -EMLINK
+ * too many mappings, -EFBIG too many bytes.
+ */
 static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
 	struct rvs_span **at, *s;
@@ -56,6 +96,10 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 			*out = s;
 			return 0;
 		}
+	if (conn->nr_spans >= RVS_MAX_REGIONS || at_load(&conn->dev->nr_spans) >= conn->dev->max_spans)
+		return -EMLINK;
+	if (length > conn->dev->max_mapped || conn->span_bytes > conn->dev->max_mapped - length)
+		return -EFBIG;
 	s = malloc(sizeof(*s));
 	if (!s)
 		return -ENOMEM;
@@ -74,6 +118,9 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	}
 	s->base = base;
 	s->length = length;
+	conn->nr_spans++;
+	conn->span_bytes += length;
+	at_add(&conn->dev->nr_spans, 1);
 	*out = s;
 	return 0;
 }
@@ -100,44 +147,149 @@ static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 	conn->spans = s;
 }
 
-/* conn->rx_lock held. */
+/* Not mapped for a lack on this side. conn->rx_lock held. */
+static void miss(struct rvs_news *news, uint64_t word, int why)
+{
+	bool asked = news->state == RVS_ASKED && news->missed == RVS_WORD_COUNT(word);
+
+	news->missed = RVS_WORD_COUNT(word);
+	news->state = asked ? RVS_FAILED : RVS_MISSED;
+	news->why = (uint16_t)why;
+}
+
+/* Maps fd into the span. 0, -ENOMEM for a lack here, or -EPROTO for a descriptor that cannot be mapped at all. */
+static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int fd)
+{
+	int err;
+
+	if (mmap(s->base, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
+		return 0;
+	err = errno;
+	/* A failed MAP_FIXED may have made a hole, which others' mappings could fall into. */
+	if (mmap(s->base, s->length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
+	    MAP_FAILED) {
+		free(s);
+	} else {
+		s->next = conn->spans;
+		conn->spans = s;
+	}
+	return err == ENOMEM || err == EAGAIN || err == ENFILE ? -ENOMEM : -EPROTO;
+}
+
+/* A region of the peer's. fd = -1: no descriptor was free to receive it with. conn->rx_lock held. */
 static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 {
 	uint32_t index = RVS_KEY_INDEX((uint32_t)p->word);
 	struct rvs_seg *seg = &conn->segs[index];
+	struct rvs_news *news = &conn->news[index];
 	struct rvs_span *s;
 	int rc;
 
 	if (!(p->word & RVS_WORD_LIVE) || !p->length || p->length > (UINT64_C(1) << 46) ||
-	    p->iova + p->length < p->iova || rvs_check_fd(fd, p->length))
+	    p->iova + p->length < p->iova || (fd >= 0 && rvs_check_fd(fd, p->length)))
 		return -EPROTO;
+	if (at_load(&seg->word) == p->word)
+		return 0; /* asked for twice */
 	if (at_load(&seg->word))
 		drop(conn, seg);
 	if ((at_load(&conn->peer_keys[index]) | RVS_WORD_LIVE) != p->word)
 		return 0; /* revoked before it arrived */
+	if (RVS_WORD_COUNT(p->word) <= news->mapped)
+		return -EPROTO; /* this word, or a later one, was mapped before */
+	if (fd < 0) {
+		miss(news, p->word, EMFILE);
+		return 0;
+	}
 	rc = take_span(conn, span_of(p->length), &s);
-	if (rc)
+	if (!rc)
+		rc = map_over(conn, s, p->length, fd);
+	if (rc == -EPROTO)
 		return rc;
-	if (mmap(s->base, p->length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-		rc = -errno;
-		s->next = conn->spans;
-		conn->spans = s;
-		return rc;
+	if (rc) {
+		miss(news, p->word, -rc);
+		return 0;
 	}
 	/* Partner of all four: find in read.c. Each is a release, so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
 	at_store_rel(&seg->length, p->length);
 	at_store_rel(&seg->word, p->word);
+	news->mapped = RVS_WORD_COUNT(p->word);
+	news->state = RVS_NOT_MISSED;
 	free(s);
 	conn->nr_mapped++;
 	conn->segs_end = max_of(conn->segs_end, index + 1);
 	return 0;
 }
 
+static int tell_miss(const struct rv_conn *conn, int why)
+{
+	struct rlimit as;
+
+	switch (why) {
+	case EMFILE:
+		rvs_fail_fds(why, "a region of the peer's cannot be received");
+		break;
+	case EMLINK:
+		rv_fail(why, "shm: a region of the peer's is one too many: %u of it are mapped (at most %u), and %u of all peers "
+			"(at most %u, half of vm.max_map_count)", conn->nr_spans, RVS_MAX_REGIONS,
+			at_load(&conn->dev->nr_spans), conn->dev->max_spans);
+		break;
+	case EFBIG:
+		rv_fail(why, "shm: a region of the peer's is too much: %llu MiB of it are mapped, and at most %llu are (a bound "
+			"from RLIMIT_AS or the machine's memory)", (unsigned long long)(conn->span_bytes >> 20),
+			(unsigned long long)(conn->dev->max_mapped >> 20));
+		break;
+	default:
+		if (!getrlimit(RLIMIT_AS, &as) && as.rlim_cur != RLIM_INFINITY)
+			rv_fail(why, "shm: no address space to map a region of the peer's: RLIMIT_AS is %llu MiB: raise it "
+				"(ulimit -v)", (unsigned long long)(as.rlim_cur >> 20));
+		else
+			rv_fail(why, "shm: a region of the peer's cannot be mapped: no memory for it, or vm.max_map_count "
+				"(%ld) mappings are in use", max_map_count());
+	}
+	return -ENOMEM;
+}
+
+/*
+ * What becomes of a READ of a region that is not mapped. -EAGAIN: it is under way, if need be since this asked for it
+ * again. -ENOMEM with a text: it came again, and there was still no room. The next READ asks once more. [any]
+ */
+int rvs_missed(struct rv_conn *conn, uint32_t rkey)
+{
+	uint64_t word = at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]);
+	struct rvs_news *news = &conn->news[RVS_KEY_INDEX(rkey)];
+	uint32_t now_ms = (uint32_t)(now_ns() / NSEC_PER_MSEC);
+	struct rvs_packet p;
+	int rc = -EAGAIN;
+
+	pthread_mutex_lock(&conn->rx_lock);
+	if (news->state == RVS_NOT_MISSED || news->missed != RVS_WORD_COUNT(word))
+		goto unlock;
+	if (news->state == RVS_FAILED) {
+		news->state = RVS_MISSED;
+		rc = tell_miss(conn, news->why);
+		goto unlock;
+	}
+	/* An answer may be lost: the peer sends none if this side's socket is full just then. */
+	if (news->state == RVS_ASKED && now_ms - news->asked_ms < (uint32_t)(RVS_WINDOW_NS / NSEC_PER_MSEC))
+		goto unlock;
+	memset(&p, 0, sizeof(p));
+	p.word = word;
+	if (!rvs_packet_send(conn->sock, &p, RVS_PKT_AGAIN, NULL, 0)) {
+		news->state = RVS_ASKED;
+		news->asked_ms = now_ms;
+	}
+unlock:
+	pthread_mutex_unlock(&conn->rx_lock);
+	if (rc == -EAGAIN)
+		rv_fail(EAGAIN, "shm: the peer has not handed the region over yet");
+	return rc;
+}
+
 /*
  * Takes up to max packets from the socket of an established connection. 0, or -errno when the connection cannot go on.
- * Stops behind a wake-up: epoll tells of what else there is. [any, may block]
+ * Stops behind a wake-up or a question: epoll tells of what else there is. [any, may block]
  */
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 {
@@ -147,14 +299,20 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 
 	*out = (struct rvs_taken){0};
 	pthread_mutex_lock(&conn->rx_lock);
-	while (!out->wakes && out->packets < max) {
+	while (!out->wakes && !out->again && out->packets < max) {
+		nr_fds = 0;
 		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
-		if (rc <= 0)
+		if (rc == 0 || (rc < 0 && rc != -EMFILE))
 			break;
 		out->packets++;
-		out->wakes += p.type == RVS_PKT_WAKE;
-		if (p.type != RVS_PKT_WAKE)
-			rc = p.type == RVS_PKT_REGION && nr_fds == 1 ? add(conn, &p, fds[0]) : -EPROTO;
+		if (rc > 0 && p.type == RVS_PKT_WAKE)
+			out->wakes = 1;
+		else if (rc > 0 && p.type == RVS_PKT_AGAIN && !nr_fds)
+			out->again = p.word;
+		else if (p.type == RVS_PKT_REGION && (rc < 0 || nr_fds == 1))
+			rc = add(conn, &p, rc < 0 ? -1 : fds[0]);
+		else
+			rc = -EPROTO;
 		rvs_close_fds(fds, nr_fds);
 		if (rc < 0)
 			break;
@@ -200,6 +358,8 @@ void rvs_segs_fini(struct rv_conn *conn)
 
 	if (!conn->segs)
 		return;
+	at_sub(&conn->dev->nr_spans, conn->nr_spans);
+	conn->nr_spans = 0;
 	for (uint32_t i = 0; i < conn->segs_end; i++)
 		if (at_load(&conn->segs[i].word))
 			munmap((void *)at_load(&conn->segs[i].base), span_of(at_load(&conn->segs[i].length)));

@@ -28,7 +28,7 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0) {
 		rc = errno;
-		return rv_fail(rc, "shm: memfd_create(%s): %s", name, strerror(rc));
+		return rvs_fail_fds(rc, "memfd_create");
 	}
 	if (ftruncate(fd, (off_t)size)) {
 		rc = rv_fail(errno, "shm: cannot size %s to %zu bytes: %s", name, size, strerror(errno));
@@ -74,6 +74,8 @@ int rvs_reopen_ro(int fd)
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	ro = open(path, O_RDONLY | O_CLOEXEC);
+	if (ro < 0 && (errno == EMFILE || errno == ENFILE))
+		return rvs_fail_fds(errno, "no descriptor to hand memory over with");
 	if (ro < 0)
 		return rv_fail(errno, "shm: cannot re-open %s read-only: %s%s", path, strerror(errno),
 			       errno == ENOENT ? " (is /proc mounted?)" : "");

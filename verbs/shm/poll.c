@@ -43,6 +43,8 @@ static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 		conn->wake_pos = conn->rx.post_pos;
 		got.packets -= reason;
 	}
+	if (got.again)
+		rvs_tell_one(conn, got.again);
 	conn->window_packets += got.packets;
 	if (!rc && !*eof && !hup && conn->window_packets >= RVS_WINDOW_PACKETS)
 		rvs_mute(conn, true);

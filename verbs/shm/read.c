@@ -70,8 +70,8 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 }
 
 /*
- * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, or what find() says. A wake-up that was
- * taken here is passed on, to progress.
+ * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, -ENOMEM when there is no room for it, or
+ * what find() says. A wake-up that was taken here is passed on, to progress.
  */
 static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
 					    struct source *out)
@@ -85,6 +85,8 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 		packets += got.packets;
 		if (got.wakes)
 			rvs_wake_self(conn->dev);
+		if (got.again)
+			rvs_tell_one(conn, got.again);
 		if (rc) {
 			rvs_break(conn, -rc, -1);
 			return -ECONNRESET;
@@ -93,7 +95,7 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 	} while (found == MISSING && got.packets && packets < FETCH_PACKETS);
 	if (found != MISSING)
 		return found;
-	return got.eof ? -ECONNRESET : -EAGAIN;
+	return got.eof ? -ECONNRESET : rvs_missed(conn, rkey);
 }
 
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
@@ -170,8 +172,8 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	rc = find(conn, r->rkey, r->addr, total, &src);
 	if (unlikely(rc == MISSING)) {
 		rc = fetch(conn, r->rkey, r->addr, total, &src);
-		if (rc == -EAGAIN)
-			return rv_fail(EAGAIN, "shm: the peer has not handed the region over yet");
+		if (rc == -EAGAIN || rc == -ENOMEM)
+			return rc; /* not posted: the text is set */
 	}
 	if (unlikely(rc))
 		return refused(conn, r, rc);

@@ -48,6 +48,7 @@
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
 #define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each; the others wait in the socket */
 #define RVS_WINDOW_PACKETS 128u      /* wake-ups for which there was a reason are not counted */
+#define RVS_MAX_REGIONS 8192u        /* of one peer, mapped here or their addresses kept */
 #define RVS_SCAN_FEW 64u             /* mapped regions that are looked through at any time, not once in a window */
 #define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
 #define RVS_WC_REM_ACCESS_ERR 10
@@ -58,6 +59,7 @@
  */
 #define RVS_WORD_LIVE (UINT64_C(1) << 32)
 #define RVS_WORD(key, count) ((uint64_t)(key) | RVS_WORD_LIVE | (uint64_t)(count) << 33)
+#define RVS_WORD_COUNT(word) ((uint32_t)((word) >> 33))
 
 struct rvs_page {
 	uint32_t magic, version;                /* const after create */
@@ -133,6 +135,18 @@ struct rvs_seg {
 	_Atomic uint64_t iova, length;
 };
 
+/*
+ * What is known of the regions under one key index. Guarded by conn->rx_lock. A region that finds no descriptor, no
+ * address space or no room below a bound is missed; a READ that needs it asks the peer for it again.
+ */
+enum rvs_missed { RVS_NOT_MISSED, RVS_MISSED, RVS_ASKED, RVS_FAILED };
+struct rvs_news {
+	uint32_t mapped;                        /* the highest count of a word that was mapped: no word comes twice */
+	uint32_t missed;                        /* the count of the word that was missed */
+	uint32_t asked_ms;                      /* when it was asked for, by a clock that may wrap */
+	uint16_t state, why;                    /* enum rvs_missed; the errno of the miss */
+};
+
 /* Address space of a mapping that is gone, kept readable for a READ that still looks at it, until it is used again. */
 struct rvs_span {
 	struct rvs_span *next;
@@ -160,7 +174,7 @@ struct rv_conn {
 	uint32_t max_reads;
 	uint64_t max_msg;
 	struct rvs_key *keys;
-	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index */
+	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index; as many rvs_news lie behind them */
 	const _Atomic uint64_t *peer_keys;      /* peer_page->key */
 	const _Atomic uint32_t *peer_serve;     /* tx.box->serve */
 
@@ -200,7 +214,9 @@ struct rv_conn {
 	bool muted;                             /* guarded by dev->lock, written by progress: not read until its deadline */
 	pthread_mutex_t rx_lock;                /* socket reading, segs, spans */
 	uint32_t segs_end;                      /* guarded by rx_lock */
-	uint32_t nr_mapped;                     /* guarded by rx_lock */
+	struct rvs_news *news;                  /* guarded by rx_lock */
+	uint32_t nr_mapped, nr_spans;           /* guarded by rx_lock; spans: of the mapped and the kept ones */
+	uint64_t span_bytes;                    /* guarded by rx_lock */
 	struct rvs_span *spans;                 /* guarded by rx_lock */
 };
 
@@ -237,6 +253,9 @@ struct rv_dev {
 	uint32_t key_count;
 	uint64_t order;
 	struct list regions, told;
+	uint64_t max_mapped;                    /* const after open: bytes of one peer that are mapped at most */
+	uint32_t max_spans;                     /* const after open: mappings of all peers */
+	_Atomic uint32_t nr_spans;              /* atomic: of all connections */
 	_Atomic uint32_t tell_again;            /* atomic: something could not be sent for lack of something */
 };
 
@@ -271,14 +290,15 @@ int rvs_reopen_ro(int fd);
 int rvs_check_fd(int fd, size_t size);
 
 /* packet.c: one datagram of the socket, with descriptors */
-enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION, RVS_PKT_WAKE };
+enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION, RVS_PKT_WAKE,
+		       RVS_PKT_AGAIN };
 #define RVS_PKT_FDS 2
 struct rvs_packet {
 	uint32_t magic;
 	uint16_t version, type;                 /* WAKE: the end */
 	uint32_t credits;                       /* HELLO, ACCEPT: slots of the box */
 	uint16_t status, len;                   /* REJECT: errno; bytes of data */
-	uint64_t word, iova, length;            /* REGION */
+	uint64_t word, iova, length;            /* REGION; AGAIN: the word */
 	unsigned char data[RV_ANSWER_MAX];
 	uint32_t pad;
 };
@@ -287,6 +307,7 @@ _Static_assert(sizeof(struct rvs_packet) == 240, "layout is shared between proce
 int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds);
 int rvs_wake_send(int sock);
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
+int rvs_fail_fds(int err, const char *what);
 void rvs_close_fds(int *fds, unsigned nr);
 
 /* keys.c: registrations, and telling peers of them */
@@ -299,6 +320,7 @@ void rvs_tell_start(struct rv_conn *conn);
 void rvs_tell_stop(struct rv_conn *conn);
 void rvs_tell_more(struct rv_conn *conn);
 bool rvs_tell_all(struct rv_dev *dev);
+void rvs_tell_one(struct rv_conn *conn, uint64_t word);
 void rvs_mute(struct rv_conn *conn, bool muted);
 
 /* map.c: the peer's regions */
@@ -306,8 +328,11 @@ int rvs_segs_init(struct rv_conn *conn);
 void rvs_segs_fini(struct rv_conn *conn);
 struct rvs_taken {
 	unsigned packets, wakes;                /* wakes: of the packets */
+	uint64_t again;                         /* the word of a region that the peer asks for; 0 = none */
 	bool eof;
 };
+void rvs_map_bounds(struct rv_dev *dev);
+int rvs_missed(struct rv_conn *conn, uint32_t rkey);
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out);
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now);
 

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A reader at a limit of its own: no descriptor free, no address space left. Its owner makes new memory meanwhile. Only
+ * what lies in that cannot be read, with an error that names the limit, and can be once there is room; the session and
+ * all other references stand.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <sys/resource.h>
+#include <cmocka.h>
+
+#include "tg.h"
+
+#define SMALL ((size_t)1000)
+#define LARGE ((size_t)64 << 20)
+
+/* On rank 0: a value of 1000 bytes, or a large one, which lies in memory that is made for it. */
+static int make(struct rref_call *call, void *arg)
+{
+	size_t length = *(const char *)rref_call_data(call) == 'l' ? LARGE : SMALL;
+	struct rref *ref;
+	void *data;
+	int err;
+
+	err = rref_alloc(arg, length, &ref, &data);
+	if (err)
+		return err;
+	tg_fill(data, length, 7);
+	rref_set(ref);
+	err = rref_call_reply(call, &(struct rref_args){ .refs = &ref, .nr_refs = 1 });
+	rref_release(ref);
+	return err;
+}
+
+static struct rref *get(struct rref_ctx *ctx, const char *what)
+{
+	struct rref_future *f;
+	struct rref *ref;
+
+	TG_OK(rref_rpc_sync(ctx, 0, "make", &(struct rref_args){ .data = what, .length = 1 }, RREF_DEFAULT, &f));
+	TG_OK(rref_future_ref(f, 0, &ref));
+	rref_future_free(f);
+	return ref;
+}
+
+static int read_start(struct rref *ref, char *to)
+{
+	size_t got = 0;
+	int err = rref_to_here_into(ref, to, 0, SMALL, RREF_DEFAULT, &got);
+
+	TG_CHECK(err || got == SMALL);
+	return err;
+}
+
+static void expect_start(struct rref *ref)
+{
+	char bytes[SMALL];
+
+	TG_OK(read_start(ref, bytes));
+	TG_CHECK(tg_filled(bytes, SMALL, 0, 7));
+}
+
+/* With the limit in the way of the large values, while the old one is read; then with room again. */
+static void at_the_limit(struct rref_ctx *ctx, int resource, rlim_t low, const char *name)
+{
+	struct rref *old = get(ctx, "s"), *large[2];
+	uint64_t sessions = tg_stats(ctx).sessions;
+	struct rlimit before, limit;
+	char bytes[SMALL];
+
+	expect_start(old);
+	TG_OK(getrlimit((__rlimit_resource_t)resource, &before));
+	limit = (struct rlimit){ low, before.rlim_max };
+	TG_OK(setrlimit((__rlimit_resource_t)resource, &limit));
+	for (int i = 0; i < 2; i++)
+		large[i] = get(ctx, "l");
+	for (int i = 0; i < 6; i++) {
+		expect_start(old);
+		TG_IS(read_start(large[i % 2], bytes), -ENOMEM);
+		TG_TEXT(name);
+		TG_TEXT("worker0");
+	}
+	TG_OK(setrlimit((__rlimit_resource_t)resource, &before));
+	for (int i = 0; i < 2; i++)
+		expect_start(large[i]);
+	expect_start(old);
+	TG_IS(tg_stats(ctx).sessions, sessions);
+	rref_release(large[0]);
+	rref_release(large[1]);
+	rref_release(old);
+}
+
+static rlim_t lowest_free_descriptor(void)
+{
+	int fd = dup(0);
+
+	close(fd);
+	return (rlim_t)fd;
+}
+
+static rlim_t address_space(void)
+{
+	unsigned long pages = 0;
+	FILE *f = fopen("/proc/self/statm", "r");
+
+	TG_CHECK(f && fscanf(f, "%lu", &pages) == 1);
+	fclose(f);
+	return (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE);
+}
+
+static int worker(int rank, int resource, const char *name)
+{
+	struct rref_ctx *ctx = tg_init(rank, NULL, 0);
+
+	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "make", .handler = make, .arg = ctx }));
+	tg_meet(1);
+
+	if (rank == 1)
+		at_the_limit(ctx, resource, resource == RLIMIT_NOFILE ? lowest_free_descriptor() :
+							 address_space() + LARGE / 4, name);
+	tg_meet_serving(ctx, 0);
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(descriptors__none_is_free, 2)
+{
+	return worker(rank, RLIMIT_NOFILE, "RLIMIT_NOFILE");
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* these reserve terabytes */
+#define HAS_ADDRESSES
+TG_TEST(addresses__none_are_left, 2)
+{
+	return worker(rank, RLIMIT_AS, "RLIMIT_AS");
+}
+#endif
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#ifdef HAS_ADDRESSES
+		cmocka_unit_test(addresses__none_are_left),
+#endif
+		cmocka_unit_test(descriptors__none_is_free),
+	};
+
+	return cmocka_run_group_tests_name("own_limits", tests, NULL, NULL);
+}
