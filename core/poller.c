@@ -257,6 +257,15 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 	rc_unlock(ctx);
 }
 
+static bool get_lock(struct rref_ctx *ctx)
+{
+	if (unlikely(at_load(&ctx->nr_hooks))) {
+		rc_lock(ctx);
+		return true;
+	}
+	return !at_load(&ctx->lock_wanted) && rc_trylock(ctx);
+}
+
 static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->hands;
@@ -267,8 +276,8 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		int64_t now = now_ns();
 		int n = 0;
 
-		/* Threads that want to do something come first: the poller's turn is never urgent while they run. */
-		if (!at_load(&ctx->lock_wanted) && rc_trylock(ctx)) {
+		/* Threads that want to do something come first: the poller's turn is never urgent while they run. But hooks are. */
+		if (get_lock(ctx)) {
 			bool slow = now >= slow_at;
 
 			if (slow)

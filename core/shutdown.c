@@ -35,7 +35,7 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx,
 
 static bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
-	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) &&
+	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) && list_empty(&ctx->hooks) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
