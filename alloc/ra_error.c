@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "alloc/ra_internal.h"
+#include "base/util.h"
 
 static _Thread_local char error_text[192];
 
@@ -20,6 +21,14 @@ int ra_fail(int err, const char *fmt, ...)
 const char *ra_error_text(void)
 {
 	return error_text;
+}
+
+/* Gives bytes / 2^shift in tenths, rounded. */
+static size_t tenths(size_t bytes, unsigned shift)
+{
+	size_t rest = bytes & (((size_t)1 << shift) - 1);
+
+	return (bytes >> shift) * 10 + ((rest * 10 + ((size_t)1 << shift) / 2) >> shift);
 }
 
 struct ra_size ra_size_text(size_t bytes)
@@ -39,6 +48,6 @@ struct ra_size ra_size_text(size_t bytes)
 	else if (bytes % ((size_t)1 << (10 * (u - 1))) == 0)
 		snprintf(s.text, sizeof(s.text), "%zu %s", bytes >> (10 * (u - 1)), units[u - 1]);
 	else
-		snprintf(s.text, sizeof(s.text), "%.1f %s", (double)bytes / (double)((size_t)1 << (10 * u)), units[u]);
+		snprintf(s.text, sizeof(s.text), "%s %s", decimal_text((int64_t)tenths(bytes, 10 * u), 1).text, units[u]);
 	return s;
 }

@@ -202,7 +202,7 @@ static inline struct ra_region *ra_table_find(const struct ra_arena *a, const vo
 int ra_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 struct ra_size {
-	char text[24];
+	char text[40];
 };
 /* "5 MiB"; exact if it can be said in few digits, else with one decimal. */
 struct ra_size ra_size_text(size_t bytes);

@@ -132,5 +132,5 @@ void rc_rec_age(struct rc_record *r, const char *key, int64_t ns)
 {
 	key_of(r, key);
 	/* Constant width: a second dump, into a buffer of the size that the first one asked for, fits it. */
-	put(r, r->json ? "%10.1f" : "%10.1fs", (double)max_of(ns, 0) / 1e9);
+	put(r, r->json ? "%10s" : "%10ss", seconds_text(ns).text);
 }

@@ -42,9 +42,9 @@ struct come {
 	struct rc_member *table;
 };
 
-static double waited(const struct come *c)
+static struct decimal waited(const struct come *c)
 {
-	return (double)(now_ns() - c->start) / 1e9;
+	return seconds_text(now_ns() - c->start);
 }
 
 /* 0, -ETIMEDOUT. Errors on fd show when it is used. */
@@ -164,10 +164,10 @@ static int fail_timeout(const struct come *c)
 	char text[320];
 
 	if (c->has_status)
-		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %s", c->a->text, c->peer, waited(c),
+		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s", c->a->text, c->peer, waited(c).text,
 			       rz_status_text(&c->status, c->world, text, sizeof(text)));
-	return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %.1f s (%u tries): connected, but rank 0 did not answer; is it "
-		       "this group's rank 0 that listens there?", c->a->text, c->peer, waited(c), c->nr_tries);
+	return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s (%u tries): connected, but rank 0 did not answer; is it "
+		       "this group's rank 0 that listens there?", c->a->text, c->peer, waited(c).text, c->nr_tries);
 }
 
 /* What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost before it counted. */
@@ -190,8 +190,8 @@ static int fail_frame(struct come *c, int r)
 			       c->peer);
 	default:
 		if (c->is_joined)
-			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %.1f s, before the group was complete: "
-				       "%s", c->a->text, c->peer, waited(c), rref_strerror(r));
+			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %s s, before the group was complete: "
+				       "%s", c->a->text, c->peer, waited(c).text, rref_strerror(r));
 		c->last_err = -r;
 		snprintf(c->last, sizeof(c->last), "the connection was closed before an answer (%s)", rref_strerror(r));
 		return COME_AGAIN;
@@ -346,8 +346,8 @@ int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t wo
 
 		if (err != ECONNREFUSED && err != EMFILE && err != ENFILE && err != ENOMEM && err != EACCES && err != EPERM)
 			err = ETIMEDOUT;
-		r = rc_fail(err, "rendezvous %s (%s): rank %u could not reach rank 0: %u tries in %.1f s, the last: %s; is rank 0 "
-			    "running there?", a->text, c->peer, me->rank, c->nr_tries, waited(c), c->last);
+		r = rc_fail(err, "rendezvous %s (%s): rank %u could not reach rank 0: %u tries in %s s, the last: %s; is rank 0 "
+			    "running there?", a->text, c->peer, me->rank, c->nr_tries, waited(c).text, c->last);
 	} else if (r == 0) {
 		memcpy(members, table, world * sizeof(*table));
 	}

@@ -171,8 +171,8 @@ static void fail_timeout(struct rz_serve *s)
 	/* One descriptor per worker: a large group needs more than the usual soft limit of 1024. */
 	if (s->accept_err)
 		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s", rref_strerror(s->accept_err));
-	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %.1f s: %s%s%s", s->a->text, s->at,
-		   (double)(now_ns() - s->start) / 1e9, rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
+	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s%s%s", s->a->text, s->at,
+		   seconds_text(now_ns() - s->start).text, rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
 }
 
 static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
@@ -325,7 +325,7 @@ static int step_group(struct rz_serve *s, int64_t now)
 				waiting.bits[i / 8] |= (uint8_t)(1u << (i % 8));
 		rz_ranks_text(&waiting, s->world, true, ranks, sizeof(ranks));
 		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): all %u workers came, but these did not take the list of members in "
-			       "%.1f s: %s", s->a->text, s->at, s->world, (double)(now - s->start) / 1e9, ranks);
+			       "%s s: %s", s->a->text, s->at, s->world, seconds_text(now - s->start).text, ranks);
 	}
 	if (s->phase == FAILING) {
 		bool pending = false, half_open = false;

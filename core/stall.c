@@ -69,8 +69,8 @@ int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *wha
 		snprintf(buf, size, "%s", what);
 		return -EOWNERDEAD;
 	}
-	snprintf(buf, size, "this worker stood still for %.1f s, longer than stall_timeout, and was cut off by %.60s: %.70s",
-		 (double)stood / (double)NSEC_PER_SEC, p->member->name, what);
+	snprintf(buf, size, "this worker stood still for %s s, longer than stall_timeout, and was cut off by %.60s: %.70s",
+		 seconds_text(stood).text, p->member->name, what);
 	return -ENETRESET;
 }
 
@@ -132,8 +132,8 @@ static void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 static void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
 {
 	if (at_load(&p->stalled_ns))
-		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %.1f s", p->member->name, p->rank,
-		       (double)p->stall.still_ns / (double)NSEC_PER_SEC);
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %s s", p->member->name, p->rank,
+		       seconds_text(p->stall.still_ns).text);
 	p->stall.count = count;
 	p->stall.still_ns = p->stall.not_before = 0;
 	at_store(&p->stalled_ns, 0);
@@ -194,8 +194,8 @@ void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	if (p->stall.fence_at && now >= p->stall.fence_at) {
 		char why[RP_TEXT_MAX];
 
-		snprintf(why, sizeof(why), "it stood still for %.1f s (stall_timeout) and held references or memory here: fenced",
-			 (double)p->stall.still_ns / (double)NSEC_PER_SEC);
+		snprintf(why, sizeof(why), "it stood still for %s s (stall_timeout) and held references or memory here: fenced",
+			 seconds_text(p->stall.still_ns).text);
 		at_add(&ctx->n.fenced, 1);
 		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
 		return;
@@ -208,8 +208,8 @@ void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still
 {
 	char why[RP_TEXT_MAX];
 
-	snprintf(why, sizeof(why), "%.60s fenced this worker, which stood still for %.1f s (stall_timeout); what they held of each "
-		 "other is gone, a new session may begin", from->member->name, (double)still_ns / (double)NSEC_PER_SEC);
+	snprintf(why, sizeof(why), "%.60s fenced this worker, which stood still for %.13s s (stall_timeout); what they held of each "
+		 "other is gone, a new session may begin", from->member->name, seconds_text(still_ns).text);
 	rc_peer_fence(ctx, from, -ENETRESET, why);
 }
 
@@ -219,7 +219,7 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 
 	if (!still)
 		return text;
-	snprintf(buf, size, "%.250s: %.127s (rank %u) is stalled, its process has not answered for %.1f s", text ? text : "timed out",
-		 ctx->peers[rank].member->name, rank, (double)still / (double)NSEC_PER_SEC);
+	snprintf(buf, size, "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s", text ? text : "timed out",
+		 ctx->peers[rank].member->name, rank, seconds_text(still).text);
 	return buf;
 }

@@ -75,9 +75,10 @@ static void event(struct rc_trace *t, const char *fmt, ...)
 		t->used += (size_t)n;
 }
 
-static double us(const struct rc_trace *t, int64_t ns)
+/* Writes a point in time, as the microseconds that the format wants. */
+static struct decimal us(const struct rc_trace *t, int64_t ns)
 {
-	return (double)((ns + t->offset_ns) / 1000) + (double)((ns + t->offset_ns) % 1000) / 1000;
+	return decimal_text(ns + t->offset_ns, 3);
 }
 
 /* Room for an event and the name of its thread. */
@@ -146,8 +147,8 @@ void rc_trace_close(struct rc_trace *t)
 		return;
 	make_room(t, now_ns());
 	if (t->left_out)
-		event(t, ",\n{\"name\":\"%" PRIu64 " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%.3f,\"pid\":%u,"
-		      "\"tid\":%d}", t->left_out, us(t, now_ns()), t->rank, gettid());
+		event(t, ",\n{\"name\":\"%" PRIu64 " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%s,\"pid\":%u,"
+		      "\"tid\":%d}", t->left_out, us(t, now_ns()).text, t->rank, gettid());
 	event(t, "\n]\n");
 	flush(t, now_ns());
 	if (t->fd >= 0)
@@ -182,8 +183,8 @@ void rc_trace_begin(struct rc_trace *t, struct rc_scope *s)
 		s->traced = true;
 		make_room(t, s->begun);
 		name_thread(t);
-		event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"b\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%.3f,\"pid\":%u,\"tid\":%d}", s->key,
-		      t->rank, s->id, us(t, s->begun), t->rank, gettid());
+		event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"b\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%s,\"pid\":%u,\"tid\":%d}", s->key,
+		      t->rank, s->id, us(t, s->begun).text, t->rank, gettid());
 	}
 	pthread_mutex_unlock(&t->lock);
 }
@@ -197,11 +198,11 @@ void rc_trace_end(struct rc_trace *t, struct rc_scope *s, int status)
 		make_room(t, now);
 		name_thread(t);
 		if (s->async)
-			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"e\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%.3f,\"pid\":%u,\"tid\":%d,"
-			      "\"args\":{\"status\":%d}}", s->key, t->rank, s->id, us(t, now), t->rank, gettid(), status);
+			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"e\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%s,\"pid\":%u,\"tid\":%d,"
+			      "\"args\":{\"status\":%d}}", s->key, t->rank, s->id, us(t, now).text, t->rank, gettid(), status);
 		else
-			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%.3f,\"dur\":%.3f,\"pid\":%u,\"tid\":%d,"
-			      "\"args\":{\"status\":%d}}", s->key, us(t, s->begun), (double)(now - s->begun) / 1000, t->rank, gettid(), status);
+			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%s,\"dur\":%s,\"pid\":%u,\"tid\":%d,"
+			      "\"args\":{\"status\":%d}}", s->key, us(t, s->begun).text, decimal_text(now - s->begun, 3).text, t->rank, gettid(), status);
 	}
 	pthread_mutex_unlock(&t->lock);
 }

@@ -6,6 +6,7 @@
 #include <endian.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -25,6 +26,34 @@ static inline int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (int64_t)ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
+}
+
+/*
+ * A decimal number in text. printf's %f takes its point from the program's locale, which may have a comma there, and
+ * a dump, a trace or a log must be the same everywhere. A negative number counts as 0.
+ */
+struct decimal {
+	char text[32];
+};
+
+/* Writes value / 10^digits with that many digits behind the point; digits is 1 to 9. */
+static inline struct decimal decimal_text(int64_t value, int digits)
+{
+	struct decimal d;
+	int64_t whole = max_of(value, 0), unit = 1;
+
+	for (int i = 0; i < digits; i++)
+		unit *= 10;
+	snprintf(d.text, sizeof(d.text), "%lld.%0*lld", (long long)(whole / unit), digits, (long long)(whole % unit));
+	return d;
+}
+
+/* Writes a time as seconds, rounded to tenths: "1.5". */
+static inline struct decimal seconds_text(int64_t ns)
+{
+	const int64_t tenth = 100 * NSEC_PER_MSEC;
+
+	return decimal_text(ns / tenth + (ns % tenth >= tenth / 2), 1);
 }
 
 /* The wire is little-endian; packing goes byte-wise so that neither alignment nor the host's order matters. */

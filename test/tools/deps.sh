@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 packages() {
 	case $1 in
 	build) echo gcc libc6-dev make binutils libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev ;;
-	check) echo g++ valgrind libcmocka-dev libjson-c-dev pkg-config procps python3 libasan8 libtsan2 libubsan1 ;;
+	check) echo g++ valgrind libcmocka-dev libjson-c-dev pkg-config procps python3 libasan8 libtsan2 libubsan1 locales ;;
 	perf) echo g++ libbenchmark-dev libjson-c-dev gnuplot-nox ;;
 	peers) echo perftest ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
 	model) echo gcc libc6-dev spin ;;
