@@ -155,6 +155,7 @@ static bool got_session(struct rref_ctx *ctx, void *arg)
 static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
 	struct session s = { p, 0 };
+	char words[RREF_TEXT_SIZE];
 
 	if (likely(!p->fenced || p->rank == ctx->rank))
 		return 0;
@@ -162,7 +163,9 @@ static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t dea
 
 	if (err == -ESHUTDOWN)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
-	return err ? rc_fail(ETIMEDOUT, "no new session with %s in time", p->member->name) : s.err;
+	if (err)
+		return rc_fail(ETIMEDOUT, "%s", rc_stall_words(ctx, p->rank, "no new session in time", words, sizeof(words)));
+	return s.err;
 }
 
 /* The length of the function's name, or -errno. */

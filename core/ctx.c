@@ -80,7 +80,8 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 {
 	struct rc_device *d = &ctx->device[ops->kind];
 	struct rv_options ro = { .device = c->device[0] ? c->device : NULL, .port = c->port, .gid_index = c->gid_index,
-				 .max_conns = ctx->world, .silence_ns = ctx->peer_timeout / 2, .log = log_below, .log_ctx = ctx };
+				 .max_conns = ctx->world, .silence_ns = ctx->peer_timeout / 2, .connect_ns = ctx->answer_ns, .log = log_below,
+				 .log_ctx = ctx };
 	int err = ops->open(&ro, &d->dev);
 
 	d->ops = ops;
@@ -212,6 +213,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->peer_timeout = o->peer_timeout;
 	ctx->stall_timeout = o->stall_timeout;
 	ctx->score_limit = RC_SCORE_LIMIT;
+	ctx->answer_ns = max_of(RC_ANSWER_NS, min_of(ctx->peer_timeout, INT64_MAX / 2));
 	ctx->mode = o->mode;
 	ctx->poller_core = o->poller_core;
 	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);

@@ -2,11 +2,11 @@
 /*
  * Sessions with peers: made on first use, authenticated, fenced at their end. Whether they still live: stall.c.
  *
- *            want                    CONNECTED                 first AUTH of the server
- *   DOWN ------------> CONNECTING ---------------> UP (sends) ------------------------> UP (reads too)
+ *            want                    CONNECTED               AUTH of the server
+ *   DOWN ------------> CONNECTING ---------------> PROVING ------------------------> UP
  *     \    REQUEST                  CONNECTED + the client's AUTH
- *      ------------> ACCEPTING ------------------------------------------------------> UP
- *   any --DISCONNECTED, FAILED, protocol error--> fence --> DOWN
+ *      ------------> ACCEPTING ---------------------------------------------------> UP
+ *   UP --DISCONNECTED, protocol error--> fence --> DOWN. An attempt that comes to nothing: contact.c
  *
  * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
  * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
@@ -27,7 +27,6 @@
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
 #define CROSSING_NS (3 * NSEC_PER_SEC) /* how long the one who lost a crossing waits for the winner's request */
-#define AUTH_NS (2 * NSEC_PER_SEC)     /* from a connection to the first message over it, either way */
 #define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
 
 int rc_peers_open(struct rref_ctx *ctx)
@@ -88,6 +87,7 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
 
+	rc_contact_up(ctx, p);
 	p->ever_up = true;
 	p->nr_sessions++;
 	ctx->n.sessions++;
@@ -105,18 +105,15 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_read_pump(ctx, p);
 }
 
-int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
+/* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
+static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	uint8_t hello[RV_HELLO_MAX];
+	char why[RP_TEXT_MAX];
 	size_t length;
 	int err;
 
-	if (p->rank == ctx->rank)
-		return 0;
-	if (p->state != RC_PEER_DOWN)
-		return p->state == RC_PEER_GONE ? rc_fail(ESHUTDOWN, "the context was shut down") : 0;
-	if (now_ns() < p->retry_at || p->said_goodbye)
-		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+	rc_contact_begin(ctx, p);
 	memset(&p->hs, 0, sizeof(p->hs));
 	p->hs.self_rank = ctx->rank;
 	p->hs.peer_rank = p->rank;
@@ -125,15 +122,38 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	length = rc_hello_make(&ctx->key, &p->hs, hello);
 	p->authenticated = false;
 	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
-	if (err) {
-		char why[RP_TEXT_MAX];
-
-		snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
-		p->link = NULL;
-		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
-		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+	if (!err) {
+		p->state = RC_PEER_CONNECTING;
+		return 0;
 	}
-	p->state = RC_PEER_CONNECTING;
+	snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
+	p->link = NULL;
+	if (err != -ENODEV) {
+		rc_contact_over(ctx, p, why);
+		return 0;
+	}
+	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+	return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+}
+
+int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (p->rank == ctx->rank)
+		return 0;
+	if (p->state == RC_PEER_GONE)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	if (p->state == RC_PEER_DOWN && !p->said_goodbye && now_ns() >= p->retry_at) {
+		int err = dial(ctx, p);
+
+		if (err)
+			return err;
+	}
+	if (p->cut_off)
+		return rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name, p->rank,
+			       seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
+	/* After a fence a peer is not tried again at once; what waits for one that is silent goes on waiting. */
+	if (p->state == RC_PEER_DOWN && (p->said_goodbye || !at_load(&p->silent_since)))
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
 	return 0;
 }
 
@@ -171,7 +191,9 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	}
 	if (p->state != RC_PEER_GONE)
 		p->state = RC_PEER_DOWN;
-	p->authenticated = false;
+	p->authenticated = p->cut_off = false;
+	at_store(&p->silent_since, 0);
+	p->nr_silent = 0;
 	rc_stall_end(p);
 	p->send_seq = p->recv_seq = 0;
 	rc_resume_over(p);
@@ -258,15 +280,16 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 		rc_resume_request(ctx, d, p, &h, ev);
 		return;
 	}
-	if (p->state == RC_PEER_CONNECTING && ctx->rank < p->rank && p->link) {
+	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) && ctx->rank < p->rank && p->link) {
 		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
 		return;
 	}
-	if (p->state == RC_PEER_CONNECTING) {
-		/* Ours loses: nothing was sent on it yet, what waits in the queue goes over the new one. */
+	if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING || p->state == RC_PEER_ACCEPTING) {
+		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in the queue goes over the new one. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		p->state = RC_PEER_DOWN;
+		rc_send_unproved(p);
 	} else if (p->state != RC_PEER_DOWN) {
 		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
 	}
@@ -276,8 +299,8 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	p->epoch = h.epoch;
 	p->link = ev->conn;
 	p->state = RC_PEER_ACCEPTING;
-	p->authenticated = false;
-	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
+	p->authenticated = p->cut_off = false; /* it lives */
+	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
 	size_t length = rc_answer_make(&ctx->key, &p->hs, answer);
@@ -285,7 +308,7 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	err = d->ops->accept(ev->conn, answer, length, p);
 	if (err) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
-		rc_peer_fence(ctx, p, -EOWNERDEAD, "accepting its connection failed");
+		rc_contact_over(ctx, p, "accepting its connection failed");
 	}
 }
 
@@ -307,24 +330,22 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 	rc_beacon(ctx, p->kind, &proof.u.auth);
 	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
-	p->state = RC_PEER_UP;
-	p->auth_by = now_ns() + max_of(AUTH_NS, ctx->peer_timeout);
+	p->state = RC_PEER_PROVING;
+	p->cut_off = false; /* it lives */
+	rc_contact_begin(ctx, p);
 	p->send_seq = p->recv_seq = 0;
 	p->said_goodbye = p->goodbye_sent = false;
 	at_store(&p->alive, true);
-	set_up(ctx, p);
 	err = p->ops->allow_reads(p->link);
 	if (!err)
 		err = rc_send(ctx, p->rank, &proof);
 	if (err)
-		rc_peer_fence(ctx, p, -EOWNERDEAD, "the session could not be started");
-	else
-		rc_send_flush(ctx, p);
+		rc_contact_over(ctx, p, "the session could not be started");
 }
 
 static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
-	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX];
+	char text[RP_TEXT_MAX] = "";
 	int err = ev->status;
 
 	if (ev->len)
@@ -336,9 +357,7 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 		p->retry_at = now_ns() + CROSSING_NS;
 		return;
 	}
-	p->nobody = err == -ECONNREFUSED && !ev->len;
-	snprintf(why, sizeof(why), "connecting failed: %.150s", *text ? text : rref_strerror(err));
-	rc_peer_fence(ctx, p, err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE ? err : -EOWNERDEAD, why);
+	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
 }
 
 /* The first message of a session is the proof (to the server) or its answer (to the client). */
@@ -360,6 +379,9 @@ static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const stru
 		rc_beacon(ctx, p->kind, &welcome.u.auth);
 		if (rc_send(ctx, p->rank, &welcome))
 			return false;
+	} else {
+		p->state = RC_PEER_UP;
+		set_up(ctx, p);
 	}
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
 	       p->ops->name);
@@ -440,6 +462,10 @@ static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_
 			rc_resume_break(ctx, p, ev->status, why);
 			break;
 		}
+		if (p->state != RC_PEER_UP && ev->status != -ENODEV) {
+			rc_contact_over(ctx, p, why);
+			break;
+		}
 		if (!p->said_goodbye) {
 			status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
 			snprintf(why, sizeof(why), "%s", lost);
@@ -484,15 +510,7 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 			rc_peer_end_grace(ctx, p);
 		if (p->resume.broken)
 			rc_resume_tick(ctx, p, now);
-		/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
-		if (rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye && now >= p->retry_at)
-			rc_peer_want(ctx, p);
-		if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
-			rc_peer_fence(ctx, p, -EOWNERDEAD, "its connection did not come");
-		if ((p->state == RC_PEER_ACCEPTING || p->state == RC_PEER_UP) && !p->authenticated && now >= p->auth_by) {
-			at_add(&ctx->n.rejected, 1);
-			rc_peer_fence(ctx, p, -EOWNERDEAD, "it connected, and its first message did not come");
-		}
+		rc_contact_tick(ctx, p, now);
 		rc_stall_tick(ctx, p, now);
 		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
 		if (at_load(&p->nr_waiting))

@@ -351,10 +351,9 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)
 			next = min_of(next, p->grace_at);
-		if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_ACCEPTING)
+		if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_ACCEPTING || p->state == RC_PEER_PROVING)
 			next = min_of(next, now + 20 * NSEC_PER_MSEC);
-		if (p->state == RC_PEER_UP && !p->authenticated)
-			next = min_of(next, p->auth_by);
+		next = min_of(next, max_of(rc_contact_due(ctx, p), tick));
 		if (p->resume.broken)
 			next = min_of(next, max_of(rc_resume_due(p), ctx->next_tick));
 		if (p->state == RC_PEER_UP && p->kind == RV_IBV)

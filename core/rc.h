@@ -230,6 +230,7 @@ struct rref_ctx {
 	int64_t peer_timeout;
 	int64_t stall_timeout;                    /* [const] 0 = for ever */
 	uint32_t score_limit;                     /* [const] RC_SCORE_LIMIT; tests that break connections have their own */
+	int64_t answer_ns;                        /* [const] RC_ANSWER_NS, or peer_timeout if that is longer; tests have their own */
 
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
@@ -454,6 +455,18 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
 
+/* contact.c: attempts at a session */
+void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] an attempt of either side begins */
+void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] the peer has answered */
+void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why); /* [lock] it came to nothing; what waits goes on waiting */
+/* [lock] The same, or the fence if err is a refusal. reason: the peer's words, or NULL. */
+void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const char *reason);
+void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] its session was fenced because nothing answered */
+void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] */
+int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] when it will be tried again; INT64_MAX = never */
+/* text, and since when this worker has not answered, into buf, which has room for the sum. False: it has, or was not asked. */
+bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
+
 /* stall.c */
 void rc_stall_beat(struct rref_ctx *ctx, int64_t now);               /* [lock] progress is made */
 int64_t rc_stall_own(struct rref_ctx *ctx);                          /* ns that this worker stood still a moment ago, if too long; or 0 */
@@ -479,6 +492,7 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* 
 void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */
 int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p);            /* [lock] */
+void rc_send_unproved(struct rc_peer *p); /* [lock] forgets the proof of an attempt that came to nothing; the queue stays */
 
 /* [lock] A message came: what it asks for or makes room for. */
 static inline void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)

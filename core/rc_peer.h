@@ -39,7 +39,10 @@ struct rc_pieces {
 	uint32_t outstanding;         /* [lock] pieces at this connection, of all */
 };
 
-enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_UP, RC_PEER_GONE };
+enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_PROVING, RC_PEER_UP, RC_PEER_GONE };
+
+/* How long one attempt at a session waits for the peer, which may be stopped, or one of many on a busy machine. */
+#define RC_ANSWER_NS (30 * NSEC_PER_SEC)
 
 struct rc_peer {
 	struct rc_member *member;
@@ -54,9 +57,11 @@ struct rc_peer {
 	bool ever_up;                 /* [lock] there was a session */
 	bool fenced;                  /* [lock] the machine shares nothing with it until a new session is up */
 	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
+	bool cut_off;                 /* [lock] its last session ended because nothing answered, and nothing has since */
+	uint32_t nr_silent;           /* [lock] attempts in a row that came to nothing, without a refusal */
 	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
 	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
-	int64_t auth_by;              /* [lock] when a session that is not authenticated ends */
+	int64_t auth_by;              /* [lock] when an attempt at a session ends that the peer has not answered */
 	struct rv_conn *link;         /* [lock] connection in any state */
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
@@ -83,6 +88,7 @@ struct rc_peer {
 	bool probing;                 /* [lock] */
 	struct rc_stall stall;        /* [lock] */
 	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
+	_Atomic int64_t silent_since; /* no attempt at a session was answered since; 0 = none was made, or one was. [lock] writes */
 	uint64_t max_msg;             /* [const] */
 	uint32_t max_sge;             /* [const] */
 	char why[RP_TEXT_MAX];        /* [lock] last failure */

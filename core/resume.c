@@ -322,6 +322,8 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		int err = rc_stall_lost(ctx, p, lost, why, sizeof(why));
 
 		rc_peer_fence(ctx, p, err, why);
+		if (err == -EOWNERDEAD)
+			rc_contact_lost(ctx, p);
 		return;
 	}
 	if (r->step != RC_RESUME_WAIT && now >= r->at)

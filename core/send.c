@@ -114,6 +114,12 @@ static bool is_open(const struct rc_peer *p)
 	return p->state == RC_PEER_UP && p->link && !p->resume.broken;
 }
 
+/* Tells whether this message may go over its connection now. The proof goes before there is a session. */
+static bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
+{
+	return is_open(p) || (p->state == RC_PEER_PROVING && *o->bytes == RW_AUTH);
+}
+
 /* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
 static inline int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
@@ -224,7 +230,7 @@ static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 		rc_kick(ctx);
 		return 0;
 	}
-	if (first ? is_open(p) : is_clear(p))
+	if (first ? may_go(p, o) : is_clear(p))
 		err = transmit(ctx, p, o);
 	return likely(!err) ? 0 : send_later(ctx, p, o, first, err);
 }
@@ -369,13 +375,13 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 	if (p->resend_at && now_ns() < p->resend_at)
 		return;
 	p->resend_at = 0;
-	while (is_open(p)) {
+	for (;;) {
 		bool again = !list_empty(&p->unacked.again);
 		struct list *from = again ? &p->unacked.again : &p->queue;
 		struct rc_outgoing *o = container_of(from->next, struct rc_outgoing, node);
 		int err;
 
-		if (list_empty(from) || (!again && p->unacked.nr >= WINDOW))
+		if (list_empty(from) || !may_go(p, o) || (!again && p->unacked.nr >= WINDOW))
 			return; /* an acknowledgement goes on */
 		if (o->tries)
 			at_add(&ctx->n.retries, 1);
@@ -433,6 +439,22 @@ void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 	p->queued_bytes = 0;
 	p->resend_at = 0;
 	rc_inject_forget(ctx, p->rank);
+}
+
+void rc_send_unproved(struct rc_peer *p)
+{
+	struct rc_outgoing *o = container_of(p->queue.next, struct rc_outgoing, node);
+
+	if (!list_empty(&p->queue) && *o->bytes == RW_AUTH) {
+		take_out(p, o);
+		free(o);
+	}
+	free_all(&p->unacked.sent);
+	free_all(&p->unacked.again);
+	p->unacked.acked = 0;
+	p->unacked.nr = p->unacked.owed = 0;
+	p->send_seq = p->recv_seq = 0;
+	p->resend_at = 0;
 }
 
 /* ---- what came, there and here ---- */

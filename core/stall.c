@@ -218,7 +218,7 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 	int64_t still = at_load(&ctx->peers[rank].stalled_ns);
 
 	if (!still)
-		return text;
+		return rc_contact_words(ctx, rank, text ? text : "timed out", buf, size) ? buf : text;
 	snprintf(buf, size, "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s", text ? text : "timed out",
 		 ctx->peers[rank].member->name, rank, seconds_text(still).text);
 	return buf;

@@ -87,7 +87,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 
 int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out)
 {
-	static const char *const state[] = { "down", "connecting", "accepting", "up", "gone" };
+	static const char *const state[] = { "down", "connecting", "accepting", "connecting", "up", "gone" };
 	struct rref_peer_stats s = { .heard = -1 };
 	struct rp_peer_counts c = { 0 };
 
@@ -106,7 +106,8 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
 	s.size = out->size;
 	s.rank = rank;
-	s.state = (uint32_t)rank == ctx->rank ? "self" : p->resume.broken ? "broken" : state[p->state];
+	s.state = (uint32_t)rank == ctx->rank ? "self" : p->resume.broken ? "broken" :
+		  p->cut_off ? "down" : state[p->state];
 	s.epoch = p->epoch;
 	s.sessions = p->nr_sessions;
 	s.resumed = p->resume.nr_resumed;

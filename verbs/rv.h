@@ -63,6 +63,7 @@ struct rv_options {
 	uint32_t max_reads;    /* READs outstanding per connection; 0 = 256 */
 	uint32_t max_conns;    /* peers at once; sizes shared queues; 0 = 64 */
 	int64_t silence_ns;    /* ibv: how long a device may not answer before its connection ends; 0 = 0.5 s */
+	int64_t connect_ns;    /* how long connect waits for an answer, and accept for its confirmation; 0 = 2.5 s */
 	rv_log_fn log;
 	void *log_ctx;
 };
@@ -152,8 +153,8 @@ struct rv_event {
  *             RV_ACCESS_REMOTE_READ (-EINVAL without), offset 0 of the fd = base. iova = the remote address of base.
  *             -ENOMEM: limit; the text names RLIMIT_MEMLOCK, its value and what was asked, or plain memory.
  * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY: keep the memory.
- * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, within
- *             a deadline of the provider's own (2 s .. 3 s): -ETIMEDOUT, -EHOSTUNREACH, -EPROTONOSUPPORT; -ECONNREFUSED
+ * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, soon
+ *             after options.connect_ns at the latest: -ETIMEDOUT, -EHOSTUNREACH, -EPROTONOSUPPORT; -ECONNREFUSED
  *             with a reason: rejected, without one: nobody listens there; -ECONNRESET: somebody does, and hung up without
  *             an answer (it is busy, or died meanwhile).
  * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.

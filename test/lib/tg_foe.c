@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
+#include "core/rc.h"
 #include "tg_foe.h"
 
 #define BEACON_BYTES 4096
@@ -112,7 +113,7 @@ static void round_of_work(struct rref_ctx *ctx, struct rref *ref)
 static void call_foe(struct rref_ctx *ctx)
 {
 	int64_t start = now_ns();
-	int err = rref_rpc_sync(ctx, FOE, "tg.echo", NULL, 20 * NSEC_PER_SEC, NULL);
+	int err = rref_rpc_sync(ctx, FOE, "tg.echo", NULL, 6 * tg_slow() * NSEC_PER_SEC, NULL);
 
 	snprintf(foe_shown()->called_text, sizeof(foe_shown()->called_text), "%s", err ? rref_last_error() : "");
 	foe_shown()->took_ns = now_ns() - start;
@@ -135,6 +136,7 @@ static int good(int rank)
 	if (!tg_is_shm())
 		o.peer_timeout = 5 * NSEC_PER_SEC; /* an emulated device takes its time for a handshake */
 	TG_OK(rref_init(&o, &ctx));
+	ctx->answer_ns = 2 * NSEC_PER_SEC;
 	TG_OK(rref_register(ctx, &keeper));
 	for (size_t i = 0; i < foe_nr_functions; i++)
 		TG_OK(rref_register(ctx, &foe_functions[i]));

@@ -121,7 +121,7 @@ static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
 }
 
 /* The longest ACK time-out with which all tries are over within silence_ns. */
-static void set_silence(struct rv_dev *dev, int64_t silence_ns)
+static void set_silence(struct rv_dev *dev, int64_t silence_ns, int64_t connect_ns)
 {
 	dev->ack_timeout = RVI_ACK_TIMEOUT_MIN;
 	while (dev->ack_timeout < RVI_ACK_TIMEOUT_MAX &&
@@ -129,7 +129,7 @@ static void set_silence(struct rv_dev *dev, int64_t silence_ns)
 		dev->ack_timeout++;
 	dev->patience_ns = (INT64_C(4096) << dev->ack_timeout) * (RVI_RETRY_CNT + 1) + RVI_WATCH_SLACK_NS;
 	/* Who may be silent for longer may also need longer to connect: an overloaded or emulated host. */
-	dev->connect_ns = max_of(RVI_CONNECT_NS, silence_ns > INT64_MAX / 5 ? INT64_MAX / 5 : 5 * silence_ns);
+	dev->connect_ns = max_of(connect_ns, silence_ns > INT64_MAX / 5 ? INT64_MAX / 5 : 5 * silence_ns);
 }
 
 int rvi_open(const struct rv_options *opt, struct rv_dev **out)
@@ -149,7 +149,8 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	memset(dev, 0, sizeof(*dev));
 	dev->ctx = pick.ctx;
 	dev->epfd = dev->timerfd = -1;
-	set_silence(dev, opt->silence_ns ? opt->silence_ns : RVI_SILENCE_NS);
+	set_silence(dev, opt->silence_ns ? opt->silence_ns : RVI_SILENCE_NS,
+		    opt->connect_ns ? opt->connect_ns : RVI_CONNECT_NS);
 	dev->log = opt->log;
 	dev->log_ctx = opt->log_ctx;
 	list_init(&dev->closed);

@@ -43,7 +43,7 @@ int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	conn->text_len = (uint16_t)len;
 	if (len)
 		memcpy(conn->text, hello, len);
-	rvs_deadline(conn, now_ns() + RVS_CONNECT_NS);
+	rvs_deadline(conn, now_ns() + dev->opt.connect_ns);
 	rvs_dial(conn);
 	*out = conn;
 	return 0;

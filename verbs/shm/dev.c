@@ -130,6 +130,7 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	dev->opt = *opt;
 	dev->opt.credits = min_of(opt->credits ? opt->credits : 64, RVS_MAX_CREDITS);
 	dev->opt.max_reads = opt->max_reads ? opt->max_reads : 256;
+	dev->opt.connect_ns = opt->connect_ns ? opt->connect_ns : RVS_CONNECT_NS;
 	dev->opt.max_conns = min_of(opt->max_conns ? opt->max_conns : 64, 16384u);
 	dev->max_msg = RVS_MAX_MSG;
 	if (env && *env)
