@@ -378,7 +378,7 @@ void rc_run_undo(struct rref_future *f); /* it is not: its READ was not posted *
 /* What is said of a READ whose connection broke under it: nothing about the READ itself. */
 static inline bool rc_read_lost(int status)
 {
-	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN;
+	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN || status == -EIO;
 }
 
 /* pieces.c; all [lock] */

@@ -43,7 +43,9 @@ int rc_read_explain(struct rref_future *f)
 	switch (f->read_status) {
 	case -ENOMEM:
 	case -EMSGSIZE:
-		return f->read_status; /* text is set */
+		if (!*f->text)
+			snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
+		return f->read_status;
 	case -EPERM:
 		local_only(f);
 		return -EPERM;
@@ -58,9 +60,15 @@ int rc_read_explain(struct rref_future *f)
 	case -ECONNRESET:
 	case -ENOTCONN:
 	case -ETIMEDOUT:
+	case -EIO:
 		snprintf(lost, sizeof(lost), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
 		return rc_stall_lost(f->ctx, p, lost, f->text, sizeof(f->text));
-	default:
+	case -EFAULT: /* the device's word on this side's own memory or request */
+	case -EINVAL:
+		snprintf(f->text, sizeof(f->text), "this worker's own device refused to read from %s (%s, work completion status %d)",
+			 p->member->name, rref_strerror(f->read_status), f->read_wc);
+		return -EIO;
+	default: /* how the session ended */
 		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
 		return f->read_status;
 	}

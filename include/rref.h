@@ -43,6 +43,7 @@
  *   -ENETRESET     the session with the peer ended though both live: it began a new one, or it cut this worker off, which stood
  *                  still for longer than stall_timeout, say; or this worker ended it, because too many reads were refused or
  *                  its connection broke too often. What belonged to the old one is gone; new references can be had.
+ *   -ENODEV        the device that reaches the peer was lost.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
  *   -ESTALE        the reference or its value is not there any more (deleted, another incarnation).
@@ -570,8 +571,9 @@ RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, in
  * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
  *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which, and
  *               names the reference)
- *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN: see the top
+ *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN, -EPROTO, -ENODEV: see the top
  *   -EPERM      not the owner, and the value stays there; the text names value, owner and user
+ *   -EIO        this worker's own device refused the request; the text has its work completion status
  *   any other   the value's own error, given by its function or rref_set_error, with the text
  */
 RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);

@@ -165,8 +165,10 @@ struct rv_event {
  * post_reads  [any] Posts up to n READs with one doorbell; conn must not be closed meanwhile (the caller excludes it).
  *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
  *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL; -ENOMEM a limit of this process is in the way of this READ
- *             alone (the text names it), which may go well later. A posted READ is reported exactly once: in r[i].status at once
- *             where caps.reads_inline, else by RV_EV_READ.
+ *             alone (the text names it), which may go well later. A posted READ is reported exactly once: in r[i].status
+ *             at once where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by the peer's device;
+ *             -EFAULT, the landing place is none; -EPROTO, the peer broke the rules. All others say that the connection
+ *             is gone, and nothing about the READ: -ETIMEDOUT if the peer did not answer.
  * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm brings the first of them into the
  *             processor's cache, where it has the region.
  * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if the device is lost.

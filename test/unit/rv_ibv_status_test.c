@@ -26,13 +26,32 @@ static void wc__every_status_has_an_errno_and_words(void **state)
 	}
 }
 
+/* No other answers reach the core: each of these has its place there. */
+static void wc__there_are_five_answers(void **state)
+{
+	const int final[] = { IBV_WC_LOC_LEN_ERR, IBV_WC_LOC_PROT_ERR, IBV_WC_LOC_ACCESS_ERR, IBV_WC_REM_INV_REQ_ERR,
+			      IBV_WC_REM_ACCESS_ERR, IBV_WC_RNR_RETRY_EXC_ERR };
+
+	(void)state;
+	for (int s = IBV_WC_SUCCESS + 1; s <= IBV_WC_TM_RNDV_INCOMPLETE + 3; s++) {
+		bool is_final = false;
+		int err = rvi_wc_errno(s);
+
+		for (unsigned i = 0; i < sizeof(final) / sizeof(*final); i++)
+			is_final |= final[i] == s;
+		/* What says nothing about the request is asked again. */
+		assert_int_equal(err == -ETIMEDOUT || err == -ECONNRESET, !is_final);
+		assert_true(!is_final || err == -EACCES || err == -EFAULT || err == -EPROTO);
+	}
+}
+
 static void wc__unknown_numbers(void **state)
 {
 	const int unknown[] = { -1, INT_MIN, IBV_WC_TM_RNDV_INCOMPLETE + 1, 1000, INT_MAX };
 
 	(void)state;
 	for (unsigned i = 0; i < sizeof(unknown) / sizeof(*unknown); i++) {
-		assert_int_equal(rvi_wc_errno(unknown[i]), -EIO);
+		assert_int_equal(rvi_wc_errno(unknown[i]), -ECONNRESET);
 		assert_string_equal(rvi_wc_text(unknown[i]), "unknown completion status");
 		assert_false(rvi_wc_is_flush(unknown[i]));
 	}
@@ -47,7 +66,8 @@ static void wc__what_the_core_tells_apart(void **state)
 	assert_int_equal(rvi_wc_errno(IBV_WC_REM_ACCESS_ERR), -EACCES);
 	assert_int_equal(rvi_wc_errno(IBV_WC_REM_INV_REQ_ERR), -EACCES);
 	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_PROT_ERR), -EFAULT);
-	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_LEN_ERR), -EMSGSIZE);
+	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_LEN_ERR), -EFAULT);
+	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_QP_OP_ERR), -ECONNRESET); /* a link that went down */
 }
 
 static void cm__every_end_has_an_errno(void **state)
@@ -110,6 +130,7 @@ int main(void)
 		cmocka_unit_test(cm_table__the_way_up),
 		cmocka_unit_test(cm_table__total_over_states_and_events),
 		cmocka_unit_test(wc__every_status_has_an_errno_and_words),
+		cmocka_unit_test(wc__there_are_five_answers),
 		cmocka_unit_test(wc__unknown_numbers),
 		cmocka_unit_test(wc__what_the_core_tells_apart),
 	};

@@ -94,10 +94,13 @@ void rvi_conn_up(struct rv_conn *conn)
 	rvi_return_credits(conn);
 }
 
-/* The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait. */
+/*
+ * The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait. While the port
+ * is down it is said later, when the id is destroyed: see reap.c.
+ */
 static void tell_peer(struct rv_conn *conn)
 {
-	if (conn->cm_used)
+	if (conn->cm_used && rvi_port_is_up(conn->dev))
 		rdma_disconnect(conn->id);
 	conn->cm_used = false;
 }

@@ -236,6 +236,7 @@ void rvi_close(struct rv_dev *dev);
 void rvi_reap_init(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
 void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
+bool rvi_port_is_up(const struct rv_dev *dev);     /* or nobody knows */
 
 /* probe.c: chooses and opens. */
 struct rvi_pick {

@@ -164,7 +164,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		posted--;
 	}
 	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained, got - (uint64_t)posted);
-	if (posted == (int)got || (err != ENOMEM && err != EAGAIN && err != EINVAL)) {
+	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
 		at_store(&conn->kicked, 1);
 		at_store_rel(&conn->dev->attention, 1);
 	}
@@ -172,7 +172,8 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		return posted;
 	if (err == ENOMEM || err == EAGAIN)
 		return -EAGAIN;
-	return rv_fail(err == EINVAL ? EINVAL : ENOTCONN, "the device refused a READ: %s", strerror(err));
+	/* What was asked is in order (check): it is the queue pair that takes nothing any more. */
+	return rv_fail(ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
 
 static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_read *r, unsigned n)

@@ -5,6 +5,10 @@
  * something else was sent (cm_destroy_id in the stack). Whoever closes a connection holds the core's progress lock.
  *
  * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is ours, not the id's.
+ *
+ * While the port is down nothing is destroyed that may have to say goodbye. A datagram that rdma_rxe 6.1 cannot route ends
+ * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
+ * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
  */
 #include <signal.h>
 #include <stdlib.h>
@@ -13,11 +17,35 @@
 #include "ibv.h"
 
 #define REAP_MAX 64u /* that wait; more are destroyed where they are closed, so that nobody piles them up */
+#define PORT_LOOK_NS (100 * NSEC_PER_MSEC)
 
 struct rvi_reaped {
 	struct list node;
 	struct rdma_cm_id *id;
 };
+
+bool rvi_port_is_up(const struct rv_dev *dev)
+{
+	struct ibv_port_attr port;
+
+	return ibv_query_port(dev->ctx, dev->port, &port) || port.state == IBV_PORT_ACTIVE;
+}
+
+/* Waits until the port is up, or nobody wants to wait. [r->lock, let go of meanwhile] */
+static void await_port(struct rv_dev *dev)
+{
+	struct rvi_reaper *r = &dev->reaper;
+
+	while (!r->stop && !rvi_port_is_up(dev)) {
+		struct timespec until;
+
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += (long)PORT_LOOK_NS;
+		until.tv_sec += until.tv_nsec / (long)NSEC_PER_SEC;
+		until.tv_nsec %= (long)NSEC_PER_SEC;
+		pthread_cond_timedwait(&r->more, &r->lock, &until);
+	}
+}
 
 static void *reap(void *arg)
 {
@@ -28,6 +56,8 @@ static void *reap(void *arg)
 	prctl(PR_SET_NAME, "rref-cm");
 	pthread_mutex_lock(&r->lock);
 	while (!r->stop || !list_empty(&r->ids)) {
+		if (!list_empty(&r->ids))
+			await_port(dev);
 		l = list_pop(&r->ids);
 		if (!l) {
 			pthread_cond_wait(&r->more, &r->lock);
@@ -45,9 +75,14 @@ static void *reap(void *arg)
 
 void rvi_reap_init(struct rv_dev *dev)
 {
+	pthread_condattr_t attr;
+
 	list_init(&dev->reaper.ids);
 	pthread_mutex_init(&dev->reaper.lock, NULL);
-	pthread_cond_init(&dev->reaper.more, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&dev->reaper.more, &attr);
+	pthread_condattr_destroy(&attr);
 }
 
 /* The program's signals are not for it. */
@@ -70,7 +105,7 @@ void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
 
 	id->context = NULL; /* its events find no connection any more; see next_event() */
 	pthread_mutex_lock(&r->lock);
-	if (one && r->nr < REAP_MAX && (r->runs || start(dev))) {
+	if (one && (r->nr < REAP_MAX || !rvi_port_is_up(dev)) && (r->runs || start(dev))) {
 		one->id = id;
 		list_init(&one->node);
 		list_add_tail(&r->ids, &one->node);

@@ -112,8 +112,10 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
 		give_back(dev, b);
-		/* A receive fails for what was sent, a message longer than any may be, whatever the device calls it. */
-		if (conn && rvi_wc_is_flush(wc->status))
+		int err = rvi_wc_errno(wc->status);
+
+		/* That it did not fit means a message longer than any may be. Other failures say nothing about the peer. */
+		if (conn && (err == -ECONNRESET || err == -ETIMEDOUT))
 			rvi_conn_fail_wc(conn, wc->status);
 		else if (conn)
 			rvi_conn_protocol_error(conn, rvi_wc_text(wc->status));

@@ -8,46 +8,47 @@
 #include "base/util.h"
 
 /*
- * What a status means for the one who reads over a connection:
- *  - RETRY_EXC: the peer's device does not answer. A key that was revoked in mid-READ looks the same (FACTS 2), so the
- *    core decides from its session state, not from this.
- *  - REM_ACCESS (bad key or bounds) and REM_INV_REQ (READs not allowed yet): the peer's device refused.
- *  - RNR_RETRY: the peer gave credits without buffers, which is a broken peer, for credits are the flow control.
+ * What a status means to a reader over a connection. There are five answers, and the core knows no other:
+ *  - EACCES: the peer's device refused (a bad key or bounds; READs that are not allowed yet).
+ *  - EFAULT: this side's own memory or length was wrong. To ask again would bring the same.
+ *  - EPROTO: the peer gave credits without buffers, so it is broken: credits are the flow control.
+ *  - ETIMEDOUT: the peer's device does not answer. A key that is revoked in mid-READ looks the same.
+ *  - ECONNRESET: the connection is gone, and that says nothing about the request. It may be asked again over another.
  */
 static const struct {
 	int err;
 	const char *text;
 } wc_table[] = {
 	[IBV_WC_SUCCESS] = { 0, "success" },
-	[IBV_WC_LOC_LEN_ERR] = { EMSGSIZE, "local length error" },
-	[IBV_WC_LOC_QP_OP_ERR] = { EINVAL, "local queue pair operation error" },
-	[IBV_WC_LOC_EEC_OP_ERR] = { EIO, "local EE context operation error" },
+	[IBV_WC_LOC_LEN_ERR] = { EFAULT, "local length error" },
+	[IBV_WC_LOC_QP_OP_ERR] = { ECONNRESET, "local queue pair operation error: it could not send, as when a link or a route is gone" },
+	[IBV_WC_LOC_EEC_OP_ERR] = { ECONNRESET, "local EE context operation error" },
 	[IBV_WC_LOC_PROT_ERR] = { EFAULT, "local protection error: landing memory not registered" },
 	[IBV_WC_WR_FLUSH_ERR] = { ECONNRESET, "flushed" },
-	[IBV_WC_MW_BIND_ERR] = { EIO, "memory window bind error" },
-	[IBV_WC_BAD_RESP_ERR] = { EPROTO, "bad response" },
+	[IBV_WC_MW_BIND_ERR] = { ECONNRESET, "memory window bind error" },
+	[IBV_WC_BAD_RESP_ERR] = { ECONNRESET, "bad response" },
 	[IBV_WC_LOC_ACCESS_ERR] = { EFAULT, "local access error" },
 	[IBV_WC_REM_INV_REQ_ERR] = { EACCES, "remote invalid request: the peer does not allow it" },
 	[IBV_WC_REM_ACCESS_ERR] = { EACCES, "remote access error: key or bounds refused by the peer's device" },
-	[IBV_WC_REM_OP_ERR] = { EREMOTEIO, "remote operation error" },
+	[IBV_WC_REM_OP_ERR] = { ECONNRESET, "remote operation error" },
 	[IBV_WC_RETRY_EXC_ERR] = { ETIMEDOUT, "retries exhausted: the peer's device does not answer" },
 	[IBV_WC_RNR_RETRY_EXC_ERR] = { EPROTO, "receiver not ready: the peer broke its credits" },
-	[IBV_WC_LOC_RDD_VIOL_ERR] = { EIO, "local RDD violation" },
-	[IBV_WC_REM_INV_RD_REQ_ERR] = { EPROTO, "remote invalid RD request" },
-	[IBV_WC_REM_ABORT_ERR] = { EREMOTEIO, "aborted by the remote side" },
-	[IBV_WC_INV_EECN_ERR] = { EIO, "invalid EE context number" },
-	[IBV_WC_INV_EEC_STATE_ERR] = { EIO, "invalid EE context state" },
-	[IBV_WC_FATAL_ERR] = { EIO, "fatal transport error" },
+	[IBV_WC_LOC_RDD_VIOL_ERR] = { ECONNRESET, "local RDD violation" },
+	[IBV_WC_REM_INV_RD_REQ_ERR] = { ECONNRESET, "remote invalid RD request" },
+	[IBV_WC_REM_ABORT_ERR] = { ECONNRESET, "aborted by the remote side" },
+	[IBV_WC_INV_EECN_ERR] = { ECONNRESET, "invalid EE context number" },
+	[IBV_WC_INV_EEC_STATE_ERR] = { ECONNRESET, "invalid EE context state" },
+	[IBV_WC_FATAL_ERR] = { ECONNRESET, "fatal transport error" },
 	[IBV_WC_RESP_TIMEOUT_ERR] = { ETIMEDOUT, "response timeout" },
-	[IBV_WC_GENERAL_ERR] = { EIO, "general error" },
-	[IBV_WC_TM_ERR] = { EIO, "tag matching error" },
-	[IBV_WC_TM_RNDV_INCOMPLETE] = { EIO, "tag matching rendezvous incomplete" },
+	[IBV_WC_GENERAL_ERR] = { ECONNRESET, "general error" },
+	[IBV_WC_TM_ERR] = { ECONNRESET, "tag matching error" },
+	[IBV_WC_TM_RNDV_INCOMPLETE] = { ECONNRESET, "tag matching rendezvous incomplete" },
 };
 
 int rvi_wc_errno(int wc_status)
 {
 	if (wc_status < 0 || (size_t)wc_status >= array_size(wc_table))
-		return -EIO;
+		return -ECONNRESET;
 	return -wc_table[wc_status].err;
 }
 

@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-/* A work completion's status: 0 for success, else -errno. */
+/* A work completion's status: 0 for success, else one of -EACCES, -EFAULT, -EPROTO, -ETIMEDOUT, -ECONNRESET; see status.c. */
 int rvi_wc_errno(int wc_status);
 
 /* "remote access error", for people. Static. */
