@@ -140,12 +140,26 @@ struct rz_address {
 	char text[RZ_HOST_MAX + 16];   /* as given, quoted */
 	char host[RZ_HOST_MAX + 1];
 	char port[6];
+	bool is_number;                /* no name that would have to be looked up */
+};
+
+/* When it was told last what is waited for. Begins as zeroes. */
+struct rz_patience {
+	int64_t said_at, step;
 };
 
 /* -EINVAL with a text. */
 int rz_address_parse(const char *text, struct rz_address *out);
-/* freeaddrinfo *out. May block in the resolver. */
-int rz_resolve(const struct rz_address *a, int64_t deadline, struct addrinfo **out);
+/*
+ * rz_resolve: freeaddrinfo *out. May block in the resolver. What can change by itself is tried until the deadline:
+ * -ETIMEDOUT. -EACCES: an address that needs a group key. -ENOMEM, -EMFILE, -EINVAL: what does not change.
+ * rz_resolve_again: one look for a name whose address may be another now. *list stays as it is if there is none.
+ */
+int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline, struct rz_patience *patience,
+	       const struct rc_group_log *log, struct addrinfo **out);
+void rz_resolve_again(const struct rz_address *a, const struct rc_key *key, struct addrinfo **list);
+/* Says at level info what is waited for: at once, and then at growing intervals. */
+void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 bool rz_is_loopback(const struct sockaddr *sa);
 /* "10.0.0.1:29500", "[::1]:29500". Returns out. */
 #define RZ_SOCKADDR_TEXT 72
@@ -160,9 +174,9 @@ void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...) __a
 
 /* ---- the two sides. As rc_rendezvous; members is written on success only. */
 
-int rz_serve(const struct rz_address *a, const struct addrinfo *list, uint32_t world, const struct rc_member *me,
+int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members);
-int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t world, const struct rc_member *me,
+int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members);
 
 #endif

@@ -105,7 +105,7 @@ void rz_serve_half_open(struct rz_serve *s, struct rz_conn *c);
 /* ---- rendezvous_listen.c */
 
 /* 0, or -errno with a text. */
-int rz_listen(struct rz_serve *s, const struct addrinfo *list);
+int rz_listen(struct rz_serve *s);
 void rz_close_listeners(struct rz_serve *s);
 void rz_accept(struct rz_serve *s, int listener);
 

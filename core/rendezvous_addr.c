@@ -16,17 +16,67 @@
 #include "rc_rendezvous.h"
 
 #define RESOLVE_PAUSE_NS (200 * NSEC_PER_MSEC)
+#define STILL_FIRST_NS (500 * NSEC_PER_MSEC) /* between two lines about what is waited for; doubled each time */
+#define STILL_LAST_NS (60 * NSEC_PER_SEC)
 #define RANKS_SHOWN 16 /* ranges in a text */
+
+/* NULL, or what is wrong with an IPv6 address, given without its brackets. */
+static const char *wrong_v6(struct rz_address *a)
+{
+	char number[INET6_ADDRSTRLEN], *scope = strchr(a->host, '%');
+	size_t length = scope ? (size_t)(scope - a->host) : strlen(a->host);
+	struct in6_addr in6;
+
+	snprintf(number, sizeof(number), "%.*s", (int)min_of(length, sizeof(number) - 1), a->host);
+	if (length >= sizeof(number) || inet_pton(AF_INET6, number, &in6) != 1)
+		return "what stands in brackets is no IPv6 address";
+	if (scope && (!scope[1] || strchr(scope + 1, '%')))
+		return "behind the % must be the name of a network interface, as in [fe80::1%eth0]:29500";
+	if (IN6_IS_ADDR_LINKLOCAL(&in6) && !scope)
+		return "a link-local address needs its network interface, as in [fe80::1%eth0]:29500";
+	if (IN6_IS_ADDR_MULTICAST(&in6))
+		return "a multicast address is no place to meet at";
+	/* An IPv4 address in disguise is that address: workers that are given either form meet. */
+	if (IN6_IS_ADDR_V4MAPPED(&in6) && !scope)
+		inet_ntop(AF_INET, &in6.s6_addr[12], a->host, sizeof(a->host));
+	a->is_number = true;
+	return NULL;
+}
+
+/* NULL, or what is wrong with a name or an IPv4 address. The locale has no say in what a letter is. */
+static const char *wrong_name(struct rz_address *a)
+{
+	size_t length = strlen(a->host), label = 0;
+	struct in_addr in;
+
+	if (strspn(a->host, "0123456789.") == length) {
+		a->is_number = true;
+		return inet_pton(AF_INET, a->host, &in) == 1 ? NULL : "an IPv4 address is four numbers of 0 to 255, as in 10.0.0.1";
+	}
+	for (const char *p = a->host; *p; p++) {
+		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.", *p))
+			return "a host's name has letters, digits, '-', '_' and '.', and nothing else";
+		label = *p == '.' ? 0 : label + 1;
+		/* One dot may stand at the end, and says that the name is complete. */
+		if (label > 63 || (!label && (p == a->host || p[-1] == '.')))
+			return "each part of a host's name, between dots, has 1 to 63 characters";
+	}
+	return NULL;
+}
 
 int rz_address_parse(const char *text, struct rz_address *out)
 {
-	const char *host = text, *host_end, *port, *form = "must be host:port or [v6]:port";
-	struct rz_address a;
+	const char *host = text, *host_end, *port, *wrong, *form = "it must be host:port or [v6]:port";
+	struct rz_address a = { .is_number = false };
 	long number = 0;
 
 	if (!text)
-		return rc_fail(EINVAL, "rendezvous: no address given; it %s", form);
+		return rc_fail(EINVAL, "rendezvous: no address given; %s", form);
 	rc_quote(a.text, sizeof(a.text), text, strlen(text));
+	if (strstr(text, "://"))
+		return rc_fail(EINVAL, "rendezvous \"%s\": no URL; %s, without what stands before and behind that", a.text, form);
+	if (strpbrk(text, " \t\r\n"))
+		return rc_fail(EINVAL, "rendezvous \"%s\": a space or the end of a line is in it; %s", a.text, form);
 	if (text[0] == '[') {
 		host = text + 1;
 		host_end = strchr(host, ']');
@@ -36,14 +86,14 @@ int rz_address_parse(const char *text, struct rz_address *out)
 	} else {
 		host_end = strchr(text, ':');
 		if (!host_end)
-			return rc_fail(EINVAL, "rendezvous \"%s\": no port; it %s", a.text, form);
+			return rc_fail(EINVAL, "rendezvous \"%s\": no port; %s", a.text, form);
 		/* "::1:80" could be two different things. */
 		if (strchr(host_end + 1, ':'))
-			return rc_fail(EINVAL, "rendezvous \"%s\": an IPv6 address must stand in brackets; it %s", a.text, form);
+			return rc_fail(EINVAL, "rendezvous \"%s\": an IPv6 address must stand in brackets; %s", a.text, form);
 		port = host_end + 1;
 	}
 	if (host_end == host || host_end - host > RZ_HOST_MAX)
-		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes", a.text, RZ_HOST_MAX);
+		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes; %s", a.text, RZ_HOST_MAX, form);
 	for (const char *p = port; *p && number <= 65535; p++) {
 		if (*p < '0' || *p > '9')
 			return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
@@ -53,34 +103,118 @@ int rz_address_parse(const char *text, struct rz_address *out)
 		return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
 	memcpy(a.host, host, (size_t)(host_end - host));
 	a.host[host_end - host] = '\0';
+	wrong = text[0] == '[' ? wrong_v6(&a) : wrong_name(&a);
+	if (wrong)
+		return rc_fail(EINVAL, "rendezvous \"%s\": %s", a.text, wrong);
 	snprintf(a.port, sizeof(a.port), "%u", (unsigned)number & 0xffff);
 	*out = a;
 	return 0;
 }
 
-int rz_resolve(const struct rz_address *a, int64_t deadline, struct addrinfo **out)
+void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char *fmt, ...)
 {
-	struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
-	int tries = 0, r;
+	char text[RREF_TEXT_SIZE];
+	int64_t now = now_ns();
+	va_list ap;
+
+	if (!p->said_at)
+		p->said_at = now - STILL_FIRST_NS; /* whoever starts the workers wants to know at once */
+	if (now - p->said_at < max_of(p->step, STILL_FIRST_NS))
+		return;
+	p->said_at = now;
+	p->step = min_of(max_of(2 * p->step, STILL_FIRST_NS), STILL_LAST_NS);
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	rz_log(log, RREF_LOG_INFO, "%s", text);
+}
+
+/* Tells whether a name that has no address now may have one later: the cluster starts up, a link comes, a server answers. */
+static bool may_change(int r, int err)
+{
+	switch (r) {
+	case EAI_AGAIN:
+	case EAI_NONAME:
+	case EAI_NODATA:
+	case EAI_ADDRFAMILY:
+	case EAI_FAIL:
+		return true;
+	case EAI_SYSTEM:
+		return err != EMFILE && err != ENFILE && err != ENOMEM;
+	default:
+		return false;
+	}
+}
+
+/* One look. 0 or an EAI_ code. */
+static int look_up(const struct rz_address *a, struct addrinfo **out)
+{
+	struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
+				  .ai_flags = AI_NUMERICSERV | (a->is_number ? AI_NUMERICHOST : 0) };
+
+	return getaddrinfo(a->host, a->port, &hints, out);
+}
+
+/* The user's own key proves "the same user on this machine", so the rest of the network has no business here. */
+static int check_local(const struct rz_address *a, const struct rc_key *key, const struct addrinfo *list)
+{
+	char text[RZ_SOCKADDR_TEXT];
+
+	for (const struct addrinfo *i = list; i && !key->is_group; i = i->ai_next)
+		if (!rz_is_loopback(i->ai_addr))
+			return rc_fail(EACCES, "rendezvous \"%s\" (%s) is not a loopback address, which needs a group key: put the same "
+				       "random bytes into a file on every host, chmod 600, and name it in RREF_KEY_FILE", a->text,
+				       rz_sockaddr_text(i->ai_addr, i->ai_addrlen, text));
+	return 0;
+}
+
+int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline, struct rz_patience *patience,
+	       const struct rc_group_log *log, struct addrinfo **out)
+{
+	int64_t start = now_ns();
+	struct addrinfo *list;
+	int tries = 0, r, err;
 
 	for (;;) {
-		r = getaddrinfo(a->host, a->port, &hints, out);
+		const char *why;
+
+		errno = 0;
+		r = look_up(a, &list);
+		err = errno;
 		tries++;
 		if (r == 0)
-			return 0;
-		/* EAI_AGAIN is a name server that is not there yet, as in a cluster that starts up. */
-		if (r != EAI_AGAIN || now_ns() + RESOLVE_PAUSE_NS >= deadline)
 			break;
+		why = r == EAI_SYSTEM ? rref_strerror(err) : gai_strerror(r);
+		if (r == EAI_MEMORY)
+			return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host", a->text);
+		if (!may_change(r, err))
+			return rc_fail(r == EAI_SYSTEM ? err : EINVAL, "rendezvous \"%s\": cannot resolve the host: %s", a->text, why);
+		if (now_ns() + RESOLVE_PAUSE_NS >= deadline)
+			return rc_fail(ETIMEDOUT, "rendezvous \"%s\": cannot resolve the host: %s (%d tries in %s s)", a->text, why, tries,
+				       seconds_text(now_ns() - start).text);
+		rz_still(patience, log, "rendezvous \"%s\": cannot resolve the host yet: %s; trying again", a->text, why);
 		(void)poll(NULL, 0, rz_poll_ms(now_ns() + RESOLVE_PAUSE_NS));
 	}
-	if (r == EAI_MEMORY)
-		return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host", a->text);
-	if (r == EAI_SYSTEM)
-		return rc_fail(errno, "rendezvous \"%s\": cannot resolve the host: %s", a->text, rref_strerror(errno));
-	if (r == EAI_AGAIN)
-		return rc_fail(ETIMEDOUT, "rendezvous \"%s\": cannot resolve the host: %s (%d tries)", a->text, gai_strerror(r),
-			       tries);
-	return rc_fail(EINVAL, "rendezvous \"%s\": cannot resolve the host: %s", a->text, gai_strerror(r));
+	r = check_local(a, key, list);
+	if (r)
+		freeaddrinfo(list);
+	else
+		*out = list;
+	return r;
+}
+
+void rz_resolve_again(const struct rz_address *a, const struct rc_key *key, struct addrinfo **list)
+{
+	struct addrinfo *now;
+
+	if (a->is_number || look_up(a, &now))
+		return;
+	if (check_local(a, key, now)) {
+		freeaddrinfo(now);
+		return;
+	}
+	freeaddrinfo(*list);
+	*list = now;
 }
 
 bool rz_is_loopback(const struct sockaddr *sa)
@@ -177,8 +311,6 @@ void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...)
 int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *me, const struct rc_key *key,
 		  int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
 {
-	char text[RZ_SOCKADDR_TEXT];
-	struct addrinfo *list;
 	struct rz_address a;
 	int r;
 
@@ -200,21 +332,6 @@ int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *m
 	r = rz_address_parse(address, &a);
 	if (r)
 		return r;
-	r = rz_resolve(&a, deadline, &list);
-	if (r)
-		return r;
-	/* The user's own key proves "the same user on this machine", so the rest of the network has no business here. */
-	for (const struct addrinfo *i = list; i && !key->is_group; i = i->ai_next) {
-		if (rz_is_loopback(i->ai_addr))
-			continue;
-		r = rc_fail(EACCES, "rendezvous \"%s\" (%s) is not a loopback address, which needs a group key: put the same "
-			    "random bytes into a file on every host, chmod 600, and name it in RREF_KEY_FILE", a.text,
-			    rz_sockaddr_text(i->ai_addr, i->ai_addrlen, text));
-		goto free_list;
-	}
-	r = me->rank == 0 ? rz_serve(&a, list, world, me, key, deadline, log, members)
-			  : rz_come(&a, list, world, me, key, deadline, log, members);
-free_list:
-	freeaddrinfo(list);
-	return r;
+	return me->rank == 0 ? rz_serve(&a, world, me, key, deadline, log, members)
+			     : rz_come(&a, world, me, key, deadline, log, members);
 }

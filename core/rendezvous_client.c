@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The rendezvous as every other worker sees it: one connection to rank 0, tried again and again until it has this
- * worker's place, since rank 0 may start later or be busy with others. After that its loss is the group's loss.
+ * worker's place, since rank 0 may start later, be busy with others, or be killed and started again. From the moment on
+ * that rank 0 tells who the members are, its loss is the group's loss.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -20,6 +21,8 @@
 #define CONNECT_NS (3 * NSEC_PER_SEC)            /* one try: a lost SYN must not cost the whole deadline */
 #define BACKOFF_MIN_NS (10 * NSEC_PER_MSEC)
 #define BACKOFF_MAX_NS (200 * NSEC_PER_MSEC)
+#define LOOK_MIN_NS (2 * NSEC_PER_SEC)           /* between looks whether rank 0's name has another address */
+#define LOOK_MAX_NS (30 * NSEC_PER_SEC)
 #define COME_AGAIN 1
 
 /* owner: the one thread inside rz_come */
@@ -36,6 +39,8 @@ struct come {
 	char last[96];                 /* the same in words */
 	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
 	bool is_joined, has_status;
+	bool has_table;                /* rank 0 has begun to send it: from here on its loss is the group's */
+	bool was_joined;               /* over a connection before this one */
 	struct rz_status status;
 	struct rz_session session;
 	struct rz_reader in;
@@ -189,10 +194,17 @@ static int fail_frame(struct come *c, int r)
 		return rc_fail(EKEYREJECTED, "rendezvous %s (%s): what answers there does not hold this group's key", c->a->text,
 			       c->peer);
 	default:
-		if (c->is_joined)
-			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %s s, before the group was complete: "
-				       "%s", c->a->text, c->peer, waited(c).text, rref_strerror(r));
+		if (c->has_table)
+			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %s s, while it told who the members "
+				       "are: %s", c->a->text, c->peer, waited(c).text, rref_strerror(r));
 		c->last_err = -r;
+		if (c->is_joined) {
+			/* It may have been killed, and be started again: the group is not complete, so nothing is lost. */
+			c->was_joined = true;
+			snprintf(c->last, sizeof(c->last), "lost rank 0 before the group was complete (%s)", rref_strerror(r));
+			rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): %s; joining again when it is back", c->a->text, c->peer, c->last);
+			return COME_AGAIN;
+		}
 		snprintf(c->last, sizeof(c->last), "the connection was closed before an answer (%s)", rref_strerror(r));
 		return COME_AGAIN;
 	}
@@ -220,6 +232,7 @@ static int take_table(struct come *c, int fd)
 	struct rz_digest digest;
 	int r;
 
+	c->has_table = true;
 	rz_digest_start(&digest);
 	for (uint32_t i = 0; i < c->world; i++) {
 		if (i && (r = next_frame(c, fd)))
@@ -246,6 +259,7 @@ static int talk(struct come *c, int fd)
 	uint8_t out[RZ_FRAME_MAX];
 	int r;
 
+	c->is_joined = c->has_status = false;
 	*s = (struct rz_session){ .key = c->key, .rank = c->me->rank, .world = c->world };
 	rc_random(s->client_nonce, sizeof(s->client_nonce));
 	rz_next(&c->in);
@@ -305,12 +319,14 @@ static int try_all(struct come *c, const struct addrinfo *list)
 	return COME_AGAIN;
 }
 
-int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t world, const struct rc_member *me,
+int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
 {
 	struct come *c = calloc(1, sizeof(*c));
 	struct rc_member *table = calloc(world, sizeof(*table));
-	int64_t backoff = BACKOFF_MIN_NS;
+	int64_t backoff = BACKOFF_MIN_NS, look_ns = LOOK_MIN_NS, look_at;
+	struct rz_patience patience = { 0 };
+	struct addrinfo *list = NULL;
 	int r = COME_AGAIN;
 
 	if (!c || !table) {
@@ -325,6 +341,10 @@ int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t wo
 	c->start = now_ns();
 	c->deadline = deadline;
 	c->table = table;
+	r = rz_resolve(a, key, deadline, &patience, log, &list);
+	if (r)
+		goto free_all;
+	look_at = now_ns() + look_ns;
 	while ((r = try_all(c, list)) == COME_AGAIN && now_ns() < deadline) {
 		uint32_t jitter;
 
@@ -332,13 +352,17 @@ int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t wo
 		if (!c->is_connected && (c->last_err == EMFILE || c->last_err == ENFILE || c->last_err == ENOMEM ||
 					 c->last_err == EACCES || c->last_err == EPERM))
 			break;
-		if (c->nr_tries == 1)
-			rz_log(log, RREF_LOG_INFO, "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text, c->peer,
-			       c->last);
+		rz_still(&patience, log, "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text, c->peer, c->last);
+		/* A rank 0 that is started again elsewhere has the same name. */
+		if (now_ns() >= look_at) {
+			rz_resolve_again(a, key, &list);
+			look_ns = min_of(2 * look_ns, LOOK_MAX_NS);
+			look_at = now_ns() + look_ns;
+		}
 		/* A thousand workers that start together should not come back together. */
 		rc_random(&jitter, sizeof(jitter));
 		pause_until(min_of(deadline, now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
-		backoff = min_of(backoff * 2, BACKOFF_MAX_NS);
+		backoff = c->is_joined ? BACKOFF_MIN_NS : min_of(backoff * 2, BACKOFF_MAX_NS);
 	}
 	if (r == COME_AGAIN) {
 		/* Refused, or closed without an answer, is nobody; everything else may be the network. */
@@ -346,12 +370,16 @@ int rz_come(const struct rz_address *a, const struct addrinfo *list, uint32_t wo
 
 		if (err != ECONNREFUSED && err != EMFILE && err != ENFILE && err != ENOMEM && err != EACCES && err != EPERM)
 			err = ETIMEDOUT;
-		r = rc_fail(err, "rendezvous %s (%s): rank %u could not reach rank 0: %u tries in %s s, the last: %s; is rank 0 "
-			    "running there?", a->text, c->peer, me->rank, c->nr_tries, waited(c).text, c->last);
+		r = rc_fail(err, "rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s; is rank 0 running there? A "
+			    "group that has started is closed: nobody can join it later, or take a dead worker's place", a->text, c->peer,
+			    me->rank, c->was_joined ? "lost rank 0 before the group was complete, and could not reach" : "could not reach",
+			    c->nr_tries, waited(c).text, c->last);
 	} else if (r == 0) {
 		memcpy(members, table, world * sizeof(*table));
 	}
 free_all:
+	if (list)
+		freeaddrinfo(list);
 	free(table);
 	free(c);
 	return r;

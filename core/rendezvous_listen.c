@@ -12,6 +12,7 @@
 
 #define BIND_NS (500 * NSEC_PER_MSEC)
 #define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
+#define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC) /* with a look at the name server each time */
 #define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)
 
 void rz_close_listeners(struct rz_serve *s)
@@ -33,7 +34,7 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 	(void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (ai->ai_family == AF_INET6) {
 		const struct sockaddr_in6 *in6 = (const void *)ai->ai_addr;
-		bool any = IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr);
+		bool any = IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr) || IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
 
 		(void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, any ? &off : &on, sizeof(on));
 	}
@@ -47,8 +48,16 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 
 /* At every address of the host, so that workers that resolve it in another order find us. An address that is not of
  * this host, or a family that it does not have, is passed over as long as another one works. */
-static int listen_once(struct rz_serve *s, const struct addrinfo *list, int64_t *waits)
+/* Tells whether an address is not here, and may come: with its interface, with a container's network, by DHCP. */
+static bool is_absent(int err)
 {
+	return err == EADDRNOTAVAIL || err == EAFNOSUPPORT || err == ENODEV || err == ENETDOWN || err == ENXIO;
+}
+
+/* 0, -errno with a text, or 1: what is in the way may go. */
+static int listen_once(struct rz_serve *s, const struct addrinfo *list, struct rz_patience *patience)
+{
+	int64_t now = now_ns();
 	int err = EADDRNOTAVAIL;
 
 	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS; i = i->ai_next) {
@@ -60,7 +69,7 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list, int64_t 
 			s->listener[s->nr_listeners++] = fd;
 			continue;
 		}
-		if (fd == -EADDRNOTAVAIL || fd == -EAFNOSUPPORT)
+		if (is_absent(-fd))
 			continue;
 		err = -fd;
 		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
@@ -70,29 +79,46 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list, int64_t 
 	if (s->nr_listeners)
 		return 0;
 	/* A worker's attempt to reach us may hold the port for a moment, when the kernel chose it for its own side. */
-	if (err == EADDRINUSE && now_ns() < *waits)
+	if (err == EADDRINUSE && now < min_of(s->deadline, s->start + BIND_NS))
 		return 1;
+	if (err == EADDRNOTAVAIL && now < s->deadline) {
+		rz_still(patience, s->log, "rendezvous %s: rank 0 cannot listen there yet: it is no address of this host; trying again. Run "
+			 "rank 0 on that host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, s->a->port, s->a->port);
+		return 1;
+	}
 	if (err == EADDRNOTAVAIL)
-		return rc_fail(err, "rendezvous %s: rank 0 cannot listen there: it is no address of this host; run rank 0 on that "
-			       "host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, s->a->port, s->a->port);
+		return rc_fail(err, "rendezvous %s: rank 0 could not listen there in %s s: it is no address of this host; run rank 0 on "
+			       "that host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, seconds_text(now - s->start).text,
+			       s->a->port, s->a->port);
 	if (err == EADDRINUSE)
 		return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
 			       "own store uses the port; choose another one with RREF_RENDEZVOUS", s->a->text, s->at);
 	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at, rref_strerror(err));
 }
 
-int rz_listen(struct rz_serve *s, const struct addrinfo *list)
+int rz_listen(struct rz_serve *s)
 {
-	int64_t waits = min_of(s->deadline, s->start + BIND_NS);
+	struct rz_patience patience = { 0 };
 	bool only_loopback = true;
+	struct addrinfo *list;
 	int r;
 
-	while ((r = listen_once(s, list, &waits)) == 1)
-		(void)poll(NULL, 0, rz_poll_ms(now_ns() + BIND_PAUSE_NS));
+	for (;;) {
+		/* Each time: a name's address may be another by now. */
+		r = rz_resolve(s->a, s->key, s->deadline, &patience, s->log, &list);
+		if (r)
+			return r;
+		r = listen_once(s, list, &patience);
+		for (const struct addrinfo *i = list; i; i = i->ai_next)
+			only_loopback = only_loopback && rz_is_loopback(i->ai_addr);
+		freeaddrinfo(list);
+		if (r <= 0)
+			break;
+		only_loopback = true;
+		(void)poll(NULL, 0, rz_poll_ms(now_ns() + (s->a->is_number ? BIND_PAUSE_NS : BIND_NAME_PAUSE_NS)));
+	}
 	if (r)
 		return r;
-	for (const struct addrinfo *i = list; i; i = i->ai_next)
-		only_loopback = only_loopback && rz_is_loopback(i->ai_addr);
 	/* Debian's installer gives a host's own name the address 127.0.1.1. Literal addresses start with a digit or ':'. */
 	if (only_loopback && strncmp(s->a->host, "localhost", 9) != 0 && s->a->host[0] > ':')
 		rz_log(s->log, RREF_LOG_WARNING, "rendezvous %s: on this host the name is %s, which other hosts cannot reach",

@@ -401,7 +401,7 @@ static int serve_group(struct rz_serve *s)
 	}
 }
 
-int rz_serve(const struct rz_address *a, const struct addrinfo *list, uint32_t world, const struct rc_member *me,
+int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
 {
 	struct rz_serve s = { .a = a, .key = key, .log = log, .world = world, .start = now_ns(), .deadline = deadline };
@@ -419,7 +419,7 @@ int rz_serve(const struct rz_address *a, const struct addrinfo *list, uint32_t w
 	s.table[0] = *me;
 	s.status.present.bits[0] = s.status.came.bits[0] = 1;
 	s.nr_present = 1;
-	r = rz_listen(&s, list);
+	r = rz_listen(&s);
 	if (r)
 		goto free_all;
 	r = serve_group(&s);
