@@ -48,6 +48,7 @@ struct ra_size ra_size_text(size_t bytes)
 	else if (bytes % ((size_t)1 << (10 * (u - 1))) == 0)
 		snprintf(s.text, sizeof(s.text), "%zu %s", bytes >> (10 * (u - 1)), units[u - 1]);
 	else
-		snprintf(s.text, sizeof(s.text), "%s %s", decimal_text((int64_t)tenths(bytes, 10 * u), 1).text, units[u]);
+		snprintf(s.text, sizeof(s.text), "%s %s",
+			 decimal_text((int64_t)tenths(bytes, 10 * u), 1).text, units[u]);
 	return s;
 }

@@ -164,7 +164,9 @@ static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t dea
 	if (err == -ESHUTDOWN)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
 	if (err)
-		return rc_fail(ETIMEDOUT, "%s", rc_stall_words(ctx, p->rank, "no new session in time", words, sizeof(words)));
+		return rc_fail(ETIMEDOUT, "%s",
+			       rc_stall_words(ctx, p->rank, "no new session in time", words,
+					      sizeof(words)));
 	return s.err;
 }
 

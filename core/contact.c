@@ -2,29 +2,33 @@
 /*
  * First contact: attempts at a session, and what it means that one came to nothing.
  *
- * Until a session exists only a refusal is death: nobody listens there, or the peer says no. Silence says nothing: the
- * peer may be stopped, be one of a hundred on a busy machine, or make progress now and then only. So an attempt that
- * meets silence, or a lack of something at either end, ends alone. What waits for the session stays where it is, each
- * operation for its own time, and further attempts follow, later and later, as long as something waits.
+ * Until a session exists only a refusal is death: nobody listens there, or the peer says no.
+ * Silence says nothing: the peer may be stopped, be one of a hundred on a busy machine, or make
+ * progress now and then only. So an attempt that meets silence, or a lack of something at either
+ * end, ends alone. What waits for the session stays where it is, each operation for its own time,
+ * and further attempts follow, later and later, as long as something waits.
  *
  *   DOWN --attempt--> CONNECTING, PROVING or ACCEPTING --refused--> fence
  *    ^                     |  \--proved--> UP
  *    +------silence--------+
  *
- * A peer that had a session and was lost in silence is cut off: the session ended after peer_timeout without an answer.
- * Operations with it fail at once. Attempts go on in the background, so that what is begun after its return succeeds.
+ * A peer that had a session and was lost in silence is cut off: the session ended after
+ * peer_timeout without an answer. Operations with it fail at once. Attempts go on in the
+ * background, so that what is begun after its return succeeds.
  */
 #include <errno.h>
 #include <stdio.h>
 
 #include "rc.h"
 
-#define AGAIN_NS (50 * NSEC_PER_MSEC)       /* between attempts at first; doubled each time */
+#define AGAIN_NS      (50 * NSEC_PER_MSEC) /* between attempts at first; doubled each time */
 #define AGAIN_LAST_NS (500 * NSEC_PER_MSEC)
-#define CUT_OFF_NS (2500 * NSEC_PER_MSEC)   /* for one attempt at a peer that is cut off */
-#define CUT_OFF_AGAIN_NS (2 * NSEC_PER_SEC) /* between them; what is wanted meanwhile does not wait for it */
+#define CUT_OFF_NS    (2500 * NSEC_PER_MSEC) /* for one attempt at a peer that is cut off */
+/* Between attempts at one that is cut off. Operations that want it meanwhile do not wait for that. */
+#define CUT_OFF_AGAIN_NS (2 * NSEC_PER_SEC)
 
-/* Tells whether what the peer or its machine answered to an attempt says that no session will come of the next either. */
+/* Tells whether what the peer or its machine answered to an attempt says that no session will come
+ * of the next either. */
 static bool is_refusal(int err, bool has_reason)
 {
 	switch (err) {
@@ -36,7 +40,8 @@ static bool is_refusal(int err, bool has_reason)
 	case -ENODEV:
 		return true;
 	case -ECONNREFUSED:
-		return !has_reason; /* nobody listens; a listener without a reason has too much to do, or too little memory */
+		return !has_reason; /* nobody listens; a listener without a reason has too much to
+				       do, or too little memory */
 	default:
 		return false;
 	}
@@ -54,8 +59,8 @@ void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p)
 void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	if (p->nr_silent)
-		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) answers, after %s s", p->member->name, p->rank,
-		       seconds_text(now_ns() - at_load(&p->silent_since)).text);
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) answers, after %s s", p->member->name,
+		       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text);
 	at_store(&p->silent_since, 0);
 	p->nr_silent = 0;
 	p->cut_off = false;
@@ -75,24 +80,31 @@ void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 	if (!p->cut_off)
 		snprintf(p->why, sizeof(p->why), "%s", why);
 	if (!p->nr_silent++ && !p->cut_off)
-		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) has not answered yet: %s; trying again", p->member->name, p->rank, why);
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) has not answered yet: %s; trying again",
+		       p->member->name, p->rank, why);
 	/* Half of it to one and a half: peers that failed together do not come back together. */
 	wait = p->cut_off ? CUT_OFF_AGAIN_NS : wait;
-	p->retry_at = max_of(now + wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait), p->resume.banned_until);
+	p->retry_at = max_of(now + wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait),
+			     p->resume.banned_until);
 }
 
 void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const char *reason)
 {
 	char why[RP_TEXT_MAX];
 
-	snprintf(why, sizeof(why), "connecting failed: %.150s", reason && *reason ? reason : rref_strerror(err));
-	/* Whoever came to us and left again has refused nothing. */
+	snprintf(why, sizeof(why), "connecting failed: %.150s",
+		 reason && *reason ? reason : rref_strerror(err));
+	/* A peer that came to us and left again has refused nothing. */
 	if (p->state == RC_PEER_ACCEPTING || !is_refusal(err, reason)) {
 		rc_contact_over(ctx, p, why);
 		return;
 	}
 	p->nobody = err == -ECONNREFUSED;
-	rc_peer_fence(ctx, p, err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE ? err : -EOWNERDEAD, why);
+	rc_peer_fence(ctx, p,
+		      err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE
+			      ? err
+			      : -EOWNERDEAD,
+		      why);
 }
 
 void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
@@ -102,7 +114,9 @@ void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
 	p->cut_off = true;
 	at_store(&p->silent_since, now);
 	p->retry_at = max_of(now + CUT_OFF_AGAIN_NS, p->resume.banned_until);
-	rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) is cut off; a new session is tried for now and then", p->member->name, p->rank);
+	rc_log(ctx, RREF_LOG_INFO,
+	       "%s (rank %u) is cut off; a new session is tried for now and then", p->member->name,
+	       p->rank);
 }
 
 /* Tells whether another attempt is to be made as soon as its time has come. */
@@ -113,7 +127,8 @@ static bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
 	if (p->cut_off)
 		return at_load(&ctx->state) == RC_CTX_RUNNING;
 	/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
-	return rc_barrier_misses(ctx, p->rank) || (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
+	return rc_barrier_misses(ctx, p->rank) ||
+	       (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
 }
 
 int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p)
@@ -127,12 +142,15 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		rc_peer_want(ctx, p);
 	if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
 		rc_contact_over(ctx, p, "the connection that it was to make did not come");
-	if ((p->state != RC_PEER_CONNECTING && p->state != RC_PEER_ACCEPTING && p->state != RC_PEER_PROVING) || !p->link ||
-	    now < p->auth_by)
+	if ((p->state != RC_PEER_CONNECTING && p->state != RC_PEER_ACCEPTING &&
+	     p->state != RC_PEER_PROVING) ||
+	    !p->link || now < p->auth_by)
 		return;
 	at_add(&ctx->n.rejected, p->state == RC_PEER_ACCEPTING);
-	rc_contact_over(ctx, p, p->state == RC_PEER_CONNECTING ? "it does not answer" :
-				"it connected, and its first message did not come");
+	rc_contact_over(ctx, p,
+			p->state == RC_PEER_CONNECTING
+				? "it does not answer"
+				: "it connected, and its first message did not come");
 }
 
 /* [any] */
@@ -142,7 +160,9 @@ bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, cha
 
 	if (!since)
 		return false;
-	snprintf(buf, size, "%.250s: %.127s (rank %u) has not answered for %s s, nor refused: it is stopped, very busy, or out of reach",
+	snprintf(buf, size,
+		 "%.250s: %.127s (rank %u) has not answered for %s s, nor refused: it is stopped, "
+		 "very busy, or out of reach",
 		 text, ctx->peers[rank].member->name, rank, seconds_text(now_ns() - since).text);
 	return true;
 }

@@ -79,8 +79,13 @@ static int check_options(const struct rref_options *o)
 static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const struct rc_device_choice *c)
 {
 	struct rc_device *d = &ctx->device[ops->kind];
-	struct rv_options ro = { .device = c->device[0] ? c->device : NULL, .port = c->port, .gid_index = c->gid_index,
-				 .max_conns = ctx->world, .silence_ns = ctx->peer_timeout / 2, .connect_ns = ctx->answer_ns, .log = log_below,
+	struct rv_options ro = { .device = c->device[0] ? c->device : NULL,
+				 .port = c->port,
+				 .gid_index = c->gid_index,
+				 .max_conns = ctx->world,
+				 .silence_ns = ctx->peer_timeout / 2,
+				 .connect_ns = ctx->answer_ns,
+				 .log = log_below,
 				 .log_ctx = ctx };
 	int err = ops->open(&ro, &d->dev);
 

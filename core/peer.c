@@ -6,7 +6,8 @@
  *   DOWN ------------> CONNECTING ---------------> PROVING ------------------------> UP
  *     \    REQUEST                  CONNECTED + the client's AUTH
  *      ------------> ACCEPTING ---------------------------------------------------> UP
- *   UP --DISCONNECTED, protocol error--> fence --> DOWN. An attempt that comes to nothing: contact.c
+ *   UP --DISCONNECTED, protocol error--> fence --> DOWN
+ * An attempt that comes to nothing: contact.c.
  *
  * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
  * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
@@ -133,7 +134,8 @@ static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 		return 0;
 	}
 	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
-	return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+	return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank,
+		       why);
 }
 
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
@@ -149,11 +151,14 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 			return err;
 	}
 	if (p->cut_off)
-		return rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name, p->rank,
-			       seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
-	/* After a fence a peer is not tried again at once; what waits for one that is silent goes on waiting. */
+		return rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
+			       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text,
+			       p->why);
+	/* After a fence a peer is not tried again at once; what waits for one that is silent goes
+	 * on waiting. */
 	if (p->state == RC_PEER_DOWN && (p->said_goodbye || !at_load(&p->silent_since)))
-		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
+			       p->rank, p->why);
 	return 0;
 }
 
@@ -280,12 +285,15 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 		rc_resume_request(ctx, d, p, &h, ev);
 		return;
 	}
-	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) && ctx->rank < p->rank && p->link) {
+	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) &&
+	    ctx->rank < p->rank && p->link) {
 		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
 		return;
 	}
-	if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING || p->state == RC_PEER_ACCEPTING) {
-		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in the queue goes over the new one. */
+	if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING ||
+	    p->state == RC_PEER_ACCEPTING) {
+		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in
+		 * the queue goes over the new one. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		p->state = RC_PEER_DOWN;

@@ -16,11 +16,12 @@
 #include "rc_rendezvous.h"
 
 #define RESOLVE_PAUSE_NS (200 * NSEC_PER_MSEC)
-#define STILL_FIRST_NS (500 * NSEC_PER_MSEC) /* between two lines about what is waited for; doubled each time */
+/* Between two lines in the log about what is waited for; doubled each time. */
+#define STILL_FIRST_NS (500 * NSEC_PER_MSEC)
 #define STILL_LAST_NS (60 * NSEC_PER_SEC)
 #define RANKS_SHOWN 16 /* ranges in a text */
 
-/* NULL, or what is wrong with an IPv6 address, given without its brackets. */
+/* Gives what is wrong with an IPv6 address, given without its brackets, or NULL. */
 static const char *wrong_v6(struct rz_address *a)
 {
 	char number[INET6_ADDRSTRLEN], *scope = strchr(a->host, '%');
@@ -31,9 +32,11 @@ static const char *wrong_v6(struct rz_address *a)
 	if (length >= sizeof(number) || inet_pton(AF_INET6, number, &in6) != 1)
 		return "what stands in brackets is no IPv6 address";
 	if (scope && (!scope[1] || strchr(scope + 1, '%')))
-		return "behind the % must be the name of a network interface, as in [fe80::1%eth0]:29500";
+		return "behind the % must be the name of a network interface, as in "
+		       "[fe80::1%eth0]:29500";
 	if (IN6_IS_ADDR_LINKLOCAL(&in6) && !scope)
-		return "a link-local address needs its network interface, as in [fe80::1%eth0]:29500";
+		return "a link-local address needs its network interface, as in "
+		       "[fe80::1%eth0]:29500";
 	if (IN6_IS_ADDR_MULTICAST(&in6))
 		return "a multicast address is no place to meet at";
 	/* An IPv4 address in disguise is that address: workers that are given either form meet. */
@@ -43,7 +46,7 @@ static const char *wrong_v6(struct rz_address *a)
 	return NULL;
 }
 
-/* NULL, or what is wrong with a name or an IPv4 address. The locale has no say in what a letter is. */
+/* Gives what is wrong with a name or an IPv4 address, or NULL. No locale says what a letter is. */
 static const char *wrong_name(struct rz_address *a)
 {
 	size_t length = strlen(a->host), label = 0;
@@ -51,11 +54,15 @@ static const char *wrong_name(struct rz_address *a)
 
 	if (strspn(a->host, "0123456789.") == length) {
 		a->is_number = true;
-		return inet_pton(AF_INET, a->host, &in) == 1 ? NULL : "an IPv4 address is four numbers of 0 to 255, as in 10.0.0.1";
+		return inet_pton(AF_INET, a->host, &in) == 1
+			       ? NULL
+			       : "an IPv4 address is four numbers of 0 to 255, as in 10.0.0.1";
 	}
 	for (const char *p = a->host; *p; p++) {
-		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.", *p))
-			return "a host's name has letters, digits, '-', '_' and '.', and nothing else";
+		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.",
+			    *p))
+			return "a host's name has letters, digits, '-', '_' and '.', and nothing "
+			       "else";
 		label = *p == '.' ? 0 : label + 1;
 		/* One dot may stand at the end, and says that the name is complete. */
 		if (label > 63 || (!label && (p == a->host || p[-1] == '.')))
@@ -66,7 +73,8 @@ static const char *wrong_name(struct rz_address *a)
 
 int rz_address_parse(const char *text, struct rz_address *out)
 {
-	const char *host = text, *host_end, *port, *wrong, *form = "it must be host:port or [v6]:port";
+	const char *host = text, *host_end, *port, *wrong,
+		   *form = "it must be host:port or [v6]:port";
 	struct rz_address a = { .is_number = false };
 	long number = 0;
 
@@ -74,9 +82,14 @@ int rz_address_parse(const char *text, struct rz_address *out)
 		return rc_fail(EINVAL, "rendezvous: no address given; %s", form);
 	rc_quote(a.text, sizeof(a.text), text, strlen(text));
 	if (strstr(text, "://"))
-		return rc_fail(EINVAL, "rendezvous \"%s\": no URL; %s, without what stands before and behind that", a.text, form);
+		return rc_fail(
+			EINVAL,
+			"rendezvous \"%s\": no URL; %s, without what stands before and behind that",
+			a.text, form);
 	if (strpbrk(text, " \t\r\n"))
-		return rc_fail(EINVAL, "rendezvous \"%s\": a space or the end of a line is in it; %s", a.text, form);
+		return rc_fail(EINVAL,
+			       "rendezvous \"%s\": a space or the end of a line is in it; %s",
+			       a.text, form);
 	if (text[0] == '[') {
 		host = text + 1;
 		host_end = strchr(host, ']');
@@ -89,11 +102,15 @@ int rz_address_parse(const char *text, struct rz_address *out)
 			return rc_fail(EINVAL, "rendezvous \"%s\": no port; %s", a.text, form);
 		/* "::1:80" could be two different things. */
 		if (strchr(host_end + 1, ':'))
-			return rc_fail(EINVAL, "rendezvous \"%s\": an IPv6 address must stand in brackets; %s", a.text, form);
+			return rc_fail(
+				EINVAL,
+				"rendezvous \"%s\": an IPv6 address must stand in brackets; %s",
+				a.text, form);
 		port = host_end + 1;
 	}
 	if (host_end == host || host_end - host > RZ_HOST_MAX)
-		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes; %s", a.text, RZ_HOST_MAX, form);
+		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes; %s",
+			       a.text, RZ_HOST_MAX, form);
 	for (const char *p = port; *p && number <= 65535; p++) {
 		if (*p < '0' || *p > '9')
 			return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
@@ -117,8 +134,9 @@ void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char 
 	int64_t now = now_ns();
 	va_list ap;
 
+	/* The first line comes at once. */
 	if (!p->said_at)
-		p->said_at = now - STILL_FIRST_NS; /* whoever starts the workers wants to know at once */
+		p->said_at = now - STILL_FIRST_NS;
 	if (now - p->said_at < max_of(p->step, STILL_FIRST_NS))
 		return;
 	p->said_at = now;
@@ -129,7 +147,8 @@ void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char 
 	rz_log(log, RREF_LOG_INFO, "%s", text);
 }
 
-/* Tells whether a name that has no address now may have one later: the cluster starts up, a link comes, a server answers. */
+/* Tells whether a name that has no address now may have one later: the cluster starts up, a link
+ * comes, a server answers. */
 static bool may_change(int r, int err)
 {
 	switch (r) {
@@ -146,30 +165,39 @@ static bool may_change(int r, int err)
 	}
 }
 
-/* One look. 0 or an EAI_ code. */
+/* Looks once. 0 or an EAI_ code. */
 static int look_up(const struct rz_address *a, struct addrinfo **out)
 {
-	struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
-				  .ai_flags = AI_NUMERICSERV | (a->is_number ? AI_NUMERICHOST : 0) };
+	struct addrinfo hints = { .ai_family = AF_UNSPEC,
+				  .ai_socktype = SOCK_STREAM,
+				  .ai_flags = AI_NUMERICSERV |
+					      (a->is_number ? AI_NUMERICHOST : 0) };
 
 	return getaddrinfo(a->host, a->port, &hints, out);
 }
 
-/* The user's own key proves "the same user on this machine", so the rest of the network has no business here. */
-static int check_local(const struct rz_address *a, const struct rc_key *key, const struct addrinfo *list)
+/*
+ * Refuses other addresses than loopback without a group key: the user's own key proves "the same user on
+ * this machine", so the rest of the network has no business here.
+ */
+static int check_local(const struct rz_address *a, const struct rc_key *key,
+		       const struct addrinfo *list)
 {
 	char text[RZ_SOCKADDR_TEXT];
 
 	for (const struct addrinfo *i = list; i && !key->is_group; i = i->ai_next)
 		if (!rz_is_loopback(i->ai_addr))
-			return rc_fail(EACCES, "rendezvous \"%s\" (%s) is not a loopback address, which needs a group key: put the same "
-				       "random bytes into a file on every host, chmod 600, and name it in RREF_KEY_FILE", a->text,
-				       rz_sockaddr_text(i->ai_addr, i->ai_addrlen, text));
+			return rc_fail(EACCES,
+				       "rendezvous \"%s\" (%s) is not a loopback address, which "
+				       "needs a group key: put the same "
+				       "random bytes into a file on every host, chmod 600, and "
+				       "name it in RREF_KEY_FILE",
+				       a->text, rz_sockaddr_text(i->ai_addr, i->ai_addrlen, text));
 	return 0;
 }
 
-int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline, struct rz_patience *patience,
-	       const struct rc_group_log *log, struct addrinfo **out)
+int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline,
+	       struct rz_patience *patience, const struct rc_group_log *log, struct addrinfo **out)
 {
 	int64_t start = now_ns();
 	struct addrinfo *list;
@@ -186,13 +214,20 @@ int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t dea
 			break;
 		why = r == EAI_SYSTEM ? rref_strerror(err) : gai_strerror(r);
 		if (r == EAI_MEMORY)
-			return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host", a->text);
+			return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host",
+				       a->text);
 		if (!may_change(r, err))
-			return rc_fail(r == EAI_SYSTEM ? err : EINVAL, "rendezvous \"%s\": cannot resolve the host: %s", a->text, why);
+			return rc_fail(r == EAI_SYSTEM ? err : EINVAL,
+				       "rendezvous \"%s\": cannot resolve the host: %s", a->text,
+				       why);
 		if (now_ns() + RESOLVE_PAUSE_NS >= deadline)
-			return rc_fail(ETIMEDOUT, "rendezvous \"%s\": cannot resolve the host: %s (%d tries in %s s)", a->text, why, tries,
-				       seconds_text(now_ns() - start).text);
-		rz_still(patience, log, "rendezvous \"%s\": cannot resolve the host yet: %s; trying again", a->text, why);
+			return rc_fail(
+				ETIMEDOUT,
+				"rendezvous \"%s\": cannot resolve the host: %s (%d tries in %s s)",
+				a->text, why, tries, seconds_text(now_ns() - start).text);
+		rz_still(patience, log,
+			 "rendezvous \"%s\": cannot resolve the host yet: %s; trying again",
+			 a->text, why);
 		(void)poll(NULL, 0, rz_poll_ms(now_ns() + RESOLVE_PAUSE_NS));
 	}
 	r = check_local(a, key, list);

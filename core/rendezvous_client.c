@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous as every other worker sees it: one connection to rank 0, tried again and again until it has this
- * worker's place, since rank 0 may start later, be busy with others, or be killed and started again. From the moment on
- * that rank 0 tells who the members are, its loss is the group's loss.
+ * The rendezvous as every other worker sees it: one connection to rank 0, tried again and again
+ * until it has this worker's place, since rank 0 may start later, be busy with others, or be killed
+ * and started again. From the moment on that rank 0 tells who the members are, its loss is the
+ * group's loss.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -21,7 +22,8 @@
 #define CONNECT_NS (3 * NSEC_PER_SEC)            /* one try: a lost SYN must not cost the whole deadline */
 #define BACKOFF_MIN_NS (10 * NSEC_PER_MSEC)
 #define BACKOFF_MAX_NS (200 * NSEC_PER_MSEC)
-#define LOOK_MIN_NS (2 * NSEC_PER_SEC)           /* between looks whether rank 0's name has another address */
+/* Between looks whether rank 0's name has another address. */
+#define LOOK_MIN_NS (2 * NSEC_PER_SEC)
 #define LOOK_MAX_NS (30 * NSEC_PER_SEC)
 #define COME_AGAIN 1
 
@@ -39,8 +41,8 @@ struct come {
 	char last[96];                 /* the same in words */
 	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
 	bool is_joined, has_status;
-	bool has_table;                /* rank 0 has begun to send it: from here on its loss is the group's */
-	bool was_joined;               /* over a connection before this one */
+	bool has_table;	 /* rank 0 has begun to send it: from here on its loss is the group's */
+	bool was_joined; /* over a connection before this one */
 	struct rz_status status;
 	struct rz_session session;
 	struct rz_reader in;
@@ -169,10 +171,14 @@ static int fail_timeout(const struct come *c)
 	char text[320];
 
 	if (c->has_status)
-		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s", c->a->text, c->peer, waited(c).text,
+		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s", c->a->text,
+			       c->peer, waited(c).text,
 			       rz_status_text(&c->status, c->world, text, sizeof(text)));
-	return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s (%u tries): connected, but rank 0 did not answer; is it "
-		       "this group's rank 0 that listens there?", c->a->text, c->peer, waited(c).text, c->nr_tries);
+	return rc_fail(ETIMEDOUT,
+		       "rendezvous %s (%s): waited %s s (%u tries): connected, but rank 0 did not "
+		       "answer; is it "
+		       "this group's rank 0 that listens there?",
+		       c->a->text, c->peer, waited(c).text, c->nr_tries);
 }
 
 /* What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost before it counted. */
@@ -195,14 +201,22 @@ static int fail_frame(struct come *c, int r)
 			       c->peer);
 	default:
 		if (c->has_table)
-			return rc_fail(ECONNREFUSED, "rendezvous %s (%s): lost rank 0 after %s s, while it told who the members "
-				       "are: %s", c->a->text, c->peer, waited(c).text, rref_strerror(r));
+			return rc_fail(ECONNREFUSED,
+				       "rendezvous %s (%s): lost rank 0 after %s s, while it told "
+				       "who the members "
+				       "are: %s",
+				       c->a->text, c->peer, waited(c).text, rref_strerror(r));
 		c->last_err = -r;
 		if (c->is_joined) {
-			/* It may have been killed, and be started again: the group is not complete, so nothing is lost. */
+			/* It may have been killed, and be started again: the group is not complete,
+			 * so nothing is lost. */
 			c->was_joined = true;
-			snprintf(c->last, sizeof(c->last), "lost rank 0 before the group was complete (%s)", rref_strerror(r));
-			rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): %s; joining again when it is back", c->a->text, c->peer, c->last);
+			snprintf(c->last, sizeof(c->last),
+				 "lost rank 0 before the group was complete (%s)",
+				 rref_strerror(r));
+			rz_log(c->log, RREF_LOG_INFO,
+			       "rendezvous %s (%s): %s; joining again when it is back", c->a->text,
+			       c->peer, c->last);
 			return COME_AGAIN;
 		}
 		snprintf(c->last, sizeof(c->last), "the connection was closed before an answer (%s)", rref_strerror(r));
@@ -320,7 +334,8 @@ static int try_all(struct come *c, const struct addrinfo *list)
 }
 
 int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
-	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
+	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
+	    struct rc_member *members)
 {
 	struct come *c = calloc(1, sizeof(*c));
 	struct rc_member *table = calloc(world, sizeof(*table));
@@ -352,7 +367,9 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		if (!c->is_connected && (c->last_err == EMFILE || c->last_err == ENFILE || c->last_err == ENOMEM ||
 					 c->last_err == EACCES || c->last_err == EPERM))
 			break;
-		rz_still(&patience, log, "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text, c->peer, c->last);
+		rz_still(&patience, log,
+			 "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text,
+			 c->peer, c->last);
 		/* A rank 0 that is started again elsewhere has the same name. */
 		if (now_ns() >= look_at) {
 			rz_resolve_again(a, key, &list);
@@ -370,10 +387,17 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 
 		if (err != ECONNREFUSED && err != EMFILE && err != ENFILE && err != ENOMEM && err != EACCES && err != EPERM)
 			err = ETIMEDOUT;
-		r = rc_fail(err, "rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s; is rank 0 running there? A "
-			    "group that has started is closed: nobody can join it later, or take a dead worker's place", a->text, c->peer,
-			    me->rank, c->was_joined ? "lost rank 0 before the group was complete, and could not reach" : "could not reach",
-			    c->nr_tries, waited(c).text, c->last);
+		r = rc_fail(
+			err,
+			"rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s; is "
+			"rank 0 running there? A "
+			"group that has started is closed: nobody can join it later, or take a "
+			"dead worker's place",
+			a->text, c->peer, me->rank,
+			c->was_joined
+				? "lost rank 0 before the group was complete, and could not reach"
+				: "could not reach",
+			c->nr_tries, waited(c).text, c->last);
 	} else if (r == 0) {
 		memcpy(members, table, world * sizeof(*table));
 	}

@@ -34,7 +34,8 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 	(void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (ai->ai_family == AF_INET6) {
 		const struct sockaddr_in6 *in6 = (const void *)ai->ai_addr;
-		bool any = IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr) || IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
+		bool any = IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr) ||
+			   IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
 
 		(void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, any ? &off : &on, sizeof(on));
 	}
@@ -48,14 +49,17 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 
 /* At every address of the host, so that workers that resolve it in another order find us. An address that is not of
  * this host, or a family that it does not have, is passed over as long as another one works. */
-/* Tells whether an address is not here, and may come: with its interface, with a container's network, by DHCP. */
+/* Tells whether an address is not here, and may come: with its interface, with a container's
+ * network, by DHCP. */
 static bool is_absent(int err)
 {
-	return err == EADDRNOTAVAIL || err == EAFNOSUPPORT || err == ENODEV || err == ENETDOWN || err == ENXIO;
+	return err == EADDRNOTAVAIL || err == EAFNOSUPPORT || err == ENODEV || err == ENETDOWN ||
+	       err == ENXIO;
 }
 
 /* 0, -errno with a text, or 1: what is in the way may go. */
-static int listen_once(struct rz_serve *s, const struct addrinfo *list, struct rz_patience *patience)
+static int listen_once(struct rz_serve *s, const struct addrinfo *list,
+		       struct rz_patience *patience)
 {
 	int64_t now = now_ns();
 	int err = EADDRNOTAVAIL;
@@ -82,14 +86,20 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list, struct r
 	if (err == EADDRINUSE && now < min_of(s->deadline, s->start + BIND_NS))
 		return 1;
 	if (err == EADDRNOTAVAIL && now < s->deadline) {
-		rz_still(patience, s->log, "rendezvous %s: rank 0 cannot listen there yet: it is no address of this host; trying again. Run "
-			 "rank 0 on that host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, s->a->port, s->a->port);
+		rz_still(patience, s->log,
+			 "rendezvous %s: rank 0 cannot listen there yet: it is no address of this "
+			 "host; trying again. Run "
+			 "rank 0 on that host, or give rank 0 0.0.0.0:%s or [::]:%s",
+			 s->a->text, s->a->port, s->a->port);
 		return 1;
 	}
 	if (err == EADDRNOTAVAIL)
-		return rc_fail(err, "rendezvous %s: rank 0 could not listen there in %s s: it is no address of this host; run rank 0 on "
-			       "that host, or give rank 0 0.0.0.0:%s or [::]:%s", s->a->text, seconds_text(now - s->start).text,
-			       s->a->port, s->a->port);
+		return rc_fail(err,
+			       "rendezvous %s: rank 0 could not listen there in %s s: it is no "
+			       "address of this host; run rank 0 on "
+			       "that host, or give rank 0 0.0.0.0:%s or [::]:%s",
+			       s->a->text, seconds_text(now - s->start).text, s->a->port,
+			       s->a->port);
 	if (err == EADDRINUSE)
 		return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
 			       "own store uses the port; choose another one with RREF_RENDEZVOUS", s->a->text, s->at);
@@ -115,7 +125,9 @@ int rz_listen(struct rz_serve *s)
 		if (r <= 0)
 			break;
 		only_loopback = true;
-		(void)poll(NULL, 0, rz_poll_ms(now_ns() + (s->a->is_number ? BIND_PAUSE_NS : BIND_NAME_PAUSE_NS)));
+		(void)poll(NULL, 0,
+			   rz_poll_ms(now_ns() +
+				      (s->a->is_number ? BIND_PAUSE_NS : BIND_NAME_PAUSE_NS)));
 	}
 	if (r)
 		return r;

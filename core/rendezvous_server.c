@@ -172,7 +172,8 @@ static void fail_timeout(struct rz_serve *s)
 	if (s->accept_err)
 		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s", rref_strerror(s->accept_err));
 	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s%s%s", s->a->text, s->at,
-		   seconds_text(now_ns() - s->start).text, rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
+		      seconds_text(now_ns() - s->start).text,
+		      rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
 }
 
 static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
@@ -324,8 +325,12 @@ static int step_group(struct rz_serve *s, int64_t now)
 			if (s->holder[i])
 				waiting.bits[i / 8] |= (uint8_t)(1u << (i % 8));
 		rz_ranks_text(&waiting, s->world, true, ranks, sizeof(ranks));
-		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): all %u workers came, but these did not take the list of members in "
-			       "%s s: %s", s->a->text, s->at, s->world, seconds_text(now - s->start).text, ranks);
+		return rc_fail(ETIMEDOUT,
+			       "rendezvous %s (%s): all %u workers came, but these did not take "
+			       "the list of members in "
+			       "%s s: %s",
+			       s->a->text, s->at, s->world, seconds_text(now - s->start).text,
+			       ranks);
 	}
 	if (s->phase == FAILING) {
 		bool pending = false, half_open = false;
@@ -402,7 +407,8 @@ static int serve_group(struct rz_serve *s)
 }
 
 int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member *me,
-	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
+	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
+	     struct rc_member *members)
 {
 	struct rz_serve s = { .a = a, .key = key, .log = log, .world = world, .start = now_ns(), .deadline = deadline };
 	int r;

@@ -69,7 +69,9 @@ int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *wha
 		snprintf(buf, size, "%s", what);
 		return -EOWNERDEAD;
 	}
-	snprintf(buf, size, "this worker stood still for %s s, longer than stall_timeout, and was cut off by %.60s: %.70s",
+	snprintf(buf, size,
+		 "this worker stood still for %s s, longer than stall_timeout, and was cut off by "
+		 "%.60s: %.70s",
 		 seconds_text(stood).text, p->member->name, what);
 	return -ENETRESET;
 }
@@ -132,8 +134,8 @@ static void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 static void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
 {
 	if (at_load(&p->stalled_ns))
-		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %s s", p->member->name, p->rank,
-		       seconds_text(p->stall.still_ns).text);
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %s s",
+		       p->member->name, p->rank, seconds_text(p->stall.still_ns).text);
 	p->stall.count = count;
 	p->stall.still_ns = p->stall.not_before = 0;
 	at_store(&p->stalled_ns, 0);
@@ -194,7 +196,9 @@ void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	if (p->stall.fence_at && now >= p->stall.fence_at) {
 		char why[RP_TEXT_MAX];
 
-		snprintf(why, sizeof(why), "it stood still for %s s (stall_timeout) and held references or memory here: fenced",
+		snprintf(why, sizeof(why),
+			 "it stood still for %s s (stall_timeout) and held references or memory "
+			 "here: fenced",
 			 seconds_text(p->stall.still_ns).text);
 		at_add(&ctx->n.fenced, 1);
 		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
@@ -208,8 +212,11 @@ void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still
 {
 	char why[RP_TEXT_MAX];
 
-	snprintf(why, sizeof(why), "%.60s fenced this worker, which stood still for %.13s s (stall_timeout); what they held of each "
-		 "other is gone, a new session may begin", from->member->name, seconds_text(still_ns).text);
+	snprintf(why, sizeof(why),
+		 "%.60s fenced this worker, which stood still for %.13s s (stall_timeout); what "
+		 "they held of each "
+		 "other is gone, a new session may begin",
+		 from->member->name, seconds_text(still_ns).text);
 	rc_peer_fence(ctx, from, -ENETRESET, why);
 }
 
@@ -218,8 +225,11 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 	int64_t still = at_load(&ctx->peers[rank].stalled_ns);
 
 	if (!still)
-		return rc_contact_words(ctx, rank, text ? text : "timed out", buf, size) ? buf : text;
-	snprintf(buf, size, "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s", text ? text : "timed out",
-		 ctx->peers[rank].member->name, rank, seconds_text(still).text);
+		return rc_contact_words(ctx, rank, text ? text : "timed out", buf, size) ? buf
+											 : text;
+	snprintf(buf, size,
+		 "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s",
+		 text ? text : "timed out", ctx->peers[rank].member->name, rank,
+		 seconds_text(still).text);
 	return buf;
 }

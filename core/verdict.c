@@ -44,7 +44,8 @@ int rc_read_explain(struct rref_future *f)
 	case -ENOMEM:
 	case -EMSGSIZE:
 		if (!*f->text)
-			snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
+			snprintf(f->text, sizeof(f->text), "the read from %s failed: %s",
+				 p->member->name, rref_strerror(f->read_status));
 		return f->read_status;
 	case -EPERM:
 		local_only(f);
@@ -54,7 +55,13 @@ int rc_read_explain(struct rref_future *f)
 			 name_of(f, name));
 		return -ESTALE;
 	case -EPROTO:
-		snprintf(f->text, sizeof(f->text), "%s sent a location that cannot be", p->member->name);
+		if (f->read_wc > 0)
+			snprintf(f->text, sizeof(f->text),
+				 "%s broke the rules of its connection (work completion status %d)",
+				 p->member->name, f->read_wc);
+		else
+			snprintf(f->text, sizeof(f->text), "%s sent a location that cannot be",
+				 p->member->name);
 		return -EPROTO;
 	case -EOWNERDEAD:
 	case -ECONNRESET:
@@ -65,7 +72,9 @@ int rc_read_explain(struct rref_future *f)
 		return rc_stall_lost(f->ctx, p, lost, f->text, sizeof(f->text));
 	case -EFAULT: /* the device's word on this side's own memory or request */
 	case -EINVAL:
-		snprintf(f->text, sizeof(f->text), "this worker's own device refused to read from %s (%s, work completion status %d)",
+		snprintf(f->text, sizeof(f->text),
+			 "this worker's own device refused to read from %s (%s, work completion "
+			 "status %d)",
 			 p->member->name, rref_strerror(f->read_status), f->read_wc);
 		return -EIO;
 	default: /* how the session ended */

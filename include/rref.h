@@ -38,8 +38,10 @@
  *   -ESHUTDOWN     the context was shut down.
  *   -ECHILD        the context belongs to the parent process.
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
- *   -ETIMEDOUT     not within the time given; a retry may succeed.
- *   -EOWNERDEAD    the owner of the value (or the callee) died or fell silent.
+ *   -ETIMEDOUT     not within the time given; a retry may succeed. Of a worker with which there has been no session yet the
+ *                  text says since when it has not answered.
+ *   -EOWNERDEAD    the owner of the value (or the callee) died, or fell silent during a session. While it is cut off every
+ *                  operation with it fails so, at once; after its return new ones succeed.
  *   -ENETRESET     the session with the peer ended though both live: it began a new one, or it cut this worker off, which stood
  *                  still for longer than stall_timeout, say; or this worker ended it, because too many reads were refused or
  *                  its connection broke too often. What belonged to the old one is gone; new references can be had.
@@ -248,15 +250,17 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  * rref_init: joins the group. Opens devices, meets the other workers at the rendezvous (rank 0 listens there), returns
  * when all are present. Functions of opt may be called by peers before it returns: handlers take the context from
  * rref_call_context. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
- * May block, up to opt->init_timeout.
- *   -EINVAL       bad options: rank, name, device text, key file ...
+ * May block, up to opt->init_timeout. What can come by itself is waited for, and told in the log at level info: rank 0 and
+ * its name in the DNS, its address and port; also a rank 0 that is killed and started again before the group is complete.
+ * A group that has started is closed, for now: nobody can join it later, or take a dead worker's place.
+ *   -EINVAL       bad options: rank, name, device text, key file, an address that cannot be ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
  *   -ENODEV       no usable device; the text says what was looked for and what to load
  *   -ENOMEM       memory, or the locked-memory limit
  *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks are missing
- *   -ECONNREFUSED nobody answers as this group's rendezvous
+ *   -ECONNREFUSED nobody answers as this group's rendezvous: rank 0 is not there, or its group has started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
- *   -EADDRNOTAVAIL the rendezvous address is not one of rank 0's machine
+ *   -EADDRNOTAVAIL in time the rendezvous address did not become one of rank 0's machine
  *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * First contact with a worker that does not answer: only a refusal is death, silence is waited through, each operation for
- * its own time. And a worker that was lost in silence: nobody waits for it again and again.
+ * First contact with a worker that does not answer: only a refusal is death, silence is waited
+ * through, each operation for its own time. And a worker that was lost in silence: nobody waits for
+ * it again and again.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -13,16 +14,19 @@
 #include "tg_death.h"
 
 #define LONGER_NS (3500 * NSEC_PER_MSEC) /* than any attempt at a session used to be given */
-#define RARELY_NS (2800 * NSEC_PER_MSEC) /* the same, of one turn of a program that makes progress rarely */
+#define RARELY_NS \
+	(2800 * NSEC_PER_MSEC) /* the same, of one turn of a program that makes progress rarely */
 
 static void call_async(struct rref_ctx *ctx, int to, int64_t timeout, struct rref_future **f)
 {
-	TG_OK(rref_rpc_async(ctx, to, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 }, timeout, f));
+	TG_OK(rref_rpc_async(ctx, to, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 },
+			     timeout, f));
 }
 
 static int call(struct rref_ctx *ctx, int to, int64_t timeout)
 {
-	return rref_rpc_sync(ctx, to, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 }, timeout, NULL);
+	return rref_rpc_sync(ctx, to, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 },
+			     timeout, NULL);
 }
 
 /* Serves for so long, whatever comes. */
@@ -65,7 +69,9 @@ TG_TEST(silent__stopped_before_its_first_session, 3)
 		call_async(ctx, 2, RREF_DEFAULT, &calls[0]);
 		call_async(ctx, 2, RREF_DEFAULT, &calls[1]);
 		TG_OK(rref_rpc_async(ctx, 2, "tg.read", tg_with(&mine, 1), RREF_DEFAULT, &shared));
-		TG_OK(rref_remote(ctx, 2, "tg.echo", &(struct rref_args){ .data = "made", .length = 4 }, RREF_DEFAULT, &made));
+		TG_OK(rref_remote(ctx, 2, "tg.echo",
+				  &(struct rref_args){ .data = "made", .length = 4 }, RREF_DEFAULT,
+				  &made));
 		serve_for(ctx, LONGER_NS);
 		TG_IS(rref_future_test(calls[0]), 0);
 		TG_IS(rref_future_test(shared), 0);
@@ -92,7 +98,8 @@ TG_TEST(silent__stopped_before_its_first_session, 3)
 	return 0;
 }
 
-/* The time-out is the operation's own, and its text says since when nothing was heard. Nothing else comes of it. */
+/* The time-out is the operation's own, and its text says since when nothing was heard. Nothing else
+ * comes of it. */
 TG_TEST(silent__each_operation_has_its_own_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -121,7 +128,8 @@ TG_TEST(silent__each_operation_has_its_own_time, 2)
 	return 0;
 }
 
-/* A program that makes progress rarely answers late, proves late and takes proofs late; all of that is waited for. */
+/* A program that makes progress rarely answers late, proves late and takes proofs late; all of that
+ * is waited for. */
 static int rarely_worker(int rank, void *arg)
 {
 	bool it_calls = arg;
@@ -187,7 +195,8 @@ TG_TEST(silent__the_shutdown_has_its_own_time, 2)
 		return 0;
 	}
 	tg_wait_flag_serving(ctx, 0, 1);
-	TG_CHECK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT) < 0); /* rank 0 has left */
+	TG_CHECK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT) <
+		 0); /* rank 0 has left */
 	rref_free_ctx(ctx);
 	return 0;
 }
@@ -230,7 +239,10 @@ static void break_link(struct rref_ctx *ctx, int rank)
 
 	rc_lock(ctx);
 	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
-	struct rv_read r = { .cookie = UINT64_MAX, .addr = 64, .rkey = 0x5a5a5a, .nr_sge = 1,
+	struct rv_read r = { .cookie = UINT64_MAX,
+			     .addr = 64,
+			     .rkey = 0x5a5a5a,
+			     .nr_sge = 1,
 			     .sge[0] = { ctx->probe_landing, 8, region->mr[p->kind].lkey } };
 
 	TG_IS(p->ops->post_reads(p->link, &r, 1), 1);
@@ -239,7 +251,8 @@ static void break_link(struct rref_ctx *ctx, int rank)
 	rc_unlock(ctx);
 }
 
-/* Each call fails at once: one that took an attempt's time would not end before the run does. After its return, calls work. */
+/* Each call fails at once: one that took an attempt's time would not end before the run does. After
+ * its return, calls work. */
 TG_TEST(cut_off__costs_no_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -110,6 +110,24 @@ TG_TEST(rendezvous__address_taken, 2)
 	return 0;
 }
 
+/* A worker that is started again comes too late, and is told that this may be why nobody answers. */
+TG_TEST(rendezvous__a_group_that_has_started_is_closed, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	tg_meet(0);
+	if (rank == 1) {
+		struct rref_options o;
+
+		tg_options(&o, 1);
+		o.init_timeout = 300 * MS;
+		tg_refuse(&o, -ECONNREFUSED, "A group that has started is closed");
+	}
+	tg_meet_serving(ctx, 1);
+	tg_finish(ctx);
+	return 0;
+}
+
 TG_TEST(rendezvous__rank_twice, 3)
 {
 	struct rref_options o;
@@ -304,6 +322,7 @@ int main(void)
 		cmocka_unit_test(rendezvous__nobody_there),
 		cmocka_unit_test(rendezvous__some_do_not_come),
 		cmocka_unit_test(rendezvous__address_taken),
+		cmocka_unit_test(rendezvous__a_group_that_has_started_is_closed),
 		cmocka_unit_test(rendezvous__rank_twice),
 		cmocka_unit_test(rendezvous__without_a_key_only_here),
 		cmocka_unit_test(key__bad_files),

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every completion status at every moment, over a real device: the work is done as always, but the status of one
- * completion is another. The read is read again, the message is sent again, or there is an error that the header lists.
+ * Every completion status at every moment, over a real device: the work is done as always, but the
+ * status of one completion is another. The read is read again, the message is sent again, or there
+ * is an error that the header lists.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,10 +16,10 @@
 #include "verbs/ibv/status.h"
 
 #define NR_STATUS (IBV_WC_TM_RNDV_INCOMPLETE + 2) /* and one that is unknown */
-#define SMALL 100u
-#define LARGE (((size_t)1 << 20) + 5)
-#define NR_BATCH 8u
-#define VALUES (NR_BATCH + 1)
+#define SMALL	  100u
+#define LARGE	  (((size_t)1 << 20) + 5)
+#define NR_BATCH  8u
+#define VALUES	  (NR_BATCH + 1)
 
 static int (*real_poll)(struct ibv_cq *cq, int n, struct ibv_wc *wc);
 static atomic_int spoilt_kind, spoilt_status;
@@ -30,7 +31,8 @@ static int spoil(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 	int got = real_poll(cq, n, wc);
 
 	for (int i = 0; i < got; i++) {
-		if (wc[i].status != IBV_WC_SUCCESS || (int)rvi_token_unpack(wc[i].wr_id).kind != atomic_load(&spoilt_kind) ||
+		if (wc[i].status != IBV_WC_SUCCESS ||
+		    (int)rvi_token_unpack(wc[i].wr_id).kind != atomic_load(&spoilt_kind) ||
 		    !atomic_load(&to_spoil))
 			continue;
 		if (atomic_load(&to_pass)) {
@@ -64,7 +66,8 @@ static struct rref_ctx *join(int rank)
 	tg_options(&o, rank);
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
-	o.peer_timeout = 60 * NSEC_PER_SEC; /* looks at the beacon are READs too: there are none meanwhile */
+	o.peer_timeout =
+		60 * NSEC_PER_SEC; /* looks at the beacon are READs too: there are none meanwhile */
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
 	ctx->score_limit = UINT32_MAX;
@@ -81,7 +84,9 @@ static void get_values(struct rref_ctx *ctx, struct rref **r)
 	for (unsigned i = 0; i < VALUES; i++) {
 		struct rref_view *v;
 
-		r[i] = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = i < NR_BATCH ? SMALL : LARGE, .seed = 3 });
+		r[i] = tg_ask(
+			ctx, 1, "pub.make",
+			(struct tg_make){ .length = i < NR_BATCH ? SMALL : LARGE, .seed = 3 });
 		TG_OK(rref_to_here(r[i], RREF_DEFAULT, &v));
 		rref_view_free(v);
 	}
@@ -145,7 +150,8 @@ static int read_a_batch(struct rref_ctx *ctx, struct rref **r)
 	int status[NR_BATCH], first = 0;
 
 	(void)ctx;
-	(void)rref_to_here_batch(r, NR_BATCH, RREF_DEFAULT, v, status); /* each has a status of its own */
+	(void)rref_to_here_batch(r, NR_BATCH, RREF_DEFAULT, v,
+				 status); /* each has a status of its own */
 	for (unsigned i = 0; i < NR_BATCH; i++) {
 		int err = seen(status[i], v[i], SMALL);
 
@@ -189,8 +195,16 @@ static int expected(const struct moment *m, int status)
 			return 0; /* it is read in another way, which is not spoilt */
 		return m->kind == RVI_READ ? -EIO : m->kind == RVI_RECV ? -EOWNERDEAD : 0;
 	default:
-		return -EOWNERDEAD;
+		return m->kind == RVI_READ ? -EPROTO : -EOWNERDEAD;
 	}
+}
+
+/* Whether the session ends by it: the peer broke the rules. */
+static bool ends_session(const struct moment *m, int status)
+{
+	int err = rvi_wc_errno(status);
+
+	return err == -EPROTO || (m->kind == RVI_RECV && (err == -EACCES || err == -EFAULT));
 }
 
 TG_TEST(status__each_at_every_moment, 2)
@@ -210,32 +224,44 @@ TG_TEST(status__each_at_every_moment, 2)
 		for (unsigned i = 0; i < array_size(moments); i++) {
 			for (int status = IBV_WC_SUCCESS + 1; status < NR_STATUS; status++) {
 				const struct moment *m = &moments[i];
+				bool ends = ends_session(m, status);
 				int want = expected(m, status), got;
 
 				before = tg_stats(ctx).resumed_sessions + tg_stats(ctx).dead_peers;
 				spoil_next(m->kind, status, m->pass, m->nr);
 				got = m->run(ctx, r);
 				/* Of values that came with one READ each is read again alone. */
-				if (m->run == read_a_batch && !got && want != -EOWNERDEAD)
+				if (m->run == read_a_batch && !got && !ends)
 					want = 0;
+				/* What is read again, in another way or alone, finds the session
+				 * over. */
+				if (ends && got == -EOWNERDEAD)
+					want = got;
 				if (got != want)
-					fprintf(stderr, "%s, status %d (%s): %d, not %d (%s)\n", m->name, status, rvi_wc_text(status), got,
-						want, rref_last_error());
+					fprintf(stderr, "%s, status %d (%s): %d, not %d (%s)\n",
+						m->name, status, rvi_wc_text(status), got, want,
+						rref_last_error());
 				TG_IS(got, want);
-				/* Until nothing of it is left: a message's completion may come behind the answer. */
-				while (want != -EOWNERDEAD && tg_stats(ctx).resumed_sessions + tg_stats(ctx).dead_peers <= before) {
+				/* Until nothing of it is left: a message's completion may come
+				 * behind the answer. */
+				while (!ends &&
+				       tg_stats(ctx).resumed_sessions + tg_stats(ctx).dead_peers <=
+					       before) {
 					TG_CHECK(now_ns() < tg_deadline());
 					call(ctx, r);
 				}
 				spoil_next(-1, 0, 0, 0);
-				if (want == -EOWNERDEAD) {
+				if (ends) {
 					give_values(r);
 					get_values(ctx, r);
 				}
 			}
 		}
 		give_values(r);
+		tg_set_flag(0, 1);
 	}
+	tg_wait_flag_serving(ctx, 0,
+			     1); /* some sessions end meanwhile, and with them a barrier would */
 	tg_finish(ctx);
 	return 0;
 }

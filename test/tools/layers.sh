@@ -42,7 +42,7 @@ check "the protocol's objects call nothing but memory and string functions" \
 
 # printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has decimal_text).
 check "no number of the library depends on the locale" \
-	"$(grep -rnE '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]|\x27)|\<(strtod|strtof|strtold|atof|setlocale)\>' --include='*.[ch]' core alloc verbs include |
+	"$(grep -rnE '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]([^a-zA-Z]|s"|$)|\x27)|\<(strtod|strtof|strtold|atof|setlocale)\>' --include='*.[ch]' core alloc verbs include |
 	grep -vE '^(core/tools|verbs/raw)/')"
 
 # Faults are injected in what the tests link, never in what is installed.

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A program whose locale has a decimal comma: what the library writes for programs and for people has a point all the same.
- * The locale is made here, in a folder of its own, so the machine needs none but the "locales" package's sources.
+ * A program whose locale has a decimal comma: what the library writes for programs and for people
+ * has a point all the same. The locale is made here, in a folder of its own, so the machine needs
+ * none but the "locales" package's sources.
  */
 #include <locale.h>
 #include <setjmp.h>
@@ -27,10 +28,13 @@ static int make_locale(void **state)
 	(void)state;
 	if (!mkdtemp(folder))
 		return -1;
-	snprintf(command, sizeof(command), "localedef -c -i de_DE -f UTF-8 %s/de_DE.UTF-8 >%s/log 2>&1; test -d %s/de_DE.UTF-8",
+	snprintf(command, sizeof(command),
+		 "localedef -c -i de_DE -f UTF-8 %s/de_DE.UTF-8 >%s/log 2>&1; test -d "
+		 "%s/de_DE.UTF-8",
 		 folder, folder, folder);
 	if (system(command) || setenv("LOCPATH", folder, 1) || !setlocale(LC_ALL, "de_DE.UTF-8")) {
-		fprintf(stderr, "no locale with a decimal comma: is the package \"locales\" installed?\n");
+		fprintf(stderr,
+			"no locale with a decimal comma: is the package \"locales\" installed?\n");
 		return -1;
 	}
 	snprintf(command, sizeof(command), "%.1f", 1.5);
@@ -120,7 +124,8 @@ static void locale__error_texts_have_points(void **state)
 	number += strlen(" tries in ");
 	assert_int_equal(number[strspn(number, "0123456789")], '.');
 	assert_string_equal(ra_size_text(17825793).text, "17.0 MiB");
-	assert_string_equal(ra_size_text(((size_t)3 << 20) + ((size_t)900 << 10) + 1).text, "3.9 MiB");
+	assert_string_equal(ra_size_text(((size_t)3 << 20) + ((size_t)900 << 10) + 1).text,
+			    "3.9 MiB");
 	assert_string_equal(ra_size_text(((size_t)4 << 20) - 1).text, "4.0 MiB");
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A rendezvous whose surroundings come late or change: names that are not known yet, addresses that are not here yet, a
- * rank 0 that is killed and started again. All of that is waited for, and told; what cannot change is refused at once.
- * The resolver is the test's own.
+ * A rendezvous whose surroundings come late or change: names that are not known yet, addresses that
+ * are not here yet, a rank 0 that is killed and started again. All of that is waited for, and told;
+ * what cannot change is refused at once. The resolver is the test's own.
  */
 #include "rendezvous_test.h"
 
@@ -15,13 +15,14 @@
 
 /* What the resolver says of NAME. */
 static struct {
-	atomic_int left;          /* looks that still give the first answer */
+	atomic_int left; /* looks that still give the first answer */
 	atomic_int looks;
-	int code, error;          /* the first answer: an EAI_ code and an errno, ... */
-	const char *first;        /* ... or an address */
+	int code, error;   /* the first answer: an EAI_ code and an errno, ... */
+	const char *first; /* ... or an address */
 } names;
 
-int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out)
+int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints,
+		struct addrinfo **out)
 {
 	static int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
 
@@ -76,8 +77,10 @@ static void late__a_name(void **state)
 {
 	static const struct {
 		int code, error;
-	} answers[] = { { EAI_NONAME, 0 }, { EAI_AGAIN, 0 }, { EAI_NODATA, 0 }, { EAI_FAIL, 0 }, { EAI_ADDRFAMILY, 0 },
-			{ EAI_SYSTEM, ENETDOWN }, { EAI_SYSTEM, ECONNREFUSED } };
+	} answers[] = { { EAI_NONAME, 0 },	     { EAI_AGAIN, 0 },
+			{ EAI_NODATA, 0 },	     { EAI_FAIL, 0 },
+			{ EAI_ADDRFAMILY, 0 },	     { EAI_SYSTEM, ENETDOWN },
+			{ EAI_SYSTEM, ECONNREFUSED } };
 	struct worker *w[2];
 
 	(void)state;
@@ -113,7 +116,9 @@ static void at_once__what_cannot_change(void **state)
 {
 	static const struct {
 		int code, error, result;
-	} answers[] = { { EAI_MEMORY, 0, -ENOMEM }, { EAI_SYSTEM, EMFILE, -EMFILE }, { EAI_SERVICE, 0, -EINVAL } };
+	} answers[] = { { EAI_MEMORY, 0, -ENOMEM },
+			{ EAI_SYSTEM, EMFILE, -EMFILE },
+			{ EAI_SERVICE, 0, -EINVAL } };
 
 	(void)state;
 	for (size_t i = 0; i < array_size(answers); i++) {
@@ -181,7 +186,8 @@ static void late__is_told_at_growing_intervals(void **state)
 	worker_free(w);
 }
 
-/* Two other workers have their places when rank 0 is killed; with the one that is started again all of them meet. */
+/* Two other workers have their places when rank 0 is killed; with the one that is started again all
+ * of them meet. */
 static void restarted__rank_0_before_the_group_is_complete(void **state)
 {
 	int port = free_port(), told[2], status;
@@ -234,7 +240,8 @@ static void address__what_is_one(void **state)
 		bool is_number;
 	} good[] = {
 		{ "host:29500", "host", "29500", false },
-		{ "job-0.job.ns.svc.cluster.local.:1", "job-0.job.ns.svc.cluster.local.", "1", false },
+		{ "job-0.job.ns.svc.cluster.local.:1", "job-0.job.ns.svc.cluster.local.", "1",
+		  false },
 		{ "my_host:00080", "my_host", "80", false },
 		{ "10.0.0.1:65535", "10.0.0.1", "65535", true },
 		{ "[::1]:80", "::1", "80", true },
@@ -281,7 +288,8 @@ static void address__what_is_none(void **state)
 		{ "[ff02::1]:80", "multicast" },
 		{ "host..net:80", "each part" },
 		{ ".host:80", "each part" },
-		{ "a12345678901234567890123456789012345678901234567890123456789abcd.net:80", "each part" },
+		{ "a12345678901234567890123456789012345678901234567890123456789abcd.net:80",
+		  "each part" },
 		{ "h\xc3\xb6st:80", "letters, digits" },
 		{ "*:80", "letters, digits" },
 		{ "host%eth0:80", "letters, digits" },
@@ -306,7 +314,8 @@ static void address__an_ipv4_address_in_disguise(void **state)
 
 		pair_new(w, port);
 		for (int i = 0; i < 2; i++)
-			snprintf(w[i]->address, sizeof(w[i]->address), i == which ? "[::ffff:127.0.0.1]:%d" : "127.0.0.1:%d", port);
+			snprintf(w[i]->address, sizeof(w[i]->address),
+				 i == which ? "[::ffff:127.0.0.1]:%d" : "127.0.0.1:%d", port);
 		pair_meets(w);
 		pair_free(w);
 	}
