@@ -43,7 +43,7 @@ LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
 
 # verbs/raw is what rref-perf measures against, no part of the library.
-LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard verbs/*.c verbs/*/*.c core/*.c alloc/*.c)))
+LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard base/*.c verbs/*.c verbs/*/*.c core/*.c alloc/*.c)))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))

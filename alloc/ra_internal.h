@@ -24,6 +24,8 @@
 
 #include <jemalloc/jemalloc.h>
 
+#include "base/child.h"
+
 #include "alloc/ra.h"
 #include "alloc/ra_asym.h"
 #include "base/atomic.h"
@@ -88,6 +90,7 @@ enum { RA_OPEN, RA_GATHERING, RA_CLOSED }; /* caches are taken back just now; no
 struct ra_arena {
 	/* const after create: what ra_lookup and ra_alloc read */
 	char *span;
+	struct rb_range range; /* the same, for children of fork(2) */
 	size_t max_bytes; /* multiple of RA_GRANULE; the span's length */
 	_Atomic(struct ra_region *) *granules; /* atomic; written once each, by ra_table_publish */
 	unsigned je_index;

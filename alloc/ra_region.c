@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "alloc/ra_internal.h"
+#include "base/child.h"
 #include "base/util.h"
 
 /* Process-wide: the arena that gave a region up is gone. */
@@ -35,6 +36,7 @@ int ra_span_reserve(struct ra_arena *a)
 		munmap(p, lead);
 	if (trail)
 		munmap(a->span + a->max_bytes, trail);
+	rb_range_add(&a->range, a->span, a->max_bytes);
 	return 0;
 }
 
@@ -43,6 +45,7 @@ void ra_span_release(struct ra_arena *a)
 	struct ra_region *r, *next;
 	char *end = a->span + a->max_bytes;
 
+	rb_range_remove(&a->range);
 	/* Newest, and so highest, first: what lies above a kept region is unmapped before it is stepped over. */
 	for (r = a->regions; r; r = next) {
 		next = r->next;
@@ -55,7 +58,7 @@ void ra_span_release(struct ra_arena *a)
 				munmap(r->base + r->length, (size_t)(end - (r->base + r->length)));
 			end = r->base;
 		} else {
-			close(r->fd);
+			rb_close(r->fd);
 		}
 		free(r);
 	}
@@ -135,7 +138,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 	r->nr_holes = 1;
 	r->holes[0] = (struct ra_hole){ 0, size };
 
-	r->fd = memfd_create(a->name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	r->fd = RB_OPEN(memfd_create(a->name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (r->fd < 0) {
 		rc = ra_fail(-ENOMEM, "value memory: memfd_create: %s", strerror(errno));
 		goto free_region;
@@ -153,6 +156,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 		rc = ra_fail(-ENOMEM, "value memory: mapping a region of %s: %s", ra_size_text(size).text, strerror(errno));
 		goto unmap_region; /* a failed MAP_FIXED may have taken the reservation away */
 	}
+	rb_not_in_child(r->base, size); /* it would keep the memory alive, and see it change; and devices pin it */
 	if (a->huge)
 		madvise(r->base, size, MADV_HUGEPAGE); /* a wish: kernels without huge shmem pages say no */
 
@@ -176,7 +180,7 @@ unmap_region:
 	/* Back to reserved, not to free: nothing else may land inside the span. */
 	mmap(r->base, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 close_fd:
-	close(r->fd);
+	rb_close(r->fd);
 free_region:
 	free(r);
 	return rc;

@@ -15,12 +15,14 @@
 #define OPS_MAX (1u << 24)
 #define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
 
-_Atomic uint32_t rc_fork_generation;
-
+/* What the forking thread was in the middle of is the parent's affair. */
 static void on_fork_child(void)
 {
-	at_add(&rc_fork_generation, 1);
 	rc_quick_fork_child();
+	rc_callback_fork_child();
+	rc_hands_fork_child();
+	rc_scopes_fork_child();
+	rc_pool_fork_child();
 }
 
 static void once(void)
@@ -28,12 +30,37 @@ static void once(void)
 	pthread_atfork(NULL, NULL, on_fork_child);
 }
 
+/* What a process needs before its first context, and a child of fork(2) before its own. */
+static int begin_process(void)
+{
+	static pthread_once_t done = PTHREAD_ONCE_INIT;
+	int err;
+
+	if (rb_is_stray())
+		return rc_fail(ECHILD, "this process was made by clone(2) or _Fork from one with contexts: workers that are "
+			       "children are made by fork(2), whose handlers prepare them");
+	err = rb_child_begin();
+	if (err)
+		return rc_fail(ENOMEM, "fork handlers cannot be installed: %s", rref_strerror(err));
+	pthread_once(&done, once);
+	err = rb_random_begin();
+	if (err)
+		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces come from it, so a seccomp "
+			       "filter must allow it", rref_strerror(err));
+	return sodium_init() < 0 ? rc_fail(EIO, "libsodium could not be initialised") : 0;
+}
+
+int rc_fail_child(void)
+{
+	return rc_fail(ECHILD, "the context belongs to the parent process: after fork() a child must not use it");
+}
+
 int rc_enter_slow(const struct rref_ctx *ctx)
 {
 	if (!ctx)
 		return rc_fail(EINVAL, "no context");
-	if (ctx->fork_generation != at_load(&rc_fork_generation))
-		return rc_fail(ECHILD, "the context belongs to the parent process: after fork() a child must not use it");
+	if (rc_is_child(ctx))
+		return rc_fail_child();
 	if (ctx->gate == RC_NO_GATE && rc_in_scope_hook())
 		return rc_fail(EDEADLK, "called from a scope hook, which may run under the library's lock");
 	if (at_load_acq(&ctx->state) == RC_CTX_RUNNING)
@@ -178,14 +205,11 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 			at_store(&ctx->functions[i], fn->next);
 			free(fn);
 		}
-	if (ctx->fd >= 0 && ctx->fd != ctx->loopfd)
-		close(ctx->fd);
-	if (ctx->loopfd >= 0)
-		close(ctx->loopfd);
-	if (ctx->epfd >= 0)
-		close(ctx->epfd);
-	if (ctx->kickfd >= 0)
-		close(ctx->kickfd);
+	if (ctx->fd != ctx->loopfd)
+		rb_close(ctx->fd);
+	rb_close(ctx->loopfd);
+	rb_close(ctx->epfd);
+	rb_close(ctx->kickfd);
 	rc_log_close(ctx);
 	rc_key_wipe(&ctx->key);
 	pthread_mutex_destroy(&ctx->grow_lock);
@@ -209,7 +233,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 		return NULL;
 	memset(ctx, 0, sizeof(*ctx));
 	ctx->epfd = ctx->kickfd = ctx->loopfd = ctx->fd = -1;
-	ctx->fork_generation = at_load(&rc_fork_generation);
+	ctx->fork_generation = rb_generation();
 	ctx->gate = o->scope ? RC_NO_GATE : ctx->fork_generation;
 	ctx->serial = rc_quick_serial();
 	ctx->rank = (uint32_t)o->rank;
@@ -250,16 +274,15 @@ static struct rref_ctx *make(const struct rref_options *o)
 
 int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 {
-	static pthread_once_t done = PTHREAD_ONCE_INIT;
 	struct rref_options o;
 	struct rref_ctx *ctx;
 	int err;
 
 	if (!out)
 		return rc_fail(EINVAL, "rref_init: nowhere to put the context");
-	pthread_once(&done, once);
-	if (sodium_init() < 0)
-		return rc_fail(EIO, "libsodium could not be initialised");
+	err = begin_process();
+	if (err)
+		return err;
 	if (opt) {
 		err = rc_options_read(opt, &o);
 		if (err)
@@ -345,7 +368,7 @@ void rref_free_ctx(struct rref_ctx *ctx)
 {
 	unsigned turn = 0;
 
-	if (!ctx || ctx->fork_generation != at_load(&rc_fork_generation))
+	if (!ctx || rc_is_child(ctx))
 		return;
 	if (rc_in_callback()) {
 		rc_log(ctx, RREF_LOG_ERROR, "rref_free_ctx: called from a callback or handler, which may still use the context");

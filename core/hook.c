@@ -35,6 +35,12 @@ void rc_callback_leave(void)
 	callback_depth--;
 }
 
+/* The child is in no callback, whatever its parent forked in: it may shut down a context of its own. */
+void rc_callback_fork_child(void)
+{
+	callback_depth = 0;
+}
+
 void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	list_add_tail(&ctx->hooks, &h->node);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its random numbers,
- * its constant-time comparison, its wiping.
+ * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its constant-time
+ * comparison, its wiping. The random numbers are base/random.h's.
  *
  * A key that others could read or replace is worth nothing, so every file is opened first and then judged by fstat
  * of what was opened: a check by name could be raced.
@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/random.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
@@ -34,14 +35,13 @@ static pthread_once_t sodium_once = PTHREAD_ONCE_INIT;
 
 static void start_sodium(void)
 {
-	/* Fails only where the system has no random numbers at all; randombytes_buf then stops the process itself. */
 	(void)!sodium_init();
 }
 
+/* Not libsodium's, which ends the process where the system gives none. */
 void rc_random(void *buf, size_t length)
 {
-	pthread_once(&sodium_once, start_sodium);
-	randombytes_buf(buf, length);
+	rb_random(buf, length);
 }
 
 void rc_mac(const struct rc_key *key, const char *label, const void *data, size_t length, uint8_t *mac)

@@ -11,28 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <unistd.h>
 
+#include "base/child.h"
+#include "base/random.h"
 #include "rc.h"
-
-uint64_t rc_random64(void)
-{
-	static _Thread_local struct {
-		uint64_t word[32];
-		unsigned left;
-	} pool;
-
-	/* The kernel's generator, in batches: one system call per 32 values. */
-	while (pool.left == 0) {
-		if (getrandom(pool.word, sizeof(pool.word), 0) == (ssize_t)sizeof(pool.word))
-			pool.left = array_size(pool.word);
-	}
-	uint64_t v = pool.word[--pool.left];
-
-	pool.word[pool.left] = 0; /* a nonce is a capability: do not keep a second copy */
-	return v;
-}
 
 int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
 {
@@ -117,7 +100,7 @@ static int beacon_page(struct rref_ctx *ctx)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	void *cookie, *mem = MAP_FAILED;
-	int err, fd = memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int err, fd = RB_OPEN(memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 
 	if (fd >= 0 && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
 		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -128,10 +111,10 @@ static int beacon_page(struct rref_ctx *ctx)
 	if (err) {
 		if (mem != MAP_FAILED)
 			munmap(mem, page);
-		if (fd >= 0)
-			close(fd);
+		rb_close(fd);
 		return err;
 	}
+	rb_not_in_child(mem, page);
 	ctx->beacon = mem;
 	ctx->beacon_fd = fd;
 	ctx->beacon_region = cookie;
@@ -146,7 +129,7 @@ static void beacon_close(struct rref_ctx *ctx)
 	if (!length || rc_region_dereg(ctx, ctx->beacon_region))
 		return;
 	munmap(ctx->beacon, length);
-	close(ctx->beacon_fd);
+	rb_close(ctx->beacon_fd);
 	ctx->beacon_region = NULL;
 	ctx->beacon = NULL;
 }
@@ -523,12 +506,12 @@ void rc_landing_put(struct rc_landing *l)
 
 const void *rref_view_data(const struct rref_view *view)
 {
-	return view ? view->data : NULL;
+	return view && !rc_view_lost(view) ? view->data : NULL;
 }
 
 size_t rref_view_length(const struct rref_view *view)
 {
-	return view ? view->length : 0;
+	return view && !rc_view_lost(view) ? view->length : 0;
 }
 
 void rc_view_put(struct rref_view *view)

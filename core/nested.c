@@ -84,7 +84,7 @@ void rc_view_let_go(struct rref_view *v)
 
 size_t rref_view_nr_refs(const struct rref_view *view)
 {
-	return view ? view->nr_refs : 0;
+	return view && !rc_view_lost(view) ? view->nr_refs : 0;
 }
 
 /* ---- taking them ---- */
@@ -93,7 +93,7 @@ static int check(const struct rref_view *view, size_t first, size_t nr, const vo
 {
 	if (!view || !out)
 		return rc_fail(EINVAL, "%s: %s", what, view ? "nowhere to put the references" : "no view");
-	int err = rc_enter(view->ctx);
+	int err = rc_view_lost(view) ? rc_fail_child() : rc_enter(view->ctx);
 
 	if (err)
 		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is shared", what) : err;

@@ -4,12 +4,12 @@
  * of a thousand workers must not start with a limit that was read as zero. Empty is not unset.
  */
 #include <errno.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/child.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
@@ -161,15 +161,14 @@ static int read_word(const char *variable, const char *value, const char *const 
  */
 static const char *keep_text(const char *text)
 {
-	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 	static struct kept {
-		struct kept *next; /* guarded by lock */
+		struct kept *next; /* guarded by rb_hold */
 		char text[];
 	} *head;
 	struct kept *k;
 	size_t size = strlen(text) + 1;
 
-	pthread_mutex_lock(&lock);
+	rb_hold(); /* a child finds the list whole */
 	for (k = head; k; k = k->next)
 		if (strcmp(k->text, text) == 0)
 			break;
@@ -178,7 +177,7 @@ static const char *keep_text(const char *text)
 		k->next = head;
 		head = k;
 	}
-	pthread_mutex_unlock(&lock);
+	rb_release();
 	return k ? k->text : NULL;
 }
 

@@ -22,10 +22,10 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "rc.h"
 
 #define HANDS 16u
@@ -61,6 +61,11 @@ struct rc_hands {
 
 static _Thread_local struct hand *my_hand;
 
+void rc_hands_fork_child(void)
+{
+	my_hand = NULL;
+}
+
 /* In ns from now; 0 stops it. every: again and again. */
 static void set_timer(const struct rc_hands *h, int64_t ns, bool every)
 {
@@ -88,6 +93,7 @@ static int start_hand(struct rref_ctx *ctx)
 {
 	struct rc_hands *h = ctx->hands;
 	struct hand *me = NULL;
+	char why[200];
 	int err;
 
 	rc_lock(ctx);
@@ -102,13 +108,14 @@ static int start_hand(struct rref_ctx *ctx)
 	if (!me)
 		return -EAGAIN;
 	me->ctx = ctx;
-	err = pthread_create(&me->thread, NULL, hand, me);
+	err = rb_thread_start(&me->thread, hand, me);
 	if (err) {
 		rc_lock(ctx);
 		at_store(&me->state, HAND_NONE);
 		h->nr--;
 		rc_unlock(ctx);
-		return rc_fail(err, "a thread for callbacks: %s", rref_strerror(err));
+		rb_thread_why(err, why, sizeof(why));
+		return rc_fail(err, "a thread for callbacks: %s", why);
 	}
 	if (ctx->poller_core >= 0) {
 		cpu_set_t set;
@@ -271,7 +278,7 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 	struct rc_hands *h = ctx->hands;
 	int64_t last = now_ns(), slow_at = 0;
 
-	prctl(PR_SET_NAME, "rref-poller");
+	rb_thread_begin("rref-poller");
 	while (!at_load_acq(&h->stop) && at_load(&h->poller) == me) {
 		int64_t now = now_ns();
 		int n = 0;
@@ -317,7 +324,7 @@ static void stand_by(struct rref_ctx *ctx, struct hand *me)
 	uint64_t count;
 	bool mine = false;
 
-	prctl(PR_SET_NAME, "rref-standby");
+	rb_thread_begin("rref-standby");
 	while (!mine && !at_load_acq(&h->stop) && at_load_acq(&h->poller) != me)
 		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
 			mine = look(ctx, me);
@@ -347,9 +354,9 @@ static int open_descriptors(struct rref_ctx *ctx)
 {
 	struct epoll_event ev = { .events = EPOLLIN };
 
-	ctx->epfd = epoll_create1(EPOLL_CLOEXEC);
-	ctx->kickfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	ctx->loopfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ctx->epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	ctx->kickfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	ctx->loopfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	if (ctx->epfd < 0 || ctx->kickfd < 0 || ctx->loopfd < 0 || epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->kickfd, &ev))
 		return -errno;
 	for (int k = 0; k < RV_NR_KINDS; k++)
@@ -357,7 +364,7 @@ static int open_descriptors(struct rref_ctx *ctx)
 		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
 	/* With a poller a loop hears of what is complete; in the manual mode of what there is to do, too. */
-	ctx->fd = ctx->mode == RREF_PROGRESS_MANUAL ? epoll_create1(EPOLL_CLOEXEC) : ctx->loopfd;
+	ctx->fd = ctx->mode == RREF_PROGRESS_MANUAL ? RB_OPEN(epoll_create1(EPOLL_CLOEXEC)) : ctx->loopfd;
 	if (ctx->fd < 0 || (ctx->fd != ctx->loopfd && (epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->loopfd, &ev) ||
 						       epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->epfd, &ev))))
 		return -errno;
@@ -376,7 +383,7 @@ int rc_poller_open(struct rref_ctx *ctx)
 
 	if (!h)
 		return rc_fail(ENOMEM, "memory for the poller");
-	h->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+	h->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
 	if (h->timer < 0) {
 		err = rc_fail(errno, "a timer for the poller: %s", rref_strerror(errno));
 		free(h);
@@ -411,7 +418,7 @@ void rc_poller_close(struct rref_ctx *ctx)
 		if (at_load(&h->hand[i].state) == HAND_RUNS)
 			pthread_join(h->hand[i].thread, NULL);
 	}
-	close(h->timer);
+	rb_close(h->timer);
 	rc_lock(ctx);
 	ctx->hands = NULL;
 	at_store(&ctx->has_poller, false);

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/thread.h"
 #include "rc.h"
 
 #define PER_CALLER 512u
@@ -48,6 +49,12 @@ bool rc_may_wait(const struct rref_ctx *ctx)
 	return depth == 0 || (depth == 1 && my_pool && my_pool->ctx == ctx);
 }
 
+void rc_pool_fork_child(void)
+{
+	my_pool = NULL;
+	my_caller = NULL;
+}
+
 /* Calls that stood apart come into the queue. Guarded by lock. */
 static void admit(struct rc_pool *pool, struct rc_caller *c)
 {
@@ -71,6 +78,7 @@ static void *run(void *arg)
 {
 	struct rc_pool *pool = arg;
 
+	rb_thread_begin("rref-pool");
 	my_pool = pool;
 	pthread_mutex_lock(&pool->lock);
 	for (;;) {
@@ -123,8 +131,8 @@ static void grow(struct rc_pool *pool, struct list *refused)
 {
 	struct list *n;
 
-	pthread_attr_t attr;
-	pthread_t thread;
+	char why[200];
+	int err;
 
 	if (!pool->queued)
 		return;
@@ -135,12 +143,12 @@ static void grow(struct rc_pool *pool, struct list *refused)
 	}
 	if (pool->threads - pool->blocked >= pool->target)
 		return;
-	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pool->threads++;
-	if (pthread_create(&thread, &attr, run, pool)) {
+	err = rb_thread_start(NULL, run, pool);
+	if (err) {
 		pool->threads--;
-		rc_log(pool->ctx, RREF_LOG_ERROR, "a worker thread could not be started: %u are running", pool->threads);
+		rb_thread_why(err, why, sizeof(why));
+		rc_log(pool->ctx, RREF_LOG_ERROR, "a worker thread could not be started (%u are running): %s", pool->threads, why);
 		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
 			struct rref_call *call = container_of(n, struct rref_call, hook.node);
 
@@ -150,7 +158,6 @@ static void grow(struct rc_pool *pool, struct list *refused)
 			list_add_tail(refused, n);
 		}
 	}
-	pthread_attr_destroy(&attr);
 }
 
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting)

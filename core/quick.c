@@ -80,7 +80,7 @@ static void thread_ends(void *arg)
 		struct rc_reader *next = r->thread_next;
 
 		pthread_mutex_lock(&lock);
-		if (r->ctx && r->fork_generation == at_load(&rc_fork_generation)) {
+		if (r->ctx && r->fork_generation == rb_generation()) {
 			unlink_reader(r);
 			give_back(r);
 		}
@@ -127,7 +127,7 @@ static __attribute__((noinline)) struct rc_reader *new_reader(struct rref_ctx *c
 	memset(r, 0, sizeof(*r));
 	r->ctx = ctx;
 	r->serial = ctx->serial;
-	r->fork_generation = at_load(&rc_fork_generation);
+	r->fork_generation = rb_generation();
 	r->read.nr_sge = 1;
 	pthread_mutex_lock(&lock);
 	forget_closed();
@@ -312,7 +312,7 @@ void rref_view_free(struct rref_view *view)
 	struct rc_reader *r;
 	unsigned cls;
 
-	if (!view || rc_is_child(view->ctx))
+	if (!view || rc_view_lost(view))
 		return;
 	r = reader_of(view->ctx);
 	cls = (unsigned)view->cls; /* an alias has none */

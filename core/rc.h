@@ -23,6 +23,8 @@
 
 #include "alloc/ra.h"
 #include "base/atomic.h"
+#include "base/child.h"
+#include "base/random.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"
@@ -248,14 +250,14 @@ void rc_log_close(struct rref_ctx *ctx);
 void rc_log_schedule(struct rref_ctx *ctx); /* [lock] lines are due */
 void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
+int rc_fail_child(void); /* -ECHILD */
 int rc_enter_slow(const struct rref_ctx *ctx);
 #define RC_NO_GATE UINT32_MAX
 bool rc_in_scope_hook(void);   /* scope.c */
-extern _Atomic uint32_t rc_fork_generation;
 
 static inline bool rc_usable(const struct rref_ctx *ctx)
 {
-	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->gate == at_load(&rc_fork_generation);
+	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->gate == rb_generation();
 }
 
 /* 0 if the context may be used by this process now. */
@@ -267,13 +269,19 @@ static inline int rc_enter(struct rref_ctx *ctx)
 /* A child made by fork() shares memory and devices with its parent: it may look, but neither write, wait nor free. */
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
-	return unlikely(ctx->fork_generation != at_load(&rc_fork_generation));
+	return unlikely(ctx->fork_generation != rb_generation());
+}
+
+/* A child has neither the view, nor what it shows. */
+static inline bool rc_view_lost(const struct rref_view *v)
+{
+	return unlikely(rb_generation() != RB_FIRST_GENERATION) && (rb_is_parents_slow(v) || rc_is_child(v->ctx));
 }
 
 /* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
 static inline bool rc_is_barred(const struct rref_ctx *ctx)
 {
-	return unlikely(ctx->gate != at_load(&rc_fork_generation)) && (rc_is_child(ctx) || rc_in_scope_hook());
+	return unlikely(ctx->gate != rb_generation()) && (rc_is_child(ctx) || rc_in_scope_hook());
 }
 
 /* The machine's time: tenths of a second since the context was made, in 13 years no two alike. The coarse clock will do. */
@@ -358,7 +366,10 @@ void rc_memory_close(struct rref_ctx *ctx);
 int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
 int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
-uint64_t rc_random64(void);
+static inline uint64_t rc_random64(void)
+{
+	return rb_random64();
+}
 /* types.c */
 void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
@@ -545,6 +556,11 @@ void rc_calls_close(struct rref_ctx *ctx);
 int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* [lock] nobody has it any more: kept, or freed */
 bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
+/* In a child of fork(2), by its only thread: what the parent's thread was in the middle of is over. */
+void rc_callback_fork_child(void);
+void rc_hands_fork_child(void);
+void rc_scopes_fork_child(void);
+void rc_pool_fork_child(void);
 
 /* stats.c, leak.c */
 static inline void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */

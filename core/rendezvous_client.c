@@ -12,8 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/child.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_quote.h"
@@ -101,7 +101,7 @@ static int connect_to(const struct addrinfo *ai, int64_t deadline)
 	const int on = 1;
 	socklen_t length = sizeof(int);
 	int err = 0, r;
-	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int fd = RB_OPEN(socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 
 	if (fd < 0)
 		return -errno;
@@ -130,7 +130,7 @@ static int connect_to(const struct addrinfo *ai, int64_t deadline)
 	(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 	return fd;
 close_fd:
-	close(fd);
+	rb_close(fd);
 	return r;
 }
 
@@ -326,7 +326,7 @@ static int try_all(struct come *c, const struct addrinfo *list)
 		}
 		c->is_connected = true;
 		r = talk(c, fd);
-		close(fd);
+		rb_close(fd);
 		if (r != COME_AGAIN)
 			return r;
 	}

@@ -5,8 +5,8 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/child.h"
 #include "rc_error.h"
 #include "rc_rendezvous_server.h"
 
@@ -18,14 +18,14 @@
 void rz_close_listeners(struct rz_serve *s)
 {
 	while (s->nr_listeners)
-		close(s->listener[--s->nr_listeners]);
+		rb_close(s->listener[--s->nr_listeners]);
 }
 
 /* A listening descriptor, or -errno. */
 static int listen_at(const struct addrinfo *ai, uint32_t world)
 {
 	const int on = 1, off = 0;
-	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int fd = RB_OPEN(socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	int r;
 
 	if (fd < 0)
@@ -41,7 +41,7 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 	}
 	if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, (int)world + MAX_HALF_OPEN) < 0) {
 		r = -errno;
-		close(fd);
+		rb_close(fd);
 		return r;
 	}
 	return fd;
@@ -165,7 +165,7 @@ void rz_accept(struct rz_serve *s, int listener)
 	while (room--) {
 		struct sockaddr_storage from;
 		socklen_t length = sizeof(from);
-		int fd = accept4(listener, (struct sockaddr *)&from, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int fd = RB_OPEN(accept4(listener, (struct sockaddr *)&from, &length, SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (fd < 0) {
 			/* Descriptors or memory are short: those in the queue wait there, the others are served on. */
@@ -182,7 +182,7 @@ void rz_accept(struct rz_serve *s, int listener)
 			continue;
 		}
 		if (!add_conn(s, fd, (struct sockaddr *)&from, length)) {
-			close(fd);
+			rb_close(fd);
 			s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
 			return;
 		}

@@ -9,8 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/child.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_rendezvous_server.h"
@@ -53,7 +53,7 @@ void rz_drop(struct rz_serve *s, struct rz_conn *c)
 			s->status_due = true;
 		}
 	}
-	close(c->fd);
+	rb_close(c->fd);
 	c->state = AT_GONE;
 }
 

@@ -63,6 +63,11 @@ bool rc_in_scope_hook(void)
 	return in_hook;
 }
 
+void rc_scopes_fork_child(void)
+{
+	in_hook = false;
+}
+
 static void tell(const struct rref_ctx *ctx, const struct rc_scope *s, unsigned end, int status)
 {
 	struct rref_scope told = { .size = sizeof(told), .id = s->id, .key = s->key, .peer = s->peer, .status = status,

@@ -99,7 +99,7 @@ size_t rref_view_segments(const struct rref_view *view, struct iovec *segments, 
 {
 	size_t at = 0;
 
-	if (!view)
+	if (!view || rc_view_lost(view))
 		return 0;
 	for (uint32_t i = 0; segments && i < view->nr_segments && i < nr; i++) {
 		size_t n = view->nr_segments > 1 ?

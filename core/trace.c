@@ -15,6 +15,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "rc_scope.h"
@@ -54,7 +55,7 @@ static void flush(struct rc_trace *t, int64_t now)
 		} else if (n < 0 && errno != EINTR) {
 			/* No room, most likely. What is there stays good: no half event at its end. */
 			(void)!ftruncate(t->fd, (off_t)t->written);
-			close(t->fd);
+			rb_close(t->fd);
 			t->fd = -1;
 		}
 	}
@@ -110,6 +111,7 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	static _Atomic uint64_t files;
 	struct timespec real;
 	struct rc_trace *t;
+	struct stat st;
 	int n, err;
 
 	if (r)
@@ -121,11 +123,14 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return rc_fail(ENOMEM, "memory for a trace");
-	t->fd = open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (t->fd < 0) {
-		err = errno;
+	/* Not blocking: whoever reads a pipe may never come. And no pipe at all: a write to one that nobody reads is a SIGPIPE. */
+	t->fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+	err = t->fd < 0 || fstat(t->fd, &st) ? errno : 0;
+	if (err || !S_ISREG(st.st_mode)) {
+		rb_close(t->fd);
 		free(t);
-		return rc_fail(EIO, "the trace file %.300s cannot be made: %s", full, rref_strerror(err));
+		return rc_fail(EIO, "the trace file %.300s cannot be made: %s", full,
+			       err ? rref_strerror(err) : "it is there, and no regular file");
 	}
 	pthread_mutex_init(&t->lock, NULL);
 	t->rank = rank;
@@ -151,8 +156,7 @@ void rc_trace_close(struct rc_trace *t)
 		      "\"tid\":%d}", t->left_out, us(t, now_ns()).text, t->rank, gettid());
 	event(t, "\n]\n");
 	flush(t, now_ns());
-	if (t->fd >= 0)
-		close(t->fd);
+	rb_close(t->fd);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }

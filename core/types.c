@@ -452,7 +452,7 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 	if (!view || !out)
 		return rc_fail(EINVAL, "rref_view_type: no view, or nowhere to put the type");
-	int err = check_out(out, "rref_view_type");
+	int err = rc_view_lost(view) ? rc_fail_child() : check_out(out, "rref_view_type");
 
 	if (err)
 		return err;

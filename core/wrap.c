@@ -124,7 +124,7 @@ static int map(size_t length, size_t *mapped, int *fd, void **addr)
 	if (length > SIZE_MAX - page || length > (size_t)INT64_MAX - page)
 		return rc_fail(ENOMEM, "rref_mem_alloc: %zu bytes are more than there are addresses", length);
 	*mapped = (length + page - 1) & ~(page - 1);
-	*fd = memfd_create("rref-mem", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	*fd = RB_OPEN(memfd_create("rref-mem", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (*fd < 0)
 		return rc_fail(ENOMEM, "rref_mem_alloc: memfd_create: %s", rref_strerror(errno));
 	/* A peer that is given the descriptor could otherwise shrink it, and our next store would be a SIGBUS. */
@@ -132,7 +132,7 @@ static int map(size_t length, size_t *mapped, int *fd, void **addr)
 	    (*addr = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0)) == MAP_FAILED) {
 		int err = rc_fail(ENOMEM, "rref_mem_alloc: mapping %zu bytes: %s", length, rref_strerror(errno));
 
-		close(*fd);
+		rb_close(*fd);
 		return err;
 	}
 	madvise(*addr, *mapped, MADV_HUGEPAGE); /* a wish */
@@ -155,7 +155,7 @@ int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, v
 	err = mem_make(ctx, base, length, fd, mapped, out);
 	if (err) {
 		munmap(base, mapped);
-		close(fd);
+		rb_close(fd);
 		return err;
 	}
 	*addr = base;
@@ -171,8 +171,8 @@ static int mem_free(struct rref_mem *m)
 	if (err)
 		return err;
 	if (m->mapped) {
+		rb_close(m->fd); /* first: the unmapping frees it, which takes its time */
 		munmap(m->base, m->mapped);
-		close(m->fd);
 	}
 	at_sub(&ctx->n.mem_bytes, m->length);
 	at_sub(&ctx->n.mems, 1);

@@ -36,6 +36,8 @@ check "verbs/ objects call nothing of the layers above" \
 	"$(undefined $(find "$build/verbs" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|ra_)')"
 check "alloc/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/alloc" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
+check "base/ objects call nothing of the other layers" \
+	"$(undefined $(find "$build/base" -name '*.o') | grep -E ' (rref_|r[cpwav]_)')"
 # Purity: events in, effects out. What a state machine may need of libc is memory and strings.
 check "the protocol's objects call nothing but memory and string functions" \
 	"$(undefined "$build"/core/rp_*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"

@@ -50,6 +50,7 @@ static int grow(struct rv_dev *dev, struct rvi_pool *p)
 		rc = rv_fail(ENOMEM, "cannot map %zu bytes of message buffers", bytes);
 		goto free_chunk;
 	}
+	rb_not_in_child(c->mem, bytes);
 	c->mr = ibv_reg_mr(dev->pd, c->mem, bytes, IBV_ACCESS_LOCAL_WRITE);
 	if (!c->mr) {
 		rc = rvi_reg_failed(errno, bytes);

@@ -3,7 +3,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "ibv.h"
 
@@ -70,15 +69,23 @@ static int make_queues(struct rv_dev *dev)
 	dev->pd = ibv_alloc_pd(dev->ctx);
 	if (!dev->pd)
 		return rv_fail(errno, "%s: no protection domain: %s", dev->caps.device, strerror(errno));
+	rvi_keep_begin();
 	dev->channel = ibv_create_comp_channel(dev->ctx);
+	if (dev->channel)
+		rb_note(dev->channel->fd);
+	rvi_keep_end();
 	if (!dev->channel)
 		return rv_fail(errno, "%s: no completion channel: %s", dev->caps.device, strerror(errno));
+	rvi_keep_begin();
 	dev->send_cq = ibv_create_cq(dev->ctx, (int)sends, NULL, dev->channel, 0);
 	if (dev->send_cq)
 		dev->recv_cq = ibv_create_cq(dev->ctx, (int)recvs, NULL, dev->channel, 0);
+	rvi_keep_end();
 	if (!dev->recv_cq)
 		return rv_fail(errno, "%s: no completion queue of %u: %s", dev->caps.device, sends, strerror(errno));
+	rvi_keep_begin();
 	dev->srq = ibv_create_srq(dev->pd, &srq);
+	rvi_keep_end();
 	if (!dev->srq)
 		return rv_fail(errno, "%s: no shared receive queue of %u: %s", dev->caps.device, recvs, strerror(errno));
 	return rvi_qp_probe_inline(dev, &dev->max_inline);
@@ -143,7 +150,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 		return rc;
 	dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
 	if (!dev) {
-		ibv_close_device(pick.ctx);
+		rvi_context_close(pick.ctx);
 		return rv_fail(ENOMEM, "no memory for a device");
 	}
 	memset(dev, 0, sizeof(*dev));
@@ -209,8 +216,12 @@ void rvi_close(struct rv_dev *dev)
 	rvi_reap_fini(dev);
 	if (dev->listener)
 		rdma_destroy_id(dev->listener);
-	if (dev->cm)
+	if (dev->cm) {
+		rb_hold();
+		rb_forget(dev->cm->fd);
 		rdma_destroy_event_channel(dev->cm);
+		rb_release();
+	}
 	if (dev->srq)
 		ibv_destroy_srq(dev->srq);
 	if (dev->epfd >= 0)
@@ -219,18 +230,20 @@ void rvi_close(struct rv_dev *dev)
 		ibv_destroy_cq(dev->recv_cq);
 	if (dev->send_cq)
 		ibv_destroy_cq(dev->send_cq);
-	if (dev->channel)
+	if (dev->channel) {
+		rb_hold();
+		rb_forget(dev->channel->fd);
 		ibv_destroy_comp_channel(dev->channel);
+		rb_release();
+	}
 	rvi_pool_free(&dev->recv_pool);
 	rvi_pool_free(&dev->send_pool);
 	rvi_regions_free(dev);
 	if (dev->pd)
 		ibv_dealloc_pd(dev->pd);
-	ibv_close_device(dev->ctx);
-	if (dev->timerfd >= 0)
-		close(dev->timerfd);
-	if (dev->epfd >= 0)
-		close(dev->epfd);
+	rvi_context_close(dev->ctx);
+	rb_close(dev->timerfd);
+	rb_close(dev->epfd);
 	pthread_mutex_destroy(&dev->region_lock);
 	free(dev->stash);
 	free(dev->qpn_table);

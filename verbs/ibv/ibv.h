@@ -22,6 +22,7 @@
 #include <rdma/rdma_cma.h>
 
 #include "base/atomic.h"
+#include "base/child.h"
 #include "base/util.h"
 #include "cm_table.h"
 #include "frame.h"
@@ -231,6 +232,13 @@ struct rvi_sink {
 void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int rvi_open(const struct rv_options *opt, struct rv_dev **out);
 void rvi_close(struct rv_dev *dev);
+
+/* child.c: what children of fork(2) must not keep. What makes or maps something of the device's stands between begin and end. */
+int rvi_child_begin(const struct rv_options *opt);
+void rvi_keep_begin(void);
+void rvi_keep_end(void);
+struct ibv_context *rvi_context_open(struct ibv_device *device);
+void rvi_context_close(struct ibv_context *ctx);
 
 /* reap.c: rvi_reap takes the id over. */
 void rvi_reap_init(struct rv_dev *dev);

@@ -144,6 +144,10 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 	struct ibv_device **list;
 	int n = 0, rc = -ENODEV, seen = 0, open_rc = 0;
 
+	rc = rvi_child_begin(opt);
+	if (rc)
+		return rc;
+	rc = -ENODEV;
 	list = ibv_get_device_list(&n);
 	if (!list)
 		return rvi_no_devices(errno);
@@ -159,7 +163,7 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 		if (opt->device && strcmp(opt->device, name))
 			continue;
 		seen++;
-		ctx = ibv_open_device(list[i]);
+		ctx = rvi_context_open(list[i]);
 		if (!ctx) {
 			open_rc = open_failed(name, list[i]->dev_name, errno);
 			add(reasons, sizeof(reasons), "%s", rv_error_text());
@@ -167,7 +171,7 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 		}
 		rc = pick_on(ctx, opt, out, reasons, sizeof(reasons));
 		if (rc)
-			ibv_close_device(ctx);
+			rvi_context_close(ctx);
 		else
 			out->ctx = ctx;
 	}

@@ -31,7 +31,9 @@ int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline)
 		struct ibv_qp *qp;
 
 		init_attr(dev, ask, &a);
+		rvi_keep_begin();
 		qp = ibv_create_qp(dev->pd, &a);
+		rvi_keep_end();
 		if (qp) {
 			/* What was asked for, even if more was granted: connections ask the same. */
 			*max_inline = min_of(ask, a.cap.max_inline_data);
@@ -84,7 +86,9 @@ int rvi_qp_create(struct rv_conn *conn)
 	if (rc)
 		goto deactivate;
 	init_attr(dev, dev->max_inline, &a);
+	rvi_keep_begin();
 	conn->qp = ibv_create_qp(dev->pd, &a);
+	rvi_keep_end();
 	if (!conn->qp) {
 		rc = rv_fail(errno ? errno : EIO, "cannot create a queue pair on %s (%u connections exist): %s",
 			     dev->caps.device, dev->nr_active - 1, strerror(errno));

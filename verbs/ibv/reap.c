@@ -10,10 +10,9 @@
  * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
  * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
  */
-#include <signal.h>
 #include <stdlib.h>
-#include <sys/prctl.h>
 
+#include "base/thread.h"
 #include "ibv.h"
 
 #define REAP_MAX 64u /* that wait; more are destroyed where they are closed, so that nobody piles them up */
@@ -53,7 +52,7 @@ static void *reap(void *arg)
 	struct rvi_reaper *r = &dev->reaper;
 	struct list *l;
 
-	prctl(PR_SET_NAME, "rref-cm");
+	rb_thread_begin("rref-cm");
 	pthread_mutex_lock(&r->lock);
 	while (!r->stop || !list_empty(&r->ids)) {
 		if (!list_empty(&r->ids))
@@ -85,15 +84,9 @@ void rvi_reap_init(struct rv_dev *dev)
 	pthread_condattr_destroy(&attr);
 }
 
-/* The program's signals are not for it. */
 static bool start(struct rv_dev *dev)
 {
-	sigset_t all, old;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	dev->reaper.runs = !pthread_create(&dev->reaper.thread, NULL, reap, dev);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	dev->reaper.runs = !rb_thread_start(&dev->reaper.thread, reap, dev);
 	return dev->reaper.runs;
 }
 

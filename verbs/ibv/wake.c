@@ -31,10 +31,10 @@ int rvi_wake_init(struct rv_dev *dev)
 {
 	int rc;
 
-	dev->epfd = epoll_create1(EPOLL_CLOEXEC);
+	dev->epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
 	if (dev->epfd < 0)
 		return rv_fail(errno, "epoll_create1: %s", strerror(errno));
-	dev->timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	dev->timerfd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
 	if (dev->timerfd < 0)
 		return rv_fail(errno, "timerfd_create: %s", strerror(errno));
 	rc = watch(dev, dev->channel->fd, WAKE_CHANNEL);

@@ -17,11 +17,10 @@ static void refuse_one(struct rv_dev *dev)
 {
 	int sock;
 
-	close(dev->spare);
-	sock = accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (sock >= 0)
-		close(sock);
-	dev->spare = eventfd(0, EFD_CLOEXEC);
+	rb_close(dev->spare);
+	sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+	rvs_hang_up(dev, sock);
+	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
 	dev->nr_refused++;
 	rvs_log(dev, 0, "shm: no descriptors left; refused a connection");
 }
@@ -32,7 +31,7 @@ void rvs_on_listener(struct rv_dev *dev)
 		struct rv_conn *conn;
 		struct ucred cred;
 		socklen_t len = sizeof(cred);
-		int sock = accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (sock < 0) {
 			if (errno == EMFILE || errno == ENFILE)
@@ -61,7 +60,7 @@ void rvs_on_listener(struct rv_dev *dev)
 		continue;
 
 refuse:
-		close(sock);
+		rvs_hang_up(dev, sock);
 		dev->nr_refused++;
 	}
 }
@@ -140,7 +139,7 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	conn->text_len = 0;
 	rc = conn->gone ? -ECONNRESET :
 	     rvs_packet_send(conn->sock, &p, RVS_PKT_ACCEPT, (int[]){dev->page_fd, box_fd}, 2);
-	close(box_fd);
+	rb_close(box_fd);
 	if (rc) {
 		rvs_attended(conn, RVS_A_HUP);
 		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);

@@ -9,10 +9,10 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/random.h"
 #include "shm.h"
 
 #define HOST_AT 2
@@ -61,8 +61,7 @@ int rvs_self(struct rv_addr *out)
 	if (stat("/proc/self/ns/net", &st))
 		return rv_fail(ENODEV, "shm: cannot see the network namespace: %s", strerror(errno));
 	put_le64(out->bytes + HOST_AT + 16, st.st_ino);
-	if (getrandom(random, sizeof(random), 0) != sizeof(random))
-		return rv_fail(EIO, "shm: no random bytes");
+	rb_random(random, sizeof(random));
 	char *name = (char *)out->bytes + NAME_AT;
 	n = snprintf(name, NAME_MAX_LEN, "rref-");
 	for (unsigned i = 0; i < sizeof(random); i++)

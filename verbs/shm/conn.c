@@ -31,8 +31,9 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	conn->keys = dev->keys;
 	conn->source = RVS_SRC_CONN;
 	conn->dev = dev;
+	conn->process_source = RVS_SRC_PROCESS;
 	conn->sock = sock;
-	conn->box_fd = -1;
+	conn->box_fd = conn->process = -1;
 	conn->index = index;
 	conn->gen = ++dev->next_gen;
 	conn->watch = UINT32_MAX;
@@ -56,6 +57,19 @@ int rvs_conn_listen(struct rv_conn *conn)
 	return 0;
 }
 
+/*
+ * Closes a socket, -1 too, so that its peer hears of it and this side does not any more, even if a child still has a copy: epoll
+ * would go on reporting that one.
+ */
+void rvs_hang_up(struct rv_dev *dev, int sock)
+{
+	if (sock < 0)
+		return;
+	epoll_ctl(dev->epoll, EPOLL_CTL_DEL, sock, NULL);
+	shutdown(sock, SHUT_RDWR);
+	rb_close(sock);
+}
+
 /* Gives back all but the private copies of messages, which the core may still hold. Twice is harmless. */
 static void release(struct rv_conn *conn)
 {
@@ -67,7 +81,9 @@ static void release(struct rv_conn *conn)
 	rvs_attended(conn, ~0u);
 	rvs_deadline(conn, 0);
 	rvs_tell_stop(conn);
-	rvs_close_fds((int[]){conn->sock, conn->box_fd}, 2);
+	rvs_process_unwatch(conn);
+	rvs_hang_up(dev, conn->sock);
+	rvs_close_fds((int[]){conn->box_fd}, 1);
 	conn->sock = conn->box_fd = -1;
 	if (conn->peer_page)
 		munmap(conn->peer_page, sizeof(*conn->peer_page));
@@ -124,7 +140,7 @@ void rvs_conn_fail(struct rv_conn *conn, int status)
 	rvs_deadline(conn, 0);
 	if (status == -ETIMEDOUT)
 		conn->text_len = 0; /* a hello that was not sent yet */
-	rvs_close_fds(&conn->sock, 1);
+	rvs_hang_up(conn->dev, conn->sock);
 	conn->sock = -1;
 	at_store(&conn->state, RVS_DOWN);
 	rvs_notify(conn, RV_EV_FAILED, status);
@@ -138,6 +154,7 @@ void rvs_watch_add(struct rv_conn *conn)
 	conn->watch = dev->nr_watch;
 	dev->watch[dev->nr_watch++] = (struct rvs_watch){.word = &conn->rx.post->word, .seq = 1, .conn = conn};
 	at_store_rel(&conn->state, RVS_UP); /* partner: post_reads() */
+	rvs_process_watch(conn);
 	rvs_tell_start(conn);
 }
 
@@ -156,6 +173,7 @@ void rvs_watch_del(struct rv_conn *conn)
 void rvs_conn_hangup(struct rv_conn *conn)
 {
 	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->sock, NULL); /* or it would report its end for ever */
+	rvs_process_unwatch(conn);
 	conn->gone = true;
 	rvs_attend(conn, RVS_A_HUP);
 }

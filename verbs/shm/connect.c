@@ -24,12 +24,12 @@ int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	rc = rvs_reach(dev, to);
 	if (rc)
 		return rc;
-	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	sock = RB_OPEN(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (sock < 0)
 		return rvs_fail_fds(errno, "no socket to connect with");
 	rc = rvs_conn_new(dev, sock, RVS_CONNECTING, &conn);
 	if (rc) {
-		close(sock);
+		rb_close(sock);
 		return rc;
 	}
 	rc = rvs_box_create(&conn->rx, dev->opt.credits, &conn->box_fd);
@@ -90,7 +90,7 @@ void rvs_dial(struct rv_conn *conn)
 	memcpy(p.data, conn->text, conn->text_len);
 	conn->text_len = 0;
 	rc = rvs_packet_send(conn->sock, &p, RVS_PKT_HELLO, (int[]){dev->page_fd, conn->box_fd}, 2);
-	close(conn->box_fd);
+	rb_close(conn->box_fd);
 	conn->box_fd = -1;
 	if (rc)
 		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
@@ -113,6 +113,7 @@ int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_
 		rc = rv_fail(errno, "shm: cannot map the peer's page: %s", strerror(errno));
 		goto close_fds;
 	}
+	rb_not_in_child(map, sizeof(struct rvs_page));
 	conn->peer_page = map;
 	if (conn->peer_page->magic != RVS_MAGIC || conn->peer_page->version != RVS_VERSION) {
 		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");

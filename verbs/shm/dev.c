@@ -49,7 +49,7 @@ static int open_page(struct rv_dev *dev)
 		rc = rv_fail(-rc, "shm: cannot seal the device page: %s", strerror(-rc));
 	else
 		rc = dev->page_fd = rvs_reopen_ro(fd);
-	close(fd);
+	rb_close(fd);
 	return rc < 0 ? rc : 0;
 }
 
@@ -59,7 +59,7 @@ static int open_listener(struct rv_dev *dev)
 	size_t len;
 	const char *name = rvs_name(&dev->self, &len);
 
-	dev->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	dev->listener = RB_OPEN(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (dev->listener < 0)
 		return rvs_fail_fds(errno, "no socket to listen on");
 	memcpy(sun.sun_path + 1, name, len);
@@ -81,10 +81,10 @@ static int open_sources(struct rv_dev *dev)
 	dev->listen_src = RVS_SRC_LISTEN;
 	dev->wake_src = RVS_SRC_WAKE;
 	dev->timer_src = RVS_SRC_TIMER;
-	dev->epoll = epoll_create1(EPOLL_CLOEXEC);
-	dev->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	dev->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	dev->spare = eventfd(0, EFD_CLOEXEC);
+	dev->epoll = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	dev->wake = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	dev->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
 	if (dev->epoll < 0 || dev->wake < 0 || dev->timer < 0 || dev->spare < 0 ||
 	    add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
@@ -123,6 +123,8 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 
 	if (opt->credits && opt->credits < 4)
 		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed", opt->credits);
+	if (rb_child_begin())
+		return rv_fail(ENOMEM, "shm: no memory for a fork handler");
 	dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
 	if (!dev)
 		return rv_fail(ENOMEM, "shm: no memory for the device");

@@ -14,9 +14,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <unistd.h>
 
+#include "base/random.h"
 #include "shm.h"
 
 int rvs_keys_init(struct rv_dev *dev)
@@ -36,7 +36,7 @@ void rvs_keys_fini(struct rv_dev *dev)
 	struct list *l;
 
 	while ((l = list_pop(&dev->regions)))
-		close(container_of(l, struct rvs_key, node)->fd);
+		rb_close(container_of(l, struct rvs_key, node)->fd);
 	if (dev->keys)
 		munmap(dev->keys, RVS_NR_KEYS * sizeof(struct rvs_key));
 	free(dev->free_keys);
@@ -172,8 +172,7 @@ static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 	uint32_t index, last;
 	uint16_t random;
 
-	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
-		return rv_fail(EIO, "shm: no random bytes");
+	rb_random(&random, sizeof(random));
 	if (dev->nr_free_keys)
 		index = dev->free_keys[--dev->nr_free_keys];
 	else if (dev->used_keys < RVS_NR_KEYS)
@@ -242,8 +241,7 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 
 unlock:
 	pthread_mutex_unlock(&dev->lock);
-	if (ro >= 0)
-		close(ro);
+	rb_close(ro);
 	return rc;
 }
 
@@ -271,8 +269,7 @@ int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	k->fd = -1;
 	dev->free_keys[dev->nr_free_keys++] = (uint16_t)index;
 	pthread_mutex_unlock(&dev->lock);
-	if (ro >= 0)
-		close(ro);
+	rb_close(ro);
 	mr->impl = NULL;
 	return 0;
 }

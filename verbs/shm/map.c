@@ -209,6 +209,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		miss(news, p->word, -rc);
 		return 0;
 	}
+	rb_not_in_child(s->base, p->length);
 	/* Partner of all four: find in read.c. Each is a release, so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);

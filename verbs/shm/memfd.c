@@ -25,7 +25,7 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 	int rc, fd;
 	void *map;
 
-	fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	fd = RB_OPEN(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (fd < 0) {
 		rc = errno;
 		return rvs_fail_fds(rc, "memfd_create");
@@ -39,12 +39,13 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 		rc = rv_fail(errno, "shm: cannot map %zu bytes of %s: %s", size, name, strerror(errno));
 		goto close_fd;
 	}
+	rb_not_in_child(map, size);
 	*fd_out = fd;
 	*map_out = map;
 	return 0;
 
 close_fd:
-	close(fd);
+	rb_close(fd);
 	return rc;
 }
 
@@ -73,7 +74,7 @@ int rvs_reopen_ro(int fd)
 	int ro;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	ro = open(path, O_RDONLY | O_CLOEXEC);
+	ro = RB_OPEN(open(path, O_RDONLY | O_CLOEXEC));
 	if (ro < 0 && (errno == EMFILE || errno == ENFILE))
 		return rvs_fail_fds(errno, "no descriptor to hand memory over with");
 	if (ro < 0)

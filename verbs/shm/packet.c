@@ -11,8 +11,7 @@
 void rvs_close_fds(int *fds, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
+		rb_close(fds[i]);
 }
 
 /* 0 or -errno, without text: callers tell a full socket from a dead one. */
@@ -77,12 +76,15 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 	ssize_t n;
 	int rc;
 
+	rb_hold(); /* until what comes along is noted */
 	do {
 		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		/* ECONNRESET: the peer left with packets of ours unread. It is told once; what it sent is still there. */
 	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
-	if (n < 0)
+	if (n < 0) {
+		rb_release();
 		return -errno;
+	}
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -92,11 +94,12 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
 			if (nr < RVS_PKT_FDS)
-				fds[nr++] = fd;
+				fds[nr++] = rb_note(fd);
 			else
 				close(fd);
 		}
 	}
+	rb_release();
 	rc = -EPROTO;
 	if (n == 0) {
 		rc = 0;

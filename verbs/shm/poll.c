@@ -96,6 +96,20 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 	}
 }
 
+/* The peer's process ended. Its socket may live on in a child of it. */
+static void on_process(struct rv_conn *conn)
+{
+	bool eof;
+	int rc;
+
+	if (conn->gone)
+		return;
+	rc = take_packets(conn, true, &eof);
+	if (rc)
+		rvs_break(conn, -rc, -1);
+	rvs_conn_hangup(conn);
+}
+
 static void look_around(struct rv_dev *dev)
 {
 	struct epoll_event e[EPOLL_BATCH];
@@ -120,6 +134,9 @@ static void look_around(struct rv_dev *dev)
 				break;
 			case RVS_SRC_CONN:
 				on_socket(container_of(src, struct rv_conn, source), e[i].events);
+				break;
+			case RVS_SRC_PROCESS:
+				on_process(container_of(src, struct rv_conn, process_source));
 				break;
 			}
 		}

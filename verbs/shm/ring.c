@@ -84,7 +84,7 @@ int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd)
 	return 0;
 
 fini:
-	close(box_fd);
+	rb_close(box_fd);
 	rvs_ring_fini(rx);
 	return rc;
 }
@@ -106,6 +106,7 @@ int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 	map = mmap(NULL, tx->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED)
 		return rv_fail(errno, "shm: cannot map the peer's message box: %s", strerror(errno));
+	rb_not_in_child(map, tx->bytes);
 	tx->box = map;
 	lay_out(tx, credits);
 	return 0;

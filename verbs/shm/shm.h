@@ -31,6 +31,7 @@
 #include <sys/types.h>
 
 #include "base/atomic.h"
+#include "base/child.h"
 #include "base/util.h"
 #include "verbs/rv.h"
 #include "verbs/rv_error.h"
@@ -164,7 +165,7 @@ enum rvs_state {
 	RVS_CLOSED,     /* after close_conn: only private copies of messages that the core still holds */
 };
 
-enum rvs_source { RVS_SRC_LISTEN, RVS_SRC_WAKE, RVS_SRC_TIMER, RVS_SRC_CONN };
+enum rvs_source { RVS_SRC_LISTEN, RVS_SRC_WAKE, RVS_SRC_TIMER, RVS_SRC_CONN, RVS_SRC_PROCESS };
 
 enum rvs_attn { RVS_A_NOTIFY = 1, RVS_A_STALLED = 2, RVS_A_HUP = 4 };
 
@@ -189,6 +190,8 @@ struct rv_conn {
 	uint32_t window_packets;
 	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up: did it bring something? */
 	int64_t scanned_at;                     /* when its regions were last looked through */
+	enum rvs_source process_source;         /* the same */
+	int process;                            /* pidfd of the peer while UP, or -1: see process.c */
 	struct rvs_page *peer_page;
 	struct rvs_ring rx, tx;
 	uint32_t index, gen, watch;             /* in dev->conns; of the token; in dev->watch or -1 */
@@ -355,6 +358,7 @@ void rvs_conn_free(struct rv_conn *conn);
 int rvs_conn_listen(struct rv_conn *conn);
 void rvs_conn_fail(struct rv_conn *conn, int status);
 void rvs_conn_hangup(struct rv_conn *conn);
+void rvs_hang_up(struct rv_dev *dev, int sock);
 void rvs_break(struct rv_conn *conn, int err, int wc_status);
 void rvs_attend(struct rv_conn *conn, unsigned why);
 void rvs_attended(struct rv_conn *conn, unsigned why);
@@ -375,6 +379,10 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 void rvs_reject(struct rv_conn *conn, const void *reason, size_t len);
 void rvs_on_listener(struct rv_dev *dev);
 void rvs_on_hello(struct rv_conn *conn);
+
+/* process.c: the peer's process */
+void rvs_process_watch(struct rv_conn *conn);
+void rvs_process_unwatch(struct rv_conn *conn);
 
 /* wake.c: sleeping, waking, deadlines */
 int rvs_arm(struct rv_dev *dev, unsigned flags);

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a child of fork(2) loses; see base/child.h. The handler in the child makes no call but close(2) and mmap(2). */
+#include "base/child.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define FDS_MAX (1u << 20) /* the kernel's own limit (fs.nr_open), unless somebody raised it */
+
+struct rb_wiped rb_wiped;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int begin_error;
+static uint32_t last; /* the generation of the last process that a handler saw; 0 = not begun */
+
+/* Guarded by `holding`, as all below. Recursive: a program's own fork handlers may call the library. */
+static pthread_mutex_t holding = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static uint64_t noted[FDS_MAX / 64];
+static unsigned nr_words; /* of noted, that may hold something */
+static struct list kept = { &kept, &kept };
+static struct list lost = { &lost, &lost }; /* the parent's; changed by the fork handler alone */
+
+void rb_hold(void)
+{
+	pthread_mutex_lock(&holding);
+}
+
+void rb_release(void)
+{
+	pthread_mutex_unlock(&holding);
+}
+
+static void close_noted(void)
+{
+	for (unsigned i = 0; i < nr_words; i++) {
+		while (noted[i]) {
+			int bit = __builtin_ctzll(noted[i]);
+
+			noted[i] &= noted[i] - 1;
+			close((int)(i * 64) + bit);
+		}
+	}
+	nr_words = 0;
+}
+
+static void lose_ranges(void)
+{
+	struct list *l;
+
+	while ((l = list_pop(&kept))) {
+		struct rb_range *r = container_of(l, struct rb_range, node);
+
+		/* Nothing else comes to lie there, so that the parent's views stay recognisable. */
+		mmap(r->base, r->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		list_add_tail(&lost, l);
+	}
+}
+
+static void in_child(void)
+{
+	at_store(&rb_wiped.generation, ++last);
+	close_noted();
+	lose_ranges();
+	/* Not unlocked: its owner is a thread id of the parent's. */
+	holding = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+}
+
+static void begin(void)
+{
+	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
+	if (begin_error)
+		return;
+	last = RB_FIRST_GENERATION;
+	at_store(&rb_wiped.generation, last);
+	/* Where pages are larger, or the kernel is older, only fork(2) itself is noticed. */
+	if (sysconf(_SC_PAGESIZE) == RB_WIPED_BYTES)
+		madvise(&rb_wiped, sizeof(rb_wiped), MADV_WIPEONFORK);
+}
+
+int rb_child_begin(void)
+{
+	pthread_once(&once, begin);
+	return begin_error;
+}
+
+bool rb_is_stray(void)
+{
+	return last && !rb_generation();
+}
+
+int rb_note(int fd)
+{
+	if (fd < 0 || (unsigned)fd >= FDS_MAX)
+		return fd;
+	noted[fd / 64] |= UINT64_C(1) << fd % 64;
+	nr_words = max_of(nr_words, (unsigned)fd / 64 + 1);
+	return fd;
+}
+
+void rb_forget(int fd)
+{
+	if (fd >= 0 && (unsigned)fd < FDS_MAX)
+		noted[fd / 64] &= ~(UINT64_C(1) << fd % 64);
+}
+
+void rb_close(int fd)
+{
+	int err = errno;
+
+	if (fd < 0)
+		return;
+	rb_hold();
+	rb_forget(fd);
+	close(fd);
+	rb_release();
+	errno = err;
+}
+
+void rb_not_in_child(void *base, size_t length)
+{
+	madvise(base, length, MADV_DONTFORK);
+}
+
+void rb_range_add(struct rb_range *r, void *base, size_t length)
+{
+	r->base = base;
+	r->length = length;
+	rb_hold();
+	list_add_tail(&kept, &r->node);
+	rb_release();
+}
+
+void rb_range_remove(struct rb_range *r)
+{
+	if (!r->base)
+		return;
+	rb_hold();
+	list_del(&r->node);
+	rb_release();
+	r->base = NULL;
+}
+
+static bool is_in(const struct list *ranges, const void *p)
+{
+	for (struct list *l = ranges->next; l != ranges; l = l->next) {
+		const struct rb_range *r = container_of(l, struct rb_range, node);
+
+		if ((uintptr_t)p - (uintptr_t)r->base < r->length)
+			return true;
+	}
+	return false;
+}
+
+bool rb_is_parents_slow(const void *p)
+{
+	return is_in(&lost, p) || (rb_is_stray() && is_in(&kept, p));
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Children of fork(2), and the device. The kernel ends our queue pairs when the last copy of the device's descriptor is gone, and
+ * each mapping of that file counts as one: doorbells, and with some drivers the queues. Until then they answer the peers' beacon
+ * READs, as if this process lived. So children get neither the descriptors (base/child.h) nor those mappings.
+ *
+ * Memory that a device writes to must not be copied on the parent's next store, else the parent looks at the copy. Kernels from
+ * 5.12 on see to that when they fork; for older ones ibv_fork_init keeps registered memory out of children.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "ibv.h"
+
+/* [held] What this process has mapped of RDMA devices, whoever did: a child could use nothing of it. */
+static void keep_maps(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	size_t size = 0;
+	char *line = NULL;
+
+	while (f && getline(&line, &size, f) > 0) {
+		uint64_t from, to;
+
+		if (strstr(line, "/infiniband/uverbs") && sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2)
+			rb_not_in_child((void *)(uintptr_t)from, (size_t)(to - from));
+	}
+	free(line);
+	if (f)
+		fclose(f);
+}
+
+void rvi_keep_begin(void)
+{
+	rb_hold();
+}
+
+/* errno is the caller's, who looks at it for what was made in between. */
+void rvi_keep_end(void)
+{
+	int err = errno;
+
+	keep_maps();
+	rb_release();
+	errno = err;
+}
+
+int rvi_child_begin(const struct rv_options *opt)
+{
+	int err;
+
+	if (rb_child_begin())
+		return rv_fail(ENOMEM, "no memory for a fork handler");
+	/* In vain where the program has used verbs before; that matters on old kernels only. */
+	err = ibv_fork_init();
+	if (err && ibv_is_fork_initialized() == IBV_FORK_DISABLED && opt->log)
+		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: the program used verbs before "
+			 "(set RDMAV_FORK_SAFE=1); after a fork(2) this process may see old data");
+	return 0;
+}
+
+/* [held] */
+static void note_context(struct ibv_context *ctx)
+{
+	rb_note(ctx->cmd_fd);
+	rb_note(ctx->async_fd);
+}
+
+struct ibv_context *rvi_context_open(struct ibv_device *device)
+{
+	struct ibv_context *ctx;
+
+	rvi_keep_begin();
+	ctx = ibv_open_device(device);
+	if (ctx)
+		note_context(ctx);
+	rvi_keep_end();
+	return ctx;
+}
+
+void rvi_context_close(struct ibv_context *ctx)
+{
+	rb_hold();
+	rb_forget(ctx->cmd_fd);
+	rb_forget(ctx->async_fd);
+	ibv_close_device(ctx);
+	rb_release();
+}
