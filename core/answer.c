@@ -209,6 +209,8 @@ int rc_answer(struct rref_call *call, int status, const char *text, const struct
 
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)
 {
+	RB_NO_CANCEL;
+
 	if (!call)
 		return rc_fail(EINVAL, "rref_call_reply: no call");
 	return rc_answer(call, 0, NULL, result);
@@ -247,17 +249,22 @@ static int reply_typed(struct rref_call *call, const struct rref_type *type, con
 
 int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
 {
+	RB_NO_CANCEL;
+
 	return reply_typed(call, type, segments, nr, NULL, 0, "rref_call_reply_typed");
 }
 
 int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
 			       struct rref *const *refs, size_t nr_refs)
 {
+	RB_NO_CANCEL;
+
 	return reply_typed(call, type, segments, nr, refs, nr_refs, "rref_call_reply_typed_refs");
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
 {
+	RB_NO_CANCEL;
 	char text[RP_TEXT_MAX];
 	va_list ap;
 

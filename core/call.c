@@ -341,6 +341,7 @@ static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const 
 int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		   struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	struct outgoing o;
 	int err = begin_call(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async", false);
 
@@ -376,6 +377,7 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const
 int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		  struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	struct rc_scope *s = ctx ? rc_scope_begin(ctx, "rpc_sync", function, ctx->rank, (uint32_t)rank) : NULL;
 	int err = call_sync(ctx, rank, function, args, timeout, out);
 
@@ -387,6 +389,7 @@ int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const st
 int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
 		struct rref **out)
 {
+	RB_NO_CANCEL;
 	const char *site = rc_site_take();
 	struct outgoing o;
 	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote", true);
@@ -472,6 +475,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 
 int rref_creation(struct rref *ref, struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	struct rref_ctx *ctx;
 	struct rref_future *f;
 	int err = 0;

@@ -274,6 +274,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 
 int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 {
+	RB_NO_CANCEL;
 	struct rref_options o;
 	struct rref_ctx *ctx;
 	int err;
@@ -366,6 +367,7 @@ fail:
 
 void rref_free_ctx(struct rref_ctx *ctx)
 {
+	RB_NO_CANCEL;
 	unsigned turn = 0;
 
 	if (!ctx || rc_is_child(ctx))

@@ -298,6 +298,7 @@ static int write_all(struct dump *d, unsigned flags, rref_writer write, void *ar
 
 int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer write, void *arg)
 {
+	RB_NO_CANCEL;
 	struct dump d = { .ctx = ctx, .r.json = flags & RREF_DUMP_JSON };
 	int err;
 
@@ -327,6 +328,7 @@ static int to_buffer(void *arg, const char *text, size_t length)
 
 int rref_dump(struct rref_ctx *ctx, char *buf, size_t size)
 {
+	RB_NO_CANCEL;
 	struct buffer b = { buf, size, 0 };
 	int err;
 

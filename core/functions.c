@@ -27,6 +27,7 @@ const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *nam
 
 int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 {
+	RB_NO_CANCEL;
 	struct rc_function *fn;
 	int err;
 

@@ -9,6 +9,8 @@
 /* The program's own thread may have stood in for the poller's; see progress.c. */
 int rref_future_wait(struct rref_future *f, int64_t timeout)
 {
+	RB_NO_CANCEL;
+
 	if (!f)
 		return rc_fail(EINVAL, "rref_future_wait: no future");
 	if (rc_is_barred(f->ctx))
@@ -29,6 +31,7 @@ int rref_future_test(const struct rref_future *f)
 
 int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, void *arg), void *arg)
 {
+	RB_NO_CANCEL;
 	uint32_t none = 0, set = 1;
 
 	if (!f || !fn)
@@ -54,6 +57,7 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 
 int rref_future_cancel(struct rref_future *f)
 {
+	RB_NO_CANCEL;
 	struct rref_ctx *ctx;
 
 	if (!f)
@@ -171,6 +175,8 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 
 void rref_future_free(struct rref_future *f)
 {
+	RB_NO_CANCEL;
+
 	if (f && !rc_is_child(f->ctx))
 		rc_op_put(f);
 }

@@ -176,6 +176,7 @@ static bool give_back(struct rref *ref)
 
 void rref_release(struct rref *ref)
 {
+	RB_NO_CANCEL;
 	struct rref_ctx *ctx;
 	struct rref *head;
 
@@ -260,6 +261,7 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
 		   struct rref **out)
 {
+	RB_NO_CANCEL;
 	struct rc_value *v;
 	int err = rc_enter(ctx);
 
@@ -281,6 +283,7 @@ int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const str
 
 int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr, struct rref **out)
 {
+	RB_NO_CANCEL;
 	struct rc_value *v;
 	struct rref *h;
 	int err = rc_enter(ctx);
@@ -330,16 +333,21 @@ static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, stru
 
 int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
 {
+	RB_NO_CANCEL;
+
 	return new_bytes(ctx, data, length, NULL, 0, "rref_new", out);
 }
 
 int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, struct rref **out)
 {
+	RB_NO_CANCEL;
+
 	return new_bytes(ctx, data, length, refs, nr, "rref_new_refs", out);
 }
 
 int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
 {
+	RB_NO_CANCEL;
 	struct rc_value *v;
 	struct rref *h;
 	int err = rc_enter(ctx);
@@ -378,6 +386,7 @@ static int set_check(struct rref *ref, const char *what)
 
 int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 {
+	RB_NO_CANCEL;
 	int err = set_check(ref, "rref_set_refs");
 	struct rc_value_more more = { 0 };
 	struct rc_value old = { .more = &more }; /* what it held so far */
@@ -404,6 +413,7 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 
 int rref_set(struct rref *ref)
 {
+	RB_NO_CANCEL;
 	int err = set_check(ref, "rref_set");
 
 	if (err)
@@ -431,6 +441,7 @@ int rref_set(struct rref *ref)
 
 int rref_set_error(struct rref *ref, int error, const char *text)
 {
+	RB_NO_CANCEL;
 	int err = set_check(ref, "rref_set_error");
 
 	if (err)

@@ -154,6 +154,7 @@ void rc_leaks_rest(struct rref_ctx *ctx, char *text, size_t size, uint64_t *leak
 
 int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size)
 {
+	RB_NO_CANCEL;
 	const struct rc_leaks *l;
 	size_t n = 0;
 

@@ -231,11 +231,15 @@ static int scoped_take(struct rref_view *view, size_t first, size_t nr, int64_t 
 
 int rref_view_refs(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
 {
+	RB_NO_CANCEL;
+
 	return scoped_take(view, first, nr, timeout, out, "rref_view_refs");
 }
 
 int rref_view_ref(struct rref_view *view, size_t i, int64_t timeout, struct rref **out)
 {
+	RB_NO_CANCEL;
+
 	return scoped_take(view, i, 1, timeout, out, "rref_view_ref");
 }
 
@@ -283,6 +287,7 @@ release:
 
 int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	int err = check(view, first, nr, out, "rref_view_refs_async");
 
 	if (err)

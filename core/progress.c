@@ -192,6 +192,7 @@ static void loop_is_here(struct rref_ctx *ctx)
  */
 int rref_progress(struct rref_ctx *ctx)
 {
+	RB_NO_CANCEL;
 	int n = rc_enter(ctx);
 	bool slow;
 
@@ -231,6 +232,7 @@ int rref_ctx_fd(struct rref_ctx *ctx)
  */
 int rref_ctx_arm(struct rref_ctx *ctx)
 {
+	RB_NO_CANCEL;
 	int err = rc_enter(ctx);
 	bool sleep;
 

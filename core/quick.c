@@ -223,6 +223,7 @@ static inline void keep_flight(struct rc_reader *r, struct rc_flight *fl)
 /* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
 static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref, struct rc_reader **r)
 {
+	RB_NO_CANCEL;
 	struct rc_landing *v;
 
 	if (!*r && !(*r = new_reader(ref->ctx)))
@@ -230,8 +231,8 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 	return rc_landing_get(ref->ctx, rc_remote(ref)->loc.length, &v) ? NULL : v;
 }
 
-/* ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there on. */
-int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
+static inline __attribute__((always_inline)) int quick_read(struct rref *ref, int64_t timeout, struct rref_view **out,
+							    enum rv_kind kind)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
@@ -239,7 +240,6 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = reader_of(ctx);
 	struct rc_landing *v;
-	enum rv_kind kind = p->kind;
 	struct rc_flight *fl = NULL;
 	struct rv_conn *conn;
 	int posted = 0, status;
@@ -306,6 +306,32 @@ int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return 0;
 }
 
+/* The device's driver may make system calls that are cancellation points, under locks of its own. */
+static __attribute__((noinline)) int read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	RB_NO_CANCEL;
+
+	return quick_read(ref, timeout, out, RV_IBV);
+}
+
+/*
+ * ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there on. Over shm nothing of it is a
+ * cancellation point but what the device fetches first (verbs/shm/read.c), and the ways that are left to others.
+ */
+int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	if (likely(ref->ctx->peers[ref->owner].kind == RV_SHM))
+		return quick_read(ref, timeout, out, RV_SHM);
+	return read_by_hardware(ref, timeout, out);
+}
+
+static __attribute__((noinline)) void put_view(struct rref_view *view)
+{
+	RB_NO_CANCEL;
+
+	rc_view_put(view);
+}
+
 /* Kept by this thread for its next read, if it has none of that class. */
 void rref_view_free(struct rref_view *view)
 {
@@ -319,7 +345,7 @@ void rref_view_free(struct rref_view *view)
 	if (likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs && !at_load(&r->spare[cls])))
 		at_store(&r->spare[cls], rc_landing_of(view));
 	else
-		rc_view_put(view);
+		put_view(view);
 }
 
 static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)

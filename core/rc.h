@@ -25,6 +25,7 @@
 #include "base/atomic.h"
 #include "base/child.h"
 #include "base/random.h"
+#include "base/thread.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_group.h"

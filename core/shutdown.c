@@ -316,6 +316,7 @@ static void close_down(struct rref_ctx *ctx)
 
 int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 {
+	RB_NO_CANCEL;
 	char why[RREF_TEXT_SIZE] = "";
 	bool no = false;
 	int err = rc_enter(ctx);

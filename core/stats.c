@@ -48,6 +48,7 @@ static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 
 int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 {
+	RB_NO_CANCEL;
 	struct rref_stats s = { 0 };
 	struct ra_stats v, l;
 
@@ -87,6 +88,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 
 int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out)
 {
+	RB_NO_CANCEL;
 	static const char *const state[] = { "down", "connecting", "accepting", "connecting", "up", "gone" };
 	struct rref_peer_stats s = { .heard = -1 };
 	struct rp_peer_counts c = { 0 };

@@ -128,6 +128,8 @@ static int read_range(struct rref *ref, size_t offset, size_t length, int64_t ti
 
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
+	RB_NO_CANCEL;
+
 	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
@@ -220,6 +222,7 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 /* Whatever is not quick. With scopes on, nothing is. */
 static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
+	RB_NO_CANCEL;
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
 	int err = 0;
 
@@ -249,6 +252,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
+	RB_NO_CANCEL;
 	int err = check(ref, out, "rref_local_value");
 
 	if (err)
@@ -290,6 +294,7 @@ static int read_into(struct rref *ref, void *buf, size_t offset, size_t length, 
 
 int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
 {
+	RB_NO_CANCEL;
 	int err = check(ref, got, "rref_to_here_into");
 
 	if (err)
@@ -305,6 +310,7 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 
 int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	int err = check(ref, out, "rref_to_here_async");
 
 	if (err)
@@ -381,6 +387,7 @@ static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
 
 int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status)
 {
+	RB_NO_CANCEL;
 	struct rref_ctx *ctx = NULL;
 	struct batch b;
 	size_t done = 0;

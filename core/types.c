@@ -399,6 +399,7 @@ static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
 
 int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 {
+	RB_NO_CANCEL;
 	const struct rc_type *t;
 	int err = check(ref, out, "rref_type");
 
@@ -413,6 +414,7 @@ int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 
 int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
+	RB_NO_CANCEL;
 	int err = check(ref, out, "rref_type_async");
 	struct rref_future *f;
 	int64_t deadline;
@@ -431,6 +433,7 @@ int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 
 int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t timeout)
 {
+	RB_NO_CANCEL;
 	char name[RREF_TEXT_SIZE / 2], is[RREF_NAME_MAX + 96], wanted[RREF_NAME_MAX + 96];
 	const struct rc_type *want, *t;
 	int err = check(ref, type, "rref_expect_type");
@@ -448,6 +451,7 @@ int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t tim
 
 int rref_view_type(const struct rref_view *view, struct rref_type *out)
 {
+	RB_NO_CANCEL;
 	const struct rc_type *t;
 
 	if (!view || !out)

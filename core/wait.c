@@ -404,6 +404,7 @@ static int check_several(struct rref_future *const *fs, size_t nr, const char *w
 
 int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 {
+	RB_NO_CANCEL;
 	int err = nr ? check_several(fs, nr, "rref_wait_any") : rc_fail(EINVAL, "rref_wait_any: no futures");
 
 	if (err)
@@ -428,6 +429,7 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 
 int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
 {
+	RB_NO_CANCEL;
 	int err = check_several(fs, nr, "rref_wait_all");
 
 	if (err || !nr)

@@ -94,6 +94,7 @@ static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, siz
 
 int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out)
 {
+	RB_NO_CANCEL;
 	int err = rc_enter(ctx);
 
 	if (err)
@@ -141,6 +142,7 @@ static int map(size_t length, size_t *mapped, int *fd, void **addr)
 
 int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, void **addr)
 {
+	RB_NO_CANCEL;
 	size_t mapped = 0;
 	void *base = NULL;
 	int fd = -1, err = rc_enter(ctx);
@@ -247,6 +249,7 @@ static int check_wrap(const struct rref_mem *mem, size_t offset, size_t length, 
 int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, void (*release)(void *arg),
 	      void *arg, struct rref **out)
 {
+	RB_NO_CANCEL;
 	const struct rc_type *t;
 	struct rc_wrap *w = NULL;
 	size_t whole;
@@ -356,6 +359,7 @@ static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem
 
 int rref_mem_deregister(struct rref_mem *mem)
 {
+	RB_NO_CANCEL;
 	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
 	struct rc_hook *due;
 	uint64_t wraps;

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/thread.h"
 #include "shm.h"
 
 struct source {
@@ -76,6 +77,7 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
 					    struct source *out)
 {
+	RB_NO_CANCEL;
 	struct rvs_taken got;
 	unsigned packets = 0;
 	int rc, found;
