@@ -43,7 +43,8 @@ LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
 
 # verbs/raw is what rref-perf measures against, no part of the library.
-LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard base/*.c verbs/*.c verbs/*/*.c core/*.c alloc/*.c)))
+LIB_DIRS := base verbs verbs/* core alloc
+LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
@@ -110,8 +111,10 @@ $(STATIC_TEST): $(filter-out $(INJECT:%=$(B)/%.o),$(LIB_OBJ)) $(INJECT:%=$(B)/in
 	@rm -f $@
 	$(AR) rcs $@ $^
 
+# nodelete: a thread that has used the library runs destructors of it (jemalloc's, our own) at its
+# end, which may come after a dlclose.
 $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
-	$(CC) -shared $(LDFLAGS_ALL) -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
+	$(CC) -shared $(LDFLAGS_ALL) -Wl,-z,nodelete -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
 		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
 	ln -sf $(SO) $(B)/librref.so
 
@@ -163,7 +166,7 @@ $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(S
 
 # ---- what people type ----------------------------------------------------------------------------------------------
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/mode-manual.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.

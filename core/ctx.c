@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Contexts: joining a group, who is in it, and freeing. Leaving it is shutdown.c. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <sodium.h>
@@ -25,9 +26,23 @@ static void on_fork_child(void)
 	rc_pool_fork_child();
 }
 
+/*
+ * Keeps this library where it is, also where it is linked into a plug-in that is unloaded: threads
+ * that have used it end later, and run destructors of it (jemalloc's, our own). The shared library
+ * is linked with -z nodelete for the same reason.
+ */
+static void stay_loaded(void)
+{
+	Dl_info me;
+
+	if (dladdr((void *)(uintptr_t)stay_loaded, &me) && me.dli_fname)
+		dlopen(me.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+}
+
 static void once(void)
 {
 	pthread_atfork(NULL, NULL, on_fork_child);
+	stay_loaded();
 }
 
 /* What a process needs before its first context, and a child of fork(2) before its own. */
@@ -37,22 +52,23 @@ static int begin_process(void)
 	int err;
 
 	if (rb_is_stray())
-		return rc_fail(ECHILD, "this process was made by clone(2) or _Fork from one with contexts: workers that are "
-			       "children are made by fork(2), whose handlers prepare them");
+		return rc_fail(ECHILD, "this process was made by clone(2) or _Fork from one with "
+			       "contexts: make workers by fork(2), whose handlers prepare them");
 	err = rb_child_begin();
 	if (err)
 		return rc_fail(ENOMEM, "fork handlers cannot be installed: %s", rref_strerror(err));
 	pthread_once(&done, once);
 	err = rb_random_begin();
 	if (err)
-		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces come from it, so a seccomp "
-			       "filter must allow it", rref_strerror(err));
+		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces come "
+			       "from it, so a seccomp filter must allow it", rref_strerror(err));
 	return sodium_init() < 0 ? rc_fail(EIO, "libsodium could not be initialised") : 0;
 }
 
 int rc_fail_child(void)
 {
-	return rc_fail(ECHILD, "the context belongs to the parent process: after fork() a child must not use it");
+	return rc_fail(ECHILD, "the context belongs to the parent process: "
+		       "after fork() a child must not use it");
 }
 
 int rc_enter_slow(const struct rref_ctx *ctx)
