@@ -156,7 +156,8 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 		rc = ra_fail(-ENOMEM, "value memory: mapping a region of %s: %s", ra_size_text(size).text, strerror(errno));
 		goto unmap_region; /* a failed MAP_FIXED may have taken the reservation away */
 	}
-	rb_not_in_child(r->base, size); /* it would keep the memory alive, and see it change; and devices pin it */
+	/* A child would keep the memory alive, and see it change. */
+	rb_not_in_child(r->base, size);
 	if (a->huge)
 		madvise(r->base, size, MADV_HUGEPAGE); /* a wish: kernels without huge shmem pages say no */
 

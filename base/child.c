@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a child of fork(2) loses; see base/child.h. The handler in the child makes no call but close(2) and mmap(2). */
+/*
+ * What a child of fork(2) loses; see base/child.h. The handler in the child makes no call but
+ * close(2) and mmap(2).
+ */
 #include "base/child.h"
 
 #include <errno.h>
@@ -14,7 +17,10 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int begin_error;
 static uint32_t last; /* the generation of the last process that a handler saw; 0 = not begun */
 
-/* Guarded by `holding`, as all below. Recursive: a program's own fork handlers may call the library. */
+/*
+ * Guarded by `holding`, as all below. Recursive: a program's own fork handlers may call the
+ * library.
+ */
 static pthread_mutex_t holding = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static uint64_t noted[FDS_MAX / 64];
 static unsigned nr_words; /* of noted, that may hold something */
@@ -52,7 +58,8 @@ static void lose_ranges(void)
 		struct rb_range *r = container_of(l, struct rb_range, node);
 
 		/* Nothing else comes to lie there, so that the parent's views stay recognisable. */
-		mmap(r->base, r->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		mmap(r->base, r->length, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 		list_add_tail(&lost, l);
 	}
 }

@@ -30,7 +30,10 @@ static bool from_kernel(unsigned char *to, size_t length)
 	return true;
 }
 
-/* The stream of the key, whose first bytes are the next key: what was given out cannot be computed afterwards. */
+/*
+ * The stream of the key, whose first bytes are the next key: what was given out cannot be computed
+ * afterwards.
+ */
 static void from_key(unsigned char *to, size_t length)
 {
 	static const unsigned char nonce[crypto_stream_chacha20_NONCEBYTES];

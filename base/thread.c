@@ -48,6 +48,6 @@ void rb_thread_why(int err, char *buf, size_t size)
 	}
 	if (!getrlimit(RLIMIT_NPROC, &r) && r.rlim_cur != RLIM_INFINITY)
 		snprintf(limit, sizeof(limit), "%llu", (unsigned long long)r.rlim_cur);
-	snprintf(buf, size, "no thread to be had: RLIMIT_NPROC (ulimit -u) allows this user %s, memory and the cgroup's pids.max "
-		 "limit them too", limit);
+	snprintf(buf, size, "no thread to be had: RLIMIT_NPROC (ulimit -u) allows this user %s; "
+		 "memory and the cgroup's pids.max limit them too", limit);
 }

@@ -35,7 +35,10 @@ void rc_callback_leave(void)
 	callback_depth--;
 }
 
-/* The child is in no callback, whatever its parent forked in: it may shut down a context of its own. */
+/*
+ * The child is in no callback, whatever its parent forked in: it may shut down a context of its
+ * own.
+ */
 void rc_callback_fork_child(void)
 {
 	callback_depth = 0;

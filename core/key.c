@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its constant-time
- * comparison, its wiping. The random numbers are base/random.h's.
+ * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs,
+ * its constant-time comparison, its wiping. The random numbers are base/random.h's.
  *
  * A key that others could read or replace is worth nothing, so every file is opened first and then judged by fstat
  * of what was opened: a check by name could be raced.

@@ -364,7 +364,9 @@ static int open_descriptors(struct rref_ctx *ctx)
 		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
 	/* With a poller a loop hears of what is complete; in the manual mode of what there is to do, too. */
-	ctx->fd = ctx->mode == RREF_PROGRESS_MANUAL ? RB_OPEN(epoll_create1(EPOLL_CLOEXEC)) : ctx->loopfd;
+	ctx->fd = ctx->loopfd;
+	if (ctx->mode == RREF_PROGRESS_MANUAL)
+		ctx->fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
 	if (ctx->fd < 0 || (ctx->fd != ctx->loopfd && (epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->loopfd, &ev) ||
 						       epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->epfd, &ev))))
 		return -errno;

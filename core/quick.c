@@ -231,8 +231,8 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 	return rc_landing_get(ref->ctx, rc_remote(ref)->loc.length, &v) ? NULL : v;
 }
 
-static inline __attribute__((always_inline)) int quick_read(struct rref *ref, int64_t timeout, struct rref_view **out,
-							    enum rv_kind kind)
+static inline __attribute__((always_inline)) int
+quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, enum rv_kind kind)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
@@ -306,8 +306,11 @@ static inline __attribute__((always_inline)) int quick_read(struct rref *ref, in
 	return 0;
 }
 
-/* The device's driver may make system calls that are cancellation points, under locks of its own. */
-static __attribute__((noinline)) int read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
+/*
+ * The device's driver may make system calls that are cancellation points, under locks of its own.
+ */
+static __attribute__((noinline)) int
+read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
@@ -315,8 +318,9 @@ static __attribute__((noinline)) int read_by_hardware(struct rref *ref, int64_t 
 }
 
 /*
- * ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there on. Over shm nothing of it is a
- * cancellation point but what the device fetches first (verbs/shm/read.c), and the ways that are left to others.
+ * ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there
+ * on. Over shm nothing of it is a cancellation point but what the device fetches first
+ * (verbs/shm/read.c), and the ways that are left to others.
  */
 int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {

@@ -276,7 +276,8 @@ static inline bool rc_is_child(const struct rref_ctx *ctx)
 /* A child has neither the view, nor what it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)
 {
-	return unlikely(rb_generation() != RB_FIRST_GENERATION) && (rb_is_parents_slow(v) || rc_is_child(v->ctx));
+	return unlikely(rb_generation() != RB_FIRST_GENERATION) &&
+	       (rb_is_parents_slow(v) || rc_is_child(v->ctx));
 }
 
 /* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
@@ -557,7 +558,10 @@ void rc_calls_close(struct rref_ctx *ctx);
 int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* [lock] nobody has it any more: kept, or freed */
 bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
-/* In a child of fork(2), by its only thread: what the parent's thread was in the middle of is over. */
+/*
+ * In a child of fork(2), by its only thread: what the parent's thread was in the middle of is
+ * over.
+ */
 void rc_callback_fork_child(void);
 void rc_hands_fork_child(void);
 void rc_scopes_fork_child(void);

@@ -165,7 +165,8 @@ void rz_accept(struct rz_serve *s, int listener)
 	while (room--) {
 		struct sockaddr_storage from;
 		socklen_t length = sizeof(from);
-		int fd = RB_OPEN(accept4(listener, (struct sockaddr *)&from, &length, SOCK_CLOEXEC | SOCK_NONBLOCK));
+		int fd = RB_OPEN(accept4(listener, (struct sockaddr *)&from, &length,
+					 SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (fd < 0) {
 			/* Descriptors or memory are short: those in the queue wait there, the others are served on. */

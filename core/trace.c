@@ -123,8 +123,12 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return rc_fail(ENOMEM, "memory for a trace");
-	/* Not blocking: whoever reads a pipe may never come. And no pipe at all: a write to one that nobody reads is a SIGPIPE. */
-	t->fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+	/*
+	 * Not blocking: whoever reads a pipe may never come. And no pipe at all: a write to one
+	 * that nobody reads is a SIGPIPE.
+	 */
+	t->fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW |
+			     O_NONBLOCK, 0600));
 	err = t->fd < 0 || fstat(t->fd, &st) ? errno : 0;
 	if (err || !S_ISREG(st.st_mode)) {
 		rb_close(t->fd);

@@ -31,7 +31,26 @@
  *   Progress     wait-free, lock-free, "may block" (waits for peers, bounded by its timeout) or "may lock" (a short
  *                critical section of this process) is said for each function.
  *   The library never exits, aborts or prints on its own, and installs no signal handler.
- *   After fork(2) a child must not use contexts of its parent: -ECHILD.
+ *   Signals      Every thread of the library blocks all signals but those that its own faults
+ *                raise. It writes to no pipe or socket in a way that raises SIGPIPE.
+ *   Cancellation No function is a cancellation point, waits included: a thread that is cancelled
+ *                in one ends at its first cancellation point after the return. Callbacks, handlers
+ *                and hooks run with cancellation disabled, leave it so, and end by a return (no
+ *                pthread_exit, longjmp or exception). A thread whose type is
+ *                PTHREAD_CANCEL_ASYNCHRONOUS must not call the library.
+ *   fork(2)      A child must not use contexts of its parent: functions give -ECHILD, destructors
+ *                do nothing, accessors of a view give NULL or 0. It has none of their descriptors,
+ *                nor their memory: what rref_view_data, rref_alloc, rref_future_data or
+ *                rref_call_data pointed to is a fault there (SIGSEGV). Only memory of
+ *                rref_mem_alloc is shared with it. The parent goes on; when it dies its peers hear
+ *                of it at once, even if children of it live. A child may join groups of its own by
+ *                rref_init, also one that was forked in a callback or handler; such a child must
+ *                not return from there. A daemon forks first and calls rref_init then. A child of
+ *                clone(2) or _Fork, which run no fork handlers, is refused by rref_init too. It
+ *                keeps its parent's devices: over ibv its parent's death looks like standing still
+ *                (stall_timeout).
+ *   Unloading    The library stays loaded after dlclose(3): threads that used it run destructors
+ *                of it when they end.
  *
  * Errors that any operation of the group may give
  *   -EINVAL        a bad argument; the text names it.
@@ -265,7 +284,10 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol
- *   -EIO          the trace file cannot be made, or a system service failed; the text says which
+ *   -EIO          the trace file cannot be made (it must be a regular file), getrandom(2) is
+ *                 refused, or a system service failed; the text says which
+ *   -EAGAIN       no thread can be had; the text names the limits
+ *   -ECHILD       this process was made by clone(2) or _Fork from one with contexts: see the top
  */
 RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
 
@@ -454,7 +476,8 @@ RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, str
 
 /*
  * rref_alloc: a new value of length bytes, to be filled in place and then made readable by rref_set. *data: borrowed
- * until rref_set; registered memory, contents undefined. Until rref_set reads of it wait. Errors as rref_new.
+ * until rref_set; registered memory, contents undefined; its use in a child of fork(2) is a fault.
+ * Until rref_set reads of it wait. Errors as rref_new.
  * rref_set: the value is complete and immutable from now on. -EALREADY: set before; -EPERM: not owned here.
  * rref_set_error: the value will never come: every read fails with err (negative errno) and text (copied, may be NULL).
  */
@@ -620,7 +643,8 @@ RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal r
 RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 
 /* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by free. Wait-free (free: may
- * lock). */
+ * lock). In a child of fork(2) a view of the parent's has no data (NULL) and no length (0), and free
+ * does nothing. */
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);

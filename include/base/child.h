@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Children made by fork(2). A child gets a copy of every descriptor and every shared mapping, so that it would keep alive
- * what peers watch: a socket, a queue pair. Therefore the library notes what it opens, and a fork handler takes it away.
+ * Children made by fork(2). A child gets a copy of every descriptor and every shared mapping, so
+ * that it would keep alive what peers watch: a socket, a queue pair. Therefore the library notes
+ * what it opens, and a fork handler takes it away.
  *
- * A child that no fork handler saw (clone(2), _Fork) keeps its copies. It is recognised by a word that the kernel clears
- * in each child: such a child is refused everywhere (rb_is_stray), and peers over shm watch the process itself.
+ * A child that no fork handler saw (clone(2), _Fork) keeps its copies. It is recognised by a word
+ * that the kernel clears in each child: such a child is refused everywhere (rb_is_stray), and
+ * peers over shm watch the process itself.
  */
 #ifndef RREF_BASE_CHILD_H
 #define RREF_BASE_CHILD_H
@@ -26,7 +28,10 @@ extern struct rb_wiped rb_wiped;
 
 #define RB_FIRST_GENERATION 1u
 
-/* Which process of a line of forks this is: RB_FIRST_GENERATION in the one that began. 0: not begun, or a stray child. */
+/*
+ * Which process of a line of forks this is: RB_FIRST_GENERATION in the one that began. 0: not
+ * begun, or a stray child.
+ */
 static inline uint32_t rb_generation(void)
 {
 	return at_load(&rb_wiped.generation);
@@ -39,8 +44,8 @@ int rb_child_begin(void);
 bool rb_is_stray(void);
 
 /*
- * Between these two no other thread forks. They nest. A descriptor is opened and noted in one such section, else a child
- * of that moment would keep it. errno stays as it is.
+ * Between these two no other thread forks. They nest. A descriptor is opened and noted in one such
+ * section, else a child of that moment would keep it. errno stays as it is.
  */
 void rb_hold(void);
 void rb_release(void);
@@ -55,7 +60,10 @@ void rb_close(int fd);
 /* Opens a descriptor that children lose. */
 #define RB_OPEN(expression) ({ rb_hold(); int rb_fd_ = rb_note(expression); rb_release(); rb_fd_; })
 
-/* [any] A mapping that children do not get at all: whoever touches its addresses there has a fault. */
+/*
+ * [any] A mapping that children do not get at all: whoever touches its addresses there has a
+ * fault.
+ */
 void rb_not_in_child(void *base, size_t length);
 
 /* Addresses that a child cannot reach, nor use again. Zeroed, or added. */

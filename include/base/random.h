@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random numbers: the kernel's. They become nonces, keys and remote addresses, so no two processes may ever have the same,
- * neither parent and child. A program may shut itself in (seccomp) and lose getrandom(2) when all is set up: from then on
- * they come from a key that was taken before.
+ * Random numbers: the kernel's. They become nonces, keys and remote addresses, so no two processes
+ * may ever have the same, neither parent and child. A program may shut itself in (seccomp) and
+ * lose getrandom(2) when all is set up: from then on they come from a key that was taken before.
  */
 #ifndef RREF_BASE_RANDOM_H
 #define RREF_BASE_RANDOM_H
@@ -10,7 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* [any] Before the first context of a process, and in each child anew. 0, or -errno: getrandom(2) does not work. */
+/*
+ * [any] Before the first context of a process, and in each child anew. 0, or -errno: getrandom(2)
+ * does not work.
+ */
 int rb_random_begin(void);
 
 void rb_random(void *buf, size_t length);

@@ -7,8 +7,9 @@
 #include <stddef.h>
 
 /*
- * Starts a thread; out NULL: detached. The program's signals are not for it: from its first instruction on it blocks all
- * but those that its own faults raise. Its function begins with rb_thread_begin. 0 or an errno, as pthread_create.
+ * Starts a thread; out NULL: detached. The program's signals are not for it: from its first
+ * instruction on it blocks all but those that its own faults raise. Its function begins with
+ * rb_thread_begin. 0 or an errno, as pthread_create.
  */
 int rb_thread_start(pthread_t *out, void *(*run)(void *arg), void *arg);
 
@@ -19,8 +20,9 @@ void rb_thread_begin(const char *name);
 void rb_thread_why(int err, char *buf, size_t size);
 
 /*
- * RB_NO_CANCEL: from here to the end of the block pthread_cancel has no effect on the calling thread, which may hold locks
- * and be known to others. It takes effect at the first cancellation point behind the library. No system call.
+ * RB_NO_CANCEL: from here to the end of the block pthread_cancel has no effect on the calling
+ * thread, which may hold locks and be known to others. It takes effect at the first cancellation
+ * point behind the library. No system call.
  */
 static inline int rb_cancel_off(void)
 {
@@ -36,6 +38,7 @@ static inline void rb_cancel_back(const int *old)
 		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
 }
 
-#define RB_NO_CANCEL __attribute__((cleanup(rb_cancel_back), unused)) const int rb_cancel_was_ = rb_cancel_off()
+#define RB_NO_CANCEL \
+	__attribute__((cleanup(rb_cancel_back), unused)) const int rb_cancel_was_ = rb_cancel_off()
 
 #endif

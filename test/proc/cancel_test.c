@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pthread_cancel. No function of the library is a cancellation point: a thread that is cancelled in one ends behind it, and leaves
- * no lock taken, no operation that nobody ends, no place in a queue of sleepers.
+ * pthread_cancel. No function of the library is a cancellation point: a thread that is cancelled
+ * in one ends behind it, and leaves no lock taken, no operation that nobody ends, no place in a
+ * queue of sleepers.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -15,7 +16,10 @@
 static struct rref_ctx *ctx;
 static struct rref *theirs;
 
-/* One round of about everything that takes locks, waits or makes system calls. A thread ends between two of these alone. */
+/*
+ * One round of about everything that takes locks, waits or makes system calls. A thread ends
+ * between two of these alone.
+ */
 static void use_everything(void)
 {
 	struct rref_future *f, *fs[2];
@@ -51,8 +55,9 @@ static void use_everything(void)
 static _Atomic uint64_t rounds;
 
 /*
- * Handles and futures of a round are the program's, who loses them if its thread ends in the middle: so it ends only where it says.
- * What is tested is that it does not end anywhere else, though it is cancelled at some moment of a round.
+ * Handles and futures of a round are the program's, who loses them if its thread ends in the
+ * middle: so it ends only where it says. What is tested is that it does not end anywhere else,
+ * though it is cancelled at some moment of a round.
  */
 static void *user(void *arg)
 {
@@ -108,7 +113,9 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 
 static _Atomic int waits, over;
 
-/* Cancelled while it sleeps in a wait: the wait goes on to its end, and the thread ends behind it. */
+/*
+ * Cancelled while it sleeps in a wait: the wait goes on to its end, and the thread ends behind it.
+ */
 static void *waiter(void *arg)
 {
 	struct rref_future *f = arg;
@@ -156,7 +163,10 @@ TG_TEST(cancelled_in_a_wait__the_wait_goes_on, 2)
 	return 0;
 }
 
-/* A callback and a handler run with cancelling off, too; whoever was cancelled before the call has it still ahead. */
+/*
+ * A callback and a handler run with cancelling off, too; whoever was cancelled before the call has
+ * it still ahead.
+ */
 static int tries(struct rref_call *call, void *arg)
 {
 	int old;

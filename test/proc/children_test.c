@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers that make children: helpers that outlive them, daemons, children that are workers themselves. Peers learn of a worker's
- * death whoever lives on; a child has nothing of its parent's contexts, and may have contexts of its own.
+ * Workers that make children: helpers that outlive them, daemons, children that are workers
+ * themselves. Peers learn of a worker's death whoever lives on; a child has nothing of its
+ * parent's contexts, and may have contexts of its own.
  */
 #include <dirent.h>
 #include <pthread.h>
@@ -129,7 +130,10 @@ DEATH_TEST(killed__a_child_without_handlers_lives_on, 2, 1 << 1)
 
 /* ---- what a child has ---- */
 
-/* Descriptors of this process that are not in `before`; their number. NULL: fills it in. librdmacm keeps two of its own. */
+/*
+ * Descriptors of this process that are not in `before`; their number. NULL: fills it in. librdmacm
+ * keeps two of its own.
+ */
 static int count_new(bool *before, size_t size, bool fill)
 {
 	DIR *d = opendir("/proc/self/fd");
@@ -219,7 +223,10 @@ static void expect_fault(const void *p)
 	TG_IS(status_of(pid), 42);
 }
 
-/* A child neither sees its parent's views change, nor writes into what peers read. Accessors say that there is nothing. */
+/*
+ * A child neither sees its parent's views change, nor writes into what peers read. Accessors say
+ * that there is nothing.
+ */
 TG_TEST(views_and_values_are_not_in_a_child, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -396,7 +403,10 @@ TG_TEST(a_child_without_handlers_is_refused, 1)
 
 static _Atomic int nr_forked;
 
-/* The child is in no callback, and on no thread of the pool: its own context may wait, and be shut down. */
+/*
+ * The child is in no callback, and on no thread of the pool: its own context may wait, and be shut
+ * down.
+ */
 static void fork_a_worker(void)
 {
 	pid_t pid = fork();

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shm provider, and children that no fork handler saw (clone(2)): they have copies of its descriptors. Such a copy must neither
- * keep a connection alive that this side ended, nor go on being reported here.
+ * The shm provider, and children that no fork handler saw (clone(2)): they have copies of its
+ * descriptors. Such a copy must neither keep a connection alive that this side ended, nor go on
+ * being reported here.
  */
 #include <poll.h>
 #include <setjmp.h>
@@ -47,7 +48,7 @@ static bool is_readable(void)
 	return poll(&p, 1, 0) == 1;
 }
 
-static void closed_here__ends_there_and_is_reported_no_more(void **state)
+static void closed_here__ends_there(void **state)
 {
 	struct tlv_conn there, *c;
 
@@ -64,7 +65,7 @@ static void closed_here__ends_there_and_is_reported_no_more(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_teardown(closed_here__ends_there_and_is_reported_no_more, end_child),
+		cmocka_unit_test_teardown(closed_here__ends_there, end_child),
 	};
 
 	unsetenv("RREF_TEST_DEVICE");

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The library's own threads: they take no signal of the program's, and what limits them is named. */
+/*
+ * The library's own threads: they take no signal of the program's, and what limits them is named.
+ */
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -17,7 +19,8 @@
 /* Signals that a thread raises by its own fault. */
 static bool is_synchronous(int sig)
 {
-	return sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL || sig == SIGSYS || sig == SIGTRAP;
+	return sig == SIGSEGV || sig == SIGBUS || sig == SIGFPE || sig == SIGILL || sig == SIGSYS ||
+	       sig == SIGTRAP;
 }
 
 /* Threads of this process but the first, each of which must block all that is not its own. */
@@ -51,7 +54,8 @@ static int check_masks(void)
 			if (sig == SIGKILL || sig == SIGSTOP)
 				continue;
 			if ((blocked >> (sig - 1) & 1) == is_synchronous(sig)) {
-				fprintf(stderr, "%s: signal %d is %s\n", name, sig, is_synchronous(sig) ? "blocked" : "not blocked");
+				fprintf(stderr, "%s: signal %d is %s\n", name, sig,
+					is_synchronous(sig) ? "blocked" : "not blocked");
 				TG_CHECK(false);
 			}
 		}
@@ -91,7 +95,10 @@ TG_TEST(no_signal_of_the_program_reaches_them, 1)
 		rref_progress(ctx);
 	TG_IS(atomic_load(&inside), HANDLERS);
 	TG_CHECK(check_masks() >= HANDLERS + (tg_mode() != RREF_PROGRESS_MANUAL));
-	/* This thread takes it by sigtimedwait; any other that had it unblocked would end the process. */
+	/*
+	 * This thread takes it by sigtimedwait; any other that had it unblocked would end the
+	 * process.
+	 */
 	sigaddset(&set, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	for (int i = 0; i < 100; i++) {

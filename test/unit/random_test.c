@@ -58,7 +58,8 @@ static void wait_for(pid_t pid, int expected)
 /* By fork(2), and by clone(2), which runs no fork handler; the stock of the parent is half used. */
 static void parent_and_children_draw_different_words(void **state)
 {
-	uint64_t *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint64_t *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			       -1, 0);
 
 	(void)state;
 	assert_true(words != MAP_FAILED);
@@ -89,7 +90,8 @@ static void refuse_getrandom(void)
 	};
 	struct sock_fprog program = { .len = array_size(code), .filter = code };
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		_exit(90);
 }
 
@@ -121,7 +123,9 @@ static void refused_from_the_start__init_says_so(void **state)
 	wait_for(pid, 7);
 }
 
-/* A program may shut itself in when all is set up: contexts go on, and no two words are the same. */
+/*
+ * A program may shut itself in when all is set up: contexts go on, and no two words are the same.
+ */
 static void refused_later__contexts_go_on(void **state)
 {
 	pid_t pid = fork();

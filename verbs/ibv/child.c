@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Children of fork(2), and the device. The kernel ends our queue pairs when the last copy of the device's descriptor is gone, and
- * each mapping of that file counts as one: doorbells, and with some drivers the queues. Until then they answer the peers' beacon
- * READs, as if this process lived. So children get neither the descriptors (base/child.h) nor those mappings.
+ * Children of fork(2), and the device. The kernel ends our queue pairs when the last copy of the
+ * device's descriptor is gone, and each mapping of that file counts as one: doorbells, and with
+ * some drivers the queues. Until then they answer the peers' beacon READs, as if this process
+ * lived. So children get neither the descriptors (base/child.h) nor those mappings.
  *
- * Memory that a device writes to must not be copied on the parent's next store, else the parent looks at the copy. Kernels from
- * 5.12 on see to that when they fork; for older ones ibv_fork_init keeps registered memory out of children.
+ * Memory that a device writes to must not be copied on the parent's next store, else the parent
+ * looks at the copy. Kernels from 5.12 on see to that when they fork; for older ones ibv_fork_init
+ * keeps registered memory out of children.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,7 +16,10 @@
 
 #include "ibv.h"
 
-/* [held] What this process has mapped of RDMA devices, whoever did: a child could use nothing of it. */
+/*
+ * [held] What this process has mapped of RDMA devices, whoever did: a child could use nothing of
+ * it.
+ */
 static void keep_maps(void)
 {
 	FILE *f = fopen("/proc/self/maps", "re");
@@ -24,7 +29,8 @@ static void keep_maps(void)
 	while (f && getline(&line, &size, f) > 0) {
 		uint64_t from, to;
 
-		if (strstr(line, "/infiniband/uverbs") && sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2)
+		if (strstr(line, "/infiniband/uverbs") &&
+		    sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2)
 			rb_not_in_child((void *)(uintptr_t)from, (size_t)(to - from));
 	}
 	free(line);
@@ -56,8 +62,9 @@ int rvi_child_begin(const struct rv_options *opt)
 	/* In vain where the program has used verbs before; that matters on old kernels only. */
 	err = ibv_fork_init();
 	if (err && ibv_is_fork_initialized() == IBV_FORK_DISABLED && opt->log)
-		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: the program used verbs before "
-			 "(set RDMAV_FORK_SAFE=1); after a fork(2) this process may see old data");
+		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: the "
+			 "program used verbs before. Set RDMAV_FORK_SAFE=1, or this process may see old "
+			 "data after a fork(2)");
 	return 0;
 }
 

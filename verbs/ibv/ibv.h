@@ -233,7 +233,10 @@ void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...) __attribute__(
 int rvi_open(const struct rv_options *opt, struct rv_dev **out);
 void rvi_close(struct rv_dev *dev);
 
-/* child.c: what children of fork(2) must not keep. What makes or maps something of the device's stands between begin and end. */
+/*
+ * child.c: what children of fork(2) must not keep. What makes or maps something of the device's
+ * stands between begin and end.
+ */
 int rvi_child_begin(const struct rv_options *opt);
 void rvi_keep_begin(void);
 void rvi_keep_end(void);

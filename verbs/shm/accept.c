@@ -31,7 +31,8 @@ void rvs_on_listener(struct rv_dev *dev)
 		struct rv_conn *conn;
 		struct ucred cred;
 		socklen_t len = sizeof(cred);
-		int sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+		int sock = RB_OPEN(accept4(dev->listener, NULL, NULL,
+					   SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (sock < 0) {
 			if (errno == EMFILE || errno == ENFILE)

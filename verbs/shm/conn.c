@@ -58,8 +58,8 @@ int rvs_conn_listen(struct rv_conn *conn)
 }
 
 /*
- * Closes a socket, -1 too, so that its peer hears of it and this side does not any more, even if a child still has a copy: epoll
- * would go on reporting that one.
+ * Closes a socket, -1 too, so that its peer hears of it and this side does not any more, even if a
+ * child still has a copy: epoll would go on reporting that one.
  */
 void rvs_hang_up(struct rv_dev *dev, int sock)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The peer's process. Its socket ends when the last copy of it is closed. A child made by fork(2) gives its copy up
- * (base/child.h), but one made by clone(2) or _Fork has no handler that would, and hides its parent's death. So the process itself
- * is watched as well, by a pidfd.
+ * The peer's process. Its socket ends when the last copy of it is closed. A child made by fork(2)
+ * gives its copy up (base/child.h), but one made by clone(2) or _Fork has no handler that would,
+ * and hides its parent's death. So the process itself is watched as well, by a pidfd.
  *
- * That is for a rare case, and a descriptor for each peer: the upper half of those allowed is left to what is needed more. Without it
- * (an old kernel, a process of another pid namespace, a filter) the socket alone tells.
+ * That is for a rare case, and a descriptor for each peer: the upper half of those allowed is left
+ * to what is needed more. Without it (an old kernel, a process of another pid namespace, a filter)
+ * the socket alone tells.
  */
 #include <sys/epoll.h>
 #include <sys/resource.h>
@@ -54,7 +55,8 @@ void rvs_process_unwatch(struct rv_conn *conn)
 {
 	if (conn->process < 0)
 		return;
-	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->process, NULL); /* a child may still have a copy */
+	/* A child may still have a copy. */
+	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->process, NULL);
 	rb_close(conn->process);
 	conn->process = -1;
 }

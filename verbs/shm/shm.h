@@ -191,7 +191,7 @@ struct rv_conn {
 	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up: did it bring something? */
 	int64_t scanned_at;                     /* when its regions were last looked through */
 	enum rvs_source process_source;         /* the same */
-	int process;                            /* pidfd of the peer while UP, or -1: see process.c */
+	int process;                            /* pidfd of the peer while UP, or -1; process.c */
 	struct rvs_page *peer_page;
 	struct rvs_ring rx, tx;
 	uint32_t index, gen, watch;             /* in dev->conns; of the token; in dev->watch or -1 */
