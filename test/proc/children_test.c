@@ -356,7 +356,7 @@ TG_TEST(children_of_a_worker_are_a_group, 1)
 			struct rref *theirs;
 
 			rref_release(r);
-			theirs = tg_remote(own, 1 - i, "tg.echo", i ? "one" : "two", 3);
+			theirs = tg_remote(own, 1 - i, "tg.echo_inline", i ? "one" : "two", 3);
 			tg_expect_bytes(theirs, i ? "one" : "two", 3);
 			rref_release(theirs);
 			tg_finish(own);
