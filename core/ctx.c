@@ -60,8 +60,8 @@ static int begin_process(void)
 	pthread_once(&done, once);
 	err = rb_random_begin();
 	if (err)
-		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces come "
-			       "from it, so a seccomp filter must allow it", rref_strerror(err));
+		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces "
+			       "come from it, so a seccomp filter must allow it", rref_strerror(err));
 	return sodium_init() < 0 ? rc_fail(EIO, "libsodium could not be initialised") : 0;
 }
 

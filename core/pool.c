@@ -149,7 +149,8 @@ static void grow(struct rc_pool *pool, struct list *refused)
 		pool->threads--;
 		rb_thread_why(err, why, sizeof(why));
 		rc_log(pool->ctx, RREF_LOG_ERROR,
-		       "a worker thread could not be started (%u are running): %s", pool->threads, why);
+		       "a worker thread could not be started (%u are running): %s",
+		       pool->threads, why);
 		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
 			struct rref_call *call = container_of(n, struct rref_call, hook.node);
 

@@ -643,8 +643,8 @@ RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal r
 RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 
 /* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by free. Wait-free (free: may
- * lock). In a child of fork(2) a view of the parent's has no data (NULL) and no length (0), and free
- * does nothing. */
+ * lock). In a child of fork(2) a view of the parent's has no data (NULL) and no length (0), and
+ * free does nothing. */
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);

@@ -62,9 +62,9 @@ int rvi_child_begin(const struct rv_options *opt)
 	/* In vain where the program has used verbs before; that matters on old kernels only. */
 	err = ibv_fork_init();
 	if (err && ibv_is_fork_initialized() == IBV_FORK_DISABLED && opt->log)
-		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: the "
-			 "program used verbs before. Set RDMAV_FORK_SAFE=1, or this process may see old "
-			 "data after a fork(2)");
+		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: "
+			 "the program used verbs before. Set RDMAV_FORK_SAFE=1, or this process may "
+			 "see old data after a fork(2)");
 	return 0;
 }
 
