@@ -41,6 +41,7 @@ struct rv_conn;
 #define RV_HELLO_MAX 55      /* bytes a connect request can carry */
 #define RV_ANSWER_MAX 194    /* bytes an accept can carry */
 #define RV_REASON_MAX 147    /* bytes a reject can carry */
+#define RV_SEAL_KEY_BYTES 16 /* a key of seal() */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
 #define RV_READ_SGE 2        /* landing pieces that a request has room for; a value with its header takes one */
 #define RV_READ_SGE_MAX 16   /* of any READ. Not more: a NIC's send queue has room for as many in each of its entries */
@@ -159,6 +160,10 @@ struct rv_event {
  *             an answer (it is busy, or died meanwhile).
  * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.
  * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
+ * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out` ours, by `in` the peer's. Called
+ *             before accept, or before the first send. What does not fit (forged, changed, repeated, out of order) is not
+ *             reported; the connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A provider whose
+ *             connections are its peer's alone does nothing.
  * allow_reads [progress] From now on the peer may READ over this connection (before, it has no remote access at all).
  * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or slot, WRITABLE follows;
  *             -ENOTCONN not UP; -EMSGSIZE.
@@ -197,6 +202,7 @@ struct rv_ops {
 		       struct rv_conn **out);
 	int (*accept)(struct rv_conn *conn, const void *answer, size_t len, void *user);
 	void (*reject)(struct rv_conn *conn, const void *reason, size_t len);
+	int (*seal)(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES]);
 	int (*allow_reads)(struct rv_conn *conn);
 	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
 	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
@@ -239,7 +245,7 @@ struct rv_counters {
 	uint64_t nr_reads, nr_sends, nr_recvs, nr_credit_msgs;
 	uint64_t nr_stale_wc;        /* completions of another generation, dropped */
 	uint64_t nr_unexpected_cm;   /* connection events that fit no state, dropped */
-	uint64_t nr_protocol_errors; /* connections ended for bad frames, credits or sequence */
+	uint64_t nr_protocol_errors; /* connections ended for bad frames, credits, sequence or MACs */
 };
 void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out);
 

@@ -97,6 +97,138 @@ static void frame__random_bytes_are_refused_or_in_bounds(void **state)
 	}
 }
 
+/* ---- the MAC of a sealed connection's frames ---- */
+
+#define SEALED_MAX (RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES)
+
+static const uint8_t seal_key[RV_SEAL_KEY_BYTES] = { 1, 2, 3 }, back_key[RV_SEAL_KEY_BYTES] = { 1, 2, 4 };
+
+/* A frame with a message of n bytes, sealed as the next of that direction. Returns its length. */
+static size_t sealed(struct rvi_seal *s, uint8_t mem[SEALED_MAX], uint32_t n)
+{
+	struct rvi_frame f = { .type = RVI_FRAME_MSG, .len = (uint16_t)n, .seq = (uint16_t)s->number };
+
+	rvi_frame_put(mem, &f);
+	for (uint32_t i = 0; i < n; i++)
+		mem[RVI_FRAME_BYTES + i] = (uint8_t)(i * 7 + n);
+	rvi_seal_put(s, mem, RVI_FRAME_BYTES + n);
+	s->number++;
+	return RVI_FRAME_BYTES + n + RVI_SEAL_BYTES;
+}
+
+/* As a receiver gets it: a copy of its own, at the end of its allocation. */
+static int unseal(struct rvi_seal *s, const uint8_t *mem, size_t bytes, size_t *left)
+{
+	uint8_t *copy = malloc(bytes ? bytes : 1);
+	int rc;
+
+	assert_non_null(copy);
+	memcpy(copy, mem, bytes);
+	*left = bytes;
+	rc = rvi_seal_get(s, copy, left);
+	if (!rc)
+		assert_memory_equal(copy, mem, *left);
+	free(copy);
+	return rc;
+}
+
+static void seal__round_trip_of_every_length(void **state)
+{
+	struct rvi_seal out, in;
+	uint8_t mem[SEALED_MAX];
+	size_t left;
+
+	(void)state;
+	rvi_seal_init(&out, seal_key);
+	rvi_seal_init(&in, seal_key);
+	for (uint32_t n = 0; n <= RV_MSG_MAX; n++) {
+		size_t bytes = sealed(&out, mem, n);
+
+		assert_int_equal(unseal(&in, mem, bytes, &left), 0);
+		assert_int_equal(left, RVI_FRAME_BYTES + n);
+	}
+	assert_int_equal(in.number, RV_MSG_MAX + 1);
+}
+
+static void seal__every_bit_counts(void **state)
+{
+	struct rvi_seal out, in;
+	uint8_t mem[SEALED_MAX];
+	size_t left, bytes;
+
+	(void)state;
+	rvi_seal_init(&out, seal_key);
+	rvi_seal_init(&in, seal_key);
+	bytes = sealed(&out, mem, 53);
+	for (size_t bit = 0; bit < 8 * bytes; bit++) {
+		mem[bit / 8] ^= (uint8_t)(1u << bit % 8);
+		assert_int_equal(unseal(&in, mem, bytes, &left), -EBADMSG);
+		mem[bit / 8] ^= (uint8_t)(1u << bit % 8);
+	}
+	/* A frame that did not fit has not taken the place of the one that does. */
+	assert_int_equal(unseal(&in, mem, bytes, &left), 0);
+}
+
+static void seal__every_other_length_is_refused(void **state)
+{
+	struct rvi_seal out, in;
+	uint8_t mem[SEALED_MAX + 64] = { 0 };
+	size_t left, bytes;
+
+	(void)state;
+	rvi_seal_init(&out, seal_key);
+	rvi_seal_init(&in, seal_key);
+	bytes = sealed(&out, mem, 21);
+	for (size_t n = 0; n <= sizeof(mem); n++)
+		if (n != bytes)
+			assert_int_equal(unseal(&in, mem, n, &left), -EBADMSG);
+	assert_int_equal(unseal(&in, mem, bytes, &left), 0);
+}
+
+static void seal__a_frame_fits_at_one_place_only(void **state)
+{
+	struct rvi_seal out, in, back, other;
+	uint8_t first[SEALED_MAX], second[SEALED_MAX];
+	size_t left, n, m;
+
+	(void)state;
+	rvi_seal_init(&out, seal_key);
+	rvi_seal_init(&in, seal_key);
+	rvi_seal_init(&back, back_key);
+	rvi_seal_init(&other, (const uint8_t[RV_SEAL_KEY_BYTES]){ 9 });
+	n = sealed(&out, first, 100);
+	m = sealed(&out, second, 100);
+	assert_int_equal(unseal(&in, second, m, &left), -EBADMSG); /* before its turn */
+	assert_int_equal(unseal(&back, first, n, &left), -EBADMSG); /* to its sender */
+	assert_int_equal(unseal(&other, first, n, &left), -EBADMSG); /* over another connection */
+	assert_int_equal(unseal(&in, first, n, &left), 0);
+	assert_int_equal(unseal(&in, first, n, &left), -EBADMSG); /* again */
+	assert_int_equal(unseal(&in, second, m, &left), 0);
+	/* The frame's own 16 bits wrap; the number under the MAC does not. */
+	out.number = in.number = 65536;
+	m = sealed(&out, second, 100);
+	out.number = 0;
+	n = sealed(&out, first, 100);
+	assert_memory_equal(first, second, n - RVI_SEAL_BYTES);
+	assert_int_equal(unseal(&in, first, n, &left), -EBADMSG);
+	assert_int_equal(unseal(&in, second, m, &left), 0);
+}
+
+/* A frame without a MAC is as long as one whose message is shorter. */
+static void seal__no_mac_at_all_is_refused(void **state)
+{
+	struct rvi_frame f = { .type = RVI_FRAME_MSG, .len = 40 };
+	uint8_t mem[RVI_FRAME_BYTES + 40] = { 0 };
+	struct rvi_seal in;
+	size_t left;
+
+	(void)state;
+	rvi_seal_init(&in, seal_key);
+	rvi_frame_put(mem, &f);
+	assert_int_equal(unseal(&in, mem, sizeof(mem), &left), -EBADMSG);
+	assert_int_equal(in.number, 0);
+}
+
 static void pdata__round_trip_in_padding(void **state)
 {
 	static const size_t wire[] = { 56, 196, 148 }, max[] = { RV_HELLO_MAX, RV_ANSWER_MAX, RV_REASON_MAX };
@@ -230,6 +362,11 @@ int main(void)
 		cmocka_unit_test(pdata__every_first_two_bytes),
 		cmocka_unit_test(pdata__nothing_is_no_request),
 		cmocka_unit_test(pdata__round_trip_in_padding),
+		cmocka_unit_test(seal__a_frame_fits_at_one_place_only),
+		cmocka_unit_test(seal__every_bit_counts),
+		cmocka_unit_test(seal__every_other_length_is_refused),
+		cmocka_unit_test(seal__no_mac_at_all_is_refused),
+		cmocka_unit_test(seal__round_trip_of_every_length),
 	};
 
 	return cmocka_run_group_tests_name("rv_ibv_frame", tests, NULL, NULL);

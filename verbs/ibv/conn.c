@@ -46,6 +46,7 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->to_return = dev->credits - c->rx_window;
 	c->nr_held = 0;
 	c->tx_seq = c->rx_seq = 0;
+	c->sealed = false;
 	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver = c->end_by_flush = false;
 	c->responder = dev->max_responder;
 	c->initiator = dev->max_initiator;
@@ -160,15 +161,25 @@ void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status)
 	rvi_conn_down(conn, rvi_wc_errno(wc_status), wc_status);
 }
 
-void rvi_conn_protocol_error(struct rv_conn *conn, const char *what)
+void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what)
 {
 	char peer[64];
 
 	at_add(&conn->dev->stat.protocol_errors, 1);
 	rvi_addr_text(&conn->peer, peer, sizeof(peer));
 	rvi_log(conn->dev, 1, "%s: connection with %s ended: %s", conn->dev->caps.device, peer, what);
-	rvi_conn_down(conn, -EPROTO, -1);
+	rvi_conn_down(conn, status, -1);
 	conn->deliver = false;
+}
+
+int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES])
+{
+	if (conn->rx_seq)
+		return rv_fail(EBADMSG, "a message came before the connection's keys were known");
+	conn->sealed = true;
+	rvi_seal_init(&conn->tx_seal, out);
+	rvi_seal_init(&conn->rx_seal, in);
+	return 0;
 }
 
 int rvi_allow_reads(struct rv_conn *conn)
@@ -215,6 +226,8 @@ void rvi_close_conn(struct rv_conn *conn)
 	conn->id = NULL;
 	rvi_spill_purge(conn);
 	rvi_sends_drop(conn);
+	explicit_bzero(&conn->tx_seal, sizeof(conn->tx_seal));
+	explicit_bzero(&conn->rx_seal, sizeof(conn->rx_seal));
 	dev->nr_held_live -= conn->nr_held;
 	conn->nr_held = 0;
 	conn->epoch++;

@@ -8,6 +8,8 @@
  *                  offset 4  u16  bytes of the message that follows; 0 in type 2
  *                  offset 6  u16  sequence number of this direction, from 0, wrapping
  *
+ *   seal           8 bytes behind the message of a sealed connection (rv.h): the MAC
+ *
  *   connection     request   u8   bits 0..5 bytes of the hello, bits 6..7 credit class; then the hello
  *   data           answer    u8   bytes of the answer; u8 credit class; then the answer
  *                  reject    u8   bytes of the reason; then the reason
@@ -22,6 +24,7 @@
 #define RVI_FRAME_H
 
 #include <errno.h>
+#include <sodium.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -65,6 +68,53 @@ static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_fr
 	if (f.type == RVI_FRAME_MSG ? !f.len : f.type != RVI_FRAME_CREDITS || f.len || !f.grant)
 		return -EPROTO;
 	*out = f;
+	return 0;
+}
+
+/*
+ * A sealed frame ends with SipHash-2-4 of the frame, the message and the frame's number, which both ends count and neither
+ * sends. The key is this connection's and this direction's. So a frame fits at one place only.
+ */
+#define RVI_SEAL_BYTES 8
+
+struct rvi_seal {
+	uint8_t key[RV_SEAL_KEY_BYTES];
+	uint64_t number;             /* of the next frame */
+};
+
+_Static_assert(RVI_SEAL_BYTES == crypto_shorthash_BYTES && RV_SEAL_KEY_BYTES == crypto_shorthash_KEYBYTES, "SipHash");
+
+static inline void rvi_seal_init(struct rvi_seal *s, const uint8_t key[RV_SEAL_KEY_BYTES])
+{
+	memcpy(s->key, key, sizeof(s->key));
+	s->number = 0;
+}
+
+/* Behind the frame and message there is room for the MAC. The number stays: the caller counts what really went out. */
+static inline void rvi_seal_put(const struct rvi_seal *s, uint8_t *mem, size_t bytes)
+{
+	uint8_t mac[RVI_SEAL_BYTES];
+
+	put_le64(mem + bytes, s->number);
+	crypto_shorthash(mac, mem, bytes + RVI_SEAL_BYTES, s->key);
+	memcpy(mem + bytes, mac, sizeof(mac));
+}
+
+/* 0: the MAC fits, *bytes is now without it, and the next frame is expected. Else -EBADMSG. Writes to the MAC's place. */
+static inline int rvi_seal_get(struct rvi_seal *s, uint8_t *mem, size_t *bytes)
+{
+	uint8_t came[RVI_SEAL_BYTES], mac[RVI_SEAL_BYTES];
+	size_t n = *bytes - RVI_SEAL_BYTES;
+
+	if (*bytes < RVI_FRAME_BYTES + RVI_SEAL_BYTES || n > RVI_FRAME_BYTES + RV_MSG_MAX)
+		return -EBADMSG;
+	memcpy(came, mem + n, sizeof(came));
+	put_le64(mem + n, s->number);
+	crypto_shorthash(mac, mem, *bytes, s->key);
+	if (sodium_memcmp(mac, came, sizeof(mac)))
+		return -EBADMSG;
+	s->number++;
+	*bytes = n;
 	return 0;
 }
 

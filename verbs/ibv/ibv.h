@@ -52,7 +52,7 @@
 #define RVI_NIL UINT32_MAX
 #define RVI_ADDR_VERSION 1
 
-_Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX && RVI_MSG_STRIDE % CACHE_LINE == 0, "message stride");
+_Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES && RVI_MSG_STRIDE % CACHE_LINE == 0, "message stride");
 
 /* --- message buffers (buffers.c), all [progress] --- */
 
@@ -120,6 +120,8 @@ struct rv_conn {
 	uint32_t to_return;          /* buffers given back and not yet told */
 	uint32_t nr_held;
 	uint16_t tx_seq, rx_seq;
+	bool sealed;                 /* frames carry a MAC */
+	struct rvi_seal tx_seal, rx_seal;
 	bool want_write;             /* send() said -EAGAIN */
 	bool active;                 /* counted in nr_active */
 	bool half_open;              /* counted in nr_half_open */
@@ -284,11 +286,13 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out);
 void rvi_conn_release(struct rv_conn *conn);
 void rvi_conn_down(struct rv_conn *conn, int status, int wc_status);
 void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status);
-void rvi_conn_protocol_error(struct rv_conn *conn, const char *what);
+/* status: -EPROTO the peer's own fault, -EBADMSG perhaps somebody else's. */
+void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what);
 void rvi_conn_up(struct rv_conn *conn);
 void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);
 void rvi_conn_not_half_open(struct rv_conn *conn);
 void rvi_close_conn(struct rv_conn *conn);
+int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES]);
 int rvi_allow_reads(struct rv_conn *conn);
 
 /* qp.c */

@@ -38,6 +38,7 @@ const struct rv_ops rv_ibv_ops = {
 	.connect = rvi_connect,
 	.accept = rvi_accept,
 	.reject = rvi_reject,
+	.seal = rvi_seal,
 	.allow_reads = rvi_allow_reads,
 	.send = rvi_send,
 	.post_reads = rvi_post_reads,

@@ -20,7 +20,7 @@ int rvi_recv_fill(struct rv_dev *dev)
 
 		if (rc)
 			return rc == -EAGAIN ? rv_fail(ENOMEM, "no receive buffer left") : rc;
-		sge = (struct ibv_sge){ .addr = (uintptr_t)b->mem, .length = RVI_FRAME_BYTES + RV_MSG_MAX, .lkey = b->lkey };
+		sge = (struct ibv_sge){ .addr = (uintptr_t)b->mem, .length = RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES, .lkey = b->lkey };
 		wr.sg_list = &sge;
 		wr.wr_id = rvi_token_pack(RVI_RECV, b->index, b->gen);
 		rc = ibv_post_srq_recv(dev->srq, &wr, &bad);
@@ -79,13 +79,25 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 	give_back(dev, b);
 }
 
-/* NULL if the frame is one the protocol allows now, else what is wrong with it. */
-static const char *check(const struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b,
-			 struct rvi_frame *f)
+/* Nonsense is its peer's own where a MAC says so, and where there are none. Before that it may be anybody's. */
+static int fault_of(const struct rv_conn *conn)
 {
+	return conn->sealed ? -EBADMSG : -EPROTO;
+}
+
+/* NULL if the frame is one the protocol allows now, else what is wrong with it. *status: see rvi_conn_protocol_error. */
+static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b, struct rvi_frame *f,
+			 int *status)
+{
+	size_t bytes = wc->byte_len;
+
+	*status = fault_of(conn);
 	if (wc->opcode != IBV_WC_RECV || wc->wc_flags & (IBV_WC_WITH_IMM | IBV_WC_WITH_INV))
 		return "a message with immediate data or invalidation";
-	if (rvi_frame_get(b->mem, wc->byte_len, f))
+	if (conn->sealed && rvi_seal_get(&conn->rx_seal, b->mem, &bytes))
+		return "a frame that is not the peer's next";
+	*status = -EPROTO;
+	if (rvi_frame_get(b->mem, bytes, f))
 		return "malformed frame";
 	if (f->seq != conn->rx_seq)
 		return "frame out of sequence";
@@ -104,6 +116,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	struct rvi_frame f = { 0 };
 	struct rv_event *e;
 	const char *wrong;
+	int status;
 
 	if (!b) {
 		at_add(&dev->stat.stale_wc, 1);
@@ -118,17 +131,17 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		if (conn && (err == -ECONNRESET || err == -ETIMEDOUT))
 			rvi_conn_fail_wc(conn, wc->status);
 		else if (conn)
-			rvi_conn_protocol_error(conn, rvi_wc_text(wc->status));
+			rvi_conn_protocol_error(conn, fault_of(conn), rvi_wc_text(wc->status));
 		return;
 	}
 	if (state != RVI_UP && state != RVI_ACCEPTING && !(state == RVI_DOWN && conn->deliver)) {
 		give_back(dev, b);
 		return;
 	}
-	wrong = check(conn, wc, b, &f);
+	wrong = check(conn, wc, b, &f, &status);
 	if (wrong) {
 		give_back(dev, b);
-		rvi_conn_protocol_error(conn, wrong);
+		rvi_conn_protocol_error(conn, status, wrong);
 		return;
 	}
 	conn->rx_seq++;

@@ -48,32 +48,33 @@ bool rvi_can_send(const struct rv_conn *conn)
 	return at_load(&conn->state) == RVI_UP && conn->tx_credits && conn->nr_sending < RVI_SENDS_MAX;
 }
 
-/* Header and message, inline from where they are or through a registered buffer. */
-static int fill(struct rv_conn *conn, struct rvi_send *s, const uint8_t *head, const void *msg, uint32_t len,
-		struct ibv_send_wr *wr, struct ibv_sge sge[2])
+/*
+ * Header, message and MAC, inline or through a registered buffer: in one piece, since that is what a MAC is made of. The seal's
+ * number goes on when the device has taken the frame: one that it refuses is made anew, under the same number.
+ */
+static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f, const void *msg, uint32_t len,
+		struct ibv_send_wr *wr, struct ibv_sge *sge, uint8_t small[RVI_INLINE_WISH])
 {
 	struct rv_dev *dev = conn->dev;
+	uint32_t bytes = RVI_FRAME_BYTES + len + (conn->sealed ? RVI_SEAL_BYTES : 0);
+	uint8_t *mem = small;
 	int rc;
 
-	if (RVI_FRAME_BYTES + len <= dev->max_inline) {
-		sge[0] = (struct ibv_sge){ .addr = (uintptr_t)head, .length = RVI_FRAME_BYTES };
-		sge[1] = (struct ibv_sge){ .addr = (uintptr_t)msg, .length = len };
-		wr->num_sge = len ? 2 : 1;
+	s->buf = NULL;
+	if (bytes <= dev->max_inline) {
 		wr->send_flags |= IBV_SEND_INLINE;
-		s->buf = NULL;
-		return 0;
+	} else {
+		rc = rvi_pool_take(dev, &dev->send_pool, RVI_BUF_SENDING, &s->buf);
+		if (rc)
+			return rc;
+		mem = s->buf->mem;
 	}
-	rc = rvi_pool_take(dev, &dev->send_pool, RVI_BUF_SENDING, &s->buf);
-	if (rc)
-		return rc;
-	memcpy(s->buf->mem, head, RVI_FRAME_BYTES);
+	rvi_frame_put(mem, f);
 	if (len)
-		memcpy(s->buf->mem + RVI_FRAME_BYTES, msg, len);
-	sge[0] = (struct ibv_sge){
-		.addr = (uintptr_t)s->buf->mem,
-		.length = RVI_FRAME_BYTES + len,
-		.lkey = s->buf->lkey,
-	};
+		memcpy(mem + RVI_FRAME_BYTES, msg, len);
+	if (conn->sealed)
+		rvi_seal_put(&conn->tx_seal, mem, RVI_FRAME_BYTES + len);
+	*sge = (struct ibv_sge){ .addr = (uintptr_t)mem, .length = bytes, .lkey = s->buf ? s->buf->lkey : 0 };
 	wr->num_sge = 1;
 	return 0;
 }
@@ -89,8 +90,8 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 	};
 	uint32_t slot = conn->free_send;
 	struct ibv_send_wr wr, *bad = NULL;
-	uint8_t head[RVI_FRAME_BYTES];
-	struct ibv_sge sge[2];
+	uint8_t small[RVI_INLINE_WISH];
+	struct ibv_sge sge;
 	struct rvi_send *s;
 	int rc;
 
@@ -101,11 +102,10 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 	wr = (struct ibv_send_wr){
 		.opcode = IBV_WR_SEND,
 		.send_flags = IBV_SEND_SIGNALED | IBV_SEND_SOLICITED,
-		.sg_list = sge,
+		.sg_list = &sge,
 		.wr_id = rvi_token_pack(RVI_SEND, rvi_index(conn->index, slot), s->gen + 1),
 	};
-	rvi_frame_put(head, &f);
-	rc = fill(conn, s, head, msg, len, &wr, sge);
+	rc = fill(conn, s, &f, msg, len, &wr, &sge, small);
 	if (rc)
 		return rc;
 	conn->free_send = s->next;
@@ -124,6 +124,7 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 		return rv_fail(ENOTCONN, "the device refused to send: %s", strerror(rc));
 	}
 	conn->tx_seq++;
+	conn->tx_seal.number++;
 	conn->to_return -= f.grant;
 	conn->rx_window += f.grant;
 	rvi_watch_sends(conn->dev);
