@@ -189,6 +189,8 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 		return rc_fail(ENOMEM, "memory for the group");
 	me->rank = ctx->rank;
 	me->incarnation = ctx->incarnation;
+	rc_identity_make(&ctx->identity);
+	memcpy(me->public, ctx->identity.public, sizeof(me->public));
 	if (opt->name)
 		snprintf(me->name, sizeof(me->name), "%s", opt->name);
 	else
@@ -228,6 +230,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	rb_close(ctx->kickfd);
 	rc_log_close(ctx);
 	rc_key_wipe(&ctx->key);
+	rc_identity_wipe(&ctx->identity);
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
 	rc_send_close(ctx);
@@ -236,6 +239,8 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	rc_slabs_close(&ctx->handles);
 	rc_slabs_close(&ctx->remotes);
 	free(ctx->barrier_seen);
+	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++)
+		rc_key_wipe(&ctx->peers[i].key);
 	free(ctx->peers);
 	free(ctx->members);
 	free(ctx);

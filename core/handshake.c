@@ -8,7 +8,10 @@
  * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by its label the role
  * and the step. So no blob serves twice: not in another direction, step, session, nor against a restarted worker. The
  * hello comes before the server's nonce, but carries a number that grows: a server takes none twice (rc_hello_number),
- * since a hello alone, before any proof, ends the session that it is to replace.
+ * since a hello alone, before any proof, ends the session that it is to replace. Nor does a client take one of its
+ * server's that was made before the answer: such a hello lost a crossing, and may still be on its way.
+ *
+ * The key is the pair's, not the group's. The messages that follow are sealed by keys of this very connection.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -38,7 +41,8 @@ enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3, KIND_RESUME = 
 #define ANSWER_RANK 3
 #define ANSWER_EPOCH 7
 #define ANSWER_NONCE 11
-#define ANSWER_MAC (ANSWER_NONCE + RC_NONCE_BYTES)
+#define ANSWER_HELLOS (ANSWER_NONCE + RC_NONCE_BYTES)
+#define ANSWER_MAC (ANSWER_HELLOS + 8)
 #define ANSWER_BYTES (ANSWER_MAC + RC_MAC_BYTES)
 #define RESUMED_RECEIVED ANSWER_MAC
 #define RESUMED_MAC (RESUMED_RECEIVED + 8)
@@ -50,6 +54,7 @@ enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3, KIND_RESUME = 
 
 _Static_assert(HELLO_BYTES <= RV_HELLO_MAX, "the hello fits a connect request");
 _Static_assert(RESUMED_BYTES <= RV_ANSWER_MAX, "the answer fits an accept");
+_Static_assert(RV_SEAL_KEY_BYTES <= RC_MAC_BYTES, "a seal's key is a cut MAC");
 _Static_assert(REASON_TEXT < RV_REASON_MAX, "the reason fits a reject");
 
 /* Seen from both ends alike. */
@@ -149,25 +154,37 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 	return HELLO_BYTES;
 }
 
+int rc_hello_from(const void *blob, size_t length, uint32_t self_rank, uint32_t *from)
+{
+	const uint8_t *b = blob;
+	int r = head_check("hello", b, length, length && b[OFF_KIND] == KIND_RESUME ? KIND_RESUME : KIND_HELLO, HELLO_BYTES);
+
+	if (r)
+		return r;
+	if (get_le32(b + HELLO_RANK) == self_rank)
+		return rc_fail(EKEYREJECTED, "hello: the peer claims to be this very worker (rank %u)", self_rank);
+	*from = get_le32(b + HELLO_RANK);
+	return 0;
+}
+
 int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h)
 {
 	const uint8_t *b = blob;
 	uint8_t mac[RC_MAC_BYTES];
 	bool resumes = length && b[OFF_KIND] == KIND_RESUME;
-	int r = head_check("hello", b, length, resumes ? KIND_RESUME : KIND_HELLO, HELLO_BYTES);
+	uint32_t from;
+	int r = rc_hello_from(blob, length, h->self_rank, &from);
 
 	if (r)
 		return r;
 	hello_mac(key, b, h->self_rank, mac);
 	if (!rc_mac_equal(mac, b + HELLO_MAC, RC_SHORT_MAC_BYTES))
-		return rc_fail(EKEYREJECTED, "hello: the peer does not hold the group's key, or takes this worker (rank %u) for "
-			       "another", h->self_rank);
-	if (get_le32(b + HELLO_RANK) == h->self_rank)
-		return rc_fail(EKEYREJECTED, "hello: the peer claims to be this very worker (rank %u)", h->self_rank);
+		return rc_fail(EKEYREJECTED, "hello: the peer does not hold the group's key, is not rank %u, or takes this "
+			       "worker (rank %u) for another", from, h->self_rank);
 	if (get_le64(b + HELLO_SERVER_INCARNATION) != h->self_incarnation)
 		return rc_fail(ESTALE, "hello: rank %u looks for another incarnation of this worker (rank %u), which has ended",
-			       get_le32(b + HELLO_RANK), h->self_rank);
-	h->peer_rank = get_le32(b + HELLO_RANK);
+			       from, h->self_rank);
+	h->peer_rank = from;
 	h->peer_incarnation = get_le64(b + HELLO_CLIENT_INCARNATION);
 	memcpy(h->client_nonce, b + HELLO_NONCE, RC_NONCE_BYTES);
 	h->resumes = resumes;
@@ -186,10 +203,12 @@ size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t 
 	struct transcript t;
 
 	rc_random(h->server_nonce, RC_NONCE_BYTES);
+	h->server_hellos = at_load(&hellos);
 	head_make(out, h->resumes ? KIND_RESUMED : KIND_ANSWER);
 	put_le32(out + ANSWER_RANK, h->self_rank);
 	put_le32(out + ANSWER_EPOCH, h->epoch);
 	memcpy(out + ANSWER_NONCE, h->server_nonce, RC_NONCE_BYTES);
+	put_le64(out + ANSWER_HELLOS, h->server_hellos);
 	if (h->resumes)
 		put_le64(out + RESUMED_RECEIVED, h->server_received);
 	transcript_make(&t, h, false);
@@ -210,6 +229,7 @@ int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, s
 		return r;
 	seen.epoch = get_le32(b + ANSWER_EPOCH);
 	memcpy(seen.server_nonce, b + ANSWER_NONCE, RC_NONCE_BYTES);
+	seen.server_hellos = get_le64(b + ANSWER_HELLOS);
 	if (h->resumes)
 		seen.server_received = get_le64(b + RESUMED_RECEIVED);
 	transcript_make(&t, &seen, true);
@@ -234,6 +254,22 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const
 	/* What was expected would be the proof itself: it must not stay on the stack for a later leak. */
 	explicit_bzero(mac, sizeof(mac));
 	return equal ? 0 : rc_fail(EKEYREJECTED, "proof: rank %u could not prove that it holds the group's key", h->peer_rank);
+}
+
+/* Fresh nonces of both make them this connection's alone: no message of another, nor of the other side, fits. */
+void rc_handshake_seals(const struct rc_key *key, const struct rc_handshake *h, bool is_client,
+			uint8_t out[RV_SEAL_KEY_BYTES], uint8_t in[RV_SEAL_KEY_BYTES])
+{
+	uint8_t *of_client = is_client ? out : in, *of_server = is_client ? in : out;
+	uint8_t mac[RC_MAC_BYTES];
+	struct transcript t;
+
+	transcript_make(&t, h, is_client);
+	rc_mac(key, "rref peer messages of the client 1", t.bytes, sizeof(t.bytes), mac);
+	memcpy(of_client, mac, RV_SEAL_KEY_BYTES);
+	rc_mac(key, "rref peer messages of the server 1", t.bytes, sizeof(t.bytes), mac);
+	memcpy(of_server, mac, RV_SEAL_KEY_BYTES);
+	explicit_bzero(mac, sizeof(mac));
 }
 
 size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX])

@@ -29,6 +29,8 @@
 
 _Static_assert(RC_KEY_BYTES >= crypto_generichash_KEYBYTES_MIN && RC_KEY_BYTES <= crypto_generichash_KEYBYTES_MAX, "key");
 _Static_assert(RC_MAC_BYTES >= crypto_generichash_BYTES_MIN && RC_MAC_BYTES <= crypto_generichash_BYTES_MAX, "MAC");
+_Static_assert(RC_KEY_BYTES == RC_MAC_BYTES && RC_KEY_BYTES == crypto_kx_PUBLICKEYBYTES &&
+	       RC_KEY_BYTES == crypto_kx_SECRETKEYBYTES, "one size for keys and MACs");
 _Static_assert(RC_SHORT_MAC_BYTES <= RC_MAC_BYTES && RC_SHORT_MAC_BYTES >= 16, "a short MAC is a cut MAC");
 
 static pthread_once_t sodium_once = PTHREAD_ONCE_INIT;
@@ -60,6 +62,43 @@ void rc_mac(const struct rc_key *key, const char *label, const void *data, size_
 bool rc_mac_equal(const uint8_t *a, const uint8_t *b, size_t length)
 {
 	return sodium_memcmp(a, b, length) == 0;
+}
+
+void rc_identity_make(struct rc_identity *out)
+{
+	uint8_t seed[crypto_kx_SEEDBYTES];
+
+	rc_random(seed, sizeof(seed));
+	crypto_kx_seed_keypair(out->public, out->secret, seed);
+	sodium_memzero(seed, sizeof(seed));
+}
+
+void rc_identity_wipe(struct rc_identity *id)
+{
+	sodium_memzero(id, sizeof(*id));
+}
+
+int rc_pair_key(const struct rc_key *group, const struct rc_identity *self, const struct rc_member *me,
+		const struct rc_member *peer, struct rc_key *out)
+{
+	/* Of the two, the lower rank plays the exchange's client. Its receiving key comes first for both. */
+	bool is_low = me->rank < peer->rank;
+	const struct rc_member *low = is_low ? me : peer, *high = is_low ? peer : me;
+	uint8_t data[2 * crypto_kx_SESSIONKEYBYTES + 2 * (4 + 8)], *second = data + crypto_kx_SESSIONKEYBYTES;
+	uint8_t *p = second + crypto_kx_SESSIONKEYBYTES;
+	int r = is_low ? crypto_kx_client_session_keys(data, second, self->public, self->secret, peer->public) :
+			 crypto_kx_server_session_keys(second, data, self->public, self->secret, peer->public);
+
+	if (r)
+		return rc_fail(EKEYREJECTED, "%s (rank %u) has a public key that is none", peer->name, peer->rank);
+	put_le32(p, low->rank);
+	put_le64(p + 4, low->incarnation);
+	put_le32(p + 12, high->rank);
+	put_le64(p + 16, high->incarnation);
+	rc_mac(group, "rref peer pair 1", data, sizeof(data), out->bytes);
+	out->is_group = group->is_group;
+	sodium_memzero(data, sizeof(data));
+	return 0;
 }
 
 void rc_key_wipe(struct rc_key *key)

@@ -106,21 +106,57 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_read_pump(ctx, p);
 }
 
+const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (!p->has_key && rc_pair_key(&ctx->key, &ctx->identity, &ctx->members[ctx->rank], p->member, &p->key))
+		return NULL;
+	p->has_key = true;
+	return &p->key;
+}
+
+/* From now on its messages and ours prove whose they are. p->hs is complete but for what only the proof tells. */
+int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
+{
+	uint8_t out[RV_SEAL_KEY_BYTES], in[RV_SEAL_KEY_BYTES];
+	int err;
+
+	rc_handshake_seals(&p->key, &p->hs, is_client, out, in);
+	err = p->ops->seal(conn, out, in);
+	explicit_bzero(out, sizeof(out));
+	explicit_bzero(in, sizeof(in));
+	return err ? rc_fail(ENETRESET, "%s (rank %u): %s", p->member->name, p->rank, rv_error_text()) : 0;
+}
+
+/* Does our server's answer hold? Its hellos from before it are void. */
+int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES])
+{
+	int err = rc_answer_check(&p->key, ev->data, ev->len, &p->hs, proof);
+
+	if (err)
+		return err;
+	p->hello_number = max_of(p->hello_number, p->hs.server_hellos);
+	return rc_peer_seal(p, p->link, true);
+}
+
 /* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
 static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	const struct rc_key *key;
 	uint8_t hello[RV_HELLO_MAX];
 	char why[RP_TEXT_MAX];
 	size_t length;
 	int err;
 
+	key = rc_peer_key(ctx, p);
+	if (!key)
+		return -EKEYREJECTED;
 	rc_contact_begin(ctx, p);
 	memset(&p->hs, 0, sizeof(p->hs));
 	p->hs.self_rank = ctx->rank;
 	p->hs.peer_rank = p->rank;
 	p->hs.self_incarnation = ctx->incarnation;
 	p->hs.peer_incarnation = p->member->incarnation;
-	length = rc_hello_make(&ctx->key, &p->hs, hello);
+	length = rc_hello_make(key, &p->hs, hello);
 	p->authenticated = false;
 	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
 	if (!err) {
@@ -251,21 +287,29 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 {
 	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
 	uint8_t answer[RV_ANSWER_MAX];
+	const struct rc_key *key;
 	struct rc_peer *p;
-	int err = rc_hello_check(&ctx->key, ev->data, ev->len, &h);
+	uint32_t from = 0;
+	int err = rc_hello_from(ev->data, ev->len, ctx->rank, &from);
 
+	if (!err && from >= ctx->world)
+		err = rc_fail(ESTALE, "not a member of this group");
+	if (!err) {
+		key = rc_peer_key(ctx, &ctx->peers[from]);
+		err = key ? rc_hello_check(key, ev->data, ev->len, &h) : -EKEYREJECTED;
+	}
 	if (err) {
 		rc_peer_refuse(ctx, d, ev->conn, err, rc_error_text());
 		return;
 	}
-	if (h.peer_rank >= ctx->world || h.peer_rank == ctx->rank ||
-	    ctx->members[h.peer_rank].incarnation != h.peer_incarnation) {
+	p = &ctx->peers[from];
+	if (p->member->incarnation != h.peer_incarnation) {
 		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
 		return;
 	}
-	p = &ctx->peers[h.peer_rank];
+	/* A copy, or one that its maker gave up when it took a connection of ours. */
 	if (rc_hello_number(&h) <= p->hello_number) {
-		rc_peer_refuse(ctx, d, ev->conn, -EKEYREJECTED, "a hello that came before");
+		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "a hello that came before, or too late");
 		return;
 	}
 	p->hello_number = rc_hello_number(&h);
@@ -311,9 +355,11 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
-	size_t length = rc_answer_make(&ctx->key, &p->hs, answer);
+	size_t length = rc_answer_make(&p->key, &p->hs, answer);
 
-	err = d->ops->accept(ev->conn, answer, length, p);
+	err = rc_peer_seal(p, ev->conn, false);
+	if (!err)
+		err = d->ops->accept(ev->conn, answer, length, p);
 	if (err) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
 		rc_contact_over(ctx, p, "accepting its connection failed");
@@ -329,10 +375,13 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 		at_store(&p->alive, true);
 		return; /* nothing happens before the client's proof */
 	}
-	err = rc_answer_check(&ctx->key, ev->data, ev->len, &p->hs, proof.u.auth.mac);
+	err = rc_peer_answered(p, ev, proof.u.auth.mac);
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, p, err, rc_error_text());
+		if (err == -ENETRESET)
+			rc_contact_over(ctx, p, "somebody else's message came over its connection");
+		else
+			rc_peer_fence(ctx, p, err, rc_error_text());
 		return;
 	}
 	rc_beacon(ctx, p->kind, &proof.u.auth);
@@ -368,25 +417,31 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
 }
 
-/* The first message of a session is the proof (to the server) or its answer (to the client). */
-static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+/* The first message of a session is the proof (to the server) or its answer (to the client). 0, or why there is no session. */
+static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m, welcome = { .frame.type = RW_AUTH };
+	int err;
 
 	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH || m.frame.epoch != p->epoch ||
 	    m.frame.seq != 1)
-		return false;
+		return rc_fail(EPROTO, "its first message did not prove that it holds the group's key");
 	p->recv_seq = 1;
 	p->beacon_addr = m.u.auth.beacon_addr;
 	p->beacon_rkey = m.u.auth.beacon_rkey;
 	if (p->state == RC_PEER_ACCEPTING) {
-		if (rc_proof_check(&ctx->key, &p->hs, m.u.auth.mac) || p->ops->allow_reads(p->link))
-			return false;
+		err = rc_proof_check(&p->key, &p->hs, m.u.auth.mac);
+		if (err)
+			return err;
+		err = p->ops->allow_reads(p->link);
+		if (err)
+			return rc_fail(-err, "the session could not be started: %s", rv_error_text());
 		p->state = RC_PEER_UP;
 		set_up(ctx, p);
 		rc_beacon(ctx, p->kind, &welcome.u.auth);
-		if (rc_send(ctx, p->rank, &welcome))
-			return false;
+		err = rc_send(ctx, p->rank, &welcome);
+		if (err)
+			return err;
 	} else {
 		p->state = RC_PEER_UP;
 		set_up(ctx, p);
@@ -394,7 +449,21 @@ static bool on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const stru
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
 	       p->ops->name);
 	rc_peer_open_reads(ctx, p);
-	return true;
+	return 0;
+}
+
+/* What went wrong here is not the peer's fault: only its proof says something of its key. */
+static void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
+{
+	bool is_its_fault = err == -EKEYREJECTED || err == -EPROTO;
+	char why[RP_TEXT_MAX];
+
+	snprintf(why, sizeof(why), "%.180s", rc_error_text());
+	at_add(&ctx->n.rejected, is_its_fault);
+	if (!is_its_fault && p->state == RC_PEER_ACCEPTING)
+		rc_contact_over(ctx, p, why);
+	else
+		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
 
 static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
@@ -402,9 +471,11 @@ static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	rc_count_received(ctx, p, ev->data, ev->len);
 	if (p->authenticated) {
 		rc_message(ctx, p, ev->data, ev->len);
-	} else if (!on_first_message(ctx, p, ev)) {
-		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, p, -EKEYREJECTED, "the peer did not prove that it holds the group's key");
+	} else {
+		int err = on_first_message(ctx, p, ev);
+
+		if (err)
+			not_started(ctx, p, err);
 	}
 }
 
@@ -436,6 +507,9 @@ static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_
 				rc_peer_fence(ctx, &ctx->peers[i], ev->status, "the device was lost");
 		return;
 	}
+	/* Somebody else's, or changed on its way: its connection ends, the session goes on over another. */
+	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
+		at_add(&ctx->n.rejected, 1);
 	if (!p || p->link != ev->conn) {
 		at_add(&ctx->n.dropped, 1); /* of a connection that is closed already */
 		if (ev->type == RV_EV_RECV)

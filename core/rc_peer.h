@@ -63,6 +63,8 @@ struct rc_peer {
 	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
 	int64_t auth_by;              /* [lock] when an attempt at a session ends that the peer has not answered */
 	struct rv_conn *link;         /* [lock] connection in any state */
+	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
+	bool has_key;                 /* [lock] */
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
 	uint64_t hello_number;        /* [lock] of its last hello */

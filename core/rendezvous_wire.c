@@ -110,9 +110,10 @@ static size_t entry_make(const struct rc_member *m, uint8_t *out)
 
 	put_le32(out, m->rank);
 	put_le64(out + 4, m->incarnation);
-	out[12] = (uint8_t)name;
-	memcpy(out + 13, m->name, name);
-	n = 13 + name;
+	memcpy(out + 12, m->public, RC_KEY_BYTES);
+	out[RZ_ENTRY_HEAD - 1] = (uint8_t)name;
+	memcpy(out + RZ_ENTRY_HEAD, m->name, name);
+	n = RZ_ENTRY_HEAD + name;
 	out[n++] = RV_NR_KINDS;
 	for (int k = 0; k < RV_NR_KINDS; k++) {
 		size_t length = min_of(m->addr[k].len, (size_t)RV_ADDR_MAX);
@@ -130,18 +131,19 @@ static int entry_take(const uint8_t *p, size_t length, struct rc_member *out)
 	size_t n;
 
 	memset(&m, 0, sizeof(m));
-	if (length < 14)
+	if (length < RZ_ENTRY_HEAD + 1)
 		return -EPROTO;
 	m.rank = get_le32(p);
 	m.incarnation = get_le64(p + 4);
-	n = p[12];
-	if (n > RREF_NAME_MAX || 13 + n + 1 > length)
+	memcpy(m.public, p + 12, RC_KEY_BYTES);
+	n = p[RZ_ENTRY_HEAD - 1];
+	if (n > RREF_NAME_MAX || RZ_ENTRY_HEAD + n + 1 > length)
 		return -EPROTO;
-	memcpy(m.name, p + 13, n);
+	memcpy(m.name, p + RZ_ENTRY_HEAD, n);
 	/* An embedded NUL would make two different entries one name. */
 	if (strlen(m.name) != n || rc_name_check(m.name))
 		return -EPROTO;
-	n += 13;
+	n += RZ_ENTRY_HEAD;
 	if (p[n++] != RV_NR_KINDS)
 		return -EPROTO;
 	for (int k = 0; k < RV_NR_KINDS; k++) {

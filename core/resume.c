@@ -129,7 +129,7 @@ static void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	p->hs = (struct rc_handshake){ .resumes = true, .self_rank = ctx->rank, .peer_rank = p->rank,
 				       .self_incarnation = ctx->incarnation, .peer_incarnation = p->member->incarnation,
 				       .epoch = p->epoch, .client_received = p->recv_seq };
-	length = rc_hello_make(&ctx->key, &p->hs, hello);
+	length = rc_hello_make(&p->key, &p->hs, hello);
 	p->resume.attempts++;
 	if (p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link)) {
 		rc_log(ctx, RREF_LOG_DEBUG, "connecting again to %s: %s", p->member->name, rv_error_text());
@@ -166,8 +166,8 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	r->step = RC_RESUME_ACCEPT;
 	r->at = now_ns() + attempt_ns(ctx);
 	r->nobody = 0;
-	length = rc_answer_make(&ctx->key, &p->hs, answer);
-	if (d->ops->accept(ev->conn, answer, length, p)) {
+	length = rc_answer_make(&p->key, &p->hs, answer);
+	if (rc_peer_seal(p, ev->conn, false) || d->ops->accept(ev->conn, answer, length, p)) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s again failed: %s", p->member->name, rv_error_text());
 		drop_link(ctx, p, again_ns(p));
 	}
@@ -203,7 +203,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 
 	if (p->resume.step != RC_RESUME_DIAL)
 		return; /* nothing happens before the client's proof */
-	if (rc_answer_check(&ctx->key, ev->data, ev->len, &p->hs, proof)) {
+	if (rc_peer_answered(p, ev, proof)) {
 		/* It may be anybody's: not the end of the session, but of this attempt. */
 		at_add(&ctx->n.rejected, 1);
 		drop_link(ctx, p, again_ns(p));
@@ -259,7 +259,7 @@ static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 		goto bad;
 	if (p->resume.step == RC_RESUME_ACCEPT) {
 		p->hs.client_received = m.u.received.seq;
-		if (rc_proof_check(&ctx->key, &p->hs, m.u.received.mac))
+		if (rc_proof_check(&p->key, &p->hs, m.u.received.mac))
 			goto bad;
 		if (!take_received(ctx, p, m.u.received.seq))
 			return;

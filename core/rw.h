@@ -15,7 +15,7 @@
 #include "base/util.h"
 #include "rp.h"
 
-#define RW_PROTOCOL_VERSION 1u
+#define RW_PROTOCOL_VERSION 2u
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
 #define RW_LOCATION_BYTES 64u

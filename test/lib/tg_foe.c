@@ -223,6 +223,31 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 		foe_say_received(f, NULL);
 }
 
+static void seal(struct foe *f, struct rv_conn *conn, const struct rc_handshake *h, bool is_client)
+{
+	uint8_t out[RV_SEAL_KEY_BYTES], in[RV_SEAL_KEY_BYTES];
+
+	rc_handshake_seals(&f->pair[h->peer_rank], h, is_client, out, in);
+	TG_OK(f->ops->seal(conn, out, in));
+}
+
+void foe_asked(struct foe *f, struct rc_handshake *h)
+{
+	uint32_t from;
+
+	TG_OK(rc_hello_from(f->asked, f->asked_length, FOE, &from));
+	TG_CHECK(from < FOE);
+	TG_OK(rc_hello_check(&f->pair[from], f->asked, f->asked_length, h));
+}
+
+void foe_accept(struct foe *f, const struct rc_handshake *h, const uint8_t *answer, size_t length)
+{
+	f->conn = f->request;
+	f->request = NULL;
+	seal(f, f->conn, h, false);
+	TG_OK(f->ops->accept(f->conn, answer, length, NULL));
+}
+
 void foe_take(struct foe *f, const struct rv_event *ev, int n)
 {
 	TG_OK(n);
@@ -235,8 +260,10 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 			switch (ev[i].type) {
 			case RV_EV_CONNECTED:
 				f->connected = true;
-				if (ev[i].len)
-					TG_OK(rc_answer_check(&f->key, ev[i].data, ev[i].len, &f->hs, f->proof));
+				if (ev[i].len) {
+					TG_OK(rc_answer_check(&f->pair[f->hs.peer_rank], ev[i].data, ev[i].len, &f->hs, f->proof));
+					seal(f, f->conn, &f->hs, true);
+				}
 				break;
 			case RV_EV_FAILED:
 				f->failed = true;
@@ -282,7 +309,7 @@ void foe_make_hello(struct foe *f, int to)
 {
 	f->hs = (struct rc_handshake){ .self_rank = FOE, .peer_rank = (uint32_t)to, .self_incarnation = f->me.incarnation,
 				       .peer_incarnation = f->members[to].incarnation };
-	f->hello_length = rc_hello_make(&f->key, &f->hs, f->hello);
+	f->hello_length = rc_hello_make(&f->pair[to], &f->hs, f->hello);
 }
 
 void foe_dial(struct foe *f, int to)
@@ -444,9 +471,13 @@ static int foe(void (*body)(struct foe *f))
 	light_beacon(f);
 	f->me.rank = FOE;
 	rc_random(&f->me.incarnation, sizeof(f->me.incarnation));
+	rc_identity_make(&f->identity);
+	memcpy(f->me.public, f->identity.public, sizeof(f->me.public));
 	snprintf(f->me.name, sizeof(f->me.name), "foe");
 	f->ops->addr(f->dev, &f->me.addr[f->ops->kind]);
 	TG_OK(rc_rendezvous(tg_current->rendezvous, FOE_WORLD, &f->me, &f->key, tg_deadline(), NULL, f->members));
+	for (int i = 0; i < FOE; i++)
+		TG_OK(rc_pair_key(&f->key, &f->identity, &f->me, &f->members[i], &f->pair[i]));
 	tg_meet(0);
 	foe_others_work();
 	body(f);

@@ -32,7 +32,9 @@ enum { F_END = 0, F_SERVED = 1, F_CALL_FOE = 2, F_ANSWER = 3 };
 struct foe {
 	const struct rv_ops *ops;
 	struct rv_dev *dev;
-	struct rc_key key;
+	struct rc_key key;                  /* the group's */
+	struct rc_identity identity;
+	struct rc_key pair[FOE_WORLD];      /* with each of the others */
 	struct rc_member me, members[FOE_WORLD];
 
 	struct rv_conn *conn;               /* the one at hand */
@@ -76,6 +78,13 @@ int foe_worker(int rank, void *arg);
 /* Device events of the foe, once; those that a poll has brought. */
 void foe_pump(struct foe *f);
 void foe_take(struct foe *f, const struct rv_event *ev, int n);
+
+/*
+ * Serving: *h of the hello that came with f->request, which the foe takes for a good one. Then the request is accepted
+ * with that answer, which is the foe's own or not, and becomes f->conn.
+ */
+void foe_asked(struct foe *f, struct rc_handshake *h);
+void foe_accept(struct foe *f, const struct rc_handshake *h, const uint8_t *answer, size_t length);
 
 /* Connecting: a proper hello to worker `to` is made, then sent; meet: a session that it takes for a good one. */
 void foe_make_hello(struct foe *f, int to);

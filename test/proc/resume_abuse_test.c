@@ -19,7 +19,7 @@ static void dial(struct foe *f, int to, uint32_t epoch, uint64_t received)
 	f->hs = (struct rc_handshake){ .resumes = true, .self_rank = FOE, .peer_rank = (uint32_t)to,
 				       .self_incarnation = f->me.incarnation, .peer_incarnation = f->members[to].incarnation,
 				       .epoch = epoch, .client_received = received };
-	f->hello_length = rc_hello_make(&f->key, &f->hs, f->hello);
+	f->hello_length = rc_hello_make(&f->pair[to], &f->hs, f->hello);
 	f->connected = f->failed = f->ended = false;
 	TG_OK(f->ops->connect(f->dev, &f->members[to].addr[f->ops->kind], f->hello, f->hello_length, NULL, &f->conn));
 	FOE_UNTIL(f, f->connected || f->failed);
@@ -116,15 +116,15 @@ FOE_TEST(resume__by_the_worker)
 	FOE_UNTIL(f, f->request);
 	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
 
-	TG_OK(rc_hello_check(&f->key, f->asked, f->asked_length, &h));
+	foe_asked(f, &h);
 	TG_CHECK(h.resumes);
 	TG_IS(h.epoch, f->hs.epoch);
 	h.server_received = f->got;
-	f->conn = f->request;
-	f->request = NULL;
 	f->connected = false;
 	heard = f->nr_recv[RW_RECEIVED];
-	TG_OK(f->ops->accept(f->conn, answer, rc_answer_make(&f->key, &h, answer), NULL));
+	size_t length = rc_answer_make(&f->pair[1], &h, answer);
+
+	foe_accept(f, &h, answer, length);
 	FOE_UNTIL(f, f->nr_recv[RW_RECEIVED] > heard);
 	TG_OK(f->ops->allow_reads(f->conn));
 	TG_OK(foe_say_received(f, NULL));
@@ -163,7 +163,7 @@ FOE_TEST(resume__repeated)
 	TG_OK(f->ops->connect(f->dev, &f->members[1].addr[f->ops->kind], f->hello, f->hello_length, NULL, &f->conn));
 	FOE_UNTIL(f, f->connected || f->failed);
 	TG_CHECK(f->failed);
-	TG_IS(f->status, -EKEYREJECTED);
+	TG_IS(f->status, -ESTALE);
 	f->ops->close_conn(f->conn);
 	f->conn = session;
 	foe_still_served(f);
@@ -373,19 +373,17 @@ FOE_TEST(server__that_answers_nonsense_to_a_resume)
 			if (!f->request || i == 3)
 				continue;
 			foe_hang_up(f);
-			f->conn = f->request;
-			f->request = NULL;
-			TG_OK(rc_hello_check(&f->key, f->asked, f->asked_length, &h));
+			foe_asked(f, &h);
 			TG_CHECK(h.resumes);
 			h.server_received = i == 2 ? UINT64_MAX : 1;
 			if (i == 1) {
 				h.resumes = false; /* a new session's answer */
 				h.epoch++;
 			}
-			length = rc_answer_make(&f->key, &h, answer);
+			length = rc_answer_make(&f->pair[h.peer_rank], &h, answer);
 			if (i == 0)
 				rc_random(answer + 3, length - 3);
-			TG_OK(f->ops->accept(f->conn, answer, length, NULL));
+			foe_accept(f, &h, answer, length);
 			n++;
 		}
 		TG_IS(foe_shown()->called, 1 + (i == 2 ? EPROTO : EOWNERDEAD));

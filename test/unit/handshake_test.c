@@ -169,7 +169,7 @@ static void handshake__other_version_names_both(void **state)
 	hello[2] = 0x30;
 	assert_int_equal(rc_hello_check(&key, hello, n, &s), -EPROTONOSUPPORT);
 	assert_non_null(strstr(rc_error_text(), "12345"));
-	assert_non_null(strstr(rc_error_text(), "version 1"));
+	assert_non_null(strstr(rc_error_text(), "version 2"));
 	/* Another version may have another length. */
 	assert_int_equal(rc_hello_check(&key, hello, 3, &s), -EPROTONOSUPPORT);
 	assert_int_equal(rc_hello_check(&key, hello, 2, &s), -EPROTO);
@@ -196,9 +196,14 @@ static void handshake__hello_of_our_own_rank_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server();
 	uint8_t hello[RV_HELLO_MAX];
+	uint32_t from;
 	size_t n;
 
 	(void)state;
+	n = rc_hello_make(&key, &c, hello);
+	assert_int_equal(rc_hello_from(hello, n, SERVER, &from), 0);
+	assert_int_equal(from, CLIENT);
+	assert_int_equal(rc_hello_from(hello, n, CLIENT, &from), -EKEYREJECTED);
 	c.self_rank = SERVER;
 	n = rc_hello_make(&key, &c, hello);
 	assert_int_equal(rc_hello_check(&key, hello, n, &s), -EKEYREJECTED);

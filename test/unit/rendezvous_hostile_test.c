@@ -234,12 +234,12 @@ static void version__of_a_stranger_is_refused_with_both_numbers(void **state)
 	(void)state;
 	fd = stranger_connect(p.port);
 	stranger_send(fd, out, hello_of_version(&s, 7, out));
-	assert_refused(fd, EPROTONOSUPPORT, "version 7, rank 0 version 1");
+	assert_refused(fd, EPROTONOSUPPORT, "version 7, rank 0 version 2");
 	close(fd);
 	/* Not even the form of this version. */
 	fd = stranger_connect(p.port);
 	stranger_send(fd, out, frame_head(out, 300, RZ_HELLO, 1000));
-	assert_refused(fd, EPROTONOSUPPORT, "version 300, rank 0 version 1");
+	assert_refused(fd, EPROTONOSUPPORT, "version 300, rank 0 version 2");
 	close(fd);
 	pair_end(&p);
 }
@@ -257,12 +257,12 @@ static void version__of_a_worker_fails_all(void **state)
 		worker_start(w[i]);
 	}
 	fd = stranger_connect(port);
-	stranger_send(fd, out, hello_of_version(&s, 2, out));
-	assert_refused(fd, EPROTONOSUPPORT, "rank 2 speaks protocol version 2, rank 0 version 1");
+	stranger_send(fd, out, hello_of_version(&s, 3, out));
+	assert_refused(fd, EPROTONOSUPPORT, "rank 2 speaks protocol version 3, rank 0 version 2");
 	close(fd);
 	for (uint32_t i = 0; i < 2; i++) {
 		assert_int_equal(worker_join(w[i]), -EPROTONOSUPPORT);
-		assert_text(w[i], "rank 2 speaks protocol version 2, rank 0 version 1");
+		assert_text(w[i], "rank 2 speaks protocol version 3, rank 0 version 2");
 		worker_free(w[i]);
 	}
 }

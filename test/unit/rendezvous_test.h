@@ -76,6 +76,7 @@ static inline void member_init(struct rc_member *m, uint32_t rank)
 	memset(m, 0, sizeof(*m));
 	m->rank = rank;
 	rc_random(&m->incarnation, sizeof(m->incarnation));
+	memset(m->public, (int)rank + 2, sizeof(m->public));
 	snprintf(m->name, sizeof(m->name), "w:%u", rank);
 	m->addr[RV_SHM].len = (uint16_t)(rank % (RV_ADDR_MAX + 1));
 	memset(m->addr[RV_SHM].bytes, (int)rank + 1, m->addr[RV_SHM].len);

@@ -350,20 +350,46 @@ static void member__lies_are_refused(void **state)
 	} while (0)
 	for (int length = 0; length < 256; length++)
 		if (length != 3)
-			REFUSED(12, length);     /* the name's length */
-	REFUSED(13, 0);                          /* its bytes */
-	REFUSED(14, 0);
-	REFUSED(15, ' ');
-	REFUSED(15, '%');
-	REFUSED(15, 0xff);
+			REFUSED(44, length);     /* the name's length */
+	REFUSED(45, 0);                          /* its bytes */
+	REFUSED(46, 0);
+	REFUSED(47, ' ');
+	REFUSED(47, '%');
+	REFUSED(47, 0xff);
 	for (int kinds = 0; kinds < 256; kinds++)
 		if (kinds != RV_NR_KINDS)
-			REFUSED(16, kinds);
+			REFUSED(48, kinds);
 	for (int length = 1; length < 256; length++)
-		REFUSED(17, length);             /* an address' length */
-	REFUSED(18, 1);
-	REFUSED(20, 0xff);
+		REFUSED(49, length);             /* an address' length */
+	REFUSED(50, 1);
+	REFUSED(52, 0xff);
 #undef REFUSED
+}
+
+/* Whoever changes a public key on its way is not the member that END vouches for. */
+static void digest__covers_all_of_an_entry(void **state)
+{
+	struct rz_digest want, got;
+	struct rc_member m = new_member(), other;
+
+	(void)state;
+	rz_digest_start(&want);
+	rz_digest_add(&want, &group_key, &m);
+#define CHANGED(change)                                                      \
+	do {                                                                 \
+		other = m;                                                   \
+		change;                                                      \
+		rz_digest_start(&got);                                       \
+		rz_digest_add(&got, &group_key, &other);                     \
+		assert_memory_not_equal(want.bytes, got.bytes, RC_MAC_BYTES); \
+	} while (0)
+	for (size_t i = 0; i < RC_KEY_BYTES; i++)
+		CHANGED(other.public[i] ^= 1);
+	CHANGED(other.rank++);
+	CHANGED(other.incarnation++);
+	CHANGED(other.name[0] = 'x');
+	CHANGED(other.addr[RV_IBV].bytes[7] ^= 1);
+#undef CHANGED
 }
 
 static void refusal__codes_and_text_are_bounded(void **state)
@@ -398,6 +424,7 @@ static void refusal__codes_and_text_are_bounded(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		COUNTED(digest__covers_all_of_an_entry),
 		COUNTED(frame__byte_by_byte),
 		COUNTED(frame__comes_back),
 		COUNTED(frame__cut_short_is_never_whole),
