@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays both: the honest peer of
+ * worker 1, and somebody who can bring packets into its connection, but has not the keys of its messages. For that it reaches into
+ * the device layer. Each such message ends the connection, is counted and logged, and does nothing; the session goes on.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "tg_foe.h"
+#include "verbs/ibv/ibv.h"
+
+/* Worker 1 has lost the connection and comes: it is let in, and the session goes on. */
+static void take_back(struct foe *f)
+{
+	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
+	uint32_t epoch = f->hs.epoch;
+	uint8_t answer[RV_ANSWER_MAX];
+	uint64_t heard;
+	size_t length;
+
+	FOE_UNTIL(f, f->request);
+	f->ops->close_conn(f->conn);
+	f->connected = f->ended = false;
+	foe_asked(f, &h);
+	TG_IS(h.peer_rank, 1);
+	TG_CHECK(h.resumes);
+	TG_IS(h.epoch, epoch);
+	h.server_received = f->got;
+	length = rc_answer_make(&f->pair[1], &h, answer);
+	heard = f->nr_recv[RW_RECEIVED];
+	foe_accept(f, &h, answer, length);
+	f->hs = h;
+	FOE_UNTIL(f, f->nr_recv[RW_RECEIVED] > heard);
+	TG_OK(f->ops->allow_reads(f->conn));
+	TG_OK(foe_say_received(f, NULL));
+	foe_still_served(f);
+}
+
+/* What was just brought in had no effect: no PONG came for it. */
+static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const char *what)
+{
+	FOE_UNTIL(f, f->ended);
+	if (foe_rejected(1) != rejected + 1 || f->nr_recv[RW_PONG] != pongs ||
+	    !strstr(foe_shown()->logged, "a frame that is not the peer's next")) {
+		fprintf(stderr, "%s: rejected %lu -> %lu, PONGs %lu -> %lu, logged: %s\n", what, (unsigned long)rejected,
+			(unsigned long)foe_rejected(1), (unsigned long)pongs, (unsigned long)f->nr_recv[RW_PONG],
+			foe_shown()->logged);
+		_exit(1);
+	}
+	take_back(f);
+	foe_others_work();
+}
+
+/* Says PING while the connection is as `change` left it; then it is refused. The honest peer's count is as before. */
+#define BRING(what, change)                                                        \
+	do {                                                                       \
+		uint64_t rejected_ = foe_rejected(1), pongs_ = f->nr_recv[RW_PONG], seq_ = f->seq; \
+		struct rvi_seal *s = &f->conn->tx_seal;                            \
+		(void)s;                                                           \
+		change;                                                            \
+		foe_say_number(f, RW_PING, 9);                                     \
+		f->seq = seq_;                                                     \
+		was_refused(f, rejected_, pongs_, what);                           \
+	} while (0)
+
+FOE_TEST(forged__with_any_other_key)
+{
+	foe_meet(f, 1);
+	foe_still_served(f);
+	BRING("a key that was guessed", s->key[5] ^= 1);
+	BRING("the key of the other direction", memcpy(s->key, f->conn->rx_seal.key, sizeof(s->key)));
+	BRING("no MAC at all", f->conn->sealed = false);
+}
+
+FOE_TEST(forged__at_another_place)
+{
+	uint8_t old[RV_SEAL_KEY_BYTES];
+
+	foe_meet(f, 1);
+	foe_still_served(f);
+	/* What was said before, bit by bit: the frame's number and the message's are those of then. */
+	BRING("repeated", (s->number--, f->conn->tx_seq--, f->seq--));
+	BRING("repeated, with the frame's number of now", s->number--);
+	BRING("before its turn", (s->number++, f->conn->tx_seq++));
+	/* Over the connection that came after it. */
+	memcpy(old, f->conn->tx_seal.key, sizeof(old));
+	f->ops->close_conn(f->conn);
+	f->conn = NULL;
+	take_back(f);
+	BRING("of the connection before", memcpy(s->key, old, sizeof(old)));
+}
+
+FOE_TEST(forged__credits)
+{
+	uint64_t rejected, pongs;
+
+	foe_meet(f, 1);
+	foe_still_served(f);
+	rejected = foe_rejected(1);
+	pongs = f->nr_recv[RW_PONG];
+	f->conn->tx_seal.key[0] ^= 1;
+	f->conn->to_return = f->conn->dev->credits; /* more than it was ever given: taken for good, it would drown us */
+	rvi_return_credits(f->conn);
+	was_refused(f, rejected, pongs, "credits");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(forged__at_another_place),
+		cmocka_unit_test(forged__credits),
+		cmocka_unit_test(forged__with_any_other_key),
+	};
+
+	return cmocka_run_group_tests_name("forged", tests, NULL, NULL);
+}
