@@ -10,8 +10,10 @@
  *   the group      GATHER --all here--> TABLE --all sent--> done
  *                    +--rank or name twice, another world or version, deadline--> FAILING --all told--> done
  *
- * What a stranger can take: MAX_HALF_OPEN connections at a time, for HALF_OPEN_NS each; more wait in the kernel's
- * queue. Nothing that comes without the key changes the group's state. FAILING still shakes hands for a short while, so
+ * What a stranger can take: MAX_HALF_OPEN connections at a time, for STRANGER_NS each. One more takes the place of the
+ * oldest, of the address that has most. A worker says its HELLO at once, and is no stranger from then on: its MAC was right. So
+ * it needs its place for a moment only, however many come behind it. On loopback, where all have one address, age decides alone.
+ * Nothing that comes without the key changes the group's state. FAILING still shakes hands for a short while, so
  * that workers that are on their way hear why, instead of trying until their deadline.
  */
 #ifndef RC_RENDEZVOUS_SERVER_H
@@ -24,7 +26,8 @@
 
 #define MAX_LISTENERS 8
 #define MAX_HALF_OPEN 64
-#define HALF_OPEN_NS (5 * NSEC_PER_SEC)
+#define STRANGER_NS (2 * NSEC_PER_SEC)           /* for HELLO */
+#define JOIN_NS (5 * NSEC_PER_SEC)
 
 enum rz_state { AT_HELLO, AT_JOIN, AT_MEMBER, AT_LEAVING, AT_GONE };
 
@@ -36,6 +39,7 @@ struct rz_conn {
 	uint32_t next_entry;           /* TABLE: 0..world entries, world = END, world + 1 = all made */
 	size_t drained;
 	int64_t until;                 /* for HELLO, JOIN, LEAVING */
+	uint64_t from;                 /* the peer's address, or the network of it that one host may have */
 	struct rz_session session;
 	struct rz_reader in;
 	size_t out_have, out_sent;
@@ -86,8 +90,8 @@ static inline uint8_t *rz_out_end(struct rz_conn *c)
 	return c->out + c->out_have;
 }
 
-/* Those that hold a stranger's place. */
-size_t rz_count_half_open(const struct rz_serve *s);
+/* One more comes to that state, AT_HELLO or AT_JOIN: another one may have to go for it. */
+void rz_make_room(struct rz_serve *s, enum rz_state state);
 /* Sends what it can. -errno when the connection is lost. */
 int rz_flush(struct rz_conn *c);
 /* Closes; its place, if it had one, is free. The struct stays until the next turn of the loop. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How a connection becomes a member: HELLO, CHALLENGE, JOIN, and whether its rank and name are free. */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -98,6 +100,7 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 static void take_hello(struct rz_serve *s, struct rz_conn *c)
 {
 	struct rz_hello h;
+	const int on = 1;
 	char text[200];
 
 	if (rz_hello_take(&c->in, s->key, &h)) {
@@ -130,7 +133,11 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 	c->session = (struct rz_session){ .key = s->key, .rank = h.rank, .world = h.world };
 	memcpy(c->session.client_nonce, h.nonce, RC_NONCE_BYTES);
 	rc_random(c->session.server_nonce, RC_NONCE_BYTES);
+	(void)setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	(void)setsockopt(c->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	rz_make_room(s, AT_JOIN);
 	c->state = AT_JOIN;
+	c->until = now_ns() + JOIN_NS;
 	c->out_have += rz_challenge_make(&c->session, rz_out_end(c));
 	rz_next(&c->in);
 	if (rz_flush(c))

@@ -2,7 +2,6 @@
 /* Where rank 0 listens, and how many it lets in at a time. */
 #include <errno.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +12,7 @@
 #define BIND_NS (500 * NSEC_PER_MSEC)
 #define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
 #define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC) /* with a look at the name server each time */
+#define ACCEPT_BATCH (MAX_HALF_OPEN / 2)          /* then those that have a place are looked after */
 #define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)
 
 void rz_close_listeners(struct rz_serve *s)
@@ -22,7 +22,7 @@ void rz_close_listeners(struct rz_serve *s)
 }
 
 /* A listening descriptor, or -errno. */
-static int listen_at(const struct addrinfo *ai, uint32_t world)
+static int listen_at(const struct addrinfo *ai)
 {
 	const int on = 1, off = 0;
 	int fd = RB_OPEN(socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -39,7 +39,7 @@ static int listen_at(const struct addrinfo *ai, uint32_t world)
 
 		(void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, any ? &off : &on, sizeof(on));
 	}
-	if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, (int)world + MAX_HALF_OPEN) < 0) {
+	if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, SOMAXCONN) < 0) {
 		r = -errno;
 		rb_close(fd);
 		return r;
@@ -65,7 +65,7 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 	int err = EADDRNOTAVAIL;
 
 	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS; i = i->ai_next) {
-		int fd = listen_at(i, s->world);
+		int fd = listen_at(i);
 
 		if (fd >= 0) {
 			if (s->nr_listeners == 0)
@@ -139,18 +139,31 @@ int rz_listen(struct rz_serve *s)
 	return 0;
 }
 
+/* An IPv6 host may choose among all addresses of its network of 64 bits. */
+static uint64_t host_of(const struct sockaddr *sa)
+{
+	uint64_t host = 0;
+
+	if (sa->sa_family == AF_INET) {
+		host = ((const struct sockaddr_in *)(const void *)sa)->sin_addr.s_addr;
+	} else if (sa->sa_family == AF_INET6) {
+		const struct in6_addr *a = &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr;
+
+		memcpy(&host, a->s6_addr + (IN6_IS_ADDR_V4MAPPED(a) ? 8 : 0), sizeof(host));
+	}
+	return host;
+}
+
 static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockaddr *from, socklen_t length)
 {
 	struct rz_conn *c = s->nr_conns < s->max_conns ? calloc(1, sizeof(*c)) : NULL;
-	const int on = 1;
 
 	if (!c)
 		return NULL;
-	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 	c->fd = fd;
 	c->state = AT_HELLO;
-	c->until = now_ns() + HALF_OPEN_NS;
+	c->until = now_ns() + STRANGER_NS;
+	c->from = host_of(from);
 	/* No rank yet: what rz_drop() looks up must not be rank 0's place. */
 	c->session.rank = UINT32_MAX;
 	rz_sockaddr_text(from, length, c->peer);
@@ -160,11 +173,10 @@ static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockadd
 
 void rz_accept(struct rz_serve *s, int listener)
 {
-	size_t room = MAX_HALF_OPEN - min_of(rz_count_half_open(s), (size_t)MAX_HALF_OPEN);
-
-	while (room--) {
+	for (unsigned nr = 0; nr < ACCEPT_BATCH; nr++) {
 		struct sockaddr_storage from;
 		socklen_t length = sizeof(from);
+		struct rz_conn *c;
 		int fd = RB_OPEN(accept4(listener, (struct sockaddr *)&from, &length,
 					 SOCK_CLOEXEC | SOCK_NONBLOCK));
 
@@ -182,11 +194,15 @@ void rz_accept(struct rz_serve *s, int listener)
 			/* What ails a connection that was never ours is not our failure. */
 			continue;
 		}
-		if (!add_conn(s, fd, (struct sockaddr *)&from, length)) {
+		rz_make_room(s, AT_HELLO);
+		c = add_conn(s, fd, (struct sockaddr *)&from, length);
+		if (!c) {
 			rb_close(fd);
 			s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
 			return;
 		}
 		s->accept_err = 0;
+		/* A worker's HELLO is mostly here already: it is no stranger before the next one comes. */
+		rz_serve_half_open(s, c);
 	}
 }

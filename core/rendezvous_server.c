@@ -24,20 +24,6 @@
 
 /* ---- connections */
 
-static bool is_half_open(const struct rz_conn *c)
-{
-	return !c->told && (c->state == AT_HELLO || c->state == AT_JOIN || c->state == AT_LEAVING);
-}
-
-size_t rz_count_half_open(const struct rz_serve *s)
-{
-	size_t nr = 0;
-
-	for (size_t i = 0; i < s->nr_conns; i++)
-		nr += is_half_open(s->conns[i]);
-	return nr;
-}
-
 /* The struct lives until the sweep: the loop may stand on it. */
 void rz_drop(struct rz_serve *s, struct rz_conn *c)
 {
@@ -83,6 +69,36 @@ void rz_refuse_silently(struct rz_serve *s, struct rz_conn *c, const char *why)
 {
 	count_refusal(s, c, why);
 	rz_drop(s, c);
+}
+
+/* It shares the places of that state: who was refused and still reads why is a stranger. */
+static bool is_of(const struct rz_conn *c, enum rz_state state)
+{
+	return c->state == state || (state == AT_HELLO && c->state == AT_LEAVING && !c->told);
+}
+
+void rz_make_room(struct rz_serve *s, enum rz_state state)
+{
+	struct rz_conn *of[MAX_HALF_OPEN], *out = NULL;
+	size_t nr = 0, most = 0;
+
+	/* In the order in which they came. */
+	for (size_t i = 0; i < s->nr_conns && nr < MAX_HALF_OPEN; i++)
+		if (is_of(s->conns[i], state))
+			of[nr++] = s->conns[i];
+	if (nr < MAX_HALF_OPEN)
+		return;
+	for (size_t i = 0; i < nr; i++) {
+		size_t same = 0;
+
+		for (size_t k = i; k < nr; k++)
+			same += of[k]->from == of[i]->from;
+		if (same > most) {
+			most = same;
+			out = of[i];
+		}
+	}
+	rz_refuse_silently(s, out, "it made room for those that came later");
 }
 
 static bool out_has_room(const struct rz_conn *c)
@@ -337,7 +353,7 @@ static int step_group(struct rz_serve *s, int64_t now)
 
 		for (size_t i = 0; i < s->nr_conns; i++) {
 			pending = pending || s->conns[i]->told;
-			half_open = half_open || is_half_open(s->conns[i]);
+			half_open = half_open || is_of(s->conns[i], AT_HELLO) || is_of(s->conns[i], AT_JOIN);
 		}
 		if (now >= s->tell_until ||
 		    (!pending && (s->nr_told >= s->world - 1 || (s->err == ETIMEDOUT && !half_open))))
@@ -376,7 +392,7 @@ static int serve_group(struct rz_serve *s)
 
 		if (s->accept_again && now >= s->accept_again)
 			s->accept_again = 0;
-		is_accepting = !s->accept_again && rz_count_half_open(s) < MAX_HALF_OPEN;
+		is_accepting = !s->accept_again;
 		for (unsigned i = 0; is_accepting && i < s->nr_listeners; i++)
 			s->polls[nr++] = (struct pollfd){ .fd = s->listener[i], .events = POLLIN };
 		first = nr;
@@ -393,12 +409,15 @@ static int serve_group(struct rz_serve *s)
 			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text, rref_strerror(errno));
 		if (n <= 0)
 			continue;
-		/* Those who have a place first: who left must make way for who comes. */
+		/* Members first: who left must make way for who comes. Then those that hold the key; strangers last. */
 		for (size_t i = 0; i < nr_polled; i++)
 			if (s->polls[first + i].revents && s->conns[i]->state == AT_MEMBER)
 				serve_conn(s, s->conns[i]);
 		for (size_t i = 0; i < nr_polled; i++)
-			if (s->polls[first + i].revents && s->conns[i]->state != AT_MEMBER)
+			if (s->polls[first + i].revents && s->conns[i]->state == AT_JOIN)
+				serve_conn(s, s->conns[i]);
+		for (size_t i = 0; i < nr_polled; i++)
+			if (s->polls[first + i].revents && s->conns[i]->state != AT_MEMBER && s->conns[i]->state != AT_JOIN)
 				serve_conn(s, s->conns[i]);
 		for (size_t i = 0; i < first; i++)
 			if (s->polls[i].revents)
@@ -413,7 +432,8 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 	struct rz_serve s = { .a = a, .key = key, .log = log, .world = world, .start = now_ns(), .deadline = deadline };
 	int r;
 
-	s.max_conns = world - 1 + MAX_HALF_OPEN;
+	/* Members; those that are none yet, in both states; and a batch of those that made room. */
+	s.max_conns = world - 1 + 3 * MAX_HALF_OPEN;
 	s.table = calloc(world, sizeof(*s.table));
 	s.holder = calloc(world, sizeof(*s.holder));
 	s.conns = calloc(s.max_conns, sizeof(*s.conns));

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Strangers at the rendezvous who take all places that there are, and take them again as soon as they lose them: the group meets. */
+#include "test/unit/rendezvous_test.h"
+
+#define WORLD 6
+#define NR_ATTACKERS 2
+#define NR_HELD 200            /* of each attacker: more than rank 0 lets in */
+#define PLACES 64              /* MAX_HALF_OPEN */
+
+enum manner { SILENT, HALF_A_HELLO, HANGS_UP, NR_MANNERS };
+
+static struct attack {
+	int port;
+	enum manner manner;
+	_Atomic bool stop;
+	_Atomic unsigned long nr_connected;
+} attack;
+
+/* From that address of this host. Does not wait for the connection. */
+static int dial_from(int port, const char *source)
+{
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in from = { .sin_family = AF_INET };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -1;
+	inet_pton(AF_INET, source, &from.sin_addr);
+	if (bind(fd, (struct sockaddr *)&from, sizeof(from)) < 0 ||
+	    (connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0 && errno != EINPROGRESS)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void wait_connected(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
+
+	(void)poll(&p, 1, LONG_MS);
+}
+
+/* The other side has ended it. */
+static bool is_over(int fd)
+{
+	char byte;
+	ssize_t n = recv(fd, &byte, 1, MSG_DONTWAIT);
+
+	return n == 0 || (n < 0 && errno != EAGAIN && errno != ENOTCONN);
+}
+
+static void *attacker(void *arg)
+{
+	int fd[NR_HELD];
+	uint8_t head[RZ_HEAD_BYTES];
+	size_t n = frame_head(head, RZ_VERSION, RZ_HELLO, RZ_HELLO_BODY);
+
+	(void)arg;
+	for (int i = 0; i < NR_HELD; i++)
+		fd[i] = -1;
+	for (int i = 0; !attack.stop; i = (i + 1) % NR_HELD) {
+		if (fd[i] >= 0 && (attack.manner == HANGS_UP || is_over(fd[i]))) {
+			close(fd[i]);
+			fd[i] = -1;
+		}
+		if (fd[i] < 0 && (fd[i] = dial_from(attack.port, "127.0.0.1")) >= 0) {
+			wait_connected(fd[i]);
+			attack.nr_connected++;
+			if (attack.manner == HALF_A_HELLO)
+				stranger_send(fd[i], head, n);
+		}
+	}
+	for (int i = 0; i < NR_HELD; i++)
+		if (fd[i] >= 0)
+			close(fd[i]);
+	return NULL;
+}
+
+/* They have the address of all members, loopback. */
+static void group_meets_beside(enum manner manner)
+{
+	struct worker *w[WORLD];
+	pthread_t thread[NR_ATTACKERS];
+
+	attack.port = free_port();
+	attack.manner = manner;
+	attack.stop = false;
+	attack.nr_connected = 0;
+	for (uint32_t i = 0; i < WORLD; i++)
+		w[i] = worker_new(attack.port, i, WORLD);
+	worker_start(w[0]);
+	close(stranger_connect(attack.port)); /* it listens */
+	for (int i = 0; i < NR_ATTACKERS; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, attacker, NULL), 0);
+	while (attack.nr_connected < 2 * PLACES)
+		poll(NULL, 0, 1);
+	for (uint32_t i = 1; i < WORLD; i++)
+		worker_start(w[i]);
+	for (uint32_t i = 0; i < WORLD; i++)
+		worker_join(w[i]);
+	/* They held more places than there are when the workers came: no worker waited until their time was over. */
+	assert_true(manner == HANGS_UP || worker_logged(w[0], "made room"));
+	attack.stop = true;
+	for (int i = 0; i < NR_ATTACKERS; i++)
+		assert_int_equal(pthread_join(thread[i], NULL), 0);
+	for (uint32_t i = 0; i < WORLD; i++) {
+		assert_joined(w[i]);
+		worker_free(w[i]);
+	}
+}
+
+static void strangers__silent_and_back_at_once(void **state)
+{
+	(void)state;
+	group_meets_beside(SILENT);
+}
+
+static void strangers__half_a_hello_and_back_at_once(void **state)
+{
+	(void)state;
+	group_meets_beside(HALF_A_HELLO);
+}
+
+static void strangers__hang_up_and_back_at_once(void **state)
+{
+	(void)state;
+	group_meets_beside(HANGS_UP);
+}
+
+/* Who floods from one address takes its own places, and no other address'. */
+static void strangers__of_one_address_make_room_themselves(void **state)
+{
+	int port = free_port(), quiet[4], fd[4 * PLACES], over = 0;
+	struct worker *zero = worker_new(port, 0, 2), *one = worker_new(port, 1, 2);
+
+	(void)state;
+	worker_start(zero);
+	for (size_t i = 0; i < array_size(quiet); i++)
+		quiet[i] = stranger_connect(port);
+	for (size_t i = 0; i < array_size(fd); i++) {
+		fd[i] = dial_from(port, "127.0.0.2");
+		assert_true(fd[i] >= 0);
+		wait_connected(fd[i]);
+	}
+	/* All have come when so many had to go: each takes a place from then on. */
+	for (size_t i = 0; i < array_size(fd) - (PLACES - array_size(quiet)); i++, over++)
+		assert_ended(fd[i]);
+	for (size_t i = 0; i < array_size(quiet); i++)
+		if (is_over(quiet[i]))
+			assert_true(worker_logged(zero, "too slow")); /* by its time, on a machine that stood still */
+	assert_true(over > PLACES && worker_logged(zero, "made room"));
+	worker_start(one);
+	worker_join(one);
+	worker_join(zero);
+	assert_joined(zero);
+	assert_joined(one);
+	for (size_t i = 0; i < array_size(fd); i++)
+		close(fd[i]);
+	for (size_t i = 0; i < array_size(quiet); i++)
+		close(quiet[i]);
+	worker_free(zero);
+	worker_free(one);
+}
+
+/* Those that hold the key and never join are bounded too, and keep no worker out. */
+static void members__that_do_not_join_make_room(void **state)
+{
+	int port = free_port(), fd[3 * PLACES];
+	struct worker *zero = worker_new(port, 0, 2), *one = worker_new(port, 1, 2);
+
+	(void)state;
+	worker_start(zero);
+	for (size_t i = 0; i < array_size(fd); i++) {
+		struct rz_session s = { .key = &group_key, .rank = 1, .world = 2 };
+		uint8_t out[RZ_FRAME_MAX];
+		struct rz_reader in;
+
+		fd[i] = stranger_connect(port);
+		rc_random(s.client_nonce, RC_NONCE_BYTES);
+		stranger_send(fd[i], out, rz_hello_make(&s, out));
+		assert_int_equal(stranger_read(fd[i], &in), 1);
+		assert_int_equal(rz_challenge_take(&in, &s), 0);
+	}
+	for (size_t i = 0; i < array_size(fd) - PLACES; i++)
+		assert_ended(fd[i]);
+	assert_true(worker_logged(zero, "made room"));
+	worker_start(one);
+	worker_join(one);
+	worker_join(zero);
+	assert_joined(zero);
+	assert_joined(one);
+	for (size_t i = 0; i < array_size(fd); i++)
+		close(fd[i]);
+	worker_free(zero);
+	worker_free(one);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		COUNTED(members__that_do_not_join_make_room),
+		COUNTED(strangers__half_a_hello_and_back_at_once),
+		COUNTED(strangers__hang_up_and_back_at_once),
+		COUNTED(strangers__of_one_address_make_room_themselves),
+		COUNTED(strangers__silent_and_back_at_once),
+	};
+
+	return cmocka_run_group_tests_name("rendezvous_attack", tests, NULL, NULL);
+}
