@@ -109,6 +109,29 @@ TG_TEST(everything__fails_now_and_then, 4)
 
 /* ---- what cannot be told for want of memory ---- */
 
+/* Calls until one is served: what failed before was nobody's key. */
+static void until_called(struct rref_ctx *ctx, int rank)
+{
+	int64_t end = now_ns() + LONG_NS;
+	int err;
+
+	while ((err = rref_rpc_sync(ctx, rank, "count", NULL, LONG_NS, NULL))) {
+		TG_CHECK(err != -EKEYREJECTED && now_ns() < end);
+		tg_pause();
+	}
+}
+
+/* Until worker 0 has finished. */
+static void serve_until_flag(struct rref_ctx *ctx, int rank)
+{
+	if (rank == 0)
+		tg_set_flag(0, 1);
+	while (!tg_flag(0)) {
+		rref_progress(ctx);
+		tg_pause();
+	}
+}
+
 static void leave(struct rref_ctx *ctx)
 {
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
@@ -173,6 +196,34 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 }
 
 /* Who leaves waits for an answer of each, which says that its deletes came; it must not wait for one that never comes. */
+/* Who connected has no memory for its proof: its call says so, and the next one finds the peer. */
+TG_TEST(no_memory__for_a_proof, 2)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "AUTH:nomem=1" : "", 0);
+
+	if (rank == 0) {
+		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, LONG_NS, NULL), -ENOMEM);
+		until_called(ctx, 1);
+		TG_IS(tg_stats(ctx).rejected_peers, 0);
+	}
+	serve_until_flag(ctx, rank);
+	leave(ctx);
+	return 0;
+}
+
+/* Who was connected to has none for its answer to the proof. The peer's key was right, and is not told to be wrong. */
+TG_TEST(no_memory__for_the_answer_to_a_proof, 2)
+{
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "AUTH:nomem=1" : "", 0);
+
+	if (rank == 0)
+		until_called(ctx, 1);
+	serve_until_flag(ctx, rank);
+	TG_IS(tg_stats(ctx).rejected_peers, 0);
+	leave(ctx);
+	return 0;
+}
+
 TG_TEST(no_memory__for_a_pong, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "PONG:nomem" : "", 0);
@@ -250,6 +301,8 @@ int main(void)
 		cmocka_unit_test(no_memory__for_a_refusal),
 		cmocka_unit_test(no_memory__for_an_answer_to_a_type_query),
 		cmocka_unit_test(no_memory__for_a_pong),
+		cmocka_unit_test(no_memory__for_a_proof),
+		cmocka_unit_test(no_memory__for_the_answer_to_a_proof),
 		cmocka_unit_test(no_memory__for_a_barriers_end),
 		cmocka_unit_test(rules__bad_ones_are_refused),
 	};
