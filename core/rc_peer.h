@@ -63,8 +63,6 @@ struct rc_peer {
 	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
 	int64_t auth_by;              /* [lock] when an attempt at a session ends that the peer has not answered */
 	struct rv_conn *link;         /* [lock] connection in any state */
-	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
-	bool has_key;                 /* [lock] */
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
 	uint64_t hello_number;        /* [lock] of its last hello */
@@ -102,6 +100,8 @@ struct rc_peer {
 	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
 	_Atomic uint32_t readers;     /* sc: the fence stores conn = NULL and waits for 0 */
 	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
+	bool has_key;                 /* [lock] */
+	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
 };
 
 struct rc_outgoing {
