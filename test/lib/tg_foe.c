@@ -369,6 +369,8 @@ void foe_meet(struct foe *f, int to)
 {
 	foe_make_hello(f, to);
 	foe_dial(f, to);
+	if (f->failed)
+		fprintf(stderr, "worker %d did not take the foe's hello: %d %s\n", to, f->status, f->reason);
 	TG_CHECK(f->connected);
 	f->nr_recv[RW_AUTH] = 0;
 	TG_OK(foe_say_auth(f));
