@@ -514,7 +514,9 @@ struct rref_ctx *rref_context(const struct rref *ref)
 
 int rref_equal(const struct rref *a, const struct rref *b)
 {
-	return a && b && a->ctx == b->ctx && a->id.local_id == b->id.local_id && a->id.created_on == b->id.created_on;
+	/* An id has one owner, but a hostile member may give a value of its own another's id. */
+	return a && b && a->ctx == b->ctx && a->id.local_id == b->id.local_id &&
+	       a->id.created_on == b->id.created_on && a->owner == b->owner;
 }
 
 uint64_t rref_hash(const struct rref *ref)
