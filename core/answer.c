@@ -79,7 +79,7 @@ static int reply_rpc(struct rref_call *call, int status, const char *text, const
 	r->text = status ? text : NULL;
 	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
 	if (!status && result) {
-		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc) :
+		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc, r->key) :
 				 rc_make_forks(ctx, result, call->caller, r->refs);
 		if (err)
 			return err;

@@ -44,7 +44,9 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 {
 	for (size_t i = 0; a && i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
-		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = rc_fork_of(r), .fork = rc_next_id(ctx), .peer = to };
+		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = rc_fork_of(r),
+				       .fork = rc_next_id(ctx), .peer = to,
+				       .word = r->owned ? rc_word() : 0 };
 		struct rc_scope *s = rc_scope_begin(ctx, "fork", NULL, ctx->rank, to);
 		int err = rc_step(ctx, &ev, &recs[i]);
 
@@ -250,7 +252,9 @@ static inline __attribute__((always_inline)) int prepare(struct outgoing *o, str
 }
 
 /* Sends it. Consumes the payload on success. [lock] */
-static inline __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork)
+static inline __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind,
+							   struct rref_id id, struct rref_id fork,
+							   uint64_t word)
 {
 	struct rref_ctx *ctx = o->ctx;
 	struct rc_peer *p = &ctx->peers[o->rank];
@@ -271,10 +275,13 @@ static inline __attribute__((always_inline)) int send_call(struct outgoing *o, u
 	c->kind = kind;
 	c->id = id;
 	c->fork = fork;
+	if (kind == RW_CALL_REMOTE)
+		c->word = word;
 	c->name = o->function;
 	c->name_length = o->function_length;
 	if (a) {
-		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc) : rc_make_forks(ctx, a, o->rank, c->refs);
+		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc, c->key) :
+				   rc_make_forks(ctx, a, o->rank, c->refs);
 		if (err)
 			return err;
 		c->nr_refs = (uint16_t)a->nr_refs;
@@ -317,7 +324,7 @@ static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const 
 		return abandon(o, -ENOMEM);
 	}
 	rc_lock(ctx);
-	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 });
+	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
 	if (likely(!err)) {
 		ctx->turn_at = rc_coarse_ns();
 		if (likely(!o->deadline))
@@ -412,7 +419,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
 	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
 	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
-			       .handle = h };
+			       .handle = h, .word = here ? 0 : rc_word() };
 
 	if (!err)
 		err = h ? rc_step_at(ctx, &ev, now) : -ENOMEM;
@@ -434,7 +441,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	h->creator = true;
 	rc_handle_made_at(h, site);
 	rc_remote(h)->creation = f;
-	err = send_call(&o, RW_CALL_REMOTE, id, fork);
+	err = send_call(&o, RW_CALL_REMOTE, id, fork, ev.word);
 	if (err == -EOWNERDEAD || !err) {
 		at_store(&f->deadline, deadline_of(&o));
 		watch(ctx, o.deadline);

@@ -17,6 +17,16 @@
 #include "base/random.h"
 #include "rc.h"
 
+uint64_t rc_word(void)
+{
+	uint64_t word;
+
+	do
+		word = rc_random64();
+	while (!word);
+	return word;
+}
+
 int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
 {
 	struct rc_region *r = calloc(1, sizeof(*r));
@@ -331,9 +341,7 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 
 	if (is_local(v))
 		return; /* ready, and there is nothing to read it by */
-	do
-		nonce = rc_random64();
-	while (nonce == 0);
+	nonce = rc_word(); /* a draw of its own: the nonce tells nothing of the value's word */
 	h->local_id = htole64(id.local_id);
 	h->created_on = htole32(id.created_on);
 	h->version = htole32(1);

@@ -17,8 +17,13 @@
  * A READ occupies no thread. Over shm, where it is a copy, it is done in turns by those who let go of the lock.
  *
  * From a worker to itself nothing is read: the payload is handed over as it is.
+ *
+ * Words. A payload lies in a region, and a holder of any value there can READ all of it. The
+ * records' words open values of others too, so they are hidden: each by SipHash-2-4 of its
+ * record's number. The key is made for this payload, and travels in the message alone.
  */
 #include <errno.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -113,7 +118,23 @@ int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a
 	return 0;
 }
 
-int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a, struct rp_location *loc)
+_Static_assert(RW_KEY_BYTES == crypto_shorthash_KEYBYTES && crypto_shorthash_BYTES == 8,
+	       "SipHash-2-4 makes a word's mask");
+
+/* Hides the words of records, or shows them again. */
+static void hide_words(struct rp_fork *recs, size_t nr, const uint8_t *key)
+{
+	for (size_t i = 0; i < nr; i++) {
+		uint8_t number[8], mask[crypto_shorthash_BYTES];
+
+		put_le64(number, i);
+		crypto_shorthash(mask, number, sizeof(number), key);
+		recs[i].word ^= get_le64(mask);
+	}
+}
+
+int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a,
+		    struct rp_location *loc, uint8_t *key)
 {
 	int err = rc_make_forks(ctx, a, p->peer, p->recs);
 
@@ -121,6 +142,9 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 		return err;
 	for (size_t i = 0; i < p->nr_refs; i++)
 		p->src[i] = rc_fork_of(a->refs[i]);
+	put_le64(key, rc_random64());
+	put_le64(key + 8, rc_random64());
+	hide_words(p->recs, p->nr_refs, key);
 	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
 	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });
 	rc_value_locate(p->value, loc);
@@ -257,6 +281,8 @@ static void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 		at_add(&ctx->n.rejected, 1);
 		rc_peer_fence(ctx, p, -EPROTO, "it sent malformed references");
 	}
+	if (!in->status)
+		hide_words(recs, nr, in->key);
 	if (in->own && in->status)
 		rc_payload_undo(ctx, in->own);
 	if (in->from != ctx->rank && rc_same_session(ctx, in->from, in->epoch))

@@ -373,6 +373,7 @@ static inline uint64_t rc_random64(void)
 {
 	return rb_random64();
 }
+uint64_t rc_word(void); /* a value's word: random, not 0 */
 /* types.c */
 void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
@@ -600,7 +601,8 @@ int rc_take_serve(struct rref_call *call, char *text, size_t size); /* no lock h
 
 /* payload.c */
 int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out); /* NULL: not needed */
-int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a, struct rp_location *loc); /* [lock] shares, publishes */
+int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a,
+		    struct rp_location *loc, uint8_t *key); /* [lock] shares, publishes */
 void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p);                              /* [lock] what was shared */
 void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id); /* [lock] consumed: the message went out */
 static inline bool rc_payload_needed(const struct rref_args *a)

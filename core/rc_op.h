@@ -72,6 +72,7 @@ struct rc_incoming {
 	bool cancelled;               /* [lock] and need not come any more */
 	/* Not cleared by rc_incoming_init, but for the text's first byte. */
 	char text[RP_TEXT_MAX];       /* of status */
+	uint8_t key[RW_KEY_BYTES];    /* of a payload with references */
 	struct rc_inref few[RW_REFS_MAX];
 };
 

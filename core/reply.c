@@ -53,6 +53,7 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		in->what = RW_PAYLOAD_REPLY;
 		in->call_id = r->call_id;
 		in->loc = r->loc;
+		memcpy(in->key, r->key, sizeof(in->key));
 		in->data_length = r->data_length;
 		in->nr_refs = r->nr_refs;
 		if (!rc_incoming_room(in, r->nr_refs)) {

@@ -54,6 +54,14 @@
  *                      The owner itself does so with an early record whose id it does not know.
  * Messages to oneself go through SEND like any other; the runtime loops them back as MSG events, never recursively.
  *
+ * The word. Ids are counters, which anybody can guess, so an id alone opens nothing. Each value
+ * has a random number, its word, that travels in every record of it. The owner takes a
+ * FORK_REQUEST, or a record of a value of its own, only with that word. Without it the answer is
+ * the one for an id that does not exist. Words come with events. CREATE brings the creator's
+ * choice, and OWN tells it to the owner. FORK brings one for a value that its owner created:
+ * until then it has none, and nobody may ask for it. Messages about a fork that the owner lists,
+ * or that this worker shared, need no word: the sender is looked up with the fork.
+ *
  * Crash: PEER_FENCED(rank) comes after the device fence. At once: this peer's parked fetches are dropped, pending
  * children shared with it are unpinned, users whose owner it was FAIL with the event's status (their waits, creations
  * and children too), entries that were ASKING it turn to the owner, and nothing more is sent to it or taken from it.
@@ -111,12 +119,13 @@ struct rp_fork {
 	uint32_t owner, parent;     /* ranks; parent is the sender */
 	uint32_t flags;             /* RP_FORK_EARLY */
 	uint64_t owner_incarnation; /* filled by the runtime, checked by the receiver's runtime */
+	uint64_t word;              /* the value's; 0 opens nothing */
 	struct rp_location loc;     /* version 0 = unknown */
 	void *value;                /* of FORK by the owner, READY: the runtime fills in its location. Not on the wire */
 };
 
 enum rp_msg_type {
-	RP_MSG_FORK_REQUEST = 1, /* child -> owner:  id, fork */
+	RP_MSG_FORK_REQUEST = 1, /* child -> owner:  id, fork, word */
 	RP_MSG_FORK_ACK,         /* owner -> child:  id, fork, status, loc if ready */
 	RP_MSG_CHILD_ACCEPT,     /* child -> parent: id, fork (the child's) */
 	RP_MSG_DELETE,           /* user -> owner:   id, fork */
@@ -134,6 +143,7 @@ struct rp_msg {
 	enum rp_msg_type type;
 	struct rref_id id, fork;
 	int32_t status;            /* 0 or -errno */
+	uint64_t word;             /* FORK_REQUEST */
 	struct rp_location loc;    /* FORK_ACK (if known), FETCH_REPLY, CREATED with status 0; from the owner: see SEND */
 	char text[RP_TEXT_MAX];    /* NUL-terminated; why, when status != 0 */
 };
@@ -144,11 +154,13 @@ enum rp_event_type {
 	RP_EV_SET,          /* id, status, value (status 0; not NULL) or text: completes a PENDING entry once */
 	RP_EV_RETAIN,       /* id: one more local reference */
 	RP_EV_RELEASE,      /* id: one local reference less; the very last ends waits with -ECANCELED */
-	RP_EV_CREATE,       /* id, fork, peer = owner, handle: a user entry for what a CREATE call will make there.
-			       Creating on oneself is NEW, not CREATE */
+	RP_EV_CREATE,       /* id, fork, peer = owner, handle, word (not 0): a user entry for the value
+			       that a CREATE call will make. Creating on oneself is NEW, not CREATE */
 	RP_EV_CREATE_FAILED,/* fork, status, text: the carrying call could not be sent, failed or timed out unanswered;
 			       -EALREADY: it was answered */
-	RP_EV_FORK,         /* id, src (the sharer's fork id; zero on the owner), fork (the child's), peer = destination */
+	RP_EV_FORK,         /* id, src (the sharer's fork id; zero on the owner), fork (the child's),
+			       peer = destination; word (on the owner; not 0): the value's, if it has
+			       none yet */
 	RP_EV_FORK_UNDO,    /* same fields: the carrying message was never sent */
 	RP_EV_RECV_FORK,    /* rec, peer = sender, cookie: a record arrived; ends in NEW_HANDLE and then one READY(cookie).
 			       status: 0, or why the runtime refuses it (-ESTALE: another incarnation of the owner).
@@ -157,7 +169,8 @@ enum rp_event_type {
 	RP_EV_WAIT,         /* id, fork (zero on the owner), cookie: wants value or location; ends in one WAITED(cookie) */
 	RP_EV_UNWAIT,       /* id, fork, cookie: that WAIT was given up; no WAITED comes. -ESTALE: it is over already */
 	/* owner's side of a CREATE call */
-	RP_EV_OWN,          /* id, fork, peer = creator: a PENDING entry with that fork, or effect DUPLICATE */
+	RP_EV_OWN,          /* id, fork, peer = creator, word: a PENDING entry with that fork, or
+			       effect DUPLICATE */
 	/* network */
 	RP_EV_MSG,          /* msg, peer = sender */
 	RP_EV_PEER_UP,      /* peer, epoch */
@@ -177,6 +190,7 @@ struct rp_event {
 				      after it only in CREATED */
 	void *maker;               /* NEW, OWN: the runtime's, comes back in visits until SET */
 	uint64_t cookie;
+	uint64_t word;             /* CREATE, FORK, OWN; random */
 	const char *text;          /* borrowed during the step; may be NULL */
 	const struct rp_msg *msg;  /* borrowed during the step */
 	const struct rp_fork *rec; /* borrowed during the step */
@@ -239,7 +253,8 @@ void rp_destroy(struct rp *m); /* NULL accepted; values still held are not freed
 
 /*
  * One step. 0, or -errno with nothing changed and no effect added:
- *   -ENOMEM; -EINVAL (malformed event: a rank out of range, an id of another owner, a zero id);
+ *   -ENOMEM; -EINVAL (malformed event: a rank out of range, an id of another owner, a zero id, no
+ *   word where one is due);
  *   -ESTALE (unknown or deleted id or fork); -EALREADY (SET, DROP, CREATE or a record twice, UNDO of an accepted child:
  *   harmless); -EPROTO (MSG or record that this peer may not send here: wrong direction, ack of what was never asked);
  *   -EBUSY (PEER_UP before PEER_GRACE, or before its effects have been taken out); FORK of a FAILED user entry: its status; a peer that is not up: see Crash.

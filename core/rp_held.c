@@ -124,7 +124,9 @@ int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, rp_owner_value(rp_owner_at(m, owner)), 0);
 		return h->creator ? 0 : rp_ignored(m);
 	}
-	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self || !rp_owner_alive(m, owner))
+	/* One answer for a value that is not here and for a wrong word: a guess learns nothing. */
+	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self ||
+	    !rp_owner_opens(m, owner, msg->word))
 		return refuse_fork(m, from, msg, -ESTALE, GONE_TEXT);
 	if (rp_held_full(m, from))
 		return refuse_fork(m, from, msg, -EDQUOT, QUOTA_TEXT);

@@ -3,7 +3,7 @@
  * Inside the reference protocol (rp.h). Everything here is guarded as the machine is: by its caller.
  *
  * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
- * never move (handle_slot points into one) and index 0 is nil. An owner entry takes 56 bytes, each of its forks 52, and
+ * never move (handle_slot points into one) and index 0 is nil. An owner entry takes 64 bytes, each of its forks 52, and
  * 4 to 8 of hash buckets either.
  *
  * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
@@ -97,6 +97,7 @@ struct rp_owner {
 		void *maker;    /* PENDING */
 		uint32_t fault; /* FAILED */
 	};
+	uint64_t word;          /* 0: never shared, so that nobody may ask for it */
 	struct rp_key id;
 	uint32_t local;         /* references of this worker */
 	uint32_t nr_forks, nr_waits;
@@ -134,6 +135,7 @@ struct rp_user {
 	struct rp_hashed hashed;
 	void *handle;
 	uint64_t cookie;        /* of READY */
+	uint64_t word;          /* shown to the owner, and passed on with each share */
 	struct rp_location loc; /* version 0 = unknown */
 	struct rp_key id, fork;
 	uint32_t owner, parent; /* ranks */
@@ -352,6 +354,14 @@ static inline bool rp_owner_alive(const struct rp *m, uint32_t i) /* may be refe
 {
 	return i && rp_owner_at(m, i)->state != RP_OWNER_HUSK;
 }
+/*
+ * May be referred to anew by a peer that shows this word. That is one comparison of two
+ * registers: its time tells nothing.
+ */
+static inline bool rp_owner_opens(const struct rp *m, uint32_t i, uint64_t word)
+{
+	return rp_owner_alive(m, i) && word && !(rp_owner_at(m, i)->word ^ word);
+}
 
 /* ---- the owner's set of forks (rp_held.c) ---- */
 uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct rref_id *fork);
@@ -372,7 +382,8 @@ int rp_user_unwait(struct rp *m, const struct rp_event *ev);
 uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork, uint32_t owner, uint32_t parent,
 		     enum rp_user_state state);
 void rp_user_erase(struct rp *m, uint32_t user);
-void rp_user_request(struct rp *m, uint32_t user);  /* FORK_REQUEST to the owner; state REQUESTED */
+void rp_user_ask(struct rp *m, struct rp_user *u);  /* FORK_REQUEST to the owner */
+void rp_user_request(struct rp *m, uint32_t user);  /* the same; state REQUESTED */
 void rp_user_settle(struct rp *m, uint32_t user);   /* DELETE and erase as far as it may go; one effect at most */
 size_t rp_user_effects(const struct rp_user *u);    /* that confirming, failing or settling it may add at most */
 void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault); /* READY and CHILD_ACCEPT, once */

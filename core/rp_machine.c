@@ -4,7 +4,7 @@
 
 #include "core/rp_internal.h"
 
-static_assert(sizeof(struct rp_owner) <= 56 && sizeof(struct rp_held) <= 52, "an owner entry and its forks stay small");
+static_assert(sizeof(struct rp_owner) <= 64 && sizeof(struct rp_held) <= 52, "an owner entry and its forks stay small");
 static_assert(RP_CHUNK_ITEMS * sizeof(struct rp_user) < 65536, "a pool chunk is a modest allocation");
 
 int rp_create(uint32_t self, uint32_t world, struct rp **out)

@@ -196,6 +196,7 @@ int rp_own(struct rp *m, const struct rp_event *ev)
 		return rp_ignored(m);
 	}
 	i = owner_add(m, &ev->id, ev->maker);
+	rp_owner_at(m, i)->word = ev->word;
 	rp_held_at(m, rp_held_add(m, i, ev->peer, &ev->fork))->creator = true;
 	return 0;
 }

@@ -21,14 +21,15 @@ static void ready(struct rp *m, uint64_t cookie, int status, const char *text)
 	rp_text_copy(e->text, text);
 }
 
-/* One more local reference, if the value is still here; READY tells. */
-static void receive_owned(struct rp *m, const struct rref_id *id, uint64_t cookie, int status, const char *text)
+/* Gives one more local reference, if the value is here and the word is its own; READY tells. */
+static void receive_owned(struct rp *m, const struct rref_id *id, uint64_t word, uint64_t cookie,
+			  int status, const char *text)
 {
 	uint32_t i = rp_find_owner(m, id);
 	struct rp_owner *o;
 	struct rp_effect *e;
 
-	if (status || !rp_owner_alive(m, i)) {
+	if (status || !rp_owner_opens(m, i, word)) {
 		ready(m, cookie, status ? status : -ESTALE, status ? text : GONE_TEXT);
 		return;
 	}
@@ -51,7 +52,7 @@ static int receive_own_fork(struct rp *m, const struct rp_event *ev)
 		return rc;
 	owner = rp_held_erase(m, i);
 	/* The local reference first: without it the entry might go with its last fork. */
-	receive_owned(m, &ev->rec->id, ev->cookie, ev->status, ev->text);
+	receive_owned(m, &ev->rec->id, ev->rec->word, ev->cookie, ev->status, ev->text);
 	rp_owner_settle(m, owner);
 	return 0;
 }
@@ -66,14 +67,19 @@ static int receive_from_user(struct rp *m, const struct rp_event *ev)
 {
 	const struct rp_fork *rec = ev->rec;
 
-	if (!ev->status && (rec->flags & RP_FORK_EARLY) && !rp_find_owner(m, &rec->id)) {
+	uint32_t owner = rp_find_owner(m, &rec->id);
+
+	/* A wrong word asks too: asking the parent or not must not tell that the value is here. */
+	if (!ev->status && (rec->flags & RP_FORK_EARLY) &&
+	    !rp_owner_opens(m, owner, rec->word)) {
 		uint32_t i = rp_user_add(m, &rec->id, &rec->fork, m->self, rec->parent, RP_USER_ASKING);
 
 		rp_user_at(m, i)->cookie = ev->cookie;
+		rp_user_at(m, i)->word = rec->word;
 		ask_parent(m, rp_user_at(m, i));
 		return 0;
 	}
-	receive_owned(m, &rec->id, ev->cookie, ev->status, ev->text);
+	receive_owned(m, &rec->id, rec->word, ev->cookie, ev->status, ev->text);
 	rp_send(m, rec->parent, RP_MSG_CHILD_ACCEPT, rec->id, rec->fork, 0, NULL, 0);
 	return 0;
 }
@@ -90,6 +96,7 @@ static int receive_user(struct rp *m, const struct rp_event *ev)
 	struct rp_effect *e;
 
 	u->cookie = ev->cookie;
+	u->word = rec->word;
 	/* Of others' values a parent's word is not taken: the owner's answer brings the location. A wrong one costs the
 	 * connection over which it is read, and that would be ours with the owner. */
 	if (from_owner)
@@ -142,10 +149,10 @@ static void resolve_owned(struct rp *m, uint32_t i, int status, const char *text
 	struct rp_user *u = rp_user_at(m, i);
 	struct rref_id id = rp_id(&u->id), fork = rp_id(&u->fork);
 	uint32_t parent = u->parent;
-	uint64_t cookie = u->cookie;
+	uint64_t cookie = u->cookie, word = u->word;
 
 	rp_user_erase(m, i);
-	receive_owned(m, &id, cookie, status, text);
+	receive_owned(m, &id, word, cookie, status, text);
 	rp_send(m, parent, RP_MSG_CHILD_ACCEPT, id, fork, 0, NULL, 0);
 }
 
@@ -163,10 +170,11 @@ int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	struct rp_user *u;
 	int rc;
 
-	if (!i)
+	/* Others than the parent hear no more of it than of a fork that ended. */
+	if (!i || rp_user_at(m, i)->parent != from)
 		return rp_ignored(m);
 	u = rp_user_at(m, i);
-	if (u->parent != from || !u->asked || !rp_same(&u->id, &msg->id))
+	if (!u->asked || !rp_same(&u->id, &msg->id))
 		return rp_refused(m);
 	if (u->state != RP_USER_ASKING)
 		return rp_ignored(m);

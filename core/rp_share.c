@@ -38,10 +38,8 @@ void rp_child_erase(struct rp *m, uint32_t i)
 /* A creator's FORK_REQUEST goes the creation's own way: the answer says that the creation has arrived. */
 static void ask_owner(struct rp *m, struct rp_user *u)
 {
-	if (!u->creator || u->requested || u->state != RP_USER_REQUESTED)
-		return;
-	u->requested = true;
-	rp_send(m, u->owner, RP_MSG_FORK_REQUEST, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	if (u->creator && !u->requested && u->state == RP_USER_REQUESTED)
+		rp_user_ask(m, u);
 }
 
 static int share_owned(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
@@ -54,8 +52,14 @@ static int share_owned(struct rp *m, const struct rp_event *ev, struct rp_fork *
 	if (rp_find_held(m, ev->peer, &ev->fork))
 		return -EALREADY;
 	o = rp_owner_at(m, i);
+	/* Made once: earlier shares of the value carry it too. */
+	if (!o->word)
+		o->word = ev->word;
+	if (!o->word)
+		return -EINVAL;
 	rp_held_add(m, i, ev->peer, &ev->fork);
 	rec->owner = m->self;
+	rec->word = o->word;
 	rec->value = rp_owner_value(o);
 	return 0;
 }
@@ -79,6 +83,7 @@ static int share_held(struct rp *m, const struct rp_event *ev, struct rp_fork *r
 		return -EALREADY;
 	child_add(m, i, &ev->fork, ev->peer);
 	rec->owner = u->owner;
+	rec->word = u->word;
 	rec->loc = u->loc;
 	if (u->early) {
 		rec->flags = RP_FORK_EARLY;
@@ -155,15 +160,20 @@ bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault)
 	return true;
 }
 
-/* A message about a child that was shared from here: its place, 0 with rc 0 if it is over already, or -EPROTO. */
+/*
+ * Finds the child that a message is about: its place, 0 with rc 0 if it is over already or was not shared
+ * with the sender, or -EPROTO.
+ */
 static int find_child(struct rp *m, uint32_t from, const struct rp_msg *msg, uint32_t *child)
 {
 	*child = 0;
 	if (msg->fork.created_on != m->self)
 		return rp_refused(m);
 	*child = rp_find_child(m, &msg->fork);
-	if (*child && (rp_child_at(m, *child)->dest != from ||
-		       !rp_same(&rp_user_at(m, rp_child_at(m, *child)->user)->id, &msg->id)))
+	/* Of another's child no more is told than of one that is over. */
+	if (*child && rp_child_at(m, *child)->dest != from)
+		*child = 0;
+	if (*child && !rp_same(&rp_user_at(m, rp_child_at(m, *child)->user)->id, &msg->id))
 		return rp_refused(m);
 	return 0;
 }

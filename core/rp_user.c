@@ -216,13 +216,22 @@ static void fail_with(struct rp *m, uint32_t i, int status, const char *text)
 	rp_fault_put(m, fault);
 }
 
+void rp_user_ask(struct rp *m, struct rp_user *u)
+{
+	size_t before = m->nr_effects;
+
+	u->requested = true;
+	rp_send(m, u->owner, RP_MSG_FORK_REQUEST, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	if (m->nr_effects > before)
+		m->effects[before].msg.word = u->word;
+}
+
 void rp_user_request(struct rp *m, uint32_t i)
 {
 	struct rp_user *u = rp_user_at(m, i);
 
 	change_state(m, i, RP_USER_REQUESTED);
-	u->requested = true;
-	rp_send(m, u->owner, RP_MSG_FORK_REQUEST, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	rp_user_ask(m, u);
 }
 
 int rp_create_user(struct rp *m, const struct rp_event *ev)
@@ -230,7 +239,7 @@ int rp_create_user(struct rp *m, const struct rp_event *ev)
 	struct rp_user *u;
 
 	if (ev->peer >= m->world || ev->peer == m->self || !rp_id_valid(m, &ev->id) || !rp_id_valid(m, &ev->fork) ||
-	    ev->id.created_on != m->self || ev->fork.created_on != m->self)
+	    ev->id.created_on != m->self || ev->fork.created_on != m->self || !ev->word)
 		return -EINVAL;
 	if (!rp_peer_reachable(m, ev->peer))
 		return m->peers[ev->peer].status;
@@ -238,6 +247,7 @@ int rp_create_user(struct rp *m, const struct rp_event *ev)
 		return -EALREADY;
 	u = rp_user_at(m, rp_user_add(m, &ev->id, &ev->fork, ev->peer, m->self, RP_USER_REQUESTED));
 	u->handle = ev->handle;
+	u->word = ev->word;
 	u->creator = u->early = u->delete_due = true;
 	return 0;
 }
@@ -318,9 +328,12 @@ int rp_user_unwait(struct rp *m, const struct rp_event *ev)
 static int answered(struct rp *m, uint32_t from, const struct rp_msg *msg, uint32_t *user)
 {
 	*user = rp_find_user(m, &msg->fork);
+	/* Others than the owner hear no more of it than of a fork that ended. */
+	if (*user && rp_user_at(m, *user)->owner != from)
+		*user = 0;
 	if (!*user)
 		return rp_ignored(m);
-	if (rp_user_at(m, *user)->owner != from || from == m->self || !rp_same(&rp_user_at(m, *user)->id, &msg->id))
+	if (from == m->self || !rp_same(&rp_user_at(m, *user)->id, &msg->id))
 		return rp_refused(m);
 	return rp_effects_reserve(m, rp_user_effects(rp_user_at(m, *user)));
 }

@@ -19,7 +19,8 @@
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
 #define RW_LOCATION_BYTES 64u
-#define RW_FORK_BYTES 108u      /* one fork record */
+#define RW_FORK_BYTES 116u      /* one fork record */
+#define RW_KEY_BYTES 16u        /* hides the words of a payload's fork records */
 #define RW_REFS_MAX 7u          /* fork records in a message itself; more travel in its payload */
 #define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
@@ -34,7 +35,7 @@ enum rw_type {
 	RW_PONG,
 	RW_GOODBYE,        /* orderly end: what follows the close is not a death */
 	RW_CANCEL,         /* the caller gave up call n */
-	RW_TYPE_QUERY,     /* what is the type with this hash? */
+	RW_TYPE_QUERY,     /* asks for the type of a value that the sender holds */
 	RW_TYPE_ANSWER,    /* its name, element size and flags */
 	RW_DONE,           /* a payload was read, or will not be: its memory is its sender's again */
 	RW_FENCED,         /* you stood still for n ns, and this session ends for it */
@@ -57,6 +58,8 @@ enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2, RW_CALL_TAKE = 3 };
  * Data and fork records of a call or reply are in the message, or, when there are more of them than fit (RW_INLINE_MAX,
  * RW_REFS_MAX), in a payload: memory of the sender, laid out like a value, that the receiver READs. Then loc says where;
  * it holds the data, and behind it nr_refs fork records as they would stand in a message (rw_put_forks, rw_get_forks).
+ * Others than the receiver may READ that memory, but not the message: the records' words are hidden
+ * there, by a key in the message (payload.c).
  */
 struct rw_call {
 	uint64_t call_id;           /* unique per caller's incarnation */
@@ -71,7 +74,10 @@ struct rw_call {
 	const char *name;           /* decode: points into the message, not terminated */
 	const void *meta;           /* decode: points into the message */
 	const void *data;           /* decode: points into the message; with a payload NULL */
+	/* Not cleared by rw_call_init. */
 	struct rp_fork refs[RW_REFS_MAX];
+	uint64_t word;              /* REMOTE: of the reference to make */
+	uint8_t key[RW_KEY_BYTES];  /* of a payload with references */
 };
 
 struct rw_reply {
@@ -83,7 +89,9 @@ struct rw_reply {
 	struct rp_location loc;     /* as a call's; none with an error */
 	const char *text;           /* decode: points into the message, not terminated */
 	const void *data;
+	/* Not cleared by rw_reply_init. */
 	struct rp_fork refs[RW_REFS_MAX];
+	uint8_t key[RW_KEY_BYTES];  /* of a payload with references */
 };
 
 /* The receiver of a payload is done with it. */
@@ -112,10 +120,13 @@ struct rw_received {
 	uint64_t seq;               /* of the peer's last message that came */
 };
 
-/* TYPE_QUERY: number and hash. TYPE_ANSWER: the query's number, and the type; a name of no bytes: not known here. */
+/*
+ * TYPE_QUERY: number, id, fork. TYPE_ANSWER: the query's number, and the type; a name of no
+ * bytes: not held so.
+ */
 struct rw_type_info {
 	uint64_t number;
-	uint64_t hash;              /* query */
+	struct rref_id id, fork;    /* query: the value, and the asker's fork of it */
 	uint64_t element_size;
 	uint32_t flags;
 	uint8_t name_length;        /* <= RREF_NAME_MAX */
@@ -137,7 +148,10 @@ struct rw_message {
 	} u;
 };
 
-/* A call or a reply to be filled in: all zero but for the records, of which only nr_refs are ever looked at. */
+/*
+ * A call or a reply to be filled in: all zero but for word, key and the records, of which only
+ * nr_refs are ever looked at.
+ */
 static inline void rw_call_init(struct rw_message *m)
 {
 	memset(&m->frame, 0, sizeof(m->frame));

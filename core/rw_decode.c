@@ -80,6 +80,13 @@ static inline struct rref_id id_at(struct reader *r, const uint8_t *p)
 	return id;
 }
 
+static struct rref_id get_id(struct reader *r)
+{
+	const uint8_t *p = take(r, RW_ID_BYTES);
+
+	return p ? id_at(r, p) : (struct rref_id){ 0 };
+}
+
 static inline void location_at(struct reader *r, const uint8_t *p, struct rp_location *l)
 {
 	*l = (struct rp_location){
@@ -122,9 +129,10 @@ static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 		refs[i].owner = rank_at(r, p + 24);
 		refs[i].parent = rank_at(r, p + 28);
 		refs[i].owner_incarnation = get_le64(p + 32);
-		refs[i].flags = get_le32(p + 40);
+		refs[i].word = get_le64(p + 40);
+		refs[i].flags = get_le32(p + 48);
 		want(r, !(refs[i].flags & ~RP_FORK_EARLY));
-		location_at(r, p + 44, &refs[i].loc);
+		location_at(r, p + 52, &refs[i].loc);
 	}
 }
 
@@ -156,16 +164,24 @@ static const char *get_text(struct reader *r, size_t n)
 	return text;
 }
 
-/* The location of a payload, if there is one, or the fork records. False: the message is refused. */
-static bool get_payload(struct reader *r, unsigned located, struct rp_location *loc, struct rp_fork *refs, unsigned nr,
-			uint32_t data_length, uint32_t meta_length)
+/* Reads the location and key of a payload, or the fork records. False: the message is refused. */
+static bool get_payload(struct reader *r, unsigned located, struct rp_location *loc, uint8_t *key,
+			struct rp_fork *refs, unsigned nr, uint32_t data_length,
+			uint32_t meta_length)
 {
+	static const uint8_t no_key[RW_KEY_BYTES];
 	static const struct rp_location none;
+	const uint8_t *p;
 
 	*loc = none;
 	want(r, located <= 1);
-	if (located)
+	if (located) {
 		get_location(r, loc);
+		p = take(r, RW_KEY_BYTES);
+		memcpy(key, p ? p : no_key, RW_KEY_BYTES);
+		/* One form only for "no references". */
+		want(r, nr || !memcmp(key, no_key, RW_KEY_BYTES));
+	}
 	want(r, rw_payload_valid(loc, data_length, nr, meta_length));
 	if (!r->bad && !located)
 		get_forks(r, refs, nr);
@@ -194,7 +210,9 @@ static void get_call(struct reader *r, struct rw_call *c)
 		c->id = id_at(r, p);
 		c->fork = id_at(r, p + RW_ID_BYTES);
 	}
-	if (!get_payload(r, located, &c->loc, c->refs, c->nr_refs, c->data_length, c->meta_length))
+	c->word = c->kind == RW_CALL_REMOTE ? get64(r) : 0;
+	if (!get_payload(r, located, &c->loc, c->key, c->refs, c->nr_refs, c->data_length,
+			 c->meta_length))
 		return;
 	c->name = get_text(r, c->name_length);
 	c->meta = get_bytes(r, c->meta_length);
@@ -216,7 +234,8 @@ static void get_reply(struct reader *r, struct rw_reply *reply)
 	reply->data_length = get32(r);
 	want(r, reply->text_length < RP_TEXT_MAX);
 	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located : !reply->text_length);
-	if (!get_payload(r, located, &reply->loc, reply->refs, reply->nr_refs, reply->data_length, 0))
+	if (!get_payload(r, located, &reply->loc, reply->key, reply->refs, reply->nr_refs,
+			 reply->data_length, 0))
 		return;
 	reply->text = get_text(r, reply->text_length);
 	reply->data = located ? NULL : get_bytes(r, reply->data_length);
@@ -244,6 +263,7 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 	m->status = status_of(r, get_le32(p + 4));
 	m->id = id_at(r, p + 8);
 	m->fork = id_at(r, p + 8 + RW_ID_BYTES);
+	m->word = rw_proto_has_word(type) ? get64(r) : 0;
 	want(r, type >= RP_MSG_FORK_REQUEST && type < RP_MSG_NR_TYPES);
 	want(r, located <= (unsigned)(!m->status && rw_proto_has_location(type)));
 	want(r, located || m->status || !rw_proto_needs_location(type));
@@ -266,7 +286,6 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 static void get_type(struct reader *r, struct rw_type_info *t)
 {
 	t->number = get64(r);
-	t->hash = 0;
 	t->element_size = get64(r);
 	t->flags = get32(r);
 	t->name_length = get8(r);
@@ -310,7 +329,8 @@ static __attribute__((noinline)) int decode_any(const void *buf, size_t length, 
 	case RW_TYPE_QUERY:
 		memset(&out->u.type, 0, sizeof(out->u.type));
 		out->u.type.number = get64(&r);
-		out->u.type.hash = get64(&r);
+		out->u.type.id = get_id(&r);
+		out->u.type.fork = get_id(&r);
 		break;
 	case RW_TYPE_ANSWER:
 		get_type(&r, &out->u.type);
@@ -406,12 +426,14 @@ static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, st
 
 	if (type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES ||
 	    (located ? !rw_proto_has_location(type) : rw_proto_needs_location(type)) ||
-	    left != RW_PROTO_BYTES + (located ? RW_LOCATION_BYTES : 0))
+	    left != RW_PROTO_BYTES + (rw_proto_has_word(type) ? RW_WORD_BYTES : 0) +
+		    (located ? RW_LOCATION_BYTES : 0))
 		return false;
 	m->type = (enum rp_msg_type)type;
 	m->status = 0;
 	m->id = id_at(&r, p + 8);
 	m->fork = id_at(&r, p + 8 + RW_ID_BYTES);
+	m->word = rw_proto_has_word(type) ? get_le64(p + RW_PROTO_BYTES) : 0;
 	if (located) {
 		location_at(&r, p + RW_PROTO_BYTES, &m->loc);
 		want(&r, m->loc.version != 0);

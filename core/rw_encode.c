@@ -9,12 +9,15 @@
 #include "verbs/rv.h"
 
 /* The largest of all messages goes into one send. */
-static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RREF_NAME_MAX +
-	      RW_INLINE_MAX <= RV_MSG_MAX, "a full call without metadata fits a message");
-static_assert(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RW_LOCATION_BYTES + RREF_NAME_MAX + RREF_META_MAX <=
-	      RV_MSG_MAX, "a call with a payload fits a message");
-static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RP_TEXT_MAX + RW_INLINE_MAX <= RV_MSG_MAX,
-	      "a full reply fits a message");
+#define LARGEST_CALL \
+	(RW_FRAME_BYTES + RW_CALL_BYTES + 2 * RW_ID_BYTES + RW_WORD_BYTES + RREF_NAME_MAX)
+static_assert(LARGEST_CALL + RW_REFS_MAX * RW_FORK_BYTES + RW_INLINE_MAX <= RV_MSG_MAX,
+	      "a full call without metadata fits a message");
+static_assert(LARGEST_CALL + RW_LOCATION_BYTES + RW_KEY_BYTES + RREF_META_MAX <= RV_MSG_MAX,
+	      "a call with a payload fits a message");
+/* One with an error has a text, and neither references nor data. */
+static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RW_INLINE_MAX <=
+	      RV_MSG_MAX, "a full reply fits a message");
 
 /* Writes on, or only counts once the room is used up. */
 struct writer {
@@ -77,6 +80,14 @@ static inline void id_at(uint8_t *p, const struct rref_id *id)
 	put_le32(p + 8, id->created_on);
 }
 
+static void put_id(struct writer *w, const struct rref_id *id)
+{
+	uint8_t *p = room(w, RW_ID_BYTES);
+
+	if (p)
+		id_at(p, id);
+}
+
 static inline void location_at(uint8_t *p, const struct rp_location *l)
 {
 	/* One form only for "unknown". */
@@ -120,10 +131,21 @@ static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
 		put_le32(p + 24, refs[i].owner);
 		put_le32(p + 28, refs[i].parent);
 		put_le64(p + 32, refs[i].owner_incarnation);
-		put_le32(p + 40, refs[i].flags);
-		location_at(p + 44, &refs[i].loc);
+		put_le64(p + 40, refs[i].word);
+		put_le32(p + 48, refs[i].flags);
+		location_at(p + 52, &refs[i].loc);
 	}
 	return 0;
+}
+
+/* Writes where a payload is, and the key of its records; zero where there are none. */
+static void put_payload(struct writer *w, const struct rp_location *l, const uint8_t *key,
+			unsigned nr)
+{
+	static const uint8_t none[RW_KEY_BYTES];
+
+	put_location(w, l);
+	put_bytes(w, nr ? key : none, RW_KEY_BYTES);
 }
 
 static int put_call(struct writer *w, const struct rw_call *c)
@@ -148,8 +170,10 @@ static int put_call(struct writer *w, const struct rw_call *c)
 		id_at(p, &c->id);
 		id_at(p + RW_ID_BYTES, &c->fork);
 	}
+	if (c->kind == RW_CALL_REMOTE)
+		put64(w, c->word);
 	if (c->loc.version)
-		put_location(w, &c->loc);
+		put_payload(w, &c->loc, c->key, c->nr_refs);
 	rc = put_forks(w, c->refs, c->loc.version ? 0 : c->nr_refs);
 	if (rc)
 		return rc;
@@ -181,7 +205,7 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 		put_le32(p + 20, r->data_length);
 	}
 	if (r->loc.version)
-		put_location(w, &r->loc);
+		put_payload(w, &r->loc, r->key, r->nr_refs);
 	rc = put_forks(w, r->refs, r->loc.version ? 0 : r->nr_refs);
 	if (rc)
 		return rc;
@@ -217,6 +241,8 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 		id_at(p + 8, &m->id);
 		id_at(p + 8 + RW_ID_BYTES, &m->fork);
 	}
+	if (rw_proto_has_word(m->type))
+		put64(w, m->word);
 	if (located)
 		put_location(w, &m->loc);
 	if (text)
@@ -279,7 +305,8 @@ static __attribute__((noinline)) int encode_any(const struct rw_message *m, void
 		break;
 	case RW_TYPE_QUERY:
 		put64(&w, m->u.type.number);
-		put64(&w, m->u.type.hash);
+		put_id(&w, &m->u.type.id);
+		put_id(&w, &m->u.type.fork);
 		break;
 	case RW_TYPE_ANSWER:
 		rc = put_type(&w, &m->u.type);
@@ -362,7 +389,9 @@ static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t 
 	const struct rp_msg *msg = &m->u.proto;
 	unsigned type = msg->type;
 	bool located = msg->loc.version && rw_proto_has_location(type);
-	size_t length = RW_FRAME_BYTES + RW_PROTO_BYTES + (located ? RW_LOCATION_BYTES : 0);
+	bool word = rw_proto_has_word(type);
+	size_t length = RW_FRAME_BYTES + RW_PROTO_BYTES + (word ? RW_WORD_BYTES : 0) +
+			(located ? RW_LOCATION_BYTES : 0);
 
 	if (msg->status || type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES || (!located && rw_proto_needs_location(type)) ||
 	    length > size)
@@ -372,6 +401,8 @@ static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t 
 	put_le64(p, type | (uint64_t)located << 8);
 	id_at(p + 8, &msg->id);
 	id_at(p + 8 + RW_ID_BYTES, &msg->fork);
+	if (word)
+		put_le64(p + RW_PROTO_BYTES, msg->word);
 	if (located)
 		location_at(p + RW_PROTO_BYTES, &msg->loc);
 	return length;

@@ -14,6 +14,7 @@ enum {
 	RW_CALL_BYTES = 20,      /* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data length */
 	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 0, u32 data length */
 	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
+	RW_WORD_BYTES = 8,
 	RW_MAC_BYTES = 32,
 	RW_NUMBER_BYTES = 8,
 	RW_TYPE_ANSWER_BYTES = 24, /* u64 number, u64 element size, u32 flags, u8 name length, u8 0, u16 0 */
@@ -28,6 +29,10 @@ static inline int rw_proto_has_status(unsigned type)
 static inline int rw_proto_has_location(unsigned type)
 {
 	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
+}
+static inline int rw_proto_has_word(unsigned type)
+{
+	return type == RP_MSG_FORK_REQUEST;
 }
 /* Success without a location says nothing in these. */
 static inline int rw_proto_needs_location(unsigned type)

@@ -432,7 +432,8 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
 
 	if (own) {
-		struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork, .peer = from->rank };
+		struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork,
+				       .peer = from->rank, .word = c->word };
 		int err;
 
 		ctx->duplicate = false;
@@ -499,6 +500,7 @@ static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_
 	call->in.what = RW_PAYLOAD_CALL;
 	call->in.call_id = c->call_id;
 	call->in.loc = c->loc;
+	memcpy(call->in.key, c->key, sizeof(call->in.key));
 	call->in.data_length = c->data_length;
 	call->in.nr_refs = c->nr_refs;
 	rc_fetch_begin(ctx, &call->in, from);

@@ -245,7 +245,7 @@ static void give_error(struct rref_future *f, int err, const char *text)
 void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc)
 {
 	const struct rc_type *t = rc_type_find(ctx, loc->type_hash);
-	struct rw_message m = { .frame.type = RW_TYPE_QUERY, .u.type = { .number = rc_op_token(f), .hash = loc->type_hash } };
+	struct rw_message m = { .frame.type = RW_TYPE_QUERY };
 	int err;
 
 	f->loc = *loc;
@@ -253,6 +253,8 @@ void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct r
 		give(f, t);
 		return;
 	}
+	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
+					  .fork = rc_fork_of(f->handle) };
 	err = rc_send(ctx, f->peer, &m);
 	if (err)
 		give_error(f, err, rc_error_text());
@@ -281,10 +283,14 @@ void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err,
 
 void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q)
 {
-	const struct rc_type *t = rc_type_find(ctx, q->hash);
 	struct rw_message m = { .frame.type = RW_TYPE_ANSWER, .u.type.number = q->number };
+	const struct rc_type *t;
+	void *value;
 
-	if (t) {
+	/* Only of a value that the asker holds, by its own fork of it. */
+	if (ctx->machine &&
+	    !rp_held_value(ctx->machine, from->rank, &q->id, &q->fork, &value)) {
+		t = ((const struct rc_value *)value)->type;
 		m.u.type.element_size = t->element_size;
 		m.u.type.flags = t->flags;
 		m.u.type.name = t->name;

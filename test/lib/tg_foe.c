@@ -39,6 +39,15 @@ static int keep(struct rref_call *call, void *arg)
 	return room ? RREF_DEFER : -ENOSPC;
 }
 
+/* Worker 0's own value. */
+static struct rref *own;
+
+static int give_own(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	return rref_call_reply(call, &(struct rref_args){ .refs = &own, .nr_refs = 1 });
+}
+
 static void answer_kept(void)
 {
 	for (;;) {
@@ -124,9 +133,10 @@ static void call_foe(struct rref_ctx *ctx)
 static int good(int rank)
 {
 	const struct rref_function keeper = { .name = "keep", .handler = keep };
+	const struct rref_function giver = { .name = "own", .handler = give_own };
 	struct rref_options o;
 	struct rref_ctx *ctx;
-	struct rref *ref, *own = NULL;
+	struct rref *ref;
 
 	tg_options(&o, rank);
 	o.functions = tg_functions;
@@ -140,8 +150,10 @@ static int good(int rank)
 	TG_OK(rref_register(ctx, &keeper));
 	for (size_t i = 0; i < foe_nr_functions; i++)
 		TG_OK(rref_register(ctx, &foe_functions[i]));
-	if (rank == 0)
+	if (rank == 0) {
 		TG_OK(rref_new(ctx, "worker 0's", 11, &own)); /* (0, 1): its first id */
+		TG_OK(rref_register(ctx, &giver));
+	}
 	look(ctx, rank);
 	tg_meet(0);
 	if (rank == 0) {
@@ -200,8 +212,11 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 		snprintf(f->reply_text, sizeof(f->reply_text), "%.*s", (int)m.u.reply.text_length, m.u.reply.text ? m.u.reply.text : "");
 		f->nr_again += m.u.reply.status == -EAGAIN;
 		f->reply_nr_refs = m.u.reply.nr_refs;
+		f->reply_loc = m.u.reply.loc;
 		if (!m.u.reply.loc.version)
 			memcpy(f->reply_refs, m.u.reply.refs, sizeof(f->reply_refs));
+		else
+			memcpy(f->reply_key, m.u.reply.key, sizeof(f->reply_key));
 	} else if (m.frame.type == RW_PROTO) {
 		f->nr_proto[m.u.proto.type]++;
 		f->proto_status = m.u.proto.status;
@@ -277,6 +292,10 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 			case RV_EV_RECV:
 				on_recv(f, &ev[i]);
 				break;
+			case RV_EV_READ:
+				f->nr_read++;
+				f->read_status = ev[i].status;
+				break;
 			default:
 				break;
 			}
@@ -348,6 +367,8 @@ int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struc
 {
 	struct rw_message m = { .frame.type = RW_PROTO, .u.proto = { .type = type, .id = id, .fork = fork } };
 
+	if (type == RP_MSG_FORK_REQUEST)
+		m.u.proto.word = f->word;
 	if (type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED)
 		m.u.proto.status = -EIO;
 	return foe_say(f, &m);
@@ -533,8 +554,17 @@ int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref)
 	return f->ended ? -ENOTCONN : f->reply_status;
 }
 
+struct rp_fork foe_be_given(struct foe *f)
+{
+	foe_meet(f, 0);
+	TG_IS(foe_reply_to(f, "own", NULL), 0);
+	TG_IS(f->reply_nr_refs, 1);
+	foe_hang_up(f);
+	return f->reply_refs[0];
+}
+
 struct rp_fork foe_record(struct foe *f, uint32_t owner, struct rref_id id, uint64_t fork)
 {
 	return (struct rp_fork){ .id = id, .fork = foe_id_of(FOE, fork), .owner = owner, .parent = FOE,
-				 .owner_incarnation = f->members[owner].incarnation };
+				 .word = f->word, .owner_incarnation = f->members[owner].incarnation };
 }

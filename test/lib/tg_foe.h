@@ -56,7 +56,12 @@ struct foe {
 	uint64_t nr_again;                  /* replies -EAGAIN */
 	int32_t reply_status, proto_status; /* of the last */
 	uint16_t reply_nr_refs;
-	struct rp_fork reply_refs[RW_REFS_MAX]; /* unless they are in a payload */
+	struct rp_fork reply_refs[RW_REFS_MAX]; /* unless they are in a payload: */
+	struct rp_location reply_loc;
+	uint8_t reply_key[RW_KEY_BYTES];
+	uint64_t word;                      /* shown in FORK_REQUESTs and records from now on */
+	uint64_t nr_read;                   /* READs of its own that ended */
+	int read_status;                    /* of the last */
 	char reply_text[RP_TEXT_MAX];
 	struct rp_msg proto;                /* the last */
 	struct rw_type_info told;           /* the last TYPE_ANSWER */
@@ -101,6 +106,8 @@ int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struc
 int foe_say_auth(struct foe *f);
 int foe_say_received(struct foe *f, const uint8_t *proof);
 size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs, unsigned nr);
+/* Calls worker 0, which shares its own value (0,1); then ends that session. Returns the record. */
+struct rp_fork foe_be_given(struct foe *f);
 /* Calls a function with that reference: its reply's status. */
 int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);
 
@@ -115,7 +122,7 @@ uint64_t foe_dropped(int rank);
 void foe_others_work(void);
 
 struct rref_id foe_id_of(uint32_t rank, uint64_t n);
-/* A fork record of the foe's. */
+/* A fork record of the foe's, with f->word. */
 struct rp_fork foe_record(struct foe *f, uint32_t owner, struct rref_id id, uint64_t fork);
 
 /* Makes progress until cond; fails the test after a minute. */

@@ -410,6 +410,7 @@ FOE_TEST(records__forged)
 {
 	struct rp_fork r;
 
+	f->word = foe_be_given(f).word;
 	foe_meet(f, 1);
 	r = foe_record(f, 1, foe_id_of(1, 1000000), 1);      /* the victim never owned it */
 	TG_IS(foe_reply_to(f, "tg.read", &r), -ESTALE);

@@ -207,7 +207,7 @@ FOE_TEST(location__forged)
 FOE_TEST(records__malformed)
 {
 	static const struct { unsigned at; uint8_t value; } bad[] = {
-		{ 8, 200 }, { 20, 200 }, { 24, 200 }, { 28, 200 }, { 40, 7 }, { 84, 0 },
+		{ 8, 200 }, { 20, 200 }, { 24, 200 }, { 28, 200 }, { 48, 7 }, { 92, 0 },
 	};
 	struct rig r;
 

@@ -359,20 +359,57 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	rig_close(f, &r);
 }
 
-FOE_TEST(type_query__of_anything)
+static void query(struct foe *f, uint64_t number, struct rref_id id, struct rref_id fork)
 {
-	struct rw_message m = { .frame.type = RW_TYPE_QUERY };
+	uint64_t before = f->nr_recv[RW_TYPE_ANSWER];
+	struct rw_message m = { .frame.type = RW_TYPE_QUERY,
+				.u.type = { .number = number, .id = id, .fork = fork } };
+
+	TG_OK(foe_say(f, &m));
+	FOE_UNTIL(f, f->nr_recv[RW_TYPE_ANSWER] > before || f->ended);
+	TG_IS(f->told.number, number);
+}
+
+static void create(struct foe *f, const char *function, uint64_t n)
+{
+	struct rw_message m = { .frame.type = RW_CALL };
+
+	m.u.call = (struct rw_call){ .call_id = n, .kind = RW_CALL_REMOTE, .name = function,
+				     .name_length = (uint8_t)strlen(function),
+				     .id = foe_id_of(FOE, n), .fork = foe_id_of(FOE, n + 1000) };
+	TG_OK(foe_say(f, &m));
+}
+
+/* The owner tells the type of a value that the asker holds, and of no other. */
+FOE_TEST(type_query__of_what_it_holds)
+{
+	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001);
 
 	foe_meet(f, 1);
-	m.u.type = (struct rw_type_info){ .number = 77, .hash = type_hash("float64[]", 8, 0) };
-	TG_OK(foe_say(f, &m));
-	FOE_UNTIL(f, f->nr_recv[RW_TYPE_ANSWER] == 1);
-	TG_CHECK(f->told.number == 77 && f->told.element_size == 8 && strcmp(f->told_name, "float64[]") == 0);
-	m.u.type = (struct rw_type_info){ .number = 78, .hash = 12345 };
-	for (int i = 0; i < 1000; i++)
-		TG_OK(foe_say(f, &m));
-	FOE_UNTIL(f, f->nr_recv[RW_TYPE_ANSWER] == 1001);
-	TG_CHECK(f->told.number == 78 && f->told.element_size == 0 && !*f->told_name);
+	create(f, "secret", 1);
+	create(f, "tg.echo", 2);
+	create(f, "keep", 3);
+	FOE_UNTIL(f, f->nr_proto[RP_MSG_CREATED] == 2);
+	query(f, 77, id, fork);
+	TG_CHECK(f->told.flags == RREF_LOCAL_ONLY && strcmp(f->told_name, "secret") == 0);
+	query(f, 78, foe_id_of(FOE, 2), foe_id_of(FOE, 1002));
+	TG_CHECK(f->told.element_size == 1 && strcmp(f->told_name, "bytes") == 0);
+	/* Another value by this fork, this one by another, one not made yet, and the good workers'. */
+	query(f, 79, id, foe_id_of(FOE, 1002));
+	TG_CHECK(!*f->told_name);
+	query(f, 80, foe_id_of(FOE, 2), fork);
+	TG_CHECK(!*f->told_name);
+	query(f, 81, foe_id_of(FOE, 3), foe_id_of(FOE, 1003));
+	TG_CHECK(!*f->told_name);
+	for (uint64_t i = 1; i <= 50; i++)
+		for (uint32_t k = 0; k < 2; k++) {
+			query(f, 100 + i, foe_id_of(0, i), foe_id_of(k, i + k));
+			TG_CHECK(!f->told.element_size && !f->told.flags && !*f->told_name);
+		}
+	TG_OK(foe_say_proto(f, RP_MSG_DELETE, id, fork));
+	query(f, 82, id, fork);
+	TG_CHECK(!*f->told_name);
+	tg_set_flag(F_ANSWER, 1);
 	foe_still_served(f);
 }
 
@@ -391,7 +428,8 @@ FOE_TEST(local_only__tells_no_place)
 	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 2);
 
 	foe_meet(f, 1);
-	m.u.call = (struct rw_call){ .call_id = 1, .kind = RW_CALL_REMOTE, .name = "secret", .name_length = 6, .id = id, .fork = fork };
+	m.u.call = (struct rw_call){ .call_id = 1, .kind = RW_CALL_REMOTE, .name = "secret",
+				     .name_length = 6, .id = id, .fork = fork, .word = 4711 };
 	TG_OK(foe_say(f, &m));
 	FOE_UNTIL(f, f->nr_proto[RP_MSG_CREATED]);
 	TG_IS(f->proto_status, 0);
@@ -402,6 +440,7 @@ FOE_TEST(local_only__tells_no_place)
 		TG_IS(f->proto_status, 0);
 		has_no_place(&f->proto.loc);
 	}
+	f->word = m.u.call.word;
 	TG_OK(foe_say_proto(f, RP_MSG_FORK_REQUEST, id, foe_id_of(FOE, 3)));
 	FOE_UNTIL(f, f->nr_proto[RP_MSG_FORK_ACK]);
 	TG_IS(f->proto_status, 0);
@@ -434,7 +473,7 @@ int main(void)
 		cmocka_unit_test(segments__that_do_not_add_up),
 		cmocka_unit_test(type_answer__late_unasked_or_never),
 		cmocka_unit_test(type_answer__lies),
-		cmocka_unit_test(type_query__of_anything),
+		cmocka_unit_test(type_query__of_what_it_holds),
 	};
 
 	foe_functions = served;

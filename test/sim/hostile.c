@@ -12,10 +12,31 @@ static struct rref_id any_id(struct sim *s, bool fork)
 	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + sim_rnd(s, 40)), .created_on = sim_rnd(s, s->n + 1) };
 }
 
+/* A word for that id: the true one if it knows that, or a guess. */
+static uint64_t any_word(struct sim *s, struct rref_id id)
+{
+	const struct object *o = sim_object_of(s, id), *other;
+
+	if (o && sim_is_given(s, o) && sim_chance(s, 60))
+		return o->word;
+	other = s->nr_objects ? s->objects[sim_rnd(s, (uint32_t)s->nr_objects)] : NULL;
+	switch (sim_rnd(s, 4)) {
+	case 0:
+		return 0;
+	case 1:
+		return other && sim_is_given(s, other) ? other->word : 1;
+	case 2:
+		return o ? o->nonce : 666;
+	default:
+		return id.local_id;
+	}
+}
+
 static void attack_with_record(struct sim *s, uint32_t r)
 {
+	struct rref_id id = any_id(s, false);
 	struct rp_fork rec = {
-		.id = any_id(s, false), .fork = sim_new_id(s, s->evil), .owner = sim_rnd(s, s->n), .parent = s->evil,
+		.id = id, .word = any_word(s, id), .fork = sim_new_id(s, s->evil), .owner = sim_rnd(s, s->n), .parent = s->evil,
 		.flags = sim_rnd(s, 2), .loc = { .nonce = 666, .version = sim_rnd(s, 2) },
 	};
 	struct rp_event ev = { .type = RP_EV_RECV_FORK, .peer = s->evil, .rec = &rec };
@@ -39,6 +60,9 @@ static void attack_with_record(struct sim *s, uint32_t r)
 	if (sim_step(s, r, &ev, NULL)) {
 		s->cookies[ev.cookie - 1].over = true;
 		c->state = CLAIM_OVER;
+	} else if (r == rec.owner && rec.flags && !sim_is_given(s, o) && s->cookies[ev.cookie - 1].over) {
+		/* Of a value that is not there it would be asked first. */
+		sim_fail(s, "worker %u does not ask the parent, which tells that a value is there", r);
 	}
 }
 
@@ -47,6 +71,7 @@ static void attack_with_creation(struct sim *s, uint32_t r)
 	struct object *o = sim_add_object(s, s->evil, r, s->machines[r].inc);
 	struct rp_event ev = { .type = RP_EV_OWN, .id = o->id, .fork = sim_new_id(s, s->evil), .peer = s->evil };
 
+	o->word = ev.word = sim_chance(s, 80) ? sim_word(s, o->id) : 0;
 	o->created = true;
 	s->duplicate = false;
 	if (!sim_step(s, r, &ev, NULL) && !s->duplicate)
@@ -104,6 +129,7 @@ void sim_attack(struct sim *s)
 	}
 	if (!s->machines[r].alive)
 		return;
+	msg.word = any_word(s, msg.id);
 	s->result->attacks++;
 	s->attacking = true;
 	if (what < 15)

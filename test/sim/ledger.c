@@ -196,6 +196,37 @@ void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg)
 		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) for a value that it has", r, msg->status);
 }
 
+bool sim_is_given(const struct sim *s, const struct object *o)
+{
+	return o->given || o->owner == s->evil || o->creator == s->evil;
+}
+
+void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg)
+{
+	const struct object *o = sim_object_of(s, msg->id);
+	bool answer = msg->type == RP_MSG_FORK_ACK || msg->type == RP_MSG_FETCH_REPLY || msg->type == RP_MSG_CREATED;
+
+	if (!answer || (o && sim_is_given(s, o)))
+		return;
+	if (!msg->status)
+		sim_fail(s, "worker %u tells where a value is that was not shared", r);
+	else if (msg->status != -ESTALE)
+		sim_fail(s, "worker %u tells (%d) that a value is there that was not shared", r, msg->status);
+}
+
+void sim_check_held(struct sim *s, uint32_t r)
+{
+	const struct rp *m = s->machines[r].m;
+
+	rp_list_for_each(i, &m->helds, struct rp_held, in_peer, m->peers[s->evil].forks) {
+		struct rref_id id = rp_id(&rp_owner_at(m, rp_held_at(m, i)->owner)->id);
+		const struct object *o = sim_object_of(s, id);
+
+		if (!o || !sim_is_given(s, o))
+			sim_fail(s, "worker %u lists a fork of a value that was not shared with its holder", r);
+	}
+}
+
 /* ---- when all is quiet ------------------------------------------------------------------------------------- */
 
 struct visit {

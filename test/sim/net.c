@@ -41,6 +41,9 @@ void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *ms
 
 	if (call)
 		call->copies = copies;
+	/* The hostile worker reads its messages, though no machine stands for it. */
+	for (unsigned i = 0; call && to == s->evil && i < call->nr; i++)
+		call->claims[i]->obj->given = true;
 	while (copies--) {
 		struct packet *p = calloc(1, sizeof(*p)), **tail = &s->links[from][to];
 

@@ -104,6 +104,12 @@ bool sim_chance(struct sim *s, uint32_t percent)
 	return sim_rnd(s, 100) < percent;
 }
 
+uint64_t sim_word(const struct sim *s, struct rref_id of)
+{
+	/* No draw: a decision's other picks stay as they are. */
+	return sim_mix(s->plan->seed + of.local_id * MAX_MACHINES + of.created_on) | 1;
+}
+
 uint64_t sim_uid(struct sim *s)
 {
 	return sim_mix(++s->uid);

@@ -30,7 +30,8 @@ static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t
 static void own(struct sim *s, uint32_t from, uint32_t to, struct call *call, struct incoming *in)
 {
 	/* Repeated creations do come: the machine knows them. */
-	struct rp_event ev = { .type = RP_EV_OWN, .id = call->create->id, .fork = call->create->fork, .peer = from };
+	struct rp_event ev = { .type = RP_EV_OWN, .id = call->create->id, .fork = call->create->fork,
+			       .peer = from, .word = call->create->word };
 
 	s->duplicate = false;
 	if (sim_step(s, to, &ev, NULL))
@@ -184,7 +185,11 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 	struct rp_event ev = { .type = RP_EV_FORK, .id = h->obj->id, .src = h->fork, .fork = sim_new_id(s, r), .peer = to };
 	struct rp_fork *rec = &call->recs[call->nr];
 	struct claim *c;
-	int rc = sim_step(s, r, &ev, rec);
+	int rc;
+
+	if (!h->claim)
+		ev.word = sim_word(s, ev.fork);
+	rc = sim_step(s, r, &ev, rec);
 
 	/* The ledger has no claim before the machine has: it may refuse. */
 	if (rc) {
@@ -196,6 +201,10 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 		sim_memory_locate(rec->value, &rec->loc);
 	if (h->failed && h->claim && s->dying != r)
 		sim_fail(s, "a failed reference could be shared");
+	if (!h->claim && !h->obj->word)
+		h->obj->word = rec->word;
+	if (s->dying != r && !(h->claim && h->claim->evil) && (!rec->word || rec->word != h->obj->word))
+		sim_fail(s, "a record does not carry its value's word");
 	call->owner_inc[call->nr] = h->obj->owner_inc;
 	c = sim_add_claim(s, h->obj, h->claim, to);
 	c->holder_inc = k->views[to].inc;
@@ -311,9 +320,11 @@ void sim_create(struct sim *s, uint32_t r, uint32_t owner)
 	c->fork = o->fork;
 	c->state = CLAIM_RECEIVED;
 	h = sim_add_handle(s, r, o, o->fork, c);
+	o->word = sim_word(s, o->id);
 	ev.id = o->id;
 	ev.fork = o->fork;
 	ev.handle = h;
+	ev.word = o->word;
 	rc = sim_step(s, r, &ev, NULL);
 	if (rc) {
 		if (k->views[owner].state == LINK_UP)

@@ -18,6 +18,9 @@
  *   - without crashes no FORK_REQUEST is refused, and no record but for a creation that failed (S4);
  *   - honest workers are never refused (-EPROTO), nothing is sent to a fenced peer, and a later session of an owner
  *     hears nothing of the forks that were lost with an earlier one;
+ *   - of a value that was not shared with it a hostile worker is told nothing, and it holds no fork of it;
+ *     nobody gets a reference to that value by a record of the hostile worker;
+ *   - all records of a value carry one word;
  *   - no session begins before the last one's grace is over;
  *   - tl_rp_check finds nothing;
  *   - when all is quiet: nothing pending, no pinned parent, and the owners' forks are exactly the handles held;
@@ -115,6 +118,8 @@ struct object {
 	uint32_t local;                 /* references of the owner */
 	struct incoming *args;          /* the call that makes it */
 	unsigned nr_nested;             /* references in the value */
+	uint64_t word;                  /* 0: created by its owner, and not shared yet */
+	bool given;                     /* the hostile worker knows the word */
 };
 
 enum claim_state { CLAIM_FLYING, CLAIM_RECEIVED, CLAIM_CONFIRMED, CLAIM_OVER };
@@ -267,6 +272,7 @@ uint64_t sim_draw(struct sim *s);
 uint32_t sim_rnd(struct sim *s, uint32_t n);
 bool sim_chance(struct sim *s, uint32_t percent);
 uint64_t sim_uid(struct sim *s);                        /* a name for something that was made */
+uint64_t sim_word(const struct sim *s, struct rref_id of); /* a word, never guessed */
 uint32_t sim_pick_alive(struct sim *s);                 /* a rank; n if nobody lives */
 uint32_t sim_pick_rank(struct sim *s);
 /* A handle of that worker's program; nested: one inside a value too. NULL = none. */
@@ -291,6 +297,9 @@ bool sim_owner_alive(const struct sim *s, const struct object *o);
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
 void sim_check_recorded(struct sim *s, uint32_t r);     /* the owner's forks against its holders' handles */
 void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg);
+bool sim_is_given(const struct sim *s, const struct object *o); /* to the hostile worker: by a share, or as its own */
+void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg); /* a message to the hostile worker */
+void sim_check_held(struct sim *s, uint32_t r);         /* the hostile worker's forks at this owner */
 void sim_check_quiet(struct sim *s);                    /* nothing is under way, handles are held */
 void sim_check_end(struct sim *s);                      /* everything was released */
 

@@ -33,6 +33,8 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 	rp_counts(k->m, &after);
 	if (after.forks < before.forks)
 		sim_check_recorded(s, r);
+	if (s->attacking && after.forks > before.forks)
+		sim_check_held(s, r);
 	if (!rc)
 		do_effects(s, r);
 	return rc;
@@ -121,6 +123,8 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		if (h->loc.version && h->loc.nonce != o->nonce && o->owner != s->evil)
 			sim_fail(s, "a new handle has another value's location");
 	} else {
+		if (c->claim->evil && !sim_is_given(s, o))
+			sim_fail(s, "worker %u gets its own value by a record of one that it was not shared with", r);
 		o->local++;
 		c->claim->state = CLAIM_OVER;
 		h = sim_add_handle(s, r, o, e->fork, NULL);
@@ -169,6 +173,8 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 			sim_fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
 		c->claim->state = CLAIM_OVER;
 	} else {
+		if (c->claim->evil && !sim_is_given(s, c->obj))
+			sim_fail(s, "worker %u: a record of one that its value was not shared with is confirmed", r);
 		c->claim->confirmed = true;
 		if (c->claim->state == CLAIM_RECEIVED)
 			c->claim->state = CLAIM_CONFIRMED;
@@ -274,6 +280,8 @@ static void on_gone(struct sim *s, uint32_t r, const struct rp_effect *e)
 
 static void on_send(struct sim *s, uint32_t r, const struct rp_effect *e)
 {
+	if (e->peer == s->evil)
+		sim_check_told(s, r, &e->msg);
 	if (e->msg.type == RP_MSG_FORK_ACK && e->msg.status && !s->attacking)
 		sim_check_refusal(s, r, &e->msg);
 	if (e->msg.type == RP_MSG_DELETE) {

@@ -194,7 +194,7 @@ static void rp_oom__fence_of_many(void **state)
 	(void)state;
 	assert_int_equal(rp_create(0, 2, &m), 0);
 	for (uint64_t i = 1; i <= MANY; i++) {
-		must(m, (struct rp_event){ .type = RP_EV_CREATE, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 });
+		must(m, (struct rp_event){ .type = RP_EV_CREATE, .word = 1, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 });
 		must(m, (struct rp_event){ .type = RP_EV_WAIT, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .cookie = i });
 	}
 	must_without(m, (struct rp_event){ .type = RP_EV_PEER_FENCED, .peer = 1, .status = -EOWNERDEAD, .text = "died" });
@@ -220,7 +220,7 @@ static struct rp *owner_of_many(bool released)
 
 	assert_int_equal(rp_create(0, 2, &m), 0);
 	for (uint64_t i = 1; i <= MANY; i++) {
-		struct rp_event share = { .type = RP_EV_FORK, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 };
+		struct rp_event share = { .type = RP_EV_FORK, .word = 1, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 };
 
 		must(m, (struct rp_event){ .type = RP_EV_NEW, .id = { 2 * i, 0, 0 } });
 		must(m, (struct rp_event){ .type = RP_EV_SET, .id = { 2 * i, 0, 0 }, .value = &rec });

@@ -10,6 +10,7 @@ static struct rp *with_value(void)
 
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
+	give_word(m, ID(0, 1));
 	return m;
 }
 

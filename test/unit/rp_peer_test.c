@@ -10,7 +10,7 @@ static int fence(struct rp *m, uint32_t peer)
 
 static struct rp *receive(struct rp *m, uint32_t owner, uint32_t parent, uint64_t fork, unsigned flags)
 {
-	struct rp_fork rec = { .id = ID(owner, 1), .fork = ID(parent, fork), .owner = owner, .parent = parent, .flags = flags };
+	struct rp_fork rec = { .word = WORD, .id = ID(owner, 1), .fork = ID(parent, fork), .owner = owner, .parent = parent, .flags = flags };
 
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = parent, .cookie = fork)), 0);
 	*effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
@@ -23,6 +23,7 @@ static struct rp *owner(void)
 
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .value = &value)), 0);
+	give_word(m, ID(0, 1));
 	return m;
 }
 
@@ -117,7 +118,7 @@ static void rp_peer__no_new_session_before_grace_is_over(void **state)
 static void rp_peer__is_not_heard_while_fenced(void **state)
 {
 	struct rp *m = owner();
-	struct rp_fork rec = { .id = ID(2, 1), .fork = ID(3, 2), .owner = 2, .parent = 3 };
+	struct rp_fork rec = { .word = WORD, .id = ID(2, 1), .fork = ID(3, 2), .owner = 2, .parent = 3 };
 
 	(void)state;
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
@@ -184,7 +185,7 @@ static void rp_peer__record_of_a_lost_owner(void **state)
 static void rp_peer__lost_parent_is_asked_no_longer(void **state)
 {
 	struct rp *m = receive(machine(2, 4), 0, 3, 9, RP_FORK_EARLY), *o = machine(0, 4);
-	struct rp_fork rec = { .id = ID(1, 1), .fork = ID(3, 5), .owner = 0, .parent = 3, .flags = RP_FORK_EARLY };
+	struct rp_fork rec = { .word = WORD, .id = ID(1, 1), .fork = ID(3, 5), .owner = 0, .parent = 3, .flags = RP_FORK_EARLY };
 
 	(void)state;
 	assert_int_equal(fence(m, 3), 0);

@@ -80,6 +80,7 @@ static void rp_table__a_million_forks_of_one_value(void **state)
 	(void)state;
 	fast(m, EV(NEW, .id = ID(0, 1)));
 	fast(m, EV(SET, .id = ID(0, 1), .value = &value));
+	give_word(m, ID(0, 1));
 	for (uint64_t i = 1; i <= MILLION; i++)
 		fast(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, i)));
 	fast(m, EV(RELEASE, .id = ID(0, 1)));
@@ -163,7 +164,7 @@ static void rp_table__handles_stay_where_they_are(void **state)
 
 	(void)state;
 	for (uint64_t i = 0; i < 3000; i++) {
-		struct rp_fork rec = { .id = ID(0, i + 1), .fork = ID(0, i + 1), .owner = 0, .parent = 0 };
+		struct rp_fork rec = { .word = WORD, .id = ID(0, i + 1), .fork = ID(0, i + 1), .owner = 0, .parent = 0 };
 
 		fast(m, EV(RECV_FORK, .rec = &rec, .peer = 0, .cookie = i));
 		slots[i] = effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot;

@@ -19,8 +19,13 @@
 
 #define ID(rank, n) ((struct rref_id){ .local_id = (n), .created_on = (rank) })
 #define LOC(n) ((struct rp_location){ .addr = 4096, .length = 1, .nonce = (n), .version = 1 })
-#define EV(t, ...) (&(struct rp_event){ .type = RP_EV_##t, __VA_ARGS__ })
-#define MSG(t, from, i, f, ...) EV(MSG, .peer = (from), .msg = &(struct rp_msg){ .type = RP_MSG_##t, .id = (i), .fork = (f), __VA_ARGS__ })
+/* Every value's word, but where a test is about words. */
+#define WORD UINT64_C(0x5ec2e7)
+#define EV_WORD(w, t, ...) (&(struct rp_event){ .type = RP_EV_##t, .word = (w), __VA_ARGS__ })
+#define EV(t, ...) EV_WORD(WORD, t, __VA_ARGS__)
+#define MSG_WORD(w, t, from, i, f, ...) EV(MSG, .peer = (from), .msg = \
+	&(struct rp_msg){ .type = RP_MSG_##t, .id = (i), .fork = (f), .word = (w), __VA_ARGS__ })
+#define MSG(t, from, i, f, ...) MSG_WORD(WORD, t, from, i, f, __VA_ARGS__)
 
 static inline struct rp *machine(uint32_t self, uint32_t world)
 {
@@ -87,6 +92,16 @@ static inline void told(const struct rp *m, size_t n, uint32_t peer, enum rp_msg
 {
 	assert_int_equal(sent(m, n, peer, type)->status, 0);
 	assert_ptr_equal(effect(m, n, RP_EFF_SEND)->value, value);
+}
+
+/* Gives an own value its word, as its first share does; the share is taken back. */
+static inline void give_word(struct rp *m, struct rref_id id)
+{
+	struct rp_fork rec;
+
+	assert_int_equal(step_rec(m, EV(FORK, .id = id, .fork = ID(id.created_on, 999), .peer = 2), &rec), 0);
+	assert_true(rec.word == WORD);
+	assert_int_equal(step(m, EV(FORK_UNDO, .id = id, .fork = ID(id.created_on, 999), .peer = 2)), 0);
 }
 
 static inline struct rp_counts counts(const struct rp *m)

@@ -57,7 +57,8 @@ static void rp_visit__owner_and_forks(void **state)
 	assert_int_equal(s.last[RP_VISIT_FORK].since, 30);
 	assert_false(s.last[RP_VISIT_FORK].grace);
 	/* One that 1 shared with 3. */
-	assert_int_equal(step(m, EV(MSG, .peer = 3, .now = 40, .msg = &(struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = ID(0, 1), .fork = ID(1, 9) })), 0);
+	assert_int_equal(step(m, EV(MSG, .peer = 3, .now = 40, .msg = &(struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = ID(0, 1), .fork = ID(1, 9),
+		.word = WORD })), 0);
 	s = look(m);
 	assert_int_equal(s.nr[RP_VISIT_FORK], 2);
 	assert_int_equal(s.last[RP_VISIT_FORK].peer, 3);
@@ -97,7 +98,7 @@ static void rp_visit__failed_and_abandoned(void **state)
 static void rp_visit__user_and_children(void **state)
 {
 	struct rp *m = machine(1, 4);
-	struct rp_fork rec = { .id = ID(0, 1), .fork = ID(2, 5), .owner = 0, .parent = 2 }, out;
+	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(2, 5), .owner = 0, .parent = 2 }, out;
 	struct rp_peer_counts c;
 	struct seen s;
 

@@ -74,7 +74,7 @@ static void any_forks(struct rp_fork *refs, unsigned nr)
 	for (unsigned i = 0; i < nr; i++) {
 		refs[i] = (struct rp_fork){
 			.id = any_id(), .fork = any_id(), .owner = below(WORLD), .parent = below(WORLD), .flags = below(2),
-			.owner_incarnation = rnd(),
+			.owner_incarnation = rnd(), .word = rnd(),
 		};
 		if (below(2))
 			refs[i].loc = any_location();
@@ -82,7 +82,7 @@ static void any_forks(struct rp_fork *refs, unsigned nr)
 }
 
 /* In the message, or elsewhere. */
-static void any_payload(struct rp_location *loc, uint16_t *nr_refs, uint32_t *data_length, uint32_t max)
+static void any_payload(struct rp_location *loc, uint8_t *key, uint16_t *nr_refs, uint32_t *data_length, uint32_t max)
 {
 	if (below(3)) {
 		*nr_refs = (uint16_t)below(RW_REFS_MAX + 1);
@@ -92,6 +92,8 @@ static void any_payload(struct rp_location *loc, uint16_t *nr_refs, uint32_t *da
 	*nr_refs = (uint16_t)below(RREF_REFS_MAX + 1);
 	*data_length = 1 + below(RREF_ARGS_MAX);
 	*loc = located(*data_length, *nr_refs);
+	for (unsigned i = 0; *nr_refs && i < RW_KEY_BYTES; i++)
+		key[i] = (uint8_t)rnd();
 }
 
 static void any_proto(struct rp_msg *p)
@@ -102,6 +104,8 @@ static void any_proto(struct rp_msg *p)
 	answers = p->type == RP_MSG_FORK_ACK || p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED;
 	p->id = any_id();
 	p->fork = any_id();
+	if (p->type == RP_MSG_FORK_REQUEST)
+		p->word = rnd();
 	if ((answers || p->type == RP_MSG_PARENT_ACK) && below(2)) {
 		p->status = -1 - (int)below(4095);
 		memset(p->text, 'x', below(RP_TEXT_MAX));
@@ -149,10 +153,11 @@ static void any_message(struct rw_message *m, unsigned type)
 		}
 		c->name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
 		c->meta_length = (uint16_t)(below(4) ? 0 : below(RREF_META_MAX + 1));
-		any_payload(&c->loc, &c->nr_refs, &c->data_length, RW_INLINE_MAX - c->meta_length);
+		any_payload(&c->loc, c->key, &c->nr_refs, &c->data_length, RW_INLINE_MAX - c->meta_length);
 		if (c->kind == RW_CALL_REMOTE) {
 			c->id = any_id();
 			c->fork = any_id();
+			c->word = rnd();
 		}
 		c->name = words;
 		c->meta = words + 5;
@@ -166,7 +171,7 @@ static void any_message(struct rw_message *m, unsigned type)
 			r->status = -1 - (int)below(4095);
 			r->text_length = (uint16_t)below(RP_TEXT_MAX);
 		} else {
-			any_payload(&r->loc, &r->nr_refs, &r->data_length, RW_INLINE_MAX);
+			any_payload(&r->loc, r->key, &r->nr_refs, &r->data_length, RW_INLINE_MAX);
 			any_forks(r->refs, r->loc.version ? 0 : r->nr_refs);
 		}
 		r->data = r->loc.version ? NULL : words;
@@ -176,7 +181,8 @@ static void any_message(struct rw_message *m, unsigned type)
 		break;
 	case RW_TYPE_QUERY:
 		m->u.type.number = rnd();
-		m->u.type.hash = rnd();
+		m->u.type.id = any_id();
+		m->u.type.fork = any_id();
 		break;
 	case RW_TYPE_ANSWER:
 		m->u.type.number = rnd();
@@ -221,7 +227,7 @@ static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsig
 		assert_id(&a->id, &b->id);
 		assert_id(&a->fork, &b->fork);
 		assert_true(a->owner == b->owner && a->parent == b->parent && a->flags == b->flags);
-		assert_true(a->owner_incarnation == b->owner_incarnation);
+		assert_true(a->owner_incarnation == b->owner_incarnation && a->word == b->word);
 		assert_location(&a->loc, &b->loc);
 	}
 }
@@ -243,7 +249,9 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_int_equal(a->u.call.meta_length, b->u.call.meta_length);
 		assert_memory_equal(a->u.call.meta, b->u.call.meta, a->u.call.meta_length);
 		assert_location(&a->u.call.loc, &b->u.call.loc);
+		assert_true(a->u.call.kind != RW_CALL_REMOTE || a->u.call.word == b->u.call.word);
 		if (a->u.call.loc.version) {
+			assert_memory_equal(a->u.call.key, b->u.call.key, RW_KEY_BYTES);
 			assert_null(b->u.call.data);
 			break;
 		}
@@ -260,6 +268,7 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_memory_equal(a->u.reply.text, b->u.reply.text, a->u.reply.text_length);
 		assert_location(&a->u.reply.loc, &b->u.reply.loc);
 		if (a->u.reply.loc.version) {
+			assert_memory_equal(a->u.reply.key, b->u.reply.key, RW_KEY_BYTES);
 			assert_null(b->u.reply.data);
 			break;
 		}
@@ -270,12 +279,17 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_true(a->u.proto.type == b->u.proto.type && a->u.proto.status == b->u.proto.status);
 		assert_id(&a->u.proto.id, &b->u.proto.id);
 		assert_id(&a->u.proto.fork, &b->u.proto.fork);
+		assert_true(a->u.proto.word == b->u.proto.word);
 		assert_location(&a->u.proto.loc, &b->u.proto.loc);
 		assert_string_equal(a->u.proto.text, b->u.proto.text);
 		break;
 	case RW_TYPE_QUERY:
+		assert_true(a->u.type.number == b->u.type.number);
+		assert_id(&a->u.type.id, &b->u.type.id);
+		assert_id(&a->u.type.fork, &b->u.type.fork);
+		break;
 	case RW_TYPE_ANSWER:
-		assert_true(a->u.type.number == b->u.type.number && a->u.type.hash == b->u.type.hash &&
+		assert_true(a->u.type.number == b->u.type.number &&
 			    a->u.type.element_size == b->u.type.element_size && a->u.type.flags == b->u.type.flags);
 		assert_int_equal(a->u.type.name_length, b->u.type.name_length);
 		assert_memory_equal(a->u.type.name, b->u.type.name, a->u.type.name_length);
@@ -502,7 +516,7 @@ static void rw__largest_call_fits(void **state)
 	m.u.call.data = words;
 	memset(&m.u.call.loc, 0, sizeof(m.u.call.loc));
 	n = rw_encode(&m, buf, sizeof(buf));
-	assert_int_equal(n, 24 + 20 + 24 + 7 * 108 + 127 + 3072);
+	assert_int_equal(n, 24 + 20 + 24 + 8 + 7 * 116 + 127 + 3072);
 	assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), 0);
 	assert_message(&m, &out);
 }
@@ -519,7 +533,7 @@ static void rw__forks_of_a_payload(void **state)
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), 0);
 	assert_forks(refs, out, RREF_REFS_MAX);
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, 1, out), -EPROTO); /* ranks of a larger group */
-	put_le32(buf + (RREF_REFS_MAX - 1) * RW_FORK_BYTES + 40, 2);         /* the last one's flags */
+	put_le32(buf + (RREF_REFS_MAX - 1) * RW_FORK_BYTES + 48, 2);         /* the last one's flags */
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), -EPROTO);
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX - 1, WORLD, out), 0);
 	refs[3].flags = 2;
@@ -683,19 +697,19 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 44, 0));                  /* id 0 */
 	REFUSED(put_le32(buf + 52, WORLD));              /* its rank */
 	REFUSED(put_le32(buf + 64, WORLD));              /* the fork's */
-	REFUSED(put_le64(buf + 68 + 12, 0));
-	REFUSED(put_le32(buf + 68 + 24, WORLD));         /* owner */
-	REFUSED(put_le32(buf + 68 + 28, 0xffffffffu));   /* parent */
-	REFUSED(put_le32(buf + 68 + 40, 2));             /* flags */
-	REFUSED(put_le32(buf + 68 + 84, 0));             /* version 0 with a location */
-	REFUSED(put_le64(buf + 68 + 44, UINT64_MAX));    /* wraps */
-	REFUSED(put_le64(buf + 68 + 52, UINT64_MAX));
-	REFUSED(put_le64(buf + 68 + 60, 0));             /* local only, with an address */
-	REFUSED(put_le16(buf + 68 + 88, RREF_SEGMENTS_MAX + 1));
-	REFUSED(put_le16(buf + 68 + 90, RREF_REFS_MAX + 1));
-	REFUSED(put_le64(buf + 68 + 92, 0));             /* keys of a payload that has no address */
-	REFUSED(put_le64(buf + 68 + 92, UINT64_MAX));    /* wraps */
-	REFUSED(buf[68 + 108] = '\0');                   /* in the name */
+	REFUSED(put_le64(buf + 76 + 12, 0));
+	REFUSED(put_le32(buf + 76 + 24, WORLD));         /* owner */
+	REFUSED(put_le32(buf + 76 + 28, 0xffffffffu));   /* parent */
+	REFUSED(put_le32(buf + 76 + 48, 2));             /* flags */
+	REFUSED(put_le32(buf + 76 + 92, 0));             /* version 0 with a location */
+	REFUSED(put_le64(buf + 76 + 52, UINT64_MAX));    /* wraps */
+	REFUSED(put_le64(buf + 76 + 60, UINT64_MAX));
+	REFUSED(put_le64(buf + 76 + 68, 0));             /* local only, with an address */
+	REFUSED(put_le16(buf + 76 + 96, RREF_SEGMENTS_MAX + 1));
+	REFUSED(put_le16(buf + 76 + 98, RREF_REFS_MAX + 1));
+	REFUSED(put_le64(buf + 76 + 100, 0));             /* keys of a payload that has no address */
+	REFUSED(put_le64(buf + 76 + 100, UINT64_MAX));    /* wraps */
+	REFUSED(buf[76 + 116] = '\0');                   /* in the name */
 	m.u.call.kind = RW_CALL_RPC;
 	m.u.call.id = m.u.call.fork = (struct rref_id){ 0 };
 	m.u.call.loc = located(5000, 1);
@@ -712,6 +726,10 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le16(buf + 44 + 44, 2));             /* segments */
 	REFUSED(put_le16(buf + 44 + 46, 1));             /* references */
 	REFUSED(put_le64(buf + 44 + 48, 0x2000));        /* apart from its header */
+	m.u.call.loc = located(5000, 0);
+	m.u.call.nr_refs = 0;
+	REFUSED(buf[44 + 64] = 1);                       /* a key of no records */
+	REFUSED(buf[44 + 79] = 0x80);
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.call.kind = RW_CALL_TAKE;
 	any_take(&m.u.call);
@@ -747,6 +765,13 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le16(buf + 26, 5));                  /* text without its bytes */
 	REFUSED(put_le16(buf + 26, 3));
 	REFUSED(buf[24 + 32 + 1] = '\0');                /* in the text */
+	m.frame.type = RW_TYPE_QUERY;
+	memset(&m.u, 0, sizeof(m.u));
+	m.u.type = (struct rw_type_info){ .number = 1, .id = any_id(), .fork = any_id() };
+	REFUSED(put_le64(buf + 32, 0));                  /* id 0 */
+	REFUSED(put_le32(buf + 40, WORLD));              /* its rank */
+	REFUSED(put_le64(buf + 44, 0));
+	REFUSED(put_le32(buf + 52, WORLD));
 	m.frame.type = RW_TYPE_ANSWER;
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.type = (struct rw_type_info){ .number = 1, .element_size = 4, .flags = 1, .name_length = 3, .name = "i32" };
@@ -827,32 +852,49 @@ static void rw__golden_bytes(void **state)
 		"04000000" "3a000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"02000200" "8cffffff" "0100000000000000" "02000000" "0300000000000000" "04000000" "6e6f");
 	memset(&m.u, 0, sizeof(m.u));
+	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .word = 0x1122334455667788u };
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"04000000" "40000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"01000000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000" "8877665544332211");
+	memset(&m.u, 0, sizeof(m.u));
+	m.frame.type = RW_TYPE_QUERY;
+	m.u.type = (struct rw_type_info){ .number = 9, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 } };
+	n = rw_encode(&m, buf, sizeof(buf));
+	hex(buf, n, text);
+	assert_string_equal(text,
+		"0b000000" "38000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0900000000000000" "0100000000000000" "02000000" "0300000000000000" "04000000");
+	memset(&m.u, 0, sizeof(m.u));
 	m.frame.type = RW_CALL;
 	m.u.call = (struct rw_call){
-		.call_id = 11, .kind = RW_CALL_REMOTE, .nr_refs = 1, .name_length = 1, .data_length = 2, .id = { 1, 2, 0 },
+		.call_id = 11, .kind = RW_CALL_REMOTE, .word = 0x77, .nr_refs = 1, .name_length = 1, .data_length = 2, .id = { 1, 2, 0 },
 		.fork = { 3, 4, 0 }, .name = "f", .meta = "m", .meta_length = 1, .data = "ab",
 		.refs = { { .id = { 5, 0, 0 }, .fork = { 6, 1, 0 }, .owner = 3, .parent = 1, .flags = RP_FORK_EARLY,
-			    .owner_incarnation = 0x99 } },
+			    .owner_incarnation = 0x99, .word = 0x88 } },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "b4000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"0b00000000000000" "02" "00" "01" "00" "0100" "0100" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
-		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "01000000"
+		"02000000" "c4000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"0b00000000000000" "02" "00" "01" "00" "0100" "0100" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000" "7700000000000000"
+		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "8800000000000000"
+		"01000000"
 		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
 		"00000000" "0000000000000000" "00000000" "00000000" "66" "6d" "6162");
 	m.u.call = (struct rw_call){
 		.call_id = 11, .kind = RW_CALL_RPC, .nr_refs = 1, .name_length = 1, .data_length = 5000, .name = "f",
-		.loc = { .addr = 0x1000, .length = 5108, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
+		.loc = { .addr = 0x1000, .length = 5116, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
+		.key = { 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "6d000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000000" "7d000000" "0807060504030201" "0d0c0b0a" "00000000"
 		"0b00000000000000" "01" "01" "01" "00" "0100" "0000" "88130000"
-		"0010000000000000" "f413000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000"
-		"0000000000000000" "00000000" "00000000" "66");
+		"0010000000000000" "fc13000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000"
+		"0000000000000000" "00000000" "00000000" "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf" "66");
 	m.u.call = (struct rw_call){
 		.call_id = 11, .kind = RW_CALL_TAKE, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .name = "",
 		.data = "\x05\0\0\0\x03\0\0", .data_length = RW_TAKE_BYTES,
