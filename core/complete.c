@@ -114,8 +114,12 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, boo
 static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
 {
 	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
-	const struct rc_peer *p = &ctx->peers[f->peer];
+	struct rc_peer *p = &ctx->peers[f->peer];
 
+	/* Without a connection it may wait here still: then the callee is told nothing, and has nothing to run. */
+	if (at_load(&f->kind) == RC_OP_CALL && (p->state != RC_PEER_UP || p->resume.broken) &&
+	    rc_send_withdraw(ctx, p, m.u.number))
+		return;
 	if (f->peer == ctx->rank || p->state == RC_PEER_UP || !list_empty(&p->queue))
 		rc_send(ctx, f->peer, &m);
 }

@@ -510,6 +510,8 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p);                 /* 
 void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */
 int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p);            /* [lock] */
+/* [lock] Takes back a call that is still queued, and what it shared. False: it is not. */
+bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id);
 void rc_send_unproved(struct rc_peer *p); /* [lock] forgets the proof of an attempt that came to nothing; the queue stays */
 
 /* [lock] A message came: what it asks for or makes room for. */

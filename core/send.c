@@ -368,6 +368,25 @@ static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
 }
 
+bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
+{
+	struct list *l, *next;
+	struct rw_message m;
+
+	list_for_each_safe(l, next, &p->queue) {
+		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
+
+		if (rw_decode(o->bytes, o->length, ctx->world, &m) || m.frame.type != RW_CALL ||
+		    m.u.call.call_id != call_id)
+			continue;
+		take_out(p, o);
+		rc_call_unsent(ctx, p->rank, &m.u.call, -ECANCELED, "it was never sent");
+		free(o);
+		return true;
+	}
+	return false;
+}
+
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	if (is_open(p) && p->unacked.owed >= RC_ACK_EVERY)

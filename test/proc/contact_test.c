@@ -44,6 +44,14 @@ static int is_alive(struct rref_ctx *ctx, int rank)
 	return w.alive;
 }
 
+static uint64_t queued(struct rref_ctx *ctx, int rank)
+{
+	struct rref_peer_stats s = { .size = sizeof(s) };
+
+	TG_OK(rref_get_peer_stats(ctx, rank, &s));
+	return s.queued_messages;
+}
+
 static void nobody_died(struct rref_ctx *ctx)
 {
 	TG_IS(tg_stats(ctx).dead_peers, 0);
@@ -116,6 +124,8 @@ TG_TEST(silent__each_operation_has_its_own_time, 2)
 		}
 		TG_IS(rref_future_test(f), 0);
 		TG_IS(is_alive(ctx, 1), 1);
+		/* Of these nothing is left that would be run later. */
+		TG_IS(queued(ctx, 1), 1);
 		tg_continue_worker(1);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		rref_future_free(f);
