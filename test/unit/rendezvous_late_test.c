@@ -226,8 +226,9 @@ static void restarted__rank_0_before_the_group_is_complete(void **state)
 		worker_join(w[i]);
 		assert_joined(w[i]);
 		assert_true(w[i]->members[0].incarnation == w[0]->me.incarnation);
-		worker_free(w[i]);
 	}
+	for (int i = 0; i < 4; i++)
+		worker_free(w[i]);
 	close(told[0]);
 }
 
