@@ -62,7 +62,7 @@ if [ -f README.md ]; then
 	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"
 	verdict "the README's program compiles as it stands" cc -Wall -Wextra -Werror -Iinclude "$tmp/readme.c" -o "$tmp/readme" -L"$build" -lrref -Wl,-rpath,"$PWD/$build"
 	check "the README's program is at most 40 lines" "$([ "$(wc -l < "$tmp/readme.c")" -le 40 ] || wc -l "$tmp/readme.c")"
-	verdict "the README's program runs" timeout 60 test/tools/readme-run.sh "$tmp/readme"
+	verdict "the README's program runs" timeout $((60 * ${RREF_TEST_SLOW:-1})) test/tools/readme-run.sh "$tmp/readme"
 fi
 
 info=$build/bin/rref-info

@@ -4,7 +4,9 @@
 #   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ... [--alone PROGRAM ...]
 # Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds what quiet hides.
 # Those behind --alone run after the others, one at a time: they spin, and want the processors.
-# RREF_TEST_NO_SKIP=1 turns skipped tests into failures.
+# A program's limit (--timeout, RREF_TEST_TIMEOUT) counts what the machine gives: a second of a machine that has four times
+# as much to run as processors counts a quarter. RREF_TEST_SLOW follows the load too, unless it is set.
+# RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the load average to assume.
 set -uo pipefail
 title='' limit=${RREF_TEST_TIMEOUT:-300} jobs=${RREF_TEST_JOBS:-1}
 while [ $# -gt 0 ]; do
@@ -18,15 +20,73 @@ done
 [ $# -gt 0 ] || { echo "run-tests.sh: no programs" >&2; exit 2; }
 case $jobs in '' | *[!0-9]* | 0) echo "run-tests.sh: '$jobs' is no number of jobs" >&2; exit 2 ;; esac
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+clock=
+trap '[ -n "$clock" ] && kill "$clock" 2>/dev/null; rm -rf "$logs"' EXIT
 [ -n "$title" ] && echo "== $title"
 
+processors=$(nproc)
+load() { # the load average in hundredths
+	local l=${RREF_TEST_LOAD-}
+	[ -n "$l" ] || read -r l _ </proc/loadavg
+	[[ $l == *.* ]] || l=$l.00
+	echo $((10#${l/./}))
+}
+machine() { local l; l=$(load); printf 'load average %d.%02d on %d processors' $((l / 100)) $((l % 100)) "$processors"; }
+stolen() { # what other guests of the host took of the last second, in percent
+	local user nice system idle iowait irq softirq steal rest all
+	[ -z "${RREF_TEST_LOAD-}" ] && read -r _ user nice system idle iowait irq softirq steal rest </proc/stat || return 0
+	all=$((user + nice + system + idle + iowait + irq + softirq + steal))
+	[ "$all" -gt "$last_all" ] && taken=$((100 * (steal - last_steal) / (all - last_all)))
+	last_all=$all last_steal=$steal
+}
+# Ends the programs that are over their limit, and says what runs when nothing was said for ten seconds. Its time is in
+# hundredths of a second: the machine's seconds, each counted by the share that it gives.
+watch_over() {
+	local now=0 l share silent=0 f pid start name running taken=0 last_all=0 last_steal=0
+	: >"$logs/tick"
+	while sleep 1 && kill -0 $$ 2>/dev/null; do
+		l=$(load) share=100
+		[ "$l" -gt $((100 * processors)) ] && share=$((10000 * processors / l))
+		stolen
+		now=$((now + share * (100 - taken) / 100 + 1))
+		running=
+		for f in "$logs"/*.run; do
+			read -r pid name 2>/dev/null <"$f" || continue
+			running="$running $name"
+			[ -e "${f%.run}.start" ] || echo $now >"${f%.run}.start"
+			read -r start <"${f%.run}.start"
+			if [ $((now - start)) -gt $((100 * limit)) ] && [ ! -e "${f%.run}.over" ] && [ -e "$f" ]; then
+				: >"${f%.run}.over"
+				kill "$pid" 2>/dev/null
+			fi
+		done
+		silent=$((silent + 1))
+		[ "$logs/said" -nt "$logs/tick" ] && silent=0
+		if [ $silent -ge 10 ] && [ -n "$running" ]; then
+			flock "$logs" echo "   ...$running ($(machine))"
+			silent=0
+		fi
+		: >"$logs/tick"
+	done
+}
+watch_over &
+clock=$!
+disown "$clock"
+
 run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped") and prints its lines in one piece
-	local t=$2 name log status ms ok skip bad plain verdict=ok start
+	local t=$2 name log status ms ok skip bad plain verdict=ok start pid slow=${RREF_TEST_SLOW-}
 	name=$(basename "$t") log=$logs/$1.log start=$(date +%s%N)
-	# Programs end by themselves; --kill-after is for one that ignores even that.
-	timeout --kill-after=10 "$limit" "$t" >"$log" 2>&1 </dev/null
+	# Some load is what the tests are for: the deadlines inside of them follow only where it is four times the processors.
+	[ -n "$slow" ] || slow=$((1 + $(load) / (400 * processors)))
+	# Programs end by themselves; --kill-after is for one that ignores even that. The clock above ends it sooner, but on
+	# the slowest machine.
+	RREF_TEST_SLOW=$slow timeout --kill-after=10 $((20 * limit)) "$t" >"$log" 2>&1 </dev/null &
+	pid=$!
+	echo "$pid $name" >"$logs/$1.run"
+	wait "$pid"
 	status=$?
+	rm -f "$logs/$1.run"
+	[ $status -eq 124 ] && : >"$logs/$1.over"
 	ms=$((($(date +%s%N) - start) / 1000000))
 	# cmocka 1.1.5 prints a total with each of these; a script may print the plain line.
 	ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
@@ -48,12 +108,13 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	{
 		printf '%-8s %-28s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" $((ms / 1000)) $((ms % 1000))
 		[ "$skip" -gt 0 ] && printf '  (%d skipped)' "$skip"
-		[ $status -eq 124 ] && printf '  (over the limit of %d s)' "$limit"
+		[ -e "$logs/$1.over" ] && printf '  (over the limit of %d s, %s; RREF_TEST_TIMEOUT=S gives more)' "$limit" "$(machine)"
 		echo
 		[ "$bad" -gt 0 ] && sed 's/^/    | /' "$log" | tail -n 400
 		[ "$skip" -gt 0 ] && grep -iE 'skip' "$log" | grep -vE '^\[  |SKIPPED TEST' | sort -u | sed 's/^/    /' | head -n 20
 	} >"$logs/$1.out"
 	flock "$logs" cat "$logs/$1.out"
+	: >"$logs/said"
 	echo "$ok $bad $skip $name" >"$logs/$1.sum"
 }
 
@@ -79,6 +140,10 @@ for i in $(seq $n); do
 	passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
 	[ "$bad" -gt 0 ] && broken="$broken $name"
 done
-[ -n "$broken" ] && echo "failed:$broken"
+if [ -n "$broken" ]; then
+	echo "failed:$broken"
+	[ "$(load)" -le $((200 * processors)) ] ||
+		echo "$(machine): fewer beside each other by RREF_TEST_JOBS=1, longer deadlines by RREF_TEST_SLOW=8, a higher limit by RREF_TEST_TIMEOUT=900"
+fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
