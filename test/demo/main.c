@@ -28,6 +28,7 @@ static void usage(FILE *to)
 		"  -d, --device DEVICE  auto, shm, ibv or ibv:<device>[:port[:gid-index]] (default: $RREF_DEVICE, else auto)\n"
 		"  -u, --users N        1 to %d (default 3)\n"
 		"  -h, --help           this\n"
+		"  -V, --version        the version\n"
 		"\n"
 		"The exit status is the verdict: 0 = every check passed, 1 = one failed, 2 = usage. NO_COLOR is understood.\n",
 		DEMO_USERS_MAX);
@@ -147,6 +148,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "file", required_argument, NULL, 'f' }, { "device", required_argument, NULL, 'd' },
 		{ "users", required_argument, NULL, 'u' }, { "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
 		{ NULL, 0, NULL, 0 },
 	};
 	const char *env_file = getenv("FILE"), *env_device = getenv("RREF_DEVICE");
@@ -154,7 +156,7 @@ int main(int argc, char **argv)
 				.device = env_device && *env_device ? env_device : "auto", .users = 3 };
 	int o;
 
-	while ((o = getopt_long(argc, argv, "f:d:u:h", options, NULL)) != -1) {
+	while ((o = getopt_long(argc, argv, "f:d:u:hV", options, NULL)) != -1) {
 		switch (o) {
 		case 'f':
 			job.path = optarg;
@@ -167,6 +169,9 @@ int main(int argc, char **argv)
 			break;
 		case 'h':
 			usage(stdout);
+			return 0;
+		case 'V':
+			printf("rref-demo (librref) %s\n", rref_version());
 			return 0;
 		default:
 			usage(stderr);
