@@ -4,6 +4,7 @@
 // public calls that stay inside a worker. `make perf` runs it; times are of this machine only.
 #include <benchmark/benchmark.h>
 
+#include <cstdio>
 #include <cstring>
 
 extern "C" {
@@ -226,4 +227,13 @@ static void own_value(benchmark::State &state)
 }
 BENCHMARK(own_value);
 
-BENCHMARK_MAIN();
+int main(int argc, char **argv)
+{
+	benchmark::Initialize(&argc, argv);
+	if (benchmark::ReportUnrecognizedArguments(argc, argv))
+		return 1;
+	std::fputs("\"Library was built as DEBUG\" below is about Debian's libbenchmark; librref is built as it is used.\n", stderr);
+	benchmark::RunSpecifiedBenchmarks();
+	benchmark::Shutdown();
+	return 0;
+}

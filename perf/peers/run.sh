@@ -48,6 +48,11 @@ pair() { # OP OPTION OP_OF_UCX TEST ITERATIONS: ours and UCX's at once behind ea
 }
 
 failed=0
+lacks() { # WHAT, WHY IT MATTERS: a part that cannot be measured is a failure, and named
+	echo "run.sh: $1: $2" >&2
+	failed=1
+}
+echo "UCX, then MPI, then torch: some two minutes" >&2
 if command -v ucx_perftest >/dev/null; then
 	for s in 8:3000000 64:3000000 512:2000000 4096:1000000 65536:100000 1048576:4000 16777216:100; do
 		ucx lat ucp_get "${s%:*}" "${s#*:}" || failed=1
@@ -56,14 +61,24 @@ if command -v ucx_perftest >/dev/null; then
 	if [ -x build/bin/rref-perf ]; then
 		pair lat "--sizes 8" lat ucp_get 3000000 || failed=1
 		pair call "" am_lat ucp_am_lat 100000 || failed=1
+	else
+		lacks "build/bin/rref-perf is not built" "librref beside UCX is left out (make build/bin/rref-perf)"
 	fi
+else
+	lacks "there is no ucx_perftest" "UCX is left out (package ucx-utils)"
 fi
+echo "MPI" >&2
 if command -v mpicc >/dev/null; then
 	mkdir -p build/bin
 	mpicc -O2 -o build/bin/mpi_get perf/peers/mpi_get.c && timeout 120 mpirun --allow-run-as-root --oversubscribe -n 2 \
 		build/bin/mpi_get "$seconds" 8 64 512 4096 65536 1048576 16777216 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+else
+	lacks "there is no mpicc" "MPI is left out (packages openmpi-bin, libopenmpi-dev)"
 fi
+echo "torch, which takes some ten seconds to begin" >&2
 if "$python" -c 'import torch' 2>/dev/null; then
 	timeout 300 "$python" perf/peers/torch_to_here.py --seconds "$seconds" 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+else
+	lacks "python3 knows no torch" "torch is left out (package python3-torch)"
 fi
 exit $failed

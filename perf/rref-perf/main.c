@@ -178,13 +178,8 @@ int main(int argc, char **argv)
 		found += all || strcmp(op->name, argv[optind]) == 0;
 	if (!found)
 		return bad("no such operation", argv[optind]);
-	if (cfg.plot) {
-		char rows[4096];
-
-		snprintf(rows, sizeof(rows), "%s.jsonl", cfg.plot);
-		unlink(rows);
-	}
-	pf_out_begin(&cfg);
+	if (pf_out_begin(&cfg))
+		return 1;
 	for (const struct pf_op *op = pf_ops; op->name; op++)
 		if (all || strcmp(op->name, argv[optind]) == 0)
 			failed |= pf_group(&cfg, op);

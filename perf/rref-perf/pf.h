@@ -68,7 +68,7 @@ int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side
 	       struct pf_row *row);
 
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes);
-void pf_out_begin(const struct pf_config *cfg);
+int pf_out_begin(const struct pf_config *cfg); /* says why when it fails */
 void pf_out(const struct pf_config *cfg, const struct pf_row *row);
 int pf_out_end(const struct pf_config *cfg);   /* draws the plot */
 

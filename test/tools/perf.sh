@@ -61,10 +61,17 @@ if [ "$device" = shm ]; then
 fi
 "$perf" lat --device "$device" --sizes 8 --seconds 0.05 >"$rows"
 check "a table" grep -q "^op  *over" "$rows"
+check "with words about its columns" grep -q '^Times are of one operation.*p99' "$rows"
 if command -v gnuplot >/dev/null; then
 	"$perf" lat --device "$device" --sizes 8,64,512 --seconds 0.1 --plot "$dir/a.svg" >/dev/null
 	check "a plot" grep -q '<svg' "$dir/a.svg"
+	"$perf" lat --device "$device" --sizes 8 --plot "$dir/none/a.svg" >"$rows" 2>"$words"
+	check "a plot that cannot be written is refused" grep -q "$dir/none/a.svg: No such file" "$words"
+	check "before anything is measured" [ ! -s "$rows" ]
 fi
+PATH=$dir "$perf" lat --device "$device" --sizes 8 --plot "$dir/b.svg" >"$rows" 2>"$words"
+check "a plot without gnuplot is refused" grep -q 'gnuplot-nox' "$words"
+check "without gnuplot nothing is measured" [ ! -s "$rows" ]
 for bad in "nonsense" "lat --sizes 0" "lat --sizes x" "lat --rounds 0" "lat --window -1" "lat --seconds no" "lat --mode fast" "lat more" ""; do
 	# shellcheck disable=SC2086
 	"$perf" $bad >/dev/null 2>"$words" </dev/null
