@@ -1,24 +1,22 @@
-# librref: see README.md. Plain make; everything built goes to build/, programs to build/bin/.
+# librref: see README.md. Plain make; `make help` lists what can be typed. Everything built goes to build/, programs to build/bin/.
 #
-#   make demo | check            on this machine, over shared memory
-#   make demo-roce | check-roce  over real SoftRoCE (the machine's own RDMA device, else a small virtual machine)
-#   make sim SEEDS=20000         the protocol's simulator (JOBS=, ARGS='--seed 1 --trace')
-#   make model                   the Spin models of docs/model/, and that planted mistakes are found
-#   make all | install | deps | perf | perf-roce | perf-peers | perf-report | clean
-#
-# SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
+# SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer. O=DIR builds in DIR instead
+# of build/ (all, lib, tools, tests, install, demo, sim, perf; the scripts of the tests want build/). V=1 shows the commands.
+# DEPS=no looks for no packages.
 
 VERSION_MAJOR := 0
 VERSION_MINOR := 1
 VERSION_PATCH := 0
 VERSION := $(VERSION_MAJOR).$(VERSION_MINOR).$(VERSION_PATCH)
 
-PREFIX ?= /usr/local
-LIBDIR ?= $(PREFIX)/lib
+# GNU's spelling of the folders is understood too.
+PREFIX ?= $(or $(prefix),/usr/local)
+LIBDIR ?= $(or $(libdir),$(PREFIX)/lib)
 DESTDIR ?=
 
 SAN ?=
-B := build$(if $(SAN),/$(SAN))
+O ?= build
+B := $(O)$(if $(SAN),/$(SAN))
 BIN := $(B)/bin
 
 CC ?= cc
@@ -28,17 +26,22 @@ OBJCOPY ?= objcopy
 comma := ,
 # Small structs are cleared and copied by vector stores; by default gcc takes "rep stos", which costs some 40 cycles to begin.
 SMALL := -mmemset-strategy=vector_loop:512:noalign$(comma)libcall:-1:noalign -mmemcpy-strategy=vector_loop:512:noalign$(comma)libcall:-1:noalign
-OPT ?= -O2 -g $(if $(filter ok,$(shell $(CC) $(SMALL) -E -x c /dev/null >/dev/null 2>&1 && echo ok)),$(SMALL))
+# Asked once; again if there is no compiler yet, since a recipe may install it.
+KNOWS_SMALL = $(or $(knows_small),$(eval knows_small := $(shell command -v $(firstword $(CC)) >/dev/null && \
+	if $(CC) $(SMALL) -E -x c /dev/null >/dev/null 2>&1; then echo yes; else echo no; fi))$(knows_small))
+OPT ?= -O2 -g $(if $(filter yes,$(KNOWS_SMALL)),$(SMALL))
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wformat=2 -Wundef -Wvla \
 	-Wpointer-arith -Wwrite-strings -Wcast-qual
 WERROR ?= $(if $(CI),-Werror)
-HARDEN := -fstack-protector-strong $(if $(SAN),,-D_FORTIFY_SOURCE=2)
+# A distribution's own level of it stays, and it needs an optimizing compiler.
+FORTIFY = $(if $(SAN)$(findstring _FORTIFY_SOURCE,$(CPPFLAGS) $(CFLAGS) $(OPT) $(CC))$(filter -O0,$(CFLAGS) $(OPT)),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+HARDEN = -fstack-protector-strong $(FORTIFY)
 SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Iinclude -I. $(CPPFLAGS)
-$(B)/test/%.o: CPPFLAGS_ALL += -Itest/lib
-CFLAGS_ALL := -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
+$(B)/test/%.o: private CPPFLAGS_ALL += -Itest/lib
+CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
 
@@ -73,66 +76,97 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/inject core/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests demo demo-roce check check-run check-asan check-tsan check-roce sim model perf perf-parts perf-roce perf-peers perf-report deps install uninstall clean
+.PHONY: all lib tools tests san-tests packages FORCE
 .DEFAULT_GOAL := all
-all: lib tools tests
+## the library and its tools (the default)
+all: lib tools
 
-lib: $(STATIC) $(SHARED) $(B)/librref.pc
-tools: $(TOOLS) $(DEMO)
-tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(BIN)/rref-perf $(SIM)
-san-tests: $(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM)
+## the library, static and shared
+lib: $(STATIC) $(SHARED)
+## rref-info, rref-perf and rref-demo
+tools: $(TOOLS) $(DEMO) $(BIN)/rref-perf
+## the test programs, into build/bin; one of them: make build/bin/proc/calls_test
+tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
+# TEST=read: of all test programs and scripts those that have it in their name.
+named = $(strip $(foreach t,$1,$(if $(findstring $(TEST),$(notdir $t)),$t)))
+san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
 
-$(B)/%.o: %.c Makefile
+# What needs no more packages than the library does. Everything else takes those of the tests too.
+LEAN := all lib tools install uninstall sim $(STATIC) $(SHARED) $(TOOLS) $(DEMO) $(BIN)/rref-perf $(SIM)
+packages:
+	@test/tools/deps.sh build $(if $(filter-out $(LEAN),$(MAKECMDGOALS)),check)
+
+# What all was built with: other flags build it anew. Here too, since every object waits for it, packages are looked for.
+FLAGS = $(strip $(CC) $(CXX) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(CXXFLAGS) $(LDFLAGS_ALL))
+ifneq ($(strip $(file <$(B)/flags)),$(FLAGS))
+$(B)/flags: FORCE
+endif
+$(B)/flags: | packages
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	@printf '%s\n' $(call quoted,$(FLAGS)) >$@
 
-$(B)/inject/%.o: %.c Makefile
+# A short line for each thing that is built; V=1: the command instead, make -s: nothing.
+Q := $(if $(V),,@)
+say = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@printf '  %-6s %s\n' $1 $(call quoted,$(or $2,$@)))
+# For the shell, whatever stands in it.
+quoted = '$(subst ','\'',$1)'
+
+$(B)/%.o: %.c Makefile $(B)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+$(B)/inject/%.o: %.c Makefile $(B)/flags
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 # A private jemalloc (docs/ARCHITECTURE.md, "alloc"): one relocatable object in which only the arena calls stay
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
 JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib \
 	malloc_conf_2_conf_harder
 JEMALLOC_A = $(shell $(CC) -print-file-name=libjemalloc_pic.a)
-$(B)/jemalloc.o: Makefile
+$(B)/jemalloc.o: Makefile $(B)/flags
 	@mkdir -p $(@D)
-	$(LD) -r $(JEMALLOC_KEEP:%=-u %) $(JEMALLOC_A) -o $@.tmp
-	$(OBJCOPY) $(JEMALLOC_KEEP:%=--keep-global-symbol=%) $@.tmp
-	$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) \
+	$(call say,LD)
+	$(Q)$(LD) -r $(JEMALLOC_KEEP:%=-u %) $(JEMALLOC_A) -o $@.tmp
+	$(Q)$(OBJCOPY) $(JEMALLOC_KEEP:%=--keep-global-symbol=%) $@.tmp
+	$(Q)$(OBJCOPY) $(foreach s,$(JEMALLOC_KEEP),--redefine-sym $(s)=ra_je_$(s)) \
 		$(if $(filter thread,$(SAN)),--redefine-sym pthread_atfork=ra_je_no_atfork) $@.tmp $@
 	@rm -f $@.tmp
 
 $(STATIC): $(LIB_OBJ) $(B)/jemalloc.o
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
 
 $(STATIC_TEST): $(filter-out $(INJECT:%=$(B)/%.o),$(LIB_OBJ)) $(INJECT:%=$(B)/inject/%.o) $(B)/jemalloc.o
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)
+	$(Q)$(AR) rcs $@ $^
 
 # nodelete: a thread that has used the library runs destructors of it (jemalloc's, our own) at its
 # end, which may come after a dlclose.
 $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
-	$(CC) -shared $(LDFLAGS_ALL) -Wl,-z,nodelete -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
+	$(call say,LD)
+	$(Q)$(CC) -shared $(LDFLAGS_ALL) -Wl,-z,nodelete -Wl,-soname,$(SO) -Wl,--version-script=core/librref.map \
 		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
-	ln -sf $(SO) $(B)/librref.so
-
-$(B)/librref.pc: core/librref.pc.in Makefile
-	@mkdir -p $(@D)
-	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
+	$(Q)ln -sf $(SO) $(B)/librref.so
 
 $(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/attack/%: $(B)/test/attack/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 # Its steps are those of random schedules.
 $(BIN)/unit/rp_oom_test: $(filter-out %/main.o,$(SIM_OBJ))
@@ -140,82 +174,135 @@ $(BIN)/unit/rp_oom_test: $(filter-out %/main.o,$(SIM_OBJ))
 # The protocol's simulator: the machines are the library's own objects.
 $(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^
 
 $(BIN)/conformance/%: $(B)/test/conformance/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 $(BIN)/roce/%: $(B)/test/roce/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 # Tools see internals (rref-info asks verbs/ for devices), so they link the static library.
 $(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
-# The demo is a user's program: public header, shared library.
+# The demo is a user's program: public header, shared library, which it finds beside it: where it was built, and installed.
 $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(SHARED)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -L$(B) -l:$(SO) -Wl,-rpath,'$$ORIGIN/..' -lsodium
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -L$(B) -l:$(SO) -Wl,-rpath,'$$ORIGIN/..:$$ORIGIN/../lib' -lsodium
 
 # ---- what people type ----------------------------------------------------------------------------------------------
+# The comment that `make help` shows of a target stands right above it and begins with ##.
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
+# What is built uses all processors, unless the one who types says how many jobs: that stands in MAKEFLAGS only later, but
+# in what this make was started with. Several targets that do more than build keep their order.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += $(shell { tr '\0' '\n' </proc/$$PPID/cmdline; printf -- '%s\n' $$MAKEFLAGS; } 2>/dev/null | \
+	grep -qE '^(-[a-zA-Z]*j|--jobs)' || echo -j$$(nproc))
+endif
+ifneq ($(filter-out lib tools tests all build/%,$(MAKECMDGOALS)),)
+ifneq ($(word 2,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+endif
+endif
+# $(call build,WHAT THIS IS,TARGETS): with a line now and then that says how far it is. Its packages are there by now.
+build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
+
+.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce sim model perf perf-parts \
+	perf-roce perf-peers perf-report install may-install uninstall clean
+
+## this list
+help:
+	@awk '/^## / {text = substr($$0, 4); next} text && /^[a-z]/ {sub(/:.*/, ""); \
+		n = split($$0, names, " "); for (i = 1; i <= n; i++) printf "  make %-13s %s\n", names[i], text} {text = ""}' $(firstword $(MAKEFILE_LIST))
+	@echo "Packages that are missing are installed first, as root or by sudo; DEPS=no: none are looked for. O=DIR: builds there."
+
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
-# What these build is built by all processors, unless the one who types says how many jobs.
-ALL_CORES = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
+# What check-quick takes: most of the unit tests, a program or two of each kind of the others, fewer schedules.
+QUICK := test/tools/layers.sh $(SIM) $(filter-out $(BIN)/unit/rendezvous% $(addprefix $(BIN)/unit/ra_,threads_test churn_test arena_test seat_test),$(UNIT)) \
+	$(addprefix $(BIN)/proc/,spine_test calls_test refs_test futures_test batch_test shutdown_test) $(filter-out %/messages %/beyond %/stalled,$(CONF))
 
+## install the packages that building and the tests need
 deps:
 	@test/tools/deps.sh build check
 
+## a real file, shared from process to process, read while its owner is stopped, and reclaimed (FILE=)
 demo:
 	@test/tools/deps.sh build
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) lib tools
-	@$(BIN)/rref-demo $(if $(FILE),--file $(FILE))
+	$(call build,the library and its tools,lib tools)
+	@$(BIN)/rref-demo $(if $(FILE),--file $(call quoted,$(FILE)))
 
+## the tests on this machine, over shared memory (TEST=read: those with it in their name)
 check: deps
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) all
-	@$(MAKE) --no-print-directory -s check-run
+	$(if $(TEST),$(if $(call named,$(CHECKED) $(ALONE)),,$(error no test has '$(TEST)' in its name)))
+	$(call build,the library and the tests,all $(if $(TEST),$(filter $(BIN)/%,$(call named,$(CHECKED))),tests))
+	@$(MAKE) --no-print-directory -s DEPS=no check-run
 
+CHECKED = $(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)
 check-run:
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)) --alone $(ALONE)
+	@$(if $(TEST),,echo "some seven minutes on two quiet processors; make check-quick takes two")
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(call named,$(CHECKED))) --alone $(call named,$(ALONE))
 
+## for those who just changed a line: a part of check, under two minutes
+check-quick: deps
+	$(call build,the library and the tests,lib $(filter $(BIN)/%,$(QUICK)))
+	@echo "under two minutes on two quiet processors; make check runs all"
+	@RREF_SIM_SEEDS=2000 $(RUN) --title "quick: unit, some processes over shm" $(call ordered,$(QUICK))
+
+## the tests under the address and undefined-behaviour sanitizers; under the thread sanitizer
 check-asan check-tsan: check-%: deps
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) SAN=$(if $(filter asan,$*),address,thread) san-tests
-	@$(MAKE) --no-print-directory -s SAN=$(if $(filter asan,$*),address,thread) check-san-run
+	$(call build,the tests with the sanitizer,SAN=$(if $(filter asan,$*),address,thread) san-tests)
+	@$(MAKE) --no-print-directory -s DEPS=no SAN=$(if $(filter asan,$*),address,thread) check-san-run
 
 check-san-run:
-	@RREF_TEST_SLOW=4 RREF_SIM_SEEDS=2000 $(RUN) --title "$(SAN) sanitizer" --timeout 600 \
-		$(call ordered,$(SAN_SIM) $(CONF) $(PROC) $(ATTACK) $(SAN_UNIT))
+	@echo "some four minutes on two quiet processors"
+	@RREF_TEST_SLOW=$${RREF_TEST_SLOW:-4} RREF_SIM_SEEDS=2000 $(RUN) --title "$(SAN) sanitizer" --timeout 600 \
+		$(call ordered,$(call named,$(SAN_SIM) $(CONF) $(PROC) $(ATTACK) $(SAN_UNIT)))
 
+# Machines with an RDMA device of their own need no virtual one, most of the time.
+GUEST := $(if $(wildcard /sys/class/infiniband/*),,roce)
 # Over the machine's own RDMA device if it has a usable one, else in the virtual machine.
+## the demo over RDMA: this machine's device, else SoftRoCE in a small virtual machine
 demo-roce:
-	@test/tools/deps.sh build
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) lib tools
-	@test/tools/on-roce.sh $(BIN)/rref-demo --device ibv $(if $(FILE),--file $(FILE))
+	@test/tools/deps.sh build $(GUEST)
+	$(call build,the library and its tools,lib tools)
+	@test/tools/on-roce.sh $(BIN)/rref-demo --device ibv $(if $(FILE),--file $(call quoted,$(FILE)))
 
-check-roce: deps
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) all
+## the tests over RDMA: this machine's device, else SoftRoCE in small virtual machines
+check-roce:
+	@test/tools/deps.sh build check roce
+	$(call build,the library and the tests,all tests)
 	@test/tools/check-roce.sh
 
 # Random schedules of the protocol, checked after every event (docs/TESTING.md). ARGS goes to the program.
+## the protocol's simulator (SEEDS=, JOBS=, ARGS='--seed 1 --trace')
 sim:
-	@$(MAKE) --no-print-directory -s $(SIM)
+	@test/tools/deps.sh build
+	$(call build,the simulator,$(SIM))
 	@$(SIM) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(or $(JOBS),$(shell nproc)) $(ARGS)
 
 # The models of docs/model/. ARGS: names of runs, --big, --keep.
+## the Spin models of docs/model/, and that planted mistakes are found (ARGS=NAME: those runs)
 model:
 	@test/tools/deps.sh model
 	@test/tools/model.sh $(ARGS)
@@ -223,58 +310,65 @@ model:
 PERF_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard perf/rref-perf/*.c verbs/raw/*.c)))
 $(BIN)/rref-perf: $(PERF_OBJ) $(STATIC)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ -ljson-c $(LIBS)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -ljson-c $(LIBS)
 
-# perf, perf-roce: beside the raw operations of the device (ARGS goes to rref-perf). perf-peers: UCX, MPI, torch.
-# perf-report: all three in the same minutes, written to docs/PERF.md.
+# ARGS goes to rref-perf.
+## how fast, beside the raw operations of the device: over shared memory
 perf:
 	@test/tools/deps.sh build perf
-	@$(MAKE) --no-print-directory -s $(BIN)/rref-perf $(BIN)/rref-parts
+	$(call build,the library and what measures it,$(BIN)/rref-perf $(BIN)/rref-parts)
 	@$(BIN)/rref-perf all $(ARGS)
 	@$(BIN)/rref-parts
 
 # The parts alone (ARGS goes to the program, --benchmark_filter=... for one); fails if one of them cannot be measured.
+## what the library's parts cost by themselves
 perf-parts:
 	@test/tools/deps.sh build perf
-	@$(MAKE) --no-print-directory -s $(ALL_CORES) $(BIN)/rref-parts
-	@$(BIN)/rref-parts $(ARGS) >$(B)/parts.log 2>&1; status=$$?; cat $(B)/parts.log; \
-		[ $$status -eq 0 ] && ! grep -q 'ERROR OCCURRED' $(B)/parts.log
+	$(call build,the library and what measures it,$(BIN)/rref-parts)
+	@{ $(BIN)/rref-parts $(ARGS) 2>&1; echo "status $$?"; } | tee $(B)/parts.log | grep -v '^status '; \
+		grep -q '^status 0$$' $(B)/parts.log && ! grep -q 'ERROR OCCURRED' $(B)/parts.log
 
+## how fast, beside the raw operations of the device: over RDMA
 perf-roce:
-	@test/tools/deps.sh build perf
-	@$(MAKE) --no-print-directory -s lib tools $(BIN)/rref-perf
+	@test/tools/deps.sh build perf $(GUEST)
+	$(call build,the library and what measures it,lib tools)
 	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh perf/roce.sh $(ARGS)
 
+## beside UCX, MPI and torch, which it installs (1.7 GB; asks, or YES=1)
 perf-peers:
-	@test/tools/deps.sh perf peers
+	@test/tools/deps.sh build perf peers
+	$(call build,the library and what measures it,$(BIN)/rref-perf)
 	@perf/peers/run.sh $(ARGS)
 
+## all three in the same minutes, written to docs/PERF.md (1.7 GB of packages; asks, or YES=1)
 perf-report:
-	@test/tools/deps.sh build perf peers
-	@$(MAKE) --no-print-directory -s lib tools $(BIN)/rref-perf $(BIN)/rref-parts $(BIN)/proc/path_test
+	@test/tools/deps.sh build check perf peers
+	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/path_test)
 	@perf/report.sh
 
 $(BIN)/rref-parts: perf/parts.cc perf/parts_core.h $(B)/perf/parts_core.o $(STATIC)
 	@mkdir -p $(@D)
-	$(CXX) -std=c++17 $(OPT) -Wall -Wextra $(CPPFLAGS_ALL) -o $@ $< $(B)/perf/parts_core.o $(STATIC) $(LDFLAGS_ALL) -lbenchmark $(LIBS)
+	$(call say,CXX)
+	$(Q)$(CXX) -std=c++17 $(OPT) -Wall -Wextra $(CPPFLAGS_ALL) $(CXXFLAGS) -o $@ $< $(B)/perf/parts_core.o $(STATIC) $(LDFLAGS_ALL) -lbenchmark $(LIBS)
 
-install: lib tools
-	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/bin
-	install -m 644 include/rref.h $(DESTDIR)$(PREFIX)/include/
-	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/
-	install -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/librref.so.$(VERSION)
-	ln -sf librref.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SO)
-	ln -sf $(SO) $(DESTDIR)$(LIBDIR)/librref.so
-	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' core/librref.pc.in \
-		> $(DESTDIR)$(LIBDIR)/pkgconfig/librref.pc
-	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin/
+# The folders are quoted: they may hold spaces. DESTDIR may be relative; what stands in librref.pc may not.
+TO := test/tools/install.sh $(call quoted,$(DESTDIR)) $(call quoted,$(PREFIX)) $(call quoted,$(LIBDIR)) $(VERSION)
+may-install:
+	@$(TO) may
+packages: $(filter may-install,$(MAKECMDGOALS:install=may-install))
 
+## into PREFIX (/usr/local), LIBDIR (PREFIX/lib), below DESTDIR
+install: may-install lib tools
+	@$(TO) install $(call quoted,$(STATIC)) $(call quoted,$(SHARED)) $(TOOLS) $(DEMO) $(BIN)/rref-perf
+
+## what install put there, with the same variables
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/include/rref.h $(DESTDIR)$(LIBDIR)/librref.* $(DESTDIR)$(LIBDIR)/pkgconfig/librref.pc \
-		$(TOOLS:$(BIN)/%=$(DESTDIR)$(PREFIX)/bin/%)
+	@$(TO) uninstall $(notdir $(TOOLS) $(DEMO) $(BIN)/rref-perf)
 
-.SECONDARY:
--include $(shell find $(B) -name '*.d' 2>/dev/null)
-
+## remove build/
 clean:
 	rm -rf build
+
+.SECONDARY:
+-include $(shell find $(B) \( -name bare -o -name vm \) -prune -o -type f -name '*.d' -print 2>/dev/null)

@@ -265,13 +265,14 @@ int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *t
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
 {
 	RB_NO_CANCEL;
-	char text[RP_TEXT_MAX];
+	char text[RP_TEXT_MAX] = "";
 	va_list ap;
 
 	if (!call || err >= 0 || err < -4095)
 		return rc_fail(EINVAL, "rref_call_error: %s", call ? "the code is not a negative errno" : "no call");
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt ? fmt : "", ap);
+	if (fmt)
+		vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	return rc_answer(call, err, *text ? text : rref_strerror(err), NULL);
 }

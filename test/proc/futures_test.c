@@ -357,7 +357,7 @@ TG_TEST(references__are_taken_once_each_and_else_released, 2)
 		struct rref_future *f;
 
 		for (int i = 0; i < 3; i++)
-			TG_OK(rref_new(ctx, "abc" + i, 1, &r[i]));
+			TG_OK(rref_new(ctx, &"abc"[i], 1, &r[i]));
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.echo_refs", &(struct rref_args){ .refs = r, .nr_refs = 3 }, RREF_DEFAULT, &f));
 		TG_IS(rref_future_nr_refs(f), 3);
 		TG_OK(rref_future_ref(f, 1, &got));

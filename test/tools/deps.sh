@@ -1,50 +1,78 @@
 #!/usr/bin/env bash
-# The Debian packages that building and testing need. Installs those that are missing (as root or by sudo), or says
-# which in one line.   deps.sh [--list] [build|check|perf|peers|model|roce ...]   default: build check
+# The Debian packages that building and testing need. Installs those that are missing, as root or by sudo without a
+# password; otherwise one line says what to type.   deps.sh [--list] [build|check|perf|peers|model|roce|bare ...]
+# DEPS=no looks for nothing. A gigabyte or more is installed only after a question; YES=1 answers it.
 set -euo pipefail
+[ "${DEPS-}" != no ] || exit 0
 here=$(cd "$(dirname "$0")/../.." && pwd)
 
 packages() {
 	case $1 in
-	build) echo gcc libc6-dev make binutils libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev ;;
-	check) echo g++ valgrind libcmocka-dev libjson-c-dev pkg-config procps python3 libasan8 libtsan2 libubsan1 locales ;;
-	perf) echo g++ libbenchmark-dev libjson-c-dev gnuplot-nox ;;
+	build) echo gcc libc6-dev make binutils pkg-config libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev libjson-c-dev ;;
+	check) echo g++ valgrind libcmocka-dev procps python3 libasan8 libtsan2 libubsan1 locales ;;
+	perf) echo g++ libbenchmark-dev gnuplot-nox ;;
 	peers) echo perftest ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
 	model) echo gcc libc6-dev spin ;;
 	roce) "$here/test/vm/prepare.sh" --packages ;;
-	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, model, roce" >&2; exit 2 ;;
+	bare) echo debootstrap ;;
+	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, model, roce, bare" >&2; exit 2 ;;
 	esac
 }
 
 list_only=
 [ "${1-}" = --list ] && { list_only=1; shift; }
 [ $# -gt 0 ] || set -- build check
-want=$(for set in "$@"; do packages "$set"; done)
+want=$(for set in "$@"; do packages "$set"; done | tr ' ' '\n' | sort -u)
 if [ -n "$list_only" ]; then
-	printf '%s\n' $want | sort -u
+	echo "$want"
 	exit 0
 fi
-command -v dpkg-query >/dev/null || { echo "deps.sh: not a Debian system; what is needed, by Debian's names:" $want >&2; exit 0; }
-missing=
-for p in $want; do
-	dpkg-query -W -f='${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || missing="$missing $p"
-done
+if ! command -v dpkg-query >/dev/null; then
+	[ -d "$here/build" ] || echo "deps.sh: not a Debian system; what is needed, by Debian's names:" $want >&2
+	exit 0
+fi
+# shellcheck disable=SC2086
+have=$(dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' $want 2>/dev/null | sed -n 's/^ii  *//p') || true
+missing=$(grep -vxF "$have" <<<"$want" | tr '\n' ' ') || true
+missing=${missing% }
 [ -n "$missing" ] || exit 0
+install="apt-get install --no-install-recommends"
 as_root=
 if [ "$(id -u)" -ne 0 ]; then
 	if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
 		as_root=sudo
 	else
-		echo "missing packages; install them with: apt-get install$missing" >&2
+		echo "packages are missing; type as root: apt-get update && $install $missing   (DEPS=no goes on without)" >&2
 		exit 1
 	fi
 fi
-echo "installing:$missing"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+
+apt() { $as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get "$@"; }
+progress() { "$here/test/tools/progress.sh" "$@"; }
 # The package lists of a fresh machine may be empty or old: update first, and only when something is missing.
-if ! { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
-	tail -n 20 "$log" >&2
-	echo "deps.sh: installing failed:$missing" >&2
+progress "package lists" $as_root apt-get update || { echo "deps.sh: apt-get update failed (DEPS=no goes on without)" >&2; exit 1; }
+# shellcheck disable=SC2086
+plan=$(apt install --no-install-recommends --assume-no $missing 2>&1) || true
+download=$(sed -n 's/^Need to get \(.*\) of archives\.$/\1/p' <<<"$plan")
+size=$(sed -n 's/^After this operation, \(.*\) of additional disk space will be used\.$/\1/p' <<<"$plan")
+count=$(sed -n 's/^.* \([0-9]*\) newly installed, .*/\1/p' <<<"$plan")
+what="${count:-?} packages (download ${download:-unknown}, on disk ${size:-unknown})"
+case $size in
+*GB | [0-9][0-9][0-9][0-9]*MB | *,*MB)
+	if [ "${YES-}" = 1 ]; then
+		:
+	elif [ -t 0 ] && [ -t 2 ]; then
+		read -r -p "install $what, for: $missing? [y/N] " answer || answer=
+		case $answer in y | Y | yes) ;; *) echo "deps.sh: nothing was installed" >&2; exit 1 ;; esac
+	else
+		echo "this needs $what: $missing; type YES=1 behind make to install them (DEPS=no goes on without)" >&2
+		exit 1
+	fi
+	;;
+esac
+echo "installing $what: $missing"
+# shellcheck disable=SC2086
+progress "packages" $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing || {
+	echo "deps.sh: installing failed: $missing" >&2
 	exit 1
-fi
+}

@@ -43,11 +43,15 @@ verdict() { # OUT
 
 build=build/model
 mkdir -p $build
+ticker=
+trap '[ -n "$ticker" ] && kill "$ticker" 2>/dev/null' EXIT
 passed=0 failed=0 total=0
 run() { # NAME MODEL WANT SPIN-FLAGS CC-FLAGS PAN-FLAGS
 	local name=$1 model=$2 want=$3 dir=$build/$1 got start states mb secs
 	rm -rf "$dir" && mkdir -p "$dir" && cp docs/model/*.pml "$dir" || exit 2
 	start=$(date +%s%N)
+	while sleep 10 && kill -0 $$ 2>/dev/null; do echo "   ... $name, $((($(date +%s%N) - start) / 1000000000)) s"; done &
+	ticker=$!
 	(
 		cd "$dir" || exit 2
 		spin -a $4 "$model.pml" >spin.txt 2>&1 || { cat spin.txt >&2; exit 2; }
@@ -55,6 +59,9 @@ run() { # NAME MODEL WANT SPIN-FLAGS CC-FLAGS PAN-FLAGS
 		./pan ${6:--m10000} >out.txt 2>&1
 	)
 	[ -f "$dir/$model.pml.trail" ] && (cd "$dir" && spin -t $4 "$model.pml" >steps.txt 2>&1)
+	kill "$ticker" 2>/dev/null
+	wait "$ticker" 2>/dev/null
+	ticker=
 	secs=$((($(date +%s%N) - start) / 100000000))
 	got=$(verdict "$dir/out.txt" 2>/dev/null)
 	states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' "$dir/out.txt" 2>/dev/null)

@@ -7,5 +7,5 @@ if [ "${RREF_VM-}" != 1 ] && build/bin/rref-info --device ibv >/dev/null 2>&1; t
 	exec "$@"
 fi
 test/tools/deps.sh roce
-test/vm/prepare.sh
+test/tools/progress.sh "the virtual machine's kernel" test/vm/prepare.sh
 exec test/vm/run.sh --timeout "${RREF_VM_TIMEOUT:-600}" -- "$@"

@@ -8,6 +8,8 @@
 # as much to run as processors counts a quarter. RREF_TEST_SLOW follows the load too, unless it is set.
 # RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the load average to assume.
 set -uo pipefail
+# A script that calls make is no part of the make that may have started this.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 title='' limit=${RREF_TEST_TIMEOUT:-300} jobs=${RREF_TEST_JOBS:-1}
 while [ $# -gt 0 ]; do
 	case $1 in

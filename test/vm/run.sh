@@ -256,8 +256,12 @@ fi
 
 # A guest that does not come up is a fault of the harness, not a slow test.
 boot_limit=120
-up=0 result=0
+up=0 result=0 said=0
 while :; do
+	if ((!up && SECONDS >= said + 5)) && [[ $mode == command ]]; then
+		said=$SECONDS
+		echo "test/vm: the virtual machine starts, $said s" >&2
+	fi
 	ended=0 ready=0 finished=0
 	for ((h = 0; h < hosts; h++)); do
 		c=$tmp/ctl/host$h

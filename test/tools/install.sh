@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What make install and make uninstall do.
+#   install.sh DESTDIR PREFIX LIBDIR VERSION may                             may it be written there? says so before anything is built
+#   install.sh DESTDIR PREFIX LIBDIR VERSION install STATIC SHARED TOOL...
+#   install.sh DESTDIR PREFIX LIBDIR VERSION uninstall TOOL...               the names of the tools
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+dest=$1 prefix=$2 libdir=$3 version=$4 what=$5
+shift 5
+PATH=$PATH:/usr/sbin:/sbin # ldconfig, for ordinary users
+die() { echo "make $command: $*" >&2; exit 1; }
+command=install
+[ "$what" = uninstall ] && command=uninstall
+case $prefix in /*) ;; *) die "PREFIX is '$prefix': it must begin with / (DESTDIR may be relative)" ;; esac
+case $libdir in /*) ;; *) die "LIBDIR is '$libdir': it must begin with / (DESTDIR may be relative)" ;; esac
+include=$dest$prefix/include lib=$dest$libdir bin=$dest$prefix/bin
+major=${version%%.*}
+
+writable() { # FOLDER: it, or the nearest above it that there is, can be written
+	local d=$1
+	until [ -e "$d" ]; do d=$(dirname "$d"); done
+	if [ ! -d "$d" ] || [ ! -w "$d" ]; then
+		die "$d cannot be written by $(id -un): type it as root (sudo make $command ...), or choose another PREFIX, such as PREFIX=\$HOME/.local"
+	fi
+}
+# The library's folder is one that the loader looks into by itself.
+by_loader() { ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' | xargs -r -d '\n' realpath -q | grep -qxF "$(realpath -m "$libdir")"; }
+
+case $what in
+may)
+	for d in "$include" "$lib/pkgconfig" "$bin"; do writable "$d"; done
+	;;
+install)
+	static=$1 shared=$2
+	shift 2
+	install -d "$include" "$lib/pkgconfig" "$bin"
+	install -m 644 include/rref.h "$include/"
+	install -m 644 "$static" "$lib/librref.a"
+	install -m 755 "$shared" "$lib/librref.so.$version"
+	ln -sf "librref.so.$version" "$lib/librref.so.$major"
+	ln -sf "librref.so.$major" "$lib/librref.so"
+	plain() { printf '%s' "$1" | sed 's/[\\|&]/\\&/g'; } # for the right side of sed's s
+	sed -e "s|@PREFIX@|$(plain "$prefix")|; s|@LIBDIR@|$(plain "$libdir")|; s|@VERSION@|$version|" core/librref.pc.in \
+		>"$lib/pkgconfig/librref.pc"
+	chmod 644 "$lib/pkgconfig/librref.pc"
+	install -m 755 "$@" "$bin/"
+	echo "installed: ${lib}/librref.so.$major, $include/rref.h, $bin/rref-info, rref-perf, rref-demo"
+	[ -z "$dest" ] || exit 0
+	if by_loader; then
+		if [ "$(id -u)" -eq 0 ]; then
+			ldconfig
+		else
+			echo "as root, ldconfig, before the loader finds librref.so.$major"
+		fi
+	else
+		echo "the loader does not look into $libdir: link programs with -Wl,-rpath,'$libdir', or set LD_LIBRARY_PATH='$libdir'"
+	fi
+	if command -v pkg-config >/dev/null && ! pkg-config --exists librref; then
+		echo "pkg-config does not look there either: set PKG_CONFIG_PATH='$libdir/pkgconfig'"
+	fi
+	;;
+uninstall)
+	[ ! -d "$lib" ] || writable "$lib"
+	[ ! -d "$bin" ] || writable "$bin"
+	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* "$lib/pkgconfig/librref.pc"
+	for t; do rm -f "$bin/$t"; done
+	for d in "$lib/pkgconfig" "$lib" "$include" "$bin" "$dest$prefix"; do
+		[ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty "$d"
+	done
+	if [ -z "$dest" ] && [ "$(id -u)" -eq 0 ]; then ldconfig; fi
+	;;
+esac
