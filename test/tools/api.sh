@@ -60,9 +60,16 @@ check "every function is named in a doc block" "$(for f in $declared; do grep -q
 
 if [ -f README.md ]; then
 	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"
-	verdict "the README's program compiles as it stands" cc -Wall -Wextra -Werror -Iinclude "$tmp/readme.c" -o "$tmp/readme" -L"$build" -lrref -Wl,-rpath,"$PWD/$build"
-	check "the README's program is at most 40 lines" "$([ "$(wc -l < "$tmp/readme.c")" -le 40 ] || wc -l "$tmp/readme.c")"
-	verdict "the README's program runs" timeout $((60 * ${RREF_TEST_SLOW:-1})) test/tools/readme-run.sh "$tmp/readme"
+	strict="-Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only"
+	# shellcheck disable=SC2086
+	verdict "the README's program is C11" cc -std=c11 $strict "$tmp/readme.c"
+	# shellcheck disable=SC2086
+	verdict "the README's program is C++17" c++ -x c++ -std=c++17 $strict "$tmp/readme.c"
+	check "the README's program is at most 60 lines" "$([ "$(wc -l < "$tmp/readme.c")" -le 60 ] || wc -l "$tmp/readme.c")"
+	for cc in "cc" "c++ -x c++"; do
+		verdict "the README's commands work, by $cc" timeout $((60 * ${RREF_TEST_SLOW:-1})) \
+			test/tools/readme-run.sh --user --cc "$cc" --to "$tmp/home"
+	done
 fi
 
 info=$build/bin/rref-info

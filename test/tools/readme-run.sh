@@ -1,13 +1,38 @@
 #!/usr/bin/env bash
-# Runs the README's program as the README says: two workers on this machine.   readme-run.sh PROGRAM
+# The README's program by the README's own commands, as they stand there: installs, compiles, and runs two workers.
+#   readme-run.sh [--user] [--cc COMMAND] [--to PREFIX]
+# --user: the commands for one user alone. --cc: instead of cc. --to: instead of the README's folder, with what it says
+# about folders that the system does not look into; the port is a free one then.
 set -euo pipefail
-port=$((20000 + RANDOM % 20000))
-export RREF_WORLD_SIZE=2 RREF_RENDEZVOUS=127.0.0.1:$port
-RREF_RANK=0 "$1" &
-first=$!
-trap 'kill $first 2>/dev/null || true' EXIT
-out=$(RREF_RANK=1 "$1")
-wait $first
-trap - EXIT
-echo "$out"
-grep -q 'hello' <<<"$out"
+tree=$(cd "$(dirname "$0")/../.." && pwd)
+user='' cc=cc to=''
+while [ $# -gt 0 ]; do
+	case $1 in
+	--user) user=1; shift ;;
+	--cc) cc=$2; shift 2 ;;
+	--to) to=$2; shift 2 ;;
+	*) echo "readme-run.sh: $1?" >&2; exit 2 ;;
+	esac
+done
+block() { # LANGUAGE N: the Nth block of it in the README
+	awk -v begin="\`\`\`$1" -v n="$2" '$0 == begin {in_it = ++seen == n; next} $0 == "```" {in_it = 0} in_it' "$tree/README.md"
+}
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+block c 1 >"$tmp/hello.c"
+commands=$(block sh 2)
+# The user's installing, then all but root's.
+[ -z "$user" ] || commands=$(block sh 3; tail -n +2 <<<"$commands")
+[ "$cc" = cc ] || commands=${commands/$'\n'cc /$'\n'$cc }
+if [ -n "$to" ]; then
+	# shellcheck disable=SC2016
+	commands=${commands//'$HOME/.local'/$to}
+	commands=${commands/:29500/:$((20000 + RANDOM % 10000))}
+fi
+echo "$commands"
+# Typed at the top of the tree, but that nothing is left there.
+cd "$tmp"
+export tree
+bash -euc "make() { command make -s -C \"\$tree\" \"\$@\"; }
+$commands" | tee out
+grep -qx 'rank 1 read: hello from rank 0' out
