@@ -221,7 +221,7 @@ endif
 # $(call build,WHAT THIS IS,TARGETS): with a line now and then that says how far it is. Its packages are there by now.
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
-.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce sim model perf perf-parts \
+.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model perf perf-parts \
 	perf-roce perf-peers perf-report install may-install uninstall clean
 
 ## this list
@@ -294,6 +294,11 @@ check-roce:
 	$(call build,the library and the tests,all tests)
 	@test/tools/check-roce.sh
 
+## each target as the first command on a bare Debian 12 (as root; downloads)
+check-bare:
+	@test/tools/deps.sh bare
+	@test/tools/bare.sh $(ARGS)
+
 # Random schedules of the protocol, checked after every event (docs/TESTING.md). ARGS goes to the program.
 ## the protocol's simulator (SEEDS=, JOBS=, ARGS='--seed 1 --trace')
 sim:
@@ -335,13 +340,13 @@ perf-roce:
 	$(call build,the library and what measures it,lib tools)
 	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh perf/roce.sh $(ARGS)
 
-## beside UCX, MPI and torch, which it installs (1.7 GB; asks, or YES=1)
+## beside UCX, MPI and torch, which it installs (more than 1 GB; asks, or YES=1)
 perf-peers:
 	@test/tools/deps.sh build perf peers
 	$(call build,the library and what measures it,$(BIN)/rref-perf)
 	@perf/peers/run.sh $(ARGS)
 
-## all three in the same minutes, written to docs/PERF.md (1.7 GB of packages; asks, or YES=1)
+## all three in the same minutes, written to docs/PERF.md (more than 1 GB of packages; asks, or YES=1)
 perf-report:
 	@test/tools/deps.sh build check perf peers
 	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/path_test)

@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# What people type first, on a bare Debian 12: each make target in a root that debootstrap made, with git, make and
+# ca-certificates and nothing else; as root, and as a user without rights. Packages come from where this machine's apt
+# takes Debian's, and are kept in build/bare/, as is the root. Needs root, and nothing of it is seen outside.
+#   bare.sh [--keep]      --keep: leaves what the commands wrote, in build/bare/run/
+# Left out, since other steps do them or since they take long: the whole of check, check-quick, check-tsan, check-roce,
+# demo-roce, perf, perf-roce (which packages they ask for is looked at), and what perf-peers and perf-report do once more than 1 GB
+# is installed.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+tree=$PWD dir=$PWD/build/bare suite=bookworm
+cannot() { # WHY: where it cannot be done it is skipped, but not by the CI
+	if [ -n "${CI-}" ]; then
+		echo "FAILED: $1"
+		echo "0 passed, 1 failed"
+		exit 1
+	fi
+	echo "skipped: $1"
+	echo "0 passed, 0 failed, 1 skipped"
+	exit 0
+}
+PATH=$PATH:/usr/sbin:/sbin
+[ "$(id -u)" -eq 0 ] || cannot "needs root"
+command -v debootstrap >/dev/null || cannot "there is no debootstrap"
+unshare --mount --pid --fork true 2>/dev/null || cannot "may not mount: unshare fails"
+mkdir -p "$dir"/{run,archives/partial,lists/partial}
+rm -rf "$dir"/run/*
+passed=0 failed=0 out=$dir/out
+[ "${1-}" = --keep ] || trap 'rm -rf "$dir/run"' EXIT
+ok() { # NAME COMMAND...
+	local name=$1
+	shift
+	if "$@"; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAILED $name"
+		tail -n 30 "$out" | sed 's/^/    | /'
+	fi
+}
+says() { grep -qE -- "$1" "$out"; }
+
+# ---- the root
+
+# This machine's own sources of Debian, "SITE RELEASE COMPONENT" a line; else the usual one.
+sources() {
+	local found
+	# shellcheck disable=SC2016
+	found=$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
+		awk -v suite="$suite" '$1 == "Debian" && index($3, suite) == 1 {print $2, $3, $4}' | sort -u)
+	grep -q " $suite main$" <<<"$found" && echo "$found" || echo "http://deb.debian.org/debian $suite main"
+}
+make_root() {
+	local mirror
+	mirror=$(sources | awk -v suite="$suite" '$2 == suite {print $1; exit}')
+	rm -rf "$dir/root"
+	mkdir -p "$dir/debs"
+	debootstrap --variant=minbase --include=git,make,ca-certificates --cache-dir="$dir/debs" "$suite" "$dir/root" "$mirror" || return 1
+	sources | sed 's/^/deb /' >"$dir/root/etc/apt/sources.list"
+	# How this machine's apt reaches them (a proxy, times), and that what was downloaded is kept.
+	{
+		apt-config dump | grep -E '^Acquire::' | grep -vE '::Auth|^Acquire::(CompressionTypes|IndexTargets|Changelogs|Languages)'
+		echo 'Acquire::Languages "none";'
+		echo 'Binary::apt-get::APT::Keep-Downloaded-Packages "true"; APT::Keep-Downloaded-Packages "true";'
+	} >"$dir/root/etc/apt/apt.conf.d/90as-the-host"
+	echo force-unsafe-io >"$dir/root/etc/dpkg/dpkg.cfg.d/unsafe-io" # it is thrown away
+	printf '#!/bin/sh\nexit 101\n' >"$dir/root/usr/sbin/policy-rc.d"
+	chmod 755 "$dir/root/usr/sbin/policy-rc.d"
+	rm -f "$dir/root/var/cache/apt/archives"/*.deb "$dir/root/var/lib/apt/lists"/*_* # a fresh machine's lists are empty
+	chroot "$dir/root" useradd -m new
+	: >"$dir/root.made"
+}
+[ -e "$dir/root.made" ] || test/tools/progress.sh "the bare root" bash -c "$(declare -f sources make_root); dir='$dir' suite=$suite; make_root" || cannot "debootstrap failed"
+cp /etc/resolv.conf "$dir/root/etc/resolv.conf" 2>/dev/null
+rm -rf "$dir/root/root/librref" "$dir/root/home/new/librref"
+mkdir "$dir/root/root/librref"
+# As a clone of it would be, with what is not committed yet.
+git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ -e "$f" ] && printf '%s\0' "$f"; done |
+	tar -c --null -T - | tar -x --no-same-owner -C "$dir/root/root/librref" || cannot "the tree cannot be copied (git ls-files)"
+cp -a "$dir/root/root/librref" "$dir/root/home/new/librref"
+chroot "$dir/root" chown -R new:new /home/new
+
+# ---- commands in it
+
+# in_root LAYERS USER COMMAND: in a copy of the root, over which the LAYERS that earlier commands wrote are laid ("-": none),
+# and in which this one writes a layer of its own, $layer. Its words go to $out; what takes longer than ten minutes is ended.
+layer=
+in_root() {
+	local below=$1 user=$2 command=$3 i
+	i=$(find "$dir/run" -mindepth 1 -maxdepth 1 -type d | wc -l)
+	layer=$dir/run/$i
+	mkdir -p "$layer"/{up,work,at}
+	[ "$below" = - ] && below=
+	# shellcheck disable=SC2016
+	timeout --kill-after=10 600 unshare --mount --pid --fork --kill-child bash -c '
+		set -e
+		dir=$1 layer=$2 below=$3 user=$4 command=$5 lower=
+		for l in $below; do lower=$l/up:$lower; done
+		mount --make-rprivate /
+		mount -t overlay overlay -o "lowerdir=$lower$dir/root,upperdir=$layer/up,workdir=$layer/work" "$layer/at"
+		mount -t proc proc "$layer/at/proc"
+		mount --rbind /sys "$layer/at/sys"
+		mount --rbind /dev "$layer/at/dev"
+		mount --bind "$dir/archives" "$layer/at/var/cache/apt/archives"
+		mount --bind "$dir/lists" "$layer/at/var/lib/apt/lists"
+		home=/root
+		[ "$user" = root ] || home=/home/$user
+		proxies=()
+		for v in http_proxy https_proxy no_proxy; do [ -z "${!v-}" ] || proxies+=("$v=${!v}"); done
+		cd /
+		exec chroot --userspec="$user" "$layer/at" env -i "${proxies[@]}" HOME=$home USER="$user" LANG=C.UTF-8 \
+			PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -c "cd ~/librref && $command"
+	' - "$dir" "$layer" "$below" "$user" "$command" </dev/null 2>&1 | note
+	return "${PIPESTATUS[0]}"
+}
+# To $out, and how long it was silent at most, in seconds, to $out.silent.
+note() {
+	local line last=$SECONDS most=0
+	: >"$out"
+	while IFS= read -r line; do
+		[ $((SECONDS - last)) -le $most ] || most=$((SECONDS - last))
+		last=$SECONDS
+		printf '%s\n' "$line" >>"$out"
+	done
+	[ $((SECONDS - last)) -le $most ] || most=$((SECONDS - last))
+	echo $most >"$out.silent"
+}
+# first LAYERS COMMAND: as root. Succeeds, and was never silent for long: ten seconds, and what a busy machine adds.
+first() {
+	local start=$SECONDS
+	ok "$2" in_root "$1" root "$2"
+	echo "$2: $((SECONDS - start)) s, silent for at most $(cat "$out.silent") s"
+	ok "$2 says what it does meanwhile" [ "$(cat "$out.silent")" -le 30 ]
+}
+
+in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$out")"
+
+# ---- as a user without rights: one line, which says what to type
+targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report check check-quick check-asan check-tsan check-roce demo demo-roce deps"
+# One root for all: none of them may change it.
+in_root - new 'for t in '"$targets"'; do
+		echo "$t: $(make $t PREFIX=$HOME/.local 2>&1 | grep -v "^make")"
+		[ ! -e build ] || echo "$t left a build folder"
+	done; make help; make clean; make uninstall PREFIX=$HOME/.local && echo "uninstalled"'
+for t in $targets; do
+	ok "make $t, by a user without rights, is one line" says "^$t: packages are missing; type as root: apt-get update && apt-get install --no-install-recommends .*(gcc|spin)"
+done
+ok "and nothing else" [ "$(grep -cE '^[a-z-]+: ' "$out")" -eq "$(wc -w <<<"$targets")" ]
+ok "make help" says '^  make demo  '
+ok "make clean, make uninstall" says '^uninstalled$'
+asked=$(sed -n 's/^[a-z-]*: .*--no-install-recommends \(.*\)   (.*/\1/p' "$out" | tr ' ' '\n' | sort -u)
+in_root - new 'make install'
+ok "make install to /usr/local, by a user without rights" says '^make install: /usr/local.* cannot be written by new: .*sudo make install'
+
+# ---- as root: packages, and what the command is for
+first - make
+base=$layer
+in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <<<"$asked")"
+ok "Debian has every package that is asked for" says ' newly installed, 0 to remove'
+for t in "make lib" "make tools" "make sim SEEDS=200" "make demo" "make clean"; do first "$base" "$t"; done
+first "$base" "test/tools/readme-run.sh"
+first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version && make uninstall && test ! -e /usr/local/include/rref.h"
+ok "what was installed runs" says '^rref-demo \(librref\)'
+in_root "$base" root 'cp -a . /home/new/built && chown -R new:new /home/new/built'
+built=$layer
+ok "the README's commands for one user" in_root "$base $built" new 'cd ~/built && test/tools/readme-run.sh --user'
+first "$base" "make check TEST=key_test"
+check=$layer
+ok "a test ran" says '^[1-9][0-9]* passed, 0 failed'
+first "$base $check" "test/tools/readme-run.sh --cc 'c++ -x c++'"
+first "$base $check" "make check-asan TEST=key_test"
+ok "a test ran under the sanitizer" says '^[1-9][0-9]* passed, 0 failed'
+first "$base $check" "make build/bin/proc/calls_test && build/bin/proc/calls_test"
+first "$base" "make perf-parts ARGS='--benchmark_min_time=0.01'"
+first - "make model ARGS=credits"
+for t in perf-peers perf-report; do
+	in_root "$base" root "make $t"
+	ok "make $t asks before it takes so much" says '^this needs [0-9]+ packages .*type YES=1'
+	ok "make $t installed nothing" [ ! -e "$layer/up/usr/bin/mpicc" ]
+done
+
+echo "$SECONDS s; left out: what check-quick, check-tsan, check-roce, demo-roce, perf, perf-roce, perf-peers and perf-report do once the packages are there"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
