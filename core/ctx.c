@@ -91,8 +91,14 @@ static void log_below(void *arg, int level, const char *text)
 
 static int check_options(const struct rref_options *o)
 {
+	if (!o->world_size)
+		return rc_fail(EINVAL, "world size 0: it was not set; 1 is a group of one, and rref_options_from_env reads "
+			       "RREF_WORLD_SIZE");
 	if (o->world_size < 1 || o->world_size > 1024)
 		return rc_fail(EINVAL, "world size %d: 1 to 1024 (RREF_WORLD_SIZE)", o->world_size);
+	if (o->rank == -1)
+		return rc_fail(EINVAL, "rank -1 of a group of %d: it was not set; rref_options_from_env reads RREF_RANK",
+			       o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
 		return rc_fail(EINVAL, "rank %d of a group of %d (RREF_RANK)", o->rank, o->world_size);
 	if (o->world_size > 1 && (!o->rendezvous || !*o->rendezvous))
@@ -315,6 +321,8 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		if (err)
 			return err;
 	}
+	if (o.rank == -1 && o.world_size == 1)
+		o.rank = 0;
 	err = check_options(&o);
 	if (err)
 		return err;

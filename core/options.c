@@ -51,7 +51,7 @@ static const struct number {
 
 void rref_options_init_size(struct rref_options *opt, size_t size)
 {
-	struct rref_options o = { .size = size, .world_size = 1, .device = "auto", .poller_core = -1,
+	struct rref_options o = { .size = size, .rank = -1, .device = "auto", .poller_core = -1,
 				  .log_level = RREF_LOG_WARNING, .stall_timeout = 60 * NSEC_PER_SEC };
 
 	if (!opt)
@@ -217,6 +217,62 @@ static int read_master(struct rref_options *opt)
 	return 0;
 }
 
+/*
+ * Variables by which a launcher numbers its processes. The order is the order of trust: a job of Slurm may run mpirun inside.
+ * size NULL: this launcher does not tell the size.
+ */
+static const struct launcher {
+	const char *name, *command, *rank, *size;
+} launchers[] = {
+	{ "Open MPI", "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE" },
+	{ "MVAPICH", "mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE" },
+	{ "MPICH", "mpiexec", "PMI_RANK", "PMI_SIZE" },
+	{ "Flux", "flux run", "FLUX_TASK_RANK", "FLUX_JOB_SIZE" },
+	{ "JSM", "jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE" },
+	{ "Slurm", "srun", "SLURM_PROCID", "SLURM_NTASKS" },
+	{ "PMIx", "the launcher", "PMIX_RANK", NULL },
+};
+
+/* Appends to text (size bytes) what to type if a known launcher has started this process. */
+static void add_launcher(char *text, size_t size)
+{
+	char rank[32], quoted[48];
+	size_t used = strlen(text);
+
+	for (size_t i = 0; i < array_size(launchers) && used < size; i++) {
+		const struct launcher *l = &launchers[i];
+		const char *value = getenv(l->rank);
+
+		if (!value)
+			continue;
+		snprintf(rank, sizeof(rank), "%s", value);
+		rc_quote(quoted, sizeof(quoted), rank, strlen(rank));
+		snprintf(text + used, size - used, ". %s started this process (%s=%s): %s sh -c 'RREF_RANK=$%s RREF_WORLD_SIZE=%s%s "
+			 "exec \"$0\" \"$@\"' ./program", l->name, l->rank, quoted, l->command, l->rank, l->size ? "$" : "",
+			 l->size ? l->size : "N");
+		return;
+	}
+}
+
+/* A group whose size nobody named would be a silent group of one in each process that a launcher starts. */
+static int check_place(const struct rref_options *o)
+{
+	char text[RREF_TEXT_SIZE], rank[64] = "";
+
+	if (o->world_size > 0 && (o->rank >= 0 || o->world_size == 1))
+		return 0;
+	if (o->rank >= 0)
+		snprintf(rank, sizeof(rank), "the rank is %d, but ", o->rank);
+	if (o->world_size > 0)
+		snprintf(text, sizeof(text), "no rank: the group has %d workers, and neither RREF_RANK nor RANK (torchrun) is set",
+			 o->world_size);
+	else
+		snprintf(text, sizeof(text), "no group: %sneither RREF_WORLD_SIZE nor WORLD_SIZE (torchrun) is set; each worker needs "
+			 "RREF_RANK, RREF_WORLD_SIZE, RREF_RENDEZVOUS; RREF_WORLD_SIZE=1 is a group of one", rank);
+	add_launcher(text, sizeof(text));
+	return rc_fail(EINVAL, "%s", text);
+}
+
 int rref_options_from_env(struct rref_options *opt)
 {
 	static const char *const modes[] = { "auto", "poll", "manual" };
@@ -294,6 +350,9 @@ int rref_options_from_env(struct rref_options *opt)
 		else
 			o.flags |= RREF_NO_LEAK_CHECK;
 	}
+	r = check_place(&o);
+	if (r)
+		return r;
 	o.size = opt->size;
 	memcpy(opt, &o, min_of(o.size, sizeof(o))); /* no further than the program's own */
 	return 0;

@@ -214,8 +214,8 @@ struct rref_scope {
 struct rref_options {
 	size_t size;                    /* of the program's struct rref_options, set by rref_options_init */
 	const char *name;               /* RREF_NAME: unique, 1..127 of A-Za-z0-9_:- ; NULL = "worker<rank>" */
-	int rank;                       /* RREF_RANK, RANK: 0..world_size-1 */
-	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024 */
+	int rank;                       /* RREF_RANK, RANK: 0..world_size-1; -1 (default) = not said: 0 in a group of one */
+	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024; 0 (default) = not said, an error of rref_init */
 	const char *rendezvous;         /* RREF_RENDEZVOUS, MASTER_ADDR:MASTER_PORT (port + 1 under torchrun's agent store):
 					   "host:port" of rank 0; not needed for a group of one */
 	const char *device;             /* RREF_DEVICE: "auto" (default), "shm", "ibv", "ibv:<device>[:port[:gid-index]]" */
@@ -261,7 +261,10 @@ RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
 
 /*
  * rref_options_from_env: overwrites the fields whose variable is set. Strings point into the environment.
- * -EINVAL: a variable that cannot be understood; the text names it and its value.
+ *   -EINVAL  a variable that cannot be understood: the text names it and its value. Or no world size, or no rank in a group
+ *            of more than one, neither in a variable nor in opt: the text says what is looked for. If mpirun, srun or
+ *            another launcher started this process, it has the line to type. RREF_WORLD_SIZE=1 asks for a group of one.
+ *   -ENOMEM  memory for the rendezvous address
  */
 RREF_API int rref_options_from_env(struct rref_options *opt);
 

@@ -229,6 +229,10 @@ int pf_group(const struct pf_config *cfg, const struct pf_op *op)
 	struct rref_options o;
 
 	rref_options_init(&o);
+	if (!cfg->launched) {
+		o.rank = 0;
+		o.world_size = op->world;
+	}
 	if (rref_options_from_env(&o))
 		return pf_say(-EINVAL, "the environment") != 0;
 	o.device = cfg->device;

@@ -65,6 +65,8 @@ static void join(struct demo_worker *w, struct demo_report *r)
 	struct rref_options o;
 
 	rref_options_init(&o);
+	o.rank = w->rank;
+	o.world_size = 1 + w->job->users;
 	if (rref_options_from_env(&o))
 		demo_give_up(w, "%s", rref_last_error());
 	if (o.mode == RREF_PROGRESS_MANUAL)

@@ -23,7 +23,7 @@ TG_TEST(options__bad_fields, 1)
 	BAD(size, 0, "size");
 	BAD(size, 8, "rref_options_init");
 	BAD(size, 1 << 20, "size");
-	BAD(rank, -1, "rank -1");
+	BAD(rank, -2, "rank -2");
 	BAD(rank, 1, "rank 1");
 	BAD(rank, INT32_MAX, "rank");
 	BAD(world_size, 0, "world size 0");
@@ -60,9 +60,14 @@ TG_TEST(options__defaults_do, 1)
 
 	memset(&o, 0xAA, sizeof(o));
 	rref_options_init(&o);
-	TG_CHECK(o.size == sizeof(o) && o.rank == 0 && o.world_size == 1 && o.poller_core == -1 && !o.flags && !o.log &&
+	TG_CHECK(o.size == sizeof(o) && o.rank == -1 && o.world_size == 0 && o.poller_core == -1 && !o.flags && !o.log &&
 		 !o.functions && !o.name && strcmp(o.device, "auto") == 0 && o.log_level == RREF_LOG_WARNING);
 	o.device = tg_device();
+	/* A group that nobody asked for would be one of one, in silence. */
+	tg_refuse(&o, -EINVAL, "world size 0: it was not set");
+	o.world_size = 2;
+	tg_refuse(&o, -EINVAL, "rank -1 of a group of 2: it was not set");
+	o.world_size = 1;
 	tg_accept(&o);
 	rref_options_init(NULL);
 	return 0;
@@ -87,6 +92,8 @@ TG_TEST(options__of_another_version, 1)
 	for (size_t i = shortest; i < sizeof(*older); i++)
 		TG_IS(older->bytes[i], 0x5a);
 	setenv("RREF_TIMEOUT_MS", "1500", 1);
+	TG_IS(rref_options_from_env(&older->o), -EINVAL);
+	older->o.world_size = 1;
 	TG_OK(rref_options_from_env(&older->o));
 	TG_IS(older->o.timeout, 1500 * MS);
 	TG_IS(older->o.size, shortest);
@@ -114,6 +121,7 @@ TG_TEST(options__of_another_version, 1)
 	for (size_t i = sizeof(good); i < sizeof(*newer); i++)
 		TG_IS(newer->bytes[i], 0);
 	newer->o.device = tg_device();
+	newer->o.world_size = 1;
 	TG_OK(rref_options_from_env(&newer->o));
 	tg_accept(&newer->o);
 	newer->bytes[sizeof(*newer) - 1] = 1;
@@ -189,6 +197,10 @@ TG_TEST(environment__as_options, 1)
 	setenv("RREF_DEVICE", tg_device(), 1);
 	setenv("RREF_NAME", "from-env", 1);
 	setenv("RREF_TIMEOUT_MS", "1500", 1);
+	TG_IS(rref_init(NULL, &ctx), -EINVAL);
+	TG_TEXT("RREF_WORLD_SIZE");
+	TG_CHECK(!ctx);
+	setenv("RREF_WORLD_SIZE", "1", 1);
 	TG_OK(rref_init(NULL, &ctx));
 	TG_OK(rref_worker(ctx, 0, &w));
 	TG_CHECK(strcmp(w.name, "from-env") == 0);

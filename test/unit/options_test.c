@@ -21,6 +21,8 @@ static const char *const variables[] = {
 	"RREF_DEVICE", "RREF_KEY_FILE", "RREF_PROGRESS", "RREF_POLLER_CORE", "RREF_THREADS", "RREF_MAX_OPS",
 	"RREF_MAX_VALUE_BYTES", "RREF_MAX_LANDING_BYTES", "RREF_REGION_BYTES", "RREF_TIMEOUT_MS", "RREF_INIT_TIMEOUT_MS",
 	"RREF_PEER_TIMEOUT_MS", "RREF_LOG", "RREF_LEAK_CHECK", "TORCHELASTIC_USE_AGENT_STORE",
+	"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE",
+	"PMIX_RANK", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "SLURM_PROCID", "SLURM_NTASKS",
 };
 
 static int clear_environment(void **state)
@@ -29,6 +31,14 @@ static int clear_environment(void **state)
 	for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++)
 		unsetenv(variables[i]);
 	return 0;
+}
+
+/* Sets the defaults, and a group of one, so that a test may set one variable alone. */
+static void alone(struct rref_options *opt)
+{
+	rref_options_init(opt);
+	opt->rank = 0;
+	opt->world_size = 1;
 }
 
 /* Sets variables from pairs up to NULL, reads them. */
@@ -42,7 +52,7 @@ static int from_env(struct rref_options *opt, ...)
 	while ((name = va_arg(ap, const char *)))
 		setenv(name, va_arg(ap, const char *), 1);
 	va_end(ap);
-	rref_options_init(opt);
+	alone(opt);
 	return rref_options_from_env(opt);
 }
 
@@ -54,8 +64,8 @@ static void options__defaults(void **state)
 	memset(&opt, 0xff, sizeof(opt));
 	rref_options_init(&opt);
 	assert_int_equal(opt.size, sizeof(opt));
-	assert_int_equal(opt.rank, 0);
-	assert_int_equal(opt.world_size, 1);
+	assert_int_equal(opt.rank, -1);
+	assert_int_equal(opt.world_size, 0);
 	assert_null(opt.name);
 	assert_null(opt.rendezvous);
 	assert_null(opt.key_file);
@@ -71,6 +81,7 @@ static void options__defaults(void **state)
 	assert_null(opt.log);
 	rref_options_init(NULL);
 
+	alone(&opt);
 	before = opt;
 	assert_int_equal(rref_options_from_env(&opt), 0);
 	assert_memory_equal(&opt, &before, sizeof(opt));
@@ -182,7 +193,7 @@ static void options__numbers_are_strict(void **state)
 	struct rref_options opt, before;
 
 	(void)state;
-	rref_options_init(&before);
+	alone(&before);
 	for (size_t v = 0; v < sizeof(names) / sizeof(names[0]); v++)
 		for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 			assert_int_equal(from_env(&opt, names[v], bad[i], NULL), -EINVAL);
@@ -207,7 +218,7 @@ static void options__other_texts_are_strict(void **state)
 	struct rref_options opt, before;
 
 	(void)state;
-	rref_options_init(&before);
+	alone(&before);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		assert_int_equal(from_env(&opt, bad[i][0], bad[i][1], NULL), -EINVAL);
 		assert_memory_equal(&opt, &before, sizeof(opt));
@@ -223,7 +234,7 @@ static void options__a_late_bad_variable_changes_nothing(void **state)
 	struct rref_options opt, before;
 
 	(void)state;
-	rref_options_init(&before);
+	alone(&before);
 	assert_int_equal(from_env(&opt, "RREF_RANK", "1", "RREF_WORLD_SIZE", "2", "RREF_LEAK_CHECK", "x", NULL), -EINVAL);
 	assert_memory_equal(&opt, &before, sizeof(opt));
 }
@@ -314,12 +325,140 @@ static void torchrun__bad_master_is_refused(void **state)
 	assert_null(opt.rendezvous);
 }
 
+/* ---- without a group ---- */
+
+/* As a program does that leaves everything to the environment. */
+static int from_these(struct rref_options *opt, const char *const (*pairs)[2])
+{
+	clear_environment(NULL);
+	for (size_t i = 0; pairs[i][0]; i++)
+		setenv(pairs[i][0], pairs[i][1], 1);
+	rref_options_init(opt);
+	return rref_options_from_env(opt);
+}
+
+static void group__without_variables_is_an_error(void **state)
+{
+	static const char *const none[][2] = { { NULL, NULL } };
+	static const char *const rank_only[][2] = { { "RREF_RANK", "1" }, { NULL, NULL } };
+	static const char *const place_only[][2] = { { "RREF_RENDEZVOUS", "h:1" }, { NULL, NULL } };
+	static const char *const master[][2] = { { "MASTER_ADDR", "h" }, { "MASTER_PORT", "1" }, { NULL, NULL } };
+	static const char *const one[][2] = { { "RREF_WORLD_SIZE", "1" }, { NULL, NULL } };
+	static const char *const torch_one[][2] = { { "WORLD_SIZE", "1" }, { NULL, NULL } };
+	struct rref_options opt, before;
+
+	(void)state;
+	rref_options_init(&before);
+	assert_int_equal(from_these(&opt, none), -EINVAL);
+	assert_memory_equal(&opt, &before, sizeof(opt));
+	assert_non_null(strstr(rref_last_error(), "RREF_RANK"));
+	assert_non_null(strstr(rref_last_error(), "RREF_WORLD_SIZE"));
+	assert_non_null(strstr(rref_last_error(), "RREF_RENDEZVOUS"));
+	assert_non_null(strstr(rref_last_error(), "torchrun"));
+	assert_non_null(strstr(rref_last_error(), "RREF_WORLD_SIZE=1"));
+	assert_null(strstr(rref_last_error(), "started this process"));
+	assert_int_equal(from_these(&opt, rank_only), -EINVAL);
+	assert_non_null(strstr(rref_last_error(), "the rank is 1"));
+	assert_int_equal(from_these(&opt, place_only), -EINVAL);
+	assert_int_equal(from_these(&opt, master), -EINVAL);
+	assert_int_equal(from_these(&opt, one), 0);
+	assert_int_equal(opt.world_size, 1);
+	assert_int_equal(from_these(&opt, torch_one), 0);
+	assert_int_equal(opt.world_size, 1);
+}
+
+static void group__without_a_rank_is_an_error(void **state)
+{
+	static const char *const sizes[][2][2] = {
+		{ { "RREF_WORLD_SIZE", "2" }, { NULL, NULL } },
+		{ { "WORLD_SIZE", "2" }, { NULL, NULL } },
+	};
+	struct rref_options opt;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		assert_int_equal(from_these(&opt, sizes[i]), -EINVAL);
+		assert_non_null(strstr(rref_last_error(), "no rank"));
+		assert_non_null(strstr(rref_last_error(), "2 workers"));
+		assert_non_null(strstr(rref_last_error(), "RREF_RANK"));
+	}
+	/* The program's own count as well. */
+	clear_environment(NULL);
+	rref_options_init(&opt);
+	opt.rank = 1;
+	opt.world_size = 2;
+	assert_int_equal(rref_options_from_env(&opt), 0);
+	assert_int_equal(opt.rank, 1);
+}
+
+/* Runs the part of the text from "sh -c" on, with its program replaced; in the environment that the text is about. */
+static void run_line(const char *text, char *out, size_t size)
+{
+	const char *line = strstr(text, "sh -c '"), *program = line ? strstr(line, "./program") : NULL;
+	char command[600];
+	FILE *f;
+
+	assert_non_null(line);
+	assert_non_null(program);
+	snprintf(command, sizeof(command), "%.*s printenv RREF_RANK RREF_WORLD_SIZE", (int)(program - line), line);
+	f = popen(command, "r");
+	assert_non_null(f);
+	size = fread(out, 1, size - 1, f);
+	out[size] = '\0';
+	assert_int_equal(pclose(f), 0);
+}
+
+static void group__a_launcher_is_named_with_the_line_that_works(void **state)
+{
+	static const struct {
+		const char *name, *rank, *size;
+	} all[] = {
+		{ "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE" },
+		{ "mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE" },
+		{ "mpiexec", "PMI_RANK", "PMI_SIZE" },
+		{ "flux run", "FLUX_TASK_RANK", "FLUX_JOB_SIZE" },
+		{ "jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE" },
+		{ "srun", "SLURM_PROCID", "SLURM_NTASKS" },
+	};
+	struct rref_options opt;
+	char text[RREF_TEXT_SIZE], out[64];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		const char *const pairs[][2] = { { all[i].rank, "5" }, { all[i].size, "7" }, { NULL, NULL } };
+		const char *const sized[][2] = { { all[i].rank, "5" }, { "RREF_WORLD_SIZE", "7" }, { NULL, NULL } };
+
+		assert_int_equal(from_these(&opt, sized), -EINVAL);
+		assert_non_null(strstr(rref_last_error(), all[i].rank));
+		assert_int_equal(from_these(&opt, pairs), -EINVAL);
+		snprintf(text, sizeof(text), "%s", rref_last_error());
+		assert_non_null(strstr(text, all[i].name));
+		assert_non_null(strstr(text, all[i].rank));
+		run_line(text, out, sizeof(out));
+		assert_string_equal(out, "5\n7\n");
+	}
+	/* It tells no size. */
+	const char *const pmix[][2] = { { "PMIX_RANK", "3" }, { NULL, NULL } };
+
+	assert_int_equal(from_these(&opt, pmix), -EINVAL);
+	assert_non_null(strstr(rref_last_error(), "RREF_RANK=$PMIX_RANK RREF_WORLD_SIZE=N"));
+	/* Whatever the variable holds, the text ends with the whole line and has nothing that steers a terminal. */
+	const char *const wild[][2] = { { "OMPI_COMM_WORLD_RANK", "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
+					{ "RREF_RANK", "1023" }, { NULL, NULL } };
+
+	assert_int_equal(from_these(&opt, wild), -EINVAL);
+	snprintf(text, sizeof(text), "%s", rref_last_error());
+	assert_string_equal(text + strlen(text) - 9, "./program");
+	for (const char *p = text; *p; p++)
+		assert_true(*p >= 0x20 && *p < 0x7f);
+}
+
 static void *read_many(void *arg)
 {
 	struct rref_options opt;
 
 	for (int i = 0; i < 200; i++) {
-		rref_options_init(&opt);
+		alone(&opt);
 		if (rref_options_from_env(&opt))
 			return arg;
 	}
@@ -363,6 +502,9 @@ static void options__size_is_checked(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		CLEAN(group__a_launcher_is_named_with_the_line_that_works),
+		CLEAN(group__without_a_rank_is_an_error),
+		CLEAN(group__without_variables_is_an_error),
 		CLEAN(options__a_late_bad_variable_changes_nothing),
 		CLEAN(options__bounds_are_included),
 		CLEAN(options__defaults),
