@@ -274,7 +274,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->poller_core = o->poller_core;
 	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
 	ctx->log = o->log;
-	ctx->log_ctx = o->log_ctx;
+	ctx->log_ctx = o->log == rc_log_stderr ? ctx : o->log_ctx;
 	ctx->log_level = o->log_level;
 	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));
 	pthread_mutex_init(&ctx->grow_lock, NULL);

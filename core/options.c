@@ -336,6 +336,8 @@ int rref_options_from_env(struct rref_options *opt)
 		if ((r = read_word("RREF_LOG", value, levels, (int)array_size(levels))) < 0)
 			return r;
 		o.log_level = (enum rref_log_level)r;
+		if (!o.log)
+			o.log = rc_log_stderr;
 	}
 	if ((value = getenv("RREF_TRACE"))) {
 		if (!*value)

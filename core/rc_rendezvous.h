@@ -26,6 +26,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "base/util.h"
 #include "rc_group.h"
 #include "rw.h"
 
@@ -172,6 +173,28 @@ const char *rz_status_text(const struct rz_status *status, uint32_t world, char 
 /* Until then in ms for poll, rounded up; 0 if it is past. */
 int rz_poll_ms(int64_t until);
 void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/*
+ * When a wait is told of in the log, at level info: half a second after it began, then at growing intervals.
+ * rz_say_due: true once for each such moment.
+ */
+struct rz_say {
+	int64_t next, step;
+};
+static inline void rz_say_start(struct rz_say *say)
+{
+	*say = (struct rz_say){ .next = now_ns() + NSEC_PER_SEC / 2, .step = NSEC_PER_SEC };
+}
+static inline bool rz_say_due(struct rz_say *say)
+{
+	int64_t now = now_ns();
+
+	if (now < say->next)
+		return false;
+	say->next = now + say->step;
+	say->step = min_of(say->step * 2, 30 * NSEC_PER_SEC);
+	return true;
+}
 
 /* ---- the two sides. As rc_rendezvous; members is written on success only. */
 

@@ -75,6 +75,7 @@ struct rz_serve {
 	struct rz_digest digest;       /* TABLE */
 	bool status_due;
 	int64_t next_status;
+	struct rz_say say;             /* GATHER: for whom it waits */
 
 	struct rz_conn **conns;        /* [max_conns] */
 	size_t nr_conns, max_conns;

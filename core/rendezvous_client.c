@@ -43,6 +43,7 @@ struct come {
 	bool is_joined, has_status;
 	bool has_table;	 /* rank 0 has begun to send it: from here on its loss is the group's */
 	bool was_joined; /* over a connection before this one */
+	struct rz_say say;             /* for whom it waits */
 	struct rz_status status;
 	struct rz_session session;
 	struct rz_reader in;
@@ -77,6 +78,36 @@ static void pause_until(int64_t until)
 		(void)poll(NULL, 0, rz_poll_ms(until));
 }
 
+/* Logs now and then what this worker waits for. */
+static void say(struct come *c)
+{
+	char text[320];
+
+	if (!rz_say_due(&c->say))
+		return;
+	if (c->is_joined && c->has_status)
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %.1f s: %s", c->a->text, c->peer, waited(c),
+		       rz_status_text(&c->status, c->world, text, sizeof(text)));
+	else if (c->is_connected)
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %.1f s: connected, but rank 0 did not answer yet",
+		       c->a->text, c->peer, c->me->rank, waited(c));
+	else
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %.1f s for rank 0: %u tries, the last: %s",
+		       c->a->text, c->peer, c->me->rank, waited(c), c->nr_tries, *c->last ? c->last : "no answer yet");
+}
+
+/* Waits as wait_fd does, and says so in the log. */
+static int wait_and_say(struct come *c, int fd, short events, int64_t until)
+{
+	for (;;) {
+		int r = wait_fd(fd, events, min_of(until, c->say.next));
+
+		if (r != -ETIMEDOUT || now_ns() >= until)
+			return r;
+		say(c);
+	}
+}
+
 /*
  * A connect to a port of this machine that nobody listens at can meet itself, when the kernel happens to choose that
  * very port for our side. It would answer our hello with our hello, and keep rank 0 from listening.
@@ -95,7 +126,7 @@ static bool is_self_connected(int fd)
 }
 
 /* A connected descriptor, or -errno. */
-static int connect_to(const struct addrinfo *ai, int64_t deadline)
+static int connect_to(struct come *c, const struct addrinfo *ai)
 {
 	const struct linger no_time_wait = { .l_onoff = 1, .l_linger = 0 };
 	const int on = 1;
@@ -111,7 +142,7 @@ static int connect_to(const struct addrinfo *ai, int64_t deadline)
 			r = -errno;
 			goto close_fd;
 		}
-		r = wait_fd(fd, POLLOUT, min_of(deadline, now_ns() + CONNECT_NS));
+		r = wait_and_say(c, fd, POLLOUT, min_of(c->deadline, now_ns() + CONNECT_NS));
 		if (r)
 			goto close_fd;
 		if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &length) < 0)
@@ -161,7 +192,7 @@ static int next_frame(struct come *c, int fd)
 
 	rz_next(&c->in);
 	while ((r = rz_read(fd, &c->in)) == 0)
-		if ((r = wait_fd(fd, POLLIN, c->deadline)))
+		if ((r = wait_and_say(c, fd, POLLIN, c->deadline)))
 			return r;
 	return r < 0 ? r : 0;
 }
@@ -317,9 +348,9 @@ static int try_all(struct come *c, const struct addrinfo *list)
 
 		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, c->peer);
 		c->nr_tries++;
-		fd = connect_to(i, c->deadline);
+		c->is_connected = false;
+		fd = connect_to(c, i);
 		if (fd < 0) {
-			c->is_connected = false;
 			c->last_err = -fd;
 			snprintf(c->last, sizeof(c->last), "%s", rref_strerror(fd));
 			continue;
@@ -356,6 +387,7 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 	c->start = now_ns();
 	c->deadline = deadline;
 	c->table = table;
+	rz_say_start(&c->say);
 	r = rz_resolve(a, key, deadline, &patience, log, &list);
 	if (r)
 		goto free_all;
@@ -376,6 +408,7 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 			look_ns = min_of(2 * look_ns, LOOK_MAX_NS);
 			look_at = now_ns() + look_ns;
 		}
+		say(c);
 		/* A thousand workers that start together should not come back together. */
 		rc_random(&jitter, sizeof(jitter));
 		pause_until(min_of(deadline, now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));

@@ -308,6 +308,19 @@ static void send_status(struct rz_serve *s, int64_t now)
 	}
 }
 
+static void say_who_is_missing(struct rz_serve *s)
+{
+	char text[320], refused[240] = "";
+
+	if (s->phase != GATHER || !rz_say_due(&s->say))
+		return;
+	if (s->nr_refused)
+		snprintf(refused, sizeof(refused), "; refused so far: %llu, the last: %s", (unsigned long long)s->nr_refused,
+			 s->last_refused);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %.1f s: %s%s", s->a->text, s->at,
+	       (double)(now_ns() - s->start) / 1e9, rz_status_text(&s->status, s->world, text, sizeof(text)), refused);
+}
+
 static void start_table(struct rz_serve *s)
 {
 	s->phase = TABLE;
@@ -370,6 +383,8 @@ static int64_t next_event(const struct rz_serve *s, bool is_accepting)
 		next = min_of(next, s->accept_again);
 	if (s->phase == GATHER && s->status_due)
 		next = min_of(next, s->next_status);
+	if (s->phase == GATHER)
+		next = min_of(next, s->say.next);
 	for (size_t i = 0; i < s->nr_conns; i++)
 		if (s->conns[i]->state != AT_MEMBER)
 			next = min_of(next, s->conns[i]->until);
@@ -389,6 +404,7 @@ static int serve_group(struct rz_serve *s)
 		r = step_group(s, now);
 		if (r <= 0)
 			return r;
+		say_who_is_missing(s);
 
 		if (s->accept_again && now >= s->accept_again)
 			s->accept_again = 0;
@@ -442,6 +458,7 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world, world * sizeof(*s.table));
 		goto free_all;
 	}
+	rz_say_start(&s.say);
 	s.table[0] = *me;
 	s.status.present.bits[0] = s.status.came.bits[0] = 1;
 	s.nr_present = 1;

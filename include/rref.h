@@ -30,7 +30,8 @@
  *                Only the scope hook is different: see struct rref_scope.
  *   Progress     wait-free, lock-free, "may block" (waits for peers, bounded by its timeout) or "may lock" (a short
  *                critical section of this process) is said for each function.
- *   The library never exits, aborts or prints on its own, and installs no signal handler.
+ *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
+ *   asks for its log.
  *   Signals      Every thread of the library blocks all signals but those that its own faults
  *                raise. It writes to no pipe or socket in a way that raises SIGPIPE.
  *   Cancellation No function is a cancellation point, waits included: a thread that is cancelled
@@ -234,7 +235,9 @@ struct rref_options {
 	size_t nr_functions;
 	void (*log)(void *ctx, enum rref_log_level level, const char *text); /* NULL = silent. A hook: it may block, and
 					   call the library. One line at a time, in order; up to 256 are kept for a slow
-					   function, and the number of those beyond is told. rref_init's lines come in it */
+					   function, and the number of those beyond is told. rref_init's lines come in it.
+					   With RREF_LOG set, rref_options_from_env puts a
+					   function here that writes to standard error */
 	void *log_ctx;
 	enum rref_log_level log_level;  /* RREF_LOG: "error", "warning", "info", "debug"; default warning */
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
