@@ -234,6 +234,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	rb_close(ctx->loopfd);
 	rb_close(ctx->epfd);
 	rb_close(ctx->kickfd);
+	rb_close(ctx->timer_fd);
 	rc_log_close(ctx);
 	rc_key_wipe(&ctx->key);
 	rc_identity_wipe(&ctx->identity);
@@ -259,7 +260,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	if (!ctx)
 		return NULL;
 	memset(ctx, 0, sizeof(*ctx));
-	ctx->epfd = ctx->kickfd = ctx->loopfd = ctx->fd = -1;
+	ctx->epfd = ctx->kickfd = ctx->loopfd = ctx->fd = ctx->timer_fd = -1;
 	ctx->fork_generation = rb_generation();
 	ctx->gate = o->scope ? RC_NO_GATE : ctx->fork_generation;
 	ctx->serial = rc_quick_serial();
@@ -276,6 +277,8 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->log = o->log;
 	ctx->log_ctx = o->log == rc_log_stderr ? ctx : o->log_ctx;
 	ctx->log_level = o->log_level;
+	ctx->peer_down = o->peer_down;
+	ctx->peer_down_arg = o->peer_down_arg;
 	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));
 	pthread_mutex_init(&ctx->grow_lock, NULL);
 	pthread_mutex_init(&ctx->function_lock, NULL);

@@ -214,6 +214,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
 {
 	struct rv_conn *link = p->link;
+	bool was_alive = at_load(&p->alive);
 	struct list *n;
 
 	if (p->rank == ctx->rank)
@@ -229,6 +230,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 		       p->epoch, p->member->name, p->rank, why);
 		if (status == -EOWNERDEAD)
 			at_add(&ctx->n.dead, 1);
+	} else if (was_alive && p->state != RC_PEER_UP && status != -ESHUTDOWN) {
+		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name, p->rank, why);
 	}
 	if (p->state != RC_PEER_GONE)
 		p->state = RC_PEER_DOWN;
@@ -255,6 +258,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 		at_sub(&p->nr_waiting, 1);
 		rc_read_fail(container_of(n, struct rref_future, node), status);
 	}
+	if (was_alive)
+		rc_peer_is_down(ctx, p, status);
 	rc_barrier_check(ctx);
 }
 

@@ -370,6 +370,11 @@ static int open_descriptors(struct rref_ctx *ctx)
 	if (ctx->fd < 0 || (ctx->fd != ctx->loopfd && (epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->loopfd, &ev) ||
 						       epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->epfd, &ev))))
 		return -errno;
+	if (ctx->mode != RREF_PROGRESS_MANUAL)
+		return 0;
+	ctx->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (ctx->timer_fd < 0 || epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->timer_fd, &ev))
+		return -errno;
 	return 0;
 }
 

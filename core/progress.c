@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "rc_scope.h"
@@ -173,11 +174,22 @@ static void consume(int fd)
 		;
 }
 
+/* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 = not any more. [lock] */
+static void set_timer(struct rref_ctx *ctx, int64_t wait)
+{
+	struct itimerspec at = { .it_value = { wait / NSEC_PER_SEC, wait % NSEC_PER_SEC } };
+
+	timerfd_settime(ctx->timer_fd, 0, &at, NULL);
+	ctx->timer_set = wait > 0;
+}
+
 /* The event loop is in the library, on this thread. [lock] */
 static void loop_is_here(struct rref_ctx *ctx)
 {
 	uint32_t asleep = RC_LOOP_ASLEEP;
 
+	if (ctx->timer_set)
+		set_timer(ctx, 0);
 	/* Written before loop_told, so there is something to read. */
 	if (at_load(&ctx->loop_told) && at_xchg_acq(&ctx->loop_told, 0))
 		consume(ctx->loopfd);
@@ -245,6 +257,9 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	sleep = at_xchg_sc(&ctx->loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
 	if (sleep && !at_load(&ctx->has_poller))
 		sleep = rc_arm(ctx, RC_ARM_LOOP);
+	/* Nobody else has an eye on the time: a death, say, may show in a time-out only. */
+	if (sleep && ctx->timer_fd >= 0)
+		set_timer(ctx, max_of(rc_next_timer(ctx, now_ns()), 1));
 	if (!sleep) {
 		at_store(&ctx->loop, RC_LOOP_AWAKE);
 		if (ctx->arms & RC_ARM_LOOP)

@@ -200,6 +200,8 @@ struct rref_ctx {
 	int poller_core;
 	int epfd, kickfd;
 	int fd, loopfd;                           /* rref_ctx_fd; what wakes the event loop alone */
+	int timer_fd;                             /* of the manual mode's loop; -1 = none */
+	bool timer_set;                           /* [lock] */
 	_Atomic uint32_t loop;                    /* enum rc_loop; sc: partner of the completions of futures */
 	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
 	const void *loop_thread;                  /* [lock] that armed last */
@@ -236,6 +238,8 @@ struct rref_ctx {
 	uint32_t score_limit;                     /* [const] RC_SCORE_LIMIT; tests that break connections have their own */
 	int64_t answer_ns;                        /* [const] RC_ANSWER_NS, or peer_timeout if that is longer; tests have their own */
 
+	void (*peer_down)(void *, struct rref_ctx *, const struct rref_peer_down *); /* [const] NULL = off */
+	void *peer_down_arg;                      /* [const] */
 	struct rc_inject *inject;                 /* [lock] NULL but in tests: rc_inject.h */
 	struct rc_counters n;
 	int64_t started_at;                       /* [const] ages in the machine count from here */
@@ -484,6 +488,9 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [
 int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] when it will be tried again; INT64_MAX = never */
 /* text, and since when this worker has not answered, into buf, which has room for the sum. False: it has, or was not asked. */
 bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
+
+/* down.c */
+void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status); /* [lock] it was alive */
 
 /* stall.c */
 void rc_stall_beat(struct rref_ctx *ctx, int64_t now);               /* [lock] progress is made */

@@ -12,6 +12,7 @@
 #include "base/atomic.h"
 #include "base/util.h"
 #include "rc_group.h"
+#include "rc_hook.h"
 #include "rc_resume.h"
 #include "rp.h"
 #include "rref.h"
@@ -37,6 +38,15 @@ struct rc_pieces {
 	uint64_t bytes;               /* [lock] in flight over this connection, of those that need turns */
 	uint64_t connection;          /* [lock] counts them; not 0 */
 	uint32_t outstanding;         /* [lock] pieces at this connection, of all */
+};
+
+/* Deaths of a peer that the program has not heard of; down.c. [lock] */
+struct rc_down {
+	struct rc_hook hook;
+	bool queued;                  /* the hook is to be run, or runs */
+	uint32_t nr;
+	int err;                      /* of the last one */
+	char text[RP_TEXT_MAX];
 };
 
 enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_PROVING, RC_PEER_UP, RC_PEER_GONE };
@@ -95,6 +105,7 @@ struct rc_peer {
 	struct rc_traffic traffic;    /* [lock] */
 	uint32_t nr_sessions;         /* [lock] that came up */
 	int64_t heard_at;             /* [lock] its last message, or its device's last sign of life; 0 = never */
+	struct rc_down down;          /* [lock] */
 	_Atomic bool alive;
 	/* read path: pinned connection */
 	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */

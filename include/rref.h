@@ -208,6 +208,16 @@ struct rref_scope {
 #define RREF_SCOPE_END 1u
 #define RREF_SCOPE_ASYNC 2u
 
+/* A worker that was alive and is not any more, for the peer_down function of the options. */
+struct rref_peer_down {
+	size_t size;             /* sizeof(struct rref_peer_down) of the library */
+	int rank;
+	int err;                 /* 0: it left the group and said so; -EOWNERDEAD: it died, fell
+				    silent or cannot be reached; -ENETRESET: the session ended
+				    though both live; else another error of the session's end */
+	const char *text;        /* the reason in words; borrowed during the call */
+};
+
 /*
  * Options of a context. Always start from rref_options_init. Strings and tables are borrowed until rref_init returns.
  * The environment variable named behind a field is what rref_options_from_env reads.
@@ -249,6 +259,9 @@ struct rref_options {
 					   "%r" in it is the rank, else ".<rank>" is added */
 	int64_t stall_timeout;          /* RREF_STALL_TIMEOUT_MS: a worker whose process stands still for so long is fenced by those
 					   whose values it holds references to. 0 = for ever; default 60 s; in effect at least 2 s */
+	/* A hook: called once each time that a worker goes down; see rref_worker. NULL = off. */
+	void (*peer_down)(void *arg, struct rref_ctx *ctx, const struct rref_peer_down *down);
+	void *peer_down_arg;
 };
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
@@ -310,7 +323,9 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
  *   -EDEADLK      called from a callback or handler
  *   -ETIMEDOUT    peers did not follow in time; the context is shut down all the same, the text lists what remained
  *   -EBUSY        leak: references to values owned here remained; the text lists them; the context is shut down
- *   -EOWNERDEAD   a peer died meanwhile; the context is shut down
+ *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before, or that
+ *                 returned from main without a shutdown, is not waited for and is no error here:
+ *                 peer_down and the log tell of it
  */
 RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
@@ -341,7 +356,20 @@ struct rref_worker_info {
 	int64_t stalled;         /* ns since its process stopped answering though its device does; 0 = it answers */
 };
 
-/* rref_worker: by rank. -EINVAL: no such rank. rref_worker_by_name: its rank, or -ENOENT. Wait-free. */
+/*
+ * rref_worker: by rank. -EINVAL: no such rank. Wait-free.
+ * rref_worker_by_name: its rank, or -ENOENT. Wait-free.
+ *
+ * A worker counts as alive until this one finds that it is not. It finds so by itself if the two
+ * have a session, which their first call, read or reference makes. Over shm the end of a process
+ * shows at once. A silent host shows within peer_timeout, a process that stands still within
+ * stall_timeout. Without a session the next attempt to speak to the worker shows it; the graceful
+ * shutdown of rank 0 makes one. Then alive is 0, the options' peer_down is called, and the
+ * descriptor of rref_ctx_fd is readable. A new session makes the worker alive again.
+ *
+ * What waits for the dead worker fails before peer_down is called. It is not called for sessions
+ * that this worker's rref_shutdown ends, nor for workers that leave together with this one.
+ */
 RREF_API int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out);
 RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
 
@@ -351,6 +379,8 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
  * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable when a future of the
  * context has ended, whichever thread found that out, and in the manual mode also when rref_progress has something to do.
+ * So it is when a worker went down (see rref_worker), and in the manual mode when a timer is due: half
+ * a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
  * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep; call rref_progress and
  * look at the futures again, since one may have ended in between. May lock.
  */

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A worker goes down: the others' programs hear of it once, with the reason, and their event loops wake. */
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "tg_death.h"
+
+/* What the callback of this worker heard. */
+static struct heard {
+	_Atomic int total, of[TG_MAX], err[TG_MAX];
+	_Atomic bool alive, no_text, failed;
+	int calls;              /* rank that the callback calls, or -1 */
+	_Atomic bool hold;      /* the callback waits until it is cleared */
+} heard;
+
+static void on_down(void *arg, struct rref_ctx *ctx, const struct rref_peer_down *down)
+{
+	struct rref_worker_info w = { .size = sizeof(w) };
+	struct heard *h = arg;
+	char text[4096];
+
+	if (down->size < sizeof(*down) || rref_worker(ctx, down->rank, &w) || w.alive)
+		atomic_store(&h->alive, true);
+	if (!down->text || !*down->text)
+		atomic_store(&h->no_text, true);
+	/* All that a callback may do; with the lock held the first of these would stand still. */
+	if (tg_stats(ctx).sessions == 0 && down->err != -EOWNERDEAD)
+		atomic_store(&h->failed, true);
+	if (rref_dump(ctx, text, sizeof(text)) <= 0)
+		atomic_store(&h->failed, true);
+	if (rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0) != -EDEADLK)
+		atomic_store(&h->failed, true);
+	if (h->calls >= 0 && rref_rpc_sync(ctx, h->calls, "tg.nothing", NULL, RREF_DEFAULT, NULL))
+		atomic_store(&h->failed, true);
+	while (atomic_load(&h->hold) && now_ns() < tg_deadline())
+		tg_pause();
+	atomic_store(&h->err[down->rank], down->err);
+	atomic_fetch_add(&h->of[down->rank], 1);
+	atomic_fetch_add(&h->total, 1);
+}
+
+static struct rref_ctx *join_and_hear(int rank, int calls)
+{
+	struct rref_options o;
+	struct rref_ctx *ctx;
+
+	heard = (struct heard){ .calls = calls };
+	tg_options(&o, rank);
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	o.peer_down = on_down;
+	o.peer_down_arg = &heard;
+	TG_OK(rref_init(&o, &ctx));
+	return ctx;
+}
+
+static void heard_well(void)
+{
+	TG_CHECK(!atomic_load(&heard.alive) && !atomic_load(&heard.no_text) && !atomic_load(&heard.failed));
+}
+
+static bool heard_of(struct rref_ctx *ctx, void *rank)
+{
+	(void)ctx;
+	return atomic_load(&heard.of[*(int *)rank]) > 0;
+}
+
+static void call(struct rref_ctx *ctx, int rank)
+{
+	TG_OK(rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+}
+
+DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, rank == 1 ? -1 : 2 - rank);
+	int one = 1;
+
+	call(ctx, (rank + 1) % 3);
+	tg_meet_serving(ctx, 0);
+	if (rank == 1)
+		tg_die();
+	TG_CHECK(tg_eventually(heard_of, ctx, &one));
+	TG_IS(atomic_load(&heard.err[1]), -EOWNERDEAD);
+	/* Attempts that fail afterwards are no further deaths. */
+	for (int i = 0; i < 5; i++) {
+		TG_IS(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
+		tg_pause();
+	}
+	atomic_fetch_add(&tg_current->shared->flag[1], 1);
+	tg_wait_flag_serving(ctx, 1, 2);
+	tg_leave(ctx);
+	TG_IS(atomic_load(&heard.total), 1);
+	heard_well();
+	return 0;
+}
+
+/* Nobody ever spoke to it: the first attempt finds out. */
+DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+	int one = 1;
+
+	if (rank == 1)
+		tg_die();
+	while (rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL) != -EOWNERDEAD)
+		TG_CHECK(now_ns() < tg_deadline());
+	TG_CHECK(tg_eventually(heard_of, ctx, &one));
+	TG_IS(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
+	tg_leave(ctx);
+	TG_IS(atomic_load(&heard.total), 1);
+	TG_IS(atomic_load(&heard.err[1]), -EOWNERDEAD);
+	heard_well();
+	return 0;
+}
+
+/* One whose time runs out says goodbye. One that returns from main without a word has died, as far as others can see. */
+TG_TEST(down__one_that_leaves_early_is_told_apart, 3)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+	int one = 1, two = 2;
+
+	if (rank != 0)
+		call(ctx, 0);
+	tg_meet_serving(ctx, 0);
+	if (rank == 1) {
+		TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, NSEC_PER_MSEC), -ETIMEDOUT);
+		rref_free_ctx(ctx);
+		return 0;
+	}
+	if (rank == 2)
+		return 0;
+	TG_CHECK(tg_eventually(heard_of, ctx, &one));
+	TG_CHECK(tg_eventually(heard_of, ctx, &two));
+	TG_IS(atomic_load(&heard.err[1]), 0);
+	TG_IS(atomic_load(&heard.err[2]), -EOWNERDEAD);
+	TG_IS(atomic_load(&heard.total), 2);
+	TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0), 0);
+	rref_free_ctx(ctx);
+	TG_IS(atomic_load(&heard.total), 2);
+	heard_well();
+	return 0;
+}
+
+TG_TEST(down__a_group_that_leaves_together_hears_nothing, 3)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+
+	call(ctx, (rank + 1) % 3);
+	tg_finish(ctx);
+	TG_IS(atomic_load(&heard.total), 0);
+	return 0;
+}
+
+/* Deaths that come while the program still thinks about the first one. */
+DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+	int dead[] = { 1, 2, 3 };
+
+	if (rank != 0)
+		call(ctx, 0);
+	atomic_store(&heard.hold, rank == 0);
+	tg_meet_serving(ctx, 0);
+	if (rank != 0)
+		tg_die();
+	/* In the manual mode the callback holds up this very thread, so that the others' deaths are found behind it. */
+	if (tg_mode() == RREF_PROGRESS_MANUAL)
+		atomic_store(&heard.hold, false);
+	for (int i = 0; i < 3; i++)
+		TG_CHECK(tg_eventually(tg_is_dead, ctx, &dead[i]));
+	atomic_store(&heard.hold, false);
+	for (int i = 0; i < 3; i++) {
+		TG_CHECK(tg_eventually(heard_of, ctx, &dead[i]));
+		TG_IS(atomic_load(&heard.of[dead[i]]), 1);
+		TG_IS(atomic_load(&heard.err[dead[i]]), -EOWNERDEAD);
+	}
+	tg_leave(ctx);
+	TG_IS(atomic_load(&heard.total), 3);
+	heard_well();
+	return 0;
+}
+
+/* Sleeps as an event loop does: on the descriptor alone, and with no function for deaths. False: nothing came in time. */
+static bool loop_once(struct rref_ctx *ctx)
+{
+	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+	int64_t left = tg_deadline() - now_ns();
+
+	if (rref_ctx_arm(ctx) == 0 && poll(&p, 1, (int)(max_of(left, 0) / NSEC_PER_MSEC)) == 0)
+		return false;
+	TG_OK(rref_progress(ctx));
+	return true;
+}
+
+DEATH_TEST(down__an_event_loop_wakes, 2, 1 << 1)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+	int one = 1;
+
+	if (rank == 0)
+		call(ctx, 1);
+	tg_meet_serving(ctx, 0);
+	if (rank == 1) {
+		usleep(50000); /* the other one sleeps by then, mostly */
+		tg_die();
+	}
+	while (!tg_is_dead(ctx, &one))
+		TG_CHECK(loop_once(ctx));
+	/* Of a death that another thread found the loop hears, too; but once. */
+	while (rref_ctx_arm(ctx) || poll(&p, 1, 0)) {
+		TG_CHECK(now_ns() < tg_deadline());
+		TG_OK(rref_progress(ctx));
+	}
+	tg_leave(ctx);
+	return 0;
+}
+
+/* The poller finds the death and sleeps again, long before the loop looks at its descriptor. */
+DEATH_TEST(down__an_event_loop_that_looks_late, 2, 1 << 1)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
+	int one = 1;
+
+	if (rank == 0)
+		call(ctx, 1);
+	tg_meet_serving(ctx, 0);
+	if (rank == 1) {
+		tg_wait_flag_serving(ctx, 1, 1);
+		tg_die();
+	}
+	while (rref_ctx_arm(ctx))
+		TG_OK(rref_progress(ctx));
+	tg_set_flag(1, 1);
+	/* In the manual mode it is the loop itself that finds it. */
+	while (tg_mode() == RREF_PROGRESS_MANUAL ? !poll(&p, 1, 0) : !tg_is_dead(ctx, &one)) {
+		TG_CHECK(now_ns() < tg_deadline());
+		tg_pause();
+	}
+	TG_IS(poll(&p, 1, (int)((tg_deadline() - now_ns()) / NSEC_PER_MSEC)), 1);
+	while (!tg_is_dead(ctx, &one))
+		TG_CHECK(loop_once(ctx));
+	tg_leave(ctx);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(down__a_death_is_told_once),
+		cmocka_unit_test(down__a_group_that_leaves_together_hears_nothing),
+		cmocka_unit_test(down__a_slow_program_hears_of_all),
+		cmocka_unit_test(down__a_worker_that_no_session_was_made_with),
+		cmocka_unit_test(down__an_event_loop_that_looks_late),
+		cmocka_unit_test(down__an_event_loop_wakes),
+		cmocka_unit_test(down__one_that_leaves_early_is_told_apart),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
