@@ -277,6 +277,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	ctx->log = o->log;
 	ctx->log_ctx = o->log == rc_log_stderr ? ctx : o->log_ctx;
 	ctx->log_level = o->log_level;
+	ctx->came_calm.idle = true;
 	ctx->peer_down = o->peer_down;
 	ctx->peer_down_arg = o->peer_down_arg;
 	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));

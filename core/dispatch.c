@@ -308,10 +308,13 @@ static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_p
 	case RW_BARRIER: {
 		uint64_t number = m->u.number >> 1;
 
-		if (ctx->rank != 0 || number != (uint64_t)ctx->barrier_seen[from->rank] + 1)
+		/* The last one again: its sender has lost a session, and does not know whether it came. */
+		bool again = ctx->rank == 0 && number && number == ctx->barrier_seen[from->rank];
+
+		if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->barrier_seen[from->rank] + 1))
 			break;
-		ctx->barrier_seen[from->rank]++;
-		if (number > ctx->barrier_done && (m->u.number & 1))
+		ctx->barrier_seen[from->rank] += !again;
+		if (!again && number > ctx->barrier_done && (m->u.number & 1))
 			ctx->barrier_busy |= BUSY_BIT(number);
 		if (number <= ctx->barrier_done) {
 			/* It was given up for dead, and only its session had ended: it missed nothing but the answer. */

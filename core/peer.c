@@ -244,6 +244,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
 	at_store(&p->alive, false);
 	snprintf(p->why, sizeof(p->why), "%s", why);
+	p->nr_fences++;
 	rc_send_drop_queue(ctx, p);
 	/* (3) */
 	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = p->why };

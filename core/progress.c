@@ -82,6 +82,8 @@ static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
 	int64_t now = now_ns();
 
 	ctx->polled_slow_at = now;
+	if (unlikely(at_load_sc(&ctx->serve_stop)))
+		rc_serve_look(ctx);
 	if (now < ctx->next_tick)
 		return;
 	ctx->next_tick = now + TICK_NS;
@@ -362,8 +364,11 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		const struct rc_peer *p = &ctx->peers[i];
 
 		/* What these wait for may come without an event: see rc_peer_tick. */
-		if (pending && (at_load(&p->nr_waiting) || rc_barrier_misses(ctx, i)))
+		if (pending && at_load(&p->nr_waiting))
 			next = min_of(next, tick);
+		/* A server's barrier may last for days: only a peer that is to be spoken to needs a turn. */
+		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye)
+			next = min_of(next, max_of(p->retry_at, tick));
 		if (p->stall.fence_at)
 			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)

@@ -111,6 +111,12 @@ struct rc_counters {
 	uint64_t sessions;                                                 /* [lock] */
 };
 
+/* Whether calls were served or under way here at a barrier, or have been since the one before. */
+struct rc_calm {
+	uint64_t begun; /* calls_begun at the last barrier */
+	bool idle;      /* and whether this worker was idle at it */
+};
+
 struct rref_ctx {
 	/* read by every operation */
 	uint64_t serial;                  /* [const] of this process' contexts; addresses come again, it does not */
@@ -225,6 +231,11 @@ struct rref_ctx {
 	uint64_t barrier_busy;                    /* [lock] bit n % 64: somebody was busy at barrier n, or since the one before */
 	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
 	struct rref_future *barrier_op;           /* [lock] who waits for one here */
+	_Atomic uint32_t serving, serve_stop;     /* a thread is in rref_serve; it is to end */
+	bool came;                                /* [lock] it has begun the first barrier */
+	bool came_sent;                           /* [lock] and told rank 0 ... */
+	uint32_t came_fences;                     /* [lock] ... behind that many fences of its session */
+	struct rc_calm came_calm;                 /* [lock] at that moment */
 	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
 	_Atomic uint32_t nr_consumed;
 	_Atomic uint64_t calls_begun;             /* how many ever were to be served; written under the lock */
@@ -580,6 +591,16 @@ void rc_callback_fork_child(void);
 void rc_hands_fork_child(void);
 void rc_scopes_fork_child(void);
 void rc_pool_fork_child(void);
+
+/* shutdown.c, serving.c */
+/*
+ * Begins or goes on to wait for a barrier: f ends with it. Rank 0 is told, unless it was since the
+ * last fence. Returns the error of telling it; f waits all the same. [lock, let go of meanwhile]
+ */
+int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number, struct rc_calm *calm,
+		    int64_t deadline);
+void rc_serve_look(struct rref_ctx *ctx);                    /* [lock] */
+void rc_serve_end(struct rref_ctx *ctx); /* no thread is in rref_serve, or will be: closing is set */
 
 /* stats.c, leak.c */
 static inline void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */

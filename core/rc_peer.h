@@ -104,6 +104,7 @@ struct rc_peer {
 	char why[RP_TEXT_MAX];        /* [lock] last failure */
 	struct rc_traffic traffic;    /* [lock] */
 	uint32_t nr_sessions;         /* [lock] that came up */
+	uint32_t nr_fences;           /* [lock] each of which drops the messages that wait */
 	int64_t heard_at;             /* [lock] its last message, or its device's last sign of life; 0 = never */
 	struct rc_down down;          /* [lock] */
 	_Atomic bool alive;

@@ -99,41 +99,57 @@ static void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t dead
 	rc_wait_until(ctx, may_retry, p, deadline);
 }
 
-/* Whether calls were served or under way here at a barrier, or have been since the one before. */
-struct calm {
-	uint64_t begun; /* calls_begun at the last barrier */
-	bool idle;      /* and whether this worker was idle at it */
-};
-
-/* *busy: whether any worker was. */
-static int barrier(struct rref_ctx *ctx, int64_t deadline, struct calm *calm, bool *busy)
+int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number, struct rc_calm *calm,
+		    int64_t deadline)
 {
 	struct rw_message m = { .frame.type = RW_BARRIER };
+	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
+	bool now_idle = idle(ctx, NULL);
+	uint64_t begun = at_load(&ctx->calls_begun);
+	struct rc_peer *zero = &ctx->peers[0];
+	int err = 0;
+
+	m.u.number = number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
+	if (number > ctx->barrier_sent) {
+		ctx->barrier_sent = number;
+		ctx->came_sent = false;
+		*calm = (struct rc_calm){ begun, now_idle };
+	}
+	f->number = number;
+	f->peer = 0;
+	at_store(&f->kind, RC_OP_BARRIER);
+	ctx->barrier_op = f;
+	if (!ctx->came_sent || ctx->came_fences != zero->nr_fences) {
+		wait_for_retry(ctx, zero, deadline);
+		err = rc_send(ctx, 0, &m);
+		ctx->came_sent = !err;
+		ctx->came_fences = zero->nr_fences;
+	}
+	if (ctx->barrier_op == f && ctx->barrier_done >= number && rc_op_claim(f)) {
+		rc_op_finish(f, true);
+		rc_op_put(f);
+	}
+	return err;
+}
+
+/* *busy: whether any worker was. */
+static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm, bool *busy)
+{
 	struct rref_future *f;
 	int err = rc_op_get(ctx, deadline, &f);
+	uint64_t number;
 
 	if (err)
 		return err;
 	rc_lock(ctx);
-	f->number = ++ctx->barrier_sent;
-	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
-	bool now_idle = idle(ctx, NULL);
-	uint64_t begun = at_load(&ctx->calls_begun);
-
-	m.u.number = f->number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
-	*calm = (struct calm){ begun, now_idle };
-	f->peer = 0;
-	at_store(&f->kind, RC_OP_BARRIER);
-	ctx->barrier_op = f;
-	wait_for_retry(ctx, &ctx->peers[0], deadline);
-	err = rc_send(ctx, 0, &m);
+	/* The first one may have been sent by rref_serve. */
+	number = ctx->came ? ctx->barrier_sent : ctx->barrier_sent + 1;
+	if (ctx->came)
+		*calm = ctx->came_calm;
+	ctx->came = false;
+	err = rc_barrier_come(ctx, f, number, calm, deadline);
 	if (err)
 		rc_op_end(ctx, f, err, rc_error_text());
-	else if (ctx->barrier_done >= f->number) {
-		rc_op_claim(f);
-		rc_op_finish(f, true);
-		rc_op_put(f);
-	}
 	rc_unlock(ctx);
 	if (rc_op_wait(f, deadline)) {
 		rc_lock(ctx);
@@ -225,7 +241,7 @@ static int left_early(struct rref_ctx *ctx)
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 {
 	uint64_t dead = at_load(&ctx->n.dead);
-	struct calm calm = { .idle = true };
+	struct rc_calm calm = { .idle = true };
 	bool busy = true;
 	int err = barrier(ctx, deadline, &calm, &busy);
 
@@ -329,6 +345,9 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 		return rc_fail(EDEADLK, "rref_shutdown: called from a callback or handler");
 	if (!at_cas_ar(&ctx->closing, &no, true))
 		return rc_fail(ESHUTDOWN, "another thread is shutting the context down");
+	rc_lock(ctx);
+	rc_unlock(ctx); /* a thread in rref_serve has seen `closing`, or is seen here */
+	rc_serve_end(ctx);
 	if (how == RREF_SHUTDOWN_GRACEFUL) {
 		err = leave_gracefully(ctx, rc_deadline(ctx, timeout));
 		if (err)

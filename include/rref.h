@@ -330,6 +330,32 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
 RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
 /*
+ * rref_serve: for a process that only serves. Blocks, makes progress in every mode, and returns when
+ * every other worker that lives has come to its graceful rref_shutdown: nobody is left to serve. Then
+ * call rref_shutdown, which does not wait for them again. There is no time-out. Other threads may use
+ * the context meanwhile. The death of a worker ends nothing: it is told as always (see rref_worker),
+ * and the others are served on, also without rank 0, which counts who has come. Alone in a group of
+ * one it returns at once.
+ *   0            every other worker has come, or rref_serve_stop was called, or another thread is in
+ *                rref_shutdown. Also when some workers died and the others have come
+ *   -EOWNERDEAD  nobody is left, and not in order: all others died, or rank 0 did and the rest left
+ *   -EDEADLK     called from a callback or handler
+ *   -EBUSY       another thread is in rref_serve of this context
+ *   -ESHUTDOWN   the context was shut down before
+ *   -EAGAIN      all operations of the context are in use (max_ops)
+ *
+ * rref_serve_stop: ends the rref_serve that runs, or else the next one, which then returns 0. For any
+ * thread, and for signal handlers: it is async-signal-safe, keeps errno and sets no text. A graceful
+ * rref_shutdown after it waits for the other workers, up to its time-out; serving them all the same.
+ * Lock-free. -EINVAL: NULL. -ECHILD. The context must not be freed meanwhile.
+ *
+ * Without these two, rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_FOREVER) serves until the
+ * others come, too. It cannot be stopped, and ends with an error if rank 0 dies.
+ */
+RREF_API int rref_serve(struct rref_ctx *ctx);
+RREF_API int rref_serve_stop(struct rref_ctx *ctx);
+
+/*
  * rref_free_ctx: frees the context, after rref_shutdown(NOW) if it was not shut down. Handles, views, futures and calls
  * of it must be gone or are not to be touched again. NULL accepted. May block: it waits for a thread that is in
  * rref_shutdown. From a callback or handler it does nothing but log an error.

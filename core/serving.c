@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A process that only serves: rref_serve.
+ *
+ * It is the first barrier of a graceful shutdown, without an end: this worker has come, and waits until all others
+ * have. So the group ends by itself when the others end, and rref_shutdown goes on from there. What a barrier
+ * lacks, a server needs: to be stopped from a signal handler, and to go on when rank 0 dies, which
+ * counts who has come. Then the server looks for itself whether anybody is left.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "rc.h"
+
+#define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
+
+/* Ends the wait of rref_serve if it is asked for. [lock] */
+void rc_serve_look(struct rref_ctx *ctx)
+{
+	/* sc: partner of rref_serve_stop, which stores and then looks at `sleeping`. */
+	if (!at_load(&ctx->serving) || !at_load_sc(&ctx->serve_stop) || !ctx->barrier_op)
+		return;
+	rc_op_end(ctx, ctx->barrier_op, -ECANCELED, "rref_serve_stop");
+}
+
+void rc_serve_end(struct rref_ctx *ctx)
+{
+	unsigned turn = 0;
+
+	while (at_load_acq(&ctx->serving)) {
+		at_store_sc(&ctx->serve_stop, 1);
+		rc_lock(ctx);
+		rc_serve_look(ctx);
+		rc_unlock(ctx);
+		rc_pause(&turn);
+	}
+}
+
+/* No worker but this one and rank 0 is left, as far as a look at them tells. Speaks to those that it knows nothing of. [lock] */
+static bool nobody_left(struct rref_ctx *ctx)
+{
+	bool left = false;
+
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		if (i == ctx->rank || p->said_goodbye || (!at_load(&p->alive) && (p->ever_up || p->nobody)))
+			continue;
+		left = true;
+		if (!p->ever_up && p->state == RC_PEER_DOWN && now_ns() >= p->retry_at)
+			rc_peer_want(ctx, p);
+	}
+	return !left;
+}
+
+/* On rank 0, which counts: whether any other worker has come. [lock] */
+static bool anybody_came(const struct rref_ctx *ctx)
+{
+	bool came = ctx->rank != 0 || ctx->world == 1;
+
+	for (uint32_t i = 1; !came && i < ctx->world; i++)
+		came = ctx->barrier_seen[i] > 0;
+	return came;
+}
+
+/* How the wait ended. 1: it goes on. [lock] */
+static int judge(struct rref_ctx *ctx, int status)
+{
+	const struct rc_peer *zero = &ctx->peers[0];
+
+	if (status == -ECANCELED)
+		return 0;
+	if (status == 0)
+		return anybody_came(ctx) ? 0 : rc_fail(EOWNERDEAD, "every other worker of the group has died");
+	if (at_load(&ctx->state) != RC_CTX_RUNNING)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	if (!nobody_left(ctx))
+		return 1;
+	return rc_fail(EOWNERDEAD, "no worker is left to serve, and %s (rank 0) did not end in order: %s", zero->member->name,
+		       zero->why);
+}
+
+static int serve(struct rref_ctx *ctx)
+{
+	int64_t deadline = INT64_MAX;
+	struct rref_future *f;
+	int err;
+
+	for (;;) {
+		err = rc_op_get(ctx, INT64_MAX, &f);
+		if (err)
+			return err;
+		rc_lock(ctx);
+		if (rc_barrier_come(ctx, f, ctx->came ? ctx->barrier_sent : ctx->barrier_sent + 1, &ctx->came_calm,
+				    now_ns() + AGAIN_NS))
+			deadline = now_ns() + AGAIN_NS;
+		ctx->came = true;
+		rc_serve_look(ctx);
+		rc_unlock(ctx);
+		rc_op_wait(f, deadline);
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -EAGAIN, "rank 0 is away");
+		ctx->barrier_op = NULL;
+		err = judge(ctx, f->status);
+		rc_unlock(ctx);
+		rc_op_put(f);
+		if (err <= 0)
+			return err;
+		deadline = now_ns() + AGAIN_NS;
+	}
+}
+
+int rref_serve(struct rref_ctx *ctx)
+{
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (rc_in_callback())
+		return rc_fail(EDEADLK, "rref_serve: called from a callback or handler");
+	rc_lock(ctx);
+	/* Once more: a whole shutdown may have passed since the first look. */
+	if (at_load(&ctx->closing) || at_load(&ctx->state) != RC_CTX_RUNNING)
+		err = rc_fail(ESHUTDOWN, "the context is being shut down");
+	else if (at_load(&ctx->serving))
+		err = rc_fail(EBUSY, "another thread is in rref_serve");
+	else
+		at_store(&ctx->serving, 1);
+	rc_unlock(ctx);
+	if (err)
+		return err;
+	err = serve(ctx);
+	at_store(&ctx->serve_stop, 0);
+	at_store_rel(&ctx->serving, 0); /* last: partner of rc_serve_end, behind which the context may be freed */
+	return err;
+}
+
+/* May be called by a signal handler: one store, and one write if a thread sleeps. */
+int rref_serve_stop(struct rref_ctx *ctx)
+{
+	int saved = errno;
+
+	if (!ctx || rc_is_child(ctx))
+		return ctx ? -ECHILD : -EINVAL;
+	at_store_sc(&ctx->serve_stop, 1);
+	rc_kick(ctx);
+	errno = saved;
+	return 0;
+}
