@@ -63,8 +63,8 @@ bool rc_answer_nothing(struct rref_call *call)
 }
 
 /* Consumes *payload if it went out. [lock] */
-static int reply_rpc(struct rref_call *call, int status, const char *text, const struct rref_args *result,
-		     struct rc_payload **payload)
+static int reply_rpc(struct rref_call *call, int status, unsigned about, const char *text,
+		     const struct rref_args *result, struct rc_payload **payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rw_message m;
@@ -76,6 +76,7 @@ static int reply_rpc(struct rref_call *call, int status, const char *text, const
 	rw_reply_init(&m);
 	r->call_id = call->call_id;
 	r->status = status;
+	r->about = status ? (uint16_t)about : 0;
 	r->text = status ? text : NULL;
 	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
 	if (!status && result) {
@@ -102,10 +103,11 @@ static int reply_rpc(struct rref_call *call, int status, const char *text, const
 }
 
 /* [lock] The value is made already. */
-static int reply_remote(struct rref_call *call, int status, const char *text, struct rc_value *v)
+static int reply_remote(struct rref_call *call, int status, unsigned about, const char *text, struct rc_value *v)
 {
 	struct rref_ctx *ctx = call->ctx;
-	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .text = text, .value = v };
+	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .about = (uint16_t)about, .text = text,
+			       .value = v };
 	int err;
 
 	err = rc_step(ctx, &ev, NULL);
@@ -117,9 +119,10 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 
 			rc_remote(h)->creation = NULL;
 			if (status)
-				rc_handle_fail(h, status, text);
+				rc_handle_fail_about(h, status, (uint16_t)about, text);
 			if (rc_op_claim(f)) {
 				f->status = status;
+				f->about = status ? (uint16_t)about : 0;
 				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
 				if (!status && at_load(&h->state) != RC_H_READY) {
 					h->value = v;
@@ -135,8 +138,8 @@ static int reply_remote(struct rref_call *call, int status, const char *text, st
 }
 
 /* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
-static int give(struct rref_call *call, int status, const char *text, const struct rref_args *result, struct rc_value *v,
-		struct rc_payload *payload)
+static int give(struct rref_call *call, int status, unsigned about, const char *text,
+		const struct rref_args *result, struct rc_value *v, struct rc_payload *payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t no = 0;
@@ -150,8 +153,8 @@ static int give(struct rref_call *call, int status, const char *text, const stru
 		return rc_fail(EALREADY, "the call was replied to already");
 	}
 	rc_lock(ctx);
-	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, text, v) :
-					     reply_rpc(call, status, text, result, &payload);
+	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, about, text, v) :
+					     reply_rpc(call, status, about, text, result, &payload);
 	if (err && call->kind == RW_CALL_REMOTE) {
 		if (v)
 			rc_value_unpin(v);
@@ -175,7 +178,8 @@ static int give(struct rref_call *call, int status, const char *text, const stru
 	return err;
 }
 
-int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result)
+int rc_answer(struct rref_call *call, int status, unsigned about, const char *text,
+	      const struct rref_args *result)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rc_payload *payload = NULL;
@@ -204,7 +208,7 @@ int rc_answer(struct rref_call *call, int status, const char *text, const struct
 		if (err)
 			return err;
 	}
-	return give(call, status, text, result, v, payload);
+	return give(call, status, about, text, result, v, payload);
 }
 
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)
@@ -213,7 +217,7 @@ int rref_call_reply(struct rref_call *call, const struct rref_args *result)
 
 	if (!call)
 		return rc_fail(EINVAL, "rref_call_reply: no call");
-	return rc_answer(call, 0, NULL, result);
+	return rc_answer(call, 0, 0, NULL, result);
 }
 
 static int reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
@@ -244,7 +248,7 @@ static int reply_typed(struct rref_call *call, const struct rref_type *type, con
 		return err;
 	}
 	rc_value_publish(v, call->id);
-	return give(call, 0, NULL, NULL, v, NULL);
+	return give(call, 0, 0, NULL, NULL, v, NULL);
 }
 
 int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
@@ -274,5 +278,5 @@ int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
 	if (fmt)
 		vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	return rc_answer(call, err, *text ? text : rref_strerror(err), NULL);
+	return rc_answer(call, err, rc_error_about(err), *text ? text : rref_strerror(err), NULL);
 }

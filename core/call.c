@@ -370,7 +370,7 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const
 		return err;
 	rc_op_wait_locked(o.f, INT64_MAX); /* bounded by the call's own deadline */
 	rc_payload_drop(o.payload);
-	err = o.f->status ? rc_fail_text(o.f->status, o.f->text) : 0;
+	err = o.f->status ? rc_op_error(o.f) : 0;
 	if (likely(err || !out)) {
 		rc_op_put_inner(o.f);
 	} else {
@@ -509,6 +509,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 		rc_op_claim(f);
 		if (at_load_acq(&ref->state) == RC_H_FAILED) {
 			f->status = ref->err;
+			f->about = ref->about;
 			snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(ref));
 		}
 		rc_op_finish(f, false);

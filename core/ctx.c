@@ -383,14 +383,15 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4, o.max_waiting ? o.max_waiting : 8192);
 	if (err)
 		goto fail;
+	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name, ctx->world);
 	at_store_rel(&ctx->state, RC_CTX_RUNNING);
 	err = rc_poller_open(ctx);
 	if (err) {
 		at_store_rel(&ctx->state, RC_CTX_SHUT);
 		goto fail;
 	}
-	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name, ctx->world);
 	*out = ctx;
+	rc_error_clear(); /* of a provider that is not there, say */
 	return 0;
 fail:
 	if (ctx)

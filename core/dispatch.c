@@ -71,7 +71,7 @@ static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
 			snprintf(in->text, sizeof(in->text), "%s", e->text);
 		}
 		if (h)
-			rc_handle_fail(h, e->status, e->text);
+			rc_handle_fail_about(h, e->status, e->about, e->text);
 	} else if (h && !h->owned) {
 		rc_handle_ready(h, rc_remote(h)->loc.version ? &rc_remote(h)->loc : NULL);
 	}
@@ -90,6 +90,8 @@ static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 	f->parked = false;
 	h = f->handle;
 	if (e->status) {
+		if (rc_op_wanted(f))
+			f->about = e->about;
 		rc_op_fail(f, e->status, -1, e->text, true);
 		rc_op_put(f);
 	} else if (h->owned) {
@@ -130,6 +132,7 @@ static void created(const struct rp_effect *e)
 	/* As with calls: only holders of the lock complete it, so that it may be filled in while it is PENDING. */
 	if (rc_op_wanted(f)) {
 		f->status = e->status;
+		f->about = e->about;
 		if (e->status)
 			snprintf(f->text, sizeof(f->text), "%s", e->text);
 		rc_op_finish(f, true);
@@ -167,7 +170,7 @@ static bool carry_out(struct rref_ctx *ctx)
 		break;
 	case RP_EFF_FAILED:
 		if (e->handle)
-			rc_handle_fail(e->handle, e->status, e->text);
+			rc_handle_fail_about(e->handle, e->status, e->about, e->text);
 		break;
 	case RP_EFF_CREATED:
 		created(e);

@@ -11,34 +11,118 @@
 #include "rc_error.h"
 #include "rref.h"
 
-static _Thread_local char error_text[RREF_TEXT_SIZE];
+static _Thread_local struct rc_error last;
 
 int rc_fail(int err, const char *fmt, ...)
 {
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(error_text, sizeof(error_text), fmt, ap);
+	vsnprintf(last.text, sizeof(last.text), fmt, ap);
 	va_end(ap);
+	last.err = -err;
+	last.about = 0;
+	last.answered = false;
 	return -err;
+}
+
+int rc_fail_about(int err, const char *text, unsigned about, bool answered)
+{
+	/* The text may be this thread's own, handed round: snprintf must not read what it writes. */
+	if (text != last.text)
+		snprintf(last.text, sizeof(last.text), "%s", text);
+	last.err = err;
+	last.about = (uint16_t)about;
+	last.answered = answered;
+	return err;
 }
 
 int rc_fail_text(int err, const char *text)
 {
-	/* The text may be this thread's own, handed round: snprintf must not read what it writes. */
-	if (text != error_text)
-		snprintf(error_text, sizeof(error_text), "%s", text);
-	return err;
+	return rc_fail_about(err, text, 0, false);
 }
 
 const char *rc_error_text(void)
 {
-	return error_text;
+	return last.text;
+}
+
+void rc_error_forget(void)
+{
+	last.err = 0;
+}
+
+const struct rc_error *rc_error(void)
+{
+	return &last;
+}
+
+unsigned rc_error_about(int err)
+{
+	return last.err == err ? last.about : 0;
+}
+
+void rc_error_concerns(unsigned rank)
+{
+	last.about = (uint16_t)(rank + 1);
+}
+
+void rc_error_clear(void)
+{
+	last.err = 0;
+	last.about = 0;
+	last.answered = false;
+	last.text[0] = 0;
+}
+
+/* Copies what is there of the text: mostly nothing. */
+static void copy(struct rc_error *to, const struct rc_error *from)
+{
+	to->err = from->err;
+	to->about = from->about;
+	to->answered = from->answered;
+	memcpy(to->text, from->text, strlen(from->text) + 1);
+}
+
+void rc_error_save(struct rc_error *to)
+{
+	copy(to, &last);
+}
+
+void rc_error_restore(const struct rc_error *from)
+{
+	copy(&last, from);
 }
 
 const char *rref_last_error(void)
 {
-	return error_text;
+	return last.text;
+}
+
+int rref_last_error_detail(struct rref_error *out)
+{
+	struct rref_error e = { .wc_status = -1, .peer = -1 };
+
+	/* Without a text: that would be the last error then. */
+	if (!out || out->size < sizeof(size_t))
+		return -EINVAL;
+	e.err = last.err;
+	e.peer = (int)last.about - 1;
+	e.flags = last.answered ? RREF_ERROR_ANSWERED : 0;
+	snprintf(e.text, sizeof(e.text), "%.*s", (int)sizeof(e.text) - 1, last.text);
+	rc_error_tell(&e, out);
+	return 0;
+}
+
+void rc_error_tell(struct rref_error *e, struct rref_error *out)
+{
+	size_t size = out->size, n = min_of(size, sizeof(*e));
+
+	e->size = size;
+	/* For a program whose text is shorter: cut off, but ended. */
+	if (n > offsetof(struct rref_error, text) && n < offsetof(struct rref_error, flags))
+		((char *)e)[n - 1] = 0;
+	memcpy(out, e, n);
 }
 
 const char *rref_strerror(int err)

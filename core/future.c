@@ -21,7 +21,7 @@ int rref_future_wait(struct rref_future *f, int64_t timeout)
 		if (err)
 			return rc_fail(ETIMEDOUT, "the wait timed out; the operation goes on");
 	}
-	return f->status ? rc_fail_text(f->status, f->text) : 0;
+	return f->status ? rc_op_error(f) : 0;
 }
 
 int rref_future_test(const struct rref_future *f)
@@ -82,17 +82,12 @@ int rref_future_error(const struct rref_future *f, struct rref_error *out)
 		return rc_fail(EINVAL, "rref_future_error: no future, or out->size is not set");
 	if (!rc_op_done(f))
 		return rc_fail(EAGAIN, "the operation is not complete");
-	e.size = out->size;
 	e.err = f->status;
 	e.wc_status = f->status ? f->wc_status : -1;
-	e.peer = (int)f->peer;
+	e.peer = f->about ? f->about - 1 : (int)f->peer;
+	e.flags = f->about ? RREF_ERROR_ANSWERED : 0;
 	snprintf(e.text, sizeof(e.text), "%.*s", (int)sizeof(e.text) - 1, f->status ? f->text : "");
-	size_t n = min_of(out->size, sizeof(e));
-
-	/* For a program whose text is shorter: cut off, but ended. */
-	if (n > offsetof(struct rref_error, text))
-		((char *)&e)[n - 1] = 0;
-	memcpy(out, &e, n);
+	rc_error_tell(&e, out);
 	return 0;
 }
 
@@ -103,7 +98,7 @@ static int result_check(const struct rref_future *f, const char *what)
 		return rc_fail(EINVAL, "%s: no future", what);
 	if (!rc_op_done(f))
 		return rc_fail(EAGAIN, "the operation is not complete");
-	return f->status ? rc_fail_text(f->status, f->text) : 0;
+	return f->status ? rc_op_error(f) : 0;
 }
 
 int rref_future_view(struct rref_future *f, struct rref_view **out)

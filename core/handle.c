@@ -51,9 +51,15 @@ struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h)
 
 void rc_handle_fail(struct rref *h, int err, const char *text)
 {
+	rc_handle_fail_about(h, err, 0, text);
+}
+
+void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text)
+{
 	if (at_load(&h->state) == RC_H_FAILED)
 		return;
-	h->err = err;
+	h->err = (int16_t)err;
+	h->about = about;
 	if (!h->pins)
 		h->text = strdup(text && *text ? text : rref_strerror(err));
 	at_store(&h->quick, RC_QUICK_NOT);
@@ -95,7 +101,7 @@ const char *rc_handle_why(const struct rref *h)
 
 int rc_handle_error(const struct rref *h)
 {
-	return rc_fail(-h->err, "%s", rc_handle_why(h));
+	return rc_fail_about(h->err, rc_handle_why(h), h->about ? h->about : h->owner + 1, h->about);
 }
 
 void rc_handle_free(struct rref *h)

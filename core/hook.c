@@ -99,17 +99,22 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 		rc_unlock(ctx);
 		return 0;
 	}
+	struct rc_error saved;
+
+	rc_error_save(&saved);
 	/* Not more than there are now: a hook may queue another. */
 	for (;;) {
 		h = left_to_others(ctx) ? NULL : rc_hook_pop(ctx);
 		rc_unlock(ctx);
 		if (!h)
-			return n;
+			break;
 		rc_hook_run(ctx, h);
 		if (++n == nr)
-			return n;
+			break;
 		rc_lock(ctx);
 	}
+	rc_error_restore(&saved);
+	return n;
 }
 
 void rc_hooks_flush(struct rref_ctx *ctx)

@@ -77,16 +77,20 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 /* The library's own work: it makes calls and callbacks ready. [lock] */
 static void run_work(struct rref_ctx *ctx)
 {
+	struct rc_error saved;
+
+	rc_error_save(&saved);
 	for (unsigned n = length(&ctx->deferred_work); n > 0; n--) {
 		struct list *l = list_pop(&ctx->deferred_work);
 
 		if (!l)
-			return;
+			break;
 		struct rc_work *w = container_of(l, struct rc_work, node);
 
 		w->run(ctx, w);
 		ctx->nr_works--;
 	}
+	rc_error_restore(&saved);
 }
 
 static bool is_due(struct rref_ctx *ctx)

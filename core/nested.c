@@ -205,7 +205,7 @@ static int take(struct rref_view *view, size_t first, size_t nr, int64_t timeout
 	if (err)
 		return err;
 	rc_op_wait(f, INT64_MAX); /* bounded by the call's own deadline */
-	err = f->status ? rc_fail_text(f->status, f->text) : 0;
+	err = f->status ? rc_op_error(f) : 0;
 	for (size_t i = 0; !err && i < nr; i++) {
 		out[i] = f->incoming->ref[i].handle;
 		rc_handle_made_at(out[i], site);

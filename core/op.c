@@ -212,6 +212,7 @@ static void begin(struct rref_future *f)
 	at_store(&f->then_state, 0);
 	f->status = 0;
 	f->wc_status = -1;
+	f->about = 0;
 	f->view = NULL;
 	f->type = NULL;
 	f->data = NULL;

@@ -356,6 +356,7 @@ int rref_options_from_env(struct rref_options *opt)
 	if (r)
 		return r;
 	o.size = opt->size;
+	rc_error_clear();
 	memcpy(opt, &o, min_of(o.size, sizeof(o))); /* no further than the program's own */
 	return 0;
 }

@@ -138,6 +138,14 @@ int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof
 	return rc_peer_seal(p, p->link, true);
 }
 
+static int fail_unreachable(const struct rc_peer *p, const char *why)
+{
+	int err = rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+
+	rc_error_concerns(p->rank);
+	return err;
+}
+
 /* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
 static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
@@ -170,8 +178,7 @@ static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 		return 0;
 	}
 	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
-	return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank,
-		       why);
+	return fail_unreachable(p, why);
 }
 
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
@@ -186,15 +193,16 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 		if (err)
 			return err;
 	}
-	if (p->cut_off)
-		return rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
-			       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text,
-			       p->why);
+	if (p->cut_off) {
+		rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
+			p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
+		rc_error_concerns(p->rank);
+		return -EOWNERDEAD;
+	}
 	/* After a fence a peer is not tried again at once; what waits for one that is silent goes
 	 * on waiting. */
 	if (p->state == RC_PEER_DOWN && (p->said_goodbye || !at_load(&p->silent_since)))
-		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
-			       p->rank, p->why);
+		return fail_unreachable(p, p->why);
 	return 0;
 }
 
@@ -497,7 +505,7 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 		rc_read_pump(ctx, p);
 }
 
-static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
 	struct rc_peer *p = ev->user;
 
@@ -571,6 +579,16 @@ static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_
 	default:
 		break;
 	}
+}
+
+static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d,
+						const struct rv_event *ev)
+{
+	struct rc_error saved;
+
+	rc_error_save(&saved);
+	handle_event(ctx, d, ev);
+	rc_error_restore(&saved);
 }
 
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)

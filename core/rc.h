@@ -580,7 +580,7 @@ void rc_pool_blocking(int delta); /* as rc_blocking, which calls it; does nothin
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_call_put(struct rref_call *call);
 void rc_calls_close(struct rref_ctx *ctx);
-int rc_answer(struct rref_call *call, int status, const char *text, const struct rref_args *result); /* no lock held; once */
+int rc_answer(struct rref_call *call, int status, unsigned about, const char *text, const struct rref_args *result); /* no lock held; once */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* [lock] nobody has it any more: kept, or freed */
 bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
 /*

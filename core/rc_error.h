@@ -3,9 +3,38 @@
 #ifndef RC_ERROR_H
 #define RC_ERROR_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "rref.h"
+
 int rc_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* err positive; returns -err */
 /* As rc_fail, for a code that is negative already and a text that is complete. */
 int rc_fail_text(int err, const char *text);
 const char *rc_error_text(void);
+/* As rc_fail_text, of a worker: about is its rank + 1. answered: the worker that was asked told so. */
+int rc_fail_about(int err, const char *text, unsigned about, bool answered);
+
+/* The thread's last failure, and its text. */
+struct rc_error {
+	int err;            /* negative; 0: none since rc_error_forget */
+	uint16_t about;     /* rank + 1 of the worker that it is about; 0: of none in particular */
+	bool answered;
+	char text[RREF_TEXT_SIZE]; /* the first byte 0: none */
+};
+/* Copies *e to a program's struct, which may be shorter. */
+void rc_error_tell(struct rref_error *e, struct rref_error *out);
+void rc_error_forget(void);          /* not the text */
+const struct rc_error *rc_error(void);
+/* For an error that a handler passes on: whom it is about, if the last failure was with that errno. */
+unsigned rc_error_about(int err);
+void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
+/*
+ * What fails on the way to a success, or while the engine has its turn on a thread of the program, is not that thread's
+ * last failure: it is saved before and restored behind.
+ */
+void rc_error_clear(void);
+void rc_error_save(struct rc_error *to);
+void rc_error_restore(const struct rc_error *from);
 
 #endif

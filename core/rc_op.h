@@ -13,6 +13,7 @@
 #include "base/atomic.h"
 #include "base/util.h"
 #include "rc_hook.h"
+#include "rc_error.h"
 #include "rc_ref.h"
 #include "rp.h"
 #include "rref.h"
@@ -134,6 +135,7 @@ struct rref_future {
 	bool retried;                 /* [lock] was pumped once after it began to wait */
 	bool alone;                   /* [lock] a READ that brought others too was refused: no more company */
 	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
+	uint16_t about;               /* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;                 /* [lock] call: its answer came */
 	bool inner;                   /* [lock] a call that the program does not see under way: who waits puts both holds */
@@ -149,6 +151,12 @@ static inline bool rc_op_wanted(const struct rref_future *f)
 static inline bool rc_op_done(const struct rref_future *f)
 {
 	return (at_load_acq(&f->state) & RC_F_MASK) == RC_F_DONE;
+}
+
+/* Makes the error of an operation that failed the thread's. */
+static inline int rc_op_error(const struct rref_future *f)
+{
+	return rc_fail_about(f->status, f->text, f->about ? f->about : f->peer + 1, f->about);
 }
 
 /* op.c: slots */

@@ -205,7 +205,8 @@ struct rref {
 	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
 	_Atomic uint32_t nested;     /* of the holds: those of values */
 	uint32_t owner;
-	int err;                     /* valid from RC_H_FAILED */
+	int16_t err;                 /* valid from RC_H_FAILED */
+	uint16_t about;              /* the same: as in struct rp_effect */
 	_Atomic uint8_t state;       /* enum rc_handle_state */
 	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
 	_Atomic uint8_t lent;        /* a call that is being served holds it for its handler: that hold is not the handler's */
@@ -257,6 +258,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the ma
 void rc_handle_put(struct rref *h);                            /* [lock] rref_release under it */
 void rc_handle_free(struct rref *h); /* [lock] */
 void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
+void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text); /* [lock] */
 void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
 const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */

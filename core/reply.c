@@ -69,6 +69,7 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		f->status = r->status;
 		f->peer = from->rank;
 		if (r->status) {
+			f->about = r->about ? r->about : (uint16_t)(from->rank + 1);
 			snprintf(f->text, sizeof(f->text), "%.*s", (int)r->text_length, r->text);
 		} else if (f->number) {
 			f->status = -EBADMSG;

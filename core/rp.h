@@ -144,6 +144,7 @@ struct rp_msg {
 	struct rref_id id, fork;
 	int32_t status;            /* 0 or -errno */
 	uint64_t word;             /* FORK_REQUEST */
+	uint16_t about;            /* of an error: rank + 1 of the worker that it is about; 0: the sender */
 	struct rp_location loc;    /* FORK_ACK (if known), FETCH_REPLY, CREATED with status 0; from the owner: see SEND */
 	char text[RP_TEXT_MAX];    /* NUL-terminated; why, when status != 0 */
 };
@@ -185,6 +186,7 @@ struct rp_event {
 				      and never looked at */
 	struct rref_id id, fork, src;
 	int status;                /* 0 or -errno */
+	uint16_t about;            /* SET: as in struct rp_msg */
 	void *value;               /* SET: the runtime's value, comes back in effects, FREE_VALUE the last of them */
 	void *handle;              /* CREATE: the runtime's handle, comes back in effects about that fork until DROP;
 				      after it only in CREATED */
@@ -223,6 +225,7 @@ struct rp_effect {
 	uint64_t cookie;
 	struct rref_id id, fork;
 	int status;
+	uint16_t about;                    /* of an error that a message told; 0: it was found here */
 	union {
 		struct rp_msg msg;         /* SEND */
 		struct {                   /* all others */

@@ -107,6 +107,7 @@ void rp_text_copy(char *to, const char *from)
 void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault)
 {
 	e->status = status;
+	e->about = fault && !(fault & RP_FAULT_BARE) ? rp_fault_at(m, fault)->about : 0;
 	if (fault)
 		rp_text_copy(e->text, rp_fault_text(m, fault));
 }
@@ -128,6 +129,8 @@ void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id
 		e->value = value;
 	if (status && fault)
 		rp_text_copy(e->msg.text, rp_fault_text(m, fault));
+	if (status && fault && !(fault & RP_FAULT_BARE))
+		e->msg.about = rp_fault_at(m, fault)->about;
 }
 
 void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
@@ -151,8 +154,15 @@ uint32_t rp_fault_new(struct rp *m, int status, const char *text)
 	f = rp_fault_at(m, i);
 	f->refs = 1;
 	f->status = status;
+	f->about = 0;
 	rp_text_copy(f->text, text);
 	return i;
+}
+
+void rp_fault_about(struct rp *m, uint32_t fault, uint16_t about)
+{
+	if (!(fault & RP_FAULT_BARE))
+		rp_fault_at(m, fault)->about = about;
 }
 
 uint32_t rp_fault_get(struct rp *m, uint32_t fault)

@@ -80,6 +80,7 @@ struct rp_key {
 struct rp_fault {
 	uint32_t refs;
 	int status;
+	uint16_t about;         /* as in struct rp_msg; 0 of what was found here */
 	char text[RP_TEXT_MAX];
 };
 
@@ -324,6 +325,12 @@ uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one refere
 static inline int rp_fault_status(const struct rp *m, uint32_t fault)
 {
 	return fault & RP_FAULT_BARE ? -(int)(fault & ~RP_FAULT_BARE) : rp_fault_at(m, fault)->status;
+}
+/* Says of a fault that it was told, and about whom. rp_told_about: by that message of that peer. */
+void rp_fault_about(struct rp *m, uint32_t fault, uint16_t about);
+static inline uint16_t rp_told_about(uint32_t from, const struct rp_msg *msg)
+{
+	return msg->about ? msg->about : (uint16_t)(from + 1);
 }
 static inline const char *rp_fault_text(const struct rp *m, uint32_t fault)
 {

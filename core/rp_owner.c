@@ -140,6 +140,7 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	if (ev->status) {
 		o->state = RP_OWNER_FAILED;
 		o->fault = rp_fault_new(m, ev->status, ev->text);
+		rp_fault_about(m, o->fault, ev->about);
 	} else {
 		o->state = RP_OWNER_READY;
 		o->value = ev->value;

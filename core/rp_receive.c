@@ -189,6 +189,7 @@ int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		resolve_owned(m, i, msg->status, msg->text);
 	} else {
 		fault = rp_fault_new(m, msg->status, msg->text);
+		rp_fault_about(m, fault, rp_told_about(from, msg));
 		rp_user_fail(m, i, fault, false);
 		rp_fault_put(m, fault);
 	}

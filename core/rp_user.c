@@ -208,10 +208,11 @@ bool rp_user_finish(struct rp *m, uint32_t i)
 	return true;
 }
 
-static void fail_with(struct rp *m, uint32_t i, int status, const char *text)
+static void fail_with(struct rp *m, uint32_t i, int status, uint16_t about, const char *text)
 {
 	uint32_t fault = rp_fault_new(m, status, text);
 
+	rp_fault_about(m, fault, about);
 	rp_user_fail(m, i, fault, false);
 	rp_fault_put(m, fault);
 }
@@ -265,7 +266,7 @@ int rp_create_failed(struct rp *m, const struct rp_event *ev)
 	if (rp_user_at(m, i)->created)
 		return -EALREADY;
 	rp_effects_wish(m, rp_user_effects(rp_user_at(m, i)));
-	fail_with(m, i, ev->status, ev->text);
+	fail_with(m, i, ev->status, 0, ev->text);
 	return 0;
 }
 
@@ -359,7 +360,7 @@ int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	} else {
 		/* Were a repeated request let in later, by a creation that comes late, nobody would delete that fork. */
 		u->delete_due = true;
-		fail_with(m, i, msg->status, msg->text);
+		fail_with(m, i, msg->status, rp_told_about(from, msg), msg->text);
 	}
 	return 0;
 }
@@ -384,7 +385,7 @@ int rp_on_fetch_reply(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		user_confirm(m, i, &msg->loc);
 	else
 		/* The value will never come: no later read need ask again. */
-		fail_with(m, i, msg->status, msg->text);
+		fail_with(m, i, msg->status, rp_told_about(from, msg), msg->text);
 	return 0;
 }
 
@@ -406,6 +407,6 @@ int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	if (!msg->status)
 		user_confirm(m, i, &msg->loc);
 	else
-		fail_with(m, i, msg->status, msg->text);
+		fail_with(m, i, msg->status, rp_told_about(from, msg), msg->text);
 	return 0;
 }

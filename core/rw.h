@@ -85,6 +85,7 @@ struct rw_reply {
 	int32_t status;             /* 0 or -errno */
 	uint16_t text_length;       /* < RP_TEXT_MAX; 0 without an error */
 	uint16_t nr_refs;           /* as a call's; 0 with an error */
+	uint16_t about;             /* of an error: rank + 1 of the worker that it is about; 0: the sender */
 	uint32_t data_length;       /* as a call's; 0 with an error */
 	struct rp_location loc;     /* as a call's; none with an error */
 	const char *text;           /* decode: points into the message, not terminated */

@@ -230,7 +230,8 @@ static void get_reply(struct reader *r, struct rw_reply *reply)
 	located = get8(r);
 	want(r, !get8(r));
 	reply->nr_refs = get16(r);
-	want(r, !get16(r));
+	reply->about = get16(r);
+	want(r, reply->about <= (reply->status ? r->world : 0));
 	reply->data_length = get32(r);
 	want(r, reply->text_length < RP_TEXT_MAX);
 	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located : !reply->text_length);
@@ -274,6 +275,8 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 	else
 		m->loc = none;
 	m->text[0] = '\0';
+	m->about = m->status ? get16(r) : 0;
+	want(r, m->about <= r->world);
 	if (likely(!length))
 		return;
 	text = get_text(r, length);
@@ -404,7 +407,7 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 		return false;
 	reply->call_id = get_le64(p);
 	reply->status = 0;
-	reply->text_length = reply->nr_refs = 0;
+	reply->text_length = reply->nr_refs = reply->about = 0;
 	reply->data_length = (uint32_t)data;
 	reply->loc = nowhere;
 	reply->text = (const char *)p + RW_REPLY_BYTES;
@@ -441,6 +444,7 @@ static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, st
 		m->loc = nowhere;
 	}
 	m->text[0] = '\0';
+	m->about = 0;
 	return !r.bad;
 }
 

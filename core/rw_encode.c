@@ -190,7 +190,7 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 	if (r->text_length >= RP_TEXT_MAX || r->status > 0 || r->status < -RW_ERRNO_MAX ||
 	    !rw_payload_valid(&r->loc, r->data_length, r->nr_refs, 0))
 		return -EINVAL;
-	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length)
+	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length || r->about)
 		return -EINVAL;
 	uint8_t *p = room(w, RW_REPLY_BYTES);
 
@@ -201,7 +201,7 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 		p[14] = r->loc.version != 0;
 		p[15] = 0;
 		put_le16(p + 16, r->nr_refs);
-		put_le16(p + 18, 0);
+		put_le16(p + 18, r->about);
 		put_le32(p + 20, r->data_length);
 	}
 	if (r->loc.version)
@@ -245,6 +245,8 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 		put64(w, m->word);
 	if (located)
 		put_location(w, &m->loc);
+	if (m->status)
+		put16(w, m->about);
 	if (text)
 		put_bytes(w, m->text, text);
 	return 0;

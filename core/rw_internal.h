@@ -12,7 +12,7 @@ enum {
 	RW_AT_ACK = 20,
 	/* fixed parts of bodies */
 	RW_CALL_BYTES = 20,      /* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data length */
-	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 0, u32 data length */
+	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 about, u32 data length */
 	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
 	RW_WORD_BYTES = 8,
 	RW_MAC_BYTES = 32,

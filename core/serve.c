@@ -124,6 +124,7 @@ static int run_handler(struct rref_call *call)
 
 	if (!call->counted)
 		at_add(&ctx->n.calls, 1);
+	rc_error_forget();
 	r = call->fn->handler(call, call->fn->arg);
 	rc_site_take(); /* what the handler named last is not where the library makes something for it */
 	rc_scope_end(ctx, s, r < 0 ? r : 0);
@@ -131,15 +132,15 @@ static int run_handler(struct rref_call *call)
 }
 
 /* What a handler returned is its answer, if it gave none. */
-static void end_call(struct rref_call *call, int r, char *text, size_t size)
+static void end_call(struct rref_call *call, int r, unsigned about, char *text, size_t size)
 {
 	if (r == 0 && !at_load(&call->replied)) {
-		r = rc_answer(call, 0, NULL, NULL);
+		r = rc_answer(call, 0, 0, NULL, NULL);
 		if (r)
 			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
 	}
 	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
-	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
+	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
 		rc_lock(call->ctx);
 		list_del(&call->open_node);
 		rc_unlock(call->ctx);
@@ -152,13 +153,18 @@ static void end_call(struct rref_call *call, int r, char *text, size_t size)
 static __attribute__((noinline)) void handler_ended(struct rref_call *call, int r)
 {
 	char text[RP_TEXT_MAX];
+	unsigned about = 0;
 
 	*text = 0;
-	if (r < 0 && r >= -4095)
+	/* What the handler's own last call failed with it passes on. */
+	if (r < 0 && r >= -4095 && rc_error()->err == r) {
+		snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
+		about = rc_error_about(r);
+	} else if (r < 0 && r >= -4095)
 		snprintf(text, sizeof(text), "%s", rref_strerror(r));
 	else if (r < 0 || r > RREF_DEFER)
 		r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
-	end_call(call, r, text, sizeof(text));
+	end_call(call, r, about, text, sizeof(text));
 }
 
 static __attribute__((noinline)) void run_none(struct rref_call *call)
@@ -176,7 +182,7 @@ static __attribute__((noinline)) void run_none(struct rref_call *call)
 			 call->ctx->members[call->ctx->rank].name);
 		r = -ENOSYS;
 	}
-	end_call(call, r, text, sizeof(text));
+	end_call(call, r, 0, text, sizeof(text));
 }
 
 static void run_call(struct rref_ctx *ctx, struct rc_hook *h)

@@ -130,6 +130,8 @@ int rref_serve(struct rref_ctx *ctx)
 	if (err)
 		return err;
 	err = serve(ctx);
+	if (!err)
+		rc_error_clear();
 	at_store(&ctx->serve_stop, 0);
 	at_store_rel(&ctx->serving, 0); /* last: partner of rc_serve_end, behind which the context may be freed */
 	return err;

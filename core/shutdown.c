@@ -358,5 +358,7 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 	if (ctx->scopes)
 		rc_scopes_tick(ctx, now_ns(), true); /* programs end without freeing the context, too */
 	at_store_rel(&ctx->closing, false);  /* last: partner of rref_free_ctx by another thread */
+	if (!err)
+		rc_error_clear();
 	return err ? rc_fail_text(err, why) : 0;
 }

@@ -39,6 +39,8 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind
 	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
 	bool told = err;
 
+	if (told && at_load(&ref->state) == RC_H_FAILED)
+		f->about = ref->about;
 	f->parked = true; /* before the step: its answer may come at once */
 	if (!err)
 		err = rc_step(ctx, &ev, NULL);
@@ -100,7 +102,7 @@ static int finish(struct rref_future *f, int64_t deadline, int64_t timeout, stru
 		rc_unlock(ctx);
 		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
 	}
-	err = f->status ? rc_fail_text(f->status, f->text) : 0;
+	err = f->status ? rc_op_error(f) : 0;
 	if (!err) {
 		*out = f->view;
 		f->view = NULL;

@@ -397,7 +397,7 @@ static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
 		rc_unlock(ctx);
 		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
 	}
-	err = f->status ? rc_fail_text(f->status, f->text) : 0;
+	err = f->status ? rc_op_error(f) : 0;
 	*out = f->type;
 	rc_op_put(f);
 	return err;

@@ -38,6 +38,7 @@ int rc_read_explain(struct rref_future *f)
 
 	if (h && at_load_acq(&h->state) == RC_H_FAILED) {
 		snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(h));
+		f->about = h->about;
 		return h->err;
 	}
 	switch (f->read_status) {

@@ -141,10 +141,18 @@ RREF_API const char *rref_version(void);
 RREF_API unsigned rref_version_number(void);
 
 /*
- * rref_last_error: the text of the calling thread's last failed call; "" if none failed yet. Borrowed until the
+ * rref_last_error: the text of the calling thread's last failed call; "" if none failed yet. A call
+ * that succeeds leaves the text of an earlier failure, as with errno; rref_options_from_env, rref_init,
+ * rref_serve and rref_shutdown empty it. What the library meets on the way to a success is not in it,
+ * nor is what a hook's calls failed with that ran during a call of the thread. Borrowed until the
  * thread's next call of the library. Wait-free.
+ * rref_last_error_detail: the same with errno, worker and flags; see struct rref_error. wc_status is
+ * -1. In a handler err is 0 until a call of the handler fails. out->size is set by the caller.
+ * -EINVAL, without a text of its own: out is NULL, or its size is not set. Wait-free.
  */
+struct rref_error;
 RREF_API const char *rref_last_error(void);
+RREF_API int rref_last_error_detail(struct rref_error *out);
 
 /*
  * rref_strerror: what an errno means in this library ("owner dead", ...). err may be negative or positive. Static.
@@ -168,7 +176,8 @@ enum rref_log_level { RREF_LOG_ERROR = 0, RREF_LOG_WARNING = 1, RREF_LOG_INFO = 
  * It replies with rref_call_reply (now or later, from any thread), or returns:
  *   0             replied already, or an empty reply if not
  *   RREF_DEFER    it will reply later; until then the call stays valid
- *   -errno        the caller gets this code, with the text set by rref_call_error or rref_strerror's
+ *   -errno        the caller gets this code. The text is that of the handler's last failed call, if it
+ *                 failed with this very code, else rref_strerror's; see rref_call_error for another
  */
 typedef int (*rref_handler)(struct rref_call *call, void *arg);
 #define RREF_DEFER 1
@@ -879,7 +888,17 @@ struct rref_error {
 	int wc_status;            /* verbs work-completion status behind it, or -1 */
 	int peer;                 /* rank of the worker concerned, or -1 */
 	char text[256];           /* words, "" on success */
+	unsigned flags;           /* RREF_ERROR_ANSWERED */
 };
+
+/*
+ * The worker that was asked lives: it answered with this error. peer is the worker that the error is
+ * about: the one that answered, or a third one of which it was told itself and passed it on. A handler
+ * passes on the error of its last failed call when it returns that errno, or gives it to
+ * rref_call_error. Without the flag the error was found here, and peer is the one that was asked.
+ * So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is the callee.
+ */
+#define RREF_ERROR_ANSWERED 1u
 
 /*
  * What a complete future holds. -EAGAIN: not complete; -ENOMSG: not of that kind; the operation's error if it failed.

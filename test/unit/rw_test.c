@@ -108,6 +108,7 @@ static void any_proto(struct rp_msg *p)
 		p->word = rnd();
 	if ((answers || p->type == RP_MSG_PARENT_ACK) && below(2)) {
 		p->status = -1 - (int)below(4095);
+		p->about = (uint16_t)below(WORLD + 1);
 		memset(p->text, 'x', below(RP_TEXT_MAX));
 	} else if (p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED || (answers && below(2))) {
 		p->loc = any_location();
@@ -169,6 +170,7 @@ static void any_message(struct rw_message *m, unsigned type)
 		r->text = words;
 		if (below(2)) {
 			r->status = -1 - (int)below(4095);
+			r->about = (uint16_t)below(WORLD + 1);
 			r->text_length = (uint16_t)below(RP_TEXT_MAX);
 		} else {
 			any_payload(&r->loc, r->key, &r->nr_refs, &r->data_length, RW_INLINE_MAX);
@@ -263,6 +265,7 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		break;
 	case RW_REPLY:
 		assert_true(a->u.reply.call_id == b->u.reply.call_id && a->u.reply.status == b->u.reply.status);
+		assert_int_equal(a->u.reply.about, b->u.reply.about);
 		assert_true(a->u.reply.nr_refs == b->u.reply.nr_refs && a->u.reply.text_length == b->u.reply.text_length);
 		assert_int_equal(a->u.reply.data_length, b->u.reply.data_length);
 		assert_memory_equal(a->u.reply.text, b->u.reply.text, a->u.reply.text_length);
@@ -277,6 +280,7 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		break;
 	case RW_PROTO:
 		assert_true(a->u.proto.type == b->u.proto.type && a->u.proto.status == b->u.proto.status);
+		assert_int_equal(a->u.proto.about, b->u.proto.about);
 		assert_id(&a->u.proto.id, &b->u.proto.id);
 		assert_id(&a->u.proto.fork, &b->u.proto.fork);
 		assert_true(a->u.proto.word == b->u.proto.word);
@@ -621,6 +625,7 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_REPLY, m.u.reply.status = -4096);
 	REFUSED(RW_REPLY, (m.u.reply.status = -EIO, m.u.reply.data_length = 1));
 	REFUSED(RW_REPLY, (m.u.reply.status = 0, m.u.reply.text_length = 1));
+	REFUSED(RW_REPLY, (m.u.reply.status = 0, m.u.reply.text_length = 0, m.u.reply.about = 1));
 	REFUSED(RW_PROTO, m.u.proto.type = (enum rp_msg_type)0);
 	REFUSED(RW_PROTO, m.u.proto.type = RP_MSG_NR_TYPES);
 	REFUSED(RW_PROTO, m.u.proto.status = 1);
@@ -764,7 +769,8 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le32(buf + 28, 0));                  /* text with success */
 	REFUSED(put_le16(buf + 26, 5));                  /* text without its bytes */
 	REFUSED(put_le16(buf + 26, 3));
-	REFUSED(buf[24 + 32 + 1] = '\0');                /* in the text */
+	REFUSED(put_le16(buf + 24 + 32, WORLD + 1));     /* about a rank that there is not */
+	REFUSED(buf[24 + 32 + 2 + 1] = '\0');            /* in the text */
 	m.frame.type = RW_TYPE_QUERY;
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.type = (struct rw_type_info){ .number = 1, .id = any_id(), .fork = any_id() };
@@ -846,11 +852,12 @@ static void rw__golden_bytes(void **state)
 		"0b00" "0201" "0020000000000000" "0c000000" "0d000000");
 	m.u.proto.status = -ESTALE;
 	strcpy(m.u.proto.text, "no");
+	m.u.proto.about = 3;
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "3a000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"02000200" "8cffffff" "0100000000000000" "02000000" "0300000000000000" "04000000" "6e6f");
+		"04000000" "3c000000" "0807060504030201" "0d0c0b0a" "00000000"
+		"02000200" "8cffffff" "0100000000000000" "02000000" "0300000000000000" "04000000" "0300" "6e6f");
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .word = 0x1122334455667788u };
 	n = rw_encode(&m, buf, sizeof(buf));
