@@ -311,7 +311,7 @@ static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_p
 	case RW_BARRIER: {
 		uint64_t number = m->u.number >> 1;
 
-		/* The last one again: its sender has lost a session, and does not know whether it came. */
+		/* The last one again: its sender lost a session, and does not know if it came. */
 		bool again = ctx->rank == 0 && number && number == ctx->barrier_seen[from->rank];
 
 		if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->barrier_seen[from->rank] + 1))

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Peers that go down: the program hears of each time that a worker was alive and is not any more. Its callback runs once
- * for each, and its event loop wakes.
+ * Peers that go down: the program hears of each time that a worker was alive and is not any more.
+ * Its callback runs once for each, and its event loop wakes.
  *
- * The step that finds a death must not fail for want of memory, so each peer has its hook. Deaths that come faster than the
- * program takes them are counted there, and share the last reason.
+ * The step that finds a death must not fail for want of memory, so each peer has its hook. Deaths
+ * that come faster than the program takes them are counted there, and share the last reason.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -44,7 +44,7 @@ static void run(struct rref_ctx *ctx, struct rc_hook *h)
 
 void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
-	/* What this worker ends itself is no news, nor is that the others leave together with it. */
+	/* What this worker ends itself is no news, nor is that others leave together with it. */
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))
 		return;
 	rc_loop_tell(ctx);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The log of a program that gave no function of its own and whose environment has RREF_LOG: lines on standard error.
+ * The log of a program that gave no function of its own and whose environment has RREF_LOG: lines
+ * on standard error.
  *
- * Each line is one write(2), so that lines of several workers on one terminal or pipe do not mix. stdio is left alone: its
- * lock may be held by a thread of the program that never lets go of it. A reader that is gone must not end the worker:
- * the SIGPIPE of such a write is taken back.
+ * Each line is one write(2), so that lines of several workers on one terminal or pipe do not mix.
+ * stdio is left alone: its lock may be held by a thread of the program that never lets go of it. A
+ * reader that is gone must not end the worker: the SIGPIPE of such a write is taken back.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -218,8 +218,8 @@ static int read_master(struct rref_options *opt)
 }
 
 /*
- * Variables by which a launcher numbers its processes. The order is the order of trust: a job of Slurm may run mpirun inside.
- * size NULL: this launcher does not tell the size.
+ * Variables by which a launcher numbers its processes. The order is the order of trust: a job of
+ * Slurm may run mpirun inside. size NULL: this launcher does not tell the size.
  */
 static const struct launcher {
 	const char *name, *command, *rank, *size;
@@ -254,7 +254,8 @@ static void add_launcher(char *text, size_t size)
 	}
 }
 
-/* A group whose size nobody named would be a silent group of one in each process that a launcher starts. */
+/* A group whose size nobody named would be a silent group of one in each process that a launcher
+ * starts. */
 static int check_place(const struct rref_options *o)
 {
 	char text[RREF_TEXT_SIZE], rank[64] = "";

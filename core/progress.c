@@ -369,7 +369,7 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		/* What these wait for may come without an event: see rc_peer_tick. */
 		if (pending && at_load(&p->nr_waiting))
 			next = min_of(next, tick);
-		/* A server's barrier may last for days: only a peer that is to be spoken to needs a turn. */
+		/* A server's barrier may last for days: only a peer to be spoken to needs a turn. */
 		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye)
 			next = min_of(next, max_of(p->retry_at, tick));
 		if (p->stall.fence_at)

@@ -12,7 +12,7 @@ int rc_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)))
 /* As rc_fail, for a code that is negative already and a text that is complete. */
 int rc_fail_text(int err, const char *text);
 const char *rc_error_text(void);
-/* As rc_fail_text, of a worker: about is its rank + 1. answered: the worker that was asked told so. */
+/* As rc_fail_text, of a worker: about is its rank + 1. answered: it came in an answer. */
 int rc_fail_about(int err, const char *text, unsigned about, bool answered);
 
 /* The thread's last failure, and its text. */
@@ -26,12 +26,12 @@ struct rc_error {
 void rc_error_tell(struct rref_error *e, struct rref_error *out);
 void rc_error_forget(void);          /* not the text */
 const struct rc_error *rc_error(void);
-/* For an error that a handler passes on: whom it is about, if the last failure was with that errno. */
+/* Whom an error is about that a handler passes on: 0, if the last failure had another errno. */
 unsigned rc_error_about(int err);
 void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
 /*
- * What fails on the way to a success, or while the engine has its turn on a thread of the program, is not that thread's
- * last failure: it is saved before and restored behind.
+ * What fails on the way to a success, or while the engine has its turn on a thread of the program,
+ * is not that thread's last failure: it is saved before and restored behind.
  */
 void rc_error_clear(void);
 void rc_error_save(struct rc_error *to);

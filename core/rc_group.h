@@ -145,7 +145,8 @@ int rc_device_parse(const char *text, struct rc_device_choice *out);
 #define RC_OPTIONS_MIN (offsetof(struct rref_options, flags) + sizeof(unsigned))
 #define RC_OPTIONS_MAX ((size_t)4096)
 int rc_options_read(const struct rref_options *opt, struct rref_options *out);
-/* log_stderr.c: the log function of options that have none while RREF_LOG is set. ctx: struct rref_ctx; rref_init sees to it. */
+/* log_stderr.c: the log function of options that have none while RREF_LOG is set. ctx: struct
+ * rref_ctx; rref_init sees to it. */
 void rc_log_stderr(void *ctx, enum rref_log_level level, const char *text);
 
 #endif

@@ -175,8 +175,8 @@ int rz_poll_ms(int64_t until);
 void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /*
- * When a wait is told of in the log, at level info: half a second after it began, then at growing intervals.
- * rz_say_due: true once for each such moment.
+ * When a wait is told of in the log, at level info: half a second after it began, then at growing
+ * intervals. rz_say_due: true once for each such moment.
  */
 struct rz_say {
 	int64_t next, step;

@@ -2,10 +2,11 @@
 /*
  * A process that only serves: rref_serve.
  *
- * It is the first barrier of a graceful shutdown, without an end: this worker has come, and waits until all others
- * have. So the group ends by itself when the others end, and rref_shutdown goes on from there. What a barrier
- * lacks, a server needs: to be stopped from a signal handler, and to go on when rank 0 dies, which
- * counts who has come. Then the server looks for itself whether anybody is left.
+ * It is the first barrier of a graceful shutdown, without an end: this worker has come, and waits
+ * until all others have. So the group ends by itself when the others end, and rref_shutdown goes on
+ * from there. What a barrier lacks, a server needs: to be stopped from a signal handler, and to go
+ * on when rank 0 dies, which counts who has come. Then the server looks for itself whether anybody
+ * is left.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -36,7 +37,8 @@ void rc_serve_end(struct rref_ctx *ctx)
 	}
 }
 
-/* No worker but this one and rank 0 is left, as far as a look at them tells. Speaks to those that it knows nothing of. [lock] */
+/* No worker but this one and rank 0 is left, as far as a look at them tells. Speaks to those that
+ * it knows nothing of. [lock] */
 static bool nobody_left(struct rref_ctx *ctx)
 {
 	bool left = false;

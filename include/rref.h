@@ -142,12 +142,12 @@ RREF_API unsigned rref_version_number(void);
 
 /*
  * rref_last_error: the text of the calling thread's last failed call; "" if none failed yet. A call
- * that succeeds leaves the text of an earlier failure, as with errno; rref_options_from_env, rref_init,
- * rref_serve and rref_shutdown empty it. What the library meets on the way to a success is not in it,
- * nor is what a hook's calls failed with that ran during a call of the thread. Borrowed until the
- * thread's next call of the library. Wait-free.
- * rref_last_error_detail: the same with errno, worker and flags; see struct rref_error. wc_status is
- * -1. In a handler err is 0 until a call of the handler fails. out->size is set by the caller.
+ * that succeeds leaves the text of an earlier failure, as with errno; rref_options_from_env,
+ * rref_init, rref_serve and rref_shutdown empty it. What the library meets on the way to a success
+ * is not in it, nor is what a hook's calls failed with that ran during a call of the thread.
+ * Borrowed until the thread's next call of the library. Wait-free.
+ * rref_last_error_detail: the same with errno, worker and flags; see struct rref_error. wc_status
+ * is -1. In a handler err is 0 until a call of the handler fails. out->size is set by the caller.
  * -EINVAL, without a text of its own: out is NULL, or its size is not set. Wait-free.
  */
 struct rref_error;
@@ -176,8 +176,8 @@ enum rref_log_level { RREF_LOG_ERROR = 0, RREF_LOG_WARNING = 1, RREF_LOG_INFO = 
  * It replies with rref_call_reply (now or later, from any thread), or returns:
  *   0             replied already, or an empty reply if not
  *   RREF_DEFER    it will reply later; until then the call stays valid
- *   -errno        the caller gets this code. The text is that of the handler's last failed call, if it
- *                 failed with this very code, else rref_strerror's; see rref_call_error for another
+ *   -errno        the caller gets this code. The text is that of the handler's last failed call,
+ *                 if it failed with this very code, else rref_strerror's. rref_call_error: another
  */
 typedef int (*rref_handler)(struct rref_call *call, void *arg);
 #define RREF_DEFER 1
@@ -286,9 +286,10 @@ RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
 
 /*
  * rref_options_from_env: overwrites the fields whose variable is set. Strings point into the environment.
- *   -EINVAL  a variable that cannot be understood: the text names it and its value. Or no world size, or no rank in a group
- *            of more than one, neither in a variable nor in opt: the text says what is looked for. If mpirun, srun or
- *            another launcher started this process, it has the line to type. RREF_WORLD_SIZE=1 asks for a group of one.
+ *   -EINVAL  a variable that cannot be understood: the text names it and its value. Or no world
+ *            size, or no rank in a group of more than one, neither in a variable nor in opt: the
+ *            text says what is looked for. If mpirun, srun or another launcher started this
+ *            process, it has the line to type. RREF_WORLD_SIZE=1 asks for a group of one.
  *   -ENOMEM  memory for the rendezvous address
  */
 RREF_API int rref_options_from_env(struct rref_options *opt);
@@ -332,31 +333,31 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
  *   -EDEADLK      called from a callback or handler
  *   -ETIMEDOUT    peers did not follow in time; the context is shut down all the same, the text lists what remained
  *   -EBUSY        leak: references to values owned here remained; the text lists them; the context is shut down
- *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before, or that
- *                 returned from main without a shutdown, is not waited for and is no error here:
- *                 peer_down and the log tell of it
+ *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before, or
+ *                 that returned from main without a shutdown, is not waited for and is no error
+ *                 here: peer_down and the log tell of it
  */
 RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
 /*
- * rref_serve: for a process that only serves. Blocks, makes progress in every mode, and returns when
- * every other worker that lives has come to its graceful rref_shutdown: nobody is left to serve. Then
- * call rref_shutdown, which does not wait for them again. There is no time-out. Other threads may use
- * the context meanwhile. The death of a worker ends nothing: it is told as always (see rref_worker),
- * and the others are served on, also without rank 0, which counts who has come. Alone in a group of
- * one it returns at once.
- *   0            every other worker has come, or rref_serve_stop was called, or another thread is in
- *                rref_shutdown. Also when some workers died and the others have come
+ * rref_serve: for a process that only serves. Blocks, makes progress in every mode, and returns
+ * when every other worker that lives has come to its graceful rref_shutdown: nobody is left to
+ * serve. Then call rref_shutdown, which does not wait for them again. There is no time-out. Other
+ * threads may use the context meanwhile. The death of a worker ends nothing: it is told as always
+ * (see rref_worker), and the others are served on, also without rank 0, which counts who has come.
+ * Alone in a group of one it returns at once.
+ *   0            every other worker has come, or rref_serve_stop was called, or another thread is
+ *                in rref_shutdown. Also when some workers died and the others have come
  *   -EOWNERDEAD  nobody is left, and not in order: all others died, or rank 0 did and the rest left
  *   -EDEADLK     called from a callback or handler
  *   -EBUSY       another thread is in rref_serve of this context
  *   -ESHUTDOWN   the context was shut down before
  *   -EAGAIN      all operations of the context are in use (max_ops)
  *
- * rref_serve_stop: ends the rref_serve that runs, or else the next one, which then returns 0. For any
- * thread, and for signal handlers: it is async-signal-safe, keeps errno and sets no text. A graceful
- * rref_shutdown after it waits for the other workers, up to its time-out; serving them all the same.
- * Lock-free. -EINVAL: NULL. -ECHILD. The context must not be freed meanwhile.
+ * rref_serve_stop: ends the rref_serve that runs, or else the next one, which then returns 0. For
+ * any thread, and for signal handlers: it is async-signal-safe, keeps errno and sets no text. A
+ * graceful rref_shutdown after it waits for the other workers, up to its time-out; serving them all
+ * the same. Lock-free. -EINVAL: NULL. -ECHILD. The context must not be freed meanwhile.
  *
  * Without these two, rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_FOREVER) serves until the
  * others come, too. It cannot be stopped, and ends with an error if rank 0 dies.
@@ -414,8 +415,8 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
  * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable when a future of the
  * context has ended, whichever thread found that out, and in the manual mode also when rref_progress has something to do.
- * So it is when a worker went down (see rref_worker), and in the manual mode when a timer is due: half
- * a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
+ * So it is when a worker went down (see rref_worker), and in the manual mode when a timer is due:
+ * half a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
  * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep; call rref_progress and
  * look at the futures again, since one may have ended in between. May lock.
  */
@@ -892,11 +893,12 @@ struct rref_error {
 };
 
 /*
- * The worker that was asked lives: it answered with this error. peer is the worker that the error is
- * about: the one that answered, or a third one of which it was told itself and passed it on. A handler
- * passes on the error of its last failed call when it returns that errno, or gives it to
+ * The worker that was asked lives: it answered with this error. peer is the worker that the error
+ * is about: the one that answered, or a third one of which it was told itself and passed it on. A
+ * handler passes on the error of its last failed call when it returns that errno, or gives it to
  * rref_call_error. Without the flag the error was found here, and peer is the one that was asked.
- * So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is the callee.
+ * So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is the
+ * callee.
  */
 #define RREF_ERROR_ANSWERED 1u
 

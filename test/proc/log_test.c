@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The log of a program that gives no function of its own: RREF_LOG brings it to standard error, line by line. */
+/* The log of a program that gives no function of its own: RREF_LOG brings it to standard error,
+ * line by line. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -156,7 +157,8 @@ TG_TEST(log__a_function_of_the_program_wins, 2)
 	return 0;
 }
 
-/* One alone says for whom it waits, though nothing comes of it: the other one starts when it was said. */
+/* One alone says for whom it waits, though nothing comes of it: the other one starts when it was
+ * said. */
 TG_TEST(log__init_says_for_whom_it_waits, 2)
 {
 	struct rref_options o;
@@ -178,7 +180,8 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 
 		TG_CHECK(watcher >= 0);
 		if (watcher == 0) {
-			/* Rank 0 knows who is missing; the other one where it goes, and why it did not get there. */
+			/* Rank 0 knows who is missing; the other one where it goes, and why it did
+			 * not get there. */
 			const char *what = first == 0 ? "missing rank 1" : "the last: connection refused";
 
 			while (!strstr(caught(fd), what) && now_ns() < tg_deadline())
@@ -196,7 +199,8 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 	return 0;
 }
 
-/* Who reads the log is gone. That is no reason to die, and a signal of the program's own is still its own. */
+/* Who reads the log is gone. That is no reason to die, and a signal of the program's own is still
+ * its own. */
 TG_TEST(log__a_reader_that_is_gone_ends_nobody, 2)
 {
 	struct rref_options o;

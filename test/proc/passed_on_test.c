@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Errors that cross calls: the words of the handler's failed call come along, and the caller learns whether the callee died
- * or told of a third worker. And what rref_last_error keeps, and what not.
+ * Errors that cross calls: the words of the handler's failed call come along, and the caller learns
+ * whether the callee died or told of a third worker. And what rref_last_error keeps, and what not.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -127,7 +127,8 @@ TG_TEST(words__of_the_failed_call_come_along, 2)
 	if (rank == 0) {
 		for (int i = 0; i < 20; i++) {
 			expect_call(ctx, "new", -EINVAL, 1, RREF_ERROR_ANSWERED, "rref_new");
-			/* Not those of the call before, which the same thread may have served, nor of another code. */
+			/* Not those of the call before, which the same thread may have served, nor
+			 * of another code. */
 			expect_call(ctx, "own", -EINVAL, 1, RREF_ERROR_ANSWERED, rref_strerror(-EINVAL));
 			TG_CHECK(strcmp(rref_last_error(), rref_strerror(-EINVAL)) == 0);
 			expect_call(ctx, "inline.own", -EINVAL, 1, RREF_ERROR_ANSWERED, rref_strerror(-EINVAL));
@@ -308,7 +309,8 @@ static bool is_set(struct rref_ctx *ctx, void *word)
 	return atomic_load((_Atomic int *)word);
 }
 
-/* What the engine meets in this thread's turns, and what a callback fails with there, is not the thread's. */
+/* What the engine meets in this thread's turns, and what a callback fails with there, is not the
+ * thread's. */
 DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -323,7 +325,8 @@ DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 		TG_IS(rref_rpc_sync(ctx, 1, "no.such", NULL, RREF_DEFAULT, NULL), -ENOSYS);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f));
 		TG_OK(rref_future_then(f, fails, &ran));
-		/* In the manual mode this thread runs it. At once it does too, if the call is over already: then it says so. */
+		/* In the manual mode this thread runs it. At once it does too, if the call is over
+		 * already: then it says so. */
 		TG_CHECK(tg_eventually(is_set, ctx, &ran));
 		rref_future_free(f);
 		TG_IS(rref_new(ctx, NULL, 1, &n), -EINVAL);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker goes down: the others' programs hear of it once, with the reason, and their event loops wake. */
+/* A worker goes down: the others' programs hear of it once, with the reason, and their event loops
+ * wake. */
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -117,7 +118,8 @@ DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
 	return 0;
 }
 
-/* One whose time runs out says goodbye. One that returns from main without a word has died, as far as others can see. */
+/* One whose time runs out says goodbye. One that returns from main without a word has died, as far
+ * as others can see. */
 TG_TEST(down__one_that_leaves_early_is_told_apart, 3)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
@@ -167,7 +169,8 @@ DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
 	tg_meet_serving(ctx, 0);
 	if (rank != 0)
 		tg_die();
-	/* In the manual mode the callback holds up this very thread, so that the others' deaths are found behind it. */
+	/* In the manual mode the callback holds up this very thread, so that the others' deaths are
+	 * found behind it. */
 	if (tg_mode() == RREF_PROGRESS_MANUAL)
 		atomic_store(&heard.hold, false);
 	for (int i = 0; i < 3; i++)
@@ -184,7 +187,8 @@ DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
 	return 0;
 }
 
-/* Sleeps as an event loop does: on the descriptor alone, and with no function for deaths. False: nothing came in time. */
+/* Sleeps as an event loop does: on the descriptor alone, and with no function for deaths. False:
+ * nothing came in time. */
 static bool loop_once(struct rref_ctx *ctx)
 {
 	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };

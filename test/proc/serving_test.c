@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A process that only serves: it ends when the others end, when it is told to, and not when somebody dies. */
+/* A process that only serves: it ends when the others end, when it is told to, and not when
+ * somebody dies. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>

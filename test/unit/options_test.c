@@ -391,7 +391,8 @@ static void group__without_a_rank_is_an_error(void **state)
 	assert_int_equal(opt.rank, 1);
 }
 
-/* Runs the part of the text from "sh -c" on, with its program replaced; in the environment that the text is about. */
+/* Runs the part of the text from "sh -c" on, with its program replaced; in the environment that the
+ * text is about. */
 static void run_line(const char *text, char *out, size_t size)
 {
 	const char *line = strstr(text, "sh -c '"), *program = line ? strstr(line, "./program") : NULL;
@@ -442,7 +443,8 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 
 	assert_int_equal(from_these(&opt, pmix), -EINVAL);
 	assert_non_null(strstr(rref_last_error(), "RREF_RANK=$PMIX_RANK RREF_WORLD_SIZE=N"));
-	/* Whatever the variable holds, the text ends with the whole line and has nothing that steers a terminal. */
+	/* Whatever the variable holds, the text ends with the whole line and has nothing that
+	 * steers a terminal. */
 	const char *const wild[][2] = { { "OMPI_COMM_WORLD_RANK", "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
 					{ "RREF_RANK", "1023" }, { NULL, NULL } };
 

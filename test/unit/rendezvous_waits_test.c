@@ -58,7 +58,8 @@ static void waits__for_rank_0_that_is_not_there(void **state)
 	assert_true(worker_logged(w, w->address));
 	assert_true(worker_logged(w, "the last: connection refused"));
 	assert_int_equal(worker_join(w), -ECONNREFUSED);
-	/* After 0.5, 1.5 and 3.5 s of the 4; a machine that stands still misses some. Dozens of tries are no dozens of lines. */
+	/* After 0.5, 1.5 and 3.5 s of the 4; a machine that stands still misses some. Dozens of
+	 * tries are no dozens of lines. */
 	said = lines_with(w, "rank 2 has waited");
 	assert_true(said >= 1 && said <= 3);
 	assert_int_equal(lines_with(w, "is not there yet"), 1);
