@@ -133,10 +133,13 @@ static _Atomic int stops;
 
 static void on_signal(int sig)
 {
+	int saved = errno;
+
 	(void)sig;
 	errno = 4711;
 	if (rref_serve_stop(the_ctx) || errno != 4711)
 		_exit(9);
+	errno = saved;
 	atomic_fetch_add(&stops, 1);
 }
 
@@ -322,7 +325,7 @@ DEATH_TEST(death__of_a_client_of_rank_0, 3, 1 << 2)
 	pthread_t thread;
 
 	if (rank == 0)
-		TG_IS(pthread_create(&thread, NULL, count_server, NULL), 0);
+		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread), 0);
 	return client_dies(rank, 0);
 }
 
@@ -331,7 +334,7 @@ DEATH_TEST(death__of_a_client_of_another, 3, 1 << 2)
 	pthread_t thread;
 
 	if (rank == 1)
-		TG_IS(pthread_create(&thread, NULL, count_server, NULL), 0);
+		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread), 0);
 	return client_dies(rank, 1);
 }
 
