@@ -62,8 +62,20 @@ void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) answers, after %s s", p->member->name,
 		       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text);
 	at_store(&p->silent_since, 0);
+	at_store(&p->why_later, NULL);
 	p->nr_silent = 0;
 	p->cut_off = false;
+}
+
+void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
+{
+	static const char there[] =
+		"it lives, and has no room for a connection now; its log names the limit";
+
+	/* Any thread may read it at any time: it is written once, and never changed. */
+	if (here && !*ctx->lack_here)
+		snprintf(ctx->lack_here, sizeof(ctx->lack_here), "%s", here);
+	at_store_rel(&p->why_later, here ? ctx->lack_here : there); /* partner: rc_contact_words */
 }
 
 void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
@@ -157,9 +169,15 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size)
 {
 	int64_t since = at_load(&ctx->peers[rank].silent_since);
+	const char *why = at_load_acq(&ctx->peers[rank].why_later); /* partner: rc_contact_lacks */
 
 	if (!since)
 		return false;
+	if (why) {
+		snprintf(buf, size, "%.250s: %.127s (rank %u) could not be connected to: %s", text,
+			 ctx->peers[rank].member->name, rank, why);
+		return true;
+	}
 	snprintf(buf, size,
 		 "%.250s: %.127s (rank %u) has not answered for %s s, nor refused: it is stopped, "
 		 "very busy, or out of reach",

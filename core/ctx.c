@@ -341,6 +341,7 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	err = rc_log_open(ctx);
 	if (err)
 		goto fail;
+	rc_limits_raise(ctx);
 	err = rc_key_load(o.key_file, &ctx->key);
 	if (err)
 		goto fail;

@@ -146,6 +146,12 @@ static int fail_unreachable(const struct rc_peer *p, const char *why)
 	return err;
 }
 
+/* Tells whether a connection could not be made for want of something here, which may come back. */
+static bool is_lack(int err)
+{
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -ENOBUFS;
+}
+
 /* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
 static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
@@ -174,6 +180,8 @@ static int dial(struct rref_ctx *ctx, struct rc_peer *p)
 	snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
 	p->link = NULL;
 	if (err != -ENODEV) {
+		if (is_lack(err))
+			rc_contact_lacks(ctx, p, why);
 		rc_contact_over(ctx, p, why);
 		return 0;
 	}
@@ -292,9 +300,11 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
 	if (err == -EALREADY)
 		return;
-	/* Who is told to come later has broken nothing by coming. */
+	/* A peer that is told to come later has broken nothing by coming. */
 	at_add(&ctx->n.rejected, err != -EAGAIN);
-	rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused: %s", who, text);
+	/* Strangers do not fill the log: its lines become rare. */
+	if (worth_logging(++ctx->nr_refused))
+		rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused (%" PRIu64 " so far): %s", who, ctx->nr_refused, text);
 }
 
 static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
@@ -374,7 +384,15 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	err = rc_peer_seal(p, ev->conn, false);
 	if (!err)
 		err = d->ops->accept(ev->conn, answer, length, p);
-	if (err) {
+	if (is_lack(err)) {
+		char why[RP_TEXT_MAX];
+
+		snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
+		if (worth_logging(++ctx->nr_refused))
+			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s", p->member->name, p->rank, why);
+		rc_contact_lacks(ctx, p, why);
+		rc_contact_over(ctx, p, why);
+	} else if (err) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
 		rc_contact_over(ctx, p, "accepting its connection failed");
 	}
@@ -428,6 +446,8 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 		p->retry_at = now_ns() + CROSSING_NS;
 		return;
 	}
+	if (!ev->len && (err == -EAGAIN || is_lack(err)))
+		rc_contact_lacks(ctx, p, err == -EAGAIN ? NULL : rref_strerror(err));
 	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
 }
 

@@ -64,6 +64,7 @@ static void answer_kept(void)
 static void on_log(void *arg, enum rref_log_level level, const char *text)
 {
 	(void)arg;
+	foe_shown()->logged_lines++;
 	if (getenv("RREF_TEST_LOG"))
 		fprintf(stderr, "[%d] log %d: %s\n", (int)getpid(), (int)level, text);
 	if (level <= RREF_LOG_WARNING)

@@ -24,6 +24,7 @@ struct shown {
 	_Atomic int64_t called, took_ns;    /* worker 0's call of the foe: 1 + -status, and how long it took */
 	char called_text[256];
 	char logged[512];                   /* worker 1's last warning */
+	_Atomic uint64_t logged_lines;      /* of worker 1, of all levels that are on */
 };
 _Static_assert(sizeof(struct shown) <= sizeof(((struct tg_shared *)0)->bytes), "it fits");
 

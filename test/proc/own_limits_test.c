@@ -137,6 +137,94 @@ TG_TEST(addresses__none_are_left, 2)
 }
 #endif
 
+/* ---- connections for which no descriptor is free ---- */
+
+static void set_soft(rlim_t soft, struct rlimit *before)
+{
+	struct rlimit limit;
+
+	TG_OK(getrlimit(RLIMIT_NOFILE, before));
+	limit = (struct rlimit){ soft, before->rlim_max };
+	TG_OK(setrlimit(RLIMIT_NOFILE, &limit));
+}
+
+#define CROWD 12
+#define ROOM 6
+
+static int call_nothing(struct rref_ctx *ctx, int rank, int64_t timeout)
+{
+	return rref_rpc_sync(ctx, rank, "tg.nothing", NULL, timeout, NULL);
+}
+
+/*
+ * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead: who has little time learns why
+ * it was not enough, and the others are served when there is room.
+ */
+TG_TEST(descriptors__of_a_crowd, CROWD)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct rref_future *f = NULL;
+	struct rlimit before;
+
+	tg_meet(0);
+	if (rank == 0)
+		set_soft(lowest_free_descriptor() + ROOM, &before);
+	tg_meet(1);
+	if (rank) {
+		int err = call_nothing(ctx, 0, NSEC_PER_SEC);
+
+		if (err) {
+			TG_IS(err, -ETIMEDOUT);
+			TG_TEXT("has no room for a connection now");
+			tg_set_flag(0, 1);
+		}
+		TG_OK(rref_rpc_async(ctx, 0, "tg.nothing", NULL, RREF_DEFAULT, &f));
+	}
+	tg_meet_serving(ctx, 2);
+	TG_CHECK(tg_flag(0));
+	if (rank == 0)
+		TG_OK(setrlimit(RLIMIT_NOFILE, &before));
+	else
+		TG_OK(rref_future_wait(f, RREF_DEFAULT));
+	rref_future_free(f);
+	tg_meet_serving(ctx, 3);
+	tg_finish(ctx);
+	return 0;
+}
+
+/* It is this side that has none left. */
+TG_TEST(descriptors__none_to_connect_with, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+	struct rlimit before;
+
+	tg_meet_serving(ctx, 0);
+	if (rank == 1) {
+		set_soft(lowest_free_descriptor(), &before);
+		TG_IS(call_nothing(ctx, 0, NSEC_PER_SEC / 2), -ETIMEDOUT);
+		TG_TEXT("RLIMIT_NOFILE is");
+		TG_OK(setrlimit(RLIMIT_NOFILE, &before));
+		TG_OK(call_nothing(ctx, 0, RREF_DEFAULT));
+	}
+	tg_meet_serving(ctx, 1);
+	tg_finish(ctx);
+	return 0;
+}
+
+TG_TEST(descriptors__soft_limit_is_raised, 2)
+{
+	struct rlimit before, after;
+	struct rref_ctx *ctx;
+
+	set_soft(100, &before);
+	ctx = tg_join(rank);
+	TG_OK(getrlimit(RLIMIT_NOFILE, &after));
+	TG_IS(after.rlim_cur, min_of(before.rlim_max, (rlim_t)1024 + 4 * 2));
+	TG_IS(after.rlim_max, before.rlim_max);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -144,6 +232,9 @@ int main(void)
 		cmocka_unit_test(addresses__none_are_left),
 #endif
 		cmocka_unit_test(descriptors__none_is_free),
+		cmocka_unit_test(descriptors__none_to_connect_with),
+		cmocka_unit_test(descriptors__of_a_crowd),
+		cmocka_unit_test(descriptors__soft_limit_is_raised),
 	};
 
 	return cmocka_run_group_tests_name("own_limits", tests, NULL, NULL);

@@ -1,72 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The accepting side. A socket that is accepted here is nobody until it said hello: other users' are dropped at once,
- * the silent after 2 s, and no more than 64 may be silent at a time. Garbage ends its own socket only.
+ * The accepting side. A socket that is accepted here is nobody until it said hello, and a stranger until the core has
+ * accepted that: other users' are dropped at once, the silent after 2 s, and no more than 64 may be silent at a time.
+ * Garbage ends its own socket only.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "shm.h"
 
-/* No descriptor is left: refuse one with the spare, or the listener would stay readable for ever. */
-static void refuse_one(struct rv_dev *dev)
-{
-	int sock;
-
-	rb_close(dev->spare);
-	sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
-	rvs_hang_up(dev, sock);
-	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
-	dev->nr_refused++;
-	rvs_log(dev, 0, "shm: no descriptors left; refused a connection");
-}
-
-void rvs_on_listener(struct rv_dev *dev)
-{
-	for (unsigned i = 0; i < RVS_MAX_GREETING; i++) { /* bounded, so that a flood does not hold poll */
-		struct rv_conn *conn;
-		struct ucred cred;
-		socklen_t len = sizeof(cred);
-		int sock = RB_OPEN(accept4(dev->listener, NULL, NULL,
-					   SOCK_CLOEXEC | SOCK_NONBLOCK));
-
-		if (sock < 0) {
-			if (errno == EMFILE || errno == ENFILE)
-				refuse_one(dev);
-			if (errno == EINTR || errno == ECONNABORTED)
-				continue;
-			return;
-		}
-		if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || cred.uid != dev->uid) {
-			rvs_log(dev, 1, "shm: dropped a connection of user %ld", (long)cred.uid);
-			goto refuse;
-		}
-		if (dev->nr_greeting >= RVS_MAX_GREETING || rvs_conn_new(dev, sock, RVS_GREETING, &conn)) {
-			rvs_log(dev, 1, "shm: dropped a connection of pid %ld: too many", (long)cred.pid);
-			goto refuse;
-		}
-		dev->nr_greeting++;
-		conn->pid = cred.pid;
-		if (rvs_conn_listen(conn)) {
-			rvs_conn_free(conn);
-			dev->nr_refused++;
-			continue;
-		}
-		rvs_deadline(conn, now_ns() + RVS_GREET_NS);
-		rvs_on_hello(conn); /* a peer that means it has said it already, and so never counts as silent */
-		continue;
-
-refuse:
-		rvs_hang_up(dev, sock);
-		dev->nr_refused++;
-	}
-}
-
-static void send_reject(struct rv_conn *conn, int status, const void *reason, size_t len)
+static void send_reject(int sock, int status, const void *reason, size_t len)
 {
 	struct rvs_packet p;
 
@@ -75,7 +23,121 @@ static void send_reject(struct rv_conn *conn, int status, const void *reason, si
 	p.len = (uint16_t)len;
 	if (len)
 		memcpy(p.data, reason, len);
-	(void)rvs_packet_send(conn->sock, &p, RVS_PKT_REJECT, NULL, 0); /* a peer that is gone needs no reason */
+	(void)rvs_packet_send(sock, &p, RVS_PKT_REJECT, NULL, 0); /* a peer that is gone needs no reason */
+}
+
+/* A connection that there is no room for now: its peer is to come again. */
+static void turn_away(struct rv_dev *dev, int sock, const char *why)
+{
+	send_reject(sock, EAGAIN, NULL, 0);
+	rvs_hang_up(dev, sock);
+	rvs_log_refused(dev, "%s", why);
+}
+
+/* No descriptor is left: turn one away with the spare, or the listener would stay readable for ever. */
+static void refuse_one(struct rv_dev *dev, int err)
+{
+	int sock;
+
+	rb_close(dev->spare);
+	sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+	if (sock >= 0) {
+		rvs_fail_fds(err, "it was told to come again");
+		turn_away(dev, sock, rv_error_text());
+	}
+	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
+}
+
+static void mute(struct rv_dev *dev, bool muted)
+{
+	struct epoll_event e = {.events = muted ? 0u : (uint32_t)EPOLLIN, .data.ptr = &dev->listen_src};
+
+	dev->listen_muted = muted;
+	epoll_ctl(dev->epoll, EPOLL_CTL_MOD, dev->listener, &e);
+	if (muted)
+		rvs_timer_soon(dev);
+}
+
+/* Listens again when the window is over. True: it is not yet. */
+bool rvs_listen_timer(struct rv_dev *dev, int64_t now)
+{
+	if (dev->listen_muted && now >= dev->listen_at + RVS_WINDOW_NS)
+		mute(dev, false);
+	return dev->listen_muted;
+}
+
+/* Closes the one that is silent for longest: a peer that means it says hello as soon as it has connected. */
+static void close_oldest_silent(struct rv_dev *dev)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &dev->timed) {
+		struct rv_conn *conn = container_of(l, struct rv_conn, timed);
+
+		if (at_load(&conn->state) != RVS_GREETING)
+			continue;
+		rvs_log_refused(dev, "pid %ld has not said hello, and there are too many like it", (long)conn->pid);
+		rvs_conn_free(conn);
+		return;
+	}
+}
+
+static void greet(struct rv_dev *dev, int sock)
+{
+	struct rv_conn *conn;
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || cred.uid != dev->uid) {
+		rvs_hang_up(dev, sock);
+		rvs_log_refused(dev, "it is of user %ld", (long)cred.uid);
+		return;
+	}
+	if (dev->nr_greeting >= RVS_MAX_GREETING)
+		close_oldest_silent(dev);
+	if (rvs_conn_new(dev, sock, RVS_GREETING, &conn)) {
+		turn_away(dev, sock, rv_error_text());
+		return;
+	}
+	dev->nr_greeting++;
+	conn->pid = cred.pid;
+	rvs_on_hello(conn); /* a peer that means it has said it already, and so never counts as silent */
+}
+
+void rvs_on_listener(struct rv_dev *dev)
+{
+	int64_t now = now_ns();
+
+	if (now - dev->listen_at >= RVS_WINDOW_NS) {
+		dev->listen_at = now;
+		dev->listen_nr = 0;
+	}
+	for (unsigned i = 0; i < RVS_ACCEPTS; i++) {
+		int sock;
+
+		if (dev->listen_nr >= RVS_WINDOW_STRANGERS) {
+			mute(dev, true);
+			return;
+		}
+		sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+		if (sock < 0 && errno != EMFILE && errno != ENFILE && errno != EINTR && errno != ECONNABORTED)
+			return;
+		dev->listen_nr++;
+		if (sock >= 0)
+			greet(dev, sock);
+		else if (errno == EMFILE || errno == ENFILE)
+			refuse_one(dev, errno);
+	}
+}
+
+/* Its hello is still to come: waits for it, for a while. */
+static int wait_for_hello(struct rv_conn *conn)
+{
+	int rc = conn->deadline_ns ? 0 : rvs_conn_listen(conn);
+
+	if (!rc && !conn->deadline_ns)
+		rvs_deadline(conn, now_ns() + RVS_GREET_NS);
+	return rc;
 }
 
 void rvs_on_hello(struct rv_conn *conn)
@@ -86,23 +148,25 @@ void rvs_on_hello(struct rv_conn *conn)
 	unsigned nr_fds;
 	int rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 
-	if (rc == -EAGAIN)
+	if (rc == -EAGAIN && !wait_for_hello(conn))
 		return;
 	if (rc <= 0) {
 		if (rc == -EPROTONOSUPPORT)
-			send_reject(conn, EPROTONOSUPPORT, NULL, 0);
-		if (rc == -EMFILE)
-			send_reject(conn, ECONNREFUSED, "no descriptors left", 19);
+			send_reject(conn->sock, EPROTONOSUPPORT, NULL, 0);
+		if (rc == -EMFILE || rc == -EAGAIN)
+			send_reject(conn->sock, EAGAIN, NULL, 0);
 		goto refuse;
 	}
-	if (p.type != RVS_PKT_HELLO || p.len > RV_HELLO_MAX) {
+	if (p.type != RVS_PKT_HELLO || p.len > RV_HELLO_MAX || nr_fds != RVS_PKT_FDS) {
 		rvs_close_fds(fds, nr_fds);
 		goto refuse;
 	}
-	if (rvs_hold_peer(conn, &p, fds, nr_fds))
-		goto refuse;
+	memcpy(conn->hello_fds, fds, sizeof(fds));
+	conn->hello_credits = p.credits;
 	conn->text_len = p.len;
 	memcpy(conn->text, p.data, p.len);
+	if (!conn->deadline_ns && (rc = rvs_conn_listen(conn)))
+		goto refuse;
 	rvs_deadline(conn, 0);
 	dev->nr_greeting--;
 	at_store(&conn->state, RVS_REQUESTED);
@@ -110,10 +174,25 @@ void rvs_on_hello(struct rv_conn *conn)
 	return;
 
 refuse:
-	dev->nr_refused++;
 	if (rc)
-		rvs_log(dev, 1, "shm: closed a connection of pid %ld that did not say hello properly", (long)conn->pid);
+		rvs_log_refused(dev, "pid %ld did not say hello properly", (long)conn->pid);
+	else
+		dev->nr_refused++; /* it left without a word */
 	rvs_conn_free(conn);
+}
+
+/* Takes what came with the hello, and makes what the answer brings. */
+static int prepare(struct rv_conn *conn, int *box_fd)
+{
+	int fds[RVS_PKT_FDS], rc = 0;
+
+	memcpy(fds, conn->hello_fds, sizeof(fds));
+	for (unsigned i = 0; i < RVS_PKT_FDS; i++)
+		conn->hello_fds[i] = -1;
+	rc = rvs_hold_peer(conn, conn->hello_credits, fds, RVS_PKT_FDS);
+	if (!rc && !conn->segs)
+		rc = rvs_segs_init(conn);
+	return rc ? rc : rvs_box_create(&conn->rx, conn->dev->opt.credits, box_fd);
 }
 
 int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
@@ -126,12 +205,19 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		return rv_fail(EINVAL, "shm: an answer of %zu bytes, %d at most", len, RV_ANSWER_MAX);
 	if (at_load(&conn->state) != RVS_REQUESTED)
 		return rv_fail(EINVAL, "shm: there is no request to accept");
-	if (!conn->segs && (rc = rvs_segs_init(conn)))
+	rc = prepare(conn, &box_fd);
+	if (rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM) {
+		send_reject(conn->sock, EAGAIN, NULL, 0);
 		return rc;
-	rc = rvs_box_create(&conn->rx, dev->opt.credits, &box_fd);
-	if (rc)
-		return rc;
+	}
 	conn->user = user;
+	if (rc) { /* nonsense came along */
+		conn->text_len = 0;
+		rvs_attended(conn, RVS_A_HUP);
+		rvs_conn_fail(conn, rc);
+		return 0;
+	}
+	dev->listen_nr -= dev->listen_nr > 0; /* no stranger */
 	memset(&p, 0, sizeof(p));
 	p.credits = dev->opt.credits;
 	p.len = (uint16_t)len;
@@ -153,6 +239,6 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 
 void rvs_reject(struct rv_conn *conn, const void *reason, size_t len)
 {
-	send_reject(conn, ECONNREFUSED, reason, min_of(len, (size_t)RV_REASON_MAX));
+	send_reject(conn->sock, ECONNREFUSED, reason, min_of(len, (size_t)RV_REASON_MAX));
 	rvs_conn_free(conn);
 }

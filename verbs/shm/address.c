@@ -28,6 +28,8 @@ static int read_boot_id(unsigned char out[16])
 	ssize_t n;
 	unsigned nr = 0;
 
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+		return rvs_fail_fds(errno, "cannot read the boot id");
 	if (fd < 0)
 		return rv_fail(errno == ENOENT ? ENODEV : errno, "shm: cannot read the boot id: %s%s", strerror(errno),
 			       errno == ENOENT ? " (is /proc mounted?)" : "");

@@ -34,6 +34,7 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	conn->process_source = RVS_SRC_PROCESS;
 	conn->sock = sock;
 	conn->box_fd = conn->process = -1;
+	memset(conn->hello_fds, -1, sizeof(conn->hello_fds));
 	conn->index = index;
 	conn->gen = ++dev->next_gen;
 	conn->watch = UINT32_MAX;
@@ -84,6 +85,8 @@ static void release(struct rv_conn *conn)
 	rvs_process_unwatch(conn);
 	rvs_hang_up(dev, conn->sock);
 	rvs_close_fds((int[]){conn->box_fd}, 1);
+	rvs_close_fds(conn->hello_fds, RVS_PKT_FDS);
+	memset(conn->hello_fds, -1, sizeof(conn->hello_fds));
 	conn->sock = conn->box_fd = -1;
 	if (conn->peer_page)
 		munmap(conn->peer_page, sizeof(*conn->peer_page));

@@ -77,8 +77,7 @@ void rvs_dial(struct rv_conn *conn)
 	}
 	conn->dialled = true;
 	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) || cred.uid != dev->uid) {
-		dev->nr_refused++;
-		rvs_log(dev, 1, "shm: the listener belongs to another user; not connected");
+		rvs_log_refused(dev, "the listener belongs to another user");
 		conn->text_len = 0;
 		rvs_conn_fail(conn, -ECONNREFUSED);
 		return;
@@ -99,7 +98,7 @@ void rvs_dial(struct rv_conn *conn)
 }
 
 /* Takes what came along with hello or answer. Consumes the descriptors. */
-int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned nr_fds)
+int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], unsigned nr_fds)
 {
 	void *map;
 	int rc;
@@ -119,7 +118,7 @@ int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_
 		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");
 		goto close_fds;
 	}
-	rc = rvs_box_attach(&conn->tx, p->credits, fds[1]);
+	rc = rvs_box_attach(&conn->tx, credits, fds[1]);
 	if (rc)
 		goto close_fds;
 	conn->peer_keys = conn->peer_page->key;
@@ -145,7 +144,7 @@ void rvs_on_answer(struct rv_conn *conn)
 	}
 	if (p.type == RVS_PKT_REJECT) {
 		rvs_close_fds(fds, nr_fds);
-		status = p.status == EPROTONOSUPPORT ? -EPROTONOSUPPORT : -ECONNREFUSED;
+		status = p.status == EPROTONOSUPPORT || p.status == EAGAIN ? -(int)p.status : -ECONNREFUSED;
 		conn->text_len = min_of(p.len, RV_REASON_MAX);
 		memcpy(conn->text, p.data, conn->text_len);
 		rvs_conn_fail(conn, status);
@@ -156,7 +155,7 @@ void rvs_on_answer(struct rv_conn *conn)
 		rvs_conn_fail(conn, -EPROTO);
 		return;
 	}
-	rc = rvs_hold_peer(conn, &p, fds, nr_fds);
+	rc = rvs_hold_peer(conn, p.credits, fds, nr_fds);
 	if (rc) {
 		rvs_conn_fail(conn, rc);
 		return;

@@ -33,6 +33,20 @@ void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...)
 	dev->opt.log(dev->opt.log_ctx, level, text);
 }
 
+/* One more was refused. Strangers do not fill the log: its lines become rare. */
+void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...)
+{
+	char text[200];
+	va_list ap;
+
+	if (!worth_logging(++dev->nr_refused))
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	rvs_log(dev, 1, "shm: refused connection %llu: %s", (unsigned long long)dev->nr_refused, text);
+}
+
 static int open_page(struct rv_dev *dev)
 {
 	void *map;

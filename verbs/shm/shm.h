@@ -17,6 +17,10 @@
  * READ that meets a key whose memory has not arrived yet. Nothing that a peer handed over is ever written to by a
  * system call: whether that blocks would be for the peer to say. A send to the socket never blocks.
  *
+ * Strangers: anybody on the machine can connect to the listener's name, so what that costs is bounded. Other users are
+ * dropped unheard, and nothing of a stranger's is mapped before the core has accepted its hello. In each window 32 are
+ * accepted that prove nothing; the others wait in the listener's backlog.
+ *
  * Trust: a peer runs under the same user id (checked), so it could harm this process by other means; nevertheless all
  * that it can write is bounded and checked here once, in a private copy, and its nonsense ends its own connection only.
  * What revocation means here: a peer that follows the protocol never returns bytes read after the key or the connection
@@ -44,6 +48,8 @@
 #define RVS_MAX_CREDITS 4096u
 #define RVS_MAX_MSG ((uint64_t)1 << 30)
 #define RVS_MAX_GREETING 64          /* accepted sockets that have not said hello yet */
+#define RVS_ACCEPTS 8                /* in a turn */
+#define RVS_WINDOW_STRANGERS 32u     /* accepted in a window; those who prove that they hold the key are not counted */
 #define RVS_GREET_NS (2 * NSEC_PER_SEC)
 #define RVS_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
@@ -98,6 +104,7 @@ _Static_assert(sizeof(struct rvs_post) == 128, "layout is shared between process
 #define RVS_POST_WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
 #define RVS_POST_WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
 
+#define RVS_PKT_FDS 2                /* descriptors that a packet brings at most */
 #define RVS_DUE_MAX 8u /* slots given back at once; see ring.c */
 
 /* One end of a box: the receiver's of the own box, or the sender's of the peer's box. Owner: progress. */
@@ -202,6 +209,8 @@ struct rv_conn {
 	bool dialled;                           /* connect(2) done: it can meet a full backlog */
 	bool gone;                              /* hang-up seen; the socket is out of epoll */
 	int box_fd;                             /* until dialled */
+	int hello_fds[RVS_PKT_FDS];             /* REQUESTED: what came along with hello, taken when it is accepted */
+	uint32_t hello_credits;
 	bool poisoned;                          /* the ring holds nonsense: nothing more is taken from it */
 	_Atomic uint32_t why;                   /* errno | wc_status << 16 of what broke it. Partner: rvs_break */
 	uint32_t seen_revoked;
@@ -247,6 +256,9 @@ struct rv_dev {
 	struct list attn, timed, owing;
 	int64_t timer_ns;
 	uint32_t sleep_nr;                      /* of the last sleep; not 0 */
+	int64_t listen_at;                      /* when this window of strangers began */
+	uint32_t listen_nr;
+	bool listen_muted;
 	uint64_t nr_refused;                    /* wrong user, garbage, too many */
 
 	cache_aligned pthread_mutex_t lock;     /* guards all below */
@@ -295,7 +307,6 @@ int rvs_check_fd(int fd, size_t size);
 /* packet.c: one datagram of the socket, with descriptors */
 enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION, RVS_PKT_WAKE,
 		       RVS_PKT_AGAIN };
-#define RVS_PKT_FDS 2
 struct rvs_packet {
 	uint32_t magic;
 	uint16_t version, type;                 /* WAKE: the end */
@@ -374,10 +385,11 @@ int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		struct rv_conn **out);
 void rvs_dial(struct rv_conn *conn);
 void rvs_on_answer(struct rv_conn *conn);
-int rvs_hold_peer(struct rv_conn *conn, const struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned nr_fds);
+int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], unsigned nr_fds);
 int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user);
 void rvs_reject(struct rv_conn *conn, const void *reason, size_t len);
 void rvs_on_listener(struct rv_dev *dev);
+bool rvs_listen_timer(struct rv_dev *dev, int64_t now);
 void rvs_on_hello(struct rv_conn *conn);
 
 /* process.c: the peer's process */
@@ -422,6 +434,7 @@ int rvs_reach(struct rv_dev *dev, const struct rv_addr *to);
 const char *rvs_name(const struct rv_addr *a, size_t *len);
 
 /* dev.c */
+void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -135,9 +135,7 @@ void rvs_timers(struct rv_dev *dev)
 			} else if (at_load(&conn->state) != RVS_GREETING) {
 				rvs_mute(conn, false);
 			} else {
-				dev->nr_refused++;
-				rvs_log(dev, 1, "shm: closed a connection of pid %ld that never said hello",
-					(long)conn->pid);
+				rvs_log_refused(dev, "pid %ld never said hello", (long)conn->pid);
 				rvs_conn_free(conn);
 			}
 			continue;
@@ -150,6 +148,8 @@ void rvs_timers(struct rv_dev *dev)
 		if (conn->deadline_ns)
 			next = min_of(next, conn->deadline_ns);
 	}
+	if (rvs_listen_timer(dev, now))
+		next = min_of(next, dev->listen_at + RVS_WINDOW_NS);
 	if (at_load(&dev->tell_again)) {
 		at_store(&dev->tell_again, 0);
 		if (rvs_tell_all(dev)) {
