@@ -6,14 +6,17 @@
  * A key that others could read or replace is worth nothing, so every file is opened first and then judged by fstat
  * of what was opened: a check by name could be raced.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/random.h"
@@ -26,6 +29,8 @@
 #define KEY_FILE_MAX 4096
 #define USER_SECRET_BYTES 32
 #define USER_TRIES 16
+#define OTHER_DIRS 1000
+#define OTHER_DIR_WAIT_NS (50 * NSEC_PER_MSEC)
 
 _Static_assert(RC_KEY_BYTES >= crypto_generichash_KEYBYTES_MIN && RC_KEY_BYTES <= crypto_generichash_KEYBYTES_MAX, "key");
 _Static_assert(RC_MAC_BYTES >= crypto_generichash_BYTES_MIN && RC_MAC_BYTES <= crypto_generichash_BYTES_MAX, "MAC");
@@ -231,8 +236,71 @@ static int open_private_dir(const char *path)
 }
 
 /*
+ * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user has taken the usual
+ * name. The first by name, so that all workers find the same. Returns a descriptor, or -ENOENT.
+ */
+static int find_other_dir(char *path, size_t size)
+{
+	char prefix[48], name[NAME_MAX + 1], best[NAME_MAX + 1] = "";
+	DIR *d = opendir("/tmp");
+	struct dirent *e;
+	int fd;
+
+	snprintf(prefix, sizeof(prefix), "librref-%u.", (unsigned)geteuid());
+	while (d && (e = readdir(d))) {
+		struct stat st;
+
+		if (strncmp(e->d_name, prefix, strlen(prefix)) || (*best && strcmp(e->d_name, best) >= 0))
+			continue;
+		/* Judged before the name is taken, so that those of others do not hide it; and once more when it is open. */
+		snprintf(name, sizeof(name), "%s", e->d_name);
+		if (!fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
+		    !(st.st_mode & 077))
+			memcpy(best, name, sizeof(best));
+	}
+	if (d)
+		closedir(d);
+	if (!*best)
+		return -ENOENT;
+	snprintf(path, size, "/tmp/%s", best);
+	fd = open_private_dir(path);
+	return fd < 0 ? -ENOENT : fd;
+}
+
+/*
+ * Makes such a directory: the first whose name is free, so that workers that begin at the same time make the same one.
+ * What another user has taken is passed by, and after many of these a name serves that cannot be guessed. Then workers
+ * that begin together may each make one: they wait, and agree on the first.
+ */
+static int make_other_dir(char *path, size_t size)
+{
+	uint64_t suffix;
+	int fd = -EEXIST;
+
+	for (unsigned i = 0; i < OTHER_DIRS && fd < 0; i++) {
+		snprintf(path, size, "/tmp/librref-%u.%u", (unsigned)geteuid(), i);
+		if (mkdir(path, 0700) < 0 && errno != EEXIST)
+			return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
+				       rref_strerror(errno));
+		fd = open_private_dir(path);
+	}
+	if (fd >= 0) {
+		close(fd);
+		return find_other_dir(path, size);
+	}
+	rc_random(&suffix, sizeof(suffix));
+	snprintf(path, size, "/tmp/librref-%u.x%016llx", (unsigned)geteuid(), (unsigned long long)suffix);
+	if (mkdir(path, 0700) < 0)
+		return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
+			       rref_strerror(errno));
+	nanosleep(&(struct timespec){ .tv_nsec = OTHER_DIR_WAIT_NS }, NULL);
+	return find_other_dir(path, size);
+}
+
+/*
  * Where the user's secret lives. XDG_RUNTIME_DIR may be missing or another user's (su, sudo -E, cron) or too open
- * (WSL); then /tmp serves, where the directory must be ours alone. Returns a descriptor.
+ * (WSL); then /tmp serves, where the directory must be ours alone. Another user may have taken its name, and may let go
+ * of it at any time: then one beside it serves, and goes on to. Returns a descriptor.
  */
 static int open_user_dir(char *path, size_t size, const char **name)
 {
@@ -247,17 +315,24 @@ static int open_user_dir(char *path, size_t size, const char **name)
 			return fd;
 		}
 	}
-	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
 	*name = "key";
+	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
+	fd = open_private_dir(path);
+	if (fd >= 0)
+		return fd;
+	fd = find_other_dir(path, size);
+	if (fd >= 0)
+		return fd;
+	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
 	if (mkdir(path, 0700) < 0 && errno != EEXIST)
 		return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
 			       rref_strerror(errno));
 	fd = open_private_dir(path);
 	if (fd == -EACCES || fd == -ELOOP || fd == -ENOTDIR)
-		return rc_fail(EACCES, "user key: %s is not a directory of this user (uid %u) alone, mode 0700: remove it, "
-			       "or set RREF_KEY_FILE", path, (unsigned)geteuid());
-	if (fd < 0)
-		return rc_fail(-fd, "user key: cannot open the directory %s: %s", path, rref_strerror(fd));
+		fd = make_other_dir(path, size);
+	if (fd == -ENOENT)
+		return rc_fail(EACCES, "user key: /tmp/librref-%u is not a directory of this user alone, mode 0700, and one beside it "
+			       "could not be kept: set RREF_KEY_FILE", (unsigned)geteuid());
 	return fd;
 }
 
