@@ -77,6 +77,7 @@ static void close_oldest_silent(struct rv_dev *dev)
 		if (at_load(&conn->state) != RVS_GREETING)
 			continue;
 		rvs_log_refused(dev, "pid %ld has not said hello, and there are too many like it", (long)conn->pid);
+		send_reject(conn->sock, EAGAIN, NULL, 0); /* if it only was slow it comes again */
 		rvs_conn_free(conn);
 		return;
 	}

@@ -91,8 +91,10 @@ void rvs_dial(struct rv_conn *conn)
 	rc = rvs_packet_send(conn->sock, &p, RVS_PKT_HELLO, (int[]){dev->page_fd, conn->box_fd}, 2);
 	rb_close(conn->box_fd);
 	conn->box_fd = -1;
-	if (rc)
-		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
+	if (rc == -EPIPE || rc == -ECONNRESET)
+		rvs_on_answer(conn); /* it hung up; it may have said why */
+	else if (rc)
+		rvs_conn_fail(conn, rc);
 	else if ((rc = rvs_conn_listen(conn)))
 		rvs_conn_fail(conn, rc);
 }
