@@ -54,7 +54,7 @@
 #define RVS_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
 #define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each; the others wait in the socket */
-#define RVS_WINDOW_PACKETS 128u      /* wake-ups for which there was a reason are not counted */
+#define RVS_WINDOW_PACKETS 64u       /* wake-ups for which there was a reason are not counted */
 #define RVS_MAX_REGIONS 8192u        /* of one peer, mapped here or their addresses kept */
 #define RVS_SCAN_FEW 64u             /* mapped regions that are looked through at any time, not once in a window */
 #define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
