@@ -15,7 +15,7 @@
  */
 void rc_limits_raise(struct rref_ctx *ctx)
 {
-	rlim_t want = FDS_USUAL + (rlim_t)FDS_OF_PEER * ctx->world, least = FDS_LEAST + ctx->world;
+	rlim_t want = FDS_USUAL + (rlim_t)FDS_OF_PEER * ctx->world, least = FDS_LEAST + 2 * (rlim_t)ctx->world;
 	struct rlimit limit, raised;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit))
