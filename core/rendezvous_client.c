@@ -86,14 +86,14 @@ static void say(struct come *c)
 	if (!rz_say_due(&c->say))
 		return;
 	if (c->is_joined && c->has_status)
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %.1f s: %s", c->a->text, c->peer, waited(c),
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s", c->a->text, c->peer, waited(c).text,
 		       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	else if (c->is_connected)
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %.1f s: connected, but rank 0 did not answer yet",
-		       c->a->text, c->peer, c->me->rank, waited(c));
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
+		       c->a->text, c->peer, c->me->rank, waited(c).text);
 	else
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %.1f s for rank 0: %u tries, the last: %s",
-		       c->a->text, c->peer, c->me->rank, waited(c), c->nr_tries, *c->last ? c->last : "no answer yet");
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s for rank 0: %u tries, the last: %s",
+		       c->a->text, c->peer, c->me->rank, waited(c).text, c->nr_tries, *c->last ? c->last : "no answer yet");
 }
 
 /* Waits as wait_fd does, and says so in the log. */

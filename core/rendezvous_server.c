@@ -317,8 +317,8 @@ static void say_who_is_missing(struct rz_serve *s)
 	if (s->nr_refused)
 		snprintf(refused, sizeof(refused), "; refused so far: %llu, the last: %s", (unsigned long long)s->nr_refused,
 			 s->last_refused);
-	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %.1f s: %s%s", s->a->text, s->at,
-	       (double)(now_ns() - s->start) / 1e9, rz_status_text(&s->status, s->world, text, sizeof(text)), refused);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s%s", s->a->text, s->at,
+	       seconds_text(now_ns() - s->start).text, rz_status_text(&s->status, s->world, text, sizeof(text)), refused);
 }
 
 static void start_table(struct rz_serve *s)
