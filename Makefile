@@ -1,8 +1,9 @@
-# librref: see README.md. Plain make; `make help` lists what can be typed. Everything built goes to build/, programs to build/bin/.
+# librref: see README.md. Plain make; `make help` lists the targets. Everything built goes to
+# build/, programs to build/bin/.
 #
-# SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer. O=DIR builds in DIR instead
-# of build/ (all, lib, tools, tests, install, demo, sim, perf; the scripts of the tests want build/). V=1 shows the commands.
-# DEPS=no looks for no packages.
+# SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
+# O=DIR builds in DIR instead of build/: all, lib, tools, tests, install, demo, sim, perf. The scripts
+# of the tests want build/. V=1 shows the commands. DEPS=no looks for no packages.
 
 VERSION_MAJOR := 0
 VERSION_MINOR := 1
@@ -87,16 +88,17 @@ lib: $(STATIC) $(SHARED)
 tools: $(TOOLS) $(DEMO) $(BIN)/rref-perf
 ## the test programs, into build/bin; one of them: make build/bin/proc/calls_test
 tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
-# TEST=read: of all test programs and scripts those that have it in their name.
+# TEST=read takes the test programs and scripts with that in their name.
 named = $(strip $(foreach t,$1,$(if $(findstring $(TEST),$(notdir $t)),$t)))
 san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
 
-# What needs no more packages than the library does. Everything else takes those of the tests too.
+# Targets with the library's packages alone. Everything else takes the tests' packages too.
 LEAN := all lib tools install uninstall sim $(STATIC) $(SHARED) $(TOOLS) $(DEMO) $(BIN)/rref-perf $(SIM)
 packages:
 	@test/tools/deps.sh build $(if $(filter-out $(LEAN),$(MAKECMDGOALS)),check)
 
-# What all was built with: other flags build it anew. Here too, since every object waits for it, packages are looked for.
+# The file keeps the flags of the last build: other flags build everything anew. Every object waits
+# for it, so the look for packages comes here.
 FLAGS = $(strip $(CC) $(CXX) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(CXXFLAGS) $(LDFLAGS_ALL))
 ifneq ($(strip $(file <$(B)/flags)),$(FLAGS))
 $(B)/flags: FORCE
@@ -105,10 +107,10 @@ $(B)/flags: | packages
 	@mkdir -p $(@D)
 	@printf '%s\n' $(call quoted,$(FLAGS)) >$@
 
-# A short line for each thing that is built; V=1: the command instead, make -s: nothing.
+# Says a short line for each file that is built; the command with V=1, nothing with make -s.
 Q := $(if $(V),,@)
 say = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@printf '  %-6s %s\n' $1 $(call quoted,$(or $2,$@)))
-# For the shell, whatever stands in it.
+# Quotes a text for the shell.
 quoted = '$(subst ','\'',$1)'
 
 $(B)/%.o: %.c Makefile $(B)/flags
@@ -198,17 +200,18 @@ $(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
-# The demo is a user's program: public header, shared library, which it finds beside it: where it was built, and installed.
+# The demo is a user's program: public header, shared library. It finds the library beside it, both
+# where it was built and where it was installed.
 $(BIN)/rref-demo: $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/demo/*.c))) $(SHARED)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -L$(B) -l:$(SO) -Wl,-rpath,'$$ORIGIN/..:$$ORIGIN/../lib' -lsodium
 
 # ---- what people type ----------------------------------------------------------------------------------------------
-# The comment that `make help` shows of a target stands right above it and begins with ##.
+# A comment right above a target that begins with ## is its line of `make help`.
 
-# What is built uses all processors, unless the one who types says how many jobs: that stands in MAKEFLAGS only later, but
-# in what this make was started with. Several targets that do more than build keep their order.
+# Builds use all processors, unless -j is given. MAKEFLAGS has it only later, so the command line of
+# this make is looked at. Several targets that do more than build keep their order.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += $(shell { tr '\0' '\n' </proc/$$PPID/cmdline; printf -- '%s\n' $$MAKEFLAGS; } 2>/dev/null | \
 	grep -qE '^(-[a-zA-Z]*j|--jobs)' || echo -j$$(nproc))
@@ -218,7 +221,7 @@ ifneq ($(word 2,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
 endif
 endif
-# $(call build,WHAT THIS IS,TARGETS): with a line now and then that says how far it is. Its packages are there by now.
+# $(call build,TEXT,TARGETS) builds, and says now and then how far it is. The packages are there.
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
 .PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model perf perf-parts \
@@ -238,7 +241,7 @@ RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
 LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
-# What check-quick takes: most of the unit tests, a program or two of each kind of the others, fewer schedules.
+# check-quick takes most of the unit tests, some programs of each other kind, fewer schedules.
 QUICK := test/tools/layers.sh $(SIM) $(filter-out $(BIN)/unit/rendezvous% $(addprefix $(BIN)/unit/ra_,threads_test churn_test arena_test seat_test),$(UNIT)) \
 	$(addprefix $(BIN)/proc/,spine_test calls_test refs_test futures_test batch_test shutdown_test) $(filter-out %/messages %/beyond %/stalled,$(CONF))
 
@@ -252,7 +255,7 @@ demo:
 	$(call build,the library and its tools,lib tools)
 	@$(BIN)/rref-demo $(if $(FILE),--file $(call quoted,$(FILE)))
 
-## the tests on this machine, over shared memory (TEST=read: those with it in their name)
+## the tests on this machine, over shared memory (TEST=read: only names with "read")
 check: deps
 	$(if $(TEST),$(if $(call named,$(CHECKED) $(ALONE)),,$(error no test has '$(TEST)' in its name)))
 	$(call build,the library and the tests,all $(if $(TEST),$(filter $(BIN)/%,$(call named,$(CHECKED))),tests))
@@ -263,7 +266,7 @@ check-run:
 	@$(if $(TEST),,echo "some seven minutes on two quiet processors; make check-quick takes two")
 	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(call named,$(CHECKED))) --alone $(call named,$(ALONE))
 
-## for those who just changed a line: a part of check, under two minutes
+## a part of check after a small change, under two minutes
 check-quick: deps
 	$(call build,the library and the tests,lib $(filter $(BIN)/%,$(QUICK)))
 	@echo "under two minutes on two quiet processors; make check runs all"
@@ -327,7 +330,7 @@ perf:
 	@$(BIN)/rref-parts
 
 # The parts alone (ARGS goes to the program, --benchmark_filter=... for one); fails if one of them cannot be measured.
-## what the library's parts cost by themselves
+## the cost of the library's parts by themselves
 perf-parts:
 	@test/tools/deps.sh build perf
 	$(call build,the library and what measures it,$(BIN)/rref-parts)
@@ -357,7 +360,8 @@ $(BIN)/rref-parts: perf/parts.cc perf/parts_core.h $(B)/perf/parts_core.o $(STAT
 	$(call say,CXX)
 	$(Q)$(CXX) -std=c++17 $(OPT) -Wall -Wextra $(CPPFLAGS_ALL) $(CXXFLAGS) -o $@ $< $(B)/perf/parts_core.o $(STATIC) $(LDFLAGS_ALL) -lbenchmark $(LIBS)
 
-# The folders are quoted: they may hold spaces. DESTDIR may be relative; what stands in librref.pc may not.
+# The folders are quoted, since they may hold spaces. DESTDIR may be relative; the others may not,
+# since they stand in librref.pc.
 TO := test/tools/install.sh $(call quoted,$(DESTDIR)) $(call quoted,$(PREFIX)) $(call quoted,$(LIBDIR)) $(VERSION)
 may-install:
 	@$(TO) may
@@ -367,7 +371,7 @@ packages: $(filter may-install,$(MAKECMDGOALS:install=may-install))
 install: may-install lib tools
 	@$(TO) install $(call quoted,$(STATIC)) $(call quoted,$(SHARED)) $(TOOLS) $(DEMO) $(BIN)/rref-perf
 
-## what install put there, with the same variables
+## remove the installed files (same variables as install)
 uninstall:
 	@$(TO) uninstall $(notdir $(TOOLS) $(DEMO) $(BIN)/rref-perf)
 

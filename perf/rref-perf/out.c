@@ -66,7 +66,7 @@ static void table(const struct pf_row *r)
 	fflush(stdout);
 }
 
-/* Tries what the plot will need, before minutes of measuring. */
+/* Tries gnuplot and the files of the plot, before minutes of measuring. */
 static int prepare_plot(const char *plot)
 {
 	char path[4096];

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What people type first, on a bare Debian 12: each make target in a root that debootstrap made, with git, make and
-# ca-certificates and nothing else; as root, and as a user without rights. Packages come from where this machine's apt
-# takes Debian's, and are kept in build/bare/, as is the root. Needs root, and nothing of it is seen outside.
-#   bare.sh [--keep]      --keep: leaves what the commands wrote, in build/bare/run/
-# Left out, since other steps do them or since they take long: the whole of check, check-quick, check-tsan, check-roce,
-# demo-roce, perf, perf-roce (which packages they ask for is looked at), and what perf-peers and perf-report do once more than 1 GB
-# is installed.
+# Runs each make target as the first command on a bare Debian 12: in a root made by debootstrap, with
+# git, make and ca-certificates alone; as root, and as a user without rights. Packages come from this
+# machine's own source of Debian and are kept in build/bare/, as is the root. Needs root. Mounts are
+# seen by these commands alone.
+#   bare.sh [--keep]      --keep leaves the layers of the commands in build/bare/run/
+# Left out, since other steps do them or since they take long: the whole of check, check-quick,
+# check-tsan, check-roce, demo-roce, perf and perf-roce, whose packages alone are checked; and the
+# measuring of perf-peers and perf-report behind more than 1 GB of packages.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 tree=$PWD dir=$PWD/build/bare suite=bookworm
@@ -57,7 +58,7 @@ make_root() {
 	mkdir -p "$dir/debs"
 	debootstrap --variant=minbase --include=git,make,ca-certificates --cache-dir="$dir/debs" "$suite" "$dir/root" "$mirror" || return 1
 	sources | sed 's/^/deb /' >"$dir/root/etc/apt/sources.list"
-	# How this machine's apt reaches them (a proxy, times), and that what was downloaded is kept.
+	# This machine's way to them (a proxy, say); downloaded packages are kept.
 	{
 		apt-config dump | grep -E '^Acquire::' | grep -vE '::Auth|^Acquire::(CompressionTypes|IndexTargets|Changelogs|Languages)'
 		echo 'Acquire::Languages "none";'
@@ -74,7 +75,7 @@ make_root() {
 cp /etc/resolv.conf "$dir/root/etc/resolv.conf" 2>/dev/null
 rm -rf "$dir/root/root/librref" "$dir/root/home/new/librref"
 mkdir "$dir/root/root/librref"
-# As a clone of it would be, with what is not committed yet.
+# A clone, with the changes that are not committed yet.
 git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ -e "$f" ] && printf '%s\0' "$f"; done |
 	tar -c --null -T - | tar -x --no-same-owner -C "$dir/root/root/librref" || cannot "the tree cannot be copied (git ls-files)"
 cp -a "$dir/root/root/librref" "$dir/root/home/new/librref"
@@ -82,8 +83,8 @@ chroot "$dir/root" chown -R new:new /home/new
 
 # ---- commands in it
 
-# in_root LAYERS USER COMMAND: in a copy of the root, over which the LAYERS that earlier commands wrote are laid ("-": none),
-# and in which this one writes a layer of its own, $layer. Its words go to $out; what takes longer than ten minutes is ended.
+# in_root LAYERS USER COMMAND runs it in a copy of the root, below the LAYERS of earlier commands ("-":
+# none). It writes a layer of its own, $layer; its words go to $out. It is ended after ten minutes.
 layer=
 in_root() {
 	local below=$1 user=$2 command=$3 i
@@ -125,7 +126,8 @@ note() {
 	[ $((SECONDS - last)) -le $most ] || most=$((SECONDS - last))
 	echo $most >"$out.silent"
 }
-# first LAYERS COMMAND: as root. Succeeds, and was never silent for long: ten seconds, and what a busy machine adds.
+# first LAYERS COMMAND runs it as root. It must succeed, and never be silent for long: ten seconds,
+# with room for a busy machine.
 first() {
 	local start=$SECONDS
 	ok "$2" in_root "$1" root "$2"
@@ -135,7 +137,7 @@ first() {
 
 in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$out")"
 
-# ---- as a user without rights: one line, which says what to type
+# ---- as a user without rights: one line with the command to type
 targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report check check-quick check-asan check-tsan check-roce demo demo-roce deps"
 # One root for all: none of them may change it.
 in_root - new 'for t in '"$targets"'; do
@@ -152,7 +154,7 @@ asked=$(sed -n 's/^[a-z-]*: .*--no-install-recommends \(.*\)   (.*/\1/p' "$out" 
 in_root - new 'make install'
 ok "make install to /usr/local, by a user without rights" says '^make install: /usr/local.* cannot be written by new: .*sudo make install'
 
-# ---- as root: packages, and what the command is for
+# ---- as root: packages, and the purpose of the command
 first - make
 base=$layer
 in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <<<"$asked")"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The Debian packages that building and testing need. Installs those that are missing, as root or by sudo without a
-# password; otherwise one line says what to type.   deps.sh [--list] [build|check|perf|peers|model|roce|bare ...]
+# Installs the missing ones of the Debian packages for building and testing, as root or by sudo
+# without a password. Otherwise one line has the command to type.
+#   deps.sh [--list] [build|check|perf|peers|model|roce|bare ...]
 # DEPS=no looks for nothing. A gigabyte or more is installed only after a question; YES=1 answers it.
 set -euo pipefail
 [ "${DEPS-}" != no ] || exit 0

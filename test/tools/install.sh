@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What make install and make uninstall do.
+# Installs and uninstalls, for the Makefile.
 #   install.sh DESTDIR PREFIX LIBDIR VERSION may                             may it be written there? says so before anything is built
 #   install.sh DESTDIR PREFIX LIBDIR VERSION install STATIC SHARED TOOL...
 #   install.sh DESTDIR PREFIX LIBDIR VERSION uninstall TOOL...               the names of the tools

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The Makefile as users and packagers meet it: help, other flags, other folders, installing and taking away again, missing
-# packages, and what is said meanwhile. Builds in a folder of its own.   make.sh
+# Tests the Makefile: help, other flags, other folders, installing and uninstalling, missing packages,
+# progress lines. Builds in a folder of its own.   make.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 tree=$PWD
 tmp=$(mktemp -d)
 chmod 755 "$tmp"
 trap 'rm -rf "$tmp"' EXIT
-# What the make that runs this script was told is not for those below.
+# The variables of the make that runs this script are not for the makes below.
 unset MAKEFLAGS MFLAGS MAKELEVEL DEPS YES O B V PREFIX LIBDIR DESTDIR SAN CFLAGS CPPFLAGS LDFLAGS CXXFLAGS TEST
 passed=0 failed=0 skipped=0
 check() { # NAME COMMAND...
@@ -163,7 +163,7 @@ for t in all lib tools tests install sim demo check check-quick check-asan check
 done
 check "nothing was built" [ ! -e "$tmp/none" ]
 
-# ---- what is said meanwhile
+# ---- progress lines
 check "a command's status stays" fails test/tools/progress.sh words sh -c 'echo why; exit 7'
 check "what a failed command said is shown" says '^why$'
 check "a command that takes long" run test/tools/progress.sh words sh -c 'echo half way; sleep 7'

@@ -4,8 +4,8 @@
 #   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ... [--alone PROGRAM ...]
 # Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds what quiet hides.
 # Those behind --alone run after the others, one at a time: they spin, and want the processors.
-# A program's limit (--timeout, RREF_TEST_TIMEOUT) counts what the machine gives: a second of a machine that has four times
-# as much to run as processors counts a quarter. RREF_TEST_SLOW follows the load too, unless it is set.
+# A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine: with a load average of four
+# times its processors a second counts a quarter. RREF_TEST_SLOW follows it too, unless it is set.
 # RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the load average to assume.
 set -uo pipefail
 # A script that calls make is no part of the make that may have started this.
@@ -41,8 +41,8 @@ stolen() { # what other guests of the host took of the last second, in percent
 	[ "$all" -gt "$last_all" ] && taken=$((100 * (steal - last_steal) / (all - last_all)))
 	last_all=$all last_steal=$steal
 }
-# Ends the programs that are over their limit, and says what runs when nothing was said for ten seconds. Its time is in
-# hundredths of a second: the machine's seconds, each counted by the share that it gives.
+# Ends programs over their limit, and names the running ones after ten seconds without a line. Its
+# time is in hundredths of a second, each second counted by the machine's share.
 watch_over() {
 	local now=0 l share silent=0 f pid start name running taken=0 last_all=0 last_steal=0
 	: >"$logs/tick"
@@ -78,10 +78,10 @@ disown "$clock"
 run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped") and prints its lines in one piece
 	local t=$2 name log status ms ok skip bad plain verdict=ok start pid slow=${RREF_TEST_SLOW-}
 	name=$(basename "$t") log=$logs/$1.log start=$(date +%s%N)
-	# Some load is what the tests are for: the deadlines inside of them follow only where it is four times the processors.
+	# Load finds bugs, so deadlines inside of the tests follow only from four times the processors on.
 	[ -n "$slow" ] || slow=$((1 + $(load) / (400 * processors)))
-	# Programs end by themselves; --kill-after is for one that ignores even that. The clock above ends it sooner, but on
-	# the slowest machine.
+	# Programs end by themselves; --kill-after is for one that ignores SIGTERM. The clock above ends it
+	# sooner, except on the slowest machine.
 	RREF_TEST_SLOW=$slow timeout --kill-after=10 $((20 * limit)) "$t" >"$log" 2>&1 </dev/null &
 	pid=$!
 	echo "$pid $name" >"$logs/$1.run"
