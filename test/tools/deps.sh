@@ -51,7 +51,8 @@ fi
 apt() { $as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get "$@"; }
 progress() { "$here/test/tools/progress.sh" "$@"; }
 # The package lists of a fresh machine may be empty or old: update first, and only when something is missing.
-progress "package lists" $as_root apt-get update || { echo "deps.sh: apt-get update failed (DEPS=no goes on without)" >&2; exit 1; }
+progress "package lists" $as_root apt-get update ||
+	echo "deps.sh: apt-get update failed; going on with the lists that are there" >&2
 # shellcheck disable=SC2086
 plan=$(apt install --no-install-recommends --assume-no $missing 2>&1) || true
 download=$(sed -n 's/^Need to get \(.*\) of archives\.$/\1/p' <<<"$plan")
