@@ -4,6 +4,7 @@
  *
  *   mixed   two workers on each: shm inside a host, ibv between them, the same regions registered with both
  *   death   an owner whose host dies without a word: its readers hear of it in bounded time, and leave
+ *   flap    a link that goes for two seconds: every read and every call goes on behind it
  *
  * Host 0 prints the verdict; host 1 gives its own by its exit status.
  */
@@ -21,6 +22,7 @@
 static struct rref *own[3];
 static const size_t sizes[3] = { 8, 100000, BIG };
 static int host, nr_hosts_ranks;
+static int64_t peer_timeout = 8 * NSEC_PER_SEC;
 static struct tg_group hosts; /* the workers of both are not this process' children: the time is all that it says */
 
 static unsigned char byte_at(int rank, size_t i)
@@ -85,7 +87,7 @@ static struct rref_ctx *join(int rank, int world)
 	o.nr_functions = array_size(functions);
 	tg_log(&o);
 	/* An emulated host may be kept from running for longer than a real one is silent when it is dead. */
-	o.peer_timeout = 8 * NSEC_PER_SEC;
+	o.peer_timeout = peer_timeout;
 	o.init_timeout = 60 * NSEC_PER_SEC;
 	o.timeout = 60 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));
@@ -199,6 +201,62 @@ static int death(int rank)
 	return 0;
 }
 
+/* The link of this host, for two seconds. Returns the process that sees to it. */
+static pid_t cut_link(void)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execl("/bin/sh", "sh", "-c",
+		      "ip link set \"$RREF_VM_NETDEV\" down; sleep 2; ip link set \"$RREF_VM_NETDEV\" up",
+		      (char *)NULL);
+		_exit(9);
+	}
+	TG_CHECK(pid > 0);
+	return pid;
+}
+
+static int flap(int rank)
+{
+	struct rref_ctx *ctx = join(rank, 2);
+
+	if (rank == 0) {
+		for (int i = 0; i < 3; i++)
+			TG_OK(rref_new(ctx, "alive", 6, &own[i]));
+	} else {
+		bool is_back = false;
+		struct rref_future *f;
+		struct rref *r;
+		int err, status;
+		pid_t pid;
+
+		while ((err = rref_rpc_sync(ctx, 0, "get", NULL, RREF_DEFAULT, &f)) == -EINVAL)
+			usleep(20000);
+		TG_OK(err);
+		TG_OK(rref_future_ref(f, 0, &r));
+		rref_future_free(f);
+		pid = cut_link();
+		/* And a while longer: what was cut off goes on. */
+		for (int after = 0; after < 20; after += is_back && tg_stats(ctx).resumed_sessions) {
+			struct rref_view *v;
+
+			TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
+			TG_CHECK(strcmp(rref_view_data(v), "alive") == 0);
+			rref_view_free(v);
+			TG_OK(rref_rpc_sync(ctx, 0, "verify", NULL, RREF_DEFAULT, NULL));
+			if (!is_back && waitpid(pid, &status, WNOHANG) == pid) {
+				TG_IS(status, 0);
+				is_back = true;
+			}
+			TG_CHECK(now_ns() < hosts.deadline);
+		}
+		TG_IS(tg_stats(ctx).dead_peers, 0);
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	int (*worker)(int rank);
@@ -206,11 +264,13 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 2 || !getenv("RREF_VM_HOST")) {
-		fprintf(stderr, "usage, on each of two hosts: RREF_VM_HOST=0|1 two_hosts mixed|death\n");
+		fprintf(stderr, "usage, on each of two hosts: RREF_VM_HOST=0|1 two_hosts mixed|death|flap\n");
 		return 2;
 	}
-	worker = strcmp(argv[1], "death") == 0 ? death : mixed;
-	nr_hosts_ranks = worker == death ? 1 : 2;
+	worker = strcmp(argv[1], "death") == 0 ? death : strcmp(argv[1], "flap") == 0 ? flap : mixed;
+	nr_hosts_ranks = worker == mixed ? 2 : 1;
+	if (worker == flap)
+		peer_timeout = 20 * NSEC_PER_SEC;
 	host = atoi(getenv("RREF_VM_HOST"));
 	for (int i = 0; i < nr_hosts_ranks; i++) {
 		pid[i] = fork();

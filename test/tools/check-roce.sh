@@ -35,7 +35,7 @@ RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO
 sum "one host"
 
 test/tools/deps.sh roce && test/tools/progress.sh "the virtual machine's kernel" test/vm/prepare.sh || exit 1
-for t in mixed death; do
+for t in mixed death flap; do
 	echo "== two hosts: $t"
 	test/vm/run.sh --hosts 2 --timeout 180 -- build/bin/host/two_hosts "$t" >"$log" 2>&1
 	status=$?
