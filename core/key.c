@@ -236,8 +236,9 @@ static int open_private_dir(const char *path)
 }
 
 /*
- * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user has taken the usual
- * name. The first by name, so that all workers find the same. Returns a descriptor, or -ENOENT.
+ * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user
+ * has taken the usual name. The first by name, so that all workers find the same. Returns a
+ * descriptor, or -ENOENT.
  */
 static int find_other_dir(char *path, size_t size)
 {
@@ -250,12 +251,14 @@ static int find_other_dir(char *path, size_t size)
 	while (d && (e = readdir(d))) {
 		struct stat st;
 
-		if (strncmp(e->d_name, prefix, strlen(prefix)) || (*best && strcmp(e->d_name, best) >= 0))
+		if (strncmp(e->d_name, prefix, strlen(prefix)) ||
+		    (*best && strcmp(e->d_name, best) >= 0))
 			continue;
-		/* Judged before the name is taken, so that those of others do not hide it; and once more when it is open. */
+		/* Judged before the name is taken, so that those of others do not hide it; and once
+		 * more when it is open. */
 		snprintf(name, sizeof(name), "%s", e->d_name);
-		if (!fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
-		    !(st.st_mode & 077))
+		if (!fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode) &&
+		    st.st_uid == geteuid() && !(st.st_mode & 077))
 			memcpy(best, name, sizeof(best));
 	}
 	if (d)
@@ -268,9 +271,10 @@ static int find_other_dir(char *path, size_t size)
 }
 
 /*
- * Makes such a directory: the first whose name is free, so that workers that begin at the same time make the same one.
- * What another user has taken is passed by, and after many of these a name serves that cannot be guessed. Then workers
- * that begin together may each make one: they wait, and agree on the first.
+ * Makes such a directory: the first whose name is free, so that workers that begin at the same time
+ * make the same one. What another user has taken is passed by, and after many of these a name
+ * serves that cannot be guessed. Then workers that begin together may each make one: they wait, and
+ * agree on the first.
  */
 static int make_other_dir(char *path, size_t size)
 {
@@ -280,8 +284,10 @@ static int make_other_dir(char *path, size_t size)
 	for (unsigned i = 0; i < OTHER_DIRS && fd < 0; i++) {
 		snprintf(path, size, "/tmp/librref-%u.%u", (unsigned)geteuid(), i);
 		if (mkdir(path, 0700) < 0 && errno != EEXIST)
-			return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
-				       rref_strerror(errno));
+			return rc_fail(
+				errno,
+				"user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)",
+				path, rref_strerror(errno));
 		fd = open_private_dir(path);
 	}
 	if (fd >= 0) {
@@ -289,18 +295,21 @@ static int make_other_dir(char *path, size_t size)
 		return find_other_dir(path, size);
 	}
 	rc_random(&suffix, sizeof(suffix));
-	snprintf(path, size, "/tmp/librref-%u.x%016llx", (unsigned)geteuid(), (unsigned long long)suffix);
+	snprintf(path, size, "/tmp/librref-%u.x%016llx", (unsigned)geteuid(),
+		 (unsigned long long)suffix);
 	if (mkdir(path, 0700) < 0)
-		return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
-			       rref_strerror(errno));
+		return rc_fail(errno,
+			       "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)",
+			       path, rref_strerror(errno));
 	nanosleep(&(struct timespec){ .tv_nsec = OTHER_DIR_WAIT_NS }, NULL);
 	return find_other_dir(path, size);
 }
 
 /*
- * Where the user's secret lives. XDG_RUNTIME_DIR may be missing or another user's (su, sudo -E, cron) or too open
- * (WSL); then /tmp serves, where the directory must be ours alone. Another user may have taken its name, and may let go
- * of it at any time: then one beside it serves, and goes on to. Returns a descriptor.
+ * Where the user's secret lives. XDG_RUNTIME_DIR may be missing or another user's (su, sudo -E,
+ * cron) or too open (WSL); then /tmp serves, where the directory must be ours alone. Another user
+ * may have taken its name, and may let go of it at any time: then one beside it serves, and goes on
+ * to. Returns a descriptor.
  */
 static int open_user_dir(char *path, size_t size, const char **name)
 {
@@ -331,8 +340,11 @@ static int open_user_dir(char *path, size_t size, const char **name)
 	if (fd == -EACCES || fd == -ELOOP || fd == -ENOTDIR)
 		fd = make_other_dir(path, size);
 	if (fd == -ENOENT)
-		return rc_fail(EACCES, "user key: /tmp/librref-%u is not a directory of this user alone, mode 0700, and one beside it "
-			       "could not be kept: set RREF_KEY_FILE", (unsigned)geteuid());
+		return rc_fail(EACCES,
+			       "user key: /tmp/librref-%u is not a directory of this user alone, "
+			       "mode 0700, and one beside it "
+			       "could not be kept: set RREF_KEY_FILE",
+			       (unsigned)geteuid());
 	return fd;
 }
 

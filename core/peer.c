@@ -304,7 +304,9 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	at_add(&ctx->n.rejected, err != -EAGAIN);
 	/* Strangers do not fill the log: its lines become rare. */
 	if (worth_logging(++ctx->nr_refused))
-		rc_log(ctx, RREF_LOG_WARNING, "a connection from %s was refused (%" PRIu64 " so far): %s", who, ctx->nr_refused, text);
+		rc_log(ctx, RREF_LOG_WARNING,
+		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
+		       ctx->nr_refused, text);
 }
 
 static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
@@ -389,7 +391,8 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 
 		snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
 		if (worth_logging(++ctx->nr_refused))
-			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s", p->member->name, p->rank, why);
+			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
+			       p->member->name, p->rank, why);
 		rc_contact_lacks(ctx, p, why);
 		rc_contact_over(ctx, p, why);
 	} else if (err) {

@@ -173,7 +173,7 @@ struct rref_ctx {
 	bool poller_asleep;               /* [lock] it sleeps, or is about to, or was woken and has not got the lock yet */
 	int64_t polled_slow_at;           /* [lock] */
 	uint64_t nr_refused;              /* [lock] connections, for the log */
-	char lack_here[RP_TEXT_MAX];      /* [lock] writes, once: which limit keeps connections from being made */
+	char lack_here[RP_TEXT_MAX];      /* [lock] writes, once: see rc_contact_lacks */
 	int64_t turn_at;                  /* [lock] the clock, as who makes a turn read it; 0: not for this one */
 	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
 	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
@@ -495,7 +495,8 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
 void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] an attempt of either side begins */
 void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] the peer has answered */
 void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why); /* [lock] it came to nothing; what waits goes on waiting */
-void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here); /* [lock] no room for a connection; here: for want of what, NULL = there */
+/* [lock] here: for want of what; NULL = there */
+void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here);
 /* [lock] The same, or the fence if err is a refusal. reason: the peer's words, or NULL. */
 void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const char *reason);
 void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] its session was fenced because nothing answered */

@@ -5,8 +5,8 @@
  * Key. Every handshake (rendezvous and each peer connection) is a challenge-response MAC (libsodium crypto_generichash,
  * keyed BLAKE2b, 32 bytes) over both nonces, both roles, ranks, incarnations and the protocol version. With a key file,
  * its bytes are hashed to the 32-byte group key. Without one, the key is a random secret of this user on this machine
- * ($XDG_RUNTIME_DIR/librref.key, else /tmp/librref-<uid>/key, or where another user has taken that directory's name,
- * /tmp/librref-<uid>.<n>/key: directory 0700 and file 0600, both checked
+ * ($XDG_RUNTIME_DIR/librref.key, else /tmp/librref-<uid>/key, or where another user has taken
+ * that directory's name, /tmp/librref-<uid>.<n>/key: directory 0700 and file 0600, both checked
  * for owner and mode once open, created O_EXCL|O_NOFOLLOW and atomically by link/rename), which only processes of the same user here
  * can read: that is how "only peers of the same user on the same machine" is enforced on TCP. Then rank 0 listens on
  * loopback only; another address is refused (-EACCES) with a text that says to set a key.

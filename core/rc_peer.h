@@ -97,7 +97,7 @@ struct rc_peer {
 	uint32_t beacon_rkey;
 	bool probing;                 /* [lock] */
 	struct rc_stall stall;        /* [lock] */
-	_Atomic(const char *) why_later; /* why its connection could not be made yet; NULL = no such reason */
+	_Atomic(const char *) why_later; /* why it has no connection yet; NULL = unknown */
 	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
 	_Atomic int64_t silent_since; /* no attempt at a session was answered since; 0 = none was made, or one was. [lock] writes */
 	uint64_t max_msg;             /* [const] */

@@ -105,7 +105,8 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 				return false;
 			note_failure(f, posted, -1);
 			if (posted == -ENOMEM)
-				snprintf(f->text, sizeof(f->text), "reading from %s: %.360s", p->member->name, rv_error_text());
+				snprintf(f->text, sizeof(f->text), "reading from %s: %.360s",
+					 p->member->name, rv_error_text());
 			break;
 		}
 		at_add(&f->ctx->n.reads, (unsigned)posted);

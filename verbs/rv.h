@@ -156,11 +156,12 @@ struct rv_event {
  * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY: keep the memory.
  * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, soon
  *             after options.connect_ns at the latest: -ETIMEDOUT, -EHOSTUNREACH, -EPROTONOSUPPORT; -ECONNREFUSED
- *             with a reason: rejected, without one: nobody listens there; -EAGAIN: it lives and has no room now (descriptors,
- *             memory), come again; -ECONNRESET: somebody listens, and hung up without
- *             an answer (it is busy, or died meanwhile).
+ *             with a reason: rejected, without one: nobody listens there; -EAGAIN: it lives and has
+ *             no room now (descriptors, memory), come again; -ECONNRESET: somebody listens, and
+ *             hung up without an answer (it is busy, or died meanwhile).
  * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.
- *             -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it now, and shm has told the peer so.
+ *             -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it now, and shm
+ *             has told the peer so.
  * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
  * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out` ours, by `in` the peer's. Called
  *             before accept, or before the first send. What does not fit (forged, changed, repeated, out of order) is not

@@ -133,7 +133,8 @@ static inline struct list *list_take(struct list *head)
 #define list_for_each_safe(pos, tmp, head) \
 	for ((pos) = (head)->next, (tmp) = (pos)->next; (pos) != (head); (pos) = (tmp), (tmp) = (pos)->next)
 
-/* Whether the nr-th of a kind of event that strangers can cause is worth a line: the first 32, then powers of two. */
+/* Whether the nr-th of a kind of event that strangers can cause is worth a line: the first 32, then
+ * powers of two. */
 static inline bool worth_logging(uint64_t nr)
 {
 	return nr <= 32 || (nr & (nr - 1)) == 0;

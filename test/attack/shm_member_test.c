@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member of the group that misbehaves over shared memory (T0 of docs/SECURITY.md). It hands over descriptors that are
- * not what they should be, and keeps the right ones in its hands to change them later. Worker 1 must not crash, stand
- * still or run out of anything by it, and the two good workers go on with their work.
+ * A member of the group that misbehaves over shared memory (T0 of docs/SECURITY.md). It hands over
+ * descriptors that are not what they should be, and keeps the right ones in its hands to change
+ * them later. Worker 1 must not crash, stand still or run out of anything by it, and the two good
+ * workers go on with their work.
  */
 #include <fcntl.h>
 #include <setjmp.h>
@@ -42,7 +43,8 @@ static int memory(unsigned flags, int seals, off_t size)
 	return fd;
 }
 
-/* A look at memory that shrank would be a SIGBUS, and a page larger than the machine's would cover what lies behind it. */
+/* A look at memory that shrank would be a SIGBUS, and a page larger than the machine's would cover
+ * what lies behind it. */
 FOE_TEST(region__that_could_shrink_or_is_no_memory)
 {
 	int huge = MFD_ALLOW_SEALING | MFD_HUGETLB, pair[2], fd;
@@ -108,7 +110,8 @@ static void hand_over(struct foe *f, int fd, uint64_t length, unsigned nr)
 
 		p.word = RVS_WORD(0x10000u | (i + 100), 1);
 		at_store_sc(&f->dev->page->key[i + 100], p.word);
-		while ((err = rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, 1)) == -EAGAIN)
+		while ((err = rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, 1)) ==
+		       -EAGAIN)
 			foe_pump(f);
 		TG_OK(err);
 	}
@@ -138,7 +141,8 @@ FOE_TEST(regions__without_number)
 
 FOE_TEST(regions__without_end)
 {
-	uint64_t before, bytes, memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t before, bytes,
+		memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, (off_t)1 << 36);
 
 	foe_meet(f, 1);
@@ -157,7 +161,8 @@ FOE_TEST(region__whose_word_comes_back)
 	for (unsigned i = 0; i < 2; i++) {
 		foe_meet(f, 1);
 		announce(f, fd, 5, 4096);
-		announce(f, fd, 5 + i, 8192); /* the same again changes nothing; the next takes its place */
+		announce(f, fd, 5 + i,
+			 8192); /* the same again changes nothing; the next takes its place */
 		foe_still_served(f);
 		announce(f, fd, 6, 4096);
 		foe_still_served(f);
@@ -168,7 +173,8 @@ FOE_TEST(region__whose_word_comes_back)
 	close(fd);
 }
 
-/* Asks for regions of worker 1's again and again, and takes none: what it is sent fits its socket. */
+/* Asks for regions of worker 1's again and again, and takes none: what it is sent fits its socket.
+ */
 static int send_again(struct foe *f, uint32_t i)
 {
 	struct rvs_packet p;
@@ -189,8 +195,9 @@ static void fall_asleep(struct foe *f)
 }
 
 /*
- * Wakes that are never taken. Neither a full socket nor a full eventfd that blocks, which may be the wake-up of an
- * older library, holds worker 1 up: it answers each message, and serves the other.
+ * Wakes that are never taken. Neither a full socket nor a full eventfd that blocks, which may be
+ * the wake-up of an older library, holds worker 1 up: it answers each message, and serves the
+ * other.
  */
 FOE_TEST(wake_up__is_never_taken)
 {
@@ -226,7 +233,8 @@ FOE_TEST(wake_up__is_never_taken)
 
 /* ---- floods on the socket ---- */
 
-/* Sends with `send` for a second, as fast as worker 1 takes it. More than it takes in its windows stays in the socket. */
+/* Sends with `send` for a second, as fast as worker 1 takes it. More than it takes in its windows
+ * stays in the socket. */
 static void flood(struct foe *f, int (*send_one)(struct foe *f, uint32_t i))
 {
 	const unsigned room = 1000; /* more than the socket holds */
@@ -241,7 +249,8 @@ static void flood(struct foe *f, int (*send_one)(struct foe *f, uint32_t i))
 	}
 	foe_others_work();
 	if (nr > (took / RVS_WINDOW_NS + 2) * RVS_WINDOW_PACKETS + room) {
-		fprintf(stderr, "worker 1 took %u packets in %lld ms\n", nr, (long long)(took / NSEC_PER_MSEC));
+		fprintf(stderr, "worker 1 took %u packets in %lld ms\n", nr,
+			(long long)(took / NSEC_PER_MSEC));
 		_exit(1);
 	}
 	TG_CHECK(nr > RVS_WINDOW_PACKETS);

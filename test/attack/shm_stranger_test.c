@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Strangers over shared memory (T1 of docs/SECURITY.md): another user of the machine, and processes of the same user
- * that do not hold the group's key. Each connects to worker 1 as fast as it can, for a second. However many come, the
- * work that they cause and the lines that they put into the log are bounded, and the session that is up goes on.
+ * Strangers over shared memory (T1 of docs/SECURITY.md): another user of the machine, and processes
+ * of the same user that do not hold the group's key. Each connects to worker 1 as fast as it can,
+ * for a second. However many come, the work that they cause and the lines that they put into the
+ * log are bounded, and the session that is up goes on.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -98,7 +99,8 @@ static void flood_by(struct foe *f, act_fn act, uid_t uid)
 	foe_others_work();
 	foe_still_served(f); /* this session too */
 	if (foe_shown()->logged_lines - lines > LINES) {
-		fprintf(stderr, "%lu lines in the log\n", (unsigned long)(foe_shown()->logged_lines - lines));
+		fprintf(stderr, "%lu lines in the log\n",
+			(unsigned long)(foe_shown()->logged_lines - lines));
 		_exit(1);
 	}
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A reader at a limit of its own: no descriptor free, no address space left. Its owner makes new memory meanwhile. Only
- * what lies in that cannot be read, with an error that names the limit, and can be once there is room; the session and
- * all other references stand.
+ * A reader at a limit of its own: no descriptor free, no address space left. Its owner makes new
+ * memory meanwhile. Only what lies in that cannot be read, with an error that names the limit, and
+ * can be once there is room; the session and all other references stand.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,7 +38,8 @@ static struct rref *get(struct rref_ctx *ctx, const char *what)
 	struct rref_future *f;
 	struct rref *ref;
 
-	TG_OK(rref_rpc_sync(ctx, 0, "make", &(struct rref_args){ .data = what, .length = 1 }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, 0, "make", &(struct rref_args){ .data = what, .length = 1 },
+			    RREF_DEFAULT, &f));
 	TG_OK(rref_future_ref(f, 0, &ref));
 	rref_future_free(f);
 	return ref;
@@ -61,7 +62,8 @@ static void expect_start(struct rref *ref)
 	TG_CHECK(tg_filled(bytes, SMALL, 0, 7));
 }
 
-/* With the limit in the way of the large values, while the old one is read; then with room again. */
+/* With the limit in the way of the large values, while the old one is read; then with room again.
+ */
 static void at_the_limit(struct rref_ctx *ctx, int resource, rlim_t low, const char *name)
 {
 	struct rref *old = get(ctx, "s"), *large[2];
@@ -113,7 +115,8 @@ static int worker(int rank, int resource, const char *name)
 {
 	struct rref_ctx *ctx = tg_init(rank, NULL, 0);
 
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "make", .handler = make, .arg = ctx }));
+	TG_OK(rref_register(
+		ctx, &(struct rref_function){ .name = "make", .handler = make, .arg = ctx }));
 	tg_meet(1);
 
 	if (rank == 1)
@@ -157,8 +160,8 @@ static int call_nothing(struct rref_ctx *ctx, int rank, int64_t timeout)
 }
 
 /*
- * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead: who has little time learns why
- * it was not enough, and the others are served when there is room.
+ * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead: who has
+ * little time learns why it was not enough, and the others are served when there is room.
  */
 TG_TEST(descriptors__of_a_crowd, CROWD)
 {

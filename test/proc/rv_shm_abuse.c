@@ -278,7 +278,8 @@ static void hello__never_comes(void **state)
 			assert_echo(good);
 	}
 	/* No more than 64 may be silent at once: those that are for longest go. */
-	for (int64_t end = tlv_deadline_ns(); nr_closed < array_size(s) - RVS_MAX_GREETING && now_ns() < end;) {
+	for (int64_t end = tlv_deadline_ns();
+	     nr_closed < array_size(s) - RVS_MAX_GREETING && now_ns() < end;) {
 		char c;
 
 		nr_closed = 0;
@@ -294,7 +295,8 @@ static void hello__never_comes(void **state)
 	for (unsigned i = 0; i < array_size(s); i++) {
 		int told = raw_end(s[i]);
 
-		assert_true(told == 0 || told == EAGAIN); /* or had to make room, and may come again */
+		assert_true(told == 0 ||
+			    told == EAGAIN); /* or had to make room, and may come again */
 	}
 	assert_echo(join());
 	tlv_close(&me);

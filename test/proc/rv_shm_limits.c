@@ -69,8 +69,10 @@ static void reg__arguments(void **state)
 	assert_int_equal(me.ops->reg(me.dev, mem, 4096, tcp, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
 	assert_int_equal(me.ops->reg(me.dev, mem, 4097, plain, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
 	assert_true(strlen(rv_error_text()) > 0);
-	/* Memory that cannot be sealed could shrink under its readers, which therefore do not take it. */
-	assert_int_equal(me.ops->reg(me.dev, mem, 4096, plain, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
+	/* Memory that cannot be sealed could shrink under its readers, which therefore do not take
+	 * it. */
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, plain, 4096, RV_ACCESS_REMOTE_READ, &mr),
+			 -EINVAL);
 	assert_non_null(strstr(rv_error_text(), "MFD_ALLOW_SEALING"));
 	close(plain);
 	close(tcp);
@@ -266,7 +268,8 @@ static void descriptors__run_out_at_the_listener(void **state)
 		while (!c->up && !c->failed)
 			assert_true(tlv_pump(&me, 10000, -1) > 0);
 		if (c->failed) {
-			/* At accept, at hello, or when it could not make its box: it lives, and says so. */
+			/* At accept, at hello, or when it could not make its box: it lives, and
+			 * says so. */
 			assert_int_equal(c->status, -EAGAIN);
 		}
 		all = c->up;

@@ -314,11 +314,12 @@ static void remove_other_dirs(void)
 {
 	char command[128];
 
-	snprintf(command, sizeof(command), "rm -rf /tmp/librref-%d /tmp/librref-%d.*", OTHER_UID, OTHER_UID);
+	snprintf(command, sizeof(command), "rm -rf /tmp/librref-%d /tmp/librref-%d.*", OTHER_UID,
+		 OTHER_UID);
 	assert_int_equal(system(command), 0);
 }
 
-/* The key that a process of OTHER_UID gets; false: none. In a child, as that uid cannot come back. */
+/* The key of a process of OTHER_UID; false: none. In a child, as that uid cannot come back. */
 static bool key_of_other(struct rc_key *out)
 {
 	int pair[2], status;
@@ -347,7 +348,8 @@ static bool key_of_other(struct rc_key *out)
 	return good && status == 0;
 }
 
-/* Another user takes our directory's name first, and later lets go of it: all get the same key all the while. */
+/* Another user takes our directory's name first, and later lets go of it: all get the same key all
+ * the while. */
 static void key__directory_taken_by_another_user(void **state)
 {
 	struct rc_key first, next;
@@ -366,7 +368,8 @@ static void key__directory_taken_by_another_user(void **state)
 		case 1: assert_int_equal(symlink("/root", path), 0); break;
 		default: assert_int_equal(mknod(path, S_IFREG | 0666, 0), 0); break;
 		}
-		/* Nor does a directory with such a name, that is another's or open to others, get in the way. */
+		/* Nor does a directory with such a name, that is another's or open to others, get
+		 * in the way. */
 		snprintf(path, sizeof(path), "/tmp/librref-%d.0", OTHER_UID);
 		assert_int_equal(mkdir(path, 0700), 0);
 		snprintf(path, sizeof(path), "/tmp/librref-%d", OTHER_UID);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The accepting side. A socket that is accepted here is nobody until it said hello, and a stranger until the core has
- * accepted that: other users' are dropped at once, the silent after 2 s, and no more than 64 may be silent at a time.
- * Garbage ends its own socket only.
+ * The accepting side. A socket that is accepted here is nobody until it said hello, and a stranger
+ * until the core has accepted that: other users' are dropped at once, the silent after 2 s, and no
+ * more than 64 may be silent at a time. Garbage ends its own socket only.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -23,7 +23,8 @@ static void send_reject(int sock, int status, const void *reason, size_t len)
 	p.len = (uint16_t)len;
 	if (len)
 		memcpy(p.data, reason, len);
-	(void)rvs_packet_send(sock, &p, RVS_PKT_REJECT, NULL, 0); /* a peer that is gone needs no reason */
+	/* A peer that is gone needs no reason. */
+	(void)rvs_packet_send(sock, &p, RVS_PKT_REJECT, NULL, 0);
 }
 
 /* A connection that there is no room for now: its peer is to come again. */
@@ -34,7 +35,8 @@ static void turn_away(struct rv_dev *dev, int sock, const char *why)
 	rvs_log_refused(dev, "%s", why);
 }
 
-/* No descriptor is left: turn one away with the spare, or the listener would stay readable for ever. */
+/* No descriptor is left: turn one away with the spare, or the listener would stay readable for
+ * ever. */
 static void refuse_one(struct rv_dev *dev, int err)
 {
 	int sock;
@@ -50,7 +52,8 @@ static void refuse_one(struct rv_dev *dev, int err)
 
 static void mute(struct rv_dev *dev, bool muted)
 {
-	struct epoll_event e = {.events = muted ? 0u : (uint32_t)EPOLLIN, .data.ptr = &dev->listen_src};
+	struct epoll_event e = { .events = muted ? 0u : (uint32_t)EPOLLIN,
+				 .data.ptr = &dev->listen_src };
 
 	dev->listen_muted = muted;
 	epoll_ctl(dev->epoll, EPOLL_CTL_MOD, dev->listener, &e);
@@ -66,7 +69,8 @@ bool rvs_listen_timer(struct rv_dev *dev, int64_t now)
 	return dev->listen_muted;
 }
 
-/* Closes the one that is silent for longest: a peer that means it says hello as soon as it has connected. */
+/* Closes the one that is silent for longest: a peer that means it says hello as soon as it has
+ * connected. */
 static void close_oldest_silent(struct rv_dev *dev)
 {
 	struct list *l, *tmp;
@@ -76,7 +80,8 @@ static void close_oldest_silent(struct rv_dev *dev)
 
 		if (at_load(&conn->state) != RVS_GREETING)
 			continue;
-		rvs_log_refused(dev, "pid %ld has not said hello, and there are too many like it", (long)conn->pid);
+		rvs_log_refused(dev, "pid %ld has not said hello, and there are too many like it",
+				(long)conn->pid);
 		send_reject(conn->sock, EAGAIN, NULL, 0); /* if it only was slow it comes again */
 		rvs_conn_free(conn);
 		return;
@@ -102,7 +107,8 @@ static void greet(struct rv_dev *dev, int sock)
 	}
 	dev->nr_greeting++;
 	conn->pid = cred.pid;
-	rvs_on_hello(conn); /* a peer that means it has said it already, and so never counts as silent */
+	/* A peer that means it has said it already, and so never counts as silent. */
+	rvs_on_hello(conn);
 }
 
 void rvs_on_listener(struct rv_dev *dev)
@@ -121,7 +127,8 @@ void rvs_on_listener(struct rv_dev *dev)
 			return;
 		}
 		sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
-		if (sock < 0 && errno != EMFILE && errno != ENFILE && errno != EINTR && errno != ECONNABORTED)
+		if (sock < 0 && errno != EMFILE && errno != ENFILE && errno != EINTR &&
+		    errno != ECONNABORTED)
 			return;
 		dev->listen_nr++;
 		if (sock >= 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The connecting side: dial, say hello, wait for the answer. Two things go along with hello, and come back with the
- * answer: the device's page (read-only), and the box for messages to this side.
+ * The connecting side: dial, say hello, wait for the answer. Two things go along with hello, and
+ * come back with the answer: the device's page (read-only), and the box for messages to this side.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -146,7 +146,8 @@ void rvs_on_answer(struct rv_conn *conn)
 	}
 	if (p.type == RVS_PKT_REJECT) {
 		rvs_close_fds(fds, nr_fds);
-		status = p.status == EPROTONOSUPPORT || p.status == EAGAIN ? -(int)p.status : -ECONNREFUSED;
+		status = p.status == EPROTONOSUPPORT || p.status == EAGAIN ? -(int)p.status
+									   : -ECONNREFUSED;
 		conn->text_len = min_of(p.len, RV_REASON_MAX);
 		memcpy(conn->text, p.data, conn->text_len);
 		rvs_conn_fail(conn, status);

@@ -44,7 +44,8 @@ void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	rvs_log(dev, 1, "shm: refused connection %llu: %s", (unsigned long long)dev->nr_refused, text);
+	rvs_log(dev, 1, "shm: refused connection %llu: %s", (unsigned long long)dev->nr_refused,
+		text);
 }
 
 static int open_page(struct rv_dev *dev)

@@ -47,7 +47,8 @@ static void update_epoll(struct rv_conn *conn)
 {
 	struct epoll_event e = {.data.ptr = &conn->source};
 
-	e.events = (conn->muted ? 0u : (uint32_t)EPOLLIN) | (conn->told_blocked ? (uint32_t)EPOLLOUT : 0u);
+	e.events = (conn->muted ? 0u : (uint32_t)EPOLLIN) |
+		   (conn->told_blocked ? (uint32_t)EPOLLOUT : 0u);
 	epoll_ctl(conn->dev->epoll, EPOLL_CTL_MOD, conn->sock, &e);
 }
 
@@ -114,8 +115,8 @@ void rvs_tell_start(struct rv_conn *conn)
 }
 
 /*
- * Hands a region over once more, to a peer that had no room for it. If its socket is full it gets nothing, and asks
- * again. [any]
+ * Hands a region over once more, to a peer that had no room for it. If its socket is full it gets
+ * nothing, and asks again. [any]
  */
 void rvs_tell_one(struct rv_conn *conn, uint64_t word)
 {
@@ -199,11 +200,17 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	if (access == RV_ACCESS_REMOTE_READ) {
 		rc = fd < 0 ? -EBADF : rvs_seal(fd, true);
 		if (rc)
-			return rv_fail(EINVAL, "shm: memory for peers to read needs its memfd, which can be sealed "
-				       "(MFD_ALLOW_SEALING): %s", strerror(-rc));
+			return rv_fail(EINVAL,
+				       "shm: memory for peers to read needs its memfd, which can "
+				       "be sealed "
+				       "(MFD_ALLOW_SEALING): %s",
+				       strerror(-rc));
 		if (rvs_check_fd(fd, length))
-			return rv_fail(EINVAL, "shm: memory for peers to read needs a memfd of at least %zu bytes, with "
-				       "pages of the usual size (no MFD_HUGETLB)", length);
+			return rv_fail(EINVAL,
+				       "shm: memory for peers to read needs a memfd of at least "
+				       "%zu bytes, with "
+				       "pages of the usual size (no MFD_HUGETLB)",
+				       length);
 		ro = rvs_reopen_ro(fd);
 		if (ro < 0)
 			return ro;

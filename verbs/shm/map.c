@@ -1,21 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The peer's regions, mapped here: received from the socket, found by key index, dropped when the peer revoked them.
+ * The peer's regions, mapped here: received from the socket, found by key index, dropped when the
+ * peer revoked them.
  *
- * READs look a mapping up and copy from it on any thread with no lock and no count of users. Two things make that safe:
+ * READs look a mapping up and copy from it on any thread with no lock and no count of users. Two
+ * things make that safe:
  *
- *  - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0, then base, iova,
- *    length, then the new word. A reader that sees its word before and after it loaded the rest has a set that belongs
- *    together. That a word never comes back is not the peer's promise: add() takes none twice.
- *  - Address space that a segment used is never unmapped while the connection lives. A dropped mapping is replaced in
- *    place by zero pages, which frees the peer's memory, and the space is used again for later regions. A late
- *    reader copies zeros or another region's bytes, and then fails its second look at the key's word.
+ *  - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0,
+ *    then base, iova, length, then the new word. A reader that sees its word before and after it
+ *    loaded the rest has a set that belongs together. That a word never comes back is not the
+ *    peer's promise: add() takes none twice.
+ *  - Address space that a segment used is never unmapped while the connection lives. A dropped
+ *    mapping is replaced in place by zero pages, which frees the peer's memory, and the space is
+ *    used again for later regions. A late reader copies zeros or another region's bytes, and then
+ *    fails its second look at the key's word.
  *
- * Spans are powers of two, so that the space kept stays below about twice the largest sum that was ever mapped. Their
- * number and sum are bounded, so that a peer cannot use up this process' addresses or mappings.
+ * Spans are powers of two, so that the space kept stays below about twice the largest sum that was
+ * ever mapped. Their number and sum are bounded, so that a peer cannot use up this process'
+ * addresses or mappings.
  *
- * A region that cannot be mapped is a lack on this side, which ends nothing: it is noted as missed and its descriptor
- * dropped. A READ that needs it asks the peer for it again, and only that READ fails if there is still no room.
+ * A region that cannot be mapped is a lack on this side, which ends nothing: it is noted as missed
+ * and its descriptor dropped. A READ that needs it asks the peer for it again, and only that READ
+ * fails if there is still no room.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -54,7 +60,8 @@ void rvs_map_bounds(struct rv_dev *dev)
 
 	dev->max_mapped = UINT64_C(1) << 46;
 	if (!sysinfo(&si))
-		dev->max_mapped = min_of(dev->max_mapped, (uint64_t)si.totalram * si.mem_unit * MEMORY_TIMES);
+		dev->max_mapped =
+			min_of(dev->max_mapped, (uint64_t)si.totalram * si.mem_unit * MEMORY_TIMES);
 	if (!getrlimit(RLIMIT_AS, &as) && as.rlim_cur != RLIM_INFINITY)
 		dev->max_mapped = min_of(dev->max_mapped, (uint64_t)as.rlim_cur / 4 * 3);
 	dev->max_spans = (uint32_t)min_of(max_map_count() / (long)MAPS_SHARE, 1l << 30);
@@ -81,8 +88,8 @@ static size_t span_of(uint64_t length)
 }
 
 /*
- * Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock held. -ENOMEM, -EMLINK
- * too many mappings, -EFBIG too many bytes.
+ * Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock
+ * held. -ENOMEM, -EMLINK too many mappings, -EFBIG too many bytes.
  */
 static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
@@ -96,7 +103,8 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 			*out = s;
 			return 0;
 		}
-	if (conn->nr_spans >= RVS_MAX_REGIONS || at_load(&conn->dev->nr_spans) >= conn->dev->max_spans)
+	if (conn->nr_spans >= RVS_MAX_REGIONS ||
+	    at_load(&conn->dev->nr_spans) >= conn->dev->max_spans)
 		return -EMLINK;
 	if (length > conn->dev->max_mapped || conn->span_bytes > conn->dev->max_mapped - length)
 		return -EFBIG;
@@ -157,7 +165,8 @@ static void miss(struct rvs_news *news, uint64_t word, int why)
 	news->why = (uint16_t)why;
 }
 
-/* Maps fd into the span. 0, -ENOMEM for a lack here, or -EPROTO for a descriptor that cannot be mapped at all. */
+/* Maps fd into the span. 0, -ENOMEM for a lack here, or -EPROTO for a descriptor that cannot be
+ * mapped at all. */
 static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int fd)
 {
 	int err;
@@ -166,8 +175,8 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 		return 0;
 	err = errno;
 	/* A failed MAP_FIXED may have made a hole, which others' mappings could fall into. */
-	if (mmap(s->base, s->length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
-	    MAP_FAILED) {
+	if (mmap(s->base, s->length, PROT_READ,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
 		free(s);
 	} else {
 		s->next = conn->spans;
@@ -176,7 +185,7 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 	return err == ENOMEM || err == EAGAIN || err == ENFILE ? -ENOMEM : -EPROTO;
 }
 
-/* A region of the peer's. fd = -1: no descriptor was free to receive it with. conn->rx_lock held. */
+/* A region of the peer's. fd = -1: no descriptor was free to receive it. conn->rx_lock held. */
 static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 {
 	uint32_t index = RVS_KEY_INDEX((uint32_t)p->word);
@@ -232,29 +241,42 @@ static int tell_miss(const struct rv_conn *conn, int why)
 		rvs_fail_fds(why, "a region of the peer's cannot be received");
 		break;
 	case EMLINK:
-		rv_fail(why, "shm: a region of the peer's is one too many: %u of it are mapped (at most %u), and %u of all peers "
-			"(at most %u, half of vm.max_map_count)", conn->nr_spans, RVS_MAX_REGIONS,
-			at_load(&conn->dev->nr_spans), conn->dev->max_spans);
+		rv_fail(why,
+			"shm: a region of the peer's is one too many: %u of it are mapped (at most "
+			"%u), and %u of all peers "
+			"(at most %u, half of vm.max_map_count)",
+			conn->nr_spans, RVS_MAX_REGIONS, at_load(&conn->dev->nr_spans),
+			conn->dev->max_spans);
 		break;
 	case EFBIG:
-		rv_fail(why, "shm: a region of the peer's is too much: %llu MiB of it are mapped, and at most %llu are (a bound "
-			"from RLIMIT_AS or the machine's memory)", (unsigned long long)(conn->span_bytes >> 20),
+		rv_fail(why,
+			"shm: a region of the peer's is too much: %llu MiB of it are mapped, and "
+			"at most %llu are (a bound "
+			"from RLIMIT_AS or the machine's memory)",
+			(unsigned long long)(conn->span_bytes >> 20),
 			(unsigned long long)(conn->dev->max_mapped >> 20));
 		break;
 	default:
 		if (!getrlimit(RLIMIT_AS, &as) && as.rlim_cur != RLIM_INFINITY)
-			rv_fail(why, "shm: no address space to map a region of the peer's: RLIMIT_AS is %llu MiB: raise it "
-				"(ulimit -v)", (unsigned long long)(as.rlim_cur >> 20));
+			rv_fail(why,
+				"shm: no address space to map a region of the peer's: RLIMIT_AS is "
+				"%llu MiB: raise it "
+				"(ulimit -v)",
+				(unsigned long long)(as.rlim_cur >> 20));
 		else
-			rv_fail(why, "shm: a region of the peer's cannot be mapped: no memory for it, or vm.max_map_count "
-				"(%ld) mappings are in use", max_map_count());
+			rv_fail(why,
+				"shm: a region of the peer's cannot be mapped: no memory for it, "
+				"or vm.max_map_count "
+				"(%ld) mappings are in use",
+				max_map_count());
 	}
 	return -ENOMEM;
 }
 
 /*
- * What becomes of a READ of a region that is not mapped. -EAGAIN: it is under way, if need be since this asked for it
- * again. -ENOMEM with a text: it came again, and there was still no room. The next READ asks once more. [any]
+ * What becomes of a READ of a region that is not mapped. -EAGAIN: it is under way, if need be since
+ * this asked for it again. -ENOMEM with a text: it came again, and there was still no room. The
+ * next READ asks once more. [any]
  */
 int rvs_missed(struct rv_conn *conn, uint32_t rkey)
 {
@@ -273,7 +295,8 @@ int rvs_missed(struct rv_conn *conn, uint32_t rkey)
 		goto unlock;
 	}
 	/* An answer may be lost: the peer sends none if this side's socket is full just then. */
-	if (news->state == RVS_ASKED && now_ms - news->asked_ms < (uint32_t)(RVS_WINDOW_NS / NSEC_PER_MSEC))
+	if (news->state == RVS_ASKED &&
+	    now_ms - news->asked_ms < (uint32_t)(RVS_WINDOW_NS / NSEC_PER_MSEC))
 		goto unlock;
 	memset(&p, 0, sizeof(p));
 	p.word = word;
@@ -289,8 +312,9 @@ unlock:
 }
 
 /*
- * Takes up to max packets from the socket of an established connection. 0, or -errno when the connection cannot go on.
- * Stops behind a wake-up or a question: epoll tells of what else there is. [any, may block]
+ * Takes up to max packets from the socket of an established connection. 0, or -errno when the
+ * connection cannot go on. Stops behind a wake-up or a question: epoll tells of what else there is.
+ * [any, may block]
  */
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 {
@@ -325,8 +349,8 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 }
 
 /*
- * Lets go of what the peer revoked since the last look. True: later, since the peer, whose count it is, could have this
- * side look through many regions all the time. [progress]
+ * Lets go of what the peer revoked since the last look. True: later, since the peer, whose count it
+ * is, could have this side look through many regions all the time. [progress]
  */
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {

@@ -50,9 +50,10 @@ close_fd:
 }
 
 /*
- * Fixes the size of a memory file. With only_reader nobody can map it writable from now on; this process keeps its own
- * mapping. Kernels before 5.1 do not know that last seal and leave it out. Returns 0, or -errno if the size is not
- * fixed. A file that is sealed already keeps the seals that it has.
+ * Fixes the size of a memory file. With only_reader nobody can map it writable from now on; this
+ * process keeps its own mapping. Kernels before 5.1 do not know that last seal and leave it out.
+ * Returns 0, or -errno if the size is not fixed. A file that is sealed already keeps the seals that
+ * it has.
  */
 int rvs_seal(int fd, bool only_reader)
 {
@@ -84,9 +85,10 @@ int rvs_reopen_ro(int fd)
 }
 
 /*
- * Checks a descriptor of a peer. It must be a memory file of at least that size that cannot shrink, since a look behind
- * its end is a SIGBUS. Its pages must be the machine's: the kernel rounds mappings of larger pages up, over what lies
- * behind them. Only memory files have this seal, so no file system of the peer's making passes.
+ * Checks a descriptor of a peer. It must be a memory file of at least that size that cannot shrink,
+ * since a look behind its end is a SIGBUS. Its pages must be the machine's: the kernel rounds
+ * mappings of larger pages up, over what lies behind them. Only memory files have this seal, so no
+ * file system of the peer's making passes.
  */
 int rvs_check_fd(int fd, size_t size)
 {
@@ -94,7 +96,8 @@ int rvs_check_fd(int fd, size_t size)
 	struct statfs fs;
 	struct stat st;
 
-	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &st) || st.st_size < 0 || (uint64_t)st.st_size < size)
+	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &st) || st.st_size < 0 ||
+	    (uint64_t)st.st_size < size)
 		return -EPROTO;
 	if (fstatfs(fd, &fs) || fs.f_type != TMPFS_MAGIC || fs.f_bsize != sysconf(_SC_PAGESIZE))
 		return -EPROTO;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One datagram of a connection's socket: a packet of fixed size and up to two descriptors, or a wake-up. Never blocks. */
+/* One datagram of a connection's socket: a packet of fixed size and up to two descriptors, or a
+ * wake-up. Never blocks. */
 #include <errno.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -48,7 +49,9 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 /* A wake-up is the head of a packet alone. 0 or -errno, without text. */
 int rvs_wake_send(int sock)
 {
-	const struct rvs_packet p = {.magic = RVS_MAGIC, .version = RVS_VERSION, .type = RVS_PKT_WAKE};
+	const struct rvs_packet p = { .magic = RVS_MAGIC,
+				      .version = RVS_VERSION,
+				      .type = RVS_PKT_WAKE };
 
 	for (;;) {
 		if (send(sock, &p, RVS_HEAD_BYTES, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
@@ -59,9 +62,9 @@ int rvs_wake_send(int sock)
 }
 
 /*
- * 1 and a packet of this version with well-formed length; 0 at the end; -EAGAIN nothing there; -EPROTONOSUPPORT
- * another version; -EMFILE its descriptors were lost, since none is free here, and the packet is complete but for
- * these; -EPROTO garbage. Descriptors are the caller's only with 1.
+ * 1 and a packet of this version with well-formed length; 0 at the end; -EAGAIN nothing there;
+ * -EPROTONOSUPPORT another version; -EMFILE its descriptors were lost, since none is free here, and
+ * the packet is complete but for these; -EPROTO garbage. Descriptors are the caller's only with 1.
  */
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds)
 {
@@ -115,7 +118,8 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 		*nr_fds = 0;
 		return 1;
 	}
-	if (n != sizeof(*p) || p->type == RVS_PKT_WAKE || (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
+	if (n != sizeof(*p) || p->type == RVS_PKT_WAKE || (msg.msg_flags & MSG_TRUNC) ||
+	    p->len > sizeof(p->data))
 		goto drop_fds;
 	if (msg.msg_flags & MSG_CTRUNC) {
 		rc = -EMFILE;
@@ -129,15 +133,22 @@ drop_fds:
 	return rc;
 }
 
-/* The text of a failure for want of descriptors names the limit; other errors are told as they are. Returns -err. */
+/* The text of a failure for want of descriptors names the limit; other errors are told as they are.
+ * Returns -err. */
 int rvs_fail_fds(int err, const char *what)
 {
 	struct rlimit limit;
 
 	if (err == EMFILE && !getrlimit(RLIMIT_NOFILE, &limit))
-		return rv_fail(err, "shm: %s: all descriptors are in use, RLIMIT_NOFILE is %llu (at most %llu): raise it "
-			       "(ulimit -n)", what, (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
+		return rv_fail(err,
+			       "shm: %s: all descriptors are in use, RLIMIT_NOFILE is %llu (at "
+			       "most %llu): raise it "
+			       "(ulimit -n)",
+			       what, (unsigned long long)limit.rlim_cur,
+			       (unsigned long long)limit.rlim_max);
 	if (err == ENFILE)
-		return rv_fail(err, "shm: %s: the machine's descriptors are all in use: raise fs.file-max", what);
+		return rv_fail(
+			err, "shm: %s: the machine's descriptors are all in use: raise fs.file-max",
+			what);
 	return rv_fail(err, "shm: %s: %s", what, strerror(err));
 }

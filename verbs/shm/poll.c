@@ -19,8 +19,9 @@
 #define RING_BATCH 16 /* messages of one connection before the next one's turn */
 
 /*
- * Takes what an established connection's peer sent. A peer may send more than is good for others: past the limit its
- * socket is left alone until the window ends. What it sends into its ring meanwhile is still seen.
+ * Takes what an established connection's peer sent. A peer may send more than is good for others:
+ * past the limit its socket is left alone until the window ends. What it sends into its ring
+ * meanwhile is still seen.
  */
 static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 {
@@ -33,11 +34,15 @@ static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 		conn->window_packets = 0;
 	}
 	/* A peer that hung up sends no more: what there is, is the last. */
-	rc = rvs_drain(conn, hup ? UINT32_MAX : RVS_WINDOW_PACKETS - min_of(conn->window_packets, RVS_WINDOW_PACKETS), &got);
+	rc = rvs_drain(conn,
+		       hup ? UINT32_MAX
+			   : RVS_WINDOW_PACKETS - min_of(conn->window_packets, RVS_WINDOW_PACKETS),
+		       &got);
 	*eof = got.eof;
 	if (got.wakes) {
 		bool reason = conn->rx.post_pos != conn->wake_pos || rvs_ring_ready(&conn->rx) ||
-			      (conn->attn_why & RVS_A_STALLED) || at_load(&conn->peer_page->revoked) != conn->seen_revoked;
+			      (conn->attn_why & RVS_A_STALLED) ||
+			      at_load(&conn->peer_page->revoked) != conn->seen_revoked;
 
 		rvs_wake_taken(conn->dev);
 		conn->wake_pos = conn->rx.post_pos;

@@ -71,8 +71,8 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 }
 
 /*
- * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, -ENOMEM when there is no room for it, or
- * what find() says. A wake-up that was taken here is passed on, to progress.
+ * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, -ENOMEM when there
+ * is no room for it, or what find() says. A wake-up that was taken here is passed on, to progress.
  */
 static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
 					    struct source *out)

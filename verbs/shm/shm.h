@@ -12,14 +12,16 @@
  *          which a single segment made by the connecting side could not know.
  *   region the memory of reg(), handed to peers as a read-only descriptor, mapped by them on arrival.
  *
- * A Unix SEQPACKET socket per connection carries the handshake, the descriptors of later regions, and wake-ups, which
- * are sent only while the device sleeps; its hang-up tells of the peer's death. It is read on RV_POLL_SLOW, and by a
- * READ that meets a key whose memory has not arrived yet. Nothing that a peer handed over is ever written to by a
- * system call: whether that blocks would be for the peer to say. A send to the socket never blocks.
+ * A Unix SEQPACKET socket per connection carries the handshake, the descriptors of later regions,
+ * and wake-ups, which are sent only while the device sleeps; its hang-up tells of the peer's death.
+ * It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has not arrived yet.
+ * Nothing that a peer handed over is ever written to by a system call: whether that blocks would be
+ * for the peer to say. A send to the socket never blocks.
  *
- * Strangers: anybody on the machine can connect to the listener's name, so what that costs is bounded. Other users are
- * dropped unheard, and nothing of a stranger's is mapped before the core has accepted its hello. In each window 32 are
- * accepted that prove nothing; the others wait in the listener's backlog.
+ * Strangers: anybody on the machine can connect to the listener's name, so what that costs is
+ * bounded. Other users are dropped unheard, and nothing of a stranger's is mapped before the core
+ * has accepted its hello. In each window 32 are accepted that prove nothing; the others wait in the
+ * listener's backlog.
  *
  * Trust: a peer runs under the same user id (checked), so it could harm this process by other means; nevertheless all
  * that it can write is bounded and checked here once, in a private copy, and its nonsense ends its own connection only.
@@ -49,14 +51,14 @@
 #define RVS_MAX_MSG ((uint64_t)1 << 30)
 #define RVS_MAX_GREETING 64          /* accepted sockets that have not said hello yet */
 #define RVS_ACCEPTS 8                /* in a turn */
-#define RVS_WINDOW_STRANGERS 32u     /* accepted in a window; those who prove that they hold the key are not counted */
+#define RVS_WINDOW_STRANGERS 32u     /* accepted in a window; holders of the key are not counted */
 #define RVS_GREET_NS (2 * NSEC_PER_SEC)
 #define RVS_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
-#define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each; the others wait in the socket */
+#define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each */
 #define RVS_WINDOW_PACKETS 64u       /* wake-ups for which there was a reason are not counted */
 #define RVS_MAX_REGIONS 8192u        /* of one peer, mapped here or their addresses kept */
-#define RVS_SCAN_FEW 64u             /* mapped regions that are looked through at any time, not once in a window */
+#define RVS_SCAN_FEW 64u             /* regions that are looked through at any time */
 #define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
 #define RVS_WC_REM_ACCESS_ERR 10
 
@@ -70,7 +72,7 @@
 
 struct rvs_page {
 	uint32_t magic, version;                /* const after create */
-	cache_aligned _Atomic uint32_t sleeping; /* which sleep it is, 0 = awake. Partner: senders, who published (rvs_wake) */
+	cache_aligned _Atomic uint32_t sleeping; /* which sleep; 0 = awake. Partner: rvs_wake() */
 	cache_aligned _Atomic uint32_t revoked; /* counts dereg(): peers look whether they map something dead */
 	cache_aligned _Atomic uint64_t key[RVS_NR_KEYS];
 };
@@ -144,14 +146,15 @@ struct rvs_seg {
 };
 
 /*
- * What is known of the regions under one key index. Guarded by conn->rx_lock. A region that finds no descriptor, no
- * address space or no room below a bound is missed; a READ that needs it asks the peer for it again.
+ * What is known of the regions under one key index. Guarded by conn->rx_lock. A region that finds
+ * no descriptor, no address space or no room below a bound is missed; a READ that needs it asks the
+ * peer for it again.
  */
 enum rvs_missed { RVS_NOT_MISSED, RVS_MISSED, RVS_ASKED, RVS_FAILED };
 struct rvs_news {
-	uint32_t mapped;                        /* the highest count of a word that was mapped: no word comes twice */
+	uint32_t mapped;                        /* highest count of a word that was mapped */
 	uint32_t missed;                        /* the count of the word that was missed */
-	uint32_t asked_ms;                      /* when it was asked for, by a clock that may wrap */
+	uint32_t asked_ms;                      /* when it was asked for; the clock may wrap */
 	uint16_t state, why;                    /* enum rvs_missed; the errno of the miss */
 };
 
@@ -182,7 +185,7 @@ struct rv_conn {
 	uint32_t max_reads;
 	uint64_t max_msg;
 	struct rvs_key *keys;
-	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index; as many rvs_news lie behind them */
+	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index */
 	const _Atomic uint64_t *peer_keys;      /* peer_page->key */
 	const _Atomic uint32_t *peer_serve;     /* tx.box->serve */
 
@@ -191,11 +194,11 @@ struct rv_conn {
 	struct rv_dev *dev;
 	void *user;
 	int sock;
-	_Atomic uint32_t woken;                 /* atomic: which sleep of the peer's this side has ended last */
-	_Atomic uint32_t wake_owed;             /* atomic: a wake-up could not be sent for lack of memory */
+	_Atomic uint32_t woken;                 /* atomic: the peer's sleep that was ended last */
+	_Atomic uint32_t wake_owed;             /* atomic: a wake-up found no memory */
 	int64_t window_at;                      /* when this window of its packets began */
 	uint32_t window_packets;
-	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up: did it bring something? */
+	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up */
 	int64_t scanned_at;                     /* when its regions were last looked through */
 	enum rvs_source process_source;         /* the same */
 	int process;                            /* pidfd of the peer while UP, or -1; process.c */
@@ -209,7 +212,7 @@ struct rv_conn {
 	bool dialled;                           /* connect(2) done: it can meet a full backlog */
 	bool gone;                              /* hang-up seen; the socket is out of epoll */
 	int box_fd;                             /* until dialled */
-	int hello_fds[RVS_PKT_FDS];             /* REQUESTED: what came along with hello, taken when it is accepted */
+	int hello_fds[RVS_PKT_FDS];             /* REQUESTED: what came along with hello */
 	uint32_t hello_credits;
 	bool poisoned;                          /* the ring holds nonsense: nothing more is taken from it */
 	_Atomic uint32_t why;                   /* errno | wc_status << 16 of what broke it. Partner: rvs_break */
@@ -223,11 +226,11 @@ struct rv_conn {
 	struct list told;                       /* in dev->told; guarded by dev->lock */
 	uint64_t told_order;                    /* guarded by dev->lock: regions up to here were handed over */
 	bool told_blocked;                      /* guarded by dev->lock: the socket is full */
-	bool muted;                             /* guarded by dev->lock, written by progress: not read until its deadline */
+	bool muted;                             /* guarded by dev->lock: not read for a while */
 	pthread_mutex_t rx_lock;                /* socket reading, segs, spans */
 	uint32_t segs_end;                      /* guarded by rx_lock */
 	struct rvs_news *news;                  /* guarded by rx_lock */
-	uint32_t nr_mapped, nr_spans;           /* guarded by rx_lock; spans: of the mapped and the kept ones */
+	uint32_t nr_mapped, nr_spans;           /* guarded by rx_lock; spans: mapped or kept */
 	uint64_t span_bytes;                    /* guarded by rx_lock */
 	struct rvs_span *spans;                 /* guarded by rx_lock */
 };
@@ -268,10 +271,10 @@ struct rv_dev {
 	uint32_t key_count;
 	uint64_t order;
 	struct list regions, told;
-	uint64_t max_mapped;                    /* const after open: bytes of one peer that are mapped at most */
+	uint64_t max_mapped;                    /* const after open: bytes of one peer */
 	uint32_t max_spans;                     /* const after open: mappings of all peers */
 	_Atomic uint32_t nr_spans;              /* atomic: of all connections */
-	_Atomic uint32_t tell_again;            /* atomic: something could not be sent for lack of something */
+	_Atomic uint32_t tell_again;            /* atomic: something could not be sent yet */
 };
 
 /*
@@ -305,8 +308,8 @@ int rvs_reopen_ro(int fd);
 int rvs_check_fd(int fd, size_t size);
 
 /* packet.c: one datagram of the socket, with descriptors */
-enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION, RVS_PKT_WAKE,
-		       RVS_PKT_AGAIN };
+enum rvs_packet_type { RVS_PKT_HELLO = 1, RVS_PKT_ACCEPT, RVS_PKT_REJECT, RVS_PKT_REGION,
+		       RVS_PKT_WAKE, RVS_PKT_AGAIN };
 struct rvs_packet {
 	uint32_t magic;
 	uint16_t version, type;                 /* WAKE: the end */
@@ -342,7 +345,7 @@ int rvs_segs_init(struct rv_conn *conn);
 void rvs_segs_fini(struct rv_conn *conn);
 struct rvs_taken {
 	unsigned packets, wakes;                /* wakes: of the packets */
-	uint64_t again;                         /* the word of a region that the peer asks for; 0 = none */
+	uint64_t again;                         /* the region that the peer asks for, 0 = none */
 	bool eof;
 };
 void rvs_map_bounds(struct rv_dev *dev);
@@ -410,7 +413,7 @@ void rvs_timers(struct rv_dev *dev);
 
 /*
  * Wakes the peer if it sleeps. Call after what it shall find was published by a seq_cst store: either the peer's look
- * after arm() sees the work, or this look sees the flag. Once for each of its sleeps: see rvs_wake_taken().
+ * after arm() sees the work, or this look sees the flag. Once for each of its sleeps: wake.c.
  */
 static inline void rvs_wake(struct rv_conn *conn)
 {
@@ -434,7 +437,8 @@ int rvs_reach(struct rv_dev *dev, const struct rv_addr *to);
 const char *rvs_name(const struct rv_addr *a, size_t *len);
 
 /* dev.c */
-void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

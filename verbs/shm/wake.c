@@ -2,12 +2,14 @@
 /*
  * Sleeping and waking, and the deadlines of handshakes.
  *
- * The sleeper sets its flag and looks once more (arm, poll); a sender publishes and looks at the flag. All four with
- * seq_cst, so at least one of the two sees the other. While nobody sleeps, a wake-up costs one load.
+ * The sleeper sets its flag and looks once more (arm, poll); a sender publishes and looks at the
+ * flag. All four with seq_cst, so at least one of the two sees the other. While nobody sleeps, a
+ * wake-up costs one load.
  *
- * The flag numbers the sleeps, and a sender ends each of them once, by a packet over the socket of its connection. If
- * a packet is taken while the device stays armed, the sleep goes on under another number, and rings are looked at
- * after that: a sender that found the old number has published what that look finds.
+ * The flag numbers the sleeps, and a sender ends each of them once, by a packet over the socket of
+ * its connection. If a packet is taken while the device stays armed, the sleep goes on under
+ * another number, and rings are looked at after that: a sender that found the old number has
+ * published what that look finds.
  */
 #include <errno.h>
 #include <sys/timerfd.h>
@@ -56,12 +58,14 @@ void rvs_wake_consume(struct rv_dev *dev)
 	(void)!read(dev->wake, &nr, sizeof(nr));
 }
 
-/* A full socket is as good as a wake-up: the peer is told of it until it has read. False: no memory, try again. [any] */
+/* A full socket is as good as a wake-up: the peer is told of it until it has read. False: no
+ * memory, try again. [any] */
 static bool wake(struct rv_conn *conn)
 {
 	int rc = rvs_wake_send(conn->sock);
 
-	return !rc || rc == -EAGAIN || rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN || rc == -EBADF;
+	return !rc || rc == -EAGAIN || rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN ||
+	       rc == -EBADF;
 }
 
 /* [any] */
