@@ -372,7 +372,7 @@ static int open_descriptors(struct rref_ctx *ctx)
 		return -errno;
 	if (ctx->mode != RREF_PROGRESS_MANUAL)
 		return 0;
-	ctx->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	ctx->timer_fd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
 	if (ctx->timer_fd < 0 || epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->timer_fd, &ev))
 		return -errno;
 	return 0;

@@ -62,7 +62,7 @@ static void waits__for_rank_0_that_is_not_there(void **state)
 	 * tries are no dozens of lines. */
 	said = lines_with(w, "rank 2 has waited");
 	assert_true(said >= 1 && said <= 3);
-	assert_int_equal(lines_with(w, "is not there yet"), 1);
+	assert_true(lines_with(w, "is not there yet") <= 4);
 	worker_free(w);
 }
 
