@@ -134,8 +134,8 @@ static bool say_hello(struct foe *f, int sock)
 	if (box < 0) {
 		if (rvs_box_create(&ring, 8, &box))
 			_exit(4);
-		f->key.bytes[3] ^= 1;
 		foe_make_hello(f, 1);
+		f->hello[f->hello_length - 1] ^= 1; /* of its MAC */
 	}
 	memset(&p, 0, sizeof(p));
 	p.credits = 8;
