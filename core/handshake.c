@@ -5,13 +5,15 @@
  * Each blob starts {kind, version}: the version must be found before anything else is believed, the length included.
  * These three bytes, and the whole of the reason, stay as they are in every later version.
  *
- * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by its label the role
- * and the step. So no blob serves twice: not in another direction, step, session, nor against a restarted worker. The
- * hello comes before the server's nonce, but carries a number that grows: a server takes none twice (rc_hello_number),
- * since a hello alone, before any proof, ends the session that it is to replace. Nor does a client take one of its
- * server's that was made before the answer: such a hello lost a crossing, and may still be on its way.
+ * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by
+ * its label the role and the step. So no blob serves twice: not in another direction, step,
+ * session, nor against a restarted worker. The hello comes before the server's nonce, but carries a
+ * number that grows: a server takes none twice (rc_hello_number), since a hello alone, before any
+ * proof, ends the session that it is to replace. Nor does a client take one of its server's that
+ * was made before the answer: such a hello lost a crossing, and may still be on its way.
  *
- * The key is the pair's, not the group's. The messages that follow are sealed by keys of this very connection.
+ * The key is the pair's, not the group's. The messages that follow are sealed by keys of this very
+ * connection.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -157,12 +159,16 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 int rc_hello_from(const void *blob, size_t length, uint32_t self_rank, uint32_t *from)
 {
 	const uint8_t *b = blob;
-	int r = head_check("hello", b, length, length && b[OFF_KIND] == KIND_RESUME ? KIND_RESUME : KIND_HELLO, HELLO_BYTES);
+	int r = head_check("hello", b, length,
+			   length && b[OFF_KIND] == KIND_RESUME ? KIND_RESUME : KIND_HELLO,
+			   HELLO_BYTES);
 
 	if (r)
 		return r;
 	if (get_le32(b + HELLO_RANK) == self_rank)
-		return rc_fail(EKEYREJECTED, "hello: the peer claims to be this very worker (rank %u)", self_rank);
+		return rc_fail(EKEYREJECTED,
+			       "hello: the peer claims to be this very worker (rank %u)",
+			       self_rank);
 	*from = get_le32(b + HELLO_RANK);
 	return 0;
 }
@@ -179,8 +185,9 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 		return r;
 	hello_mac(key, b, h->self_rank, mac);
 	if (!rc_mac_equal(mac, b + HELLO_MAC, RC_SHORT_MAC_BYTES))
-		return rc_fail(EKEYREJECTED, "hello: the peer does not hold the group's key, is not rank %u, or takes this "
-			       "worker (rank %u) for another", from, h->self_rank);
+		return rc_fail(EKEYREJECTED,
+			       "hello: the peer does not hold the group's key, is not rank %u, or takes "
+			       "this worker (rank %u) for another", from, h->self_rank);
 	if (get_le64(b + HELLO_SERVER_INCARNATION) != h->self_incarnation)
 		return rc_fail(ESTALE, "hello: rank %u looks for another incarnation of this worker (rank %u), which has ended",
 			       from, h->self_rank);
@@ -256,7 +263,8 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const
 	return equal ? 0 : rc_fail(EKEYREJECTED, "proof: rank %u could not prove that it holds the group's key", h->peer_rank);
 }
 
-/* Fresh nonces of both make them this connection's alone: no message of another, nor of the other side, fits. */
+/* Fresh nonces of both make them this connection's alone: no message of another, nor of the
+ * other side, fits. */
 void rc_handshake_seals(const struct rc_key *key, const struct rc_handshake *h, bool is_client,
 			uint8_t out[RV_SEAL_KEY_BYTES], uint8_t in[RV_SEAL_KEY_BYTES])
 {

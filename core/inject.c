@@ -238,7 +238,8 @@ static struct rule *find(struct rref_ctx *ctx, uint32_t to, const void *bytes, u
 		if ((r->action == FAIL) != below || !matches(r, to, &m))
 			continue;
 		/* A handshake may fail, if a rule says so by name; nothing else may befall it. */
-		if (m.frame.type == RW_AUTH && r->action != FAIL && (r->action != NOMEM || r->kind != RW_AUTH))
+		if (m.frame.type == RW_AUTH && r->action != FAIL &&
+		    (r->action != NOMEM || r->kind != RW_AUTH))
 			continue;
 		r->left -= r->left != UINT64_MAX;
 		return r;

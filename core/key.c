@@ -83,19 +83,24 @@ void rc_identity_wipe(struct rc_identity *id)
 	sodium_memzero(id, sizeof(*id));
 }
 
-int rc_pair_key(const struct rc_key *group, const struct rc_identity *self, const struct rc_member *me,
-		const struct rc_member *peer, struct rc_key *out)
+int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
+		const struct rc_member *me, const struct rc_member *peer, struct rc_key *out)
 {
-	/* Of the two, the lower rank plays the exchange's client. Its receiving key comes first for both. */
+	/* Of the two, the lower rank plays the exchange's client. Its receiving key comes first
+	 * for both. */
 	bool is_low = me->rank < peer->rank;
 	const struct rc_member *low = is_low ? me : peer, *high = is_low ? peer : me;
-	uint8_t data[2 * crypto_kx_SESSIONKEYBYTES + 2 * (4 + 8)], *second = data + crypto_kx_SESSIONKEYBYTES;
+	uint8_t data[2 * crypto_kx_SESSIONKEYBYTES + 2 * (4 + 8)],
+		*second = data + crypto_kx_SESSIONKEYBYTES;
 	uint8_t *p = second + crypto_kx_SESSIONKEYBYTES;
-	int r = is_low ? crypto_kx_client_session_keys(data, second, self->public, self->secret, peer->public) :
-			 crypto_kx_server_session_keys(second, data, self->public, self->secret, peer->public);
+	int r = is_low ? crypto_kx_client_session_keys(data, second, self->public, self->secret,
+						       peer->public)
+		       : crypto_kx_server_session_keys(second, data, self->public, self->secret,
+						       peer->public);
 
 	if (r)
-		return rc_fail(EKEYREJECTED, "%s (rank %u) has a public key that is none", peer->name, peer->rank);
+		return rc_fail(EKEYREJECTED, "%s (rank %u) has a public key that is none",
+			       peer->name, peer->rank);
 	put_le32(p, low->rank);
 	put_le64(p + 4, low->incarnation);
 	put_le32(p + 12, high->rank);

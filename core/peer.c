@@ -108,13 +108,15 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	if (!p->has_key && rc_pair_key(&ctx->key, &ctx->identity, &ctx->members[ctx->rank], p->member, &p->key))
+	if (!p->has_key &&
+	    rc_pair_key(&ctx->key, &ctx->identity, &ctx->members[ctx->rank], p->member, &p->key))
 		return NULL;
 	p->has_key = true;
 	return &p->key;
 }
 
-/* From now on its messages and ours prove whose they are. p->hs is complete but for what only the proof tells. */
+/* From now on its messages and ours prove whose they are. p->hs is complete but for what only
+ * the proof tells. */
 int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
 {
 	uint8_t out[RV_SEAL_KEY_BYTES], in[RV_SEAL_KEY_BYTES];
@@ -124,7 +126,9 @@ int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
 	err = p->ops->seal(conn, out, in);
 	explicit_bzero(out, sizeof(out));
 	explicit_bzero(in, sizeof(in));
-	return err ? rc_fail(ENETRESET, "%s (rank %u): %s", p->member->name, p->rank, rv_error_text()) : 0;
+	return err ? rc_fail(ENETRESET, "%s (rank %u): %s", p->member->name, p->rank,
+			     rv_error_text())
+		   : 0;
 }
 
 /* Does our server's answer hold? Its hellos from before it are void. */
@@ -454,7 +458,8 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
 }
 
-/* The first message of a session is the proof (to the server) or its answer (to the client). 0, or why there is no session. */
+/* The first message of a session is the proof (to the server) or its answer (to the client). 0,
+ * or why there is no session. */
 static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m, welcome = { .frame.type = RW_AUTH };
@@ -462,7 +467,8 @@ static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struc
 
 	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH || m.frame.epoch != p->epoch ||
 	    m.frame.seq != 1)
-		return rc_fail(EPROTO, "its first message did not prove that it holds the group's key");
+		return rc_fail(EPROTO,
+			       "its first message did not prove that it holds the group's key");
 	p->recv_seq = 1;
 	p->beacon_addr = m.u.auth.beacon_addr;
 	p->beacon_rkey = m.u.auth.beacon_rkey;
@@ -472,7 +478,8 @@ static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struc
 			return err;
 		err = p->ops->allow_reads(p->link);
 		if (err)
-			return rc_fail(-err, "the session could not be started: %s", rv_error_text());
+			return rc_fail(-err, "the session could not be started: %s",
+				       rv_error_text());
 		p->state = RC_PEER_UP;
 		set_up(ctx, p);
 		rc_beacon(ctx, p->kind, &welcome.u.auth);
@@ -544,7 +551,8 @@ static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct
 				rc_peer_fence(ctx, &ctx->peers[i], ev->status, "the device was lost");
 		return;
 	}
-	/* Somebody else's, or changed on its way: its connection ends, the session goes on over another. */
+	/* Somebody else's, or changed on its way: its connection ends, the session goes on over
+	 * another. */
 	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
 		at_add(&ctx->n.rejected, 1);
 	if (!p || p->link != ev->conn) {

@@ -478,9 +478,12 @@ void rc_flights_close(struct rref_ctx *ctx);
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);
 void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
-const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] of the pair, made once; NULL: -EKEYREJECTED */
-int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client); /* [lock] by p->hs, before anything is sent over it */
-int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES]); /* [lock] CONNECTED of our link */
+/* [lock] The key of the pair, made once. NULL: -EKEYREJECTED. */
+const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p);
+/* [lock] By p->hs, before anything is sent over conn. 0 or -ENETRESET. */
+int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client);
+/* [lock] CONNECTED of our link: 0 and the proof, or -errno. */
+int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES]);
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */

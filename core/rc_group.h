@@ -11,7 +11,8 @@
  * can read: that is how "only peers of the same user on the same machine" is enforced on TCP. Then rank 0 listens on
  * loopback only; another address is refused (-EACCES) with a text that says to set a key.
  *
- * Between two workers the key is that of the pair (rc_pair_key): what one member says, no other member can say for it.
+ * Between two workers the key is that of the pair (rc_pair_key): what one member says, no other
+ * member can say for it.
  */
 #ifndef RC_GROUP_H
 #define RC_GROUP_H
@@ -41,7 +42,8 @@ void rc_mac(const struct rc_key *key, const char *label, const void *data, size_
 bool rc_mac_equal(const uint8_t *a, const uint8_t *b, size_t length);
 void rc_random(void *buf, size_t length);
 
-/* A worker's own pair of X25519 keys. Each rref_init makes one, and the rendezvous tells the public half to all. */
+/* A worker's own pair of X25519 keys. Each rref_init makes one, and the rendezvous tells the
+ * public half to all. */
 struct rc_identity {
 	uint8_t secret[RC_KEY_BYTES], public[RC_KEY_BYTES];
 };
@@ -57,11 +59,12 @@ struct rc_member {
 };
 
 /*
- * rc_pair_key: the key of two members, derived from the group's key and from the secret that the two alone share. Both
- * compute the same; a third member cannot. -EKEYREJECTED: the peer's public key is none.
+ * rc_pair_key: the key of two members, derived from the group's key and from the secret that the
+ * two alone share. Both compute the same; a third member cannot. -EKEYREJECTED: the peer's public
+ * key is none.
  */
-int rc_pair_key(const struct rc_key *group, const struct rc_identity *self, const struct rc_member *me,
-		const struct rc_member *peer, struct rc_key *out);
+int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
+		const struct rc_member *me, const struct rc_member *peer, struct rc_key *out);
 
 /*
  * rc_rendezvous: makes the whole group known to every member. Blocking; one TCP connection per worker to rank 0, gone
@@ -82,7 +85,8 @@ int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *m
 		  int64_t deadline, const struct rc_group_log *log, struct rc_member *members);
 
 /*
- * The peer connection's handshake, as pure functions on blobs (the provider carries them). key is that of the pair:
+ * The peer connection's handshake, as pure functions on blobs (the provider carries them). key is
+ * that of the pair:
  *   hello   (<= RV_HELLO_MAX)   client -> server: version, rank, incarnations of both, client nonce, short MAC
  *   answer  (<= RV_ANSWER_MAX)  server -> client: version, rank, epoch, server nonce, MAC over both nonces
  *   proof   (32 bytes, RW_AUTH) client -> server: MAC over both nonces: it is alive and no replay
@@ -95,7 +99,7 @@ struct rc_handshake {
 	uint64_t self_incarnation, peer_incarnation;
 	uint32_t epoch;                    /* of the session; chosen by the server, grows; when it resumes, by the client's hello */
 	uint64_t client_received, server_received; /* resumes: number of the last message of the other that came */
-	uint64_t server_hellos;            /* the server's own hellos up to this number count no more: see rc_hello_number */
+	uint64_t server_hellos; /* its own hellos up to it are void: see rc_hello_number */
 	uint8_t client_nonce[RC_NONCE_BYTES], server_nonce[RC_NONCE_BYTES];
 };
 
@@ -106,13 +110,15 @@ struct rc_handshake {
  */
 /* Client: fills client_nonce; returns the blob's length. */
 size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_HELLO_MAX]);
-/* Server: whom a hello names as its maker, before anything proves it. -EPROTO, -EPROTONOSUPPORT, -EKEYREJECTED (self_rank). */
+/* Server: whom a hello names as its maker, before anything proves it. -EPROTO, -EPROTONOSUPPORT,
+ * -EKEYREJECTED (self_rank). */
 int rc_hello_from(const void *blob, size_t length, uint32_t self_rank, uint32_t *from);
 /* Server: checks; h->self_* set by the caller, the rest filled. -EPROTO, -EPROTONOSUPPORT, -EKEYREJECTED, -ESTALE (meant for
  * another incarnation of us). The caller then checks that peer_rank/incarnation are who the group says. */
 int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h);
-/* The hello's number, larger than any before of that incarnation: the caller refuses one that is not. A server that
- * answers has given up its own attempts: its answer voids all hellos that it made before (server_hellos). */
+/* The hello's number, larger than any before of that incarnation: the caller refuses one that is
+ * not. A server that answers has given up its own attempts: its answer voids all hellos that it
+ * made before (server_hellos). */
 uint64_t rc_hello_number(const struct rc_handshake *h);
 /* Server: h->epoch set, unless it resumes; fills server_nonce; returns the length. */
 size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_ANSWER_MAX]);

@@ -10,10 +10,11 @@
  *   the group      GATHER --all here--> TABLE --all sent--> done
  *                    +--rank or name twice, another world or version, deadline--> FAILING --all told--> done
  *
- * What a stranger can take: MAX_HALF_OPEN connections at a time, for STRANGER_NS each. One more takes the place of the
- * oldest, of the address that has most. A worker says its HELLO at once, and is no stranger from then on: its MAC was right. So
- * it needs its place for a moment only, however many come behind it. On loopback, where all have one address, age decides alone.
- * Nothing that comes without the key changes the group's state. FAILING still shakes hands for a short while, so
+ * What a stranger can take: MAX_HALF_OPEN connections at a time, for STRANGER_NS each. One more
+ * takes the place of the oldest, of the address that has most. A worker says its HELLO at once, and
+ * is no stranger from then on: its MAC was right. So it needs its place for a moment only, however
+ * many come behind it. On loopback, where all have one address, age decides alone. Nothing that
+ * comes without the key changes the group's state. FAILING still shakes hands for a short while, so
  * that workers that are on their way hear why, instead of trying until their deadline.
  */
 #ifndef RC_RENDEZVOUS_SERVER_H
@@ -39,7 +40,7 @@ struct rz_conn {
 	uint32_t next_entry;           /* TABLE: 0..world entries, world = END, world + 1 = all made */
 	size_t drained;
 	int64_t until;                 /* for HELLO, JOIN, LEAVING */
-	uint64_t from;                 /* the peer's address, or the network of it that one host may have */
+	uint64_t from; /* the peer's address, or the network of it that one host may have */
 	struct rz_session session;
 	struct rz_reader in;
 	size_t out_have, out_sent;

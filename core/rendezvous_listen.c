@@ -12,7 +12,7 @@
 #define BIND_NS (500 * NSEC_PER_MSEC)
 #define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
 #define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC) /* with a look at the name server each time */
-#define ACCEPT_BATCH (MAX_HALF_OPEN / 2)          /* then those that have a place are looked after */
+#define ACCEPT_BATCH (MAX_HALF_OPEN / 2)	 /* then those that have a place are looked after */
 #define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)
 
 void rz_close_listeners(struct rz_serve *s)
@@ -147,7 +147,8 @@ static uint64_t host_of(const struct sockaddr *sa)
 	if (sa->sa_family == AF_INET) {
 		host = ((const struct sockaddr_in *)(const void *)sa)->sin_addr.s_addr;
 	} else if (sa->sa_family == AF_INET6) {
-		const struct in6_addr *a = &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr;
+		const struct in6_addr *a =
+			&((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr;
 
 		memcpy(&host, a->s6_addr + (IN6_IS_ADDR_V4MAPPED(a) ? 8 : 0), sizeof(host));
 	}
@@ -202,7 +203,8 @@ void rz_accept(struct rz_serve *s, int listener)
 			return;
 		}
 		s->accept_err = 0;
-		/* A worker's HELLO is mostly here already: it is no stranger before the next one comes. */
+		/* A worker's HELLO is mostly here already: it is no stranger before the next one
+		 * comes. */
 		rz_serve_half_open(s, c);
 	}
 }

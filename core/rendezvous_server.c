@@ -366,7 +366,8 @@ static int step_group(struct rz_serve *s, int64_t now)
 
 		for (size_t i = 0; i < s->nr_conns; i++) {
 			pending = pending || s->conns[i]->told;
-			half_open = half_open || is_of(s->conns[i], AT_HELLO) || is_of(s->conns[i], AT_JOIN);
+			half_open = half_open || is_of(s->conns[i], AT_HELLO) ||
+				    is_of(s->conns[i], AT_JOIN);
 		}
 		if (now >= s->tell_until ||
 		    (!pending && (s->nr_told >= s->world - 1 || (s->err == ETIMEDOUT && !half_open))))
@@ -425,7 +426,8 @@ static int serve_group(struct rz_serve *s)
 			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text, rref_strerror(errno));
 		if (n <= 0)
 			continue;
-		/* Members first: who left must make way for who comes. Then those that hold the key; strangers last. */
+		/* Members first: who left must make way for who comes. Then those that hold the
+		 * key; strangers last. */
 		for (size_t i = 0; i < nr_polled; i++)
 			if (s->polls[first + i].revents && s->conns[i]->state == AT_MEMBER)
 				serve_conn(s, s->conns[i]);
@@ -433,7 +435,8 @@ static int serve_group(struct rz_serve *s)
 			if (s->polls[first + i].revents && s->conns[i]->state == AT_JOIN)
 				serve_conn(s, s->conns[i]);
 		for (size_t i = 0; i < nr_polled; i++)
-			if (s->polls[first + i].revents && s->conns[i]->state != AT_MEMBER && s->conns[i]->state != AT_JOIN)
+			if (s->polls[first + i].revents && s->conns[i]->state != AT_MEMBER &&
+			    s->conns[i]->state != AT_JOIN)
 				serve_conn(s, s->conns[i]);
 		for (size_t i = 0; i < first; i++)
 			if (s->polls[i].revents)

@@ -163,9 +163,10 @@ struct rv_event {
  *             -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it now, and shm
  *             has told the peer so.
  * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
- * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out` ours, by `in` the peer's. Called
- *             before accept, or before the first send. What does not fit (forged, changed, repeated, out of order) is not
- *             reported; the connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A provider whose
+ * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out`
+ *             ours, by `in` the peer's. Called before accept, or before the first send. What does not fit
+ *             (forged, changed, repeated, out of order) is not reported; the connection ends with
+ *             -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A provider whose
  *             connections are its peer's alone does nothing.
  * allow_reads [progress] From now on the peer may READ over this connection (before, it has no remote access at all).
  * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or slot, WRITABLE follows;
@@ -205,7 +206,8 @@ struct rv_ops {
 		       struct rv_conn **out);
 	int (*accept)(struct rv_conn *conn, const void *answer, size_t len, void *user);
 	void (*reject)(struct rv_conn *conn, const void *reason, size_t len);
-	int (*seal)(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES]);
+	int (*seal)(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
+		    const uint8_t in[RV_SEAL_KEY_BYTES]);
 	int (*allow_reads)(struct rv_conn *conn);
 	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
 	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
@@ -248,7 +250,8 @@ struct rv_counters {
 	uint64_t nr_reads, nr_sends, nr_recvs, nr_credit_msgs;
 	uint64_t nr_stale_wc;        /* completions of another generation, dropped */
 	uint64_t nr_unexpected_cm;   /* connection events that fit no state, dropped */
-	uint64_t nr_protocol_errors; /* connections ended for bad frames, credits, sequence or MACs */
+	/* connections ended for bad frames, credits, sequence or MACs */
+	uint64_t nr_protocol_errors;
 };
 void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out);
 

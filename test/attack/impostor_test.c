@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that passes for another (tg_foe.h). It holds the group's key, and knows each member's rank, incarnation and public
- * key. Worker 0 has a session with worker 1 and holds a reference to its value: neither may change.
+ * A member that passes for another (tg_foe.h). It holds the group's key, and knows each member's
+ * rank, incarnation and public key. Worker 0 has a session with worker 1 and holds a reference to
+ * its value: neither may change.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,7 +41,10 @@ static void hello_as_0(struct foe *f, int which, bool resumes, uint32_t epoch)
 
 	for (int i = 0; i < 100; i++)
 		foe_make_hello(f, 1);
-	f->hs = (struct rc_handshake){ .resumes = resumes, .self_rank = 0, .peer_rank = 1, .epoch = epoch,
+	f->hs = (struct rc_handshake){ .resumes = resumes,
+				       .self_rank = 0,
+				       .peer_rank = 1,
+				       .epoch = epoch,
 				       .self_incarnation = f->members[0].incarnation,
 				       .peer_incarnation = f->members[1].incarnation };
 	f->hello_length = rc_hello_make(&key, &f->hs, f->hello);
@@ -97,7 +101,8 @@ FOE_TEST(impostor__gives_back_what_another_holds)
 			for (uint32_t of = 0; of < FOE; of++) {
 				uint64_t pongs = f->nr_recv[RW_PONG];
 
-				TG_OK(foe_say_proto(f, RP_MSG_DELETE, foe_id_of(of, id), foe_id_of(0, fork)));
+				TG_OK(foe_say_proto(f, RP_MSG_DELETE, foe_id_of(of, id),
+						    foe_id_of(0, fork)));
 				foe_say_number(f, RW_PING, 7);
 				FOE_UNTIL(f, f->nr_recv[RW_PONG] > pongs || f->ended);
 				if (f->ended)

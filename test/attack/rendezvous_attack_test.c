@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Strangers at the rendezvous who take all places that there are, and take them again as soon as they lose them: the group meets. */
+/* Strangers at the rendezvous who take all places that there are, and take them again as soon as
+ * they lose them: the group meets. */
 #include "test/unit/rendezvous_test.h"
 
 #define WORLD 6
@@ -100,7 +101,8 @@ static void group_meets_beside(enum manner manner)
 		worker_start(w[i]);
 	for (uint32_t i = 0; i < WORLD; i++)
 		worker_join(w[i]);
-	/* They held more places than there are when the workers came: no worker waited until their time was over. */
+	/* They held more places than there are when the workers came: no worker waited until
+	 * their time was over. */
 	assert_true(manner == HANGS_UP || worker_logged(w[0], "made room"));
 	attack.stop = true;
 	for (int i = 0; i < NR_ATTACKERS; i++)
@@ -148,8 +150,9 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 	for (size_t i = 0; i < array_size(fd) - (PLACES - array_size(quiet)); i++, over++)
 		assert_ended(fd[i]);
 	for (size_t i = 0; i < array_size(quiet); i++)
+		/* By its time, on a machine that stood still. */
 		if (is_over(quiet[i]))
-			assert_true(worker_logged(zero, "too slow")); /* by its time, on a machine that stood still */
+			assert_true(worker_logged(zero, "too slow"));
 	assert_true(over > PLACES && worker_logged(zero, "made room"));
 	worker_start(one);
 	worker_join(one);

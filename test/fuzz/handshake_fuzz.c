@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of what a stranger may send before it has proved anything: hellos, answers and reasons of the peer handshake, frames
- * of the rendezvous, and sealed frames of the ibv provider. No input may crash them, and none may pass without the key.
+ * libFuzzer target of what a stranger may send before it has proved anything: hellos, answers and
+ * reasons of the peer handshake, frames of the rendezvous, and sealed frames of the ibv provider.
+ * No input may crash them, and none may pass without the key.
  *
- *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined test/fuzz/handshake_fuzz.c core/handshake.c \
- *       core/key.c core/error.c core/names.c core/rendezvous_wire.c verbs/rv_error.c -lsodium -pthread -o build/handshake_fuzz
+ *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
+ *       test/fuzz/handshake_fuzz.c core/handshake.c core/key.c core/error.c core/names.c \
+ *       core/rendezvous_wire.c verbs/rv_error.c -lsodium -pthread -o build/handshake_fuzz
  */
 #include <errno.h>
 #include <stdint.h>
@@ -28,7 +30,9 @@ static void must(bool is_so)
 /* blob is as long as it says, and on the heap: a read past either end is seen. */
 static void peer_handshake(const uint8_t *blob, size_t size)
 {
-	struct rc_handshake h = { .self_rank = 7, .self_incarnation = 77, .peer_rank = 3, .resumes = size & 1 };
+	struct rc_handshake h = {
+		.self_rank = 7, .self_incarnation = 77, .peer_rank = 3, .resumes = size & 1
+	};
 	uint8_t proof[RC_MAC_BYTES];
 	char text[40];
 	uint32_t from;
@@ -70,7 +74,8 @@ static void rendezvous(const uint8_t *bytes, size_t size)
 		uint8_t again[RZ_FRAME_MAX];
 
 		must(rz_member_make(&m, again) == size);
-		must(memcmp(again + RZ_HEAD_BYTES, in.frame + RZ_HEAD_BYTES, size - RZ_HEAD_BYTES) == 0);
+		must(memcmp(again + RZ_HEAD_BYTES, in.frame + RZ_HEAD_BYTES,
+			    size - RZ_HEAD_BYTES) == 0);
 	}
 }
 

@@ -277,7 +277,8 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 			case RV_EV_CONNECTED:
 				f->connected = true;
 				if (ev[i].len) {
-					TG_OK(rc_answer_check(&f->pair[f->hs.peer_rank], ev[i].data, ev[i].len, &f->hs, f->proof));
+					TG_OK(rc_answer_check(&f->pair[f->hs.peer_rank], ev[i].data,
+							      ev[i].len, &f->hs, f->proof));
 					seal(f, f->conn, &f->hs, true);
 				}
 				break;
@@ -392,7 +393,8 @@ void foe_meet(struct foe *f, int to)
 	foe_make_hello(f, to);
 	foe_dial(f, to);
 	if (f->failed)
-		fprintf(stderr, "worker %d did not take the foe's hello: %d %s\n", to, f->status, f->reason);
+		fprintf(stderr, "worker %d did not take the foe's hello: %d %s\n", to, f->status,
+			f->reason);
 	TG_CHECK(f->connected);
 	f->nr_recv[RW_AUTH] = 0;
 	TG_OK(foe_say_auth(f));

@@ -86,8 +86,8 @@ void foe_pump(struct foe *f);
 void foe_take(struct foe *f, const struct rv_event *ev, int n);
 
 /*
- * Serving: *h of the hello that came with f->request, which the foe takes for a good one. Then the request is accepted
- * with that answer, which is the foe's own or not, and becomes f->conn.
+ * Serving: *h of the hello that came with f->request, which the foe takes for a good one. Then the
+ * request is accepted with that answer, which is the foe's own or not, and becomes f->conn.
  */
 void foe_asked(struct foe *f, struct rc_handshake *h);
 void foe_accept(struct foe *f, const struct rc_handshake *h, const uint8_t *answer, size_t length);

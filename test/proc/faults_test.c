@@ -211,7 +211,8 @@ TG_TEST(no_memory__for_a_proof, 2)
 	return 0;
 }
 
-/* Who was connected to has none for its answer to the proof. The peer's key was right, and is not told to be wrong. */
+/* Who was connected to has none for its answer to the proof. The peer's key was right, and is
+ * not told to be wrong. */
 TG_TEST(no_memory__for_the_answer_to_a_proof, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "AUTH:nomem=1" : "", 0);

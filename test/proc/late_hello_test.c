@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Two workers connect at the same moment, over a real device. The foe (tg_foe.h) plays an honest worker, message by message: its own
- * hello loses the crossing and comes when the winner's session is up. test/unit/crossing_test.c has all orders.
+ * Two workers connect at the same moment, over a real device. The foe (tg_foe.h) plays an honest
+ * worker, message by message: its own hello loses the crossing and comes when the winner's session
+ * is up. test/unit/crossing_test.c has all orders.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,7 +19,8 @@ static void on_call(struct foe *f, const struct rw_call *c)
 	call_id = c->call_id;
 }
 
-/* Worker 0, the lower rank, has called the foe over a session that it began. Returns its length: the foe's own hello. */
+/* Worker 0, the lower rank, has called the foe over a session that it began. Returns its length:
+ * the foe's own hello. */
 static size_t lose_the_crossing(struct foe *f, uint8_t early[RV_HELLO_MAX])
 {
 	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };

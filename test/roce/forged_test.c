@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays both: the honest peer of
- * worker 1, and somebody who can bring packets into its connection, but has not the keys of its messages. For that it reaches into
- * the device layer. Each such message ends the connection, is counted and logged, and does nothing; the session goes on.
+ * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays
+ * both: the honest peer of worker 1, and somebody who can bring packets into its connection, but
+ * has not the keys of its messages. For that it reaches into the device layer. Each such message
+ * ends the connection, is counted and logged, and does nothing; the session goes on.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -45,8 +46,9 @@ static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const 
 	FOE_UNTIL(f, f->ended);
 	if (foe_rejected(1) != rejected + 1 || f->nr_recv[RW_PONG] != pongs ||
 	    !strstr(foe_shown()->logged, "a frame that is not the peer's next")) {
-		fprintf(stderr, "%s: rejected %lu -> %lu, PONGs %lu -> %lu, logged: %s\n", what, (unsigned long)rejected,
-			(unsigned long)foe_rejected(1), (unsigned long)pongs, (unsigned long)f->nr_recv[RW_PONG],
+		fprintf(stderr, "%s: rejected %lu -> %lu, PONGs %lu -> %lu, logged: %s\n", what,
+			(unsigned long)rejected, (unsigned long)foe_rejected(1),
+			(unsigned long)pongs, (unsigned long)f->nr_recv[RW_PONG],
 			foe_shown()->logged);
 		_exit(1);
 	}
@@ -54,7 +56,8 @@ static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const 
 	foe_others_work();
 }
 
-/* Says PING while the connection is as `change` left it; then it is refused. The honest peer's count is as before. */
+/* Says PING while the connection is as `change` left it; then it is refused. The honest peer's
+ * count is as before. */
 #define BRING(what, change)                                                        \
 	do {                                                                       \
 		uint64_t rejected_ = foe_rejected(1), pongs_ = f->nr_recv[RW_PONG], seq_ = f->seq; \
@@ -71,7 +74,8 @@ FOE_TEST(forged__with_any_other_key)
 	foe_meet(f, 1);
 	foe_still_served(f);
 	BRING("a key that was guessed", s->key[5] ^= 1);
-	BRING("the key of the other direction", memcpy(s->key, f->conn->rx_seal.key, sizeof(s->key)));
+	BRING("the key of the other direction",
+	      memcpy(s->key, f->conn->rx_seal.key, sizeof(s->key)));
 	BRING("no MAC at all", f->conn->sealed = false);
 }
 
@@ -81,7 +85,8 @@ FOE_TEST(forged__at_another_place)
 
 	foe_meet(f, 1);
 	foe_still_served(f);
-	/* What was said before, bit by bit: the frame's number and the message's are those of then. */
+	/* What was said before, bit by bit: the frame's number and the message's are those of
+	 * then. */
 	BRING("repeated", (s->number--, f->conn->tx_seq--, f->seq--));
 	BRING("repeated, with the frame's number of now", s->number--);
 	BRING("before its turn", (s->number++, f->conn->tx_seq++));
@@ -102,7 +107,8 @@ FOE_TEST(forged__credits)
 	rejected = foe_rejected(1);
 	pongs = f->nr_recv[RW_PONG];
 	f->conn->tx_seal.key[0] ^= 1;
-	f->conn->to_return = f->conn->dev->credits; /* more than it was ever given: taken for good, it would drown us */
+	/* More than it was ever given: taken for good, it would drown us. */
+	f->conn->to_return = f->conn->dev->credits;
 	rvi_return_credits(f->conn);
 	was_refused(f, rejected, pongs, "credits");
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Two workers connect to each other at the same moment, or resume, in every order in which the network can bring what they
- * say. Two contexts of this process talk over a device of this test's own: each packet waits until the test picks it. A schedule
- * is the list of picks; all schedules are tried, each from the same state.
+ * Two workers connect to each other at the same moment, or resume, in every order in which the
+ * network can bring what they say. Two contexts of this process talk over a device of this test's
+ * own: each packet waits until the test picks it. A schedule is the list of picks; all schedules
+ * are tried, each from the same state.
  *
  * The law: a session that is up at both ends is not ended by what was said before it.
  */
@@ -74,8 +75,8 @@ static void push(struct rv_conn *to, enum packet_type type, const void *bytes, s
 		memcpy(p->bytes, bytes, length);
 }
 
-static int fake_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t length, void *user,
-			struct rv_conn **out)
+static int fake_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
+			size_t length, void *user, struct rv_conn **out)
 {
 	int side = (void *)dev == (void *)&device[1];
 	struct wire *w = &wires[nr_wires++];
@@ -122,7 +123,8 @@ static void fake_close(struct rv_conn *c)
 	push(other(c), END, NULL, 0);
 }
 
-static int fake_seal(struct rv_conn *c, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES])
+static int fake_seal(struct rv_conn *c, const uint8_t out[RV_SEAL_KEY_BYTES],
+		     const uint8_t in[RV_SEAL_KEY_BYTES])
 {
 	(void)c, (void)out, (void)in;
 	return 0;
@@ -150,16 +152,27 @@ static void fake_peer_text(struct rv_conn *c, char *buf, size_t size)
 }
 
 static const struct rv_ops fake_ops = {
-	.name = "fake", .kind = RV_SHM, .connect = fake_connect, .accept = fake_accept, .reject = fake_reject,
-	.seal = fake_seal, .allow_reads = fake_allow_reads, .send = fake_send, .will_read = fake_will_read,
-	.recv_done = fake_recv_done, .close_conn = fake_close, .peer_text = fake_peer_text,
+	.name = "fake",
+	.kind = RV_SHM,
+	.connect = fake_connect,
+	.accept = fake_accept,
+	.reject = fake_reject,
+	.seal = fake_seal,
+	.allow_reads = fake_allow_reads,
+	.send = fake_send,
+	.will_read = fake_will_read,
+	.recv_done = fake_recv_done,
+	.close_conn = fake_close,
+	.peer_text = fake_peer_text,
 };
 
 /* The first packet on its way to that end arrives. */
 static void deliver(struct rv_conn *c)
 {
 	struct packet p = c->queue[c->first++];
-	struct rv_event ev = { .conn = c, .user = c->user, .data = p.bytes, .len = p.length, .wc_status = -1 };
+	struct rv_event ev = {
+		.conn = c, .user = c->user, .data = p.bytes, .len = p.length, .wc_status = -1
+	};
 	bool gone = c->is_closed || (p.type != HELLO && !c->exists);
 
 	c->nr--;
@@ -226,13 +239,15 @@ static void *join(void *arg)
 
 static int setup(void **state)
 {
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in in = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	socklen_t length = sizeof(in);
 	int rank[2] = { 0, 1 }, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	pthread_t thread[2];
 
 	(void)state;
-	if (fd < 0 || bind(fd, (struct sockaddr *)&in, sizeof(in)) || getsockname(fd, (struct sockaddr *)&in, &length))
+	if (fd < 0 || bind(fd, (struct sockaddr *)&in, sizeof(in)) ||
+	    getsockname(fd, (struct sockaddr *)&in, &length))
 		return -1;
 	close(fd);
 	port = ntohs(in.sin_port);
@@ -244,7 +259,8 @@ static int setup(void **state)
 	for (int i = 0; i < 2; i++) {
 		if (!ctx[i])
 			return -1;
-		device[i] = (struct rc_device){ .ops = &fake_ops, .dev = (struct rv_dev *)(void *)&device[i] };
+		device[i] = (struct rc_device){ .ops = &fake_ops,
+						.dev = (struct rv_dev *)(void *)&device[i] };
 		peer_of(i)->ops = &fake_ops;
 		peer_of(i)->dev = device[i].dev;
 		peer_of(i)->device = &device[i];
@@ -281,7 +297,8 @@ static bool is_up(int side)
 /* One session, over one connection, and both know it. */
 static bool are_joined(void)
 {
-	return is_up(0) && is_up(1) && peer_of(0)->epoch == peer_of(1)->epoch && peer_of(0)->link->wire == peer_of(1)->link->wire;
+	return is_up(0) && is_up(1) && peer_of(0)->epoch == peer_of(1)->epoch &&
+	       peer_of(0)->link->wire == peer_of(1)->link->wire;
 }
 
 /* Neither knows of the other, and nothing is on its way. */
@@ -376,7 +393,8 @@ static void look(struct options *o)
 				o->arrives[o->nr_arrive++] = &wires[i].end[side];
 }
 
-/* Runs one schedule: act(i) happens left[i] times, and all packets arrive. Once the two are joined they stay so. */
+/* Runs one schedule: act(i) happens left[i] times, and all packets arrive. Once the two are
+ * joined they stay so. */
 static void run(unsigned left[4], void (*act)(int))
 {
 	bool joined = false;
@@ -438,7 +456,11 @@ static void crossing__of_hellos_ends_no_session(void **state)
 static void act_lose(int what)
 {
 	struct rc_peer *p = peer_of(what & 1);
-	struct rv_event ev = { .type = RV_EV_FAILED, .status = -ETIMEDOUT, .conn = p->link, .user = p, .wc_status = -1 };
+	struct rv_event ev = { .type = RV_EV_FAILED,
+			       .status = -ETIMEDOUT,
+			       .conn = p->link,
+			       .user = p,
+			       .wc_status = -1 };
 
 	if (what < 2) {
 		want(what);
@@ -468,7 +490,8 @@ static void try_again(void)
 	}
 }
 
-/* An attempt is given up, and its hello comes when another's session is up. What waits for the peer is lost in no order. */
+/* An attempt is given up, and its hello comes when another's session is up. What waits for the
+ * peer is lost in no order. */
 static void crossing__of_a_hello_that_was_given_up(void **state)
 {
 	for (int loser = 0; loser < 2; loser++) {

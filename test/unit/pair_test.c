@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keys of two members: both compute the same, a third member computes none of it, and what they say is theirs. */
+/* The keys of two members: both compute the same, a third member computes none of it, and what
+ * they say is theirs. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,7 +39,8 @@ static struct rc_key pair(uint32_t self, uint32_t peer)
 {
 	struct rc_key key;
 
-	assert_int_equal(rc_pair_key(&group_key, &identity[self], &member[self], &member[peer], &key), 0);
+	assert_int_equal(
+		rc_pair_key(&group_key, &identity[self], &member[self], &member[peer], &key), 0);
 	return key;
 }
 
@@ -131,10 +133,12 @@ static void pair__a_public_key_that_is_none_is_refused(void **state)
 	static const uint8_t low[][RC_KEY_BYTES] = {
 		{ 0 },
 		{ 1 },
-		{ 0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a,
-		  0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00 },
-		{ 0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-		  0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f },
+		{ 0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3,
+		  0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32,
+		  0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00 },
+		{ 0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+		  0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+		  0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f },
 	};
 	struct rc_key got = { .bytes = { 0x77 } };
 
@@ -143,7 +147,8 @@ static void pair__a_public_key_that_is_none_is_refused(void **state)
 		struct rc_member peer = member[1];
 
 		memcpy(peer.public, low[i], RC_KEY_BYTES);
-		assert_int_equal(rc_pair_key(&group_key, &identity[0], &member[0], &peer, &got), -EKEYREJECTED);
+		assert_int_equal(rc_pair_key(&group_key, &identity[0], &member[0], &peer, &got),
+				 -EKEYREJECTED);
 		assert_non_null(strstr(rc_error_text(), "w:1 (rank 1)"));
 		assert_int_equal(got.bytes[0], 0x77);
 	}
@@ -153,7 +158,10 @@ static void pair__a_public_key_that_is_none_is_refused(void **state)
 
 static struct rc_handshake client_of(uint32_t self, uint32_t peer, bool resumes)
 {
-	return (struct rc_handshake){ .resumes = resumes, .self_rank = self, .peer_rank = peer, .epoch = resumes ? 41 : 0,
+	return (struct rc_handshake){ .resumes = resumes,
+				      .self_rank = self,
+				      .peer_rank = peer,
+				      .epoch = resumes ? 41 : 0,
 				      .self_incarnation = member[self].incarnation,
 				      .peer_incarnation = member[peer].incarnation };
 }
@@ -168,7 +176,9 @@ static void hello__of_a_third_member_is_refused(void **state)
 
 	(void)state;
 	for (int resumes = 0; resumes < 2; resumes++) {
-		struct rc_handshake s = { .self_rank = 1, .self_incarnation = member[1].incarnation }, c;
+		struct rc_handshake s = { .self_rank = 1,
+					  .self_incarnation = member[1].incarnation },
+				    c;
 		size_t n;
 
 		for (size_t i = 0; i < sizeof(tried) / sizeof(tried[0]); i++) {
@@ -191,7 +201,8 @@ static void answer__of_a_third_member_is_refused(void **state)
 
 	(void)state;
 	for (int resumes = 0; resumes < 2; resumes++) {
-		struct rc_handshake s = { .self_rank = 1, .self_incarnation = member[1].incarnation };
+		struct rc_handshake s = { .self_rank = 1,
+					  .self_incarnation = member[1].incarnation };
 		struct rc_handshake c = client_of(0, 1, resumes);
 		size_t n = rc_hello_make(&real, &c, hello);
 
@@ -211,7 +222,8 @@ static void answer__of_a_third_member_is_refused(void **state)
 
 struct ends {
 	struct rc_handshake c, s;
-	uint8_t c_out[RV_SEAL_KEY_BYTES], c_in[RV_SEAL_KEY_BYTES], s_out[RV_SEAL_KEY_BYTES], s_in[RV_SEAL_KEY_BYTES];
+	uint8_t c_out[RV_SEAL_KEY_BYTES], c_in[RV_SEAL_KEY_BYTES], s_out[RV_SEAL_KEY_BYTES],
+		s_in[RV_SEAL_KEY_BYTES];
 };
 
 static void connect_ends(struct ends *e, const struct rc_key *key, bool resumes)
@@ -220,7 +232,9 @@ static void connect_ends(struct ends *e, const struct rc_key *key, bool resumes)
 	size_t n;
 
 	e->c = client_of(0, 1, resumes);
-	e->s = (struct rc_handshake){ .self_rank = 1, .self_incarnation = member[1].incarnation, .epoch = 41 };
+	e->s = (struct rc_handshake){ .self_rank = 1,
+				      .self_incarnation = member[1].incarnation,
+				      .epoch = 41 };
 	n = rc_hello_make(key, &e->c, hello);
 	assert_int_equal(rc_hello_check(key, hello, n, &e->s), 0);
 	n = rc_answer_make(key, &e->s, answer);
@@ -270,8 +284,10 @@ static void answer__voids_the_hellos_of_its_server(void **state)
 
 	(void)state;
 	for (int resumes = 0; resumes < 2; resumes++) {
-		struct rc_handshake lost = client_of(1, 0, resumes), later = client_of(1, 0, resumes);
-		struct rc_handshake s = { .self_rank = 1, .self_incarnation = member[1].incarnation };
+		struct rc_handshake lost = client_of(1, 0, resumes),
+				    later = client_of(1, 0, resumes);
+		struct rc_handshake s = { .self_rank = 1,
+					  .self_incarnation = member[1].incarnation };
 		struct rc_handshake c = client_of(0, 1, resumes);
 		size_t n;
 

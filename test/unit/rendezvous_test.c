@@ -178,9 +178,11 @@ static void rendezvous__sixty_four_processes_meet(void **state)
 			}
 			for (uint32_t i = 0; i < NR_PROCESSES; i++) {
 				member_init(&want, i);
-				bad |= members[i].rank != i || strcmp(members[i].name, want.name) != 0 ||
+				bad |= members[i].rank != i ||
+				       strcmp(members[i].name, want.name) != 0 ||
 				       memcmp(members[i].addr, want.addr, sizeof(want.addr)) != 0 ||
-				       memcmp(members[i].public, want.public, sizeof(want.public)) != 0;
+				       memcmp(members[i].public, want.public,
+					      sizeof(want.public)) != 0;
 			}
 			_exit(bad);
 		}

@@ -101,12 +101,15 @@ static void frame__random_bytes_are_refused_or_in_bounds(void **state)
 
 #define SEALED_MAX (RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES)
 
-static const uint8_t seal_key[RV_SEAL_KEY_BYTES] = { 1, 2, 3 }, back_key[RV_SEAL_KEY_BYTES] = { 1, 2, 4 };
+static const uint8_t seal_key[RV_SEAL_KEY_BYTES] = { 1, 2, 3 },
+		     back_key[RV_SEAL_KEY_BYTES] = { 1, 2, 4 };
 
 /* A frame with a message of n bytes, sealed as the next of that direction. Returns its length. */
 static size_t sealed(struct rvi_seal *s, uint8_t mem[SEALED_MAX], uint32_t n)
 {
-	struct rvi_frame f = { .type = RVI_FRAME_MSG, .len = (uint16_t)n, .seq = (uint16_t)s->number };
+	struct rvi_frame f = { .type = RVI_FRAME_MSG,
+			       .len = (uint16_t)n,
+			       .seq = (uint16_t)s->number };
 
 	rvi_frame_put(mem, &f);
 	for (uint32_t i = 0; i < n; i++)

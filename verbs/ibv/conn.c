@@ -172,7 +172,8 @@ void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what)
 	conn->deliver = false;
 }
 
-int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES])
+int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
+	     const uint8_t in[RV_SEAL_KEY_BYTES])
 {
 	if (conn->rx_seq)
 		return rv_fail(EBADMSG, "a message came before the connection's keys were known");

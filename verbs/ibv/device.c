@@ -183,7 +183,9 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 		return rc;
 	}
 	dev->caps.max_msg = dev->max_msg;
-	dev->caps.max_inline = dev->max_inline - min_of(dev->max_inline, (uint32_t)(RVI_FRAME_BYTES + RVI_SEAL_BYTES));
+	dev->caps.max_inline =
+		dev->max_inline -
+		min_of(dev->max_inline, (uint32_t)(RVI_FRAME_BYTES + RVI_SEAL_BYTES));
 	dev->caps.max_reads = dev->max_reads;
 	dev->caps.max_sge = dev->max_sge;
 	dev->caps.max_rd_atomic = dev->max_initiator;

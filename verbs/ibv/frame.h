@@ -72,8 +72,9 @@ static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_fr
 }
 
 /*
- * A sealed frame ends with SipHash-2-4 of the frame, the message and the frame's number, which both ends count and neither
- * sends. The key is this connection's and this direction's. So a frame fits at one place only.
+ * A sealed frame ends with SipHash-2-4 of the frame, the message and the frame's number, which both
+ * ends count and neither sends. The key is this connection's and this direction's. So a frame fits
+ * at one place only.
  */
 #define RVI_SEAL_BYTES 8
 
@@ -82,7 +83,9 @@ struct rvi_seal {
 	uint64_t number;             /* of the next frame */
 };
 
-_Static_assert(RVI_SEAL_BYTES == crypto_shorthash_BYTES && RV_SEAL_KEY_BYTES == crypto_shorthash_KEYBYTES, "SipHash");
+_Static_assert(RVI_SEAL_BYTES == crypto_shorthash_BYTES &&
+		       RV_SEAL_KEY_BYTES == crypto_shorthash_KEYBYTES,
+	       "SipHash");
 
 static inline void rvi_seal_init(struct rvi_seal *s, const uint8_t key[RV_SEAL_KEY_BYTES])
 {
@@ -90,7 +93,8 @@ static inline void rvi_seal_init(struct rvi_seal *s, const uint8_t key[RV_SEAL_K
 	s->number = 0;
 }
 
-/* Behind the frame and message there is room for the MAC. The number stays: the caller counts what really went out. */
+/* Behind the frame and message there is room for the MAC. The number stays: the caller counts
+ * what really went out. */
 static inline void rvi_seal_put(const struct rvi_seal *s, uint8_t *mem, size_t bytes)
 {
 	uint8_t mac[RVI_SEAL_BYTES];
@@ -100,7 +104,8 @@ static inline void rvi_seal_put(const struct rvi_seal *s, uint8_t *mem, size_t b
 	memcpy(mem + bytes, mac, sizeof(mac));
 }
 
-/* 0: the MAC fits, *bytes is now without it, and the next frame is expected. Else -EBADMSG. Writes to the MAC's place. */
+/* 0: the MAC fits, *bytes is now without it, and the next frame is expected. Else -EBADMSG.
+ * Writes to the MAC's place. */
 static inline int rvi_seal_get(struct rvi_seal *s, uint8_t *mem, size_t *bytes)
 {
 	uint8_t came[RVI_SEAL_BYTES], mac[RVI_SEAL_BYTES];

@@ -52,7 +52,9 @@
 #define RVI_NIL UINT32_MAX
 #define RVI_ADDR_VERSION 1
 
-_Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES && RVI_MSG_STRIDE % CACHE_LINE == 0, "message stride");
+_Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES &&
+		       RVI_MSG_STRIDE % CACHE_LINE == 0,
+	       "message stride");
 
 /* --- message buffers (buffers.c), all [progress] --- */
 
@@ -292,7 +294,8 @@ void rvi_conn_up(struct rv_conn *conn);
 void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);
 void rvi_conn_not_half_open(struct rv_conn *conn);
 void rvi_close_conn(struct rv_conn *conn);
-int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES]);
+int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
+	     const uint8_t in[RV_SEAL_KEY_BYTES]);
 int rvi_allow_reads(struct rv_conn *conn);
 
 /* qp.c */

@@ -20,7 +20,9 @@ int rvi_recv_fill(struct rv_dev *dev)
 
 		if (rc)
 			return rc == -EAGAIN ? rv_fail(ENOMEM, "no receive buffer left") : rc;
-		sge = (struct ibv_sge){ .addr = (uintptr_t)b->mem, .length = RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES, .lkey = b->lkey };
+		sge = (struct ibv_sge){ .addr = (uintptr_t)b->mem,
+					.length = RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES,
+					.lkey = b->lkey };
 		wr.sg_list = &sge;
 		wr.wr_id = rvi_token_pack(RVI_RECV, b->index, b->gen);
 		rc = ibv_post_srq_recv(dev->srq, &wr, &bad);
@@ -79,15 +81,17 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 	give_back(dev, b);
 }
 
-/* Nonsense is its peer's own where a MAC says so, and where there are none. Before that it may be anybody's. */
+/* Nonsense is its peer's own where a MAC says so, and where there are none. Before that it may
+ * be anybody's. */
 static int fault_of(const struct rv_conn *conn)
 {
 	return conn->sealed ? -EBADMSG : -EPROTO;
 }
 
-/* NULL if the frame is one the protocol allows now, else what is wrong with it. *status: see rvi_conn_protocol_error. */
-static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b, struct rvi_frame *f,
-			 int *status)
+/* NULL if the frame is one the protocol allows now, else what is wrong with it. *status: see
+ * rvi_conn_protocol_error. */
+static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b,
+			 struct rvi_frame *f, int *status)
 {
 	size_t bytes = wc->byte_len;
 

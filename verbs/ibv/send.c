@@ -49,11 +49,13 @@ bool rvi_can_send(const struct rv_conn *conn)
 }
 
 /*
- * Header, message and MAC, inline or through a registered buffer: in one piece, since that is what a MAC is made of. The seal's
- * number goes on when the device has taken the frame: one that it refuses is made anew, under the same number.
+ * Header, message and MAC, inline or through a registered buffer: in one piece, since that is what
+ * a MAC is made of. The seal's number goes on when the device has taken the frame: one that it
+ * refuses is made anew, under the same number.
  */
-static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f, const void *msg, uint32_t len,
-		struct ibv_send_wr *wr, struct ibv_sge *sge, uint8_t small[RVI_INLINE_WISH])
+static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f,
+		const void *msg, uint32_t len, struct ibv_send_wr *wr, struct ibv_sge *sge,
+		uint8_t small[RVI_INLINE_WISH])
 {
 	struct rv_dev *dev = conn->dev;
 	uint32_t bytes = RVI_FRAME_BYTES + len + (conn->sealed ? RVI_SEAL_BYTES : 0);
@@ -74,7 +76,9 @@ static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame
 		memcpy(mem + RVI_FRAME_BYTES, msg, len);
 	if (conn->sealed)
 		rvi_seal_put(&conn->tx_seal, mem, RVI_FRAME_BYTES + len);
-	*sge = (struct ibv_sge){ .addr = (uintptr_t)mem, .length = bytes, .lkey = s->buf ? s->buf->lkey : 0 };
+	*sge = (struct ibv_sge){ .addr = (uintptr_t)mem,
+				 .length = bytes,
+				 .lkey = s->buf ? s->buf->lkey : 0 };
 	wr->num_sge = 1;
 	return 0;
 }

@@ -213,7 +213,8 @@ static bool next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 }
 
 /* Memory and socket of a connection are its two ends' alone: nobody else can write to it. */
-static int seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES], const uint8_t in[RV_SEAL_KEY_BYTES])
+static int seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
+		const uint8_t in[RV_SEAL_KEY_BYTES])
 {
 	(void)conn, (void)out, (void)in;
 	return 0;
