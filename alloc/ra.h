@@ -37,10 +37,11 @@ struct ra_hooks {
 };
 
 struct ra_options {
-	size_t max_bytes;     /* bound on all regions together; 0 = half of physical memory */
+	size_t max_bytes;     /* bound on all regions together; 0 = half of what limit_memory says */
 	size_t first_region;  /* bytes of the first region; later ones double up to RA_REGION_MAX; 0 = 16 MiB */
 	int huge;             /* ask for transparent huge pages */
 	const char *name;     /* the memfd's name, for /proc/PID/maps; static; NULL = "rref" */
+	const char *option;   /* how the program sets max_bytes, for texts; static; NULL = "max_bytes" */
 };
 
 struct ra_stats {

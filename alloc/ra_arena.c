@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "alloc/ra_internal.h"
+#include "base/limit.h"
 #include "base/util.h"
 
 /* Any spread will do; threads that share a shard are slower, not wrong. */
@@ -118,13 +119,6 @@ static uint64_t count_allocs(const struct ra_arena *a)
 	return n;
 }
 
-static size_t physical_memory(void)
-{
-	long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-
-	return pages > 0 && page > 0 ? (size_t)pages * (size_t)page : (size_t)1 << 30;
-}
-
 int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, struct ra_arena **out)
 {
 	static const struct ra_options defaults;
@@ -136,7 +130,7 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 		return ra_fail(-EINVAL, "value memory: needs reg, dereg and a place for the arena");
 	if (!opt)
 		opt = &defaults;
-	max_bytes = opt->max_bytes ? opt->max_bytes : physical_memory() / 2;
+	max_bytes = opt->max_bytes ? opt->max_bytes : limit_memory() / 2;
 	first = opt->first_region ? opt->first_region : (size_t)16 << 20;
 	if (max_bytes > RA_MAX_BYTES)
 		return ra_fail(-EINVAL, "value memory: a limit of %s is beyond the address space, at most %s",
@@ -151,6 +145,7 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	a->first_region = ra_round_up(min_of(first, RA_REGION_MAX), RA_GRANULE);
 	a->next_region = a->first_region;
 	a->name = opt->name ? opt->name : "rref";
+	a->option = opt->option ? opt->option : "max_bytes";
 	a->huge = opt->huge != 0;
 	pthread_mutex_init(&a->grow, NULL);
 	pthread_mutex_init(&a->carve, NULL);

@@ -6,7 +6,7 @@
 #include "alloc/ra_internal.h"
 #include "base/util.h"
 
-static _Thread_local char error_text[192];
+static _Thread_local char error_text[320];
 
 int ra_fail(int err, const char *fmt, ...)
 {

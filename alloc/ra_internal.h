@@ -99,7 +99,7 @@ struct ra_arena {
 	_Atomic unsigned nr_vacant; /* written under seat: owned shards to be had, or less */
 	struct ra_hooks hooks;
 	size_t first_region;
-	const char *name;
+	const char *name, *option;
 	bool huge;
 	extent_hooks_t je_hooks;
 

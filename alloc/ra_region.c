@@ -10,6 +10,7 @@
 
 #include "alloc/ra_internal.h"
 #include "base/child.h"
+#include "base/limit.h"
 #include "base/util.h"
 
 /* Process-wide: the arena that gave a region up is gone. */
@@ -27,8 +28,7 @@ int ra_span_reserve(struct ra_arena *a)
 	char *p = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
-		return ra_fail(-ENOMEM, "value memory: cannot reserve %s of addresses: %s",
-			       ra_size_text(a->max_bytes).text, strerror(errno));
+		return ra_fail(-ENOMEM, "value memory: %s", limit_why("reserving addresses", errno, length));
 	a->span = (char *)ra_round_up((uintptr_t)p, RA_GRANULE);
 	lead = (size_t)(a->span - p);
 	trail = RA_GRANULE - lead;
@@ -127,8 +127,8 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 
 	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
 	if (need > left)
-		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s, %s registered", ra_size_text(asked).text,
-			       ra_size_text(a->max_bytes).text, ra_size_text(used).text);
+		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
+			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);
 
 	r = calloc(1, sizeof(*r));
 	if (!r)
@@ -140,20 +140,20 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 
 	r->fd = RB_OPEN(memfd_create(a->name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (r->fd < 0) {
-		rc = ra_fail(-ENOMEM, "value memory: memfd_create: %s", strerror(errno));
+		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("memfd_create", errno, 0));
 		goto free_region;
 	}
-	if (ftruncate(r->fd, (off_t)size)) {
-		rc = ra_fail(-ENOMEM, "value memory: a memfd of %s: %s", ra_size_text(size).text, strerror(errno));
+	if (limit_file(size) || ftruncate(r->fd, (off_t)size)) {
+		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("making a region", errno, size));
 		goto close_fd;
 	}
 	/* A peer that is given the fd could otherwise shrink it, and our next store would be a SIGBUS. */
 	if (fcntl(r->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)) {
-		rc = ra_fail(-ENOMEM, "value memory: sealing a memfd: %s", strerror(errno));
+		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("sealing a memfd", errno, 0));
 		goto close_fd;
 	}
 	if (mmap(r->base, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, r->fd, 0) == MAP_FAILED) {
-		rc = ra_fail(-ENOMEM, "value memory: mapping a region of %s: %s", ra_size_text(size).text, strerror(errno));
+		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("mapping a region", errno, size));
 		goto unmap_region; /* a failed MAP_FIXED may have taken the reservation away */
 	}
 	/* A child would keep the memory alive, and see it change. */

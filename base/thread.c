@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "base/limit.h"
 #include "base/thread.h"
 
 #include <errno.h>
@@ -6,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 
 int rb_thread_start(pthread_t *out, void *(*run)(void *arg), void *arg)
 {
@@ -39,15 +39,5 @@ void rb_thread_begin(const char *name)
 
 void rb_thread_why(int err, char *buf, size_t size)
 {
-	char limit[40] = "unlimited";
-	struct rlimit r;
-
-	if (err != EAGAIN) {
-		snprintf(buf, size, "%s", strerror(err));
-		return;
-	}
-	if (!getrlimit(RLIMIT_NPROC, &r) && r.rlim_cur != RLIM_INFINITY)
-		snprintf(limit, sizeof(limit), "%llu", (unsigned long long)r.rlim_cur);
-	snprintf(buf, size, "no thread to be had: RLIMIT_NPROC (ulimit -u) allows this user %s; "
-		 "memory and the cgroup's pids.max limit them too", limit);
+	snprintf(buf, size, "%s", limit_why("pthread_create", err, 0));
 }

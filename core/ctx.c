@@ -9,6 +9,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "rc_scope.h"
 
 #define THREADS_MAX 1024u
@@ -142,6 +143,7 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 	if (err) {
 		d->dev = NULL;
 		snprintf(d->why_not, sizeof(d->why_not), "%s", rv_error_text());
+		err = err == -EINVAL ? err : limit_errno(-err) == ENOMEM ? -ENOMEM : -ENODEV;
 		return rc_fail(-err, "%s%s%s: %s", ops->name, c->device[0] ? ":" : "", c->device, d->why_not);
 	}
 	ops->caps(d->dev, &d->caps);
@@ -151,21 +153,25 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 static int open_devices(struct rref_ctx *ctx, const char *text)
 {
 	struct rc_device_choice c;
-	int err = rc_device_parse(text, &c);
+	int err = rc_device_parse(text, &c), shm_err = 0;
 
 	if (err)
 		return err;
 	snprintf(ctx->device[RV_SHM].why_not, sizeof(ctx->device[0].why_not), "shm is not chosen");
 	snprintf(ctx->device[RV_IBV].why_not, sizeof(ctx->device[0].why_not), "ibv is not chosen");
 	if (c.use_shm)
-		err = open_device(ctx, &rv_shm_ops, &c);
+		err = shm_err = open_device(ctx, &rv_shm_ops, &c);
 	if (c.use_ibv && !(err && c.must)) {
 		int e = open_device(ctx, &rv_ibv_ops, &c);
 
 		/* auto: a machine without RDMA is fine as long as its peers are here; rc_peers_open tells. */
 		err = c.must || (err && e) ? e : 0;
 	}
-	return err;
+	if (!err || !shm_err)
+		return err;
+	/* shm needs no hardware: what keeps it from working is the news, that there is no RDMA mostly is none. */
+	return rc_fail(-shm_err, "no usable device: shm: %.300s; ibv: %.150s", ctx->device[RV_SHM].why_not,
+		       ctx->device[RV_IBV].why_not);
 }
 
 /* A device that no peer is reached by would only pin memory. */
@@ -303,6 +309,19 @@ static struct rref_ctx *make(const struct rref_options *o)
 	return ctx;
 }
 
+/* Those that rref_init's block lists stay; limits and refusals of the system become the two that are meant for them. */
+static int listed(int err)
+{
+	static const int list[] = { EINVAL, EEXIST, ENODEV, ENOMEM, ETIMEDOUT, ECONNREFUSED, EADDRINUSE, EADDRNOTAVAIL,
+				    EACCES, ENOENT, EKEYREJECTED, EPROTONOSUPPORT, EPROTO };
+
+	err = limit_errno(-err);
+	for (size_t i = 0; i < array_size(list); i++)
+		if (list[i] == err)
+			return -err;
+	return -EIO;
+}
+
 int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 {
 	RB_NO_CANCEL;
@@ -397,7 +416,7 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 fail:
 	if (ctx)
 		rc_ctx_destroy(ctx);
-	return err;
+	return listed(err);
 }
 
 void rref_free_ctx(struct rref_ctx *ctx)

@@ -7,11 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limit.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rref.h"
 
 static _Thread_local struct rc_error last;
+
+/* Says what malloc may have met. A text that names a limit says enough. */
+static void add_limit(void)
+{
+	const char *why = limit_why_no_memory();
+	size_t n = strlen(last.text);
+
+	if (*why && !strstr(last.text, "limit"))
+		snprintf(last.text + n, sizeof(last.text) - n, ": %s", why);
+}
 
 int rc_fail(int err, const char *fmt, ...)
 {
@@ -20,6 +31,8 @@ int rc_fail(int err, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(last.text, sizeof(last.text), fmt, ap);
 	va_end(ap);
+	if (err == ENOMEM)
+		add_limit();
 	last.err = -err;
 	last.about = 0;
 	last.answered = false;

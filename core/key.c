@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "base/random.h"
 #include "base/util.h"
 #include "rc_error.h"
@@ -240,6 +241,17 @@ static int open_private_dir(const char *path)
 	return fd;
 }
 
+/* Says why there is no key at path, or at name in path: a limit of this process, or a place that does not serve. */
+static int no_key(int err, const char *what, const char *path, const char *name)
+{
+	const char *slash = *name ? "/" : "";
+
+	if (limit_errno(err) == ENOMEM)
+		return rc_fail(ENOMEM, "user key: cannot %s %s%s%s: %s", what, path, slash, name, limit_why("file", err, USER_SECRET_BYTES));
+	return rc_fail(EACCES, "user key: cannot %s %s%s%s: %s; set RREF_KEY_FILE, or XDG_RUNTIME_DIR to a directory of this user",
+		       what, path, slash, name, rref_strerror(err));
+}
+
 /*
  * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user
  * has taken the usual name. The first by name, so that all workers find the same. Returns a
@@ -289,10 +301,7 @@ static int make_other_dir(char *path, size_t size)
 	for (unsigned i = 0; i < OTHER_DIRS && fd < 0; i++) {
 		snprintf(path, size, "/tmp/librref-%u.%u", (unsigned)geteuid(), i);
 		if (mkdir(path, 0700) < 0 && errno != EEXIST)
-			return rc_fail(
-				errno,
-				"user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)",
-				path, rref_strerror(errno));
+			return no_key(errno, "make the directory", path, "");
 		fd = open_private_dir(path);
 	}
 	if (fd >= 0) {
@@ -303,9 +312,7 @@ static int make_other_dir(char *path, size_t size)
 	snprintf(path, size, "/tmp/librref-%u.x%016llx", (unsigned)geteuid(),
 		 (unsigned long long)suffix);
 	if (mkdir(path, 0700) < 0)
-		return rc_fail(errno,
-			       "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)",
-			       path, rref_strerror(errno));
+		return no_key(errno, "make the directory", path, "");
 	nanosleep(&(struct timespec){ .tv_nsec = OTHER_DIR_WAIT_NS }, NULL);
 	return find_other_dir(path, size);
 }
@@ -339,16 +346,17 @@ static int open_user_dir(char *path, size_t size, const char **name)
 		return fd;
 	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
 	if (mkdir(path, 0700) < 0 && errno != EEXIST)
-		return rc_fail(errno, "user key: cannot make the directory %s: %s (or set RREF_KEY_FILE)", path,
-			       rref_strerror(errno));
+		return no_key(errno, "make the directory", path, "");
 	fd = open_private_dir(path);
-	if (fd == -EACCES || fd == -ELOOP || fd == -ENOTDIR)
-		fd = make_other_dir(path, size);
+	if (fd >= 0)
+		return fd;
+	if (fd != -EACCES && fd != -ELOOP && fd != -ENOTDIR)
+		return no_key(-fd, "open the directory", path, "");
+	fd = make_other_dir(path, size);
 	if (fd == -ENOENT)
 		return rc_fail(EACCES,
 			       "user key: /tmp/librref-%u is not a directory of this user alone, "
-			       "mode 0700, and one beside it "
-			       "could not be kept: set RREF_KEY_FILE",
+			       "mode 0700, and one beside it could not be kept: set RREF_KEY_FILE",
 			       (unsigned)geteuid());
 	return fd;
 }
@@ -368,23 +376,23 @@ static int create_user_secret(int dir, const char *path, const char *name)
 	snprintf(tmp, sizeof(tmp), ".%s.%016llx", name, (unsigned long long)suffix);
 	fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
-		return rc_fail(errno, "user key: cannot create a file in %s: %s", path, rref_strerror(errno));
+		return no_key(errno, "create a file in", path, "");
 	rc_random(secret, sizeof(secret));
-	r = write_all(fd, secret, sizeof(secret));
+	r = limit_file(sizeof(secret)) ? -errno : write_all(fd, secret, sizeof(secret));
 	sodium_memzero(secret, sizeof(secret));
 	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power cut. */
 	if (!r && fsync(fd) < 0)
 		r = -errno;
 	close(fd);
 	if (r) {
-		rc_fail(-r, "user key: cannot write in %s: %s", path, rref_strerror(r));
+		r = no_key(-r, "write in", path, "");
 	} else if (linkat(dir, tmp, dir, name, 0) < 0 && errno != EEXIST) {
 		/* A file system without hard links. */
 		if ((errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS) &&
 		    (renameat2(dir, tmp, dir, name, RENAME_NOREPLACE) == 0 || errno == EEXIST))
 			r = 0;
 		else
-			r = rc_fail(errno, "user key: cannot create %s/%s: %s", path, name, rref_strerror(errno));
+			r = no_key(errno, "create", path, name);
 	}
 	unlinkat(dir, tmp, 0);
 	return r;
@@ -412,7 +420,7 @@ static int load_user_key(struct rc_key *out)
 			goto close_dir;
 		}
 		if (errno != ENOENT || tries == USER_TRIES) {
-			r = rc_fail(errno, "user key: cannot open %s/%s: %s", path, name, rref_strerror(errno));
+			r = no_key(errno, "open", path, name);
 			goto close_dir;
 		}
 		r = create_user_secret(dir, path, name);

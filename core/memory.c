@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/child.h"
+#include "base/limit.h"
 #include "base/random.h"
 #include "rc.h"
 
@@ -55,7 +56,7 @@ int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_
 				if (r->have[i])
 					ctx->device[i].ops->dereg(ctx->device[i].dev, &r->mr[i]);
 			free(r);
-			return err;
+			return -limit_errno(-err);
 		}
 		r->have[k] = true;
 	}
@@ -102,7 +103,7 @@ static int alloc_fail(int err, const char *what, size_t length)
 	char why[RREF_TEXT_SIZE];
 
 	snprintf(why, sizeof(why), "%s", ra_error_text());
-	return rc_fail(-err, "%s of %zu bytes: %.400s", what, length, why);
+	return rc_fail(limit_errno(-err), "%s of %zu bytes: %.400s", what, length, why);
 }
 
 /* The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next store would be a SIGBUS. */
@@ -112,10 +113,10 @@ static int beacon_page(struct rref_ctx *ctx)
 	void *cookie, *mem = MAP_FAILED;
 	int err, fd = RB_OPEN(memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 
-	if (fd >= 0 && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
+	if (fd >= 0 && !limit_file(page) && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
 		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mem == MAP_FAILED)
-		err = rc_fail(ENOMEM, "the beacon's page: %s", rref_strerror(errno));
+		err = rc_fail(limit_errno(errno), "the beacon's page: %s", limit_why(fd < 0 ? "memfd_create" : "mapping", errno, page));
 	else
 		err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, mem, page, fd, &cookie);
 	if (err) {
@@ -173,7 +174,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
 	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
-				 .name = "rref-values" };
+				 .name = "rref-values", .option = "RREF_MAX_VALUE_BYTES" };
 	int err = ra_arena_create(&hooks, &ro, &ctx->values);
 
 	if (err)
@@ -185,6 +186,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 	hooks.reg = reg_landing;
 	ro.max_bytes = opt->max_landing_bytes;
 	ro.name = "rref-landing";
+	ro.option = "RREF_MAX_LANDING_BYTES";
 	err = ra_arena_create(&hooks, &ro, &ctx->landing);
 	if (err)
 		return rc_fail(-err, "landing memory: %s", ra_error_text());

@@ -25,6 +25,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "base/thread.h"
 #include "rc.h"
 
@@ -115,7 +116,7 @@ static int start_hand(struct rref_ctx *ctx)
 		h->nr--;
 		rc_unlock(ctx);
 		rb_thread_why(err, why, sizeof(why));
-		return rc_fail(err, "a thread for callbacks: %s", why);
+		return rc_fail(err == EAGAIN ? ENOMEM : err, "a thread for callbacks: %s", why);
 	}
 	if (ctx->poller_core >= 0) {
 		cpu_set_t set;
@@ -383,7 +384,7 @@ int rc_poller_open(struct rref_ctx *ctx)
 	int err = open_descriptors(ctx);
 
 	if (err)
-		return rc_fail(-err, "a descriptor to sleep on: %s", rref_strerror(err));
+		return rc_fail(-err, "a descriptor to sleep on: %s", limit_why("epoll or eventfd", -err, 0));
 	if (ctx->mode == RREF_PROGRESS_MANUAL)
 		return 0;
 	struct rc_hands *h = calloc(1, sizeof(*h));
@@ -392,7 +393,7 @@ int rc_poller_open(struct rref_ctx *ctx)
 		return rc_fail(ENOMEM, "memory for the poller");
 	h->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
 	if (h->timer < 0) {
-		err = rc_fail(errno, "a timer for the poller: %s", rref_strerror(errno));
+		err = rc_fail(errno, "a timer for the poller: %s", limit_why("timerfd_create", errno, 0));
 		free(h);
 		return err;
 	}

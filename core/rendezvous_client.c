@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/child.h"
+#include "base/limit.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_quote.h"
@@ -352,7 +353,8 @@ static int try_all(struct come *c, const struct addrinfo *list)
 		fd = connect_to(c, i);
 		if (fd < 0) {
 			c->last_err = -fd;
-			snprintf(c->last, sizeof(c->last), "%s", rref_strerror(fd));
+			snprintf(c->last, sizeof(c->last), "%s",
+				 limit_errno(-fd) == -fd ? rref_strerror(fd) : limit_why("socket", -fd, 0));
 			continue;
 		}
 		c->is_connected = true;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/child.h"
+#include "base/limit.h"
 #include "rc_error.h"
 #include "rc_rendezvous_server.h"
 
@@ -103,7 +104,8 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 	if (err == EADDRINUSE)
 		return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
 			       "own store uses the port; choose another one with RREF_RENDEZVOUS", s->a->text, s->at);
-	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at, rref_strerror(err));
+	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at,
+		       limit_errno(err) == err ? rref_strerror(err) : limit_why("socket", err, 0));
 }
 
 int rz_listen(struct rz_serve *s)

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "rc_scope.h"
 
 #define BUFFER_BYTES ((size_t)64 << 10)
@@ -48,7 +49,9 @@ static void flush(struct rc_trace *t, int64_t now)
 
 	t->flushed_at = now;
 	while (t->fd >= 0 && done < t->used) {
-		ssize_t n = write(t->fd, t->buf + done, t->used - done);
+		/* Beyond its limit on files the kernel would end the process. */
+		bool full = limit_file(t->written + t->used);
+		ssize_t n = full ? -1 : write(t->fd, t->buf + done, t->used - done);
 
 		if (n > 0) {
 			done += (size_t)n;
@@ -133,8 +136,9 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	if (err || !S_ISREG(st.st_mode)) {
 		rb_close(t->fd);
 		free(t);
-		return rc_fail(EIO, "the trace file %.300s cannot be made: %s", full,
-			       err ? rref_strerror(err) : "it is there, and no regular file");
+		return rc_fail(limit_errno(err) == ENOMEM ? ENOMEM : EIO, "the trace file %.300s cannot be made: %s", full,
+			       !err ? "it is there, and no regular file" :
+			       limit_errno(err) == err ? rref_strerror(err) : limit_why("open", err, 0));
 	}
 	pthread_mutex_init(&t->lock, NULL);
 	t->rank = rank;

@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "rc_scope.h"
 
 struct rref_mem {
@@ -127,11 +128,11 @@ static int map(size_t length, size_t *mapped, int *fd, void **addr)
 	*mapped = (length + page - 1) & ~(page - 1);
 	*fd = RB_OPEN(memfd_create("rref-mem", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (*fd < 0)
-		return rc_fail(ENOMEM, "rref_mem_alloc: memfd_create: %s", rref_strerror(errno));
+		return rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("memfd_create", errno, 0));
 	/* A peer that is given the descriptor could otherwise shrink it, and our next store would be a SIGBUS. */
-	if (ftruncate(*fd, (off_t)*mapped) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) ||
+	if (limit_file(*mapped) || ftruncate(*fd, (off_t)*mapped) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) ||
 	    (*addr = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0)) == MAP_FAILED) {
-		int err = rc_fail(ENOMEM, "rref_mem_alloc: mapping %zu bytes: %s", length, rref_strerror(errno));
+		int err = rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("mapping memory", errno, length));
 
 		rb_close(*fd);
 		return err;

@@ -244,8 +244,10 @@ struct rref_options {
 	int poller_core;                /* RREF_POLLER_CORE: pin the poller there; -1 = do not pin */
 	unsigned nr_threads;            /* RREF_THREADS: worker pool for handlers; 0 = 4 */
 	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
-	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of physical memory */
-	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = half of physical memory */
+	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of the memory of this
+					   machine, or of this container (cgroup) if that has less. Several workers in one
+					   container share its memory: set it for them */
+	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = the same */
 	size_t region_bytes;            /* RREF_REGION_BYTES: first registered region, later ones double; 0 = 16 MiB */
 	int64_t timeout;                /* RREF_TIMEOUT_MS: default of calls, reads and waits; 0 = 60 s */
 	int64_t init_timeout;           /* RREF_INIT_TIMEOUT_MS: for the whole group to meet; 0 = 60 s */
@@ -303,13 +305,16 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  * A group that has started is closed, for now: nobody can join it later, or take a dead worker's place.
  *   -EINVAL       bad options: rank, name, device text, key file, an address that cannot be ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
- *   -ENODEV       no usable device; the text says what was looked for and what to load
- *   -ENOMEM       memory, or the locked-memory limit
+ *   -ENODEV       no usable device; the text says what was looked for and what to load, or which system call is refused
+ *   -ENOMEM       memory or a limit of the system: descriptors, threads, addresses, file sizes, locked memory; the text names
+ *                 the limit, its value and how to raise it
  *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks are missing
  *   -ECONNREFUSED nobody answers as this group's rendezvous: rank 0 is not there, or its group has started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
  *   -EADDRNOTAVAIL in time the rendezvous address did not become one of rank 0's machine
- *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open
+ *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open; or there
+ *                 is no place for this user's own key (/tmp missing, or read-only)
+ *   -ENOENT       there is no such key file
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol

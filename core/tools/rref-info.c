@@ -14,9 +14,9 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "base/util.h"
 #include "core/rc_error.h"
 #include "core/rc_group.h"
@@ -306,7 +306,6 @@ static int show_all(void)
 {
 	const struct rc_device_choice any = { .port = 0, .gid_index = -1 };
 	struct opened shm, ibv;
-	struct sysinfo si;
 	int nr_ports;
 
 	printf("librref %s, wire protocol %u\n\n", rref_version(), RW_PROTOCOL_VERSION);
@@ -319,9 +318,8 @@ static int show_all(void)
 	puts("\nMemory");
 	show_memlock();
 	show_thp();
-	if (sysinfo(&si) == 0)
-		row("values, landing", "up to %s each by default: half of physical memory",
-		    size_text((uint64_t)si.totalram * si.mem_unit / 2));
+	row("values, landing", "up to %s each by default: half of what this machine, or this container, has",
+	    size_text(limit_memory() / 2));
 	return 0;
 }
 

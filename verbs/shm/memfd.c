@@ -13,6 +13,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -28,15 +29,15 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 	fd = RB_OPEN(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (fd < 0) {
 		rc = errno;
-		return rvs_fail_fds(rc, "memfd_create");
+		return rv_fail(rc, "shm: %s", limit_why("memfd_create", rc, 0));
 	}
-	if (ftruncate(fd, (off_t)size)) {
-		rc = rv_fail(errno, "shm: cannot size %s to %zu bytes: %s", name, size, strerror(errno));
+	if (limit_file(size) || ftruncate(fd, (off_t)size)) {
+		rc = rv_fail(errno, "shm: %s", limit_why(name, errno, size));
 		goto close_fd;
 	}
 	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED) {
-		rc = rv_fail(errno, "shm: cannot map %zu bytes of %s: %s", size, name, strerror(errno));
+		rc = rv_fail(errno, "shm: %s", limit_why("mmap", errno, size));
 		goto close_fd;
 	}
 	rb_not_in_child(map, size);
@@ -79,8 +80,8 @@ int rvs_reopen_ro(int fd)
 	if (ro < 0 && (errno == EMFILE || errno == ENFILE))
 		return rvs_fail_fds(errno, "no descriptor to hand memory over with");
 	if (ro < 0)
-		return rv_fail(errno, "shm: cannot re-open %s read-only: %s%s", path, strerror(errno),
-			       errno == ENOENT ? " (is /proc mounted?)" : "");
+		return rv_fail(errno, "shm: re-opening read-only: %s%s", limit_why(path, errno, 0),
+			       errno == ENOENT ? " (mount /proc)" : "");
 	return ro;
 }
 

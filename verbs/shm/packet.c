@@ -3,10 +3,10 @@
  * wake-up. Never blocks. */
 #include <errno.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 void rvs_close_fds(int *fds, unsigned nr)
@@ -137,18 +137,5 @@ drop_fds:
  * Returns -err. */
 int rvs_fail_fds(int err, const char *what)
 {
-	struct rlimit limit;
-
-	if (err == EMFILE && !getrlimit(RLIMIT_NOFILE, &limit))
-		return rv_fail(err,
-			       "shm: %s: all descriptors are in use, RLIMIT_NOFILE is %llu (at "
-			       "most %llu): raise it "
-			       "(ulimit -n)",
-			       what, (unsigned long long)limit.rlim_cur,
-			       (unsigned long long)limit.rlim_max);
-	if (err == ENFILE)
-		return rv_fail(
-			err, "shm: %s: the machine's descriptors are all in use: raise fs.file-max",
-			what);
-	return rv_fail(err, "shm: %s: %s", what, strerror(err));
+	return rv_fail(err, "shm: %s", limit_why(what, err, 0));
 }
