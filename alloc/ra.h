@@ -6,8 +6,9 @@
  *
  * The layer knows neither devices nor references: it is handed {reg, dereg} and calls them for whole regions. Regions
  * are memfd segments (so that peers on the same machine can map them), at most 2 GiB each, from one reserved span of
- * addresses, so that address -> region is one table look-up without a lock. Extents are never purged, decommitted or
- * unmapped while the arena lives: device and CPU would see different bytes (rxe, measured).
+ * addresses, so that address -> region is one table look-up without a lock. Memory is never purged, decommitted or
+ * unmapped while it is registered: device and CPU would see different bytes (rxe, measured). A region that is empty is
+ * deregistered and unmapped when its bytes are needed in another one, for the sake of the bound.
  *
  * jemalloc is a private copy: the program's malloc is untouched, and none of its symbols leave the library.
  */
@@ -28,7 +29,8 @@ struct ra_arena;
  * reg: called once for each new region, on the thread that allocates, with the arena's growth lock held. base is
  * 2 MiB-aligned, length a multiple of 2 MiB, fd its memfd (stays open; borrowed; sealed against shrinking and growing,
  * open to further seals). It must not call into the arena. On success sets *cookie, not NULL. 0 or -errno.
- * dereg: called once for each region in ra_arena_destroy. Non-zero = keep the memory mapped (quarantine, counted).
+ * dereg: called for each region in ra_arena_destroy, and for an empty one in ra_alloc before that would refuse, with the
+ * growth lock held. Non-zero = keep the memory mapped; in ra_arena_destroy, which asks again, that is counted (quarantine).
  */
 struct ra_hooks {
 	int (*reg)(void *ctx, void *base, size_t length, int fd, void **cookie);
@@ -48,7 +50,8 @@ struct ra_stats {
 	size_t max_bytes;         /* the bound */
 	size_t region_bytes;      /* registered now */
 	size_t live_bytes;        /* handed out now, as asked for */
-	uint64_t nr_regions, nr_live, nr_allocs, nr_frees;
+	uint64_t nr_regions;      /* registered now */
+	uint64_t nr_live, nr_allocs, nr_frees;
 	uint64_t nr_quarantined;  /* regions whose dereg failed, of all arenas that this process has had */
 };
 

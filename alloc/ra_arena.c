@@ -150,15 +150,15 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	pthread_mutex_init(&a->grow, NULL);
 	pthread_mutex_init(&a->carve, NULL);
 
-	rc = ra_table_create(a);
-	if (rc)
-		goto free_arena;
 	rc = ra_span_reserve(a);
 	if (rc)
-		goto destroy_table;
-	rc = ra_je_arena_create(a);
+		goto free_arena;
+	rc = ra_table_create(a);
 	if (rc)
 		goto release_span;
+	rc = ra_je_arena_create(a);
+	if (rc)
+		goto destroy_table;
 	for (unsigned i = 0; i < RA_SHARDS; i++) {
 		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
 		a->shards[i].arena = a;
@@ -167,10 +167,10 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	*out = a;
 	return 0;
 
-release_span:
-	ra_span_release(a);
 destroy_table:
 	ra_table_destroy(a);
+release_span:
+	ra_span_release(a);
 free_arena:
 	pthread_mutex_destroy(&a->carve);
 	pthread_mutex_destroy(&a->grow);
@@ -208,6 +208,14 @@ static size_t live_bytes(const struct ra_arena *a)
 	return (size_t)(in - out);
 }
 
+/* Caller holds grow. All that is free goes back to the holes of its region. */
+static void gather(struct ra_arena *a, uint64_t uses)
+{
+	a->purged_uses = uses;
+	flush(a);
+	ra_je_arena_purge(a);
+}
+
 /*
  * Called after an allocation of `asked` bytes failed for want of an extent. 0 = worth another try.
  *
@@ -229,10 +237,14 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 	uses = count_frees(a) + count_allocs(a);
 	if (!*purged && uses != a->purged_uses && at_load(&a->region_bytes) - live_bytes(a) >= want) {
 		*purged = true;
-		a->purged_uses = uses;
-		flush(a);
-		ra_je_arena_purge(a);
+		gather(a, uses);
 	} else {
+		/* Bytes of regions that are too small, and empty, are had back before any are refused. */
+		if (!ra_region_fits(a, want)) {
+			if (uses != a->purged_uses)
+				gather(a, uses);
+			ra_regions_release(a, want);
+		}
 		rc = ra_region_add(a, want, asked);
 		if (rc)
 			goto out;

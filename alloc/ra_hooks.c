@@ -7,15 +7,17 @@
  * - arenas.create takes the arena's *metadata* through the extent hooks too (base_map: blocks of 2 MiB and more), so
  *   that bookkeeping would lie in memory which peers can read, and a wild write by a peer could steer the allocator.
  *   experimental.arenas_create_ext with metadata_use_hooks = false takes it from anonymous memory instead.
- * - A hook that is NULL counts as "refused". dalloc, purge and decommit are NULL: nothing that a device has registered
- *   may be unmapped or purged behind its back. Then free extents never leave jemalloc. destroy is NULL: the whole
- *   span goes at once, after deregistration. commit is NULL: every extent is committed from the start.
+ * - A hook that is NULL counts as "refused". purge and decommit are NULL: nothing that a device has registered may be
+ *   unmapped or purged behind its back. dalloc takes what a purge gives back (nothing else calls it, with decay off) and
+ *   notes it; the pages stay as they are. destroy is NULL: the whole span goes at once, after deregistration. commit is
+ *   NULL: every extent is committed from the start.
  * - opt.retain (default true here) would take extents in exponentially growing sizes, mark each as a head that never
  *   merges with its neighbour, which fragments a bounded arena, and keep the address space of a destroyed arena's
  *   metadata for ever. Off, extents are exactly what is needed and merge with any neighbour that `merge` allows.
  * - Free extents wait in a "dirty" cache that by default does not split an extent of 64 times the size asked for, so a
  *   large free value would not be reused for small ones: lg_extent_max_active_fit. It merges small neighbours
- *   lazily; a purge moves everything to the "retained" cache, which merges at once (ra_grow does so before it grows).
+ *   lazily; a purge gives everything to dalloc, whose holes merge at once (ra_grow does so before it grows). What dalloc
+ *   refuses goes to the "retained" cache, which merges at once as well.
  * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
  *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX.
  * - tcache off: the caches are ours, explicit ones (ra_seat.c); each thread would still be given an (unused) one of some
@@ -75,8 +77,7 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 		return NULL;
 	}
 	/*
-	 * A hole has never been handed out, and memfd pages start as zeroes; but a peer or a device may have been given
-	 * write access to them, so zeroes are promised only where jemalloc insists, and then made.
+	 * A hole may have been handed out before, so zeroes are promised only where jemalloc insists, and then made.
 	 */
 	if (must_zero) {
 		ra_unpoison(p, size);
@@ -85,6 +86,12 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 	}
 	*commit = true;
 	return p;
+}
+
+static bool hook_dalloc(extent_hooks_t *h, void *addr, size_t size, bool committed, unsigned index)
+{
+	(void)committed, (void)index;
+	return !ra_regions_return(arena_of(h), addr, size);
 }
 
 static bool hook_split(extent_hooks_t *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
@@ -118,7 +125,7 @@ int ra_je_arena_create(struct ra_arena *a)
 	size_t len = sizeof(a->je_index);
 	int rc;
 
-	a->je_hooks = (extent_hooks_t){ .alloc = hook_alloc, .split = hook_split, .merge = hook_merge };
+	a->je_hooks = (extent_hooks_t){ .alloc = hook_alloc, .dalloc = hook_dalloc, .split = hook_split, .merge = hook_merge };
 	rc = ra_je_mallctl("experimental.arenas_create_ext", &a->je_index, &len, &config, sizeof(config));
 	if (rc)
 		return ra_fail(-ENOMEM, "value memory: no further jemalloc arena: %s", strerror(rc));

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside alloc/. The arena owns one reserved span of addresses; regions are laid into it one after another and stay
- * until the arena is destroyed. jemalloc asks the extent hook for pieces of them and never gives one back: what values
- * free, jemalloc keeps and hands out again.
+ * Inside alloc/. The arena owns one reserved span of addresses; regions are laid into it where there is room. jemalloc
+ * asks the extent hook for pieces of them. What values free, jemalloc keeps and hands out again, until a purge gives it
+ * back to the holes of its region, where it merges with its neighbours. A region that is one hole is empty: it is
+ * deregistered and unmapped before anything is refused for the bound.
  *
  * The hook never makes a region. It notes in a thread-local what it lacked and fails; ra_alloc then grows the arena
  * and tries again. So the slow registration runs with no lock of jemalloc held (other threads go on allocating from
@@ -34,13 +35,13 @@
 #define RA_GRANULE ((size_t)1 << RA_GRANULE_SHIFT)
 #define RA_MIN_ALIGN ((size_t)64)
 #define RA_MAX_BYTES ((size_t)1 << 46) /* half of what a process can address */
-#define RA_MAX_HOLES 64
+#define RA_FIRST_HOLES 16u
 #define RA_OWNED 64u  /* shards of an arena that are one thread's each */
 #define RA_SHARED 8u  /* those of all the others */
 #define RA_SHARDS (RA_OWNED + RA_SHARED)
 #define RA_SEATS 8u   /* arenas of which a thread may own a shard: those of four contexts */
 
-/* [lo, hi) of a region, in bytes from its base, not yet handed to jemalloc. */
+/* [lo, hi) of a region, in bytes from its base, not in jemalloc's hands. */
 struct ra_hole {
 	size_t lo, hi;
 };
@@ -52,9 +53,10 @@ struct ra_region {
 	void *cookie;
 	int fd;
 	struct ra_region *next; /* newest first; guarded by carve */
-	/* guarded by carve; in order of address. Holes arise only from alignment, so there are few. */
-	unsigned nr_holes;
-	struct ra_hole holes[RA_MAX_HOLES];
+	bool kept;              /* guarded by grow: its dereg failed, and nothing is carved from it any more */
+	/* guarded by carve; in order of address, none touches the next */
+	unsigned nr_holes, max_holes;
+	struct ra_hole *holes;
 };
 
 /* Classes of which a shard keeps a piece: four between a power of two and the next one, up to 64 KiB. */
@@ -91,8 +93,9 @@ struct ra_arena {
 	/* const after create: what ra_lookup and ra_alloc read */
 	char *span;
 	struct rb_range range; /* the same, for children of fork(2) */
-	size_t max_bytes; /* multiple of RA_GRANULE; the span's length */
-	_Atomic(struct ra_region *) *granules; /* atomic; written once each, by ra_table_publish */
+	size_t span_bytes; /* multiple of RA_GRANULE: more than max_bytes, since regions that go leave gaps */
+	size_t max_bytes;  /* multiple of RA_GRANULE */
+	_Atomic(struct ra_region *) *granules; /* atomic; written by ra_table_publish */
 	unsigned je_index;
 	size_t seat; /* a thread's, in bytes from its first */
 	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : nobody enters an owned shard */
@@ -113,6 +116,7 @@ struct ra_arena {
 
 	cache_aligned pthread_mutex_t carve;
 	struct ra_region *regions; /* guarded by carve */
+	struct ra_region *gone;    /* guarded by grow: deregistered and unmapped; the records stay, for late look-ups */
 
 	struct ra_shard shards[RA_SHARDS]; /* the owned ones first */
 	struct ra_shard rest; /* counters only, by atomic additions */
@@ -182,16 +186,22 @@ void ra_span_release(struct ra_arena *a);
 int ra_region_add(struct ra_arena *a, size_t length, size_t asked);
 /* Address, or NULL if no hole fits. Takes carve. */
 void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align);
+/* A piece comes back. false: there is no memory to note it; jemalloc keeps it then. Takes carve. */
+bool ra_regions_return(struct ra_arena *a, void *p, size_t length);
+/* Caller holds grow. Whether that much may be added, by the bound and by what addresses are free. */
+bool ra_region_fits(const struct ra_arena *a, size_t length);
+/* Caller holds grow. Deregisters and unmaps empty regions until length fits, or none is left. */
+void ra_regions_release(struct ra_arena *a, size_t length);
 uint64_t ra_nr_quarantined(void);
 
 /* ra_lookup.c */
 int ra_table_create(struct ra_arena *a);
 void ra_table_destroy(struct ra_arena *a);
-void ra_table_publish(struct ra_arena *a, struct ra_region *r);
+void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_region *entry); /* NULL: it is gone */
 
 static inline bool ra_in_span(const struct ra_arena *a, const void *p)
 {
-	return (uintptr_t)p - (uintptr_t)a->span < a->max_bytes; /* below it: wraps to something huge */
+	return (uintptr_t)p - (uintptr_t)a->span < a->span_bytes; /* below it: wraps to something huge */
 }
 
 static inline struct ra_region *ra_table_find(const struct ra_arena *a, const void *p)

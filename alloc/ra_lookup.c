@@ -2,8 +2,9 @@
 /*
  * Address -> region: one subtraction, one shift, one load.
  *
- * An entry per granule of the span, written once, before any address in it is handed out, and never changed while the
- * arena lives; so a reader needs no retry and no lock. calloc'd: of a large span's table only the touched pages exist.
+ * An entry per granule of the span, written before any address in it is handed out, and taken away when all of them are
+ * free again. So who asks for an address in use needs no retry and no lock; a region's record outlives the region.
+ * calloc'd: of a large span's table only the touched pages exist.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 
 int ra_table_create(struct ra_arena *a)
 {
-	size_t nr = a->max_bytes >> RA_GRANULE_SHIFT;
+	size_t nr = a->span_bytes >> RA_GRANULE_SHIFT;
 
 	a->granules = calloc(nr, sizeof(*a->granules));
 	if (!a->granules)
@@ -25,7 +26,7 @@ void ra_table_destroy(struct ra_arena *a)
 	free(a->granules);
 }
 
-void ra_table_publish(struct ra_arena *a, struct ra_region *r)
+void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_region *entry)
 {
 	size_t first = (size_t)(r->base - a->span) >> RA_GRANULE_SHIFT;
 	size_t n = r->length >> RA_GRANULE_SHIFT;
@@ -35,7 +36,7 @@ void ra_table_publish(struct ra_arena *a, struct ra_region *r)
 	 * order nothing (a number that arrived from a peer), and must still see the region's fields.
 	 */
 	for (size_t i = first; i < first + n; i++)
-		at_store_rel(&a->granules[i], r);
+		at_store_rel(&a->granules[i], entry);
 }
 
 void *ra_lookup(const struct ra_arena *a, const void *p, void **base)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The span of addresses, and the regions in it: memfd segments, laid end to end, each registered as a whole. */
+/* The span of addresses, and the regions in it: memfd segments, each registered as a whole. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,55 +21,103 @@ uint64_t ra_nr_quarantined(void)
 	return at_load(&nr_quarantined);
 }
 
-int ra_span_reserve(struct ra_arena *a)
+static int reserve(struct ra_arena *a, size_t bytes)
 {
 	/* A granule more than asked for, so that a granule-aligned span lies in it; the rest goes back. */
-	size_t length = a->max_bytes + RA_GRANULE, lead, trail;
+	size_t length = bytes + RA_GRANULE, lead, trail;
 	char *p = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
 		return ra_fail(-ENOMEM, "value memory: %s", limit_why("reserving addresses", errno, length));
 	a->span = (char *)ra_round_up((uintptr_t)p, RA_GRANULE);
+	a->span_bytes = bytes;
 	lead = (size_t)(a->span - p);
 	trail = RA_GRANULE - lead;
 	if (lead)
 		munmap(p, lead);
 	if (trail)
-		munmap(a->span + a->max_bytes, trail);
-	rb_range_add(&a->range, a->span, a->max_bytes);
+		munmap(a->span + bytes, trail);
+	rb_range_add(&a->range, a->span, bytes);
 	return 0;
+}
+
+int ra_span_reserve(struct ra_arena *a)
+{
+	/* Twice the bound, so that a region finds its place between those that stay; once if addresses are short. */
+	return 2 * a->max_bytes <= RA_MAX_BYTES && !reserve(a, 2 * a->max_bytes) ? 0 : reserve(a, a->max_bytes);
+}
+
+static void region_free(struct ra_region *r)
+{
+	free(r->holes);
+	free(r);
+}
+
+/* All of the span is unmapped but what a device would not let go of. */
+static void unmap_all_but_kept(struct ra_arena *a)
+{
+	char *end = a->span + a->span_bytes;
+
+	while (end > a->span) {
+		struct ra_region *last = NULL;
+
+		for (struct ra_region *r = a->regions; r; r = r->next)
+			if (r->kept && r->base < end && (!last || r->base > last->base))
+				last = r;
+		char *from = last ? last->base + last->length : a->span;
+
+		if (from < end)
+			munmap(from, (size_t)(end - from));
+		end = last ? last->base : a->span;
+	}
 }
 
 void ra_span_release(struct ra_arena *a)
 {
 	struct ra_region *r, *next;
-	char *end = a->span + a->max_bytes;
 
 	rb_range_remove(&a->range);
-	/* Newest, and so highest, first: what lies above a kept region is unmapped before it is stepped over. */
-	for (r = a->regions; r; r = next) {
-		next = r->next;
+	for (r = a->regions; r; r = r->next) {
 		/* The addresses may serve something else soon, and unmapping does not clear the sanitizer's marks. */
 		ra_unpoison(r->base, r->length);
-		if (a->hooks.dereg(a->hooks.ctx, r->cookie)) {
-			/* A device may still read or write there: the pages, and the addresses, must not be reused. */
+		r->kept = a->hooks.dereg(a->hooks.ctx, r->cookie) != 0;
+		/* A device may still read or write there: the pages, and the addresses, must not be reused. */
+		if (r->kept)
 			at_add(&nr_quarantined, 1);
-			if (end > r->base + r->length)
-				munmap(r->base + r->length, (size_t)(end - (r->base + r->length)));
-			end = r->base;
-		} else {
+		else
 			rb_close(r->fd);
-		}
-		free(r);
 	}
-	a->regions = NULL;
-	if (end > a->span)
-		munmap(a->span, (size_t)(end - a->span));
+	unmap_all_but_kept(a);
+	for (r = a->regions; r; r = next) {
+		next = r->next;
+		region_free(r);
+	}
+	for (r = a->gone; r; r = next) {
+		next = r->next;
+		region_free(r);
+	}
+	a->regions = a->gone = NULL;
+}
+
+/* Makes room for one hole more. */
+static bool hole_room(struct ra_region *r)
+{
+	unsigned max = r->max_holes ? 2 * r->max_holes : RA_FIRST_HOLES;
+	struct ra_hole *holes;
+
+	if (r->nr_holes < r->max_holes)
+		return true;
+	holes = realloc(r->holes, max * sizeof(*holes));
+	if (!holes)
+		return false;
+	r->holes = holes;
+	r->max_holes = max;
+	return true;
 }
 
 /*
- * Takes [lo, lo + length) out of hole i. What alignment skips stays a hole; when there are too many, the smaller piece
- * is given up until the arena is destroyed.
+ * Takes [lo, lo + length) out of hole i. What alignment skips stays a hole; where there is no memory to note it, the
+ * smaller piece is given up until the arena is destroyed.
  */
 static void hole_take(struct ra_region *r, unsigned i, size_t lo, size_t length)
 {
@@ -77,12 +125,13 @@ static void hole_take(struct ra_region *r, unsigned i, size_t lo, size_t length)
 	struct ra_hole head = { h->lo, lo }, tail = { lo + length, h->hi };
 	bool has_head = head.hi > head.lo, has_tail = tail.hi > tail.lo;
 
-	if (has_head && has_tail && r->nr_holes == RA_MAX_HOLES) {
+	if (has_head && has_tail && !hole_room(r)) {
 		if (head.hi - head.lo < tail.hi - tail.lo)
 			has_head = false;
 		else
 			has_tail = false;
 	}
+	h = &r->holes[i];
 	if (has_head && has_tail) {
 		memmove(h + 2, h + 1, (r->nr_holes - i - 1) * sizeof(*h));
 		h[0] = head;
@@ -96,6 +145,56 @@ static void hole_take(struct ra_region *r, unsigned i, size_t lo, size_t length)
 		memmove(h, h + 1, (r->nr_holes - i - 1) * sizeof(*h));
 		r->nr_holes--;
 	}
+}
+
+/* Puts [lo, hi) back, and merges it with the holes that it touches. */
+static bool hole_give(struct ra_region *r, size_t lo, size_t hi)
+{
+	unsigned i = 0, end = r->nr_holes;
+	struct ra_hole *h;
+	bool before, after;
+
+	/* The first hole behind it. */
+	while (i < end) {
+		unsigned mid = i + (end - i) / 2;
+
+		if (r->holes[mid].lo < lo)
+			i = mid + 1;
+		else
+			end = mid;
+	}
+	h = r->holes + i;
+	before = i > 0 && h[-1].hi == lo;
+	after = i < r->nr_holes && h->lo == hi;
+	if (before && after) {
+		h[-1].hi = h->hi;
+		memmove(h, h + 1, (r->nr_holes - i - 1) * sizeof(*h));
+		r->nr_holes--;
+	} else if (before) {
+		h[-1].hi = hi;
+	} else if (after) {
+		h->lo = lo;
+	} else {
+		if (!hole_room(r))
+			return false;
+		h = r->holes + i;
+		memmove(h + 1, h, (r->nr_holes - i) * sizeof(*h));
+		*h = (struct ra_hole){ lo, hi };
+		r->nr_holes++;
+	}
+	return true;
+}
+
+bool ra_regions_return(struct ra_arena *a, void *p, size_t length)
+{
+	struct ra_region *r = ra_table_find(a, p);
+	size_t lo = (size_t)((char *)p - r->base);
+	bool done;
+
+	pthread_mutex_lock(&a->carve);
+	done = hole_give(r, lo, lo + length);
+	pthread_mutex_unlock(&a->carve);
+	return done;
 }
 
 void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
@@ -118,11 +217,83 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 	return p;
 }
 
+/* Address of a gap between the regions, or behind them; NULL: none is so long. Caller holds grow. */
+static char *find_gap(const struct ra_arena *a, size_t length)
+{
+	char *at = a->span;
+
+	for (const struct ra_region *r = a->regions; r;) {
+		if (at < r->base + r->length && r->base < at + length) {
+			at = r->base + r->length;
+			r = a->regions; /* from the beginning: the list is not in order of address */
+		} else {
+			r = r->next;
+		}
+	}
+	return (size_t)(a->span + a->span_bytes - at) >= length ? at : NULL;
+}
+
+bool ra_region_fits(const struct ra_arena *a, size_t length)
+{
+	size_t need = ra_round_up(length, RA_GRANULE);
+
+	return need <= a->max_bytes - at_load(&a->region_bytes) && find_gap(a, need);
+}
+
+/* Takes an empty region out of the list, so that nothing is carved from it. NULL: there is none. */
+static struct ra_region *take_empty(struct ra_arena *a)
+{
+	struct ra_region **from, *r;
+
+	pthread_mutex_lock(&a->carve);
+	for (from = &a->regions; (r = *from); from = &r->next)
+		if (r->nr_holes == 1 && r->holes[0].lo == 0 && r->holes[0].hi == r->length)
+			break;
+	if (r)
+		*from = r->next;
+	pthread_mutex_unlock(&a->carve);
+	return r;
+}
+
+static void put_kept(struct ra_arena *a, struct ra_region *r)
+{
+	r->kept = true;
+	r->nr_holes = 0;
+	pthread_mutex_lock(&a->carve);
+	r->next = a->regions;
+	a->regions = r;
+	pthread_mutex_unlock(&a->carve);
+}
+
+void ra_regions_release(struct ra_arena *a, size_t length)
+{
+	struct ra_region *r;
+
+	while (!ra_region_fits(a, length) && (r = take_empty(a))) {
+		/* No value lies there, so nobody looks it up and no reference names it; what peers had mapped or could
+		 * read ends with the registration. Only then may the pages go. */
+		if (a->hooks.dereg(a->hooks.ctx, r->cookie)) {
+			put_kept(a, r);
+			continue;
+		}
+		ra_table_publish(a, r, NULL);
+		ra_unpoison(r->base, r->length);
+		/* Back to reserved, not to free: nothing else may land inside the span. */
+		mmap(r->base, r->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		rb_close(r->fd);
+		at_store(&a->region_bytes, at_load(&a->region_bytes) - r->length);
+		at_sub(&a->nr_regions, 1);
+		r->next = a->gone;
+		a->gone = r;
+	}
+}
+
 int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 {
 	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
 	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(a->next_region, left));
 	struct ra_region *r;
+	char *base;
 	int rc;
 
 	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
@@ -130,10 +301,19 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
 			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);
 
+	base = find_gap(a, size);
+	if (!base)
+		base = find_gap(a, size = need);
+	if (!base)
+		return ra_fail(-ENOMEM, "value memory: asked %s, of limit %s (%s) %s are registered, and no addresses for as much lie "
+			       "side by side", ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
+			       ra_size_text(used).text);
 	r = calloc(1, sizeof(*r));
-	if (!r)
+	if (!r || !hole_room(r)) {
+		free(r);
 		return ra_fail(-ENOMEM, "value memory: no memory to describe a region");
-	r->base = a->span + used;
+	}
+	r->base = base;
 	r->length = size;
 	r->nr_holes = 1;
 	r->holes[0] = (struct ra_hole){ 0, size };
@@ -167,7 +347,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 		goto unmap_region;
 	}
 	ra_poison(r->base, size);
-	ra_table_publish(a, r);
+	ra_table_publish(a, r, r);
 	at_store(&a->region_bytes, used + size);
 	at_add(&a->nr_regions, 1);
 	a->next_region = min_of(a->next_region * 2, RA_REGION_MAX);
@@ -183,6 +363,6 @@ unmap_region:
 close_fd:
 	rb_close(r->fd);
 free_region:
-	free(r);
+	region_free(r);
 	return rc;
 }

@@ -315,14 +315,96 @@ static void bound__never_merges_across_regions(void **state)
 	assert_int_equal(d.nr_regions, 6);    /* 2 4 8 16 32 and 2 */
 	while (n > 0)
 		ra_free(a, p[--n], 4096);
-	for (size_t size = 40 * MIB; size > 4 * KIB; size -= size / 3) {
+	for (size_t size = 27 * MIB; size > 4 * KIB; size -= size / 3) {
 		if (ra_alloc(a, size, 0, &q))
 			continue;
 		assert_ptr_equal(ra_lookup(a, q, &base), ra_lookup(a, (char *)q + size - 1, &base));
 		ra_free(a, q, size);
 	}
-	assert_int_equal(ra_alloc(a, 48 * MIB, 0, &q), -ENOMEM); /* all free, but in no single region */
+	assert_int_equal(d.nr_dereg, 0);
 	ra_arena_destroy(a);
+}
+
+/* Fills the arena with pieces of 4 KiB, and frees them all but the first. Returns that one. */
+static void *filled_and_freed(struct ra_arena *a)
+{
+	static void *p[64 * MIB / 4096];
+	size_t n = 0;
+
+	while (n < 64 * MIB / 4096 && ra_alloc(a, 4096, 0, &p[n]) == 0)
+		n++;
+	assert_int_equal(n, 64 * MIB / 4096);
+	while (n > 1)
+		ra_free(a, p[--n], 4096);
+	return p[0];
+}
+
+/* All is free, but in no single region: they are deregistered and unmapped, and their bytes are one region's. */
+static void bound__empty_regions_are_given_back(void **state)
+{
+	struct dev d = { 0 };
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
+	struct ra_stats st;
+	void *base, *q = NULL;
+
+	(void)state;
+	for (int round = 0; round < 20; round++) {
+		ra_free(a, filled_and_freed(a), 4096);
+		q = must_alloc(a, 55 * MIB, 0);
+		mark(q, 55 * MIB, 1);
+		ra_stats(a, &st);
+		assert_true(st.region_bytes <= 64 * MIB);
+		assert_int_equal(st.nr_regions, d.nr_regions - d.nr_dereg);
+		assert_int_equal(mappings("/memfd:ra-test"), st.nr_regions);
+		assert_non_null(ra_lookup(a, q, &base));
+		assert_true(base <= q);
+		ra_free(a, q, 55 * MIB);
+	}
+	ra_arena_destroy(a);
+	assert_int_equal(d.nr_dereg, d.nr_regions);
+	assert_int_equal(mappings("/memfd:ra-test"), 0);
+}
+
+/* One value keeps its region, and its bytes stay as they are; the others go, and what does not fit beside it is refused. */
+static void bound__regions_in_use_stay(void **state)
+{
+	struct dev d = { 0 };
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
+	void *kept = filled_and_freed(a), *base, *q = NULL;
+	struct dev_region *r = ra_lookup(a, kept, &base);
+	size_t left = 56 * MIB; /* the class below; the next is 64 MiB */
+
+	(void)state;
+	mark(kept, 4096, 7);
+	assert_int_equal(ra_alloc(a, left + MIB, 0, &q), -ENOMEM);
+	assert_non_null(strstr(ra_error_text(), "limit 64 MiB"));
+	assert_true(r->live);
+	q = must_alloc(a, left - MIB, 0);
+	mark(q, left - MIB, 8);
+	assert_true(marked(kept, 4096, 7));
+	assert_true(r->live);
+	ra_arena_destroy(a);
+	assert_int_equal(d.nr_dereg, d.nr_regions);
+}
+
+/* A device that does not let go of an empty region keeps it, and its bytes; it is asked again at the end. */
+static void bound__empty_region_that_stays_registered(void **state)
+{
+	struct dev d = { .fail_dereg_at = 2 }; /* that of 32 MiB, which came last but one */
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
+	struct ra_stats st;
+	void *q = NULL;
+
+	(void)state;
+	ra_free(a, filled_and_freed(a), 4096);
+	assert_int_equal(ra_alloc(a, 55 * MIB, 0, &q), -ENOMEM);
+	for (unsigned i = 0; i < d.nr_regions; i++)
+		d.regions[i].live = true; /* to be asked again */
+	ra_stats(a, &st);
+	assert_int_equal(st.nr_regions, 1);
+	ra_free(a, must_alloc(a, 4096, 0), 4096);
+	ra_arena_destroy(a);
+	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
 static void steady_state__registers_nothing(void **state)
@@ -390,7 +472,10 @@ int main(void)
 		cmocka_unit_test(regions__huge_pages),
 		cmocka_unit_test(bound__text_and_reuse),
 		cmocka_unit_test(bound__free_memory_merges),
+		cmocka_unit_test(bound__empty_region_that_stays_registered),
+		cmocka_unit_test(bound__empty_regions_are_given_back),
 		cmocka_unit_test(bound__never_merges_across_regions),
+		cmocka_unit_test(bound__regions_in_use_stay),
 		cmocka_unit_test(steady_state__registers_nothing),
 		cmocka_unit_test(steady_state__one_value),
 		cmocka_unit_test(destroy__with_values_alive),

@@ -180,7 +180,7 @@ static void faults__each_point_in_turn(void **state)
 		      seen_enomem, seen_reg);
 	assert_true(seen_reg >= 4); /* 2 4 8 16 .. MiB */
 	assert_true(seen_enomem >= 3 * seen_reg);
-	assert_true(UNDER_SANITIZER || nr_create >= 4);
+	assert_true(UNDER_SANITIZER || nr_create >= 3);
 }
 
 static void reg__errno_passes(void **state)
