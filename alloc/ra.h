@@ -39,7 +39,8 @@ struct ra_hooks {
 };
 
 struct ra_options {
-	size_t max_bytes;     /* bound on all regions together; 0 = half of what limit_memory says */
+	size_t max_bytes;     /* bound on all regions together; rounded down to 2 MiB, -EINVAL below; 0 = half of
+				 what limit_memory says */
 	size_t first_region;  /* bytes of the first region; later ones double up to RA_REGION_MAX; 0 = 16 MiB */
 	int huge;             /* ask for transparent huge pages */
 	const char *name;     /* the memfd's name, for /proc/PID/maps; static; NULL = "rref" */

@@ -130,8 +130,11 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 		return ra_fail(-EINVAL, "value memory: needs reg, dereg and a place for the arena");
 	if (!opt)
 		opt = &defaults;
-	max_bytes = opt->max_bytes ? opt->max_bytes : limit_memory() / 2;
+	max_bytes = opt->max_bytes ? opt->max_bytes : max_of(limit_memory() / 2, RA_GRANULE);
 	first = opt->first_region ? opt->first_region : (size_t)16 << 20;
+	if (max_bytes < RA_GRANULE)
+		return ra_fail(-EINVAL, "value memory: a limit of %s is below the least region, %s", ra_size_text(max_bytes).text,
+			       ra_size_text(RA_GRANULE).text);
 	if (max_bytes > RA_MAX_BYTES)
 		return ra_fail(-EINVAL, "value memory: a limit of %s is beyond the address space, at most %s",
 			       ra_size_text(max_bytes).text, ra_size_text(RA_MAX_BYTES).text);
@@ -141,7 +144,7 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 		return ra_fail(-ENOMEM, "value memory: no memory for an arena");
 	memset(a, 0, sizeof(*a));
 	a->hooks = *hooks;
-	a->max_bytes = ra_round_up(max_bytes, RA_GRANULE);
+	a->max_bytes = max_bytes & ~(RA_GRANULE - 1); /* no more than was asked for */
 	a->first_region = ra_round_up(min_of(first, RA_REGION_MAX), RA_GRANULE);
 	a->next_region = a->first_region;
 	a->name = opt->name ? opt->name : "rref";

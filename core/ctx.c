@@ -13,6 +13,7 @@
 #include "rc_scope.h"
 
 #define THREADS_MAX 1024u
+#define BOUND_MIN ((size_t)2 << 20)
 #define WAITING_MAX (1u << 20)
 #define OPS_MAX (1u << 24)
 #define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
@@ -121,6 +122,12 @@ static int check_options(const struct rref_options *o)
 		return rc_fail(EINVAL, "max_ops %u: at most %u", o->max_ops, OPS_MAX);
 	if (o->region_bytes > REGION_MAX)
 		return rc_fail(EINVAL, "a first region of %zu bytes: at most %zu", o->region_bytes, REGION_MAX);
+	if (o->max_value_bytes && o->max_value_bytes < BOUND_MIN)
+		return rc_fail(EINVAL, "max_value_bytes of %zu: at least %zu, which is the least region (RREF_MAX_VALUE_BYTES)",
+			       o->max_value_bytes, BOUND_MIN);
+	if (o->max_landing_bytes && o->max_landing_bytes < BOUND_MIN)
+		return rc_fail(EINVAL, "max_landing_bytes of %zu: at least %zu, which is the least region (RREF_MAX_LANDING_BYTES)",
+			       o->max_landing_bytes, BOUND_MIN);
 	if (o->flags & ~RREF_NO_LEAK_CHECK)
 		return rc_fail(EINVAL, "unknown flags %#x", o->flags);
 	return o->name ? rc_name_check(o->name) : 0;

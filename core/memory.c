@@ -468,6 +468,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
 
 	if (unlikely(err == -ENOMEM)) {
+		rc_quick_spares_put(ctx);
 		landing_drain_all(ctx);
 		err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
 	}

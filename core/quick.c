@@ -336,6 +336,19 @@ static __attribute__((noinline)) void put_view(struct rref_view *view)
 	rc_view_put(view);
 }
 
+/* The calling thread's buffers, for a read that finds no memory. Those of other threads stay theirs. */
+void rc_quick_spares_put(struct rref_ctx *ctx)
+{
+	struct rc_reader *r = reader_of(ctx);
+
+	for (int c = 0; r && c < RC_CACHE_CLASSES; c++) {
+		struct rc_landing *v = at_load(&r->spare[c]);
+
+		at_store(&r->spare[c], NULL);
+		rc_landing_put(v);
+	}
+}
+
 /* Kept by this thread for its next read, if it has none of that class. */
 void rref_view_free(struct rref_view *view)
 {

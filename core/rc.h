@@ -455,6 +455,7 @@ enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class 
 uint64_t rc_quick_serial(void);
 uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
 int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out);
+void rc_quick_spares_put(struct rref_ctx *ctx);
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
 void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s); /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
 void rc_quick_close(struct rref_ctx *ctx);

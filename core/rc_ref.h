@@ -41,7 +41,9 @@ struct rc_header {
 #define RC_HEADER_BYTES 64u
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
 _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
-#define RC_VALUE_MAX (RA_VALUE_MAX - RC_HEADER_BYTES)
+/* What can be made can be read: a landing block has more before the payload than a value has. */
+#define RC_LANDING_BYTES (CACHE_LINE + RC_HEADER_BYTES)
+#define RC_VALUE_MAX (RA_VALUE_MAX - RC_LANDING_BYTES)
 
 /* ---- views: the beginning of a landing block, or of an own value ----------------------------------------------- */
 
@@ -69,6 +71,7 @@ struct rc_landing {
 };
 _Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE, "no device writes where this process does");
 _Static_assert(sizeof(struct rc_landing) == offsetof(struct rc_landing, header) + RC_HEADER_BYTES, "the payload follows the header");
+_Static_assert(sizeof(struct rc_landing) == RC_LANDING_BYTES, "the largest value fits a landing block");
 
 static inline struct rc_landing *rc_landing_of(const struct rref_view *v) /* not an alias */
 {

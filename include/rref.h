@@ -246,7 +246,8 @@ struct rref_options {
 	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
 	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of the memory of this
 					   machine, or of this container (cgroup) if that has less. Several workers in one
-					   container share its memory: set it for them */
+					   container share its memory: set it for them. Counts in steps of
+					   2 MiB, rounded down; below 2 MiB rref_init gives -EINVAL */
 	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = the same */
 	size_t region_bytes;            /* RREF_REGION_BYTES: first registered region, later ones double; 0 = 16 MiB */
 	int64_t timeout;                /* RREF_TIMEOUT_MS: default of calls, reads and waits; 0 = 60 s */
@@ -547,7 +548,7 @@ RREF_API void rref_site(const char *site);
 /*
  * rref_new: a new value with a copy of data (length bytes, may be 0; then data may be NULL), owned here.
  * *out: returned, free with rref_release. May lock.
- *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a value may be (1792 MiB less 64 bytes).
+ *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a value may be (1792 MiB less 128 bytes).
  */
 RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out);
 
