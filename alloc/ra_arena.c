@@ -159,9 +159,12 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	rc = ra_table_create(a);
 	if (rc)
 		goto release_span;
-	rc = ra_je_arena_create(a);
+	rc = ra_near_create(a);
 	if (rc)
 		goto destroy_table;
+	rc = ra_je_arena_create(a);
+	if (rc)
+		goto destroy_near;
 	for (unsigned i = 0; i < RA_SHARDS; i++) {
 		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
 		a->shards[i].arena = a;
@@ -170,6 +173,8 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	*out = a;
 	return 0;
 
+destroy_near:
+	ra_near_destroy(a);
 destroy_table:
 	ra_table_destroy(a);
 release_span:
@@ -188,6 +193,7 @@ void ra_arena_destroy(struct ra_arena *a)
 	/* First jemalloc, whose hooks look regions up; then the regions. */
 	ra_seats_destroy(a);
 	ra_je_arena_destroy(a);
+	ra_near_destroy(a);
 	ra_span_release(a);
 	ra_table_destroy(a);
 	pthread_mutex_destroy(&a->carve);
@@ -216,6 +222,7 @@ static void gather(struct ra_arena *a, uint64_t uses)
 {
 	a->purged_uses = uses;
 	flush(a);
+	ra_near_gather(a);
 	ra_je_arena_purge(a);
 }
 
@@ -311,7 +318,7 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 		return ra_fail(-ENOMEM, "value memory: asked %s, a value is limited to %s here",
 			       ra_size_text(size).text, ra_size_text(RA_VALUE_MAX).text);
 	flags = align > RA_MIN_ALIGN ? MALLOCX_LG_ALIGN(__builtin_ctzl(align)) : 0;
-	rounded = ra_round_up(size, RA_MIN_ALIGN);
+	rounded = ra_asked(ra_round_up(size, RA_MIN_ALIGN));
 
 	for (;;) {
 		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
@@ -333,10 +340,39 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 	return 0;
 }
 
+/* Inside: a free slot of a near class, or NULL. Those that come together lie side by side, and go in order of address. */
+static void *near_slot(struct ra_shard *s, unsigned near)
+{
+	void *few[RA_NEAR_KEPT];
+	unsigned n;
+
+	if (unlikely(!s->nr_slots[near])) {
+		n = ra_near_take(s->arena, near, few, RA_NEAR_KEPT);
+		for (unsigned i = 0; i < n; i++)
+			s->slots[near][n - 1 - i] = few[i];
+		s->nr_slots[near] = n;
+		if (!n)
+			return NULL;
+	}
+	return s->slots[near][--s->nr_slots[near]];
+}
+
+/* Inside: takes a slot back. */
+static void near_back(struct ra_shard *s, unsigned near, void *p)
+{
+	if (unlikely(s->nr_slots[near] == RA_NEAR_KEPT)) {
+		/* Those that were given back first. */
+		ra_near_give(s->arena, s->slots[near], RA_NEAR_KEPT / 2);
+		memmove(s->slots[near], s->slots[near] + RA_NEAR_KEPT / 2, RA_NEAR_KEPT / 2 * sizeof(void *));
+		s->nr_slots[near] = RA_NEAR_KEPT / 2;
+	}
+	s->slots[near][s->nr_slots[near]++] = p;
+}
+
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 {
 	struct ra_shard *s;
-	unsigned cls;
+	unsigned cls, near;
 	void *p;
 
 	if (unlikely(align != RA_MIN_ALIGN || size - 1 >= RA_VALUE_MAX) || unlikely(!(s = enter(a))))
@@ -344,9 +380,9 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	cls = ra_class(size);
 	if (likely(cls < RA_KEPT && (p = s->kept[cls]) != NULL)) {
 		s->kept[cls] = NULL;
-	} else {
+	} else if ((near = ra_near_class(size)) >= RA_NEAR || !(p = near_slot(s, near))) {
 		/* Whole lines lie on lines without being asked to: so does every class from 64 on that is a multiple of 64. */
-		p = from_jemalloc(s->arena, ra_round_up(size, RA_MIN_ALIGN), s->how);
+		p = from_jemalloc(s->arena, ra_asked(ra_round_up(size, RA_MIN_ALIGN)), s->how);
 		if (unlikely(!p)) {
 			ra_shard_leave(s);
 			return alloc_slow(s->arena, size, RA_MIN_ALIGN, out);
@@ -362,7 +398,10 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 
 static __attribute__((noinline)) void free_alone(struct ra_arena *a, void *p, size_t size)
 {
-	ra_je_dallocx(p, ra_je_how(a, RA_NO_CACHE));
+	if (ra_near_class(size) < RA_NEAR && ra_near_of(a, p))
+		ra_near_give(a, &p, 1);
+	else
+		ra_je_dallocx(p, ra_je_how(a, RA_NO_CACHE));
 	atomic_fetch_add_explicit(&a->rest.nr_frees, 1, memory_order_release);
 	atomic_fetch_add_explicit(&a->rest.free_bytes, size, memory_order_release);
 }
@@ -370,7 +409,7 @@ static __attribute__((noinline)) void free_alone(struct ra_arena *a, void *p, si
 void ra_free(struct ra_arena *a, void *p, size_t size)
 {
 	struct ra_shard *s;
-	unsigned cls;
+	unsigned cls, near;
 
 	if (!p)
 		return;
@@ -387,7 +426,10 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 		return;
 	}
 	cls = ra_class(size);
-	if (likely(cls < RA_KEPT && !s->kept[cls]))
+	near = ra_near_class(size);
+	if (near < RA_NEAR && ra_near_of(s->arena, p))
+		near_back(s, near, p);
+	else if (likely(cls < RA_KEPT && !s->kept[cls]))
 		s->kept[cls] = p;
 	else
 		ra_je_dallocx(p, s->how);

@@ -19,7 +19,9 @@
  *   lazily; a purge gives everything to dalloc, whose holes merge at once (ra_grow does so before it grows). What dalloc
  *   refuses goes to the "retained" cache, which merges at once as well.
  * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
- *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX.
+ *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX. The offset
+ *   is a multiple of 64 below 4096 (arena_cache_oblivious_randomize), so that 64 bytes behind the class are never used:
+ *   ra_asked counts on them.
  * - tcache off: the caches are ours, explicit ones (ra_seat.c); each thread would still be given an (unused) one of some
  *   20 KiB. An explicit cache serves one thread at a time, and nobody but its user ever looks into it (no GC).
  * - lg_tcache_max bounds what a cache takes; at most tcache_nslots_large (20) pieces of each larger size. With 17 a cache

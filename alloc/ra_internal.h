@@ -14,6 +14,7 @@
  *   (a shard's busy: only who holds grow waits for it)
  *   seat   ra_seat.c: threads and arenas that come and go, spare caches. One for the process.
  *   (jemalloc's own)
+ *   near   slabs of near classes.
  *   carve  the free ranges of regions; a few loads and stores.
  */
 #ifndef RA_INTERNAL_H
@@ -30,6 +31,7 @@
 #include "alloc/ra.h"
 #include "alloc/ra_asym.h"
 #include "base/atomic.h"
+#include "base/util.h"
 
 #define RA_GRANULE_SHIFT 21 /* 2 MiB: the least a region can be, and a huge page */
 #define RA_GRANULE ((size_t)1 << RA_GRANULE_SHIFT)
@@ -59,6 +61,16 @@ struct ra_region {
 	struct ra_hole *holes;
 };
 
+/*
+ * Near classes (ra_near.c): sizes of up to a line more than 2^9, 2^10 ... 2^15. A shard keeps some free slots of each.
+ */
+#define RA_NEAR 7u
+#define RA_NEAR_FIRST 9u
+#define RA_NEAR_KEPT 16u
+#define RA_NEAR_SHIFT 17
+#define RA_NEAR_UNIT ((size_t)1 << RA_NEAR_SHIFT) /* the least slab */
+struct ra_near_slab;
+
 /* Classes of which a shard keeps a piece: four between a power of two and the next one, up to 64 KiB. */
 #define RA_KEPT 41u
 
@@ -76,6 +88,8 @@ struct ra_shard {
 	struct ra_seat *owner;  /* guarded by seat; NULL: nobody's */
 	struct ra_arena *arena; /* const */
 	void *kept[RA_KEPT];    /* guarded by busy */
+	uint32_t nr_slots[RA_NEAR];             /* guarded by busy */
+	void *slots[RA_NEAR][RA_NEAR_KEPT];     /* guarded by busy */
 };
 #define RA_NO_CACHE 0u
 _Static_assert(offsetof(struct ra_shard, kept) == CACHE_LINE, "one line, and what is kept");
@@ -117,6 +131,11 @@ struct ra_arena {
 	cache_aligned pthread_mutex_t carve;
 	struct ra_region *regions; /* guarded by carve */
 	struct ra_region *gone;    /* guarded by grow: deregistered and unmapped; the records stay, for late look-ups */
+
+	cache_aligned pthread_mutex_t near;
+	struct list near_slabs[RA_NEAR]; /* guarded by near: those with free slots */
+	size_t near_open, nr_near;       /* guarded by near: bytes of those; how many slabs there are */
+	_Atomic(struct ra_near_slab *) *near_table; /* atomic; an entry per RA_NEAR_UNIT of the span */
 
 	struct ra_shard shards[RA_SHARDS]; /* the owned ones first */
 	struct ra_shard rest; /* counters only, by atomic additions */
@@ -194,6 +213,17 @@ bool ra_region_fits(const struct ra_arena *a, size_t length);
 void ra_regions_release(struct ra_arena *a, size_t length);
 uint64_t ra_nr_quarantined(void);
 
+/* ra_near.c */
+int ra_near_create(struct ra_arena *a);
+void ra_near_destroy(struct ra_arena *a);
+/* Up to n slots, in order of address where they can be; how many. Takes near. */
+unsigned ra_near_take(struct ra_arena *a, unsigned cls, void **out, unsigned n);
+void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n);
+/* Empty slabs go back to their regions. */
+void ra_near_gather(struct ra_arena *a);
+/* Entered by the caller: all free slots go back to their slabs. */
+void ra_near_flush(struct ra_shard *s);
+
 /* ra_lookup.c */
 int ra_table_create(struct ra_arena *a);
 void ra_table_destroy(struct ra_arena *a);
@@ -235,13 +265,38 @@ struct ra_size ra_size_text(size_t bytes);
 #define ra_unpoison(p, n) ((void)(p), (void)(n))
 #endif
 
+/* The near class of a size; RA_NEAR and more: none. */
+static inline unsigned ra_near_class(size_t size)
+{
+	size_t lines = (size - 1) / RA_MIN_ALIGN; /* a power of two: just above one */
+	unsigned lg = (unsigned)__builtin_ctzll(lines | UINT64_C(1) << 62);
+
+	return lines & (lines - 1) ? RA_NEAR : lg - (RA_NEAR_FIRST - 6); /* of less than 2^9: more than any */
+}
+
+/* The slab of a slot; NULL: it is jemalloc's. p is of the arena. */
+static inline struct ra_near_slab *ra_near_of(const struct ra_arena *a, const void *p)
+{
+	return at_load_acq(&a->near_table[((uintptr_t)p - (uintptr_t)a->span) >> RA_NEAR_SHIFT]);
+}
+
+/*
+ * What jemalloc is asked for. A large extent of its has a page more than its class, and a value begins at any line of the
+ * first page but for the last: so a line behind the class is always there.
+ */
+#define RA_SMALL_MAX ((size_t)14336) /* the last class that lies in slabs of jemalloc's */
+static inline size_t ra_asked(size_t rounded)
+{
+	return rounded > RA_SMALL_MAX + RA_MIN_ALIGN ? rounded - RA_MIN_ALIGN : rounded;
+}
+
 /*
  * The class of a size, counted from that of 64; RA_KEPT and more: none. All sizes of one are served from the same class of
  * jemalloc's, so that a piece that was got for one of them will do for each.
  */
 static inline unsigned ra_class(size_t size)
 {
-	size_t last = (size - 1) | (RA_MIN_ALIGN - 1);
+	size_t last = (ra_asked(size) - 1) | (RA_MIN_ALIGN - 1);
 	unsigned lg = 63u - (unsigned)__builtin_clzl(last);
 
 	return 4 * lg + ((last >> (lg - 2)) & 3) - 23;

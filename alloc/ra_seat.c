@@ -45,6 +45,7 @@ void ra_shard_flush(struct ra_shard *s)
 			ra_je_dallocx(s->kept[i], MALLOCX_TCACHE_NONE);
 		s->kept[i] = NULL;
 	}
+	ra_near_flush(s);
 	if (cache != RA_NO_CACHE)
 		ra_je_cache_flush(cache);
 }

@@ -251,14 +251,14 @@ static void regions__huge_pages(void **state)
 static void bound__text_and_reuse(void **state)
 {
 	struct dev d = { 0 };
-	struct ra_arena *a = arena_new(&d, 64 * MIB, 62 * MIB);
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 60 * MIB);
 	void *p[64], *q = NULL;
 	unsigned n = 0, nr_reg;
 
 	(void)state;
 	while (n < 64 && ra_alloc(a, 3 * MIB, 0, &p[n]) == 0)
 		n++;
-	/* 62 MiB hold 20 values; the last 2 MiB of the bound hold none. */
+	/* 62 MiB, a granule more than asked for, hold 20 values; the last 2 MiB of the bound hold none. */
 	assert_int_equal(n, 20);
 	assert_int_equal(ra_alloc(a, 5 * MIB, 0, &q), -ENOMEM);
 	assert_string_equal(ra_error_text(), "value memory: asked 5 MiB, limit 64 MiB (max_bytes), 62 MiB registered");
@@ -407,6 +407,71 @@ static void bound__empty_region_that_stays_registered(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
+/* Memory for a value of a power of two, whose header is a line more: what it takes beyond that. */
+static void waste__powers_of_two_and_a_line(void **state)
+{
+	static void *p[256 * MIB / 4096];
+
+	(void)state;
+	for (size_t size = 4 * KIB; size <= 16 * MIB; size *= 2) {
+		struct dev d = { 0 };
+		struct ra_arena *a = arena_new(&d, 256 * MIB, 2 * MIB);
+		size_t n = 0, of_old = 0;
+
+		while (n < 256 * MIB / 4096 && ra_alloc(a, size + 64, 64, &p[n]) == 0) {
+			mark(p[n], 64, n);
+			memcpy((char *)p[n] + size, &n, sizeof(n));
+			n++;
+		}
+		if (256 * MIB / n > size + size * 8 / 100)
+			fail_msg("%zu bytes take %zu", size, 256 * MIB / n);
+		/* All are apart, and whole. */
+		for (size_t i = 0; i < n; i++)
+			of_old += marked(p[i], 64, i) && !memcmp((char *)p[i] + size, &i, sizeof(i));
+		assert_int_equal(of_old, n);
+		/* Every other one goes and comes again: nothing more is registered. */
+		for (size_t i = 0; i < n; i += 2)
+			ra_free(a, p[i], size + 64);
+		for (size_t i = 0; i < n; i += 2)
+			p[i] = must_alloc(a, size + 64, 64);
+		for (size_t i = 0; i < n; i++)
+			ra_free(a, p[i], size + 64);
+		/* All is one size's, and then another's: no slab stays in its way. */
+		ra_free(a, must_alloc(a, 100 * MIB, 64), 100 * MIB);
+		ra_arena_destroy(a);
+	}
+}
+
+/* Sizes around those, of all alignments, over each other in random order: no two pieces overlap. */
+static void waste__nothing_overlaps(void **state)
+{
+	enum { SLOTS = 400 };
+	struct { unsigned char *p; size_t size; unsigned seed; } v[SLOTS] = { 0 };
+	struct dev d = { 0 };
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
+	uint64_t seed = 7;
+
+	(void)state;
+	for (unsigned i = 0; i < 60000; i++) {
+		unsigned k = (unsigned)(rnd(&seed) % SLOTS), lg = 6 + (unsigned)(rnd(&seed) % 11);
+		size_t size = ((size_t)1 << lg) - 70 + rnd(&seed) % 210 % ((size_t)1 << lg);
+		size_t align = rnd(&seed) % 8 ? 64 : (size_t)64 << rnd(&seed) % 8;
+
+		if (lg == 6)
+			size = 1 + rnd(&seed) % 200;
+		if (v[k].p) {
+			assert_true(v[k].p[0] == (unsigned char)v[k].seed && v[k].p[v[k].size - 1] == (unsigned char)v[k].seed);
+			ra_free(a, v[k].p, v[k].size);
+		}
+		v[k].p = must_alloc(a, size, align);
+		assert_int_equal((uintptr_t)v[k].p % align, 0);
+		v[k].size = size;
+		v[k].seed = i;
+		memset(v[k].p, (int)i, size);
+	}
+	ra_arena_destroy(a);
+}
+
 static void steady_state__registers_nothing(void **state)
 {
 	enum { SLOTS = 256 };
@@ -476,6 +541,8 @@ int main(void)
 		cmocka_unit_test(bound__empty_regions_are_given_back),
 		cmocka_unit_test(bound__never_merges_across_regions),
 		cmocka_unit_test(bound__regions_in_use_stay),
+		cmocka_unit_test(waste__nothing_overlaps),
+		cmocka_unit_test(waste__powers_of_two_and_a_line),
 		cmocka_unit_test(steady_state__registers_nothing),
 		cmocka_unit_test(steady_state__one_value),
 		cmocka_unit_test(destroy__with_values_alive),
