@@ -27,10 +27,6 @@ static unsigned nr_words; /* of noted, that may hold something */
 static struct list kept = { &kept, &kept };
 static struct list lost = { &lost, &lost }; /* the parent's; changed by the fork handler alone */
 
-void rb_hold(void)
-{
-	pthread_mutex_lock(&holding);
-}
 
 void rb_release(void)
 {
@@ -89,6 +85,13 @@ int rb_child_begin(void)
 {
 	pthread_once(&once, begin);
 	return begin_error;
+}
+
+/* Without the handlers a child that is forked by another thread meanwhile would find it taken. */
+void rb_hold(void)
+{
+	rb_child_begin();
+	pthread_mutex_lock(&holding);
 }
 
 bool rb_is_stray(void)
