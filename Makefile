@@ -89,7 +89,7 @@ tools: $(TOOLS) $(DEMO) $(BIN)/rref-perf
 ## the test programs, into build/bin; one of them: make build/bin/proc/calls_test
 tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
 # TEST=read takes the test programs and scripts with that in their name.
-named = $(strip $(foreach t,$1,$(if $(findstring $(TEST),$(notdir $t)),$t)))
+named = $(if $(TEST),$(strip $(foreach t,$1,$(if $(findstring $(TEST),$(notdir $t)),$t))),$1)
 san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
 
 # Targets with the library's packages alone. Everything else takes the tests' packages too.

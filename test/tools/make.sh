@@ -174,6 +174,10 @@ check "warnings are shown" says '^a.c: warning: odd$'
 check "the short lines are not" fails grep -q '^  CC' "$tmp/out"
 check "no test has that name" fails make check TEST=no_such_test DEPS=no
 check "which is said" says "no test has 'no_such_test' in its name"
+run make -n check-run DEPS=no
+check "make check without a name runs all" says 'unit/rw_test .*proc/calls_test|proc/calls_test .*unit/rw_test'
+run test/tools/run-tests.sh --alone
+check "a run without programs is no success" [ $? -ne 0 ]
 run make -s check-run TEST=types DEPS=no
 check "make check TEST=types runs it" says '^ok +types '
 check "and nothing that is not called so" [ "$(grep -E '^(ok|FAILED) ' "$tmp/out" | grep -vc types)" -eq 0 ]

@@ -134,6 +134,7 @@ for t in "$@"; do
 	run_one $n "$t" &
 done
 wait
+[ "$n" -gt 0 ] || { echo "run-tests.sh: no programs" >&2; exit 2; }
 passed=0 failed=0 skipped=0 broken=''
 for i in $(seq $n); do
 	if ! read -r ok bad skip name <"$logs/$i.sum"; then
