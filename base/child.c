@@ -15,7 +15,7 @@ struct rb_wiped rb_wiped;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int begin_error;
-static uint32_t last; /* the generation of the last process that a handler saw; 0 = not begun */
+static _Atomic uint32_t last; /* the generation of the last process that a handler saw; 0 = not begun */
 
 /*
  * Guarded by `holding`, as all below. Recursive: a program's own fork handlers may call the
@@ -62,7 +62,8 @@ static void lose_ranges(void)
 
 static void in_child(void)
 {
-	at_store(&rb_wiped.generation, ++last);
+	at_store(&last, at_load(&last) + 1);
+	at_store(&rb_wiped.generation, at_load(&last));
 	close_noted();
 	lose_ranges();
 	/* Not unlocked: its owner is a thread id of the parent's. */
@@ -74,8 +75,10 @@ static void begin(void)
 	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
 	if (begin_error)
 		return;
-	last = RB_FIRST_GENERATION;
-	at_store(&rb_wiped.generation, last);
+	/* In this order: another thread that begins at the same moment is no stray child. Release:
+	 * partner of the acquire in rb_is_stray. */
+	at_store(&rb_wiped.generation, RB_FIRST_GENERATION);
+	at_store_rel(&last, RB_FIRST_GENERATION);
 	/* Where pages are larger, or the kernel is older, only fork(2) itself is noticed. */
 	if (sysconf(_SC_PAGESIZE) == RB_WIPED_BYTES)
 		madvise(&rb_wiped, sizeof(rb_wiped), MADV_WIPEONFORK);
@@ -96,7 +99,7 @@ void rb_hold(void)
 
 bool rb_is_stray(void)
 {
-	return last && !rb_generation();
+	return at_load_acq(&last) && !rb_generation();
 }
 
 int rb_note(int fd)
