@@ -263,7 +263,7 @@ static void leak(int rank, unsigned flags, int expected)
 		TG_OK(rref_new(ctx, "leaks", 5, &r));
 		snprintf(id, sizeof(id), "(0,%llu)", (unsigned long long)rref_get_id(r).local_id);
 		rc_lock(ctx);
-		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .fork = rc_next_id(ctx), .peer = 1 };
+		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .fork = rc_next_id(ctx), .peer = 1, .word = rc_word() };
 
 		TG_OK(rc_step(ctx, &ev, &never_sent));
 		rc_unlock(ctx);

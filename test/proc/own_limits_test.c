@@ -205,7 +205,7 @@ TG_TEST(descriptors__none_to_connect_with, 2)
 	if (rank == 1) {
 		set_soft(lowest_free_descriptor(), &before);
 		TG_IS(call_nothing(ctx, 0, NSEC_PER_SEC / 2), -ETIMEDOUT);
-		TG_TEXT("RLIMIT_NOFILE is");
+		TG_TEXT("RLIMIT_NOFILE");
 		TG_OK(setrlimit(RLIMIT_NOFILE, &before));
 		TG_OK(call_nothing(ctx, 0, RREF_DEFAULT));
 	}

@@ -143,7 +143,7 @@ TG_TEST(a_limit_on_threads_is_named, 1)
 	o.key_file = key;
 	o.device = "shm";
 	o.mode = RREF_PROGRESS_AUTO;
-	TG_IS(rref_init(&o, &ctx), -EAGAIN);
+	TG_IS(rref_init(&o, &ctx), -ENOMEM);
 	TG_TEXT("RLIMIT_NPROC");
 	TG_IS(unlink(key), 0);
 	/* The leak sanitizer looks from a thread of its own, and by ptrace. */
