@@ -139,7 +139,8 @@ static struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 	struct rc_hands *h = ctx->hands;
 	struct rc_hook *hook;
 
-	if (at_load(&h->poller) != me || !standing_by(h))
+	/* Nor once they end: rc_hooks_flush runs what is left, and the timer wakes all of them. */
+	if (at_load(&h->poller) != me || !standing_by(h) || at_load(&h->stop))
 		return NULL;
 	hook = rc_hook_pop(ctx);
 	if (!hook)
@@ -405,6 +406,21 @@ int rc_poller_open(struct rref_ctx *ctx)
 	return err ? err : start_hand(ctx);
 }
 
+/* No hand is out, and none would go. True: they are told to end. */
+static bool stop_if_idle(struct rref_ctx *ctx)
+{
+	struct rc_hands *h = ctx->hands;
+
+	rc_lock(ctx);
+	bool idle = !h->away && at_load(&at_load(&h->poller)->where) == HAND_IN &&
+		    (list_empty(&ctx->hooks) || !standing_by(h));
+
+	if (idle)
+		at_store_rel(&h->stop, true);
+	rc_unlock(ctx);
+	return idle;
+}
+
 void rc_poller_close(struct rref_ctx *ctx)
 {
 	struct rc_hands *h = ctx->hands;
@@ -412,9 +428,10 @@ void rc_poller_close(struct rref_ctx *ctx)
 
 	if (!h)
 		return;
-	rc_lock(ctx);
-	at_store_rel(&h->stop, true);
-	rc_unlock(ctx);
+	/* A hook that is out may wait for one that is still in the queue. */
+	while (!stop_if_idle(ctx))
+		rc_pause(&turn);
+	turn = 0;
 	/* Kicked whether it sleeps or not: it may be just about to. */
 	uint64_t one = 1;
 

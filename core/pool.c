@@ -182,6 +182,28 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting
 	return 0;
 }
 
+/* The last ones end. A handler may wait for a hook: without a poller this thread runs it. */
+static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
+{
+	struct timespec ts;
+
+	while (pool->threads) {
+		if (at_load(&ctx->has_poller)) {
+			pthread_cond_wait(&pool->gone, &pool->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&pool->lock);
+		rc_hooks_flush(ctx);
+		pthread_mutex_lock(&pool->lock);
+		clock_gettime(CLOCK_REALTIME, &ts);
+		ts.tv_nsec += NSEC_PER_MSEC;
+		ts.tv_sec += ts.tv_nsec / NSEC_PER_SEC;
+		ts.tv_nsec %= NSEC_PER_SEC;
+		if (pool->threads)
+			pthread_cond_timedwait(&pool->gone, &pool->lock, &ts);
+	}
+}
+
 void rc_pool_close(struct rref_ctx *ctx)
 {
 	struct rc_pool *pool;
@@ -196,8 +218,7 @@ void rc_pool_close(struct rref_ctx *ctx)
 	pthread_mutex_lock(&pool->lock);
 	pool->stop = true;
 	pthread_cond_broadcast(&pool->work);
-	while (pool->threads)
-		pthread_cond_wait(&pool->gone, &pool->lock);
+	until_gone(ctx, pool);
 	pthread_mutex_unlock(&pool->lock);
 	/* Left over only where no thread could be started for them. */
 	run_left(&pool->queue);

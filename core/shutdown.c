@@ -309,8 +309,9 @@ static void close_down(struct rref_ctx *ctx)
 	rc_flights_fail(ctx, -ESHUTDOWN);
 	finish_work(ctx);
 	rc_unlock(ctx);
-	rc_poller_close(ctx);
+	/* Handlers may wait for hooks, and hooks for one another: the hands go last. */
 	rc_pool_close(ctx);
+	rc_poller_close(ctx);
 	rc_hooks_flush(ctx);
 	end_handles(ctx);
 	rc_lock(ctx);

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The program's code at its limits: hooks that need one another, many at once, and ends. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "base/atomic.h"
+#include "core/rc.h"
+#include "tg_refs.h"
+
+#define MS NSEC_PER_MSEC
+
+static struct rref_ctx *ctx;
+static _Atomic int entered, go, ran;
+
+static void until_at_least(_Atomic int *what, int n, bool serve)
+{
+	int64_t end = tg_deadline();
+
+	while (atomic_load(what) < n) {
+		TG_CHECK(now_ns() < end);
+		if (serve)
+			rref_progress(ctx);
+		usleep(200);
+	}
+}
+
+static struct rref_future *of_unset(struct rref **unset)
+{
+	struct rref_future *f;
+	void *data;
+
+	TG_OK(rref_alloc(ctx, 8, unset, &data));
+	TG_OK(rref_to_here_async(*unset, RREF_FOREVER, &f));
+	return f;
+}
+
+static void then_go(struct rref_future *f, void *arg)
+{
+	(void)f, (void)arg;
+	atomic_store(&go, 1);
+	atomic_fetch_add(&ran, 1);
+}
+
+static void then_wait_for_go(struct rref_future *f, void *arg)
+{
+	(void)f, (void)arg;
+	atomic_fetch_add(&entered, 1);
+	until_at_least(&go, 1, false);
+	atomic_fetch_add(&ran, 1);
+}
+
+/* ---- the end of a context ---- */
+
+/* Waits in the program's own way for a callback. */
+static int handler_needs_callback(struct rref_call *call, void *arg)
+{
+	struct rref *unset;
+	struct rref_future *f = of_unset(&unset);
+
+	(void)call, (void)arg;
+	TG_OK(rref_future_then(f, then_go, NULL));
+	atomic_fetch_add(&entered, 1);
+	until_at_least(&go, 1, false);
+	rref_future_free(f);
+	rref_release(unset);
+	return 0;
+}
+
+TG_TEST(shutdown__runs_a_callback_that_a_handler_waits_for, 1)
+{
+	static const struct rref_function fn = { .name = "needs",
+						 .handler = handler_needs_callback };
+	struct rref_future *f;
+
+	ctx = tg_join(rank);
+	TG_OK(rref_register(ctx, &fn));
+	TG_OK(rref_rpc_async(ctx, 0, "needs", NULL, RREF_FOREVER, &f));
+	until_at_least(&entered, 1, true);
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
+	TG_IS(atomic_load(&ran), 1);
+	rref_future_free(f);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+/* The first in the queue waits for the second. In the manual mode one thread runs both. */
+TG_TEST(shutdown__runs_a_callback_that_another_waits_for, 1)
+{
+	struct rref_future *f[2];
+	struct rref *unset[2];
+
+	ctx = tg_join(rank);
+	for (int i = 0; i < 2; i++) {
+		bool waits = i == 0 && tg_mode() != RREF_PROGRESS_MANUAL;
+
+		f[i] = of_unset(&unset[i]);
+		TG_OK(rref_future_then(f[i], waits ? then_wait_for_go : then_go, NULL));
+	}
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
+	TG_IS(atomic_load(&ran), 2);
+	for (int i = 0; i < 2; i++) {
+		rref_future_free(f[i]);
+		rref_release(unset[i]);
+	}
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(shutdown__runs_a_callback_that_a_handler_waits_for),
+		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
+	};
+
+	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
+}
