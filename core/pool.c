@@ -42,6 +42,7 @@ struct rc_pool {
 
 static _Thread_local struct rc_pool *my_pool;
 static _Thread_local struct rc_caller *my_caller; /* whose call this thread serves */
+static _Thread_local unsigned my_waits; /* on its stack: a wait may run a hook that waits */
 
 bool rc_may_wait(const struct rref_ctx *ctx)
 {
@@ -54,6 +55,7 @@ void rc_pool_fork_child(void)
 {
 	my_pool = NULL;
 	my_caller = NULL;
+	my_waits = 0;
 }
 
 /* Calls that stood apart come into the queue. Guarded by lock. */
@@ -263,6 +265,10 @@ void rc_pool_blocking(int delta)
 	struct list refused;
 
 	if (!pool || !my_caller)
+		return;
+	/* However many there are, one thread waits. */
+	my_waits += (unsigned)delta;
+	if (my_waits != (delta > 0))
 		return;
 	list_init(&refused);
 	pthread_mutex_lock(&pool->lock);

@@ -109,11 +109,81 @@ TG_TEST(shutdown__runs_a_callback_that_another_waits_for, 1)
 	return 0;
 }
 
+/* ---- the handlers' threads ---- */
+
+static int call_back_slowly(struct rref_call *call, void *arg)
+{
+	(void)arg;
+	usleep(20000); /* beyond a waiter's patience */
+	return rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "tg.nothing", NULL,
+			     RREF_DEFAULT, NULL);
+}
+
+static int handler_waits(struct rref_call *call, void *arg)
+{
+	(void)call;
+	atomic_fetch_add(&entered, 1);
+	return rref_future_wait(arg, RREF_FOREVER);
+}
+
+static _Atomic int result;
+
+static void then_call(struct rref_future *f, void *arg)
+{
+	(void)f, (void)arg;
+	atomic_store(&result, rref_rpc_sync(ctx, 1, "call_back", NULL, 5 * NSEC_PER_SEC, NULL));
+	atomic_fetch_add(&ran, 1);
+}
+
+/*
+ * In the manual mode a handler's thread runs a callback while it waits. The callback waits for a
+ * call that another thread of the pool has to serve.
+ */
+TG_TEST(handler__whose_thread_runs_a_callback_that_waits_counts_once, 2)
+{
+	struct rref_function own = { .name = "call_back", .handler = call_back_slowly };
+	struct rref_options o;
+
+	tg_options(&o, rank);
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	o.nr_threads = 1;
+	TG_OK(rref_init(&o, &ctx));
+	TG_OK(rref_register(ctx, &own));
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		struct rref *unset, *unset2;
+		struct rref_future *f, *g, *call;
+
+		f = of_unset(&unset);
+		g = of_unset(&unset2);
+		own = (struct rref_function){ .name = "waits", .handler = handler_waits, .arg = f };
+		TG_OK(rref_register(ctx, &own));
+		TG_OK(rref_rpc_async(ctx, 0, "waits", NULL, RREF_FOREVER, &call));
+		until_at_least(&entered, 1, true);
+		usleep(50000); /* manual mode: hooks are not left to this thread any more */
+		TG_OK(rref_future_then(g, then_call, NULL));
+		TG_OK(rref_set(unset2));
+		until_at_least(&ran, 1, false);
+		TG_OK(atomic_load(&result));
+		TG_OK(rref_set(unset));
+		TG_OK(rref_future_wait(call, RREF_DEFAULT));
+		rref_future_free(call);
+		rref_future_free(f);
+		rref_future_free(g);
+		rref_release(unset);
+		rref_release(unset2);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(shutdown__runs_a_callback_that_a_handler_waits_for),
 		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
+		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
