@@ -99,17 +99,21 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 		rc_unlock(ctx);
 		return 0;
 	}
+	int64_t begun = rc_coarse_ns();
 	struct rc_error saved;
 
 	rc_error_save(&saved);
-	/* Not more than there are now: a hook may queue another. */
+	/*
+	 * Not more than there are now: a hook may queue another. Nor for long: this thread's own
+	 * wait may be over.
+	 */
 	for (;;) {
 		h = left_to_others(ctx) ? NULL : rc_hook_pop(ctx);
 		rc_unlock(ctx);
 		if (!h)
 			break;
 		rc_hook_run(ctx, h);
-		if (++n == nr)
+		if (++n == nr || rc_coarse_ns() != begun)
 			break;
 		rc_lock(ctx);
 	}

@@ -171,17 +171,22 @@ static void come_back(struct rref_ctx *ctx, struct hand *me)
 	rc_unlock(ctx);
 }
 
-/* Not more hooks than there are now: between them the engine has its turns. Returns how many were run. */
+/*
+ * Not more hooks than there are now, nor for longer than a tick of the coarse clock: between them
+ * the engine has its turns. It would stand still behind many short ones as behind a long one, and
+ * no other hand takes over. Returns how many were run.
+ */
 static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook)
 {
 	unsigned nr = at_load(&ctx->nr_hooks);
+	int64_t begun = rc_coarse_ns();
 	int n = 0;
 
 	while (hook) {
 		rc_hook_run(ctx, hook);
 		come_back(ctx, me);
 		n++;
-		if (!nr-- || at_load(&ctx->hands->poller) != me)
+		if (!nr-- || at_load(&ctx->hands->poller) != me || rc_coarse_ns() != begun)
 			break;
 		rc_lock(ctx);
 		hook = go_out(ctx, me);

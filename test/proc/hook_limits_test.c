@@ -178,12 +178,59 @@ TG_TEST(handler__whose_thread_runs_a_callback_that_waits_counts_once, 2)
 	return 0;
 }
 
+/* ---- many at once ---- */
+
+#define MANY 400
+
+static void then_take_time(struct rref_future *f, void *arg)
+{
+	(void)f, (void)arg;
+	usleep(3000);
+	atomic_fetch_add(&ran, 1);
+}
+
+/* Each of many callbacks is short, all together they are not: a time-out comes between them. */
+TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
+{
+	struct rref_future *f[MANY], *late;
+	int64_t end = tg_deadline();
+	struct rref *unset;
+	void *data;
+
+	ctx = tg_join(rank);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0 && tg_mode() != RREF_PROGRESS_MANUAL) {
+		TG_OK(rref_alloc(ctx, 8, &unset, &data));
+		for (int i = 0; i < MANY; i++) {
+			TG_OK(rref_to_here_async(unset, RREF_DEFAULT, &f[i]));
+			TG_OK(rref_future_then(f[i], then_take_time, NULL));
+		}
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 30 * MS, &late));
+		TG_OK(rref_set(unset));
+		while (!rref_future_test(late)) {
+			TG_CHECK(now_ns() < end);
+			usleep(300);
+		}
+		TG_CHECK(atomic_load(&ran) < MANY / 2);
+		until_at_least(&ran, MANY, false);
+		for (int i = 0; i < MANY; i++)
+			rref_future_free(f[i]);
+		rref_future_free(late);
+		rref_release(unset);
+		tg_until_held(ctx, 1, 1);
+		TG_IS(tg_release_held(ctx, 1), 1);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(shutdown__runs_a_callback_that_a_handler_waits_for),
 		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
+		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
