@@ -90,12 +90,17 @@ static bool left_to_others(const struct rref_ctx *ctx)
 	return ctx->progress_by && ctx->progress_by != rc_this_thread() && rc_coarse_ns() - ctx->progress_at < LEFT_NS;
 }
 
+bool rc_hooks_deep(void)
+{
+	return callback_depth >= NEST;
+}
+
 unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 {
 	unsigned nr = at_load(&ctx->nr_hooks), n = 0;
 	struct rc_hook *h;
 
-	if (likely(!nr) || at_load(&ctx->has_poller) || callback_depth >= NEST) {
+	if (likely(!nr) || at_load(&ctx->has_poller) || rc_hooks_deep()) {
 		rc_unlock(ctx);
 		return 0;
 	}

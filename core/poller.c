@@ -84,7 +84,7 @@ static unsigned standing_by(const struct rc_hands *h)
 
 bool rc_hooks_blocked(const struct rref_ctx *ctx)
 {
-	return ctx->hands && !standing_by(ctx->hands);
+	return ctx->hands ? !standing_by(ctx->hands) : rc_hooks_deep();
 }
 
 static void *hand(void *arg);

@@ -225,8 +225,10 @@ int rref_progress(struct rref_ctx *ctx)
 		loop_is_here(ctx);
 	else if (unlikely(!ctx->arms && at_load(&ctx->kicked)))
 		rc_disarm(ctx, 0);
-	ctx->progress_by = rc_this_thread();
-	ctx->progress_at = ctx->turn_at;
+	if (likely(!rc_hooks_deep())) {
+		ctx->progress_by = rc_this_thread();
+		ctx->progress_at = ctx->turn_at;
+	}
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_progress_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);

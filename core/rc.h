@@ -676,7 +676,8 @@ void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n); /* [lock] afte
 enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
 void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
-bool rc_hooks_blocked(const struct rref_ctx *ctx);           /* [lock] all hands are away: hooks wait until one is back */
+/* [lock] Hooks wait: all hands are away, or in the manual mode rc_hooks_deep. */
+bool rc_hooks_blocked(const struct rref_ctx *ctx);
 const void *rc_this_thread(void);                            /* not NULL; different for each */
 /* The event loop. NONE: there is none. DUE: something has ended since it looked. */
 enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };

@@ -31,6 +31,12 @@ void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h);
 /* Unlocks, and runs what is due on this thread, if it may: see hook.c. Returns how many were run. [lock] */
 unsigned rc_unlock_hooks(struct rref_ctx *ctx);
 
+/*
+ * Manual mode: as many hooks as may be are on this thread's stack. It runs no further one until
+ * one of them ends.
+ */
+bool rc_hooks_deep(void);
+
 /* Runs everything that is due, for the end of a context. Takes the lock. */
 void rc_hooks_flush(struct rref_ctx *ctx);
 

@@ -224,6 +224,71 @@ TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
 	return 0;
 }
 
+/* ---- how deep ---- */
+
+static long switches(void)
+{
+	FILE *f = fopen("/proc/thread-self/status", "r");
+	char line[100];
+	long n = -1;
+
+	TG_CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "voluntary_ctxt_switches: %ld", &n);
+	fclose(f);
+	TG_CHECK(n >= 0);
+	return n;
+}
+
+static struct rref *last;
+static struct rref_future *never;
+static int deep;
+static long slept = -1;
+
+static void then_nest(struct rref_future *f, void *arg)
+{
+	long before = switches();
+
+	(void)f, (void)arg;
+	if (slept < 0 && ++deep < 8) {
+		TG_OK(rref_future_wait(never, RREF_FOREVER));
+	} else if (slept < 0) {
+		TG_IS(rref_future_wait(never, 300 * MS), -ETIMEDOUT);
+		slept = switches() - before;
+		TG_OK(rref_set(last));
+	}
+	atomic_fetch_add(&ran, 1);
+}
+
+/* Manual mode: as deep as hooks may be nested, a thread leaves the others, and sleeps. */
+TG_TEST(callback__that_is_nested_deepest_sleeps_in_its_waits, 1)
+{
+	struct rref_future *f[12];
+	struct rref *unset;
+	void *data;
+
+	ctx = tg_join(rank);
+	if (tg_mode() == RREF_PROGRESS_MANUAL) {
+		never = of_unset(&last);
+		TG_OK(rref_alloc(ctx, 8, &unset, &data));
+		for (size_t i = 0; i < array_size(f); i++) {
+			TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f[i]));
+			TG_OK(rref_future_then(f[i], then_nest, NULL));
+		}
+		TG_OK(rref_set(unset));
+		TG_OK(rref_future_wait(never, RREF_FOREVER));
+		until_at_least(&ran, (int)array_size(f), true);
+		TG_CHECK(slept > 0);
+		for (size_t i = 0; i < array_size(f); i++)
+			rref_future_free(f[i]);
+		rref_future_free(never);
+		rref_release(unset);
+		rref_release(last);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -231,6 +296,7 @@ int main(void)
 		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
+		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
