@@ -301,6 +301,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	rc_slabs_open(&ctx->remotes, sizeof(struct rc_remote));
 	list_init(&ctx->mems);
 	list_init(&ctx->wraps);
+	list_init(&ctx->wraps_out);
 	list_init(&ctx->hooks);
 	list_init(&ctx->deferred_work);
 	list_init(&ctx->spare_calls);

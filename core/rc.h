@@ -156,6 +156,7 @@ struct rref_ctx {
 	uint32_t nr_spare_messages;       /* [lock] */
 	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
 	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
+	struct list wraps_out;            /* [lock] values whose release callbacks run now */
 	struct list hooks;                /* [lock] struct rc_hook: the program's code that is due */
 	_Atomic uint32_t nr_hooks;        /* of these; written under the lock */
 	struct rc_log_lines *lines;       /* [const] log.c */

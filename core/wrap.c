@@ -34,6 +34,7 @@ struct rref_mem {
 	size_t mapped;            /* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
 	int fd;                   /* of it; -1 */
 	uint64_t wraps;           /* [lock] values that wrap some of it */
+	uint64_t due;             /* [lock] of these: callbacks are due, and have not begun */
 	struct list node;         /* [lock] ctx->mems */
 };
 
@@ -48,7 +49,7 @@ struct rc_wrap {
 	bool told;                /* the program has the reference: from now on it hears of the end */
 	struct rc_wrap *next;     /* in ctx->returned */
 	struct rc_hook hook;      /* then: the release callback */
-	struct list node;         /* [lock] ctx->wraps */
+	struct list node;         /* [lock] ctx->wraps; while the callback runs ctx->wraps_out */
 };
 
 static struct rc_wrap *wrap_of(const struct rc_value *v)
@@ -313,14 +314,23 @@ static struct rc_wrap *pop(struct rref_ctx *ctx)
 	return w;
 }
 
+static _Thread_local unsigned returning; /* release callbacks on this thread's stack */
+
 static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	struct rc_wrap *w = container_of(h, struct rc_wrap, hook);
 
 	rc_lock(ctx);
 	w->mem->wraps--; /* before the callback, which may deregister the memory */
+	w->mem->due--;
+	list_add_tail(&ctx->wraps_out, &w->node);
 	rc_unlock(ctx);
+	returning++;
 	w->release(w->arg);
+	returning--;
+	rc_lock(ctx);
+	list_del(&w->node);
+	rc_unlock(ctx);
 	free(w);
 }
 
@@ -332,6 +342,7 @@ void rc_wraps_return(struct rref_ctx *ctx)
 		list_del(&w->node);
 		if (w->told && w->release) {
 			w->hook.run = give_back;
+			w->mem->due++;
 			rc_hook_push(ctx, &w->hook);
 			continue;
 		}
@@ -340,22 +351,58 @@ void rc_wraps_return(struct rref_ctx *ctx)
 	}
 }
 
-/* The release callback of a value in mem that is due, taken out of the queue; NULL: none is. [lock] */
-static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+/* The release callback of a value in mem that is due and in the queue; NULL: none is. [lock] */
+static struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	struct list *l, *tmp;
 
-	rc_drain_dropped(ctx);
-	rc_wraps_return(ctx);
+	if (!mem->due)
+		return NULL;
 	list_for_each_safe(l, tmp, &ctx->hooks) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
 
-		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem) {
-			rc_hook_take(ctx, h);
+		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem)
 			return h;
-		}
 	}
 	return NULL;
+}
+
+/* The same, taken out of the queue. [lock] */
+static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	rc_drain_dropped(ctx);
+	rc_wraps_return(ctx);
+	struct rc_hook *h = find_due(ctx, mem);
+
+	if (h)
+		rc_hook_take(ctx, h);
+	return h;
+}
+
+/* A value of mem whose callback runs, NULL: there is none. [lock] */
+static struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &ctx->wraps_out) {
+		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
+
+		if (w->mem == mem)
+			return w;
+	}
+	return NULL;
+}
+
+/*
+ * No callback of mem runs on another thread, nor is one about to, popped a moment ago. True too if
+ * one is in the queue: it may be taken. Those that run are not waited for in a callback: two would
+ * wait for each other. [lock]
+ */
+static bool none_out(struct rref_ctx *ctx, void *arg)
+{
+	const struct rref_mem *mem = arg;
+
+	return find_due(ctx, mem) || (!mem->due && (returning || !find_out(ctx, mem)));
 }
 
 int rref_mem_deregister(struct rref_mem *mem)
@@ -371,14 +418,21 @@ int rref_mem_deregister(struct rref_mem *mem)
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
 	/* Callbacks of values that were released a moment ago: the memory is not the program's before they have run. */
-	while ((due = take_due(ctx, mem))) {
-		rc_unlock(ctx);
-		rc_hook_run(ctx, due);
-		rc_lock(ctx);
-	}
+	do {
+		while ((due = take_due(ctx, mem))) {
+			rc_unlock(ctx);
+			rc_hook_run(ctx, due);
+			rc_lock(ctx);
+		}
+	} while (rc_wait_until(ctx, none_out, mem, INT64_MAX) == 0 && find_due(ctx, mem));
 	wraps = mem->wraps;
-	if (!wraps)
+	if (!wraps) {
+		struct rc_wrap *w;
+
 		list_del(&mem->node);
+		while ((w = find_out(ctx, mem)))
+			w->mem = NULL; /* its callback deregisters: mem may be another's address */
+	}
 	rc_unlock(ctx);
 	if (wraps)
 		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory", (unsigned long long)wraps);

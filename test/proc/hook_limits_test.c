@@ -289,6 +289,92 @@ TG_TEST(callback__that_is_nested_deepest_sleeps_in_its_waits, 1)
 	return 0;
 }
 
+/* ---- memory that comes back ---- */
+
+static void release_write(void *arg)
+{
+	usleep(500);
+	*(volatile char *)arg = 1;
+	atomic_fetch_add(&ran, 1);
+}
+
+static int refused, early;
+
+/* After the last release the memory can be given up, and then its callback has run. */
+static void give_up(int nr)
+{
+	for (int i = 0; i < nr; i++) {
+		int before = atomic_load(&ran), err;
+		struct rref_mem *mem;
+		struct rref *ref;
+		void *at;
+
+		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
+		TG_OK(rref_wrap(mem, 0, 8, NULL, release_write, at, &ref));
+		rref_release(ref);
+		if (i % 3)
+			usleep(i % 100);
+		while ((err = rref_mem_deregister(mem)) == -EBUSY)
+			refused++;
+		TG_OK(err);
+		early += atomic_load(&ran) != before + 1;
+	}
+}
+
+static int handler_gives_up(struct rref_call *call, void *arg)
+{
+	(void)call, (void)arg;
+	give_up(tg_scale(500));
+	return 0;
+}
+
+static struct rref_mem *shared;
+static _Atomic int freed;
+
+/* The second of two deregisters the memory. The first one is out until that has happened. */
+static void release_both(void *arg)
+{
+	(void)arg;
+	if (atomic_fetch_add(&entered, 1) == 1) {
+		TG_OK(rref_mem_deregister(shared));
+		atomic_store(&freed, 1);
+	} else if (tg_mode() != RREF_PROGRESS_MANUAL) {
+		until_at_least(&freed, 1, false);
+	}
+	atomic_fetch_add(&ran, 1);
+}
+
+TG_TEST(deregister__waits_for_release_callbacks, 1)
+{
+	static const struct rref_function fn = { .name = "give_up", .handler = handler_gives_up };
+
+	ctx = tg_join(rank);
+	TG_OK(rref_register(ctx, &fn));
+	give_up(tg_scale(1000));
+	TG_OK(rref_rpc_sync(ctx, 0, "give_up", NULL, RREF_FOREVER, NULL));
+	TG_IS(refused, 0);
+	TG_IS(early, 0);
+	tg_finish(ctx);
+	return 0;
+}
+
+/* It does not wait for another one, which may wait for it. */
+TG_TEST(deregister__in_a_release_callback, 1)
+{
+	struct rref *ref[2];
+	void *at;
+
+	ctx = tg_join(rank);
+	TG_OK(rref_mem_alloc(ctx, 4096, &shared, &at));
+	for (size_t i = 0; i < array_size(ref); i++)
+		TG_OK(rref_wrap(shared, i, 1, NULL, release_both, NULL, &ref[i]));
+	rref_release(ref[0]);
+	rref_release(ref[1]);
+	until_at_least(&ran, 2, true);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -297,6 +383,8 @@ int main(void)
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
 		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
+		cmocka_unit_test(deregister__waits_for_release_callbacks),
+		cmocka_unit_test(deregister__in_a_release_callback),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
