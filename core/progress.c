@@ -332,8 +332,9 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 	ctx->arms &= ~(unsigned)who;
 	if (ctx->arms) {
 		/* Others sleep on. This thread may have taken their wake-up: the devices are armed anew, and one of them is
-		 * woken if there is anything. */
-		if (!arm_devices(ctx) || !is_quiet(ctx))
+		 * woken if there is anything. A waiter that was woken, and has not looked yet,
+		 * would sleep on. */
+		if (!arm_devices(ctx) || !is_quiet(ctx) || rc_sleeper_is_done(ctx))
 			rc_kick(ctx);
 		return;
 	}

@@ -203,7 +203,7 @@ struct rref_ctx {
 	/* poller */
 	struct rc_hands *hands;                   /* [const] NULL: manual mode. poller.c */
 	_Atomic bool has_poller;
-	bool device_sleeper;                      /* [lock] without a poller: a waiter sleeps on the devices */
+	struct rc_waiter *device_sleeper;         /* [lock] manual mode: it sleeps on the devices */
 	struct list sleepers;                     /* [lock] the other waiters; wait.c */
 	enum rref_progress_mode mode;
 	int poller_core;

@@ -196,6 +196,7 @@ void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held *
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
 void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
 void rc_wait_wake_any(void);
+bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* [lock] device_sleeper's wait is over */
 void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
 /* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. [lock, let go of meanwhile] */
 int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);

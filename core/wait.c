@@ -33,7 +33,7 @@
 /* Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited for together. */
 static _Atomic uint32_t any_word;
 
-struct waiter {
+struct rc_waiter {
 	struct rref_ctx *ctx;
 	struct rref_future *f;        /* NULL: any of fs */
 	struct rref_future *const *fs;
@@ -94,7 +94,7 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 	return n + (int)rc_unlock_hooks(ctx);
 }
 
-static bool find_done(struct waiter *w)
+static bool find_done(struct rc_waiter *w)
 {
 	/* Before the look: an end that it misses moves the word. */
 	w->seen = at_load_sc(&any_word);
@@ -106,7 +106,7 @@ static bool find_done(struct waiter *w)
 	return false;
 }
 
-static inline bool is_over(struct waiter *w)
+static inline bool is_over(struct rc_waiter *w)
 {
 	if (w->f)
 		return rc_op_done(w->f);
@@ -126,7 +126,7 @@ static bool mark(struct rref_future *f, uint32_t bit)
 }
 
 /* Says that a thread is about to sleep; false if what it waits for is over. *s: the value of the word to sleep on. */
-static bool will_sleep(struct waiter *w, uint32_t *s)
+static bool will_sleep(struct rc_waiter *w, uint32_t *s)
 {
 	if (w->f) {
 		if (!mark(w->f, RC_F_WAITERS))
@@ -138,7 +138,7 @@ static bool will_sleep(struct waiter *w, uint32_t *s)
 	return !is_over(w);
 }
 
-static void futex_sleep(struct waiter *w, uint32_t s, int64_t deadline)
+static void futex_sleep(struct rc_waiter *w, uint32_t s, int64_t deadline)
 {
 	struct timespec ts, *limit = NULL;
 
@@ -152,12 +152,19 @@ static void futex_sleep(struct waiter *w, uint32_t s, int64_t deadline)
 	syscall(SYS_futex, w->f ? &w->f->state : &any_word, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
 }
 
+bool rc_sleeper_is_done(const struct rref_ctx *ctx)
+{
+	const struct rc_waiter *w = ctx->device_sleeper;
+
+	return w && (w->f ? rc_op_done(w->f) : at_load_acq(&any_word) != w->seen);
+}
+
 /* Nobody sleeps on the devices any more: another waiter has to. Its word changes, so that it cannot miss this. [lock] */
 static void call_sleeper(struct rref_ctx *ctx)
 {
 	if (ctx->device_sleeper || list_empty(&ctx->sleepers))
 		return;
-	struct rref_future *f = container_of(ctx->sleepers.next, struct waiter, node)->f;
+	struct rref_future *f = container_of(ctx->sleepers.next, struct rc_waiter, node)->f;
 
 	if (!f) {
 		rc_wait_wake_any();
@@ -171,7 +178,7 @@ static void call_sleeper(struct rref_ctx *ctx)
  * Without a poller one waiter sleeps on the devices, and a completion made by another thread kicks it; the others sleep
  * on their words. Each one that leaves calls the next: that one takes the place, or leaves too.
  */
-static void device_sleep(struct waiter *w, int64_t deadline)
+static void device_sleep(struct rc_waiter *w, int64_t deadline)
 {
 	struct rref_ctx *ctx = w->ctx;
 	struct pollfd pfd = { .fd = ctx->epfd, .events = POLLIN };
@@ -192,11 +199,11 @@ static void device_sleep(struct waiter *w, int64_t deadline)
 		rc_unlock(ctx);
 		return;
 	}
-	ctx->device_sleeper = true;
+	ctx->device_sleeper = w;
 	sleep = rc_arm(ctx, RC_ARM_WAITER) && !is_over(w);
 	wait = min_of(rc_next_timer(ctx, now), max_of(deadline - now, 0));
 	rc_unlock(ctx);
-	if (sleep && !is_over(w)) {
+	if (sleep) {
 		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC, .tv_nsec = wait % NSEC_PER_SEC };
 
 		ppoll(&pfd, 1, &ts, NULL);
@@ -204,7 +211,7 @@ static void device_sleep(struct waiter *w, int64_t deadline)
 	rc_lock(ctx);
 	rc_progress_locked(ctx, true);
 	rc_disarm(ctx, RC_ARM_WAITER);
-	ctx->device_sleeper = false;
+	ctx->device_sleeper = NULL;
 	call_sleeper(ctx);
 	rc_unlock(ctx);
 }
@@ -237,7 +244,7 @@ static void unwatch_reads(struct rref_ctx *ctx)
 }
 
 /* The poller must look, and arm for finished READs, before this thread sleeps. */
-static void leave_to_poller(struct waiter *w, bool reads, int64_t deadline)
+static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 {
 	struct rref_ctx *ctx = w->ctx;
 	uint32_t s;
@@ -252,7 +259,7 @@ static void leave_to_poller(struct waiter *w, bool reads, int64_t deadline)
 }
 
 /* Of several contexts: some may have no poller, so none of them is left alone for long. */
-static void sleep_briefly(struct waiter *w, int64_t deadline)
+static void sleep_briefly(struct rc_waiter *w, int64_t deadline)
 {
 	uint32_t s;
 
@@ -268,7 +275,7 @@ static void sleep_briefly(struct waiter *w, int64_t deadline)
  * Reading the clock is a system call where the machine has no good one (virtual ones mostly), so it is read late and seldom: a
  * wait that is over soon never does. deadline < 0: `timeout` from the first look at the clock on.
  */
-static int wait_on(struct waiter *w, bool reads, int64_t deadline, int64_t timeout)
+static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {
 	struct rref_ctx *ctx = w->ctx;
 	int64_t spin_until = 0, begun = 0;
@@ -325,7 +332,7 @@ static int wait_on(struct waiter *w, bool reads, int64_t deadline, int64_t timeo
 
 static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
-	struct waiter w; /* the rest is of several futures */
+	struct rc_waiter w; /* the rest is of several futures */
 	/* Over shm none of them is ever waited for. */
 	bool reads = at_load(&f->kind) == RC_OP_READ && at_load(&f->ctx->has_poller);
 
@@ -409,7 +416,7 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 
 	if (err)
 		return err;
-	struct waiter w = { .ctx = fs[0]->ctx, .fs = fs, .nr = nr };
+	struct rc_waiter w = { .ctx = fs[0]->ctx, .fs = fs, .nr = nr };
 	bool reads = false;
 
 	if (find_done(&w))

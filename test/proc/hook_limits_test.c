@@ -375,6 +375,55 @@ TG_TEST(deregister__in_a_release_callback, 1)
 	return 0;
 }
 
+/* ---- a wake-up that another sleeper takes ---- */
+
+static _Atomic int awake;
+
+static void *wait_for_it(void *arg)
+{
+	TG_OK(rref_future_wait(arg, RREF_FOREVER));
+	atomic_fetch_add(&awake, 1);
+	return NULL;
+}
+
+/*
+ * Manual mode: a waiter and an event loop sleep on the devices. The loop's thread ends the wait,
+ * and takes what woke both.
+ */
+TG_TEST(waiter__whose_wake_up_the_loop_takes, 1)
+{
+	int lost = 0;
+
+	ctx = tg_join(rank);
+	for (int i = 0; i < 50 && tg_mode() == RREF_PROGRESS_MANUAL; i++) {
+		struct rref *unset;
+		struct rref_future *f = of_unset(&unset);
+		bool asleep = false;
+		pthread_t t;
+
+		TG_CHECK(pthread_create(&t, NULL, wait_for_it, f) == 0);
+		while (!asleep) {
+			rc_lock(ctx);
+			asleep = ctx->device_sleeper && ctx->arms & RC_ARM_WAITER;
+			rc_unlock(ctx);
+		}
+		usleep(1000);
+		while (rref_ctx_arm(ctx))
+			rref_progress(ctx);
+		TG_OK(rref_set(unset));
+		rref_progress(ctx);
+		rc_lock(ctx);
+		lost += ctx->device_sleeper && !at_load(&ctx->kicked);
+		rc_unlock(ctx);
+		pthread_join(t, NULL);
+		rref_future_free(f);
+		rref_release(unset);
+	}
+	TG_IS(lost, 0);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -385,6 +434,7 @@ int main(void)
 		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
 		cmocka_unit_test(deregister__waits_for_release_callbacks),
 		cmocka_unit_test(deregister__in_a_release_callback),
+		cmocka_unit_test(waiter__whose_wake_up_the_loop_takes),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);
