@@ -346,6 +346,12 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 		return rc_fail(EDEADLK, "rref_shutdown: called from a callback or handler");
 	if (!at_cas_ar(&ctx->closing, &no, true))
 		return rc_fail(ESHUTDOWN, "another thread is shutting the context down");
+	/* That other thread may have ended since the look above. */
+	err = rc_enter(ctx);
+	if (err) {
+		at_store_rel(&ctx->closing, false);
+		return err;
+	}
 	rc_lock(ctx);
 	rc_unlock(ctx); /* a thread in rref_serve has seen `closing`, or is seen here */
 	rc_serve_end(ctx);
