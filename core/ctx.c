@@ -228,6 +228,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 
 	rc_pool_close(ctx);
 	rc_poller_close(ctx);
+	rc_log_flush(ctx); /* while the log function can still ask for counters */
 	rc_scopes_close(ctx);
 	rp_destroy(ctx->machine);
 	if (ctx->op_chunk)

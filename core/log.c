@@ -59,13 +59,18 @@ static struct line *pop(struct rc_log_lines *l)
 	return line;
 }
 
+void rc_log_flush(struct rref_ctx *ctx)
+{
+	/* The program's function may cause lines for as long as it likes. */
+	for (unsigned turn = 0; ctx->lines && turn < 4; turn++)
+		rc_log_deliver(ctx);
+}
+
 void rc_log_close(struct rref_ctx *ctx)
 {
 	if (!ctx->lines)
 		return;
-	/* The program's function may cause lines for as long as it likes; the last ones are dropped. */
-	for (unsigned turn = 0; turn < 4; turn++)
-		rc_log_deliver(ctx);
+	rc_log_flush(ctx); /* the last ones are dropped */
 	while (ctx->lines->first)
 		free(pop(ctx->lines));
 	pthread_mutex_destroy(&ctx->lines->lock);

@@ -109,6 +109,32 @@ TG_TEST(shutdown__runs_a_callback_that_another_waits_for, 1)
 	return 0;
 }
 
+static void log_asks(void *arg, enum rref_log_level level, const char *text)
+{
+	struct rref_stats s = { .size = sizeof(s) };
+
+	(void)arg, (void)level;
+	if (strcmp(text, "the last line"))
+		return;
+	TG_OK(rref_get_stats(ctx, &s));
+	atomic_fetch_add(&ran, 1);
+}
+
+/* A line between the shutdown and the free finds the context whole. */
+TG_TEST(free__delivers_lines_first, 1)
+{
+	struct rref_options o;
+
+	tg_options(&o, rank);
+	o.log = log_asks;
+	TG_OK(rref_init(&o, &ctx));
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
+	rc_log(ctx, RREF_LOG_ERROR, "the last line");
+	rref_free_ctx(ctx);
+	TG_IS(atomic_load(&ran), 1);
+	return 0;
+}
+
 /* ---- the handlers' threads ---- */
 
 static int call_back_slowly(struct rref_call *call, void *arg)
@@ -429,6 +455,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(shutdown__runs_a_callback_that_a_handler_waits_for),
 		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
+		cmocka_unit_test(free__delivers_lines_first),
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
 		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
