@@ -33,6 +33,7 @@
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define WATCH_NS (5 * NSEC_PER_MSEC)      /* how long a hook may be out before another hand takes over */
+#define MORE_NS (100 * NSEC_PER_MSEC)     /* how often a thread is asked for that hooks wait for */
 #define QUIET 20u                         /* looks in a row without a hook, after which the timer is let stand */
 
 enum hand_state { HAND_NONE, HAND_STARTING, HAND_RUNS };
@@ -271,6 +272,15 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 	rc_unlock(ctx);
 }
 
+static bool is_last(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	bool yes = !standing_by(ctx->hands);
+
+	rc_unlock(ctx);
+	return yes;
+}
+
 static bool get_lock(struct rref_ctx *ctx)
 {
 	if (unlikely(at_load(&ctx->nr_hooks))) {
@@ -283,7 +293,7 @@ static bool get_lock(struct rref_ctx *ctx)
 static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->hands;
-	int64_t last = now_ns(), slow_at = 0;
+	int64_t last = now_ns(), slow_at = 0, more_at = last + MORE_NS;
 
 	rb_thread_begin("rref-poller");
 	while (!at_load_acq(&h->stop) && at_load(&h->poller) == me) {
@@ -304,6 +314,12 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 			if (hook)
 				n += run_hooks(ctx, me, hook);
 		}
+		/* No thread could be had when the last one went out: perhaps there is one now. */
+		if (unlikely(at_load(&ctx->nr_hooks)) && now >= more_at) {
+			more_at = now + MORE_NS;
+			if (is_last(ctx))
+				start_hand(ctx);
+		}
 		if (n)
 			last = now;
 		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
@@ -314,15 +330,6 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		}
 		sleep_for_all(ctx, me, now, &last);
 	}
-}
-
-static bool is_last(struct rref_ctx *ctx)
-{
-	rc_lock(ctx);
-	bool yes = !standing_by(ctx->hands);
-
-	rc_unlock(ctx);
-	return yes;
 }
 
 static void stand_by(struct rref_ctx *ctx, struct hand *me)
@@ -336,7 +343,7 @@ static void stand_by(struct rref_ctx *ctx, struct hand *me)
 		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
 			mine = look(ctx, me);
 	/* The next long hook finds another hand, or stays in the queue. */
-	if (mine && is_last(ctx) && start_hand(ctx) == -EAGAIN)
+	if (mine && is_last(ctx) && start_hand(ctx) && is_last(ctx))
 		rc_log(ctx, RREF_LOG_WARNING, "no further thread for callbacks and inline handlers: more of them wait until one ends");
 }
 

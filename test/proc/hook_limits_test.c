@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/resource.h>
 #include <cmocka.h>
 
 #include "base/atomic.h"
@@ -250,6 +251,44 @@ TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
 	return 0;
 }
 
+/* No thread can be had when the first callback blocks. Later there is one for the second. */
+TG_TEST(callback__that_no_thread_was_free_for_runs_later, 1)
+{
+	struct rref_future *f[2];
+	struct rref *unset[2];
+	struct rlimit before, none;
+
+	if (tg_mode() == RREF_PROGRESS_MANUAL)
+		return 0;
+	/* The limit does not hold for root. */
+	if (geteuid() == 0) {
+		TG_IS(setresgid(12345, 12345, 12345), 0);
+		TG_IS(setresuid(12345, 12345, 12345), 0);
+	}
+	ctx = tg_join(rank);
+	for (int i = 0; i < 2; i++)
+		f[i] = of_unset(&unset[i]);
+	TG_IS(getrlimit(RLIMIT_NPROC, &before), 0);
+	none = (struct rlimit){ .rlim_cur = 0, .rlim_max = before.rlim_max };
+	TG_IS(setrlimit(RLIMIT_NPROC, &none), 0);
+	TG_OK(rref_future_then(f[0], then_wait_for_go, NULL));
+	TG_OK(rref_set(unset[0]));
+	until_at_least(&entered, 1, false);
+	usleep(50000);
+	TG_OK(rref_future_then(f[1], then_go, NULL));
+	TG_OK(rref_set(unset[1]));
+	usleep(50000);
+	TG_IS(atomic_load(&ran), 0);
+	TG_IS(setrlimit(RLIMIT_NPROC, &before), 0);
+	until_at_least(&ran, 2, false);
+	for (int i = 0; i < 2; i++) {
+		rref_future_free(f[i]);
+		rref_release(unset[i]);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- how deep ---- */
 
 static long switches(void)
@@ -458,6 +497,7 @@ int main(void)
 		cmocka_unit_test(free__delivers_lines_first),
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
+		cmocka_unit_test(callback__that_no_thread_was_free_for_runs_later),
 		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
 		cmocka_unit_test(deregister__waits_for_release_callbacks),
 		cmocka_unit_test(deregister__in_a_release_callback),
