@@ -629,9 +629,9 @@ RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type
  * child of fork(2) show here. Errors as rref_mem_register, but for -EOPNOTSUPP and -EFAULT. May block.
  *
  * rref_mem_deregister: on return no device reaches the memory any more. Allowed after rref_shutdown, not after
- * rref_free_ctx, which deregisters what is left. NULL accepted. May block: it runs release callbacks
- * of values in this memory that are due, and waits for those that run on other threads. From a
- * release callback it does not wait.
+ * rref_free_ctx, which deregisters what is left. NULL accepted. May block: it runs release
+ * callbacks of values in this memory that are due, and waits for those that run on other threads.
+ * From a release callback it does not wait.
  *   -EBUSY  values wrap some of it; or a device does not let go of it, and it must stay mapped
  */
 RREF_API int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out);
