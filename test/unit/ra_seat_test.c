@@ -645,7 +645,8 @@ static int again_refused_later(void)
 			hand_do(&h[i], a, hand_use);
 			CHILD_MUST(nr_kept(h[i].shard) == 0);
 		}
-		ra_free(a, must_alloc(a, 24 * MIB, 0), 24 * MIB);
+		/* Half, since the spinning thread's slabs may lie anywhere: at both ends, and in the middle of what is left. */
+		ra_free(a, must_alloc(a, 16 * MIB, 0), 16 * MIB);
 	}
 	at_store(&busy.stop, 1);
 	hand_wait(&spin);
