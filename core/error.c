@@ -12,16 +12,22 @@
 #include "rc_error.h"
 #include "rref.h"
 
-static _Thread_local struct rc_error last;
+static _Thread_local struct rc_error own;
+static _Thread_local struct rc_error *aside; /* what rc_error_aside put in its place; NULL: nothing */
+
+static struct rc_error *last(void)
+{
+	return aside ? aside : &own;
+}
 
 /* Says what malloc may have met. A text that names a limit says enough. */
 static void add_limit(void)
 {
 	const char *why = limit_why_no_memory();
-	size_t n = strlen(last.text);
+	size_t n = strlen(last()->text);
 
-	if (*why && !strstr(last.text, "limit"))
-		snprintf(last.text + n, sizeof(last.text) - n, ": %s", why);
+	if (*why && !strstr(last()->text, "limit"))
+		snprintf(last()->text + n, sizeof(own.text) - n, ": %s", why);
 }
 
 int rc_fail(int err, const char *fmt, ...)
@@ -29,24 +35,24 @@ int rc_fail(int err, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(last.text, sizeof(last.text), fmt, ap);
+	vsnprintf(last()->text, sizeof(own.text), fmt, ap);
 	va_end(ap);
 	if (err == ENOMEM)
 		add_limit();
-	last.err = -err;
-	last.about = 0;
-	last.answered = false;
+	last()->err = -err;
+	last()->about = 0;
+	last()->answered = false;
 	return -err;
 }
 
 int rc_fail_about(int err, const char *text, unsigned about, bool answered)
 {
 	/* The text may be this thread's own, handed round: snprintf must not read what it writes. */
-	if (text != last.text)
-		snprintf(last.text, sizeof(last.text), "%s", text);
-	last.err = err;
-	last.about = (uint16_t)about;
-	last.answered = answered;
+	if (text != last()->text)
+		snprintf(last()->text, sizeof(own.text), "%s", text);
+	last()->err = err;
+	last()->about = (uint16_t)about;
+	last()->answered = answered;
 	return err;
 }
 
@@ -57,59 +63,55 @@ int rc_fail_text(int err, const char *text)
 
 const char *rc_error_text(void)
 {
-	return last.text;
+	return last()->text;
 }
 
 void rc_error_forget(void)
 {
-	last.err = 0;
+	last()->err = 0;
 }
 
 const struct rc_error *rc_error(void)
 {
-	return &last;
+	return last();
 }
 
 unsigned rc_error_about(int err)
 {
-	return last.err == err ? last.about : 0;
+	return last()->err == err ? last()->about : 0;
 }
 
 void rc_error_concerns(unsigned rank)
 {
-	last.about = (uint16_t)(rank + 1);
+	last()->about = (uint16_t)(rank + 1);
 }
 
 void rc_error_clear(void)
 {
-	last.err = 0;
-	last.about = 0;
-	last.answered = false;
-	last.text[0] = 0;
+	last()->err = 0;
+	last()->about = 0;
+	last()->answered = false;
+	last()->text[0] = 0;
 }
 
-/* Copies what is there of the text: mostly nothing. */
-static void copy(struct rc_error *to, const struct rc_error *from)
+void rc_error_aside(struct rc_error *scratch)
 {
-	to->err = from->err;
-	to->about = from->about;
-	to->answered = from->answered;
-	memcpy(to->text, from->text, strlen(from->text) + 1);
+	scratch->err = 0;
+	scratch->about = 0;
+	scratch->answered = false;
+	scratch->text[0] = 0;
+	scratch->outer = aside;
+	aside = scratch;
 }
 
-void rc_error_save(struct rc_error *to)
+void rc_error_back(const struct rc_error *scratch)
 {
-	copy(to, &last);
-}
-
-void rc_error_restore(const struct rc_error *from)
-{
-	copy(&last, from);
+	aside = scratch->outer;
 }
 
 const char *rref_last_error(void)
 {
-	return last.text;
+	return last()->text;
 }
 
 int rref_last_error_detail(struct rref_error *out)
@@ -119,10 +121,10 @@ int rref_last_error_detail(struct rref_error *out)
 	/* Without a text: that would be the last error then. */
 	if (!out || out->size < sizeof(size_t))
 		return -EINVAL;
-	e.err = last.err;
-	e.peer = (int)last.about - 1;
-	e.flags = last.answered ? RREF_ERROR_ANSWERED : 0;
-	snprintf(e.text, sizeof(e.text), "%.*s", (int)sizeof(e.text) - 1, last.text);
+	e.err = last()->err;
+	e.peer = (int)last()->about - 1;
+	e.flags = last()->answered ? RREF_ERROR_ANSWERED : 0;
+	snprintf(e.text, sizeof(e.text), "%.*s", (int)sizeof(e.text) - 1, last()->text);
 	rc_error_tell(&e, out);
 	return 0;
 }

@@ -104,10 +104,10 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 		rc_unlock(ctx);
 		return 0;
 	}
-	int64_t begun = rc_coarse_ns();
-	struct rc_error saved;
+	int64_t begun = nr > 1 ? rc_coarse_ns() : 0;
+	struct rc_error scratch;
 
-	rc_error_save(&saved);
+	rc_error_aside(&scratch);
 	/*
 	 * Not more than there are now: a hook may queue another. Nor for long: this thread's own
 	 * wait may be over.
@@ -122,7 +122,7 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 			break;
 		rc_lock(ctx);
 	}
-	rc_error_restore(&saved);
+	rc_error_back(&scratch);
 	return n;
 }
 

@@ -77,9 +77,9 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 /* The library's own work: it makes calls and callbacks ready. [lock] */
 static void run_work(struct rref_ctx *ctx)
 {
-	struct rc_error saved;
+	struct rc_error scratch;
 
-	rc_error_save(&saved);
+	rc_error_aside(&scratch);
 	for (unsigned n = length(&ctx->deferred_work); n > 0; n--) {
 		struct list *l = list_pop(&ctx->deferred_work);
 
@@ -90,7 +90,7 @@ static void run_work(struct rref_ctx *ctx)
 		w->run(ctx, w);
 		ctx->nr_works--;
 	}
-	rc_error_restore(&saved);
+	rc_error_back(&scratch);
 }
 
 static bool is_due(struct rref_ctx *ctx)

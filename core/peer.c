@@ -616,11 +616,11 @@ static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct
 static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d,
 						const struct rv_event *ev)
 {
-	struct rc_error saved;
+	struct rc_error scratch;
 
-	rc_error_save(&saved);
+	rc_error_aside(&scratch);
 	handle_event(ctx, d, ev);
-	rc_error_restore(&saved);
+	rc_error_back(&scratch);
 }
 
 void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)

@@ -180,7 +180,7 @@ static void come_back(struct rref_ctx *ctx, struct hand *me)
 static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook)
 {
 	unsigned nr = at_load(&ctx->nr_hooks);
-	int64_t begun = rc_coarse_ns();
+	int64_t begun = nr ? rc_coarse_ns() : 0;
 	int n = 0;
 
 	while (hook) {

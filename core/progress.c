@@ -80,7 +80,7 @@ static int poll_self(struct rref_ctx *ctx)
 static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
 {
 	int64_t now = now_ns();
-	struct rc_error saved;
+	struct rc_error scratch;
 
 	ctx->polled_slow_at = now;
 	if (unlikely(at_load_sc(&ctx->serve_stop)))
@@ -88,13 +88,13 @@ static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
 	if (now < ctx->next_tick)
 		return;
 	ctx->next_tick = now + TICK_NS;
-	rc_error_save(&saved);
+	rc_error_aside(&scratch);
 	rc_ops_expire(ctx, now);
 	rc_peer_tick(ctx, now);
 	if (unlikely(ctx->scopes))
 		rc_scopes_tick(ctx, now, false);
 	rc_send_tick(ctx, now);
-	rc_error_restore(&saved);
+	rc_error_back(&scratch);
 }
 
 /* Where it is not slow, turn_at was set. */

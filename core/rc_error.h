@@ -20,6 +20,7 @@ struct rc_error {
 	int err;            /* negative; 0: none since rc_error_forget */
 	uint16_t about;     /* rank + 1 of the worker that it is about; 0: of none in particular */
 	bool answered;
+	struct rc_error *outer; /* see rc_error_aside */
 	char text[RREF_TEXT_SIZE]; /* the first byte 0: none */
 };
 /* Copies *e to a program's struct, which may be shorter. */
@@ -31,10 +32,11 @@ unsigned rc_error_about(int err);
 void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
 /*
  * What fails on the way to a success, or while the engine has its turn on a thread of the program,
- * is not that thread's last failure: it is saved before and restored behind.
+ * is not that thread's last failure: it goes into a scratch that is put in its place meanwhile.
+ * scratch: on the caller's stack, borrowed until rc_error_back.
  */
 void rc_error_clear(void);
-void rc_error_save(struct rc_error *to);
-void rc_error_restore(const struct rc_error *from);
+void rc_error_aside(struct rc_error *scratch);
+void rc_error_back(const struct rc_error *scratch);
 
 #endif

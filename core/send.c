@@ -317,16 +317,16 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
  */
 void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
-	struct rc_error saved;
+	struct rc_error scratch;
 
-	rc_error_save(&saved);
+	rc_error_aside(&scratch);
 	int err = rc_send(ctx, to, m);
 
 	if (err)
 		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", to, rc_error_text());
 	if (err && err != -EOWNERDEAD)
 		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was lost for want of memory");
-	rc_error_restore(&saved);
+	rc_error_back(&scratch);
 }
 
 static void take_out(struct rc_peer *p, struct rc_outgoing *o)
