@@ -392,6 +392,7 @@ TG_TEST(timeout__late_answer_is_dropped_and_its_references_reclaimed, 3)
 		tg_expect_bytes(theirs, "theirs", 6);
 		struct rref_args a = { .data = "late", .length = 4, .refs = (struct rref *[]){ mine, theirs }, .nr_refs = 2 };
 
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, RREF_DEFAULT, &f));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, 30 * MS, &g));
 		tg_until_held(ctx, 1, 2);

@@ -422,6 +422,7 @@ TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 		int64_t end = tg_deadline();
 
 		reset();
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
 		for (int i = 0; i < n; i++) {
 			TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f[i]));
 			TG_OK(rref_future_then(f[i], then_block, NULL));
