@@ -24,10 +24,9 @@ static struct {
 int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints,
 		struct addrinfo **out)
 {
-	static int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+	int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
 
-	if (!real)
-		*(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+	*(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
 	if (!host || strcmp(host, NAME) != 0)
 		return real(host, service, hints, out);
 	atomic_fetch_add(&names.looks, 1);
