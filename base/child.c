@@ -66,7 +66,9 @@ static void in_child(void)
 	at_store(&rb_wiped.generation, at_load(&last));
 	close_noted();
 	lose_ranges();
-	/* Not unlocked: its owner is a thread id of the parent's. */
+	/* The unlocking fails, since its owner is a thread id of the parent's; but the thread
+	 * sanitizer counts it. */
+	pthread_mutex_unlock(&holding);
 	holding = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 }
 
