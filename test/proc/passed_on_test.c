@@ -318,6 +318,7 @@ DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 	int two = 2;
 
 	TG_OK(rref_rpc_sync(ctx, (rank + 1) % 3, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+	tg_meet_serving(ctx, 5); /* worker 2 is not needed for these calls any more */
 	if (rank == 0) {
 		struct rref *r = tg_remote(ctx, 2, "tg.echo", "x", 1), *n;
 		struct rref_future *f;
