@@ -395,6 +395,7 @@ TG_TEST(c080_082_the_default_changes, 2)
 		TG_IS(rref_set_timeout(ctx, 0), -EINVAL);
 		TG_IS(rref_set_timeout(ctx, RREF_DEFAULT), -EINVAL);
 		TG_TEXT("above 0");
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
 		before = tg_start(ctx, 1, "tg.hold", NULL, 0);
 		TG_OK(rref_set_timeout(ctx, 30 * MS));
 		after = tg_start(ctx, 1, "tg.hold", NULL, 0);

@@ -438,8 +438,12 @@ TG_TEST(c144_answers_lost_and_delayed, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:drop=1,REPLY:delay=100ms*1" : "", 0);
 
 	if (rank == 0) {
+		struct rref *r = tg_remote(ctx, 1, "tg.echo", "x", 1); /* a session, without a REPLY */
+
+		tg_expect_bytes(r, "x", 1);
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 50 * MS, NULL), -ETIMEDOUT);
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 20 * MS, NULL), -ETIMEDOUT);
+		rref_release(r);
 		TG_IS(runs_of(ctx, 1), 2);
 		for (int64_t end = now_ns() + LONG_NS; tg_stats(ctx).dropped_messages < 1; usleep(1000)) {
 			TG_CHECK(now_ns() < end);
