@@ -13,6 +13,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/utsname.h>
 
 #include "ibv.h"
 
@@ -53,13 +54,28 @@ void rvi_keep_end(void)
 	errno = err;
 }
 
+/* Whether fork(2) itself copies pages that a device writes to. The kernel's own word may be missing. */
+static bool kernel_copies(void)
+{
+	unsigned major, minor;
+	struct utsname u;
+
+	if (ibv_is_fork_initialized() == IBV_FORK_UNNEEDED)
+		return true;
+	return !uname(&u) && sscanf(u.release, "%u.%u", &major, &minor) == 2 &&
+	       (major > 5 || (major == 5 && minor >= 12));
+}
+
 int rvi_child_begin(const struct rv_options *opt)
 {
 	int err;
 
 	if (rb_child_begin())
 		return rv_fail(ENOMEM, "no memory for a fork handler");
-	/* In vain where the program has used verbs before; that matters on old kernels only. */
+	/* It would take the program's own registered memory out of its children: not without need. */
+	if (kernel_copies())
+		return 0;
+	/* In vain where the program has used verbs before. */
 	err = ibv_fork_init();
 	if (err && ibv_is_fork_initialized() == IBV_FORK_DISABLED && opt->log)
 		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: "
