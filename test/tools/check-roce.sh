@@ -25,7 +25,7 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 }
 
 # All but what is about shared memory alone: its provider's limits and enemies.
-one=$(ls build/bin/proc/* build/bin/attack/* build/bin/conformance/* build/bin/roce/* | grep -vE '/((rv_)?shm_[a-z_]*|limits_test)$') # limits_test: the machine's own, over shm
+one=$(ls build/bin/proc/* build/bin/attack/* build/bin/conformance/* build/bin/roce/* | grep -vE '/((rv_)?shm_[a-z_]*|(own_)?limits_test)$') # these two: limits of the machine, over shm
 # The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
 for t in resume_test resume_abuse_test resume_meets_test abuse_test fence_test stall_test rv_conformance; do
 	one="build/bin/proc/$t $(echo "$one" | tr ' ' '\n' | grep -v "proc/$t\$")"
