@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a child of fork(2) loses; see base/child.h. The handler in the child makes no call but
+ * Takes from a child of fork(2) what is its parent's; see base/child.h. The handler in the child makes no call but
  * close(2) and mmap(2).
  */
 #include "base/child.h"
