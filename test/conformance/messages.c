@@ -301,8 +301,11 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE@1:delay=300ms" : "", 0);
 
 	if (rank == 0) {
-		struct rref *r = remote_within(ctx, 1, "count", 20 * MS);
+		struct rref *r;
 
+		/* A session first: without one it may be given up before it is sent. */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+		r = remote_within(ctx, 1, "count", 20 * MS);
 		expect_error(r, RREF_DEFAULT, -ETIMEDOUT, "creation");
 		rref_release(r);
 		for (int64_t end = now_ns() + LONG_NS; !tg_stats_of(ctx, 1).dropped_messages; usleep(1000))
@@ -345,8 +348,10 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "CREATED:delay=300ms" : "", 0);
 
 	if (rank == 0) {
-		struct rref *r = remote_within(ctx, 1, "count", 50 * MS), *s;
+		struct rref *r, *s;
 
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		r = remote_within(ctx, 1, "count", 50 * MS);
 		s = remote_within(ctx, 1, "count", 50 * MS);
 		rref_release(s); /* at once, and never looked at */
 		expect_error(r, RREF_DEFAULT, -ETIMEDOUT, "creation");
@@ -402,8 +407,12 @@ TG_TEST(c144_calls_delayed, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:delay=150ms*6" : "", rank == 0 ? 40 * MS : 0);
 
 	if (rank == 0) {
-		struct rref *mine;
+		struct rref *mine = remote_within(ctx, 1, "tg.echo", LONG_NS); /* a session, without a CALL */
+		struct rref_view *v;
 
+		TG_OK(rref_to_here(mine, LONG_NS, &v));
+		rref_view_free(v);
+		rref_release(mine);
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, RREF_DEFAULT, NULL), -ETIMEDOUT);
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, LONG_NS, NULL));
