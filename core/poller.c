@@ -57,6 +57,7 @@ struct rc_hands {
 	unsigned quiet;               /* [lock] looks in a row without one */
 	bool watched;                 /* [lock] the timer runs */
 	bool give_away;               /* [lock] the poller waits in its hook: the next look need not be the second */
+	int64_t tell_at;              /* [lock] no sooner is told again that there is none */
 	int timer;
 	_Atomic bool stop;            /* written under the lock */
 };
@@ -332,6 +333,26 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 	}
 }
 
+/* No hand stands by, and none can be had. */
+static void go_without(struct rref_ctx *ctx)
+{
+	struct rc_hands *h = ctx->hands;
+	int64_t now = now_ns();
+	bool tell = false;
+
+	rc_lock(ctx);
+	if (!standing_by(h)) {
+		rc_calls_to_pool(ctx);
+		tell = now >= h->tell_at;
+		if (tell)
+			h->tell_at = now + NSEC_PER_SEC;
+	}
+	rc_unlock(ctx);
+	if (tell)
+		rc_log(ctx, RREF_LOG_WARNING, "no further thread for callbacks: more of them "
+		       "wait until one ends");
+}
+
 static void stand_by(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->hands;
@@ -343,8 +364,8 @@ static void stand_by(struct rref_ctx *ctx, struct hand *me)
 		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
 			mine = look(ctx, me);
 	/* The next long hook finds another hand, or stays in the queue. */
-	if (mine && is_last(ctx) && start_hand(ctx) && is_last(ctx))
-		rc_log(ctx, RREF_LOG_WARNING, "no further thread for callbacks and inline handlers: more of them wait until one ends");
+	if (mine && is_last(ctx) && start_hand(ctx))
+		go_without(ctx);
 }
 
 static void *hand(void *arg)

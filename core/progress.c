@@ -306,13 +306,21 @@ static bool arm_devices(struct rref_ctx *ctx)
 	return true;
 }
 
+/* There are hooks, and this thread is one that may run them. [lock] */
+static bool hooks_are_due(struct rref_ctx *ctx)
+{
+	if (list_empty(&ctx->hooks) || !rc_hooks_blocked(ctx))
+		return !list_empty(&ctx->hooks);
+	rc_calls_to_pool(ctx); /* calls must not wait for what may wait for them */
+	return false;
+}
+
 /* Nothing is left to do. After arming: what came before would not wake the sleeper. */
 static bool is_quiet(struct rref_ctx *ctx)
 {
 	/* sc: partner of the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && !at_load_sc(&ctx->log_due) &&
-	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) &&
-	       (list_empty(&ctx->hooks) || rc_hooks_blocked(ctx));
+	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) && !hooks_are_due(ctx);
 }
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)

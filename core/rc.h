@@ -680,6 +680,9 @@ bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
 void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
 /* [lock] Hooks wait: all hands are away, or in the manual mode rc_hooks_deep. */
 bool rc_hooks_blocked(const struct rref_ctx *ctx);
+
+/* [lock] serve.c: what is queued for an inline handler goes to the pool, since hooks are blocked. */
+void rc_calls_to_pool(struct rref_ctx *ctx);
 const void *rc_this_thread(void);                            /* not NULL; different for each */
 /* The event loop. NONE: there is none. DUE: something has ended since it looked. */
 enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };

@@ -200,6 +200,34 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 		handler_ended(call, r);
 }
 
+/*
+ * To the thread that runs hooks next. While all of those are away it goes to the pool: they may be
+ * waiting for this very call. [lock]
+ */
+static void push_inline(struct rref_ctx *ctx, struct rref_call *call)
+{
+	if (unlikely(rc_hooks_blocked(ctx)))
+		rc_pool_push(ctx, call);
+	else
+		rc_hook_push(ctx, &call->hook);
+}
+
+void rc_calls_to_pool(struct rref_ctx *ctx)
+{
+	struct list *l = ctx->hooks.next, *next;
+
+	/* The pool may give one back, to the end of the queue. */
+	for (unsigned n = at_load(&ctx->nr_hooks); n > 0; n--, l = next) {
+		struct rc_hook *h = container_of(l, struct rc_hook, node);
+
+		next = l->next;
+		if (h->run != run_call)
+			continue;
+		rc_hook_take(ctx, h);
+		rc_pool_push(ctx, container_of(h, struct rref_call, hook));
+	}
+}
+
 /* All references are confirmed: to the pool, or to whoever drops the lock next. [lock] */
 static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
@@ -212,7 +240,7 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	if (many)
 		rc_pool_push(ctx, call);
 	else if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
-		rc_hook_push(ctx, &call->hook);
+		push_inline(ctx, call);
 	else
 		rc_pool_push(ctx, call);
 }
@@ -410,7 +438,7 @@ static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct 
 	at_add_mine(&from->call_bytes, cost);
 	if (call->counted) {
 		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
-		rc_hook_push(ctx, &call->hook);
+		push_inline(ctx, call);
 	} else {
 		list_init(&call->hook.node);
 		rc_pool_push(ctx, call);

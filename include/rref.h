@@ -19,7 +19,8 @@
  *   Hooks        The program's code that the library calls: callbacks of futures, handlers, release callbacks, the log
  *                function. All run without a lock of the library. They may take their time, wait, and call anything
  *                but rref_shutdown (-EDEADLK) and rref_free_ctx (logged, and ignored). Where they run:
- *                  handlers        on the worker pool; with RREF_INLINE as the others
+ *                  handlers        on the worker pool; with RREF_INLINE as the others, and on
+ *                                  the pool while as many of these are out as may be
  *                  the others      in the modes auto and poll on threads of the library, up to 15 at once. A thread
  *                                  of the program, in whatever call, never runs them. In the manual mode in
  *                                  rref_progress and in calls that wait, nested at most 8 deep. Such a call then

@@ -290,6 +290,88 @@ TG_TEST(callback__that_no_thread_was_free_for_runs_later, 1)
 	return 0;
 }
 
+/* ---- calls while all callbacks that there may be wait ---- */
+
+static struct rref *gate;
+static struct rref_future *opened;
+
+enum { FULL = 1 }; /* a flag of the run */
+
+static void then_call_inline(struct rref_future *f, void *arg)
+{
+	(void)f, (void)arg;
+	if (atomic_fetch_add(&entered, 1) + 1 == (tg_mode() == RREF_PROGRESS_MANUAL ? 8 : 15))
+		tg_set_flag(FULL, 1);
+	TG_OK(rref_future_wait(opened, RREF_FOREVER));
+	TG_OK(rref_rpc_sync(ctx, 0, "tg.echo_inline", NULL, RREF_DEFAULT, NULL));
+	TG_IS(rref_rpc_sync(ctx, 0, "none", NULL, RREF_DEFAULT, NULL), -ENOSYS);
+	atomic_fetch_add(&ran, 1);
+}
+
+/* Of the worker whose callbacks wait: all that hooks would answer. */
+static void calls_are_answered(void)
+{
+	struct rref *holder = tg_kept(0), *held;
+	struct rref_view *v;
+
+	TG_OK(rref_rpc_sync(ctx, 0, "tg.echo_inline", NULL, RREF_DEFAULT, NULL));
+	TG_IS(rref_rpc_sync(ctx, 0, "none", NULL, RREF_DEFAULT, NULL), -ENOSYS);
+	TG_OK(rref_to_here(holder, RREF_DEFAULT, &v));
+	TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &held));
+	rref_view_free(v);
+	tg_expect_bytes(held, "held", 4);
+	rref_release(held);
+}
+
+static int handler_opens(struct rref_call *call, void *arg)
+{
+	(void)call, (void)arg;
+	return rref_set(gate);
+}
+
+/*
+ * They wait for inline handlers of their own worker, and another worker calls some, asks for a
+ * function that there is not, and for a reference that a value holds. No hook can answer.
+ */
+TG_TEST(callbacks__all_that_there_may_be_wait_for_an_inline_handler, 2)
+{
+	struct rref_future *f[20];
+	struct rref *unset, *held, *holder;
+	int n = array_size(f);
+	void *data;
+
+	ctx = tg_join_refs(rank);
+	tg_add(ctx, "open", handler_opens, 0);
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		TG_OK(rref_new(ctx, "held", 4, &held));
+		TG_OK(rref_new_refs(ctx, "holder", 6, &held, 1, &holder));
+		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&holder, 1), RREF_DEFAULT, NULL));
+		opened = of_unset(&gate);
+		TG_OK(rref_alloc(ctx, 8, &unset, &data));
+		for (int i = 0; i < n; i++) {
+			TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f[i]));
+			TG_OK(rref_future_then(f[i], then_call_inline, NULL));
+		}
+		TG_OK(rref_set(unset));
+		until_at_least(&ran, n, true);
+		for (int i = 0; i < n; i++)
+			rref_future_free(f[i]);
+		rref_future_free(opened);
+		rref_release(gate);
+		rref_release(unset);
+		rref_release(holder);
+		rref_release(held);
+	} else {
+		tg_wait_flag_serving(ctx, FULL, 1);
+		calls_are_answered();
+		TG_OK(rref_rpc_sync(ctx, 0, "open", NULL, RREF_DEFAULT, NULL));
+		tg_drop_kept();
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- how deep ---- */
 
 static long switches(void)
@@ -499,6 +581,7 @@ int main(void)
 		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
 		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
 		cmocka_unit_test(callback__that_no_thread_was_free_for_runs_later),
+		cmocka_unit_test(callbacks__all_that_there_may_be_wait_for_an_inline_handler),
 		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
 		cmocka_unit_test(deregister__waits_for_release_callbacks),
 		cmocka_unit_test(deregister__in_a_release_callback),
