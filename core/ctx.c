@@ -484,6 +484,8 @@ int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out)
 
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_worker: no context, or out->size is not set");
+	if (rc_is_child(ctx))
+		return rc_fail_child();
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
 		return rc_fail(EINVAL, "rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
 	p = &ctx->peers[rank];
@@ -498,6 +500,8 @@ int rref_worker_by_name(struct rref_ctx *ctx, const char *name)
 {
 	if (!ctx || !name)
 		return rc_fail(EINVAL, "rref_worker_by_name: no context or no name");
+	if (rc_is_child(ctx))
+		return rc_fail_child();
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (strcmp(ctx->members[i].name, name) == 0)
 			return (int)i;

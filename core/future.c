@@ -80,6 +80,8 @@ int rref_future_error(const struct rref_future *f, struct rref_error *out)
 
 	if (!f || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_future_error: no future, or out->size is not set");
+	if (rc_is_child(f->ctx))
+		return rc_fail_child();
 	if (!rc_op_done(f))
 		return rc_fail(EAGAIN, "the operation is not complete");
 	e.err = f->status;
@@ -96,6 +98,8 @@ static int result_check(const struct rref_future *f, const char *what)
 {
 	if (!f)
 		return rc_fail(EINVAL, "%s: no future", what);
+	if (rc_is_child(f->ctx))
+		return rc_fail_child();
 	if (!rc_op_done(f))
 		return rc_fail(EAGAIN, "the operation is not complete");
 	return f->status ? rc_op_error(f) : 0;

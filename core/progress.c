@@ -242,7 +242,10 @@ void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n)
 
 int rref_ctx_fd(struct rref_ctx *ctx)
 {
-	return ctx ? ctx->fd : rc_fail(EINVAL, "rref_ctx_fd: no context");
+	if (!ctx)
+		return rc_fail(EINVAL, "rref_ctx_fd: no context");
+	/* It is closed there, and may be the number of a file of the program's. */
+	return rc_is_child(ctx) ? rc_fail_child() : ctx->fd;
 }
 
 /*

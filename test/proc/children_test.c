@@ -275,6 +275,54 @@ TG_TEST(views_and_values_are_not_in_a_child, 2)
 	return 0;
 }
 
+/* All that tells of a context or of a result: it has an end there, and no descriptor. */
+static void expect_no_child(struct rref_ctx *ctx, struct rref_future *f)
+{
+	struct rref_worker_info info = { .size = sizeof(info) };
+	struct rref_error error = { .size = sizeof(error) };
+	struct rref_type type = { .size = sizeof(type) };
+	struct rref_view *view;
+	struct rref *ref;
+	const void *data;
+	size_t length;
+
+	TG_IS(rref_ctx_fd(ctx), -ECHILD);
+	TG_TEXT("fork");
+	TG_IS(rref_worker(ctx, 0, &info), -ECHILD);
+	TG_IS(rref_worker_by_name(ctx, "worker0"), -ECHILD);
+	TG_IS(rref_future_error(f, &error), -ECHILD);
+	TG_IS(rref_future_view(f, &view), -ECHILD);
+	TG_IS(rref_future_type(f, &type), -ECHILD);
+	TG_IS(rref_future_data(f, &data, &length), -ECHILD);
+	TG_IS(rref_future_nr_refs(f), -ECHILD);
+	TG_IS(rref_future_ref(f, 0, &ref), -ECHILD);
+	TG_IS(rref_future_wait(f, 0), -ECHILD);
+	rref_future_free(f);
+}
+
+TG_TEST(results_are_not_in_a_child, 1)
+{
+	struct rref_ctx *ctx = join(rank);
+	struct rref_future *f;
+	const void *data;
+	size_t length;
+	pid_t pid;
+
+	TG_OK(rref_rpc_sync(ctx, 0, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 },
+			    RREF_DEFAULT, &f));
+	pid = fork();
+	if (pid == 0) {
+		expect_no_child(ctx, f);
+		_exit(7);
+	}
+	TG_IS(status_of(pid), 7);
+	TG_OK(rref_future_data(f, &data, &length));
+	TG_IS(length, 1);
+	rref_future_free(f);
+	tg_finish(ctx);
+	return 0;
+}
+
 /* ---- contexts of the child's own ---- */
 
 /* No thread: the thread sanitizer allows none behind a fork of a process with threads. */
@@ -522,6 +570,7 @@ int main(void)
 		cmocka_unit_test(killed__a_child_without_handlers_lives_on),
 		cmocka_unit_test(a_child_has_neither_descriptors_nor_memory_of_the_library),
 		cmocka_unit_test(views_and_values_are_not_in_a_child),
+		cmocka_unit_test(results_are_not_in_a_child),
 		cmocka_unit_test(daemon__the_child_is_told_and_begins_anew),
 		cmocka_unit_test(children_of_a_worker_are_a_group),
 		cmocka_unit_test(a_child_without_handlers_is_refused),
