@@ -84,10 +84,11 @@ void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
 	rc_callback_leave();
 }
 
-/* Manual mode: another thread will run them soon. [lock] */
-static bool left_to_others(const struct rref_ctx *ctx)
+int64_t rc_hooks_left(const struct rref_ctx *ctx)
 {
-	return ctx->progress_by && ctx->progress_by != rc_this_thread() && rc_coarse_ns() - ctx->progress_at < LEFT_NS;
+	if (!ctx->progress_by || ctx->progress_by == rc_this_thread())
+		return 0;
+	return max_of(ctx->progress_at + LEFT_NS - rc_coarse_ns(), 0);
 }
 
 bool rc_hooks_deep(void)
@@ -113,7 +114,7 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 	 * wait may be over.
 	 */
 	for (;;) {
-		h = left_to_others(ctx) ? NULL : rc_hook_pop(ctx);
+		h = rc_hooks_left(ctx) ? NULL : rc_hook_pop(ctx);
 		rc_unlock(ctx);
 		if (!h)
 			break;

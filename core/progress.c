@@ -312,10 +312,13 @@ static bool arm_devices(struct rref_ctx *ctx)
 /* There are hooks, and this thread is one that may run them. [lock] */
 static bool hooks_are_due(struct rref_ctx *ctx)
 {
-	if (list_empty(&ctx->hooks) || !rc_hooks_blocked(ctx))
-		return !list_empty(&ctx->hooks);
-	rc_calls_to_pool(ctx); /* calls must not wait for what may wait for them */
-	return false;
+	if (list_empty(&ctx->hooks))
+		return false;
+	if (rc_hooks_blocked(ctx)) {
+		rc_calls_to_pool(ctx); /* calls must not wait for what may wait for them */
+		return false;
+	}
+	return at_load(&ctx->has_poller) || !rc_hooks_left(ctx);
 }
 
 /* Nothing is left to do. After arming: what came before would not wake the sleeper. */
@@ -372,6 +375,9 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
+	/* Should the thread that they are left to not come. */
+	if (unlikely(!list_empty(&ctx->hooks)) && !at_load(&ctx->has_poller) && rc_hooks_left(ctx))
+		next = min_of(next, now + rc_hooks_left(ctx));
 	/* READs may be posted behind the back of the thread that sleeps for all, or of one that polls for them and is busy with
 	 * something else. Over shm none is ever in flight. */
 	if (at_load(&ctx->has_poller) ? at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed) :

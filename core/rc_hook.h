@@ -37,6 +37,9 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx);
  */
 bool rc_hooks_deep(void);
 
+/* Manual mode: for how many ns hooks are another thread's to run; 0: they are this one's. [lock] */
+int64_t rc_hooks_left(const struct rref_ctx *ctx);
+
 /* Runs everything that is due, for the end of a context. Takes the lock. */
 void rc_hooks_flush(struct rref_ctx *ctx);
 

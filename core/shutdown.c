@@ -238,6 +238,19 @@ static int left_early(struct rref_ctx *ctx)
 	return err;
 }
 
+/* Why this worker is not idle. */
+static int fail_busy(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	unsigned due = at_load(&ctx->nr_hooks);
+	bool blocked = due && rc_hooks_blocked(ctx);
+
+	rc_unlock(ctx);
+	return rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer, "
+		       "%u callbacks are due%s", (unsigned)rc_calls_open(ctx), rc_ops_calling(ctx), due,
+		       blocked ? " and wait for others to return" : "");
+}
+
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 {
 	uint64_t dead = at_load(&ctx->n.dead);
@@ -251,8 +264,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	 */
 	for (busy = true; busy && !err;) {
 		if (!wait_until(ctx, idle, deadline))
-			err = rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer",
-				      (unsigned)rc_calls_open(ctx), rc_ops_calling(ctx));
+			err = fail_busy(ctx);
 		if (!err)
 			err = barrier(ctx, deadline, &calm, &busy);
 	}

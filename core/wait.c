@@ -32,6 +32,7 @@
 
 /* Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited for together. */
 static _Atomic uint32_t any_word;
+static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
 
 struct rc_waiter {
 	struct rref_ctx *ctx;
@@ -68,7 +69,10 @@ void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
 void rc_wait_wake_any(void)
 {
 	at_add_sc(&any_word, 1);
-	futex_wake_all(&any_word);
+	/* Futures stay marked behind a wait. sc: partner of futex_sleep, which the kernel lets sleep
+	 * only while the word is as it was. */
+	if (at_load_sc(&any_sleepers))
+		futex_wake_all(&any_word);
 }
 
 /*
@@ -149,7 +153,13 @@ static void futex_sleep(struct rc_waiter *w, uint32_t s, int64_t deadline)
 		ts.tv_nsec = left % NSEC_PER_SEC;
 		limit = &ts;
 	}
-	syscall(SYS_futex, w->f ? &w->f->state : &any_word, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
+	if (w->f) {
+		syscall(SYS_futex, &w->f->state, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
+		return;
+	}
+	at_add_sc(&any_sleepers, 1);
+	syscall(SYS_futex, &any_word, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
+	at_sub_sc(&any_sleepers, 1);
 }
 
 bool rc_sleeper_is_done(const struct rref_ctx *ctx)
@@ -258,17 +268,24 @@ static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 		watch_reads(ctx);
 }
 
-/* Of several contexts: some may have no poller, so none of them is left alone for long. */
-static void sleep_briefly(struct rc_waiter *w, int64_t deadline)
+/* Of several contexts. Those without a poller are not left alone for long. */
+static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 {
+	bool briefly = false;
 	uint32_t s;
 
 	for (size_t i = 0; i < w->nr; i++) {
-		rc_make_progress(w->fs[i]->ctx, true);
-		rc_kick(w->fs[i]->ctx);
+		struct rref_ctx *ctx = w->fs[i]->ctx;
+
+		if (at_load(&ctx->has_poller)) {
+			rc_kick(ctx); /* as in leave_to_poller */
+			continue;
+		}
+		briefly = true;
+		rc_make_progress(ctx, true);
 	}
 	if (will_sleep(w, &s))
-		futex_sleep(w, s, min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC));
+		futex_sleep(w, s, briefly ? min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC) : deadline);
 }
 
 /*
@@ -315,7 +332,7 @@ static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t ti
 			rc_blocking(1);
 		}
 		if (unlikely(w->mixed))
-			sleep_briefly(w, deadline);
+			sleep_for_several(w, deadline);
 		else if (at_load(&ctx->has_poller))
 			leave_to_poller(w, reads, deadline);
 		else

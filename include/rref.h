@@ -888,6 +888,8 @@ RREF_API int rref_future_cancel(struct rref_future *f);
 /*
  * rref_wait_any: the index of a complete one, or -ETIMEDOUT. rref_wait_all: 0 when all are complete, or -ETIMEDOUT;
  * their results are theirs. nr 0 is -EINVAL / 0. May block.
+ * The futures may be of several contexts. A rref_wait_any of several, of which some are in the
+ * manual mode, looks at those every 2 ms.
  */
 RREF_API int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout);
 RREF_API int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout);

@@ -479,6 +479,42 @@ TG_TEST(wait_any__of_two_contexts, 1)
 	return 0;
 }
 
+/* Of several contexts that have pollers: these look after time-outs, and the waiter sleeps on. */
+TG_TEST(wait_any__of_several_contexts_sleeps, 1)
+{
+	struct rref_ctx *several[3];
+	struct rref_future *f[3];
+	struct rref *unset[3];
+	void *data;
+	long before;
+
+	for (int i = 0; i < 3; i++) {
+		struct rref_options o;
+
+		tg_options(&o, rank);
+		o.mode = RREF_PROGRESS_AUTO;
+		TG_OK(rref_init(&o, &several[i]));
+		TG_OK(rref_alloc(several[i], 8, &unset[i], &data));
+		TG_OK(rref_to_here_async(unset[i], RREF_FOREVER, &f[i]));
+	}
+	before = switches();
+	TG_IS(rref_wait_any(f, 3, NSEC_PER_SEC), -ETIMEDOUT);
+	TG_CHECK(switches() - before < 20);
+	for (int i = 0; i < 3; i++) {
+		struct rref_future *last = f[2 - i];
+		pthread_t t;
+
+		TG_CHECK(pthread_create(&t, NULL, set_second, unset[2 - i]) == 0);
+		TG_IS(rref_wait_any(f, (size_t)(3 - i), RREF_FOREVER), 2 - i);
+		pthread_join(t, NULL);
+		rref_future_free(last);
+		rref_release(unset[2 - i]);
+	}
+	for (int i = 0; i < 3; i++)
+		tg_finish(several[i]);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -491,6 +527,7 @@ int main(void)
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
 		cmocka_unit_test(wait_any__that_waits_long_sleeps),
 		cmocka_unit_test(wait_any__of_two_contexts),
+		cmocka_unit_test(wait_any__of_several_contexts_sleeps),
 	};
 
 	return cmocka_run_group_tests_name("sleepers", tests, NULL, NULL);
