@@ -122,7 +122,7 @@ void rvs_on_listener(struct rv_dev *dev)
 	for (unsigned i = 0; i < RVS_ACCEPTS; i++) {
 		int sock;
 
-		if (dev->listen_nr >= RVS_WINDOW_STRANGERS) {
+		if (dev->listen_nr >= RVS_WINDOW_STRANGERS || rvs_foreign_full()) {
 			mute(dev, true);
 			return;
 		}

@@ -67,8 +67,7 @@ void rvs_hang_up(struct rv_dev *dev, int sock)
 	if (sock < 0)
 		return;
 	epoll_ctl(dev->epoll, EPOLL_CTL_DEL, sock, NULL);
-	shutdown(sock, SHUT_RDWR);
-	rb_close(sock);
+	rvs_close_socket(sock);
 }
 
 /* Gives back all but the private copies of messages, which the core may still hold. Twice is harmless. */

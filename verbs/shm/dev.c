@@ -116,7 +116,7 @@ static int open_sources(struct rv_dev *dev)
 
 static void close_dev(struct rv_dev *dev)
 {
-	int fds[6];
+	int fds[5];
 
 	if (!dev)
 		return;
@@ -127,7 +127,8 @@ static void close_dev(struct rv_dev *dev)
 				rvs_conn_free(dev->conns[i]);
 		}
 	rvs_keys_fini(dev);
-	memcpy(fds, (int[]){dev->epoll, dev->listener, dev->wake, dev->timer, dev->page_fd, dev->spare}, sizeof(fds));
+	rvs_close_listener(dev->listener);
+	memcpy(fds, (int[]){dev->epoll, dev->wake, dev->timer, dev->page_fd, dev->spare}, sizeof(fds));
 	rvs_close_fds(fds, array_size(fds));
 	if (dev->page)
 		munmap(dev->page, sizeof(*dev->page));

@@ -334,8 +334,11 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 			out->wakes = 1;
 		else if (rc > 0 && p.type == RVS_PKT_AGAIN && !nr_fds)
 			out->again = p.word;
-		else if (p.type == RVS_PKT_REGION && (rc < 0 || nr_fds == 1))
-			rc = add(conn, &p, rc < 0 ? -1 : fds[0]);
+		else if (p.type == RVS_PKT_REGION && rc < 0)
+			/* Its descriptor was not looked at: if its close waits, so does this. */
+			rc = (rc = rvs_packet_skip(conn->sock)) ? rc : add(conn, &p, -1);
+		else if (p.type == RVS_PKT_REGION && nr_fds == 1)
+			rc = add(conn, &p, fds[0]);
 		else
 			rc = -EPROTO;
 		rvs_close_fds(fds, nr_fds);

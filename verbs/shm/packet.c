@@ -61,10 +61,25 @@ int rvs_wake_send(int sock)
 	}
 }
 
+/* Takes the next packet out of the socket, and lets go of what it carries. 0 or -errno. */
+int rvs_packet_skip(int sock)
+{
+	char byte;
+
+	while (recv(sock, &byte, 1, MSG_DONTWAIT) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
 /*
  * 1 and a packet of this version with well-formed length; 0 at the end; -EAGAIN nothing there;
  * -EPROTONOSUPPORT another version; -EMFILE its descriptors were lost, since none is free here, and
- * the packet is complete but for these; -EPROTO garbage. Descriptors are the caller's only with 1.
+ * the packet is complete but for these; -EPROTO garbage. Descriptors are the caller's only with 1,
+ * and are memory then.
+ *
+ * It looks before it takes: a packet that is not good stays in the socket with what it carries, for
+ * the close of that might wait (foreign.c).
  */
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds)
 {
@@ -75,33 +90,20 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
 			     .msg_controllen = sizeof(control.bytes)};
-	unsigned nr = 0;
+	unsigned nr;
 	ssize_t n;
 	int rc;
 
 	rb_hold(); /* until what comes along is noted */
 	do {
-		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		/* ECONNRESET: the peer left with packets of ours unread. It is told once; what it sent is still there. */
 	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (n < 0) {
 		rb_release();
 		return -errno;
 	}
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		unsigned here = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		for (unsigned i = 0; i < here; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if (nr < RVS_PKT_FDS)
-				fds[nr++] = rb_note(fd);
-			else
-				close(fd);
-		}
-	}
+	nr = rvs_note_received(&msg, fds, RVS_PKT_FDS);
 	rb_release();
 	rc = -EPROTO;
 	if (n == 0) {
@@ -114,22 +116,26 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 		rc = -EPROTONOSUPPORT;
 		goto drop_fds;
 	}
-	if (n == RVS_HEAD_BYTES && p->type == RVS_PKT_WAKE && !nr) {
-		*nr_fds = 0;
-		return 1;
-	}
-	if (n != sizeof(*p) || p->type == RVS_PKT_WAKE || (msg.msg_flags & MSG_TRUNC) ||
-	    p->len > sizeof(p->data))
+	if (n == RVS_HEAD_BYTES ? p->type != RVS_PKT_WAKE || nr || (msg.msg_flags & MSG_CTRUNC)
+				: n != sizeof(*p) || p->type == RVS_PKT_WAKE ||
+					  (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
 		goto drop_fds;
+	for (unsigned i = 0; i < nr; i++)
+		if (!rvs_is_memory(fds[i]))
+			goto drop_fds;
 	if (msg.msg_flags & MSG_CTRUNC) {
-		rc = -EMFILE;
+		if (nr < RVS_PKT_FDS)
+			rc = -EMFILE;
 		goto drop_fds;
 	}
+	rc = rvs_packet_skip(sock);
+	if (rc)
+		goto drop_fds;
 	*nr_fds = nr;
 	return 1;
 
 drop_fds:
-	rvs_close_fds(fds, nr);
+	rvs_close_received(fds, nr);
 	return rc;
 }
 

@@ -73,19 +73,8 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 		rvs_on_answer(conn);
 		return;
 	case RVS_REQUESTED: /* it has nothing to say before it is answered */
-	{
-		struct rvs_packet p;
-		int fds[RVS_PKT_FDS];
-		unsigned nr_fds = 0;
-
-		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
-		if (rc == -EAGAIN)
-			return;
-		if (rc > 0)
-			rvs_close_fds(fds, nr_fds);
 		rvs_conn_hangup(conn);
 		return;
-	}
 	case RVS_ANSWERED:
 	case RVS_UP:
 	case RVS_BROKEN:

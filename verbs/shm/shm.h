@@ -15,8 +15,9 @@
  * A Unix SEQPACKET socket per connection carries the handshake, the descriptors of later regions,
  * and wake-ups, which are sent only while the device sleeps; its hang-up tells of the peer's death.
  * It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has not arrived yet.
- * Nothing that a peer handed over is ever written to by a system call: whether that blocks would be
- * for the peer to say. A send to the socket never blocks.
+ * Nothing that a peer handed over is ever written to by a system call, nor closed here if it is no
+ * memory (foreign.c): whether that blocks would be for the peer to say. A send to the socket never
+ * blocks.
  *
  * Strangers: anybody on the machine can connect to the listener's name, so what that costs is
  * bounded. Other users are dropped unheard, and nothing of a stranger's is mapped before the core
@@ -325,7 +326,18 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 int rvs_wake_send(int sock);
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
 int rvs_fail_fds(int err, const char *what);
+int rvs_packet_skip(int sock);
 void rvs_close_fds(int *fds, unsigned nr);
+
+/* foreign.c: closing what others may have a say in */
+struct msghdr;
+void rvs_close_foreign(int fd);
+void rvs_close_received(int *fds, unsigned nr);
+void rvs_close_socket(int sock);
+void rvs_close_listener(int listener);
+bool rvs_foreign_full(void);
+bool rvs_is_memory(int fd);
+unsigned rvs_note_received(struct msghdr *msg, int *fds, unsigned max);
 
 /* keys.c: registrations, and telling peers of them */
 int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
