@@ -7,6 +7,7 @@
  */
 #include <netinet/in.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/socket.h>
@@ -145,34 +146,41 @@ FOE_TEST(stranger__hands_over_what_closes_slowly)
 	foe_still_served(f);
 }
 
+/* They wait in the listener with what they bring when worker 1 looks. */
 FOE_TEST(other_user__hands_over_what_closes_slowly)
 {
-	int status;
-	pid_t pid;
+	struct rvs_packet hello = packet(RVS_PKT_HELLO);
+	pid_t worker = tg_current->shared->pid[1], pid;
+	int status, done[2];
+	char byte;
 
 	if (geteuid()) {
 		fprintf(stderr, "skipped: needs root to become another user\n");
 		return;
 	}
+	TG_OK(pipe(done));
+	TG_OK(kill(worker, SIGSTOP));
 	pid = fork();
 	TG_CHECK(pid >= 0);
 	if (!pid) {
-		struct rvs_packet hello = packet(RVS_PKT_HELLO);
-
 		if (setgid(OTHER_UID) || setuid(OTHER_UID))
 			_exit(2);
-		for (unsigned i = 0; i < MANY; i++) {
-			int sock = dial(&f->members[1].addr[RV_SHM]);
-
-			send_lingering(sock, &hello, sizeof(hello), 1);
-			until_hung_up(sock);
-		}
-		foe_others_work();
-		_exit(0);
+		for (unsigned i = 0; i < MANY; i++)
+			send_lingering(dial(&f->members[1].addr[RV_SHM]), &hello, sizeof(hello), 1);
+		/* While it lives so do the other ends of what it handed over. */
+		(void)!write(done[1], "", 1);
+		for (;;)
+			pause();
 	}
-	TG_IS(waitpid(pid, &status, 0), pid);
-	TG_IS(status, 0);
+	close(done[1]);
+	TG_IS((int)read(done[0], &byte, 1), 1);
+	TG_OK(kill(worker, SIGCONT));
 	foe_others_work();
+	foe_meet(f, 1);
+	foe_still_served(f);
+	TG_OK(kill(pid, SIGKILL));
+	TG_IS(waitpid(pid, &status, 0), pid);
+	close(done[0]);
 }
 
 FOE_TEST(member__hands_over_what_closes_slowly)
@@ -204,9 +212,28 @@ FOE_TEST(member__hands_over_what_closes_slowly)
 	foe_still_served(f);
 }
 
+/* Its listener holds them too. */
+static void device__closes_beside_them(void **state)
+{
+	struct rv_options options = { .max_conns = 4 };
+	struct rvs_packet hello = packet(RVS_PKT_HELLO);
+	struct rv_addr addr;
+	struct rv_dev *dev;
+
+	(void)state;
+	assert_int_equal(rv_shm_ops.open(&options, &dev), 0);
+	rv_shm_ops.addr(dev, &addr);
+	for (unsigned i = 0; i < 3; i++)
+		send_lingering(dial(&addr), &hello, sizeof(hello), 1);
+	alarm(60);
+	rv_shm_ops.close(dev);
+	alarm(0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(device__closes_beside_them),
 		cmocka_unit_test(member__hands_over_what_closes_slowly),
 		cmocka_unit_test(other_user__hands_over_what_closes_slowly),
 		cmocka_unit_test(stranger__hands_over_what_closes_slowly),

@@ -46,10 +46,7 @@ static void *closer(void *arg)
 	for (;;) {
 		rb_hold();
 		fd = waiting.nr ? waiting.fd[--waiting.nr] : -1;
-		if (fd >= 0)
-			rb_forget(fd);
-		else
-			waiting.nr_threads--;
+		waiting.nr_threads -= fd < 0;
 		rb_release();
 		if (fd < 0)
 			return arg;
@@ -73,7 +70,10 @@ static void start_thread(void)
 	rb_release();
 }
 
-/* Closes a descriptor whose close may take any time. [any] */
+/*
+ * Closes a descriptor whose close may take any time. A child that is forked meanwhile keeps it,
+ * since its close might be the last one. A socket was shut down before. [any]
+ */
 void rvs_close_foreign(int fd)
 {
 	bool kept;
@@ -83,8 +83,10 @@ void rvs_close_foreign(int fd)
 	rb_hold();
 	forget_parents();
 	kept = waiting.nr < QUEUE_MAX;
-	if (kept)
+	if (kept) {
+		rb_forget(fd);
 		waiting.fd[waiting.nr++] = fd;
+	}
 	rb_release();
 	if (kept)
 		start_thread();
