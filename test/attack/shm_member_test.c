@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <cmocka.h>
 
-#include "tg_foe.h"
+#include "tg_attack.h"
 #include "verbs/shm/shm.h"
 
 #ifndef MFD_HUGETLB
@@ -34,15 +34,6 @@ static void announce(struct foe *f, int fd, uint32_t count, uint64_t length)
 
 /* ---- memory that is not what it should be ---- */
 
-static int memory(unsigned flags, int seals, off_t size)
-{
-	int fd = memfd_create("foe-region", MFD_CLOEXEC | flags);
-
-	TG_CHECK(fd >= 0 && !ftruncate(fd, size));
-	TG_CHECK(!seals || !fcntl(fd, F_ADD_SEALS, seals));
-	return fd;
-}
-
 /* A look at memory that shrank would be a SIGBUS, and a page larger than the machine's would cover
  * what lies behind it. */
 FOE_TEST(region__that_could_shrink_or_is_no_memory)
@@ -52,10 +43,10 @@ FOE_TEST(region__that_could_shrink_or_is_no_memory)
 	TG_CHECK(!pipe(pair));
 	for (int kind = 0; kind < 6; kind++) {
 		switch (kind) {
-		case 0: fd = memory(0, 0, 4096); break;
-		case 1: fd = memory(MFD_ALLOW_SEALING, F_SEAL_GROW, 4096); break;
-		case 2: fd = memory((unsigned)huge, F_SEAL_SHRINK | F_SEAL_GROW, 2 << 20); break;
-		case 3: fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4095); break;
+		case 0: fd = tg_memory(0, 0, 4096); break;
+		case 1: fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_GROW, 4096); break;
+		case 2: fd = tg_memory((unsigned)huge, F_SEAL_SHRINK | F_SEAL_GROW, 2 << 20); break;
+		case 3: fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4095); break;
 		case 4: fd = open("/dev/zero", O_RDWR | O_CLOEXEC); break;
 		default: fd = dup(pair[0]); break;
 		}
@@ -127,7 +118,7 @@ static void hand_over(struct foe *f, int fd, uint64_t length, unsigned nr)
 
 FOE_TEST(regions__without_number)
 {
-	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4096);
+	int fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4096);
 	uint64_t bytes;
 	unsigned nr;
 
@@ -143,7 +134,7 @@ FOE_TEST(regions__without_end)
 {
 	uint64_t before, bytes,
 		memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, (off_t)1 << 36);
+	int fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, (off_t)1 << 36);
 
 	foe_meet(f, 1);
 	mapped_by_worker_1(&before);
@@ -156,7 +147,7 @@ FOE_TEST(regions__without_end)
 /* A word that came before could name another region to a READ that has looked at the first. */
 FOE_TEST(region__whose_word_comes_back)
 {
-	int fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 8192);
+	int fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 8192);
 
 	for (unsigned i = 0; i < 2; i++) {
 		foe_meet(f, 1);
@@ -171,17 +162,6 @@ FOE_TEST(region__whose_word_comes_back)
 		foe_others_work();
 	}
 	close(fd);
-}
-
-/* Asks for regions of worker 1's again and again, and takes none: what it is sent fits its socket.
- */
-static int send_again(struct foe *f, uint32_t i)
-{
-	struct rvs_packet p;
-
-	memset(&p, 0, sizeof(p));
-	p.word = at_load(&f->conn->peer_keys[i % 8]);
-	return rvs_packet_send(f->conn->sock, &p, RVS_PKT_AGAIN, NULL, 0);
 }
 
 /* ---- wake-ups ---- */
@@ -235,7 +215,7 @@ FOE_TEST(wake_up__is_never_taken)
 
 /* Sends with `send` for a second, as fast as worker 1 takes it. More than it takes in its windows
  * stays in the socket. */
-static void flood(struct foe *f, int (*send_one)(struct foe *f, uint32_t i))
+static void flood(struct foe *f, tg_send_fn send_one)
 {
 	const unsigned room = 1000; /* more than the socket holds */
 	int64_t start = now_ns(), took;
@@ -257,43 +237,22 @@ static void flood(struct foe *f, int (*send_one)(struct foe *f, uint32_t i))
 	foe_still_served(f);
 }
 
-static int send_region(struct foe *f, uint32_t i)
-{
-	static int fd = -1;
-	struct rvs_packet p;
-
-	if (fd < 0)
-		fd = memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 4096);
-	memset(&p, 0, sizeof(p));
-	p.word = RVS_WORD(0x10009u, i + 1);
-	p.iova = UINT64_C(1) << 33;
-	p.length = 4096;
-	at_store_sc(&f->dev->page->key[9], p.word);
-	return rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, 1);
-}
-
 FOE_TEST(flood__of_regions)
 {
 	foe_meet(f, 1);
-	flood(f, send_region);
-}
-
-static int send_wake(struct foe *f, uint32_t i)
-{
-	(void)i;
-	return rvs_wake_send(f->conn->sock);
+	flood(f, tg_send_region);
 }
 
 FOE_TEST(flood__of_wake_ups)
 {
 	foe_meet(f, 1);
-	flood(f, send_wake);
+	flood(f, tg_send_wake);
 }
 
 FOE_TEST(flood__of_questions)
 {
 	foe_meet(f, 1);
-	flood(f, send_again);
+	flood(f, tg_send_again);
 }
 
 int main(void)
