@@ -314,6 +314,18 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 		       ctx->nr_refused, text);
 }
 
+/* Counts a hello for a new session, and tells whether it is one too many in this second. */
+static bool comes_too_often(struct rc_peer *p)
+{
+	int64_t now = now_ns();
+
+	if (now - p->hellos_since >= NSEC_PER_SEC) {
+		p->hellos_since = now;
+		p->nr_hellos = 0;
+	}
+	return ++p->nr_hellos > RC_HELLOS_MAX;
+}
+
 static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
 	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
@@ -358,6 +370,10 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	}
 	if (h.resumes) {
 		rc_resume_request(ctx, d, p, &h, ev);
+		return;
+	}
+	if (comes_too_often(p)) {
+		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "it begins too many sessions; later");
 		return;
 	}
 	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) &&

@@ -54,6 +54,9 @@ enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEE
 /* How long one attempt at a session waits for the peer, which may be stopped, or one of many on a busy machine. */
 #define RC_ANSWER_NS (30 * NSEC_PER_SEC)
 
+/* Hellos for new sessions that are taken of a peer in a second: beginning one is much work. */
+#define RC_HELLOS_MAX 32u
+
 struct rc_peer {
 	struct rc_member *member;
 	uint32_t rank;
@@ -76,6 +79,8 @@ struct rc_peer {
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
 	uint64_t hello_number;        /* [lock] of its last hello */
+	int64_t hellos_since;         /* [lock] the second in which it said nr_hellos, for new sessions */
+	uint32_t nr_hellos;           /* [lock] RC_HELLOS_MAX of them are taken */
 	uint64_t send_seq, recv_seq;  /* [lock] */
 	struct rc_unacked unacked;    /* [lock] */
 	struct rc_resume resume;      /* [lock] */

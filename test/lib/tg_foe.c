@@ -390,8 +390,10 @@ int foe_say_auth(struct foe *f)
 /* A session that worker `to` takes for a good one. */
 void foe_meet(struct foe *f, int to)
 {
-	foe_make_hello(f, to);
-	foe_dial(f, to);
+	do {
+		foe_make_hello(f, to);
+		foe_dial(f, to);
+	} while (f->failed && f->status == -EAGAIN); /* too many for now */
 	if (f->failed)
 		fprintf(stderr, "worker %d did not take the foe's hello: %d %s\n", to, f->status,
 			f->reason);

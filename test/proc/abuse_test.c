@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "core/rc.h"
 #include "tg_foe.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -582,16 +583,31 @@ FOE_TEST(flood__of_pings)
 	foe_still_served(f);
 }
 
-/* Sessions that come and go as fast as they can. */
+/* Sessions that come and go as fast as they can: so many are begun in a second, no more. */
 FOE_TEST(flood__of_sessions)
 {
+	int64_t start = now_ns(), took;
+	int nr = 0;
+
 	for (int i = 0; i < (tg_is_shm() ? 200 : 20); i++) {
-		foe_meet(f, 1);
-		if (i % 3 == 0)
+		foe_make_hello(f, 1);
+		foe_dial(f, 1);
+		nr += f->connected;
+		TG_CHECK(f->connected || f->status == -EAGAIN);
+		if (f->connected && i % 3 == 0) {
+			TG_OK(foe_say_auth(f));
 			foe_say_proto(f, RP_MSG_FORK_REQUEST, foe_id_of(0, 1 + (uint64_t)i), foe_id_of(FOE, 1 + (uint64_t)i));
+		}
 		if (i % 10 == 0)
 			foe_others_work();
 	}
+	took = now_ns() - start;
+	if (nr > (took / NSEC_PER_SEC + 2) * (int)RC_HELLOS_MAX) {
+		fprintf(stderr, "worker 1 took %d sessions in %lld ms\n", nr,
+			(long long)(took / NSEC_PER_MSEC));
+		_exit(1);
+	}
+	foe_meet(f, 1);
 	foe_still_served(f);
 }
 

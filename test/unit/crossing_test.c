@@ -205,6 +205,7 @@ static void deliver(struct rv_conn *c)
 		break;
 	}
 	rc_lock(ctx[c->side]);
+	ctx[c->side]->peers[!c->side].nr_hellos = 0; /* schedules follow each other fast */
 	rc_peer_event(ctx[c->side], &device[c->side], &ev);
 	rc_unlock(ctx[c->side]);
 }
