@@ -477,10 +477,64 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed)
 	return true;
 }
 
+#define AFTER_FAILURE_S 10
+
+/* Ends are looked at and not taken before all have come: until then no pid is another process'. */
+static bool has_ended(pid_t pid, siginfo_t *how)
+{
+	how->si_pid = 0;
+	return waitid(P_PID, (id_t)pid, how, WEXITED | WNOHANG | WNOWAIT) || how->si_pid == pid;
+}
+
+static bool ended_badly(const struct tg_group *g, int rank, const siginfo_t *how)
+{
+	if (g->expect_killed[rank])
+		return how->si_code == CLD_EXITED || how->si_status != SIGKILL;
+	if (how->si_code == CLD_EXITED && !how->si_status)
+		return false;
+	fprintf(stderr, "rank %d ended with %s %d\n", rank,
+		how->si_code == CLD_EXITED ? "status" : "signal", how->si_status);
+	return true;
+}
+
+/*
+ * Returns how many workers did not end as expected. Once one has failed, the others may wait for it
+ * in vain until their own deadline: they get a little time to say what they noticed.
+ */
+static int wait_for_all(struct tg_group *g, int64_t end)
+{
+	bool ended[TG_MAX] = { false };
+	int bad = 0;
+
+	for (int left = g->world; left && now_ns() < end; tg_pause()) {
+		for (int r = 0; r < g->world; r++) {
+			siginfo_t how;
+
+			if (ended[r] || !has_ended(g->pid[r], &how))
+				continue;
+			ended[r] = true;
+			left--;
+			if (!ended_badly(g, r, &how))
+				continue;
+			bad++;
+			end = min_of(end, now_ns() + AFTER_FAILURE_S * tg_slow() * NSEC_PER_SEC);
+		}
+	}
+	for (int r = 0; r < g->world; r++) {
+		if (!ended[r]) {
+			fprintf(stderr, "rank %d (pid %d) did not end in time\n", r, (int)g->pid[r]);
+			kill(g->pid[r], getenv("RREF_TEST_ABORT") ? SIGABRT : SIGKILL);
+			bad++;
+		}
+		waitpid(g->pid[r], NULL, 0);
+	}
+	return bad;
+}
+
 int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg)
 {
 	static const int crashes[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS };
-	int bad = 0;
+	int bad;
 	int64_t end = now_ns() + (g->timeout_s ? g->timeout_s : 60) * tg_slow() * NSEC_PER_SEC;
 
 	g->deadline = end - 3 * NSEC_PER_SEC;
@@ -491,6 +545,10 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 	fflush(NULL);
 	for (int r = 0; r < g->world; r++) {
 		g->pid[r] = fork();
+		if (g->pid[r] < 0) {
+			perror("fork");
+			abort();
+		}
 		if (g->pid[r] == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			tg_current = g;
@@ -509,27 +567,7 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 			_exit(status);
 		}
 	}
-	for (int r = 0; r < g->world; r++) {
-		int status = 0;
-		pid_t got = 0;
-
-		while (g->pid[r] > 0 && (got = waitpid(g->pid[r], &status, WNOHANG)) == 0 && now_ns() < end)
-			tg_pause();
-		if (got == 0) {
-			fprintf(stderr, "rank %d (pid %d) did not end in time\n", r, (int)g->pid[r]);
-			kill(g->pid[r], getenv("RREF_TEST_ABORT") ? SIGABRT : SIGKILL);
-			waitpid(g->pid[r], &status, 0);
-			bad++;
-			end = 0; /* the others get no more time either */
-		} else if (g->expect_killed[r]) {
-			if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-				bad++;
-		} else if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-			fprintf(stderr, "rank %d ended with %s %d\n", r, WIFSIGNALED(status) ? "signal" : "status",
-				WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-			bad++;
-		}
-	}
+	bad = wait_for_all(g, end);
 	munmap(g->shared, sizeof(*g->shared));
 	return bad;
 }
