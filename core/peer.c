@@ -302,11 +302,11 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	char who[96];
 
 	d->ops->peer_text(conn, who, sizeof(who));
+	/* Counted before the peer hears of it. One that is told to come later has broken nothing. */
+	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
 	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
 	if (err == -EALREADY)
 		return;
-	/* A peer that is told to come later has broken nothing by coming. */
-	at_add(&ctx->n.rejected, err != -EAGAIN);
 	/* Strangers do not fill the log: its lines become rare. */
 	if (worth_logging(++ctx->nr_refused))
 		rc_log(ctx, RREF_LOG_WARNING,

@@ -448,13 +448,18 @@ void foe_others_work(void)
 	}
 }
 
-/* What was just said ends the connection, and is counted. */
+/*
+ * What was just said ends the connection, and is counted. The foe may hear of the end first: a
+ * device tells the peer before it tells its own program.
+ */
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what)
 {
 	int64_t end = tg_deadline();
 
 	while (!f->ended && now_ns() < end)
 		foe_pump(f);
+	while (f->ended && foe_rejected(rank) <= rejected_before && now_ns() < end)
+		;
 	if (!f->ended || foe_rejected(rank) <= rejected_before) {
 		fprintf(stderr, "%s: the connection %s, rejected %lu -> %lu\n", what, f->ended ? "ended" : "lives",
 			(unsigned long)rejected_before, (unsigned long)foe_rejected(rank));
