@@ -33,6 +33,7 @@ struct rc_resume { /* [lock] */
 	int64_t look_at;         /* when something was to be done next, as the last look left it: later, this worker was not awake */
 	uint32_t attempts;       /* of ours, since it broke */
 	uint32_t nobody;         /* of these in a row that found no listener */
+	uint32_t stale;          /* of these in a row that were refused with ESTALE */
 	uint32_t score;          /* of this short time: RC_SCORE_LIMIT */
 	int64_t score_since;
 	_Atomic uint32_t refused;/* [atomic] READs that its device refused, not in the score yet */

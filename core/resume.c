@@ -16,8 +16,9 @@
  * are told by the MACs' holders only.
  *
  * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins. A process that is
- * gone has no listener: two refusals in a row end the session, within milliseconds. A peer that ended it refuses with
- * ENETRESET: we were cut off. A peer that does not answer in time is dead.
+ * gone has no listener: two refusals in a row end the session, within milliseconds. So do two with ESTALE, for another
+ * incarnation; the first may be for a copy of our hello, which the network repeated after the peer gave that attempt up.
+ * A peer that ended it refuses with ENETRESET: we were cut off. A peer that does not answer in time is dead.
  *
  * A READ with a bad key ends its connection (FACTS), and a peer may guess keys, or hand out places that are none, as
  * often as it may reconnect. So broken connections are counted, and too many in a short time end the session; for a
@@ -33,6 +34,7 @@
 #define LONG_NS (3600 * NSEC_PER_SEC)     /* no peer timeout is longer here */
 #define CROSSED_NS (100 * NSEC_PER_MSEC)  /* who lost a crossing leaves the other so long */
 #define NOBODY_MAX 2u
+#define STALE_MAX 2u
 #define SCORE_NS (10 * NSEC_PER_SEC)
 #define BAN_NS (5 * NSEC_PER_SEC)
 
@@ -65,7 +67,7 @@ void rc_resume_over(struct rc_peer *p)
 {
 	p->resume.broken = false;
 	p->resume.step = RC_RESUME_WAIT;
-	p->resume.nobody = 0;
+	p->resume.nobody = p->resume.stale = 0;
 }
 
 /* True: it was once too often, and the session is fenced. */
@@ -112,7 +114,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	p->probing = false;
 	rc_send_again(p);
 	r->broken = true;
-	r->nobody = r->attempts = 0;
+	r->nobody = r->stale = r->attempts = 0;
 	/* What no answer of the device told has taken its time already. */
 	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
 	r->look_at = rc_resume_due(p);
@@ -165,7 +167,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	p->link = ev->conn;
 	r->step = RC_RESUME_ACCEPT;
 	r->at = now_ns() + attempt_ns(ctx);
-	r->nobody = 0;
+	r->nobody = r->stale = 0;
 	length = rc_answer_make(&p->key, &p->hs, answer);
 	if (rc_peer_seal(p, ev->conn, false) || d->ops->accept(ev->conn, answer, length, p)) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s again failed: %s", p->member->name, rv_error_text());
@@ -236,7 +238,9 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 		return;
 	}
 	p->resume.nobody = 0;
-	if (err == -EALREADY || err == -ECONNREFUSED)
+	p->resume.stale = err == -ESTALE ? p->resume.stale + 1 : 0;
+	if (err == -EALREADY || err == -ECONNREFUSED ||
+	    (err == -ESTALE && p->resume.stale < STALE_MAX))
 		return;
 	if (err == -EAGAIN)
 		err = -ENETRESET; /* it lives, and has had enough of our connections: the session is over there */

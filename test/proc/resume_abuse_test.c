@@ -340,7 +340,7 @@ FOE_TEST(server__that_refuses_to_resume)
 	static const struct { int reason, status; } say[] = {
 		{ -ENETRESET, -ENETRESET },     /* we were cut off */
 		{ -EAGAIN, -ENETRESET },        /* and are not to come back soon */
-		{ -ESTALE, -ESTALE },           /* another incarnation */
+		{ -ESTALE, -ESTALE },           /* another incarnation, as it says each time */
 		{ -ESHUTDOWN, -EOWNERDEAD },    /* it left */
 		{ -EPROTO, -EOWNERDEAD },
 	};
@@ -348,13 +348,47 @@ FOE_TEST(server__that_refuses_to_resume)
 
 	for (unsigned i = 0; i < array_size(say); i++) {
 		called_meanwhile(f);
-		f->ops->reject(f->request, reason, rc_reason_make(say[i].reason, "no\033[2J", reason));
-		FOE_UNTIL(f, foe_shown()->called);
+		for (; !foe_shown()->called; foe_pump(f)) {
+			if (!f->request)
+				continue;
+			f->ops->reject(f->request, reason,
+				       rc_reason_make(say[i].reason, "no\033[2J", reason));
+			f->request = NULL;
+		}
 		TG_IS(foe_shown()->called, 1 - say[i].status);
 		TG_CHECK(foe_shown()->took_ns < 15 * tg_slow() * NSEC_PER_SEC);
 		foe_others_work();
 		usleep(300000); /* the other does not try again at once */
 	}
+}
+
+/* A copy of a hello is refused with ESTALE too: once, that ends no session. */
+FOE_TEST(server__that_refuses_one_attempt_as_stale)
+{
+	uint8_t reason[RV_REASON_MAX], answer[RV_ANSWER_MAX];
+	uint64_t heard;
+
+	foe_meet(f, 1);
+	foe_still_served(f);
+	f->request = NULL;
+	f->ops->close_conn(f->conn);
+	f->conn = NULL;
+	FOE_UNTIL(f, f->request);
+	f->ops->reject(f->request, reason, rc_reason_make(-ESTALE, "too late", reason));
+	f->request = NULL;
+	FOE_UNTIL(f, f->request);
+	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
+
+	foe_asked(f, &h);
+	TG_CHECK(h.resumes);
+	TG_IS(h.epoch, f->hs.epoch);
+	h.server_received = f->got;
+	heard = f->nr_recv[RW_RECEIVED];
+	foe_accept(f, &h, answer, rc_answer_make(&f->pair[1], &h, answer));
+	FOE_UNTIL(f, f->nr_recv[RW_RECEIVED] > heard);
+	TG_OK(f->ops->allow_reads(f->conn));
+	TG_OK(foe_say_received(f, NULL));
+	foe_still_served(f);
 }
 
 /* It answers what is no answer, again and again, or not at all: given up in bounded time. */
@@ -407,6 +441,7 @@ int main(void)
 		cmocka_unit_test(acknowledged__what_was_never_sent),
 		cmocka_unit_test(resume__and_the_same_messages_again),
 		cmocka_unit_test(resume__all_the_time),
+		cmocka_unit_test(server__that_refuses_one_attempt_as_stale),
 		cmocka_unit_test(server__that_refuses_to_resume),
 		cmocka_unit_test(server__that_answers_nonsense_to_a_resume),
 	};
