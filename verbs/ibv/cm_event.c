@@ -123,8 +123,14 @@ static void send_request(struct rv_conn *conn)
 		.rnr_retry_count = RVI_RNR_RETRY,
 		.srq = 1,
 	};
-	int rc = rvi_qp_create(conn);
+	int rc;
 
+	/* See reap.c: no datagram is sent into a link that is gone. */
+	if (!rvi_port_is_up(dev)) {
+		rvi_conn_down(conn, -EHOSTUNREACH, -1);
+		return;
+	}
+	rc = rvi_qp_create(conn);
 	if (rc) {
 		rvi_log(dev, 1, "%s: %s", dev->caps.device, rv_error_text());
 		rvi_conn_down(conn, rc, -1);

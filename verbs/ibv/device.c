@@ -122,6 +122,7 @@ static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
 	if (rc)
 		return rv_fail(rc, "%s cannot be queried: %s", dev->caps.device, strerror(rc));
 	dev->port = (uint8_t)pick->port;
+	dev->ifindex = rvi_gid_netdev(dev->ctx, pick->port, pick->gid_index);
 	/* Pieces of a READ are 32 bits long, whatever the device could do. */
 	dev->max_msg = min_of(port.max_msg_sz, 1u << 31);
 	return 0;

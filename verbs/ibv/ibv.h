@@ -185,6 +185,7 @@ struct rv_dev {
 	uint64_t max_msg;
 	unsigned credit_class;       /* what a peer may send before any frame came (frame.h) */
 	uint32_t max_inline, credits, max_reads, max_sge, max_conns, max_slots, nr_sends;
+	unsigned ifindex;            /* of the GID's network interface; 0 = none */
 	uint8_t port, max_responder, max_initiator;
 	uint8_t ack_timeout;          /* const after open */
 	int64_t connect_ns;           /* the same */
@@ -265,6 +266,9 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out);
 int rvi_no_devices(int err);
 
 /* netdev.c */
+/* The network interface of a GID: its index, or 0 where there is none. */
+unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index);
+bool rvi_netdev_is_up(unsigned ifindex);          /* or nobody knows */
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out);
 socklen_t rvi_addr_size(const struct sockaddr_storage *a);
 void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size);

@@ -6,6 +6,8 @@
 #include <net/if_arp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "gid.h"
@@ -83,6 +85,30 @@ static int ipoib_ip(const char *device, int port, struct sockaddr_storage *out)
 	}
 	freeifaddrs(all);
 	return rc;
+}
+
+unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index)
+{
+	struct ibv_gid_entry e;
+
+	return ibv_query_gid_ex(ctx, (uint32_t)port, (uint32_t)gid_index, &e, 0) ? 0 : e.ndev_ifindex;
+}
+
+bool rvi_netdev_is_up(unsigned ifindex)
+{
+	struct ifreq r = { .ifr_ifindex = (int)ifindex };
+	bool up = true;
+	int fd;
+
+	if (!ifindex)
+		return true;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return true;
+	if (!ioctl(fd, SIOCGIFNAME, &r) && !ioctl(fd, SIOCGIFFLAGS, &r))
+		up = r.ifr_flags & IFF_UP;
+	close(fd);
+	return up;
 }
 
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out)

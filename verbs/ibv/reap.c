@@ -9,6 +9,8 @@
  * While the port is down nothing is destroyed that may have to say goodbye. A datagram that rdma_rxe 6.1 cannot route ends
  * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
  * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
+ * The kernel takes the routes before it tells the port, so the port alone says it too late: the
+ * network interface is asked as well, whose flag falls first.
  */
 #include <stdlib.h>
 
@@ -27,7 +29,9 @@ bool rvi_port_is_up(const struct rv_dev *dev)
 {
 	struct ibv_port_attr port;
 
-	return ibv_query_port(dev->ctx, dev->port, &port) || port.state == IBV_PORT_ACTIVE;
+	if (!ibv_query_port(dev->ctx, dev->port, &port) && port.state != IBV_PORT_ACTIVE)
+		return false;
+	return rvi_netdev_is_up(dev->ifindex);
 }
 
 /* Waits until the port is up, or nobody wants to wait. [r->lock, let go of meanwhile] */
