@@ -255,6 +255,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	pthread_mutex_destroy(&ctx->grow_lock);
 	pthread_mutex_destroy(&ctx->function_lock);
 	rc_send_close(ctx);
+	rc_incoming_close(ctx);
 	rc_leaks_free(ctx);
 	rc_calls_close(ctx);
 	rc_slabs_close(&ctx->handles);
@@ -391,6 +392,8 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	if (err)
 		goto fail;
 	err = rc_send_open(ctx);
+	if (!err)
+		err = rc_incoming_open(ctx);
 	if (err)
 		goto fail;
 	close_unused(ctx);

@@ -84,11 +84,33 @@ void rc_incoming_release(struct rc_incoming *in)
 	in->own = NULL;
 }
 
+/* Kept for the time when there is no memory: a call that is refused then may bring references. */
+int rc_incoming_open(struct rref_ctx *ctx)
+{
+	while (ctx->nr_spare_drops < RC_SPARE_DROPS) {
+		struct rc_incoming *in = malloc(sizeof(*in));
+
+		if (!in)
+			return rc_fail(ENOMEM, "memory for %u refused calls", RC_SPARE_DROPS);
+		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+	}
+	return 0;
+}
+
+void rc_incoming_close(struct rref_ctx *ctx)
+{
+	while (ctx->nr_spare_drops)
+		free(ctx->spare_drop[--ctx->nr_spare_drops]);
+}
+
 static void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	ctx->peers[in->from].nr_drops--;
 	rc_incoming_release(in);
-	free(in);
+	if (ctx->nr_spare_drops < RC_SPARE_DROPS)
+		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+	else
+		free(in);
 }
 
 /* The records of a call that does not run, or of a late reply: taken and dropped, so that their parents go on. */
@@ -103,11 +125,14 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 		rc_peer_fence(ctx, from, -EOWNERDEAD, "it shared too many references that nobody asked for");
 		return;
 	}
-	in = calloc(1, sizeof(*in));
+	in = malloc(sizeof(*in));
+	if (!in && ctx->nr_spare_drops)
+		in = ctx->spare_drop[--ctx->nr_spare_drops];
 	if (!in) {
 		rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
 		return;
 	}
+	rc_incoming_init(in);
 	from->nr_drops++;
 	in->from = from->rank;
 	in->ready = discard;

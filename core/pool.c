@@ -71,10 +71,10 @@ static void admit(struct rc_pool *pool, struct rc_caller *c)
 }
 
 /* No thread can be had for it. Its caller hears so from whoever runs it. */
-static void refuse(struct rref_call *call)
+static void refuse(struct rref_call *call, const char *why)
 {
 	call->in.status = -EAGAIN;
-	snprintf(call->in.text, sizeof(call->in.text), "no thread for the call: all handlers there wait, and no more can be started");
+	snprintf(call->in.text, sizeof(call->in.text), "no thread for the call: %.170s", why);
 }
 
 static void *run(void *arg)
@@ -93,7 +93,8 @@ static void *run(void *arg)
 
 			pool->queued--;
 			if (c->blocked >= pool->max_waiting)
-				refuse(call);
+				refuse(call, "all handlers there wait, and no more can be started "
+					     "(max_waiting)");
 			my_caller = c;
 			pthread_mutex_unlock(&pool->lock);
 			rc_hook_run(call->ctx, &call->hook);
@@ -159,7 +160,7 @@ static void grow(struct rc_pool *pool, struct list *refused)
 
 			pool->queued--;
 			pool->caller[call->caller].nr--;
-			refuse(call);
+			refuse(call, why);
 			list_add_tail(refused, n);
 		}
 	}

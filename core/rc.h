@@ -154,6 +154,9 @@ struct rref_ctx {
 	struct list self_queue;           /* [lock] struct rc_outgoing */
 	struct list spare_messages;       /* [lock] small ones that came there; send.c */
 	uint32_t nr_spare_messages;       /* [lock] */
+#define RC_SPARE_DROPS 32u
+	struct rc_incoming *spare_drop[RC_SPARE_DROPS]; /* [lock] incoming.c */
+	uint32_t nr_spare_drops;			/* [lock] */
 	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
 	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
 	struct list wraps_out;            /* [lock] values whose release callbacks run now */
@@ -565,6 +568,8 @@ const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *nam
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
 void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
 void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
+int rc_incoming_open(struct rref_ctx *ctx); /* 0, or -errno with a text */
+void rc_incoming_close(struct rref_ctx *ctx);
 bool rc_incoming_room(struct rc_incoming *in, uint32_t nr);
 void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
 void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from); /* [lock] */

@@ -9,6 +9,8 @@
 
 #define WRONG_NUMBER "%u references came, of %" PRIu64 " that were asked for"
 
+#define NO_MEMORY "memory for a result of %" PRIu64 " bytes and %u references"
+
 static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_future *f = in->future;
@@ -59,6 +61,7 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		if (!rc_incoming_room(in, r->nr_refs)) {
 			rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
 			in->status = -ENOMEM;
+			snprintf(in->text, sizeof(in->text), NO_MEMORY, (uint64_t)r->data_length, r->nr_refs);
 			reply_ready(ctx, in);
 			return;
 		}
@@ -81,6 +84,8 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 				f->data_length = r->data_length;
 			} else {
 				f->status = -ENOMEM;
+				snprintf(f->text, sizeof(f->text), NO_MEMORY,
+					 (uint64_t)r->data_length, r->nr_refs);
 			}
 		}
 		rc_op_answered(f);
@@ -93,6 +98,8 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 			f->data_length = r->data_length;
 		} else {
 			f->incoming->status = -ENOMEM;
+			snprintf(f->incoming->text, sizeof(f->incoming->text), NO_MEMORY,
+				 (uint64_t)r->data_length, r->nr_refs);
 		}
 	}
 	/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */

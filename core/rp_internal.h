@@ -247,9 +247,10 @@ static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { ret
 int rp_table_init(struct rp_table *t, bool *wanting);
 void rp_table_close(struct rp_table *t);
 int rp_table_grow(struct rp_table *t, const struct rp_pool *p);
-static inline int rp_table_reserve(struct rp_table *t, const struct rp_pool *p) /* room for one more */
+/* Grows a table that is full, and tells whether it is so no more. A full one works on, more slowly. */
+static inline bool rp_table_reserve(struct rp_table *t, const struct rp_pool *p)
 {
-	return likely(t->used <= t->mask) ? 0 : rp_table_grow(t, p);
+	return likely(t->used <= t->mask) || !rp_table_grow(t, p);
 }
 void rp_table_shrink(struct rp_table *t);
 static inline void rp_table_trim(struct rp_table *t) /* gives memory of an empty table back */

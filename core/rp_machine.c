@@ -67,12 +67,13 @@ static __attribute__((noinline)) int reserve_more(struct rp *m)
 	m->large = true;
 	if (rp_effects_reserve(m, RP_STEP_EFFECTS) || rp_pool_reserve(&m->owners, 1) || rp_pool_reserve(&m->helds, 1) ||
 	    rp_pool_reserve(&m->users, 1) || rp_pool_reserve(&m->children, 1) || rp_pool_reserve(&m->tombs, 1) ||
-	    rp_pool_reserve(&m->waits, 1) || rp_pool_reserve(&m->faults, 1) ||
-	    rp_table_reserve(&m->owner_table, &m->owners) || rp_table_reserve(&m->held_table, &m->helds) ||
-	    rp_table_reserve(&m->user_table, &m->users) || rp_table_reserve(&m->child_table, &m->children) ||
-	    rp_table_reserve(&m->tomb_table, &m->tombs))
+	    rp_pool_reserve(&m->waits, 1) || rp_pool_reserve(&m->faults, 1))
 		return -ENOMEM;
-	m->wanting = false;
+	m->wanting = !(rp_table_reserve(&m->owner_table, &m->owners) &&
+		       rp_table_reserve(&m->held_table, &m->helds) &&
+		       rp_table_reserve(&m->user_table, &m->users) &&
+		       rp_table_reserve(&m->child_table, &m->children) &&
+		       rp_table_reserve(&m->tomb_table, &m->tombs));
 	m->large = m->owner_table.mask >= RP_TABLE_KEPT || m->held_table.mask >= RP_TABLE_KEPT ||
 		   m->user_table.mask >= RP_TABLE_KEPT || m->child_table.mask >= RP_TABLE_KEPT || m->tomb_table.mask >= RP_TABLE_KEPT;
 	return 0;

@@ -29,6 +29,7 @@
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
 #define WINDOW 1024u                      /* sent and not acknowledged */
 #define SPARES 64u                        /* small messages that are kept for the next */
+#define RESERVE 32u /* of these, kept for the time when there is no memory */
 #define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
 #define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
 
@@ -38,12 +39,6 @@ static void free_all(struct list *head)
 
 	while ((n = list_pop(head)))
 		free(container_of(n, struct rc_outgoing, node));
-}
-
-int rc_send_open(struct rref_ctx *ctx)
-{
-	list_init(&ctx->spare_messages);
-	return rc_inject_open(ctx);
 }
 
 void rc_send_close(struct rref_ctx *ctx)
@@ -68,13 +63,34 @@ static struct rc_outgoing *make(uint32_t room)
 	return o;
 }
 
+static void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	ctx->nr_spare_messages++;
+	list_add(&ctx->spare_messages, &o->node);
+}
+
+/* A worker without memory must still refuse a call, and tell what others rely on. */
+int rc_send_open(struct rref_ctx *ctx)
+{
+	list_init(&ctx->spare_messages);
+	for (unsigned i = 0; i < RESERVE; i++) {
+		struct rc_outgoing *o = make(RC_SMALL_MESSAGE);
+
+		if (!o)
+			return rc_fail(ENOMEM, "memory for %u messages", RESERVE);
+		keep_spare(ctx, o);
+	}
+	return rc_inject_open(ctx);
+}
+
 /* It is in no list. */
 static inline struct rc_outgoing *make_small(struct rref_ctx *ctx)
 {
 	struct rc_outgoing *o;
 
-	if (unlikely(list_empty(&ctx->spare_messages)))
-		return make(RC_SMALL_MESSAGE);
+	if (unlikely(ctx->nr_spare_messages <= RESERVE) &&
+	    ((o = make(RC_SMALL_MESSAGE)) || list_empty(&ctx->spare_messages)))
+		return o;
 	ctx->nr_spare_messages--;
 	o = container_of(list_take(&ctx->spare_messages), struct rc_outgoing, node);
 	o->tries = 0;
@@ -99,8 +115,7 @@ static inline void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 		free(o);
 		return;
 	}
-	ctx->nr_spare_messages++;
-	list_add(&ctx->spare_messages, &o->node);
+	keep_spare(ctx, o);
 }
 
 void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)

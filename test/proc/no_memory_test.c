@@ -204,6 +204,67 @@ TG_TEST(shares__each_allocation, 2)
 	return 0;
 }
 
+/*
+ * Calls of all kinds come to a worker whose memory is gone. Each ends in an error with a reason,
+ * and at once; the session stays, and with it all that is shared already.
+ */
+TG_TEST(calls__to_a_worker_without_memory, 2)
+{
+	struct rref_ctx *ctx = join(rank);
+
+	if (rank == 0) {
+		tg_wait_flag_serving(ctx, 0, 1);
+		out = 1;
+		tg_set_flag(0, 2);
+		while (tg_flag(0) != 3)
+			rref_progress(ctx);
+		out = 0;
+		tg_set_flag(0, 4);
+		TG_CHECK(failed > 0);
+	} else {
+		static char bytes[4096], large[1 << 20];
+		struct rref *shared = tg_remote(ctx, 0, "tg.echo", "kept", 4), *made, *own;
+		struct rref_future *f;
+		uint64_t sessions;
+		struct rref_view *view;
+
+		TG_OK(rref_new(ctx, "own", 3, &own));
+		tg_expect_bytes(shared, "kept", 4);
+		sessions = tg_stats(ctx).sessions;
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		for (int i = 0; i < 20; i++) {
+			struct rref *refs[] = { shared, own, shared };
+
+			TG_IS(rref_rpc_sync(ctx, 0, "tg.echo", tg_bytes(bytes, sizeof(bytes)),
+					    RREF_DEFAULT, &f), -ENOMEM);
+			TG_TEXT("memory");
+			TG_IS(rref_rpc_sync(ctx, 0, "tg.echo", tg_bytes(large, sizeof(large)),
+					    RREF_DEFAULT, &f), -ENOMEM);
+			TG_TEXT("memory");
+			TG_IS(rref_rpc_sync(ctx, 0, "tg.echo_refs", tg_with(refs, 3), RREF_DEFAULT,
+					    &f), -ENOMEM);
+			TG_TEXT("memory");
+			TG_OK(rref_remote(ctx, 0, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT, &made));
+			TG_IS(rref_to_here(made, RREF_DEFAULT, &view), -ENOMEM);
+			TG_TEXT("memory");
+			rref_release(made);
+		}
+		tg_expect_bytes(shared, "kept", 4);
+		tg_set_flag(0, 3);
+		tg_wait_flag_serving(ctx, 0, 4);
+		TG_IS(echo(ctx, 0, (struct rref *[]){ shared, own, shared, own, own }), 0);
+		TG_IS(tg_stats(ctx).sessions, sessions);
+		rref_release(shared);
+		rref_release(own);
+		tg_until_clean(ctx, 0);
+		tg_until_clean(ctx, 1);
+	}
+	tg_meet_serving(ctx, 1);
+	tg_finish(ctx);
+	return 0;
+}
+
 static void a_sanitizer__replaces_the_allocator(void **state)
 {
 	(void)state;
@@ -215,6 +276,7 @@ int main(void)
 {
 	const struct CMUnitTest none[] = { cmocka_unit_test(a_sanitizer__replaces_the_allocator) };
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(calls__to_a_worker_without_memory),
 		cmocka_unit_test(holder_killed__its_forks_go_without_memory),
 		cmocka_unit_test(owner_killed__reads_end_without_memory),
 		cmocka_unit_test(shares__each_allocation),
