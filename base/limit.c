@@ -2,11 +2,13 @@
 #include "base/limit.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -40,6 +42,38 @@ static bool limited(int what, unsigned long long *value)
 	return true;
 }
 
+/*
+ * Tells whether new memory counts against RLIMIT_MEMLOCK, as after mlockall(MCL_FUTURE). The page
+ * is for that alone: nothing else may be locked yet.
+ */
+static bool has_locked(void)
+{
+	void *page = mmap(NULL, 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool refused = page == MAP_FAILED && errno == EAGAIN;
+	int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	char status[4096] = "";
+	const char *at = NULL;
+
+	if (fd >= 0 && read(fd, status, sizeof(status) - 1) > 0)
+		at = strstr(status, "VmLck:");
+	if (fd >= 0)
+		close(fd);
+	if (page != MAP_FAILED)
+		munmap(page, 1);
+	return refused || (at && strtoull(at + strlen("VmLck:"), NULL, 10));
+}
+
+static void no_locked(const char *call, size_t bytes)
+{
+	unsigned long long value = 0;
+
+	limited(RLIMIT_MEMLOCK, &value);
+	snprintf(text, sizeof(text),
+		 "%s of %s: locked memory is limited to %s (RLIMIT_MEMLOCK): raise it by "
+		 "'ulimit -l', or lower max_value_bytes and max_landing_bytes",
+		 call, size_text(bytes).text, size_text(value).text);
+}
+
 static void no_descriptors(const char *call)
 {
 	struct rlimit r = { 0, 0 };
@@ -61,17 +95,26 @@ static void no_addresses(const char *call, size_t bytes)
 			 size_text(bytes).text);
 }
 
+/* A thread needs a place among the user's, and memory for its stack. */
 static void no_threads(const char *call)
 {
-	char nproc[24] = "without limit", space[24] = "without limit";
+	char nproc[64] = "", memory[64] = "";
 	unsigned long long value;
 
 	if (limited(RLIMIT_NPROC, &value))
-		snprintf(nproc, sizeof(nproc), "%llu", value);
+		snprintf(nproc, sizeof(nproc), "RLIMIT_NPROC is %llu ('ulimit -u'), ", value);
 	if (limited(RLIMIT_AS, &value))
-		snprintf(space, sizeof(space), "%s", size_text(value).text);
-	snprintf(text, sizeof(text), "%s: a limit on threads: RLIMIT_NPROC is %s ('ulimit -u'), RLIMIT_AS %s ('ulimit -v'); or "
-		 "pids.max of the container: raise it", call, nproc, space);
+		snprintf(memory, sizeof(memory), "RLIMIT_AS %s ('ulimit -v'), ",
+			 size_text(value).text);
+	else if (limited(RLIMIT_DATA, &value))
+		snprintf(memory, sizeof(memory), "RLIMIT_DATA %s ('ulimit -d'), ",
+			 size_text(value).text);
+	else if (limited(RLIMIT_MEMLOCK, &value) && has_locked())
+		snprintf(memory, sizeof(memory), "RLIMIT_MEMLOCK %s ('ulimit -l'), ",
+			 size_text(value).text);
+	snprintf(text, sizeof(text),
+		 "%s: a limit on threads: %s%sor pids.max of the container: raise it", call, nproc,
+		 memory);
 }
 
 static void too_long(const char *call, size_t bytes)
@@ -99,12 +142,17 @@ const char *limit_why(const char *call, int err, size_t bytes)
 	else if (err == EAGAIN && !strcmp(call, "pthread_create"))
 		no_threads(call);
 	else if (err == EAGAIN && bytes)
-		snprintf(text, sizeof(text), "%s: a limit on locked memory (RLIMIT_MEMLOCK): raise it by 'ulimit -l'", call);
+		no_locked(call, bytes);
 	else if (err == EPERM || err == ENOSYS || err == EACCES)
 		snprintf(text, sizeof(text), "%s: refused by the system (%s): a container's seccomp profile must allow it", call,
 			 strerror_r(err, words, sizeof(words)));
 	else if (err == EROFS)
 		snprintf(text, sizeof(text), "%s: the file system can only be read: mount it writable", call);
+	else if (err == ENOSPC && !strcmp(call, "epoll_ctl"))
+		snprintf(text, sizeof(text),
+			 "%s: too many descriptors are watched for this user: raise it by 'sysctl "
+			 "fs.epoll.max_user_watches'",
+			 call);
 	else if (err == ENOSPC || err == EDQUOT)
 		snprintf(text, sizeof(text), "%s: no room is left there, or by its quota", call);
 	else
@@ -116,6 +164,7 @@ const char *limit_why(const char *call, int err, size_t bytes)
 const char *limit_why_no_memory(void)
 {
 	unsigned long long value;
+	int saved = errno;
 
 	text[0] = '\0';
 	if (limited(RLIMIT_AS, &value))
@@ -124,6 +173,11 @@ const char *limit_why_no_memory(void)
 	else if (limited(RLIMIT_DATA, &value))
 		snprintf(text, sizeof(text), "data is limited to %s (RLIMIT_DATA): raise it by 'ulimit -d'",
 			 size_text(value).text);
+	else if (limited(RLIMIT_MEMLOCK, &value) && has_locked())
+		snprintf(text, sizeof(text),
+			 "locked memory is limited to %s (RLIMIT_MEMLOCK): raise it by 'ulimit -l'",
+			 size_text(value).text);
+	errno = saved;
 	return text;
 }
 

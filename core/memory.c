@@ -116,7 +116,9 @@ static int beacon_page(struct rref_ctx *ctx)
 	if (fd >= 0 && !limit_file(page) && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
 		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mem == MAP_FAILED)
-		err = rc_fail(errno == EAGAIN ? ENOMEM : limit_errno(errno), "the beacon's page: %s", limit_why(fd < 0 ? "memfd_create" : "mapping", errno, page));
+		err = rc_fail(errno == EAGAIN ? ENOMEM : limit_errno(errno),
+			      "the beacon's page: %s",
+			      limit_why(fd < 0 ? "memfd_create" : "mapping", errno, page));
 	else
 		err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, mem, page, fd, &cookie);
 	if (err) {

@@ -322,7 +322,6 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -EPROTO       the other side does not speak this protocol
  *   -EIO          the trace file cannot be made (it must be a regular file), getrandom(2) is
  *                 refused, or a system service failed; the text says which
- *   -EAGAIN       no thread can be had; the text names the limits
  *   -ECHILD       this process was made by clone(2) or _Fork from one with contexts: see the top
  */
 RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);

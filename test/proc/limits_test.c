@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -378,6 +379,101 @@ static void init__few_threads(void **state)
 	run_or_skip(few_threads, NULL);
 }
 
+/* ---- RLIMIT_DATA: too little for another thread's stack ---- */
+
+static size_t data_in_use(void)
+{
+	size_t kib = 0;
+	char line[256];
+	FILE *f = fopen("/proc/self/status", "re");
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "VmData: %zu", &kib) == 1)
+			break;
+	TG_CHECK(kib);
+	fclose(f);
+	return kib * 1024;
+}
+
+static int little_data(const void *arg)
+{
+	struct rref_options o = options();
+	struct rref_ctx *ctx;
+
+	(void)arg;
+	o.mode = RREF_PROGRESS_MANUAL;
+	o.functions = tg_functions;
+	o.nr_functions = tg_nr_functions;
+	TG_OK(rref_init(&o, &ctx));
+	limit(RLIMIT_DATA, data_in_use() + MIB);
+	TG_CHECK(!works_or(rref_rpc_sync(ctx, 0, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EAGAIN,
+			   "no thread for the call: pthread_create: ", "RLIMIT_DATA", "ulimit -d"));
+	limit(RLIMIT_DATA, RLIM_INFINITY);
+	TG_OK(rref_rpc_sync(ctx, 0, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+	leave(ctx);
+	return 0;
+}
+
+static void calls__little_data(void **state)
+{
+	(void)state;
+	if (NO_AS_LIMIT) {
+		print_message("skipped: a sanitizer needs its memory\n");
+		skip();
+	}
+	run_or_skip(little_data, NULL);
+}
+
+/* ---- RLIMIT_MEMLOCK: new memory counts against it after mlockall ---- */
+
+/* 0: it was refused as it should be. */
+static int little_locked(const void *arg)
+{
+	const rlim_t bytes = *(const rlim_t *)arg;
+	struct rref_options o = options();
+	struct rlimit r;
+	struct rref_ctx *ctx;
+	struct rref *ref;
+	void *at;
+
+	TG_IS(getrlimit(RLIMIT_MEMLOCK, &r), 0);
+	if (r.rlim_max != RLIM_INFINITY && r.rlim_max < bytes)
+		return SKIPPED;
+	r.rlim_cur = r.rlim_max = bytes;
+	TG_IS(setrlimit(RLIMIT_MEMLOCK, &r), 0);
+	become_nobody();
+	if (mlockall(MCL_FUTURE))
+		return SKIPPED;
+	o.mode = RREF_PROGRESS_MANUAL;
+	o.max_value_bytes = o.max_landing_bytes = 2 * MIB;
+	if (!works_or(rref_init(&o, &ctx), -ENOMEM, "RLIMIT_MEMLOCK", "iB", "ulimit -l"))
+		return 0;
+	for (int i = 0; i < 100; i++)
+		if (!works_or(rref_alloc(ctx, 1000000, &ref, &at), -ENOMEM, "imit", "iB", ""))
+			break;
+	leave(ctx);
+	return WORKED;
+}
+
+static void init__little_locked_memory(void **state)
+{
+	int refused = 0, status;
+
+	(void)state;
+	if (NO_AS_LIMIT) {
+		print_message("skipped: a sanitizer needs its memory\n");
+		skip();
+	}
+	for (rlim_t bytes = 64 * 1024; bytes <= 256 * MIB; bytes = bytes * 5 / 4) {
+		status = in_child(little_locked, &bytes);
+		if (status != 0)
+			break;
+		refused++;
+	}
+	assert_true(status == WORKED || status == SKIPPED);
+	assert_true(refused > 4);
+}
+
 /* ---- system calls that are refused, as by a container's profile ---- */
 
 struct denied {
@@ -616,10 +712,12 @@ static void values__in_a_small_container(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(calls__little_data),
 		cmocka_unit_test(init__few_addresses),
 		cmocka_unit_test(init__few_descriptors),
 		cmocka_unit_test(init__few_descriptors_at_the_rendezvous),
 		cmocka_unit_test(init__few_threads),
+		cmocka_unit_test(init__little_locked_memory),
 		cmocka_unit_test(init__no_proc),
 		cmocka_unit_test(init__no_tmp),
 		cmocka_unit_test(init__read_only_tmp),

@@ -141,7 +141,9 @@ static void limit__words(void **state)
 	assert_non_null(strstr(limit_why("open", ENFILE, 0), "fs.file-max"));
 	assert_non_null(strstr(limit_why("mmap", EAGAIN, 4096), "RLIMIT_MEMLOCK"));
 	assert_non_null(strstr(limit_why("mmap", ENOMEM, 4096), "mmap of 4 KiB"));
+	assert_non_null(strstr(limit_why("mmap", EAGAIN, 4096), "'ulimit -l'"));
 	assert_non_null(strstr(limit_why("write", ENOSPC, 0), "no room"));
+	assert_non_null(strstr(limit_why("epoll_ctl", ENOSPC, 0), "fs.epoll.max_user_watches"));
 	assert_string_equal(limit_why("read", EISDIR, 0), "read: Is a directory");
 	assert_int_equal(errno, EXDEV);
 	assert_int_equal(limit_errno(EMFILE), ENOMEM);

@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
@@ -113,7 +114,8 @@ int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], 
 	}
 	map = mmap(NULL, sizeof(struct rvs_page), PROT_READ, MAP_SHARED, fds[0], 0);
 	if (map == MAP_FAILED) {
-		rc = rv_fail(errno, "shm: cannot map the peer's page: %s", strerror(errno));
+		rc = rv_fail(errno == EAGAIN ? ENOMEM : errno, "shm: the peer's page: %s",
+			     limit_why("mmap", errno, sizeof(struct rvs_page)));
 		goto close_fds;
 	}
 	rb_not_in_child(map, sizeof(struct rvs_page));

@@ -32,6 +32,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -234,7 +235,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 
 static int tell_miss(const struct rv_conn *conn, int why)
 {
-	struct rlimit as;
+	const char *limit;
 
 	switch (why) {
 	case EMFILE:
@@ -257,12 +258,9 @@ static int tell_miss(const struct rv_conn *conn, int why)
 			(unsigned long long)(conn->dev->max_mapped >> 20));
 		break;
 	default:
-		if (!getrlimit(RLIMIT_AS, &as) && as.rlim_cur != RLIM_INFINITY)
-			rv_fail(why,
-				"shm: no address space to map a region of the peer's: RLIMIT_AS is "
-				"%llu MiB: raise it "
-				"(ulimit -v)",
-				(unsigned long long)(as.rlim_cur >> 20));
+		limit = limit_why_no_memory();
+		if (*limit)
+			rv_fail(why, "shm: a region of the peer's cannot be mapped: %s", limit);
 		else
 			rv_fail(why,
 				"shm: a region of the peer's cannot be mapped: no memory for it, "

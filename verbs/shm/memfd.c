@@ -37,7 +37,8 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 	}
 	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED) {
-		rc = rv_fail(errno, "shm: %s", limit_why("mmap", errno, size));
+		/* EAGAIN is a limit too, on locked memory; to the core it means "come again". */
+		rc = rv_fail(errno == EAGAIN ? ENOMEM : errno, "shm: %s", limit_why("mmap", errno, size));
 		goto close_fd;
 	}
 	rb_not_in_child(map, size);

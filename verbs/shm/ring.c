@@ -24,6 +24,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/limit.h"
 #include "shm.h"
 
 _Static_assert(RV_MSG_MAX <= 0xffff && RVS_MAX_CREDITS <= 0xffff, "they fit a word");
@@ -105,7 +106,8 @@ int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 		return rv_fail(ENOMEM, "shm: no memory for %u credits", credits);
 	map = mmap(NULL, tx->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED)
-		return rv_fail(errno, "shm: cannot map the peer's message box: %s", strerror(errno));
+		return rv_fail(errno == EAGAIN ? ENOMEM : errno, "shm: the peer's message box: %s",
+			       limit_why("mmap", errno, tx->bytes));
 	rb_not_in_child(map, tx->bytes);
 	tx->box = map;
 	lay_out(tx, credits);
