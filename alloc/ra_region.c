@@ -288,28 +288,12 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 	}
 }
 
-int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
+/* A region of that size at base. */
+static int add_at(struct ra_arena *a, char *base, size_t size)
 {
-	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
-	/* A large extent has a page more than a power of two: with a granule more, no less of them fit than would without. */
-	size_t more = length > RA_GRANULE ? RA_GRANULE : 0, next = min_of(a->next_region + more, RA_REGION_MAX);
-	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(next, left));
 	struct ra_region *r;
-	char *base;
 	int rc;
 
-	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
-	if (need > left)
-		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
-			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);
-
-	base = find_gap(a, size);
-	if (!base)
-		base = find_gap(a, size = need);
-	if (!base)
-		return ra_fail(-ENOMEM, "value memory: asked %s, of limit %s (%s) %s are registered, and no addresses for as much lie "
-			       "side by side", ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
-			       ra_size_text(used).text);
 	r = calloc(1, sizeof(*r));
 	if (!r || !hole_room(r)) {
 		free(r);
@@ -350,7 +334,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 	}
 	ra_poison(r->base, size);
 	ra_table_publish(a, r, r);
-	at_store(&a->region_bytes, used + size);
+	at_store(&a->region_bytes, at_load(&a->region_bytes) + size);
 	at_add(&a->nr_regions, 1);
 	a->next_region = min_of(a->next_region * 2, RA_REGION_MAX);
 	pthread_mutex_lock(&a->carve);
@@ -366,5 +350,32 @@ close_fd:
 	rb_close(r->fd);
 free_region:
 	region_free(r);
+	return rc;
+}
+
+int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
+{
+	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
+	/* A large extent has a page more than a power of two: with a granule more, no less of them fit than would without. */
+	size_t more = length > RA_GRANULE ? RA_GRANULE : 0, next = min_of(a->next_region + more, RA_REGION_MAX);
+	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(next, left));
+	char *base;
+	int rc;
+
+	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
+	if (need > left)
+		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
+			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);
+
+	base = find_gap(a, size);
+	if (!base)
+		base = find_gap(a, size = need);
+	if (!base)
+		return ra_fail(-ENOMEM, "value memory: asked %s, of limit %s (%s) %s are registered, and no addresses for as much lie "
+			       "side by side", ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
+			       ra_size_text(used).text);
+	/* A limit of the system may allow less, which may be enough. Later ones grow from there. */
+	while ((rc = add_at(a, base, size)) == -ENOMEM && size > need)
+		a->next_region = size = max_of(need, size / 2 & ~(RA_GRANULE - 1));
 	return rc;
 }

@@ -224,8 +224,12 @@ static int short_files(const void *arg)
 		return 0;
 	TG_CHECK(bytes >= MIB);
 	TG_CHECK(!works_or(rref_mem_alloc(ctx, 65 * MIB, &mem, &at), -ENOMEM, "RLIMIT_FSIZE", "limited to", "ulimit -f"));
-	while (n < 8 && works_or(rref_alloc(ctx, 30 * MIB, &refs[n], &at), -ENOMEM, "RLIMIT_FSIZE", "MiB", "ulimit -f"))
+	/* Up to the bound, where the limit allows the least region for it. */
+	while (n < 8 && works_or(rref_alloc(ctx, 30 * MIB, &refs[n], &at), -ENOMEM,
+				 bytes < 30 * MIB ? "RLIMIT_FSIZE" : "RREF_MAX_VALUE_BYTES", "MiB",
+				 bytes < 30 * MIB ? "ulimit -f" : "limit 256 MiB"))
 		n++;
+	TG_IS(n > 5, bytes > 30 * MIB);
 	TG_CHECK(n < 8);
 	while (n)
 		rref_release(refs[--n]);
@@ -240,6 +244,34 @@ static void values__short_files(void **state)
 	(void)state;
 	for (size_t i = 0; i < array_size(bytes); i++)
 		run_or_skip(short_files, &bytes[i]);
+}
+
+/* The regions that a limit allows are enough for small values, up to the bound. */
+static int small_values(const void *arg)
+{
+	struct rref_options o = options();
+	struct rref *refs[150], *large;
+	struct rref_ctx *ctx;
+	void *at;
+
+	(void)arg;
+	o.region_bytes = 0;
+	limit(RLIMIT_FSIZE, 4 * MIB);
+	TG_OK(rref_init(&o, &ctx));
+	for (size_t i = 0; i < array_size(refs); i++)
+		TG_OK(rref_alloc(ctx, MIB, &refs[i], &at));
+	TG_CHECK(!works_or(rref_alloc(ctx, 5 * MIB, &large, &at), -ENOMEM, "RLIMIT_FSIZE", "4 MiB",
+			   "ulimit -f"));
+	for (size_t i = 0; i < array_size(refs); i++)
+		rref_release(refs[i]);
+	leave(ctx);
+	return 0;
+}
+
+static void values__small_in_short_files(void **state)
+{
+	(void)state;
+	run_or_skip(small_values, NULL);
 }
 
 static int short_trace(const void *arg)
@@ -727,6 +759,7 @@ int main(void)
 		cmocka_unit_test(values__few_descriptors),
 		cmocka_unit_test(values__in_a_small_container),
 		cmocka_unit_test(values__short_files),
+		cmocka_unit_test(values__small_in_short_files),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -197,6 +197,29 @@ static void regions__at_most_2_gib(void **state)
 }
 
 /* What peers on the same machine map: bytes stored through the mapping are in the file, from offset 0. */
+/* A limit on the size of one region keeps no memory from use, but for values that are larger. */
+static void regions__of_the_size_that_can_be_had(void **state)
+{
+	struct dev d = { .most_bytes = 4 * MIB };
+	struct ra_arena *a = arena_new(&d, 32 * MIB, 16 * MIB);
+	void *p[24], *q = NULL;
+
+	(void)state;
+	for (unsigned i = 0; i < 24; i++) {
+		p[i] = must_alloc(a, MIB, 0);
+		mark(p[i], 100, i);
+	}
+	assert_int_equal(ra_alloc(a, 5 * MIB, 0, &q), -ENOMEM);
+	for (unsigned i = 0; i < 24; i++) {
+		assert_true(marked(p[i], 100, i));
+		ra_free(a, p[i], MIB);
+	}
+	d.most_bytes = 0;
+	q = must_alloc(a, 20 * MIB, 0);
+	ra_free(a, q, 20 * MIB);
+	ra_arena_destroy(a);
+}
+
 static void regions__are_memfds(void **state)
 {
 	struct dev d = { 0 };
@@ -534,6 +557,7 @@ int main(void)
 		cmocka_unit_test(regions__double_within_limits),
 		cmocka_unit_test(regions__at_most_2_gib),
 		cmocka_unit_test(regions__are_memfds),
+		cmocka_unit_test(regions__of_the_size_that_can_be_had),
 		cmocka_unit_test(regions__huge_pages),
 		cmocka_unit_test(bound__text_and_reuse),
 		cmocka_unit_test(bound__free_memory_merges),

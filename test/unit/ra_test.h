@@ -46,6 +46,7 @@ struct dev {
 	unsigned fail_reg_at;       /* this call of reg fails, counted from 1; 0 = none */
 	unsigned fail_dereg_at;
 	int fail_errno;
+	size_t most_bytes; /* longer regions are refused; 0: none is */
 };
 
 static inline int dev_reg(void *ctx, void *base, size_t length, int fd, void **cookie)
@@ -55,6 +56,8 @@ static inline int dev_reg(void *ctx, void *base, size_t length, int fd, void **c
 
 	if (++d->nr_reg == d->fail_reg_at)
 		return -d->fail_errno;
+	if (d->most_bytes && length > d->most_bytes)
+		return -ENOMEM;
 	assert_true(d->nr_regions < DEV_REGIONS);
 	*r = (struct dev_region){ base, length, fd, true };
 	d->nr_regions++;
