@@ -39,7 +39,7 @@ struct come {
 	unsigned nr_tries;
 	int last_err;                  /* positive; why the last try failed */
 	bool is_connected;             /* the last try got a connection: somebody is there */
-	char last[96];                 /* the same in words */
+	char last[200];                /* the same in words */
 	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
 	bool is_joined, has_status;
 	bool has_table;	 /* rank 0 has begun to send it: from here on its loss is the group's */
@@ -93,8 +93,11 @@ static void say(struct come *c)
 		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
 		       c->a->text, c->peer, c->me->rank, waited(c).text);
 	else
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s for rank 0: %u tries, the last: %s",
-		       c->a->text, c->peer, c->me->rank, waited(c).text, c->nr_tries, *c->last ? c->last : "no answer yet");
+		rz_log(c->log, RREF_LOG_INFO,
+		       "rendezvous %s (%s): rank 0 is not there yet: rank %u has waited %s s, %u "
+		       "tries, the last: %s",
+		       c->a->text, c->peer, c->me->rank, waited(c).text, c->nr_tries,
+		       *c->last ? c->last : "no answer yet");
 }
 
 /* Waits as wait_fd does, and says so in the log. */
@@ -366,6 +369,14 @@ static int try_all(struct come *c, const struct addrinfo *list)
 	return COME_AGAIN;
 }
 
+/* Tells whether it is this process that could not make a connection, for a limit or a refusal. */
+static bool lacks(const struct come *c)
+{
+	int err = c->is_connected ? 0 : c->last_err;
+
+	return err == EMFILE || err == ENFILE || err == ENOMEM || err == EACCES || err == EPERM;
+}
+
 int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
 	    struct rc_member *members)
@@ -398,12 +409,8 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		uint32_t jitter;
 
 		/* What the process lacks will not come by waiting. */
-		if (!c->is_connected && (c->last_err == EMFILE || c->last_err == ENFILE || c->last_err == ENOMEM ||
-					 c->last_err == EACCES || c->last_err == EPERM))
+		if (lacks(c))
 			break;
-		rz_still(&patience, log,
-			 "rendezvous %s (%s): rank 0 is not there yet (%s), trying again", a->text,
-			 c->peer, c->last);
 		/* A rank 0 that is started again elsewhere has the same name. */
 		if (now_ns() >= look_at) {
 			rz_resolve_again(a, key, &list);
@@ -420,19 +427,18 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		/* Refused, or closed without an answer, is nobody; everything else may be the network. */
 		int err = c->is_connected ? ECONNREFUSED : c->last_err;
 
-		if (err != ECONNREFUSED && err != EMFILE && err != ENFILE && err != ENOMEM && err != EACCES && err != EPERM)
+		if (err != ECONNREFUSED && !lacks(c))
 			err = ETIMEDOUT;
 		r = rc_fail(
-			err,
-			"rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s; is "
-			"rank 0 running there? A "
-			"group that has started is closed: nobody can join it later, or take a "
-			"dead worker's place",
+			err, "rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s%s",
 			a->text, c->peer, me->rank,
 			c->was_joined
 				? "lost rank 0 before the group was complete, and could not reach"
 				: "could not reach",
-			c->nr_tries, waited(c).text, c->last);
+			c->nr_tries, waited(c).text, c->last,
+			lacks(c) ? ""
+				 : "; is rank 0 running there? A group that has started is closed: "
+				   "nobody can join it later, or take a dead worker's place");
 	} else if (r == 0) {
 		memcpy(members, table, world * sizeof(*table));
 	}

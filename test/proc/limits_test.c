@@ -567,6 +567,31 @@ static void init__system_calls_refused(void **state)
 		run_or_skip(denied_init, &calls[i]);
 }
 
+/* A text that quotes another one has it whole, with the remedy at its end. */
+static int denied_connect(const void *arg)
+{
+	struct rref_options o = options();
+	struct rref_ctx *ctx;
+	char place[64];
+
+	(void)arg;
+	tg_free_place(place, sizeof(place));
+	o.rank = 1;
+	o.world_size = 2;
+	o.rendezvous = place;
+	if (deny(SYS_connect, EPERM))
+		return SKIPPED;
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -EIO, "could not reach rank 0", "refused by the system",
+			   "a container's seccomp profile must allow it"));
+	return 0;
+}
+
+static void init__connections_refused(void **state)
+{
+	(void)state;
+	run_or_skip(denied_connect, NULL);
+}
+
 /* ---- file systems ---- */
 
 /* A mount namespace of this process' own, or SKIPPED. */
@@ -745,6 +770,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(calls__little_data),
+		cmocka_unit_test(init__connections_refused),
 		cmocka_unit_test(init__few_addresses),
 		cmocka_unit_test(init__few_descriptors),
 		cmocka_unit_test(init__few_descriptors_at_the_rendezvous),

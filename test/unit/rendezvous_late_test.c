@@ -168,11 +168,11 @@ static void late__another_address_of_the_name(void **state)
 	pair_free(w);
 }
 
-/* Lines about what is waited for: at once, and far fewer than tries. */
+/* Lines about what is waited for: soon, far fewer than tries, and each thing in one line. */
 static void late__is_told_at_growing_intervals(void **state)
 {
 	struct worker *w = worker_new(free_port(), 1, 2);
-	unsigned lines = 0;
+	unsigned lines = 0, all = 0;
 
 	(void)state;
 	w->timeout_ms = 4000;
@@ -182,6 +182,9 @@ static void late__is_told_at_growing_intervals(void **state)
 	for (const char *p = w->lines; (p = strstr(p, "not there yet")); p++)
 		lines++;
 	assert_in_range(lines, 2, 5);
+	for (const char *p = w->lines; (p = strchr(p, '\n')); p++)
+		all++;
+	assert_int_equal(all, lines);
 	worker_free(w);
 }
 
