@@ -2,6 +2,7 @@
 /* The rendezvous' door: the address, the checks that need no socket, and which of the two sides this worker is. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <netinet/in.h>
 #include <stdarg.h>
@@ -9,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <poll.h>
+#include <unistd.h>
 
+#include "base/limit.h"
 #include "base/util.h"
 #include "rc_error.h"
 #include "rc_quote.h"
@@ -165,6 +168,21 @@ static bool may_change(int r, int err)
 	}
 }
 
+/*
+ * The resolver tells of a lack of descriptors as of a name that there is not. 0, or the errno of the
+ * lack.
+ */
+static int lacks_descriptors(void)
+{
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC))
+		return errno;
+	close(fds[0]);
+	close(fds[1]);
+	return 0;
+}
+
 /* Looks once. 0 or an EAI_ code. */
 static int look_up(const struct rz_address *a, struct addrinfo **out)
 {
@@ -201,7 +219,7 @@ int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t dea
 {
 	int64_t start = now_ns();
 	struct addrinfo *list;
-	int tries = 0, r, err;
+	int tries = 0, r, err, lack;
 
 	for (;;) {
 		const char *why;
@@ -216,6 +234,10 @@ int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t dea
 		if (r == EAI_MEMORY)
 			return rc_fail(ENOMEM, "rendezvous \"%s\": no memory to resolve the host",
 				       a->text);
+		lack = lacks_descriptors();
+		if (lack)
+			return rc_fail(lack, "rendezvous \"%s\": cannot resolve the host: %s", a->text,
+				       limit_why("pipe", lack, 0));
 		if (!may_change(r, err))
 			return rc_fail(r == EAI_SYSTEM ? err : EINVAL,
 				       "rendezvous \"%s\": cannot resolve the host: %s", a->text,
