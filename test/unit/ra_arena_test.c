@@ -196,7 +196,6 @@ static void regions__at_most_2_gib(void **state)
 	ra_arena_destroy(a);
 }
 
-/* What peers on the same machine map: bytes stored through the mapping are in the file, from offset 0. */
 /* A limit on the size of one region keeps no memory from use, but for values that are larger. */
 static void regions__of_the_size_that_can_be_had(void **state)
 {
@@ -220,6 +219,7 @@ static void regions__of_the_size_that_can_be_had(void **state)
 	ra_arena_destroy(a);
 }
 
+/* What peers on the same machine map: bytes stored through the mapping are in the file, from offset 0. */
 static void regions__are_memfds(void **state)
 {
 	struct dev d = { 0 };
