@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether a network interface is up, asked of the loopback of a network namespace of its own. */
+/* Whether a datagram of the device would find a route, in a network namespace of its own. */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <net/if.h>
 #include <sched.h>
@@ -17,48 +18,77 @@
 
 #include "verbs/ibv/ibv.h"
 
-static void set_lo(bool up)
+static struct rv_dev dev;
+
+static void set_ip(struct sockaddr_storage *to, const char *ip)
 {
-	struct ifreq r = { .ifr_name = "lo", .ifr_flags = up ? IFF_UP : 0 };
+	struct sockaddr_in a = { .sin_family = AF_INET };
+
+	assert_int_equal(inet_pton(AF_INET, ip, &a.sin_addr), 1);
+	memset(to, 0, sizeof(*to));
+	memcpy(to, &a, sizeof(a));
+}
+
+static bool has_route(const char *ip)
+{
+	struct sockaddr_storage to;
+
+	set_ip(&to, ip);
+	return rvi_has_route(&dev, &to);
+}
+
+static void ask(unsigned long request, void *arg)
+{
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	assert_true(fd >= 0);
-	assert_int_equal(ioctl(fd, SIOCSIFFLAGS, &r), 0);
+	assert_int_equal(ioctl(fd, request, arg), 0);
 	close(fd);
 }
 
-static void netdev__is_up_while_it_is_up(void **state)
+static void route__goes_with_the_interface_and_its_address(void **state)
 {
-	unsigned lo;
+	struct ifreq up = { .ifr_name = "lo", .ifr_flags = IFF_UP }, down = { .ifr_name = "lo" };
 
 	(void)state;
 	if (unshare(CLONE_NEWUSER | CLONE_NEWNET)) {
 		printf("skipped: no network namespace: %s\n", strerror(errno));
 		skip();
 	}
-	lo = if_nametoindex("lo");
-	assert_true(lo > 0);
+	ask(SIOCSIFFLAGS, &up);
+	set_ip(&dev.src, "127.0.0.1");
+	dev.ifindex = if_nametoindex("lo");
+	assert_true(dev.ifindex > 0);
 	for (int i = 0; i < 2; i++) {
-		set_lo(false);
-		assert_false(rvi_netdev_is_up(lo));
-		set_lo(true);
-		assert_true(rvi_netdev_is_up(lo));
+		assert_true(has_route("10.1.2.3"));
+		ask(SIOCSIFFLAGS, &down);
+		assert_false(has_route("10.1.2.3"));
+		ask(SIOCSIFFLAGS, &up);
 	}
+	assert_true(has_route("10.1.2.3"));
+	/* The device's own address is gone. */
+	set_ip(&dev.src, "10.9.9.9");
+	assert_false(has_route("10.1.2.3"));
 }
 
-/* InfiniBand has none, and one may be out of sight: then the port alone is asked. */
-static void netdev__that_nobody_knows_is_up(void **state)
+/* InfiniBand has no such interface, nor a socket for each family: the port alone is asked. */
+static void route__that_nobody_knows(void **state)
 {
+	struct sockaddr_storage none = { 0 };
+
 	(void)state;
-	assert_true(rvi_netdev_is_up(0));
-	assert_true(rvi_netdev_is_up(INT32_MAX));
+	set_ip(&dev.src, "127.0.0.1");
+	dev.ifindex = 0;
+	assert_true(has_route("10.1.2.3"));
+	dev.ifindex = 1;
+	assert_true(rvi_has_route(&dev, &none));
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(netdev__is_up_while_it_is_up),
-		cmocka_unit_test(netdev__that_nobody_knows_is_up),
+		cmocka_unit_test(route__goes_with_the_interface_and_its_address),
+		cmocka_unit_test(route__that_nobody_knows),
 	};
 
 	return cmocka_run_group_tests_name("rv_ibv_netdev", tests, NULL, NULL);

@@ -143,8 +143,8 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	if (rvi_state(conn) != RVI_REQUESTED)
 		return rv_fail(EINVAL, "accept of a connection that asked for nothing");
 	conn->user = user;
-	/* See reap.c: no datagram is sent into a link that is gone. */
-	if (!conn->dead && !rvi_port_is_up(conn->dev))
+	/* See reap.c: no datagram is sent without a route. */
+	if (!conn->dead && !rvi_can_reach(conn->dev, &conn->peer))
 		conn->dead = -EHOSTUNREACH;
 	if (conn->dead)
 		return accept_dead(conn);
@@ -184,8 +184,9 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
 	uint8_t data[RVI_PDATA_MAX];
 	uint8_t n;
 
-	/* Without a link the id says no when it is destroyed, behind the link's return. */
-	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead && rvi_port_is_up(conn->dev)) {
+	/* Without a route the id says no when it is destroyed, once there is one again. */
+	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead &&
+	    rvi_can_reach(conn->dev, &conn->peer)) {
 		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX), 0);
 		rdma_reject(conn->id, data, n);
 	}

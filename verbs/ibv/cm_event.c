@@ -125,8 +125,8 @@ static void send_request(struct rv_conn *conn)
 	};
 	int rc;
 
-	/* See reap.c: no datagram is sent into a link that is gone. */
-	if (!rvi_port_is_up(dev)) {
+	/* See reap.c: no datagram is sent without a route. */
+	if (!rvi_can_reach(dev, &conn->peer)) {
 		rvi_conn_down(conn, -EHOSTUNREACH, -1);
 		return;
 	}

@@ -96,12 +96,12 @@ void rvi_conn_up(struct rv_conn *conn)
 }
 
 /*
- * The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait. While the port
- * is down it is said later, when the id is destroyed: see reap.c.
+ * The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait. While there
+ * is no route it is said later, when the id is destroyed: see reap.c.
  */
 static void tell_peer(struct rv_conn *conn)
 {
-	if (conn->cm_used && rvi_port_is_up(conn->dev))
+	if (conn->cm_used && rvi_can_reach(conn->dev, &conn->peer))
 		rdma_disconnect(conn->id);
 	conn->cm_used = false;
 }

@@ -252,7 +252,8 @@ void rvi_context_close(struct ibv_context *ctx);
 void rvi_reap_init(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
 void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
-bool rvi_port_is_up(const struct rv_dev *dev);     /* or nobody knows */
+/* Whether the port is up and has a route there, or nobody knows. */
+bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to);
 
 /* probe.c: chooses and opens. */
 struct rvi_pick {
@@ -268,7 +269,8 @@ int rvi_no_devices(int err);
 /* netdev.c */
 /* The network interface of a GID: its index, or 0 where there is none. */
 unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index);
-bool rvi_netdev_is_up(unsigned ifindex);          /* or nobody knows */
+/* Whether a datagram to that address finds a route now, or nobody knows. */
+bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to);
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out);
 socklen_t rvi_addr_size(const struct sockaddr_storage *a);
 void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size);

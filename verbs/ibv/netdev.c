@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From a GID to the IP address that rdma_cm wants. */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -94,21 +94,27 @@ unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index)
 	return ibv_query_gid_ex(ctx, (uint32_t)port, (uint32_t)gid_index, &e, 0) ? 0 : e.ndev_ifindex;
 }
 
-bool rvi_netdev_is_up(unsigned ifindex)
+/* As a device with this interface looks for the route of a datagram. Nothing is sent. */
+bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
-	struct ifreq r = { .ifr_ifindex = (int)ifindex };
-	bool up = true;
+	socklen_t size = rvi_addr_size(to);
+	bool has = true;
 	int fd;
 
-	if (!ifindex)
+	if (!dev->ifindex || to->ss_family != dev->src.ss_family)
 		return true;
-	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	fd = socket(to->ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return true;
-	if (!ioctl(fd, SIOCGIFNAME, &r) && !ioctl(fd, SIOCGIFFLAGS, &r))
-		up = r.ifr_flags & IFF_UP;
+	/* Without it a route by another interface counts too. With it all is taken for on-link that
+	 * has no route, so that the interface and its address decide. */
+	(void)setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &dev->ifindex, sizeof(dev->ifindex));
+	if (bind(fd, (const struct sockaddr *)&dev->src, size) ||
+	    connect(fd, (const struct sockaddr *)to, size))
+		has = errno != EADDRNOTAVAIL && errno != ENETUNREACH && errno != EHOSTUNREACH &&
+		      errno != ENETDOWN && errno != EACCES && errno != EINVAL;
 	close(fd);
-	return up;
+	return has;
 }
 
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out)

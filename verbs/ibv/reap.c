@@ -6,11 +6,11 @@
  *
  * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is ours, not the id's.
  *
- * While the port is down nothing is destroyed that may have to say goodbye. A datagram that rdma_rxe 6.1 cannot route ends
+ * While its peer has no route nothing is destroyed that may have to say goodbye. A datagram that rdma_rxe 6.1 cannot route ends
  * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
  * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
- * The kernel takes the routes before it tells the port, so the port alone says it too late: the
- * network interface is asked as well, whose flag falls first.
+ * The port's state alone comes too late: an interface that goes down has no routes before the port
+ * is told. And its address may go while the link stays.
  */
 #include <stdlib.h>
 
@@ -18,57 +18,82 @@
 #include "ibv.h"
 
 #define REAP_MAX 64u /* that wait; more are destroyed where they are closed, so that nobody piles them up */
-#define PORT_LOOK_NS (100 * NSEC_PER_MSEC)
+#define ROUTE_LOOK_NS (100 * NSEC_PER_MSEC)
 
 struct rvi_reaped {
 	struct list node;
 	struct rdma_cm_id *id;
 };
 
-bool rvi_port_is_up(const struct rv_dev *dev)
+bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
 	struct ibv_port_attr port;
 
 	if (!ibv_query_port(dev->ctx, dev->port, &port) && port.state != IBV_PORT_ACTIVE)
 		return false;
-	return rvi_netdev_is_up(dev->ifindex);
+	return rvi_has_route(dev, to);
 }
 
-/* Waits until the port is up, or nobody wants to wait. [r->lock, let go of meanwhile] */
-static void await_port(struct rv_dev *dev)
+static bool can_be_told(const struct rv_dev *dev, struct rdma_cm_id *id)
 {
-	struct rvi_reaper *r = &dev->reaper;
+	const struct sockaddr *sa = rdma_get_peer_addr(id);
+	struct sockaddr_storage to = { 0 };
 
-	while (!r->stop && !rvi_port_is_up(dev)) {
-		struct timespec until;
+	if (sa && (sa->sa_family == AF_INET || sa->sa_family == AF_INET6))
+		memcpy(&to, sa, sa->sa_family == AF_INET ? sizeof(struct sockaddr_in)
+							 : sizeof(struct sockaddr_in6));
+	return rvi_can_reach(dev, &to);
+}
 
-		clock_gettime(CLOCK_MONOTONIC, &until);
-		until.tv_nsec += (long)PORT_LOOK_NS;
-		until.tv_sec += until.tv_nsec / (long)NSEC_PER_SEC;
-		until.tv_nsec %= (long)NSEC_PER_SEC;
-		pthread_cond_timedwait(&r->more, &r->lock, &until);
+/* Takes one that can be destroyed now; at the end, any. [r->lock] */
+static struct rvi_reaped *next(struct rv_dev *dev)
+{
+	struct list *ids = &dev->reaper.ids;
+
+	for (struct list *l = ids->next; l != ids; l = l->next) {
+		struct rvi_reaped *one = container_of(l, struct rvi_reaped, node);
+
+		if (dev->reaper.stop || can_be_told(dev, one->id)) {
+			list_del(l);
+			return one;
+		}
 	}
+	return NULL;
+}
+
+/* Until there is more to do, or a route may be back. [r->lock, let go of meanwhile] */
+static void wait_for_more(struct rvi_reaper *r)
+{
+	struct timespec until;
+
+	if (list_empty(&r->ids)) {
+		pthread_cond_wait(&r->more, &r->lock);
+		return;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += (long)ROUTE_LOOK_NS;
+	until.tv_sec += until.tv_nsec / (long)NSEC_PER_SEC;
+	until.tv_nsec %= (long)NSEC_PER_SEC;
+	pthread_cond_timedwait(&r->more, &r->lock, &until);
 }
 
 static void *reap(void *arg)
 {
 	struct rv_dev *dev = arg;
 	struct rvi_reaper *r = &dev->reaper;
-	struct list *l;
 
 	rb_thread_begin("rref-cm");
 	pthread_mutex_lock(&r->lock);
 	while (!r->stop || !list_empty(&r->ids)) {
-		if (!list_empty(&r->ids))
-			await_port(dev);
-		l = list_pop(&r->ids);
-		if (!l) {
-			pthread_cond_wait(&r->more, &r->lock);
+		struct rvi_reaped *one = next(dev);
+
+		if (!one) {
+			wait_for_more(r);
 			continue;
 		}
 		pthread_mutex_unlock(&r->lock);
-		rdma_destroy_id(container_of(l, struct rvi_reaped, node)->id);
-		free(container_of(l, struct rvi_reaped, node));
+		rdma_destroy_id(one->id);
+		free(one);
 		pthread_mutex_lock(&r->lock);
 		r->nr--;
 	}
@@ -102,7 +127,7 @@ void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
 
 	id->context = NULL; /* its events find no connection any more; see next_event() */
 	pthread_mutex_lock(&r->lock);
-	if (one && (r->nr < REAP_MAX || !rvi_port_is_up(dev)) && (r->runs || start(dev))) {
+	if (one && (r->nr < REAP_MAX || !can_be_told(dev, id)) && (r->runs || start(dev))) {
 		one->id = id;
 		list_init(&one->node);
 		list_add_tail(&r->ids, &one->node);
