@@ -302,7 +302,7 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	char who[96];
 
 	d->ops->peer_text(conn, who, sizeof(who));
-	/* Counted before the peer hears of it. One that is told to come later has broken nothing. */
+	/* Counted before the peer hears of it. "Come later" is no fault of the peer's. */
 	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
 	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
 	if (err == -EALREADY)

@@ -16,9 +16,10 @@
  * are told by the MACs' holders only.
  *
  * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins. A process that is
- * gone has no listener: two refusals in a row end the session, within milliseconds. So do two with ESTALE, for another
- * incarnation; the first may be for a copy of our hello, which the network repeated after the peer gave that attempt up.
- * A peer that ended it refuses with ENETRESET: we were cut off. A peer that does not answer in time is dead.
+ * gone has no listener: two refusals in a row end the session, within milliseconds. So do two
+ * with ESTALE, for another incarnation; the first may be for a copy of our hello, which the network
+ * repeated after the peer gave that attempt up. A peer that ended it refuses with ENETRESET: we
+ * were cut off. A peer that does not answer in time is dead.
  *
  * A READ with a bad key ends its connection (FACTS), and a peer may guess keys, or hand out places that are none, as
  * often as it may reconnect. So broken connections are counted, and too many in a short time end the session; for a

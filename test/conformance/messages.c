@@ -350,7 +350,8 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 	if (rank == 0) {
 		struct rref *r, *s;
 
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		/* There is a session. */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		r = remote_within(ctx, 1, "count", 50 * MS);
 		s = remote_within(ctx, 1, "count", 50 * MS);
 		rref_release(s); /* at once, and never looked at */
@@ -407,7 +408,8 @@ TG_TEST(c144_calls_delayed, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:delay=150ms*6" : "", rank == 0 ? 40 * MS : 0);
 
 	if (rank == 0) {
-		struct rref *mine = remote_within(ctx, 1, "tg.echo", LONG_NS); /* a session, without a CALL */
+		/* A session, without a CALL. */
+		struct rref *mine = remote_within(ctx, 1, "tg.echo", LONG_NS);
 		struct rref_view *v;
 
 		TG_OK(rref_to_here(mine, LONG_NS, &v));

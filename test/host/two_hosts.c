@@ -4,7 +4,7 @@
  *
  *   mixed   two workers on each: shm inside a host, ibv between them, the same regions registered with both
  *   death   an owner whose host dies without a word: its readers hear of it in bounded time, and leave
- *   flap    a link that goes for two seconds, some times: every read and every call goes on behind it
+ *   flap    a link that goes for two seconds, some times: reads and calls go on behind it
  *
  * Host 0 prints the verdict; host 1 gives its own by its exit status.
  */

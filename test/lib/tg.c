@@ -522,7 +522,8 @@ static int wait_for_all(struct tg_group *g, int64_t end)
 	}
 	for (int r = 0; r < g->world; r++) {
 		if (!ended[r]) {
-			fprintf(stderr, "rank %d (pid %d) did not end in time\n", r, (int)g->pid[r]);
+			fprintf(stderr, "rank %d (pid %d) did not end in time\n", r,
+				(int)g->pid[r]);
 			kill(g->pid[r], getenv("RREF_TEST_ABORT") ? SIGABRT : SIGKILL);
 			bad++;
 		}

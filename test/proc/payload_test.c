@@ -442,7 +442,7 @@ TG_TEST(memory__for_the_result, 2)
 
 /* ---- giving up ---- */
 
-/* Calls by how they are given up: how many were begun, and how many heard of it. For all workers. */
+/* Calls by how they are given up. For each way, how many began, and how many heard of it. */
 enum way { CALL_TIMES_OUT, CALL_IS_CANCELLED, CREATION_TIMES_OUT, CALL_HERE_TIMES_OUT, NR_WAYS };
 
 static _Atomic int *begun(enum way w)
@@ -506,8 +506,8 @@ static void give_up(struct rref_ctx *ctx, enum way w)
 	switch (w) {
 	case CALL_TIMES_OUT:
 	case CALL_HERE_TIMES_OUT:
-		TG_IS(rref_rpc_sync(ctx, w == CALL_TIMES_OUT, "until_cancelled", &a, 50 * NSEC_PER_MSEC, NULL),
-		      -ETIMEDOUT);
+		TG_IS(rref_rpc_sync(ctx, w == CALL_TIMES_OUT, "until_cancelled", &a,
+				    50 * NSEC_PER_MSEC, NULL), -ETIMEDOUT);
 		break;
 	case CALL_IS_CANCELLED:
 		TG_OK(rref_rpc_async(ctx, 1, "until_cancelled", &a, RREF_FOREVER, &f));

@@ -91,7 +91,9 @@ unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index)
 {
 	struct ibv_gid_entry e;
 
-	return ibv_query_gid_ex(ctx, (uint32_t)port, (uint32_t)gid_index, &e, 0) ? 0 : e.ndev_ifindex;
+	if (ibv_query_gid_ex(ctx, (uint32_t)port, (uint32_t)gid_index, &e, 0))
+		return 0;
+	return e.ndev_ifindex;
 }
 
 /* As a device with this interface looks for the route of a datagram. Nothing is sent. */
@@ -103,9 +105,10 @@ bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 
 	if (!dev->ifindex || to->ss_family != dev->src.ss_family)
 		return true;
+	rb_hold(); /* no child gets the socket */
 	fd = socket(to->ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
-		return true;
+		goto out;
 	/* Without it a route by another interface counts too. With it all is taken for on-link that
 	 * has no route, so that the interface and its address decide. */
 	(void)setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &dev->ifindex, sizeof(dev->ifindex));
@@ -114,6 +117,8 @@ bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 		has = errno != EADDRNOTAVAIL && errno != ENETUNREACH && errno != EHOSTUNREACH &&
 		      errno != ENETDOWN && errno != EACCES && errno != EINVAL;
 	close(fd);
+out:
+	rb_release();
 	return has;
 }
 

@@ -6,7 +6,8 @@
  *
  * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is ours, not the id's.
  *
- * While its peer has no route nothing is destroyed that may have to say goodbye. A datagram that rdma_rxe 6.1 cannot route ends
+ * While its peer has no route nothing is destroyed that may have to say goodbye.
+ * A datagram that rdma_rxe 6.1 cannot route ends
  * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
  * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
  * The port's state alone comes too late: an interface that goes down has no routes before the port
