@@ -426,8 +426,10 @@ int rc_poller_open(struct rref_ctx *ctx)
 	if (!h)
 		return rc_fail(ENOMEM, "memory for the poller");
 	h->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
-	if (h->timer < 0) {
-		err = rc_fail(errno, "a timer for the poller: %s", limit_why("timerfd_create", errno, 0));
+	if (h->timer < 0 || timerfd_settime(h->timer, 0, &(struct itimerspec){ 0 }, NULL)) {
+		err = rc_fail(errno, "a timer for the poller: %s",
+			      limit_why(h->timer < 0 ? "timerfd_create" : "timerfd_settime", errno, 0));
+		rb_close(h->timer);
 		free(h);
 		return err;
 	}

@@ -62,7 +62,8 @@ static int open_page(struct rv_dev *dev)
 	dev->page->version = RVS_VERSION;
 	rc = rvs_seal(fd, true);
 	if (rc)
-		rc = rv_fail(-rc, "shm: cannot seal the device page: %s", strerror(-rc));
+		rc = rv_fail(-rc, "shm: cannot seal the device page: %s",
+			     limit_why("fcntl", -rc, 0));
 	else
 		rc = dev->page_fd = rvs_reopen_ro(fd);
 	rb_close(fd);
@@ -79,9 +80,12 @@ static int open_listener(struct rv_dev *dev)
 	if (dev->listener < 0)
 		return rv_fail(errno, "shm: to listen: %s", limit_why("socket", errno, 0));
 	memcpy(sun.sun_path + 1, name, len);
-	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)) ||
-	    listen(dev->listener, 128))
-		return rv_fail(errno, "shm: cannot listen on @%.*s: %s", (int)len, name, strerror(errno));
+	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)))
+		return rv_fail(errno, "shm: cannot listen on @%.*s: %s", (int)len, name,
+			       limit_why("bind", errno, 0));
+	if (listen(dev->listener, 128))
+		return rv_fail(errno, "shm: cannot listen on @%.*s: %s", (int)len, name,
+			       limit_why("listen", errno, 0));
 	return 0;
 }
 
@@ -111,6 +115,9 @@ static int open_sources(struct rv_dev *dev)
 	if (add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
 		return rv_fail(errno, "shm: to wait: %s", limit_why("epoll_ctl", errno, 0));
+	/* Whether it may be set shows now: later nobody could be told. */
+	if (timerfd_settime(dev->timer, 0, &(struct itimerspec){0}, NULL))
+		return rv_fail(errno, "shm: to wait: %s", limit_why("timerfd_settime", errno, 0));
 	return 0;
 }
 
