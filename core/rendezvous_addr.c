@@ -24,12 +24,23 @@
 #define STILL_LAST_NS (60 * NSEC_PER_SEC)
 #define RANKS_SHOWN 16 /* ranges in a text */
 
+/* Gives what is wrong with an IPv4 address, or NULL. */
+static const char *wrong_v4(const struct in_addr *in)
+{
+	uint32_t host = ntohl(in->s_addr);
+
+	if (IN_MULTICAST(host) || host == INADDR_BROADCAST)
+		return "a multicast or broadcast address is no place to meet at";
+	return NULL;
+}
+
 /* Gives what is wrong with an IPv6 address, given without its brackets, or NULL. */
 static const char *wrong_v6(struct rz_address *a)
 {
 	char number[INET6_ADDRSTRLEN], *scope = strchr(a->host, '%');
 	size_t length = scope ? (size_t)(scope - a->host) : strlen(a->host);
 	struct in6_addr in6;
+	struct in_addr in;
 
 	snprintf(number, sizeof(number), "%.*s", (int)min_of(length, sizeof(number) - 1), a->host);
 	if (length >= sizeof(number) || inet_pton(AF_INET6, number, &in6) != 1)
@@ -41,12 +52,16 @@ static const char *wrong_v6(struct rz_address *a)
 		return "a link-local address needs its network interface, as in "
 		       "[fe80::1%eth0]:29500";
 	if (IN6_IS_ADDR_MULTICAST(&in6))
-		return "a multicast address is no place to meet at";
-	/* An IPv4 address in disguise is that address: workers that are given either form meet. */
-	if (IN6_IS_ADDR_V4MAPPED(&in6) && !scope)
-		inet_ntop(AF_INET, &in6.s6_addr[12], a->host, sizeof(a->host));
+		return "a multicast or broadcast address is no place to meet at";
+	if (scope && !IN6_IS_ADDR_LINKLOCAL(&in6))
+		return "only a link-local address has a network interface behind a %";
 	a->is_number = true;
-	return NULL;
+	if (!IN6_IS_ADDR_V4MAPPED(&in6))
+		return NULL;
+	/* An IPv4 address in disguise is that address: workers that are given either form meet. */
+	memcpy(&in, &in6.s6_addr[12], sizeof(in));
+	inet_ntop(AF_INET, &in, a->host, sizeof(a->host));
+	return wrong_v4(&in);
 }
 
 /* Gives what is wrong with a name or an IPv4 address, or NULL. No locale says what a letter is. */
@@ -58,7 +73,7 @@ static const char *wrong_name(struct rz_address *a)
 	if (strspn(a->host, "0123456789.") == length) {
 		a->is_number = true;
 		return inet_pton(AF_INET, a->host, &in) == 1
-			       ? NULL
+			       ? wrong_v4(&in)
 			       : "an IPv4 address is four numbers of 0 to 255, as in 10.0.0.1";
 	}
 	for (const char *p = a->host; *p; p++) {
