@@ -363,6 +363,12 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 	int rc;
 
 	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
+	if (need > a->max_bytes)
+		return ra_fail(-ENOMEM,
+			       "value memory: asked %s, for which a region of %s is needed, limit "
+			       "%s (%s)",
+			       ra_size_text(asked).text, ra_size_text(need).text,
+			       ra_size_text(a->max_bytes).text, a->option);
 	if (need > left)
 		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
 			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);

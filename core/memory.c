@@ -180,7 +180,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 	int err = ra_arena_create(&hooks, &ro, &ctx->values);
 
 	if (err)
-		return rc_fail(-err, "value memory: %s", ra_error_text());
+		return rc_fail(-err, "RREF_MAX_VALUE_BYTES: %s", ra_error_text());
 	struct ra_stats values;
 
 	ra_stats(ctx->values, &values);
@@ -191,7 +191,7 @@ int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 	ro.option = "RREF_MAX_LANDING_BYTES";
 	err = ra_arena_create(&hooks, &ro, &ctx->landing);
 	if (err)
-		return rc_fail(-err, "landing memory: %s", ra_error_text());
+		return rc_fail(-err, "RREF_MAX_LANDING_BYTES: %s", ra_error_text());
 	return beacons_open(ctx);
 }
 

@@ -247,7 +247,8 @@ struct rref_options {
 	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
 	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of the memory of this
 					   machine, or of this container (cgroup) if that has less. Several workers in one
-					   container share its memory: set it for them. Counts in steps of
+					   container share its memory: set it for them. Both bounds together
+					   are all of it: lower them if the program needs much itself. Counts in steps of
 					   2 MiB, rounded down; below 2 MiB rref_init gives -EINVAL */
 	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = the same */
 	size_t region_bytes;            /* RREF_REGION_BYTES: first registered region, later ones double; 0 = 16 MiB */

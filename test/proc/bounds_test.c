@@ -140,6 +140,13 @@ TG_TEST(bounds__too_small, 1)
 	o.max_value_bytes = 2 * MIB;
 	o.max_landing_bytes = 1;
 	tg_refuse(&o, -EINVAL, "max_landing_bytes of 1: at least 2097152");
+	o.max_value_bytes = SIZE_MAX;
+	tg_refuse(&o, -EINVAL, "max_landing_bytes of 1");
+	o.max_landing_bytes = 2 * MIB;
+	tg_refuse(&o, -EINVAL, "RREF_MAX_VALUE_BYTES");
+	o.max_value_bytes = 2 * MIB;
+	o.max_landing_bytes = SIZE_MAX / 2;
+	tg_refuse(&o, -EINVAL, "RREF_MAX_LANDING_BYTES");
 	/* Never more than was asked for. */
 	o.max_value_bytes = o.max_landing_bytes = 4 * MIB - 1;
 	o.region_bytes = 2 * MIB;
