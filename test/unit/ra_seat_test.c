@@ -645,7 +645,8 @@ static int again_refused_later(void)
 			hand_do(&h[i], a, hand_use);
 			CHILD_MUST(nr_kept(h[i].shard) == 0);
 		}
-		/* Half, since the spinning thread's slabs may lie anywhere: at both ends, and in the middle of what is left. */
+		/* Half. The spinning thread has a slab at any moment, which may lie anywhere in the region: behind
+		 * what the others use at that moment, say. 24 MiB found no room beside it in 1 of 60 runs. */
 		ra_free(a, must_alloc(a, 16 * MIB, 0), 16 * MIB);
 	}
 	at_store(&busy.stop, 1);
