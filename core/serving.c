@@ -114,6 +114,7 @@ static int serve(struct rref_ctx *ctx)
 
 int rref_serve(struct rref_ctx *ctx)
 {
+	RB_NO_CANCEL;
 	int err = rc_enter(ctx);
 
 	if (err)

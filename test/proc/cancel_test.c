@@ -163,6 +163,45 @@ TG_TEST(cancelled_in_a_wait__the_wait_goes_on, 2)
 	return 0;
 }
 
+static void *server(void *arg)
+{
+	(void)arg;
+	atomic_fetch_add(&waits, 1);
+	TG_IS(rref_serve(ctx), 0);
+	atomic_fetch_add(&over, 1);
+	pthread_testcancel();
+	TG_CHECK(false);
+	return NULL;
+}
+
+/* It serves on until it is stopped, and another may serve then. */
+TG_TEST(cancelled_in_serve__it_serves_on, 2)
+{
+	ctx = tg_join(rank);
+	if (rank == 0) {
+		pthread_t t;
+		void *how;
+
+		for (int i = 0; i < 3; i++) {
+			TG_IS(pthread_create(&t, NULL, server, NULL), 0);
+			while (atomic_load(&waits) <= i)
+				tg_pause();
+			usleep(20000); /* it sleeps by now, mostly */
+			TG_IS(pthread_cancel(t), 0);
+			TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
+			TG_IS(atomic_load(&over), i);
+			TG_OK(rref_serve_stop(ctx));
+			TG_IS(pthread_join(t, &how), 0);
+			TG_CHECK(how == PTHREAD_CANCELED);
+			TG_IS(atomic_load(&over), i + 1);
+		}
+		tg_set_flag(1, 1);
+	}
+	tg_wait_flag_serving(ctx, 1, 1);
+	tg_finish(ctx);
+	return 0;
+}
+
 /*
  * A callback and a handler run with cancelling off, too; whoever was cancelled before the call has
  * it still ahead.
@@ -218,6 +257,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(cancelled_at_any_moment__nothing_is_left_behind),
 		cmocka_unit_test(cancelled_in_a_wait__the_wait_goes_on),
+		cmocka_unit_test(cancelled_in_serve__it_serves_on),
 		cmocka_unit_test(cancelled_before__calls_work_and_the_state_is_given_back),
 	};
 
