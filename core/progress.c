@@ -326,7 +326,8 @@ static bool is_quiet(struct rref_ctx *ctx)
 {
 	/* sc: partner of the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && !at_load_sc(&ctx->log_due) &&
-	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) && !hooks_are_due(ctx);
+	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) &&
+	       !hooks_are_due(ctx);
 }
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)

@@ -686,7 +686,7 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
 /* [lock] Hooks wait: all hands are away, or in the manual mode rc_hooks_deep. */
 bool rc_hooks_blocked(const struct rref_ctx *ctx);
 
-/* [lock] serve.c: what is queued for an inline handler goes to the pool, since hooks are blocked. */
+/* [lock] serve.c: calls for inline handlers go to the pool, since hooks are blocked. */
 void rc_calls_to_pool(struct rref_ctx *ctx);
 const void *rc_this_thread(void);                            /* not NULL; different for each */
 /* The event loop. NONE: there is none. DUE: something has ended since it looked. */

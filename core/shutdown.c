@@ -247,8 +247,8 @@ static int fail_busy(struct rref_ctx *ctx)
 
 	rc_unlock(ctx);
 	return rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer, "
-		       "%u callbacks are due%s", (unsigned)rc_calls_open(ctx), rc_ops_calling(ctx), due,
-		       blocked ? " and wait for others to return" : "");
+		       "%u callbacks are due%s", (unsigned)rc_calls_open(ctx),
+		       rc_ops_calling(ctx), due, blocked ? " and wait for others to return" : "");
 }
 
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)

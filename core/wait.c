@@ -69,8 +69,8 @@ void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
 void rc_wait_wake_any(void)
 {
 	at_add_sc(&any_word, 1);
-	/* Futures stay marked behind a wait. sc: partner of futex_sleep, which the kernel lets sleep
-	 * only while the word is as it was. */
+	/* Futures stay marked behind a wait. sc: partner of futex_sleep: the kernel lets a thread
+	 * sleep only while the word is as it was. */
 	if (at_load_sc(&any_sleepers))
 		futex_wake_all(&any_word);
 }
@@ -284,8 +284,10 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 		briefly = true;
 		rc_make_progress(ctx, true);
 	}
+	if (briefly)
+		deadline = min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC);
 	if (will_sleep(w, &s))
-		futex_sleep(w, s, briefly ? min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC) : deadline);
+		futex_sleep(w, s, deadline);
 }
 
 /*

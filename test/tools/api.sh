@@ -34,9 +34,9 @@ declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' | grep -oE '\brref_[a
 exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' | grep -v '^RREF_' | sort -u)
 check "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$exported"))"
 check "no other symbol leaves the library" "$(nm -D --defined-only "$so" | awk '{print $3}' | grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
-# No function is a cancellation point: each begins with RB_NO_CANCEL, unless it is one of these, which
-# neither wait nor lock nor make a system call. The fast ways of rref_to_here and rref_view_free make
-# none; what these leave to other ways is guarded there.
+# No function is a cancellation point: each begins with RB_NO_CANCEL, unless it is one of these,
+# which neither wait nor lock nor make a system call. The fast ways of rref_to_here and
+# rref_view_free make none; what these leave to other ways is guarded there.
 plain='rref_(call_(caller|cancelled|context|data|function|length|meta|meta_length|nr_refs|ref)
 confirmed context ctx_fd dup equal fork_id format future_(data|error|nr_refs|ref|test|type|view)
 get_id hash is_owner last_error last_error_detail message_kind options_from_env options_init_size
