@@ -438,8 +438,9 @@ void rref_free_ctx(struct rref_ctx *ctx)
 
 	if (!ctx || rc_is_child(ctx))
 		return;
-	if (rc_in_callback()) {
-		rc_log(ctx, RREF_LOG_ERROR, "rref_free_ctx: called from a callback or handler, which may still use the context");
+	if (rc_in_callback() || rc_in_scope_hook()) {
+		rc_log(ctx, RREF_LOG_ERROR, "rref_free_ctx: called from a callback, handler or "
+		       "scope hook, which may still use the context");
 		return;
 	}
 	if (at_load_acq(&ctx->state) != RC_CTX_SHUT)

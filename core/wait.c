@@ -422,10 +422,13 @@ static int check_several(struct rref_future *const *fs, size_t nr, const char *w
 {
 	if (nr && !fs)
 		return rc_fail(EINVAL, "%s: no futures", what);
-	for (size_t i = 0; i < nr; i++)
+	for (size_t i = 0; i < nr; i++) {
 		if (!fs[i])
 			return rc_fail(EINVAL, "%s: future %zu is NULL", what, i);
-	return nr && rc_is_barred(fs[0]->ctx) ? rc_enter_slow(fs[0]->ctx) : 0;
+		if (rc_is_barred(fs[i]->ctx))
+			return rc_enter_slow(fs[i]->ctx);
+	}
+	return 0;
 }
 
 int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)

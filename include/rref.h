@@ -34,7 +34,9 @@
  *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
  *   asks for its log.
  *   Signals      Every thread of the library blocks all signals but those that its own faults
- *                raise. It writes to no pipe or socket in a way that raises SIGPIPE.
+ *                raise. It writes to no pipe or socket in a way that raises SIGPIPE. A signal
+ *                handler may call rref_serve_stop alone. Where it interrupts a function of the
+ *                library it must not leave it by longjmp, nor call fork.
  *   Cancellation No function is a cancellation point, waits included: a thread that is cancelled
  *                in one ends at its first cancellation point after the return. Callbacks, handlers
  *                and hooks run with cancellation disabled, leave it so, and end by a return (no
@@ -52,7 +54,8 @@
  *                keeps its parent's devices: over ibv its parent's death looks like standing still
  *                (stall_timeout).
  *   Unloading    The library stays loaded after dlclose(3): threads that used it run destructors
- *                of it when they end.
+ *                of it when they end. A program that is not linked with it and calls dlopen(3)
+ *                must be started with GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192.
  *
  * Errors that any operation of the group may give
  *   -EINVAL        a bad argument; the text names it.
@@ -375,7 +378,7 @@ RREF_API int rref_serve_stop(struct rref_ctx *ctx);
 /*
  * rref_free_ctx: frees the context, after rref_shutdown(NOW) if it was not shut down. Handles, views, futures and calls
  * of it must be gone or are not to be touched again. NULL accepted. May block: it waits for a thread that is in
- * rref_shutdown. From a callback or handler it does nothing but log an error.
+ * rref_shutdown. From a hook it does nothing but log an error.
  */
 RREF_API void rref_free_ctx(struct rref_ctx *ctx);
 

@@ -387,6 +387,40 @@ DEATH_TEST(daemon__the_child_is_told_and_begins_anew, 2, 0)
 	return 0;
 }
 
+/* Futures of its own context and of its parent's, in one list: none is waited for. */
+TG_TEST(a_child_waits_for_none_of_its_parents_futures, 1)
+{
+	struct rref_ctx *ctx = join(rank), *own;
+	struct rref_future *f[2], *parents;
+	struct rref *unset, *other;
+	void *data;
+	pid_t pid;
+
+	TG_OK(rref_alloc(ctx, 8, &unset, &data));
+	TG_OK(rref_to_here_async(unset, RREF_FOREVER, &parents));
+	pid = fork();
+	if (pid == 0) {
+		own = child_joins(0, 1, NULL);
+		TG_OK(rref_alloc(own, 8, &other, &data));
+		TG_OK(rref_to_here_async(other, RREF_FOREVER, &f[0]));
+		f[1] = parents;
+		TG_IS(rref_wait_any(f, 2, 0), -ECHILD);
+		TG_IS(rref_wait_all(f, 2, 0), -ECHILD);
+		TG_IS(rref_wait_any(f, 1, 0), -ETIMEDOUT);
+		rref_future_free(f[0]);
+		rref_release(other);
+		tg_finish(own);
+		_exit(7);
+	}
+	TG_IS(status_of(pid), 7);
+	TG_OK(rref_set(unset));
+	TG_OK(rref_future_wait(parents, RREF_DEFAULT));
+	rref_future_free(parents);
+	rref_release(unset);
+	tg_finish(ctx);
+	return 0;
+}
+
 /* They are a group of their own, beside the one of their parent, which goes on. */
 TG_TEST(children_of_a_worker_are_a_group, 1)
 {
@@ -572,6 +606,7 @@ int main(void)
 		cmocka_unit_test(views_and_values_are_not_in_a_child),
 		cmocka_unit_test(results_are_not_in_a_child),
 		cmocka_unit_test(daemon__the_child_is_told_and_begins_anew),
+		cmocka_unit_test(a_child_waits_for_none_of_its_parents_futures),
 		cmocka_unit_test(children_of_a_worker_are_a_group),
 		cmocka_unit_test(a_child_without_handlers_is_refused),
 		cmocka_unit_test(forks_in_callbacks_and_handlers),
