@@ -41,7 +41,7 @@ SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -f
 SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Iinclude -I. $(CPPFLAGS)
-$(B)/test/%.o: private CPPFLAGS_ALL += -Itest/lib
+$(B)/test/%.o $(B)/perf/beside.o: private CPPFLAGS_ALL += -Itest/lib
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
@@ -225,7 +225,7 @@ endif
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
 .PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model perf perf-parts \
-	perf-roce perf-peers perf-report install may-install uninstall clean
+	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean
 
 ## this list
 help:
@@ -233,7 +233,7 @@ help:
 		n = split($$0, names, " "); for (i = 1; i <= n; i++) printf "  make %-13s %s\n", names[i], text} {text = ""}' $(firstword $(MAKEFILE_LIST))
 	@echo "Packages that are missing are installed first, as root or by sudo; DEPS=no: none are looked for. O=DIR: builds there."
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
@@ -356,6 +356,18 @@ perf-report:
 	@test/tools/deps.sh build check perf peers
 	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/path_test)
 	@perf/report.sh
+
+$(BIN)/rref-beside: $(B)/perf/beside.o $(TLIB_OBJ) $(STATIC_TEST)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
+# ARGS: windows of each kind, and a part of one attacker's name.
+## the rate of an honest pair beside each attacker over shared memory
+perf-beside:
+	@test/tools/deps.sh build check
+	$(call build,the library and the attackers,$(BIN)/rref-beside)
+	@$(BIN)/rref-beside $(ARGS)
 
 $(BIN)/rref-parts: perf/parts.cc perf/parts_core.h $(B)/perf/parts_core.o $(STATIC)
 	@mkdir -p $(@D)
