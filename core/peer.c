@@ -236,6 +236,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 {
 	struct rv_conn *link = p->link;
 	bool was_alive = at_load(&p->alive);
+	char named[RP_TEXT_MAX]; /* for what ends with it: an operation's text stands alone */
 	struct list *n;
 
 	if (p->rank == ctx->rank)
@@ -264,18 +265,22 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	rc_resume_over(p);
 	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
 	at_store(&p->alive, false);
+	if (strstr(why, p->member->name))
+		snprintf(named, sizeof(named), "%s", why);
+	else
+		snprintf(named, sizeof(named), "%.60s (rank %u): %s", p->member->name, p->rank, why);
 	snprintf(p->why, sizeof(p->why), "%s", why);
 	p->nr_fences++;
 	rc_send_drop_queue(ctx, p);
 	/* (3) */
-	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = p->why };
+	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = named };
 
 	p->grace_at = now_ns() + GRACE_NS;
 	p->fenced = true;
 	rc_step(ctx, &ev, NULL);
 	rc_payloads_fenced(ctx, p);
 	rc_calls_fenced(ctx, p);
-	rc_ops_fail_peer(ctx, p->rank, status, p->why);
+	rc_ops_fail_peer(ctx, p->rank, status, named);
 	while ((n = list_pop(&p->waiting))) {
 		at_sub(&p->nr_waiting, 1);
 		rc_read_fail(container_of(n, struct rref_future, node), status);

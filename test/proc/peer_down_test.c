@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "tg_death.h"
+#include "tg_refs.h"
 
 /* What the callback of this worker heard. */
 static struct heard {
@@ -75,6 +76,37 @@ static void call(struct rref_ctx *ctx, int rank)
 	TG_OK(rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 }
 
+/* An error's text is read later, with no rank beside it. */
+DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+	struct rref_future *call, *read;
+	struct rref_error e = { .size = sizeof(e) };
+	struct rref_view *view;
+	struct rref *ref;
+
+	if (rank == 1)
+		tg_serve_and_die(ctx, 0);
+	TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &call));
+	ref = tg_remote(ctx, 1, "tg.hold", "x", 1);
+	TG_OK(rref_to_here_async(ref, RREF_FOREVER, &read));
+	tg_until_held(ctx, 1, 2);
+	tg_set_flag(0, 1);
+	TG_IS(rref_future_wait(call, RREF_FOREVER), -EOWNERDEAD);
+	TG_OK(rref_future_error(call, &e));
+	TG_CHECK(strstr(e.text, "worker1 (rank 1): ") == e.text);
+	TG_IS(rref_future_wait(read, RREF_FOREVER), -EOWNERDEAD);
+	TG_OK(rref_future_error(read, &e));
+	TG_CHECK(strstr(e.text, "worker1 (rank 1)") != NULL);
+	TG_IS(rref_to_here(ref, RREF_DEFAULT, &view), -EOWNERDEAD);
+	TG_TEXT("worker1 (rank 1)");
+	rref_future_free(call);
+	rref_future_free(read);
+	rref_release(ref);
+	tg_leave(ctx);
+	return 0;
+}
+
 DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, rank == 1 ? -1 : 2 - rank);
@@ -89,6 +121,7 @@ DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
 	/* Attempts that fail afterwards are no further deaths. */
 	for (int i = 0; i < 5; i++) {
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
+		TG_TEXT("worker1 (rank 1)");
 		tg_pause();
 	}
 	atomic_fetch_add(&tg_current->shared->flag[1], 1);
@@ -263,6 +296,7 @@ int main(void)
 		cmocka_unit_test(down__an_event_loop_that_looks_late),
 		cmocka_unit_test(down__an_event_loop_wakes),
 		cmocka_unit_test(down__one_that_leaves_early_is_told_apart),
+		cmocka_unit_test(down__what_ends_with_a_worker_names_it),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
