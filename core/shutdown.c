@@ -132,11 +132,27 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	return err;
 }
 
+/* Writes who has not come to the barrier. Rank 0 alone knows that. [lock] */
+static void say_missing(struct rref_ctx *ctx, char *text, size_t size)
+{
+	size_t used = (size_t)snprintf(text, size, "not every worker came to rref_shutdown in time");
+	const char *before = ": missing ";
+
+	for (uint32_t i = 1; i < ctx->world && used < size; i++) {
+		if (!rc_barrier_misses(ctx, i))
+			continue;
+		used += (size_t)snprintf(text + used, size - used, "%s%.60s (rank %u)", before,
+					 ctx->members[i].name, i);
+		before = ", ";
+	}
+}
+
 /* *busy: whether any worker was. */
 static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm, bool *busy)
 {
 	struct rref_future *f;
 	int err = rc_op_get(ctx, deadline, &f);
+	char text[RREF_TEXT_SIZE];
 	uint64_t number;
 
 	if (err)
@@ -153,7 +169,8 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm,
 	rc_unlock(ctx);
 	if (rc_op_wait(f, deadline)) {
 		rc_lock(ctx);
-		rc_op_end(ctx, f, -ETIMEDOUT, "not every worker came to the barrier in time");
+		say_missing(ctx, text, sizeof(text));
+		rc_op_end(ctx, f, -ETIMEDOUT, text);
 		rc_unlock(ctx);
 	}
 	rc_lock(ctx);

@@ -224,12 +224,16 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 {
 	int64_t still = at_load(&ctx->peers[rank].stalled_ns);
 
-	if (!still)
-		return rc_contact_words(ctx, rank, text ? text : "timed out", buf, size) ? buf
-											 : text;
-	snprintf(buf, size,
-		 "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s",
-		 text ? text : "timed out", ctx->peers[rank].member->name, rank,
-		 seconds_text(still).text);
+	if (!text)
+		text = "timed out";
+	if (rank == ctx->rank)
+		return text;
+	if (still)
+		snprintf(buf, size,
+			 "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s",
+			 text, ctx->peers[rank].member->name, rank, seconds_text(still).text);
+	else if (!rc_contact_words(ctx, rank, text, buf, size))
+		snprintf(buf, size, "%.350s: no answer to it from %.127s (rank %u) yet", text,
+			 ctx->peers[rank].member->name, rank);
 	return buf;
 }

@@ -365,6 +365,7 @@ TG_TEST(timeout__zero_is_at_once, 2)
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.hold", NULL, 0, NULL), -ETIMEDOUT);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 0, &f));
 		TG_IS(rref_future_wait(f, RREF_FOREVER), -ETIMEDOUT);
+		TG_TEXT("worker1 (rank 1)");
 		rref_future_free(f);
 		tg_until_held(ctx, 1, 2);
 		TG_IS(tg_release_held(ctx, 1), 2);

@@ -251,6 +251,7 @@ TG_TEST(not_ready__reads_park_at_the_owner_and_hold_no_thread, 2)
 		want = 5;
 		TG_CHECK(tg_eventually(parked_is, ctx, &want));
 		TG_IS(rref_to_here(r[0], 20 * MS, &v), -ETIMEDOUT);
+		TG_TEXT("worker1 (rank 1)");
 		for (int i = 0; i < 5; i++)
 			TG_IS(rref_future_test(f[i][0]), 0);
 		tg_ask(ctx, 1, "pub.set", (struct tg_make){ .seed = 8 });

@@ -109,6 +109,55 @@ TG_TEST(timeout__a_call_is_never_answered, 2)
 	return 0;
 }
 
+static bool somebody_came(struct rref_ctx *ctx, void *arg)
+{
+	struct rref_stats s = tg_stats(ctx);
+	unsigned kind = 0;
+
+	(void)arg;
+	while (kind < RREF_MESSAGE_KINDS && strcmp(rref_message_kind(kind), "barrier") != 0)
+		kind++;
+	TG_CHECK(kind < RREF_MESSAGE_KINDS);
+	return s.received[kind] == 1;
+}
+
+/* Rank 0 counts, so it knows whom it waited for. */
+TG_TEST(timeout__some_do_not_come, 4)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		TG_CHECK(tg_eventually(somebody_came, ctx, NULL));
+		TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 300 * MS), -ETIMEDOUT);
+		TG_TEXT("in time: missing worker1 (rank 1), worker3 (rank 3)");
+	} else if (rank == 2) {
+		TG_CHECK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC) < 0);
+	} else {
+		tg_wait_flag_serving(ctx, 1, 1);
+	}
+	if (rank == 0)
+		tg_set_flag(1, 1);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+TG_TEST(timeout__rank_0_does_not_come, 2)
+{
+	struct rref_ctx *ctx = tg_join(rank);
+
+	tg_meet_serving(ctx, 0);
+	if (rank == 0) {
+		tg_wait_flag_serving(ctx, 1, 1);
+	} else {
+		TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 300 * MS), -ETIMEDOUT);
+		TG_TEXT("worker0 (rank 0)");
+		tg_set_flag(1, 1);
+	}
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 /* The other one's time runs out long before: nobody left together with it, so this shutdown did not succeed either. */
 TG_TEST(timeout__of_the_other_one, 2)
 {
@@ -297,6 +346,8 @@ int main(void)
 		cmocka_unit_test(graceful__calls_under_way_are_waited_for),
 		cmocka_unit_test(timeout__a_call_is_never_answered),
 		cmocka_unit_test(timeout__of_the_other_one),
+		cmocka_unit_test(timeout__rank_0_does_not_come),
+		cmocka_unit_test(timeout__some_do_not_come),
 		cmocka_unit_test(shutdown__twice),
 		cmocka_unit_test(shutdown__by_two_threads),
 		cmocka_unit_test(shutdown__bad_arguments),
