@@ -102,7 +102,8 @@ static int check_options(const struct rref_options *o)
 		return rc_fail(EINVAL, "rank -1 of a group of %d: it was not set; rref_options_from_env reads RREF_RANK",
 			       o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
-		return rc_fail(EINVAL, "rank %d of a group of %d (RREF_RANK)", o->rank, o->world_size);
+		return rc_fail(EINVAL, "rank %d of a group of %d: its ranks are 0 to %d (RREF_RANK)",
+			       o->rank, o->world_size, o->world_size - 1);
 	if (o->world_size > 1 && (!o->rendezvous || !*o->rendezvous))
 		return rc_fail(EINVAL, "a group of %d needs the rendezvous address of rank 0, host:port (RREF_RENDEZVOUS)",
 			       o->world_size);

@@ -24,7 +24,7 @@ TG_TEST(options__bad_fields, 1)
 	BAD(size, 8, "rref_options_init");
 	BAD(size, 1 << 20, "size");
 	BAD(rank, -2, "rank -2");
-	BAD(rank, 1, "rank 1");
+	BAD(rank, 1, "rank 1 of a group of 1: its ranks are 0 to 0");
 	BAD(rank, INT32_MAX, "rank");
 	BAD(world_size, 0, "world size 0");
 	BAD(world_size, -4, "world size -4");
