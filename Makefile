@@ -374,8 +374,7 @@ $(BIN)/rref-parts: perf/parts.cc perf/parts_core.h $(B)/perf/parts_core.o $(STAT
 	$(call say,CXX)
 	$(Q)$(CXX) -std=c++17 $(OPT) -Wall -Wextra $(CPPFLAGS_ALL) $(CXXFLAGS) -o $@ $< $(B)/perf/parts_core.o $(STATIC) $(LDFLAGS_ALL) -lbenchmark $(LIBS)
 
-# The folders are quoted, since they may hold spaces. DESTDIR may be relative; the others may not,
-# since they stand in librref.pc.
+# The folders are quoted, since they may hold spaces. Relative ones are below this folder.
 TO := test/tools/install.sh $(call quoted,$(DESTDIR)) $(call quoted,$(PREFIX)) $(call quoted,$(LIBDIR)) $(VERSION)
 may-install:
 	@$(TO) may

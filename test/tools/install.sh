@@ -11,8 +11,11 @@ PATH=$PATH:/usr/sbin:/sbin # ldconfig, for ordinary users
 die() { echo "make $command: $*" >&2; exit 1; }
 command=install
 [ "$what" = uninstall ] && command=uninstall
-case $prefix in /*) ;; *) die "PREFIX is '$prefix': it must begin with / (DESTDIR may be relative)" ;; esac
-case $libdir in /*) ;; *) die "LIBDIR is '$libdir': it must begin with / (DESTDIR may be relative)" ;; esac
+[ -n "$prefix" ] || die "PREFIX is empty: name a folder, or leave it out for /usr/local"
+[ -n "$libdir" ] || die "LIBDIR is empty: name a folder, or leave it out for PREFIX/lib"
+# Both stand in librref.pc, which is read from everywhere. Relative ones are below this folder, as DESTDIR is.
+case $prefix in /*) ;; *) prefix=$(realpath -ms -- "$prefix") ;; esac
+case $libdir in /*) ;; *) libdir=$(realpath -ms -- "$libdir") ;; esac
 include=$dest$prefix/include lib=$dest$libdir bin=$dest$prefix/bin
 major=${version%%.*}
 
@@ -64,9 +67,15 @@ uninstall)
 	[ ! -d "$bin" ] || writable "$bin"
 	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* "$lib/pkgconfig/librref.pc"
 	for t; do rm -f "$bin/$t"; done
-	for d in "$lib/pkgconfig" "$lib" "$include" "$bin" "$dest$prefix"; do
-		[ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty "$d"
-	done
+	# Empty folders go too, but not those that other software expects.
+	case $prefix in
+	/ | /usr | /usr/local | "${HOME-}/.local") ;;
+	*)
+		for d in "$lib/pkgconfig" "$lib" "$include" "$bin" "$dest$prefix"; do
+			[ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty "$d"
+		done
+		;;
+	esac
 	if [ -z "$dest" ] && [ "$(id -u)" -eq 0 ]; then ldconfig; fi
 	;;
 esac

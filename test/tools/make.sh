@@ -99,9 +99,25 @@ check "PREFIX with a space, taken away" run make -s uninstall PREFIX="$tmp/it's 
 check "no folder is left" [ ! -e "$tmp/it's a & b" ]
 check "GNU's spelling" run make -s install prefix="$tmp/gnu" libdir="$tmp/gnu/lib64"
 check "GNU's spelling is followed" diff <(installed "$tmp/gnu") <(wanted . ./lib64 | sed 's|^\./\./|./|; s|/\./|/|' | sort)
-for bad in PREFIX=inst LIBDIR=lib PREFIX=; do
+check "PREFIX may be relative" run make -s install PREFIX="$relative/in st"
+check "a relative PREFIX is below the tree" diff <(installed "$relative/in st") <(wanted . lib | sed 's|^\./\./|./|' | sort)
+flags() { PKG_CONFIG_PATH="$tree/$relative/in st/lib/pkgconfig" pkg-config --cflags --libs librref; }
+elsewhere() (cd / && build_user)
+check "it is named in full" says "^installed: $tree/$relative/in st/lib"
+check "a program elsewhere finds it there" run elsewhere
+check "and taken away" run make -s uninstall PREFIX="$relative/in st"
+check "with its folders" [ ! -e "$relative/in st" ]
+check "LIBDIR may be relative" run make -s install PREFIX="$relative/a" LIBDIR="$relative/b"
+check "a relative LIBDIR is below the tree" [ -e "$relative/b/pkgconfig/librref.pc" ]
+rm -rf "$relative"
+for d in include lib bin; do mkdir -p "$tmp/stage/usr/local/$d"; done
+check "into folders that were there" run make -s install DESTDIR="$tmp/stage" PREFIX=/usr/local
+check "out of them" run make -s uninstall DESTDIR="$tmp/stage" PREFIX=/usr/local
+check "nothing of it is left" [ -z "$(installed "$tmp/stage")" ]
+for d in include lib bin; do check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]; done
+for bad in PREFIX= LIBDIR=; do
 	check "$bad is refused" fails make install O="$tmp/none" "$bad"
-	check "$bad is refused by a line" says 'make install: (PREFIX|LIBDIR) is .*must begin with /'
+	check "$bad is refused by a line" says 'make install: (PREFIX|LIBDIR) is empty: name a folder'
 	check "$bad builds nothing" [ ! -e "$tmp/none" ]
 done
 check "installing left the tree as it was" [ "$(git status --porcelain 2>/dev/null)" = "$before" ]
