@@ -274,7 +274,7 @@ check-quick: deps
 	@echo "under two minutes on two quiet processors; make check runs all"
 	@RREF_SIM_SEEDS=2000 $(RUN) --title "quick: unit, some processes over shm" $(call ordered,$(QUICK))
 
-## the tests under the address and undefined-behaviour sanitizers; under the thread sanitizer
+## the tests under a sanitizer: of addresses and undefined behaviour (asan), of threads (tsan)
 check-asan check-tsan: check-%: deps
 	$(call build,the tests with the sanitizer,SAN=$(if $(filter asan,$*),address,thread) san-tests)
 	@$(MAKE) --no-print-directory -s DEPS=no SAN=$(if $(filter asan,$*),address,thread) check-san-run
@@ -345,13 +345,13 @@ perf-roce:
 	$(call build,the library and what measures it,lib tools)
 	@RREF_VM_TIMEOUT=1500 test/tools/on-roce.sh perf/roce.sh $(ARGS)
 
-## beside UCX, MPI and torch, which it installs (more than 1 GB; asks, or YES=1)
+## how fast, beside UCX, MPI and torch, which it installs (more than 1 GB; asks, or YES=1)
 perf-peers:
 	@test/tools/deps.sh build perf peers
 	$(call build,the library and what measures it,$(BIN)/rref-perf)
 	@perf/peers/run.sh $(ARGS)
 
-## all three in the same minutes, written to docs/PERF.md (more than 1 GB of packages; asks, or YES=1)
+## perf, perf-parts and perf-peers in the same minutes, written to docs/PERF.md (more than 1 GB of packages; asks, or YES=1)
 perf-report:
 	@test/tools/deps.sh build check perf peers
 	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/path_test)
