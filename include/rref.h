@@ -2,9 +2,10 @@
 /*
  * librref: distributed shared references at RDMA speed. This is the whole public API.
  *
- * A value is created once, lives in registered memory of its owner, and is named from any worker of the group by a
- * counted reference (struct rref). rref_to_here() reads it with one one-sided READ that does not wake the owner. When
- * the last reference in the group is gone, by release or by crash, the memory is scrubbed and reused.
+ * A value is created once and lives in registered memory of its owner. Any worker of the group names
+ * it by a counted reference (struct rref). rref_to_here() reads it with one one-sided READ that does
+ * not wake the owner. When the last reference in the group is gone, by release or by crash, the
+ * memory is scrubbed and reused.
  *
  * Conventions
  *   Results      0 (or a count) on success, -errno on failure. A call that failed changed nothing and wrote no
@@ -16,21 +17,25 @@
  *   Sizes        bytes.
  *   Threads      Every function may be called by any thread, unless its block says otherwise. One handle may be used
  *                by many threads at once; its last release excludes every other use of that handle.
- *   Hooks        The program's code that the library calls: callbacks of futures, handlers, release callbacks, the log
- *                function. All run without a lock of the library. They may take their time, wait, and call anything
- *                but rref_shutdown (-EDEADLK) and rref_free_ctx (logged, and ignored). Where they run:
- *                  handlers        on the worker pool; with RREF_INLINE as the others, and on
- *                                  the pool while as many of these are out as may be
- *                  the others      in the modes auto and poll on threads of the library, up to 15 at once. A thread
- *                                  of the program, in whatever call, never runs them. In the manual mode in
- *                                  rref_progress and in calls that wait, nested at most 8 deep. Such a call then
- *                                  returns after its hook does. It leaves hooks to another thread that called
+ *   Hooks        The program's code that the library calls: callbacks of futures, handlers,
+ *                release callbacks, the log function. All run without a lock of the library. They
+ *                may take their time, wait, and call anything but rref_shutdown (-EDEADLK) and
+ *                rref_free_ctx (logged, and ignored). Where they run:
+ *                  handlers        on the worker pool; with RREF_INLINE as the others, or on the
+ *                                  pool while as many of these are out as may be.
+ *                  the others      In the modes auto and poll on threads of the library, up to 15
+ *                                  at once. A thread of the program, in whatever call, never runs
+ *                                  them. In the manual mode in rref_progress and in calls that
+ *                                  wait, nested at most 8 deep. Such a call then returns after its
+ *                                  hook does. It leaves hooks to another thread that called
  *                                  rref_progress within the last 20 ms.
- *                  exceptions      rref_future_then on a complete future; rref_mem_deregister; and, once the context
- *                                  is shut down, calls that free: these run hooks themselves
+ *                  exceptions      rref_future_then on a complete future; rref_mem_deregister; and,
+ *                                  once the context is shut down, calls that free. These run hooks
+ *                                  themselves.
  *                Only the scope hook is different: see struct rref_scope.
- *   Progress     wait-free, lock-free, "may block" (waits for peers, bounded by its timeout) or "may lock" (a short
- *                critical section of this process) is said for each function.
+ *   Progress     Each function says which it is: wait-free, lock-free, "may block" or "may lock".
+ *                The third waits for peers, bounded by its timeout. The last enters a short critical
+ *                section of this process.
  *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
  *   asks for its log.
  *   Signals      Every thread of the library blocks all signals but those that its own faults
@@ -39,8 +44,8 @@
  *                library it must not leave it by longjmp, nor call fork.
  *   Cancellation No function is a cancellation point, waits included: a thread that is cancelled
  *                in one ends at its first cancellation point after the return. Callbacks, handlers
- *                and hooks run with cancellation disabled, leave it so, and end by a return (no
- *                pthread_exit, longjmp or exception). A thread whose type is
+ *                and hooks run with cancellation disabled, and leave it so. They end by a return:
+ *                no pthread_exit, longjmp or exception. A thread whose type is
  *                PTHREAD_CANCEL_ASYNCHRONOUS must not call the library.
  *   fork(2)      A child must not use contexts of its parent: functions give -ECHILD, destructors
  *                do nothing, accessors of a view give NULL or 0. It has none of their descriptors,
@@ -62,13 +67,15 @@
  *   -ESHUTDOWN     the context was shut down.
  *   -ECHILD        the context belongs to the parent process.
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
- *   -ETIMEDOUT     not within the time given; a retry may succeed. Of a worker with which there has been no session yet the
- *                  text says since when it has not answered.
- *   -EOWNERDEAD    the owner of the value (or the callee) died, or fell silent during a session. While it is cut off every
- *                  operation with it fails so, at once; after its return new ones succeed.
- *   -ENETRESET     the session with the peer ended though both live: it began a new one, or it cut this worker off, which stood
- *                  still for longer than stall_timeout, say; or this worker ended it, because too many reads were refused or
- *                  its connection broke too often. What belonged to the old one is gone; new references can be had.
+ *   -ETIMEDOUT     not within the time given; a retry may succeed. The text names the worker that did
+ *                  not answer. If there has been no session with it yet, it says since when.
+ *   -EOWNERDEAD    the owner of the value (or the callee) died, or fell silent during a session.
+ *                  While it is cut off every operation with it fails so, at once. After its return
+ *                  new ones succeed.
+ *   -ENETRESET     the session with the peer ended though both live. It began a new one, or it cut
+ *                  this worker off, for standing still longer than stall_timeout, say. Or this worker
+ *                  ended it, because too many reads were refused or its connection broke too often.
+ *                  References of the old session are gone; new ones can be had.
  *   -ENODEV        the device that reaches the peer was lost.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
@@ -147,8 +154,8 @@ RREF_API unsigned rref_version_number(void);
 /*
  * rref_last_error: the text of the calling thread's last failed call; "" if none failed yet. A call
  * that succeeds leaves the text of an earlier failure, as with errno; rref_options_from_env,
- * rref_init, rref_serve and rref_shutdown empty it. What the library meets on the way to a success
- * is not in it, nor is what a hook's calls failed with that ran during a call of the thread.
+ * rref_init, rref_serve and rref_shutdown empty it. Failures that the library meets on the way to a
+ * success are not in it. Nor are failed calls of a hook that ran during a call of the thread.
  * Borrowed until the thread's next call of the library. Wait-free.
  * rref_last_error_detail: the same with errno, worker and flags; see struct rref_error. wc_status
  * is -1. In a handler err is 0 until a call of the handler fails. out->size is set by the caller.
@@ -174,9 +181,10 @@ enum rref_progress_mode {
 enum rref_log_level { RREF_LOG_ERROR = 0, RREF_LOG_WARNING = 1, RREF_LOG_INFO = 2, RREF_LOG_DEBUG = 3 };
 
 /*
- * A function that peers may call. Runs on the worker pool. With RREF_INLINE it runs on the thread that takes in the
- * call, which saves a thread's wake-up: meant for short functions. One that waits or takes long is replaced by another
- * thread, after 5 ms at most; until then other inline calls wait for it.
+ * A function that peers may call. Runs on the worker pool. With RREF_INLINE it runs on the thread
+ * that takes in the call, which saves a thread's wake-up: meant for short functions. If it waits or
+ * takes long, another thread goes on with that work, after 5 ms at most. Until then other inline
+ * calls wait for it.
  * It replies with rref_call_reply (now or later, from any thread), or returns:
  *   0             replied already, or an empty reply if not
  *   RREF_DEFER    it will reply later; until then the call stays valid
@@ -202,9 +210,10 @@ struct rref_function {
  *   new, alloc, wrap                                         #(this worker)->(this worker)
  *   fork: one for each reference that is shared              #(this worker)->(with whom)
  *   handler: while it runs                                   #function(caller)->(this worker)
- * with that text as key: "rpc_sync#price(trader1)->(feed0)". Those of to_here_async, view_refs_async, rpc_async and remote
- * end when the future or the creation is complete, maybe on another thread and a moment after a test of it says so; the
- * others where they began. One that is refused for its arguments may have none.
+ * with that text as key: "rpc_sync#price(trader1)->(feed0)". The scopes of to_here_async,
+ * view_refs_async, rpc_async and remote end when the future or the creation is complete. That may be
+ * on another thread, and a moment after a test of it says so. The others end where they began. A
+ * call that is refused for its arguments may have none.
  * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short and
  * must not wait. Calls of the library that take the lock give -EDEADLK there; accessors, rref_release, rref_view_free and
  * rref_future_free may be called. Off, a scope costs one test and branch.
@@ -283,21 +292,22 @@ struct rref_options {
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
 /*
- * rref_options_init(opt): sets every field to its default. NULL accepted. Wait-free. A macro, so that the size is the
- * program's own: a newer library neither writes behind the options of an older program nor reads there, and takes the
- * defaults for what it does not have. An older library takes the options of a newer program as long as what it does not
- * know is left at 0, and refuses them otherwise (-EINVAL, in rref_init). Languages without macros call
- * rref_options_init_size with the size of their own struct.
+ * rref_options_init(opt): sets every field to its default. NULL accepted. Wait-free. A macro, so that
+ * the size is the program's own: a newer library neither writes behind the options of an older
+ * program nor reads there. It takes the defaults for fields that are not in them. An older library
+ * takes the options of a newer program if fields that it does not know are 0. Otherwise rref_init
+ * refuses them (-EINVAL). Languages without macros call rref_options_init_size with the
+ * size of their own struct.
  */
 #define rref_options_init(opt) rref_options_init_size((opt), sizeof(struct rref_options))
 RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
 
 /*
  * rref_options_from_env: overwrites the fields whose variable is set. Strings point into the environment.
- *   -EINVAL  a variable that cannot be understood: the text names it and its value. Or no world
- *            size, or no rank in a group of more than one, neither in a variable nor in opt: the
- *            text says what is looked for. If mpirun, srun or another launcher started this
- *            process, it has the line to type. RREF_WORLD_SIZE=1 asks for a group of one.
+ *   -EINVAL  a variable that cannot be understood: the text names it and its value. Or neither a
+ *            variable nor opt has a world size, or a rank for a group of more than one: the text
+ *            names the variables. If mpirun, srun or another launcher started this process, it has
+ *            the line to type. RREF_WORLD_SIZE=1 asks for a group of one.
  *   -ENOMEM  memory for the rendezvous address
  */
 RREF_API int rref_options_from_env(struct rref_options *opt);
@@ -324,8 +334,8 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol
- *   -EIO          the trace file cannot be made (it must be a regular file), getrandom(2) is
- *                 refused, or a system service failed; the text says which
+ *   -EIO          the trace file cannot be made (it must be a regular file); or getrandom(2) is
+ *                 refused, or a system service failed: the text says which
  *   -ECHILD       this process was made by clone(2) or _Fork from one with contexts: see the top
  */
 RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
@@ -343,9 +353,9 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
  *   -EDEADLK      called from a callback or handler
  *   -ETIMEDOUT    peers did not follow in time; the context is shut down all the same, the text lists what remained
  *   -EBUSY        leak: references to values owned here remained; the text lists them; the context is shut down
- *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before, or
- *                 that returned from main without a shutdown, is not waited for and is no error
- *                 here: peer_down and the log tell of it
+ *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before,
+ *                 or returned from main without a shutdown, is not waited for, which is no error.
+ *                 peer_down and the log tell of it
  */
 RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
@@ -354,8 +364,8 @@ RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
  * when every other worker that lives has come to its graceful rref_shutdown: nobody is left to
  * serve. Then call rref_shutdown, which does not wait for them again. There is no time-out. Other
  * threads may use the context meanwhile. The death of a worker ends nothing: it is told as always
- * (see rref_worker), and the others are served on, also without rank 0, which counts who has come.
- * Alone in a group of one it returns at once.
+ * (see rref_worker), and the others are served on. That holds for rank 0 too, which counts the
+ * workers that have come. Alone in a group of one it returns at once.
  *   0            every other worker has come, or rref_serve_stop was called, or another thread is
  *                in rref_shutdown. Also when some workers died and the others have come
  *   -EOWNERDEAD  nobody is left, and not in order: all others died, or rank 0 did and the rest left
@@ -423,12 +433,12 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
  * rref_progress: for the manual mode (allowed in all): does what can be done now, without blocking. A program that calls
  * neither it nor anything that waits is stalled for its peers (stall_timeout): in the manual mode call it twice a second.
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
- * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable when a future of the
- * context has ended, whichever thread found that out, and in the manual mode also when rref_progress has something to do.
- * So it is when a worker went down (see rref_worker), and in the manual mode when a timer is due:
+ * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable
+ * when a future of the context has ended, on whatever thread. It is so too when a worker went down
+ * (see rref_worker). In the manual mode also when rref_progress has something to do, or a timer is due:
  * half a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
- * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep; call rref_progress and
- * look at the futures again, since one may have ended in between. May lock.
+ * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep;
+ * call rref_progress and look at the futures again, since one may have ended in between. May lock.
  */
 RREF_API int rref_progress(struct rref_ctx *ctx);
 RREF_API int rref_ctx_fd(struct rref_ctx *ctx);
@@ -535,14 +545,14 @@ RREF_API int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer writ
 RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
 
 /*
- * rref_leak_report: what the graceful shutdown found, as text records: "unreleased" for each handle that the program
- * still held, "leak" for each reference of others to a value owned here that was not given back, "stuck" for each one
- * held here that could not be ended in time; at most about 1 MiB. "" if nothing. Length as snprintf, or -EINVAL.
- * Until rref_free_ctx. May lock.
+ * rref_leak_report: finds of the graceful shutdown, as text records. "unreleased": a handle that the
+ * program still held. "leak": a reference of others to a value owned here that was not given back.
+ * "stuck": a reference held here that could not be ended in time. At most about 1 MiB. "" if nothing.
+ * Length as snprintf, or -EINVAL. Until rref_free_ctx. May lock.
  *
- * Where a reference was made is told (site=file:line, here and in dumps) when the program defines RREF_DEBUG before it
- * includes this header. rref_site: what those macros call; names the place where the calling thread's next call makes
- * a reference. Static text, or NULL. Wait-free.
+ * Define RREF_DEBUG before this header is included, and records and dumps say where a reference was
+ * made (site=file:line). rref_site: called by macros then; names the place
+ * where the calling thread's next call makes a reference. Static text, or NULL. Wait-free.
  */
 RREF_API int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size);
 RREF_API void rref_site(const char *site);
@@ -596,19 +606,23 @@ struct rref_type {
 };
 
 /*
- * A value of such a type never leaves its owner: handlers there use it by rref_local_value or rref_to_here; a user's read
- * is -EPERM. References to it can be shared like any other. It lies in memory that no device serves, and its owner tells
- * nobody where, so that a user cannot read it by other means either.
+ * A value of such a type never leaves its owner: handlers there use it by rref_local_value or
+ * rref_to_here; a user's read is -EPERM. References to it can be shared like any other. It lies in
+ * memory that no device serves, and its owner tells nobody where. So a user cannot read it by other
+ * means either.
  */
 #define RREF_LOCAL_ONLY 1u
 
 /*
- * rref_new_typed: as rref_new, with a type (copied; NULL = bytes) and from nr segments (0..RREF_SEGMENTS_MAX; their bytes are
- * copied, and their number and lengths are kept: rref_view_segments). Read as a whole the value is its segments one after
- * another, each begun at the next multiple of 64, with zeros between. nr 0 makes a value of no bytes.
- * rref_alloc_typed: as rref_alloc: the segments' iov_base are set to where the program fills them, borrowed until rref_set.
- *   -EINVAL  a name or flags that cannot be, an element size other than the built-in type's, a length that is not whole
- *            elements; -EMSGSIZE too many segments or bytes; -ENOMEM also: more than 65536 types are known here.
+ * rref_new_typed: as rref_new, with a type (copied; NULL = bytes) and from nr segments
+ * (0..RREF_SEGMENTS_MAX). Their bytes are copied, and their number and lengths are kept:
+ * rref_view_segments. Read as a whole the value is its segments one after another. Each begins at
+ * the next multiple of 64, with zeros between. nr 0 makes a value of no bytes.
+ * rref_alloc_typed: as rref_alloc: the segments' iov_base are set to where the program fills them,
+ * borrowed until rref_set.
+ *   -EINVAL  an impossible name or flags, another element size than the built-in type's, a length
+ *            of broken elements; -EMSGSIZE too many segments or bytes; -ENOMEM also:
+ *            more than 65536 types are known here.
  */
 RREF_API int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
 			    struct rref **out);
@@ -618,10 +632,11 @@ RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type
 /* ---- values in the program's own memory --------------------------------------------------------------------- */
 
 /*
- * rref_mem_register: memory of the program, to wrap parts of it as values: readable, of any alignment and length. It is
- * registered with the devices for remote read alone, at a random remote address, and must stay mapped until it is
- * deregistered; registering costs time and locked memory, so few and large ones are better than many. Several may cover
- * the same memory. *out: returned, free with rref_mem_deregister. May block (a device registers).
+ * rref_mem_register: memory of the program, to wrap parts of it as values: readable, of any alignment
+ * and length. It is registered with the devices for remote read alone, at a random remote address.
+ * It must stay mapped until it is deregistered. Registering costs time and locked memory, so few and
+ * large ones are better than many. Several may cover the same memory. *out: returned, free with
+ * rref_mem_deregister. May block (a device registers).
  *   -EOPNOTSUPP  a worker is reached over shared memory, where only memory of rref_mem_alloc can be read in place
  *   -ENOMEM      the limit on locked memory (the text has it, and how much was asked), or memory
  *   -EFAULT      not all of it is mapped, or no device may pin it: shared read-only mappings, a device's memory
@@ -633,9 +648,9 @@ RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type
  * child of fork(2) show here. Errors as rref_mem_register, but for -EOPNOTSUPP and -EFAULT. May block.
  *
  * rref_mem_deregister: on return no device reaches the memory any more. Allowed after rref_shutdown, not after
- * rref_free_ctx, which deregisters what is left. NULL accepted. May block: it runs release
- * callbacks of values in this memory that are due, and waits for those that run on other threads.
- * From a release callback it does not wait.
+ * rref_free_ctx, which deregisters what is left. NULL accepted. May block: it runs the release
+ * callbacks that are due of values in this memory, and waits for callbacks on other threads. From a
+ * release callback it does not wait.
  *   -EBUSY  values wrap some of it; or a device does not let go of it, and it must stay mapped
  */
 RREF_API int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out);
@@ -647,14 +662,16 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  * a copy. The program lends them to the group: they must not change until they come back. One part may be wrapped more
  * than once. type: copied; NULL = bytes. The value is one segment. *out: returned, free with rref_release. May lock.
  *
- * release(arg) is the way back: called exactly once if rref_wrap succeeded, when the last reference in the group is gone,
- * no reader can still be reading, and no view of it is left here. That is after a release, a crash of the last holder
- * (when it is fenced), or a shutdown; then when the program has released its own handle and views too, at the latest in
- * rref_free_ctx. It is a hook (see the top) and may deregister the memory. NULL: nobody wants to hear.
+ * release(arg) is the way back: called exactly once if rref_wrap succeeded. It comes when all of
+ * these are so: the last reference in the group is gone, no reader can be reading still, and no view
+ * of it is left here.
+ * That is after a release, a crash of the last holder (when it is fenced), or a shutdown. In the last
+ * case the program has to release its own handle and views too; at the latest it is in rref_free_ctx.
+ * It is a hook (see the top) and may deregister the memory. NULL: nobody wants to hear.
  * Views of such a value on its owner are the memory itself, aligned as it is.
- *   -EINVAL    NULL, no bytes, beyond the registered memory, a type that cannot be or is local only, or a length that is
- *              not whole elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or the bound on value memory (64
- *              bytes of it for each)
+ *   -EINVAL    NULL, no bytes, beyond the registered memory, an impossible or local type, a length of
+ *              broken elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or
+ *              the bound on value memory (64 bytes of it for each)
  */
 RREF_API int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type,
 		       void (*release)(void *arg), void *arg, struct rref **out);
@@ -680,12 +697,12 @@ RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, in
  * rref_to_here: brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
  * one-sided READ; the owner's processor takes no part if the value was ready when this reference was made.
  * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
- *   -ETIMEDOUT  in time neither value nor error came, or the creation of this reference timed out (the text says which, and
- *               names the reference)
+ *   -ETIMEDOUT  in time neither value nor error came: the text names the owner. Or the creation of
+ *               this reference timed out: the text names the reference
  *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN, -EPROTO, -ENODEV: see the top
  *   -EPERM      not the owner, and the value stays there; the text names value, owner and user
- *   -EIO        this worker's own device refused the request; the text has its work completion status
- *   any other   the value's own error, given by its function or rref_set_error, with the text
+ *   -EIO        this worker's own device refused the request; the text has its completion status.
+ *   any other   the value's own error, given by its function or rref_set_error, with the text.
  */
 RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);
 
@@ -700,9 +717,10 @@ RREF_API int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_f
 RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got);
 
 /*
- * rref_to_here_batch: reads nr references at once, one doorbell for up to 32 of one owner. Small values that were created
- * one after the other, and stand near one another in refs, come several with a READ (statistic reads_joined).
- * views[i] is returned where status[i] is 0, NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
+ * rref_to_here_batch: reads nr references at once, one doorbell for up to 32 of one owner. Several
+ * small values come with one READ if they were created one after the other. They must also stand near
+ * one another in refs (statistic reads_joined). views[i] is returned where status[i] is 0, NULL where it is
+ * -errno. Returns how many succeeded, or -errno if nothing was started. May block.
  */
 RREF_API int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status);
 
@@ -726,9 +744,9 @@ RREF_API uint64_t rref_hash(const struct rref *ref);                  /* equal r
 /* rref_format: "OwnerRRef(rref_id=...)" or "UserRRef(rref_id=..., fork_id=...)"; length as snprintf. */
 RREF_API int rref_format(const struct rref *ref, char *buf, size_t size);
 
-/* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by free. Wait-free (free: may
- * lock). In a child of fork(2) a view of the parent's has no data (NULL) and no length (0), and
- * free does nothing. */
+/* Views. data: borrowed until rref_view_free; aligned to 64 (but see rref_wrap); NULL accepted by
+ * free. Wait-free (free: may lock). In a child of fork(2) a view of the parent's has data NULL and
+ * length 0. There free does nothing. */
 RREF_API const void *rref_view_data(const struct rref_view *view);
 RREF_API size_t rref_view_length(const struct rref_view *view);
 RREF_API void rref_view_free(struct rref_view *view);
@@ -745,8 +763,9 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
 /* ---- references in values ---------------------------------------------------------------------------------- */
 
 /*
- * A value may hold references, beside its bytes. It keeps what they name alive until it is reclaimed itself, whoever else
- * lets go. Who reads the value takes from the view as many of them as it likes, each as a reference of its own.
+ * A value may hold references, beside its bytes. It keeps the values that they name alive until it is
+ * reclaimed itself. A reader of the value takes from the view as many of them as it likes. Each is a
+ * reference of its own.
  * A circle of values that hold references to each other is never reclaimed while its workers run.
  *
  * rref_new_refs: as rref_new, with nr references (0..RREF_REFS_MAX; the caller keeps its own holds).
@@ -798,14 +817,15 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
 
 /*
  * rref_rpc_async: calls a function by name on a worker (by rank; itself included). args NULL = empty; copied.
- * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned, free with
- * rref_future_free; result: rref_future_data / _ref. May lock; with too much in flight, or too many bytes that the
- * callee has not read yet (256 MiB), it waits (may block), up to timeout, then -EAGAIN.
+ * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned,
+ * free with rref_future_free; result: rref_future_data / _ref. May lock. With too much in flight, or
+ * 256 MiB unread by the callee, it may block, up to timeout (then -EAGAIN).
  *   -EMSGSIZE: arguments or metadata too large; -EINVAL: rank, name, a reference of another context;
  *   -ENOMEM: no memory for large arguments, or the bound on value memory;
  *   a failed reference among the arguments: its error, before anything is sent.
- * The future: -ENOSYS unknown function there; the handler's own error and text; -EOWNERDEAD; -ETIMEDOUT; -EAGAIN: too
- * many calls of this worker, or 1 GiB of their arguments, are open there; -ENOMEM: no memory for them there, or for the result here.
+ * The future: -ENOSYS unknown function there; the handler's own error and text; -EOWNERDEAD;
+ * -ETIMEDOUT; -EAGAIN: too many calls of this worker, or 1 GiB of their arguments, are open there;
+ * -ENOMEM: no memory for them there, or for the result here.
  * rref_rpc_sync: the same, and waits. *out (may be NULL) only on success.
  */
 RREF_API int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
@@ -814,8 +834,9 @@ RREF_API int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
 			   int64_t timeout, struct rref_future **out);
 
 /*
- * rref_remote: calls a function whose result becomes a value owned by that worker, with the references in it; the reference
- * to it comes back at once. If the creation fails, every read of the reference fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
+ * rref_remote: calls a function whose result becomes a value owned by that worker, with the references
+ * in it. The reference to it comes back at once. If the creation fails, every read of the reference
+ * fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
  * rref_creation: a future of the creation itself (no result but its status). *out: returned, free with rref_future_free.
  * -EINVAL: this handle was not made by rref_remote.
  */
@@ -857,8 +878,8 @@ RREF_API int rref_call_error(struct rref_call *call, int err, const char *fmt, .
 	;
 
 /*
- * rref_call_reply_typed: the result of a creation (rref_remote) as a value of a type and of segments, as in rref_new_typed,
- * with its errors; else as rref_call_reply. -EINVAL also: the call is not a creation.
+ * rref_call_reply_typed: as rref_call_reply, for a creation (rref_remote): the value has a type and
+ * segments, with the errors of rref_new_typed. -EINVAL also: the call is not a creation.
  * rref_call_reply_typed_refs: the same of a value that holds references, as in rref_new_refs.
  */
 RREF_API int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr);
@@ -908,9 +929,9 @@ struct rref_error {
 
 /*
  * The worker that was asked lives: it answered with this error. peer is the worker that the error
- * is about: the one that answered, or a third one of which it was told itself and passed it on. A
- * handler passes on the error of its last failed call when it returns that errno, or gives it to
- * rref_call_error. Without the flag the error was found here, and peer is the one that was asked.
+ * is about: the answering one, or a third worker of which it was told itself and passed it on. A
+ * handler passes on the error of its last failed call by returning that errno, or by
+ * rref_call_error. Without the flag the error was found here, and peer is the worker that was asked.
  * So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is the
  * callee.
  */
