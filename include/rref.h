@@ -2,10 +2,10 @@
 /*
  * librref: distributed shared references at RDMA speed. This is the whole public API.
  *
- * A value is created once and lives in registered memory of its owner. Any worker of the group names
- * it by a counted reference (struct rref). rref_to_here() reads it with one one-sided READ that does
- * not wake the owner. When the last reference in the group is gone, by release or by crash, the
- * memory is scrubbed and reused.
+ * A value is created once and lives in registered memory of its owner. Any worker of the group
+ * names it by a counted reference (struct rref). rref_to_here() reads it with one one-sided READ
+ * that does not wake the owner. When the last reference in the group is gone, by release or by
+ * crash, the memory is scrubbed and reused.
  *
  * Conventions
  *   Results      0 (or a count) on success, -errno on failure. A call that failed changed nothing and wrote no
@@ -34,8 +34,8 @@
  *                                  themselves.
  *                Only the scope hook is different: see struct rref_scope.
  *   Progress     Each function says which it is: wait-free, lock-free, "may block" or "may lock".
- *                The third waits for peers, bounded by its timeout. The last enters a short critical
- *                section of this process.
+ *                The third waits for peers, bounded by its timeout. The last enters a short
+ *                critical section of this process.
  *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
  *   asks for its log.
  *   Signals      Every thread of the library blocks all signals but those that its own faults
@@ -67,15 +67,15 @@
  *   -ESHUTDOWN     the context was shut down.
  *   -ECHILD        the context belongs to the parent process.
  *   -ENOMEM        memory or a limit; the text says which, and how much was asked for.
- *   -ETIMEDOUT     not within the time given; a retry may succeed. The text names the worker that did
- *                  not answer. If there has been no session with it yet, it says since when.
+ *   -ETIMEDOUT     not within the time given; a retry may succeed. The text names the worker that
+ *                  did not answer. If there has been no session with it yet, it says since when.
  *   -EOWNERDEAD    the owner of the value (or the callee) died, or fell silent during a session.
  *                  While it is cut off every operation with it fails so, at once. After its return
  *                  new ones succeed.
  *   -ENETRESET     the session with the peer ended though both live. It began a new one, or it cut
- *                  this worker off, for standing still longer than stall_timeout, say. Or this worker
- *                  ended it, because too many reads were refused or its connection broke too often.
- *                  References of the old session are gone; new ones can be had.
+ *                  this worker off, for standing still longer than stall_timeout, say. Or this
+ *                  worker ended it, because too many reads were refused or its connection broke too
+ *                  often. References of the old session are gone; new ones can be had.
  *   -ENODEV        the device that reaches the peer was lost.
  *   -EDQUOT        a bound on what one worker may hold at another was reached.
  *   -EKEYREJECTED, -EPROTONOSUPPORT  a peer does not hold the group's key, or speaks another version; from operations too.
@@ -211,11 +211,12 @@ struct rref_function {
  *   fork: one for each reference that is shared              #(this worker)->(with whom)
  *   handler: while it runs                                   #function(caller)->(this worker)
  * with that text as key: "rpc_sync#price(trader1)->(feed0)". The scopes of to_here_async,
- * view_refs_async, rpc_async and remote end when the future or the creation is complete. That may be
- * on another thread, and a moment after a test of it says so. The others end where they began. A
+ * view_refs_async, rpc_async and remote end when the future or the creation is complete. That may
+ * be on another thread, and a moment after a test of it says so. The others end where they began. A
  * call that is refused for its arguments may have none.
- * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it must be short and
- * must not wait. Calls of the library that take the lock give -EDEADLK there; accessors, rref_release, rref_view_free and
+ * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it
+ * must be short and must not wait. Calls of the library that take the lock give -EDEADLK there;
+ * accessors, rref_release, rref_view_free and
  * rref_future_free may be called. Off, a scope costs one test and branch.
  * The trace file has the same in Chrome's trace event format, for ui.perfetto.dev (docs/OBSERVING.md).
  */
@@ -247,8 +248,10 @@ struct rref_peer_down {
 struct rref_options {
 	size_t size;                    /* of the program's struct rref_options, set by rref_options_init */
 	const char *name;               /* RREF_NAME: unique, 1..127 of A-Za-z0-9_:- ; NULL = "worker<rank>" */
-	int rank;                       /* RREF_RANK, RANK: 0..world_size-1; -1 (default) = not said: 0 in a group of one */
-	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024; 0 (default) = not said, an error of rref_init */
+	int rank;                       /* RREF_RANK, RANK: 0..world_size-1; -1 (default) = not
+					   said: 0 in a group of one */
+	int world_size;                 /* RREF_WORLD_SIZE, WORLD_SIZE: 1..1024; 0 (default) = not
+					   said, an error of rref_init */
 	const char *rendezvous;         /* RREF_RENDEZVOUS, MASTER_ADDR:MASTER_PORT (port + 1 under torchrun's agent store):
 					   "host:port" of rank 0; not needed for a group of one */
 	const char *device;             /* RREF_DEVICE: "auto" (default), "shm", "ibv", "ibv:<device>[:port[:gid-index]]" */
@@ -257,23 +260,26 @@ struct rref_options {
 	int poller_core;                /* RREF_POLLER_CORE: pin the poller there; -1 = do not pin */
 	unsigned nr_threads;            /* RREF_THREADS: worker pool for handlers; 0 = 4 */
 	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
-	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values; 0 = half of the memory of this
-					   machine, or of this container (cgroup) if that has less. Several workers in one
-					   container share its memory: set it for them. Both bounds together
-					   are all of it: lower them if the program needs much itself. Counts in steps of
-					   2 MiB, rounded down; below 2 MiB rref_init gives -EINVAL */
-	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for what is read here; 0 = the same */
+	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values;
+					   0 = half of the memory of this machine, or of this
+					   container (cgroup) if that has less. Several workers in
+					   one container share its memory: set it for them. Both
+					   bounds together are all of it: lower them if the program
+					   needs much itself. Counts in steps of 2 MiB, rounded
+					   down; below 2 MiB rref_init gives -EINVAL */
+	size_t max_landing_bytes;       /* RREF_MAX_LANDING_BYTES: bound on memory for values read
+					   here; 0 = the same */
 	size_t region_bytes;            /* RREF_REGION_BYTES: first registered region, later ones double; 0 = 16 MiB */
 	int64_t timeout;                /* RREF_TIMEOUT_MS: default of calls, reads and waits; 0 = 60 s */
 	int64_t init_timeout;           /* RREF_INIT_TIMEOUT_MS: for the whole group to meet; 0 = 60 s */
 	int64_t peer_timeout;           /* RREF_PEER_TIMEOUT_MS: silence after which a peer on another host is given up; 0 = 1 s */
 	const struct rref_function *functions; /* registered before the first peer can call */
 	size_t nr_functions;
-	void (*log)(void *ctx, enum rref_log_level level, const char *text); /* NULL = silent. A hook: it may block, and
-					   call the library. One line at a time, in order; up to 256 are kept for a slow
-					   function, and the number of those beyond is told. rref_init's lines come in it.
-					   With RREF_LOG set, rref_options_from_env puts a
-					   function here that writes to standard error */
+	/* NULL = silent. A hook: it may block, and call the library. One line at a time, in order.
+	 * Up to 256 are kept for a slow function; the number of lines lost beyond that is told.
+	 * rref_init's lines come in it. With RREF_LOG set, rref_options_from_env puts a function
+	 * here that writes to standard error. */
+	void (*log)(void *ctx, enum rref_log_level level, const char *text);
 	void *log_ctx;
 	enum rref_log_level log_level;  /* RREF_LOG: "error", "warning", "info", "debug"; default warning */
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
@@ -292,8 +298,8 @@ struct rref_options {
 #define RREF_NO_LEAK_CHECK 1u           /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 
 /*
- * rref_options_init(opt): sets every field to its default. NULL accepted. Wait-free. A macro, so that
- * the size is the program's own: a newer library neither writes behind the options of an older
+ * rref_options_init(opt): sets every field to its default. NULL accepted. Wait-free. A macro, so
+ * that the size is the program's own: a newer library neither writes behind the options of an older
  * program nor reads there. It takes the defaults for fields that are not in them. An older library
  * takes the options of a newer program if fields that it does not know are 0. Otherwise rref_init
  * refuses them (-EINVAL). Languages without macros call rref_options_init_size with the
@@ -316,20 +322,24 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  * rref_init: joins the group. Opens devices, meets the other workers at the rendezvous (rank 0 listens there), returns
  * when all are present. Functions of opt may be called by peers before it returns: handlers take the context from
  * rref_call_context. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
- * May block, up to opt->init_timeout. What can come by itself is waited for, and told in the log at level info: rank 0 and
- * its name in the DNS, its address and port; also a rank 0 that is killed and started again before the group is complete.
- * A group that has started is closed, for now: nobody can join it later, or take a dead worker's place.
+ * May block, up to opt->init_timeout. What can come by itself is waited for, and told in the log at
+ * level info: rank 0 and its name in the DNS, its address and port; also a rank 0 that is killed
+ * and started again before the group is complete. A group that has started is closed, for now:
+ * nobody can join it later, or take a dead worker's place.
  *   -EINVAL       bad options: rank, name, device text, key file, an address that cannot be ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
- *   -ENODEV       no usable device; the text says what was looked for and what to load, or which system call is refused
- *   -ENOMEM       memory or a limit of the system: descriptors, threads, addresses, file sizes, locked memory; the text names
- *                 the limit, its value and how to raise it
+ *   -ENODEV       no usable device; the text says what was looked for and what to load, or which
+ *                 system call is refused
+ *   -ENOMEM       memory or a limit of the system: descriptors, threads, addresses, file sizes,
+ *                 locked memory; the text names the limit, its value and how to raise it
  *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks are missing
- *   -ECONNREFUSED nobody answers as this group's rendezvous: rank 0 is not there, or its group has started already
+ *   -ECONNREFUSED nobody answers as this group's rendezvous: rank 0 is not there, or its group has
+ *                 started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
  *   -EADDRNOTAVAIL in time the rendezvous address did not become one of rank 0's machine
- *   -EACCES       without a key, an address other than loopback was asked for; or the key file's mode is too open; or there
- *                 is no place for this user's own key (/tmp missing, or read-only)
+ *   -EACCES       without a key, an address other than loopback was asked for; or the key file's
+ *                 mode is too open; or there is no place for this user's own key (/tmp missing, or
+ *                 read-only)
  *   -ENOENT       there is no such key file
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT a worker speaks another protocol version
@@ -387,8 +397,8 @@ RREF_API int rref_serve_stop(struct rref_ctx *ctx);
 
 /*
  * rref_free_ctx: frees the context, after rref_shutdown(NOW) if it was not shut down. Handles, views, futures and calls
- * of it must be gone or are not to be touched again. NULL accepted. May block: it waits for a thread that is in
- * rref_shutdown. From a hook it does nothing but log an error.
+ * of it must be gone or are not to be touched again. NULL accepted. May block: it waits for a
+ * thread that is in rref_shutdown. From a hook it does nothing but log an error.
  */
 RREF_API void rref_free_ctx(struct rref_ctx *ctx);
 
@@ -435,8 +445,8 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
  * Returns the number of events handled (0 = nothing to do, or another thread is at it), or -ESHUTDOWN.
  * rref_ctx_fd: a descriptor to sleep on in an event loop; one loop for each context. It is readable
  * when a future of the context has ended, on whatever thread. It is so too when a worker went down
- * (see rref_worker). In the manual mode also when rref_progress has something to do, or a timer is due:
- * half a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
+ * (see rref_worker). In the manual mode also when rref_progress has something to do, or a timer is
+ * due: half a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
  * rref_ctx_arm: to be called before each sleep. 0: sleep, then call rref_progress. 1: do not sleep;
  * call rref_progress and look at the futures again, since one may have ended in between. May lock.
  */
@@ -545,10 +555,10 @@ RREF_API int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer writ
 RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
 
 /*
- * rref_leak_report: finds of the graceful shutdown, as text records. "unreleased": a handle that the
- * program still held. "leak": a reference of others to a value owned here that was not given back.
- * "stuck": a reference held here that could not be ended in time. At most about 1 MiB. "" if nothing.
- * Length as snprintf, or -EINVAL. Until rref_free_ctx. May lock.
+ * rref_leak_report: finds of the graceful shutdown, as text records. "unreleased": a handle that
+ * the program still held. "leak": a reference of others to a value owned here that was not given
+ * back. "stuck": a reference held here that could not be ended in time. At most about 1 MiB. "" if
+ * nothing. Length as snprintf, or -EINVAL. Until rref_free_ctx. May lock.
  *
  * Define RREF_DEBUG before this header is included, and records and dumps say where a reference was
  * made (site=file:line). rref_site: called by macros then; names the place
@@ -562,7 +572,8 @@ RREF_API void rref_site(const char *site);
 /*
  * rref_new: a new value with a copy of data (length bytes, may be 0; then data may be NULL), owned here.
  * *out: returned, free with rref_release. May lock.
- *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a value may be (1792 MiB less 128 bytes).
+ *   -ENOMEM  a bound on value memory, or memory; -EMSGSIZE larger than a value may be (1792 MiB
+ *            less 128 bytes).
  */
 RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out);
 
@@ -632,11 +643,11 @@ RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type
 /* ---- values in the program's own memory --------------------------------------------------------------------- */
 
 /*
- * rref_mem_register: memory of the program, to wrap parts of it as values: readable, of any alignment
- * and length. It is registered with the devices for remote read alone, at a random remote address.
- * It must stay mapped until it is deregistered. Registering costs time and locked memory, so few and
- * large ones are better than many. Several may cover the same memory. *out: returned, free with
- * rref_mem_deregister. May block (a device registers).
+ * rref_mem_register: memory of the program, to wrap parts of it as values: readable, of any
+ * alignment and length. It is registered with the devices for remote read alone, at a random remote
+ * address. It must stay mapped until it is deregistered. Registering costs time and locked memory,
+ * so few and large ones are better than many. Several may cover the same memory. *out: returned,
+ * free with rref_mem_deregister. May block (a device registers).
  *   -EOPNOTSUPP  a worker is reached over shared memory, where only memory of rref_mem_alloc can be read in place
  *   -ENOMEM      the limit on locked memory (the text has it, and how much was asked), or memory
  *   -EFAULT      not all of it is mapped, or no device may pin it: shared read-only mappings, a device's memory
@@ -663,14 +674,14 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  * than once. type: copied; NULL = bytes. The value is one segment. *out: returned, free with rref_release. May lock.
  *
  * release(arg) is the way back: called exactly once if rref_wrap succeeded. It comes when all of
- * these are so: the last reference in the group is gone, no reader can be reading still, and no view
- * of it is left here.
- * That is after a release, a crash of the last holder (when it is fenced), or a shutdown. In the last
- * case the program has to release its own handle and views too; at the latest it is in rref_free_ctx.
- * It is a hook (see the top) and may deregister the memory. NULL: nobody wants to hear.
- * Views of such a value on its owner are the memory itself, aligned as it is.
- *   -EINVAL    NULL, no bytes, beyond the registered memory, an impossible or local type, a length of
- *              broken elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or
+ * these are so: the last reference in the group is gone, nobody can be reading, and no view is left
+ * here.
+ * That is after a release, a crash of the last holder (when it is fenced), or a shutdown. In the
+ * last case the program has to release its own handle and views too; at the latest it is in
+ * rref_free_ctx. It is a hook (see the top) and may deregister the memory. NULL: nobody wants to
+ * hear. Views of such a value on its owner are the memory itself, aligned as it is.
+ *   -EINVAL    NULL, no bytes, beyond the registered memory, an impossible or local type, a length
+ *              of broken elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or
  *              the bound on value memory (64 bytes of it for each)
  */
 RREF_API int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type,
@@ -699,7 +710,8 @@ RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, in
  * A value that is not ready is waited for. *out: returned, free with rref_view_free. May block, up to timeout.
  *   -ETIMEDOUT  in time neither value nor error came: the text names the owner. Or the creation of
  *               this reference timed out: the text names the reference
- *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN, -EPROTO, -ENODEV: see the top
+ *   -EOWNERDEAD, -ENETRESET, -ESTALE, -EBADMSG, -ENOMEM, -EAGAIN, -ESHUTDOWN, -EPROTO, -ENODEV: see
+ *   the top
  *   -EPERM      not the owner, and the value stays there; the text names value, owner and user
  *   -EIO        this worker's own device refused the request; the text has its completion status.
  *   any other   the value's own error, given by its function or rref_set_error, with the text.
@@ -718,9 +730,9 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
 
 /*
  * rref_to_here_batch: reads nr references at once, one doorbell for up to 32 of one owner. Several
- * small values come with one READ if they were created one after the other. They must also stand near
- * one another in refs (statistic reads_joined). views[i] is returned where status[i] is 0, NULL where it is
- * -errno. Returns how many succeeded, or -errno if nothing was started. May block.
+ * small values come with one READ if they were created one after the other. They must also stand
+ * near one another in refs (statistic reads_joined). views[i] is returned where status[i] is 0,
+ * NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
  */
 RREF_API int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status);
 
@@ -763,9 +775,9 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
 /* ---- references in values ---------------------------------------------------------------------------------- */
 
 /*
- * A value may hold references, beside its bytes. It keeps the values that they name alive until it is
- * reclaimed itself. A reader of the value takes from the view as many of them as it likes. Each is a
- * reference of its own.
+ * A value may hold references, beside its bytes. It keeps the values that they name alive until it
+ * is reclaimed itself. A reader of the value takes from the view as many of them as it likes. Each
+ * is a reference of its own.
  * A circle of values that hold references to each other is never reclaimed while its workers run.
  *
  * rref_new_refs: as rref_new, with nr references (0..RREF_REFS_MAX; the caller keeps its own holds).
@@ -818,8 +830,8 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
 /*
  * rref_rpc_async: calls a function by name on a worker (by rank; itself included). args NULL = empty; copied.
  * timeout: from now; the call fails with -ETIMEDOUT then, a late answer is dropped. *out: returned,
- * free with rref_future_free; result: rref_future_data / _ref. May lock. With too much in flight, or
- * 256 MiB unread by the callee, it may block, up to timeout (then -EAGAIN).
+ * free with rref_future_free; result: rref_future_data / _ref. May lock. With too much in flight,
+ * or 256 MiB unread by the callee, it may block, up to timeout (then -EAGAIN).
  *   -EMSGSIZE: arguments or metadata too large; -EINVAL: rank, name, a reference of another context;
  *   -ENOMEM: no memory for large arguments, or the bound on value memory;
  *   a failed reference among the arguments: its error, before anything is sent.
@@ -834,9 +846,10 @@ RREF_API int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
 			   int64_t timeout, struct rref_future **out);
 
 /*
- * rref_remote: calls a function whose result becomes a value owned by that worker, with the references
- * in it. The reference to it comes back at once. If the creation fails, every read of the reference
- * fails with its error. *out: returned, free with rref_release. Errors as rref_rpc_async.
+ * rref_remote: calls a function whose result becomes a value owned by that worker, with the
+ * references in it. The reference to it comes back at once. If the creation fails, every read of
+ * the reference fails with its error. *out: returned, free with rref_release. Errors as
+ * rref_rpc_async.
  * rref_creation: a future of the creation itself (no result but its status). *out: returned, free with rref_future_free.
  * -EINVAL: this handle was not made by rref_remote.
  */
@@ -897,8 +910,8 @@ RREF_API int rref_future_wait(struct rref_future *f, int64_t timeout);
 RREF_API int rref_future_test(const struct rref_future *f);
 
 /*
- * rref_future_then: fn runs exactly once, after completion: at once, on this thread, if it is complete already; else as
- * a hook (see the top).
+ * rref_future_then: fn runs exactly once, after completion: at once, on this thread, if it is
+ * complete already; else as a hook (see the top).
  * f stays valid until fn returned, even if it was freed meanwhile; fn may free it. -EBUSY: it has a callback already.
  */
 RREF_API int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, void *arg), void *arg);
@@ -931,9 +944,9 @@ struct rref_error {
  * The worker that was asked lives: it answered with this error. peer is the worker that the error
  * is about: the answering one, or a third worker of which it was told itself and passed it on. A
  * handler passes on the error of its last failed call by returning that errno, or by
- * rref_call_error. Without the flag the error was found here, and peer is the worker that was asked.
- * So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is the
- * callee.
+ * rref_call_error. Without the flag the error was found here, and peer is the worker that was
+ * asked. So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is
+ * the callee.
  */
 #define RREF_ERROR_ANSWERED 1u
 

@@ -30,8 +30,9 @@ static inline int64_t now_ns(void)
 }
 
 /*
- * A decimal number in text. printf's %f takes its point from the program's locale, which may have a comma there, and
- * a dump, a trace or a log must be the same everywhere. A negative number counts as 0.
+ * A decimal number in text. printf's %f takes its point from the program's locale, which may have a
+ * comma there, and a dump, a trace or a log must be the same everywhere. A negative number counts
+ * as 0.
  */
 struct decimal {
 	char text[32];
@@ -45,7 +46,8 @@ static inline struct decimal decimal_text(int64_t value, int digits)
 
 	for (int i = 0; i < digits; i++)
 		unit *= 10;
-	snprintf(d.text, sizeof(d.text), "%lld.%0*lld", (long long)(whole / unit), digits, (long long)(whole % unit));
+	snprintf(d.text, sizeof(d.text), "%lld.%0*lld", (long long)(whole / unit), digits,
+		 (long long)(whole % unit));
 	return d;
 }
 
