@@ -49,8 +49,8 @@
  *                PTHREAD_CANCEL_ASYNCHRONOUS must not call the library.
  *   fork(2)      A child must not use contexts of its parent: functions give -ECHILD, destructors
  *                do nothing, accessors of a view give NULL or 0. It has none of their descriptors,
- *                nor their memory: what rref_view_data, rref_alloc, rref_future_data or
- *                rref_call_data pointed to is a fault there (SIGSEGV). Only memory of
+ *                nor their memory: an address from rref_view_data, rref_alloc, rref_future_data or
+ *                rref_call_data is a fault there (SIGSEGV). Only memory of
  *                rref_mem_alloc is shared with it. The parent goes on; when it dies its peers hear
  *                of it at once, even if children of it live. A child may join groups of its own by
  *                rref_init, also one that was forked in a callback or handler; such a child must
@@ -322,10 +322,10 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  * rref_init: joins the group. Opens devices, meets the other workers at the rendezvous (rank 0 listens there), returns
  * when all are present. Functions of opt may be called by peers before it returns: handlers take the context from
  * rref_call_context. opt NULL = defaults + environment. *out: returned, free with rref_free_ctx.
- * May block, up to opt->init_timeout. What can come by itself is waited for, and told in the log at
- * level info: rank 0 and its name in the DNS, its address and port; also a rank 0 that is killed
- * and started again before the group is complete. A group that has started is closed, for now:
- * nobody can join it later, or take a dead worker's place.
+ * May block, up to opt->init_timeout. Things that can come by themselves are waited for, and told
+ * in the log at level info: rank 0 and its name in the DNS, its address and port; also a rank 0
+ * that is killed and started again before the group is complete. A group that has started is
+ * closed, for now: nobody can join it later, or take a dead worker's place.
  *   -EINVAL       bad options: rank, name, device text, key file, an address that cannot be ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
  *   -ENODEV       no usable device; the text says what was looked for and what to load, or which
@@ -433,8 +433,9 @@ struct rref_worker_info {
  * shutdown of rank 0 makes one. Then alive is 0, the options' peer_down is called, and the
  * descriptor of rref_ctx_fd is readable. A new session makes the worker alive again.
  *
- * What waits for the dead worker fails before peer_down is called. It is not called for sessions
- * that this worker's rref_shutdown ends, nor for workers that leave together with this one.
+ * Operations that wait for the dead worker fail before peer_down is called. It is not called for
+ * sessions that this worker's rref_shutdown ends, nor for workers that leave together with this
+ * one.
  */
 RREF_API int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out);
 RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Children made by fork(2). A child gets a copy of every descriptor and every shared mapping, so
- * that it would keep alive what peers watch: a socket, a queue pair. Therefore the library notes
- * what it opens, and a fork handler takes it away.
+ * that it would keep alive the things that peers watch: a socket, a queue pair. Therefore the
+ * library notes all that it opens, and a fork handler takes it away.
  *
  * A child that no fork handler saw (clone(2), _Fork) keeps its copies. It is recognised by a word
  * that the kernel clears in each child: such a child is refused everywhere (rb_is_stray), and
@@ -61,8 +61,7 @@ void rb_close(int fd);
 #define RB_OPEN(expression) ({ rb_hold(); int rb_fd_ = rb_note(expression); rb_release(); rb_fd_; })
 
 /*
- * [any] A mapping that children do not get at all: whoever touches its addresses there has a
- * fault.
+ * [any] A mapping that children do not get at all: its addresses are a fault there.
  */
 void rb_not_in_child(void *base, size_t length);
 
@@ -74,7 +73,7 @@ struct rb_range {
 };
 
 void rb_range_add(struct rb_range *r, void *base, size_t length);
-void rb_range_remove(struct rb_range *r); /* one that was not added is accepted */
+void rb_range_remove(struct rb_range *r); /* r need not have been added */
 
 /* Is this an address within a range of the parent's? [any, lock-free] */
 bool rb_is_parents_slow(const void *p);

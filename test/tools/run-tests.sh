@@ -34,7 +34,7 @@ load() { # the load average in hundredths
 	echo $((10#${l/./}))
 }
 machine() { local l; l=$(load); printf 'load average %d.%02d on %d processors' $((l / 100)) $((l % 100)) "$processors"; }
-stolen() { # what other guests of the host took of the last second, in percent
+stolen() { # the part of the last second that other guests of the host took, in percent
 	local user nice system idle iowait irq softirq steal rest all
 	[ -z "${RREF_TEST_LOAD-}" ] && read -r _ user nice system idle iowait irq softirq steal rest </proc/stat || return 0
 	all=$((user + nice + system + idle + iowait + irq + softirq + steal))
