@@ -2,8 +2,8 @@
 # build/, programs to build/bin/.
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
-# O=DIR builds in DIR instead of build/: all, lib, tools, tests, install, demo, sim, perf. The scripts
-# of the tests want build/. V=1 shows the commands. DEPS=no looks for no packages.
+# O=DIR builds in DIR instead of build/: all, lib, tools, tests, install, demo, sim, perf. The
+# scripts of the tests want build/. V=1 shows the commands. DEPS=no looks for no packages.
 
 VERSION_MAJOR := 0
 VERSION_MINOR := 1

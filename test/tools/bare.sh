@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs each make target as the first command on a bare Debian 12: in a root made by debootstrap, with
-# git, make and ca-certificates alone; as root, and as a user without rights. Packages come from this
-# machine's own source of Debian and are kept in build/bare/, as is the root. Needs root. Mounts are
-# seen by these commands alone.
+# Runs each make target as the first command on a bare Debian 12: in a root made by debootstrap,
+# with git, make and ca-certificates alone; as root, and as a user without rights. Packages come
+# from this machine's own source of Debian and are kept in build/bare/, as is the root. Needs root.
+# Mounts are seen by these commands alone.
 #   bare.sh [--keep]      --keep leaves the layers of the commands in build/bare/run/
 # Left out, since other steps do them or since they take long: the whole of check, check-quick,
 # check-tsan, check-roce, demo-roce, perf and perf-roce, whose packages alone are checked; and the
@@ -83,8 +83,9 @@ chroot "$dir/root" chown -R new:new /home/new
 
 # ---- commands in it
 
-# in_root LAYERS USER COMMAND runs it in a copy of the root, below the LAYERS of earlier commands ("-":
-# none). It writes a layer of its own, $layer; its words go to $out. It is ended after ten minutes.
+# in_root LAYERS USER COMMAND runs it in a copy of the root, below the LAYERS of earlier commands
+# ("-": none). It writes a layer of its own, $layer; its words go to $out. It is ended after ten
+# minutes.
 layer=
 in_root() {
 	local below=$1 user=$2 command=$3 i

@@ -2,7 +2,7 @@
 # Installs the missing ones of the Debian packages for building and testing, as root or by sudo
 # without a password. Otherwise one line has the command to type.
 #   deps.sh [--list] [build|check|perf|peers|model|roce|bare ...]
-# DEPS=no looks for nothing. A gigabyte or more is installed only after a question; YES=1 answers it.
+# DEPS=no looks for nothing. A gigabyte or more is installed only after a question (YES=1: yes).
 set -euo pipefail
 [ "${DEPS-}" != no ] || exit 0
 here=$(cd "$(dirname "$0")/../.." && pwd)

@@ -13,7 +13,8 @@ command=install
 [ "$what" = uninstall ] && command=uninstall
 [ -n "$prefix" ] || die "PREFIX is empty: name a folder, or leave it out for /usr/local"
 [ -n "$libdir" ] || die "LIBDIR is empty: name a folder, or leave it out for PREFIX/lib"
-# Both stand in librref.pc, which is read from everywhere. Relative ones are below this folder, as DESTDIR is.
+# Both stand in librref.pc, which is read from everywhere. Relative ones are below this folder, as
+# DESTDIR is.
 case $prefix in /*) ;; *) prefix=$(realpath -ms -- "$prefix") ;; esac
 case $libdir in /*) ;; *) libdir=$(realpath -ms -- "$libdir") ;; esac
 include=$dest$prefix/include lib=$dest$libdir bin=$dest$prefix/bin

@@ -45,7 +45,8 @@ check "base/ objects call nothing of the other layers" \
 check "the protocol's objects call nothing but memory and string functions" \
 	"$(undefined "$build"/core/rp_*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
 
-# printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has decimal_text).
+# printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has
+# decimal_text).
 check "no number of the library depends on the locale" \
 	"$(grep -rnE '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]([^a-zA-Z]|s"|$)|\x27)|\<(strtod|strtof|strtold|atof|setlocale)\>' --include='*.[ch]' core alloc verbs include |
 	grep -vE '^(core/tools|verbs/raw)/')"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests the Makefile: help, other flags, other folders, installing and uninstalling, missing packages,
-# progress lines. Builds in a folder of its own.   make.sh
+# Tests the Makefile: help, other flags, other folders, installing and uninstalling, missing
+# packages, progress lines. Builds in a folder of its own.   make.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 tree=$PWD

@@ -2,8 +2,8 @@
 # Runs the README's commands with the README's program, word for word: installs, compiles, runs two
 # workers.
 #   readme-run.sh [--user] [--cc COMMAND] [--to PREFIX]
-# --user: the commands for one user alone. --cc: instead of cc. --to: instead of the README's folder;
-# the port is a free one then.
+# --user: the commands for one user alone. --cc: instead of cc. --to: instead of the README's
+# folder; the port is a free one then.
 set -euo pipefail
 tree=$(cd "$(dirname "$0")/../.." && pwd)
 user='' cc=cc to=''

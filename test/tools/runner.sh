@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests run-tests.sh: it counts passed, failed and skipped tests; its limit ends a program, later on a
-# busy machine, and says so; deadlines inside of the tests follow the load.   runner.sh
+# Tests run-tests.sh: it counts passed, failed and skipped tests; its limit ends a program, later on
+# a busy machine, and says so; deadlines inside of the tests follow the load.   runner.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 run=$PWD/test/tools/run-tests.sh
