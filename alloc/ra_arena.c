@@ -361,7 +361,7 @@ static void *near_slot(struct ra_shard *s, unsigned near)
 static void near_back(struct ra_shard *s, unsigned near, void *p)
 {
 	if (unlikely(s->nr_slots[near] == RA_NEAR_KEPT)) {
-		/* Those that were given back first. */
+		/* The oldest of them. */
 		ra_near_give(s->arena, s->slots[near], RA_NEAR_KEPT / 2);
 		memmove(s->slots[near], s->slots[near] + RA_NEAR_KEPT / 2, RA_NEAR_KEPT / 2 * sizeof(void *));
 		s->nr_slots[near] = RA_NEAR_KEPT / 2;

@@ -281,8 +281,9 @@ static inline struct ra_near_slab *ra_near_of(const struct ra_arena *a, const vo
 }
 
 /*
- * What jemalloc is asked for. A large extent of its has a page more than its class, and a value begins at any line of the
- * first page but for the last: so a line behind the class is always there.
+ * The size to ask jemalloc for. A large extent of its has a page more than its class, and a value
+ * begins at any line of the first page but for the last: so a line behind the class is always
+ * there.
  */
 #define RA_SMALL_MAX ((size_t)14336) /* the last class that lies in slabs of jemalloc's */
 static inline size_t ra_asked(size_t rounded)

@@ -18,7 +18,7 @@
 #define OPS_MAX (1u << 24)
 #define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
 
-/* What the forking thread was in the middle of is the parent's affair. */
+/* Forgets all that the forking thread was in the middle of: that is the parent's affair. */
 static void on_fork_child(void)
 {
 	rc_quick_fork_child();
@@ -47,7 +47,7 @@ static void once(void)
 	stay_loaded();
 }
 
-/* What a process needs before its first context, and a child of fork(2) before its own. */
+/* Prepares a process for its first context, and a child of fork(2) for its own. */
 static int begin_process(void)
 {
 	static pthread_once_t done = PTHREAD_ONCE_INIT;
@@ -320,7 +320,8 @@ static struct rref_ctx *make(const struct rref_options *o)
 	return ctx;
 }
 
-/* Those that rref_init's block lists stay; limits and refusals of the system become the two that are meant for them. */
+/* Keeps an errno that rref_init's block lists. Limits and refusals of the system become the two
+ * that are meant for them. */
 static int listed(int err)
 {
 	static const int list[] = { EINVAL, EEXIST, ENODEV, ENOMEM, ETIMEDOUT, ECONNREFUSED, EADDRINUSE, EADDRNOTAVAIL,

@@ -210,7 +210,8 @@ static int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, 
 		return -ESHUTDOWN;
 	ev->now = rc_age_at(ctx, now);
 	err = rp_step(ctx->machine, ev, rec);
-	/* What gives back never fails for want of memory, only for that of room: then effects that are due come first. */
+	/* An event that gives back never fails for want of memory, only for that of room: then effects
+	 * that are due come first. */
 	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
 		err = rp_step(ctx->machine, ev, rec);
 	rc_effects(ctx);

@@ -518,7 +518,8 @@ static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struc
 	return 0;
 }
 
-/* What went wrong here is not the peer's fault: only its proof says something of its key. */
+/* Gives up a session that could not begin. A failure here is not the peer's fault: only its proof
+ * says something of its key. */
 static void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
 {
 	bool is_its_fault = err == -EKEYREJECTED || err == -EPROTO;

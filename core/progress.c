@@ -249,8 +249,9 @@ int rref_ctx_fd(struct rref_ctx *ctx)
 }
 
 /*
- * What completed before this call, and after the loop's own last look, the loop may not have seen: then it is told to look
- * again. So it is the first time, when nobody has kept watch for it yet.
+ * A future that completed before this call, and after the loop's own last look, the loop may not
+ * have seen: then it is told to look again. So it is the first time, when nobody has kept watch for
+ * it yet.
  */
 int rref_ctx_arm(struct rref_ctx *ctx)
 {

@@ -27,11 +27,11 @@ struct rc_error {
 void rc_error_tell(struct rref_error *e, struct rref_error *out);
 void rc_error_forget(void);          /* not the text */
 const struct rc_error *rc_error(void);
-/* Whom an error is about that a handler passes on: 0, if the last failure had another errno. */
+/* Rank + 1 that a passed-on error is about; 0 if the last failure had another errno. */
 unsigned rc_error_about(int err);
 void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
 /*
- * What fails on the way to a success, or while the engine has its turn on a thread of the program,
+ * A failure on the way to a success, or while the engine has its turn on a thread of the program,
  * is not that thread's last failure: it goes into a scratch that is put in its place meanwhile.
  * scratch: on the caller's stack, borrowed until rc_error_back.
  */

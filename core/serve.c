@@ -156,7 +156,7 @@ static __attribute__((noinline)) void handler_ended(struct rref_call *call, int 
 	unsigned about = 0;
 
 	*text = 0;
-	/* What the handler's own last call failed with it passes on. */
+	/* It passes on the error of its own last call. */
 	if (r < 0 && r >= -4095 && rc_error()->err == r) {
 		snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
 		about = rc_error_about(r);

@@ -172,7 +172,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		return posted;
 	if (err == ENOMEM || err == EAGAIN)
 		return -EAGAIN;
-	/* What was asked is in order (check): it is the queue pair that takes nothing any more. */
+	/* The request is in order (check): it is the queue pair that takes nothing any more. */
 	return rv_fail(ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
 

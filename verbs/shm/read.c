@@ -38,7 +38,8 @@ static int serve_error(uint32_t serve)
 	return serve == RVS_SERVE_NONE ? -EACCES : -ECONNRESET;
 }
 
-/* What a READ takes from the socket at most: more than that holds, unless a peer goes on and on. */
+/* Packets that a READ takes from the socket at most: the socket holds fewer, unless a peer goes on
+ * and on. */
 #define FETCH_PACKETS 1024u
 #define FETCH_BATCH 64u
 

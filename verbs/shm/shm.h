@@ -147,7 +147,7 @@ struct rvs_seg {
 };
 
 /*
- * What is known of the regions under one key index. Guarded by conn->rx_lock. A region that finds
+ * Knowledge of the regions under one key index. Guarded by conn->rx_lock. A region that finds
  * no descriptor, no address space or no room below a bound is missed; a READ that needs it asks the
  * peer for it again.
  */
