@@ -90,7 +90,7 @@ FOE_TEST(impostor__locks_nobody_out)
 	}
 }
 
-/* What a message does is done to its sender's: it names no other. */
+/* A message acts on what its sender holds: it names no other. */
 FOE_TEST(impostor__gives_back_what_another_holds)
 {
 	uint64_t forks = foe_fresh_look(1, &foe_shown()->of[1].forks);

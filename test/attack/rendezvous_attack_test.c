@@ -131,7 +131,7 @@ static void strangers__hang_up_and_back_at_once(void **state)
 	group_meets_beside(HANGS_UP);
 }
 
-/* Who floods from one address takes its own places, and no other address'. */
+/* A flood from one address takes the places of that address, and no other's. */
 static void strangers__of_one_address_make_room_themselves(void **state)
 {
 	int port = free_port(), quiet[4], fd[4 * PLACES], over = 0;
@@ -167,7 +167,7 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 	worker_free(one);
 }
 
-/* Those that hold the key and never join are bounded too, and keep no worker out. */
+/* Members that hold the key and never join are bounded too, and keep no worker out. */
 static void members__that_do_not_join_make_room(void **state)
 {
 	int port = free_port(), fd[3 * PLACES];

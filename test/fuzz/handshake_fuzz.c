@@ -55,7 +55,7 @@ static void rendezvous(const uint8_t *bytes, size_t size)
 	char text[64];
 	int err;
 
-	/* What rz_read lets through. */
+	/* rz_read lets no others through. */
 	if (size < RZ_HEAD_BYTES || size > sizeof(in.frame))
 		return;
 	memcpy(in.frame, bytes, size);

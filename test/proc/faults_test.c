@@ -196,7 +196,7 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 }
 
 /* Who leaves waits for an answer of each, which says that its deletes came; it must not wait for one that never comes. */
-/* Who connected has no memory for its proof: it tries again, and its call is served. */
+/* The client has no memory for its proof: it tries again, and its call is served. */
 TG_TEST(no_memory__for_a_proof, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "AUTH:nomem=1" : "", 0);
@@ -211,7 +211,7 @@ TG_TEST(no_memory__for_a_proof, 2)
 	return 0;
 }
 
-/* Who was connected to has none for its answer to the proof. The peer's key was right, and is
+/* The server has none for its answer to the proof. The peer's key was right, and is
  * not told to be wrong. */
 TG_TEST(no_memory__for_the_answer_to_a_proof, 2)
 {

@@ -69,7 +69,7 @@ FOE_TEST(late_hello__leaves_the_session_that_is_up)
 	TG_IS(foe_shown()->called, 1);
 }
 
-/* One that is made later is news: the foe has lost the session, and worker 0 did not know. */
+/* A hello that is made later is news: the foe has lost the session, and worker 0 did not know. */
 FOE_TEST(late_hello__one_that_is_new_ends_the_session)
 {
 	uint8_t early[RV_HELLO_MAX];

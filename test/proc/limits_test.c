@@ -308,7 +308,7 @@ static void trace__short_files(void **state)
 	run_or_skip(short_trace, NULL);
 }
 
-/* What is read here needs memory as well; there is room again when the limit is raised. */
+/* Reads need memory here as well; there is room again when the limit is raised. */
 TG_TEST(reads__short_files, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

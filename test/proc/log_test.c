@@ -199,7 +199,7 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 	return 0;
 }
 
-/* Who reads the log is gone. That is no reason to die, and a signal of the program's own is still
+/* The log's reader is gone. That is no reason to die, and a signal of the program's own is still
  * its own. */
 TG_TEST(log__a_reader_that_is_gone_ends_nobody, 2)
 {

@@ -309,8 +309,7 @@ static bool is_set(struct rref_ctx *ctx, void *word)
 	return atomic_load((_Atomic int *)word);
 }
 
-/* What the engine meets in this thread's turns, and what a callback fails with there, is not the
- * thread's. */
+/* Failures of the engine in this thread's turns, and of a callback there, are not the thread's. */
 DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

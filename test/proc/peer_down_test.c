@@ -11,7 +11,7 @@
 #include "tg_death.h"
 #include "tg_refs.h"
 
-/* What the callback of this worker heard. */
+/* News that the callback of this worker heard. */
 static struct heard {
 	_Atomic int total, of[TG_MAX], err[TG_MAX];
 	_Atomic bool alive, no_text, failed;

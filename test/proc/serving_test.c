@@ -75,7 +75,7 @@ TG_TEST(serve__another_until_the_others_leave, 3)
 	return until_others_leave(rank, 1);
 }
 
-/* What it does behind rref_serve is served by those that leave: they wait for it. */
+/* Its calls behind rref_serve are served by the workers that leave: they wait for it. */
 TG_TEST(serve__the_server_may_still_call, 2)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -181,7 +181,7 @@ static const struct moment {
 	{ "a message that comes", RVI_RECV, 0, 1, call },
 };
 
-/* What must come of it. */
+/* Returns the errno that must come of it. */
 static int expected(const struct moment *m, int status)
 {
 	/* With a MAC on each message this one may be anybody's: the session goes on without it. */
@@ -242,8 +242,8 @@ TG_TEST(status__each_at_every_moment, 2)
 				/* Of values that came with one READ each is read again alone. */
 				if (m->run == read_a_batch && !got && !ends)
 					want = 0;
-				/* What is read again, in another way or alone, finds the session
-				 * over. */
+				/* A read that begins again, in another way or alone, finds the
+				 * session over. */
 				if (ends && got == -EOWNERDEAD)
 					want = got;
 				/* The answer may come before the completion of what was asked. */

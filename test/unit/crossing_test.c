@@ -335,7 +335,7 @@ static void want(int side)
 
 /* ---- schedules ---- */
 
-/* What can happen next: a packet arrives, or a worker does what it may do at any time. */
+/* Choices of the next step: a packet arrives, or a worker does what it may do at any time. */
 struct options {
 	struct rv_conn *arrives[2 * WIRES_MAX];
 	unsigned nr_arrive;

@@ -443,7 +443,7 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 
 	assert_int_equal(from_these(&opt, pmix), -EINVAL);
 	assert_non_null(strstr(rref_last_error(), "RREF_RANK=$PMIX_RANK RREF_WORLD_SIZE=N"));
-	/* Whatever the variable holds, the text ends with the whole line and has nothing that
+	/* The variable may hold anything: the text ends with the whole line and has nothing that
 	 * steers a terminal. */
 	const char *const wild[][2] = { { "OMPI_COMM_WORLD_RANK", "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
 					{ "RREF_RANK", "1023" }, { NULL, NULL } };

@@ -216,7 +216,7 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 	pthread_t thread;
 
 	assert_int_equal(pthread_create(&thread, NULL, scripted_zero_run, &z), 0);
-	/* One that was lost without a reason comes again, for as long as it may. */
+	/* A worker that was lost without a reason comes again, for as long as it may. */
 	if (script == script_close)
 		one->timeout_ms = 1500;
 	worker_run(one);

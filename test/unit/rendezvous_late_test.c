@@ -13,7 +13,7 @@
 
 #define NAME "rank0.job.test"
 
-/* What the resolver says of NAME. */
+/* The resolver's answers for NAME. */
 static struct {
 	atomic_int left; /* looks that still give the first answer */
 	atomic_int looks;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a worker that waits for its group says in the log meanwhile, and how often. */
+/* Log lines of a worker that waits for its group, and how often they come. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

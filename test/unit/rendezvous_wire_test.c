@@ -366,7 +366,7 @@ static void member__lies_are_refused(void **state)
 #undef REFUSED
 }
 
-/* Whoever changes a public key on its way is not the member that END vouches for. */
+/* END vouches for public keys: one that was changed on its way is noticed. */
 static void digest__covers_all_of_an_entry(void **state)
 {
 	struct rz_digest want, got;

@@ -232,7 +232,7 @@ static struct rp *owner_of_many(bool released)
 	return m;
 }
 
-/* What the dead held is given back, all of it. */
+/* All that the dead held is given back. */
 static void rp_oom__grace_of_many(void **state)
 {
 	struct rp *m = owner_of_many(true);

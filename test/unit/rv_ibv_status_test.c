@@ -39,7 +39,7 @@ static void wc__there_are_five_answers(void **state)
 
 		for (unsigned i = 0; i < sizeof(final) / sizeof(*final); i++)
 			is_final |= final[i] == s;
-		/* What says nothing about the request is asked again. */
+		/* A status that says nothing about the request means to ask again. */
 		assert_int_equal(err == -ETIMEDOUT || err == -ECONNRESET, !is_final);
 		assert_true(!is_final || err == -EACCES || err == -EFAULT || err == -EPROTO);
 	}
