@@ -52,7 +52,7 @@ static void flood_by(struct foe *f, tg_act_fn act, uid_t uid)
 	TG_IS(waitpid(pid, &status, 0), pid);
 	TG_IS(status, 0);
 	TG_CHECK(foe_shown()->rounds > rounds);
-	/* Those that worker 1 took, and those that still wait. */
+	/* Worker 1 took so many, and so many still wait. */
 	if (said[0] > (said[1] / RVS_WINDOW_NS + 2) * RVS_WINDOW_STRANGERS + BACKLOG) {
 		fprintf(stderr, "worker 1 took %lu strangers in %lu ms\n", (unsigned long)said[0],
 			(unsigned long)(said[1] / 1000000));

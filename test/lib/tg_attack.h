@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What others do to worker 1 over shared memory, as often as they can: strangers, each with a
+ * Attacks on worker 1 over shared memory, as often as they can: strangers, each with a
  * connection, and the foe of tg_foe.h, over its session.
  */
 #ifndef TG_ATTACK_H

@@ -449,8 +449,8 @@ void foe_others_work(void)
 }
 
 /*
- * What was just said ends the connection, and is counted. The foe may hear of the end first: a
- * device tells the peer before it tells its own program.
+ * Checks that the last message ends the connection, and is counted. The foe may hear of the end
+ * first: a device tells the peer before it tells its own program.
  */
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what)
 {

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who sleeps on what, beside whom. In each round one thread of worker 0 sleeps until its call is
+ * Sleepers beside one another. In each round one thread of worker 0 sleeps until its call is
  * answered. Meanwhile another thread goes through the library in some way. Only then does worker 1
  * answer; in every second round the other thread goes on until the sleeper is awake. Or the sleeper
- * reads a value that the other thread sets.
- *
- * A wake-up that the other thread took, or a descriptor that it disarmed, leaves an event loop
- * asleep for good. It leaves a waiter asleep until a timer looks after it (half a second): so the
- * rounds that took that long are counted. Timers that come sooner would hide it: see nap.
+ * reads a value that the other thread sets. A wake-up that the other thread took, or a descriptor
+ * that it disarmed, leaves an event loop asleep for good. It leaves a waiter asleep until a timer
+ * looks after it (half a second): so the rounds that took that long are counted. Timers that come
+ * sooner would hide it: see nap.
  */
 #include <poll.h>
 #include <pthread.h>

@@ -46,7 +46,7 @@ static void take_back(struct foe *f)
 
 #define LOGGED "a frame that is not the peer's next"
 
-/* What was just brought in had no effect: no PONG came for it. Worker 1 counts and logs it after
+/* Checks that the last message had no effect: no PONG came for it. Worker 1 counts and logs it after
  * the foe has heard that the connection is over. */
 static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const char *what)
 {
@@ -93,7 +93,7 @@ FOE_TEST(forged__at_another_place)
 
 	foe_meet(f, 1);
 	foe_still_served(f);
-	/* What was said before, bit by bit: the frame's number and the message's are those of
+	/* An old message, bit by bit: the frame's number and the message's are those of
 	 * then. */
 	BRING("repeated", (s->number--, f->conn->tx_seq--, f->seq--));
 	BRING("repeated, with the frame's number of now", s->number--);
