@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a member finds that looks through all memory that worker 1 hands over, in shared memory. It
+ * Finds of a member that looks through all memory that worker 1 hands over, in shared memory. It
  * finds the values that live, also those that it was not given (docs/SECURITY.md says so). It finds
  * no value that was reclaimed, no word of a value, and no way to write.
  */
