@@ -428,7 +428,8 @@ int rc_poller_open(struct rref_ctx *ctx)
 	h->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
 	if (h->timer < 0 || timerfd_settime(h->timer, 0, &(struct itimerspec){ 0 }, NULL)) {
 		err = rc_fail(errno, "a timer for the poller: %s",
-			      limit_why(h->timer < 0 ? "timerfd_create" : "timerfd_settime", errno, 0));
+			      limit_why(h->timer < 0 ? "timerfd_create" : "timerfd_settime",
+					errno, 0));
 		rb_close(h->timer);
 		free(h);
 		return err;

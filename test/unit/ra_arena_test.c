@@ -288,8 +288,9 @@ static void bound__text_and_reuse(void **state)
 	assert_null(q);
 	/* Below the bound, and yet more than it can hold: the text has the reason. */
 	assert_int_equal(ra_alloc(a, 60 * MIB, 0, &q), -ENOMEM);
-	assert_string_equal(ra_error_text(), "value memory: asked 60 MiB, for which a region of 66 MiB is needed, "
-					     "limit 64 MiB (max_bytes)");
+	assert_string_equal(ra_error_text(),
+			    "value memory: asked 60 MiB, for which a region of 66 MiB is needed, "
+			    "limit 64 MiB (max_bytes)");
 	nr_reg = d.nr_reg;
 	for (unsigned round = 0; round < 100; round++) {
 		ra_free(a, p[round % n], 3 * MIB);

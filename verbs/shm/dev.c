@@ -80,7 +80,8 @@ static int open_listener(struct rv_dev *dev)
 	if (dev->listener < 0)
 		return rv_fail(errno, "shm: to listen: %s", limit_why("socket", errno, 0));
 	memcpy(sun.sun_path + 1, name, len);
-	if (bind(dev->listener, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)))
+	if (bind(dev->listener, (struct sockaddr *)&sun,
+		 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)))
 		return rv_fail(errno, "shm: cannot listen on @%.*s: %s", (int)len, name,
 			       limit_why("bind", errno, 0));
 	if (listen(dev->listener, 128))
