@@ -35,21 +35,6 @@ static void turn_away(struct rv_dev *dev, int sock, const char *why)
 	rvs_log_refused(dev, "%s", why);
 }
 
-/* No descriptor is left: turn one away with the spare, or the listener would stay readable for
- * ever. */
-static void refuse_one(struct rv_dev *dev, int err)
-{
-	int sock;
-
-	rb_close(dev->spare);
-	sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
-	if (sock >= 0) {
-		rvs_fail_fds(err, "it was told to come again");
-		turn_away(dev, sock, rv_error_text());
-	}
-	dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
-}
-
 static void mute(struct rv_dev *dev, bool muted)
 {
 	struct epoll_event e = { .events = muted ? 0u : (uint32_t)EPOLLIN,
@@ -61,11 +46,40 @@ static void mute(struct rv_dev *dev, bool muted)
 		rvs_timer_soon(dev);
 }
 
-/* Listens again when the window is over. True: it is not yet. */
+static bool take_spare(struct rv_dev *dev)
+{
+	if (dev->spare < 0)
+		dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
+	return dev->spare >= 0;
+}
+
+/* No descriptor is left: turn one away with the spare, or the listener would stay readable for
+ * ever. */
+static void refuse_one(struct rv_dev *dev, int err)
+{
+	int sock;
+
+	rb_close(dev->spare);
+	dev->spare = -1;
+	sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+	if (sock >= 0) {
+		rvs_fail_fds(err, "it was told to come again");
+		turn_away(dev, sock, rv_error_text());
+	}
+	/* A thread may still hold what was turned away. */
+	if (!take_spare(dev))
+		mute(dev, true);
+}
+
+/* Listens again when the window is over, and there is a spare. True: it is not yet. */
 bool rvs_listen_timer(struct rv_dev *dev, int64_t now)
 {
-	if (dev->listen_muted && now >= dev->listen_at + RVS_WINDOW_NS)
+	if (!dev->listen_muted || now < dev->listen_at + RVS_WINDOW_NS)
+		return dev->listen_muted;
+	if (take_spare(dev))
 		mute(dev, false);
+	else
+		dev->listen_at = now;
 	return dev->listen_muted;
 }
 
@@ -135,6 +149,8 @@ void rvs_on_listener(struct rv_dev *dev)
 			greet(dev, sock);
 		else if (errno == EMFILE || errno == ENFILE)
 			refuse_one(dev, errno);
+		if (dev->listen_muted)
+			return;
 	}
 }
 
