@@ -41,6 +41,7 @@ struct rc_waiter {
 	size_t nr, found;
 	uint32_t seen;                /* any_word, before fs was looked through */
 	bool mixed;                   /* fs are of several contexts */
+	bool over;                    /* one of fs was found complete; for good */
 	struct list node;             /* [lock] ctx->sleepers */
 };
 
@@ -105,6 +106,7 @@ static bool find_done(struct rc_waiter *w)
 	for (size_t i = 0; i < w->nr; i++)
 		if (rc_op_done(w->fs[i])) {
 			w->found = i;
+			w->over = true;
 			return true;
 		}
 	return false;
@@ -114,7 +116,8 @@ static inline bool is_over(struct rc_waiter *w)
 {
 	if (w->f)
 		return rc_op_done(w->f);
-	return unlikely(at_load_acq(&any_word) != w->seen) && find_done(w);
+	/* Asked again behind a look that found it, the word would be as it was seen. */
+	return w->over || (unlikely(at_load_acq(&any_word) != w->seen) && find_done(w));
 }
 
 /* Sets bit in f's state; false if f is complete. */

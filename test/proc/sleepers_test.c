@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "base/atomic.h"
+#include "core/rc.h"
 #include "tg_refs.h"
 
 #define ROUNDS 8
@@ -502,6 +503,57 @@ TG_TEST(wait_any__that_waits_long_sleeps, 1)
 	return 0;
 }
 
+static _Thread_local struct rref *to_set; /* by this thread itself, in the middle of its wait */
+static _Thread_local int64_t first_read;
+
+/*
+ * The library's clock. A wait reads it, without the lock, between its last look at the futures and
+ * its going to sleep. What ends one of them just then must not be missed. 100 us: SPIN_NS.
+ */
+int clock_gettime(clockid_t id, struct timespec *ts)
+{
+	int r = (int)syscall(SYS_clock_gettime, id, ts);
+	int64_t now = ts->tv_sec * NSEC_PER_SEC + ts->tv_nsec;
+	struct rref *ref = to_set;
+
+	if (!ref || id != CLOCK_MONOTONIC || !rc_trylock(ctx))
+		return r;
+	rc_unlock_bare(ctx);
+	if (!first_read)
+		first_read = now;
+	if (now < first_read + 100 * NSEC_PER_USEC + at_load(&ctx->more_patience))
+		return r;
+	to_set = NULL;
+	TG_OK(rref_set(ref));
+	return r;
+}
+
+TG_TEST(wait_any__whose_future_ends_just_before_it_sleeps, 1)
+{
+	ctx = tg_join(rank);
+	for (int i = 0; i < 50; i++) {
+		struct rref_future *f[2];
+		struct rref *unset[2];
+		void *data;
+
+		for (int k = 0; k < 2; k++) {
+			TG_OK(rref_alloc(ctx, 8, &unset[k], &data));
+			TG_OK(rref_to_here_async(unset[k], RREF_FOREVER, &f[k]));
+		}
+		first_read = 0;
+		to_set = unset[1];
+		TG_IS(rref_wait_any(f, 2, 5 * NSEC_PER_SEC), 1);
+		TG_OK(rref_set(unset[0]));
+		TG_OK(rref_wait_all(f, 2, RREF_DEFAULT));
+		for (int k = 0; k < 2; k++) {
+			rref_future_free(f[k]);
+			rref_release(unset[k]);
+		}
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 static struct rref_ctx *two[2];
 
 static void *set_second(void *arg)
@@ -590,6 +642,7 @@ int main(void)
 		cmocka_unit_test(loop__hears_of_a_cancel),
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
 		cmocka_unit_test(wait_any__that_waits_long_sleeps),
+		cmocka_unit_test(wait_any__whose_future_ends_just_before_it_sleeps),
 		cmocka_unit_test(wait_any__of_two_contexts),
 		cmocka_unit_test(wait_any__of_several_contexts_sleeps),
 	};
