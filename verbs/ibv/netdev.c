@@ -112,10 +112,12 @@ bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 	/* Without it a route by another interface counts too. With it all is taken for on-link that
 	 * has no route, so that the interface and its address decide. */
 	(void)setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &dev->ifindex, sizeof(dev->ifindex));
+	/* No other error tells of the route. Before Linux 5.1 EINVAL comes of each link-local address,
+	 * since the socket is bound to no interface. */
 	if (bind(fd, (const struct sockaddr *)&dev->src, size) ||
 	    connect(fd, (const struct sockaddr *)to, size))
 		has = errno != EADDRNOTAVAIL && errno != ENETUNREACH && errno != EHOSTUNREACH &&
-		      errno != ENETDOWN && errno != EACCES && errno != EINVAL;
+		      errno != ENETDOWN && errno != EACCES;
 	close(fd);
 out:
 	rb_release();
