@@ -491,14 +491,18 @@ int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client);
 /* [lock] CONNECTED of our link: 0 and the proof, or -errno. */
 int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES]);
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
-void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
-void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* [lock] a READ has ended; p may be NULL */
 void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] the fence's first step */
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] from here on reads may be posted */
-void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text); /* [lock] */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
+
+/* peer_event.c */
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
+/* [lock] A READ has ended. p may be NULL. */
+void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc);
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err,
+		    const char *text); /* [lock] */
 
 /* contact.c: attempts at a session */
 void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] an attempt of either side begins */

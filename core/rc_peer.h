@@ -5,6 +5,7 @@
 #ifndef RC_PEER_H
 #define RC_PEER_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -121,6 +122,12 @@ struct rc_peer {
 	bool has_key;                 /* [lock] */
 	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
 };
+
+/* Tells whether a connection could not be made for want of something here, which may come back. */
+static inline bool rc_is_lack(int err)
+{
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -ENOBUFS;
+}
 
 struct rc_outgoing {
 	struct list node;
