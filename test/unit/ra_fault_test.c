@@ -179,8 +179,11 @@ static void faults__each_point_in_turn(void **state)
 	print_message("%u fault points: %u fail a create, %u an allocation, %u a registration\n", n - 1, nr_create,
 		      seen_enomem, seen_reg);
 	assert_true(seen_reg >= 4); /* 2 4 8 16 .. MiB */
-	/* One failure of a region that is larger than it must be is made good by a smaller one. */
-	assert_true(seen_enomem >= 4);
+	/*
+	 * A failure for a region that is larger than it must be is made good by a smaller one. At least
+	 * one is as small as it can be, and has three calls that can fail.
+	 */
+	assert_true(seen_enomem >= 3);
 	assert_true(UNDER_SANITIZER || nr_create >= 3);
 }
 
