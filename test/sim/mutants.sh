@@ -4,6 +4,7 @@
 #   mutants.sh [--seeds N] [NAME ...]    at most N seeds for each (20000); all, or those
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 seeds=20000 build=build
 usage() { sed -n '2,4s/^# //p' "$0"; }
 while [ $# -gt 0 ]; do
@@ -17,9 +18,6 @@ done
 case $seeds in '' | *[!0-9]* | 0) echo "mutants.sh: --seeds wants a number from 1 on, not '$seeds'" >&2; exit 2 ;; esac
 table=test/sim/mutants.txt dir=$build/sim/mutants
 cc=${CC:-cc} flags="-std=gnu11 -O1 -g -D_GNU_SOURCE -I. -Iinclude -w"
-passed=0 failed=0
-ok() { passed=$((passed + 1)); }
-bad() { failed=$((failed + 1)); echo "FAILED $*"; }
 
 # Applies one mutant to copies under $1: every old text must stand in its file exactly once.
 plant() { # DIR NAME
@@ -147,5 +145,4 @@ else
 	bad "the true machine fails too"
 	cat "$dir/log"
 fi
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

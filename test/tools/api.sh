@@ -4,25 +4,16 @@
 # and runs; an installed library is found by pkg-config.   api.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 build=${1:-build}
 so=$build/librref.so
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-passed=0 failed=0
-check() { # NAME OUTPUT: passes when OUTPUT is empty
-	if [ -z "$2" ]; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $1:"
-		echo "$2" | sed 's/^/    /'
-	fi
-}
 verdict() { # NAME COMMAND...: passes when it succeeds
 	local out name=$1
 	shift
 	out=$("$@" 2>&1) && out= || out="${out:-failed: $*}"
-	check "$name" "$out"
+	empty "$name" "$out"
 }
 
 echo '#include <rref.h>' > "$tmp/alone.c"
@@ -32,8 +23,10 @@ verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -pedan
 
 declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' | grep -oE '\brref_[a-z_]+ *\(' | tr -d ' (' | sort -u)
 exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' | grep -v '^RREF_' | sort -u)
-check "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$exported"))"
-check "no other symbol leaves the library" "$(nm -D --defined-only "$so" | awk '{print $3}' | grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
+empty "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$exported"))"
+empty "no other symbol leaves the library" \
+	"$(nm -D --defined-only "$so" | awk '{print $3}' |
+	grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
 # No function is a cancellation point: each begins with RB_NO_CANCEL, unless it is one of these,
 # which neither wait nor lock nor make a system call. The fast ways of rref_to_here and
 # rref_view_free make none; what these leave to other ways is guarded there.
@@ -50,11 +43,15 @@ guarded=$(awk '
 	}
 	name && /RB_NO_CANCEL/ { has = 1 }
 	name && /^}/ { if (has) print name; name = "" }' core/*.c | sort -u)
-check "every function that may wait begins with RB_NO_CANCEL" \
+empty "every function that may wait begins with RB_NO_CANCEL" \
 	"$(grep -vxE "$(echo $plain | tr ' ' '|')" <<<"$declared" | grep -vxF "$guarded")"
-check "soname" "$(readelf -d "$so" | grep -qE 'SONAME.*\[librref\.so\.[0-9]+\]' || echo "no soname")"
-check "every symbol has a version" "$(nm -D --defined-only "$so" | awk '$2 == "T" {print $3}' | grep -v '@')"
-check "full RELRO, no executable stack" "$(readelf -dlW "$so" | grep -q BIND_NOW || echo "no BIND_NOW"; readelf -lW "$so" | grep GNU_STACK | grep -w RWE)"
+empty "soname" \
+	"$(readelf -d "$so" | grep -qE 'SONAME.*\[librref\.so\.[0-9]+\]' || echo "no soname")"
+empty "every symbol has a version" \
+	"$(nm -D --defined-only "$so" | awk '$2 == "T" {print $3}' | grep -v '@')"
+empty "full RELRO, no executable stack" \
+	"$(readelf -dlW "$so" | grep -q BIND_NOW || echo "no BIND_NOW"
+	readelf -lW "$so" | grep GNU_STACK | grep -w RWE)"
 
 # Each errno named in the header must exist and have words of its own.
 {
@@ -71,10 +68,11 @@ check "full RELRO, no executable stack" "$(readelf -dlW "$so" | grep -q BIND_NOW
 verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
 # And each that the library's public functions return by name is documented.
 undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -q -- "-$e\b" include/rref.h || echo "$e"; done)
-check "codes given by the core are documented in the header" "$undocumented"
+empty "codes given by the core are documented in the header" "$undocumented"
 # Each function has a doc block: its name stands in a comment of the header.
 comments=$(sed -n '/\/\*/,/\*\//p' include/rref.h)
-check "every function is named in a doc block" "$(for f in $declared; do grep -qE "\b$f\b|_${f##*_}\b" <<<"$comments" || echo "$f"; done)"
+empty "every function is named in a doc block" \
+	"$(for f in $declared; do grep -qE "\b$f\b|_${f##*_}\b" <<<"$comments" || echo "$f"; done)"
 
 if [ -f README.md ]; then
 	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"
@@ -83,7 +81,8 @@ if [ -f README.md ]; then
 	verdict "the README's program is C11" cc -std=c11 $strict "$tmp/readme.c"
 	# shellcheck disable=SC2086
 	verdict "the README's program is C++17" c++ -x c++ -std=c++17 $strict "$tmp/readme.c"
-	check "the README's program is at most 60 lines" "$([ "$(wc -l < "$tmp/readme.c")" -le 60 ] || wc -l "$tmp/readme.c")"
+	empty "the README's program is at most 60 lines" \
+		"$([ "$(wc -l < "$tmp/readme.c")" -le 60 ] || wc -l "$tmp/readme.c")"
 	for cc in "cc" "c++ -x c++"; do
 		verdict "the README's commands work, by $cc" timeout $((60 * ${RREF_TEST_SLOW:-1})) \
 			test/tools/readme-run.sh --user --cc "$cc" --to "$tmp/home"
@@ -91,11 +90,13 @@ if [ -f README.md ]; then
 fi
 
 info=$build/bin/rref-info
-check "rref-info says what auto would choose, and what this machine has" "$("$info" >"$tmp/info" 2>&1 || echo "status $?"
+empty "rref-info says what auto would choose, and what this machine has" \
+	"$("$info" >"$tmp/info" 2>&1 || echo "status $?"
 	for words in 'RDMA devices' 'Shared memory' 'What "auto" chooses' 'peers on this machine  shm' 'peers on others' 'locked memory'; do
 		grep -qF "$words" "$tmp/info" || echo "nothing of: $words"
 	done)"
-check "rref-info judges a device by its status, and says why not" "$("$info" --device shm >/dev/null || echo "shm does not open"
+empty "rref-info judges a device by its status, and says why not" \
+	"$("$info" --device shm >/dev/null || echo "shm does not open"
 	"$info" --device ibv:no_such0 >"$tmp/info" 2>&1 && echo "ibv:no_such0 opens"
 	grep -q 'does not open: .' "$tmp/info" || cat "$tmp/info"
 	"$info" --device no_such >/dev/null 2>&1 && echo "no_such opens")"
@@ -106,5 +107,4 @@ echo '#include <rref.h>
 int main(void) { return rref_version_number() != RREF_VERSION_NUMBER; }' > "$tmp/user.c"
 verdict "a program finds it by pkg-config" sh -c "cc '$tmp/user.c' -o '$tmp/user' \$(pkg-config --cflags --libs librref) && LD_LIBRARY_PATH='$tmp/root/opt/rref/lib' '$tmp/user'"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

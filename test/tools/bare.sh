@@ -9,6 +9,7 @@
 # measuring of perf-peers and perf-report behind more than 1 GB of packages.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 tree=$PWD dir=$PWD/build/bare suite=bookworm
 cannot() { # WHY: where it cannot be done it is skipped, but not by the CI
 	if [ -n "${CI-}" ]; then
@@ -26,20 +27,8 @@ command -v debootstrap >/dev/null || cannot "there is no debootstrap"
 unshare --mount --pid --fork true 2>/dev/null || cannot "may not mount: unshare fails"
 mkdir -p "$dir"/{run,archives/partial,lists/partial}
 rm -rf "$dir"/run/*
-passed=0 failed=0 out=$dir/out
+said=$dir/out show_last=30 margin='    | '
 [ "${1-}" = --keep ] || trap 'rm -rf "$dir/run"' EXIT
-ok() { # NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $name"
-		tail -n 30 "$out" | sed 's/^/    | /'
-	fi
-}
-says() { grep -qE -- "$1" "$out"; }
 
 # ---- the root
 
@@ -115,28 +104,28 @@ in_root() {
 	' - "$dir" "$layer" "$below" "$user" "$command" </dev/null 2>&1 | note
 	return "${PIPESTATUS[0]}"
 }
-# To $out, and how long it was silent at most, in seconds, to $out.silent.
+# To $said, and how long it was silent at most, in seconds, to $said.silent.
 note() {
 	local line last=$SECONDS most=0
-	: >"$out"
+	: >"$said"
 	while IFS= read -r line; do
 		[ $((SECONDS - last)) -le $most ] || most=$((SECONDS - last))
 		last=$SECONDS
-		printf '%s\n' "$line" >>"$out"
+		printf '%s\n' "$line" >>"$said"
 	done
 	[ $((SECONDS - last)) -le $most ] || most=$((SECONDS - last))
-	echo $most >"$out.silent"
+	echo $most >"$said.silent"
 }
 # first LAYERS COMMAND runs it as root. It must succeed, and never be silent for long: ten seconds,
 # with room for a busy machine.
 first() {
 	local start=$SECONDS
-	ok "$2" in_root "$1" root "$2"
-	echo "$2: $((SECONDS - start)) s, silent for at most $(cat "$out.silent") s"
-	ok "$2 says what it does meanwhile" [ "$(cat "$out.silent")" -le 30 ]
+	check "$2" in_root "$1" root "$2"
+	echo "$2: $((SECONDS - start)) s, silent for at most $(cat "$said.silent") s"
+	check "$2 says what it does meanwhile" [ "$(cat "$said.silent")" -le 30 ]
 }
 
-in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$out")"
+in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$said")"
 
 # ---- as a user without rights: one line with the command to type
 targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report perf-beside check check-quick check-asan check-tsan check-roce demo demo-roce deps"
@@ -145,43 +134,47 @@ in_root - new 'for t in '"$targets"'; do
 		echo "$t: $(make $t PREFIX=$HOME/.local 2>&1 | grep -v "^make")"
 		[ ! -e build ] || echo "$t left a build folder"
 	done; make help; make clean; make uninstall PREFIX=$HOME/.local && echo "uninstalled"'
+install='apt-get update && apt-get install --no-install-recommends'
 for t in $targets; do
-	ok "make $t, by a user without rights, is one line" says "^$t: packages are missing; type as root: apt-get update && apt-get install --no-install-recommends .*(gcc|spin)"
+	check "make $t, by a user without rights, is one line" \
+		says "^$t: packages are missing; type as root: $install .*(gcc|spin)"
 done
-ok "and nothing else" [ "$(grep -cE '^[a-z-]+: ' "$out")" -eq "$(wc -w <<<"$targets")" ]
-ok "make help" says '^  make demo  '
-ok "make clean, make uninstall" says '^uninstalled$'
-asked=$(sed -n 's/^[a-z-]*: .*--no-install-recommends \(.*\)   (.*/\1/p' "$out" | tr ' ' '\n' | sort -u)
+check "and nothing else" [ "$(grep -cE '^[a-z-]+: ' "$said")" -eq "$(wc -w <<<"$targets")" ]
+check "make help" says '^  make demo  '
+check "make clean, make uninstall" says '^uninstalled$'
+asked=$(sed -n 's/^[a-z-]*: .*--no-install-recommends \(.*\)   (.*/\1/p' "$said" |
+	tr ' ' '\n' | sort -u)
 in_root - new 'make install'
-ok "make install to /usr/local, by a user without rights" says '^make install: /usr/local.* cannot be written by new: .*sudo make install'
+check "make install to /usr/local, by a user without rights" \
+	says '^make install: /usr/local.* cannot be written by new: .*sudo make install'
 
 # ---- as root: packages, and the purpose of the command
 first - make
 base=$layer
 in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <<<"$asked")"
-ok "Debian has every package that is asked for" says ' newly installed, 0 to remove'
+check "Debian has every package that is asked for" says ' newly installed, 0 to remove'
 for t in "make lib" "make tools" "make sim SEEDS=200" "make demo" "make clean"; do first "$base" "$t"; done
 first "$base" "test/tools/readme-run.sh"
 first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version && make uninstall && test ! -e /usr/local/include/rref.h"
-ok "what was installed runs" says '^rref-demo \(librref\)'
+check "what was installed runs" says '^rref-demo \(librref\)'
 in_root "$base" root 'cp -a . /home/new/built && chown -R new:new /home/new/built'
 built=$layer
-ok "the README's commands for one user" in_root "$base $built" new 'cd ~/built && test/tools/readme-run.sh --user'
+check "the README's commands for one user" \
+	in_root "$base $built" new 'cd ~/built && test/tools/readme-run.sh --user'
 first "$base" "make check TEST=key_test"
 check=$layer
-ok "a test ran" says '^[1-9][0-9]* passed, 0 failed'
+check "a test ran" says '^[1-9][0-9]* passed, 0 failed'
 first "$base $check" "test/tools/readme-run.sh --cc 'c++ -x c++'"
 first "$base $check" "make check-asan TEST=key_test"
-ok "a test ran under the sanitizer" says '^[1-9][0-9]* passed, 0 failed'
+check "a test ran under the sanitizer" says '^[1-9][0-9]* passed, 0 failed'
 first "$base $check" "make build/bin/proc/calls_test && build/bin/proc/calls_test"
 first "$base" "make perf-parts ARGS='--benchmark_min_time=0.01'"
 first - "make model ARGS=credits"
 for t in perf-peers perf-report; do
 	in_root "$base" root "make $t"
-	ok "make $t asks before it takes so much" says '^this needs [0-9]+ packages .*type YES=1'
-	ok "make $t installed nothing" [ ! -e "$layer/up/usr/bin/mpicc" ]
+	check "make $t asks before it takes so much" says '^this needs [0-9]+ packages .*type YES=1'
+	check "make $t installed nothing" [ ! -e "$layer/up/usr/bin/mpicc" ]
 done
 
 echo "$SECONDS s; left out: what check-quick, check-tsan, check-roce, demo-roce, perf, perf-roce, perf-peers and perf-report do once the packages are there"
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

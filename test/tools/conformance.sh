@@ -4,18 +4,9 @@
 #   conformance.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 build=${1:-build}
 page=docs/CONFORMANCE.md
-passed=0 failed=0
-check() { # NAME OUTPUT: passes when OUTPUT is empty
-	if [ -z "$2" ]; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $1:"
-		echo "$2" | sed 's/^/    /'
-	fi
-}
 
 # "1 2 4-6" -> one per line
 expand() {
@@ -26,17 +17,18 @@ rows=$(grep -E '^\| ([0-9]|more)' "$page")
 field() { cut -d'|' -f"$1" <<<"$2"; }
 
 have=$(cut -d'|' -f2 <<<"$rows" | expand | sort -n)
-check "the list has numbers" "$([ "$(wc -l <<<"$wanted")" -ge 100 ] || echo "only $(wc -l <<<"$wanted")")"
-check "each number of the list has a row, once" "$(diff <(echo "$wanted") <(echo "$have"))"
+empty "the list has numbers" \
+	"$([ "$(wc -l <<<"$wanted")" -ge 100 ] || echo "only $(wc -l <<<"$wanted")")"
+empty "each number of the list has a row, once" "$(diff <(echo "$wanted") <(echo "$have"))"
 
 named=$(while read -r row; do
 	program=$(field 4 "$row" | tr -d ' ') tests=$(field 5 "$row" | grep -oE '`[a-z0-9_]+`' | tr -d '`')
 	for t in $tests; do echo "$program $t $(field 2 "$row" | tr -d ' ')"; done
 done <<<"$rows")
-check "each row has tests, or says why not yet" "$(while read -r row; do
+empty "each row has tests, or says why not yet" "$(while read -r row; do
 	field 5 "$row" | grep -qE '`(c[0-9]{3}|more)_[a-z0-9_]+`|not yet: ..........|does not apply: ..........' || echo "$row"
 done <<<"$rows")"
-check "each test named is in its program" "$(while read -r programs test _; do
+empty "each test named is in its program" "$(while read -r programs test _; do
 	found=
 	for program in ${programs//,/ }; do
 		src=test/conformance/$program.c bin=$build/bin/conformance/$program
@@ -49,7 +41,7 @@ done <<<"$named")"
 # Names as they are defined, so that one left out of its program's table is found too.
 defined=$(grep -ohE '^(TG_TEST|DEATH_TEST)\([a-z0-9_]+|^static void [a-z0-9_]+\(void \*\*state\)' test/conformance/*.c |
 	sed -E 's/^[A-Z_]+\(//; s/^static void //; s/\(.*//')
-check "each test has a row, of its own number" "$(for t in $defined; do
+empty "each test has a row, of its own number" "$(for t in $defined; do
 	case $t in
 	c[0-9][0-9][0-9]_*) n=$((10#${t:1:3})) ;;
 	more_*) n=more ;;
@@ -57,9 +49,8 @@ check "each test has a row, of its own number" "$(for t in $defined; do
 	esac
 	grep -E " $t " <<<"$named" | awk '{print $3}' | tr ',' '\n' | grep -qx "$n" || echo "$t has no row with number $n"
 done)"
-check "no test is defined twice" "$(sort <<<"$defined" | uniq -d)"
+empty "no test is defined twice" "$(sort <<<"$defined" | uniq -d)"
 
 tests=$(wc -l <<<"$defined") open=$(grep -E '^\| [0-9]' <<<"$rows" | grep 'not yet:' | cut -d'|' -f2 | expand | wc -l)
 echo "$(wc -l <<<"$wanted") scenarios, $open of them not yet; $tests tests"
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

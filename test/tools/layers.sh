@@ -3,58 +3,50 @@
 # (undefined symbols), so that neither a header nor an extern can slip past.   layers.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 build=${1:-build}
-passed=0 failed=0
-check() { # NAME OUTPUT: passes when OUTPUT is empty
-	if [ -z "$2" ]; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $1:"
-		echo "$2" | sed 's/^/    /'
-	fi
-}
 
-check "only verbs/ includes <infiniband/...> or <rdma/...>" \
+empty "only verbs/ includes <infiniband/...> or <rdma/...>" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' --include='*.[ch]' . | grep -vE '^\./(verbs/|build/|test/unit/rv_ibv_)')"
-check "verbs/shm is free of them too" \
+empty "verbs/shm is free of them too" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm verbs/rv.h verbs/rv_error.h)"
-check "verbs/ includes neither core/ nor alloc/ nor the public header" \
+empty "verbs/ includes neither core/ nor alloc/ nor the public header" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|r[cpwa]_|r[cpwa]\.h|rref\.h)' verbs)"
-check "alloc/ includes neither core/ nor verbs/ nor the public header" \
+empty "alloc/ includes neither core/ nor verbs/ nor the public header" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|r[cpwv]_|r[cpwv]\.h|rref\.h)' alloc)"
-check "the protocol includes nothing but itself, the public header and the base" \
+empty "the protocol includes nothing but itself, the public header and the base" \
 	"$(grep -nE '#[[:space:]]*include' core/rp*.[ch] | grep -vE '"(core/)?(rp\.h|rp_[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
 own=$(cd test/demo && ls *.h | sed 's/\./\\./' | paste -sd'|')
-check "the demo includes only its own headers and the public one" \
+empty "the demo includes only its own headers and the public one" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo | grep -vE "\"(rref\\.h|$own)\"")"
 
-check "base/ includes nothing of the layers" \
+empty "base/ includes nothing of the layers" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' base include/base | grep -vE '"base/')"
 
 undefined() { # OBJECTS: their undefined symbols, with the object's name
 	nm -u -A "$@" 2>/dev/null | awk '{print $1, $NF}'
 }
-check "verbs/ objects call nothing of the layers above" \
+empty "verbs/ objects call nothing of the layers above" \
 	"$(undefined $(find "$build/verbs" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|ra_)')"
-check "alloc/ objects call nothing of the other layers" \
+empty "alloc/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/alloc" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
-check "base/ objects call nothing of the other layers" \
+empty "base/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/base" -name '*.o') | grep -E ' (rref_|r[cpwav]_)')"
 # Purity: events in, effects out. What a state machine may need of libc is memory and strings.
-check "the protocol's objects call nothing but memory and string functions" \
+empty "the protocol's objects call nothing but memory and string functions" \
 	"$(undefined "$build"/core/rp_*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
 
 # printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has
 # decimal_text).
-check "no number of the library depends on the locale" \
+empty "no number of the library depends on the locale" \
 	"$(grep -rnE '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]([^a-zA-Z]|s"|$)|\x27)|\<(strtod|strtof|strtold|atof|setlocale)\>' --include='*.[ch]' core alloc verbs include |
 	grep -vE '^(core/tools|verbs/raw)/')"
 
 # Faults are injected in what the tests link, never in what is installed.
-check "nothing of the fault injector ships" \
+empty "nothing of the fault injector ships" \
 	"$(for f in "$build"/librref.so "$build"/librref.a; do nm "$f" 2>/dev/null | grep rc_inject | sed "s|^|$f: |"; grep -c RREF_INJECT "$f" | grep -v '^0$'; done)"
-check "the tests' library has it" "$(nm "$build"/librref-test.a 2>/dev/null | grep ' T rc_inject_takes' > /dev/null || echo "no rc_inject_takes")"
+empty "the tests' library has it" \
+	"$(nm "$build"/librref-test.a 2>/dev/null | grep ' T rc_inject_takes' > /dev/null ||
+		echo "no rc_inject_takes")"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

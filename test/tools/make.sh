@@ -3,30 +3,19 @@
 # packages, progress lines. Builds in a folder of its own.   make.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 tree=$PWD
 tmp=$(mktemp -d)
 chmod 755 "$tmp"
 trap 'rm -rf "$tmp"' EXIT
 # The variables of the make that runs this script are not for the makes below.
 unset MAKEFLAGS MFLAGS MAKELEVEL DEPS YES O B V PREFIX LIBDIR DESTDIR SAN CFLAGS CPPFLAGS LDFLAGS CXXFLAGS TEST
-passed=0 failed=0 skipped=0
-check() { # NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $name"
-		tail -n 20 "$tmp/out" | sed 's/^/    /'
-	fi
-}
+said=$tmp/out show_last=20 skipped=0
 skip() { skipped=$((skipped + 1)); echo "skipped: $*"; }
-run() { "$@" >"$tmp/out" 2>&1; } # its words to $tmp/out
-fails() { ! run "$@"; }
-says() { grep -qE -- "$1" "$tmp/out"; }
-silent() { ! [ -s "$tmp/out" ]; }
-lines() { [ "$(wc -l <"$tmp/out")" -eq "$1" ] || { echo "$(wc -l <"$tmp/out") lines, not $1"; return 1; }; }
+silent() { ! [ -s "$said" ]; }
+lines() { # NUMBER
+	[ "$(wc -l <"$said")" -eq "$1" ] || { echo "$(wc -l <"$said") lines, not $1"; return 1; }
+}
 nobody() { # COMMAND...: as a user without rights
 	if [ "$(id -u)" -eq 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nonexistent "$@"; else "$@"; fi
 }
@@ -60,7 +49,8 @@ for flags in CPPFLAGS=-D_FORTIFY_SOURCE=3 "CFLAGS=-O2 -Wp,-D_FORTIFY_SOURCE=3" C
 	check "$flags has no warning" lines 1
 done
 run make -n O="$o" "$object" V=1 CPPFLAGS=-D_FORTIFY_SOURCE=3
-check "there is one level of fortification" [ "$(grep -o -- '-D_FORTIFY_SOURCE=[0-9]' "$tmp/out" | sort -u)" = -D_FORTIFY_SOURCE=3 ]
+check "there is one level of fortification" \
+	[ "$(grep -o -- '-D_FORTIFY_SOURCE=[0-9]' "$said" | sort -u)" = -D_FORTIFY_SOURCE=3 ]
 if command -v clang >/dev/null; then
 	mapfile -t objects < <(find base core alloc verbs perf/rref-perf test/{attack,demo,lib,sim,unit,proc,conformance,host,roce} -name '*.c' | sed "s|^|$tmp/clang/|; s|c\$|o|")
 	check "clang has no warning" run make -s -k CC=clang CI=1 CFLAGS=-fsyntax-only O="$tmp/clang" "${objects[@]}"
@@ -175,7 +165,7 @@ check "and says nothing" silent
 for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model deps; do
 	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" O="$tmp/none" PREFIX="$tmp/open"
 	check "make $t says what to type" says 'apt-get update && apt-get install --no-install-recommends'
-	check "make $t says it in one line" [ "$(grep -vcE '^make(\[[0-9]*\])?: ' "$tmp/out")" -eq 1 ]
+	check "make $t says it in one line" [ "$(grep -vcE '^make(\[[0-9]*\])?: ' "$said")" -eq 1 ]
 done
 check "nothing was built" [ ! -e "$tmp/none" ]
 
@@ -187,7 +177,7 @@ check "something is said meanwhile" says '^words: [0-9]+ s  half way'
 check "a build" run test/tools/progress.sh words sh -c "echo '  CC     a.c'; sleep 7; echo a.c: warning: odd"
 check "how much is built is said" says '^words: 1 built, [0-9]+ s'
 check "warnings are shown" says '^a.c: warning: odd$'
-check "the short lines are not" fails grep -q '^  CC' "$tmp/out"
+check "the short lines are not" not says '^  CC'
 check "no test has that name" fails make check TEST=no_such_test DEPS=no
 check "which is said" says "no test has 'no_such_test' in its name"
 run make -n check-run DEPS=no
@@ -196,7 +186,8 @@ run test/tools/run-tests.sh --alone
 check "a run without programs is no success" [ $? -ne 0 ]
 run make -s check-run TEST=types DEPS=no
 check "make check TEST=types runs it" says '^ok +types '
-check "and nothing that is not called so" [ "$(grep -E '^(ok|FAILED) ' "$tmp/out" | grep -vc types)" -eq 0 ]
+check "and nothing that is not called so" \
+	[ "$(grep -E '^(ok|FAILED) ' "$said" | grep -vc types)" -eq 0 ]
 
 # ---- jobs: all processors, or as many as are said
 printf 'include %s\njobs:\n\t@echo $(MAKEFLAGS)\n' "$tree/Makefile" >"$tmp/jobs.mk"
@@ -208,5 +199,4 @@ check "without a warning" lines 1
 run env MAKEFLAGS=-j3 make -s -f "$tmp/jobs.mk" jobs
 check "or in the environment" says '(^| )-j3( |$)'
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+finish

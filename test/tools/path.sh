@@ -4,22 +4,12 @@
 #   path.sh [--json] [BUILD_DIR]        --json: the figures as one line, for perf/report.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 json=
 [ "${1-}" = --json ] && { json=1; shift; }
 program=${1:-build}/bin/proc/path_test most=250 calls=20000
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-check() { # NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $name"
-	fi
-}
 
 # rref_to_here and all that it calls, and nothing else, is collected.
 valgrind --tool=callgrind --trace-children=yes --toggle-collect=rref_to_here --callgrind-out-file="$work/out.%p" \
@@ -45,5 +35,4 @@ strangers=$(awk -v calls="$calls" '{n = $1; gsub(",", "", n); if (n + 0 >= calls
 check "nothing else runs: no malloc, no lock, no system call ($(echo $strangers))" [ -z "$strangers" ]
 check "what does run was seen" grep -q rc_quick_read "$work/own"
 [ -z "$json" ] || echo "{\"op\":\"path\",\"device\":\"shm\",\"bytes\":8,\"instructions\":$own,\"with_device\":$((total / calls)),\"foreign\":$(echo $strangers | wc -w)}"
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

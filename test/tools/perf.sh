@@ -3,18 +3,8 @@
 # to be; bad options are refused. No time is judged here.   perf.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 perf=${1:-build}/bin/rref-perf device=${RREF_TEST_DEVICE:-shm}
-passed=0 failed=0
-check() { # NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $name"
-	fi
-}
 rows=$(mktemp) words=$(mktemp) dir=$(mktemp -d)
 trap 'rm -rf "$rows" "$words" "$dir"' EXIT
 
@@ -80,5 +70,4 @@ done
 "$perf" lat --device ibv:none0 --sizes 8 >/dev/null 2>"$words"
 check "an unknown device fails, and is named" grep -q none0 "$words"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

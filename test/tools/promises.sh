@@ -2,7 +2,7 @@
 # Each promise of docs/SECURITY.md names tests; each of these is run by the program that it names.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
-passed=0 failed=0
+. test/tools/check.sh
 while IFS= read -r row; do
 	program=
 	while IFS= read -r name; do
@@ -14,12 +14,11 @@ while IFS= read -r row; do
 		esac
 		# Where it is written, and where the program's table has it.
 		if [ "$(grep -cw -- "$name" "$program" 2>/dev/null)" -ge 2 ] 2>/dev/null; then
-			passed=$((passed + 1))
+			ok
 		else
 			failed=$((failed + 1))
 			echo "FAILED: $program has no test $name"
 		fi
 	done < <(grep -oE '`[a-z0-9_/]+`' <<<"$row" | tr -d '`')
 done < <(sed -n '/^## Where each promise/,/^## Advice/p' docs/SECURITY.md | grep '^| [^-p]')
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 50 ]
+finish && [ "$passed" -gt 50 ]

@@ -3,28 +3,16 @@
 # a busy machine, and says so; deadlines inside of the tests follow the load.   runner.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 run=$PWD/test/tools/run-tests.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 unset RREF_TEST_SLOW RREF_TEST_TIMEOUT RREF_TEST_JOBS RREF_TEST_NO_SKIP RREF_TEST_LOAD
-passed=0 failed=0
-check() { # NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAILED $name"
-		sed 's/^/    /' "$tmp/out"
-	fi
-}
+said=$tmp/out
 program() { # NAME: a test program, of standard input
 	{ echo '#!/bin/bash'; cat; } >"$tmp/$1"
 	chmod +x "$tmp/$1"
 }
-says() { grep -qE -- "$1" "$tmp/out"; }
-silent() { ! says "$1"; }
 
 program good <<<'exit 0'
 program bad <<<'echo what went wrong; exit 3'
@@ -34,36 +22,35 @@ program slow <<<'echo "slow=${RREF_TEST_SLOW-}" >"$0.slow"; sleep 4'
 program stubborn <<<'trap "" TERM; while :; do sleep 0.2; done'
 program long <<<'sleep 13'
 
-"$run" --jobs 2 "$tmp"/{good,bad,counted,skipping} >"$tmp/out" 2>&1
+"$run" --jobs 2 "$tmp"/{good,bad,counted,skipping} >"$said" 2>&1
 status=$?
 check "the verdict is the exit status" [ $status -eq 1 ]
 check "totals" says '^10 passed, 3 failed, 1 skipped$'
 check "the log of what failed" says '^    \| what went wrong$'
 check "the reason of what was skipped" says '^    skipped: no such thing here$'
 check "who failed" says '^failed: bad counted$'
-RREF_TEST_NO_SKIP=1 "$run" "$tmp/skipping" >"$tmp/out" 2>&1
+RREF_TEST_NO_SKIP=1 "$run" "$tmp/skipping" >"$said" 2>&1
 check "no skip allowed" says '^2 passed, 1 failed, 0 skipped$'
 
-RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/slow" --alone "$tmp/good" >"$tmp/out" 2>&1
+RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/slow" --alone "$tmp/good" >"$said" 2>&1
 check "over the limit" says '^FAILED +slow .*over the limit of 1 s'
 check "the line names the variable and the load" says 'load average 0\.00 on [0-9]+ processors; RREF_TEST_TIMEOUT='
 check "what comes after it runs" says '^1 passed, 1 failed'
 check "a quiet machine's deadlines" grep -qx slow=1 "$tmp/slow.slow"
 many=$((20 * $(nproc)))
-RREF_TEST_LOAD=$many.50 "$run" --timeout 1 "$tmp/slow" >"$tmp/out" 2>&1
+RREF_TEST_LOAD=$many.50 "$run" --timeout 1 "$tmp/slow" >"$said" 2>&1
 check "the same program has longer on a busy machine" says '^1 passed, 0 failed'
 check "and longer deadlines inside" grep -qxE 'slow=[5-9]' "$tmp/slow.slow"
-RREF_TEST_SLOW=3 RREF_TEST_LOAD=$many "$run" --timeout 1 "$tmp/slow" >"$tmp/out" 2>&1
+RREF_TEST_SLOW=3 RREF_TEST_LOAD=$many "$run" --timeout 1 "$tmp/slow" >"$said" 2>&1
 check "a factor that was given stays" grep -qx slow=3 "$tmp/slow.slow"
-RREF_TEST_LOAD=$many "$run" "$tmp/bad" >"$tmp/out" 2>&1
+RREF_TEST_LOAD=$many "$run" "$tmp/bad" >"$said" 2>&1
 check "a failure on a busy machine names what helps" says 'RREF_TEST_JOBS=.*RREF_TEST_SLOW=.*RREF_TEST_TIMEOUT='
-RREF_TEST_LOAD=0 "$run" "$tmp/bad" >"$tmp/out" 2>&1
-check "on a quiet one it does not" silent 'RREF_TEST_JOBS='
+RREF_TEST_LOAD=0 "$run" "$tmp/bad" >"$said" 2>&1
+check "on a quiet one it does not" not says 'RREF_TEST_JOBS='
 
-RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/stubborn" >"$tmp/out" 2>&1
+RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/stubborn" >"$said" 2>&1
 check "one that ignores SIGTERM is ended too" says '^0 passed, 1 failed'
-"$run" "$tmp/long" >"$tmp/out" 2>&1
+"$run" "$tmp/long" >"$said" 2>&1
 check "what runs is named when nothing else is said" says '^   \.\.\. long \(load average'
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -4,10 +4,10 @@
 #   unload.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. test/tools/check.sh
 build=$PWD/${1:-build}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-passed=0 failed=0
 
 cat >"$tmp/use.c" <<'END'
 #include <rref.h>
@@ -80,10 +80,9 @@ verdict() { # NAME COMMAND...
 	out=$("$@" 2>&1)
 	status=$?
 	if [ $status -eq 0 ]; then
-		passed=$((passed + 1))
+		ok
 	else
-		failed=$((failed + 1))
-		echo "FAILED $name (status $status): $out"
+		bad "$name (status $status): $out"
 	fi
 }
 cc=${CC:-cc}
@@ -99,5 +98,4 @@ export GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192
 verdict "unloaded, then the thread ends: shared" timeout 60 "$tmp/host" "$tmp/shared.so"
 verdict "unloaded, then the thread ends: static" timeout 60 "$tmp/host" "$tmp/static.so"
 verdict "the shared library says that it stays" sh -c "readelf -d '$build/librref.so' | grep -q NODELETE"
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish
