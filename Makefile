@@ -225,12 +225,15 @@ endif
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
 .PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model perf perf-parts \
-	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean
+	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean \
+	compile_commands.json
 
 ## this list
 help:
 	@awk '/^## / {text = substr($$0, 4); next} text && /^[a-z]/ {sub(/:.*/, ""); \
-		n = split($$0, names, " "); for (i = 1; i <= n; i++) printf "  make %-13s %s\n", names[i], text} {text = ""}' $(firstword $(MAKEFILE_LIST))
+		n = split($$0, names, " "); for (i = 1; i <= n; i++) \
+			printf "  make %-22s %s\n", names[i], text} {text = ""}' \
+		$(firstword $(MAKEFILE_LIST))
 	@echo "Packages that are missing are installed first, as root or by sudo; DEPS=no: none are looked for. O=DIR: builds there."
 
 SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
@@ -388,9 +391,19 @@ install: may-install lib tools
 uninstall:
 	@$(TO) uninstall $(notdir $(TOOLS) $(DEMO) $(BIN)/rref-perf)
 
-## remove build/
+# The rules' own commands, as make would run them.
+## how each C file is compiled, for editors and the tools of clang
+compile_commands.json:
+	@mkdir -p $(B)
+	@$(MAKE) --no-print-directory -nB V=1 DEPS=no \
+		all tests $(BIN)/rref-beside $(BIN)/rref-parts >$(B)/commands
+	@dir=$(call quoted,$(CURDIR)) \
+		awk -f test/tools/commands.awk $(B)/commands >$(B)/commands.json
+	@mv $(B)/commands.json $@
+
+## remove build/ and compile_commands.json
 clean:
-	rm -rf build
+	rm -rf build compile_commands.json
 
 .SECONDARY:
 -include $(shell find $(B) \( -name bare -o -name vm \) -prune -o -type f -name '*.d' -print 2>/dev/null)

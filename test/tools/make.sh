@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests the Makefile: help, other flags, other folders, installing and uninstalling, missing
-# packages, progress lines. Builds in a folder of its own.   make.sh
+# Tests the Makefile: help, other flags, other folders, compile_commands.json, installing and
+# uninstalling, missing packages, progress lines. Builds in a folder of its own.   make.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -57,6 +57,29 @@ if command -v clang >/dev/null; then
 else
 	skip "there is no clang"
 fi
+
+# ---- compile_commands.json
+[ ! -e compile_commands.json ] || cp -p compile_commands.json "$tmp/yours"
+check "compile_commands.json is made" run make compile_commands.json O="$o" CPPFLAGS='-DX="a b"'
+mv compile_commands.json "$tmp/commands.json"
+[ ! -e "$tmp/yours" ] || mv "$tmp/yours" compile_commands.json
+ask() { # EXPRESSION: what python prints of its entries, a line each
+	python3 -c "
+import json, sys
+entries = json.load(open(sys.argv[1]))
+for e in entries: print($1)" "$tmp/commands.json"
+}
+check "it is JSON, and of this folder" [ "$(ask 'e["directory"]' | sort -u)" = "$tree" ]
+for d in core test/proc test/lib; do
+	check "it has each file of $d" diff <(ls "$d"/*.c) <(ask 'e["file"]' | grep "^$d/[^/]*\$")
+done
+check "and none twice" [ -z "$(ask 'e["file"]' | sort | uniq -d)" ]
+for f in core/answer test/lib/tg_refs; do
+	mkdir -p "$o/${f%/*}"
+	rm -f "$o/$f.o"
+	check "its command" run sh -c "$(ask 'e["command"] * (e["file"] == "'$f.c'")')"
+	check "compiles $f.c" [ -s "$o/$f.o" ]
+done
 
 # ---- installing
 installed() { (cd "$1" && find . ! -type d | sort); }
