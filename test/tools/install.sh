@@ -18,6 +18,7 @@ command=install
 case $prefix in /*) ;; *) prefix=$(realpath -ms -- "$prefix") ;; esac
 case $libdir in /*) ;; *) libdir=$(realpath -ms -- "$libdir") ;; esac
 include=$dest$prefix/include lib=$dest$libdir bin=$dest$prefix/bin
+doc=$dest$prefix/share/doc/librref
 major=${version%%.*}
 
 writable() { # FOLDER: it, or the nearest above it that there is, can be written
@@ -32,12 +33,12 @@ by_loader() { ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' | xar
 
 case $what in
 may)
-	for d in "$include" "$lib/pkgconfig" "$bin"; do writable "$d"; done
+	for d in "$include" "$lib/pkgconfig" "$bin" "$doc/examples"; do writable "$d"; done
 	;;
 install)
 	static=$1 shared=$2
 	shift 2
-	install -d "$include" "$lib/pkgconfig" "$bin"
+	install -d "$include" "$lib/pkgconfig" "$bin" "$doc/examples"
 	install -m 644 include/rref.h "$include/"
 	install -m 644 "$static" "$lib/librref.a"
 	install -m 755 "$shared" "$lib/librref.so.$version"
@@ -48,7 +49,9 @@ install)
 		>"$lib/pkgconfig/librref.pc"
 	chmod 644 "$lib/pkgconfig/librref.pc"
 	install -m 755 "$@" "$bin/"
+	install -m 644 docs/examples/*.c "$doc/examples/"
 	echo "installed: ${lib}/librref.so.$major, $include/rref.h, $bin/rref-info, rref-perf, rref-demo"
+	echo "examples: $doc/examples"
 	[ -z "$dest" ] || exit 0
 	if by_loader; then
 		if [ "$(id -u)" -eq 0 ]; then
@@ -66,16 +69,21 @@ install)
 uninstall)
 	[ ! -d "$lib" ] || writable "$lib"
 	[ ! -d "$bin" ] || writable "$bin"
+	[ ! -d "$doc/examples" ] || writable "$doc/examples"
 	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* "$lib/pkgconfig/librref.pc"
 	for t; do rm -f "$bin/$t"; done
+	for e in docs/examples/*.c; do rm -f "$doc/examples/${e##*/}"; done
 	# Empty folders go too, but not those that other software expects.
-	case $prefix in
-	/ | /usr | /usr/local | "${HOME-}/.local") ;;
-	*)
-		for d in "$lib/pkgconfig" "$lib" "$include" "$bin" "$dest$prefix"; do
+	gone() { # FOLDER...
+		local d
+		for d; do
 			[ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty "$d"
 		done
-		;;
+	}
+	gone "$doc/examples" "$doc"
+	case $prefix in
+	/ | /usr | /usr/local | "${HOME-}/.local") ;;
+	*) gone "$lib/pkgconfig" "$lib" "$include" "$bin" "${doc%/*}" "${doc%/*/*}" "$dest$prefix" ;;
 	esac
 	if [ -z "$dest" ] && [ "$(id -u)" -eq 0 ]; then ldconfig; fi
 	;;

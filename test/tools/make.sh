@@ -84,7 +84,8 @@ done
 # ---- installing
 installed() { (cd "$1" && find . ! -type d | sort); }
 wanted() { # PREFIX LIBDIR
-	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" "$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" | sort
+	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" "$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
+		"$1"/share/doc/librref/examples/{batch,eventloop,hello,rpc,share,wrap}.c | sort
 }
 version=$(sed -n 's/^VERSION_[A-Z]* := //p' Makefile | paste -sd .)
 before=$(git status --porcelain 2>/dev/null)
@@ -123,11 +124,12 @@ check "with its folders" [ ! -e "$relative/in st" ]
 check "LIBDIR may be relative" run make -s install PREFIX="$relative/a" LIBDIR="$relative/b"
 check "a relative LIBDIR is below the tree" [ -e "$relative/b/pkgconfig/librref.pc" ]
 rm -rf "$relative"
-for d in include lib bin; do mkdir -p "$tmp/stage/usr/local/$d"; done
+for d in include lib bin share/doc; do mkdir -p "$tmp/stage/usr/local/$d"; done
 check "into folders that were there" run make -s install DESTDIR="$tmp/stage" PREFIX=/usr/local
 check "out of them" run make -s uninstall DESTDIR="$tmp/stage" PREFIX=/usr/local
 check "nothing of it is left" [ -z "$(installed "$tmp/stage")" ]
-for d in include lib bin; do check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]; done
+for d in include lib bin share/doc; do check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]; done
+check "the folder of the examples does not" [ ! -e "$tmp/stage/usr/local/share/doc/librref" ]
 for bad in PREFIX= LIBDIR=; do
 	check "$bad is refused" fails make install O="$tmp/none" "$bad"
 	check "$bad is refused by a line" says 'make install: (PREFIX|LIBDIR) is empty: name a folder'
