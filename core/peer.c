@@ -215,7 +215,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 {
 	struct rv_conn *link = p->link;
 	bool was_alive = at_load(&p->alive);
-	char named[RP_TEXT_MAX]; /* for what ends with it: an operation's text stands alone */
+	char named[RP_TEXT_MAX]; /* an operation's text stands alone, so it names the worker */
 	struct list *n;
 
 	if (p->rank == ctx->rank)
@@ -244,10 +244,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	rc_resume_over(p);
 	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
 	at_store(&p->alive, false);
-	if (strstr(why, p->member->name))
-		snprintf(named, sizeof(named), "%s", why);
-	else
-		snprintf(named, sizeof(named), "%.60s (rank %u): %s", p->member->name, p->rank, why);
+	snprintf(named, sizeof(named), "%.60s (rank %u): %s", p->member->name, p->rank, why);
 	snprintf(p->why, sizeof(p->why), "%s", why);
 	p->nr_fences++;
 	rc_send_drop_queue(ctx, p);

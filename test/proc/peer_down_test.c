@@ -45,7 +45,7 @@ static void on_down(void *arg, struct rref_ctx *ctx, const struct rref_peer_down
 	atomic_fetch_add(&h->total, 1);
 }
 
-static struct rref_ctx *join_and_hear(int rank, int calls)
+static struct rref_ctx *join_named(int rank, int calls, const char *name)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -56,8 +56,14 @@ static struct rref_ctx *join_and_hear(int rank, int calls)
 	o.nr_functions = tg_nr_functions;
 	o.peer_down = on_down;
 	o.peer_down_arg = &heard;
+	o.name = name;
 	TG_OK(rref_init(&o, &ctx));
 	return ctx;
+}
+
+static struct rref_ctx *join_and_hear(int rank, int calls)
+{
+	return join_named(rank, calls, NULL);
 }
 
 static void heard_well(void)
@@ -76,10 +82,11 @@ static void call(struct rref_ctx *ctx, int rank)
 	TG_OK(rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 }
 
-/* An error's text is read later, with no rank beside it. */
-DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
+/* An error's text is read later, with no rank beside it. name: of rank 1; NULL: worker1. */
+static int names_the_dead(int rank, const char *name)
 {
-	struct rref_ctx *ctx = join_and_hear(rank, -1);
+	struct rref_ctx *ctx = join_named(rank, -1, rank == 1 ? name : NULL);
+	char who[32];
 	struct rref_future *call, *read;
 	struct rref_error e = { .size = sizeof(e) };
 	struct rref_view *view;
@@ -87,6 +94,7 @@ DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
 
 	if (rank == 1)
 		tg_serve_and_die(ctx, 0);
+	snprintf(who, sizeof(who), "%s (rank 1): ", name ? name : "worker1");
 	TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &call));
 	ref = tg_remote(ctx, 1, "tg.hold", "x", 1);
 	TG_OK(rref_to_here_async(ref, RREF_FOREVER, &read));
@@ -94,17 +102,28 @@ DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
 	tg_set_flag(0, 1);
 	TG_IS(rref_future_wait(call, RREF_FOREVER), -EOWNERDEAD);
 	TG_OK(rref_future_error(call, &e));
-	TG_CHECK(strstr(e.text, "worker1 (rank 1): ") == e.text);
+	TG_CHECK(strstr(e.text, who) == e.text);
 	TG_IS(rref_future_wait(read, RREF_FOREVER), -EOWNERDEAD);
 	TG_OK(rref_future_error(read, &e));
-	TG_CHECK(strstr(e.text, "worker1 (rank 1)") != NULL);
+	TG_CHECK(strstr(e.text, who) != NULL);
 	TG_IS(rref_to_here(ref, RREF_DEFAULT, &view), -EOWNERDEAD);
-	TG_TEXT("worker1 (rank 1)");
+	TG_TEXT(who);
 	rref_future_free(call);
 	rref_future_free(read);
 	rref_release(ref);
 	tg_leave(ctx);
 	return 0;
+}
+
+DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
+{
+	return names_the_dead(rank, NULL);
+}
+
+/* The words of its end have its name in them, and do not name it. */
+DEATH_TEST(down__a_name_that_is_a_word, 2, 1 << 1)
+{
+	return names_the_dead(rank, "lost");
 }
 
 DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
@@ -290,6 +309,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(down__a_death_is_told_once),
+		cmocka_unit_test(down__a_name_that_is_a_word),
 		cmocka_unit_test(down__a_group_that_leaves_together_hears_nothing),
 		cmocka_unit_test(down__a_slow_program_hears_of_all),
 		cmocka_unit_test(down__a_worker_that_no_session_was_made_with),
