@@ -52,7 +52,7 @@ void ra_near_destroy(struct ra_arena *a)
 {
 	struct ra_near_slab *last = NULL;
 
-	/* A slab that takes several entries of the table is found at each of them, one after the other. */
+	/* A slab with several entries of the table is found at each of them in turn. */
 	for (size_t i = 0; a->nr_near && i < a->span_bytes >> RA_NEAR_SHIFT; i++) {
 		struct ra_near_slab *s = at_load(&a->near_table[i]);
 

@@ -356,7 +356,7 @@ free_region:
 int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 {
 	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
-	/* A large extent has a page more than a power of two: with a granule more, no less of them fit than would without. */
+	/* A large extent has a page more than a power of two. With a granule more, as many fit. */
 	size_t more = length > RA_GRANULE ? RA_GRANULE : 0, next = min_of(a->next_region + more, RA_REGION_MAX);
 	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(next, left));
 	char *base;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Takes from a child of fork(2) what is its parent's; see base/child.h. The handler in the child makes no call but
- * close(2) and mmap(2).
+ * Takes from a child of fork(2) what is its parent's; see base/child.h. Its handler calls nothing
+ * but close(2) and mmap(2).
  */
 #include "base/child.h"
 

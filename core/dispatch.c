@@ -45,7 +45,8 @@ static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 				       .peer = e->peer };
 
 		slot->in->status = -ENOMEM;
-		snprintf(slot->in->text, sizeof(slot->in->text), "memory for a handle of a reference");
+		snprintf(slot->in->text, sizeof(slot->in->text),
+			 "memory for a handle of a reference");
 		rc_step(ctx, &ev, NULL);
 		return;
 	}

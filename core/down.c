@@ -44,7 +44,7 @@ static void run(struct rref_ctx *ctx, struct rc_hook *h)
 
 void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
-	/* An end of this worker's own making is no news, nor is that others leave together with it. */
+	/* An end that this worker makes is no news, nor is that others leave with it. */
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))
 		return;
 	rc_loop_tell(ctx);

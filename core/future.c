@@ -163,8 +163,9 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 	if (!f->incoming)
 		return rc_fail(ENOMSG, "the future is not of a call");
 	if (i >= f->incoming->nr)
-		return rc_fail(EINVAL, "rref_future_ref: reference %zu: the result has %u, counted from 0", i,
-			       f->incoming->nr);
+		return rc_fail(EINVAL,
+			       "rref_future_ref: reference %zu: the result has %u, counted from 0",
+			       i, f->incoming->nr);
 	if (!f->incoming->ref[i].handle)
 		return rc_fail(ENOMSG, "reference %zu was taken already", i);
 	*out = f->incoming->ref[i].handle;

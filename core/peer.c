@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions with peers: made on first use, authenticated, fenced at their end. What devices tell of them: peer_event.c.
- * Whether they still live: stall.c.
+ * Sessions with peers: made on first use, authenticated, fenced at their end. Events of the devices
+ * are in peer_event.c, signs of life in stall.c.
  *
  *            want                    CONNECTED               AUTH of the server
  *   DOWN ------------> CONNECTING ---------------> PROVING ------------------------> UP
@@ -249,7 +249,8 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->nr_fences++;
 	rc_send_drop_queue(ctx, p);
 	/* (3) */
-	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status, .text = named };
+	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status,
+			       .text = named };
 
 	p->grace_at = now_ns() + GRACE_NS;
 	p->fenced = true;

@@ -531,7 +531,7 @@ void rc_stall_end(struct rc_peer *p);                                /* [lock] *
 void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] may fence */
 void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status); /* [lock] p may be NULL */
 void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns); /* [lock] */
-/* text, or "timed out", and what is known of the worker that did not answer. buf: RREF_TEXT_SIZE. */
+/* Returns text, or "timed out", with news of the silent worker. buf: RREF_TEXT_SIZE bytes. */
 const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
 
 /* send.c */

@@ -80,7 +80,7 @@ struct rc_peer {
 	struct rc_handshake hs;       /* [lock] */
 	uint32_t epoch;               /* [lock] of the current or last session */
 	uint64_t hello_number;        /* [lock] of its last hello */
-	int64_t hellos_since;         /* [lock] the second in which it said nr_hellos, for new sessions */
+	int64_t hellos_since;         /* [lock] begin of the second that nr_hellos is of */
 	uint32_t nr_hellos;           /* [lock] RC_HELLOS_MAX of them are taken */
 	uint64_t send_seq, recv_seq;  /* [lock] */
 	struct rc_unacked unacked;    /* [lock] */

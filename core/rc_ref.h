@@ -41,7 +41,8 @@ struct rc_header {
 #define RC_HEADER_BYTES 64u
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
 _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
-/* Each value that can be made can be read: a landing block has more before the payload than a value has. */
+/* Each value that can be made can be read: a landing block has more before the payload than a
+ * value has. */
 #define RC_LANDING_BYTES (CACHE_LINE + RC_HEADER_BYTES)
 #define RC_VALUE_MAX (RA_VALUE_MAX - RC_LANDING_BYTES)
 

@@ -184,8 +184,8 @@ static bool may_change(int r, int err)
 }
 
 /*
- * The resolver tells of a lack of descriptors as of a name that there is not. 0, or the errno of the
- * lack.
+ * Returns 0, or the errno of a lack of descriptors. The resolver tells of it as of a name that does
+ * not exist.
  */
 static int lacks_descriptors(void)
 {
@@ -251,8 +251,8 @@ int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t dea
 				       a->text);
 		lack = lacks_descriptors();
 		if (lack)
-			return rc_fail(lack, "rendezvous \"%s\": cannot resolve the host: %s", a->text,
-				       limit_why("pipe", lack, 0));
+			return rc_fail(lack, "rendezvous \"%s\": cannot resolve the host: %s",
+				       a->text, limit_why("pipe", lack, 0));
 		if (!may_change(r, err))
 			return rc_fail(r == EAI_SYSTEM ? err : EINVAL,
 				       "rendezvous \"%s\": cannot resolve the host: %s", a->text,

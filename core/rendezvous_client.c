@@ -430,7 +430,8 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		if (err != ECONNREFUSED && !lacks(c))
 			err = ETIMEDOUT;
 		r = rc_fail(
-			err, "rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s%s",
+			err,
+			"rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s%s",
 			a->text, c->peer, me->rank,
 			c->was_joined
 				? "lost rank 0 before the group was complete, and could not reach"

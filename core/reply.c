@@ -61,7 +61,8 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
 		if (!rc_incoming_room(in, r->nr_refs)) {
 			rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
 			in->status = -ENOMEM;
-			snprintf(in->text, sizeof(in->text), NO_MEMORY, (uint64_t)r->data_length, r->nr_refs);
+			snprintf(in->text, sizeof(in->text), NO_MEMORY,
+				 (uint64_t)r->data_length, r->nr_refs);
 			reply_ready(ctx, in);
 			return;
 		}

@@ -247,7 +247,7 @@ static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { ret
 int rp_table_init(struct rp_table *t, bool *wanting);
 void rp_table_close(struct rp_table *t);
 int rp_table_grow(struct rp_table *t, const struct rp_pool *p);
-/* Grows a table that is full, and tells whether it is so no more. A full one works on, more slowly. */
+/* Grows a full table, and tells whether there is room now. A full table works on, more slowly. */
 static inline bool rp_table_reserve(struct rp_table *t, const struct rp_pool *p)
 {
 	return likely(t->used <= t->mask) || !rp_table_grow(t, p);

@@ -135,7 +135,8 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 /* Writes who has not come to the barrier. Rank 0 alone knows that. [lock] */
 static void say_missing(struct rref_ctx *ctx, char *text, size_t size)
 {
-	size_t used = (size_t)snprintf(text, size, "not every worker came to rref_shutdown in time");
+	size_t used = (size_t)snprintf(text, size,
+				       "not every worker came to rref_shutdown in time");
 	const char *before = ": missing ";
 
 	for (uint32_t i = 1; i < ctx->world && used < size; i++) {

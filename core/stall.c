@@ -230,7 +230,8 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 		return text;
 	if (still)
 		snprintf(buf, size,
-			 "%.250s: %.127s (rank %u) is stalled, its process has not answered for %s s",
+			 "%.250s: %.127s (rank %u) is stalled, its process has not answered for "
+			 "%s s",
 			 text, ctx->peers[rank].member->name, rank, seconds_text(still).text);
 	else if (!rc_contact_words(ctx, rank, text, buf, size))
 		snprintf(buf, size, "%.350s: no answer to it from %.127s (rank %u) yet", text,

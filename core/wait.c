@@ -271,7 +271,7 @@ static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 		watch_reads(ctx);
 }
 
-/* Of several contexts. Those without a poller are not left alone for long. */
+/* Sleeps for futures of several contexts. Contexts without a poller are looked at every 2 ms. */
 static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 {
 	bool briefly = false;

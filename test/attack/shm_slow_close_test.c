@@ -236,7 +236,7 @@ int main(void)
 		cmocka_unit_test(member__hands_over_what_closes_slowly),
 		cmocka_unit_test(other_user__hands_over_what_closes_slowly),
 		cmocka_unit_test(stranger__hands_over_what_closes_slowly),
-		/* The last, since it leaves threads, and a thread sanitizer then refuses to fork. */
+		/* The last: it leaves threads, and the thread sanitizer forks no more. */
 		cmocka_unit_test(device__closes_beside_them),
 	};
 

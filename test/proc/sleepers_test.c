@@ -507,9 +507,9 @@ static _Thread_local struct rref *to_set; /* by this thread itself, in the middl
 static _Thread_local int64_t first_read;
 
 /*
- * The library's clock. A wait reads it, without the lock, between its last look at the futures and
- * its going to sleep. What ends one of them just then must not be missed. 100 us: SPIN_NS. The wait
- * that has slept reads it too, when its time is over: too late to end what it waited for.
+ * Stands for the library's clock. A wait reads it, without the lock, between its last look at the
+ * futures and its going to sleep. The end of a future just then must not be missed. 100 us is
+ * SPIN_NS. A wait that has slept reads it too, when its time is over: too late for an end.
  */
 int clock_gettime(clockid_t id, struct timespec *ts)
 {

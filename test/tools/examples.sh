@@ -20,7 +20,7 @@ verdict() { # NAME COMMAND...: passes when it succeeds and says nothing
 	out=$("$@" 2>&1) || out="${out:-failed: $*}"
 	empty "$name" "$out"
 }
-# What the ranks of an example say, in a group of SIZE.
+# Prints the words that the ranks of an example must say, in a group of SIZE.
 words() { # EXAMPLE SIZE
 	local rank
 	case $1 in

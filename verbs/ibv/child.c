@@ -54,7 +54,7 @@ void rvi_keep_end(void)
 	errno = err;
 }
 
-/* Whether fork(2) itself copies pages that a device writes to. The kernel's own word may be missing. */
+/* Tells whether fork(2) copies pages that a device writes to. The kernel may not say so. */
 static bool kernel_copies(void)
 {
 	unsigned major, minor;
@@ -72,7 +72,7 @@ int rvi_child_begin(const struct rv_options *opt)
 
 	if (rb_child_begin())
 		return rv_fail(ENOMEM, "no memory for a fork handler");
-	/* It would take the program's own registered memory out of its children: not without need. */
+	/* It would take the program's own registered memory out of its children. */
 	if (kernel_copies())
 		return 0;
 	/* In vain where the program has used verbs before. */

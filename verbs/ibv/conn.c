@@ -96,7 +96,7 @@ void rvi_conn_up(struct rv_conn *conn)
 }
 
 /*
- * The end of our queue pair is not seen by the peer's: only the CM says it (FACTS 2). Sends, does not wait.
+ * The end of our queue pair is not seen by the peer's: only the CM says it. Sends, does not wait.
  * While there is no route it is said later, when the id is destroyed: see reap.c.
  */
 static void tell_peer(struct rv_conn *conn)

@@ -26,7 +26,8 @@ int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	if (rc)
 		return rc;
 	if (rvs_foreign_full())
-		return rv_fail(ENFILE, "shm: too many descriptors of others are still to be closed");
+		return rv_fail(ENFILE,
+			       "shm: too many descriptors of others are still to be closed");
 	sock = RB_OPEN(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (sock < 0)
 		return rvs_fail_fds(errno, "no socket to connect with");

@@ -6,7 +6,7 @@
  * nothing lies in it but memory; the others, and descriptors that are no memory, are closed by
  * threads that wait for nobody. They run only while there is something to close.
  *
- * What waits to be closed is bounded by whom this side connects to: while 64 do, no one is.
+ * The number that waits is bounded: from 64 on this side makes no connection and takes none.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -114,7 +114,7 @@ bool rvs_is_memory(int fd)
 	return fcntl(fd, F_GET_SEALS) >= 0;
 }
 
-/* Closes what came with a packet that still lies in its socket: of memory the last copy is there. */
+/* Closes descriptors of a packet that still lies in its socket. Of memory the last copy is there. */
 void rvs_close_received(int *fds, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
