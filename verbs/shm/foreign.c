@@ -114,7 +114,7 @@ bool rvs_is_memory(int fd)
 	return fcntl(fd, F_GET_SEALS) >= 0;
 }
 
-/* Closes descriptors of a packet that still lies in its socket. Of memory the last copy is there. */
+/* Closes descriptors of a packet that still lies in its socket, where memory has its last copy. */
 void rvs_close_received(int *fds, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
