@@ -47,8 +47,8 @@ LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
 
 # verbs/raw is what rref-perf measures against, no part of the library.
-LIB_DIRS := base verbs verbs/* core alloc
-LIB_SRC := $(filter-out verbs/raw/%,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
+LIB_DIRS := base verbs verbs/* core core/* alloc
+LIB_SRC := $(filter-out verbs/raw/% core/tools/%,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
 UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
@@ -72,9 +72,9 @@ DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
 
 SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
-# What the tests link: the same, but that faults can be injected into its messages (core/rc_inject.h).
+# What the tests link: the same, but that faults can be injected into its messages (core/session/inject.h).
 STATIC_TEST := $(B)/librref-test.a
-INJECT := core/inject core/send
+INJECT := core/session/inject core/session/send
 SHARED := $(B)/$(SO)
 
 .PHONY: all lib tools tests san-tests packages FORCE

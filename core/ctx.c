@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/limit.h"
-#include "rc_scope.h"
+#include "core/base/scope.h"
 
 #define THREADS_MAX 1024u
 #define BOUND_MIN ((size_t)2 << 20)

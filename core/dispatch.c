@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc.h"
+#include "core/ctx.h"
 
 static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {

@@ -27,7 +27,7 @@
 
 #include "base/limit.h"
 #include "base/thread.h"
-#include "rc.h"
+#include "core/ctx.h"
 
 #define HANDS 16u
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */

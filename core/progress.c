@@ -18,7 +18,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#include "rc_scope.h"
+#include "core/base/scope.h"
 
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */

@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "rc.h"
+#include "core/ctx.h"
 
 #define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
 

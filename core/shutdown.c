@@ -18,7 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rc_scope.h"
+#include "core/base/scope.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */

@@ -9,8 +9,8 @@
 
 extern "C" {
 #include "alloc/ra.h"
-#include "core/rp.h"
-#include "core/rw.h"
+#include "core/protocol/protocol.h"
+#include "core/wire/wire.h"
 #include "parts_core.h"
 #include "rref.h"
 }

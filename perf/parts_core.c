@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What parts.cc measures of the runtime's inside, whose header is not for C++. */
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "parts_core.h"
 
 int parts_slot(struct rref_ctx *ctx)

@@ -18,9 +18,9 @@
 
 #include "base/limit.h"
 #include "base/util.h"
-#include "core/rc_error.h"
-#include "core/rc_group.h"
-#include "core/rw.h"
+#include "core/base/error.h"
+#include "core/group/group.h"
+#include "core/wire/wire.h"
 #include "verbs/rv.h"
 
 #define DEVICES_MAX 64

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a future over ibv: a READ of one message through core/op.c, core/read.c, core/tohere.c, by the names of
+ * The life of a future over ibv: a READ of one message through core/op/op.c, core/read/read.c, core/read/to_here.c, by the names of
  * struct rref_future. One slot of the slab, used again and again by one program after another; the device, the poller,
  * and who scans for deadlines run beside it. Each atomic access of the code is a step.
  *

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rules of the reference protocol, as core/rp_*.c has them; every inline is named after the function that it
+ * The rules of the reference protocol, as core/protocol/*.c has them; every inline is named after the function that it
  * follows. safety.pml and liveness.pml include this file and add who does what when.
  *
  * Workers: O owns everything, A and B are users. Two objects (ids 0 and 1), one memory slot: id 1 is made where id 0
@@ -137,7 +137,7 @@ inline purge(from, to)
 	r_h = 0
 }
 
-/* ---- owner entries: rp_owner.c ---- */
+/* ---- owner entries: protocol/owner.c ---- */
 
 #define OWNER_ALIVE(id) (ost[id] != NONE && ost[id] != HUSK)
 
@@ -159,7 +159,7 @@ inline rp_owner_settle(id)
 	fi
 }
 
-/* ---- user entries: rp_user.c ---- */
+/* ---- user entries: protocol/user.c ---- */
 
 inline rp_user_erase(f)
 {
@@ -323,7 +323,7 @@ inline rp_create_failed(f)
 	rp_user_fail(f)
 }
 
-/* ---- the owner's set: rp_held.c ---- */
+/* ---- the owner's set: protocol/held.c ---- */
 
 inline rp_tomb_add(f)
 {
@@ -433,7 +433,7 @@ inline rp_set(id, ok)
 	fi
 }
 
-/* ---- sharing: rp_share.c, rp_receive.c ---- */
+/* ---- sharing: protocol/share.c, protocol/receive.c ---- */
 
 /* A creator's question goes the creation's own way. */
 inline ask_owner(u)
@@ -605,7 +605,7 @@ inline rp_receive(g, type)
 	fi
 }
 
-/* ---- peers: rp_peer.c ---- */
+/* ---- peers: protocol/peer.c ---- */
 
 /* rc_peer_fence of x, then the machine's part. The device fence is PS(O, user) != UP: see read_* of safety.pml. */
 inline rp_peer_fenced(x, y)

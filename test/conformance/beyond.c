@@ -8,7 +8,7 @@
 #include <sys/prctl.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 /*
@@ -153,7 +153,7 @@ TG_TEST(c192_a_million_created_and_released, 2)
 			end[k] = tg_stats_of(ctx, k);
 			TG_IS(end[k].registered_bytes, warm[k].registered_bytes);
 			TG_IS(end[k].nr_regions, warm[k].nr_regions);
-			TG_CHECK(end[k].tombstones <= 1024); /* of one peer; rp.h */
+			TG_CHECK(end[k].tombstones <= 1024); /* of one peer; protocol/protocol.h */
 		}
 		TG_CHECK(warm_kib > 0);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rw.h"
+#include "core/wire/wire.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

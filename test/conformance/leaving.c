@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late or never (RREF_INJECT, core/rc_inject.h). What a worker injects, it injects into what
+ * Messages that fail, come late or never (RREF_INJECT, core/session/inject.h). What a worker injects, it injects into what
  * it sends.
  */
 #include <setjmp.h>

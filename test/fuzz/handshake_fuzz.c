@@ -5,16 +5,16 @@
  * No input may crash them, and none may pass without the key.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
- *       test/fuzz/handshake_fuzz.c core/handshake.c core/key.c core/error.c core/names.c \
- *       core/rendezvous_wire.c verbs/rv_error.c -lsodium -pthread -o build/handshake_fuzz
+ *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c core/group/names.c \
+ *       core/group/rendezvous_wire.c verbs/rv_error.c -lsodium -pthread -o build/handshake_fuzz
  */
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/rc_group.h"
-#include "core/rc_rendezvous.h"
+#include "core/group/group.h"
+#include "core/group/rendezvous.h"
 #include "verbs/ibv/frame.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

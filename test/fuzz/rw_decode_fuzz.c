@@ -3,13 +3,13 @@
  * libFuzzer target of the wire parser: no input may crash it, and whatever it accepts must be the one encoding of it.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
- *       test/fuzz/rw_decode_fuzz.c core/rw_decode.c core/rw_encode.c -o build/rw_decode_fuzz
+ *       test/fuzz/rw_decode_fuzz.c core/wire/decode.c core/wire/encode.c -o build/rw_decode_fuzz
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/rw.h"
+#include "core/wire/wire.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_foe.h"
 
 #define BEACON_BYTES 4096

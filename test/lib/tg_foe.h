@@ -6,8 +6,8 @@
 #ifndef TG_FOE_H
 #define TG_FOE_H
 
-#include "core/rc_group.h"
-#include "core/rw.h"
+#include "core/group/group.h"
+#include "core/wire/wire.h"
 #include "tg.h"
 #include "verbs/rv.h"
 

@@ -46,7 +46,7 @@ struct tg_said {
 void tg_add_refs(struct rref_ctx *ctx);
 /* tg_join and these functions; returns when everybody can serve (meeting point 15). */
 struct rref_ctx *tg_join_refs(int rank);
-/* The same with faults in what this worker sends (rules of core/rc_inject.h), and a default timeout (0 = the usual). */
+/* The same with faults in what this worker sends (rules of core/session/inject.h), and a default timeout (0 = the usual). */
 struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout);
 void tg_add(struct rref_ctx *ctx, const char *name, rref_handler fn, unsigned flags);
 /* Calls with m; the first reference of the result, or NULL. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "test/lib/tl_rpcheck.h"
 
-#include "core/rp_internal.h"
+#include "core/protocol/internal.h"
 
 #define CHECK(cond, text) do { if (!(cond)) return (text); } while (0)
 

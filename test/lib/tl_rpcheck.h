@@ -3,7 +3,7 @@
 #ifndef TL_RPCHECK_H
 #define TL_RPCHECK_H
 
-#include "core/rp.h"
+#include "core/protocol/protocol.h"
 
 /* NULL when all is well, else static text. Linear in the machine's size. */
 const char *tl_rp_check(const struct rp *m);

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 #define MIB ((size_t)1 << 20)

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_death.h"
 
 #define LONGER_NS (3500 * NSEC_PER_MSEC) /* than any attempt at a session used to be given */

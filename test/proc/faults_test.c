@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late, twice, in another order (RREF_INJECT, core/rc_inject.h): everything under each of them,
+ * Messages that fail, come late, twice, in another order (RREF_INJECT, core/session/inject.h): everything under each of them,
  * and the rules themselves. The scenarios of single faults are in test/conformance/messages.c.
  */
 #include <setjmp.h>
@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 #define LONG_NS (20 * NSEC_PER_SEC)

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rw.h"
+#include "core/wire/wire.h"
 #include "tg_death.h"
 
 #define KIB ((size_t)1 << 10)

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "base/atomic.h"
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

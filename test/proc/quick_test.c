@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quick reads (core/quick.c): what threads keep to themselves comes back when they end or their
+ * Quick reads (core/read/fast.c): what threads keep to themselves comes back when they end or their
  * context does, in whatever order; the counters are whole; the fence waits for those who read.
  */
 #include <linux/audit.h>
@@ -15,7 +15,7 @@
 #include <ucontext.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg.h"
 #include "tl_membarrier.h"
 

@@ -13,7 +13,7 @@
 #include <sys/un.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_death.h"
 
 struct how {

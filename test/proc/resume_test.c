@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_death.h"
 
 #define NR_IDS 65536
@@ -217,7 +217,7 @@ static const struct rref_function getting = { .name = "large", .handler = get_la
 
 struct storm {
 	int world, breaks;
-	const char *faults; /* in what is sent: core/rc_inject.h */
+	const char *faults; /* in what is sent: core/session/inject.h */
 };
 
 /* All workers break the connections of all, at any moment, while all of them work with all. */

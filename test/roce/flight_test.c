@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quick reads over a real device whose READs take long (core/flight.c). The device does them as always; it is their
+ * Quick reads over a real device whose READs take long (core/read/in_flight.c). The device does them as always; it is their
  * completions that are kept back here, between the provider and the core, for as long as a test wants.
  */
 #include <pthread.h>

@@ -8,7 +8,7 @@
 
 #include <stdatomic.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 #include "tg_refs.h"
 
 #define MAX_HELD 1024

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads in pieces over a real device (core/pieces.c): what a connection has in flight at most, whose turn it is, and that a read
+ * Reads in pieces over a real device (core/read/split.c): what a connection has in flight at most, whose turn it is, and that a read
  * that waits for its turn ends whatever happens meanwhile. The completions are kept back for as long as that takes.
  */
 #include <setjmp.h>

@@ -2,7 +2,7 @@
 /* The ledger of who holds what, and what it says of the machines. */
 #include <stdarg.h>
 
-#include "core/rp_internal.h"
+#include "core/protocol/internal.h"
 #include "test/sim/sim.h"
 
 void sim_fail(struct sim *s, const char *fmt, ...)

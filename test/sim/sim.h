@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulator of the reference protocol: machines (core/rp.h, the objects that ship), a network, memory that is
+ * The simulator of the reference protocol: machines (core/protocol/protocol.h, the objects that ship), a network, memory that is
  * reused, and a random program, all driven by one seed. It keeps its own ledger of who holds what, and looks at it
  * after every step.
  *
@@ -37,7 +37,7 @@
 #include <string.h>
 
 #include "base/util.h"
-#include "core/rp.h"
+#include "core/protocol/protocol.h"
 #include "test/lib/tl_rpcheck.h"
 
 #define MIN_MACHINES 1u         /* if asked for, or shrunk; else 3 */

@@ -42,7 +42,7 @@ guarded=$(awk '
 		has = 0
 	}
 	name && /RB_NO_CANCEL/ { has = 1 }
-	name && /^}/ { if (has) print name; name = "" }' core/*.c | sort -u)
+	name && /^}/ { if (has) print name; name = "" }' core/*.c core/[!t]*/*.c | sort -u)
 empty "every function that may wait begins with RB_NO_CANCEL" \
 	"$(grep -vxE "$(echo $plain | tr ' ' '|')" <<<"$declared" | grep -vxF "$guarded")"
 empty "soname" \
@@ -67,7 +67,7 @@ empty "full RELRO, no executable stack" \
 } > "$tmp/errno.c"
 verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
 # And each that the library's public functions return by name is documented.
-undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -q -- "-$e\b" include/rref.h || echo "$e"; done)
+undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -q -- "-$e\b" include/rref.h || echo "$e"; done)
 empty "codes given by the core are documented in the header" "$undocumented"
 # Each function has a doc block: its name stands in a comment of the header.
 comments=$(sed -n '/\/\*/,/\*\//p' include/rref.h)

@@ -11,11 +11,11 @@ empty "only verbs/ includes <infiniband/...> or <rdma/...>" \
 empty "verbs/shm is free of them too" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm verbs/rv.h verbs/rv_error.h)"
 empty "verbs/ includes neither core/ nor alloc/ nor the public header" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|r[cpwa]_|r[cpwa]\.h|rref\.h)' verbs)"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|rref\.h)' verbs)"
 empty "alloc/ includes neither core/ nor verbs/ nor the public header" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|r[cpwv]_|r[cpwv]\.h|rref\.h)' alloc)"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|rref\.h)' alloc)"
 empty "the protocol includes nothing but itself, the public header and the base" \
-	"$(grep -nE '#[[:space:]]*include' core/rp*.[ch] | grep -vE '"(core/)?(rp\.h|rp_[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
+	"$(grep -nE '#[[:space:]]*include' core/protocol/*.[ch] | grep -vE '"(core/protocol/[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
 own=$(cd test/demo && ls *.h | sed 's/\./\\./' | paste -sd'|')
 empty "the demo includes only its own headers and the public one" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo | grep -vE "\"(rref\\.h|$own)\"")"
@@ -34,7 +34,13 @@ empty "base/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/base" -name '*.o') | grep -E ' (rref_|r[cpwav]_)')"
 # Purity: events in, effects out. What a state machine may need of libc is memory and strings.
 empty "the protocol's objects call nothing but memory and string functions" \
-	"$(undefined "$build"/core/rp_*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
+	"$(undefined "$build"/core/protocol/*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
+
+# The rooms of core/: see rooms.py. Both numbers may only fall: names called upwards, and objects in
+# the largest circle.
+read -r up circle < <(test/tools/rooms.py "$build")
+check "core/: at most 55 names are called upwards (now $up)" [ "${up:-99}" -le 55 ]
+check "core/: at most 44 objects call each other in a circle (now $circle)" [ "${circle:-99}" -le 44 ]
 
 # printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has
 # decimal_text).

@@ -28,7 +28,7 @@ for t in $(sed -n '/^\.PHONY:/,/[^\\]$/p' Makefile | sed 's/^\.PHONY://; s/^\.DE
 done
 
 # ---- other flags build anew, the same ones do not
-o=$tmp/o object=$tmp/o/core/answer.o
+o=$tmp/o object=$tmp/o/core/call/answer.o
 one() { run make O="$o" "$object" "$@"; }
 check "an object is built" one
 check "it is said in one line" lines 1
@@ -40,8 +40,8 @@ for flags in CFLAGS=-DX CPPFLAGS=-DX=1 'CFLAGS=-DX="a b"' CC="cc -pipe" LDFLAGS=
 	check "$flags a second time" one "$flags"
 	check "$flags builds nothing the second time" silent
 done
-run make -n O="$o" SAN=address "$o/address/core/answer.o"
-check "sanitizers have a folder of their own" says "$o/address/core/answer.o"
+run make -n O="$o" SAN=address "$o/address/core/call/answer.o"
+check "sanitizers have a folder of their own" says "$o/address/core/call/answer.o"
 
 # ---- a distribution's flags
 for flags in CPPFLAGS=-D_FORTIFY_SOURCE=3 "CFLAGS=-O2 -Wp,-D_FORTIFY_SOURCE=3" CFLAGS=-O0 CPPFLAGS=-D_GNU_SOURCE CPPFLAGS=-DNDEBUG; do
@@ -70,11 +70,11 @@ entries = json.load(open(sys.argv[1]))
 for e in entries: print($1)" "$tmp/commands.json"
 }
 check "it is JSON, and of this folder" [ "$(ask 'e["directory"]' | sort -u)" = "$tree" ]
-for d in core test/proc test/lib; do
+for d in core core/call test/proc test/lib; do
 	check "it has each file of $d" diff <(ls "$d"/*.c) <(ask 'e["file"]' | grep "^$d/[^/]*\$")
 done
 check "and none twice" [ -z "$(ask 'e["file"]' | sort | uniq -d)" ]
-for f in core/answer test/lib/tg_refs; do
+for f in core/call/answer test/lib/tg_refs; do
 	mkdir -p "$o/${f%/*}"
 	rm -f "$o/$f.o"
 	check "its command" run sh -c "$(ask 'e["command"] * (e["file"] == "'$f.c'")')"
@@ -143,7 +143,7 @@ if [ "$(id -u)" -eq 0 ]; then
 	check "a user without rights cannot install" fails nobody make install O="$tmp/open/o" PREFIX="$tmp/closed/p" DEPS=no
 	check "which is said" says "make install: $tmp/closed cannot be written by .*: .*sudo make install"
 	check "before anything is built" [ ! -e "$tmp/open/o" ]
-	check "a tree that cannot be written is built elsewhere by O=" run nobody make O="$tmp/open/o" "$tmp/open/o/core/answer.o" DEPS=no
+	check "a tree that cannot be written is built elsewhere by O=" run nobody make O="$tmp/open/o" "$tmp/open/o/core/call/answer.o" DEPS=no
 else
 	skip "users without rights: this is one already"
 fi

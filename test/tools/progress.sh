@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command with its output in a file, and says every few seconds how far it is. The output is
 # shown when the command fails. Of a make that succeeds only the warnings are shown: all lines but
-# the short ones of the build ("  CC    core/answer.c").
+# the short ones of the build ("  CC    core/call/answer.c").
 #   progress.sh [--make] TEXT COMMAND...      --make: COMMAND is a make, and its -n counts the work
 set -uo pipefail
 make=

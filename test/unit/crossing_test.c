@@ -23,7 +23,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "core/rc.h"
+#include "core/ctx.h"
 
 #define WIRES_MAX 16
 #define PACKETS_MAX 16

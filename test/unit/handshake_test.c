@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/rc_error.h"
-#include "core/rc_group.h"
+#include "core/base/error.h"
+#include "core/group/group.h"
 
 #define CLIENT 3
 #define SERVER 7

@@ -15,8 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/rc_error.h"
-#include "core/rc_group.h"
+#include "core/base/error.h"
+#include "core/group/group.h"
 
 #define NR_STARTERS 16
 #define OTHER_UID 54321

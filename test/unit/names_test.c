@@ -12,8 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/rc_error.h"
-#include "core/rc_group.h"
+#include "core/base/error.h"
+#include "core/group/group.h"
 
 static bool is_plain(int c)
 {

@@ -22,8 +22,8 @@
 #include <unistd.h>
 
 #include "base/util.h"
-#include "core/rc_error.h"
-#include "core/rc_rendezvous.h"
+#include "core/base/error.h"
+#include "core/group/rendezvous.h"
 
 #define LONG_MS 60000                            /* never reached where all goes well */
 #define NAME_SIZE (RREF_NAME_MAX + 1)

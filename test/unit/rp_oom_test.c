@@ -41,16 +41,16 @@ static void *oom_realloc(void *p, size_t size)
 #define realloc oom_realloc
 #define rp_create real_create
 #define rp_step real_step
-#include "core/rp_effects.c"
-#include "core/rp_held.c"
-#include "core/rp_machine.c"
-#include "core/rp_owner.c"
-#include "core/rp_peer.c"
-#include "core/rp_pool.c"
-#include "core/rp_receive.c"
-#include "core/rp_share.c"
-#include "core/rp_table.c"
-#include "core/rp_user.c"
+#include "core/protocol/effects.c"
+#include "core/protocol/held.c"
+#include "core/protocol/machine.c"
+#include "core/protocol/owner.c"
+#include "core/protocol/peer.c"
+#include "core/protocol/pool.c"
+#include "core/protocol/receive.c"
+#include "core/protocol/share.c"
+#include "core/protocol/table.c"
+#include "core/protocol/user.c"
 #undef calloc
 #undef realloc
 #undef rp_create

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "core/rp_internal.h"
+#include "core/protocol/internal.h"
 #include "test/unit/rp_test.h"
 
 static int value;

@@ -3,7 +3,7 @@
 #include <malloc.h>
 #include <time.h>
 
-#include "core/rp_internal.h"
+#include "core/protocol/internal.h"
 #include "test/unit/rp_test.h"
 
 #define MILLION 1000000u

@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "core/rp.h"
+#include "core/protocol/protocol.h"
 #include "test/lib/tl_rpcheck.h"
 
 #define ID(rank, n) ((struct rref_id){ .local_id = (n), .created_on = (rank) })

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Ids can be guessed. The owner gives a value to nobody that does not show its word. */
-#include "core/rp_internal.h"
+#include "core/protocol/internal.h"
 #include "test/unit/rp_test.h"
 
 static int handle, value;

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "base/util.h"
-#include "core/rw.h"
+#include "core/wire/wire.h"
 #include "verbs/rv.h"
 
 #define WORLD 5u

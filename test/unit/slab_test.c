@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #include "base/atomic.h"
-#include "core/rc_slab.h"
+#include "core/base/slab.h"
 
 #define MANY 5000u
 

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The queue of the program's code that is due. Who runs it:
+ *
+ *   with a poller   the hands, and nobody else. A thread that waits for 5 ms never runs a callback that takes 3 s.
+ *   manual mode     threads in rref_progress, and threads that wait. A thread that waits leaves hooks to the thread
+ *                   that called rref_progress a moment ago, or sleeps on rref_ctx_fd, if there is such a thread.
+ *
+ * In the manual mode a hook that waits may run further hooks on the same stack. NEST bounds how many.
+ */
+#include "core/ctx.h"
+
+#define NEST 8u                         /* hooks of one thread that are on its stack at once */
+#define LEFT_NS (20 * NSEC_PER_MSEC)    /* for how long hooks are left to the last thread in rref_progress */
+
+static _Thread_local unsigned callback_depth;
+
+bool rc_in_callback(void)
+{
+	return callback_depth > 0;
+}
+
+unsigned rc_callback_depth(void)
+{
+	return callback_depth;
+}
+
+void rc_callback_enter(void)
+{
+	callback_depth++;
+}
+
+void rc_callback_leave(void)
+{
+	callback_depth--;
+}
+
+/*
+ * The child is in no callback, whatever its parent forked in: it may shut down a context of its
+ * own.
+ */
+void rc_callback_fork_child(void)
+{
+	callback_depth = 0;
+}
+
+void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	list_add_tail(&ctx->hooks, &h->node);
+	at_add_mine(&ctx->nr_hooks, 1);
+	/* Both words are written under the lock, so a thread that goes to sleep sees this hook, or is seen here. */
+	if (unlikely(at_load(&ctx->sleeping)))
+		rc_kick(ctx);
+	if (at_load(&ctx->has_poller))
+		return;
+	/* A loop that sleeps is woken, and given a moment to come. */
+	if (unlikely(at_load(&ctx->loop) == RC_LOOP_ASLEEP)) {
+		ctx->progress_by = ctx->loop_thread;
+		ctx->progress_at = rc_coarse_ns();
+	}
+	rc_loop_tell(ctx);
+}
+
+struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)
+{
+	struct list *l = list_pop(&ctx->hooks);
+
+	if (!l)
+		return NULL;
+	at_add_mine(&ctx->nr_hooks, -1);
+	return container_of(l, struct rc_hook, node);
+}
+
+void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	list_del(&h->node);
+	at_add_mine(&ctx->nr_hooks, -1);
+}
+
+void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	rc_callback_enter();
+	h->run(ctx, h);
+	rc_callback_leave();
+}
+
+int64_t rc_hooks_left(const struct rref_ctx *ctx)
+{
+	if (!ctx->progress_by || ctx->progress_by == rc_this_thread())
+		return 0;
+	return max_of(ctx->progress_at + LEFT_NS - rc_coarse_ns(), 0);
+}
+
+bool rc_hooks_deep(void)
+{
+	return callback_depth >= NEST;
+}
+
+unsigned rc_unlock_hooks(struct rref_ctx *ctx)
+{
+	unsigned nr = at_load(&ctx->nr_hooks), n = 0;
+	struct rc_hook *h;
+
+	if (likely(!nr) || at_load(&ctx->has_poller) || rc_hooks_deep()) {
+		rc_unlock(ctx);
+		return 0;
+	}
+	int64_t begun = nr > 1 ? rc_coarse_ns() : 0;
+	struct rc_error scratch;
+
+	rc_error_aside(&scratch);
+	/*
+	 * Not more than there are now: a hook may queue another. Nor for long: this thread's own
+	 * wait may be over.
+	 */
+	for (;;) {
+		h = rc_hooks_left(ctx) ? NULL : rc_hook_pop(ctx);
+		rc_unlock(ctx);
+		if (!h)
+			break;
+		rc_hook_run(ctx, h);
+		if (++n == nr || rc_coarse_ns() != begun)
+			break;
+		rc_lock(ctx);
+	}
+	rc_error_back(&scratch);
+	return n;
+}
+
+void rc_hooks_flush(struct rref_ctx *ctx)
+{
+	struct rc_hook *h;
+
+	rc_lock(ctx);
+	while ((h = rc_hook_pop(ctx))) {
+		rc_unlock(ctx);
+		rc_hook_run(ctx, h);
+		rc_lock(ctx);
+	}
+	rc_unlock(ctx);
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Log lines. The program's log function may do anything: ask the library for counters, wait, or block on a full pipe.
+ * So a line is queued where it is written, with or without the progress lock, and a hook delivers it. One thread
+ * delivers at a time, in order. LINES bounds the queue: what is beyond is counted, and told when there is room.
+ *
+ * While a context is made no other thread knows it, and lines are delivered at once.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define LINES 256u
+
+struct line {
+	struct line *next;
+	enum rref_log_level level;
+	char text[];
+};
+
+struct rc_log_lines {
+	struct rc_hook hook;
+	_Atomic bool hooked;          /* the hook is queued */
+	pthread_mutex_t lock;
+	struct line *first, *last;    /* guarded by lock */
+	unsigned nr;                  /* guarded by lock */
+	uint64_t lost;                /* guarded by lock; since it was told last */
+	bool busy;                    /* guarded by lock; a thread delivers */
+};
+
+static void run(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	/* Before the lines are looked at: a line that comes now brings the hook again. */
+	at_store_rel(&container_of(h, struct rc_log_lines, hook)->hooked, false);
+	rc_log_deliver(ctx);
+}
+
+int rc_log_open(struct rref_ctx *ctx)
+{
+	struct rc_log_lines *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return rc_fail(ENOMEM, "memory for log lines");
+	l->hook.run = run;
+	pthread_mutex_init(&l->lock, NULL);
+	ctx->lines = l;
+	return 0;
+}
+
+/* guarded by lock */
+static struct line *pop(struct rc_log_lines *l)
+{
+	struct line *line = l->first;
+
+	l->first = line->next;
+	l->nr--;
+	return line;
+}
+
+void rc_log_flush(struct rref_ctx *ctx)
+{
+	/* The program's function may cause lines for as long as it likes. */
+	for (unsigned turn = 0; ctx->lines && turn < 4; turn++)
+		rc_log_deliver(ctx);
+}
+
+void rc_log_close(struct rref_ctx *ctx)
+{
+	if (!ctx->lines)
+		return;
+	rc_log_flush(ctx); /* the last ones are dropped */
+	while (ctx->lines->first)
+		free(pop(ctx->lines));
+	pthread_mutex_destroy(&ctx->lines->lock);
+	free(ctx->lines);
+	ctx->lines = NULL;
+}
+
+static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char *text)
+{
+	rc_callback_enter();
+	ctx->log(ctx->log_ctx, level, text);
+	rc_callback_leave();
+}
+
+/* Says that there are lines. sc: partner of rc_arm, which stores `sleeping` and then looks. */
+static void announce(struct rref_ctx *ctx)
+{
+	at_store_sc(&ctx->log_due, 1);
+	rc_kick(ctx);
+	if (!at_load(&ctx->has_poller))
+		rc_loop_tell(ctx);
+}
+
+static void queue(struct rref_ctx *ctx, enum rref_log_level level, const char *text)
+{
+	struct rc_log_lines *l = ctx->lines;
+	size_t size = strlen(text) + 1;
+	struct line *line = malloc(sizeof(*line) + size);
+
+	if (line) {
+		line->next = NULL;
+		line->level = level;
+		memcpy(line->text, text, size);
+	}
+	pthread_mutex_lock(&l->lock);
+	if (!line || l->nr == LINES) {
+		l->lost++;
+	} else {
+		if (l->first)
+			l->last->next = line;
+		else
+			l->first = line;
+		l->last = line;
+		l->nr++;
+		line = NULL;
+	}
+	pthread_mutex_unlock(&l->lock);
+	free(line);
+	announce(ctx);
+}
+
+void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...)
+{
+	char text[RREF_TEXT_SIZE];
+	va_list ap;
+
+	if (!ctx->log || level > ctx->log_level)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (at_load(&ctx->state) == RC_CTX_STARTING)
+		deliver(ctx, level, text);
+	else
+		queue(ctx, level, text);
+}
+
+void rc_log_schedule(struct rref_ctx *ctx)
+{
+	at_store(&ctx->log_due, 0);
+	if (!at_xchg_ar(&ctx->lines->hooked, true))
+		rc_hook_push(ctx, &ctx->lines->hook);
+}
+
+void rc_log_deliver(struct rref_ctx *ctx)
+{
+	struct rc_log_lines *l = ctx->lines;
+	char text[120];
+	uint64_t lost;
+	bool more;
+
+	pthread_mutex_lock(&l->lock);
+	if (l->busy) {
+		pthread_mutex_unlock(&l->lock);
+		return;
+	}
+	l->busy = true;
+	/* Not more than there are now: the program's function may cause another line each time. */
+	for (unsigned n = l->nr; n > 0; n--) {
+		struct line *line = pop(l);
+
+		pthread_mutex_unlock(&l->lock);
+		deliver(ctx, line->level, line->text);
+		free(line);
+		pthread_mutex_lock(&l->lock);
+	}
+	/* Behind the lines that came before them. */
+	lost = l->nr ? 0 : l->lost;
+	l->lost -= lost;
+	if (lost) {
+		pthread_mutex_unlock(&l->lock);
+		snprintf(text, sizeof(text), "%llu log lines were dropped: they came faster than they were taken",
+			 (unsigned long long)lost);
+		deliver(ctx, RREF_LOG_WARNING, text);
+		pthread_mutex_lock(&l->lock);
+	}
+	l->busy = false;
+	more = l->nr > 0;
+	pthread_mutex_unlock(&l->lock);
+	if (more)
+		announce(ctx);
+}

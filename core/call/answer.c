@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls, the callee's side: the answer, which is given once, by whoever has the call. How a call comes to its handler: serve.c. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+/* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. [lock] */
+static void over(struct rref_ctx *ctx, struct rref_call *call)
+{
+	list_del(&call->open_node);
+	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
+	if (!call->plain) {
+		for (uint32_t i = 0; i < call->in.nr; i++) {
+			struct rref *h = call->in.ref[i].handle;
+
+			call->in.ref[i].handle = NULL;
+			if (h) {
+				at_store(&h->lent, 0);
+				rc_handle_put(h);
+			}
+		}
+		rc_incoming_release(&call->in);
+	}
+	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
+	rc_call_spare(ctx, call);
+}
+
+/*
+ * The straight end of a call whose handler returned 0 and did not reply: an empty answer, and all of it under one hold of
+ * the lock. Who wins `replied` has the reply's hold, and with the handler's both, so that nobody else has the call any more.
+ * False: it is a creation or brought a payload, or something is in the way, and the general way is to be gone.
+ */
+bool rc_answer_nothing(struct rref_call *call)
+{
+	struct rref_ctx *ctx = call->ctx;
+	uint32_t no = 0;
+	int err = 0;
+
+	/* acq_rel: as in give(). */
+	if (!call->plain && (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
+		return false;
+	if (rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
+		return false;
+	rc_lock(ctx);
+	if (likely(rc_same_session(ctx, call->caller, call->caller_epoch))) {
+		struct rw_message m;
+
+		rw_reply_init(&m);
+		m.u.reply.call_id = call->call_id;
+		err = rc_send(ctx, call->caller, &m);
+	}
+	if (unlikely(err && err != -EOWNERDEAD)) {
+		at_store(&call->replied, 0);
+		rc_unlock(ctx);
+		return false;
+	}
+	over(ctx, call);
+	rc_unlock(ctx);
+	return true;
+}
+
+/* Consumes *payload if it went out. [lock] */
+static int reply_rpc(struct rref_call *call, int status, unsigned about, const char *text,
+		     const struct rref_args *result, struct rc_payload **payload)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rw_message m;
+	struct rw_reply *r = &m.u.reply;
+	int err;
+
+	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
+		return 0; /* the caller is gone, and a new one of that name never asked */
+	rw_reply_init(&m);
+	r->call_id = call->call_id;
+	r->status = status;
+	r->about = status ? (uint16_t)about : 0;
+	r->text = status ? text : NULL;
+	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
+	if (!status && result) {
+		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc, r->key) :
+				 rc_make_forks(ctx, result, call->caller, r->refs);
+		if (err)
+			return err;
+		r->nr_refs = (uint16_t)result->nr_refs;
+		r->data = result->data;
+		r->data_length = (uint32_t)result->length;
+	}
+	err = rc_send(ctx, call->caller, &m);
+	if (err) {
+		if (*payload)
+			rc_payload_undo(ctx, *payload);
+		else
+			rc_undo_forks(ctx, result, call->caller, r->refs, r->nr_refs);
+		return err == -EOWNERDEAD ? 0 : err;
+	}
+	if (*payload)
+		rc_payload_offer(ctx, *payload, RW_PAYLOAD_REPLY, call->call_id);
+	*payload = NULL;
+	return 0;
+}
+
+/* [lock] The value is made already. */
+static int reply_remote(struct rref_call *call, int status, unsigned about, const char *text, struct rc_value *v)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .about = (uint16_t)about, .text = text,
+			       .value = v };
+	int err;
+
+	err = rc_step(ctx, &ev, NULL);
+	if (!err && call->caller == ctx->rank) {
+		struct rref_future *f = rc_op_find(ctx, call->call_id);
+
+		if (f && at_load(&f->kind) == RC_OP_LOCAL_CREATE) {
+			struct rref *h = f->handle;
+
+			rc_remote(h)->creation = NULL;
+			if (status)
+				rc_handle_fail_about(h, status, (uint16_t)about, text);
+			if (rc_op_claim(f)) {
+				f->status = status;
+				f->about = status ? (uint16_t)about : 0;
+				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
+				if (!status && at_load(&h->state) != RC_H_READY) {
+					h->value = v;
+					at_store_rel(&h->state, RC_H_READY);
+				}
+				rc_op_finish(f, true);
+			}
+			rc_op_put(f);
+		}
+	}
+	/* -ESTALE: everybody who wanted it is gone; the machine has no entry to put it in. */
+	return err;
+}
+
+/* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
+static int give(struct rref_call *call, int status, unsigned about, const char *text,
+		const struct rref_args *result, struct rc_value *v, struct rc_payload *payload)
+{
+	struct rref_ctx *ctx = call->ctx;
+	uint32_t no = 0;
+	int err;
+
+	/* acq_rel: of two threads that reply one wins, and it sees all that the handler did. */
+	if (!at_cas_ar(&call->replied, &no, 1)) {
+		if (v)
+			rc_value_unpin(v);
+		rc_payload_drop(payload);
+		return rc_fail(EALREADY, "the call was replied to already");
+	}
+	rc_lock(ctx);
+	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, about, text, v) :
+					     reply_rpc(call, status, about, text, result, &payload);
+	if (err && call->kind == RW_CALL_REMOTE) {
+		if (v)
+			rc_value_unpin(v);
+		err = 0; /* the reply was given; nobody was left to want it */
+	}
+	if (err)
+		at_store(&call->replied, 0);
+	else
+		list_del(&call->open_node);
+	rc_unlock(ctx);
+	if (payload) {
+		char why[RREF_TEXT_SIZE];
+
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		rc_payload_drop(payload); /* it did not go out */
+		if (err)
+			rc_fail(-err, "%s", why);
+	}
+	if (!err)
+		rc_call_put(call); /* the reply's hold; a handler that still runs has its own */
+	return err;
+}
+
+int rc_answer(struct rref_call *call, int status, unsigned about, const char *text,
+	      const struct rref_args *result)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rc_payload *payload = NULL;
+	struct rc_value *v = NULL;
+	int err;
+
+	if (rc_is_barred(ctx))
+		return rc_enter_slow(ctx);
+	if (!status) {
+		err = rc_check_args(ctx, result);
+		if (!err && result && result->meta_length)
+			err = rc_fail(EINVAL, "a result has no metadata");
+		if (!err && call->kind != RW_CALL_REMOTE)
+			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
+					      &payload);
+		if (!err && call->kind == RW_CALL_REMOTE) {
+			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
+			if (!err && result && result->nr_refs && (err = rc_value_hold(v, result->refs, result->nr_refs)))
+				rc_value_unpin(v);
+			if (!err) {
+				if (v->view.length)
+					memcpy(rc_value_data(v), result->data, v->view.length);
+				rc_value_publish(v, call->id);
+			}
+		}
+		if (err)
+			return err;
+	}
+	return give(call, status, about, text, result, v, payload);
+}
+
+int rref_call_reply(struct rref_call *call, const struct rref_args *result)
+{
+	RB_NO_CANCEL;
+
+	if (!call)
+		return rc_fail(EINVAL, "rref_call_reply: no call");
+	return rc_answer(call, 0, 0, NULL, result);
+}
+
+static int reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
+		       struct rref *const *refs, size_t nr_refs, const char *what)
+{
+	struct rref_args held = { .refs = refs, .nr_refs = nr_refs };
+	struct rc_value *v;
+	int err;
+
+	if (!call)
+		return rc_fail(EINVAL, "%s: no call", what);
+	if (rc_is_barred(call->ctx))
+		return rc_enter_slow(call->ctx);
+	if (call->kind != RW_CALL_REMOTE)
+		return rc_fail(EINVAL, "%s: the call is not a creation (rref_remote)", what);
+	err = rc_check_args(call->ctx, &held);
+	if (err)
+		return err;
+	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
+	err = rc_value_make(call->ctx, type, segments, nr, true, call->fn->name, what, &v);
+	if (err)
+		return err;
+	err = rc_value_hold(v, refs, nr_refs);
+	if (err) {
+		rc_value_unpin(v);
+		return err;
+	}
+	rc_value_publish(v, call->id);
+	return give(call, 0, 0, NULL, NULL, v, NULL);
+}
+
+int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
+{
+	RB_NO_CANCEL;
+
+	return reply_typed(call, type, segments, nr, NULL, 0, "rref_call_reply_typed");
+}
+
+int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
+			       struct rref *const *refs, size_t nr_refs)
+{
+	RB_NO_CANCEL;
+
+	return reply_typed(call, type, segments, nr, refs, nr_refs, "rref_call_reply_typed_refs");
+}
+
+int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
+{
+	RB_NO_CANCEL;
+	char text[RP_TEXT_MAX] = "";
+	va_list ap;
+
+	if (!call || err >= 0 || err < -4095)
+		return rc_fail(EINVAL, "rref_call_error: %s", call ? "the code is not a negative errno" : "no call");
+	va_start(ap, fmt);
+	if (fmt)
+		vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return rc_answer(call, err, rc_error_about(err), *text ? text : rref_strerror(err), NULL);
+}

@@ -1,0 +1,520 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calls, the caller's side: sharing the argument references, and sending. A call's id on the wire is its operation's
+ * token, so a late reply finds nothing; what the reply makes of the future: reply.c.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/scope.h"
+
+#define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
+#define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */
+
+int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
+{
+	if (!a)
+		return 0;
+	if (a->length > RREF_ARGS_MAX)
+		return rc_fail(EMSGSIZE, "%zu bytes in one call: the limit is %d; share a reference to a value for more", a->length,
+			       RREF_ARGS_MAX);
+	if (a->meta_length > RREF_META_MAX)
+		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length, RREF_META_MAX);
+	if (a->nr_refs > RREF_REFS_MAX)
+		return rc_fail(EMSGSIZE, "%zu references in one message: the limit is %d", a->nr_refs, RREF_REFS_MAX);
+	if ((a->length && !a->data) || (a->nr_refs && !a->refs) || (a->meta_length && !a->meta))
+		return rc_fail(EINVAL, "arguments without their bytes, references or metadata");
+	for (size_t i = 0; i < a->nr_refs; i++) {
+		struct rref *r = a->refs[i];
+
+		if (!r)
+			return rc_fail(EINVAL, "reference %zu is NULL", i);
+		if (r->ctx != ctx)
+			return rc_fail(EINVAL, "reference %zu belongs to another context", i);
+		if (at_load_acq(&r->state) == RC_H_FAILED)
+			return rc_handle_error(r);
+	}
+	return 0;
+}
+
+/* Shares each reference with rank `to`: all or none. */
+int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, struct rp_fork *recs)
+{
+	for (size_t i = 0; a && i < a->nr_refs; i++) {
+		struct rref *r = a->refs[i];
+		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = rc_fork_of(r),
+				       .fork = rc_next_id(ctx), .peer = to,
+				       .word = r->owned ? rc_word() : 0 };
+		struct rc_scope *s = rc_scope_begin(ctx, "fork", NULL, ctx->rank, to);
+		int err = rc_step(ctx, &ev, &recs[i]);
+
+		rc_scope_end(ctx, s, err);
+		if (err) {
+			rc_undo_forks(ctx, a, to, recs, i);
+			if (at_load(&r->state) == RC_H_FAILED)
+				return rc_handle_error(r);
+			return rc_fail(-err, "sharing reference %zu: %s", i, rref_strerror(err));
+		}
+		if (recs[i].value)
+			rc_value_locate(recs[i].value, &recs[i].loc);
+		recs[i].owner_incarnation = ctx->members[recs[i].owner].incarnation;
+	}
+	return 0;
+}
+
+void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, const struct rp_fork *recs, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = a->refs[i]->id, .src = rc_fork_of(a->refs[i]),
+				       .fork = recs[i].fork, .peer = to };
+
+		rc_step(ctx, &ev, NULL);
+	}
+}
+
+/* A call that was accepted, and never went: the callee has nothing of it. */
+void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text)
+{
+	struct rref_future *f = rc_op_hold(ctx, c->call_id);
+
+	if (c->loc.version)
+		rc_payload_done(ctx, &ctx->peers[to], &(struct rw_done){ .call_id = c->call_id, .what = RW_PAYLOAD_CALL,
+									 .status = status });
+	for (uint32_t i = 0; !c->loc.version && i < c->nr_refs; i++) {
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = c->refs[i].id, .fork = c->refs[i].fork, .peer = to };
+
+		/* Which fork it was shared from the machine knows; here it only tells a user's child from an owner's fork. */
+		if (c->refs[i].owner != ctx->rank)
+			ev.src = c->refs[i].fork;
+		rc_step(ctx, &ev, NULL);
+	}
+	if (!f)
+		return;
+	if (at_load(&f->kind) == RC_OP_CALL || at_load(&f->kind) == RC_OP_CREATE)
+		rc_op_end(ctx, f, status, text);
+	rc_op_put(f);
+}
+
+static bool has_room(const struct rc_peer *p, uint64_t bytes)
+{
+	uint64_t offered = at_load(&p->offer_bytes);
+
+	/* One payload always has, however large it is. */
+	return p->nr_queued < MAX_QUEUED && (!bytes || !offered || offered + bytes <= MAX_OFFERED);
+}
+
+struct room {
+	const struct rc_peer *p;
+	uint64_t bytes;
+};
+
+static bool got_room(struct rref_ctx *ctx, void *arg)
+{
+	const struct room *r = arg;
+
+	(void)ctx;
+	return has_room(r->p, r->bytes);
+}
+
+/* Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many bytes. */
+static __attribute__((noinline)) int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+{
+	int err = rc_wait_until(ctx, got_room, &(struct room){ p, bytes }, deadline);
+
+	if (err == -ESHUTDOWN)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	return err ? rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s", p->nr_queued,
+			     at_load(&p->offer_bytes), p->member->name) :
+		     0;
+}
+
+int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+{
+	return likely(has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
+}
+
+struct session {
+	struct rc_peer *p;
+	int err;
+};
+
+static bool got_session(struct rref_ctx *ctx, void *arg)
+{
+	struct session *s = arg;
+
+	if (!s->p->fenced)
+		return true;
+	s->err = at_load(&ctx->state) == RC_CTX_RUNNING ? rc_peer_want(ctx, s->p) : rc_fail(ESHUTDOWN, "the context was shut down");
+	return s->err;
+}
+
+/*
+ * After a fence the machine shares nothing with that peer until a new session is up. A message would start one, but the
+ * machine's step comes before the message: so what needs it waits here, making progress. [lock, let go of meanwhile]
+ */
+static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+{
+	struct session s = { p, 0 };
+	char words[RREF_TEXT_SIZE];
+
+	if (likely(!p->fenced || p->rank == ctx->rank))
+		return 0;
+	int err = rc_wait_until(ctx, got_session, &s, deadline);
+
+	if (err == -ESHUTDOWN)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	if (err)
+		return rc_fail(ETIMEDOUT, "%s",
+			       rc_stall_words(ctx, p->rank, "no new session in time", words,
+					      sizeof(words)));
+	return s.err;
+}
+
+/* The length of the function's name, or -errno. */
+static inline int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
+{
+	int err = rc_enter(ctx);
+
+	if (unlikely(err))
+		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is called or shared", what) : err;
+	if (!out)
+		return rc_fail(EINVAL, "%s: nowhere to put the result", what);
+	if (rank < 0 || (uint32_t)rank >= ctx->world)
+		return rc_fail(EINVAL, "%s: rank %d: the group has ranks 0 to %u", what, rank, ctx->world - 1);
+	return rc_function_length(function);
+}
+
+/* A sleeping poller that would wake too late for this deadline is woken to see it. [lock] */
+static void watch(struct rref_ctx *ctx, int64_t deadline)
+{
+	if (deadline < ctx->wake_at)
+		rc_kick(ctx);
+}
+
+/* A call that is being made: what rref_rpc_async and rref_remote have in common. */
+struct outgoing {
+	struct rref_ctx *ctx;
+	uint32_t rank;
+	const char *function;
+	uint8_t function_length;
+	const struct rref_args *args;
+	int64_t timeout;             /* as the program said it */
+	int64_t deadline;            /* 0 = not asked for yet: deadline_of */
+	struct rref_future *f;       /* its token is the call's id */
+	struct rc_payload *payload;  /* NULL: the arguments fit the message */
+};
+
+/* Reading the clock takes its time, and mostly there is some left for it when the call is on its way. */
+static int64_t deadline_of(struct outgoing *o)
+{
+	if (!o->deadline)
+		o->deadline = rc_deadline(o->ctx, o->timeout);
+	return o->deadline;
+}
+
+/* An operation that nothing has begun to work on. Keeps the text of what went wrong. */
+static int abandon(struct outgoing *o, int err)
+{
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", rc_error_text());
+	rc_op_claim(o->f);
+	rc_scope_detach(o->f, err);
+	rc_op_put(o->f);
+	rc_op_put(o->f);
+	rc_payload_drop(o->payload);
+	return rc_fail(-err, "%s", why);
+}
+
+/* Checks the arguments, gets an operation and, for large arguments, the payload. */
+static inline __attribute__((always_inline)) int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
+							 const struct rref_args *args, int64_t timeout, const void *out,
+							 const char *what, bool scoped)
+{
+	int err = check_target(ctx, rank, function, out, what), length = err;
+
+	if (err > 0)
+		err = args ? rc_check_args(ctx, args) : 0;
+	if (err)
+		return err;
+	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length,
+				.args = args, .timeout = timeout };
+	if (unlikely(!rc_op_try(ctx, &o->f)) && (err = rc_op_get(ctx, deadline_of(o), &o->f)))
+		return err;
+	if (scoped)
+		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
+	if (rc_payload_needed(args) && (err = rc_payload_make(ctx, o->rank, args, deadline_of(o), &o->payload)))
+		return abandon(o, err);
+	o->f->peer = o->rank;
+	return 0;
+}
+
+/* Sends it. Consumes the payload on success. [lock] */
+static inline __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind,
+							   struct rref_id id, struct rref_id fork,
+							   uint64_t word)
+{
+	struct rref_ctx *ctx = o->ctx;
+	struct rc_peer *p = &ctx->peers[o->rank];
+	const struct rref_args *a = o->args;
+	struct rw_message m;
+	struct rw_call *c = &m.u.call;
+	int err = a && a->nr_refs ? wait_for_session(ctx, p, deadline_of(o)) : 0;
+
+	if (!err && unlikely(!has_room(p, 0)))
+		err = wait_for_room(ctx, p, 0, deadline_of(o));
+	if (err)
+		return err;
+	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
+	if (at_load(&ctx->state) != RC_CTX_RUNNING)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	rw_call_init(&m);
+	c->call_id = rc_op_token(o->f);
+	c->kind = kind;
+	c->id = id;
+	c->fork = fork;
+	if (kind == RW_CALL_REMOTE)
+		c->word = word;
+	c->name = o->function;
+	c->name_length = o->function_length;
+	if (a) {
+		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc, c->key) :
+				   rc_make_forks(ctx, a, o->rank, c->refs);
+		if (err)
+			return err;
+		c->nr_refs = (uint16_t)a->nr_refs;
+		c->meta = a->meta;
+		c->meta_length = (uint16_t)a->meta_length;
+		c->data = a->data;
+		c->data_length = (uint32_t)a->length;
+	}
+	err = rc_send(ctx, o->rank, &m);
+	if (likely(!err && !o->payload))
+		return 0;
+	if (err) {
+		char why[RREF_TEXT_SIZE];
+
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		if (o->payload)
+			rc_payload_undo(ctx, o->payload);
+		else
+			rc_undo_forks(ctx, a, o->rank, c->refs, c->nr_refs);
+		return rc_fail(-err, "%s", why);
+	}
+	rc_payload_offer(ctx, o->payload, RW_PAYLOAD_CALL, c->call_id);
+	o->payload = NULL;
+	return 0;
+}
+
+/*
+ * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to
+ * be dropped without it. inner: the program does not see the future before it is complete.
+ */
+static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+		      int64_t timeout, const void *out, const char *what, bool inner)
+{
+	int err = prepare(o, ctx, rank, function, args, timeout, out, what, !inner);
+
+	if (err)
+		return err;
+	if (!rc_op_incoming(o->f)) {
+		rc_fail(ENOMEM, "memory for a call");
+		return abandon(o, -ENOMEM);
+	}
+	rc_lock(ctx);
+	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
+	if (likely(!err)) {
+		ctx->turn_at = rc_coarse_ns();
+		if (likely(!o->deadline))
+			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
+		o->f->inner = inner;
+		at_store(&o->f->deadline, o->deadline);
+		watch(ctx, o->deadline);
+		at_store(&o->f->kind, RC_OP_CALL);
+		return 0;
+	}
+	if (err != -EOWNERDEAD) {
+		rc_unlock(ctx);
+		return abandon(o, err);
+	}
+	/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
+	rc_op_fail(o->f, err, -1, rc_error_text(), true);
+	rc_op_put(o->f);
+	return 0;
+}
+
+int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		   struct rref_future **out)
+{
+	RB_NO_CANCEL;
+	struct outgoing o;
+	int err = begin_call(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async", false);
+
+	if (err)
+		return err;
+	rc_unlock(ctx);
+	rc_payload_drop(o.payload);
+	*out = o.f;
+	return 0;
+}
+
+static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		     struct rref_future **out)
+{
+	struct outgoing o;
+	int err = begin_call(&o, ctx, rank, function, args, timeout, &o, "rref_rpc_sync", true);
+
+	if (err)
+		return err;
+	rc_op_wait_locked(o.f, INT64_MAX); /* bounded by the call's own deadline */
+	rc_payload_drop(o.payload);
+	err = o.f->status ? rc_op_error(o.f) : 0;
+	if (likely(err || !out)) {
+		rc_op_put_inner(o.f);
+	} else {
+		if (at_load(&o.f->state) & RC_F_BOTH)
+			rc_op_put(o.f);
+		*out = o.f;
+	}
+	return err;
+}
+
+int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		  struct rref_future **out)
+{
+	RB_NO_CANCEL;
+	struct rc_scope *s = ctx ? rc_scope_begin(ctx, "rpc_sync", function, ctx->rank, (uint32_t)rank) : NULL;
+	int err = call_sync(ctx, rank, function, args, timeout, out);
+
+	if (s)
+		rc_scope_end(ctx, s, err);
+	return err;
+}
+
+int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
+		struct rref **out)
+{
+	RB_NO_CANCEL;
+	const char *site = rc_site_take();
+	struct outgoing o;
+	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote", true);
+	struct rref_future *f;
+	struct rref *h;
+
+	if (err)
+		return err;
+	f = o.f;
+
+	bool here = (uint32_t)rank == ctx->rank;
+	/* Here too, since a message without one is malformed; an owner's handle has none. */
+	struct rref_id id = rc_next_ids(ctx, 2), fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
+
+	rc_lock(ctx);
+	int64_t now = rc_coarse_ns();
+
+	if (likely(!o.deadline))
+		o.deadline = rc_deadline_seen(ctx, timeout, now);
+	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
+	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
+	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
+			       .handle = h, .word = here ? 0 : rc_word() };
+
+	if (!err)
+		err = h ? rc_step_at(ctx, &ev, now) : -ENOMEM;
+	if (err) {
+		if (h) {
+			h->ended = true;
+			rref_release(h);
+		}
+		rc_unlock(ctx);
+		if (err == -ENOMEM)
+			rc_fail(ENOMEM, "memory for a reference");
+		else
+			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank,
+				*ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
+		return abandon(&o, err);
+	}
+	f->handle = h; /* the creation keeps its handle until it is over */
+	at_store(&h->refs, 2);
+	h->creator = true;
+	rc_handle_made_at(h, site);
+	rc_remote(h)->creation = f;
+	err = send_call(&o, RW_CALL_REMOTE, id, fork, ev.word);
+	if (err == -EOWNERDEAD || !err) {
+		at_store(&f->deadline, deadline_of(&o));
+		watch(ctx, o.deadline);
+		at_store(&f->kind, here ? RC_OP_LOCAL_CREATE : RC_OP_CREATE);
+		if (err)
+			rc_op_end(ctx, f, err, rc_error_text());
+		rc_payload_drop(o.payload);
+		err = 0;
+	} else {
+		/* Nothing was sent: the reference never was. */
+		char why[RREF_TEXT_SIZE];
+
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		rc_op_claim(f);
+		rc_scope_detach(f, err);
+		/* While the sender waited for room, a fence may have ended the creation, and with it the engine's hold. */
+		bool held = rc_remote(h)->creation != NULL;
+
+		rc_remote(h)->creation = NULL;
+		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED, .id = id, .fork = fork, .status = err,
+					 .text = why, .peer = (uint32_t)rank, .handle = h };
+
+		rc_step(ctx, &undo, NULL);
+		rc_unlock(ctx);
+		if (held)
+			rc_op_put(f);
+		rc_op_put(f);
+		rref_release(h);
+		rc_payload_drop(o.payload);
+		return rc_fail(-err, "%s", why);
+	}
+	/* The program's hold on the future is taken by rref_creation; until then the handle's creation has the engine's. */
+	rc_op_put(f);
+	rc_unlock(ctx);
+	*out = h;
+	return err;
+}
+
+int rref_creation(struct rref *ref, struct rref_future **out)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx;
+	struct rref_future *f;
+	int err = 0;
+
+	if (!ref || !out)
+		return rc_fail(EINVAL, "rref_creation: no reference, or nowhere to put the future");
+	ctx = ref->ctx;
+	err = rc_enter(ctx);
+	if (err)
+		return err;
+	if (!ref->creator)
+		return rc_fail(EINVAL, "rref_creation: the reference was not made by rref_remote");
+	rc_lock(ctx);
+	f = rc_remote(ref)->creation;
+	if (f)
+		at_add(&f->refs, 1);
+	rc_unlock(ctx);
+	if (!f) {
+		/* It is over: a complete future that says how it ended. */
+		err = rc_op_get(ctx, rc_deadline(ctx, RREF_DEFAULT), &f);
+		if (err)
+			return err;
+		f->peer = ref->owner;
+		rc_op_claim(f);
+		if (at_load_acq(&ref->state) == RC_H_FAILED) {
+			f->status = ref->err;
+			f->about = ref->about;
+			snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(ref));
+		}
+		rc_op_finish(f, false);
+		rc_op_put(f);
+	}
+	*out = f;
+	return 0;
+}

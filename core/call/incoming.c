@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * References that arrive, in a call or a reply: each is confirmed before anybody gets it. Of those that nobody waits for
+ * DROPS_MAX lots at a time are looked after; a peer that sends more of them is fenced.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define DROPS_MAX 8192u
+
+/* Takes back what this worker shared with itself, and what found no memory here. */
+static void give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
+{
+	struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank };
+
+	if (rec->owner != ctx->rank)
+		ev.src = rec->fork;
+	rc_step(ctx, &ev, NULL);
+}
+
+/* The records of one call or reply. Those of a payload that could not be had are none, and in->status is set. */
+void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
+{
+	if (!in->ref)
+		in->ref = in->few;
+	bool lost = false;
+
+	in->nr = nr;
+	in->unready = nr + 1; /* one for this function, so that ready() comes last */
+	for (uint32_t i = 0; i < nr; i++) {
+		struct rp_event ev = { .type = RP_EV_RECV_FORK, .rec = &recs[i], .peer = from,
+				       .cookie = (uint64_t)(uintptr_t)&in->ref[i] };
+		int err;
+
+		in->ref[i].in = in;
+		in->ref[i].handle = NULL;
+		/* Handed in even when refused, else its parent would stay pinned. */
+		if (recs[i].owner_incarnation != ctx->members[recs[i].owner].incarnation)
+			ev.status = -ESTALE;
+		err = rc_step(ctx, &ev, NULL);
+		if (err) {
+			if (!in->status) {
+				in->status = err;
+				snprintf(in->text, sizeof(in->text), "reference %u: %s", i, rref_strerror(err));
+			}
+			in->unready--;
+			lost |= err == -ENOMEM;
+			if (err == -ENOMEM && from == ctx->rank)
+				give_back(ctx, &recs[i]);
+		}
+	}
+	if (--in->unready == 0)
+		in->ready(ctx, in);
+	/* Their parents would wait for their children for good. */
+	if (lost)
+		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD, "references that it shared were lost for want of memory");
+}
+
+/* Before the records come, so that they can be taken in. */
+bool rc_incoming_room(struct rc_incoming *in, uint32_t nr)
+{
+	in->ref = nr <= RW_REFS_MAX ? in->few : calloc(nr, sizeof(in->ref[0]));
+	return in->ref;
+}
+
+void rc_incoming_release(struct rc_incoming *in)
+{
+	for (uint32_t i = 0; i < in->nr; i++) {
+		if (in->ref[i].handle)
+			at_store(&in->ref[i].handle->lent, 0);
+		rref_release(in->ref[i].handle);
+		in->ref[i].handle = NULL;
+	}
+	if (in->ref != in->few)
+		free(in->ref);
+	in->ref = NULL;
+	in->nr = 0;
+	rref_view_free(in->body);
+	in->body = NULL;
+	rc_payload_free(in->own);
+	in->own = NULL;
+}
+
+/* Kept for the time when there is no memory: a call that is refused then may bring references. */
+int rc_incoming_open(struct rref_ctx *ctx)
+{
+	while (ctx->nr_spare_drops < RC_SPARE_DROPS) {
+		struct rc_incoming *in = malloc(sizeof(*in));
+
+		if (!in)
+			return rc_fail(ENOMEM, "memory for %u refused calls", RC_SPARE_DROPS);
+		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+	}
+	return 0;
+}
+
+void rc_incoming_close(struct rref_ctx *ctx)
+{
+	while (ctx->nr_spare_drops)
+		free(ctx->spare_drop[--ctx->nr_spare_drops]);
+}
+
+static void discard(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	ctx->peers[in->from].nr_drops--;
+	rc_incoming_release(in);
+	if (ctx->nr_spare_drops < RC_SPARE_DROPS)
+		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+	else
+		free(in);
+}
+
+/* The records of a call that does not run, or of a late reply: taken and dropped, so that their parents go on. */
+void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from)
+{
+	struct rc_incoming *in;
+
+	if (!nr)
+		return;
+	if (from->nr_drops >= DROPS_MAX) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, from, -EOWNERDEAD, "it shared too many references that nobody asked for");
+		return;
+	}
+	in = malloc(sizeof(*in));
+	if (!in && ctx->nr_spare_drops)
+		in = ctx->spare_drop[--ctx->nr_spare_drops];
+	if (!in) {
+		rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+		return;
+	}
+	rc_incoming_init(in);
+	from->nr_drops++;
+	in->from = from->rank;
+	in->ready = discard;
+	rc_incoming_begin(ctx, in, recs, nr, from->rank);
+}

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Payloads: the data of a call or reply that does not fit its message, and behind it the records of its references.
+ * The sender offers it: registered memory laid out like a value, with a nonce of its own; the message says where. The
+ * receiver READs it before the handler runs or the future completes, and says DONE.
+ *
+ *   sender    reserve room -> fill -> message -> offered ----DONE, or the fence of the reader----> scrubbed, freed
+ *   receiver  message -> READ -> records handed in, DONE -> handler or future
+ *
+ * The memory is its sender's again when the reader is done or fenced, never before: not when the call times out. A READ
+ * that the caller's CANCEL ends is done when nothing of it is in flight any more, and only then is DONE said.
+ * DONE with an error means that the records were not looked at: then their sender takes back what it shared. For who
+ * reads and then says otherwise that undoes its own references only.
+ *
+ * Bounds. A sender has as many bytes of payloads that one peer has not read as the largest of them may have; who wants
+ * to send more waits for room (call.c; inline handlers and callbacks get -EAGAIN). What a peer's calls occupy where they are served is bounded in serve.c.
+ * A READ occupies no thread. Over shm, where it is a copy, it is done in turns by those who let go of the lock.
+ *
+ * From a worker to itself nothing is read: the payload is handed over as it is.
+ *
+ * Words. A payload lies in a region, and a holder of any value there can READ all of it. The
+ * records' words open values of others too, so they are hidden: each by SipHash-2-4 of its
+ * record's number. The key is made for this payload, and travels in the message alone.
+ */
+#include <errno.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define COST_MIN 4096u                         /* of one, so that their number is bounded too */
+
+struct rc_payload {
+	struct rc_work work;         /* [lock] its memory is to be freed */
+	struct list node;            /* [lock] ctx->offers */
+	struct rref_ctx *ctx;
+	struct rc_value *value;
+	uint64_t cost;               /* in offer_bytes */
+	uint64_t call_id;
+	uint32_t peer, what;
+	size_t data_length, nr_refs;
+	struct rp_fork *recs;        /* malloc'ed; what was shared with it */
+	struct rref_id *src;         /* in recs: by which reference */
+};
+
+/* ---- the sender's side ---- */
+
+static void release(struct rc_payload *p)
+{
+	if (p->value)
+		rc_value_unpin(p->value);
+	free(p->recs);
+	free(p);
+}
+
+static void give_room_back(struct rc_payload *p)
+{
+	at_sub(&p->ctx->peers[p->peer].offer_bytes, p->cost);
+	at_sub(&p->ctx->n.payload_bytes, p->cost);
+}
+
+void rc_payload_drop(struct rc_payload *p)
+{
+	if (!p)
+		return;
+	give_room_back(p);
+	release(p);
+}
+
+/*
+ * Room for the payload of `a` to rank `to`, and the payload with a copy of its data. *out NULL: none is needed.
+ * Waits for room until deadline.
+ */
+int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out)
+{
+	struct rc_payload *p;
+	int err;
+
+	*out = NULL;
+	if (!rc_payload_needed(a))
+		return 0;
+	p = calloc(1, sizeof(*p));
+	if (!p)
+		return rc_fail(ENOMEM, "memory for a payload's record");
+	p->ctx = ctx;
+	p->peer = to;
+	p->data_length = a->length;
+	p->nr_refs = a->nr_refs;
+	if (a->nr_refs) {
+		p->recs = malloc(a->nr_refs * (sizeof(p->recs[0]) + sizeof(p->src[0])));
+		if (!p->recs) {
+			free(p);
+			return rc_fail(ENOMEM, "memory for %zu references", a->nr_refs);
+		}
+		p->src = (struct rref_id *)(void *)(p->recs + a->nr_refs);
+	}
+	p->cost = max_of(a->length + a->nr_refs * RW_FORK_BYTES, (size_t)COST_MIN);
+	rc_lock(ctx);
+	err = rc_wait_for_room(ctx, &ctx->peers[to], p->cost, deadline);
+	if (!err) {
+		at_add(&ctx->peers[to].offer_bytes, p->cost);
+		at_add(&ctx->n.payload_bytes, p->cost);
+	}
+	rc_unlock(ctx);
+	if (err) {
+		release(p);
+		return err;
+	}
+	err = rc_value_alloc(ctx, a->length + a->nr_refs * RW_FORK_BYTES, NULL, &p->value);
+	if (err) {
+		rc_payload_drop(p);
+		return err;
+	}
+	if (a->length)
+		memcpy(rc_value_data(p->value), a->data, a->length);
+	*out = p;
+	return 0;
+}
+
+_Static_assert(RW_KEY_BYTES == crypto_shorthash_KEYBYTES && crypto_shorthash_BYTES == 8,
+	       "SipHash-2-4 makes a word's mask");
+
+/* Hides the words of records, or shows them again. */
+static void hide_words(struct rp_fork *recs, size_t nr, const uint8_t *key)
+{
+	for (size_t i = 0; i < nr; i++) {
+		uint8_t number[8], mask[crypto_shorthash_BYTES];
+
+		put_le64(number, i);
+		crypto_shorthash(mask, number, sizeof(number), key);
+		recs[i].word ^= get_le64(mask);
+	}
+}
+
+int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a,
+		    struct rp_location *loc, uint8_t *key)
+{
+	int err = rc_make_forks(ctx, a, p->peer, p->recs);
+
+	if (err)
+		return err;
+	for (size_t i = 0; i < p->nr_refs; i++)
+		p->src[i] = rc_fork_of(a->refs[i]);
+	put_le64(key, rc_random64());
+	put_le64(key + 8, rc_random64());
+	hide_words(p->recs, p->nr_refs, key);
+	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
+	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });
+	rc_value_locate(p->value, loc);
+	return 0;
+}
+
+void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p)
+{
+	for (size_t i = 0; i < p->nr_refs; i++) {
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = p->recs[i].id, .src = p->src[i], .fork = p->recs[i].fork,
+				       .peer = p->peer };
+
+		rc_step(ctx, &ev, NULL);
+	}
+}
+
+void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id)
+{
+	p->what = what;
+	p->call_id = call_id;
+	list_add_tail(&ctx->offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
+}
+
+static struct rc_payload *find(struct rref_ctx *ctx, uint32_t peer, uint32_t what, uint64_t call_id)
+{
+	struct list *head = &ctx->offers[rc_bucket(ctx, peer, call_id)], *l, *tmp;
+
+	list_for_each_safe(l, tmp, head) {
+		struct rc_payload *p = container_of(l, struct rc_payload, node);
+
+		if (p->call_id == call_id && p->peer == peer && p->what == what)
+			return p;
+	}
+	return NULL;
+}
+
+/* Scrubbing takes its time: without the lock. */
+static void free_work(struct rref_ctx *ctx, struct rc_work *w)
+{
+	rc_unlock_bare(ctx);
+	release(container_of(w, struct rc_payload, work));
+	rc_lock(ctx);
+}
+
+/* Nobody reads it any more. */
+static void retire(struct rref_ctx *ctx, struct rc_payload *p)
+{
+	list_del(&p->node);
+	give_room_back(p);
+	__atomic_store_n(&rc_value_header(p->value)->nonce, 0, __ATOMIC_RELEASE);
+	p->work.run = free_work;
+	rc_defer(ctx, &p->work);
+}
+
+void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d)
+{
+	struct rc_payload *p = find(ctx, from->rank, d->what, d->call_id);
+
+	if (!p) {
+		at_add(&ctx->n.dropped, 1); /* said twice, or of what was never offered to it */
+		return;
+	}
+	retire(ctx, p);
+	if (d->status)
+		rc_payload_undo(ctx, p);
+}
+
+/* After the device's fence: nothing of the peer is in flight. What was shared with it the machine has dropped. */
+void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
+{
+	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&peer->offer_bytes); i++) {
+		struct list *l, *tmp;
+
+		list_for_each_safe(l, tmp, &ctx->offers[i]) {
+			struct rc_payload *p = container_of(l, struct rc_payload, node);
+
+			if (p->peer == peer->rank)
+				retire(ctx, p);
+		}
+	}
+}
+
+/* ---- the receiver's side ---- */
+
+static void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what, uint64_t call_id, int status)
+{
+	struct rw_message m = { .frame.type = RW_DONE };
+
+	m.u.done.call_id = call_id;
+	m.u.done.what = what;
+	m.u.done.status = status;
+	rc_tell(ctx, to->rank, &m); /* the fence ends the offer too */
+}
+
+void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id, int status)
+{
+	say_done(ctx, from, what, call_id, status);
+}
+
+/* It is here, or never will be. */
+static void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
+	struct rc_peer *p = &ctx->peers[in->from];
+	struct rref_future *f = in->read;
+	struct rp_fork *recs = NULL;
+	const char *data = NULL;
+	uint32_t nr = in->nr_refs;
+
+	in->fetching = false;
+	in->read = NULL;
+	if (f) {
+		in->status = f->status;
+		snprintf(in->text, sizeof(in->text), "%.*s", (int)sizeof(in->text) - 1, f->text);
+		in->body = f->view;
+		f->view = NULL;
+		rc_op_put(f);
+	}
+	if (!in->status && !rc_same_session(ctx, in->from, in->epoch)) {
+		in->status = -EOWNERDEAD;
+		snprintf(in->text, sizeof(in->text), "the session it came in is over");
+	}
+	if (!in->status && nr && !(recs = malloc(nr * sizeof(recs[0])))) {
+		in->status = -ENOMEM;
+		snprintf(in->text, sizeof(in->text), "memory for %u references", nr);
+	}
+	if (in->body)
+		data = rref_view_data(in->body);
+	else if (in->own)
+		data = rc_value_data(in->own->value);
+	if (!in->status && nr && rw_get_forks(data + in->data_length, nr, ctx->world, recs)) {
+		in->status = -EPROTO;
+		snprintf(in->text, sizeof(in->text), "its references are malformed");
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, p, -EPROTO, "it sent malformed references");
+	}
+	if (!in->status)
+		hide_words(recs, nr, in->key);
+	if (in->own && in->status)
+		rc_payload_undo(ctx, in->own);
+	if (in->from != ctx->rank && rc_same_session(ctx, in->from, in->epoch))
+		say_done(ctx, p, in->what, in->call_id, in->status);
+	in->fetched(ctx, in, data, recs, in->status ? 0 : nr);
+	free(recs);
+}
+
+void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	in->work.run = fetch_end;
+	rc_defer(ctx, &in->work);
+}
+
+static void fetch_turn(struct rref_ctx *ctx, struct rc_work *w)
+{
+	(void)ctx;
+	rc_read_turn(container_of(w, struct rc_incoming, work)->read);
+}
+
+void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	rc_defer(ctx, &in->work);
+}
+
+static void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
+	struct rref_future *f;
+	int err;
+
+	rc_unlock_bare(ctx);
+	err = rc_op_get_share(ctx, in->what == RW_PAYLOAD_REPLY ? RC_OP_RESULT : RC_OP_ARGUMENTS, 0, &f);
+	rc_lock(ctx);
+	if (err || in->cancelled) {
+		in->status = err ? err : -ECANCELED;
+		snprintf(in->text, sizeof(in->text), "%.*s", (int)sizeof(in->text) - 1, err ? rc_error_text() : "cancelled");
+		if (!err) {
+			rc_op_claim(f);
+			rc_op_put(f);
+			rc_op_put(f);
+		}
+		fetch_end(ctx, w);
+		return;
+	}
+	f->peer = in->from;
+	f->loc = in->loc;
+	f->offset = 0;
+	f->length = SIZE_MAX;
+	f->whole = false;
+	f->fetch = in;
+	in->read = f;
+	in->work.run = fetch_turn;
+	at_store(&f->kind, RC_OP_FETCH);
+	rc_read_turn(f);
+}
+
+/*
+ * Begins to bring what in->loc says; in->fetched is called under the lock when it is here, or with in->status when it
+ * will not be, and never from within this call.
+ */
+void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from)
+{
+	in->from = from->rank;
+	in->epoch = from->epoch;
+	in->fetching = true;
+	in->work.run = fetch_start;
+	if (from->rank == ctx->rank) {
+		in->own = find(ctx, ctx->rank, in->what, in->call_id);
+		if (in->own) {
+			list_del(&in->own->node);
+			give_room_back(in->own);
+		} else {
+			in->status = -ESHUTDOWN;
+		}
+		in->work.run = fetch_end;
+	}
+	rc_defer(ctx, &in->work);
+}
+
+void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	if (!in->fetching)
+		return;
+	in->cancelled = true;
+	if (in->read)
+		rc_op_end(ctx, in->read, -ECANCELED, "cancelled: the caller gave the call up");
+}
+
+void rc_payload_free(struct rc_payload *p)
+{
+	if (p)
+		release(p);
+}

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls, the caller's side: what the reply makes of the future. A late reply finds nothing; see call.c. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define WRONG_NUMBER "%u references came, of %" PRIu64 " that were asked for"
+
+#define NO_MEMORY "memory for a result of %" PRIu64 " bytes and %u references"
+
+static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	struct rref_future *f = in->future;
+
+	(void)ctx;
+	if (!in->status && f->number && f->number != in->nr) {
+		in->status = -EBADMSG;
+		snprintf(in->text, sizeof(in->text), WRONG_NUMBER, in->nr, f->number);
+	}
+	if (rc_op_claim(f)) {
+		f->status = in->status;
+		if (in->status)
+			snprintf(f->text, sizeof(f->text), "%s: %.200s", in->nr ? "a reference in the result" : "the result",
+				 in->text);
+		rc_op_finish(f, true);
+	}
+	rc_op_put(f);
+}
+
+/* The result's payload is here, or will not be. [lock] */
+static void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+{
+	struct rref_future *f = in->future;
+
+	f->data = (char *)(uintptr_t)data;
+	f->data_length = in->data_length;
+	rc_incoming_begin(ctx, in, recs, nr, in->from);
+}
+
+/* The answer that f waits for. [lock] */
+static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
+{
+	f->replied = true;
+	if (r->loc.version) {
+		struct rc_incoming *in = f->incoming;
+
+		/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
+		at_store(&f->kind, RC_OP_REPLIED);
+		in->ready = reply_ready;
+		in->future = f;
+		in->fetched = reply_fetched;
+		in->what = RW_PAYLOAD_REPLY;
+		in->call_id = r->call_id;
+		in->loc = r->loc;
+		memcpy(in->key, r->key, sizeof(in->key));
+		in->data_length = r->data_length;
+		in->nr_refs = r->nr_refs;
+		if (!rc_incoming_room(in, r->nr_refs)) {
+			rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
+			in->status = -ENOMEM;
+			snprintf(in->text, sizeof(in->text), NO_MEMORY,
+				 (uint64_t)r->data_length, r->nr_refs);
+			reply_ready(ctx, in);
+			return;
+		}
+		rc_fetch_begin(ctx, in, from);
+		return;
+	}
+	if (likely(r->status || r->nr_refs == 0)) {
+		f->status = r->status;
+		f->peer = from->rank;
+		if (r->status) {
+			f->about = r->about ? r->about : (uint16_t)(from->rank + 1);
+			snprintf(f->text, sizeof(f->text), "%.*s", (int)r->text_length, r->text);
+		} else if (f->number) {
+			f->status = -EBADMSG;
+			snprintf(f->text, sizeof(f->text), WRONG_NUMBER, 0u, f->number);
+		} else if (r->data_length) {
+			f->data = malloc(r->data_length);
+			if (f->data) {
+				memcpy(f->data, r->data, r->data_length);
+				f->data_length = r->data_length;
+			} else {
+				f->status = -ENOMEM;
+				snprintf(f->text, sizeof(f->text), NO_MEMORY,
+					 (uint64_t)r->data_length, r->nr_refs);
+			}
+		}
+		rc_op_answered(f);
+		return;
+	}
+	if (r->data_length) {
+		f->data = malloc(r->data_length);
+		if (f->data) {
+			memcpy(f->data, r->data, r->data_length);
+			f->data_length = r->data_length;
+		} else {
+			f->incoming->status = -ENOMEM;
+			snprintf(f->incoming->text, sizeof(f->incoming->text), NO_MEMORY,
+				 (uint64_t)r->data_length, r->nr_refs);
+		}
+	}
+	/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
+	at_store(&f->kind, RC_OP_REPLIED);
+	f->incoming->ready = reply_ready;
+	f->incoming->future = f;
+	rc_incoming_begin(ctx, f->incoming, r->refs, r->nr_refs, from->rank);
+}
+
+/*
+ * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while the lock is held, and with
+ * it the engine's hold. But the slot may be given to the next operation while it is looked at here: its state comes first
+ * (acquire: partner of the release in rc_op_get, so that its kind is the next one's too, which is none without the lock), and
+ * the token is compared once more behind all else. [lock]
+ */
+static struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+{
+	struct rref_future *f = rc_op_find(ctx, call_id);
+
+	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) != RC_OP_CALL ||
+	    rc_op_token(f) != call_id)
+		return NULL;
+	return f->peer == from->rank && !f->replied ? f : NULL;
+}
+
+/* The caller gave up. References that came with it are taken and dropped, so that their owners know. [lock] */
+static void late_reply(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_reply *r)
+{
+	/* Held: its slot may be being given to the next one. */
+	struct rref_future *f = rc_op_hold(ctx, r->call_id);
+
+	at_add(&ctx->n.dropped, 1);
+	if (!r->loc.version)
+		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
+	else if (!f || !f->replied)
+		rc_fetch_refuse(ctx, from, RW_PAYLOAD_REPLY, r->call_id, -ECANCELED);
+	/* else it is the same reply again: its payload is being read, or was */
+	if (f)
+		rc_op_put(f);
+}
+
+void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	struct rref_future *f = waiting_call(ctx, from, m->u.reply.call_id);
+
+	if (likely(f))
+		take_reply(ctx, f, from, &m->u.reply);
+	else
+		late_reply(ctx, from, &m->u.reply);
+}

@@ -1,0 +1,599 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
+ * pool or, if its function says so, on the thread that made the progress. Its reply goes out once: answer.c.
+ *
+ * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a payload beyond
+ * FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among them may be the answers that the calls
+ * being served wait for. A caller with the default max_ops and small arguments cannot get there.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/scope.h"
+
+#define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
+#define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
+#define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
+#define PLAIN_BYTES 256u                 /* of a plain call's arguments and metadata, at most; room that it does not use is not counted */
+
+/* ---- the call's life ---- */
+
+/* What a call occupies here, without its payload. */
+static uint64_t call_bytes(const struct rw_call *c)
+{
+	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length + (uint64_t)c->nr_refs * REF_BYTES;
+}
+
+/*
+ * A call that was deferred and replied to stays for a while, of which nothing but `replied` is of use: a second reply finds
+ * an error there instead of freed memory. Returns the one that has stayed longest, if so many have.
+ */
+static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
+{
+	uint32_t at = at_add(&ctx->nr_consumed, 1) % RC_CONSUMED_KEPT;
+
+	call->bytes = call->meta = NULL;
+	call->length = call->meta_length = 0;
+	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it finds. */
+	return at_xchg_ar(&ctx->consumed[at], call);
+}
+
+void rc_calls_close(struct rref_ctx *ctx)
+{
+	struct list *l;
+
+	while (ctx->spare_calls.next && (l = list_pop(&ctx->spare_calls)))
+		free(container_of(l, struct rref_call, hook.node)->block);
+	if (at_load(&ctx->spare_call))
+		free(at_load(&ctx->spare_call)->block);
+	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
+		struct rref_call *call = at_load(&ctx->consumed[i]);
+
+		if (call)
+			free(call->block);
+	}
+}
+
+/* `in` is as it was made for who takes it next. A call that was refused has that written there, a plain one too. */
+static void make_clean(struct rref_call *call)
+{
+	if (!call->plain || unlikely(call->in.status))
+		rc_incoming_init(&call->in);
+}
+
+/* Without the lock there is room for one. What came with it was released. */
+static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
+{
+	struct rref_call *none = NULL;
+
+	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->spare_call))
+		return false;
+	make_clean(call);
+	return at_cas_ar(&ctx->spare_call, &none, call); /* partner of take_spare */
+}
+
+/* In lists are those of the straight way. [lock] */
+void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
+{
+	if (unlikely(!call->roomy || ctx->nr_spare_calls + 1 > RC_SPARE_CALLS)) {
+		free(call->block);
+		return;
+	}
+	make_clean(call);
+	ctx->nr_spare_calls++;
+	list_add(&ctx->spare_calls, &call->hook.node);
+}
+
+/* [lock] */
+static struct rref_call *take_spare(struct rref_ctx *ctx)
+{
+	struct list *l = list_pop(&ctx->spare_calls);
+
+	if (likely(l)) {
+		ctx->nr_spare_calls--;
+		return container_of(l, struct rref_call, hook.node);
+	}
+	return at_load(&ctx->spare_call) ? at_xchg_ar(&ctx->spare_call, NULL) : NULL;
+}
+
+void rc_call_put(struct rref_call *call)
+{
+	struct rref_ctx *ctx = call->ctx;
+
+	if (at_sub_ar(&call->refs, 1) != 1)
+		return;
+	rc_incoming_release(&call->in);
+	at_add(&ctx->peers[call->caller].call_bytes_over, call->cost);
+	if (call->fetch_cost)
+		at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
+	if (call->deferred)
+		call = keep(ctx, call);
+	if (call && !leave_spare(ctx, call))
+		free(call->block);
+	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
+	at_add_rel(&ctx->calls_over, 1);
+}
+
+static int run_handler(struct rref_call *call)
+{
+	struct rref_ctx *ctx = call->ctx;
+	struct rc_scope *s = rc_scope_begin(ctx, "handler", call->name, call->caller, ctx->rank);
+	int r;
+
+	if (!call->counted)
+		at_add(&ctx->n.calls, 1);
+	rc_error_forget();
+	r = call->fn->handler(call, call->fn->arg);
+	rc_site_take(); /* what the handler named last is not where the library makes something for it */
+	rc_scope_end(ctx, s, r < 0 ? r : 0);
+	return r;
+}
+
+/* What a handler returned is its answer, if it gave none. */
+static void end_call(struct rref_call *call, int r, unsigned about, char *text, size_t size)
+{
+	if (r == 0 && !at_load(&call->replied)) {
+		r = rc_answer(call, 0, 0, NULL, NULL);
+		if (r)
+			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
+	}
+	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
+	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
+		rc_lock(call->ctx);
+		list_del(&call->open_node);
+		rc_unlock(call->ctx);
+		rc_call_put(call);
+	}
+	call->deferred = r == RREF_DEFER;
+	rc_call_put(call); /* the handler's hold */
+}
+
+static __attribute__((noinline)) void handler_ended(struct rref_call *call, int r)
+{
+	char text[RP_TEXT_MAX];
+	unsigned about = 0;
+
+	*text = 0;
+	/* It passes on the error of its own last call. */
+	if (r < 0 && r >= -4095 && rc_error()->err == r) {
+		snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
+		about = rc_error_about(r);
+	} else if (r < 0 && r >= -4095)
+		snprintf(text, sizeof(text), "%s", rref_strerror(r));
+	else if (r < 0 || r > RREF_DEFER)
+		r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
+	end_call(call, r, about, text, sizeof(text));
+}
+
+static __attribute__((noinline)) void run_none(struct rref_call *call)
+{
+	char text[RP_TEXT_MAX];
+	int r;
+
+	if (call->in.status) {
+		snprintf(text, sizeof(text), "%s", call->in.text);
+		r = call->in.status;
+	} else if (call->kind == RW_CALL_TAKE) {
+		r = rc_take_serve(call, text, sizeof(text));
+	} else {
+		snprintf(text, sizeof(text), "no function named %.120s on %.40s", call->name,
+			 call->ctx->members[call->ctx->rank].name);
+		r = -ENOSYS;
+	}
+	end_call(call, r, 0, text, sizeof(text));
+}
+
+static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	struct rref_call *call = container_of(h, struct rref_call, hook);
+
+	(void)ctx;
+	if (unlikely(call->in.status || !call->fn)) {
+		run_none(call);
+		return;
+	}
+	int r = run_handler(call);
+
+	if (unlikely(r || at_load(&call->replied) || !rc_answer_nothing(call)))
+		handler_ended(call, r);
+}
+
+/*
+ * To the thread that runs hooks next. While all of those are away it goes to the pool: they may be
+ * waiting for this very call. [lock]
+ */
+static void push_inline(struct rref_ctx *ctx, struct rref_call *call)
+{
+	if (unlikely(rc_hooks_blocked(ctx)))
+		rc_pool_push(ctx, call);
+	else
+		rc_hook_push(ctx, &call->hook);
+}
+
+void rc_calls_to_pool(struct rref_ctx *ctx)
+{
+	struct list *l = ctx->hooks.next, *next;
+
+	/* The pool may give one back, to the end of the queue. */
+	for (unsigned n = at_load(&ctx->nr_hooks); n > 0; n--, l = next) {
+		struct rc_hook *h = container_of(l, struct rc_hook, node);
+
+		next = l->next;
+		if (h->run != run_call)
+			continue;
+		rc_hook_take(ctx, h);
+		rc_pool_push(ctx, container_of(h, struct rref_call, hook));
+	}
+}
+
+/* All references are confirmed: to the pool, or to whoever drops the lock next. [lock] */
+static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+{
+	struct rref_call *call = container_of(in, struct rref_call, in);
+	bool many = call->kind == RW_CALL_TAKE && get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
+
+	for (uint32_t i = 0; i < in->nr; i++)
+		if (in->ref[i].handle)
+			at_store(&in->ref[i].handle->lent, 1);
+	if (many)
+		rc_pool_push(ctx, call);
+	else if (!call->fn || call->in.status || (call->fn->flags & RREF_INLINE))
+		push_inline(ctx, call);
+	else
+		rc_pool_push(ctx, call);
+}
+
+/* The references of a call that does not run: taken and dropped, or, unread in its payload, not taken at all. [lock] */
+static void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status)
+{
+	if (c->loc.version)
+		rc_fetch_refuse(ctx, from, RW_PAYLOAD_CALL, c->call_id, status);
+	else
+		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
+}
+
+static struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from, uint64_t call_id)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, bucket) {
+		struct rref_call *call = container_of(l, struct rref_call, open_node);
+
+		if (call->call_id == call_id && call->caller == from->rank && call->caller_epoch == from->epoch)
+			return call;
+	}
+	return NULL;
+}
+
+static struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+{
+	return find_open_in(&ctx->open_calls[rc_bucket(ctx, from->rank, call_id)], from, call_id);
+}
+
+/* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. [lock] */
+static void cancel(struct rref_ctx *ctx, struct rref_call *call)
+{
+	at_store(&call->cancelled, 1);
+	rc_fetch_cancel(ctx, &call->in);
+}
+
+void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id)
+{
+	struct rref_call *call = find_open(ctx, from, call_id);
+
+	if (call)
+		cancel(ctx, call);
+}
+
+void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	for (unsigned i = 0; i < RC_CALL_BUCKETS && rc_call_bytes(p); i++) {
+		struct list *l, *tmp;
+
+		list_for_each_safe(l, tmp, &ctx->open_calls[i]) {
+			struct rref_call *call = container_of(l, struct rref_call, open_node);
+
+			if (call->caller == p->rank)
+				cancel(ctx, call);
+		}
+	}
+}
+
+/* The payload is here, or will not be. [lock] */
+static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+{
+	struct rref_call *call = container_of(in, struct rref_call, in);
+
+	call->bytes = data;
+	call->length = in->status ? 0 : in->data_length;
+	rc_incoming_begin(ctx, in, recs, nr, in->from);
+}
+
+/* A call that cannot be taken in. [lock] */
+static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status,
+						  const char *text)
+{
+	struct rw_message r;
+
+	rc_log(ctx, RREF_LOG_DEBUG, "a call from rank %u was refused: %s", from->rank, text);
+	if (c->kind == RW_CALL_REMOTE) {
+		struct rp_event ev = { .type = RP_EV_SET, .id = c->id, .status = status, .text = text };
+
+		rc_step(ctx, &ev, NULL);
+		return;
+	}
+	rw_reply_init(&r);
+	r.u.reply.call_id = c->call_id;
+	r.u.reply.status = status;
+	r.u.reply.text = text;
+	r.u.reply.text_length = (uint16_t)strlen(text);
+	/* To oneself without a queue: of whoever is refused for want of memory none is left for the refusal. */
+	if (from->rank == ctx->rank)
+		rc_reply_message(ctx, from, &r);
+	else
+		rc_tell(ctx, from->rank, &r);
+}
+
+/* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */
+static struct rref_call *new_call(size_t bytes)
+{
+	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 + max_of(bytes, (size_t)PLAIN_BYTES));
+	uintptr_t at = ((uintptr_t)block + _Alignof(struct rref_call) - 1) & ~(uintptr_t)(_Alignof(struct rref_call) - 1);
+	struct rref_call *call = (struct rref_call *)at;
+
+	if (!block)
+		return NULL;
+	call->block = block;
+	call->hook.run = run_call;
+	call->roomy = bytes <= PLAIN_BYTES;
+	rc_incoming_init(&call->in);
+	return call;
+}
+
+/* One whose fields are clear. [lock] */
+static struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
+{
+	struct rref_call *call = bytes <= PLAIN_BYTES ? take_spare(ctx) : NULL;
+
+	if (!call)
+		call = new_call(bytes);
+	if (!call)
+		return NULL;
+	void *block = call->block;
+	bool roomy = call->roomy;
+
+	memset(call, 0, offsetof(struct rref_call, in));
+	call->block = block;
+	call->hook.run = run_call;
+	call->roomy = roomy;
+	return call;
+}
+
+/* One that was only just made. [lock] */
+static void free_call(struct rref_ctx *ctx, struct rref_call *call)
+{
+	if (call)
+		rc_call_spare(ctx, call);
+}
+
+static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
+{
+	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
+}
+
+/* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. [lock] */
+static struct rref_call *make_plain(struct rref_ctx *ctx)
+{
+	struct rref_call *call = take_spare(ctx);
+
+	return likely(call) ? call : new_call(0);
+}
+
+/*
+ * The straight way of a call that brings nothing but some bytes, for a function that there is. False: it is another one, or
+ * something is in the way, and nothing was done. [lock]
+ */
+static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
+{
+	struct list *bucket = &ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)];
+	size_t data = c->data_length, meta = c->meta_length;
+	uint64_t cost = sizeof(struct rref_call) + data + meta;
+	const struct rc_function *fn;
+	struct rref_call *call;
+
+	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES || !has_room(ctx, from, cost) ||
+	    find_open_in(bucket, from, c->call_id))
+		return false;
+	fn = rc_function_find(ctx, c->name, c->name_length);
+	call = likely(fn) ? make_plain(ctx) : NULL;
+	if (unlikely(!call))
+		return false;
+	call->ctx = ctx;
+	call->caller = from->rank;
+	call->caller_epoch = from->epoch;
+	call->call_id = c->call_id;
+	call->cost = cost;
+	call->fetch_cost = 0;
+	call->kind = RW_CALL_RPC;
+	call->plain = true;
+	call->fn = fn;
+	call->name = fn->name;
+	call->bytes = call->data;
+	call->length = data;
+	call->meta = call->data + data;
+	call->meta_length = meta;
+	if (data)
+		memcpy(call->data, c->data, data);
+	if (meta)
+		memcpy(call->data + data, c->meta, meta);
+	at_store(&call->refs, 2); /* the handler's and the reply's */
+	at_store(&call->replied, 0);
+	at_store(&call->cancelled, 0);
+	call->deferred = false;
+	call->counted = fn->flags & RREF_INLINE;
+	list_add_tail(bucket, &call->open_node);
+	at_add_mine(&ctx->calls_begun, 1);
+	at_add_mine(&from->call_bytes, cost);
+	if (call->counted) {
+		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
+		push_inline(ctx, call);
+	} else {
+		list_init(&call->hook.node);
+		rc_pool_push(ctx, call);
+	}
+	return true;
+}
+
+/* Any call. */
+static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	const struct rw_call *c = &m->u.call;
+	bool located = c->loc.version != 0;
+	size_t inline_length = located ? 0 : c->data_length;
+	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
+	bool room = has_room(ctx, from, bytes) &&
+		    (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+	uint32_t epoch = from->epoch;
+	struct rref_call *call;
+
+	if (find_open(ctx, from, c->call_id)) {
+		at_add(&ctx->n.dropped, 1); /* the same call again */
+		return;
+	}
+	call = room ? make_call(ctx, inline_length + c->meta_length) : NULL;
+	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
+
+	if (own) {
+		struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork,
+				       .peer = from->rank, .word = c->word };
+		int err;
+
+		ctx->duplicate = false;
+		err = rc_step_at(ctx, &ev, from->heard_at);
+		if (err || ctx->duplicate) {
+			free_call(ctx, call);
+			if (err == -EPROTO || err == -EINVAL) {
+				at_add(&ctx->n.rejected, 1);
+				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
+			} else if (err == -ENOMEM) {
+				rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+			} else {
+				drop_arguments(ctx, from, c, -EALREADY);
+			}
+			return;
+		}
+	}
+	if (call && !rc_incoming_room(&call->in, c->nr_refs)) {
+		free_call(ctx, call);
+		call = NULL;
+	}
+	if (!call) {
+		int status = room ? -ENOMEM : -EAGAIN;
+
+		refuse_call(ctx, from, c, status, room ? "no memory for the call" : "too many calls of this caller are open there");
+		if (rc_same_session(ctx, from->rank, epoch))
+			drop_arguments(ctx, from, c, status);
+		return;
+	}
+	list_init(&call->hook.node);
+	call->ctx = ctx;
+	call->caller = from->rank;
+	call->caller_epoch = from->epoch;
+	call->call_id = c->call_id;
+	call->kind = c->kind;
+	call->id = c->id;
+	call->fork = c->fork;
+	call->bytes = call->data;
+	call->length = inline_length;
+	call->meta = call->data + inline_length;
+	call->meta_length = c->meta_length;
+	call->cost = bytes;
+	call->fetch_cost = fetch_bytes;
+	memcpy(call->own_name, c->name, c->name_length);
+	call->own_name[c->name_length] = 0;
+	call->name = call->own_name;
+	if (inline_length)
+		memcpy(call->data, c->data, inline_length);
+	if (c->meta_length)
+		memcpy(call->data + inline_length, c->meta, c->meta_length);
+	list_add_tail(&ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
+	at_store(&call->refs, 2); /* the handler's and the reply's */
+	call->fn = rc_function_find(ctx, c->name, c->name_length);
+	call->in.ready = call_ready;
+	at_add_mine(&ctx->calls_begun, 1);
+	at_add_mine(&from->call_bytes, bytes);
+	if (fetch_bytes)
+		at_add(&from->fetch_bytes, fetch_bytes);
+	if (!located) {
+		rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
+		return;
+	}
+	call->in.fetched = call_fetched;
+	call->in.what = RW_PAYLOAD_CALL;
+	call->in.call_id = c->call_id;
+	call->in.loc = c->loc;
+	memcpy(call->in.key, c->key, sizeof(call->in.key));
+	call->in.data_length = c->data_length;
+	call->in.nr_refs = c->nr_refs;
+	rc_fetch_begin(ctx, &call->in, from);
+}
+
+void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	if (unlikely(!take_plain(ctx, from, &m->u.call)))
+		take_call(ctx, from, m);
+}
+
+/* ---- accessors ---- */
+
+struct rref_ctx *rref_call_context(const struct rref_call *call)
+{
+	return call ? call->ctx : NULL;
+}
+
+const char *rref_call_function(const struct rref_call *call)
+{
+	return call ? call->name : "";
+}
+
+int rref_call_caller(const struct rref_call *call)
+{
+	return call ? (int)call->caller : rc_fail(EINVAL, "rref_call_caller: no call");
+}
+
+const void *rref_call_data(const struct rref_call *call)
+{
+	return call ? call->bytes : NULL;
+}
+
+size_t rref_call_length(const struct rref_call *call)
+{
+	return call ? call->length : 0;
+}
+
+const void *rref_call_meta(const struct rref_call *call)
+{
+	return call ? call->meta : NULL;
+}
+
+size_t rref_call_meta_length(const struct rref_call *call)
+{
+	return call ? call->meta_length : 0;
+}
+
+int rref_call_cancelled(const struct rref_call *call)
+{
+	return call ? (int)at_load(&call->cancelled) : rc_fail(EINVAL, "rref_call_cancelled: no call");
+}
+
+size_t rref_call_nr_refs(const struct rref_call *call)
+{
+	return call ? call->in.nr : 0;
+}
+
+struct rref *rref_call_ref(const struct rref_call *call, size_t i)
+{
+	return call && i < call->in.nr ? call->in.ref[i].handle : NULL;
+}

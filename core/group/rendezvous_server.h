@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rendezvous as rank 0 serves it: one poll loop, no thread, nothing that waits for one connection alone.
+ *
+ *   a connection   HELLO --hello good--> JOIN --join good--> MEMBER --table sent--> gone
+ *                    |                    |                     |
+ *                    |                    |                     +--closed--> gone, its place is free again
+ *                    +-----refused--------+---group failed------+----------> LEAVING --closed or late--> gone
+ *
+ *   the group      GATHER --all here--> TABLE --all sent--> done
+ *                    +--rank or name twice, another world or version, deadline--> FAILING --all told--> done
+ *
+ * What a stranger can take: MAX_HALF_OPEN connections at a time, for STRANGER_NS each. One more
+ * takes the place of the oldest, of the address that has most. A worker says its HELLO at once, and
+ * is no stranger from then on: its MAC was right. So it needs its place for a moment only, however
+ * many come behind it. On loopback, where all have one address, age decides alone. Nothing that
+ * comes without the key changes the group's state. FAILING still shakes hands for a short while, so
+ * that workers that are on their way hear why, instead of trying until their deadline.
+ */
+#ifndef RC_RENDEZVOUS_SERVER_H
+#define RC_RENDEZVOUS_SERVER_H
+
+#include <poll.h>
+
+#include "base/util.h"
+#include "core/group/rendezvous.h"
+
+#define MAX_LISTENERS 8
+#define MAX_HALF_OPEN 64
+#define STRANGER_NS (2 * NSEC_PER_SEC)           /* for HELLO */
+#define JOIN_NS (5 * NSEC_PER_SEC)
+
+enum rz_state { AT_HELLO, AT_JOIN, AT_MEMBER, AT_LEAVING, AT_GONE };
+
+struct rz_conn {
+	int fd;
+	enum rz_state state;
+	bool told;                     /* of the group's failure */
+	bool is_shut;                  /* LEAVING: everything is sent */
+	uint32_t next_entry;           /* TABLE: 0..world entries, world = END, world + 1 = all made */
+	size_t drained;
+	int64_t until;                 /* for HELLO, JOIN, LEAVING */
+	uint64_t from; /* the peer's address, or the network of it that one host may have */
+	struct rz_session session;
+	struct rz_reader in;
+	size_t out_have, out_sent;
+	uint8_t out[4 * RZ_FRAME_MAX]; /* the last frame's place is kept for FAILED */
+	char peer[RZ_SOCKADDR_TEXT];
+};
+
+enum rz_phase { GATHER, TABLE, FAILING };
+
+/* owner: the one thread inside rz_serve */
+struct rz_serve {
+	const struct rz_address *a;
+	const struct rc_key *key;
+	const struct rc_group_log *log;
+	uint32_t world;
+	int64_t start, deadline;
+	char at[RZ_SOCKADDR_TEXT];     /* where it listens */
+	int listener[MAX_LISTENERS];
+	unsigned nr_listeners;
+	int64_t accept_again;          /* 0, or when to look again after a lack of descriptors or memory */
+	int accept_err;                /* positive: the last such lack; 0 when there is none now */
+
+	enum rz_phase phase;
+	int err;                       /* FAILING: positive */
+	char text[RZ_TEXT_MAX];
+	uint32_t nr_told;
+	int64_t tell_until;
+
+	struct rc_member *table;       /* [world]; valid where present */
+	struct rz_conn **holder;       /* [world]; NULL: this worker, or nobody */
+	struct rz_status status;
+	uint32_t nr_present;
+	struct rz_digest digest;       /* TABLE */
+	bool status_due;
+	int64_t next_status;
+	struct rz_say say;             /* GATHER: for whom it waits */
+
+	struct rz_conn **conns;        /* [max_conns] */
+	size_t nr_conns, max_conns;
+	struct pollfd *polls;          /* [MAX_LISTENERS + max_conns] */
+	uint64_t nr_refused;
+	char last_refused[160];
+};
+
+/* ---- rendezvous_server.c */
+
+static inline uint8_t *rz_out_end(struct rz_conn *c)
+{
+	return c->out + c->out_have;
+}
+
+/* One more comes to that state, AT_HELLO or AT_JOIN: another one may have to go for it. */
+void rz_make_room(struct rz_serve *s, enum rz_state state);
+/* Sends what it can. -errno when the connection is lost. */
+int rz_flush(struct rz_conn *c);
+/* Closes; its place, if it had one, is free. The struct stays until the next turn of the loop. */
+void rz_drop(struct rz_serve *s, struct rz_conn *c);
+/* Ends a connection that has no place, with a REFUSE or without. Counted and logged. */
+void rz_refuse(struct rz_serve *s, struct rz_conn *c, int err, const char *text);
+void rz_refuse_silently(struct rz_serve *s, struct rz_conn *c, const char *why);
+/* The group can never be complete: all members are told, and who joins from now on too. err positive. */
+void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rz_tell_failure(struct rz_serve *s, struct rz_conn *c);
+
+/* ---- rendezvous_join.c: what came on a connection that has not its place yet */
+void rz_serve_half_open(struct rz_serve *s, struct rz_conn *c);
+
+/* ---- rendezvous_listen.c */
+
+/* 0, or -errno with a text. */
+int rz_listen(struct rz_serve *s);
+void rz_close_listeners(struct rz_serve *s);
+void rz_accept(struct rz_serve *s, int listener);
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Records of a dump: a kind and its fields, as a line of text (kind key=value ...) or as a JSON object on a line. One
+ * code path for both, so that they cannot say different things. JSON is written here by hand: it is strings, numbers
+ * and pairs of numbers, and a library for that would be one more for every user to install.
+ */
+#ifndef RC_DUMP_H
+#define RC_DUMP_H
+
+#include "core/ctx.h"
+
+/* A growing buffer of whole records. failed: no memory; then nothing is added any more. */
+struct rc_record {
+	char *buf;
+	size_t size, used;
+	bool json, failed;
+};
+
+void rc_rec_begin(struct rc_record *r, const char *kind);
+void rc_rec_text(struct rc_record *r, const char *key, const char *text);   /* NULL: left out */
+void rc_rec_number(struct rc_record *r, const char *key, uint64_t value);
+void rc_rec_signed(struct rc_record *r, const char *key, int64_t value);
+void rc_rec_flag(struct rc_record *r, const char *key, bool is);            /* left out unless set */
+void rc_rec_id(struct rc_record *r, const char *key, struct rref_id id);
+void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value);
+void rc_rec_age(struct rc_record *r, const char *key, int64_t ns);          /* seconds; of constant width */
+void rc_rec_end(struct rc_record *r);
+
+/* One visited entry of the machine as a record. kind NULL: its own. [lock] */
+void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v);
+/* A handle that the program holds. [lock] */
+void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h);
+
+const char *rc_stats_field(unsigned i, size_t *at); /* NULL at the end */
+
+#endif

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a graceful shutdown leaves behind, and where in the program it was made.
+ *
+ *   unreleased  a handle that the program still held; the shutdown released it. No error: a hint.
+ *   leak        a reference of another worker to a value owned here that was not given back. An error.
+ *   stuck       a reference held here whose owner did not answer in time.
+ *
+ * Where it was made: rref.h wraps the functions that make references when the program defines RREF_DEBUG, and passes
+ * the place in a word of the thread just before the call. So a release build has neither the texts nor a wider API.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/observe/dump.h"
+
+#define REPORT_BYTES ((size_t)1 << 20) /* of the report; what is beyond is counted */
+
+static _Thread_local const char *the_site;
+
+void rref_site(const char *site)
+{
+	the_site = site;
+}
+
+const char *rc_site_take(void)
+{
+	const char *site = the_site;
+
+	the_site = NULL;
+	return site;
+}
+
+struct rc_leaks {
+	struct rc_record r;
+	uint64_t more;           /* that did not fit */
+};
+
+static bool fits(struct rref_ctx *ctx)
+{
+	if (!ctx->leaks)
+		ctx->leaks = calloc(1, sizeof(*ctx->leaks));
+	if (!ctx->leaks)
+		return false;
+	if (ctx->leaks->r.used < REPORT_BYTES)
+		return true;
+	ctx->leaks->more++;
+	return false;
+}
+
+void rc_leaks_free(struct rref_ctx *ctx)
+{
+	if (ctx->leaks)
+		free(ctx->leaks->r.buf);
+	free(ctx->leaks);
+}
+
+/* One line in words of as many as it holds. */
+struct summary {
+	char *buf;
+	size_t size, used;
+	uint64_t more;
+};
+
+static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *v, const char *site, const char *verb,
+		   const char *name)
+{
+	size_t left = s->size - s->used;
+	int n;
+
+	const char *function = v ? rc_value_function(v) : NULL;
+
+	if (v && rc_value_site(v))
+		site = rc_value_site(v);
+	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%.60s%s%.127s", s->used ? ", " : "",
+		     v ? v->type->name : "", v ? " " : "", id.created_on, id.local_id, site ? " made at " : function ? " made by " : "",
+		     site ? site + max_of((ssize_t)strlen(site) - 60, 0) : function ? function : "", verb, name);
+	if (n < 0 || (size_t)n >= left) {
+		s->buf[s->used] = 0;
+		s->more++;
+	} else {
+		s->used += (size_t)n;
+	}
+}
+
+static void end_summary(struct summary *s)
+{
+	if (s->more)
+		snprintf(s->buf + s->used, s->size - s->used, " ...");
+}
+
+void rc_leaks_handles(struct rref_ctx *ctx)
+{
+	char text[RREF_TEXT_SIZE - 120] = "";
+	struct summary s = { text, sizeof(text) - 5, 0, 0 };
+	uint64_t nr = 0;
+
+	rc_lock(ctx);
+	rc_drain_dropped(ctx);
+	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
+		/* What only values hold goes with them. */
+		if (h->ended || at_load(&h->refs) == at_load(&h->nested))
+			continue;
+		nr++;
+		if (fits(ctx))
+			rc_rec_handle(ctx, &ctx->leaks->r, "unreleased", h);
+		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h), h->owned ? "" : " owned by ",
+		       h->owned ? "" : ctx->members[h->owner].name);
+	}
+	s.size += 5;
+	end_summary(&s);
+	rc_unlock(ctx);
+	if (nr)
+		rc_log(ctx, RREF_LOG_INFO, "%" PRIu64 " references were not released by the program before it left: %s", nr, text);
+}
+
+struct rest {
+	struct rref_ctx *ctx;
+	struct summary s;
+	uint64_t leaks, stuck;
+};
+
+static void rest_line(void *arg, const struct rp_visit *v)
+{
+	struct rest *r = arg;
+	const struct rc_value *value = v->owned ? v->value : NULL;
+	const struct rref *h = v->handle;
+
+	if (v->kind != RP_VISIT_FORK && v->kind != RP_VISIT_USER)
+		return;
+	r->leaks += v->owned;
+	r->stuck += !v->owned;
+	if (fits(r->ctx))
+		rc_rec_visit(r->ctx, &r->ctx->leaks->r, v->owned ? "leak" : "stuck", v);
+	sum_up(&r->s, v->id, value, h ? rc_handle_site(h) : NULL, v->owned ? " held by " : " owned by ",
+	       r->ctx->members[v->peer].name);
+}
+
+void rc_leaks_rest(struct rref_ctx *ctx, char *text, size_t size, uint64_t *leaks, uint64_t *stuck)
+{
+	struct rest r = { .ctx = ctx, .s = { text, size - 5, 0, 0 } };
+
+	text[0] = 0;
+	rc_lock(ctx);
+	rp_visit(ctx->machine, rest_line, &r);
+	rc_unlock(ctx);
+	r.s.size += 5;
+	end_summary(&r.s);
+	*leaks = r.leaks;
+	*stuck = r.stuck;
+}
+
+int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size)
+{
+	RB_NO_CANCEL;
+	const struct rc_leaks *l;
+	size_t n = 0;
+
+	if (!ctx || (!buf && size))
+		return rc_fail(EINVAL, "rref_leak_report: no context or no buffer");
+	if (rc_is_barred(ctx))
+		return rc_enter_slow(ctx);
+	rc_lock(ctx);
+	l = ctx->leaks;
+	if (l && l->r.used) {
+		n = min_of(l->r.used, (size_t)INT32_MAX);
+		if (size)
+			memcpy(buf, l->r.buf, min_of(n, size - 1));
+	}
+	if (size)
+		buf[min_of(n, size - 1)] = 0;
+	rc_unlock(ctx);
+	return (int)n;
+}

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How operations end: by their result, from outside (time-out, cancel, dead peer, shutdown), and the scans of the slab that
+ * find those whose time has come. Who scans skips chunks of which no slot is taken: else the largest burst that ever was
+ * would be paid for at each tick.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/base/scope.h"
+
+#define RESCAN_NS (20 * NSEC_PER_MSEC)
+
+/*
+ * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none. A slot that is taken
+ * while the scan goes on may be missed: it was not under way when the scan began.
+ */
+static uint32_t next_taken(struct rref_ctx *ctx, uint32_t i, uint32_t nr)
+{
+	while (i < nr && i % RC_OP_CHUNK == 0 && !at_load(&ctx->op_taken[i / RC_OP_CHUNK]))
+		i += RC_OP_CHUNK;
+	return i;
+}
+
+bool rc_op_claim(struct rref_future *f)
+{
+	uint32_t s = at_load(&f->state);
+
+	do {
+		if ((s & RC_F_MASK) != RC_F_PENDING)
+			return false;
+	} while (!at_cas_weak_ar(&f->state, &s, (s & ~(uint32_t)RC_F_MASK) | RC_F_COMPLETING));
+	return true;
+}
+
+static void run_then(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	struct rref_future *f = container_of(h, struct rref_future, then_hook);
+
+	(void)ctx;
+	f->then(f, f->then_arg);
+	rc_op_put(f);
+}
+
+void rc_op_run_then(struct rref_future *f)
+{
+	f->then_hook.run = run_then;
+	rc_hook_run(f->ctx, &f->then_hook);
+}
+
+/* Its callback is due. */
+static void queue_then(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	at_add(&f->refs, 1);
+	f->then_hook.run = run_then;
+	if (!locked)
+		rc_lock(ctx);
+	rc_hook_push(ctx, &f->then_hook);
+	if (!locked)
+		rc_unlock(ctx);
+}
+
+void rc_op_finish(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+	uint32_t set = 1;
+	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of the two sees both. */
+	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
+
+	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS | RC_F_ANY))) {
+		if (old & RC_F_SCOPED)
+			rc_scope_detach(f, f->status);
+		if (old & (RC_F_WAITERS | RC_F_ANY))
+			rc_wait_wake(f, old);
+	}
+	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
+		queue_then(f, locked);
+	rc_loop_tell(ctx); /* sc above: partner of rref_ctx_arm */
+}
+
+/*
+ * Without the state between: what is pending and waits for an answer is completed by holders of the lock only. After the
+ * exchange an inner one is the waiter's alone, who may have put it already: of the slot only the word to wake may be named.
+ */
+void rc_op_answered(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!f->inner) {
+		rc_op_finish(f, true);
+		rc_op_put(f);
+	} else if (unlikely(at_xchg_ar(&f->state, RC_F_DONE | RC_F_BOTH) & RC_F_WAITERS)) {
+		rc_wait_wake_word(ctx, &f->state);
+	}
+}
+
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked)
+{
+	if (!rc_op_claim(f))
+		return false;
+	f->status = status;
+	f->wc_status = wc;
+	snprintf(f->text, sizeof(f->text), "%s", text && *text ? text : rref_strerror(status));
+	rc_op_finish(f, locked);
+	return true;
+}
+
+/*
+ * The caller gave up: who serves the call may want to know. Only a hint, so no session is begun to give it. Where one is being
+ * begun the call itself may still be in the queue: what says that nobody wants it goes behind it.
+ */
+static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
+{
+	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
+	struct rc_peer *p = &ctx->peers[f->peer];
+
+	/* Without a connection it may wait here still: then the callee is told nothing, and has nothing to run. */
+	if (at_load(&f->kind) == RC_OP_CALL && (p->state != RC_PEER_UP || p->resume.broken) &&
+	    rc_send_withdraw(ctx, p, m.u.number))
+		return;
+	if (f->peer == ctx->rank || p->state == RC_PEER_UP || !list_empty(&p->queue))
+		rc_send(ctx, f->peer, &m);
+}
+
+/*
+ * Ends an operation from outside (time-out, cancel, dead peer, shutdown). A call's engine reference goes here, since a
+ * reply no longer finds it. A read's stays until its device or its peer is done with it: what is in flight cannot be
+ * recalled, and the landing buffer stays quarantined till then.
+ */
+void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+{
+	uint32_t kind = at_load(&f->kind);
+	char words[RREF_TEXT_SIZE];
+
+	if (status == -ETIMEDOUT)
+		text = rc_stall_words(ctx, f->peer, text, words, sizeof(words));
+	if (kind == RC_OP_CREATE) {
+		struct rref *h = f->handle;
+		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = rc_remote(h)->fork, .status = status,
+				       .text = text, .peer = f->peer, .handle = h };
+
+		tell_callee(ctx, f);
+		/* The machine fails the handle and completes this very operation (RP_EFF_CREATED). */
+		rc_step(ctx, &ev, NULL);
+		return;
+	}
+	if (!rc_op_fail(f, status, -1, text, true))
+		return;
+	if ((kind == RC_OP_READ || kind == RC_OP_FETCH) && !f->parked)
+		at_add(&ctx->n.quarantined, 1); /* until its device or its place in a queue gives the landing buffer back */
+	if (f->parked) {
+		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = rc_fork_of(f->handle),
+				       .cookie = rc_op_token(f) };
+
+		/* Nobody waits for it any more: the machine forgets it, and with it goes the engine's hold. */
+		f->parked = false;
+		if (rc_step(ctx, &ev, NULL) == 0)
+			rc_op_put(f);
+		return;
+	}
+	if (kind == RC_OP_LOCAL_CREATE) {
+		struct rref *h = f->handle;
+
+		tell_callee(ctx, f);
+		struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
+
+		/* Whoever shares it hears the same, and the late result finds the entry set: it is dropped. */
+		rc_step(ctx, &ev, NULL);
+		rc_handle_fail(h, status, text);
+		rc_remote(h)->creation = NULL;
+		rc_op_put(f);
+	}
+	if (kind == RC_OP_REPLIED)
+		rc_fetch_cancel(ctx, f->incoming);
+	if (kind == RC_OP_CALL) {
+		tell_callee(ctx, f);
+		rc_op_put(f);
+	}
+	if (kind == RC_OP_BARRIER || kind == RC_OP_TYPE)
+		rc_op_put(f);
+}
+
+/*
+ * For who scans the slab: the operation in slot i with a hold on it (rc_op_put), if it is under way. Without the hold
+ * the slot could be another operation's by the time it is ended: reads come and go without the lock.
+ */
+static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
+{
+	struct rref_future *f = rc_op_at(ctx, i);
+	uint32_t refs = at_load(&f->refs);
+
+	if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) == RC_OP_NONE)
+		return NULL;
+	do {
+		if (!refs)
+			return NULL;
+	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
+	/* Acquire: partner of the release of kind by who starts a read without the lock. */
+	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load_acq(&f->kind) != RC_OP_NONE)
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
+/* Its time is over. A reader must see which reference's creation it was, and that no retry of the read will help. [lock] */
+static void expire(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint32_t kind = at_load(&f->kind);
+	char name[160], text[RREF_TEXT_SIZE];
+
+	if (kind != RC_OP_CREATE && kind != RC_OP_LOCAL_CREATE) {
+		rc_op_end(ctx, f, -ETIMEDOUT, "timed out");
+		return;
+	}
+	rref_format(f->handle, name, sizeof(name));
+	snprintf(text, sizeof(text), "the creation of the reference timed out: %s", name);
+	rc_op_end(ctx, f, -ETIMEDOUT, text);
+}
+
+/* Whatever is taken moves one of the two. */
+static bool is_known(const struct rref_ctx *ctx)
+{
+	return at_load(&ctx->op_free) == ctx->ops_seen && at_load(&ctx->op_spare) == ctx->spare_seen;
+}
+
+/* Also without a deadline that has come: a slot that was taken a moment before a scan looks free until its operation begins. */
+static int64_t next_scan(const struct rref_ctx *ctx)
+{
+	return is_known(ctx) ? min_of(ctx->ops_due, ctx->ops_scanned_at + RESCAN_NS) : 0;
+}
+
+int64_t rc_ops_due(const struct rref_ctx *ctx)
+{
+	/* For that moment, too, twice. What is in flight then is complete, and kept by the program. */
+	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->ops_quiet >= 2) ? INT64_MAX : next_scan(ctx);
+}
+
+void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
+{
+	if (now < next_scan(ctx))
+		return;
+	/* Before it is asked whether there are any: what begins behind that moves one of the two. */
+	uint64_t free_list = at_load_acq(&ctx->op_free), spare = at_load_acq(&ctx->op_spare);
+	bool known = free_list == ctx->ops_seen && spare == ctx->spare_seen, pending = false;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+
+	ctx->ops_due = INT64_MAX;
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
+		struct rref_future *op = rc_op_at(ctx, i);
+		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
+
+		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
+		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
+			at_store(&op->seen_at, now);
+		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
+			/* Acquire: its deadline was there before its kind. One without a kind begins any moment. */
+			int64_t due = at_load_acq(&op->kind) == RC_OP_NONE ? 0 : at_load(&op->deadline);
+
+			pending = true;
+			ctx->ops_due = min_of(ctx->ops_due, due);
+		}
+		if (!f)
+			continue;
+		if (at_load(&f->deadline) <= now)
+			expire(ctx, f);
+		rc_op_put(f);
+	}
+	ctx->ops_seen = free_list;
+	ctx->spare_seen = spare;
+	ctx->ops_scanned_at = now;
+	ctx->ops_quiet = pending ? 0 : known ? ctx->ops_quiet + 1 : 1;
+}
+
+/* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
+void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
+{
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
+		struct rref_future *f = pin_pending(ctx, i);
+		uint32_t kind;
+
+		if (!f)
+			continue;
+		kind = at_load(&f->kind);
+		/* A type's query that still waits for the value is ended by the machine. */
+		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER || (kind == RC_OP_TYPE && !f->parked)) &&
+		    f->peer == peer)
+			rc_op_end(ctx, f, status, text);
+		rc_op_put(f);
+	}
+}
+
+void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
+{
+	uint32_t nr = at_load_acq(&ctx->nr_ops);
+
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
+		struct rref_future *f = pin_pending(ctx, i);
+
+		if (!f)
+			continue;
+		rc_op_end(ctx, f, status, text);
+		rc_op_put(f);
+	}
+}
+
+unsigned rc_ops_calling(struct rref_ctx *ctx)
+{
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+	unsigned n = 0;
+
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
+		struct rref_future *f = rc_op_at(ctx, i);
+		uint32_t kind = at_load(&f->kind);
+
+		n += (kind == RC_OP_CALL || kind == RC_OP_REPLIED || kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE) &&
+		     (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING;
+	}
+	return n;
+}
+
+uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg)
+{
+	uint32_t nr = at_load_acq(&ctx->nr_ops), i = from;
+
+	for (i = next_taken(ctx, i, nr); i < nr && i - from < max; i = next_taken(ctx, i + 1, nr)) {
+		struct rref_future *f = pin_pending(ctx, i);
+
+		if (!f)
+			continue;
+		if (!at_load(&f->seen_at))
+			at_store(&f->seen_at, now_ns());
+		fn(arg, f);
+		rc_op_put(f);
+	}
+	return i < nr ? i : 0;
+}

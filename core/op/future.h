@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rc_op: operations, the slab behind futures, and what comes with a call or a reply. Guards: see core/ctx.h.
+ */
+#ifndef RC_OP_H
+#define RC_OP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "base/atomic.h"
+#include "base/util.h"
+#include "core/base/hook.h"
+#include "core/base/error.h"
+#include "core/value/ref.h"
+#include "core/protocol/protocol.h"
+#include "rref.h"
+#include "core/wire/wire.h"
+#include "verbs/rv.h"
+
+struct rc_scope;
+
+enum rc_op_kind {
+	RC_OP_NONE,         /* free, or being set up */
+	RC_OP_READ,
+	RC_OP_CALL,         /* waits for its REPLY */
+	RC_OP_REPLIED,      /* a call whose result's references are being confirmed */
+	RC_OP_CREATE,       /* a remote creation: ends through the protocol machine */
+	RC_OP_LOCAL_CREATE, /* a creation on oneself: ends with the function */
+	RC_OP_BARRIER,
+	RC_OP_TYPE,         /* waits for a value like a read, then for the name of its type */
+	RC_OP_FETCH,        /* READs the payload of a call or reply; payload.c */
+};
+
+enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
+       RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
+       RC_F_ANY = 32 /* a thread waits for any of several; wait.c */ };
+
+/* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
+struct rc_work {
+	struct list node;             /* [lock] ctx->deferred_work */
+	void (*run)(struct rref_ctx *ctx, struct rc_work *w);
+};
+
+/* A reference that arrived in a call or reply and is on its way to being confirmed. */
+struct rc_inref {
+	struct rc_incoming *in;
+	struct rref *handle;
+};
+
+/* What comes with a call or reply: references to be confirmed, and before them perhaps a payload to be READ. */
+struct rc_incoming {
+	struct rc_inref *ref;         /* few, or malloc'ed */
+	uint32_t nr, unready;         /* [lock] */
+	int status;                   /* first failure */
+	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
+	struct rref_future *future;   /* replies: whose result they are */
+	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
+	/* payload: see payload.c */
+	struct rc_work work;
+	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr); /* [lock] */
+	struct rref_future *read;     /* [lock] the READ that brings it */
+	struct rref_view *body;       /* what it brought ... */
+	struct rc_payload *own;       /* ... or, from this worker itself, the payload as it is */
+	struct rp_location loc;
+	uint64_t call_id;
+	uint32_t what;                /* enum rw_payload */
+	uint32_t epoch;               /* of the session it was offered in */
+	uint32_t data_length, nr_refs;
+	bool fetching;                /* [lock] it is not here yet */
+	bool cancelled;               /* [lock] and need not come any more */
+	/* Not cleared by rc_incoming_init, but for the text's first byte. */
+	char text[RP_TEXT_MAX];       /* of status */
+	uint8_t key[RW_KEY_BYTES];    /* of a payload with references */
+	struct rc_inref few[RW_REFS_MAX];
+};
+
+static inline void rc_incoming_init(struct rc_incoming *in)
+{
+	memset(in, 0, offsetof(struct rc_incoming, text));
+	in->text[0] = 0;
+}
+
+/*
+ * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
+ * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire). Calls and
+ * creations are completed by holders of the lock only, who may therefore fill them while it is PENDING (rc_op_answered).
+ * refs: 1 of the program + 1 of the engine; the engine's goes when no device and no peer can touch the operation any
+ * more, so that a landing buffer outlives a time-out (quarantine).
+ */
+struct rref_future {
+	_Atomic uint32_t state;       /* futex word */
+	_Atomic uint32_t refs;
+	_Atomic uint32_t gen;         /* of this slot; part of the token */
+	uint32_t index;               /* [const] */
+	_Atomic uint32_t next_free;   /* slab free list */
+	_Atomic uint32_t then_state;  /* 0 none, 1 set, 2 fired */
+	void (*then)(struct rref_future *f, void *arg);
+	void *then_arg;
+	struct rref_ctx *ctx;
+	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
+	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
+	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
+	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
+	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
+	struct list node;             /* [lock] peer->waiting, or peer->pieces.reads */
+	struct rc_hook then_hook;     /* not node: a read may end while it waits, and is then in both */
+
+	/* result [op] */
+	int status, wc_status;
+	struct rref_view *view;
+	const struct rc_type *type;
+	char *data;
+	size_t data_length;
+	struct rc_incoming *incoming; /* references of a call's result; rc_op_incoming */
+	struct rc_incoming *spare;    /* of an earlier one in this slot */
+	char text[RREF_TEXT_SIZE];
+
+	/* read */
+	struct rref *handle;          /* pinned while the engine works; also CREATE */
+	struct rp_location loc;
+	struct rc_landing *landing;   /* owned by the engine until delivered */
+	uint64_t offset, length;      /* payload range wanted */
+	uint64_t next;                /* payload bytes asked for so far */
+	uint32_t outstanding;         /* [lock] READs at the device (set before posting where that is not under the lock) */
+	uint64_t pieces_at;           /* [lock] the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
+	uint64_t bytes_at;            /* [lock] bytes of theirs in flight */
+	struct rref_future *run_next; /* [lock] the next one that the same READ brings (set before posting); read/merge.c */
+	int read_status, read_wc;     /* first failure of a piece */
+	bool header_asked;
+	bool whole;                   /* [const] not a range: the table of segments is read too */
+	bool parked;                  /* [lock] waits in the machine for its location */
+	bool retried;                 /* [lock] was pumped once after it began to wait */
+	bool alone;                   /* [lock] a READ that brought others too was refused: no more company */
+	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
+	uint16_t about;               /* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
+	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
+	bool replied;                 /* [lock] call: its answer came */
+	bool inner;                   /* [lock] a call that the program does not see under way: who waits puts both holds */
+	struct rc_incoming *fetch;    /* FETCH: what for */
+};
+
+/* Still: neither complete, nor timed out or cancelled. */
+static inline bool rc_op_wanted(const struct rref_future *f)
+{
+	return (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
+}
+
+static inline bool rc_op_done(const struct rref_future *f)
+{
+	return (at_load_acq(&f->state) & RC_F_MASK) == RC_F_DONE;
+}
+
+/* Makes the error of an operation that failed the thread's. */
+static inline int rc_op_error(const struct rref_future *f)
+{
+	return rc_fail_about(f->status, f->text, f->about ? f->about : f->peer + 1, f->about);
+}
+
+/* op.c: slots */
+#define RC_OP_CHUNK 256u
+int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
+void rc_ops_close(struct rref_ctx *ctx);
+/*
+ * Whose operation it is: there are max_ops slots for what the program begins, and as many again for the payloads of calls
+ * that come, and for those of results: a call that was made keeps its slot until its result is here, so that a result that
+ * needed one of the same could never come when all are taken.
+ */
+enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
+int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
+bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out); /* the same, one that is at hand; false: there is none */
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out);
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
+struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
+struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index); /* in slot index, which was published */
+uint64_t rc_op_token(const struct rref_future *f);
+void rc_op_put(struct rref_future *f);
+void rc_op_put_inner(struct rref_future *f);   /* complete: the waiter's hold, and the engine's if that is the waiter's too */
+uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
+bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: no memory */
+/* complete.c: how they end */
+bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
+void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
+void rc_op_answered(struct rref_future *f);    /* [lock] claim, finish and the engine's put of a call that waits for its answer */
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
+void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
+int64_t rc_ops_due(const struct rref_ctx *ctx); /* [lock] when expire has something to do: 0 = at the next tick, INT64_MAX = never */
+void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text); /* [lock] */
+void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
+void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */
+unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
+void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
+/* wait.c */
+int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
+void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
+void rc_wait_wake_any(void);
+bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* [lock] device_sleeper's wait is over */
+void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
+/* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. [lock, let go of meanwhile] */
+int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);
+int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* [lock] which it lets go of: as rc_op_wait. turn_at is of now */
+int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
+int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
+/* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
+uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
+
+#endif

@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot to look at, and
+ * the generation in its token tells whether it is still the same operation. The free list is a stack of indexes with
+ * a tag against ABA: get and put are lock-free, growing takes a lock.
+ *
+ * How operations end, and scans of the slab: complete.c.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/base/scope.h"
+
+int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
+{
+	uint32_t chunks = (max_ops + RC_OP_CHUNK - 1) / RC_OP_CHUNK;
+
+	ctx->max_ops = chunks * RC_OP_CHUNK;
+	ctx->op_chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_chunk[0]));
+	ctx->op_taken = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_taken[0]));
+	return ctx->op_chunk && ctx->op_taken ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
+}
+
+void rc_ops_close(struct rref_ctx *ctx)
+{
+	uint32_t nr = at_load(&ctx->nr_ops) / RC_OP_CHUNK;
+
+	for (uint32_t i = 0; ctx->op_chunk && i < nr; i++) {
+		struct rref_future *chunk = at_load(&ctx->op_chunk[i]);
+
+		for (uint32_t k = 0; k < RC_OP_CHUNK; k++)
+			free(chunk[k].spare);
+		free(chunk);
+	}
+	free(ctx->op_chunk);
+	free(ctx->op_taken);
+	ctx->op_chunk = NULL;
+	ctx->op_taken = NULL;
+}
+
+static void push_free(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint64_t head = at_load(&ctx->op_free), next;
+
+	do {
+		at_store(&f->next_free, (uint32_t)head);
+		next = ((head >> 32) + 1) << 32 | (f->index + 1);
+	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+}
+
+static struct rref_future *pop_free(struct rref_ctx *ctx)
+{
+	uint64_t head = at_load_acq(&ctx->op_free), next;
+	struct rref_future *f;
+
+	do {
+		if ((uint32_t)head == 0)
+			return NULL;
+		f = rc_op_at(ctx, (uint32_t)head - 1);
+		/* May read a slot that another thread just took: then the tag has moved and the CAS fails. */
+		next = ((head >> 32) + 1) << 32 | at_load(&f->next_free);
+	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+	return f;
+}
+
+static int grow(struct rref_ctx *ctx)
+{
+	uint32_t nr;
+	int err = 0;
+
+	pthread_mutex_lock(&ctx->grow_lock);
+	nr = at_load(&ctx->nr_ops);
+	if ((uint32_t)at_load_acq(&ctx->op_free) != 0)
+		goto out; /* somebody grew meanwhile */
+	assert(nr < ctx->max_ops * RC_OP_RESULT); /* try_get counts */
+	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
+
+	if (!chunk) {
+		err = rc_fail(ENOMEM, "memory for %u more operations", RC_OP_CHUNK);
+		goto out;
+	}
+	memset(chunk, 0, RC_OP_CHUNK * sizeof(*chunk));
+	for (uint32_t i = 0; i < RC_OP_CHUNK; i++) {
+		chunk[i].index = nr + i;
+		chunk[i].ctx = ctx;
+		list_init(&chunk[i].node);
+		list_init(&chunk[i].then_hook.node);
+		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
+		at_store(&chunk[i].deadline, INT64_MAX);
+	}
+	at_store_rel(&ctx->op_chunk[nr / RC_OP_CHUNK], chunk);
+	at_store_rel(&ctx->nr_ops, nr + RC_OP_CHUNK);
+	for (uint32_t i = RC_OP_CHUNK; i-- > 0;)
+		push_free(ctx, &chunk[i]);
+out:
+	pthread_mutex_unlock(&ctx->grow_lock);
+	return err;
+}
+
+uint64_t rc_op_token(const struct rref_future *f)
+{
+	return (uint64_t)at_load(&f->gen) << 32 | f->index;
+}
+
+struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
+{
+	/* Acquire: partner of the release in grow(); the index came from a list or a token published after it. */
+	struct rref_future *chunk = at_load_acq(&ctx->op_chunk[index / RC_OP_CHUNK]);
+
+	return chunk + index % RC_OP_CHUNK;
+}
+
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token)
+{
+	uint32_t index = (uint32_t)token;
+	struct rref_future *f;
+
+	if (index >= at_load_acq(&ctx->nr_ops))
+		return NULL;
+	f = rc_op_at(ctx, index);
+	return at_load(&f->gen) == (uint32_t)(token >> 32) && at_load(&f->refs) ? f : NULL;
+}
+
+struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
+{
+	struct rref_future *f = rc_op_find(ctx, token);
+	uint32_t refs = f ? at_load(&f->refs) : 0;
+
+	do {
+		if (!refs)
+			return NULL;
+	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
+	/* Acquire above, partner of the release in rc_op_get: a hold on the slot's next operation shows by its generation. */
+	if (at_load(&f->gen) == (uint32_t)(token >> 32))
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
+/*
+ * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone neither counts nor goes to the
+ * list. Each that is taken moves the tag, also of the word that says that there is none: who looks for operations that began
+ * since it looked last (rc_ops_due) would miss one else.
+ */
+static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
+{
+	uint64_t spare = at_load(&ctx->op_spare), none;
+
+	do {
+		if (!(uint32_t)spare || at_load(&ctx->ops_in_flight) > ctx->max_ops * share)
+			return NULL;
+		none = ((spare >> 32) + 1) << 32;
+	} while (!at_cas_weak_ar(&ctx->op_spare, &spare, none)); /* acquire: partner of leave_spare */
+	return rc_op_at(ctx, (uint32_t)spare - 1);
+}
+
+static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
+{
+	uint64_t none = at_load(&ctx->op_spare);
+
+	return !(uint32_t)none && at_cas_ar(&ctx->op_spare, &none, none | (f->index + 1));
+}
+
+uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
+{
+	/* First (acquire), or one that is left between the two loads would hide another. One that is taken then is not counted. */
+	bool spare = (uint32_t)at_load_acq(&ctx->op_spare) != 0;
+	uint32_t nr = at_load(&ctx->ops_in_flight);
+
+	return nr - (nr && spare);
+}
+
+static int no_slot(struct rref_ctx *ctx, int err)
+{
+	at_sub(&ctx->ops_in_flight, 1);
+	return err;
+}
+
+/* Counted before it is taken. share: how many times max_ops there may be with this one. */
+static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
+{
+	*out = take_spare(ctx, share);
+	if (*out)
+		return 0;
+	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share) {
+		no_slot(ctx, 0);
+		/* The last one that counts may have become spare meanwhile. */
+		*out = take_spare(ctx, share);
+		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops);
+	}
+	for (;;) {
+		*out = pop_free(ctx);
+		if (*out) {
+			at_add(&ctx->op_taken[(*out)->index / RC_OP_CHUNK], 1);
+			return 0;
+		}
+		int err = grow(ctx);
+
+		if (err)
+			return no_slot(ctx, err);
+	}
+}
+
+static void begin(struct rref_future *f)
+{
+	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
+	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->deadline, INT64_MAX);
+	at_store(&f->seen_at, 0);
+	f->then = NULL;
+	at_store(&f->then_state, 0);
+	f->status = 0;
+	f->wc_status = -1;
+	f->about = 0;
+	f->view = NULL;
+	f->type = NULL;
+	f->data = NULL;
+	f->data_length = 0;
+	f->incoming = NULL;
+	f->text[0] = 0;
+	f->handle = NULL;
+	f->landing = NULL;
+	f->outstanding = 0;
+	f->pieces_at = 0;
+	f->parked = false;
+	f->again = false;
+	f->replied = false;
+	f->inner = false;
+	f->fetch = NULL;
+	f->number = 0;
+	f->read_status = 0;
+	f->read_wc = -1;
+	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
+	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
+	at_store_rel(&f->state, RC_F_PENDING);
+}
+
+struct slot {
+	enum rc_op_share share;
+	struct rref_future *f;
+	int err;
+};
+
+/* Out of slots is back-pressure: others' completions free some. Whether the search is over, and how, is in arg. [lock] */
+static bool got_slot(struct rref_ctx *ctx, void *arg)
+{
+	struct slot *s = arg;
+
+	/* A handler gives up sooner: the shutdown waits for it, and the holders of the slots may wait for the shutdown. */
+	if (at_load(&ctx->state) == RC_CTX_CLOSING && rc_in_callback())
+		s->err = -ESHUTDOWN;
+	else
+		s->err = try_get(ctx, s->share, &s->f);
+	return s->err != -EAGAIN;
+}
+
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out)
+{
+	struct slot s = { .share = share };
+	int err = try_get(ctx, share, &s.f);
+
+	if (unlikely(err == -EAGAIN && deadline > 0)) {
+		rc_lock(ctx);
+		err = rc_wait_until(ctx, got_slot, &s, deadline);
+		rc_unlock(ctx);
+		if (!err)
+			err = s.err;
+		if (err == -ESHUTDOWN)
+			rc_fail(ESHUTDOWN, "the context was shut down");
+		else if (err == -ETIMEDOUT)
+			err = -EAGAIN; /* with the text of the last try */
+	}
+	if (err)
+		return err;
+	begin(s.f);
+	*out = s.f;
+	return 0;
+}
+
+bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out)
+{
+	*out = take_spare(ctx, RC_OP_PROGRAM);
+	if (likely(*out))
+		begin(*out);
+	return *out;
+}
+
+int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
+{
+	return rc_op_get_share(ctx, RC_OP_PROGRAM, deadline, out);
+}
+
+bool rc_op_incoming(struct rref_future *f)
+{
+	f->incoming = f->spare;
+	f->spare = NULL;
+	if (likely(f->incoming))
+		return true;
+	f->incoming = malloc(sizeof(*f->incoming));
+	if (f->incoming)
+		rc_incoming_init(f->incoming);
+	return f->incoming;
+}
+
+/* What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init leaves it. */
+static void put_incoming(struct rref_future *f)
+{
+	struct rc_incoming *in = f->incoming;
+
+	/* Nothing came: nobody has touched it. */
+	if (likely(!in->ready && !in->nr)) {
+		free(f->data);
+	} else {
+		if (!in->body && !in->own)
+			free(f->data);
+		rc_incoming_release(in);
+		rc_incoming_init(in);
+	}
+	if (f->spare)
+		free(in);
+	else
+		f->spare = in;
+}
+
+static void release(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (f->view)
+		rref_view_free(f->view);
+	if (f->incoming)
+		put_incoming(f);
+	else
+		free(f->data);
+	if (f->handle)
+		rref_release(f->handle);
+	rc_landing_put(f->landing);
+	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->state, RC_F_DONE); /* one that was given up before it began is not pending either */
+	at_store(&f->deadline, INT64_MAX);
+	/* From here on late completions of this operation do not find it. */
+	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* read/in_flight.c has tokens with the highest bit */
+	if (leave_spare(ctx, f))
+		return;
+	at_sub(&ctx->op_taken[f->index / RC_OP_CHUNK], 1);
+	push_free(ctx, f);
+	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */
+}
+
+void rc_op_put(struct rref_future *f)
+{
+	if (at_sub_ar(&f->refs, 1) == 1)
+		release(f);
+}
+
+void rc_op_put_inner(struct rref_future *f)
+{
+	uint32_t holds = at_load(&f->state) & RC_F_BOTH ? 2 : 1;
+
+	if (at_sub_ar(&f->refs, holds) == holds)
+		release(f);
+}

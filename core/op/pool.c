@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while it does, its thread
+ * does not count, and another is started if calls are queued, so that nested calls cannot use the pool up.
+ * Threads beyond the number asked for end when they find nothing to do.
+ *
+ * Of each other worker, PER_CALLER calls at most are queued or run without waiting; more stand apart, so that none has
+ * a longer queue before the others' calls. Those that wait do not count, else calls that nest deeper than that would
+ * wait for each other for good.
+ *
+ * Where no thread can be had (memory, a limit of the system, or max_waiting handlers of one caller wait already) and
+ * every thread waits, a call is answered -EAGAIN: the chain of calls that leads to it unwinds, instead of standing still.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/limit.h"
+#include "base/thread.h"
+#include "core/ctx.h"
+
+#define PER_CALLER 512u
+
+struct rc_caller {
+	unsigned nr;                 /* guarded by lock; of its calls in the queue or running */
+	unsigned blocked;            /* guarded by lock; of these: their handlers wait */
+	struct list apart;           /* guarded by lock; of those beyond PER_CALLER */
+};
+
+struct rc_pool {
+	struct rref_ctx *ctx;
+	pthread_mutex_t lock;
+	pthread_cond_t work, gone;
+	struct list queue;           /* guarded by lock */
+	unsigned target;             /* const */
+	unsigned max_waiting;        /* const: handlers of one caller that wait, in reads of values that it never gives, say */
+	unsigned queued;             /* guarded by lock: calls in queue */
+	unsigned threads, idle, blocked; /* guarded by lock; idle: those too that were woken and have not looked yet */
+	bool stop;
+	struct rc_caller caller[];   /* by rank */
+};
+
+static _Thread_local struct rc_pool *my_pool;
+static _Thread_local struct rc_caller *my_caller; /* whose call this thread serves */
+static _Thread_local unsigned my_waits; /* on its stack: a wait may run a hook that waits */
+
+bool rc_may_wait(const struct rref_ctx *ctx)
+{
+	unsigned depth = rc_callback_depth();
+
+	return depth == 0 || (depth == 1 && my_pool && my_pool->ctx == ctx);
+}
+
+void rc_pool_fork_child(void)
+{
+	my_pool = NULL;
+	my_caller = NULL;
+	my_waits = 0;
+}
+
+/* Calls that stood apart come into the queue. Guarded by lock. */
+static void admit(struct rc_pool *pool, struct rc_caller *c)
+{
+	struct list *n;
+
+	while (c->nr - c->blocked < PER_CALLER && (n = list_pop(&c->apart))) {
+		c->nr++;
+		pool->queued++;
+		list_add_tail(&pool->queue, n);
+	}
+}
+
+/* No thread can be had for it. Its caller hears so from whoever runs it. */
+static void refuse(struct rref_call *call, const char *why)
+{
+	call->in.status = -EAGAIN;
+	snprintf(call->in.text, sizeof(call->in.text), "no thread for the call: %.170s", why);
+}
+
+static void *run(void *arg)
+{
+	struct rc_pool *pool = arg;
+
+	rb_thread_begin("rref-pool");
+	my_pool = pool;
+	pthread_mutex_lock(&pool->lock);
+	for (;;) {
+		struct list *n = list_pop(&pool->queue);
+
+		if (n) {
+			struct rref_call *call = container_of(n, struct rref_call, hook.node);
+			struct rc_caller *c = &pool->caller[call->caller];
+
+			pool->queued--;
+			if (c->blocked >= pool->max_waiting)
+				refuse(call, "all handlers there wait, and no more can be started "
+					     "(max_waiting)");
+			my_caller = c;
+			pthread_mutex_unlock(&pool->lock);
+			rc_hook_run(call->ctx, &call->hook);
+			pthread_mutex_lock(&pool->lock);
+			my_caller = NULL;
+			c->nr--;
+			admit(pool, c);
+			continue;
+		}
+		if (pool->stop || pool->threads - pool->blocked > pool->target)
+			break;
+		pool->idle++;
+		pthread_cond_wait(&pool->work, &pool->lock);
+		pool->idle--;
+	}
+	pool->threads--;
+	pthread_cond_broadcast(&pool->gone);
+	pthread_mutex_unlock(&pool->lock);
+	return NULL;
+}
+
+static void run_left(struct list *queue)
+{
+	struct list *n;
+
+	while ((n = list_pop(queue))) {
+		struct rref_call *call = container_of(n, struct rref_call, hook.node);
+
+		rc_hook_run(call->ctx, &call->hook);
+	}
+}
+
+/*
+ * Starts a thread if there is work that no thread is free for. If none can be started and none will come back by itself,
+ * the queue is moved to *refused. Guarded by lock.
+ */
+static void grow(struct rc_pool *pool, struct list *refused)
+{
+	struct list *n;
+
+	char why[200];
+	int err;
+
+	if (!pool->queued)
+		return;
+	/* One for each call: a thread that was woken for an earlier one still counts as idle. */
+	if (pool->idle >= pool->queued) {
+		pthread_cond_signal(&pool->work);
+		return;
+	}
+	if (pool->threads - pool->blocked >= pool->target)
+		return;
+	pool->threads++;
+	err = rb_thread_start(NULL, run, pool);
+	if (err) {
+		pool->threads--;
+		rb_thread_why(err, why, sizeof(why));
+		rc_log(pool->ctx, RREF_LOG_ERROR,
+		       "a worker thread could not be started (%u are running): %s",
+		       pool->threads, why);
+		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
+			struct rref_call *call = container_of(n, struct rref_call, hook.node);
+
+			pool->queued--;
+			pool->caller[call->caller].nr--;
+			refuse(call, why);
+			list_add_tail(refused, n);
+		}
+	}
+}
+
+int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting)
+{
+	struct rc_pool *pool = calloc(1, sizeof(*pool) + ctx->world * sizeof(pool->caller[0]));
+
+	if (!pool)
+		return rc_fail(ENOMEM, "memory for the worker pool");
+	pool->ctx = ctx;
+	pool->target = nr_threads;
+	pool->max_waiting = max_waiting;
+	list_init(&pool->queue);
+	for (uint32_t i = 0; i < ctx->world; i++)
+		list_init(&pool->caller[i].apart);
+	pthread_mutex_init(&pool->lock, NULL);
+	pthread_cond_init(&pool->work, NULL);
+	pthread_cond_init(&pool->gone, NULL);
+	ctx->pool = pool;
+	return 0;
+}
+
+/* The last ones end. A handler may wait for a hook: without a poller this thread runs it. */
+static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
+{
+	struct timespec ts;
+
+	while (pool->threads) {
+		if (at_load(&ctx->has_poller)) {
+			pthread_cond_wait(&pool->gone, &pool->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&pool->lock);
+		rc_hooks_flush(ctx);
+		pthread_mutex_lock(&pool->lock);
+		clock_gettime(CLOCK_REALTIME, &ts);
+		ts.tv_nsec += NSEC_PER_MSEC;
+		ts.tv_sec += ts.tv_nsec / NSEC_PER_SEC;
+		ts.tv_nsec %= NSEC_PER_SEC;
+		if (pool->threads)
+			pthread_cond_timedwait(&pool->gone, &pool->lock, &ts);
+	}
+}
+
+void rc_pool_close(struct rref_ctx *ctx)
+{
+	struct rc_pool *pool;
+
+	/* First nobody may push any more: calls of a worker to itself can still come out of its own queue. */
+	rc_lock(ctx);
+	pool = ctx->pool;
+	ctx->pool = NULL;
+	rc_unlock(ctx);
+	if (!pool)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	pool->stop = true;
+	pthread_cond_broadcast(&pool->work);
+	until_gone(ctx, pool);
+	pthread_mutex_unlock(&pool->lock);
+	/* Left over only where no thread could be started for them. */
+	run_left(&pool->queue);
+	for (uint32_t i = 0; i < ctx->world; i++)
+		run_left(&pool->caller[i].apart);
+	pthread_mutex_destroy(&pool->lock);
+	pthread_cond_destroy(&pool->work);
+	pthread_cond_destroy(&pool->gone);
+	free(pool);
+}
+
+void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
+{
+	struct rc_pool *pool = ctx->pool;
+	struct list refused, *n;
+	struct rc_caller *c;
+
+	if (!pool) {
+		rc_hook_push(ctx, &call->hook); /* closing: it hears so */
+		return;
+	}
+	c = &pool->caller[call->caller];
+	list_init(&refused);
+	pthread_mutex_lock(&pool->lock);
+	if (c->nr - c->blocked < PER_CALLER || call->caller == ctx->rank) {
+		c->nr++;
+		pool->queued++;
+		list_add_tail(&pool->queue, &call->hook.node);
+		grow(pool, &refused);
+	} else {
+		list_add_tail(&c->apart, &call->hook.node);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	while ((n = list_pop(&refused)))
+		rc_hook_push(ctx, container_of(n, struct rc_hook, node));
+}
+
+/* In whatever context the thread waits: it holds no lock of another one. */
+void rc_pool_blocking(int delta)
+{
+	struct rc_pool *pool = my_pool;
+	struct list refused;
+
+	if (!pool || !my_caller)
+		return;
+	/* However many there are, one thread waits. */
+	my_waits += (unsigned)delta;
+	if (my_waits != (delta > 0))
+		return;
+	list_init(&refused);
+	pthread_mutex_lock(&pool->lock);
+	pool->blocked += (unsigned)delta;
+	my_caller->blocked += (unsigned)delta;
+	admit(pool, my_caller);
+	grow(pool, &refused);
+	pthread_mutex_unlock(&pool->lock);
+	run_left(&refused); /* none when delta is -1: this thread does not wait any more */
+}

@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads: from a known location to bytes here, by one-sided READs.
+ *
+ * A value that fits one message is read with its header by a single READ into a single landing piece. Larger ones, and
+ * ranges, are read in pieces (read/split.c), and the header last, behind them on the same connection: the order of READs on a
+ * reliable connection makes it a check of all that came before.
+ *
+ * The header's landing place is filled with ones before posting: a completion that brought no data (FACTS: it happens) is
+ * then seen as one. A header with another nonce, or a scrubbed one, is -ESTALE, never wrong bytes.
+ *
+ * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces, with keys of its own:
+ * the payload first, the header behind it, and one doorbell for both if the payload is one message.
+ *
+ * Who works on an operation: first the thread that starts it, then, once pieces are at a device that reports by
+ * events, only the holder of the progress lock.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/ctx.h"
+
+#define INLINE_MAX 2u /* pieces that a provider is asked for at once that copies them at once */
+
+/* What is copied of a payload over shm before others get their turn. */
+#define TURN_BYTES (UINT64_C(1) << 20)
+
+static void read_done(struct rref_future *f, bool locked);
+
+static struct rc_peer *peer_of(const struct rref_future *f)
+{
+	return &f->ctx->peers[f->peer];
+}
+
+bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
+}
+
+/* The same before prepare() has cut the range to the value. */
+static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
+	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
+}
+
+bool rc_read_all_asked(const struct rref_future *f)
+{
+	return f->header_asked && f->next == f->length;
+}
+
+/*
+ * Whether the session in which the reference was good is over. Looked at behind the pin, or under the lock: a thread may
+ * have found the reference ready, and find a connection of a later session, in which its owner does not keep the value
+ * for it. The fence fails the reference before such a connection can be found (conn is stored after it).
+ */
+static bool outlived(const struct rref_future *f)
+{
+	return f->handle && at_load_acq(&f->handle->state) == RC_H_FAILED;
+}
+
+/* The session stands in which its location was learned: a READ that was lost may be posted again, over another connection. */
+static bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
+{
+	if (f->fetch)
+		return rc_same_session(f->ctx, p->rank, f->fetch->epoch);
+	return p->state == RC_PEER_UP && !outlived(f);
+}
+
+/* From the beginning: what came before the break is read again too, so that the header vouches for all of it. */
+static void begin_again(struct rref_future *f)
+{
+	f->next = 0;
+	f->header_asked = false;
+	f->again = false;
+	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
+	at_add(&f->ctx->n.reads_again, 1);
+}
+
+static void note_failure(struct rref_future *f, int status, int wc)
+{
+	if (status && !f->read_status) {
+		if (status == -EACCES)
+			at_add(&peer_of(f)->resume.refused, 1);
+		f->read_status = status;
+		f->read_wc = wc;
+	}
+}
+
+/*
+ * Providers whose READs are complete at once: the whole read in the caller's thread, or INLINE_MAX pieces of at most max_msg.
+ * False: no connection now.
+ */
+static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, uint64_t max_msg, bool whole)
+{
+	struct rv_read r[INLINE_MAX];
+
+	for (bool first = true; (first || whole) && !rc_read_all_asked(f) && !f->read_status; first = false) {
+		unsigned n = rc_pieces_build(f, max_msg, r, INLINE_MAX);
+		int posted = p->ops->post_reads(conn, r, n);
+
+		if (posted <= 0) {
+			rc_pieces_unbuild(f, r, 0, n);
+			if (posted == 0 || posted == -EAGAIN || posted == -ENOTCONN)
+				return false;
+			note_failure(f, posted, -1);
+			if (posted == -ENOMEM)
+				snprintf(f->text, sizeof(f->text), "reading from %s: %.360s",
+					 p->member->name, rv_error_text());
+			break;
+		}
+		at_add(&f->ctx->n.reads, (unsigned)posted);
+		at_add(&f->ctx->n.doorbells, 1);
+		for (int i = 0; i < posted; i++) {
+			f->again |= rc_read_lost(r[i].status);
+			if (!rc_read_lost(r[i].status))
+				note_failure(f, r[i].status, -1);
+		}
+		rc_pieces_unbuild(f, r, (unsigned)posted, n);
+		if (f->again && !f->read_status) {
+			/* It waits for what becomes of the session. */
+			begin_again(f);
+			return false;
+		}
+	}
+	return true;
+}
+
+void rc_read_count_posted(struct rref_ctx *ctx, int posted)
+{
+	if (posted > 0) {
+		at_add(&ctx->n.reads, (unsigned)posted);
+		at_add(&ctx->n.doorbells, 1);
+	}
+}
+
+static void count_runs(struct rref_ctx *ctx, const struct rc_runs *runs, int posted)
+{
+	rc_read_count_posted(ctx, posted);
+	if (posted > 0 && runs->first[posted] > (unsigned)posted)
+		at_add(&ctx->n.reads_joined, runs->first[posted] - (unsigned)posted);
+}
+
+bool rc_read_hard_failure(int posted)
+{
+	return posted < 0 && posted != -EAGAIN && posted != -ENOTCONN;
+}
+
+/*
+ * Starts reads of one message each, all of one owner, with one doorbell. Not under the lock in general: from the
+ * doorbell on, completions are handled by others; only those that were not posted are still ours.
+ */
+static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n, bool locked)
+{
+	struct rv_conn *conn;
+	struct rc_runs runs;
+	int posted = -ENOTCONN;
+
+	rc_runs_build(p, f, n, &runs);
+	at_add(&ctx->reads_in_flight, runs.nr);
+	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	for (unsigned i = 0; conn && i < n; i++)
+		if (unlikely(outlived(f[i])))
+			conn = NULL; /* each finds out below */
+	if (conn && at_load(&p->nr_waiting) == 0) {
+		posted = p->ops->post_reads(conn, runs.r, runs.nr);
+		count_runs(ctx, &runs, posted);
+	}
+	at_sub_rel(&p->readers, 1);
+	unsigned left = (unsigned)max_of(posted, 0);
+
+	at_sub(&ctx->reads_in_flight, runs.nr - left);
+	for (unsigned i = runs.first[left]; i < n; i++) {
+		rc_run_undo(f[i]);
+		if (rc_read_hard_failure(posted)) {
+			note_failure(f[i], posted, -1);
+			read_done(f[i], locked);
+		} else {
+			rc_read_wait(f[i], p, locked);
+		}
+	}
+}
+
+/* No slot or no connection: wait for one, behind those who wait already. */
+void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!locked)
+		rc_lock(ctx);
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that begins to wait. */
+	int err = rc_enter(ctx);
+
+	/* What was offered or held in a session that is over is gone; for the others a new one is begun. */
+	if (!err && outlived(f))
+		err = -ENOTCONN;
+	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
+		err = -ENOTCONN;
+	/* Before it waits: a failure may fence the peer, which ends all reads that do. */
+	if (!err)
+		err = rc_peer_want(ctx, p);
+	if (err) {
+		note_failure(f, err, -1);
+		read_done(f, true);
+	} else {
+		list_add_tail(&p->waiting, &f->node);
+		at_add(&p->nr_waiting, 1);
+		/* The connection may have come up, or slots free, between the look without the lock and now. */
+		if (at_load(&p->conn) && !f->retried)
+			f->retried = true, rc_read_pump(ctx, p);
+	}
+	if (!locked)
+		rc_unlock(ctx);
+}
+
+/* Before anything is posted: bounds, landing buffer, a header's place that tells whether one came. */
+static int prepare_quietly(struct rref_future *f)
+{
+	f->next = 0;
+	f->header_asked = false;
+	f->retried = f->again = f->alone = false;
+	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
+	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
+	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments))
+		return -EPROTO;
+	if (!f->loc.nonce)
+		return -EPERM;
+	f->offset = min_of(f->offset, end);
+	f->length = min_of(f->length, end - f->offset);
+	int err = rc_landing_get(f->ctx, f->length, &f->landing);
+
+	if (err)
+		snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+	else
+		memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
+	return err;
+}
+
+/* False: the read has ended with an error. */
+static bool prepare(struct rref_future *f, bool locked)
+{
+	int err = prepare_quietly(f);
+
+	if (!err)
+		return true;
+	note_failure(f, err, -1);
+	read_done(f, locked);
+	return false;
+}
+
+/* Reads that are complete when they are posted: in this thread, under the pin. False: no connection or no slot now. */
+static bool start_inline(struct rref_future *f, struct rc_peer *p)
+{
+	struct rv_conn *conn;
+	bool over = false;
+
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	if (conn && at_load(&p->nr_waiting) == 0 && !outlived(f))
+		over = read_inline(f, p, conn, p->max_msg, true);
+	at_sub_rel(&p->readers, 1);
+	return over;
+}
+
+/*
+ * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in read_done).
+ * A connection is pinned by p->readers: the fence stores conn = NULL, then waits for readers to be 0 (both sc).
+ */
+void rc_read_start(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+	struct rc_peer *p = peer_of(f);
+
+	if (!prepare(f, locked))
+		return;
+	if (p->kind == RV_SHM) {
+		if (start_inline(f, p))
+			read_done(f, locked);
+		else
+			rc_read_wait(f, p, locked);
+		return;
+	}
+	if (rc_read_is_single(f, p->max_msg)) {
+		post_singles(ctx, p, &f, 1, locked);
+		return;
+	}
+	/* Several pieces: their books are kept under the lock from the first doorbell on. */
+	if (!locked)
+		rc_lock(ctx);
+	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn) : NULL;
+
+	if (!conn || !rc_pieces_start(f, p, conn))
+		rc_read_wait(f, p, true);
+	if (!locked)
+		rc_unlock(ctx);
+}
+
+/* As if it had been started here and all of it were at the device. [lock, or nobody else knows f] */
+void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v)
+{
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	f->loc = rc_remote(ref)->loc;
+	f->landing = v;
+	f->offset = 0;
+	f->length = f->next = f->loc.length;
+	f->whole = f->header_asked = true;
+	f->retried = f->again = f->alone = false;
+	f->outstanding = 1;
+	f->run_next = NULL;
+}
+
+/* Many reads of one owner, whose handles and locations are set: one doorbell for those that are one message each. */
+void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n)
+{
+	struct rref_future *single[RC_BATCH_MAX];
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (p->kind == RV_SHM || !is_single_for(f[i], p->max_msg)) {
+			rc_read_start(f[i], false);
+			continue;
+		}
+		if (!prepare(f[i], false))
+			continue;
+		single[nr++] = f[i];
+		if (nr == RC_BATCH_MAX) {
+			post_singles(ctx, p, single, nr, false);
+			nr = 0;
+		}
+	}
+	if (nr)
+		post_singles(ctx, p, single, nr, false);
+}
+
+static void wait_first(struct rref_future *f, struct rc_peer *p)
+{
+	struct list *n = &f->node;
+
+	n->next = p->waiting.next;
+	n->prev = &p->waiting;
+	p->waiting.next->prev = n;
+	p->waiting.next = n;
+	at_add(&p->nr_waiting, 1);
+}
+
+/* The reads of one message each at the head of the queue, with one doorbell. False: not all of them found a slot. */
+static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
+{
+	struct rref_future *f[RC_BATCH_MAX];
+	struct rc_runs runs;
+	unsigned n = 0, left;
+	int posted;
+
+	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
+		f[n] = container_of(p->waiting.next, struct rref_future, node);
+		if (!rc_read_is_single(f[n], p->max_msg) || !rc_op_wanted(f[n]))
+			break;
+		list_del(&f[n]->node);
+		at_sub(&p->nr_waiting, 1);
+		n++;
+	}
+	rc_runs_build(p, f, n, &runs);
+	posted = p->ops->post_reads(conn, runs.r, runs.nr);
+	count_runs(ctx, &runs, posted);
+	left = (unsigned)max_of(posted, 0);
+	at_add(&ctx->reads_in_flight, left);
+	for (unsigned i = n; i-- > runs.first[left];) {
+		rc_run_undo(f[i]);
+		if (rc_read_hard_failure(posted)) {
+			note_failure(f[i], posted, -1);
+			read_done(f[i], true);
+		} else {
+			wait_first(f[i], p);
+		}
+	}
+	return posted == (int)runs.nr || rc_read_hard_failure(posted);
+}
+
+/* Starts the reads that wait for p, first come first served, until one finds no slot. */
+void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
+
+	while (conn && !list_empty(&p->waiting)) {
+		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
+		bool wanted = rc_op_wanted(f);
+
+		if (wanted && p->kind != RV_SHM && rc_read_is_single(f, p->max_msg)) {
+			if (!pump_singles(ctx, p, conn))
+				return;
+			continue;
+		}
+		list_del(&f->node);
+		at_sub(&p->nr_waiting, 1);
+		if (!wanted) {
+			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
+		} else if (f->fetch && p->kind == RV_SHM) {
+			rc_fetch_resume(ctx, f->fetch); /* in turns, and not under the lock */
+		} else if (p->kind == RV_SHM) {
+			if (!read_inline(f, p, conn, p->max_msg, true)) {
+				wait_first(f, p);
+				return;
+			}
+			read_done(f, true);
+		} else {
+			if (!rc_pieces_start(f, p, conn)) {
+				wait_first(f, p);
+				return;
+			}
+		}
+	}
+}
+
+/* A READ of f's has ended. in_run: it brought others too. */
+static void ended(struct rref_future *f, int status, int wc, bool in_run)
+{
+	struct rc_peer *p = peer_of(f);
+
+	f->outstanding--;
+	if (status && in_run && !rc_read_lost(status)) {
+		f->alone = true;
+		status = -ECONNRESET;
+	}
+	f->again |= rc_read_lost(status);
+	if (!rc_read_lost(status))
+		note_failure(f, status, wc);
+	bool wanted = rc_op_wanted(f);
+
+	if (f->pieces_at && rc_piece_ended(f, p))
+		return; /* it has further ones */
+	if (f->outstanding)
+		return;
+	/* None of it is at a device any more. */
+	if (f->again && !f->read_status && wanted && may_go_again(f, p)) {
+		begin_again(f);
+		f->retried = true; /* the caller pumps */
+		rc_read_wait(f, p, true);
+		return;
+	}
+	if (f->again)
+		note_failure(f, -ECONNRESET, wc);
+	read_done(f, true);
+}
+
+void rc_read_ended(struct rref_future *f, int status, int wc)
+{
+	at_sub(&f->ctx->reads_in_flight, 1);
+	ended(f, status, wc, false);
+}
+
+void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
+{
+	struct rref_future *f = rc_op_find(ctx, cookie), *next;
+
+	at_sub(&ctx->reads_in_flight, 1);
+	if (!f || (f->kind != RC_OP_READ && f->kind != RC_OP_FETCH) || !f->outstanding) {
+		at_add(&ctx->n.dropped, 1);
+		return;
+	}
+	struct rc_peer *p = peer_of(f);
+
+	for (bool in_run = f->run_next; f; f = next) {
+		next = f->run_next; /* before: f may be over behind it */
+		f->run_next = NULL;
+		ended(f, status, wc, in_run);
+	}
+	rc_pieces_go_on(p);
+}
+
+/* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
+static void read_done(struct rref_future *f, bool locked)
+{
+	struct rref_ctx *ctx = f->ctx;
+	int status = f->read_status;
+
+	if (!status && !rc_read_all_asked(f))
+		status = -ECANCELED;
+	if (rc_op_claim(f)) {
+		f->status = status ? rc_read_explain(f) : rc_read_check(f);
+		f->wc_status = f->read_wc;
+		if (!f->status) {
+			f->landing->view.length = f->whole ? f->loc.length : f->length;
+			f->landing->view.nr_segments = f->loc.nr_segments;
+			f->landing->type_hash = f->loc.type_hash;
+			if (unlikely(f->whole && f->loc.nr_refs))
+				rc_view_hold(f->landing, f->handle, f->loc.nr_refs);
+			f->view = &f->landing->view;
+			f->landing = NULL;
+			at_add(&ctx->n.read_bytes, f->view->length);
+		}
+		rc_op_finish(f, locked);
+	} else {
+		at_sub(&ctx->n.quarantined, 1);
+	}
+	if (f->fetch)
+		rc_fetch_over(ctx, f->fetch);
+	rc_op_put(f);
+}
+
+/* Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is held for long. */
+static void turn_inline(struct rref_future *f, struct rc_peer *p)
+{
+	struct rref_ctx *ctx = f->ctx;
+	bool over = false;
+
+	rc_unlock_bare(ctx);
+	at_add_sc(&p->readers, 1);
+	struct rv_conn *conn = at_load_sc(&p->conn);
+
+	if (conn)
+		over = read_inline(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX), false);
+	at_sub_rel(&p->readers, 1);
+	rc_lock(ctx);
+	if (!over && rc_op_wanted(f))
+		rc_read_wait(f, p, true);
+	else if (rc_read_all_asked(f) || f->read_status || !rc_op_wanted(f))
+		read_done(f, true);
+	else
+		rc_defer(ctx, &f->fetch->work);
+}
+
+/*
+ * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in rc_fetch_over. The buffer is
+ * got without the lock, since a large one may have to be registered first.
+ */
+void rc_read_turn(struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+	struct rc_peer *p = peer_of(f);
+
+	if (!f->landing) {
+		rc_unlock_bare(ctx);
+		int err = prepare_quietly(f);
+
+		rc_lock(ctx);
+		if (err)
+			note_failure(f, err, -1);
+	}
+	/* The epoch is looked at under the lock, and a connection of another session is never used for it. */
+	if (!rc_same_session(ctx, p->rank, f->fetch->epoch))
+		note_failure(f, -ENOTCONN, -1);
+	if (f->read_status || !rc_op_wanted(f))
+		read_done(f, true);
+	else if (p->kind == RV_SHM)
+		turn_inline(f, p);
+	else if (rc_read_is_single(f, p->max_msg))
+		post_singles(ctx, p, &f, 1, true);
+	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) || !rc_pieces_start(f, p, at_load(&p->conn)))
+		rc_read_wait(f, p, true);
+}
+
+void rc_read_fail(struct rref_future *f, int status)
+{
+	note_failure(f, status, -1);
+	if (!f->outstanding)
+		read_done(f, true);
+}

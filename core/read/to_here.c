@@ -1,0 +1,468 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * to_here and its kin: which way a reference's value comes here.
+ *
+ *   owner, value ready      an alias, at once
+ *   user, location known    READ, on this thread, without the progress lock
+ *   otherwise               the machine is asked (WAIT); its answer (WAITED) brings value, location or error
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/scope.h"
+
+static bool ready_here(const struct rref *ref)
+{
+	return ref->owned && at_load_acq(&ref->state) == RC_H_READY;
+}
+
+/* An alias of an own value that is ready: one atomic increment, and every alias is the same struct. */
+static struct rref_view *alias(struct rref *ref)
+{
+	at_add(&ref->value->pins, 1);
+	return &ref->value->view;
+}
+
+/*
+ * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
+ * consumed if that fails, which completes the future. f->handle is set. [lock]
+ */
+void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline)
+{
+	struct rref_ctx *ctx = ref->ctx;
+
+	at_store(&f->kind, kind);
+	at_store(&f->deadline, deadline);
+	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f) };
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
+	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
+	bool told = err;
+
+	if (told && at_load(&ref->state) == RC_H_FAILED)
+		f->about = ref->about;
+	f->parked = true; /* before the step: its answer may come at once */
+	if (!err)
+		err = rc_step(ctx, &ev, NULL);
+	if (err) {
+		f->parked = false;
+		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL, true);
+		rc_op_put(f);
+	}
+}
+
+/*
+ * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in every case; failures
+ * complete the future.
+ */
+int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	uint32_t state = at_load_acq(&ref->state);
+
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	if (state == RC_H_READY && !ref->owned) {
+		f->loc = rc_remote(ref)->loc;
+		at_store(&f->deadline, deadline);
+		at_store_rel(&f->kind, RC_OP_READ); /* partners: pin_pending, due */
+		rc_read_start(f, false);
+		return 0;
+	}
+	rc_lock(ctx);
+	rc_wait_begin(ref, f, RC_OP_READ, deadline);
+	rc_unlock(ctx);
+	return 0;
+}
+
+static __attribute__((noinline, cold)) int cannot(struct rref *ref, const void *out, const char *what)
+{
+	if (!ref || !out)
+		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
+	int err = rc_enter(ref->ctx);
+
+	return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
+}
+
+static inline int check(struct rref *ref, const void *out, const char *what)
+{
+	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : cannot(ref, out, what);
+}
+
+/* Waits for f, until deadline or, if that is below 0, for timeout; takes its view and frees it. */
+static int finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out)
+{
+	struct rref_ctx *ctx = f->ctx;
+	int err;
+
+	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) &&
+	    (deadline < 0 ? rc_op_wait_for(f, timeout) : rc_op_wait(f, deadline))) {
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ETIMEDOUT, "the value did not come in time");
+		rc_unlock(ctx);
+		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
+	}
+	err = f->status ? rc_op_error(f) : 0;
+	if (!err) {
+		*out = f->view;
+		f->view = NULL;
+	}
+	rc_op_put(f);
+	return err;
+}
+
+static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
+{
+	struct rref_future *f;
+	int err = rc_op_get(ref->ctx, 0, &f);
+
+	/* Back-pressure: the time runs from here, and what is left of it is not much longer than it would be. */
+	if (unlikely(err == -EAGAIN))
+		err = rc_op_get(ref->ctx, rc_deadline(ref->ctx, timeout), &f);
+	if (err)
+		return err;
+	f->offset = offset;
+	f->length = length;
+	f->whole = length == SIZE_MAX;
+	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
+	return finish(f, -1, timeout, out);
+}
+
+int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	RB_NO_CANCEL;
+
+	return read_range(ref, 0, SIZE_MAX, timeout, out);
+}
+
+/* No slot has to come in time: as long as there is none, the flight keeps the landing buffer if it has to. */
+static int leave_without(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int *status)
+{
+	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	bool left = rc_flight_leave(ctx, fl, NULL, v, status);
+
+	rc_unlock(ctx);
+	return left ? rc_fail(ETIMEDOUT, "the value did not come in time") : 1;
+}
+
+int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	int64_t deadline = -1; /* no look at the clock yet */
+	struct rref_future *f = NULL;
+	unsigned turn = 0;
+	int over = 0;
+
+	while (!over && rc_op_get(ctx, 0, &f)) {
+		if (deadline < 0) {
+			deadline = rc_deadline(ctx, timeout);
+			rc_blocking(1);
+		}
+		rc_pause(&turn);
+		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], *fl, status))
+			over = 1;
+		else if (now_ns() >= deadline)
+			over = leave_without(ref, fl, v, status);
+	}
+	if (deadline >= 0)
+		rc_blocking(-1);
+	if (over)
+		return over;
+	rc_lock(ctx);
+	bool left = rc_flight_leave(ctx, fl, f, v, status);
+
+	if (left) {
+		rc_read_taken(f, ref, v);
+		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+	}
+	rc_unlock(ctx);
+	if (left)
+		return finish(f, deadline, timeout, out);
+	rc_op_fail(f, -ECANCELED, -1, NULL, false);
+	rc_op_put(f); /* the engine's hold, which never saw it */
+	rc_op_put(f);
+	return 1;
+}
+
+/*
+ * A creator's read, which mostly comes while its creation is under way: until that is over, so that no operation has to be parked
+ * for it. What it came to, the reference says. *timeout is what is left of the time. 0, or -ETIMEDOUT with a text.
+ */
+static int wait_for_creation(struct rref *ref, int64_t *timeout)
+{
+	char words[RREF_TEXT_SIZE];
+	struct rref_ctx *ctx = ref->ctx;
+	struct rref_future *f;
+	int64_t deadline;
+	int err;
+
+	rc_lock(ctx);
+	f = rc_remote(ref)->creation;
+	if (!f) {
+		rc_unlock(ctx);
+		return 0;
+	}
+	at_add(&f->refs, 1);
+	ctx->turn_at = rc_coarse_ns();
+	deadline = rc_deadline_seen(ctx, *timeout, ctx->turn_at);
+	err = rc_op_wait_locked(f, deadline);
+	rc_op_put(f);
+	if (err && at_load_acq(&ref->state) < RC_H_READY) {
+		rc_lock(ctx);
+		const char *why = rc_stall_words(ctx, ref->owner, "the value did not come in time", words, sizeof(words));
+
+		rc_unlock(ctx);
+		return rc_fail(ETIMEDOUT, "%s", why);
+	}
+	if (deadline != INT64_MAX)
+		*timeout = max_of(deadline - rc_coarse_ns(), 0);
+	return 0;
+}
+
+/* Whatever is not quick. With scopes on, nothing is. */
+static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	RB_NO_CANCEL;
+	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
+	int err = 0;
+
+	if (!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY)
+		err = wait_for_creation(ref, &timeout);
+	if (err)
+		; /* it has its words */
+	else if (ready_here(ref))
+		*out = alias(ref);
+	else if (at_load_acq(&ref->quick))
+		err = rc_quick_read(ref, timeout, out);
+	else
+		err = rc_read_whole(ref, timeout, out);
+	rc_scope_end(ref->ctx, s, err);
+	return err;
+}
+
+int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	int err = check(ref, out, "rref_to_here");
+
+	if (unlikely(err))
+		return err;
+	/* Acquire: partner of rc_handle_ready. */
+	return at_load_acq(&ref->quick) ? rc_quick_read(ref, timeout, out) : to_here(ref, timeout, out);
+}
+
+int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	RB_NO_CANCEL;
+	int err = check(ref, out, "rref_local_value");
+
+	if (err)
+		return err;
+	if (!ref->owned) {
+		char name[RREF_TEXT_SIZE / 2];
+
+		rref_format(ref, name, sizeof(name));
+		return rc_fail(EPERM, "rref_local_value: %s is not owned by this worker (%s): its owner is %s", name,
+			       ref->ctx->members[ref->ctx->rank].name, rref_owner_name(ref));
+	}
+	return rref_to_here(ref, timeout, out);
+}
+
+static int read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+{
+	struct rref_view *v;
+
+	if (ready_here(ref)) {
+		v = alias(ref);
+	} else {
+		int err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
+		if (err)
+			return err;
+	}
+	/*
+	 * Through a landing buffer: the caller's memory is written by this thread only, so that nothing can come late.
+	 * An alias is of the whole value, a landing buffer begins at offset.
+	 */
+	size_t skip = rc_value_of(v) ? min_of(offset, v->length) : 0;
+	size_t n = min_of(length, v->length - skip);
+
+	if (n)
+		memcpy(buf, (const char *)v->data + skip, n);
+	*got = n;
+	rref_view_free(v);
+	return 0;
+}
+
+int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+{
+	RB_NO_CANCEL;
+	int err = check(ref, got, "rref_to_here_into");
+
+	if (err)
+		return err;
+	if (length && !buf)
+		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
+	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here_into", NULL, ref->ctx->rank, ref->owner);
+
+	err = read_into(ref, buf, offset, length, timeout, got);
+	rc_scope_end(ref->ctx, s, err);
+	return err;
+}
+
+int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+{
+	RB_NO_CANCEL;
+	int err = check(ref, out, "rref_to_here_async");
+
+	if (err)
+		return err;
+	struct rref_ctx *ctx = ref->ctx;
+	int64_t deadline = rc_deadline(ctx, timeout);
+	struct rref_future *f;
+
+	err = rc_op_get(ctx, deadline, &f);
+	if (err)
+		return err;
+	rc_scope_attach(f, "to_here_async", NULL, ref->owner);
+	f->offset = 0;
+	f->length = SIZE_MAX;
+	f->whole = true;
+	if (ready_here(ref)) {
+		f->peer = ref->owner;
+		rc_op_claim(f);
+		f->view = alias(ref);
+		rc_op_finish(f, false);
+		rc_op_put(f);
+	} else {
+		rc_read_begin(ref, f, deadline);
+		if (!rref_future_test(f))
+			rc_kick(ctx); /* its waiter may come late, or never: the poller has to be awake for it */
+	}
+	*out = f;
+	return 0;
+}
+
+/* The reads of a batch that can be posted at once, grouped by owner: chains of indexes. */
+struct batch {
+	struct rref_ctx *ctx;
+	struct rref_future **f;      /* of each element; NULL when it has none (any more) */
+	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+};
+
+/* Starts what was gathered: one doorbell per owner and RC_BATCH_MAX. */
+static void batch_flush(struct batch *b)
+{
+	for (uint32_t rank = 0; rank < b->ctx->world; rank++) {
+		struct rref_future *group[RC_BATCH_MAX];
+		unsigned n = 0;
+
+		for (uint32_t i = b->head[rank]; i != UINT32_MAX; i = b->next[i]) {
+			group[n++] = b->f[i];
+			if (n == RC_BATCH_MAX || b->next[i] == UINT32_MAX) {
+				rc_read_start_many(b->ctx, &b->ctx->peers[rank], group, n);
+				n = 0;
+			}
+		}
+		b->head[rank] = UINT32_MAX;
+	}
+}
+
+static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
+{
+	struct rref_future *f = b->f[i];
+
+	f->offset = 0;
+	f->length = SIZE_MAX;
+	f->whole = true;
+	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
+		rc_read_begin(ref, f, INT64_MAX);
+		return;
+	}
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	f->loc = rc_remote(ref)->loc;
+	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+	b->next[i] = b->head[ref->owner];
+	b->head[ref->owner] = i;
+}
+
+int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx = NULL;
+	struct batch b;
+	size_t done = 0;
+	uint32_t owner = 0;
+	int good = 0;
+
+	if (!nr)
+		return 0;
+	if (!refs || !views || !status || nr > INT32_MAX)
+		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
+	for (size_t i = 0; i < nr && !ctx; i++) {
+		ctx = refs[i] ? refs[i]->ctx : NULL;
+		owner = refs[i] ? refs[i]->owner : 0;
+	}
+	if (!ctx)
+		return rc_fail(EINVAL, "rref_to_here_batch: no reference");
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	int64_t deadline = rc_deadline(ctx, timeout);
+
+	b.ctx = ctx;
+	struct rc_scope *scope = rc_scope_begin(ctx, "to_here_batch", NULL, ctx->rank, owner);
+
+	b.f = calloc(nr, sizeof(*b.f));
+	b.next = calloc(nr, sizeof(*b.next));
+	b.head = malloc(ctx->world * sizeof(*b.head));
+	if (!b.f || !b.next || !b.head) {
+		good = rc_fail(ENOMEM, "memory for a batch of %zu", nr);
+		goto out;
+	}
+	memset(b.head, 0xff, ctx->world * sizeof(*b.head));
+	/* All are started before any is waited for; when the slots do not suffice, the first ones are finished meanwhile. */
+	for (size_t i = 0; i < nr; i++) {
+		views[i] = NULL;
+		status[i] = check(refs[i], views, "rref_to_here_batch");
+		if (!status[i] && refs[i]->ctx != ctx)
+			status[i] = rc_fail(EINVAL, "rref_to_here_batch: reference %zu is of another context", i);
+		if (status[i])
+			continue;
+		if (ready_here(refs[i])) {
+			views[i] = alias(refs[i]);
+			continue;
+		}
+		if (ctx->peers[refs[i]->owner].kind == RV_SHM && at_load_acq(&refs[i]->quick)) {
+			/* No doorbell to share, and nothing to wait for. */
+			status[i] = rc_quick_read(refs[i], max_of(deadline - now_ns(), 0), &views[i]);
+			continue;
+		}
+		while ((status[i] = rc_op_get(ctx, 0, &b.f[i])) == -EAGAIN && done < i) {
+			batch_flush(&b);
+			if (b.f[done])
+				status[done] = finish(b.f[done], deadline, 0, &views[done]);
+			b.f[done++] = NULL;
+		}
+		if (status[i] == -EAGAIN)
+			status[i] = rc_op_get(ctx, deadline, &b.f[i]);
+		if (status[i])
+			b.f[i] = NULL;
+		else
+			batch_add(&b, (uint32_t)i, refs[i]);
+	}
+	batch_flush(&b);
+	for (size_t i = done; i < nr; i++)
+		if (b.f[i])
+			status[i] = finish(b.f[i], deadline, 0, &views[i]);
+	for (size_t i = 0; i < nr; i++)
+		good += status[i] == 0;
+out:
+	free(b.f);
+	free(b.next);
+	free(b.head);
+	rc_scope_end(ctx, scope, good < 0 ? good : 0);
+	return good;
+}

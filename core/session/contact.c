@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * First contact: attempts at a session, and what it means that one came to nothing.
+ *
+ * Until a session exists only a refusal is death: nobody listens there, or the peer says no.
+ * Silence says nothing: the peer may be stopped, be one of a hundred on a busy machine, or make
+ * progress now and then only. So an attempt that meets silence, or a lack of something at either
+ * end, ends alone. What waits for the session stays where it is, each operation for its own time,
+ * and further attempts follow, later and later, as long as something waits.
+ *
+ *   DOWN --attempt--> CONNECTING, PROVING or ACCEPTING --refused--> fence
+ *    ^                     |  \--proved--> UP
+ *    +------silence--------+
+ *
+ * A peer that had a session and was lost in silence is cut off: the session ended after
+ * peer_timeout without an answer. Operations with it fail at once. Attempts go on in the
+ * background, so that what is begun after its return succeeds.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/ctx.h"
+
+#define AGAIN_NS      (50 * NSEC_PER_MSEC) /* between attempts at first; doubled each time */
+#define AGAIN_LAST_NS (500 * NSEC_PER_MSEC)
+#define CUT_OFF_NS    (2500 * NSEC_PER_MSEC) /* for one attempt at a peer that is cut off */
+/* Between attempts at one that is cut off. Operations that want it meanwhile do not wait for that. */
+#define CUT_OFF_AGAIN_NS (2 * NSEC_PER_SEC)
+
+/* Tells whether what the peer or its machine answered to an attempt says that no session will come
+ * of the next either. */
+static bool is_refusal(int err, bool has_reason)
+{
+	switch (err) {
+	case -EKEYREJECTED:
+	case -EPROTONOSUPPORT:
+	case -ESTALE:
+	case -ESHUTDOWN:
+	case -EPROTO:
+	case -ENODEV:
+		return true;
+	case -ECONNREFUSED:
+		return !has_reason; /* nobody listens; a listener without a reason has too much to
+				       do, or too little memory */
+	default:
+		return false;
+	}
+}
+
+void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	int64_t now = now_ns();
+
+	if (!at_load(&p->silent_since))
+		at_store(&p->silent_since, now);
+	p->auth_by = now + (p->cut_off ? CUT_OFF_NS : ctx->answer_ns);
+}
+
+void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (p->nr_silent)
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) answers, after %s s", p->member->name,
+		       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text);
+	at_store(&p->silent_since, 0);
+	at_store(&p->why_later, NULL);
+	p->nr_silent = 0;
+	p->cut_off = false;
+}
+
+void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
+{
+	static const char there[] =
+		"it lives, and has no room for a connection now; its log names the limit";
+
+	/* Any thread may read it at any time: it is written once, and never changed. */
+	if (here && !*ctx->lack_here)
+		snprintf(ctx->lack_here, sizeof(ctx->lack_here), "%s", here);
+	at_store_rel(&p->why_later, here ? ctx->lack_here : there); /* partner: rc_contact_words */
+}
+
+void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
+{
+	int64_t now = now_ns(), wait = min_of(AGAIN_NS << min_of(p->nr_silent, 4u), AGAIN_LAST_NS);
+
+	if (p->link)
+		p->ops->close_conn(p->link);
+	p->link = NULL;
+	p->state = RC_PEER_DOWN;
+	p->authenticated = false;
+	rc_send_unproved(p);
+	/* Of one that is cut off it is told how that came. */
+	if (!p->cut_off)
+		snprintf(p->why, sizeof(p->why), "%s", why);
+	if (!p->nr_silent++ && !p->cut_off)
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) has not answered yet: %s; trying again",
+		       p->member->name, p->rank, why);
+	/* Half of it to one and a half: peers that failed together do not come back together. */
+	wait = p->cut_off ? CUT_OFF_AGAIN_NS : wait;
+	p->retry_at = max_of(now + wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait),
+			     p->resume.banned_until);
+}
+
+void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const char *reason)
+{
+	char why[RP_TEXT_MAX];
+
+	snprintf(why, sizeof(why), "connecting failed: %.150s",
+		 reason && *reason ? reason : rref_strerror(err));
+	/* A peer that came to us and left again has refused nothing. */
+	if (p->state == RC_PEER_ACCEPTING || !is_refusal(err, reason)) {
+		rc_contact_over(ctx, p, why);
+		return;
+	}
+	p->nobody = err == -ECONNREFUSED;
+	rc_peer_fence(ctx, p,
+		      err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE
+			      ? err
+			      : -EOWNERDEAD,
+		      why);
+}
+
+void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	int64_t now = now_ns();
+
+	p->cut_off = true;
+	at_store(&p->silent_since, now);
+	p->retry_at = max_of(now + CUT_OFF_AGAIN_NS, p->resume.banned_until);
+	rc_log(ctx, RREF_LOG_INFO,
+	       "%s (rank %u) is cut off; a new session is tried for now and then", p->member->name,
+	       p->rank);
+}
+
+/* Tells whether another attempt is to be made as soon as its time has come. */
+static bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	if (p->state != RC_PEER_DOWN || p->said_goodbye)
+		return false;
+	if (p->cut_off)
+		return at_load(&ctx->state) == RC_CTX_RUNNING;
+	/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
+	return rc_barrier_misses(ctx, p->rank) ||
+	       (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
+}
+
+int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	return is_wanted(ctx, p) ? p->retry_at : INT64_MAX;
+}
+
+void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	if (is_wanted(ctx, p) && now >= p->retry_at)
+		rc_peer_want(ctx, p);
+	if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
+		rc_contact_over(ctx, p, "the connection that it was to make did not come");
+	if ((p->state != RC_PEER_CONNECTING && p->state != RC_PEER_ACCEPTING &&
+	     p->state != RC_PEER_PROVING) ||
+	    !p->link || now < p->auth_by)
+		return;
+	at_add(&ctx->n.rejected, p->state == RC_PEER_ACCEPTING);
+	rc_contact_over(ctx, p,
+			p->state == RC_PEER_CONNECTING
+				? "it does not answer"
+				: "it connected, and its first message did not come");
+}
+
+/* [any] */
+bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size)
+{
+	int64_t since = at_load(&ctx->peers[rank].silent_since);
+	const char *why = at_load_acq(&ctx->peers[rank].why_later); /* partner: rc_contact_lacks */
+
+	if (!since)
+		return false;
+	if (why) {
+		snprintf(buf, size, "%.250s: %.127s (rank %u) could not be connected to: %s", text,
+			 ctx->peers[rank].member->name, rank, why);
+		return true;
+	}
+	snprintf(buf, size,
+		 "%.250s: %.127s (rank %u) has not answered for %s s, nor refused: it is stopped, "
+		 "very busy, or out of reach",
+		 text, ctx->peers[rank].member->name, rank, seconds_text(now_ns() - since).text);
+	return true;
+}

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sessions with peers: made on first use, authenticated, fenced at their end. Events of the devices
+ * are in peer_event.c, signs of life in stall.c.
+ *
+ *            want                    CONNECTED               AUTH of the server
+ *   DOWN ------------> CONNECTING ---------------> PROVING ------------------------> UP
+ *     \    REQUEST                  CONNECTED + the client's AUTH
+ *      ------------> ACCEPTING ---------------------------------------------------> UP
+ *   UP --DISCONNECTED, protocol error--> fence --> DOWN
+ * An attempt that comes to nothing: contact.c.
+ *
+ * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
+ * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
+ *
+ * A connection that breaks while the session is UP does not end it if both live: resume.c makes another.
+ *
+ * The fence, strictly in this order: (1) no new read finds the connection, those under way are waited for; (2) the
+ * device fence: on return nothing of the peer is in flight; (3) the machine drops what hangs on the session, what the
+ * peer was sharing stays for a grace period; only then (4) may a new session of that peer come. A clock decides when
+ * to fence, never whether a read is safe.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define GRACE_NS (1 * NSEC_PER_SEC)
+#define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
+
+int rc_peers_open(struct rref_ctx *ctx)
+{
+	ctx->peers = aligned_alloc(CACHE_LINE, ctx->world * sizeof(*ctx->peers));
+	if (!ctx->peers)
+		return rc_fail(ENOMEM, "memory for %u peers", ctx->world);
+	memset(ctx->peers, 0, ctx->world * sizeof(*ctx->peers));
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		p->rank = i;
+		p->member = &ctx->members[i];
+		p->kind = RV_IBV;
+		list_init(&p->queue);
+		list_init(&p->waiting);
+		list_init(&p->pieces.reads);
+		p->pieces.connection = 1;
+		list_init(&p->unacked.sent);
+		list_init(&p->unacked.again);
+		at_store(&p->alive, true);
+		if (i == ctx->rank)
+			continue;
+		/* shm between workers of one machine, ibv between machines; table order is preference. */
+		for (int k = 0; k < RV_NR_KINDS && !p->ops; k++) {
+			struct rc_device *d = &ctx->device[k];
+
+			if (d->dev && p->member->addr[k].len && d->ops->reach(d->dev, &p->member->addr[k]) == 0) {
+				p->ops = d->ops;
+				p->dev = d->dev;
+				p->device = d;
+				p->kind = (enum rv_kind)k;
+				p->max_sge = d->caps.max_sge;
+				p->max_msg = k == RV_IBV ? min_of(d->caps.max_msg, RC_PIECE_MAX) : d->caps.max_msg;
+			}
+		}
+		if (!p->ops)
+			return rc_fail(ENODEV,
+				       "no device reaches worker %s (rank %u): %s, and %s. Load an RDMA "
+				       "device on both sides, e.g. 'rdma link add rxe0 type rxe netdev eth0', or check RREF_DEVICE",
+				       p->member->name, i,
+				       ctx->device[RV_SHM].dev ? "it is not on this machine (shm)" : ctx->device[RV_SHM].why_not,
+				       !ctx->device[RV_IBV].dev ? ctx->device[RV_IBV].why_not : "it has no RDMA device");
+	}
+	return 0;
+}
+
+void rc_peers_close(struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
+		p->state = RC_PEER_GONE; /* for good: neither side's attempts begin a session any more */
+	}
+}
+
+void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	p->authenticated = true;
+	at_store_sc(&p->conn, p->link);
+	rc_send_flush(ctx, p);
+	rc_read_pump(ctx, p);
+}
+
+const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (!p->has_key &&
+	    rc_pair_key(&ctx->key, &ctx->identity, &ctx->members[ctx->rank], p->member, &p->key))
+		return NULL;
+	p->has_key = true;
+	return &p->key;
+}
+
+/* From now on its messages and ours prove whose they are. p->hs is complete but for what only
+ * the proof tells. */
+int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
+{
+	uint8_t out[RV_SEAL_KEY_BYTES], in[RV_SEAL_KEY_BYTES];
+	int err;
+
+	rc_handshake_seals(&p->key, &p->hs, is_client, out, in);
+	err = p->ops->seal(conn, out, in);
+	explicit_bzero(out, sizeof(out));
+	explicit_bzero(in, sizeof(in));
+	return err ? rc_fail(ENETRESET, "%s (rank %u): %s", p->member->name, p->rank,
+			     rv_error_text())
+		   : 0;
+}
+
+/* Does our server's answer hold? Its hellos from before it are void. */
+int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES])
+{
+	int err = rc_answer_check(&p->key, ev->data, ev->len, &p->hs, proof);
+
+	if (err)
+		return err;
+	p->hello_number = max_of(p->hello_number, p->hs.server_hellos);
+	return rc_peer_seal(p, p->link, true);
+}
+
+static int fail_unreachable(const struct rc_peer *p, const char *why)
+{
+	int err = rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+
+	rc_error_concerns(p->rank);
+	return err;
+}
+
+/* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
+static int dial(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	const struct rc_key *key;
+	uint8_t hello[RV_HELLO_MAX];
+	char why[RP_TEXT_MAX];
+	size_t length;
+	int err;
+
+	key = rc_peer_key(ctx, p);
+	if (!key)
+		return -EKEYREJECTED;
+	rc_contact_begin(ctx, p);
+	memset(&p->hs, 0, sizeof(p->hs));
+	p->hs.self_rank = ctx->rank;
+	p->hs.peer_rank = p->rank;
+	p->hs.self_incarnation = ctx->incarnation;
+	p->hs.peer_incarnation = p->member->incarnation;
+	length = rc_hello_make(key, &p->hs, hello);
+	p->authenticated = false;
+	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
+	if (!err) {
+		p->state = RC_PEER_CONNECTING;
+		return 0;
+	}
+	snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
+	p->link = NULL;
+	if (err != -ENODEV) {
+		if (rc_is_lack(err))
+			rc_contact_lacks(ctx, p, why);
+		rc_contact_over(ctx, p, why);
+		return 0;
+	}
+	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+	return fail_unreachable(p, why);
+}
+
+int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (p->rank == ctx->rank)
+		return 0;
+	if (p->state == RC_PEER_GONE)
+		return rc_fail(ESHUTDOWN, "the context was shut down");
+	if (p->state == RC_PEER_DOWN && !p->said_goodbye && now_ns() >= p->retry_at) {
+		int err = dial(ctx, p);
+
+		if (err)
+			return err;
+	}
+	if (p->cut_off) {
+		rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
+			p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
+		rc_error_concerns(p->rank);
+		return -EOWNERDEAD;
+	}
+	/* After a fence a peer is not tried again at once; what waits for one that is silent goes
+	 * on waiting. */
+	if (p->state == RC_PEER_DOWN && (p->said_goodbye || !at_load(&p->silent_since)))
+		return fail_unreachable(p, p->why);
+	return 0;
+}
+
+/* On return no thread posts to its connection, or will. */
+void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	unsigned turn = 0;
+
+	/* sc: partner of the pins in rc_read_start and rc_quick_read. */
+	at_store_sc(&p->conn, NULL);
+	while (at_load_sc(&p->readers))
+		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
+	rc_quick_fence(ctx, p);
+	rc_pieces_stop(p);
+}
+
+void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+{
+	struct rv_conn *link = p->link;
+	bool was_alive = at_load(&p->alive);
+	char named[RP_TEXT_MAX]; /* an operation's text stands alone, so it names the worker */
+	struct list *n;
+
+	if (p->rank == ctx->rank)
+		return;
+	/* (1) */
+	rc_peer_stop_reads(ctx, p);
+	/* (2) Of a session that is broken the connection is gone already; this one was to take its place. */
+	p->link = NULL;
+	if (link)
+		p->ops->close_conn(link);
+	if (p->state == RC_PEER_UP && !p->said_goodbye) {
+		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING, "session %u with %s (rank %u) ended: %s",
+		       p->epoch, p->member->name, p->rank, why);
+		if (status == -EOWNERDEAD)
+			at_add(&ctx->n.dead, 1);
+	} else if (was_alive && p->state != RC_PEER_UP && status != -ESHUTDOWN) {
+		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name, p->rank, why);
+	}
+	if (p->state != RC_PEER_GONE)
+		p->state = RC_PEER_DOWN;
+	p->authenticated = p->cut_off = false;
+	at_store(&p->silent_since, 0);
+	p->nr_silent = 0;
+	rc_stall_end(p);
+	p->send_seq = p->recv_seq = 0;
+	rc_resume_over(p);
+	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
+	at_store(&p->alive, false);
+	snprintf(named, sizeof(named), "%.60s (rank %u): %s", p->member->name, p->rank, why);
+	snprintf(p->why, sizeof(p->why), "%s", why);
+	p->nr_fences++;
+	rc_send_drop_queue(ctx, p);
+	/* (3) */
+	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status,
+			       .text = named };
+
+	p->grace_at = now_ns() + GRACE_NS;
+	p->fenced = true;
+	rc_step(ctx, &ev, NULL);
+	rc_payloads_fenced(ctx, p);
+	rc_calls_fenced(ctx, p);
+	rc_ops_fail_peer(ctx, p->rank, status, named);
+	while ((n = list_pop(&p->waiting))) {
+		at_sub(&p->nr_waiting, 1);
+		rc_read_fail(container_of(n, struct rref_future, node), status);
+	}
+	if (was_alive)
+		rc_peer_is_down(ctx, p, status);
+	rc_barrier_check(ctx);
+}
+
+/* (4): what the old session left behind goes before the new one begins. */
+void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rp_event ev = { .type = RP_EV_PEER_GRACE, .peer = p->rank };
+
+	if (!p->grace_at)
+		return;
+	p->grace_at = 0;
+	rc_step(ctx, &ev, NULL);
+}
+
+void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
+{
+	for (uint32_t i = 0; i < ctx->world; i++) {
+		struct rc_peer *p = &ctx->peers[i];
+
+		if (p->grace_at && now >= p->grace_at)
+			rc_peer_end_grace(ctx, p);
+		if (p->resume.broken)
+			rc_resume_tick(ctx, p, now);
+		rc_contact_tick(ctx, p, now);
+		rc_stall_tick(ctx, p, now);
+		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
+		if (at_load(&p->nr_waiting))
+			rc_read_pump(ctx, p);
+	}
+}

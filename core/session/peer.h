@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rc_peer: what is kept of each peer and its session, messages that go out, devices and their regions. Guards: see core/ctx.h.
+ */
+#ifndef RC_PEER_H
+#define RC_PEER_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/atomic.h"
+#include "base/util.h"
+#include "core/group/group.h"
+#include "core/base/hook.h"
+#include "core/session/resume.h"
+#include "core/protocol/protocol.h"
+#include "rref.h"
+#include "verbs/rv.h"
+
+struct rc_traffic { /* control messages that went out and came in */
+	uint64_t sent, received, sent_bytes, received_bytes;
+};
+
+/* How a peer's heartbeat was seen; stall.c. [lock] */
+struct rc_stall {
+	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
+	int64_t looked_at;
+	int64_t still_ns;             /* for how long it has not changed, as far as this worker was awake to look */
+	int64_t not_before;           /* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
+};
+
+/* Reads in pieces, over hardware; read/split.c */
+struct rc_pieces {
+	struct list reads;            /* [lock] that have further ones to post */
+	uint32_t nr_reads;            /* [lock] */
+	uint64_t bytes;               /* [lock] in flight over this connection, of those that need turns */
+	uint64_t connection;          /* [lock] counts them; not 0 */
+	uint32_t outstanding;         /* [lock] pieces at this connection, of all */
+};
+
+/* Deaths of a peer that the program has not heard of; down.c. [lock] */
+struct rc_down {
+	struct rc_hook hook;
+	bool queued;                  /* the hook is to be run, or runs */
+	uint32_t nr;
+	int err;                      /* of the last one */
+	char text[RP_TEXT_MAX];
+};
+
+enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_PROVING, RC_PEER_UP, RC_PEER_GONE };
+
+/* How long one attempt at a session waits for the peer, which may be stopped, or one of many on a busy machine. */
+#define RC_ANSWER_NS (30 * NSEC_PER_SEC)
+
+/* Hellos for new sessions that are taken of a peer in a second: beginning one is much work. */
+#define RC_HELLOS_MAX 32u
+
+struct rc_peer {
+	struct rc_member *member;
+	uint32_t rank;
+	const struct rv_ops *ops;     /* [const] device that reaches it; NULL for self or unreachable */
+	struct rv_dev *dev;           /* [const] */
+	struct rc_device *device;     /* [const] the same */
+	enum rv_kind kind;            /* [const] */
+	enum rc_peer_state state;     /* [lock] */
+	bool said_goodbye;            /* [lock] its end is orderly */
+	bool goodbye_sent;            /* [lock] ours, in this session */
+	bool ever_up;                 /* [lock] there was a session */
+	bool fenced;                  /* [lock] the machine shares nothing with it until a new session is up */
+	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
+	bool cut_off;                 /* [lock] its last session ended because nothing answered, and nothing has since */
+	uint32_t nr_silent;           /* [lock] attempts in a row that came to nothing, without a refusal */
+	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
+	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
+	int64_t auth_by;              /* [lock] when an attempt at a session ends that the peer has not answered */
+	struct rv_conn *link;         /* [lock] connection in any state */
+	struct rc_handshake hs;       /* [lock] */
+	uint32_t epoch;               /* [lock] of the current or last session */
+	uint64_t hello_number;        /* [lock] of its last hello */
+	int64_t hellos_since;         /* [lock] begin of the second that nr_hellos is of */
+	uint32_t nr_hellos;           /* [lock] RC_HELLOS_MAX of them are taken */
+	uint64_t send_seq, recv_seq;  /* [lock] */
+	struct rc_unacked unacked;    /* [lock] */
+	struct rc_resume resume;      /* [lock] */
+	struct list queue;            /* [lock] struct rc_outgoing */
+	uint32_t nr_queued;           /* [lock] those that a test holds back included */
+	int64_t resend_at;            /* [lock] the head of the queue failed to be sent: not before; 0 = at once */
+	size_t queued_bytes;          /* [lock] bounded, see send.c */
+	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
+	_Atomic uint64_t call_bytes;  /* of its calls that were open here, less those that ended under the lock. [lock] writes */
+	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
+	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
+	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
+	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
+	struct rc_pieces pieces;
+	int64_t retry_at;             /* [lock] no new attempt before */
+	int64_t grace_at;             /* [lock] 0 = none */
+	int64_t probe_at;             /* [lock] */
+	uint64_t beacon_addr;         /* [lock] what to READ to learn whether its device answers */
+	uint32_t beacon_rkey;
+	bool probing;                 /* [lock] */
+	struct rc_stall stall;        /* [lock] */
+	_Atomic(const char *) why_later; /* why it has no connection yet; NULL = unknown */
+	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
+	_Atomic int64_t silent_since; /* no attempt at a session was answered since; 0 = none was made, or one was. [lock] writes */
+	uint64_t max_msg;             /* [const] */
+	uint32_t max_sge;             /* [const] */
+	char why[RP_TEXT_MAX];        /* [lock] last failure */
+	struct rc_traffic traffic;    /* [lock] */
+	uint32_t nr_sessions;         /* [lock] that came up */
+	uint32_t nr_fences;           /* [lock] each of which drops the messages that wait */
+	int64_t heard_at;             /* [lock] its last message, or its device's last sign of life; 0 = never */
+	struct rc_down down;          /* [lock] */
+	_Atomic bool alive;
+	/* read path: pinned connection */
+	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
+	_Atomic uint32_t readers;     /* sc: the fence stores conn = NULL and waits for 0 */
+	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
+	bool has_key;                 /* [lock] */
+	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
+};
+
+/* Tells whether a connection could not be made for want of something here, which may come back. */
+static inline bool rc_is_lack(int err)
+{
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -ENOBUFS;
+}
+
+struct rc_outgoing {
+	struct list node;
+	uint32_t length;
+	uint16_t room;                /* for bytes; RC_SMALL_MESSAGE: it may be kept for the next message */
+	uint16_t tries;               /* that failed */
+	uint8_t bytes[];
+};
+#define RC_SMALL_MESSAGE 232u
+
+/* ---- devices and regions --------------------------------------------------------------------------------------- */
+
+struct rc_device {
+	const struct rv_ops *ops;
+	struct rv_dev *dev;          /* NULL = not open */
+	struct rv_caps caps;
+	char why_not[RREF_TEXT_SIZE];
+	bool lost;                   /* [lock] */
+};
+
+struct rc_region {
+	uint64_t iova;
+	struct rv_mr mr[RV_NR_KINDS];
+	bool have[RV_NR_KINDS];
+	struct rref_ctx *ctx;
+	enum rv_access access;
+	size_t length;
+};
+
+#endif

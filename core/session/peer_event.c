@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Events of the devices: a peer that wants a session, a connection that is up, failed or lost, a
+ * message, the end of a READ. The states are in peer.c.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "core/ctx.h"
+
+/* How long the loser of a crossing waits for the winner's request. */
+#define CROSSING_NS (3 * NSEC_PER_SEC)
+
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text)
+{
+	uint8_t reason[RV_REASON_MAX];
+	char who[96];
+
+	d->ops->peer_text(conn, who, sizeof(who));
+	/* Counted before the peer hears of it. "Come later" is no fault of the peer's. */
+	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
+	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
+	if (err == -EALREADY)
+		return;
+	/* Strangers do not fill the log: its lines become rare. */
+	if (worth_logging(++ctx->nr_refused))
+		rc_log(ctx, RREF_LOG_WARNING,
+		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
+		       ctx->nr_refused, text);
+}
+
+/* Counts a hello for a new session, and tells whether it is one too many in this second. */
+static bool comes_too_often(struct rc_peer *p)
+{
+	int64_t now = now_ns();
+
+	if (now - p->hellos_since >= NSEC_PER_SEC) {
+		p->hellos_since = now;
+		p->nr_hellos = 0;
+	}
+	return ++p->nr_hellos > RC_HELLOS_MAX;
+}
+
+static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
+	uint8_t answer[RV_ANSWER_MAX];
+	const struct rc_key *key;
+	struct rc_peer *p;
+	uint32_t from = 0;
+	int err = rc_hello_from(ev->data, ev->len, ctx->rank, &from);
+
+	if (!err && from >= ctx->world)
+		err = rc_fail(ESTALE, "not a member of this group");
+	if (!err) {
+		key = rc_peer_key(ctx, &ctx->peers[from]);
+		err = key ? rc_hello_check(key, ev->data, ev->len, &h) : -EKEYREJECTED;
+	}
+	if (err) {
+		rc_peer_refuse(ctx, d, ev->conn, err, rc_error_text());
+		return;
+	}
+	p = &ctx->peers[from];
+	if (p->member->incarnation != h.peer_incarnation) {
+		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
+		return;
+	}
+	/* A copy, or one that its maker gave up when it took a connection of ours. */
+	if (rc_hello_number(&h) <= p->hello_number) {
+		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "a hello that came before, or too late");
+		return;
+	}
+	p->hello_number = rc_hello_number(&h);
+	if (p->state == RC_PEER_GONE) {
+		rc_peer_refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
+		return;
+	}
+	if (p->dev != d->dev) {
+		rc_peer_refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
+		return;
+	}
+	if (now_ns() < p->resume.banned_until) {
+		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "too many of its connections broke here; later");
+		return;
+	}
+	if (h.resumes) {
+		rc_resume_request(ctx, d, p, &h, ev);
+		return;
+	}
+	if (comes_too_often(p)) {
+		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "it begins too many sessions; later");
+		return;
+	}
+	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) &&
+	    ctx->rank < p->rank && p->link) {
+		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		return;
+	}
+	if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING ||
+	    p->state == RC_PEER_ACCEPTING) {
+		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in
+		 * the queue goes over the new one. */
+		p->ops->close_conn(p->link);
+		p->link = NULL;
+		p->state = RC_PEER_DOWN;
+		rc_send_unproved(p);
+	} else if (p->state != RC_PEER_DOWN) {
+		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
+	}
+	rc_peer_end_grace(ctx, p);
+	h.epoch = p->epoch + 1;
+	p->hs = h;
+	p->epoch = h.epoch;
+	p->link = ev->conn;
+	p->state = RC_PEER_ACCEPTING;
+	p->authenticated = p->cut_off = false; /* it lives */
+	rc_contact_begin(ctx, p);
+	p->said_goodbye = p->goodbye_sent = false;
+	p->send_seq = p->recv_seq = 0;
+	size_t length = rc_answer_make(&p->key, &p->hs, answer);
+
+	err = rc_peer_seal(p, ev->conn, false);
+	if (!err)
+		err = d->ops->accept(ev->conn, answer, length, p);
+	if (rc_is_lack(err)) {
+		char why[RP_TEXT_MAX];
+
+		snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
+		if (worth_logging(++ctx->nr_refused))
+			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
+			       p->member->name, p->rank, why);
+		rc_contact_lacks(ctx, p, why);
+		rc_contact_over(ctx, p, why);
+	} else if (err) {
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
+		rc_contact_over(ctx, p, "accepting its connection failed");
+	}
+}
+
+static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	struct rw_message proof = { .frame.type = RW_AUTH };
+	int err;
+
+	if (p->state == RC_PEER_ACCEPTING) {
+		at_store(&p->alive, true);
+		return; /* nothing happens before the client's proof */
+	}
+	err = rc_peer_answered(p, ev, proof.u.auth.mac);
+	if (err) {
+		at_add(&ctx->n.rejected, 1);
+		if (err == -ENETRESET)
+			rc_contact_over(ctx, p, "somebody else's message came over its connection");
+		else
+			rc_peer_fence(ctx, p, err, rc_error_text());
+		return;
+	}
+	rc_beacon(ctx, p->kind, &proof.u.auth);
+	rc_peer_end_grace(ctx, p);
+	p->epoch = p->hs.epoch;
+	p->state = RC_PEER_PROVING;
+	p->cut_off = false; /* it lives */
+	rc_contact_begin(ctx, p);
+	p->send_seq = p->recv_seq = 0;
+	p->said_goodbye = p->goodbye_sent = false;
+	at_store(&p->alive, true);
+	err = p->ops->allow_reads(p->link);
+	if (!err)
+		err = rc_send(ctx, p->rank, &proof);
+	if (err)
+		rc_contact_over(ctx, p, "the session could not be started");
+}
+
+static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	char text[RP_TEXT_MAX] = "";
+	int err = ev->status;
+
+	if (ev->len)
+		err = rc_reason_parse(ev->data, ev->len, text, sizeof(text));
+	if (err == -EALREADY && p->state == RC_PEER_CONNECTING) {
+		/* A crossing: the other side's request is on its way. */
+		p->ops->close_conn(p->link);
+		p->link = NULL;
+		p->retry_at = now_ns() + CROSSING_NS;
+		return;
+	}
+	if (!ev->len && (err == -EAGAIN || rc_is_lack(err)))
+		rc_contact_lacks(ctx, p, err == -EAGAIN ? NULL : rref_strerror(err));
+	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
+}
+
+static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
+
+	rc_contact_up(ctx, p);
+	p->ever_up = true;
+	p->nr_sessions++;
+	ctx->n.sessions++;
+	p->fenced = false;
+	p->nobody = false;
+	rc_stall_begin(ctx, p);
+	rc_step(ctx, &up, NULL);
+}
+
+/* The first message of a session is the proof (to the server) or its answer (to the client). 0,
+ * or why there is no session. */
+static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	struct rw_message m, welcome = { .frame.type = RW_AUTH };
+	int err;
+
+	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH || m.frame.epoch != p->epoch ||
+	    m.frame.seq != 1)
+		return rc_fail(EPROTO,
+			       "its first message did not prove that it holds the group's key");
+	p->recv_seq = 1;
+	p->beacon_addr = m.u.auth.beacon_addr;
+	p->beacon_rkey = m.u.auth.beacon_rkey;
+	if (p->state == RC_PEER_ACCEPTING) {
+		err = rc_proof_check(&p->key, &p->hs, m.u.auth.mac);
+		if (err)
+			return err;
+		err = p->ops->allow_reads(p->link);
+		if (err)
+			return rc_fail(-err, "the session could not be started: %s",
+				       rv_error_text());
+		p->state = RC_PEER_UP;
+		set_up(ctx, p);
+		rc_beacon(ctx, p->kind, &welcome.u.auth);
+		err = rc_send(ctx, p->rank, &welcome);
+		if (err)
+			return err;
+	} else {
+		p->state = RC_PEER_UP;
+		set_up(ctx, p);
+	}
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
+	       p->ops->name);
+	rc_peer_open_reads(ctx, p);
+	return 0;
+}
+
+/* Gives up a session that could not begin. A failure here is not the peer's fault: only its proof
+ * says something of its key. */
+static void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
+{
+	bool is_its_fault = err == -EKEYREJECTED || err == -EPROTO;
+	char why[RP_TEXT_MAX];
+
+	snprintf(why, sizeof(why), "%.180s", rc_error_text());
+	at_add(&ctx->n.rejected, is_its_fault);
+	if (!is_its_fault && p->state == RC_PEER_ACCEPTING)
+		rc_contact_over(ctx, p, why);
+	else
+		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
+}
+
+static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	rc_count_received(ctx, p, ev->data, ev->len);
+	if (p->authenticated) {
+		rc_message(ctx, p, ev->data, ev->len);
+	} else {
+		int err = on_first_message(ctx, p, ev);
+
+		if (err)
+			not_started(ctx, p, err);
+	}
+}
+
+void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
+{
+	if (unlikely(cookie == UINT64_MAX)) {
+		rc_stall_event(ctx, p, status);
+		return;
+	}
+	if (!rc_flight_event(ctx, p, cookie, status, wc))
+		rc_read_event(ctx, cookie, status, wc);
+	if (p && unlikely(at_load(&p->nr_waiting)))
+		rc_read_pump(ctx, p);
+}
+
+static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_peer *p = ev->user;
+
+	if (ev->type == RV_EV_REQUEST) {
+		on_request(ctx, d, ev);
+		return;
+	}
+	if (ev->type == RV_EV_DEVICE) {
+		rc_log(ctx, ev->status ? RREF_LOG_ERROR : RREF_LOG_INFO, "%s: %.*s", d->caps.device, (int)ev->len,
+		       ev->data ? (const char *)ev->data : "");
+		for (uint32_t i = 0; ev->status && i < ctx->world; i++)
+			if (ctx->peers[i].dev == d->dev)
+				rc_peer_fence(ctx, &ctx->peers[i], ev->status, "the device was lost");
+		return;
+	}
+	/* Somebody else's, or changed on its way: its connection ends, the session goes on over
+	 * another. */
+	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
+		at_add(&ctx->n.rejected, 1);
+	if (!p || p->link != ev->conn) {
+		at_add(&ctx->n.dropped, 1); /* of a connection that is closed already */
+		if (ev->type == RV_EV_RECV)
+			d->ops->recv_done(d->dev, ev->token);
+		return;
+	}
+	if (p->resume.broken) {
+		rc_resume_event(ctx, p, ev);
+		if (ev->type == RV_EV_RECV)
+			d->ops->recv_done(d->dev, ev->token);
+		return;
+	}
+	switch (ev->type) {
+	case RV_EV_CONNECTED:
+		on_connected(ctx, p, ev);
+		break;
+	case RV_EV_FAILED:
+		on_failed(ctx, p, ev);
+		break;
+	case RV_EV_DISCONNECTED: {
+		char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
+		int status = -EOWNERDEAD;
+
+		if (p->said_goodbye)
+			snprintf(why, sizeof(why), "it left the group");
+		else if (ev->wc_status > 0)
+			snprintf(why, sizeof(why), "its connection was lost (%s, work completion status %d)", rref_strerror(ev->status),
+				 ev->wc_status);
+		else
+			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
+		if (rc_resume_may(ctx, p, ev->status)) {
+			rc_resume_break(ctx, p, ev->status, why);
+			break;
+		}
+		if (p->state != RC_PEER_UP && ev->status != -ENODEV) {
+			rc_contact_over(ctx, p, why);
+			break;
+		}
+		if (!p->said_goodbye) {
+			status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
+			snprintf(why, sizeof(why), "%s", lost);
+		}
+		rc_peer_fence(ctx, p, status, why);
+		break;
+	}
+	case RV_EV_RECV:
+		on_message(ctx, p, ev);
+		d->ops->recv_done(d->dev, ev->token);
+		break;
+	case RV_EV_WRITABLE:
+		rc_send_flush(ctx, p);
+		break;
+	default:
+		break;
+	}
+}
+
+static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d,
+						const struct rv_event *ev)
+{
+	struct rc_error scratch;
+
+	rc_error_aside(&scratch);
+	handle_event(ctx, d, ev);
+	rc_error_back(&scratch);
+}
+
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+{
+	struct rc_peer *p = ev->user;
+
+	/* Most are messages of a session that is up, or ends of READs. */
+	if (ev->type == RV_EV_READ) {
+		rc_peer_read(ctx, p, ev->cookie, ev->status, ev->wc_status);
+	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn || p->resume.broken || !p->authenticated)) {
+		any_event(ctx, d, ev);
+	} else {
+		rc_count_received(ctx, p, ev->data, ev->len);
+		rc_message(ctx, p, ev->data, ev->len);
+		d->ops->recv_done(d->dev, ev->token);
+	}
+}

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A session outlives its connection. When the connection breaks and nothing says that the peer is dead, the session is
+ * "broken": nothing of what hangs on it ends, operations wait, and both sides try to connect again, within it.
+ *
+ *   UP --DISCONNECTED--> broken --hello(epoch), answer(received), proof(received), RECEIVED--> UP
+ *                          \--nobody listens, refused, too late, too often--> fence
+ *
+ * Before anything else the old connection gets the fence's first two steps on each side: no thread posts to it, and the
+ * device serves and writes nothing over it any more. So a READ that is posted again, over the new one, finds its landing
+ * memory its own, and nothing of the old connection is under way when the session ends later after all. The third step,
+ * what hangs on the session, is the fence's only.
+ *
+ * Both sides prove again that they hold the group's key, name the session by epoch and incarnations, and say up to which
+ * number the other's messages came: from there on they are sent again (send.c), so each comes exactly once. The numbers
+ * are told by the MACs' holders only.
+ *
+ * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins. A process that is
+ * gone has no listener: two refusals in a row end the session, within milliseconds. So do two
+ * with ESTALE, for another incarnation; the first may be for a copy of our hello, which the network
+ * repeated after the peer gave that attempt up. A peer that ended it refuses with ENETRESET: we
+ * were cut off. A peer that does not answer in time is dead.
+ *
+ * A READ with a bad key ends its connection (FACTS), and a peer may guess keys, or hand out places that are none, as
+ * often as it may reconnect. So broken connections are counted, and too many in a short time end the session; for a
+ * while no other begins.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/ctx.h"
+
+#define AGAIN_NS (5 * NSEC_PER_MSEC)      /* between attempts; a little longer each time, up to AGAIN_LAST_NS */
+#define AGAIN_LAST_NS (50 * NSEC_PER_MSEC)
+#define LONG_NS (3600 * NSEC_PER_SEC)     /* no peer timeout is longer here */
+#define CROSSED_NS (100 * NSEC_PER_MSEC)  /* who lost a crossing leaves the other so long */
+#define NOBODY_MAX 2u
+#define STALE_MAX 2u
+#define SCORE_NS (10 * NSEC_PER_SEC)
+#define BAN_NS (5 * NSEC_PER_SEC)
+
+static int64_t patience_ns(const struct rref_ctx *ctx)
+{
+	return min_of(ctx->peer_timeout, LONG_NS);
+}
+
+static int64_t attempt_ns(const struct rref_ctx *ctx)
+{
+	return max_of(patience_ns(ctx) / 3, 50 * NSEC_PER_MSEC);
+}
+
+static int64_t again_ns(const struct rc_peer *p)
+{
+	return min_of(AGAIN_NS * (1 + p->resume.attempts), AGAIN_LAST_NS);
+}
+
+bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status)
+{
+	/* Who leaves too has a goodbye of its own to say, and to know that it came: the other would take it for dead. */
+	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING && (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
+
+	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a session that was never quite up. */
+	return p->state == RC_PEER_UP && p->authenticated && (!p->said_goodbye || leaving) && !p->resume.broken &&
+	       status != -EPROTO && status != -ENODEV;
+}
+
+void rc_resume_over(struct rc_peer *p)
+{
+	p->resume.broken = false;
+	p->resume.step = RC_RESUME_WAIT;
+	p->resume.nobody = p->resume.stale = 0;
+}
+
+/* True: it was once too often, and the session is fenced. */
+static bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rc_resume *r = &p->resume;
+	uint32_t refused = at_xchg_acq(&r->refused, 0);
+	int64_t now = now_ns();
+
+	if (now - r->score_since > SCORE_NS) {
+		r->score_since = now;
+		r->score = 0;
+	}
+	r->score += 1 + RC_SCORE_ACCESS * min_of(refused, RC_SCORE_LIMIT);
+	if (r->score < ctx->score_limit)
+		return false;
+	r->score = 0;
+	r->banned_until = now + BAN_NS;
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, p, -ENETRESET, "its connection broke too often, by reads that were refused or otherwise");
+	return true;
+}
+
+/* What was to take the old connection's place is not going to. */
+static void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
+{
+	if (p->link)
+		p->ops->close_conn(p->link);
+	p->link = NULL;
+	p->resume.step = RC_RESUME_WAIT;
+	p->resume.at = now_ns() + pause;
+	ctx->next_tick = min_of(ctx->next_tick, p->resume.at);
+	/* Whoever found the break may not come back before the poller wakes by itself. */
+	if (p->resume.at < ctx->wake_at)
+		rc_kick(ctx);
+}
+
+void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+{
+	struct rc_resume *r = &p->resume;
+
+	rc_peer_stop_reads(ctx, p);
+	drop_link(ctx, p, 0);
+	p->probing = false;
+	rc_send_again(p);
+	r->broken = true;
+	r->nobody = r->stale = r->attempts = 0;
+	/* What no answer of the device told has taken its time already. */
+	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
+	r->look_at = rc_resume_due(p);
+	snprintf(r->why, sizeof(r->why), "%s", why);
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on over another connection: %s", p->epoch, p->member->name,
+	       p->rank, why);
+}
+
+static void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	uint8_t hello[RV_HELLO_MAX];
+	size_t length;
+
+	p->hs = (struct rc_handshake){ .resumes = true, .self_rank = ctx->rank, .peer_rank = p->rank,
+				       .self_incarnation = ctx->incarnation, .peer_incarnation = p->member->incarnation,
+				       .epoch = p->epoch, .client_received = p->recv_seq };
+	length = rc_hello_make(&p->key, &p->hs, hello);
+	p->resume.attempts++;
+	if (p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link)) {
+		rc_log(ctx, RREF_LOG_DEBUG, "connecting again to %s: %s", p->member->name, rv_error_text());
+		p->link = NULL;
+		drop_link(ctx, p, again_ns(p));
+		return;
+	}
+	p->resume.step = RC_RESUME_DIAL;
+	p->resume.at = now + attempt_ns(ctx);
+}
+
+void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
+		       const struct rv_event *ev)
+{
+	struct rc_resume *r = &p->resume;
+	uint8_t answer[RV_ANSWER_MAX];
+	size_t length;
+
+	if (p->state != RC_PEER_UP || p->epoch != h->epoch || !p->authenticated) {
+		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET, "that session is over: this worker has cut it off");
+		return;
+	}
+	if (r->broken && (r->step == RC_RESUME_DIAL || r->step == RC_RESUME_PROVE) && ctx->rank < p->rank) {
+		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		return;
+	}
+	if (!r->broken)
+		rc_resume_break(ctx, p, -ECONNRESET, "the peer has lost it");
+	else
+		drop_link(ctx, p, 0);
+	h->server_received = p->recv_seq;
+	p->hs = *h;
+	p->link = ev->conn;
+	r->step = RC_RESUME_ACCEPT;
+	r->at = now_ns() + attempt_ns(ctx);
+	r->nobody = r->stale = 0;
+	length = rc_answer_make(&p->key, &p->hs, answer);
+	if (rc_peer_seal(p, ev->conn, false) || d->ops->accept(ev->conn, answer, length, p)) {
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s again failed: %s", p->member->name, rv_error_text());
+		drop_link(ctx, p, again_ns(p));
+	}
+}
+
+/* Both have proved who they are, and each knows what the other has got. */
+static void resumed(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rc_resume *r = &p->resume;
+
+	rc_resume_over(p);
+	r->nr_resumed++;
+	ctx->n.resumed++;
+	p->probe_at = now_ns() + ctx->peer_timeout / 2;
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch, p->member->name, p->rank);
+	if (!too_often(ctx, p))
+		rc_peer_open_reads(ctx, p);
+}
+
+/* How far the peer says that our messages came. False: it cannot be, and the session is fenced. */
+static bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
+{
+	if (!rc_send_resume(ctx, p, received))
+		return true;
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, p, -EPROTO, "it says that it got what was never sent, or never got what it acknowledged");
+	return false;
+}
+
+static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	uint8_t proof[RC_MAC_BYTES];
+
+	if (p->resume.step != RC_RESUME_DIAL)
+		return; /* nothing happens before the client's proof */
+	if (rc_peer_answered(p, ev, proof)) {
+		/* It may be anybody's: not the end of the session, but of this attempt. */
+		at_add(&ctx->n.rejected, 1);
+		drop_link(ctx, p, again_ns(p));
+		return;
+	}
+	if (!take_received(ctx, p, p->hs.server_received))
+		return;
+	p->resume.step = RC_RESUME_PROVE;
+	p->resume.at = now_ns() + attempt_ns(ctx);
+	if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, proof))
+		drop_link(ctx, p, again_ns(p));
+}
+
+static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
+	bool dialled = p->resume.step == RC_RESUME_DIAL;
+	int err = ev->len ? rc_reason_parse(ev->data, ev->len, text, sizeof(text)) : ev->status;
+
+	drop_link(ctx, p, err == -EALREADY ? CROSSED_NS : again_ns(p));
+	if (!dialled)
+		return; /* the peer gave up an attempt of its own */
+	if (!ev->len) {
+		p->resume.nobody = err == -ECONNREFUSED ? p->resume.nobody + 1 : 0;
+		if (p->resume.nobody < NOBODY_MAX)
+			return;
+		p->nobody = true;
+		err = rc_stall_lost(ctx, p, p->resume.why, why, sizeof(why));
+		rc_peer_fence(ctx, p, err, why);
+		return;
+	}
+	p->resume.nobody = 0;
+	p->resume.stale = err == -ESTALE ? p->resume.stale + 1 : 0;
+	if (err == -EALREADY || err == -ECONNREFUSED ||
+	    (err == -ESTALE && p->resume.stale < STALE_MAX))
+		return;
+	if (err == -EAGAIN)
+		err = -ENETRESET; /* it lives, and has had enough of our connections: the session is over there */
+	err = err == -ENETRESET || err == -ESTALE || err == -EKEYREJECTED ? err : -EOWNERDEAD;
+	snprintf(lost, sizeof(lost), "%.60s, and was not taken up again: %.90s", p->resume.why, text);
+	/* Of what it lost for standing still it says so. */
+	if (rc_stall_lost(ctx, p, lost, why, sizeof(why)) == -ENETRESET)
+		err = -ENETRESET;
+	rc_peer_fence(ctx, p, err, why);
+}
+
+/* The client's proof, or the server's word that it has seen it. */
+static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	struct rw_message m;
+
+	rc_count_received(ctx, p, ev->data, ev->len);
+	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_RECEIVED || m.frame.seq ||
+	    m.frame.epoch != p->epoch)
+		goto bad;
+	if (p->resume.step == RC_RESUME_ACCEPT) {
+		p->hs.client_received = m.u.received.seq;
+		if (rc_proof_check(&p->key, &p->hs, m.u.received.mac))
+			goto bad;
+		if (!take_received(ctx, p, m.u.received.seq))
+			return;
+		if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, NULL)) {
+			drop_link(ctx, p, again_ns(p));
+			return;
+		}
+	} else if (p->resume.step != RC_RESUME_PROVE || m.u.received.seq != p->hs.server_received) {
+		goto bad;
+	}
+	resumed(ctx, p);
+	return;
+bad:
+	/* Whoever that is has not proved to be the peer: it ends its own connection, and no session. */
+	at_add(&ctx->n.rejected, 1);
+	drop_link(ctx, p, again_ns(p));
+}
+
+void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	switch (ev->type) {
+	case RV_EV_CONNECTED:
+		on_connected(ctx, p, ev);
+		break;
+	case RV_EV_FAILED:
+		on_failed(ctx, p, ev);
+		break;
+	case RV_EV_DISCONNECTED:
+		drop_link(ctx, p, again_ns(p));
+		break;
+	case RV_EV_RECV:
+		on_message(ctx, p, ev);
+		break;
+	default:
+		break;
+	}
+}
+
+/*
+ * A clock decides when to give up, and only by time in which this worker was awake to do something about it: one that was
+ * stopped, or whose program makes progress now and then, has not waited for a peer by not looking. A look that comes late
+ * counts as an eighth of the patience at most, so that the number of looks is bounded too.
+ */
+static void not_awake(struct rref_ctx *ctx, struct rc_resume *r, int64_t now)
+{
+	int64_t late = now - r->look_at, most = patience_ns(ctx) / 8;
+
+	if (late > most)
+		r->by += late - most;
+}
+
+void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	struct rc_resume *r = &p->resume;
+	char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
+
+	not_awake(ctx, r, now);
+	if (now >= r->by) {
+		snprintf(lost, sizeof(lost), "%.150s, and could not be made again in time", r->why);
+		int err = rc_stall_lost(ctx, p, lost, why, sizeof(why));
+
+		rc_peer_fence(ctx, p, err, why);
+		if (err == -EOWNERDEAD)
+			rc_contact_lost(ctx, p);
+		return;
+	}
+	if (r->step != RC_RESUME_WAIT && now >= r->at)
+		drop_link(ctx, p, 0);
+	if (r->step == RC_RESUME_WAIT && now >= r->at)
+		dial(ctx, p, now);
+	r->look_at = rc_resume_due(p);
+}
+
+int64_t rc_resume_due(const struct rc_peer *p)
+{
+	return p->resume.broken ? min_of(p->resume.at, p->resume.by) : INT64_MAX;
+}

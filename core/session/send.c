@@ -1,0 +1,568 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sending control messages. Straight out when the session is up and the provider has a credit; else into the peer's
+ * queue, which is flushed when the connection comes up or WRITABLE says so. Messages to oneself go through a queue
+ * too, never by recursion. Sequence number and epoch are put in when a message really goes out.
+ *
+ * What went out is kept until the peer says that it came (the ack of each message, or RECEIVED when it has nothing to
+ * say): when the connection breaks and the session does not, what the peer has not got is sent again, under the same
+ * numbers and before anything new. At most WINDOW messages are out; the rest wait in the queue.
+ *
+ * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not to read on from a
+ * peer that does not take its answers would stop two busy peers for good. So a queue has a bound beyond all that a
+ * peer which is merely stopped gathers (some three million deletes), and at it the session ends.
+ *
+ * A send that fails while the connection stands (no buffer, a device that is short of something) is tried again, later
+ * and later, by the timers of whoever makes progress. Those behind it wait, so that the order stays. When it has failed
+ * TRIES_MAX times, a call is over with that error, and what it shared is taken back: the callee never heard of it. So is
+ * a question for a type.
+ * Of any other message nobody here can tell what its loss would mean; the session ends, which puts both sides right.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+#include "core/session/inject.h"
+
+#define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
+#define TRIES_MAX 10u                     /* about 0.85 s in all */
+#define WINDOW 1024u                      /* sent and not acknowledged */
+#define SPARES 64u                        /* small messages that are kept for the next */
+#define RESERVE 32u /* of these, kept for the time when there is no memory */
+#define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
+#define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
+
+static void free_all(struct list *head)
+{
+	struct list *n;
+
+	while ((n = list_pop(head)))
+		free(container_of(n, struct rc_outgoing, node));
+}
+
+void rc_send_close(struct rref_ctx *ctx)
+{
+	rc_inject_close(ctx);
+	if (ctx->spare_messages.next)
+		free_all(&ctx->spare_messages);
+}
+
+_Static_assert(RV_MSG_MAX <= UINT16_MAX, "room for any message can be told");
+
+/* Its length is still to be said. */
+static struct rc_outgoing *make(uint32_t room)
+{
+	struct rc_outgoing *o = malloc(sizeof(*o) + room);
+
+	if (!o)
+		return NULL;
+	list_init(&o->node);
+	o->room = (uint16_t)room;
+	o->tries = 0;
+	return o;
+}
+
+static void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	ctx->nr_spare_messages++;
+	list_add(&ctx->spare_messages, &o->node);
+}
+
+/* A worker without memory must still refuse a call, and tell what others rely on. */
+int rc_send_open(struct rref_ctx *ctx)
+{
+	list_init(&ctx->spare_messages);
+	for (unsigned i = 0; i < RESERVE; i++) {
+		struct rc_outgoing *o = make(RC_SMALL_MESSAGE);
+
+		if (!o)
+			return rc_fail(ENOMEM, "memory for %u messages", RESERVE);
+		keep_spare(ctx, o);
+	}
+	return rc_inject_open(ctx);
+}
+
+/* It is in no list. */
+static inline struct rc_outgoing *make_small(struct rref_ctx *ctx)
+{
+	struct rc_outgoing *o;
+
+	if (unlikely(ctx->nr_spare_messages <= RESERVE) &&
+	    ((o = make(RC_SMALL_MESSAGE)) || list_empty(&ctx->spare_messages)))
+		return o;
+	ctx->nr_spare_messages--;
+	o = container_of(list_take(&ctx->spare_messages), struct rc_outgoing, node);
+	o->tries = 0;
+	return o;
+}
+
+struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
+{
+	struct rc_outgoing *o = make(length);
+
+	if (!o)
+		return NULL;
+	o->length = length;
+	memcpy(o->bytes, bytes, length);
+	return o;
+}
+
+/* The one that came last goes first: it is in the cache. */
+static inline void over(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	if (unlikely(o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES)) {
+		free(o);
+		return;
+	}
+	keep_spare(ctx, o);
+}
+
+void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	over(ctx, o);
+}
+
+/* Messages go over its connection now. */
+static bool is_open(const struct rc_peer *p)
+{
+	return p->state == RC_PEER_UP && p->link && !p->resume.broken;
+}
+
+/* Tells whether this message may go over its connection now. The proof goes before there is a session. */
+static bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
+{
+	return is_open(p) || (p->state == RC_PEER_PROVING && *o->bytes == RW_AUTH);
+}
+
+/* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
+static inline int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+{
+	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
+
+	rw_set_ack(o->bytes, (uint32_t)p->recv_seq);
+	if (!err)
+		err = p->ops->send(p->link, o->bytes, o->length);
+	if (!err) {
+		p->unacked.owed = 0;
+		list_add_tail(&p->unacked.sent, &o->node);
+		rc_count_sent(ctx, p, o->bytes, o->length);
+	}
+	return err;
+}
+
+/* One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the caller's. */
+static inline int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+{
+	int err;
+
+	if (unlikely(p->unacked.nr >= WINDOW))
+		return -EAGAIN;
+	rw_set_seq(o->bytes, p->send_seq + 1, p->epoch);
+	err = post(ctx, p, o);
+	if (!err) {
+		p->send_seq++;
+		p->unacked.nr++;
+	}
+	return err;
+}
+
+/* The connection stands, and still the device did not take it: that may pass. */
+static bool may_pass(int err)
+{
+	return err && err != -EAGAIN && err != -ENOTCONN && err != -EMSGSIZE;
+}
+
+/* The head of the queue failed for the tries-th time: when it is tried again. */
+static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
+{
+	int64_t wait = min_of(RETRY_FIRST_NS << (tries - 1), RETRY_LAST_NS);
+
+	/* Half of it to one and a half: peers that failed together do not come back together. */
+	wait = wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait);
+	p->resend_at = now_ns() + wait;
+	if (p->resend_at < ctx->wake_at)
+		rc_kick(ctx);
+}
+
+/* One that may wait for long, with a million others, takes no more than it needs. Without memory it does. */
+static struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
+{
+	struct rc_outgoing *tight = o->room > o->length ? rc_outgoing_make(o->bytes, o->length) : NULL;
+
+	if (!tight)
+		return o;
+	rc_outgoing_over(ctx, o);
+	return tight;
+}
+
+/* Consumes o. */
+static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint16_t tries)
+{
+	o = fitted(ctx, o);
+	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
+		free(o);
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, p, -EOWNERDEAD, "it does not take its messages, and too many wait for it");
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+	}
+	o->tries = tries;
+	/* Before p->queue.next is at the head. */
+	list_add_tail(first ? p->queue.next : &p->queue, &o->node);
+	p->nr_queued++;
+	p->queued_bytes += sizeof(*o) + o->length;
+	if (tries)
+		back_off(ctx, p, tries);
+	return 0;
+}
+
+/* Messages go out at once: nothing else has to go before. */
+static inline bool is_clear(const struct rc_peer *p)
+{
+	return is_open(p) && list_empty(&p->queue) && list_empty(&p->unacked.again);
+}
+
+/* It could not go out at once. Consumes o. */
+static __attribute__((noinline)) int send_later(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, int err)
+{
+	if (err == -EMSGSIZE) {
+		free(o);
+		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
+	}
+	return enqueue(ctx, p, o, first, may_pass(err));
+}
+
+/* A whole message to a peer that is there or on the way. Consumes o. */
+static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+{
+	/* The proof and its answer go before everything else: they bring the session up. */
+	bool first = *o->bytes == RW_AUTH;
+	int err = -EAGAIN;
+
+	if (p->rank == ctx->rank) {
+		list_add_tail(&ctx->self_queue, &o->node);
+		rc_count_sent(ctx, p, o->bytes, o->length);
+		rc_kick(ctx);
+		return 0;
+	}
+	if (first ? may_go(p, o) : is_clear(p))
+		err = transmit(ctx, p, o);
+	return likely(!err) ? 0 : send_later(ctx, p, o, first, err);
+}
+
+int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length)
+{
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o;
+	int err = rc_peer_want(ctx, p);
+
+	if (err)
+		return err;
+	o = rc_outgoing_make(bytes, length);
+	return o ? send_one(ctx, p, o) : rc_fail(ENOMEM, "memory for a message");
+}
+
+/* One that does not fit a small message's room. */
+static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
+{
+	uint8_t buf[RV_MSG_MAX];
+	struct rc_outgoing *o;
+	int length = rw_encode(m, buf, sizeof(buf));
+
+	if (length < 0) {
+		*err = rc_fail(-length, "a message of type %s does not fit %u bytes", rw_type_name(m->frame.type), RV_MSG_MAX);
+		return NULL;
+	}
+	o = rc_outgoing_make(buf, (uint32_t)length);
+	if (!o)
+		*err = rc_fail(ENOMEM, "memory for a message");
+	return o;
+}
+
+static __attribute__((noinline)) int send_any(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o;
+	int length, err = rc_peer_want(ctx, p);
+
+	if (err)
+		return err;
+	o = make_small(ctx);
+	if (!o)
+		return rc_fail(ENOMEM, "memory for a message");
+	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
+	if (likely(length > 0)) {
+		o->length = (uint32_t)length;
+	} else {
+		o->length = 0;
+		rc_outgoing_over(ctx, o);
+		o = encode_large(m, &err);
+		if (!o)
+			return err;
+	}
+	if (unlikely(ctx->inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
+		rc_outgoing_over(ctx, o);
+		return min_of(err, 0);
+	}
+	return send_one(ctx, p, o);
+}
+
+/* The straight way is that of a small message over a session that is up, with nothing before it. */
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	struct rc_peer *p = &ctx->peers[to];
+	struct rc_outgoing *o = likely(is_clear(p) && !ctx->inject) ? make_small(ctx) : NULL;
+	int length, err;
+
+	if (unlikely(!o))
+		return send_any(ctx, to, m);
+	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
+	if (unlikely(length <= 0)) {
+		over(ctx, o);
+		return send_any(ctx, to, m);
+	}
+	o->length = (uint32_t)length;
+	err = transmit(ctx, p, o);
+	return likely(!err) ? 0 : send_later(ctx, p, o, false, err);
+}
+
+/*
+ * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is dead, or is fenced now:
+ * then all that hangs on it is cleaned up, on both sides.
+ */
+void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+{
+	struct rc_error scratch;
+
+	rc_error_aside(&scratch);
+	int err = rc_send(ctx, to, m);
+
+	if (err)
+		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", to, rc_error_text());
+	if (err && err != -EOWNERDEAD)
+		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was lost for want of memory");
+	rc_error_back(&scratch);
+}
+
+static void take_out(struct rc_peer *p, struct rc_outgoing *o)
+{
+	list_del(&o->node);
+	p->nr_queued--;
+	p->queued_bytes -= sizeof(*o) + o->length;
+}
+
+static void put_back(struct rc_peer *p, struct rc_outgoing *o)
+{
+	list_add_tail(p->queue.next, &o->node);
+	p->nr_queued++;
+	p->queued_bytes += sizeof(*o) + o->length;
+}
+
+/* The head of the queue, which is o, cannot be sent. */
+static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, int err)
+{
+	struct rw_message m;
+	char why[RP_TEXT_MAX];
+
+	/* One that is sent again has a number, which would be missing. */
+	if (!list_empty(&p->unacked.again) || rw_decode(o->bytes, o->length, ctx->world, &m))
+		m.frame.type = 0;
+	if (m.frame.type == RW_CALL) {
+		snprintf(why, sizeof(why), "the call could not be sent to %.80s: %.50s, %u times", p->member->name,
+			 rref_strerror(err), o->tries);
+		take_out(p, o);
+		rc_call_unsent(ctx, p->rank, &m.u.call, err, why);
+		free(o);
+		return;
+	}
+	if (m.frame.type == RW_TYPE_QUERY) {
+		snprintf(why, sizeof(why), "the question for a type could not be sent to %.80s: %.50s, %u times", p->member->name,
+			 rref_strerror(err), o->tries);
+		take_out(p, o);
+		rc_type_unsent(ctx, &m.u.type, err, why);
+		free(o);
+		return;
+	}
+	snprintf(why, sizeof(why), "a message to it could not be sent: %.60s, %u times", rref_strerror(err), o->tries);
+	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+}
+
+bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
+{
+	struct list *l, *next;
+	struct rw_message m;
+
+	list_for_each_safe(l, next, &p->queue) {
+		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
+
+		if (rw_decode(o->bytes, o->length, ctx->world, &m) || m.frame.type != RW_CALL ||
+		    m.u.call.call_id != call_id)
+			continue;
+		take_out(p, o);
+		rc_call_unsent(ctx, p->rank, &m.u.call, -ECANCELED, "it was never sent");
+		free(o);
+		return true;
+	}
+	return false;
+}
+
+void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (is_open(p) && p->unacked.owed >= RC_ACK_EVERY)
+		rc_send_received(ctx, p, NULL);
+	if (p->resend_at && now_ns() < p->resend_at)
+		return;
+	p->resend_at = 0;
+	for (;;) {
+		bool again = !list_empty(&p->unacked.again);
+		struct list *from = again ? &p->unacked.again : &p->queue;
+		struct rc_outgoing *o = container_of(from->next, struct rc_outgoing, node);
+		int err;
+
+		if (list_empty(from) || !may_go(p, o) || (!again && p->unacked.nr >= WINDOW))
+			return; /* an acknowledgement goes on */
+		if (o->tries)
+			at_add(&ctx->n.retries, 1);
+		if (again) {
+			list_del(&o->node);
+			err = post(ctx, p, o);
+			ctx->n.sent_again += !err;
+			if (err)
+				list_add_tail(p->unacked.again.next, &o->node); /* at the head, as it was */
+		} else {
+			take_out(p, o);
+			err = transmit(ctx, p, o);
+			if (err)
+				put_back(p, o);
+		}
+		if (may_pass(err)) {
+			if (++o->tries < TRIES_MAX) {
+				back_off(ctx, p, o->tries);
+				return;
+			}
+			give_up(ctx, p, o, err);
+			continue;
+		}
+		if (err)
+			return; /* WRITABLE or DISCONNECTED follows */
+	}
+}
+
+void rc_send_tick(struct rref_ctx *ctx, int64_t now)
+{
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (ctx->peers[i].resend_at && now >= ctx->peers[i].resend_at)
+			rc_send_flush(ctx, &ctx->peers[i]);
+	rc_inject_tick(ctx, now);
+}
+
+int64_t rc_send_due(const struct rref_ctx *ctx)
+{
+	int64_t due = rc_inject_due(ctx);
+
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (ctx->peers[i].resend_at)
+			due = min_of(due, ctx->peers[i].resend_at);
+	return due;
+}
+
+void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	free_all(&p->queue);
+	free_all(&p->unacked.sent);
+	free_all(&p->unacked.again);
+	p->unacked.acked = 0;
+	p->unacked.nr = p->unacked.owed = 0;
+	p->nr_queued = 0;
+	p->queued_bytes = 0;
+	p->resend_at = 0;
+	rc_inject_forget(ctx, p->rank);
+}
+
+void rc_send_unproved(struct rc_peer *p)
+{
+	struct rc_outgoing *o = container_of(p->queue.next, struct rc_outgoing, node);
+
+	if (!list_empty(&p->queue) && *o->bytes == RW_AUTH) {
+		take_out(p, o);
+		free(o);
+	}
+	free_all(&p->unacked.sent);
+	free_all(&p->unacked.again);
+	p->unacked.acked = 0;
+	p->unacked.nr = p->unacked.owed = 0;
+	p->send_seq = p->recv_seq = 0;
+	p->resend_at = 0;
+}
+
+/* ---- what came, there and here ---- */
+
+/* The peer has the next n. */
+static inline void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
+{
+	p->unacked.acked += n;
+	p->unacked.nr -= n;
+	for (; n; n--) {
+		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent : &p->unacked.again;
+
+		over(ctx, container_of(list_take(from), struct rc_outgoing, node));
+	}
+}
+
+/* sent and again hold the messages acked + 1 .. send_seq: nr of them. */
+int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
+{
+	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked); /* modulo 2^32: far fewer are ever out */
+
+	if (n > (int32_t)p->unacked.nr)
+		return -EPROTO;
+	if (n > 0) /* less than before says nothing new */
+		forget(ctx, p, (uint32_t)n);
+	return 0;
+}
+
+void rc_send_again(struct rc_peer *p)
+{
+	struct list *l;
+
+	/* From the back: those in sent go before those that already wait. */
+	while (!list_empty(&p->unacked.sent)) {
+		l = p->unacked.sent.prev;
+		list_del(l);
+		container_of(l, struct rc_outgoing, node)->tries = 0;
+		list_add_tail(p->unacked.again.next, l);
+	}
+}
+
+int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
+{
+	if (received < p->unacked.acked || received > p->send_seq)
+		return -EPROTO; /* else fewer than WINDOW of them */
+	ctx->n.not_again += received - p->unacked.acked;
+	forget(ctx, p, (uint32_t)(received - p->unacked.acked));
+	return 0;
+}
+
+int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof)
+{
+	struct rw_message m = { .frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
+				.u.received.seq = p->recv_seq };
+	uint8_t buf[RW_FRAME_BYTES + 64];
+	int n, err;
+
+	if (proof)
+		memcpy(m.u.received.mac, proof, sizeof(m.u.received.mac));
+	n = rw_encode(&m, buf, sizeof(buf));
+	err = p->ops->send(p->link, buf, (size_t)n);
+	if (!err) {
+		p->unacked.owed = 0;
+		rc_count_sent(ctx, p, buf, (uint32_t)n);
+	}
+	return err;
+}
+
+void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
+		rc_send_flush(ctx, p);
+}

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Stalled is not dead. Each worker has a heartbeat: 8 bytes in a region of its own that its progress counts up, and that
+ * its peers READ, which costs it nothing. So two things are told apart: the device answers (the READ comes back), and the
+ * process answers (the count went on). A process that is stopped, or whose program keeps it from progress, still serves
+ * reads of its values; it is stalled, and nothing is taken from it but time.
+ *
+ * A stalled worker that holds references here pins memory. After stall_timeout it is told (FENCED), then fenced; what it
+ * held is reclaimed like that of the dead. When it goes on it finds that message, or its connection gone after it stood
+ * still itself: -ENETRESET either way, and it may begin a new session. Who holds nothing here is left
+ * alone: its values go on being read.
+ *
+ * A clock decides when to fence, never whether a read is safe. It is the monotonic one, and only time counts in which
+ * this worker was awake to look: of the time between two looks no more than a peer may take to show up counts, and after
+ * a gap (this worker was stopped itself, or all were) nobody is fenced before there was time to look afresh.
+ *
+ * All under the progress lock, but for what is said to be atomic.
+ */
+#include <errno.h>
+#include <stdio.h>
+
+#include "core/ctx.h"
+
+#define SHM_LOOK_NS (500 * NSEC_PER_MSEC) /* as often as an idle worker counts; over hardware each half peer_timeout */
+#define STALLED_NS (2 * NSEC_PER_SEC)     /* several times what an idle worker takes */
+#define TELL_NS (100 * NSEC_PER_MSEC)     /* between the last message and the fence: for a device to deliver it */
+#define RECENT_NS (5 * NSEC_PER_SEC)      /* how long after it stood still a worker blames that for what it lost */
+
+static int64_t look_ns(const struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	return p->kind == RV_SHM ? SHM_LOOK_NS : ctx->peer_timeout / 2;
+}
+
+/* ---- this worker's own ---- */
+
+void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
+{
+	struct rc_own_beat *own = &ctx->own_beat;
+	int64_t last = at_load(&own->at);
+
+	if (last && now - last >= STALLED_NS) {
+		at_store(&own->stood_ns, now - last);
+		at_store(&own->woke_at, now);
+	}
+	at_store(&own->at, now);
+	/* Alone in its cache line; peers copy it whole. */
+	__atomic_store_n(ctx->beacon, htole64(++own->count), __ATOMIC_RELAXED);
+}
+
+/* [any] */
+int64_t rc_stall_own(struct rref_ctx *ctx)
+{
+	int64_t now = now_ns(), last = at_load(&ctx->own_beat.at), stood = 0;
+
+	if (!ctx->stall_timeout)
+		return 0;
+	if (last && now - last >= STALLED_NS)
+		stood = now - last; /* it has not even counted since */
+	else if (now - at_load(&ctx->own_beat.woke_at) < RECENT_NS)
+		stood = at_load(&ctx->own_beat.stood_ns);
+	return stood >= ctx->stall_timeout ? stood : 0;
+}
+
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size)
+{
+	int64_t stood = rc_stall_own(ctx);
+
+	if (!stood) {
+		snprintf(buf, size, "%s", what);
+		return -EOWNERDEAD;
+	}
+	snprintf(buf, size,
+		 "this worker stood still for %s s, longer than stall_timeout, and was cut off by "
+		 "%.60s: %.70s",
+		 seconds_text(stood).text, p->member->name, what);
+	return -ENETRESET;
+}
+
+/* ---- peers ---- */
+
+void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	int64_t now = now_ns();
+
+	p->probe_at = now + look_ns(ctx, p);
+	p->stall = (struct rc_stall){ .looked_at = now };
+	at_store(&p->stalled_ns, 0);
+}
+
+void rc_stall_end(struct rc_peer *p)
+{
+	p->probing = false;
+	p->stall = (struct rc_stall){ 0 };
+	at_store(&p->stalled_ns, 0);
+}
+
+/* What would stay pinned for its sake. */
+static bool holds_something(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	struct rp_peer_counts c;
+
+	rp_peer_counts(ctx->machine, p->rank, &c);
+	return c.forks || c.pending_children || at_load(&p->offer_bytes);
+}
+
+static void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	struct rw_message m = { .frame.type = RW_FENCED, .u.number = (uint64_t)p->stall.still_ns };
+
+	/* If there is no room for it, the peer learns it from the lost connection. */
+	rc_send(ctx, p->rank, &m);
+	p->stall.fence_at = now + TELL_NS;
+}
+
+static void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	struct rc_stall *s = &p->stall;
+	int64_t since = now - s->looked_at, most = 2 * look_ns(ctx, p) + NSEC_PER_SEC;
+
+	if (since > most && !s->not_before)
+		s->not_before = now + STALLED_NS;
+	s->still_ns += min_of(since, most);
+	if (s->still_ns < STALLED_NS)
+		return;
+	if (!at_load(&p->stalled_ns))
+		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) stands still: its device answers, its process does not", p->member->name,
+		       p->rank);
+	at_store(&p->stalled_ns, s->still_ns);
+	if (ctx->stall_timeout && s->still_ns >= ctx->stall_timeout && now >= s->not_before && !s->fence_at &&
+	    holds_something(ctx, p))
+		begin_fence(ctx, p, now);
+}
+
+static void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
+{
+	if (at_load(&p->stalled_ns))
+		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %s s",
+		       p->member->name, p->rank, seconds_text(p->stall.still_ns).text);
+	p->stall.count = count;
+	p->stall.still_ns = p->stall.not_before = 0;
+	at_store(&p->stalled_ns, 0);
+}
+
+/* A READ of its heartbeat came back. */
+static void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	uint64_t count = __atomic_load_n(&ctx->probe_landing[p->rank], __ATOMIC_RELAXED);
+
+	p->heard_at = rc_coarse_ns();
+	if (!p->stall.count || count != p->stall.count)
+		heard(ctx, p, count);
+	else
+		heard_nothing(ctx, p, now);
+	p->stall.looked_at = now;
+}
+
+void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
+{
+	at_sub(&ctx->reads_in_flight, 1);
+	if (!p || !p->probing)
+		return; /* of a session that is over */
+	p->probing = false;
+	if (!status)
+		looked(ctx, p, now_ns());
+}
+
+/*
+ * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the peer: if its device does
+ * not answer, retries run out and the connection ends. A stopped process still answers it.
+ * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
+ * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
+ */
+static void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	void *base;
+	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
+	struct rv_read r = { .cookie = UINT64_MAX, .addr = p->beacon_addr, .rkey = p->beacon_rkey, .nr_sge = 1,
+			     .sge[0] = { &ctx->probe_landing[p->rank], 8, region->mr[p->kind].lkey } };
+
+	p->probe_at = now + look_ns(ctx, p);
+	if (p->probing || !at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
+		return;
+	if (p->kind == RV_SHM) {
+		if (!r.status)
+			looked(ctx, p, now);
+	} else {
+		p->probing = true;
+		at_add(&ctx->reads_in_flight, 1);
+	}
+}
+
+void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	if (p->state != RC_PEER_UP)
+		return;
+	if (p->stall.fence_at && now >= p->stall.fence_at) {
+		char why[RP_TEXT_MAX];
+
+		snprintf(why, sizeof(why),
+			 "it stood still for %s s (stall_timeout) and held references or memory "
+			 "here: fenced",
+			 seconds_text(p->stall.still_ns).text);
+		at_add(&ctx->n.fenced, 1);
+		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+		return;
+	}
+	if (now >= p->probe_at)
+		look(ctx, p, now);
+}
+
+void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns)
+{
+	char why[RP_TEXT_MAX];
+
+	snprintf(why, sizeof(why),
+		 "%.60s fenced this worker, which stood still for %.13s s (stall_timeout); what "
+		 "they held of each "
+		 "other is gone, a new session may begin",
+		 from->member->name, seconds_text(still_ns).text);
+	rc_peer_fence(ctx, from, -ENETRESET, why);
+}
+
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size)
+{
+	int64_t still = at_load(&ctx->peers[rank].stalled_ns);
+
+	if (!text)
+		text = "timed out";
+	if (rank == ctx->rank)
+		return text;
+	if (still)
+		snprintf(buf, size,
+			 "%.250s: %.127s (rank %u) is stalled, its process has not answered for "
+			 "%s s",
+			 text, ctx->peers[rank].member->name, rank, seconds_text(still).text);
+	else if (!rc_contact_words(ctx, rank, text, buf, size))
+		snprintf(buf, size, "%.350s: no answer to it from %.127s (rank %u) yet", text,
+			 ctx->peers[rank].member->name, rank);
+	return buf;
+}

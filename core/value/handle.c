@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Handles: what a program holds of a reference. All dups of a handle are one protocol reference; its last release puts
+ * it on a lock-free stack from which whoever holds the progress lock takes it and tells the machine.
+ *
+ * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An owner handle is READY
+ * when its value is. The state is stored with release after what it announces; readers load it with acquire.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/scope.h"
+
+struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
+{
+	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, nr) + 1, .created_on = ctx->rank };
+}
+
+static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
+{
+	struct rref *h = rc_slab_get(remote ? &ctx->remotes : &ctx->handles);
+
+	if (!h)
+		return NULL;
+	h->ctx = ctx;
+	h->remote = remote;
+	h->owned = owned;
+	h->owner = owner;
+	h->id = id;
+	at_store(&h->refs, 1);
+	return h;
+}
+
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
+{
+	struct rref *h = make(ctx, true, owned, id, owner);
+
+	if (h)
+		rc_remote(h)->fork = fork;
+	return h;
+}
+
+struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h)
+{
+	struct rref *next = h && h->remote ? NULL : rc_slab_next(&ctx->handles, h);
+
+	return next ? next : rc_slab_next(&ctx->remotes, h && h->remote ? h : NULL);
+}
+
+void rc_handle_fail(struct rref *h, int err, const char *text)
+{
+	rc_handle_fail_about(h, err, 0, text);
+}
+
+void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text)
+{
+	if (at_load(&h->state) == RC_H_FAILED)
+		return;
+	h->err = (int16_t)err;
+	h->about = about;
+	if (!h->pins)
+		h->text = strdup(text && *text ? text : rref_strerror(err));
+	at_store(&h->quick, RC_QUICK_NOT);
+	at_store_rel(&h->state, RC_H_FAILED);
+}
+
+/* Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts, it begins now. */
+static void will_read(const struct rref *h, const struct rp_location *loc)
+{
+	const struct rc_peer *p = &h->ctx->peers[h->owner];
+	struct rv_conn *conn = at_load(&p->conn);
+
+	if (conn)
+		p->ops->will_read(conn, loc->rkey[p->kind], loc->addr, RC_HEADER_BYTES + loc->length);
+}
+
+void rc_handle_ready(struct rref *h, const struct rp_location *loc)
+{
+	if (at_load(&h->state) >= RC_H_READY)
+		return;
+	if (loc && loc->version) {
+		rc_remote(h)->loc = *loc;
+		at_store_rel(&h->state, RC_H_READY);
+		uint8_t cls = rc_quick_class(h->ctx, h->owner, loc);
+
+		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
+		at_store_rel(&h->quick, cls);
+		if (cls)
+			will_read(h, loc);
+	} else {
+		at_store_rel(&h->state, RC_H_CONFIRMED);
+	}
+}
+
+const char *rc_handle_why(const struct rref *h)
+{
+	return h->pins ? "the context was shut down" : h->text ? h->text : rref_strerror(h->err);
+}
+
+int rc_handle_error(const struct rref *h)
+{
+	return rc_fail_about(h->err, rc_handle_why(h), h->about ? h->about : h->owner + 1, h->about);
+}
+
+void rc_handle_free(struct rref *h)
+{
+	if (h->pins)
+		rc_value_unpin(h->value);
+	else if (at_load(&h->state) == RC_H_FAILED)
+		free(h->text);
+	rc_slab_put(h->remote ? &h->ctx->remotes : &h->ctx->handles, h);
+}
+
+/* The last hold is gone, or the context closes: what the protocol has to know of it. */
+void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
+{
+	if (h->ended)
+		return;
+	h->ended = true;
+	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP, .id = h->id, .fork = rc_fork_of(h),
+			       .peer = h->owner };
+
+	if (h->unset) {
+		/* Nobody can set it any more: those who wait for it must hear so. */
+		struct rp_event set = { .type = RP_EV_SET, .id = h->id, .status = -ECANCELED,
+					.text = "released by its owner before it was set" };
+
+		h->unset = false;
+		rc_step(ctx, &set, NULL);
+		rc_value_unpin(h->value);
+	}
+	rc_step(ctx, &ev, NULL);
+}
+
+/* Nobody holds it any more. [lock] */
+static void over(struct rref_ctx *ctx, struct rref *h)
+{
+	if (ctx->machine)
+		rc_handle_end(ctx, h);
+	rc_handle_free(h);
+}
+
+unsigned rc_drain_dropped(struct rref_ctx *ctx)
+{
+	/* Acquire: partner of the push's release; the pusher's last use of the handle happened before. */
+	struct rref *h = at_xchg_sc(&ctx->dropped, NULL);
+	unsigned n = 0;
+
+	while (h) {
+		struct rref *next = h->drop_next;
+
+		over(ctx, h);
+		h = next;
+		n++;
+	}
+	return n;
+}
+
+/*
+ * One hold less; true if it was the last. A handler has no hold on the references of its call unless it dups them: a
+ * release beyond is refused, or the call, and whoever else uses the handle, would go on with freed memory.
+ */
+static bool give_back(struct rref *ref)
+{
+	uint32_t refs = at_load_acq(&ref->refs);
+
+	do {
+		/* Loaded after refs: when it is the call's own release that made it 1, that came after lent was cleared. */
+		if (unlikely(refs == 1 && at_load(&ref->lent))) {
+			char name[RREF_TEXT_SIZE / 2];
+
+			rref_format(ref, name, sizeof(name));
+			rc_fail(EINVAL, "rref_release: %s is lent by a call, which gives it back itself: dup it to keep it", name);
+			rc_log(ref->ctx, RREF_LOG_ERROR, "%s", rc_error_text());
+			return false;
+		}
+	} while (!at_cas_weak_ar(&ref->refs, &refs, refs - 1));
+	return refs == 1;
+}
+
+void rref_release(struct rref *ref)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx;
+	struct rref *head;
+
+	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
+		return;
+	ctx = ref->ctx;
+	if (likely(rc_trylock(ctx))) {
+		over(ctx, ref);
+		rc_unlock(ctx);
+		return;
+	}
+	head = at_load(&ctx->dropped);
+	do
+		ref->drop_next = head;
+	while (!atomic_compare_exchange_weak(&ctx->dropped, &head, ref)); /* sc: partner of rc_unlock's look */
+	/* Whoever holds the lock looks again after letting go of it, so nobody needs to wait here. */
+	if (rc_trylock(ctx)) {
+		rc_drain_dropped(ctx);
+		rc_unlock(ctx);
+	}
+}
+
+void rc_handle_put(struct rref *h)
+{
+	if (give_back(h))
+		over(h->ctx, h);
+}
+
+struct rref *rref_dup(struct rref *ref)
+{
+	if (ref)
+		at_add(&ref->refs, 1);
+	return ref;
+}
+
+/* ---- making values ---- */
+
+int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out)
+{
+	struct rref_id id = rc_next_id(ctx);
+	struct rp_event ev = { .type = RP_EV_NEW, .id = id, .maker = v };
+	struct rref *h;
+	int err;
+
+	if (set)
+		rc_value_publish(v, id);
+	rc_lock(ctx);
+	/* Looked at under the lock: after the shutdown ended all handles nobody would end this one. */
+	err = rc_enter(ctx);
+	if (err) {
+		rc_unlock(ctx);
+		rc_value_unpin(v);
+		return rc_enter(ctx);
+	}
+	h = make(ctx, false, true, id, ctx->rank);
+	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
+	if (!err && set) {
+		ev.type = RP_EV_SET;
+		ev.value = v;
+		err = rc_step(ctx, &ev, NULL);
+		if (err) {
+			ev.type = RP_EV_RELEASE;
+			rc_step(ctx, &ev, NULL);
+		}
+	}
+	if (err) {
+		if (h)
+			rc_handle_free(h);
+		rc_unlock(ctx);
+		rc_value_unpin(v);
+		return rc_fail(-err, "memory for a reference");
+	}
+	h->value = v;
+	h->unset = !set;
+	if (set)
+		at_store_rel(&h->state, RC_H_READY);
+	rc_unlock(ctx);
+	*out = h;
+	return 0;
+}
+
+int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
+		   struct rref **out)
+{
+	RB_NO_CANCEL;
+	struct rc_value *v;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out)
+		return rc_fail(EINVAL, "rref_new_typed: nowhere to put the reference");
+	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "rref_new_typed: segment %zu is NULL", i);
+	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
+
+	err = rc_value_make(ctx, type, segments, nr, true, NULL, "rref_new_typed", &v);
+	if (!err)
+		err = rc_handle_of_value(ctx, v, true, out);
+	rc_scope_end(ctx, s, err);
+	return err;
+}
+
+int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr, struct rref **out)
+{
+	RB_NO_CANCEL;
+	struct rc_value *v;
+	struct rref *h;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out)
+		return rc_fail(EINVAL, "rref_alloc_typed: nowhere to put the reference");
+	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
+
+	err = rc_value_make(ctx, type, segments, nr, false, NULL, "rref_alloc_typed", &v);
+	if (!err)
+		err = rc_handle_of_value(ctx, v, false, &h);
+	rc_scope_end(ctx, s, err);
+	if (err)
+		return err;
+	rref_view_segments(&v->view, segments, nr);
+	*out = h;
+	return 0;
+}
+
+static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, const char *what,
+		     struct rref **out)
+{
+	struct rc_value *v;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || (length && !data))
+		return rc_fail(EINVAL, "%s: %s", what, out ? "data is NULL" : "nowhere to put the reference");
+	err = nr ? rc_check_args(ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr }) : 0;
+	if (err)
+		return err;
+	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
+
+	err = rc_value_alloc(ctx, length, NULL, &v);
+	if (!err && length)
+		memcpy(rc_value_data(v), data, length);
+	if (!err && nr && (err = rc_value_hold(v, refs, nr)))
+		rc_value_unpin(v);
+	if (!err)
+		err = rc_handle_of_value(ctx, v, true, out);
+	rc_scope_end(ctx, s, err);
+	return err;
+}
+
+int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
+{
+	RB_NO_CANCEL;
+
+	return new_bytes(ctx, data, length, NULL, 0, "rref_new", out);
+}
+
+int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, struct rref **out)
+{
+	RB_NO_CANCEL;
+
+	return new_bytes(ctx, data, length, refs, nr, "rref_new_refs", out);
+}
+
+int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
+{
+	RB_NO_CANCEL;
+	struct rc_value *v;
+	struct rref *h;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || !data)
+		return rc_fail(EINVAL, "rref_alloc: nowhere to put the reference or its memory");
+	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
+
+	err = rc_value_alloc(ctx, length, NULL, &v);
+	if (!err)
+		err = rc_handle_of_value(ctx, v, false, &h);
+	rc_scope_end(ctx, s, err);
+	if (err)
+		return err;
+	*data = rc_value_data(v);
+	*out = h;
+	return 0;
+}
+
+/* What rref_set and rref_set_error share: only the owner's handle that still has to be set may be. */
+static int set_check(struct rref *ref, const char *what)
+{
+	if (!ref)
+		return rc_fail(EINVAL, "%s: no reference", what);
+	int err = rc_enter(ref->ctx);
+
+	if (err)
+		return err;
+	if (!ref->owned)
+		return rc_fail(EPERM, "%s: this worker (rank %u) does not own the value, rank %u does", what, ref->ctx->rank,
+			       ref->owner);
+	return 0;
+}
+
+int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
+{
+	RB_NO_CANCEL;
+	int err = set_check(ref, "rref_set_refs");
+	struct rc_value_more more = { 0 };
+	struct rc_value old = { .more = &more }; /* what it held so far */
+
+	if (!err)
+		err = rc_check_args(ref->ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr });
+	if (err)
+		return err;
+	rc_lock(ref->ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set_refs: the value was set before");
+	} else {
+		struct rc_value *v = ref->value;
+
+		old.view = v->view;
+		more.refs = v->more ? v->more->refs : NULL;
+		err = rc_value_hold(v, refs, nr);
+	}
+	rc_unlock(ref->ctx);
+	if (!err)
+		rc_value_let_go(&old);
+	return err;
+}
+
+int rref_set(struct rref *ref)
+{
+	RB_NO_CANCEL;
+	int err = set_check(ref, "rref_set");
+
+	if (err)
+		return err;
+	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set: the value was set before");
+	} else {
+		rc_value_publish(ref->value, ref->id);
+		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .value = ref->value };
+
+		err = rc_step(ctx, &ev, NULL);
+		if (!err) {
+			ref->unset = false;
+			at_store_rel(&ref->state, RC_H_READY);
+		} else {
+			err = rc_fail(-err, "rref_set: %s", rref_strerror(err));
+		}
+	}
+	rc_unlock(ctx);
+	return err;
+}
+
+int rref_set_error(struct rref *ref, int error, const char *text)
+{
+	RB_NO_CANCEL;
+	int err = set_check(ref, "rref_set_error");
+
+	if (err)
+		return err;
+	if (error >= 0 || error < -4095)
+		return rc_fail(EINVAL, "rref_set_error: %d is not a negative errno", error);
+	struct rref_ctx *ctx = ref->ctx;
+
+	rc_lock(ctx);
+	if (!ref->unset) {
+		err = rc_fail(EALREADY, "rref_set_error: the value was set before");
+	} else {
+		struct rp_event ev = { .type = RP_EV_SET, .id = ref->id, .status = error,
+				       .text = text ? text : rref_strerror(error) };
+
+		err = rc_step(ctx, &ev, NULL);
+		if (!err) {
+			struct rc_value *v = ref->value;
+
+			ref->unset = false;
+			ref->value = NULL;
+			rc_value_unpin(v);
+			rc_handle_fail(ref, error, ev.text);
+		}
+	}
+	rc_unlock(ctx);
+	return err;
+}
+
+/* ---- accessors ---- */
+
+int rref_owner(const struct rref *ref)
+{
+	return ref ? (int)ref->owner : rc_fail(EINVAL, "rref_owner: no reference");
+}
+
+const char *rref_owner_name(const struct rref *ref)
+{
+	return ref ? ref->ctx->members[ref->owner].name : "";
+}
+
+int rref_is_owner(const struct rref *ref)
+{
+	return ref ? ref->owned : rc_fail(EINVAL, "rref_is_owner: no reference");
+}
+
+int rref_confirmed(const struct rref *ref)
+{
+	if (!ref)
+		return rc_fail(EINVAL, "rref_confirmed: no reference");
+	uint32_t state = at_load_acq(&ref->state);
+
+	return state == RC_H_CONFIRMED || state == RC_H_READY || (ref->owned && state != RC_H_FAILED);
+}
+
+struct rref_id rref_get_id(const struct rref *ref)
+{
+	return ref ? ref->id : (struct rref_id){ 0 };
+}
+
+struct rref_id rref_fork_id(const struct rref *ref)
+{
+	return ref ? rc_fork_of(ref) : (struct rref_id){ 0 };
+}
+
+struct rref_ctx *rref_context(const struct rref *ref)
+{
+	return ref ? ref->ctx : NULL;
+}
+
+int rref_equal(const struct rref *a, const struct rref *b)
+{
+	/* An id has one owner, but a hostile member may give a value of its own another's id. */
+	return a && b && a->ctx == b->ctx && a->id.local_id == b->id.local_id &&
+	       a->id.created_on == b->id.created_on && a->owner == b->owner;
+}
+
+uint64_t rref_hash(const struct rref *ref)
+{
+	uint64_t x = ref ? ref->id.local_id * UINT64_C(0x9e3779b97f4a7c15) ^ ref->id.created_on : 0;
+
+	x ^= x >> 32;
+	x *= UINT64_C(0xd6e8feb86659fd93);
+	return x ^ x >> 32;
+}
+
+int rref_format(const struct rref *ref, char *buf, size_t size)
+{
+	if (!ref || (!buf && size))
+		return rc_fail(EINVAL, "rref_format: no reference or no buffer");
+	if (ref->owned)
+		return snprintf(buf, size, "OwnerRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
+				ref->id.created_on, ref->id.local_id);
+	return snprintf(buf, size,
+			"UserRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64
+			"), fork_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
+			ref->id.created_on, ref->id.local_id, rc_remote(ref)->fork.created_on, rc_remote(ref)->fork.local_id);
+}

@@ -1,0 +1,541 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is registered with
+ * every open device, at one random I/O virtual address, so that no address of this process is on the wire.
+ *
+ * Landing blocks of up to 256 KiB are cached in arrays of slots that are emptied and filled by one exchange each:
+ * wait-free, no ABA, and a block goes back to the arena only when its class is full.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/child.h"
+#include "base/limit.h"
+#include "base/random.h"
+#include "core/ctx.h"
+
+uint64_t rc_word(void)
+{
+	uint64_t word;
+
+	do
+		word = rc_random64();
+	while (!word);
+	return word;
+}
+
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
+{
+	struct rc_region *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return rc_fail(ENOMEM, "memory for a region's record");
+	r->ctx = ctx;
+	r->access = access;
+	r->length = length;
+	/*
+	 * 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. Memory that
+	 * begins within a page keeps its offset there: devices insist on it.
+	 */
+	r->iova = ((rc_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
+	r->iova += (uintptr_t)base & 4095;
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		struct rc_device *d = &ctx->device[k];
+		int err;
+
+		if (!d->dev)
+			continue;
+		err = d->ops->reg(d->dev, base, length, fd, r->iova, access, &r->mr[k]);
+		if (err) {
+			rc_fail(-err, "%s: registering %zu bytes: %s", d->caps.device, length, rv_error_text());
+			for (int i = 0; i < k; i++)
+				if (r->have[i])
+					ctx->device[i].ops->dereg(ctx->device[i].dev, &r->mr[i]);
+			free(r);
+			return -limit_errno(-err);
+		}
+		r->have[k] = true;
+	}
+	*cookie = r;
+	return 0;
+}
+
+static int reg_value(void *ctx, void *base, size_t length, int fd, void **cookie)
+{
+	return rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, cookie);
+}
+
+static int reg_landing(void *ctx, void *base, size_t length, int fd, void **cookie)
+{
+	return rc_region_reg(ctx, RV_ACCESS_LOCAL, base, length, fd, cookie);
+}
+
+int rc_region_dereg(void *ctx, void *cookie)
+{
+	struct rref_ctx *c = ctx;
+	struct rc_region *r = cookie;
+	int err = 0;
+
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		if (!r->have[k])
+			continue;
+		int e = c->device[k].ops->dereg(c->device[k].dev, &r->mr[k]);
+
+		if (e) {
+			rc_log(c, RREF_LOG_ERROR, "%s: deregistering failed (%s): the memory is kept", c->device[k].caps.device,
+			       rv_error_text());
+			err = e;
+		}
+		r->have[k] = e != 0;
+	}
+	if (!err)
+		free(r);
+	return err;
+}
+
+/* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
+static int alloc_fail(int err, const char *what, size_t length)
+{
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", ra_error_text());
+	return rc_fail(limit_errno(-err), "%s of %zu bytes: %.400s", what, length, why);
+}
+
+/* The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next store would be a SIGBUS. */
+static int beacon_page(struct rref_ctx *ctx)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	void *cookie, *mem = MAP_FAILED;
+	int err, fd = RB_OPEN(memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+
+	if (fd >= 0 && !limit_file(page) && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
+		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (mem == MAP_FAILED)
+		err = rc_fail(errno == EAGAIN ? ENOMEM : limit_errno(errno),
+			      "the beacon's page: %s",
+			      limit_why(fd < 0 ? "memfd_create" : "mapping", errno, page));
+	else
+		err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, mem, page, fd, &cookie);
+	if (err) {
+		if (mem != MAP_FAILED)
+			munmap(mem, page);
+		rb_close(fd);
+		return err;
+	}
+	rb_not_in_child(mem, page);
+	ctx->beacon = mem;
+	ctx->beacon_fd = fd;
+	ctx->beacon_region = cookie;
+	return 0;
+}
+
+static void beacon_close(struct rref_ctx *ctx)
+{
+	size_t length = ctx->beacon_region ? ctx->beacon_region->length : 0;
+
+	/* What a device would not let go of stays where it is. */
+	if (!length || rc_region_dereg(ctx, ctx->beacon_region))
+		return;
+	munmap(ctx->beacon, length);
+	rb_close(ctx->beacon_fd);
+	ctx->beacon_region = NULL;
+	ctx->beacon = NULL;
+}
+
+/*
+ * The beacon has a region of its own: every peer is told its key, and that key must not open values. The landing place
+ * is the first block of its arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
+ */
+static int beacons_open(struct rref_ctx *ctx)
+{
+	void *mem;
+	int err = beacon_page(ctx);
+
+	if (err)
+		return err;
+	*ctx->beacon = htole64(++ctx->own_beat.count);
+	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
+	if (err)
+		return alloc_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
+	ctx->probe_landing = mem;
+	return 0;
+}
+
+void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
+{
+	out->beacon_addr = ctx->beacon_region->iova; /* the page's start: iova keeps the offset in its page, which is 0 */
+	out->beacon_rkey = ctx->beacon_region->mr[kind].rkey;
+}
+
+int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
+{
+	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
+	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
+				 .name = "rref-values", .option = "RREF_MAX_VALUE_BYTES" };
+	int err = ra_arena_create(&hooks, &ro, &ctx->values);
+
+	if (err)
+		return rc_fail(-err, "RREF_MAX_VALUE_BYTES: %s", ra_error_text());
+	struct ra_stats values;
+
+	ra_stats(ctx->values, &values);
+	ctx->max_value_bytes = values.max_bytes;
+	hooks.reg = reg_landing;
+	ro.max_bytes = opt->max_landing_bytes;
+	ro.name = "rref-landing";
+	ro.option = "RREF_MAX_LANDING_BYTES";
+	err = ra_arena_create(&hooks, &ro, &ctx->landing);
+	if (err)
+		return rc_fail(-err, "RREF_MAX_LANDING_BYTES: %s", ra_error_text());
+	return beacons_open(ctx);
+}
+
+static void landing_drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, size_t nr)
+{
+	for (size_t i = 0; i < nr; i++) {
+		struct rc_landing *l = at_xchg_acq(&slots[i], NULL);
+
+		if (l)
+			ra_free(ctx->landing, l, l->block);
+	}
+}
+
+/* What is kept for the reads to come. */
+static void landing_drain_all(struct rref_ctx *ctx)
+{
+	landing_drain(ctx, ctx->large, RC_LARGE_SLOTS);
+	for (int c = 0; c < RC_CACHE_CLASSES; c++)
+		landing_drain(ctx, ctx->cache[c], RC_CACHE_SLOTS);
+}
+
+void rc_memory_close(struct rref_ctx *ctx)
+{
+	rc_quick_close(ctx);
+	rc_flights_close(ctx);
+	landing_drain_all(ctx);
+	beacon_close(ctx);
+	ra_arena_destroy(ctx->landing);
+	ra_arena_destroy(ctx->values);
+	ctx->landing = ctx->values = NULL;
+}
+
+/* ---- values ---- */
+
+/* Memory that no device serves, under the same bound. */
+static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
+{
+	uint64_t live = at_load(&ctx->n.value_bytes);
+
+	if (live > ctx->max_value_bytes || bytes > ctx->max_value_bytes - live)
+		return rc_fail(ENOMEM, "a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)", bytes,
+			       (size_t)live, ctx->max_value_bytes);
+	*out = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
+	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);
+}
+
+static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
+{
+	int err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
+
+	if (err == -ENOMEM) {
+		/* What was released a moment ago may still wait for whoever held the lock then. */
+		rc_lock(ctx);
+		rc_drain_dropped(ctx);
+		rc_unlock(ctx);
+		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
+	}
+	return err ? alloc_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
+}
+
+int rc_header_alloc(struct rref_ctx *ctx, void **out)
+{
+	return registered_alloc(ctx, RC_HEADER_BYTES, out);
+}
+
+static bool is_local(const struct rc_value *v)
+{
+	return v->type->flags & RREF_LOCAL_ONLY;
+}
+
+struct rc_header *rc_value_header(const struct rc_value *v)
+{
+	return v->wrapped ? rc_wrap_header(v) : (struct rc_header *)rc_value_data(v) - 1;
+}
+
+/* Of the whole in our memory: header, payload, table of segments. */
+static size_t value_bytes(const struct rc_value *v)
+{
+	return RC_HEADER_BYTES + (v->wrapped ? 0 : rc_extent(v->view.length, v->view.nr_segments));
+}
+
+/*
+ * What few have is in the same block, if that is known now. Not by calloc: glibc's goes past what the thread has just freed, and
+ * that is what most records are made of.
+ */
+static struct rc_value *record_make(const char *site, const char *function)
+{
+	struct rc_value *v = malloc(sizeof(*v) + (site || function ? sizeof(*v->more) : 0));
+
+	if (!v)
+		return NULL;
+	memset(v, 0, sizeof(*v));
+	if (site || function) {
+		v->more = (struct rc_value_more *)(v + 1);
+		*v->more = (struct rc_value_more){ .site = site, .function = function };
+	}
+	return v;
+}
+
+static void record_free(struct rc_value *v)
+{
+	if (v->more != (struct rc_value_more *)(v + 1))
+		free(v->more);
+	free(v);
+}
+
+int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
+		  const char *function, const char *what, struct rc_value **out)
+{
+	const struct rc_type *t;
+	struct rc_value *v;
+	size_t length;
+	void *mem;
+	int err = rc_type_get(ctx, type, what, &t);
+
+	if (!err)
+		err = rc_shape_make(t, segments, nr, what, &length);
+	if (err)
+		return err;
+	v = record_make(rc_site_take(), function);
+	if (!v)
+		return rc_fail(ENOMEM, "memory for a value's record");
+	v->view = (struct rref_view){ .ctx = ctx, .length = length, .nr_segments = (uint16_t)nr, .cls = RC_VIEW_ALIAS };
+	v->type = t;
+	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem) : registered_alloc(ctx, value_bytes(v), &mem);
+	if (err) {
+		record_free(v);
+		return err;
+	}
+	memset(mem, 0, RC_HEADER_BYTES);
+	v->view.data = (char *)mem + RC_HEADER_BYTES;
+	rc_shape_write(rc_value_data(v), length, segments, nr, copy);
+	at_store(&v->pins, 1);
+	at_add(&ctx->n.value_bytes, value_bytes(v));
+	*out = v;
+	return 0;
+}
+
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function, struct rc_value **out)
+{
+	if (length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
+			       (size_t)RC_VALUE_MAX);
+	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, function, "a value", out);
+}
+
+void rc_value_publish(struct rc_value *v, struct rref_id id)
+{
+	struct rc_header *h = rc_value_header(v);
+	uint64_t nonce;
+
+	if (is_local(v))
+		return; /* ready, and there is nothing to read it by */
+	nonce = rc_word(); /* a draw of its own: the nonce tells nothing of the value's word */
+	h->local_id = htole64(id.local_id);
+	h->created_on = htole32(id.created_on);
+	h->version = htole32(1);
+	h->length = htole64(v->view.length);
+	h->type_hash = htole64(v->type->hash);
+	h->nr_segments = htole16(v->view.nr_segments);
+	h->nr_refs = htole16(v->view.nr_refs);
+	h->state = htole32(RC_HEADER_READY);
+	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
+	__atomic_store_n(&h->nonce, htole64(nonce), __ATOMIC_RELEASE);
+}
+
+void rc_value_locate(const struct rc_value *v, struct rp_location *out)
+{
+	const struct rc_header *h = rc_value_header(v);
+	const struct rc_region *r;
+	void *base;
+
+	*out = (struct rp_location){ .length = v->view.length, .type_hash = v->type->hash, .nr_segments = v->view.nr_segments,
+				     .nr_refs = v->view.nr_refs, .version = 1 };
+	if (is_local(v))
+		return;
+	r = ra_lookup(v->view.ctx->values, h, &base);
+	out->addr = r->iova + (uint64_t)((const char *)h - (const char *)base);
+	out->nonce = le64toh(h->nonce);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		out->rkey[k] = r->have[k] ? r->mr[k].rkey : 0;
+	if (v->wrapped)
+		rc_wrap_locate(v, out);
+}
+
+void rc_value_unpin(struct rc_value *v)
+{
+	struct rref_ctx *ctx = v->view.ctx;
+
+	if (at_sub_ar(&v->pins, 1) != 1)
+		return;
+	if (v->wrapped) {
+		rc_wrap_over(v);
+		return;
+	}
+	struct rc_header *h = rc_value_header(v);
+	size_t bytes = value_bytes(v);
+
+	/* Scrubbed before reuse: a late reader must not find an old secret. */
+	explicit_bzero(h, bytes);
+	if (is_local(v))
+		free(h);
+	else
+		ra_free(ctx->values, h, bytes);
+	at_sub(&ctx->n.value_bytes, bytes);
+	rc_value_let_go(v);
+	record_free(v);
+}
+
+void rc_value_retire(struct rc_value *v)
+{
+	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local aliases live on. */
+	__atomic_store_n(&rc_value_header(v)->nonce, 0, __ATOMIC_RELEASE);
+	rc_value_unpin(v);
+}
+
+/* ---- landing blocks ---- */
+
+static unsigned start_slot(void)
+{
+	static _Atomic unsigned threads;
+	static _Thread_local unsigned mine; /* 0 = not chosen; threads start at different slots, so that they rarely meet */
+
+	if (unlikely(!mine))
+		mine = at_add(&threads, 5) + 1;
+	return mine;
+}
+
+/*
+ * Beyond the classes a thread finds the block that it gave back last, if that is of about the size: an arena's large blocks cost
+ * some 3,000 instructions to get and give back, a twentieth of what it takes to copy 256 KiB.
+ */
+#define LARGE_MAX ((UINT64_C(2) << 20) + 4096) /* block */
+
+static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
+{
+	_Atomic(struct rc_landing *) *slot = &ctx->large[start_slot() % RC_LARGE_SLOTS];
+	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL; /* partner: leave_large */
+
+	if (!l || (l->block >= block && l->block - block <= block / 4))
+		return l;
+	ra_free(ctx->landing, l, l->block);
+	return NULL;
+}
+
+static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
+{
+	if (l->block <= LARGE_MAX)
+		l = at_xchg_ar(&ctx->large[start_slot() % RC_LARGE_SLOTS], l);
+	if (l)
+		ra_free(ctx->landing, l, l->block);
+}
+
+int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
+{
+	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
+	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+	int cls = rc_landing_class(length);
+	struct rc_landing *l;
+	void *mem, *base;
+
+	if (cls >= 0) {
+		unsigned s = start_slot();
+
+		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
+			_Atomic(struct rc_landing *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
+
+			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
+			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
+				goto found;
+		}
+		block = RC_LANDING_BLOCK(cls);
+	} else if ((l = take_large(ctx, block))) {
+		goto found;
+	}
+	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+
+	if (unlikely(err == -ENOMEM)) {
+		rc_quick_spares_put(ctx);
+		landing_drain_all(ctx);
+		err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+	}
+	if (err)
+		return alloc_fail(err, "a buffer for a read", length);
+	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
+
+	l = mem;
+	memset(l, 0, sizeof(*l));
+	l->view.ctx = ctx;
+	l->view.data = l + 1;
+	l->view.cls = cls;
+	l->block = block;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		l->lkey[k] = r->mr[k].lkey;
+found:
+	l->view.length = length;
+	at_add(&ctx->n.landing_bytes, l->block);
+	*out = l;
+	return 0;
+}
+
+void rc_landing_put(struct rc_landing *l)
+{
+	struct rref_ctx *ctx;
+
+	if (!l)
+		return;
+	ctx = l->view.ctx;
+	at_sub(&ctx->n.landing_bytes, l->block);
+	if (l->view.cls >= 0) {
+		unsigned s = start_slot();
+
+		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
+			_Atomic(struct rc_landing *) *slot = &ctx->cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
+			struct rc_landing *none = NULL;
+
+			if (!at_load(slot) && at_cas_ar(slot, &none, l))
+				return;
+		}
+		ra_free(ctx->landing, l, l->block);
+	} else {
+		leave_large(ctx, l);
+	}
+}
+
+const void *rref_view_data(const struct rref_view *view)
+{
+	return view && !rc_view_lost(view) ? view->data : NULL;
+}
+
+size_t rref_view_length(const struct rref_view *view)
+{
+	return view && !rc_view_lost(view) ? view->length : 0;
+}
+
+void rc_view_put(struct rref_view *view)
+{
+	struct rc_value *alias = rc_value_of(view);
+
+	if (alias) {
+		rc_value_unpin(alias);
+		return;
+	}
+	if (unlikely(view->nr_refs))
+		rc_view_let_go(view);
+	rc_landing_put(rc_landing_of(view));
+}

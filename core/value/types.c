@@ -1,0 +1,476 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Types: a name, an element size and flags, known to the group by a 64-bit hash of the three. Only the hash travels with
+ * a value (its location and its header); each worker keeps a table of the types that it knows, built-in, its program's own
+ * or learnt, and asks a value's owner for a name once. Entries are never removed: looking up takes no lock.
+ *
+ * A query is an operation: first it waits for the value like a read (WAIT, WAITED), then, if the hash is not known here,
+ * for TYPE_ANSWER. From its TYPE_QUERY on, whoever completes it gives back the engine's hold.
+ */
+#include <errno.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+#define BUCKETS 256u
+#define TYPES_MAX 65536u
+
+struct rc_types {
+	pthread_mutex_t lock;                         /* adding */
+	uint32_t nr;                                  /* guarded by lock */
+	const struct rc_type *bytes;                  /* const after open */
+	_Atomic(struct rc_type *) by_name[BUCKETS], by_hash[BUCKETS]; /* pushed under lock, read without */
+};
+
+static const struct builtin {
+	char name[12];
+	size_t element_size;
+} builtins[] = {
+	{ "int8", 1 }, { "int16", 2 }, { "int32", 4 }, { "int64", 8 }, { "uint8", 1 }, { "uint16", 2 }, { "uint32", 4 },
+	{ "uint64", 8 }, { "float16", 2 }, { "bfloat16", 2 }, { "float32", 4 }, { "float64", 8 }, { "complex64", 8 },
+	{ "complex128", 16 }, { "bytes", 1 },
+};
+
+/* The built-in type of that name, or of that name without []; *one: it is a single number. */
+static const struct builtin *find_builtin(const char *name, bool *one)
+{
+	for (size_t i = 0; i < array_size(builtins); i++) {
+		size_t n = strlen(builtins[i].name);
+		bool bytes = i == array_size(builtins) - 1;
+
+		if (strncmp(name, builtins[i].name, n) || (strcmp(name + n, "") && (bytes || strcmp(name + n, "[]"))))
+			continue;
+		*one = !name[n] && !bytes;
+		return &builtins[i];
+	}
+	*one = false;
+	return NULL;
+}
+
+/* docs/WIRE.md. Of a hash of 16 bytes, the least that the library makes, the first 8; 0 stands for nothing. */
+static uint64_t hash_of(const char *name, size_t element_size, unsigned flags)
+{
+	static const char label[] = "rref type 1";
+	unsigned char hash[crypto_generichash_BYTES_MIN], number[12];
+	crypto_generichash_state state;
+
+	put_le64(number, element_size);
+	put_le32(number + 8, flags);
+	crypto_generichash_init(&state, NULL, 0, sizeof(hash));
+	crypto_generichash_update(&state, (const unsigned char *)label, sizeof(label));
+	crypto_generichash_update(&state, (const unsigned char *)name, strlen(name) + 1);
+	crypto_generichash_update(&state, number, sizeof(number));
+	crypto_generichash_final(&state, hash, sizeof(hash));
+	return max_of(get_le64(hash), UINT64_C(1));
+}
+
+static unsigned name_bucket(const char *name)
+{
+	uint32_t h = 2166136261u;
+
+	for (; *name; name++)
+		h = (h ^ (unsigned char)*name) * 16777619u;
+	return h % BUCKETS;
+}
+
+static const struct rc_type *find_name(struct rc_types *t, const char *name, size_t element_size, unsigned flags)
+{
+	/* Acquire: partner of the release in add(); what an entry holds never changes. */
+	for (const struct rc_type *e = at_load_acq(&t->by_name[name_bucket(name)]); e; e = e->next_name)
+		if (e->element_size == element_size && e->flags == flags && strcmp(e->name, name) == 0)
+			return e;
+	return NULL;
+}
+
+const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash)
+{
+	for (const struct rc_type *e = at_load_acq(&ctx->types->by_hash[hash % BUCKETS]); e; e = e->next_hash)
+		if (e->hash == hash)
+			return e;
+	return NULL;
+}
+
+const struct rc_type *rc_type_bytes(struct rref_ctx *ctx)
+{
+	return ctx->types->bytes;
+}
+
+static int add(struct rref_ctx *ctx, const char *name, size_t element_size, unsigned flags, const struct rc_type **out)
+{
+	struct rc_types *t = ctx->types;
+	size_t length = strlen(name);
+	struct rc_type *e;
+	int err = 0;
+
+	pthread_mutex_lock(&t->lock);
+	*out = find_name(t, name, element_size, flags);
+	if (*out)
+		goto unlock;
+	if (t->nr == TYPES_MAX) {
+		err = rc_fail(ENOMEM, "%u types are known, the limit", TYPES_MAX);
+		goto unlock;
+	}
+	e = malloc(sizeof(*e) + length + 1);
+	if (!e) {
+		err = rc_fail(ENOMEM, "memory for a type");
+		goto unlock;
+	}
+	*e = (struct rc_type){ .hash = hash_of(name, element_size, flags), .element_size = element_size, .flags = flags };
+	find_builtin(name, &e->one);
+	memcpy(e->name, name, length + 1);
+	e->next_hash = at_load(&t->by_hash[e->hash % BUCKETS]);
+	e->next_name = at_load(&t->by_name[name_bucket(name)]);
+	at_store_rel(&t->by_hash[e->hash % BUCKETS], e);
+	at_store_rel(&t->by_name[name_bucket(name)], e);
+	t->nr++;
+	*out = e;
+unlock:
+	pthread_mutex_unlock(&t->lock);
+	return err;
+}
+
+int rc_types_open(struct rref_ctx *ctx)
+{
+	int err;
+
+	ctx->types = calloc(1, sizeof(*ctx->types));
+	if (!ctx->types)
+		return rc_fail(ENOMEM, "memory for the table of types");
+	pthread_mutex_init(&ctx->types->lock, NULL);
+	for (size_t i = 0; i < array_size(builtins); i++) {
+		char array[sizeof(builtins[0].name) + 2];
+		const struct rc_type *e;
+
+		err = add(ctx, builtins[i].name, builtins[i].element_size, 0, &e);
+		ctx->types->bytes = e; /* the last of them */
+		snprintf(array, sizeof(array), "%.11s[]", builtins[i].name);
+		if (!err && i + 1 < array_size(builtins))
+			err = add(ctx, array, builtins[i].element_size, 0, &e);
+		if (err)
+			return err;
+	}
+	ctx->bytes_hash = ctx->types->bytes->hash;
+	return 0;
+}
+
+void rc_types_close(struct rref_ctx *ctx)
+{
+	struct rc_type *e, *next;
+
+	if (!ctx->types)
+		return;
+	for (unsigned i = 0; i < BUCKETS; i++)
+		for (e = at_load(&ctx->types->by_hash[i]); e; e = next) {
+			next = e->next_hash;
+			free(e);
+		}
+	pthread_mutex_destroy(&ctx->types->lock);
+	free(ctx->types);
+	ctx->types = NULL;
+}
+
+static bool name_valid(const char *name, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+		if (name[i] < 0x21 || name[i] > 0x7e)
+			return false;
+	return length >= 1 && length <= RREF_NAME_MAX;
+}
+
+int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out)
+{
+	const struct builtin *b;
+	size_t element_size;
+	bool one;
+
+	if (!type) {
+		*out = rc_type_bytes(ctx);
+		return 0;
+	}
+	if (type->size < offsetof(struct rref_type, flags) + sizeof(type->flags))
+		return rc_fail(EINVAL, "%s: the type's size is not set", what);
+	if (!type->name || !name_valid(type->name, strnlen(type->name, RREF_NAME_MAX + 1)))
+		return rc_fail(EINVAL, "%s: a type's name is 1 to %d visible ASCII characters", what, RREF_NAME_MAX);
+	if (type->flags & ~RREF_LOCAL_ONLY)
+		return rc_fail(EINVAL, "%s: type %s: unknown flags %#x", what, type->name, type->flags);
+	element_size = type->element_size;
+	b = find_builtin(type->name, &one);
+	if (b && element_size && element_size != b->element_size)
+		return rc_fail(EINVAL, "%s: elements of type %s have %zu bytes, not %zu", what, type->name, b->element_size,
+			       element_size);
+	if (b)
+		element_size = b->element_size;
+	*out = find_name(ctx->types, type->name, element_size, type->flags);
+	return *out ? 0 : add(ctx, type->name, element_size, type->flags, out);
+}
+
+void rc_type_tell(const struct rc_type *t, struct rref_type *out)
+{
+	struct rref_type told = { .size = out->size, .name = t->name, .element_size = t->element_size, .flags = t->flags };
+
+	memcpy(out, &told, min_of(out->size, sizeof(told)));
+}
+
+/* In words, for who expected another: two types may differ in more than the name. */
+static const char *in_words(const struct rc_type *t, char *buf, size_t size)
+{
+	char elements[48] = "";
+
+	if (t->element_size)
+		snprintf(elements, sizeof(elements), "elements of %zu bytes", t->element_size);
+	snprintf(buf, size, "%s (%s%s%s)", t->name, *elements ? elements : "no element size",
+		 t->flags & RREF_LOCAL_ONLY ? ", " : "", t->flags & RREF_LOCAL_ONLY ? "local only" : "");
+	return buf;
+}
+
+/* ---- queries ---- */
+
+static void give(struct rref_future *f, const struct rc_type *t)
+{
+	if (!rc_op_claim(f))
+		return;
+	f->type = t;
+	rc_op_finish(f, true);
+	rc_op_put(f);
+}
+
+static void give_error(struct rref_future *f, int err, const char *text)
+{
+	if (rc_op_fail(f, err, -1, text, true))
+		rc_op_put(f);
+}
+
+void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc)
+{
+	const struct rc_type *t = rc_type_find(ctx, loc->type_hash);
+	struct rw_message m = { .frame.type = RW_TYPE_QUERY };
+	int err;
+
+	f->loc = *loc;
+	if (t) {
+		give(f, t);
+		return;
+	}
+	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
+					  .fork = rc_fork_of(f->handle) };
+	err = rc_send(ctx, f->peer, &m);
+	if (err)
+		give_error(f, err, rc_error_text());
+}
+
+/* The operation that a query or its answer belongs to, with a hold; NULL: it is over. */
+static struct rref_future *asking(struct rref_ctx *ctx, uint64_t number)
+{
+	struct rref_future *f = rc_op_hold(ctx, number);
+
+	if (!f || (at_load(&f->kind) == RC_OP_TYPE && !f->parked && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING))
+		return f;
+	rc_op_put(f);
+	return NULL;
+}
+
+void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why)
+{
+	struct rref_future *f = asking(ctx, q->number);
+
+	if (!f)
+		return;
+	give_error(f, err, why);
+	rc_op_put(f);
+}
+
+void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q)
+{
+	struct rw_message m = { .frame.type = RW_TYPE_ANSWER, .u.type.number = q->number };
+	const struct rc_type *t;
+	void *value;
+
+	/* Only of a value that the asker holds, by its own fork of it. */
+	if (ctx->machine &&
+	    !rp_held_value(ctx->machine, from->rank, &q->id, &q->fork, &value)) {
+		t = ((const struct rc_value *)value)->type;
+		m.u.type.element_size = t->element_size;
+		m.u.type.flags = t->flags;
+		m.u.type.name = t->name;
+		m.u.type.name_length = (uint8_t)strlen(t->name);
+	}
+	rc_tell(ctx, from->rank, &m);
+}
+
+void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a)
+{
+	struct rref_future *f = asking(ctx, a->number);
+	const char *owner = from->member->name;
+	char name[RREF_NAME_MAX + 1], text[RP_TEXT_MAX];
+	const struct rc_type *t;
+
+	/* Late, repeated, or of somebody who was not asked. */
+	if (!f || f->peer != from->rank) {
+		at_add(&ctx->n.dropped, 1);
+		goto out;
+	}
+	memcpy(name, a->name_length ? a->name : "", a->name_length);
+	name[a->name_length] = 0;
+	/* The hash came with the value, and decides: a name that does not fit it is not this type's. */
+	if (!name_valid(name, a->name_length) || (a->flags & ~RREF_LOCAL_ONLY) ||
+	    hash_of(name, a->element_size, a->flags) != f->loc.type_hash) {
+		snprintf(text, sizeof(text), "%.100s told a type that its value does not have", owner);
+		give_error(f, -EBADMSG, text);
+	} else if (add(ctx, name, a->element_size, a->flags, &t)) {
+		give_error(f, -ENOMEM, rc_error_text());
+	} else {
+		give(f, t);
+	}
+out:
+	if (f)
+		rc_op_put(f);
+}
+
+/* What is known without asking anybody; NULL: it has to be waited or asked for. */
+static const struct rc_type *known(struct rref *ref)
+{
+	if (at_load_acq(&ref->state) != RC_H_READY)
+		return NULL;
+	return ref->owned ? ref->value->type : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
+}
+
+/* until: what the operation itself ends by; a waiter that watches the time gives none. */
+static int begin(struct rref *ref, int64_t deadline, int64_t until, struct rref_future **out)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	int err = rc_op_get(ctx, deadline, out);
+	const struct rc_type *t;
+
+	if (err)
+		return err;
+	struct rref_future *f = *out;
+
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	rc_lock(ctx);
+	t = known(ref);
+	if (t || (at_load_acq(&ref->state) == RC_H_READY && !rc_enter(ctx))) {
+		at_store(&f->kind, RC_OP_TYPE);
+		at_store(&f->deadline, until);
+		if (t)
+			give(f, t);
+		else
+			rc_type_located(ctx, f, &rc_remote(ref)->loc);
+	} else {
+		rc_wait_begin(ref, f, RC_OP_TYPE, until);
+	}
+	rc_unlock(ctx);
+	return 0;
+}
+
+static int check(struct rref *ref, const void *arg, const char *what)
+{
+	if (!ref || !arg)
+		return rc_fail(EINVAL, "%s: %s", what, ref ? "no type, or nowhere to put it" : "no reference");
+	return rc_enter(ref->ctx);
+}
+
+static int check_out(const struct rref_type *out, const char *what)
+{
+	return out->size < sizeof(size_t) ? rc_fail(EINVAL, "%s: out->size is not set", what) : 0;
+}
+
+static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	int64_t deadline;
+	struct rref_future *f;
+	int err;
+
+	*out = known(ref);
+	if (*out)
+		return 0;
+	deadline = rc_deadline(ctx, timeout);
+	err = begin(ref, deadline, INT64_MAX, &f);
+	if (err)
+		return err;
+	if (rc_op_wait(f, deadline)) {
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ETIMEDOUT, "the value's type did not come in time");
+		rc_unlock(ctx);
+		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
+	}
+	err = f->status ? rc_op_error(f) : 0;
+	*out = f->type;
+	rc_op_put(f);
+	return err;
+}
+
+int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out)
+{
+	RB_NO_CANCEL;
+	const struct rc_type *t;
+	int err = check(ref, out, "rref_type");
+
+	if (!err)
+		err = check_out(out, "rref_type");
+	if (!err)
+		err = get(ref, timeout, &t);
+	if (!err)
+		rc_type_tell(t, out);
+	return err;
+}
+
+int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+{
+	RB_NO_CANCEL;
+	int err = check(ref, out, "rref_type_async");
+	struct rref_future *f;
+	int64_t deadline;
+
+	if (err)
+		return err;
+	deadline = rc_deadline(ref->ctx, timeout);
+	err = begin(ref, deadline, deadline, &f);
+	if (err)
+		return err;
+	if (!rref_future_test(f))
+		rc_kick(ref->ctx); /* its waiter may come late, or never: the poller has to be awake for it */
+	*out = f;
+	return 0;
+}
+
+int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t timeout)
+{
+	RB_NO_CANCEL;
+	char name[RREF_TEXT_SIZE / 2], is[RREF_NAME_MAX + 96], wanted[RREF_NAME_MAX + 96];
+	const struct rc_type *want, *t;
+	int err = check(ref, type, "rref_expect_type");
+
+	if (!err)
+		err = rc_type_get(ref->ctx, type, "rref_expect_type", &want);
+	if (!err)
+		err = get(ref, timeout, &t);
+	if (err || t == want)
+		return err;
+	rref_format(ref, name, sizeof(name));
+	return rc_fail(EPROTOTYPE, "%s of %s is of type %s, not %s", name, rref_owner_name(ref), in_words(t, is, sizeof(is)),
+		       in_words(want, wanted, sizeof(wanted)));
+}
+
+int rref_view_type(const struct rref_view *view, struct rref_type *out)
+{
+	RB_NO_CANCEL;
+	const struct rc_type *t;
+
+	if (!view || !out)
+		return rc_fail(EINVAL, "rref_view_type: no view, or nowhere to put the type");
+	int err = rc_view_lost(view) ? rc_fail_child() : check_out(out, "rref_view_type");
+
+	if (err)
+		return err;
+	const struct rc_value *own = rc_value_of(view);
+
+	t = own ? own->type : rc_type_find(view->ctx, rc_landing_of(view)->type_hash);
+	if (!t)
+		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_type asks for it");
+	rc_type_tell(t, out);
+	return 0;
+}

@@ -1,0 +1,470 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Values that wrap memory which the program registered: no copy is made, and the program gets its memory back.
+ *
+ * The payload is the program's, so the header (64 bytes among the other values) lies elsewhere, and the location names
+ * both. A reader asks for the payload first and for the header behind it on the same connection (read.c): a header that is
+ * still good vouches for what was read before it.
+ *
+ * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the machine's business, as
+ * for any value) -> the nonce is destroyed -> the last view of the owner itself is freed -> the release callback. Who
+ * drops the last hold may have the progress lock or not, so the value goes to a lock-free stack, and whoever lets go of
+ * the lock next takes it from there, and queues the callback as a hook.
+ *
+ * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped there. The alternative,
+ * process_vm_readv by the reader, was left out: whether it is allowed is decided by each machine (Yama, containers,
+ * dumpable processes) and found out by the reader when it is too late; it knows processes by number, which are used again;
+ * and it costs each read a system call. A clear refusal at registration is better than a read that fails somewhere else.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/limit.h"
+#include "core/base/scope.h"
+
+struct rref_mem {
+	struct rref_ctx *ctx;
+	struct rc_region *region;
+	char *base;
+	size_t length;
+	size_t mapped;            /* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
+	int fd;                   /* of it; -1 */
+	uint64_t wraps;           /* [lock] values that wrap some of it */
+	uint64_t due;             /* [lock] of these: callbacks are due, and have not begun */
+	struct list node;         /* [lock] ctx->mems */
+};
+
+/* A value, and what comes back to the program at its end. */
+struct rc_wrap {
+	struct rc_value value;
+	struct rc_value_more more;
+	struct rc_header *header; /* among the other values */
+	struct rref_mem *mem;
+	void (*release)(void *arg); /* NULL: nobody wants to hear */
+	void *arg;
+	bool told;                /* the program has the reference: from now on it hears of the end */
+	struct rc_wrap *next;     /* in ctx->returned */
+	struct rc_hook hook;      /* then: the release callback */
+	struct list node;         /* [lock] ctx->wraps; while the callback runs ctx->wraps_out */
+};
+
+static struct rc_wrap *wrap_of(const struct rc_value *v)
+{
+	return (struct rc_wrap *)(uintptr_t)v; /* begins with it */
+}
+
+struct rc_header *rc_wrap_header(const struct rc_value *v)
+{
+	return wrap_of(v)->header;
+}
+
+/* ---- registrations ---- */
+
+static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, size_t mapped, struct rref_mem **out)
+{
+	struct rref_mem *m = calloc(1, sizeof(*m));
+	int err;
+
+	if (!m)
+		return rc_fail(ENOMEM, "memory for a registration's record");
+	*m = (struct rref_mem){ .ctx = ctx, .base = base, .length = length, .fd = fd, .mapped = mapped };
+	err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, (void **)&m->region);
+	if (err) {
+		free(m);
+		return err;
+	}
+	rc_lock(ctx);
+	/* Looked at under the lock: what begins after the shutdown would be known to nobody. */
+	err = rc_enter(ctx);
+	if (!err)
+		list_add_tail(&ctx->mems, &m->node);
+	rc_unlock(ctx);
+	if (err) {
+		rc_region_dereg(ctx, m->region);
+		free(m);
+		return rc_enter(ctx);
+	}
+	at_add(&ctx->n.mem_bytes, length);
+	at_add(&ctx->n.mems, 1);
+	*out = m;
+	return 0;
+}
+
+int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out)
+{
+	RB_NO_CANCEL;
+	int err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || !addr || !length)
+		return rc_fail(EINVAL, "rref_mem_register: %s",
+			       !out ? "nowhere to put the registration" : addr ? "no bytes" : "the address is NULL");
+	if (length > UINTPTR_MAX - (uintptr_t)addr)
+		return rc_fail(EINVAL, "rref_mem_register: %zu bytes at %p end beyond the address space", length, addr);
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (i != ctx->rank && ctx->peers[i].kind == RV_SHM)
+			return rc_fail(EOPNOTSUPP,
+				       "rref_mem_register: %s (rank %u) is reached over shared memory, where only memory of rref_mem_alloc "
+				       "can be read in place; take that, or RREF_DEVICE=ibv for the whole group",
+				       ctx->members[i].name, i);
+	err = mem_make(ctx, addr, length, -1, 0, out);
+	if (err == -EFAULT)
+		return rc_fail(EFAULT, "rref_mem_register: %zu bytes at %p are not all mapped, or mapped so that no device may pin "
+			       "them (shared and read-only, or a device's own memory)", length, addr);
+	return err;
+}
+
+/* Zeroed memory that peers of this machine can be given. */
+static int map(size_t length, size_t *mapped, int *fd, void **addr)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	if (length > SIZE_MAX - page || length > (size_t)INT64_MAX - page)
+		return rc_fail(ENOMEM, "rref_mem_alloc: %zu bytes are more than there are addresses", length);
+	*mapped = (length + page - 1) & ~(page - 1);
+	*fd = RB_OPEN(memfd_create("rref-mem", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+	if (*fd < 0)
+		return rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("memfd_create", errno, 0));
+	/* A peer that is given the descriptor could otherwise shrink it, and our next store would be a SIGBUS. */
+	if (limit_file(*mapped) || ftruncate(*fd, (off_t)*mapped) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) ||
+	    (*addr = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0)) == MAP_FAILED) {
+		int err = rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("mapping memory", errno, length));
+
+		rb_close(*fd);
+		return err;
+	}
+	madvise(*addr, *mapped, MADV_HUGEPAGE); /* a wish */
+	return 0;
+}
+
+int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, void **addr)
+{
+	RB_NO_CANCEL;
+	size_t mapped = 0;
+	void *base = NULL;
+	int fd = -1, err = rc_enter(ctx);
+
+	if (err)
+		return err;
+	if (!out || !addr || !length)
+		return rc_fail(EINVAL, "rref_mem_alloc: %s", length ? "nowhere to put the memory or its registration" : "no bytes");
+	err = map(length, &mapped, &fd, &base);
+	if (err)
+		return err;
+	err = mem_make(ctx, base, length, fd, mapped, out);
+	if (err) {
+		munmap(base, mapped);
+		rb_close(fd);
+		return err;
+	}
+	*addr = base;
+	return 0;
+}
+
+/* Out of ctx->mems already. */
+static int mem_free(struct rref_mem *m)
+{
+	struct rref_ctx *ctx = m->ctx;
+	int err = rc_region_dereg(ctx, m->region);
+
+	if (err)
+		return err;
+	if (m->mapped) {
+		rb_close(m->fd); /* first: the unmapping frees it, which takes its time */
+		munmap(m->base, m->mapped);
+	}
+	at_sub(&ctx->n.mem_bytes, m->length);
+	at_sub(&ctx->n.mems, 1);
+	free(m);
+	return 0;
+}
+
+/* ---- wrapping ---- */
+
+static int value_make(struct rref_mem *mem, size_t offset, size_t length, const struct rc_type *type, struct rc_wrap **out)
+{
+	struct rref_ctx *ctx = mem->ctx;
+	struct rc_wrap *w = calloc(1, sizeof(*w));
+	struct rc_value *v;
+	void *header;
+	int err;
+
+	if (!w)
+		return rc_fail(ENOMEM, "memory for a value's record");
+	err = rc_header_alloc(ctx, &header);
+	if (err) {
+		free(w);
+		return err;
+	}
+	v = &w->value;
+	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .nr_segments = 1, .cls = RC_VIEW_ALIAS };
+	v->type = type;
+	v->wrapped = true;
+	v->more = &w->more;
+	w->more.site = rc_site_take();
+	w->header = header;
+	memset(header, 0, RC_HEADER_BYTES);
+	at_store(&v->pins, 1);
+	at_add(&ctx->n.value_bytes, RC_HEADER_BYTES);
+	at_add(&ctx->n.wrapped_bytes, length);
+	w->mem = mem;
+	rc_lock(ctx);
+	mem->wraps++;
+	list_add_tail(&ctx->wraps, &w->node);
+	rc_unlock(ctx);
+	*out = w;
+	return 0;
+}
+
+void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc)
+{
+	const struct rref_mem *m = wrap_of(v)->mem;
+
+	loc->data_addr = m->region->iova + (uint64_t)((const char *)v->view.data - m->base);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		loc->data_rkey[k] = m->region->have[k] ? m->region->mr[k].rkey : 0;
+}
+
+static int check_wrap(const struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, const void *out)
+{
+	if (!mem || !out)
+		return rc_fail(EINVAL, "rref_wrap: %s", mem ? "nowhere to put the reference" : "no registered memory");
+	int err = rc_enter(mem->ctx);
+
+	if (err)
+		return err;
+	if (!length || offset > mem->length || length > mem->length - offset)
+		return rc_fail(EINVAL, "rref_wrap: %zu bytes at offset %zu of registered memory of %zu bytes", length, offset,
+			       mem->length);
+	if (length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu", length, (size_t)RC_VALUE_MAX);
+	if (type && (type->flags & RREF_LOCAL_ONLY))
+		return rc_fail(EINVAL, "rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
+	return 0;
+}
+
+int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, void (*release)(void *arg),
+	      void *arg, struct rref **out)
+{
+	RB_NO_CANCEL;
+	const struct rc_type *t;
+	struct rc_wrap *w = NULL;
+	size_t whole;
+	int err = check_wrap(mem, offset, length, type, out);
+
+	if (err)
+		return err;
+	struct rref_ctx *ctx = mem->ctx;
+
+	err = rc_type_get(ctx, type, "rref_wrap", &t);
+	if (!err)
+		err = rc_shape_make(t, &(struct iovec){ .iov_len = length }, 1, "rref_wrap", &whole);
+	if (err)
+		return err;
+	struct rc_scope *s = rc_scope_begin(ctx, "wrap", NULL, ctx->rank, ctx->rank);
+	struct rref *ref = NULL;
+
+	err = value_make(mem, offset, length, t, &w);
+	if (!err) {
+		w->release = release;
+		w->arg = arg;
+		err = rc_handle_of_value(ctx, &w->value, true, &ref); /* the value is gone if it fails, and nobody is told */
+	}
+	if (!err) {
+		w->told = true; /* before anybody else can know of it: ref is not out yet */
+		*out = ref;
+	}
+	rc_scope_end(ctx, s, err);
+	return err;
+}
+
+/* ---- the way back ---- */
+
+/* The last hold is gone. May be called with the lock and without. */
+void rc_wrap_over(struct rc_value *v)
+{
+	struct rc_wrap *w = wrap_of(v), *head;
+	struct rref_ctx *ctx = v->view.ctx;
+
+	explicit_bzero(w->header, RC_HEADER_BYTES);
+	ra_free(ctx->values, w->header, RC_HEADER_BYTES);
+	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES);
+	at_sub(&ctx->n.wrapped_bytes, v->view.length);
+	head = at_load(&ctx->returned);
+	do
+		w->next = head;
+	while (!atomic_compare_exchange_weak(&ctx->returned, &head, w)); /* sc: partner of rc_unlock's look */
+	/* Who holds the lock, this thread perhaps, looks when it lets go of it. */
+	if (rc_trylock(ctx))
+		rc_unlock(ctx);
+}
+
+/* Only who holds the lock takes something away, so that nothing can come back under the same address meanwhile. [lock] */
+static struct rc_wrap *pop(struct rref_ctx *ctx)
+{
+	struct rc_wrap *w = at_load_acq(&ctx->returned);
+
+	while (w && !at_cas_weak_ar(&ctx->returned, &w, w->next))
+		;
+	return w;
+}
+
+static _Thread_local unsigned returning; /* release callbacks on this thread's stack */
+
+static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	struct rc_wrap *w = container_of(h, struct rc_wrap, hook);
+
+	rc_lock(ctx);
+	w->mem->wraps--; /* before the callback, which may deregister the memory */
+	w->mem->due--;
+	list_add_tail(&ctx->wraps_out, &w->node);
+	rc_unlock(ctx);
+	returning++;
+	w->release(w->arg);
+	returning--;
+	rc_lock(ctx);
+	list_del(&w->node);
+	rc_unlock(ctx);
+	free(w);
+}
+
+void rc_wraps_return(struct rref_ctx *ctx)
+{
+	struct rc_wrap *w;
+
+	while ((w = pop(ctx))) {
+		list_del(&w->node);
+		if (w->told && w->release) {
+			w->hook.run = give_back;
+			w->mem->due++;
+			rc_hook_push(ctx, &w->hook);
+			continue;
+		}
+		w->mem->wraps--;
+		free(w);
+	}
+}
+
+/* The release callback of a value in mem that is due and in the queue; NULL: none is. [lock] */
+static struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	struct list *l, *tmp;
+
+	if (!mem->due)
+		return NULL;
+	list_for_each_safe(l, tmp, &ctx->hooks) {
+		struct rc_hook *h = container_of(l, struct rc_hook, node);
+
+		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem)
+			return h;
+	}
+	return NULL;
+}
+
+/* The same, taken out of the queue. [lock] */
+static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	rc_drain_dropped(ctx);
+	rc_wraps_return(ctx);
+	struct rc_hook *h = find_due(ctx, mem);
+
+	if (h)
+		rc_hook_take(ctx, h);
+	return h;
+}
+
+/* A value of mem whose callback runs, NULL: there is none. [lock] */
+static struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem)
+{
+	struct list *l, *tmp;
+
+	list_for_each_safe(l, tmp, &ctx->wraps_out) {
+		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
+
+		if (w->mem == mem)
+			return w;
+	}
+	return NULL;
+}
+
+/*
+ * No callback of mem runs on another thread, nor is one about to, popped a moment ago. True too if
+ * one is in the queue: it may be taken. Those that run are not waited for in a callback: two would
+ * wait for each other. [lock]
+ */
+static bool none_out(struct rref_ctx *ctx, void *arg)
+{
+	const struct rref_mem *mem = arg;
+
+	return find_due(ctx, mem) || (!mem->due && (returning || !find_out(ctx, mem)));
+}
+
+int rref_mem_deregister(struct rref_mem *mem)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
+	struct rc_hook *due;
+	uint64_t wraps;
+
+	if (!mem)
+		return 0;
+	if (rc_is_barred(ctx))
+		return rc_enter_slow(ctx);
+	rc_lock(ctx);
+	/* Callbacks of values that were released a moment ago: the memory is not the program's before they have run. */
+	do {
+		while ((due = take_due(ctx, mem))) {
+			rc_unlock(ctx);
+			rc_hook_run(ctx, due);
+			rc_lock(ctx);
+		}
+	} while (rc_wait_until(ctx, none_out, mem, INT64_MAX) == 0 && find_due(ctx, mem));
+	wraps = mem->wraps;
+	if (!wraps) {
+		struct rc_wrap *w;
+
+		list_del(&mem->node);
+		while ((w = find_out(ctx, mem)))
+			w->mem = NULL; /* its callback deregisters: mem may be another's address */
+	}
+	rc_unlock(ctx);
+	if (wraps)
+		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory", (unsigned long long)wraps);
+	if (!mem_free(mem))
+		return 0;
+	rc_lock(ctx);
+	list_add_tail(&ctx->mems, &mem->node);
+	rc_unlock(ctx);
+	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s", rv_error_text());
+}
+
+/*
+ * The context is being freed. Views that the program never freed are not to be touched any more; registrations that it
+ * never gave up go now.
+ */
+void rc_wraps_close(struct rref_ctx *ctx)
+{
+	struct list *l, *tmp;
+
+	rc_lock(ctx);
+	rc_wraps_return(ctx);
+	rc_unlock(ctx);
+	rc_hooks_flush(ctx);
+	rc_lock(ctx);
+	list_for_each_safe(l, tmp, &ctx->wraps) {
+		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
+
+		at_store(&w->value.pins, 1);
+		rc_value_unpin(&w->value);
+	}
+	rc_unlock(ctx);
+	rc_hooks_flush(ctx);
+	while ((l = list_pop(&ctx->mems)))
+		mem_free(container_of(l, struct rref_mem, node)); /* one that a device keeps stays mapped for good */
+}
