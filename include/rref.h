@@ -689,19 +689,19 @@ RREF_API int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const
 		       void (*release)(void *arg), void *arg, struct rref **out);
 
 /*
- * rref_type: the type of the value. Waits for a value that is not ready. A type's name is asked for once, by one message to
+ * rref_get_type: the type of the value. Waits for a value that is not ready. A type's name is asked for once, by one message to
  * the owner, if this worker does not know it: from rref_new_typed, rref_expect_type or an answer before. out->size is set
  * by the caller. May block, up to timeout.
  *   the value's own error if it failed, and those of rref_to_here; -EBADMSG: the owner's answer contradicts the value.
- * rref_type_async: the same without waiting. *out: returned, free with rref_future_free; its result: rref_future_type.
+ * rref_get_type_async: the same without waiting. *out: returned, free with rref_future_free; its result: rref_future_type.
  */
-RREF_API int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out);
-RREF_API int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out);
+RREF_API int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out);
+RREF_API int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **out);
 
 /*
  * rref_expect_type: 0 if the value is of this type; no message when it is, and the value was ready when this reference was
  * made. For readers, and for handlers about their arguments. Waits for a value that is not ready. May block, up to timeout.
- *   -EPROTOTYPE  it is of another type; the text names both, the value and its owner. And the errors of rref_type.
+ *   -EPROTOTYPE  it is of another type; the text names both, the value and its owner. And the errors of rref_get_type.
  */
 RREF_API int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t timeout);
 
@@ -768,7 +768,7 @@ RREF_API void rref_view_free(struct rref_view *view);
  * rref_view_segments: how many segments the value has; the first nr of them are written to segments (to be read only;
  * borrowed until rref_view_free). A value made of bytes has one. Wait-free.
  * rref_view_type: the type. out->size is set by the caller. Lock-free.
- *   -ENOENT: its name is not known here; rref_type of the reference asks for it.
+ *   -ENOENT: its name is not known here; rref_get_type of the reference asks for it.
  */
 RREF_API size_t rref_view_segments(const struct rref_view *view, struct iovec *segments, size_t nr);
 RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out);
@@ -954,7 +954,7 @@ struct rref_error {
 /*
  * What a complete future holds. -EAGAIN: not complete; -ENOMSG: not of that kind; the operation's error if it failed.
  * _error: always for a complete one. _view: returned once (-ENOMSG the second time), free with rref_view_free.
- * _type: of rref_type_async; out->size is set by the caller. _data: a call's result bytes, borrowed until
+ * _type: of rref_get_type_async; out->size is set by the caller. _data: a call's result bytes, borrowed until
  * rref_future_free. _ref: the i-th reference of a result or of rref_view_refs_async, returned once
  * each, free with rref_release; those never taken are released with the future. -EINVAL: no i-th.
  */

@@ -403,14 +403,14 @@ static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
 	return err;
 }
 
-int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out)
+int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 {
 	RB_NO_CANCEL;
 	const struct rc_type *t;
-	int err = check(ref, out, "rref_type");
+	int err = check(ref, out, "rref_get_type");
 
 	if (!err)
-		err = check_out(out, "rref_type");
+		err = check_out(out, "rref_get_type");
 	if (!err)
 		err = get(ref, timeout, &t);
 	if (!err)
@@ -418,10 +418,10 @@ int rref_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 	return err;
 }
 
-int rref_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	int err = check(ref, out, "rref_type_async");
+	int err = check(ref, out, "rref_get_type_async");
 	struct rref_future *f;
 	int64_t deadline;
 
@@ -470,7 +470,7 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 	t = own ? own->type : rc_type_find(view->ctx, rc_landing_of(view)->type_hash);
 	if (!t)
-		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_type asks for it");
+		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_get_type asks for it");
 	rc_type_tell(t, out);
 	return 0;
 }

@@ -70,9 +70,9 @@ TG_TEST(c058_064_blocks_on_a_slow_creation, 2)
 		struct rref *r;
 
 		TG_OK(rref_remote(ctx, 1, "make_slowly", &a, RREF_DEFAULT, &r));
-		TG_IS(rref_type(r, 10 * MS, &t), -ETIMEDOUT);
+		TG_IS(rref_get_type(r, 10 * MS, &t), -ETIMEDOUT);
 		TG_TEXT("type did not come in time");
-		TG_OK(rref_type_async(r, RREF_DEFAULT, &f));
+		TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f));
 		TG_IS(rref_future_test(f), 0);
 		TG_IS(rref_future_type(f, &t), -EAGAIN);
 		tg_set_flag(0, 1);
@@ -97,7 +97,7 @@ TG_TEST(c058_064_of_a_value_that_is_set_later, 2)
 		struct rref_future *f[3];
 
 		for (int i = 0; i < 3; i++)
-			TG_OK(rref_type_async(r, RREF_DEFAULT, &f[i]));
+			TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f[i]));
 		TG_OK(rref_future_cancel(f[2]));
 		TG_IS(rref_future_type(f[2], &t), -ECANCELED);
 		TG_OK(rref_rpc_sync(ctx, 1, "set", NULL, RREF_DEFAULT, NULL));
@@ -126,10 +126,10 @@ TG_TEST(c058_064_of_a_failed_creation, 2)
 
 		TG_OK(rref_remote(ctx, 1, "fail", NULL, RREF_DEFAULT, &r));
 		for (int i = 0; i < 3; i++) {
-			TG_IS(rref_type(r, RREF_DEFAULT, &t), -EDOM);
+			TG_IS(rref_get_type(r, RREF_DEFAULT, &t), -EDOM);
 			TG_TEXT("no such curve");
 			TG_IS(rref_expect_type(r, &tgt_tick, RREF_DEFAULT), -EDOM);
-			TG_OK(rref_type_async(r, RREF_DEFAULT, &f));
+			TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f));
 			TG_IS(rref_future_wait(f, RREF_DEFAULT), -EDOM);
 			TG_TEXT("no such curve");
 			rref_future_free(f);
@@ -157,7 +157,7 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	tgt_is_type(r, "book", sizeof(struct tgt_tick), RREF_LOCAL_ONLY);
 	rref_release(r);
 	TG_OK(rref_alloc_typed(ctx, &tgt_tick, &place, 1, &r));
-	TG_OK(rref_type_async(r, RREF_DEFAULT, &f));
+	TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f));
 	TG_IS(rref_future_test(f), 0);
 	TG_OK(rref_set(r));
 	TG_OK(rref_future_wait(f, RREF_DEFAULT));
@@ -167,7 +167,7 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	rref_release(r);
 	TG_OK(rref_alloc_typed(ctx, &tgt_tick, &place, 1, &r));
 	TG_OK(rref_set_error(r, -EDOM, "sold out"));
-	TG_IS(rref_type(r, RREF_DEFAULT, &t), -EDOM);
+	TG_IS(rref_get_type(r, RREF_DEFAULT, &t), -EDOM);
 	TG_TEXT("sold out");
 	rref_release(r);
 	TG_IS(tg_stats(ctx).messages_sent, before);

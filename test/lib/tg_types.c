@@ -165,7 +165,7 @@ void tgt_is_type(struct rref *ref, const char *name, size_t element_size, unsign
 {
 	struct rref_type t = { .size = sizeof(t) };
 
-	TG_OK(rref_type(ref, RREF_DEFAULT, &t));
+	TG_OK(rref_get_type(ref, RREF_DEFAULT, &t));
 	TG_CHECK(strcmp(t.name, name) == 0);
 	TG_IS(t.element_size, element_size);
 	TG_IS(t.flags, flags);

@@ -186,7 +186,7 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 		int err;
 
 		tg_wait_flag_serving(ctx, 0, 1);
-		err = rref_type(tg_kept(0), RREF_FOREVER, &got);
+		err = rref_get_type(tg_kept(0), RREF_FOREVER, &got);
 		TG_CHECK(err == -ENETRESET || err == -EOWNERDEAD);
 		tg_drop_kept();
 		tg_set_flag(0, 2);

@@ -127,7 +127,7 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	TG_IS(rref_new_typed(ctx, &tgt_tick, seg, 1, NULL), -EINVAL);
 	TG_IS(rref_alloc_typed(ctx, &tgt_tick, seg, 1, NULL), -EINVAL);
 	TG_IS(rref_new_typed(NULL, &tgt_tick, seg, 1, &r), -EINVAL);
-	TG_IS(rref_type(NULL, 0, &t), -EINVAL);
+	TG_IS(rref_get_type(NULL, 0, &t), -EINVAL);
 	TG_IS(rref_expect_type(NULL, &tgt_tick, 0), -EINVAL);
 	TG_IS(rref_view_type(NULL, &t), -EINVAL);
 	TG_IS(rref_view_segments(NULL, NULL, 0), 0);
@@ -138,8 +138,8 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	/* And what is right is taken: one number; the longest name. */
 	t = (struct rref_type){ .size = sizeof(t), .name = "int32" };
 	TG_OK(rref_new_typed(ctx, &t, &seg[1], 1, &r));
-	TG_IS(rref_type(r, 0, &(struct rref_type){ .size = 0 }), -EINVAL);
-	TG_IS(rref_type(r, 0, NULL), -EINVAL);
+	TG_IS(rref_get_type(r, 0, &(struct rref_type){ .size = 0 }), -EINVAL);
+	TG_IS(rref_get_type(r, 0, NULL), -EINVAL);
 	TG_IS(rref_expect_type(r, NULL, 0), -EINVAL);
 	TG_OK(rref_expect_type(r, &t, 0));
 	TG_OK(rref_to_here(r, 0, &v));

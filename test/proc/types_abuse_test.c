@@ -51,7 +51,7 @@ static int inspect(struct rref_call *call, void *arg)
 static int ask(struct rref_call *call, void *arg)
 {
 	struct rref_type t = { .size = sizeof(t) };
-	int err = rref_type(rref_call_ref(call, 0), patience(call), &t);
+	int err = rref_get_type(rref_call_ref(call, 0), patience(call), &t);
 
 	(void)arg;
 	pthread_mutex_lock(&last_lock);

@@ -63,7 +63,7 @@ TG_TEST(view__knows_its_type, 2)
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		TG_IS(rref_view_length(v), 2 * sizeof(struct tgt_tick));
 		TG_IS(rref_view_type(v, &t), -ENOENT);
-		TG_TEXT("rref_type");
+		TG_TEXT("rref_get_type");
 		tgt_is_type(r, "trade", sizeof(struct tgt_tick), 0);
 		TG_OK(rref_view_type(v, &t));
 		TG_CHECK(strcmp(t.name, "trade") == 0 && t.element_size == sizeof(struct tgt_tick));
@@ -159,7 +159,7 @@ TG_TEST(errors__name_the_reference_whose_creation_timed_out, 2)
 				TG_TEXT("creation of the reference timed out");
 				TG_TEXT(name);
 			}
-			TG_IS(rref_type(r[to], RREF_DEFAULT, &(struct rref_type){ .size = sizeof(struct rref_type) }), -ETIMEDOUT);
+			TG_IS(rref_get_type(r[to], RREF_DEFAULT, &(struct rref_type){ .size = sizeof(struct rref_type) }), -ETIMEDOUT);
 			TG_TEXT(name);
 		}
 		tg_set_flag(0, 1);
@@ -202,7 +202,7 @@ TG_TEST(astray__lost_and_asked_again, 2)
 		struct rref_type t = { .size = sizeof(t) };
 
 		for (int i = 0; i < 2; i++) {
-			TG_IS(rref_type(r, 30 * MS, &t), -ETIMEDOUT);
+			TG_IS(rref_get_type(r, 30 * MS, &t), -ETIMEDOUT);
 			TG_TEXT("type did not come in time");
 		}
 		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
@@ -238,7 +238,7 @@ TG_TEST(astray__never_sent, 2)
 		struct rref *r = tgt_made(ctx, 1, "quote");
 		struct rref_type t = { .size = sizeof(t) };
 
-		TG_CHECK(rref_type(r, RREF_DEFAULT, &t) < 0);
+		TG_CHECK(rref_get_type(r, RREF_DEFAULT, &t) < 0);
 		TG_TEXT("the question for a type could not be sent to worker1");
 		tgt_is_type(r, "quote", sizeof(struct tgt_tick), 0);
 		TG_IS(tg_stats(ctx).dead_peers, 0);

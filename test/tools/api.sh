@@ -19,7 +19,7 @@ verdict() { # NAME COMMAND...: passes when it succeeds
 echo '#include <rref.h>' > "$tmp/alone.c"
 cp "$tmp/alone.c" "$tmp/alone.cc"
 verdict "the header compiles alone as C11" cc -std=c11 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.c"
-verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.cc"
+verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -Wshadow -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.cc"
 
 declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' | grep -oE '\brref_[a-z_]+ *\(' | tr -d ' (' | sort -u)
 exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' | grep -v '^RREF_' | sort -u)
