@@ -29,7 +29,10 @@ static void local_only(struct rref_future *f)
 		 ctx->members[f->peer].name, ctx->members[ctx->rank].name);
 }
 
-/* What a READ's failure means to the program. The session's state decides, not the completion's code (FACTS). */
+/*
+ * Tells what a READ's failure means to the program. The session's state decides: a key that was
+ * revoked may show as "no answer", so the completion's code alone says little.
+ */
 int rc_read_explain(struct rref_future *f)
 {
 	struct rref *h = f->handle;

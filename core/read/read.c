@@ -6,8 +6,9 @@
  * ranges, are read in pieces (read/split.c), and the header last, behind them on the same connection: the order of READs on a
  * reliable connection makes it a check of all that came before.
  *
- * The header's landing place is filled with ones before posting: a completion that brought no data (FACTS: it happens) is
- * then seen as one. A header with another nonce, or a scrubbed one, is -ESTALE, never wrong bytes.
+ * The header's landing place is filled with ones before posting. On SoftRoCE a garbled answer was
+ * seen to end a READ with success and no data; the ones show it. A header with another nonce, or a
+ * scrubbed one, is -ESTALE, never wrong bytes.
  *
  * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces, with keys of its own:
  * the payload first, the header behind it, and one doorbell for both if the payload is one message.

@@ -21,9 +21,9 @@
  * repeated after the peer gave that attempt up. A peer that ended it refuses with ENETRESET: we
  * were cut off. A peer that does not answer in time is dead.
  *
- * A READ with a bad key ends its connection (FACTS), and a peer may guess keys, or hand out places that are none, as
- * often as it may reconnect. So broken connections are counted, and too many in a short time end the session; for a
- * while no other begins.
+ * A READ with a bad key ends its connection: a reliable connection works so (docs/design/devices.md).
+ * A peer could guess keys, or hand out false locations, as often as it may reconnect. So broken
+ * connections are counted. Too many in a short time end the session, and for a while no other begins.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Asynchronous events of the device: all acked at once, all known ones judged, unknown ones told (FAULTS 31..34). */
+/* Asynchronous events of the device: each is acked at once; known ones are judged, others logged. */
 #include "ibv.h"
 
 /* Unusable: every connection ends, the core hears it once, and poll says so when nothing is left to report. */

@@ -252,7 +252,10 @@ bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 	return false;
 }
 
-/* Nothing may come of a connect for 100 s (FACTS 3): these deadlines are ours. */
+/*
+ * Ends connects that take too long. The deadlines are ours: a connect to a silent address was seen to
+ * bring no event for 100 s.
+ */
 void rvi_cm_deadlines(struct rv_dev *dev)
 {
 	int64_t now = now_ns();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The connection's states, and what each connection-manager event does in each of them: a total function, so that an
- * event out of order (FAULTS 29) is counted and dropped, never followed by a crash.
+ * The connection's states, and the effect of each connection-manager event in each of them. It is a
+ * total function: an event out of order is counted and dropped, and nothing crashes.
  *
  *   connect(): ADDR -> ROUTE -> CONNECTING -> UP -> DOWN -> CLOSED -> FREE
  *   request:   REQUESTED -> ACCEPTING ------> UP

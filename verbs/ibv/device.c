@@ -20,8 +20,9 @@ void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...)
 }
 
 /*
- * Every completion that can be under way must fit its queue, for an overrun loses some without a word (FACTS 2): where
- * the device's queues are too small for all that was asked, fewer connections are made, never fuller queues.
+ * Sizes the queues so that every completion that can be under way fits: an overrun loses some without
+ * a word (seen on rxe). Where the device's queues are too small for the wish, fewer connections are
+ * made, never fuller queues.
  */
 static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 {

@@ -8,8 +8,9 @@
  * only if it asked (arm). rdma_cm only carries the handshake: the queue pairs are ours, taken through their states here,
  * so that no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
  *
- * The ledger: every READ under way has a slot with a generation, every send a slot, every receive buffer a state. What a
- * completion says is checked against it, and a fence resolves what no completion will ever tell (FACTS 2).
+ * The ledger: every READ under way has a slot with a generation, every send a slot, every receive
+ * buffer a state. Each completion is checked against it. A fence resolves the slots for which no
+ * completion comes: a queue pair in error need not flush all, and may flush late.
  *
  * Guards: [progress] = the core's progress lock; [const] after open or after the connection is UP; [atomic].
  */
@@ -39,7 +40,8 @@
 #define RVI_WATCH_SLACK_NS (130 * NSEC_PER_MSEC) /* a send not over this long after its last retry never will be */
 #define RVI_SILENCE_NS (500 * NSEC_PER_MSEC) /* the default of rv_options.silence_ns */
 #define RVI_INLINE_WISH 256u
-#define RVI_ACK_TIMEOUT_MIN 8    /* 4.096 us * 2^n a try. 14: 67 ms; with 6 retries silence is known after 0.47 s (FACTS 2) */
+/* 4.096 us * 2^n a try. 14: 67 ms; with 6 retries silence is known after 0.47 s. */
+#define RVI_ACK_TIMEOUT_MIN 8
 #define RVI_ACK_TIMEOUT_MAX 20
 #define RVI_RETRY_CNT 6          /* 7 means for ever on rxe */
 #define RVI_RNR_RETRY 6

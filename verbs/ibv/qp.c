@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Queue pairs. They are made and moved here, not by rdma_create_qp, for rdma_cm would leave them with REMOTE_WRITE, an RNR
- * timer of 655 ms and the retry times of a routed fabric (FACTS 3). rdma_init_qp_attr says what the handshake agreed on.
+ * Queue pairs. They are made and moved here, not by rdma_create_qp: rdma_cm would leave them with
+ * REMOTE_WRITE, an RNR timer of 655 ms and the retry times of a routed fabric. rdma_init_qp_attr has
+ * the attributes that the handshake agreed on.
  */
 #include "ibv.h"
 
@@ -144,7 +145,7 @@ int rvi_qp_ready(struct rv_conn *conn)
 	return rc ? rc : move_to(conn, IBV_QPS_RTS);
 }
 
-/* Remote read on. RTS -> RTS; 38 us on rxe, once (FACTS 2). */
+/* Allows remote READs, by RTS -> RTS: once for each connection, 38 us on an emulated rxe. */
 int rvi_qp_access(struct rv_conn *conn)
 {
 	struct ibv_qp_attr a = { .qp_state = IBV_QPS_RTS, .qp_access_flags = IBV_ACCESS_REMOTE_READ };
@@ -163,7 +164,10 @@ void rvi_qp_error(struct rv_conn *conn)
 		ibv_modify_qp(conn->qp, &a, IBV_QP_STATE);
 }
 
-/* The fence: after this the device neither serves nor writes for the connection (FACTS 2). */
+/*
+ * Fences the connection: after this the device neither serves it nor writes for it. Only the return
+ * of ibv_destroy_qp says so; in the error state alone one more packet may be served (seen on rxe).
+ */
 void rvi_qp_destroy(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;

@@ -87,7 +87,7 @@ static int check(const struct rv_conn *conn, const struct rv_read *r)
 		return rv_fail(EINVAL, "a READ into %u pieces: %u are possible", r->nr_sge, conn->dev->max_sge);
 	for (uint32_t i = 0; i < r->nr_sge; i++)
 		total += rv_read_sge(r, i)->length;
-	/* rxe does not enforce its own limit (FACTS 2), hardware does by killing the connection. */
+	/* rxe does not enforce its own limit; hardware does by ending the connection. */
 	if (total > conn->dev->max_msg)
 		return rv_fail(EMSGSIZE, "a READ of %llu bytes: the device's limit is %llu", (unsigned long long)total,
 			       (unsigned long long)conn->dev->max_msg);

