@@ -123,7 +123,7 @@ $(B)/inject/%.o: %.c Makefile $(B)/flags
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
-# A private jemalloc (docs/ARCHITECTURE.md, "alloc"): one relocatable object in which only the arena calls stay
+# A private jemalloc (docs/design/memory.md): one relocatable object in which only the arena calls stay
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
 JEMALLOC_KEEP := mallocx rallocx dallocx sdallocx xallocx sallocx nallocx mallctl mallctlnametomib mallctlbymib \
 	malloc_conf_2_conf_harder
@@ -224,7 +224,7 @@ endif
 # $(call build,TEXT,TARGETS) builds, and says now and then how far it is. The packages are there.
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
-.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model perf perf-parts \
+.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model pictures perf perf-parts \
 	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean \
 	compile_commands.json
 
@@ -236,7 +236,7 @@ help:
 		$(firstword $(MAKEFILE_LIST))
 	@echo "Packages that are missing are installed first, as root or by sudo; DEPS=no: none are looked for. O=DIR: builds there."
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/examples.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/examples.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/pages.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
@@ -245,7 +245,7 @@ export RREF_TEST_JOBS
 LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 # check-quick takes most of the unit tests, some programs of each other kind, fewer schedules.
-QUICK := test/tools/layers.sh $(SIM) $(filter-out $(BIN)/unit/rendezvous% $(addprefix $(BIN)/unit/ra_,threads_test churn_test arena_test seat_test),$(UNIT)) \
+QUICK := test/tools/layers.sh test/tools/pages.sh $(SIM) $(filter-out $(BIN)/unit/rendezvous% $(addprefix $(BIN)/unit/ra_,threads_test churn_test arena_test seat_test),$(UNIT)) \
 	$(addprefix $(BIN)/proc/,spine_test calls_test refs_test futures_test batch_test shutdown_test) $(filter-out %/messages %/beyond %/stalled,$(CONF))
 
 ## install the packages that building and the tests need
@@ -313,6 +313,10 @@ sim:
 	@test/tools/deps.sh build
 	$(call build,the simulator,$(SIM))
 	@$(SIM) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(or $(JOBS),$(shell nproc)) $(ARGS)
+
+## the pictures of the pages, from the texts beside them
+pictures:
+	@python3 docs/pictures/draw.py docs/pictures/*.txt
 
 # The models of docs/model/. ARGS: names of runs, --big, --keep.
 ## the Spin models of docs/model/, and that planted mistakes are found (ARGS=NAME: those runs)

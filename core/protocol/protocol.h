@@ -31,7 +31,7 @@
  *   Released while ASKING or REQUESTED, or by a creator before its answer: waits for the answer, then goes the way
  *   above. Nothing is sent on a lost owner.
  *
- * What crosses the wire between machines is struct rp_msg (encoded by core/rw_*.c), and fork records inside calls and
+ * What crosses the wire between machines is struct rp_msg (encoded by core/wire), and fork records inside calls and
  * replies (the runtime asks for one with FORK and hands the receiver's machine RECV_FORK).
  *
  * What the runtime owes: messages and calls of one session arrive in order, or else late, repeated and in any order
