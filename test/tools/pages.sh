@@ -15,7 +15,7 @@ sources() { # the files that people write, with their names relative to the top
 		sort
 }
 look() { # KIND: prints all that is wrong of one kind
-	sources | python3 test/tools/pages.py "$1"
+	sources | python3 test/tools/pages.py "$1" 2>&1
 }
 
 empty "each link and anchor of a page leads somewhere" "$(look links)"
@@ -25,7 +25,7 @@ empty "no page outside of the tree is cited" "$(look strangers)"
 empty "each file and folder that is named is there" "$(look paths)"
 empty "each page can be reached from README.md" "$(look orphans)"
 empty "each picture is what its text gives" \
-	"$(python3 docs/pictures/draw.py --check docs/pictures/*.txt)"
+	"$(python3 docs/pictures/draw.py --check docs/pictures/*.txt 2>&1)"
 words=$(wc -w <docs/ARCHITECTURE.md)
 check "docs/ARCHITECTURE.md has $words words, at most $limit" [ "$words" -le $limit ]
 check "docs/ARCHITECTURE.md has four pictures" \
