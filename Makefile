@@ -224,7 +224,7 @@ endif
 # $(call build,TEXT,TARGETS) builds, and says now and then how far it is. The packages are there.
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
-.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare sim model pictures perf perf-parts \
+.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare lint sim model pictures perf perf-parts \
 	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean \
 	compile_commands.json
 
@@ -306,6 +306,14 @@ check-roce:
 check-bare:
 	@test/tools/deps.sh bare
 	@test/tools/bare.sh $(ARGS)
+
+# SHOW=WORD lists the places of the measures with that word in their name. LOWER=1 writes the better
+# counts into test/tools/lint.txt.
+## count prose, width, names, format, layers, sizes; a count that got worse fails (SHOW=names, LOWER=1)
+lint:
+	@test/tools/deps.sh build lint
+	$(call build,the library,lib $(STATIC_TEST))
+	@test/tools/lint.sh $(if $(SHOW),--show $(SHOW)) $(if $(LOWER),--lower)
 
 # Random schedules of the protocol, checked after every event (docs/TESTING.md). ARGS goes to the program.
 ## the protocol's simulator (SEEDS=, JOBS=, ARGS='--seed 1 --trace')

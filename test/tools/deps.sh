@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the missing ones of the Debian packages for building and testing, as root or by sudo
 # without a password. Otherwise one line has the command to type.
-#   deps.sh [--list] [build|check|perf|peers|model|roce|bare ...]
+#   deps.sh [--list] [build|check|lint|perf|peers|model|roce|bare ...]
 # DEPS=no looks for nothing. A gigabyte or more is installed only after a question (YES=1: yes).
 set -euo pipefail
 [ "${DEPS-}" != no ] || exit 0
@@ -11,12 +11,13 @@ packages() {
 	case $1 in
 	build) echo gcc libc6-dev make binutils pkg-config libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev libjson-c-dev ;;
 	check) echo g++ valgrind libcmocka-dev procps python3 libasan8 libtsan2 libubsan1 locales ;;
+	lint) echo python3 pmccabe universal-ctags clang-format ;;
 	perf) echo g++ libbenchmark-dev gnuplot-nox ;;
 	peers) echo perftest ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
 	model) echo gcc libc6-dev spin ;;
 	roce) "$here/test/vm/prepare.sh" --packages ;;
 	bare) echo debootstrap ;;
-	*) echo "deps.sh: unknown set '$1': build, check, perf, peers, model, roce, bare" >&2; exit 2 ;;
+	*) echo "deps.sh: unknown set '$1': build, check, lint, perf, peers, model, roce, bare" >&2; exit 2 ;;
 	esac
 }
 
