@@ -10,7 +10,19 @@
 #include <unistd.h>
 
 #include "base/limit.h"
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/limits.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/observe/observe.h"
+#include "core/op/op.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 #define THREADS_MAX 1024u
 #define BOUND_MIN ((size_t)2 << 20)
@@ -312,7 +324,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 		list_init(&ctx->open_calls[i]);
 		list_init(&ctx->offers[i]);
 	}
-	ctx->bucket_seed = rc_random64();
+	ctx->bucket_seed = rb_random64();
 	list_init(&ctx->sleepers);
 	ctx->started_at = rc_coarse_ns();
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
@@ -413,7 +425,7 @@ int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		rc_fail(-err, "memory for the protocol's tables");
 		goto fail;
 	}
-	rp_set_seed(ctx->machine, rc_random64());
+	rp_set_seed(ctx->machine, rb_random64());
 	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4, o.max_waiting ? o.max_waiting : 8192);
 	if (err)
 		goto fail;

@@ -7,7 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/call/call.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {

@@ -27,7 +27,14 @@
 
 #include "base/limit.h"
 #include "base/thread.h"
+#include "core/base/clock.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
+#include "core/call/call.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/op/op.h"
 
 #define HANDS 16u
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */

@@ -18,7 +18,15 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/session/session.h"
 
 #define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */

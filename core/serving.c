@@ -11,7 +11,12 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/session/session.h"
 
 #define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
 

@@ -18,7 +18,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/observe/observe.h"
+#include "core/op/op.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */

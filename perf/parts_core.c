@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What parts.cc measures of the runtime's inside, whose header is not for C++. */
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/engine.h"
 #include "parts_core.h"
 
 int parts_slot(struct rref_ctx *ctx)

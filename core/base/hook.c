@@ -8,6 +8,9 @@
  *
  * In the manual mode a hook that waits may run further hooks on the same stack. NEST bounds how many.
  */
+#include "core/base/clock.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
 
 #define NEST 8u                         /* hooks of one thread that are on its stack at once */

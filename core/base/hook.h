@@ -61,4 +61,10 @@ void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h);
  */
 void rc_blocking(int delta);
 
+/*
+ * In a child of fork(2), by its only thread: what the parent's thread was in the middle of is
+ * over.
+ */
+void rc_callback_fork_child(void);
+
 #endif

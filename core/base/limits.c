@@ -3,6 +3,8 @@
 #include <inttypes.h>
 #include <sys/resource.h>
 
+#include "core/base/limits.h"
+#include "core/base/log.h"
 #include "core/ctx.h"
 
 #define FDS_USUAL 1024u /* what most programs have, and need */

@@ -10,7 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/value/value.h"
 
 /*
  * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/kick.h"
+#include "core/base/log.h"
 #include "core/ctx.h"
 
 #define LINES 256u

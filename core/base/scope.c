@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/guard.h"
 #include "core/base/scope.h"
 
 struct rc_scopes {

@@ -5,7 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/call/call.h"
+#include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/op/op.h"
+#include "core/session/session.h"
 
 /* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. [lock] */
 static void over(struct rref_ctx *ctx, struct rref_call *call)

@@ -8,7 +8,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/base/site.h"
+#include "core/call/call.h"
+#include "core/call/internal.h"
+#include "core/engine.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 #define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
 #define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */

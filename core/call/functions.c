@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/guard.h"
+#include "core/call/internal.h"
 #include "core/ctx.h"
 
 static _Atomic(struct rc_function *) *bucket_of(struct rref_ctx *ctx, const char *name, size_t length)

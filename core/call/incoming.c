@@ -7,7 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/call/call.h"
+#include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/session/session.h"
 
 #define DROPS_MAX 8192u
 

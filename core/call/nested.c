@@ -16,7 +16,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/base/site.h"
+#include "core/call/internal.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 /* ---- values ---- */
 

@@ -27,7 +27,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
+#include "core/call/call.h"
+#include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
 
 #define COST_MIN 4096u                         /* of one, so that their number is bounded too */
 
@@ -142,8 +148,8 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 		return err;
 	for (size_t i = 0; i < p->nr_refs; i++)
 		p->src[i] = rc_fork_of(a->refs[i]);
-	put_le64(key, rc_random64());
-	put_le64(key + 8, rc_random64());
+	put_le64(key, rb_random64());
+	put_le64(key + 8, rb_random64());
 	hide_words(p->recs, p->nr_refs, key);
 	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
 	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });

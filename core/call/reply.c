@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/call/call.h"
+#include "core/call/internal.h"
 #include "core/ctx.h"
 
 #define WRONG_NUMBER "%u references came, of %" PRIu64 " that were asked for"

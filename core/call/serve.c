@@ -11,7 +11,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/base/site.h"
+#include "core/call/call.h"
+#include "core/call/internal.h"
+#include "core/engine.h"
+#include "core/op/op.h"
+#include "core/session/session.h"
 
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
 #define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */

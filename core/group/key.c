@@ -23,8 +23,8 @@
 #include "base/random.h"
 #include "base/util.h"
 #include "core/base/error.h"
-#include "core/group/group.h"
 #include "core/base/quote.h"
+#include "core/group/group.h"
 
 #define KEY_FILE_MIN 16
 #define KEY_FILE_MAX 4096

@@ -6,8 +6,8 @@
 #include "base/atomic.h"
 #include "base/util.h"
 #include "core/base/error.h"
-#include "core/group/group.h"
 #include "core/base/quote.h"
+#include "core/group/group.h"
 
 enum { NAME = 1, FUNCTION = 2 }; /* where a character may stand */
 

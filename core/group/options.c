@@ -12,8 +12,8 @@
 #include "base/child.h"
 #include "base/util.h"
 #include "core/base/error.h"
-#include "core/group/group.h"
 #include "core/base/quote.h"
+#include "core/group/group.h"
 #include "rref.h"
 
 #define WORLD_MAX 1024

@@ -9,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/lock.h"
 #include "core/observe/dump.h"
 
 #define SLICE 128u

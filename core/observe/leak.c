@@ -14,7 +14,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
+#include "core/base/site.h"
 #include "core/observe/dump.h"
+#include "core/observe/observe.h"
 
 #define REPORT_BYTES ((size_t)1 << 20) /* of the report; what is beyond is counted */
 

@@ -4,7 +4,12 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/call/call.h"
 #include "core/observe/dump.h"
+#include "core/read/read.h"
 
 _Static_assert(RREF_MESSAGE_KINDS == RW_NR_KINDS, "one counter for each kind");
 

@@ -7,7 +7,12 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/session/session.h"
 
 #define RESCAN_NS (20 * NSEC_PER_MSEC)
 

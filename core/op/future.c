@@ -4,6 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
+#include "core/base/site.h"
 #include "core/ctx.h"
 
 /* The program's own thread may have stood in for the poller's; see progress.c. */

@@ -12,12 +12,12 @@
 
 #include "base/atomic.h"
 #include "base/util.h"
-#include "core/base/hook.h"
 #include "core/base/error.h"
-#include "core/value/ref.h"
+#include "core/base/hook.h"
 #include "core/protocol/protocol.h"
-#include "rref.h"
+#include "core/value/ref.h"
 #include "core/wire/wire.h"
+#include "rref.h"
 #include "verbs/rv.h"
 
 struct rc_scope;

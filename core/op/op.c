@@ -10,7 +10,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
 
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 {

@@ -17,7 +17,10 @@
 
 #include "base/limit.h"
 #include "base/thread.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/ctx.h"
+#include "core/op/op.h"
 
 #define PER_CALLER 512u
 

@@ -8,6 +8,8 @@
 #include <stdio.h>
 
 #include "core/ctx.h"
+#include "core/read/internal.h"
+#include "core/session/session.h"
 
 #define NAME_SIZE 160 /* of a reference with both ids at their longest */
 

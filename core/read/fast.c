@@ -12,7 +12,11 @@
 #include <stdlib.h>
 
 #include "alloc/ra_asym.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
+#include "core/value/value.h"
 
 struct rc_reader {
 	cache_aligned _Atomic(struct rc_peer *) pinned; /* sc: the fence stores conn = NULL and waits until nobody has the peer here */

@@ -14,7 +14,11 @@
  */
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
 
 enum { FREE, MINE, POSTED, LANDED };
 

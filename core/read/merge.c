@@ -11,6 +11,7 @@
  * known for whose sake, and each of them is read again alone.
  */
 #include "core/ctx.h"
+#include "core/read/internal.h"
 
 /* Beyond it a READ is long, not frequent: values would only wait for one another. */
 #define RUN_BYTES (UINT64_C(16) << 10)

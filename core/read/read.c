@@ -19,7 +19,13 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/call/call.h"
 #include "core/ctx.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
 
 #define INLINE_MAX 2u /* pieces that a provider is asked for at once that copies them at once */
 

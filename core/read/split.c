@@ -15,6 +15,8 @@
  * connection ends, reads that were at it begin again, once those of their pieces that are in flight have come back.
  */
 #include "core/ctx.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
 
 #define TURN (UINT64_C(1) << 20)
 #define ROOM (TURN + RC_PIECE_MAX) /* a turn and its header */

@@ -10,7 +10,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/engine.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
 
 static bool ready_here(const struct rref *ref)
 {

@@ -19,7 +19,11 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/log.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
 
 #define AGAIN_NS      (50 * NSEC_PER_MSEC) /* between attempts at first; doubled each time */
 #define AGAIN_LAST_NS (500 * NSEC_PER_MSEC)
@@ -96,7 +100,7 @@ void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 		       p->member->name, p->rank, why);
 	/* Half of it to one and a half: peers that failed together do not come back together. */
 	wait = p->cut_off ? CUT_OFF_AGAIN_NS : wait;
-	p->retry_at = max_of(now + wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait),
+	p->retry_at = max_of(now + wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait),
 			     p->resume.banned_until);
 }
 

@@ -9,7 +9,10 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/session/internal.h"
 
 /* Takes one death that the program has not heard of. [lock] */
 static bool take(struct rc_down *d, int *err, char *text, size_t size)

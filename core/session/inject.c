@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Message faults, on purpose: the rules and what is held back. See session/inject.h. Empty without RREF_INJECT. */
+#include "core/base/kick.h"
 #include "core/session/inject.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
 
 #ifdef RREF_INJECT
 #include <ctype.h>
@@ -179,7 +182,7 @@ int rc_inject_open(struct rref_ctx *ctx)
 	if (!in)
 		return rc_fail(ENOMEM, "memory for the rules of RREF_INJECT");
 	list_init(&in->held);
-	in->random = rc_random64();
+	in->random = rb_random64();
 	ctx->inject = in;
 	for (const char *s = spec; s; s = strchr(s, ',') ? strchr(s, ',') + 1 : NULL) {
 		size_t length = strcspn(s, ",");

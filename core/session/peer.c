@@ -24,7 +24,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
+#include "core/base/log.h"
+#include "core/call/call.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/read/read.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
 #define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */

@@ -12,10 +12,10 @@
 
 #include "base/atomic.h"
 #include "base/util.h"
-#include "core/group/group.h"
 #include "core/base/hook.h"
-#include "core/session/resume.h"
+#include "core/group/group.h"
 #include "core/protocol/protocol.h"
+#include "core/session/resume.h"
 #include "rref.h"
 #include "verbs/rv.h"
 

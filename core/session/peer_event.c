@@ -7,7 +7,13 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "core/base/log.h"
 #include "core/ctx.h"
+#include "core/engine.h"
+#include "core/read/read.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 /* How long the loser of a crossing waits for the winner's request. */
 #define CROSSING_NS (3 * NSEC_PER_SEC)

@@ -28,7 +28,11 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/kick.h"
+#include "core/base/log.h"
 #include "core/ctx.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
 
 #define AGAIN_NS (5 * NSEC_PER_MSEC)      /* between attempts; a little longer each time, up to AGAIN_LAST_NS */
 #define AGAIN_LAST_NS (50 * NSEC_PER_MSEC)

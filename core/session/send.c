@@ -22,8 +22,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/kick.h"
+#include "core/base/log.h"
+#include "core/call/call.h"
 #include "core/ctx.h"
 #include "core/session/inject.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 #define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
@@ -179,7 +185,7 @@ static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 	int64_t wait = min_of(RETRY_FIRST_NS << (tries - 1), RETRY_LAST_NS);
 
 	/* Half of it to one and a half: peers that failed together do not come back together. */
-	wait = wait / 2 + (int64_t)(rc_random64() % (uint64_t)wait);
+	wait = wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait);
 	p->resend_at = now_ns() + wait;
 	if (p->resend_at < ctx->wake_at)
 		rc_kick(ctx);

@@ -19,7 +19,11 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/ctx.h"
+#include "core/session/internal.h"
+#include "core/session/session.h"
 
 #define SHM_LOOK_NS (500 * NSEC_PER_MSEC) /* as often as an idle worker counts; over hardware each half peer_timeout */
 #define STALLED_NS (2 * NSEC_PER_SEC)     /* several times what an idle worker takes */

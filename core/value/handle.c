@@ -11,7 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/guard.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/read/read.h"
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 {

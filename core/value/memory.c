@@ -16,14 +16,20 @@
 #include "base/child.h"
 #include "base/limit.h"
 #include "base/random.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
+#include "core/base/site.h"
 #include "core/ctx.h"
+#include "core/read/read.h"
+#include "core/value/internal.h"
+#include "core/value/value.h"
 
 uint64_t rc_word(void)
 {
 	uint64_t word;
 
 	do
-		word = rc_random64();
+		word = rb_random64();
 	while (!word);
 	return word;
 }
@@ -41,7 +47,7 @@ int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_
 	 * 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. Memory that
 	 * begins within a page keeps its offset there: devices insist on it.
 	 */
-	r->iova = ((rc_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
+	r->iova = ((rb_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
 	r->iova += (uintptr_t)base & 4095;
 	for (int k = 0; k < RV_NR_KINDS; k++) {
 		struct rc_device *d = &ctx->device[k];

@@ -7,6 +7,7 @@
 #include <errno.h>
 
 #include "core/ctx.h"
+#include "core/value/value.h"
 
 #define SEGMENT_ALIGN CACHE_LINE
 

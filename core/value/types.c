@@ -12,7 +12,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
 
 #define BUCKETS 256u
 #define TYPES_MAX 65536u

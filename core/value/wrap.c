@@ -24,7 +24,11 @@
 #include <unistd.h>
 
 #include "base/limit.h"
+#include "core/base/guard.h"
+#include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/base/site.h"
+#include "core/value/internal.h"
 
 struct rref_mem {
 	struct rref_ctx *ctx;

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_refs.h"
 
 /*

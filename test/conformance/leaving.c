@@ -10,6 +10,9 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/engine.h"
+#include "core/value/value.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_death.h"
 
 #define LONGER_NS (3500 * NSEC_PER_MSEC) /* than any attempt at a session used to be given */

@@ -9,6 +9,9 @@
 
 #include "base/atomic.h"
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
+#include "core/engine.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

@@ -8,6 +8,9 @@
 
 #include "base/atomic.h"
 #include "core/ctx.h"
+#include "core/base/clock.h"
+#include "core/base/lock.h"
+#include "core/engine.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

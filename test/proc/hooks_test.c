@@ -8,6 +8,8 @@
 
 #include "base/atomic.h"
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/base/log.h"
 #include "tg_refs.h"
 
 #define MS NSEC_PER_MSEC

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg.h"
 
 static _Atomic int ran;

@@ -16,6 +16,8 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/session/session.h"
 #include "tg.h"
 #include "tl_membarrier.h"
 

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_death.h"
 
 struct how {

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_death.h"
 
 #define NR_IDS 65536

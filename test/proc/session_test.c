@@ -6,6 +6,9 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
 #include "tg.h"
 
 static int first_byte(struct rref_call *call, void *arg)

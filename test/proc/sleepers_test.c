@@ -19,6 +19,7 @@
 
 #include "base/atomic.h"
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_refs.h"
 
 #define ROUNDS 8

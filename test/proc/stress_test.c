@@ -11,6 +11,8 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/engine.h"
 #include "tg.h"
 
 #define MS NSEC_PER_MSEC

@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/session/session.h"
 #include "tg_refs.h"
 #include "verbs/ibv/ibv.h"
 

@@ -12,6 +12,9 @@
 
 #include "hold.h"
 #include "tg_refs.h"
+#include "core/base/lock.h"
+#include "core/engine.h"
+#include "core/read/read.h"
 
 #define MS NSEC_PER_MSEC
 #define THREADS 4

@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 
 #include "core/ctx.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "tg_refs.h"
 
 #define MAX_HELD 1024

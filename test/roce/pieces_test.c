@@ -12,6 +12,7 @@
 #include "../proc/lent.h"
 #include "hold.h"
 #include "tg_refs.h"
+#include "core/base/lock.h"
 
 #define MS NSEC_PER_MSEC
 #define PER_MIB ((unsigned)(MIB / RC_PIECE_MAX))

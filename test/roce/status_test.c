@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
 #include "tg_refs.h"
 #include "verbs/ibv/ibv.h"
 #include "verbs/ibv/status.h"

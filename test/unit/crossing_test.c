@@ -24,6 +24,8 @@
 #include <unistd.h>
 
 #include "core/ctx.h"
+#include "core/base/lock.h"
+#include "core/session/session.h"
 
 #define WIRES_MAX 16
 #define PACKETS_MAX 16

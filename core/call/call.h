@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Calls, made and served: what other rooms may call. */
+#ifndef RC_CALL_CALL_H
+#define RC_CALL_CALL_H
+
+#include "core/ctx.h"
+
+/* call.c */
+void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text); /* [lock] */
+int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
+
+/* reply.c */
+void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
+
+/* serve.c */
+void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
+void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id); /* [lock] */
+void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] */
+void rc_calls_close(struct rref_ctx *ctx);
+/* [lock] serve.c: calls for inline handlers go to the pool, since hooks are blocked. */
+void rc_calls_to_pool(struct rref_ctx *ctx);
+
+/* incoming.c */
+int rc_incoming_open(struct rref_ctx *ctx); /* 0, or -errno with a text */
+void rc_incoming_close(struct rref_ctx *ctx);
+void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
+
+/* payload.c */
+void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);     /* [lock] */
+void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *p);                        /* [lock] */
+void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in);                              /* [lock] its READ ended */
+void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] its READ may go on */
+void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] */
+
+static inline bool rc_payload_needed(const struct rref_args *a)
+{
+	return a && (a->length + a->meta_length > RW_INLINE_MAX || a->nr_refs > RW_REFS_MAX) && (a->length || a->nr_refs);
+}
+
+static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint64_t call_id)
+{
+	uint64_t x = (call_id ^ ctx->bucket_seed) * UINT64_C(0x9e3779b97f4a7c15) + rank;
+
+	return (uint32_t)((x ^ x >> 32) * UINT64_C(0xd6e8feb86659fd93) >> 40) & (RC_CALL_BUCKETS - 1);
+}
+
+/* Calls being served or waiting to be. Acquire: partner of the release by who ends one. Those first: never too few. */
+static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
+{
+	uint64_t over = at_load_acq(&ctx->calls_over) + at_load_acq(&ctx->calls_ended);
+
+	return at_load(&ctx->calls_begun) - over;
+}
+
+static inline uint64_t rc_call_bytes(const struct rc_peer *p)
+{
+	uint64_t over = at_load(&p->call_bytes_over);
+
+	return at_load(&p->call_bytes) - over;
+}
+
+#endif

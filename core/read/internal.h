@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the files of read/. */
+#ifndef RC_READ_INTERNAL_H
+#define RC_READ_INTERNAL_H
+
+#include "core/ctx.h"
+
+/* read.c */
+bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg); /* one READ brings it, header and all */
+bool rc_read_all_asked(const struct rref_future *f);
+bool rc_read_hard_failure(int posted);      /* of post_reads: not for want of a slot or a connection */
+void rc_read_count_posted(struct rref_ctx *ctx, int posted);
+void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked); /* for a connection, or a slot */
+void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
+void rc_read_ended(struct rref_future *f, int status, int wc); /* [lock] the only READ of f's, which brought no other's value */
+void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v); /* f is such a read, or another thread's */
+
+/* to_here.c */
+int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
+int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
+/*
+ * A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole; *fl is
+ * another flight then, and v is not the caller's any more.
+ */
+int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
+
+/* merge.c */
+/* reads of one message each, as few READs: f[first[i]] to before f[first[i + 1]] are brought by r[i]. */
+struct rc_runs {
+	unsigned nr, first[RC_BATCH_MAX + 1];
+	struct rv_read r[RC_BATCH_MAX];
+	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE]; /* one more: `more` of the last may point behind what it has */
+};
+/* Orders f[0..n), and sets each up as one that is at a device. f: prepared, of p; n up to RC_BATCH_MAX. */
+void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_runs *runs);
+void rc_run_undo(struct rref_future *f); /* it is not: its READ was not posted */
+
+/* split.c */
+/* all [lock] */
+bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
+bool rc_piece_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
+void rc_pieces_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
+/* Any provider's. The next pieces, at most max, into r; advances f->next and f->header_asked. */
+unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
+/* Takes that back for r[from..n), which could not be posted. */
+void rc_pieces_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
+
+/* check.c */
+/* 0, or -errno with f->text */
+int rc_read_explain(struct rref_future *f);                 /* of f->read_status */
+int rc_read_check(struct rref_future *f);                   /* of the header, and of the segments */
+
+/* in_flight.c */
+/*
+ * read/in_flight.c: of a thread, for one READ at a time. begin: the READ's cookie; undo: it was not posted. wait: true, it is over, with
+ * the READ's status; false, it takes long. leave: false, it is over; true, f is the READ's operation from here on, or without one
+ * v, its landing buffer, is given back when it ends; and *fl is another flight, NULL if there is no memory.
+ */
+struct rc_flight *rc_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
+void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted */
+uint64_t rc_flight_begin(struct rc_flight *fl);
+void rc_flight_undo(struct rc_flight *fl);
+bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */
+bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status); /* [lock] */
+
+#endif

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reads: what other rooms may call. */
+#ifndef RC_READ_READ_H
+#define RC_READ_READ_H
+
+#include "core/ctx.h"
+
+/* read.c */
+void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
+void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
+void rc_read_fail(struct rref_future *f, int status);       /* [lock] at once, or when its last piece has come back */
+void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
+void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
+
+/* to_here.c */
+void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
+
+/* split.c */
+void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
+
+/* fast.c */
+enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class of landing block */
+uint64_t rc_quick_serial(void);
+uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
+int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out);
+void rc_quick_spares_put(struct rref_ctx *ctx);
+void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
+void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s); /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
+void rc_quick_close(struct rref_ctx *ctx);
+void rc_quick_fork_child(void);
+
+/* in_flight.c */
+bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* [lock] false: not of a flight */
+void rc_flights_fail(struct rref_ctx *ctx, int status);     /* [lock] no device touches their landing places any more */
+void rc_flights_close(struct rref_ctx *ctx);
+
+/* What is said of a READ whose connection broke under it: nothing about the READ itself. */
+static inline bool rc_read_lost(int status)
+{
+	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN || status == -EIO;
+}
+
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sessions with other workers: what other rooms may call. */
+#ifndef RC_SESSION_SESSION_H
+#define RC_SESSION_SESSION_H
+
+#include "core/base/clock.h"
+#include "core/ctx.h"
+
+/* peer.c */
+int rc_peers_open(struct rref_ctx *ctx);
+void rc_peers_close(struct rref_ctx *ctx);                  /* [lock] */
+int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] 0 (UP or on the way) or -errno */
+void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why); /* [lock] */
+void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);           /* [lock] the fence's first step */
+void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);             /* [lock] */
+void rc_peer_tick(struct rref_ctx *ctx, int64_t now);       /* [lock] */
+
+/* peer_event.c */
+void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev); /* [lock] */
+/* [lock] A READ has ended. p may be NULL. */
+void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc);
+
+/* contact.c */
+void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] */
+int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] when it will be tried again; INT64_MAX = never */
+
+/* stall.c */
+void rc_stall_beat(struct rref_ctx *ctx, int64_t now);               /* [lock] progress is made */
+/* What a lost connection means: -EOWNERDEAD, or that this worker stood still. buf: the words. */
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size);
+void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns); /* [lock] */
+/* Returns text, or "timed out", with news of the silent worker. buf: RREF_TEXT_SIZE bytes. */
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
+
+/* send.c */
+int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */
+void rc_send_close(struct rref_ctx *ctx);
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);  /* [lock] queues when it must */
+void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* [lock] the same; who cannot be told is fenced */
+void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o);          /* [lock] free, or kept for the next */
+void rc_send_tick(struct rref_ctx *ctx, int64_t now);                        /* [lock] */
+int64_t rc_send_due(const struct rref_ctx *ctx);                             /* [lock] when the next tick has work; INT64_MAX = none */
+/* [lock] Takes back a call that is still queued, and what it shared. False: it is not. */
+bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id);
+
+/* [lock] A message came: what it asks for or makes room for. */
+static inline void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (unlikely(p->unacked.owed >= RC_ACK_EVERY || p->nr_queued))
+		rc_send_more(ctx, p);
+}
+
+/* [lock] Can what came in that session still be answered, and be of use to anyone? */
+static inline bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
+{
+	const struct rc_peer *p = &ctx->peers[rank];
+
+	if (unlikely(rank == ctx->rank))
+		return at_load(&ctx->state) != RC_CTX_SHUT;
+	return p->state == RC_PEER_UP && p->epoch == epoch;
+}
+
+static inline void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */
+{
+	at_add_mine(&ctx->n.sent, 1);
+	ctx->n.sent_by_kind[rw_kind(message, length)]++;
+	ctx->n.sent_bytes += length;
+	p->traffic.sent++;
+	p->traffic.sent_bytes += length;
+}
+
+static inline void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length) /* [lock] */
+{
+	at_add_mine(&ctx->n.received, 1);
+	ctx->n.received_by_kind[rw_kind(message, length)]++;
+	ctx->n.received_bytes += length;
+	p->traffic.received++;
+	p->traffic.received_bytes += length;
+	p->heard_at = likely(ctx->turn_at) ? ctx->turn_at : rc_coarse_ns();
+}
+
+#endif

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the files of value/. */
+#ifndef RC_VALUE_INTERNAL_H
+#define RC_VALUE_INTERNAL_H
+
+#include "core/ctx.h"
+
+/* memory.c */
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
+int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Values, the memory that they lie in, and their types: what other rooms may call. */
+#ifndef RC_VALUE_VALUE_H
+#define RC_VALUE_VALUE_H
+
+#include "core/base/guard.h"
+#include "core/ctx.h"
+
+/* devices' registrations, arenas, values, landing blocks */
+int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt);
+void rc_memory_close(struct rref_ctx *ctx);
+void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
+uint64_t rc_word(void); /* a value's word: random, not 0 */
+
+/* types.c */
+void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
+void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
+void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
+void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);  /* [lock] */
+
+/* rc_wraps_return has something to do. */
+static inline bool rc_wraps_due(const struct rref_ctx *ctx)
+{
+	return unlikely(at_load_sc(&ctx->returned));
+}
+
+/* A child has neither the view, nor what it shows. */
+static inline bool rc_view_lost(const struct rref_view *v)
+{
+	return unlikely(rb_generation() != RB_FIRST_GENERATION) &&
+	       (rb_is_parents_slow(v) || rc_is_child(v->ctx));
+}
+
+#endif
