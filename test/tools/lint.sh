@@ -192,7 +192,7 @@ check "and the new one" grep -q '^names  *1$' "$tmp/tree/test/tools/lint.txt"
 
 # ---- the tree
 said=''
-echo "$total checks of lint.py itself"
+echo "$passed checks of lint.py itself"
 "$lint" "$@" | tee "$tmp/tree.out"
 line=$(tail -n 1 "$tmp/tree.out")
 passed=$((passed + ${line%% *})) failed=$((failed + $(sed 's/.*, \([0-9]*\) failed.*/\1/' <<<"$line")))
