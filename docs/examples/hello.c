@@ -1,20 +1,16 @@
 #include <rref.h>
 #include <stdio.h>
-#include <string.h>
 
 /* Runs on rank 0, called by rank 1: makes a value and answers with a reference to it. */
 static int get(struct rref_call *call, void *arg)
 {
-	struct rref_args answer;
 	struct rref *greeting;
+	struct rref_args answer = { NULL, 0, &greeting, 1, NULL, 0 }; /* no bytes, one reference */
 	int err = rref_new(rref_call_context(call), "hello from rank 0", 18, &greeting);
 
 	(void)arg;
 	if (err)
 		return err; /* rank 1 gets it, with its text */
-	memset(&answer, 0, sizeof(answer));
-	answer.refs = &greeting;
-	answer.nr_refs = 1;
 	err = rref_call_reply(call, &answer);
 	rref_release(greeting); /* the value lives on by rank 1's reference */
 	return err;
@@ -44,16 +40,20 @@ int main(void)
 	struct rref_function function = { "get", get, NULL, 0 };
 	struct rref_options opt;
 	struct rref_ctx *ctx = NULL;
-	int failed;
+	int err;
 
 	rref_options_init(&opt);
 	opt.functions = &function;
 	opt.nr_functions = 1;
-	failed = rref_options_from_env(&opt) || rref_init(&opt, &ctx) ||
-		 (rref_rank(ctx) == 1 && read_greeting(ctx)) ||
-		 rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT); /* waits for all */
-	if (failed)
+	err = rref_options_from_env(&opt); /* RREF_RANK and others */
+	if (!err)
+		err = rref_init(&opt, &ctx); /* waits until all ranks are here */
+	if (!err && rref_rank(ctx) == 1)
+		err = read_greeting(ctx);
+	if (!err)
+		err = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT); /* waits too */
+	if (err)
 		fprintf(stderr, "%s\n", rref_last_error());
 	rref_free_ctx(ctx);
-	return failed;
+	return err != 0;
 }

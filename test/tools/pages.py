@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks at pages and at all that names them, for pages.sh: pages.py KIND <names of files.
 
-Prints a line for each thing that is wrong. KIND is links, names, sections, strangers, paths or
-orphans.
+Prints a line for each thing that is wrong. KIND is the name of a function below: links, names,
+sections, strangers, paths, calls, variables, figures, orphans.
 """
 import fnmatch
 import os
@@ -12,8 +12,9 @@ import sys
 
 # Of another library, made by a script, or an example.
 OTHERS = re.compile(r"^include/jemalloc/|^(work|tree)/|/greet_test\.c$|^PAGE\.md$")
-# History, and a record of runs: they name files of their time.
-RECORDS = ("CHANGELOG.md", "docs/SIMULATION.txt", "docs/model/BIG.txt", "docs/perf/beside.txt")
+# They name files of another time, or of a tree that they make.
+RECORDS = ("CHANGELOG.md", "docs/SIMULATION.txt", "docs/model/BIG.txt", "docs/perf/beside.txt",
+           "test/tools/lint.sh")
 # Part of docs/PERF.md, which `make perf-report` writes.
 PARTS = {"perf/measures.md": "docs/PERF.md"}
 TOPS = "alloc|base|core|docs|include|perf|test|verbs"
@@ -145,6 +146,38 @@ def paths():
             for name in re.findall(rf"(?<![\w/.-])((?:{ROOMS})/[\w*]+\.[ch])\b", line):
                 if not there(name, p):
                     print(f"{p}:{n}: no core/{name}")
+
+
+def calls():
+    """Functions and macros that pages name."""
+    header = set(re.findall(r"\b(?:rref|RREF)_\w+", read("include/rref.h")))
+    for p in PAGES:
+        if p in RECORDS:
+            continue
+        for n, line in prose(p):
+            for name in re.findall(r"(?<![\w/.*-])(rref_[a-z][a-z0-9_]*)(?![\w*-]|\.[a-z])", line):
+                if name not in header and not name.endswith("_"):
+                    print(f"{p}:{n}: no {name} in include/rref.h")
+
+
+def variables():
+    """The table of variables has those that the library reads."""
+    reads = set(re.findall(r"\"((?:RREF|MASTER)_[A-Z_]+)\"", read("core/group/options.c")))
+    guide = read("docs/GUIDE.md").split("## Variables")[1]
+    table = set(re.findall(r"`((?:RREF|MASTER)_[A-Z_]+)`", guide))
+    for name in sorted(reads ^ table):
+        print(f"{name}: in {'core/group/options.c' if name in reads else 'docs/GUIDE.md'} alone")
+
+
+def figures():
+    """The figures of README.md are those of docs/PERF.md."""
+    rows = [line for line in read("README.md").splitlines() if re.search(r"\d (ns|us)\b", line)]
+    perf, times = read("docs/PERF.md"), re.findall(r"([\d.]+) times", read("README.md"))
+    for figure in re.findall(r"\d[\d.]* (?:ns|us)\b", "\n".join(rows)) + times:
+        if not re.search(rf"(?<![\d.]){re.escape(figure)}", perf):
+            print(f"{figure}: not in docs/PERF.md")
+    if len(rows) < 3:
+        print("README.md has less than three rows of figures")
 
 
 def orphans():
