@@ -626,20 +626,36 @@ struct rref_type {
 #define RREF_LOCAL_ONLY 1u
 
 /*
- * rref_new_typed: as rref_new, with a type (copied; NULL = bytes) and from nr segments
- * (0..RREF_SEGMENTS_MAX). Their bytes are copied, and their number and lengths are kept:
- * rref_view_segments. Read as a whole the value is its segments one after another. Each begins at
- * the next multiple of 64, with zeros between. nr 0 makes a value of no bytes.
- * rref_alloc_typed: as rref_alloc: the segments' iov_base are set to where the program fills them,
- * borrowed until rref_set.
- *   -EINVAL  an impossible name or flags, another element size than the built-in type's, a length
- *            of broken elements; -EMSGSIZE too many segments or bytes; -ENOMEM also:
- *            more than 65536 types are known here.
+ * A value as the program describes it. Zeros stand for the plain case: a value of bytes, of one
+ * segment, without references. All that it points to is borrowed during the call.
  */
-RREF_API int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
-			    struct rref **out);
-RREF_API int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr,
-			      struct rref **out);
+struct rref_value_desc {
+	const void *data;              /* the bytes of one segment */
+	size_t length;
+	const struct iovec *segments;  /* or several, instead of data and length: 0..RREF_SEGMENTS_MAX */
+	size_t nr_segments;
+	const struct rref_type *type;  /* NULL = bytes */
+	struct rref *const *refs;      /* that the value will hold; the caller keeps its own holds */
+	size_t nr_refs;                /* 0..RREF_REFS_MAX */
+};
+
+/*
+ * rref_new_value: as rref_new, of what desc says. The bytes are copied. Number and lengths of the
+ * segments are kept: rref_view_segments. Read as a whole the value is its segments one after
+ * another. Each begins at the next multiple of 64, with zeros between. A table of no segments makes
+ * a value of none.
+ * rref_alloc_value: as rref_alloc, of what desc says; where its bytes are is not looked at.
+ * places[i]: where the program fills segment i; borrowed until rref_set. places has an entry for
+ * each segment, one if desc has no table. It may be the table itself.
+ *   -EINVAL  no desc; segments and bytes beside them; a segment that is NULL; an impossible name or
+ *            flags of the type, another element size than the built-in type's, a length of broken
+ *            elements; a reference that is NULL or of another context; -EMSGSIZE too many
+ *            segments, references or bytes; -ENOMEM also: more than 65536 types are known here.
+ *   a failed reference: its error
+ */
+RREF_API int rref_new_value(struct rref_ctx *ctx, const struct rref_value_desc *desc, struct rref **out);
+RREF_API int rref_alloc_value(struct rref_ctx *ctx, const struct rref_value_desc *desc, struct rref **out,
+			      struct iovec *places);
 
 /* ---- values in the program's own memory --------------------------------------------------------------------- */
 
@@ -670,9 +686,10 @@ RREF_API int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem
 RREF_API int rref_mem_deregister(struct rref_mem *mem);
 
 /*
- * rref_wrap: a value owned here whose bytes are [offset, offset + length) of registered memory, as they are now, without
- * a copy. The program lends them to the group: they must not change until they come back. One part may be wrapped more
- * than once. type: copied; NULL = bytes. The value is one segment. *out: returned, free with rref_release. May lock.
+ * rref_wrap: a value owned here whose bytes lie in the registered memory: desc->length from
+ * desc->data on, as they are now, without a copy. The program lends them to the group: they must
+ * not change until they come back. One part may be wrapped more than once. The value is one
+ * segment. *out: returned, free with rref_release. May lock.
  *
  * release(arg) is the way back: called exactly once if rref_wrap succeeded. It comes when all of
  * these are so: the last reference in the group is gone, nobody can be reading, and no view is left
@@ -681,16 +698,18 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  * last case the program has to release its own handle and views too; at the latest it is in
  * rref_free_ctx. It is a hook (see the top) and may deregister the memory. NULL: nobody wants to
  * hear. Views of such a value on its owner are the memory itself, aligned as it is.
- *   -EINVAL    NULL, no bytes, beyond the registered memory, an impossible or local type, a length
- *              of broken elements; -EMSGSIZE larger than a value may be; -ENOMEM memory, or
- *              the bound on value memory (64 bytes of it for each)
+ *   -EINVAL    NULL, no bytes, outside of the registered memory, a table of segments, an
+ *              impossible or local type, a length of broken elements, a reference that is NULL or
+ *              of another context; -EMSGSIZE larger than a value may be, too many references;
+ *              -ENOMEM memory, or the bound on value memory (64 bytes of it for each)
+ *   a failed reference: its error
  */
-RREF_API int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type,
-		       void (*release)(void *arg), void *arg, struct rref **out);
+RREF_API int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*release)(void *arg),
+		       void *arg, struct rref **out);
 
 /*
  * rref_get_type: the type of the value. Waits for a value that is not ready. A type's name is asked for once, by one message to
- * the owner, if this worker does not know it: from rref_new_typed, rref_expect_type or an answer before. out->size is set
+ * the owner, if this worker does not know it: from a value of it, rref_expect_type or an answer before. out->size is set
  * by the caller. May block, up to timeout.
  *   the value's own error if it failed, and those of rref_to_here; -EBADMSG: the owner's answer contradicts the value.
  * rref_get_type_async: the same without waiting. *out: returned, free with rref_future_free; its result: rref_future_type.
@@ -781,14 +800,11 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
  * is a reference of its own.
  * A circle of values that hold references to each other is never reclaimed while its workers run.
  *
- * rref_new_refs: as rref_new, with nr references (0..RREF_REFS_MAX; the caller keeps its own holds).
- * rref_set_refs: of a value made by rref_alloc or rref_alloc_typed and not set yet: the references it will hold, instead of
- * those given before. -EALREADY: it was set; -EPERM: not owned here. May lock.
- * Of a creation rref_call_reply takes references, and rref_call_reply_typed_refs.
+ * rref_set_refs: of a value made by rref_alloc or rref_alloc_value and not set yet: the references
+ * it will hold, instead of those given before. So values can name each other that are made one
+ * after the other. -EALREADY: it was set; -EPERM: not owned here. May lock.
  *   -EINVAL a reference that is NULL or of another context; -EMSGSIZE more than RREF_REFS_MAX; a failed one: its error.
  */
-RREF_API int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr,
-			   struct rref **out);
 RREF_API int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr);
 
 /*
@@ -892,13 +908,10 @@ RREF_API int rref_call_error(struct rref_call *call, int err, const char *fmt, .
 	;
 
 /*
- * rref_call_reply_typed: as rref_call_reply, for a creation (rref_remote): the value has a type and
- * segments, with the errors of rref_new_typed. -EINVAL also: the call is not a creation.
- * rref_call_reply_typed_refs: the same of a value that holds references, as in rref_new_refs.
+ * rref_call_reply_value: as rref_call_reply, for a creation (rref_remote): the value is what desc
+ * says, with the errors of rref_new_value. -EINVAL also: the call is not a creation.
  */
-RREF_API int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr);
-RREF_API int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments,
-					size_t nr, struct rref *const *refs, size_t nr_refs);
+RREF_API int rref_call_reply_value(struct rref_call *call, const struct rref_value_desc *desc);
 
 /* ---- futures ----------------------------------------------------------------------------------------------- */
 
@@ -979,11 +992,9 @@ RREF_API void rref_future_free(struct rref_future *f);
 #define rref_remote(...) (RREF_HERE(), rref_remote(__VA_ARGS__))
 #define rref_future_ref(...) (RREF_HERE(), rref_future_ref(__VA_ARGS__))
 #define rref_call_reply(...) (RREF_HERE(), rref_call_reply(__VA_ARGS__))
-#define rref_new_typed(...) (RREF_HERE(), rref_new_typed(__VA_ARGS__))
-#define rref_alloc_typed(...) (RREF_HERE(), rref_alloc_typed(__VA_ARGS__))
-#define rref_call_reply_typed(...) (RREF_HERE(), rref_call_reply_typed(__VA_ARGS__))
-#define rref_call_reply_typed_refs(...) (RREF_HERE(), rref_call_reply_typed_refs(__VA_ARGS__))
-#define rref_new_refs(...) (RREF_HERE(), rref_new_refs(__VA_ARGS__))
+#define rref_new_value(...) (RREF_HERE(), rref_new_value(__VA_ARGS__))
+#define rref_alloc_value(...) (RREF_HERE(), rref_alloc_value(__VA_ARGS__))
+#define rref_call_reply_value(...) (RREF_HERE(), rref_call_reply_value(__VA_ARGS__))
 #define rref_view_refs(...) (RREF_HERE(), rref_view_refs(__VA_ARGS__))
 #define rref_view_ref(...) (RREF_HERE(), rref_view_ref(__VA_ARGS__))
 #define rref_wrap(...) (RREF_HERE(), rref_wrap(__VA_ARGS__))

@@ -228,50 +228,23 @@ int rref_call_reply(struct rref_call *call, const struct rref_args *result)
 	return rc_answer(call, 0, 0, NULL, result);
 }
 
-static int reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
-		       struct rref *const *refs, size_t nr_refs, const char *what)
+int rref_call_reply_value(struct rref_call *call, const struct rref_value_desc *desc)
 {
-	struct rref_args held = { .refs = refs, .nr_refs = nr_refs };
+	RB_NO_CANCEL;
 	struct rc_value *v;
-	int err;
 
 	if (!call)
-		return rc_fail(EINVAL, "%s: no call", what);
+		return rc_fail(EINVAL, "rref_call_reply_value: no call");
 	if (rc_is_barred(call->ctx))
 		return rc_enter_slow(call->ctx);
 	if (call->kind != RW_CALL_REMOTE)
-		return rc_fail(EINVAL, "%s: the call is not a creation (rref_remote)", what);
-	err = rc_check_args(call->ctx, &held);
+		return rc_fail(EINVAL, "rref_call_reply_value: the call is not a creation (rref_remote)");
+	int err = rc_value_describe(call->ctx, desc, true, call->fn->name, "rref_call_reply_value", &v);
+
 	if (err)
 		return err;
-	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
-		if (segments[i].iov_len && !segments[i].iov_base)
-			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
-	err = rc_value_make(call->ctx, type, segments, nr, true, call->fn->name, what, &v);
-	if (err)
-		return err;
-	err = rc_value_hold(v, refs, nr_refs);
-	if (err) {
-		rc_value_unpin(v);
-		return err;
-	}
 	rc_value_publish(v, call->id);
 	return give(call, 0, 0, NULL, NULL, v, NULL);
-}
-
-int rref_call_reply_typed(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr)
-{
-	RB_NO_CANCEL;
-
-	return reply_typed(call, type, segments, nr, NULL, 0, "rref_call_reply_typed");
-}
-
-int rref_call_reply_typed_refs(struct rref_call *call, const struct rref_type *type, const struct iovec *segments, size_t nr,
-			       struct rref *const *refs, size_t nr_refs)
-{
-	RB_NO_CANCEL;
-
-	return reply_typed(call, type, segments, nr, refs, nr_refs, "rref_call_reply_typed_refs");
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)

@@ -32,21 +32,9 @@ int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 			       RREF_ARGS_MAX);
 	if (a->meta_length > RREF_META_MAX)
 		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length, RREF_META_MAX);
-	if (a->nr_refs > RREF_REFS_MAX)
-		return rc_fail(EMSGSIZE, "%zu references in one message: the limit is %d", a->nr_refs, RREF_REFS_MAX);
-	if ((a->length && !a->data) || (a->nr_refs && !a->refs) || (a->meta_length && !a->meta))
-		return rc_fail(EINVAL, "arguments without their bytes, references or metadata");
-	for (size_t i = 0; i < a->nr_refs; i++) {
-		struct rref *r = a->refs[i];
-
-		if (!r)
-			return rc_fail(EINVAL, "reference %zu is NULL", i);
-		if (r->ctx != ctx)
-			return rc_fail(EINVAL, "reference %zu belongs to another context", i);
-		if (at_load_acq(&r->state) == RC_H_FAILED)
-			return rc_handle_error(r);
-	}
-	return 0;
+	if ((a->length && !a->data) || (a->meta_length && !a->meta))
+		return rc_fail(EINVAL, "arguments without their bytes or metadata");
+	return rc_check_refs(ctx, a->refs, a->nr_refs);
 }
 
 /* Shares each reference with rank `to`: all or none. */

@@ -270,8 +270,7 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 	return 0;
 }
 
-int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr,
-		   struct rref **out)
+int rref_new_value(struct rref_ctx *ctx, const struct rref_value_desc *desc, struct rref **out)
 {
 	RB_NO_CANCEL;
 	struct rc_value *v;
@@ -280,20 +279,18 @@ int rref_new_typed(struct rref_ctx *ctx, const struct rref_type *type, const str
 	if (err)
 		return err;
 	if (!out)
-		return rc_fail(EINVAL, "rref_new_typed: nowhere to put the reference");
-	for (size_t i = 0; segments && i < nr && i < RREF_SEGMENTS_MAX; i++)
-		if (segments[i].iov_len && !segments[i].iov_base)
-			return rc_fail(EINVAL, "rref_new_typed: segment %zu is NULL", i);
+		return rc_fail(EINVAL, "rref_new_value: nowhere to put the reference");
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_make(ctx, type, segments, nr, true, NULL, "rref_new_typed", &v);
+	err = rc_value_describe(ctx, desc, true, NULL, "rref_new_value", &v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
 	return err;
 }
 
-int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct iovec *segments, size_t nr, struct rref **out)
+int rref_alloc_value(struct rref_ctx *ctx, const struct rref_value_desc *desc, struct rref **out,
+		     struct iovec *places)
 {
 	RB_NO_CANCEL;
 	struct rc_value *v;
@@ -302,59 +299,40 @@ int rref_alloc_typed(struct rref_ctx *ctx, const struct rref_type *type, struct 
 
 	if (err)
 		return err;
-	if (!out)
-		return rc_fail(EINVAL, "rref_alloc_typed: nowhere to put the reference");
+	if (!out || !places)
+		return rc_fail(EINVAL, "rref_alloc_value: nowhere to put the reference or its places");
 	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
 
-	err = rc_value_make(ctx, type, segments, nr, false, NULL, "rref_alloc_typed", &v);
+	err = rc_value_describe(ctx, desc, false, NULL, "rref_alloc_value", &v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, false, &h);
 	rc_scope_end(ctx, s, err);
 	if (err)
 		return err;
-	rref_view_segments(&v->view, segments, nr);
+	rref_view_segments(&v->view, places, v->view.nr_segments);
 	*out = h;
 	return 0;
 }
 
-static int new_bytes(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, const char *what,
-		     struct rref **out)
+int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
 {
+	RB_NO_CANCEL;
 	struct rc_value *v;
 	int err = rc_enter(ctx);
 
 	if (err)
 		return err;
 	if (!out || (length && !data))
-		return rc_fail(EINVAL, "%s: %s", what, out ? "data is NULL" : "nowhere to put the reference");
-	err = nr ? rc_check_args(ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr }) : 0;
-	if (err)
-		return err;
+		return rc_fail(EINVAL, "rref_new: %s", out ? "data is NULL" : "nowhere to put the reference");
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
 	err = rc_value_alloc(ctx, length, NULL, &v);
 	if (!err && length)
 		memcpy(rc_value_data(v), data, length);
-	if (!err && nr && (err = rc_value_hold(v, refs, nr)))
-		rc_value_unpin(v);
 	if (!err)
 		err = rc_handle_of_value(ctx, v, true, out);
 	rc_scope_end(ctx, s, err);
 	return err;
-}
-
-int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref **out)
-{
-	RB_NO_CANCEL;
-
-	return new_bytes(ctx, data, length, NULL, 0, "rref_new", out);
-}
-
-int rref_new_refs(struct rref_ctx *ctx, const void *data, size_t length, struct rref *const *refs, size_t nr, struct rref **out)
-{
-	RB_NO_CANCEL;
-
-	return new_bytes(ctx, data, length, refs, nr, "rref_new_refs", out);
 }
 
 int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data)
@@ -404,7 +382,7 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 	struct rc_value old = { .more = &more }; /* what it held so far */
 
 	if (!err)
-		err = rc_check_args(ref->ctx, &(struct rref_args){ .refs = refs, .nr_refs = nr });
+		err = rc_check_refs(ref->ctx, refs, nr);
 	if (err)
 		return err;
 	rc_lock(ref->ctx);

@@ -390,6 +390,7 @@ void rc_value_unpin(struct rc_value *v)
 	if (at_sub_ar(&v->pins, 1) != 1)
 		return;
 	if (v->wrapped) {
+		rc_value_let_go(v); /* first: behind the next line v is another's */
 		rc_wrap_over(v);
 		return;
 	}

@@ -161,6 +161,12 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 void rc_landing_put(struct rc_landing *l);
 void rc_view_put(struct rref_view *v);                        /* what rref_view_free does with what its thread does not keep */
 
+/* describe.c */
+int rc_check_refs(struct rref_ctx *ctx, struct rref *const *refs, size_t nr);
+/* Makes a value of the description, with a copy of its bytes if copy is set. As rc_value_make. */
+int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, bool copy,
+		      const char *function, const char *what, struct rc_value **out);
+
 /* nested.c */
 int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
 void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */

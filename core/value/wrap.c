@@ -234,7 +234,8 @@ void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc)
 		loc->data_rkey[k] = m->region->have[k] ? m->region->mr[k].rkey : 0;
 }
 
-static int check_wrap(const struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, const void *out)
+/* Checks what rref_wrap was given; *offset is where the value begins in mem. */
+static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *d, const void *out, size_t *offset)
 {
 	if (!mem || !out)
 		return rc_fail(EINVAL, "rref_wrap: %s", mem ? "nowhere to put the reference" : "no registered memory");
@@ -242,38 +243,56 @@ static int check_wrap(const struct rref_mem *mem, size_t offset, size_t length, 
 
 	if (err)
 		return err;
-	if (!length || offset > mem->length || length > mem->length - offset)
-		return rc_fail(EINVAL, "rref_wrap: %zu bytes at offset %zu of registered memory of %zu bytes", length, offset,
-			       mem->length);
-	if (length > RC_VALUE_MAX)
-		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu", length, (size_t)RC_VALUE_MAX);
-	if (type && (type->flags & RREF_LOCAL_ONLY))
+	if (!d || d->segments || d->nr_segments)
+		return rc_fail(EINVAL, "rref_wrap: %s",
+			       d ? "a wrapped value is one segment, of data and length" : "no description of the value");
+	*offset = (uintptr_t)d->data - (uintptr_t)mem->base;
+	if (!d->length || (uintptr_t)d->data < (uintptr_t)mem->base || *offset > mem->length || d->length > mem->length - *offset)
+		return rc_fail(EINVAL, "rref_wrap: %zu bytes at %p are not some of the %zu registered bytes at %p", d->length,
+			       d->data, mem->length, (void *)mem->base);
+	if (d->length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu", d->length, (size_t)RC_VALUE_MAX);
+	if (d->type && (d->type->flags & RREF_LOCAL_ONLY))
 		return rc_fail(EINVAL, "rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
-	return 0;
+	return rc_check_refs(mem->ctx, d->refs, d->nr_refs);
 }
 
-int rref_wrap(struct rref_mem *mem, size_t offset, size_t length, const struct rref_type *type, void (*release)(void *arg),
-	      void *arg, struct rref **out)
+/* Makes the value and what it holds. */
+static int wrap_make(struct rref_mem *mem, size_t offset, const struct rref_value_desc *d, const struct rc_type *type,
+		     struct rc_wrap **out)
+{
+	int err = value_make(mem, offset, d->length, type, out);
+
+	if (err)
+		return err;
+	err = rc_value_hold(&(*out)->value, d->refs, d->nr_refs);
+	if (err)
+		rc_value_unpin(&(*out)->value);
+	return err;
+}
+
+int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*release)(void *arg), void *arg,
+	      struct rref **out)
 {
 	RB_NO_CANCEL;
 	const struct rc_type *t;
 	struct rc_wrap *w = NULL;
-	size_t whole;
-	int err = check_wrap(mem, offset, length, type, out);
+	size_t offset = 0, whole;
+	int err = check_wrap(mem, desc, out, &offset);
 
 	if (err)
 		return err;
 	struct rref_ctx *ctx = mem->ctx;
 
-	err = rc_type_get(ctx, type, "rref_wrap", &t);
+	err = rc_type_get(ctx, desc->type, "rref_wrap", &t);
 	if (!err)
-		err = rc_shape_make(t, &(struct iovec){ .iov_len = length }, 1, "rref_wrap", &whole);
+		err = rc_shape_make(t, &(struct iovec){ .iov_len = desc->length }, 1, "rref_wrap", &whole);
 	if (err)
 		return err;
 	struct rc_scope *s = rc_scope_begin(ctx, "wrap", NULL, ctx->rank, ctx->rank);
 	struct rref *ref = NULL;
 
-	err = value_make(mem, offset, length, t, &w);
+	err = wrap_make(mem, offset, desc, t, &w);
 	if (!err) {
 		w->release = release;
 		w->arg = arg;
@@ -465,6 +484,9 @@ void rc_wraps_close(struct rref_ctx *ctx)
 		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
 
 		at_store(&w->value.pins, 1);
+		/* The handles that it held are gone already: the caller freed all of the context's. */
+		free(w->more.refs);
+		w->more.refs = NULL;
 		rc_value_unpin(&w->value);
 	}
 	rc_unlock(ctx);

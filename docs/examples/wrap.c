@@ -15,10 +15,9 @@ static int show(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* Runs once. Nobody reads the memory any more: it may be written, wrapped again or given up. */
-static void come_back(void *mem)
+static void come_back(void *mem) /* runs once, when nobody reads the memory any more */
 {
-	printf("rank 0 has its memory back\n");
+	printf("rank 0 has its memory back\n"); /* it may be written, wrapped again or given up */
 	rref_mem_deregister((struct rref_mem *)mem);
 }
 
@@ -33,7 +32,8 @@ static int lend(struct rref_ctx *ctx)
 	if (rref_mem_alloc(ctx, 4096, &mem, &memory)) /* over RDMA alone also rref_mem_register */
 		return 1;
 	length = snprintf((char *)memory, 4096, "a text in memory of rank 0");
-	failed = rref_wrap(mem, 0, (size_t)length, NULL, come_back, mem, &ref) ||
+	struct rref_value_desc text = { memory, (size_t)length, NULL, 0, NULL, NULL, 0 };
+	failed = rref_wrap(mem, &text, come_back, mem, &ref) ||
 		 rref_rpc_sync(ctx, 1, "show", &args, RREF_DEFAULT, NULL);
 	rref_release(ref); /* if it is NULL, rref_free_ctx gives up the memory */
 	return failed;

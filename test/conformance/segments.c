@@ -39,7 +39,7 @@ static struct rref *new_shape(struct rref_ctx *ctx, size_t shape, bool in_place)
 	struct rref *r;
 
 	if (in_place) {
-		TG_OK(rref_alloc_typed(ctx, NULL, iov, n, &r));
+		TG_OK(rref_alloc_value(ctx, TG_VALUE(.segments = iov, .nr_segments = n), &r, iov));
 		for (size_t i = 0; i < n; i++) {
 			TG_IS((uintptr_t)iov[i].iov_base % 64, 0);
 			tg_fill(iov[i].iov_base, iov[i].iov_len, (unsigned)(shape * 8 + i));
@@ -52,7 +52,7 @@ static struct rref *new_shape(struct rref_ctx *ctx, size_t shape, bool in_place)
 		TG_CHECK(iov[i].iov_base);
 		tg_fill(iov[i].iov_base, iov[i].iov_len, (unsigned)(shape * 8 + i));
 	}
-	TG_OK(rref_new_typed(ctx, NULL, iov, n, &r));
+	TG_OK(rref_new_value(ctx, TG_VALUE(.segments = iov, .nr_segments = n), &r));
 	for (size_t i = 0; i < n; i++)
 		free(iov[i].iov_base);
 	return r;
@@ -225,9 +225,9 @@ TG_TEST(c091_as_many_as_there_may_be, 1)
 		number[i] = i;
 		iov[i] = (struct iovec){ .iov_base = &number[i], .iov_len = 4 };
 	}
-	TG_IS(rref_new_typed(ctx, &floats, iov, RREF_SEGMENTS_MAX + 1, &r), -EMSGSIZE);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX + 1, .type = &floats), &r), -EMSGSIZE);
 	TG_CHECK(!r);
-	TG_OK(rref_new_typed(ctx, &floats, iov, RREF_SEGMENTS_MAX, &r));
+	TG_OK(rref_new_value(ctx, TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX, .type = &floats), &r));
 	TG_OK(rref_local_value(r, RREF_DEFAULT, &v));
 	TG_IS(rref_view_segments(v, got, RREF_SEGMENTS_MAX), RREF_SEGMENTS_MAX);
 	for (uint32_t i = 0; i < RREF_SEGMENTS_MAX; i++)

@@ -50,7 +50,7 @@ TG_TEST(c058_064_what_the_program_uses_itself_is_known, 2)
 
 		TG_OK(rref_expect_type(a, &tgt_tick, RREF_DEFAULT));
 		tgt_is_type(a, "tick", sizeof(struct tgt_tick), 0);
-		TG_OK(rref_new_typed(ctx, &tgt_tick, NULL, 0, &own));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.type = &tgt_tick), &own));
 		TG_IS(tg_stats(ctx).messages_sent, before);
 		rref_release(own);
 		rref_release(a);
@@ -153,10 +153,10 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	tgt_is_type(r, "bytes", 1, 0);
 	TG_OK(rref_expect_type(r, &bytes, 0));
 	rref_release(r);
-	TG_OK(rref_new_typed(ctx, &tgt_book, NULL, 0, &r));
+	TG_OK(rref_new_value(ctx, TG_VALUE(.type = &tgt_book), &r));
 	tgt_is_type(r, "book", sizeof(struct tgt_tick), RREF_LOCAL_ONLY);
 	rref_release(r);
-	TG_OK(rref_alloc_typed(ctx, &tgt_tick, &place, 1, &r));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r, &place));
 	TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f));
 	TG_IS(rref_future_test(f), 0);
 	TG_OK(rref_set(r));
@@ -165,7 +165,7 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	TG_CHECK(strcmp(t.name, "tick") == 0);
 	rref_future_free(f);
 	rref_release(r);
-	TG_OK(rref_alloc_typed(ctx, &tgt_tick, &place, 1, &r));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r, &place));
 	TG_OK(rref_set_error(r, -EDOM, "sold out"));
 	TG_IS(rref_get_type(r, RREF_DEFAULT, &t), -EDOM);
 	TG_TEXT("sold out");

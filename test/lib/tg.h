@@ -156,6 +156,9 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);
 		} \
 	} while (0)
 
+/* A description of a value, for rref_new_value and the like. */
+#define TG_VALUE(...) (&(struct rref_value_desc){ __VA_ARGS__ })
+
 #define TG_TEXT(needle) TG_CHECK(strstr(rref_last_error(), (needle)) != NULL)
 
 #endif

@@ -541,7 +541,7 @@ TG_TEST(forks_in_callbacks_and_handlers, 1)
 	TG_IS(atomic_load(&nr_forked), 3);
 	rref_future_free(f);
 	TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
-	TG_OK(rref_wrap(mem, 0, 8, NULL, release_forks, NULL, &r));
+	TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 8), release_forks, NULL, &r));
 	rref_release(r);
 	while (atomic_load(&nr_forked) < 4 && now_ns() < tg_deadline())
 		rref_progress(ctx);

@@ -174,9 +174,8 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 
 	if (rank == 1) {
 		struct rref *r;
-		struct iovec v = { .iov_base = (char[]){ "abc" }, .iov_len = 3 };
 
-		TG_OK(rref_new_typed(ctx, &t, &v, 1, &r));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "abc", .length = 3, .type = &t), &r));
 		TG_OK(rref_rpc_sync(ctx, 0, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);

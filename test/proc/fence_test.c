@@ -38,7 +38,7 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 		lend_to(ctx, 1, "mine");
 		lend_to(ctx, 2, "others go on");
 		TG_OK(rref_mem_alloc(ctx, 100, &mem, &at));
-		TG_OK(rref_wrap(mem, 0, 100, NULL, came_back, NULL, &r));
+		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 100), came_back, NULL, &r));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 		rref_release(r);
 		TG_IS(tg_stats(ctx).forks, 3);

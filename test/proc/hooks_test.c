@@ -201,7 +201,7 @@ static void *caller_waits(void *arg)
 }
 
 /* Brings the hook to run; it blocks. */
-static void bring(const char *what, struct rref_mem *mem)
+static void bring(const char *what, struct rref_mem *mem, void *at)
 {
 	struct rref_future *f;
 	struct rref *ref;
@@ -214,7 +214,7 @@ static void bring(const char *what, struct rref_mem *mem)
 		TG_OK(rref_rpc_async(ctx, 0, "block_inline", NULL, RREF_FOREVER, &f));
 		rref_future_free(f);
 	} else if (strcmp(what, "release") == 0) {
-		TG_OK(rref_wrap(mem, 0, 8, NULL, release_block, NULL, &ref));
+		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 8), release_block, NULL, &ref));
 		rref_release(ref);
 	} else {
 		atomic_store(&log_blocks, true);
@@ -235,7 +235,7 @@ static int blocked(int rank, void *arg)
 		reset();
 		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
 		start_driver(&driver);
-		bring(what, mem);
+		bring(what, mem, at);
 		until(has_entered, 1);
 		/* On this thread, and on one that is not in the middle of anything. */
 		TG_CHECK(pthread_create(&other, NULL, caller_waits, NULL) == 0);
@@ -478,17 +478,17 @@ TG_TEST(calls__run_no_hooks, 2)
 		struct rref_future *f, *g;
 		struct rref *unset, *ref;
 		struct rref_mem *mem;
-		void *data;
+		void *data, *at;
 		int n = 3;
 
 		atomic_store(&ran, 0);
-		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &data));
+		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
 		TG_OK(rref_alloc(ctx, 8, &unset, &data));
 		TG_OK(rref_to_here_async(unset, RREF_DEFAULT, &f));
 		TG_OK(rref_future_then(f, then_lock, NULL));
 		TG_OK(rref_to_here_async(unset, RREF_DEFAULT, &g));
 		TG_OK(rref_future_then(g, then_lock, NULL));
-		TG_OK(rref_wrap(mem, 0, 8, NULL, release_lock, NULL, &ref));
+		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 8), release_lock, NULL, &ref));
 		pthread_mutex_lock(&mine);
 		TG_OK(rref_future_cancel(f));
 		rref_release(ref);

@@ -34,7 +34,7 @@ static void make(struct rref_ctx *ctx, unsigned i, struct rref **out)
 		TG_OK(rref_set(*out));
 		break;
 	default:
-		TG_OK(rref_new_typed(ctx, NULL, halves, 2, out));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.segments = halves, .nr_segments = 2), out));
 		break;
 	}
 }

@@ -21,16 +21,16 @@ TG_TEST(local_only__memory_is_bounded_and_counted, 1)
 	TG_OK(rref_init(&o, &ctx));
 	uint64_t registered = tg_stats(ctx).registered_bytes;
 
-	TG_OK(rref_alloc_typed(ctx, &heap, &place, 1, &r[0]));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[0], &place));
 	TG_IS((uintptr_t)place.iov_base % 64, 0);
 	memset(place.iov_base, 1, place.iov_len);
-	TG_OK(rref_alloc_typed(ctx, &heap, &place, 1, &r[1]));
-	TG_IS(rref_alloc_typed(ctx, &heap, &place, 1, &r[2]), -ENOMEM);
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[1], &place));
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2], &place), -ENOMEM);
 	TG_TEXT("max_value_bytes");
 	TG_CHECK(tg_stats(ctx).value_bytes >= 12 << 20);
 	TG_IS(tg_stats(ctx).registered_bytes, registered);
 	rref_release(r[0]);
-	TG_OK(rref_alloc_typed(ctx, &heap, &place, 1, &r[2]));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2], &place));
 	rref_release(r[1]);
 	rref_release(r[2]);
 	TG_IS(tg_stats(ctx).value_bytes, 0);
@@ -45,16 +45,16 @@ static int reply_typed(struct rref_call *call, void *arg)
 	struct rref_type odd = { sizeof(odd), "int64[]", 0, 0 };
 	struct iovec seg[2] = { { .iov_base = (void *)(uintptr_t)"12345678", .iov_len = 8 },
 				{ .iov_base = (void *)(uintptr_t)"123", .iov_len = 3 } };
-	int err = rref_call_reply_typed(call, &odd, seg, 2);
+	int err = rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &odd));
 
 	(void)arg;
 	TG_IS(err, -EINVAL);
 	if (strstr(rref_last_error(), "not a creation"))
 		return rref_call_error(call, -ENOTSUP, "%s", rref_last_error());
 	TG_TEXT("segment 1 of 3 bytes is not whole elements of type int64[]");
-	TG_IS(rref_call_reply_typed(call, &odd, (struct iovec[]){ { .iov_len = 8 } }, 1), -EINVAL);
-	TG_OK(rref_call_reply_typed(call, &odd, seg, 1));
-	TG_IS(rref_call_reply_typed(call, &odd, seg, 1), -EALREADY);
+	TG_IS(rref_call_reply_value(call, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = 8 } }, .nr_segments = 1, .type = &odd)), -EINVAL);
+	TG_OK(rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)));
+	TG_IS(rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)), -EALREADY);
 	return 0;
 }
 
@@ -76,7 +76,7 @@ TG_TEST(reply_typed__of_a_creation_only, 2)
 			tgt_is_type(r, "int64[]", 8, 0);
 			rref_release(r);
 		}
-		TG_IS(rref_call_reply_typed(NULL, NULL, NULL, 0), -EINVAL);
+		TG_IS(rref_call_reply_value(NULL, TG_VALUE(.length = 0)), -EINVAL);
 	}
 	tgt_finish(ctx, 2);
 	return 0;
@@ -97,7 +97,7 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 
 #define BAD(err, words, nr, ...) do { \
 		t = (struct rref_type){ .size = sizeof(t), __VA_ARGS__ }; \
-		TG_IS(rref_new_typed(ctx, &t, seg, nr, &r), err); \
+		TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = nr, .type = &t), &r), err); \
 		TG_TEXT(words); \
 		TG_CHECK(!r); \
 	} while (0)
@@ -115,18 +115,25 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	BAD(-EINVAL, "which is one number", 0, .name = "int32");
 	BAD(-EINVAL, "segment 1 of 4 bytes is not whole elements of type pair", 2, .name = "pair", .element_size = 8);
 	t = (struct rref_type){ .name = "no-size" };
-	TG_IS(rref_new_typed(ctx, &t, seg, 1, &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &t), &r), -EINVAL);
 	TG_TEXT("size is not set");
-	TG_IS(rref_new_typed(ctx, &tgt_tick, NULL, 1, &r), -EINVAL);
-	TG_IS(rref_new_typed(ctx, &tgt_tick, &(struct iovec){ .iov_len = 16 }, 1, &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = NULL, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = &(struct iovec){ .iov_len = 16 }, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
 	TG_TEXT("segment 0 is NULL");
-	TG_IS(rref_new_typed(ctx, NULL, (struct iovec[]){ { .iov_base = name, .iov_len = SIZE_MAX }, seg[0] }, 2, &r), -EMSGSIZE);
-	TG_IS(rref_alloc_typed(ctx, NULL, (struct iovec[]){ { .iov_len = SIZE_MAX - 63 }, { .iov_len = 64 } }, 2, &r), -EMSGSIZE);
-	TG_IS(rref_alloc_typed(ctx, NULL, (struct iovec[]){ { .iov_len = (size_t)1 << 30 }, { .iov_len = (size_t)1 << 30 } }, 2, &r),
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_base = name, .iov_len = SIZE_MAX }, seg[0] }, .nr_segments = 2), &r), -EMSGSIZE);
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = SIZE_MAX - 63 }, { .iov_len = 64 } }, .nr_segments = 2), &r, seg), -EMSGSIZE);
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = (size_t)1 << 30 }, { .iov_len = (size_t)1 << 30 } }, .nr_segments = 2), &r, seg),
 	      -EMSGSIZE);
-	TG_IS(rref_new_typed(ctx, &tgt_tick, seg, 1, NULL), -EINVAL);
-	TG_IS(rref_alloc_typed(ctx, &tgt_tick, seg, 1, NULL), -EINVAL);
-	TG_IS(rref_new_typed(NULL, &tgt_tick, seg, 1, &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), NULL), -EINVAL);
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), NULL, seg), -EINVAL);
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.length = 16, .type = &tgt_tick), &r, NULL), -EINVAL);
+	TG_IS(rref_new_value(ctx, NULL, &r), -EINVAL);
+	TG_TEXT("no description");
+	TG_IS(rref_new_value(ctx, TG_VALUE(.length = 16, .type = &tgt_tick), &r), -EINVAL);
+	TG_TEXT("segment 0 is NULL");
+	TG_IS(rref_new_value(ctx, TG_VALUE(.data = name, .length = 16, .segments = seg, .nr_segments = 1), &r), -EINVAL);
+	TG_TEXT("segments, and bytes beside them");
+	TG_IS(rref_new_value(NULL, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
 	TG_IS(rref_get_type(NULL, 0, &t), -EINVAL);
 	TG_IS(rref_expect_type(NULL, &tgt_tick, 0), -EINVAL);
 	TG_IS(rref_view_type(NULL, &t), -EINVAL);
@@ -135,9 +142,18 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	TG_CHECK(!r);
 	TG_IS(tg_stats(ctx).owners, before.owners);
 	TG_IS(tg_stats(ctx).value_bytes, before.value_bytes);
-	/* And what is right is taken: one number; the longest name. */
+	/* And what is right is taken: nothing said, as rref_new of no bytes; no segments; one number; the longest name. */
+	for (size_t i = 0; i < 2; i++) {
+		TG_OK(rref_new_value(ctx, TG_VALUE(.segments = i ? seg : NULL), &r));
+		tgt_is_type(r, "bytes", 1, 0);
+		TG_OK(rref_to_here(r, 0, &v));
+		TG_IS(rref_view_length(v), 0);
+		TG_IS(rref_view_segments(v, NULL, 0), 1 - i);
+		rref_view_free(v);
+		rref_release(r);
+	}
 	t = (struct rref_type){ .size = sizeof(t), .name = "int32" };
-	TG_OK(rref_new_typed(ctx, &t, &seg[1], 1, &r));
+	TG_OK(rref_new_value(ctx, TG_VALUE(.segments = &seg[1], .nr_segments = 1, .type = &t), &r));
 	TG_IS(rref_get_type(r, 0, &(struct rref_type){ .size = 0 }), -EINVAL);
 	TG_IS(rref_get_type(r, 0, NULL), -EINVAL);
 	TG_IS(rref_expect_type(r, NULL, 0), -EINVAL);
@@ -148,7 +164,7 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	rref_release(r);
 	name[RREF_NAME_MAX] = 0;
 	t = (struct rref_type){ .size = sizeof(t), .name = name };
-	TG_OK(rref_new_typed(ctx, &t, seg, 2, &r));
+	TG_OK(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &t), &r));
 	tgt_is_type(r, name, 0, 0);
 	rref_release(r);
 #undef BAD

@@ -51,14 +51,14 @@ TG_TEST(arguments__refused, 2)
 		o.world_size = 1;
 		TG_OK(rref_init(&o, &alone));
 		foreign = value(alone, "of another context");
-		TG_IS(rref_new_refs(ctx, "x", 1, &null, 1, &out), -EINVAL);
-		TG_IS(rref_new_refs(ctx, "x", 1, NULL, 1, &out), -EINVAL);
-		TG_IS(rref_new_refs(ctx, NULL, 1, &r, 1, &out), -EINVAL);
-		TG_IS(rref_new_refs(ctx, "x", 1, &r, 1, NULL), -EINVAL);
-		TG_IS(rref_new_refs(NULL, "x", 1, &r, 1, &out), -EINVAL);
-		TG_IS(rref_new_refs(ctx, "x", 1, &foreign, 1, &out), -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &null, .nr_refs = 1), &out), -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .nr_refs = 1), &out), -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.length = 1, .refs = &r, .nr_refs = 1), &out), -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1), NULL), -EINVAL);
+		TG_IS(rref_new_value(NULL, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1), &out), -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &foreign, .nr_refs = 1), &out), -EINVAL);
 		TG_TEXT("another context");
-		TG_IS(rref_new_refs(ctx, "x", 1, &r, RREF_REFS_MAX + 1, &out), -EMSGSIZE);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = RREF_REFS_MAX + 1), &out), -EMSGSIZE);
 		TG_IS(rref_set_refs(NULL, &r, 1), -EINVAL);
 		TG_IS(rref_set_refs(there, &r, 1), -EPERM);
 		TG_IS(rref_set_refs(r, &r, 1), -EALREADY);
@@ -107,7 +107,7 @@ TG_TEST(in_place__and_said_anew, 2)
 		struct iovec seg[2] = { { .iov_len = 4 }, { .iov_len = 8 } };
 		void *data;
 
-		TG_OK(rref_alloc_typed(ctx, &pair, seg, 2, &out));
+		TG_OK(rref_alloc_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &pair), &out, seg));
 		memset(seg[0].iov_base, 'p', 4);
 		memset(seg[1].iov_base, 'q', 8);
 		TG_OK(rref_set_refs(out, (struct rref *[]){ a, a, a }, 3));
@@ -185,7 +185,7 @@ TG_TEST(sizes__of_the_value, 2)
 		struct rref *in = value(ctx, "in"), *out;
 
 		tg_fill(data, sizes[i], (unsigned)i);
-		TG_OK(rref_new_refs(ctx, data, sizes[i], &in, 1, &out));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.data = data, .length = sizes[i], .refs = &in, .nr_refs = 1), &out));
 		rref_release(in);
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
 		rref_release(out);
@@ -224,7 +224,7 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 		struct iovec seg = { .iov_len = 4 };
 		struct rref_future *f;
 
-		TG_OK(rref_alloc_typed(ctx, &type, &seg, 1, &out));
+		TG_OK(rref_alloc_value(ctx, TG_VALUE(.segments = &seg, .nr_segments = 1, .type = &type), &out, &seg));
 		TG_OK(rref_set_refs(out, &in, 1));
 		TG_OK(rref_set(out));
 		rref_release(in);
@@ -258,7 +258,7 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		struct rref_id id, fork;
 		char line[200], *text;
 
-		TG_OK(rref_new_refs(ctx, "out", 3, both, 2, &out));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "out", .length = 3, .refs = both, .nr_refs = 2), &out));
 		tg_expect_bytes(there, "there", 5);
 		id = rref_get_id(there);
 		fork = rref_fork_id(there);
@@ -302,6 +302,83 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 }
 
 /* A handler on every thread takes, while the value's owner lets go and makes it anew. */
+/* ---- values in the program's memory ---- */
+
+static void came_back(void *arg)
+{
+	atomic_fetch_add((_Atomic int *)arg, 1);
+}
+
+static bool is_back(struct rref_ctx *ctx, void *arg)
+{
+	(void)ctx;
+	return atomic_load((_Atomic int *)arg) == 1;
+}
+
+/* The reader gets both; what the value held ends with it, before the memory is the program's again. */
+TG_TEST(wrapped__holds_references, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *in = value(ctx, "in"), *out;
+		struct rref_mem *mem;
+		_Atomic int back = 0;
+		void *at;
+
+		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
+		memcpy(at, "lent", 4);
+		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1), came_back, &back,
+				&out));
+		rref_release(in);
+		TG_IS(tg_stats(ctx).nested, 1);
+		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
+		rref_release(out);
+		tg_set_flag(0, 1);
+		TG_CHECK(tg_eventually(is_back, ctx, &back));
+		TG_IS(tg_stats(ctx).nested, 0);
+		TG_OK(rref_mem_deregister(mem));
+		tg_all_clean(ctx);
+	} else {
+		struct rref_view *v;
+		struct rref *r;
+
+		tg_wait_flag_serving(ctx, 0, 1);
+		v = view_of(tg_kept(0));
+		TG_IS(rref_view_length(v), 4);
+		TG_CHECK(memcmp(rref_view_data(v), "lent", 4) == 0);
+		TG_IS(rref_view_nr_refs(v), 1);
+		TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &r));
+		rref_view_free(v);
+		tg_drop_kept();
+		tg_expect_bytes(r, "in", 2);
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
+/* Views that the program forgot keep such a value until the context is freed. It takes nothing twice. */
+TG_TEST(wrapped__and_forgotten, 1)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+	struct rref *in = value(ctx, "in"), *out;
+	struct rref_mem *mem;
+	_Atomic int back = 0;
+	void *at;
+
+	TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
+	TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1), came_back, &back, &out));
+	rref_release(in);
+	(void)view_of(out);
+	rref_release(out);
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
+	TG_IS(atomic_load(&back), 0);
+	rref_free_ctx(ctx);
+	TG_IS(atomic_load(&back), 1);
+	return 0;
+}
+
 #define ROUNDS 200
 
 static int take_and_read(struct rref_call *call, void *arg)
@@ -333,7 +410,7 @@ TG_TEST(threads__take_while_values_come_and_go, 3)
 	for (int i = 0; i < n; i++) {
 		struct rref *in = tg_remote(ctx, (rank + i) % 3, "tg.echo", "in", 2), *out;
 
-		TG_OK(rref_new_refs(ctx, "out", 3, &in, 1, &out));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "out", .length = 3, .refs = &in, .nr_refs = 1), &out));
 		rref_release(in);
 		TG_OK(rref_rpc_async(ctx, (rank + 1 + i % 2) % 3, "take_and_read", tg_with(&out, 1), RREF_DEFAULT, &f[i]));
 		rref_release(out);
@@ -358,6 +435,8 @@ int main(void)
 		cmocka_unit_test(local_only__gives_them_to_its_owner),
 		cmocka_unit_test(sizes__of_the_value),
 		cmocka_unit_test(threads__take_while_values_come_and_go),
+		cmocka_unit_test(wrapped__and_forgotten),
+		cmocka_unit_test(wrapped__holds_references),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -73,7 +73,7 @@ TG_TEST(view__knows_its_type, 2)
 		TG_CHECK(strcmp(old.name, "trade") == 0 && old.element_size == 99);
 		rref_view_free(v);
 		rref_release(r);
-		TG_OK(rref_new_typed(ctx, &tgt_tick, NULL, 0, &r));
+		TG_OK(rref_new_value(ctx, TG_VALUE(.type = &tgt_tick), &r));
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		TG_OK(rref_view_type(v, &t));
 		TG_CHECK(strcmp(t.name, "tick") == 0);
@@ -103,7 +103,7 @@ static void *ask(void *arg)
 
 		snprintf(name, sizeof(name), "t%d", i);
 		tgt_is_type(a->refs[i], name, sizeof(struct tgt_tick), 0);
-		TG_OK(rref_new_typed(a->ctx, &mine, NULL, 0, &own));
+		TG_OK(rref_new_value(a->ctx, TG_VALUE(.type = &mine), &own));
 		TG_IS(rref_expect_type(a->refs[i], &mine, RREF_DEFAULT), -EPROTOTYPE);
 		TG_OK(rref_expect_type(own, &mine, 0));
 		rref_release(own);
