@@ -79,25 +79,6 @@ static int begin_process(void)
 	return sodium_init() < 0 ? rc_fail(EIO, "libsodium could not be initialised") : 0;
 }
 
-int rc_fail_child(void)
-{
-	return rc_fail(ECHILD, "the context belongs to the parent process: "
-		       "after fork() a child must not use it");
-}
-
-int rc_enter_slow(const struct rref_ctx *ctx)
-{
-	if (!ctx)
-		return rc_fail(EINVAL, "no context");
-	if (rc_is_child(ctx))
-		return rc_fail_child();
-	if (ctx->gate == RC_NO_GATE && rc_in_scope_hook())
-		return rc_fail(EDEADLK, "called from a scope hook, which may run under the library's lock");
-	if (at_load_acq(&ctx->state) == RC_CTX_RUNNING)
-		return 0;
-	return rc_fail(ESHUTDOWN, "the context was shut down");
-}
-
 static void log_below(void *arg, int level, const char *text)
 {
 	rc_log(arg, (enum rref_log_level)level, "%s", text);
@@ -326,6 +307,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	}
 	ctx->bucket_seed = rb_random64();
 	list_init(&ctx->sleepers);
+	ctx->effect = rc_effect;
 	ctx->started_at = rc_coarse_ns();
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
 	ctx->barrier_seen = calloc(ctx->world, sizeof(*ctx->barrier_seen));

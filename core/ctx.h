@@ -149,6 +149,7 @@ struct rref_ctx {
 	cache_aligned _Atomic uint32_t lock; /* [atomic] enum in lock.c */
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
 	struct rp *machine;               /* [lock] */
+	void (*effect)(struct rref_ctx *ctx, const struct rp_effect *e); /* [const] what carries out the machine's effects */
 	bool in_effects;                  /* [lock] */
 	bool duplicate;                   /* [lock] the last OWN was of an id known already */
 	struct list self_queue;           /* [lock] struct rc_outgoing */

@@ -8,11 +8,16 @@
 /* ctx.c */
 void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
 
-/* messages and effects */
+/* router.c */
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
-void rc_effects(struct rref_ctx *ctx);                                       /* [lock] */
-int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec); /* [lock] step + effects; fills in ev->now */
-int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);      /* [lock] the same, where the clock was read just now */
+
+/* effects.c */
+void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e); /* [lock] carries it out */
+
+/* barrier.c */
+/* [lock] Messages of barriers. False: from broke the protocol. */
+bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t word);
+bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t word);
 void rc_barrier_check(struct rref_ctx *ctx);                                 /* [lock] */
 bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);           /* [lock] rank 0: is it this one that has not come? */
 

@@ -164,21 +164,6 @@ void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 		rc_peer_read(ctx, user, cookie, 0, -1);
 }
 
-const void *rc_this_thread(void)
-{
-	static _Thread_local char here;
-
-	return &here;
-}
-
-static void write_one(int fd)
-{
-	uint64_t one = 1;
-
-	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
-}
-
 static void consume(int fd)
 {
 	uint64_t count;
@@ -288,20 +273,6 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	return !sleep;
 }
 
-void rc_loop_tell_slow(struct rref_ctx *ctx)
-{
-	uint32_t s = at_load(&ctx->loop);
-
-	while (s == RC_LOOP_AWAKE || s == RC_LOOP_ASLEEP)
-		if (at_cas_weak_ar(&ctx->loop, &s, RC_LOOP_DUE)) {
-			if (s != RC_LOOP_ASLEEP)
-				return;
-			write_one(ctx->loopfd);
-			at_store_rel(&ctx->loop_told, 1); /* partner: loop_is_here */
-			return;
-		}
-}
-
 static bool arm_devices(struct rref_ctx *ctx)
 {
 	/* sc, and `sleeping` was stored before: partner of unwatch_reads in wait.c. */
@@ -369,12 +340,6 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->disarm(ctx->device[k].dev);
-}
-
-void rc_kick(struct rref_ctx *ctx)
-{
-	if (unlikely(at_load_sc(&ctx->sleeping)) && !at_xchg_ar(&ctx->kicked, 1))
-		write_one(ctx->kickfd);
 }
 
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)

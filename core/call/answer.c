@@ -11,8 +11,8 @@
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
-#include "core/engine.h"
 #include "core/op/op.h"
+#include "core/op/step.h"
 #include "core/session/session.h"
 
 /* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. [lock] */

@@ -16,7 +16,7 @@
 #include "core/base/site.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
 

@@ -31,7 +31,7 @@
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
 

@@ -19,6 +19,7 @@
 #include "core/call/internal.h"
 #include "core/engine.h"
 #include "core/op/op.h"
+#include "core/op/step.h"
 #include "core/session/session.h"
 
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */

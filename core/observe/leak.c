@@ -5,9 +5,6 @@
  *   unreleased  a handle that the program still held; the shutdown released it. No error: a hint.
  *   leak        a reference of another worker to a value owned here that was not given back. An error.
  *   stuck       a reference held here whose owner did not answer in time.
- *
- * Where it was made: rref.h wraps the functions that make references when the program defines RREF_DEBUG, and passes
- * the place in a word of the thread just before the call. So a release build has neither the texts nor a wider API.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,21 +19,6 @@
 #include "core/observe/observe.h"
 
 #define REPORT_BYTES ((size_t)1 << 20) /* of the report; what is beyond is counted */
-
-static _Thread_local const char *the_site;
-
-void rref_site(const char *site)
-{
-	the_site = site;
-}
-
-const char *rc_site_take(void)
-{
-	const char *site = the_site;
-
-	the_site = NULL;
-	return site;
-}
 
 struct rc_leaks {
 	struct rc_record r;

@@ -11,7 +11,7 @@
 #include "core/base/lock.h"
 #include "core/base/scope.h"
 #include "core/call/call.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/session/session.h"
 
 #define RESCAN_NS (20 * NSEC_PER_MSEC)

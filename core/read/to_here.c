@@ -15,7 +15,7 @@
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
 #include "core/session/session.h"

@@ -10,6 +10,7 @@
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/engine.h"
+#include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"

@@ -16,7 +16,7 @@
 #include "core/base/log.h"
 #include "core/base/scope.h"
 #include "core/call/call.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/read/read.h"
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)

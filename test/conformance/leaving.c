@@ -11,7 +11,7 @@
 
 #include "core/ctx.h"
 #include "core/base/lock.h"
-#include "core/engine.h"
+#include "core/op/step.h"
 #include "core/value/value.h"
 #include "tg_refs.h"
 

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Effects of the protocol machine: they become messages, handles, completions. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/call/call.h"
+#include "core/engine.h"
+#include "core/op/step.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
+
+static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rw_message m;
+
+	m.frame = (struct rw_frame){ .type = RW_PROTO };
+	/* The text is long, and mostly empty. */
+	if (unlikely(e->msg.status))
+		m.u.proto = e->msg;
+	else
+		memcpy(&m.u.proto, &e->msg, offsetof(struct rp_msg, text) + 1);
+	if (e->value)
+		rc_value_locate(e->value, &m.u.proto.loc);
+	if (likely(e->peer != ctx->rank))
+		rc_tell(ctx, e->peer, &m);
+	else if (rc_send(ctx, ctx->rank, &m)) {
+		/* No session ends that would put a lost one right, so it is not put into a queue. */
+		struct rp_event ev = { .type = RP_EV_MSG, .peer = ctx->rank, .msg = &m.u.proto };
+
+		rc_step(ctx, &ev, NULL);
+	}
+}
+
+static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
+	bool owned = e->fork.local_id == 0;
+	struct rref *h = rc_handle_make(ctx, owned, e->id, e->fork, e->peer);
+
+	if (e->handle_slot)
+		*e->handle_slot = h;
+	if (!h) {
+		/* No memory for a handle: the reference that the machine made for it is given back at once. */
+		struct rp_event ev = { .type = owned ? RP_EV_RELEASE : RP_EV_DROP, .id = e->id, .fork = e->fork,
+				       .peer = e->peer };
+
+		slot->in->status = -ENOMEM;
+		snprintf(slot->in->text, sizeof(slot->in->text),
+			 "memory for a handle of a reference");
+		rc_step(ctx, &ev, NULL);
+		return;
+	}
+	if (owned && e->value) {
+		h->value = e->value;
+		at_store_rel(&h->state, RC_H_READY);
+	} else if (e->status == 0) {
+		rc_handle_ready(h, &e->loc);
+	} else if (e->loc.version) {
+		rc_remote(h)->loc = e->loc; /* used once the fork is confirmed */
+	}
+	slot->handle = h;
+}
+
+static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
+	struct rc_incoming *in = slot->in;
+	struct rref *h = slot->handle;
+
+	if (e->status) {
+		if (!in->status) {
+			in->status = e->status;
+			snprintf(in->text, sizeof(in->text), "%s", e->text);
+		}
+		if (h)
+			rc_handle_fail_about(h, e->status, e->about, e->text);
+	} else if (h && !h->owned) {
+		rc_handle_ready(h, rc_remote(h)->loc.version ? &rc_remote(h)->loc : NULL);
+	}
+	if (--in->unready == 0)
+		in->ready(ctx, in);
+}
+
+/* A wait is over: the owner's alias, or the location from which to read, or the error. */
+static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	struct rref_future *f = rc_op_find(ctx, e->cookie);
+	struct rref *h;
+
+	if (!f)
+		return;
+	f->parked = false;
+	h = f->handle;
+	if (e->status) {
+		if (rc_op_wanted(f))
+			f->about = e->about;
+		rc_op_fail(f, e->status, -1, e->text, true);
+		rc_op_put(f);
+	} else if (h->owned) {
+		struct rc_value *v = e->value;
+
+		/* Once: from then on threads read it without the lock. */
+		if (at_load(&h->state) != RC_H_READY) {
+			h->value = v;
+			at_store_rel(&h->state, RC_H_READY);
+		}
+		if (rc_op_claim(f)) {
+			f->type = v->type;
+			if (at_load(&f->kind) == RC_OP_READ) {
+				at_add(&v->pins, 1);
+				f->view = &v->view;
+			}
+			rc_op_finish(f, true);
+		}
+		rc_op_put(f);
+	} else if (!rc_op_wanted(f)) {
+		rc_op_put(f); /* timed out or cancelled meanwhile */
+	} else if (at_load(&f->kind) == RC_OP_TYPE) {
+		rc_type_located(ctx, f, &e->loc);
+	} else {
+		f->loc = e->loc;
+		rc_read_start(f, true);
+	}
+}
+
+static void created(const struct rp_effect *e)
+{
+	struct rref *h = e->handle;
+	struct rref_future *f = h ? rc_remote(h)->creation : NULL;
+
+	if (!f)
+		return;
+	rc_remote(h)->creation = NULL;
+	/* As with calls: only holders of the lock complete it, so that it may be filled in while it is PENDING. */
+	if (rc_op_wanted(f)) {
+		f->status = e->status;
+		f->about = e->about;
+		if (e->status)
+			snprintf(f->text, sizeof(f->text), "%s", e->text);
+		rc_op_finish(f, true);
+	}
+	rc_op_put(f);
+}
+
+/*
+ * What an effect leads to (a peer that turns out to be unreachable ...) may step the machine again,
+ * which may move the effects. No function above looks at its effect again behind such a call.
+ */
+void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
+{
+	switch (e->type) {
+	case RP_EFF_SEND:
+		send_effect(ctx, e);
+		break;
+	case RP_EFF_NEW_HANDLE:
+		new_handle(ctx, e);
+		break;
+	case RP_EFF_READY:
+		ready(ctx, e);
+		break;
+	case RP_EFF_LOCATION:
+		if (e->handle)
+			rc_handle_ready(e->handle, &e->loc);
+		break;
+	case RP_EFF_CONFIRMED:
+		if (e->handle)
+			rc_handle_ready(e->handle, NULL);
+		break;
+	case RP_EFF_FAILED:
+		if (e->handle)
+			rc_handle_fail_about(e->handle, e->status, e->about, e->text);
+		break;
+	case RP_EFF_CREATED:
+		created(e);
+		break;
+	case RP_EFF_WAITED:
+		waited(ctx, e);
+		break;
+	case RP_EFF_FREE_VALUE:
+		rc_value_retire(e->value);
+		break;
+	case RP_EFF_GONE:
+		break;
+	case RP_EFF_DUPLICATE:
+		ctx->duplicate = true;
+		break;
+	}
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Steps of the protocol machine. Its effects go up through ctx->effect, until none is left.
+ */
+#include <errno.h>
+
+#include "core/base/clock.h"
+#include "core/op/step.h"
+
+/* Carries the next effect out. False: there is none. */
+static bool carry_out(struct rref_ctx *ctx)
+{
+	const struct rp_effect *e = rp_effect_next(ctx->machine);
+
+	if (e)
+		ctx->effect(ctx, e);
+	return e;
+}
+
+void rc_effects(struct rref_ctx *ctx)
+{
+	/* Effects of a step that an effect led to are taken out by the loop that is under way. */
+	if (ctx->in_effects)
+		return;
+	ctx->in_effects = true;
+	while (carry_out(ctx))
+		;
+	ctx->in_effects = false;
+}
+
+static int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
+{
+	int err;
+
+	if (!ctx->machine)
+		return -ESHUTDOWN;
+	ev->now = rc_age_at(ctx, now);
+	err = rp_step(ctx->machine, ev, rec);
+	/* An event that gives back never fails for want of memory, only for that of room: then effects
+	 * that are due come first. */
+	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
+		err = rp_step(ctx->machine, ev, rec);
+	rc_effects(ctx);
+	return err;
+}
+
+int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec)
+{
+	return step(ctx, ev, rec, rc_coarse_ns());
+}
+
+int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now)
+{
+	return step(ctx, ev, NULL, now);
+}

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Messages that came: each goes to the room that it is for. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/clock.h"
+#include "core/call/call.h"
+#include "core/ctx.h"
+#include "core/engine.h"
+#include "core/op/step.h"
+#include "core/read/read.h"
+#include "core/session/session.h"
+#include "core/value/value.h"
+
+/* Its last word, which it wants to know to have come before it goes: at once, not with a message that may never follow. */
+static void on_goodbye(struct rc_peer *from)
+{
+	from->said_goodbye = true;
+	from->unacked.owed += RC_ACK_EVERY;
+}
+
+/* One that is the next, and neither a call nor a reply. */
+static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+{
+	bool self = from->rank == ctx->rank;
+	int err;
+
+	switch (m->frame.type) {
+	case RW_PROTO: {
+		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m->u.proto };
+
+		err = rc_step_at(ctx, &ev, from->heard_at);
+		if (err == -EPROTO || err == -EINVAL)
+			break;
+		if (err == -ENOMEM)
+			rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+		return;
+	}
+	case RW_BARRIER:
+		if (!rc_barrier_message(ctx, from, m->u.number))
+			break;
+		return;
+	case RW_BARRIER_DONE:
+		if (!rc_barrier_done_message(ctx, from, m->u.number))
+			break;
+		return;
+	case RW_GOODBYE:
+		on_goodbye(from);
+		return;
+	case RW_PING: {
+		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };
+
+		rc_tell(ctx, from->rank, &pong);
+		return;
+	}
+	case RW_PONG:
+		if (m->u.number > from->pinged)
+			break;
+		from->ponged = m->u.number;
+		return;
+	case RW_TYPE_QUERY:
+		rc_type_query(ctx, from, &m->u.type);
+		return;
+	case RW_TYPE_ANSWER:
+		rc_type_answer(ctx, from, &m->u.type);
+		return;
+	case RW_CANCEL:
+		rc_cancel_message(ctx, from, m->u.number);
+		return;
+	case RW_DONE:
+		rc_payload_done(ctx, from, &m->u.done);
+		return;
+	case RW_FENCED:
+		if (self)
+			break;
+		rc_stall_message(ctx, from, m->u.number);
+		return;
+	default:
+		break;
+	}
+	if (self)
+		return;
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
+}
+
+static __attribute__((noinline)) void malformed(struct rref_ctx *ctx, struct rc_peer *from)
+{
+	at_add(&ctx->n.dropped, 1);
+	at_add(&ctx->n.rejected, 1);
+	rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+}
+
+/* RECEIVED only tells how far ours came, and is not counted. */
+static bool is_news(const struct rw_message *m)
+{
+	static const uint8_t no_mac[sizeof(m->u.received.mac)];
+
+	return (uint32_t)m->u.received.seq == m->frame.ack && !memcmp(m->u.received.mac, no_mac, sizeof(no_mac));
+}
+
+void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
+{
+	struct rw_message m;
+	bool self = from->rank == ctx->rank;
+	uint32_t epoch = from->epoch;
+
+	if (unlikely(rw_decode(data, length, ctx->world, &m))) {
+		malformed(ctx, from);
+		return;
+	}
+	if (likely(!self)) {
+		bool news = m.frame.type == RW_RECEIVED;
+
+		if (unlikely(m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) ||
+			     rc_send_acked(ctx, from, m.frame.ack) || (news && !is_news(&m)))) {
+			malformed(ctx, from);
+			return;
+		}
+		from->recv_seq += !news;
+		from->unacked.owed += !news;
+		if (unlikely(news)) {
+			rc_send_after(ctx, from);
+			return;
+		}
+	}
+	if (m.frame.type == RW_CALL)
+		rc_call_message(ctx, from, &m);
+	else if (m.frame.type == RW_REPLY)
+		rc_reply_message(ctx, from, &m);
+	else
+		dispatch(ctx, from, &m);
+	if (likely(!self) && rc_same_session(ctx, from->rank, epoch))
+		rc_send_after(ctx, from);
+}
