@@ -155,17 +155,8 @@ $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
 	$(Q)ln -sf $(SO) $(B)/librref.so
 
-$(BIN)/unit/%: $(B)/test/unit/%.o $(TLIB_OBJ) $(STATIC_TEST)
-	@mkdir -p $(@D)
-	$(call say,LD)
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
-
-$(BIN)/proc/%: $(B)/test/proc/%.o $(TLIB_OBJ) $(STATIC_TEST)
-	@mkdir -p $(@D)
-	$(call say,LD)
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
-
-$(BIN)/attack/%: $(B)/test/attack/%.o $(TLIB_OBJ) $(STATIC_TEST)
+# A test program: of each kind, in whatever folder.
+$(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
@@ -178,21 +169,6 @@ $(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^
-
-$(BIN)/conformance/%: $(B)/test/conformance/%.o $(TLIB_OBJ) $(STATIC_TEST)
-	@mkdir -p $(@D)
-	$(call say,LD)
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
-
-$(BIN)/host/%: $(B)/test/host/%.o $(TLIB_OBJ) $(STATIC_TEST)
-	@mkdir -p $(@D)
-	$(call say,LD)
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
-
-$(BIN)/roce/%: $(B)/test/roce/%.o $(TLIB_OBJ) $(STATIC_TEST)
-	@mkdir -p $(@D)
-	$(call say,LD)
-	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 # Tools see internals (rref-info asks verbs/ for devices), so they link the static library.
 $(BIN)/rref-info: $(B)/core/tools/rref-info.o $(STATIC)
