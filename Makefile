@@ -51,20 +51,22 @@ LIB_DIRS := base verbs verbs/* core core/* alloc
 LIB_SRC := $(filter-out verbs/raw/% core/tools/%,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
-UNIT := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(sort $(wildcard test/unit/*.c)))
-PROC := $(patsubst test/proc/%.c,$(BIN)/proc/%,$(sort $(wildcard test/proc/*.c)))
+# Tests lie in test/KIND/ROOM/, the rooms as in core/, verbs/ and alloc/, and are built as bin/KIND/ROOM/NAME.
+programs = $(patsubst test/%.c,$(BIN)/%,$(sort $(wildcard $(1:%=test/%/*.c) $(1:%=test/%/*/*.c))))
+UNIT := $(call programs,unit)
+PROC := $(call programs,proc)
 # Attackers: a member of the group, a user without the key, another user of the machine.
-ATTACK := $(patsubst test/attack/%.c,$(BIN)/attack/%,$(sort $(wildcard test/attack/*.c)))
-CONF := $(patsubst test/conformance/%.c,$(BIN)/conformance/%,$(sort $(wildcard test/conformance/*.c)))
-# The protocol's machine and the codec have no threads (layers.sh sees to it), nor have these tests of the arena (ra_threads_test
-# has): the thread sanitizer has nothing to see.
-PURE := $(patsubst test/unit/%.c,$(BIN)/unit/%,$(wildcard test/unit/rp_*.c test/unit/rw_*.c) \
-	$(addprefix test/unit/,ra_arena_test.c ra_churn_test.c ra_fault_test.c slab_test.c))
+ATTACK := $(call programs,attack)
+CONF := $(call programs,conformance)
+HOST := $(call programs,host)
+# Need a device that reports READs by events.
+ROCE := $(call programs,roce)
+# The protocol's machine and the codec have no threads (layers.sh sees to it), nor have these tests of the arena
+# (alloc/threads_test has): the thread sanitizer has nothing to see.
+PURE := $(call programs,unit/protocol unit/wire) $(BIN)/unit/base/slab_test \
+	$(addprefix $(BIN)/unit/alloc/,arena_test churn_test fault_test)
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))
 SAN_SIM := $(if $(filter thread,$(SAN)),,$(BIN)/sim)
-HOST := $(patsubst test/host/%.c,$(BIN)/host/%,$(sort $(wildcard test/host/*.c)))
-# Need a device that reports READs by events.
-ROCE := $(patsubst test/roce/%.c,$(BIN)/roce/%,$(sort $(wildcard test/roce/*.c)))
 SIM_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/sim/*.c)))
 SIM := $(BIN)/sim
 TOOLS := $(patsubst core/tools/%.c,$(BIN)/%,$(sort $(wildcard core/tools/*.c)))
@@ -86,10 +88,10 @@ all: lib tools
 lib: $(STATIC) $(SHARED)
 ## rref-info, rref-perf and rref-demo
 tools: $(TOOLS) $(DEMO) $(BIN)/rref-perf
-## the test programs, into build/bin; one of them: make build/bin/proc/calls_test
+## the test programs, into build/bin; one of them: make build/bin/proc/call/calls_test
 tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
-# TEST=read takes the test programs and scripts with that in their name.
-named = $(if $(TEST),$(strip $(foreach t,$1,$(if $(findstring $(TEST),$(notdir $t)),$t))),$1)
+# TEST=read takes the scripts with that in their name, and the test programs with it in KIND/ROOM/NAME.
+named = $(if $(TEST),$(strip $(foreach t,$1,$(if $(findstring $(TEST),$(or $(patsubst $(BIN)/%,%,$(filter $(BIN)/%,$t)),$(notdir $t))),$t))),$1)
 san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
 
 # Targets with the library's packages alone. Everything else takes the tests' packages too.
@@ -162,7 +164,7 @@ $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
 # Its steps are those of random schedules.
-$(BIN)/unit/rp_oom_test: $(filter-out %/main.o,$(SIM_OBJ))
+$(BIN)/unit/protocol/oom_test: $(filter-out %/main.o,$(SIM_OBJ))
 
 # The protocol's simulator: the machines are the library's own objects.
 $(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC)
@@ -218,11 +220,12 @@ RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/ra_arena_test %/rendezvous_hostile_test %/rv_conformance %/rv_reads %/rv_refused %/rv_ends %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/arena_test %/rendezvous_hostile_test $(BIN)/proc/verbs/% %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 # check-quick takes most of the unit tests, some programs of each other kind, fewer schedules.
-QUICK := test/tools/layers.sh test/tools/pages.sh $(SIM) $(filter-out $(BIN)/unit/rendezvous% $(addprefix $(BIN)/unit/ra_,threads_test churn_test arena_test seat_test),$(UNIT)) \
-	$(addprefix $(BIN)/proc/,spine_test calls_test refs_test futures_test batch_test shutdown_test) $(filter-out %/messages %/beyond %/stalled,$(CONF))
+QUICK := test/tools/layers.sh test/tools/pages.sh $(SIM) $(filter-out $(BIN)/unit/group/rendezvous% \
+	$(addprefix $(BIN)/unit/alloc/,threads_test churn_test arena_test seat_test),$(UNIT)) \
+	$(addprefix $(BIN)/proc/,spine_test shutdown_test call/calls_test value/refs_test op/futures_test read/batch_test) $(filter-out %/messages %/beyond %/stalled,$(CONF))
 
 ## install the packages that building and the tests need
 deps:
@@ -234,7 +237,7 @@ demo:
 	$(call build,the library and its tools,lib tools)
 	@$(BIN)/rref-demo $(if $(FILE),--file $(call quoted,$(FILE)))
 
-## the tests on this machine, over shared memory (TEST=read: only names with "read")
+## the tests on this machine, over shared memory (TEST=read: only rooms and names with "read")
 check: deps
 	$(if $(TEST),$(if $(NAMED),,$(error no test has '$(TEST)' in its name)))
 	$(call build,the library and the tests,all $(if $(TEST),$(or $(if $(filter %.sh,$(NAMED)),tests),$(NAMED)),tests))
@@ -345,7 +348,7 @@ perf-peers:
 ## perf, perf-parts and perf-peers in the same minutes, written to docs/PERF.md (more than 1 GB of packages; asks, or YES=1)
 perf-report:
 	@test/tools/deps.sh build check perf peers
-	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/path_test)
+	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/read/path_test)
 	@perf/report.sh
 
 $(BIN)/rref-beside: $(B)/perf/beside.o $(TLIB_OBJ) $(STATIC_TEST)

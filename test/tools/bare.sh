@@ -167,7 +167,7 @@ check "a test ran" says '^[1-9][0-9]* passed, 0 failed'
 first "$base $check" "test/tools/readme-run.sh --cc 'c++ -x c++'"
 first "$base $check" "make check-asan TEST=key_test"
 check "a test ran under the sanitizer" says '^[1-9][0-9]* passed, 0 failed'
-first "$base $check" "make build/bin/proc/calls_test && build/bin/proc/calls_test"
+first "$base $check" "make build/bin/proc/call/calls_test && build/bin/proc/call/calls_test"
 first "$base" "make perf-parts ARGS='--benchmark_min_time=0.01'"
 first "$base" "make lint"
 first - "make model ARGS=credits"

@@ -24,12 +24,12 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
 }
 
-# All but what is about shared memory alone: its provider's limits and enemies.
-# own_limits_test and limits_test are about the machine's limits, over shm.
-one=$(ls build/bin/proc/* build/bin/attack/* build/bin/conformance/* build/bin/roce/* |
-	grep -vE '/((rv_)?shm_[a-z_]*|(own_)?limits_test)$')
+# All but what is about shared memory alone: the limits and enemies of its provider. The machine's
+# limits (base/limits_test) are met over shm.
+one=$(find test/{proc,attack,conformance,roce} -name '*.c' | sed 's|^test/|build/bin/|; s|\.c$||' | sort |
+	grep -vE '/shm/|/proc/base/limits_test$')
 # The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
-for t in resume_test resume_abuse_test resume_meets_test abuse_test fence_test stall_test rv_conformance; do
+for t in session/{resume,resume_abuse,resume_meets,abuse,fence,stall}_test verbs/connections_test; do
 	one="build/bin/proc/$t $(echo "$one" | tr ' ' '\n' | grep -v "proc/$t\$")"
 done
 RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \

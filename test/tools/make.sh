@@ -70,8 +70,8 @@ entries = json.load(open(sys.argv[1]))
 for e in entries: print($1)" "$tmp/commands.json"
 }
 check "it is JSON, and of this folder" [ "$(ask 'e["directory"]' | sort -u)" = "$tree" ]
-for d in core core/call test/proc test/lib; do
-	check "it has each file of $d" diff <(ls "$d"/*.c) <(ask 'e["file"]' | grep "^$d/[^/]*\$")
+for d in core test/proc test/lib; do
+	check "it has each file of $d" diff <(find "$d" -name '*.c' | sort) <(ask 'e["file"]' | grep "^$d/" | sort)
 done
 check "and none twice" [ -z "$(ask 'e["file"]' | sort | uniq -d)" ]
 for f in core/call/answer test/lib/tg_refs; do
@@ -206,13 +206,16 @@ check "the short lines are not" not says '^  CC'
 check "no test has that name" fails make check TEST=no_such_test DEPS=no
 check "which is said" says "no test has 'no_such_test' in its name"
 run make -n check-run DEPS=no
-check "make check without a name runs all" says 'unit/rw_test .*proc/calls_test|proc/calls_test .*unit/rw_test'
+check "make check without a name runs all" says 'unit/wire/wire_test .*proc/call/calls_test|proc/call/calls_test .*unit/wire/wire_test'
 run test/tools/run-tests.sh --alone
 check "a run without programs is no success" [ $? -ne 0 ]
 run make -s check-run TEST=types DEPS=no
-check "make check TEST=types runs it" says '^ok +types '
+check "make check TEST=types runs it" says '^ok +conformance/types '
 check "and nothing that is not called so" \
 	[ "$(grep -E '^(ok|FAILED) ' "$said" | grep -vc types)" -eq 0 ]
+run make -n check-run TEST=session DEPS=no
+check "a room's name runs its tests" says 'unit/session/crossing_test .*proc/session/fence_test|proc/session/fence_test .*unit/session/crossing_test'
+check "and no other room's" not says '/(base|call|read)/'
 
 # ---- jobs: all processors, or as many as are said
 printf 'include %s\njobs:\n\t@echo $(MAKEFLAGS)\n' "$tree/Makefile" >"$tmp/jobs.mk"

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
 json=
 [ "${1-}" = --json ] && { json=1; shift; }
-program=${1:-build}/bin/proc/path_test most=250 calls=20000
+program=${1:-build}/bin/proc/read/path_test most=250 calls=20000
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

@@ -77,7 +77,9 @@ disown "$clock"
 
 run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped") and prints its lines in one piece
 	local t=$2 name log status ms ok skip bad plain verdict=ok start pid slow=${RREF_TEST_SLOW-}
-	name=$(basename "$t") log=$logs/$1.log start=$(date +%s%N)
+	# A test program is told by its kind, room and name, a script by its name.
+	case $t in */bin/*/*) name=${t##*/bin/} ;; *) name=$(basename "$t") ;; esac
+	log=$logs/$1.log start=$(date +%s%N)
 	# Load finds bugs, so deadlines inside of the tests follow only from four times the processors on.
 	[ -n "$slow" ] || slow=$((1 + $(load) / (400 * processors)))
 	# Programs end by themselves; --kill-after is for one that ignores SIGTERM. The clock above ends it
@@ -108,7 +110,7 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	fi
 	[ "$bad" -gt 0 ] && verdict=FAILED
 	{
-		printf '%-8s %-28s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" $((ms / 1000)) $((ms % 1000))
+		printf '%-8s %-38s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" $((ms / 1000)) $((ms % 1000))
 		[ "$skip" -gt 0 ] && printf '  (%d skipped)' "$skip"
 		[ -e "$logs/$1.over" ] && printf '  (over the limit of %d s, %s; RREF_TEST_TIMEOUT=S gives more)' "$limit" "$(machine)"
 		echo

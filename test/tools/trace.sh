@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.." || exit 1
 build=${1:-build}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-if ! RREF_TEST_TRACE_DIR=$tmp timeout $((120 * ${RREF_TEST_SLOW:-1})) "$build/bin/proc/scopes_test" >"$tmp/log" 2>&1; then
+if ! RREF_TEST_TRACE_DIR=$tmp timeout $((120 * ${RREF_TEST_SLOW:-1})) "$build/bin/proc/base/scopes_test" >"$tmp/log" 2>&1; then
 	cat "$tmp/log"
 	echo "0 passed, 1 failed"
 	exit 1

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The shm provider's regions, and the machine's limits: keys, mappings, no descriptors left. It knows the provider's
- * insides, unlike rv_conformance.
+ * insides, unlike test/proc/verbs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "test/proc/verbs/pair.h"
 #include "verbs/shm/shm.h"
 
 static struct rlimit descriptors; /* at the start */
@@ -309,5 +309,5 @@ int main(void)
 	getrlimit(RLIMIT_NOFILE, &descriptors);
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("rv_shm_limits", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("shm/limits", tests, NULL, NULL);
 }

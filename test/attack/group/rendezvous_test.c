@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Strangers at the rendezvous who take all places that there are, and take them again as soon as
  * they lose them: the group meets. */
-#include "test/unit/rendezvous_test.h"
+#include "test/unit/group/rendezvous_test.h"
 
 #define WORLD 6
 #define NR_ATTACKERS 2

@@ -290,7 +290,7 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &r[0]));
 		TG_OK(rref_view_ref(v, 1, RREF_DEFAULT, &r[1]));
 		TG_CHECK(rref_is_owner(r[0]));
-		TG_CHECK(strstr(dump(ctx), "site=test/proc/nested_test.c:")); /* where it was taken */
+		TG_CHECK(strstr(dump(ctx), "site=test/proc/call/nested_test.c:")); /* where it was taken */
 		rref_release(r[0]);
 		rref_release(r[1]);
 		rref_view_free(v);

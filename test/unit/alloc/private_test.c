@@ -168,7 +168,7 @@ static int run_again(const char *variable, const char *value)
 	assert_true(pid >= 0);
 	if (pid == 0) {
 		setenv(variable, value, 1);
-		execl("/proc/self/exe", "ra_private_test", "again", (char *)NULL);
+		execl("/proc/self/exe", "private_test", "again", (char *)NULL);
 		_exit(127);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);

@@ -2,7 +2,7 @@
 /*
  * Two workers connect at the same moment, over a real device. The foe (tg_foe.h) plays an honest
  * worker, message by message: its own hello loses the crossing and comes when the winner's session
- * is up. test/unit/crossing_test.c has all orders.
+ * is up. test/unit/session/crossing_test.c has all orders.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/protocol/internal.h"
-#include "test/unit/rp_test.h"
+#include "test/unit/protocol/rp_test.h"
 
 static int value;
 

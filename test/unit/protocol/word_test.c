@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Ids can be guessed. The owner gives a value to nobody that does not show its word. */
 #include "core/protocol/internal.h"
-#include "test/unit/rp_test.h"
+#include "test/unit/protocol/rp_test.h"
 
 static int handle, value;
 

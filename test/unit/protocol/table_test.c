@@ -4,7 +4,7 @@
 #include <time.h>
 
 #include "core/protocol/internal.h"
-#include "test/unit/rp_test.h"
+#include "test/unit/protocol/rp_test.h"
 
 #define MILLION 1000000u
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "test/unit/rp_test.h"
+#include "test/unit/protocol/rp_test.h"
 
 static int handle;
 

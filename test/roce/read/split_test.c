@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#include "../proc/lent.h"
+#include "test/proc/value/lent.h"
 #include "hold.h"
 #include "tg_refs.h"
 #include "core/base/lock.h"

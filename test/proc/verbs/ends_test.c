@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see rv_conformance.c): fences, and how connections and devices end. */
+/* What every provider of verbs/rv.h must do (see connections_test.c): fences, and how connections and devices end. */
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "pair.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define UNDER_SANITIZER 1
@@ -227,5 +227,5 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "rv_ends (shm)" : "rv_ends (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "verbs/ends (shm)" : "verbs/ends (ibv)", tests, NULL, NULL);
 }

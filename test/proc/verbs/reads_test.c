@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see rv_conformance.c): READs that come. */
+/* What every provider of verbs/rv.h must do (see connections_test.c): READs that come. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "pair.h"
 
 /* --- READs -------------------------------------------------------------------------------------------------- */
 
@@ -418,5 +418,5 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "rv_reads (shm)" : "rv_reads (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "verbs/reads (shm)" : "verbs/reads (ibv)", tests, NULL, NULL);
 }

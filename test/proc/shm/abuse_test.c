@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The shm provider against what a peer can do to it: nonsense in shared memory and on the socket, other users, silence,
- * full sockets. It knows the provider's insides, unlike rv_conformance.
+ * full sockets. It knows the provider's insides, unlike test/proc/verbs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "test/proc/verbs/pair.h"
 #include "verbs/shm/shm.h"
 
 static void assert_peer_ends_it(unsigned index, int status)
@@ -500,5 +500,5 @@ int main(void)
 
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("rv_shm_abuse", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("shm/abuse", tests, NULL, NULL);
 }

@@ -667,7 +667,7 @@ static void run_again(void *how)
 {
 	const bool *later = how;
 
-	execl("/proc/self/exe", "ra_seat_test", *later ? "refused-later" : "refused", (char *)NULL);
+	execl("/proc/self/exe", "seat_test", *later ? "refused-later" : "refused", (char *)NULL);
 }
 
 static void no_membarrier__from_the_beginning(void **state)

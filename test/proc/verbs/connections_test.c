@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What every provider of verbs/rv.h must do, tried with real processes: RREF_TEST_DEVICE = shm (default) | ibv. This
- * part: devices, connections, messages; rv_reads.c, rv_refused.c and rv_ends.c have the others.
+ * part: devices, connections, messages; reads_test.c, refused_test.c and ends_test.c have the others.
  *
  * Counts and behaviour are asserted, never times; every wait has a deadline (test/lib/tl_rv.h). A device is opened
  * only after the fork, in the process that uses it.
@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "pair.h"
 
 /* --- open, connect ------------------------------------------------------------------------------------------ */
 
@@ -368,5 +368,5 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "rv_conformance (shm)" : "rv_conformance (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "verbs/connections (shm)" : "verbs/connections (ibv)", tests, NULL, NULL);
 }

@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "test/proc/verbs/pair.h"
 
 static pid_t child;
 
@@ -70,5 +70,5 @@ int main(void)
 
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("rv_shm_children", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("shm/children", tests, NULL, NULL);
 }

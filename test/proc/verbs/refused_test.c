@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see rv_conformance.c): READs that are refused. */
+/* What every provider of verbs/rv.h must do (see connections_test.c): READs that are refused. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "rv_pair.h"
+#include "pair.h"
 
 /*
  * A READ that must be refused, over the first of two connections to one device: it fails, that connection ends on both
@@ -248,5 +248,5 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "rv_refused (shm)" : "rv_refused (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "verbs/refused (shm)" : "verbs/refused (ibv)", tests, NULL, NULL);
 }
