@@ -51,7 +51,7 @@ LIB_DIRS := base verbs verbs/* core core/* alloc
 LIB_SRC := $(filter-out verbs/raw/% core/tools/%,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 TLIB_OBJ := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard test/lib/*.c)))
-# Tests lie in test/KIND/ROOM/, the rooms as in core/, verbs/ and alloc/, and are built as bin/KIND/ROOM/NAME.
+# Tests lie in folders by kind, then by room (docs/TESTING.md), and are built under the same names.
 programs = $(patsubst test/%.c,$(BIN)/%,$(sort $(wildcard $(1:%=test/%/*.c) $(1:%=test/%/*/*.c))))
 UNIT := $(call programs,unit)
 PROC := $(call programs,proc)
@@ -62,7 +62,7 @@ HOST := $(call programs,host)
 # Need a device that reports READs by events.
 ROCE := $(call programs,roce)
 # The protocol's machine and the codec have no threads (layers.sh sees to it), nor have these tests of the arena
-# (alloc/threads_test has): the thread sanitizer has nothing to see.
+# (threads_test has): the thread sanitizer has nothing to see.
 PURE := $(call programs,unit/protocol unit/wire) $(BIN)/unit/base/slab_test \
 	$(addprefix $(BIN)/unit/alloc/,arena_test churn_test fault_test)
 SAN_UNIT := $(if $(filter thread,$(SAN)),$(filter-out $(PURE),$(UNIT)),$(UNIT))

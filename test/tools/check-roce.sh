@@ -24,13 +24,13 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
 }
 
-# All but what is about shared memory alone: the limits and enemies of its provider. The machine's
-# limits (base/limits_test) are met over shm.
+# All but what is about shared memory alone: the limits and enemies of its provider, and the limits
+# of the machine, which are met over shm.
 one=$(find test/{proc,attack,conformance,roce} -name '*.c' | sed 's|^test/|build/bin/|; s|\.c$||' | sort |
 	grep -vE '/shm/|/proc/base/limits_test$')
 # The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
-for t in session/{resume,resume_abuse,resume_meets,abuse,fence,stall}_test verbs/connections_test; do
-	one="build/bin/proc/$t $(echo "$one" | tr ' ' '\n' | grep -v "proc/$t\$")"
+for t in resume resume_abuse resume_meets abuse fence stall connections; do
+	one=$(grep "/${t}_test\$" <<<"$one"; grep -v "/${t}_test\$" <<<"$one")
 done
 RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
 	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one --alone test/tools/perf.sh 2>&1 | tee "$log"

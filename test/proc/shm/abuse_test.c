@@ -500,5 +500,5 @@ int main(void)
 
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("shm/abuse", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("abuse", tests, NULL, NULL);
 }

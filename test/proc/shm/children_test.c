@@ -70,5 +70,5 @@ int main(void)
 
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("shm/children", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("children", tests, NULL, NULL);
 }

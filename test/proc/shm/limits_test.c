@@ -309,5 +309,5 @@ int main(void)
 	getrlimit(RLIMIT_NOFILE, &descriptors);
 	unsetenv("RREF_TEST_DEVICE");
 	tlv_ops = &rv_shm_ops;
-	return cmocka_run_group_tests_name("shm/limits", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("limits", tests, NULL, NULL);
 }

@@ -368,5 +368,5 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "verbs/connections (shm)" : "verbs/connections (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "connections (shm)" : "connections (ibv)", tests, NULL, NULL);
 }
