@@ -11,7 +11,7 @@
 #include "base/limit.h"
 #include "base/util.h"
 
-/* Any spread will do; threads that share a shard are slower, not wrong. */
+/* Spreads threads over the shared shards. A bad spread is slower, not wrong. */
 static struct ra_shard *shared_shard(struct ra_arena *a)
 {
 	static _Atomic unsigned next;
@@ -22,7 +22,7 @@ static struct ra_shard *shared_shard(struct ra_arena *a)
 	return &a->shards[RA_OWNED + mine - 1];
 }
 
-/* A shared shard is entered by who finds it free, with an exchange. */
+/* Enters a shared shard that is free, with an exchange. */
 static bool enter_shared(struct ra_shard *s)
 {
 	return !at_load(&s->busy) && !at_xchg_acq(&s->busy, 1);
@@ -49,12 +49,15 @@ static __attribute__((noinline)) struct ra_shard *enter_other(struct ra_arena *a
 }
 
 /*
- * A shard for one allocation or release, until ra_shard_leave; NULL: do without. Nobody waits for one but flush().
+ * Enters a shard for one allocation or release, until ra_shard_leave. NULL: do without. Only
+ * flush() waits for a shard.
  *
- * An owned one is marked busy by a plain store, and then `gathering` is looked at; flush() sets that and then looks at the
- * marks, and makes the barrier between the two for both sides (ra_asym.h). So either the owner sees that it may not, or
- * flush() sees that it is inside, and waits. What the owner did to its cache before, flush() acquires with busy = 0; what
- * flush() did to it, the owner acquires with gathering = 0. A new owner has it from the last one by the lock of seats.
+ * The owner marks its shard busy by a plain store, and then looks at `gathering`. flush() sets
+ * `gathering`, and then looks at the marks; its barrier between the two counts for both sides
+ * (ra_asym.h). So either the owner sees that it may not enter, or flush() sees that it is inside,
+ * and waits. flush() acquires with busy = 0 all that the owner did to its cache. The owner acquires
+ * with gathering = 0 all that flush() did. A new owner gets the cache from the last owner by the
+ * lock of seats.
  */
 static inline struct ra_shard *enter(struct ra_arena *a)
 {
@@ -66,7 +69,7 @@ static inline struct ra_shard *enter(struct ra_arena *a)
 	return enter_other(a);
 }
 
-/* Inside, no addition has to be atomic. */
+/* Adds without an atomic addition: the caller is inside. */
 static void plus(_Atomic uint64_t *n, uint64_t by)
 {
 	at_store(n, at_load(n) + by);
@@ -78,8 +81,9 @@ static void plus_rel(_Atomic uint64_t *n, uint64_t by)
 }
 
 /*
- * What the caches hold goes back to where any size is served from. Their users hold them for one allocation at most. Serialised
- * by grow. Owners go without meanwhile; so what was found in one cache is in no other when the last one was looked at.
+ * Gives the caches' memory back to the place that serves any size. Serialised by grow. A cache's
+ * user holds it for one allocation at most. Owners go without a cache meanwhile. So memory that was
+ * found in one cache is in no other when the last one was looked at.
  */
 static void flush(struct ra_arena *a)
 {
@@ -97,7 +101,7 @@ static void flush(struct ra_arena *a)
 		if (!owned)
 			ra_shard_leave(s);
 	}
-	/* Where the barrier is refused from now on (seccomp), all share. */
+	/* If the barrier is refused from now on (seccomp), all threads share. */
 	at_store_rel(&a->gathering, again ? RA_OPEN : RA_CLOSED);
 }
 
@@ -119,7 +123,8 @@ static uint64_t count_allocs(const struct ra_arena *a)
 	return n;
 }
 
-int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, struct ra_arena **out)
+int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
+		    struct ra_arena **out)
 {
 	static const struct ra_options defaults;
 	size_t max_bytes, first;
@@ -133,10 +138,12 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt, 
 	max_bytes = opt->max_bytes ? opt->max_bytes : max_of(limit_memory() / 2, RA_GRANULE);
 	first = opt->first_region ? opt->first_region : (size_t)16 << 20;
 	if (max_bytes < RA_GRANULE)
-		return ra_fail(-EINVAL, "value memory: a limit of %s is below the least region, %s", ra_size_text(max_bytes).text,
-			       ra_size_text(RA_GRANULE).text);
+		return ra_fail(-EINVAL, "value memory: a limit of %s is below the least region, %s",
+			       ra_size_text(max_bytes).text, ra_size_text(RA_GRANULE).text);
 	if (max_bytes > RA_MAX_BYTES)
-		return ra_fail(-EINVAL, "value memory: a limit of %s is beyond the address space, at most %s",
+		return ra_fail(-EINVAL,
+			       "value memory: a limit of %s is beyond the address space, "
+			       "at most %s",
 			       ra_size_text(max_bytes).text, ra_size_text(RA_MAX_BYTES).text);
 
 	a = aligned_alloc(CACHE_LINE, sizeof(*a));
@@ -190,7 +197,7 @@ void ra_arena_destroy(struct ra_arena *a)
 {
 	if (!a)
 		return;
-	/* First jemalloc, whose hooks look regions up; then the regions. */
+	/* jemalloc goes first, since its hooks look regions up; then the regions go. */
 	ra_seats_destroy(a);
 	ra_je_arena_destroy(a);
 	ra_near_destroy(a);
@@ -206,8 +213,8 @@ static size_t live_bytes(const struct ra_arena *a)
 	uint64_t in, out = at_load_acq(&a->rest.free_bytes);
 
 	/*
-	 * Frees first, and acquire, with ra_free's release: whoever sees a value's free must also see its allocation, or
-	 * the difference could be negative.
+	 * Reads the frees first. Acquire, with ra_free's release. A thread that sees a value's free
+	 * must also see its allocation: else the difference could be negative.
 	 */
 	for (unsigned i = 0; i < RA_SHARDS; i++)
 		out += at_load_acq(&a->shards[i].free_bytes);
@@ -217,7 +224,7 @@ static size_t live_bytes(const struct ra_arena *a)
 	return (size_t)(in - out);
 }
 
-/* Caller holds grow. All that is free goes back to the holes of its region. */
+/* Gives all free memory back to the holes of its region. Caller holds grow. */
 static void gather(struct ra_arena *a, uint64_t uses)
 {
 	a->purged_uses = uses;
@@ -227,12 +234,14 @@ static void gather(struct ra_arena *a, uint64_t uses)
 }
 
 /*
- * Called after an allocation of `asked` bytes failed for want of an extent. 0 = worth another try.
+ * Grows the arena after an allocation of `asked` bytes found no extent. Returns 0 if another try is
+ * worthwhile.
  *
- * Free memory is gathered before any is added: what caches hold, and free extents that jemalloc has not merged yet, may serve,
- * and a registration costs a thousand times a purge. It cannot help if too little is free, or if nothing was allocated (a
- * cache takes several at once) or freed since the last time; and one call does it once (*purged), or threads that free all
- * the time would keep it from ever growing.
+ * Gathers free memory before it adds any: the caches, and free extents that jemalloc has not merged
+ * yet, may serve. A registration costs a thousand times a purge. A purge cannot help if too little
+ * is free. It cannot help either if nothing was allocated (a cache takes several at once) or freed
+ * since the last purge. One call purges once (*purged): else threads that free all the time would
+ * keep the arena from growing.
  */
 static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purged)
 {
@@ -241,15 +250,18 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 	int rc = 0;
 
 	pthread_mutex_lock(&a->grow);
-	/* Someone else grew or purged since this thread looked; what it found missing may be there now. */
+	/* Another thread grew or purged since this one looked:
+	 * the missing memory may be there now. */
 	if (at_load(&a->epoch) != epoch)
 		goto out;
 	uses = count_frees(a) + count_allocs(a);
-	if (!*purged && uses != a->purged_uses && at_load(&a->region_bytes) - live_bytes(a) >= want) {
+	if (!*purged && uses != a->purged_uses &&
+	    at_load(&a->region_bytes) - live_bytes(a) >= want) {
 		*purged = true;
 		gather(a, uses);
 	} else {
-		/* Bytes of regions that are too small, and empty, are had back before any are refused. */
+		/* Before it refuses, it takes back the bytes of
+		 * empty regions that are too small. */
 		if (!ra_region_fits(a, want)) {
 			if (uses != a->purged_uses)
 				gather(a, uses);
@@ -266,8 +278,8 @@ out:
 }
 
 /*
- * A thread whose end jemalloc has seen (by a destructor, as ours) and that goes on allocating is served from jemalloc's own
- * first arena, whatever it asks for: not by us.
+ * Allocates from jemalloc's own first arena for a thread whose end jemalloc has seen. jemalloc sees
+ * it in a destructor, as this library does, and the thread may go on allocating.
  */
 static inline void *from_jemalloc(const struct ra_arena *a, size_t rounded, int flags)
 {
@@ -280,7 +292,8 @@ static inline void *from_jemalloc(const struct ra_arena *a, size_t rounded, int 
 	return p;
 }
 
-/* One attempt, by way of a shard's cache if the size is not too large for one. flags: as for jemalloc, alignment only. */
+/* Tries once, through a shard's cache if that takes the size.
+ * flags: as for jemalloc, alignment only. */
 static void *attempt(struct ra_arena *a, size_t size, size_t rounded, int flags)
 {
 	struct ra_shard *s = enter(a);
@@ -303,8 +316,9 @@ static void *attempt(struct ra_arena *a, size_t size, size_t rounded, int flags)
 	return p;
 }
 
-/* All but the first attempt of a usual one. */
-static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size, size_t align, void **out)
+/* Makes all attempts but the first attempt of a usual allocation. */
+static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size, size_t align,
+						void **out)
 {
 	bool purged = false;
 	uint64_t epoch;
@@ -313,7 +327,8 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 	int rc, flags;
 
 	if (size == 0 || (align & (align - 1)) || align > RA_ALIGN_MAX)
-		return ra_fail(-EINVAL, "value memory: a size of %zu, an alignment of %zu", size, align);
+		return ra_fail(-EINVAL, "value memory: a size of %zu, an alignment of %zu", size,
+			       align);
 	if (size > RA_VALUE_MAX)
 		return ra_fail(-ENOMEM, "value memory: asked %s, a value is limited to %s here",
 			       ra_size_text(size).text, ra_size_text(RA_VALUE_MAX).text);
@@ -321,16 +336,19 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 	rounded = ra_asked(ra_round_up(size, RA_MIN_ALIGN));
 
 	for (;;) {
-		/* Read before the attempt (acquire, with ra_grow's release): growth after it must not be missed. */
+		/* Acquire, with ra_grow's release, before the
+		 * attempt: growth after this read must not be missed. */
 		epoch = at_load_acq(&a->epoch);
 		ra_want = 0;
 		p = attempt(a, size, rounded, flags);
 		if (p)
 			break;
-		/* jemalloc failed without having asked us: for want of memory for its own bookkeeping, mostly. */
+		/* jemalloc failed without asking the hook: mostly it
+		 * lacks memory for its own bookkeeping. */
 		if (ra_want == 0)
-			return ra_fail(-ENOMEM, "value memory: no memory for the allocator's bookkeeping, "
-						"or for a thread that is ending");
+			return ra_fail(-ENOMEM,
+				       "value memory: no memory for the allocator's bookkeeping, "
+				       "or for a thread that is ending");
 		rc = ra_grow(a, epoch, size, &purged);
 		if (rc)
 			return rc;
@@ -340,7 +358,8 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 	return 0;
 }
 
-/* Inside: a free slot of a near class, or NULL. Those that come together lie side by side, and go in order of address. */
+/* Returns a free slot of a near class, or NULL. Slots that come together lie side by side, and are
+ * given out in order of address. The caller is inside. */
 static void *near_slot(struct ra_shard *s, unsigned near)
 {
 	void *few[RA_NEAR_KEPT];
@@ -357,13 +376,14 @@ static void *near_slot(struct ra_shard *s, unsigned near)
 	return s->slots[near][--s->nr_slots[near]];
 }
 
-/* Inside: takes a slot back. */
+/* Takes a slot back. The caller is inside. */
 static void near_back(struct ra_shard *s, unsigned near, void *p)
 {
 	if (unlikely(s->nr_slots[near] == RA_NEAR_KEPT)) {
 		/* The oldest of them. */
 		ra_near_give(s->arena, s->slots[near], RA_NEAR_KEPT / 2);
-		memmove(s->slots[near], s->slots[near] + RA_NEAR_KEPT / 2, RA_NEAR_KEPT / 2 * sizeof(void *));
+		memmove(s->slots[near], s->slots[near] + RA_NEAR_KEPT / 2,
+			RA_NEAR_KEPT / 2 * sizeof(void *));
 		s->nr_slots[near] = RA_NEAR_KEPT / 2;
 	}
 	s->slots[near][s->nr_slots[near]++] = p;
@@ -375,13 +395,15 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	unsigned cls, near;
 	void *p;
 
-	if (unlikely(align != RA_MIN_ALIGN || size - 1 >= RA_VALUE_MAX) || unlikely(!(s = enter(a))))
+	if (unlikely(align != RA_MIN_ALIGN || size - 1 >= RA_VALUE_MAX) ||
+	    unlikely(!(s = enter(a))))
 		return alloc_slow(a, size, align, out);
 	cls = ra_class(size);
 	if (likely(cls < RA_KEPT && (p = s->kept[cls]) != NULL)) {
 		s->kept[cls] = NULL;
 	} else if ((near = ra_near_class(size)) >= RA_NEAR || !(p = near_slot(s, near))) {
-		/* Whole lines lie on lines without being asked to: so does every class from 64 on that is a multiple of 64. */
+		/* Whole lines need no flag for their alignment: every
+		 * class that is a multiple of 64 is aligned to 64. */
 		p = from_jemalloc(s->arena, ra_asked(ra_round_up(size, RA_MIN_ALIGN)), s->how);
 		if (unlikely(!p)) {
 			ra_shard_leave(s);
@@ -414,12 +436,13 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 	if (!p)
 		return;
 	assert(ra_in_span(a, p));
-	/* Before it is free: afterwards the memory may already be another's. */
+	/* Poison first: once freed, the memory may belong to another thread. */
 	ra_poison(p, size);
 	s = enter(a);
 	/*
-	 * Counted after it is free: ra_grow takes a free that was counted for one that a purge can find. dallocx, not sdallocx:
-	 * that one wants the alignment again, which the caller does not say; nor is it quicker.
+	 * Counts after the free: ra_grow expects a purge to find each counted free. dallocx, not
+	 * sdallocx: the latter wants the alignment again, which the caller does not give, and it is
+	 * not quicker.
 	 */
 	if (unlikely(!s)) {
 		free_alone(a, p, size);
@@ -445,7 +468,7 @@ void ra_stats(const struct ra_arena *a, struct ra_stats *out)
 		.region_bytes = at_load(&a->region_bytes),
 		.live_bytes = live_bytes(a),
 		.nr_regions = at_load(&a->nr_regions),
-		.nr_frees = count_frees(a), /* before nr_allocs, as in live_bytes */
+		.nr_frees = count_frees(a), /* count_frees first, as in live_bytes */
 		.nr_quarantined = ra_nr_quarantined(),
 	};
 	out->nr_allocs = count_allocs(a);

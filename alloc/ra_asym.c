@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What those who mark leave to the one who looks; see ra_asym.h. */
+/* The two sides of the asymmetric barrier that are not inline; see ra_asym.h. */
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,10 +13,12 @@
 _Atomic uint32_t ra_asym_who;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* What the parent registered is its child's too; should a kernel see it otherwise, those who mark make the barrier there. */
+/* Registers a child for the barrier, as its parent is. If a
+ * kernel refuses, the child's marking side makes the barrier. */
 static void fork_child(void)
 {
-	if (at_load(&ra_asym_who) == RA_ASYM_LOOKS && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
+	if (at_load(&ra_asym_who) == RA_ASYM_LOOKS &&
+	    syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
 		at_store(&ra_asym_who, RA_ASYM_MARKS);
 }
 
@@ -38,8 +40,8 @@ struct processors {
 };
 
 /*
- * A turn on each processor that there is, for this thread: whoever ran there had to stop for it. On each, not on those
- * where this thread may be: the poller can be bound to one, and those who mark are on all.
+ * Runs this thread on each processor of the machine for a moment. So the thread that ran there had
+ * to stop. This thread's own mask is not enough: the poller can be bound to one processor.
  */
 static void turn_on_each_processor(void)
 {
@@ -51,20 +53,23 @@ static void turn_on_each_processor(void)
 		struct processors one = { 0 };
 
 		one.word[c / 64] = UINT64_C(1) << c % 64;
-		/* One that is not online, or that no thread of this program gets, is refused. */
+		/* A processor that is offline, or that no thread of
+		 * this program gets, is refused. */
 		if (!sched_setaffinity(0, sizeof(one), (cpu_set_t *)&one))
 			sched_yield();
 	}
 	if (known)
 		sched_setaffinity(0, sizeof(before), (cpu_set_t *)&before);
-	/* If all that is refused too: no processor keeps a store to itself for anything like so long. */
+	/* If all of that is refused: no processor keeps a store to itself for nearly so long. */
 	nanosleep(&(struct timespec){ .tv_nsec = NSEC_PER_MSEC }, NULL);
 }
 
 /*
- * A program that shuts itself in (seccomp) after the first mark may refuse the call: from then on who marks makes the barrier,
- * and for those that began before (how long ago, nobody knows) this thread has its turn on each processor in their stead, at
- * each barrier.
+ * Makes the barrier for both sides.
+ *
+ * A program that shuts itself in (seccomp) after the first mark may refuse the call. From then on
+ * the marking side makes the barrier. For marks that began before (nobody knows how long ago) this
+ * thread runs on each processor, at each barrier.
  */
 bool ra_asym_barrier(void)
 {
@@ -72,7 +77,8 @@ bool ra_asym_barrier(void)
 
 	if (who == RA_ASYM_MARKS)
 		return false;
-	if (who == RA_ASYM_LOOKS && !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
+	if (who == RA_ASYM_LOOKS &&
+	    !syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0))
 		return true;
 	at_store_sc(&ra_asym_who, RA_ASYM_MARKS_NOW);
 	turn_on_each_processor();

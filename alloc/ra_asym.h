@@ -1,30 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An asymmetric barrier. Many threads mark something as in use, each in a place of its own, and then look whether they may;
- * one, seldom, says that they may not, and then looks at the marks:
+ * An asymmetric barrier. Many threads mark something as in use, each in a place of its own, and
+ * then look whether they may. One thread seldom says that they may not, and then looks at the
+ * marks:
  *
  *   each of the many:  ra_asym_mark(&mark, 1);  if (at_load_sc(&closed)) ...
  *   the one:           at_store_sc(&closed, 1);  ra_asym_barrier();  if (at_load_sc(&mark)) ...
  *
- * At least one of the two sees the other. It needs the order of a store before a load, which costs a processor some 20 cycles;
- * the many leave it to the one, who has every running thread of the process pass a barrier, by membarrier(2). Where there is no
- * such call, they make it themselves.
+ * At least one of the two sees the other. That needs a store ordered before a load, which costs a
+ * processor some 20 cycles. The many leave it to the one: by membarrier(2) it makes every running
+ * thread of the process pass a barrier. Without this call, the many make the barrier themselves.
  *
- * Marks are taken away by a release store, which the one's look acquires; the thread sanitizer sees all that there is to see.
+ * Marks are taken away by a release store, which the one's look acquires. So the thread sanitizer
+ * sees every order.
  */
 #ifndef RA_ASYM_H
 #define RA_ASYM_H
 
 #include "base/atomic.h"
 
-/* Who makes the barrier: who marks, always so; who looks; who marks, from some moment on. */
+/* The side that makes the barrier: always the many; the one; the many from some moment on. */
 enum { RA_ASYM_MARKS, RA_ASYM_LOOKS, RA_ASYM_MARKS_NOW };
 extern _Atomic uint32_t ra_asym_who;
 
 /* [any, may block] Before the first mark. Without it all is right as well, and slower. */
 void ra_asym_begin(void);
 
-/* Whether it is the one who makes the barrier. */
+/* Returns true if the one makes the barrier. */
 static inline bool ra_asym_is_plain(void)
 {
 	return at_load(&ra_asym_who) == RA_ASYM_LOOKS;

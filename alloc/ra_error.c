@@ -40,8 +40,8 @@ struct ra_size ra_size_text(size_t bytes)
 	while (u < 4 && bytes >= (size_t)1024 << (10 * u))
 		u++;
 	/*
-	 * A bound of 1.5 GiB reads better as 1536 MiB: exact, and comparable with the other sizes in the sentence. An
-	 * odd size (17825793) gets a decimal instead, rounded.
+	 * A bound of 1.5 GiB reads better as 1536 MiB: exact, and comparable with the other sizes
+	 * in the sentence. An odd size (17825793) gets a rounded decimal instead.
 	 */
 	if (bytes % ((size_t)1 << (10 * u)) == 0)
 		snprintf(s.text, sizeof(s.text), "%zu %s", bytes >> (10 * u), units[u]);

@@ -2,36 +2,45 @@
 /*
  * The private jemalloc: one arena for each ra_arena, whose extents come from our regions.
  *
- * What was read in jemalloc 5.3.0, and is relied upon:
+ * This file relies on these facts, read in jemalloc 5.3.0:
  *
- * - arenas.create takes the arena's *metadata* through the extent hooks too (base_map: blocks of 2 MiB and more), so
- *   that bookkeeping would lie in memory which peers can read, and a wild write by a peer could steer the allocator.
- *   experimental.arenas_create_ext with metadata_use_hooks = false takes it from anonymous memory instead.
- * - A hook that is NULL counts as "refused". purge and decommit are NULL: nothing that a device has registered may be
- *   unmapped or purged behind its back. dalloc takes what a purge gives back (nothing else calls it, with decay off) and
- *   notes it; the pages stay as they are. destroy is NULL: the whole span goes at once, after deregistration. commit is
- *   NULL: every extent is committed from the start.
- * - opt.retain (default true here) would take extents in exponentially growing sizes, mark each as a head that never
- *   merges with its neighbour, which fragments a bounded arena, and keep the address space of a destroyed arena's
- *   metadata for ever. Off, extents are exactly what is needed and merge with any neighbour that `merge` allows.
- * - Free extents wait in a "dirty" cache that by default does not split an extent of 64 times the size asked for, so a
- *   large free value would not be reused for small ones: lg_extent_max_active_fit. It merges small neighbours
- *   lazily; a purge gives everything to dalloc, whose holes merge at once (ra_grow does so before it grows). What dalloc
- *   refuses goes to the "retained" cache, which merges at once as well.
- * - A large extent is a page longer than its size class, so that values start at different offsets in their pages
- *   (cache_oblivious; not an option in 5.3.0). So the class of 2 GiB does not fit into a region: RA_VALUE_MAX. The offset
- *   is a multiple of 64 below 4096 (arena_cache_oblivious_randomize), so that 64 bytes behind the class are never used:
- *   ra_asked counts on them.
- * - tcache off: the caches are ours, explicit ones (ra_seat.c); each thread would still be given an (unused) one of some
- *   20 KiB. An explicit cache serves one thread at a time, and nobody but its user ever looks into it (no GC).
- * - lg_tcache_max bounds what a cache takes; at most tcache_nslots_large (20) pieces of each larger size. With 17 a cache
- *   keeps 12 MiB at the very most, and gives them back before the arena grows.
+ * - arenas.create takes the arena's *metadata* through the extent hooks too (base_map: blocks of
+ *   2 MiB and more). Then peers could read the bookkeeping, and a wild write by a peer could steer
+ *   the allocator. experimental.arenas_create_ext with metadata_use_hooks = false takes it from
+ *   anonymous memory instead.
+ * - A NULL hook counts as "refused". purge and decommit are NULL: memory that a device has
+ *   registered may not be unmapped or purged behind its back. dalloc notes the result of a purge;
+ *   the pages stay as they are. Nothing else calls it, with decay off. destroy is NULL: the whole
+ *   span goes at once, after deregistration. commit is NULL: every extent is committed from the
+ *   start.
+ * - opt.retain (default true here) would take extents in exponentially growing sizes. Each would be
+ *   marked as a head that never merges with its neighbour, which fragments a bounded arena. The
+ *   address space of a destroyed arena's metadata would stay for ever. Without it, extents are
+ *   exactly as large as needed and merge with any neighbour that `merge` allows.
+ * - Free extents wait in a "dirty" cache. By default it does not split an extent of 64 times the
+ *   size asked for (lg_extent_max_active_fit). Then a large free value would not serve small ones.
+ *   It merges small neighbours lazily. A purge gives everything to dalloc, whose holes merge at
+ *   once (ra_grow purges before it grows). Extents that dalloc refuses go to the "retained" cache,
+ *   which merges at once as well.
+ * - A large extent is a page longer than its size class (cache_oblivious; not an option in 5.3.0).
+ *   So values start at different offsets in their pages. So the class of 2 GiB does not fit into a
+ *   region: RA_VALUE_MAX. The offset is a multiple of 64 below 4096
+ *   (arena_cache_oblivious_randomize). ra_asked counts on the 64 bytes behind the class, which are
+ *   never used.
+ * - tcache off: our caches are explicit ones (ra_seat.c). Otherwise each thread would get an unused
+ *   one of some 20 KiB. An explicit cache serves one thread at a time, and only its user ever looks
+ *   into it (no GC).
+ * - lg_tcache_max bounds the sizes that a cache takes. It keeps at most tcache_nslots_large (20)
+ *   pieces of each larger size. With 17 a cache keeps 12 MiB at the very most, and gives them back
+ *   before the arena grows.
  *
- * These are start-up options of jemalloc; the environment's MALLOC_CONF, meant for a jemalloc of the program's own,
- * would reach this copy too. malloc_conf_2_conf_harder is read last and overrides it.
+ * These are start-up options of jemalloc. The environment's MALLOC_CONF, meant for a jemalloc of
+ * the program's own, would reach this copy too. malloc_conf_2_conf_harder is read last and
+ * overrides it.
  *
- * jemalloc's thread-local storage is of the static kind: loading this library with dlopen needs a start with
- * GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192, or linking it at start.
+ * jemalloc's thread-local storage is of the static kind. A program that loads this library with
+ * dlopen needs GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192 at its start, or links the
+ * library.
  */
 #include <assert.h>
 #include <errno.h>
@@ -46,7 +55,8 @@ int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, siz
 extern const char *ra_je_malloc_conf_2_conf_harder;
 const char *ra_je_malloc_conf_2_conf_harder =
 	"retain:false,tcache:false,lg_tcache_max:17,lg_extent_max_active_fit:64,"
-	"dirty_decay_ms:-1,muzzy_decay_ms:0,background_thread:false,percpu_arena:disabled,narenas:1,"
+	"dirty_decay_ms:-1,muzzy_decay_ms:0,background_thread:false,percpu_arena:disabled,narenas:"
+	"1,"
 	"junk:false,zero:false,abort_conf:false,confirm_conf:false,stats_print:false";
 
 /* jemalloc 5.3's include/jemalloc/internal/arena_types.h; not in its public header. */
@@ -62,15 +72,16 @@ static struct ra_arena *arena_of(extent_hooks_t *h)
 	return (struct ra_arena *)((char *)h - offsetof(struct ra_arena, je_hooks));
 }
 
-static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t align, bool *zero, bool *commit,
-			unsigned index)
+static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t align, bool *zero,
+			bool *commit, unsigned index)
 {
 	struct ra_arena *a = arena_of(h);
 	bool must_zero = *zero;
 	void *p;
 
 	(void)index;
-	/* Growing an extent in place: we never ask for it (no rallocx), so nothing is known to lie behind it. */
+	/* Growing an extent in place: we never ask for it (no
+	 * rallocx), so nothing is known to lie behind it. */
 	if (new_addr)
 		return NULL;
 	p = ra_regions_carve(a, size, align);
@@ -79,7 +90,8 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 		return NULL;
 	}
 	/*
-	 * A hole may have been handed out before, so zeroes are promised only where jemalloc insists, and then made.
+	 * A hole may have been handed out before, so zeroes are promised only where jemalloc
+	 * insists, and then made.
 	 */
 	if (must_zero) {
 		ra_unpoison(p, size);
@@ -96,16 +108,17 @@ static bool hook_dalloc(extent_hooks_t *h, void *addr, size_t size, bool committ
 	return !ra_regions_return(arena_of(h), addr, size);
 }
 
-static bool hook_split(extent_hooks_t *h, void *addr, size_t size, size_t size_a, size_t size_b, bool committed,
-		       unsigned index)
+static bool hook_split(extent_hooks_t *h, void *addr, size_t size, size_t size_a, size_t size_b,
+		       bool committed, unsigned index)
 {
 	(void)h, (void)addr, (void)size, (void)size_a, (void)size_b, (void)committed, (void)index;
 	return false;
 }
 
-/* Regions are adjacent in the span, but no key spans two of them: a merged extent could hold a value that no READ gets. */
-static bool hook_merge(extent_hooks_t *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b, bool committed,
-		       unsigned index)
+/* Merges extents. Regions are adjacent in the span. No key
+ * spans two of them, so no READ could get a value across both. */
+static bool hook_merge(extent_hooks_t *h, void *addr_a, size_t size_a, void *addr_b, size_t size_b,
+		       bool committed, unsigned index)
 {
 	struct ra_arena *a = arena_of(h);
 
@@ -123,20 +136,26 @@ static int arena_ctl(const struct ra_arena *a, const char *what)
 
 int ra_je_arena_create(struct ra_arena *a)
 {
-	struct je_arena_config config = { .extent_hooks = &a->je_hooks, .metadata_use_hooks = false };
+	struct je_arena_config config = { .extent_hooks = &a->je_hooks,
+					  .metadata_use_hooks = false };
 	size_t len = sizeof(a->je_index);
 	int rc;
 
-	a->je_hooks = (extent_hooks_t){ .alloc = hook_alloc, .dalloc = hook_dalloc, .split = hook_split, .merge = hook_merge };
-	rc = ra_je_mallctl("experimental.arenas_create_ext", &a->je_index, &len, &config, sizeof(config));
+	a->je_hooks = (extent_hooks_t){
+		.alloc = hook_alloc, .dalloc = hook_dalloc, .split = hook_split, .merge = hook_merge
+	};
+	rc = ra_je_mallctl("experimental.arenas_create_ext", &a->je_index, &len, &config,
+			   sizeof(config));
 	if (rc)
-		return ra_fail(-ENOMEM, "value memory: no further jemalloc arena: %s", strerror(rc));
+		return ra_fail(-ENOMEM, "value memory: no further jemalloc arena: %s",
+			       strerror(rc));
 	return 0;
 }
 
 void ra_je_arena_destroy(struct ra_arena *a)
 {
-	/* Frees all that is handed out, then forgets its extents; the index is reused by the next create. */
+	/* Frees all that is handed out, then forgets its extents;
+	 * the index is reused by the next create. */
 	int rc = arena_ctl(a, "destroy");
 
 	assert(rc == 0);
@@ -150,12 +169,13 @@ void ra_je_arena_purge(struct ra_arena *a)
 
 int ra_je_how(const struct ra_arena *a, unsigned cache)
 {
-	return MALLOCX_ARENA(a->je_index) | (cache == RA_NO_CACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(cache - 1));
+	return MALLOCX_ARENA(a->je_index) |
+		(cache == RA_NO_CACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(cache - 1));
 }
 
 /*
- * Empty caches that no arena uses any more: to make one anew each time would scatter mappings of jemalloc's over a process
- * that has many contexts one after the other. Guarded by seat.
+ * Empty caches that no arena uses any more. A process may have many contexts one after the other.
+ * New caches each time would scatter jemalloc's mappings. Guarded by seat.
  */
 static unsigned spare[2 * RA_SHARDS], nr_spare;
 

@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside alloc/. The arena owns one reserved span of addresses; regions are laid into it where there is room. jemalloc
- * asks the extent hook for pieces of them. What values free, jemalloc keeps and hands out again, until a purge gives it
- * back to the holes of its region, where it merges with its neighbours. A region that is one hole is empty: it is
- * deregistered and unmapped before anything is refused for the bound.
+ * Inside alloc/. The arena owns one reserved span of addresses, and lays regions into it where
+ * there is room. jemalloc asks the extent hook for pieces of them. jemalloc keeps the memory of
+ * freed values and hands it out again. A purge gives it back to the holes of its region, where it
+ * merges with its neighbours. A region that is one hole is empty: it is deregistered and unmapped
+ * before anything is refused for the bound.
  *
- * The hook never makes a region. It notes in a thread-local what it lacked and fails; ra_alloc then grows the arena
- * and tries again. So the slow registration runs with no lock of jemalloc held (other threads go on allocating from
- * what is there), its errno comes back by an ordinary return, and one failed allocation registers at most once.
+ * The hook never makes a region. It notes in a thread-local what it lacked and fails; ra_alloc then
+ * grows the arena and tries again. So the slow registration runs with no lock of jemalloc held, and
+ * other threads go on allocating. Its errno comes back by an ordinary return, and one failed
+ * allocation registers at most once.
  *
- * Locks, in this order; none is ever taken the other way round:
+ * Locks, always taken in this order:
  *   grow   ra_grow: purge, make a region, register. May be held for as long as a device registers.
- *   (a shard's busy: only who holds grow waits for it)
+ *   (a shard's busy: only the holder of grow waits for it)
  *   seat   ra_seat.c: threads and arenas that come and go, spare caches. One for the process.
  *   (jemalloc's own)
  *   near   slabs of near classes.
@@ -39,9 +41,9 @@
 #define RA_MAX_BYTES ((size_t)1 << 46) /* half of what a process can address */
 #define RA_FIRST_HOLES 16u
 #define RA_OWNED 64u  /* shards of an arena that are one thread's each */
-#define RA_SHARED 8u  /* those of all the others */
+#define RA_SHARED 8u  /* shards of all other threads */
 #define RA_SHARDS (RA_OWNED + RA_SHARED)
-#define RA_SEATS 8u   /* arenas of which a thread may own a shard: those of four contexts */
+#define RA_SEATS 8u   /* arenas of which a thread may own a shard: two for each of four contexts */
 
 /* [lo, hi) of a region, in bytes from its base, not in jemalloc's hands. */
 struct ra_hole {
@@ -55,14 +57,16 @@ struct ra_region {
 	void *cookie;
 	int fd;
 	struct ra_region *next; /* newest first; guarded by carve */
-	bool kept;              /* guarded by grow: its dereg failed, and nothing is carved from it any more */
-	/* guarded by carve; in order of address, none touches the next */
+	/* guarded by grow: its dereg failed, and nothing is carved from it any more */
+	bool kept;
+	/* guarded by carve; in order of address; no two of them touch */
 	unsigned nr_holes, max_holes;
 	struct ra_hole *holes;
 };
 
 /*
- * Near classes (ra_near.c): sizes of up to a line more than 2^9, 2^10 ... 2^15. A shard keeps some free slots of each.
+ * Near classes (ra_near.c): sizes of up to a line more than 2^9, 2^10 ... 2^15. A shard keeps some
+ * free slots of each.
  */
 #define RA_NEAR 7u
 #define RA_NEAR_FIRST 9u
@@ -71,19 +75,22 @@ struct ra_region {
 #define RA_NEAR_UNIT ((size_t)1 << RA_NEAR_SHIFT) /* the least slab */
 struct ra_near_slab;
 
-/* Classes of which a shard keeps a piece: four between a power of two and the next one, up to 64 KiB. */
+/* Classes of which a shard keeps a piece. There are four
+ * between a power of two and the next, up to 64 KiB. */
 #define RA_KEPT 41u
 
 /*
- * Counters of a thread, or of a group of them, and free memory, on lines of their own: a shared counter would cost more than
- * the allocation. The memory is what was given back last, a piece of each class, and behind it a cache of jemalloc's
- * (tcache). Whoever cannot enter a shard does without and counts in the arena's `rest`. How one enters: ra_arena.c.
+ * Counters of a thread, or of a group of threads, and free memory, on lines of their own. A shared
+ * counter would cost more than the allocation. The memory is the piece of each class that came back
+ * last, and behind it a jemalloc tcache. A thread that cannot enter a shard does without it, and
+ * counts in the arena's `rest`. ra_arena.c has how to enter.
  */
 struct ra_shard {
 	cache_aligned _Atomic uint64_t nr_allocs;
 	_Atomic uint64_t nr_frees, alloc_bytes, free_bytes;
-	_Atomic uint32_t busy;  /* sc: guards the memory, and the counters' writing (not those of `rest`) */
-	_Atomic unsigned cache; /* written once, by its first user; RA_NO_CACHE: none yet */
+	/* sc: guards the memory, and the counters' writing (not those of `rest`) */
+	_Atomic uint32_t busy;
+	_Atomic unsigned cache; /* written once, by its first user; RA_NO_CACHE: not made yet */
 	int how;                /* jemalloc's flags for that cache; of its users */
 	struct ra_seat *owner;  /* guarded by seat; NULL: nobody's */
 	struct ra_arena *arena; /* const */
@@ -94,20 +101,24 @@ struct ra_shard {
 #define RA_NO_CACHE 0u
 _Static_assert(offsetof(struct ra_shard, kept) == CACHE_LINE, "one line, and what is kept");
 
-/* Of one thread. It reads without the lock: the arena that it asks for lives, so that nobody else writes here meanwhile. */
+/* A place of one thread. Its thread reads it without the lock. The arena that it asks for lives, so
+ * nobody else writes here meanwhile. */
 struct ra_seat {
-	_Atomic(struct ra_arena *) arena; /* written under seat: by its thread, and NULL when the arena is destroyed */
+	/* written under seat: by its thread, and NULL when the arena is destroyed */
+	_Atomic(struct ra_arena *) arena;
 	struct ra_shard *shard;           /* its thread's */
 };
 extern __attribute__((tls_model("initial-exec"))) _Thread_local struct ra_seat ra_seats[RA_SEATS];
 
-enum { RA_OPEN, RA_GATHERING, RA_CLOSED }; /* caches are taken back just now; nobody enters an owned shard any more */
+/* gathering: caches are being taken back; closed: owned shards are not entered any more */
+enum { RA_OPEN, RA_GATHERING, RA_CLOSED };
 
 struct ra_arena {
-	/* const after create: what ra_lookup and ra_alloc read */
+	/* const after create: read by ra_lookup and ra_alloc */
 	char *span;
 	struct rb_range range; /* the same, for children of fork(2) */
-	size_t span_bytes; /* multiple of RA_GRANULE: more than max_bytes, since regions that go leave gaps */
+	/* multiple of RA_GRANULE: more than max_bytes, since regions that go leave gaps */
+	size_t span_bytes;
 	size_t max_bytes;  /* multiple of RA_GRANULE */
 	_Atomic(struct ra_region *) *granules; /* atomic; written by ra_table_publish */
 	unsigned je_index;
@@ -122,41 +133,49 @@ struct ra_arena {
 
 	cache_aligned pthread_mutex_t grow;
 	size_t next_region;    /* guarded by grow */
-	uint64_t purged_uses; /* guarded by grow: allocations and frees counted when memory was last gathered */
+	/* guarded by grow: allocations and frees counted when memory was last gathered */
+	uint64_t purged_uses;
 	/* written under grow, read by anyone */
 	_Atomic size_t region_bytes;
 	_Atomic uint64_t nr_regions;
-	_Atomic uint64_t epoch; /* goes up when memory may have become available: a failure seen before is worth a retry */
+	/* goes up when memory may have become available: a failure seen before is worth a retry */
+	_Atomic uint64_t epoch;
 
 	cache_aligned pthread_mutex_t carve;
 	struct ra_region *regions; /* guarded by carve */
-	struct ra_region *gone;    /* guarded by grow: deregistered and unmapped; the records stay, for late look-ups */
+	/* guarded by grow: deregistered and unmapped; the records stay, for late look-ups */
+	struct ra_region *gone;
 
 	cache_aligned pthread_mutex_t near;
-	struct list near_slabs[RA_NEAR]; /* guarded by near: those with free slots */
-	size_t near_open, nr_near;       /* guarded by near: bytes of those; how many slabs there are */
-	_Atomic(struct ra_near_slab *) *near_table; /* atomic; an entry per RA_NEAR_UNIT of the span */
+	struct list near_slabs[RA_NEAR]; /* guarded by near: slabs with free slots */
+	/* guarded by near: their bytes, and the number of all slabs */
+	size_t near_open, nr_near;
+	/* atomic; an entry per RA_NEAR_UNIT of the span */
+	_Atomic(struct ra_near_slab *) *near_table;
 
 	struct ra_shard shards[RA_SHARDS]; /* the owned ones first */
 	struct ra_shard rest; /* counters only, by atomic additions */
 };
 
-/* Length of the extent that the hook could not serve, for the ra_alloc on the same thread. 0 = the hook did not fail. */
+/* Length of the extent that the hook could not serve, for the
+ * ra_alloc on the same thread. 0: the hook did not fail. */
 extern __attribute__((tls_model("initial-exec"))) _Thread_local size_t ra_want;
 
 /* ra_hooks.c: jemalloc's side. 0 or -errno with text. */
 int ra_je_arena_create(struct ra_arena *a);
 void ra_je_arena_destroy(struct ra_arena *a);
-/* Every free extent goes where neighbours merge at once and any size is served from. Serialised by grow. */
+/* Every free extent goes where neighbours merge at once and
+ * any size is served from. Serialised by grow. */
 void ra_je_arena_purge(struct ra_arena *a);
-/* Flags for the calls of the private copy. cache: of ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
+/* Flags for the calls of the private copy. cache: of
+ * ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
 int ra_je_how(const struct ra_arena *a, unsigned cache);
 /* Both under seat. RA_NO_CACHE if there can be no further one. */
 unsigned ra_je_cache_create(void);
 void ra_je_cache_destroy(unsigned cache);
 /* All that it holds goes back to the arena. */
 void ra_je_cache_flush(unsigned cache);
-/* Its arena calls, as the Makefile renames them. */
+/* The arena calls of jemalloc, as the Makefile renames them. */
 void *ra_je_mallocx(size_t size, int flags);
 void ra_je_dallocx(void *p, int flags);
 
@@ -168,12 +187,12 @@ void ra_seats_create(struct ra_arena *a);
 void ra_seats_destroy(struct ra_arena *a);
 /* Entered by the caller: all its memory goes back to the arena. */
 void ra_shard_flush(struct ra_shard *s);
-/* For the calling thread, which has none in the arena. NULL: it has to do without. */
+/* Finds a seat for the calling thread, which has none in the arena. NULL: it has to do without. */
 struct ra_shard *ra_seat_take(struct ra_arena *a);
-/* Under seat: makes one if need be. */
+/* Returns true if the shard has a cache, and makes one if need be. Under seat. */
 bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s);
 
-/* The calling thread's in the arena, whoever has it. */
+/* Returns the calling thread's seat for the arena, even if another arena has it. */
 static inline struct ra_seat *ra_seat_of(const struct ra_arena *a)
 {
 	return (struct ra_seat *)((char *)ra_seats + a->seat);
@@ -199,17 +218,19 @@ int ra_span_reserve(struct ra_arena *a);
 /* Deregisters and unmaps all; regions whose dereg fails stay mapped, with their fd. */
 void ra_span_release(struct ra_arena *a);
 /*
- * Caller holds grow. length: of the extent that must fit (any alignment up to a granule does, since regions start on
- * one); asked: of the value, for the text.
+ * Adds a region. Caller holds grow. length is that of the extent that must fit. It fits with any
+ * alignment up to a granule, since regions start on one. asked is the size of the value, for the
+ * text.
  */
 int ra_region_add(struct ra_arena *a, size_t length, size_t asked);
 /* Address, or NULL if no hole fits. Takes carve. */
 void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align);
 /* A piece comes back. false: there is no memory to note it; jemalloc keeps it then. Takes carve. */
 bool ra_regions_return(struct ra_arena *a, void *p, size_t length);
-/* Caller holds grow. Whether that much may be added, by the bound and by what addresses are free. */
+/* Returns true if the bound and the free addresses allow so many more bytes. Caller holds grow. */
 bool ra_region_fits(const struct ra_arena *a, size_t length);
-/* Caller holds grow. Deregisters and unmaps empty regions until length fits, or none is left. */
+/* Deregisters and unmaps empty regions until length fits or no
+ * empty one is left. Caller holds grow. */
 void ra_regions_release(struct ra_arena *a, size_t length);
 uint64_t ra_nr_quarantined(void);
 
@@ -227,11 +248,13 @@ void ra_near_flush(struct ra_shard *s);
 /* ra_lookup.c */
 int ra_table_create(struct ra_arena *a);
 void ra_table_destroy(struct ra_arena *a);
-void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_region *entry); /* NULL: it is gone */
+/* NULL: it is gone */
+void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_region *entry);
 
 static inline bool ra_in_span(const struct ra_arena *a, const void *p)
 {
-	return (uintptr_t)p - (uintptr_t)a->span < a->span_bytes; /* below it: wraps to something huge */
+	/* below it: wraps to something huge */
+	return (uintptr_t)p - (uintptr_t)a->span < a->span_bytes;
 }
 
 static inline struct ra_region *ra_table_find(const struct ra_arena *a, const void *p)
@@ -251,10 +274,10 @@ struct ra_size {
 struct ra_size ra_size_text(size_t bytes);
 
 /*
- * With the address sanitizer, free value memory is poisoned: jemalloc is opaque to it, and a use after free of a
- * value would go unseen. The thread sanitizer needs no such help: every piece of memory passes from one thread to another
- * through a shard's `busy`, the arena's `gathering` or the lock of seats, which it sees, or a mutex of jemalloc's, which it
- * sees although jemalloc is not instrumented.
+ * Free value memory is poisoned for the address sanitizer. jemalloc is opaque to it: a use after
+ * free of a value would go unseen. The thread sanitizer needs no such help. Memory passes between
+ * threads through a shard's `busy`, the arena's `gathering` or the lock of seats. It sees all of
+ * these. It also sees jemalloc's mutexes, although jemalloc is not instrumented.
  */
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -265,13 +288,14 @@ struct ra_size ra_size_text(size_t bytes);
 #define ra_unpoison(p, n) ((void)(p), (void)(n))
 #endif
 
-/* The near class of a size; RA_NEAR and more: none. */
+/* Returns the near class of a size; RA_NEAR or more: it has none. */
 static inline unsigned ra_near_class(size_t size)
 {
 	size_t lines = (size - 1) / RA_MIN_ALIGN; /* a power of two: just above one */
 	unsigned lg = (unsigned)__builtin_ctzll(lines | UINT64_C(1) << 62);
 
-	return lines & (lines - 1) ? RA_NEAR : lg - (RA_NEAR_FIRST - 6); /* of less than 2^9: more than any */
+	/* a size below 2^9 gives more than any class */
+	return lines & (lines - 1) ? RA_NEAR : lg - (RA_NEAR_FIRST - 6);
 }
 
 /* The slab of a slot; NULL: it is jemalloc's. p is of the arena. */
@@ -281,9 +305,8 @@ static inline struct ra_near_slab *ra_near_of(const struct ra_arena *a, const vo
 }
 
 /*
- * The size to ask jemalloc for. A large extent of its has a page more than its class, and a value
- * begins at any line of the first page but for the last: so a line behind the class is always
- * there.
+ * The size to ask jemalloc for. jemalloc's large extents have a page more than their class. A value
+ * begins at any line of the first page but the last. So a line behind the class is always there.
  */
 #define RA_SMALL_MAX ((size_t)14336) /* the last class that lies in slabs of jemalloc's */
 static inline size_t ra_asked(size_t rounded)
@@ -292,8 +315,9 @@ static inline size_t ra_asked(size_t rounded)
 }
 
 /*
- * The class of a size, counted from that of 64; RA_KEPT and more: none. All sizes of one are served from the same class of
- * jemalloc's, so that a piece that was got for one of them will do for each.
+ * Returns the class of a size, counted from the class of 64; RA_KEPT or more: no shard keeps it.
+ * The same class of jemalloc's serves all sizes of one class. So a piece made for one of them will
+ * do for each.
  */
 static inline unsigned ra_class(size_t size)
 {
@@ -303,7 +327,7 @@ static inline unsigned ra_class(size_t size)
 	return 4 * lg + ((last >> (lg - 2)) & 3) - 23;
 }
 
-static inline size_t ra_round_up(size_t n, size_t to) /* to: a power of two */
+static inline size_t ra_round_up(size_t n, size_t to) /* power of two: `to` */
 {
 	return (n + to - 1) & ~(to - 1);
 }

@@ -2,9 +2,10 @@
 /*
  * Address -> region: one subtraction, one shift, one load.
  *
- * An entry per granule of the span, written before any address in it is handed out, and taken away when all of them are
- * free again. So who asks for an address in use needs no retry and no lock; a region's record outlives the region.
- * calloc'd: of a large span's table only the touched pages exist.
+ * The span has an entry per granule. It is written before any address in the granule is handed out.
+ * It is taken away when all are free again. So a look-up of an address in use needs no retry and no
+ * lock; a region's record outlives the region. The table is calloc'd: of a large span's table only
+ * the touched pages exist.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -32,8 +33,8 @@ void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_r
 	size_t n = r->length >> RA_GRANULE_SHIFT;
 
 	/*
-	 * Release, with the acquire in ra_table_find: a thread may look up an address that it was told by means that
-	 * order nothing (a number that arrived from a peer), and must still see the region's fields.
+	 * Release, with the acquire in ra_table_find. A thread may learn of an address in a way
+	 * that orders nothing, such as a number from a peer. It must still see the region's fields.
 	 */
 	for (size_t i = first; i < first + n; i++)
 		at_store_rel(&a->granules[i], entry);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sizes just above a power of two, which is what a header makes of a value of that power: jemalloc's next class is a quarter
- * larger. They lie in slabs of their own, slot beside slot, so that values that were made one after the other are
- * neighbours without a gap, too.
+ * Sizes just above a power of two: a value of that power and its header have such a size.
+ * jemalloc's next class is a quarter larger. These sizes lie in slabs of their own, slot beside
+ * slot. So values made one after the other are neighbours, too.
  *
- * A slab is carved from a region as an extent is, at a multiple of its own length; the table tells it from its address. Its
- * book lies apart, as jemalloc's does. Slabs are a convenience: where there is none, and no room for one, the caller asks
- * jemalloc. So slabs with free slots are held to an eighth of what is registered, and empty ones go back when memory is
- * gathered.
+ * A slab is carved from a region as an extent is, at a multiple of its own length. The table finds
+ * it from its address. Its bookkeeping lies apart, as jemalloc's does. Slabs are a convenience:
+ * without a slab, or room for one, the caller asks jemalloc. So slabs with free slots are held to
+ * an eighth of the registered bytes. Empty ones go back when memory is gathered.
  */
 #include <assert.h>
 #include <errno.h>
@@ -19,7 +19,8 @@
 #define SLOT_WORDS 4 /* 227 slots of 576 bytes are the most */
 
 struct ra_near_slab {
-	struct list node;         /* guarded by near: of its class' slabs with free slots; else on no list */
+	/* guarded by near: in its class' list of slabs with free slots; else in no list */
+	struct list node;
 	char *base;               /* const */
 	unsigned cls, nr_slots;   /* const */
 	unsigned nr_free;         /* guarded by near */
@@ -69,14 +70,15 @@ void ra_near_destroy(struct ra_arena *a)
 
 static void publish(struct ra_arena *a, const struct ra_near_slab *s, struct ra_near_slab *entry)
 {
-	size_t first = (size_t)(s->base - a->span) >> RA_NEAR_SHIFT, n = slab_bytes(s->cls) >> RA_NEAR_SHIFT;
+	size_t first = (size_t)(s->base - a->span) >> RA_NEAR_SHIFT,
+	       n = slab_bytes(s->cls) >> RA_NEAR_SHIFT;
 
 	/* Release, with the acquire in ra_near_of: it sees the class. */
 	for (size_t i = first; i < first + n; i++)
 		at_store_rel(&a->near_table[i], entry);
 }
 
-/* [near] NULL: no room, or enough slabs have free slots. */
+/* [near] Makes a slab. NULL: there is no room, or enough slabs have free slots. */
 static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 {
 	size_t bytes = slab_bytes(cls);
@@ -103,7 +105,8 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 	return s;
 }
 
-/* [near] An empty slab goes back to the holes of its region, unless there is no memory to note that. */
+/* [near] Gives an empty slab back to the holes of its region,
+ * unless there is no memory to note that. */
 static void drop_slab(struct ra_arena *a, struct ra_near_slab *s)
 {
 	size_t bytes = slab_bytes(s->cls);
@@ -157,7 +160,8 @@ void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n)
 	pthread_mutex_lock(&a->near);
 	for (unsigned i = 0; i < n; i++) {
 		struct ra_near_slab *s = ra_near_of(a, slots[i]);
-		unsigned slot = (unsigned)((size_t)((char *)slots[i] - s->base) / slot_bytes(s->cls));
+		unsigned slot = (unsigned)((size_t)((char *)slots[i] - s->base) /
+					   slot_bytes(s->cls));
 
 		assert(!(s->free[slot / 64] >> slot % 64 & 1));
 		s->free[slot / 64] |= UINT64_C(1) << slot % 64;

@@ -23,12 +23,13 @@ uint64_t ra_nr_quarantined(void)
 
 static int reserve(struct ra_arena *a, size_t bytes)
 {
-	/* A granule more than asked for, so that a granule-aligned span lies in it; the rest goes back. */
+	/* A granule more than asked for, so that an aligned span lies in it; the rest goes back. */
 	size_t length = bytes + RA_GRANULE, lead, trail;
 	char *p = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
-		return ra_fail(-ENOMEM, "value memory: %s", limit_why("reserving addresses", errno, length));
+		return ra_fail(-ENOMEM, "value memory: %s",
+			       limit_why("reserving addresses", errno, length));
 	a->span = (char *)ra_round_up((uintptr_t)p, RA_GRANULE);
 	a->span_bytes = bytes;
 	lead = (size_t)(a->span - p);
@@ -43,8 +44,11 @@ static int reserve(struct ra_arena *a, size_t bytes)
 
 int ra_span_reserve(struct ra_arena *a)
 {
-	/* Twice the bound, so that a region finds its place between those that stay; once if addresses are short. */
-	return 2 * a->max_bytes <= RA_MAX_BYTES && !reserve(a, 2 * a->max_bytes) ? 0 : reserve(a, a->max_bytes);
+	/* Twice the bound, so that a region finds its place
+	 * between those that stay; once if addresses are short. */
+	return 2 * a->max_bytes <= RA_MAX_BYTES && !reserve(a, 2 * a->max_bytes)
+		? 0
+		: reserve(a, a->max_bytes);
 }
 
 static void region_free(struct ra_region *r)
@@ -53,7 +57,7 @@ static void region_free(struct ra_region *r)
 	free(r);
 }
 
-/* All of the span is unmapped but what a device would not let go of. */
+/* Unmaps the span, except the memory that a device would not let go of. */
 static void unmap_all_but_kept(struct ra_arena *a)
 {
 	char *end = a->span + a->span_bytes;
@@ -78,10 +82,12 @@ void ra_span_release(struct ra_arena *a)
 
 	rb_range_remove(&a->range);
 	for (r = a->regions; r; r = r->next) {
-		/* The addresses may serve something else soon, and unmapping does not clear the sanitizer's marks. */
+		/* The addresses may serve something else soon, and
+		 * unmapping does not clear the sanitizer's marks. */
 		ra_unpoison(r->base, r->length);
 		r->kept = a->hooks.dereg(a->hooks.ctx, r->cookie) != 0;
-		/* A device may still read or write there: the pages, and the addresses, must not be reused. */
+		/* A device may still read or write there: the pages,
+		 * and the addresses, must not be reused. */
 		if (r->kept)
 			at_add(&nr_quarantined, 1);
 		else
@@ -116,8 +122,8 @@ static bool hole_room(struct ra_region *r)
 }
 
 /*
- * Takes [lo, lo + length) out of hole i. What alignment skips stays a hole; where there is no memory to note it, the
- * smaller piece is given up until the arena is destroyed.
+ * Takes [lo, lo + length) out of hole i. The bytes that alignment skips stay a hole. If there is no
+ * memory to note it, the smaller piece is given up until the arena is destroyed.
  */
 static void hole_take(struct ra_region *r, unsigned i, size_t lo, size_t length)
 {
@@ -204,7 +210,8 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 	pthread_mutex_lock(&a->carve);
 	for (struct ra_region *r = a->regions; r && !p; r = r->next) {
 		for (unsigned i = 0; i < r->nr_holes; i++) {
-			size_t lo = ra_round_up((uintptr_t)r->base + r->holes[i].lo, align) - (uintptr_t)r->base;
+			size_t lo = ra_round_up((uintptr_t)r->base + r->holes[i].lo, align) -
+				(uintptr_t)r->base;
 
 			if (lo >= r->holes[i].hi || r->holes[i].hi - lo < length)
 				continue;
@@ -217,7 +224,8 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 	return p;
 }
 
-/* Address of a gap between the regions, or behind them; NULL: none is so long. Caller holds grow. */
+/* Returns the address of a gap between the regions, or behind
+ * them; NULL: no gap is so long. Caller holds grow. */
 static char *find_gap(const struct ra_arena *a, size_t length)
 {
 	char *at = a->span;
@@ -225,7 +233,7 @@ static char *find_gap(const struct ra_arena *a, size_t length)
 	for (const struct ra_region *r = a->regions; r;) {
 		if (at < r->base + r->length && r->base < at + length) {
 			at = r->base + r->length;
-			r = a->regions; /* from the beginning: the list is not in order of address */
+			r = a->regions; /* start over: the list is not in order of address */
 		} else {
 			r = r->next;
 		}
@@ -270,8 +278,8 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 	struct ra_region *r;
 
 	while (!ra_region_fits(a, length) && (r = take_empty(a))) {
-		/* No value lies there, so nobody looks it up and no reference names it; what peers had mapped or could
-		 * read ends with the registration. Only then may the pages go. */
+		/* No value lies there, so nobody looks it up and no reference names it. Peers can
+		 * map and read it until the registration ends. Only then may the pages go. */
 		if (a->hooks.dereg(a->hooks.ctx, r->cookie)) {
 			put_kept(a, r);
 			continue;
@@ -279,7 +287,8 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 		ra_table_publish(a, r, NULL);
 		ra_unpoison(r->base, r->length);
 		/* Back to reserved, not to free: nothing else may land inside the span. */
-		mmap(r->base, r->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+		mmap(r->base, r->length, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 		rb_close(r->fd);
 		at_store(&a->region_bytes, at_load(&a->region_bytes) - r->length);
 		at_sub(&a->nr_regions, 1);
@@ -288,7 +297,7 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 	}
 }
 
-/* A region of that size at base. */
+/* Adds a region of that size at base. */
 static int add_at(struct ra_arena *a, char *base, size_t size)
 {
 	struct ra_region *r;
@@ -310,26 +319,32 @@ static int add_at(struct ra_arena *a, char *base, size_t size)
 		goto free_region;
 	}
 	if (limit_file(size) || ftruncate(r->fd, (off_t)size)) {
-		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("making a region", errno, size));
+		rc = ra_fail(-ENOMEM, "value memory: %s",
+			     limit_why("making a region", errno, size));
 		goto close_fd;
 	}
-	/* A peer that is given the fd could otherwise shrink it, and our next store would be a SIGBUS. */
+	/* A peer that is given the fd could otherwise shrink it,
+	 * and our next store would be a SIGBUS. */
 	if (fcntl(r->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)) {
 		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("sealing a memfd", errno, 0));
 		goto close_fd;
 	}
-	if (mmap(r->base, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, r->fd, 0) == MAP_FAILED) {
-		rc = ra_fail(-ENOMEM, "value memory: %s", limit_why("mapping a region", errno, size));
+	if (mmap(r->base, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+		 r->fd, 0) == MAP_FAILED) {
+		rc = ra_fail(-ENOMEM, "value memory: %s",
+			     limit_why("mapping a region", errno, size));
 		goto unmap_region; /* a failed MAP_FIXED may have taken the reservation away */
 	}
 	/* A child would keep the memory alive, and see it change. */
 	rb_not_in_child(r->base, size);
 	if (a->huge)
-		madvise(r->base, size, MADV_HUGEPAGE); /* a wish: kernels without huge shmem pages say no */
+		/* a wish: kernels without huge shmem pages say no */
+		madvise(r->base, size, MADV_HUGEPAGE);
 
 	rc = a->hooks.reg(a->hooks.ctx, r->base, size, r->fd, &r->cookie);
 	if (rc) {
-		ra_fail(rc, "value memory: registering a region of %s: %s", ra_size_text(size).text, strerror(-rc));
+		ra_fail(rc, "value memory: registering a region of %s: %s", ra_size_text(size).text,
+			strerror(-rc));
 		goto unmap_region;
 	}
 	ra_poison(r->base, size);
@@ -345,7 +360,8 @@ static int add_at(struct ra_arena *a, char *base, size_t size)
 
 unmap_region:
 	/* Back to reserved, not to free: nothing else may land inside the span. */
-	mmap(r->base, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	mmap(r->base, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+	     0);
 close_fd:
 	rb_close(r->fd);
 free_region:
@@ -357,7 +373,8 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 {
 	size_t used = at_load(&a->region_bytes), left = a->max_bytes - used;
 	/* A large extent has a page more than a power of two. With a granule more, as many fit. */
-	size_t more = length > RA_GRANULE ? RA_GRANULE : 0, next = min_of(a->next_region + more, RA_REGION_MAX);
+	size_t more = length > RA_GRANULE ? RA_GRANULE : 0,
+	       next = min_of(a->next_region + more, RA_REGION_MAX);
 	size_t need = ra_round_up(length, RA_GRANULE), size = max_of(need, min_of(next, left));
 	char *base;
 	int rc;
@@ -370,15 +387,18 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 			       ra_size_text(asked).text, ra_size_text(need).text,
 			       ra_size_text(a->max_bytes).text, a->option);
 	if (need > left)
-		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered", ra_size_text(asked).text,
-			       ra_size_text(a->max_bytes).text, a->option, ra_size_text(used).text);
+		return ra_fail(-ENOMEM, "value memory: asked %s, limit %s (%s), %s registered",
+			       ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
+			       ra_size_text(used).text);
 
 	base = find_gap(a, size);
 	if (!base)
 		base = find_gap(a, size = need);
 	if (!base)
-		return ra_fail(-ENOMEM, "value memory: asked %s, of limit %s (%s) %s are registered, and no addresses for as much lie "
-			       "side by side", ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
+		return ra_fail(-ENOMEM,
+			       "value memory: asked %s, of limit %s (%s) %s are registered, and no "
+			       "addresses for as much lie side by side",
+			       ra_size_text(asked).text, ra_size_text(a->max_bytes).text, a->option,
 			       ra_size_text(used).text);
 	/* A limit of the system may allow less, which may be enough. Later ones grow from there. */
 	while ((rc = add_at(a, base, size)) == -ENOMEM && size > need)

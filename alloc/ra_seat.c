@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Seats: which shard of an arena is whose. A thread that takes a seat in an arena has a shard of it to itself, counters and
- * cache, until it ends or the arena is destroyed; so it enters by a plain store (ra_arena.c).
+ * Seats: each gives a thread a shard of an arena. It has the counters and the cache to itself until
+ * it ends or the arena is destroyed. So it enters by a plain store (ra_arena.c).
  *
- * A thread has RA_SEATS places for seats, and an arena one of those numbers, in turn, so that arenas made one after the
- * other (contexts have two) are in nobody's way. An arena has RA_OWNED shards for seats. Who comes when there is none, or to
- * whom another living arena's seat is in the way, goes without: it shares.
+ * A thread has RA_SEATS places for seats. Each new arena has the next of these numbers. So arenas
+ * made one after the other (contexts have two) do not collide. An arena has RA_OWNED shards for
+ * seats. A thread shares if all are taken, or if another living arena's seat is in its place.
  */
 #include <string.h>
 
 #include "alloc/ra_internal.h"
 
 __attribute__((tls_model("initial-exec"))) _Thread_local struct ra_seat ra_seats[RA_SEATS];
-static _Thread_local bool ended; /* its seats are given back; what other destructors do afterwards goes without */
+/* set when its seats were given back: destructors that run later do without */
+static _Thread_local bool ended;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -29,7 +30,8 @@ void ra_seat_unlock(void)
 	pthread_mutex_unlock(&lock);
 }
 
-/* The lock is held over a fork(2), for the spare caches' sake. The parent's arenas are none of the child's. */
+/* Lets go of the lock and of the parent's arenas, in a child.
+ * The lock is held over a fork(2), for the spare caches' sake. */
 static void fork_child(void)
 {
 	memset(ra_seats, 0, sizeof(ra_seats));
@@ -38,7 +40,7 @@ static void fork_child(void)
 
 void ra_shard_flush(struct ra_shard *s)
 {
-	unsigned cache = at_load_acq(&s->cache); /* who makes one just now has put nothing in */
+	unsigned cache = at_load_acq(&s->cache); /* a cache that is being made just now is empty */
 
 	for (unsigned i = 0; i < RA_KEPT; i++) {
 		if (s->kept[i])
@@ -54,7 +56,8 @@ static void thread_ends(void *arg)
 {
 	(void)arg;
 	ended = true;
-	/* The lock keeps arenas from being destroyed meanwhile; one that was has taken its seat away. */
+	/* The lock keeps arenas from being destroyed meanwhile. A
+	 * destroyed arena has taken its seat away. */
 	ra_seat_lock();
 	for (unsigned i = 0; i < RA_SEATS; i++) {
 		struct ra_seat *seat = &ra_seats[i];
@@ -62,7 +65,8 @@ static void thread_ends(void *arg)
 
 		if (!a)
 			continue;
-		/* If the arena is gathering what caches hold, it comes by here as well, or did so and nothing was added since. */
+		/* If the arena is gathering the caches, it comes by here as well. Or it did so
+		 * already, and nothing was added since. */
 		if (ra_shard_mark(a, seat->shard)) {
 			ra_shard_flush(seat->shard);
 			ra_shard_leave(seat->shard);
@@ -76,7 +80,8 @@ static void thread_ends(void *arg)
 
 static void begin(void)
 {
-	has_key = !pthread_atfork(ra_seat_lock, ra_seat_unlock, fork_child) && !pthread_key_create(&key, thread_ends);
+	has_key = !pthread_atfork(ra_seat_lock, ra_seat_unlock, fork_child) &&
+		!pthread_key_create(&key, thread_ends);
 }
 
 void ra_seats_create(struct ra_arena *a)
@@ -96,7 +101,7 @@ bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s)
 	if (cache == RA_NO_CACHE) {
 		cache = ra_je_cache_create();
 		s->how = ra_je_how(a, cache);
-		/* Who gathers may come by before its first user. */
+		/* A gathering thread may come by before the cache's first user. */
 		at_store_rel(&s->cache, cache);
 	}
 	return cache != RA_NO_CACHE;
@@ -107,8 +112,9 @@ struct ra_shard *ra_seat_take(struct ra_arena *a)
 	struct ra_seat *seat = ra_seat_of(a);
 	struct ra_shard *s = a->shards, *end = s + RA_OWNED;
 
-	/* Without the lock, since those who go without ask each time. */
-	if (ended || !at_load(&a->nr_vacant) || at_load(&seat->arena) || pthread_setspecific(key, ra_seats))
+	/* Looked at without the lock, since a thread without a seat asks each time. */
+	if (ended || !at_load(&a->nr_vacant) || at_load(&seat->arena) ||
+	    pthread_setspecific(key, ra_seats))
 		return NULL;
 	ra_seat_lock();
 	while (s < end && s->owner)

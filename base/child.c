@@ -15,7 +15,8 @@ struct rb_wiped rb_wiped;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int begin_error;
-static _Atomic uint32_t last; /* the generation of the last process that a handler saw; 0 = not begun */
+/* the generation of the last process that a handler saw; 0 = not begun */
+static _Atomic uint32_t last;
 
 /*
  * Guarded by `holding`, as all below. Recursive: a program's own fork handlers may call the
@@ -23,7 +24,7 @@ static _Atomic uint32_t last; /* the generation of the last process that a handl
  */
 static pthread_mutex_t holding = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static uint64_t noted[FDS_MAX / 64];
-static unsigned nr_words; /* of noted, that may hold something */
+static unsigned nr_words; /* number of entries of `noted` that may hold something */
 static struct list kept = { &kept, &kept };
 static struct list lost = { &lost, &lost }; /* the parent's; changed by the fork handler alone */
 
@@ -53,7 +54,7 @@ static void lose_ranges(void)
 	while ((l = list_pop(&kept))) {
 		struct rb_range *r = container_of(l, struct rb_range, node);
 
-		/* Nothing else comes to lie there, so that the parent's views stay recognisable. */
+		/* The place stays taken, so that the parent's views stay recognisable. */
 		mmap(r->base, r->length, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 		list_add_tail(&lost, l);
@@ -77,11 +78,11 @@ static void begin(void)
 	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
 	if (begin_error)
 		return;
-	/* In this order: another thread that begins at the same moment is no stray child. Release:
-	 * partner of the acquire in rb_is_stray. */
+	/* Order: another thread that begins at the same moment is no stray child. Release: partner
+	 * of the acquire in rb_is_stray. */
 	at_store(&rb_wiped.generation, RB_FIRST_GENERATION);
 	at_store_rel(&last, RB_FIRST_GENERATION);
-	/* Where pages are larger, or the kernel is older, only fork(2) itself is noticed. */
+	/* With larger pages, or an older kernel, only fork(2) itself is noticed. */
 	if (sysconf(_SC_PAGESIZE) == RB_WIPED_BYTES)
 		madvise(&rb_wiped, sizeof(rb_wiped), MADV_WIPEONFORK);
 }
@@ -92,7 +93,8 @@ int rb_child_begin(void)
 	return begin_error;
 }
 
-/* Without the handlers a child that is forked by another thread meanwhile would find it taken. */
+/* Keeps other threads from forking. Without the handlers, a child that another thread forks
+ * meanwhile would find the lock taken. */
 void rb_hold(void)
 {
 	rb_child_begin();

@@ -79,7 +79,9 @@ static void no_descriptors(const char *call)
 	struct rlimit r = { 0, 0 };
 
 	getrlimit(RLIMIT_NOFILE, &r);
-	snprintf(text, sizeof(text), "%s: no descriptor is left of %llu (RLIMIT_NOFILE): raise it by 'ulimit -n', up to %llu",
+	snprintf(text, sizeof(text),
+		 "%s: no descriptor is left of %llu (RLIMIT_NOFILE): raise it by 'ulimit -n', up "
+		 "to %llu",
 		 call, (unsigned long long)r.rlim_cur, (unsigned long long)r.rlim_max);
 }
 
@@ -88,14 +90,18 @@ static void no_addresses(const char *call, size_t bytes)
 	unsigned long long value;
 
 	if (limited(RLIMIT_AS, &value))
-		snprintf(text, sizeof(text), "%s of %s: addresses are limited to %s (RLIMIT_AS): raise it by 'ulimit -v', or lower "
-			 "max_value_bytes and max_landing_bytes", call, size_text(bytes).text, size_text(value).text);
+		snprintf(text, sizeof(text),
+			 "%s of %s: addresses are limited to %s (RLIMIT_AS): raise it by "
+			 "'ulimit -v', or lower max_value_bytes and max_landing_bytes",
+			 call, size_text(bytes).text, size_text(value).text);
 	else
-		snprintf(text, sizeof(text), "%s of %s: no memory, or too many mappings (sysctl vm.max_map_count)", call,
-			 size_text(bytes).text);
+		snprintf(text, sizeof(text),
+			 "%s of %s: no memory, or too many mappings (sysctl vm.max_map_count)",
+			 call, size_text(bytes).text);
 }
 
-/* A thread needs a place among the user's, and memory for its stack. */
+/* Names the limit behind a thread that could not start: the
+ * user's threads, or memory for its stack. */
 static void no_threads(const char *call)
 {
 	char nproc[64] = "", memory[64] = "";
@@ -122,8 +128,10 @@ static void too_long(const char *call, size_t bytes)
 	unsigned long long value = 0;
 
 	limited(RLIMIT_FSIZE, &value);
-	snprintf(text, sizeof(text), "%s to %s: files, and so shared memory, are limited to %s (RLIMIT_FSIZE): raise it by "
-		 "'ulimit -f'", call, size_text(bytes).text, size_text(value).text);
+	snprintf(text, sizeof(text),
+		 "%s to %s: files, and so shared memory, are limited to %s (RLIMIT_FSIZE): raise "
+		 "it by 'ulimit -f'",
+		 call, size_text(bytes).text, size_text(value).text);
 }
 
 const char *limit_why(const char *call, int err, size_t bytes)
@@ -134,7 +142,9 @@ const char *limit_why(const char *call, int err, size_t bytes)
 	if (err == EMFILE)
 		no_descriptors(call);
 	else if (err == ENFILE)
-		snprintf(text, sizeof(text), "%s: the system has no descriptor left: raise it by 'sysctl fs.file-max'", call);
+		snprintf(text, sizeof(text),
+			 "%s: the system has no descriptor left: raise it by 'sysctl fs.file-max'",
+			 call);
 	else if (err == EFBIG)
 		too_long(call, bytes);
 	else if (err == ENOMEM && bytes)
@@ -144,10 +154,13 @@ const char *limit_why(const char *call, int err, size_t bytes)
 	else if (err == EAGAIN && bytes)
 		no_locked(call, bytes);
 	else if (err == EPERM || err == ENOSYS || err == EACCES)
-		snprintf(text, sizeof(text), "%s: refused by the system (%s): a container's seccomp profile must allow it", call,
-			 strerror_r(err, words, sizeof(words)));
+		snprintf(text, sizeof(text),
+			 "%s: refused by the system (%s): a container's seccomp profile must allow "
+			 "it",
+			 call, strerror_r(err, words, sizeof(words)));
 	else if (err == EROFS)
-		snprintf(text, sizeof(text), "%s: the file system can only be read: mount it writable", call);
+		snprintf(text, sizeof(text),
+			 "%s: the file system can only be read: mount it writable", call);
 	else if (err == ENOSPC && !strcmp(call, "epoll_ctl"))
 		snprintf(text, sizeof(text),
 			 "%s: too many descriptors are watched for this user: raise it by 'sysctl "
@@ -168,10 +181,12 @@ const char *limit_why_no_memory(void)
 
 	text[0] = '\0';
 	if (limited(RLIMIT_AS, &value))
-		snprintf(text, sizeof(text), "addresses are limited to %s (RLIMIT_AS): raise it by 'ulimit -v'",
+		snprintf(text, sizeof(text),
+			 "addresses are limited to %s (RLIMIT_AS): raise it by 'ulimit -v'",
 			 size_text(value).text);
 	else if (limited(RLIMIT_DATA, &value))
-		snprintf(text, sizeof(text), "data is limited to %s (RLIMIT_DATA): raise it by 'ulimit -d'",
+		snprintf(text, sizeof(text),
+			 "data is limited to %s (RLIMIT_DATA): raise it by 'ulimit -d'",
 			 size_text(value).text);
 	else if (limited(RLIMIT_MEMLOCK, &value) && has_locked())
 		snprintf(text, sizeof(text),
@@ -243,7 +258,8 @@ static size_t least_above(char *path, size_t mount_length, const char *name)
 	}
 }
 
-/* Finds this process' path in the hierarchy of that controller; "" is version 2's. The path lies in buf; or NULL. */
+/* Finds this process' path in the hierarchy of that controller; ""
+ * is version 2's. Returns NULL, or the path, which lies in buf. */
 static const char *own_path(const char *cgroup_file, const char *controller, char *buf, size_t size)
 {
 	FILE *f = fopen(cgroup_file, "re");
@@ -268,7 +284,7 @@ static const char *own_path(const char *cgroup_file, const char *controller, cha
 	return found;
 }
 
-/* One line of mountinfo: the least limit of its hierarchy, or SIZE_MAX. */
+/* Reads one line of mountinfo. Returns the least limit of its hierarchy, or SIZE_MAX. */
 static size_t mount_limit(const char *line, const char *cgroup_file)
 {
 	char root[4096], mount[4096], type[32], options[512], buf[4096], path[8192];
@@ -284,7 +300,8 @@ static size_t mount_limit(const char *line, const char *cgroup_file)
 	own = own_path(cgroup_file, v1 ? "memory" : "", buf, sizeof(buf));
 	if (!own)
 		return SIZE_MAX;
-	/* In a container the mount may begin at the process' own group, which its path names all the same. */
+	/* A container's mount may begin at the process' own
+	 * group, which its path names all the same. */
 	if (strcmp(root, "/") && !strncmp(own, root, strlen(root)))
 		own += strlen(root);
 	snprintf(path, sizeof(path), "%.4000s%.4000s", mount, own);

@@ -9,7 +9,7 @@
 
 #include "base/child.h"
 
-#define CHUNK 256u /* getrandom(2) gives so many at once, or none */
+#define CHUNK 256u /* getrandom(2) gives so many at once, or fails */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned char key[crypto_stream_chacha20_KEYBYTES]; /* guarded by lock */
@@ -31,8 +31,8 @@ static bool from_kernel(unsigned char *to, size_t length)
 }
 
 /*
- * The stream of the key, whose first bytes are the next key: what was given out cannot be computed
- * afterwards.
+ * Makes bytes from the key; the first ones are the next key. So bytes that were given out cannot be
+ * computed afterwards.
  */
 static void from_key(unsigned char *to, size_t length)
 {

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory-order wrappers: every atomic access of the library names its order here, none is seq_cst by default.
+ * Memory-order wrappers: every atomic access of the library names its order here. There is no
+ * seq_cst by default.
  *
- * Orders live on variables (release store / acquire load), not in stand-alone fences, because thread sanitizers
- * misread fences. The one exception is the sleeper's handshake (store flag, then look; store work, then look at the
- * flag), which needs the store-load order that only seq_cst gives: at_xchg_sc / at_load_sc, on both variables.
+ * Orders live on variables (release store / acquire load), not in stand-alone fences, because
+ * thread sanitizers misread fences. The one exception is the sleeper's handshake: store a flag,
+ * then look; store work, then look at the flag. It needs the store-load order that only seq_cst
+ * gives: at_xchg_sc / at_load_sc, on both variables.
  */
 #ifndef RREF_BASE_ATOMIC_H
 #define RREF_BASE_ATOMIC_H
@@ -24,7 +26,8 @@
 #define at_xchg_ar(p, v)    atomic_exchange_explicit((p), (v), memory_order_acq_rel)
 #define at_xchg_sc(p, v)    atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 #define at_add(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
-/* For the only one who writes it, mostly the holder of a lock: no locked instruction. Anybody may read it. */
+/* Adds without a locked instruction. There is only one writer,
+ * mostly the holder of a lock; any thread may read. */
 #define at_add_mine(p, v)   at_store((p), at_load(p) + (v))
 #define at_add_rel(p, v)    atomic_fetch_add_explicit((p), (v), memory_order_release)
 #define at_add_sc(p, v)     atomic_fetch_add_explicit((p), (v), memory_order_seq_cst)
@@ -36,10 +39,12 @@
 #define at_and_ar(p, v)     atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 /* Strong: callers act on a failure. *exp receives what was there. */
 #define at_cas_ar(p, exp, v) \
-	atomic_compare_exchange_strong_explicit((p), (exp), (v), memory_order_acq_rel, memory_order_acquire)
+	atomic_compare_exchange_strong_explicit((p), (exp), (v), memory_order_acq_rel, \
+						memory_order_acquire)
 /* Weak: callers loop. */
 #define at_cas_weak_ar(p, exp, v) \
-	atomic_compare_exchange_weak_explicit((p), (exp), (v), memory_order_acq_rel, memory_order_acquire)
+	atomic_compare_exchange_weak_explicit((p), (exp), (v), memory_order_acq_rel, \
+					      memory_order_acquire)
 
 static inline void cpu_relax(void)
 {

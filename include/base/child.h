@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Children made by fork(2). A child gets a copy of every descriptor and every shared mapping, so
- * that it would keep alive the things that peers watch: a socket, a queue pair. Therefore the
- * library notes all that it opens, and a fork handler takes it away.
+ * Children made by fork(2). A child gets a copy of every descriptor and every shared mapping. It
+ * would keep alive the things that peers watch: a socket, a queue pair. Therefore the library notes
+ * all that it opens, and a fork handler takes it away.
  *
- * A child that no fork handler saw (clone(2), _Fork) keeps its copies. It is recognised by a word
- * that the kernel clears in each child: such a child is refused everywhere (rb_is_stray), and
- * peers over shm watch the process itself.
+ * A child that no fork handler saw (clone(2), _Fork) keeps its copies. The kernel clears a certain
+ * word in each child, which gives it away: such a child is refused everywhere (rb_is_stray). Peers
+ * over shm also watch the process itself.
  */
 #ifndef RREF_BASE_CHILD_H
 #define RREF_BASE_CHILD_H
@@ -29,8 +29,8 @@ extern struct rb_wiped rb_wiped;
 #define RB_FIRST_GENERATION 1u
 
 /*
- * Which process of a line of forks this is: RB_FIRST_GENERATION in the one that began. 0: not
- * begun, or a stray child.
+ * Returns this process' number in a line of forks. The first process has RB_FIRST_GENERATION. 0:
+ * not begun, or a stray child.
  */
 static inline uint32_t rb_generation(void)
 {
@@ -44,8 +44,8 @@ int rb_child_begin(void);
 bool rb_is_stray(void);
 
 /*
- * Between these two no other thread forks. They nest. A descriptor is opened and noted in one such
- * section, else a child of that moment would keep it. errno stays as it is.
+ * Keeps other threads from forking until rb_release. Sections nest. A descriptor is opened and
+ * noted in one section, else a child of that moment would keep it. errno stays as it is.
  */
 void rb_hold(void);
 void rb_release(void);

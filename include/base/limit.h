@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Limits of the system, in words. A call that fails names the limit that it met, its value, and
- * what to do about it; strerror alone ("Too many open files") says neither. Of no layer: all of
+ * Limits of the system, in words. A failed call names the limit that it met, its value, and the
+ * remedy. strerror alone ("Too many open files") says neither. The file belongs to no layer: all of
  * them meet limits.
  */
 #ifndef BASE_LIMIT_H
@@ -10,8 +10,8 @@
 #include <stddef.h>
 
 /*
- * Why `call` failed with the positive errno err; bytes: how much was asked for, 0 if that says
- * nothing. Borrowed until the thread's next call of this. errno stays as it is.
+ * Returns why `call` failed with the positive errno err. bytes is the size that was asked for, 0 if
+ * that says nothing. Borrowed until the thread's next call. errno stays as it is.
  */
 const char *limit_why(const char *call, int err, size_t bytes);
 
@@ -25,14 +25,14 @@ const char *limit_why_no_memory(void);
 int limit_errno(int err);
 
 /*
- * Asked before a file gets so long: beyond RLIMIT_FSIZE the kernel would end the process by
- * SIGXFSZ. 0, or -1 with errno EFBIG.
+ * Checks a file's length before the file grows: beyond RLIMIT_FSIZE the kernel would end the
+ * process by SIGXFSZ. Returns 0, or -1 with errno EFBIG.
  */
 int limit_file(size_t bytes);
 
 /*
- * The memory that this process may use: that of the machine, or the least limit of its memory
- * cgroups (version 1 and 2) and of those above them.
+ * Returns the memory that this process may use. It is the machine's memory, or a lower limit of a
+ * memory cgroup or of its parents (version 1 or 2).
  */
 size_t limit_memory(void);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random numbers: the kernel's. They become nonces, keys and remote addresses, so no two processes
- * may ever have the same, neither parent and child. A program may shut itself in (seccomp) and
- * lose getrandom(2) when all is set up: from then on they come from a key that was taken before.
+ * Random numbers, from the kernel. They become nonces, keys and remote addresses. No two processes
+ * may ever have the same, not even parent and child. A program may shut itself in (seccomp) after
+ * set-up and lose getrandom(2). From then on they come from a key that was taken before.
  */
 #ifndef RREF_BASE_RANDOM_H
 #define RREF_BASE_RANDOM_H

@@ -7,9 +7,9 @@
 #include <stddef.h>
 
 /*
- * Starts a thread; out NULL: detached. The program's signals are not for it: from its first
- * instruction on it blocks all but those that its own faults raise. Its function begins with
- * rb_thread_begin. 0 or an errno, as pthread_create.
+ * Starts a thread; out NULL: detached. The thread blocks the program's signals from its first
+ * instruction on, except signals of its own faults. Its function begins with rb_thread_begin.
+ * Returns 0 or an errno, as pthread_create does.
  */
 int rb_thread_start(pthread_t *out, void *(*run)(void *arg), void *arg);
 
@@ -21,8 +21,8 @@ void rb_thread_why(int err, char *buf, size_t size);
 
 /*
  * RB_NO_CANCEL: from here to the end of the block pthread_cancel has no effect on the calling
- * thread, which may hold locks and be known to others. It takes effect at the first cancellation
- * point behind the library. No system call.
+ * thread. The thread may hold locks, and others may know it. Cancellation takes effect at the first
+ * cancellation point after the library. No system call.
  */
 static inline int rb_cancel_off(void)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Small things every layer uses: monotonic time, little-endian packing, containers, intrusive lists. Header only. */
+/* Small things that every layer uses: monotonic time,
+ * little-endian packing, containers, intrusive lists. Header only. */
 #ifndef RREF_BASE_UTIL_H
 #define RREF_BASE_UTIL_H
 
@@ -31,8 +32,7 @@ static inline int64_t now_ns(void)
 
 /*
  * A decimal number in text. printf's %f takes its point from the program's locale, which may have a
- * comma there, and a dump, a trace or a log must be the same everywhere. A negative number counts
- * as 0.
+ * comma there. A dump, a trace or a log must be the same everywhere. A negative number counts as 0.
  */
 struct decimal {
 	char text[32];
@@ -59,7 +59,8 @@ static inline struct decimal seconds_text(int64_t ns)
 	return decimal_text(ns / tenth + (ns % tenth >= tenth / 2), 1);
 }
 
-/* The wire is little-endian; packing goes byte-wise so that neither alignment nor the host's order matters. */
+/* The wire is little-endian; packing goes byte-wise so that
+ * neither alignment nor the host's order matters. */
 static inline void put_le16(void *p, uint16_t v) { v = htole16(v); memcpy(p, &v, 2); }
 static inline void put_le32(void *p, uint32_t v) { v = htole32(v); memcpy(p, &v, 4); }
 static inline void put_le64(void *p, uint64_t v) { v = htole64(v); memcpy(p, &v, 8); }
@@ -67,7 +68,8 @@ static inline uint16_t get_le16(const void *p) { uint16_t v; memcpy(&v, p, 2); r
 static inline uint32_t get_le32(const void *p) { uint32_t v; memcpy(&v, p, 4); return le32toh(v); }
 static inline uint64_t get_le64(const void *p) { uint64_t v; memcpy(&v, p, 8); return le64toh(v); }
 
-/* A few bytes, as names are: some moves, where memcpy would be called, or become a loop byte by byte. */
+/* A few bytes, as names are: some moves, where memcpy would be
+ * called, or become a loop byte by byte. */
 static inline void copy_short(void *to, const void *from, size_t n)
 {
 	uint8_t *t = (uint8_t *)to;
@@ -87,7 +89,8 @@ static inline void copy_short(void *to, const void *from, size_t n)
 	}
 }
 
-/* A doubly linked circular list: an empty head points at itself; a removed node too, so that removing twice is safe. */
+/* A doubly linked circular list. An empty head points at itself.
+ * A removed node does too, so that removing twice is safe. */
 struct list {
 	struct list *next, *prev;
 };
@@ -133,10 +136,11 @@ static inline struct list *list_take(struct list *head)
 	return n;
 }
 #define list_for_each_safe(pos, tmp, head) \
-	for ((pos) = (head)->next, (tmp) = (pos)->next; (pos) != (head); (pos) = (tmp), (tmp) = (pos)->next)
+	for ((pos) = (head)->next, (tmp) = (pos)->next; (pos) != (head); \
+	     (pos) = (tmp), (tmp) = (pos)->next)
 
-/* Whether the nr-th of a kind of event that strangers can cause is worth a line: the first 32, then
- * powers of two. */
+/* Returns true if the nr-th event of its kind is worth a line: the first 32, then powers of two.
+ * Strangers can cause such events. */
 static inline bool worth_logging(uint64_t nr)
 {
 	return nr <= 32 || (nr & (nr - 1)) == 0;

@@ -140,7 +140,7 @@ def found_in(files, pattern, source=bare):
 # ---- prose
 
 CLAUSE = re.compile(r'(?:^|[.;:!?,]\s+|\(|\b(?:and|but|or|so|nor)\s+)'
-                    r'(?:who|whom|whose|whoever|what|whatever|those|none|one (?:that|who|of which))\b', re.I)
+                    r'(?:who|whom|whoever|what|whatever|those|none|one (?:that|who|of which))\b', re.I)
 OPENING = set('''it its they their them that those one ones he his we our us you your
     nobody none nothing who whom whose whoever what whatever which where when whenever how why whether
     of in for from with without to at on by as after before behind between among until till into over
@@ -158,7 +158,8 @@ def words(said):
 
 
 def joined(comment):
-    return ' '.join(' '.join(comment.lines).split())
+    """Its text in one line, without the guard or the kind of thread in front of it."""
+    return re.sub(r'^(?:\[[^\]]*\] )+', '', ' '.join(' '.join(comment.lines).split()))
 
 
 def prose(comments):
@@ -179,7 +180,7 @@ def sentences(comment):
             at += [nr] * (len(line.strip()) + 1)
             said += line.strip() + ' '
         begin = 0
-        for m in re.finditer(r'[.!?](?=[)"\']*\s+["\'(]?[A-Z`]|\s*$)', said):
+        for m in re.finditer(r'(?<!\.)(?<!\be\.g)(?<!\bi\.e)[.!?](?=[)"\']*(?:\s|$))', said):
             yield at[begin], said[begin:m.end()].strip()
             begin = m.end() + len(said[m.end():]) - len(said[m.end():].lstrip())
             if begin >= len(said):
