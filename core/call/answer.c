@@ -238,8 +238,10 @@ int rref_call_reply_value(struct rref_call *call, const struct rref_value_desc *
 	if (rc_is_barred(call->ctx))
 		return rc_enter_slow(call->ctx);
 	if (call->kind != RW_CALL_REMOTE)
-		return rc_fail(EINVAL, "rref_call_reply_value: the call is not a creation (rref_remote)");
-	int err = rc_value_describe(call->ctx, desc, true, call->fn->name, "rref_call_reply_value", &v);
+		return rc_fail(EINVAL,
+			       "rref_call_reply_value: the call is not a creation (rref_remote)");
+	int err = rc_value_describe(call->ctx, desc, true, call->fn->name, "rref_call_reply_value",
+				    &v);
 
 	if (err)
 		return err;

@@ -11,8 +11,8 @@
 int rc_check_refs(struct rref_ctx *ctx, struct rref *const *refs, size_t nr)
 {
 	if (nr > RREF_REFS_MAX)
-		return rc_fail(EMSGSIZE, "%zu references in one message or value: the limit is %d", nr,
-			       RREF_REFS_MAX);
+		return rc_fail(EMSGSIZE, "%zu references in one message or value: the limit is %d",
+			       nr, RREF_REFS_MAX);
 	if (nr && !refs)
 		return rc_fail(EINVAL, "%zu references, but no table", nr);
 	for (size_t i = 0; i < nr; i++) {
@@ -34,7 +34,8 @@ static int check_bytes(const struct rref_value_desc *d, const char *what)
 	if (d->nr_segments && !d->segments)
 		return rc_fail(EINVAL, "%s: %zu segments, but no table", what, d->nr_segments);
 	if (d->segments && (d->data || d->length))
-		return rc_fail(EINVAL, "%s: the description has segments, and bytes beside them", what);
+		return rc_fail(EINVAL, "%s: the description has segments, and bytes beside them",
+			       what);
 	return 0;
 }
 

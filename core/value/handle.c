@@ -300,7 +300,8 @@ int rref_alloc_value(struct rref_ctx *ctx, const struct rref_value_desc *desc, s
 	if (err)
 		return err;
 	if (!out || !places)
-		return rc_fail(EINVAL, "rref_alloc_value: nowhere to put the reference or its places");
+		return rc_fail(EINVAL,
+			       "rref_alloc_value: nowhere to put the reference or its places");
 	struct rc_scope *s = rc_scope_begin(ctx, "alloc", NULL, ctx->rank, ctx->rank);
 
 	err = rc_value_describe(ctx, desc, false, NULL, "rref_alloc_value", &v);
@@ -323,7 +324,8 @@ int rref_new(struct rref_ctx *ctx, const void *data, size_t length, struct rref 
 	if (err)
 		return err;
 	if (!out || (length && !data))
-		return rc_fail(EINVAL, "rref_new: %s", out ? "data is NULL" : "nowhere to put the reference");
+		return rc_fail(EINVAL, "rref_new: %s",
+			       out ? "data is NULL" : "nowhere to put the reference");
 	struct rc_scope *s = rc_scope_begin(ctx, "new", NULL, ctx->rank, ctx->rank);
 
 	err = rc_value_alloc(ctx, length, NULL, &v);

@@ -235,7 +235,8 @@ void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc)
 }
 
 /* Checks what rref_wrap was given; *offset is where the value begins in mem. */
-static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *d, const void *out, size_t *offset)
+static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *d, const void *out,
+		      size_t *offset)
 {
 	if (!mem || !out)
 		return rc_fail(EINVAL, "rref_wrap: %s", mem ? "nowhere to put the reference" : "no registered memory");
@@ -245,21 +246,26 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 		return err;
 	if (!d || d->segments || d->nr_segments)
 		return rc_fail(EINVAL, "rref_wrap: %s",
-			       d ? "a wrapped value is one segment, of data and length" : "no description of the value");
+			       d ? "a wrapped value is one segment, of data and length"
+				 : "no description of the value");
 	*offset = (uintptr_t)d->data - (uintptr_t)mem->base;
-	if (!d->length || (uintptr_t)d->data < (uintptr_t)mem->base || *offset > mem->length || d->length > mem->length - *offset)
-		return rc_fail(EINVAL, "rref_wrap: %zu bytes at %p are not some of the %zu registered bytes at %p", d->length,
-			       d->data, mem->length, (void *)mem->base);
+	if (!d->length || (uintptr_t)d->data < (uintptr_t)mem->base || *offset > mem->length ||
+	    d->length > mem->length - *offset)
+		return rc_fail(
+			EINVAL,
+			"rref_wrap: %zu bytes at %p are not some of the %zu registered bytes at %p",
+			d->length, d->data, mem->length, (void *)mem->base);
 	if (d->length > RC_VALUE_MAX)
-		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu", d->length, (size_t)RC_VALUE_MAX);
+		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu",
+			       d->length, (size_t)RC_VALUE_MAX);
 	if (d->type && (d->type->flags & RREF_LOCAL_ONLY))
 		return rc_fail(EINVAL, "rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
 	return rc_check_refs(mem->ctx, d->refs, d->nr_refs);
 }
 
 /* Makes the value and what it holds. */
-static int wrap_make(struct rref_mem *mem, size_t offset, const struct rref_value_desc *d, const struct rc_type *type,
-		     struct rc_wrap **out)
+static int wrap_make(struct rref_mem *mem, size_t offset, const struct rref_value_desc *d,
+		     const struct rc_type *type, struct rc_wrap **out)
 {
 	int err = value_make(mem, offset, d->length, type, out);
 
@@ -271,8 +277,8 @@ static int wrap_make(struct rref_mem *mem, size_t offset, const struct rref_valu
 	return err;
 }
 
-int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*release)(void *arg), void *arg,
-	      struct rref **out)
+int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*release)(void *arg),
+	      void *arg, struct rref **out)
 {
 	RB_NO_CANCEL;
 	const struct rc_type *t;
@@ -286,7 +292,8 @@ int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*r
 
 	err = rc_type_get(ctx, desc->type, "rref_wrap", &t);
 	if (!err)
-		err = rc_shape_make(t, &(struct iovec){ .iov_len = desc->length }, 1, "rref_wrap", &whole);
+		err = rc_shape_make(t, &(struct iovec){ .iov_len = desc->length }, 1, "rref_wrap",
+				    &whole);
 	if (err)
 		return err;
 	struct rc_scope *s = rc_scope_begin(ctx, "wrap", NULL, ctx->rank, ctx->rank);

@@ -34,7 +34,8 @@ static int nest_typed(struct rref_call *call, void *arg)
 	(void)arg;
 	for (size_t i = 0; i < nr; i++)
 		refs[i] = rref_call_ref(call, i);
-	return rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &type, .refs = refs, .nr_refs = nr));
+	return rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 2,
+						    .type = &type, .refs = refs, .nr_refs = nr));
 }
 
 /* "take_all": reads its reference, takes all that the value holds: the sum of their first bytes. */
@@ -104,7 +105,9 @@ static struct rref *value_with(struct rref_ctx *ctx, const char *text, struct rr
 {
 	struct rref *r;
 
-	TG_OK(rref_new_value(ctx, TG_VALUE(.data = text, .length = strlen(text), .refs = refs, .nr_refs = nr), &r));
+	TG_OK(rref_new_value(
+		ctx, TG_VALUE(.data = text, .length = strlen(text), .refs = refs, .nr_refs = nr),
+		&r));
 	return r;
 }
 
@@ -312,7 +315,11 @@ TG_TEST(more_nested_as_many_as_there_may_be, 2)
 
 		for (uint32_t i = 0; i <= RREF_REFS_MAX; i++)
 			TG_OK(rref_new(ctx, &i, sizeof(i), &refs[i]));
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = refs, .nr_refs = RREF_REFS_MAX + 1), &outer), -EMSGSIZE);
+		TG_IS(rref_new_value(ctx,
+				     TG_VALUE(.data = "x", .length = 1, .refs = refs,
+					      .nr_refs = RREF_REFS_MAX + 1),
+				     &outer),
+		      -EMSGSIZE);
 		TG_CHECK(!outer);
 		outer = value_with(ctx, "many", refs, RREF_REFS_MAX);
 		for (uint32_t i = 0; i <= RREF_REFS_MAX; i++)
@@ -485,7 +492,10 @@ TG_TEST(more_nested_not_ready_and_failed, 3)
 		/* A value cannot be made of what has failed. */
 		struct rref *none = NULL;
 
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = inner, .nr_refs = 2), &none), -EDOM);
+		TG_IS(rref_new_value(
+			      ctx, TG_VALUE(.data = "x", .length = 1, .refs = inner, .nr_refs = 2),
+			      &none),
+		      -EDOM);
 		TG_TEXT("no!");
 		rref_release(outer);
 		rref_release(inner[0]);

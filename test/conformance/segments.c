@@ -225,9 +225,15 @@ TG_TEST(c091_as_many_as_there_may_be, 1)
 		number[i] = i;
 		iov[i] = (struct iovec){ .iov_base = &number[i], .iov_len = 4 };
 	}
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX + 1, .type = &floats), &r), -EMSGSIZE);
+	TG_IS(rref_new_value(ctx,
+			     TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX + 1,
+				      .type = &floats),
+			     &r),
+	      -EMSGSIZE);
 	TG_CHECK(!r);
-	TG_OK(rref_new_value(ctx, TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX, .type = &floats), &r));
+	TG_OK(rref_new_value(
+		ctx, TG_VALUE(.segments = iov, .nr_segments = RREF_SEGMENTS_MAX, .type = &floats),
+		&r));
 	TG_OK(rref_local_value(r, RREF_DEFAULT, &v));
 	TG_IS(rref_view_segments(v, got, RREF_SEGMENTS_MAX), RREF_SEGMENTS_MAX);
 	for (uint32_t i = 0; i < RREF_SEGMENTS_MAX; i++)

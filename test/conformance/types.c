@@ -156,7 +156,8 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	TG_OK(rref_new_value(ctx, TG_VALUE(.type = &tgt_book), &r));
 	tgt_is_type(r, "book", sizeof(struct tgt_tick), RREF_LOCAL_ONLY);
 	rref_release(r);
-	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r, &place));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r,
+			       &place));
 	TG_OK(rref_get_type_async(r, RREF_DEFAULT, &f));
 	TG_IS(rref_future_test(f), 0);
 	TG_OK(rref_set(r));
@@ -165,7 +166,8 @@ TG_TEST(c058_064_on_an_owner_handle, 1)
 	TG_CHECK(strcmp(t.name, "tick") == 0);
 	rref_future_free(f);
 	rref_release(r);
-	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r, &place));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &tgt_tick), &r,
+			       &place));
 	TG_OK(rref_set_error(r, -EDOM, "sold out"));
 	TG_IS(rref_get_type(r, RREF_DEFAULT, &t), -EDOM);
 	TG_TEXT("sold out");

@@ -27,7 +27,8 @@ static unsigned char *lend_to(struct rref_ctx *ctx, int to)
 
 	TG_OK(rref_mem_alloc(ctx, LENGTH + 100, &mem, &at));
 	tg_fill((char *)at + 100, LENGTH, 4);
-	TG_OK(rref_wrap(mem, TG_VALUE(.data = (char *)at + 100, .length = LENGTH), came_back, mem, &r));
+	TG_OK(rref_wrap(mem, TG_VALUE(.data = (char *)at + 100, .length = LENGTH), came_back, mem,
+			&r));
 	TG_OK(rref_rpc_sync(ctx, to, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 	rref_release(r);
 	return (unsigned char *)at + 100;

@@ -12,7 +12,8 @@ static int make_typed(struct rref_call *call, struct rref_type *type)
 	static const struct tgt_tick two[2] = { { 1.5, 7 }, { 2.5, 8 } };
 	size_t element = type->element_size ? type->element_size : 4;
 
-	return rref_call_reply_value(call, TG_VALUE(.data = two, .length = 2 * element, .type = type));
+	return rref_call_reply_value(call,
+				     TG_VALUE(.data = two, .length = 2 * element, .type = type));
 }
 
 static int make(struct rref_call *call, void *arg)
@@ -53,7 +54,8 @@ static int prepare(struct rref_call *call, void *arg)
 	snprintf(name, sizeof(name), "%.*s", (int)rref_call_length(call), (const char *)rref_call_data(call));
 	if (strncmp(name, "book", 4) == 0)
 		type.flags = RREF_LOCAL_ONLY;
-	TG_OK(rref_alloc_value(rref_call_context(call), TG_VALUE(.length = place.iov_len, .type = &type), &kept[0], &place));
+	TG_OK(rref_alloc_value(rref_call_context(call),
+			       TG_VALUE(.length = place.iov_len, .type = &type), &kept[0], &place));
 	((struct tgt_tick *)place.iov_base)[0] = (struct tgt_tick){ 1.5, 7 };
 	((struct tgt_tick *)place.iov_base)[1] = (struct tgt_tick){ 2.5, 8 };
 	return rref_call_reply(call, &(struct rref_args){ .refs = &kept[0], .nr_refs = 1 });

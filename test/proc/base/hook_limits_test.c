@@ -348,7 +348,9 @@ TG_TEST(callbacks__all_that_there_may_be_wait_for_an_inline_handler, 2)
 	tg_meet_serving(ctx, 0);
 	if (rank == 0) {
 		TG_OK(rref_new(ctx, "held", 4, &held));
-		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "holder", .length = 6, .refs = &held, .nr_refs = 1), &holder));
+		TG_OK(rref_new_value(
+			ctx, TG_VALUE(.data = "holder", .length = 6, .refs = &held, .nr_refs = 1),
+			&holder));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&holder, 1), RREF_DEFAULT, NULL));
 		opened = of_unset(&gate);
 		TG_OK(rref_alloc(ctx, 8, &unset, &data));
@@ -518,7 +520,8 @@ TG_TEST(deregister__in_a_release_callback, 1)
 	ctx = tg_join(rank);
 	TG_OK(rref_mem_alloc(ctx, 4096, &shared, &at));
 	for (size_t i = 0; i < array_size(ref); i++)
-		TG_OK(rref_wrap(shared, TG_VALUE(.data = (char *)at + i, .length = 1), release_both, NULL, &ref[i]));
+		TG_OK(rref_wrap(shared, TG_VALUE(.data = (char *)at + i, .length = 1), release_both,
+				NULL, &ref[i]));
 	rref_release(ref[0]);
 	rref_release(ref[1]);
 	until_at_least(&ran, 2, true);

@@ -31,7 +31,8 @@ static int nest(struct rref_call *call, void *arg)
 	for (size_t i = 0; i < nr; i++)
 		TG_OK(rref_new(rref_call_context(call), &i, sizeof(i), &refs[i]));
 	if (how[2])
-		err = rref_call_reply_value(call, TG_VALUE(.type = &secret, .refs = refs, .nr_refs = nr));
+		err = rref_call_reply_value(call,
+					    TG_VALUE(.type = &secret, .refs = refs, .nr_refs = nr));
 	else
 		err = rref_call_reply(call, &(struct rref_args){ .data = how, .length = 3, .refs = refs, .nr_refs = nr });
 	for (size_t i = 0; i < nr; i++)

@@ -51,14 +51,33 @@ TG_TEST(arguments__refused, 2)
 		o.world_size = 1;
 		TG_OK(rref_init(&o, &alone));
 		foreign = value(alone, "of another context");
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &null, .nr_refs = 1), &out), -EINVAL);
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .nr_refs = 1), &out), -EINVAL);
-		TG_IS(rref_new_value(ctx, TG_VALUE(.length = 1, .refs = &r, .nr_refs = 1), &out), -EINVAL);
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1), NULL), -EINVAL);
-		TG_IS(rref_new_value(NULL, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1), &out), -EINVAL);
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &foreign, .nr_refs = 1), &out), -EINVAL);
+		TG_IS(rref_new_value(
+			      ctx, TG_VALUE(.data = "x", .length = 1, .refs = &null, .nr_refs = 1),
+			      &out),
+		      -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .nr_refs = 1), &out),
+		      -EINVAL);
+		TG_IS(rref_new_value(ctx, TG_VALUE(.length = 1, .refs = &r, .nr_refs = 1), &out),
+		      -EINVAL);
+		TG_IS(rref_new_value(ctx,
+				     TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1),
+				     NULL),
+		      -EINVAL);
+		TG_IS(rref_new_value(NULL,
+				     TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = 1),
+				     &out),
+		      -EINVAL);
+		TG_IS(rref_new_value(
+			      ctx,
+			      TG_VALUE(.data = "x", .length = 1, .refs = &foreign, .nr_refs = 1),
+			      &out),
+		      -EINVAL);
 		TG_TEXT("another context");
-		TG_IS(rref_new_value(ctx, TG_VALUE(.data = "x", .length = 1, .refs = &r, .nr_refs = RREF_REFS_MAX + 1), &out), -EMSGSIZE);
+		TG_IS(rref_new_value(ctx,
+				     TG_VALUE(.data = "x", .length = 1, .refs = &r,
+					      .nr_refs = RREF_REFS_MAX + 1),
+				     &out),
+		      -EMSGSIZE);
 		TG_IS(rref_set_refs(NULL, &r, 1), -EINVAL);
 		TG_IS(rref_set_refs(there, &r, 1), -EPERM);
 		TG_IS(rref_set_refs(r, &r, 1), -EALREADY);
@@ -107,7 +126,9 @@ TG_TEST(in_place__and_said_anew, 2)
 		struct iovec seg[2] = { { .iov_len = 4 }, { .iov_len = 8 } };
 		void *data;
 
-		TG_OK(rref_alloc_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &pair), &out, seg));
+		TG_OK(rref_alloc_value(ctx,
+				       TG_VALUE(.segments = seg, .nr_segments = 2, .type = &pair),
+				       &out, seg));
 		memset(seg[0].iov_base, 'p', 4);
 		memset(seg[1].iov_base, 'q', 8);
 		TG_OK(rref_set_refs(out, (struct rref *[]){ a, a, a }, 3));
@@ -185,7 +206,9 @@ TG_TEST(sizes__of_the_value, 2)
 		struct rref *in = value(ctx, "in"), *out;
 
 		tg_fill(data, sizes[i], (unsigned)i);
-		TG_OK(rref_new_value(ctx, TG_VALUE(.data = data, .length = sizes[i], .refs = &in, .nr_refs = 1), &out));
+		TG_OK(rref_new_value(
+			ctx, TG_VALUE(.data = data, .length = sizes[i], .refs = &in, .nr_refs = 1),
+			&out));
 		rref_release(in);
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
 		rref_release(out);
@@ -224,7 +247,9 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 		struct iovec seg = { .iov_len = 4 };
 		struct rref_future *f;
 
-		TG_OK(rref_alloc_value(ctx, TG_VALUE(.segments = &seg, .nr_segments = 1, .type = &type), &out, &seg));
+		TG_OK(rref_alloc_value(ctx,
+				       TG_VALUE(.segments = &seg, .nr_segments = 1, .type = &type),
+				       &out, &seg));
 		TG_OK(rref_set_refs(out, &in, 1));
 		TG_OK(rref_set(out));
 		rref_release(in);
@@ -258,7 +283,9 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		struct rref_id id, fork;
 		char line[200], *text;
 
-		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "out", .length = 3, .refs = both, .nr_refs = 2), &out));
+		TG_OK(rref_new_value(
+			ctx, TG_VALUE(.data = "out", .length = 3, .refs = both, .nr_refs = 2),
+			&out));
 		tg_expect_bytes(there, "there", 5);
 		id = rref_get_id(there);
 		fork = rref_fork_id(there);
@@ -328,8 +355,8 @@ TG_TEST(wrapped__holds_references, 2)
 
 		TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
 		memcpy(at, "lent", 4);
-		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1), came_back, &back,
-				&out));
+		TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1),
+				came_back, &back, &out));
 		rref_release(in);
 		TG_IS(tg_stats(ctx).nested, 1);
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
@@ -368,7 +395,8 @@ TG_TEST(wrapped__and_forgotten, 1)
 	void *at;
 
 	TG_OK(rref_mem_alloc(ctx, 4096, &mem, &at));
-	TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1), came_back, &back, &out));
+	TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 4, .refs = &in, .nr_refs = 1),
+			came_back, &back, &out));
 	rref_release(in);
 	(void)view_of(out);
 	rref_release(out);
@@ -410,7 +438,9 @@ TG_TEST(threads__take_while_values_come_and_go, 3)
 	for (int i = 0; i < n; i++) {
 		struct rref *in = tg_remote(ctx, (rank + i) % 3, "tg.echo", "in", 2), *out;
 
-		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "out", .length = 3, .refs = &in, .nr_refs = 1), &out));
+		TG_OK(rref_new_value(
+			ctx, TG_VALUE(.data = "out", .length = 3, .refs = &in, .nr_refs = 1),
+			&out));
 		rref_release(in);
 		TG_OK(rref_rpc_async(ctx, (rank + 1 + i % 2) % 3, "take_and_read", tg_with(&out, 1), RREF_DEFAULT, &f[i]));
 		rref_release(out);

@@ -288,7 +288,8 @@ DEATH_TEST(wrapped__given_up_while_the_connection_is_broken, 3, 1 << 2)
 		TG_OK(rref_mem_alloc(ctx, 1 << 20, &mem, &at));
 		tg_fill(at, 1 << 20, 5);
 		for (int i = 1; i <= 2; i++) {
-			TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 1 << 20), came_back, NULL, &r));
+			TG_OK(rref_wrap(mem, TG_VALUE(.data = at, .length = 1 << 20), came_back,
+					NULL, &r));
 			TG_OK(rref_rpc_sync(ctx, i, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 			rref_release(r);
 		}
@@ -326,7 +327,9 @@ TG_TEST(nested__taken_while_the_connection_breaks, 2)
 
 		for (int i = 0; i < NR; i++)
 			TG_OK(rref_new(ctx, &(char){ (char)('a' + i) }, 1, &inner[i]));
-		TG_OK(rref_new_value(ctx, TG_VALUE(.data = "outer", .length = 5, .refs = inner, .nr_refs = NR), &outer));
+		TG_OK(rref_new_value(
+			ctx, TG_VALUE(.data = "outer", .length = 5, .refs = inner, .nr_refs = NR),
+			&outer));
 		TG_OK(rref_rpc_sync(ctx, 0, "keep", tg_with(&outer, 1), RREF_DEFAULT, NULL));
 		for (int i = 0; i < NR; i++)
 			rref_release(inner[i]);

@@ -77,7 +77,8 @@ static inline struct rref *wrap(struct lent *l, size_t offset, size_t length)
 {
 	struct rref *r;
 
-	TG_OK(rref_wrap(l->mem, TG_VALUE(.data = l->at + offset, .length = length), came_back, l, &r));
+	TG_OK(rref_wrap(l->mem, TG_VALUE(.data = l->at + offset, .length = length), came_back, l,
+			&r));
 	return r;
 }
 

@@ -21,16 +21,21 @@ TG_TEST(local_only__memory_is_bounded_and_counted, 1)
 	TG_OK(rref_init(&o, &ctx));
 	uint64_t registered = tg_stats(ctx).registered_bytes;
 
-	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[0], &place));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[0],
+			       &place));
 	TG_IS((uintptr_t)place.iov_base % 64, 0);
 	memset(place.iov_base, 1, place.iov_len);
-	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[1], &place));
-	TG_IS(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2], &place), -ENOMEM);
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[1],
+			       &place));
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2],
+			       &place),
+	      -ENOMEM);
 	TG_TEXT("max_value_bytes");
 	TG_CHECK(tg_stats(ctx).value_bytes >= 12 << 20);
 	TG_IS(tg_stats(ctx).registered_bytes, registered);
 	rref_release(r[0]);
-	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2], &place));
+	TG_OK(rref_alloc_value(ctx, TG_VALUE(.length = place.iov_len, .type = &heap), &r[2],
+			       &place));
 	rref_release(r[1]);
 	rref_release(r[2]);
 	TG_IS(tg_stats(ctx).value_bytes, 0);
@@ -45,16 +50,22 @@ static int reply_typed(struct rref_call *call, void *arg)
 	struct rref_type odd = { sizeof(odd), "int64[]", 0, 0 };
 	struct iovec seg[2] = { { .iov_base = (void *)(uintptr_t)"12345678", .iov_len = 8 },
 				{ .iov_base = (void *)(uintptr_t)"123", .iov_len = 3 } };
-	int err = rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 2, .type = &odd));
+	int err = rref_call_reply_value(call,
+					TG_VALUE(.segments = seg, .nr_segments = 2, .type = &odd));
 
 	(void)arg;
 	TG_IS(err, -EINVAL);
 	if (strstr(rref_last_error(), "not a creation"))
 		return rref_call_error(call, -ENOTSUP, "%s", rref_last_error());
 	TG_TEXT("segment 1 of 3 bytes is not whole elements of type int64[]");
-	TG_IS(rref_call_reply_value(call, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = 8 } }, .nr_segments = 1, .type = &odd)), -EINVAL);
-	TG_OK(rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)));
-	TG_IS(rref_call_reply_value(call, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)), -EALREADY);
+	TG_IS(rref_call_reply_value(call, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = 8 } },
+						   .nr_segments = 1, .type = &odd)),
+	      -EINVAL);
+	TG_OK(rref_call_reply_value(call,
+				    TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)));
+	TG_IS(rref_call_reply_value(call,
+				    TG_VALUE(.segments = seg, .nr_segments = 1, .type = &odd)),
+	      -EALREADY);
 	return 0;
 }
 
@@ -115,25 +126,57 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	BAD(-EINVAL, "which is one number", 0, .name = "int32");
 	BAD(-EINVAL, "segment 1 of 4 bytes is not whole elements of type pair", 2, .name = "pair", .element_size = 8);
 	t = (struct rref_type){ .name = "no-size" };
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &t), &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &t), &r),
+	      -EINVAL);
 	TG_TEXT("size is not set");
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = NULL, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = &(struct iovec){ .iov_len = 16 }, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = NULL, .nr_segments = 1, .type = &tgt_tick),
+			     &r),
+	      -EINVAL);
+	TG_IS(rref_new_value(ctx,
+			     TG_VALUE(.segments = &(struct iovec){ .iov_len = 16 },
+				      .nr_segments = 1, .type = &tgt_tick),
+			     &r),
+	      -EINVAL);
 	TG_TEXT("segment 0 is NULL");
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_base = name, .iov_len = SIZE_MAX }, seg[0] }, .nr_segments = 2), &r), -EMSGSIZE);
-	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = SIZE_MAX - 63 }, { .iov_len = 64 } }, .nr_segments = 2), &r, seg), -EMSGSIZE);
-	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = (struct iovec[]){ { .iov_len = (size_t)1 << 30 }, { .iov_len = (size_t)1 << 30 } }, .nr_segments = 2), &r, seg),
+	TG_IS(rref_new_value(ctx,
+			     TG_VALUE(.segments = (struct iovec[]){ { .iov_base = name,
+								      .iov_len = SIZE_MAX },
+								    seg[0] },
+				      .nr_segments = 2),
+			     &r),
 	      -EMSGSIZE);
-	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), NULL), -EINVAL);
-	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), NULL, seg), -EINVAL);
+	TG_IS(rref_alloc_value(ctx,
+			       TG_VALUE(.segments = (struct iovec[]){ { .iov_len = SIZE_MAX - 63 },
+								      { .iov_len = 64 } },
+					.nr_segments = 2),
+			       &r, seg),
+	      -EMSGSIZE);
+	TG_IS(rref_alloc_value(
+		      ctx,
+		      TG_VALUE(.segments = (struct iovec[]){ { .iov_len = (size_t)1 << 30 },
+							     { .iov_len = (size_t)1 << 30 } },
+			       .nr_segments = 2),
+		      &r, seg),
+	      -EMSGSIZE);
+	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick),
+			     NULL),
+	      -EINVAL);
+	TG_IS(rref_alloc_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick),
+			       NULL, seg),
+	      -EINVAL);
 	TG_IS(rref_alloc_value(ctx, TG_VALUE(.length = 16, .type = &tgt_tick), &r, NULL), -EINVAL);
 	TG_IS(rref_new_value(ctx, NULL, &r), -EINVAL);
 	TG_TEXT("no description");
 	TG_IS(rref_new_value(ctx, TG_VALUE(.length = 16, .type = &tgt_tick), &r), -EINVAL);
 	TG_TEXT("segment 0 is NULL");
-	TG_IS(rref_new_value(ctx, TG_VALUE(.data = name, .length = 16, .segments = seg, .nr_segments = 1), &r), -EINVAL);
+	TG_IS(rref_new_value(
+		      ctx, TG_VALUE(.data = name, .length = 16, .segments = seg, .nr_segments = 1),
+		      &r),
+	      -EINVAL);
 	TG_TEXT("segments, and bytes beside them");
-	TG_IS(rref_new_value(NULL, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick), &r), -EINVAL);
+	TG_IS(rref_new_value(NULL, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &tgt_tick),
+			     &r),
+	      -EINVAL);
 	TG_IS(rref_get_type(NULL, 0, &t), -EINVAL);
 	TG_IS(rref_expect_type(NULL, &tgt_tick, 0), -EINVAL);
 	TG_IS(rref_view_type(NULL, &t), -EINVAL);

@@ -77,7 +77,8 @@ static int secret(struct rref_call *call, void *arg)
 	static const struct rref_type type = { sizeof(type), "secret", 0, RREF_LOCAL_ONLY };
 
 	(void)arg;
-	return rref_call_reply_value(call, TG_VALUE(.data = "0123456789abcdef0123456789abcdef", .length = 32, .type = &type));
+	return rref_call_reply_value(call, TG_VALUE(.data = "0123456789abcdef0123456789abcdef",
+						    .length = 32, .type = &type));
 }
 
 static const struct rref_function served[] = {

@@ -161,8 +161,11 @@ TG_TEST(wrap__a_typed_one, 2)
 		struct lent l;
 
 		lend(ctx, &l, 4096, false, 1);
-		TG_IS(rref_wrap(l.mem, TG_VALUE(.data = l.at, .length = 1023, .type = &floats), came_back, &l, &r), -EINVAL);
-		TG_OK(rref_wrap(l.mem, TG_VALUE(.data = l.at + 64, .length = 1024, .type = &floats), came_back, &l, &r));
+		TG_IS(rref_wrap(l.mem, TG_VALUE(.data = l.at, .length = 1023, .type = &floats),
+				came_back, &l, &r),
+		      -EINVAL);
+		TG_OK(rref_wrap(l.mem, TG_VALUE(.data = l.at + 64, .length = 1024, .type = &floats),
+				came_back, &l, &r));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 		rref_release(r);
 		tg_set_flag(0, 1);
@@ -214,7 +217,8 @@ static void *make_many(void *arg)
 		struct rref_view *v;
 		struct rref *r;
 
-		TG_OK(rref_wrap(m->l->mem, TG_VALUE(.data = m->l->at + at, .length = 1000), one_back, &m->back, &r));
+		TG_OK(rref_wrap(m->l->mem, TG_VALUE(.data = m->l->at + at, .length = 1000),
+				one_back, &m->back, &r));
 		if (i % 3 == 0)
 			TG_IS(tg_sum_there(m->ctx, 1, &r, 1), tg_byte(at, 6));
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
@@ -299,7 +303,9 @@ TG_TEST(wrap__fork_of_the_process, 2)
 			alarm(20);
 			TG_IS(rref_mem_alloc(ctx, 1, &m, &at), -ECHILD);
 			TG_IS(rref_mem_register(ctx, &l, 1, &m), -ECHILD);
-			TG_IS(rref_wrap(l.mem, TG_VALUE(.data = l.at, .length = 1), came_back, &l, &other), -ECHILD);
+			TG_IS(rref_wrap(l.mem, TG_VALUE(.data = l.at, .length = 1), came_back, &l,
+					&other),
+			      -ECHILD);
 			TG_IS(rref_mem_deregister(l.mem), -ECHILD);
 			rref_view_free(v);
 			rref_release(r);
@@ -381,7 +387,8 @@ TG_TEST(refused__arguments, 2)
 			tg_fill(map, 4096, 7);
 			TG_IS(mprotect(map, 4096, PROT_READ), 0);
 			TG_OK(rref_mem_register(ctx, map, 4096, &m));
-			TG_OK(rref_wrap(m, TG_VALUE(.data = map + 1, .length = 4000), NULL, NULL, &r));
+			TG_OK(rref_wrap(m, TG_VALUE(.data = map + 1, .length = 4000), NULL, NULL,
+					&r));
 			read_there(ctx, 1, r, (struct range){ .offset = 1, .length = 4000, .seed = 7 });
 			rref_release(r);
 			for (int64_t end = now_ns() + TG_LONG_NS; rref_mem_deregister(m); usleep(1000)) {
@@ -397,22 +404,33 @@ TG_TEST(refused__arguments, 2)
 		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1), NULL, NULL, NULL), -EINVAL);
 		TG_IS(rref_wrap(m, TG_VALUE(.data = at), NULL, NULL, &r), -EINVAL);
 		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 101), NULL, NULL, &r), -EINVAL);
-		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 100, .length = 1), NULL, NULL, &r), -EINVAL);
-		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 101, .length = SIZE_MAX - 50), NULL, NULL, &r),
+		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 100, .length = 1), NULL, NULL, &r),
 		      -EINVAL);
-		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at - 1, .length = 2), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 101, .length = SIZE_MAX - 50),
+				NULL, NULL, &r),
+		      -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at - 1, .length = 2), NULL, NULL, &r),
+		      -EINVAL);
 		TG_TEXT("2 bytes at");
-		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 50, .length = SIZE_MAX), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = (char *)at + 50, .length = SIZE_MAX), NULL,
+				NULL, &r),
+		      -EINVAL);
 		TG_IS(rref_wrap(m, TG_VALUE(.length = 1), NULL, NULL, &r), -EINVAL);
 		TG_IS(rref_wrap(m, NULL, NULL, NULL, &r), -EINVAL);
 		TG_TEXT("no description");
-		TG_IS(rref_wrap(m, TG_VALUE(.segments = &part, .nr_segments = 1), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.segments = &part, .nr_segments = 1), NULL, NULL, &r),
+		      -EINVAL);
 		TG_TEXT("one segment");
-		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .refs = &r, .nr_refs = 1), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .refs = &r, .nr_refs = 1),
+				NULL, NULL, &r),
+		      -EINVAL);
 		TG_TEXT("reference 0 is NULL");
-		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .type = &local), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .type = &local), NULL, NULL,
+				&r),
+		      -EINVAL);
 		TG_TEXT("local only");
-		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .type = &bad), NULL, NULL, &r), -EINVAL);
+		TG_IS(rref_wrap(m, TG_VALUE(.data = at, .length = 1, .type = &bad), NULL, NULL, &r),
+		      -EINVAL);
 		TG_CHECK(!r);
 		TG_IS(rref_mem_deregister(m), 0);
 		TG_IS(tg_stats(ctx).registered_bytes >= before.registered_bytes, 1);
