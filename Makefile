@@ -157,6 +157,9 @@ $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 		-o $@ $(LIB_OBJ) $(B)/jemalloc.o $(LIBS)
 	$(Q)ln -sf $(SO) $(B)/librref.so
 
+# It counts the turns of the lock.
+$(BIN)/proc/value/release_batch_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock
+
 # A test program: of each kind, in whatever folder.
 $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)

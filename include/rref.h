@@ -204,7 +204,8 @@ struct rref_function {
 
 /*
  * Profiling scopes: the hook of the options hears the begin and, exactly once, the end of
- *   to_here, to_here_into, to_here_batch, to_here_async      #(this worker)->(owner)    batch: the first reference's owner
+ *   to_here, to_here_into, to_here_async                     #(this worker)->(owner)
+ *   to_here_batch, to_here_into_batch                        the same, of the first reference's owner
  *   rpc_sync, rpc_async, remote                              #function(this worker)->(callee)
  *   view_refs, view_refs_async                               #(this worker)->(owner)    of the view's value
  *   new, alloc, wrap                                         #(this worker)->(this worker)
@@ -600,6 +601,13 @@ RREF_API struct rref *rref_dup(struct rref *ref);
  */
 RREF_API void rref_release(struct rref *ref);
 
+/*
+ * rref_release_batch: as rref_release of each of refs[0, nr), in that order; NULL among them is
+ * skipped, and so is one that is refused. They may be of several contexts. Up to 256 in a row of
+ * one context cost one turn of the lock that a loop takes for each. refs: borrowed during the call.
+ */
+RREF_API void rref_release_batch(struct rref *const *refs, size_t nr);
+
 /* ---- types and values of several segments ------------------------------------------------------------------ */
 
 /*
@@ -755,6 +763,24 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
  * NULL where it is -errno. Returns how many succeeded, or -errno if nothing was started. May block.
  */
 RREF_API int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status);
+
+/* A read of rref_to_here_into_batch. */
+struct rref_into {
+	struct rref *ref;
+	void *buf;               /* the program's memory, of length bytes; borrowed during the call */
+	size_t offset;           /* of the value, in bytes */
+	size_t length;           /* at most so many bytes from there */
+	size_t got;              /* told: bytes written to buf, as by rref_to_here_into; 0 on failure */
+	int status;              /* told: 0 or -errno */
+};
+
+/*
+ * rref_to_here_into_batch: as rref_to_here_into of each of reads[0, nr), at once as by
+ * rref_to_here_batch. Buffers that overlap hold bytes of one of their reads each. Returns how many
+ * succeeded, or -errno if nothing was started. A batch of values whose sum is more than
+ * max_landing_bytes is read in turns. May block.
+ */
+RREF_API int rref_to_here_into_batch(struct rref_into *reads, size_t nr, int64_t timeout);
 
 /*
  * rref_local_value: the owner's view of its value, waiting for it if it is not ready; no traffic. *out as rref_to_here.

@@ -18,6 +18,23 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 /* to_here.c */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* finds the way: post, wait, or fail */
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
+int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out);
+int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got);
+size_t rc_read_copy(struct rref_view *v, void *buf, size_t offset, size_t length);
+int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out);
+int rc_read_cannot(const struct rref *ref, const void *out, const char *what);
+
+static inline bool rc_read_ready_here(const struct rref *ref)
+{
+	return ref->owned && at_load_acq(&ref->state) == RC_H_READY;
+}
+
+/* Makes a view of an own value that is ready: one atomic increment, and all share one struct. */
+static inline struct rref_view *rc_read_alias(struct rref *ref)
+{
+	at_add(&ref->value->pins, 1);
+	return &ref->value->view;
+}
 /*
  * A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole; *fl is
  * another flight then, and v is not the caller's any more.

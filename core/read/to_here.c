@@ -20,18 +20,6 @@
 #include "core/read/read.h"
 #include "core/session/session.h"
 
-static bool ready_here(const struct rref *ref)
-{
-	return ref->owned && at_load_acq(&ref->state) == RC_H_READY;
-}
-
-/* An alias of an own value that is ready: one atomic increment, and every alias is the same struct. */
-static struct rref_view *alias(struct rref *ref)
-{
-	at_add(&ref->value->pins, 1);
-	return &ref->value->view;
-}
-
 /*
  * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
  * consumed if that fails, which completes the future. f->handle is set. [lock]
@@ -83,7 +71,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	return 0;
 }
 
-static __attribute__((noinline, cold)) int cannot(struct rref *ref, const void *out, const char *what)
+__attribute__((noinline, cold)) int rc_read_cannot(const struct rref *ref, const void *out, const char *what)
 {
 	if (!ref || !out)
 		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
@@ -92,13 +80,13 @@ static __attribute__((noinline, cold)) int cannot(struct rref *ref, const void *
 	return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
 }
 
-static inline int check(struct rref *ref, const void *out, const char *what)
+static inline int check(const struct rref *ref, const void *out, const char *what)
 {
-	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : cannot(ref, out, what);
+	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : rc_read_cannot(ref, out, what);
 }
 
 /* Waits for f, until deadline or, if that is below 0, for timeout; takes its view and frees it. */
-static int finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out)
+int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out)
 {
 	struct rref_ctx *ctx = f->ctx;
 	int err;
@@ -119,7 +107,7 @@ static int finish(struct rref_future *f, int64_t deadline, int64_t timeout, stru
 	return err;
 }
 
-static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
+int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
 {
 	struct rref_future *f;
 	int err = rc_op_get(ref->ctx, 0, &f);
@@ -133,14 +121,14 @@ static int read_range(struct rref *ref, size_t offset, size_t length, int64_t ti
 	f->length = length;
 	f->whole = length == SIZE_MAX;
 	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
-	return finish(f, -1, timeout, out);
+	return rc_read_finish(f, -1, timeout, out);
 }
 
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
-	return read_range(ref, 0, SIZE_MAX, timeout, out);
+	return rc_read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
 /* No slot has to come in time: as long as there is none, the flight keeps the landing buffer if it has to. */
@@ -187,7 +175,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 	}
 	rc_unlock(ctx);
 	if (left)
-		return finish(f, deadline, timeout, out);
+		return rc_read_finish(f, deadline, timeout, out);
 	rc_op_fail(f, -ECANCELED, -1, NULL, false);
 	rc_op_put(f); /* the engine's hold, which never saw it */
 	rc_op_put(f);
@@ -240,8 +228,8 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, 
 		err = wait_for_creation(ref, &timeout);
 	if (err)
 		; /* it has its words */
-	else if (ready_here(ref))
-		*out = alias(ref);
+	else if (rc_read_ready_here(ref))
+		*out = rc_read_alias(ref);
 	else if (at_load_acq(&ref->quick))
 		err = rc_quick_read(ref, timeout, out);
 	else
@@ -277,29 +265,34 @@ int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return rref_to_here(ref, timeout, out);
 }
 
-static int read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+/*
+ * Copies what a read brought into the program's buffer, and frees the view. Returns the bytes
+ * copied. The program's memory is written by this thread only, so that nothing can come late. An
+ * alias is of the whole value, a landing buffer begins at offset.
+ */
+size_t rc_read_copy(struct rref_view *v, void *buf, size_t offset, size_t length)
 {
-	struct rref_view *v;
-
-	if (ready_here(ref)) {
-		v = alias(ref);
-	} else {
-		int err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
-		if (err)
-			return err;
-	}
-	/*
-	 * Through a landing buffer: the caller's memory is written by this thread only, so that nothing can come late.
-	 * An alias is of the whole value, a landing buffer begins at offset.
-	 */
 	size_t skip = rc_value_of(v) ? min_of(offset, v->length) : 0;
 	size_t n = min_of(length, v->length - skip);
 
 	if (n)
 		memcpy(buf, (const char *)v->data + skip, n);
-	*got = n;
 	rref_view_free(v);
-	return 0;
+	return n;
+}
+
+int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+{
+	struct rref_view *v;
+	int err = 0;
+
+	if (rc_read_ready_here(ref))
+		v = rc_read_alias(ref);
+	else
+		err = rc_read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
+	if (!err)
+		*got = rc_read_copy(v, buf, offset, length);
+	return err;
 }
 
 int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
@@ -313,7 +306,7 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here_into", NULL, ref->ctx->rank, ref->owner);
 
-	err = read_into(ref, buf, offset, length, timeout, got);
+	err = rc_read_into(ref, buf, offset, length, timeout, got);
 	rc_scope_end(ref->ctx, s, err);
 	return err;
 }
@@ -336,10 +329,10 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	f->offset = 0;
 	f->length = SIZE_MAX;
 	f->whole = true;
-	if (ready_here(ref)) {
+	if (rc_read_ready_here(ref)) {
 		f->peer = ref->owner;
 		rc_op_claim(f);
-		f->view = alias(ref);
+		f->view = rc_read_alias(ref);
 		rc_op_finish(f, false);
 		rc_op_put(f);
 	} else {
@@ -349,128 +342,4 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	}
 	*out = f;
 	return 0;
-}
-
-/* The reads of a batch that can be posted at once, grouped by owner: chains of indexes. */
-struct batch {
-	struct rref_ctx *ctx;
-	struct rref_future **f;      /* of each element; NULL when it has none (any more) */
-	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
-};
-
-/* Starts what was gathered: one doorbell per owner and RC_BATCH_MAX. */
-static void batch_flush(struct batch *b)
-{
-	for (uint32_t rank = 0; rank < b->ctx->world; rank++) {
-		struct rref_future *group[RC_BATCH_MAX];
-		unsigned n = 0;
-
-		for (uint32_t i = b->head[rank]; i != UINT32_MAX; i = b->next[i]) {
-			group[n++] = b->f[i];
-			if (n == RC_BATCH_MAX || b->next[i] == UINT32_MAX) {
-				rc_read_start_many(b->ctx, &b->ctx->peers[rank], group, n);
-				n = 0;
-			}
-		}
-		b->head[rank] = UINT32_MAX;
-	}
-}
-
-static void batch_add(struct batch *b, uint32_t i, struct rref *ref)
-{
-	struct rref_future *f = b->f[i];
-
-	f->offset = 0;
-	f->length = SIZE_MAX;
-	f->whole = true;
-	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
-		rc_read_begin(ref, f, INT64_MAX);
-		return;
-	}
-	f->peer = ref->owner;
-	f->handle = rref_dup(ref);
-	f->loc = rc_remote(ref)->loc;
-	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
-	b->next[i] = b->head[ref->owner];
-	b->head[ref->owner] = i;
-}
-
-int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views, int *status)
-{
-	RB_NO_CANCEL;
-	struct rref_ctx *ctx = NULL;
-	struct batch b;
-	size_t done = 0;
-	uint32_t owner = 0;
-	int good = 0;
-
-	if (!nr)
-		return 0;
-	if (!refs || !views || !status || nr > INT32_MAX)
-		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
-	for (size_t i = 0; i < nr && !ctx; i++) {
-		ctx = refs[i] ? refs[i]->ctx : NULL;
-		owner = refs[i] ? refs[i]->owner : 0;
-	}
-	if (!ctx)
-		return rc_fail(EINVAL, "rref_to_here_batch: no reference");
-	int err = rc_enter(ctx);
-
-	if (err)
-		return err;
-	int64_t deadline = rc_deadline(ctx, timeout);
-
-	b.ctx = ctx;
-	struct rc_scope *scope = rc_scope_begin(ctx, "to_here_batch", NULL, ctx->rank, owner);
-
-	b.f = calloc(nr, sizeof(*b.f));
-	b.next = calloc(nr, sizeof(*b.next));
-	b.head = malloc(ctx->world * sizeof(*b.head));
-	if (!b.f || !b.next || !b.head) {
-		good = rc_fail(ENOMEM, "memory for a batch of %zu", nr);
-		goto out;
-	}
-	memset(b.head, 0xff, ctx->world * sizeof(*b.head));
-	/* All are started before any is waited for; when the slots do not suffice, the first ones are finished meanwhile. */
-	for (size_t i = 0; i < nr; i++) {
-		views[i] = NULL;
-		status[i] = check(refs[i], views, "rref_to_here_batch");
-		if (!status[i] && refs[i]->ctx != ctx)
-			status[i] = rc_fail(EINVAL, "rref_to_here_batch: reference %zu is of another context", i);
-		if (status[i])
-			continue;
-		if (ready_here(refs[i])) {
-			views[i] = alias(refs[i]);
-			continue;
-		}
-		if (ctx->peers[refs[i]->owner].kind == RV_SHM && at_load_acq(&refs[i]->quick)) {
-			/* No doorbell to share, and nothing to wait for. */
-			status[i] = rc_quick_read(refs[i], max_of(deadline - now_ns(), 0), &views[i]);
-			continue;
-		}
-		while ((status[i] = rc_op_get(ctx, 0, &b.f[i])) == -EAGAIN && done < i) {
-			batch_flush(&b);
-			if (b.f[done])
-				status[done] = finish(b.f[done], deadline, 0, &views[done]);
-			b.f[done++] = NULL;
-		}
-		if (status[i] == -EAGAIN)
-			status[i] = rc_op_get(ctx, deadline, &b.f[i]);
-		if (status[i])
-			b.f[i] = NULL;
-		else
-			batch_add(&b, (uint32_t)i, refs[i]);
-	}
-	batch_flush(&b);
-	for (size_t i = done; i < nr; i++)
-		if (b.f[i])
-			status[i] = finish(b.f[i], deadline, 0, &views[i]);
-	for (size_t i = 0; i < nr; i++)
-		good += status[i] == 0;
-out:
-	free(b.f);
-	free(b.next);
-	free(b.head);
-	rc_scope_end(ctx, scope, good < 0 ? good : 0);
-	return good;
 }

@@ -24,6 +24,8 @@ struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, nr) + 1, .created_on = ctx->rank };
 }
 
+#define RELEASE_TURN 256u /* references that one turn of the lock ends: others want it too */
+
 static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
 {
 	struct rref *h = rc_slab_get(remote ? &ctx->remotes : &ctx->handles);
@@ -186,28 +188,81 @@ static bool give_back(struct rref *ref)
 	return refs == 1;
 }
 
+/*
+ * Ends handles that nobody holds any more, a chain by drop_next from first to last: at once if the
+ * lock is free, else its holder does so after letting go of it. Never waits.
+ */
+static void drop(struct rref_ctx *ctx, struct rref *first, struct rref *last)
+{
+	struct rref *head = at_load(&ctx->dropped);
+
+	do
+		last->drop_next = head;
+	while (!atomic_compare_exchange_weak(&ctx->dropped, &head, first)); /* sc: partner of rc_unlock's look */
+	if (rc_trylock(ctx)) {
+		rc_drain_dropped(ctx);
+		rc_unlock(ctx);
+	}
+}
+
 void rref_release(struct rref *ref)
 {
 	RB_NO_CANCEL;
-	struct rref_ctx *ctx;
-	struct rref *head;
 
 	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
 		return;
-	ctx = ref->ctx;
-	if (likely(rc_trylock(ctx))) {
+	if (likely(rc_trylock(ref->ctx))) {
+		struct rref_ctx *ctx = ref->ctx;
+
 		over(ctx, ref);
 		rc_unlock(ctx);
 		return;
 	}
-	head = at_load(&ctx->dropped);
-	do
-		ref->drop_next = head;
-	while (!atomic_compare_exchange_weak(&ctx->dropped, &head, ref)); /* sc: partner of rc_unlock's look */
-	/* Whoever holds the lock looks again after letting go of it, so nobody needs to wait here. */
-	if (rc_trylock(ctx)) {
-		rc_drain_dropped(ctx);
-		rc_unlock(ctx);
+	drop(ref->ctx, ref, ref);
+}
+
+/* Releases refs[0, nr) of one context, those whose last hold this was in one turn of the lock. */
+static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t nr)
+{
+	struct rref *first = NULL, *last = NULL;
+
+	for (size_t i = 0; i < nr; i++) {
+		if (!refs[i] || !give_back(refs[i]))
+			continue;
+		if (last)
+			last->drop_next = refs[i];
+		else
+			first = refs[i];
+		last = refs[i];
+	}
+	if (last)
+		drop(ctx, first, last);
+}
+
+/* Counts the references from refs on that one turn of the lock takes: of one context, or NULL. */
+static size_t turn_length(struct rref *const *refs, size_t nr, struct rref_ctx **ctx)
+{
+	size_t n;
+
+	*ctx = NULL;
+	for (n = 0; n < nr && n < RELEASE_TURN; n++) {
+		if (refs[n] && *ctx && refs[n]->ctx != *ctx)
+			break;
+		if (refs[n])
+			*ctx = refs[n]->ctx;
+	}
+	return n;
+}
+
+void rref_release_batch(struct rref *const *refs, size_t nr)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx;
+
+	for (size_t n; refs && nr; refs += n, nr -= n) {
+		n = turn_length(refs, nr, &ctx);
+		if (ctx && !rc_is_child(ctx))
+			release_turn(ctx, refs, n);
 	}
 }
 

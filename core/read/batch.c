@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Batches of reads: into views, or into the program's own memory. All are started before any is
+ * waited for, so that the reads of one owner share doorbells, and READs where values lie side by
+ * side (merge.c). When the operations do not suffice, the first reads are finished meanwhile.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/scope.h"
+#include "core/read/internal.h"
+#include "core/read/read.h"
+
+struct batch {
+	struct rref_ctx *ctx;
+	const char *what;            /* the public function */
+	int64_t deadline;
+	size_t nr, done;             /* reads before done have ended */
+	struct rref_into *into;      /* the program's memory; NULL: views */
+	struct rref *const *refs;    /* of a batch of views */
+	struct rref_view **views;
+	int *status;
+	struct rref_future **f;      /* of each read; NULL when it has none (any more) */
+	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+};
+
+static struct rref *ref_of(const struct batch *b, size_t i)
+{
+	return b->into ? b->into[i].ref : b->refs[i];
+}
+
+/* Ends read i: v is what came if err is 0. */
+static void put(struct batch *b, size_t i, int err, struct rref_view *v)
+{
+	struct rref_into *into = b->into ? &b->into[i] : NULL;
+
+	if (!into) {
+		b->status[i] = err;
+		b->views[i] = err ? NULL : v;
+		return;
+	}
+	into->status = err;
+	into->got = err ? 0 : rc_read_copy(v, into->buf, into->offset, into->length);
+}
+
+static int status_of(const struct batch *b, size_t i)
+{
+	return b->into ? b->into[i].status : b->status[i];
+}
+
+/* Waits for read i, which has an operation. */
+static void finish(struct batch *b, size_t i)
+{
+	struct rref_view *v = NULL;
+	int err = rc_read_finish(b->f[i], b->deadline, 0, &v);
+
+	b->f[i] = NULL;
+	put(b, i, err, v);
+}
+
+/* Starts what was gathered: one doorbell per owner and RC_BATCH_MAX. */
+static void flush(struct batch *b)
+{
+	for (uint32_t rank = 0; rank < b->ctx->world; rank++) {
+		struct rref_future *group[RC_BATCH_MAX];
+		unsigned n = 0;
+
+		for (uint32_t i = b->head[rank]; i != UINT32_MAX; i = b->next[i]) {
+			group[n++] = b->f[i];
+			if (n == RC_BATCH_MAX || b->next[i] == UINT32_MAX) {
+				rc_read_start_many(b->ctx, &b->ctx->peers[rank], group, n);
+				n = 0;
+			}
+		}
+		b->head[rank] = UINT32_MAX;
+	}
+}
+
+/* Whether read i wants all bytes of a value of that length. */
+static bool wants_all(const struct batch *b, size_t i, uint64_t length)
+{
+	return !b->into || (b->into[i].offset == 0 && b->into[i].length >= length);
+}
+
+/* Gathers read i, which has an operation, or starts it if it cannot be posted yet. */
+static void gather(struct batch *b, uint32_t i)
+{
+	struct rref_future *f = b->f[i];
+	struct rref *ref = ref_of(b, i);
+
+	f->offset = b->into ? b->into[i].offset : 0;
+	f->length = b->into ? min_of(b->into[i].length, SIZE_MAX - 1) : SIZE_MAX;
+	f->whole = !b->into;
+	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
+		rc_read_begin(ref, f, INT64_MAX);
+		return;
+	}
+	f->peer = ref->owner;
+	f->handle = rref_dup(ref);
+	f->loc = rc_remote(ref)->loc;
+	/* All of one segment: it can share a READ. */
+	f->whole |= wants_all(b, i, f->loc.length) && f->loc.nr_segments <= 1;
+	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+	b->next[i] = b->head[ref->owner];
+	b->head[ref->owner] = i;
+}
+
+static int check(const struct batch *b, size_t i)
+{
+	struct rref *ref = ref_of(b, i);
+	int err = ref && rc_usable(ref->ctx) ? 0 : rc_read_cannot(ref, b, b->what);
+
+	if (!err && ref->ctx != b->ctx)
+		return rc_fail(EINVAL, "%s: reference %zu is of another context", b->what, i);
+	if (!err && b->into && b->into[i].length && !b->into[i].buf)
+		return rc_fail(EINVAL, "%s: read %zu has no buffer", b->what, i);
+	return err;
+}
+
+/* Ends read i at once if no operation is needed for it: it is refused, or an own value, or copied by this thread. */
+static bool ends_at_once(struct batch *b, size_t i)
+{
+	struct rref *ref = ref_of(b, i);
+	struct rref_view *v = NULL;
+	int err = check(b, i);
+
+	if (!err && rc_read_ready_here(ref))
+		v = rc_read_alias(ref);
+	else if (!err && b->ctx->peers[ref->owner].kind == RV_SHM && at_load_acq(&ref->quick) &&
+		 wants_all(b, i, rc_remote(ref)->loc.length))
+		/* No doorbell to share, and nothing to wait for. */
+		err = rc_quick_read(ref, max_of(b->deadline - now_ns(), 0), &v);
+	else if (!err)
+		return false;
+	put(b, i, err, v);
+	return true;
+}
+
+static void start(struct batch *b, size_t i)
+{
+	int err;
+
+	if (ends_at_once(b, i))
+		return;
+	while ((err = rc_op_get(b->ctx, 0, &b->f[i])) == -EAGAIN && b->done < i) {
+		flush(b);
+		if (b->f[b->done])
+			finish(b, b->done);
+		b->done++;
+	}
+	if (err == -EAGAIN)
+		err = rc_op_get(b->ctx, b->deadline, &b->f[i]);
+	if (err) {
+		b->f[i] = NULL;
+		put(b, i, err, NULL);
+	} else {
+		gather(b, (uint32_t)i);
+	}
+}
+
+/*
+ * Reads anew what found no landing buffer: the others of the batch had them, and the program's
+ * memory is there already.
+ */
+static void read_again(struct batch *b)
+{
+	for (size_t i = 0; i < b->nr; i++) {
+		struct rref_into *r = &b->into[i];
+
+		if (r->status == -ENOMEM)
+			r->status = rc_read_into(r->ref, r->buf, r->offset, r->length,
+						 max_of(b->deadline - now_ns(), 0), &r->got);
+	}
+}
+
+/* Returns how many reads succeeded. */
+static int run(struct batch *b)
+{
+	int good = 0;
+
+	for (size_t i = 0; i < b->nr; i++)
+		start(b, i);
+	flush(b);
+	for (size_t i = b->done; i < b->nr; i++)
+		if (b->f[i])
+			finish(b, i);
+	if (b->into)
+		read_again(b);
+	for (size_t i = 0; i < b->nr; i++)
+		good += status_of(b, i) == 0;
+	return good;
+}
+
+/* Returns the reference by which the batch finds its context, NULL if it has none at all. */
+static struct rref *first_ref(const struct batch *b)
+{
+	struct rref *ref = NULL;
+
+	for (size_t i = 0; i < b->nr && !ref; i++)
+		ref = ref_of(b, i);
+	return ref;
+}
+
+static int run_scoped(struct batch *b, int64_t timeout)
+{
+	const struct rref *first = first_ref(b);
+	int good, err = first ? rc_enter(first->ctx) : rc_fail(EINVAL, "%s: no reference", b->what);
+
+	if (err)
+		return err;
+	b->ctx = first->ctx;
+	b->deadline = rc_deadline(b->ctx, timeout);
+	struct rc_scope *scope =
+		rc_scope_begin(b->ctx, b->what + sizeof("rref_") - 1, NULL, b->ctx->rank, first->owner);
+
+	b->f = calloc(b->nr, sizeof(*b->f));
+	b->next = calloc(b->nr, sizeof(*b->next));
+	b->head = malloc(b->ctx->world * sizeof(*b->head));
+	if (b->f && b->next && b->head) {
+		memset(b->head, 0xff, b->ctx->world * sizeof(*b->head));
+		good = run(b);
+	} else {
+		good = rc_fail(ENOMEM, "memory for a batch of %zu", b->nr);
+	}
+	free(b->f);
+	free(b->next);
+	free(b->head);
+	rc_scope_end(b->ctx, scope, good < 0 ? good : 0);
+	return good;
+}
+
+int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views,
+		       int *status)
+{
+	RB_NO_CANCEL;
+	struct batch b = { .what = "rref_to_here_batch", .nr = nr, .refs = refs, .views = views,
+			   .status = status };
+
+	if (!nr)
+		return 0;
+	if (!refs || !views || !status || nr > INT32_MAX)
+		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
+	return run_scoped(&b, timeout);
+}
+
+int rref_to_here_into_batch(struct rref_into *reads, size_t nr, int64_t timeout)
+{
+	RB_NO_CANCEL;
+	struct batch b = { .what = "rref_to_here_into_batch", .nr = nr, .into = reads };
+
+	if (!nr)
+		return 0;
+	if (!reads || nr > INT32_MAX)
+		return rc_fail(EINVAL, "rref_to_here_into_batch: reads is NULL, or %zu are too many", nr);
+	return run_scoped(&b, timeout);
+}
