@@ -278,6 +278,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	at_store(&ctx->timeout, o->timeout);
 	ctx->peer_timeout = o->peer_timeout;
 	ctx->stall_timeout = o->stall_timeout;
+	ctx->session_events = &rc_router_session;
 	ctx->score_limit = RC_SCORE_LIMIT;
 	ctx->answer_ns = max_of(RC_ANSWER_NS, min_of(ctx->peer_timeout, INT64_MAX / 2));
 	ctx->mode = o->mode;

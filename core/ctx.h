@@ -33,6 +33,7 @@
 #include "core/group/group.h"
 #include "core/op/future.h"
 #include "core/protocol/protocol.h"
+#include "core/session/events.h"
 #include "core/session/peer.h"
 #include "core/session/resume.h"
 #include "core/value/ref.h"
@@ -125,6 +126,7 @@ struct rref_ctx {
 	uint32_t fork_generation;         /* [const] */
 	uint32_t gate;                    /* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
 	uint32_t rank, world;
+	const struct rc_session_events *session_events; /* [const] */
 	struct rc_scopes *scopes;         /* [const] NULL = off; scope.c */
 	struct rc_peer *peers;            /* [const] array of world */
 	struct rc_member *members;        /* [const] */

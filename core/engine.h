@@ -9,6 +9,7 @@
 void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
 
 /* router.c */
+extern const struct rc_session_events rc_router_session;
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length); /* [lock] */
 
 /* effects.c */

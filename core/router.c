@@ -134,3 +134,53 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	if (likely(!self) && rc_same_session(ctx, from->rank, epoch))
 		rc_send_after(ctx, from);
 }
+
+/* ---- events of sessions ---- */
+
+static void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
+			       int wc)
+{
+	if (!rc_flight_event(ctx, p, cookie, status, wc))
+		rc_read_event(ctx, cookie, status, wc);
+	if (p && unlikely(at_load(&p->nr_waiting)))
+		rc_read_pump(ctx, p);
+}
+
+static void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	rc_quick_fence(ctx, p);
+	rc_pieces_stop(p);
+}
+
+static void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
+			   const char *why)
+{
+	if (m->frame.type == RW_CALL)
+		rc_call_unsent(ctx, p->rank, &m->u.call, err, why);
+	else
+		rc_type_unsent(ctx, &m->u.type, err, why);
+}
+
+static void session_ended(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+{
+	struct list *n;
+
+	rc_payloads_fenced(ctx, p);
+	rc_calls_fenced(ctx, p);
+	rc_ops_fail_peer(ctx, p->rank, status, why);
+	while ((n = list_pop(&p->waiting))) {
+		at_sub(&p->nr_waiting, 1);
+		rc_read_fail(container_of(n, struct rref_future, node), status);
+	}
+}
+
+const struct rc_session_events rc_router_session = {
+	.message = rc_message,
+	.read_ended = session_read_ended,
+	.reads_may = rc_read_pump,
+	.reads_stop = session_reads_stop,
+	.unsent = session_unsent,
+	.ended = session_ended,
+	.one_fewer = rc_barrier_check,
+	.is_awaited = rc_barrier_misses,
+};

@@ -21,7 +21,6 @@
 
 #include "core/base/log.h"
 #include "core/ctx.h"
-#include "core/engine.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
@@ -143,7 +142,7 @@ static bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
 	if (p->cut_off)
 		return at_load(&ctx->state) == RC_CTX_RUNNING;
 	/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
-	return rc_barrier_misses(ctx, p->rank) ||
+	return ctx->session_events->is_awaited(ctx, p->rank) ||
 	       (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
 }
 

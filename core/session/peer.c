@@ -26,11 +26,8 @@
 
 #include "core/base/lock.h"
 #include "core/base/log.h"
-#include "core/call/call.h"
 #include "core/ctx.h"
-#include "core/engine.h"
 #include "core/op/step.h"
-#include "core/read/read.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
@@ -97,7 +94,7 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	p->authenticated = true;
 	at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
-	rc_read_pump(ctx, p);
+	ctx->session_events->reads_may(ctx, p);
 }
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
@@ -215,8 +212,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	at_store_sc(&p->conn, NULL);
 	while (at_load_sc(&p->readers))
 		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
-	rc_quick_fence(ctx, p);
-	rc_pieces_stop(p);
+	ctx->session_events->reads_stop(ctx, p);
 }
 
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
@@ -224,7 +220,6 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	struct rv_conn *link = p->link;
 	bool was_alive = at_load(&p->alive);
 	char named[RP_TEXT_MAX]; /* an operation's text stands alone, so it names the worker */
-	struct list *n;
 
 	if (p->rank == ctx->rank)
 		return;
@@ -263,16 +258,10 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->grace_at = now_ns() + GRACE_NS;
 	p->fenced = true;
 	rc_step(ctx, &ev, NULL);
-	rc_payloads_fenced(ctx, p);
-	rc_calls_fenced(ctx, p);
-	rc_ops_fail_peer(ctx, p->rank, status, named);
-	while ((n = list_pop(&p->waiting))) {
-		at_sub(&p->nr_waiting, 1);
-		rc_read_fail(container_of(n, struct rref_future, node), status);
-	}
+	ctx->session_events->ended(ctx, p, status, named);
 	if (was_alive)
 		rc_peer_is_down(ctx, p, status);
-	rc_barrier_check(ctx);
+	ctx->session_events->one_fewer(ctx);
 }
 
 /* (4): what the old session left behind goes before the new one begins. */
@@ -299,6 +288,6 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		rc_stall_tick(ctx, p, now);
 		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
 		if (at_load(&p->nr_waiting))
-			rc_read_pump(ctx, p);
+			ctx->session_events->reads_may(ctx, p);
 	}
 }

@@ -9,9 +9,7 @@
 
 #include "core/base/log.h"
 #include "core/ctx.h"
-#include "core/engine.h"
 #include "core/op/step.h"
-#include "core/read/read.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
@@ -269,7 +267,7 @@ static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 {
 	rc_count_received(ctx, p, ev->data, ev->len);
 	if (p->authenticated) {
-		rc_message(ctx, p, ev->data, ev->len);
+		ctx->session_events->message(ctx, p, ev->data, ev->len);
 	} else {
 		int err = on_first_message(ctx, p, ev);
 
@@ -284,10 +282,7 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 		rc_stall_event(ctx, p, status);
 		return;
 	}
-	if (!rc_flight_event(ctx, p, cookie, status, wc))
-		rc_read_event(ctx, cookie, status, wc);
-	if (p && unlikely(at_load(&p->nr_waiting)))
-		rc_read_pump(ctx, p);
+	ctx->session_events->read_ended(ctx, p, cookie, status, wc);
 }
 
 static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
@@ -388,7 +383,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 		any_event(ctx, d, ev);
 	} else {
 		rc_count_received(ctx, p, ev->data, ev->len);
-		rc_message(ctx, p, ev->data, ev->len);
+		ctx->session_events->message(ctx, p, ev->data, ev->len);
 		d->ops->recv_done(d->dev, ev->token);
 	}
 }

@@ -24,12 +24,10 @@
 
 #include "core/base/kick.h"
 #include "core/base/log.h"
-#include "core/call/call.h"
 #include "core/ctx.h"
 #include "core/session/inject.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
-#include "core/value/value.h"
 
 #define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
 #define TRIES_MAX 10u                     /* about 0.85 s in all */
@@ -373,19 +371,12 @@ static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing 
 	/* One that is sent again has a number, which would be missing. */
 	if (!list_empty(&p->unacked.again) || rw_decode(o->bytes, o->length, ctx->world, &m))
 		m.frame.type = 0;
-	if (m.frame.type == RW_CALL) {
-		snprintf(why, sizeof(why), "the call could not be sent to %.80s: %.50s, %u times", p->member->name,
-			 rref_strerror(err), o->tries);
+	if (m.frame.type == RW_CALL || m.frame.type == RW_TYPE_QUERY) {
+		snprintf(why, sizeof(why), "%s could not be sent to %.80s: %.50s, %u times",
+			 m.frame.type == RW_CALL ? "the call" : "the question for a type",
+			 p->member->name, rref_strerror(err), o->tries);
 		take_out(p, o);
-		rc_call_unsent(ctx, p->rank, &m.u.call, err, why);
-		free(o);
-		return;
-	}
-	if (m.frame.type == RW_TYPE_QUERY) {
-		snprintf(why, sizeof(why), "the question for a type could not be sent to %.80s: %.50s, %u times", p->member->name,
-			 rref_strerror(err), o->tries);
-		take_out(p, o);
-		rc_type_unsent(ctx, &m.u.type, err, why);
+		ctx->session_events->unsent(ctx, p, &m, err, why);
 		free(o);
 		return;
 	}
@@ -405,7 +396,7 @@ bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
 		    m.u.call.call_id != call_id)
 			continue;
 		take_out(p, o);
-		rc_call_unsent(ctx, p->rank, &m.u.call, -ECANCELED, "it was never sent");
+		ctx->session_events->unsent(ctx, p, &m, -ECANCELED, "it was never sent");
 		free(o);
 		return true;
 	}
