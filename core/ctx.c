@@ -300,7 +300,7 @@ static struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->wraps);
 	list_init(&ctx->wraps_out);
 	list_init(&ctx->hooks);
-	list_init(&ctx->deferred_work);
+	ctx->works.run_bare = rc_handle_dropped;
 	list_init(&ctx->spare_calls);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
 		list_init(&ctx->open_calls[i]);

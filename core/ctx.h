@@ -30,6 +30,7 @@
 #include "core/base/error.h"
 #include "core/base/hook.h"
 #include "core/base/slab.h"
+#include "core/base/work.h"
 #include "core/group/group.h"
 #include "core/op/future.h"
 #include "core/protocol/protocol.h"
@@ -166,9 +167,6 @@ struct rref_ctx {
 	struct list hooks;                /* [lock] struct rc_hook: the program's code that is due */
 	_Atomic uint32_t nr_hooks;        /* of these; written under the lock */
 	struct rc_log_lines *lines;       /* [const] log.c */
-	_Atomic uint32_t log_due;         /* sc: there are lines that no hook was queued for; partner: rc_arm */
-	struct list deferred_work;        /* [lock] struct rc_work */
-	uint32_t nr_works;                /* [lock] of these, and those being done */
 	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
 	struct list spare_calls;          /* [lock] plain ones that ended; serve.c */
 	uint32_t nr_spare_calls;          /* [lock] */
@@ -188,9 +186,8 @@ struct rref_ctx {
 	const void *progress_by;          /* [lock] the last thread in rref_progress, and when; see hook.c */
 	int64_t progress_at;
 
-	cache_aligned _Atomic(struct rref *) dropped; /* handles whose last hold is gone; MPSC stack */
+	struct rc_works works;
 	_Atomic uint64_t next_local_id;
-	_Atomic(struct rc_wrap *) returned;           /* wrapped memory that nobody uses any more; MPSC stack, wrap.c */
 
 	/* operations: see op.c */
 	cache_aligned _Atomic uint64_t op_free;   /* {tag:32, index+1:32} */

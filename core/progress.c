@@ -117,13 +117,11 @@ static inline int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
 		ctx->turn_at = now_ns();
 		rc_stall_beat(ctx, ctx->turn_at);
 	}
-	if (unlikely(at_load(&ctx->log_due)))
-		rc_log_schedule(ctx);
-	if (unlikely(at_load(&ctx->dropped)))
-		n += (int)rc_drain_dropped(ctx);
+	if (unlikely(at_load(&ctx->works.pushed)))
+		n += (int)rc_work_run_pushed(ctx);
 	if (unlikely(!list_empty(&ctx->self_queue)))
 		n += poll_self(ctx);
-	n += !list_empty(&ctx->deferred_work); /* is done when the lock is let go of */
+	n += ctx->works.first != NULL; /* is run when the lock is let go of */
 	n += look(ctx, ev, slow ? RV_POLL_SLOW : 0);
 	if (unlikely(slow))
 		tick(ctx);
@@ -146,8 +144,8 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	struct rv_event ev[BATCH];
 	int n = turn(ctx, ev, slow);
 
-	/* What else there is to do was looked at; only the devices, and other threads' drops, can bring more. */
-	while (!n && --looks && !at_load(&ctx->lock_wanted) && !at_load(&ctx->dropped))
+	/* What else there is to do was looked at; only the devices, and other threads' pushes, can bring more. */
+	while (!n && --looks && !at_load(&ctx->lock_wanted) && !at_load(&ctx->works.pushed))
 		n = look(ctx, ev, 0);
 	return n;
 }
@@ -305,9 +303,8 @@ static bool hooks_are_due(struct rref_ctx *ctx)
 static bool is_quiet(struct rref_ctx *ctx)
 {
 	/* sc: partner of the pushes that look at `sleeping`. */
-	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->dropped) && !at_load_sc(&ctx->log_due) &&
-	       list_empty(&ctx->self_queue) && list_empty(&ctx->deferred_work) &&
-	       !hooks_are_due(ctx);
+	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->works.pushed) &&
+	       list_empty(&ctx->self_queue) && !ctx->works.first && !hooks_are_due(ctx);
 }
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)

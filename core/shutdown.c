@@ -329,7 +329,7 @@ static void retire(void *arg, const struct rp_visit *v)
 /* Payloads: READs that have failed are seen to, and memory is freed. [lock, let go of meanwhile] */
 static void finish_work(struct rref_ctx *ctx)
 {
-	while (ctx->nr_works) {
+	while (ctx->works.nr || ctx->works.running) {
 		rc_unlock(ctx);
 		sched_yield();
 		rc_lock(ctx);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The progress lock. Two things happen at its release: deferred work of the library is done (payload.c), and what other
- * threads dropped meanwhile without waiting for the lock is taken care of: handles, and memory that goes back to the program
- * (wrap.c). None of the program's code runs here: see base/hook.h.
+ * The progress lock. Its release runs the library's work that waits for it: what its holder
+ * deferred, and what other threads pushed meanwhile without waiting for the lock (work.h). None of
+ * the program's code runs here: see hook.h.
  */
 #include <linux/futex.h>
 #include <sched.h>
@@ -12,8 +12,8 @@
 
 #include "core/base/kick.h"
 #include "core/base/lock.h"
+#include "core/base/work.h"
 #include "core/ctx.h"
-#include "core/value/value.h"
 
 /*
  * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
@@ -46,15 +46,6 @@ static inline void unlock(struct rref_ctx *ctx)
 		syscall(SYS_futex, &ctx->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-static unsigned length(const struct list *l)
-{
-	unsigned n = 0;
-
-	for (const struct list *i = l->next; i != l; i = i->next)
-		n++;
-	return n;
-}
-
 void rc_unlock_bare(struct rref_ctx *ctx)
 {
 	unlock(ctx);
@@ -71,65 +62,29 @@ void rc_pause(unsigned *turn)
 		nanosleep(&(struct timespec){ .tv_nsec = min_of(20 + n - 256, 1000u) * 1000L }, NULL);
 }
 
-void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
+/*
+ * Looks again after each release. sc. Pairs with rc_work_push: a thread that pushes while the lock
+ * is held does not wait.
+ */
+static __attribute__((noinline)) void run_and_unlock(struct rref_ctx *ctx)
 {
-	list_add_tail(&ctx->deferred_work, &w->node);
-	ctx->nr_works++;
-}
-
-/* The library's own work: it makes calls and callbacks ready. [lock] */
-static void run_work(struct rref_ctx *ctx)
-{
-	struct rc_error scratch;
-
-	rc_error_aside(&scratch);
-	for (unsigned n = length(&ctx->deferred_work); n > 0; n--) {
-		struct list *l = list_pop(&ctx->deferred_work);
-
-		if (!l)
-			break;
-		struct rc_work *w = container_of(l, struct rc_work, node);
-
-		w->run(ctx, w);
-		ctx->nr_works--;
-	}
-	rc_error_back(&scratch);
-}
-
-static bool is_due(struct rref_ctx *ctx)
-{
-	/* sc: partner of the pushes of rref_release and rc_wrap_over; whoever pushed while we held the lock did not wait. */
-	return at_load_sc(&ctx->dropped) || rc_wraps_due(ctx);
-}
-
-static __attribute__((noinline)) void unlock_and_run(struct rref_ctx *ctx)
-{
-	for (;;) {
-		if (unlikely(!list_empty(&ctx->deferred_work)))
-			run_work(ctx);
-		if (unlikely(!list_empty(&ctx->deferred_work)))
-			rc_kick(ctx); /* it goes on at somebody's next turn: the poller has to be awake for that */
-		if (rc_wraps_due(ctx))
-			rc_wraps_return(ctx);
+	do {
+		rc_work_run(ctx);
 		unlock(ctx);
-		if (likely(!is_due(ctx)) || !rc_trylock(ctx))
-			break;
-		rc_drain_dropped(ctx);
-	}
-	/* After the shutdown no other thread would ever run the release callbacks of what is let go of now. */
+	} while (unlikely(at_load_sc(&ctx->works.pushed)) && rc_trylock(ctx));
+	/* After the shutdown no other thread would ever run the release callbacks. */
 	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT && !rc_in_callback()))
 		rc_hooks_flush(ctx);
 }
 
 void rc_unlock(struct rref_ctx *ctx)
 {
-	if (unlikely(!list_empty(&ctx->deferred_work) || at_load(&ctx->returned))) {
-		unlock_and_run(ctx);
+	if (unlikely(ctx->works.first || at_load(&ctx->works.pushed))) {
+		run_and_unlock(ctx);
 		return;
 	}
 	unlock(ctx);
-	if (likely(!is_due(ctx)) || !rc_trylock(ctx))
-		return;
-	rc_drain_dropped(ctx);
-	unlock_and_run(ctx);
+	/* As in run_and_unlock. */
+	if (unlikely(at_load_sc(&ctx->works.pushed)) && rc_trylock(ctx))
+		run_and_unlock(ctx);
 }

@@ -11,7 +11,6 @@ void rc_lock(struct rref_ctx *ctx);
 void rc_unlock(struct rref_ctx *ctx); /* and does the library's own work that was deferred; never the program's */
 void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
 void rc_pause(unsigned *turn); /* between two looks at something that others will do: at first a moment, then up to 1 ms */
-void rc_defer(struct rref_ctx *ctx, struct rc_work *w); /* [lock] */
 
 /* Acquire: partner of the unlock's release. */
 static inline bool rc_trylock(struct rref_ctx *ctx)

@@ -23,8 +23,9 @@ struct line {
 };
 
 struct rc_log_lines {
-	struct rc_hook hook;
-	_Atomic bool hooked;          /* the hook is queued */
+	_Atomic bool announced;       /* work or hook is queued, and has not run yet */
+	struct rc_work work;          /* pushed; it queues the hook */
+	struct rc_hook hook;          /* delivers the lines */
 	pthread_mutex_t lock;
 	struct line *first, *last;    /* guarded by lock */
 	unsigned nr;                  /* guarded by lock */
@@ -35,8 +36,14 @@ struct rc_log_lines {
 static void run(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	/* Before the lines are looked at: a line that comes now brings the hook again. */
-	at_store_rel(&container_of(h, struct rc_log_lines, hook)->hooked, false);
+	at_store_rel(&container_of(h, struct rc_log_lines, hook)->announced, false);
 	rc_log_deliver(ctx);
+}
+
+/* [lock] */
+static void schedule(struct rref_ctx *ctx, struct rc_work *w)
+{
+	rc_hook_push(ctx, &container_of(w, struct rc_log_lines, work)->hook);
 }
 
 int rc_log_open(struct rref_ctx *ctx)
@@ -45,6 +52,7 @@ int rc_log_open(struct rref_ctx *ctx)
 
 	if (!l)
 		return rc_fail(ENOMEM, "memory for log lines");
+	l->work.run = schedule;
 	l->hook.run = run;
 	pthread_mutex_init(&l->lock, NULL);
 	ctx->lines = l;
@@ -87,10 +95,15 @@ static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char 
 	rc_callback_leave();
 }
 
-/* Says that there are lines. sc: partner of rc_arm, which stores `sleeping` and then looks. */
+/*
+ * Says that there are lines. Does not try the lock: the caller may hold another one. sc. Pairs with
+ * is_quiet: a sleeper stores `sleeping` and then looks for pushed work.
+ */
 static void announce(struct rref_ctx *ctx)
 {
-	at_store_sc(&ctx->log_due, 1);
+	/* After the shutdown rc_log_flush alone delivers: the program's function may ask for counters. */
+	if (at_load(&ctx->state) != RC_CTX_SHUT && !at_xchg_ar(&ctx->lines->announced, true))
+		rc_work_push(ctx, &ctx->lines->work);
 	rc_kick(ctx);
 	if (!at_load(&ctx->has_poller))
 		rc_loop_tell(ctx);
@@ -138,13 +151,6 @@ void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ..
 		deliver(ctx, level, text);
 	else
 		queue(ctx, level, text);
-}
-
-void rc_log_schedule(struct rref_ctx *ctx)
-{
-	at_store(&ctx->log_due, 0);
-	if (!at_xchg_ar(&ctx->lines->hooked, true))
-		rc_hook_push(ctx, &ctx->lines->hook);
 }
 
 void rc_log_deliver(struct rref_ctx *ctx)

@@ -281,8 +281,7 @@ static int write_all(struct dump *d, unsigned flags, rref_writer write, void *ar
 	err = flush(d, write, arg);
 	while (more && !err) {
 		rc_lock(ctx);
-		if (at_load(&ctx->dropped))
-			rc_drain_dropped(ctx);
+		rc_work_run_pushed(ctx);
 		more = ctx->machine && rp_visit_some(ctx->machine, &cursor, SLICE, visit, d);
 		rc_unlock(ctx);
 		err = flush(d, write, arg);

@@ -85,7 +85,7 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 	uint64_t nr = 0;
 
 	rc_lock(ctx);
-	rc_drain_dropped(ctx);
+	rc_work_run_pushed(ctx);
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
 		/* What only values hold goes with them. */
 		if (h->ended || at_load(&h->refs) == at_load(&h->nested))

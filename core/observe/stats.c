@@ -62,8 +62,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
-	if (at_load(&ctx->dropped))
-		rc_drain_dropped(ctx);
+	rc_work_run_pushed(ctx);
 	locked_part(ctx, &s);
 	rc_unlock(ctx);
 	ra_stats(ctx->values, &v);
@@ -107,8 +106,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	const struct rc_peer *p = &ctx->peers[rank];
 
 	rc_lock(ctx);
-	if (at_load(&ctx->dropped))
-		rc_drain_dropped(ctx);
+	rc_work_run_pushed(ctx);
 	if (ctx->machine)
 		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
 	s.size = out->size;

@@ -14,6 +14,7 @@
 #include "base/util.h"
 #include "core/base/error.h"
 #include "core/base/hook.h"
+#include "core/base/work.h"
 #include "core/protocol/protocol.h"
 #include "core/value/ref.h"
 #include "core/wire/wire.h"
@@ -37,12 +38,6 @@ enum rc_op_kind {
 enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
        RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
        RC_F_ANY = 32 /* a thread waits for any of several; wait.c */ };
-
-/* Work that the next one who lets go of the lock does. It begins with the lock held and may let go of it meanwhile. */
-struct rc_work {
-	struct list node;             /* [lock] ctx->deferred_work */
-	void (*run)(struct rref_ctx *ctx, struct rc_work *w);
-};
 
 /* A reference that arrived in a call or reply and is on its way to being confirmed. */
 struct rc_inref {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Handles: what a program holds of a reference. All dups of a handle are one protocol reference; its last release puts
- * it on a lock-free stack from which whoever holds the progress lock takes it and tells the machine.
+ * Handles: what a program holds of a reference. All dups of a handle are one protocol reference; its last release
+ * tells the machine, or pushes the handle as work for the holder of the lock.
  *
  * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An owner handle is READY
  * when its value is. The state is stored with release after what it announces; readers load it with acquire.
@@ -150,20 +150,9 @@ static void over(struct rref_ctx *ctx, struct rref *h)
 	rc_handle_free(h);
 }
 
-unsigned rc_drain_dropped(struct rref_ctx *ctx)
+void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 {
-	/* Acquire: partner of the push's release; the pusher's last use of the handle happened before. */
-	struct rref *h = at_xchg_sc(&ctx->dropped, NULL);
-	unsigned n = 0;
-
-	while (h) {
-		struct rref *next = h->drop_next;
-
-		over(ctx, h);
-		h = next;
-		n++;
-	}
-	return n;
+	over(ctx, container_of(item, struct rref, dropped));
 }
 
 /*
@@ -188,55 +177,39 @@ static bool give_back(struct rref *ref)
 	return refs == 1;
 }
 
-/*
- * Ends handles that nobody holds any more, a chain by drop_next from first to last: at once if the
- * lock is free, else its holder does so after letting go of it. Never waits.
- */
-static void drop(struct rref_ctx *ctx, struct rref *first, struct rref *last)
-{
-	struct rref *head = at_load(&ctx->dropped);
-
-	do
-		last->drop_next = head;
-	while (!atomic_compare_exchange_weak(&ctx->dropped, &head, first)); /* sc: partner of rc_unlock's look */
-	if (rc_trylock(ctx)) {
-		rc_drain_dropped(ctx);
-		rc_unlock(ctx);
-	}
-}
-
 void rref_release(struct rref *ref)
 {
 	RB_NO_CANCEL;
+	struct rref_ctx *ctx;
 
 	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
 		return;
-	if (likely(rc_trylock(ref->ctx))) {
-		struct rref_ctx *ctx = ref->ctx;
-
+	ctx = ref->ctx;
+	if (likely(rc_trylock(ctx))) {
 		over(ctx, ref);
 		rc_unlock(ctx);
 		return;
 	}
-	drop(ref->ctx, ref, ref);
+	/* The holder of the lock looks again after letting go of it, so nobody needs to wait here. */
+	rc_work_push_bare(ctx, &ref->dropped);
+	if (rc_trylock(ctx))
+		rc_unlock(ctx);
 }
 
 /* Releases refs[0, nr) of one context, those whose last hold this was in one turn of the lock. */
 static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t nr)
 {
-	struct rref *first = NULL, *last = NULL;
+	bool pushed = false;
 
 	for (size_t i = 0; i < nr; i++) {
 		if (!refs[i] || !give_back(refs[i]))
 			continue;
-		if (last)
-			last->drop_next = refs[i];
-		else
-			first = refs[i];
-		last = refs[i];
+		rc_work_push_bare(ctx, &refs[i]->dropped);
+		pushed = true;
 	}
-	if (last)
-		drop(ctx, first, last);
+	/* As in rref_release. */
+	if (pushed && rc_trylock(ctx))
+		rc_unlock(ctx);
 }
 
 /* Counts the references from refs on that one turn of the lock takes: of one context, or NULL. */

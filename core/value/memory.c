@@ -249,9 +249,8 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	int err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
 
 	if (err == -ENOMEM) {
-		/* What was released a moment ago may still wait for whoever held the lock then. */
+		/* What was released a moment ago may still be queued. */
 		rc_lock(ctx);
-		rc_drain_dropped(ctx);
 		rc_unlock(ctx);
 		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
 	}

@@ -18,6 +18,7 @@
 #include "alloc/ra.h"
 #include "base/atomic.h"
 #include "base/util.h"
+#include "core/base/work.h"
 #include "core/protocol/protocol.h"
 #include "rref.h"
 #include "verbs/rv.h"
@@ -178,7 +179,6 @@ void rc_view_let_go(struct rref_view *v);                   /* it is given back 
 struct rc_header *rc_wrap_header(const struct rc_value *v);
 void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc); /* the payload's place */
 void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
-void rc_wraps_return(struct rref_ctx *ctx);   /* [lock] */
 void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
@@ -211,8 +211,8 @@ struct rref {
 		struct rc_value *value;  /* owner: from RC_H_READY, or at once for the handle that fills it; kept if pins */
 		char *text;              /* from RC_H_FAILED, but if pins: malloc'ed; NULL = what err says */
 	};
-	struct rref *drop_next;      /* [atomic list] */
-	_Atomic uint32_t refs;       /* holds; the last one puts the handle on ctx->dropped */
+	struct rc_item dropped;      /* from the last release on that did not get the lock */
+	_Atomic uint32_t refs;       /* holds; the last one's release ends it */
 	_Atomic uint32_t nested;     /* of the holds: those of values */
 	uint32_t owner;
 	int16_t err;                 /* valid from RC_H_FAILED */
@@ -272,7 +272,7 @@ void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *t
 void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
 const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
-unsigned rc_drain_dropped(struct rref_ctx *ctx); /* [lock] */
+void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item); /* [lock] runs one that was pushed */
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr); /* the first of as many that follow each other */
 static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
 {

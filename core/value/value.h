@@ -18,12 +18,6 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
 void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);  /* [lock] */
 
-/* rc_wraps_return has something to do. */
-static inline bool rc_wraps_due(const struct rref_ctx *ctx)
-{
-	return unlikely(at_load_sc(&ctx->returned));
-}
-
 /* A child has neither the view, nor what it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)
 {

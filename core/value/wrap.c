@@ -8,8 +8,8 @@
  *
  * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the machine's business, as
  * for any value) -> the nonce is destroyed -> the last view of the owner itself is freed -> the release callback. Who
- * drops the last hold may have the progress lock or not, so the value goes to a lock-free stack, and whoever lets go of
- * the lock next takes it from there, and queues the callback as a hook.
+ * drops the last hold may have the progress lock or not, so the value is pushed as work. The next
+ * release of the lock queues the callback as a hook.
  *
  * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped there. The alternative,
  * process_vm_readv by the reader, was left out: whether it is allowed is decided by each machine (Yama, containers,
@@ -51,7 +51,7 @@ struct rc_wrap {
 	void (*release)(void *arg); /* NULL: nobody wants to hear */
 	void *arg;
 	bool told;                /* the program has the reference: from now on it hears of the end */
-	struct rc_wrap *next;     /* in ctx->returned */
+	struct rc_work work;      /* pushed when the last view is gone */
 	struct rc_hook hook;      /* then: the release callback */
 	struct list node;         /* [lock] ctx->wraps; while the callback runs ctx->wraps_out */
 };
@@ -315,35 +315,6 @@ int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*r
 
 /* ---- the way back ---- */
 
-/* The last hold is gone. May be called with the lock and without. */
-void rc_wrap_over(struct rc_value *v)
-{
-	struct rc_wrap *w = wrap_of(v), *head;
-	struct rref_ctx *ctx = v->view.ctx;
-
-	explicit_bzero(w->header, RC_HEADER_BYTES);
-	ra_free(ctx->values, w->header, RC_HEADER_BYTES);
-	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES);
-	at_sub(&ctx->n.wrapped_bytes, v->view.length);
-	head = at_load(&ctx->returned);
-	do
-		w->next = head;
-	while (!atomic_compare_exchange_weak(&ctx->returned, &head, w)); /* sc: partner of rc_unlock's look */
-	/* Who holds the lock, this thread perhaps, looks when it lets go of it. */
-	if (rc_trylock(ctx))
-		rc_unlock(ctx);
-}
-
-/* Only who holds the lock takes something away, so that nothing can come back under the same address meanwhile. [lock] */
-static struct rc_wrap *pop(struct rref_ctx *ctx)
-{
-	struct rc_wrap *w = at_load_acq(&ctx->returned);
-
-	while (w && !at_cas_weak_ar(&ctx->returned, &w, w->next))
-		;
-	return w;
-}
-
 static _Thread_local unsigned returning; /* release callbacks on this thread's stack */
 
 static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
@@ -364,21 +335,37 @@ static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
 	free(w);
 }
 
-void rc_wraps_return(struct rref_ctx *ctx)
+/* Queues the release callback, or frees the value if there is none. [lock] */
+static void give_back_soon(struct rref_ctx *ctx, struct rc_work *work)
 {
-	struct rc_wrap *w;
+	struct rc_wrap *w = container_of(work, struct rc_wrap, work);
 
-	while ((w = pop(ctx))) {
-		list_del(&w->node);
-		if (w->told && w->release) {
-			w->hook.run = give_back;
-			w->mem->due++;
-			rc_hook_push(ctx, &w->hook);
-			continue;
-		}
-		w->mem->wraps--;
-		free(w);
+	list_del(&w->node);
+	if (w->told && w->release) {
+		w->hook.run = give_back;
+		w->mem->due++;
+		rc_hook_push(ctx, &w->hook);
+		return;
 	}
+	w->mem->wraps--;
+	free(w);
+}
+
+/* The last hold is gone. May be called with the lock and without. */
+void rc_wrap_over(struct rc_value *v)
+{
+	struct rc_wrap *w = wrap_of(v);
+	struct rref_ctx *ctx = v->view.ctx;
+
+	explicit_bzero(w->header, RC_HEADER_BYTES);
+	ra_free(ctx->values, w->header, RC_HEADER_BYTES);
+	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES);
+	at_sub(&ctx->n.wrapped_bytes, v->view.length);
+	w->work.run = give_back_soon;
+	rc_work_push(ctx, &w->work);
+	/* The holder of the lock, this thread perhaps, looks when it lets go of it. */
+	if (rc_trylock(ctx))
+		rc_unlock(ctx);
 }
 
 /* The release callback of a value in mem that is due and in the queue; NULL: none is. [lock] */
@@ -400,8 +387,7 @@ static struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem
 /* The same, taken out of the queue. [lock] */
 static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
-	rc_drain_dropped(ctx);
-	rc_wraps_return(ctx);
+	rc_work_run_pushed(ctx);
 	struct rc_hook *h = find_due(ctx, mem);
 
 	if (h)
@@ -483,7 +469,7 @@ void rc_wraps_close(struct rref_ctx *ctx)
 	struct list *l, *tmp;
 
 	rc_lock(ctx);
-	rc_wraps_return(ctx);
+	rc_work_run_pushed(ctx);
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
 	rc_lock(ctx);

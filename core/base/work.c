@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The queue of the library's own work: see work.h. */
+#include "core/base/kick.h"
+#include "core/base/work.h"
+#include "core/ctx.h"
+
+#define BARE ((uintptr_t)1) /* in the address of an item */
+
+void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_works *q = &ctx->works;
+
+	w->item.next = 0;
+	if (q->first)
+		q->last->item.next = (uintptr_t)w;
+	else
+		q->first = w;
+	q->last = w;
+	q->nr++;
+}
+
+static struct rc_work *next_deferred(struct rc_works *q)
+{
+	struct rc_work *w = q->first;
+
+	if (w) {
+		q->first = (struct rc_work *)w->item.next;
+		q->nr--;
+	}
+	return w;
+}
+
+static void push(struct rc_works *q, struct rc_item *item, uintptr_t tagged)
+{
+	uintptr_t head = at_load(&q->pushed);
+
+	/* sc. Pairs with rc_unlock and is_quiet. */
+	do
+		item->next = head;
+	while (!atomic_compare_exchange_weak(&q->pushed, &head, tagged));
+}
+
+void rc_work_push(struct rref_ctx *ctx, struct rc_work *w)
+{
+	push(&ctx->works, &w->item, (uintptr_t)&w->item);
+}
+
+void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item)
+{
+	push(&ctx->works, item, (uintptr_t)item | BARE);
+}
+
+unsigned rc_work_run_pushed(struct rref_ctx *ctx)
+{
+	struct rc_works *q = &ctx->works;
+	uintptr_t next;
+	unsigned n = 0;
+
+	/* What runs may push further items. */
+	while (at_load(&q->pushed)) {
+		/* Acquire. Pairs with push: its thread's last use of the item happened before. */
+		for (uintptr_t i = at_xchg_sc(&q->pushed, 0); i; i = next) {
+			struct rc_item *item = (struct rc_item *)(i & ~BARE);
+			struct rc_work *w = container_of(item, struct rc_work, item);
+
+			next = item->next; /* before it runs, which may free it or push it again */
+			if (i & BARE)
+				q->run_bare(ctx, item);
+			else
+				w->run(ctx, w);
+			n++;
+		}
+	}
+	return n;
+}
+
+void rc_work_run(struct rref_ctx *ctx)
+{
+	struct rc_works *q = &ctx->works;
+	struct rc_error scratch;
+	struct rc_work *w;
+
+	rc_error_aside(&scratch);
+	rc_work_run_pushed(ctx);
+	for (unsigned n = q->nr; n > 0 && (w = next_deferred(q)); n--) {
+		q->running++;
+		w->run(ctx, w);
+		q->running--;
+	}
+	/* The rest goes on at some thread's next turn: the poller has to be awake for that. */
+	if (q->first)
+		rc_kick(ctx);
+	rc_error_back(&scratch);
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The queue of the library's own work: what a thread leaves to the next release of the lock. The
+ * lock runs it, and knows nothing of it but the functions here. The program's code is no such work:
+ * see hook.h.
+ *
+ *   deferred   by a holder of the lock. It is run in order, and may let go of the lock meanwhile.
+ *   pushed     by any thread, which need not wait for the lock. It is run with the lock held
+ *              throughout, by a release of the lock or by a turn of the engine.
+ */
+#ifndef RC_BASE_WORK_H
+#define RC_BASE_WORK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/atomic.h"
+
+struct rref_ctx;
+
+/* The link of the queue. Alone it is a bare item, for things that exist by the million. */
+struct rc_item {
+	uintptr_t next; /* the next item's address; the lowest bit is set if that one is bare */
+};
+
+struct rc_work {
+	struct rc_item item;
+	void (*run)(struct rref_ctx *ctx, struct rc_work *w);
+};
+
+struct rc_works {
+	struct rc_work *first, *last; /* [lock] deferred; NULL: none */
+	uint32_t nr, running;         /* [lock] deferred; deferred ones that run now */
+	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item); /* [const] for every bare item */
+	cache_aligned _Atomic uintptr_t pushed; /* a stack; a holder of the lock takes all of it */
+};
+
+/* Defers w. It is not in the queue. [lock] */
+void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
+
+/*
+ * Pushes an item that is not in the queue. Lock-free. The caller then tries the lock, and lets go
+ * of it if it got it; or it kicks the sleepers, and leaves the item to the next turn.
+ */
+void rc_work_push(struct rref_ctx *ctx, struct rc_work *w);
+void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
+
+/* Runs what is pushed. Returns how many items it ran. [lock] */
+unsigned rc_work_run_pushed(struct rref_ctx *ctx);
+
+/*
+ * Runs what is pushed and what is deferred now, not what is deferred meanwhile.
+ * [lock, let go of meanwhile]
+ */
+void rc_work_run(struct rref_ctx *ctx);
+
+#endif
