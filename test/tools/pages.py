@@ -10,9 +10,9 @@ import os
 import re
 import sys
 
-# Of another library, made by a script, or an example.
+# Names of another library's files, of files that a script makes, and of an example.
 OTHERS = re.compile(r"^include/jemalloc/|^(work|tree)/|/greet_test\.c$|^PAGE\.md$")
-# They name files of another time, or of a tree that they make.
+# Files that name files of another time, or of a tree that they make.
 RECORDS = ("CHANGELOG.md", "docs/SIMULATION.txt", "docs/model/BIG.txt", "docs/perf/beside.txt",
            "test/tools/lint.sh")
 # Part of docs/PERF.md, which `make perf-report` writes.

@@ -11,7 +11,8 @@ limit=1800 # words of docs/ARCHITECTURE.md
 sources() { # the files that people write, with their names relative to the top
 	find .ci alloc base core docs include perf test verbs *.md Makefile -type f \
 		\( -name '*.[ch]' -o -name '*.cc' -o -name '*.md' -o -name '*.sh' -o -name '*.py' \
-		-o -name '*.txt' -o -name '*.pml' -o -name '*.awk' -o -name Makefile -o -path '.ci/*' \) |
+		-o -name '*.txt' -o -name '*.pml' -o -name '*.awk' -o -name Makefile \
+		-o -path '.ci/*' \) |
 		sort
 }
 look() { # KIND: prints all that is wrong of one kind
