@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside verbs/ only: sets the thread's error text and returns the code, so that a failure is one line where it happens. */
+/* The error of a failed call, inside verbs/ only. Sets the thread's error text and returns the
+ * code, so that a failure is one line. */
 #ifndef RV_ERROR_H
 #define RV_ERROR_H
 

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The address blob, 36 bytes:
- *   0 u8 version 1   1 u8 family 4 or 6   2 u16 port   4 u8[16] IP address, IPv4 in the first 4, else 0   20 u8[16] GID
+ *   0 u8 version 1   1 u8 family 4 or 6   2 u16 port
+ *   4 u8[16] IP address, IPv4 in the first 4, else 0   20 u8[16] GID
  * The GID is information for people and later versions; rdma_cm finds the path by IP.
  */
 #include "ibv.h"
 
 #define ADDR_BYTES 36
 
-void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union ibv_gid *gid, struct rv_addr *out)
+void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union ibv_gid *gid,
+		   struct rv_addr *out)
 {
 	const struct sockaddr_in *v4 = (const struct sockaddr_in *)ip;
 	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)ip;
@@ -35,10 +37,11 @@ int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out)
 	if (a->len < 1 || a->len > RV_ADDR_MAX)
 		return rv_fail(EINVAL, "malformed address: %u bytes", a->len);
 	if (a->bytes[0] != RVI_ADDR_VERSION)
-		return rv_fail(EPROTONOSUPPORT, "address of version %u, this library speaks %u", a->bytes[0],
-			       RVI_ADDR_VERSION);
+		return rv_fail(EPROTONOSUPPORT, "address of version %u, this library speaks %u",
+			       a->bytes[0], RVI_ADDR_VERSION);
 	if (a->len != ADDR_BYTES)
-		return rv_fail(EINVAL, "malformed address: %u bytes instead of %d", a->len, ADDR_BYTES);
+		return rv_fail(EINVAL, "malformed address: %u bytes instead of %d", a->len,
+			       ADDR_BYTES);
 	port = get_le16(a->bytes + 2);
 	if (!port || !memcmp(a->bytes + 4, zero, a->bytes[1] == 4 ? 4 : 16))
 		return rv_fail(EINVAL, "malformed address: no %s", port ? "IP address" : "port");

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Asynchronous events of the device: each is acked at once; known ones are judged, others logged. */
+/* Asynchronous events of the device: each is acked at once;
+ * known ones are judged, others logged. */
 #include "ibv.h"
 
-/* Unusable: every connection ends, the core hears it once, and poll says so when nothing is left to report. */
+/* Ends every connection of an unusable device. The core hears
+ * of it once, and poll says so when nothing is left to report. */
 void rvi_lost(struct rv_dev *dev, struct rvi_sink *sink, const char *why)
 {
 	struct rv_event *e;
@@ -78,7 +80,8 @@ static void judge(struct rv_dev *dev, struct rvi_sink *sink, enum ibv_event_type
 	}
 }
 
-/* The queue pair an event is about, 0 if none. Read before the ack: after it the object may go. */
+/* Returns the queue pair that an event is about, 0 if none.
+ * Read before the ack: after it the object may go. */
 static uint32_t qpn_of(const struct ibv_async_event *e)
 {
 	switch (e->event_type) {

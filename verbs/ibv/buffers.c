@@ -24,7 +24,7 @@ void rvi_pool_free(struct rvi_pool *p)
 	while (c) {
 		struct rvi_chunk *next = c->next;
 
-		/* What the device may still touch is kept mapped. */
+		/* Memory that the device may still touch stays mapped. */
 		if (!ibv_dereg_mr(c->mr))
 			munmap(c->mem, chunk_bytes(p));
 		free(c);
@@ -77,8 +77,9 @@ free_chunk:
 	return rc;
 }
 
-/* 0; -EAGAIN: the pool is at its bound; -ENOMEM with a text. */
-int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state state, struct rvi_buf **out)
+/* Takes a buffer. Returns 0; -EAGAIN: the pool is at its bound; -ENOMEM with a text. */
+int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state state,
+		  struct rvi_buf **out)
 {
 	struct rvi_buf *b;
 	int rc;

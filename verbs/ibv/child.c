@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Children of fork(2), and the device. The kernel ends our queue pairs when the last copy of the
- * device's descriptor is gone, and each mapping of that file counts as one: doorbells, and with
- * some drivers the queues. Until then they answer the peers' beacon READs, as if this process
- * lived. So children get neither the descriptors (base/child.h) nor those mappings.
+ * device's descriptor is gone. Each mapping of that file counts as a copy: doorbells, and with some
+ * drivers the queues. Until then the queue pairs answer the peers' beacon READs, as if this process
+ * lived. So children get neither the descriptors (base/child.h) nor these mappings.
  *
  * Memory that a device writes to must not be copied on the parent's next store, else the parent
- * looks at the copy. Kernels from 5.12 on see to that when they fork; for older ones ibv_fork_init
- * keeps registered memory out of children.
+ * looks at the copy. Kernels from 5.12 on take care of it when they fork. For older ones
+ * ibv_fork_init keeps registered memory out of children.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -18,8 +18,8 @@
 #include "ibv.h"
 
 /*
- * [held] What this process has mapped of RDMA devices, whoever did: a child could use nothing of
- * it.
+ * [held] Notes all mappings of RDMA devices in this process, the program's too: a child could not
+ * use any of them.
  */
 static void keep_maps(void)
 {
@@ -44,7 +44,7 @@ void rvi_keep_begin(void)
 	rb_hold();
 }
 
-/* errno is the caller's, who looks at it for what was made in between. */
+/* Ends the section. errno stays as it is: the caller looks at it for the call in between. */
 void rvi_keep_end(void)
 {
 	int err = errno;
@@ -72,14 +72,16 @@ int rvi_child_begin(const struct rv_options *opt)
 
 	if (rb_child_begin())
 		return rv_fail(ENOMEM, "no memory for a fork handler");
-	/* It would take the program's own registered memory out of its children. */
+	/* That would take the program's own registered memory out of its children. */
 	if (kernel_copies())
 		return 0;
-	/* In vain where the program has used verbs before. */
+	/* The call is in vain if the program has used verbs before. */
 	err = ibv_fork_init();
 	if (err && ibv_is_fork_initialized() == IBV_FORK_DISABLED && opt->log)
-		opt->log(opt->log_ctx, 1, "this kernel needs ibv_fork_init, and it came too late: "
-			 "the program used verbs before. Set RDMAV_FORK_SAFE=1, or this process may "
+		opt->log(opt->log_ctx, 1,
+			 "this kernel needs ibv_fork_init, and it came too late: "
+			 "the program used verbs before. Set RDMAV_FORK_SAFE=1, or this process "
+			 "may "
 			 "see old data after a fork(2)");
 	return 0;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Connection management: what the core asks for. What happens in answer is in cm_event.c. */
+/* Connection management: the core's requests. The answers to them are in cm_event.c. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,8 +11,10 @@ static int channel_failed(int err)
 	if (err == EPERM || err == EACCES)
 		return rv_fail(err, "no permission for /dev/infiniband/rdma_cm");
 	if (err == ENODEV || err == ENOENT || err == ENOSYS)
-		return rv_fail(ENODEV, "/dev/infiniband/rdma_cm is missing: modprobe rdma_ucm (in a container: "
-				       "--device=/dev/infiniband)");
+		return rv_fail(ENODEV,
+			       "/dev/infiniband/rdma_cm is missing: modprobe rdma_ucm (in a "
+			       "container: "
+			       "--device=/dev/infiniband)");
 	return rv_fail(err ? err : EIO, "cannot open /dev/infiniband/rdma_cm: %s", strerror(err));
 }
 
@@ -32,18 +34,21 @@ int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick)
 		return channel_failed(errno);
 	flags = fcntl(dev->cm->fd, F_GETFL);
 	if (flags < 0 || fcntl(dev->cm->fd, F_SETFL, flags | O_NONBLOCK))
-		return rv_fail(errno, "cannot make the connection manager non-blocking: %s", strerror(errno));
+		return rv_fail(errno, "cannot make the connection manager non-blocking: %s",
+			       strerror(errno));
 	rvi_addr_text(&pick->ip, text, sizeof(text));
 	if (rdma_create_id(dev->cm, &dev->listener, NULL, RDMA_PS_TCP)) {
 		dev->listener = NULL;
 		return channel_failed(errno);
 	}
 	if (rdma_bind_addr(dev->listener, (struct sockaddr *)&ip))
-		return rv_fail(errno, "rdma_cm cannot bind to %s of %s: %s", text, dev->caps.device, strerror(errno));
-	/* One address on two devices: rdma_cm would serve another one than was chosen. */
+		return rv_fail(errno, "rdma_cm cannot bind to %s of %s: %s", text, dev->caps.device,
+			       strerror(errno));
+	/* Two devices have this address: rdma_cm would serve another one than was chosen. */
 	if (!dev->listener->verbs || strcmp(ibv_get_device_name(dev->listener->verbs->device),
 					    ibv_get_device_name(dev->ctx->device)))
-		return rv_fail(ENODEV, "the address %s of %s leads rdma_cm to another device", text, dev->caps.device);
+		return rv_fail(ENODEV, "the address %s of %s leads rdma_cm to another device", text,
+			       dev->caps.device);
 	if (rdma_listen(dev->listener, 128))
 		return rv_fail(errno, "rdma_cm cannot listen on %s: %s", text, strerror(errno));
 	dev->src = pick->ip;
@@ -60,11 +65,12 @@ int rvi_reach(struct rv_dev *dev, const struct rv_addr *to)
 		return rv_fail(EHOSTUNREACH, "not an address of the ibv provider");
 	if (dst.ss_family != dev->src.ss_family)
 		return rv_fail(EHOSTUNREACH, "the peer has an IPv%d address, %s an IPv%d one",
-			       dst.ss_family == AF_INET ? 4 : 6, dev->caps.device, dev->src.ss_family == AF_INET ? 4 : 6);
+			       dst.ss_family == AF_INET ? 4 : 6, dev->caps.device,
+			       dev->src.ss_family == AF_INET ? 4 : 6);
 	return 0;
 }
 
-/* The errors rdma_cm gives at once, to those the contract has. */
+/* Translates the errors that rdma_cm gives at once to the contract's errors. */
 static int connect_failed(struct rv_conn *conn, const char *step, int err)
 {
 	char text[64];
@@ -81,8 +87,8 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 	return rc;
 }
 
-int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
-		struct rv_conn **out)
+int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
+		void *user, struct rv_conn **out)
 {
 	uint8_t ack = dev->ack_timeout;
 	struct sockaddr_storage dst;
@@ -109,9 +115,12 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		return connect_failed(conn, "rdma_create_id", errno);
 	}
 	/* rdma_cm's own: 2.15 s times 8 tries, so a silent peer is noticed after 17 s. */
-	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack, sizeof(ack)))
-		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device, strerror(errno));
-	if (rdma_resolve_addr(conn->id, (struct sockaddr *)&dev->src, (struct sockaddr *)&dst, RVI_RESOLVE_MS))
+	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack,
+			    sizeof(ack)))
+		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device,
+			strerror(errno));
+	if (rdma_resolve_addr(conn->id, (struct sockaddr *)&dev->src, (struct sockaddr *)&dst,
+			      RVI_RESOLVE_MS))
 		return connect_failed(conn, "rdma_resolve_addr", errno);
 	at_store(&conn->state, RVI_ADDR);
 	rvi_conn_deadline(conn, now_ns() + dev->connect_ns);
@@ -119,7 +128,8 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	return 0;
 }
 
-/* With the requester gone the answer fails, in an event like any other failure of an accept. */
+/* Accepts without a requester. The answer fails, in an event
+ * like any other failure of an accept. */
 static int accept_dead(struct rv_conn *conn)
 {
 	at_store(&conn->state, RVI_ACCEPTING);
@@ -148,8 +158,10 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		conn->dead = -EHOSTUNREACH;
 	if (conn->dead)
 		return accept_dead(conn);
-	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack, sizeof(ack)))
-		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device, strerror(errno));
+	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack,
+			    sizeof(ack)))
+		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device,
+			strerror(errno));
 	rc = rvi_qp_create(conn);
 	if (rc)
 		return rc; /* still REQUESTED: may be rejected, or tried again when there is room */
@@ -157,17 +169,19 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	if (!rc && conn->reads_allowed)
 		rc = rvi_qp_access(conn);
 	if (rc) {
-		/* The CM gives no attributes for a request that was taken back: its event is on the way. */
+		/* The CM gives no attributes for a request that was
+		 * taken back: its event is on the way. */
 		rvi_log(dev, 2, "%s: accept: %s", dev->caps.device, rv_error_text());
 		conn->dead = -ECONNRESET;
 		return accept_dead(conn);
 	}
 	p.private_data = conn->data;
-	p.private_data_len = rvi_pdata_put(RVI_PD_ANSWER, conn->data, answer, len, dev->credit_class);
+	p.private_data_len = rvi_pdata_put(RVI_PD_ANSWER, conn->data, answer, len,
+					   dev->credit_class);
 	p.responder_resources = conn->responder;
 	p.initiator_depth = conn->initiator;
 	p.qp_num = conn->qpn;
-	/* From here on messages may come: the queue pair works already. */
+	/* Messages may come from here on: the queue pair works already. */
 	at_store(&conn->state, RVI_ACCEPTING);
 	if (rdma_accept(conn->id, &p)) {
 		/* The requester gave up meanwhile: news, not an error of the caller's. */
@@ -184,10 +198,12 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
 	uint8_t data[RVI_PDATA_MAX];
 	uint8_t n;
 
-	/* Without a route the id says no when it is destroyed, once there is one again. */
+	/* Without a route the reject is sent when the id is
+	 * destroyed, once there is a route again. */
 	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead &&
 	    rvi_can_reach(conn->dev, &conn->peer)) {
-		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX), 0);
+		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX),
+				  0);
 		rdma_reject(conn->id, data, n);
 	}
 	rvi_close_conn(conn);

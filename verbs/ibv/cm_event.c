@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connection management: what happens. Each event is copied out, with the connection it is of, and acked at once, so that
- * no rdma_destroy_id ever waits for an ack (and from then on its id may be gone: reap.c), then stepped through the total table of cm_table.h.
+ * Connection management: its events. Each event is copied out, with its connection, and acked at
+ * once, so that no rdma_destroy_id ever waits for an ack. From then on the event's id may be gone:
+ * reap.c. Then the event is stepped through the total table of cm_table.h.
  */
 #include <arpa/inet.h>
 
@@ -11,14 +12,15 @@
 /* An event as it was, after its ack. */
 struct cm_event {
 	struct rdma_cm_id *id, *listener;
-	struct rv_conn *conn; /* NULL: the id is the listener's, new, or of a connection that was closed */
+	/* NULL: the id is the listener's, new, or of a connection that was closed */
+	struct rv_conn *conn;
 	int type, status;
 	uint8_t responder, initiator; /* READs: we serve, we have under way */
 	uint32_t len;
 	uint8_t data[256];
 };
 
-/* True if one was there. */
+/* Takes the next event. Returns true if there was one. */
 static bool next_event(struct rv_dev *dev, struct cm_event *out)
 {
 	struct rdma_cm_event *e;
@@ -28,7 +30,8 @@ static bool next_event(struct rv_dev *dev, struct cm_event *out)
 		if (errno == EINTR)
 			continue;
 		if (errno != EAGAIN && errno != EWOULDBLOCK)
-			rvi_log(dev, 1, "%s: connection events: %s", dev->caps.device, strerror(errno));
+			rvi_log(dev, 1, "%s: connection events: %s", dev->caps.device,
+				strerror(errno));
 		return false;
 	}
 	p = &e->param.conn;
@@ -70,7 +73,8 @@ static void emit_data(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event
 	ev->len = conn->data_len;
 }
 
-/* A request of a stranger: bounded, and without a queue pair until the core has looked at its hello. */
+/* Takes a stranger's request. It is bounded, and has no queue
+ * pair until the core has looked at its hello. */
 static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_sink *sink)
 {
 	struct rv_conn *conn;
@@ -78,7 +82,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 
 	if (dev->lost || dev->nr_half_open >= RVI_HALF_OPEN_MAX || rvi_conn_alloc(dev, &conn))
 		goto refuse;
-	/* Without READs in both directions there is no use for a connection. */
+	/* A connection is of use only with READs in both directions. */
 	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_REQUEST)) {
 		at_add(&dev->stat.protocol_errors, 1);
 		rvi_conn_release(conn);
@@ -168,8 +172,8 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
 	rvi_conn_up(conn);
 }
 
-/* Our accept was confirmed, by the CM or by a message that overtook it; in that case the CM is told, or it would end a
- * connection whose confirmation was lost. */
+/* Brings a connection up whose accept was confirmed, by the CM or by a message that overtook it.
+ * After a message the CM is told, or it would end a connection whose confirmation was lost. */
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message)
 {
 	if (by_message)
@@ -234,7 +238,8 @@ static void step_listener(struct rv_dev *dev, const struct cm_event *e, struct r
 	}
 }
 
-/* True if all were taken, false if there was no more room. */
+/* Handles the events that are there. Returns true if all were
+ * taken, false if there was no more room. */
 bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	struct cm_event e;
@@ -253,8 +258,8 @@ bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 }
 
 /*
- * Ends connects that take too long. The deadlines are ours: a connect to a silent address was seen to
- * bring no event for 100 s.
+ * Ends connects that take too long. The deadlines are ours: a connect to a silent address was seen
+ * to bring no event for 100 s.
  */
 void rvi_cm_deadlines(struct rv_dev *dev)
 {

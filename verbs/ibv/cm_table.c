@@ -7,7 +7,8 @@
 
 #define NR_EVENTS (RDMA_CM_EVENT_TIMEWAIT_EXIT + 1)
 
-/* Entries that are missing are UNEXPECTED. DEVICE_REMOVAL, ADDR_CHANGE and TIMEWAIT_EXIT mean the same in every state. */
+/* Entries that are missing are UNEXPECTED. DEVICE_REMOVAL,
+ * ADDR_CHANGE and TIMEWAIT_EXIT mean the same in every state. */
 static const unsigned char table[RVI_NR_STATES][NR_EVENTS] = {
 	[RVI_ADDR] = {
 		[RDMA_CM_EVENT_ADDR_RESOLVED] = RVI_CM_RESOLVE_ROUTE,
@@ -48,7 +49,7 @@ static const unsigned char table[RVI_NR_STATES][NR_EVENTS] = {
 		[RDMA_CM_EVENT_REJECTED] = RVI_CM_PEER_LEFT,
 	},
 	[RVI_DOWN] = {
-		/* What was under way when it went down. */
+		/* Answers to steps that were under way when the connection went down. */
 		[RDMA_CM_EVENT_ADDR_RESOLVED] = RVI_CM_IGNORE,
 		[RDMA_CM_EVENT_ADDR_ERROR] = RVI_CM_IGNORE,
 		[RDMA_CM_EVENT_ROUTE_RESOLVED] = RVI_CM_IGNORE,

@@ -30,7 +30,7 @@ enum rvi_cm_action {
 	RVI_CM_RESOLVE_ROUTE,
 	RVI_CM_SEND_REQUEST,
 	RVI_CM_ESTABLISH,       /* the answer came: queue pair to RTS, confirm */
-	RVI_CM_CONFIRMED,       /* our accept was confirmed */
+	RVI_CM_CONFIRMED,       /* the peer confirmed our accept */
 	RVI_CM_FAIL,            /* connect or accept ended */
 	RVI_CM_PEER_LEFT,
 	RVI_CM_DEVICE_LOST,

@@ -28,14 +28,16 @@ static struct rv_conn *conn_new(struct rv_dev *dev)
 	return c;
 }
 
-/* 0 or -EDQUOT. Structs are used again, their slot tables with them: generations must never start over. */
+/* Takes a connection. Returns 0 or -EDQUOT. Structs are used again, and their slot tables with
+ * them: generations must never start over. */
 int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 {
 	struct list *l = list_pop(&dev->free_conns);
 	struct rv_conn *c = l ? container_of(l, struct rv_conn, link) : conn_new(dev);
 
 	if (!c)
-		return rv_fail(EDQUOT, "too many connections on %s (%u)", dev->caps.device, dev->nr_conns);
+		return rv_fail(EDQUOT, "too many connections on %s (%u)", dev->caps.device,
+			       dev->nr_conns);
 	c->epoch++;
 	c->id = NULL;
 	c->qp = NULL;
@@ -47,7 +49,8 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->nr_held = 0;
 	c->tx_seq = c->rx_seq = 0;
 	c->sealed = false;
-	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver = c->end_by_flush = false;
+	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver =
+		c->end_by_flush = false;
 	c->responder = dev->max_responder;
 	c->initiator = dev->max_initiator;
 	c->deadline_ns = 0;
@@ -85,7 +88,7 @@ void rvi_conn_not_half_open(struct rv_conn *conn)
 	conn->half_open = false;
 }
 
-/* The handshake is done. */
+/* Completes the handshake. */
 void rvi_conn_up(struct rv_conn *conn)
 {
 	rvi_conn_deadline(conn, 0);
@@ -96,8 +99,9 @@ void rvi_conn_up(struct rv_conn *conn)
 }
 
 /*
- * The end of our queue pair is not seen by the peer's: only the CM says it. Sends, does not wait.
- * While there is no route it is said later, when the id is destroyed: see reap.c.
+ * Tells the peer that the connection ends: the end of our queue pair does not reach the peer's,
+ * only the CM says it. Sends, and does not wait. Without a route it is sent later, when the id is
+ * destroyed: reap.c.
  */
 static void tell_peer(struct rv_conn *conn)
 {
@@ -107,9 +111,9 @@ static void tell_peer(struct rv_conn *conn)
 }
 
 /*
- * The connection is over: stop the queue pair, keep the first cause, and have it reported once what arrived before has
- * been. wc_status -1 = no completion behind it. A flush is a consequence, so a real cause that comes while it still waits
- * to be reported takes its place.
+ * Ends the connection: stops the queue pair, and keeps the first cause. The cause is reported after
+ * all that arrived before it. wc_status -1: no completion is behind it. A flush is a consequence,
+ * so a real cause takes its place while it waits to be reported.
  */
 void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 {
@@ -150,7 +154,7 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	list_add_tail(&dev->ends, &conn->end);
 	rvi_conn_deadline(conn, 0);
 	rvi_conn_not_half_open(conn);
-	/* Our READs would go on retrying against a peer that left. */
+	/* Stopped here, or our READs would go on retrying against a peer that left. */
 	rvi_qp_error(conn);
 	tell_peer(conn);
 }
@@ -167,7 +171,8 @@ void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what)
 
 	at_add(&conn->dev->stat.protocol_errors, 1);
 	rvi_addr_text(&conn->peer, peer, sizeof(peer));
-	rvi_log(conn->dev, 1, "%s: connection with %s ended: %s", conn->dev->caps.device, peer, what);
+	rvi_log(conn->dev, 1, "%s: connection with %s ended: %s", conn->dev->caps.device, peer,
+		what);
 	rvi_conn_down(conn, status, -1);
 	conn->deliver = false;
 }
@@ -205,8 +210,9 @@ int rvi_allow_reads(struct rv_conn *conn)
 }
 
 /*
- * The fence. In this order: nothing new is served or written (ERR), the peer is told, nothing old is either (destroy),
- * then the ledger: what no completion will report any more is reported by the next polls.
+ * Fences the connection, in this order. Nothing new is served or written (ERR), the peer is told,
+ * and nothing old is served any more (destroy). Then the ledger: READs without a completion are
+ * reported by the next polls.
  */
 void rvi_close_conn(struct rv_conn *conn)
 {

@@ -20,37 +20,46 @@ void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...)
 }
 
 /*
- * Sizes the queues so that every completion that can be under way fits: an overrun loses some without
- * a word (seen on rxe). Where the device's queues are too small for the wish, fewer connections are
- * made, never fuller queues.
+ * Sizes the queues for every completion that can be under way: an overrun loses some without a word
+ * (seen on rxe). If the device's queues are too small for the wish, fewer connections are made,
+ * never fuller queues.
  */
 static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 {
 	const struct ibv_device_attr *a = &dev->attr;
 	uint32_t want = opt->max_conns ? opt->max_conns : 64;
-	uint32_t max_cqe = (uint32_t)max_of(a->max_cqe, 0), max_srq = (uint32_t)max_of(a->max_srq_wr, 0);
+	uint32_t max_cqe = (uint32_t)max_of(a->max_cqe, 0),
+		 max_srq = (uint32_t)max_of(a->max_srq_wr, 0);
 	uint32_t max_wr = (uint32_t)max_of(a->max_qp_wr, 0), recv_each, max;
 
 	dev->credits = opt->credits ? opt->credits : 64;
 	if (dev->credits < RVI_CREDITS_MIN || dev->credits > 16384)
-		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits, RVI_CREDITS_MIN);
+		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits,
+			       RVI_CREDITS_MIN);
 	dev->credit_class = rvi_credit_class(dev->credits);
 	dev->nr_sends = RVI_SENDS_MAX + RVI_CREDIT_BUFS;
 	if (max_wr <= dev->nr_sends || !max_srq)
 		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,
 			       max_srq ? "too small send queues" : "no shared receive queues");
-	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX), RV_READ_SGE);
+	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX),
+					RV_READ_SGE);
 	dev->max_reads = opt->max_reads ? opt->max_reads : 256;
 	dev->max_reads = min_of(min_of(dev->max_reads, max_wr - dev->nr_sends), RVI_SLOTS_MAX);
 	recv_each = dev->credits + RVI_CREDIT_BUFS;
-	max = min_of(max_cqe / (dev->max_reads + dev->nr_sends), min_of(max_srq, max_cqe) / recv_each);
-	max = min_of(min_of(max, (uint32_t)max_of(a->max_qp, 0)), (RVI_CONNS_MAX - RVI_HALF_OPEN_MAX) / 2);
+	max = min_of(max_cqe / (dev->max_reads + dev->nr_sends),
+		     min_of(max_srq, max_cqe) / recv_each);
+	max = min_of(min_of(max, (uint32_t)max_of(a->max_qp, 0)),
+		     (RVI_CONNS_MAX - RVI_HALF_OPEN_MAX) / 2);
 	if (!max)
-		return rv_fail(EINVAL, "%u reads and %u credits per connection are more than the queues of %s hold",
+		return rv_fail(EINVAL,
+			       "%u reads and %u credits per connection are more than the queues of "
+			       "%s hold",
 			       dev->max_reads, dev->credits, dev->caps.device);
 	dev->max_conns = min_of(want, max);
 	if (dev->max_conns < want)
-		rvi_log(dev, 1, "%s: %u connections instead of %u: its queues hold %u completions and %u receives",
+		rvi_log(dev, 1,
+			"%s: %u connections instead of %u: its queues hold %u completions and %u "
+			"receives",
 			dev->caps.device, dev->max_conns, want, max_cqe, max_srq);
 	/* Structs for requests, and for closed ones whose READs wait to be reported. */
 	dev->max_slots = 2 * dev->max_conns + RVI_HALF_OPEN_MAX;
@@ -69,26 +78,30 @@ static int make_queues(struct rv_dev *dev)
 
 	dev->pd = ibv_alloc_pd(dev->ctx);
 	if (!dev->pd)
-		return rv_fail(errno, "%s: no protection domain: %s", dev->caps.device, strerror(errno));
+		return rv_fail(errno, "%s: no protection domain: %s", dev->caps.device,
+			       strerror(errno));
 	rvi_keep_begin();
 	dev->channel = ibv_create_comp_channel(dev->ctx);
 	if (dev->channel)
 		rb_note(dev->channel->fd);
 	rvi_keep_end();
 	if (!dev->channel)
-		return rv_fail(errno, "%s: no completion channel: %s", dev->caps.device, strerror(errno));
+		return rv_fail(errno, "%s: no completion channel: %s", dev->caps.device,
+			       strerror(errno));
 	rvi_keep_begin();
 	dev->send_cq = ibv_create_cq(dev->ctx, (int)sends, NULL, dev->channel, 0);
 	if (dev->send_cq)
 		dev->recv_cq = ibv_create_cq(dev->ctx, (int)recvs, NULL, dev->channel, 0);
 	rvi_keep_end();
 	if (!dev->recv_cq)
-		return rv_fail(errno, "%s: no completion queue of %u: %s", dev->caps.device, sends, strerror(errno));
+		return rv_fail(errno, "%s: no completion queue of %u: %s", dev->caps.device, sends,
+			       strerror(errno));
 	rvi_keep_begin();
 	dev->srq = ibv_create_srq(dev->pd, &srq);
 	rvi_keep_end();
 	if (!dev->srq)
-		return rv_fail(errno, "%s: no shared receive queue of %u: %s", dev->caps.device, recvs, strerror(errno));
+		return rv_fail(errno, "%s: no shared receive queue of %u: %s", dev->caps.device,
+			       recvs, strerror(errno));
 	return rvi_qp_probe_inline(dev, &dev->max_inline);
 }
 
@@ -103,12 +116,15 @@ static int make_tables(struct rv_dev *dev)
 	dev->stash_max = dev->max_conns * (dev->max_reads + dev->nr_sends + recv_each) + RVI_BATCH;
 	dev->conns = calloc(dev->max_slots, sizeof(*dev->conns));
 	dev->qpn_table = calloc(hash, sizeof(*dev->qpn_table));
-	dev->stash = malloc(dev->stash_max * sizeof(*dev->stash)); /* most of it untouched until a fence needs it */
+	/* most of it untouched until a fence needs it */
+	dev->stash = malloc(dev->stash_max * sizeof(*dev->stash));
 	if (!dev->conns || !dev->qpn_table || !dev->stash)
 		return rv_fail(ENOMEM, "no memory for %u connections", dev->max_conns);
 	/* Twice: buffers of closed connections stay with the core until it gives them back. */
 	rc = rvi_pool_init(&dev->recv_pool, 2 * dev->max_conns * recv_each, recv_each);
-	return rc ? rc : rvi_pool_init(&dev->send_pool, dev->max_conns * dev->nr_sends, dev->nr_sends / 3);
+	return rc
+		? rc
+		: rvi_pool_init(&dev->send_pool, dev->max_conns * dev->nr_sends, dev->nr_sends / 3);
 }
 
 static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
@@ -118,27 +134,30 @@ static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
 
 	if (!rc)
 		rc = ibv_query_port(dev->ctx, (uint8_t)pick->port, &port);
-	snprintf(dev->caps.device, sizeof(dev->caps.device), "%s:%d:%d", ibv_get_device_name(dev->ctx->device), pick->port,
-		 pick->gid_index);
+	snprintf(dev->caps.device, sizeof(dev->caps.device), "%s:%d:%d",
+		 ibv_get_device_name(dev->ctx->device), pick->port, pick->gid_index);
 	if (rc)
 		return rv_fail(rc, "%s cannot be queried: %s", dev->caps.device, strerror(rc));
 	dev->port = (uint8_t)pick->port;
 	dev->ifindex = rvi_gid_netdev(dev->ctx, pick->port, pick->gid_index);
-	/* Pieces of a READ are 32 bits long, whatever the device could do. */
+	/* A piece of a READ has a length of 32 bits, even if the device could do more. */
 	dev->max_msg = min_of(port.max_msg_sz, 1u << 31);
 	return 0;
 }
 
-/* The longest ACK time-out with which all tries are over within silence_ns. */
+/* Sets the longest ACK time-out with which all tries are over within silence_ns. */
 static void set_silence(struct rv_dev *dev, int64_t silence_ns, int64_t connect_ns)
 {
 	dev->ack_timeout = RVI_ACK_TIMEOUT_MIN;
 	while (dev->ack_timeout < RVI_ACK_TIMEOUT_MAX &&
 	       (INT64_C(4096) << (dev->ack_timeout + 1)) * (RVI_RETRY_CNT + 1) <= silence_ns)
 		dev->ack_timeout++;
-	dev->patience_ns = (INT64_C(4096) << dev->ack_timeout) * (RVI_RETRY_CNT + 1) + RVI_WATCH_SLACK_NS;
-	/* Who may be silent for longer may also need longer to connect: an overloaded or emulated host. */
-	dev->connect_ns = max_of(connect_ns, silence_ns > INT64_MAX / 5 ? INT64_MAX / 5 : 5 * silence_ns);
+	dev->patience_ns = (INT64_C(4096) << dev->ack_timeout) * (RVI_RETRY_CNT + 1) +
+		RVI_WATCH_SLACK_NS;
+	/* A device that may be silent for longer may also need
+	 * longer to connect: an overloaded or emulated host. */
+	dev->connect_ns = max_of(connect_ns,
+				 silence_ns > INT64_MAX / 5 ? INT64_MAX / 5 : 5 * silence_ns);
 }
 
 int rvi_open(const struct rv_options *opt, struct rv_dev **out)
@@ -192,8 +211,8 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	dev->caps.max_sge = dev->max_sge;
 	dev->caps.max_rd_atomic = dev->max_initiator;
 	dev->caps.reads_inline = false;
-	rvi_log(dev, 2, "%s: %u connections, %u reads each, %u credits, %u bytes inline", dev->caps.device,
-		dev->max_conns, dev->max_reads, dev->credits, dev->max_inline);
+	rvi_log(dev, 2, "%s: %u connections, %u reads each, %u credits, %u bytes inline",
+		dev->caps.device, dev->max_conns, dev->max_reads, dev->credits, dev->max_inline);
 	*out = dev;
 	return 0;
 }

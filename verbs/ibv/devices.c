@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rv_ibv_devices: what this machine has, for people and for `auto`. Everything is asked, nothing assumed. */
+/* rv_ibv_devices: the devices of this machine, for people and
+ * for `auto`. Everything is asked, nothing assumed. */
 #include <net/if.h>
 #include <stdio.h>
 
@@ -8,7 +9,7 @@
 
 #define GIDS_MAX 256
 
-/* The inline size is known only by making a queue pair (ibv_query_device has no such field). */
+/* Finds the inline size by making a queue pair: ibv_query_device has no such field. */
 static uint32_t probe_inline(struct ibv_context *ctx)
 {
 	struct rv_dev dev = { .ctx = ctx };
@@ -25,7 +26,8 @@ static uint32_t probe_inline(struct ibv_context *ctx)
 	return got;
 }
 
-static void fill_device(struct ibv_context *ctx, const struct ibv_device_attr_ex *a, struct rv_device_info *d)
+static void fill_device(struct ibv_context *ctx, const struct ibv_device_attr_ex *a,
+			struct rv_device_info *d)
 {
 	d->max_mr_size = a->orig_attr.max_mr_size;
 	d->max_qp = (uint32_t)a->orig_attr.max_qp;
@@ -36,11 +38,13 @@ static void fill_device(struct ibv_context *ctx, const struct ibv_device_attr_ex
 	d->max_rd_atomic = (uint32_t)a->orig_attr.max_qp_rd_atom;
 	d->max_inline = probe_inline(ctx);
 	d->atomics = a->orig_attr.atomic_cap != IBV_ATOMIC_NONE;
-	d->memory_windows = a->orig_attr.device_cap_flags & (IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B);
+	d->memory_windows = a->orig_attr.device_cap_flags &
+		(IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B);
 	d->on_demand_paging = a->odp_caps.general_caps & IBV_ODP_SUPPORT;
 }
 
-static void fill_gid(struct ibv_context *ctx, const struct ibv_port_attr *attr, struct rv_device_info *d)
+static void fill_gid(struct ibv_context *ctx, const struct ibv_port_attr *attr,
+		     struct rv_device_info *d)
 {
 	struct ibv_gid_entry rows[GIDS_MAX];
 	struct sockaddr_storage ip;
@@ -62,7 +66,8 @@ static void fill_gid(struct ibv_context *ctx, const struct ibv_port_attr *attr, 
 			snprintf(d->netdev, sizeof(d->netdev), "%s", ifname);
 	}
 	if (rvi_gid_ip(d->name, d->port, attr->link_layer, &rows[i].gid, &ip)) {
-		snprintf(d->why_not, sizeof(d->why_not), "no IP address: rdma_cm needs IPoIB (modprobe ib_ipoib)");
+		snprintf(d->why_not, sizeof(d->why_not),
+			 "no IP address: rdma_cm needs IPoIB (modprobe ib_ipoib)");
 		return;
 	}
 	rvi_ip_text(&ip, d->ip, sizeof(d->ip));
@@ -78,17 +83,20 @@ static void fill_port(struct ibv_context *ctx, struct rv_device_info *d)
 		snprintf(d->why_not, sizeof(d->why_not), "the port cannot be queried");
 		return;
 	}
-	snprintf(d->link, sizeof(d->link), "%s", attr.link_layer == IBV_LINK_LAYER_INFINIBAND ? "InfiniBand" : "Ethernet");
+	snprintf(d->link, sizeof(d->link), "%s",
+		 attr.link_layer == IBV_LINK_LAYER_INFINIBAND ? "InfiniBand" : "Ethernet");
 	state = ibv_port_state_str(attr.state); /* "PORT_ACTIVE" */
 	snprintf(d->state, sizeof(d->state), "%s", strncmp(state, "PORT_", 5) ? state : state + 5);
 	d->active_mtu = 128u << attr.active_mtu;
 	d->max_msg = attr.max_msg_sz;
 	fill_gid(ctx, &attr, d);
 	if (attr.state != IBV_PORT_ACTIVE)
-		snprintf(d->why_not, sizeof(d->why_not), "the port is %s: is its link up?", d->state);
+		snprintf(d->why_not, sizeof(d->why_not), "the port is %s: is its link up?",
+			 d->state);
 }
 
-static struct rv_device_info *next_info(struct rv_device_info *out, int max, int *n, const char *name, int port)
+static struct rv_device_info *next_info(struct rv_device_info *out, int max, int *n,
+					const char *name, int port)
 {
 	struct rv_device_info *d;
 
@@ -109,7 +117,8 @@ static void one_device(struct ibv_device *device, struct rv_device_info *out, in
 	if (!ctx) {
 		d = next_info(out, max, n, ibv_get_device_name(device), 1);
 		if (d)
-			snprintf(d->why_not, sizeof(d->why_not), "cannot be opened: %s (/dev/infiniband/%s)", strerror(errno),
+			snprintf(d->why_not, sizeof(d->why_not),
+				 "cannot be opened: %s (/dev/infiniband/%s)", strerror(errno),
 				 device->dev_name);
 		return;
 	}

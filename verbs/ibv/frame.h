@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What this provider puts before each message, and around the core's connection data.
+ * The provider's frame before each message, and its bytes around the core's connection data.
  *
  *   frame          offset 0  u8   magic and version of the frame, 0xa1
  *   (8 bytes,      offset 1  u8   type: 1 message, 2 credits only
@@ -15,8 +15,8 @@
  *                  reject    u8   bytes of the reason; then the reason
  *                  The rest is the CM's zero padding.
  *
- * The credit class is how many messages the sender of it takes before any frame came; what it takes beyond that is
- * granted by frames. Two bits, for a request has not one byte to spare.
+ * The credit class is the number of messages that its sender takes before any frame came; frames
+ * grant more. It has two bits, since a request has no byte to spare.
  *
  * Pure functions; everything in them may come from a hostile peer.
  */
@@ -51,12 +51,13 @@ static inline void rvi_frame_put(uint8_t *p, const struct rvi_frame *f)
 	put_le16(p + 6, f->seq);
 }
 
-/* 0 or -EPROTO. byte_len is what the device says has arrived. */
+/* Reads a frame. Returns 0 or -EPROTO. byte_len is the length that the device reports. */
 static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_frame *out)
 {
 	struct rvi_frame f;
 
-	if (byte_len < RVI_FRAME_BYTES || byte_len > RVI_FRAME_BYTES + RV_MSG_MAX || p[0] != RVI_FRAME_MAGIC)
+	if (byte_len < RVI_FRAME_BYTES || byte_len > RVI_FRAME_BYTES + RV_MSG_MAX ||
+	    p[0] != RVI_FRAME_MAGIC)
 		return -EPROTO;
 	f.type = p[1];
 	f.grant = get_le16(p + 2);
@@ -72,15 +73,15 @@ static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_fr
 }
 
 /*
- * A sealed frame ends with SipHash-2-4 of the frame, the message and the frame's number, which both
- * ends count and neither sends. The key is this connection's and this direction's. So a frame fits
- * at one place only.
+ * A sealed frame ends with a MAC: SipHash-2-4 of the frame, the message and the frame's number.
+ * Both ends count the number and neither sends it. The key belongs to this connection and this
+ * direction. So a frame fits at one place only.
  */
 #define RVI_SEAL_BYTES 8
 
 struct rvi_seal {
 	uint8_t key[RV_SEAL_KEY_BYTES];
-	uint64_t number;             /* of the next frame */
+	uint64_t number;             /* number of the next frame */
 };
 
 _Static_assert(RVI_SEAL_BYTES == crypto_shorthash_BYTES &&
@@ -93,8 +94,8 @@ static inline void rvi_seal_init(struct rvi_seal *s, const uint8_t key[RV_SEAL_K
 	s->number = 0;
 }
 
-/* Behind the frame and message there is room for the MAC. The number stays: the caller counts
- * what really went out. */
+/* Writes the MAC; there is room for it behind the frame and message. The number stays: the caller
+ * counts the frames that really went out. */
 static inline void rvi_seal_put(const struct rvi_seal *s, uint8_t *mem, size_t bytes)
 {
 	uint8_t mac[RVI_SEAL_BYTES];
@@ -143,7 +144,8 @@ static inline unsigned rvi_credit_class(uint32_t credits)
 }
 
 /* Returns the bytes to hand to the CM. len is at most the contract's maximum of that kind. */
-static inline uint8_t rvi_pdata_put(enum rvi_pdata kind, uint8_t *out, const void *data, size_t len, unsigned class)
+static inline uint8_t rvi_pdata_put(enum rvi_pdata kind, uint8_t *out, const void *data, size_t len,
+				    unsigned class)
 {
 	size_t head = kind == RVI_PD_ANSWER ? 2 : 1;
 
@@ -161,8 +163,10 @@ struct rvi_pdata_view {
 	unsigned class;
 };
 
-/* 0 or -EPROTO. The CM hands over `size` bytes, padded: only the own length byte counts, and it is not believed either. */
-static inline int rvi_pdata_get(enum rvi_pdata kind, const uint8_t *p, size_t size, struct rvi_pdata_view *out)
+/* Reads connection data. Returns 0 or -EPROTO. The CM hands over `size` bytes, padded. Only the
+ * length byte counts, and it is checked too. */
+static inline int rvi_pdata_get(enum rvi_pdata kind, const uint8_t *p, size_t size,
+				struct rvi_pdata_view *out)
 {
 	static const uint8_t max[] = { RV_HELLO_MAX, RV_ANSWER_MAX, RV_REASON_MAX };
 	size_t head = kind == RVI_PD_ANSWER ? 2 : 1;

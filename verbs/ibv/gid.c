@@ -41,12 +41,14 @@ void rvi_gid_text(const union ibv_gid *gid, char *buf, size_t size)
 {
 	bool v4 = !memcmp(gid->raw, v4_mapped, sizeof(v4_mapped));
 
-	if (!inet_ntop(v4 ? AF_INET : AF_INET6, gid->raw + (v4 ? 12 : 0), buf, (socklen_t)size) && size)
+	if (!inet_ntop(v4 ? AF_INET : AF_INET6, gid->raw + (v4 ? 12 : 0), buf, (socklen_t)size) &&
+	    size)
 		buf[0] = 0;
 }
 
-/* " 1 (10.0.0.1) 3 (2001:db8::1)": the usable ones, for an error text. */
-static void list_usable(const struct ibv_gid_entry *rows, int n, int link_layer, char *buf, size_t size)
+/* Lists the usable GIDs for an error text: " 1 (10.0.0.1) 3 (2001:db8::1)". */
+static void list_usable(const struct ibv_gid_entry *rows, int n, int link_layer, char *buf,
+			size_t size)
 {
 	size_t used = 0;
 
@@ -57,13 +59,15 @@ static void list_usable(const struct ibv_gid_entry *rows, int n, int link_layer,
 		if (!rvi_gid_use(&rows[i], link_layer, NULL))
 			continue;
 		rvi_gid_text(&rows[i].gid, text, sizeof(text));
-		used += (size_t)snprintf(buf + used, size - used, " %u (%s)", rows[i].gid_index, text);
+		used += (size_t)snprintf(buf + used, size - used, " %u (%s)", rows[i].gid_index,
+					 text);
 	}
 	if (!used)
 		snprintf(buf, size, " none");
 }
 
-int rvi_gid_choose(const struct ibv_gid_entry *rows, int n, int link_layer, int index, char *why, size_t size)
+int rvi_gid_choose(const struct ibv_gid_entry *rows, int n, int link_layer, int index, char *why,
+		   size_t size)
 {
 	enum rvi_gid_use best = RVI_GID_NONE;
 	const char *reason = "no such entry";
@@ -71,7 +75,8 @@ int rvi_gid_choose(const struct ibv_gid_entry *rows, int n, int link_layer, int 
 	char usable[120];
 
 	for (int i = 0; i < n; i++) {
-		enum rvi_gid_use use = rvi_gid_use(&rows[i], link_layer, index >= 0 ? NULL : &reason);
+		enum rvi_gid_use use = rvi_gid_use(&rows[i], link_layer,
+						   index >= 0 ? NULL : &reason);
 
 		if (index >= 0) {
 			if (rows[i].gid_index != (uint32_t)index)
@@ -81,7 +86,8 @@ int rvi_gid_choose(const struct ibv_gid_entry *rows, int n, int link_layer, int 
 			break;
 		}
 		/* The lowest index of the best kind; on InfiniBand that is GID 0. */
-		if (use > best || (use && use == best && rows[i].gid_index < rows[chosen].gid_index)) {
+		if (use > best ||
+		    (use && use == best && rows[i].gid_index < rows[chosen].gid_index)) {
 			best = use;
 			chosen = i;
 		}
@@ -92,7 +98,9 @@ int rvi_gid_choose(const struct ibv_gid_entry *rows, int n, int link_layer, int 
 	if (index >= 0)
 		snprintf(why, size, "GID index %d: %s; usable:%s", index, reason, usable);
 	else if (n)
-		snprintf(why, size, "no RoCE v2 GID with an IP address (give the netdev one: ip addr add ...)");
+		snprintf(why, size,
+			 "no RoCE v2 GID with an IP address (give the netdev one: ip addr add "
+			 "...)");
 	else
 		snprintf(why, size, "no GID: is the netdev up, with an IP address?");
 	return -ENODEV;

@@ -2,17 +2,19 @@
 /*
  * The ibv provider's objects. Private to verbs/ibv/.
  *
- * One device = one context of our own (librdmacm's contexts are shared by all its users of the process: their async
- * events would be stolen), one PD, one shared receive queue, one completion queue for receives and one for sends and
- * READs, both on one completion channel. Two queues, because a sleeper is woken by every receive, but by finished READs
- * only if it asked (arm). rdma_cm only carries the handshake: the queue pairs are ours, taken through their states here,
- * so that no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
+ * A device is one context of our own: librdmacm's contexts are shared by all its users of the
+ * process, and their async events would be stolen. It has one PD and one shared receive queue. It
+ * has one completion queue for receives and one for sends and READs, both on one completion
+ * channel. A sleeper is woken by every receive, but by finished READs only if it asked (arm): hence
+ * two queues. rdma_cm only carries the handshake. The queue pairs are ours, taken through their
+ * states here. So no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
  *
  * The ledger: every READ under way has a slot with a generation, every send a slot, every receive
  * buffer a state. Each completion is checked against it. A fence resolves the slots for which no
  * completion comes: a queue pair in error need not flush all, and may flush late.
  *
- * Guards: [progress] = the core's progress lock; [const] after open or after the connection is UP; [atomic].
+ * Guards: [progress] = the core's progress lock; [const] after open or after the connection is UP;
+ * [atomic].
  */
 #ifndef RVI_IBV_H
 #define RVI_IBV_H
@@ -32,15 +34,19 @@
 #include "verbs/rv_error.h"
 
 #define RVI_CREDITS_MIN 4u
-#define RVI_CREDIT_BUFS 2u       /* receive buffers kept for credit messages: send.c says why two are enough */
-#define RVI_SENDS_MAX 64u        /* messages of one connection that the device has not finished with */
+/* receive buffers kept for credit messages: send.c says why two are enough */
+#define RVI_CREDIT_BUFS 2u
+/* messages of one connection that the device has not finished with */
+#define RVI_SENDS_MAX 64u
 #define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
-#define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC) /* a step of connecting may take so long, at least; dev->connect_ns */
+/* a step of connecting may take so long, at least; dev->connect_ns */
+#define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC)
 #define RVI_RESOLVE_MS 2000
-#define RVI_WATCH_SLACK_NS (130 * NSEC_PER_MSEC) /* a send not over this long after its last retry never will be */
+/* a send not over this long after its last retry never will be */
+#define RVI_WATCH_SLACK_NS (130 * NSEC_PER_MSEC)
 #define RVI_SILENCE_NS (500 * NSEC_PER_MSEC) /* the default of rv_options.silence_ns */
 #define RVI_INLINE_WISH 256u
-/* 4.096 us * 2^n a try. 14: 67 ms; with 6 retries silence is known after 0.47 s. */
+/* A try lasts 4.096 us * 2^n. 14: 67 ms; with 6 retries silence is known after 0.47 s. */
 #define RVI_ACK_TIMEOUT_MIN 8
 #define RVI_ACK_TIMEOUT_MAX 20
 #define RVI_RETRY_CNT 6          /* 7 means for ever on rxe */
@@ -48,7 +54,8 @@
 #define RVI_MIN_RNR_TIMER 1      /* 0.01 ms; rdma_cm leaves 0, which is 655 ms */
 #define RVI_RD_ATOMIC_MAX 128
 #define RVI_BATCH 16
-#define RVI_CHAIN_MAX 256u       /* READs of one doorbell; 40 KiB of stack, of which a short chain touches little */
+/* READs of one doorbell; 40 KiB of stack, of which a short chain touches little */
+#define RVI_CHAIN_MAX 256u
 #define RVI_SPILL_MAX 64
 #define RVI_MSG_STRIDE 4160      /* frame + RV_MSG_MAX, to a cache line */
 #define RVI_NIL UINT32_MAX
@@ -63,7 +70,7 @@ _Static_assert(RVI_MSG_STRIDE >= RVI_FRAME_BYTES + RV_MSG_MAX + RVI_SEAL_BYTES &
 enum rvi_buf_state { RVI_BUF_FREE = 0, RVI_BUF_POSTED, RVI_BUF_HELD, RVI_BUF_SENDING };
 
 struct rvi_buf {
-	struct rvi_buf *next;   /* in the free list */
+	struct rvi_buf *next;   /* next one in the free list */
 	uint8_t *mem;
 	uint32_t lkey;
 	uint32_t index, gen;    /* gen changes each time the buffer is taken */
@@ -87,9 +94,10 @@ struct rvi_pool {
 
 /* --- connections --- */
 
-/* One READ. Taken by any thread (read.c), given back by poll or by the fence. */
+/* A READ. Any thread takes it (read.c); poll or the fence gives it back. */
 struct rvi_read {
-	_Atomic uint32_t gen;        /* odd = under way. Outlives connections: tokens of an earlier one never match */
+	/* odd = under way. Outlives connections: tokens of an earlier one never match */
+	_Atomic uint32_t gen;
 	_Atomic uint32_t next;       /* free list */
 	_Atomic uint64_t cookie;
 };
@@ -103,17 +111,20 @@ struct rvi_send {                    /* [progress] */
 struct rv_conn {
 	struct rv_dev *dev;          /* const */
 	uint32_t index;              /* const */
-	_Atomic int state;           /* enum rvi_state; stored by progress; UP is a release store: qp is set */
+	/* enum rvi_state; stored by progress; UP is a release store: qp is set */
+	_Atomic int state;
 	struct ibv_qp *qp;
 	struct rvi_read *reads;      /* const after the first use */
-	_Atomic int kicked;          /* post_reads: the device refused a doorbell; the progress side ends the connection */
+	/* post_reads: the device refused a doorbell; the progress side ends the connection */
+	_Atomic int kicked;
 
-	cache_aligned _Atomic uint64_t free_reads; /* {tag 32, head 32}: the tag makes ABA visible */
+	/* {tag 32, head 32}: the tag makes ABA visible */
+	cache_aligned _Atomic uint64_t free_reads;
 
 	/* [progress] from here on */
 	cache_aligned struct rdma_cm_id *id;
 	void *user;
-	uint32_t epoch;              /* of this use of the struct, for held buffers */
+	uint32_t epoch;              /* number of this use of the struct, for held buffers */
 	uint32_t qpn;
 	struct rv_conn *qpn_next;
 	struct rvi_send *sends;
@@ -132,11 +143,12 @@ struct rv_conn {
 	bool cm_used;                /* a request or an accept went out: worth a disconnect */
 	bool reads_allowed;
 	bool deliver;                /* DOWN: messages that came before the end still count */
-	uint8_t responder, initiator;/* READs to serve / to have under way, clamped by the handshake */
+	/* READs to serve / to have under way, clamped by the handshake */
+	uint8_t responder, initiator;
 	int64_t deadline_ns;         /* 0 = none */
 	int dead;                    /* REQUESTED: the requester is gone, -errno */
 
-	struct list end;             /* in dev->ends until the end is reported */
+	struct list end;             /* link in dev->ends until the end is reported */
 	enum rv_event_type end_type;
 	int end_status, end_wc;
 	bool end_by_flush;           /* no cause known yet */
@@ -156,7 +168,8 @@ struct rvi_region {
 };
 
 struct rvi_stat {
-	_Atomic uint64_t reads_alone, chains, reads_chained;    /* [any] with a doorbell of their own; doorbells of several, and those */
+	/* [any] READs with a doorbell of their own; doorbells for several READs, and these READs */
+	_Atomic uint64_t reads_alone, chains, reads_chained;
 	_Atomic uint64_t sends, recvs, credit_msgs, stale_wc, unexpected_cm, protocol_errors;
 };
 
@@ -166,7 +179,7 @@ struct rvi_reaper {
 	pthread_mutex_t lock;
 	pthread_cond_t more;
 	struct list ids;             /* guarded by lock, as the rest */
-	uint32_t nr;                 /* in ids, and in work */
+	uint32_t nr;                 /* number in ids, and in work */
 	bool runs, stop;
 };
 
@@ -185,9 +198,10 @@ struct rv_dev {
 	struct rv_addr addr;
 	struct sockaddr_storage src; /* the chosen GID's address, port 0 */
 	uint64_t max_msg;
-	unsigned credit_class;       /* what a peer may send before any frame came (frame.h) */
+	/* messages that a peer may send before any frame came (frame.h) */
+	unsigned credit_class;
 	uint32_t max_inline, credits, max_reads, max_sge, max_conns, max_slots, nr_sends;
-	unsigned ifindex;            /* of the GID's network interface; 0 = none */
+	unsigned ifindex;            /* the GID's network interface; 0 = none */
 	uint8_t port, max_responder, max_initiator;
 	uint8_t ack_timeout;          /* const after open */
 	int64_t connect_ns;           /* the same */
@@ -201,26 +215,28 @@ struct rv_dev {
 	/* [progress] */
 	cache_aligned bool lost;     /* unusable */
 	bool lost_told;
-	struct ibv_wc *stash;        /* completions taken out of the queues early, by a fence or next_read; poll looks here first */
+	/* completions taken out of the queues early, by a fence
+	 * or next_read; poll looks here first */
+	struct ibv_wc *stash;
 	uint32_t stash_head, stash_tail, stash_max;
-	bool cq_broken;              /* one of the queues */
+	bool cq_broken;              /* one of the queues is broken */
 	struct rv_event spill[RVI_SPILL_MAX];
 	uint32_t spill_head, spill_tail;
 	struct list closed, ends, free_conns;
 	struct rv_conn **conns;
 	uint32_t nr_conns;           /* entries of conns that exist */
-	uint32_t nr_active;          /* with a queue pair, or about to have one */
+	uint32_t nr_active;          /* connections with a queue pair, or about to have one */
 	uint32_t nr_half_open, nr_timed;
 	struct rv_conn **qpn_table;
 	uint32_t qpn_mask;
 	struct rvi_pool recv_pool, send_pool;
 	uint32_t nr_posted;          /* receive buffers the device has */
-	uint32_t nr_held_live;       /* of living connections, with the core */
+	uint32_t nr_held_live;       /* buffers of living connections that the core holds */
 	unsigned send_cq_events, recv_cq_events; /* not yet acked */
 	uint32_t nr_sending;         /* messages the device has, of all connections */
 	bool asleep;                 /* armed, and not for READs */
-	int64_t sends_watch_ns;      /* when to wake a sleeper to look after them; 0 = not */
-	int64_t timer_ns;            /* what timerfd is set to; 0 = off */
+	int64_t sends_watch_ns;      /* time to wake a sleeper to look after them; 0 = not */
+	int64_t timer_ns;            /* the time that timerfd is set to; 0 = off */
 
 	pthread_mutex_t region_lock;
 	struct list regions;         /* guarded by region_lock */
@@ -228,7 +244,7 @@ struct rv_dev {
 	struct rvi_reaper reaper;
 };
 
-/* Where poll() puts events: the caller's array, then the spill. */
+/* A place for poll()'s events: the caller's array, then the spill. */
 struct rvi_sink {
 	struct rv_dev *dev;
 	struct rv_event *ev;
@@ -236,13 +252,14 @@ struct rvi_sink {
 };
 
 /* device.c */
-void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 int rvi_open(const struct rv_options *opt, struct rv_dev **out);
 void rvi_close(struct rv_dev *dev);
 
 /*
- * child.c: what children of fork(2) must not keep. What makes or maps something of the device's
- * stands between begin and end.
+ * child.c: keeps the device's descriptors and mappings out of children of fork(2). Calls that make
+ * or map any stand between begin and end.
  */
 int rvi_child_begin(const struct rv_options *opt);
 void rvi_keep_begin(void);
@@ -254,7 +271,7 @@ void rvi_context_close(struct ibv_context *ctx);
 void rvi_reap_init(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
 void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
-/* Whether the port is up and has a route there, or nobody knows. */
+/* Returns true if the port is up and has a route there, or if nobody knows. */
 bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to);
 
 /* probe.c: chooses and opens. */
@@ -265,22 +282,24 @@ struct rvi_pick {
 	struct sockaddr_storage ip;  /* port 0 */
 };
 int rvi_pick(const struct rv_options *opt, struct rvi_pick *out);
-/* Why nothing of RDMA works here, or 0: device files, modules. Sets the error text. */
+/* Explains why RDMA does not work here: device files, modules.
+ * Sets the error text, or returns 0. */
 int rvi_no_devices(int err);
 
 /* netdev.c */
 /* The network interface of a GID: its index, or 0 where there is none. */
 unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index);
-/* Whether a datagram to that address finds a route now, or nobody knows. */
+/* Returns true if a datagram to that address finds a route now, or if nobody knows. */
 bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to);
-int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out);
+int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid,
+	       struct sockaddr_storage *out);
 socklen_t rvi_addr_size(const struct sockaddr_storage *a);
 void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size);
 void rvi_addr_text(const struct sockaddr_storage *a, char *buf, size_t size);
 
 /* region.c */
-int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
-	    struct rv_mr *out);
+int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
+	    enum rv_access access, struct rv_mr *out);
 int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr);
 void rvi_regions_free(struct rv_dev *dev);
 int rvi_reg_failed(int err, size_t length);
@@ -288,7 +307,8 @@ int rvi_reg_failed(int err, size_t length);
 /* buffers.c */
 int rvi_pool_init(struct rvi_pool *p, uint32_t max, uint32_t chunk_bufs);
 void rvi_pool_free(struct rvi_pool *p);
-int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state state, struct rvi_buf **out);
+int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state state,
+		  struct rvi_buf **out);
 void rvi_pool_give(struct rvi_pool *p, struct rvi_buf *b);
 
 /* conn.c */
@@ -318,8 +338,8 @@ struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn);
 /* cm.c */
 int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick);
 int rvi_reach(struct rv_dev *dev, const struct rv_addr *to);
-int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
-		struct rv_conn **out);
+int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
+		void *user, struct rv_conn **out);
 int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user);
 void rvi_reject(struct rv_conn *conn, const void *reason, size_t len);
 void rvi_peer_text(struct rv_conn *conn, char *buf, size_t size);
@@ -330,14 +350,16 @@ void rvi_cm_deadlines(struct rv_dev *dev);
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message);
 
 /* addr.c */
-void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union ibv_gid *gid, struct rv_addr *out);
+void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union ibv_gid *gid,
+		   struct rv_addr *out);
 int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out);
 
 /* send.c */
 int rvi_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvi_return_credits(struct rv_conn *conn);
 bool rvi_can_send(const struct rv_conn *conn);
-void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+		   struct rvi_sink *sink);
 void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink);
 void rvi_sends_init(struct rv_conn *conn);
 void rvi_sends_drop(struct rv_conn *conn);
@@ -345,20 +367,24 @@ void rvi_sends_drop(struct rv_conn *conn);
 /* recv.c */
 int rvi_recv_fill(struct rv_dev *dev);
 void rvi_recv_done(struct rv_dev *dev, uint64_t token);
-void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+			struct rvi_sink *sink);
 void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t);
 
 /* read.c */
 int rvi_reads_init(struct rv_conn *conn);
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
-/* A READ that is under way ends: its connection and cookie. NULL: none does. */
+/* Ends a READ that is under way. Returns its connection and
+ * its cookie. NULL: no such READ is under way. */
 struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie);
-void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink);
+void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+		   struct rvi_sink *sink);
 bool rvi_reads_outstanding(const struct rv_conn *conn);
 bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
 
 /* poll.c */
-struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type, int status);
+struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type,
+			  int status);
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
 bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user);
 void rvi_drain_for(struct rv_conn *conn);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From a GID to the IP address that rdma_cm wants. */
+/* The IP address of a GID, for rdma_cm. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
@@ -20,8 +20,9 @@ socklen_t rvi_addr_size(const struct sockaddr_storage *a)
 
 void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size)
 {
-	const void *ip = a->ss_family == AF_INET ? (const void *)&((const struct sockaddr_in *)a)->sin_addr
-						 : (const void *)&((const struct sockaddr_in6 *)a)->sin6_addr;
+	const void *ip = a->ss_family == AF_INET
+		? (const void *)&((const struct sockaddr_in *)a)->sin_addr
+		: (const void *)&((const struct sockaddr_in6 *)a)->sin6_addr;
 
 	if (!inet_ntop(a->ss_family, ip, buf, (socklen_t)size) && size)
 		buf[0] = 0;
@@ -77,7 +78,8 @@ static int ipoib_ip(const char *device, int port, struct sockaddr_storage *out)
 	if (getifaddrs(&all))
 		return -errno;
 	for (i = all; i; i = i->ifa_next) {
-		if (!i->ifa_addr || i->ifa_addr->sa_family != AF_INET || !is_ipoib_of(i->ifa_name, device, port))
+		if (!i->ifa_addr || i->ifa_addr->sa_family != AF_INET ||
+		    !is_ipoib_of(i->ifa_name, device, port))
 			continue;
 		memcpy(out, i->ifa_addr, sizeof(struct sockaddr_in));
 		rc = 0;
@@ -96,7 +98,7 @@ unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index)
 	return e.ndev_ifindex;
 }
 
-/* As a device with this interface looks for the route of a datagram. Nothing is sent. */
+/* Looks for the route of a datagram, as a device with this interface does. Nothing is sent. */
 bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
 	socklen_t size = rvi_addr_size(to);
@@ -109,11 +111,11 @@ bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 	fd = socket(to->ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		goto out;
-	/* Without it a route by another interface counts too. With it all is taken for on-link that
-	 * has no route, so that the interface and its address decide. */
+	/* The option: without it a route by another interface counts too. With it every address
+	 * without a route is taken for on-link, so that the interface and its address decide. */
 	(void)setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &dev->ifindex, sizeof(dev->ifindex));
-	/* No other error tells of the route. Before Linux 5.1 EINVAL comes of each link-local address,
-	 * since the socket is bound to no interface. */
+	/* No other error tells of the route. Before Linux 5.1 EINVAL comes of each link-local
+	 * address, since the socket is bound to no interface. */
 	if (bind(fd, (const struct sockaddr *)&dev->src, size) ||
 	    connect(fd, (const struct sockaddr *)to, size))
 		has = errno != EADDRNOTAVAIL && errno != ENETUNREACH && errno != EHOSTUNREACH &&
@@ -124,7 +126,8 @@ out:
 	return has;
 }
 
-int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid, struct sockaddr_storage *out)
+int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid,
+	       struct sockaddr_storage *out)
 {
 	struct ibv_gid_entry e = { .gid = *gid, .gid_type = IBV_GID_TYPE_ROCE_V2 };
 

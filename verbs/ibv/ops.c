@@ -19,7 +19,7 @@ static void addr(struct rv_dev *dev, struct rv_addr *out)
 	*out = dev->addr;
 }
 
-/* There is nothing to be done ahead of a READ. */
+/* Does nothing: no preparation helps a READ. */
 static void will_read(struct rv_conn *conn, uint32_t rkey, uint64_t address, uint64_t length)
 {
 	(void)conn, (void)rkey, (void)address, (void)length;

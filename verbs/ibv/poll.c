@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Completions to events. Order within one poll: what an earlier poll had no room for; connection events (if asked);
- * completions; and only when both queues were found empty, the ends of connections, so that a message that came before
- * its sender left is delivered before the news that it left.
+ * Completions to events. The order within one poll: events that an earlier poll had no room for;
+ * connection events (if asked); completions; the ends of connections. The ends come only when both
+ * queues were found empty. So a message that came before its sender left is delivered before the
+ * news that it left.
  */
 #include <assert.h>
 
 #include "ibv.h"
 
-/* Room is kept by the callers: a completion makes at most three events, and no more than a batch is taken at once. */
-struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type, int status)
+/* Appends an event. The callers keep room: a completion makes
+ * at most three events, and a batch is bounded. */
+struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type,
+			  int status)
 {
 	struct rv_event *e;
 
@@ -39,7 +42,7 @@ static void unspill(struct rvi_sink *sink)
 		dev->spill_head = dev->spill_tail = 0;
 }
 
-/* A closed connection reports nothing but its READs. */
+/* Drops the events of a closed connection. It reports nothing but its READs. */
 void rvi_spill_purge(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
@@ -76,7 +79,7 @@ static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_si
 	}
 }
 
-/* As ibv_poll_cq, which may say only once that the queue is broken. */
+/* Polls as ibv_poll_cq does, which may say only once that the queue is broken. */
 static int poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc *wc)
 {
 	int n = ibv_poll_cq(cq, max, wc);
@@ -86,7 +89,7 @@ static int poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc
 	return n;
 }
 
-/* One batch of one queue; *full: there may be more. */
+/* Takes one batch of one queue; *full: there may be more. */
 static void batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, bool *full)
 {
 	struct ibv_wc wc[RVI_BATCH];
@@ -98,7 +101,7 @@ static void batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, 
 	*full |= n == want;
 }
 
-/* True if nothing is left. */
+/* Takes completions. Returns true if nothing is left. */
 static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	bool full;
@@ -116,7 +119,8 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
 			return true;
 		}
-		/* Completions may make no event: without a look behind them a sleeper would miss what is there. */
+		/* Completions may make no event: without a look
+		 * behind them a sleeper would miss what is there. */
 	} while (full && sink->n < sink->max);
 	return !full;
 }
@@ -152,7 +156,8 @@ static void report_closed(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 }
 
-/* post_reads met a device that refuses: the connection is as good as failed. */
+/* Ends the connections whose doorbell the device refused in
+ * post_reads: they are as good as failed. */
 static void attend(struct rv_dev *dev)
 {
 	at_xchg_acq(&dev->attention, 0);
@@ -180,15 +185,16 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	return (int)sink.n;
 }
 
-/* Anything else that it finds is kept for poll. */
+/* Takes a READ's completion. All else that it finds is kept for poll. */
 bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 {
 	struct rvi_token t;
 	struct rv_conn *conn;
 	struct ibv_wc wc;
 
-	/* What came earlier has its turn first. */
-	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) || poll_cq(dev, dev->send_cq, 1, &wc) != 1)
+	/* Earlier completions have their turn first. */
+	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) ||
+	    poll_cq(dev, dev->send_cq, 1, &wc) != 1)
 		return false;
 	t = rvi_token_unpack(wc.wr_id);
 	if (unlikely(t.kind != RVI_READ || wc.status != IBV_WC_SUCCESS)) {
@@ -203,7 +209,7 @@ bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 	return conn;
 }
 
-/* A completion of the connection that is being closed says nothing any more: its READs are reported by the ledger. */
+/* Drops a completion of the connection that is being closed: the ledger reports its READs. */
 static bool drop(struct rv_conn *conn, const struct ibv_wc *wc)
 {
 	struct rvi_token t = rvi_token_unpack(wc->wr_id);
@@ -227,15 +233,19 @@ static void drain(struct rv_conn *conn, struct ibv_cq *cq)
 		for (int i = 0; i < n; i++) {
 			if (drop(conn, &wc[i]))
 				continue;
-			/* Cannot overflow: what is stashed is under way still, and both queues hold all that can be. */
+			/* This cannot overflow: all in the stash is still
+			 * under way, and both queues hold all that can be. */
 			assert(dev->stash_tail < dev->stash_max);
 			dev->stash[dev->stash_tail++] = wc[i];
 		}
 	} while (n == RVI_BATCH);
 }
 
-/* Takes everything out of the queues, so that no completion of this queue pair stays behind to be mistaken for one of a
- * later queue pair of the same number, and none counts against the queues' size. What is others' waits in the stash. */
+/*
+ * Empties the queues for a queue pair that ends. So no completion of it stays behind to be mistaken
+ * for one of a later queue pair of the same number. Nor does one count against the queues' size.
+ * Other connections' completions wait in the stash.
+ */
 void rvi_drain_for(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which device, port and GID to use; and when there is none, what to do about it. */
+/* The choice of device, port and GID; and the remedy when there is none. */
 #include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,10 +9,12 @@
 #include "gid.h"
 #include "ibv.h"
 
-#define RXE_HINT "for RDMA over plain Ethernet: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev <dev>"
+#define RXE_HINT \
+	"for RDMA over plain Ethernet: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev " \
+	"<dev>"
 #define GIDS_MAX 256
 
-/* One that the kernel knows, whether programs may use it or not. */
+/* Finds a device that the kernel knows, even if programs may not use it. */
 static bool kernel_device(char *name, size_t size)
 {
 	DIR *d = opendir("/sys/class/infiniband");
@@ -34,24 +36,32 @@ int rvi_no_devices(int err)
 	char name[64];
 
 	if (err == EPERM || err == EACCES)
-		return rv_fail(err, "no permission to use the RDMA devices: give the user access to /dev/infiniband/*");
+		return rv_fail(err,
+			       "no permission to use the RDMA devices: give the user access to "
+			       "/dev/infiniband/*");
 	if (kernel_device(name, sizeof(name)))
-		return rv_fail(ENODEV, "the kernel has RDMA device %s, but /dev/infiniband has no device file for it: modprobe "
-				       "ib_uverbs rdma_ucm (in a container: --device=/dev/infiniband)", name);
+		return rv_fail(ENODEV,
+			       "the kernel has RDMA device %s, but /dev/infiniband has no device "
+			       "file for it: modprobe "
+			       "ib_uverbs rdma_ucm (in a container: --device=/dev/infiniband)",
+			       name);
 	return rv_fail(ENODEV, "no RDMA device on this machine; %s", RXE_HINT);
 }
 
-/* Opening a device that is listed: what stands in the way? */
+/* Explains why a listed device could not be opened. */
 static int open_failed(const char *name, const char *uverbs, int err)
 {
 	char path[128];
 
 	snprintf(path, sizeof(path), "/dev/infiniband/%s", uverbs);
 	if (access(path, F_OK))
-		return rv_fail(ENODEV, "RDMA device %s: %s is missing: modprobe ib_uverbs (in a container: "
-				       "--device=/dev/infiniband)", name, path);
+		return rv_fail(ENODEV,
+			       "RDMA device %s: %s is missing: modprobe ib_uverbs (in a container: "
+			       "--device=/dev/infiniband)",
+			       name, path);
 	if (err == EPERM || err == EACCES || access(path, R_OK | W_OK))
-		return rv_fail(err == EPERM ? EPERM : EACCES, "RDMA device %s: no permission for %s", name, path);
+		return rv_fail(err == EPERM ? EPERM : EACCES,
+			       "RDMA device %s: no permission for %s", name, path);
 	return rv_fail(err ? err : EIO, "RDMA device %s cannot be opened: %s", name, strerror(err));
 }
 
@@ -70,7 +80,8 @@ static void __attribute__((format(printf, 3, 4))) add(char *buf, size_t size, co
 	va_end(ap);
 }
 
-/* Reads the GIDs of one port. Returns their number, 0 on failure too: a port without GIDs is unusable either way. */
+/* Reads the GIDs of one port. Returns their number, 0 on
+ * failure too: a port without GIDs is unusable either way. */
 static int port_gids(struct ibv_context *ctx, int port, struct ibv_gid_entry *rows, int max)
 {
 	ssize_t n = ibv_query_gid_table(ctx, rows, (size_t)max, 0);
@@ -82,8 +93,9 @@ static int port_gids(struct ibv_context *ctx, int port, struct ibv_gid_entry *ro
 	return kept;
 }
 
-/* 0 and *out filled but for ctx, or -ENODEV with the reason in why. */
-static int pick_port(struct ibv_context *ctx, int port, int gid_index, struct rvi_pick *out, char *why, size_t size)
+/* Fills in *out but for ctx. Returns 0, or -ENODEV with the reason in why. */
+static int pick_port(struct ibv_context *ctx, int port, int gid_index, struct rvi_pick *out,
+		     char *why, size_t size)
 {
 	const char *name = ibv_get_device_name(ctx->device);
 	struct ibv_gid_entry rows[GIDS_MAX];
@@ -103,7 +115,9 @@ static int pick_port(struct ibv_context *ctx, int port, int gid_index, struct rv
 	if (i < 0)
 		return i;
 	if (rvi_gid_ip(name, port, attr.link_layer, &rows[i].gid, &out->ip)) {
-		snprintf(why, size, "has no IP address: rdma_cm needs IPoIB (modprobe ib_ipoib; ip addr add ...)");
+		snprintf(why, size,
+			 "has no IP address: rdma_cm needs IPoIB (modprobe ib_ipoib; ip addr add "
+			 "...)");
 		return -ENODEV;
 	}
 	out->port = port;
@@ -113,8 +127,8 @@ static int pick_port(struct ibv_context *ctx, int port, int gid_index, struct rv
 }
 
 /* Tries the ports of one opened device. */
-static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct rvi_pick *out, char *reasons,
-		   size_t size)
+static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct rvi_pick *out,
+		   char *reasons, size_t size)
 {
 	const char *name = ibv_get_device_name(ctx->device);
 	struct ibv_device_attr attr;
@@ -125,7 +139,8 @@ static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct
 		return -ENODEV;
 	}
 	if (opt->port && opt->port > attr.phys_port_cnt) {
-		add(reasons, size, "%s has no port %d, it has %d", name, opt->port, attr.phys_port_cnt);
+		add(reasons, size, "%s has no port %d, it has %d", name, opt->port,
+		    attr.phys_port_cnt);
 		return -ENODEV;
 	}
 	for (int port = 1; port <= attr.phys_port_cnt; port++) {

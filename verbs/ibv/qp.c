@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Queue pairs. They are made and moved here, not by rdma_create_qp: rdma_cm would leave them with
- * REMOTE_WRITE, an RNR timer of 655 ms and the retry times of a routed fabric. rdma_init_qp_attr has
- * the attributes that the handshake agreed on.
+ * Queue pairs. They are made and moved here, not by rdma_create_qp. rdma_cm would leave them with
+ * REMOTE_WRITE, an RNR timer of 655 ms and the retry times of a routed fabric. rdma_init_qp_attr
+ * has the attributes that the handshake agreed on.
  */
 #include "ibv.h"
 
-/* What each queue pair asks for. sizes: dev->max_reads + dev->nr_sends is what one connection may have under way. */
+/* Fills in the request for a queue pair. Its size is the most that one connection may have under
+ * way: dev->max_reads + dev->nr_sends. */
 static void init_attr(struct rv_dev *dev, uint32_t max_inline, struct ibv_qp_init_attr *out)
 {
 	*out = (struct ibv_qp_init_attr){
@@ -24,7 +25,8 @@ static void init_attr(struct rv_dev *dev, uint32_t max_inline, struct ibv_qp_ini
 	};
 }
 
-/* 0 or -errno if no queue pair can be made at all. */
+/* Asks for a queue pair with that much inline data. Returns 0,
+ * or -errno if no queue pair can be made at all. */
 int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline)
 {
 	for (uint32_t ask = RVI_INLINE_WISH;; ask = ask > 64 ? ask / 2 : 0) {
@@ -36,18 +38,20 @@ int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline)
 		qp = ibv_create_qp(dev->pd, &a);
 		rvi_keep_end();
 		if (qp) {
-			/* What was asked for, even if more was granted: connections ask the same. */
+			/* The wish, even if more was granted: connections ask the same. */
 			*max_inline = min_of(ask, a.cap.max_inline_data);
 			ibv_destroy_qp(qp);
 			return 0;
 		}
 		if (!ask && dev->max_sge > RV_READ_SGE) {
-			/* Without READs of several values then: entries of that size make too long a queue. */
+			/* Entries of the wished size make too long a queue:
+			 * READs of several values are not made then. */
 			dev->max_sge = RV_READ_SGE;
 			return rvi_qp_probe_inline(dev, max_inline);
 		}
 		if (!ask)
-			return rv_fail(errno ? errno : EIO, "the device makes no queue pair of %u requests: %s",
+			return rv_fail(errno ? errno : EIO,
+				       "the device makes no queue pair of %u requests: %s",
 				       a.cap.max_send_wr, strerror(errno));
 	}
 }
@@ -67,7 +71,8 @@ struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn)
 	return c;
 }
 
-/* Counts the connection in, posts its receive buffers, makes its queue pair. 0 or -errno with a text. */
+/* Counts the connection in, posts its receive buffers, makes
+ * its queue pair. 0 or -errno with a text. */
 int rvi_qp_create(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
@@ -76,7 +81,9 @@ int rvi_qp_create(struct rv_conn *conn)
 	int rc;
 
 	if (dev->nr_active >= dev->max_conns)
-		return rv_fail(EDQUOT, "all %u connections of %s are in use (option max_conns, or the device's queue limits)",
+		return rv_fail(EDQUOT,
+			       "all %u connections of %s are in use (option max_conns, or the "
+			       "device's queue limits)",
 			       dev->max_conns, dev->caps.device);
 	rc = rvi_reads_init(conn);
 	if (rc)
@@ -91,7 +98,8 @@ int rvi_qp_create(struct rv_conn *conn)
 	conn->qp = ibv_create_qp(dev->pd, &a);
 	rvi_keep_end();
 	if (!conn->qp) {
-		rc = rv_fail(errno ? errno : EIO, "cannot create a queue pair on %s (%u connections exist): %s",
+		rc = rv_fail(errno ? errno : EIO,
+			     "cannot create a queue pair on %s (%u connections exist): %s",
 			     dev->caps.device, dev->nr_active - 1, strerror(errno));
 		goto deactivate;
 	}
@@ -112,13 +120,15 @@ static int move_to(struct rv_conn *conn, enum ibv_qp_state state)
 	int mask = 0, rc;
 
 	if (rdma_init_qp_attr(conn->id, &a, &mask))
-		return rv_fail(errno, "rdma_cm gave no attributes for state %d: %s", state, strerror(errno));
+		return rv_fail(errno, "rdma_cm gave no attributes for state %d: %s", state,
+			       strerror(errno));
 	switch (state) {
 	case IBV_QPS_INIT:
-		a.qp_access_flags = 0; /* nothing, until allow_reads */
+		a.qp_access_flags = 0; /* no access until allow_reads */
 		break;
 	case IBV_QPS_RTR:
-		/* On InfiniBand old kernels set the bits of RoCE addressing here; librdmacm masks them off too. */
+		/* Old kernels set the bits of RoCE addressing here
+		 * on InfiniBand; librdmacm masks them off too. */
 		if (!a.ah_attr.is_global)
 			mask &= ~0xe00000;
 		a.max_dest_rd_atomic = conn->responder;
@@ -135,7 +145,7 @@ static int move_to(struct rv_conn *conn, enum ibv_qp_state state)
 	return rc ? rv_fail(rc, "queue pair to state %d: %s", state, strerror(rc)) : 0;
 }
 
-/* To ready-to-send, once the peer's side of the handshake is known. */
+/* Moves the queue pair to ready-to-send, once the peer's side of the handshake is known. */
 int rvi_qp_ready(struct rv_conn *conn)
 {
 	int rc = move_to(conn, IBV_QPS_INIT);
@@ -148,14 +158,15 @@ int rvi_qp_ready(struct rv_conn *conn)
 /* Allows remote READs, by RTS -> RTS: once for each connection, 38 us on an emulated rxe. */
 int rvi_qp_access(struct rv_conn *conn)
 {
-	struct ibv_qp_attr a = { .qp_state = IBV_QPS_RTS, .qp_access_flags = IBV_ACCESS_REMOTE_READ };
+	struct ibv_qp_attr a = { .qp_state = IBV_QPS_RTS,
+				 .qp_access_flags = IBV_ACCESS_REMOTE_READ };
 	int rc = ibv_modify_qp(conn->qp, &a, IBV_QP_STATE | IBV_QP_ACCESS_FLAGS);
 
 	return rc ? rv_fail(rc, "cannot allow remote reads: %s", strerror(rc)) : 0;
 }
 
-/* Stops both directions. Failing is fine: a queue pair that cannot go to error is in no state to do harm, or is destroyed
- * next. */
+/* Stops both directions. Failing is fine: a queue pair that
+ * cannot go to error can do no harm, or is destroyed next. */
 void rvi_qp_error(struct rv_conn *conn)
 {
 	struct ibv_qp_attr a = { .qp_state = IBV_QPS_ERR };
@@ -166,7 +177,7 @@ void rvi_qp_error(struct rv_conn *conn)
 
 /*
  * Fences the connection: after this the device neither serves it nor writes for it. Only the return
- * of ibv_destroy_qp says so; in the error state alone one more packet may be served (seen on rxe).
+ * of ibv_destroy_qp says so. In the error state alone one more packet may be served (seen on rxe).
  */
 void rvi_qp_destroy(struct rv_conn *conn)
 {
@@ -176,12 +187,14 @@ void rvi_qp_destroy(struct rv_conn *conn)
 
 	if (!conn->qp)
 		return;
-	/* Twice: some drivers clear a destroyed queue pair's completions, and with them the news of a receive buffer;
-	 * rxe lets them live on, and its number may come back. */
+	/* Drains before and after the destroy. Some drivers clear a destroyed queue pair's
+	 * completions, and with them the news of a receive buffer. rxe lets them live on, and its
+	 * number may come back. */
 	rvi_drain_for(conn);
 	rc = ibv_destroy_qp(conn->qp);
 	if (rc)
-		rvi_log(dev, 0, "%s: queue pair %u cannot be destroyed: %s", dev->caps.device, conn->qpn, strerror(rc));
+		rvi_log(dev, 0, "%s: queue pair %u cannot be destroyed: %s", dev->caps.device,
+			conn->qpn, strerror(rc));
 	rvi_drain_for(conn);
 	for (p = qpn_bucket(dev, conn->qpn); *p; p = &(*p)->qpn_next) {
 		if (*p == conn) {

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * READs: the hot path. Posting is [any] and lock-free on our side: a chain of n slots is taken from the free list with one
- * compare-and-swap, and its requests are posted with one doorbell. (The driver takes its own lock or makes a system call:
- * not ours to avoid.)
+ * READs: the hot path. Posting is [any] and lock-free on our side. A chain of n slots is taken from
+ * the free list with one compare-and-swap, and its requests are posted with one doorbell. (The
+ * driver takes its own lock or makes a system call: not ours to avoid.)
  *
- * The requests live on the poster's stack, not in the slots: a driver may show a request to the device before it has
- * read where the next one is (rxe does), so a slot can be finished, free and taken by another thread while the first
- * poster's call still walks its chain.
+ * The requests live on the poster's stack, not in the slots. A driver may show a request to the
+ * device before it has read where the next one is (rxe does). So a slot can be finished, free and
+ * taken by another thread while the first poster's call still walks its chain.
  *
- * The free list is a stack {tag, head} in one word. Every change of it moves the tag, so a walk along `next` that raced
- * with another thread is found out by the compare-and-swap; until then it only read numbers that are in bounds.
+ * The free list is a stack {tag, head} in one word. Every change of it moves the tag. So the
+ * compare-and-swap notices a walk along `next` that raced with another thread. Until then the walk
+ * only read numbers that are in bounds.
  *
- * A slot is given back by poll and next_read, by the fence's report, or by the poster whose post failed: its generation is odd exactly
- * while a READ is under way, and each READ is one step to odd and one to even, which is what makes "reported exactly
- * once" true. Pairs: the poster's store-release of gen with the poller's load-acquire (cookie).
+ * A slot is given back by poll and next_read, by the fence's report, or by the poster whose post
+ * failed. Its generation is odd exactly while a READ is under way. Each READ is one step to odd and
+ * one to even, which makes "reported exactly once" true. Pairs: the poster's store-release of gen
+ * with the poller's load-acquire (cookie).
  */
 #include <stdlib.h>
 
@@ -67,7 +69,7 @@ static unsigned take(struct rv_conn *conn, unsigned n, uint32_t *first)
 	}
 }
 
-/* The READ is over: the slot's next generation is even, and the slot free. */
+/* Gives back the slot of a READ that is over: its next generation is even, and the slot free. */
 static void give(struct rv_conn *conn, uint32_t i)
 {
 	struct rvi_read *s = &conn->reads[i];
@@ -84,23 +86,25 @@ static int check(const struct rv_conn *conn, const struct rv_read *r)
 	uint64_t total = 0;
 
 	if (r->nr_sge > conn->dev->max_sge)
-		return rv_fail(EINVAL, "a READ into %u pieces: %u are possible", r->nr_sge, conn->dev->max_sge);
+		return rv_fail(EINVAL, "a READ into %u pieces: %u are possible", r->nr_sge,
+			       conn->dev->max_sge);
 	for (uint32_t i = 0; i < r->nr_sge; i++)
 		total += rv_read_sge(r, i)->length;
 	/* rxe does not enforce its own limit; hardware does by ending the connection. */
 	if (total > conn->dev->max_msg)
-		return rv_fail(EMSGSIZE, "a READ of %llu bytes: the device's limit is %llu", (unsigned long long)total,
-			       (unsigned long long)conn->dev->max_msg);
+		return rv_fail(EMSGSIZE, "a READ of %llu bytes: the device's limit is %llu",
+			       (unsigned long long)total, (unsigned long long)conn->dev->max_msg);
 	return 0;
 }
 
 struct chain {
 	struct ibv_send_wr wr[RVI_CHAIN_MAX];
-	struct ibv_sge sge[RVI_CHAIN_MAX * RV_READ_SGE]; /* of all requests, one after the other */
+	/* pieces of all requests, one after the other */
+	struct ibv_sge sge[RVI_CHAIN_MAX * RV_READ_SGE];
 	unsigned nr_sge;
 };
 
-/* Where it goes. Returns how many entries of `to` that took. */
+/* Fills in the landing pieces. Returns the number of entries of `to` that this took. */
 static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 {
 	int n = 0;
@@ -108,7 +112,7 @@ static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 	for (uint32_t p = 0; p < r->nr_sge; p++) {
 		const struct rv_sge *from = rv_read_sge(r, p);
 
-		/* To some devices a piece of 0 bytes means 2 GiB. */
+		/* Some devices take a piece of 0 bytes for 2 GiB. */
 		if (!from->length)
 			continue;
 		to[n].addr = (uintptr_t)from->addr;
@@ -119,13 +123,15 @@ static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 	return n;
 }
 
-/* The request in slot i. Every READ is signalled: each has a status of its own, none hides behind another. */
-static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r, struct ibv_send_wr *wr, struct ibv_sge *to, int n)
+/* Fills in the request in slot i. Every READ is signalled, so that each has a status of its own. */
+static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r,
+			struct ibv_send_wr *wr, struct ibv_sge *to, int n)
 {
 	struct rvi_read *s = &conn->reads[i];
 	uint32_t gen = at_load(&s->gen) + 1;
 
-	/* Field by field: clearing all 128 bytes costs more than the rest, and a READ's post looks at no others. */
+	/* Field by field: clearing all 128 bytes costs more than
+	 * the rest, and a READ's post looks at no others. */
 	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
 	wr->next = NULL;
 	wr->sg_list = to;
@@ -139,10 +145,10 @@ static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *
 	at_store_rel(&s->gen, gen);
 }
 
-/* Before the post: behind it the READs' ends can be seen. */
+/* Counts READs before the post: behind it the READs' ends can be seen. */
 static void count(struct rv_dev *dev, unsigned n)
 {
-	if (n == 1) { /* of a longer chain there was room for one only */
+	if (n == 1) { /* single: of a longer chain there was room for one only */
 		at_add(&dev->stat.reads_alone, 1);
 		return;
 	}
@@ -151,9 +157,9 @@ static void count(struct rv_dev *dev, unsigned n)
 }
 
 /*
- * The device took the requests before `bad`; those from it on are given back. No `bad` at all means that everything is in
- * the queue and only the doorbell failed (rxe): those count as posted, and the connection is ended by the next poll, so
- * that the fence reports them.
+ * Gives back the slots of the requests from `bad` on; the device took the others. If `bad` is NULL,
+ * everything is in the queue and only the doorbell failed (rxe). These READs count as posted, and
+ * the next poll ends the connection, so that the fence reports them.
  */
 static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send_wr *bad, int err)
 {
@@ -163,7 +169,8 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		give(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
 		posted--;
 	}
-	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained, got - (uint64_t)posted);
+	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained,
+	       got - (uint64_t)posted);
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
 		at_store(&conn->kicked, 1);
 		at_store_rel(&conn->dev->attention, 1);
@@ -214,7 +221,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
 }
 
-/* What nearly all posts are: no chain to be laid out; and of them nearly all go into one piece. */
+/* Posts a chain of one, as nearly all posts are. Nearly all of these have one landing piece. */
 static int post_one(struct rv_conn *conn, const struct rv_read *r)
 {
 	struct rv_dev *dev = conn->dev;
@@ -238,9 +245,10 @@ static int post_one(struct rv_conn *conn, const struct rv_read *r)
 		i = head_of(old);
 		if (unlikely(i == RVI_NIL))
 			return -EAGAIN;
-	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, at_load(&conn->reads[i].next)))));
+	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old,
+					  list_word(old, at_load(&conn->reads[i].next)))));
 	fill(conn, i, r, &wr, sge, n);
-	at_add(&dev->stat.reads_alone, 1); /* before the post, as in count() */
+	at_add(&dev->stat.reads_alone, 1); /* counted before the post, as in count() */
 	rc = ibv_post_send(conn->qp, &wr, &bad);
 	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
 }
@@ -252,7 +260,7 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 	return n == 1 ? post_one(conn, r) : post_chain(conn, r, n);
 }
 
-/* The connection's slot of a token that is still under way, or NULL. */
+/* Returns the connection of a token that is still under way, or NULL. */
 static struct rv_conn *owner_of(struct rv_dev *dev, struct rvi_token t)
 {
 	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
@@ -277,7 +285,8 @@ struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *
 	return conn;
 }
 
-void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+		   struct rvi_sink *sink)
 {
 	uint64_t cookie;
 	struct rv_conn *conn = rvi_read_over(dev, t, &cookie);
@@ -301,7 +310,8 @@ bool rvi_reads_outstanding(const struct rv_conn *conn)
 	return false;
 }
 
-/* After the fence: reports what was cut off. True when all is reported, false when the sink is full. */
+/* Reports the READs that the fence cut off. Returns true when
+ * all are reported, false when the sink is full. */
 bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink)
 {
 	for (; conn->report_slot < conn->dev->max_reads; conn->report_slot++) {

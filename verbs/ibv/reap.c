@@ -1,24 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ids of the connection manager are destroyed by a thread of their own. The kernel waits in there until the management
- * datagrams that it has sent for the id are done with; over rdma_rxe 6.1 that took a minute, more than once, until
- * something else was sent (cm_destroy_id in the stack). Whoever closes a connection holds the core's progress lock.
+ * A thread that destroys the ids of the connection manager. The kernel waits in there until the
+ * management datagrams that it has sent for the id are done with. Over rdma_rxe 6.1 that took a
+ * minute, more than once, until something else was sent (cm_destroy_id in the stack). The thread
+ * that closes a connection holds the core's progress lock, so it must not wait there.
  *
- * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is ours, not the id's.
+ * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is
+ * ours, not the id's.
  *
- * While its peer has no route nothing is destroyed that may have to say goodbye.
- * A datagram that rdma_rxe 6.1 cannot route ends
- * the queue pair that all of the machine's connection management goes through (number 1), and what comes back after
- * ib_mad has repaired it only sends: no connection of that device is ever made again, by any process.
- * The port's state alone comes too late: an interface that goes down has no routes before the port
- * is told. And its address may go while the link stays.
+ * An id that may have to say goodbye is not destroyed while its peer has no route. A datagram that
+ * rdma_rxe 6.1 cannot route ends queue pair 1, which all of the machine's connection management
+ * goes through. After ib_mad has repaired it, it only sends: no process ever makes a connection of
+ * that device again. The port's state alone comes too late: an interface that goes down has no
+ * routes before the port is told. And its address may go while the link stays.
  */
 #include <stdlib.h>
 
 #include "base/thread.h"
 #include "ibv.h"
 
-#define REAP_MAX 64u /* that wait; more are destroyed where they are closed, so that nobody piles them up */
+/* limit of waiting ids; more are destroyed where they are closed, so that nobody piles them up */
+#define REAP_MAX 64u
 #define ROUTE_LOOK_NS (100 * NSEC_PER_MSEC)
 
 struct rvi_reaped {
@@ -62,7 +64,7 @@ static struct rvi_reaped *next(struct rv_dev *dev)
 	return NULL;
 }
 
-/* Until there is more to do, or a route may be back. [r->lock, let go of meanwhile] */
+/* Waits until there is more to do, or a route may be back. [r->lock, let go of meanwhile] */
 static void wait_for_more(struct rvi_reaper *r)
 {
 	struct timespec until;
@@ -126,7 +128,7 @@ void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
 	struct rvi_reaped *one = malloc(sizeof(*one));
 	bool taken = false;
 
-	id->context = NULL; /* its events find no connection any more; see next_event() */
+	id->context = NULL; /* events of the id find no connection any more; see next_event() */
 	pthread_mutex_lock(&r->lock);
 	if (one && (r->nr < REAP_MAX || !can_be_told(dev, id)) && (r->runs || start(dev))) {
 		one->id = id;

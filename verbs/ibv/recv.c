@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages in, through one shared receive queue. It holds opt.credits + RVI_CREDIT_BUFS buffers for each connection, so
- * that no peer that keeps its credits ever meets an empty queue; one that does not is cut off at its first message too
- * many.
+ * Messages in, through one shared receive queue. It holds opt.credits + RVI_CREDIT_BUFS buffers for
+ * each connection. So a peer that keeps its credits never meets an empty queue. A peer that does
+ * not is cut off at its first message too many.
  */
 #include "ibv.h"
 #include "status.h"
 
-/* Posts what the living connections need beyond what the device and the core hold. 0 or -ENOMEM with a text. */
+/* Posts what the living connections need beyond what the
+ * device and the core hold. 0 or -ENOMEM with a text. */
 int rvi_recv_fill(struct rv_dev *dev)
 {
 	uint32_t need = dev->nr_active * (dev->credits + RVI_CREDIT_BUFS);
@@ -28,22 +29,26 @@ int rvi_recv_fill(struct rv_dev *dev)
 		rc = ibv_post_srq_recv(dev->srq, &wr, &bad);
 		if (rc) {
 			rvi_pool_give(&dev->recv_pool, b);
-			return rv_fail(ENOMEM, "the device takes no more receive buffers: %s", strerror(rc));
+			return rv_fail(ENOMEM, "the device takes no more receive buffers: %s",
+				       strerror(rc));
 		}
 		dev->nr_posted++;
 	}
 	return 0;
 }
 
-/* The buffer a token means, if it is in that state now; else NULL. */
+/* Returns the buffer of a token, if it is in that state now; else NULL. */
 static struct rvi_buf *buf_of(struct rv_dev *dev, struct rvi_token t, enum rvi_buf_state state)
 {
-	struct rvi_buf *b = t.kind == RVI_RECV && t.index < dev->recv_pool.nr ? dev->recv_pool.by_index[t.index] : NULL;
+	struct rvi_buf *b = t.kind == RVI_RECV && t.index < dev->recv_pool.nr
+		? dev->recv_pool.by_index[t.index]
+		: NULL;
 
 	return b && b->gen == t.gen && b->state == state ? b : NULL;
 }
 
-/* Back into the pool, and from there to the device as far as it is needed. Failing is logged: the next one tries again. */
+/* Puts a buffer back into the pool, and gives the device as many
+ * as it needs. A failure is logged: the next call tries again. */
 static void give_back(struct rv_dev *dev, struct rvi_buf *b)
 {
 	rvi_pool_give(&dev->recv_pool, b);
@@ -70,7 +75,8 @@ void rvi_recv_done(struct rv_dev *dev, uint64_t token)
 	rvi_return_credits(conn);
 }
 
-/* A completion that a fence took out of the queue: its connection is gone. */
+/* Takes back the buffer of a completion that a fence took out
+ * of the queue: its connection is gone. */
 void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 {
 	struct rvi_buf *b = buf_of(dev, t, RVI_BUF_POSTED);
@@ -81,15 +87,15 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 	give_back(dev, b);
 }
 
-/* Nonsense is its peer's own where a MAC says so, and where there are none. Before that it may
- * be anybody's. */
+/* Returns the errno for nonsense. With a MAC, or on a connection without one, its peer sent it.
+ * Before the MAC is there, anybody may have. */
 static int fault_of(const struct rv_conn *conn)
 {
 	return conn->sealed ? -EBADMSG : -EPROTO;
 }
 
-/* NULL if the frame is one the protocol allows now, else what is wrong with it. *status: see
- * rvi_conn_protocol_error. */
+/* Checks a frame. Returns NULL if the protocol allows it now,
+ * else the fault in words. *status: see rvi_conn_protocol_error. */
 static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b,
 			 struct rvi_frame *f, int *status)
 {
@@ -112,7 +118,8 @@ static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const st
 	return NULL;
 }
 
-void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+			struct rvi_sink *sink)
 {
 	struct rvi_buf *b = buf_of(dev, t, RVI_BUF_POSTED);
 	struct rv_conn *conn = rvi_qpn_find(dev, wc->qp_num);
@@ -131,7 +138,8 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		give_back(dev, b);
 		int err = rvi_wc_errno(wc->status);
 
-		/* That it did not fit means a message longer than any may be. Other failures say nothing about the peer. */
+		/* The message did not fit, so it is longer than any
+		 * may be. Other failures say nothing about the peer. */
 		if (conn && (err == -ECONNRESET || err == -ETIMEDOUT))
 			rvi_conn_fail_wc(conn, wc->status);
 		else if (conn)

@@ -7,31 +7,38 @@
 
 #include "ibv.h"
 
-/* Why a registration failed, in words that help. Returns -errno. */
+/* Explains why a registration failed, and the remedy. Returns -errno. */
 int rvi_reg_failed(int err, size_t length)
 {
 	struct rlimit lim;
 	char limit[32] = "unknown";
 
 	if (err != ENOMEM && err != EAGAIN && err != EPERM)
-		return rv_fail(err ? err : EIO, "cannot register %zu bytes: %s", length, strerror(err));
+		return rv_fail(err ? err : EIO, "cannot register %zu bytes: %s", length,
+			       strerror(err));
 	if (!getrlimit(RLIMIT_MEMLOCK, &lim)) {
 		if (lim.rlim_cur == RLIM_INFINITY)
-			return rv_fail(ENOMEM, "cannot register %zu bytes: no memory (RLIMIT_MEMLOCK is unlimited)", length);
+			return rv_fail(ENOMEM,
+				       "cannot register %zu bytes: no memory (RLIMIT_MEMLOCK is "
+				       "unlimited)",
+				       length);
 		snprintf(limit, sizeof(limit), "%llu", (unsigned long long)lim.rlim_cur);
 	}
 	return rv_fail(ENOMEM,
-		       "cannot register %zu bytes: RLIMIT_MEMLOCK is %s bytes for all locked memory together, or memory ran "
-		       "out; raise it: ulimit -l unlimited (or memlock in /etc/security/limits.conf)",
+		       "cannot register %zu bytes: RLIMIT_MEMLOCK is %s bytes for all locked "
+		       "memory together, or memory ran "
+		       "out; raise it: ulimit -l unlimited (or memlock in "
+		       "/etc/security/limits.conf)",
 		       length, limit);
 }
 
 /*
- * Value memory is registered for remote read alone: nobody, not even our own device, may write through that key, and its
- * remote address is the caller's random iova. Landing memory keeps its own address, for local keys address by iova too.
+ * Registers memory. Value memory allows remote reads alone: nobody, not even our own device, may
+ * write through that key. Its remote address is the caller's random iova. Landing memory keeps its
+ * own address, for local keys address by iova too.
  */
-int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
-	    struct rv_mr *out)
+int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
+	    enum rv_access access, struct rv_mr *out)
 {
 	bool remote = access == RV_ACCESS_REMOTE_READ;
 	struct rvi_region *r;
@@ -39,13 +46,16 @@ int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 
 	(void)fd;
 	if (!length || (access != RV_ACCESS_LOCAL && !remote))
-		return rv_fail(EINVAL, "cannot register: %s", length ? "unknown access" : "no bytes");
+		return rv_fail(EINVAL, "cannot register: %s",
+			       length ? "unknown access" : "no bytes");
 	if (length > dev->attr.max_mr_size)
-		return rv_fail(EMSGSIZE, "cannot register %zu bytes: the device's limit is %llu", length,
-			       (unsigned long long)dev->attr.max_mr_size);
+		return rv_fail(EMSGSIZE, "cannot register %zu bytes: the device's limit is %llu",
+			       length, (unsigned long long)dev->attr.max_mr_size);
 	/* The kernel insists on it (ib_uverbs_reg_mr). */
 	if (remote && ((iova ^ (uintptr_t)base) & 4095))
-		return rv_fail(EINVAL, "cannot register: the remote address must have the memory's offset within its page");
+		return rv_fail(EINVAL,
+			       "cannot register: the remote address must have the memory's offset "
+			       "within its page");
 	r = malloc(sizeof(*r));
 	if (!r)
 		return rv_fail(ENOMEM, "no memory for a registration");
@@ -80,14 +90,16 @@ int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	pthread_mutex_lock(&dev->region_lock);
 	list_del(&r->link);
 	pthread_mutex_unlock(&dev->region_lock);
-	/* Outside the lock: on rxe a WRITE in progress can hold this up for some 50 s. */
+	/* The call stands outside the lock: on rxe a WRITE in
+	 * progress can hold it up for some 50 s. */
 	rc = ibv_dereg_mr(r->mr);
 	if (rc) {
-		/* Whatever the reason, the memory must not be reused: fail closed. */
+		/* The memory must not be reused, for any reason: fail closed. */
 		pthread_mutex_lock(&dev->region_lock);
 		list_add_tail(&dev->regions, &r->link);
 		pthread_mutex_unlock(&dev->region_lock);
-		return rv_fail(EBUSY, "cannot deregister %zu bytes: %s; they stay mapped", mr->length, strerror(rc));
+		return rv_fail(EBUSY, "cannot deregister %zu bytes: %s; they stay mapped",
+			       mr->length, strerror(rc));
 	}
 	free(r);
 	mr->impl = NULL;

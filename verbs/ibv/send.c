@@ -2,12 +2,14 @@
 /*
  * Messages out, and the credits that keep the peer's receive queue from running dry.
  *
- * A message costs the sender one credit, and the receiver returns it when the core has given the buffer back. Returns
- * ride on messages (frame.h); when half of them wait and nothing goes out, a message of credits alone carries them.
+ * A message costs the sender one credit, and the receiver returns it when the core has given the
+ * buffer back. Returns ride on messages (frame.h). When half of them wait and nothing goes out, a
+ * message of credits alone carries them.
  *
- * Those cost no credit, and cannot deadlock: they have receive buffers of their own, RVI_CREDIT_BUFS for each connection.
- * Two are enough: at most opt.credits can be on their way back at once, each such message carries at least half of them,
- * and its buffer is posted again the moment it is looked at. They have send slots of their own for the same reason.
+ * These messages cost no credit, and cannot deadlock: they have receive buffers of their own,
+ * RVI_CREDIT_BUFS for each connection. Two are enough. At most opt.credits can be on their way back
+ * at once, and each such message carries at least half of them. Its buffer is posted again the
+ * moment it is looked at. They have send slots of their own for the same reason.
  */
 #include "ibv.h"
 
@@ -35,7 +37,7 @@ static void slot_free(struct rv_conn *conn, uint32_t slot)
 	conn->dev->nr_sending--;
 }
 
-/* After the fence: nothing will complete any more. */
+/* Drops all sends after the fence: nothing will complete any more. */
 void rvi_sends_drop(struct rv_conn *conn)
 {
 	for (uint32_t i = 0; i < conn->dev->nr_sends; i++)
@@ -45,13 +47,14 @@ void rvi_sends_drop(struct rv_conn *conn)
 
 bool rvi_can_send(const struct rv_conn *conn)
 {
-	return at_load(&conn->state) == RVI_UP && conn->tx_credits && conn->nr_sending < RVI_SENDS_MAX;
+	return at_load(&conn->state) == RVI_UP && conn->tx_credits &&
+		conn->nr_sending < RVI_SENDS_MAX;
 }
 
 /*
- * Header, message and MAC, inline or through a registered buffer: in one piece, since that is what
- * a MAC is made of. The seal's number goes on when the device has taken the frame: one that it
- * refuses is made anew, under the same number.
+ * Fills in header, message and MAC, inline or through a registered buffer, in one piece, as a MAC
+ * needs it. The seal's number goes on when the device has taken the frame. A frame that it refuses
+ * is made anew, under the same number.
  */
 static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f,
 		const void *msg, uint32_t len, struct ibv_send_wr *wr, struct ibv_sge *sge,
@@ -83,7 +86,8 @@ static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame
 	return 0;
 }
 
-/* 0; -EAGAIN no room; -ENOMEM no buffer; -ENOTCONN the device refused, and the connection is over. */
+/* Posts a frame. Returns 0; -EAGAIN no room; -ENOMEM no buffer;
+ * -ENOTCONN the device refused, and the connection is over. */
 static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
 {
 	struct rvi_frame f = {
@@ -123,7 +127,8 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 			return -EAGAIN;
 	}
 	if (rc) {
-		/* Without a culprit the request is in the queue, but the device was not told (rxe): the fence will tell. */
+		/* A failure without a culprit: the request is in the queue, but the device was not
+		 * told (rxe). The fence will tell. */
 		rvi_conn_down(conn, -EIO, -1);
 		return rv_fail(ENOTCONN, "the device refused to send: %s", strerror(rc));
 	}
@@ -140,7 +145,8 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 	int rc;
 
 	if (!len || len > RV_MSG_MAX)
-		return rv_fail(EMSGSIZE, "a message of %zu bytes: 1 to %d can be sent", len, RV_MSG_MAX);
+		return rv_fail(EMSGSIZE, "a message of %zu bytes: 1 to %d can be sent", len,
+			       RV_MSG_MAX);
 	if (at_load(&conn->state) != RVI_UP)
 		return -ENOTCONN;
 	if (!rvi_can_send(conn)) {
@@ -159,14 +165,16 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 
 void rvi_return_credits(struct rv_conn *conn)
 {
-	if (at_load(&conn->state) != RVI_UP || conn->to_return < conn->dev->credits / 2 || !conn->to_return)
+	if (at_load(&conn->state) != RVI_UP || conn->to_return < conn->dev->credits / 2 ||
+	    !conn->to_return)
 		return;
 	/* No slot or no buffer: the next completion of a send comes back here. */
 	if (!post(conn, RVI_FRAME_CREDITS, NULL, 0))
 		at_add(&conn->dev->stat.credit_msgs, 1);
 }
 
-void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t, struct rvi_sink *sink)
+void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
+		   struct rvi_sink *sink)
 {
 	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
 	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;

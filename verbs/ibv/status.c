@@ -8,12 +8,13 @@
 #include "base/util.h"
 
 /*
- * What a status means to a reader over a connection. There are five answers, and the core knows no other:
- *  - EACCES: the peer's device refused (a bad key or bounds; READs that are not allowed yet).
- *  - EFAULT: this side's own memory or length was wrong. To ask again would bring the same.
- *  - EPROTO: the peer gave credits without buffers, so it is broken: credits are the flow control.
- *  - ETIMEDOUT: the peer's device does not answer. A key that is revoked in mid-READ looks the same.
- *  - ECONNRESET: the connection is gone, and that says nothing about the request. It may be asked again over another.
+ * A status as a reader over a connection understands it. There are five answers, and the core knows
+ * no other: - EACCES: the peer's device refused (a bad key or bounds; READs that are not allowed
+ * yet). - EFAULT: this side's own memory or length was wrong. To ask again would bring the same. -
+ * EPROTO: the peer gave credits without buffers, so it is broken: credits are the flow control. -
+ * ETIMEDOUT: the peer's device does not answer. A key that is revoked in mid-READ looks the same. -
+ * ECONNRESET: the connection is gone, and that says nothing about the request. It may be asked
+ *    again over another one.
  */
 static const struct {
 	int err;
@@ -21,7 +22,9 @@ static const struct {
 } wc_table[] = {
 	[IBV_WC_SUCCESS] = { 0, "success" },
 	[IBV_WC_LOC_LEN_ERR] = { EFAULT, "local length error" },
-	[IBV_WC_LOC_QP_OP_ERR] = { ECONNRESET, "local queue pair operation error: it could not send, as when a link or a route is gone" },
+	[IBV_WC_LOC_QP_OP_ERR] = { ECONNRESET,
+				   "local queue pair operation error: it could not send, as when a "
+				   "link or a route is gone" },
 	[IBV_WC_LOC_EEC_OP_ERR] = { ECONNRESET, "local EE context operation error" },
 	[IBV_WC_LOC_PROT_ERR] = { EFAULT, "local protection error: landing memory not registered" },
 	[IBV_WC_WR_FLUSH_ERR] = { ECONNRESET, "flushed" },
@@ -29,9 +32,12 @@ static const struct {
 	[IBV_WC_BAD_RESP_ERR] = { ECONNRESET, "bad response" },
 	[IBV_WC_LOC_ACCESS_ERR] = { EFAULT, "local access error" },
 	[IBV_WC_REM_INV_REQ_ERR] = { EACCES, "remote invalid request: the peer does not allow it" },
-	[IBV_WC_REM_ACCESS_ERR] = { EACCES, "remote access error: key or bounds refused by the peer's device" },
+	[IBV_WC_REM_ACCESS_ERR] = { EACCES,
+				    "remote access error: key or bounds refused by the peer's "
+				    "device" },
 	[IBV_WC_REM_OP_ERR] = { ECONNRESET, "remote operation error" },
-	[IBV_WC_RETRY_EXC_ERR] = { ETIMEDOUT, "retries exhausted: the peer's device does not answer" },
+	[IBV_WC_RETRY_EXC_ERR] = { ETIMEDOUT,
+				   "retries exhausted: the peer's device does not answer" },
 	[IBV_WC_RNR_RETRY_EXC_ERR] = { EPROTO, "receiver not ready: the peer broke its credits" },
 	[IBV_WC_LOC_RDD_VIOL_ERR] = { ECONNRESET, "local RDD violation" },
 	[IBV_WC_REM_INV_RD_REQ_ERR] = { ECONNRESET, "remote invalid RD request" },
@@ -77,7 +83,8 @@ int rvi_cm_errno(int event, int status)
 	case RDMA_CM_EVENT_UNREACHABLE:
 		return -ETIMEDOUT;
 	case RDMA_CM_EVENT_REJECTED:
-		/* All others are somebody's: its CM's (busy, out of something), or its program's without a reason. */
+		/* All others are somebody's: its CM's (busy, out of
+		 * something), or its program's without a reason. */
 		return status == REJ_INVALID_CLASS_VERSION ? -EPROTONOSUPPORT :
 		       status == REJ_INVALID_SERVICE_ID	   ? -ECONNREFUSED : -ECONNRESET;
 	case RDMA_CM_EVENT_CONNECT_ERROR:

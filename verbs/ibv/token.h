@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * wr_id as a typed token {kind, index, generation}. A failed completion carries little else that may
- * be read, and completions outlive their queue pair (docs/design/devices.md). So the token alone
- * must tell which request ended, and whether it is still waited for. Only this file packs and
+ * wr_id as a typed token {kind, index, generation}. A failed completion carries little else that
+ * may be read, and completions outlive their queue pair (docs/design/devices.md). So the token
+ * alone must tell which request ended, and whether it is still waited for. Only this file packs and
  * unpacks one.
  *
  *   bit 63..60 kind   59..32 index   31..0 generation
  *
- * For READ and SEND the index is {connection 16 bits, slot 12 bits}; for RECV it is the buffer's number.
+ * For READ and SEND the index is {connection 16 bits, slot 12 bits}; for RECV it is the buffer's
+ * number.
  */
 #ifndef RVI_TOKEN_H
 #define RVI_TOKEN_H

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping. One epoll descriptor over the completion channel, the connection manager, the async events and a timer for
- * the connect deadlines.
+ * Sleeping. One epoll descriptor stands for the completion channel, the connection manager, the
+ * async events and a timer for the connect deadlines.
  *
- * Arming follows the rule of completion channels: ask for notification, poll once more (the core does), then sleep. Only
- * disarm and arm take notifications out of the channel: were poll to do it, a poll between arm and sleep that found
- * nothing to report would eat the wake-up.
+ * Arming follows the rule of completion channels: ask for notification, poll once more (the core
+ * does), then sleep. Only disarm and arm take notifications out of the channel. If poll did so, a
+ * poll between arm and sleep that found nothing to report would eat the wake-up.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -23,8 +23,10 @@ static int watch(struct rv_dev *dev, int fd, uint32_t what)
 	struct epoll_event e = { .events = EPOLLIN, .data.u32 = what };
 	int flags = fcntl(fd, F_GETFL);
 
-	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) || epoll_ctl(dev->epfd, EPOLL_CTL_ADD, fd, &e))
-		return rv_fail(errno, "cannot watch the device's descriptors: %s", limit_why("epoll_ctl", errno, 0));
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) ||
+	    epoll_ctl(dev->epfd, EPOLL_CTL_ADD, fd, &e))
+		return rv_fail(errno, "cannot watch the device's descriptors: %s",
+			       limit_why("epoll_ctl", errno, 0));
 	return 0;
 }
 
@@ -51,7 +53,8 @@ int rvi_fd(struct rv_dev *dev)
 	return dev->epfd;
 }
 
-/* Takes all notifications, acks them in bulk: an unacked one would make ibv_destroy_cq wait for ever. */
+/* Takes all notifications, acks them in bulk: an unacked one
+ * would make ibv_destroy_cq wait for ever. */
 static void take_notifications(struct rv_dev *dev)
 {
 	struct ibv_cq *cq;
@@ -70,7 +73,7 @@ static void take_notifications(struct rv_dev *dev)
 	dev->send_cq_events = dev->recv_cq_events = 0;
 }
 
-/* A message is with the device while someone sleeps, or is about to. */
+/* Notes that the device has a message while a thread sleeps, or is about to. */
 void rvi_watch_sends(struct rv_dev *dev)
 {
 	if (!dev->asleep || dev->sends_watch_ns)
@@ -85,8 +88,8 @@ int rvi_arm(struct rv_dev *dev, unsigned flags)
 
 	take_notifications(dev);
 	rc = ibv_req_notify_cq(dev->recv_cq, 0);
-	/* Nothing in the send queue is solicited, so without ARM_READS only what failed wakes: but not on rxe 6.1, so a
-	 * timer looks after messages that the device still has. */
+	/* The send queue has nothing solicited, so without ARM_READS only failures wake. On rxe 6.1
+	 * not even these do, so a timer looks after messages that the device still has. */
 	if (!rc)
 		rc = ibv_req_notify_cq(dev->send_cq, flags & RV_ARM_READS ? 0 : 1);
 	dev->asleep = !(flags & RV_ARM_READS);
@@ -101,7 +104,8 @@ void rvi_disarm(struct rv_dev *dev)
 	take_notifications(dev);
 }
 
-/* Sets the timer to the earliest of connection deadlines and the look after sends. The slow path alone comes here. */
+/* Sets the timer to the earliest of connection deadlines and
+ * the look after sends. The slow path alone comes here. */
 void rvi_wake_timer(struct rv_dev *dev)
 {
 	struct itimerspec t = { 0 };
@@ -129,12 +133,13 @@ static void timer_fired(struct rv_dev *dev)
 		;
 	dev->timer_ns = 0;
 	if (dev->sends_watch_ns <= now_ns())
-		dev->sends_watch_ns = 0; /* awake: poll sees what there is, and arm starts over if something is left */
+		/* awake: poll sees what there is, and arm starts over if something is left */
+		dev->sends_watch_ns = 0;
 	rvi_cm_deadlines(dev);
 	rvi_wake_timer(dev);
 }
 
-/* RV_POLL_SLOW: one system call when nothing has happened. */
+/* Does the work of RV_POLL_SLOW. It makes one system call when nothing has happened. */
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	bool timer = false, drained = true;
@@ -156,7 +161,8 @@ void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 			break;
 		}
 	}
-	/* Never before everything that came in time has been looked at: we may be the one who is slow. */
+	/* Never before everything that came in time has been
+	 * looked at: we may be the one who is slow. */
 	if (timer && drained)
 		timer_fired(dev);
 }

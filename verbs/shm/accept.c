@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The accepting side. A socket that is accepted here is nobody until it said hello, and a stranger
- * until the core has accepted that: other users' are dropped at once, the silent after 2 s, and no
- * more than 64 may be silent at a time. Garbage ends its own socket only.
+ * until the core has accepted that. Other users' sockets are dropped at once, silent ones after
+ * 2 s. No more than 64 may be silent at a time. Garbage ends its own socket only.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -27,7 +27,7 @@ static void send_reject(int sock, int status, const void *reason, size_t len)
 	(void)rvs_packet_send(sock, &p, RVS_PKT_REJECT, NULL, 0);
 }
 
-/* A connection that there is no room for now: its peer is to come again. */
+/* Turns a connection away that there is no room for now: its peer is to come again. */
 static void turn_away(struct rv_dev *dev, int sock, const char *why)
 {
 	send_reject(sock, EAGAIN, NULL, 0);
@@ -53,8 +53,8 @@ static bool take_spare(struct rv_dev *dev)
 	return dev->spare >= 0;
 }
 
-/* No descriptor is left: turn one away with the spare, or the listener would stay readable for
- * ever. */
+/* Turns one connection away with the spare descriptor, when no
+ * other is left. Else the listener would stay readable for ever. */
 static void refuse_one(struct rv_dev *dev, int err)
 {
 	int sock;
@@ -83,8 +83,8 @@ bool rvs_listen_timer(struct rv_dev *dev, int64_t now)
 	return dev->listen_muted;
 }
 
-/* Closes the one that is silent for longest: a peer that means it says hello as soon as it has
- * connected. */
+/* Closes the socket that is silent for longest. A peer that
+ * means it says hello as soon as it has connected. */
 static void close_oldest_silent(struct rv_dev *dev)
 {
 	struct list *l, *tmp;
@@ -96,7 +96,7 @@ static void close_oldest_silent(struct rv_dev *dev)
 			continue;
 		rvs_log_refused(dev, "pid %ld has not said hello, and there are too many like it",
 				(long)conn->pid);
-		send_reject(conn->sock, EAGAIN, NULL, 0); /* if it only was slow it comes again */
+		send_reject(conn->sock, EAGAIN, NULL, 0); /* a slow peer comes again */
 		rvs_conn_free(conn);
 		return;
 	}
@@ -154,7 +154,7 @@ void rvs_on_listener(struct rv_dev *dev)
 	}
 }
 
-/* Its hello is still to come: waits for it, for a while. */
+/* Waits for a connection's hello, for a while. */
 static int wait_for_hello(struct rv_conn *conn)
 {
 	int rc = conn->deadline_ns ? 0 : rvs_conn_listen(conn);
@@ -201,7 +201,7 @@ refuse:
 	if (rc)
 		rvs_log_refused(dev, "pid %ld did not say hello properly", (long)conn->pid);
 	else
-		dev->nr_refused++; /* it left without a word */
+		dev->nr_refused++; /* the peer left without a word */
 	rvs_conn_free(conn);
 }
 
@@ -226,7 +226,8 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	int box_fd, rc;
 
 	if (len > RV_ANSWER_MAX)
-		return rv_fail(EINVAL, "shm: an answer of %zu bytes, %d at most", len, RV_ANSWER_MAX);
+		return rv_fail(EINVAL, "shm: an answer of %zu bytes, %d at most", len,
+			       RV_ANSWER_MAX);
 	if (at_load(&conn->state) != RVS_REQUESTED)
 		return rv_fail(EINVAL, "shm: there is no request to accept");
 	rc = prepare(conn, &box_fd);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The address blob: which machine, and the listener's name on it.
+ * The address blob: the machine, and the listener's name on it.
  *
- *   0 'S'   1 version   2..17 boot id   18..25 inode of the network namespace (abstract socket names live in one)
+ *   0 'S'   1 version   2..17 boot id
+ *   18..25 inode of the network namespace (abstract socket names live in one)
  *   26.. the abstract socket name, without its leading NUL
  */
 #include <errno.h>
@@ -31,7 +32,8 @@ static int read_boot_id(unsigned char out[16])
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
 		return rvs_fail_fds(errno, "cannot read the boot id");
 	if (fd < 0)
-		return rv_fail(errno == ENOENT ? ENODEV : errno, "shm: cannot read the boot id: %s%s", strerror(errno),
+		return rv_fail(errno == ENOENT ? ENODEV : errno,
+			       "shm: cannot read the boot id: %s%s", strerror(errno),
 			       errno == ENOENT ? " (is /proc mounted?)" : "");
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
@@ -45,7 +47,8 @@ static int read_boot_id(unsigned char out[16])
 		out[nr++] = (unsigned char)byte;
 		i++;
 	}
-	return nr == 16 ? 0 : rv_fail(ENODEV, "shm: the boot id is not what it should be: '%s'", text);
+	return nr == 16 ? 0
+			: rv_fail(ENODEV, "shm: the boot id is not what it should be: '%s'", text);
 }
 
 int rvs_self(struct rv_addr *out)
@@ -61,7 +64,8 @@ int rvs_self(struct rv_addr *out)
 	if (rc)
 		return rc;
 	if (stat("/proc/self/ns/net", &st))
-		return rv_fail(ENODEV, "shm: cannot see the network namespace: %s", strerror(errno));
+		return rv_fail(ENODEV, "shm: cannot see the network namespace: %s",
+			       strerror(errno));
 	put_le64(out->bytes + HOST_AT + 16, st.st_ino);
 	rb_random(random, sizeof(random));
 	char *name = (char *)out->bytes + NAME_AT;
@@ -79,7 +83,8 @@ int rvs_reach(struct rv_dev *dev, const struct rv_addr *to)
 	if (memcmp(to->bytes + HOST_AT, dev->self.bytes + HOST_AT, 16))
 		return rv_fail(EHOSTUNREACH, "shm: the peer is on another machine");
 	if (memcmp(to->bytes + HOST_AT + 16, dev->self.bytes + HOST_AT + 16, 8))
-		return rv_fail(EHOSTUNREACH, "shm: the peer is in another network namespace of this machine");
+		return rv_fail(EHOSTUNREACH,
+			       "shm: the peer is in another network namespace of this machine");
 	return 0;
 }
 

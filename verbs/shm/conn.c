@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A connection's life: made, watched, broken, closed. The handshake is in connect.c and accept.c. */
+/* A connection's life: made, watched, broken, closed. The
+ * handshake is in connect.c and accept.c. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,8 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	while (index < dev->max_conns && dev->conns[index])
 		index++;
 	if (index == dev->max_conns)
-		return rv_fail(ENOMEM, "shm: %u connections already (max_conns %u)", dev->nr_conns, dev->opt.max_conns);
+		return rv_fail(ENOMEM, "shm: %u connections already (max_conns %u)", dev->nr_conns,
+			       dev->opt.max_conns);
 	conn = aligned_alloc(CACHE_LINE, sizeof(*conn));
 	if (!conn)
 		return rv_fail(ENOMEM, "shm: no memory for a connection");
@@ -48,19 +50,20 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	return 0;
 }
 
-/* From now on poll hears of the socket. */
+/* Adds the socket to epoll, so that poll hears of it. */
 int rvs_conn_listen(struct rv_conn *conn)
 {
 	struct epoll_event e = {.events = EPOLLIN, .data.ptr = &conn->source};
 
 	if (epoll_ctl(conn->dev->epoll, EPOLL_CTL_ADD, conn->sock, &e))
-		return rv_fail(errno, "shm: cannot wait for a connection's socket: %s", strerror(errno));
+		return rv_fail(errno, "shm: cannot wait for a connection's socket: %s",
+			       strerror(errno));
 	return 0;
 }
 
 /*
- * Closes a socket, -1 too, so that its peer hears of it and this side does not any more, even if a
- * child still has a copy: epoll would go on reporting that one.
+ * Closes a socket, -1 too, so that its peer hears of it and this side does not any more. shutdown
+ * does so even if a child still has a copy, which epoll would go on reporting.
  */
 void rvs_hang_up(struct rv_dev *dev, int sock)
 {
@@ -70,7 +73,8 @@ void rvs_hang_up(struct rv_dev *dev, int sock)
 	rvs_close_socket(sock);
 }
 
-/* Gives back all but the private copies of messages, which the core may still hold. Twice is harmless. */
+/* Gives back all but the private copies of messages, which the
+ * core may still hold. Twice is harmless. */
 static void release(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
@@ -136,7 +140,7 @@ void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status)
 	rvs_attend(conn, RVS_A_NOTIFY);
 }
 
-/* Connecting or accepting came to nothing: FAILED follows. */
+/* Ends a connection whose connecting or accepting came to nothing: FAILED follows. */
 void rvs_conn_fail(struct rv_conn *conn, int status)
 {
 	rvs_deadline(conn, 0);
@@ -148,13 +152,16 @@ void rvs_conn_fail(struct rv_conn *conn, int status)
 	rvs_notify(conn, RV_EV_FAILED, status);
 }
 
-/* CONNECTED is being reported: messages and READs may flow. */
+/* Adds a connection to those that poll looks at. CONNECTED is
+ * being reported: messages and READs may flow. */
 void rvs_watch_add(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
 	conn->watch = dev->nr_watch;
-	dev->watch[dev->nr_watch++] = (struct rvs_watch){.word = &conn->rx.post->word, .seq = 1, .conn = conn};
+	dev->watch[dev->nr_watch++] = (struct rvs_watch){ .word = &conn->rx.post->word,
+							  .seq = 1,
+							  .conn = conn };
 	at_store_rel(&conn->state, RVS_UP); /* partner: post_reads() */
 	rvs_process_watch(conn);
 	rvs_tell_start(conn);
@@ -171,10 +178,12 @@ void rvs_watch_del(struct rv_conn *conn)
 	conn->watch = UINT32_MAX;
 }
 
-/* The socket ended. What the peer sent before is delivered first, then DISCONNECTED (see poll.c). */
+/* Ends a connection whose socket ended. The peer's earlier
+ * messages are delivered first, then DISCONNECTED (see poll.c). */
 void rvs_conn_hangup(struct rv_conn *conn)
 {
-	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->sock, NULL); /* or it would report its end for ever */
+	/* else it would report its end for ever */
+	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->sock, NULL);
 	rvs_process_unwatch(conn);
 	conn->gone = true;
 	rvs_attend(conn, RVS_A_HUP);
@@ -183,20 +192,23 @@ void rvs_conn_hangup(struct rv_conn *conn)
 static void fence(struct rv_conn *conn)
 {
 	if (conn->rx.box) {
-		at_store_rel(&conn->rx.box->serve, RVS_SERVE_FENCED); /* partner: the READ's second look */
+		/* partner: the READ's second look */
+		at_store_rel(&conn->rx.box->serve, RVS_SERVE_FENCED);
 		rvs_after_revoke();
 	}
 }
 
 /*
- * [any] Ends a connection that is up, like a queue pair that goes to the error state: nothing is read over it any more,
- * in both directions, and both sides see their socket end. The first reason counts.
+ * [any] Ends a connection that is up, like a queue pair that goes to the error state. Nothing is
+ * read over it any more, in both directions, and both sides see their socket end. The first reason
+ * counts.
  */
 void rvs_break(struct rv_conn *conn, int err, int wc_status)
 {
 	uint32_t none = 0, up = RVS_UP;
 
-	at_cas_ar(&conn->why, &none, (uint32_t)err | (uint32_t)(wc_status & 0xffff) << 16); /* partner: poll.c, hup */
+	/* partner: poll.c, hup */
+	at_cas_ar(&conn->why, &none, (uint32_t)err | (uint32_t)(wc_status & 0xffff) << 16);
 	at_cas_ar(&conn->state, &up, RVS_BROKEN);
 	fence(conn);
 	shutdown(conn->sock, SHUT_RDWR);
@@ -208,7 +220,8 @@ int rvs_allow_reads(struct rv_conn *conn)
 
 	if (at_load(&conn->state) != RVS_UP)
 		return rv_fail(ENOTCONN, "shm: the connection is not up");
-	/* Not a plain store: rvs_break() on another thread may have fenced it. Partner: the READ's looks. */
+	/* Not a plain store: rvs_break() on another thread may
+	 * have fenced it. Partner: the READ's looks. */
 	at_cas_ar(&conn->rx.box->serve, &none, RVS_SERVE_READS);
 	return 0;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The connecting side: dial, say hello, wait for the answer. Two things go along with hello, and
- * come back with the answer: the device's page (read-only), and the box for messages to this side.
+ * come back with the answer. One is the device's page (read-only), the other the box for messages
+ * to this side.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,8 +15,8 @@
 #include "base/limit.h"
 #include "shm.h"
 
-int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
-		struct rv_conn **out)
+int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
+		void *user, struct rv_conn **out)
 {
 	struct rv_conn *conn;
 	int sock, rc;
@@ -57,7 +58,7 @@ free_conn:
 	return rc;
 }
 
-/* Again from the timer while the listener's backlog is full. */
+/* Dials. The timer calls it again while the listener's backlog is full. */
 void rvs_dial(struct rv_conn *conn)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
@@ -80,7 +81,8 @@ void rvs_dial(struct rv_conn *conn)
 		return;
 	}
 	conn->dialled = true;
-	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) || cred.uid != dev->uid) {
+	if (getsockopt(conn->sock, SOL_SOCKET, SO_PEERCRED, &cred, &cred_len) ||
+	    cred.uid != dev->uid) {
 		rvs_log_refused(dev, "the listener belongs to another user");
 		conn->text_len = 0;
 		rvs_conn_fail(conn, -ECONNREFUSED);
@@ -96,7 +98,7 @@ void rvs_dial(struct rv_conn *conn)
 	rb_close(conn->box_fd);
 	conn->box_fd = -1;
 	if (rc == -EPIPE || rc == -ECONNRESET)
-		rvs_on_answer(conn); /* it hung up; it may have said why */
+		rvs_on_answer(conn); /* the peer hung up; it may have said why */
 	else if (rc)
 		rvs_conn_fail(conn, rc);
 	else if ((rc = rvs_conn_listen(conn)))
@@ -145,7 +147,7 @@ void rvs_on_answer(struct rv_conn *conn)
 
 	if (rc == -EAGAIN)
 		return;
-	if (rc <= 0) { /* it left without an answer */
+	if (rc <= 0) { /* the peer left without an answer */
 		rvs_conn_fail(conn, rc ? rc : -ECONNRESET);
 		return;
 	}

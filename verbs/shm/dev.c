@@ -2,8 +2,8 @@
 /*
  * The device: its page, listener, sleeping place and tables.
  *
- * RREF_SHM_MAX_MSG (bytes) lowers the largest READ, 1 GiB otherwise, so that tests see values read in pieces without
- * gigabytes. It is strict: a larger READ is -EMSGSIZE.
+ * RREF_SHM_MAX_MSG (bytes) lowers the largest READ, 1 GiB otherwise, so that tests see values read
+ * in pieces without gigabytes. It is strict: a larger READ is -EMSGSIZE.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -34,7 +34,7 @@ void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...)
 	dev->opt.log(dev->opt.log_ctx, level, text);
 }
 
-/* One more was refused. Strangers do not fill the log: its lines become rare. */
+/* Logs that one more was refused. Strangers do not fill the log: its lines become rare. */
 void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...)
 {
 	char text[200];
@@ -97,10 +97,14 @@ static int add_source(struct rv_dev *dev, int fd, enum rvs_source *src)
 	return epoll_ctl(dev->epoll, EPOLL_CTL_ADD, fd, &e);
 }
 
-/* Returns the call that gave no descriptor; those after it were not made. */
+/* Makes the device's descriptors. Returns the call that gave
+ * no descriptor; the later ones were not made. */
 static const char *lacking(const struct rv_dev *dev)
 {
-	return dev->epoll < 0 ? "epoll_create1" : dev->wake < 0 ? "eventfd" : dev->timer < 0 ? "timerfd_create" : "eventfd";
+	return dev->epoll < 0	 ? "epoll_create1"
+		: dev->wake < 0	 ? "eventfd"
+		: dev->timer < 0 ? "timerfd_create"
+				 : "eventfd";
 }
 
 static int open_sources(struct rv_dev *dev)
@@ -108,15 +112,18 @@ static int open_sources(struct rv_dev *dev)
 	dev->listen_src = RVS_SRC_LISTEN;
 	dev->wake_src = RVS_SRC_WAKE;
 	dev->timer_src = RVS_SRC_TIMER;
-	/* Up to the first that is refused, whose errno counts. */
-	if ((dev->epoll = RB_OPEN(epoll_create1(EPOLL_CLOEXEC))) < 0 || (dev->wake = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) < 0 ||
-	    (dev->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK))) < 0 ||
+	/* The calls stop at the first one that is refused: its errno counts. */
+	if ((dev->epoll = RB_OPEN(epoll_create1(EPOLL_CLOEXEC))) < 0 ||
+	    (dev->wake = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) < 0 ||
+	    (dev->timer = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK))) <
+		    0 ||
 	    (dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC))) < 0)
 		return rv_fail(errno, "shm: to wait: %s", limit_why(lacking(dev), errno, 0));
-	if (add_source(dev, dev->listener, &dev->listen_src) || add_source(dev, dev->wake, &dev->wake_src) ||
+	if (add_source(dev, dev->listener, &dev->listen_src) ||
+	    add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
 		return rv_fail(errno, "shm: to wait: %s", limit_why("epoll_ctl", errno, 0));
-	/* Whether it may be set shows now: later nobody could be told. */
+	/* Tried now, since later nobody could be told that the timer cannot be set. */
 	if (timerfd_settime(dev->timer, 0, &(struct itimerspec){0}, NULL))
 		return rv_fail(errno, "shm: to wait: %s", limit_why("timerfd_settime", errno, 0));
 	return 0;
@@ -136,7 +143,8 @@ static void close_dev(struct rv_dev *dev)
 		}
 	rvs_keys_fini(dev);
 	rvs_close_listener(dev->listener);
-	memcpy(fds, (int[]){dev->epoll, dev->wake, dev->timer, dev->page_fd, dev->spare}, sizeof(fds));
+	memcpy(fds, (int[]){ dev->epoll, dev->wake, dev->timer, dev->page_fd, dev->spare },
+	       sizeof(fds));
 	rvs_close_fds(fds, array_size(fds));
 	if (dev->page)
 		munmap(dev->page, sizeof(*dev->page));
@@ -153,7 +161,8 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	int rc;
 
 	if (opt->credits && opt->credits < 4)
-		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed", opt->credits);
+		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed",
+			       opt->credits);
 	if (rb_child_begin())
 		return rv_fail(ENOMEM, "shm: no memory for a fork handler");
 	dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
@@ -171,7 +180,8 @@ static int open_dev(const struct rv_options *opt, struct rv_dev **out)
 	dev->uid = geteuid();
 	rvs_map_bounds(dev);
 	dev->epoll = dev->listener = dev->wake = dev->timer = dev->page_fd = dev->spare = -1;
-	/* A reconnecting peer's new connection and its old one overlap, and half-open ones come on top. */
+	/* A reconnecting peer's new connection and its old one
+	 * overlap, and half-open ones come on top. */
 	dev->max_conns = 2 * dev->opt.max_conns + 2 * RVS_MAX_GREETING;
 	list_init(&dev->attn);
 	list_init(&dev->owing);
@@ -228,7 +238,7 @@ static bool next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 	return false;
 }
 
-/* Memory and socket of a connection are its two ends' alone: nobody else can write to it. */
+/* Does nothing: only the two ends can write to a connection's memory and socket. */
 static int seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
 		const uint8_t in[RV_SEAL_KEY_BYTES])
 {

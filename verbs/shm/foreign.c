@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Descriptors of others, and the sockets that they lie in. A close may wait: for as long as a
- * SO_LINGER says, for a file system that a process serves. The last copy of what a packet carries
- * may be the one in this side's socket, received or not. So a socket is closed on the spot only if
- * nothing lies in it but memory; the others, and descriptors that are no memory, are closed by
- * threads that wait for nobody. They run only while there is something to close.
+ * SO_LINGER says, or for a file system that a process serves. The last copy of a packet's
+ * descriptor may be the one in this side's socket, received or not. So a socket is closed on the
+ * spot only if nothing lies in it but memory. The others, and descriptors that are no memory, are
+ * closed by threads of their own. They run only while there is something to close.
  *
  * The number that waits is bounded: from 64 on this side makes no connection and takes none.
  */
@@ -26,10 +26,10 @@
 static struct {
 	int fd[QUEUE_MAX];
 	unsigned nr, nr_threads;
-	uint32_t generation; /* of the process that all of this is about */
+	uint32_t generation; /* number of the process that all of this is about */
 } waiting;
 
-/* [held] A child has none of these threads, nor of the descriptors. */
+/* [held] Forgets the parent's threads and descriptors: a child has neither. */
 static void forget_parents(void)
 {
 	if (waiting.generation == rb_generation())
@@ -54,7 +54,7 @@ static void *closer(void *arg)
 	}
 }
 
-/* A thread that cannot be had is asked for again with the next that is to be closed. */
+/* Starts a thread. If that fails, the next descriptor to be closed asks for one again. */
 static void start_thread(void)
 {
 	bool start;
@@ -94,7 +94,7 @@ void rvs_close_foreign(int fd)
 		rb_close(fd);
 }
 
-/* True: so many wait to be closed that no connections are made meanwhile. */
+/* Returns true if so many wait to be closed that no connections are made meanwhile. */
 bool rvs_foreign_full(void)
 {
 	bool full;
@@ -108,7 +108,8 @@ bool rvs_foreign_full(void)
 	return full;
 }
 
-/* Memory is what a peer may hand over. Its close waits for nobody. */
+/* Returns true if the descriptor is memory. A peer may hand
+ * over memory: its close waits for nobody. */
 bool rvs_is_memory(int fd)
 {
 	return fcntl(fd, F_GET_SEALS) >= 0;
@@ -156,7 +157,8 @@ static bool empty(int sock)
 	int fds[RVS_PKT_FDS], on = 1;
 	char byte;
 
-	/* With it each packet brings something, an empty one too; the end brings nothing. */
+	/* The option makes each packet bring something, an empty
+	 * one too; the end brings nothing. */
 	if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)))
 		return false;
 	for (unsigned i = 0; i < LOOKED_AT; i++) {
@@ -175,7 +177,7 @@ static bool empty(int sock)
 		nr = n < 0 ? 0 : rvs_note_received(&msg, fds, RVS_PKT_FDS);
 		rb_release();
 		if (n < 0)
-			return errno == ENOTCONN; /* it never had a peer */
+			return errno == ENOTCONN; /* then it never had a peer */
 		if (!n && !msg.msg_controllen)
 			return true;
 		for (unsigned k = 0; k < nr; k++)
@@ -206,7 +208,7 @@ void rvs_close_listener(int listener)
 
 	if (listener < 0)
 		return;
-	shutdown(listener, SHUT_RDWR); /* nobody comes to it any more */
+	shutdown(listener, SHUT_RDWR); /* no peer comes to it any more */
 	do {
 		sock = RB_OPEN(accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
 		if (sock >= 0)

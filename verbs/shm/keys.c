@@ -2,12 +2,14 @@
 /*
  * Registrations: keys, and handing the memory behind them to peers.
  *
- * Order of reg(): word without the live bit (so that a peer which gets the region keeps it) -> descriptor to every
- * peer -> live bit. Whoever learns of the key by a message therefore finds the region in its socket at the latest.
- * The exception: a peer whose socket is full (it has not looked for hundreds of registrations) gets it when there is
- * room, and its READ is -EAGAIN until then.
+ * Order of reg(): the word without the live bit, the descriptor to every peer, the live bit. The
+ * first makes a peer that gets the region keep it. So a peer that learns of the key by a message
+ * finds the region in its socket at the latest. The exception: a peer whose socket is full has not
+ * looked for hundreds of registrations. It gets the region when there is room, and its READ is
+ * -EAGAIN until then.
  *
- * A key is an index (16 bits) and random bits (16); the caller's random iova brings the entropy that these lack.
+ * A key is an index (16 bits) and random bits (16); the caller's random iova brings the entropy
+ * that these lack.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -42,7 +44,8 @@ void rvs_keys_fini(struct rv_dev *dev)
 	free(dev->free_keys);
 }
 
-/* dev->lock held. A hang-up is told of in any case. */
+/* Makes epoll report what the connection waits for; it reports
+ * a hang-up in any case. dev->lock held. */
 static void update_epoll(struct rv_conn *conn)
 {
 	struct epoll_event e = {.data.ptr = &conn->source};
@@ -62,14 +65,16 @@ void rvs_mute(struct rv_conn *conn, bool muted)
 	rvs_deadline(conn, muted ? conn->window_at + RVS_WINDOW_NS : 0);
 }
 
-/* Hands over every region the peer has not got yet. dev->lock held. True = try again after a while. */
+/* Hands over every region that the peer has not got yet. Returns
+ * true to be called again after a while. dev->lock held. */
 static bool tell(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 	struct list *l = &dev->regions;
 	struct rvs_packet p;
 
-	while (l->prev != &dev->regions && container_of(l->prev, struct rvs_key, node)->order > conn->told_order)
+	while (l->prev != &dev->regions &&
+	       container_of(l->prev, struct rvs_key, node)->order > conn->told_order)
 		l = l->prev;
 	memset(&p, 0, sizeof(p));
 	for (; l != &dev->regions; l = l->next) {
@@ -87,7 +92,8 @@ static bool tell(struct rv_conn *conn)
 		}
 		if (rc == -EPIPE || rc == -ECONNRESET || rc == -ENOTCONN)
 			return false; /* gone; its hang-up is reported elsewhere */
-		if (rc) /* too many descriptors in flight, no memory: nothing tells when that ends */
+		/* too many descriptors in flight, no memory: nothing tells when that ends */
+		if (rc)
 			return true;
 		conn->told_order = k->order;
 	}
@@ -150,7 +156,7 @@ void rvs_tell_more(struct rv_conn *conn)
 	pthread_mutex_unlock(&conn->dev->lock);
 }
 
-/* True = still not all, try again after a while. */
+/* Hands out regions to all peers. Returns true if some still lack one: try again after a while. */
 bool rvs_tell_all(struct rv_dev *dev)
 {
 	struct list *l, *tmp;
@@ -167,7 +173,7 @@ bool rvs_tell_all(struct rv_dev *dev)
 	return again;
 }
 
-/* A free index with a key that it did not have last; dev->lock held. */
+/* Takes a free index with a key that it did not have last; dev->lock held. */
 static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 {
 	uint32_t index, last;
@@ -188,15 +194,16 @@ static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 	return 0;
 }
 
-int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
-	    struct rv_mr *out)
+int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
+	    enum rv_access access, struct rv_mr *out)
 {
 	struct rvs_key *k = NULL;
 	uint32_t key = 0;
 	int ro = -1, rc;
 
 	if (!length || iova + length < iova || (uintptr_t)base + length < (uintptr_t)base)
-		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length, (unsigned long long)iova);
+		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length,
+			       (unsigned long long)iova);
 	if (access == RV_ACCESS_REMOTE_READ) {
 		rc = fd < 0 ? -EBADF : rvs_seal(fd, true);
 		if (rc)
@@ -225,7 +232,8 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	at_store(&k->base, (uintptr_t)base);
 	at_store(&k->length, length);
 	if (ro < 0)
-		at_store_rel(&k->key, key); /* partner: landing_ok(); readable memory is no landing place */
+		/* partner: landing_ok(); readable memory is no landing place */
+		at_store_rel(&k->key, key);
 	if (ro >= 0) {
 		struct list *l, *tmp;
 
@@ -234,7 +242,8 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word & ~RVS_WORD_LIVE);
 		list_for_each_safe(l, tmp, &dev->told)
 			tell_now(container_of(l, struct rv_conn, told));
-		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word); /* partner: the READ's first look */
+		/* partner: the READ's first look */
+		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word);
 	}
 	pthread_mutex_unlock(&dev->lock);
 	memset(out, 0, sizeof(*out));
@@ -263,7 +272,8 @@ int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	if (ro >= 0) {
 		struct list *l, *tmp;
 
-		/* Partner: the READ's second look. Without it a copy of reused memory would pass for the value. */
+		/* Partner: the READ's second look. Without it a copy
+		 * of reused memory would pass for the value. */
 		at_store_rel(&dev->page->key[index], 0);
 		rvs_after_revoke();
 		list_del(&k->node);

@@ -6,22 +6,22 @@
  * READs look a mapping up and copy from it on any thread with no lock and no count of users. Two
  * things make that safe:
  *
- *  - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0,
+ * - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0,
  *    then base, iova, length, then the new word. A reader that sees its word before and after it
- *    loaded the rest has a set that belongs together. That a word never comes back is not the
- *    peer's promise: add() takes none twice.
- *  - Address space that a segment used is never unmapped while the connection lives. A dropped
- *    mapping is replaced in place by zero pages, which frees the peer's memory, and the space is
- *    used again for later regions. A late reader copies zeros or another region's bytes, and then
- *    fails its second look at the key's word.
+ *    loaded the rest has a set that belongs together. A word never comes back: add() takes none
+ *    twice, so that this does not depend on the peer.
+ * - Address space that a segment used is never unmapped while the connection lives. A dropped
+ *    mapping is replaced in place by zero pages, which frees the peer's memory. The space is used
+ *    again for later regions. A late reader copies zeros or another region's bytes, and then fails
+ *    its second look at the key's word.
  *
- * Spans are powers of two, so that the space kept stays below about twice the largest sum that was
- * ever mapped. Their number and sum are bounded, so that a peer cannot use up this process'
- * addresses or mappings.
+ * Spans are powers of two. So the space kept stays below about twice the largest sum that was ever
+ * mapped. Their number and sum are bounded: a peer cannot use up this process' addresses or
+ * mappings.
  *
  * A region that cannot be mapped is a lack on this side, which ends nothing: it is noted as missed
- * and its descriptor dropped. A READ that needs it asks the peer for it again, and only that READ
- * fails if there is still no room.
+ * and its descriptor dropped. A READ that needs it asks the peer for it again. Only that READ fails
+ * if there is still no room.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -37,7 +37,8 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 #define SEGS_BYTES (RVS_NR_KEYS * (sizeof(struct rvs_seg) + sizeof(struct rvs_news)))
-#define MEMORY_TIMES 4u     /* of the machine's memory: what a peer may have this process map */
+/* bound on a peer's mappings in this process, in sizes of the machine's memory */
+#define MEMORY_TIMES 4u
 #define MAPS_DEFAULT 65530l /* vm.max_map_count of most kernels */
 #define MAPS_SHARE 2u       /* the others stay for the program */
 
@@ -70,7 +71,8 @@ void rvs_map_bounds(struct rv_dev *dev)
 
 int rvs_segs_init(struct rv_conn *conn)
 {
-	void *map = mmap(NULL, SEGS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *map = mmap(NULL, SEGS_BYTES, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (map == MAP_FAILED)
 		return rv_fail(ENOMEM, "shm: no memory for a connection's segment table");
@@ -89,8 +91,8 @@ static size_t span_of(uint64_t length)
 }
 
 /*
- * Address space for a region, 2 MiB-aligned where that lets large pages be used; conn->rx_lock
- * held. -ENOMEM, -EMLINK too many mappings, -EFBIG too many bytes.
+ * Takes address space for a region, 2 MiB-aligned where that lets large pages be used;
+ * conn->rx_lock held. Returns -ENOMEM, -EMLINK for too many mappings, -EFBIG for too many bytes.
  */
 static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
@@ -112,7 +114,8 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	s = malloc(sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	map = mmap(NULL, length + align, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	map = mmap(NULL, length + align, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		   0);
 	if (map == MAP_FAILED) {
 		free(s);
 		return -ENOMEM;
@@ -134,7 +137,7 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	return 0;
 }
 
-/* conn->rx_lock held. */
+/* Drops a mapping. conn->rx_lock held. */
 static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 {
 	struct rvs_span *s;
@@ -143,10 +146,11 @@ static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 
 	at_store(&seg->word, 0);
 	conn->nr_mapped--;
-	/* If even this fails the peer's memory stays mapped until close_conn: memory, not correctness. */
+	/* If even this fails, the peer's memory stays mapped
+	 * until close_conn. That costs memory only. */
 	s = malloc(sizeof(*s));
-	if (mmap((void *)base, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
-	    MAP_FAILED)
+	if (mmap((void *)base, length, PROT_READ,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
 		rvs_log(conn->dev, 1, "shm: cannot let go of a peer's region: %s", strerror(errno));
 	if (!s)
 		return;
@@ -156,7 +160,7 @@ static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 	conn->spans = s;
 }
 
-/* Not mapped for a lack on this side. conn->rx_lock held. */
+/* Notes a region that is not mapped for a lack on this side. conn->rx_lock held. */
 static void miss(struct rvs_news *news, uint64_t word, int why)
 {
 	bool asked = news->state == RVS_ASKED && news->missed == RVS_WORD_COUNT(word);
@@ -166,8 +170,8 @@ static void miss(struct rvs_news *news, uint64_t word, int why)
 	news->why = (uint16_t)why;
 }
 
-/* Maps fd into the span. 0, -ENOMEM for a lack here, or -EPROTO for a descriptor that cannot be
- * mapped at all. */
+/* Maps fd into the span. Returns 0, -ENOMEM for a lack here,
+ * or -EPROTO if the descriptor cannot be mapped at all. */
 static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int fd)
 {
 	int err;
@@ -186,7 +190,8 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 	return err == ENOMEM || err == EAGAIN || err == ENFILE ? -ENOMEM : -EPROTO;
 }
 
-/* A region of the peer's. fd = -1: no descriptor was free to receive it. conn->rx_lock held. */
+/* Adds a region of the peer's. fd = -1: no descriptor was free
+ * to receive it. conn->rx_lock held. */
 static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 {
 	uint32_t index = RVS_KEY_INDEX((uint32_t)p->word);
@@ -220,7 +225,8 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		return 0;
 	}
 	rb_not_in_child(s->base, p->length);
-	/* Partner of all four: find in read.c. Each is a release, so that word = 0 is seen before them. */
+	/* Partner of all four: find in read.c. Each is a release,
+	 * so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
 	at_store_rel(&seg->length, p->length);
@@ -272,9 +278,9 @@ static int tell_miss(const struct rv_conn *conn, int why)
 }
 
 /*
- * What becomes of a READ of a region that is not mapped. -EAGAIN: it is under way, if need be since
- * this asked for it again. -ENOMEM with a text: it came again, and there was still no room. The
- * next READ asks once more. [any]
+ * Decides the fate of a READ of a region that is not mapped. -EAGAIN: the region is under way, or
+ * this call asked for it again. -ENOMEM with a text: it came again, and there was still no room.
+ * The next READ asks once more. [any]
  */
 int rvs_missed(struct rv_conn *conn, uint32_t rkey)
 {
@@ -310,8 +316,8 @@ unlock:
 }
 
 /*
- * Takes up to max packets from the socket of an established connection. 0, or -errno when the
- * connection cannot go on. Stops behind a wake-up or a question: epoll tells of what else there is.
+ * Takes up to max packets from the socket of an established connection. Returns 0, or -errno when
+ * the connection cannot go on. Stops behind a wake-up or a question: epoll tells if there is more.
  * [any, may block]
  */
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
@@ -333,7 +339,7 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 		else if (rc > 0 && p.type == RVS_PKT_AGAIN && !nr_fds)
 			out->again = p.word;
 		else if (p.type == RVS_PKT_REGION && rc < 0)
-			/* Its descriptor was not looked at: if its close waits, so does this. */
+			/* The descriptor is skipped unseen: if its close waits, so does this. */
 			rc = (rc = rvs_packet_skip(conn->sock)) ? rc : add(conn, &p, -1);
 		else if (p.type == RVS_PKT_REGION && nr_fds == 1)
 			rc = add(conn, &p, fds[0]);
@@ -350,8 +356,9 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 }
 
 /*
- * Lets go of what the peer revoked since the last look. True: later, since the peer, whose count it
- * is, could have this side look through many regions all the time. [progress]
+ * Lets go of the regions that the peer revoked since the last look. Returns true if that has to
+ * come later: the count is the peer's, which could have this side look through many regions all the
+ * time. [progress]
  */
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {
@@ -388,7 +395,8 @@ void rvs_segs_fini(struct rv_conn *conn)
 	conn->nr_spans = 0;
 	for (uint32_t i = 0; i < conn->segs_end; i++)
 		if (at_load(&conn->segs[i].word))
-			munmap((void *)at_load(&conn->segs[i].base), span_of(at_load(&conn->segs[i].length)));
+			munmap((void *)at_load(&conn->segs[i].base),
+			       span_of(at_load(&conn->segs[i].length)));
 	while ((s = conn->spans)) {
 		conn->spans = s->next;
 		munmap(s->base, s->length);

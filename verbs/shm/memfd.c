@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shared memory objects: made so that they cannot shrink under whoever maps them (a shrunk file is a SIGBUS in its
- * reader), and handed to readers so that they cannot be mapped writable.
+ * Shared memory objects. They cannot shrink under a reader, to which a shrunk file is a SIGBUS.
+ * Readers get them so that they cannot map them writable.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
 
-/* A zeroed memfd of that size, mapped read-write. */
+/* Makes a zeroed memfd of that size, mapped read-write. */
 int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 {
 	int rc, fd;
@@ -38,7 +38,8 @@ int rvs_memfd(const char *name, size_t size, int *fd_out, void **map_out)
 	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED) {
 		/* EAGAIN is a limit too, on locked memory; to the core it means "come again". */
-		rc = rv_fail(errno == EAGAIN ? ENOMEM : errno, "shm: %s", limit_why("mmap", errno, size));
+		rc = rv_fail(errno == EAGAIN ? ENOMEM : errno, "shm: %s",
+			     limit_why("mmap", errno, size));
 		goto close_fd;
 	}
 	rb_not_in_child(map, size);
@@ -70,7 +71,7 @@ int rvs_seal(int fd, bool only_reader)
 	return seals >= 0 && (seals & F_SEAL_SHRINK) ? 0 : -err;
 }
 
-/* A second descriptor of the file that cannot write: what is handed to peers. */
+/* Opens a second descriptor of the file that cannot write, to be handed to peers. */
 int rvs_reopen_ro(int fd)
 {
 	char path[32];
@@ -89,7 +90,7 @@ int rvs_reopen_ro(int fd)
 /*
  * Checks a descriptor of a peer. It must be a memory file of at least that size that cannot shrink,
  * since a look behind its end is a SIGBUS. Its pages must be the machine's: the kernel rounds
- * mappings of larger pages up, over what lies behind them. Only memory files have this seal, so no
+ * mappings of larger pages up, over the memory behind them. Only memory files have this seal, so no
  * file system of the peer's making passes.
  */
 int rvs_check_fd(int fd, size_t size)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One datagram of a connection's socket: a packet of fixed size and up to two descriptors, or a
- * wake-up. Never blocks. */
+/* A datagram of a connection's socket: a packet of fixed size
+ * and up to two descriptors, or a wake-up. Never blocks. */
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,8 +15,9 @@ void rvs_close_fds(int *fds, unsigned nr)
 		rb_close(fds[i]);
 }
 
-/* 0 or -errno, without text: callers tell a full socket from a dead one. */
-int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds)
+/* Sends a packet. Returns 0 or -errno, without text: callers tell a full socket from a dead one. */
+int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds,
+		    unsigned nr_fds)
 {
 	union {
 		struct cmsghdr align;
@@ -46,7 +47,7 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 	}
 }
 
-/* A wake-up is the head of a packet alone. 0 or -errno, without text. */
+/* Sends a wake-up: the head of a packet alone. Returns 0 or -errno, without text. */
 int rvs_wake_send(int sock)
 {
 	const struct rvs_packet p = { .magic = RVS_MAGIC,
@@ -73,13 +74,13 @@ int rvs_packet_skip(int sock)
 }
 
 /*
- * 1 and a packet of this version with well-formed length; 0 at the end; -EAGAIN nothing there;
- * -EPROTONOSUPPORT another version; -EMFILE its descriptors were lost, since none is free here, and
- * the packet is complete but for these; -EPROTO garbage. Descriptors are the caller's only with 1,
- * and are memory then.
+ * Receives a packet of this version with a well-formed length. Returns 1; 0 at the end; -EAGAIN
+ * nothing there; -EPROTONOSUPPORT another version; -EPROTO garbage. -EMFILE: its descriptors were
+ * lost, since no number is free here; the packet is complete but for these. Descriptors are the
+ * caller's only with 1, and are memory then.
  *
- * It looks before it takes: a packet that is not good stays in the socket with what it carries, for
- * the close of that might wait (foreign.c).
+ * It looks before it takes. A bad packet stays in the socket with its descriptors, since their
+ * close might wait (foreign.c).
  */
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds)
 {
@@ -94,10 +95,11 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 	ssize_t n;
 	int rc;
 
-	rb_hold(); /* until what comes along is noted */
+	rb_hold(); /* held until its descriptors are noted */
 	do {
 		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		/* ECONNRESET: the peer left with packets of ours unread. It is told once; what it sent is still there. */
+		/* ECONNRESET: the peer left with packets of ours unread. It is reported once; the
+		 * peer's own packets are still there. */
 	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (n < 0) {
 		rb_release();
@@ -139,8 +141,8 @@ drop_fds:
 	return rc;
 }
 
-/* The text of a failure for want of descriptors names the limit; other errors are told as they are.
- * Returns -err. */
+/* Reports a failure. For want of descriptors its text names
+ * the limit; other errors are told as they are. Returns -err. */
 int rvs_fail_fds(int err, const char *what)
 {
 	return rv_fail(err, "shm: %s", limit_why(what, err, 0));

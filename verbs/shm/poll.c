@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Progress: what happened, as events.
+ * Progress: events of all that happened.
  *
- * The cheap part looks at one word per connection that is up (where its next message will be) and at the list of
- * connections that need attention. RV_POLL_SLOW adds one epoll_wait for sockets, the listener and deadlines.
+ * The cheap part looks at one word per connection that is up, the place of its next message. It
+ * also looks at the list of connections that need attention. RV_POLL_SLOW adds one epoll_wait for
+ * sockets, the listener and deadlines.
  *
- * Order within a connection: REQUEST or CONNECTED, messages, DISCONNECTED. A hang-up is seen on the socket, and only
- * then is the ring looked at for the last time: whatever the peer sent before it died is delivered first.
+ * Order within a connection: REQUEST or CONNECTED, messages, DISCONNECTED. A hang-up is seen on the
+ * socket, and only then is the ring looked at for the last time. So all messages that the peer sent
+ * before it died are delivered first.
  */
 #include <errno.h>
 #include <string.h>
@@ -15,13 +17,13 @@
 #include "shm.h"
 
 #define EPOLL_BATCH 32
-#define EPOLL_ROUNDS 4 /* of them in a turn; epoll goes on with the others in the next */
+#define EPOLL_ROUNDS 4 /* rounds in a turn; epoll goes on with the others in the next turn */
 #define RING_BATCH 16 /* messages of one connection before the next one's turn */
 
 /*
- * Takes what an established connection's peer sent. A peer may send more than is good for others:
- * past the limit its socket is left alone until the window ends. What it sends into its ring
- * meanwhile is still seen.
+ * Takes the packets of an established connection. A peer may send more than is good for others:
+ * past the limit its socket is left alone until the window ends. Messages in its ring are still
+ * seen meanwhile.
  */
 static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 {
@@ -33,7 +35,7 @@ static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 		conn->window_at = now;
 		conn->window_packets = 0;
 	}
-	/* A peer that hung up sends no more: what there is, is the last. */
+	/* A peer that hung up sends no more: these packets are the last. */
 	rc = rvs_drain(conn,
 		       hup ? UINT32_MAX
 			   : RVS_WINDOW_PACKETS - min_of(conn->window_packets, RVS_WINDOW_PACKETS),
@@ -72,7 +74,7 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 	case RVS_CONNECTING:
 		rvs_on_answer(conn);
 		return;
-	case RVS_REQUESTED: /* it has nothing to say before it is answered */
+	case RVS_REQUESTED: /* the peer has nothing to say before it is answered */
 		rvs_conn_hangup(conn);
 		return;
 	case RVS_ANSWERED:
@@ -90,7 +92,7 @@ static void on_socket(struct rv_conn *conn, uint32_t events)
 	}
 }
 
-/* The peer's process ended. Its socket may live on in a child of it. */
+/* Ends a connection whose peer's process ended. The socket may live on in a child of it. */
 static void on_process(struct rv_conn *conn)
 {
 	bool eof;
@@ -122,7 +124,8 @@ static void look_around(struct rv_dev *dev)
 				break;
 			case RVS_SRC_WAKE:
 				rvs_wake_consume(dev);
-				rvs_wake_taken(dev); /* it may stand for one that a READ took */
+				/* the wake-up may stand for one that a READ took */
+				rvs_wake_taken(dev);
 				break;
 			case RVS_SRC_TIMER:
 				break;
@@ -145,7 +148,8 @@ static void look_around(struct rv_dev *dev)
 		rvs_timer_soon(dev);
 }
 
-static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type, int status)
+static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type,
+			     int status)
 {
 	memset(ev, 0, sizeof(*ev));
 	ev->type = type;
@@ -179,7 +183,8 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	return n;
 }
 
-/* The next messages of one connection, up to max. Their number, or -EPROTO: then there is none, but nonsense. */
+/* Takes the next messages of one connection, up to max.
+ * Returns their number, or -EPROTO: no message, but nonsense. */
 static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned max)
 {
 	struct rvs_ring *rx = &conn->rx;
@@ -193,15 +198,23 @@ static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned 
 		if (!RVS_POST_WORD_THERE(word, rx->post_pos))
 			break;
 		if (unlikely(slot >= rx->nr || rx->taken[slot] || !len || len > RV_MSG_MAX))
-			return n ? (int)n : -EPROTO; /* it is met again */
+			return n ? (int)n : -EPROTO; /* the next call meets the nonsense again */
 		unsigned char *copy = rx->copy + (size_t)slot * RV_MSG_MAX;
 
-		memcpy(copy, len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX, len);
+		memcpy(copy,
+		       len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX,
+		       len);
 		rx->taken[slot] = 1;
 		rx->nr_taken++;
 		rx->post_pos++;
-		ev[n++] = (struct rv_event){ .type = RV_EV_RECV, .wc_status = -1, .conn = conn, .user = conn->user, .data = copy,
-					     .len = len, .token = (uint64_t)conn->gen << 32 | conn->index << 16 | slot };
+		ev[n++] = (struct rv_event){ .type = RV_EV_RECV,
+					     .wc_status = -1,
+					     .conn = conn,
+					     .user = conn->user,
+					     .data = copy,
+					     .len = len,
+					     .token = (uint64_t)conn->gen << 32 |
+						     conn->index << 16 | slot };
 	}
 	return (int)n;
 }
@@ -211,9 +224,9 @@ static inline bool is_there(const struct rvs_watch *w)
 	return (uint32_t)(at_load_sc(w->word) >> 32) == w->seq;
 }
 
-/* The messages of the connections in watch[at..end), up to max. */
-static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev, unsigned max, uint32_t at,
-							uint32_t end)
+/* Takes the messages of the connections in watch[at..end), up to max. */
+static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, struct rv_event *ev,
+							unsigned max, uint32_t at, uint32_t end)
 {
 	unsigned n = 0;
 
@@ -224,10 +237,13 @@ static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, stru
 
 		if (!is_there(w))
 			continue;
-		rc = likely(!conn->poisoned) ? take_from(conn, ev + n, min_of(max - n, (unsigned)RING_BATCH)) : 0;
+		rc = likely(!conn->poisoned)
+			? take_from(conn, ev + n, min_of(max - n, (unsigned)RING_BATCH))
+			: 0;
 		if (unlikely(rc < 0)) {
 			conn->poisoned = true;
-			rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed", (long)conn->pid);
+			rvs_log(dev, 1, "shm: pid %ld sent nonsense; its connection is closed",
+				(long)conn->pid);
 			rvs_break(conn, EPROTO, -1);
 			rc = 0;
 		}
@@ -235,12 +251,12 @@ static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, stru
 		w->seq = conn->rx.post_pos + 1;
 		w->word = &conn->rx.post[conn->rx.post_pos & conn->rx.mask].word;
 	}
-	/* Who was not looked at is first the next time. */
+	/* The connections that were not looked at come first the next time. */
 	dev->scan_at = at < end ? at : 0;
 	return n;
 }
 
-/* Room to send again, and ends. */
+/* Reports room to send again, and ends. */
 static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
 {
 	struct list *l, *tmp;
@@ -251,13 +267,15 @@ static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 
 		if (n == max)
 			break;
-		if ((conn->attn_why & RVS_A_STALLED) && (state != RVS_UP || rvs_ring_has_room(&conn->tx))) {
+		if ((conn->attn_why & RVS_A_STALLED) &&
+		    (state != RVS_UP || rvs_ring_has_room(&conn->tx))) {
 			rvs_attended(conn, RVS_A_STALLED);
 			at_store(&conn->tx.box->want, 0);
 			if (state == RVS_UP)
 				fill(&ev[n++], conn, RV_EV_WRITABLE, 0);
 		}
-		if (n == max || !(conn->attn_why & RVS_A_HUP) || (state != RVS_UP && state != RVS_BROKEN) ||
+		if (n == max || !(conn->attn_why & RVS_A_HUP) ||
+		    (state != RVS_UP && state != RVS_BROKEN) ||
 		    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
 			continue;
 		why = at_load_acq(&conn->why); /* partner: rvs_break() */
@@ -270,7 +288,8 @@ static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 	return n;
 }
 
-static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_event *ev, unsigned max,
+					      unsigned flags)
 {
 	unsigned n = 0;
 

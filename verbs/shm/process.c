@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The peer's process. Its socket ends when the last copy of it is closed. A child made by fork(2)
- * gives its copy up (base/child.h), but one made by clone(2) or _Fork has no handler that would,
+ * gives its copy up (base/child.h). A child made by clone(2) or _Fork has no handler that would,
  * and hides its parent's death. So the process itself is watched as well, by a pidfd.
  *
- * That is for a rare case, and a descriptor for each peer: the upper half of those allowed is left
- * to what is needed more. Without it (an old kernel, a process of another pid namespace, a filter)
- * the socket alone tells.
+ * That is for a rare case, and takes a descriptor for each peer. The upper half of the allowed
+ * descriptors is left to greater needs. Without it (an old kernel, a process of another pid
+ * namespace, a filter) the socket alone tells.
  */
 #include <sys/epoll.h>
 #include <sys/resource.h>
@@ -20,7 +20,8 @@
 #define SO_PEERPIDFD 77 /* Linux 6.5 */
 #endif
 
-/* By the socket, where the kernel can: the number may be another process' by now. [held] */
+/* Opens the peer's process by the socket, where the kernel
+ * can: its number may be another process' by now. [held] */
 static int open_process(const struct rv_conn *conn)
 {
 	socklen_t len = sizeof(int);

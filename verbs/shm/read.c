@@ -2,12 +2,13 @@
 /*
  * One-sided READs: look at key and connection, copy, look again.
  *
- * [any] and lock-free: the path of a READ writes nothing but its landing memory and its status. Only a key whose region
- * has not been taken from the socket yet costs a lock and syscalls, once.
+ * [any] and lock-free: the path of a READ writes nothing but its landing memory and its status.
+ * Only a key whose region is still in the socket costs a lock and syscalls, once.
  *
- * A refused READ ends the connection on both sides, as it does on a NIC: the failing one has its reason, those after it
- * in the chain are -ECONNRESET, and both sides get DISCONNECTED. Landing memory is checked as the NIC checks it (the
- * local key must cover the piece), so that a mistake shows here and not only on a cluster.
+ * A refused READ ends the connection on both sides, as it does on a NIC. The failing one has its
+ * reason, those after it in the chain are -ECONNRESET, and both sides get DISCONNECTED. Landing
+ * memory is checked as the NIC checks it: the local key must cover the piece. So a mistake shows
+ * here and not only on a cluster.
  */
 #include <errno.h>
 #include <string.h>
@@ -25,31 +26,36 @@ static inline bool landing_ok(const struct rv_conn *conn, const struct rv_sge *s
 	const struct rvs_key *k = &conn->keys[RVS_KEY_INDEX(s->lkey)];
 	uintptr_t at;
 
-	/* acquire: partner of reg()'s release; base and length belong to this key as long as it is registered. */
+	/* acquire: partner of reg()'s release; base and length
+	 * belong to this key as long as it is registered. */
 	if (unlikely(!s->lkey || at_load_acq(&k->key) != s->lkey))
 		return false;
 	at = (uintptr_t)s->addr - at_load(&k->base); /* wraps to huge when below */
 	return at <= at_load(&k->length) && s->length <= at_load(&k->length) - at;
 }
 
-/* The READ's first look at the peer's permission. 0 or -errno. */
+/* Takes the READ's first look at the peer's permission. Returns 0 or -errno. */
 static int serve_error(uint32_t serve)
 {
 	return serve == RVS_SERVE_NONE ? -EACCES : -ECONNRESET;
 }
 
-/* Packets that a READ takes from the socket at most: the socket holds fewer, unless a peer goes on
- * and on. */
+/* Packets that a READ takes from the socket at most. The
+ * socket holds fewer, unless a peer goes on and on. */
 #define FETCH_PACKETS 1024u
 #define FETCH_BATCH 64u
 
 enum { FOUND = 0, MISSING = 1 };
 
-/* The mapped bytes [addr, addr+length) of key rkey: FOUND, MISSING (not mapped yet) or -EACCES. */
-static inline __attribute__((always_inline)) int find(const struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length, struct source *out)
+/* Finds the mapped bytes [addr, addr+length) of key rkey:
+ * FOUND, MISSING (not mapped yet) or -EACCES. */
+static inline __attribute__((always_inline)) int find(const struct rv_conn *conn, uint32_t rkey,
+						      uint64_t addr, uint64_t length,
+						      struct source *out)
 {
 	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(rkey)];
-	uint64_t word = at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]); /* partner: reg()'s release */
+	/* partner: reg()'s release */
+	uint64_t word = at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]);
 	uint64_t iova, seg_length, offset;
 	uintptr_t base;
 
@@ -72,11 +78,12 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 }
 
 /*
- * Receives regions that are under way. FOUND, -EAGAIN when it is not there yet, -ENOMEM when there
- * is no room for it, or what find() says. A wake-up that was taken here is passed on, to progress.
+ * Receives regions that are under way. Returns FOUND, -EAGAIN when it is not there yet, -ENOMEM
+ * when there is no room for it, or find()'s answer. A wake-up that was taken here is passed on, to
+ * progress.
  */
-static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
-					    struct source *out)
+static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr,
+					   uint64_t length, struct source *out)
 {
 	RB_NO_CANCEL;
 	struct rvs_taken got;
@@ -104,11 +111,14 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
 {
 	r->status = status;
-	rvs_break(conn, -status, status == -EACCES ? RVS_WC_REM_ACCESS_ERR : status == -EFAULT ? RVS_WC_LOC_PROT_ERR : -1);
+	rvs_break(conn, -status,
+		  status == -EACCES	      ? RVS_WC_REM_ACCESS_ERR
+			  : status == -EFAULT ? RVS_WC_LOC_PROT_ERR
+					      : -1);
 	return 0;
 }
 
-/* The lengths that a value's header has, alone and before a word-sized value, without a call. */
+/* Copies without a call the lengths of a value's header, alone and before a word-sized value. */
 static inline void copy(void *to, const void *from, size_t n)
 {
 	if (n == 72)
@@ -120,34 +130,38 @@ static inline void copy(void *to, const void *from, size_t n)
 }
 
 /*
- * The READ that nearly all are, one value with its header, when nothing is in its way: straight through, without a loop. The
- * first look is only at this process' own mapping: a key or a permission that was gone before the copy is gone after it
- * too (a word never comes back), so one look at the peer's words, the last one, is enough.
- * False: it was not made, or not good, and the long way finds out why.
+ * Makes the usual READ, one value with its header, without a loop when nothing is in its way. The
+ * first look is only at this process' own mapping. A key or a permission that was gone before the
+ * copy is gone after it too, since a word never comes back. So one look at the peer's words, the
+ * last one, is enough. Returns false if it was not made, or not good: the general path finds out
+ * why.
  */
 static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 {
 	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(r->rkey)];
 	uint64_t length = r->sge[0].length, word, seg_length, offset;
 
-	if (unlikely(r->nr_sge != 1 || !length || length > conn->max_msg || !landing_ok(conn, &r->sge[0])))
+	if (unlikely(r->nr_sge != 1 || !length || length > conn->max_msg ||
+		     !landing_ok(conn, &r->sge[0])))
 		return false;
 	word = at_load_acq(&seg->word); /* as in find() */
 	const char *from = (const char *)at_load_acq(&seg->base);
 
 	offset = r->addr - at_load_acq(&seg->iova);
 	seg_length = at_load_acq(&seg->length);
-	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word || offset > seg_length || length > seg_length - offset))
+	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word ||
+		     offset > seg_length || length > seg_length - offset))
 		return false;
 	copy(r->sge[0].addr, from + offset, length);
 	rvs_after_copy(); /* the second look, as below */
-	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != word || at_load(conn->peer_serve) != RVS_SERVE_READS))
+	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != word ||
+		     at_load(conn->peer_serve) != RVS_SERVE_READS))
 		return false;
 	r->status = 0;
 	return true;
 }
 
-/* 0: done, r->status says how. -errno: not posted. */
+/* Makes one READ. Returns 0: done, r->status says how. -errno: not posted. */
 static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_read *r)
 {
 	uint32_t serve = at_load_acq(conn->peer_serve); /* partner: allow_reads(), close_conn() */
@@ -157,12 +171,13 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	int rc;
 
 	if (unlikely(nr_sge > RV_READ_SGE_MAX))
-		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge, RV_READ_SGE_MAX);
+		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge,
+			       RV_READ_SGE_MAX);
 	for (uint32_t i = 0; i < nr_sge; i++)
 		total += rv_read_sge(r, i)->length;
 	if (unlikely(total > conn->max_msg))
-		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most", (unsigned long long)total,
-			       (unsigned long long)conn->max_msg);
+		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most",
+			       (unsigned long long)total, (unsigned long long)conn->max_msg);
 	for (uint32_t i = 0; i < nr_sge; i++)
 		if (unlikely(rv_read_sge(r, i)->length && !landing_ok(conn, rv_read_sge(r, i))))
 			return refused(conn, r, -EFAULT);
@@ -186,7 +201,8 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 		copy(s->addr, src.from, s->length);
 		src.from += s->length;
 	}
-	/* The second look, partner of dereg() and close_conn(): what was copied after they took effect fails here. */
+	/* The second look, partner of dereg() and close_conn():
+	 * bytes copied after they took effect fail here. */
 	rvs_after_copy();
 	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != src.word))
 		return refused(conn, r, -EACCES);
@@ -199,7 +215,8 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 
 static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	uint32_t state = at_load_acq(&conn->state); /* partner: rvs_watch_add(), which set up all that follows */
+	/* partner: rvs_watch_add(), which set up all that follows */
+	uint32_t state = at_load_acq(&conn->state);
 
 	if (unlikely(state != RVS_UP && state != RVS_BROKEN))
 		return rv_fail(ENOTCONN, "shm: READ over a connection that is not up");
@@ -221,12 +238,13 @@ static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_
 
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	if (likely(n == 1 && at_load_acq(&conn->state) == RVS_UP && read_value(conn, r))) /* partner: rvs_watch_add() */
+	/* partner: rvs_watch_add() */
+	if (likely(n == 1 && at_load_acq(&conn->state) == RVS_UP && read_value(conn, r)))
 		return 1;
 	return post_reads(conn, r, n);
 }
 
-/* A value's header, and the first of its payload: the processor itself fetches what lies behind them. */
+/* Fetches a value's header and the first of its payload; the processor itself fetches the rest. */
 void rvs_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length)
 {
 	struct source src;

@@ -1,22 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages: a box has slots and two rings of 64-bit words, one each way. `post` brings full slots to the receiver,
- * `back` returns free ones, in any order, so that a message kept for long holds one credit and blocks no other.
+ * Messages. A box has slots and two rings of 64-bit words, one each way. `post` brings full slots
+ * to the receiver. `back` returns free ones, in any order, so that a message kept for long holds
+ * one credit and blocks no other.
  *
  *   word = sequence (32) | length (16) | slot (16)
  *
- * The sequence is the position + 1, so that one load tells both whether a word is there and what it says: neither side
- * has an index in shared memory that the other would have to trust. Each ring has at least as many words as there
- * are slots, so it cannot overflow: no word is written without holding the slot that it names.
+ * The sequence is the position + 1, so that one load tells both whether a word is there and its
+ * content. Neither side has an index in shared memory that the other would have to trust. Each ring
+ * has at least as many words as there are slots. It cannot overflow: no word is written without
+ * holding the slot that it names.
  *
- * One producer and one consumer per ring, both [progress] of their process; wait-free. The word is stored with seq_cst
- * and `sleeping` is looked at after it, see rvs_wake(); a slot's bytes are ordered by the same store and its load.
+ * One producer and one consumer per ring, both [progress] of their process; wait-free. The word is
+ * stored with seq_cst and `sleeping` is looked at after it, see rvs_wake(). The same store and its
+ * load order a slot's bytes.
  *
- * A message of up to RVS_INLINE_MAX bytes is written behind its word and not into its slot, which then is only the credit:
- * the receiver, which waits for the word, has both with one transfer of the cache line. Slots go back several at a time.
+ * A message of up to RVS_INLINE_MAX bytes is written behind its word and not into its slot, which
+ * then is only the credit. The receiver, which waits for the word, has both with one transfer of
+ * the cache line. Slots go back several at a time.
  *
- * The receiver copies a message out before the core sees it: the sender could still change the shared bytes while they
- * are parsed. The slot goes back with recv_done() all the same, since it is the credit.
+ * The receiver copies a message out before the core sees it: the sender could still change the
+ * shared bytes while they are parsed. The slot goes back with recv_done() all the same, since it is
+ * the credit.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -42,7 +47,8 @@ static uint32_t ring_words(uint32_t nr)
 static size_t lay_out(struct rvs_ring *r, uint32_t nr)
 {
 	uint32_t words = ring_words(nr);
-	size_t at = offsetof(struct rvs_box, end) + words * (sizeof(struct rvs_post) + sizeof(uint64_t));
+	size_t at = offsetof(struct rvs_box, end) +
+		words * (sizeof(struct rvs_post) + sizeof(uint64_t));
 	char *base = (char *)r->box;
 
 	at = (at + 4095) & ~(size_t)4095;
@@ -56,7 +62,7 @@ static size_t lay_out(struct rvs_ring *r, uint32_t nr)
 	return at + (size_t)nr * RV_MSG_MAX;
 }
 
-/* The receiver's end. *fd goes to the sender. */
+/* Makes the receiver's end. *fd goes to the sender. */
 int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd)
 {
 	void *map;
@@ -90,7 +96,7 @@ fini:
 	return rc;
 }
 
-/* The sender's end, of the box that the peer made. fd stays the caller's. */
+/* Attaches the sender's end to the box that the peer made. fd stays the caller's. */
 int rvs_box_attach(struct rvs_ring *tx, uint32_t credits, int fd)
 {
 	void *map;
@@ -129,7 +135,8 @@ enum { NO_SLOT = -1, NONSENSE = -2 };
 
 static inline int next_slot(struct rvs_ring *tx)
 {
-	/* Partner: recv_done(). Slots that came back go first: the fewer are in use, the more stay in the cache. */
+	/* Partner: recv_done(). Slots that came back go first:
+	 * the fewer are in use, the more stay in the cache. */
 	uint64_t word = at_load_sc(&tx->back[tx->back_pos & tx->mask]);
 	uint32_t slot = RVS_POST_WORD_SLOT(word);
 
@@ -145,7 +152,8 @@ static inline int next_slot(struct rvs_ring *tx)
 
 bool rvs_ring_has_room(const struct rvs_ring *tx)
 {
-	return tx->fresh < tx->nr || RVS_POST_WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
+	return tx->fresh < tx->nr ||
+		RVS_POST_WORD_THERE(at_load_sc(&tx->back[tx->back_pos & tx->mask]), tx->back_pos);
 }
 
 int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
@@ -154,12 +162,14 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 	int slot;
 
 	if (len - 1 >= RV_MSG_MAX)
-		return rv_fail(EMSGSIZE, "shm: a message of %zu bytes, 1..%d are possible", len, RV_MSG_MAX);
+		return rv_fail(EMSGSIZE, "shm: a message of %zu bytes, 1..%d are possible", len,
+			       RV_MSG_MAX);
 	if (at_load(&conn->state) != RVS_UP)
 		return rv_fail(ENOTCONN, "shm: the connection is not up");
 	slot = next_slot(tx);
 	if (unlikely(slot == NO_SLOT)) {
-		/* Partner: recv_done(), which looks at it after it returned a slot; so look once more. */
+		/* Partner: recv_done(), which looks at it after it
+		 * returned a slot; so look once more. */
 		at_xchg_sc(&tx->box->want, 1);
 		slot = next_slot(tx);
 		if (slot == NO_SLOT) {
@@ -176,7 +186,8 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 	tx->taken[slot] = 1;
 	struct rvs_post *post = &tx->post[tx->post_pos & tx->mask];
 
-	memcpy(len <= RVS_INLINE_MAX ? post->data : tx->slots + (size_t)slot * RV_MSG_MAX, msg, len);
+	memcpy(len <= RVS_INLINE_MAX ? post->data : tx->slots + (size_t)slot * RV_MSG_MAX, msg,
+	       len);
 	at_xchg_sc(&post->word, RVS_POST_WORD(tx->post_pos, len, (uint32_t)slot));
 	tx->post_pos++;
 	rvs_wake(conn);
@@ -189,11 +200,12 @@ static void give_back(struct rv_conn *conn)
 
 	list_del(&rx->owing);
 	/*
-	 * Partners: next_slot() for the words; send(), which sets `want` and then looks for a word. That one is the first of
-	 * these, so it is written last, and only it with seq_cst.
+	 * Partners: next_slot() for the words; send(), which sets `want` and then looks for a word.
+	 * That word is the first of these, so it is written last, and only it with seq_cst.
 	 */
 	for (uint32_t i = rx->nr_due - 1; i > 0; i--)
-		at_store_rel(&rx->back[(rx->back_pos + i) & rx->mask], RVS_POST_WORD(rx->back_pos + i, 0, rx->due[i]));
+		at_store_rel(&rx->back[(rx->back_pos + i) & rx->mask],
+			     RVS_POST_WORD(rx->back_pos + i, 0, rx->due[i]));
 	at_xchg_sc(&rx->back[rx->back_pos & rx->mask], RVS_POST_WORD(rx->back_pos, 0, rx->due[0]));
 	rx->back_pos += rx->nr_due;
 	rx->nr_due = 0;
@@ -202,9 +214,10 @@ static void give_back(struct rv_conn *conn)
 }
 
 /*
- * What is owed goes back: several at a time, and all of it before the device sleeps. Not at once and one by one: each word
- * written takes a cache line away from the sender, who looks there for its next slot. A sender that waits for slots is
- * seen by recv_done(), since it has sent much more than is owed here; and by RV_POLL_SLOW, if the core keeps all of that.
+ * Gives the owed slots back: several at a time, and all of them before the device sleeps. Each word
+ * written takes a cache line away from the sender, which looks there for its next slot. A sender
+ * that waits for slots owns few, since it has sent much more than is owed here: recv_done() sees
+ * it. RV_POLL_SLOW sees it if the core keeps all of that.
  */
 void rvs_give_back(struct rv_dev *dev, bool all)
 {
@@ -239,6 +252,7 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 	rx->due[rx->nr_due++] = (uint16_t)slot;
 	if (rx->nr_due == 1)
 		list_add_tail(&dev->owing, &rx->owing);
-	if (rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) || at_load_sc(&rx->box->want))
+	if (rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) ||
+	    at_load_sc(&rx->box->want))
 		give_back(conn);
 }

@@ -1,35 +1,39 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * shm: the device layer between processes of one machine. A READ is a copy from the peer's memory, mapped read-only
- * here; a message is a slot of a shared ring. Neither costs a syscall unless the receiver sleeps.
+ * shm: the device layer between processes of one machine. A READ is a copy from the peer's memory,
+ * mapped read-only here; a message is a slot of a shared ring. Neither costs a syscall unless the
+ * receiver sleeps.
  *
- * What is shared, and who may write it
+ * Shared memory, and its writers:
  *
- *   page   one memfd per device, written by its device, mapped read-only by every peer: the sleeping flag, and one
- *          64-bit word per key. A READ is good only if the key's word is the same before and after the copy.
- *   box    one memfd per connection and direction, made by the side that receives: the ring of messages to it, and
- *          the word that says whether the other side may READ. Each side thus grants its own number of credits,
- *          which a single segment made by the connecting side could not know.
+ *   page   one memfd per device, written by its device, mapped read-only by every peer: the sleeping
+ *          flag, and one 64-bit word per key. A READ is good only if the key's word is the same before
+ *          and after the copy.
+ *   box    one memfd per connection and direction, made by the side that receives: the ring of
+ *          messages to it, and the word that says whether the other side may READ. Each side thus
+ *          grants its own number of credits. The connecting side could not know both for one segment.
  *   region the memory of reg(), handed to peers as a read-only descriptor, mapped by them on arrival.
  *
- * A Unix SEQPACKET socket per connection carries the handshake, the descriptors of later regions,
- * and wake-ups, which are sent only while the device sleeps; its hang-up tells of the peer's death.
- * It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has not arrived yet.
- * Nothing that a peer handed over is ever written to by a system call, nor closed here if it is no
- * memory (foreign.c): whether that blocks would be for the peer to say. A send to the socket never
+ * A Unix SEQPACKET socket per connection carries the handshake and the descriptors of later
+ * regions. It also carries wake-ups, which are sent only while the device sleeps. Its hang-up tells
+ * of the peer's death. It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has
+ * not arrived yet. A peer's descriptor is never written to by a system call, nor closed here if it
+ * is no memory (foreign.c): the peer would decide whether that blocks. A send to the socket never
  * blocks.
  *
- * Strangers: anybody on the machine can connect to the listener's name, so what that costs is
+ * Strangers: anybody on the machine can connect to the listener's name, so the cost of that is
  * bounded. Other users are dropped unheard, and nothing of a stranger's is mapped before the core
  * has accepted its hello. In each window 32 are accepted that prove nothing; the others wait in the
  * listener's backlog.
  *
- * Trust: a peer runs under the same user id (checked), so it could harm this process by other means; nevertheless all
- * that it can write is bounded and checked here once, in a private copy, and its nonsense ends its own connection only.
- * What revocation means here: a peer that follows the protocol never returns bytes read after the key or the connection
- * was revoked. The mapping itself goes when the peer next looks (it is woken to look).
+ * Trust: a peer runs under the same user id (checked), so it could harm this process by other
+ * means. Nevertheless all that it can write is bounded and checked here once, in a private copy.
+ * Its nonsense ends its own connection only. Revocation means this: a peer that follows the
+ * protocol never returns bytes read after the key or the connection was revoked. The mapping itself
+ * goes when the peer next looks (it is woken to look).
  *
- * Locks: dev->lock (keys, regions, who is told of them), conn->rx_lock (socket reading, mapping). Never both.
+ * Locks: dev->lock (keys, regions, the peers that have them), conn->rx_lock (socket reading,
+ * mapping). Never both.
  */
 #ifndef RVS_H
 #define RVS_H
@@ -58,14 +62,15 @@
 #define RVS_RETRY_NS (20 * NSEC_PER_MSEC)
 #define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each */
 #define RVS_WINDOW_PACKETS 64u       /* wake-ups for which there was a reason are not counted */
-#define RVS_MAX_REGIONS 8192u        /* of one peer, mapped here or their addresses kept */
+#define RVS_MAX_REGIONS 8192u        /* regions of one peer, mapped here or their addresses kept */
 #define RVS_SCAN_FEW 64u             /* regions that are looked through at any time */
-#define RVS_WC_LOC_PROT_ERR 4        /* the numbers of enum ibv_wc_status, which this provider must not include */
+/* the numbers of enum ibv_wc_status, which this provider must not include */
+#define RVS_WC_LOC_PROT_ERR 4
 #define RVS_WC_REM_ACCESS_ERR 10
 
 /*
- * A key's word: the key (index and random bits), whether it may be used, and a count of registrations, so that a word
- * never comes back and "the same before and after" is enough. 0 = no key.
+ * A key's word: the key (index and random bits), whether it may be used, and a count of
+ * registrations. A word never comes back, so "the same before and after" is enough. 0 = no key.
  */
 #define RVS_WORD_LIVE (UINT64_C(1) << 32)
 #define RVS_WORD(key, count) ((uint64_t)(key) | RVS_WORD_LIVE | (uint64_t)(count) << 33)
@@ -73,27 +78,34 @@
 
 struct rvs_page {
 	uint32_t magic, version;                /* const after create */
-	cache_aligned _Atomic uint32_t sleeping; /* which sleep; 0 = awake. Partner: rvs_wake() */
-	cache_aligned _Atomic uint32_t revoked; /* counts dereg(): peers look whether they map something dead */
+	/* number of the sleep; 0 = awake. Partner: rvs_wake() */
+	cache_aligned _Atomic uint32_t sleeping;
+	/* counts dereg(): peers look whether they map something dead */
+	cache_aligned _Atomic uint32_t revoked;
 	cache_aligned _Atomic uint64_t key[RVS_NR_KEYS];
 };
 _Static_assert(offsetof(struct rvs_page, sleeping) == 64, "layout is shared between processes");
 _Static_assert(offsetof(struct rvs_page, revoked) == 128, "layout is shared between processes");
 _Static_assert(offsetof(struct rvs_page, key) == 192, "layout is shared between processes");
-_Static_assert(sizeof(struct rvs_page) == 192 + 8 * RVS_NR_KEYS, "layout is shared between processes");
+_Static_assert(sizeof(struct rvs_page) == 192 + 8 * RVS_NR_KEYS,
+	       "layout is shared between processes");
 
 enum rvs_serve { RVS_SERVE_NONE = 0, RVS_SERVE_READS = 1, RVS_SERVE_FENCED = 2 };
 
 /* The head of a box; behind it post[ring], back[ring], then the slots, page-aligned. See ring.c. */
 struct rvs_box {
-	cache_aligned _Atomic uint32_t serve;   /* receiver writes: enum rvs_serve; the sender checks around READs */
+	/* receiver writes: enum rvs_serve; the sender checks around READs */
+	cache_aligned _Atomic uint32_t serve;
 	cache_aligned _Atomic uint32_t want;    /* sender writes: it waits for a slot */
 	cache_aligned unsigned char end[];
 };
-_Static_assert(sizeof(struct rvs_box) == 128 && offsetof(struct rvs_box, want) == 64, "shared layout");
-_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2, "atomics between processes cannot lock");
+_Static_assert(sizeof(struct rvs_box) == 128 && offsetof(struct rvs_box, want) == 64,
+	       "shared layout");
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
+	       "atomics between processes cannot lock");
 
-/* A place of the ring `post`. A short message is in it, so that word and message come over in one piece. */
+/* A place of the ring `post`. A short message is in it, so
+ * that word and message come over in one piece. */
 #define RVS_INLINE_MAX 120u
 struct rvs_post {
 	_Alignas(128) _Atomic uint64_t word;
@@ -102,7 +114,8 @@ struct rvs_post {
 _Static_assert(sizeof(struct rvs_post) == 128, "layout is shared between processes");
 
 /* The words of both rings; see ring.c. */
-#define RVS_POST_WORD(pos, len, slot) ((uint64_t)(uint32_t)((pos) + 1) << 32 | (uint64_t)(len) << 16 | (slot))
+#define RVS_POST_WORD(pos, len, slot) \
+	((uint64_t)(uint32_t)((pos) + 1) << 32 | (uint64_t)(len) << 16 | (slot))
 #define RVS_POST_WORD_THERE(word, pos) ((uint32_t)((word) >> 32) == (uint32_t)((pos) + 1))
 #define RVS_POST_WORD_LEN(word) ((uint32_t)((word) >> 16) & 0xffff)
 #define RVS_POST_WORD_SLOT(word) ((uint32_t)(word) & 0xffff)
@@ -110,7 +123,8 @@ _Static_assert(sizeof(struct rvs_post) == 128, "layout is shared between process
 #define RVS_PKT_FDS 2                /* descriptors that a packet brings at most */
 #define RVS_DUE_MAX 8u /* slots given back at once; see ring.c */
 
-/* One end of a box: the receiver's of the own box, or the sender's of the peer's box. Owner: progress. */
+/* An end of a box: the receiver's of the own box, or the
+ * sender's of the peer's box. Owner: progress. */
 struct rvs_ring {
 	struct rvs_box *box;
 	size_t bytes;
@@ -121,21 +135,27 @@ struct rvs_ring {
 	uint32_t post_pos, back_pos;
 	uint32_t fresh;                         /* sender: slots from here on were never used */
 	uint32_t nr_taken;
-	uint32_t nr_due;                        /* receiver: slots that are free, and not given back yet */
+	/* receiver: slots that are free, and not given back yet */
+	uint32_t nr_due;
 	uint16_t due[RVS_DUE_MAX];
 	struct list owing;                      /* receiver: in dev->owing while nr_due */
-	unsigned char *taken;                   /* sender: slot is with the receiver; receiver: with the core */
-	unsigned char *copy;                    /* receiver: private copies of the messages, one per slot */
+	/* sender: slot is with the receiver; receiver: with the core */
+	unsigned char *taken;
+	/* receiver: private copies of the messages, one per slot */
+	unsigned char *copy;
 };
 
-/* A registration of our own. Guarded by dev->lock; key, base and length are read by post_reads without it. */
+/* A registration of our own. Guarded by dev->lock; key, base
+ * and length are read by post_reads without it. */
 struct rvs_key {
-	cache_aligned _Atomic uint32_t key;     /* 0 = no landing place. Partner: landing_ok in read.c */
-	int fd;                                 /* read-only, for peers; -1 = never remotely accessible */
+	/* 0 = no landing place. Partner: landing_ok in read.c */
+	cache_aligned _Atomic uint32_t key;
+	/* read-only, for peers; -1 = never remotely accessible */
+	int fd;
 	_Atomic uintptr_t base;
 	_Atomic size_t length;
 	uint64_t iova, word, order;
-	struct list node;                       /* in dev->regions, by order */
+	struct list node;                       /* link in dev->regions, by order */
 };
 _Static_assert(sizeof(struct rvs_key) == 64, "one line: a READ looks at its landing keys");
 
@@ -147,19 +167,20 @@ struct rvs_seg {
 };
 
 /*
- * Knowledge of the regions under one key index. Guarded by conn->rx_lock. A region that finds
- * no descriptor, no address space or no room below a bound is missed; a READ that needs it asks the
+ * Knowledge of the regions under one key index. Guarded by conn->rx_lock. A region that finds no
+ * descriptor, no address space or no room below a bound is missed. A READ that needs it asks the
  * peer for it again.
  */
 enum rvs_missed { RVS_NOT_MISSED, RVS_MISSED, RVS_ASKED, RVS_FAILED };
 struct rvs_news {
 	uint32_t mapped;                        /* highest count of a word that was mapped */
 	uint32_t missed;                        /* the count of the word that was missed */
-	uint32_t asked_ms;                      /* when it was asked for; the clock may wrap */
+	uint32_t asked_ms;                      /* time when it was asked for; the clock may wrap */
 	uint16_t state, why;                    /* enum rvs_missed; the errno of the miss */
 };
 
-/* Address space of a mapping that is gone, kept readable for a READ that still looks at it, until it is used again. */
+/* Address space of a mapping that is gone. It stays readable
+ * for a READ that still looks at it, until it is used again. */
 struct rvs_span {
 	struct rvs_span *next;
 	void *base;
@@ -171,9 +192,11 @@ enum rvs_state {
 	RVS_REQUESTED, RVS_CONNECTING,
 	RVS_ANSWERED,   /* CONNECTED not yet reported */
 	RVS_UP,
-	RVS_BROKEN,     /* a READ failed or the peer wrote nonsense; DISCONNECTED not yet reported */
+	/* a READ failed or the peer wrote nonsense; DISCONNECTED not yet reported */
+	RVS_BROKEN,
 	RVS_DOWN,
-	RVS_CLOSED,     /* after close_conn: only private copies of messages that the core still holds */
+	/* closed by close_conn: only private copies of messages that the core still holds */
+	RVS_CLOSED,
 };
 
 enum rvs_source { RVS_SRC_LISTEN, RVS_SRC_WAKE, RVS_SRC_TIMER, RVS_SRC_CONN, RVS_SRC_PROCESS };
@@ -182,7 +205,8 @@ enum rvs_attn { RVS_A_NOTIFY = 1, RVS_A_STALLED = 2, RVS_A_HUP = 4 };
 
 struct rv_conn {
 	/* Read by post_reads on any thread; const while UP except state. */
-	cache_aligned _Atomic uint32_t state;   /* atomic: UP -> BROKEN by any thread, all else by progress */
+	/* atomic: UP -> BROKEN by any thread, all else by progress */
+	cache_aligned _Atomic uint32_t state;
 	uint32_t max_reads;
 	uint64_t max_msg;
 	struct rvs_key *keys;
@@ -197,35 +221,40 @@ struct rv_conn {
 	int sock;
 	_Atomic uint32_t woken;                 /* atomic: the peer's sleep that was ended last */
 	_Atomic uint32_t wake_owed;             /* atomic: a wake-up found no memory */
-	int64_t window_at;                      /* when this window of its packets began */
+	int64_t window_at;                      /* begin of this window of its packets */
 	uint32_t window_packets;
 	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up */
-	int64_t scanned_at;                     /* when its regions were last looked through */
+	int64_t scanned_at;                     /* time when its regions were last looked through */
 	enum rvs_source process_source;         /* the same */
 	int process;                            /* pidfd of the peer while UP, or -1; process.c */
 	struct rvs_page *peer_page;
 	struct rvs_ring rx, tx;
-	uint32_t index, gen, watch;             /* in dev->conns; of the token; in dev->watch or -1 */
-	struct list attn;                       /* in dev->attn while attn_why != 0 */
+	/* place in dev->conns; of the token; place in dev->watch or -1 */
+	uint32_t index, gen, watch;
+	struct list attn;                       /* link in dev->attn while attn_why != 0 */
 	unsigned attn_why;
-	struct list timed;                      /* in dev->timed while deadline_ns */
+	struct list timed;                      /* link in dev->timed while deadline_ns */
 	int64_t deadline_ns;
 	bool dialled;                           /* connect(2) done: it can meet a full backlog */
 	bool gone;                              /* hang-up seen; the socket is out of epoll */
 	int box_fd;                             /* until dialled */
-	int hello_fds[RVS_PKT_FDS];             /* REQUESTED: what came along with hello */
+	/* REQUESTED: the descriptors that came along with hello */
+	int hello_fds[RVS_PKT_FDS];
 	uint32_t hello_credits;
-	bool poisoned;                          /* the ring holds nonsense: nothing more is taken from it */
-	_Atomic uint32_t why;                   /* errno | wc_status << 16 of what broke it. Partner: rvs_break */
+	/* the ring holds nonsense: nothing more is taken from it */
+	bool poisoned;
+	/* errno | wc_status << 16 of what broke it. Partner: rvs_break */
+	_Atomic uint32_t why;
 	uint32_t seen_revoked;
-	int status;                             /* of the pending FAILED */
+	int status;                             /* status of the pending FAILED */
 	enum rv_event_type notify;
 	uint16_t text_len;
 	unsigned char text[RV_ANSWER_MAX];      /* hello, answer or reason */
 	struct rv_addr to;
 	pid_t pid;
-	struct list told;                       /* in dev->told; guarded by dev->lock */
-	uint64_t told_order;                    /* guarded by dev->lock: regions up to here were handed over */
+	struct list told;                       /* link in dev->told; guarded by dev->lock */
+	/* guarded by dev->lock: regions up to here were handed over */
+	uint64_t told_order;
 	bool told_blocked;                      /* guarded by dev->lock: the socket is full */
 	bool muted;                             /* guarded by dev->lock: not read for a while */
 	pthread_mutex_t rx_lock;                /* socket reading, segs, spans */
@@ -236,7 +265,7 @@ struct rv_conn {
 	struct rvs_span *spans;                 /* guarded by rx_lock */
 };
 
-/* What poll() looks at for each connection: the word where its next message will appear. Owner: progress. */
+/* The word in which a connection's next message will appear, for poll(). Owner: progress. */
 struct rvs_watch {
 	const _Atomic uint64_t *word;
 	uint32_t seq;
@@ -246,7 +275,8 @@ struct rvs_watch {
 struct rv_dev {
 	enum rvs_source listen_src, wake_src, timer_src;
 	int epoll, listener, wake, timer, page_fd;
-	int spare;                              /* given up for a moment to refuse a connection when no fd is left */
+	/* given up for a moment to refuse a connection when no fd is left */
+	int spare;
 	struct rvs_page *page;
 	struct rv_options opt;                  /* const after open */
 	uint64_t max_msg;                       /* const after open */
@@ -259,8 +289,8 @@ struct rv_dev {
 	uint32_t nr_watch, scan_at;
 	struct list attn, timed, owing;
 	int64_t timer_ns;
-	uint32_t sleep_nr;                      /* of the last sleep; not 0 */
-	int64_t listen_at;                      /* when this window of strangers began */
+	uint32_t sleep_nr;                      /* number of the last sleep; not 0 */
+	int64_t listen_at;                      /* begin of this window of strangers */
 	uint32_t listen_nr;
 	bool listen_muted;
 	uint64_t nr_refused;                    /* wrong user, garbage, too many */
@@ -279,8 +309,9 @@ struct rv_dev {
 };
 
 /*
- * Loads of the copy come before the second look at key and connection; stores that revoke come before whatever the
- * owner then does with the memory. Partners of each other. Stand-alone, because the copy itself is memcpy.
+ * Orders of a READ and of its revocation, partners of each other. Loads of the copy come before the
+ * second look at key and connection. Stores that revoke come before any later use of the memory by
+ * its owner. Stand-alone, because the copy itself is memcpy.
  */
 static inline void rvs_after_copy(void)
 {
@@ -322,7 +353,8 @@ struct rvs_packet {
 };
 #define RVS_HEAD_BYTES ((ssize_t)offsetof(struct rvs_packet, credits))
 _Static_assert(sizeof(struct rvs_packet) == 240, "layout is shared between processes");
-int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds, unsigned nr_fds);
+int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, const int *fds,
+		    unsigned nr_fds);
 int rvs_wake_send(int sock);
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
 int rvs_fail_fds(int err, const char *what);
@@ -340,8 +372,8 @@ bool rvs_is_memory(int fd);
 unsigned rvs_note_received(struct msghdr *msg, int *fds, unsigned max);
 
 /* keys.c: registrations, and telling peers of them */
-int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
-	    struct rv_mr *out);
+int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
+	    enum rv_access access, struct rv_mr *out);
 int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr);
 int rvs_keys_init(struct rv_dev *dev);
 void rvs_keys_fini(struct rv_dev *dev);
@@ -396,8 +428,8 @@ void rvs_close_conn(struct rv_conn *conn);
 void rvs_peer_text(struct rv_conn *conn, char *buf, size_t size);
 
 /* connect.c, accept.c: the handshake from both sides */
-int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
-		struct rv_conn **out);
+int rvs_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
+		void *user, struct rv_conn **out);
 void rvs_dial(struct rv_conn *conn);
 void rvs_on_answer(struct rv_conn *conn);
 int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], unsigned nr_fds);
@@ -424,8 +456,9 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns);
 void rvs_timers(struct rv_dev *dev);
 
 /*
- * Wakes the peer if it sleeps. Call after what it shall find was published by a seq_cst store: either the peer's look
- * after arm() sees the work, or this look sees the flag. Once for each of its sleeps: wake.c.
+ * Wakes the peer if it sleeps. Call it after the news was published by a seq_cst store: either the
+ * peer's look after arm() sees the news, or this look sees the flag. Once for each of its sleeps:
+ * wake.c.
  */
 static inline void rvs_wake(struct rv_conn *conn)
 {
@@ -437,13 +470,14 @@ static inline void rvs_wake(struct rv_conn *conn)
 
 static inline bool rvs_ring_ready(const struct rvs_ring *rx)
 {
-	return RVS_POST_WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask].word), rx->post_pos);
+	return RVS_POST_WORD_THERE(at_load_sc(&rx->post[rx->post_pos & rx->mask].word),
+				   rx->post_pos);
 }
 
 /* poll.c */
 int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
 
-/* address.c: who and where this device is */
+/* address.c: this device's process and place */
 int rvs_self(struct rv_addr *out);
 int rvs_reach(struct rv_dev *dev, const struct rv_addr *to);
 const char *rvs_name(const struct rv_addr *a, size_t *len);
@@ -451,6 +485,7 @@ const char *rvs_name(const struct rv_addr *a, size_t *len);
 /* dev.c */
 void rvs_log_refused(struct rv_dev *dev, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
-void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rvs_log(const struct rv_dev *dev, int level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
 #endif

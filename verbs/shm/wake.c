@@ -8,8 +8,8 @@
  *
  * The flag numbers the sleeps, and a sender ends each of them once, by a packet over the socket of
  * its connection. If a packet is taken while the device stays armed, the sleep goes on under
- * another number, and rings are looked at after that: a sender that found the old number has
- * published what that look finds.
+ * another number. Rings are looked at after that: a sender that found the old number has published
+ * before, so that look finds its news.
  */
 #include <errno.h>
 #include <sys/timerfd.h>
@@ -36,19 +36,20 @@ void rvs_disarm(struct rv_dev *dev)
 	at_store_rel(&dev->page->sleeping, 0);
 }
 
-/* A wake-up was taken from a socket. Call before the rings are looked at. [progress] */
+/* Notes that a wake-up was taken from a socket. Call it before
+ * the rings are looked at. [progress] */
 void rvs_wake_taken(struct rv_dev *dev)
 {
 	if (at_load(&dev->page->sleeping))
 		sleep_on(dev);
 }
 
-/* The eventfd is this device's own: no peer has it. */
+/* Wakes this device by its own eventfd: no peer has it. */
 void rvs_wake_self(struct rv_dev *dev)
 {
 	uint64_t one = 1;
 
-	(void)!write(dev->wake, &one, sizeof(one)); /* it can only be full of wake-ups */
+	(void)!write(dev->wake, &one, sizeof(one)); /* it fails only if it is full of wake-ups */
 }
 
 void rvs_wake_consume(struct rv_dev *dev)
@@ -58,8 +59,8 @@ void rvs_wake_consume(struct rv_dev *dev)
 	(void)!read(dev->wake, &nr, sizeof(nr));
 }
 
-/* A full socket is as good as a wake-up: the peer is told of it until it has read. False: no
- * memory, try again. [any] */
+/* Sends a wake-up. A full socket is as good as one: the peer is told of it until it has read.
+ * Returns false if there is no memory: try again. [any] */
 static bool wake(struct rv_conn *conn)
 {
 	int rc = rvs_wake_send(conn->sock);
@@ -120,7 +121,7 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 	rvs_timer_soon(dev); /* the exact next moment is found by rvs_timers() */
 }
 
-/* Everything that waits for time; called when there is such a thing. */
+/* Runs everything that waits for time; called when there is such a thing. */
 void rvs_timers(struct rv_dev *dev)
 {
 	int64_t now = now_ns(), next = INT64_MAX;
