@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rv: the device layer. One total table of operations, two providers: ibv (libibverbs + librdmacm) and shm (the same
- * semantics between processes of one machine). The only directory that knows <infiniband/...> and <rdma/...>.
+ * rv: the device layer. One total table of operations, two providers: ibv (libibverbs + librdmacm)
+ * and shm (the same semantics between processes of one machine). The only directory that knows
+ * <infiniband/...> and <rdma/...>.
  *
- * Nothing here calls upwards: what happens is returned by poll() as events, and the core pulls them.
+ * Nothing here calls upwards: poll() returns all that happens as events, and the core pulls them.
  *
- * Results: 0 or -errno, always; the four error conventions of verbs end here. rv_error_text() explains the last
- * failure of the calling thread in words.
+ * Results: 0 or -errno, always; the four error conventions of verbs end here. rv_error_text()
+ * explains the last failure of the calling thread in words.
  *
  * Thread classes
  *   [any]       any thread, at any time between open and close; lock-free unless said otherwise.
  *   [progress]  one thread at a time; the core holds its progress lock around these calls.
  *
- * A connection lives from connect()/RV_EV_REQUEST to close_conn(). It carries messages (reliable, ordered, flow
- * controlled by credits inside the provider) and one-sided READs.
+ * A connection lives from connect()/RV_EV_REQUEST to close_conn(). It carries messages (reliable,
+ * ordered, flow controlled by credits inside the provider) and one-sided READs.
  *
- *   connect() --> CONNECTING --RV_EV_CONNECTED--> UP --RV_EV_DISCONNECTED--> DOWN --close_conn()--> gone
- *                     \--------RV_EV_FAILED----------------------------------^
+ *   connect() -> CONNECTING -RV_EV_CONNECTED-> UP --RV_EV_DISCONNECTED--> DOWN -close_conn()-> gone
+ *                    \-------RV_EV_FAILED----------------------------------^
  *   RV_EV_REQUEST --> REQUESTED --accept()--> ACCEPTING --RV_EV_CONNECTED--> UP
  *                         \--reject()--> gone     \------RV_EV_FAILED------> DOWN
  *
- * Every state may be ended by close_conn(), which is the fence: when it returns, no READ of the peer over this
- * connection is served any more, none of our READs can write local memory any more, and each of our unfinished READs
- * is reported exactly once by a later poll() with -ECONNRESET. No other event of a closed connection is reported.
+ * close_conn() may end every state. It is the fence. When it returns, this side serves no READ of
+ * the peer any more over this connection. Our own READs cannot write local memory any more either.
+ * A later poll() reports each of our unfinished READs exactly once, with -ECONNRESET. No other
+ * event of a closed connection is reported.
  */
 #ifndef RV_H
 #define RV_H
@@ -36,15 +38,19 @@ struct rv_dev;
 struct rv_conn;
 
 #define RV_ADDR_MAX 120      /* bytes of a provider's address blob */
-/* RDMA CM private data is 56, 196 and 148 bytes for RC, and arrives zero-padded to that size, so the first byte of each is
- * the provider's own length byte; an answer has a second one for credits. */
+/*
+ * RDMA CM private data is 56, 196 and 148 bytes for RC, and arrives zero-padded to that size. So
+ * the first byte of each is the provider's own length byte; an answer has a second one for credits.
+ */
 #define RV_HELLO_MAX 55      /* bytes a connect request can carry */
 #define RV_ANSWER_MAX 194    /* bytes an accept can carry */
 #define RV_REASON_MAX 147    /* bytes a reject can carry */
 #define RV_SEAL_KEY_BYTES 16 /* a key of seal() */
 #define RV_MSG_MAX 4096      /* largest message, without the provider's own frame */
-#define RV_READ_SGE 2        /* landing pieces that a request has room for; a value with its header takes one */
-#define RV_READ_SGE_MAX 16   /* of any READ. Not more: a NIC's send queue has room for as many in each of its entries */
+/* landing pieces that a request has room for; a value with its header takes one */
+#define RV_READ_SGE 2
+/* pieces of any READ: a NIC's send queue has room for so many in each of its entries */
+#define RV_READ_SGE_MAX 16
 
 enum rv_kind { RV_SHM = 0, RV_IBV = 1, RV_NR_KINDS };
 
@@ -53,18 +59,22 @@ enum rv_access {
 	RV_ACCESS_REMOTE_READ = 1, /* value memory: remote read only, never write */
 };
 
-/* The log hook: level 0 error, 1 warning, 2 info, 3 debug. May be NULL. Called on the thread at hand. */
+/* The log hook: level 0 error, 1 warning, 2 info, 3 debug. May
+ * be NULL. Called on the thread at hand. */
 typedef void (*rv_log_fn)(void *ctx, int level, const char *text);
 
 struct rv_options {
 	const char *device;    /* ibv: device name, NULL = the first usable one */
 	int port;              /* ibv: port number, 0 = first active */
-	int gid_index;         /* ibv: -1 = choose (RoCE v2 with an IP address, else the first valid) */
+	/* ibv: -1 = choose (RoCE v2 with an IP address, else the first valid) */
+	int gid_index;
 	uint32_t credits;      /* messages each peer may have in flight to us; 0 = 64; at least 4 */
 	uint32_t max_reads;    /* READs outstanding per connection; 0 = 256 */
 	uint32_t max_conns;    /* peers at once; sizes shared queues; 0 = 64 */
-	int64_t silence_ns;    /* ibv: how long a device may not answer before its connection ends; 0 = 0.5 s */
-	int64_t connect_ns;    /* how long connect waits for an answer, and accept for its confirmation; 0 = 2.5 s */
+	/* ibv: how long a device may not answer before its connection ends; 0 = 0.5 s */
+	int64_t silence_ns;
+	/* time that connect waits for an answer, and accept for its confirmation; 0 = 2.5 s */
+	int64_t connect_ns;
 	rv_log_fn log;
 	void *log_ctx;
 };
@@ -74,7 +84,8 @@ struct rv_caps {
 	uint32_t max_inline;   /* bytes sent inline, for information */
 	uint32_t max_reads;    /* READs outstanding per connection, as granted */
 	uint32_t max_sge;      /* landing pieces of one READ: RV_READ_SGE to RV_READ_SGE_MAX */
-	uint32_t max_rd_atomic;/* READs the hardware works on at once per connection; 0 = not applicable */
+	/* READs the hardware works on at once per connection; 0 = not applicable */
+	uint32_t max_rd_atomic;
 	bool reads_inline;     /* a READ is complete when post_reads() returns (shm) */
 	char device[64];       /* "shm", or the device's name, port and GID as text: "rxe0:1:1" */
 };
@@ -89,7 +100,8 @@ struct rv_mr {
 	void *base;
 	size_t length;
 	uint64_t iova;         /* remote address of base; random, chosen by the caller */
-	uint32_t lkey;         /* landing memory only: RV_ACCESS_REMOTE_READ memory is no landing place (lkey 0 on ibv) */
+	/* landing memory only: RV_ACCESS_REMOTE_READ memory is no landing place (lkey 0 on ibv) */
+	uint32_t lkey;
 	uint32_t rkey;         /* RV_ACCESS_REMOTE_READ only */
 	void *impl;
 };
@@ -100,15 +112,18 @@ struct rv_sge {
 	uint32_t lkey;
 };
 
-/* One READ. The landing pieces are filled in order from remote addr on. Total length <= caps.max_msg, may be 0. */
+/* A READ. The landing pieces are filled in order from remote
+ * addr on. Total length <= caps.max_msg, may be 0. */
 struct rv_read {
 	uint64_t cookie;       /* comes back in the event; the caller's */
 	uint64_t addr;
 	uint32_t rkey;
 	uint32_t nr_sge;       /* 0..caps.max_sge */
 	struct rv_sge sge[RV_READ_SGE]; /* the first of them */
-	const struct rv_sge *more; /* the others; borrowed until post_reads returns; not looked at if there are none */
-	int status;            /* out, providers with reads_inline only: 0 or -errno, valid when post_reads counts it */
+	/* the others; borrowed until post_reads returns; not looked at if there are none */
+	const struct rv_sge *more;
+	/* out, providers with reads_inline only: 0 or -errno, valid when post_reads counts it */
+	int status;
 };
 
 static inline const struct rv_sge *rv_read_sge(const struct rv_read *r, uint32_t i)
@@ -117,76 +132,98 @@ static inline const struct rv_sge *rv_read_sge(const struct rv_read *r, uint32_t
 }
 
 enum rv_event_type {
-	RV_EV_REQUEST = 1,     /* a peer wants to connect: conn, data/len = its hello; answer with accept or reject */
+	/* a peer wants to connect: conn, data/len = its hello; answer with accept or reject */
+	RV_EV_REQUEST = 1,
 	RV_EV_CONNECTED,       /* conn is UP. On the connecting side data/len = the answer */
-	RV_EV_FAILED,          /* connect or accept failed: status; data/len = the reason of a reject, if any */
-	RV_EV_DISCONNECTED,    /* the peer left, died, or the queue pair failed: status says which; call close_conn */
+	/* connect or accept failed: status; data/len = the reason of a reject, if any */
+	RV_EV_FAILED,
+	/* the peer left, died, or the queue pair failed: status says which; call close_conn */
+	RV_EV_DISCONNECTED,
 	RV_EV_RECV,            /* a message: data/len, borrowed until recv_done(token) */
 	RV_EV_READ,            /* a READ ended: cookie, status */
 	RV_EV_WRITABLE,        /* send() works again after -EAGAIN */
-	RV_EV_DEVICE,          /* device or port changed: status 0 = information (text), else the device is unusable */
+	/* device or port changed: status 0 = information (text), else the device is unusable */
+	RV_EV_DEVICE,
 };
 
 struct rv_event {
 	enum rv_event_type type;
 	int status;            /* 0 or -errno */
-	int wc_status;         /* the verbs status behind a failure, or -1: for error details only */
+	/* the verbs status behind a failure, or -1: for error details only */
+	int wc_status;
 	struct rv_conn *conn;
-	void *user;            /* as given to connect()/accept() */
+	void *user;            /* the user of connect()/accept() */
 	uint64_t cookie;       /* RV_EV_READ */
-	const void *data;      /* RV_EV_RECV: until recv_done; REQUEST/CONNECTED/FAILED: until the next poll */
+	/* RV_EV_RECV: until recv_done; REQUEST/CONNECTED/FAILED: until the next poll */
+	const void *data;
 	uint32_t len;
 	uint64_t token;        /* RV_EV_RECV */
 };
 
-#define RV_POLL_SLOW 1u        /* also look at connection events, async events, sockets (syscalls) */
-#define RV_ARM_READS 2u        /* arm: wake for finished READs too, not for messages and connections only */
+/* also look at connection events, async events, sockets (syscalls) */
+#define RV_POLL_SLOW 1u
+/* arm: wake for finished READs too, not for messages and connections only */
+#define RV_ARM_READS 2u
 
 /*
  * The total table: no entry is NULL in any provider.
  *
- * open        [any] Opens the device and listens. Out: *out. -ENODEV no (such) device, port or GID: the text says
- *             what was looked for, what is there and what to load; -EPERM/-EACCES device file; -ENOMEM memlock or memory.
- * close       [progress] Closes everything, all connections and registrations included. NULL is accepted.
- * caps, addr  [any] What the device can do; the address blob peers need. Static for the device's life.
- * reach       [any] 0 if a peer with that address can be reached with this provider, else -EHOSTUNREACH.
- * reg         [any, may block] Registers [base, base+length). fd = the memory's memfd or -1; shm needs it for
- *             RV_ACCESS_REMOTE_READ (-EINVAL without), offset 0 of the fd = base. iova = the remote address of base.
- *             -ENOMEM: limit; the text names RLIMIT_MEMLOCK, its value and what was asked, or plain memory.
- * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY: keep the memory.
- * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in CONNECTED or FAILED, soon
- *             after options.connect_ns at the latest: -ETIMEDOUT, -EHOSTUNREACH, -EPROTONOSUPPORT; -ECONNREFUSED
- *             with a reason: rejected, without one: nobody listens there; -EAGAIN: it lives and has
- *             no room now (descriptors, memory), come again; -ECONNRESET: somebody listens, and
- *             hung up without an answer (it is busy, or died meanwhile).
- * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or FAILED follows.
- *             -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it now, and shm
- *             has told the peer so.
- * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is gone on return.
+ * open        [any] Opens the device and listens. Returns *out. -ENODEV no (such) device, port or
+ *             GID: the text names the missing one, the present ones and the modules to load.
+ *             -EPERM/-EACCES device file; -ENOMEM memlock or memory.
+ * close       [progress] Closes everything, all connections and registrations included. NULL is
+ *             accepted.
+ * caps, addr  [any] The device's abilities; the address blob for peers. Static for the device's
+ *             life.
+ * reach       [any] 0 if this provider can reach a peer with that address, else -EHOSTUNREACH.
+ * reg         [any, may block] Registers [base, base+length). fd = the memory's memfd or -1. shm
+ *             needs it for RV_ACCESS_REMOTE_READ (-EINVAL without), offset 0 of the fd = base. iova
+ *             = the remote address of base. -ENOMEM: limit; the text names RLIMIT_MEMLOCK, its
+ *             value and the size that was asked for, or plain memory.
+ * dereg       [any, may block] On return no remote access to it is possible any more. 0, or -EBUSY:
+ *             keep the memory.
+ * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in
+ *             CONNECTED or FAILED, soon after options.connect_ns at the latest: -ETIMEDOUT,
+ *             -EHOSTUNREACH, -EPROTONOSUPPORT. -ECONNREFUSED: rejected, with a reason; without one:
+ *             nobody listens there. -EAGAIN: the peer lives and has no room now (descriptors,
+ *             memory), come again. -ECONNRESET: somebody listens, and hung up without an answer
+ *             (busy, or died meanwhile).
+ * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or
+ *             FAILED follows. -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it
+ *             now, and shm has told the peer so.
+ * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is
+ *             gone on return.
  * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out`
- *             ours, by `in` the peer's. Called before accept, or before the first send. What does not fit
- *             (forged, changed, repeated, out of order) is not reported; the connection ends with
- *             -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A provider whose
- *             connections are its peer's alone does nothing.
- * allow_reads [progress] From now on the peer may READ over this connection (before, it has no remote access at all).
- * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or slot, WRITABLE follows;
- *             -ENOTCONN not UP; -EMSGSIZE.
- * post_reads  [any] Posts up to n READs with one doorbell; conn must not be closed meanwhile (the caller excludes it).
- *             Returns how many were posted (>= 0; fewer than n: no slots, try the rest later) or -errno if none was:
- *             -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL; -ENOMEM a limit of this process is in the way of this READ
- *             alone (the text names it), which may go well later. A posted READ is reported exactly once: in r[i].status
- *             at once where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by the peer's device;
- *             -EFAULT, the landing place is none; -EPROTO, the peer broke the rules. All others say that the connection
- *             is gone, and nothing about the READ: -ETIMEDOUT if the peer did not answer.
- * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm brings the first of them into the
- *             processor's cache, where it has the region.
- * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if the device is lost.
- * next_read   [progress] For who waits for a READ, a shorter way than poll: if the next that the device has to say is that one ended
- *             well, its cookie, and the user of its connection. false: nothing, or something that poll reports.
+ *             ours, by `in` the peer's. Called before accept, or before the first send. Messages
+ *             that do not fit (forged, changed, repeated, out of order) are not reported; the
+ *             connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A
+ *             provider whose connections are its peer's alone does nothing.
+ * allow_reads [progress] From now on the peer may READ over this connection; before, it has no
+ *             remote access at all.
+ * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or
+ *             slot, WRITABLE follows; -ENOTCONN not UP; -EMSGSIZE.
+ * post_reads  [any] Posts up to n READs with one doorbell. conn must not be closed meanwhile (the
+ *             caller excludes it). Returns the number of posted READs (fewer than n: no slots, try
+ *             the rest later). -errno if none was posted: -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL.
+ *             -ENOMEM: a limit of this process is in the way of this READ alone (the text names
+ *             it), which may go well later. A posted READ is reported exactly once: in r[i].status
+ *             at once where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by
+ *             the peer's device; -EFAULT, no landing place; -EPROTO, the peer broke the rules. All
+ *             others say that the connection is gone, and nothing about the READ: -ETIMEDOUT if the
+ *             peer did not answer.
+ * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm
+ *             brings the first of them into the processor's cache, if it has the region.
+ * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if
+ *             the device is lost.
+ * next_read   [progress] A shorter way than poll to wait for a READ. If the device's next news is
+ *             that a READ ended well: its cookie, and the user of its connection. false: no news,
+ *             or news that poll reports.
  * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
- * arm         [progress] After it fd() becomes readable when something arrives: messages and connection events always,
- *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps (RV_POLL_SLOW).
- * disarm      [progress] The caller is awake again: peers need not wake it any more, pending wake-ups are consumed.
+ * arm         [progress] After it fd() becomes readable when something arrives: messages and
+ *             connection events always, finished READs if flags has RV_ARM_READS. The caller polls
+ *             once more before it sleeps (RV_POLL_SLOW).
+ * disarm      [progress] The caller is awake again: peers need not wake it any more, pending
+ *             wake-ups are consumed.
  * fd          [any] A pollable (epoll) descriptor, static for the device's life.
  * close_conn  [progress, may block] The fence, see above. NULL is accepted.
  * peer_text   [progress] Writes the peer's address for people ("10.77.0.2:34567", "pid 4711").
@@ -199,11 +236,11 @@ struct rv_ops {
 	void (*caps)(struct rv_dev *dev, struct rv_caps *out);
 	void (*addr)(struct rv_dev *dev, struct rv_addr *out);
 	int (*reach)(struct rv_dev *dev, const struct rv_addr *to);
-	int (*reg)(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova, enum rv_access access,
-		   struct rv_mr *out);
+	int (*reg)(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
+		   enum rv_access access, struct rv_mr *out);
 	int (*dereg)(struct rv_dev *dev, struct rv_mr *mr);
-	int (*connect)(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len, void *user,
-		       struct rv_conn **out);
+	int (*connect)(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
+		       void *user, struct rv_conn **out);
 	int (*accept)(struct rv_conn *conn, const void *answer, size_t len, void *user);
 	void (*reject)(struct rv_conn *conn, const void *reason, size_t len);
 	int (*seal)(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
@@ -224,10 +261,12 @@ struct rv_ops {
 
 extern const struct rv_ops rv_shm_ops, rv_ibv_ops;
 
-/* The text of the calling thread's last failure in this layer; "" if none. Borrowed until the thread's next rv call. */
+/* The text of the calling thread's last failure in this layer;
+ * "" if none. Borrowed until the thread's next rv call. */
 const char *rv_error_text(void);
 
-/* [any] What this machine has, for people and for `auto`. One entry per port; found = number filled, result >= 0 or -errno. */
+/* [any] The devices of this machine, for people and for `auto`. One entry per port; found = number
+ * filled, result >= 0 or -errno. */
 struct rv_device_info {
 	char name[64];
 	int port;
@@ -244,7 +283,7 @@ struct rv_device_info {
 };
 int rv_ibv_devices(struct rv_device_info *out, int max, int *found);
 
-/* [any] What an ibv device has done since open; for tests of the doorbell law and for statistics. */
+/* [any] The work of an ibv device since open; for tests of the doorbell law and for statistics. */
 struct rv_counters {
 	uint64_t nr_read_doorbells;  /* posts to the device that carried READs */
 	uint64_t nr_reads, nr_sends, nr_recvs, nr_credit_msgs;

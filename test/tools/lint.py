@@ -150,7 +150,7 @@ OPENING = set('''it its they their them that those one ones he his we our us you
 NO_VERB = set('''this its his as is us thus always perhaps besides unless across plus yes bytes
     threads messages references sessions connections readers peers values words things times operations
     results others statistics digits docs entries payloads providers refs regions texts arenas columns
-    descriptors errors handlers headers lines members packets pieces rounds sizes users'''.split())
+    descriptors errors handlers headers lines members packets pieces rounds users'''.split())
 
 
 def words(said):

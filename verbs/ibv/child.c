@@ -5,9 +5,9 @@
  * drivers the queues. Until then the queue pairs answer the peers' beacon READs, as if this process
  * lived. So children get neither the descriptors (base/child.h) nor these mappings.
  *
- * Memory that a device writes to must not be copied on the parent's next store, else the parent
- * looks at the copy. Kernels from 5.12 on take care of it when they fork. For older ones
- * ibv_fork_init keeps registered memory out of children.
+ * A device's landing memory must not be copied on the parent's next store, else the parent looks at
+ * the copy. Kernels from 5.12 on take care of it when they fork. For older ones ibv_fork_init keeps
+ * registered memory out of children.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -18,8 +18,8 @@
 #include "ibv.h"
 
 /*
- * [held] Notes all mappings of RDMA devices in this process, the program's too: a child could not
- * use any of them.
+ * [held] Notes all mappings of RDMA devices in this process, the program's too. A child could not
+ * use any.
  */
 static void keep_maps(void)
 {
@@ -72,7 +72,7 @@ int rvi_child_begin(const struct rv_options *opt)
 
 	if (rb_child_begin())
 		return rv_fail(ENOMEM, "no memory for a fork handler");
-	/* That would take the program's own registered memory out of its children. */
+	/* The call would take the program's own registered memory out of its children. */
 	if (kernel_copies())
 		return 0;
 	/* The call is in vain if the program has used verbs before. */

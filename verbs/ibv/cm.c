@@ -198,8 +198,7 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
 	uint8_t data[RVI_PDATA_MAX];
 	uint8_t n;
 
-	/* Without a route the reject is sent when the id is
-	 * destroyed, once there is a route again. */
+	/* No route: the reject is sent when the id is destroyed, once there is a route again. */
 	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead &&
 	    rvi_can_reach(conn->dev, &conn->peer)) {
 		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Connection management: its events. Each event is copied out, with its connection, and acked at
- * once, so that no rdma_destroy_id ever waits for an ack. From then on the event's id may be gone:
+ * once. So no rdma_destroy_id ever waits for an ack. From then on the event's id may be gone:
  * reap.c. Then the event is stepped through the total table of cm_table.h.
  */
 #include <arpa/inet.h>

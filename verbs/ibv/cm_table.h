@@ -5,8 +5,8 @@
  *
  *   connect(): ADDR -> ROUTE -> CONNECTING -> UP -> DOWN -> CLOSED -> FREE
  *   request:   REQUESTED -> ACCEPTING ------> UP
- *   any failure on the way leads to DOWN; close_conn() leads to CLOSED from everywhere. CLOSED only waits until the READs
- *   that the fence cut off have been reported.
+ *   any failure on the way leads to DOWN; close_conn() leads to CLOSED from everywhere. CLOSED only
+ *   waits until the READs that the fence cut off have been reported.
  */
 #ifndef RVI_CM_TABLE_H
 #define RVI_CM_TABLE_H

@@ -99,7 +99,7 @@ void rvi_conn_up(struct rv_conn *conn)
 }
 
 /*
- * Tells the peer that the connection ends: the end of our queue pair does not reach the peer's,
+ * Tells the peer that the connection ends. The peer's queue pair does not notice the end of ours:
  * only the CM says it. Sends, and does not wait. Without a route it is sent later, when the id is
  * destroyed: reap.c.
  */

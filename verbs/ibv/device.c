@@ -20,7 +20,7 @@ void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...)
 }
 
 /*
- * Sizes the queues for every completion that can be under way: an overrun loses some without a word
+ * Sizes the queues for every completion that can be under way. An overrun loses some without a word
  * (seen on rxe). If the device's queues are too small for the wish, fewer connections are made,
  * never fuller queues.
  */

@@ -10,7 +10,7 @@
  *
  *   seal           8 bytes behind the message of a sealed connection (rv.h): the MAC
  *
- *   connection     request   u8   bits 0..5 bytes of the hello, bits 6..7 credit class; then the hello
+ *   connection     request   u8   bits 0..5 bytes of hello, bits 6..7 credit class; then the hello
  *   data           answer    u8   bytes of the answer; u8 credit class; then the answer
  *                  reject    u8   bytes of the reason; then the reason
  *                  The rest is the CM's zero padding.

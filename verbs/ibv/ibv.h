@@ -2,16 +2,16 @@
 /*
  * The ibv provider's objects. Private to verbs/ibv/.
  *
- * A device is one context of our own: librdmacm's contexts are shared by all its users of the
- * process, and their async events would be stolen. It has one PD and one shared receive queue. It
- * has one completion queue for receives and one for sends and READs, both on one completion
- * channel. A sleeper is woken by every receive, but by finished READs only if it asked (arm): hence
- * two queues. rdma_cm only carries the handshake. The queue pairs are ours, taken through their
- * states here. So no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
+ * A device is one context of our own. librdmacm's contexts are shared by all its users of the
+ * process, which would steal async events. It has one PD and one shared receive queue. It has one
+ * completion queue for receives and one for sends and READs, both on one completion channel. A
+ * sleeper is woken by every receive, but by finished READs only if it asked (arm): hence two
+ * queues. rdma_cm only carries the handshake. The queue pairs are ours, taken through their states
+ * here. So no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
  *
- * The ledger: every READ under way has a slot with a generation, every send a slot, every receive
+ * The ledger. Every READ under way has a slot with a generation, every send a slot, every receive
  * buffer a state. Each completion is checked against it. A fence resolves the slots for which no
- * completion comes: a queue pair in error need not flush all, and may flush late.
+ * completion comes. A queue pair in error need not flush all, and may flush late.
  *
  * Guards: [progress] = the core's progress lock; [const] after open or after the connection is UP;
  * [atomic].
@@ -219,7 +219,7 @@ struct rv_dev {
 	 * or next_read; poll looks here first */
 	struct ibv_wc *stash;
 	uint32_t stash_head, stash_tail, stash_max;
-	bool cq_broken;              /* one of the queues is broken */
+	bool cq_broken;              /* set when one of the queues is broken */
 	struct rv_event spill[RVI_SPILL_MAX];
 	uint32_t spill_head, spill_tail;
 	struct list closed, ends, free_conns;

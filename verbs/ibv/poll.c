@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Completions to events. The order within one poll: events that an earlier poll had no room for;
- * connection events (if asked); completions; the ends of connections. The ends come only when both
- * queues were found empty. So a message that came before its sender left is delivered before the
- * news that it left.
+ * Completions to events. The order within one poll: first events that an earlier poll had no room
+ * for. Then connection events (if asked); completions; the ends of connections. The ends come only
+ * when both queues were found empty. So a message that came before its sender left is delivered
+ * before the news that it left.
  */
 #include <assert.h>
 
@@ -242,9 +242,9 @@ static void drain(struct rv_conn *conn, struct ibv_cq *cq)
 }
 
 /*
- * Empties the queues for a queue pair that ends. So no completion of it stays behind to be mistaken
- * for one of a later queue pair of the same number. Nor does one count against the queues' size.
- * Other connections' completions wait in the stash.
+ * Empties the queues for a queue pair that ends. So no completion stays behind to be mistaken for
+ * one of a later queue pair of the same number. Nor does one count against the queues' size. Other
+ * connections' completions wait in the stash.
  */
 void rvi_drain_for(struct rv_conn *conn)
 {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * READs: the hot path. Posting is [any] and lock-free on our side. A chain of n slots is taken from
- * the free list with one compare-and-swap, and its requests are posted with one doorbell. (The
- * driver takes its own lock or makes a system call: not ours to avoid.)
+ * the free list with one compare-and-swap. Its requests are posted with one doorbell. (The driver
+ * takes its own lock or makes a system call: not ours to avoid.)
  *
  * The requests live on the poster's stack, not in the slots. A driver may show a request to the
- * device before it has read where the next one is (rxe does). So a slot can be finished, free and
- * taken by another thread while the first poster's call still walks its chain.
+ * device before it has read where the next one is (rxe does). So another thread may take a finished
+ * slot while the first poster's call still walks its chain.
  *
  * The free list is a stack {tag, head} in one word. Every change of it moves the tag. So the
  * compare-and-swap notices a walk along `next` that raced with another thread. Until then the walk

@@ -5,8 +5,8 @@
  * minute, more than once, until something else was sent (cm_destroy_id in the stack). The thread
  * that closes a connection holds the core's progress lock, so it must not wait there.
  *
- * The fence is not concerned: it is over when the queue pair is destroyed, and the queue pair is
- * ours, not the id's.
+ * The fence is not concerned. It is over when the queue pair is destroyed, which is ours, not the
+ * id's.
  *
  * An id that may have to say goodbye is not destroyed while its peer has no route. A datagram that
  * rdma_rxe 6.1 cannot route ends queue pair 1, which all of the machine's connection management

@@ -8,8 +8,8 @@
  *
  * These messages cost no credit, and cannot deadlock: they have receive buffers of their own,
  * RVI_CREDIT_BUFS for each connection. Two are enough. At most opt.credits can be on their way back
- * at once, and each such message carries at least half of them. Its buffer is posted again the
- * moment it is looked at. They have send slots of their own for the same reason.
+ * at once. Each such message carries at least half of them. Its buffer is posted again the moment
+ * it is looked at. They have send slots of their own for the same reason.
  */
 #include "ibv.h"
 

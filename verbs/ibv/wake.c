@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping. One epoll descriptor stands for the completion channel, the connection manager, the
- * async events and a timer for the connect deadlines.
+ * Sleeping. One epoll descriptor stands for the completion channel, the connection manager and the
+ * async events. It also has a timer for the connect deadlines.
  *
  * Arming follows the rule of completion channels: ask for notification, poll once more (the core
  * does), then sleep. Only disarm and arm take notifications out of the channel. If poll did so, a

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The accepting side. A socket that is accepted here is nobody until it said hello, and a stranger
- * until the core has accepted that. Other users' sockets are dropped at once, silent ones after
- * 2 s. No more than 64 may be silent at a time. Garbage ends its own socket only.
+ * The accepting side. An accepted socket is nobody until it said hello, and a stranger until the
+ * core has accepted the hello. Other users' sockets are dropped at once, silent ones after 2 s. No
+ * more than 64 may be silent at a time. Garbage ends its own socket only.
  */
 #include <errno.h>
 #include <stdio.h>

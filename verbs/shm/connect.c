@@ -75,7 +75,7 @@ void rvs_dial(struct rv_conn *conn)
 		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
 		if (errno != EAGAIN && errno != EINTR) {
 			rc = -errno;
-			conn->text_len = 0; /* our hello, not an answer */
+			conn->text_len = 0; /* the text is our hello, not an answer */
 			rvs_conn_fail(conn, rc);
 		}
 		return;

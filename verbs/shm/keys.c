@@ -8,7 +8,7 @@
  * looked for hundreds of registrations. It gets the region when there is room, and its READ is
  * -EAGAIN until then.
  *
- * A key is an index (16 bits) and random bits (16); the caller's random iova brings the entropy
+ * A key is an index (16 bits) and random bits (16). The caller's random iova brings the entropy
  * that these lack.
  */
 #include <errno.h>

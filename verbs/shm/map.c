@@ -19,7 +19,7 @@
  * mapped. Their number and sum are bounded: a peer cannot use up this process' addresses or
  * mappings.
  *
- * A region that cannot be mapped is a lack on this side, which ends nothing: it is noted as missed
+ * A region that cannot be mapped is a lack on this side, which ends nothing. It is noted as missed,
  * and its descriptor dropped. A READ that needs it asks the peer for it again. Only that READ fails
  * if there is still no room.
  */
@@ -146,8 +146,8 @@ static void drop(struct rv_conn *conn, struct rvs_seg *seg)
 
 	at_store(&seg->word, 0);
 	conn->nr_mapped--;
-	/* If even this fails, the peer's memory stays mapped
-	 * until close_conn. That costs memory only. */
+	/* Failing again, the peer's memory stays mapped until
+	 * close_conn. That costs memory only. */
 	s = malloc(sizeof(*s));
 	if (mmap((void *)base, length, PROT_READ,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
@@ -357,8 +357,8 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 
 /*
  * Lets go of the regions that the peer revoked since the last look. Returns true if that has to
- * come later: the count is the peer's, which could have this side look through many regions all the
- * time. [progress]
+ * come later. The count is the peer's: a bad peer could have this side look through many regions
+ * all the time. [progress]
  */
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {

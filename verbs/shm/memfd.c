@@ -88,10 +88,10 @@ int rvs_reopen_ro(int fd)
 }
 
 /*
- * Checks a descriptor of a peer. It must be a memory file of at least that size that cannot shrink,
- * since a look behind its end is a SIGBUS. Its pages must be the machine's: the kernel rounds
- * mappings of larger pages up, over the memory behind them. Only memory files have this seal, so no
- * file system of the peer's making passes.
+ * Checks a descriptor of a peer. It must be a memory file of at least that size. It must not
+ * shrink, since a look behind its end is a SIGBUS. Its pages must be the machine's: the kernel
+ * rounds mappings of larger pages up, over the memory behind them. Only memory files have this
+ * seal, so no file system of the peer's making passes.
  */
 int rvs_check_fd(int fd, size_t size)
 {

@@ -21,8 +21,8 @@
 #define RING_BATCH 16 /* messages of one connection before the next one's turn */
 
 /*
- * Takes the packets of an established connection. A peer may send more than is good for others:
- * past the limit its socket is left alone until the window ends. Messages in its ring are still
+ * Takes the packets of an established connection. A peer may send more than is good for others.
+ * Past the limit its socket is left alone until the window ends. Messages in its ring are still
  * seen meanwhile.
  */
 static int take_packets(struct rv_conn *conn, bool hup, bool *eof)

@@ -131,10 +131,9 @@ static inline void copy(void *to, const void *from, size_t n)
 
 /*
  * Makes the usual READ, one value with its header, without a loop when nothing is in its way. The
- * first look is only at this process' own mapping. A key or a permission that was gone before the
- * copy is gone after it too, since a word never comes back. So one look at the peer's words, the
- * last one, is enough. Returns false if it was not made, or not good: the general path finds out
- * why.
+ * first look is only at this process' own mapping. A word never comes back: a key or a permission
+ * that was gone before the copy is gone after it. So one look at the peer's words, the last one, is
+ * enough. Returns false if it was not made, or not good: the general path finds out why.
  */
 static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 {

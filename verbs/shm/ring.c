@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Messages. A box has slots and two rings of 64-bit words, one each way. `post` brings full slots
- * to the receiver. `back` returns free ones, in any order, so that a message kept for long holds
- * one credit and blocks no other.
+ * to the receiver. `back` returns free ones, in any order. So a message kept for long holds one
+ * credit and blocks no other.
  *
  *   word = sequence (32) | length (16) | slot (16)
  *
@@ -15,11 +15,11 @@
  * stored with seq_cst and `sleeping` is looked at after it, see rvs_wake(). The same store and its
  * load order a slot's bytes.
  *
- * A message of up to RVS_INLINE_MAX bytes is written behind its word and not into its slot, which
- * then is only the credit. The receiver, which waits for the word, has both with one transfer of
- * the cache line. Slots go back several at a time.
+ * A message of up to RVS_INLINE_MAX bytes is written behind its word and not into its slot. The
+ * slot then is only the credit. The receiver, which waits for the word, has both with one transfer
+ * of the cache line. Slots go back several at a time.
  *
- * The receiver copies a message out before the core sees it: the sender could still change the
+ * The receiver copies a message out before the core sees it. The sender could still change the
  * shared bytes while they are parsed. The slot goes back with recv_done() all the same, since it is
  * the credit.
  */
@@ -216,8 +216,8 @@ static void give_back(struct rv_conn *conn)
 /*
  * Gives the owed slots back: several at a time, and all of them before the device sleeps. Each word
  * written takes a cache line away from the sender, which looks there for its next slot. A sender
- * that waits for slots owns few, since it has sent much more than is owed here: recv_done() sees
- * it. RV_POLL_SLOW sees it if the core keeps all of that.
+ * that waits for slots has sent much more than is owed here: recv_done() sees it. RV_POLL_SLOW sees
+ * it if the core keeps all of that.
  */
 void rvs_give_back(struct rv_dev *dev, bool all)
 {

@@ -1,25 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * shm: the device layer between processes of one machine. A READ is a copy from the peer's memory,
- * mapped read-only here; a message is a slot of a shared ring. Neither costs a syscall unless the
+ * mapped read-only here. A message is a slot of a shared ring. Neither costs a syscall unless the
  * receiver sleeps.
  *
  * Shared memory, and its writers:
  *
- *   page   one memfd per device, written by its device, mapped read-only by every peer: the sleeping
- *          flag, and one 64-bit word per key. A READ is good only if the key's word is the same before
- *          and after the copy.
- *   box    one memfd per connection and direction, made by the side that receives: the ring of
- *          messages to it, and the word that says whether the other side may READ. Each side thus
- *          grants its own number of credits. The connecting side could not know both for one segment.
- *   region the memory of reg(), handed to peers as a read-only descriptor, mapped by them on arrival.
+ *   page   one memfd per device, written by its device, mapped read-only by every peer. It has the
+ *          sleeping flag, and one 64-bit word per key. A READ is good only if the key's word is the
+ *          same before and after the copy.
+ *   box    one memfd per connection and direction, made by the side that receives. It has the ring
+ *          of messages to it, and the word that says whether the other side may READ. So each side
+ *          grants its own number of credits. One segment for both would need both numbers.
+ *   region the memory of reg(), handed to peers as a read-only descriptor, mapped on arrival.
  *
  * A Unix SEQPACKET socket per connection carries the handshake and the descriptors of later
  * regions. It also carries wake-ups, which are sent only while the device sleeps. Its hang-up tells
  * of the peer's death. It is read on RV_POLL_SLOW, and by a READ that meets a key whose memory has
- * not arrived yet. A peer's descriptor is never written to by a system call, nor closed here if it
- * is no memory (foreign.c): the peer would decide whether that blocks. A send to the socket never
- * blocks.
+ * not arrived yet. No system call here writes to a peer's descriptor, nor closes it if it is no
+ * memory (foreign.c). The peer would decide whether that blocks. A send to the socket never blocks.
  *
  * Strangers: anybody on the machine can connect to the listener's name, so the cost of that is
  * bounded. Other users are dropped unheard, and nothing of a stranger's is mapped before the core
@@ -28,9 +27,9 @@
  *
  * Trust: a peer runs under the same user id (checked), so it could harm this process by other
  * means. Nevertheless all that it can write is bounded and checked here once, in a private copy.
- * Its nonsense ends its own connection only. Revocation means this: a peer that follows the
- * protocol never returns bytes read after the key or the connection was revoked. The mapping itself
- * goes when the peer next looks (it is woken to look).
+ * Its nonsense ends its own connection only. A peer that follows the protocol never returns bytes
+ * read after the key or the connection was revoked. The mapping itself goes when the peer next
+ * looks (it is woken to look).
  *
  * Locks: dev->lock (keys, regions, the peers that have them), conn->rx_lock (socket reading,
  * mapping). Never both.
@@ -456,7 +455,7 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns);
 void rvs_timers(struct rv_dev *dev);
 
 /*
- * Wakes the peer if it sleeps. Call it after the news was published by a seq_cst store: either the
+ * Wakes the peer if it sleeps. Call it after the news was published by a seq_cst store. Either the
  * peer's look after arm() sees the news, or this look sees the flag. Once for each of its sleeps:
  * wake.c.
  */

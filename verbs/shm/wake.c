@@ -6,10 +6,10 @@
  * flag. All four with seq_cst, so at least one of the two sees the other. While nobody sleeps, a
  * wake-up costs one load.
  *
- * The flag numbers the sleeps, and a sender ends each of them once, by a packet over the socket of
- * its connection. If a packet is taken while the device stays armed, the sleep goes on under
- * another number. Rings are looked at after that: a sender that found the old number has published
- * before, so that look finds its news.
+ * The flag numbers the sleeps. A sender ends each of them once, by a packet over the socket of its
+ * connection. If a packet is taken while the device stays armed, the sleep goes on under another
+ * number. Rings are looked at after that. A sender that found the old number has published before,
+ * so that look finds its news.
  */
 #include <errno.h>
 #include <sys/timerfd.h>
@@ -49,7 +49,7 @@ void rvs_wake_self(struct rv_dev *dev)
 {
 	uint64_t one = 1;
 
-	(void)!write(dev->wake, &one, sizeof(one)); /* it fails only if it is full of wake-ups */
+	(void)!write(dev->wake, &one, sizeof(one)); /* fails only if it is full of wake-ups */
 }
 
 void rvs_wake_consume(struct rv_dev *dev)
