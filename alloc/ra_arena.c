@@ -50,14 +50,14 @@ static __attribute__((noinline)) struct ra_shard *enter_other(struct ra_arena *a
 
 /*
  * Enters a shard for one allocation or release, until ra_shard_leave. NULL: do without. Only
- * flush() waits for a shard.
+ * flush_caches() waits for a shard.
  *
- * The owner marks its shard busy by a plain store, and then looks at `gathering`. flush() sets
- * `gathering`, and then looks at the marks; its barrier between the two counts for both sides
- * (ra_asym.h). So either the owner sees that it may not enter, or flush() sees that it is inside,
- * and waits. flush() acquires with busy = 0 all that the owner did to its cache. The owner acquires
- * with gathering = 0 all that flush() did. A new owner gets the cache from the last owner by the
- * lock of seats.
+ * The owner marks its shard busy by a plain store, and then looks at `gathering`. flush_caches()
+ * sets `gathering`, and then looks at the marks; its barrier between the two counts for both sides
+ * (ra_asym.h). So either the owner sees that it may not enter, or flush_caches() sees that it is
+ * inside, and waits. flush_caches() acquires with busy = 0 all that the owner did to its cache. The
+ * owner acquires with gathering = 0 all that flush_caches() did. A new owner gets the cache from
+ * the last owner by the lock of seats.
  */
 static inline struct ra_shard *enter(struct ra_arena *a)
 {
@@ -85,7 +85,7 @@ static void plus_rel(_Atomic uint64_t *n, uint64_t by)
  * user holds it for one allocation at most. Owners go without a cache meanwhile. So memory that was
  * found in one cache is in no other when the last one was looked at.
  */
-static void flush(struct ra_arena *a)
+static void flush_caches(struct ra_arena *a)
 {
 	bool again;
 
@@ -228,7 +228,7 @@ static size_t live_bytes(const struct ra_arena *a)
 static void gather(struct ra_arena *a, uint64_t uses)
 {
 	a->purged_uses = uses;
-	flush(a);
+	flush_caches(a);
 	ra_near_gather(a);
 	ra_je_arena_purge(a);
 }

@@ -15,23 +15,23 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* Registers a child for the barrier, as its parent is. If a
  * kernel refuses, the child's marking side makes the barrier. */
-static void fork_child(void)
+static void barrier_in_child(void)
 {
 	if (at_load(&ra_asym_who) == RA_ASYM_LOOKS &&
 	    syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
 		at_store(&ra_asym_who, RA_ASYM_MARKS);
 }
 
-static void begin(void)
+static void begin_barrier(void)
 {
-	if (!pthread_atfork(NULL, NULL, fork_child) &&
+	if (!pthread_atfork(NULL, NULL, barrier_in_child) &&
 	    !syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0))
 		at_store(&ra_asym_who, RA_ASYM_LOOKS);
 }
 
 void ra_asym_begin(void)
 {
-	pthread_once(&once, begin);
+	pthread_once(&once, begin_barrier);
 }
 
 #define MAX_PROCESSORS 8192u /* the kernel's own limit */

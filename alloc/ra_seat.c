@@ -32,7 +32,7 @@ void ra_seat_unlock(void)
 
 /* Lets go of the lock and of the parent's arenas, in a child.
  * The lock is held over a fork(2), for the spare caches' sake. */
-static void fork_child(void)
+static void seats_in_child(void)
 {
 	memset(ra_seats, 0, sizeof(ra_seats));
 	ra_seat_unlock();
@@ -52,7 +52,7 @@ void ra_shard_flush(struct ra_shard *s)
 		ra_je_cache_flush(cache);
 }
 
-static void thread_ends(void *arg)
+static void give_up_seats(void *arg)
 {
 	(void)arg;
 	ended = true;
@@ -78,10 +78,10 @@ static void thread_ends(void *arg)
 	ra_seat_unlock();
 }
 
-static void begin(void)
+static void begin_seats(void)
 {
-	has_key = !pthread_atfork(ra_seat_lock, ra_seat_unlock, fork_child) &&
-		!pthread_key_create(&key, thread_ends);
+	has_key = !pthread_atfork(ra_seat_lock, ra_seat_unlock, seats_in_child) &&
+		!pthread_key_create(&key, give_up_seats);
 }
 
 void ra_seats_create(struct ra_arena *a)
@@ -89,7 +89,7 @@ void ra_seats_create(struct ra_arena *a)
 	static _Atomic unsigned next;
 
 	ra_asym_begin();
-	pthread_once(&once, begin);
+	pthread_once(&once, begin_seats);
 	a->seat = at_add(&next, 1) % RA_SEATS * sizeof(struct ra_seat);
 	at_store(&a->nr_vacant, has_key && ra_asym_is_plain() ? RA_OWNED : 0);
 }

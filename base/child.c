@@ -73,7 +73,7 @@ static void in_child(void)
 	holding = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 }
 
-static void begin(void)
+static void install_handlers(void)
 {
 	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
 	if (begin_error)
@@ -89,7 +89,7 @@ static void begin(void)
 
 int rb_child_begin(void)
 {
-	pthread_once(&once, begin);
+	pthread_once(&once, install_handlers);
 	return begin_error;
 }
 

@@ -53,14 +53,14 @@ static void from_key(unsigned char *to, size_t length)
 	sodium_memzero(out, sizeof(out));
 }
 
-static void fork_child(void)
+static void key_in_child(void)
 {
 	pthread_mutex_init(&lock, NULL);
 }
 
 static void handle_forks(void)
 {
-	pthread_atfork(NULL, NULL, fork_child);
+	pthread_atfork(NULL, NULL, key_in_child);
 }
 
 int rb_random_begin(void)

@@ -36,7 +36,8 @@ static void qp_failed(struct rv_dev *dev, uint32_t qpn)
 		rvi_conn_down(conn, -EIO, -1);
 }
 
-static void judge(struct rv_dev *dev, struct rvi_sink *sink, enum ibv_event_type type, uint32_t qpn)
+static void judge_event(struct rv_dev *dev, struct rvi_sink *sink, enum ibv_event_type type,
+			uint32_t qpn)
 {
 	switch (type) {
 	case IBV_EVENT_CQ_ERR:
@@ -103,6 +104,6 @@ void rvi_async_events(struct rv_dev *dev, struct rvi_sink *sink)
 		uint32_t qpn = qpn_of(&e);
 
 		ibv_ack_async_event(&e);
-		judge(dev, sink, e.event_type, qpn);
+		judge_event(dev, sink, e.event_type, qpn);
 	}
 }

@@ -34,7 +34,7 @@ void rvi_pool_free(struct rvi_pool *p)
 	*p = (struct rvi_pool){ 0 };
 }
 
-static int grow(struct rv_dev *dev, struct rvi_pool *p)
+static int grow_pool(struct rv_dev *dev, struct rvi_pool *p)
 {
 	size_t bytes = chunk_bytes(p);
 	struct rvi_chunk *c;
@@ -85,7 +85,7 @@ int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state sta
 	int rc;
 
 	if (!p->free) {
-		rc = grow(dev, p);
+		rc = grow_pool(dev, p);
 		if (rc)
 			return rc;
 	}

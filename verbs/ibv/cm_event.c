@@ -21,7 +21,7 @@ struct cm_event {
 };
 
 /* Takes the next event. Returns true if there was one. */
-static bool next_event(struct rv_dev *dev, struct cm_event *out)
+static bool next_cm_event(struct rv_dev *dev, struct cm_event *out)
 {
 	struct rdma_cm_event *e;
 	const struct rdma_conn_param *p;
@@ -192,7 +192,7 @@ static void failed(struct rv_conn *conn, const struct cm_event *e)
 	rvi_conn_down(conn, conn->data_len ? -ECONNREFUSED : rvi_cm_errno(e->type, e->status), -1);
 }
 
-static void step(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)
+static void step_conn(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)
 {
 	switch (rvi_cm_action(rvi_state(conn), e->type)) {
 	case RVI_CM_IGNORE:
@@ -245,14 +245,14 @@ bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 	struct cm_event e;
 
 	while (sink->n < sink->max) {
-		if (!next_event(dev, &e))
+		if (!next_cm_event(dev, &e))
 			return true;
 		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
 			requested(dev, &e, sink);
 		else if (e.id == dev->listener)
 			step_listener(dev, &e, sink);
 		else if (e.conn)
-			step(e.conn, &e, sink);
+			step_conn(e.conn, &e, sink);
 	}
 	return false;
 }

@@ -2,7 +2,7 @@
 /* The provider's table: total, as rv.h asks. */
 #include "ibv.h"
 
-static int open_dev(const struct rv_options *opt, struct rv_dev **out)
+static int open_ibv(const struct rv_options *opt, struct rv_dev **out)
 {
 	static const struct rv_options defaults = { .gid_index = -1 };
 
@@ -20,7 +20,7 @@ static void addr(struct rv_dev *dev, struct rv_addr *out)
 }
 
 /* Does nothing: no preparation helps a READ. */
-static void will_read(struct rv_conn *conn, uint32_t rkey, uint64_t address, uint64_t length)
+static void no_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t address, uint64_t length)
 {
 	(void)conn, (void)rkey, (void)address, (void)length;
 }
@@ -28,7 +28,7 @@ static void will_read(struct rv_conn *conn, uint32_t rkey, uint64_t address, uin
 const struct rv_ops rv_ibv_ops = {
 	.name = "ibv",
 	.kind = RV_IBV,
-	.open = open_dev,
+	.open = open_ibv,
 	.close = rvi_close,
 	.caps = caps,
 	.addr = addr,
@@ -42,7 +42,7 @@ const struct rv_ops rv_ibv_ops = {
 	.allow_reads = rvi_allow_reads,
 	.send = rvi_send,
 	.post_reads = rvi_post_reads,
-	.will_read = will_read,
+	.will_read = no_will_read,
 	.poll = rvi_poll,
 	.next_read = rvi_next_read,
 	.recv_done = rvi_recv_done,

@@ -210,7 +210,7 @@ bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 }
 
 /* Drops a completion of the connection that is being closed: the ledger reports its READs. */
-static bool drop(struct rv_conn *conn, const struct ibv_wc *wc)
+static bool drop_completion(struct rv_conn *conn, const struct ibv_wc *wc)
 {
 	struct rvi_token t = rvi_token_unpack(wc->wr_id);
 
@@ -231,7 +231,7 @@ static void drain(struct rv_conn *conn, struct ibv_cq *cq)
 	do {
 		n = poll_cq(dev, cq, RVI_BATCH, wc);
 		for (int i = 0; i < n; i++) {
-			if (drop(conn, &wc[i]))
+			if (drop_completion(conn, &wc[i]))
 				continue;
 			/* This cannot overflow: all in the stash is still
 			 * under way, and both queues hold all that can be. */
@@ -252,7 +252,7 @@ void rvi_drain_for(struct rv_conn *conn)
 	uint32_t kept = 0;
 
 	for (uint32_t i = dev->stash_head; i < dev->stash_tail; i++)
-		if (!drop(conn, &dev->stash[i]))
+		if (!drop_completion(conn, &dev->stash[i]))
 			dev->stash[kept++] = dev->stash[i];
 	dev->stash_head = 0;
 	dev->stash_tail = kept;

@@ -66,7 +66,8 @@ static int open_failed(const char *name, const char *uverbs, int err)
 }
 
 /* Appends "; text" to a list of reasons. */
-static void __attribute__((format(printf, 3, 4))) add(char *buf, size_t size, const char *fmt, ...)
+static void __attribute__((format(printf, 3, 4)))
+add_words(char *buf, size_t size, const char *fmt, ...)
 {
 	size_t used = strlen(buf);
 	va_list ap;
@@ -135,11 +136,11 @@ static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct
 	char why[240];
 
 	if (ibv_query_device(ctx, &attr)) {
-		add(reasons, size, "%s cannot be queried", name);
+		add_words(reasons, size, "%s cannot be queried", name);
 		return -ENODEV;
 	}
 	if (opt->port && opt->port > attr.phys_port_cnt) {
-		add(reasons, size, "%s has no port %d, it has %d", name, opt->port,
+		add_words(reasons, size, "%s has no port %d, it has %d", name, opt->port,
 		    attr.phys_port_cnt);
 		return -ENODEV;
 	}
@@ -148,7 +149,7 @@ static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct
 			continue;
 		if (!pick_port(ctx, port, opt->gid_index, out, why, sizeof(why)))
 			return 0;
-		add(reasons, size, "%s port %d: %s", name, port, why);
+		add_words(reasons, size, "%s port %d: %s", name, port, why);
 	}
 	return -ENODEV;
 }
@@ -174,14 +175,14 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 		const char *name = ibv_get_device_name(list[i]);
 		struct ibv_context *ctx;
 
-		add(names, sizeof(names), "%s", name);
+		add_words(names, sizeof(names), "%s", name);
 		if (opt->device && strcmp(opt->device, name))
 			continue;
 		seen++;
 		ctx = rvi_context_open(list[i]);
 		if (!ctx) {
 			open_rc = open_failed(name, list[i]->dev_name, errno);
-			add(reasons, sizeof(reasons), "%s", rv_error_text());
+			add_words(reasons, sizeof(reasons), "%s", rv_error_text());
 			continue;
 		}
 		rc = pick_on(ctx, opt, out, reasons, sizeof(reasons));

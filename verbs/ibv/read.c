@@ -48,7 +48,7 @@ int rvi_reads_init(struct rv_conn *conn)
 }
 
 /* Takes up to n slots, chained by next from *first. Returns how many. */
-static unsigned take(struct rv_conn *conn, unsigned n, uint32_t *first)
+static unsigned take_slots(struct rv_conn *conn, unsigned n, uint32_t *first)
 {
 	uint64_t old = at_load_acq(&conn->free_reads);
 
@@ -70,7 +70,7 @@ static unsigned take(struct rv_conn *conn, unsigned n, uint32_t *first)
 }
 
 /* Gives back the slot of a READ that is over: its next generation is even, and the slot free. */
-static void give(struct rv_conn *conn, uint32_t i)
+static void give_slot(struct rv_conn *conn, uint32_t i)
 {
 	struct rvi_read *s = &conn->reads[i];
 	uint64_t old = at_load(&conn->free_reads);
@@ -81,7 +81,7 @@ static void give(struct rv_conn *conn, uint32_t i)
 	} while (!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, i)));
 }
 
-static int check(const struct rv_conn *conn, const struct rv_read *r)
+static int check_read(const struct rv_conn *conn, const struct rv_read *r)
 {
 	uint64_t total = 0;
 
@@ -124,7 +124,7 @@ static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 }
 
 /* Fills in the request in slot i. Every READ is signalled, so that each has a status of its own. */
-static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *r,
+static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct rv_read *r,
 			struct ibv_send_wr *wr, struct ibv_sge *to, int n)
 {
 	struct rvi_read *s = &conn->reads[i];
@@ -146,7 +146,7 @@ static inline void fill(struct rv_conn *conn, uint32_t i, const struct rv_read *
 }
 
 /* Counts READs before the post: behind it the READs' ends can be seen. */
-static void count(struct rv_dev *dev, unsigned n)
+static void count_reads(struct rv_dev *dev, unsigned n)
 {
 	if (n == 1) { /* single: of a longer chain there was room for one only */
 		at_add(&dev->stat.reads_alone, 1);
@@ -166,7 +166,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	int posted = (int)got;
 
 	for (; bad; bad = bad->next) {
-		give(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
+		give_slot(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
 		posted--;
 	}
 	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained,
@@ -179,7 +179,8 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		return posted;
 	if (err == ENOMEM || err == EAGAIN)
 		return -EAGAIN;
-	/* The request is in order (check): it is the queue pair that takes nothing any more. */
+	/* The request is in order (check_read): it is the queue
+	 * pair that takes nothing any more. */
 	return rv_fail(ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
 
@@ -193,7 +194,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 
 	n = min_of(n, RVI_CHAIN_MAX);
 	/* A bad one ends the chain; the caller meets its error when it comes first. */
-	while (ok < n && !(rc = check(conn, &r[ok]))) {
+	while (ok < n && !(rc = check_read(conn, &r[ok]))) {
 		pieces += r[ok].nr_sge;
 		if (pieces > array_size(c.sge))
 			break; /* the rest is for another doorbell */
@@ -201,7 +202,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	}
 	if (!ok)
 		return rc;
-	got = take(conn, ok, &i);
+	got = take_slots(conn, ok, &i);
 	if (!got)
 		return -EAGAIN;
 	c.nr_sge = 0;
@@ -210,13 +211,13 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 
 		int filled = fill_pieces(&r[k], &c.sge[c.nr_sge]);
 
-		fill(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge], filled);
+		fill_request(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge], filled);
 		c.nr_sge += (unsigned)filled;
 		if (k)
 			c.wr[k - 1].next = &c.wr[k];
 		i = next;
 	}
-	count(conn->dev, got);
+	count_reads(conn->dev, got);
 	rc = ibv_post_send(conn->qp, c.wr, &bad);
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
 }
@@ -236,7 +237,7 @@ static int post_one(struct rv_conn *conn, const struct rv_read *r)
 		sge[0].length = r->sge[0].length;
 		sge[0].lkey = r->sge[0].lkey;
 	} else {
-		rc = check(conn, r);
+		rc = check_read(conn, r);
 		if (rc)
 			return rc;
 		n = fill_pieces(r, sge);
@@ -247,8 +248,8 @@ static int post_one(struct rv_conn *conn, const struct rv_read *r)
 			return -EAGAIN;
 	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old,
 					  list_word(old, at_load(&conn->reads[i].next)))));
-	fill(conn, i, r, &wr, sge, n);
-	at_add(&dev->stat.reads_alone, 1); /* counted before the post, as in count() */
+	fill_request(conn, i, r, &wr, sge, n);
+	at_add(&dev->stat.reads_alone, 1); /* counted before the post, as in count_reads() */
 	rc = ibv_post_send(conn->qp, &wr, &bad);
 	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
 }
@@ -281,7 +282,7 @@ struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *
 		return NULL;
 	}
 	*cookie = at_load(&conn->reads[slot].cookie);
-	give(conn, slot);
+	give_slot(conn, slot);
 	return conn;
 }
 
@@ -322,7 +323,7 @@ bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink)
 		if (sink->n >= sink->max)
 			return false;
 		rvi_emit(sink, conn, RV_EV_READ, -ECONNRESET)->cookie = at_load(&s->cookie);
-		give(conn, conn->report_slot);
+		give_slot(conn, conn->report_slot);
 	}
 	return true;
 }

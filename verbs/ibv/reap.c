@@ -128,7 +128,7 @@ void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
 	struct rvi_reaped *one = malloc(sizeof(*one));
 	bool taken = false;
 
-	id->context = NULL; /* events of the id find no connection any more; see next_event() */
+	id->context = NULL; /* events of the id find no connection any more; see next_cm_event() */
 	pthread_mutex_lock(&r->lock);
 	if (one && (r->nr < REAP_MAX || !can_be_told(dev, id)) && (r->runs || start(dev))) {
 		one->id = id;

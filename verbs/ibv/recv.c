@@ -49,7 +49,7 @@ static struct rvi_buf *buf_of(struct rv_dev *dev, struct rvi_token t, enum rvi_b
 
 /* Puts a buffer back into the pool, and gives the device as many
  * as it needs. A failure is logged: the next call tries again. */
-static void give_back(struct rv_dev *dev, struct rvi_buf *b)
+static void give_buffer_back(struct rv_dev *dev, struct rvi_buf *b)
 {
 	rvi_pool_give(&dev->recv_pool, b);
 	if (rvi_recv_fill(dev))
@@ -65,13 +65,13 @@ void rvi_recv_done(struct rv_dev *dev, uint64_t token)
 		return;
 	conn = dev->conns[b->conn];
 	if (conn->epoch != b->epoch) {
-		give_back(dev, b);
+		give_buffer_back(dev, b);
 		return;
 	}
 	conn->nr_held--;
 	dev->nr_held_live--;
 	conn->to_return++;
-	give_back(dev, b);
+	give_buffer_back(dev, b);
 	rvi_return_credits(conn);
 }
 
@@ -84,7 +84,7 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 	if (!b)
 		return;
 	dev->nr_posted--;
-	give_back(dev, b);
+	give_buffer_back(dev, b);
 }
 
 /* Returns the errno for nonsense. With a MAC, or on a connection without one, its peer sent it.
@@ -96,8 +96,8 @@ static int fault_of(const struct rv_conn *conn)
 
 /* Checks a frame. Returns NULL if the protocol allows it now,
  * else the fault in words. *status: see rvi_conn_protocol_error. */
-static const char *check(struct rv_conn *conn, const struct ibv_wc *wc, const struct rvi_buf *b,
-			 struct rvi_frame *f, int *status)
+static const char *check_frame(struct rv_conn *conn, const struct ibv_wc *wc,
+			       const struct rvi_buf *b, struct rvi_frame *f, int *status)
 {
 	size_t bytes = wc->byte_len;
 
@@ -135,7 +135,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	}
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
-		give_back(dev, b);
+		give_buffer_back(dev, b);
 		int err = rvi_wc_errno(wc->status);
 
 		/* The message did not fit, so it is longer than any
@@ -147,12 +147,12 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		return;
 	}
 	if (state != RVI_UP && state != RVI_ACCEPTING && !(state == RVI_DOWN && conn->deliver)) {
-		give_back(dev, b);
+		give_buffer_back(dev, b);
 		return;
 	}
-	wrong = check(conn, wc, b, &f, &status);
+	wrong = check_frame(conn, wc, b, &f, &status);
 	if (wrong) {
-		give_back(dev, b);
+		give_buffer_back(dev, b);
 		rvi_conn_protocol_error(conn, status, wrong);
 		return;
 	}
@@ -163,7 +163,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		rvi_confirmed(conn, sink, true);
 	rvi_writable(conn, sink);
 	if (f.type == RVI_FRAME_CREDITS) {
-		give_back(dev, b);
+		give_buffer_back(dev, b);
 		return;
 	}
 	conn->rx_window--;

@@ -56,7 +56,7 @@ bool rvi_can_send(const struct rv_conn *conn)
  * needs it. The seal's number goes on when the device has taken the frame. A frame that it refuses
  * is made anew, under the same number.
  */
-static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f,
+static int fill_frame(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame *f,
 		const void *msg, uint32_t len, struct ibv_send_wr *wr, struct ibv_sge *sge,
 		uint8_t small[RVI_INLINE_WISH])
 {
@@ -88,7 +88,7 @@ static int fill(struct rv_conn *conn, struct rvi_send *s, const struct rvi_frame
 
 /* Posts a frame. Returns 0; -EAGAIN no room; -ENOMEM no buffer;
  * -ENOTCONN the device refused, and the connection is over. */
-static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
+static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
 {
 	struct rvi_frame f = {
 		.type = (uint8_t)type,
@@ -113,7 +113,7 @@ static int post(struct rv_conn *conn, enum rvi_frame_type type, const void *msg,
 		.sg_list = &sge,
 		.wr_id = rvi_token_pack(RVI_SEND, rvi_index(conn->index, slot), s->gen + 1),
 	};
-	rc = fill(conn, s, &f, msg, len, &wr, &sge, small);
+	rc = fill_frame(conn, s, &f, msg, len, &wr, &sge, small);
 	if (rc)
 		return rc;
 	conn->free_send = s->next;
@@ -153,7 +153,7 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 		conn->want_write = true;
 		return -EAGAIN;
 	}
-	rc = post(conn, RVI_FRAME_MSG, msg, (uint32_t)len);
+	rc = post_frame(conn, RVI_FRAME_MSG, msg, (uint32_t)len);
 	if (rc == -EAGAIN)
 		conn->want_write = true;
 	if (rc)
@@ -169,7 +169,7 @@ void rvi_return_credits(struct rv_conn *conn)
 	    !conn->to_return)
 		return;
 	/* No slot or no buffer: the next completion of a send comes back here. */
-	if (!post(conn, RVI_FRAME_CREDITS, NULL, 0))
+	if (!post_frame(conn, RVI_FRAME_CREDITS, NULL, 0))
 		at_add(&conn->dev->stat.credit_msgs, 1);
 }
 

@@ -18,7 +18,7 @@
 
 enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER };
 
-static int watch(struct rv_dev *dev, int fd, uint32_t what)
+static int watch_fd(struct rv_dev *dev, int fd, uint32_t what)
 {
 	struct epoll_event e = { .events = EPOLLIN, .data.u32 = what };
 	int flags = fcntl(fd, F_GETFL);
@@ -40,12 +40,12 @@ int rvi_wake_init(struct rv_dev *dev)
 	dev->timerfd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
 	if (dev->timerfd < 0)
 		return rv_fail(errno, "%s", limit_why("timerfd_create", errno, 0));
-	rc = watch(dev, dev->channel->fd, WAKE_CHANNEL);
+	rc = watch_fd(dev, dev->channel->fd, WAKE_CHANNEL);
 	if (!rc)
-		rc = watch(dev, dev->cm->fd, WAKE_CM);
+		rc = watch_fd(dev, dev->cm->fd, WAKE_CM);
 	if (!rc)
-		rc = watch(dev, dev->ctx->async_fd, WAKE_ASYNC);
-	return rc ? rc : watch(dev, dev->timerfd, WAKE_TIMER);
+		rc = watch_fd(dev, dev->ctx->async_fd, WAKE_ASYNC);
+	return rc ? rc : watch_fd(dev, dev->timerfd, WAKE_TIMER);
 }
 
 int rvi_fd(struct rv_dev *dev)

@@ -46,7 +46,7 @@ static void mute(struct rv_dev *dev, bool muted)
 		rvs_timer_soon(dev);
 }
 
-static bool take_spare(struct rv_dev *dev)
+static bool give_up_spare(struct rv_dev *dev)
 {
 	if (dev->spare < 0)
 		dev->spare = RB_OPEN(eventfd(0, EFD_CLOEXEC));
@@ -67,7 +67,7 @@ static void refuse_one(struct rv_dev *dev, int err)
 		turn_away(dev, sock, rv_error_text());
 	}
 	/* A thread may still hold what was turned away. */
-	if (!take_spare(dev))
+	if (!give_up_spare(dev))
 		mute(dev, true);
 }
 
@@ -76,7 +76,7 @@ bool rvs_listen_timer(struct rv_dev *dev, int64_t now)
 {
 	if (!dev->listen_muted || now < dev->listen_at + RVS_WINDOW_NS)
 		return dev->listen_muted;
-	if (take_spare(dev))
+	if (give_up_spare(dev))
 		mute(dev, false);
 	else
 		dev->listen_at = now;
@@ -206,7 +206,7 @@ refuse:
 }
 
 /* Takes what came with the hello, and makes what the answer brings. */
-static int prepare(struct rv_conn *conn, int *box_fd)
+static int prepare_accept(struct rv_conn *conn, int *box_fd)
 {
 	int fds[RVS_PKT_FDS], rc = 0;
 
@@ -230,7 +230,7 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 			       RV_ANSWER_MAX);
 	if (at_load(&conn->state) != RVS_REQUESTED)
 		return rv_fail(EINVAL, "shm: there is no request to accept");
-	rc = prepare(conn, &box_fd);
+	rc = prepare_accept(conn, &box_fd);
 	if (rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM) {
 		send_reject(conn->sock, EAGAIN, NULL, 0);
 		return rc;

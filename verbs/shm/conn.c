@@ -75,7 +75,7 @@ void rvs_hang_up(struct rv_dev *dev, int sock)
 
 /* Gives back all but the private copies of messages, which the
  * core may still hold. Twice is harmless. */
-static void release(struct rv_conn *conn)
+static void release_conn(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 	unsigned char *copy = conn->rx.copy, *taken = conn->rx.taken;
@@ -111,7 +111,7 @@ void rvs_conn_free(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
-	release(conn);
+	release_conn(conn);
 	rvs_ring_fini(&conn->rx);
 	dev->conns[conn->index] = NULL;
 	dev->nr_conns--;
@@ -231,7 +231,7 @@ void rvs_close_conn(struct rv_conn *conn)
 	if (!conn)
 		return;
 	fence(conn);
-	release(conn);
+	release_conn(conn);
 	if (!conn->rx.nr_taken)
 		rvs_conn_free(conn);
 }

@@ -154,7 +154,7 @@ static void close_dev(struct rv_dev *dev)
 	free(dev);
 }
 
-static int open_dev(const struct rv_options *opt, struct rv_dev **out)
+static int open_shm(const struct rv_options *opt, struct rv_dev **out)
 {
 	const char *env = getenv("RREF_SHM_MAX_MSG");
 	struct rv_dev *dev;
@@ -249,7 +249,7 @@ static int seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
 const struct rv_ops rv_shm_ops = {
 	.name = "shm",
 	.kind = RV_SHM,
-	.open = open_dev,
+	.open = open_shm,
 	.close = close_dev,
 	.caps = rvs_caps,
 	.addr = rvs_addr,

@@ -67,7 +67,7 @@ void rvs_mute(struct rv_conn *conn, bool muted)
 
 /* Hands over every region that the peer has not got yet. Returns
  * true to be called again after a while. dev->lock held. */
-static bool tell(struct rv_conn *conn)
+static bool hand_over(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 	struct list *l = &dev->regions;
@@ -106,7 +106,7 @@ static bool tell(struct rv_conn *conn)
 
 static void tell_now(struct rv_conn *conn)
 {
-	if (tell(conn) && !at_xchg_ar(&conn->dev->tell_again, 1))
+	if (hand_over(conn) && !at_xchg_ar(&conn->dev->tell_again, 1))
 		rvs_wake_self(conn->dev); /* its timers retry */
 }
 
@@ -166,7 +166,7 @@ bool rvs_tell_all(struct rv_dev *dev)
 	list_for_each_safe(l, tmp, &dev->told) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, told);
 
-		again |= tell(conn);
+		again |= hand_over(conn);
 		again |= rvs_wake_owed(conn);
 	}
 	pthread_mutex_unlock(&dev->lock);

@@ -8,7 +8,7 @@
  *
  * - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0,
  *    then base, iova, length, then the new word. A reader that sees its word before and after it
- *    loaded the rest has a set that belongs together. A word never comes back: add() takes none
+ *    loaded the rest has a set that belongs together. A word never comes back: add_region() takes none
  *    twice, so that this does not depend on the peer.
  * - Address space that a segment used is never unmapped while the connection lives. A dropped
  *    mapping is replaced in place by zero pages, which frees the peer's memory. The space is used
@@ -138,7 +138,7 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 }
 
 /* Drops a mapping. conn->rx_lock held. */
-static void drop(struct rv_conn *conn, struct rvs_seg *seg)
+static void drop_mapping(struct rv_conn *conn, struct rvs_seg *seg)
 {
 	struct rvs_span *s;
 	uintptr_t base = at_load(&seg->base);
@@ -192,7 +192,7 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 
 /* Adds a region of the peer's. fd = -1: no descriptor was free
  * to receive it. conn->rx_lock held. */
-static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
+static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 {
 	uint32_t index = RVS_KEY_INDEX((uint32_t)p->word);
 	struct rvs_seg *seg = &conn->segs[index];
@@ -206,7 +206,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	if (at_load(&seg->word) == p->word)
 		return 0; /* asked for twice */
 	if (at_load(&seg->word))
-		drop(conn, seg);
+		drop_mapping(conn, seg);
 	if ((at_load(&conn->peer_keys[index]) | RVS_WORD_LIVE) != p->word)
 		return 0; /* revoked before it arrived */
 	if (RVS_WORD_COUNT(p->word) <= news->mapped)
@@ -225,7 +225,7 @@ static int add(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		return 0;
 	}
 	rb_not_in_child(s->base, p->length);
-	/* Partner of all four: find in read.c. Each is a release,
+	/* Partner of all four: find_bytes in read.c. Each is a release,
 	 * so that word = 0 is seen before them. */
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
@@ -340,9 +340,9 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 			out->again = p.word;
 		else if (p.type == RVS_PKT_REGION && rc < 0)
 			/* The descriptor is skipped unseen: if its close waits, so does this. */
-			rc = (rc = rvs_packet_skip(conn->sock)) ? rc : add(conn, &p, -1);
+			rc = (rc = rvs_packet_skip(conn->sock)) ? rc : add_region(conn, &p, -1);
 		else if (p.type == RVS_PKT_REGION && nr_fds == 1)
-			rc = add(conn, &p, fds[0]);
+			rc = add_region(conn, &p, fds[0]);
 		else
 			rc = -EPROTO;
 		rvs_close_fds(fds, nr_fds);
@@ -375,7 +375,7 @@ bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 
 		left -= word != 0;
 		if (word && (at_load(&conn->peer_keys[i]) | RVS_WORD_LIVE) != word)
-			drop(conn, &conn->segs[i]);
+			drop_mapping(conn, &conn->segs[i]);
 	}
 	pthread_mutex_unlock(&conn->rx_lock);
 	if (later)

@@ -148,8 +148,8 @@ static void look_around(struct rv_dev *dev)
 		rvs_timer_soon(dev);
 }
 
-static struct rv_event *fill(struct rv_event *ev, struct rv_conn *conn, enum rv_event_type type,
-			     int status)
+static struct rv_event *fill_event(struct rv_event *ev, struct rv_conn *conn,
+				   enum rv_event_type type, int status)
 {
 	memset(ev, 0, sizeof(*ev));
 	ev->type = type;
@@ -170,7 +170,7 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 
 		if (!(conn->attn_why & RVS_A_NOTIFY) || n == max)
 			continue;
-		fill(&ev[n], conn, conn->notify, conn->status);
+		fill_event(&ev[n], conn, conn->notify, conn->status);
 		if (conn->text_len) {
 			ev[n].data = conn->text;
 			ev[n].len = conn->text_len;
@@ -257,7 +257,8 @@ static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, stru
 }
 
 /* Reports room to send again, and ends. */
-static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n, unsigned max)
+static unsigned report_room_and_ends(struct rv_dev *dev, struct rv_event *ev, unsigned n,
+				     unsigned max)
 {
 	struct list *l, *tmp;
 
@@ -272,14 +273,15 @@ static unsigned report_rest(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 			rvs_attended(conn, RVS_A_STALLED);
 			at_store(&conn->tx.box->want, 0);
 			if (state == RVS_UP)
-				fill(&ev[n++], conn, RV_EV_WRITABLE, 0);
+				fill_event(&ev[n++], conn, RV_EV_WRITABLE, 0);
 		}
 		if (n == max || !(conn->attn_why & RVS_A_HUP) ||
 		    (state != RVS_UP && state != RVS_BROKEN) ||
 		    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
 			continue;
 		why = at_load_acq(&conn->why); /* partner: rvs_break() */
-		fill(&ev[n], conn, RV_EV_DISCONNECTED, why ? -(int)(why & 0xffff) : -ECONNRESET);
+		fill_event(&ev[n], conn, RV_EV_DISCONNECTED,
+			   why ? -(int)(why & 0xffff) : -ECONNRESET);
 		ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
 		at_store(&conn->state, RVS_DOWN);
 		rvs_watch_del(conn);
@@ -301,7 +303,7 @@ static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_even
 	n += take_messages(dev, ev + n, max - n, at, dev->nr_watch);
 	if (at && !dev->scan_at)
 		n += take_messages(dev, ev + n, max - n, 0, at);
-	return (int)report_rest(dev, ev, n, max);
+	return (int)report_room_and_ends(dev, ev, n, max);
 }
 
 int rvs_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)

@@ -49,9 +49,9 @@ enum { FOUND = 0, MISSING = 1 };
 
 /* Finds the mapped bytes [addr, addr+length) of key rkey:
  * FOUND, MISSING (not mapped yet) or -EACCES. */
-static inline __attribute__((always_inline)) int find(const struct rv_conn *conn, uint32_t rkey,
-						      uint64_t addr, uint64_t length,
-						      struct source *out)
+static inline __attribute__((always_inline)) int find_bytes(const struct rv_conn *conn,
+							    uint32_t rkey, uint64_t addr,
+							    uint64_t length, struct source *out)
 {
 	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(rkey)];
 	/* partner: reg()'s release */
@@ -61,7 +61,8 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 
 	if (unlikely((uint32_t)word != rkey || !(word & RVS_WORD_LIVE)))
 		return -EACCES;
-	/* Partner of all: add() and drop() in map.c, which see for why the word is loaded twice. */
+	/* Partners of all: add_region() and drop_mapping() in map.c, where it
+	 * says why the word is loaded twice. */
 	if (unlikely(at_load_acq(&seg->word) != word))
 		return MISSING;
 	base = at_load_acq(&seg->base);
@@ -79,8 +80,8 @@ static inline __attribute__((always_inline)) int find(const struct rv_conn *conn
 
 /*
  * Receives regions that are under way. Returns FOUND, -EAGAIN when it is not there yet, -ENOMEM
- * when there is no room for it, or find()'s answer. A wake-up that was taken here is passed on, to
- * progress.
+ * when there is no room for it, or find_bytes()'s answer. A wake-up that was taken here is passed
+ * on, to progress.
  */
 static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, uint64_t addr,
 					   uint64_t length, struct source *out)
@@ -101,7 +102,7 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 			rvs_break(conn, -rc, -1);
 			return -ECONNRESET;
 		}
-		found = find(conn, rkey, addr, length, out);
+		found = find_bytes(conn, rkey, addr, length, out);
 	} while (found == MISSING && got.packets && packets < FETCH_PACKETS);
 	if (found != MISSING)
 		return found;
@@ -143,7 +144,7 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	if (unlikely(r->nr_sge != 1 || !length || length > conn->max_msg ||
 		     !landing_ok(conn, &r->sge[0])))
 		return false;
-	word = at_load_acq(&seg->word); /* as in find() */
+	word = at_load_acq(&seg->word); /* as in find_bytes() */
 	const char *from = (const char *)at_load_acq(&seg->base);
 
 	offset = r->addr - at_load_acq(&seg->iova);
@@ -186,7 +187,7 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 		r->status = 0;
 		return 0;
 	}
-	rc = find(conn, r->rkey, r->addr, total, &src);
+	rc = find_bytes(conn, r->rkey, r->addr, total, &src);
 	if (unlikely(rc == MISSING)) {
 		rc = fetch(conn, r->rkey, r->addr, total, &src);
 		if (rc == -EAGAIN || rc == -ENOMEM)
@@ -248,7 +249,7 @@ void rvs_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t 
 {
 	struct source src;
 
-	if (find(conn, rkey, addr, length, &src) != FOUND)
+	if (find_bytes(conn, rkey, addr, length, &src) != FOUND)
 		return;
 	__builtin_prefetch(src.from);
 	if (length > CACHE_LINE)

@@ -194,7 +194,7 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 	return 0;
 }
 
-static void give_back(struct rv_conn *conn)
+static void give_slots_back(struct rv_conn *conn)
 {
 	struct rvs_ring *rx = &conn->rx;
 
@@ -227,7 +227,7 @@ void rvs_give_back(struct rv_dev *dev, bool all)
 		struct rv_conn *conn = container_of(l, struct rv_conn, rx.owing);
 
 		if (all || at_load_sc(&conn->rx.box->want))
-			give_back(conn);
+			give_slots_back(conn);
 	}
 }
 
@@ -254,5 +254,5 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 		list_add_tail(&dev->owing, &rx->owing);
 	if (rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) ||
 	    at_load_sc(&rx->box->want))
-		give_back(conn);
+		give_slots_back(conn);
 }

@@ -89,7 +89,7 @@ bool rvs_wake_owed(struct rv_conn *conn)
 	return true;
 }
 
-static void set_timer(struct rv_dev *dev, int64_t at_ns)
+static void set_wake_timer(struct rv_dev *dev, int64_t at_ns)
 {
 	struct itimerspec t = {.it_value = {at_ns / NSEC_PER_SEC, at_ns % NSEC_PER_SEC}};
 
@@ -105,7 +105,7 @@ void rvs_timer_soon(struct rv_dev *dev)
 	int64_t soon = now_ns() + RVS_RETRY_NS;
 
 	if (!dev->timer_ns || dev->timer_ns > soon)
-		set_timer(dev, soon);
+		set_wake_timer(dev, soon);
 }
 
 /* 0 = none. */
@@ -162,5 +162,5 @@ void rvs_timers(struct rv_dev *dev)
 			next = min_of(next, now + RVS_RETRY_NS);
 		}
 	}
-	set_timer(dev, next == INT64_MAX ? 0 : next);
+	set_wake_timer(dev, next == INT64_MAX ? 0 : next);
 }
