@@ -217,7 +217,7 @@ help:
 		$(firstword $(MAKEFILE_LIST))
 	@echo "Packages that are missing are installed first, as root or by sudo; DEPS=no: none are looked for. O=DIR: builds there."
 
-SCRIPTS := test/tools/layers.sh test/tools/api.sh test/tools/examples.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/pages.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
+SCRIPTS := test/tools/layers.sh test/tools/lock.sh test/tools/api.sh test/tools/examples.sh test/tools/make.sh test/tools/runner.sh test/tools/conformance.sh test/tools/promises.sh test/tools/pages.sh test/tools/path.sh test/tools/trace.sh test/tools/unload.sh test/tools/mode-manual.sh test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.

@@ -5,12 +5,12 @@
 
 #define BUSY_BIT(number) (UINT64_C(1) << (number) % 64)
 
-static uint64_t barrier_word(const struct rref_ctx *ctx, uint64_t number)
+static needs_lock uint64_t barrier_word(const struct rref_ctx *ctx, uint64_t number)
 {
 	return number << 1 | !!(ctx->barrier_busy & BUSY_BIT(number));
 }
 
-static void barrier_done(struct rref_ctx *ctx, uint64_t number, bool busy)
+static needs_lock void barrier_done(struct rref_ctx *ctx, uint64_t number, bool busy)
 {
 	if (busy)
 		ctx->barrier_busy |= BUSY_BIT(number);

@@ -216,7 +216,7 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	return err;
 }
 
-void rc_ctx_destroy(struct rref_ctx *ctx)
+is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 {
 	struct rc_function *fn;
 
@@ -262,7 +262,7 @@ void rc_ctx_destroy(struct rref_ctx *ctx)
 	free(ctx);
 }
 
-static struct rref_ctx *make(const struct rref_options *o)
+static is_alone struct rref_ctx *make(const struct rref_options *o)
 {
 	struct rref_ctx *ctx = aligned_alloc(CACHE_LINE, sizeof(*ctx));
 
@@ -329,7 +329,7 @@ static int listed(int err)
 	return -EIO;
 }
 
-int rref_init(const struct rref_options *opt, struct rref_ctx **out)
+is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 {
 	RB_NO_CANCEL;
 	struct rref_options o;
@@ -428,7 +428,7 @@ fail:
 	return listed(err);
 }
 
-void rref_free_ctx(struct rref_ctx *ctx)
+is_alone void rref_free_ctx(struct rref_ctx *ctx)
 {
 	RB_NO_CANCEL;
 	unsigned turn = 0;

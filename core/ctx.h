@@ -10,8 +10,9 @@
  * operations come from a lock-free slab, and a connection is pinned by peer->readers (see the fence in peer.c). Over shm
  * such a read also ends without it; over ibv completions are taken by whoever gets the lock without waiting.
  *
- * Guards: [lock] progress lock; [atomic]; [const] after creation; [op] whoever completes the operation (state CAS won, or a
- * call's answer under the lock).
+ * Guards: under_lock, the progress lock (core/base/locked.h, which clang checks); [atomic]; [const]
+ * after creation; [op] the thread that completes the operation (its state CAS won, or a call's
+ * answer under the lock).
  */
 #ifndef RC_H
 #define RC_H
@@ -29,6 +30,7 @@
 #include "base/util.h"
 #include "core/base/error.h"
 #include "core/base/hook.h"
+#include "core/base/locked.h"
 #include "core/base/slab.h"
 #include "core/base/work.h"
 #include "core/group/group.h"
@@ -59,8 +61,8 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	struct rc_hook hook;         /* [lock] its node: also of the pool's queues, and of the spare ones */
-	struct list open_node;       /* [lock] ctx->open_calls, until it is replied to */
+	struct rc_hook hook;	/* under the lock; its node: also of the pool's queues, and of the spare ones */
+	struct list open_node;	/* under the lock; ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
 	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
@@ -104,13 +106,13 @@ struct rc_counters {
 	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
 	_Atomic uint64_t retries, fenced;
 	_Atomic uint64_t reads_again, reads_joined;
-	uint64_t resumed, sent_again, not_again;                           /* [lock] */
+	uint64_t resumed under_lock, sent_again under_lock, not_again under_lock;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
 	_Atomic uint64_t inline_calls; /* beside calls: plain ones of inline functions; written under the lock */
-	uint64_t sent_by_kind[RW_NR_KINDS], received_by_kind[RW_NR_KINDS]; /* [lock] */
-	uint64_t sent_bytes, received_bytes;                               /* [lock] */
-	uint64_t sessions;                                                 /* [lock] */
+	uint64_t sent_by_kind[RW_NR_KINDS] under_lock, received_by_kind[RW_NR_KINDS] under_lock;
+	uint64_t sent_bytes under_lock, received_bytes under_lock;
+	uint64_t sessions under_lock;
 };
 
 /* Whether calls were served or under way here at a barrier, or have been since the one before. */
@@ -140,50 +142,50 @@ struct rref_ctx {
 	uint64_t *beacon;                 /* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
 	uint64_t *probe_landing;          /* [const] where theirs land, by rank */
 	struct rc_own_beat {
-		uint64_t count;           /* [lock] */
+		uint64_t count under_lock;
 		_Atomic int64_t at;       /* when it was counted last */
 		_Atomic int64_t woke_at, stood_ns; /* this worker stood still: until when, for how long */
 	} own_beat;
 	struct rc_device device[RV_NR_KINDS];
 
 	struct rc_reader *readers;        /* read/fast.c */
-	struct rc_flight *flights;        /* [lock] read/in_flight.c */
+	struct rc_flight *flights under_lock; /* read/in_flight.c */
 
 	cache_aligned _Atomic uint32_t lock; /* [atomic] enum in lock.c */
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */
-	struct rp *machine;               /* [lock] */
+	struct rp *machine under_lock;
 	void (*effect)(struct rref_ctx *ctx, const struct rp_effect *e); /* [const] what carries out the machine's effects */
-	bool in_effects;                  /* [lock] */
-	bool duplicate;                   /* [lock] the last OWN was of an id known already */
-	struct list self_queue;           /* [lock] struct rc_outgoing */
-	struct list spare_messages;       /* [lock] small ones that came there; send.c */
-	uint32_t nr_spare_messages;       /* [lock] */
+	bool in_effects under_lock;
+	bool duplicate under_lock; /* the last OWN was of an id known already */
+	struct list self_queue under_lock; /* struct rc_outgoing */
+	struct list spare_messages under_lock; /* small ones that came there; send.c */
+	uint32_t nr_spare_messages under_lock;
 #define RC_SPARE_DROPS 32u
-	struct rc_incoming *spare_drop[RC_SPARE_DROPS]; /* [lock] incoming.c */
-	uint32_t nr_spare_drops;			/* [lock] */
-	struct rc_slabs handles, remotes; /* [lock] every handle: struct rref; those that are struct rc_remote */
-	struct list mems, wraps;          /* [lock] memory that the program registered, values that wrap it; wrap.c */
-	struct list wraps_out;            /* [lock] values whose release callbacks run now */
-	struct list hooks;                /* [lock] struct rc_hook: the program's code that is due */
+	struct rc_incoming *spare_drop[RC_SPARE_DROPS] under_lock; /* incoming.c */
+	uint32_t nr_spare_drops under_lock;
+	struct rc_slabs handles under_lock, remotes under_lock; /* every handle: struct rref; those that are struct rc_remote */
+	struct list mems under_lock, wraps under_lock; /* memory that the program registered, values that wrap it; wrap.c */
+	struct list wraps_out under_lock; /* values whose release callbacks run now */
+	struct list hooks under_lock; /* struct rc_hook: the program's code that is due */
 	_Atomic uint32_t nr_hooks;        /* of these; written under the lock */
 	struct rc_log_lines *lines;       /* [const] log.c */
-	struct list open_calls[RC_CALL_BUCKETS]; /* [lock] calls served here, by caller and call id */
-	struct list spare_calls;          /* [lock] plain ones that ended; serve.c */
-	uint32_t nr_spare_calls;          /* [lock] */
+	struct list open_calls[RC_CALL_BUCKETS] under_lock; /* calls served here, by caller and call id */
+	struct list spare_calls under_lock; /* plain ones that ended; serve.c */
+	uint32_t nr_spare_calls under_lock;
 	_Atomic(struct rref_call *) spare_call;   /* one more, left without the lock */
-	struct list offers[RC_CALL_BUCKETS];     /* [lock] payloads that others have not read yet, by reader and call id */
+	struct list offers[RC_CALL_BUCKETS] under_lock; /* payloads that others have not read yet, by reader and call id */
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
-	int64_t next_tick;                /* [lock] */
-	int64_t wake_at;                  /* [lock] when the sleeping poller wakes by itself */
-	bool poller_asleep;               /* [lock] it sleeps, or is about to, or was woken and has not got the lock yet */
-	int64_t polled_slow_at;           /* [lock] */
-	uint64_t nr_refused;              /* [lock] connections, for the log */
-	char lack_here[RP_TEXT_MAX];      /* [lock] writes, once: see rc_contact_lacks */
-	int64_t turn_at;                  /* [lock] the clock, as who makes a turn read it; 0: not for this one */
-	uint32_t quick_turns;             /* [lock] of rref_progress that did not look at the clock */
+	int64_t next_tick under_lock;
+	int64_t wake_at under_lock; /* when the sleeping poller wakes by itself */
+	bool poller_asleep under_lock; /* it sleeps, or is about to, or was woken and has not got the lock yet */
+	int64_t polled_slow_at under_lock;
+	uint64_t nr_refused under_lock; /* connections, for the log */
+	char lack_here[RP_TEXT_MAX] under_lock; /* writes, once: see rc_contact_lacks */
+	int64_t turn_at under_lock; /* the clock, as who makes a turn read it; 0: not for this one */
+	uint32_t quick_turns under_lock; /* of rref_progress that did not look at the clock */
 	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
-	unsigned arms;                    /* [lock] enum rc_arm: sleepers whom the devices would wake */
-	const void *progress_by;          /* [lock] the last thread in rref_progress, and when; see hook.c */
+	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
+	const void *progress_by under_lock; /* the last thread in rref_progress, and when; see hook.c */
 	int64_t progress_at;
 
 	struct rc_works works;
@@ -197,26 +199,26 @@ struct rref_ctx {
 	pthread_mutex_t grow_lock;
 	_Atomic(struct rref_future *) *op_chunk;  /* chunks of RC_OP_CHUNK */
 	_Atomic uint32_t *op_taken;               /* how many slots of each chunk are not on the free list */
-	uint64_t ops_seen, spare_seen;            /* [lock] op_free and op_spare when the slab was scanned last */
-	int64_t ops_scanned_at, ops_due;          /* [lock] when, and the first deadline of what was under way then */
-	unsigned ops_quiet;                       /* [lock] scans since those two moved that found nothing under way */
+	uint64_t ops_seen under_lock, spare_seen under_lock; /* op_free and op_spare when the slab was scanned last */
+	int64_t ops_scanned_at under_lock, ops_due under_lock; /* when, and the first deadline of what was under way then */
+	unsigned ops_quiet under_lock; /* scans since those two moved that found nothing under way */
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 	_Atomic(struct rc_landing *) large[RC_LARGE_SLOTS];
 
 	/* poller */
 	struct rc_hands *hands;                   /* [const] NULL: manual mode. poller.c */
 	_Atomic bool has_poller;
-	struct rc_waiter *device_sleeper;         /* [lock] manual mode: it sleeps on the devices */
-	struct list sleepers;                     /* [lock] the other waiters; wait.c */
+	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
+	struct list sleepers under_lock; /* the other waiters; wait.c */
 	enum rref_progress_mode mode;
 	int poller_core;
 	int epfd, kickfd;
 	int fd, loopfd;                           /* rref_ctx_fd; what wakes the event loop alone */
 	int timer_fd;                             /* of the manual mode's loop; -1 = none */
-	bool timer_set;                           /* [lock] */
+	bool timer_set under_lock;
 	_Atomic uint32_t loop;                    /* enum rc_loop; sc: partner of the completions of futures */
 	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
-	const void *loop_thread;                  /* [lock] that armed last */
+	const void *loop_thread under_lock; /* that armed last */
 	cache_aligned _Atomic uint32_t sleeping;  /* sc: the poller sleeps in epoll; partner: work is published first */
 	_Atomic uint32_t kicked;
 	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
@@ -233,15 +235,15 @@ struct rref_ctx {
 
 	/* shutdown */
 	_Atomic bool closing;                     /* a thread is in rref_shutdown */
-	uint64_t barrier_sent, barrier_done;      /* [lock] */
-	uint64_t barrier_busy;                    /* [lock] bit n % 64: somebody was busy at barrier n, or since the one before */
-	uint32_t *barrier_seen;                   /* [lock] rank 0: highest barrier each worker reached */
-	struct rref_future *barrier_op;           /* [lock] who waits for one here */
+	uint64_t barrier_sent under_lock, barrier_done under_lock;
+	uint64_t barrier_busy under_lock; /* bit n % 64: somebody was busy at barrier n, or since the one before */
+	uint32_t *barrier_seen under_lock; /* rank 0: highest barrier each worker reached */
+	struct rref_future *barrier_op under_lock; /* who waits for one here */
 	_Atomic uint32_t serving, serve_stop;     /* a thread is in rref_serve; it is to end */
-	bool came;                                /* [lock] it has begun the first barrier */
-	bool came_sent;                           /* [lock] and told rank 0 ... */
-	uint32_t came_fences;                     /* [lock] ... behind that many fences of its session */
-	struct rc_calm came_calm;                 /* [lock] at that moment */
+	bool came under_lock; /* it has begun the first barrier */
+	bool came_sent under_lock; /* and told rank 0 ... */
+	uint32_t came_fences under_lock; /* ... behind that many fences of its session */
+	struct rc_calm came_calm under_lock; /* at that moment */
 	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
 	_Atomic uint32_t nr_consumed;
 	_Atomic uint64_t calls_begun;             /* how many ever were to be served; written under the lock */
@@ -257,10 +259,10 @@ struct rref_ctx {
 
 	void (*peer_down)(void *, struct rref_ctx *, const struct rref_peer_down *); /* [const] NULL = off */
 	void *peer_down_arg;                      /* [const] */
-	struct rc_inject *inject;                 /* [lock] NULL but in tests: session/inject.h */
+	struct rc_inject *inject under_lock; /* NULL but in tests: session/inject.h */
 	struct rc_counters n;
 	int64_t started_at;                       /* [const] ages in the machine count from here */
-	struct rc_leaks *leaks;                   /* [lock] the report of the graceful shutdown; NULL = nothing to tell */
+	struct rc_leaks *leaks under_lock; /* the report of the graceful shutdown; NULL = nothing to tell */
 	void (*log)(void *ctx, enum rref_log_level level, const char *text);
 	void *log_ctx;
 	enum rref_log_level log_level;

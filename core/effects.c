@@ -11,7 +11,7 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rw_message m;
 
@@ -33,7 +33,7 @@ static void send_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 	}
 }
 
-static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
 	bool owned = e->fork.local_id == 0;
@@ -63,7 +63,7 @@ static void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 	slot->handle = h;
 }
 
-static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void ready(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
 	struct rc_incoming *in = slot->in;
@@ -84,7 +84,7 @@ static void ready(struct rref_ctx *ctx, const struct rp_effect *e)
 }
 
 /* A wait is over: the owner's alias, or the location from which to read, or the error. */
-static void waited(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rref_future *f = rc_op_find(ctx, e->cookie);
 	struct rref *h;

@@ -57,14 +57,14 @@ struct hand {
 struct rc_hands {
 	struct hand hand[HANDS];
 	_Atomic(struct hand *) poller;/* written under the lock */
-	unsigned nr;                  /* [lock] that run or start */
-	unsigned away;                /* [lock] of these: lost the role while out, and are not back */
-	uint64_t outings;             /* [lock] how often a poller went out */
-	uint64_t seen;                /* [lock] of these, at the last look */
-	unsigned quiet;               /* [lock] looks in a row without one */
-	bool watched;                 /* [lock] the timer runs */
-	bool give_away;               /* [lock] the poller waits in its hook: the next look need not be the second */
-	int64_t tell_at;              /* [lock] no sooner is told again that there is none */
+	unsigned nr under_lock; /* that run or start */
+	unsigned away under_lock; /* of these: lost the role while out, and are not back */
+	uint64_t outings under_lock; /* how often a poller went out */
+	uint64_t seen under_lock; /* of these, at the last look */
+	unsigned quiet under_lock; /* looks in a row without one */
+	bool watched under_lock; /* the timer runs */
+	bool give_away under_lock; /* the poller waits in its hook: the next look need not be the second */
+	int64_t tell_at under_lock; /* no sooner is told again that there is none */
 	int timer;
 	_Atomic bool stop;            /* written under the lock */
 };
@@ -86,7 +86,7 @@ static void set_timer(const struct rc_hands *h, int64_t ns, bool every)
 	timerfd_settime(h->timer, 0, &t, NULL);
 }
 
-static unsigned standing_by(const struct rc_hands *h)
+static needs_lock unsigned standing_by(const struct rc_hands *h)
 {
 	return h->nr - h->away - 1;
 }
@@ -142,8 +142,8 @@ static int start_hand(struct rref_ctx *ctx)
 
 /* ---- the program's code ---- */
 
-/* The next hook, if the poller may go out. It is out then, and the others watch. [lock] */
-static struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
+/* The next hook, if the poller may go out. It is out then, and the others watch. */
+static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->hands;
 	struct rc_hook *hook;
@@ -289,7 +289,7 @@ static bool is_last(struct rref_ctx *ctx)
 	return yes;
 }
 
-static bool get_lock(struct rref_ctx *ctx)
+static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx)
 {
 	if (unlikely(at_load(&ctx->nr_hooks))) {
 		rc_lock(ctx);

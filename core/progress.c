@@ -35,7 +35,7 @@
 #define LOOKS 8u                          /* of rref_progress */
 #define CLOCK_TURNS 64u
 
-static __attribute__((noinline)) int device_lost(struct rref_ctx *ctx, struct rc_device *d, int err)
+static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx, struct rc_device *d, int err)
 {
 	struct rv_event lost = { .type = RV_EV_DEVICE, .status = err };
 
@@ -47,7 +47,7 @@ static __attribute__((noinline)) int device_lost(struct rref_ctx *ctx, struct rc
 }
 
 /* One look at an open device. ev: room for BATCH, which is not cleared. */
-static inline int poll_device(struct rref_ctx *ctx, struct rc_device *d, struct rv_event *ev, unsigned flags)
+static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device *d, struct rv_event *ev, unsigned flags)
 {
 	int n = d->ops->poll(d->dev, ev, BATCH, flags);
 
@@ -58,7 +58,7 @@ static inline int poll_device(struct rref_ctx *ctx, struct rc_device *d, struct 
 	return n;
 }
 
-static inline int look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
+static inline needs_lock int look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
 {
 	int n = 0;
 
@@ -68,7 +68,7 @@ static inline int look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags
 	return n;
 }
 
-static int poll_self(struct rref_ctx *ctx)
+static needs_lock int poll_self(struct rref_ctx *ctx)
 {
 	int n = 0;
 	struct list *l;
@@ -85,7 +85,7 @@ static int poll_self(struct rref_ctx *ctx)
 	return n;
 }
 
-static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
+static __attribute__((noinline)) needs_lock void tick(struct rref_ctx *ctx)
 {
 	int64_t now = now_ns();
 	struct rc_error scratch;
@@ -106,7 +106,7 @@ static __attribute__((noinline)) void tick(struct rref_ctx *ctx)
 }
 
 /* Where it is not slow, turn_at was set. */
-static inline int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
+static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
 {
 	int n = 0;
 
@@ -170,8 +170,8 @@ static void consume(int fd)
 		;
 }
 
-/* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 = not any more. [lock] */
-static void set_timer(struct rref_ctx *ctx, int64_t wait)
+/* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 = not any more. */
+static needs_lock void set_timer(struct rref_ctx *ctx, int64_t wait)
 {
 	struct itimerspec at = { .it_value = { wait / NSEC_PER_SEC, wait % NSEC_PER_SEC } };
 
@@ -179,8 +179,8 @@ static void set_timer(struct rref_ctx *ctx, int64_t wait)
 	ctx->timer_set = wait > 0;
 }
 
-/* The event loop is in the library, on this thread. [lock] */
-static void loop_is_here(struct rref_ctx *ctx)
+/* The event loop is in the library, on this thread. */
+static needs_lock void loop_is_here(struct rref_ctx *ctx)
 {
 	uint32_t asleep = RC_LOOP_ASLEEP;
 
@@ -287,8 +287,8 @@ static bool arm_devices(struct rref_ctx *ctx)
 	return true;
 }
 
-/* There are hooks, and this thread is one that may run them. [lock] */
-static bool hooks_are_due(struct rref_ctx *ctx)
+/* There are hooks, and this thread is one that may run them. */
+static needs_lock bool hooks_are_due(struct rref_ctx *ctx)
 {
 	if (list_empty(&ctx->hooks))
 		return false;
@@ -300,7 +300,7 @@ static bool hooks_are_due(struct rref_ctx *ctx)
 }
 
 /* Nothing is left to do. After arming: what came before would not wake the sleeper. */
-static bool is_quiet(struct rref_ctx *ctx)
+static needs_lock bool is_quiet(struct rref_ctx *ctx)
 {
 	/* sc: partner of the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->works.pushed) &&

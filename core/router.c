@@ -14,14 +14,14 @@
 #include "core/value/value.h"
 
 /* Its last word, which it wants to know to have come before it goes: at once, not with a message that may never follow. */
-static void on_goodbye(struct rc_peer *from)
+static needs_lock void on_goodbye(struct rc_peer *from)
 {
 	from->said_goodbye = true;
 	from->unacked.owed += RC_ACK_EVERY;
 }
 
 /* One that is the next, and neither a call nor a reply. */
-static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	bool self = from->rank == ctx->rank;
 	int err;
@@ -85,7 +85,7 @@ static __attribute__((noinline)) void dispatch(struct rref_ctx *ctx, struct rc_p
 	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
 }
 
-static __attribute__((noinline)) void malformed(struct rref_ctx *ctx, struct rc_peer *from)
+static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx, struct rc_peer *from)
 {
 	at_add(&ctx->n.dropped, 1);
 	at_add(&ctx->n.rejected, 1);
@@ -137,8 +137,8 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 
 /* ---- events of sessions ---- */
 
-static void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
-			       int wc)
+static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
+					  int wc)
 {
 	if (!rc_flight_event(ctx, p, cookie, status, wc))
 		rc_read_event(ctx, cookie, status, wc);
@@ -146,14 +146,14 @@ static void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t
 		rc_read_pump(ctx, p);
 }
 
-static void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_quick_fence(ctx, p);
 	rc_pieces_stop(p);
 }
 
-static void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
-			   const char *why)
+static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
+				      const char *why)
 {
 	if (m->frame.type == RW_CALL)
 		rc_call_unsent(ctx, p->rank, &m->u.call, err, why);
@@ -161,7 +161,7 @@ static void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct
 		rc_type_unsent(ctx, &m->u.type, err, why);
 }
 
-static void session_ended(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+static needs_lock void session_ended(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
 {
 	struct list *n;
 

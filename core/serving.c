@@ -20,7 +20,7 @@
 
 #define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
 
-/* Ends the wait of rref_serve if it is asked for. [lock] */
+/* Ends the wait of rref_serve if it is asked for. */
 void rc_serve_look(struct rref_ctx *ctx)
 {
 	/* sc: partner of rref_serve_stop, which stores and then looks at `sleeping`. */
@@ -43,8 +43,8 @@ void rc_serve_end(struct rref_ctx *ctx)
 }
 
 /* No worker but this one and rank 0 is left, as far as a look at them tells. Speaks to those that
- * it knows nothing of. [lock] */
-static bool nobody_left(struct rref_ctx *ctx)
+ * it knows nothing of. */
+static needs_lock bool nobody_left(struct rref_ctx *ctx)
 {
 	bool left = false;
 
@@ -60,8 +60,8 @@ static bool nobody_left(struct rref_ctx *ctx)
 	return !left;
 }
 
-/* On rank 0, which counts: whether any other worker has come. [lock] */
-static bool anybody_came(const struct rref_ctx *ctx)
+/* On rank 0, which counts: whether any other worker has come. */
+static needs_lock bool anybody_came(const struct rref_ctx *ctx)
 {
 	bool came = ctx->rank != 0 || ctx->world == 1;
 
@@ -70,8 +70,8 @@ static bool anybody_came(const struct rref_ctx *ctx)
 	return came;
 }
 
-/* How the wait ended. 1: it goes on. [lock] */
-static int judge(struct rref_ctx *ctx, int status)
+/* How the wait ended. 1: it goes on. */
+static needs_lock int judge(struct rref_ctx *ctx, int status)
 {
 	const struct rc_peer *zero = &ctx->peers[0];
 

@@ -43,13 +43,13 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx,
 	return yes;
 }
 
-static bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) && list_empty(&ctx->hooks) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
-static bool references_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool references_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -62,7 +62,7 @@ static bool references_gone(struct rref_ctx *ctx, __attribute__((unused)) void *
 	return list_empty(&ctx->self_queue);
 }
 
-static bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (ctx->peers[i].state == RC_PEER_UP && ctx->peers[i].ponged < ctx->peers[i].pinged)
@@ -74,7 +74,7 @@ static bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
  * No reference of others is left. Nothing is under way any more for which the forks of the dead would have to be kept;
  * a death that others have noticed already may be noticed here only now.
  */
-static bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -84,7 +84,7 @@ static bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 	return c.forks == 0;
 }
 
-static bool everybody_left(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
@@ -96,15 +96,15 @@ static bool everybody_left(struct rref_ctx *ctx, __attribute__((unused)) void *a
 	return true;
 }
 
-static bool may_retry(struct rref_ctx *ctx, void *arg)
+static needs_lock bool may_retry(struct rref_ctx *ctx, void *arg)
 {
 	const struct rc_peer *p = arg;
 
 	return p->rank == ctx->rank || p->state != RC_PEER_DOWN || p->said_goodbye || p->nobody || now_ns() >= p->retry_at;
 }
 
-/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. [lock, let go of meanwhile] */
-static void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. Lets go of the lock meanwhile. */
+static needs_lock void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
 	rc_wait_until(ctx, may_retry, p, deadline);
 }
@@ -142,8 +142,8 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	return err;
 }
 
-/* Writes who has not come to the barrier. Rank 0 alone knows that. [lock] */
-static void say_missing(struct rref_ctx *ctx, char *text, size_t size)
+/* Writes who has not come to the barrier. Rank 0 alone knows that. */
+static needs_lock void say_missing(struct rref_ctx *ctx, char *text, size_t size)
 {
 	size_t used = (size_t)snprintf(text, size,
 				       "not every worker came to rref_shutdown in time");
@@ -272,11 +272,12 @@ static int fail_busy(struct rref_ctx *ctx)
 	rc_lock(ctx);
 	unsigned due = at_load(&ctx->nr_hooks);
 	bool blocked = due && rc_hooks_blocked(ctx);
+	unsigned calling = rc_ops_calling(ctx);
 
 	rc_unlock(ctx);
 	return rc_fail(ETIMEDOUT, "%u calls are still being served here, %u wait for an answer, "
 		       "%u callbacks are due%s", (unsigned)rc_calls_open(ctx),
-		       rc_ops_calling(ctx), due, blocked ? " and wait for others to return" : "");
+		       calling, due, blocked ? " and wait for others to return" : "");
 }
 
 static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
@@ -326,8 +327,8 @@ static void retire(void *arg, const struct rp_visit *v)
 		rc_value_retire(v->value);
 }
 
-/* Payloads: READs that have failed are seen to, and memory is freed. [lock, let go of meanwhile] */
-static void finish_work(struct rref_ctx *ctx)
+/* Payloads: READs that have failed are seen to, and memory is freed. Lets go of the lock meanwhile. */
+static needs_lock void finish_work(struct rref_ctx *ctx)
 {
 	while (ctx->works.nr || ctx->works.running) {
 		rc_unlock(ctx);

@@ -11,25 +11,26 @@
 #include <stdbool.h>
 
 #include "base/util.h"
+#include "core/base/locked.h"
 
 struct rref_ctx;
 
 struct rc_hook {
-	struct list node;             /* [lock] ctx->hooks */
+	struct list node;	/* under the lock; ctx->hooks */
 	void (*run)(struct rref_ctx *ctx, struct rc_hook *h); /* called once, without the lock; may wait */
 };
 
-/* Queues a hook, and wakes the thread that will run it. [lock] */
-void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h);
+/* Queues a hook, and wakes the thread that will run it. */
+needs_lock void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h);
 
-/* Takes the next hook, NULL if there is none. The caller calls rc_hook_run, without the lock. [lock] */
-struct rc_hook *rc_hook_pop(struct rref_ctx *ctx);
+/* Takes the next hook, NULL if there is none. The caller calls rc_hook_run, without the lock. */
+needs_lock struct rc_hook *rc_hook_pop(struct rref_ctx *ctx);
 
 /* Runs the hook. No lock held. */
 void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h);
 
-/* Unlocks, and runs what is due on this thread, if it may: see hook.c. Returns how many were run. [lock] */
-unsigned rc_unlock_hooks(struct rref_ctx *ctx);
+/* Unlocks, and runs what is due on this thread, if it may: see hook.c. Returns how many were run. */
+gives_lock unsigned rc_unlock_hooks(struct rref_ctx *ctx);
 
 /*
  * Manual mode: as many hooks as may be are on this thread's stack. It runs no further one until
@@ -37,8 +38,8 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx);
  */
 bool rc_hooks_deep(void);
 
-/* Manual mode: for how many ns hooks are another thread's to run; 0: they are this one's. [lock] */
-int64_t rc_hooks_left(const struct rref_ctx *ctx);
+/* Manual mode: for how many ns hooks are another thread's to run; 0: they are this one's. */
+needs_lock int64_t rc_hooks_left(const struct rref_ctx *ctx);
 
 /* Runs everything that is due, for the end of a context. Takes the lock. */
 void rc_hooks_flush(struct rref_ctx *ctx);
@@ -52,8 +53,8 @@ void rc_callback_leave(void);
 /* log.c: a line is queued, and delivered by a hook. */
 void rc_log_deliver(struct rref_ctx *ctx); /* no lock held */
 
-/* Takes one that is queued out of the queue again. [lock] */
-void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h);
+/* Takes one that is queued out of the queue again. */
+needs_lock void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h);
 
 /*
  * poller.c: this thread is about to wait, or is back. A thread of the pool, or of the poller, is then replaced for as

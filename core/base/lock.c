@@ -19,7 +19,7 @@
  * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
  * since a turn of the engine is not much longer than a pthread_mutex_lock.
  */
-static __attribute__((noinline)) void lock_slow(struct rref_ctx *ctx)
+static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
 	at_add(&ctx->lock_wanted, 1);
 	for (unsigned spins = 0; spins < 64; spins++) {
@@ -34,19 +34,19 @@ out:
 	at_sub(&ctx->lock_wanted, 1);
 }
 
-void rc_lock(struct rref_ctx *ctx)
+is_the_lock void rc_lock(struct rref_ctx *ctx)
 {
 	if (unlikely(!rc_trylock(ctx)))
 		lock_slow(ctx);
 }
 
-static inline void unlock(struct rref_ctx *ctx)
+static inline is_the_lock void unlock(struct rref_ctx *ctx)
 {
 	if (unlikely(at_xchg_rel(&ctx->lock, RC_UNLOCKED) == RC_LOCKED_WANTED))
 		syscall(SYS_futex, &ctx->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-void rc_unlock_bare(struct rref_ctx *ctx)
+is_the_lock void rc_unlock_bare(struct rref_ctx *ctx)
 {
 	unlock(ctx);
 }
@@ -66,7 +66,7 @@ void rc_pause(unsigned *turn)
  * Looks again after each release. sc. Pairs with rc_work_push: a thread that pushes while the lock
  * is held does not wait.
  */
-static __attribute__((noinline)) void run_and_unlock(struct rref_ctx *ctx)
+static __attribute__((noinline)) is_the_lock void run_and_unlock(struct rref_ctx *ctx)
 {
 	do {
 		rc_work_run(ctx);
@@ -77,7 +77,7 @@ static __attribute__((noinline)) void run_and_unlock(struct rref_ctx *ctx)
 		rc_hooks_flush(ctx);
 }
 
-void rc_unlock(struct rref_ctx *ctx)
+is_the_lock void rc_unlock(struct rref_ctx *ctx)
 {
 	if (unlikely(ctx->works.first || at_load(&ctx->works.pushed))) {
 		run_and_unlock(ctx);

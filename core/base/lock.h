@@ -3,17 +3,18 @@
 #ifndef RC_BASE_LOCK_H
 #define RC_BASE_LOCK_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep on the word */
 /* lock.c: the progress lock */
-void rc_lock(struct rref_ctx *ctx);
-void rc_unlock(struct rref_ctx *ctx); /* and does the library's own work that was deferred; never the program's */
-void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
+takes_lock void rc_lock(struct rref_ctx *ctx);
+gives_lock void rc_unlock(struct rref_ctx *ctx); /* and does the library's own work that was deferred; never the program's */
+gives_lock void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
 void rc_pause(unsigned *turn); /* between two looks at something that others will do: at first a moment, then up to 1 ms */
 
 /* Acquire: partner of the unlock's release. */
-static inline bool rc_trylock(struct rref_ctx *ctx)
+static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 {
 	uint32_t free = RC_UNLOCKED;
 

@@ -40,8 +40,7 @@ static void run(struct rref_ctx *ctx, struct rc_hook *h)
 	rc_log_deliver(ctx);
 }
 
-/* [lock] */
-static void schedule(struct rref_ctx *ctx, struct rc_work *w)
+static needs_lock void schedule(struct rref_ctx *ctx, struct rc_work *w)
 {
 	rc_hook_push(ctx, &container_of(w, struct rc_log_lines, work)->hook);
 }

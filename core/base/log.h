@@ -3,6 +3,7 @@
 #ifndef RC_BASE_LOG_H
 #define RC_BASE_LOG_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* log.c */

@@ -47,7 +47,7 @@ struct rc_waiter {
 	uint32_t seen;                /* any_word, before fs was looked through */
 	bool mixed;                   /* fs are of several contexts */
 	bool over;                    /* one of fs was found complete; for good */
-	struct list node;             /* [lock] ctx->sleepers */
+	struct list node;	/* under the lock; ctx->sleepers */
 };
 
 static void futex_wake_all(_Atomic uint32_t *word)
@@ -177,8 +177,8 @@ bool rc_sleeper_is_done(const struct rref_ctx *ctx)
 	return w && (w->f ? rc_op_done(w->f) : at_load_acq(&any_word) != w->seen);
 }
 
-/* Nobody sleeps on the devices any more: another waiter has to. Its word changes, so that it cannot miss this. [lock] */
-static void call_sleeper(struct rref_ctx *ctx)
+/* Nobody sleeps on the devices any more: another waiter has to. Its word changes, so that it cannot miss this. */
+static needs_lock void call_sleeper(struct rref_ctx *ctx)
 {
 	if (ctx->device_sleeper || list_empty(&ctx->sleepers))
 		return;

@@ -19,7 +19,7 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 	q->nr++;
 }
 
-static struct rc_work *next_deferred(struct rc_works *q)
+static needs_lock struct rc_work *next_deferred(struct rc_works *q)
 {
 	struct rc_work *w = q->first;
 

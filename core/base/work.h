@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/base/locked.h"
 #include "base/atomic.h"
 
 struct rref_ctx;
@@ -29,14 +30,14 @@ struct rc_work {
 };
 
 struct rc_works {
-	struct rc_work *first, *last; /* [lock] deferred; NULL: none */
-	uint32_t nr, running;         /* [lock] deferred; deferred ones that run now */
+	struct rc_work *first under_lock, *last under_lock;     /* deferred; NULL: none */
+	uint32_t nr under_lock, running under_lock; /* deferred; deferred ones that run now */
 	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item); /* [const] for every bare item */
 	cache_aligned _Atomic uintptr_t pushed; /* a stack; a holder of the lock takes all of it */
 };
 
-/* Defers w. It is not in the queue. [lock] */
-void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
+/* Defers w. It is not in the queue. */
+needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
 
 /*
  * Pushes an item that is not in the queue. Lock-free. The caller then tries the lock, and lets go
@@ -45,13 +46,13 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
 void rc_work_push(struct rref_ctx *ctx, struct rc_work *w);
 void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
 
-/* Runs what is pushed. Returns how many items it ran. [lock] */
-unsigned rc_work_run_pushed(struct rref_ctx *ctx);
+/* Runs what is pushed. Returns how many items it ran. */
+needs_lock unsigned rc_work_run_pushed(struct rref_ctx *ctx);
 
 /*
- * Runs what is pushed and what is deferred now, not what is deferred meanwhile.
- * [lock, let go of meanwhile]
+ * Runs what is pushed and what is deferred now, not what is deferred meanwhile. Lets go of the
+ * lock meanwhile.
  */
-void rc_work_run(struct rref_ctx *ctx);
+needs_lock void rc_work_run(struct rref_ctx *ctx);
 
 #endif

@@ -15,8 +15,8 @@
 #include "core/op/step.h"
 #include "core/session/session.h"
 
-/* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. [lock] */
-static void over(struct rref_ctx *ctx, struct rref_call *call)
+/* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. */
+static needs_lock void over(struct rref_ctx *ctx, struct rref_call *call)
 {
 	list_del(&call->open_node);
 	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
@@ -70,9 +70,9 @@ bool rc_answer_nothing(struct rref_call *call)
 	return true;
 }
 
-/* Consumes *payload if it went out. [lock] */
-static int reply_rpc(struct rref_call *call, int status, unsigned about, const char *text,
-		     const struct rref_args *result, struct rc_payload **payload)
+/* Consumes *payload if it went out. */
+static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned about, const char *text,
+				const struct rref_args *result, struct rc_payload **payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rw_message m;
@@ -110,8 +110,8 @@ static int reply_rpc(struct rref_call *call, int status, unsigned about, const c
 	return 0;
 }
 
-/* [lock] The value is made already. */
-static int reply_remote(struct rref_call *call, int status, unsigned about, const char *text, struct rc_value *v)
+/* The value is made already. */
+static needs_lock int reply_remote(struct rref_call *call, int status, unsigned about, const char *text, struct rc_value *v)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .about = (uint16_t)about, .text = text,

@@ -95,7 +95,7 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 	rc_op_put(f);
 }
 
-static bool has_room(const struct rc_peer *p, uint64_t bytes)
+static needs_lock bool has_room(const struct rc_peer *p, uint64_t bytes)
 {
 	uint64_t offered = at_load(&p->offer_bytes);
 
@@ -108,7 +108,7 @@ struct room {
 	uint64_t bytes;
 };
 
-static bool got_room(struct rref_ctx *ctx, void *arg)
+static needs_lock bool got_room(struct rref_ctx *ctx, void *arg)
 {
 	const struct room *r = arg;
 
@@ -117,7 +117,7 @@ static bool got_room(struct rref_ctx *ctx, void *arg)
 }
 
 /* Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many bytes. */
-static __attribute__((noinline)) int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
 	int err = rc_wait_until(ctx, got_room, &(struct room){ p, bytes }, deadline);
 
@@ -138,7 +138,7 @@ struct session {
 	int err;
 };
 
-static bool got_session(struct rref_ctx *ctx, void *arg)
+static needs_lock bool got_session(struct rref_ctx *ctx, void *arg)
 {
 	struct session *s = arg;
 
@@ -150,9 +150,9 @@ static bool got_session(struct rref_ctx *ctx, void *arg)
 
 /*
  * After a fence the machine shares nothing with that peer until a new session is up. A message would start one, but the
- * machine's step comes before the message: so what needs it waits here, making progress. [lock, let go of meanwhile]
+ * machine's step comes before the message: so what needs it waits here, making progress. Lets go of the lock meanwhile.
  */
-static int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
+static needs_lock int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
 	struct session s = { p, 0 };
 	char words[RREF_TEXT_SIZE];
@@ -184,8 +184,8 @@ static inline int check_target(struct rref_ctx *ctx, int rank, const char *funct
 	return rc_function_length(function);
 }
 
-/* A sleeping poller that would wake too late for this deadline is woken to see it. [lock] */
-static void watch(struct rref_ctx *ctx, int64_t deadline)
+/* A sleeping poller that would wake too late for this deadline is woken to see it. */
+static needs_lock void watch(struct rref_ctx *ctx, int64_t deadline)
 {
 	if (deadline < ctx->wake_at)
 		rc_kick(ctx);
@@ -249,10 +249,10 @@ static inline __attribute__((always_inline)) int prepare(struct outgoing *o, str
 	return 0;
 }
 
-/* Sends it. Consumes the payload on success. [lock] */
-static inline __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind,
-							   struct rref_id id, struct rref_id fork,
-							   uint64_t word)
+/* Sends it. Consumes the payload on success. */
+static inline needs_lock __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind,
+				       struct rref_id id, struct rref_id fork,
+				       uint64_t word)
 {
 	struct rref_ctx *ctx = o->ctx;
 	struct rc_peer *p = &ctx->peers[o->rank];
@@ -310,8 +310,8 @@ static inline __attribute__((always_inline)) int send_call(struct outgoing *o, u
  * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to
  * be dropped without it. inner: the program does not see the future before it is complete.
  */
-static int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
-		      int64_t timeout, const void *out, const char *what, bool inner)
+static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
+				 const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool inner)
 {
 	int err = prepare(o, ctx, rank, function, args, timeout, out, what, !inner);
 
@@ -398,6 +398,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	const char *site = rc_site_take();
 	struct outgoing o;
 	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote", true);
+	char why[RREF_TEXT_SIZE]; /* what was said may change when the lock is let go of */
 	struct rref_future *f;
 	struct rref *h;
 
@@ -426,12 +427,13 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 			h->ended = true;
 			rref_release(h);
 		}
+		snprintf(why, sizeof(why), "%s",
+			 *ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
 		rc_unlock(ctx);
 		if (err == -ENOMEM)
 			rc_fail(ENOMEM, "memory for a reference");
 		else
-			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank,
-				*ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
+			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank, why);
 		return abandon(&o, err);
 	}
 	f->handle = h; /* the creation keeps its handle until it is over */
@@ -450,8 +452,6 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		err = 0;
 	} else {
 		/* Nothing was sent: the reference never was. */
-		char why[RREF_TEXT_SIZE];
-
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
 		rc_scope_detach(f, err);

@@ -3,22 +3,23 @@
 #ifndef RC_CALL_CALL_H
 #define RC_CALL_CALL_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* call.c */
-void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text); /* [lock] */
+needs_lock void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text);
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *args);
 
 /* reply.c */
-void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m); /* [lock] */
+needs_lock void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);
 
 /* serve.c */
-void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);  /* [lock] */
-void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id); /* [lock] */
-void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p); /* [lock] */
+needs_lock void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m);
+needs_lock void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id);
+needs_lock void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p);
 void rc_calls_close(struct rref_ctx *ctx);
-/* [lock] serve.c: calls for inline handlers go to the pool, since hooks are blocked. */
-void rc_calls_to_pool(struct rref_ctx *ctx);
+/* serve.c: calls for inline handlers go to the pool, since hooks are blocked. */
+needs_lock void rc_calls_to_pool(struct rref_ctx *ctx);
 
 /* incoming.c */
 int rc_incoming_open(struct rref_ctx *ctx); /* 0, or -errno with a text */
@@ -26,11 +27,11 @@ void rc_incoming_close(struct rref_ctx *ctx);
 void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
 
 /* payload.c */
-void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);     /* [lock] */
-void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *p);                        /* [lock] */
-void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in);                              /* [lock] its READ ended */
-void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] its READ may go on */
-void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in);                            /* [lock] */
+needs_lock void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);
+needs_lock void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *p);
+needs_lock void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in); /* its READ ended */
+needs_lock void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in); /* its READ may go on */
+needs_lock void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in);
 
 static inline bool rc_payload_needed(const struct rref_args *a)
 {

@@ -16,7 +16,7 @@
 #define DROPS_MAX 8192u
 
 /* Takes back what this worker shared with itself, and what found no memory here. */
-static void give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
+static needs_lock void give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
 {
 	struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank };
 
@@ -89,7 +89,7 @@ void rc_incoming_release(struct rc_incoming *in)
 }
 
 /* Kept for the time when there is no memory: a call that is refused then may bring references. */
-int rc_incoming_open(struct rref_ctx *ctx)
+is_alone int rc_incoming_open(struct rref_ctx *ctx)
 {
 	while (ctx->nr_spare_drops < RC_SPARE_DROPS) {
 		struct rc_incoming *in = malloc(sizeof(*in));
@@ -101,13 +101,13 @@ int rc_incoming_open(struct rref_ctx *ctx)
 	return 0;
 }
 
-void rc_incoming_close(struct rref_ctx *ctx)
+is_alone void rc_incoming_close(struct rref_ctx *ctx)
 {
 	while (ctx->nr_spare_drops)
 		free(ctx->spare_drop[--ctx->nr_spare_drops]);
 }
 
-static void discard(struct rref_ctx *ctx, struct rc_incoming *in)
+static needs_lock void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	ctx->peers[in->from].nr_drops--;
 	rc_incoming_release(in);

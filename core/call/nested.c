@@ -143,8 +143,8 @@ static int abandon(struct rref_future *f, int err)
 	return rc_fail(-err, "%s", why);
 }
 
-/* [lock, let go of meanwhile] */
-static int send_take(struct rref_future *f, size_t first, int64_t deadline)
+/* Lets go of the lock meanwhile. */
+static needs_lock int send_take(struct rref_future *f, size_t first, int64_t deadline)
 {
 	struct rref_ctx *ctx = f->ctx;
 	struct rref *outer = f->handle;
@@ -306,8 +306,8 @@ int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_
 
 /* ---- the owner's answer ---- */
 
-/* What was asked for, each with a hold: the value may go while the answer is made. [lock] */
-static int find(const struct rref_call *call, struct rref **out)
+/* What was asked for, each with a hold: the value may go while the answer is made. */
+static needs_lock int find(const struct rref_call *call, struct rref **out)
 {
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t first = get_le32(call->bytes), nr = get_le32((const char *)call->bytes + 4);

@@ -38,8 +38,8 @@
 #define COST_MIN 4096u                         /* of one, so that their number is bounded too */
 
 struct rc_payload {
-	struct rc_work work;         /* [lock] its memory is to be freed */
-	struct list node;            /* [lock] ctx->offers */
+	struct rc_work work;	/* under the lock; its memory is to be freed */
+	struct list node;	/* under the lock; ctx->offers */
 	struct rref_ctx *ctx;
 	struct rc_value *value;
 	uint64_t cost;               /* in offer_bytes */
@@ -188,7 +188,7 @@ static struct rc_payload *find(struct rref_ctx *ctx, uint32_t peer, uint32_t wha
 }
 
 /* Scrubbing takes its time: without the lock. */
-static void free_work(struct rref_ctx *ctx, struct rc_work *w)
+static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 {
 	rc_unlock_bare(ctx);
 	release(container_of(w, struct rc_payload, work));
@@ -196,7 +196,7 @@ static void free_work(struct rref_ctx *ctx, struct rc_work *w)
 }
 
 /* Nobody reads it any more. */
-static void retire(struct rref_ctx *ctx, struct rc_payload *p)
+static needs_lock void retire(struct rref_ctx *ctx, struct rc_payload *p)
 {
 	list_del(&p->node);
 	give_room_back(p);
@@ -235,7 +235,7 @@ void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 
 /* ---- the receiver's side ---- */
 
-static void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what, uint64_t call_id, int status)
+static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what, uint64_t call_id, int status)
 {
 	struct rw_message m = { .frame.type = RW_DONE };
 
@@ -251,7 +251,7 @@ void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, 
 }
 
 /* It is here, or never will be. */
-static void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
+static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
 	struct rc_peer *p = &ctx->peers[in->from];
@@ -303,7 +303,7 @@ void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in)
 	rc_defer(ctx, &in->work);
 }
 
-static void fetch_turn(struct rref_ctx *ctx, struct rc_work *w)
+static needs_lock void fetch_turn(struct rref_ctx *ctx, struct rc_work *w)
 {
 	(void)ctx;
 	rc_read_turn(container_of(w, struct rc_incoming, work)->read);
@@ -314,7 +314,7 @@ void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in)
 	rc_defer(ctx, &in->work);
 }
 
-static void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
+static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
 	struct rref_future *f;

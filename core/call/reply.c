@@ -32,8 +32,8 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	rc_op_put(f);
 }
 
-/* The result's payload is here, or will not be. [lock] */
-static void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+/* The result's payload is here, or will not be. */
+static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
 {
 	struct rref_future *f = in->future;
 
@@ -42,8 +42,8 @@ static void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const vo
 	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
-/* The answer that f waits for. [lock] */
-static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
+/* The answer that f waits for. */
+static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
 {
 	f->replied = true;
 	if (r->loc.version) {
@@ -116,9 +116,9 @@ static void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_pe
  * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while the lock is held, and with
  * it the engine's hold. But the slot may be given to the next operation while it is looked at here: its state comes first
  * (acquire: partner of the release in rc_op_get, so that its kind is the next one's too, which is none without the lock), and
- * the token is compared once more behind all else. [lock]
+ * the token is compared once more behind all else.
  */
-static struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
 {
 	struct rref_future *f = rc_op_find(ctx, call_id);
 
@@ -128,8 +128,8 @@ static struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_pe
 	return f->peer == from->rank && !f->replied ? f : NULL;
 }
 
-/* The caller gave up. References that came with it are taken and dropped, so that their owners know. [lock] */
-static void late_reply(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_reply *r)
+/* The caller gave up. References that came with it are taken and dropped, so that their owners know. */
+static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_reply *r)
 {
 	/* Held: its slot may be being given to the next one. */
 	struct rref_future *f = rc_op_hold(ctx, r->call_id);

@@ -49,7 +49,7 @@ static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 	return at_xchg_ar(&ctx->consumed[at], call);
 }
 
-void rc_calls_close(struct rref_ctx *ctx)
+is_alone void rc_calls_close(struct rref_ctx *ctx)
 {
 	struct list *l;
 
@@ -83,7 +83,7 @@ static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 	return at_cas_ar(&ctx->spare_call, &none, call); /* partner of take_spare */
 }
 
-/* In lists are those of the straight way. [lock] */
+/* In lists are those of the straight way. */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (unlikely(!call->roomy || ctx->nr_spare_calls + 1 > RC_SPARE_CALLS)) {
@@ -95,8 +95,7 @@ void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 	list_add(&ctx->spare_calls, &call->hook.node);
 }
 
-/* [lock] */
-static struct rref_call *take_spare(struct rref_ctx *ctx)
+static needs_lock struct rref_call *take_spare(struct rref_ctx *ctx)
 {
 	struct list *l = list_pop(&ctx->spare_calls);
 
@@ -211,9 +210,9 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 
 /*
  * To the thread that runs hooks next. While all of those are away it goes to the pool: they may be
- * waiting for this very call. [lock]
+ * waiting for this very call.
  */
-static void push_inline(struct rref_ctx *ctx, struct rref_call *call)
+static needs_lock void push_inline(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (unlikely(rc_hooks_blocked(ctx)))
 		rc_pool_push(ctx, call);
@@ -237,8 +236,8 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 	}
 }
 
-/* All references are confirmed: to the pool, or to whoever drops the lock next. [lock] */
-static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+/* All references are confirmed: to the pool, or to whoever drops the lock next. */
+static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
 	bool many = call->kind == RW_CALL_TAKE && get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
@@ -254,8 +253,8 @@ static void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		rc_pool_push(ctx, call);
 }
 
-/* The references of a call that does not run: taken and dropped, or, unread in its payload, not taken at all. [lock] */
-static void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status)
+/* The references of a call that does not run: taken and dropped, or, unread in its payload, not taken at all. */
+static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status)
 {
 	if (c->loc.version)
 		rc_fetch_refuse(ctx, from, RW_PAYLOAD_CALL, c->call_id, status);
@@ -263,7 +262,7 @@ static void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const str
 		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
 }
 
-static struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from, uint64_t call_id)
 {
 	struct list *l, *tmp;
 
@@ -276,13 +275,13 @@ static struct rref_call *find_open_in(struct list *bucket, const struct rc_peer 
 	return NULL;
 }
 
-static struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
 {
 	return find_open_in(&ctx->open_calls[rc_bucket(ctx, from->rank, call_id)], from, call_id);
 }
 
-/* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. [lock] */
-static void cancel(struct rref_ctx *ctx, struct rref_call *call)
+/* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. */
+static needs_lock void cancel(struct rref_ctx *ctx, struct rref_call *call)
 {
 	at_store(&call->cancelled, 1);
 	rc_fetch_cancel(ctx, &call->in);
@@ -310,8 +309,8 @@ void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 	}
 }
 
-/* The payload is here, or will not be. [lock] */
-static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+/* The payload is here, or will not be. */
+static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
 
@@ -320,9 +319,9 @@ static void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const voi
 	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
-/* A call that cannot be taken in. [lock] */
-static __attribute__((noinline)) void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status,
-						  const char *text)
+/* A call that cannot be taken in. */
+static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status,
+							     const char *text)
 {
 	struct rw_message r;
 
@@ -361,8 +360,8 @@ static struct rref_call *new_call(size_t bytes)
 	return call;
 }
 
-/* One whose fields are clear. [lock] */
-static struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
+/* One whose fields are clear. */
+static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
 {
 	struct rref_call *call = bytes <= PLAIN_BYTES ? take_spare(ctx) : NULL;
 
@@ -380,8 +379,8 @@ static struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
 	return call;
 }
 
-/* One that was only just made. [lock] */
-static void free_call(struct rref_ctx *ctx, struct rref_call *call)
+/* One that was only just made. */
+static needs_lock void free_call(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (call)
 		rc_call_spare(ctx, call);
@@ -392,8 +391,8 @@ static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uin
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. [lock] */
-static struct rref_call *make_plain(struct rref_ctx *ctx)
+/* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. */
+static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 {
 	struct rref_call *call = take_spare(ctx);
 
@@ -402,9 +401,9 @@ static struct rref_call *make_plain(struct rref_ctx *ctx)
 
 /*
  * The straight way of a call that brings nothing but some bytes, for a function that there is. False: it is another one, or
- * something is in the way, and nothing was done. [lock]
+ * something is in the way, and nothing was done.
  */
-static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
+static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
 {
 	struct list *bucket = &ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)];
 	size_t data = c->data_length, meta = c->meta_length;
@@ -456,7 +455,7 @@ static bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct 
 }
 
 /* Any call. */
-static __attribute__((noinline)) void take_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	const struct rw_call *c = &m->u.call;
 	bool located = c->loc.version != 0;

@@ -158,7 +158,7 @@ static void nested(struct dump *d, const struct rc_value *value, struct rref_id 
 	}
 }
 
-static void visit(void *arg, const struct rp_visit *v)
+static needs_lock void visit(void *arg, const struct rp_visit *v)
 {
 	struct dump *d = arg;
 

@@ -7,6 +7,7 @@
 #ifndef RC_DUMP_H
 #define RC_DUMP_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* A growing buffer of whole records. failed: no memory; then nothing is added any more. */
@@ -26,10 +27,10 @@ void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value);
 void rc_rec_age(struct rc_record *r, const char *key, int64_t ns);          /* seconds; of constant width */
 void rc_rec_end(struct rc_record *r);
 
-/* One visited entry of the machine as a record. kind NULL: its own. [lock] */
-void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v);
-/* A handle that the program holds. [lock] */
-void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h);
+/* One visited entry of the machine as a record. kind NULL: its own. */
+needs_lock void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v);
+/* A handle that the program holds. */
+needs_lock void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h);
 
 const char *rc_stats_field(unsigned i, size_t *at); /* NULL at the end */
 

@@ -25,7 +25,7 @@ struct rc_leaks {
 	uint64_t more;           /* that did not fit */
 };
 
-static bool fits(struct rref_ctx *ctx)
+static needs_lock bool fits(struct rref_ctx *ctx)
 {
 	if (!ctx->leaks)
 		ctx->leaks = calloc(1, sizeof(*ctx->leaks));
@@ -37,7 +37,7 @@ static bool fits(struct rref_ctx *ctx)
 	return false;
 }
 
-void rc_leaks_free(struct rref_ctx *ctx)
+is_alone void rc_leaks_free(struct rref_ctx *ctx)
 {
 	if (ctx->leaks)
 		free(ctx->leaks->r.buf);
@@ -109,7 +109,7 @@ struct rest {
 	uint64_t leaks, stuck;
 };
 
-static void rest_line(void *arg, const struct rp_visit *v)
+static needs_lock void rest_line(void *arg, const struct rp_visit *v)
 {
 	struct rest *r = arg;
 	const struct rc_value *value = v->owned ? v->value : NULL;

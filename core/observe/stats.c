@@ -19,7 +19,7 @@ const char *rref_message_kind(unsigned kind)
 }
 
 /* What only the lock holder may look at. */
-static void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
+static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 {
 	struct rp_counts c = { 0 };
 

@@ -54,7 +54,7 @@ void rc_op_run_then(struct rref_future *f)
 }
 
 /* Its callback is due. */
-static void queue_then(struct rref_future *f, bool locked)
+static lock_by_flag void queue_then(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 
@@ -116,7 +116,7 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, boo
  * The caller gave up: who serves the call may want to know. Only a hint, so no session is begun to give it. Where one is being
  * begun the call itself may still be in the queue: what says that nobody wants it goes behind it.
  */
-static void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
+static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
 {
 	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
 	struct rc_peer *p = &ctx->peers[f->peer];
@@ -209,8 +209,8 @@ static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 	return NULL;
 }
 
-/* Its time is over. A reader must see which reference's creation it was, and that no retry of the read will help. [lock] */
-static void expire(struct rref_ctx *ctx, struct rref_future *f)
+/* Its time is over. A reader must see which reference's creation it was, and that no retry of the read will help. */
+static needs_lock void expire(struct rref_ctx *ctx, struct rref_future *f)
 {
 	uint32_t kind = at_load(&f->kind);
 	char name[160], text[RREF_TEXT_SIZE];
@@ -225,13 +225,13 @@ static void expire(struct rref_ctx *ctx, struct rref_future *f)
 }
 
 /* Whatever is taken moves one of the two. */
-static bool is_known(const struct rref_ctx *ctx)
+static needs_lock bool is_known(const struct rref_ctx *ctx)
 {
 	return at_load(&ctx->op_free) == ctx->ops_seen && at_load(&ctx->op_spare) == ctx->spare_seen;
 }
 
 /* Also without a deadline that has come: a slot that was taken a moment before a scan looks free until its operation begins. */
-static int64_t next_scan(const struct rref_ctx *ctx)
+static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 {
 	return is_known(ctx) ? min_of(ctx->ops_due, ctx->ops_scanned_at + RESCAN_NS) : 0;
 }

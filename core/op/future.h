@@ -48,15 +48,15 @@ struct rc_inref {
 /* What comes with a call or reply: references to be confirmed, and before them perhaps a payload to be READ. */
 struct rc_incoming {
 	struct rc_inref *ref;         /* few, or malloc'ed */
-	uint32_t nr, unready;         /* [lock] */
+	uint32_t nr, unready;	/* under the lock */
 	int status;                   /* first failure */
-	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in); /* [lock] all confirmed (or one failed) */
+	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in);	/* under the lock; all confirmed (or one failed) */
 	struct rref_future *future;   /* replies: whose result they are */
 	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
 	/* payload: see payload.c */
 	struct rc_work work;
-	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr); /* [lock] */
-	struct rref_future *read;     /* [lock] the READ that brings it */
+	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr);	/* under the lock */
+	struct rref_future *read;	/* under the lock; the READ that brings it */
 	struct rref_view *body;       /* what it brought ... */
 	struct rc_payload *own;       /* ... or, from this worker itself, the payload as it is */
 	struct rp_location loc;
@@ -64,8 +64,8 @@ struct rc_incoming {
 	uint32_t what;                /* enum rw_payload */
 	uint32_t epoch;               /* of the session it was offered in */
 	uint32_t data_length, nr_refs;
-	bool fetching;                /* [lock] it is not here yet */
-	bool cancelled;               /* [lock] and need not come any more */
+	bool fetching;	/* under the lock; it is not here yet */
+	bool cancelled;	/* under the lock; and need not come any more */
 	/* Not cleared by rc_incoming_init, but for the text's first byte. */
 	char text[RP_TEXT_MAX];       /* of status */
 	uint8_t key[RW_KEY_BYTES];    /* of a payload with references */
@@ -100,7 +100,7 @@ struct rref_future {
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
 	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
-	struct list node;             /* [lock] peer->waiting, or peer->pieces.reads */
+	struct list node;	/* under the lock; peer->waiting, or peer->pieces.reads */
 	struct rc_hook then_hook;     /* not node: a read may end while it waits, and is then in both */
 
 	/* result [op] */
@@ -119,21 +119,21 @@ struct rref_future {
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
-	uint32_t outstanding;         /* [lock] READs at the device (set before posting where that is not under the lock) */
-	uint64_t pieces_at;           /* [lock] the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
-	uint64_t bytes_at;            /* [lock] bytes of theirs in flight */
-	struct rref_future *run_next; /* [lock] the next one that the same READ brings (set before posting); read/merge.c */
+	uint32_t outstanding;	/* under the lock; READs at the device (set before posting where that is not under the lock) */
+	uint64_t pieces_at;	/* under the lock; the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
+	uint64_t bytes_at;	/* under the lock; bytes of theirs in flight */
+	struct rref_future *run_next;	/* under the lock; the next one that the same READ brings (set before posting); read/merge.c */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;
 	bool whole;                   /* [const] not a range: the table of segments is read too */
-	bool parked;                  /* [lock] waits in the machine for its location */
-	bool retried;                 /* [lock] was pumped once after it began to wait */
-	bool alone;                   /* [lock] a READ that brought others too was refused: no more company */
-	bool again;                   /* [lock] its connection broke, not the session: it is read again from the beginning */
+	bool parked;	/* under the lock; waits in the machine for its location */
+	bool retried;	/* under the lock; was pumped once after it began to wait */
+	bool alone;	/* under the lock; a READ that brought others too was refused: no more company */
+	bool again;	/* under the lock; its connection broke, not the session: it is read again from the beginning */
 	uint16_t about;               /* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
-	bool replied;                 /* [lock] call: its answer came */
-	bool inner;                   /* [lock] a call that the program does not see under way: who waits puts both holds */
+	bool replied;	/* under the lock; call: its answer came */
+	bool inner;	/* under the lock; a call that the program does not see under way: who waits puts both holds */
 	struct rc_incoming *fetch;    /* FETCH: what for */
 };
 
@@ -178,27 +178,27 @@ bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: n
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
-void rc_op_answered(struct rref_future *f);    /* [lock] claim, finish and the engine's put of a call that waits for its answer */
+needs_lock void rc_op_answered(struct rref_future *f); /* claim, finish and the engine's put of a call that waits for its answer */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
-void rc_ops_expire(struct rref_ctx *ctx, int64_t now);                  /* [lock] */
-int64_t rc_ops_due(const struct rref_ctx *ctx); /* [lock] when expire has something to do: 0 = at the next tick, INT64_MAX = never */
-void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text); /* [lock] */
-void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text); /* [lock] */
-void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text); /* [lock] */
-unsigned rc_ops_calling(struct rref_ctx *ctx); /* [lock] calls and creations that wait for their answer */
+needs_lock void rc_ops_expire(struct rref_ctx *ctx, int64_t now);
+needs_lock int64_t rc_ops_due(const struct rref_ctx *ctx); /* when expire has something to do: 0 = at the next tick, INT64_MAX = never */
+needs_lock void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text);
+needs_lock void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text);
+needs_lock void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
+needs_lock unsigned rc_ops_calling(struct rref_ctx *ctx); /* calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
 /* wait.c */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
 void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
 void rc_wait_wake_any(void);
-bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* [lock] device_sleeper's wait is over */
+needs_lock bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* device_sleeper's wait is over */
 void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
-/* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. [lock, let go of meanwhile] */
-int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);
-int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* [lock] which it lets go of: as rc_op_wait. turn_at is of now */
+/* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. Lets go of the lock meanwhile. */
+needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);
+gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* which it lets go of: as rc_op_wait. turn_at is of now */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
-/* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. [lock] */
-uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
+/* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. */
+needs_lock uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
 
 #endif

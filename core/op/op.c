@@ -244,8 +244,8 @@ struct slot {
 	int err;
 };
 
-/* Out of slots is back-pressure: others' completions free some. Whether the search is over, and how, is in arg. [lock] */
-static bool got_slot(struct rref_ctx *ctx, void *arg)
+/* Out of slots is back-pressure: others' completions free some. Whether the search is over, and how, is in arg. */
+static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 {
 	struct slot *s = arg;
 

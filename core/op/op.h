@@ -3,12 +3,13 @@
 #ifndef RC_OP_OP_H
 #define RC_OP_OP_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* pool.c */
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting);
 void rc_pool_close(struct rref_ctx *ctx);
-void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call); /* [lock] */
+needs_lock void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call);
 void rc_pool_blocking(int delta); /* as rc_blocking, which calls it; does nothing on other threads */
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_pool_fork_child(void);

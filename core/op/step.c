@@ -8,7 +8,7 @@
 #include "core/op/step.h"
 
 /* Carries the next effect out. False: there is none. */
-static bool carry_out(struct rref_ctx *ctx)
+static needs_lock bool carry_out(struct rref_ctx *ctx)
 {
 	const struct rp_effect *e = rp_effect_next(ctx->machine);
 
@@ -28,7 +28,7 @@ void rc_effects(struct rref_ctx *ctx)
 	ctx->in_effects = false;
 }
 
-static int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
+static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
 {
 	int err;
 

@@ -3,12 +3,13 @@
 #ifndef RC_OP_STEP_H
 #define RC_OP_STEP_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
-void rc_effects(struct rref_ctx *ctx); /* [lock] carries out what is due */
-/* [lock] A step and its effects. ev->now is filled in. Returns what rp_step does. */
-int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec);
-/* [lock] The same; now: the clock, read just before. */
-int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);
+needs_lock void rc_effects(struct rref_ctx *ctx); /* carries out what is due */
+/* A step and its effects. ev->now is filled in. Returns what rp_step does. */
+needs_lock int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec);
+/* The same; now: the clock, read just before. */
+needs_lock int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);
 
 #endif

@@ -25,9 +25,9 @@ enum { FREE, MINE, POSTED, LANDED };
 struct rc_flight {
 	cache_aligned _Atomic uint32_t state; /* of a thread from MINE on; LANDED publishes status */
 	int status;
-	struct rref_future *f;       /* [lock] it was handed over: whose READ it is */
-	struct rc_landing *landing;  /* [lock] it was given up: where the device may still write */
-	struct rc_flight *next;      /* [lock] ctx->flights */
+	struct rref_future *f;	/* under the lock; it was handed over: whose READ it is */
+	struct rc_landing *landing;	/* under the lock; it was given up: where the device may still write */
+	struct rc_flight *next;	/* under the lock; ctx->flights */
 };
 
 /* Cookies of operations (rc_op_token) never have the highest bit. */
@@ -38,7 +38,7 @@ struct rc_flight {
 #define TURN 16u
 #define LOOKS 4u /* before these, at READs only */
 
-static struct rc_flight *get(struct rref_ctx *ctx)
+static needs_lock struct rc_flight *get(struct rref_ctx *ctx)
 {
 	struct rc_flight *fl;
 
@@ -123,7 +123,7 @@ bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_fu
 }
 
 /* One that its thread left. */
-static void land_without(struct rref_ctx *ctx, struct rc_flight *fl, int status, int wc)
+static needs_lock void land_without(struct rref_ctx *ctx, struct rc_flight *fl, int status, int wc)
 {
 	struct rref_future *f = fl->f;
 	struct rc_landing *v = fl->landing;
@@ -175,7 +175,7 @@ void rc_flights_fail(struct rref_ctx *ctx, int status)
 	}
 }
 
-void rc_flights_close(struct rref_ctx *ctx)
+is_alone void rc_flights_close(struct rref_ctx *ctx)
 {
 	while (ctx->flights) {
 		struct rc_flight *fl = ctx->flights;

@@ -3,6 +3,7 @@
 #ifndef RC_READ_INTERNAL_H
 #define RC_READ_INTERNAL_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* read.c */
@@ -12,7 +13,7 @@ bool rc_read_hard_failure(int posted);      /* of post_reads: not for want of a 
 void rc_read_count_posted(struct rref_ctx *ctx, int posted);
 void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked); /* for a connection, or a slot */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n);
-void rc_read_ended(struct rref_future *f, int status, int wc); /* [lock] the only READ of f's, which brought no other's value */
+needs_lock void rc_read_ended(struct rref_future *f, int status, int wc); /* the only READ of f's, which brought no other's value */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v); /* f is such a read, or another thread's */
 
 /* to_here.c */
@@ -53,10 +54,10 @@ void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, 
 void rc_run_undo(struct rref_future *f); /* it is not: its READ was not posted */
 
 /* split.c */
-/* all [lock] */
-bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
-bool rc_piece_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
-void rc_pieces_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
+/* all */
+needs_lock bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
+needs_lock bool rc_piece_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
+needs_lock void rc_pieces_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
 /* Any provider's. The next pieces, at most max, into r; advances f->next and f->header_asked. */
 unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
 /* Takes that back for r[from..n), which could not be posted. */
@@ -78,6 +79,6 @@ void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted 
 uint64_t rc_flight_begin(struct rc_flight *fl);
 void rc_flight_undo(struct rc_flight *fl);
 bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */
-bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status); /* [lock] */
+needs_lock bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status);
 
 #endif

@@ -32,7 +32,7 @@
 /* What is copied of a payload over shm before others get their turn. */
 #define TURN_BYTES (UINT64_C(1) << 20)
 
-static void read_done(struct rref_future *f, bool locked);
+static lock_by_flag void read_done(struct rref_future *f, bool locked);
 
 static struct rc_peer *peer_of(const struct rref_future *f)
 {
@@ -67,7 +67,7 @@ static bool outlived(const struct rref_future *f)
 }
 
 /* The session stands in which its location was learned: a READ that was lost may be posted again, over another connection. */
-static bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
+static needs_lock bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
 {
 	if (f->fetch)
 		return rc_same_session(f->ctx, p->rank, f->fetch->epoch);
@@ -191,7 +191,7 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 }
 
 /* No slot or no connection: wait for one, behind those who wait already. */
-void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked)
+lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 
@@ -275,7 +275,7 @@ static bool start_inline(struct rref_future *f, struct rc_peer *p)
  * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in read_done).
  * A connection is pinned by p->readers: the fence stores conn = NULL, then waits for readers to be 0 (both sc).
  */
-void rc_read_start(struct rref_future *f, bool locked)
+lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 	struct rc_peer *p = peer_of(f);
@@ -304,7 +304,7 @@ void rc_read_start(struct rref_future *f, bool locked)
 		rc_unlock(ctx);
 }
 
-/* As if it had been started here and all of it were at the device. [lock, or nobody else knows f] */
+/* As if it had been started here and all of it were at the device. Under the lock, or nobody else knows f. */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v)
 {
 	f->peer = ref->owner;
@@ -342,7 +342,7 @@ void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fut
 		post_singles(ctx, p, single, nr, false);
 }
 
-static void wait_first(struct rref_future *f, struct rc_peer *p)
+static needs_lock void wait_first(struct rref_future *f, struct rc_peer *p)
 {
 	struct list *n = &f->node;
 
@@ -354,7 +354,7 @@ static void wait_first(struct rref_future *f, struct rc_peer *p)
 }
 
 /* The reads of one message each at the head of the queue, with one doorbell. False: not all of them found a slot. */
-static bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
+static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rref_future *f[RC_BATCH_MAX];
 	struct rc_runs runs;
@@ -422,7 +422,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /* A READ of f's has ended. in_run: it brought others too. */
-static void ended(struct rref_future *f, int status, int wc, bool in_run)
+static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_run)
 {
 	struct rc_peer *p = peer_of(f);
 
@@ -478,7 +478,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 }
 
 /* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
-static void read_done(struct rref_future *f, bool locked)
+static lock_by_flag void read_done(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 	int status = f->read_status;
@@ -508,7 +508,7 @@ static void read_done(struct rref_future *f, bool locked)
 }
 
 /* Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is held for long. */
-static void turn_inline(struct rref_future *f, struct rc_peer *p)
+static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 {
 	struct rref_ctx *ctx = f->ctx;
 	bool over = false;

@@ -3,20 +3,21 @@
 #ifndef RC_READ_READ_H
 #define RC_READ_READ_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
-void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p); /* [lock] */
-void rc_read_fail(struct rref_future *f, int status);       /* [lock] at once, or when its last piece has come back */
-void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc); /* [lock] */
-void rc_read_turn(struct rref_future *f);                   /* [lock, let go of meanwhile] of a payload */
+needs_lock void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p);
+needs_lock void rc_read_fail(struct rref_future *f, int status); /* at once, or when its last piece has come back */
+needs_lock void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc);
+needs_lock void rc_read_turn(struct rref_future *f); /* of a payload. Lets go of the lock meanwhile. */
 
 /* to_here.c */
-void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* [lock] for value or location */
+needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* for value or location */
 
 /* split.c */
-void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
+needs_lock void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
 
 /* fast.c */
 enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class of landing block */
@@ -30,8 +31,8 @@ void rc_quick_close(struct rref_ctx *ctx);
 void rc_quick_fork_child(void);
 
 /* in_flight.c */
-bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* [lock] false: not of a flight */
-void rc_flights_fail(struct rref_ctx *ctx, int status);     /* [lock] no device touches their landing places any more */
+needs_lock bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* false: not of a flight */
+needs_lock void rc_flights_fail(struct rref_ctx *ctx, int status); /* no device touches their landing places any more */
 void rc_flights_close(struct rref_ctx *ctx);
 
 /* What is said of a READ whose connection broke under it: nothing about the READ itself. */

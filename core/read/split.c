@@ -75,19 +75,19 @@ static bool is_short(const struct rref_future *f, const struct rc_peer *p)
 	return f->length <= p->max_msg;
 }
 
-static uint64_t room(const struct rc_pieces *q)
+static needs_lock uint64_t room(const struct rc_pieces *q)
 {
 	return q->bytes < ROOM ? ROOM - q->bytes : 0;
 }
 
-static bool has_room(const struct rref_future *f, const struct rc_peer *p)
+static needs_lock bool has_room(const struct rref_future *f, const struct rc_peer *p)
 {
 	uint64_t left = f->length - f->next + (f->header_asked ? 0 : RC_HEADER_BYTES);
 
 	return is_short(f, p) || room(&p->pieces) >= min_of(left, LEAST);
 }
 
-static void put(struct rc_pieces *q, struct rref_future *f, bool first)
+static needs_lock void put(struct rc_pieces *q, struct rref_future *f, bool first)
 {
 	if (first)
 		list_add(&q->reads, &f->node);
@@ -96,14 +96,14 @@ static void put(struct rc_pieces *q, struct rref_future *f, bool first)
 	q->nr_reads++;
 }
 
-static void take(struct rc_pieces *q, struct rref_future *f)
+static needs_lock void take(struct rc_pieces *q, struct rref_future *f)
 {
 	list_del(&f->node);
 	q->nr_reads--;
 }
 
 /* All for which there is room, one piece at least; what is left waits. As post_reads. */
-static int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+static needs_lock int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_pieces *q = &p->pieces;
 	struct rv_read r[POST_MAX];

@@ -22,7 +22,7 @@
 
 /*
  * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
- * consumed if that fails, which completes the future. f->handle is set. [lock]
+ * consumed if that fails, which completes the future. f->handle is set.
  */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline)
 {

@@ -135,7 +135,7 @@ void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /* Tells whether another attempt is to be made as soon as its time has come. */
-static bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
+static needs_lock bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	if (p->state != RC_PEER_DOWN || p->said_goodbye)
 		return false;

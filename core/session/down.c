@@ -14,8 +14,8 @@
 #include "core/ctx.h"
 #include "core/session/internal.h"
 
-/* Takes one death that the program has not heard of. [lock] */
-static bool take(struct rc_down *d, int *err, char *text, size_t size)
+/* Takes one death that the program has not heard of. */
+static needs_lock bool take(struct rc_down *d, int *err, char *text, size_t size)
 {
 	if (!d->nr) {
 		d->queued = false;

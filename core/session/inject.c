@@ -170,7 +170,7 @@ static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 	return parse_values(s + length, r);
 }
 
-int rc_inject_open(struct rref_ctx *ctx)
+is_alone int rc_inject_open(struct rref_ctx *ctx)
 {
 	const char *spec = getenv("RREF_INJECT");
 	struct rc_inject *in;
@@ -200,7 +200,7 @@ int rc_inject_open(struct rref_ctx *ctx)
 	return 0;
 }
 
-static void let_go(struct rref_ctx *ctx, struct held *h)
+static needs_lock void let_go(struct rref_ctx *ctx, struct held *h)
 {
 	list_del(&h->node);
 	ctx->peers[h->to].nr_queued--;
@@ -208,7 +208,7 @@ static void let_go(struct rref_ctx *ctx, struct held *h)
 	free(h);
 }
 
-void rc_inject_close(struct rref_ctx *ctx)
+is_alone void rc_inject_close(struct rref_ctx *ctx)
 {
 	while (ctx->inject && !list_empty(&ctx->inject->held))
 		let_go(ctx, container_of(ctx->inject->held.next, struct held, node));
@@ -228,7 +228,7 @@ static bool matches(const struct rule *r, uint32_t to, const struct rw_message *
 }
 
 /* The rule that counts for this message, among those of the one layer or the other. It is used up by one. */
-static struct rule *find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
+static needs_lock struct rule *find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
 {
 	struct rc_inject *in = ctx->inject;
 	struct rw_message m;
@@ -255,7 +255,7 @@ int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 	return find(ctx, to, bytes, length, true) ? -EIO : 0;
 }
 
-static void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, int64_t ns)
+static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, int64_t ns)
 {
 	struct held *h = malloc(sizeof(*h));
 	struct rc_outgoing *o = h ? rc_outgoing_make(bytes, length) : NULL;

@@ -29,16 +29,17 @@
 #ifndef RC_INJECT_H
 #define RC_INJECT_H
 
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 #ifdef RREF_INJECT
 int rc_inject_open(struct rref_ctx *ctx); /* 0, or -EINVAL with a text: the rules cannot be understood */
 void rc_inject_close(struct rref_ctx *ctx);
-int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length);  /* [lock] 1: it is ours now; -ENOMEM */
-int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length);  /* [lock] 0 or -errno */
-void rc_inject_tick(struct rref_ctx *ctx, int64_t now);                   /* [lock] */
-int64_t rc_inject_due(const struct rref_ctx *ctx);                        /* [lock] INT64_MAX = nothing is held */
-void rc_inject_forget(struct rref_ctx *ctx, uint32_t to);                 /* [lock] its session ended */
+needs_lock int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length); /* 1: it is ours now; -ENOMEM */
+needs_lock int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length); /* 0 or -errno */
+needs_lock void rc_inject_tick(struct rref_ctx *ctx, int64_t now);
+needs_lock int64_t rc_inject_due(const struct rref_ctx *ctx); /* INT64_MAX = nothing is held */
+needs_lock void rc_inject_forget(struct rref_ctx *ctx, uint32_t to); /* its session ended */
 #else
 static inline int rc_inject_open(struct rref_ctx *ctx) { (void)ctx; return 0; }
 static inline void rc_inject_close(struct rref_ctx *ctx) { (void)ctx; }

@@ -34,7 +34,7 @@
 #define GRACE_NS (1 * NSEC_PER_SEC)
 #define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
 
-int rc_peers_open(struct rref_ctx *ctx)
+is_alone int rc_peers_open(struct rref_ctx *ctx)
 {
 	ctx->peers = aligned_alloc(CACHE_LINE, ctx->world * sizeof(*ctx->peers));
 	if (!ctx->peers)
@@ -142,7 +142,7 @@ static int fail_unreachable(const struct rc_peer *p, const char *why)
 }
 
 /* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
-static int dial(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock int dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	const struct rc_key *key;
 	uint8_t hello[RV_HELLO_MAX];

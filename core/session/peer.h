@@ -13,6 +13,7 @@
 #include "base/atomic.h"
 #include "base/util.h"
 #include "core/base/hook.h"
+#include "core/base/locked.h"
 #include "core/group/group.h"
 #include "core/protocol/protocol.h"
 #include "core/session/resume.h"
@@ -23,7 +24,7 @@ struct rc_traffic { /* control messages that went out and came in */
 	uint64_t sent, received, sent_bytes, received_bytes;
 };
 
-/* How a peer's heartbeat was seen; stall.c. [lock] */
+/* How a peer's heartbeat was seen; stall.c. */
 struct rc_stall {
 	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
 	int64_t looked_at;
@@ -34,14 +35,14 @@ struct rc_stall {
 
 /* Reads in pieces, over hardware; read/split.c */
 struct rc_pieces {
-	struct list reads;            /* [lock] that have further ones to post */
-	uint32_t nr_reads;            /* [lock] */
-	uint64_t bytes;               /* [lock] in flight over this connection, of those that need turns */
-	uint64_t connection;          /* [lock] counts them; not 0 */
-	uint32_t outstanding;         /* [lock] pieces at this connection, of all */
+	struct list reads under_lock; /* that have further ones to post */
+	uint32_t nr_reads under_lock;
+	uint64_t bytes under_lock; /* in flight over this connection, of those that need turns */
+	uint64_t connection under_lock; /* counts them; not 0 */
+	uint32_t outstanding under_lock; /* pieces at this connection, of all */
 };
 
-/* Deaths of a peer that the program has not heard of; down.c. [lock] */
+/* Deaths of a peer that the program has not heard of; down.c. */
 struct rc_down {
 	struct rc_hook hook;
 	bool queued;                  /* the hook is to be run, or runs */
@@ -65,62 +66,62 @@ struct rc_peer {
 	struct rv_dev *dev;           /* [const] */
 	struct rc_device *device;     /* [const] the same */
 	enum rv_kind kind;            /* [const] */
-	enum rc_peer_state state;     /* [lock] */
-	bool said_goodbye;            /* [lock] its end is orderly */
-	bool goodbye_sent;            /* [lock] ours, in this session */
-	bool ever_up;                 /* [lock] there was a session */
-	bool fenced;                  /* [lock] the machine shares nothing with it until a new session is up */
-	bool nobody;                  /* [lock] the last attempt found no listener: its process is gone */
-	bool cut_off;                 /* [lock] its last session ended because nothing answered, and nothing has since */
-	uint32_t nr_silent;           /* [lock] attempts in a row that came to nothing, without a refusal */
-	uint64_t pinged, ponged;      /* [lock] last PING sent, last PONG seen */
-	bool authenticated;           /* [lock] server: proof seen; client: its answer seen */
-	int64_t auth_by;              /* [lock] when an attempt at a session ends that the peer has not answered */
-	struct rv_conn *link;         /* [lock] connection in any state */
-	struct rc_handshake hs;       /* [lock] */
-	uint32_t epoch;               /* [lock] of the current or last session */
-	uint64_t hello_number;        /* [lock] of its last hello */
-	int64_t hellos_since;         /* [lock] begin of the second that nr_hellos is of */
-	uint32_t nr_hellos;           /* [lock] RC_HELLOS_MAX of them are taken */
-	uint64_t send_seq, recv_seq;  /* [lock] */
-	struct rc_unacked unacked;    /* [lock] */
-	struct rc_resume resume;      /* [lock] */
-	struct list queue;            /* [lock] struct rc_outgoing */
-	uint32_t nr_queued;           /* [lock] those that a test holds back included */
-	int64_t resend_at;            /* [lock] the head of the queue failed to be sent: not before; 0 = at once */
-	size_t queued_bytes;          /* [lock] bounded, see send.c */
-	uint32_t nr_drops;            /* [lock] struct rc_incoming that are dropped when confirmed */
-	_Atomic uint64_t call_bytes;  /* of its calls that were open here, less those that ended under the lock. [lock] writes */
+	enum rc_peer_state state under_lock;
+	bool said_goodbye under_lock; /* its end is orderly */
+	bool goodbye_sent under_lock; /* ours, in this session */
+	bool ever_up under_lock; /* there was a session */
+	bool fenced under_lock; /* the machine shares nothing with it until a new session is up */
+	bool nobody under_lock; /* the last attempt found no listener: its process is gone */
+	bool cut_off under_lock; /* its last session ended because nothing answered, and nothing has since */
+	uint32_t nr_silent under_lock; /* attempts in a row that came to nothing, without a refusal */
+	uint64_t pinged under_lock, ponged under_lock; /* last PING sent, last PONG seen */
+	bool authenticated under_lock; /* server: proof seen; client: its answer seen */
+	int64_t auth_by under_lock; /* when an attempt at a session ends that the peer has not answered */
+	struct rv_conn *link under_lock; /* connection in any state */
+	struct rc_handshake hs under_lock;
+	uint32_t epoch under_lock; /* of the current or last session */
+	uint64_t hello_number under_lock; /* of its last hello */
+	int64_t hellos_since under_lock; /* begin of the second that nr_hellos is of */
+	uint32_t nr_hellos under_lock; /* RC_HELLOS_MAX of them are taken */
+	uint64_t send_seq under_lock, recv_seq under_lock;
+	struct rc_unacked unacked under_lock;
+	struct rc_resume resume under_lock;
+	struct list queue under_lock; /* struct rc_outgoing */
+	uint32_t nr_queued under_lock; /* those that a test holds back included */
+	int64_t resend_at under_lock; /* the head of the queue failed to be sent: not before; 0 = at once */
+	size_t queued_bytes under_lock; /* bounded, see send.c */
+	uint32_t nr_drops under_lock; /* struct rc_incoming that are dropped when confirmed */
+	_Atomic uint64_t call_bytes;	/* of its calls that were open here, less those that ended under the lock.; written under the lock */
 	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
-	struct list waiting;          /* [lock] reads that wait for a connection or a slot */
+	struct list waiting under_lock; /* reads that wait for a connection or a slot */
 	struct rc_pieces pieces;
-	int64_t retry_at;             /* [lock] no new attempt before */
-	int64_t grace_at;             /* [lock] 0 = none */
-	int64_t probe_at;             /* [lock] */
-	uint64_t beacon_addr;         /* [lock] what to READ to learn whether its device answers */
+	int64_t retry_at under_lock; /* no new attempt before */
+	int64_t grace_at under_lock; /* 0 = none */
+	int64_t probe_at under_lock;
+	uint64_t beacon_addr under_lock; /* what to READ to learn whether its device answers */
 	uint32_t beacon_rkey;
-	bool probing;                 /* [lock] */
-	struct rc_stall stall;        /* [lock] */
+	bool probing under_lock;
+	struct rc_stall stall under_lock;
 	_Atomic(const char *) why_later; /* why it has no connection yet; NULL = unknown */
 	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
-	_Atomic int64_t silent_since; /* no attempt at a session was answered since; 0 = none was made, or one was. [lock] writes */
+	_Atomic int64_t silent_since;	/* no attempt at a session was answered since; 0 = none was made, or one was.; written under the lock */
 	uint64_t max_msg;             /* [const] */
 	uint32_t max_sge;             /* [const] */
-	char why[RP_TEXT_MAX];        /* [lock] last failure */
-	struct rc_traffic traffic;    /* [lock] */
-	uint32_t nr_sessions;         /* [lock] that came up */
-	uint32_t nr_fences;           /* [lock] each of which drops the messages that wait */
-	int64_t heard_at;             /* [lock] its last message, or its device's last sign of life; 0 = never */
-	struct rc_down down;          /* [lock] */
+	char why[RP_TEXT_MAX] under_lock; /* last failure */
+	struct rc_traffic traffic under_lock;
+	uint32_t nr_sessions under_lock; /* that came up */
+	uint32_t nr_fences under_lock; /* each of which drops the messages that wait */
+	int64_t heard_at under_lock; /* its last message, or its device's last sign of life; 0 = never */
+	struct rc_down down under_lock;
 	_Atomic bool alive;
 	/* read path: pinned connection */
 	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
 	_Atomic uint32_t readers;     /* sc: the fence stores conn = NULL and waits for 0 */
 	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
-	bool has_key;                 /* [lock] */
-	struct rc_key key;            /* [lock] of the pair; rc_peer_key */
+	bool has_key under_lock;
+	struct rc_key key under_lock; /* of the pair; rc_peer_key */
 };
 
 /* Tells whether a connection could not be made for want of something here, which may come back. */
@@ -145,7 +146,7 @@ struct rc_device {
 	struct rv_dev *dev;          /* NULL = not open */
 	struct rv_caps caps;
 	char why_not[RREF_TEXT_SIZE];
-	bool lost;                   /* [lock] */
+	bool lost under_lock;
 };
 
 struct rc_region {

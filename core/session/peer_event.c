@@ -36,7 +36,7 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 }
 
 /* Counts a hello for a new session, and tells whether it is one too many in this second. */
-static bool comes_too_often(struct rc_peer *p)
+static needs_lock bool comes_too_often(struct rc_peer *p)
 {
 	int64_t now = now_ns();
 
@@ -47,7 +47,7 @@ static bool comes_too_often(struct rc_peer *p)
 	return ++p->nr_hellos > RC_HELLOS_MAX;
 }
 
-static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
 	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
 	uint8_t answer[RV_ANSWER_MAX];
@@ -143,7 +143,7 @@ static void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct r
 	}
 }
 
-static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message proof = { .frame.type = RW_AUTH };
 	int err;
@@ -177,7 +177,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 		rc_contact_over(ctx, p, "the session could not be started");
 }
 
-static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	char text[RP_TEXT_MAX] = "";
 	int err = ev->status;
@@ -196,7 +196,7 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	rc_contact_failed(ctx, p, err, ev->len ? text : NULL);
 }
 
-static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = p->rank, .epoch = p->epoch };
 
@@ -212,7 +212,7 @@ static void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 
 /* The first message of a session is the proof (to the server) or its answer (to the client). 0,
  * or why there is no session. */
-static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m, welcome = { .frame.type = RW_AUTH };
 	int err;
@@ -250,7 +250,7 @@ static int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struc
 
 /* Gives up a session that could not begin. A failure here is not the peer's fault: only its proof
  * says something of its key. */
-static void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
+static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
 {
 	bool is_its_fault = err == -EKEYREJECTED || err == -EPROTO;
 	char why[RP_TEXT_MAX];
@@ -263,7 +263,7 @@ static void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
 		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
 
-static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	rc_count_received(ctx, p, ev->data, ev->len);
 	if (p->authenticated) {
@@ -285,7 +285,7 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 	ctx->session_events->read_ended(ctx, p, cookie, status, wc);
 }
 
-static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
 	struct rc_peer *p = ev->user;
 
@@ -362,8 +362,8 @@ static void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct
 	}
 }
 
-static __attribute__((noinline)) void any_event(struct rref_ctx *ctx, struct rc_device *d,
-						const struct rv_event *ev)
+static __attribute__((noinline)) needs_lock void any_event(struct rref_ctx *ctx, struct rc_device *d,
+							   const struct rv_event *ev)
 {
 	struct rc_error scratch;
 

@@ -53,7 +53,7 @@ static int64_t attempt_ns(const struct rref_ctx *ctx)
 	return max_of(patience_ns(ctx) / 3, 50 * NSEC_PER_MSEC);
 }
 
-static int64_t again_ns(const struct rc_peer *p)
+static needs_lock int64_t again_ns(const struct rc_peer *p)
 {
 	return min_of(AGAIN_NS * (1 + p->resume.attempts), AGAIN_LAST_NS);
 }
@@ -76,7 +76,7 @@ void rc_resume_over(struct rc_peer *p)
 }
 
 /* True: it was once too often, and the session is fenced. */
-static bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_resume *r = &p->resume;
 	uint32_t refused = at_xchg_acq(&r->refused, 0);
@@ -97,7 +97,7 @@ static bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /* What was to take the old connection's place is not going to. */
-static void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
+static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
 {
 	if (p->link)
 		p->ops->close_conn(p->link);
@@ -128,7 +128,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	       p->rank, why);
 }
 
-static void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	uint8_t hello[RV_HELLO_MAX];
 	size_t length;
@@ -181,7 +181,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 }
 
 /* Both have proved who they are, and each knows what the other has got. */
-static void resumed(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_resume *r = &p->resume;
 
@@ -195,7 +195,7 @@ static void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /* How far the peer says that our messages came. False: it cannot be, and the session is fenced. */
-static bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
+static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
 	if (!rc_send_resume(ctx, p, received))
 		return true;
@@ -204,7 +204,7 @@ static bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t rece
 	return false;
 }
 
-static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	uint8_t proof[RC_MAC_BYTES];
 
@@ -224,7 +224,7 @@ static void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct r
 		drop_link(ctx, p, again_ns(p));
 }
 
-static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
 	bool dialled = p->resume.step == RC_RESUME_DIAL;
@@ -258,7 +258,7 @@ static void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 }
 
 /* The client's proof, or the server's word that it has seen it. */
-static void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m;
 

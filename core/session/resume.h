@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/util.h"
+#include "core/base/locked.h"
 
 struct rref_ctx;
 struct rc_peer;
@@ -25,7 +26,7 @@ enum rc_resume_step {
 	RC_RESUME_ACCEPT,  /* the peer's: its proof is not here yet */
 };
 
-struct rc_resume { /* [lock] */
+struct rc_resume {
 	bool broken;             /* the session stands, its connection does not */
 	enum rc_resume_step step;
 	int64_t by;              /* when the session ends if it is still broken */
@@ -45,7 +46,7 @@ struct rc_resume { /* [lock] */
 #define RC_ACK_EVERY 32u /* messages that came, and none went back */
 
 /* Messages that were sent and not acknowledged, and those of a broken connection that are to be sent again. */
-struct rc_unacked { /* [lock] */
+struct rc_unacked {
 	struct list sent;        /* struct rc_outgoing, in the order of their numbers */
 	struct list again;       /* the same, behind those: not sent over the connection at hand yet */
 	uint64_t acked;          /* number of the last one the peer is known to have; sent and again hold those after it */
@@ -57,21 +58,21 @@ struct rc_unacked { /* [lock] */
 #define RC_SCORE_ACCESS 8u
 #define RC_SCORE_LIMIT 64u
 
-bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status); /* [lock] is the end of its connection not the session's? */
-/* [lock] The connection is gone; the session waits for another. The fence's first two steps, and nothing of the third. */
-void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
-void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
-		       const struct rv_event *ev);           /* [lock] a hello that asks to resume, of that peer */
-void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev); /* [lock] of its link, while broken */
-void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now); /* [lock] */
-int64_t rc_resume_due(const struct rc_peer *p);              /* [lock] when the next tick has work; INT64_MAX = none */
-void rc_resume_over(struct rc_peer *p);                      /* [lock] the session ended */
+needs_lock bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status); /* is the end of its connection not the session's? */
+/* The connection is gone; the session waits for another. The fence's first two steps, and nothing of the third. */
+needs_lock void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
+needs_lock void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
+				  const struct rv_event *ev); /* a hello that asks to resume, of that peer */
+needs_lock void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev); /* of its link, while broken */
+needs_lock void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
+needs_lock int64_t rc_resume_due(const struct rc_peer *p); /* when the next tick has work; INT64_MAX = none */
+needs_lock void rc_resume_over(struct rc_peer *p); /* the session ended */
 
 /* send.c */
-int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack); /* [lock] 0, or -EPROTO: what was never sent */
-int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received); /* [lock] the same, and what is behind is sent again */
-void rc_send_again(struct rc_peer *p);                       /* [lock] the connection is gone: all that is not acknowledged */
-int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof); /* [lock] what came so far. 0 or -errno */
-void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p);  /* [lock] see rc_send_after */
+needs_lock int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack); /* 0, or -EPROTO: what was never sent */
+needs_lock int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received); /* the same, and what is behind is sent again */
+needs_lock void rc_send_again(struct rc_peer *p); /* the connection is gone: all that is not acknowledged */
+needs_lock int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof); /* what came so far. 0 or -errno */
+needs_lock void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p); /* see rc_send_after */
 
 #endif

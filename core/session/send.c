@@ -45,7 +45,7 @@ static void free_all(struct list *head)
 		free(container_of(n, struct rc_outgoing, node));
 }
 
-void rc_send_close(struct rref_ctx *ctx)
+is_alone void rc_send_close(struct rref_ctx *ctx)
 {
 	rc_inject_close(ctx);
 	if (ctx->spare_messages.next)
@@ -67,14 +67,14 @@ static struct rc_outgoing *make(uint32_t room)
 	return o;
 }
 
-static void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
+static needs_lock void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	ctx->nr_spare_messages++;
 	list_add(&ctx->spare_messages, &o->node);
 }
 
 /* A worker without memory must still refuse a call, and tell what others rely on. */
-int rc_send_open(struct rref_ctx *ctx)
+is_alone int rc_send_open(struct rref_ctx *ctx)
 {
 	list_init(&ctx->spare_messages);
 	for (unsigned i = 0; i < RESERVE; i++) {
@@ -88,7 +88,7 @@ int rc_send_open(struct rref_ctx *ctx)
 }
 
 /* It is in no list. */
-static inline struct rc_outgoing *make_small(struct rref_ctx *ctx)
+static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 {
 	struct rc_outgoing *o;
 
@@ -113,7 +113,7 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 }
 
 /* The one that came last goes first: it is in the cache. */
-static inline void over(struct rref_ctx *ctx, struct rc_outgoing *o)
+static inline needs_lock void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	if (unlikely(o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES)) {
 		free(o);
@@ -128,19 +128,19 @@ void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
 }
 
 /* Messages go over its connection now. */
-static bool is_open(const struct rc_peer *p)
+static needs_lock bool is_open(const struct rc_peer *p)
 {
 	return p->state == RC_PEER_UP && p->link && !p->resume.broken;
 }
 
 /* Tells whether this message may go over its connection now. The proof goes before there is a session. */
-static bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
+static needs_lock bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
 {
 	return is_open(p) || (p->state == RC_PEER_PROVING && *o->bytes == RW_AUTH);
 }
 
 /* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
-static inline int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline needs_lock int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
 
@@ -156,7 +156,7 @@ static inline int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoi
 }
 
 /* One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the caller's. */
-static inline int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	int err;
 
@@ -178,7 +178,7 @@ static bool may_pass(int err)
 }
 
 /* The head of the queue failed for the tries-th time: when it is tried again. */
-static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
+static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 {
 	int64_t wait = min_of(RETRY_FIRST_NS << (tries - 1), RETRY_LAST_NS);
 
@@ -190,7 +190,7 @@ static void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 }
 
 /* One that may wait for long, with a million others, takes no more than it needs. Without memory it does. */
-static struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
+static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	struct rc_outgoing *tight = o->room > o->length ? rc_outgoing_make(o->bytes, o->length) : NULL;
 
@@ -201,7 +201,7 @@ static struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
 }
 
 /* Consumes o. */
-static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint16_t tries)
+static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint16_t tries)
 {
 	o = fitted(ctx, o);
 	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
@@ -221,13 +221,13 @@ static int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *
 }
 
 /* Messages go out at once: nothing else has to go before. */
-static inline bool is_clear(const struct rc_peer *p)
+static inline needs_lock bool is_clear(const struct rc_peer *p)
 {
 	return is_open(p) && list_empty(&p->queue) && list_empty(&p->unacked.again);
 }
 
 /* It could not go out at once. Consumes o. */
-static __attribute__((noinline)) int send_later(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, int err)
+static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, int err)
 {
 	if (err == -EMSGSIZE) {
 		free(o);
@@ -237,7 +237,7 @@ static __attribute__((noinline)) int send_later(struct rref_ctx *ctx, struct rc_
 }
 
 /* A whole message to a peer that is there or on the way. Consumes o. */
-static int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	/* The proof and its answer go before everything else: they bring the session up. */
 	bool first = *o->bytes == RW_AUTH;
@@ -283,7 +283,7 @@ static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 	return o;
 }
 
-static __attribute__((noinline)) int send_any(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
 	struct rc_outgoing *o;
@@ -348,14 +348,14 @@ void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 	rc_error_back(&scratch);
 }
 
-static void take_out(struct rc_peer *p, struct rc_outgoing *o)
+static needs_lock void take_out(struct rc_peer *p, struct rc_outgoing *o)
 {
 	list_del(&o->node);
 	p->nr_queued--;
 	p->queued_bytes -= sizeof(*o) + o->length;
 }
 
-static void put_back(struct rc_peer *p, struct rc_outgoing *o)
+static needs_lock void put_back(struct rc_peer *p, struct rc_outgoing *o)
 {
 	list_add_tail(p->queue.next, &o->node);
 	p->nr_queued++;
@@ -363,7 +363,7 @@ static void put_back(struct rc_peer *p, struct rc_outgoing *o)
 }
 
 /* The head of the queue, which is o, cannot be sent. */
-static void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, int err)
+static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, int err)
 {
 	struct rw_message m;
 	char why[RP_TEXT_MAX];
@@ -495,7 +495,7 @@ void rc_send_unproved(struct rc_peer *p)
 /* ---- what came, there and here ---- */
 
 /* The peer has the next n. */
-static inline void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
+static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
 {
 	p->unacked.acked += n;
 	p->unacked.nr -= n;

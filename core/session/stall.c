@@ -99,7 +99,7 @@ void rc_stall_end(struct rc_peer *p)
 }
 
 /* What would stay pinned for its sake. */
-static bool holds_something(struct rref_ctx *ctx, const struct rc_peer *p)
+static needs_lock bool holds_something(struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	struct rp_peer_counts c;
 
@@ -107,7 +107,7 @@ static bool holds_something(struct rref_ctx *ctx, const struct rc_peer *p)
 	return c.forks || c.pending_children || at_load(&p->offer_bytes);
 }
 
-static void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	struct rw_message m = { .frame.type = RW_FENCED, .u.number = (uint64_t)p->stall.still_ns };
 
@@ -116,7 +116,7 @@ static void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	p->stall.fence_at = now + TELL_NS;
 }
 
-static void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	struct rc_stall *s = &p->stall;
 	int64_t since = now - s->looked_at, most = 2 * look_ns(ctx, p) + NSEC_PER_SEC;
@@ -135,7 +135,7 @@ static void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		begin_fence(ctx, p, now);
 }
 
-static void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
+static needs_lock void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
 {
 	if (at_load(&p->stalled_ns))
 		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) goes on after it stood still for %s s",
@@ -146,7 +146,7 @@ static void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
 }
 
 /* A READ of its heartbeat came back. */
-static void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	uint64_t count = __atomic_load_n(&ctx->probe_landing[p->rank], __ATOMIC_RELAXED);
 
@@ -174,7 +174,7 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
  * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
  * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
  */
-static void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	void *base;
 	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);

@@ -142,8 +142,8 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 	rc_step(ctx, &ev, NULL);
 }
 
-/* Nobody holds it any more. [lock] */
-static void over(struct rref_ctx *ctx, struct rref *h)
+/* Nobody holds it any more. */
+static needs_lock void over(struct rref_ctx *ctx, struct rref *h)
 {
 	if (ctx->machine)
 		rc_handle_end(ctx, h);

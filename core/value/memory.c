@@ -157,7 +157,7 @@ static void beacon_close(struct rref_ctx *ctx)
  * The beacon has a region of its own: every peer is told its key, and that key must not open values. The landing place
  * is the first block of its arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
  */
-static int beacons_open(struct rref_ctx *ctx)
+static is_alone int beacons_open(struct rref_ctx *ctx)
 {
 	void *mem;
 	int err = beacon_page(ctx);
@@ -178,7 +178,7 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 	out->beacon_rkey = ctx->beacon_region->mr[kind].rkey;
 }
 
-int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
+is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
 	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,

@@ -124,7 +124,7 @@ _Static_assert(sizeof(struct rc_value) == 56, "beside malloc's own word it fits 
 
 /* What few values have. */
 struct rc_value_more {
-	struct rref **refs;       /* [lock] view.nr_refs of them, held by the value: nested.c */
+	struct rref **refs;	/* under the lock; view.nr_refs of them, held by the value: nested.c */
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
 };
@@ -171,7 +171,7 @@ int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, boo
 /* nested.c */
 int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
 void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */
-void rc_values_let_go(struct rref_ctx *ctx);                /* [lock] the context is shut: those that handles still pin */
+needs_lock void rc_values_let_go(struct rref_ctx *ctx); /* the context is shut: those that handles still pin */
 void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs); /* of a value with references */
 void rc_view_let_go(struct rref_view *v);                   /* it is given back */
 
@@ -221,9 +221,9 @@ struct rref {
 	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
 	_Atomic uint8_t lent;        /* a call that is being served holds it for its handler: that hold is not the handler's */
 	bool owned : 1, remote : 1, creator : 1; /* [const] remote: it begins a struct rc_remote */
-	bool unset;                  /* [lock] owner: made by rref_alloc and not set yet */
-	bool ended;                  /* [lock] the machine was told already (shutdown) */
-	bool pins;                   /* [lock] owner: its value, since the shutdown, which is why it failed */
+	bool unset; /* owner: made by rref_alloc and not set yet */
+	bool ended; /* the machine was told already (shutdown) */
+	bool pins; /* owner: its value, since the shutdown, which is why it failed */
 };
 _Static_assert(sizeof(struct rref) <= CACHE_LINE, "there may be millions of them");
 
@@ -232,7 +232,7 @@ struct rc_remote {
 	struct rref ref;
 	struct rp_location loc;      /* user: valid from RC_H_READY */
 	struct rref_id fork;         /* zero of an owner's */
-	struct rref_future *creation;/* [lock] */
+	struct rref_future *creation;	/* under the lock */
 	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
 };
 _Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE, "a quick read looks at two lines of them");
@@ -245,8 +245,8 @@ static inline struct rref_id rc_fork_of(const struct rref *h)
 {
 	return h->remote ? rc_remote(h)->fork : (struct rref_id){ 0 };
 }
-/* [lock] Of an owner's handle; NULL: it has none yet, or it failed. */
-static inline struct rc_value *rc_handle_value(const struct rref *h)
+/* Of an owner's handle; NULL: it has none yet, or it failed. */
+static inline needs_lock struct rc_value *rc_handle_value(const struct rref *h)
 {
 	return h->owned && (h->pins || at_load(&h->state) != RC_H_FAILED) ? h->value : NULL;
 }
@@ -261,18 +261,18 @@ static inline void rc_handle_made_at(struct rref *h, const char *site)
 }
 
 /* handle.c */
-/* [lock] A remote one. NULL: no memory. */
-struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner);
-struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h); /* [lock] every handle; NULL: the first, and after the last */
-void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* [lock] tells the machine, once */
-void rc_handle_put(struct rref *h);                            /* [lock] rref_release under it */
-void rc_handle_free(struct rref *h); /* [lock] */
-void rc_handle_fail(struct rref *h, int err, const char *text); /* [lock] */
-void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text); /* [lock] */
-void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* [lock] user */
+/* A remote one. NULL: no memory. */
+needs_lock struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner);
+needs_lock struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h); /* every handle; NULL: the first, and after the last */
+needs_lock void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* tells the machine, once */
+needs_lock void rc_handle_put(struct rref *h); /* rref_release under it */
+needs_lock void rc_handle_free(struct rref *h);
+needs_lock void rc_handle_fail(struct rref *h, int err, const char *text);
+needs_lock void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text);
+needs_lock void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* user */
 const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
 int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
-void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item); /* [lock] runs one that was pushed */
+needs_lock void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item); /* runs one that was pushed */
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr); /* the first of as many that follow each other */
 static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
 {

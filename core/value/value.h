@@ -4,6 +4,7 @@
 #define RC_VALUE_VALUE_H
 
 #include "core/base/guard.h"
+#include "core/base/locked.h"
 #include "core/ctx.h"
 
 /* devices' registrations, arenas, values, landing blocks */
@@ -13,10 +14,10 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_word(void); /* a value's word: random, not 0 */
 
 /* types.c */
-void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc); /* [lock] */
-void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);     /* [lock] */
-void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);    /* [lock] */
-void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);  /* [lock] */
+needs_lock void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc);
+needs_lock void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);
+needs_lock void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);
+needs_lock void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);
 
 /* A child has neither the view, nor what it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)

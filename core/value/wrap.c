@@ -37,9 +37,9 @@ struct rref_mem {
 	size_t length;
 	size_t mapped;            /* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
 	int fd;                   /* of it; -1 */
-	uint64_t wraps;           /* [lock] values that wrap some of it */
-	uint64_t due;             /* [lock] of these: callbacks are due, and have not begun */
-	struct list node;         /* [lock] ctx->mems */
+	uint64_t wraps;	/* under the lock; values that wrap some of it */
+	uint64_t due;	/* under the lock; of these: callbacks are due, and have not begun */
+	struct list node;	/* under the lock; ctx->mems */
 };
 
 /* A value, and what comes back to the program at its end. */
@@ -53,7 +53,7 @@ struct rc_wrap {
 	bool told;                /* the program has the reference: from now on it hears of the end */
 	struct rc_work work;      /* pushed when the last view is gone */
 	struct rc_hook hook;      /* then: the release callback */
-	struct list node;         /* [lock] ctx->wraps; while the callback runs ctx->wraps_out */
+	struct list node;	/* under the lock; ctx->wraps; while the callback runs ctx->wraps_out */
 };
 
 static struct rc_wrap *wrap_of(const struct rc_value *v)
@@ -335,8 +335,8 @@ static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
 	free(w);
 }
 
-/* Queues the release callback, or frees the value if there is none. [lock] */
-static void give_back_soon(struct rref_ctx *ctx, struct rc_work *work)
+/* Queues the release callback, or frees the value if there is none. */
+static needs_lock void give_back_soon(struct rref_ctx *ctx, struct rc_work *work)
 {
 	struct rc_wrap *w = container_of(work, struct rc_wrap, work);
 
@@ -368,8 +368,8 @@ void rc_wrap_over(struct rc_value *v)
 		rc_unlock(ctx);
 }
 
-/* The release callback of a value in mem that is due and in the queue; NULL: none is. [lock] */
-static struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+/* The release callback of a value in mem that is due and in the queue; NULL: none is. */
+static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	struct list *l, *tmp;
 
@@ -384,8 +384,8 @@ static struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem
 	return NULL;
 }
 
-/* The same, taken out of the queue. [lock] */
-static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
+/* The same, taken out of the queue. */
+static needs_lock struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	rc_work_run_pushed(ctx);
 	struct rc_hook *h = find_due(ctx, mem);
@@ -395,8 +395,8 @@ static struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem
 	return h;
 }
 
-/* A value of mem whose callback runs, NULL: there is none. [lock] */
-static struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem)
+/* A value of mem whose callback runs, NULL: there is none. */
+static needs_lock struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	struct list *l, *tmp;
 
@@ -412,9 +412,9 @@ static struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem
 /*
  * No callback of mem runs on another thread, nor is one about to, popped a moment ago. True too if
  * one is in the queue: it may be taken. Those that run are not waited for in a callback: two would
- * wait for each other. [lock]
+ * wait for each other.
  */
-static bool none_out(struct rref_ctx *ctx, void *arg)
+static needs_lock bool none_out(struct rref_ctx *ctx, void *arg)
 {
 	const struct rref_mem *mem = arg;
 

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 packages() {
 	case $1 in
 	build) echo gcc libc6-dev make binutils pkg-config libibverbs-dev librdmacm-dev libjemalloc-dev libsodium-dev libjson-c-dev ;;
-	check) echo g++ valgrind libcmocka-dev procps python3 libasan8 libtsan2 libubsan1 locales ;;
+	check) echo g++ clang valgrind libcmocka-dev procps python3 libasan8 libtsan2 libubsan1 locales ;;
 	lint) echo python3 pmccabe universal-ctags clang-format ;;
 	perf) echo g++ libbenchmark-dev gnuplot-nox ;;
 	peers) echo perftest ucx-utils openmpi-bin libopenmpi-dev python3 python3-torch iproute2 ;;
