@@ -2,6 +2,7 @@
 # build/, programs to build/bin/.
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
+# SAN=nofast builds there with all fast paths off (include/base/fast.h).
 # O=DIR builds in DIR instead of build/: all, lib, tools, tests, install, demo, sim, perf. The
 # scripts of the tests want build/. V=1 shows the commands. DEPS=no looks for no packages.
 
@@ -40,7 +41,7 @@ HARDEN = -fstack-protector-strong $(FORTIFY)
 SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
 
-CPPFLAGS_ALL := -D_GNU_SOURCE -Iinclude -I. $(CPPFLAGS)
+CPPFLAGS_ALL := -D_GNU_SOURCE $(if $(filter nofast,$(SAN)),-DRREF_NOFAST) -Iinclude -I. $(CPPFLAGS)
 $(B)/test/%.o $(B)/perf/beside.o: private CPPFLAGS_ALL += -Itest/lib
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
@@ -79,7 +80,7 @@ STATIC_TEST := $(B)/librref-test.a
 INJECT := core/session/inject core/session/send
 SHARED := $(B)/$(SO)
 
-.PHONY: all lib tools tests san-tests packages FORCE
+.PHONY: all lib tools tests san-tests nofast-tests packages FORCE
 .DEFAULT_GOAL := all
 ## the library and its tools (the default)
 all: lib tools
@@ -93,6 +94,13 @@ tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
 # TEST=read takes the scripts with that in their name, and the test programs with it in KIND/ROOM/NAME.
 named = $(if $(TEST),$(strip $(foreach t,$1,$(if $(findstring $(TEST),$(or $(patsubst $(BIN)/%,%,$(filter $(BIN)/%,$t)),$(notdir $t))),$t))),$1)
 san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
+# Tests of processes, but those that take no fast path (the group's meeting), and those that spend
+# minutes on silence: what they do is in the others too. The allocator's count its caches.
+NOFAST_PARTS := $(CONF) $(filter-out $(BIN)/proc/group/% \
+	$(addprefix $(BIN)/proc/session/,abuse_test contact_test fence_test stall_test),$(PROC)) \
+	$(filter-out $(BIN)/attack/group/%,$(ATTACK)) \
+	$(filter $(BIN)/unit/wire/% $(BIN)/unit/protocol/% %/slab_test %/crossing_test,$(UNIT))
+nofast-tests: $(call named,$(NOFAST_PARTS))
 
 # Targets with the library's packages alone. Everything else takes the tests' packages too.
 LEAN := all lib tools install uninstall sim $(STATIC) $(SHARED) $(TOOLS) $(DEMO) $(BIN)/rref-perf $(SIM)
@@ -205,7 +213,7 @@ endif
 # $(call build,TEXT,TARGETS) builds, and says now and then how far it is. The packages are there.
 build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-directory DEPS=no $2
 
-.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-roce check-bare lint sim model pictures perf perf-parts \
+.PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run check-nofast check-nofast-run check-roce check-bare lint sim model pictures perf perf-parts \
 	perf-roce perf-peers perf-report perf-beside install may-install uninstall clean \
 	compile_commands.json
 
@@ -268,6 +276,15 @@ check-san-run:
 	@echo "some four minutes on two quiet processors"
 	@RREF_TEST_SLOW=$${RREF_TEST_SLOW:-4} RREF_SIM_SEEDS=2000 $(RUN) --title "$(SAN) sanitizer" --timeout 600 \
 		$(call ordered,$(call named,$(SAN_SIM) $(CONF) $(PROC) $(ATTACK) $(SAN_UNIT)))
+
+## the tests of processes with all fast paths off: the general ways do the same
+check-nofast: deps
+	$(call build,the tests without fast paths,SAN=nofast nofast-tests)
+	@$(MAKE) --no-print-directory -s DEPS=no SAN=nofast check-nofast-run
+
+check-nofast-run:
+	@echo "some three minutes on two quiet processors"
+	@$(RUN) --title "no fast paths" $(call ordered,$(call named,$(NOFAST_PARTS)))
 
 # Machines with an RDMA device of their own need no virtual one, most of the time.
 GUEST := $(if $(wildcard /sys/class/infiniband/*),,roce)

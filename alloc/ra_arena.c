@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "alloc/ra_internal.h"
+#include "base/fast.h"
 #include "base/limit.h"
 #include "base/util.h"
 
@@ -64,9 +65,9 @@ static inline struct ra_shard *enter(struct ra_arena *a)
 	const struct ra_seat *seat = ra_seat_of(a);
 	struct ra_shard *s = seat->shard;
 
-	if (likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s)))
+	if (RB_FAST(likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s))))
 		return s;
-	return enter_other(a);
+	return RB_FAST(true) ? enter_other(a) : NULL;
 }
 
 /* Adds without an atomic addition: the caller is inside. */

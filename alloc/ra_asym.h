@@ -18,6 +18,7 @@
 #define RA_ASYM_H
 
 #include "base/atomic.h"
+#include "base/fast.h"
 
 /* The side that makes the barrier: always the many; the one; the many from some moment on. */
 enum { RA_ASYM_MARKS, RA_ASYM_LOOKS, RA_ASYM_MARKS_NOW };
@@ -29,7 +30,7 @@ void ra_asym_begin(void);
 /* Returns true if the one makes the barrier. */
 static inline bool ra_asym_is_plain(void)
 {
-	return at_load(&ra_asym_who) == RA_ASYM_LOOKS;
+	return RB_FAST(at_load(&ra_asym_who) == RA_ASYM_LOOKS);
 }
 
 /* [wait-free] The compiler keeps the order; the processor is dealt with by who looks. */

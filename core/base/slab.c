@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/atomic.h"
+#include "base/fast.h"
 #include "core/base/slab.h"
 
 #define SLAB ((size_t)16 << 10)
@@ -113,8 +114,12 @@ void rc_slab_put(struct rc_slabs *s, void *item)
 	if (b->used)
 		return;
 	list_del(&b->node);
-	slab_free(s, s->spare);
-	s->spare = b;
+	if (RB_FAST(true)) {
+		slab_free(s, s->spare);
+		s->spare = b;
+	} else {
+		slab_free(s, b);
+	}
 }
 
 /* The first that is used, of place i on. */

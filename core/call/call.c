@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/kick.h"
@@ -327,7 +328,7 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 		ctx->turn_at = rc_coarse_ns();
 		if (likely(!o->deadline))
 			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
-		o->f->inner = inner;
+		o->f->inner = RB_FAST(inner);
 		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);
 		at_store(&o->f->kind, RC_OP_CALL);

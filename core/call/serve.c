@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/base/scope.h"
@@ -204,7 +205,7 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 	}
 	int r = run_handler(call);
 
-	if (unlikely(r || at_load(&call->replied) || !rc_answer_nothing(call)))
+	if (!RB_FAST(likely(!r && !at_load(&call->replied) && rc_answer_nothing(call))))
 		handler_ended(call, r);
 }
 
@@ -355,7 +356,7 @@ static struct rref_call *new_call(size_t bytes)
 		return NULL;
 	call->block = block;
 	call->hook.run = run_call;
-	call->roomy = bytes <= PLAIN_BYTES;
+	call->roomy = RB_FAST(bytes <= PLAIN_BYTES);
 	rc_incoming_init(&call->in);
 	return call;
 }
@@ -550,7 +551,7 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
-	if (unlikely(!take_plain(ctx, from, &m->u.call)))
+	if (!RB_FAST(likely(take_plain(ctx, from, &m->u.call))))
 		take_call(ctx, from, m);
 }
 

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
 #include "core/call/call.h"
@@ -161,7 +162,7 @@ static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 {
 	uint64_t none = at_load(&ctx->op_spare);
 
-	return !(uint32_t)none && at_cas_ar(&ctx->op_spare, &none, none | (f->index + 1));
+	return RB_FAST(!(uint32_t)none && at_cas_ar(&ctx->op_spare, &none, none | (f->index + 1)));
 }
 
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
@@ -319,7 +320,7 @@ static void put_incoming(struct rref_future *f)
 		rc_incoming_release(in);
 		rc_incoming_init(in);
 	}
-	if (f->spare)
+	if (!RB_FAST(!f->spare))
 		free(in);
 	else
 		f->spare = in;

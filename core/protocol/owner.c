@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Owner entries: a value owned here, from its announcement to its reclamation. */
+#include "base/fast.h"
 #include "core/protocol/internal.h"
 
 static uint32_t owner_add(struct rp *m, const struct rref_id *id, void *maker)
@@ -103,7 +104,7 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 	if (!rp_id_valid(m, &ev->id) || ev->id.created_on != m->self)
 		return -EINVAL;
 	/* Numbers are given out upwards: one beyond all others needs no search, which would go to entries long out of the caches. */
-	if (ev->id.local_id > m->newest)
+	if (RB_FAST(ev->id.local_id > m->newest))
 		m->newest = ev->id.local_id;
 	else if (rp_find_owner(m, &ev->id))
 		return -EALREADY;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "alloc/ra_asym.h"
+#include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
@@ -166,8 +167,8 @@ uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct 
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
-	if (ctx->scopes || !p->ops || loc->type_hash != ctx->bytes_hash || loc->nr_segments != 1 ||
-	    loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
+	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->bytes_hash ||
+	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
 	    loc->length + RC_HEADER_BYTES > p->max_msg)
 		return RC_QUICK_NOT;
 	int cls = rc_landing_class(loc->length);
@@ -218,7 +219,7 @@ static inline struct rc_flight *take_flight(struct rref_ctx *ctx, struct rc_read
 /* Reads that ran on this thread meanwhile may have left theirs. */
 static inline void keep_flight(struct rc_reader *r, struct rc_flight *fl)
 {
-	if (likely(!r->flight))
+	if (RB_FAST(likely(!r->flight)))
 		r->flight = fl;
 	else
 		rc_flight_put(fl);
@@ -363,7 +364,8 @@ void rref_view_free(struct rref_view *view)
 		return;
 	r = reader_of(view->ctx);
 	cls = (unsigned)view->cls; /* an alias has none */
-	if (likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs && !at_load(&r->spare[cls])))
+	if (RB_FAST(likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs &&
+			   !at_load(&r->spare[cls]))))
 		at_store(&r->spare[cls], rc_landing_of(view));
 	else
 		put_view(view);

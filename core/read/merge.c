@@ -10,6 +10,7 @@
  * Each operation keeps its own header, check and result. The READ has one status, though: if it was refused, it is not
  * known for whose sake, and each of them is read again alone.
  */
+#include "base/fast.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
 
@@ -49,7 +50,8 @@ static void sort(struct rref_future **f, unsigned n, enum rv_kind kind)
 /* Whether b can follow a in one READ. Both are reads of one message each. */
 static bool joins(const struct rref_future *a, const struct rref_future *b, enum rv_kind kind)
 {
-	return !a->alone && !b->alone && a->loc.rkey[kind] == b->loc.rkey[kind] && a->whole && b->whole &&
+	return RB_FAST(!a->alone) && !b->alone && a->loc.rkey[kind] == b->loc.rkey[kind] &&
+	       a->whole && b->whole &&
 	       b->loc.addr - a->loc.addr == RC_HEADER_BYTES + to_line(a->length) &&
 	       a->landing->block - sizeof(struct rc_landing) >= to_line(a->length);
 }

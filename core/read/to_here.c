@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/kick.h"
@@ -224,7 +225,7 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, 
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
 	int err = 0;
 
-	if (!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY)
+	if (RB_FAST(!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY))
 		err = wait_for_creation(ref, &timeout);
 	if (err)
 		; /* it has its words */

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/kick.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
@@ -115,7 +116,8 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 /* The one that came last goes first: it is in the cache. */
 static inline needs_lock void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	if (unlikely(o->room != RC_SMALL_MESSAGE || ctx->nr_spare_messages >= SPARES)) {
+	if (unlikely(o->room != RC_SMALL_MESSAGE ||
+		     ctx->nr_spare_messages >= (RB_FAST(true) ? SPARES : RESERVE))) {
 		free(o);
 		return;
 	}
@@ -315,7 +317,8 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
-	struct rc_outgoing *o = likely(is_clear(p) && !ctx->inject) ? make_small(ctx) : NULL;
+	bool clear = RB_FAST(likely(is_clear(p) && !ctx->inject));
+	struct rc_outgoing *o = clear ? make_small(ctx) : NULL;
 	int length, err;
 
 	if (unlikely(!o))

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "core/base/guard.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
@@ -185,7 +186,7 @@ void rref_release(struct rref *ref)
 	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
 		return;
 	ctx = ref->ctx;
-	if (likely(rc_trylock(ctx))) {
+	if (RB_FAST(likely(rc_trylock(ctx)))) {
 		over(ctx, ref);
 		rc_unlock(ctx);
 		return;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/child.h"
+#include "base/fast.h"
 #include "base/limit.h"
 #include "base/random.h"
 #include "core/base/lock.h"
@@ -445,7 +446,7 @@ static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
 
 static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
 {
-	if (l->block <= LARGE_MAX)
+	if (RB_FAST(l->block <= LARGE_MAX))
 		l = at_xchg_ar(&ctx->large[start_slot() % RC_LARGE_SLOTS], l);
 	if (l)
 		ra_free(ctx->landing, l, l->block);
@@ -514,7 +515,7 @@ void rc_landing_put(struct rc_landing *l)
 			_Atomic(struct rc_landing *) *slot = &ctx->cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
 			struct rc_landing *none = NULL;
 
-			if (!at_load(slot) && at_cas_ar(slot, &none, l))
+			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))
 				return;
 		}
 		ra_free(ctx->landing, l, l->block);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/atomic.h"
+#include "base/fast.h"
 #include "base/util.h"
 #include "core/wire/internal.h"
 
@@ -461,11 +462,14 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	out->frame.seq = get_le64(frame + RW_AT_SEQ);
 	out->frame.epoch = get_le32(frame + RW_AT_EPOCH);
 	out->frame.ack = get_le32(frame + RW_AT_ACK);
-	if (out->frame.type == RW_CALL && likely(decode_plain_call(body, length - RW_FRAME_BYTES, &out->u.call)))
+	if (RB_FAST(out->frame.type == RW_CALL) &&
+	    likely(decode_plain_call(body, length - RW_FRAME_BYTES, &out->u.call)))
 		return 0;
-	if (out->frame.type == RW_REPLY && likely(decode_plain_reply(body, length - RW_FRAME_BYTES, &out->u.reply)))
+	if (RB_FAST(out->frame.type == RW_REPLY) &&
+	    likely(decode_plain_reply(body, length - RW_FRAME_BYTES, &out->u.reply)))
 		return 0;
-	if (out->frame.type == RW_PROTO && likely(decode_plain_proto(body, length - RW_FRAME_BYTES, world, &out->u.proto)))
+	if (RB_FAST(out->frame.type == RW_PROTO) &&
+	    likely(decode_plain_proto(body, length - RW_FRAME_BYTES, world, &out->u.proto)))
 		return 0;
 	return decode_any(buf, length, world, out);
 }

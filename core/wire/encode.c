@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/atomic.h"
+#include "base/fast.h"
 #include "base/util.h"
 #include "core/wire/internal.h"
 #include "verbs/rv.h"
@@ -414,11 +415,11 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 {
 	size_t length = 0;
 
-	if (m->frame.type == RW_PROTO && !m->frame.flags)
+	if (RB_FAST(m->frame.type == RW_PROTO && !m->frame.flags))
 		length = encode_plain_proto(m, buf, size);
-	else if (m->frame.type == RW_CALL && !m->frame.flags)
+	else if (RB_FAST(m->frame.type == RW_CALL && !m->frame.flags))
 		length = encode_plain_call(m, buf, size);
-	else if (m->frame.type == RW_REPLY && !m->frame.flags)
+	else if (RB_FAST(m->frame.type == RW_REPLY && !m->frame.flags))
 		length = encode_plain_reply(m, buf, size);
 	return likely(length) ? (int)length : encode_any(m, buf, size);
 }

@@ -128,7 +128,7 @@ first() {
 in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$said")"
 
 # ---- as a user without rights: one line with the command to type
-targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report perf-beside check check-quick check-asan check-tsan check-roce lint demo demo-roce deps"
+targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report perf-beside check check-quick check-asan check-tsan check-nofast check-roce lint demo demo-roce deps"
 # One root for all: none of them may change it.
 in_root - new 'for t in '"$targets"'; do
 		echo "$t: $(make $t PREFIX=$HOME/.local 2>&1 | grep -v "^make")"

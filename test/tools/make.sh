@@ -187,7 +187,7 @@ check "is told in one line" lines 1
 check "what to type" says 'apt-get update && apt-get install --no-install-recommends .*gcc.* pkg-config'
 check "DEPS=no looks for nothing" run env PATH="$tmp/bin:$PATH" DEPS=no test/tools/deps.sh build
 check "and says nothing" silent
-for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
+for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-nofast check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
 	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" O="$tmp/none" PREFIX="$tmp/open"
 	check "make $t says what to type" says 'apt-get update && apt-get install --no-install-recommends'
 	check "make $t says it in one line" [ "$(grep -vcE '^make(\[[0-9]*\])?: ' "$said")" -eq 1 ]

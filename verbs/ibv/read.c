@@ -19,6 +19,7 @@
  */
 #include <stdlib.h>
 
+#include "base/fast.h"
 #include "ibv.h"
 #include "status.h"
 
@@ -258,7 +259,7 @@ int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	if (unlikely(at_load_acq(&conn->state) != RVI_UP))
 		return rv_fail(ENOTCONN, "the connection is not up");
-	return n == 1 ? post_one(conn, r) : post_chain(conn, r, n);
+	return RB_FAST(n == 1) ? post_one(conn, r) : post_chain(conn, r, n);
 }
 
 /* Returns the connection of a token that is still under way, or NULL. */

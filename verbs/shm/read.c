@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/fast.h"
 #include "base/thread.h"
 #include "shm.h"
 
@@ -239,7 +240,7 @@ static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
 	/* partner: rvs_watch_add() */
-	if (likely(n == 1 && at_load_acq(&conn->state) == RVS_UP && read_value(conn, r)))
+	if (RB_FAST(likely(n == 1 && at_load_acq(&conn->state) == RVS_UP && read_value(conn, r))))
 		return 1;
 	return post_reads(conn, r, n);
 }
