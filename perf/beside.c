@@ -260,7 +260,8 @@ int main(int argc, char **argv)
 
 	windows = argc > 1 ? atoi(argv[1]) : windows;
 	if (windows < 1 || windows > RUNS || processors() < 2) {
-		fprintf(stderr, "usage: rref-beside [WINDOWS [NAME]], on two processors at least\n");
+		fprintf(stderr,
+			"usage: rref-beside [WINDOWS [NAME]], on two processors at least\n");
 		return 2;
 	}
 	acts = mmap(NULL, sizeof(*acts), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rref-info: what this machine has for librref, what `auto` would choose and why not the rest, and what to do about it.
- * Linked statically, since it asks the device layer itself.
+ * rref-info: what this machine has for librref, what `auto` would choose and why not the rest, and
+ * what to do about it. Linked statically, since it asks the device layer itself.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -39,11 +39,15 @@ static void usage(FILE *to)
 {
 	fputs("usage: rref-info [--device DEVICE]\n"
 	      "\n"
-	      "Says what this machine has for librref: version, RDMA devices, shared memory, what the device \"auto\"\n"
-	      "would choose and why not the others, and the limits that matter. It changes nothing.\n"
+	      "Says what this machine has for librref: version, RDMA devices, shared memory, what "
+	      "the device \"auto\"\n"
+	      "would choose and why not the others, and the limits that matter. It changes "
+	      "nothing.\n"
 	      "\n"
-	      "  -d, --device DEVICE  only: would RREF_DEVICE=DEVICE open here? (auto, shm, ibv or\n"
-	      "                       ibv:<device>[:port[:gid-index]]) Exit status 0 if so, 1 if not.\n"
+	      "  -d, --device DEVICE  only: would RREF_DEVICE=DEVICE open here? (auto, shm, ibv "
+	      "or\n"
+	      "                       ibv:<device>[:port[:gid-index]]) Exit status 0 if so, 1 if "
+	      "not.\n"
 	      "  -V, --version        the version\n"
 	      "  -h, --help           this\n"
 	      "\n"
@@ -89,19 +93,23 @@ static const char *size_text(uint64_t bytes)
 
 	for (; v >= 1024 && u + 1 < array_size(units); u++)
 		v /= 1024;
-	snprintf(s, sizeof(buf[0]), v < 10 && u && v != (double)(uint64_t)v ? "%.1f %s" : "%.0f %s", v, units[u]);
+	snprintf(s, sizeof(buf[0]), v < 10 && u && v != (double)(uint64_t)v ? "%.1f %s" : "%.0f %s",
+		 v, units[u]);
 	return s;
 }
 
 static void try_open(const struct rv_ops *ops, const struct rc_device_choice *c, struct opened *out)
 {
-	struct rv_options o = { .device = c->device[0] ? c->device : NULL, .port = c->port, .gid_index = c->gid_index };
+	struct rv_options o = { .device = c->device[0] ? c->device : NULL,
+				.port = c->port,
+				.gid_index = c->gid_index };
 	struct rv_dev *dev;
 	int err = ops->open(&o, &dev);
 
 	memset(out, 0, sizeof(*out));
 	if (err) {
-		snprintf(out->why_not, sizeof(out->why_not), "%s", *rv_error_text() ? rv_error_text() : rref_strerror(err));
+		snprintf(out->why_not, sizeof(out->why_not), "%s",
+			 *rv_error_text() ? rv_error_text() : rref_strerror(err));
 		return;
 	}
 	ops->caps(dev, &out->caps);
@@ -116,11 +124,15 @@ static void show_opened(const char *name, const struct opened *o)
 		return;
 	}
 	row(name, "opens: %s", o->caps.device);
-	row("", "one READ brings up to %s; larger values are read in pieces", size_text(o->caps.max_msg));
-	row("", "small values that lie side by side: up to %u of a batch by one READ", o->caps.reads_inline ? 1 : o->caps.max_sge);
+	row("", "one READ brings up to %s; larger values are read in pieces",
+	    size_text(o->caps.max_msg));
+	row("", "small values that lie side by side: up to %u of a batch by one READ",
+	    o->caps.reads_inline ? 1 : o->caps.max_sge);
 	if (!o->caps.reads_inline)
-		row("", "per connection %u READs under way, %u of them in the hardware; inline up to %u bytes", o->caps.max_reads,
-		    o->caps.max_rd_atomic, o->caps.max_inline);
+		row("",
+		    "per connection %u READs under way, %u of them in the hardware; inline up to "
+		    "%u bytes",
+		    o->caps.max_reads, o->caps.max_rd_atomic, o->caps.max_inline);
 }
 
 static int explain_device(const char *text)
@@ -148,9 +160,12 @@ static int explain_device(const char *text)
 		printf("It would not open.\n");
 	else if (c.use_shm && c.use_ibv)
 		printf("It would open: shm for peers on this machine, ibv for peers on others%s.\n",
-		       nr_ok == 2 ? "" : o.ok ? ", and ibv here too, since shm does not open" : ", of which none can be reached now");
+		       nr_ok == 2     ? ""
+			       : o.ok ? ", and ibv here too, since shm does not open"
+				      : ", of which none can be reached now");
 	else
-		printf("It would open, for peers on %s.\n", c.use_shm ? "this machine only" : "this machine and on others");
+		printf("It would open, for peers on %s.\n",
+		       c.use_shm ? "this machine only" : "this machine and on others");
 	return nr_ok ? 0 : 1;
 }
 
@@ -164,17 +179,24 @@ static void show_port(const struct rv_device_info *d)
 	else
 		row(name, "not usable: %s", d->why_not[0] ? d->why_not : "no reason is known");
 	if (d->state[0])
-		row("  link", "%s, %s%s%s, active MTU %u", d->state, d->link, d->netdev[0] ? " on " : "", d->netdev, d->active_mtu);
+		row("  link", "%s, %s%s%s, active MTU %u", d->state, d->link,
+		    d->netdev[0] ? " on " : "", d->netdev, d->active_mtu);
 	if (d->gid_index >= 0)
-		row("  GID chosen", "index %d: %s (%s%s)", d->gid_index, d->gid, d->ip[0] ? "IP " : "no IP address", d->ip);
+		row("  GID chosen", "index %d: %s (%s%s)", d->gid_index, d->gid,
+		    d->ip[0] ? "IP " : "no IP address", d->ip);
 	if (!d->max_qp)
 		return;
-	row("  one message", "up to %s, inline up to %u bytes", size_text(d->max_msg), d->max_inline);
-	row("  limits", "%u queue pairs, %u shared receive queues, %u completions per queue, %u regions of up to %s, %u pieces per "
-	    "request, %u READs in the hardware", d->max_qp, d->max_srq, d->max_cq, d->max_mr, size_text(d->max_mr_size), d->max_sge,
+	row("  one message", "up to %s, inline up to %u bytes", size_text(d->max_msg),
+	    d->max_inline);
+	row("  limits",
+	    "%u queue pairs, %u shared receive queues, %u completions per queue, %u regions of up "
+	    "to %s, %u pieces per "
+	    "request, %u READs in the hardware",
+	    d->max_qp, d->max_srq, d->max_cq, d->max_mr, size_text(d->max_mr_size), d->max_sge,
 	    d->max_rd_atomic);
-	row("  capabilities", "atomics: %s; memory windows: %s; on-demand paging: %s", d->atomics ? "yes" : "no",
-	    d->memory_windows ? "yes" : "no", d->on_demand_paging ? "yes" : "no");
+	row("  capabilities", "atomics: %s; memory windows: %s; on-demand paging: %s",
+	    d->atomics ? "yes" : "no", d->memory_windows ? "yes" : "no",
+	    d->on_demand_paging ? "yes" : "no");
 }
 
 /* A netdev that SoftRoCE could be put on: up, with an address, no loopback. */
@@ -186,7 +208,8 @@ static const char *some_netdev(void)
 	if (getifaddrs(&list))
 		return name;
 	for (struct ifaddrs *i = list; i; i = i->ifa_next)
-		if (i->ifa_addr && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) && !(i->ifa_flags & IFF_LOOPBACK)) {
+		if (i->ifa_addr && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) &&
+		    !(i->ifa_flags & IFF_LOOPBACK)) {
 			snprintf(name, sizeof(name), "%s", i->ifa_name);
 			break;
 		}
@@ -213,14 +236,17 @@ static int show_devices(void)
 
 static void show_choice(const struct opened *shm, const struct opened *ibv, int nr_ports)
 {
-	const char *env = getenv("RREF_DEVICE"), *no_ibv = nr_ports ? ibv->why_not : "no RDMA device, see above";
+	const char *env = getenv("RREF_DEVICE"),
+		   *no_ibv = nr_ports ? ibv->why_not : "no RDMA device, see above";
 
 	puts("\nWhat \"auto\" chooses");
 	if (shm->ok) {
 		row("peers on this machine", "shm");
-		row("  why not ibv", "%s", ibv->ok ? "shm is faster; RREF_DEVICE=ibv takes ibv all the same" : no_ibv);
+		row("  why not ibv", "%s",
+		    ibv->ok ? "shm is faster; RREF_DEVICE=ibv takes ibv all the same" : no_ibv);
 	} else {
-		row("peers on this machine", "%s%s", ibv->ok ? "ibv on " : "none: rref_init fails", ibv->ok ? ibv->caps.device : "");
+		row("peers on this machine", "%s%s", ibv->ok ? "ibv on " : "none: rref_init fails",
+		    ibv->ok ? ibv->caps.device : "");
 		row("  why not shm", "%s", shm->why_not);
 	}
 	if (ibv->ok) {
@@ -231,9 +257,11 @@ static void show_choice(const struct opened *shm, const struct opened *ibv, int 
 	}
 	row("  why not shm", "it reaches processes of the same machine only");
 	if (!ibv->ok && !nr_ports)
-		row("  to have ibv", "modprobe rdma_rxe && rdma link add rxe0 type rxe netdev %s", some_netdev());
+		row("  to have ibv", "modprobe rdma_rxe && rdma link add rxe0 type rxe netdev %s",
+		    some_netdev());
 	if (env && *env)
-		printf("\nRREF_DEVICE=%s is set and counts instead: see rref-info --device %s\n", env, env);
+		printf("\nRREF_DEVICE=%s is set and counts instead: see rref-info --device %s\n",
+		       env, env);
 }
 
 /* CAP_IPC_LOCK lifts the limit. */
@@ -267,13 +295,21 @@ static void show_memlock(void)
 	row("locked memory", "limit %s (ulimit -l), hard limit %s", size_text(l.rlim_cur),
 	    l.rlim_max == RLIM_INFINITY ? "none" : size_text(l.rlim_max));
 	if (may_lock_all())
-		row("", "lifted for this process by CAP_IPC_LOCK (in a user namespace it may not be)");
+		row("",
+		    "lifted for this process by CAP_IPC_LOCK (in a user namespace it may not be)");
 	else if (l.rlim_cur < 2 * FIRST_REGION)
-		row("", "too little for ibv: all registered memory counts, and a context begins with %s", size_text(2 * FIRST_REGION));
+		row("",
+		    "too little for ibv: all registered memory counts, and a context begins with "
+		    "%s",
+		    size_text(2 * FIRST_REGION));
 	else
-		row("", "ibv can register that much in all, values and what is read here together; shm is not concerned");
+		row("",
+		    "ibv can register that much in all, values and what is read here together; shm "
+		    "is not concerned");
 	if (!may_lock_all())
-		row("", "more: ulimit -l unlimited, /etc/security/limits.d, or LimitMEMLOCK=infinity in a systemd unit");
+		row("",
+		    "more: ulimit -l unlimited, /etc/security/limits.d, or LimitMEMLOCK=infinity "
+		    "in a systemd unit");
 }
 
 /* The word in brackets of "always within_size [advise] never". */
@@ -298,7 +334,8 @@ static void show_thp(void)
 		row("huge pages (shmem)", "%s: values and landing memory are in small pages", word);
 		row("  for 2 MiB pages", "echo advise > " SHMEM_THP);
 	} else {
-		row("huge pages (shmem)", "%s: regions ask for 2 MiB pages, and may get them", word);
+		row("huge pages (shmem)", "%s: regions ask for 2 MiB pages, and may get them",
+		    word);
 	}
 }
 
@@ -318,7 +355,8 @@ static int show_all(void)
 	puts("\nMemory");
 	show_memlock();
 	show_thp();
-	row("values, landing", "up to %s each by default: half of what this machine, or this container, has",
+	row("values, landing",
+	    "up to %s each by default: half of what this machine, or this container, has",
 	    size_text(limit_memory() / 2));
 	return 0;
 }

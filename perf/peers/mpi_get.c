@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * MPI's one-sided get between two processes: MPI_Get and MPI_Win_flush in a passive epoch, in groups as rref-perf does.
+ * MPI's one-sided get between two processes: MPI_Get and MPI_Win_flush in a passive epoch, in
+ * groups as rref-perf does.
  *   mpirun -n 2 mpi_get [SECONDS [SIZE ...]]      one JSON object a line
  */
 #include <mpi.h>
@@ -41,7 +42,8 @@ static void measure(MPI_Win win, char *to, int bytes, double seconds, double *v)
 	for (end = MPI_Wtime() + seconds; (MPI_Wtime() < end || nr < 5) && nr < SAMPLES; nr++)
 		v[nr] = gets(win, to, bytes, group) / group * 1e9;
 	qsort(v, (size_t)nr, sizeof(*v), compare);
-	printf("{\"op\":\"lat\",\"peer\":\"mpi\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"group\":%d,\"p50_ns\":%.2f,\"p99_ns\":%.2f}\n",
+	printf("{\"op\":\"lat\",\"peer\":\"mpi\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,"
+	       "\"group\":%d,\"p50_ns\":%.2f,\"p99_ns\":%.2f}\n",
 	       bytes, nr * group, group, v[nr / 2], v[nr * 99 / 100]);
 	fflush(stdout);
 }

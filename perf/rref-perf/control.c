@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* call, share, create: control messages. A share and a creation are measured beside the empty call they are compared with. */
+/* call, share, create: control messages. A share and a creation
+ * are measured beside the empty call they are compared with. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,8 @@ int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	struct caller c = { .ctx = ctx, .to = 0 };
 	struct pf_side lib = { empty_calls, &c, 1 }, raw = { pings, &c, 1000 };
 	struct pf_row row;
-	bool both_spin = pf_mode(cfg, op) != RREF_PROGRESS_AUTO && strcmp(pf_reached_by(ctx, 0), "shm") == 0;
+	bool both_spin = pf_mode(cfg, op) != RREF_PROGRESS_AUTO &&
+		strcmp(pf_reached_by(ctx, 0), "shm") == 0;
 	int err = both_spin ? pf_raw_open(cfg, ctx, 64, &c.raw) : 0;
 
 	pf_row_init(&row, op->name, pf_reached_by(ctx, 0), 0);
@@ -53,7 +55,8 @@ int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	return err;
 }
 
-/* To worker 1, of a value that worker 0 owns: its handler runs when the owner has confirmed, so the answer says so. */
+/* To worker 1, of a value that worker 0 owns: its handler runs
+ * when the owner has confirmed, so the answer says so. */
 static int shares(void *arg, unsigned n)
 {
 	struct caller *c = arg;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The workers of one operation: forked here, or this process is one that a launcher started (RREF_RANK is set). */
+/* The workers of one operation: forked here, or this process
+ * is one that a launcher started (RREF_RANK is set). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
@@ -32,12 +33,15 @@ int pf_mode(const struct pf_config *cfg, const struct pf_op *op)
 
 size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i)
 {
-	return cfg->nr_sizes ? (i < cfg->nr_sizes ? cfg->sizes[i] : 0) : op->sizes ? op->sizes[i] : 0;
+	return cfg->nr_sizes ? (i < cfg->nr_sizes ? cfg->sizes[i] : 0)
+		: op->sizes  ? op->sizes[i]
+			     : 0;
 }
 
 /*
- * Serves until the measuring worker says that it is done. In manual mode this thread is the poller of all, and spins; else it
- * sleeps: to wake now and then would take time of the processor that moves the bytes.
+ * Serves until the measuring worker says that it is done. In manual mode this thread is the poller
+ * of all, and spins; else it sleeps: to wake now and then would take time of the processor that
+ * moves the bytes.
  */
 static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 {
@@ -57,8 +61,8 @@ static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 	}
 }
 
-static int join(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *from, int rank,
-		struct rref_ctx **ctx)
+static int join(const struct pf_config *cfg, const struct pf_op *op,
+		const struct rref_options *from, int rank, struct rref_ctx **ctx)
 {
 	struct rref_options o = *from;
 
@@ -71,7 +75,8 @@ static int join(const struct pf_config *cfg, const struct pf_op *op, const struc
 	return pf_say(rref_init(&o, ctx), "rref_init");
 }
 
-static int worker(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *from, int rank)
+static int worker(const struct pf_config *cfg, const struct pf_op *op,
+		  const struct rref_options *from, int rank)
 {
 	struct rref_ctx *ctx;
 	int mode = pf_mode(cfg, op), err = join(cfg, op, from, rank, &ctx);
@@ -86,7 +91,8 @@ static int worker(const struct pf_config *cfg, const struct pf_op *op, const str
 	} else {
 		serve(&ctx, 1, mode);
 	}
-	int bye = rref_shutdown(ctx, err ? RREF_SHUTDOWN_NOW : RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT);
+	int bye = rref_shutdown(ctx, err ? RREF_SHUTDOWN_NOW : RREF_SHUTDOWN_GRACEFUL,
+				RREF_DEFAULT);
 
 	if (!err)
 		err = pf_say(bye, "rref_shutdown");
@@ -95,8 +101,9 @@ static int worker(const struct pf_config *cfg, const struct pf_op *op, const str
 }
 
 /*
- * Where there are fewer processors than workers who spin, those who serve share a process and a thread that makes progress for
- * all of them: else what is measured is who runs when. To begin and to end each has a thread: it waits for the others.
+ * Where there are fewer processors than workers who spin, those who serve share a process and a
+ * thread that makes progress for all of them: else what is measured is who runs when. To begin and
+ * to end each has a thread: it waits for the others.
  */
 struct crowd {
 	const struct pf_config *cfg;
@@ -123,7 +130,8 @@ static void *one_of_crowd(void *arg)
 		_exit(1);
 	pthread_barrier_wait(&c->joined);
 	pthread_barrier_wait(&c->served);
-	me->err = pf_say(rref_shutdown(c->ctx[me->rank], RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT), "rref_shutdown");
+	me->err = pf_say(rref_shutdown(c->ctx[me->rank], RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT),
+			 "rref_shutdown");
 	rref_free_ctx(c->ctx[me->rank]);
 	return NULL;
 }
@@ -169,7 +177,8 @@ static int free_port(void)
 	socklen_t len = sizeof(a);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0;
 
-	if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && getsockname(fd, (struct sockaddr *)&a, &len) == 0)
+	if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 &&
+	    getsockname(fd, (struct sockaddr *)&a, &len) == 0)
 		port = ntohs(a.sin_port);
 	if (fd >= 0)
 		close(fd);
@@ -181,7 +190,8 @@ static int forked(const struct pf_config *cfg, const struct pf_op *op, struct rr
 	pid_t pid[PROCS_MAX];
 	char place[64];
 	int failed = 0, left = 0;
-	bool together = op->world > 2 && pf_mode(cfg, op) == RREF_PROGRESS_MANUAL && processors() < op->world;
+	bool together = op->world > 2 && pf_mode(cfg, op) == RREF_PROGRESS_MANUAL &&
+		processors() < op->world;
 
 	snprintf(place, sizeof(place), "127.0.0.1:%d", free_port());
 	o->world_size = op->world;
@@ -239,7 +249,8 @@ int pf_group(const struct pf_config *cfg, const struct pf_op *op)
 	if (!cfg->launched)
 		return forked(cfg, op, &o);
 	if (o.world_size != op->world) {
-		fprintf(stderr, "rref-perf: %s takes %d workers, RREF_WORLD_SIZE says %d\n", op->name, op->world, o.world_size);
+		fprintf(stderr, "rref-perf: %s takes %d workers, RREF_WORLD_SIZE says %d\n",
+			op->name, op->world, o.world_size);
 		return 1;
 	}
 	return worker(cfg, op, &o, o.rank) != 0;

@@ -31,7 +31,8 @@ static double cpu_s(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
 }
 
-/* The least that it could take: another process sleeps, is woken by a descriptor, and wakes this one, which sleeps meanwhile. */
+/* The least that it could take: another process sleeps, is woken
+ * by a descriptor, and wakes this one, which sleeps meanwhile. */
 struct bare {
 	int to, from;
 	pid_t pid;
@@ -41,12 +42,15 @@ static int bare_open(struct bare *b)
 {
 	uint64_t n;
 
-	*b = (struct bare){ .to = eventfd(0, EFD_CLOEXEC), .from = eventfd(0, EFD_CLOEXEC), .pid = -1 };
+	*b = (struct bare){ .to = eventfd(0, EFD_CLOEXEC),
+			    .from = eventfd(0, EFD_CLOEXEC),
+			    .pid = -1 };
 	if (b->to >= 0 && b->from >= 0)
 		b->pid = fork();
 	if (b->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		while (read(b->to, &n, sizeof(n)) == sizeof(n) && write(b->from, &n, sizeof(n)) == sizeof(n))
+		while (read(b->to, &n, sizeof(n)) == sizeof(n) &&
+		       write(b->from, &n, sizeof(n)) == sizeof(n))
 			;
 		_exit(0);
 	}
@@ -57,7 +61,9 @@ static int bare_call(const struct bare *b)
 {
 	uint64_t n = 1;
 
-	return write(b->to, &n, sizeof(n)) == sizeof(n) && read(b->from, &n, sizeof(n)) == sizeof(n) ? 0 : pf_say(-errno, "waking");
+	return write(b->to, &n, sizeof(n)) == sizeof(n) && read(b->from, &n, sizeof(n)) == sizeof(n)
+		? 0
+		: pf_say(-errno, "waking");
 }
 
 static void bare_close(struct bare *b)
@@ -72,12 +78,14 @@ static void bare_close(struct bare *b)
 		close(b->from);
 }
 
-/* The worker rests as long as was asked for and says which share of a core its whole process took, then calls. */
+/* The worker rests as long as was asked for and says which
+ * share of a core its whole process took, then calls. */
 int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {
 	double first[CALLS], bare[CALLS], ratio[CALLS], before;
 	struct pf_row row;
-	int err = pf_say(rref_rpc_sync(ctx, 0, "perf.nothing", NULL, RREF_DEFAULT, NULL), "perf.nothing");
+	int err = pf_say(rref_rpc_sync(ctx, 0, "perf.nothing", NULL, RREF_DEFAULT, NULL),
+			 "perf.nothing");
 	int64_t start;
 	struct bare b;
 
@@ -86,7 +94,8 @@ int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	before = cpu_s();
 	start = now_ns();
 	while (now_ns() - start < (int64_t)(cfg->seconds * 1e9))
-		usleep((useconds_t)min_of(cfg->seconds * 1e6, 1e6)); /* this thread; the library's own rest */
+		/* this thread; the library's own rest */
+		usleep((useconds_t)min_of(cfg->seconds * 1e6, 1e6));
 	row.cpu_share = (cpu_s() - before) / ((double)(now_ns() - start) * 1e-9);
 	if (!err)
 		err = bare_open(&b);
@@ -95,7 +104,8 @@ int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	for (unsigned i = 0; !err && i < CALLS; i++) {
 		usleep(REST_US);
 		start = now_ns();
-		err = pf_say(rref_rpc_sync(ctx, 0, "perf.nothing", NULL, RREF_DEFAULT, NULL), "perf.nothing");
+		err = pf_say(rref_rpc_sync(ctx, 0, "perf.nothing", NULL, RREF_DEFAULT, NULL),
+			     "perf.nothing");
 		first[i] = (double)(now_ns() - start);
 		usleep(REST_US);
 		start = now_ns();

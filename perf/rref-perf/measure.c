@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Measuring two things so that they can be compared on a noisy machine: short stretches of the one and of the other in
- * turn, over several rounds; the ratio is taken inside each round, and the median of the rounds is the result.
+ * Measuring two things so that they can be compared on a noisy machine: short stretches of the one
+ * and of the other in turn, over several rounds; the ratio is taken inside each round, and the
+ * median of the rounds is the result.
  *
- * An operation of a few nanoseconds is less than a clock reading (some 20 ns): as many are done between two readings as
- * take GROUP_NS, and one sample is their mean.
+ * An operation of a few nanoseconds is less than a clock reading (some 20 ns): as many are done
+ * between two readings as take GROUP_NS, and one sample is their mean.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -53,7 +54,8 @@ static int64_t cpu_ns(void)
 	return ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
 }
 
-/* How many runs fill GROUP_NS; *took = ns per run, about. After a warm-up: the first run connects, caches are cold. */
+/* How many runs fill GROUP_NS; *took = ns per run, about.
+ * After a warm-up: the first run connects, caches are cold. */
 static int calibrate(struct pf_side *side, unsigned *group, double *took)
 {
 	int64_t end = now_ns() + STRETCH_NS;
@@ -73,7 +75,9 @@ static int calibrate(struct pf_side *side, unsigned *group, double *took)
 			return err;
 		if (ns >= GROUP_NS * 4 || n >= 1u << 20) {
 			*took = (double)ns / n;
-			*group = *took >= GROUP_NS ? 1 : (unsigned)(GROUP_NS / (*took > 0.01 ? *took : 0.01)) + 1;
+			*group = *took >= GROUP_NS
+				? 1
+				: (unsigned)(GROUP_NS / (*took > 0.01 ? *took : 0.01)) + 1;
 			return 0;
 		}
 	}
@@ -110,12 +114,13 @@ static void counters(struct rref_ctx *ctx, struct rref_stats *out)
 	rref_get_stats(ctx, out);
 }
 
-int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side *lib, struct pf_side *raw,
-	       struct pf_row *row)
+int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side *lib,
+	       struct pf_side *raw, struct pf_row *row)
 {
 	struct pf_side *side[2] = { lib, raw };
 	struct samples s[2] = { 0 };
-	double took[2] = { 0 }, *scratch = malloc(SAMPLES_MAX * sizeof(double)), *ratios = calloc(cfg->rounds, sizeof(double));
+	double took[2] = { 0 }, *scratch = malloc(SAMPLES_MAX * sizeof(double)),
+	       *ratios = calloc(cfg->rounds, sizeof(double));
 	unsigned nr_sides = raw ? 2 : 1, group[2], per = lib->per_run ? lib->per_run : 1;
 	int64_t cpu = 0, round_ns = (int64_t)(cfg->seconds * 1e9 / cfg->rounds);
 	struct rref_stats before = { 0 }, after = { 0 };
@@ -144,7 +149,8 @@ int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side
 
 				if (k == 0)
 					counters(ctx, &before);
-				err = stretch(side[k], &s[k], group[k], many < 2 ? 2 : (unsigned)many, most);
+				err = stretch(side[k], &s[k], group[k],
+					      many < 2 ? 2 : (unsigned)many, most);
 				if (k == 0) {
 					cpu += cpu_ns() - c;
 					counters(ctx, &after);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* alloc, burst, live: what a value's memory and a reference's bookkeeping cost. One worker alone, its own owner. */
+/* alloc, burst, live: what a value's memory and a reference's
+ * bookkeeping cost. One worker alone, its own owner. */
 #include <errno.h>
 #include <malloc.h>
 #include <stdio.h>
@@ -12,7 +13,8 @@
 #include "base/util.h"
 #include "pf.h"
 
-/* The same jemalloc, with a thread cache of its own but without an arena of ours; see the Makefile for its names. */
+/* The same jemalloc, with a thread cache of its own but
+ * without an arena of ours; see the Makefile for its names. */
 void *ra_je_mallocx(size_t size, int flags);
 void ra_je_dallocx(void *p, int flags);
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
@@ -79,7 +81,8 @@ static int plain(void *arg, unsigned n)
 	return 0;
 }
 
-static int alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op, unsigned at_once)
+static int alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op,
+		 unsigned at_once)
 {
 	struct ra_hooks hooks = { .reg = reg, .dereg = dereg };
 	struct ra_options o = { .max_bytes = (size_t)1 << 30 };
@@ -160,7 +163,8 @@ static unsigned any(struct live *l)
 	return (unsigned)(((l->seed >> 32) * l->nr) >> 32);
 }
 
-/* Whatever a replaced value touches was last touched as many values ago as there are: nothing of it is in a cache. */
+/* Whatever a replaced value touches was last touched as many
+ * values ago as there are: nothing of it is in a cache. */
 static int replace_any(void *arg, unsigned n)
 {
 	struct live *l = arg;
@@ -259,8 +263,9 @@ static void empty(struct live *l)
 	free(l->plain);
 }
 
-static int one_row(const struct pf_config *cfg, struct rref_ctx *ctx, int (*run)(void *arg, unsigned n), struct live *many,
-		   struct live *few, struct pf_row *row)
+static int one_row(const struct pf_config *cfg, struct rref_ctx *ctx,
+		   int (*run)(void *arg, unsigned n), struct live *many, struct live *few,
+		   struct pf_row *row)
 {
 	struct pf_side lib = { run, many, 1 }, raw = { run, few, 1 };
 	int err = pf_measure(cfg, ctx, &lib, &raw, row);
@@ -271,8 +276,9 @@ static int one_row(const struct pf_config *cfg, struct rref_ctx *ctx, int (*run)
 }
 
 /*
- * An owner of MANY values beside one of FEW: the bytes that each takes beside header and payload, handle included, and what
- * one more costs. Then what it costs to replace any of them, and the same of pieces of memory that nobody keeps books of.
+ * An owner of MANY values beside one of FEW: the bytes that each takes beside header and payload,
+ * handle included, and what one more costs. Then what it costs to replace any of them, and the same
+ * of pieces of memory that nobody keeps books of.
  */
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {

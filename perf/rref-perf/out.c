@@ -12,9 +12,21 @@
 
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes)
 {
-	*row = (struct pf_row){ .op = op, .bytes = bytes, .raw_p50 = -1, .raw_p99 = -1, .raw_p999 = -1, .ratio = -1, .ratio_low = -1,
-				.ratio_high = -1, .bandwidth = -1, .raw_bandwidth = -1, .raw_rate = -1, .registrations = -1,
-				.bytes_each = -1, .live = -1, .cpu_share = -1 };
+	*row = (struct pf_row){ .op = op,
+				.bytes = bytes,
+				.raw_p50 = -1,
+				.raw_p99 = -1,
+				.raw_p999 = -1,
+				.ratio = -1,
+				.ratio_low = -1,
+				.ratio_high = -1,
+				.bandwidth = -1,
+				.raw_bandwidth = -1,
+				.raw_rate = -1,
+				.registrations = -1,
+				.bytes_each = -1,
+				.live = -1,
+				.cpu_share = -1 };
 	snprintf(row->device, sizeof(row->device), "%s", device);
 }
 
@@ -52,13 +64,17 @@ static void table(const struct pf_row *r)
 	char a[9][16], size[16], ratio[40] = "-";
 
 	if (r->ratio >= 0)
-		snprintf(ratio, sizeof(ratio), "%.2f (%.2f-%.2f)", r->ratio, r->ratio_low, r->ratio_high);
+		snprintf(ratio, sizeof(ratio), "%.2f (%.2f-%.2f)", r->ratio, r->ratio_low,
+			 r->ratio_high);
 	snprintf(size, sizeof(size), "%zu", r->bytes);
-	printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", r->op, r->device, size, duration(r->p50, a[0]),
-	       duration(r->p99, a[1]), duration(r->p999, a[2]), duration(r->raw_p50, a[3]), r->raw_p50 < 0 ? "-" : r->raw, ratio,
-	       quantity(r->bandwidth, "B/s", a[4]), quantity(r->rate, "/s", a[5]), duration(r->cpu, a[6]));
+	printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", r->op, r->device,
+	       size, duration(r->p50, a[0]), duration(r->p99, a[1]), duration(r->p999, a[2]),
+	       duration(r->raw_p50, a[3]), r->raw_p50 < 0 ? "-" : r->raw, ratio,
+	       quantity(r->bandwidth, "B/s", a[4]), quantity(r->rate, "/s", a[5]),
+	       duration(r->cpu, a[6]));
 	if (r->bytes_each >= 0)
-		printf("        %.0f bytes of bookkeeping for each of %.0f live references\n", r->bytes_each, r->live);
+		printf("        %.0f bytes of bookkeeping for each of %.0f live references\n",
+		       r->bytes_each, r->live);
 	if (r->cpu_share >= 0)
 		printf("        %.3f %% of a core while idle\n", r->cpu_share * 100);
 	if (r->registrations >= 0)
@@ -73,7 +89,9 @@ static int prepare_plot(const char *plot)
 	FILE *f;
 
 	if (system("command -v gnuplot >/dev/null 2>&1")) {
-		fprintf(stderr, "rref-perf: --plot needs gnuplot, which is not in PATH (Debian package gnuplot-nox)\n");
+		fprintf(stderr,
+			"rref-perf: --plot needs gnuplot, which is not in PATH (Debian package "
+			"gnuplot-nox)\n");
 		return -1;
 	}
 	for (int rows = 0; rows < 2; rows++) {
@@ -90,10 +108,14 @@ static int prepare_plot(const char *plot)
 
 static void legend(void)
 {
-	puts("Times are of one operation. p50, p99 and p99.9: librref's. raw p50: the plain operation that column \"raw\" names,\n"
-	     "measured in turn with it: it moves the same bytes, and knows no references, owners or checks (memcpy of 8 bytes is\n"
-	     "one instruction). p50 / raw: the median of the rounds, in brackets the lowest and highest; 1.00 is as fast as raw.\n"
-	     "cpu/op: processor time of the worker that measures. rref-perf --help says what each op does.\n");
+	puts("Times are of one operation. p50, p99 and p99.9: librref's. raw p50: the plain "
+	     "operation that column \"raw\" names,\n"
+	     "measured in turn with it: it moves the same bytes, and knows no references, owners "
+	     "or checks (memcpy of 8 bytes is\n"
+	     "one instruction). p50 / raw: the median of the rounds, in brackets the lowest and "
+	     "highest; 1.00 is as fast as raw.\n"
+	     "cpu/op: processor time of the worker that measures. rref-perf --help says what each "
+	     "op does.\n");
 }
 
 int pf_out_begin(const struct pf_config *cfg)
@@ -103,8 +125,9 @@ int pf_out_begin(const struct pf_config *cfg)
 	if (!cfg->json)
 		legend();
 	if (!cfg->json)
-		printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", "op", "over", "bytes", "p50", "p99", "p99.9",
-		       "raw p50", "raw", "p50 / raw", "bandwidth", "rate", "cpu/op");
+		printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", "op",
+		       "over", "bytes", "p50", "p99", "p99.9", "raw p50", "raw", "p50 / raw",
+		       "bandwidth", "rate", "cpu/op");
 	fflush(stdout);
 	return 0;
 }
@@ -159,8 +182,8 @@ static json_object *object(const struct pf_row *r)
 /* ---- plot ---- */
 
 /*
- * The measuring worker is another process than the one that draws: rows for the plot go through a file of JSON lines,
- * <plot>.jsonl, which stays beside the picture.
+ * The measuring worker is another process than the one that draws: rows for the plot go through a
+ * file of JSON lines, <plot>.jsonl, which stays beside the picture.
  */
 static void remember(const struct pf_config *cfg, const struct pf_row *r)
 {
@@ -201,8 +224,10 @@ static double field(json_object *o, const char *key)
 	return json_object_object_get_ex(o, key, &v) ? json_object_get_double(v) : -1;
 }
 
-/* One data block for gnuplot: bytes and a column of every line that is of `op`. The number of points. */
-static int block(FILE *gp, FILE *rows, const char *name, const char *op, const char *key, double scale)
+/* One data block for gnuplot: bytes and a column of every line
+ * that is of `op`. The number of points. */
+static int block(FILE *gp, FILE *rows, const char *name, const char *op, const char *key,
+		 double scale)
 {
 	char line[4096];
 	int nr = 0;
@@ -213,7 +238,8 @@ static int block(FILE *gp, FILE *rows, const char *name, const char *op, const c
 		json_object *o = json_tokener_parse(line), *v;
 		double y = o ? field(o, key) : -1;
 
-		if (o && json_object_object_get_ex(o, "op", &v) && !strcmp(json_object_get_string(v), op) && y >= 0) {
+		if (o && json_object_object_get_ex(o, "op", &v) &&
+		    !strcmp(json_object_get_string(v), op) && y >= 0) {
 			fprintf(gp, "%.0f %.10g\n", field(o, "bytes"), y * scale);
 			nr++;
 		}
@@ -251,22 +277,30 @@ int pf_out_end(const struct pf_config *cfg)
 		fclose(rows);
 		return 1;
 	}
-	fprintf(gp, "set terminal svg size 900,520 font 'sans,14' background rgb 'white'\nset output '%s'\nset logscale x 2\n"
-		    "set logscale y\nset format x '%%.0b %%BB'\nset grid\nset key left top\nset xlabel 'bytes'\n", cfg->plot);
+	fprintf(gp,
+		"set terminal svg size 900,520 font 'sans,14' background rgb 'white'\nset output "
+		"'%s'\nset logscale x 2\n"
+		"set logscale y\nset format x '%%.0b %%BB'\nset grid\nset key left top\nset xlabel "
+		"'bytes'\n",
+		cfg->plot);
 	for (unsigned i = 0; i < array_size(kinds); i++) {
 		int lib = block(gp, rows, "lib", kinds[i].op, kinds[i].key, kinds[i].scale);
 		int raw = block(gp, rows, "raw", kinds[i].op, kinds[i].raw_key, kinds[i].scale);
 
 		if (!lib)
 			continue;
-		fprintf(gp, "set ylabel '%s'\nset title 'rref-perf %s'\nplot $lib with linespoints lw 2 title 'librref'%s\n", kinds[i].label,
-			kinds[i].op, raw ? ", $raw with linespoints lw 2 title 'raw'" : "");
+		fprintf(gp,
+			"set ylabel '%s'\nset title 'rref-perf %s'\nplot $lib with linespoints lw "
+			"2 title 'librref'%s\n",
+			kinds[i].label, kinds[i].op,
+			raw ? ", $raw with linespoints lw 2 title 'raw'" : "");
 		break; /* one picture holds one kind: the first that was measured */
 	}
 	fclose(rows);
 	err = pclose(gp);
 	if (err)
-		fprintf(stderr, "rref-perf: gnuplot failed (%s %d)\n", WIFSIGNALED(err) ? "signal" : "exit status",
+		fprintf(stderr, "rref-perf: gnuplot failed (%s %d)\n",
+			WIFSIGNALED(err) ? "signal" : "exit status",
 			WIFSIGNALED(err) ? WTERMSIG(err) : WEXITSTATUS(err));
 	return err != 0;
 }

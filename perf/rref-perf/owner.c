@@ -27,7 +27,8 @@ void pf_sleep_until_stopped(unsigned workers)
 	pthread_mutex_unlock(&lock);
 }
 
-/* {u64 bytes} -> a reference to a value of that many bytes. The measuring worker's reference keeps it. */
+/* {u64 bytes} -> a reference to a value of that many bytes.
+ * The measuring worker's reference keeps it. */
 static int make_value(struct rref_call *call, void *arg)
 {
 	struct rref *ref;
@@ -61,7 +62,9 @@ static int nothing(struct rref_call *call, void *arg)
 static int same(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
+	return rref_call_reply(call,
+			       &(struct rref_args){ .data = rref_call_data(call),
+						    .length = rref_call_length(call) });
 }
 
 static int end(struct rref_call *call, void *arg)
@@ -92,11 +95,13 @@ int pf_say(int err, const char *what)
 	const char *words = rref_last_error();
 
 	if (err)
-		fprintf(stderr, "rref-perf: %s: %s%s%s\n", what, rref_strerror(err), *words ? ": " : "", words);
+		fprintf(stderr, "rref-perf: %s: %s%s%s\n", what, rref_strerror(err),
+			*words ? ": " : "", words);
 	return err;
 }
 
-int pf_ask(struct rref_ctx *ctx, int rank, const char *name, const void *data, size_t length, void *to, size_t want)
+int pf_ask(struct rref_ctx *ctx, int rank, const char *name, const void *data, size_t length,
+	   void *to, size_t want)
 {
 	struct rref_args a = { .data = data, .length = length };
 	struct rref_future *f;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rref-perf: how fast the library is, beside the raw operation of the same device in the same process and minute.
+ * rref-perf: how fast the library is, beside the raw operation of the same device in the same
+ * process and minute.
  *
  *   main.c      options, the sweep          group.c   the workers: forked here, or launched by RREF_RANK
  *   measure.c   interleaving, percentiles   out.c     table, JSON lines, plot
@@ -24,27 +25,32 @@ struct pf_config {
 	const char *device;              /* as RREF_DEVICE */
 	size_t sizes[PF_SIZES_MAX];      /* bytes */
 	unsigned nr_sizes;               /* 0 = each operation's own */
-	unsigned rounds;                 /* of library and raw in turn; figures are medians over rounds */
+	/* of library and raw in turn; figures are medians over rounds */
+	unsigned rounds;
 	double seconds;                  /* for each operation and size, both sides together */
 	unsigned window;                 /* operations in flight, bw and rate */
 	unsigned batch;                  /* references in a batch */
 	int mode;                        /* enum rref_progress_mode, -1 = each operation's own */
 	bool headed;                     /* raw READs bring a header too */
-	bool json, launched;             /* launched: one worker of several hosts, by the environment */
+	/* launched: one worker of several hosts, by the environment */
+	bool json, launched;
 	const char *plot;                /* file of an SVG, or NULL */
 };
 
-/* One line of the result. Times in ns per operation; what does not apply is negative and left out. */
+/* One line of the result. Times in ns per operation; what does
+ * not apply is negative and left out. */
 struct pf_row {
 	const char *op;
 	char device[64];
 	size_t bytes;
 	uint64_t iters;                  /* library operations measured */
-	unsigned rounds, group;          /* group: operations per time stamp; a sample is their mean */
+	/* group: operations per time stamp; a sample is their mean */
+	unsigned rounds, group;
 	double p50, p99, p999;
 	const char *raw;                 /* what the other side is */
 	double raw_p50, raw_p99, raw_p999;
-	double ratio, ratio_low, ratio_high; /* p50 / raw p50: median of the rounds, smallest, largest */
+	/* p50 / raw p50: median of the rounds, smallest, largest */
+	double ratio, ratio_low, ratio_high;
 	double cpu;                      /* processor time of this process per library operation */
 	double bandwidth, raw_bandwidth; /* bytes per second */
 	double rate, raw_rate;           /* operations per second */
@@ -56,16 +62,18 @@ struct pf_row {
 	double cpu_share;                /* idle: of one core */
 };
 
-/* A side does n operations back to back; 0 or -errno, with rref_last_error's or its own text told already. */
+/* A side does n operations back to back; 0 or -errno, with
+ * rref_last_error's or its own text told already. */
 struct pf_side {
 	int (*run)(void *arg, unsigned n);
 	void *arg;
 	unsigned per_run;                /* operations that count as one; 0 = 1 */
 };
 
-/* Fills the times of row. raw NULL: the library alone. ctx: whose counters give reads and doorbells. */
-int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side *lib, struct pf_side *raw,
-	       struct pf_row *row);
+/* Fills the times of row. raw NULL: the library alone. ctx:
+ * whose counters give reads and doorbells. */
+int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side *lib,
+	       struct pf_side *raw, struct pf_row *row);
 
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes);
 int pf_out_begin(const struct pf_config *cfg); /* says why when it fails */
@@ -82,7 +90,8 @@ struct pf_op {
 };
 extern const struct pf_op pf_ops[];
 int pf_lat(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
-int pf_flow(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);   /* bw and rate */
+/* bw and rate */
+int pf_flow(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_share(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
@@ -92,7 +101,8 @@ int pf_burst(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 
-/* Runs one operation over its workers; the measuring one prints. 0, or 1 after an error was told. */
+/* Runs one operation over its workers; the measuring one
+ * prints. 0, or 1 after an error was told. */
 int pf_group(const struct pf_config *cfg, const struct pf_op *op);
 int pf_mode(const struct pf_config *cfg, const struct pf_op *op);
 size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i); /* 0 = no more */
@@ -105,7 +115,8 @@ void pf_sleep_until_stopped(unsigned workers);
 /* Errors are told with what they are about, and returned. */
 int pf_say(int err, const char *what);
 /* A call that must succeed; the result's bytes are copied to `to` (of exactly `want` bytes). */
-int pf_ask(struct rref_ctx *ctx, int rank, const char *name, const void *data, size_t length, void *to, size_t want);
+int pf_ask(struct rref_ctx *ctx, int rank, const char *name, const void *data, size_t length,
+	   void *to, size_t want);
 /* A value of that many bytes at worker 0. */
 int pf_value(struct rref_ctx *ctx, size_t bytes, struct rref **out);
 /* The device by which worker `rank` is reached, "shm" or "ibv". */
@@ -115,10 +126,12 @@ const char *pf_reached_by(struct rref_ctx *ctx, int rank);
 
 /* One way to read from worker 0 without the library. */
 struct pf_raw;
-int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, struct pf_raw **out);
+int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
+		struct pf_raw **out);
 int pf_raw_read(struct pf_raw *raw, unsigned n);                    /* one after the other */
 int pf_raw_stream(struct pf_raw *raw, unsigned n, unsigned window); /* window of them in flight */
-int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n); /* -EOPNOTSUPP: not with this device */
+/* -EOPNOTSUPP: not with this device */
+int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n);
 const char *pf_raw_name(const struct pf_raw *raw);
 void pf_raw_close(struct pf_raw *raw);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the library is compared with. shm: memcpy from a segment of worker 0 that is mapped here, and a cache line that
- * two spinning processes pass to and fro. ibv: verbs/raw. The ends find each other by calls.
+ * What the library is compared with. shm: memcpy from a segment of worker 0 that is mapped here,
+ * and a cache line that two spinning processes pass to and fro. ibv: verbs/raw. The ends find each
+ * other by calls.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -87,9 +88,12 @@ int pf_raw_serve_shm(struct rref_call *call, void *arg)
 	}
 	own.bytes = bytes;
 	own.fd = memfd_create("rref-perf", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	own.at = own.fd >= 0 && ftruncate(own.fd, (off_t)(HEAD + bytes)) == 0 ? map(own.fd, bytes, PROT_READ | PROT_WRITE) : NULL;
+	own.at = own.fd >= 0 && ftruncate(own.fd, (off_t)(HEAD + bytes)) == 0
+		? map(own.fd, bytes, PROT_READ | PROT_WRITE)
+		: NULL;
 	if (!own.at)
-		return rref_call_error(call, -errno, "a segment of %llu bytes: %s", (unsigned long long)bytes, strerror(errno));
+		return rref_call_error(call, -errno, "a segment of %llu bytes: %s",
+				       (unsigned long long)bytes, strerror(errno));
 	memset((char *)own.at + HEAD, 0x5a, bytes);
 
 	struct shm_end end = { .pid = getpid(), .fd = own.fd };
@@ -110,7 +114,8 @@ int pf_raw_serve_pingpong(struct rref_call *call, void *arg)
 
 	for (uint32_t i = 1; i <= n; i++) {
 		if (!await(&own.at->ping, i, end))
-			return rref_call_error(call, -ETIMEDOUT, "ping %u of %u did not come", i, n);
+			return rref_call_error(call, -ETIMEDOUT, "ping %u of %u did not come", i,
+					       n);
 		atomic_store_explicit(&own.at->pong, i, memory_order_release);
 	}
 	return 0;
@@ -141,7 +146,8 @@ int pf_raw_serve_ibv(struct rref_call *call, void *arg)
 	if (err)
 		return rref_call_error(call, err, "%s", rv_raw_error());
 	rv_raw_end(own.ibv, ask.end);
-	return rref_call_reply(call, &(struct rref_args){ .data = ask.end, .length = sizeof(ask.end) });
+	return rref_call_reply(call,
+			       &(struct rref_args){ .data = ask.end, .length = sizeof(ask.end) });
 }
 
 /* ---- the measuring worker ---- */
@@ -204,7 +210,8 @@ static int open_ibv(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf
 	return err ? pf_say(err, rv_raw_error()) : 0;
 }
 
-int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, struct pf_raw **out)
+int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
+		struct pf_raw **out)
 {
 	struct pf_raw *raw = calloc(1, sizeof(*raw));
 
@@ -212,7 +219,8 @@ int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
 		return pf_say(-ENOMEM, "the raw side");
 	raw->bytes = bytes;
 	raw->head = cfg->headed ? HEADER : 0;
-	int err = strcmp(pf_reached_by(ctx, 0), "shm") == 0 ? open_shm(ctx, raw) : open_ibv(cfg, ctx, raw);
+	int err = strcmp(pf_reached_by(ctx, 0), "shm") == 0 ? open_shm(ctx, raw)
+							    : open_ibv(cfg, ctx, raw);
 
 	if (err) {
 		pf_raw_close(raw);
@@ -256,7 +264,9 @@ int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n)
 		return -EOPNOTSUPP;
 	atomic_store(&raw->segment->ping, 0);
 	atomic_store(&raw->segment->pong, 0);
-	err = rref_rpc_async(ctx, 0, "perf.pingpong", &(struct rref_args){ .data = &count, .length = sizeof(count) }, RREF_DEFAULT, &f);
+	err = rref_rpc_async(ctx, 0, "perf.pingpong",
+			     &(struct rref_args){ .data = &count, .length = sizeof(count) },
+			     RREF_DEFAULT, &f);
 	if (err)
 		return pf_say(err, "perf.pingpong");
 	int64_t end = now_ns() + LOST_NS;

@@ -8,7 +8,8 @@
 #include "base/util.h"
 #include "pf.h"
 
-#define FILLS 4   /* how often one run of a flow fills its window: filling and draining are to count little */
+/* how often one run of a flow fills its window: filling and draining are to count little */
+#define FILLS 4
 
 struct reader {
 	struct rref_ctx *ctx;
@@ -79,7 +80,8 @@ static int raw_one_by_one(void *arg, unsigned n)
 	return pf_raw_read(((struct reader *)arg)->raw, n);
 }
 
-static int reader_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, struct reader *r)
+static int reader_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
+		       struct reader *r)
 {
 	*r = (struct reader){ .ctx = ctx, .window = cfg->window };
 	r->f = calloc(cfg->window, sizeof(*r->f));
@@ -116,7 +118,8 @@ static int raw_flow_runs(void *arg, unsigned n)
 	return pf_raw_stream(r->raw, n * r->window * FILLS, r->window);
 }
 
-static int sweep(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op, bool flow)
+static int sweep(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op,
+		 bool flow)
 {
 	int err = 0;
 	size_t bytes;
@@ -127,8 +130,10 @@ static int sweep(const struct pf_config *cfg, struct rref_ctx *ctx, const struct
 
 		err = reader_open(cfg, ctx, bytes, &r);
 		if (!err) {
-			struct pf_side lib = { flow ? flow_runs : one_by_one, &r, flow ? r.window * FILLS : 1 };
-			struct pf_side raw = { flow ? raw_flow_runs : raw_one_by_one, &r, flow ? r.window * FILLS : 1 };
+			struct pf_side lib = { flow ? flow_runs : one_by_one, &r,
+					       flow ? r.window * FILLS : 1 };
+			struct pf_side raw = { flow ? raw_flow_runs : raw_one_by_one, &r,
+					       flow ? r.window * FILLS : 1 };
 
 			pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
 			row.raw = pf_raw_name(r.raw);

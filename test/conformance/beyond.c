@@ -13,15 +13,18 @@
 #include "tg_refs.h"
 
 /*
- * A reference that names nothing is answered at once: by this worker if it has no such entry, by the value's header if
- * the memory is another's by now. White box, since no program can come by one.
+ * A reference that names nothing is answered at once: by this worker if it has no such entry, by
+ * the value's header if the memory is another's by now. White box, since no program can come by
+ * one.
  */
 TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 100, .seed = 1 }), *unknown;
+		struct rref *r = tg_ask(ctx, 1, "pub.make",
+					(struct tg_make){ .length = 100, .seed = 1 }),
+			    *unknown;
 		struct rp_location real = rc_remote(r)->loc, old;
 		struct rref_view *v;
 
@@ -55,7 +58,9 @@ TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 		TG_CHECK(unknown);
 		for (int i = 0; i < 3; i++) {
 			TG_IS(rref_to_here(unknown, RREF_FOREVER, &v), -ESTALE);
-			TG_IS(rref_rpc_sync(ctx, 1, "tg.read", tg_with(&unknown, 1), RREF_FOREVER, NULL), -ESTALE);
+			TG_IS(rref_rpc_sync(ctx, 1, "tg.read", tg_with(&unknown, 1), RREF_FOREVER,
+					    NULL),
+			      -ESTALE);
 		}
 		rref_release(unknown);
 		tg_ask(ctx, 1, "pub.drop", (struct tg_make){ 0 });
@@ -114,17 +119,20 @@ static long resident_kib(void)
 	return resident * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* A million, most of them here, some shared, some made there; the first tenth warms up what is kept for reuse. */
+/* A million, most of them here, some shared, some made there;
+ * the first tenth warms up what is kept for reuse. */
 TG_TEST(c192_a_million_created_and_released, 2)
 {
 	struct rref_ctx *ctx;
 
-	/* Or the kernel may make one huge page of memory that is sparsely used, and 2 MiB more would be resident. */
+	/* Or the kernel may make one huge page of memory that is
+	 * sparsely used, and 2 MiB more would be resident. */
 	TG_IS(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
 	ctx = tg_join_refs(rank);
 	if (rank == 0) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-		const int nr = 50000; /* each costs ten times as much, and freed memory is kept by the sanitizer */
+		/* each costs ten times as much, and freed memory is kept by the sanitizer */
+		const int nr = 50000;
 #else
 		const int nr = tg_scale(1000000);
 #endif
@@ -158,7 +166,8 @@ TG_TEST(c192_a_million_created_and_released, 2)
 		}
 		TG_CHECK(warm_kib > 0);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-		/* Nine tenths of them may not cost a page each hundred: what a leaked entry, a tombstone or a handle would. */
+		/* Nine tenths of them may not cost a page each hundred:
+		 * what a leaked entry, a tombstone or a handle would. */
 		TG_CHECK(resident_kib() - warm_kib < 1024);
 #endif
 	}
@@ -176,7 +185,8 @@ static int all_to_all(int rank, void *arg)
 	(void)arg;
 	TG_OK(rref_new(ctx, &rank, sizeof(rank), &mine));
 	for (int i = 0; i < world; i++)
-		TG_OK(rref_rpc_sync(ctx, (rank + i) % world, "keep", tg_with(&mine, 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, (rank + i) % world, "keep", tg_with(&mine, 1),
+				    RREF_DEFAULT, NULL));
 	TG_IS(tg_stats(ctx).forks, world - 1);
 	tg_meet_serving(ctx, 0);
 	/* In the order in which they came. */

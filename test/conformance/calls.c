@@ -25,7 +25,7 @@ TG_TEST(c023_by_name_rank_and_info, 3)
 		TG_IS(to, i);
 		TG_OK(rref_worker(ctx, to, &w));
 		TG_CHECK(w.rank == i && strcmp(w.name, name) == 0 && w.incarnation != 0 && w.alive);
-			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, i);
 		rref_future_free(f);
@@ -42,7 +42,8 @@ TG_TEST(c024_twenty_in_sequence, 4)
 		struct rref_future *f;
 		int got;
 
-		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "tg.echo", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "tg.echo", tg_bytes(&i, sizeof(i)),
+				    RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, i);
 		rref_future_free(f);
@@ -55,7 +56,8 @@ TG_TEST(c024_twenty_in_sequence, 4)
 TG_TEST(c025_a_failed_future_fails_at_every_wait, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *good = tg_start(ctx, 1 - rank, "tg.echo", "x", 1), *bad = tg_start(ctx, 1 - rank, "no.such", NULL, 0);
+	struct rref_future *good = tg_start(ctx, 1 - rank, "tg.echo", "x", 1),
+			   *bad = tg_start(ctx, 1 - rank, "no.such", NULL, 0);
 
 	for (int i = 0; i < 3; i++) {
 		TG_IS(rref_future_wait(good, RREF_DEFAULT), 0);
@@ -120,7 +122,18 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	static unsigned char payload[RW_INLINE_MAX + 1];
-	static const size_t sizes[] = { 0, 1, 2, 63, 64, 65, 1023, 1024, 2048, RW_INLINE_MAX - 1, RW_INLINE_MAX, RW_INLINE_MAX + 1 };
+	static const size_t sizes[] = { 0,
+					1,
+					2,
+					63,
+					64,
+					65,
+					1023,
+					1024,
+					2048,
+					RW_INLINE_MAX - 1,
+					RW_INLINE_MAX,
+					RW_INLINE_MAX + 1 };
 	struct rref_future *f = NULL;
 	const void *data;
 	size_t length;
@@ -128,14 +141,17 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 	tg_fill(payload, sizeof(payload), 7);
 	for (int to = 0; to < 2; to++) {
 		for (size_t i = 0; i < array_size(sizes); i++) {
-			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, sizes[i]), RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, sizes[i]),
+					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_data(f, &data, &length));
 			TG_IS(length, sizes[i]);
 			TG_CHECK(!length || memcmp(data, payload, length) == 0);
 			rref_future_free(f);
 		}
 		f = NULL;
-		TG_IS(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, (size_t)RREF_ARGS_MAX + 1), RREF_DEFAULT, &f), -EMSGSIZE);
+		TG_IS(rref_rpc_sync(ctx, to, "tg.echo",
+				    tg_bytes(payload, (size_t)RREF_ARGS_MAX + 1), RREF_DEFAULT, &f),
+		      -EMSGSIZE);
 		TG_TEXT("268435457");
 		TG_CHECK(!f);
 	}
@@ -157,7 +173,8 @@ TG_TEST(c036_large_payloads, 2)
 	tg_fill(payload, sizes[2], (unsigned)rank);
 	for (int to = 0; to < 2; to++)
 		for (size_t i = 0; i < array_size(sizes); i++) {
-			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, sizes[i]), RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "tg.echo", tg_bytes(payload, sizes[i]),
+					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_data(f, &data, &length));
 			TG_CHECK(length == sizes[i] && tg_filled(data, length, 0, (unsigned)rank));
 			rref_future_free(f);
@@ -185,8 +202,11 @@ TG_TEST(c036_a_full_message, 2)
 	tg_fill(payload, sizeof(payload), 3);
 	for (size_t i = 0; i < RW_REFS_MAX; i++)
 		TG_OK(rref_new(ctx, &i, sizeof(i), &refs[i]));
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, name, &(struct rref_args){ .data = payload, .length = sizeof(payload), .refs = refs,
-									     .nr_refs = RW_REFS_MAX },
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, name,
+			    &(struct rref_args){ .data = payload,
+						 .length = sizeof(payload),
+						 .refs = refs,
+						 .nr_refs = RW_REFS_MAX },
 			    RREF_DEFAULT, &f));
 	TG_OK(rref_future_data(f, &data, &length));
 	TG_CHECK(length == sizeof(payload) && memcmp(data, payload, length) == 0);
@@ -218,17 +238,23 @@ TG_TEST(c037_error_code_and_text_travel, 2)
 	size_t length;
 
 	for (int to = 0; to < 2; to++) {
-		TG_OK(rref_rpc_async(ctx, to, "tg.fail", tg_bytes(&a, sizeof(a.code) + strlen(a.text)), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_async(ctx, to, "tg.fail",
+				     tg_bytes(&a, sizeof(a.code) + strlen(a.text)), RREF_DEFAULT,
+				     &f));
 		for (int again = 0; again < 2; again++) {
 			TG_IS(rref_future_wait(f, RREF_DEFAULT), -EDOM);
 			TG_CHECK(strcmp(rref_last_error(), a.text) == 0);
 		}
 		TG_OK(rref_future_error(f, &e));
-		TG_CHECK(e.err == -EDOM && e.peer == to && e.wc_status == -1 && strcmp(e.text, a.text) == 0);
+		TG_CHECK(e.err == -EDOM && e.peer == to && e.wc_status == -1 &&
+			 strcmp(e.text, a.text) == 0);
 		TG_IS(rref_future_data(f, &data, &length), -EDOM);
 		rref_future_free(f);
 		f = NULL;
-		TG_IS(rref_rpc_sync(ctx, to, "tg.fail", tg_bytes(&a, sizeof(a.code) + strlen(a.text)), RREF_DEFAULT, &f), -EDOM);
+		TG_IS(rref_rpc_sync(ctx, to, "tg.fail",
+				    tg_bytes(&a, sizeof(a.code) + strlen(a.text)), RREF_DEFAULT,
+				    &f),
+		      -EDOM);
 		TG_CHECK(strcmp(rref_last_error(), a.text) == 0);
 		TG_CHECK(!f);
 	}
@@ -242,7 +268,8 @@ static int call_back(struct rref_call *call, void *arg)
 	const void *data;
 	size_t length;
 	int err = rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "tg.echo",
-				tg_bytes(rref_call_data(call), rref_call_length(call)), RREF_DEFAULT, &f);
+				tg_bytes(rref_call_data(call), rref_call_length(call)),
+				RREF_DEFAULT, &f);
 
 	(void)arg;
 	if (err)
@@ -261,7 +288,8 @@ TG_TEST(c038_the_callee_calls_its_caller_back, 2)
 	tg_add(ctx, "back", call_back, 0);
 	tg_meet_serving(ctx, 0);
 	for (int i = 0; i < 40; i++)
-		TG_OK(rref_rpc_async(ctx, i % 2, "back", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, i % 2, "back", tg_bytes(&i, sizeof(i)), RREF_DEFAULT,
+				     &f[i]));
 	for (int i = 0; i < 40; i++) {
 		int got;
 
@@ -281,7 +309,8 @@ TG_TEST(c039_a_thousand_light_ones, 2)
 	struct rref_future **f = calloc((size_t)n, sizeof(struct rref_future *));
 
 	for (int i = 0; i < n; i++)
-		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(&i, sizeof(i)),
+				     RREF_DEFAULT, &f[i]));
 	TG_OK(rref_wait_all(f, (size_t)n, RREF_DEFAULT));
 	for (int i = 0; i < n; i++) {
 		int got;
@@ -306,7 +335,8 @@ TG_TEST(c039_twenty_heavy_ones, 2)
 	TG_CHECK(payload);
 	for (unsigned i = 0; i < 20; i++) {
 		tg_fill(payload, size, i);
-		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(payload, size), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(payload, size),
+				     RREF_DEFAULT, &f[i]));
 	}
 	for (unsigned i = 0; i < 20; i++) {
 		TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
@@ -330,7 +360,8 @@ TG_TEST(c039_two_hundred_full_messages, 2)
 
 	tg_fill(payload, sizeof(payload), (unsigned)rank);
 	for (int i = 0; i < 200; i++)
-		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(payload, sizeof(payload)), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", tg_bytes(payload, sizeof(payload)),
+				     RREF_DEFAULT, &f[i]));
 	for (int i = 0; i < 200; i++) {
 		TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
 		TG_OK(rref_future_data(f[i], &data, &length));
@@ -395,7 +426,8 @@ TG_TEST(c080_082_the_default_changes, 2)
 		TG_IS(rref_set_timeout(ctx, 0), -EINVAL);
 		TG_IS(rref_set_timeout(ctx, RREF_DEFAULT), -EINVAL);
 		TG_TEXT("above 0");
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		/* there is a session */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		before = tg_start(ctx, 1, "tg.hold", NULL, 0);
 		TG_OK(rref_set_timeout(ctx, 30 * MS));
 		after = tg_start(ctx, 1, "tg.hold", NULL, 0);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: references in results, chains of many hops, and chains that outlive who began them. */
+/* What the list forgot: references in results, chains of many
+ * hops, and chains that outlive who began them. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -20,7 +21,8 @@ TG_TEST(more_references_in_results, 4)
 	for (int i = 0; i < REFS; i++)
 		refs[i] = tg_remote(ctx, (rank + i) % 4, "tg.echo", &i, sizeof(i));
 	for (int to = 0; to < 4; to++) {
-		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(refs, REFS), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(refs, REFS), RREF_DEFAULT,
+				    &f));
 		TG_IS(rref_future_nr_refs(f), REFS);
 		for (int i = 0; i < REFS; i += 2) {
 			TG_OK(rref_future_ref(f, (size_t)i, &back));
@@ -46,7 +48,10 @@ TG_TEST(more_chains_round_a_group_of_four, 4)
 		for (int owner = 0; owner < 4; owner++)
 			for (int32_t hops = 1; hops <= 8; hops++) {
 				struct rref *r = tg_remote(ctx, owner, "tg.echo", "\7", 1);
-				struct rref_args a = { .data = &hops, .length = sizeof(hops), .refs = &r, .nr_refs = 1 };
+				struct rref_args a = { .data = &hops,
+						       .length = sizeof(hops),
+						       .refs = &r,
+						       .nr_refs = 1 };
 				struct rref_future *f;
 				unsigned sum;
 
@@ -63,8 +68,8 @@ TG_TEST(more_chains_round_a_group_of_four, 4)
 }
 
 /*
- * Travels on by calls that nobody waits for: each handler passes its reference on and is over, while the call it made is
- * under way. The last one reads it.
+ * Travels on by calls that nobody waits for: each handler passes its reference on and is over,
+ * while the call it made is under way. The last one reads it.
  */
 static int travel(struct rref_call *call, void *arg)
 {
@@ -81,7 +86,9 @@ static int travel(struct rref_call *call, void *arg)
 		return 0;
 	}
 	TG_OK(rref_rpc_async(ctx, (rref_rank(ctx) + 1) % go[1], "travel",
-			     &(struct rref_args){ .data = go, .length = sizeof(go), .refs = &r, .nr_refs = 1 }, RREF_FOREVER, &f));
+			     &(struct rref_args){
+				     .data = go, .length = sizeof(go), .refs = &r, .nr_refs = 1 },
+			     RREF_FOREVER, &f));
 	rref_future_free(f);
 	return 0;
 }
@@ -92,7 +99,9 @@ static void send_off(struct rref_ctx *ctx, int to, struct rref *r, int32_t hops,
 	struct rref_future *f;
 
 	TG_OK(rref_rpc_async(ctx, to, "travel",
-			     &(struct rref_args){ .data = go, .length = sizeof(go), .refs = &r, .nr_refs = 1 }, RREF_FOREVER, &f));
+			     &(struct rref_args){
+				     .data = go, .length = sizeof(go), .refs = &r, .nr_refs = 1 },
+			     RREF_FOREVER, &f));
 	rref_future_free(f);
 }
 
@@ -117,7 +126,8 @@ TG_TEST(more_chains_that_nobody_waits_for, 4)
 	return 0;
 }
 
-/* Who began it dies when it has begun: it goes on among the others to its end, and then nothing is left of it. */
+/* Who began it dies when it has begun: it goes on among the
+ * others to its end, and then nothing is left of it. */
 DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -131,7 +141,10 @@ DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 			int32_t go[2] = { 200, 3 };
 
 			TG_OK(rref_rpc_sync(ctx, (i + 1) % 3, "travel",
-					    &(struct rref_args){ .data = go, .length = sizeof(go), .refs = &r, .nr_refs = 1 },
+					    &(struct rref_args){ .data = go,
+								 .length = sizeof(go),
+								 .refs = &r,
+								 .nr_refs = 1 },
 					    RREF_DEFAULT, NULL));
 		}
 		tg_die();

@@ -85,8 +85,8 @@ TG_TEST(c042_044_ten_then_read_in_any_order, 4)
 static int value_of_next(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);
-	struct rref *r = tg_remote(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "tg.echo", rref_call_data(call),
-				   rref_call_length(call));
+	struct rref *r = tg_remote(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "tg.echo",
+				   rref_call_data(call), rref_call_length(call));
 	struct rref_view *v;
 	int err = rref_to_here(r, RREF_DEFAULT, &v);
 
@@ -109,7 +109,8 @@ TG_TEST(c048_a_handler_creates_on_a_third_worker, 4)
 		struct rref_future *f;
 		int got;
 
-		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "value_of_next", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "value_of_next", tg_bytes(&i, sizeof(i)),
+				    RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, i);
 		rref_future_free(f);
@@ -130,7 +131,8 @@ TG_TEST(c052_178_failed_creations_fail_every_read, 3)
 
 	if (rank == 0) {
 		for (int to = 0; to < 2; to++) {
-			struct rref *first = tg_remote(ctx, to, "tg.fail", &a, sizeof(a.code) + strlen(a.text));
+			struct rref *first = tg_remote(ctx, to, "tg.fail", &a,
+						       sizeof(a.code) + strlen(a.text));
 			struct rref *second = tg_remote(ctx, to, "no.such", NULL, 0);
 			struct rref_future *f;
 
@@ -142,7 +144,9 @@ TG_TEST(c052_178_failed_creations_fail_every_read, 3)
 				TG_IS(rref_confirmed(first), 0);
 				TG_IS(rref_confirmed(second), 0);
 			}
-			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&first, 1), RREF_DEFAULT, &f), -EILSEQ);
+			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&first, 1), RREF_DEFAULT,
+					    &f),
+			      -EILSEQ);
 			TG_TEXT("not this\nthing");
 			rref_release(first);
 			rref_release(second);
@@ -222,9 +226,12 @@ TG_TEST(c101_180_late_creation_is_reclaimed, 2)
 
 			/* Without a session the first may be given up before it is sent. */
 			TG_OK(rref_rpc_sync(ctx, to, "tg.nothing", NULL, RREF_DEFAULT, NULL));
-			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), 30 * MS, &gave_up));
-			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), RREF_DEFAULT, &cancelled));
-			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), RREF_DEFAULT, &dropped));
+			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), 30 * MS,
+					  &gave_up));
+			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), RREF_DEFAULT,
+					  &cancelled));
+			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), RREF_DEFAULT,
+					  &dropped));
 			tg_until_held(ctx, to, 3);
 			TG_OK(rref_creation(gave_up, &f));
 			TG_IS(rref_future_wait(f, RREF_FOREVER), -ETIMEDOUT);
@@ -241,7 +248,8 @@ TG_TEST(c101_180_late_creation_is_reclaimed, 2)
 			TG_IS(rref_confirmed(gave_up), 0);
 			rref_release(dropped);
 			TG_IS(tg_release_held(ctx, to), 3);
-			/* Still failed after the answer came, and the late values are gone although handles remain. */
+			/* Still failed after the answer came, and the
+			 * late values are gone although handles remain. */
 			if (to == 0)
 				TG_IS(tg_stats(ctx).value_bytes, 0);
 			else
@@ -263,7 +271,8 @@ TG_TEST(c179_confirmed_says_what_is, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *failed = tg_remote(ctx, 1, "no.such", NULL, 0), *slow = tg_remote(ctx, 1, "tg.hold", "s", 1);
+		struct rref *failed = tg_remote(ctx, 1, "no.such", NULL, 0),
+			    *slow = tg_remote(ctx, 1, "tg.hold", "s", 1);
 		struct rref *got = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 4 });
 
 		TG_IS(rref_confirmed(got), 1); /* the owner listed it when it shared */

@@ -79,8 +79,11 @@ TG_TEST(c092_093_many_with_nobody_waiting, 2)
 
 	if (rank == 0) {
 		for (int i = 0; i < 4; i++)
-			TG_OK(rref_future_then(tg_start(ctx, i % 2, "tg.echo", "x", 1), count_and_free, &ran));
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "v", .length = 1 }, RREF_DEFAULT, &r));
+			TG_OK(rref_future_then(tg_start(ctx, i % 2, "tg.echo", "x", 1),
+					       count_and_free, &ran));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "v", .length = 1 }, RREF_DEFAULT,
+				  &r));
 		for (int i = 0; i < 6; i++) {
 			struct rref_future *f;
 
@@ -136,8 +139,9 @@ static void relay_on(struct rref_future *f, void *arg)
 	if (--r->left == 0)
 		atomic_fetch_add(&ran, 1);
 	else
-		TG_OK(rref_future_then(tg_start(r->ctx, r->left % 2, r->left % 3 ? "tg.echo" : "tg.echo_inline", "x", 1), relay_on,
-				       r));
+		TG_OK(rref_future_then(tg_start(r->ctx, r->left % 2,
+						r->left % 3 ? "tg.echo" : "tg.echo_inline", "x", 1),
+				       relay_on, r));
 }
 
 TG_TEST(c092_093_five_hundred_chained, 2)
@@ -167,7 +171,8 @@ static void wait_inside(struct rref_future *f, void *arg)
 TG_TEST(c092_093_one_that_waits_for_another, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f = tg_start(ctx, 1 - rank, "tg.echo", "x", 1), *g = tg_start(ctx, 1 - rank, "tg.echo", "y", 1);
+	struct rref_future *f = tg_start(ctx, 1 - rank, "tg.echo", "x", 1),
+			   *g = tg_start(ctx, 1 - rank, "tg.echo", "y", 1);
 	int want = 1;
 
 	TG_OK(rref_future_then(f, wait_inside, g));
@@ -232,11 +237,13 @@ TG_TEST(c092_093_replying_twice_is_refused, 2)
 	tg_add(ctx, "twice_inline", reply_twice, RREF_INLINE);
 	tg_meet_serving(ctx, 0);
 	for (int i = 0; i < 4; i++) {
-		TG_OK(rref_rpc_sync(ctx, i % 2, i < 2 ? "twice" : "twice_inline", NULL, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, i % 2, i < 2 ? "twice" : "twice_inline", NULL,
+				    RREF_DEFAULT, &f));
 		tg_result(f, got, 5);
 		TG_CHECK(memcmp(got, "first", 5) == 0);
 		rref_future_free(f);
-		TG_OK(rref_remote(ctx, i % 2, i < 2 ? "twice" : "twice_inline", NULL, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, i % 2, i < 2 ? "twice" : "twice_inline", NULL, RREF_DEFAULT,
+				  &r));
 		tg_expect_bytes(r, "first", 5);
 		rref_release(r);
 	}
@@ -304,14 +311,18 @@ TG_TEST(c092_093_replying_twice_to_a_deferred_call, 2)
 			int err;
 
 			if (kind == 0)
-				TG_OK(rref_rpc_async(ctx, 1, "defer_and_keep", tg_with(&held, 1), RREF_DEFAULT, &f));
+				TG_OK(rref_rpc_async(ctx, 1, "defer_and_keep", tg_with(&held, 1),
+						     RREF_DEFAULT, &f));
 			else
-				TG_OK(rref_remote(ctx, 1, "defer_and_keep", tg_with(&held, 1), RREF_DEFAULT, &r));
-			while ((err = rref_rpc_sync(ctx, 1, "reply_to_it", NULL, RREF_DEFAULT, NULL)) == -EAGAIN)
+				TG_OK(rref_remote(ctx, 1, "defer_and_keep", tg_with(&held, 1),
+						  RREF_DEFAULT, &r));
+			while ((err = rref_rpc_sync(ctx, 1, "reply_to_it", NULL, RREF_DEFAULT,
+						    NULL)) == -EAGAIN)
 				usleep(200);
 			TG_OK(err);
 			for (int i = 0; i < 100; i++)
-				TG_OK(rref_rpc_sync(ctx, 1, "reply_again", tg_bytes("x", 1), RREF_DEFAULT, NULL));
+				TG_OK(rref_rpc_sync(ctx, 1, "reply_again", tg_bytes("x", 1),
+						    RREF_DEFAULT, NULL));
 			if (kind == 0) {
 				TG_OK(rref_future_wait(f, RREF_DEFAULT));
 				tg_result(f, got, 5);
@@ -363,8 +374,8 @@ TG_TEST(c094_099_simple, 2)
 	tg_add(ctx, "later_inline", defer_to_thread, RREF_INLINE);
 	tg_meet_serving(ctx, 0);
 	for (int i = 0; i < 50; i++)
-		TG_OK(rref_rpc_async(ctx, i % 4 ? 1 - rank : rank, i % 2 ? "later" : "later_inline", tg_bytes(&i, sizeof(i)),
-				     RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, i % 4 ? 1 - rank : rank, i % 2 ? "later" : "later_inline",
+				     tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f[i]));
 	for (int i = 0; i < 50; i++) {
 		int got;
 
@@ -400,7 +411,8 @@ static int chain(struct rref_call *call, void *arg)
 
 	(void)arg;
 	err = rref_rpc_async(ctx, next, rref_call_length(call) ? "tg.echo" : "no.such",
-			     tg_bytes(rref_call_data(call), rref_call_length(call)), RREF_DEFAULT, &f);
+			     tg_bytes(rref_call_data(call), rref_call_length(call)), RREF_DEFAULT,
+			     &f);
 	if (err)
 		return err;
 	TG_OK(rref_future_then(f, pass_on, call));
@@ -417,8 +429,8 @@ TG_TEST(c094_099_chained_and_failing, 3)
 	tg_add(ctx, "chain_inline", chain, RREF_INLINE);
 	tg_meet_serving(ctx, 0);
 	for (int i = 1; i < tg_scale(100) + 4; i++) {
-		TG_OK(rref_rpc_sync(ctx, (rank + i) % 3, i % 2 ? "chain" : "chain_inline", tg_bytes(&i, sizeof(i)), RREF_DEFAULT,
-				    &f));
+		TG_OK(rref_rpc_sync(ctx, (rank + i) % 3, i % 2 ? "chain" : "chain_inline",
+				    tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, i);
 		rref_future_free(f);
@@ -430,7 +442,8 @@ TG_TEST(c094_099_chained_and_failing, 3)
 	return 0;
 }
 
-/* A deferred call whose callee defers in turn: nested as deep as the number says, each level another worker. */
+/* A deferred call whose callee defers in turn: nested as deep
+ * as the number says, each level another worker. */
 static int nest(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);
@@ -441,7 +454,8 @@ static int nest(struct rref_call *call, void *arg)
 	memcpy(&depth, rref_call_data(call), sizeof(depth));
 	if (--depth == 0)
 		return defer_to_thread(call, NULL);
-	f = tg_start(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "nest", &depth, sizeof(depth));
+	f = tg_start(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "nest", &depth,
+		     sizeof(depth));
 	TG_OK(rref_future_then(f, pass_on, call));
 	return RREF_DEFER;
 }
@@ -456,7 +470,8 @@ TG_TEST(c094_099_nested, 4)
 		struct rref_future *f;
 		int32_t got;
 
-		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "nest", tg_bytes(&depth, sizeof(depth)), RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, (rank + 1) % 4, "nest", tg_bytes(&depth, sizeof(depth)),
+				    RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, 1);
 		rref_future_free(f);
@@ -473,7 +488,8 @@ TG_TEST(c094_099_fan_out_of_twenty, 2)
 	if (rank == 0) {
 		/* More than the pool has threads: each held call must not keep one. */
 		for (int i = 0; i < 20; i++)
-			TG_OK(rref_rpc_async(ctx, 1, "tg.hold", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f[i]));
+			TG_OK(rref_rpc_async(ctx, 1, "tg.hold", tg_bytes(&i, sizeof(i)),
+					     RREF_DEFAULT, &f[i]));
 		tg_until_held(ctx, 1, 20);
 		for (int i = 0; i < 20; i++)
 			TG_IS(rref_future_test(f[i]), 0);
@@ -505,7 +521,8 @@ TG_TEST(c094_099_failing_before_the_reply, 2)
 	tg_add(ctx, "fail_first", fail_first, 0);
 	tg_meet_serving(ctx, 0);
 	for (int to = 0; to < 2; to++) {
-		TG_IS(rref_rpc_sync(ctx, to, "fail_first", NULL, RREF_DEFAULT, NULL), -ECONNABORTED);
+		TG_IS(rref_rpc_sync(ctx, to, "fail_first", NULL, RREF_DEFAULT, NULL),
+		      -ECONNABORTED);
 		TG_TEXT("failed before it was deferred");
 		struct rref *r = tg_remote(ctx, to, "fail_first", NULL, 0);
 

@@ -13,7 +13,9 @@ TG_TEST(c170_171_a_failed_reference_as_argument, 3)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *bad[2] = { tg_remote(ctx, 1, "no.such", NULL, 0), tg_ask(ctx, 1, "pub.alloc", (struct tg_make){ .length = 1 }) };
+		struct rref *bad[2] = { tg_remote(ctx, 1, "no.such", NULL, 0),
+					tg_ask(ctx, 1, "pub.alloc",
+					       (struct tg_make){ .length = 1 }) };
 		static const int want[2] = { -ENOSYS, -ENODATA };
 		static const char *const words[2] = { "no.such", "no value:\nit failed" };
 		struct rref *good = tg_remote(ctx, 2, "tg.echo", "g", 1), *made = NULL;
@@ -29,11 +31,17 @@ TG_TEST(c170_171_a_failed_reference_as_argument, 3)
 				struct rref *refs[2] = { good, bad[i] };
 				struct rref_future *f = NULL;
 
-				TG_IS(rref_rpc_sync(ctx, to, "tg.read", tg_with(refs, 2), RREF_DEFAULT, &f), want[i]);
+				TG_IS(rref_rpc_sync(ctx, to, "tg.read", tg_with(refs, 2),
+						    RREF_DEFAULT, &f),
+				      want[i]);
 				TG_TEXT(words[i]);
-				TG_IS(rref_rpc_async(ctx, to, "tg.read", tg_with(refs, 2), RREF_DEFAULT, &f), want[i]);
+				TG_IS(rref_rpc_async(ctx, to, "tg.read", tg_with(refs, 2),
+						     RREF_DEFAULT, &f),
+				      want[i]);
 				TG_TEXT(words[i]);
-				TG_IS(rref_remote(ctx, to, "tg.read", tg_with(refs, 2), RREF_DEFAULT, &made), want[i]);
+				TG_IS(rref_remote(ctx, to, "tg.read", tg_with(refs, 2),
+						  RREF_DEFAULT, &made),
+				      want[i]);
 				TG_TEXT(words[i]);
 				TG_CHECK(!f && !made);
 			}
@@ -112,7 +120,8 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 	if (rank == 1)
 		tg_serve_and_die(ctx, 0);
 	if (rank == 0) {
-		struct rref *ready = tg_remote(ctx, 1, "tg.echo", "ready", 5), *unready = tg_remote(ctx, 1, "tg.hold", "x", 1);
+		struct rref *ready = tg_remote(ctx, 1, "tg.echo", "ready", 5),
+			    *unready = tg_remote(ctx, 1, "tg.hold", "x", 1);
 		struct rref *theirs = tg_remote(ctx, 2, "tg.echo", "theirs", 6), *none = NULL;
 		struct rref_future *f[3], *g = NULL;
 		struct rref_error e = { .size = sizeof(e) };
@@ -147,7 +156,8 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 		/* ... and later ones, each time. */
 		for (int i = 0; i < 50; i++) {
 			TG_IS(rref_to_here(i % 2 ? ready : unready, RREF_FOREVER, &v), -EOWNERDEAD);
-			TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, RREF_FOREVER, NULL), -EOWNERDEAD);
+			TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, RREF_FOREVER, NULL),
+			      -EOWNERDEAD);
 			int err = rref_remote(ctx, 1, "tg.echo", NULL, RREF_FOREVER, &none);
 
 			if (err == 0) {
@@ -156,9 +166,11 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 			} else {
 				TG_IS(err, -EOWNERDEAD);
 			}
-			usleep(5000 * (i % 2)); /* across the times at which it tries to connect again */
+			/* across the times at which it tries to connect again */
+			usleep(5000 * (i % 2));
 		}
-		TG_IS(rref_rpc_async(ctx, 2, "tg.read", tg_with(&ready, 1), RREF_FOREVER, &g), -EOWNERDEAD);
+		TG_IS(rref_rpc_async(ctx, 2, "tg.read", tg_with(&ready, 1), RREF_FOREVER, &g),
+		      -EOWNERDEAD);
 		TG_CHECK(!v && !g);
 		/* The others are not concerned. */
 		tg_expect_bytes(theirs, "theirs", 6);

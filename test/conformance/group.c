@@ -37,7 +37,8 @@ TG_TEST(c001_names_and_ranks_resolve, 4)
 	return 0;
 }
 
-/* Each lists all, and all see the same: no two by one name, each the same start of the same process. */
+/* Each lists all, and all see the same: no two by one name,
+ * each the same start of the same process. */
 TG_TEST(c002_every_worker_lists_all, 4)
 {
 	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [who sees][whom] */
@@ -45,14 +46,16 @@ TG_TEST(c002_every_worker_lists_all, 4)
 
 	TG_IS(rref_world_size(ctx), 4);
 	for (int i = 0; i < 4; i++) {
-		struct rref_worker_info w = { .size = sizeof(w) }, other = { .size = sizeof(other) };
+		struct rref_worker_info w = { .size = sizeof(w) },
+					other = { .size = sizeof(other) };
 
 		TG_OK(rref_worker(ctx, i, &w));
 		TG_CHECK(w.rank == i && w.alive && w.incarnation);
 		TG_CHECK(strcmp(w.device, i == rank ? "self" : tg_is_shm() ? "shm" : "ibv") == 0);
 		for (int k = 0; k < i; k++) {
 			TG_OK(rref_worker(ctx, k, &other));
-			TG_CHECK(strcmp(w.name, other.name) != 0 && w.incarnation != other.incarnation);
+			TG_CHECK(strcmp(w.name, other.name) != 0 &&
+				 w.incarnation != other.incarnation);
 		}
 		seen[rank * 4 + i] = w.incarnation;
 	}
@@ -118,7 +121,8 @@ TG_TEST(c018_second_init_fails_and_the_first_goes_on, 2)
 		o.init_timeout = 200 * MS;
 		int err = rref_init(&o, &second);
 
-		TG_CHECK(err == -ETIMEDOUT || err == -ECONNREFUSED || err == -EADDRINUSE || err == -EEXIST);
+		TG_CHECK(err == -ETIMEDOUT || err == -ECONNREFUSED || err == -EADDRINUSE ||
+			 err == -EEXIST);
 		TG_CHECK(!second && *rref_last_error());
 		TG_OK(rref_rpc_sync(ctx, rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
 	}
@@ -194,7 +198,8 @@ TG_TEST(c020_group_of_one, 1)
 TG_TEST(c021_names_ill_formed, 1)
 {
 	struct rref_options o;
-	static const char *const bad[] = { "", " ", "a b", "a/b", "a.b", "a\n", "\xc3\xa4", "a\x01", "*", "wor\tker" };
+	static const char *const bad[] = { "",	  " ",	      "a b",   "a/b", "a.b",
+					   "a\n", "\xc3\xa4", "a\x01", "*",   "wor\tker" };
 	char name[501];
 
 	tg_options(&o, 0);

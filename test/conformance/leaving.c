@@ -43,14 +43,16 @@ TG_TEST(c026_a_peer_is_too_slow, 2)
 	return 0;
 }
 
-/* The group's barrier is the graceful shutdown: nobody is through before the last has come. Twice in a row. */
+/* The group's barrier is the graceful shutdown: nobody is
+ * through before the last has come. Twice in a row. */
 TG_TEST(c027_barrier_under_uneven_load, 4)
 {
 	for (int life = 0; life < 2; life++) {
 		struct rref_ctx *ctx = tg_join(rank);
 
 		for (int i = 0; i < rank * tg_scale(100); i++)
-			TG_OK(rref_rpc_sync(ctx, (rank + i) % 4, "tg.echo", NULL, RREF_DEFAULT, NULL));
+			TG_OK(rref_rpc_sync(ctx, (rank + i) % 4, "tg.echo", NULL, RREF_DEFAULT,
+					    NULL));
 		atomic_fetch_add(&tg_current->shared->flag[life], 1);
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 		TG_IS(tg_flag(life), 4);
@@ -68,7 +70,8 @@ TG_TEST(c030_early_entrants_serve_later_calls, 4)
 			for (int to = 1; to < 4; to++) {
 				struct rref *r = tg_remote(ctx, to, "tg.echo", &i, sizeof(i));
 
-				TG_OK(rref_rpc_sync(ctx, 1 + (to + i) % 3, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL));
+				TG_OK(rref_rpc_sync(ctx, 1 + (to + i) % 3, "tg.read",
+						    tg_with(&r, 1), RREF_DEFAULT, NULL));
 				tg_expect_bytes(r, &i, sizeof(i));
 				rref_release(r);
 			}
@@ -126,8 +129,10 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	TG_OK(rref_get_stats(ctx, &s));
 	TG_CHECK(s.owners == 0 && s.forks == 0 && s.users == 0);
 	TG_CHECK(rref_dump(ctx, text, sizeof(text)) > 0);
-	TG_CHECK(rref_owner(mine) == 0 && rref_is_owner(mine) && rref_equal(mine, mine) && rref_context(mine) == ctx);
-	TG_CHECK(rref_format(mine, text, sizeof(text)) > 0 && strcmp(rref_owner_name(mine), "worker0") == 0);
+	TG_CHECK(rref_owner(mine) == 0 && rref_is_owner(mine) && rref_equal(mine, mine) &&
+		 rref_context(mine) == ctx);
+	TG_CHECK(rref_format(mine, text, sizeof(text)) > 0 &&
+		 strcmp(rref_owner_name(mine), "worker0") == 0);
 	TG_IS(rref_future_wait(done, 0), 0);
 	TG_IS(rref_future_test(done), 1);
 	TG_OK(rref_future_error(done, &e));
@@ -157,7 +162,8 @@ TG_TEST(c086_reading_and_sharing_after_shutdown, 2)
 		TG_IS(rref_to_here(refs[i], RREF_DEFAULT, &v), -ESHUTDOWN);
 		TG_TEXT("rref_to_here");
 		TG_TEXT("nothing is read");
-		TG_IS(rref_rpc_sync(ctx, 1, "tg.read", tg_with(&refs[i], 1), RREF_DEFAULT, NULL), -ESHUTDOWN);
+		TG_IS(rref_rpc_sync(ctx, 1, "tg.read", tg_with(&refs[i], 1), RREF_DEFAULT, NULL),
+		      -ESHUTDOWN);
 		TG_TEXT("nothing is called or shared");
 		rref_release(refs[i]);
 	}
@@ -183,7 +189,8 @@ TG_TEST(c075_079_at_once_with_traffic, 3)
 	tg_expect_bytes(r, "x", 1);
 	tg_meet_serving(ctx, 0);
 	for (int i = 0; i < 300; i++) {
-		int err = i % 3 ? rref_rpc_async(ctx, i % 3, "tg.echo", tg_with(&r, (size_t)i % 2), RREF_DEFAULT, &f[i])
+		int err = i % 3 ? rref_rpc_async(ctx, i % 3, "tg.echo", tg_with(&r, (size_t)i % 2),
+						 RREF_DEFAULT, &f[i])
 				: rref_to_here_async(r, RREF_DEFAULT, &f[i]);
 
 		/* A reference whose owner left before cannot be shared any more. */
@@ -202,7 +209,8 @@ TG_TEST(c075_079_at_once_with_traffic, 3)
 	return 0;
 }
 
-/* Nothing is released by the program: the shutdown does, finds no leak, and free_ctx leaves no memory behind. */
+/* Nothing is released by the program: the shutdown does, finds
+ * no leak, and free_ctx leaves no memory behind. */
 TG_TEST(c085_handles_never_released, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -219,13 +227,16 @@ TG_TEST(c085_handles_never_released, 3)
 		dup = rref_dup(r);
 		(void)dup;
 		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
-		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[0], 1), RREF_DEFAULT, NULL));
-		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[1], 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[0], 1), RREF_DEFAULT,
+				    NULL));
+		TG_OK(rref_rpc_sync(ctx, (to + 1) % 3, "keep", tg_with(&mine[1], 1), RREF_DEFAULT,
+				    NULL));
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 	/* Its own affair, which it may want to hear of; no leak of the group's. */
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
-	TG_CHECK(strncmp(report, "unreleased ", 11) == 0 && !strstr(report, "\nleak ") && !strstr(report, "\nstuck "));
+	TG_CHECK(strncmp(report, "unreleased ", 11) == 0 && !strstr(report, "\nleak ") &&
+		 !strstr(report, "\nstuck "));
 	rref_free_ctx(ctx);
 	return 0;
 }
@@ -242,8 +253,8 @@ static void on_warning(void *ctx, enum rref_log_level level, const char *text)
 }
 
 /*
- * A fork that its owner lists and that nobody will ever end: made as a share is, and never sent. White box, since a
- * program cannot lose one.
+ * A fork that its owner lists and that nobody will ever end: made as a share is, and never sent.
+ * White box, since a program cannot lose one.
  */
 static void leak(int rank, unsigned flags, int expected)
 {
@@ -266,7 +277,11 @@ static void leak(int rank, unsigned flags, int expected)
 		TG_OK(rref_new(ctx, "leaks", 5, &r));
 		snprintf(id, sizeof(id), "(0,%llu)", (unsigned long long)rref_get_id(r).local_id);
 		rc_lock(ctx);
-		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .fork = rc_next_id(ctx), .peer = 1, .word = rc_word() };
+		struct rp_event ev = { .type = RP_EV_FORK,
+				       .id = r->id,
+				       .fork = rc_next_id(ctx),
+				       .peer = 1,
+				       .word = rc_word() };
 
 		TG_OK(rc_step(ctx, &ev, &never_sent));
 		rc_unlock(ctx);
@@ -275,10 +290,12 @@ static void leak(int rank, unsigned flags, int expected)
 		TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC), expected);
 		TG_CHECK(*warned);
 		text = expected ? rref_last_error() : warned;
-		TG_CHECK(strstr(text, "1 reference") && strstr(text, id) && strstr(text, "worker1"));
+		TG_CHECK(strstr(text, "1 reference") && strstr(text, id) &&
+			 strstr(text, "worker1"));
 		TG_IS(rref_new(ctx, "x", 1, &r), -ESHUTDOWN);
 		TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
-		TG_CHECK(strncmp(report, "leak ", 5) == 0 && strstr(report, id) && strstr(report, "holder=worker1"));
+		TG_CHECK(strncmp(report, "leak ", 5) == 0 && strstr(report, id) &&
+			 strstr(report, "holder=worker1"));
 		TG_CHECK(strstr(report, "type=bytes") && strstr(report, "by=worker0"));
 	} else {
 		/* The others have nothing to do with it. */
@@ -331,7 +348,8 @@ struct usage {
 
 static struct usage usage(void)
 {
-	return (struct usage){ entries("/proc/self/fd"), entries("/proc/self/task"), lines("/proc/self/maps") };
+	return (struct usage){ entries("/proc/self/fd"), entries("/proc/self/task"),
+			       lines("/proc/self/maps") };
 }
 
 static void one_life(int rank, int world, int how)
@@ -341,7 +359,8 @@ static void one_life(int rank, int world, int how)
 
 	for (int i = 0; i < 10; i++) {
 		r[i] = tg_remote(ctx, (rank + i) % world, "tg.echo", &i, sizeof(i));
-		TG_OK(rref_rpc_sync(ctx, (rank + i + 1) % world, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, (rank + i + 1) % world, "tg.read", tg_with(&r[i], 1),
+				    RREF_DEFAULT, NULL));
 		tg_expect_bytes(r[i], &i, sizeof(i));
 	}
 	for (int i = 0; i < 10; i += 2)
@@ -355,7 +374,8 @@ static void one_life(int rank, int world, int how)
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 		s = tg_stats(ctx);
-		/* Not value_bytes: the handles that are left keep their values, for a thread that may be about to read one. */
+		/* Not value_bytes: the handles that are left keep their
+		 * values, for a thread that may be about to read one. */
 		TG_IS(s.owners, 0);
 		TG_IS(s.forks, 0);
 		TG_IS(s.users, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late or never (RREF_INJECT, core/session/inject.h). What a worker injects, it injects into what
- * it sends.
+ * Messages that fail, come late or never (RREF_INJECT, core/session/inject.h). What a worker
+ * injects, it injects into what it sends.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,11 +14,13 @@
 #define LONG_NS (20 * NSEC_PER_SEC)
 #define TRIES 10 /* after which a send is given up; send.c */
 
-static struct rref *remote_within(struct rref_ctx *ctx, int to, const char *function, int64_t timeout)
+static struct rref *remote_within(struct rref_ctx *ctx, int to, const char *function,
+				  int64_t timeout)
 {
 	struct rref *r;
 
-	TG_OK(rref_remote(ctx, to, function, &(struct rref_args){ .data = "abc", .length = 3 }, timeout, &r));
+	TG_OK(rref_remote(ctx, to, function, &(struct rref_args){ .data = "abc", .length = 3 },
+			  timeout, &r));
 	return r;
 }
 
@@ -71,9 +73,12 @@ TG_TEST(c129_first_three_sends_fail, 3)
 /* Every kind of message that a session knows fails at first, the one that brings it up included. */
 TG_TEST(c129_first_sends_of_every_kind_fail, 3)
 {
-	static const char *const rules = "AUTH:fail=2,CALL:fail=3,REPLY:fail=3,CREATED:fail=3,FORK_REQUEST:fail=3,FORK_ACK:fail=3,"
-					 "CHILD_ACCEPT:fail=3,DELETE:fail=3,PARENT_REQUEST:fail=3,PARENT_ACK:fail=3,FETCH:fail=3,"
-					 "FETCH_REPLY:fail=3,BARRIER:fail=3,BARRIER_DONE:fail=3,PING:fail=3,PONG:fail=3,GOODBYE:fail=3";
+	static const char *const rules = "AUTH:fail=2,CALL:fail=3,REPLY:fail=3,CREATED:fail=3,FORK_"
+					 "REQUEST:fail=3,FORK_ACK:fail=3,"
+					 "CHILD_ACCEPT:fail=3,DELETE:fail=3,PARENT_REQUEST:fail=3,"
+					 "PARENT_ACK:fail=3,FETCH:fail=3,"
+					 "FETCH_REPLY:fail=3,BARRIER:fail=3,BARRIER_DONE:fail=3,"
+					 "PING:fail=3,PONG:fail=3,GOODBYE:fail=3";
 	struct rref_ctx *ctx = tg_join_under(rank, rules, 0);
 
 	if (rank == 0) {
@@ -98,11 +103,13 @@ TG_TEST(c129_first_sends_of_every_kind_fail, 3)
 	return 0;
 }
 
-/* A call that cannot be sent is over, with its error, and what it shared is taken back, whoever owns it. */
+/* A call that cannot be sent is over, with its error, and what
+ * it shared is taken back, whoever owns it. */
 TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 {
 	/* One more than the calls of the first part: the next one goes. */
-	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL@1:fail=20,REMOTE@1:fail=10" : "", 0);
+	struct rref_ctx *ctx = tg_join_under(rank,
+					     rank == 0 ? "CALL@1:fail=20,REMOTE@1:fail=10" : "", 0);
 
 	if (rank == 0) {
 		struct rref *r[3], *made = NULL;
@@ -143,10 +150,12 @@ TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 	return 0;
 }
 
-/* After a session that ended: a new one. Not at once, a broken one is not tried again immediately. */
+/* After a session that ended: a new one. Not at once, a broken
+ * one is not tried again immediately. */
 static void until_reached(struct rref_ctx *ctx, int rank)
 {
-	for (int64_t end = now_ns() + LONG_NS; rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL); usleep(1000))
+	for (int64_t end = now_ns() + LONG_NS;
+	     rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL); usleep(1000))
 		TG_CHECK(now_ns() < end);
 }
 
@@ -158,13 +167,15 @@ static bool no_references(struct rref_ctx *ctx, void *arg)
 	return !s.owners && !s.forks && !s.users && !s.pending_children && !s.value_bytes;
 }
 
-/* A message of the protocol that cannot be sent ends the session: both sides clean up, and a new one begins. */
+/* A message of the protocol that cannot be sent ends the
+ * session: both sides clean up, and a new one begins. */
 TG_TEST(c183_a_delete_given_up_ends_the_session, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "DELETE:fail=10" : "", 0);
 
 	if (rank == 0) {
-		struct rref *r = tg_remote(ctx, 1, "tg.echo", "abc", 3), *other = tg_remote(ctx, 1, "tg.echo", "abc", 3);
+		struct rref *r = tg_remote(ctx, 1, "tg.echo", "abc", 3),
+			    *other = tg_remote(ctx, 1, "tg.echo", "abc", 3);
 
 		tg_expect_bytes(r, "abc", 3);
 		tg_expect_bytes(other, "abc", 3);
@@ -207,7 +218,8 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 
 		tg_expect_bytes(r, "abc", 3);
 		/* Its answer is behind the message that does not go; this worker is cut off. */
-		TG_IS(rref_rpc_sync(ctx, 2, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL), -ENETRESET);
+		TG_IS(rref_rpc_sync(ctx, 2, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL),
+		      -ENETRESET);
 		TG_IS(tg_stats(ctx).pending_children, 0);
 		rref_release(r);
 		TG_CHECK(tg_eventually(no_references, ctx, NULL));
@@ -234,10 +246,12 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 
 /* ---- creations that do not come, or come late ---- */
 
-/* 133 to 136: a peer's and one's own, with and without references among its arguments. Two of them: 178; 179. */
+/* 133 to 136: a peer's and one's own, with and without
+ * references among its arguments. Two of them: 178; 179. */
 TG_TEST(c133_136_creation_lost, 3)
 {
-	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE@0:drop=2,REMOTE@1:drop=2" : "", 0);
+	struct rref_ctx *ctx = tg_join_under(rank,
+					     rank == 0 ? "REMOTE@0:drop=2,REMOTE@1:drop=2" : "", 0);
 
 	if (rank == 0) {
 		struct rref *r[4];
@@ -246,7 +260,8 @@ TG_TEST(c133_136_creation_lost, 3)
 			r[i] = remote_within(ctx, i / 2, "tg.echo", 50 * MS);
 		for (int turn = 0; turn < 2; turn++)
 			for (int i = 0; i < 4; i++)
-				expect_error(r[i], RREF_DEFAULT, -ETIMEDOUT, "creation of the reference timed out");
+				expect_error(r[i], RREF_DEFAULT, -ETIMEDOUT,
+					     "creation of the reference timed out");
 		TG_IS(rref_confirmed(r[2]), 0);
 		TG_IS(rref_confirmed(r[3]), 0);
 		/* 170, 171: as an argument it errs before anything is sent. */
@@ -255,10 +270,16 @@ TG_TEST(c133_136_creation_lost, 3)
 			struct rref *none = NULL;
 			struct rref_future *f = NULL;
 
-			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT, NULL), -ETIMEDOUT);
+			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT,
+					    NULL),
+			      -ETIMEDOUT);
 			TG_TEXT("creation");
-			TG_IS(rref_rpc_async(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT, &f), -ETIMEDOUT);
-			TG_IS(rref_remote(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT, &none), -ETIMEDOUT);
+			TG_IS(rref_rpc_async(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT,
+					     &f),
+			      -ETIMEDOUT);
+			TG_IS(rref_remote(ctx, 2, "tg.read", tg_with(&r[i], 1), RREF_DEFAULT,
+					  &none),
+			      -ETIMEDOUT);
 			TG_CHECK(!none && !f);
 			TG_IS(tg_stats(ctx).messages_sent, sent);
 		}
@@ -278,7 +299,8 @@ TG_TEST(c133_136_creation_lost, 3)
 	return 0;
 }
 
-/* 182: who was handed a reference to what never was hears it promptly: it does not wait for its own time-out. */
+/* 182: who was handed a reference to what never was hears it
+ * promptly: it does not wait for its own time-out. */
 TG_TEST(c182_shared_and_never_made, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE:drop" : "", 0);
@@ -286,7 +308,8 @@ TG_TEST(c182_shared_and_never_made, 3)
 	if (rank == 0) {
 		struct rref *r = remote_within(ctx, 1, "tg.echo", 100 * MS);
 
-		TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_FOREVER, NULL), -ETIMEDOUT);
+		TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_FOREVER, NULL),
+		      -ETIMEDOUT);
 		TG_TEXT("creation");
 		rref_release(r);
 		tg_all_clean(ctx);
@@ -295,7 +318,8 @@ TG_TEST(c182_shared_and_never_made, 3)
 	return 0;
 }
 
-/* 139 to 141, 180: it comes after its creator gave up, whose DELETE overtook it. It is not even run. */
+/* 139 to 141, 180: it comes after its creator gave up, whose
+ * DELETE overtook it. It is not even run. */
 TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE@1:delay=300ms" : "", 0);
@@ -308,7 +332,8 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 		r = remote_within(ctx, 1, "count", 20 * MS);
 		expect_error(r, RREF_DEFAULT, -ETIMEDOUT, "creation");
 		rref_release(r);
-		for (int64_t end = now_ns() + LONG_NS; !tg_stats_of(ctx, 1).dropped_messages; usleep(1000))
+		for (int64_t end = now_ns() + LONG_NS; !tg_stats_of(ctx, 1).dropped_messages;
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		TG_IS(runs_of(ctx, 1), 0);
 		tg_all_clean(ctx);
@@ -371,7 +396,11 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 /* 142, 143: a read whose way to the value is slow times out; the next one succeeds. */
 TG_TEST(c142_143_read_delayed, 2)
 {
-	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "FETCH_REPLY:delay=500ms*1" : "FETCH:delay=500ms*1,CREATED:delay=500ms*1", 0);
+	struct rref_ctx *ctx = tg_join_under(rank,
+					     rank == 0
+						     ? "FETCH_REPLY:delay=500ms*1"
+						     : "FETCH:delay=500ms*1,CREATED:delay=500ms*1",
+					     0);
 
 	if (rank == 0) {
 		struct rref *r, *made;
@@ -405,7 +434,8 @@ TG_TEST(c142_143_read_delayed, 2)
 /* Per call, by default, and none; whoever gave up has no harm from the late answer. */
 TG_TEST(c144_calls_delayed, 2)
 {
-	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:delay=150ms*6" : "", rank == 0 ? 40 * MS : 0);
+	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:delay=150ms*6" : "",
+					     rank == 0 ? 40 * MS : 0);
 
 	if (rank == 0) {
 		/* A session, without a CALL. */
@@ -421,9 +451,11 @@ TG_TEST(c144_calls_delayed, 2)
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, RREF_FOREVER, NULL));
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 10 * MS, NULL), -ETIMEDOUT);
 		/* With a reference in it and in its answer: both arrive, for nobody. */
-		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo_refs", tg_with(&mine, 1), 10 * MS, NULL), -ETIMEDOUT);
+		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo_refs", tg_with(&mine, 1), 10 * MS, NULL),
+		      -ETIMEDOUT);
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, LONG_NS, NULL));
-		for (int64_t end = now_ns() + LONG_NS; tg_stats(ctx).dropped_messages < 3; usleep(1000)) {
+		for (int64_t end = now_ns() + LONG_NS; tg_stats(ctx).dropped_messages < 3;
+		     usleep(1000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);
 		}
@@ -446,17 +478,21 @@ TG_TEST(c144_calls_delayed, 2)
 /* The answer is lost, or late: the call ran once, and times out. */
 TG_TEST(c144_answers_lost_and_delayed, 2)
 {
-	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:drop=1,REPLY:delay=100ms*1" : "", 0);
+	struct rref_ctx *ctx = tg_join_under(rank,
+					     rank == 1 ? "REPLY:drop=1,REPLY:delay=100ms*1" : "",
+					     0);
 
 	if (rank == 0) {
-		struct rref *r = tg_remote(ctx, 1, "tg.echo", "x", 1); /* a session, without a REPLY */
+		/* a session, without a REPLY */
+		struct rref *r = tg_remote(ctx, 1, "tg.echo", "x", 1);
 
 		tg_expect_bytes(r, "x", 1);
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 50 * MS, NULL), -ETIMEDOUT);
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 20 * MS, NULL), -ETIMEDOUT);
 		rref_release(r);
 		TG_IS(runs_of(ctx, 1), 2);
-		for (int64_t end = now_ns() + LONG_NS; tg_stats(ctx).dropped_messages < 1; usleep(1000)) {
+		for (int64_t end = now_ns() + LONG_NS; tg_stats(ctx).dropped_messages < 1;
+		     usleep(1000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);
 		}

@@ -18,8 +18,11 @@ static int nest(struct rref_call *call, void *arg)
 	(void)arg;
 	for (size_t i = 0; i < nr; i++)
 		refs[i] = rref_call_ref(call, i);
-	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call),
-							  .refs = refs, .nr_refs = nr });
+	return rref_call_reply(call,
+			       &(struct rref_args){ .data = rref_call_data(call),
+						    .length = rref_call_length(call),
+						    .refs = refs,
+						    .nr_refs = nr });
 }
 
 /* "nest_typed": the same as numbers in two segments. */
@@ -83,12 +86,16 @@ static struct rref_ctx *join(int rank)
 	return join_under(rank, "");
 }
 
-static struct rref *remote_with(struct rref_ctx *ctx, int to, const char *function, const char *text, struct rref *const *refs,
-				size_t nr)
+static struct rref *remote_with(struct rref_ctx *ctx, int to, const char *function,
+				const char *text, struct rref *const *refs, size_t nr)
 {
 	struct rref *r;
 
-	TG_OK(rref_remote(ctx, to, function, &(struct rref_args){ .data = text, .length = strlen(text), .refs = refs, .nr_refs = nr },
+	TG_OK(rref_remote(ctx, to, function,
+			  &(struct rref_args){ .data = text,
+					       .length = strlen(text),
+					       .refs = refs,
+					       .nr_refs = nr },
 			  RREF_DEFAULT, &r));
 	return r;
 }
@@ -101,7 +108,8 @@ static struct rref *value(struct rref_ctx *ctx, const char *text)
 	return r;
 }
 
-static struct rref *value_with(struct rref_ctx *ctx, const char *text, struct rref *const *refs, size_t nr)
+static struct rref *value_with(struct rref_ctx *ctx, const char *text, struct rref *const *refs,
+			       size_t nr)
 {
 	struct rref *r;
 
@@ -122,7 +130,8 @@ static struct rref_view *read_with(struct rref *r, const char *text, size_t nr)
 	struct rref_view *v;
 
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
-	TG_CHECK(rref_view_length(v) == strlen(text) && !memcmp(rref_view_data(v), text, strlen(text)));
+	TG_CHECK(rref_view_length(v) == strlen(text) &&
+		 !memcmp(rref_view_data(v), text, strlen(text)));
 	TG_IS(rref_view_nr_refs(v), nr);
 	return v;
 }
@@ -159,7 +168,8 @@ TG_TEST(more_references_nested_in_an_own_value, 3)
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
-		struct rref *inner[3] = { value(ctx, "own"), tg_remote(ctx, 1, "tg.echo", "reader's", 8),
+		struct rref *inner[3] = { value(ctx, "own"),
+					  tg_remote(ctx, 1, "tg.echo", "reader's", 8),
 					  tg_remote(ctx, 2, "tg.echo", "third's", 7) };
 		struct rref *outer = value_with(ctx, "outer", inner, 3);
 
@@ -231,11 +241,15 @@ TG_TEST(more_nested_in_the_result_of_a_creation, 3)
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
-		struct rref *inner[2] = { value(ctx, "mine"), tg_remote(ctx, 2, "tg.echo", "third's", 7) };
+		struct rref *inner[2] = { value(ctx, "mine"),
+					  tg_remote(ctx, 2, "tg.echo", "third's", 7) };
 
 		for (int to = 0; to < 3; to++)
 			for (int typed = 0; typed < 2; typed++) {
-				struct rref *outer = remote_with(ctx, to, typed ? "nest_typed" : "nest", "result", inner, 2), *r;
+				struct rref *outer = remote_with(ctx, to,
+								 typed ? "nest_typed" : "nest",
+								 "result", inner, 2),
+					    *r;
 				struct rref_view *v;
 				struct iovec seg[2];
 				unsigned sum = 'm' + 't';
@@ -258,7 +272,8 @@ TG_TEST(more_nested_in_the_result_of_a_creation, 3)
 					struct rref_future *f;
 					unsigned got;
 
-					TG_OK(rref_rpc_sync(ctx, by, "take_all", tg_with(&outer, 1), RREF_DEFAULT, &f));
+					TG_OK(rref_rpc_sync(ctx, by, "take_all", tg_with(&outer, 1),
+							    RREF_DEFAULT, &f));
 					tg_result(f, &got, sizeof(got));
 					rref_future_free(f);
 					TG_IS(got, sum);
@@ -273,7 +288,8 @@ TG_TEST(more_nested_in_the_result_of_a_creation, 3)
 	return 0;
 }
 
-/* A value of 3 in a value of 2 in a value of 1; 0 reads its way down, and lets go of each on the way. */
+/* A value of 3 in a value of 2 in a value of 1; 0 reads its
+ * way down, and lets go of each on the way. */
 TG_TEST(more_nested_three_deep_over_four_workers, 4)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -329,7 +345,10 @@ TG_TEST(more_nested_as_many_as_there_may_be, 2)
 		rref_release(outer);
 		tg_set_flag(0, 1);
 	} else {
-		static const size_t ranges[][2] = { { 0, RREF_REFS_MAX }, { 0, 8 }, { 1, 9 }, { RREF_REFS_MAX - 1, 1 },
+		static const size_t ranges[][2] = { { 0, RREF_REFS_MAX },
+						    { 0, 8 },
+						    { 1, 9 },
+						    { RREF_REFS_MAX - 1, 1 },
 						    { 500, RREF_REFS_MAX - 500 } };
 
 		tg_wait_flag_serving(ctx, 0, 1);
@@ -351,7 +370,9 @@ TG_TEST(more_nested_as_many_as_there_may_be, 2)
 			} else {
 				TG_OK(rref_view_refs(v, first, nr, RREF_DEFAULT, refs));
 			}
-			TG_IS(rref_to_here_batch(refs, nr, RREF_DEFAULT, (struct rref_view **)(void *)views, status), nr);
+			TG_IS(rref_to_here_batch(refs, nr, RREF_DEFAULT,
+						 (struct rref_view **)(void *)views, status),
+			      nr);
 			for (size_t i = 0; i < nr; i++) {
 				struct rref_view *one = (struct rref_view *)(void *)views[i];
 				uint32_t got;
@@ -381,7 +402,8 @@ TG_TEST(more_nested_taken_twice_is_two_references, 2)
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
-		struct rref *inner = value(ctx, "in"), *outer = value_with(ctx, "out", (struct rref *[]){ inner, inner }, 2);
+		struct rref *inner = value(ctx, "in"),
+			    *outer = value_with(ctx, "out", (struct rref *[]){ inner, inner }, 2);
 		uint64_t forks = 1 + 4, one = 1;
 
 		hand_over(ctx, 1, outer);
@@ -412,7 +434,8 @@ TG_TEST(more_nested_taken_twice_is_two_references, 2)
 			for (int k = 0; k < i; k++) {
 				struct rref_id a = rref_fork_id(r[i]), b = rref_fork_id(r[k]);
 
-				TG_CHECK(rref_equal(r[i], r[k]) && r[i] != r[k] && a.local_id != b.local_id);
+				TG_CHECK(rref_equal(r[i], r[k]) && r[i] != r[k] &&
+					 a.local_id != b.local_id);
 			}
 		}
 		for (int i = 0; i < 3; i++)
@@ -428,7 +451,8 @@ TG_TEST(more_nested_taken_twice_is_two_references, 2)
 	return 0;
 }
 
-/* A view outlives the program's reference, and so does the value: what it holds can still be taken. Then it goes. */
+/* A view outlives the program's reference, and so does the
+ * value: what it holds can still be taken. Then it goes. */
 TG_TEST(more_nested_the_view_keeps_the_value, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -452,13 +476,15 @@ TG_TEST(more_nested_the_view_keeps_the_value, 2)
 		r = take(v, 0);
 		tg_expect_bytes(r, "in", 2);
 		rref_release(r);
-		/* Asked for, and the view freed before the answer: the request has a hold of its own. */
+		/* Asked for, and the view freed before the answer:
+		 * the request has a hold of its own. */
 		TG_OK(rref_view_refs_async(v, 0, 1, RREF_DEFAULT, &f));
 		rref_view_free(v);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
-		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 0).owners != 1; usleep(1000))
+		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 0).owners != 1;
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		TG_IS(tg_stats_of(ctx, 0).nested, 0);
 		tg_expect_bytes(r, "in", 2);
@@ -480,7 +506,8 @@ TG_TEST(more_nested_not_ready_and_failed, 3)
 
 		memcpy(bad, &code, 4);
 		memcpy(bad + 4, "no!", 4);
-		struct rref *inner[2] = { tg_remote(ctx, 2, "tg.hold", "late", 4), tg_remote(ctx, 2, "tg.fail", bad, 7) };
+		struct rref *inner[2] = { tg_remote(ctx, 2, "tg.hold", "late", 4),
+					  tg_remote(ctx, 2, "tg.fail", bad, 7) };
 		struct rref *outer = value_with(ctx, "out", inner, 2);
 		struct rref_view *v;
 
@@ -580,13 +607,15 @@ TG_TEST(more_nested_given_up, 3)
 /* Every message that taking needs fails at first, comes late, twice, or in another order. */
 TG_TEST(more_nested_under_message_faults, 3)
 {
-	static const char *const rules = "CALL:fail=3,REPLY:fail=3,FORK_REQUEST:dup=9,FORK_ACK:dup=9,CHILD_ACCEPT:dup=9,DELETE:dup=9,"
+	static const char *const rules = "CALL:fail=3,REPLY:fail=3,FORK_REQUEST:dup=9,FORK_ACK:dup="
+					 "9,CHILD_ACCEPT:dup=9,DELETE:dup=9,"
 					 "PROTO:reorder=2ms*60,REPLY:reorder=2ms*20";
 	struct rref_ctx *ctx = join_under(rank, rules);
 
 	if (rank == 0) {
 		for (int i = 0; i < 20; i++) {
-			struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2), *outer = remote_with(ctx, 1, "nest", "out", &inner, 1), *r;
+			struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2),
+				    *outer = remote_with(ctx, 1, "nest", "out", &inner, 1), *r;
 			struct rref_view *v;
 
 			rref_release(inner);
@@ -603,7 +632,8 @@ TG_TEST(more_nested_under_message_faults, 3)
 	return 0;
 }
 
-/* 1 owns the outer value and dies; what was taken from it before, of 2, lives; what was not is -EOWNERDEAD. */
+/* 1 owns the outer value and dies; what was taken from it
+ * before, of 2, lives; what was not is -EOWNERDEAD. */
 DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -612,8 +642,10 @@ DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 	if (rank == 1)
 		tg_serve_and_die(ctx, 0);
 	if (rank == 0) {
-		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2), *mine = value(ctx, "mine"), *r;
-		struct rref *outer = remote_with(ctx, 1, "nest", "out", (struct rref *[]){ inner, mine }, 2);
+		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2),
+			    *mine = value(ctx, "mine"), *r;
+		struct rref *outer = remote_with(ctx, 1, "nest", "out",
+						 (struct rref *[]){ inner, mine }, 2);
 		struct rref_view *v = read_with(outer, "out", 2);
 
 		rref_release(inner);
@@ -642,7 +674,8 @@ DEATH_TEST(more_nested_the_owner_dies_while_it_is_asked, 3, 1 << 1)
 	int one = 1;
 
 	if (rank == 1) {
-		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2), *outer = value_with(ctx, "out", &inner, 1);
+		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2),
+			    *outer = value_with(ctx, "out", &inner, 1);
 
 		rref_release(inner);
 		hand_over(ctx, 0, outer);
@@ -671,7 +704,8 @@ DEATH_TEST(more_nested_the_owner_dies_while_it_is_asked, 3, 1 << 1)
 	return 0;
 }
 
-/* 2 owns the inner value and dies: the outer one is read as before, taking that one fails, taking the other does not. */
+/* 2 owns the inner value and dies: the outer one is read as
+ * before, taking that one fails, taking the other does not. */
 DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -680,15 +714,18 @@ DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 	if (rank == 2)
 		tg_serve_and_die(ctx, 0);
 	if (rank == 0) {
-		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2), *mine = value(ctx, "mine"), *r;
-		struct rref *outer = remote_with(ctx, 1, "nest", "out", (struct rref *[]){ inner, mine }, 2);
+		struct rref *inner = tg_remote(ctx, 2, "tg.echo", "in", 2),
+			    *mine = value(ctx, "mine"), *r;
+		struct rref *outer = remote_with(ctx, 1, "nest", "out",
+						 (struct rref *[]){ inner, mine }, 2);
 		struct rref_view *v = read_with(outer, "out", 2);
 
 		rref_release(inner);
 		rref_release(mine);
 		tg_set_flag(0, 1);
 		TG_CHECK(tg_eventually(tg_is_dead, ctx, &two));
-		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 1).dead_peers != 1; usleep(1000))
+		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 1).dead_peers != 1;
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		rref_view_free(v);
 		v = read_with(outer, "out", 2);
@@ -706,14 +743,16 @@ DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 	return 0;
 }
 
-/* 1 is killed while it holds an outer one, a view of it and what it took: all of it is reclaimed. */
+/* 1 is killed while it holds an outer one, a view of it and
+ * what it took: all of it is reclaimed. */
 DEATH_TEST(more_nested_a_reader_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
 	int one = 1;
 
 	if (rank == 0) {
-		struct rref *inner[2] = { value(ctx, "own"), tg_remote(ctx, 2, "tg.echo", "third's", 7) };
+		struct rref *inner[2] = { value(ctx, "own"),
+					  tg_remote(ctx, 2, "tg.echo", "third's", 7) };
 		struct rref *outer = value_with(ctx, "out", inner, 2);
 
 		hand_over(ctx, 1, outer);
@@ -737,12 +776,14 @@ DEATH_TEST(more_nested_a_reader_dies, 3, 1 << 1)
 	return 0;
 }
 
-/* Nobody releases anything: values that hold references, and two that hold each other, across workers and on one. */
+/* Nobody releases anything: values that hold references, and
+ * two that hold each other, across workers and on one. */
 TG_TEST(more_nested_never_released, 3)
 {
 	struct rref_ctx *ctx = join(rank);
 	int next = (rank + 1) % 3;
-	struct rref *inner = tg_remote(ctx, next, "tg.echo", "in", 2), *outer = value_with(ctx, "out", &inner, 1), *self;
+	struct rref *inner = tg_remote(ctx, next, "tg.echo", "in", 2),
+		    *outer = value_with(ctx, "out", &inner, 1), *self;
 	struct rref_view *v;
 	char report[4096];
 	void *data;
@@ -768,7 +809,8 @@ TG_TEST(more_nested_never_released, 3)
 	v = read_with(tg_kept(0), "out", 1);
 	tg_drop_kept();
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT));
-	/* What values hold is not what the program forgot: that is the outer one, and the reference of the view. */
+	/* What values hold is not what the program forgot: that
+	 * is the outer one, and the reference of the view. */
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
 	int lines = 0;
 
@@ -790,7 +832,8 @@ TG_TEST(more_nested_left_at_once, 3)
 {
 	struct rref_ctx *ctx = join(rank);
 	int next = (rank + 1) % 3;
-	struct rref *inner = tg_remote(ctx, next, "tg.echo", "in", 2), *outer = value_with(ctx, "out", &inner, 1);
+	struct rref *inner = tg_remote(ctx, next, "tg.echo", "in", 2),
+		    *outer = value_with(ctx, "out", &inner, 1);
 	struct rref_view *v, *own;
 
 	hand_over(ctx, next, outer);

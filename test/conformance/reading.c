@@ -92,11 +92,13 @@ TG_TEST(c065_owners_compare, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int next = (rank + 1) % 4, next2 = (rank + 2) % 4;
-	struct rref *a = tg_remote(ctx, next, "tg.echo", "a", 1), *b = tg_remote(ctx, next, "tg.echo", "b", 1);
+	struct rref *a = tg_remote(ctx, next, "tg.echo", "a", 1),
+		    *b = tg_remote(ctx, next, "tg.echo", "b", 1);
 	struct rref *c = tg_remote(ctx, next2, "tg.echo", "c", 1), *mine;
 
 	TG_OK(rref_new(ctx, "m", 1, &mine));
-	TG_CHECK(rref_owner(a) == next && rref_owner(b) == next && rref_owner(c) == next2 && rref_owner(mine) == rank);
+	TG_CHECK(rref_owner(a) == next && rref_owner(b) == next && rref_owner(c) == next2 &&
+		 rref_owner(mine) == rank);
 	TG_CHECK(strcmp(rref_owner_name(a), rref_owner_name(b)) == 0);
 	TG_CHECK(strcmp(rref_owner_name(a), rref_owner_name(c)) != 0);
 	TG_CHECK(strcmp(rref_owner_name(a), rref_owner_name(mine)) != 0);
@@ -120,14 +122,19 @@ TG_TEST(c071_text_forms, 2)
 
 		tg_expect_bytes(theirs, "x", 1);
 		TG_OK(rref_new(ctx, "m", 1, &mine));
-		TG_CHECK(rref_is_owner(mine) && rref_owner(mine) == 0 && strcmp(rref_owner_name(mine), "worker0") == 0);
-		TG_CHECK(!rref_is_owner(theirs) && rref_owner(theirs) == 1 && strcmp(rref_owner_name(theirs), "worker1") == 0);
+		TG_CHECK(rref_is_owner(mine) && rref_owner(mine) == 0 &&
+			 strcmp(rref_owner_name(mine), "worker0") == 0);
+		TG_CHECK(!rref_is_owner(theirs) && rref_owner(theirs) == 1 &&
+			 strcmp(rref_owner_name(theirs), "worker1") == 0);
 		TG_CHECK(rref_context(mine) == ctx && rref_context(theirs) == ctx);
 		TG_CHECK(rref_confirmed(mine) == 1 && rref_confirmed(theirs) == 1);
 		id = rref_get_id(mine);
 		fork = rref_fork_id(mine);
-		TG_CHECK(id.created_on == 0 && id.local_id > 0 && id.reserved == 0 && fork.local_id == 0 && fork.created_on == 0);
-		int n = snprintf(want, sizeof(want), "OwnerRRef(rref_id=GloballyUniqueId(created_on=0, local_id=%" PRIu64 "))",
+		TG_CHECK(id.created_on == 0 && id.local_id > 0 && id.reserved == 0 &&
+			 fork.local_id == 0 && fork.created_on == 0);
+		int n = snprintf(want, sizeof(want),
+				 "OwnerRRef(rref_id=GloballyUniqueId(created_on=0, "
+				 "local_id=%" PRIu64 "))",
 				 id.local_id);
 
 		TG_IS(rref_format(mine, text, sizeof(text)), n);
@@ -138,7 +145,8 @@ TG_TEST(c071_text_forms, 2)
 		TG_IS(rref_format(mine, NULL, 5), -EINVAL);
 		id = rref_get_id(theirs);
 		fork = rref_fork_id(theirs);
-		TG_CHECK(id.created_on == 0 && id.local_id > 0 && fork.created_on == 0 && fork.local_id > 0);
+		TG_CHECK(id.created_on == 0 && id.local_id > 0 && fork.created_on == 0 &&
+			 fork.local_id > 0);
 		n = snprintf(want, sizeof(want),
 			     "UserRRef(rref_id=GloballyUniqueId(created_on=0, local_id=%" PRIu64
 			     "), fork_id=GloballyUniqueId(created_on=0, local_id=%" PRIu64 "))",
@@ -164,7 +172,8 @@ TG_TEST(c145_146_is_owner_on_both_sides, 4)
 			struct rref_future *f;
 			struct tg_said s;
 
-			TG_OK(rref_rpc_sync(ctx, to, "inspect", tg_with(which ? &theirs : &mine, 1), RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "inspect", tg_with(which ? &theirs : &mine, 1),
+					    RREF_DEFAULT, &f));
 			tg_result(f, &s, sizeof(s));
 			rref_future_free(f);
 			TG_IS(s.is_owner, to == (which ? (rank + 1) % 4 : rank));
@@ -231,7 +240,8 @@ TG_TEST(c188_a_value_half_written_is_not_read, 3)
 		copy = tg_ask(ctx, 1, "pub.get", (struct tg_make){ 0 });
 		TG_CHECK(rref_equal(copy, r));
 		for (int i = 0; i < 2; i++)
-			TG_OK(rref_rpc_async(ctx, 1 + i, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f[i]));
+			TG_OK(rref_rpc_async(ctx, 1 + i, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
+					     &f[i]));
 		for (size_t at = 0; at < LENGTH; at += 1000) {
 			tg_fill(data, at, 5);
 			TG_IS(rref_to_here(r, 0, &v), -ETIMEDOUT);
@@ -316,8 +326,9 @@ TG_TEST(c194_sixteen_threads_read_one_reference, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct shared_handle s = { tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 4000, .seed = 2 }), ctx, tg_scale(400),
-					   1 };
+		struct shared_handle s = { tg_ask(ctx, 1, "pub.make",
+						  (struct tg_make){ .length = 4000, .seed = 2 }),
+					   ctx, tg_scale(400), 1 };
 		uint64_t before = tg_stats(ctx).reads;
 		pthread_t t[16];
 
@@ -344,11 +355,15 @@ TG_TEST(c195_ranges, 2)
 		static const struct {
 			size_t offset, length, got;
 		} ranges[] = {
-			{ 0, 10000, 10000 }, { 0, 1, 1 }, { 9999, 1, 1 }, { 1, 9999, 9999 }, { 4321, 1234, 1234 },
-			{ 0, 0, 0 }, { 5000, 0, 0 }, { 9990, 64, 10 }, { 10000, 10, 0 }, { 10001, 10, 0 },
-			{ SIZE_MAX, 10, 0 }, { 5000, 10064, 5000 }, { SIZE_MAX - 5, 64, 0 }, { 64, 64, 64 }, { 0, 10064, 10000 },
+			{ 0, 10000, 10000 }, { 0, 1, 1 }, { 9999, 1, 1 }, { 1, 9999, 9999 },
+			{ 4321, 1234, 1234 },
+			{ 0, 0, 0 }, { 5000, 0, 0 }, { 9990, 64, 10 }, { 10000, 10, 0 },
+			{ 10001, 10, 0 },
+			{ SIZE_MAX, 10, 0 }, { 5000, 10064, 5000 }, { SIZE_MAX - 5, 64, 0 },
+			{ 64, 64, 64 }, { 0, 10064, 10000 },
 		};
-		struct rref *there = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = 5 });
+		struct rref *there = tg_ask(ctx, 1, "pub.make",
+					    (struct tg_make){ .length = length, .seed = 5 });
 		struct rref *here;
 		void *data;
 		size_t got;
@@ -360,8 +375,10 @@ TG_TEST(c195_ranges, 2)
 			for (size_t i = 0; i < array_size(ranges); i++) {
 				memset(buf, 0xAA, sizeof(buf));
 				got = 4711;
-				TG_OK(rref_to_here_into(where ? there : here, ranges[i].length ? buf : NULL, ranges[i].offset,
-							ranges[i].length, RREF_DEFAULT, &got));
+				TG_OK(rref_to_here_into(where ? there : here,
+							ranges[i].length ? buf : NULL,
+							ranges[i].offset, ranges[i].length,
+							RREF_DEFAULT, &got));
 				TG_IS(got, ranges[i].got);
 				TG_CHECK(tg_filled(buf, got, ranges[i].offset, 5));
 				/* Nothing beyond. */
@@ -379,7 +396,8 @@ TG_TEST(c195_ranges, 2)
 	return 0;
 }
 
-/* Bad in each way an element can be, among 1000 good ones of three owners: their neighbours do not suffer. */
+/* Bad in each way an element can be, among 1000 good ones of
+ * three owners: their neighbours do not suffer. */
 TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -394,12 +412,17 @@ TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 		for (int i = 0; i < NR; i++) {
 			int to = 1 + i % 3;
 
-			want[i] = i % 100 == 7 ? -ENOSYS : i % 100 == 50 ? -ENODATA : i == 333 ? -EINVAL : 0;
+			want[i] = i % 100 == 7	? -ENOSYS
+				: i % 100 == 50 ? -ENODATA
+				: i == 333	? -EINVAL
+						: 0;
 			if (want[i] == -ENODATA)
 				TG_OK(rref_rpc_sync(ctx, to, "pub.drop", NULL, RREF_DEFAULT, NULL));
-			refs[i] = want[i] == -EINVAL ? NULL :
-				  want[i] == -ENODATA ? tg_ask(ctx, to, "pub.alloc", (struct tg_make){ .length = 9 }) :
-				  tg_remote(ctx, to, want[i] ? "no.such" : "tg.echo", &i, sizeof(i));
+			refs[i] = want[i] == -EINVAL ? NULL
+				: want[i] == -ENODATA
+				? tg_ask(ctx, to, "pub.alloc", (struct tg_make){ .length = 9 })
+				: tg_remote(ctx, to, want[i] ? "no.such" : "tg.echo", &i,
+					    sizeof(i));
 			if (want[i] == -ENODATA)
 				tg_ask(ctx, to, "pub.fail", (struct tg_make){ .err = -ENODATA });
 			good += want[i] == 0;
@@ -413,7 +436,8 @@ TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 				TG_CHECK(!views[i] == (want[i] != 0));
 				if (views[i])
 					TG_CHECK(rref_view_length(views[i]) == sizeof(i) &&
-						 memcmp(rref_view_data(views[i]), &i, sizeof(i)) == 0);
+						 memcmp(rref_view_data(views[i]), &i, sizeof(i)) ==
+							 0);
 				rref_view_free(views[i]);
 			}
 		}

@@ -19,8 +19,10 @@ static void finish(struct rref_ctx *ctx, int world)
 
 /* The shapes: lengths of segments, ended by -1. */
 static const int64_t shapes[][8] = {
-	{ 0, -1 }, { 5, -1 }, { 0, 0, -1 }, { 1, 2, 3, -1 }, { 64, 64, 64, -1 }, { 63, 65, 0, 127, 1, -1 }, { 0, 9, -1 }, { 9, 0, -1 },
-	{ 4032, 100, -1 }, { 70000, 1, 70000, -1 }, { 131072, 131072, 131073, 7, -1 }, { 1, 3000000, 0, 5, -1 }, { -1 },
+	{ 0, -1 }, { 5, -1 }, { 0, 0, -1 }, { 1, 2, 3, -1 }, { 64, 64, 64, -1 },
+	{ 63, 65, 0, 127, 1, -1 }, { 0, 9, -1 }, { 9, 0, -1 },
+	{ 4032, 100, -1 }, { 70000, 1, 70000, -1 }, { 131072, 131072, 131073, 7, -1 },
+	{ 1, 3000000, 0, 5, -1 }, { -1 },
 };
 
 static size_t segments_of(size_t shape, struct iovec *iov)
@@ -72,10 +74,12 @@ static void check_shape(const struct rref_view *v, size_t shape)
 		TG_IS(got[i].iov_len, want[i].iov_len);
 		TG_IS((uintptr_t)got[i].iov_base % 64, 0);
 		TG_CHECK(tg_filled(got[i].iov_base, got[i].iov_len, 0, (unsigned)(shape * 8 + i)));
-		TG_CHECK((char *)got[i].iov_base + got[i].iov_len <= (const char *)rref_view_data(v) + rref_view_length(v));
+		TG_CHECK((char *)got[i].iov_base + got[i].iov_len <=
+			 (const char *)rref_view_data(v) + rref_view_length(v));
 	}
 	if (n)
-		TG_CHECK((char *)got[n - 1].iov_base + got[n - 1].iov_len == (const char *)rref_view_data(v) + rref_view_length(v));
+		TG_CHECK((char *)got[n - 1].iov_base + got[n - 1].iov_len ==
+			 (const char *)rref_view_data(v) + rref_view_length(v));
 	else
 		TG_IS(rref_view_length(v), 0);
 }
@@ -133,8 +137,11 @@ TG_TEST(c091_segments_keep_their_shape, 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "get_shape", .handler = get_shape }));
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "check_shape_of", .handler = check_shape_of }));
+	TG_OK(rref_register(ctx,
+			    &(struct rref_function){ .name = "get_shape", .handler = get_shape }));
+	TG_OK(rref_register(ctx,
+			    &(struct rref_function){ .name = "check_shape_of",
+						     .handler = check_shape_of }));
 	for (uint32_t i = 0; rank == 1 && i < array_size(shaped); i++) {
 		struct rref_view *v;
 
@@ -152,17 +159,24 @@ TG_TEST(c091_segments_keep_their_shape, 3)
 		for (uint32_t i = 0; i < array_size(shaped); i++) {
 			struct rref_future *f;
 
-			TG_OK(rref_rpc_sync(ctx, 1, "get_shape", &(struct rref_args){ .data = &i, .length = 4 }, RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, 1, "get_shape",
+					    &(struct rref_args){ .data = &i, .length = 4 },
+					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_ref(f, 0, &all[i]));
 			rref_future_free(f);
 			TG_OK(rref_to_here(all[i], RREF_DEFAULT, &v));
 			check_shape(v, i / 2);
 			check_ranges(all[i], v);
 			rref_view_free(v);
-			TG_OK(rref_rpc_sync(ctx, 2, "check_shape_of", &(struct rref_args){ .data = &i, .length = 4, .refs = &all[i],
-					    .nr_refs = 1 }, RREF_DEFAULT, NULL));
+			TG_OK(rref_rpc_sync(ctx, 2, "check_shape_of",
+					    &(struct rref_args){ .data = &i,
+								 .length = 4,
+								 .refs = &all[i],
+								 .nr_refs = 1 },
+					    RREF_DEFAULT, NULL));
 		}
-		TG_IS(rref_to_here_batch(all, array_size(all), RREF_DEFAULT, views, status), array_size(all));
+		TG_IS(rref_to_here_batch(all, array_size(all), RREF_DEFAULT, views, status),
+		      array_size(all));
 		for (uint32_t i = 0; i < array_size(all); i++) {
 			check_shape(views[i], i / 2);
 			rref_view_free(views[i]);
@@ -182,7 +196,8 @@ TG_TEST(c091_segments_come_with_one_read, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "get_shape", .handler = get_shape }));
+	TG_OK(rref_register(ctx,
+			    &(struct rref_function){ .name = "get_shape", .handler = get_shape }));
 	if (rank == 1)
 		shaped[0] = new_shape(ctx, 5, false);
 	tg_meet_serving(ctx, 14);
@@ -192,7 +207,9 @@ TG_TEST(c091_segments_come_with_one_read, 2)
 		struct rref_view *v;
 		struct rref *r;
 
-		TG_OK(rref_rpc_sync(ctx, 1, "get_shape", &(struct rref_args){ .data = &i, .length = 4 }, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, 1, "get_shape",
+				    &(struct rref_args){ .data = &i, .length = 4 }, RREF_DEFAULT,
+				    &f));
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
 		uint64_t reads = tg_stats(ctx).reads, sent = tg_stats(ctx).messages_sent;

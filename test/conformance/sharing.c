@@ -9,7 +9,8 @@
 
 #include "tg_death.h"
 
-/* A value that its creator owns, handed on at once, perhaps before it is there: by each kind of call, to each worker. */
+/* A value that its creator owns, handed on at once, perhaps
+ * before it is there: by each kind of call, to each worker. */
 TG_TEST(c006_009_own_creation_handed_on_at_once, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -25,13 +26,15 @@ TG_TEST(c006_009_own_creation_handed_on_at_once, 4)
 			if (i % 3 == 0) {
 				TG_IS(tg_sum_there(ctx, to, &r, 1), 7);
 			} else if (i % 3 == 1) {
-				TG_OK(rref_rpc_async(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f));
+				TG_OK(rref_rpc_async(ctx, to, "tg.read", tg_with(&r, 1),
+						     RREF_DEFAULT, &f));
 				TG_OK(rref_future_wait(f, RREF_DEFAULT));
 				tg_result(f, &sum, sizeof(sum));
 				TG_IS(sum, 7);
 				rref_future_free(f);
 			} else {
-				TG_OK(rref_remote(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &made));
+				TG_OK(rref_remote(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
+						  &made));
 				tg_expect_bytes(made, &want, sizeof(want));
 				rref_release(made);
 			}
@@ -49,7 +52,8 @@ TG_TEST(c045_047_passed_back_to_its_owner, 2)
 
 	if (rank == 0) {
 		for (int i = 0; i < tg_scale(50); i++) {
-			struct rref *r[2] = { tg_remote(ctx, 1, "tg.echo", "\3", 1), tg_remote(ctx, 1, "tg.echo", "\4", 1) };
+			struct rref *r[2] = { tg_remote(ctx, 1, "tg.echo", "\3", 1),
+					      tg_remote(ctx, 1, "tg.echo", "\4", 1) };
 			struct rref_future *f;
 			struct tg_said s;
 
@@ -58,7 +62,8 @@ TG_TEST(c045_047_passed_back_to_its_owner, 2)
 			TG_OK(rref_rpc_sync(ctx, 1, "inspect", tg_with(r, 1), RREF_DEFAULT, &f));
 			tg_result(f, &s, sizeof(s));
 			rref_future_free(f);
-			TG_CHECK(s.is_owner == 1 && s.confirmed == 1 && s.owner == 1 && s.reads == 3);
+			TG_CHECK(s.is_owner == 1 && s.confirmed == 1 && s.owner == 1 &&
+				 s.reads == 3);
 			rref_release(r[0]);
 			rref_release(r[1]);
 		}
@@ -74,7 +79,8 @@ TG_TEST(c046_user_to_user_at_once, 3)
 
 	if (rank == 0) {
 		for (int i = 0; i < tg_scale(100); i++) {
-			struct rref *r[2] = { tg_remote(ctx, 1, "tg.echo", "\5", 1), tg_remote(ctx, 1, "tg.echo", "\6", 1) };
+			struct rref *r[2] = { tg_remote(ctx, 1, "tg.echo", "\5", 1),
+					      tg_remote(ctx, 1, "tg.echo", "\6", 1) };
 
 			TG_IS(tg_sum_there(ctx, 2, r, 2), 11);
 			rref_release(r[0]);
@@ -90,8 +96,8 @@ TG_TEST(c046_user_to_user_at_once, 3)
 static int fetch_from_next(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);
-	struct rref *r = tg_remote(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "tg.echo", rref_call_data(call),
-				rref_call_length(call));
+	struct rref *r = tg_remote(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "tg.echo",
+				   rref_call_data(call), rref_call_length(call));
 	int err;
 
 	(void)arg;
@@ -112,7 +118,8 @@ TG_TEST(c053_returned_from_a_third_worker, 3)
 			struct rref_future *f;
 			struct rref *r;
 
-			TG_OK(rref_rpc_sync(ctx, 1, "fetch_from_next", &(struct rref_args){ .data = &i, .length = sizeof(i) },
+			TG_OK(rref_rpc_sync(ctx, 1, "fetch_from_next",
+					    &(struct rref_args){ .data = &i, .length = sizeof(i) },
 					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_ref(f, 0, &r));
 			rref_future_free(f);
@@ -125,7 +132,8 @@ TG_TEST(c053_returned_from_a_third_worker, 3)
 		struct rref_future *f;
 		struct rref *r;
 
-		TG_OK(rref_rpc_sync(ctx, 2, "fetch_from_next", &(struct rref_args){ .data = "me", .length = 2 }, RREF_DEFAULT,
+		TG_OK(rref_rpc_sync(ctx, 2, "fetch_from_next",
+				    &(struct rref_args){ .data = "me", .length = 2 }, RREF_DEFAULT,
 				    &f));
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
@@ -153,8 +161,10 @@ TG_TEST(c066_own_value_with_peer_and_self, 2)
 				unsigned want = byte;
 
 				TG_IS(tg_sum_there(ctx, to, &r, 1), want);
-				TG_IS(tg_sum_there(ctx, to, (struct rref *[]){ r, r, r }, 3), 3 * want);
-				TG_OK(rref_remote(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &made));
+				TG_IS(tg_sum_there(ctx, to, (struct rref *[]){ r, r, r }, 3),
+				      3 * want);
+				TG_OK(rref_remote(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
+						  &made));
 				if (i % 2) {
 					/* Released while the creation may be under way. */
 					rref_release(made);
@@ -172,8 +182,8 @@ TG_TEST(c066_own_value_with_peer_and_self, 2)
 }
 
 /*
- * Values do not change; what changes is the owner's own state, found by what the value says. The handler runs where the
- * value is, and uses it in place.
+ * Values do not change; what changes is the owner's own state, found by what the value says. The
+ * handler runs where the value is, and uses it in place.
  */
 static int64_t accounts[4];
 static pthread_mutex_t accounts_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -209,7 +219,9 @@ TG_TEST(c068_state_changed_on_the_owner, 4)
 
 	for (int i = 1; i <= 3; i++) {
 		int32_t by = i * 10;
-		struct rref_args a = { .data = &by, .length = sizeof(by), .refs = &r, .nr_refs = 1 };
+		struct rref_args a = {
+			.data = &by, .length = sizeof(by), .refs = &r, .nr_refs = 1
+		};
 		struct rref_future *f;
 
 		TG_OK(rref_rpc_sync(ctx, rref_owner(r), "add_to_account", &a, RREF_DEFAULT, &f));
@@ -243,7 +255,8 @@ TG_TEST(c073_counters_of_a_value_shared_with_one, 2)
 		s = tg_stats(ctx);
 		TG_CHECK(s.owners == 1 && s.forks == 1 && s.users == 0);
 		s = tg_stats_of(ctx, 1);
-		TG_CHECK(s.owners == 0 && s.users == 1 && s.pending_users == 0 && s.value_bytes == 0);
+		TG_CHECK(s.owners == 0 && s.users == 1 && s.pending_users == 0 &&
+			 s.value_bytes == 0);
 		/* The owner's own handle goes first: the fork keeps the value. */
 		rref_release(r);
 		s = tg_stats(ctx);
@@ -267,14 +280,16 @@ TG_TEST(c087_088_confirmed_inside_the_handler, 3)
 					struct rref_future *f;
 					struct tg_said s;
 
-					TG_OK(rref_rpc_sync(ctx, to, "inspect", tg_with(&r, 1), RREF_DEFAULT, &f));
+					TG_OK(rref_rpc_sync(ctx, to, "inspect", tg_with(&r, 1),
+							    RREF_DEFAULT, &f));
 					tg_result(f, &s, sizeof(s));
 					rref_future_free(f);
 					TG_IS(s.confirmed, 1);
 					TG_IS(s.is_owner, to == owner);
 					TG_IS(s.owner, owner);
 					TG_IS(s.reads, 2);
-					TG_CHECK(s.id.local_id == rref_get_id(r).local_id && s.id.created_on == 0);
+					TG_CHECK(s.id.local_id == rref_get_id(r).local_id &&
+						 s.id.created_on == 0);
 					rref_release(r);
 				}
 		tg_all_clean(ctx);
@@ -325,7 +340,9 @@ static int train(struct rref_call *call, void *arg)
 	(void)arg;
 	for (int round = 0; round < 10; round++) {
 		double mine = rref_rank(ctx) * 100 + round, mean;
-		struct rref_args a = { .data = &mine, .length = sizeof(mine), .refs = &server, .nr_refs = 1 };
+		struct rref_args a = {
+			.data = &mine, .length = sizeof(mine), .refs = &server, .nr_refs = 1
+		};
 		struct rref_future *f;
 		int err = rref_rpc_sync(ctx, rref_owner(server), "average", &a, RREF_DEFAULT, &f);
 
@@ -351,7 +368,8 @@ TG_TEST(c108_three_trainers_average_ten_rounds, 4)
 
 		TG_OK(rref_new(ctx, "the server", 10, &server));
 		for (int i = 0; i < TRAINERS; i++)
-			TG_OK(rref_rpc_async(ctx, 1 + i, "train", tg_with(&server, 1), RREF_DEFAULT, &f[i]));
+			TG_OK(rref_rpc_async(ctx, 1 + i, "train", tg_with(&server, 1), RREF_DEFAULT,
+					     &f[i]));
 		for (int i = 0; i < TRAINERS; i++) {
 			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
 			rref_future_free(f[i]);
@@ -401,13 +419,15 @@ TG_TEST(c163_a_handle_leaves_its_context_in_calls_only, 1)
 	return 0;
 }
 
-/* What a user has passed on while the owner cannot answer: pending on both sides, and the handler waits. */
+/* What a user has passed on while the owner cannot answer:
+ * pending on both sides, and the handler waits. */
 TG_TEST(c190_pending_ones_are_visible, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *slow = tg_remote(ctx, 1, "tg.hold", "s", 1), *r = tg_remote(ctx, 1, "tg.echo", "r", 1);
+		struct rref *slow = tg_remote(ctx, 1, "tg.hold", "s", 1),
+			    *r = tg_remote(ctx, 1, "tg.echo", "r", 1);
 		struct rref_future *f;
 		struct rref_stats s;
 
@@ -426,7 +446,8 @@ TG_TEST(c190_pending_ones_are_visible, 3)
 		tg_stop_worker(1);
 		TG_OK(rref_rpc_async(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f));
 		/* The child has it and asks its owner. */
-		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 2).pending_users != 1; usleep(500))
+		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 2).pending_users != 1;
+		     usleep(500))
 			TG_CHECK(now_ns() < end);
 		s = tg_stats(ctx);
 		TG_CHECK(s.users == 2 && s.pending_children == 1);

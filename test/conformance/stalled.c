@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: a user that is stopped keeps its references for stall_timeout; then it is fenced, and told so. */
+/* What the list forgot: a user that is stopped keeps its
+ * references for stall_timeout; then it is fenced, and told so. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -78,7 +79,8 @@ TG_TEST(more_a_user_stopped_for_too_long_is_fenced_and_told, 2)
 	if (rank == 0) {
 		lend(ctx);
 		tg_stop_worker(1);
-		for (int64_t end = now_ns() + stall_ns() + TG_LONG_NS; tg_stats(ctx).owners; usleep(2000)) {
+		for (int64_t end = now_ns() + stall_ns() + TG_LONG_NS; tg_stats(ctx).owners;
+		     usleep(2000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);
 		}
@@ -94,7 +96,9 @@ TG_TEST(more_a_user_stopped_for_too_long_is_fenced_and_told, 2)
 		tg_wait_flag_serving(ctx, 0, 1);
 		tg_expect_error(tg_kept(0), -ENETRESET, "stood still");
 		tg_expect_error(tg_kept(0), -ENETRESET, "stood still");
-		for (int64_t end = now_ns() + TG_LONG_NS; rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), TG_LONG_NS, &r); usleep(1000))
+		for (int64_t end = now_ns() + TG_LONG_NS;
+		     rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), TG_LONG_NS, &r);
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		tg_expect_bytes(r, "again", 5);
 		rref_release(r);

@@ -18,7 +18,8 @@ TG_TEST(c058_064_one_message_the_first_time_none_later, 2)
 	struct rref_ctx *ctx = tgt_join(rank);
 
 	if (rank == 0) {
-		struct rref *a = tgt_made(ctx, 1, "quote"), *b = tgt_made(ctx, 1, "quote"), *c = tgt_made(ctx, 1, "int32[]");
+		struct rref *a = tgt_made(ctx, 1, "quote"), *b = tgt_made(ctx, 1, "quote"),
+			    *c = tgt_made(ctx, 1, "int32[]");
 		struct rref_stats s = tg_stats(ctx);
 		uint64_t before = s.messages_sent, reads = s.reads;
 
@@ -226,7 +227,8 @@ TG_TEST(c128_160_used_on_its_owner_refused_elsewhere, 3)
 		tg_result(f, &sum, sizeof(sum));
 		TG_CHECK(sum == 4.0);
 		rref_future_free(f);
-		/* Shared on: the third worker cannot read it either, and its owner can still use it. */
+		/* Shared on: the third worker cannot read it either,
+		 * and its owner can still use it. */
 		sum = 0;
 		TG_OK(rref_rpc_sync(ctx, 2, "relay", &a, RREF_DEFAULT, &f));
 		tg_result(f, &sum, sizeof(sum));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: values in memory that the program registered, read in place and given back. */
+/* What the list forgot: values in memory that the program
+ * registered, read in place and given back. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -41,7 +42,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&back) == 1;
 }
 
-/* From user to user; what is read are the bytes where the program put them; the last release gives them back, once. */
+/* From user to user; what is read are the bytes where the
+ * program put them; the last release gives them back, once. */
 TG_TEST(more_wrapped_memory_is_read_in_place, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

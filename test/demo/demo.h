@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The demo: a user's program. One launcher process starts real workers: rank 0 is the owner, ranks 1.. are users u1, u2 ...
- * The owner publishes a file as references; u1 gets them by calls, hands them to u2, u2 to u3; each reads everything.
+ * The demo: a user's program. One launcher process starts real workers: rank 0 is the owner, ranks
+ * 1.. are users u1, u2 ... The owner publishes a file as references; u1 gets them by calls, hands
+ * them to u2, u2 to u3; each reads everything.
  *
  *   main.c      options, and which file
  *   launcher.c  the steps, and what must be true after each
@@ -12,8 +13,8 @@
  *   user.c      getting and handing on references
  *   passes.c    the ways of reading
  *
- * This header is what all of them agree on. Launcher and workers talk over socket pairs, in these fixed-size messages,
- * so that the library under demonstration is not what carries its own verdict.
+ * This header is what all of them agree on. Launcher and workers talk over socket pairs, in these
+ * fixed-size messages, so that the library under demonstration is not what carries its own verdict.
  */
 #ifndef DEMO_H
 #define DEMO_H
@@ -100,7 +101,8 @@ struct demo_report {
 	int64_t cpu_ns;                /* DEMO_STATS: of this process since its start */
 	unsigned char sha[DEMO_SHA_BYTES]; /* DEMO_READ: of what was read */
 	unsigned char small[DEMO_SMALL_BYTES];
-	char device[16];               /* DEMO_JOIN: how this worker reaches the owner (the owner: u1) */
+	/* DEMO_JOIN: how this worker reaches the owner (the owner: u1) */
+	char device[16];
 	struct rref_stats stats;
 	char text[DEMO_TEXT_SIZE];     /* DEMO_FAILED, DEMO_NOTE */
 };

@@ -44,15 +44,18 @@ static struct {
 
 const char *demo_name(int rank)
 {
-	static const char *const names[1 + DEMO_USERS_MAX] = { "owner", "u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "u9", "u10",
-							       "u11", "u12", "u13", "u14", "u15", "u16" };
+	static const char *const names[1 + DEMO_USERS_MAX] = { "owner", "u1",  "u2",  "u3",  "u4",
+							       "u5",	"u6",  "u7",  "u8",  "u9",
+							       "u10",	"u11", "u12", "u13", "u14",
+							       "u15",	"u16" };
 
 	return names[rank];
 }
 
 /*
- * A loopback port that is free, and stays so until the owner listens there: our socket is bound, which keeps others from
- * being given the port, but does not listen, which lets the owner bind it too. Returns the socket.
+ * A loopback port that is free, and stays so until the owner listens there: our socket is bound,
+ * which keeps others from being given the port, but does not listen, which lets the owner bind it
+ * too. Returns the socket.
  */
 static int reserve_port(char *rendezvous, size_t size)
 {
@@ -61,7 +64,8 @@ static int reserve_port(char *rendezvous, size_t size)
 	const int on = 1;
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || bind(fd, (struct sockaddr *)&a, sizeof(a)) ||
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) ||
+	    bind(fd, (struct sockaddr *)&a, sizeof(a)) ||
 	    getsockname(fd, (struct sockaddr *)&a, &length)) {
 		show_failed(strerror(errno));
 		exit(1);
@@ -92,11 +96,14 @@ static void join(void)
 	team_start(job);
 	team_run(0, 1 + job->users, NULL, 0, "", reports);
 	for (int i = 0; i <= job->users; i++) {
-		used += (size_t)snprintf(pids + used, sizeof(pids) - used, "%s%s %d", i ? ", " : "", demo_name(i), (int)team_pid(i));
-		check(strcmp(reports[i].device, reports[0].device) == 0, "%s goes over %s, owner over %s", demo_name(i), reports[i].device,
+		used += (size_t)snprintf(pids + used, sizeof(pids) - used, "%s%s %d", i ? ", " : "",
+					 demo_name(i), (int)team_pid(i));
+		check(strcmp(reports[i].device, reports[0].device) == 0,
+		      "%s goes over %s, owner over %s", demo_name(i), reports[i].device,
 		      reports[0].device);
 	}
-	show_done("%d processes (%s)", 1 + job->users, job->users > 3 ? "1 owner, the others users" : pids);
+	show_done("%d processes (%s)", 1 + job->users,
+		  job->users > 3 ? "1 owner, the others users" : pids);
 	show_fact("device", "%s (asked for: %s)", reports[0].device, job->device);
 }
 
@@ -106,7 +113,8 @@ static void publish_and_share(void)
 	struct demo_report *r;
 
 	show_step("publish");
-	r = tell(0, DEMO_PUBLISH, 2 * job->file_bytes, "owner reads the file into registered memory");
+	r = tell(0, DEMO_PUBLISH, 2 * job->file_bytes,
+		 "owner reads the file into registered memory");
 	check(r->nr_refs == nr_refs, "owner published %u references", (unsigned)r->nr_refs);
 	show_done("%u chunks, the whole, 8 bytes: in registered memory", nr_refs - 2);
 
@@ -119,12 +127,16 @@ static void publish_and_share(void)
 		show_step("share");
 	for (int i = 1; i < job->users; i++) {
 		r = tell(i, DEMO_SHARE, 0, "");
-		check(r->nr_refs == nr_refs, "%s handed on %u references of %u", demo_name(i), (unsigned)r->nr_refs, nr_refs);
-		show_done("%s -> %s: %u references in %u calls, user to user", demo_name(i), demo_name(i + 1), nr_refs, (unsigned)r->nr_calls);
+		check(r->nr_refs == nr_refs, "%s handed on %u references of %u", demo_name(i),
+		      (unsigned)r->nr_refs, nr_refs);
+		show_done("%s -> %s: %u references in %u calls, user to user", demo_name(i),
+			  demo_name(i + 1), nr_refs, (unsigned)r->nr_calls);
 	}
 	r = tell(0, DEMO_STATS, 0, "");
-	check(r->stats.owners == nr_refs, "the owner counts %llu values, not %u", (unsigned long long)r->stats.owners, nr_refs);
-	check(r->stats.forks == (uint64_t)nr_refs * (uint64_t)job->users, "the owner counts %llu references of users, not %u x %d",
+	check(r->stats.owners == nr_refs, "the owner counts %llu values, not %u",
+	      (unsigned long long)r->stats.owners, nr_refs);
+	check(r->stats.forks == (uint64_t)nr_refs * (uint64_t)job->users,
+	      "the owner counts %llu references of users, not %u x %d",
 	      (unsigned long long)r->stats.forks, nr_refs, job->users);
 }
 
@@ -141,18 +153,20 @@ static struct demo_report owner_at_rest(void)
 		usleep(50000);
 		before = now;
 		now = *tell(0, DEMO_STATS, 0, "");
-	} while (now.stats.messages_received != before.stats.messages_received || now.stats.messages_sent != before.stats.messages_sent);
+	} while (now.stats.messages_received != before.stats.messages_received ||
+		 now.stats.messages_sent != before.stats.messages_sent);
 	return now;
 }
 
-static void owner_took_no_part(const struct demo_report *before, const struct demo_report *after, const char *when)
+static void owner_took_no_part(const struct demo_report *before, const struct demo_report *after,
+			       const char *when)
 {
 	const struct rref_stats *a = &before->stats, *b = &after->stats;
 
 	check(b->calls_served == a->calls_served, "%s the owner served %llu calls", when,
 	      (unsigned long long)(b->calls_served - a->calls_served));
-	check(b->messages_received == a->messages_received, "%s the owner received %llu messages", when,
-	      (unsigned long long)(b->messages_received - a->messages_received));
+	check(b->messages_received == a->messages_received, "%s the owner received %llu messages",
+	      when, (unsigned long long)(b->messages_received - a->messages_received));
 }
 
 static void check_reads(int first, int end, int rate, const char *what)
@@ -160,20 +174,25 @@ static void check_reads(int first, int end, int rate, const char *what)
 	for (int i = first; i < end; i++) {
 		const struct demo_report *r = &reports[i];
 
-		check(r->bytes == job->file_bytes, "%s: %s read %llu bytes", what, demo_name(i), (unsigned long long)r->bytes);
-		check(memcmp(r->sha, job->sha, sizeof(job->sha)) == 0, "%s: what %s read has SHA-256 %s (or did the file change?)", what,
+		check(r->bytes == job->file_bytes, "%s: %s read %llu bytes", what, demo_name(i),
+		      (unsigned long long)r->bytes);
+		check(memcmp(r->sha, job->sha, sizeof(job->sha)) == 0,
+		      "%s: what %s read has SHA-256 %s (or did the file change?)", what,
 		      demo_name(i), show_hex(r->sha, sizeof(r->sha)));
-		results[i].mb_per_s[rate] = (double)r->bytes * 1e3 / (double)(r->read_ns > 0 ? r->read_ns : 1);
+		results[i].mb_per_s[rate] = (double)r->bytes * 1e3 /
+			(double)(r->read_ns > 0 ? r->read_ns : 1);
 	}
 }
 
 static void check_small(const char *what)
 {
 	for (int i = 1; i <= job->users; i++)
-		check(memcmp(reports[i].small, job->sha, DEMO_SMALL_BYTES) == 0, "%s: the small value that %s read is wrong", what, demo_name(i));
+		check(memcmp(reports[i].small, job->sha, DEMO_SMALL_BYTES) == 0,
+		      "%s: the small value that %s read is wrong", what, demo_name(i));
 }
 
-/* Users [first, end) read all in one way; one after the other, so that each has the machine for itself. */
+/* Users [first, end) read all in one way; one after the other,
+ * so that each has the machine for itself. */
 static void read_one_way(enum demo_way way, int first, int end)
 {
 	const struct demo_command c = { .op = DEMO_READ, .way = way };
@@ -212,7 +231,8 @@ static void read_in_turn(void)
 		results[i].p99_ns = reports[i].p99_ns;
 	}
 	check_small("small");
-	show_done("small: 8 bytes, %llu times each, all equal", (unsigned long long)reports[1].nr_reads);
+	show_done("small: 8 bytes, %llu times each, all equal",
+		  (unsigned long long)reports[1].nr_reads);
 
 	reading = demo_now() - begun;
 	show_step("owner");
@@ -225,7 +245,8 @@ static void read_in_turn(void)
 /* All users at once, while the owner's process does not run at all. */
 static void read_from_stopped(void)
 {
-	const struct demo_command all = { .op = DEMO_READ, .way = DEMO_SYNC }, small = { .op = DEMO_SMALL };
+	const struct demo_command all = { .op = DEMO_READ, .way = DEMO_SYNC },
+				  small = { .op = DEMO_SMALL };
 	struct demo_report before = owner_at_rest(), after;
 
 	show_step("stop");
@@ -243,7 +264,8 @@ static void read_from_stopped(void)
 	for (int i = 1; i <= job->users; i++)
 		results[i].stopped_p50_ns = reports[i].p50_ns;
 	check_small("small, owner stopped");
-	show_done("small: 8 bytes, %llu times each, owner stopped", (unsigned long long)reports[1].nr_reads);
+	show_done("small: 8 bytes, %llu times each, owner stopped",
+		  (unsigned long long)reports[1].nr_reads);
 
 	show_step("continue");
 	team_continue(0);
@@ -260,11 +282,14 @@ static void release_and_leave(void)
 	show_step("release");
 	tell_users(&release, 0, "users");
 	for (int i = 1; i <= job->users; i++)
-		check(reports[i].stats.users == 0 && reports[i].nr_refs == demo_nr_refs(job->file_bytes), "%s kept references", demo_name(i));
+		check(reports[i].stats.users == 0 &&
+			      reports[i].nr_refs == demo_nr_refs(job->file_bytes),
+		      "%s kept references", demo_name(i));
 	show_done("users released all: each holds 0 references");
 	s = &tell(0, DEMO_RELEASE, 0, "owner")->stats;
 	check(s->owners == 0 && s->forks == 0 && s->value_bytes == 0,
-	      "the owner still counts %llu values, %llu references of users, %llu bytes", (unsigned long long)s->owners,
+	      "the owner still counts %llu values, %llu references of users, %llu bytes",
+	      (unsigned long long)s->owners,
 	      (unsigned long long)s->forks, (unsigned long long)s->value_bytes);
 	show_done("owner released all: 0 values, 0 forks, 0 bytes");
 
@@ -290,24 +315,28 @@ static void show_results(void)
 	putchar('\n');
 	show_table_top(reports[0].device, groups, 2);
 	for (int i = 1; i <= job->users; i++) {
-		const int64_t ns[] = { results[i].p50_ns, results[i].p99_ns, results[i].stopped_p50_ns };
+		const int64_t ns[] = { results[i].p50_ns, results[i].p99_ns,
+				       results[i].stopped_p50_ns };
 		char text[NR_RATES + 3][16];
 		const char *cells[NR_RATES + 3];
 
 		for (int k = 0; k < NR_RATES; k++) {
 			double rate = results[i].mb_per_s[k];
 
-			snprintf(text[k], sizeof(text[k]), rate > 0 ? "%.*f" : "-", rate < 99.95 ? 1 : 0, rate);
+			snprintf(text[k], sizeof(text[k]), rate > 0 ? "%.*f" : "-",
+				 rate < 99.95 ? 1 : 0, rate);
 		}
 		for (int k = 0; k < 3; k++)
-			snprintf(text[NR_RATES + k], sizeof(text[0]), "%.*f", ns[k] < 999950 ? 2 : 0, (double)ns[k] / 1e3);
+			snprintf(text[NR_RATES + k], sizeof(text[0]), "%.*f",
+				 ns[k] < 999950 ? 2 : 0, (double)ns[k] / 1e3);
 		for (int k = 0; k < NR_RATES + 3; k++)
 			cells[k] = text[k];
 		show_table_row(demo_name(i), cells);
 	}
 	show_table_end();
 	printf("  stopped: all users at once, the owner stopped (8 bytes: p50); others: one user\n"
-	       "  at a time. Without hashing; the better of two where reading takes under 1 s.\n\n");
+	       "  at a time. Without hashing; the better of two where reading takes under 1 "
+	       "s.\n\n");
 }
 
 int demo_launch(struct demo_job *the_job)
@@ -317,7 +346,8 @@ int demo_launch(struct demo_job *the_job)
 
 	job = the_job;
 	show_fact("file", "%s", job->path);
-	show_fact("size", "%s in %u chunks of up to 1 MiB", show_bytes(job->file_bytes), demo_nr_chunks(job->file_bytes));
+	show_fact("size", "%s in %u chunks of up to 1 MiB", show_bytes(job->file_bytes),
+		  demo_nr_chunks(job->file_bytes));
 	show_fact("SHA-256", "%s", show_hex(job->sha, sizeof(job->sha)));
 	show_fact("rendezvous", "%s", job->rendezvous);
 	putchar('\n');

@@ -21,16 +21,21 @@ static void usage(FILE *to)
 	fprintf(to,
 		"usage: rref-demo [--file FILE] [--device DEVICE] [--users N]\n"
 		"\n"
-		"One owner process publishes a file as references in registered memory; N user processes hand the\n"
-		"references from one to the next and read everything, one-sidedly, also while the owner is stopped.\n"
+		"One owner process publishes a file as references in registered memory; N user "
+		"processes hand the\n"
+		"references from one to the next and read everything, one-sidedly, also while the "
+		"owner is stopped.\n"
 		"\n"
-		"  -f, --file FILE      what to publish, 1 byte to 1 GiB (default: $FILE, else the C compiler's cc1)\n"
-		"  -d, --device DEVICE  auto, shm, ibv or ibv:<device>[:port[:gid-index]] (default: $RREF_DEVICE, else auto)\n"
+		"  -f, --file FILE      what to publish, 1 byte to 1 GiB (default: $FILE, else the "
+		"C compiler's cc1)\n"
+		"  -d, --device DEVICE  auto, shm, ibv or ibv:<device>[:port[:gid-index]] "
+		"(default: $RREF_DEVICE, else auto)\n"
 		"  -u, --users N        1 to %d (default 3)\n"
 		"  -h, --help           this\n"
 		"  -V, --version        the version\n"
 		"\n"
-		"The exit status is the verdict: 0 = every check passed, 1 = one failed, 2 = usage. NO_COLOR is understood.\n",
+		"The exit status is the verdict: 0 = every check passed, 1 = one failed, 2 = "
+		"usage. NO_COLOR is understood.\n",
 		DEMO_USERS_MAX);
 }
 
@@ -87,20 +92,27 @@ static void open_file(struct demo_job *job)
 		refuse(job->path, "the file is empty: there is nothing to publish");
 	job->file_bytes = (uint64_t)st.st_size;
 	if (job->file_bytes > DEMO_FILE_MAX) {
-		fprintf(stderr, "rref-demo: %s: too large: %s, and the demo takes up to 1 GiB\n", job->path, show_bytes(job->file_bytes));
+		fprintf(stderr, "rref-demo: %s: too large: %s, and the demo takes up to 1 GiB\n",
+			job->path, show_bytes(job->file_bytes));
 		exit(1);
 	}
-	/* The owner holds it twice (chunks, whole), each user once in the whole, and some besides. */
-	need = (2 + (uint64_t)job->users) * job->file_bytes + (1 + (uint64_t)job->users) * 64 * DEMO_CHUNK_BYTES;
+	/* The owner holds it twice (chunks, whole), each user
+	 * once in the whole, and some besides. */
+	need = (2 + (uint64_t)job->users) * job->file_bytes +
+		(1 + (uint64_t)job->users) * 64 * DEMO_CHUNK_BYTES;
 	if (need > available_memory()) {
-		fprintf(stderr, "rref-demo: %s: too large: %d users of %s need about %s of memory, %s are available\n", job->path,
-			job->users, show_bytes(job->file_bytes), show_bytes(need), show_bytes(available_memory()));
+		fprintf(stderr,
+			"rref-demo: %s: too large: %d users of %s need about %s of memory, %s are "
+			"available\n",
+			job->path, job->users, show_bytes(job->file_bytes), show_bytes(need),
+			show_bytes(available_memory()));
 		exit(1);
 	}
 	job->patience = 30 * DEMO_SEC + (int64_t)(job->file_bytes * (uint64_t)DEMO_SEC / SLOWEST);
 }
 
-/* The digest that all reads are compared with: of the file itself, before the library touches it. */
+/* The digest that all reads are compared with: of the file
+ * itself, before the library touches it. */
 static void hash_file(struct demo_job *job)
 {
 	crypto_hash_sha256_state sha;
@@ -117,7 +129,8 @@ static void hash_file(struct demo_job *job)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			refuse(job->path, n ? strerror(errno) : "it became shorter while it was read");
+			refuse(job->path,
+			       n ? strerror(errno) : "it became shorter while it was read");
 		if ((uint64_t)n > job->file_bytes - done)
 			refuse(job->path, "it grew while it was read");
 		crypto_hash_sha256_update(&sha, buf, (unsigned long long)n);
@@ -146,14 +159,16 @@ static int parse_users(const char *text)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "file", required_argument, NULL, 'f' }, { "device", required_argument, NULL, 'd' },
+		{ "file", required_argument, NULL, 'f' },
+		{ "device", required_argument, NULL, 'd' },
 		{ "users", required_argument, NULL, 'u' }, { "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
 		{ NULL, 0, NULL, 0 },
 	};
 	const char *env_file = getenv("FILE"), *env_device = getenv("RREF_DEVICE");
 	struct demo_job job = { .path = env_file && *env_file ? env_file : NULL,
-				.device = env_device && *env_device ? env_device : "auto", .users = 3 };
+				.device = env_device && *env_device ? env_device : "auto",
+				.users = 3 };
 	int o;
 
 	while ((o = getopt_long(argc, argv, "f:d:u:hV", options, NULL)) != -1) {
@@ -189,7 +204,8 @@ int main(int argc, char **argv)
 	if (!job.path)
 		job.path = cc1();
 	open_file(&job);
-	printf("librref %s demo: 1 owner, %d user%s, 1 file\n\n", rref_version(), job.users, job.users > 1 ? "s" : "");
+	printf("librref %s demo: 1 owner, %d user%s, 1 file\n\n", rref_version(), job.users,
+	       job.users > 1 ? "s" : "");
 	hash_file(&job);
 	return demo_launch(&job);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The owner: a file becomes values in registered memory, and a function gives out references to them. */
+/* The owner: a file becomes values in registered memory, and a
+ * function gives out references to them. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,13 +8,15 @@
 
 #include "worker.h"
 
-/* Straight into registered memory: from here on nobody copies these bytes but the readers' devices. */
+/* Straight into registered memory: from here on nobody copies
+ * these bytes but the readers' devices. */
 static void fill(struct demo_worker *w, void *to, uint64_t length, uint64_t offset)
 {
 	const uint64_t piece_max = 8 * DEMO_CHUNK_BYTES;
 
 	while (length) {
-		ssize_t n = pread(w->job->file, to, (size_t)(length < piece_max ? length : piece_max), (off_t)offset);
+		ssize_t n = pread(w->job->file, to,
+				  (size_t)(length < piece_max ? length : piece_max), (off_t)offset);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -69,7 +72,8 @@ int demo_serve_get(struct rref_call *call, void *worker)
 	int err;
 
 	if (rref_call_length(call) != sizeof(listing.from))
-		return rref_call_error(call, -EINVAL, "get: %zu bytes of arguments, not 4", rref_call_length(call));
+		return rref_call_error(call, -EINVAL, "get: %zu bytes of arguments, not 4",
+				       rref_call_length(call));
 	memcpy(&listing.from, rref_call_data(call), sizeof(listing.from));
 	pthread_mutex_lock(&w->lock);
 	listing.file_bytes = w->file_bytes;
@@ -77,7 +81,8 @@ int demo_serve_get(struct rref_call *call, void *worker)
 		held[reply.nr_refs++] = rref_dup(w->refs[i]);
 	pthread_mutex_unlock(&w->lock);
 	if (reply.nr_refs == 0)
-		return rref_call_error(call, -ENOENT, "get: there is no reference %u", listing.from);
+		return rref_call_error(call, -ENOENT, "get: there is no reference %u",
+				       listing.from);
 	reply.refs = held;
 	err = rref_call_reply(call, &reply);
 	for (size_t i = 0; i < reply.nr_refs; i++)

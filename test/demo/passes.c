@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The ways of reading. Each brings the whole file here and hashes what arrived, in order; the launcher compares the
- * digest with the file's. Only the reads are timed, not the hashing.
+ * The ways of reading. Each brings the whole file here and hashes what arrived, in order; the
+ * launcher compares the digest with the file's. Only the reads are timed, not the hashing.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -32,8 +32,8 @@ static void arrived(struct pass *p, uint32_t i, struct rref_view *v)
 	uint64_t length = rref_view_length(v), want = demo_ref_bytes(p->w->file_bytes, i);
 
 	if (length != want)
-		demo_give_up(p->w, "reference %u: %llu bytes arrived, not %llu", i, (unsigned long long)length,
-			     (unsigned long long)want);
+		demo_give_up(p->w, "reference %u: %llu bytes arrived, not %llu", i,
+			     (unsigned long long)length, (unsigned long long)want);
 	for (uint64_t at = 0, n; at < length; at += n) {
 		n = length - at < DEMO_CHUNK_BYTES ? length - at : DEMO_CHUNK_BYTES;
 		crypto_hash_sha256_update(&p->sha, data + at, n);
@@ -64,7 +64,8 @@ static void by_futures(struct pass *p, uint32_t from, uint32_t nr)
 	int64_t t = demo_now();
 
 	for (uint32_t i = 0; i < nr; i++)
-		demo_ok(p->w, rref_to_here_async(p->w->refs[from + i], RREF_DEFAULT, &f[i]), "rref_to_here_async", from + i);
+		demo_ok(p->w, rref_to_here_async(p->w->refs[from + i], RREF_DEFAULT, &f[i]),
+			"rref_to_here_async", from + i);
 	demo_ok(p->w, rref_wait_all(f, nr, RREF_DEFAULT), "rref_wait_all", from);
 	p->read_ns += demo_now() - t;
 	for (uint32_t i = 0; i < nr; i++) {
@@ -73,7 +74,8 @@ static void by_futures(struct pass *p, uint32_t from, uint32_t nr)
 
 		demo_ok(p->w, rref_future_error(f[i], &e), "rref_future_error", from + i);
 		if (e.err)
-			demo_give_up(p->w, "reference %u, by future: %s: %s", from + i, rref_strerror(e.err), e.text);
+			demo_give_up(p->w, "reference %u, by future: %s: %s", from + i,
+				     rref_strerror(e.err), e.text);
 		demo_ok(p->w, rref_future_view(f[i], &v), "rref_future_view", from + i);
 		rref_future_free(f[i]);
 		arrived(p, from + i, v);
@@ -85,12 +87,14 @@ static void by_batch(struct pass *p, uint32_t from, uint32_t nr)
 	struct rref_view *v[WINDOW];
 	int status[WINDOW];
 	int64_t t = demo_now();
-	int good = demo_ok(p->w, rref_to_here_batch(p->w->refs + from, nr, RREF_DEFAULT, v, status), "rref_to_here_batch", from);
+	int good = demo_ok(p->w, rref_to_here_batch(p->w->refs + from, nr, RREF_DEFAULT, v, status),
+			   "rref_to_here_batch", from);
 
 	p->read_ns += demo_now() - t;
 	for (uint32_t i = 0; i < nr; i++) {
 		if (status[i])
-			demo_give_up(p->w, "reference %u, in a batch: %s", from + i, rref_strerror(status[i]));
+			demo_give_up(p->w, "reference %u, in a batch: %s", from + i,
+				     rref_strerror(status[i]));
 		arrived(p, from + i, v[i]);
 	}
 	if ((uint32_t)good != nr)
@@ -109,7 +113,10 @@ static void one_pass(struct demo_worker *w, enum demo_way way, int64_t told, str
 		one_by_one(&p, nr_chunks, nr_chunks + 1);
 	} else {
 		for (uint32_t i = 0; i < nr_chunks; i += WINDOW)
-			(way == DEMO_ASYNC ? by_futures : by_batch)(&p, i, nr_chunks - i < WINDOW ? nr_chunks - i : WINDOW);
+			(way == DEMO_ASYNC ? by_futures : by_batch)(&p, i,
+								    nr_chunks - i < WINDOW
+									    ? nr_chunks - i
+									    : WINDOW);
 	}
 	crypto_hash_sha256_final(&p.sha, r->sha);
 	r->bytes = p.bytes;
@@ -124,7 +131,8 @@ void demo_read(struct demo_worker *w, enum demo_way way, struct demo_report *r)
 	one_pass(w, way, demo_now(), r);
 	if (r->read_ns > TWICE_BELOW)
 		return;
-	/* The first touch of landing memory costs more than such a read: the second time tells what reading costs. */
+	/* The first touch of landing memory costs more than such
+	 * a read: the second time tells what reading costs. */
 	one_pass(w, way, INT64_MAX, &again);
 	if (memcmp(again.sha, r->sha, sizeof(r->sha)) != 0)
 		demo_give_up(w, "the second reading brought other bytes than the first");
@@ -156,7 +164,8 @@ void demo_small(struct demo_worker *w, struct demo_report *r)
 			end = t + SMALL_TIME;
 		if (end && t > end && n)
 			break;
-		demo_ok(w, rref_to_here(refs[which], RREF_DEFAULT, &v), "rref_to_here of the small value", which);
+		demo_ok(w, rref_to_here(refs[which], RREF_DEFAULT, &v),
+			"rref_to_here of the small value", which);
 		good = rref_view_length(v) == sizeof(bytes);
 		if (good)
 			memcpy(bytes, rref_view_data(v), sizeof(bytes));

@@ -148,8 +148,9 @@ void show_done(const char *fmt, ...)
 	va_end(ap);
 	clear_line();
 	pad = LINE - 5 - LABEL - columns(text);
-	printf("%s%3s%s %-*s %s%s %*s%s\n", good(), show.utf8 ? "  \u2713" : " ok", plain(), LABEL, show.nr_done++ ? "" : show.step, text,
-	       dim(), pad > 1 ? pad - 1 : 1, show_time(now - show.begun), plain());
+	printf("%s%3s%s %-*s %s%s %*s%s\n", good(), show.utf8 ? "  \u2713" : " ok", plain(), LABEL,
+	       show.nr_done++ ? "" : show.step, text, dim(), pad > 1 ? pad - 1 : 1,
+	       show_time(now - show.begun), plain());
 	show.begun = show.last = now;
 }
 
@@ -160,7 +161,8 @@ static int terminal_columns(void)
 	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col ? w.ws_col : 80;
 }
 
-/* A line that wrapped could not be rewritten: text is cut, and the bar shrinks, to the terminal's width. */
+/* A line that wrapped could not be rewritten: text is cut, and
+ * the bar shrinks, to the terminal's width. */
 static void draw_progress(const char *what, double share)
 {
 	int left = terminal_columns() - LABEL - 6, bar, full;
@@ -173,7 +175,9 @@ static void draw_progress(const char *what, double share)
 		full = (int)(share * bar);
 		fputs("  ", stdout);
 		for (int i = 0; i < bar; i++)
-			fputs(i < full ? (show.utf8 ? "\u2588" : "#") : (show.utf8 ? "\u2591" : "."), stdout);
+			fputs(i < full ? (show.utf8 ? "\u2588" : "#")
+				       : (show.utf8 ? "\u2591" : "."),
+			      stdout);
 		printf(" %3.0f %%", share * 100);
 	}
 	fflush(stdout);
@@ -265,7 +269,8 @@ void show_table_top(const char *label, const struct show_group *groups, size_t n
 	label_cell("");
 	for (size_t g = 0; g < nr; g++) {
 		bar();
-		printf(" %s%*s", groups[g].title, (int)group_width(&groups[g]) - 1 - columns(groups[g].title), "");
+		printf(" %s%*s", groups[g].title,
+		       (int)group_width(&groups[g]) - 1 - columns(groups[g].title), "");
 	}
 	bar();
 	putchar('\n');
@@ -273,7 +278,8 @@ void show_table_top(const char *label, const struct show_group *groups, size_t n
 	for (size_t g = 0; g < nr; g++) {
 		bar();
 		for (size_t i = 0; i < groups[g].nr; i++)
-			printf("%s%*s", i ? " " : "", CELL + !i - columns(groups[g].heads[i]), ""), fputs(groups[g].heads[i], stdout);
+			printf("%s%*s", i ? " " : "", CELL + !i - columns(groups[g].heads[i]), ""),
+				fputs(groups[g].heads[i], stdout);
 		putchar(' ');
 	}
 	bar();

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What people see. On a terminal: one line that is rewritten while a step runs, and colour unless NO_COLOR is set or the
- * terminal is dumb. Elsewhere: plain lines, at most one every few seconds. Boxes and ticks where the locale is UTF-8.
+ * What people see. On a terminal: one line that is rewritten while a step runs, and colour unless
+ * NO_COLOR is set or the terminal is dumb. Elsewhere: plain lines, at most one every few seconds.
+ * Boxes and ticks where the locale is UTF-8.
  */
 #ifndef DEMO_SHOW_H
 #define DEMO_SHOW_H
@@ -25,7 +26,8 @@ void show_error(const char *who, const char *text);
 void show_passed(unsigned nr_checks, int64_t ns);
 void show_failed(const char *why);
 
-/* A table of one label and nr numbers per row, under headings in groups. Cells are texts of at most width columns. */
+/* A table of one label and nr numbers per row, under headings
+ * in groups. Cells are texts of at most width columns. */
 struct show_group {
 	const char *title;
 	size_t nr;

@@ -75,7 +75,8 @@ static void describe_exit(int rank, char *text, size_t size)
 	if (pid == 0 || !reap(rank, demo_now() + DEMO_SEC, &status))
 		snprintf(text, size, "its connection to the launcher is closed");
 	else if (WIFSIGNALED(status))
-		snprintf(text, size, "pid %d was ended by signal %d (%s)", (int)pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
+		snprintf(text, size, "pid %d was ended by signal %d (%s)", (int)pid,
+			 WTERMSIG(status), strsignal(WTERMSIG(status)));
 	else
 		snprintf(text, size, "pid %d ended with status %d", (int)pid, WEXITSTATUS(status));
 }
@@ -234,10 +235,12 @@ static void list_silent(int first, int end, char *text, size_t size)
 	text[0] = 0;
 	for (int i = first; i < end && used < size; i++)
 		if (!team.worker[i].reported)
-			used += (size_t)snprintf(text + used, size - used, "%s%s", used ? ", " : "", demo_name(i));
+			used += (size_t)snprintf(text + used, size - used, "%s%s", used ? ", " : "",
+						 demo_name(i));
 }
 
-void team_run(int first, int end, const struct demo_command *c, uint64_t expect, const char *what, struct demo_report *out)
+void team_run(int first, int end, const struct demo_command *c, uint64_t expect, const char *what,
+	      struct demo_report *out)
 {
 	/* The workers' own deadlines come first, and know more. Progress starts this one anew. */
 	const int64_t patience = team.job->patience + 20 * DEMO_SEC;
@@ -281,7 +284,8 @@ void team_run(int first, int end, const struct demo_command *c, uint64_t expect,
 		show_share(expect, what);
 		if (missing && demo_now() > deadline) {
 			list_silent(first, end, text, sizeof(text));
-			team_fail("%s: no word from %s for %lld s", what, text, (long long)(patience / DEMO_SEC));
+			team_fail("%s: no word from %s for %lld s", what, text,
+				  (long long)(patience / DEMO_SEC));
 		}
 	}
 }
@@ -318,7 +322,8 @@ static void signal_and_see(int rank, int sig, bool stopped, const char *what)
 		team_fail("%s of %s: %s", what, demo_name(rank), strerror(errno));
 	while (team_is_stopped(rank) != stopped) {
 		if (demo_now() > end)
-			team_fail("%s of %s has no effect: its state is %c", what, demo_name(rank), state_of(team.worker[rank].pid));
+			team_fail("%s of %s has no effect: its state is %c", what, demo_name(rank),
+				  state_of(team.worker[rank].pid));
 		check_signals();
 		usleep(1000);
 	}
@@ -341,10 +346,12 @@ void team_finish(void)
 		int status = 0;
 
 		if (!reap(i, demo_now() + 20 * DEMO_SEC, &status))
-			team_fail("%s (pid %d) left the group, but its process does not end", demo_name(i), (int)pid);
+			team_fail("%s (pid %d) left the group, but its process does not end",
+				  demo_name(i), (int)pid);
 		if (!WIFEXITED(status) || WEXITSTATUS(status))
-			team_fail("%s (pid %d) left the group, but ended with %s %d", demo_name(i), (int)pid,
-				  WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+			team_fail("%s (pid %d) left the group, but ended with %s %d", demo_name(i),
+				  (int)pid, WIFSIGNALED(status) ? "signal" : "status",
+				  WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 		if (team.worker[i].fd >= 0)
 			close(team.worker[i].fd);
 		team.worker[i].fd = -1;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Users: getting references from the owner, handing them on to the next user, and giving them back. */
+/* Users: getting references from the owner, handing them on to
+ * the next user, and giving them back. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,11 +26,11 @@ static const char *what_is_wrong(const struct rref_ctx *ctx, const struct rref *
 }
 
 /*
- * Keeps references that arrived from a worker: consumed, except on failure. Handlers run on several threads, and may run
- * before rref_init has returned: w->ctx is not for them.
+ * Keeps references that arrived from a worker: consumed, except on failure. Handlers run on several
+ * threads, and may run before rref_init has returned: w->ctx is not for them.
  */
-static int keep(struct demo_worker *w, const struct rref_ctx *ctx, const struct demo_listing *l, struct rref **refs, size_t nr,
-		int from, const char **why)
+static int keep(struct demo_worker *w, const struct rref_ctx *ctx, const struct demo_listing *l,
+		struct rref **refs, size_t nr, int from, const char **why)
 {
 	int err = 0;
 
@@ -46,7 +47,8 @@ static int keep(struct demo_worker *w, const struct rref_ctx *ctx, const struct 
 		w->refs = calloc(w->nr_refs, sizeof(struct rref *));
 	}
 	*why = "the listing that came with it makes no sense";
-	if (!w->refs || l->file_bytes != w->file_bytes || l->from > w->nr_refs || nr > w->nr_refs - l->from)
+	if (!w->refs || l->file_bytes != w->file_bytes || l->from > w->nr_refs ||
+	    nr > w->nr_refs - l->from)
 		err = -EPROTO;
 	for (size_t i = 0; i < nr && !err; i++) {
 		*why = "it came twice";
@@ -75,14 +77,17 @@ void demo_get(struct demo_worker *w, struct demo_report *r)
 		size_t length;
 		int nr;
 
-		demo_ok(w, rref_rpc_sync(w->ctx, 0, "get", &args, RREF_DEFAULT, &f), "calling get on owner", from);
+		demo_ok(w, rref_rpc_sync(w->ctx, 0, "get", &args, RREF_DEFAULT, &f),
+			"calling get on owner", from);
 		demo_ok(w, rref_future_data(f, &data, &length), "rref_future_data", from);
 		nr = demo_ok(w, rref_future_nr_refs(f), "rref_future_nr_refs", from);
 		if (length != sizeof(l) || nr < 1 || nr > RREF_REFS_MAX)
-			demo_give_up(w, "get: owner's answer has %zu bytes and %d references", length, nr);
+			demo_give_up(w, "get: owner's answer has %zu bytes and %d references",
+				     length, nr);
 		memcpy(&l, data, sizeof(l));
 		for (int i = 0; i < nr; i++)
-			demo_ok(w, rref_future_ref(f, (size_t)i, &refs[i]), "rref_future_ref", from + (uint32_t)i);
+			demo_ok(w, rref_future_ref(f, (size_t)i, &refs[i]), "rref_future_ref",
+				from + (uint32_t)i);
 		rref_future_free(f);
 		if (keep(w, w->ctx, &l, refs, (size_t)nr, 0, &why))
 			demo_give_up(w, "get: a reference from %u on is bad: %s", from, why);
@@ -92,7 +97,8 @@ void demo_get(struct demo_worker *w, struct demo_report *r)
 	r->nr_refs = from;
 }
 
-/* "take" {listing} + references: from another user. They are confirmed by the owner before this runs. */
+/* "take" {listing} + references: from another user. They are
+ * confirmed by the owner before this runs. */
 int demo_serve_take(struct rref_call *call, void *worker)
 {
 	struct demo_worker *w = worker;
@@ -103,7 +109,8 @@ int demo_serve_take(struct rref_call *call, void *worker)
 	int err;
 
 	if (rref_call_length(call) != sizeof(l))
-		return rref_call_error(call, -EINVAL, "take: %zu bytes of arguments, not %zu", rref_call_length(call), sizeof(l));
+		return rref_call_error(call, -EINVAL, "take: %zu bytes of arguments, not %zu",
+				       rref_call_length(call), sizeof(l));
 	memcpy(&l, rref_call_data(call), sizeof(l));
 	for (size_t i = 0; i < nr; i++)
 		refs[i] = rref_dup(rref_call_ref(call, i));
@@ -111,7 +118,8 @@ int demo_serve_take(struct rref_call *call, void *worker)
 	if (err) {
 		for (size_t i = 0; i < nr; i++)
 			rref_release(refs[i]);
-		return rref_call_error(call, err, "take: a reference from %u on is bad: %s", l.from, why);
+		return rref_call_error(call, err, "take: a reference from %u on is bad: %s", l.from,
+				       why);
 	}
 	return rref_call_reply(call, NULL);
 }
@@ -140,10 +148,14 @@ void demo_share(struct demo_worker *w, struct demo_report *r)
 	demo_ok(w, next, "rref_worker_by_name", 0);
 	for (; l.from < w->nr_refs; l.from += RREF_REFS_MAX) {
 		uint32_t left = w->nr_refs - l.from;
-		const struct rref_args args = { .data = &l, .length = sizeof(l), .refs = refs + l.from,
-						.nr_refs = left < RREF_REFS_MAX ? left : RREF_REFS_MAX };
+		const struct rref_args args = { .data = &l,
+						.length = sizeof(l),
+						.refs = refs + l.from,
+						.nr_refs = left < RREF_REFS_MAX ? left
+										: RREF_REFS_MAX };
 
-		demo_ok(w, rref_rpc_sync(w->ctx, next, "take", &args, RREF_DEFAULT, NULL), "calling take on the next user", l.from);
+		demo_ok(w, rref_rpc_sync(w->ctx, next, "take", &args, RREF_DEFAULT, NULL),
+			"calling take on the next user", l.from);
 		r->nr_calls++;
 	}
 	r->nr_refs = w->nr_refs;
@@ -157,13 +169,16 @@ void demo_release(struct demo_worker *w, struct demo_report *r)
 	struct rref **refs = demo_held(w);
 
 	if (w->rank == 0) {
-		/* The users' releases are on their way here: an owner may drop its own earlier, but then shows nothing. */
+		/* The users' releases are on their way here: an owner
+		 * may drop its own earlier, but then shows nothing. */
 		for (r->stats.size = sizeof(r->stats);; usleep(1000)) {
 			demo_ok(w, rref_get_stats(w->ctx, &r->stats), "rref_get_stats", 0);
 			if (s->forks == 0)
 				break;
 			if (demo_now() > end)
-				demo_give_up(w, "all users released, but %llu references of theirs remain here",
+				demo_give_up(w,
+					     "all users released, but %llu references of theirs "
+					     "remain here",
 					     (unsigned long long)s->forks);
 		}
 	}
@@ -175,15 +190,20 @@ void demo_release(struct demo_worker *w, struct demo_report *r)
 	w->nr_held = 0;
 	for (r->stats.size = sizeof(r->stats);; usleep(1000)) {
 		demo_ok(w, rref_get_stats(w->ctx, &r->stats), "rref_get_stats", 0);
-		if (!(s->owners | s->forks | s->users | s->pending_users | s->pending_children | s->value_bytes | s->landing_bytes))
+		if (!(s->owners | s->forks | s->users | s->pending_users | s->pending_children |
+		      s->value_bytes | s->landing_bytes))
 			break;
 		if (demo_now() > end) {
 			char dump[DEMO_TEXT_SIZE / 2] = "";
 
 			rref_dump(w->ctx, dump, sizeof(dump));
-			demo_give_up(w, "all released, but %llu owners, %llu forks, %llu users, %llu value bytes, %llu landing bytes remain: %s",
-				     (unsigned long long)s->owners, (unsigned long long)s->forks, (unsigned long long)s->users,
-				     (unsigned long long)s->value_bytes, (unsigned long long)s->landing_bytes, dump);
+			demo_give_up(w,
+				     "all released, but %llu owners, %llu forks, %llu users, %llu "
+				     "value bytes, %llu landing bytes remain: %s",
+				     (unsigned long long)s->owners, (unsigned long long)s->forks,
+				     (unsigned long long)s->users,
+				     (unsigned long long)s->value_bytes,
+				     (unsigned long long)s->landing_bytes, dump);
 		}
 	}
 }

@@ -14,7 +14,8 @@
 void demo_tell(struct demo_worker *w, const struct demo_report *r)
 {
 	/* What the launcher waits for must arrive; what is only for show may be lost. */
-	int flags = MSG_NOSIGNAL | (r->kind == DEMO_PROGRESS || r->kind == DEMO_NOTE ? MSG_DONTWAIT : 0);
+	int flags = MSG_NOSIGNAL |
+		(r->kind == DEMO_PROGRESS || r->kind == DEMO_NOTE ? MSG_DONTWAIT : 0);
 
 	while (send(w->fd, r, sizeof(*r), flags) < 0 && errno == EINTR)
 		;
@@ -45,7 +46,8 @@ int demo_ok(struct demo_worker *w, int result, const char *what, uint32_t which)
 
 	if (result >= 0)
 		return result;
-	demo_give_up(w, "%s (reference %u): %s%s%s", what, which, rref_strerror(result), *text ? ": " : "", text);
+	demo_give_up(w, "%s (reference %u): %s%s%s", what, which, rref_strerror(result),
+		     *text ? ": " : "", text);
 }
 
 static void to_launcher(void *arg, enum rref_log_level level, const char *text)
@@ -59,8 +61,12 @@ static void to_launcher(void *arg, enum rref_log_level level, const char *text)
 
 static void join(struct demo_worker *w, struct demo_report *r)
 {
-	const struct rref_function owners[] = { { .name = "get", .handler = demo_serve_get, .arg = w } };
-	const struct rref_function users[] = { { .name = "take", .handler = demo_serve_take, .arg = w } };
+	const struct rref_function owners[] = {
+		{ .name = "get", .handler = demo_serve_get, .arg = w }
+	};
+	const struct rref_function users[] = {
+		{ .name = "take", .handler = demo_serve_take, .arg = w }
+	};
 	struct rref_worker_info info = { .size = sizeof(info) };
 	struct rref_options o;
 
@@ -70,7 +76,9 @@ static void join(struct demo_worker *w, struct demo_report *r)
 	if (rref_options_from_env(&o))
 		demo_give_up(w, "%s", rref_last_error());
 	if (o.mode == RREF_PROGRESS_MANUAL)
-		demo_give_up(w, "RREF_PROGRESS=manual: workers here sleep between commands, so auto or poll it must be");
+		demo_give_up(w,
+			     "RREF_PROGRESS=manual: workers here sleep between commands, so auto "
+			     "or poll it must be");
 	o.name = demo_name(w->rank);
 	o.rank = w->rank;
 	o.world_size = 1 + w->job->users;
@@ -95,7 +103,8 @@ static void stats(struct demo_worker *w, struct demo_report *r)
 	r->stats.size = sizeof(r->stats);
 	demo_ok(w, rref_get_stats(w->ctx, &r->stats), "rref_get_stats", 0);
 	if (getrusage(RUSAGE_SELF, &u) == 0)
-		r->cpu_ns = (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * DEMO_SEC + (u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1000;
+		r->cpu_ns = (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * DEMO_SEC +
+			(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1000;
 }
 
 static void leave(struct demo_worker *w)
@@ -140,7 +149,9 @@ static void obey(struct demo_worker *w, const struct demo_command *c, struct dem
 
 int demo_work(const struct demo_job *job, int rank, int fd)
 {
-	struct demo_worker w = { .job = job, .rank = rank, .fd = fd, .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct demo_worker w = {
+		.job = job, .rank = rank, .fd = fd, .lock = PTHREAD_MUTEX_INITIALIZER
+	};
 	struct demo_command c = { .op = DEMO_JOIN };
 
 	for (;;) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside a worker process. A failure anywhere is told to the launcher, and ends the process: demo_give_up. */
+/* Inside a worker process. A failure anywhere is told to the
+ * launcher, and ends the process: demo_give_up. */
 #ifndef DEMO_WORKER_H
 #define DEMO_WORKER_H
 
@@ -22,10 +23,12 @@ struct demo_worker {
 /* The process' life; its exit status. */
 int demo_work(const struct demo_job *job, int rank, int fd);
 
-_Noreturn void demo_give_up(struct demo_worker *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+_Noreturn void demo_give_up(struct demo_worker *w, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 void demo_tell(struct demo_worker *w, const struct demo_report *r);
 void demo_tell_progress(struct demo_worker *w, uint64_t bytes);
-/* Gives up when a call of the library failed: what it was, what the error means, and the library's own words. */
+/* Gives up when a call of the library failed: what it was,
+ * what the error means, and the library's own words. */
 int demo_ok(struct demo_worker *w, int result, const char *what, uint32_t which);
 
 /* owner.c */
@@ -36,7 +39,8 @@ int demo_serve_get(struct rref_call *call, void *worker);
 void demo_get(struct demo_worker *w, struct demo_report *r);
 void demo_share(struct demo_worker *w, struct demo_report *r);
 void demo_release(struct demo_worker *w, struct demo_report *r);
-struct rref **demo_held(struct demo_worker *w);   /* all references, which must have come: no more will */
+/* all references, which must have come: no more will */
+struct rref **demo_held(struct demo_worker *w);
 int demo_serve_take(struct rref_call *call, void *worker);
 
 /* passes.c */

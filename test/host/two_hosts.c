@@ -24,7 +24,8 @@ static struct rref *own[3];
 static const size_t sizes[3] = { 8, 100000, BIG };
 static int host, nr_hosts_ranks;
 static int64_t peer_timeout = 8 * NSEC_PER_SEC;
-static struct tg_group hosts; /* the workers of both are not this process' children: the time is all that it says */
+/* the workers of both are not this process' children: the time is all that it says */
+static struct tg_group hosts;
 
 static unsigned char byte_at(int rank, size_t i)
 {
@@ -51,7 +52,8 @@ static int verify(struct rref_call *call, void *arg)
 		if (err)
 			return rref_call_error(call, err, "%s", rref_last_error());
 		for (size_t k = 0; k < rref_view_length(v); k++)
-			good += ((const unsigned char *)rref_view_data(v))[k] == byte_at(rref_owner(r), k);
+			good += ((const unsigned char *)rref_view_data(v))[k] ==
+				byte_at(rref_owner(r), k);
 		rref_view_free(v);
 	}
 	return rref_call_reply(call, &(struct rref_args){ .data = &good, .length = sizeof(good) });
@@ -67,7 +69,8 @@ static int die(struct rref_call *call, void *arg)
 }
 
 static const struct rref_function functions[] = {
-	{ .name = "get", .handler = get }, { .name = "verify", .handler = verify }, { .name = "die", .handler = die },
+	{ .name = "get", .handler = get }, { .name = "verify", .handler = verify },
+	{ .name = "die", .handler = die },
 };
 
 static struct rref_ctx *join(int rank, int world)
@@ -78,7 +81,8 @@ static struct rref_ctx *join(int rank, int world)
 	struct rref_ctx *ctx;
 
 	/* The same on both hosts, as an administrator would have put it there. */
-	TG_CHECK(fd >= 0 && write(fd, "a key for two hosts, 32 bytes..!", 32) == 32 && close(fd) == 0);
+	TG_CHECK(fd >= 0 && write(fd, "a key for two hosts, 32 bytes..!", 32) == 32 &&
+		 close(fd) == 0);
 	rref_options_init(&o);
 	o.rank = rank;
 	o.world_size = world;
@@ -87,7 +91,8 @@ static struct rref_ctx *join(int rank, int world)
 	o.functions = functions;
 	o.nr_functions = array_size(functions);
 	tg_log(&o);
-	/* An emulated host may be kept from running for longer than a real one is silent when it is dead. */
+	/* An emulated host may be kept from running for longer
+	 * than a real one is silent when it is dead. */
 	o.peer_timeout = peer_timeout;
 	o.init_timeout = 60 * NSEC_PER_SEC;
 	o.timeout = 60 * NSEC_PER_SEC;
@@ -145,7 +150,8 @@ static int mixed(int rank)
 			TG_OK(rref_to_here(r[i], RREF_DEFAULT, &v));
 			TG_IS(rref_view_length(v), sizes[i]);
 			for (size_t k = 0; k < sizes[i]; k++)
-				TG_CHECK(((const unsigned char *)rref_view_data(v))[k] == byte_at(peer, k));
+				TG_CHECK(((const unsigned char *)rref_view_data(v))[k] ==
+					 byte_at(peer, k));
 			rref_view_free(v);
 		}
 		/* User to user, across and inside hosts. */
@@ -153,7 +159,9 @@ static int mixed(int rank)
 			const void *data;
 			size_t length;
 
-			TG_OK(rref_rpc_sync(ctx, to, "verify", &(struct rref_args){ .refs = r, .nr_refs = 2 }, RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "verify",
+					    &(struct rref_args){ .refs = r, .nr_refs = 2 },
+					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_data(f, &data, &length));
 			TG_IS(*(const uint64_t *)data, sizes[0] + sizes[1]);
 			rref_future_free(f);
@@ -161,7 +169,8 @@ static int mixed(int rank)
 		for (int i = 0; i < 3; i++)
 			rref_release(r[i]);
 	}
-	/* The others may still ask for its own: the graceful shutdown releases those when everybody has come. */
+	/* The others may still ask for its own: the graceful
+	 * shutdown releases those when everybody has come. */
 	tg_finish(ctx);
 	return 0;
 }
@@ -188,7 +197,8 @@ static int death(int rank)
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 	TG_CHECK(strcmp(rref_view_data(v), "alive") == 0);
 	rref_view_free(v);
-	/* Nobody answers this call: it has to end because its callee's host is gone, long before its own 60 s. */
+	/* Nobody answers this call: it has to end because its
+	 * callee's host is gone, long before its own 60 s. */
 	int64_t start = now_ns();
 
 	TG_IS(rref_rpc_sync(ctx, 1, "die", NULL, RREF_DEFAULT, &f), -EOWNERDEAD);
@@ -209,7 +219,8 @@ static pid_t cut_link(void)
 
 	if (pid == 0) {
 		execl("/bin/sh", "sh", "-c",
-		      "ip link set \"$RREF_VM_NETDEV\" down; sleep 2; ip link set \"$RREF_VM_NETDEV\" up",
+		      "ip link set \"$RREF_VM_NETDEV\" down; sleep 2; ip link set "
+		      "\"$RREF_VM_NETDEV\" up",
 		      (char *)NULL);
 		_exit(9);
 	}
@@ -278,10 +289,14 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 2 || !getenv("RREF_VM_HOST")) {
-		fprintf(stderr, "usage, on each of two hosts: RREF_VM_HOST=0|1 two_hosts mixed|death|flap\n");
+		fprintf(stderr,
+			"usage, on each of two hosts: RREF_VM_HOST=0|1 two_hosts "
+			"mixed|death|flap\n");
 		return 2;
 	}
-	worker = strcmp(argv[1], "death") == 0 ? death : strcmp(argv[1], "flap") == 0 ? flap : mixed;
+	worker = strcmp(argv[1], "death") == 0 ? death
+		: strcmp(argv[1], "flap") == 0 ? flap
+					       : mixed;
 	nr_hosts_ranks = worker == mixed ? 2 : 1;
 	if (worker == flap)
 		peer_timeout = 20 * NSEC_PER_SEC;
@@ -301,7 +316,8 @@ int main(int argc, char **argv)
 
 		waitpid(pid[i], &status, 0);
 		if (status) {
-			fprintf(stderr, "host %d: worker %d ended with status %#x\n", host, i, (unsigned)status);
+			fprintf(stderr, "host %d: worker %d ended with status %#x\n", host, i,
+				(unsigned)status);
 			bad++;
 		}
 	}

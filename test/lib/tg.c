@@ -46,18 +46,21 @@ int tg_scale(int n)
 }
 
 /*
- * A port is chosen here and bound later by rank 0. Each process has a loopback address of its own for that, made of its
- * pid, so that neither test programs that run beside each other nor the kernel's own choices can take it meanwhile.
+ * A port is chosen here and bound later by rank 0. Each process has a loopback address of its own
+ * for that, made of its pid, so that neither test programs that run beside each other nor the
+ * kernel's own choices can take it meanwhile.
  */
 void tg_free_place(char *buf, size_t size)
 {
 	unsigned pid = (unsigned)getpid();
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl((127u << 24 | 64u << 16) + pid) };
+	struct sockaddr_in a = { .sin_family = AF_INET,
+				 .sin_addr.s_addr = htonl((127u << 24 | 64u << 16) + pid) };
 	socklen_t len = sizeof(a);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0;
 	char ip[INET_ADDRSTRLEN];
 
-	if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 && getsockname(fd, (struct sockaddr *)&a, &len) == 0)
+	if (fd >= 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0 &&
+	    getsockname(fd, (struct sockaddr *)&a, &len) == 0)
 		port = ntohs(a.sin_port);
 	if (fd >= 0)
 		close(fd);
@@ -82,7 +85,9 @@ enum rref_progress_mode tg_mode(void)
 {
 	const char *m = getenv("RREF_TEST_PROGRESS");
 
-	return m && strcmp(m, "poll") == 0 ? RREF_PROGRESS_POLL : m && strcmp(m, "manual") == 0 ? RREF_PROGRESS_MANUAL : RREF_PROGRESS_AUTO;
+	return m && strcmp(m, "poll") == 0	? RREF_PROGRESS_POLL
+		: m && strcmp(m, "manual") == 0 ? RREF_PROGRESS_MANUAL
+						: RREF_PROGRESS_AUTO;
 }
 
 void tg_options(struct rref_options *o, int rank)
@@ -119,14 +124,16 @@ int64_t tg_deadline(void)
 
 void tg_finish(struct rref_ctx *ctx)
 {
-	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, max_of(tg_deadline() - now_ns(), NSEC_PER_SEC)));
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL,
+			    max_of(tg_deadline() - now_ns(), NSEC_PER_SEC)));
 	rref_free_ctx(ctx);
 }
 
 void tg_meet(int i)
 {
 	struct tg_shared *s = tg_current->shared;
-	int n = atomic_fetch_add(&s->arrived[i], 1) + 1, round = (n + tg_current->world - 1) / tg_current->world;
+	int n = atomic_fetch_add(&s->arrived[i], 1) + 1,
+	    round = (n + tg_current->world - 1) / tg_current->world;
 	int64_t end = tg_deadline();
 
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
@@ -148,7 +155,8 @@ void tg_wait_flag(int i, int value)
 void tg_meet_serving(struct rref_ctx *ctx, int i)
 {
 	struct tg_shared *s = tg_current->shared;
-	int n = atomic_fetch_add(&s->arrived[i], 1) + 1, round = (n + tg_current->world - 1) / tg_current->world;
+	int n = atomic_fetch_add(&s->arrived[i], 1) + 1,
+	    round = (n + tg_current->world - 1) / tg_current->world;
 	int64_t end = tg_deadline();
 
 	while (atomic_load(&s->arrived[i]) < round * tg_current->world) {
@@ -219,7 +227,9 @@ static int echo(struct rref_call *call, void *arg)
 static int reply_all(struct rref_call *call)
 {
 	struct rref *refs[RREF_REFS_MAX];
-	struct rref_args a = { .data = rref_call_data(call), .length = rref_call_length(call), .refs = refs,
+	struct rref_args a = { .data = rref_call_data(call),
+			       .length = rref_call_length(call),
+			       .refs = refs,
 			       .nr_refs = rref_call_nr_refs(call) };
 
 	for (size_t i = 0; i < a.nr_refs; i++)
@@ -249,7 +259,8 @@ static int fail(struct rref_call *call, void *arg)
 	if (rref_call_length(call) < sizeof(code))
 		return -EINVAL;
 	memcpy(&code, data, sizeof(code));
-	return rref_call_error(call, code, "%.*s", (int)(rref_call_length(call) - sizeof(code)), data + sizeof(code));
+	return rref_call_error(call, code, "%.*s", (int)(rref_call_length(call) - sizeof(code)),
+			       data + sizeof(code));
 }
 
 static int read_refs(struct rref_call *call, void *arg)
@@ -336,7 +347,8 @@ static int reply_stats(struct rref_call *call, void *arg)
 	int err = rref_get_stats(rref_call_context(call), &s);
 
 	(void)arg;
-	return err ? err : rref_call_reply(call, &(struct rref_args){ .data = &s, .length = sizeof(s) });
+	return err ? err
+		   : rref_call_reply(call, &(struct rref_args){ .data = &s, .length = sizeof(s) });
 }
 
 const struct rref_function tg_functions[] = {
@@ -406,14 +418,17 @@ void tg_until_clean(struct rref_ctx *ctx, int rank)
 	for (;;) {
 		struct rref_stats s = tg_stats_of(ctx, rank);
 
-		if (!s.owners && !s.forks && !s.users && !s.pending_users && !s.pending_children && !s.parked && !s.value_bytes)
+		if (!s.owners && !s.forks && !s.users && !s.pending_users && !s.pending_children &&
+		    !s.parked && !s.value_bytes)
 			return;
 		if (now_ns() > end) {
 			fprintf(stderr,
-				"rank %d does not become clean: owners %lu forks %lu users %lu pending users %lu pending children "
+				"rank %d does not become clean: owners %lu forks %lu users %lu "
+				"pending users %lu pending children "
 				"%lu parked %lu value bytes %lu\n",
-				rank, (unsigned long)s.owners, (unsigned long)s.forks, (unsigned long)s.users,
-				(unsigned long)s.pending_users, (unsigned long)s.pending_children, (unsigned long)s.parked,
+				rank, (unsigned long)s.owners, (unsigned long)s.forks,
+				(unsigned long)s.users, (unsigned long)s.pending_users,
+				(unsigned long)s.pending_children, (unsigned long)s.parked,
 				(unsigned long)s.value_bytes);
 			_exit(1);
 		}
@@ -539,7 +554,8 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 	int64_t end = now_ns() + (g->timeout_s ? g->timeout_s : 60) * tg_slow() * NSEC_PER_SEC;
 
 	g->deadline = end - 3 * NSEC_PER_SEC;
-	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	g->shared = mmap(NULL, sizeof(*g->shared), PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (g->shared == MAP_FAILED)
 		return -1;
 	tg_free_place(g->rendezvous, sizeof(g->rendezvous));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Groups of real worker processes for tests. tg_run forks `world` children, each runs worker(rank, arg) and exits with
- * its result; the parent waits for each by pid, with a deadline after which the survivors are ended (by pid) and the
- * run fails. The device is RREF_TEST_DEVICE (default shm).
+ * Groups of real worker processes for tests. tg_run forks `world` children, each runs worker(rank,
+ * arg) and exits with its result; the parent waits for each by pid, with a deadline after which the
+ * survivors are ended (by pid) and the run fails. The device is RREF_TEST_DEVICE (default shm).
  */
 #ifndef TG_GROUP_H
 #define TG_GROUP_H
@@ -27,7 +27,8 @@ struct tg_group {
 	char rendezvous[64];
 	struct tg_shared *shared;   /* memory all workers of the run see */
 	pid_t pid[TG_MAX];
-	int64_t deadline;           /* CLOCK_MONOTONIC ns; a little before the run is ended by force */
+	/* CLOCK_MONOTONIC ns; a little before the run is ended by force */
+	int64_t deadline;
 };
 
 /* Memory for tests to meet in, beside the library: flags, counters, and the pids of all workers. */
@@ -53,8 +54,9 @@ void tg_log(struct rref_options *o);
 /* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
 /*
- * The one deadline of all that a worker waits for without saying how long: it may wait for another worker's whole work, so
- * no wait has a shorter one of its own, and what is missing is named before the run is ended by force.
+ * The one deadline of all that a worker waits for without saying how long: it may wait for another
+ * worker's whole work, so no wait has a shorter one of its own, and what is missing is named before
+ * the run is ended by force.
  */
 int64_t tg_deadline(void);
 /* Graceful shutdown that must succeed, and free. */
@@ -66,13 +68,16 @@ void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
 int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
-void tg_pause(void);       /* between two looks at what is waited for: longer on emulated hardware, which has no time to spare */
+/* between two looks at what is waited for: longer on emulated
+ * hardware, which has no time to spare */
+void tg_pause(void);
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
 void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false at tg_deadline. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
-/* For it: no operation is in flight. Who waited for one may be ahead of who completed it, and still holds it. */
+/* For it: no operation is in flight. Who waited for one may be
+ * ahead of who completed it, and still holds it. */
 bool tg_idle(struct rref_ctx *ctx, void *arg);
 
 /* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */
@@ -96,17 +101,20 @@ extern const struct rref_function tg_functions[];
 extern const size_t tg_nr_functions;
 /* tg_options and tg_functions. */
 struct rref_ctx *tg_join(int rank);
-/* rref_init with these options must fail so, with this in the text; or it must not, and this worker leaves again. */
+/* rref_init with these options must fail so, with this in the
+ * text; or it must not, and this worker leaves again. */
 void tg_refuse(const struct rref_options *o, int err, const char *text);
 void tg_accept(const struct rref_options *o);
 /* Counters of worker `rank`, by a call. */
 struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank);
-/* Waits until worker `rank` owns, shares and holds nothing; ends this worker with the counters if that does not come. */
+/* Waits until worker `rank` owns, shares and holds nothing;
+ * ends this worker with the counters if that does not come. */
 void tg_until_clean(struct rref_ctx *ctx, int rank);
 /* Waits until `nr` calls of tg.hold are held by worker `rank`; answers them. */
 void tg_until_held(struct rref_ctx *ctx, int rank, int nr);
 int tg_release_held(struct rref_ctx *ctx, int rank);
-/* In this process: forgets the calls held here, each answered with an error. For use after a shutdown. */
+/* In this process: forgets the calls held here, each answered
+ * with an error. For use after a shutdown. */
 void tg_drop_held(void);
 /* Takes the result of a call that must be `length` bytes. */
 void tg_result(struct rref_future *f, void *to, size_t length);
@@ -125,13 +133,14 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);
 		(void)state; \
 		assert_int_equal(tg_run(world, name##_worker, NULL), 0); \
 	} \
-	static int name##_worker(__attribute__((unused)) int rank, __attribute__((unused)) void *arg)
+	static int name##_worker(__attribute__((unused)) int rank, \
+				 __attribute__((unused)) void *arg)
 
 #define TG_CHECK(cond) \
 	do { \
 		if (!(cond)) { \
-			fprintf(stderr, "%s:%d: pid %d: %s is false (errno text: %s)\n", __FILE__, __LINE__, (int)getpid(), #cond, \
-				rref_last_error()); \
+			fprintf(stderr, "%s:%d: pid %d: %s is false (errno text: %s)\n", __FILE__, \
+				__LINE__, (int)getpid(), #cond, rref_last_error()); \
 			_exit(1); \
 		} \
 	} while (0)
@@ -140,8 +149,9 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);
 	do { \
 		int tg_err_ = (call); \
 		if (tg_err_ < 0) { \
-			fprintf(stderr, "%s:%d: pid %d: %s = %d %s (%s)\n", __FILE__, __LINE__, (int)getpid(), #call, tg_err_, \
-				rref_strerror(tg_err_), rref_last_error()); \
+			fprintf(stderr, "%s:%d: pid %d: %s = %d %s (%s)\n", __FILE__, __LINE__, \
+				(int)getpid(), #call, tg_err_, rref_strerror(tg_err_), \
+				rref_last_error()); \
 			_exit(1); \
 		} \
 	} while (0)
@@ -150,8 +160,9 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);
 	do { \
 		long tg_got_ = (long)(call), tg_want_ = (long)(expected); \
 		if (tg_got_ != tg_want_) { \
-			fprintf(stderr, "%s:%d: pid %d: %s = %ld, not %ld (%s)\n", __FILE__, __LINE__, (int)getpid(), #call, tg_got_, \
-				tg_want_, rref_last_error()); \
+			fprintf(stderr, "%s:%d: pid %d: %s = %ld, not %ld (%s)\n", __FILE__, \
+				__LINE__, (int)getpid(), #call, tg_got_, tg_want_, \
+				rref_last_error()); \
 			_exit(1); \
 		} \
 	} while (0)

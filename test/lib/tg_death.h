@@ -18,7 +18,8 @@
 			g.expect_killed[i] = (victims) >> i & 1; \
 		assert_int_equal(tg_run_group(&g, name##_worker, NULL), 0); \
 	} \
-	static int name##_worker(__attribute__((unused)) int rank, __attribute__((unused)) void *arg)
+	static int name##_worker(__attribute__((unused)) int rank, \
+				 __attribute__((unused)) void *arg)
 
 _Noreturn void tg_die(void);
 /* Serves until somebody sets the flag, then dies. */
@@ -27,7 +28,8 @@ _Noreturn void tg_serve_and_die(struct rref_ctx *ctx, int flag);
 void tg_leave(struct rref_ctx *ctx);
 /* For tg_eventually: worker *(int *)rank is known to be dead. */
 bool tg_is_dead(struct rref_ctx *ctx, void *rank);
-/* Stops a worker, and waits until each of its threads has stopped: the signal alone is only a wish. */
+/* Stops a worker, and waits until each of its threads has
+ * stopped: the signal alone is only a wish. */
 void tg_stop_worker(int rank);
 void tg_continue_worker(int rank);
 

@@ -112,7 +112,8 @@ static void round_of_work(struct rref_ctx *ctx, struct rref *ref)
 	struct rref_future *f;
 	char got[5];
 
-	TG_OK(rref_rpc_sync(ctx, 1, "tg.echo", &(struct rref_args){ .data = "hello", .length = 5 }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, 1, "tg.echo", &(struct rref_args){ .data = "hello", .length = 5 },
+			    RREF_DEFAULT, &f));
 	tg_result(f, got, 5);
 	TG_CHECK(memcmp(got, "hello", 5) == 0);
 	rref_future_free(f);
@@ -125,7 +126,8 @@ static void call_foe(struct rref_ctx *ctx)
 	int64_t start = now_ns();
 	int err = rref_rpc_sync(ctx, FOE, "tg.echo", NULL, 6 * tg_slow() * NSEC_PER_SEC, NULL);
 
-	snprintf(foe_shown()->called_text, sizeof(foe_shown()->called_text), "%s", err ? rref_last_error() : "");
+	snprintf(foe_shown()->called_text, sizeof(foe_shown()->called_text), "%s",
+		 err ? rref_last_error() : "");
 	foe_shown()->took_ns = now_ns() - start;
 	foe_shown()->called = 1 - err;
 	tg_set_flag(F_CALL_FOE, 0);
@@ -145,7 +147,8 @@ static int good(int rank)
 	o.log = rank == 1 ? on_log : o.log;
 	o.max_waiting = FOE_WAITING;
 	if (!tg_is_shm())
-		o.peer_timeout = 5 * NSEC_PER_SEC; /* an emulated device takes its time for a handshake */
+		/* an emulated device takes its time for a handshake */
+		o.peer_timeout = 5 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));
 	ctx->answer_ns = 2 * NSEC_PER_SEC;
 	TG_OK(rref_register(ctx, &keeper));
@@ -158,7 +161,9 @@ static int good(int rank)
 	look(ctx, rank);
 	tg_meet(0);
 	if (rank == 0) {
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "a value", .length = 7 }, RREF_DEFAULT, &ref));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "a value", .length = 7 },
+				  RREF_DEFAULT, &ref));
 		while (!tg_flag(F_END)) {
 			round_of_work(ctx, ref);
 			if (tg_flag(F_CALL_FOE))
@@ -193,8 +198,10 @@ static int good(int rank)
 /* How far the other's messages came; not in sequence. */
 int foe_say_received(struct foe *f, const uint8_t *proof)
 {
-	struct rw_message m = { .frame = { .type = RW_RECEIVED, .epoch = f->hs.epoch, .ack = (uint32_t)f->got },
-				.u.received.seq = f->got };
+	struct rw_message m = {
+		.frame = { .type = RW_RECEIVED, .epoch = f->hs.epoch, .ack = (uint32_t)f->got },
+		.u.received.seq = f->got
+	};
 	uint8_t buf[RV_MSG_MAX];
 
 	if (proof)
@@ -210,7 +217,8 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 	f->nr_recv[m.frame.type]++;
 	if (m.frame.type == RW_REPLY) {
 		f->reply_status = m.u.reply.status;
-		snprintf(f->reply_text, sizeof(f->reply_text), "%.*s", (int)m.u.reply.text_length, m.u.reply.text ? m.u.reply.text : "");
+		snprintf(f->reply_text, sizeof(f->reply_text), "%.*s", (int)m.u.reply.text_length,
+			 m.u.reply.text ? m.u.reply.text : "");
 		f->nr_again += m.u.reply.status == -EAGAIN;
 		f->reply_nr_refs = m.u.reply.nr_refs;
 		f->reply_loc = m.u.reply.loc;
@@ -228,7 +236,8 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 		f->on_call(f, &m.u.call);
 	} else if (m.frame.type == RW_TYPE_ANSWER) {
 		f->told = m.u.type;
-		snprintf(f->told_name, sizeof(f->told_name), "%.*s", (int)m.u.type.name_length, m.u.type.name);
+		snprintf(f->told_name, sizeof(f->told_name), "%.*s", (int)m.u.type.name_length,
+			 m.u.type.name);
 	}
 	f->got += m.frame.type != RW_RECEIVED;
 	if (f->deaf)
@@ -284,8 +293,10 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 				break;
 			case RV_EV_FAILED:
 				f->failed = true;
-				f->status = ev[i].len ? rc_reason_parse(ev[i].data, ev[i].len, f->reason, sizeof(f->reason)) :
-					    ev[i].status;
+				f->status = ev[i].len
+					? rc_reason_parse(ev[i].data, ev[i].len, f->reason,
+							  sizeof(f->reason))
+					: ev[i].status;
 				break;
 			case RV_EV_DISCONNECTED:
 				f->ended = true;
@@ -328,7 +339,9 @@ void foe_hang_up(struct foe *f)
 /* A proper hello to worker `to`; made here, sent by dial. */
 void foe_make_hello(struct foe *f, int to)
 {
-	f->hs = (struct rc_handshake){ .self_rank = FOE, .peer_rank = (uint32_t)to, .self_incarnation = f->me.incarnation,
+	f->hs = (struct rc_handshake){ .self_rank = FOE,
+				       .peer_rank = (uint32_t)to,
+				       .self_incarnation = f->me.incarnation,
 				       .peer_incarnation = f->members[to].incarnation };
 	f->hello_length = rc_hello_make(&f->pair[to], &f->hs, f->hello);
 }
@@ -336,7 +349,8 @@ void foe_make_hello(struct foe *f, int to)
 void foe_dial(struct foe *f, int to)
 {
 	foe_hang_up(f);
-	TG_OK(f->ops->connect(f->dev, &f->members[to].addr[f->ops->kind], f->hello, f->hello_length, NULL, &f->conn));
+	TG_OK(f->ops->connect(f->dev, &f->members[to].addr[f->ops->kind], f->hello, f->hello_length,
+			      NULL, &f->conn));
 	FOE_UNTIL(f, f->connected || f->failed);
 }
 
@@ -367,7 +381,8 @@ int foe_say_number(struct foe *f, uint8_t type, uint64_t number)
 
 int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struct rref_id fork)
 {
-	struct rw_message m = { .frame.type = RW_PROTO, .u.proto = { .type = type, .id = id, .fork = fork } };
+	struct rw_message m = { .frame.type = RW_PROTO,
+				.u.proto = { .type = type, .id = id, .fork = fork } };
 
 	if (type == RP_MSG_FORK_REQUEST)
 		m.u.proto.word = f->word;
@@ -461,8 +476,9 @@ void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char 
 	while (f->ended && foe_rejected(rank) <= rejected_before && now_ns() < end)
 		;
 	if (!f->ended || foe_rejected(rank) <= rejected_before) {
-		fprintf(stderr, "%s: the connection %s, rejected %lu -> %lu\n", what, f->ended ? "ended" : "lives",
-			(unsigned long)rejected_before, (unsigned long)foe_rejected(rank));
+		fprintf(stderr, "%s: the connection %s, rejected %lu -> %lu\n", what,
+			f->ended ? "ended" : "lives", (unsigned long)rejected_before,
+			(unsigned long)foe_rejected(rank));
 		_exit(1);
 	}
 	foe_others_work();
@@ -480,7 +496,8 @@ void foe_refused(struct foe *f, int to, int status, const char *text)
 	foe_others_work();
 }
 
-/* A member that is silent while it works is asked for its beacon, by READs (over ibv): without one it would be left. */
+/* A member that is silent while it works is asked for its
+ * beacon, by READs (over ibv): without one it would be left. */
 static void light_beacon(struct foe *f)
 {
 	int fd = memfd_create("foe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -488,7 +505,8 @@ static void light_beacon(struct foe *f)
 	TG_CHECK(fd >= 0 && !ftruncate(fd, BEACON_BYTES));
 	f->beacon = mmap(NULL, BEACON_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	TG_CHECK(f->beacon != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, f->beacon, BEACON_BYTES, fd, UINT64_C(0x5eed) << 32, RV_ACCESS_REMOTE_READ, &f->beacon_mr));
+	TG_OK(f->ops->reg(f->dev, f->beacon, BEACON_BYTES, fd, UINT64_C(0x5eed) << 32,
+			  RV_ACCESS_REMOTE_READ, &f->beacon_mr));
 	close(fd);
 }
 
@@ -508,7 +526,8 @@ static int foe(void (*body)(struct foe *f))
 	memcpy(f->me.public, f->identity.public, sizeof(f->me.public));
 	snprintf(f->me.name, sizeof(f->me.name), "foe");
 	f->ops->addr(f->dev, &f->me.addr[f->ops->kind]);
-	TG_OK(rc_rendezvous(tg_current->rendezvous, FOE_WORLD, &f->me, &f->key, tg_deadline(), NULL, f->members));
+	TG_OK(rc_rendezvous(tg_current->rendezvous, FOE_WORLD, &f->me, &f->key, tg_deadline(), NULL,
+			    f->members));
 	for (int i = 0; i < FOE; i++)
 		TG_OK(rc_pair_key(&f->key, &f->identity, &f->me, &f->members[i], &f->pair[i]));
 	tg_meet(0);
@@ -538,13 +557,19 @@ struct rref_id foe_id_of(uint32_t rank, uint64_t n)
 	return (struct rref_id){ .local_id = n, .created_on = rank };
 }
 
-size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs, unsigned nr)
+size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs,
+		  unsigned nr)
 {
 	struct rw_message m = { .frame.type = RW_CALL };
 	int n;
 
-	m.u.call = (struct rw_call){ .call_id = call_id, .kind = RW_CALL_RPC, .nr_refs = (uint16_t)nr, .name = name,
-				     .name_length = (uint8_t)strlen(name), .data = "0123456789abcdef", .data_length = 16 };
+	m.u.call = (struct rw_call){ .call_id = call_id,
+				     .kind = RW_CALL_RPC,
+				     .nr_refs = (uint16_t)nr,
+				     .name = name,
+				     .name_length = (uint8_t)strlen(name),
+				     .data = "0123456789abcdef",
+				     .data_length = 16 };
 	for (unsigned i = 0; i < nr; i++)
 		m.u.call.refs[i] = refs[i];
 	n = rw_encode(&m, buf, RV_MSG_MAX);
@@ -575,6 +600,10 @@ struct rp_fork foe_be_given(struct foe *f)
 
 struct rp_fork foe_record(struct foe *f, uint32_t owner, struct rref_id id, uint64_t fork)
 {
-	return (struct rp_fork){ .id = id, .fork = foe_id_of(FOE, fork), .owner = owner, .parent = FOE,
-				 .word = f->word, .owner_incarnation = f->members[owner].incarnation };
+	return (struct rp_fork){ .id = id,
+				 .fork = foe_id_of(FOE, fork),
+				 .owner = owner,
+				 .parent = FOE,
+				 .word = f->word,
+				 .owner_incarnation = f->members[owner].incarnation };
 }

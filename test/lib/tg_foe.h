@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it speaks to the device
- * layer itself and says what no worker would. Worker 1 owns a value that worker 0 reads all the while, between calls.
+ * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it
+ * speaks to the device layer itself and says what no worker would. Worker 1 owns a value that
+ * worker 0 reads all the while, between calls.
  */
 #ifndef TG_FOE_H
 #define TG_FOE_H
@@ -21,7 +22,8 @@ struct shown {
 	struct {
 		_Atomic uint64_t rejected, dropped, rss_kib, threads, forks, looks;
 	} of[2];
-	_Atomic int64_t called, took_ns;    /* worker 0's call of the foe: 1 + -status, and how long it took */
+	/* worker 0's call of the foe: 1 + -status, and how long it took */
+	_Atomic int64_t called, took_ns;
 	char called_text[256];
 	char logged[512];                   /* worker 1's last warning */
 	_Atomic uint64_t logged_lines;      /* of worker 1, of all levels that are on */
@@ -92,7 +94,8 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n);
 void foe_asked(struct foe *f, struct rc_handshake *h);
 void foe_accept(struct foe *f, const struct rc_handshake *h, const uint8_t *answer, size_t length);
 
-/* Connecting: a proper hello to worker `to` is made, then sent; meet: a session that it takes for a good one. */
+/* Connecting: a proper hello to worker `to` is made, then
+ * sent; meet: a session that it takes for a good one. */
 void foe_make_hello(struct foe *f, int to);
 void foe_dial(struct foe *f, int to);
 void foe_meet(struct foe *f, int to);
@@ -106,13 +109,15 @@ int foe_say_number(struct foe *f, uint8_t type, uint64_t number);
 int foe_say_proto(struct foe *f, enum rp_msg_type type, struct rref_id id, struct rref_id fork);
 int foe_say_auth(struct foe *f);
 int foe_say_received(struct foe *f, const uint8_t *proof);
-size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs, unsigned nr);
+size_t foe_a_call(uint8_t *buf, const char *name, uint64_t call_id, const struct rp_fork *refs,
+		  unsigned nr);
 /* Calls worker 0, which shares its own value (0,1); then ends that session. Returns the record. */
 struct rp_fork foe_be_given(struct foe *f);
 /* Calls a function with that reference: its reply's status. */
 int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);
 
-/* The session is alive, and all that was said before has been dealt with; what was just said ends it, and is counted. */
+/* The session is alive, and all that was said before has been
+ * dealt with; what was just said ends it, and is counted. */
 void foe_still_served(struct foe *f);
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what);
 

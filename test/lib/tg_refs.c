@@ -26,7 +26,8 @@ struct rref_args *tg_bytes(const void *data, size_t length)
 	return &args;
 }
 
-struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length)
+struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const void *data,
+		       size_t length)
 {
 	struct rref *r;
 
@@ -34,7 +35,8 @@ struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const
 	return r;
 }
 
-struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length)
+struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function, const void *data,
+			     size_t length)
 {
 	struct rref_future *f;
 
@@ -199,7 +201,8 @@ static int pub_drop(struct rref_call *call, void *arg)
 static int inspect(struct rref_call *call, void *arg)
 {
 	struct rref *r = rref_call_ref(call, 0);
-	struct tg_said s = { rref_confirmed(r), rref_is_owner(r), rref_owner(r), 0, rref_get_id(r) };
+	struct tg_said s = { rref_confirmed(r), rref_is_owner(r), rref_owner(r), 0,
+			     rref_get_id(r) };
 	struct rref_view *v;
 
 	(void)arg;
@@ -234,9 +237,13 @@ static int hand_on(struct rref_call *call, void *arg)
 	hops--;
 	for (size_t i = 0; i < rref_call_nr_refs(call); i++)
 		refs[i] = rref_call_ref(call, i);
-	err = rref_rpc_sync(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), hops ? "hand_on" : "tg.read",
-			    &(struct rref_args){ .data = &hops, .length = sizeof(hops), .refs = refs,
-						 .nr_refs = rref_call_nr_refs(call) }, RREF_DEFAULT, &f);
+	err = rref_rpc_sync(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx),
+			    hops ? "hand_on" : "tg.read",
+			    &(struct rref_args){ .data = &hops,
+						 .length = sizeof(hops),
+						 .refs = refs,
+						 .nr_refs = rref_call_nr_refs(call) },
+			    RREF_DEFAULT, &f);
 	if (err)
 		return rref_call_error(call, err, "%s", rref_last_error());
 	tg_result(f, &sum, sizeof(sum));

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What tests of references share: short ways to create, call and read, and functions of a worker that publishes and
- * keeps references. All of them end this worker with a message where something goes wrong.
+ * What tests of references share: short ways to create, call and read, and functions of a worker
+ * that publishes and keeps references. All of them end this worker with a message where something
+ * goes wrong.
  */
 #ifndef TG_REFS_H
 #define TG_REFS_H
@@ -12,8 +13,10 @@
 struct rref_args *tg_with(struct rref *const *refs, size_t nr);
 struct rref_args *tg_bytes(const void *data, size_t length);
 
-struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length);
-struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function, const void *data, size_t length);
+struct rref *tg_remote(struct rref_ctx *ctx, int to, const char *function, const void *data,
+		       size_t length);
+struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function, const void *data,
+			     size_t length);
 /* tg.read on worker `to`: the sum of the first bytes. */
 unsigned tg_sum_there(struct rref_ctx *ctx, int to, struct rref *const *refs, size_t nr);
 /* to_here must fail so, each time, with this in the text. */
@@ -46,12 +49,14 @@ struct tg_said {
 void tg_add_refs(struct rref_ctx *ctx);
 /* tg_join and these functions; returns when everybody can serve (meeting point 15). */
 struct rref_ctx *tg_join_refs(int rank);
-/* The same with faults in what this worker sends (rules of core/session/inject.h), and a default timeout (0 = the usual). */
+/* The same with faults in what this worker sends (rules of
+ * core/session/inject.h), and a default timeout (0 = the usual). */
 struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout);
 void tg_add(struct rref_ctx *ctx, const char *name, rref_handler fn, unsigned flags);
 /* Calls with m; the first reference of the result, or NULL. */
 struct rref *tg_ask(struct rref_ctx *ctx, int to, const char *function, struct tg_make m);
-/* The i-th reference that this worker keeps, borrowed until they are dropped; how many; drops all; how often count has run here. */
+/* The i-th reference that this worker keeps, borrowed until they
+ * are dropped; how many; drops all; how often count has run here. */
 struct rref *tg_kept(int i);
 int tg_nr_kept(void);
 void tg_drop_kept(void);

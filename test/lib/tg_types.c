@@ -2,7 +2,8 @@
 #include "tg_types.h"
 
 const struct rref_type tgt_tick = { sizeof(tgt_tick), "tick", sizeof(struct tgt_tick), 0 };
-const struct rref_type tgt_book = { sizeof(tgt_book), "book", sizeof(struct tgt_tick), RREF_LOCAL_ONLY };
+const struct rref_type tgt_book = { sizeof(tgt_book), "book", sizeof(struct tgt_tick),
+				    RREF_LOCAL_ONLY };
 
 /* ---- functions of the owner: none of its users knows its types by itself ---- */
 
@@ -22,7 +23,8 @@ static int make(struct rref_call *call, void *arg)
 	char name[64];
 
 	(void)arg;
-	snprintf(name, sizeof(name), "%.*s", (int)rref_call_length(call), (const char *)rref_call_data(call));
+	snprintf(name, sizeof(name), "%.*s", (int)rref_call_length(call),
+		 (const char *)rref_call_data(call));
 	type.name = name;
 	if (!strchr(name, '['))
 		type.element_size = sizeof(struct tgt_tick);
@@ -43,7 +45,8 @@ static int make_slowly(struct rref_call *call, void *arg)
 
 static struct rref *kept[8];
 
-/* Keeps a value that is not set yet, of the type in the argument, and gives a reference to it; "set" sets it. */
+/* Keeps a value that is not set yet, of the type in the
+ * argument, and gives a reference to it; "set" sets it. */
 static int prepare(struct rref_call *call, void *arg)
 {
 	char name[64];
@@ -51,7 +54,8 @@ static int prepare(struct rref_call *call, void *arg)
 	struct iovec place = { .iov_len = 2 * sizeof(struct tgt_tick) };
 
 	(void)arg;
-	snprintf(name, sizeof(name), "%.*s", (int)rref_call_length(call), (const char *)rref_call_data(call));
+	snprintf(name, sizeof(name), "%.*s", (int)rref_call_length(call),
+		 (const char *)rref_call_data(call));
 	if (strncmp(name, "book", 4) == 0)
 		type.flags = RREF_LOCAL_ONLY;
 	TG_OK(rref_alloc_value(rref_call_context(call),
@@ -95,7 +99,8 @@ static int relay(struct rref_call *call, void *arg)
 
 	(void)arg;
 	TG_IS(rref_to_here(ref, RREF_DEFAULT, &v), -EPERM);
-	TG_OK(rref_rpc_sync(rref_call_context(call), 1, "use", &(struct rref_args){ .refs = &ref, .nr_refs = 1 }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(rref_call_context(call), 1, "use",
+			    &(struct rref_args){ .refs = &ref, .nr_refs = 1 }, RREF_DEFAULT, &f));
 	tg_result(f, &sum, sizeof(sum));
 	rref_future_free(f);
 	return rref_call_reply(call, &(struct rref_args){ .data = &sum, .length = sizeof(sum) });
@@ -118,8 +123,10 @@ static int refuse(struct rref_call *call, void *arg)
 
 static const struct rref_function functions[] = {
 	{ .name = "make", .handler = make }, { .name = "make_slowly", .handler = make_slowly },
-	{ .name = "prepare", .handler = prepare }, { .name = "set", .handler = set }, { .name = "use", .handler = use },
-	{ .name = "relay", .handler = relay }, { .name = "take_ticks", .handler = take_ticks }, { .name = "fail", .handler = refuse },
+	{ .name = "prepare", .handler = prepare }, { .name = "set", .handler = set },
+	{ .name = "use", .handler = use },
+	{ .name = "relay", .handler = relay }, { .name = "take_ticks", .handler = take_ticks },
+	{ .name = "fail", .handler = refuse },
 };
 
 struct rref_ctx *tgt_join(int rank)

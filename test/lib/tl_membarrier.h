@@ -14,13 +14,15 @@
 
 #include "base/util.h"
 
-/* If wanted, the program's own handler (SIGSYS) has to do sched_setaffinity. Whether it is so now. */
+/* If wanted, the program's own handler (SIGSYS) has to do
+ * sched_setaffinity. Whether it is so now. */
 static inline bool tl_refuse_membarrier(bool trap_affinity)
 {
 	struct sock_filter f[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 2, 0),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, trap_affinity ? SYS_sched_setaffinity : UINT32_MAX, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+			 trap_affinity ? SYS_sched_setaffinity : UINT32_MAX, 2, 0),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),

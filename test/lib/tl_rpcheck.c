@@ -24,9 +24,12 @@ static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen
 		nr++;
 		CHECK(h->owner == i, "a fork points to another entry");
 		CHECK(rp_find_held(m, h->holder, &fork) == k, "a fork is not in its table");
-		CHECK(!h->parked || o->state == RP_OWNER_PENDING || o->telling, "a fetch is parked at a value that is set");
-		CHECK(!h->parked || m->peers[h->holder].state == RP_PEER_UP, "a fetch of a fenced peer is parked");
-		CHECK(m->peers[h->holder].state != RP_PEER_GONE || m->peers[h->holder].due, "a fork outlived its holder's grace");
+		CHECK(!h->parked || o->state == RP_OWNER_PENDING || o->telling,
+		      "a fetch is parked at a value that is set");
+		CHECK(!h->parked || m->peers[h->holder].state == RP_PEER_UP,
+		      "a fetch of a fenced peer is parked");
+		CHECK(m->peers[h->holder].state != RP_PEER_GONE || m->peers[h->holder].due,
+		      "a fork outlived its holder's grace");
 		seen->counts.parked += h->parked;
 	}
 	rp_list_for_each(k, &m->waits, struct rp_wait, link, o->waits)
@@ -34,7 +37,8 @@ static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen
 	CHECK(nr == o->nr_forks && waits == o->nr_waits, "an owner entry counts wrong");
 	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local) || o->telling,
 	      "an owner entry without reference, or a husk with one");
-	CHECK(!waits || o->state == RP_OWNER_PENDING || o->telling, "a wait at a value that is set");
+	CHECK(!waits || o->state == RP_OWNER_PENDING || o->telling,
+	      "a wait at a value that is set");
 	seen->later += o->telling;
 	CHECK((o->state == RP_OWNER_FAILED) == !!rp_owner_fault(o), "failed without a reason");
 	seen->counts.owners++;
@@ -63,24 +67,32 @@ static const char *check_user(const struct rp *m, uint32_t i, struct seen *seen)
 		CHECK(c->user == i, "a child points to another entry");
 		CHECK(rp_find_child(m, &child) == k, "a child is not in its table");
 		CHECK(!c->asked || u->early, "a child waits for what is known");
-		CHECK(m->peers[c->dest].state == RP_PEER_UP || m->peers[c->dest].due, "a child of a fenced peer is pending");
+		CHECK(m->peers[c->dest].state == RP_PEER_UP || m->peers[c->dest].due,
+		      "a child of a fenced peer is pending");
 	}
 	rp_list_for_each(k, &m->waits, struct rp_wait, link, u->waits)
 		waits++;
 	CHECK(nr == u->nr_children && waits == u->nr_waits, "a user entry counts wrong");
 	CHECK((u->state == RP_USER_FAILED) == !!u->fault, "failed without a reason");
-	CHECK(!waits || (!u->dropped && u->state != RP_USER_FAILED && !u->loc.version) || waiting || u->ending,
+	CHECK(!waits || (!u->dropped && u->state != RP_USER_FAILED && !u->loc.version) || waiting ||
+		      u->ending,
 	      "a wait is not answered");
-	CHECK(!waits || u->ending || waiting || u->fetching || (u->creator && !u->created), "a wait that nothing will end");
+	CHECK(!waits || u->ending || waiting || u->fetching || (u->creator && !u->created),
+	      "a wait that nothing will end");
 	CHECK(!u->ready_due || waiting, "READY is overdue");
-	CHECK(u->owner != m->self || u->state == RP_USER_ASKING, "a user entry of a value owned here");
-	CHECK(!u->dropped || u->ending || nr || waiting || (u->creator && !u->created), "a released user entry stays");
-	CHECK(!u->delete_due || u->state != RP_USER_FAILED || nr || u->ending || owner->due, "DELETE is overdue");
+	CHECK(u->owner != m->self || u->state == RP_USER_ASKING,
+	      "a user entry of a value owned here");
+	CHECK(!u->dropped || u->ending || nr || waiting || (u->creator && !u->created),
+	      "a released user entry stays");
+	CHECK(!u->delete_due || u->state != RP_USER_FAILED || nr || u->ending || owner->due,
+	      "DELETE is overdue");
 	CHECK(owner->state == RP_PEER_UP || u->state == RP_USER_FAILED || owner->due,
 	      "a reference of a lost owner has not failed");
-	CHECK(u->state != RP_USER_ASKING || m->peers[u->parent].state == RP_PEER_UP || m->peers[u->parent].due,
+	CHECK(u->state != RP_USER_ASKING || m->peers[u->parent].state == RP_PEER_UP ||
+		      m->peers[u->parent].due,
 	      "a fenced parent is being asked");
-	CHECK(!u->lost || (u->state == RP_USER_FAILED && !nr && !u->losing), "something hangs on a reference that was lost");
+	CHECK(!u->lost || (u->state == RP_USER_FAILED && !nr && !u->losing),
+	      "something hangs on a reference that was lost");
 	seen->later += u->ending;
 	seen->counts.users++;
 	seen->counts.pending_users += waiting;
@@ -112,17 +124,22 @@ static const char *check_peers(const struct rp *m, struct seen *seen)
 		}
 		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->users) {
 			nu++;
-			CHECK(rp_user_at(m, i)->owner == r, "a user entry is in another peer's list");
-			CHECK(!rp_user_at(m, i)->lost, "a reference that was lost is in the other list");
+			CHECK(rp_user_at(m, i)->owner == r,
+			      "a user entry is in another peer's list");
+			CHECK(!rp_user_at(m, i)->lost,
+			      "a reference that was lost is in the other list");
 			all_asking += rp_user_at(m, i)->state == RP_USER_ASKING;
 		}
 		rp_list_for_each(i, &m->users, struct rp_user, in_owner, p->lost) {
 			nu++;
-			CHECK(rp_user_at(m, i)->owner == r && rp_user_at(m, i)->lost, "a user entry is in a list of the lost");
+			CHECK(rp_user_at(m, i)->owner == r && rp_user_at(m, i)->lost,
+			      "a user entry is in a list of the lost");
 		}
 		rp_list_for_each(i, &m->users, struct rp_user, in_parent, p->asking) {
 			asking++;
-			CHECK(rp_user_at(m, i)->parent == r && rp_user_at(m, i)->state == RP_USER_ASKING, "not asking that peer");
+			CHECK(rp_user_at(m, i)->parent == r &&
+				      rp_user_at(m, i)->state == RP_USER_ASKING,
+			      "not asking that peer");
 		}
 		rp_list_for_each(i, &m->children, struct rp_child, in_peer, p->children) {
 			nc++;
@@ -131,16 +148,20 @@ static const char *check_peers(const struct rp *m, struct seen *seen)
 		CHECK(p->due || !p->fault, "a fence is over and its reason is kept");
 		seen->later += p->due;
 		seen->fault_refs += p->fault && !(p->fault & RP_FAULT_BARE);
-		CHECK(!nt || p->state != RP_PEER_GONE || p->due, "tombstones outlived their peer's grace");
-		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX, "a peer counts wrong");
-		CHECK(nu == p->nr_users && nc == p->nr_children, "a peer counts its users or children wrong");
+		CHECK(!nt || p->state != RP_PEER_GONE || p->due,
+		      "tombstones outlived their peer's grace");
+		CHECK(nf == p->nr_forks && nt == p->nr_tombs && nt <= RP_TOMBSTONES_MAX,
+		      "a peer counts wrong");
+		CHECK(nu == p->nr_users && nc == p->nr_children,
+		      "a peer counts its users or children wrong");
 		forks += nf;
 		users += nu;
 		children += nc;
 		tombs += nt;
 	}
-	CHECK(forks == m->helds.live && users == m->users.live && children == m->children.live && tombs == m->tombs.live &&
-	      asking == all_asking, "an entry is in no peer's list");
+	CHECK(forks == m->helds.live && users == m->users.live && children == m->children.live &&
+		      tombs == m->tombs.live && asking == all_asking,
+	      "an entry is in no peer's list");
 	CHECK(tombs == m->counts.tombstones, "the count of tombstones is wrong");
 	return NULL;
 }
@@ -148,11 +169,14 @@ static const char *check_peers(const struct rp *m, struct seen *seen)
 /* A step adds one item at most, and the next one makes room before it does. */
 static const char *check_room(const struct rp *m)
 {
-	const struct rp_table *t[] = { &m->owner_table, &m->held_table, &m->user_table, &m->child_table, &m->tomb_table };
-	const struct rp_pool *p[] = { &m->owners, &m->helds, &m->users, &m->children, &m->tombs, &m->waits, &m->faults };
+	const struct rp_table *t[] = { &m->owner_table, &m->held_table, &m->user_table,
+				       &m->child_table, &m->tomb_table };
+	const struct rp_pool *p[] = { &m->owners, &m->helds, &m->users, &m->children,
+				      &m->tombs,  &m->waits, &m->faults };
 
 	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++)
-		CHECK(t[i]->used <= t[i]->mask + (m->wanting ? 1 : 0), "a table is too small for its items, and nobody says so");
+		CHECK(t[i]->used <= t[i]->mask + (m->wanting ? 1 : 0),
+		      "a table is too small for its items, and nobody says so");
 	for (size_t i = 0; i < sizeof(p) / sizeof(p[0]); i++)
 		CHECK(p[i]->nr_free || m->wanting, "a pool is empty, and nobody says so");
 	return NULL;
@@ -164,14 +188,16 @@ const char *tl_rp_check(const struct rp *m)
 	const char *text;
 	uint32_t left = m->owners.live; /* most places of a chunk are free, and behind the others */
 
-	for (uint32_t i = left ? rp_pool_next(&m->owners, 0) : 0; i && left; i = rp_pool_next(&m->owners, i)) {
+	for (uint32_t i = left ? rp_pool_next(&m->owners, 0) : 0; i && left;
+	     i = rp_pool_next(&m->owners, i)) {
 		left -= !!rp_owner_at(m, i)->state;
 		text = rp_owner_at(m, i)->state ? check_owner(m, i, &seen) : NULL;
 		if (text)
 			return text;
 	}
 	left = m->users.live;
-	for (uint32_t i = left ? rp_pool_next(&m->users, 0) : 0; i && left; i = rp_pool_next(&m->users, i)) {
+	for (uint32_t i = left ? rp_pool_next(&m->users, 0) : 0; i && left;
+	     i = rp_pool_next(&m->users, i)) {
 		left -= !!rp_user_at(m, i)->state;
 		text = rp_user_at(m, i)->state ? check_user(m, i, &seen) : NULL;
 		if (text)
@@ -182,14 +208,21 @@ const char *tl_rp_check(const struct rp *m)
 		text = check_room(m);
 	if (text)
 		return text;
-	CHECK(seen.counts.owners == m->counts.owners && m->owners.live == m->counts.owners, "the count of owner entries");
-	CHECK(seen.counts.pending_owners == m->counts.pending_owners, "the count of pending owners");
-	CHECK(seen.counts.forks == m->counts.forks && m->helds.live == m->counts.forks, "the count of forks");
-	CHECK(seen.counts.users == m->counts.users && m->users.live == m->counts.users, "the count of user entries");
+	CHECK(seen.counts.owners == m->counts.owners && m->owners.live == m->counts.owners,
+	      "the count of owner entries");
+	CHECK(seen.counts.pending_owners == m->counts.pending_owners,
+	      "the count of pending owners");
+	CHECK(seen.counts.forks == m->counts.forks && m->helds.live == m->counts.forks,
+	      "the count of forks");
+	CHECK(seen.counts.users == m->counts.users && m->users.live == m->counts.users,
+	      "the count of user entries");
 	CHECK(seen.counts.pending_users == m->counts.pending_users, "the count of pending users");
-	CHECK(seen.counts.pending_children == m->counts.pending_children, "the count of pending children");
-	CHECK(seen.counts.parked == m->counts.parked && seen.waits == m->waits.live, "the count of what is parked");
+	CHECK(seen.counts.pending_children == m->counts.pending_children,
+	      "the count of pending children");
+	CHECK(seen.counts.parked == m->counts.parked && seen.waits == m->waits.live,
+	      "the count of what is parked");
 	CHECK(seen.later == m->nr_later, "the count of what had no room");
-	CHECK(!m->faults.live == !seen.fault_refs && m->faults.live <= seen.fault_refs, "a fault leaks");
+	CHECK(!m->faults.live == !seen.fault_refs && m->faults.live <= seen.fault_refs,
+	      "a fault leaks");
 	return NULL;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Looks into a machine of the reference protocol and says what of its insides contradicts itself. */
+/* Looks into a machine of the reference protocol and says what
+ * of its insides contradicts itself. */
 #ifndef TL_RPCHECK_H
 #define TL_RPCHECK_H
 

@@ -88,7 +88,8 @@ static struct tlv_conn *new_conn(struct tlv_node *n)
 	return c;
 }
 
-struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello, size_t len)
+struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello,
+			     size_t len)
 {
 	struct tlv_conn *c = new_conn(n);
 
@@ -104,14 +105,16 @@ void tlv_close_conn(struct tlv_conn *c)
 	c->conn = NULL;
 }
 
-/* Message k of a stream: its number, then bytes that depend on it. One byte long: the number's low byte. */
+/* Message k of a stream: its number, then bytes that depend on
+ * it. One byte long: the number's low byte. */
 static void check_message(struct tlv_conn *c, const unsigned char *p, uint32_t len)
 {
 	uint64_t seq = c->nr_recv;
 	bool good = p[0] == (unsigned char)seq;
 
 	if (len >= 9)
-		good = get_le64(p) == seq && p[8] == (unsigned char)(seq * 7) && p[len - 1] == (unsigned char)(seq * 7);
+		good = get_le64(p) == seq && p[8] == (unsigned char)(seq * 7) &&
+			p[len - 1] == (unsigned char)(seq * 7);
 	if (!good)
 		c->nr_bad++;
 	c->nr_recv++;
@@ -191,7 +194,8 @@ static void on_event(struct tlv_node *n, const struct rv_event *ev)
 		c->text_len = ev->len;
 		if (ev->len)
 			memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
-		if (n->policy == TLV_ACCEPT && n->ops->accept(ev->conn, n->answer, n->answer_len, c)) {
+		if (n->policy == TLV_ACCEPT &&
+		    n->ops->accept(ev->conn, n->answer, n->answer_len, c)) {
 			fprintf(stderr, "accept: %s\n", rv_error_text());
 			c->failed = true;
 			tlv_close_conn(c);
@@ -205,7 +209,8 @@ static void on_event(struct tlv_node *n, const struct rv_event *ev)
 			memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
 		}
 		if (n->allow)
-			(void)n->ops->allow_reads(c->conn); /* -ENOTCONN: its DISCONNECTED is in the same batch */
+			/* -ENOTCONN: its DISCONNECTED is in the same batch */
+			(void)n->ops->allow_reads(c->conn);
 		return;
 	case RV_EV_FAILED:
 		c->failed = true;
@@ -276,7 +281,8 @@ static int take(struct tlv_node *n, unsigned flags)
 
 int tlv_pump(struct tlv_node *n, int ms, int other_fd)
 {
-	struct pollfd fds[2] = {{.fd = n->ops->fd(n->dev), .events = POLLIN}, {.fd = other_fd, .events = POLLIN}};
+	struct pollfd fds[2] = { { .fd = n->ops->fd(n->dev), .events = POLLIN },
+				 { .fd = other_fd, .events = POLLIN } };
 	int nr = take(n, RV_POLL_SLOW), slept;
 
 	if (nr || !ms)
@@ -290,7 +296,8 @@ int tlv_pump(struct tlv_node *n, int ms, int other_fd)
 		nr = take(n, RV_POLL_SLOW);
 		n->nr_timeouts += !slept;
 		if (!slept && nr > 0)
-			n->nr_late++; /* the caller knows whether ms was long enough for this to mean something */
+			/* the caller knows whether ms was long enough for this to mean something */
+			n->nr_late++;
 		return nr;
 	}
 	n->ops->disarm(n->dev);
@@ -462,7 +469,8 @@ int tlv_reads(struct tlv_conn *c, struct rv_read *r, unsigned nr)
 	return 0;
 }
 
-int tlv_read(struct tlv_conn *c, const struct tlv_remote *from, uint64_t offset, struct tlv_region *to, size_t len)
+int tlv_read(struct tlv_conn *c, const struct tlv_remote *from, uint64_t offset,
+	     struct tlv_region *to, size_t len)
 {
 	struct rv_read r = {.addr = from->iova + offset, .rkey = from->rkey, .nr_sge = 1,
 			    .sge = {{to->mem, (uint32_t)len, to->mr.lkey}}};

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Tests of the device layer with real processes: a node (a device, its connections, what happened to them) and a peer
- * (a forked process that is a node of its own and does what the parent tells it).
+ * Tests of the device layer with real processes: a node (a device, its connections, what happened
+ * to them) and a peer (a forked process that is a node of its own and does what the parent tells
+ * it).
  *
- * The provider is chosen by RREF_TEST_DEVICE = shm (default) | ibv. RREF_TEST_SCALE divides the long loops' counts; it
- * is 1 for shm and 100 for ibv, whose test machine is emulated. Every wait ends, at the latest after tlv_deadline_ns.
+ * The provider is chosen by RREF_TEST_DEVICE = shm (default) | ibv. RREF_TEST_SCALE divides the
+ * long loops' counts; it is 1 for shm and 100 for ibv, whose test machine is emulated. Every wait
+ * ends, at the latest after tlv_deadline_ns.
  */
 #ifndef TL_RV_H
 #define TL_RV_H
@@ -28,7 +30,8 @@ enum tlv_policy { TLV_ACCEPT, TLV_REJECT, TLV_IGNORE };
 enum tlv_mode {
 	TLV_COUNT,      /* count and check messages */
 	TLV_ECHO,       /* send each back */
-	TLV_HOLD,       /* keep messages, give back out of order when many are kept: a slow receiver */
+	/* keep messages, give back out of order when many are kept: a slow receiver */
+	TLV_HOLD,
 	TLV_KEEP,       /* keep them until told */
 };
 
@@ -40,7 +43,8 @@ struct tlv_conn {
 	bool up, failed, down;
 	int status, wc_status;
 	unsigned nr_connected, nr_failed, nr_disconnected, nr_writable;
-	unsigned char text[256];                /* hello at the acceptor, answer or reason at the connector */
+	/* hello at the acceptor, answer or reason at the connector */
+	unsigned char text[256];
 	uint32_t text_len;
 	bool requested;
 	uint64_t nr_recv, nr_bad, bytes;        /* nr_bad: out of order or wrong bytes */
@@ -70,7 +74,8 @@ struct tlv_node {
 	enum tlv_policy policy;
 	enum tlv_mode mode;
 	bool allow;                             /* allow_reads on every connection that comes up */
-	bool close_ended;                       /* close_conn on DISCONNECTED and FAILED, as a program would */
+	/* close_conn on DISCONNECTED and FAILED, as a program would */
+	bool close_ended;
 	unsigned char answer[256];
 	uint32_t answer_len;
 	struct tlv_conn conns[TLV_MAX_CONNS];
@@ -80,12 +85,15 @@ struct tlv_node {
 	struct tlv_region regions[TLV_MAX_REGIONS];
 	uint64_t nr_events, nr_unknown;
 	uint64_t nr_timeouts;                   /* sleeps that nobody ended */
-	uint64_t nr_late;                       /* of them, after which there was something: a lost wake-up */
-	_Atomic int read_status[TLV_MAX_READS];  /* by cookie; TLV_UNFINISHED; atomic: threads that read wait for it */
+	/* of them, after which there was something: a lost wake-up */
+	uint64_t nr_late;
+	/* by cookie; TLV_UNFINISHED; atomic: threads that read wait for it */
+	_Atomic int read_status[TLV_MAX_READS];
 	unsigned read_reports[TLV_MAX_READS];
 };
 
-/* The table under test; set by the program, so that tests of other things need not link every provider. */
+/* The table under test; set by the program, so that tests of
+ * other things need not link every provider. */
 extern const struct rv_ops *tlv_ops;
 bool tlv_is_shm(void);
 unsigned tlv_scaled(unsigned n);
@@ -95,9 +103,11 @@ void tlv_sleep_ms(int ms);
 /* A node. Results are 0 or -errno, like the layer's. */
 int tlv_open(struct tlv_node *n, const struct rv_options *opt);
 void tlv_close(struct tlv_node *n);
-struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello, size_t len);
+struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello,
+			     size_t len);
 void tlv_close_conn(struct tlv_conn *c);
-/* One round: takes what is there, else sleeps up to ms (0: does not). Returns the number of events. */
+/* One round: takes what is there, else sleeps up to ms (0:
+ * does not). Returns the number of events. */
 int tlv_pump(struct tlv_node *n, int ms, int other_fd);
 /* Pumps until *flag, or *count >= target; false at the deadline. */
 bool tlv_until(struct tlv_node *n, const bool *flag);
@@ -113,26 +123,41 @@ unsigned tlv_open_fds(void);
 unsigned tlv_lowest_free_fd(void);
 unsigned tlv_maps(void);
 
-struct tlv_region *tlv_region(struct tlv_node *n, size_t size, enum rv_access access, uint64_t seed);
+struct tlv_region *tlv_region(struct tlv_node *n, size_t size, enum rv_access access,
+			      uint64_t seed);
 int tlv_unregion(struct tlv_node *n, struct tlv_region *r);
 void tlv_fill(unsigned char *p, size_t size, uint64_t seed);
 /* The first wrong byte's index, or -1. */
 int64_t tlv_differs(const unsigned char *p, size_t size, uint64_t seed, uint64_t offset);
 
-/* Posts all and waits for all; cookies are set here. 0, or -errno if one could not be posted; r[i].status is set. */
+/* Posts all and waits for all; cookies are set here. 0, or
+ * -errno if one could not be posted; r[i].status is set. */
 int tlv_reads(struct tlv_conn *c, struct rv_read *r, unsigned nr);
-/* One READ of [offset, offset+len) of the peer's region into the start of to. Its status, or -errno of posting. */
+/* One READ of [offset, offset+len) of the peer's region into
+ * the start of to. Its status, or -errno of posting. */
 struct tlv_remote {
 	uint64_t iova;
 	uint32_t rkey;
 	uint64_t size, index;                   /* index: what the peer calls it */
 };
-int tlv_read(struct tlv_conn *c, const struct tlv_remote *from, uint64_t offset, struct tlv_region *to, size_t len);
+int tlv_read(struct tlv_conn *c, const struct tlv_remote *from, uint64_t offset,
+	     struct tlv_region *to, size_t len);
 
 /* A peer. */
 enum tlv_op {
-	TLV_OP_OPEN = 1, TLV_OP_POLICY, TLV_OP_REGION, TLV_OP_UNREGION, TLV_OP_FILL, TLV_OP_STATE, TLV_OP_SEND,
-	TLV_OP_CLOSE_CONN, TLV_OP_ALLOW, TLV_OP_RELEASE, TLV_OP_CONNECT, TLV_OP_COUNT, TLV_OP_EXIT,
+	TLV_OP_OPEN = 1,
+	TLV_OP_POLICY,
+	TLV_OP_REGION,
+	TLV_OP_UNREGION,
+	TLV_OP_FILL,
+	TLV_OP_STATE,
+	TLV_OP_SEND,
+	TLV_OP_CLOSE_CONN,
+	TLV_OP_ALLOW,
+	TLV_OP_RELEASE,
+	TLV_OP_CONNECT,
+	TLV_OP_COUNT,
+	TLV_OP_EXIT,
 };
 
 struct tlv_msg {
@@ -140,7 +165,8 @@ struct tlv_msg {
 	uint64_t a, b, c, d;
 	struct rv_addr addr;
 	struct rv_options opt;
-	struct tlv_conn conn;                    /* STATE: as the peer sees it; pointers in it mean nothing here */
+	/* STATE: as the peer sees it; pointers in it mean nothing here */
+	struct tlv_conn conn;
 	unsigned char bytes[256];
 	uint32_t len;
 };
@@ -158,14 +184,16 @@ struct tlv_msg tlv_ask(struct tlv_peer *p, struct tlv_msg m);
 void tlv_tell(struct tlv_peer *p, struct tlv_msg m);
 struct tlv_msg tlv_hear(struct tlv_peer *p);
 void tlv_peer_open(struct tlv_peer *p, const struct rv_options *opt);
-void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode mode, bool allow, const void *answer,
-		    size_t len);
-struct tlv_remote tlv_peer_region(struct tlv_peer *p, size_t size, enum rv_access access, uint64_t seed);
+void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode mode, bool allow,
+		     const void *answer, size_t len);
+struct tlv_remote tlv_peer_region(struct tlv_peer *p, size_t size, enum rv_access access,
+				  uint64_t seed);
 /* The index-th connection of the peer, once it says so much: pumps n meanwhile. */
 struct tlv_conn tlv_peer_conn(struct tlv_peer *p, unsigned index);
 /* Waits until the peer's index-th connection is up / has ended. */
 bool tlv_peer_until_up(struct tlv_peer *p, struct tlv_node *n, unsigned index);
-bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index, struct tlv_conn *out);
+bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index,
+			 struct tlv_conn *out);
 /* Ends it and waits for it; fails the test if it did not end well. */
 void tlv_peer_exit(struct tlv_peer *p);
 void tlv_peer_kill(struct tlv_peer *p);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A peer: a forked process with a node of its own, told what to do over a socket pair. See tl_rv.h. */
+/* A peer: a forked process with a node of its own, told what
+ * to do over a socket pair. See tl_rv.h. */
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -57,7 +58,8 @@ static void obey(struct tlv_node *n, struct tlv_msg *m)
 			m->c = (uint64_t)(r - n->regions);
 		}
 		break;
-	case TLV_OP_UNREGION: /* a: which; b: overwrite it with that after the key is gone, before it is unmapped */
+	/* a: which; b: overwrite it with that after the key is gone, before it is unmapped */
+	case TLV_OP_UNREGION:
 		r = &n->regions[m->a];
 		m->status = n->ops->dereg(n->dev, &r->mr);
 		if (m->b)
@@ -195,19 +197,24 @@ void tlv_peer_open(struct tlv_peer *p, const struct rv_options *opt)
 	p->addr = m.addr;
 }
 
-void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode mode, bool allow, const void *answer,
-		    size_t len)
+void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode mode, bool allow,
+		     const void *answer, size_t len)
 {
-	struct tlv_msg m = {.op = TLV_OP_POLICY, .a = policy, .b = mode, .c = allow, .len = (uint32_t)len};
+	struct tlv_msg m = {
+		.op = TLV_OP_POLICY, .a = policy, .b = mode, .c = allow, .len = (uint32_t)len
+	};
 
 	if (len)
 		memcpy(m.bytes, answer, len);
 	tlv_ask(p, m);
 }
 
-struct tlv_remote tlv_peer_region(struct tlv_peer *p, size_t size, enum rv_access access, uint64_t seed)
+struct tlv_remote tlv_peer_region(struct tlv_peer *p, size_t size, enum rv_access access,
+				  uint64_t seed)
 {
-	struct tlv_msg m = tlv_ask(p, (struct tlv_msg){.op = TLV_OP_REGION, .a = size, .b = seed, .c = access});
+	struct tlv_msg m =
+		tlv_ask(p,
+			(struct tlv_msg){ .op = TLV_OP_REGION, .a = size, .b = seed, .c = access });
 
 	assert_int_equal(m.status, 0);
 	return (struct tlv_remote){.iova = m.a, .rkey = (uint32_t)m.b, .size = size, .index = m.c};
@@ -230,7 +237,8 @@ bool tlv_peer_until_up(struct tlv_peer *p, struct tlv_node *n, unsigned index)
 	return true;
 }
 
-bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index, struct tlv_conn *out)
+bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index,
+			 struct tlv_conn *out)
 {
 	int64_t deadline = tlv_deadline_ns();
 

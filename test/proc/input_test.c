@@ -60,8 +60,9 @@ TG_TEST(options__defaults_do, 1)
 
 	memset(&o, 0xAA, sizeof(o));
 	rref_options_init(&o);
-	TG_CHECK(o.size == sizeof(o) && o.rank == -1 && o.world_size == 0 && o.poller_core == -1 && !o.flags && !o.log &&
-		 !o.functions && !o.name && strcmp(o.device, "auto") == 0 && o.log_level == RREF_LOG_WARNING);
+	TG_CHECK(o.size == sizeof(o) && o.rank == -1 && o.world_size == 0 && o.poller_core == -1 &&
+		 !o.flags && !o.log && !o.functions && !o.name && strcmp(o.device, "auto") == 0 &&
+		 o.log_level == RREF_LOG_WARNING);
 	o.device = tg_device();
 	/* A group that nobody asked for would be one of one, in silence. */
 	tg_refuse(&o, -EINVAL, "world size 0: it was not set");
@@ -73,7 +74,8 @@ TG_TEST(options__defaults_do, 1)
 	return 0;
 }
 
-/* Programs that were built for another version: their struct is shorter or longer than the library's. */
+/* Programs that were built for another version: their struct
+ * is shorter or longer than the library's. */
 TG_TEST(options__of_another_version, 1)
 {
 	size_t shortest = offsetof(struct rref_options, flags) + sizeof(unsigned);
@@ -102,7 +104,8 @@ TG_TEST(options__of_another_version, 1)
 	unsetenv("RREF_TIMEOUT_MS");
 	free(older);
 	/* And nothing is read there: the next byte cannot be. */
-	char *page = mmap(NULL, 2 * 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *page = mmap(NULL, 2 * 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			  0);
 
 	TG_CHECK(page != MAP_FAILED && mprotect(page + 65536, 65536, PROT_NONE) == 0);
 	struct rref_options *exact = (struct rref_options *)(void *)(page + 65536 - shortest);
@@ -163,7 +166,8 @@ TG_TEST(options__bad_functions, 1)
 {
 	struct rref_options o;
 	char name[RREF_NAME_MAX + 2];
-	struct rref_function fn[2] = { { .name = "one", .handler = nop }, { .name = "one", .handler = nop } };
+	struct rref_function fn[2] = { { .name = "one", .handler = nop },
+				       { .name = "one", .handler = nop } };
 
 	memset(name, 'n', sizeof(name) - 1);
 	name[sizeof(name) - 1] = 0;
@@ -305,8 +309,9 @@ TG_TEST(null__everywhere, 1)
 	TG_IS(rref_remote(ctx, 0, "tg.echo", NULL, 0, NULL), -EINVAL);
 	TG_IS(rref_creation(NULL, &f2), -EINVAL);
 	TG_IS(rref_creation(r, NULL), -EINVAL);
-	TG_CHECK(rref_call_context(NULL) == NULL && rref_call_function(NULL) && rref_call_data(NULL) == NULL &&
-		 rref_call_length(NULL) == 0 && rref_call_nr_refs(NULL) == 0 && rref_call_ref(NULL, 0) == NULL);
+	TG_CHECK(rref_call_context(NULL) == NULL && rref_call_function(NULL) &&
+		 rref_call_data(NULL) == NULL && rref_call_length(NULL) == 0 &&
+		 rref_call_nr_refs(NULL) == 0 && rref_call_ref(NULL, 0) == NULL);
 	TG_IS(rref_call_caller(NULL), -EINVAL);
 	TG_IS(rref_call_reply(NULL, NULL), -EINVAL);
 	TG_IS(rref_call_error(NULL, -EIO, "x"), -EINVAL);
@@ -381,12 +386,14 @@ TG_TEST(version__and_words, 1)
 {
 	char want[32];
 
-	snprintf(want, sizeof(want), "%d.%d.%d", RREF_VERSION_MAJOR, RREF_VERSION_MINOR, RREF_VERSION_PATCH);
+	snprintf(want, sizeof(want), "%d.%d.%d", RREF_VERSION_MAJOR, RREF_VERSION_MINOR,
+		 RREF_VERSION_PATCH);
 	TG_CHECK(strcmp(rref_version(), want) == 0);
 	TG_IS(rref_version_number(), RREF_VERSION_NUMBER);
 	TG_CHECK(strcmp(rref_last_error(), "") == 0);
 	for (int err = -4200; err < 4200; err++)
-		TG_CHECK(rref_strerror(err) && *rref_strerror(err) && rref_strerror(err) == rref_strerror(-err));
+		TG_CHECK(rref_strerror(err) && *rref_strerror(err) &&
+			 rref_strerror(err) == rref_strerror(-err));
 	TG_CHECK(*rref_strerror(INT32_MIN) && *rref_strerror(INT32_MAX));
 	TG_CHECK(strcmp(rref_strerror(-ETIMEDOUT), "timed out") == 0);
 	/* Either side may have ended it, for more reasons than one: the text blames nobody. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Moments that rarely meet, made to meet: an end that comes between two steps of another thread. White box, over shm
- * whatever the device under test is.
+ * Moments that rarely meet, made to meet: an end that comes between two steps of another thread.
+ * White box, over shm whatever the device under test is.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -74,7 +74,8 @@ static int nothing(struct rref_call *call, void *arg)
 TG_TEST(handlers__run_side_by_side_when_they_come_at_once, 1)
 {
 	int all = 4;
-	struct rref_function fns[] = { { .name = "meet", .handler = meet, .arg = &all }, { .name = "nothing", .handler = nothing } };
+	struct rref_function fns[] = { { .name = "meet", .handler = meet, .arg = &all },
+				       { .name = "nothing", .handler = nothing } };
 	struct rref_ctx *ctx = join(rank, fns, array_size(fns));
 	struct rref_future *f[4];
 
@@ -146,7 +147,8 @@ static bool nobody_kicks(struct rref_ctx *ctx, void *arg)
 	return poll(&p, 1, 0) == 0;
 }
 
-/* Who kicks says so first and writes then; if the sleeper is up before the write, nothing says any more that it came. */
+/* Who kicks says so first and writes then; if the sleeper is
+ * up before the write, nothing says any more that it came. */
 TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
@@ -287,7 +289,8 @@ static void *begin(void *arg)
 	return NULL;
 }
 
-/* The state as close_down leaves it for one who came past the first look before, and gets the lock only now. */
+/* The state as close_down leaves it for one who came past the
+ * first look before, and gets the lock only now. */
 TG_TEST(begin__after_everything_was_ended, 2)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);

@@ -41,7 +41,8 @@ static long poller_sleeps(void)
 	return n;
 }
 
-/* Complete futures that the program keeps, of a burst and after it, are no reason to look at deadlines again and again. */
+/* Complete futures that the program keeps, of a burst and after
+ * it, are no reason to look at deadlines again and again. */
 TG_TEST(keep__wakes_nobody, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -68,7 +69,8 @@ TG_TEST(keep__wakes_nobody, 2)
 	return 0;
 }
 
-/* An operation that is far from its time-out is no reason to wake at each tick; and a nearer one that begins meanwhile is seen. */
+/* An operation that is far from its time-out is no reason to wake at each tick; and a nearer one
+ * that begins meanwhile is seen. */
 TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -84,7 +86,8 @@ TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
 			long before = poller_sleeps();
 
 			usleep(1000000);
-			TG_CHECK((poller_sleeps() - before) * 8 * MS < now_ns() - begun); /* a tick is 5 ms */
+			/* a tick is 5 ms */
+			TG_CHECK((poller_sleeps() - before) * 8 * MS < now_ns() - begun);
 		}
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &near));
 		while (!rref_future_test(near))
@@ -108,7 +111,8 @@ static bool only_one_in_flight(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).ops_in_flight == 1;
 }
 
-/* What begins after the slab was scanned is seen as under way, in whatever slot: else its time-out would come late. */
+/* What begins after the slab was scanned is seen as under way,
+ * in whatever slot: else its time-out would come late. */
 TG_TEST(operation__that_begins_behind_a_scan, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -122,7 +126,8 @@ TG_TEST(operation__that_begins_behind_a_scan, 2)
 		TG_CHECK(tg_eventually(only_one_in_flight, ctx, NULL));
 		rc_lock(ctx);
 		for (int k = 0; k < 3; k++)
-			rc_ops_expire(ctx, now_ns() + k * 100 * MS); /* it believes no first sight */
+			/* it believes no first sight */
+			rc_ops_expire(ctx, now_ns() + k * 100 * MS);
 		idle = rc_ops_due(ctx) == INT64_MAX;
 		rc_unlock(ctx);
 		TG_CHECK(idle); /* complete, and kept */
@@ -130,7 +135,8 @@ TG_TEST(operation__that_begins_behind_a_scan, 2)
 			rref_future_free(old);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, HOUR, &f));
 		rc_lock(ctx);
-		pending = rc_ops_due(ctx) != INT64_MAX; /* the poller may have scanned it, and seen its hour */
+		/* the poller may have scanned it, and seen its hour */
+		pending = rc_ops_due(ctx) != INT64_MAX;
 		rc_unlock(ctx);
 		TG_CHECK(pending);
 		tg_until_held(ctx, 1, 1);
@@ -154,7 +160,8 @@ static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
 	return is;
 }
 
-/* A program's thread that makes progress once, and goes, has not taken the poller's place: what comes has to wake it. */
+/* A program's thread that makes progress once, and goes, has
+ * not taken the poller's place: what comes has to wake it. */
 TG_TEST(progress__leaves_it_armed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

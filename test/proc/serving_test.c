@@ -300,7 +300,8 @@ static int client_dies(int rank, int server)
 	if (rank == server) {
 		TG_IS(rref_serve(ctx), 0);
 		TG_IS(tg_stats(ctx).calls_served, 3 * CALLS);
-		tg_leave(ctx); /* it may see the death later than rank 0, which said that all are there */
+		/* it may see the death later than rank 0, which said that all are there */
+		tg_leave(ctx);
 		return 0;
 	}
 	call(ctx, server);
@@ -325,7 +326,8 @@ DEATH_TEST(death__of_a_client_of_rank_0, 3, 1 << 2)
 	pthread_t thread;
 
 	if (rank == 0)
-		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread), 0);
+		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread),
+		      0);
 	return client_dies(rank, 0);
 }
 
@@ -334,7 +336,8 @@ DEATH_TEST(death__of_a_client_of_another, 3, 1 << 2)
 	pthread_t thread;
 
 	if (rank == 1)
-		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread), 0);
+		TG_IS(pthread_create(&thread, NULL, count_server, NULL) || pthread_detach(thread),
+		      0);
 	return client_dies(rank, 1);
 }
 

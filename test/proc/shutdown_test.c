@@ -42,7 +42,8 @@ TG_TEST(graceful__one_comes_late, 3)
 TG_TEST(graceful__handles_released_after_it, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref *mine, *theirs = tg_remote(ctx, 1 - rank, "tg.echo", "x", 1), *again = rref_dup(theirs);
+	struct rref *mine, *theirs = tg_remote(ctx, 1 - rank, "tg.echo", "x", 1),
+			   *again = rref_dup(theirs);
 	struct rref_view *v, *w;
 	char text[RREF_TEXT_SIZE];
 
@@ -51,7 +52,8 @@ TG_TEST(graceful__handles_released_after_it, 2)
 	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &w));
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 	/* Views stay; what handles say stays. */
-	TG_CHECK(memcmp(rref_view_data(v), "mine", 4) == 0 && memcmp(rref_view_data(w), "x", 1) == 0);
+	TG_CHECK(memcmp(rref_view_data(v), "mine", 4) == 0 &&
+		 memcmp(rref_view_data(w), "x", 1) == 0);
 	TG_CHECK(rref_owner(theirs) == 1 - rank && rref_format(mine, text, sizeof(text)) > 0);
 	TG_IS(rref_confirmed(theirs), 0);
 	rref_view_free(v);
@@ -71,7 +73,8 @@ TG_TEST(graceful__calls_under_way_are_waited_for, 2)
 	struct rref_future *f[50];
 
 	for (int i = 0; i < 50; i++)
-		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .data = &i, .length = sizeof(i) },
+		TG_OK(rref_rpc_async(ctx, 1 - rank, "tg.echo",
+				     &(struct rref_args){ .data = &i, .length = sizeof(i) },
 				     RREF_DEFAULT, &f[i]));
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 	for (int i = 0; i < 50; i++) {
@@ -158,7 +161,8 @@ TG_TEST(timeout__rank_0_does_not_come, 2)
 	return 0;
 }
 
-/* The other one's time runs out long before: nobody left together with it, so this shutdown did not succeed either. */
+/* The other one's time runs out long before: nobody left
+ * together with it, so this shutdown did not succeed either. */
 TG_TEST(timeout__of_the_other_one, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -169,7 +173,8 @@ TG_TEST(timeout__of_the_other_one, 2)
 		tg_until_held(ctx, 1, 1);
 	}
 	tg_meet_serving(ctx, 0);
-	TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, rank == 0 ? 30 * NSEC_PER_SEC : 200 * MS), -ETIMEDOUT);
+	TG_IS(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, rank == 0 ? 30 * NSEC_PER_SEC : 200 * MS),
+	      -ETIMEDOUT);
 	if (rank == 0)
 		TG_TEXT("worker1 (rank 1) left before the others");
 	rref_future_free(f);
@@ -204,7 +209,8 @@ TG_TEST(shutdown__by_two_threads, 2)
 	TG_IS(pthread_create(&t, NULL, shut_too, ctx), 0);
 	mine = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC);
 	pthread_join(t, &theirs);
-	TG_CHECK((mine == 0 && (intptr_t)theirs == -ESHUTDOWN) || (mine == -ESHUTDOWN && (intptr_t)theirs == 0));
+	TG_CHECK((mine == 0 && (intptr_t)theirs == -ESHUTDOWN) ||
+		 (mine == -ESHUTDOWN && (intptr_t)theirs == 0));
 	rref_free_ctx(ctx);
 	return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The main job, end to end: create, share in every way, read, call, release, leave. Real processes, any device. */
+/* The main job, end to end: create, share in every way, read,
+ * call, release, leave. Real processes, any device. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -79,7 +80,8 @@ static int pair(int rank, void *arg)
 		TG_IS(rref_owner(r), 0);
 		for (int i = 0; i < tg_scale(1000); i++) {
 			TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
-			TG_CHECK(rref_view_length(v) == 10 && strcmp(rref_view_data(v), "published") == 0);
+			TG_CHECK(rref_view_length(v) == 10 &&
+				 strcmp(rref_view_data(v), "published") == 0);
 			rref_view_free(v);
 		}
 		rref_release(r);
@@ -94,7 +96,8 @@ static void two_workers__owner_shares_user_reads(void **state)
 	assert_int_equal(tg_run(2, pair, NULL), 0);
 }
 
-/* 0 creates on 1, shares with 2 (user to user), with 1 (user to owner), with itself; reads; counts return to zero. */
+/* 0 creates on 1, shares with 2 (user to user), with 1 (user
+ * to owner), with itself; reads; counts return to zero. */
 static int ring(int rank, void *arg)
 {
 	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
@@ -106,13 +109,18 @@ static int ring(int rank, void *arg)
 			struct rref_view *v;
 			unsigned char byte = 7;
 
-			TG_OK(rref_remote(ctx, 1, "echo", &(struct rref_args){ .data = &byte, .length = 1 }, RREF_DEFAULT, &r));
+			TG_OK(rref_remote(ctx, 1, "echo",
+					  &(struct rref_args){ .data = &byte, .length = 1 },
+					  RREF_DEFAULT, &r));
 			for (int to = 0; to < 3; to++) {
 				struct rref_future *f;
 				const void *data;
 				size_t length;
 
-				TG_OK(rref_rpc_sync(ctx, to, "read_all", &(struct rref_args){ .refs = (struct rref *[]){ r, r }, .nr_refs = 2 },
+				TG_OK(rref_rpc_sync(ctx, to, "read_all",
+						    &(struct rref_args){
+							    .refs = (struct rref *[]){ r, r },
+							    .nr_refs = 2 },
 						    RREF_DEFAULT, &f));
 				TG_OK(rref_future_data(f, &data, &length));
 				TG_IS(*(const unsigned *)data, 14);

@@ -9,7 +9,8 @@ static struct rref_id any_id(struct sim *s, bool fork)
 	if (!fork && s->nr_objects && sim_chance(s, 80))
 		return s->objects[sim_rnd(s, (uint32_t)s->nr_objects)]->id;
 	/* Never one that will be: the ledger could not tell it from the true one. */
-	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + sim_rnd(s, 40)), .created_on = sim_rnd(s, s->n + 1) };
+	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + sim_rnd(s, 40)),
+				 .created_on = sim_rnd(s, s->n + 1) };
 }
 
 /* A word for that id: the true one if it knows that, or a guess. */
@@ -36,7 +37,8 @@ static void attack_with_record(struct sim *s, uint32_t r)
 {
 	struct rref_id id = any_id(s, false);
 	struct rp_fork rec = {
-		.id = id, .word = any_word(s, id), .fork = sim_new_id(s, s->evil), .owner = sim_rnd(s, s->n), .parent = s->evil,
+		.id = id, .word = any_word(s, id), .fork = sim_new_id(s, s->evil),
+		.owner = sim_rnd(s, s->n), .parent = s->evil,
 		.flags = sim_rnd(s, 2), .loc = { .nonce = 666, .version = sim_rnd(s, 2) },
 	};
 	struct rp_event ev = { .type = RP_EV_RECV_FORK, .peer = s->evil, .rec = &rec };
@@ -56,20 +58,27 @@ static void attack_with_record(struct sim *s, uint32_t r)
 	c->evil = c->unpinned = true;
 	c->parent = sim_make(s, sizeof(*c));
 	in->nr = in->waiting = 1;
-	ev.cookie = sim_add_cookie(s, (struct cookie){ .kind = COOKIE_READY, .obj = o, .claim = c, .call = in }, r);
+	ev.cookie = sim_add_cookie(s,
+				   (struct cookie){
+					   .kind = COOKIE_READY, .obj = o, .claim = c, .call = in },
+				   r);
 	if (sim_step(s, r, &ev, NULL)) {
 		s->cookies[ev.cookie - 1].over = true;
 		c->state = CLAIM_OVER;
-	} else if (r == rec.owner && rec.flags && !sim_is_given(s, o) && s->cookies[ev.cookie - 1].over) {
+	} else if (r == rec.owner && rec.flags && !sim_is_given(s, o) &&
+		   s->cookies[ev.cookie - 1].over) {
 		/* Of a value that is not there it would be asked first. */
-		sim_fail(s, "worker %u does not ask the parent, which tells that a value is there", r);
+		sim_fail(s, "worker %u does not ask the parent, which tells that a value is there",
+			 r);
 	}
 }
 
 static void attack_with_creation(struct sim *s, uint32_t r)
 {
 	struct object *o = sim_add_object(s, s->evil, r, s->machines[r].inc);
-	struct rp_event ev = { .type = RP_EV_OWN, .id = o->id, .fork = sim_new_id(s, s->evil), .peer = s->evil };
+	struct rp_event ev = {
+		.type = RP_EV_OWN, .id = o->id, .fork = sim_new_id(s, s->evil), .peer = s->evil
+	};
 
 	o->word = ev.word = sim_chance(s, 80) ? sim_word(s, o->id) : 0;
 	o->created = true;
@@ -91,10 +100,12 @@ static void seek(void *arg, const struct rp_visit *v)
 {
 	struct sought *k = arg;
 
-	k->found |= v->kind == RP_VISIT_FORK && v->peer == k->holder && sim_same(v->id, k->id) && sim_same(v->fork, k->fork);
+	k->found |= v->kind == RP_VISIT_FORK && v->peer == k->holder && sim_same(v->id, k->id) &&
+		sim_same(v->fork, k->fork);
 }
 
-/* It asks for what a value holds: by a fork that the owner does not list as its own, it finds nothing. */
+/* It asks for what a value holds: by a fork that the owner
+ * does not list as its own, it finds nothing. */
 static void attack_with_take(struct sim *s, uint32_t r, struct rref_id id, struct rref_id fork)
 {
 	struct sought k = { .holder = s->evil, .id = id, .fork = fork };
@@ -113,12 +124,15 @@ void sim_attack(struct sim *s)
 {
 	uint32_t r = sim_rnd(s, s->n), what = sim_rnd(s, 100);
 	struct rp_msg msg = {
-		.type = (enum rp_msg_type)sim_rnd(s, RP_MSG_NR_TYPES + 1), .id = any_id(s, false), .fork = any_id(s, true),
-		.status = sim_chance(s, 50) ? 0 : 1 - (int)sim_rnd(s, 40), .loc = { .nonce = 666, .version = sim_rnd(s, 2) },
+		.type = (enum rp_msg_type)sim_rnd(s, RP_MSG_NR_TYPES + 1), .id = any_id(s, false),
+		.fork = any_id(s, true),
+		.status = sim_chance(s, 50) ? 0 : 1 - (int)sim_rnd(s, 40),
+		.loc = { .nonce = 666, .version = sim_rnd(s, 2) },
 	};
 	struct rp_event ev = { .type = RP_EV_MSG, .peer = s->evil, .msg = &msg };
 
-	/* Mostly about something that is: another's fork of its own value, at the value's owner or anywhere. */
+	/* Mostly about something that is: another's fork of its
+	 * own value, at the value's owner or anywhere. */
 	if (s->nr_claims && sim_chance(s, 60)) {
 		const struct claim *c = s->claims[sim_rnd(s, (uint32_t)s->nr_claims)];
 

@@ -48,7 +48,8 @@ struct rref_id sim_new_id(struct sim *s, uint32_t r)
 {
 	struct machine *k = &s->machines[r];
 
-	return (struct rref_id){ .local_id = (uint64_t)k->inc << 32 | ++k->next_local, .created_on = r };
+	return (struct rref_id){ .local_id = (uint64_t)k->inc << 32 | ++k->next_local,
+				 .created_on = r };
 }
 
 bool sim_same(struct rref_id a, struct rref_id b)
@@ -100,7 +101,8 @@ struct claim *sim_add_claim(struct sim *s, struct object *o, struct claim *paren
 	return c;
 }
 
-struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork, struct claim *claim)
+struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork,
+			      struct claim *claim)
 {
 	struct machine *k = &s->machines[r];
 	struct handle *h = sim_make(s, sizeof(*h));
@@ -130,14 +132,15 @@ bool sim_owner_alive(const struct sim *s, const struct object *o)
 	return s->machines[o->owner].alive && s->machines[o->owner].inc == o->owner_inc;
 }
 
-/* ---- the ledger -------------------------------------------------------------------------------------------- */
+/* ---- the ledger ------------------------------------------------------------------------------ */
 
 bool sim_may_fail(const struct sim *s, const struct claim *c)
 {
 	return c->obj->timed_out && (c->early || c->obj->owner == s->evil);
 }
 
-/* May the owner do without this one? It may when it wrote a holder off on whom the claim still hangs. */
+/* May the owner do without this one? It may when it wrote a
+ * holder off on whom the claim still hangs. */
 static bool excused(const struct sim *s, const struct claim *c)
 {
 	for (; c; c = c->parent) {
@@ -155,13 +158,15 @@ static bool excused(const struct sim *s, const struct claim *c)
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what)
 {
 	if (o->local)
-		sim_fail(s, "%s of %llu: %u local references", what, (unsigned long long)o->id.local_id, o->local);
+		sim_fail(s, "%s of %llu: %u local references", what,
+			 (unsigned long long)o->id.local_id, o->local);
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		const struct claim *c = s->claims[i];
 
 		if (c->obj == o && c->state != CLAIM_OVER && !excused(s, c))
-			sim_fail(s, "%s of %u/%llx: worker %u still has a claim (%d)", what, o->id.created_on,
-			     (unsigned long long)o->id.local_id, c->holder, (int)c->state);
+			sim_fail(s, "%s of %u/%llx: worker %u still has a claim (%d)", what,
+				 o->id.created_on, (unsigned long long)o->id.local_id, c->holder,
+				 (int)c->state);
 	}
 }
 
@@ -173,8 +178,8 @@ void sim_check_recorded(struct sim *s, uint32_t r)
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		const struct claim *c = s->claims[i];
 
-		if (c->state == CLAIM_CONFIRMED && !c->lost && c->obj->owner == r && c->obj->owner_inc == k->inc &&
-		    !rp_find_held(k->m, c->holder, &c->fork))
+		if (c->state == CLAIM_CONFIRMED && !c->lost && c->obj->owner == r &&
+		    c->obj->owner_inc == k->inc && !rp_find_held(k->m, c->holder, &c->fork))
 			sim_fail(s, "worker %u forgot a fork that worker %u holds", r, c->holder);
 	}
 }
@@ -191,9 +196,11 @@ void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg)
 	if (c->state == CLAIM_OVER)
 		return;
 	if (!s->broken && !sim_may_fail(s, c))
-		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) in a run without crashes", r, msg->status);
+		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) in a run without crashes", r,
+			 msg->status);
 	if (o->known && !o->gone && sim_owner_alive(s, o) && !excused(s, c))
-		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) for a value that it has", r, msg->status);
+		sim_fail(s, "worker %u refused a FORK_REQUEST (%d) for a value that it has", r,
+			 msg->status);
 }
 
 bool sim_is_given(const struct sim *s, const struct object *o)
@@ -204,14 +211,16 @@ bool sim_is_given(const struct sim *s, const struct object *o)
 void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg)
 {
 	const struct object *o = sim_object_of(s, msg->id);
-	bool answer = msg->type == RP_MSG_FORK_ACK || msg->type == RP_MSG_FETCH_REPLY || msg->type == RP_MSG_CREATED;
+	bool answer = msg->type == RP_MSG_FORK_ACK || msg->type == RP_MSG_FETCH_REPLY ||
+		msg->type == RP_MSG_CREATED;
 
 	if (!answer || (o && sim_is_given(s, o)))
 		return;
 	if (!msg->status)
 		sim_fail(s, "worker %u tells where a value is that was not shared", r);
 	else if (msg->status != -ESTALE)
-		sim_fail(s, "worker %u tells (%d) that a value is there that was not shared", r, msg->status);
+		sim_fail(s, "worker %u tells (%d) that a value is there that was not shared", r,
+			 msg->status);
 }
 
 void sim_check_held(struct sim *s, uint32_t r)
@@ -223,11 +232,14 @@ void sim_check_held(struct sim *s, uint32_t r)
 		const struct object *o = sim_object_of(s, id);
 
 		if (!o || !sim_is_given(s, o))
-			sim_fail(s, "worker %u lists a fork of a value that was not shared with its holder", r);
+			sim_fail(s,
+				 "worker %u lists a fork of a value that was not shared with its "
+				 "holder",
+				 r);
 	}
 }
 
-/* ---- when all is quiet ------------------------------------------------------------------------------------- */
+/* ---- when all is quiet ----------------------------------------------------------------------- */
 
 struct visit {
 	struct sim *s;
@@ -249,13 +261,15 @@ static void visit(void *ctx, const struct rp_visit *v)
 	}
 	if (rp_id_none(&v->fork)) {
 		if (v->local != o->local)
-			sim_fail(s, "worker %u counts %u local references of a value, and holds %u", at->rank, v->local, o->local);
+			sim_fail(s, "worker %u counts %u local references of a value, and holds %u",
+				 at->rank, v->local, o->local);
 		return;
 	}
 	c = sim_claim_of(s, v->fork);
 	if (!c || c->state == CLAIM_OVER || c->holder != v->peer || !s->machines[c->holder].alive ||
 	    s->machines[c->holder].inc != c->holder_inc)
-		sim_fail(s, "worker %u keeps a fork that worker %u does not hold any more", at->rank, v->peer);
+		sim_fail(s, "worker %u keeps a fork that worker %u does not hold any more",
+			 at->rank, v->peer);
 }
 
 /* No operation may wait any longer, held references or not. */
@@ -264,8 +278,10 @@ static void check_operations(struct sim *s)
 	for (size_t i = 0; i < s->nr_cookies; i++) {
 		const struct cookie *c = &s->cookies[i];
 
-		if (!c->over && s->machines[c->machine].alive && s->machines[c->machine].inc == c->inc)
-			sim_fail(s, "a %s of worker %u does not come", c->kind == COOKIE_READY ? "READY" : "WAITED", c->machine);
+		if (!c->over && s->machines[c->machine].alive &&
+		    s->machines[c->machine].inc == c->inc)
+			sim_fail(s, "a %s of worker %u does not come",
+				 c->kind == COOKIE_READY ? "READY" : "WAITED", c->machine);
 	}
 	if (s->nr_reads)
 		sim_fail(s, "a READ of worker %u does not end", s->reads[0].machine);
@@ -285,14 +301,18 @@ void sim_check_quiet(struct sim *s)
 			continue;
 		rp_counts(s->machines[r].m, &c);
 		if (c.pending_users || c.pending_children || c.parked || c.pending_owners)
-			sim_fail(s, "worker %u still has %llu pending users, %llu children, %llu owners, %llu parked", r,
-				 (unsigned long long)c.pending_users, (unsigned long long)c.pending_children,
-				 (unsigned long long)c.pending_owners, (unsigned long long)c.parked);
+			sim_fail(s,
+				 "worker %u still has %llu pending users, %llu children, %llu "
+				 "owners, %llu parked",
+				 r, (unsigned long long)c.pending_users,
+				 (unsigned long long)c.pending_children,
+				 (unsigned long long)c.pending_owners,
+				 (unsigned long long)c.parked);
 		for (size_t i = 0; i < s->machines[r].nr_handles; i++)
 			handles += !!s->machines[r].handles[i]->claim;
 		if (c.users != handles)
-			sim_fail(s, "worker %u has %llu user entries for %llu handles", r, (unsigned long long)c.users,
-				 (unsigned long long)handles);
+			sim_fail(s, "worker %u has %llu user entries for %llu handles", r,
+				 (unsigned long long)c.users, (unsigned long long)handles);
 		rp_visit(s->machines[r].m, visit, &at);
 		sim_check_recorded(s, r);
 	}
@@ -306,21 +326,30 @@ void sim_check_end(struct sim *s)
 		if (!s->machines[r].alive)
 			continue;
 		rp_counts(s->machines[r].m, &c);
-		if (c.owners || c.pending_owners || c.forks || c.users || c.pending_users || c.pending_children || c.parked)
-			sim_fail(s, "worker %u at the end: %llu owners (%llu pending), %llu forks, %llu users (%llu pending), "
-				 "%llu children, %llu parked", r, (unsigned long long)c.owners, (unsigned long long)c.pending_owners,
-				 (unsigned long long)c.forks, (unsigned long long)c.users, (unsigned long long)c.pending_users,
-				 (unsigned long long)c.pending_children, (unsigned long long)c.parked);
+		if (c.owners || c.pending_owners || c.forks || c.users || c.pending_users ||
+		    c.pending_children || c.parked)
+			sim_fail(s,
+				 "worker %u at the end: %llu owners (%llu pending), %llu forks, "
+				 "%llu users (%llu pending), "
+				 "%llu children, %llu parked",
+				 r, (unsigned long long)c.owners,
+				 (unsigned long long)c.pending_owners, (unsigned long long)c.forks,
+				 (unsigned long long)c.users, (unsigned long long)c.pending_users,
+				 (unsigned long long)c.pending_children,
+				 (unsigned long long)c.parked);
 		if (c.refused && s->evil == s->n)
-			sim_fail(s, "worker %u refused %llu messages", r, (unsigned long long)c.refused);
+			sim_fail(s, "worker %u refused %llu messages", r,
+				 (unsigned long long)c.refused);
 		if (s->machines[r].nr_free != s->machines[r].nr_slots)
 			sim_fail(s, "worker %u has memory in use", r);
 	}
 	for (size_t i = 0; i < s->nr_objects && !sim_failed(s); i++) {
 		struct object *o = s->objects[i];
 
-		if (sim_owner_alive(s, o) && o->known && !o->gone && sim_object_of(s, o->id) == o && !o->gave_up)
-			sim_fail(s, "the value %llx of worker %u was never reclaimed", (unsigned long long)o->id.local_id, o->owner);
+		if (sim_owner_alive(s, o) && o->known && !o->gone && sim_object_of(s, o->id) == o &&
+		    !o->gave_up)
+			sim_fail(s, "the value %llx of worker %u was never reclaimed",
+				 (unsigned long long)o->id.local_id, o->owner);
 		if (!o->created && s->machines[o->creator].alive &&
 		    s->machines[o->creator].inc == (uint32_t)(o->id.local_id >> 32))
 			sim_fail(s, "a CREATED of worker %u never came", o->creator);

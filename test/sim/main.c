@@ -37,21 +37,25 @@ static void usage(FILE *f)
 {
 	fprintf(f,
 		"usage: sim [OPTION ...]\n"
-		"Random programs over the reference protocol's machines and a bad network, checked after every event.\n"
+		"Random programs over the reference protocol's machines and a bad network, checked "
+		"after every event.\n"
 		"  --seeds N     run the schedules of N seeds (RREF_SIM_SEEDS, else %u)\n"
 		"  --first N     the first of them (1)\n"
 		"  --jobs N      processes beside each other (1)\n"
 		"  --workers N   %u..%u workers in each schedule (by seed: 3..8)\n"
-		"  --profile P   one only of these (by seed: all in turn):\n", DEFAULT_SEEDS, MIN_MACHINES, MAX_MACHINES);
+		"  --profile P   one only of these (by seed: all in turn):\n",
+		DEFAULT_SEEDS, MIN_MACHINES, MAX_MACHINES);
 	for (unsigned i = 0; i < sim_nr_profiles; i++)
 		fprintf(f, "                  %u  %s\n", i, sim_profiles[i].name);
 	fprintf(f,
 		"  --seed N      run that one again\n"
-		"  --keep LIST   of its decisions only these, e.g. 3,8-11 (as printed for a failing seed)\n"
+		"  --keep LIST   of its decisions only these, e.g. 3,8-11 (as printed for a "
+		"failing seed)\n"
 		"  --trace       print its decisions, steps and effects\n"
 		"  --no-shrink   print a failing seed as it is\n"
 		"  --help\n"
-		"The first failing seed is shrunk and printed with its trace. Status: 0 none failed, 1 one did, 2 usage.\n");
+		"The first failing seed is shrunk and printed with its trace. Status: 0 none "
+		"failed, 1 one did, 2 usage.\n");
 }
 
 static int bad(const char *what, const char *text)
@@ -90,7 +94,8 @@ static int keep(struct sim_plan *p, const char *list)
 			at += n;
 		}
 		if (from > to || to >= p->nr) {
-			fprintf(stderr, "sim: --keep: this seed has decisions 0..%u: '%s'\n", p->nr - 1, list);
+			fprintf(stderr, "sim: --keep: this seed has decisions 0..%u: '%s'\n",
+				p->nr - 1, list);
 			return 2;
 		}
 		for (unsigned i = from; i <= to; i++)
@@ -137,8 +142,8 @@ static void report(const struct options *o, uint64_t seed, struct sim_result *re
 	sim_plan_make(&p, seed, o->profile, o->workers);
 	if (o->keep)
 		keep(&p, o->keep);
-	printf("FAILED seed %" PRIu64 " (%s, %u workers, at decision %u of %u): %s\n", seed, sim_profiles[p.profile].name, p.workers,
-	       result->decision, p.nr, result->text);
+	printf("FAILED seed %" PRIu64 " (%s, %u workers, at decision %u of %u): %s\n", seed,
+	       sim_profiles[p.profile].name, p.workers, result->decision, p.nr, result->text);
 	print_replay(o, &p);
 	if (o->no_shrink)
 		return;
@@ -147,7 +152,8 @@ static void report(const struct options *o, uint64_t seed, struct sim_result *re
 	for (unsigned i = 0; i < p.nr; i++)
 		nr += !p.list[i].left_out;
 	printf("shrunk to %u decisions, %u workers: %s\n", nr, p.workers, result->text);
-	printf("replay: build/bin/sim --seed %" PRIu64 " --profile %u --workers %u --keep ", seed, p.profile, p.workers);
+	printf("replay: build/bin/sim --seed %" PRIu64 " --profile %u --workers %u --keep ", seed,
+	       p.profile, p.workers);
 	print_kept(&p);
 	printf(" --trace\n");
 	sim_run_apart(&p, stdout, result);
@@ -171,8 +177,9 @@ static int run_one(const struct options *o)
 			report(o, o->seed, &result);
 		return 1;
 	}
-	printf("seed %" PRIu64 " (%s, %u workers, %u decisions): %" PRIu64 " events, nothing found\n", o->seed,
-	       sim_profiles[p.profile].name, p.workers, p.nr, result.steps);
+	printf("seed %" PRIu64 " (%s, %u workers, %u decisions): %" PRIu64
+	       " events, nothing found\n",
+	       o->seed, sim_profiles[p.profile].name, p.workers, p.nr, result.steps);
 	return 0;
 }
 
@@ -227,8 +234,10 @@ static void progress(const struct options *o, uint64_t done, int64_t start)
 
 static void print_line(const char *name, uint64_t schedules, const struct sim_result *r)
 {
-	printf("%-29s %9" PRIu64 " %11" PRIu64 " %10" PRIu64 " %10" PRIu64 " %9" PRIu64 " %8" PRIu64 " %8" PRIu64 " %7" PRIu64 "\n",
-	       name, schedules, r->steps, r->messages, r->reads, r->freed, r->kills, r->fences, r->attacks);
+	printf("%-29s %9" PRIu64 " %11" PRIu64 " %10" PRIu64 " %10" PRIu64 " %9" PRIu64 " %8" PRIu64
+	       " %8" PRIu64 " %7" PRIu64 "\n",
+	       name, schedules, r->steps, r->messages, r->reads, r->freed, r->kills, r->fences,
+	       r->attacks);
 }
 
 static void totals(const struct options *o, const struct job *jobs, int64_t start)
@@ -237,8 +246,8 @@ static void totals(const struct options *o, const struct job *jobs, int64_t star
 	uint64_t schedules = 0;
 	double s = (double)(now_ns() - start) / 1e9;
 
-	printf("%-29s %9s %11s %10s %10s %9s %8s %8s %7s\n", "profile", "schedules", "events", "messages", "reads", "freed", "deaths",
-	       "fences", "attacks");
+	printf("%-29s %9s %11s %10s %10s %9s %8s %8s %7s\n", "profile", "schedules", "events",
+	       "messages", "reads", "freed", "deaths", "fences", "attacks");
 	for (unsigned i = 0; i < sim_nr_profiles; i++) {
 		struct sim_result sum = { .steps = 0 };
 		uint64_t n = 0;
@@ -254,8 +263,8 @@ static void totals(const struct options *o, const struct job *jobs, int64_t star
 		schedules += n;
 	}
 	print_line("all", schedules, &all);
-	printf("seeds %" PRIu64 "..%" PRIu64 ": %.1f s, %.0f schedules per second\n", o->first, o->first + o->seeds - 1, s,
-	       (double)schedules / s);
+	printf("seeds %" PRIu64 "..%" PRIu64 ": %.1f s, %.0f schedules per second\n", o->first,
+	       o->first + o->seeds - 1, s, (double)schedules / s);
 }
 
 /* Each profile is one test. */
@@ -266,7 +275,8 @@ static unsigned nr_tests(const struct options *o)
 
 static int run_many(const struct options *o)
 {
-	struct job *jobs = mmap(NULL, o->jobs * sizeof(*jobs), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct job *jobs = mmap(NULL, o->jobs * sizeof(*jobs), PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int64_t start = now_ns(), said = start;
 	pid_t pids[MAX_JOBS];
 	unsigned running = o->jobs, failed = o->jobs;
@@ -300,8 +310,10 @@ static int run_many(const struct options *o)
 			running--;
 			ended = true;
 			if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-				/* The lowest of those that are known, so that jobs change little. */
-				if (failed == o->jobs || atomic_load(&jobs[i].seed) < atomic_load(&jobs[failed].seed))
+				/* The lowest of those that are known, so
+				 * that jobs change little. */
+				if (failed == o->jobs ||
+				    atomic_load(&jobs[i].seed) < atomic_load(&jobs[failed].seed))
 					failed = i;
 				for (unsigned k = 0; k < o->jobs; k++)
 					if (pids[k] > 0)
@@ -315,7 +327,8 @@ static int run_many(const struct options *o)
 			}
 		}
 		done = all_done(o, jobs);
-		if (running && now_ns() - said >= PROGRESS_NS && done >= said_done + o->seeds / PROGRESS_PARTS) {
+		if (running && now_ns() - said >= PROGRESS_NS &&
+		    done >= said_done + o->seeds / PROGRESS_PARTS) {
 			said = now_ns();
 			said_done = done;
 			progress(o, done, start);
@@ -331,7 +344,8 @@ static int run_many(const struct options *o)
 		sim_plan_make(&p, seed, o->profile, o->workers);
 		/* A crash left no word: run it again for its rule. */
 		if (!result.text[0] && !sim_run_apart(&p, NULL, &result))
-			snprintf(result.text, sizeof(result.text), "a job ended at it, but it passes by itself");
+			snprintf(result.text, sizeof(result.text),
+				 "a job ended at it, but it passes by itself");
 		report(o, seed, &result);
 		printf("%u passed, 1 failed\n", nr_tests(o) - 1);
 		munmap(jobs, o->jobs * sizeof(*jobs));
@@ -346,9 +360,12 @@ static int run_many(const struct options *o)
 int main(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{ "seeds", required_argument, NULL, 'n' }, { "first", required_argument, NULL, 'f' },
-		{ "seed", required_argument, NULL, 's' },  { "workers", required_argument, NULL, 'w' },
-		{ "jobs", required_argument, NULL, 'j' },  { "profile", required_argument, NULL, 'p' },
+		{ "seeds", required_argument, NULL, 'n' },
+		{ "first", required_argument, NULL, 'f' },
+		{ "seed", required_argument, NULL, 's' },
+		{ "workers", required_argument, NULL, 'w' },
+		{ "jobs", required_argument, NULL, 'j' },
+		{ "profile", required_argument, NULL, 'p' },
 		{ "keep", required_argument, NULL, 'k' },  { "trace", no_argument, NULL, 't' },
 		{ "no-shrink", no_argument, NULL, 'x' },   { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory that is reused at once, and READs of it. A READ needs nobody but the two devices: it looks into the owner's
- * memory when it is carried out, which may be long after it was posted. It is carried out only while the owner has not
- * fenced the reader (after the device fence nothing of the reader is in flight), and then it must find its value.
+ * Memory that is reused at once, and READs of it. A READ needs nobody but the two devices: it looks
+ * into the owner's memory when it is carried out, which may be long after it was posted. It is
+ * carried out only while the owner has not fenced the reader (after the device fence nothing of the
+ * reader is in flight), and then it must find its value.
  */
 #include "test/sim/sim.h"
 
@@ -21,7 +22,9 @@ void sim_memory_set(struct sim *s, struct object *o)
 
 void sim_memory_locate(const struct object *o, struct rp_location *loc)
 {
-	*loc = (struct rp_location){ .addr = o->slot, .length = 1, .nonce = o->nonce, .version = 1 };
+	*loc = (struct rp_location){
+		.addr = o->slot, .length = 1, .nonce = o->nonce, .version = 1
+	};
 }
 
 void sim_memory_free(struct sim *s, struct object *o)
@@ -40,12 +43,14 @@ void sim_memory_close(struct machine *k)
 	k->nr_slots = k->nr_free = 0;
 }
 
-static void look(struct sim *s, const struct object *o, const struct rp_location *loc, uint32_t reader)
+static void look(struct sim *s, const struct object *o, const struct rp_location *loc,
+		 uint32_t reader)
 {
 	const struct machine *k = &s->machines[o->owner];
 
 	s->result->reads++;
-	if (loc->addr >= k->nr_slots || k->memory[loc->addr].nonce != loc->nonce || loc->nonce != o->nonce || o->freed)
+	if (loc->addr >= k->nr_slots || k->memory[loc->addr].nonce != loc->nonce ||
+	    loc->nonce != o->nonce || o->freed)
 		sim_fail(s, "worker %u read freed or reused memory of worker %u", reader, o->owner);
 }
 
@@ -65,8 +70,11 @@ void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *lo
 		return;
 	h->reads++;
 	s->reads = sim_grow(s->reads, s->nr_reads, &s->max_reads, sizeof(*s->reads));
-	s->reads[s->nr_reads++] = (struct read){ .uid = sim_uid(s), .handle = h, .machine = r, .epoch = epoch, .loc = *loc };
-	sim_note(s, "   w%u posts a READ of w%u's memory at %llu", r, h->obj->owner, (unsigned long long)loc->addr);
+	s->reads[s->nr_reads++] = (struct read){
+		.uid = sim_uid(s), .handle = h, .machine = r, .epoch = epoch, .loc = *loc
+	};
+	sim_note(s, "   w%u posts a READ of w%u's memory at %llu", r, h->obj->owner,
+		 (unsigned long long)loc->addr);
 }
 
 void sim_unpin(struct sim *s, struct handle *h)
@@ -104,7 +112,9 @@ bool sim_read_run(struct sim *s)
 		const struct view *there = &s->machines[owner].views[rd->machine];
 
 		/* The owner enters that session yet; or the two do not reach each other now. */
-		if (s->parted[rd->machine][owner] || (s->machines[owner].alive && rd->epoch > there->last && rd->epoch != there->epoch))
+		if (s->parted[rd->machine][owner] ||
+		    (s->machines[owner].alive && rd->epoch > there->last &&
+		     rd->epoch != there->epoch))
 			continue;
 		if (which == s->nr_reads || sim_mix(salt ^ rd->uid) > best) {
 			which = i;
@@ -117,12 +127,14 @@ bool sim_read_run(struct sim *s)
 		const struct read *rd = &s->reads[which];
 		const struct object *o = rd->handle->obj;
 
-		sim_note(s, "   w%u's READ of w%u's memory at %llu is carried out", rd->machine, o->owner,
-			 (unsigned long long)rd->loc.addr);
-		if (sim_owner_alive(s, o) && s->machines[o->owner].views[rd->machine].epoch == rd->epoch)
+		sim_note(s, "   w%u's READ of w%u's memory at %llu is carried out", rd->machine,
+			 o->owner, (unsigned long long)rd->loc.addr);
+		if (sim_owner_alive(s, o) &&
+		    s->machines[o->owner].views[rd->machine].epoch == rd->epoch)
 			read_well(s, rd);
 		else if (!s->broken)
-			sim_fail(s, "a READ of worker %u failed in a run without crashes", rd->machine);
+			sim_fail(s, "a READ of worker %u failed in a run without crashes",
+				 rd->machine);
 	}
 	end_read(s, which);
 	return true;

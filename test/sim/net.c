@@ -4,7 +4,8 @@
 
 #define MAX_SENT 3u             /* packets of a link that may be sent again */
 
-/* Those of one session end with it, at the receiver: what is older is dropped, what is newer waits. */
+/* Those of one session end with it, at the receiver: what is
+ * older is dropped, what is newer waits. */
 static bool stale(const struct sim *s, const struct packet *p)
 {
 	return !s->machines[p->to].alive || p->epoch <= s->machines[p->to].views[p->from].last;
@@ -34,7 +35,8 @@ static void packet_free(struct sim *s, struct packet *p)
 	free(p);
 }
 
-void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg, struct call *call)
+void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg,
+	      struct call *call)
 {
 	const struct view *there = &s->machines[to].views[from];
 	unsigned copies = (s->flags & SIM_CHAOS) && sim_chance(s, 20) ? 2 : 1;
@@ -68,7 +70,8 @@ void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *ms
 	}
 }
 
-static void drop_if(struct sim *s, uint32_t from, uint32_t to, bool (*gone)(const struct sim *s, const struct packet *p))
+static void drop_if(struct sim *s, uint32_t from, uint32_t to,
+		    bool (*gone)(const struct sim *s, const struct packet *p))
 {
 	struct packet **at = &s->links[from][to];
 
@@ -110,7 +113,8 @@ static struct packet **pick(struct sim *s)
 
 	for (uint32_t from = 0; from < s->n; from++)
 		for (uint32_t to = 0; to < s->n; to++)
-			for (struct packet **at = &s->links[from][to]; *at && !s->parted[from][to]; at = &(*at)->next) {
+			for (struct packet **at = &s->links[from][to]; *at && !s->parted[from][to];
+			     at = &(*at)->next) {
 				bool can = current(s, *at);
 
 				if (can && (!which || sim_mix(salt ^ (*at)->uid) > best)) {
@@ -135,7 +139,8 @@ struct packet *sim_pick(struct sim *s)
 	return p;
 }
 
-/* A lost message ends its session: the receiver sees the gap, or the sender its completion with an error. */
+/* A lost message ends its session: the receiver sees the gap,
+ * or the sender its completion with an error. */
 void sim_drop(struct sim *s)
 {
 	struct packet **at = pick(s), *p;
@@ -203,15 +208,17 @@ void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to)
 }
 
 /*
- * The connection of a pair broke and was made again within the session: what the sender does not know to have arrived,
- * it sends again. The machine must not care, although a runtime would drop repetitions by their sequence number.
+ * The connection of a pair broke and was made again within the session: what the sender does not
+ * know to have arrived, it sends again. The machine must not care, although a runtime would drop
+ * repetitions by their sequence number.
  */
 void sim_replay(struct sim *s)
 {
 	uint32_t from = sim_pick_alive(s), to = sim_pick_rank(s);
 	struct packet *p, **tail;
 
-	if (from == s->n || from == to || s->parted[from][to] || s->machines[from].views[to].state != LINK_UP)
+	if (from == s->n || from == to || s->parted[from][to] ||
+	    s->machines[from].views[to].state != LINK_UP)
 		return;
 	tail = &s->machines[from].sent[to];
 	while ((p = *tail)) {

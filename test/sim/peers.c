@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that die and come back, pairs that are cut, groups that are parted: what the runtime makes of it. */
+/* Workers that die and come back, pairs that are cut, groups
+ * that are parted: what the runtime makes of it. */
 #include "test/sim/sim.h"
 
-/* ---- a pair's way: lost, fenced, grace over, up again with whoever is there -------------------------------- */
+/* ---- a pair's way: lost, fenced, grace over, up again with whoever is there ------------------ */
 
 /* The session with that epoch is no more; the other side will notice, or never enters it. */
 static void tell_other(struct sim *s, uint32_t r, uint32_t peer, uint32_t epoch)
@@ -18,7 +19,9 @@ static void tell_other(struct sim *s, uint32_t r, uint32_t peer, uint32_t epoch)
 void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer)
 {
 	struct view *v = &s->machines[r].views[peer];
-	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = peer, .status = -EOWNERDEAD, .text = "died" };
+	struct rp_event ev = {
+		.type = RP_EV_PEER_FENCED, .peer = peer, .status = -EOWNERDEAD, .text = "died"
+	};
 
 	s->broken = true;
 	s->result->fences++;
@@ -32,22 +35,29 @@ void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer)
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		struct claim *c = s->claims[i];
 
-		/* A parent that was confirmed stays known to a lost owner until that one's grace is over. */
-		if (c->parent && c->parent->holder == r && c->parent->holder_inc == s->machines[r].inc &&
+		/* A parent that was confirmed stays known to a lost
+		 * owner until that one's grace is over. */
+		if (c->parent && c->parent->holder == r &&
+		    c->parent->holder_inc == s->machines[r].inc &&
 		    ((c->holder == peer && c->holder_inc == v->inc) ||
-		     (c->obj->owner == peer && c->obj->owner_inc == v->inc && !c->parent->confirmed)))
+		     (c->obj->owner == peer && c->obj->owner_inc == v->inc &&
+		      !c->parent->confirmed)))
 			c->unpinned = true;
-		if (c->state != CLAIM_FLYING && c->holder == r && c->holder_inc == s->machines[r].inc &&
-		    c->obj->owner == peer && c->obj->owner_inc == v->inc)
+		if (c->state != CLAIM_FLYING && c->holder == r &&
+		    c->holder_inc == s->machines[r].inc && c->obj->owner == peer &&
+		    c->obj->owner_inc == v->inc)
 			c->owner_lost = true;
 	}
 	if (sim_step(s, r, &ev, NULL))
 		sim_fail(s, "PEER_FENCED failed");
 	/* A new session would meet the old one's entries, and lose its own with them. */
 	if (sim_chance(s, 20) && !sim_failed(s) && s->dying != r) {
-		ev = (struct rp_event){ .type = RP_EV_PEER_UP, .peer = peer, .epoch = s->epochs + 1 };
+		ev = (struct rp_event){ .type = RP_EV_PEER_UP,
+					.peer = peer,
+					.epoch = s->epochs + 1 };
 		if (sim_step(s, r, &ev, NULL) != -EBUSY)
-			sim_fail(s, "worker %u takes a session while the last one is cleaned up", r);
+			sim_fail(s, "worker %u takes a session while the last one is cleaned up",
+				 r);
 	}
 }
 
@@ -60,7 +70,8 @@ void sim_view_grace(struct sim *s, uint32_t r, uint32_t peer)
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		struct claim *c = s->claims[i];
 
-		if (c->holder == peer && c->holder_inc == v->inc && c->obj->owner == r && c->obj->owner_inc == s->machines[r].inc)
+		if (c->holder == peer && c->holder_inc == v->inc && c->obj->owner == r &&
+		    c->obj->owner_inc == s->machines[r].inc)
 			c->lost = true;
 	}
 	if (sim_step(s, r, &ev, NULL))
@@ -124,7 +135,7 @@ bool sim_recover(struct sim *s, bool all)
 	return done;
 }
 
-/* ---- what happens to them ---------------------------------------------------------------------------------- */
+/* ---- what happens to them -------------------------------------------------------------------- */
 
 void sim_start(struct sim *s, uint32_t r)
 {
@@ -140,7 +151,9 @@ void sim_start(struct sim *s, uint32_t r)
 	for (uint32_t q = 0; q < s->n; q++) {
 		struct view *there = &s->machines[q].views[r];
 
-		k->views[q] = (struct view){ .state = LINK_UP, .epoch = ++s->epochs, .inc = s->machines[q].inc };
+		k->views[q] = (struct view){ .state = LINK_UP,
+					     .epoch = ++s->epochs,
+					     .inc = s->machines[q].inc };
 		k->views[q].last = k->views[q].epoch - 1;
 		if (q == r)
 			continue;
@@ -183,7 +196,8 @@ void sim_kill(struct sim *s, uint32_t r)
 	sim_reads_forget(s, r);
 	sim_memory_close(k);
 	for (size_t i = 0; i < s->nr_claims; i++)
-		if (s->claims[i]->holder == r && s->claims[i]->holder_inc == k->inc && s->claims[i]->state != CLAIM_FLYING)
+		if (s->claims[i]->holder == r && s->claims[i]->holder_inc == k->inc &&
+		    s->claims[i]->state != CLAIM_FLYING)
 			s->claims[i]->state = CLAIM_OVER;
 	for (uint32_t q = 0; q < s->n; q++) {
 		struct view *v = &s->machines[q].views[r];
@@ -227,7 +241,8 @@ void sim_part(struct sim *s)
 	/* Some sides lose patience with some of the others before it heals. */
 	for (uint32_t a = 0; a < s->n && (s->flags & SIM_CUT); a++)
 		for (uint32_t b = 0; b < s->n && s->machines[a].alive; b++)
-			if (s->parted[a][b] && sim_mix(salt + 1000 + a * MAX_MACHINES + b) % 100 < 25)
+			if (s->parted[a][b] &&
+			    sim_mix(salt + 1000 + a * MAX_MACHINES + b) % 100 < 25)
 				sim_suspect(s, a, b);
 }
 

@@ -13,7 +13,8 @@ const struct sim_profile sim_profiles[] = {
 const unsigned sim_nr_profiles = array_size(sim_profiles);
 
 const char *const sim_kind_names[SIM_NR_KINDS] = {
-	"deliver", "late", "create", "share", "read", "retain", "release", "recover", "kill", "die", "start", "drop", "suspect",
+	"deliver", "late", "create", "share", "read", "retain", "release", "recover", "kill", "die",
+	"start", "drop", "suspect",
 	"part", "heal", "replay", "attack", "burst",
 };
 
@@ -22,8 +23,14 @@ static const struct {
 	unsigned flags; /* any of these; 0 = always */
 	unsigned weight[SIM_NR_KINDS];
 } weights[] = {
-	{ 0, { [SIM_DELIVER] = 450, [SIM_LATE] = 50, [SIM_CREATE] = 70, [SIM_SHARE] = 230, [SIM_READ] = 80, [SIM_RETAIN] = 20,
-	       [SIM_RELEASE] = 100 } },
+	{ 0,
+	  { [SIM_DELIVER] = 450,
+	    [SIM_LATE] = 50,
+	    [SIM_CREATE] = 70,
+	    [SIM_SHARE] = 230,
+	    [SIM_READ] = 80,
+	    [SIM_RETAIN] = 20,
+	    [SIM_RELEASE] = 100 } },
 	{ SIM_CRASH, { [SIM_KILL] = 6, [SIM_DIE] = 8, [SIM_START] = 40 } },
 	{ SIM_CUT, { [SIM_DROP] = 8, [SIM_SUSPECT] = 6 } },
 	{ SIM_CRASH | SIM_CUT, { [SIM_RECOVER] = 120 } },
@@ -68,7 +75,8 @@ void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned work
 	p->nr = 40 + (unsigned)(draw(&rng) % 8) * (unsigned)(draw(&rng) % 50);
 	flags = sim_profiles[p->profile].flags;
 	for (unsigned i = 0; i < array_size(weights); i++)
-		for (unsigned k = 0; k < SIM_NR_KINDS && (!weights[i].flags || (weights[i].flags & flags)); k++) {
+		for (unsigned k = 0;
+		     k < SIM_NR_KINDS && (!weights[i].flags || (weights[i].flags & flags)); k++) {
 			weight[k] += weights[i].weight[k];
 			sum += weights[i].weight[k];
 		}
@@ -81,7 +89,7 @@ void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned work
 		p->list[p->nr / 2].kind = SIM_BURST;
 }
 
-/* ---- chance ------------------------------------------------------------------------------------------------ */
+/* ---- chance ---------------------------------------------------------------------------------- */
 
 void sim_salt(struct sim *s, uint64_t salt)
 {
@@ -121,7 +129,8 @@ static uint32_t pick_rank(struct sim *s, bool alive)
 	uint32_t which = s->n;
 
 	for (uint32_t r = 0; r < s->n; r++)
-		if ((!alive || s->machines[r].alive) && (which == s->n || sim_mix(salt + r) > best)) {
+		if ((!alive || s->machines[r].alive) &&
+		    (which == s->n || sim_mix(salt + r) > best)) {
 			which = r;
 			best = sim_mix(salt + r);
 		}

@@ -4,7 +4,7 @@
 
 #define BURST (RP_TOMBSTONES_MAX + 80u)
 
-/* ---- what arrives ------------------------------------------------------------------------------------------ */
+/* ---- what arrives ---------------------------------------------------------------------------- */
 
 /* What the runtime does about the owner's incarnation: 0, or why the record is refused. */
 static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t inc)
@@ -14,7 +14,8 @@ static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t
 	if (owner == r)
 		return inc == s->machines[r].inc ? 0 : -ESTALE;
 	/* News of a restart: the old session is over, whoever says so. */
-	while (v->inc < inc && v->coming && v->coming_inc >= inc && !s->parted[r][owner] && !sim_failed(s)) {
+	while (v->inc < inc && v->coming && v->coming_inc >= inc && !s->parted[r][owner] &&
+	       !sim_failed(s)) {
 		if (v->state == LINK_UP)
 			v->state = LINK_LOST;
 		else if (v->state == LINK_LOST)
@@ -30,8 +31,11 @@ static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t
 static void own(struct sim *s, uint32_t from, uint32_t to, struct call *call, struct incoming *in)
 {
 	/* Repeated creations do come: the machine knows them. */
-	struct rp_event ev = { .type = RP_EV_OWN, .id = call->create->id, .fork = call->create->fork,
-			       .peer = from, .word = call->create->word };
+	struct rp_event ev = { .type = RP_EV_OWN,
+			       .id = call->create->id,
+			       .fork = call->create->fork,
+			       .peer = from,
+			       .word = call->create->word };
 
 	s->duplicate = false;
 	if (sim_step(s, to, &ev, NULL))
@@ -50,7 +54,8 @@ static void own(struct sim *s, uint32_t from, uint32_t to, struct call *call, st
 	}
 }
 
-static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct call *call, struct incoming *in, unsigned i)
+static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct call *call,
+			   struct incoming *in, unsigned i)
 {
 	struct rp_event ev = { .type = RP_EV_RECV_FORK, .peer = from, .rec = &call->recs[i] };
 	int rc;
@@ -62,8 +67,13 @@ static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct cal
 		ev.text = "the runtime refuses it";
 		call->claims[i]->refused = true;
 	}
-	ev.cookie = sim_add_cookie(s, (struct cookie){ .kind = COOKIE_READY, .obj = call->claims[i]->obj,
-						  .claim = call->claims[i], .call = in, .slot = i }, to);
+	ev.cookie = sim_add_cookie(s,
+				   (struct cookie){ .kind = COOKIE_READY,
+						    .obj = call->claims[i]->obj,
+						    .claim = call->claims[i],
+						    .call = in,
+						    .slot = i },
+				   to);
 	rc = sim_step(s, to, &ev, NULL);
 	/* The news of a restart may have been of the sender. */
 	if (rc && !sim_failed(s) && s->machines[to].views[from].state != LINK_UP) {
@@ -128,7 +138,7 @@ bool sim_deliver(struct sim *s)
 	return true;
 }
 
-/* ---- the program ------------------------------------------------------------------------------------------- */
+/* ---- the program ----------------------------------------------------------------------------- */
 
 /* Some values hold references. Only to what was set before: no circles, which are not collected. */
 static void nest(struct sim *s, struct object *o)
@@ -139,8 +149,8 @@ static void nest(struct sim *s, struct object *o)
 		if (h && h->obj != o && h->obj->set && !h->reads) {
 			h->nested_in = o;
 			o->nr_nested++;
-			sim_note(s, "   w%u puts a reference of %u/%u into it", o->owner, h->obj->id.created_on,
-				 (unsigned)h->obj->id.local_id);
+			sim_note(s, "   w%u puts a reference of %u/%u into it", o->owner,
+				 h->obj->id.created_on, (unsigned)h->obj->id.local_id);
 		}
 	}
 }
@@ -179,10 +189,15 @@ static void create_local(struct sim *s, uint32_t r)
 }
 
 /* One more record in a call; src: whose it is. */
-static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call, struct handle *h, struct handle **src)
+static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call, struct handle *h,
+		       struct handle **src)
 {
 	const struct machine *k = &s->machines[r];
-	struct rp_event ev = { .type = RP_EV_FORK, .id = h->obj->id, .src = h->fork, .fork = sim_new_id(s, r), .peer = to };
+	struct rp_event ev = { .type = RP_EV_FORK,
+			       .id = h->obj->id,
+			       .src = h->fork,
+			       .fork = sim_new_id(s, r),
+			       .peer = to };
 	struct rp_fork *rec = &call->recs[call->nr];
 	struct claim *c;
 	int rc;
@@ -203,7 +218,8 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 		sim_fail(s, "a failed reference could be shared");
 	if (!h->claim && !h->obj->word)
 		h->obj->word = rec->word;
-	if (s->dying != r && !(h->claim && h->claim->evil) && (!rec->word || rec->word != h->obj->word))
+	if (s->dying != r && !(h->claim && h->claim->evil) &&
+	    (!rec->word || rec->word != h->obj->word))
 		sim_fail(s, "a record does not carry its value's word");
 	call->owner_inc[call->nr] = h->obj->owner_inc;
 	c = sim_add_claim(s, h->obj, h->claim, to);
@@ -214,11 +230,15 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 	src[call->nr++] = h;
 }
 
-static void undo_records(struct sim *s, uint32_t r, uint32_t to, struct call *call, struct handle **src)
+static void undo_records(struct sim *s, uint32_t r, uint32_t to, struct call *call,
+			 struct handle **src)
 {
 	for (unsigned i = 0; i < call->nr; i++) {
-		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = call->recs[i].id, .fork = call->recs[i].fork,
-				       .src = src[i]->fork, .peer = to };
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
+				       .id = call->recs[i].id,
+				       .fork = call->recs[i].fork,
+				       .src = src[i]->fork,
+				       .peer = to };
 
 		call->claims[i]->state = CLAIM_OVER;
 		if (s->dying != r && sim_step(s, r, &ev, NULL))
@@ -226,7 +246,7 @@ static void undo_records(struct sim *s, uint32_t r, uint32_t to, struct call *ca
 	}
 }
 
-/* ---- what values hold -------------------------------------------------------------------------------------- */
+/* ---- what values hold ------------------------------------------------------------------------ */
 
 void sim_take(struct sim *s, struct handle *h)
 {
@@ -238,8 +258,8 @@ void sim_take(struct sim *s, struct handle *h)
 	call = sim_make(s, sizeof(*call));
 	call->take = h;
 	h->reads++;
-	sim_note(s, "   w%u asks w%u for what %u/%u holds", h->machine, h->obj->owner, h->obj->id.created_on,
-		 (unsigned)h->obj->id.local_id);
+	sim_note(s, "   w%u asks w%u for what %u/%u holds", h->machine, h->obj->owner,
+		 h->obj->id.created_on, (unsigned)h->obj->id.local_id);
 	sim_push(s, h->machine, h->obj->owner, NULL, call);
 }
 
@@ -259,7 +279,9 @@ static void give_nested(struct sim *s, uint32_t r, uint32_t to, struct object *o
 		nr++;
 	}
 	if (nr != o->nr_nested)
-		sim_fail(s, "a value that is there holds %u references, not the %u that were put in", nr, o->nr_nested);
+		sim_fail(s,
+			 "a value that is there holds %u references, not the %u that were put in",
+			 nr, o->nr_nested);
 	for (unsigned i = 0; i < nr && i < MAX_RECS && !sim_failed(s); i++)
 		add_record(s, r, to, call, nested[i], src);
 	if (call->nr && sim_chance(s, 10))
@@ -283,9 +305,11 @@ static void deliver_take(struct sim *s, uint32_t from, uint32_t to, struct call 
 	if (h->dropped && s->machines[from].alive && s->machines[from].inc == h->inc)
 		sim_fail(s, "a reference ended while what its value holds was asked for");
 	if (rc && sim_owner_alive(s, o) && c->state != CLAIM_OVER && !c->lost)
-		sim_fail(s, "worker %u does not find the value that worker %u holds: %d", to, from, rc);
+		sim_fail(s, "worker %u does not find the value that worker %u holds: %d", to, from,
+			 rc);
 	if (!rc && (value != o || o->freed || !sim_owner_alive(s, o)))
-		sim_fail(s, "worker %u finds another value than worker %u holds, or none", to, from);
+		sim_fail(s, "worker %u finds another value than worker %u holds, or none", to,
+			 from);
 	if (!rc && !sim_failed(s))
 		give_nested(s, to, from, o);
 	sim_unpin(s, h);
@@ -379,7 +403,10 @@ void sim_to_here(struct sim *s, struct handle *h)
 		sim_read_post(s, h, &h->loc);
 		return;
 	}
-	ev.cookie = sim_add_cookie(s, (struct cookie){ .kind = COOKIE_WAIT, .obj = h->obj, .handle = h }, h->machine);
+	ev.cookie = sim_add_cookie(s,
+				   (struct cookie){
+					   .kind = COOKIE_WAIT, .obj = h->obj, .handle = h },
+				   h->machine);
 	if (sim_step(s, h->machine, &ev, NULL))
 		sim_fail(s, "WAIT failed");
 	if (sim_chance(s, 15) && s->dying != h->machine) {
@@ -408,7 +435,10 @@ void sim_retain(struct sim *s, struct handle *h)
 
 static void give_up(struct sim *s, struct object *o)
 {
-	struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .fork = o->fork, .status = -ETIMEDOUT, .text = "the creation timed out" };
+	struct rp_event ev = { .type = RP_EV_CREATE_FAILED,
+			       .fork = o->fork,
+			       .status = -ETIMEDOUT,
+			       .text = "the creation timed out" };
 	struct claim *c = sim_claim_of(s, o->fork);
 
 	o->gave_up = o->timed_out = true;
@@ -425,8 +455,8 @@ bool sim_be_late(struct sim *s, bool all)
 	for (size_t i = s->nr_objects; i--;) {
 		struct object *o = s->objects[i];
 
-		if (o->known && !o->set && !o->gone && sim_owner_alive(s, o) && !(o->args && o->args->waiting) &&
-		    (all || sim_chance(s, 40))) {
+		if (o->known && !o->set && !o->gone && sim_owner_alive(s, o) &&
+		    !(o->args && o->args->waiting) && (all || sim_chance(s, 40))) {
 			set_value(s, o);
 			return true;
 		}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One schedule, from the first meeting to the end: its decisions, then rest, then everything is released. */
+/* One schedule, from the first meeting to the end: its
+ * decisions, then rest, then everything is released. */
 #include "test/sim/sim.h"
 
 #define MAX_STEPS 500000u       /* no schedule needs a tenth of it: it does not come to rest */
@@ -125,10 +126,13 @@ static void settle(struct sim *s)
 	sim_heal(s);
 	while (go_on(s) && sim_deliver(s))
 		;
-	/* A handler must not wait for the function that makes what it was given, only for the owner to know of it. */
+	/* A handler must not wait for the function that makes
+	 * what it was given, only for the owner to know of it. */
 	for (size_t i = 0; i < s->nr_cookies && !sim_failed(s) && !s->flags; i++)
-		if (s->cookies[i].kind == COOKIE_READY && !s->cookies[i].over && !s->cookies[i].obj->unsent)
-			sim_fail(s, "a READY of worker %u waits for a value", s->cookies[i].machine);
+		if (s->cookies[i].kind == COOKIE_READY && !s->cookies[i].over &&
+		    !s->cookies[i].obj->unsent)
+			sim_fail(s, "a READY of worker %u waits for a value",
+				 s->cookies[i].machine);
 	for (uint32_t r = 0; r < s->n && s->evil < s->n; r++)
 		if (s->machines[r].alive && s->machines[r].views[s->evil].state == LINK_UP)
 			s->machines[r].views[s->evil].state = LINK_LOST;
@@ -139,7 +143,8 @@ static void settle(struct sim *s)
 	while (more && go_on(s)) {
 		more = sim_deliver(s) || sim_be_late(s, true) || sim_recover(s, true);
 		for (uint32_t r = 0; r < s->n && !sim_failed(s); r++) {
-			struct handle *h = s->machines[r].alive ? sim_pick_handle(s, r, false) : NULL;
+			struct handle *h = s->machines[r].alive ? sim_pick_handle(s, r, false)
+								: NULL;
 
 			if (h) {
 				sim_release(s, h);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shrinking: decisions are left out, in halves, quarters ..., as long as the rest fails by the same rule; then workers. */
+/* Shrinking: decisions are left out, in halves, quarters ...,
+ * as long as the rest fails by the same rule; then workers. */
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -14,7 +15,8 @@ static const char crash_rule[] = "the machine crashed", hang_rule[] = "the machi
 
 int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *result)
 {
-	struct sim_result *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct sim_result *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+					 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int status;
 	pid_t pid;
 
@@ -40,10 +42,12 @@ int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *r
 	munmap(shared, sizeof(*shared));
 	if (WIFSIGNALED(status)) {
 		result->rule = WTERMSIG(status) == SIGALRM ? hang_rule : crash_rule;
-		snprintf(result->text, sizeof(result->text), "%s (signal %d)", result->rule, WTERMSIG(status));
+		snprintf(result->text, sizeof(result->text), "%s (signal %d)", result->rule,
+			 WTERMSIG(status));
 	} else if (!WIFEXITED(status) || WEXITSTATUS(status)) {
 		result->rule = crash_rule;
-		snprintf(result->text, sizeof(result->text), "%s (exit status %d)", result->rule, WEXITSTATUS(status));
+		snprintf(result->text, sizeof(result->text), "%s (exit status %d)", result->rule,
+			 WEXITSTATUS(status));
 	} else {
 		trace = NULL; /* it said so itself */
 	}
@@ -112,7 +116,8 @@ void sim_shrink(struct sim_plan *plan, struct sim_result *result)
 		for (unsigned size = (left(plan) + 1) / 2; size; size /= 2)
 			while (leave_out(plan, size, result) && size == 1)
 				more = true;
-		/* A hostile worker is the last one: fewer make another one of it, which is as good. */
+		/* A hostile worker is the last one: fewer make
+		 * another one of it, which is as good. */
 		while (plan->workers > MIN_MACHINES) {
 			try = *plan;
 			try.workers--;

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulator of the reference protocol: machines (core/protocol/protocol.h, the objects that ship), a network, memory that is
- * reused, and a random program, all driven by one seed. It keeps its own ledger of who holds what, and looks at it
- * after every step.
+ * The simulator of the reference protocol: machines (core/protocol/protocol.h, the objects that
+ * ship), a network, memory that is reused, and a random program, all driven by one seed. It keeps
+ * its own ledger of who holds what, and looks at it after every step.
  *
- * A seed makes a list of decisions (plan.c), each with a salt of its own, that is all the chance there is in it: what it
- * picks among packets, handles, workers is the one whose name and the salt hash highest. So a decision that is left
- * out changes little of what the others do, and a failing list can be shrunk (shrink.c).
+ * A seed makes a list of decisions (plan.c), each with a salt of its own, that is all the chance
+ * there is in it: what it picks among packets, handles, workers is the one whose name and the salt
+ * hash highest. So a decision that is left out changes little of what the others do, and a failing
+ * list can be shrunk (shrink.c).
  *
  * What must hold:
  *   - an owner entry goes, and its value is freed, only when nothing may still lead to it: a handle or fork of a
@@ -47,17 +48,38 @@
 #define MAX_HANDLES 12u         /* a program with that many makes no more */
 #define ECREATE ECHILD          /* of a creation that fails at its owner */
 
-/* ---- what a seed decides (plan.c) -------------------------------------------------------------------------- */
+/* ---- what a seed decides (plan.c) ------------------------------------------------------------ */
 
-#define SIM_CHAOS 1u            /* messages and calls are reordered and repeated; else each pair keeps its order */
+/* messages and calls are reordered and repeated; else each pair keeps its order */
+#define SIM_CHAOS 1u
 #define SIM_CRASH 2u            /* workers are killed, at any effect, and come back */
-#define SIM_CUT 4u              /* messages are lost, the group is parted and healed, peers are suspected */
-#define SIM_HOSTILE 8u          /* the last worker says anything: the others must not suffer; fenced at the end */
-#define SIM_DELAY 16u           /* the group is parted and healed, connections replay, but nobody is suspected */
+/* messages are lost, the group is parted and healed, peers are suspected */
+#define SIM_CUT 4u
+/* the last worker says anything: the others must not suffer; fenced at the end */
+#define SIM_HOSTILE 8u
+/* the group is parted and healed, connections replay, but nobody is suspected */
+#define SIM_DELAY 16u
 
 enum sim_kind {
-	SIM_DELIVER, SIM_LATE, SIM_CREATE, SIM_SHARE, SIM_READ, SIM_RETAIN, SIM_RELEASE, SIM_RECOVER, SIM_KILL, SIM_DIE,
-	SIM_START, SIM_DROP, SIM_SUSPECT, SIM_PART, SIM_HEAL, SIM_REPLAY, SIM_ATTACK, SIM_BURST, SIM_NR_KINDS
+	SIM_DELIVER,
+	SIM_LATE,
+	SIM_CREATE,
+	SIM_SHARE,
+	SIM_READ,
+	SIM_RETAIN,
+	SIM_RELEASE,
+	SIM_RECOVER,
+	SIM_KILL,
+	SIM_DIE,
+	SIM_START,
+	SIM_DROP,
+	SIM_SUSPECT,
+	SIM_PART,
+	SIM_HEAL,
+	SIM_REPLAY,
+	SIM_ATTACK,
+	SIM_BURST,
+	SIM_NR_KINDS
 };
 
 struct sim_decision {
@@ -83,7 +105,7 @@ extern const char *const sim_kind_names[SIM_NR_KINDS];
 /* profile, workers: -1, 0 = as the seed has it. */
 void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned workers);
 
-/* ---- running it (run.c) ------------------------------------------------------------------------------------ */
+/* ---- running it (run.c) ---------------------------------------------------------------------- */
 
 struct sim_result {
 	char text[256];         /* what failed; "" = nothing */
@@ -95,12 +117,12 @@ struct sim_result {
 /* 0, or -1 with result->text. trace: NULL or where each step is written. */
 int sim_run(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
 
-/* ---- shrinking (shrink.c): as few decisions and workers as still fail by the same rule --------------------- */
+/* ---- shrinking (shrink.c): as few decisions and workers as still fail by the same rule ------- */
 /* Runs a plan in a process of its own, which it may crash or hang. 0, or -1 with result->text. */
 int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
 void sim_shrink(struct sim_plan *plan, struct sim_result *result);
 
-/* ---- the state --------------------------------------------------------------------------------------------- */
+/* ---- the state ------------------------------------------------------------------------------- */
 
 /* A value, from its announcement on. Its address is the runtime's value. */
 struct object {
@@ -132,13 +154,16 @@ struct claim {
 	enum claim_state state;
 	struct rref_id fork;
 	bool confirmed;                 /* it was once */
-	bool early;                     /* the owner may not have known of the value when it was shared */
-	bool evil;                      /* comes of a hostile worker's record: promises nothing before it is confirmed */
+	/* the owner may not have known of the value when it was shared */
+	bool early;
+	/* comes of a hostile worker's record: promises nothing before it is confirmed */
+	bool evil;
 	bool lost;                      /* the owner wrote its holder off (grace is over) */
 	bool refused;                   /* by the runtime of the receiver */
 	bool deleted;                   /* its holder sent DELETE */
 	bool owner_lost;                /* its holder fenced the owner */
-	bool unpinned;                  /* its parent wrote its holder off, or the owner that did not know the parent */
+	/* its parent wrote its holder off, or the owner that did not know the parent */
+	bool unpinned;
 };
 
 struct handle {
@@ -188,7 +213,8 @@ struct call {
 	uint32_t owner_inc[MAX_RECS];
 	struct claim *claims[MAX_RECS];
 	struct object *create;          /* a creation; its records are the arguments */
-	struct handle *take;            /* no call: who has read this reference's value asks for what the value holds */
+	/* no call: who has read this reference's value asks for what the value holds */
+	struct handle *take;
 };
 
 struct packet {
@@ -207,7 +233,8 @@ struct view {
 	uint32_t epoch;                 /* of the session it is in; 0 = none */
 	uint32_t last;                  /* of the last session that it left */
 	uint32_t coming;                /* of the session to enter once grace is over; 0 = none */
-	uint32_t deaf;                  /* epoch in which a message to this side was lost: none comes after it */
+	/* epoch in which a message to this side was lost: none comes after it */
+	uint32_t deaf;
 	uint32_t inc, coming_inc;       /* the peer's incarnation */
 };
 
@@ -230,7 +257,8 @@ struct machine {
 	struct packet *sent[MAX_MACHINES]; /* the last ones that arrived there, for replay */
 };
 
-/* What a program does after the effects of a step: their handle slots are valid until the next one. */
+/* What a program does after the effects of a step: their
+ * handle slots are valid until the next one. */
 struct todo {
 	enum { TODO_RELEASE, TODO_RETURN, TODO_READ } what;
 	struct handle *handle;
@@ -250,7 +278,8 @@ struct sim {
 	struct cookie *cookies;
 	struct read *reads;
 	struct todo *todo;
-	size_t nr_objects, max_objects, nr_claims, max_claims, nr_cookies, max_cookies, nr_reads, max_reads, nr_todo, max_todo;
+	size_t nr_objects, max_objects, nr_claims, max_claims, nr_cookies, max_cookies, nr_reads,
+		max_reads, nr_todo, max_todo;
 	void **garbage;                 /* everything allocated, freed at the end */
 	size_t nr_garbage, max_garbage;
 	FILE *trace;
@@ -259,7 +288,8 @@ struct sim {
 	unsigned depth;                 /* of effects within effects */
 	uint32_t doomed;                /* rank that dies in this decision, or n */
 	unsigned doom;                  /* after so many of its effects */
-	uint32_t dying;                 /* rank that is dead already in the midst of a decision, or n */
+	/* rank that is dead already in the midst of a decision, or n */
+	uint32_t dying;
 	bool broken;                    /* somebody died, or was suspected */
 	bool duplicate;                 /* the last OWN was one */
 	struct sim_result *result;
@@ -292,21 +322,29 @@ struct claim *sim_add_claim(struct sim *s, struct object *o, struct claim *paren
 struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork,
 			      struct claim *claim);
 uint64_t sim_add_cookie(struct sim *s, struct cookie c, uint32_t r);
-bool sim_may_fail(const struct sim *s, const struct claim *c); /* with its value's creation, which was given up */
+/* with its value's creation, which was given up */
+bool sim_may_fail(const struct sim *s, const struct claim *c);
 bool sim_owner_alive(const struct sim *s, const struct object *o);
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
-void sim_check_recorded(struct sim *s, uint32_t r);     /* the owner's forks against its holders' handles */
+/* the owner's forks against its holders' handles */
+void sim_check_recorded(struct sim *s, uint32_t r);
 void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg);
-bool sim_is_given(const struct sim *s, const struct object *o); /* to the hostile worker: by a share, or as its own */
-void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg); /* a message to the hostile worker */
-void sim_check_held(struct sim *s, uint32_t r);         /* the hostile worker's forks at this owner */
+/* to the hostile worker: by a share, or as its own */
+bool sim_is_given(const struct sim *s, const struct object *o);
+/* a message to the hostile worker */
+void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg);
+/* the hostile worker's forks at this owner */
+void sim_check_held(struct sim *s, uint32_t r);
 void sim_check_quiet(struct sim *s);                    /* nothing is under way, handles are held */
 void sim_check_end(struct sim *s);                      /* everything was released */
 
 /* ---- the network (net.c) ---- */
-void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg, struct call *call);
-void sim_purge(struct sim *s, uint32_t from, uint32_t to); /* drops what the receiver will never accept any more */
-void sim_withdraw(struct sim *s, uint32_t from, uint32_t to); /* the session that was offered and not entered */
+void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg,
+	      struct call *call);
+/* drops what the receiver will never accept any more */
+void sim_purge(struct sim *s, uint32_t from, uint32_t to);
+/* the session that was offered and not entered */
+void sim_withdraw(struct sim *s, uint32_t from, uint32_t to);
 struct packet *sim_pick(struct sim *s);
 void sim_arrived(struct sim *s, struct packet *p);      /* consumed: kept for a replay, or freed */
 void sim_drop(struct sim *s);
@@ -331,7 +369,8 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 void sim_release(struct sim *s, struct handle *h);
 void sim_later(struct sim *s, struct todo t);
 void sim_todo(struct sim *s);
-void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev); /* before the step, and after it: */
+/* before the step, and after it: */
+void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev);
 void sim_trace_effects(struct sim *s, uint32_t r, int rc);
 void sim_note(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
@@ -352,7 +391,8 @@ void sim_view_up(struct sim *s, uint32_t r, uint32_t peer);
 void sim_meet(struct sim *s);
 void sim_start(struct sim *s, uint32_t r);
 void sim_kill(struct sim *s, uint32_t r);
-void sim_lose(struct sim *s, uint32_t a, uint32_t b);   /* the session of a pair ended; neither has noticed */
+/* the session of a pair ended; neither has noticed */
+void sim_lose(struct sim *s, uint32_t a, uint32_t b);
 void sim_suspect(struct sim *s, uint32_t r, uint32_t peer);
 void sim_part(struct sim *s);
 void sim_heal(struct sim *s);

@@ -26,10 +26,12 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 	if (rc && nr)
 		sim_fail(s, "event %d failed (%d) and had effects", (int)ev->type, rc);
 	if (rc == -EPROTO && !s->attacking)
-		sim_fail(s, "worker %u refused event %d, message %d", r, (int)ev->type, ev->msg ? (int)ev->msg->type : 0);
+		sim_fail(s, "worker %u refused event %d, message %d", r, (int)ev->type,
+			 ev->msg ? (int)ev->msg->type : 0);
 	text = tl_rp_check(k->m);
 	if (text)
-		sim_fail(s, "worker %u after event %d, message %d: %s", r, (int)ev->type, ev->msg ? (int)ev->msg->type : 0, text);
+		sim_fail(s, "worker %u after event %d, message %d: %s", r, (int)ev->type,
+			 ev->msg ? (int)ev->msg->type : 0, text);
 	rp_counts(k->m, &after);
 	if (after.forks < before.forks)
 		sim_check_recorded(s, r);
@@ -43,7 +45,9 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 /* The machine hears of it when no READ pins the handle any more. */
 static void drop(struct sim *s, struct handle *h)
 {
-	struct rp_event ev = { .type = h->claim ? RP_EV_DROP : RP_EV_RELEASE, .id = h->obj->id, .fork = h->fork };
+	struct rp_event ev = { .type = h->claim ? RP_EV_DROP : RP_EV_RELEASE,
+			       .id = h->obj->id,
+			       .fork = h->fork };
 
 	if (h->dropped)
 		return;
@@ -124,7 +128,10 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 			sim_fail(s, "a new handle has another value's location");
 	} else {
 		if (c->claim->evil && !sim_is_given(s, o))
-			sim_fail(s, "worker %u gets its own value by a record of one that it was not shared with", r);
+			sim_fail(s,
+				 "worker %u gets its own value by a record of one that it was not "
+				 "shared with",
+				 r);
 		o->local++;
 		c->claim->state = CLAIM_OVER;
 		h = sim_add_handle(s, r, o, e->fork, NULL);
@@ -132,7 +139,8 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	c->call->handles[c->slot] = h;
 }
 
-/* All references of a call are confirmed: the handler reads them, keeps some, gives one back, lets the others go. */
+/* All references of a call are confirmed: the handler reads
+ * them, keeps some, gives one back, lets the others go. */
 static void handle_call(struct sim *s, struct incoming *call)
 {
 	for (unsigned i = 0; i < call->nr; i++) {
@@ -169,12 +177,19 @@ static void on_ready(struct sim *s, uint32_t r, const struct rp_effect *e)
 	if (e->status) {
 		call->failed = true;
 		s->result->refused_records++;
-		if (!s->broken && !sim_may_fail(s, c->claim) && !c->claim->evil && !c->claim->refused)
-			sim_fail(s, "worker %u: a record was refused (%d) in a run without crashes: %s", r, e->status, e->text);
+		if (!s->broken && !sim_may_fail(s, c->claim) && !c->claim->evil &&
+		    !c->claim->refused)
+			sim_fail(s,
+				 "worker %u: a record was refused (%d) in a run without crashes: "
+				 "%s",
+				 r, e->status, e->text);
 		c->claim->state = CLAIM_OVER;
 	} else {
 		if (c->claim->evil && !sim_is_given(s, c->obj))
-			sim_fail(s, "worker %u: a record of one that its value was not shared with is confirmed", r);
+			sim_fail(s,
+				 "worker %u: a record of one that its value was not shared with is "
+				 "confirmed",
+				 r);
 		c->claim->confirmed = true;
 		if (c->claim->state == CLAIM_RECEIVED)
 			c->claim->state = CLAIM_CONFIRMED;
@@ -196,7 +211,8 @@ static void on_waited(struct sim *s, uint32_t r, const struct rp_effect *e)
 		sim_fail(s, "WAITED twice");
 	c->over = true;
 	evil = c->obj->owner == s->evil || (c->handle->claim && c->handle->claim->evil);
-	if (!e->status && c->obj->owner != s->evil && (!c->obj->set || (r != c->obj->owner && e->loc.nonce != c->obj->nonce)))
+	if (!e->status && c->obj->owner != s->evil &&
+	    (!c->obj->set || (r != c->obj->owner && e->loc.nonce != c->obj->nonce)))
 		sim_fail(s, "a wait brought another value");
 	if (!e->status && r == c->obj->owner && e->value != c->obj)
 		sim_fail(s, "a wait on the owner brought another value");
@@ -290,7 +306,9 @@ static void on_send(struct sim *s, uint32_t r, const struct rp_effect *e)
 		if (!c || c->deleted)
 			sim_fail(s, "worker %u deletes a fork twice, or one that never was", r);
 		else if (c->owner_lost)
-			sim_fail(s, "worker %u deletes a fork that was lost with the owner's session", r);
+			sim_fail(s,
+				 "worker %u deletes a fork that was lost with the owner's session",
+				 r);
 		else
 			c->deleted = true;
 	}
@@ -318,7 +336,8 @@ static void do_effects(struct sim *s, uint32_t r)
 	for (size_t i = 0; i < nr; i++)
 		rp_effect_next(s->machines[r].m);
 	s->depth++;
-	/* Handles first: their slots are valid until the next step, and what follows may make steps. */
+	/* Handles first: their slots are valid until the next
+	 * step, and what follows may make steps. */
 	for (size_t i = 0; i < nr; i++)
 		if (copy[i].type == RP_EFF_NEW_HANDLE)
 			on_new_handle(s, r, &copy[i]);

@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One line for each decision, step and effect: how a seed fails. Values and forks are written rank/number, from the
- * second incarnation on rank.incarnation/number. */
+/* One line for each decision, step and effect: how a seed fails. Values and forks are written
+ * rank/number, from the second incarnation on rank.incarnation/number. */
 #include <inttypes.h>
 #include <stdarg.h>
 
 #include "test/sim/sim.h"
 
 static const char *const events[] = {
-	"?", "NEW", "SET", "RETAIN", "RELEASE", "CREATE", "CREATE_FAILED", "FORK", "FORK_UNDO", "RECV_FORK", "DROP", "WAIT",
+	"?", "NEW", "SET", "RETAIN", "RELEASE", "CREATE", "CREATE_FAILED", "FORK", "FORK_UNDO",
+	"RECV_FORK", "DROP", "WAIT",
 	"UNWAIT", "OWN", "MSG", "PEER_UP", "PEER_FENCED", "PEER_GRACE",
 };
 static const char *const effects[] = {
-	"?", "SEND", "NEW_HANDLE", "READY", "LOCATION", "CONFIRMED", "FAILED", "CREATED", "WAITED", "FREE_VALUE", "GONE",
+	"?", "SEND", "NEW_HANDLE", "READY", "LOCATION", "CONFIRMED", "FAILED", "CREATED", "WAITED",
+	"FREE_VALUE", "GONE",
 	"DUPLICATE",
 };
 static const char *const messages[] = {
-	"?", "FORK_REQUEST", "FORK_ACK", "CHILD_ACCEPT", "DELETE", "FETCH", "FETCH_REPLY", "CREATED", "PARENT_REQUEST",
+	"?", "FORK_REQUEST", "FORK_ACK", "CHILD_ACCEPT", "DELETE", "FETCH", "FETCH_REPLY",
+	"CREATED", "PARENT_REQUEST",
 	"PARENT_ACK",
 };
 
@@ -52,7 +55,8 @@ static void print_message(FILE *f, const struct rp_msg *msg)
 
 void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev)
 {
-	const struct rref_id *id = ev->rec ? &ev->rec->id : &ev->id, *fork = ev->rec ? &ev->rec->fork : &ev->fork;
+	const struct rref_id *id = ev->rec ? &ev->rec->id : &ev->id,
+			     *fork = ev->rec ? &ev->rec->fork : &ev->fork;
 
 	if (!s->trace)
 		return;
@@ -64,7 +68,8 @@ void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev)
 		print_id(s->trace, "id", id);
 		print_id(s->trace, "fork", fork);
 		print_id(s->trace, "of", &ev->src);
-		if (ev->type == RP_EV_CREATE || ev->type == RP_EV_FORK || ev->type == RP_EV_FORK_UNDO || ev->type == RP_EV_RECV_FORK ||
+		if (ev->type == RP_EV_CREATE || ev->type == RP_EV_FORK ||
+		    ev->type == RP_EV_FORK_UNDO || ev->type == RP_EV_RECV_FORK ||
 		    ev->type == RP_EV_OWN || ev->type >= RP_EV_PEER_UP)
 			fprintf(s->trace, " peer w%u", ev->peer);
 		if (ev->rec && ev->rec->flags)

@@ -65,7 +65,8 @@ static int choose(struct rv_raw *raw, const char *device, int port, int gid_inde
 	if (err < 0)
 		return fail(-err, rv_error_text());
 	for (int i = 0; i < found; i++) {
-		if (!info[i].usable || (device && *device && strcmp(device, info[i].name)) || (port && port != info[i].port))
+		if (!info[i].usable || (device && *device && strcmp(device, info[i].name)) ||
+		    (port && port != info[i].port))
 			continue;
 		raw->context = open_named(info[i].name);
 		raw->port = info[i].port;
@@ -82,8 +83,12 @@ static int choose(struct rv_raw *raw, const char *device, int port, int gid_inde
 
 static int queue_pair(struct rv_raw *raw)
 {
-	struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC, .sq_sig_all = 0,
-					 .cap = { .max_send_wr = WINDOW_MAX, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 } };
+	struct ibv_qp_init_attr init = { .qp_type = IBV_QPT_RC,
+					 .sq_sig_all = 0,
+					 .cap = { .max_send_wr = WINDOW_MAX,
+						  .max_recv_wr = 1,
+						  .max_send_sge = 1,
+						  .max_recv_sge = 1 } };
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = (uint8_t)raw->port,
 				    .qp_access_flags = IBV_ACCESS_REMOTE_READ };
 
@@ -96,7 +101,9 @@ static int queue_pair(struct rv_raw *raw)
 	if (!raw->qp)
 		return fail(errno, "queue pair");
 	raw->psn = (uint32_t)now_ns() & 0xffffff;
-	int err = ibv_modify_qp(raw->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	int err = ibv_modify_qp(raw->qp, &attr,
+				IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT |
+					IBV_QP_ACCESS_FLAGS);
 
 	return err ? fail(err, "queue pair to INIT") : 0;
 }
@@ -104,8 +111,10 @@ static int queue_pair(struct rv_raw *raw)
 static int memory(struct rv_raw *raw, size_t bytes)
 {
 	raw->length = max_of(raw->head + bytes, (size_t)4096);
-	raw->buffer = mmap(NULL, raw->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	raw->shown = mmap(NULL, raw->length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	raw->buffer = mmap(NULL, raw->length, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	raw->shown = mmap(NULL, raw->length, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (raw->buffer == MAP_FAILED || raw->shown == MAP_FAILED)
 		return fail(ENOMEM, "buffers");
 	raw->mr = ibv_reg_mr(raw->pd, raw->buffer, raw->length, IBV_ACCESS_LOCAL_WRITE);
@@ -113,7 +122,8 @@ static int memory(struct rv_raw *raw, size_t bytes)
 	return raw->mr && raw->mr_remote ? 0 : fail(errno, "registering the buffers");
 }
 
-int rv_raw_open(const char *device, int port, int gid_index, size_t head, size_t bytes, struct rv_raw **out)
+int rv_raw_open(const char *device, int port, int gid_index, size_t head, size_t bytes,
+		struct rv_raw **out)
 {
 	struct rv_raw *raw = calloc(1, sizeof(*raw));
 
@@ -149,10 +159,19 @@ void rv_raw_end(const struct rv_raw *raw, uint8_t out[RV_RAW_END_BYTES])
 
 int rv_raw_connect(struct rv_raw *raw, const uint8_t end[RV_RAW_END_BYTES])
 {
-	struct ibv_qp_attr rtr = { .qp_state = IBV_QPS_RTR, .path_mtu = min_of(raw->attr.active_mtu, get_le32(end + 44)),
-				   .dest_qp_num = get_le32(end), .rq_psn = get_le32(end + 4), .max_dest_rd_atomic = 16,
-				   .min_rnr_timer = 12, .ah_attr = { .dlid = get_le16(end + 8), .port_num = (uint8_t)raw->port } };
-	struct ibv_qp_attr rts = { .qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 6, .rnr_retry = 6, .sq_psn = raw->psn,
+	struct ibv_qp_attr rtr = { .qp_state = IBV_QPS_RTR,
+				   .path_mtu = min_of(raw->attr.active_mtu, get_le32(end + 44)),
+				   .dest_qp_num = get_le32(end),
+				   .rq_psn = get_le32(end + 4),
+				   .max_dest_rd_atomic = 16,
+				   .min_rnr_timer = 12,
+				   .ah_attr = { .dlid = get_le16(end + 8),
+						.port_num = (uint8_t)raw->port } };
+	struct ibv_qp_attr rts = { .qp_state = IBV_QPS_RTS,
+				   .timeout = 14,
+				   .retry_cnt = 6,
+				   .rnr_retry = 6,
+				   .sq_psn = raw->psn,
 				   .max_rd_atomic = 16 };
 
 	if (raw->attr.link_layer == IBV_LINK_LAYER_ETHERNET) {
@@ -163,21 +182,30 @@ int rv_raw_connect(struct rv_raw *raw, const uint8_t end[RV_RAW_END_BYTES])
 	}
 	raw->peer_addr = get_le64(end + 32);
 	raw->peer_rkey = get_le32(end + 40);
-	int err = ibv_modify_qp(raw->qp, &rtr, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-				IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+	int err = ibv_modify_qp(raw->qp, &rtr,
+				IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
+					IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |
+					IBV_QP_MIN_RNR_TIMER);
 
 	if (err)
 		return fail(err, "queue pair to RTR");
-	err = ibv_modify_qp(raw->qp, &rts, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-			    IBV_QP_MAX_QP_RD_ATOMIC);
+	err = ibv_modify_qp(raw->qp, &rts,
+			    IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+				    IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
 	return err ? fail(err, "queue pair to RTS") : 0;
 }
 
 static int post(struct rv_raw *raw, size_t bytes)
 {
-	struct ibv_sge sge = { .addr = (uintptr_t)raw->buffer, .length = (uint32_t)(raw->head + bytes), .lkey = raw->mr->lkey };
-	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_READ, .send_flags = IBV_SEND_SIGNALED,
-				  .wr.rdma = { .remote_addr = raw->peer_addr, .rkey = raw->peer_rkey } };
+	struct ibv_sge sge = { .addr = (uintptr_t)raw->buffer,
+			       .length = (uint32_t)(raw->head + bytes),
+			       .lkey = raw->mr->lkey };
+	struct ibv_send_wr wr = { .sg_list = &sge,
+				  .num_sge = 1,
+				  .opcode = IBV_WR_RDMA_READ,
+				  .send_flags = IBV_SEND_SIGNALED,
+				  .wr.rdma = { .remote_addr = raw->peer_addr,
+					       .rkey = raw->peer_rkey } };
 	struct ibv_send_wr *bad;
 	int err = ibv_post_send(raw->qp, &wr, &bad);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that asks for references without having been given them. Ids are counters, so it knows them
- * all. Without a value's word it hears the same of each, and no function runs with a value of its choice.
+ * A member that asks for references without having been given them. Ids are counters, so it knows
+ * them all. Without a value's word it hears the same of each, and no function runs with a value of
+ * its choice.
  */
 #include <setjmp.h>
 #include <sodium.h>
@@ -43,7 +44,8 @@ static int are_equal(struct rref_call *call, void *arg)
 static int nr_many = MANY;
 
 static const struct rref_function served[] = {
-	{ .name = "give", .handler = give }, { .name = "give_many", .handler = give, .arg = &nr_many },
+	{ .name = "give", .handler = give },
+	{ .name = "give_many", .handler = give, .arg = &nr_many },
 	{ .name = "are_equal", .handler = are_equal },
 };
 
@@ -67,7 +69,8 @@ static void refused(struct foe *f, struct rref_id id, uint64_t n)
 	TG_CHECK(strcmp(f->proto.text, "the value is not there any more") == 0);
 }
 
-/* (0,2) is at worker 1: worker 0 made it there, and reads it all the while. (0,1) is worker 0's own. */
+/* (0,2) is at worker 1: worker 0 made it there, and reads it
+ * all the while. (0,1) is worker 0's own. */
 FOE_TEST(request__without_the_word)
 {
 	static const uint64_t words[] = { 0, 1, 2, UINT64_MAX, UINT64_C(0x1122334455667788) };
@@ -88,7 +91,8 @@ FOE_TEST(request__without_the_word)
 	TG_IS(foe_fresh_look(0, &foe_shown()->of[0].forks), 0);
 }
 
-/* The word opens its value to any worker, and no other value. The location's nonce is another number. */
+/* The word opens its value to any worker, and no other value.
+ * The location's nonce is another number. */
 FOE_TEST(request__with_the_word)
 {
 	struct rp_fork given = foe_be_given(f);
@@ -213,8 +217,8 @@ static uint64_t mask(const uint8_t *key, uint64_t n)
 }
 
 /*
- * A holder of one value can READ all payloads of that worker, also those offered to others. The words
- * there open nothing without the key, which is in the receiver's message alone.
+ * A holder of one value can READ all payloads of that worker, also those offered to others. The
+ * words there open nothing without the key, which is in the receiver's message alone.
  */
 FOE_TEST(payload__hides_words)
 {

@@ -26,8 +26,22 @@
 #define UNDER_SANITIZER false
 #endif
 
-enum { DIRECTORY, NO_MORE_THAN_A_PATH, DEVICE, PIPE, SOCKET, SOCKET_PAIR, EPOLL, PLAIN_FILE, UNSEALED,
-       SEALED_SHORT, ONLY_GROW, SEALED_WRITE, SEALED_GOOD, NR_KINDS };
+enum {
+	DIRECTORY,
+	NO_MORE_THAN_A_PATH,
+	DEVICE,
+	PIPE,
+	SOCKET,
+	SOCKET_PAIR,
+	EPOLL,
+	PLAIN_FILE,
+	UNSEALED,
+	SEALED_SHORT,
+	ONLY_GROW,
+	SEALED_WRITE,
+	SEALED_GOOD,
+	NR_KINDS
+};
 
 static int make_fd(int kind)
 {
@@ -128,7 +142,8 @@ static void until_no_more_than(unsigned fds, unsigned maps)
 
 	while (count_of_1("fd") > fds || (!UNDER_SANITIZER && count_of_1("maps") > maps + 2)) {
 		if (now_ns() > end) {
-			fprintf(stderr, "worker 1 has %u descriptors, %u before; %u mappings, %u before\n",
+			fprintf(stderr,
+				"worker 1 has %u descriptors, %u before; %u mappings, %u before\n",
 				count_of_1("fd"), fds, count_of_1("maps"), maps);
 			_exit(1);
 		}

@@ -105,7 +105,8 @@ static bool is_found(struct foe *f, const void *bytes, size_t length)
 	for (uint32_t i = 0; i < f->conn->segs_end; i++) {
 		const struct rvs_seg *s = segment(f, i);
 
-		if (s && memmem((const void *)at_load(&s->base), at_load(&s->length), bytes, length))
+		if (s &&
+		    memmem((const void *)at_load(&s->base), at_load(&s->length), bytes, length))
 			return true;
 	}
 	return false;
@@ -169,7 +170,8 @@ FOE_TEST(memory__cannot_be_made_writable)
 		TG_IS(errno, EACCES);
 	}
 	TG_CHECK(nr > 0);
-	TG_IS(mprotect(f->conn->peer_page, sizeof(*f->conn->peer_page), PROT_READ | PROT_WRITE), -1);
+	TG_IS(mprotect(f->conn->peer_page, sizeof(*f->conn->peer_page), PROT_READ | PROT_WRITE),
+	      -1);
 	TG_IS(errno, EACCES);
 }
 

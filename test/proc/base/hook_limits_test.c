@@ -230,7 +230,8 @@ TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
 	ctx = tg_join(rank);
 	tg_meet_serving(ctx, 0);
 	if (rank == 0 && tg_mode() != RREF_PROGRESS_MANUAL) {
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		/* there is a session */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		TG_OK(rref_alloc(ctx, 8, &unset, &data));
 		for (int i = 0; i < MANY; i++) {
 			TG_OK(rref_to_here_async(unset, RREF_DEFAULT, &f[i]));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The program's code that the library calls: it may wait and block, and nothing else of the context waits for it. */
+/* The program's code that the library calls: it may wait and
+ * block, and nothing else of the context waits for it. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -140,7 +141,8 @@ static void everything_else_works(void)
 	atomic_store(&called, 0);
 	TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &f));
-	/* The time-out of a call that no thread waits for. In the manual mode this is the only thread that makes progress. */
+	/* The time-out of a call that no thread waits for. In the
+	 * manual mode this is the only thread that makes progress. */
 	while (!rref_future_test(f)) {
 		TG_CHECK(now_ns() < end);
 		if (tg_mode() == RREF_PROGRESS_MANUAL)
@@ -169,7 +171,8 @@ static void everything_else_works(void)
 static int call_back(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "tg.echo_inline", NULL, RREF_DEFAULT, NULL);
+	return rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "tg.echo_inline",
+			     NULL, RREF_DEFAULT, NULL);
 }
 
 static struct rref_ctx *join(int rank)
@@ -301,7 +304,8 @@ static bool called(struct rref_ctx *c, void *arg)
 	return atomic_load(&results[1]);
 }
 
-/* Longer than the patience of a waiter, so that its thread sleeps. No other thread is in the library meanwhile. */
+/* Longer than the patience of a waiter, so that its thread
+ * sleeps. No other thread is in the library meanwhile. */
 TG_TEST(callback__that_waits, 2)
 {
 	static const struct rref_function fn = { .name = "slow", .handler = slow };
@@ -360,7 +364,8 @@ static void then_nest(struct rref_future *f, void *arg)
 {
 	(void)f, (void)arg;
 	depth++;
-	for (int d = atomic_load(&deepest); depth > d && !atomic_compare_exchange_weak(&deepest, &d, depth);)
+	for (int d = atomic_load(&deepest);
+	     depth > d && !atomic_compare_exchange_weak(&deepest, &d, depth);)
 		;
 	TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	depth--;
@@ -412,7 +417,8 @@ TG_TEST(callbacks__that_wait_do_not_pile_up_on_a_stack, 2)
 	return 0;
 }
 
-/* More blocked callbacks than there are threads for: the rest waits for one of them to end, and time-outs still come. */
+/* More blocked callbacks than there are threads for: the rest
+ * waits for one of them to end, and time-outs still come. */
 TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 {
 	struct rref_future *f[20], *late;
@@ -424,7 +430,8 @@ TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 		int64_t end = tg_deadline();
 
 		reset();
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		/* there is a session */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		for (int i = 0; i < n; i++) {
 			TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f[i]));
 			TG_OK(rref_future_then(f[i], then_block, NULL));
@@ -717,7 +724,8 @@ static void then_count(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Each callback runs once, and the context is freed after the thread that shuts it down is done with it. */
+/* Each callback runs once, and the context is freed after the
+ * thread that shuts it down is done with it. */
 TG_TEST(shutdown__runs_what_is_left, 1)
 {
 	for (int round = 0; round < 10; round++) {
@@ -768,13 +776,16 @@ static int over_the_other(struct rref_call *call, void *arg)
 static int back(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_rpc_sync(group[0], rref_call_caller(call), "tg.nothing", NULL, RREF_DEFAULT, NULL);
+	return rref_rpc_sync(group[0], rref_call_caller(call), "tg.nothing", NULL, RREF_DEFAULT,
+			     NULL);
 }
 
-/* Handlers of one group wait in the other, whose handlers wait in the first: more at once than either pool has threads. */
+/* Handlers of one group wait in the other, whose handlers wait
+ * in the first: more at once than either pool has threads. */
 static int two_groups(int rank, void *arg)
 {
-	static const struct rref_function own[] = { { .name = "over", .handler = over_the_other }, { .name = "back", .handler = back } };
+	static const struct rref_function own[] = { { .name = "over", .handler = over_the_other },
+						    { .name = "back", .handler = back } };
 	struct rref_future *f[12];
 	struct rref_options o;
 
@@ -795,7 +806,8 @@ static int two_groups(int rank, void *arg)
 		for (size_t i = 0; i < array_size(f); i++)
 			TG_OK(rref_rpc_async(group[0], 1, "over", NULL, RREF_DEFAULT, &f[i]));
 		for (size_t i = 0; i < array_size(f); i++) {
-			while (!rref_future_test(f[i])) { /* in the manual mode nobody else serves both */
+			/* in the manual mode nobody else serves both */
+			while (!rref_future_test(f[i])) {
 				rref_progress(group[0]);
 				rref_progress(group[1]);
 				usleep(100);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Limits of the system. Each is set in a process of its own, which then asks the library for something. It must work, or
- * fail with an errno that the function's block lists, by words that name the limit, its value and the remedy.
+ * Limits of the system. Each is set in a process of its own, which then asks the library for
+ * something. It must work, or fail with an errno that the function's block lists, by words that
+ * name the limit, its value and the remedy.
  */
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -88,9 +89,10 @@ static bool works_or(int err, int expected, const char *word, const char *value,
 {
 	if (!err)
 		return true;
-	if (err != expected || !strstr(rref_last_error(), word) || !strstr(rref_last_error(), value) ||
-	    !strstr(rref_last_error(), remedy)) {
-		fprintf(stderr, "%d, not %d with '%s', '%s', '%s': %s\n", err, expected, word, value, remedy, rref_last_error());
+	if (err != expected || !strstr(rref_last_error(), word) ||
+	    !strstr(rref_last_error(), value) || !strstr(rref_last_error(), remedy)) {
+		fprintf(stderr, "%d, not %d with '%s', '%s', '%s': %s\n", err, expected, word,
+			value, remedy, rref_last_error());
 		_exit(1);
 	}
 	return false;
@@ -149,7 +151,8 @@ static int few_at_rendezvous(const void *arg)
 	o.init_timeout = 300 * NSEC_PER_MSEC;
 	limit_descriptors(few->n);
 	err = rref_init(&o, &ctx);
-	if (err == -ECONNREFUSED || (err == -ETIMEDOUT && strstr(rref_last_error(), "missing rank")))
+	if (err == -ECONNREFUSED ||
+	    (err == -ETIMEDOUT && strstr(rref_last_error(), "missing rank")))
 		return WORKED;
 	TG_CHECK(!works_or(err, -ENOMEM, "RLIMIT_NOFILE", "raise it", "ulimit -n"));
 	return 0;
@@ -196,8 +199,10 @@ static int few_later(const void *arg)
 	fd = open("/dev/null", O_RDONLY);
 	TG_CHECK(fd >= 0);
 	limit(RLIMIT_NOFILE, (rlim_t)fd);
-	TG_CHECK(!works_or(rref_mem_alloc(ctx, 4096, &mem, &at), -ENOMEM, "RLIMIT_NOFILE", "of", "ulimit -n"));
-	TG_CHECK(!works_or(rref_alloc(ctx, 64 * MIB, &ref, &at), -ENOMEM, "RLIMIT_NOFILE", "of", "ulimit -n"));
+	TG_CHECK(!works_or(rref_mem_alloc(ctx, 4096, &mem, &at), -ENOMEM, "RLIMIT_NOFILE", "of",
+			   "ulimit -n"));
+	TG_CHECK(!works_or(rref_alloc(ctx, 64 * MIB, &ref, &at), -ENOMEM, "RLIMIT_NOFILE", "of",
+			   "ulimit -n"));
 	limit(RLIMIT_NOFILE, 256);
 	TG_OK(rref_alloc(ctx, 64 * MIB, &ref, &at));
 	rref_release(ref);
@@ -227,7 +232,8 @@ static int short_files(const void *arg)
 	if (!works_or(rref_init(&o, &ctx), -ENOMEM, "RLIMIT_FSIZE", "limited to", "ulimit -f"))
 		return 0;
 	TG_CHECK(bytes >= MIB);
-	TG_CHECK(!works_or(rref_mem_alloc(ctx, 65 * MIB, &mem, &at), -ENOMEM, "RLIMIT_FSIZE", "limited to", "ulimit -f"));
+	TG_CHECK(!works_or(rref_mem_alloc(ctx, 65 * MIB, &mem, &at), -ENOMEM, "RLIMIT_FSIZE",
+			   "limited to", "ulimit -f"));
 	/* Up to the bound, where the limit allows the least region for it. */
 	while (n < 8 && works_or(rref_alloc(ctx, 30 * MIB, &refs[n], &at), -ENOMEM,
 				 bytes < 30 * MIB ? "RLIMIT_FSIZE" : "RREF_MAX_VALUE_BYTES", "MiB",
@@ -292,7 +298,8 @@ static int short_trace(const void *arg)
 	TG_OK(rref_init(&o, &ctx));
 	limit(RLIMIT_FSIZE, 4096);
 	for (int i = 0; i < 2000; i++)
-		TG_OK(rref_rpc_sync(ctx, 0, "none", NULL, RREF_DEFAULT, NULL) == -ENOSYS ? 0 : -EIO);
+		TG_OK(rref_rpc_sync(ctx, 0, "none", NULL, RREF_DEFAULT, NULL) == -ENOSYS ? 0
+											 : -EIO);
 	leave(ctx);
 	strcat(name, ".0");
 	TG_IS(stat(name, &st), 0);
@@ -314,11 +321,13 @@ TG_TEST(reads__short_files, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 1) {
-		struct rref *r = tg_ask(ctx, 0, "pub.make", (struct tg_make){ .length = 60 * MIB, .seed = 1 });
+		struct rref *r = tg_ask(ctx, 0, "pub.make",
+					(struct tg_make){ .length = 60 * MIB, .seed = 1 });
 		struct rref_view *v;
 
 		limit(RLIMIT_FSIZE, 30 * MIB);
-		TG_CHECK(!works_or(rref_to_here(r, RREF_DEFAULT, &v), -ENOMEM, "RLIMIT_FSIZE", "30 MiB", "ulimit -f"));
+		TG_CHECK(!works_or(rref_to_here(r, RREF_DEFAULT, &v), -ENOMEM, "RLIMIT_FSIZE",
+				   "30 MiB", "ulimit -f"));
 		limit(RLIMIT_FSIZE, RLIM_INFINITY);
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		rref_view_free(v);
@@ -356,7 +365,8 @@ static int few_addresses(const void *arg)
 		return 2;
 	limit(RLIMIT_AS, addresses_in_use());
 	for (int i = 0; i < 100000; i++)
-		if (!works_or(rref_alloc(ctx, 4096, &ref, &at), -ENOMEM, "limit", "iB", "ulimit -v"))
+		if (!works_or(rref_alloc(ctx, 4096, &ref, &at), -ENOMEM, "limit", "iB",
+			      "ulimit -v"))
 			break;
 	limit(RLIMIT_AS, RLIM_INFINITY);
 	leave(ctx);
@@ -527,7 +537,8 @@ static int deny(int nr, int err)
 	};
 	struct sock_fprog p = { array_size(f), f };
 
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p);
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+		prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p);
 }
 
 static int denied_init(const void *arg)
@@ -548,7 +559,8 @@ static int denied_init(const void *arg)
 	}
 	TG_CHECK(!works_or(err, d->expected, d->name, "refused by the system", "seccomp"));
 	/* Not another provider's reason in its place. */
-	TG_CHECK(!strncmp(d->device, rref_last_error(), 3) || strstr(rref_last_error(), "no usable device: shm: "));
+	TG_CHECK(!strncmp(d->device, rref_last_error(), 3) ||
+		 strstr(rref_last_error(), "no usable device: shm: "));
 	return 0;
 }
 
@@ -589,8 +601,8 @@ static int denied_connect(const void *arg)
 	o.rendezvous = place;
 	if (deny(SYS_connect, EPERM))
 		return SKIPPED;
-	TG_CHECK(!works_or(rref_init(&o, &ctx), -EIO, "could not reach rank 0", "refused by the system",
-			   "a container's seccomp profile must allow it"));
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -EIO, "could not reach rank 0",
+			   "refused by the system", "a container's seccomp profile must allow it"));
 	return 0;
 }
 
@@ -626,11 +638,13 @@ static int read_only_tmp(const void *arg)
 	TG_OK(rref_init(&o, &ctx));
 	leave(ctx);
 	o.trace = "/tmp/trace";
-	TG_CHECK(!works_or(rref_init(&o, &ctx), -EIO, "/tmp/trace", "can only be read", "mount it writable"));
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -EIO, "/tmp/trace", "can only be read",
+			   "mount it writable"));
 	o.trace = NULL;
 	TG_IS(umount("/tmp"), 0);
 	TG_IS(mount("none", "/tmp", "tmpfs", MS_RDONLY, NULL), 0);
-	TG_CHECK(!works_or(rref_init(&o, &ctx), -EACCES, "/tmp/librref-", "Read-only file system", "RREF_KEY_FILE"));
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -EACCES, "/tmp/librref-", "Read-only file system",
+			   "RREF_KEY_FILE"));
 	return 0;
 }
 
@@ -649,7 +663,8 @@ static int no_tmp(const void *arg)
 	/* An empty folder as root has no /tmp. */
 	if (own_mounts() || mount("none", "/tmp", "tmpfs", 0, NULL) || chroot("/tmp") || chdir("/"))
 		return SKIPPED;
-	TG_CHECK(!works_or(rref_init(&o, &ctx), -EACCES, "/tmp/librref-", "no such entry", "RREF_KEY_FILE"));
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -EACCES, "/tmp/librref-", "no such entry",
+			   "RREF_KEY_FILE"));
 	return 0;
 }
 
@@ -668,7 +683,8 @@ static int no_proc(const void *arg)
 	o.device = "auto";
 	if (own_mounts() || mount("none", "/proc", "tmpfs", 0, NULL))
 		return SKIPPED;
-	TG_CHECK(!works_or(rref_init(&o, &ctx), -ENODEV, "no usable device: shm:", "/proc", "mount"));
+	TG_CHECK(!works_or(rref_init(&o, &ctx), -ENODEV, "no usable device: shm:", "/proc",
+			   "mount"));
 	return 0;
 }
 
@@ -696,7 +712,8 @@ static int write_text(const char *path, const char *text)
 static int enter_group(char *path, size_t size)
 {
 	static const char *const kinds[][2] = {
-		{ "/sys/fs/cgroup/memory", "memory.limit_in_bytes" }, { "/sys/fs/cgroup", "memory.max" },
+		{ "/sys/fs/cgroup/memory", "memory.limit_in_bytes" },
+		{ "/sys/fs/cgroup", "memory.max" },
 	};
 
 	for (size_t i = 0; i < array_size(kinds); i++) {
@@ -731,8 +748,9 @@ static int fill_group(const void *arg)
 	TG_CHECK(bytes);
 	tg_fill(bytes, 4 * MIB, 1);
 	TG_OK(rref_init(&o, &ctx));
-	while (n < GROUP_MIB && works_or(rref_new(ctx, bytes, 4 * MIB, &refs[n]), -ENOMEM, "limit 64 MiB", "asked 4",
-					 "RREF_MAX_VALUE_BYTES"))
+	while (n < GROUP_MIB &&
+	       works_or(rref_new(ctx, bytes, 4 * MIB, &refs[n]), -ENOMEM, "limit 64 MiB", "asked 4",
+			"RREF_MAX_VALUE_BYTES"))
 		n++;
 	TG_CHECK(n >= 10 && n < 17);
 	while (n)
@@ -766,7 +784,8 @@ static int in_group(const void *arg)
 static void values__in_a_small_container(void **state)
 {
 	(void)state;
-	/* The shadow of the thread sanitizer is several times the memory that it watches, and counts. */
+	/* The shadow of the thread sanitizer is several times the
+	 * memory that it watches, and counts. */
 	if (NO_AS_LIMIT) {
 		print_message("skipped: a sanitizer needs more memory than the container has\n");
 		skip();

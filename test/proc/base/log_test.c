@@ -13,7 +13,9 @@
 
 #include "tg_refs.h"
 
-#define LINE "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{6}Z rref rank %d (error|warning|info|debug): [ -~]+$"
+#define LINE \
+	"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{6}Z rref rank %d " \
+	"(error|warning|info|debug): [ -~]+$"
 
 static int saved_stderr;
 
@@ -182,7 +184,8 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 		if (watcher == 0) {
 			/* Rank 0 knows who is missing; the other one where it goes, and why it did
 			 * not get there. */
-			const char *what = first == 0 ? "missing rank 1" : "the last: connection refused";
+			const char *what = first == 0 ? "missing rank 1"
+						      : "the last: connection refused";
 
 			while (!strstr(caught(fd), what) && now_ns() < tg_deadline())
 				tg_pause();

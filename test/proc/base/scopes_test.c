@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Profiling scopes: each begin has exactly one end, with the right key, whether it went well, failed, timed out or was cut
- * off by the shutdown; and the trace file holds the same, also after a worker was killed. With RREF_TEST_TRACE_DIR the
- * files are kept there, for test/tools/trace.sh, which reads them with a JSON parser.
+ * Profiling scopes: each begin has exactly one end, with the right key, whether it went well,
+ * failed, timed out or was cut off by the shutdown; and the trace file holds the same, also after a
+ * worker was killed. With RREF_TEST_TRACE_DIR the files are kept there, for test/tools/trace.sh,
+ * which reads them with a JSON parser.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -45,7 +46,8 @@ static void hook(void *ctx, const struct rref_scope *s)
 	pthread_mutex_unlock(&heard.lock);
 }
 
-/* How many scopes with this key have begun once and ended once with this status; all others of it are a failure. */
+/* How many scopes with this key have begun once and ended once
+ * with this status; all others of it are a failure. */
 static unsigned ended(const char *key, int status, int async, int peer)
 {
 	unsigned n = 0;
@@ -105,7 +107,8 @@ static void all_ended(void)
 	}
 }
 
-/* An end comes a moment after a test of the future may have said so; whoever gives it has the lock, or is this thread. */
+/* An end comes a moment after a test of the future may have
+ * said so; whoever gives it has the lock, or is this thread. */
 static void settle(struct rref_ctx *ctx)
 {
 	(void)tg_stats(ctx);
@@ -154,24 +157,37 @@ static unsigned do_all(struct rref_ctx *ctx)
 	char byte;
 	size_t got;
 
-	TG_OK(rref_new(ctx, "m", 1, &mine));                                                    /* new */
-	TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "t", .length = 1 }, RREF_DEFAULT, &theirs)); /* remote */
-	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v));                                          /* to_here */
+	/* new */
+	TG_OK(rref_new(ctx, "m", 1, &mine));
+	/* remote */
+	TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "t", .length = 1 },
+			  RREF_DEFAULT, &theirs));
+	/* to_here */
+	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v));
 	rref_view_free(v);
-	TG_OK(rref_to_here(mine, RREF_DEFAULT, &v));                                            /* to_here, of an own value */
+	/* to_here, of an own value */
+	TG_OK(rref_to_here(mine, RREF_DEFAULT, &v));
 	rref_view_free(v);
-	TG_OK(rref_to_here_into(theirs, &byte, 0, 1, RREF_DEFAULT, &got));                      /* to_here_into */
-	TG_IS(rref_to_here_batch(&theirs, 1, RREF_DEFAULT, &v, &status), 1);                    /* to_here_batch */
+	/* to_here_into */
+	TG_OK(rref_to_here_into(theirs, &byte, 0, 1, RREF_DEFAULT, &got));
+	/* to_here_batch */
+	TG_IS(rref_to_here_batch(&theirs, 1, RREF_DEFAULT, &v, &status), 1);
 	rref_view_free(v);
-	read_async(theirs);                                                                     /* to_here_async */
-	read_async(mine);                                                                       /* the same */
-	TG_OK(rref_rpc_sync(ctx, 1, "tg.read", &(struct rref_args){ .refs = &mine, .nr_refs = 1 }, RREF_DEFAULT, NULL)); /* rpc_sync, fork */
-	TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f));                    /* rpc_async */
+	/* to_here_async */
+	read_async(theirs);
+	/* the same */
+	read_async(mine);
+	/* rpc_sync, fork */
+	TG_OK(rref_rpc_sync(ctx, 1, "tg.read", &(struct rref_args){ .refs = &mine, .nr_refs = 1 },
+			    RREF_DEFAULT, NULL));
+	/* rpc_async */
+	TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f));
 	TG_OK(rref_future_wait(f, RREF_DEFAULT));
 	rref_future_free(f);
 	rref_release(theirs);
 	rref_release(mine);
-	TG_OK(rref_alloc(ctx, 8, &mine, &data));                                                /* alloc */
+	/* alloc */
+	TG_OK(rref_alloc(ctx, 8, &mine, &data));
 	TG_OK(rref_set(mine));
 	rref_release(mine);
 	return 12;
@@ -204,7 +220,8 @@ TG_TEST(scopes__each_kind_begins_and_ends_once, 2)
 		tg_set_flag(0, 1);
 	} else {
 		tg_wait_flag_serving(ctx, 0, 1);
-		/* Its handlers; each has returned, or its answer could not have come. The read is one of the handler's own. */
+		/* Its handlers; each has returned, or its answer could
+		 * not have come. The read is one of the handler's own. */
 		TG_IS(ended("handler#tg.echo(worker0)->(worker1)", 0, 0, 0), 1);
 		TG_IS(ended("handler#tg.read(worker0)->(worker1)", 0, 0, 0) <= 1, 1);
 		TG_IS(ended("to_here#(worker1)->(worker0)", 0, 0, 0), 1);
@@ -323,7 +340,8 @@ static void trace_path(char *to, size_t size, const char *name)
 	if (dir)
 		snprintf(to, size, "%s/%s.%%r.json", dir, name);
 	else
-		snprintf(to, size, "/tmp/rref-%s-%d.%%r.json", name, tg_current ? (int)getppid() : (int)getpid());
+		snprintf(to, size, "/tmp/rref-%s-%d.%%r.json", name,
+			 tg_current ? (int)getppid() : (int)getpid());
 }
 
 static char *load(const char *pattern, int rank)
@@ -333,7 +351,8 @@ static char *load(const char *pattern, int rank)
 	FILE *file;
 	size_t n;
 
-	snprintf(path, sizeof(path), "%.*s%d.json", (int)(strstr(pattern, "%r") - pattern), pattern, rank);
+	snprintf(path, sizeof(path), "%.*s%d.json", (int)(strstr(pattern, "%r") - pattern), pattern,
+		 rank);
 	file = fopen(path, "r");
 	TG_CHECK(file != NULL);
 	n = fread(text, 1, sizeof(text) - 1, file);
@@ -378,7 +397,9 @@ TG_TEST(trace__holds_every_scope, 2)
 	if (rank == 0) {
 		TG_IS(lines_with(text, "\"ph\":\"b\"", ""), 4);
 		TG_IS(lines_with(text, "\"ph\":\"X\"", "\"to_here#(worker0)->(worker1)\""), 1);
-		TG_IS(lines_with(text, "\"ph\":\"e\"", "\"rpc_async#tg.nothing(worker0)->(worker1)\""), 1);
+		TG_IS(lines_with(text, "\"ph\":\"e\"",
+				 "\"rpc_async#tg.nothing(worker0)->(worker1)\""),
+		      1);
 	}
 	return 0;
 }
@@ -403,7 +424,8 @@ static int killed(int rank, void *arg)
 
 	TG_OK(rref_new(ctx, "x", 1, &r));
 	/* The timers write it: no further scope has to come, nor an orderly end. */
-	snprintf(path, sizeof(path), "%.*s0.json", (int)(strstr((char *)arg, "%r") - (char *)arg), (char *)arg);
+	snprintf(path, sizeof(path), "%.*s0.json", (int)(strstr((char *)arg, "%r") - (char *)arg),
+		 (char *)arg);
 	TG_CHECK(tg_eventually(in_file, ctx, path));
 	kill(getpid(), SIGKILL);
 	return 1;

@@ -297,7 +297,8 @@ static void pair(const struct sleeper *s, const struct other *o, int *rounds)
 static int sleeper_run(int rank, void *arg)
 {
 	static const struct rref_function own[] = { { .name = "slow", .handler = slow },
-						    { .name = "handler_waits", .handler = handler_waits } };
+						    { .name = "handler_waits",
+						      .handler = handler_waits } };
 	const struct sleeper *s = arg;
 	int rounds = 0;
 
@@ -365,12 +366,15 @@ static int count_inline(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* Manual mode: an inline call that another thread's wait took in is the loop's to run, or that thread's; it is run. */
+/* Manual mode: an inline call that another thread's wait took
+ * in is the loop's to run, or that thread's; it is run. */
 TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
 {
 	static _Atomic int calls;
-	const struct rref_function own[] = { { .name = "slow", .handler = slow },
-					     { .name = "count", .handler = count_inline, .arg = &calls, .flags = RREF_INLINE } };
+	const struct rref_function own[] = {
+		{ .name = "slow", .handler = slow },
+		{ .name = "count", .handler = count_inline, .arg = &calls, .flags = RREF_INLINE }
+	};
 
 	ctx = tg_join(rank);
 	for (size_t i = 0; i < array_size(own); i++)
@@ -384,12 +388,17 @@ TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
 		struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
 		pthread_t t;
 
-		TG_CHECK(pthread_create(&t, NULL, (void *(*)(void *))(uintptr_t)long_wait, NULL) == 0);
-		while (!tg_flag(OVER) && (tg_mode() == RREF_PROGRESS_MANUAL || atomic_load(&calls) < 50)) {
+		TG_CHECK(pthread_create(&t, NULL, (void *(*)(void *))(uintptr_t)long_wait, NULL) ==
+			 0);
+		while (!tg_flag(OVER) &&
+		       (tg_mode() == RREF_PROGRESS_MANUAL || atomic_load(&calls) < 50)) {
 			while (rref_progress(ctx) > 0)
 				;
 			if (!rref_ctx_arm(ctx))
-				poll(&p, 1, tg_mode() == RREF_PROGRESS_MANUAL && atomic_load(&calls) < 50 ? 20000 : 10);
+				poll(&p, 1,
+				     tg_mode() == RREF_PROGRESS_MANUAL && atomic_load(&calls) < 50
+					     ? 20000
+					     : 10);
 		}
 		pthread_join(t, NULL);
 		TG_IS(atomic_load(&calls), 50);
@@ -477,7 +486,8 @@ static long switches(void)
 	return n;
 }
 
-/* A wait for any of several sleeps once, as one for one does. In the manual mode it looks after time-outs: each 20 ms. */
+/* A wait for any of several sleeps once, as one for one does.
+ * In the manual mode it looks after time-outs: each 20 ms. */
 TG_TEST(wait_any__that_waits_long_sleeps, 1)
 {
 	struct rref_future *f[5];
@@ -520,7 +530,8 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 
 	if (!ref || id != CLOCK_MONOTONIC)
 		return r;
-	/* The poller may have the lock for a moment; or this thread has it, and reads again later. */
+	/* The poller may have the lock for a moment; or this
+	 * thread has it, and reads again later. */
 	for (int tries = 0; !rc_trylock(ctx); tries++) {
 		if (tries == 1000)
 			return r;

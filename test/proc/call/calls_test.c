@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls: what reaches the callee, what comes back, and what happens when it comes late, twice or not at all. */
+/* Calls: what reaches the callee, what comes back, and what
+ * happens when it comes late, twice or not at all. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdatomic.h>
@@ -37,7 +38,8 @@ TG_TEST(sync__without_a_place_for_the_result, 2)
 	struct rref_ctx *ctx = tg_join(rank);
 
 	for (int i = 0; i < 20; i++)
-		TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT,
+				    NULL));
 	TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 	tg_finish(ctx);
 	return 0;
@@ -50,7 +52,8 @@ TG_TEST(async__inline_a_thousand_in_flight, 2)
 	struct rref_future **f = calloc((size_t)n, sizeof(struct rref_future *));
 
 	for (int i = 0; i < n; i++)
-		TG_OK(rref_rpc_async(ctx, i % 2, "tg.echo_inline", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, i % 2, "tg.echo_inline", tg_bytes(&i, sizeof(i)),
+				     RREF_DEFAULT, &f[i]));
 	TG_OK(rref_wait_all(f, (size_t)n, RREF_DEFAULT));
 	for (int i = 0; i < n; i++) {
 		int got;
@@ -77,8 +80,8 @@ static void *call_many(void *arg)
 	for (int i = 0; i < tg_scale(200); i++) {
 		int got = -1, want = i * 16;
 
-		TG_OK(rref_rpc_sync(m->ctx, m->rank, i % 3 ? "tg.echo" : "tg.echo_inline", tg_bytes(&want, sizeof(want)),
-				    RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(m->ctx, m->rank, i % 3 ? "tg.echo" : "tg.echo_inline",
+				    tg_bytes(&want, sizeof(want)), RREF_DEFAULT, &f));
 		tg_result(f, &got, sizeof(got));
 		TG_IS(got, want);
 		rref_future_free(f);
@@ -160,8 +163,10 @@ TG_TEST(references__too_many, 2)
 	TG_OK(rref_new(ctx, "r", 1, &r));
 	for (size_t i = 0; i < array_size(refs); i++)
 		refs[i] = r;
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.read", &(struct rref_args){ .refs = refs, .nr_refs = RREF_REFS_MAX + 1 },
-			    RREF_DEFAULT, &f), -EMSGSIZE);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.read",
+			    &(struct rref_args){ .refs = refs, .nr_refs = RREF_REFS_MAX + 1 },
+			    RREF_DEFAULT, &f),
+	      -EMSGSIZE);
 	TG_TEXT("1025 references");
 	TG_CHECK(!f);
 	TG_IS(tg_stats(ctx).forks, 0);
@@ -251,7 +256,8 @@ TG_TEST(handler__returns_an_errno_or_garbage, 2)
 TG_TEST(handler__what_it_returns_after_its_reply_does_not_matter, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, odd_functions, array_size(odd_functions));
-	static const char *const names[] = { "reply_then_error", "reply_then_garbage", "reply_then_defer" };
+	static const char *const names[] = { "reply_then_error", "reply_then_garbage",
+					     "reply_then_defer" };
 	struct rref_future *f;
 	char got[4];
 
@@ -316,8 +322,8 @@ static int deep(struct rref_call *call, void *arg)
 	if (depth == 0)
 		return rref_call_reply(call, tg_bytes(&depth, sizeof(depth)));
 	depth--;
-	int err = rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "deep", tg_bytes(&depth, sizeof(depth)),
-				RREF_DEFAULT, &f);
+	int err = rref_rpc_sync(rref_call_context(call), rref_call_caller(call), "deep",
+				tg_bytes(&depth, sizeof(depth)), RREF_DEFAULT, &f);
 
 	if (err)
 		return err;
@@ -343,7 +349,8 @@ TG_TEST(nested__twenty_deep_with_a_pool_of_one, 2)
 	for (int to = 0; to < 2; to++)
 		for (int round = 0; round < 3; round++) {
 			depth = 20;
-			TG_OK(rref_rpc_sync(ctx, to, "deep", tg_bytes(&depth, sizeof(depth)), RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "deep", tg_bytes(&depth, sizeof(depth)),
+					    RREF_DEFAULT, &f));
 			tg_result(f, &depth, sizeof(depth));
 			TG_IS(depth, 20);
 			rref_future_free(f);
@@ -391,9 +398,13 @@ TG_TEST(timeout__late_answer_is_dropped_and_its_references_reclaimed, 3)
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_OK(rref_remote(ctx, 2, "tg.echo", tg_bytes("theirs", 6), RREF_DEFAULT, &theirs));
 		tg_expect_bytes(theirs, "theirs", 6);
-		struct rref_args a = { .data = "late", .length = 4, .refs = (struct rref *[]){ mine, theirs }, .nr_refs = 2 };
+		struct rref_args a = { .data = "late",
+				       .length = 4,
+				       .refs = (struct rref *[]){ mine, theirs },
+				       .nr_refs = 2 };
 
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)); /* there is a session */
+		/* there is a session */
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, RREF_DEFAULT, &f));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, 30 * MS, &g));
 		tg_until_held(ctx, 1, 2);
@@ -437,7 +448,9 @@ static int answer(struct rref_call *call, void *arg)
 static int echo_back(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
+	return rref_call_reply(call,
+			       &(struct rref_args){ .data = rref_call_data(call),
+						    .length = rref_call_length(call) });
 }
 
 static int silent(struct rref_call *call, void *arg)
@@ -465,7 +478,8 @@ static bool all_calls_over(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).calls_open == 0 && p.call_bytes == 0;
 }
 
-/* Some calls take the straight way, some leave it half-way, some never go it: what is counted does not tell. */
+/* Some calls take the straight way, some leave it half-way,
+ * some never go it: what is counted does not tell. */
 TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, counted_functions, array_size(counted_functions));
@@ -476,12 +490,14 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 
 		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
 		/* Too much for the straight way. */
-		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT,
+				    NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "pool", tg_bytes("x", 1), RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "echo", tg_bytes(large, 256), RREF_DEFAULT, &f));
 		TG_IS(rref_future_nr_refs(f), 0);
 		TG_IS(rref_rpc_sync(ctx, 1, "error", NULL, RREF_DEFAULT, NULL), -ENOSPC);
-		TG_IS(rref_rpc_sync(ctx, 1, "none of that name", NULL, RREF_DEFAULT, NULL), -EINVAL);
+		TG_IS(rref_rpc_sync(ctx, 1, "none of that name", NULL, RREF_DEFAULT, NULL),
+		      -EINVAL);
 		TG_IS(rref_rpc_sync(ctx, 1, "nobody", NULL, RREF_DEFAULT, NULL), -ENOSYS);
 		TG_OK(rref_rpc_async(ctx, 1, "later", tg_bytes("y", 1), RREF_DEFAULT, &g));
 		/* Behind it, and answered before it. */
@@ -517,10 +533,15 @@ TG_TEST(arguments__bad_ones, 2)
 	for (size_t i = 0; i < array_size(bad); i++)
 		TG_IS(rref_rpc_sync(ctx, 1 - rank, bad[i], NULL, RREF_DEFAULT, &f), -EINVAL);
 	TG_IS(rref_rpc_sync(ctx, 1 - rank, NULL, NULL, RREF_DEFAULT, &f), -EINVAL);
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo", tg_bytes(NULL, 4), RREF_DEFAULT, &f), -EINVAL);
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .nr_refs = 1 }, RREF_DEFAULT, &f), -EINVAL);
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .refs = (struct rref *[]){ NULL }, .nr_refs = 1 },
-			    RREF_DEFAULT, &f), -EINVAL);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo", tg_bytes(NULL, 4), RREF_DEFAULT, &f),
+	      -EINVAL);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .nr_refs = 1 },
+			    RREF_DEFAULT, &f),
+	      -EINVAL);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "tg.echo",
+			    &(struct rref_args){ .refs = (struct rref *[]){ NULL }, .nr_refs = 1 },
+			    RREF_DEFAULT, &f),
+	      -EINVAL);
 	TG_IS(rref_rpc_async(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL), -EINVAL);
 	TG_IS(rref_remote(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL), -EINVAL);
 	TG_CHECK(!f);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that asks for references which values hold and that are not its to ask for, or asks without end; and one whose
- * own values hold what it says they hold. It harms its own requests, or its own session, and nothing else.
+ * A member that asks for references which values hold and that are not its to ask for, or asks
+ * without end; and one whose own values hold what it says they hold. It harms its own requests, or
+ * its own session, and nothing else.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -34,7 +35,11 @@ static int nest(struct rref_call *call, void *arg)
 		err = rref_call_reply_value(call,
 					    TG_VALUE(.type = &secret, .refs = refs, .nr_refs = nr));
 	else
-		err = rref_call_reply(call, &(struct rref_args){ .data = how, .length = 3, .refs = refs, .nr_refs = nr });
+		err = rref_call_reply(call,
+				      &(struct rref_args){ .data = how,
+							   .length = 3,
+							   .refs = refs,
+							   .nr_refs = nr });
 	for (size_t i = 0; i < nr; i++)
 		rref_release(refs[i]);
 	return err;
@@ -76,18 +81,26 @@ static const struct rref_function served[] = {
 
 /* ---- asking ---- */
 
-static void create(struct foe *f, const char *function, uint64_t n, uint16_t nr_refs, unsigned char local_only)
+static void create(struct foe *f, const char *function, uint64_t n, uint16_t nr_refs,
+		   unsigned char local_only)
 {
 	struct rw_message m = { .frame.type = RW_CALL };
 	unsigned char how[3] = { nr_refs & 0xff, (unsigned char)(nr_refs >> 8), local_only };
 
-	m.u.call = (struct rw_call){ .call_id = n, .kind = RW_CALL_REMOTE, .name = function, .name_length = (uint8_t)strlen(function),
-				     .id = foe_id_of(FOE, n), .fork = foe_id_of(FOE, n + 1000), .data = how, .data_length = 3 };
+	m.u.call = (struct rw_call){ .call_id = n,
+				     .kind = RW_CALL_REMOTE,
+				     .name = function,
+				     .name_length = (uint8_t)strlen(function),
+				     .id = foe_id_of(FOE, n),
+				     .fork = foe_id_of(FOE, n + 1000),
+				     .data = how,
+				     .data_length = 3 };
 	TG_OK(foe_say(f, &m));
 }
 
 /* A creation of the foe's that worker 1 has finished. */
-static void created(struct foe *f, const char *function, uint64_t n, uint16_t nr_refs, unsigned char local_only)
+static void created(struct foe *f, const char *function, uint64_t n, uint16_t nr_refs,
+		    unsigned char local_only)
 {
 	uint64_t before = f->nr_proto[RP_MSG_CREATED];
 
@@ -103,7 +116,12 @@ static struct rw_message a_take(struct rref_id id, struct rref_id fork, uint32_t
 
 	put_le32(range, first);
 	put_le32(range + 4, nr);
-	m.u.call = (struct rw_call){ .call_id = call_id++, .kind = RW_CALL_TAKE, .id = id, .fork = fork, .name = "", .data = range,
+	m.u.call = (struct rw_call){ .call_id = call_id++,
+				     .kind = RW_CALL_TAKE,
+				     .id = id,
+				     .fork = fork,
+				     .name = "",
+				     .data = range,
 				     .data_length = sizeof(range) };
 	return m;
 }
@@ -122,7 +140,8 @@ static int take(struct foe *f, struct rref_id id, struct rref_id fork, uint32_t 
 
 FOE_TEST(take__what_it_holds_and_no_more)
 {
-	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001), other = foe_id_of(FOE, 2);
+	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001),
+		       other = foe_id_of(FOE, 2);
 
 	foe_meet(f, 1);
 	created(f, "nest", 1, 3, 0);
@@ -135,7 +154,8 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	for (int i = 0; i < 3; i++) {
 		const struct rp_fork *r = &f->reply_refs[i];
 
-		TG_CHECK(r->owner == 1 && r->parent == 1 && r->fork.created_on == 1 && r->loc.version == 1 && r->loc.length == sizeof(size_t));
+		TG_CHECK(r->owner == 1 && r->parent == 1 && r->fork.created_on == 1 &&
+			 r->loc.version == 1 && r->loc.length == sizeof(size_t));
 		TG_OK(foe_say_proto(f, RP_MSG_DELETE, r->id, r->fork));
 	}
 	foe_still_served(f);
@@ -146,7 +166,8 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	TG_IS(take(f, id, fork, 2, 2), -EINVAL);
 	TG_IS(take(f, id, fork, RREF_REFS_MAX - 1, 1), -EINVAL);
 	TG_IS(take(f, id, fork, 0, RREF_REFS_MAX), -EINVAL);
-	/* What it does not hold: not that value, not by that fork, not its own fork, nothing at all. */
+	/* What it does not hold: not that value, not by that
+	 * fork, not its own fork, nothing at all. */
 	TG_IS(take(f, other, fork, 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 1002), 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 777), 0, 1), -ESTALE);
@@ -169,7 +190,8 @@ FOE_TEST(take__of_values_that_give_nothing)
 	foe_meet(f, 1);
 	created(f, "nest", 1, 0, 0);                        /* holds none */
 	TG_IS(take(f, foe_id_of(FOE, 1), foe_id_of(FOE, 1001), 0, 1), -EINVAL);
-	created(f, "nest", 2, 5, 1);                        /* stays with its owner, and so does what it holds */
+	/* stays with its owner, and so does what it holds */
+	created(f, "nest", 2, 5, 1);
 	TG_IS(f->proto_status, 0);
 	TG_IS(take(f, foe_id_of(FOE, 2), foe_id_of(FOE, 1002), 0, 1), -EPERM);
 	created(f, "no.such", 3, 0, 0);                     /* was never made */
@@ -186,7 +208,8 @@ FOE_TEST(take__of_values_that_give_nothing)
 FOE_TEST(take__malformed)
 {
 	static const struct { uint16_t at; uint8_t value; } bad[] = {
-		{ 33, 1 }, { 34, 1 }, { 35, 1 }, { 36, 1 }, { 38, 1 }, /* located, name, reserved, references, metadata */
+		/* located, name, reserved, references, metadata */
+		{ 33, 1 }, { 34, 1 }, { 35, 1 }, { 36, 1 }, { 38, 1 },
 		{ 40, 7 }, { 40, 9 }, { 41, 1 },                       /* length of the range */
 		{ 69, 4 }, { 70, 1 }, { 71, 128 },                     /* first */
 		{ 72, 0 }, { 73, 4 }, { 74, 1 }, { 75, 255 },          /* how many */
@@ -209,7 +232,8 @@ FOE_TEST(take__malformed)
 	}
 }
 
-/* Without end: each one costs it of its quota of forks, large answers of its room, and all is given back with its session. */
+/* Without end: each one costs it of its quota of forks, large
+ * answers of its room, and all is given back with its session. */
 FOE_TEST(take__flood)
 {
 	int n = tg_scale(4000);
@@ -217,7 +241,8 @@ FOE_TEST(take__flood)
 	foe_meet(f, 1);
 	created(f, "nest", 1, RREF_REFS_MAX, 0);
 	for (int i = 0; i < n; i++) {
-		struct rw_message m = a_take(foe_id_of(FOE, 1), foe_id_of(FOE, 1001), (uint32_t)i % 1000, 3);
+		struct rw_message m = a_take(foe_id_of(FOE, 1), foe_id_of(FOE, 1001),
+					     (uint32_t)i % 1000, 3);
 
 		TG_OK(foe_say(f, &m));
 		foe_pump(f);
@@ -226,17 +251,20 @@ FOE_TEST(take__flood)
 	TG_IS(f->reply_status, 0);
 	TG_CHECK(foe_fresh_look(1, &foe_shown()->of[1].forks) >= 3 * (uint64_t)n);
 	for (int i = 0; i < 20; i++) {
-		struct rw_message m = a_take(foe_id_of(FOE, 1), foe_id_of(FOE, 1001), 0, RREF_REFS_MAX);
+		struct rw_message m = a_take(foe_id_of(FOE, 1), foe_id_of(FOE, 1001), 0,
+					     RREF_REFS_MAX);
 
 		TG_OK(foe_say(f, &m));
 	}
 	FOE_UNTIL(f, f->nr_recv[RW_REPLY] == (uint64_t)n + 20);
 	TG_IS(f->reply_nr_refs, RREF_REFS_MAX);
 	TG_IS(foe_reply_to(f, "payload_bytes", NULL), -EDOM);
-	TG_CHECK(strtoul(f->reply_text, NULL, 10) >= 20u * RREF_REFS_MAX * RW_FORK_BYTES); /* never read */
+	/* never read */
+	TG_CHECK(strtoul(f->reply_text, NULL, 10) >= 20u * RREF_REFS_MAX * RW_FORK_BYTES);
 	foe_others_work();
 	foe_hang_up(f);
-	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC; foe_fresh_look(1, &foe_shown()->of[1].forks) > 1;)
+	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC;
+	     foe_fresh_look(1, &foe_shown()->of[1].forks) > 1;)
 		TG_CHECK(now_ns() < end);
 	foe_meet(f, 1);
 	TG_IS(foe_reply_to(f, "payload_bytes", NULL), -EDOM);
@@ -258,7 +286,8 @@ static void rig_open(struct foe *f, struct rig *r)
 	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
 	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ, &r->mr));
+	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
+			  &r->mr));
 	close(fd);
 	r->next = 1;
 }
@@ -288,8 +317,13 @@ static struct rp_fork put_value(struct foe *f, struct rig *r, uint16_t nr)
 	put_le32(h + 40, 0x59444552);
 	put_le16(h + 48, 1);
 	put_le16(h + 50, nr);
-	rec.loc = (struct rp_location){ .addr = REGION_IOVA, .length = 8, .nonce = NONCE, .type_hash = hash, .version = 1,
-					.nr_segments = 1, .nr_refs = nr };
+	rec.loc = (struct rp_location){ .addr = REGION_IOVA,
+					.length = 8,
+					.nonce = NONCE,
+					.type_hash = hash,
+					.version = 1,
+					.nr_segments = 1,
+					.nr_refs = nr };
 	rec.loc.rkey[f->ops->kind] = r->mr.rkey;
 	return rec;
 }
@@ -321,15 +355,21 @@ static void answer_with(struct foe *f, uint16_t nr, uint32_t owner, uint64_t fir
 	for (uint16_t i = 0; i < nr; i++) {
 		answer.refs[i] = foe_record(f, owner, foe_id_of(owner, first + i), ++last_fork);
 		if (owner == FOE)
-			answer.refs[i].loc = (struct rp_location){ .addr = 4096, .length = 1, .nonce = 9, .rkey = { 77, 77 },
-								   .version = 1, .nr_segments = 1 };
+			answer.refs[i].loc = (struct rp_location){ .addr = 4096,
+								   .length = 1,
+								   .nonce = 9,
+								   .rkey = { 77, 77 },
+								   .version = 1,
+								   .nr_segments = 1 };
 	}
 }
 
-#define IS(f, rec, status, words) do { \
+#define IS(f, rec, status, words) \
+	do { \
 		TG_IS(foe_reply_to(f, "take_all", rec), status); \
 		if (!strstr((f)->reply_text, words)) { \
-			fprintf(stderr, "%s:%d: \"%s\" does not say \"%s\"\n", __FILE__, __LINE__, (f)->reply_text, words); \
+			fprintf(stderr, "%s:%d: \"%s\" does not say \"%s\"\n", __FILE__, __LINE__, \
+				(f)->reply_text, words); \
 			_exit(1); \
 		} \
 	} while (0)
@@ -350,7 +390,8 @@ FOE_TEST(give__something_else)
 	IS(f, &rec, -EDOM, "2 taken");
 	TG_IS(asked, 1);
 	/* It was asked by the very fork that it gave. */
-	TG_CHECK(question.id.local_id == rec.id.local_id && question.fork.local_id == rec.fork.local_id);
+	TG_CHECK(question.id.local_id == rec.id.local_id &&
+		 question.fork.local_id == rec.fork.local_id);
 	for (uint16_t n = 0; n < 5; n++) {
 		answer_with(f, n, FOE, 6000 + n * 10u);
 		rec = put_value(f, &r, 2);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values that hold references: what is refused, values made in place, and what can be seen of it all. */
+/* Values that hold references: what is refused, values made in
+ * place, and what can be seen of it all. */
 #define RREF_DEBUG
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,7 +39,8 @@ TG_TEST(arguments__refused, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *r = value(ctx, "in"), *there = tg_remote(ctx, 1, "tg.echo", "x", 1), *out = NULL, *null = NULL;
+		struct rref *r = value(ctx, "in"), *there = tg_remote(ctx, 1, "tg.echo", "x", 1),
+			    *out = NULL, *null = NULL;
 		struct rref_options o;
 		struct rref_ctx *alone;
 		struct rref *foreign;
@@ -115,10 +117,13 @@ TG_TEST(arguments__refused, 2)
 	return 0;
 }
 
-/* Filled where they lie, of several segments; what they hold is said before they are set, and may be said again. */
+/* Filled where they lie, of several segments; what they hold
+ * is said before they are set, and may be said again. */
 TG_TEST(in_place__and_said_anew, 2)
 {
-	static const struct rref_type pair = { .size = sizeof(pair), .name = "pair", .element_size = 4 };
+	static const struct rref_type pair = { .size = sizeof(pair),
+					       .name = "pair",
+					       .element_size = 4 };
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
@@ -176,7 +181,8 @@ TG_TEST(in_place__and_said_anew, 2)
 		TG_OK(rref_future_view(f, &v));
 		rref_future_free(f);
 		TG_IS(rref_view_segments(v, seg, 2), 2);
-		TG_CHECK(!memcmp(seg[0].iov_base, "pppp", 4) && !memcmp(seg[1].iov_base, "qqqqqqqq", 8));
+		TG_CHECK(!memcmp(seg[0].iov_base, "pppp", 4) &&
+			 !memcmp(seg[1].iov_base, "qqqqqqqq", 8));
 		TG_IS(rref_view_nr_refs(v), 2);
 		TG_OK(rref_view_refs(v, 0, 2, RREF_DEFAULT, r));
 		tg_expect_bytes(r[0], "b", 1);
@@ -197,8 +203,11 @@ TG_TEST(in_place__and_said_anew, 2)
 /* Of every size of value, so that the view's own hold lies wherever a landing block ends. */
 TG_TEST(sizes__of_the_value, 2)
 {
-	static const size_t sizes[] = { 0, 1, 7, 8, 47, 48, 49, 63, 64, 65, 112, 113, 120, 127, 128, 4096, 131007, 131072, 262079, 262080,
-					262081, 262143, 262144, 262145, 1 << 20, (1 << 20) + 3 };
+	static const size_t sizes[] = {
+		0,	1,	7,	8,	47,	48,	49,	 63,	       64,
+		65,	112,	113,	120,	127,	128,	4096,	 131007,       131072,
+		262079, 262080, 262081, 262143, 262144, 262145, 1 << 20, (1 << 20) + 3
+	};
 	struct rref_ctx *ctx = tg_join_refs(rank);
 	static char data[(1 << 20) + 8];
 
@@ -218,7 +227,8 @@ TG_TEST(sizes__of_the_value, 2)
 		struct rref_view *v = view_of(tg_kept((int)i)), *again = view_of(tg_kept((int)i));
 		struct rref *r;
 
-		TG_CHECK(rref_view_length(v) == sizes[i] && tg_filled(rref_view_data(v), sizes[i], 0, (unsigned)i));
+		TG_CHECK(rref_view_length(v) == sizes[i] &&
+			 tg_filled(rref_view_data(v), sizes[i], 0, (unsigned)i));
 		TG_IS(rref_view_nr_refs(v), 1);
 		rref_view_free(again);
 		TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &r));
@@ -238,7 +248,9 @@ TG_TEST(sizes__of_the_value, 2)
 /* A value that stays with its owner holds references like any other: they are taken where it is. */
 TG_TEST(local_only__gives_them_to_its_owner, 2)
 {
-	static const struct rref_type type = { .size = sizeof(type), .name = "secret", .flags = RREF_LOCAL_ONLY };
+	static const struct rref_type type = { .size = sizeof(type),
+					       .name = "secret",
+					       .flags = RREF_LOCAL_ONLY };
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
@@ -278,7 +290,8 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *own = value(ctx, "own"), *there = tg_remote(ctx, 1, "tg.echo", "there", 5), *out;
+		struct rref *own = value(ctx, "own"),
+			    *there = tg_remote(ctx, 1, "tg.echo", "there", 5), *out;
 		struct rref *both[2] = { there, own };
 		struct rref_id id, fork;
 		char line[200], *text;
@@ -290,10 +303,13 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		id = rref_get_id(there);
 		fork = rref_fork_id(there);
 		text = dump(ctx);
-		snprintf(line, sizeof(line), "nested id=(0,%lu) fork=(0,%lu) in=(0,%lu) at=0 owner=worker1\n", (unsigned long)id.local_id,
-			 (unsigned long)fork.local_id, (unsigned long)rref_get_id(out).local_id);
+		snprintf(line, sizeof(line),
+			 "nested id=(0,%lu) fork=(0,%lu) in=(0,%lu) at=0 owner=worker1\n",
+			 (unsigned long)id.local_id, (unsigned long)fork.local_id,
+			 (unsigned long)rref_get_id(out).local_id);
 		TG_CHECK(strstr(text, line));
-		snprintf(line, sizeof(line), "nested id=(0,%lu) in=(0,%lu) at=1 owner=worker0\n", (unsigned long)rref_get_id(own).local_id,
+		snprintf(line, sizeof(line), "nested id=(0,%lu) in=(0,%lu) at=1 owner=worker0\n",
+			 (unsigned long)rref_get_id(own).local_id,
 			 (unsigned long)rref_get_id(out).local_id);
 		TG_CHECK(strstr(text, line));
 		TG_CHECK(strstr(text, " bytes=3 refs=2 type=bytes "));
@@ -317,7 +333,8 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &r[0]));
 		TG_OK(rref_view_ref(v, 1, RREF_DEFAULT, &r[1]));
 		TG_CHECK(rref_is_owner(r[0]));
-		TG_CHECK(strstr(dump(ctx), "site=test/proc/call/nested_test.c:")); /* where it was taken */
+		/* where it was taken */
+		TG_CHECK(strstr(dump(ctx), "site=test/proc/call/nested_test.c:"));
 		rref_release(r[0]);
 		rref_release(r[1]);
 		rref_view_free(v);
@@ -342,7 +359,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load((_Atomic int *)arg) == 1;
 }
 
-/* The reader gets both; what the value held ends with it, before the memory is the program's again. */
+/* The reader gets both; what the value held ends with it,
+ * before the memory is the program's again. */
 TG_TEST(wrapped__holds_references, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -385,7 +403,8 @@ TG_TEST(wrapped__holds_references, 2)
 	return 0;
 }
 
-/* Views that the program forgot keep such a value until the context is freed. It takes nothing twice. */
+/* Views that the program forgot keep such a value until the
+ * context is freed. It takes nothing twice. */
 TG_TEST(wrapped__and_forgotten, 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -442,7 +461,8 @@ TG_TEST(threads__take_while_values_come_and_go, 3)
 			ctx, TG_VALUE(.data = "out", .length = 3, .refs = &in, .nr_refs = 1),
 			&out));
 		rref_release(in);
-		TG_OK(rref_rpc_async(ctx, (rank + 1 + i % 2) % 3, "take_and_read", tg_with(&out, 1), RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, (rank + 1 + i % 2) % 3, "take_and_read", tg_with(&out, 1),
+				     RREF_DEFAULT, &f[i]));
 		rref_release(out);
 	}
 	for (int i = 0; i < n; i++) {

@@ -85,11 +85,14 @@ static struct rref_ctx *join(int rank)
 /* ---- what the caller sees ---- */
 
 #define expect(...) expect_at(__LINE__, __VA_ARGS__)
-static void expect_at(int line, const struct rref_error *e, int err, int peer, unsigned flags, const char *text)
+static void expect_at(int line, const struct rref_error *e, int err, int peer, unsigned flags,
+		      const char *text)
 {
 	if (e->err != err || e->peer != peer || e->flags != flags || !strstr(e->text, text)) {
-		fprintf(stderr, "line %d: pid %d: err %d peer %d flags %u \"%s\"; not %d %d %u \"%s\"\n", line, (int)getpid(), e->err,
-			e->peer, e->flags, e->text, err, peer, flags, text);
+		fprintf(stderr,
+			"line %d: pid %d: err %d peer %d flags %u \"%s\"; not %d %d %u \"%s\"\n",
+			line, (int)getpid(), e->err, e->peer, e->flags, e->text, err, peer, flags,
+			text);
 		_exit(1);
 	}
 }
@@ -105,7 +108,8 @@ static void expect_last(int err, int peer, unsigned flags, const char *text)
 }
 
 /* A call by both ways. */
-static void expect_call(struct rref_ctx *ctx, const char *function, int err, int peer, unsigned flags, const char *text)
+static void expect_call(struct rref_ctx *ctx, const char *function, int err, int peer,
+			unsigned flags, const char *text)
 {
 	struct rref_error e = { .size = sizeof(e) };
 	struct rref_future *f;
@@ -129,11 +133,14 @@ TG_TEST(words__of_the_failed_call_come_along, 2)
 			expect_call(ctx, "new", -EINVAL, 1, RREF_ERROR_ANSWERED, "rref_new");
 			/* Not those of the call before, which the same thread may have served, nor
 			 * of another code. */
-			expect_call(ctx, "own", -EINVAL, 1, RREF_ERROR_ANSWERED, rref_strerror(-EINVAL));
+			expect_call(ctx, "own", -EINVAL, 1, RREF_ERROR_ANSWERED,
+				    rref_strerror(-EINVAL));
 			TG_CHECK(strcmp(rref_last_error(), rref_strerror(-EINVAL)) == 0);
-			expect_call(ctx, "inline.own", -EINVAL, 1, RREF_ERROR_ANSWERED, rref_strerror(-EINVAL));
+			expect_call(ctx, "inline.own", -EINVAL, 1, RREF_ERROR_ANSWERED,
+				    rref_strerror(-EINVAL));
 			TG_CHECK(strcmp(rref_last_error(), rref_strerror(-EINVAL)) == 0);
-			expect_call(ctx, "other", -ENOENT, 1, RREF_ERROR_ANSWERED, rref_strerror(-ENOENT));
+			expect_call(ctx, "other", -ENOENT, 1, RREF_ERROR_ANSWERED,
+				    rref_strerror(-ENOENT));
 		}
 		expect_call(ctx, "no.such", -ENOSYS, 1, RREF_ERROR_ANSWERED, "no.such");
 	}
@@ -201,7 +208,8 @@ DEATH_TEST(dead__a_third_one_is_told_apart, 3, 1 << 2)
 		struct rref *r;
 
 		expect_call(ctx, "call2", -EOWNERDEAD, 2, RREF_ERROR_ANSWERED, "rank 2");
-		expect_call(ctx, "call2.tell", -EOWNERDEAD, 2, RREF_ERROR_ANSWERED, "in other words");
+		expect_call(ctx, "call2.tell", -EOWNERDEAD, 2, RREF_ERROR_ANSWERED,
+			    "in other words");
 		TG_IS(rref_rpc_sync(ctx, 2, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
 		expect_last(-EOWNERDEAD, 2, 0, "");
 		/* A creation that fails so: its future, the reads, and later ones. */
@@ -265,7 +273,8 @@ TG_TEST(last__is_empty_when_nothing_failed, 2)
 
 	TG_CHECK(!*rref_last_error());
 	tg_options(&o, rank);
-	o.device = tg_is_shm() ? "auto" : tg_device(); /* a machine without RDMA: that is no failure */
+	/* a machine without RDMA: that is no failure */
+	o.device = tg_is_shm() ? "auto" : tg_device();
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
 	TG_OK(rref_init(&o, &ctx));

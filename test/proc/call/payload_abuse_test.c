@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member whose calls say that their arguments are where they are not, or are not what they should be; that never reads
- * what it asked for; that says DONE of what is not its own. It harms its own calls, or its own session, and nothing else.
+ * A member whose calls say that their arguments are where they are not, or are not what they should
+ * be; that never reads what it asked for; that says DONE of what is not its own. It harms its own
+ * calls, or its own session, and nothing else.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -45,7 +46,8 @@ static int sum(struct rref_call *call, void *arg)
 	(void)arg;
 	for (size_t i = 0; i < rref_call_length(call); i++)
 		s += data[i];
-	return rref_call_error(call, -EDOM, "%zu bytes, sum %u, %zu references", rref_call_length(call), s, rref_call_nr_refs(call));
+	return rref_call_error(call, -EDOM, "%zu bytes, sum %u, %zu references",
+			       rref_call_length(call), s, rref_call_nr_refs(call));
 }
 
 static int payload_bytes(struct rref_call *call, void *arg)
@@ -76,7 +78,8 @@ static void rig_open(struct foe *f, struct rig *r)
 	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
 	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ, &r->mr));
+	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
+			  &r->mr));
 	close(fd);
 	r->call_id = 1000;
 }
@@ -103,16 +106,28 @@ static struct rw_message put_call(struct foe *f, struct rig *r, uint32_t length,
 	put_le32(h + 48, 1);
 	memset(h + 64, 1, length);
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->call_id * 100 + i), 1000000 + r->call_id * 100 + i);
+		struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->call_id * 100 + i),
+						1000000 + r->call_id * 100 + i);
 
-		rec.loc = (struct rp_location){ .addr = 4096, .length = 1, .nonce = 9, .rkey = { 77, 77 }, .version = 1,
+		rec.loc = (struct rp_location){ .addr = 4096,
+						.length = 1,
+						.nonce = 9,
+						.rkey = { 77, 77 },
+						.version = 1,
 						.nr_segments = 1 };
 		TG_OK(rw_put_forks(&rec, 1, h + 64 + length + i * RW_FORK_BYTES));
 	}
-	m.u.call = (struct rw_call){ .call_id = r->call_id++, .kind = RW_CALL_RPC, .name = "sum", .name_length = 3,
-				     .data_length = length, .nr_refs = (uint16_t)nr };
-	m.u.call.loc = (struct rp_location){ .addr = REGION_IOVA, .length = length + (uint64_t)nr * RW_FORK_BYTES, .nonce = NONCE,
-					     .version = 1, .nr_segments = 1 };
+	m.u.call = (struct rw_call){ .call_id = r->call_id++,
+				     .kind = RW_CALL_RPC,
+				     .name = "sum",
+				     .name_length = 3,
+				     .data_length = length,
+				     .nr_refs = (uint16_t)nr };
+	m.u.call.loc = (struct rp_location){ .addr = REGION_IOVA,
+					     .length = length + (uint64_t)nr * RW_FORK_BYTES,
+					     .nonce = NONCE,
+					     .version = 1,
+					     .nr_segments = 1 };
 	m.u.call.loc.rkey[f->ops->kind] = r->mr.rkey;
 	return m;
 }
@@ -263,7 +278,8 @@ FOE_TEST(bytes__that_change_while_they_are_read)
 	rig_close(f, &r);
 }
 
-/* Asks for much and reads nothing of it: what waits for it is bounded, the others go on, and its end frees it all. */
+/* Asks for much and reads nothing of it: what waits for it is
+ * bounded, the others go on, and its end frees it all. */
 FOE_TEST(results__that_nobody_reads)
 {
 	uint32_t length = tg_is_shm() ? 16 * MIB : MIB / 4;
@@ -271,7 +287,10 @@ FOE_TEST(results__that_nobody_reads)
 	int n = tg_is_shm() ? 20 : 10;
 
 	foe_meet(f, 1);
-	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC, .name = "give", .name_length = 4, .data = &length,
+	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC,
+				     .name = "give",
+				     .name_length = 4,
+				     .data = &length,
 				     .data_length = sizeof(length) };
 	for (int i = 0; i < n; i++) {
 		m.u.call.call_id = 7000 + (uint64_t)i;
@@ -304,17 +323,25 @@ FOE_TEST(done__of_anything)
 	uint64_t dropped = foe_dropped(1);
 
 	foe_meet(f, 1);
-	m.u.call = (struct rw_call){ .call_id = 5555, .kind = RW_CALL_RPC, .name = "give", .name_length = 4, .data = &length,
+	m.u.call = (struct rw_call){ .call_id = 5555,
+				     .kind = RW_CALL_RPC,
+				     .name = "give",
+				     .name_length = 4,
+				     .data = &length,
 				     .data_length = sizeof(length) };
 	TG_IS(answer(f, &m), 0);
 	for (uint64_t id = 5500; id < 5600; id++) {
-		done.u.done = (struct rw_done){ .call_id = id, .what = id == 5555 ? RW_PAYLOAD_CALL : RW_PAYLOAD_REPLY,
+		done.u.done = (struct rw_done){ .call_id = id,
+						.what = id == 5555 ? RW_PAYLOAD_CALL
+								   : RW_PAYLOAD_REPLY,
 						.status = id & 1 ? -EIO : 0 };
 		TG_OK(foe_say(f, &done));
 	}
 	for (uint64_t i = 0; i < 300; i++) {
 		/* The ids that worker 0's calls have there. */
-		done.u.done = (struct rw_done){ .call_id = i << 32 | i % 8, .what = 1 + i % 2, .status = -EIO };
+		done.u.done = (struct rw_done){ .call_id = i << 32 | i % 8,
+						.what = 1 + i % 2,
+						.status = -EIO };
 		TG_OK(foe_say(f, &done));
 	}
 	TG_IS(bytes_offered(f), length);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls whose arguments or results do not fit a message: contents, many at once, time-outs, deaths; and metadata. */
+/* Calls whose arguments or results do not fit a message:
+ * contents, many at once, time-outs, deaths; and metadata. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -83,10 +84,22 @@ static void until_nothing_is_left(struct rref_ctx *ctx, int other)
 
 /* ---- contents ---- */
 
-static const size_t sizes[] = { 0, 1, RW_INLINE_MAX, RW_INLINE_MAX + 1, 4096, 64 * KIB - 64, 64 * KIB, 64 * KIB + 1, 128 * KIB,
-				MIB - 64, MIB, MIB + 1, 3 * MIB + 7 };
+static const size_t sizes[] = { 0,
+				1,
+				RW_INLINE_MAX,
+				RW_INLINE_MAX + 1,
+				4096,
+				64 * KIB - 64,
+				64 * KIB,
+				64 * KIB + 1,
+				128 * KIB,
+				MIB - 64,
+				MIB,
+				MIB + 1,
+				3 * MIB + 7 };
 
-/* Both ways, with the callee on the pool and inline, elsewhere and here, waited for, not, and as a creation. */
+/* Both ways, with the callee on the pool and inline, elsewhere
+ * and here, waited for, not, and as a creation. */
 TG_TEST(contents__every_size_and_way, 2)
 {
 	static const char *const function[] = { "tg.echo", "tg.echo_inline" };
@@ -166,7 +179,10 @@ TG_TEST(references__as_many_as_there_may_be, 2)
 		for (size_t i = 0; i < array_size(refs); i++)
 			TG_OK(rref_new(ctx, &i, sizeof(i), &refs[i]));
 		for (size_t c = 0; c < 2 * array_size(counts); c++) {
-			struct rref_args a = { .data = refs, .length = c & 1 ? 5000 : 0, .refs = refs, .nr_refs = counts[c / 2] };
+			struct rref_args a = { .data = refs,
+					       .length = c & 1 ? 5000 : 0,
+					       .refs = refs,
+					       .nr_refs = counts[c / 2] };
 
 			for (int to = 0; to < 2; to++) {
 				struct rref_future *f;
@@ -241,7 +257,9 @@ static int meta_in_reply(struct rref_call *call, void *arg)
 TG_TEST(metadata__travels_with_the_call, 2)
 {
 	static const size_t lengths[] = { 0, 1, 17, RREF_META_MAX };
-	static const size_t with[] = { 0, 100, RW_INLINE_MAX - RREF_META_MAX, RW_INLINE_MAX - 1, RW_INLINE_MAX, 100000 };
+	static const size_t with[] = {
+		0, 100, RW_INLINE_MAX - RREF_META_MAX, RW_INLINE_MAX - 1, RW_INLINE_MAX, 100000
+	};
 	struct rref_ctx *ctx = tg_join(rank);
 	unsigned char meta[RREF_META_MAX + 1], *data = filled(100000, 3);
 	struct rref_future *f;
@@ -252,7 +270,9 @@ TG_TEST(metadata__travels_with_the_call, 2)
 	tg_fill(meta, sizeof(meta), 9);
 	tg_meet_serving(ctx, 0);
 	for (size_t i = 0; i < array_size(lengths) * array_size(with) * 2; i++) {
-		struct rref_args a = { .data = data, .length = with[i / 2 % array_size(with)], .meta = meta,
+		struct rref_args a = { .data = data,
+				       .length = with[i / 2 % array_size(with)],
+				       .meta = meta,
 				       .meta_length = lengths[i / 2 / array_size(with)] };
 		struct rref *r;
 
@@ -267,17 +287,25 @@ TG_TEST(metadata__travels_with_the_call, 2)
 		rref_release(r);
 	}
 	/* Forwarding is the handler's choice. */
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, "pass_meta", &(struct rref_args){ .data = "y", .length = 1, .meta = meta, .meta_length = 33 },
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "pass_meta",
+			    &(struct rref_args){
+				    .data = "y", .length = 1, .meta = meta, .meta_length = 33 },
 			    RREF_DEFAULT, &f));
 	expect_result(f, meta, 33);
 	rref_future_free(f);
-	TG_OK(rref_rpc_sync(ctx, 1 - rank, "pass_meta", &(struct rref_args){ .meta = meta, .meta_length = 33 }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, 1 - rank, "pass_meta",
+			    &(struct rref_args){ .meta = meta, .meta_length = 33 }, RREF_DEFAULT,
+			    &f));
 	expect_result(f, meta, 0);
 	rref_future_free(f);
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "show_meta", &(struct rref_args){ .meta = meta, .meta_length = RREF_META_MAX + 1 },
-			    RREF_DEFAULT, &f), -EMSGSIZE);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "show_meta",
+			    &(struct rref_args){ .meta = meta, .meta_length = RREF_META_MAX + 1 },
+			    RREF_DEFAULT, &f),
+	      -EMSGSIZE);
 	TG_TEXT("257 bytes of metadata");
-	TG_IS(rref_rpc_sync(ctx, 1 - rank, "show_meta", &(struct rref_args){ .meta_length = 1 }, RREF_DEFAULT, &f), -EINVAL);
+	TG_IS(rref_rpc_sync(ctx, 1 - rank, "show_meta", &(struct rref_args){ .meta_length = 1 },
+			    RREF_DEFAULT, &f),
+	      -EINVAL);
 	TG_OK(rref_rpc_sync(ctx, 1 - rank, "meta_in_reply", NULL, RREF_DEFAULT, NULL));
 	TG_CHECK(rref_call_meta(NULL) == NULL && rref_call_meta_length(NULL) == 0);
 	tg_meet_serving(ctx, 1);
@@ -288,7 +316,8 @@ TG_TEST(metadata__travels_with_the_call, 2)
 
 /* ---- many at once ---- */
 
-/* More than one peer may leave unread: the caller waits for room, the handlers too, and all of it arrives. */
+/* More than one peer may leave unread: the caller waits for
+ * room, the handlers too, and all of it arrives. */
 TG_TEST(many__at_once_both_ways, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -298,16 +327,20 @@ TG_TEST(many__at_once_both_ways, 2)
 	unsigned char *data = filled(n + 24, (unsigned)rank);
 
 	tg_meet_serving(ctx, 0);
-	/* The session first: filling memory for seconds is no time to shake hands in, without a poller. */
+	/* The session first: filling memory for seconds is no
+	 * time to shake hands in, without a poller. */
 	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	tg_meet_serving(ctx, 3);
 	for (int i = 0; i < nr; i++) {
 		struct rref_args a = bytes(data + i, n);
 
-		/* Too much for the other's memory is not an error that ends anything: later there is room again. */
+		/* Too much for the other's memory is not an error
+		 * that ends anything: later there is room again. */
 		for (;;) {
-			TG_OK(rref_rpc_async(ctx, 1 - rank, i & 1 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT, &f[i]));
-			TG_CHECK(tg_stats(ctx).payload_bytes <= 2 * (uint64_t)RREF_ARGS_MAX + 64 * MIB);
+			TG_OK(rref_rpc_async(ctx, 1 - rank, i & 1 ? "tg.echo" : "tg.echo_inline",
+					     &a, RREF_DEFAULT, &f[i]));
+			TG_CHECK(tg_stats(ctx).payload_bytes <=
+				 2 * (uint64_t)RREF_ARGS_MAX + 64 * MIB);
 			if (!rref_future_test(f[i]) || rref_future_wait(f[i], 0) != -EAGAIN)
 				break;
 			rref_future_free(f[i]);
@@ -335,7 +368,8 @@ TG_TEST(many__at_once_both_ways, 2)
 	return 0;
 }
 
-/* No memory for it, at the caller, the callee, for the result there and here: an error each, and the calls go on. */
+/* No memory for it, at the caller, the callee, for the result
+ * there and here: an error each, and the calls go on. */
 TG_TEST(memory__that_is_not_there, 2)
 {
 	struct rref_options o;
@@ -396,7 +430,9 @@ static int large_result(struct rref_call *call, void *arg)
 	unsigned char *data = filled(24 * MIB, 8);
 	struct rref_ctx *ctx = rref_call_context(call);
 	struct rref *refs[20];
-	struct rref_args a = { .data = data, .length = 24 * MIB, .refs = refs, .nr_refs = array_size(refs) };
+	struct rref_args a = {
+		.data = data, .length = 24 * MIB, .refs = refs, .nr_refs = array_size(refs)
+	};
 	int err;
 
 	(void)arg;
@@ -409,7 +445,8 @@ static int large_result(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* The caller has no memory for the result: its future says so, and the callee has its own memory and references back. */
+/* The caller has no memory for the result: its future says so,
+ * and the callee has its own memory and references back. */
 TG_TEST(memory__for_the_result, 2)
 {
 	struct rref_options o;
@@ -570,7 +607,8 @@ TG_TEST(cancelled__before_there_is_a_session, 2)
 	return 0;
 }
 
-/* Calls that end by their time-out at any moment of the READs of their payloads: all memory comes back. */
+/* Calls that end by their time-out at any moment of the READs
+ * of their payloads: all memory comes back. */
 TG_TEST(timeout__in_the_middle_of_a_read, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -624,7 +662,8 @@ static bool peer_is_dead(struct rref_ctx *ctx, void *arg)
 	return !w.alive;
 }
 
-/* The one who reads, or the one who is read from, is killed at any moment: the other goes on with all of its memory. */
+/* The one who reads, or the one who is read from, is killed at
+ * any moment: the other goes on with all of its memory. */
 static int killed(int rank, void *arg)
 {
 	bool caller_dies = arg;
@@ -661,7 +700,8 @@ static int killed(int rank, void *arg)
 				tg_set_flag(0, 1);
 			}
 			if (!err)
-				err = rref_rpc_async(ctx, 2, i & 1 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT, &f[i]);
+				err = rref_rpc_async(ctx, 2, i & 1 ? "tg.echo" : "tg.echo_inline",
+						     &a, RREF_DEFAULT, &f[i]);
 		}
 		TG_IS(err, -EOWNERDEAD);
 		for (int i = 0; i < 4; i++) {
@@ -711,9 +751,12 @@ TG_TEST(shutdown__now, 2)
 
 	tg_meet_serving(ctx, 0);
 	for (int i = 0; i < 16; i++)
-		TG_OK(rref_rpc_async(ctx, i & 1 ? rank : 1 - rank, i & 2 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT, &f[i]));
+		TG_OK(rref_rpc_async(ctx, i & 1 ? rank : 1 - rank,
+				     i & 2 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT,
+				     &f[i]));
 	if (rank == 0)
-		rref_future_wait(f[0], RREF_DEFAULT); /* whatever it says: it may have met the other's end */
+		/* whatever it says: it may have met the other's end */
+		rref_future_wait(f[0], RREF_DEFAULT);
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
 	for (int i = 0; i < 16; i++) {
 		TG_CHECK(rref_future_test(f[i]));
@@ -749,7 +792,8 @@ static int nest(struct rref_call *call, void *arg)
 	memcpy(depth, a.data, a.length);
 	*depth = left - 1;
 	a.data = depth;
-	err = rref_rpc_sync(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "nest", &a, RREF_DEFAULT, &f);
+	err = rref_rpc_sync(ctx, (rref_rank(ctx) + 1) % rref_world_size(ctx), "nest", &a,
+			    RREF_DEFAULT, &f);
 	if (err) {
 		err = rref_call_error(call, err, "%s", rref_last_error());
 	} else {
@@ -774,7 +818,8 @@ static int32_t deep(void)
 #endif
 }
 
-/* A to B to A to B ..., and all of it on oneself: far deeper than there are threads for at first. */
+/* A to B to A to B ..., and all of it on oneself: far deeper
+ * than there are threads for at first. */
 TG_TEST(nested__deeper_than_any_pool, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -849,7 +894,8 @@ TG_TEST(nested__deeper_than_allowed, 2)
 		TG_TEXT("no thread for the call");
 		/* The refusal was of that call, and of no later one. */
 		for (int i = 0; i < 40; i++) {
-			TG_OK(rref_rpc_sync(ctx, 1, i % 2 ? "tg.echo" : "tg.echo_inline", &a, RREF_FOREVER, NULL));
+			TG_OK(rref_rpc_sync(ctx, 1, i % 2 ? "tg.echo" : "tg.echo_inline", &a,
+					    RREF_FOREVER, NULL));
 			TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_FOREVER, NULL));
 		}
 		depth = 40;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Joining a group that is not as it should be: addresses, ranks, keys, devices. An error with words each time. */
+/* Joining a group that is not as it should be: addresses,
+ * ranks, keys, devices. An error with words each time. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -16,8 +17,17 @@
 
 TG_TEST(rendezvous__bad_addresses, 1)
 {
-	static const char *const bad[] = { "", "nowhere", ":", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http",
-					   "127.0.0.1:-1", "::1:5", ":7777", "127.0.0.1:1 " };
+	static const char *const bad[] = { "",
+					   "nowhere",
+					   ":",
+					   "127.0.0.1:",
+					   "127.0.0.1:0",
+					   "127.0.0.1:65536",
+					   "127.0.0.1:http",
+					   "127.0.0.1:-1",
+					   "::1:5",
+					   ":7777",
+					   "127.0.0.1:1 " };
 	struct rref_options o;
 
 	tg_options(&o, 0);
@@ -91,7 +101,8 @@ TG_TEST(rendezvous__address_taken, 2)
 		struct rref_ctx *ctx = NULL;
 		int err = rref_init(&o, &ctx);
 
-		/* It waits for a rank 1 that never comes; the other one has told us that it tried. */
+		/* It waits for a rank 1 that never comes; the other
+		 * one has told us that it tried. */
 		TG_CHECK(err == -ETIMEDOUT || err == -EADDRINUSE);
 		TG_CHECK(!ctx);
 		tg_set_flag(0, err == -EADDRINUSE ? 2 : 1);
@@ -110,7 +121,8 @@ TG_TEST(rendezvous__address_taken, 2)
 	return 0;
 }
 
-/* A worker that is started again comes too late, and is told that this may be why nobody answers. */
+/* A worker that is started again comes too late, and is told
+ * that this may be why nobody answers. */
 TG_TEST(rendezvous__a_group_that_has_started_is_closed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -178,7 +190,8 @@ static const char *key_path(char *buf, size_t size, const char *name)
 {
 	const char *dir = getenv("TMPDIR");
 
-	snprintf(buf, size, "%s/rref-input-test-%d-%s", dir && *dir ? dir : "/tmp", (int)tg_current->shared->pid[0], name);
+	snprintf(buf, size, "%s/rref-input-test-%d-%s", dir && *dir ? dir : "/tmp",
+		 (int)tg_current->shared->pid[0], name);
 	return buf;
 }
 

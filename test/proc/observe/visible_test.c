@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What is going on is visible: exact counters in known places, dumps that name holder and parent, and what a shutdown
- * says was left, with the place in this file where it was made.
+ * What is going on is visible: exact counters in known places, dumps that name holder and parent,
+ * and what a shutdown says was left, with the place in this file where it was made.
  */
 #define RREF_DEBUG
 #include <setjmp.h>
@@ -42,7 +42,8 @@ static int dump_here(struct rref_call *call, void *arg)
 static struct rref_ctx *join(int rank)
 {
 	static const struct rref_function own[] = {
-		{ .name = "keep", .handler = keep }, { .name = "drop", .handler = drop }, { .name = "dump", .handler = dump_here },
+		{ .name = "keep", .handler = keep }, { .name = "drop", .handler = drop },
+		{ .name = "dump", .handler = dump_here },
 	};
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -54,7 +55,9 @@ static struct rref_ctx *join(int rank)
 
 static void share(struct rref_ctx *ctx, int to, const char *function, struct rref *r)
 {
-	TG_OK(rref_rpc_sync(ctx, to, function, &(struct rref_args){ .refs = &r, .nr_refs = r ? 1 : 0 }, RREF_DEFAULT, NULL));
+	TG_OK(rref_rpc_sync(ctx, to, function,
+			    &(struct rref_args){ .refs = &r, .nr_refs = r ? 1 : 0 }, RREF_DEFAULT,
+			    NULL));
 }
 
 static struct rref_peer_stats peer_stats(struct rref_ctx *ctx, int rank)
@@ -75,7 +78,8 @@ static unsigned kind(const char *name)
 	_exit(1);
 }
 
-/* The line of a text that begins with `first` and has all of the words, which end with NULL. NULL: none. */
+/* The line of a text that begins with `first` and has all of
+ * the words, which end with NULL. NULL: none. */
 static const char *find_line(const char *text, const char *first, ...)
 {
 	static _Thread_local char line[1024];
@@ -130,7 +134,8 @@ static char *id_text(const struct rref *r)
 	struct rref_id id = rref_get_id(r);
 	char *t = text[turn++ % 2];
 
-	snprintf(t, sizeof(text[0]), "id=(%u,%llu)", id.created_on, (unsigned long long)id.local_id);
+	snprintf(t, sizeof(text[0]), "id=(%u,%llu)", id.created_on,
+		 (unsigned long long)id.local_id);
 	return t;
 }
 
@@ -175,7 +180,8 @@ TG_TEST(counters__a_value_alone_shared_and_given_back, 2)
 		TG_IS(peer_stats(ctx, 1).users, 0);
 		TG_IS(peer_stats(ctx, 1).sessions, 1);
 		TG_IS(peer_stats(ctx, 1).epoch, 1);
-		TG_CHECK(strcmp(peer_stats(ctx, 1).state, "up") == 0 && peer_stats(ctx, 1).heard >= 0);
+		TG_CHECK(strcmp(peer_stats(ctx, 1).state, "up") == 0 &&
+			 peer_stats(ctx, 1).heard >= 0);
 		TG_CHECK(strcmp(peer_stats(ctx, 0).state, "self") == 0);
 		TG_IS(s.sessions, 1);
 		TG_IS(tg_stats_of(ctx, 1).users, 1);
@@ -196,8 +202,10 @@ TG_TEST(counters__a_value_alone_shared_and_given_back, 2)
 		for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++)
 			sum += s.sent[k];
 		TG_IS(sum, s.messages_sent);
-		TG_IS(peer_stats(ctx, 0).messages_sent + peer_stats(ctx, 1).messages_sent, tg_stats(ctx).messages_sent);
-		TG_IS(peer_stats(ctx, 0).sent_bytes + peer_stats(ctx, 1).sent_bytes, tg_stats(ctx).sent_bytes);
+		TG_IS(peer_stats(ctx, 0).messages_sent + peer_stats(ctx, 1).messages_sent,
+		      tg_stats(ctx).messages_sent);
+		TG_IS(peer_stats(ctx, 0).sent_bytes + peer_stats(ctx, 1).sent_bytes,
+		      tg_stats(ctx).sent_bytes);
 		tg_set_flag(0, 1);
 	}
 	tg_wait_flag_serving(ctx, 0, 1);
@@ -211,7 +219,8 @@ static bool child_and_user_pending(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).pending_children == 1 && tg_stats_of(ctx, 2).pending_users == 1;
 }
 
-/* keep, which waits, and tg.stats itself; the one before may have been answered and not be gone yet. */
+/* keep, which waits, and tg.stats itself; the one before may
+ * have been answered and not be gone yet. */
 static bool keep_is_open(struct rref_ctx *ctx, void *arg)
 {
 	(void)arg;
@@ -224,7 +233,8 @@ static bool nothing_pending(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).pending_children == 0 && tg_stats_of(ctx, 2).pending_users == 0;
 }
 
-/* 0 owns, 1 holds and shares with 2 while 0 is stopped: neither 1's child nor 2's reference can be confirmed. */
+/* 0 owns, 1 holds and shares with 2 while 0 is stopped:
+ * neither 1's child nor 2's reference can be confirmed. */
 TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -236,15 +246,19 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 
 		TG_OK(rref_new(ctx, "abc", 3, &r));
 		share(ctx, 1, "keep", r);
-		share(ctx, 2, "keep", r); /* a session between 0 and 2, which then need not be made while 0 is stopped */
+		/* a session between 0 and 2, which then need not be made while 0 is stopped */
+		share(ctx, 2, "keep", r);
 		share(ctx, 2, "drop", NULL);
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 1, 1);
 		TG_IS(tg_stats(ctx).owners, 1);
 		TG_IS(tg_stats(ctx).forks, 2);
-		HAS_LINE(dump_of(ctx, 0), "owner", id_text(r), "state=ready", "local=1", "forks=2", "bytes=3", "type=bytes", "visible_test.c:");
-		HAS_LINE(dump_of(ctx, 0), "fork", id_text(r), "holder=worker1", "rank=1", "epoch=1", "by=worker0", "state=held");
-		HAS_LINE(dump_of(ctx, 0), "fork", id_text(r), "holder=worker2", "rank=2", "epoch=1", "by=worker1", "state=held");
+		HAS_LINE(dump_of(ctx, 0), "owner", id_text(r), "state=ready", "local=1", "forks=2",
+			 "bytes=3", "type=bytes", "visible_test.c:");
+		HAS_LINE(dump_of(ctx, 0), "fork", id_text(r), "holder=worker1", "rank=1", "epoch=1",
+			 "by=worker0", "state=held");
+		HAS_LINE(dump_of(ctx, 0), "fork", id_text(r), "holder=worker2", "rank=2", "epoch=1",
+			 "by=worker1", "state=held");
 		tg_set_flag(2, 1);
 		rref_release(r);
 	} else if (rank == 1) {
@@ -252,18 +266,23 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		TG_IS(tg_stats(ctx).users, 1);
 		TG_IS(peer_stats(ctx, 0).users, 1);
 		tg_stop_worker(0); /* and is stopped: what it is sent behind this it does not see */
-		TG_OK(rref_rpc_async(ctx, 2, "keep", &(struct rref_args){ .refs = &kept, .nr_refs = 1 }, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_async(ctx, 2, "keep",
+				     &(struct rref_args){ .refs = &kept, .nr_refs = 1 },
+				     RREF_DEFAULT, &f));
 		until(child_and_user_pending, ctx, NULL);
 		TG_IS(tg_stats(ctx).pending_users, 0);
 		TG_IS(peer_stats(ctx, 2).pending_children, 1);
 		TG_IS(peer_stats(ctx, 0).pending_children, 0);
 		until(keep_is_open, ctx, NULL);
 		TG_CHECK(!rref_future_test(f));
-		HAS_LINE(dump_of(ctx, 1), "user", id_text(kept), "owner=worker0", "by=worker0", "state=confirmed", "children=1");
-		HAS_LINE(dump_of(ctx, 1), "child", id_text(kept), "with=worker2", "rank=2", "by=worker1", "state=pending");
+		HAS_LINE(dump_of(ctx, 1), "user", id_text(kept), "owner=worker0", "by=worker0",
+			 "state=confirmed", "children=1");
+		HAS_LINE(dump_of(ctx, 1), "child", id_text(kept), "with=worker2", "rank=2",
+			 "by=worker1", "state=pending");
 		HAS_LINE(dump_of(ctx, 1), "op", "what=call", "with=worker2", "age=", "left=");
 		snprintf(text, sizeof(text), "%s", dump_of(ctx, 2));
-		HAS_LINE(text, "user", id_text(kept), "owner=worker0", "rank=0", "by=worker1", "state=requested");
+		HAS_LINE(text, "user", id_text(kept), "owner=worker0", "rank=0", "by=worker1",
+			 "state=requested");
 		tg_continue_worker(0);
 		until(nothing_pending, ctx, NULL);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
@@ -271,7 +290,8 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		TG_IS(peer_stats(ctx, 2).pending_children, 0);
 		snprintf(text, sizeof(text), "%s", dump_of(ctx, 2));
 		HAS_LINE(text, "user", id_text(kept), "by=worker1", "state=confirmed");
-		TG_CHECK(!find_line(dump_of(ctx, 1), "child", NULL) && !find_line(dump_of(ctx, 1), "op", NULL));
+		TG_CHECK(!find_line(dump_of(ctx, 1), "child", NULL) &&
+			 !find_line(dump_of(ctx, 1), "op", NULL));
 		tg_set_flag(1, 1);
 		tg_wait_flag_serving(ctx, 2, 1);
 		share(ctx, 2, "drop", NULL);
@@ -301,10 +321,13 @@ TG_TEST(counters__what_waits_for_a_value, 2)
 		TG_OK(rref_alloc(ctx, 1000, &r, &data));
 		TG_IS(tg_stats(ctx).pending_owners, 1);
 		TG_IS(tg_stats(ctx).parked, 0);
-		TG_OK(rref_rpc_async(ctx, 1, "tg.read", &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_async(ctx, 1, "tg.read",
+				     &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT,
+				     &f));
 		until(one_parked, ctx, NULL);
 		TG_IS(tg_stats(ctx).ops_in_flight, 1);
-		HAS_LINE(dump_of(ctx, 0), "owner", id_text(r), "state=pending", "bytes=1000", "visible_test.c:");
+		HAS_LINE(dump_of(ctx, 0), "owner", id_text(r), "state=pending", "bytes=1000",
+			 "visible_test.c:");
 		HAS_LINE(dump_of(ctx, 0), "fork", id_text(r), "holder=worker1", " waits ");
 		HAS_LINE(dump_of(ctx, 1), "op", "what=read", "with=worker0", id_text(r));
 		memset(data, 5, 1000);
@@ -335,8 +358,9 @@ TG_TEST(counters__as_text, 1)
 	s = tg_stats(ctx);
 	n = rref_stats_format(&s, text, sizeof(text));
 	TG_CHECK(n > 0 && (size_t)n == strlen(text));
-	TG_CHECK(strncmp(text, "owners 1\n", 9) == 0 && strstr(text, "\nforks 0\n") && strstr(text, "\nsent.call 1\n") &&
-		 strstr(text, "\nreceived.reply 1\n") && !strstr(text, "fork-request"));
+	TG_CHECK(strncmp(text, "owners 1\n", 9) == 0 && strstr(text, "\nforks 0\n") &&
+		 strstr(text, "\nsent.call 1\n") && strstr(text, "\nreceived.reply 1\n") &&
+		 !strstr(text, "fork-request"));
 	TG_IS(rref_stats_format(&s, NULL, 0), n);
 	TG_IS(rref_stats_format(&s, small, sizeof(small)), n);
 	TG_CHECK(strlen(small) == 11);
@@ -345,7 +369,10 @@ TG_TEST(counters__as_text, 1)
 	TG_IS(rref_stats_format(&s, text, sizeof(text)), strlen("owners 1\nforks 0\n"));
 	TG_IS(rref_stats_format(NULL, text, sizeof(text)), -EINVAL);
 	TG_IS(rref_stats_format(&s, NULL, 4), -EINVAL);
-	TG_IS(rref_get_peer_stats(ctx, 1, &(struct rref_peer_stats){ .size = sizeof(struct rref_peer_stats) }), -EINVAL);
+	TG_IS(rref_get_peer_stats(ctx, 1,
+				  &(struct rref_peer_stats){
+					  .size = sizeof(struct rref_peer_stats) }),
+	      -EINVAL);
 	TG_IS(rref_get_peer_stats(ctx, 0, &(struct rref_peer_stats){ .size = 0 }), -EINVAL);
 	TG_CHECK(*rref_message_kind(0) == 0 && *rref_message_kind(RREF_MESSAGE_KINDS) == 0);
 	rref_release(kept);
@@ -418,7 +445,8 @@ static struct rref_ctx *join_logged(int rank)
 	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = (struct rref_function[]){ { .name = "keep", .handler = keep }, { .name = "drop", .handler = drop } };
+	o.functions = (struct rref_function[]){ { .name = "keep", .handler = keep },
+						{ .name = "drop", .handler = drop } };
 	o.nr_functions = 2;
 	o.log = log_here;
 	o.log_level = RREF_LOG_INFO;
@@ -436,7 +464,8 @@ TG_TEST(leak__is_named_with_holder_and_site, 2)
 	if (rank == 0) {
 		struct rref *r, *other;
 
-		TG_OK(rref_new(ctx, "0123456789", 10, &r)); snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
+		TG_OK(rref_new(ctx, "0123456789", 10, &r));
+		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
 		TG_OK(rref_new(ctx, "released", 8, &other));
 		share(ctx, 1, "keep", r);
 		rref_release(other);
@@ -451,7 +480,8 @@ TG_TEST(leak__is_named_with_holder_and_site, 2)
 		int n = rref_leak_report(ctx, report, sizeof(report));
 
 		TG_CHECK(n > 0 && (size_t)n == strlen(report));
-		HAS_LINE(report, "leak", id, "holder=worker1", "rank=1", "by=worker0", "bytes=10", "type=bytes", site, "age=");
+		HAS_LINE(report, "leak", id, "holder=worker1", "rank=1", "by=worker0", "bytes=10",
+			 "type=bytes", site, "age=");
 		TG_CHECK(!find_line(report, "unreleased", NULL));
 		TG_IS(rref_leak_report(ctx, NULL, 0), n);
 		TG_IS(rref_leak_report(NULL, report, 1), -EINVAL);
@@ -472,14 +502,17 @@ TG_TEST(leak__what_the_program_did_not_release, 2)
 	struct rref *r = NULL;
 
 	if (rank == 0) {
-		TG_OK(rref_new(ctx, "abc", 3, &r)); snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
+		TG_OK(rref_new(ctx, "abc", 3, &r));
+		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
 		share(ctx, 1, "keep", r);
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC));
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
-	HAS_LINE(report, "unreleased", "id=(0,", rank ? "holder=worker1" : "holder=worker0", "owner=worker0", "holds=1", site);
+	HAS_LINE(report, "unreleased", "id=(0,", rank ? "holder=worker1" : "holder=worker0",
+		 "owner=worker0", "holds=1", site);
 	TG_CHECK(!find_line(report, "leak", NULL) && !find_line(report, "stuck", NULL));
-	TG_CHECK(strstr(logged, "2 1 references were not released by the program before it left: "));
+	TG_CHECK(
+		strstr(logged, "2 1 references were not released by the program before it left: "));
 	TG_CHECK(rank != 0 || strstr(logged, site));
 	rref_release(rank ? kept : r);
 	rref_free_ctx(ctx);

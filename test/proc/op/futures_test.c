@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Futures: complete exactly once, whoever waits, tests, continues, cancels or frees them, and when. */
+/* Futures: complete exactly once, whoever waits, tests,
+ * continues, cancels or frees them, and when. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -100,7 +101,8 @@ TG_TEST(then__set_by_another_thread_while_it_completes, 2)
 	int n = tg_scale(300);
 
 	for (int i = 0; i < n; i++) {
-		struct rref_future *f = tg_start(ctx, 1 - rank, i % 2 ? "tg.echo_inline" : "tg.echo", "x", 1);
+		struct rref_future *f = tg_start(ctx, 1 - rank,
+						 i % 2 ? "tg.echo_inline" : "tg.echo", "x", 1);
 		int want = i + 1;
 		pthread_t t;
 
@@ -143,7 +145,8 @@ TG_TEST(free__before_completion, 2)
 	struct rref *r;
 
 	if (rank == 0) {
-		/* Unobserved, but not undone: the calls are served, results and references in them are dropped. */
+		/* Unobserved, but not undone: the calls are served,
+		 * results and references in them are dropped. */
 		TG_OK(rref_new(ctx, "mine", 4, &r));
 		for (int i = 0; i < 10; i++)
 			rref_future_free(tg_start(ctx, 1, i % 2 ? "tg.echo" : "tg.hold", "x", 1));
@@ -174,7 +177,9 @@ TG_TEST(free__of_reads_before_completion, 2)
 	struct rref *r;
 
 	if (rank == 0) {
-		TG_OK(rref_remote(ctx, 1, "tg.hold", &(struct rref_args){ .data = "late", .length = 4 }, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, 1, "tg.hold",
+				  &(struct rref_args){ .data = "late", .length = 4 }, RREF_DEFAULT,
+				  &r));
 		for (int i = 0; i < 10; i++) {
 			TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
 			rref_future_free(f);
@@ -250,7 +255,8 @@ TG_TEST(wait_any__takes_them_one_by_one, 2)
 TG_TEST(wait_all__does_not_take_errors_for_its_own, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
-	struct rref_future *f[3] = { tg_start(ctx, 1 - rank, "tg.echo", "x", 1), tg_start(ctx, 1 - rank, "no.such", "x", 1),
+	struct rref_future *f[3] = { tg_start(ctx, 1 - rank, "tg.echo", "x", 1),
+				     tg_start(ctx, 1 - rank, "no.such", "x", 1),
 				     tg_start(ctx, rank, "tg.echo", "x", 1) };
 
 	TG_IS(rref_wait_all(f, 3, RREF_DEFAULT), 0);
@@ -301,7 +307,8 @@ TG_TEST(result__of_the_other_kind, 2)
 	const void *data;
 	size_t length;
 
-	TG_OK(rref_remote(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .data = "v", .length = 1 }, RREF_DEFAULT, &r));
+	TG_OK(rref_remote(ctx, 1 - rank, "tg.echo", &(struct rref_args){ .data = "v", .length = 1 },
+			  RREF_DEFAULT, &r));
 	TG_OK(rref_creation(r, &creation));
 	TG_OK(rref_to_here_async(r, RREF_DEFAULT, &read));
 	TG_OK(rref_wait_all((struct rref_future *[]){ call, read, creation }, 3, RREF_DEFAULT));
@@ -329,7 +336,9 @@ TG_TEST(view__is_taken_once, 2)
 	struct rref *r;
 
 	for (int to = 0; to < 2; to++) {
-		TG_OK(rref_remote(ctx, to, "tg.echo", &(struct rref_args){ .data = "once", .length = 4 }, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, to, "tg.echo",
+				  &(struct rref_args){ .data = "once", .length = 4 }, RREF_DEFAULT,
+				  &r));
 		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		TG_OK(rref_future_view(f, &v));
@@ -358,7 +367,9 @@ TG_TEST(references__are_taken_once_each_and_else_released, 2)
 
 		for (int i = 0; i < 3; i++)
 			TG_OK(rref_new(ctx, &"abc"[i], 1, &r[i]));
-		TG_OK(rref_rpc_sync(ctx, 1, "tg.echo_refs", &(struct rref_args){ .refs = r, .nr_refs = 3 }, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(ctx, 1, "tg.echo_refs",
+				    &(struct rref_args){ .refs = r, .nr_refs = 3 }, RREF_DEFAULT,
+				    &f));
 		TG_IS(rref_future_nr_refs(f), 3);
 		TG_OK(rref_future_ref(f, 1, &got));
 		tg_expect_bytes(got, "b", 1);
@@ -385,7 +396,9 @@ TG_TEST(cancel__of_reads, 2)
 		struct rref_future *parked, *other, *done;
 		struct rref *r;
 
-		TG_OK(rref_remote(ctx, 1, "tg.hold", &(struct rref_args){ .data = "late", .length = 4 }, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, 1, "tg.hold",
+				  &(struct rref_args){ .data = "late", .length = 4 }, RREF_DEFAULT,
+				  &r));
 		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &parked));
 		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &other));
 		TG_OK(rref_future_cancel(parked));

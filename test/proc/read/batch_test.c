@@ -14,7 +14,8 @@ static int make_one(struct rref_call *call, void *arg)
 	unsigned char bytes[64];
 
 	(void)arg;
-	memset(bytes, rref_call_length(call) ? *(const unsigned char *)rref_call_data(call) : 0, sizeof(bytes));
+	memset(bytes, rref_call_length(call) ? *(const unsigned char *)rref_call_data(call) : 0,
+	       sizeof(bytes));
 	return rref_call_reply(call, &(struct rref_args){ .data = bytes, .length = sizeof(bytes) });
 }
 
@@ -30,7 +31,8 @@ static void create(struct rref_ctx *ctx, int owners)
 		unsigned char byte = (unsigned char)i;
 		struct rref_future *f;
 
-		TG_OK(rref_remote(ctx, 1 + i % owners, "make_one", &(struct rref_args){ .data = &byte, .length = 1 }, RREF_DEFAULT,
+		TG_OK(rref_remote(ctx, 1 + i % owners, "make_one",
+				  &(struct rref_args){ .data = &byte, .length = 1 }, RREF_DEFAULT,
 				  &refs[i]));
 		TG_OK(rref_creation(refs[i], &f));
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
@@ -44,7 +46,8 @@ static void check_and_free(void)
 		TG_IS(status[i], 0);
 		TG_IS(rref_view_length(views[i]), 64);
 		for (int k = 0; k < 64; k++)
-			TG_IS(((const unsigned char *)rref_view_data(views[i]))[k], (unsigned char)i);
+			TG_IS(((const unsigned char *)rref_view_data(views[i]))[k],
+			      (unsigned char)i);
 		rref_view_free(views[i]);
 	}
 }
@@ -62,7 +65,8 @@ static int one_owner(int rank, void *arg)
 		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, views, status), NR);
 		after = tg_stats(ctx);
 		TG_IS(after.reads + after.reads_joined - before.reads - before.reads_joined, NR);
-		if (!tg_is_shm()) /* shm has no doorbell to share: a READ is over when it is posted */
+		/* shm has no doorbell to share: a READ is over when it is posted */
+		if (!tg_is_shm())
 			TG_CHECK(after.doorbells - before.doorbells <= NR / 8);
 		check_and_free();
 		for (int i = 0; i < NR; i++)

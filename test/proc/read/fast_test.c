@@ -91,7 +91,8 @@ static void *read_often(void *arg)
 	return NULL;
 }
 
-/* Each READ and each byte is counted once, after the threads are gone too; views freed elsewhere leave nothing behind. */
+/* Each READ and each byte is counted once, after the threads
+ * are gone too; views freed elsewhere leave nothing behind. */
 TG_TEST(threads__leave_nothing_behind, 2)
 {
 	static const size_t lengths[] = { 8, 100, 4096, 70000, 300000, 0, 8, 8 };
@@ -104,7 +105,9 @@ TG_TEST(threads__leave_nothing_behind, 2)
 		uint64_t reads = 0, bytes = 0;
 
 		for (int i = 0; i < THREADS; i++) {
-			job[i] = (struct job){ .ref = ask(ctx, 0, lengths[i]), .length = lengths[i], .times = tg_scale(500) };
+			job[i] = (struct job){ .ref = ask(ctx, 0, lengths[i]),
+					       .length = lengths[i],
+					       .times = tg_scale(500) };
 			reads += (uint64_t)job[i].times + 1;
 			bytes += ((uint64_t)job[i].times + 1) * lengths[i];
 		}
@@ -118,7 +121,8 @@ TG_TEST(threads__leave_nothing_behind, 2)
 		TG_IS(after.read_bytes - before.read_bytes, bytes);
 		TG_CHECK(after.landing_bytes > before.landing_bytes);
 		for (int i = 0; i < THREADS; i++) {
-			TG_CHECK(tg_filled(rref_view_data(job[i].kept), job[i].length, 0, (unsigned)job[i].length));
+			TG_CHECK(tg_filled(rref_view_data(job[i].kept), job[i].length, 0,
+					   (unsigned)job[i].length));
 			rref_view_free(job[i].kept);
 			rref_release(job[i].ref);
 		}
@@ -144,7 +148,8 @@ static void *read_in_short_lives(void *ref)
 	return NULL;
 }
 
-/* What a thread counted and keeps becomes its context's when it ends: who looks at that moment sees it once. */
+/* What a thread counted and keeps becomes its context's when
+ * it ends: who looks at that moment sees it once. */
 TG_TEST(threads__end_while_somebody_counts, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -219,7 +224,8 @@ TG_TEST(thread__outlives_its_contexts, 2)
 		if (i == 0 && rank == 0)
 			tg_free_place(tg_current->shared->bytes, 64);
 		tg_meet(i);
-		memcpy(tg_current->rendezvous, tg_current->shared->bytes, sizeof(tg_current->rendezvous));
+		memcpy(tg_current->rendezvous, tg_current->shared->bytes,
+		       sizeof(tg_current->rendezvous));
 	}
 	if (rank == 1) {
 		atomic_store(&stage, 5);
@@ -240,7 +246,8 @@ TG_TEST(contexts__in_turn, 2)
 	tg_meet_serving(ctx[0], 0);
 	memcpy(tg_current->rendezvous, tg_current->shared->bytes, sizeof(tg_current->rendezvous));
 	ctx[1] = tg_join(rank);
-	TG_OK(rref_register(ctx[1], &(struct rref_function){ .name = "quick.make", .handler = make }));
+	TG_OK(rref_register(ctx[1],
+			    &(struct rref_function){ .name = "quick.make", .handler = make }));
 	tg_meet_serving(ctx[1], 1);
 	if (rank == 1) {
 		for (int i = 0; i < 2; i++)
@@ -279,7 +286,8 @@ static void *read_until_error(void *arg)
 	return NULL;
 }
 
-/* The owner dies under readers: each ends with an error, none with bytes that were not its value's. */
+/* The owner dies under readers: each ends with an error, none
+ * with bytes that were not its value's. */
 static int owner_dies(int rank, void *arg)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -292,7 +300,8 @@ static int owner_dies(int rank, void *arg)
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_create(&thread[i], NULL, read_until_error, ref), 0);
 		tg_set_flag(1, 1);
-		/* A read that is complete at once makes no progress: without a poller, somebody has to. */
+		/* A read that is complete at once makes no progress:
+		 * without a poller, somebody has to. */
 		while (atomic_load(&stage) < THREADS)
 			if (rref_progress(ctx) <= 0)
 				usleep(100);
@@ -350,7 +359,8 @@ static void *stop_reads(void *arg)
 	return NULL;
 }
 
-/* A fence waits for a copy. Other contexts of the process have nothing to do with that, nor threads that come and go there. */
+/* A fence waits for a copy. Other contexts of the process have
+ * nothing to do with that, nor threads that come and go there. */
 TG_TEST(fence__waits_alone, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -479,7 +489,8 @@ static void on_sys(int sig, siginfo_t *si, void *context)
 	u->uc_mcontext.gregs[REG_RAX] = 0;
 }
 
-/* Readers are on all processors, also when the thread that fences is kept on one (as options.poller_core does). */
+/* Readers are on all processors, also when the thread that
+ * fences is kept on one (as options.poller_core does). */
 TG_TEST(no_membarrier__and_the_fence_is_bound_to_a_core, 2)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Batches of reads into the program's own memory: bounds and a status for each, and what they cost. */
+/* Batches of reads into the program's own memory: bounds and a
+ * status for each, and what they cost. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -45,7 +46,8 @@ static int make_secret(struct rref_call *call, void *arg)
 	static const struct rref_type secret = { sizeof(secret), "secret", 0, RREF_LOCAL_ONLY };
 
 	(void)arg;
-	return rref_call_reply_value(call, TG_VALUE(.data = "secret", .length = 6, .type = &secret));
+	return rref_call_reply_value(call,
+				     TG_VALUE(.data = "secret", .length = 6, .type = &secret));
 }
 
 static struct rref_ctx *join(int rank)
@@ -83,8 +85,11 @@ TG_TEST(whole_values__share_doorbells, 2)
 
 		get(ctx, 1, (struct wish){ NR, EACH }, refs);
 		for (int i = 0; i < NR; i++)
-			reads[i] = (struct rref_into){ .ref = refs[i], .buf = bytes[i], .length = EACH,
-						       .got = 99, .status = 99 };
+			reads[i] = (struct rref_into){ .ref = refs[i],
+						       .buf = bytes[i],
+						       .length = EACH,
+						       .got = 99,
+						       .status = 99 };
 		before = tg_stats(ctx);
 		TG_IS(rref_to_here_into_batch(reads, NR, RREF_DEFAULT), NR);
 		after = tg_stats(ctx);
@@ -126,7 +131,8 @@ TG_TEST(ranges__are_cut_at_the_end, 3)
 		memset(buf, 0xee, sizeof(buf));
 		for (size_t i = 0; i < array_size(ranges); i++)
 			for (int from = 0; from < 3; from++)
-				reads[nr++] = (struct rref_into){ .ref = refs[from], .buf = buf[from][i],
+				reads[nr++] = (struct rref_into){ .ref = refs[from],
+								  .buf = buf[from][i],
 								  .offset = ranges[i].offset,
 								  .length = ranges[i].length };
 		TG_IS(rref_to_here_into_batch(reads, nr, RREF_DEFAULT), (int)nr);
@@ -154,7 +160,8 @@ TG_TEST(statuses__of_each, 2)
 
 	if (rank == 0) {
 		enum { GOOD, NONE, NO_BUFFER, FOREIGN, FAILED, NEVER, SECRET, GOOD_TOO, ALL };
-		static const int want[ALL] = { 0, -EINVAL, -EINVAL, -EINVAL, -EDOM, -ETIMEDOUT, -EPERM, 0 };
+		static const int want[ALL] = { 0,     -EINVAL,	  -EINVAL, -EINVAL,
+					       -EDOM, -ETIMEDOUT, -EPERM,  0 };
 		struct rref_options o;
 		struct rref_ctx *alone;
 		struct rref *foreign;
@@ -166,11 +173,15 @@ TG_TEST(statuses__of_each, 2)
 		TG_OK(rref_new(alone, "x", 1, &foreign));
 		get(ctx, 1, (struct wish){ 1, 100 }, refs);
 		refs[FAILED] = tg_ask(ctx, 1, "pub.alloc", (struct tg_make){ .length = 10 });
-		TG_OK(rref_rpc_sync(ctx, 1, "pub.fail", tg_bytes(&(struct tg_make){ .err = -EDOM }, sizeof(struct tg_make)),
+		TG_OK(rref_rpc_sync(ctx, 1, "pub.fail",
+				    tg_bytes(&(struct tg_make){ .err = -EDOM },
+					     sizeof(struct tg_make)),
 				    RREF_DEFAULT, NULL));
 		TG_OK(rref_alloc(ctx, 10, &refs[NEVER], &data));
 		for (int i = 0; i < ALL; i++)
-			reads[i] = (struct rref_into){ .ref = refs[0], .buf = bytes[i], .length = 10, .got = 99 };
+			reads[i] = (struct rref_into){
+				.ref = refs[0], .buf = bytes[i], .length = 10, .got = 99
+			};
 		reads[NONE].ref = NULL;
 		reads[NO_BUFFER].buf = NULL;
 		reads[FOREIGN].ref = foreign;
@@ -202,7 +213,8 @@ TG_TEST(statuses__of_each, 2)
 	return 0;
 }
 
-/* More than fits what may land here at once: in turns, since the program's memory is there already. */
+/* More than fits what may land here at once: in turns, since
+ * the program's memory is there already. */
 TG_TEST(more_than_may_land__comes_in_turns, 2)
 {
 	static unsigned char big[8][MIB];
@@ -229,7 +241,9 @@ TG_TEST(more_than_may_land__comes_in_turns, 2)
 			failed += status[i] == -ENOMEM;
 			rref_view_free(views[i]);
 			/* The first byte is left out: such a range is no fast read. */
-			reads[i] = (struct rref_into){ .ref = refs[i], .buf = big[i], .offset = 1, .length = MIB };
+			reads[i] = (struct rref_into){
+				.ref = refs[i], .buf = big[i], .offset = 1, .length = MIB
+			};
 		}
 		TG_CHECK(failed >= 4);
 		TG_IS(rref_to_here_into_batch(reads, 8, RREF_DEFAULT), 8);

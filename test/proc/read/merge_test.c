@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Batches of small values that lie side by side: fewer READs than values, and to the program no difference. */
+/* Batches of small values that lie side by side: fewer READs
+ * than values, and to the program no difference. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,7 +13,8 @@
 #define EACH 8          /* references of one answer */
 #define NR 200
 
-static const size_t lengths[] = { 64, 64, 0, 0, 1, 8, 63, 64, 65, 100, 127, 128, 500, 576, 1000, 4000, 20000, 64, 200000, 8, 8, 8 };
+static const size_t lengths[] = { 64,  64,  0,	 0,    1,    8,	    63, 64,	65, 100, 127,
+				  128, 500, 576, 1000, 4000, 20000, 64, 200000, 8,  8,	 8 };
 
 static struct rref_ctx *mine; /* the owner's */
 
@@ -53,7 +55,8 @@ static struct rref *refs[NR];
 static struct rref_view *views[NR];
 static int status[NR];
 
-static void get(struct rref_ctx *ctx, const char *function, uint32_t from, struct rref **out, size_t nr)
+static void get(struct rref_ctx *ctx, const char *function, uint32_t from, struct rref **out,
+		size_t nr)
 {
 	struct rref_future *f;
 
@@ -121,7 +124,8 @@ static void mixed_lengths__in_any_order(void **state)
 	assert_int_equal(tg_run(2, mixed, NULL), 0);
 }
 
-/* Fills all value memory. Answers with the value at its very end, one that lies elsewhere, and one more. */
+/* Fills all value memory. Answers with the value at its very
+ * end, one that lies elsewhere, and one more. */
 static int fill(struct rref_call *call, void *arg)
 {
 	static struct rref *all[2 * MIB / 128];
@@ -131,7 +135,10 @@ static int fill(struct rref_call *call, void *arg)
 	(void)arg;
 	while (nr < array_size(all)) {
 		struct rref_view *v;
-		int err = rref_new(mine, "sixty-four bytes, with a header before them: 128 in all ........", 64, &all[nr]);
+		int err =
+			rref_new(mine,
+				 "sixty-four bytes, with a header before them: 128 in all ........",
+				 64, &all[nr]);
 
 		if (err) {
 			TG_IS(err, -ENOMEM);
@@ -154,8 +161,8 @@ static int fill(struct rref_call *call, void *arg)
 }
 
 /*
- * The second one's location is made to be behind the end of the first one's memory: side by side with it, and nowhere.
- * The device refuses what brings both.
+ * The second one's location is made to be behind the end of the first one's memory: side by side
+ * with it, and nowhere. The device refuses what brings both.
  */
 static int refused(int rank, void *arg)
 {

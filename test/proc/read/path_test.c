@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Many reads of 8 bytes, for path.sh to count what they run. By itself a test that each brings what it should. */
+/* Many reads of 8 bytes, for path.sh to count what they run.
+ * By itself a test that each brings what it should. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,7 +19,9 @@ TG_TEST(reads__of_8_bytes, 2)
 		struct rref *ref;
 		uint64_t want;
 
-		TG_OK(rref_remote(ctx, 0, "tg.echo", &(struct rref_args){ .data = "8 bytes.", .length = 8 }, RREF_DEFAULT, &ref));
+		TG_OK(rref_remote(ctx, 0, "tg.echo",
+				  &(struct rref_args){ .data = "8 bytes.", .length = 8 },
+				  RREF_DEFAULT, &ref));
 		TG_OK(rref_creation(ref, &f));
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
 		rref_future_free(f);

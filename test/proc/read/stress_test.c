@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A device that is full or late, made so: the provider's table is replaced by one that puts READs off; and many threads
- * at once. White box, over shm whatever the device under test is.
+ * A device that is full or late, made so: the provider's table is replaced by one that puts READs
+ * off; and many threads at once. White box, over shm whatever the device under test is.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -59,7 +59,8 @@ static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed
 	struct rref *r;
 
 	tg_fill(bytes, length, seed);
-	TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = bytes, .length = length }, RREF_DEFAULT, &r));
+	TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = bytes, .length = length },
+			  RREF_DEFAULT, &r));
 	tg_expect_bytes(r, bytes, length);
 	return r;
 }
@@ -67,8 +68,8 @@ static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed
 /* ---- a device that puts READs off ---- */
 
 /*
- * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set their completion is an event of a later
- * poll, as on a NIC, at most `slots` at once, none as long as `hold` is set.
+ * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set their completion is an
+ * event of a later poll, as on a NIC, at most `slots` at once, none as long as `hold` is set.
  */
 #define SLOTS_MAX 64
 static struct {
@@ -101,7 +102,9 @@ static int post_late(struct rv_conn *conn, struct rv_read *r, unsigned n)
 	}
 	pthread_mutex_lock(&dev.lock);
 	for (i = 0; i < n && dev.nr_done < atomic_load(&dev.slots); i++) {
-		struct rv_event e = { .type = RV_EV_READ, .user = dev.peer, .cookie = r[i].cookie, .wc_status = -1 };
+		struct rv_event e = {
+			.type = RV_EV_READ, .user = dev.peer, .cookie = r[i].cookie, .wc_status = -1
+		};
 		struct rv_read now = r[i];
 
 		for (unsigned k = 0; k < now.nr_sge; k++) {
@@ -215,7 +218,8 @@ TG_TEST(cancel__of_a_read_that_waits_and_has_a_callback, 2)
 	return 0;
 }
 
-/* The end of a read and its last completion under one hold of the lock, its callback still to run. */
+/* The end of a read and its last completion under one hold of
+ * the lock, its callback still to run. */
 TG_TEST(cancel__of_a_read_whose_completion_is_there, 2)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
@@ -283,7 +287,8 @@ static void *mix(void *arg)
 			char word[16];
 
 			memset(word, (int)k, sizeof(word));
-			TG_OK(rref_rpc_sync(w->ctx, 1, "tg.echo", &(struct rref_args){ .data = word, .length = 16 },
+			TG_OK(rref_rpc_sync(w->ctx, 1, "tg.echo",
+					    &(struct rref_args){ .data = word, .length = 16 },
 					    RREF_DEFAULT, &f));
 			const void *data;
 			size_t length;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it speaks to the device
- * layer itself and says what no worker would. Whatever it does ends its own connection or changes nothing; it is
- * counted; the others' calls and reads go on all the while, their memory stays bounded, and what it left behind goes.
+ * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it
+ * speaks to the device layer itself and says what no worker would. Whatever it does ends its own
+ * connection or changes nothing; it is counted; the others' calls and reads go on all the while,
+ * their memory stays bounded, and what it left behind goes.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -86,7 +87,8 @@ FOE_TEST(hello__of_somebody_else)
 	foe_refused(f, 1, -ESTALE, "another incarnation");
 }
 
-/* The first session must survive a copy of its hello, and so must a second session that of the first. */
+/* The first session must survive a copy of its hello, and so
+ * must a second session that of the first. */
 FOE_TEST(hello__repeated)
 {
 	struct rv_conn *session, *copy;
@@ -99,8 +101,8 @@ FOE_TEST(hello__repeated)
 		if (i == 0)
 			memcpy(hello, f->hello, sizeof(hello));
 		session = f->conn;
-		TG_OK(f->ops->connect(f->dev, &f->members[1].addr[f->ops->kind], i ? hello : f->hello, f->hello_length, NULL,
-				      &copy));
+		TG_OK(f->ops->connect(f->dev, &f->members[1].addr[f->ops->kind],
+				      i ? hello : f->hello, f->hello_length, NULL, &copy));
 		f->conn = copy;
 		f->connected = false;
 		FOE_UNTIL(f, f->connected || f->failed);
@@ -188,13 +190,16 @@ FOE_TEST(server__that_answers_nonsense)
 	serve_with(f, answer, n, true);
 	TG_IS(foe_shown()->called, 1 + EPROTONOSUPPORT);
 	TG_CHECK(strstr(foe_shown()->called_text, "version 3") != NULL);
-	serve_with(f, answer, rc_reason_make(-EPROTONOSUPPORT, "version 9 is what I speak\033[2J", answer), false);
+	serve_with(f, answer,
+		   rc_reason_make(-EPROTONOSUPPORT, "version 9 is what I speak\033[2J", answer),
+		   false);
 	TG_IS(foe_shown()->called, 1 + EPROTONOSUPPORT);
 	TG_CHECK(strstr(foe_shown()->called_text, "version 9 is what I speak?[2J") != NULL);
 	rc_random(answer, sizeof(answer));
 	serve_with(f, answer, RV_REASON_MAX, false); /* which is no refusal, nor is the next */
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
-	serve_with(f, answer, rc_reason_make(-EALREADY, "crossing", answer), false); /* and never comes */
+	/* and never comes */
+	serve_with(f, answer, rc_reason_make(-EALREADY, "crossing", answer), false);
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
 }
 
@@ -237,7 +242,9 @@ FOE_TEST(proof__wrong_or_something_else)
 FOE_TEST(malformed__in_every_way)
 {
 	static const struct { uint16_t at; uint8_t value; } bad[] = {
-		{ 0, 0 }, { 0, RW_NR_TYPES }, { 0, 255 }, { 1, 1 }, { 2, 1 }, { 4, 255 }, { 7, 255 }, { 22, 255 }, /* ... and what it acknowledges */
+		/* ... and what it acknowledges */
+		{ 0, 0 }, { 0, RW_NR_TYPES }, { 0, 255 }, { 1, 1 }, { 2, 1 }, { 4, 255 },
+		{ 7, 255 }, { 22, 255 },
 		{ 32, 0 }, { 32, 3 },      /* kind */
 		{ 33, 1 }, { 33, 255 },    /* references */
 		{ 34, 0 }, { 34, 255 },    /* length of the name */
@@ -264,7 +271,8 @@ FOE_TEST(malformed__in_every_way)
 		rw_set_seq(buf, ++f->seq, f->hs.epoch);
 		if (i == 7)
 			rc_random(buf, sizeof(buf));
-		foe_send_bytes(f, buf, i < 7 ? n * i / 7 + 1 - (i == 6) : sizeof(buf)); /* cut short, or noise */
+		/* cut short, or noise */
+		foe_send_bytes(f, buf, i < 7 ? n * i / 7 + 1 - (i == 6) : sizeof(buf));
 		foe_must_end(f, 1, before, "cut");
 	}
 	TG_IS(f->nr_recv[RW_REPLY], 0);
@@ -284,7 +292,8 @@ FOE_TEST(sequence__and_epoch_that_are_not_next)
 		if (i < array_size(seq))
 			rw_set_seq(buf, f->seq + (uint64_t)seq[i], f->hs.epoch);
 		else
-			rw_set_seq(buf, f->seq + 1, f->hs.epoch + (uint32_t)epoch[i - array_size(seq)]);
+			rw_set_seq(buf, f->seq + 1,
+				   f->hs.epoch + (uint32_t)epoch[i - array_size(seq)]);
 		foe_send_bytes(f, buf, n);
 		foe_must_end(f, 1, before, "out of sequence");
 	}
@@ -323,7 +332,8 @@ FOE_TEST(direction__wrong)
 		foe_say_number(f, bad[i].type, bad[i].number);
 		foe_must_end(f, bad[i].to, before, rw_type_name(bad[i].type));
 	}
-	/* Its own first barrier is its own affair; a cancel is a hint; a goodbye too, which keeps none from speaking on. */
+	/* Its own first barrier is its own affair; a cancel is a
+	 * hint; a goodbye too, which keeps none from speaking on. */
 	foe_meet(f, 0);
 	foe_say_number(f, RW_BARRIER, 2);
 	foe_say_number(f, RW_CANCEL, 99);
@@ -350,7 +360,8 @@ FOE_TEST(fenced__says_the_foe)
 
 FOE_TEST(protocol__answers_never_asked_for)
 {
-	static const enum rp_msg_type quiet[] = { RP_MSG_FORK_ACK, RP_MSG_CHILD_ACCEPT, RP_MSG_FETCH_REPLY, RP_MSG_CREATED,
+	static const enum rp_msg_type quiet[] = { RP_MSG_FORK_ACK, RP_MSG_CHILD_ACCEPT,
+						  RP_MSG_FETCH_REPLY, RP_MSG_CREATED,
 						  RP_MSG_PARENT_ACK };
 	uint64_t before = foe_dropped(1), rejects;
 
@@ -364,7 +375,8 @@ FOE_TEST(protocol__answers_never_asked_for)
 	for (int i = 0; i < 2; i++) {
 		foe_meet(f, 1);
 		rejects = foe_rejected(1);
-		foe_say_proto(f, i ? RP_MSG_PARENT_REQUEST : RP_MSG_CHILD_ACCEPT, foe_id_of(1, 1), foe_id_of(FOE, 1));
+		foe_say_proto(f, i ? RP_MSG_PARENT_REQUEST : RP_MSG_CHILD_ACCEPT, foe_id_of(1, 1),
+			      foe_id_of(FOE, 1));
 		foe_must_end(f, 1, rejects, "child of another");
 	}
 	/* A reply to no call, with references too. */
@@ -397,7 +409,8 @@ FOE_TEST(protocol__what_belongs_to_others)
 	foe_others_work();
 	acks = f->nr_proto[RP_MSG_FORK_ACK];
 	for (uint64_t n = 1; n <= 5000; n++)
-		foe_say_proto(f, RP_MSG_FORK_REQUEST, foe_id_of(n % 3, n + 1000000), foe_id_of(FOE, n));
+		foe_say_proto(f, RP_MSG_FORK_REQUEST, foe_id_of(n % 3, n + 1000000),
+			      foe_id_of(FOE, n));
 	foe_still_served(f);
 	TG_IS(f->nr_proto[RP_MSG_FORK_ACK], acks + 5000);
 	TG_IS(f->proto_status, -ESTALE);
@@ -428,24 +441,39 @@ FOE_TEST(records__forged)
 	TG_IS(foe_reply_to(f, "tg.read", &r), -EPROTO);
 	/* Its own value, at a place that is none. */
 	r = foe_record(f, FOE, foe_id_of(FOE, 1), 6);
-	r.loc = (struct rp_location){ .addr = 4096, .length = 100, .nonce = 9, .rkey = { 77, 77 }, .version = 1,
-				       .nr_segments = 1 };
-	TG_CHECK(foe_reply_to(f, "tg.read", &r) < 0); /* the read with a wrong key ends this very connection */
-	/* Worker 0's value, at a place that is none: only its owner says where it is, else two good workers were parted. */
+	r.loc = (struct rp_location){ .addr = 4096,
+				      .length = 100,
+				      .nonce = 9,
+				      .rkey = { 77, 77 },
+				      .version = 1,
+				      .nr_segments = 1 };
+	/* the read with a wrong key ends this very connection */
+	TG_CHECK(foe_reply_to(f, "tg.read", &r) < 0);
+	/* Worker 0's value, at a place that is none: only its owner
+	 * says where it is, else two good workers were parted. */
 	foe_meet(f, 1);
 	r = foe_record(f, 0, foe_id_of(0, 1), 8);
-	r.loc = (struct rp_location){ .addr = 4096, .length = 100, .nonce = 9, .rkey = { 77, 77 }, .version = 1,
-				       .nr_segments = 1 };
+	r.loc = (struct rp_location){ .addr = 4096,
+				      .length = 100,
+				      .nonce = 9,
+				      .rkey = { 77, 77 },
+				      .version = 1,
+				      .nr_segments = 1 };
 	TG_IS(foe_reply_to(f, "tg.read", &r), 0);
 	foe_others_work();
 	r = foe_record(f, FOE, foe_id_of(FOE, 2), 7);
-	r.loc = (struct rp_location){ .addr = 4096, .length = UINT64_C(1) << 40, .nonce = 9, .rkey = { 77, 77 }, .version = 1,
-				       .nr_segments = 1 };
+	r.loc = (struct rp_location){ .addr = 4096,
+				      .length = UINT64_C(1) << 40,
+				      .nonce = 9,
+				      .rkey = { 77, 77 },
+				      .version = 1,
+				      .nr_segments = 1 };
 	TG_CHECK(foe_reply_to(f, "tg.read", &r) < 0);
 	foe_still_served(f);
 	TG_IS(foe_reply_to(f, "no.such.function", NULL), -ENOSYS);
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
-	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);      /* the same call id again: its own affair */
+	/* the same call id again: its own affair */
+	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
 }
 
 FOE_TEST(creation__with_ids_of_others)
@@ -453,7 +481,9 @@ FOE_TEST(creation__with_ids_of_others)
 	struct rw_message m = { .frame.type = RW_CALL };
 	uint64_t before;
 
-	m.u.call = (struct rw_call){ .call_id = 1, .kind = RW_CALL_REMOTE, .name = "tg.echo", .name_length = 7 };
+	m.u.call = (struct rw_call){
+		.call_id = 1, .kind = RW_CALL_REMOTE, .name = "tg.echo", .name_length = 7
+	};
 	for (int i = 0; i < 2; i++) {
 		foe_meet(f, 1);
 		before = foe_rejected(1);
@@ -476,7 +506,8 @@ FOE_TEST(creation__with_ids_of_others)
 
 /* ---- too much of it ---- */
 
-/* Beyond its bound each call is answered -EAGAIN; when those before it end, the foe is served again. */
+/* Beyond its bound each call is answered -EAGAIN; when those
+ * before it end, the foe is served again. */
 FOE_TEST(flood__of_calls)
 {
 	uint64_t rss = foe_fresh_look(1, &foe_shown()->of[1].rss_kib);
@@ -485,7 +516,10 @@ FOE_TEST(flood__of_calls)
 	int n = tg_is_shm() ? 100000 : 2000;
 
 	foe_meet(f, 1);
-	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC, .name = "keep", .name_length = 4, .data = data,
+	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC,
+				     .name = "keep",
+				     .name_length = 4,
+				     .data = data,
 				     .data_length = sizeof(data) };
 	for (int i = 0; i < n; i++) {
 		m.u.call.call_id = (uint64_t)i;
@@ -515,7 +549,10 @@ FOE_TEST(flood__by_one_who_does_not_read)
 		return; /* it would take a day */
 	foe_meet(f, 1);
 	f->deaf = true;
-	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC, .name = "tg.echo_inline", .name_length = 14, .data = data,
+	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC,
+				     .name = "tg.echo_inline",
+				     .name_length = 14,
+				     .data = data,
 				     .data_length = sizeof(data) };
 	for (int i = 0; i < 1000000 && foe_say(f, &m) == 0; i++) {
 		m.u.call.call_id++;
@@ -529,7 +566,8 @@ FOE_TEST(flood__by_one_who_does_not_read)
 	foe_still_served(f);
 }
 
-/* Handlers that wait for what never comes: their threads are bounded, others' calls find one, and too many hear so. */
+/* Handlers that wait for what never comes: their threads are
+ * bounded, others' calls find one, and too many hear so. */
 FOE_TEST(flood__of_calls_that_wait)
 {
 	uint8_t buf[RV_MSG_MAX];
@@ -537,7 +575,8 @@ FOE_TEST(flood__of_calls_that_wait)
 
 	foe_meet(f, 1);
 	for (int i = 0; i < n; i++) {
-		struct rp_fork r = foe_record(f, FOE, foe_id_of(FOE, 1000 + (uint64_t)i), 5000 + (uint64_t)i);
+		struct rp_fork r = foe_record(f, FOE, foe_id_of(FOE, 1000 + (uint64_t)i),
+					      5000 + (uint64_t)i);
 		size_t length = foe_a_call(buf, "tg.read", (uint64_t)i, &r, 1);
 
 		rw_set_seq(buf, ++f->seq, f->hs.epoch);
@@ -561,7 +600,8 @@ FOE_TEST(flood__of_references_nobody_asked_for)
 	foe_meet(f, 1);
 	m.u.reply.nr_refs = 1;
 	for (i = 0; i < 100000; i++) {
-		m.u.reply.refs[0] = foe_record(f, 0, foe_id_of(FOE, 1 + (uint64_t)i), 1000000 + (uint64_t)i);
+		m.u.reply.refs[0] = foe_record(f, 0, foe_id_of(FOE, 1 + (uint64_t)i),
+					       1000000 + (uint64_t)i);
 		m.u.reply.refs[0].flags = RP_FORK_EARLY;
 		if (foe_say(f, &m))
 			break;
@@ -596,7 +636,8 @@ FOE_TEST(flood__of_sessions)
 		TG_CHECK(f->connected || f->status == -EAGAIN);
 		if (f->connected && i % 3 == 0) {
 			TG_OK(foe_say_auth(f));
-			foe_say_proto(f, RP_MSG_FORK_REQUEST, foe_id_of(0, 1 + (uint64_t)i), foe_id_of(FOE, 1 + (uint64_t)i));
+			foe_say_proto(f, RP_MSG_FORK_REQUEST, foe_id_of(0, 1 + (uint64_t)i),
+				      foe_id_of(FOE, 1 + (uint64_t)i));
 		}
 		if (i % 10 == 0)
 			foe_others_work();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that die, stop or fork. The others go on, lose nothing of their own, and wait for nobody for ever. */
+/* Workers that die, stop or fork. The others go on, lose
+ * nothing of their own, and wait for nobody for ever. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -77,7 +78,8 @@ DEATH_TEST(caller_killed__in_the_middle_of_a_call, 2, 1 << 1)
 		tg_die();
 	}
 	TG_CHECK(tg_eventually(tg_is_dead, ctx, &one));
-	/* Answered when the caller is gone: nothing is sent, nothing remains, neither of the creation nor of the call. */
+	/* Answered when the caller is gone: nothing is sent,
+	 * nothing remains, neither of the creation nor of the call. */
 	TG_IS(tg_release_held(ctx, 0), 2);
 	tg_until_clean(ctx, 0);
 	tg_leave(ctx);
@@ -95,7 +97,8 @@ DEATH_TEST(rank_0_killed__the_others_leave_all_the_same, 3, 1 << 0)
 		tg_wait_flag_serving(ctx, 0, 2);
 		tg_die();
 	}
-	struct rref *r = tg_remote(ctx, 0, "tg.echo", "x", 1), *other = tg_remote(ctx, 3 - rank, "tg.echo", "y", 1);
+	struct rref *r = tg_remote(ctx, 0, "tg.echo", "x", 1),
+		    *other = tg_remote(ctx, 3 - rank, "tg.echo", "y", 1);
 
 	tg_expect_bytes(r, "x", 1);
 	tg_expect_bytes(other, "y", 1);
@@ -135,7 +138,8 @@ DEATH_TEST(killed__a_stranger, 3, 1 << 2)
 
 		tg_expect_bytes(r, "x", 1);
 		for (int i = 0; i < 3; i++)
-			TG_IS(rref_rpc_sync(ctx, 2, "tg.echo", NULL, 5 * NSEC_PER_SEC, NULL), -EOWNERDEAD);
+			TG_IS(rref_rpc_sync(ctx, 2, "tg.echo", NULL, 5 * NSEC_PER_SEC, NULL),
+			      -EOWNERDEAD);
 		rref_release(r);
 	}
 	tg_leave(ctx);
@@ -153,7 +157,9 @@ DEATH_TEST(killed__two_of_five_under_load, 5, 1 << 3 | 1 << 4)
 		int owner = (rank + i) % 5, to = (rank + i / 5) % 5;
 		struct rref_view *v;
 		struct rref *r;
-		int err = rref_remote(ctx, owner, "tg.echo", &(struct rref_args){ .data = "z", .length = 1 }, TG_LONG_NS, &r);
+		int err = rref_remote(ctx, owner, "tg.echo",
+				      &(struct rref_args){ .data = "z", .length = 1 }, TG_LONG_NS,
+				      &r);
 
 		if (rank >= 3 && now_ns() > end - 150 * MS)
 			tg_die();
@@ -178,7 +184,8 @@ DEATH_TEST(killed__two_of_five_under_load, 5, 1 << 3 | 1 << 4)
 	}
 	TG_CHECK(lost >= 0);
 	for (int dead = 3; dead < 5; dead++)
-		TG_CHECK(rref_rpc_sync(ctx, dead, "tg.nothing", NULL, TG_LONG_NS, NULL) == -EOWNERDEAD);
+		TG_CHECK(rref_rpc_sync(ctx, dead, "tg.nothing", NULL, TG_LONG_NS, NULL) ==
+			 -EOWNERDEAD);
 	/* The survivors wait for each other, serving, and then for what the dead left here. */
 	atomic_fetch_add(&tg_current->shared->flag[2], 1);
 	tg_wait_flag_serving(ctx, 2, 3);
@@ -223,7 +230,8 @@ TG_TEST(user_stopped__keeps_its_references, 2)
 /* ---- fork(2) ---- */
 
 /* Each function that would touch what the parent owns refuses; releases and frees do nothing. */
-static void try_everything(struct rref_ctx *ctx, struct rref *mine, struct rref *theirs, struct rref_future *pending)
+static void try_everything(struct rref_ctx *ctx, struct rref *mine, struct rref *theirs,
+			   struct rref_future *pending)
 {
 	struct rref_stats s = { .size = sizeof(s) };
 	struct rref_view *v, *views[1];
@@ -249,7 +257,10 @@ static void try_everything(struct rref_ctx *ctx, struct rref *mine, struct rref 
 	TG_IS(rref_rpc_async(ctx, 1, "tg.echo", NULL, RREF_DEFAULT, &f), -ECHILD);
 	TG_IS(rref_remote(ctx, 1, "tg.echo", NULL, RREF_DEFAULT, &r), -ECHILD);
 	TG_IS(rref_creation(theirs, &f), -ECHILD);
-	TG_IS(rref_register(ctx, &(struct rref_function){ .name = "child", .handler = tg_functions[0].handler }), -ECHILD);
+	TG_IS(rref_register(ctx,
+			    &(struct rref_function){ .name = "child",
+						     .handler = tg_functions[0].handler }),
+	      -ECHILD);
 	TG_IS(rref_set_timeout(ctx, 1), -ECHILD);
 	TG_IS(rref_progress(ctx), -ECHILD);
 	TG_IS(rref_ctx_arm(ctx), -ECHILD);
@@ -290,7 +301,8 @@ TG_TEST(fork__child_is_refused_and_parent_goes_on, 2)
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_DEFAULT, &pending));
 		tg_until_held(ctx, 1, 1);
-		TG_IS(pthread_create(&t, NULL, keep_busy, ctx), 0); /* locks are held at odd moments */
+		/* locks are held at odd moments */
+		TG_IS(pthread_create(&t, NULL, keep_busy, ctx), 0);
 		for (int i = 0; i < 5; i++) {
 			int status, waited = 0;
 			pid_t pid = fork();
@@ -301,7 +313,8 @@ TG_TEST(fork__child_is_refused_and_parent_goes_on, 2)
 				_exit(0);
 			}
 			TG_CHECK(pid > 0);
-			for (int64_t end = now_ns() + TG_LONG_NS; !waited && now_ns() < end; usleep(500))
+			for (int64_t end = now_ns() + TG_LONG_NS; !waited && now_ns() < end;
+			     usleep(500))
 				waited = waitpid(pid, &status, WNOHANG) == pid;
 			if (!waited)
 				kill(pid, SIGKILL);
@@ -324,7 +337,8 @@ TG_TEST(fork__child_is_refused_and_parent_goes_on, 2)
 	return 0;
 }
 
-/* The child's end closes its copies of descriptors and mappings; the parent's peers must not take it for the parent's. */
+/* The child's end closes its copies of descriptors and mappings;
+ * the parent's peers must not take it for the parent's. */
 TG_TEST(fork__child_lives_on_and_ends, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -363,7 +377,8 @@ static void *look_often(void *ctx)
 	return NULL;
 }
 
-/* What the process has one of may be taken at that moment: a context of the child's own needs it. */
+/* What the process has one of may be taken at that moment: a
+ * context of the child's own needs it. */
 TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -381,7 +396,8 @@ TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 
 			alarm(10);
 			tg_options(&o, 0);
-			o.mode = RREF_PROGRESS_MANUAL; /* no thread: the thread sanitizer allows none behind such a fork */
+			/* no thread: the thread sanitizer allows none behind such a fork */
+			o.mode = RREF_PROGRESS_MANUAL;
 			TG_OK(rref_init(&o, &own));
 			TG_IS(tg_stats(own).reads, 0);
 			tg_finish(own);

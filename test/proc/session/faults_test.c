@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late, twice, in another order (RREF_INJECT, core/session/inject.h): everything under each of them,
- * and the rules themselves. The scenarios of single faults are in test/conformance/messages.c.
+ * Messages that fail, come late, twice, in another order (RREF_INJECT, core/session/inject.h):
+ * everything under each of them, and the rules themselves. The scenarios of single faults are in
+ * test/conformance/messages.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -54,7 +55,8 @@ TG_TEST(c129__order_stays, 2)
 	return 0;
 }
 
-/* What each does: create on some, share with others, have it read and handed back, release; in chains. */
+/* What each does: create on some, share with others, have it
+ * read and handed back, release; in chains. */
 static void mill(struct rref_ctx *ctx, int rank, int rounds)
 {
 	for (int i = 0; i < rounds; i++) {
@@ -66,7 +68,8 @@ static void mill(struct rref_ctx *ctx, int rank, int rounds)
 		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(&r, 1), RREF_DEFAULT, &f));
 		TG_OK(rref_future_ref(f, 0, &back));
 		rref_future_free(f);
-		TG_OK(rref_rpc_sync(ctx, (to + 1) % 4, "tg.read", tg_with(&back, 1), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, (to + 1) % 4, "tg.read", tg_with(&back, 1), RREF_DEFAULT,
+				    NULL));
 		if (i % 3)
 			rref_release(r);
 		tg_expect_bytes(back, "abc", 3);
@@ -103,7 +106,10 @@ TG_TEST(everything__in_any_order, 4)
 
 TG_TEST(everything__fails_now_and_then, 4)
 {
-	mill_under(rank, "FORK_REQUEST:fail=5,CHILD_ACCEPT:fail=7,CREATED:fail=4,DELETE:delay=2ms,CALL:fail=3,REPLY:fail=6", 60);
+	mill_under(rank,
+		   "FORK_REQUEST:fail=5,CHILD_ACCEPT:fail=7,CREATED:fail=4,DELETE:delay=2ms,CALL:"
+		   "fail=3,REPLY:fail=6",
+		   60);
 	return 0;
 }
 
@@ -138,13 +144,15 @@ static void leave(struct rref_ctx *ctx)
 	rref_free_ctx(ctx);
 }
 
-/* A call that is refused, and there is no memory for the refusal: its caller must not wait for ever. */
+/* A call that is refused, and there is no memory for the
+ * refusal: its caller must not wait for ever. */
 TG_TEST(no_memory__for_a_refusal, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:nomem=1" : "", 0);
 
 	if (rank == 1) {
-		at_sub(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40); /* as many calls as there may be */
+		/* as many calls as there may be */
+		at_sub(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40);
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);
 		at_add(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40);
@@ -158,7 +166,8 @@ TG_TEST(no_memory__for_a_refusal, 2)
 		tg_set_flag(0, 2);
 		tg_wait_flag_serving(ctx, 0, 3);
 		/* Both begin anew. */
-		for (int64_t end = tg_deadline(); rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL); usleep(1000))
+		for (int64_t end = tg_deadline();
+		     rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL); usleep(1000))
 			TG_CHECK(now_ns() < end);
 		tg_set_flag(0, 4);
 	}
@@ -194,7 +203,8 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 	return 0;
 }
 
-/* Who leaves waits for an answer of each, which says that its deletes came; it must not wait for one that never comes. */
+/* Who leaves waits for an answer of each, which says that its
+ * deletes came; it must not wait for one that never comes. */
 /* The client has no memory for its proof: it tries again, and its call is served. */
 TG_TEST(no_memory__for_a_proof, 2)
 {
@@ -236,7 +246,8 @@ TG_TEST(no_memory__for_a_pong, 2)
 	return 0;
 }
 
-/* A barrier that is complete, and one who is not told: it hears of it, or that its session is over. */
+/* A barrier that is complete, and one who is not told: it
+ * hears of it, or that its session is over. */
 TG_TEST(no_memory__for_a_barriers_end, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "BARRIER_DONE@1:nomem=1" : "", 0);
@@ -267,14 +278,19 @@ static int one_worker(struct rref_options *o)
 TG_TEST(rules__bad_ones_are_refused, 1)
 {
 	static const char *const bad[] = {
-		"NOTHING:fail=3", "fork_request:fail=3", "FORK_REQUEST", "FORK_REQUEST:", "FORK_REQUEST:lose", "FORK_REQUEST:fail=",
-		"FORK_REQUEST:fail=x", "FORK_REQUEST:fail=3x", "FORK_REQUEST:fail=-1", "FORK_REQUEST@1:fail", "FORK_REQUEST@:fail",
-		"CALL:delay", "CALL:delay=1", "CALL:delay=1h", "CALL:delay=1s*", "CALL:delay=99999999s", "CALL:dup", "REPLY:dup", "CALL:reorder",
-		"FORK_REQUEST:drop", "PROTO:drop=1", "ANY:drop", "BARRIER:dup", "GOODBYE:delay=1s", "CALL:fail=1,,CALL:fail=1",
+		"NOTHING:fail=3", "fork_request:fail=3", "FORK_REQUEST", "FORK_REQUEST:",
+		"FORK_REQUEST:lose", "FORK_REQUEST:fail=",
+		"FORK_REQUEST:fail=x", "FORK_REQUEST:fail=3x", "FORK_REQUEST:fail=-1",
+		"FORK_REQUEST@1:fail", "FORK_REQUEST@:fail",
+		"CALL:delay", "CALL:delay=1", "CALL:delay=1h", "CALL:delay=1s*",
+		"CALL:delay=99999999s", "CALL:dup", "REPLY:dup", "CALL:reorder",
+		"FORK_REQUEST:drop", "PROTO:drop=1", "ANY:drop", "BARRIER:dup", "GOODBYE:delay=1s",
+		"CALL:fail=1,,CALL:fail=1",
 		"CALL:fail=1,", ":", ",",
 		"CALL:fail=1111111111111111111111111111111111111111111111111111111111111111111111111",
 	}, *const good[] = {
-		"", "FORK_REQUEST:fail=3,CHILD_ACCEPT:fail=3,DELETE:fail=3", "CALL:delay=1s", "FETCH_REPLY:dup", "PROTO:reorder",
+		"", "FORK_REQUEST:fail=3,CHILD_ACCEPT:fail=3,DELETE:fail=3", "CALL:delay=1s",
+		"FETCH_REPLY:dup", "PROTO:reorder",
 		"PROTO@0:reorder=10us*5", "ANY:fail", "REMOTE:drop=2", "REPLY:drop", "PONG:nomem=1",
 	};
 	struct rref_options o;

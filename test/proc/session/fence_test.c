@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP) for too long with references of others: who was awake fences them, and they find out. */
+/* Workers that stand still (SIGSTOP) for too long with references
+ * of others: who was awake fences them, and they find out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -23,7 +24,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&back) == 1;
 }
 
-/* The user finds itself fenced, on its next use and on each; then it begins anew, and all is as it was. */
+/* The user finds itself fenced, on its next use and on each;
+ * then it begins anew, and all is as it was. */
 TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -78,13 +80,17 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 			TG_IS(rref_to_here(tg_kept(0), RREF_DEFAULT, &v), -ENETRESET);
 			TG_TEXT("stood still");
 			TG_TEXT("stall_timeout");
-			/* The READ was refused at its place; that all the rest is lost too, the next turn finds. */
+			/* The READ was refused at its place; that all
+			 * the rest is lost too, the next turn finds. */
 			TG_CHECK(tg_eventually(tg_is_dead, ctx, &(int){ 0 }));
 			r = tg_kept(1);
-			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL), -ENETRESET);
+			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL),
+			      -ENETRESET);
 		}
 		/* A new session, new references. A moment passes before it is let in. */
-		for (int64_t end = now_ns() + TG_LONG_NS; rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), TG_LONG_NS, &r); usleep(1000))
+		for (int64_t end = now_ns() + TG_LONG_NS;
+		     rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), TG_LONG_NS, &r);
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		tg_expect_bytes(r, "again", 5);
 		rref_release(r);
@@ -116,7 +122,8 @@ TG_TEST(fenced__while_it_was_reading, 2)
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);
 		tg_stop_worker(1);
-		for (int64_t end = now_ns() + stall_ns() + TG_LONG_NS; !no_forks(ctx, NULL); usleep(1000)) {
+		for (int64_t end = now_ns() + stall_ns() + TG_LONG_NS; !no_forks(ctx, NULL);
+		     usleep(1000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);
 		}
@@ -168,7 +175,8 @@ TG_TEST(fenced__never_without_a_timeout, 2)
 		lend_to(ctx, 1, "for ever");
 		tg_stop_worker(1);
 		serve_for(ctx, 6 * NSEC_PER_SEC);
-		/* Said at the next look, which over hardware comes each half peer_timeout only: 2 s here, or not yet at 6 s. */
+		/* Said at the next look, which over hardware comes each
+		 * half peer_timeout only: 2 s here, or not yet at 6 s. */
 		TG_CHECK(tg_eventually(for_3_s, ctx, &(int){ 1 }));
 		TG_IS(tg_stats(ctx).forks, 1);
 		tg_continue_worker(1);
@@ -186,7 +194,8 @@ TG_TEST(fenced__never_without_a_timeout, 2)
 	return 0;
 }
 
-/* The owner was stopped, not its user: when it goes on it sees that, and takes nothing from anybody. */
+/* The owner was stopped, not its user: when it goes on it sees
+ * that, and takes nothing from anybody. */
 TG_TEST(not_fenced__by_one_that_stood_still_itself, 2)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A worker dies while another has no memory at all. What the dead held and owned is put right all the same, before there
- * is memory again.
+ * A worker dies while another has no memory at all. What the dead held and owned is put right all
+ * the same, before there is memory again.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,7 +165,8 @@ static int echo(struct rref_ctx *ctx, int to, struct rref *const *refs)
 	return err;
 }
 
-/* The first, second, ... allocation from there on fails, whatever it is for: nothing is left of what was tried. */
+/* The first, second, ... allocation from there on fails,
+ * whatever it is for: nothing is left of what was tried. */
 TG_TEST(shares__each_allocation, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -183,10 +184,12 @@ TG_TEST(shares__each_allocation, 2)
 			err = echo(ctx, round % 2, refs);
 			nth = 0;
 			refused += err != 0;
-			/* A session that was lost with it comes again, and its references with it. */
+			/* A session that was lost with it comes again,
+			 * and its references with it. */
 			for (int i = 0; err && i < 5; i++) {
 				rref_release(refs[i]);
-				while (rref_remote(ctx, i % 2, "tg.echo", tg_bytes(&i, sizeof(i)), RREF_DEFAULT, &refs[i])) {
+				while (rref_remote(ctx, i % 2, "tg.echo", tg_bytes(&i, sizeof(i)),
+						   RREF_DEFAULT, &refs[i])) {
 					TG_CHECK(now_ns() < tg_deadline());
 					rref_progress(ctx);
 					tg_pause();
@@ -245,7 +248,8 @@ TG_TEST(calls__to_a_worker_without_memory, 2)
 			TG_IS(rref_rpc_sync(ctx, 0, "tg.echo_refs", tg_with(refs, 3), RREF_DEFAULT,
 					    &f), -ENOMEM);
 			TG_TEXT("memory");
-			TG_OK(rref_remote(ctx, 0, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT, &made));
+			TG_OK(rref_remote(ctx, 0, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT,
+					  &made));
 			TG_IS(rref_to_here(made, RREF_DEFAULT, &view), -ENOMEM);
 			TG_TEXT("memory");
 			rref_release(made);
@@ -282,5 +286,6 @@ int main(void)
 		cmocka_unit_test(shares__each_allocation),
 	};
 
-	return ALLOCATIONS_FAIL ? cmocka_run_group_tests(tests, NULL, NULL) : cmocka_run_group_tests(none, NULL, NULL);
+	return ALLOCATIONS_FAIL ? cmocka_run_group_tests(tests, NULL, NULL)
+				: cmocka_run_group_tests(none, NULL, NULL);
 }

@@ -68,7 +68,8 @@ static struct rref_ctx *join_and_hear(int rank, int calls)
 
 static void heard_well(void)
 {
-	TG_CHECK(!atomic_load(&heard.alive) && !atomic_load(&heard.no_text) && !atomic_load(&heard.failed));
+	TG_CHECK(!atomic_load(&heard.alive) && !atomic_load(&heard.no_text) &&
+		 !atomic_load(&heard.failed));
 }
 
 static bool heard_of(struct rref_ctx *ctx, void *rank)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that resumes sessions as it should not (tg_foe.h). Whatever it says ends its own connection, or its session,
- * and the others go on. Over a standing session it resumes by a second connection, which takes the first one's place.
+ * A member that resumes sessions as it should not (tg_foe.h). Whatever it says ends its own
+ * connection, or its session, and the others go on. Over a standing session it resumes by a second
+ * connection, which takes the first one's place.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,17 +12,20 @@
 
 #include "tg_foe.h"
 
-/* Asks worker `to` to go on with the session of that epoch over a new connection; the old one is the foe's to close. */
+/* Asks worker `to` to go on with the session of that epoch
+ * over a new connection; the old one is the foe's to close. */
 static void dial(struct foe *f, int to, uint32_t epoch, uint64_t received)
 {
 	uint32_t own_epoch = f->hs.epoch;
 
 	f->hs = (struct rc_handshake){ .resumes = true, .self_rank = FOE, .peer_rank = (uint32_t)to,
-				       .self_incarnation = f->me.incarnation, .peer_incarnation = f->members[to].incarnation,
+				       .self_incarnation = f->me.incarnation,
+				       .peer_incarnation = f->members[to].incarnation,
 				       .epoch = epoch, .client_received = received };
 	f->hello_length = rc_hello_make(&f->pair[to], &f->hs, f->hello);
 	f->connected = f->failed = f->ended = false;
-	TG_OK(f->ops->connect(f->dev, &f->members[to].addr[f->ops->kind], f->hello, f->hello_length, NULL, &f->conn));
+	TG_OK(f->ops->connect(f->dev, &f->members[to].addr[f->ops->kind], f->hello, f->hello_length,
+			      NULL, &f->conn));
 	FOE_UNTIL(f, f->connected || f->failed);
 	if (f->failed)
 		f->hs.epoch = own_epoch;
@@ -62,7 +66,8 @@ static void refused(struct foe *f, int to, uint32_t epoch, int status)
 	f->failed = false;
 }
 
-/* Worker 1 has lost the connection, and tries on its own part: it is told to leave that to the foe. */
+/* Worker 1 has lost the connection, and tries on its own part:
+ * it is told to leave that to the foe. */
 static void leave_it_to_us(struct foe *f)
 {
 	uint8_t reason[RV_REASON_MAX];
@@ -94,7 +99,8 @@ FOE_TEST(resume__as_it_should)
 	}
 	foe_still_served(f);
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
-	/* What it says that it has not got comes again: the last reply, and nothing that it asked again. */
+	/* What it says that it has not got comes again: the last
+	 * reply, and nothing that it asked again. */
 	uint64_t replies = f->nr_recv[RW_REPLY], sent = f->nr_recv[RW_PONG];
 
 	TG_CHECK(resume(f, 1, f->got - 1));
@@ -160,7 +166,8 @@ FOE_TEST(resume__repeated)
 	session = f->conn;
 	before = foe_rejected(1);
 	f->connected = false;
-	TG_OK(f->ops->connect(f->dev, &f->members[1].addr[f->ops->kind], f->hello, f->hello_length, NULL, &f->conn));
+	TG_OK(f->ops->connect(f->dev, &f->members[1].addr[f->ops->kind], f->hello, f->hello_length,
+			      NULL, &f->conn));
 	FOE_UNTIL(f, f->connected || f->failed);
 	TG_CHECK(f->failed);
 	TG_IS(f->status, -ESTALE);
@@ -172,7 +179,8 @@ FOE_TEST(resume__repeated)
 
 /* ---- before the proof ---- */
 
-/* Who is not the peer after all ends an attempt, not the session: the real one comes, and goes on. */
+/* Who is not the peer after all ends an attempt, not the
+ * session: the real one comes, and goes on. */
 FOE_TEST(resume__without_a_proof)
 {
 	foe_meet(f, 1);
@@ -270,7 +278,10 @@ FOE_TEST(acknowledged__what_was_never_sent)
 		} else if (i == 3) {
 			seq = f->seq + 1; /* it has none */
 		} else {
-			m = (struct rw_message){ .frame = { .type = RW_PING, .ack = (uint32_t)f->got + (i == 4 ? 1 : INT32_MAX / 2) } };
+			m = (struct rw_message){
+				.frame = { .type = RW_PING,
+					   .ack = (uint32_t)f->got + (i == 4 ? 1 : INT32_MAX / 2) }
+			};
 			seq = f->seq + 1;
 		}
 		n = rw_encode(&m, buf, sizeof(buf));
@@ -321,7 +332,8 @@ FOE_TEST(resume__all_the_time)
 
 /* ---- as the server of the worker's attempt ---- */
 
-/* Worker 0 waits for the answer to a call when the connection breaks; what it gets instead of a resumed session. */
+/* Worker 0 waits for the answer to a call when the connection
+ * breaks; what it gets instead of a resumed session. */
 static void called_meanwhile(struct foe *f)
 {
 	foe_meet(f, 0);
@@ -400,7 +412,8 @@ FOE_TEST(server__that_answers_nonsense_to_a_resume)
 
 		called_meanwhile(f);
 		while (!foe_shown()->called) {
-			struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
+			struct rc_handshake h = { .self_rank = FOE,
+						  .self_incarnation = f->me.incarnation };
 			size_t length = 67;
 
 			foe_pump(f);

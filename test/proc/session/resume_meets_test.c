@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections that break, and what else may be under way then: a fence, a stall, a read that nobody waits for any more,
- * memory that is to go back, references in values, a shutdown, and workers that do not make progress.
+ * Connections that break, and what else may be under way then: a fence, a stall, a read that nobody
+ * waits for any more, memory that is to go back, references in values, a shutdown, and workers that
+ * do not make progress.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -137,10 +138,13 @@ static bool begins_fence(struct rref_ctx *ctx, void *arg)
 	return yes;
 }
 
-/* Worker 1 stands still for too long; whatever becomes of the word to it, it finds out when it goes on, and begins anew. */
+/* Worker 1 stands still for too long; whatever becomes of the
+ * word to it, it finds out when it goes on, and begins anew. */
 static void fenced(int rank, const char *faults, bool breaks)
 {
-	struct rref_ctx *ctx = join(rank, (struct how){ .stall_timeout = stall_ns(), .faults = rank == 0 ? faults : "" });
+	struct rref_ctx *ctx = join(rank,
+				    (struct how){ .stall_timeout = stall_ns(),
+						  .faults = rank == 0 ? faults : "" });
 
 	if (rank == 0) {
 		bool did = false;
@@ -166,7 +170,9 @@ static void fenced(int rank, const char *faults, bool breaks)
 		TG_IS(rref_to_here(tg_kept(0), RREF_FOREVER, &v), -ENETRESET);
 		TG_IS(tg_stats(ctx).resumed_sessions, 0);
 		tg_drop_kept();
-		for (int64_t end = tg_deadline(); rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), RREF_DEFAULT, &r); usleep(1000))
+		for (int64_t end = tg_deadline();
+		     rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), RREF_DEFAULT, &r);
+		     usleep(1000))
 			TG_CHECK(now_ns() < end);
 		tg_expect_bytes(r, "again", 5);
 		rref_release(r);
@@ -241,7 +247,8 @@ TG_TEST(read__given_up_while_the_connection_is_broken, 2)
 				TG_OK(rref_future_wait(f[2], RREF_FOREVER));
 				TG_OK(rref_future_wait(f[3], RREF_FOREVER));
 				TG_OK(rref_future_view(f[3], &v));
-				TG_CHECK(rref_view_length(v) == m.length && tg_filled(rref_view_data(v), m.length, 0, m.seed));
+				TG_CHECK(rref_view_length(v) == m.length &&
+					 tg_filled(rref_view_data(v), m.length, 0, m.seed));
 				rref_view_free(v);
 			}
 			TG_CHECK(tg_eventually(none_quarantined, ctx, NULL));
@@ -274,7 +281,8 @@ static bool is_back(struct rref_ctx *ctx, void *nr)
 	return atomic_load(&back) >= *(int *)nr;
 }
 
-/* The last user gives it up while the connection is broken, or is gone when it would be made again. */
+/* The last user gives it up while the connection is broken, or
+ * is gone when it would be made again. */
 DEATH_TEST(wrapped__given_up_while_the_connection_is_broken, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 10 * NSEC_PER_SEC });
@@ -383,7 +391,9 @@ static void crowd(struct rref_ctx *ctx, int rank, int *sock, int nr)
 	for (int i = 0; i < nr; i++) {
 		sock[i] = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 		TG_CHECK(sock[i] >= 0);
-		TG_IS(connect(sock[i], (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)), 0);
+		TG_IS(connect(sock[i], (struct sockaddr *)&sun,
+			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)),
+		      0);
 	}
 }
 
@@ -421,7 +431,9 @@ TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
 /* Longer than a broken session is waited for: who did not look has no reason to give up. */
 TG_TEST(broken__while_nobody_makes_progress, 2)
 {
-	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 300 * NSEC_PER_MSEC, .mode = RREF_PROGRESS_MANUAL });
+	struct rref_ctx *ctx = join(rank,
+				    (struct how){ .peer_timeout = 300 * NSEC_PER_MSEC,
+						  .mode = RREF_PROGRESS_MANUAL });
 	int other = 1 - rank;
 
 	if (rank == 0) {
@@ -459,7 +471,8 @@ static bool sleeps_long(struct rref_ctx *ctx, void *arg)
 	bool kicked = false;
 
 	rc_lock(ctx);
-	if (at_load_sc(&ctx->sleeping) && !at_load(&ctx->kicked) && ctx->wake_at > now_ns() + 50 * NSEC_PER_MSEC) {
+	if (at_load_sc(&ctx->sleeping) && !at_load(&ctx->kicked) &&
+	    ctx->wake_at > now_ns() + 50 * NSEC_PER_MSEC) {
 		rc_resume_break(ctx, &ctx->peers[1], -ECONNRESET, "a test wants it");
 		kicked = at_load(&ctx->kicked);
 		*(bool *)arg = kicked;
@@ -468,7 +481,8 @@ static bool sleeps_long(struct rref_ctx *ctx, void *arg)
 	return kicked || ctx->peers[1].resume.broken;
 }
 
-/* A thread of the program finds that the connection broke, and goes its way: the poller sleeps, and is to do the rest. */
+/* A thread of the program finds that the connection broke, and
+ * goes its way: the poller sleeps, and is to do the rest. */
 TG_TEST(broken__while_the_poller_sleeps, 2)
 {
 	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 10 * NSEC_PER_SEC });
@@ -524,7 +538,8 @@ TG_TEST(broken__during_the_shutdown, 2)
 		TG_IS(pthread_join(b.thread, NULL), 0);
 		rref_free_ctx(b.ctx);
 		tg_meet(0);
-		memcpy(tg_current->rendezvous, tg_current->shared->bytes, sizeof(tg_current->rendezvous));
+		memcpy(tg_current->rendezvous, tg_current->shared->bytes,
+		       sizeof(tg_current->rendezvous));
 		tg_meet(1);
 	}
 	return 0;

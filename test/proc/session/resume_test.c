@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections that break although both workers live: the session goes on over another one, and nobody notices but the
- * counters. What breaks them is what does so in earnest: a READ with a key that is none, which ends the queue pairs of
- * both sides (over shm, the connection).
+ * Connections that break although both workers live: the session goes on over another one, and
+ * nobody notices but the counters. What breaks them is what does so in earnest: a READ with a key
+ * that is none, which ends the queue pairs of both sides (over shm, the connection).
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -62,8 +62,12 @@ static bool break_link(struct rref_ctx *ctx, int rank)
 	if (at_load(&p->conn)) {
 		void *base;
 		const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
-		struct rv_read r = { .cookie = UINT64_MAX, .addr = 64, .rkey = 0x5a5a5a, .nr_sge = 1,
-				     .sge[0] = { ctx->probe_landing, 8, region->mr[p->kind].lkey } };
+		struct rv_read r = { .cookie = UINT64_MAX,
+				     .addr = 64,
+				     .rkey = 0x5a5a5a,
+				     .nr_sge = 1,
+				     .sge[0] = { ctx->probe_landing, 8,
+						 region->mr[p->kind].lkey } };
 
 		did = p->ops->post_reads(p->link, &r, 1) == 1;
 		if (did && p->kind == RV_IBV)
@@ -93,7 +97,9 @@ static void call_count(struct rref_ctx *ctx, int to, uint32_t id)
 	struct rref_future *f;
 	uint32_t got;
 
-	TG_OK(rref_rpc_sync(ctx, to, "count_id", &(struct rref_args){ .data = &id, .length = sizeof(id) }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, to, "count_id",
+			    &(struct rref_args){ .data = &id, .length = sizeof(id) }, RREF_DEFAULT,
+			    &f));
 	tg_result(f, &got, sizeof(got));
 	TG_IS(got, id);
 	rref_future_free(f);
@@ -110,7 +116,9 @@ TG_TEST(broken__and_nothing_is_lost, 2)
 		struct rref_future *f;
 		unsigned sum;
 
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "theirs", .length = 6 }, RREF_DEFAULT, &theirs));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "theirs", .length = 6 },
+				  RREF_DEFAULT, &theirs));
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		tg_expect_bytes(theirs, "theirs", 6);
 		for (int i = 0; i < n; i++) {
@@ -120,7 +128,10 @@ TG_TEST(broken__and_nothing_is_lost, 2)
 			} else if (i % 4 == 1) {
 				call_count(ctx, 1, (uint32_t)i);
 			} else if (i % 4 == 2) {
-				TG_OK(rref_rpc_sync(ctx, 1, "tg.read", &(struct rref_args){ .refs = &mine, .nr_refs = 1 }, RREF_DEFAULT, &f));
+				TG_OK(rref_rpc_sync(ctx, 1, "tg.read",
+						    &(struct rref_args){ .refs = &mine,
+									 .nr_refs = 1 },
+						    RREF_DEFAULT, &f));
 				tg_result(f, &sum, sizeof(sum));
 				TG_IS(sum, 'm');
 				rref_future_free(f);
@@ -155,7 +166,8 @@ static _Atomic int at_work, over;
 
 #define LARGE ((size_t)1 << 20)
 
-/* Calls, reads in one piece, in many and in a batch, shares, payloads: as long as the others break. */
+/* Calls, reads in one piece, in many and in a batch, shares,
+ * payloads: as long as the others break. */
 static void *work(void *arg)
 {
 	struct load *l = arg;
@@ -184,14 +196,17 @@ static void *work(void *arg)
 			rref_view_free(views[i]);
 		}
 		TG_OK(rref_new(l->ctx, "x", 1, &r));
-		TG_OK(rref_rpc_sync(l->ctx, l->to, "tg.read", &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT, &f));
+		TG_OK(rref_rpc_sync(l->ctx, l->to, "tg.read",
+				    &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT,
+				    &f));
 		tg_result(f, &sum, sizeof(sum));
 		TG_IS(sum, 'x');
 		rref_future_free(f);
 		rref_release(r);
 		tg_fill(big, sizeof(big), id);
-		TG_OK(rref_rpc_sync(l->ctx, l->to, "tg.echo", &(struct rref_args){ .data = big, .length = sizeof(big) }, RREF_DEFAULT,
-				    &f));
+		TG_OK(rref_rpc_sync(l->ctx, l->to, "tg.echo",
+				    &(struct rref_args){ .data = big, .length = sizeof(big) },
+				    RREF_DEFAULT, &f));
 		const void *data;
 		size_t length;
 
@@ -225,7 +240,8 @@ struct storm {
 static int storm(int rank, void *arg)
 {
 	const struct storm *storm = arg;
-	int world = storm->world, breaks = tg_is_shm() ? tg_scale(storm->breaks) : storm->breaks / 3, did = 0;
+	int world = storm->world,
+	    breaks = tg_is_shm() ? tg_scale(storm->breaks) : storm->breaks / 3, did = 0;
 
 	TG_OK(setenv("RREF_INJECT", storm->faults, 1));
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, 2 * NSEC_PER_SEC);
@@ -246,7 +262,9 @@ static int storm(int rank, void *arg)
 		l->ctx = ctx;
 		l->to = (rank + 1 + i % (world - 1)) % world;
 		l->first = (uint32_t)(rank * THREADS + i) * (NR_IDS / 16);
-		TG_OK(rref_remote(ctx, l->to, "tg.echo", &(struct rref_args){ .data = "theirs", .length = 6 }, RREF_DEFAULT, &l->theirs));
+		TG_OK(rref_remote(ctx, l->to, "tg.echo",
+				  &(struct rref_args){ .data = "theirs", .length = 6 },
+				  RREF_DEFAULT, &l->theirs));
 		TG_OK(rref_rpc_sync(ctx, l->to, "large", NULL, RREF_DEFAULT, &f));
 		TG_OK(rref_future_ref(f, 0, &l->large));
 		rref_future_free(f);
@@ -256,7 +274,9 @@ static int storm(int rank, void *arg)
 	while (atomic_load(&at_work) < THREADS)
 		usleep(1000);
 	for (int64_t end = now_ns() + 60 * NSEC_PER_SEC; did < breaks && now_ns() < end;) {
-		did += break_link(ctx, (rank + 1 + (int)(rand_r(&seed) % (unsigned)(world - 1))) % world);
+		did += break_link(ctx,
+				  (rank + 1 + (int)(rand_r(&seed) % (unsigned)(world - 1))) %
+					  world);
 		usleep((useconds_t)(rand_r(&seed) % (tg_is_shm() ? 5000 : 200000)));
 	}
 	atomic_store(&over, 1);
@@ -283,9 +303,13 @@ static int storm(int rank, void *arg)
 	struct rref_stats s = tg_stats(ctx);
 
 	if (getenv("RREF_TEST_LOG"))
-		fprintf(stderr, "[%d] %d breaks: %lu resumed, messages %lu again, %lu not, reads %lu again, %lu rounds\n", rank, did,
-			(unsigned long)s.resumed_sessions, (unsigned long)s.messages_again, (unsigned long)s.messages_not_again,
-			(unsigned long)s.reads_again, (unsigned long)(load[0].rounds + load[1].rounds));
+		fprintf(stderr,
+			"[%d] %d breaks: %lu resumed, messages %lu again, %lu not, reads %lu "
+			"again, %lu rounds\n",
+			rank, did, (unsigned long)s.resumed_sessions,
+			(unsigned long)s.messages_again, (unsigned long)s.messages_not_again,
+			(unsigned long)s.reads_again,
+			(unsigned long)(load[0].rounds + load[1].rounds));
 	TG_CHECK(s.resumed_sessions > 0);
 	TG_IS(s.sessions, world - 1);
 	TG_IS(s.dead_peers, 0);
@@ -320,8 +344,10 @@ static void broken__under_load_of_three(void **state)
 static void broken__under_load_and_other_faults(void **state)
 {
 	(void)state;
-	run_storm((struct storm){ .world = 2, .breaks = 60,
-				  .faults = "CALL:fail=5,REPLY:fail=5,DELETE:fail=5,PROTO:dup=200,PROTO:reorder=2ms,REPLY:reorder=2ms" });
+	run_storm((struct storm){ .world = 2,
+				  .breaks = 60,
+				  .faults = "CALL:fail=5,REPLY:fail=5,DELETE:fail=5,PROTO:dup=200,"
+					    "PROTO:reorder=2ms,REPLY:reorder=2ms" });
 }
 
 /* ---- a bad reference ---- */
@@ -333,7 +359,8 @@ static void spoil(struct rref *r)
 		rc_remote(r)->loc.rkey[k] ^= 0x5a0000;
 }
 
-/* One bad read among good ones, in flight together: it has its own error, they have their values. */
+/* One bad read among good ones, in flight together: it has its
+ * own error, they have their values. */
 TG_TEST(bad_reference__fails_alone, 2)
 {
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, NSEC_PER_SEC);
@@ -343,12 +370,16 @@ TG_TEST(bad_reference__fails_alone, 2)
 		struct rref *good[NR], *bad;
 		char text[NR][8];
 
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "bad", .length = 3 }, RREF_DEFAULT, &bad));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "bad", .length = 3 }, RREF_DEFAULT,
+				  &bad));
 		tg_expect_bytes(bad, "bad", 3);
 		spoil(bad);
 		for (int i = 0; i < NR; i++) {
 			snprintf(text[i], sizeof(text[i]), "good%d", i);
-			TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = text[i], .length = strlen(text[i]) },
+			TG_OK(rref_remote(ctx, 1, "tg.echo",
+					  &(struct rref_args){ .data = text[i],
+							       .length = strlen(text[i]) },
 					  RREF_DEFAULT, &good[i]));
 			tg_expect_bytes(good[i], text[i], strlen(text[i]));
 		}
@@ -369,7 +400,8 @@ TG_TEST(bad_reference__fails_alone, 2)
 				}
 				TG_OK(status[i]);
 				TG_CHECK(rref_view_length(views[i]) == strlen(text[k]) &&
-					 memcmp(rref_view_data(views[i]), text[k], strlen(text[k])) == 0);
+					 memcmp(rref_view_data(views[i]), text[k],
+						strlen(text[k])) == 0);
 				rref_view_free(views[i]);
 			}
 			/* Alone, too, on the quick way. */
@@ -398,7 +430,8 @@ static bool is_down(struct rref_ctx *ctx, void *arg)
 	return strcmp(s.state, "down") == 0;
 }
 
-/* So many errors in so short a time are no accident: the session ends, and for a while there is no other. */
+/* So many errors in so short a time are no accident: the
+ * session ends, and for a while there is no other. */
 TG_TEST(bad_references__too_many_end_the_session, 2)
 {
 	struct rref_ctx *ctx = join(rank, 0, NSEC_PER_SEC);
@@ -408,8 +441,12 @@ TG_TEST(bad_references__too_many_end_the_session, 2)
 		struct rref_view *v;
 		uint32_t n = RC_SCORE_LIMIT / RC_SCORE_ACCESS;
 
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "bad", .length = 3 }, RREF_DEFAULT, &bad));
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "good", .length = 4 }, RREF_DEFAULT, &good));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "bad", .length = 3 }, RREF_DEFAULT,
+				  &bad));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "good", .length = 4 }, RREF_DEFAULT,
+				  &good));
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&mine, 1), RREF_DEFAULT, NULL));
 		rref_release(mine);
@@ -456,7 +493,8 @@ static bool is_broken(struct rref_ctx *ctx, void *arg)
 	return strcmp(s.state, "broken") == 0;
 }
 
-/* A peer that stands still while its connection is broken, and is killed then: operations end in bounded time. */
+/* A peer that stands still while its connection is broken, and
+ * is killed then: operations end in bounded time. */
 DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank, 0, 4 * NSEC_PER_SEC);
@@ -467,7 +505,9 @@ DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 		int one = 1;
 		char dump[4096];
 
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 }, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "x", .length = 1 }, RREF_DEFAULT,
+				  &r));
 		tg_expect_bytes(r, "x", 1);
 		tg_stop_worker(1);
 		TG_CHECK(break_link(ctx, 1));
@@ -494,7 +534,8 @@ DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 		rref_progress(ctx);
 }
 
-/* It stands still for longer than it is waited for: given up, and when it comes back it hears that it was cut off. */
+/* It stands still for longer than it is waited for: given up,
+ * and when it comes back it hears that it was cut off. */
 TG_TEST(broken__for_too_long, 2)
 {
 	struct rref_ctx *ctx = join(rank, 0, NSEC_PER_SEC);
@@ -504,7 +545,9 @@ TG_TEST(broken__for_too_long, 2)
 		struct rref *r, *mine;
 		struct rref_view *v;
 
-		TG_OK(rref_remote(ctx, 1, "tg.echo", &(struct rref_args){ .data = "x", .length = 1 }, RREF_DEFAULT, &r));
+		TG_OK(rref_remote(ctx, 1, "tg.echo",
+				  &(struct rref_args){ .data = "x", .length = 1 }, RREF_DEFAULT,
+				  &r));
 		tg_expect_bytes(r, "x", 1);
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&mine, 1), RREF_DEFAULT, NULL));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session that one side ends although both workers live: what was before is fenced, what comes after works, in a new epoch. */
+/* A session that one side ends although both workers live: what
+ * was before is fenced, what comes after works, in a new epoch. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -29,7 +30,9 @@ static int first_byte(struct rref_call *call, void *arg)
 static int echo(struct rref_call *call, void *arg)
 {
 	(void)arg;
-	return rref_call_reply(call, &(struct rref_args){ .data = rref_call_data(call), .length = rref_call_length(call) });
+	return rref_call_reply(call,
+			       &(struct rref_args){ .data = rref_call_data(call),
+						    .length = rref_call_length(call) });
 }
 
 /* One value, which its owner keeps. */
@@ -57,7 +60,8 @@ static void share(struct rref_ctx *ctx, unsigned char byte)
 	size_t length;
 
 	TG_OK(rref_new(ctx, &byte, 1, &r));
-	TG_OK(rref_rpc_sync(ctx, 1, "first_byte", &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, 1, "first_byte", &(struct rref_args){ .refs = &r, .nr_refs = 1 },
+			    RREF_DEFAULT, &f));
 	TG_OK(rref_future_data(f, &data, &length));
 	TG_CHECK(length == 1 && *(const unsigned char *)data == byte);
 	rref_future_free(f);
@@ -69,7 +73,8 @@ static struct rref *create(struct rref_ctx *ctx, unsigned char byte)
 	struct rref *r;
 	struct rref_view *v;
 
-	TG_OK(rref_remote(ctx, 1, "echo", &(struct rref_args){ .data = &byte, .length = 1 }, RREF_DEFAULT, &r));
+	TG_OK(rref_remote(ctx, 1, "echo", &(struct rref_args){ .data = &byte, .length = 1 },
+			  RREF_DEFAULT, &r));
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 	TG_IS(*(const unsigned char *)rref_view_data(v), byte);
 	rref_view_free(v);
@@ -111,7 +116,8 @@ static int broken(int rank, void *arg)
 		/* What hung on the old session is gone, and says so. */
 		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
 		rref_release(old);
-		usleep(300000); /* past the time in which a peer that could not be reached is not tried again */
+		/* past the time in which a peer that could not be reached is not tried again */
+		usleep(300000);
 		if (by_creation) {
 			rref_release(create(ctx, 3));
 			share(ctx, 4);
@@ -155,8 +161,9 @@ static bool session_is_up(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * A thread finds its reference ready, is held up, and goes on when there is a new session: in that one the owner keeps
- * nothing for the reference, and may free the value in the middle of the read. White box: what the thread would do next.
+ * A thread finds its reference ready, is held up, and goes on when there is a new session: in that
+ * one the owner keeps nothing for the reference, and may free the value in the middle of the read.
+ * White box: what the thread would do next.
  */
 TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 {

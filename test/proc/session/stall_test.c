@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP), and go on: stalled is not dead. What is too long: fence_test. */
+/* Workers that stand still (SIGSTOP), and go on: stalled is
+ * not dead. What is too long: fence_test. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -32,12 +33,14 @@ TG_TEST(stalled__seen_and_healed, 2)
 			TG_IS(tg_stats(ctx).stalled_peers, 1);
 			TG_OK(rref_get_peer_stats(ctx, 1, &p));
 			TG_CHECK(p.stalled > 0 && strcmp(p.state, "up") == 0);
-			TG_CHECK(rref_dump(ctx, text, sizeof(text)) > 0 && strstr(text, " stalled="));
+			TG_CHECK(rref_dump(ctx, text, sizeof(text)) > 0 &&
+				 strstr(text, " stalled="));
 			TG_IS(tg_stats(ctx).forks, 1);
 			tg_continue_worker(1);
 			TG_CHECK(tg_eventually(is_well, ctx, &one));
 			TG_IS(tg_stats(ctx).stalled_peers, 0);
-			TG_CHECK(rref_dump(ctx, text, sizeof(text)) > 0 && !strstr(text, " stalled="));
+			TG_CHECK(rref_dump(ctx, text, sizeof(text)) > 0 &&
+				 !strstr(text, " stalled="));
 		}
 		TG_OK(rref_rpc_sync(ctx, 1, "pub.get", NULL, TG_LONG_NS, &f));
 		rref_future_free(f);
@@ -59,7 +62,8 @@ TG_TEST(stalled__not_for_being_idle, 3)
 		lend_to(ctx, 2, "b");
 	}
 	tg_meet_serving(ctx, 0);
-	for (int64_t end = now_ns() + stall_ns() + 2 * NSEC_PER_SEC; now_ns() < end; usleep(200000)) {
+	for (int64_t end = now_ns() + stall_ns() + 2 * NSEC_PER_SEC; now_ns() < end;
+	     usleep(200000)) {
 		rref_progress(ctx); /* in the manual mode */
 		TG_IS(tg_stats(ctx).fenced_peers, 0);
 	}
@@ -70,7 +74,8 @@ TG_TEST(stalled__not_for_being_idle, 3)
 	return 0;
 }
 
-/* Its values are read on; calls and creations time out, and say why. It holds nothing here: it is never fenced. */
+/* Its values are read on; calls and creations time out, and
+ * say why. It holds nothing here: it is never fenced. */
 TG_TEST(stalled__an_owner_is_read_on, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -84,7 +89,8 @@ TG_TEST(stalled__an_owner_is_read_on, 2)
 
 		tg_expect_bytes(r, "still here", 10);
 		tg_stop_worker(1);
-		for (int64_t end = now_ns() + stall_ns() + 3 * NSEC_PER_SEC; now_ns() < end; usleep(20000)) {
+		for (int64_t end = now_ns() + stall_ns() + 3 * NSEC_PER_SEC; now_ns() < end;
+		     usleep(20000)) {
 			tg_expect_bytes(r, "still here", 10);
 			rref_progress(ctx);
 		}
@@ -113,10 +119,12 @@ TG_TEST(stalled__an_owner_is_read_on, 2)
 	return 0;
 }
 
-/* In the manual mode the program makes the progress: if it does not, its worker stands still, though its process runs. */
+/* In the manual mode the program makes the progress: if it
+ * does not, its worker stands still, though its process runs. */
 TG_TEST(stalled__a_manual_one_that_makes_no_progress, 2)
 {
-	struct rref_ctx *ctx = join_with(rank, 60 * NSEC_PER_SEC, rank == 1 ? RREF_PROGRESS_MANUAL : 0);
+	struct rref_ctx *ctx = join_with(rank, 60 * NSEC_PER_SEC,
+					 rank == 1 ? RREF_PROGRESS_MANUAL : 0);
 	int one = 1;
 
 	if (rank == 0) {

@@ -16,7 +16,8 @@ static inline int64_t stall_ns(void)
 	return (getenv("RREF_TEST_SLOW") ? 8 : 4) * NSEC_PER_SEC;
 }
 
-static inline struct rref_ctx *join_with(int rank, int64_t stall_timeout, enum rref_progress_mode mode)
+static inline struct rref_ctx *join_with(int rank, int64_t stall_timeout,
+					 enum rref_progress_mode mode)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;

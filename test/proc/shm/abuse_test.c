@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shm provider against what a peer can do to it: nonsense in shared memory and on the socket, other users, silence,
- * full sockets. It knows the provider's insides, unlike test/proc/verbs.
+ * The shm provider against what a peer can do to it: nonsense in shared memory and on the socket,
+ * other users, silence, full sockets. It knows the provider's insides, unlike test/proc/verbs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +31,7 @@ static void assert_peer_ends_it(unsigned index, int status)
 	assert_int_equal(other.nr_disconnected, 1);
 }
 
-/* --- nonsense over an established connection ---------------------------------------------------------------- */
+/* --- nonsense over an established connection -------------------------------------------------- */
 
 static uint64_t word(uint32_t pos, uint32_t len, uint32_t slot)
 {
@@ -52,7 +52,8 @@ static void nonsense__in_the_message_ring(void **state)
 		struct rvs_ring *tx = &c->conn->tx;
 
 		assert_echo(c);
-		at_store_sc(&tx->post[tx->post_pos & tx->mask].word, word(tx->post_pos, bad[i].len, bad[i].slot));
+		at_store_sc(&tx->post[tx->post_pos & tx->mask].word,
+			    word(tx->post_pos, bad[i].len, bad[i].slot));
 		rvs_wake(c->conn);
 		assert_peer_ends_it(i + 1, -EPROTO);
 		assert_true(tlv_until(&me, &c->down));
@@ -71,7 +72,8 @@ static void nonsense__slot_that_the_receiver_holds(void **state)
 	struct rvs_ring *tx = &c->conn->tx;
 
 	assert_int_equal(tlv_send_next(c, 10), 0);
-	at_store_sc(&tx->post[tx->post_pos & tx->mask].word, word(tx->post_pos, 10, 0)); /* slot 0 again */
+	/* slot 0 again */
+	at_store_sc(&tx->post[tx->post_pos & tx->mask].word, word(tx->post_pos, 10, 0));
 	rvs_wake(c->conn);
 	assert_peer_ends_it(1, -EPROTO);
 	assert_int_equal(tlv_peer_conn(&peer, 1).nr_recv, 1);
@@ -148,7 +150,7 @@ static void nonsense__on_the_socket(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* --- nonsense instead of a handshake ------------------------------------------------------------------------ */
+/* --- nonsense instead of a handshake ---------------------------------------------------------- */
 
 static int raw_connect(const struct rv_addr *to)
 {
@@ -158,14 +160,16 @@ static int raw_connect(const struct rv_addr *to)
 	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	memcpy(sun.sun_path + 1, name, len);
-	if (connect(s, (struct sockaddr *)&sun, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
+	if (connect(s, (struct sockaddr *)&sun,
+		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
 		close(s);
 		return -1;
 	}
 	return s;
 }
 
-/* What it was told before the end: 0 nothing, -2 not a REJECT, else the status of a REJECT. -1: it did not end. */
+/* What it was told before the end: 0 nothing, -2 not a REJECT,
+ * else the status of a REJECT. -1: it did not end. */
 static int raw_end(int s)
 {
 	struct timeval tv = {.tv_sec = 20};
@@ -246,13 +250,19 @@ static void hello__not_what_it_should_be(void **state)
 		case 9: p.type = RVS_PKT_ACCEPT; break;
 		case 10: rvs_seal(other, false); fds[0] = other; break; /* a page of zeros */
 		}
-		assert_int_equal(rvs_packet_send(s, &p, (enum rvs_packet_type)p.type, fds, (unsigned)nr), 0);
+		assert_int_equal(rvs_packet_send(s, &p, (enum rvs_packet_type)p.type, fds,
+						 (unsigned)nr),
+				 0);
 		assert_int_equal(raw_end(s), expected);
 		close(box);
 		close(other);
 		rvs_ring_fini(&rx);
 	}
-	struct { uint32_t magic; uint16_t version, type; char rest[600]; } old = {RVS_MAGIC, RVS_VERSION + 1, 1, ""};
+	struct {
+		uint32_t magic;
+		uint16_t version, type;
+		char rest[600];
+	} old = { RVS_MAGIC, RVS_VERSION + 1, 1, "" };
 	int s = raw_connect(&peer.addr);
 	assert_int_equal(send(s, &old, sizeof(old), 0), sizeof(old));
 	assert_int_equal(raw_end(s), EPROTONOSUPPORT);
@@ -306,7 +316,8 @@ static void hello__never_comes(void **state)
 /* A listener that is none of ours. */
 static void answer__not_what_it_should_be(void **state)
 {
-	const int expected[] = {-ECONNRESET, -EPROTO, -EPROTONOSUPPORT, -EPROTO, -EPROTO, -EPROTONOSUPPORT};
+	const int expected[] = { -ECONNRESET, -EPROTO, -EPROTONOSUPPORT,
+				 -EPROTO,     -EPROTO, -EPROTONOSUPPORT };
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	struct rv_addr addr;
 	size_t len;
@@ -388,7 +399,8 @@ static void connect__of_another_user(void **state)
 		mine = tlv_connect(&other, &peer.addr, "x", 1);
 		if (!tlv_until(&other, &mine->failed) || mine->status != -ECONNREFUSED)
 			_exit(3);
-		/* That was our own look at whose listener it is. This is theirs: a proper hello is not answered. */
+		/* That was our own look at whose listener it is.
+		 * This is theirs: a proper hello is not answered. */
 		if (say_hello(&other) != 0)
 			_exit(6);
 		/* Nor does anybody connect to it. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shm provider's regions, and the machine's limits: keys, mappings, no descriptors left. It knows the provider's
- * insides, unlike test/proc/verbs.
+ * The shm provider's regions, and the machine's limits: keys, mappings, no descriptors left. It
+ * knows the provider's insides, unlike test/proc/verbs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +30,7 @@ static int restore(void **state)
 	return teardown(state);
 }
 
-/* --- regions ------------------------------------------------------------------------------------------------ */
+/* --- regions ---------------------------------------------------------------------------------- */
 
 static void reg__cannot_be_written_by_peers(void **state)
 {
@@ -44,7 +44,8 @@ static void reg__cannot_be_written_by_peers(void **state)
 	r = tlv_region(&me, 8192, RV_ACCESS_REMOTE_READ, 1);
 	k = r->mr.impl;
 	assert_int_equal(fcntl(k->fd, F_GETFL) & O_ACCMODE, O_RDONLY);
-	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0), MAP_FAILED);
+	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0),
+			 MAP_FAILED);
 	/* Not even by opening it once more. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", k->fd);
 	fd = open(path, O_RDWR | O_CLOEXEC);
@@ -65,10 +66,14 @@ static void reg__arguments(void **state)
 	assert_int_equal(ftruncate(plain, 4096), 0);
 	assert_int_equal(tlv_open(&me, NULL), 0);
 	assert_int_equal(me.ops->reg(me.dev, mem, 0, -1, 4096, RV_ACCESS_LOCAL, &mr), -EINVAL);
-	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, UINT64_MAX - 100, RV_ACCESS_LOCAL, &mr), -EINVAL);
-	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
-	assert_int_equal(me.ops->reg(me.dev, mem, 4096, tcp, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
-	assert_int_equal(me.ops->reg(me.dev, mem, 4097, plain, 4096, RV_ACCESS_REMOTE_READ, &mr), -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, UINT64_MAX - 100, RV_ACCESS_LOCAL, &mr),
+			 -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, -1, 4096, RV_ACCESS_REMOTE_READ, &mr),
+			 -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4096, tcp, 4096, RV_ACCESS_REMOTE_READ, &mr),
+			 -EINVAL);
+	assert_int_equal(me.ops->reg(me.dev, mem, 4097, plain, 4096, RV_ACCESS_REMOTE_READ, &mr),
+			 -EINVAL);
 	assert_true(strlen(rv_error_text()) > 0);
 	/* Memory that cannot be sealed could shrink under its readers, which therefore do not take
 	 * it. */
@@ -122,7 +127,8 @@ static void dereg__peers_let_go(void **state)
 		assert_int_equal(tlv_read(c, &from, 2 << 20, to, 4096), 0);
 		assert_int_equal(nr_mapped("memfd:tl-region"), 2); /* mine, and its */
 		tlv_tell(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = from.index});
-		/* Asleep when it happens, and woken for it. Letting go is no event, so this looks for itself. */
+		/* Asleep when it happens, and woken for it. Letting
+		 * go is no event, so this looks for itself. */
 		while (nr_mapped("memfd:tl-region") > 1) {
 			struct pollfd p = {.fd = me.ops->fd(me.dev), .events = POLLIN};
 			struct rv_event ev;
@@ -143,7 +149,8 @@ static void dereg__peers_let_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* The owner registers more than our socket holds while we look away: it does not wait, and nothing is lost. */
+/* The owner registers more than our socket holds while we look
+ * away: it does not wait, and nothing is lost. */
 static void reg__peer_does_not_look(void **state)
 {
 	struct tlv_remote first, last;
@@ -169,7 +176,7 @@ static void reg__peer_does_not_look(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* --- limits ------------------------------------------------------------------------------------------------- */
+/* --- limits ----------------------------------------------------------------------------------- */
 
 static void read__largest_message_lowered(void **state)
 {
@@ -195,8 +202,9 @@ static void read__largest_message_lowered(void **state)
 }
 
 /*
- * Every place where a descriptor is made or received, by counting: with room for k more, for k = 0, 1, ... until all
- * succeeds. Each failure is an error with a text (or a FAILED event), and leaves nothing behind.
+ * Every place where a descriptor is made or received, by counting: with room for k more, for k = 0,
+ * 1, ... until all succeeds. Each failure is an error with a text (or a FAILED event), and leaves
+ * nothing behind.
  */
 static void descriptors__run_out(void **state)
 {
@@ -250,7 +258,8 @@ next:
 	tlv_peer_exit(&peer);
 }
 
-/* The same at the accepting side: whoever comes is refused, not left waiting, and later ones are served. */
+/* The same at the accepting side: whoever comes is refused,
+ * not left waiting, and later ones are served. */
 static void descriptors__run_out_at_the_listener(void **state)
 {
 	struct rlimit old = descriptors, low;

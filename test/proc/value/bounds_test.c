@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bounds on value and landing memory: what counts against them, and what is had back before anything is refused. */
+/* The bounds on value and landing memory: what counts against
+ * them, and what is had back before anything is refused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +42,9 @@ static void read_many(struct rref_ctx *ctx, size_t length, int n, unsigned seed)
 	struct rref_view *views[64];
 
 	for (int i = 0; i < n; i++) {
-		struct rref *r = tg_ask(ctx, 0, "pub.make", (struct tg_make){ .length = length, .seed = seed + (unsigned)i });
+		struct rref *r = tg_ask(ctx, 0, "pub.make",
+					(struct tg_make){ .length = length,
+							  .seed = seed + (unsigned)i });
 
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &views[i]));
 		rref_release(r);
@@ -54,8 +57,9 @@ static void read_many(struct rref_ctx *ctx, size_t length, int n, unsigned seed)
 }
 
 /*
- * Values of many sizes come, are read, and go. After each lot there is room for a large one at its owner and at its reader,
- * and what is read is right, over mappings and registrations that have changed meanwhile.
+ * Values of many sizes come, are read, and go. After each lot there is room for a large one at its
+ * owner and at its reader, and what is read is right, over mappings and registrations that have
+ * changed meanwhile.
  */
 TG_TEST(regions__serve_other_sizes_later, 2)
 {
@@ -81,7 +85,8 @@ TG_TEST(regions__values_in_use_stay, 2)
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 1) {
-		struct rref *r = tg_ask(ctx, 0, "pub.make", (struct tg_make){ .length = 5000, .seed = 9 });
+		struct rref *r = tg_ask(ctx, 0, "pub.make",
+					(struct tg_make){ .length = 5000, .seed = 9 });
 		unsigned char bytes[5000];
 
 		tg_fill(bytes, sizeof(bytes), 9);
@@ -90,11 +95,13 @@ TG_TEST(regions__values_in_use_stay, 2)
 			struct rref *large = NULL, *m;
 
 			for (int i = 0; i < 3; i++) {
-				m = tg_ask(ctx, 0, "pub.make", (struct tg_make){ .length = 5 * MIB, .seed = 1 });
+				m = tg_ask(ctx, 0, "pub.make",
+					   (struct tg_make){ .length = 5 * MIB, .seed = 1 });
 				rref_release(m);
 			}
 			TG_OK(rref_rpc_sync(ctx, 0, "pub.drop", NULL, RREF_DEFAULT, NULL));
-			large = tg_ask(ctx, 0, "pub.make", (struct tg_make){ .length = 35 * MIB, .seed = 2 });
+			large = tg_ask(ctx, 0, "pub.make",
+				       (struct tg_make){ .length = 35 * MIB, .seed = 2 });
 			TG_OK(rref_rpc_sync(ctx, 0, "pub.drop", NULL, RREF_DEFAULT, NULL));
 			tg_expect_bytes(r, bytes, sizeof(bytes));
 			rref_release(large);

@@ -6,7 +6,8 @@
 
 /* ---- the way back ---- */
 
-/* A view of the owner itself is the memory: it comes back after the last of them, and the callback may give it up. */
+/* A view of the owner itself is the memory: it comes back
+ * after the last of them, and the callback may give it up. */
 TG_TEST(given_back__after_the_last_view, 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -75,7 +76,8 @@ TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 	return 0;
 }
 
-/* The last holder dies: after the fence and the grace it is back, once; who lives reads on meanwhile. */
+/* The last holder dies: after the fence and the grace it is
+ * back, once; who lives reads on meanwhile. */
 DEATH_TEST(given_back__when_the_user_is_killed, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -147,7 +149,8 @@ DEATH_TEST(given_back__when_a_reading_user_is_killed, 2, 1 << 1)
 	return 0;
 }
 
-/* Graceful: users' references end; the owner's handle and its view are the program's until it frees the context. */
+/* Graceful: users' references end; the owner's handle and its
+ * view are the program's until it frees the context. */
 TG_TEST(given_back__at_a_graceful_shutdown, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -158,7 +161,8 @@ TG_TEST(given_back__at_a_graceful_shutdown, 2)
 		lend(ctx, &held, 5000, false, 1);
 		lend(ctx, &gone, 5000, false, 1);
 		lend(ctx, &viewed, 5000, false, 1);
-		struct rref *refs[3] = { wrap(&held, 0, 5000), wrap(&gone, 0, 5000), wrap(&viewed, 0, 5000) };
+		struct rref *refs[3] = { wrap(&held, 0, 5000), wrap(&gone, 0, 5000),
+					 wrap(&viewed, 0, 5000) };
 
 		TG_OK(rref_to_here(refs[2], RREF_DEFAULT, &v));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(refs, 3), RREF_DEFAULT, NULL));
@@ -186,7 +190,8 @@ TG_TEST(given_back__at_a_graceful_shutdown, 2)
 	return 0;
 }
 
-/* At once: the user holds it and is told nothing. A view and a registration that the program forgot go with the context. */
+/* At once: the user holds it and is told nothing. A view and a
+ * registration that the program forgot go with the context. */
 TG_TEST(given_back__at_an_immediate_shutdown, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -198,7 +203,8 @@ TG_TEST(given_back__at_an_immediate_shutdown, 2)
 		lend(ctx, &held, 5000, false, 1);
 		lend(ctx, &gone, 5000, !tg_is_shm(), 1);
 		lend(ctx, &forgotten, 5000, false, 1);
-		struct rref *refs[3] = { wrap(&held, 0, 5000), wrap(&gone, 0, 5000), wrap(&forgotten, 0, 5000) };
+		struct rref *refs[3] = { wrap(&held, 0, 5000), wrap(&gone, 0, 5000),
+					 wrap(&forgotten, 0, 5000) };
 
 		TG_OK(rref_to_here(refs[2], RREF_DEFAULT, &v));
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(refs, 3), RREF_DEFAULT, NULL));
@@ -237,7 +243,8 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		lend(ctx, &other, 100 * KIB, false, 2);
 		struct rref *r = wrap(&l, 0, l.length), *s = wrap(&other, 0, other.length);
 
-		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with((struct rref *[]){ r, s }, 2), RREF_DEFAULT, NULL));
+		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with((struct rref *[]){ r, s }, 2),
+				    RREF_DEFAULT, NULL));
 		rref_release(r);
 		rref_release(s);
 		tg_set_flag(0, 1);
@@ -283,7 +290,8 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 	return 0;
 }
 
-/* A header that was scrubbed is not one that did not come: the first says that the value is gone, whatever way it is read. */
+/* A header that was scrubbed is not one that did not come: the
+ * first says that the value is gone, whatever way it is read. */
 TG_TEST(scrubbed__is_stale_and_not_broken, 2)
 {
 	enum { NR = 3 };
@@ -320,7 +328,8 @@ TG_TEST(scrubbed__is_stale_and_not_broken, 2)
 			refs[i] = tg_kept(i);
 			TG_IS(rref_to_here(refs[i], RREF_DEFAULT, &v[0]), -ESTALE);
 			TG_TEXT("not there any more");
-			TG_IS(rref_to_here_into(refs[i], part, 0, sizeof(part), RREF_DEFAULT, &got), -ESTALE);
+			TG_IS(rref_to_here_into(refs[i], part, 0, sizeof(part), RREF_DEFAULT, &got),
+			      -ESTALE);
 		}
 		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, v, status), 0);
 		for (int i = 0; i < NR; i++)

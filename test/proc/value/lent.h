@@ -15,7 +15,8 @@
 #define KIB ((size_t)1024)
 #define MIB (KIB * KIB)
 
-/* Memory that is wrapped, and how often it came back. own: not the library's, at an odd address; not over shm. */
+/* Memory that is wrapped, and how often it came back. own: not
+ * the library's, at an odd address; not over shm. */
 struct lent {
 	struct rref_mem *mem;
 	unsigned char *at;
@@ -25,7 +26,8 @@ struct lent {
 	bool give_up; /* the callback deregisters it */
 };
 
-static inline void lend(struct rref_ctx *ctx, struct lent *l, size_t length, bool own, unsigned seed)
+static inline void lend(struct rref_ctx *ctx, struct lent *l, size_t length, bool own,
+			unsigned seed)
 {
 	void *at;
 
@@ -127,7 +129,8 @@ static inline int read_range(struct rref_call *call, void *arg)
 	TG_IS(rref_view_length(v[0]), w->length);
 	TG_CHECK(rref_is_owner(r) || (uintptr_t)rref_view_data(v[0]) % 64 == 0);
 	TG_CHECK(tg_filled(rref_view_data(v[0]), w->length, w->offset, w->seed));
-	/* The payload and its header, with one doorbell; more pieces only above what is one message. */
+	/* The payload and its header, with one doorbell; more
+	 * pieces only above what is one message. */
 	if (w->length <= 128 * KIB && !rref_is_owner(r)) {
 		TG_IS(b.reads - a.reads, 2);
 		TG_IS(b.doorbells - a.doorbells, 1);
@@ -149,7 +152,9 @@ static inline struct rref_ctx *join(int rank)
 
 static inline void read_there(struct rref_ctx *ctx, int to, struct rref *r, struct range w)
 {
-	TG_OK(rref_rpc_sync(ctx, to, "range", &(struct rref_args){ .data = &w, .length = sizeof(w), .refs = &r, .nr_refs = 1 },
+	TG_OK(rref_rpc_sync(ctx, to, "range",
+			    &(struct rref_args){
+				    .data = &w, .length = sizeof(w), .refs = &r, .nr_refs = 1 },
 			    RREF_DEFAULT, NULL));
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An owner of many values: what it keeps of each, that all are there, and that all of it comes back. */
+/* An owner of many values: what it keeps of each, that all are
+ * there, and that all of it comes back. */
 #include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -88,7 +89,8 @@ TG_TEST(live__what_an_owner_keeps_of_each, 1)
 	return 0;
 }
 
-/* The ways in which a handle of an own value ends: its value, its words, or both are to be freed. */
+/* The ways in which a handle of an own value ends: its value,
+ * its words, or both are to be freed. */
 TG_TEST(live__handles_that_are_never_released, 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -110,7 +112,9 @@ TG_TEST(live__handles_that_are_never_released, 1)
 	TG_IS(rref_view_length(v), 0);
 	rref_view_free(v);
 	TG_IS(rref_to_here(set, RREF_DEFAULT, &v), -ESHUTDOWN);
-	TG_IS(rref_confirmed(set) | rref_confirmed(unset) | rref_confirmed(failed) | rref_confirmed(made), 0);
+	TG_IS(rref_confirmed(set) | rref_confirmed(unset) | rref_confirmed(failed) |
+		      rref_confirmed(made),
+	      0);
 	rref_free_ctx(ctx); /* which the address sanitizer watches */
 	return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory of local-only types; typed results; what is refused when a type, a value or a call is misused. */
+/* Memory of local-only types; typed results; what is refused
+ * when a type, a value or a call is misused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -73,14 +74,17 @@ TG_TEST(reply_typed__of_a_creation_only, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "reply_typed", .handler = reply_typed }));
+	TG_OK(rref_register(ctx,
+			    &(struct rref_function){ .name = "reply_typed",
+						     .handler = reply_typed }));
 	tg_meet_serving(ctx, 14);
 	if (rank == 0) {
 		struct rref_future *f;
 		struct rref *r;
 
 		for (int to = 0; to < 2; to++) {
-			TG_IS(rref_rpc_sync(ctx, to, "reply_typed", NULL, RREF_DEFAULT, &f), -ENOTSUP);
+			TG_IS(rref_rpc_sync(ctx, to, "reply_typed", NULL, RREF_DEFAULT, &f),
+			      -ENOTSUP);
 			TG_TEXT("not a creation");
 			TG_OK(rref_remote(ctx, to, "reply_typed", NULL, RREF_DEFAULT, &r));
 			tg_expect_bytes(r, "12345678", 8);
@@ -99,16 +103,21 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 	struct rref_type t;
-	struct iovec seg[2] = { { .iov_base = (void *)(uintptr_t)"0123456789abcdef", .iov_len = 16 },
-				{ .iov_base = (void *)(uintptr_t)"0123", .iov_len = 4 } };
+	struct iovec seg[2] = { { .iov_base = (void *)(uintptr_t) "0123456789abcdef",
+				  .iov_len = 16 },
+				{ .iov_base = (void *)(uintptr_t) "0123", .iov_len = 4 } };
 	struct rref *r = NULL;
 	struct rref_view *v;
 	char name[RREF_NAME_MAX + 2];
 	struct rref_stats before = tg_stats(ctx);
 
-#define BAD(err, words, nr, ...) do { \
+#define BAD(err, words, nr, ...) \
+	do { \
 		t = (struct rref_type){ .size = sizeof(t), __VA_ARGS__ }; \
-		TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = nr, .type = &t), &r), err); \
+		TG_IS(rref_new_value(ctx, \
+				     TG_VALUE(.segments = seg, .nr_segments = nr, .type = &t), \
+				     &r), \
+		      err); \
 		TG_TEXT(words); \
 		TG_CHECK(!r); \
 	} while (0)
@@ -124,7 +133,8 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	BAD(-EINVAL, "segment 0 of 16 bytes is not one element of type int32", 1, .name = "int32");
 	BAD(-EINVAL, "which is one number", 2, .name = "int32");
 	BAD(-EINVAL, "which is one number", 0, .name = "int32");
-	BAD(-EINVAL, "segment 1 of 4 bytes is not whole elements of type pair", 2, .name = "pair", .element_size = 8);
+	BAD(-EINVAL, "segment 1 of 4 bytes is not whole elements of type pair", 2, .name = "pair",
+	    .element_size = 8);
 	t = (struct rref_type){ .name = "no-size" };
 	TG_IS(rref_new_value(ctx, TG_VALUE(.segments = seg, .nr_segments = 1, .type = &t), &r),
 	      -EINVAL);
@@ -185,7 +195,8 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	TG_CHECK(!r);
 	TG_IS(tg_stats(ctx).owners, before.owners);
 	TG_IS(tg_stats(ctx).value_bytes, before.value_bytes);
-	/* And what is right is taken: nothing said, as rref_new of no bytes; no segments; one number; the longest name. */
+	/* And what is right is taken: nothing said, as rref_new
+	 * of no bytes; no segments; one number; the longest name. */
 	for (size_t i = 0; i < 2; i++) {
 		TG_OK(rref_new_value(ctx, TG_VALUE(.segments = i ? seg : NULL), &r));
 		tgt_is_type(r, "bytes", 1, 0);
@@ -249,7 +260,9 @@ TG_TEST(a_handler_cannot_release_what_its_call_lends, 2)
 
 		TG_OK(rref_new(ctx, "nothing", 7, &own));
 		for (int to = 0; to < 2; to++) {
-			TG_OK(rref_rpc_sync(ctx, to, "greedy", &(struct rref_args){ .refs = &own, .nr_refs = 1 }, RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_sync(ctx, to, "greedy",
+					    &(struct rref_args){ .refs = &own, .nr_refs = 1 },
+					    RREF_DEFAULT, &f));
 			TG_OK(rref_future_ref(f, 0, &back));
 			rref_future_free(f);
 			TG_CHECK(rref_equal(own, back));

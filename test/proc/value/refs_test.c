@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* References: made, shared, read, released; what they say of themselves; and that nothing remains. */
+/* References: made, shared, read, released; what they say of
+ * themselves; and that nothing remains. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,16 +41,19 @@ TG_TEST(read__of_a_ready_value_is_one_read_and_no_message, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 1000, .seed = 3 });
+		struct rref *r = tg_ask(ctx, 1, "pub.make",
+					(struct tg_make){ .length = 1000, .seed = 3 });
 		struct rref_stats before, after;
 		struct rref_view *v;
 
-		TG_OK(rref_to_here(r, RREF_DEFAULT, &v)); /* the first may have to wait for the connection */
+		/* the first may have to wait for the connection */
+		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		rref_view_free(v);
 		before = tg_stats(ctx);
 		for (int i = 0; i < 10; i++) {
 			TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
-			TG_CHECK(rref_view_length(v) == 1000 && tg_filled(rref_view_data(v), 1000, 0, 3));
+			TG_CHECK(rref_view_length(v) == 1000 &&
+				 tg_filled(rref_view_data(v), 1000, 0, 3));
 			TG_IS((uintptr_t)rref_view_data(v) % 64, 0);
 			rref_view_free(v);
 		}
@@ -72,7 +76,8 @@ TG_TEST(read__async_many_at_once, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 300, .seed = 9 });
+		struct rref *r = tg_ask(ctx, 1, "pub.make",
+					(struct tg_make){ .length = 300, .seed = 9 });
 		size_t n = (size_t)tg_scale(2000);
 		struct rref_future **f = calloc(n, sizeof(struct rref_future *));
 
@@ -84,7 +89,8 @@ TG_TEST(read__async_many_at_once, 2)
 
 			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
 			TG_OK(rref_future_view(f[i], &v));
-			TG_CHECK(rref_view_length(v) == 300 && tg_filled(rref_view_data(v), 300, 0, 9));
+			TG_CHECK(rref_view_length(v) == 300 &&
+				 tg_filled(rref_view_data(v), 300, 0, 9));
 			rref_view_free(v);
 			rref_future_free(f[i]);
 		}
@@ -101,18 +107,21 @@ TG_TEST(read__batch_odd_elements, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *mine, *theirs = tg_remote(ctx, 1, "tg.echo", "t", 1), *held = tg_remote(ctx, 1, "tg.hold", "h", 1);
+		struct rref *mine, *theirs = tg_remote(ctx, 1, "tg.echo", "t", 1),
+				   *held = tg_remote(ctx, 1, "tg.hold", "h", 1);
 		struct rref_view *v[5];
 		int status[5];
 
 		TG_OK(rref_new(ctx, "m", 1, &mine));
 		struct rref *r[5] = { mine, NULL, theirs, held, theirs };
 
-		/* One of them never comes, so all of the time passes; the others have to come in it, on a slow machine too. */
+		/* One of them never comes, so all of the time passes;
+		 * the others have to come in it, on a slow machine too. */
 		TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v[0]));
 		rref_view_free(v[0]);
 		TG_IS(rref_to_here_batch(r, 5, (tg_is_shm() ? 300 : 3000) * MS, v, status), 3);
-		TG_CHECK(status[0] == 0 && status[1] == -EINVAL && status[2] == 0 && status[3] == -ETIMEDOUT && status[4] == 0);
+		TG_CHECK(status[0] == 0 && status[1] == -EINVAL && status[2] == 0 &&
+			 status[3] == -ETIMEDOUT && status[4] == 0);
 		TG_CHECK(!v[1] && !v[3]);
 		for (int i = 0; i < 5; i++)
 			rref_view_free(v[i]);
@@ -165,7 +174,8 @@ TG_TEST(set_error__every_read_fails_with_it_everywhere, 2)
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct rref *early = tg_ask(ctx, 1, "pub.alloc", (struct tg_make){ .length = 100 }), *late;
+		struct rref *early = tg_ask(ctx, 1, "pub.alloc", (struct tg_make){ .length = 100 }),
+			    *late;
 		struct rref_future *f;
 
 		TG_OK(rref_to_here_async(early, RREF_DEFAULT, &f));
@@ -175,7 +185,8 @@ TG_TEST(set_error__every_read_fails_with_it_everywhere, 2)
 		rref_future_free(f);
 		for (int i = 0; i < 3; i++)
 			tg_expect_error(early, -ENODATA, "no value:\nit failed");
-		/* Shared after it failed: the receiver is told as well, by the owner or by the sharing itself. */
+		/* Shared after it failed: the receiver is told as
+		 * well, by the owner or by the sharing itself. */
 		if (rref_rpc_sync(ctx, 1, "pub.get", NULL, RREF_DEFAULT, &f) == 0) {
 			TG_OK(rref_future_ref(f, 0, &late));
 			for (int i = 0; i < 3; i++)
@@ -259,7 +270,8 @@ TG_TEST(not_ready__reads_park_at_the_owner_and_hold_no_thread, 2)
 			for (int k = 0; k < 3; k++) {
 				TG_OK(rref_future_wait(f[i][k], RREF_DEFAULT));
 				TG_OK(rref_future_view(f[i][k], &v));
-				TG_CHECK(rref_view_length(v) == 2000 && tg_filled(rref_view_data(v), 2000, 0, 8));
+				TG_CHECK(rref_view_length(v) == 2000 &&
+					 tg_filled(rref_view_data(v), 2000, 0, 8));
 				rref_view_free(v);
 				rref_future_free(f[i][k]);
 			}
@@ -319,9 +331,11 @@ TG_TEST(failed_creation__shared_before_it_failed, 3)
 		} a = { -EILSEQ, "too bad" };
 
 		for (int i = 0; i < tg_scale(50); i++) {
-			struct rref *r = tg_remote(ctx, 1, "tg.fail", &a, sizeof(a.code) + strlen(a.text));
+			struct rref *r = tg_remote(ctx, 1, "tg.fail", &a,
+						   sizeof(a.code) + strlen(a.text));
 			struct rref_future *f;
-			int err = rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f);
+			int err = rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
+						&f);
 
 			TG_IS(err, -EILSEQ);
 			TG_TEXT("too bad");
@@ -346,7 +360,8 @@ TG_TEST(share__released_while_under_way, 3)
 			struct rref_future *f;
 			unsigned sum;
 
-			TG_OK(rref_rpc_async(ctx, i % 3, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f));
+			TG_OK(rref_rpc_async(ctx, i % 3, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
+					     &f));
 			rref_release(r);
 			TG_OK(rref_future_wait(f, RREF_DEFAULT));
 			tg_result(f, &sum, sizeof(sum));
@@ -411,7 +426,8 @@ TG_TEST(contexts__two_groups_in_two_processes, 2)
 		tg_expect_bytes(r, &i, sizeof(i));
 		rref_release(r);
 	}
-	/* In the manual mode nobody serves one group while this thread waits in the other: all is done before. */
+	/* In the manual mode nobody serves one group while this
+	 * thread waits in the other: all is done before. */
 	for (int done = 0; done < 2; done++) {
 		atomic_fetch_add(&tg_current->shared->arrived[1], 1);
 		while (atomic_load(&tg_current->shared->arrived[1]) < 2 * (done + 1)) {
@@ -453,7 +469,8 @@ TG_TEST(threads__dup_and_release_one_handle, 2)
 
 	if (rank == 0)
 		for (int to = 0; to < 2; to++) {
-			struct shared_handle s = { tg_remote(ctx, to, "tg.echo", "shared", 6), ctx, tg_scale(3000), to };
+			struct shared_handle s = { tg_remote(ctx, to, "tg.echo", "shared", 6), ctx,
+						   tg_scale(3000), to };
 			pthread_t t[8];
 
 			for (int i = 0; i < 8; i++)
@@ -519,8 +536,8 @@ TG_TEST(dump__says_who_holds_what, 2)
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&mine, 1), RREF_DEFAULT, NULL));
 		n = rref_dump(ctx, text, sizeof(text));
 		TG_CHECK(n > 0 && (size_t)n == strlen(text));
-		TG_CHECK(strstr(text, "worker0") && strstr(text, "worker1") && strstr(text, "owner") && strstr(text, "fork") &&
-			 strstr(text, "user"));
+		TG_CHECK(strstr(text, "worker0") && strstr(text, "worker1") &&
+			 strstr(text, "owner") && strstr(text, "fork") && strstr(text, "user"));
 		TG_IS(rref_dump(ctx, NULL, 0), n);
 		TG_IS(rref_dump(ctx, small, sizeof(small)), n);
 		TG_CHECK(strlen(small) == 9 && memcmp(small, text, 9) == 0);

@@ -92,7 +92,8 @@ static void *release_all(void *arg)
 	return NULL;
 }
 
-/* Another thread has the lock: the call returns at once, and that thread does the work when it lets go. */
+/* Another thread has the lock: the call returns at once, and
+ * that thread does the work when it lets go. */
 TG_TEST(the_lock__is_not_waited_for, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -160,8 +161,9 @@ static int give_lent_back(struct rref_call *call, void *arg)
 
 	(void)arg;
 	rref_release_batch(both, 2);
-	return strstr(rref_last_error(), "lent") ? rref_call_reply(call, &(struct rref_args){ .refs = both, .nr_refs = 1 })
-						 : -EDOM;
+	return strstr(rref_last_error(), "lent")
+		? rref_call_reply(call, &(struct rref_args){ .refs = both, .nr_refs = 1 })
+		: -EDOM;
 }
 
 /* A handler gives back what it does not hold: that one is refused, the others are released. */

@@ -21,7 +21,8 @@ static struct rref_args *with(struct rref **refs, size_t nr)
 	return &a;
 }
 
-/* "make": a value of that size, filled by seed, kept; answers with a reference to it. "drop": gives all up. */
+/* "make": a value of that size, filled by seed, kept; answers
+ * with a reference to it. "drop": gives all up. */
 struct make {
 	size_t length;
 	unsigned seed;
@@ -87,7 +88,8 @@ static struct rref *make_there(struct rref_ctx *ctx, int to, size_t length, unsi
 	struct rref_future *f;
 	struct rref *r;
 
-	TG_OK(rref_rpc_sync(ctx, to, "make", &(struct rref_args){ .data = &m, .length = sizeof(m) }, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, to, "make", &(struct rref_args){ .data = &m, .length = sizeof(m) },
+			    RREF_DEFAULT, &f));
 	TG_OK(rref_future_ref(f, 0, &r));
 	rref_future_free(f);
 	return r;
@@ -106,9 +108,12 @@ static void expect_filled(struct rref *r, size_t length, unsigned seed)
 
 TG_TEST(size__small_and_odd_ones, 2)
 {
-	static const size_t sizes[] = { 0, 1, 2, 7, 8, 63, 64, 65, 127, 128, 192, 193, 255, 1000, 1023, 1024, 1025, 4031, 4032, 4033,
-					4095, 4096, 4097, 16383, 16384, 16385, 65472, 65535, 65536, 65537, 131008, 131072, 131073,
-					262079, 262080, 262081, 262144, 262145 };
+	static const size_t sizes[] = { 0,	1,	2,	7,	8,	63,	64,
+					65,	127,	128,	192,	193,	255,	1000,
+					1023,	1024,	1025,	4031,	4032,	4033,	4095,
+					4096,	4097,	16383,	16384,	16385,	65472,	65535,
+					65536,	65537,	131008, 131072, 131073, 262079, 262080,
+					262081, 262144, 262145 };
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
@@ -129,7 +134,8 @@ TG_TEST(size__small_and_odd_ones, 2)
 
 TG_TEST(size__large_ones, 2)
 {
-	size_t sizes[] = { MIB, 2 * MIB - 64, 2 * MIB + 1, 8 * MIB + 1, tg_is_shm() ? 64 * MIB : 16 * MIB };
+	size_t sizes[] = { MIB, 2 * MIB - 64, 2 * MIB + 1, 8 * MIB + 1,
+			   tg_is_shm() ? 64 * MIB : 16 * MIB };
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
@@ -141,7 +147,8 @@ TG_TEST(size__large_ones, 2)
 			expect_filled(r, sizes[i], (unsigned)i);
 			/* And pieces of it, with a start and an end that fit nothing. */
 			for (size_t at = 777; at < sizes[i]; at += sizes[i] / 5) {
-				TG_OK(rref_to_here_into(r, buf, at, sizeof(buf), RREF_DEFAULT, &got));
+				TG_OK(rref_to_here_into(r, buf, at, sizeof(buf), RREF_DEFAULT,
+							&got));
 				TG_IS(got, min_of(sizeof(buf), sizes[i] - at));
 				TG_CHECK(tg_filled(buf, got, at, (unsigned)i));
 			}
@@ -174,7 +181,8 @@ TG_TEST(size__large_ones_from_two_owners_at_once, 3)
 
 			TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
 			TG_OK(rref_future_view(f[i], &v));
-			TG_CHECK(rref_view_length(v) == length && tg_filled(rref_view_data(v), length, 0, (unsigned)i));
+			TG_CHECK(rref_view_length(v) == length &&
+				 tg_filled(rref_view_data(v), length, 0, (unsigned)i));
 			rref_view_free(v);
 			rref_future_free(f[i]);
 			rref_release(r[i]);
@@ -266,7 +274,9 @@ TG_TEST(bound__on_the_owners_values_is_told_to_the_creator, 2)
 	if (rank == 0) {
 		struct make m = { 32 * MIB, 1 };
 
-		TG_IS(rref_rpc_sync(ctx, 1, "make", &(struct rref_args){ .data = &m, .length = sizeof(m) }, RREF_DEFAULT, NULL),
+		TG_IS(rref_rpc_sync(ctx, 1, "make",
+				    &(struct rref_args){ .data = &m, .length = sizeof(m) },
+				    RREF_DEFAULT, NULL),
 		      -ENOMEM);
 		TG_TEXT("33554432");
 	}
@@ -301,7 +311,8 @@ TG_TEST(bound__on_landing, 2)
 	o.max_landing_bytes = rank == 0 ? 16 * MIB : 0;
 	ctx = join_with(rank, &o);
 	if (rank == 0) {
-		struct rref *big = make_there(ctx, 1, 32 * MIB, 1), *one = make_there(ctx, 1, MIB, 2);
+		struct rref *big = make_there(ctx, 1, 32 * MIB, 1),
+			    *one = make_there(ctx, 1, MIB, 2);
 		struct other o1 = { make_there(ctx, 1, 2 * MIB - 8192, 3), 2 * MIB - 8192 };
 		struct rref_view *v[64], *none = NULL;
 		static unsigned char buf[1000];
@@ -380,7 +391,8 @@ static bool all_counted(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&good) + atomic_load(&bad) == *(int *)arg;
 }
 
-/* More reads than there are operations: starting one waits until another is over, and none is lost. */
+/* More reads than there are operations: starting one waits
+ * until another is over, and none is lost. */
 TG_TEST(bound__on_operations_holds_back, 2)
 {
 	struct rref_options o;
@@ -424,7 +436,8 @@ TG_TEST(bound__on_operations_with_calls_too, 2)
 	for (int round = 0; round < tg_scale(20); round++) {
 		for (int i = 0; i < 200; i++)
 			TG_OK(rref_rpc_async(ctx, i % 2, i % 3 ? "tg.echo" : "tg.echo_inline",
-					     &(struct rref_args){ .data = &i, .length = sizeof(i) }, RREF_DEFAULT, &f[i]));
+					     &(struct rref_args){ .data = &i, .length = sizeof(i) },
+					     RREF_DEFAULT, &f[i]));
 		for (int i = 0; i < 200; i++) {
 			int got;
 
@@ -438,7 +451,8 @@ TG_TEST(bound__on_operations_with_calls_too, 2)
 	return 0;
 }
 
-/* All slots are taken by calls whose results, and by one whose arguments, have to be read: those need none of the same. */
+/* All slots are taken by calls whose results, and by one whose
+ * arguments, have to be read: those need none of the same. */
 TG_TEST(bound__on_operations_leaves_room_for_payloads, 2)
 {
 	static unsigned char payload[8000];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that lies about what its values are, or wants what stays with another. What it says of segments and types is
- * checked before anybody uses it, and of a local-only value it learns no place.
+ * A member that lies about what its values are, or wants what stays with another. What it says of
+ * segments and types is checked before anybody uses it, and of a local-only value it learns no
+ * place.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -82,7 +83,8 @@ static int secret(struct rref_call *call, void *arg)
 }
 
 static const struct rref_function served[] = {
-	{ .name = "inspect", .handler = inspect }, { .name = "ask", .handler = ask }, { .name = "last", .handler = tell_last },
+	{ .name = "inspect", .handler = inspect }, { .name = "ask", .handler = ask },
+	{ .name = "last", .handler = tell_last },
 	{ .name = "secret", .handler = secret },
 };
 
@@ -101,7 +103,8 @@ static void rig_open(struct foe *f, struct rig *r)
 	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
 	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ, &r->mr));
+	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
+			  &r->mr));
 	close(fd);
 	r->next = 1;
 }
@@ -130,7 +133,8 @@ static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flag
 }
 
 /* A value with its header as it should be; `length` bytes of 1, and a table of `nr` lengths. */
-static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, uint64_t hash, uint32_t nr, const uint64_t *table)
+static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, uint64_t hash,
+				uint32_t nr, const uint64_t *table)
 {
 	struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->next), 100000 + r->next);
 	unsigned char *h = r->memory;
@@ -148,16 +152,22 @@ static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, u
 	memset(h + 64, 1, length);
 	for (uint32_t i = 0; nr > 1 && i < nr; i++)
 		put_le64(h + 64 + ((length + 7) & ~UINT64_C(7)) + 8 * i, table[i]);
-	rec.loc = (struct rp_location){ .addr = REGION_IOVA, .length = length, .nonce = NONCE, .type_hash = hash, .version = 1,
+	rec.loc = (struct rp_location){ .addr = REGION_IOVA,
+					.length = length,
+					.nonce = NONCE,
+					.type_hash = hash,
+					.version = 1,
 					.nr_segments = nr };
 	rec.loc.rkey[f->ops->kind] = r->mr.rkey;
 	return rec;
 }
 
-#define IS(f, name, rec, status, words) do { \
+#define IS(f, name, rec, status, words) \
+	do { \
 		TG_IS(foe_reply_to(f, name, rec), status); \
 		if (!strstr((f)->reply_text, words)) { \
-			fprintf(stderr, "%s:%d: \"%s\" does not say \"%s\"\n", __FILE__, __LINE__, (f)->reply_text, words); \
+			fprintf(stderr, "%s:%d: \"%s\" does not say \"%s\"\n", __FILE__, __LINE__, \
+				(f)->reply_text, words); \
 			_exit(1); \
 		} \
 	} while (0)
@@ -165,9 +175,12 @@ static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, u
 FOE_TEST(segments__that_do_not_add_up)
 {
 	static const struct { uint64_t length; uint32_t nr; uint64_t table[4]; } bad[] = {
-		{ 134, 2, { 5, 71 } }, { 134, 2, { 5, 69 } }, { 134, 2, { 134, 0 } }, { 134, 2, { 135, 0 } }, { 134, 2, { 0, 0 } },
-		{ 134, 2, { UINT64_MAX, 70 } }, { 134, 2, { 5, UINT64_MAX } }, { 134, 2, { UINT64_MAX - 4, 5 } },
-		{ 134, 2, { UINT64_C(1) << 63, UINT64_C(1) << 63 } }, { 134, 3, { 5, 70, 0 } }, { 134, 3, { 5, 1, 70 } },
+		{ 134, 2, { 5, 71 } }, { 134, 2, { 5, 69 } }, { 134, 2, { 134, 0 } },
+		{ 134, 2, { 135, 0 } }, { 134, 2, { 0, 0 } },
+		{ 134, 2, { UINT64_MAX, 70 } }, { 134, 2, { 5, UINT64_MAX } },
+		{ 134, 2, { UINT64_MAX - 4, 5 } },
+		{ 134, 2, { UINT64_C(1) << 63, UINT64_C(1) << 63 } }, { 134, 3, { 5, 70, 0 } },
+		{ 134, 3, { 5, 1, 70 } },
 		{ 64, 3, { 64, UINT64_MAX - 63, 64 } }, { 0, 2, { 1, 0 } }, { 0, 2, { 0, 1 } },
 	};
 	uint64_t plain = type_hash("bytes", 1, 0);
@@ -195,7 +208,8 @@ FOE_TEST(segments__that_do_not_add_up)
 		rec = put_value(f, &r, 134, plain, 2, (const uint64_t[]){ 5, 70 });
 		r.memory[at] ^= 0x81;
 		if (at >= 40 && at < 44)
-			IS(f, "inspect", &rec, -ESTALE, "the value of UserRRef(rref_id=GloballyUniqueId(created_on=2");
+			IS(f, "inspect", &rec, -ESTALE,
+			   "the value of UserRRef(rref_id=GloballyUniqueId(created_on=2");
 		else
 			IS(f, "inspect", &rec, -EBADMSG, "contradicts");
 	}
@@ -273,7 +287,8 @@ static void on_query(struct foe *f, const struct rw_type_info *q)
 FOE_TEST(type_answer__lies)
 {
 	static const struct { uint64_t element_size; uint32_t flags; const char *name; } lies[] = {
-		{ 4, 0, "Foes" }, { 4, 0, "foe" }, { 4, 0, "foess" }, { 8, 0, "foes" }, { 4, 1, "foes" }, { 4, 2, "foes" },
+		{ 4, 0, "Foes" }, { 4, 0, "foe" }, { 4, 0, "foess" }, { 8, 0, "foes" },
+		{ 4, 1, "foes" }, { 4, 2, "foes" },
 		{ 4, 0, "fo es" }, { 4, 0, "bytes" }, { 0, 0, "" },
 	};
 	struct rp_fork rec;
@@ -284,7 +299,9 @@ FOE_TEST(type_answer__lies)
 	f->on_query = on_query;
 	answers = 1;
 	for (size_t i = 0; i < array_size(lies); i++) {
-		answer = (struct rw_type_info){ .element_size = lies[i].element_size, .flags = lies[i].flags, .name = lies[i].name,
+		answer = (struct rw_type_info){ .element_size = lies[i].element_size,
+						.flags = lies[i].flags,
+						.name = lies[i].name,
 						.name_length = (uint8_t)strlen(lies[i].name) };
 		rec = put_value(f, &r, 8, type_hash("foes", 4, 0), 1, NULL);
 		IS(f, "ask", &rec, -EBADMSG, "foe told a type that its value does not have");
@@ -323,15 +340,23 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	/* Never: its time runs out. */
 	rec = put_value(f, &r, 8, type_hash("late", 4, 0), 1, NULL);
 	m.frame.type = RW_CALL;
-	m.u.call = (struct rw_call){ .call_id = 5, .kind = RW_CALL_RPC, .nr_refs = 1, .name = "ask", .name_length = 3, .data = "x",
-				     .data_length = 1, .refs = { rec } };
+	m.u.call = (struct rw_call){ .call_id = 5,
+				     .kind = RW_CALL_RPC,
+				     .nr_refs = 1,
+				     .name = "ask",
+				     .name_length = 3,
+				     .data = "x",
+				     .data_length = 1,
+				     .refs = { rec } };
 	TG_OK(foe_say(f, &m));
 	FOE_UNTIL(f, f->nr_recv[RW_REPLY]);
 	TG_IS(f->reply_status, -ETIMEDOUT);
 	TG_CHECK(f->nr_recv[RW_TYPE_QUERY] == 1);
 	/* Late, and for numbers that nobody gave. */
 	m.frame.type = RW_TYPE_ANSWER;
-	m.u.type = (struct rw_type_info){ .number = asked_number, .element_size = 4, .name = "late", .name_length = 4 };
+	m.u.type = (struct rw_type_info){
+		.number = asked_number, .element_size = 4, .name = "late", .name_length = 4
+	};
 	TG_OK(foe_say(f, &m));
 	for (uint64_t i = 0; i < 1000; i++) {
 		m.u.type.number = i << 32 | (i & 7);
@@ -353,7 +378,8 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	/* It may come back before worker 1 sees that it went. */
 	snprintf(dead, sizeof(dead), "%d ", -EOWNERDEAD);
 	snprintf(reset, sizeof(reset), "%d ", -ENETRESET);
-	for (int64_t end = tg_deadline(); !strstr(f->reply_text, dead) && !strstr(f->reply_text, reset);) {
+	for (int64_t end = tg_deadline();
+	     !strstr(f->reply_text, dead) && !strstr(f->reply_text, reset);) {
 		TG_CHECK(now_ns() < end);
 		foe_reply_to(f, "last", NULL);
 	}
@@ -395,7 +421,8 @@ FOE_TEST(type_query__of_what_it_holds)
 	TG_CHECK(f->told.flags == RREF_LOCAL_ONLY && strcmp(f->told_name, "secret") == 0);
 	query(f, 78, foe_id_of(FOE, 2), foe_id_of(FOE, 1002));
 	TG_CHECK(f->told.element_size == 1 && strcmp(f->told_name, "bytes") == 0);
-	/* Another value by this fork, this one by another, one not made yet, and the good workers'. */
+	/* Another value by this fork, this one by another, one
+	 * not made yet, and the good workers'. */
 	query(f, 79, id, foe_id_of(FOE, 1002));
 	TG_CHECK(!*f->told_name);
 	query(f, 80, foe_id_of(FOE, 2), fork);
@@ -419,7 +446,8 @@ FOE_TEST(type_query__of_what_it_holds)
 /* It is ready, and there is nothing to read it by. */
 static void has_no_place(const struct rp_location *l)
 {
-	TG_CHECK(l->version == 1 && l->length == 32 && l->type_hash == type_hash("secret", 0, RREF_LOCAL_ONLY));
+	TG_CHECK(l->version == 1 && l->length == 32 &&
+		 l->type_hash == type_hash("secret", 0, RREF_LOCAL_ONLY));
 	TG_CHECK(!l->addr && !l->nonce && !l->rkey[0] && !l->rkey[1]);
 }
 

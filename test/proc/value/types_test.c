@@ -18,7 +18,8 @@ TG_TEST(expect__a_mismatch_names_both_types_value_and_owner, 3)
 	struct rref_ctx *ctx = tgt_join(rank);
 
 	if (rank == 0) {
-		struct rref_type narrow = { sizeof(narrow), "tick", 8, 0 }, local = { sizeof(local), "tick", 16, RREF_LOCAL_ONLY };
+		struct rref_type narrow = { sizeof(narrow), "tick", 8, 0 },
+				 local = { sizeof(local), "tick", 16, RREF_LOCAL_ONLY };
 		struct rref *r = tgt_made(ctx, 1, "tick"), *other = tgt_made(ctx, 1, "depth");
 		char name[RREF_TEXT_SIZE];
 		struct rref_future *f;
@@ -39,9 +40,13 @@ TG_TEST(expect__a_mismatch_names_both_types_value_and_owner, 3)
 		TG_TEXT("float32[] (elements of 4 bytes)");
 		/* A handler about its argument: on its owner, on a third worker, and here. */
 		for (int to = 0; to < 3; to++) {
-			TG_OK(rref_rpc_sync(ctx, to, "take_ticks", &(struct rref_args){ .refs = &r, .nr_refs = 1 }, RREF_DEFAULT, NULL));
-			TG_IS(rref_rpc_sync(ctx, to, "take_ticks", &(struct rref_args){ .refs = &other, .nr_refs = 1 }, RREF_DEFAULT,
-					    &f), -EPROTOTYPE);
+			TG_OK(rref_rpc_sync(ctx, to, "take_ticks",
+					    &(struct rref_args){ .refs = &r, .nr_refs = 1 },
+					    RREF_DEFAULT, NULL));
+			TG_IS(rref_rpc_sync(ctx, to, "take_ticks",
+					    &(struct rref_args){ .refs = &other, .nr_refs = 1 },
+					    RREF_DEFAULT, &f),
+			      -EPROTOTYPE);
 			TG_TEXT("is of type depth");
 		}
 		rref_release(r);
@@ -57,7 +62,8 @@ TG_TEST(view__knows_its_type, 2)
 
 	if (rank == 0) {
 		struct rref *r = tgt_made(ctx, 1, "trade");
-		struct rref_type t = { .size = sizeof(t) }, old = { .size = offsetof(struct rref_type, element_size) };
+		struct rref_type t = { .size = sizeof(t) },
+				 old = { .size = offsetof(struct rref_type, element_size) };
 		struct rref_view *v;
 
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
@@ -159,7 +165,10 @@ TG_TEST(errors__name_the_reference_whose_creation_timed_out, 2)
 				TG_TEXT("creation of the reference timed out");
 				TG_TEXT(name);
 			}
-			TG_IS(rref_get_type(r[to], RREF_DEFAULT, &(struct rref_type){ .size = sizeof(struct rref_type) }), -ETIMEDOUT);
+			TG_IS(rref_get_type(r[to], RREF_DEFAULT,
+					    &(struct rref_type){
+						    .size = sizeof(struct rref_type) }),
+			      -ETIMEDOUT);
 			TG_TEXT(name);
 		}
 		tg_set_flag(0, 1);

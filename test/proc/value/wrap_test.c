@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values that wrap memory which the program registered: read in place, in all sizes and ways; and what is refused. */
+/* Values that wrap memory which the program registered: read
+ * in place, in all sizes and ways; and what is refused. */
 #include <linux/capability.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -10,7 +11,8 @@
 #include "lent.h"
 
 static const size_t sizes[] = {
-	1, 7, 8, 63, 64, 65, 1000, 4096, 64 * KIB - 64, 64 * KIB, 128 * KIB - 64, 128 * KIB, 128 * KIB + 1, 256 * KIB, 300001,
+	1, 7, 8, 63, 64, 65, 1000, 4096, 64 * KIB - 64, 64 * KIB, 128 * KIB - 64, 128 * KIB,
+	128 * KIB + 1, 256 * KIB, 300001,
 	MIB + 3, 5 * MIB - 1,
 };
 
@@ -60,7 +62,8 @@ TG_TEST(wrap__sizes_and_ways_of_reading, 2)
 	return 0;
 }
 
-/* Over shm a read is bounded by a gigabyte; this makes it small, so that wrapped memory is read in pieces there too. */
+/* Over shm a read is bounded by a gigabyte; this makes it
+ * small, so that wrapped memory is read in pieces there too. */
 TG_TEST(wrap__in_pieces_above_the_largest_message, 2)
 {
 	TG_IS(setenv("RREF_SHM_MAX_MSG", "5000", 1), 0);
@@ -73,7 +76,9 @@ TG_TEST(wrap__in_pieces_above_the_largest_message, 2)
 		struct rref *r = wrap(&l, 5, MIB - 5);
 
 		for (uint32_t by = 1; by < 3; by++)
-			read_there(ctx, 1, r, (struct range){ .offset = 5, .length = MIB - 5, .seed = 9, .by = by });
+			read_there(ctx, 1, r,
+				   (struct range){
+					   .offset = 5, .length = MIB - 5, .seed = 9, .by = by });
 		rref_release(r);
 		until_back(ctx, &l);
 		give_up(&l);
@@ -83,7 +88,8 @@ TG_TEST(wrap__in_pieces_above_the_largest_message, 2)
 	return 0;
 }
 
-/* Many values of one registration, parts wrapped twice and overlapping, beside values of the usual kind; read in one batch. */
+/* Many values of one registration, parts wrapped twice and
+ * overlapping, beside values of the usual kind; read in one batch. */
 TG_TEST(wrap__many_in_one_registration, 2)
 {
 	enum { NR = 210 };
@@ -105,7 +111,9 @@ TG_TEST(wrap__many_in_one_registration, 2)
 			}
 		}
 		for (size_t i = 0; i < NR; i += RREF_REFS_MAX)
-			TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(refs + i, min_of((size_t)NR - i, (size_t)RREF_REFS_MAX)),
+			TG_OK(rref_rpc_sync(ctx, 1, "keep",
+					    tg_with(refs + i,
+						    min_of((size_t)NR - i, (size_t)RREF_REFS_MAX)),
 					    RREF_DEFAULT, NULL));
 		for (int i = 0; i < NR; i++)
 			rref_release(refs[i]);
@@ -116,7 +124,8 @@ TG_TEST(wrap__many_in_one_registration, 2)
 		TG_IS(rref_mem_deregister(l.mem), -EBUSY);
 		TG_IS(atomic_load(&l.back), 0);
 		tg_set_flag(0, 3);
-		for (int64_t end = now_ns() + TG_LONG_NS; atomic_load(&l.back) != 140; usleep(1000)) {
+		for (int64_t end = now_ns() + TG_LONG_NS; atomic_load(&l.back) != 140;
+		     usleep(1000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);
 		}
@@ -135,10 +144,12 @@ TG_TEST(wrap__many_in_one_registration, 2)
 			TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, v, status), NR);
 			for (size_t i = 0; i < NR; i++) {
 				if (i % 3 == 2)
-					TG_CHECK(tg_filled(rref_view_data(v[i]), 100, 0, (unsigned)i));
+					TG_CHECK(tg_filled(rref_view_data(v[i]), 100, 0,
+							   (unsigned)i));
 				else
 					TG_CHECK(rref_view_length(v[i]) == 1 + i * 701 % 40000 &&
-						 tg_filled(rref_view_data(v[i]), 1 + i * 701 % 40000, i / 3 * 500, 5));
+						 tg_filled(rref_view_data(v[i]),
+							   1 + i * 701 % 40000, i / 3 * 500, 5));
 				rref_view_free(v[i]);
 			}
 		}
@@ -153,7 +164,8 @@ TG_TEST(wrap__many_in_one_registration, 2)
 /* Its type travels with it, and its shape is checked where it is made. */
 TG_TEST(wrap__a_typed_one, 2)
 {
-	static const struct rref_type floats = { sizeof(floats), "float32[]", 0, 0 }, wrong = { sizeof(wrong), "int64[]", 0, 0 };
+	static const struct rref_type floats = { sizeof(floats), "float32[]", 0, 0 },
+				      wrong = { sizeof(wrong), "int64[]", 0, 0 };
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
@@ -260,14 +272,17 @@ TG_TEST(wrap__by_many_threads, 2)
 
 		lend(ctx, &l, NR * 4096 + 4096, false, 6);
 		for (unsigned i = 0; i < NR; i++) {
-			m[i] = (struct maker){ .ctx = ctx, .l = &l, .rounds = tg_scale(i ? 300 : 60), .index = i };
+			m[i] = (struct maker){
+				.ctx = ctx, .l = &l, .rounds = tg_scale(i ? 300 : 60), .index = i
+			};
 			TG_IS(pthread_create(&t[i], NULL, i ? make_many : make_memory, &m[i]), 0);
 		}
 		for (unsigned i = 0; i < NR; i++)
 			pthread_join(t[i], NULL);
 		tg_all_clean(ctx);
 		for (unsigned i = 0; i < NR; i++)
-			for (int64_t end = now_ns() + TG_LONG_NS; atomic_load(&m[i].back) != m[i].rounds; usleep(1000)) {
+			for (int64_t end = now_ns() + TG_LONG_NS;
+			     atomic_load(&m[i].back) != m[i].rounds; usleep(1000)) {
 				TG_CHECK(now_ns() < end);
 				rref_progress(ctx);
 			}
@@ -345,7 +360,8 @@ TG_TEST(wrap__fork_of_the_process, 2)
 
 TG_TEST(refused__arguments, 2)
 {
-	static const struct rref_type local = { sizeof(local), "here", 0, RREF_LOCAL_ONLY }, bad = { sizeof(bad), "", 0, 0 };
+	static const struct rref_type local = { sizeof(local), "here", 0, RREF_LOCAL_ONLY },
+				      bad = { sizeof(bad), "", 0, 0 };
 	struct rref_ctx *ctx = join(rank);
 
 	if (rank == 0) {
@@ -374,7 +390,8 @@ TG_TEST(refused__arguments, 2)
 			TG_IS(rref_mem_register(ctx, &byte, 1, &m), -EOPNOTSUPP);
 			TG_TEXT("rref_mem_alloc");
 		} else {
-			char *map = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			char *map = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 			TG_CHECK(map != MAP_FAILED);
 			TG_IS(munmap(map + 4096, 4096), 0);
@@ -382,16 +399,19 @@ TG_TEST(refused__arguments, 2)
 			TG_TEXT("not all mapped");
 			TG_IS(munmap(map, 4096) | munmap(map + 8192, 4096), 0);
 			/* Nothing is written to it: it need not be writable. */
-			map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+				   -1, 0);
 			TG_CHECK(map != MAP_FAILED);
 			tg_fill(map, 4096, 7);
 			TG_IS(mprotect(map, 4096, PROT_READ), 0);
 			TG_OK(rref_mem_register(ctx, map, 4096, &m));
 			TG_OK(rref_wrap(m, TG_VALUE(.data = map + 1, .length = 4000), NULL, NULL,
 					&r));
-			read_there(ctx, 1, r, (struct range){ .offset = 1, .length = 4000, .seed = 7 });
+			read_there(ctx, 1, r,
+				   (struct range){ .offset = 1, .length = 4000, .seed = 7 });
 			rref_release(r);
-			for (int64_t end = now_ns() + TG_LONG_NS; rref_mem_deregister(m); usleep(1000)) {
+			for (int64_t end = now_ns() + TG_LONG_NS; rref_mem_deregister(m);
+			     usleep(1000)) {
 				TG_CHECK(now_ns() < end);
 				rref_progress(ctx);
 			}
@@ -451,7 +471,8 @@ static void no_privilege_to_lock(void)
 	TG_IS(syscall(SYS_capset, &h, d), 0);
 }
 
-/* The limit on locked memory: the words have it, and nothing is left behind. Over shm nothing is locked. */
+/* The limit on locked memory: the words have it, and nothing
+ * is left behind. Over shm nothing is locked. */
 TG_TEST(refused__locked_memory, 2)
 {
 	if (rank == 0)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What every provider of verbs/rv.h must do, tried with real processes: RREF_TEST_DEVICE = shm (default) | ibv. This
- * part: devices, connections, messages; reads_test.c, refused_test.c and ends_test.c have the others.
+ * What every provider of verbs/rv.h must do, tried with real processes: RREF_TEST_DEVICE = shm
+ * (default) | ibv. This part: devices, connections, messages; reads_test.c, refused_test.c and
+ * ends_test.c have the others.
  *
- * Counts and behaviour are asserted, never times; every wait has a deadline (test/lib/tl_rv.h). A device is opened
- * only after the fork, in the process that uses it.
+ * Counts and behaviour are asserted, never times; every wait has a deadline (test/lib/tl_rv.h). A
+ * device is opened only after the fork, in the process that uses it.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -19,7 +20,7 @@
 
 #include "pair.h"
 
-/* --- open, connect ------------------------------------------------------------------------------------------ */
+/* --- open, connect ---------------------------------------------------------------------------- */
 
 static void open__tells_what_it_can(void **state)
 {
@@ -67,7 +68,8 @@ static void connect__carries_hello_and_answer(void **state)
 	(void)state;
 	tlv_fill(hello, sizeof(hello), 1);
 	tlv_fill(answer, sizeof(answer), 2);
-	hello[RV_HELLO_MAX - 1] = 0; /* a trailing zero is content, though the wire pads with zeros */
+	/* a trailing zero is content, though the wire pads with zeros */
+	hello[RV_HELLO_MAX - 1] = 0;
 	start(NULL, NULL);
 	for (unsigned i = 0; i < array_size(hello_sizes); i++) {
 		struct tlv_conn *c, other;
@@ -217,7 +219,7 @@ static void connect__many_to_one_device(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* --- messages ----------------------------------------------------------------------------------------------- */
+/* --- messages --------------------------------------------------------------------------------- */
 
 static void message__both_ways(void **state)
 {
@@ -368,5 +370,6 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "connections (shm)" : "connections (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "connections (shm)" : "connections (ibv)",
+					   tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see connections_test.c): fences, and how connections and devices end. */
+/* What every provider of verbs/rv.h must do (see
+ * connections_test.c): fences, and how connections and devices end. */
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -19,11 +20,11 @@
 #define UNDER_SANITIZER 0
 #endif
 
-/* --- fences and ends ---------------------------------------------------------------------------------------- */
+/* --- fences and ends -------------------------------------------------------------------------- */
 
 /*
- * The owner revokes (the connection, or the key), and as soon as that call returned overwrites the memory, while we
- * READ it all the time: a READ that says success has not one new byte.
+ * The owner revokes (the connection, or the key), and as soon as that call returned overwrites the
+ * memory, while we READ it all the time: a READ that says success has not one new byte.
  */
 static void race_with_revocation(enum tlv_op op)
 {
@@ -45,11 +46,13 @@ static void race_with_revocation(enum tlv_op op)
 		do {
 			rc = tlv_read(c, &from, 0, to, MIB);
 			if (!rc) {
-				assert_null(memchr(to->mem, 0xff, MIB)); /* the pattern stays below 251 */
+				/* the pattern stays below 251 */
+				assert_null(memchr(to->mem, 0xff, MIB));
 				nr_good++;
 			}
 		} while (!rc);
-		assert_true(rc == -EACCES || rc == -ECONNRESET || rc == -ENOTCONN || rc == -ETIMEDOUT);
+		assert_true(rc == -EACCES || rc == -ECONNRESET || rc == -ENOTCONN ||
+			    rc == -ETIMEDOUT);
 		tlv_hear(&peer);
 		if (op == TLV_OP_CLOSE_CONN)
 			tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = from.index});
@@ -87,8 +90,11 @@ static void close__unfinished_reads_reported_once(void **state)
 	for (unsigned i = 0; i < nr; i++) {
 		me.read_status[i] = TLV_UNFINISHED;
 		me.read_reports[i] = 0;
-		r[i] = (struct rv_read){.cookie = i, .addr = from.iova + i * 16384, .rkey = from.rkey, .nr_sge = 1,
-					.sge = {{to->mem + i * 16384, 16384, to->mr.lkey}}};
+		r[i] = (struct rv_read){ .cookie = i,
+					 .addr = from.iova + i * 16384,
+					 .rkey = from.rkey,
+					 .nr_sge = 1,
+					 .sge = { { to->mem + i * 16384, 16384, to->mr.lkey } } };
 	}
 	rc = me.ops->post_reads(c->conn, r, nr);
 	assert_in_range(rc, 1, nr);
@@ -136,7 +142,8 @@ static void disconnect__by_close_conn(void **state)
 static void disconnect__peer_killed(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_COUNT);
-	struct tlv_msg m = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_SEND, .a = 0, .b = 50, .c = 200});
+	struct tlv_msg m =
+		tlv_ask(&peer, (struct tlv_msg){ .op = TLV_OP_SEND, .a = 0, .b = 50, .c = 200 });
 
 	(void)state;
 	assert_int_equal(m.status, 0);
@@ -194,7 +201,8 @@ static void close__leaks_nothing(void **state)
 			tlv_close_conn(c);
 		if (i & 2)
 			assert_int_equal(tlv_unregion(&me, mine), 0);
-		tlv_close(&me); /* closes what is left; the test's regions are gone with tlv_close */
+		/* closes what is left; the test's regions are gone with tlv_close */
+		tlv_close(&me);
 		for (unsigned k = 2 * i; k < 2 * i + 2; k++) {
 			int64_t deadline = tlv_deadline_ns();
 
@@ -227,5 +235,6 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "ends (shm)" : "ends (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "ends (shm)" : "ends (ibv)", tests, NULL,
+					   NULL);
 }

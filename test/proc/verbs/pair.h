@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A node in this process and a peer in a forked one, for the tests of the providers of verbs/rv.h. */
+/* A node in this process and a peer in a forked one, for the
+ * tests of the providers of verbs/rv.h. */
 #ifndef RV_PAIR_H
 #define RV_PAIR_H
 
@@ -74,7 +75,8 @@ static inline void assert_echo(struct tlv_conn *c)
 	assert_int_equal(c->nr_bad, 0);
 }
 
-static inline void assert_reads(struct tlv_conn *c, const struct tlv_remote *from, uint64_t seed, struct tlv_region *to)
+static inline void assert_reads(struct tlv_conn *c, const struct tlv_remote *from, uint64_t seed,
+				struct tlv_region *to)
 {
 	assert_int_equal(tlv_read(c, from, 100, to, 1000), 0);
 	assert_int_equal(tlv_differs(to->mem, 1000, seed, 100), -1);

@@ -14,7 +14,7 @@
 
 #include "pair.h"
 
-/* --- READs -------------------------------------------------------------------------------------------------- */
+/* --- READs ------------------------------------------------------------------------------------ */
 
 static void read__sizes_and_pieces(void **state)
 {
@@ -26,18 +26,24 @@ static void read__sizes_and_pieces(void **state)
 	(void)state;
 	assert_non_null(to);
 	for (unsigned i = 0; i < array_size(sizes) * 4; i++) {
-		size_t len = sizes[i / 4], first = i & 1 ? len / 3 : len, off = i & 2 ? 13 : 0, at = i & 2 ? 5 : 0;
-		struct rv_read r = {.addr = from.iova + off, .rkey = from.rkey, .nr_sge = i & 1 ? 2 : 1};
+		size_t len = sizes[i / 4], first = i & 1 ? len / 3 : len, off = i & 2 ? 13 : 0,
+		       at = i & 2 ? 5 : 0;
+		struct rv_read r = { .addr = from.iova + off,
+				     .rkey = from.rkey,
+				     .nr_sge = i & 1 ? 2 : 1 };
 
 		memset(to->mem, TLV_PATTERN_LOCAL, to->size);
 		r.sge[0] = (struct rv_sge){to->mem + at, (uint32_t)first, to->mr.lkey};
-		r.sge[1] = (struct rv_sge){to->mem + at + first + 16, (uint32_t)(len - first), to->mr.lkey};
+		r.sge[1] = (struct rv_sge){ to->mem + at + first + 16, (uint32_t)(len - first),
+					    to->mr.lkey };
 		assert_int_equal(tlv_reads(c, &r, 1), 0);
 		assert_int_equal(r.status, 0);
 		assert_int_equal(tlv_differs(to->mem + at, first, 5, off), -1);
 		assert_int_equal(to->mem[at + first], TLV_PATTERN_LOCAL);
 		if (i & 1) {
-			assert_int_equal(tlv_differs(to->mem + at + first + 16, len - first, 5, off + first), -1);
+			assert_int_equal(tlv_differs(to->mem + at + first + 16, len - first, 5,
+						     off + first),
+					 -1);
 			assert_int_equal(to->mem[at + len + 16], TLV_PATTERN_LOCAL);
 		}
 	}
@@ -45,7 +51,8 @@ static void read__sizes_and_pieces(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* As many pieces as the device takes, each of another length and some empty; several such READs with one doorbell. */
+/* As many pieces as the device takes, each of another length
+ * and some empty; several such READs with one doorbell. */
 static void read__many_pieces(void **state)
 {
 	enum { READS = 5, EACH = 4096 };
@@ -61,9 +68,13 @@ static void read__many_pieces(void **state)
 		uint32_t n = i ? me.caps.max_sge : min_of(me.caps.max_sge, 3u);
 
 		for (uint32_t k = 0; k < n; k++)
-			sge[i][k] = (struct rv_sge){to->mem + i * EACH + k * 200, k % 5 == 3 ? 0 : 60 + 7 * k, to->mr.lkey};
-		r[i] = (struct rv_read){.addr = from.iova + i * 5000, .rkey = from.rkey, .nr_sge = n,
-					.sge = {sge[i][0], sge[i][1]}, .more = &sge[i][RV_READ_SGE]};
+			sge[i][k] = (struct rv_sge){ to->mem + i * EACH + k * 200,
+						     k % 5 == 3 ? 0 : 60 + 7 * k, to->mr.lkey };
+		r[i] = (struct rv_read){ .addr = from.iova + i * 5000,
+					 .rkey = from.rkey,
+					 .nr_sge = n,
+					 .sge = { sge[i][0], sge[i][1] },
+					 .more = &sge[i][RV_READ_SGE] };
 	}
 	memset(to->mem, TLV_PATTERN_LOCAL, to->size);
 	assert_int_equal(tlv_reads(c, r, READS), 0);
@@ -144,8 +155,11 @@ static void read__more_than_slots(void **state)
 
 		for (unsigned i = 0; i < 200; i++) {
 			me.read_status[i] = TLV_UNFINISHED;
-			r[i] = (struct rv_read){.cookie = i, .addr = from.iova + i * 64, .rkey = from.rkey, .nr_sge = 1,
-						.sge = {{to->mem + i * 64, 64, to->mr.lkey}}};
+			r[i] = (struct rv_read){ .cookie = i,
+						 .addr = from.iova + i * 64,
+						 .rkey = from.rkey,
+						 .nr_sge = 1,
+						 .sge = { { to->mem + i * 64, 64, to->mr.lkey } } };
 		}
 		rc = me.ops->post_reads(c->conn, r, 200);
 		assert_in_range(rc, 1, me.caps.max_reads);
@@ -166,7 +180,10 @@ static void read__not_postable(void **state)
 	struct tlv_conn *c = start_joined(TLV_ECHO);
 	struct tlv_remote from = tlv_peer_region(&peer, 4096, RV_ACCESS_REMOTE_READ, 8);
 	struct tlv_region *to = tlv_region(&me, 4096, RV_ACCESS_LOCAL, 0);
-	struct rv_read r = {.addr = from.iova, .rkey = from.rkey, .nr_sge = 1, .sge = {{to->mem, 8, to->mr.lkey}}};
+	struct rv_read r = { .addr = from.iova,
+			     .rkey = from.rkey,
+			     .nr_sge = 1,
+			     .sge = { { to->mem, 8, to->mr.lkey } } };
 	const struct rv_sge many[RV_READ_SGE_MAX] = {{0}};
 
 	(void)state;
@@ -185,8 +202,9 @@ static void read__not_postable(void **state)
 }
 
 /*
- * The short way for who waits for a READ: it brings the good ones, each once, and in order; all else stays where poll finds it,
- * and what comes behind it waits there too. Where READs are over at once it never brings any.
+ * The short way for who waits for a READ: it brings the good ones, each once, and in order; all
+ * else stays where poll finds it, and what comes behind it waits there too. Where READs are over at
+ * once it never brings any.
  */
 static void read__by_the_short_way(void **state)
 {
@@ -204,8 +222,12 @@ static void read__by_the_short_way(void **state)
 	assert_reads(c, &from, 9, to);
 	for (int round = 0; round < 50; round++) {
 		for (unsigned i = 0; i < READS; i++) {
-			r[i] = (struct rv_read){.cookie = i, .addr = from.iova + 100 * i, .rkey = from.rkey, .nr_sge = 1,
-						.sge = {{to->mem + 1000 * i, 100, to->mr.lkey}}};
+			r[i] = (struct rv_read){ .cookie = i,
+						 .addr = from.iova + 100 * i,
+						 .rkey = from.rkey,
+						 .nr_sge = 1,
+						 .sge = { { to->mem + 1000 * i, 100,
+							    to->mr.lkey } } };
 			me.read_status[i] = TLV_UNFINISHED;
 			me.read_reports[i] = 0;
 		}
@@ -216,7 +238,8 @@ static void read__by_the_short_way(void **state)
 		for (unsigned i = 0; i < READS && !me.caps.reads_inline; i++) {
 			unsigned looks = 0;
 
-			while (me.read_status[i] == TLV_UNFINISHED && !me.ops->next_read(me.dev, &cookie, &user)) {
+			while (me.read_status[i] == TLV_UNFINISHED &&
+			       !me.ops->next_read(me.dev, &cookie, &user)) {
 				assert_true(now_ns() < deadline);
 				if (++looks % 100000 == 0 || (round % 2 && looks % 10 == 0))
 					tlv_pump(&me, 0, -1);
@@ -255,7 +278,8 @@ static void read__regions_come_and_go(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < nr; i++) {
-		struct tlv_remote from = tlv_peer_region(&peer, 4096 << (i % 8), RV_ACCESS_REMOTE_READ, i);
+		struct tlv_remote from = tlv_peer_region(&peer, 4096 << (i % 8),
+							 RV_ACCESS_REMOTE_READ, i);
 
 		assert_int_equal(tlv_read(c, &from, from.size - 4000, to, 4000), 0);
 		assert_int_equal(tlv_differs(to->mem, 4000, i, from.size - 4000), -1);
@@ -267,20 +291,27 @@ static void read__regions_come_and_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* A hint changes nothing, whatever it says: what a READ would be refused for, and what is not there. */
+/* A hint changes nothing, whatever it says: what a READ would
+ * be refused for, and what is not there. */
 static void read__announced(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);
-	struct tlv_remote from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 15), gone = from;
+	struct tlv_remote from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 15),
+			  gone = from;
 	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
 
 	(void)state;
-	for (unsigned taken = 0; taken < 2; taken++) { /* before the region was taken, and behind a READ of it */
+	/* before the region was taken, and behind a READ of it */
+	for (unsigned taken = 0; taken < 2; taken++) {
 		const struct { uint32_t rkey; uint64_t addr, length; } said[] = {
-			{ from.rkey, from.iova, from.size }, { from.rkey, from.iova, 72 }, { from.rkey, from.iova + 65535, 1 },
-			{ from.rkey, from.iova, 0 }, { from.rkey, from.iova + 65500, 72 }, { from.rkey, from.iova - 8, 72 },
-			{ from.rkey, from.iova, UINT64_MAX }, { from.rkey, UINT64_MAX - 10, 72 }, { from.rkey, 0, 72 },
-			{ from.rkey ^ 0x100, from.iova, 72 }, { from.rkey + 1, from.iova, 72 }, { UINT32_MAX, from.iova, 72 },
+			{ from.rkey, from.iova, from.size }, { from.rkey, from.iova, 72 },
+			{ from.rkey, from.iova + 65535, 1 },
+			{ from.rkey, from.iova, 0 }, { from.rkey, from.iova + 65500, 72 },
+			{ from.rkey, from.iova - 8, 72 },
+			{ from.rkey, from.iova, UINT64_MAX }, { from.rkey, UINT64_MAX - 10, 72 },
+			{ from.rkey, 0, 72 },
+			{ from.rkey ^ 0x100, from.iova, 72 }, { from.rkey + 1, from.iova, 72 },
+			{ UINT32_MAX, from.iova, 72 },
 			{ 0, 0, 72 },
 		};
 
@@ -291,7 +322,8 @@ static void read__announced(void **state)
 		assert_int_equal(tlv_read(c, &from, 100, to, 4000), 0);
 		assert_int_equal(tlv_differs(to->mem, 4000, 15, 100), -1);
 	}
-	/* Of a region that has gone, whose place another one may have; and over a connection that has ended. */
+	/* Of a region that has gone, whose place another one may
+	 * have; and over a connection that has ended. */
 	tlv_ask(&peer, (struct tlv_msg){ .op = TLV_OP_UNREGION, .a = gone.index });
 	me.ops->will_read(c->conn, gone.rkey, gone.iova, 72);
 	from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 16);
@@ -341,8 +373,12 @@ static void *reader_main(void *arg)
 
 	for (unsigned i = 0; i < t->nr; i++) {
 		size_t at = (size_t)t->index * 4096, len = i % 4 ? 8 : 3000, off = i * 61 % 5000;
-		struct rv_read r = {.cookie = t->index, .addr = t->from.iova + off, .rkey = t->from.rkey, .nr_sge = 1,
-				    .sge = {{t->to->mem + at, (uint32_t)len, t->to->mr.lkey}}};
+		struct rv_read r = { .cookie = t->index,
+				     .addr = t->from.iova + off,
+				     .rkey = t->from.rkey,
+				     .nr_sge = 1,
+				     .sge = {
+					     { t->to->mem + at, (uint32_t)len, t->to->mr.lkey } } };
 		int rc;
 
 		me.read_status[t->index] = TLV_UNFINISHED;
@@ -418,5 +454,6 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "reads (shm)" : "reads (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "reads (shm)" : "reads (ibv)", tests,
+					   NULL, NULL);
 }

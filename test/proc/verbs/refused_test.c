@@ -10,8 +10,8 @@
 #include "pair.h"
 
 /*
- * A READ that must be refused, over the first of two connections to one device: it fails, that connection ends on both
- * sides, and the other one knows nothing of it.
+ * A READ that must be refused, over the first of two connections to one device: it fails, that
+ * connection ends on both sides, and the other one knows nothing of it.
  */
 struct refusal {
 	struct tlv_conn *bad, *good;
@@ -46,7 +46,8 @@ static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
 	assert_true(tlv_until(&me, &f->bad->down));
 	assert_true(f->bad->status < 0);
 	if (tlv_is_shm())
-		assert_int_equal(f->bad->wc_status, expected == -EACCES ? 10 : 4); /* REM_ACCESS_ERR, LOC_PROT_ERR */
+		/* REM_ACCESS_ERR, LOC_PROT_ERR */
+		assert_int_equal(f->bad->wc_status, expected == -EACCES ? 10 : 4);
 	assert_true(tlv_peer_until_down(&peer, &me, 0, &other));
 	assert_true(other.status < 0);
 	assert_int_equal(other.nr_disconnected, 1);
@@ -136,7 +137,8 @@ static void refused__one_byte_past_the_end(void **state)
 
 	(void)state;
 	refusal_start(&f);
-	assert_int_equal(tlv_read(f.bad, &f.from, 8192 - 100, f.to, 100), 0); /* the last byte is served */
+	/* the last byte is served */
+	assert_int_equal(tlv_read(f.bad, &f.from, 8192 - 100, f.to, 100), 0);
 	r = read_of(&f, 8192 - 100, 101);
 	refusal_check(&f, &r, -EACCES);
 }
@@ -248,5 +250,6 @@ int main(void)
 	};
 
 	tlv_ops = tlv_is_shm() ? &rv_shm_ops : &rv_ibv_ops;
-	return cmocka_run_group_tests_name(tlv_is_shm() ? "refused (shm)" : "refused (ibv)", tests, NULL, NULL);
+	return cmocka_run_group_tests_name(tlv_is_shm() ? "refused (shm)" : "refused (ibv)", tests,
+					   NULL, NULL);
 }

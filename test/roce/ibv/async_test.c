@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every asynchronous event of a device, also those that rdma_rxe never raises: news changes nothing, what ends a queue pair
- * ends a connection and no session, and what ends the device ends every operation over it with -ENODEV.
+ * Every asynchronous event of a device, also those that rdma_rxe never raises: news changes
+ * nothing, what ends a queue pair ends a connection and no session, and what ends the device ends
+ * every operation over it with -ENODEV.
  */
 #include <dlfcn.h>
 #include <setjmp.h>

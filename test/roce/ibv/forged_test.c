@@ -46,8 +46,8 @@ static void take_back(struct foe *f)
 
 #define LOGGED "a frame that is not the peer's next"
 
-/* Checks that the last message had no effect: no PONG came for it. Worker 1 counts and logs it after
- * the foe has heard that the connection is over. */
+/* Checks that the last message had no effect: no PONG came for it. Worker 1 counts and logs it
+ * after the foe has heard that the connection is over. */
 static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const char *what)
 {
 	FOE_UNTIL(f, f->ended);

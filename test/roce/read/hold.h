@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A real device whose READs take long: it does them as always, but their completions are kept back between the provider and the
- * core, for as long as a test wants, and given out in order.
+ * A real device whose READs take long: it does them as always, but their completions are kept back
+ * between the provider and the core, for as long as a test wants, and given out in order.
  */
 #ifndef HOLD_H
 #define HOLD_H
@@ -22,11 +22,13 @@ static atomic_uint nr_held;     /* [lock] writes */
 static struct rv_event held[MAX_HELD];
 static unsigned oldest;
 
-static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
+static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned max,
+			       unsigned flags)
 {
 	int n = 0, got;
 
-	for (; atomic_load(&to_give) && atomic_load(&nr_held) && n < (int)max; oldest = (oldest + 1) % MAX_HELD) {
+	for (; atomic_load(&to_give) && atomic_load(&nr_held) && n < (int)max;
+	     oldest = (oldest + 1) % MAX_HELD) {
 		ev[n++] = held[oldest];
 		atomic_fetch_sub(&nr_held, 1);
 		atomic_fetch_sub(&to_give, 1);
@@ -36,7 +38,8 @@ static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned
 		return got;
 	for (int end = n + got, i = n; i < end; i++)
 		/* UINT64_MAX: a look at whether the peer lives. */
-		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX && atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
+		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX &&
+		    atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
 			atomic_fetch_sub(&to_hold, 1);
 			held[(oldest + atomic_fetch_add(&nr_held, 1)) % MAX_HELD] = ev[i];
 		} else {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quick reads over a real device whose READs take long (core/read/in_flight.c). The device does them as always; it is their
- * completions that are kept back here, between the provider and the core, for as long as a test wants.
+ * Quick reads over a real device whose READs take long (core/read/in_flight.c). The device does
+ * them as always; it is their completions that are kept back here, between the provider and the
+ * core, for as long as a test wants.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -31,7 +32,8 @@ static bool is_over(struct rref_ctx *ctx, void *arg)
 /* A value of worker 1 of so many bytes, read once. */
 static struct rref *value(struct rref_ctx *ctx, size_t length)
 {
-	struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
+	struct rref *r = tg_ask(ctx, 1, "pub.make",
+				(struct tg_make){ .length = length, .seed = (unsigned)length });
 	struct rref_view *v;
 
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
@@ -133,7 +135,8 @@ TG_TEST(read__times_out, 2)
 			TG_IS(tg_stats(ctx).quarantined, 1);
 			TG_CHECK(tg_stats(ctx).landing_bytes > 0);
 			for (int i = 0; i < 5; i++)
-				read_well(r, 100); /* others come by with another flight and another buffer */
+				/* others come by with another flight and another buffer */
+				read_well(r, 100);
 			TG_IS(tg_stats(ctx).quarantined, 1);
 			release(ctx);
 			TG_CHECK(tg_eventually(is_over, ctx, NULL));
@@ -157,7 +160,10 @@ TG_TEST(threads__some_take_long, 2)
 		atomic_int running = THREADS;
 
 		for (int i = 0; i < THREADS; i++) {
-			job[i] = (struct job){ .ref = value(ctx, lengths[i]), .length = lengths[i], .times = tg_scale(1000), .timeout = RREF_FOREVER };
+			job[i] = (struct job){ .ref = value(ctx, lengths[i]),
+					       .length = lengths[i],
+					       .times = tg_scale(1000),
+					       .timeout = RREF_FOREVER };
 			bytes += (uint64_t)job[i].times * lengths[i];
 		}
 		before = tg_stats(ctx);
@@ -235,7 +241,8 @@ TG_TEST(handler__reads_while_its_thread_does, 2)
 	return 0;
 }
 
-/* The same after the READ was handed over: its thread serves while it waits, and reads with another flight. */
+/* The same after the READ was handed over: its thread serves
+ * while it waits, and reads with another flight. */
 TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -245,7 +252,9 @@ TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 	if (rank == 0) {
 		to_read = value(ctx, 300);
 		for (int round = 0; round < 5; round++) {
-			struct job j = { .ref = to_read, .length = 300, .times = 1, .timeout = RREF_FOREVER };
+			struct job j = {
+				.ref = to_read, .length = 300, .times = 1, .timeout = RREF_FOREVER
+			};
 			pthread_t thread;
 
 			hold(ctx, 1);
@@ -253,7 +262,8 @@ TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 			while (!atomic_load(&nr_held))
 				tg_pause();
 			tg_set_flag(0, round + 1);
-			/* Nobody else makes progress in the manual mode: who waits serves the call. */
+			/* Nobody else makes progress in the manual
+			 * mode: who waits serves the call. */
 			while (atomic_load(&nested) <= round)
 				tg_pause();
 			release(ctx);
@@ -307,15 +317,17 @@ static void *take_both_in(void *arg)
 }
 
 /*
- * Two callbacks of one turn, on a thread that never read: the first one's read gets its flight under the lock, and at that lock's
- * end the second one runs, and reads.
+ * Two callbacks of one turn, on a thread that never read: the first one's read gets its flight
+ * under the lock, and at that lock's end the second one runs, and reads.
  */
 TG_TEST(callbacks__read_within_one_another, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
 	if (rank == 0) {
-		struct two t = { .ctx = ctx, .c = { { .ref = value(ctx, 100), .length = 100 }, { .ref = value(ctx, 3000), .length = 3000 } } };
+		struct two t = { .ctx = ctx,
+				 .c = { { .ref = value(ctx, 100), .length = 100 },
+					{ .ref = value(ctx, 3000), .length = 3000 } } };
 
 		for (int round = 0; round < 3; round++) {
 			struct rref_stats before = tg_stats(ctx);
@@ -386,7 +398,9 @@ TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 		take_all_slots(r, f);
 		before = tg_stats(ctx);
 		for (int round = 0; round < 3; round++) {
-			struct job j = { .ref = r, .length = 8, .times = 1, .timeout = RREF_FOREVER };
+			struct job j = {
+				.ref = r, .length = 8, .times = 1, .timeout = RREF_FOREVER
+			};
 			pthread_t thread;
 
 			hold(ctx, 1);
@@ -441,7 +455,9 @@ static void shut_down_under_readers(struct rref_ctx *ctx, int rank, unsigned nr_
 		struct rref *r = value(ctx, 200);
 
 		for (int i = 0; i < THREADS; i++) {
-			job[i] = (struct job){ .ref = r, .length = 200, .times = 1, .timeout = RREF_FOREVER };
+			job[i] = (struct job){
+				.ref = r, .length = 200, .times = 1, .timeout = RREF_FOREVER
+			};
 			TG_IS(pthread_create(&thread[i], NULL, read_until_error, &job[i]), 0);
 		}
 		while (atomic_load(&begun) < 10 * THREADS)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads in pieces over a real device (core/read/split.c): what a connection has in flight at most, whose turn it is, and that a read
- * that waits for its turn ends whatever happens meanwhile. The completions are kept back for as long as that takes.
+ * Reads in pieces over a real device (core/read/split.c): what a connection has in flight at most,
+ * whose turn it is, and that a read that waits for its turn ends whatever happens meanwhile. The
+ * completions are kept back for as long as that takes.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -49,7 +50,8 @@ static void check(struct rref_future *f, size_t length)
 /* A value of worker 1 of so many bytes, read once: its location is known. */
 static struct rref *value(struct rref_ctx *ctx, size_t length)
 {
-	struct rref *r = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = length, .seed = (unsigned)length });
+	struct rref *r = tg_ask(ctx, 1, "pub.make",
+				(struct tg_make){ .length = length, .seed = (unsigned)length });
 
 	check(start(r, RREF_FOREVER), length);
 	return r;
@@ -61,7 +63,8 @@ static bool none_waits(struct rref_ctx *ctx, void *arg)
 
 	(void)arg;
 	rref_progress(ctx);
-	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads && !ctx->peers[1].pieces.bytes && !ctx->peers[1].pieces.outstanding;
+	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads &&
+		!ctx->peers[1].pieces.bytes && !ctx->peers[1].pieces.outstanding;
 }
 
 static void until_none_waits(struct rref_ctx *ctx)
@@ -215,7 +218,8 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 	return 0;
 }
 
-/* Memory of worker 1's, wrapped: a payload of one message, with its header elsewhere. It gets it back behind meeting point 1. */
+/* Memory of worker 1's, wrapped: a payload of one message, with
+ * its header elsewhere. It gets it back behind meeting point 1. */
 static struct lent lent;
 
 static int give_wrapped(struct rref_call *call, void *arg)
@@ -352,7 +356,8 @@ static void must_resume(struct rref_ctx *ctx)
 	TG_CHECK(tg_eventually(has_resumed, ctx, &nr));
 }
 
-/* What had nothing in flight waits for the next connection, and does not wait for the pieces of the one that broke. */
+/* What had nothing in flight waits for the next connection,
+ * and does not wait for the pieces of the one that broke. */
 TG_TEST(waiting__its_connection_breaks, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -381,7 +386,8 @@ TG_TEST(waiting__its_connection_breaks, 2)
 	return 0;
 }
 
-/* One that has had a turn, and has nothing in flight just now: all of it is read over the next one, as the header is. */
+/* One that has had a turn, and has nothing in flight just now:
+ * all of it is read over the next one, as the header is. */
 TG_TEST(between_turns__its_connection_breaks, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -406,7 +412,8 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 				rc_unlock(ctx);
 			}
 			TG_CHECK(f[0]->next < 4 * MIB);
-			holds_just(ctx, PIECES / 3 * 3); /* of the other one, which gets three at a time */
+			/* of the other one, which gets three at a time */
+			holds_just(ctx, PIECES / 3 * 3);
 			atomic_store(&to_hold, 0);
 			before = tg_stats(ctx);
 			must_resume(ctx);

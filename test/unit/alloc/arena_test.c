@@ -105,7 +105,8 @@ static void alloc__sizes_and_alignments(void **state)
 		assert_non_null(r);
 		assert_ptr_equal(base, r->base);
 		assert_ptr_equal(ra_lookup(a, last, &base), r); /* no key spans two regions */
-		assert_true((char *)v[i].p >= (char *)r->base && (char *)last < (char *)r->base + r->length);
+		assert_true((char *)v[i].p >= (char *)r->base &&
+			    (char *)last < (char *)r->base + r->length);
 	}
 	for (unsigned i = 0; i < n; i += 2)
 		ra_free(a, v[i].p, v[i].size);
@@ -125,8 +126,10 @@ static void alloc__sizes_and_alignments(void **state)
 static void lookup__foreign_addresses(void **state)
 {
 	struct dev d = { 0 }, d2 = { 0 };
-	struct ra_arena *a = arena_new(&d, 64 * MIB, 4 * MIB), *b = arena_new(&d2, 64 * MIB, 4 * MIB);
-	void *p = must_alloc(a, 100, 0), *q = must_alloc(b, 100, 0), *heap = malloc(100), *base = state;
+	struct ra_arena *a = arena_new(&d, 64 * MIB, 4 * MIB),
+			*b = arena_new(&d2, 64 * MIB, 4 * MIB);
+	void *p = must_alloc(a, 100, 0), *q = must_alloc(b, 100, 0), *heap = malloc(100),
+	     *base = state;
 	char *start = d.regions[0].base;
 
 	assert_null(ra_lookup(a, &p, &base));
@@ -150,7 +153,8 @@ static void lookup__foreign_addresses(void **state)
 static void regions__double_within_limits(void **state)
 {
 	struct dev d = { 0 };
-	struct ra_arena *a = arena_new(&d, 100 * MIB + 1, 3 * MIB); /* rounded down to 100, and up to 4 MiB */
+	/* rounded down to 100, and up to 4 MiB */
+	struct ra_arena *a = arena_new(&d, 100 * MIB + 1, 3 * MIB);
 	size_t total = 0, expect = 4 * MIB;
 	struct ra_stats st;
 	void *p;
@@ -219,7 +223,8 @@ static void regions__of_the_size_that_can_be_had(void **state)
 	ra_arena_destroy(a);
 }
 
-/* What peers on the same machine map: bytes stored through the mapping are in the file, from offset 0. */
+/* What peers on the same machine map: bytes stored through the
+ * mapping are in the file, from offset 0. */
 static void regions__are_memfds(void **state)
 {
 	struct dev d = { 0 };
@@ -247,7 +252,8 @@ static void regions__are_memfds(void **state)
 	assert_int_equal(pread(fd, copy, 3 * MIB, p - (char *)d.regions[0].base), 3 * MIB);
 	assert_true(marked(copy, 3 * MIB, 7));
 
-	/* A holder of the fd can neither cut the owner's memory off nor is kept from sealing further. */
+	/* A holder of the fd can neither cut the owner's memory
+	 * off nor is kept from sealing further. */
 	assert_int_equal(ftruncate(fd, 2 * MIB), -1);
 	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
 	p[0] = 'x';
@@ -281,10 +287,13 @@ static void bound__text_and_reuse(void **state)
 	(void)state;
 	while (n < 64 && ra_alloc(a, 3 * MIB, 0, &p[n]) == 0)
 		n++;
-	/* 62 MiB, a granule more than asked for, hold 20 values; the last 2 MiB of the bound hold none. */
+	/* 62 MiB, a granule more than asked for, hold 20 values;
+	 * the last 2 MiB of the bound hold none. */
 	assert_int_equal(n, 20);
 	assert_int_equal(ra_alloc(a, 5 * MIB, 0, &q), -ENOMEM);
-	assert_string_equal(ra_error_text(), "value memory: asked 5 MiB, limit 64 MiB (max_bytes), 62 MiB registered");
+	assert_string_equal(ra_error_text(),
+			    "value memory: asked 5 MiB, limit 64 MiB (max_bytes), 62 MiB "
+			    "registered");
 	assert_null(q);
 	/* Below the bound, and yet more than it can hold: the text has the reason. */
 	assert_int_equal(ra_alloc(a, 60 * MIB, 0, &q), -ENOMEM);
@@ -317,7 +326,8 @@ static void bound__free_memory_merges(void **state)
 				;
 			assert_true(n * size >= 20 * MIB);
 			for (unsigned i = 0; i < n; i++)
-				ra_free(a, p[(i * 7919ul) % n], size); /* n is no multiple of that prime */
+				/* n is no multiple of that prime */
+				ra_free(a, p[(i * 7919ul) % n], size);
 			assert_int_not_equal(n % 7919, 0);
 			big = must_alloc(a, 24 * MIB, 0);
 			ra_free(a, big, 24 * MIB);
@@ -339,7 +349,8 @@ static void bound__never_merges_across_regions(void **state)
 	(void)state;
 	while (n < 64 * MIB / 4096 && ra_alloc(a, 4096, 0, &p[n]) == 0)
 		n++;
-	assert_int_equal(n, 64 * MIB / 4096); /* to the last page, so that free extents touch across regions */
+	/* to the last page, so that free extents touch across regions */
+	assert_int_equal(n, 64 * MIB / 4096);
 	assert_int_equal(d.nr_regions, 6);    /* 2 4 8 16 32 and 2 */
 	while (n > 0)
 		ra_free(a, p[--n], 4096);
@@ -367,7 +378,8 @@ static void *filled_and_freed(struct ra_arena *a)
 	return p[0];
 }
 
-/* All is free, but in no single region: they are deregistered and unmapped, and their bytes are one region's. */
+/* All is free, but in no single region: they are deregistered
+ * and unmapped, and their bytes are one region's. */
 static void bound__empty_regions_are_given_back(void **state)
 {
 	struct dev d = { 0 };
@@ -393,7 +405,8 @@ static void bound__empty_regions_are_given_back(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
-/* One value keeps its region, and its bytes stay as they are; the others go, and what does not fit beside it is refused. */
+/* One value keeps its region, and its bytes stay as they are;
+ * the others go, and what does not fit beside it is refused. */
 static void bound__regions_in_use_stay(void **state)
 {
 	struct dev d = { 0 };
@@ -415,7 +428,8 @@ static void bound__regions_in_use_stay(void **state)
 	assert_int_equal(d.nr_dereg, d.nr_regions);
 }
 
-/* A device that does not let go of an empty region keeps it, and its bytes; it is asked again at the end. */
+/* A device that does not let go of an empty region keeps it,
+ * and its bytes; it is asked again at the end. */
 static void bound__empty_region_that_stays_registered(void **state)
 {
 	struct dev d = { .fail_dereg_at = 2 }; /* that of 32 MiB, which came last but one */
@@ -455,7 +469,8 @@ static void waste__powers_of_two_and_a_line(void **state)
 			fail_msg("%zu bytes take %zu", size, 256 * MIB / n);
 		/* All are apart, and whole. */
 		for (size_t i = 0; i < n; i++)
-			of_old += marked(p[i], 64, i) && !memcmp((char *)p[i] + size, &i, sizeof(i));
+			of_old += marked(p[i], 64, i) &&
+				!memcmp((char *)p[i] + size, &i, sizeof(i));
 		assert_int_equal(of_old, n);
 		/* Every other one goes and comes again: nothing more is registered. */
 		for (size_t i = 0; i < n; i += 2)
@@ -488,7 +503,8 @@ static void waste__nothing_overlaps(void **state)
 		if (lg == 6)
 			size = 1 + rnd(&seed) % 200;
 		if (v[k].p) {
-			assert_true(v[k].p[0] == (unsigned char)v[k].seed && v[k].p[v[k].size - 1] == (unsigned char)v[k].seed);
+			assert_true(v[k].p[0] == (unsigned char)v[k].seed &&
+				    v[k].p[v[k].size - 1] == (unsigned char)v[k].seed);
 			ra_free(a, v[k].p, v[k].size);
 		}
 		v[k].p = must_alloc(a, size, align);
@@ -512,7 +528,8 @@ static void steady_state__registers_nothing(void **state)
 	(void)state;
 	for (unsigned i = 0; i < pairs; i++) {
 		unsigned k = (unsigned)(rnd(&seed) % SLOTS);
-		size_t size = 1 + rnd(&seed) % ((size_t)1 << (4 + rnd(&seed) % 15)); /* up to 256 KiB */
+		/* up to 256 KiB */
+		size_t size = 1 + rnd(&seed) % ((size_t)1 << (4 + rnd(&seed) % 15));
 
 		if (i == warm)
 			nr_reg = d.nr_reg;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The asymmetric barrier (alloc/ra_asym.h): who marks with a plain store and who looks never miss each other both. */
+/* The asymmetric barrier (alloc/ra_asym.h): who marks with a
+ * plain store and who looks never miss each other both. */
 #include <pthread.h>
 #include <sched.h>
 
@@ -89,7 +90,8 @@ static void asym__one_sees_the_other(void **state)
 		nr_marks += saw_mark[i] && !saw_closed[i];
 		nr_closed += !saw_mark[i];
 	}
-	print_message("%u saw the mark, %u that it was closed, %u both\n", nr_marks, nr_closed, nr_both);
+	print_message("%u saw the mark, %u that it was closed, %u both\n", nr_marks, nr_closed,
+		      nr_both);
 }
 
 int main(void)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ra, arenas that come and go by the thousand: contexts are created and shut down all day in a test suite. */
+/* ra, arenas that come and go by the thousand: contexts are
+ * created and shut down all day in a test suite. */
 #include "ra_test.h"
 
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
@@ -44,8 +45,9 @@ static void cycles__leak_nothing(void **state)
 	rss = status_bytes("VmRSS:");
 	for (unsigned i = 0; i < nr; i++)
 		cycle(i);
-	print_message("%u cycles: VmSize %zu -> %zu KiB, VmRSS %zu -> %zu KiB, maps %u -> %u\n", nr, vm / KIB,
-		      status_bytes("VmSize:") / KIB, rss / KIB, status_bytes("VmRSS:") / KIB, maps, mappings(""));
+	print_message("%u cycles: VmSize %zu -> %zu KiB, VmRSS %zu -> %zu KiB, maps %u -> %u\n", nr,
+		      vm / KIB, status_bytes("VmSize:") / KIB, rss / KIB,
+		      status_bytes("VmRSS:") / KIB, maps, mappings(""));
 	assert_int_equal(open_fds(), fds);
 	assert_int_equal(narenas(), arenas);
 	assert_int_equal(mappings("/memfd:"), 0);

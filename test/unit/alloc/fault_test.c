@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, failures: the N-th thing that can fail does, for each N until a run ends without reaching it. The calls that ra
- * (and the jemalloc in it) makes are replaced by definitions in this program.
+ * ra, failures: the N-th thing that can fail does, for each N until a run ends without reaching it.
+ * The calls that ra (and the jemalloc in it) makes are replaced by definitions in this program.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -97,13 +97,15 @@ static struct held held(void)
 }
 
 /*
- * Create, allocate until there are several regions, free, destroy. An allocation that fails is tried once more: a
- * failure leaves the arena usable.
+ * Create, allocate until there are several regions, free, destroy. An allocation that fails is
+ * tried once more: a failure leaves the arena usable.
  */
 static int scenario(struct dev *d, unsigned *nr_failed)
 {
 	struct ra_hooks hooks = { reg, dev_dereg, d };
-	struct ra_options opt = { .max_bytes = 64 * MIB, .first_region = 2 * MIB, .name = "ra-test" };
+	struct ra_options opt = { .max_bytes = 64 * MIB,
+				  .first_region = 2 * MIB,
+				  .name = "ra-test" };
 	struct ra_arena *a = NULL;
 	void *p[40] = { 0 }, *base;
 	int rc, first_rc = 0;
@@ -124,7 +126,8 @@ static int scenario(struct dev *d, unsigned *nr_failed)
 			assert_null(p[i]);
 			assert_true(rc == -ENOMEM || rc == -EDQUOT);
 			assert_non_null(strstr(ra_error_text(), "value memory: "));
-			assert_null(strstr(ra_error_text(), "limit 64 MiB")); /* not the bound: what failed */
+			/* not the bound: what failed */
+			assert_null(strstr(ra_error_text(), "limit 64 MiB"));
 			++*nr_failed;
 			first_rc = rc;
 			p[i] = must_alloc(a, size, 0);
@@ -176,12 +179,12 @@ static void faults__each_point_in_turn(void **state)
 			nr_create++;
 		assert_true(failed <= 1);
 	}
-	print_message("%u fault points: %u fail a create, %u an allocation, %u a registration\n", n - 1, nr_create,
-		      seen_enomem, seen_reg);
+	print_message("%u fault points: %u fail a create, %u an allocation, %u a registration\n",
+		      n - 1, nr_create, seen_enomem, seen_reg);
 	assert_true(seen_reg >= 4); /* 2 4 8 16 .. MiB */
 	/*
-	 * A failure for a region that is larger than it must be is made good by a smaller one. At least
-	 * one is as small as it can be, and has three calls that can fail.
+	 * A failure for a region that is larger than it must be is made good by a smaller one. At
+	 * least one is as small as it can be, and has three calls that can fail.
 	 */
 	assert_true(seen_enomem >= 3);
 	assert_true(UNDER_SANITIZER || nr_create >= 3);

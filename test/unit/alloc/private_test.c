@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, the private jemalloc: the program's malloc stays what it was, no name of jemalloc's is taken, the environment
- * does not reach it, and its bookkeeping stays out of registered memory.
+ * ra, the private jemalloc: the program's malloc stays what it was, no name of jemalloc's is taken,
+ * the environment does not reach it, and its bookkeeping stays out of registered memory.
  */
 #include <dlfcn.h>
 #include <malloc.h>
@@ -9,7 +9,8 @@
 
 #include "ra_test.h"
 
-/* As a program that links a jemalloc of its own would: a second definition of any of these would fail to link. */
+/* As a program that links a jemalloc of its own would: a
+ * second definition of any of these would fail to link. */
 const char *malloc_conf, *malloc_conf_2_conf_harder;
 void (*malloc_message)(void *, const char *);
 #define OWN(name) \
@@ -78,15 +79,16 @@ static void malloc__is_the_programs(void **state)
 	ra_arena_destroy(a);
 }
 
-/* The finding behind arenas_create_ext: a plain arenas.create asks the hooks for its bookkeeping. */
+/* The finding behind arenas_create_ext: a plain arenas.create
+ * asks the hooks for its bookkeeping. */
 struct je_hooks {
 	void *(*alloc)(struct je_hooks *, void *, size_t, size_t, bool *, bool *, unsigned);
 	void *rest[8];
 };
 static unsigned nr_hook_calls;
 
-static void *count_alloc(struct je_hooks *h, void *new_addr, size_t size, size_t align, bool *zero, bool *commit,
-			 unsigned index)
+static void *count_alloc(struct je_hooks *h, void *new_addr, size_t size, size_t align, bool *zero,
+			 bool *commit, unsigned index)
 {
 	(void)h, (void)new_addr, (void)size, (void)align, (void)zero, (void)commit, (void)index;
 	nr_hook_calls++;
@@ -105,8 +107,8 @@ static void metadata__plain_create_would_use_the_hooks(void **state)
 }
 
 /*
- * Not a byte of a region is jemalloc's own: values of one size fill the bound to the last extent, while the arena's
- * bookkeeping, which has grown by more than a block of it, is somewhere else.
+ * Not a byte of a region is jemalloc's own: values of one size fill the bound to the last extent,
+ * while the arena's bookkeeping, which has grown by more than a block of it, is somewhere else.
  */
 static void metadata__is_outside_of_regions(void **state)
 {
@@ -126,7 +128,8 @@ static void metadata__is_outside_of_regions(void **state)
 		n++;
 	}
 	assert_int_equal(n, max / extent); /* 16 KiB and a page of cache colouring */
-	assert_int_equal(ra_je_mallctl("arenas.lookup", &index, &index_len, &first, sizeof(first)), 0);
+	assert_int_equal(ra_je_mallctl("arenas.lookup", &index, &index_len, &first, sizeof(first)),
+			 0);
 	assert_int_equal(ra_je_mallctl("epoch", NULL, NULL, &epoch, sizeof(epoch)), 0);
 	snprintf(name, sizeof(name), "stats.arenas.%u.base", index);
 	assert_int_equal(ra_je_mallctl(name, &base, &len, NULL, 0), 0);
@@ -159,7 +162,8 @@ static void asan__free_memory_is_poisoned(void **state)
 #endif
 }
 
-/* This program again, in another environment. Its own tests of options and malloc must hold there too. */
+/* This program again, in another environment. Its own tests of
+ * options and malloc must hold there too. */
 static int run_again(const char *variable, const char *value)
 {
 	int status = -1;
@@ -178,8 +182,10 @@ static int run_again(const char *variable, const char *value)
 static void environment__malloc_conf_is_ignored(void **state)
 {
 	(void)state;
-	assert_int_equal(run_again("MALLOC_CONF", "retain:true,tcache:true,zero:true,dirty_decay_ms:0,"
-						  "background_thread:true,lg_extent_max_active_fit:2"), 0);
+	assert_int_equal(run_again("MALLOC_CONF",
+				   "retain:true,tcache:true,zero:true,dirty_decay_ms:0,"
+				   "background_thread:true,lg_extent_max_active_fit:2"),
+			 0);
 }
 
 static void environment__jemalloc_as_malloc(void **state)

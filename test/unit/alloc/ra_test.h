@@ -82,7 +82,9 @@ static inline struct ra_hooks dev_hooks(struct dev *d)
 
 static inline struct ra_arena *arena_new(struct dev *d, size_t max_bytes, size_t first_region)
 {
-	struct ra_options opt = { .max_bytes = max_bytes, .first_region = first_region, .name = "ra-test" };
+	struct ra_options opt = { .max_bytes = max_bytes,
+				  .first_region = first_region,
+				  .name = "ra-test" };
 	struct ra_hooks hooks = dev_hooks(d);
 	struct ra_arena *a = NULL;
 

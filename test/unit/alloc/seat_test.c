@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, what a thread keeps to itself in an arena (ra_seat.c): that it comes back when the thread ends or memory is short, that
- * arenas and threads may go in any order, and what is done where there is no room, no membarrier(2), or another process.
+ * ra, what a thread keeps to itself in an arena (ra_seat.c): that it comes back when the thread
+ * ends or memory is short, that arenas and threads may go in any order, and what is done where
+ * there is no room, no membarrier(2), or another process.
  */
 #include <pthread.h>
 #include <semaphore.h>
@@ -152,7 +153,8 @@ static void class__fits(void **state)
 		void *p = must_alloc(a, size, RA_MIN_ALIGN), *q;
 		size_t room = ra_je_sallocx(p, 0), least = 1;
 
-		/* All of one class are served from the same of jemalloc's: the smallest of it, too. */
+		/* All of one class are served from the same of
+		 * jemalloc's: the smallest of it, too. */
 		while (least < size && ra_class(size - least) == ra_class(size))
 			least++;
 		least = size - least + 1;
@@ -183,7 +185,8 @@ static void class__fits(void **state)
 	ra_arena_destroy(a);
 }
 
-/* A thread's end: its shard is free for another, and its memory is in the arena, with nobody having to look for it. */
+/* A thread's end: its shard is free for another, and its
+ * memory is in the arena, with nobody having to look for it. */
 static void thread_ends__its_memory_is_the_arenas(void **state)
 {
 	struct dev d = { 0 };
@@ -211,7 +214,8 @@ static void thread_ends__its_memory_is_the_arenas(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Threads that live, and have nothing to do: what they keep is there for who needs it, and they go on. */
+/* Threads that live, and have nothing to do: what they keep is
+ * there for who needs it, and they go on. */
 static void idle__what_threads_keep_is_there_for_others(void **state)
 {
 	enum { HANDS = 4 };
@@ -242,7 +246,8 @@ static void idle__what_threads_keep_is_there_for_others(void **state)
 	ra_arena_destroy(a);
 }
 
-/* The caches are taken back again and again from threads that are using them. A piece that two have is seen by its mark. */
+/* The caches are taken back again and again from threads that
+ * are using them. A piece that two have is seen by its mark. */
 struct busy {
 	_Atomic unsigned stop;
 	_Atomic uint64_t rounds;
@@ -293,7 +298,8 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		void *p = NULL;
 
-		/* Something was allocated since: the arena gathers, and then says that it has not enough. */
+		/* Something was allocated since: the arena gathers,
+		 * and then says that it has not enough. */
 		while (at_load(&busy.rounds) == seen)
 			sched_yield();
 		assert_int_equal(ra_alloc(a, 14 * MIB, RA_MIN_ALIGN, &p), -ENOMEM);
@@ -314,7 +320,8 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Arenas go, with threads that had seats in them and go on in others, at the same addresses mostly. */
+/* Arenas go, with threads that had seats in them and go on in
+ * others, at the same addresses mostly. */
 static void arena_ends__its_threads_go_on(void **state)
 {
 	enum { HANDS = 3 };
@@ -340,7 +347,8 @@ static void arena_ends__its_threads_go_on(void **state)
 		hand_end(&h[i]);
 }
 
-/* One thread in more arenas than it has seats: in the others it shares. When one of the first goes, its place is another's. */
+/* One thread in more arenas than it has seats: in the others it
+ * shares. When one of the first goes, its place is another's. */
 static void seats__fewer_than_arenas(void **state)
 {
 	struct ra_arena *a[2 * RA_SEATS];
@@ -369,7 +377,8 @@ static void seats__fewer_than_arenas(void **state)
 	}
 }
 
-/* Many more threads at once than an arena has shards for: the others share, and nothing is lost of what any of them had. */
+/* Many more threads at once than an arena has shards for: the
+ * others share, and nothing is lost of what any of them had. */
 static void shards__fewer_than_threads(void **state)
 {
 	enum { HANDS = 1000 };
@@ -411,8 +420,9 @@ static void shards__fewer_than_threads(void **state)
 }
 
 /*
- * Destructors of the program's own keys run behind ours and jemalloc's, again and again. What they get is value memory, or none
- * (jemalloc would give other memory); they may free, and nothing is lost: they have no seat.
+ * Destructors of the program's own keys run behind ours and jemalloc's, again and again. What they
+ * get is value memory, or none (jemalloc would give other memory); they may free, and nothing is
+ * lost: they have no seat.
  */
 static pthread_key_t late_key;
 static _Atomic unsigned nr_late, nr_refused;
@@ -474,9 +484,16 @@ static void thread_ends__and_goes_on(void **state)
 
 /* ---- other processes ---- */
 
-#define CHILD_MUST(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); _exit(1); } } while (0)
+#define CHILD_MUST(x) \
+	do { \
+		if (!(x)) { \
+			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); \
+			_exit(1); \
+		} \
+	} while (0)
 
-/* A failed assert has the child go on with the tests that follow; so it counts as failed unless it says that all is well. */
+/* A failed assert has the child go on with the tests that follow;
+ * so it counts as failed unless it says that all is well. */
 static void in_child(void (*what)(void *arg), void *arg)
 {
 	int status = -1;
@@ -588,7 +605,8 @@ static void fork__while_others_come_and_go(void **state)
 	print_message("skipped: jemalloc's own fork handlers are left out there (ra_tsan.c)\n");
 	skip();
 #elif defined(__SANITIZE_ADDRESS__)
-	print_message("skipped: the sanitizer's malloc (GCC 12) does not hold its locks over a fork; a child may wait for them\n");
+	print_message("skipped: the sanitizer's malloc (GCC 12) does not hold its locks over a "
+		      "fork; a child may wait for them\n");
 	skip();
 #endif
 	at_store(&stop_churn, 0);
@@ -645,8 +663,9 @@ static int again_refused_later(void)
 			hand_do(&h[i], a, hand_use);
 			CHILD_MUST(nr_kept(h[i].shard) == 0);
 		}
-		/* Half. The spinning thread has a slab at any moment, which may lie anywhere in the region: behind
-		 * what the others use at that moment, say. 24 MiB found no room beside it in 1 of 60 runs. */
+		/* Half. The spinning thread has a slab at any moment, which may lie anywhere in the
+		 * region: behind what the others use at that moment, say. 24 MiB found no room
+		 * beside it in 1 of 60 runs. */
 		ra_free(a, must_alloc(a, 16 * MIB, 0), 16 * MIB);
 	}
 	at_store(&busy.stop, 1);

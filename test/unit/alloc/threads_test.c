@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ra, many threads: values that one thread allocates and another frees, look-ups meanwhile, growth, the bound. */
+/* ra, many threads: values that one thread allocates and
+ * another frees, look-ups meanwhile, growth, the bound. */
 #include <pthread.h>
 #include <semaphore.h>
 
@@ -116,14 +117,17 @@ static void threads__share_values(void **state)
 	ra_arena_destroy(s.a);
 }
 
-/* More is asked for than there is: calls fail and succeed, and afterwards all of it is there again. */
+/* More is asked for than there is: calls fail and succeed, and
+ * afterwards all of it is there again. */
 static void threads__at_the_bound(void **state)
 {
 	static struct shared s;
 	struct ra_stats st;
 
 	(void)state;
-	s = (struct shared){ .max_size = 400000, .rounds = UNDER_SANITIZER ? 500 : 2000, .may_fail = true };
+	s = (struct shared){ .max_size = 400000,
+			     .rounds = UNDER_SANITIZER ? 500 : 2000,
+			     .may_fail = true };
 	s.a = arena_new(&s.d, 16 * MIB, 16 * MIB);
 	run(&s);
 	assert_true(at_load(&s.nr_failed) > 0);
@@ -134,7 +138,8 @@ static void threads__at_the_bound(void **state)
 	ra_arena_destroy(s.a);
 }
 
-/* All threads need memory at once: one registers for all, and nobody fails while the bound is not reached. */
+/* All threads need memory at once: one registers for all, and
+ * nobody fails while the bound is not reached. */
 struct grower {
 	struct ra_arena *a;
 	pthread_barrier_t *start;
@@ -170,13 +175,15 @@ static void threads__grow_together(void **state)
 		}
 		for (unsigned i = 0; i < THREADS; i++)
 			pthread_join(g[i].thread, NULL);
-		assert_in_range(d.nr_regions, 3, 4); /* 12.5 MiB and rounding: 2 4 8, and seldom one more */
+		/* 12.5 MiB and rounding: 2 4 8, and seldom one more */
+		assert_in_range(d.nr_regions, 3, 4);
 		pthread_barrier_destroy(&start);
 		ra_arena_destroy(a);
 	}
 }
 
-/* A device takes milliseconds to register: meanwhile whatever the existing regions hold must be had. */
+/* A device takes milliseconds to register: meanwhile whatever
+ * the existing regions hold must be had. */
 struct slow {
 	struct dev d;
 	struct ra_arena *a;
@@ -286,7 +293,8 @@ static void threads__what_caches_hold_is_free(void **state)
 		assert_int_equal(pthread_create(&f[i].thread, NULL, fill, &f[i]), 0);
 	}
 	for (int round = 0; round < 3; round++) {
-		/* One after the other, each in a shard of its own: more than there is, if it stayed there. */
+		/* One after the other, each in a shard of its own:
+		 * more than there is, if it stayed there. */
 		for (int i = 0; i < FILLERS; i++) {
 			sem_post(&f[i].go);
 			sem_wait(&f[i].done);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The memory limit of cgroups of both versions, and the words for limits that a process test cannot meet. */
+/* The memory limit of cgroups of both versions, and the words
+ * for limits that a process test cannot meet. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,7 +42,8 @@ static void put_mounts(const char *lines)
 	const char *at;
 
 	while ((at = strstr(lines, "DIR"))) {
-		snprintf(text + strlen(text), sizeof(text) - strlen(text), "%.*s%s", (int)(at - lines), lines, dir);
+		snprintf(text + strlen(text), sizeof(text) - strlen(text), "%.*s%s",
+			 (int)(at - lines), lines, dir);
 		lines = at + 3;
 	}
 	strcat(text, lines);
@@ -77,7 +79,8 @@ static void limit__cgroup_of_version_2(void **state)
 {
 	(void)state;
 	put("cgroup", "0::/user/job/step\n");
-	put_mounts("25 30 0:22 / DIR/proc rw - proc proc rw\n31 23 0:28 / DIR/v2 rw,relatime - cgroup2 cgroup2 rw\n");
+	put_mounts("25 30 0:22 / DIR/proc rw - proc proc rw\n31 23 0:28 / DIR/v2 rw,relatime - "
+		   "cgroup2 cgroup2 rw\n");
 	put("v2/user/job/step/memory.max", "max\n");
 	assert_true(found() == SIZE_MAX);
 	put("v2/user/job/memory.max", "268435456\n");
@@ -95,7 +98,8 @@ static void limit__cgroup_of_version_1(void **state)
 {
 	(void)state;
 	put("cgroup", "7:cpu,cpuacct:/a\n4:memory:/a/b\n0::/\n");
-	put_mounts("34 31 0:31 / DIR/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 / DIR/m rw - cgroup cgroup rw,memory\n"
+	put_mounts("34 31 0:31 / DIR/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 / DIR/m rw - cgroup "
+		   "cgroup rw,memory\n"
 		   "36 31 0:33 / DIR/u rw - cgroup2 cgroup2 rw\n");
 	put("m/a/b/memory.limit_in_bytes", "9223372036854771712\n");
 	put("m/a/memory.limit_in_bytes", "536870912\n");
@@ -120,7 +124,8 @@ static void limit__cgroup_files_missing_or_odd(void **state)
 	(void)state;
 	assert_true(found() == SIZE_MAX);
 	put("cgroup", "nonsense\n:::\n0::/\n");
-	put_mounts("x\n - \n1 2 3 / DIR/v2 rw - cgroup2\n\n1 2 3 / DIR/v2 rw - cgroup2 cgroup2 rw\n");
+	put_mounts(
+		"x\n - \n1 2 3 / DIR/v2 rw - cgroup2\n\n1 2 3 / DIR/v2 rw - cgroup2 cgroup2 rw\n");
 	assert_true(found() == SIZE_MAX);
 	put("v2/memory.max", "");
 	assert_true(found() == SIZE_MAX);
@@ -131,7 +136,8 @@ static void limit__cgroup_files_missing_or_odd(void **state)
 static void limit__memory_is_that_of_the_machine_at_most(void **state)
 {
 	(void)state;
-	assert_in_range(limit_memory(), 1 << 20, (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE));
+	assert_in_range(limit_memory(), 1 << 20,
+			(size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE));
 }
 
 static void limit__words(void **state)
@@ -154,7 +160,8 @@ static void limit__words(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(limit__cgroup_files_missing_or_odd, setup, teardown),
+		cmocka_unit_test_setup_teardown(limit__cgroup_files_missing_or_odd, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(limit__cgroup_in_a_container, setup, teardown),
 		cmocka_unit_test_setup_teardown(limit__cgroup_of_version_1, setup, teardown),
 		cmocka_unit_test_setup_teardown(limit__cgroup_of_version_2, setup, teardown),

@@ -77,7 +77,10 @@ static void slab__visits_what_is_there_whatever_comes_and_goes(void **state)
 	srand(7);
 	rc_slabs_open(&s, sizeof(struct item));
 	/* Grown, thinned out, emptied: slabs that are full, have room, are given back. */
-	for (int up = 90, round = 0; round < 9; round++, up = round % 3 == 0 ? 90 : round % 3 == 1 ? 20 : 0) {
+	for (int up = 90, round = 0; round < 9; round++,
+		 up = round % 3 == 0					 ? 90
+							: round % 3 == 1 ? 20
+									 : 0) {
 		for (unsigned k = 0; k < 4 * MANY; k++) {
 			unsigned n = (unsigned)rand() % MANY;
 			int want = rand() % 100 < up;
@@ -124,7 +127,8 @@ static void slab__memory_comes_back_and_one_that_comes_and_goes_costs_none(void 
 	most = heap();
 	/* Nothing but the items, and little for each slab. Sanitizers' allocators do not tell. */
 	if (few != before)
-		assert_in_range(most - before, MANY * sizeof(struct item), MANY * (sizeof(struct item) + 1) + few - before);
+		assert_in_range(most - before, MANY * sizeof(struct item),
+				MANY * (sizeof(struct item) + 1) + few - before);
 	for (unsigned n = 0; n < MANY; n++)
 		rc_slab_put(&s, i[n]);
 	assert_int_equal(heap(), few);

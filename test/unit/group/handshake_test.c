@@ -24,13 +24,17 @@ static const struct rc_key other_key = { .bytes = { 1, 2, 4 }, .is_group = true 
 
 static struct rc_handshake new_client(void)
 {
-	return (struct rc_handshake){ .self_rank = CLIENT, .peer_rank = SERVER, .self_incarnation = CLIENT_INCARNATION,
+	return (struct rc_handshake){ .self_rank = CLIENT,
+				      .peer_rank = SERVER,
+				      .self_incarnation = CLIENT_INCARNATION,
 				      .peer_incarnation = SERVER_INCARNATION };
 }
 
 static struct rc_handshake new_server(void)
 {
-	return (struct rc_handshake){ .self_rank = SERVER, .self_incarnation = SERVER_INCARNATION, .epoch = 41 };
+	return (struct rc_handshake){ .self_rank = SERVER,
+				      .self_incarnation = SERVER_INCARNATION,
+				      .epoch = 41 };
 }
 
 static void handshake__both_sides_agree(void **state)
@@ -71,7 +75,8 @@ static void handshake__wrong_key_is_refused_at_each_step(void **state)
 	assert_int_equal(rc_proof_check(&key, &s, proof), 0);
 }
 
-/* Every bit of what is sent matters. Version bits have their own error, all others are a matter of form or key. */
+/* Every bit of what is sent matters. Version bits have their
+ * own error, all others are a matter of form or key. */
 static void handshake__every_bit_flip_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server(), before;
@@ -110,7 +115,8 @@ static void handshake__every_bit_flip_is_refused(void **state)
 	assert_int_equal(rc_proof_check(&key, &s, proof), 0);
 }
 
-/* The blob stands at the end of its allocation, so that a sanitizer sees a read past the length given. */
+/* The blob stands at the end of its allocation, so that a
+ * sanitizer sees a read past the length given. */
 static void handshake__every_other_length_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server();
@@ -209,11 +215,13 @@ static void handshake__hello_of_our_own_rank_is_refused(void **state)
 	assert_int_equal(rc_hello_check(&key, hello, n, &s), -EKEYREJECTED);
 }
 
-/* A recorded hello gets an answer with a new nonce; the recorded proof does not fit it, nor another epoch. */
+/* A recorded hello gets an answer with a new nonce; the
+ * recorded proof does not fit it, nor another epoch. */
 static void handshake__replayed_session_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server(), replay = new_server(), late;
-	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES], again[RV_ANSWER_MAX];
+	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES],
+		again[RV_ANSWER_MAX];
 	size_t n = rc_hello_make(&key, &c, hello), m;
 
 	(void)state;
@@ -258,7 +266,8 @@ static struct rc_handshake resuming_client(void)
 	return h;
 }
 
-/* Up to the proof; returns what rc_proof_check says after `change` was made to the server's view. */
+/* Up to the proof; returns what rc_proof_check says after
+ * `change` was made to the server's view. */
 static int resume(struct rc_handshake *c, struct rc_handshake *s, uint64_t client_received)
 {
 	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES];

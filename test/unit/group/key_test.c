@@ -91,8 +91,8 @@ static void key__file_length_16_to_4096(void **state)
 	static const struct {
 		size_t length;
 		int result;
-	} cases[] = { { 0, -EINVAL }, { 15, -EINVAL }, { 16, 0 }, { 17, 0 }, { 4095, 0 }, { 4096, 0 }, { 4097, -EINVAL },
-		      { 100000, -EINVAL } };
+	} cases[] = { { 0, -EINVAL }, { 15, -EINVAL }, { 16, 0 },	  { 17, 0 },
+		      { 4095, 0 },    { 4096, 0 },     { 4097, -EINVAL }, { 100000, -EINVAL } };
 	static uint8_t bytes[100000];
 	struct rc_key key;
 
@@ -114,7 +114,9 @@ static void key__file_that_others_can_use_is_refused(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
-		assert_int_equal(rc_key_load(write_file("k", "0123456789abcdef", 16, modes[i]), &key), -EACCES);
+		assert_int_equal(rc_key_load(write_file("k", "0123456789abcdef", 16, modes[i]),
+					     &key),
+				 -EACCES);
 		assert_non_null(strstr(rc_error_text(), "chmod 600"));
 		assert_non_null(strstr(rc_error_text(), path_of("k")));
 	}
@@ -219,7 +221,8 @@ static void key__user_key_is_never_a_group_key(void **state)
 	assert_key_equal(&user, &group, false);
 }
 
-/* All start when the pipe closes, none finds the file, each writes what it got to the other pipe. */
+/* All start when the pipe closes, none finds the file, each
+ * writes what it got to the other pipe. */
 static void key__user_key_made_by_many_at_once(void **state)
 {
 	uint8_t first[RC_KEY_BYTES], bytes[RC_KEY_BYTES];
@@ -242,7 +245,8 @@ static void key__user_key_made_by_many_at_once(void **state)
 
 				close(go[1]);
 				(void)!read(go[0], &byte, 1);
-				if (rc_key_load(NULL, &key) || write(out[1], key.bytes, RC_KEY_BYTES) != RC_KEY_BYTES)
+				if (rc_key_load(NULL, &key) ||
+				    write(out[1], key.bytes, RC_KEY_BYTES) != RC_KEY_BYTES)
 					_exit(1);
 				_exit(0);
 			}
@@ -284,7 +288,8 @@ static void key__bad_user_key_is_refused(void **state)
 	write_file("librref.key", "0123456789abcdef0123456789abcdefg", 33, 0600);
 	assert_int_equal(rc_key_load(NULL, &key), -EINVAL);
 	assert_int_equal(unlink(path_of("librref.key")), 0);
-	snprintf(target, sizeof(target), "%s", write_file("k", "0123456789abcdef0123456789abcdef", 32, 0600));
+	snprintf(target, sizeof(target), "%s",
+		 write_file("k", "0123456789abcdef0123456789abcdef", 32, 0600));
 	assert_int_equal(symlink(target, path_of("librref.key")), 0);
 	assert_int_equal(rc_key_load(NULL, &key), -EACCES);
 	assert_int_equal(unlink(path_of("librref.key")), 0);
@@ -332,7 +337,8 @@ static bool key_of_other(struct rc_key *out)
 		struct rc_key key;
 
 		unsetenv("XDG_RUNTIME_DIR");
-		if (setresgid(OTHER_UID, OTHER_UID, OTHER_UID) || setresuid(OTHER_UID, OTHER_UID, OTHER_UID))
+		if (setresgid(OTHER_UID, OTHER_UID, OTHER_UID) ||
+		    setresuid(OTHER_UID, OTHER_UID, OTHER_UID))
 			_exit(2);
 		if (rc_key_load(NULL, &key)) {
 			fprintf(stderr, "%s\n", rc_error_text());

@@ -93,10 +93,14 @@ static void device__understood(void **state)
 static void device__refused(void **state)
 {
 	static const char *const cases[] = {
-		"", "Auto", "auto ", " auto", "shm:", "shm:1", "tcp", "ib", "ibvx", "ibv:", "ibv::", "ibv::1", "ibv:a:", "ibv:a:0",
-		"ibv:a:256", "ibv:a:-1", "ibv:a:+1", "ibv:a: 1", "ibv:a:1x", "ibv:a:1:", "ibv:a:1:256", "ibv:a:1:-1", "ibv:a:1:1:1",
-		"ibv:a::1", "ibv:a/b", "ibv:a\n", "ibv:%s%n", "ibv:\xff", "ibv:a:99999999999999999999", "ibv:a:1:99999999999999999999",
-		"ibv:0123456789012345678901234567890123456789012345678901234567890123", /* 64 bytes */
+		"", "Auto", "auto ", " auto", "shm:", "shm:1", "tcp", "ib", "ibvx", "ibv:", "ibv::",
+		"ibv::1", "ibv:a:", "ibv:a:0",
+		"ibv:a:256", "ibv:a:-1", "ibv:a:+1", "ibv:a: 1", "ibv:a:1x", "ibv:a:1:",
+		"ibv:a:1:256", "ibv:a:1:-1", "ibv:a:1:1:1",
+		"ibv:a::1", "ibv:a/b", "ibv:a\n", "ibv:%s%n", "ibv:\xff",
+		"ibv:a:99999999999999999999", "ibv:a:1:99999999999999999999",
+		/* 64 bytes */
+		"ibv:0123456789012345678901234567890123456789012345678901234567890123",
 	};
 
 	(void)state;

@@ -17,12 +17,17 @@
 #define MS INT64_C(1000000)
 
 static const char *const variables[] = {
-	"RREF_NAME", "RREF_RANK", "RANK", "RREF_WORLD_SIZE", "WORLD_SIZE", "RREF_RENDEZVOUS", "MASTER_ADDR", "MASTER_PORT",
-	"RREF_DEVICE", "RREF_KEY_FILE", "RREF_PROGRESS", "RREF_POLLER_CORE", "RREF_THREADS", "RREF_MAX_OPS",
-	"RREF_MAX_VALUE_BYTES", "RREF_MAX_LANDING_BYTES", "RREF_REGION_BYTES", "RREF_TIMEOUT_MS", "RREF_INIT_TIMEOUT_MS",
+	"RREF_NAME", "RREF_RANK", "RANK", "RREF_WORLD_SIZE", "WORLD_SIZE", "RREF_RENDEZVOUS",
+	"MASTER_ADDR", "MASTER_PORT",
+	"RREF_DEVICE", "RREF_KEY_FILE", "RREF_PROGRESS", "RREF_POLLER_CORE", "RREF_THREADS",
+	"RREF_MAX_OPS",
+	"RREF_MAX_VALUE_BYTES", "RREF_MAX_LANDING_BYTES", "RREF_REGION_BYTES", "RREF_TIMEOUT_MS",
+	"RREF_INIT_TIMEOUT_MS",
 	"RREF_PEER_TIMEOUT_MS", "RREF_LOG", "RREF_LEAK_CHECK", "TORCHELASTIC_USE_AGENT_STORE",
-	"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE",
-	"PMIX_RANK", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "SLURM_PROCID", "SLURM_NTASKS",
+	"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK",
+	"MV2_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE",
+	"PMIX_RANK", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE",
+	"SLURM_PROCID", "SLURM_NTASKS",
 };
 
 static int clear_environment(void **state)
@@ -92,12 +97,16 @@ static void options__each_variable(void **state)
 	struct rref_options opt;
 
 	(void)state;
-	assert_int_equal(from_env(&opt, "RREF_NAME", "node:1", "RREF_RANK", "3", "RREF_WORLD_SIZE", "4", "RREF_RENDEZVOUS", "h:1",
-				  "RREF_DEVICE", "ibv:rxe0:1", "RREF_KEY_FILE", "/k", "RREF_PROGRESS", "manual",
-				  "RREF_POLLER_CORE", "5", "RREF_THREADS", "6", "RREF_MAX_OPS", "7", "RREF_MAX_VALUE_BYTES", "8",
-				  "RREF_MAX_LANDING_BYTES", "9", "RREF_REGION_BYTES", "10", "RREF_TIMEOUT_MS", "11",
-				  "RREF_INIT_TIMEOUT_MS", "12", "RREF_PEER_TIMEOUT_MS", "13", "RREF_STALL_TIMEOUT_MS", "15", "RREF_LOG", "debug",
-				  "RREF_LEAK_CHECK", "0", "RREF_MAX_WAITING", "14", NULL), 0);
+	assert_int_equal(from_env(&opt, "RREF_NAME", "node:1", "RREF_RANK", "3", "RREF_WORLD_SIZE",
+				  "4", "RREF_RENDEZVOUS", "h:1", "RREF_DEVICE", "ibv:rxe0:1",
+				  "RREF_KEY_FILE", "/k", "RREF_PROGRESS", "manual",
+				  "RREF_POLLER_CORE", "5", "RREF_THREADS", "6", "RREF_MAX_OPS", "7",
+				  "RREF_MAX_VALUE_BYTES", "8", "RREF_MAX_LANDING_BYTES", "9",
+				  "RREF_REGION_BYTES", "10", "RREF_TIMEOUT_MS", "11",
+				  "RREF_INIT_TIMEOUT_MS", "12", "RREF_PEER_TIMEOUT_MS", "13",
+				  "RREF_STALL_TIMEOUT_MS", "15", "RREF_LOG", "debug",
+				  "RREF_LEAK_CHECK", "0", "RREF_MAX_WAITING", "14", NULL),
+			 0);
 	assert_string_equal(opt.name, "node:1");
 	assert_ptr_equal(opt.name, getenv("RREF_NAME"));
 	assert_int_equal(opt.rank, 3);
@@ -155,8 +164,10 @@ static void options__bounds_are_included(void **state)
 		{ "RREF_POLLER_CORE", "-1", "1023", "-2", "1024" },
 		{ "RREF_THREADS", "0", "1024", "-1", "1025" },
 		{ "RREF_MAX_OPS", "0", "16777216", "-1", "16777217" },
-		{ "RREF_MAX_VALUE_BYTES", "0", "18446744073709551615", "-1", "18446744073709551616" },
-		{ "RREF_MAX_LANDING_BYTES", "0", "18446744073709551615", "-1", "18446744073709551616" },
+		{ "RREF_MAX_VALUE_BYTES", "0", "18446744073709551615", "-1",
+		  "18446744073709551616" },
+		{ "RREF_MAX_LANDING_BYTES", "0", "18446744073709551615", "-1",
+		  "18446744073709551616" },
 		{ "RREF_REGION_BYTES", "0", "2147483648", "-1", "2147483649" },
 		{ "RREF_TIMEOUT_MS", "0", "31536000000", "-1", "31536000001" },
 		{ "RREF_INIT_TIMEOUT_MS", "0", "31536000000", "-1", "31536000001" },
@@ -182,12 +193,16 @@ static void options__bounds_are_included(void **state)
 static void options__numbers_are_strict(void **state)
 {
 	static const char *const bad[] = {
-		"", " ", "a", "1a", "a1", " 1", "1 ", "+1", "--1", "-", "1.0", "1e1", "0x1", "1,0", "1_0", "1K", "\n1", "1\n", "%n",
-		"99999999999999999999999999999999999999999999", "-99999999999999999999999999999999999999999999", "-0x1", "\xd9\xa1",
+		"", " ", "a", "1a", "a1", " 1", "1 ", "+1", "--1", "-", "1.0", "1e1", "0x1", "1,0",
+		"1_0", "1K", "\n1", "1\n", "%n",
+		"99999999999999999999999999999999999999999999",
+		"-99999999999999999999999999999999999999999999", "-0x1", "\xd9\xa1",
 	};
 	static const char *const names[] = {
-		"RREF_RANK", "RANK", "RREF_WORLD_SIZE", "WORLD_SIZE", "RREF_POLLER_CORE", "RREF_THREADS", "RREF_MAX_OPS",
-		"RREF_MAX_VALUE_BYTES", "RREF_MAX_LANDING_BYTES", "RREF_REGION_BYTES", "RREF_TIMEOUT_MS", "RREF_INIT_TIMEOUT_MS",
+		"RREF_RANK", "RANK", "RREF_WORLD_SIZE", "WORLD_SIZE", "RREF_POLLER_CORE",
+		"RREF_THREADS", "RREF_MAX_OPS",
+		"RREF_MAX_VALUE_BYTES", "RREF_MAX_LANDING_BYTES", "RREF_REGION_BYTES",
+		"RREF_TIMEOUT_MS", "RREF_INIT_TIMEOUT_MS",
 		"RREF_PEER_TIMEOUT_MS",
 	};
 	struct rref_options opt, before;
@@ -209,10 +224,14 @@ static void options__numbers_are_strict(void **state)
 static void options__other_texts_are_strict(void **state)
 {
 	static const char *const bad[][2] = {
-		{ "RREF_NAME", "" }, { "RREF_NAME", "a b" }, { "RREF_NAME", "a/b" }, { "RREF_DEVICE", "" },
-		{ "RREF_DEVICE", "roce" }, { "RREF_DEVICE", "ibv:a:b" }, { "RREF_KEY_FILE", "" }, { "RREF_RENDEZVOUS", "" },
-		{ "RREF_PROGRESS", "" }, { "RREF_PROGRESS", "AUTO" }, { "RREF_PROGRESS", "0" }, { "RREF_LOG", "" },
-		{ "RREF_LOG", "warn" }, { "RREF_LOG", "3" }, { "RREF_LEAK_CHECK", "" }, { "RREF_LEAK_CHECK", "no" },
+		{ "RREF_NAME", "" }, { "RREF_NAME", "a b" }, { "RREF_NAME", "a/b" },
+		{ "RREF_DEVICE", "" },
+		{ "RREF_DEVICE", "roce" }, { "RREF_DEVICE", "ibv:a:b" }, { "RREF_KEY_FILE", "" },
+		{ "RREF_RENDEZVOUS", "" },
+		{ "RREF_PROGRESS", "" }, { "RREF_PROGRESS", "AUTO" }, { "RREF_PROGRESS", "0" },
+		{ "RREF_LOG", "" },
+		{ "RREF_LOG", "warn" }, { "RREF_LOG", "3" }, { "RREF_LEAK_CHECK", "" },
+		{ "RREF_LEAK_CHECK", "no" },
 		{ "RREF_LEAK_CHECK", "2" },
 	};
 	struct rref_options opt, before;
@@ -235,7 +254,9 @@ static void options__a_late_bad_variable_changes_nothing(void **state)
 
 	(void)state;
 	alone(&before);
-	assert_int_equal(from_env(&opt, "RREF_RANK", "1", "RREF_WORLD_SIZE", "2", "RREF_LEAK_CHECK", "x", NULL), -EINVAL);
+	assert_int_equal(from_env(&opt, "RREF_RANK", "1", "RREF_WORLD_SIZE", "2", "RREF_LEAK_CHECK",
+				  "x", NULL),
+			 -EINVAL);
 	assert_memory_equal(&opt, &before, sizeof(opt));
 }
 
@@ -262,7 +283,9 @@ static void torchrun__is_understood(void **state)
 	struct rref_options opt;
 
 	(void)state;
-	assert_int_equal(from_env(&opt, "RANK", "1", "WORLD_SIZE", "2", "MASTER_ADDR", "node0", "MASTER_PORT", "29500", NULL), 0);
+	assert_int_equal(from_env(&opt, "RANK", "1", "WORLD_SIZE", "2", "MASTER_ADDR", "node0",
+				  "MASTER_PORT", "29500", NULL),
+			 0);
 	assert_int_equal(opt.rank, 1);
 	assert_int_equal(opt.world_size, 2);
 	assert_string_equal(opt.rendezvous, "node0:29500");
@@ -278,13 +301,16 @@ static void torchrun__agent_store_keeps_its_port(void **state)
 	struct rref_options opt;
 
 	(void)state;
-	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "29500", "TORCHELASTIC_USE_AGENT_STORE", "True", NULL),
+	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "29500",
+				  "TORCHELASTIC_USE_AGENT_STORE", "True", NULL),
 			 0);
 	assert_string_equal(opt.rendezvous, "h:29501");
-	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "65535", "TORCHELASTIC_USE_AGENT_STORE", "True", NULL),
+	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "65535",
+				  "TORCHELASTIC_USE_AGENT_STORE", "True", NULL),
 			 0);
 	assert_string_equal(opt.rendezvous, "h:65534");
-	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "29500", "TORCHELASTIC_USE_AGENT_STORE", "False", NULL),
+	assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", "29500",
+				  "TORCHELASTIC_USE_AGENT_STORE", "False", NULL),
 			 0);
 	assert_string_equal(opt.rendezvous, "h:29500");
 }
@@ -294,8 +320,10 @@ static void torchrun__rref_variables_win(void **state)
 	struct rref_options opt;
 
 	(void)state;
-	assert_int_equal(from_env(&opt, "RANK", "garbage", "RREF_RANK", "0", "WORLD_SIZE", "9", "RREF_WORLD_SIZE", "3",
-				  "MASTER_ADDR", "a", "MASTER_PORT", "x", "RREF_RENDEZVOUS", "b:2", NULL), 0);
+	assert_int_equal(from_env(&opt, "RANK", "garbage", "RREF_RANK", "0", "WORLD_SIZE", "9",
+				  "RREF_WORLD_SIZE", "3", "MASTER_ADDR", "a", "MASTER_PORT", "x",
+				  "RREF_RENDEZVOUS", "b:2", NULL),
+			 0);
 	assert_int_equal(opt.rank, 0);
 	assert_int_equal(opt.world_size, 3);
 	assert_string_equal(opt.rendezvous, "b:2");
@@ -303,13 +331,16 @@ static void torchrun__rref_variables_win(void **state)
 
 static void torchrun__bad_master_is_refused(void **state)
 {
-	static const char *const ports[] = { "", "0", "65536", "-1", "http", "1 ", "99999999999999999999999" };
+	static const char *const ports[] = {
+		"", "0", "65536", "-1", "http", "1 ", "99999999999999999999999"
+	};
 	struct rref_options opt;
 	char host[400];
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(ports) / sizeof(ports[0]); i++) {
-		assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", ports[i], NULL), -EINVAL);
+		assert_int_equal(from_env(&opt, "MASTER_ADDR", "h", "MASTER_PORT", ports[i], NULL),
+				 -EINVAL);
 		assert_non_null(strstr(rref_last_error(), "MASTER_PORT"));
 	}
 	assert_int_equal(from_env(&opt, "MASTER_ADDR", "", "MASTER_PORT", "1", NULL), -EINVAL);
@@ -342,7 +373,9 @@ static void group__without_variables_is_an_error(void **state)
 	static const char *const none[][2] = { { NULL, NULL } };
 	static const char *const rank_only[][2] = { { "RREF_RANK", "1" }, { NULL, NULL } };
 	static const char *const place_only[][2] = { { "RREF_RENDEZVOUS", "h:1" }, { NULL, NULL } };
-	static const char *const master[][2] = { { "MASTER_ADDR", "h" }, { "MASTER_PORT", "1" }, { NULL, NULL } };
+	static const char *const master[][2] = { { "MASTER_ADDR", "h" },
+						 { "MASTER_PORT", "1" },
+						 { NULL, NULL } };
 	static const char *const one[][2] = { { "RREF_WORLD_SIZE", "1" }, { NULL, NULL } };
 	static const char *const torch_one[][2] = { { "WORLD_SIZE", "1" }, { NULL, NULL } };
 	struct rref_options opt, before;
@@ -395,13 +428,15 @@ static void group__without_a_rank_is_an_error(void **state)
  * text is about. */
 static void run_line(const char *text, char *out, size_t size)
 {
-	const char *line = strstr(text, "sh -c '"), *program = line ? strstr(line, "./program") : NULL;
+	const char *line = strstr(text, "sh -c '"),
+		   *program = line ? strstr(line, "./program") : NULL;
 	char command[600];
 	FILE *f;
 
 	assert_non_null(line);
 	assert_non_null(program);
-	snprintf(command, sizeof(command), "%.*s printenv RREF_RANK RREF_WORLD_SIZE", (int)(program - line), line);
+	snprintf(command, sizeof(command), "%.*s printenv RREF_RANK RREF_WORLD_SIZE",
+		 (int)(program - line), line);
 	f = popen(command, "r");
 	assert_non_null(f);
 	size = fread(out, 1, size - 1, f);
@@ -426,8 +461,12 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-		const char *const pairs[][2] = { { all[i].rank, "5" }, { all[i].size, "7" }, { NULL, NULL } };
-		const char *const sized[][2] = { { all[i].rank, "5" }, { "RREF_WORLD_SIZE", "7" }, { NULL, NULL } };
+		const char *const pairs[][2] = { { all[i].rank, "5" },
+						 { all[i].size, "7" },
+						 { NULL, NULL } };
+		const char *const sized[][2] = { { all[i].rank, "5" },
+						 { "RREF_WORLD_SIZE", "7" },
+						 { NULL, NULL } };
 
 		assert_int_equal(from_these(&opt, sized), -EINVAL);
 		assert_non_null(strstr(rref_last_error(), all[i].rank));
@@ -445,8 +484,12 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 	assert_non_null(strstr(rref_last_error(), "RREF_RANK=$PMIX_RANK RREF_WORLD_SIZE=N"));
 	/* The variable may hold anything: the text ends with the whole line and has nothing that
 	 * steers a terminal. */
-	const char *const wild[][2] = { { "OMPI_COMM_WORLD_RANK", "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
-					{ "RREF_RANK", "1023" }, { NULL, NULL } };
+	const char *const wild[][2] = {
+		{ "OMPI_COMM_WORLD_RANK",
+		  "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
+		{ "RREF_RANK", "1023" },
+		{ NULL, NULL }
+	};
 
 	assert_int_equal(from_these(&opt, wild), -EINVAL);
 	snprintf(text, sizeof(text), "%s", rref_last_error());

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker whose rank 0 is another program, another version, hostile, or lies although it holds the key. */
+/* A worker whose rank 0 is another program, another version,
+ * hostile, or lies although it holds the key. */
 #include "rendezvous_test.h"
 
 struct false_zero {
@@ -35,7 +36,9 @@ static void *false_zero_run(void *arg)
 static struct worker *meet_false_zero(const void *bytes, size_t length, bool holds, int timeout_ms)
 {
 	int port = free_port();
-	struct false_zero z = { .listener = stranger_listen(port), .bytes = bytes, .length = length, .holds = holds };
+	struct false_zero z = {
+		.listener = stranger_listen(port), .bytes = bytes, .length = length, .holds = holds
+	};
 
 	z.one = worker_new(port, 1, 2);
 	z.one->timeout_ms = timeout_ms;
@@ -48,7 +51,8 @@ static struct worker *meet_false_zero(const void *bytes, size_t length, bool hol
 
 static void false_zero__other_protocol(void **state)
 {
-	static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-x\r\n", "\x15\x03\x01\x02\x02\x16" };
+	static const char *const answers[] = { "HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-x\r\n",
+					       "\x15\x03\x01\x02\x02\x16" };
 	struct worker *w;
 
 	(void)state;
@@ -68,8 +72,10 @@ static void false_zero__malformed_frames(void **state)
 		unsigned type;
 		uint32_t length;
 	} cases[] = {
-		{ RZ_CHALLENGE, 0 }, { RZ_CHALLENGE, 1u << 30 }, { RZ_CHALLENGE, UINT32_MAX }, { RZ_CHALLENGE, 47 }, { RZ_CHALLENGE, 49 },
-		{ RZ_HELLO, RZ_HELLO_BODY }, { RZ_JOINED, 32 }, { RZ_MEMBER, 30 }, { RZ_FAILED, 40 }, { RZ_REFUSE, 0 },
+		{ RZ_CHALLENGE, 0 }, { RZ_CHALLENGE, 1u << 30 }, { RZ_CHALLENGE, UINT32_MAX },
+		{ RZ_CHALLENGE, 47 }, { RZ_CHALLENGE, 49 },
+		{ RZ_HELLO, RZ_HELLO_BODY }, { RZ_JOINED, 32 }, { RZ_MEMBER, 30 },
+		{ RZ_FAILED, 40 }, { RZ_REFUSE, 0 },
 		{ RZ_REFUSE, 3 }, { RZ_REFUSE, 10 }, { RZ_END, 64 }, { 0, 0 }, { 9999, 0 },
 	};
 	uint8_t bytes[RZ_FRAME_MAX];
@@ -81,7 +87,8 @@ static void false_zero__malformed_frames(void **state)
 
 		memset(bytes, 0, sizeof(bytes));
 		n = frame_head(bytes, RZ_VERSION, cases[i].type, cases[i].length);
-		w = meet_false_zero(bytes, n + (cases[i].length < 100 ? cases[i].length : 0), true, LONG_MS);
+		w = meet_false_zero(bytes, n + (cases[i].length < 100 ? cases[i].length : 0), true,
+				    LONG_MS);
 		assert_true(w->result == -EPROTO || w->result == -EKEYREJECTED);
 		worker_free(w);
 	}
@@ -102,7 +109,8 @@ static void false_zero__without_the_key(void **state)
 static void false_zero__other_version(void **state)
 {
 	uint8_t bytes[RZ_HEAD_BYTES];
-	struct worker *w = meet_false_zero(bytes, frame_head(bytes, 8, RZ_REFUSE, 60), true, LONG_MS);
+	struct worker *w = meet_false_zero(bytes, frame_head(bytes, 8, RZ_REFUSE, 60), true,
+					   LONG_MS);
 
 	(void)state;
 	assert_int_equal(w->result, -EPROTONOSUPPORT);
@@ -115,13 +123,15 @@ static void false_zero__other_version(void **state)
 static void false_zero__unsigned_refusals(void **state)
 {
 	uint8_t bytes[RZ_FRAME_MAX];
-	struct worker *w = meet_false_zero(bytes, rz_refuse_make(EKEYREJECTED, "no\x1b[31m", bytes), true, LONG_MS);
+	struct worker *w = meet_false_zero(bytes, rz_refuse_make(EKEYREJECTED, "no\x1b[31m", bytes),
+					   true, LONG_MS);
 
 	(void)state;
 	assert_int_equal(w->result, -EKEYREJECTED);
 	assert_text(w, "refused: no?[31m");
 	worker_free(w);
-	w = meet_false_zero(bytes, rz_refuse_make(EEXIST, "you are there twice", bytes), true, LONG_MS);
+	w = meet_false_zero(bytes, rz_refuse_make(EEXIST, "you are there twice", bytes), true,
+			    LONG_MS);
 	assert_int_equal(w->result, -EPROTO);
 	worker_free(w);
 }
@@ -208,7 +218,8 @@ static void script_close(int fd, struct rz_session *s, const struct rc_member ta
 	(void)table;
 }
 
-static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_session *s, const struct rc_member table[2]))
+static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_session *s,
+							const struct rc_member table[2]))
 {
 	int port = free_port();
 	struct scripted_zero z = { .listener = stranger_listen(port), .script = script };
@@ -228,7 +239,8 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 }
 
 /* Sends entries, and END with the digest of others. */
-static void send_table(int fd, struct rz_session *s, const struct rc_member *sent, const struct rc_member *signed_table)
+static void send_table(int fd, struct rz_session *s, const struct rc_member *sent,
+		       const struct rc_member *signed_table)
 {
 	struct rz_digest digest;
 	uint8_t out[RZ_FRAME_MAX];
@@ -288,7 +300,8 @@ static void script_joined_twice(int fd, struct rz_session *s, const struct rc_me
 	stranger_send(fd, out, rz_joined_make(s, out));
 }
 
-static void script_status_of_another_session(int fd, struct rz_session *s, const struct rc_member table[2])
+static void script_status_of_another_session(int fd, struct rz_session *s,
+					     const struct rc_member table[2])
 {
 	struct rz_status status = { { { 0 } }, { { 0 } } };
 	uint8_t out[RZ_FRAME_MAX];
@@ -307,7 +320,8 @@ static void script_half_a_table(int fd, struct rz_session *s, const struct rc_me
 	stranger_send(fd, out, rz_member_make(&table[1], out) / 2);
 }
 
-static void script_failed_in_the_table(int fd, struct rz_session *s, const struct rc_member table[2])
+static void script_failed_in_the_table(int fd, struct rz_session *s,
+				       const struct rc_member table[2])
 {
 	uint8_t out[RZ_FRAME_MAX];
 
@@ -321,9 +335,12 @@ static void false_zero__with_the_key_and_a_bad_table(void **state)
 		void (*script)(int fd, struct rz_session *s, const struct rc_member table[2]);
 		int result;
 	} cases[] = {
-		{ script_good, 0 }, { script_changed_entry, -EKEYREJECTED }, { script_wrong_order, -EPROTO },
-		{ script_other_self, -EPROTO }, { script_early_end, -EPROTO }, { script_joined_twice, -EPROTO },
-		{ script_status_of_another_session, -EKEYREJECTED }, { script_close, -ECONNREFUSED },
+		{ script_good, 0 }, { script_changed_entry, -EKEYREJECTED },
+		{ script_wrong_order, -EPROTO },
+		{ script_other_self, -EPROTO }, { script_early_end, -EPROTO },
+		{ script_joined_twice, -EPROTO },
+		{ script_status_of_another_session, -EKEYREJECTED },
+		{ script_close, -ECONNREFUSED },
 		{ script_half_a_table, -ECONNREFUSED }, { script_failed_in_the_table, -EEXIST },
 	};
 

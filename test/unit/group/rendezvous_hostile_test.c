@@ -90,12 +90,16 @@ static void strangers__garbage_ends_itself(void **state)
 	STRANGER(shutdown(fd, SHUT_WR));
 	STRANGER((stranger_send(fd, "RREF", 4), shutdown(fd, SHUT_WR)));
 	/* JOIN before HELLO, HELLO twice, a rank 0's frame, a JOIN of no substance. */
-	STRANGER((memset(bytes, 0, sizeof(bytes)), stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 40) + 40)));
-	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), stranger_send(fd, bytes, rz_hello_make(&s, bytes))));
+	STRANGER((memset(bytes, 0, sizeof(bytes)),
+		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 40) + 40)));
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)),
+		  stranger_send(fd, bytes, rz_hello_make(&s, bytes))));
 	STRANGER(stranger_send(fd, bytes, rz_joined_make(&s, bytes)));
-	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), memset(bytes, 0, sizeof(bytes)),
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)),
+		  memset(bytes, 0, sizeof(bytes)),
 		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 0))));
-	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)), memset(bytes, 0, sizeof(bytes)),
+	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)),
+		  memset(bytes, 0, sizeof(bytes)),
 		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 200) + 200)));
 	for (int round = 0; round < 50; round++) {
 		for (size_t i = 0; i < sizeof(bytes); i++)
@@ -365,8 +369,8 @@ static void rendezvous__largest_group(void **state)
 	wanted = limit;
 	wanted.rlim_cur = 3 * LARGE_WORLD;
 	if (limit.rlim_cur < wanted.rlim_cur && setrlimit(RLIMIT_NOFILE, &wanted) < 0) {
-		print_message("skipped: both ends need %d descriptors, the limit is %llu\n", 3 * LARGE_WORLD,
-			      (unsigned long long)limit.rlim_max);
+		print_message("skipped: both ends need %d descriptors, the limit is %llu\n",
+			      3 * LARGE_WORLD, (unsigned long long)limit.rlim_max);
 		skip();
 	}
 	zero = worker_new(port, 0, LARGE_WORLD);
@@ -379,7 +383,8 @@ static void rendezvous__largest_group(void **state)
 
 		member_init(&m, rank);
 		fd[rank] = stranger_connect(port);
-		assert_int_equal(stranger_join(fd[rank], &s[rank], &group_key, &m, LARGE_WORLD), RZ_JOINED);
+		assert_int_equal(stranger_join(fd[rank], &s[rank], &group_key, &m, LARGE_WORLD),
+				 RZ_JOINED);
 	}
 	/* The last ones are read first: nobody's silence is in the way of others. */
 	for (uint32_t rank = LARGE_WORLD - 1; rank > 0; rank--) {
@@ -420,7 +425,8 @@ static void rendezvous__largest_group(void **state)
 	worker_free(zero);
 }
 
-/* Too few descriptors for the group: rank 0 says so when the time is up, instead of spinning or dying. */
+/* Too few descriptors for the group: rank 0 says so when the
+ * time is up, instead of spinning or dying. */
 static void rendezvous__lack_of_descriptors_is_named(void **state)
 {
 	struct rlimit limit, low;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous among honest workers: who meets, who is missed, who is there twice, and what each is told. */
+/* The rendezvous among honest workers: who meets, who is
+ * missed, who is there twice, and what each is told. */
 #include "rendezvous_test.h"
 
 #include <signal.h>
@@ -43,7 +44,8 @@ static void assert_same_table(const struct team *t)
 {
 	for (unsigned i = 0; i < t->nr; i++) {
 		assert_joined(t->w[i]);
-		assert_memory_equal(t->w[i]->members, t->w[0]->members, t->w[0]->world * sizeof(struct rc_member));
+		assert_memory_equal(t->w[i]->members, t->w[0]->members,
+				    t->w[0]->world * sizeof(struct rc_member));
 	}
 }
 
@@ -79,7 +81,8 @@ static void rendezvous__four_meet_with_the_users_key(void **state)
 		freeaddrinfo(found);
 	for (unsigned i = 0; i < t.nr; i++) {
 		t.w[i]->key = &user_key;
-		snprintf(t.w[i]->address, sizeof(t.w[i]->address), "%s:%d", named ? "localhost" : "127.0.0.1", t.port);
+		snprintf(t.w[i]->address, sizeof(t.w[i]->address), "%s:%d",
+			 named ? "localhost" : "127.0.0.1", t.port);
 	}
 	team_run(&t);
 	assert_same_table(&t);
@@ -106,7 +109,8 @@ static void rendezvous__longest_names_and_addresses(void **state)
 static void rendezvous__over_ipv6(void **state)
 {
 	struct sockaddr_in6 in6 = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
-	int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), bound = fd < 0 ? -1 : bind(fd, (struct sockaddr *)&in6, sizeof(in6));
+	int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0),
+	    bound = fd < 0 ? -1 : bind(fd, (struct sockaddr *)&in6, sizeof(in6));
 	struct team t;
 
 	(void)state;
@@ -171,8 +175,8 @@ static void rendezvous__sixty_four_processes_meet(void **state)
 
 			member_init(&me, rank);
 			snprintf(address, sizeof(address), "127.0.0.1:%d", port);
-			if (rc_rendezvous(address, NR_PROCESSES, &me, &group_key, now_ns() + LONG_MS * NSEC_PER_MSEC, NULL,
-					  members)) {
+			if (rc_rendezvous(address, NR_PROCESSES, &me, &group_key,
+					  now_ns() + LONG_MS * NSEC_PER_MSEC, NULL, members)) {
 				fprintf(stderr, "rank %u: %s\n", rank, rc_error_text());
 				_exit(1);
 			}
@@ -370,7 +374,8 @@ static void rendezvous__name_of_rank_0_twice_fails_all(void **state)
 	team_free(&t);
 }
 
-/* The second of two workers comes when nobody else is left to come: rank 0 does not wait for more. */
+/* The second of two workers comes when nobody else is left to
+ * come: rank 0 does not wait for more. */
 static void rendezvous__rank_twice_with_others_still_missing(void **state)
 {
 	struct team t = team_new(6, 3, (const uint32_t[]){ 0, 4, 4 });
@@ -510,8 +515,8 @@ static void rendezvous__not_an_address_of_this_host(void **state)
 
 static void rendezvous__other_address_than_loopback_needs_a_key(void **state)
 {
-	static const char *const addresses[] = { "0.0.0.0:1234", "192.0.2.1:1234", "[::]:1234", "[2001:db8::1]:1234",
-						 "[::ffff:192.0.2.1]:1234" };
+	static const char *const addresses[] = { "0.0.0.0:1234", "192.0.2.1:1234", "[::]:1234",
+						 "[2001:db8::1]:1234", "[::ffff:192.0.2.1]:1234" };
 
 	(void)state;
 	for (size_t i = 0; i < array_size(addresses); i++)
@@ -531,8 +536,10 @@ static void rendezvous__other_address_than_loopback_needs_a_key(void **state)
 static void rendezvous__bad_addresses(void **state)
 {
 	static const char *const bad[] = {
-		"", ":", "host", "host:", ":1", "host:0", "host:65536", "host:-1", "host:+1", "host: 1", "host:1 ", "host:http",
-		"host:99999999999999999999", "::1:80", "[::1]", "[::1]:", "[::1]80", "[::1:80", "[]:80", "[::1]:0", "host:1:2",
+		"", ":", "host", "host:", ":1", "host:0", "host:65536", "host:-1", "host:+1",
+		"host: 1", "host:1 ", "host:http",
+		"host:99999999999999999999", "::1:80", "[::1]", "[::1]:", "[::1]80", "[::1:80",
+		"[]:80", "[::1]:0", "host:1:2",
 		"\x1b[31m:1x", "%s%n:y",
 	};
 	char longest[400];
@@ -551,10 +558,13 @@ static void rendezvous__bad_addresses(void **state)
 	for (uint32_t rank = 0; rank < 2; rank++) {
 		struct worker *w = worker_new(1, rank, 2);
 
-		assert_int_equal(rc_rendezvous(NULL, 2, &w->me, w->key, now_ns(), NULL, w->members), -EINVAL);
+		assert_int_equal(rc_rendezvous(NULL, 2, &w->me, w->key, now_ns(), NULL, w->members),
+				 -EINVAL);
 		memset(longest, 'h', sizeof(longest));
 		memcpy(longest + sizeof(longest) - 3, ":1", 3);
-		assert_int_equal(rc_rendezvous(longest, 2, &w->me, w->key, now_ns(), NULL, w->members), -EINVAL);
+		assert_int_equal(rc_rendezvous(longest, 2, &w->me, w->key, now_ns(), NULL,
+					       w->members),
+				 -EINVAL);
 		worker_free(w);
 	}
 }
@@ -618,7 +628,9 @@ static void ranks__are_listed_as_ranges_and_bounded(void **state)
 	assert_string_equal(text, "1, 3, 6, 7");
 	memset(&p, 0x55, sizeof(p));
 	assert_int_equal(rz_ranks_text(&p, 1024, true, text, sizeof(text)), 512);
-	assert_string_equal(text, "0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30 and 496 more");
+	assert_string_equal(text,
+			    "0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30 and 496 "
+			    "more");
 	for (size_t size = 1; size < 20; size++) {
 		memset(text, 'z', sizeof(text));
 		rz_ranks_text(&p, 1024, true, text, size);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For the rendezvous' tests: workers on threads, strangers on sockets, and a count of descriptors around each test. */
+/* For the rendezvous' tests: workers on threads, strangers on
+ * sockets, and a count of descriptors around each test. */
 #ifndef RENDEZVOUS_TEST_H
 #define RENDEZVOUS_TEST_H
 
@@ -65,8 +66,8 @@ static inline void *worker_run(void *arg)
 {
 	struct worker *w = arg;
 
-	w->result = rc_rendezvous(w->address, w->world, &w->me, w->key, now_ns() + w->timeout_ms * NSEC_PER_MSEC, &w->log,
-				  w->members);
+	w->result = rc_rendezvous(w->address, w->world, &w->me, w->key,
+				  now_ns() + w->timeout_ms * NSEC_PER_MSEC, &w->log, w->members);
 	snprintf(w->text, sizeof(w->text), "%s", w->result ? rc_error_text() : "");
 	return NULL;
 }
@@ -166,7 +167,8 @@ static inline void assert_joined(struct worker *w)
 /* A port that was free a moment ago. */
 static inline int free_port(void)
 {
-	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_in in = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	socklen_t length = sizeof(in);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -244,8 +246,8 @@ static inline int stranger_read(int fd, struct rz_reader *in)
 }
 
 /* A worker by hand, up to and with JOIN. Returns the type of the answer. */
-static inline enum rz_type stranger_join(int fd, struct rz_session *s, const struct rc_key *key, const struct rc_member *m,
-					 uint32_t world)
+static inline enum rz_type stranger_join(int fd, struct rz_session *s, const struct rc_key *key,
+					 const struct rc_member *m, uint32_t world)
 {
 	uint8_t out[RZ_FRAME_MAX];
 	struct rz_reader in;

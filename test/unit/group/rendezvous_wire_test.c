@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous' frames: every bit and every length, replays, and entries that lie about themselves. */
+/* The rendezvous' frames: every bit and every length, replays,
+ * and entries that lie about themselves. */
 #include "rendezvous_test.h"
 
 static struct rz_session new_session(void)
@@ -65,7 +66,9 @@ static int take(int which, const struct rz_reader *in, struct rz_session s)
 	switch (which) {
 	case HELLO:
 		r = rz_hello_take(in, s.key, &hello);
-		return r ? r : hello.is_authentic && hello.version == RZ_VERSION ? 0 : -EKEYREJECTED;
+		return r						    ? r
+			: hello.is_authentic && hello.version == RZ_VERSION ? 0
+									    : -EKEYREJECTED;
 	case CHALLENGE:
 		return rz_challenge_take(in, &s);
 	case JOIN:
@@ -185,7 +188,8 @@ static void frame__never_read_past_its_end(void **state)
 static void frame__head_decides_early(void **state)
 {
 	uint8_t head[RZ_HEAD_BYTES] = { 'R', 'R', 'E', 'F', RZ_VERSION, 0, RZ_JOIN, 0 };
-	static const uint32_t lengths[] = { RZ_BODY_MAX + 1, 1u << 16, 1u << 30, 1u << 31, UINT32_MAX };
+	static const uint32_t lengths[] = { RZ_BODY_MAX + 1, 1u << 16, 1u << 30, 1u << 31,
+					    UINT32_MAX };
 	struct rz_reader in;
 
 	(void)state;

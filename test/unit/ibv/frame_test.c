@@ -15,7 +15,8 @@
 
 static void frame__round_trip(void **state)
 {
-	struct rvi_frame in = { .type = RVI_FRAME_MSG, .grant = 0xfedc, .len = 77, .seq = 0x8001 }, out;
+	struct rvi_frame in = { .type = RVI_FRAME_MSG, .grant = 0xfedc, .len = 77, .seq = 0x8001 },
+			 out;
 	uint8_t p[RVI_FRAME_BYTES];
 
 	(void)state;
@@ -234,7 +235,8 @@ static void seal__no_mac_at_all_is_refused(void **state)
 
 static void pdata__round_trip_in_padding(void **state)
 {
-	static const size_t wire[] = { 56, 196, 148 }, max[] = { RV_HELLO_MAX, RV_ANSWER_MAX, RV_REASON_MAX };
+	static const size_t wire[] = { 56, 196, 148 },
+			    max[] = { RV_HELLO_MAX, RV_ANSWER_MAX, RV_REASON_MAX };
 
 	(void)state;
 	for (unsigned kind = RVI_PD_REQUEST; kind <= RVI_PD_REASON; kind++)
@@ -244,7 +246,8 @@ static void pdata__round_trip_in_padding(void **state)
 			unsigned class = (unsigned)len & 3;
 
 			memset(data, 0xa5, sizeof(data));
-			assert_in_range(rvi_pdata_put((enum rvi_pdata)kind, p, data, len, class), len + 1, wire[kind]);
+			assert_in_range(rvi_pdata_put((enum rvi_pdata)kind, p, data, len, class),
+					len + 1, wire[kind]);
 			assert_int_equal(rvi_pdata_get((enum rvi_pdata)kind, p, wire[kind], &v), 0);
 			assert_int_equal(v.len, len);
 			assert_memory_equal(v.data, data, len);
@@ -261,7 +264,8 @@ static void pdata__every_first_two_bytes(void **state)
 	(void)state;
 	for (unsigned kind = RVI_PD_REQUEST; kind <= RVI_PD_REASON; kind++)
 		for (unsigned word = 0; word < 65536; word++) {
-			for (size_t size = 0; size <= wire[kind]; size += size < 4 ? 1 : wire[kind] - 4) {
+			for (size_t size = 0; size <= wire[kind];
+			     size += size < 4 ? 1 : wire[kind] - 4) {
 				struct rvi_pdata_view v;
 
 				p[0] = (uint8_t)word;
@@ -342,7 +346,8 @@ static void addr__malformed(void **state)
 	for (unsigned family = 0; family < 256; family++) {
 		a = good;
 		a.bytes[1] = (uint8_t)family;
-		assert_int_equal(rvi_addr_unpack(&a, &ip), family == 4 || family == 6 ? 0 : -EINVAL);
+		assert_int_equal(rvi_addr_unpack(&a, &ip),
+				 family == 4 || family == 6 ? 0 : -EINVAL);
 	}
 	a = good;
 	memset(a.bytes + 2, 0, 2);

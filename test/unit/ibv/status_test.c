@@ -29,7 +29,8 @@ static void wc__every_status_has_an_errno_and_words(void **state)
 /* No other answers reach the core: each of these has its place there. */
 static void wc__there_are_five_answers(void **state)
 {
-	const int final[] = { IBV_WC_LOC_LEN_ERR, IBV_WC_LOC_PROT_ERR, IBV_WC_LOC_ACCESS_ERR, IBV_WC_REM_INV_REQ_ERR,
+	const int final[] = { IBV_WC_LOC_LEN_ERR,    IBV_WC_LOC_PROT_ERR,
+			      IBV_WC_LOC_ACCESS_ERR, IBV_WC_REM_INV_REQ_ERR,
 			      IBV_WC_REM_ACCESS_ERR, IBV_WC_RNR_RETRY_EXC_ERR };
 
 	(void)state;
@@ -67,7 +68,8 @@ static void wc__what_the_core_tells_apart(void **state)
 	assert_int_equal(rvi_wc_errno(IBV_WC_REM_INV_REQ_ERR), -EACCES);
 	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_PROT_ERR), -EFAULT);
 	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_LEN_ERR), -EFAULT);
-	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_QP_OP_ERR), -ECONNRESET); /* a link that went down */
+	/* a link that went down */
+	assert_int_equal(rvi_wc_errno(IBV_WC_LOC_QP_OP_ERR), -ECONNRESET);
 }
 
 static void cm__every_end_has_an_errno(void **state)
@@ -103,9 +105,12 @@ static void cm_table__total_over_states_and_events(void **state)
 static void cm_table__the_way_up(void **state)
 {
 	(void)state;
-	assert_int_equal(rvi_cm_action(RVI_ADDR, RDMA_CM_EVENT_ADDR_RESOLVED), RVI_CM_RESOLVE_ROUTE);
-	assert_int_equal(rvi_cm_action(RVI_ROUTE, RDMA_CM_EVENT_ROUTE_RESOLVED), RVI_CM_SEND_REQUEST);
-	assert_int_equal(rvi_cm_action(RVI_CONNECTING, RDMA_CM_EVENT_CONNECT_RESPONSE), RVI_CM_ESTABLISH);
+	assert_int_equal(rvi_cm_action(RVI_ADDR, RDMA_CM_EVENT_ADDR_RESOLVED),
+			 RVI_CM_RESOLVE_ROUTE);
+	assert_int_equal(rvi_cm_action(RVI_ROUTE, RDMA_CM_EVENT_ROUTE_RESOLVED),
+			 RVI_CM_SEND_REQUEST);
+	assert_int_equal(rvi_cm_action(RVI_CONNECTING, RDMA_CM_EVENT_CONNECT_RESPONSE),
+			 RVI_CM_ESTABLISH);
 	assert_int_equal(rvi_cm_action(RVI_ACCEPTING, RDMA_CM_EVENT_ESTABLISHED), RVI_CM_CONFIRMED);
 	assert_int_equal(rvi_cm_action(RVI_UP, RDMA_CM_EVENT_DISCONNECTED), RVI_CM_PEER_LEFT);
 }
@@ -117,8 +122,10 @@ static void cm_table__never_up_twice(void **state)
 	for (int e = 0; e <= RDMA_CM_EVENT_TIMEWAIT_EXIT; e++) {
 		enum rvi_cm_action up = rvi_cm_action(RVI_UP, e), down = rvi_cm_action(RVI_DOWN, e);
 
-		assert_true(up != RVI_CM_CONFIRMED && up != RVI_CM_ESTABLISH && up != RVI_CM_SEND_REQUEST);
-		assert_true(down == RVI_CM_IGNORE || down == RVI_CM_UNEXPECTED || e == RDMA_CM_EVENT_DEVICE_REMOVAL);
+		assert_true(up != RVI_CM_CONFIRMED && up != RVI_CM_ESTABLISH &&
+			    up != RVI_CM_SEND_REQUEST);
+		assert_true(down == RVI_CM_IGNORE || down == RVI_CM_UNEXPECTED ||
+			    e == RDMA_CM_EVENT_DEVICE_REMOVAL);
 	}
 }
 

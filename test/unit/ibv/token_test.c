@@ -18,7 +18,8 @@ static void token__round_trip(void **state)
 	for (unsigned kind = RVI_READ; kind <= RVI_RECV; kind++)
 		for (unsigned i = 0; i < sizeof(indexes) / sizeof(*indexes); i++)
 			for (unsigned g = 0; g < sizeof(gens) / sizeof(*gens); g++) {
-				struct rvi_token t = rvi_token_unpack(rvi_token_pack((enum rvi_kind)kind, indexes[i], gens[g]));
+				struct rvi_token t = rvi_token_unpack(
+					rvi_token_pack((enum rvi_kind)kind, indexes[i], gens[g]));
 
 				assert_int_equal(t.kind, kind);
 				assert_int_equal(t.index, indexes[i]);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Out of memory in the protocol's machine: every step of random programs is tried with its first, second, ... allocation
- * failing, until it needs no more. A step that failed must have changed nothing. Steps that give back must succeed
- * without any memory, and with little room for effects. The machine's sources are compiled into this program with
- * their allocator replaced, so that the library needs no hook.
+ * Out of memory in the protocol's machine: every step of random programs is tried with its first,
+ * second, ... allocation failing, until it needs no more. A step that failed must have changed
+ * nothing. Steps that give back must succeed without any memory, and with little room for effects.
+ * The machine's sources are compiled into this program with their allocator replaced, so that the
+ * library needs no hook.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -75,7 +76,8 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 
 	fail_all = false;
 	if (rp_gives_back(ev->type) && ++steps % 2) {
-		/* Its effects are taken out without memory as well: until the next step there is none. */
+		/* Its effects are taken out without memory as well:
+		 * until the next step there is none. */
 		int rc;
 
 		if (m->first_effect == m->nr_effects) {
@@ -134,11 +136,13 @@ static void rp_oom__each_allocation_of_each_step(void **state)
 		for (int profile = 0; profile < 4; profile++) {
 			sim_plan_make(&plan, seed, profile, 3);
 			if (sim_run(&plan, NULL, &r))
-				fail_msg("seed %u, %s: %s", (unsigned)seed, sim_profiles[profile].name, r.text);
+				fail_msg("seed %u, %s: %s", (unsigned)seed,
+					 sim_profiles[profile].name, r.text);
 		}
 	fail_all = false;
-	print_message("%lu allocations failed; of %lu steps that give back %lu had effects without room\n", failures, given_back,
-		      had_later);
+	print_message("%lu allocations failed; of %lu steps that give back %lu had effects without "
+		      "room\n",
+		      failures, given_back, had_later);
 	assert_true(failures > 1000);
 	assert_true(given_back > 1000 && had_later > 100);
 }
@@ -184,7 +188,8 @@ static void must_without(struct rp *m, struct rp_event ev)
 	assert_true(m->nr_later > 0);
 }
 
-/* The effects of a fence are many: what has no room comes later, and a new session does not come before. */
+/* The effects of a fence are many: what has no room comes
+ * later, and a new session does not come before. */
 static void rp_oom__fence_of_many(void **state)
 {
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = 1, .epoch = 2 };
@@ -194,10 +199,23 @@ static void rp_oom__fence_of_many(void **state)
 	(void)state;
 	assert_int_equal(rp_create(0, 2, &m), 0);
 	for (uint64_t i = 1; i <= MANY; i++) {
-		must(m, (struct rp_event){ .type = RP_EV_CREATE, .word = 1, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 });
-		must(m, (struct rp_event){ .type = RP_EV_WAIT, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .cookie = i });
+		must(m,
+		     (struct rp_event){ .type = RP_EV_CREATE,
+					.word = 1,
+					.id = { 2 * i, 0, 0 },
+					.fork = { 2 * i + 1, 0, 0 },
+					.peer = 1 });
+		must(m,
+		     (struct rp_event){ .type = RP_EV_WAIT,
+					.id = { 2 * i, 0, 0 },
+					.fork = { 2 * i + 1, 0, 0 },
+					.cookie = i });
 	}
-	must_without(m, (struct rp_event){ .type = RP_EV_PEER_FENCED, .peer = 1, .status = -EOWNERDEAD, .text = "died" });
+	must_without(m,
+		     (struct rp_event){ .type = RP_EV_PEER_FENCED,
+					.peer = 1,
+					.status = -EOWNERDEAD,
+					.text = "died" });
 	ended = some_taken(m, RP_EFF_WAITED);
 	must(m, (struct rp_event){ .type = RP_EV_PEER_GRACE, .peer = 1 });
 	ended += some_taken(m, RP_EFF_WAITED);
@@ -205,14 +223,19 @@ static void rp_oom__fence_of_many(void **state)
 	assert_int_equal(ended + taken(m, RP_EFF_WAITED), MANY);
 	assert_int_equal(real_step(m, &up, NULL), 0);
 	for (uint64_t i = 1; i <= MANY; i++)
-		must(m, (struct rp_event){ .type = RP_EV_DROP, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 });
+		must(m,
+		     (struct rp_event){ .type = RP_EV_DROP,
+					.id = { 2 * i, 0, 0 },
+					.fork = { 2 * i + 1, 0, 0 },
+					.peer = 1 });
 	assert_int_equal(m->counts.users, 0);
 	assert_int_equal(m->counts.parked, 0);
 	fail_all = false;
 	rp_destroy(m);
 }
 
-/* A machine that owns MANY values: each has a fork of worker 1, and no other reference if released. */
+/* A machine that owns MANY values: each has a fork of worker
+ * 1, and no other reference if released. */
 static struct rp *owner_of_many(bool released)
 {
 	struct rp_fork rec;
@@ -220,10 +243,15 @@ static struct rp *owner_of_many(bool released)
 
 	assert_int_equal(rp_create(0, 2, &m), 0);
 	for (uint64_t i = 1; i <= MANY; i++) {
-		struct rp_event share = { .type = RP_EV_FORK, .word = 1, .id = { 2 * i, 0, 0 }, .fork = { 2 * i + 1, 0, 0 }, .peer = 1 };
+		struct rp_event share = { .type = RP_EV_FORK,
+					  .word = 1,
+					  .id = { 2 * i, 0, 0 },
+					  .fork = { 2 * i + 1, 0, 0 },
+					  .peer = 1 };
 
 		must(m, (struct rp_event){ .type = RP_EV_NEW, .id = { 2 * i, 0, 0 } });
-		must(m, (struct rp_event){ .type = RP_EV_SET, .id = { 2 * i, 0, 0 }, .value = &rec });
+		must(m,
+		     (struct rp_event){ .type = RP_EV_SET, .id = { 2 * i, 0, 0 }, .value = &rec });
 		assert_int_equal(real_step(m, &share, &rec), 0);
 		if (released)
 			must(m, (struct rp_event){ .type = RP_EV_RELEASE, .id = { 2 * i, 0, 0 } });
@@ -264,14 +292,18 @@ static void rp_oom__many_wait_for_one(void **state)
 		for (uint64_t i = 1; i <= MANY; i++)
 			must(m, (struct rp_event){ .type = RP_EV_WAIT, .id = id, .cookie = i });
 		if (how == 0) {
-			must_without(m, (struct rp_event){ .type = RP_EV_SET, .id = id, .value = &m });
+			must_without(m,
+				     (struct rp_event){ .type = RP_EV_SET, .id = id, .value = &m });
 			ended = some_taken(m, RP_EFF_WAITED);
 			must(m, (struct rp_event){ .type = RP_EV_RELEASE, .id = id });
 		} else {
 			must_without(m, (struct rp_event){ .type = RP_EV_RELEASE, .id = id });
 			ended = some_taken(m, RP_EFF_WAITED);
-			must(m, (struct rp_event){ .type = RP_EV_SET, .id = id, .value = how == 1 ? &m : NULL,
-						   .status = how == 1 ? 0 : -EIO });
+			must(m,
+			     (struct rp_event){ .type = RP_EV_SET,
+						.id = id,
+						.value = how == 1 ? &m : NULL,
+						.status = how == 1 ? 0 : -EIO });
 		}
 		assert_int_equal(ended + taken(m, RP_EFF_WAITED), MANY);
 		assert_int_equal(m->counts.owners, 0);

@@ -78,7 +78,8 @@ static void rp_owner__numbers_come_in_any_order(void **state)
 	rp_destroy(m);
 }
 
-/* Found by the holder's own fork of that very value, when it is there, and as long as the holder's session. */
+/* Found by the holder's own fork of that very value, when it
+ * is there, and as long as the holder's session. */
 static void rp_owner__value_of_a_holder(void **state)
 {
 	struct rp *m = with_value();
@@ -86,18 +87,22 @@ static void rp_owner__value_of_a_holder(void **state)
 	void *found = NULL;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec),
+			 0);
 	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 6), .peer = 2)), 0);
 	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(0, 5), &found), 0);
 	assert_ptr_equal(found, &value);
 	found = NULL;
-	assert_int_equal(rp_held_value(m, 3, &ID(0, 1), &ID(0, 5), &found), -ESTALE); /* another's */
+	/* another's */
+	assert_int_equal(rp_held_value(m, 3, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
 	assert_int_equal(rp_held_value(m, 0, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
 	assert_int_equal(rp_held_value(m, 99, &ID(0, 1), &ID(0, 5), &found), -ESTALE);
-	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(2, 6), &found), -ESTALE); /* of another value */
+	/* of another value */
+	assert_int_equal(rp_held_value(m, 2, &ID(0, 1), &ID(2, 6), &found), -ESTALE);
 	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(0, 5), &found), -ESTALE);
 	assert_int_equal(rp_held_value(m, 2, &ID(0, 2), &ID(0, 7), &found), -ESTALE);
-	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(2, 6), &found), -EAGAIN); /* not set yet */
+	/* not set yet */
+	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(2, 6), &found), -EAGAIN);
 	assert_int_equal(step(m, EV(SET, .id = ID(2, 1), .status = -EDOM, .text = "no")), 0);
 	assert_int_equal(rp_held_value(m, 2, &ID(2, 1), &ID(2, 6), &found), -EDOM);
 	assert_int_equal(step(m, EV(PEER_FENCED, .peer = 2, .status = -EOWNERDEAD)), 0);
@@ -235,7 +240,8 @@ static void rp_owner__fetch_parks_once(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec),
+			 0);
 	assert_null(rec.value);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
@@ -255,7 +261,8 @@ static void rp_owner__parked_fetch_ends_with_its_fork(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec),
+			 0);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(counts(m).parked, 0);
@@ -315,7 +322,8 @@ static void rp_owner__tombstones_are_bounded(void **state)
 	assert_int_equal(counts(m).tombstones, RP_TOMBSTONES_MAX);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 3 * RP_TOMBSTONES_MAX))), 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
-	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2 * RP_TOMBSTONES_MAX + 1))), 0);
+	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2 * RP_TOMBSTONES_MAX + 1))),
+			 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
 	/* What was forked here is never asked for, so it leaves none. */
 	assert_int_equal(step(m, MSG(DELETE, 2, ID(0, 1), ID(0, 77))), 0);
@@ -357,7 +365,8 @@ static void rp_owner__another_holders_fork_is_out_of_reach(void **state)
 	assert_int_equal(step(m, MSG(FETCH, 1, ID(0, 1), ID(2, 2))), 0);
 	assert_int_equal(sent(m, 0, 1, RP_MSG_FETCH_REPLY)->status, -ESTALE);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 2))), 0);
-	assert_int_equal(sent(m, 0, 1, RP_MSG_FORK_ACK)->status, -ESTALE); /* its own DELETE left a tombstone */
+	/* its own DELETE left a tombstone */
+	assert_int_equal(sent(m, 0, 1, RP_MSG_FORK_ACK)->status, -ESTALE);
 	/* Nor does a claim in advance stand in the way of the true holder. */
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 3))), 0);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 3))), 0);
@@ -375,20 +384,33 @@ static void rp_owner__malformed_messages_are_refused(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
-	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 5), ID(2, 2))), -EPROTO);        /* its fork, another id */
+	/* its fork, another id */
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 5), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 5), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 5), ID(2, 2))), -EPROTO);
-	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(4, 2))), -EPROTO);        /* no such rank */
+	/* no such rank */
+	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(4, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(7, 1), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 0))), -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 0), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ((struct rref_id){ 2, 2, 1 }))), -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 2), .status = 5)), -EPROTO);
-	assert_int_equal(step(m, MSG(DELETE, 0, ID(0, 1), ID(2, 2))), -EPROTO);        /* from ourselves */
+	/* from ourselves */
+	assert_int_equal(step(m, MSG(DELETE, 0, ID(0, 1), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FETCH, 0, ID(0, 1), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 0, ID(0, 1), ID(2, 9))), -EPROTO);
-	assert_int_equal(step(m, EV(MSG, .peer = 3, .msg = &(struct rp_msg){ .type = 0, .id = ID(0, 1), .fork = ID(2, 2) })), -EPROTO);
-	assert_int_equal(step(m, EV(MSG, .peer = 3, .msg = &(struct rp_msg){ .type = 99, .id = ID(0, 1), .fork = ID(2, 2) })), -EPROTO);
+	assert_int_equal(step(m,
+			      EV(MSG, .peer = 3,
+				 .msg = &(struct rp_msg){ .type = 0,
+							  .id = ID(0, 1),
+							  .fork = ID(2, 2) })),
+			 -EPROTO);
+	assert_int_equal(step(m,
+			      EV(MSG, .peer = 3,
+				 .msg = &(struct rp_msg){ .type = 99,
+							  .id = ID(0, 1),
+							  .fork = ID(2, 2) })),
+			 -EPROTO);
 	assert_int_equal(step(m, MSG(DELETE, 4, ID(0, 1), ID(2, 2))), -EINVAL);
 	assert_int_equal(step(m, EV(MSG, .peer = 3)), -EINVAL);
 	assert_int_equal(counts(m).refused, 14);

@@ -8,9 +8,15 @@ static int fence(struct rp *m, uint32_t peer)
 	return step(m, EV(PEER_FENCED, .peer = peer, .status = -EOWNERDEAD, .text = "died"));
 }
 
-static struct rp *receive(struct rp *m, uint32_t owner, uint32_t parent, uint64_t fork, unsigned flags)
+static struct rp *receive(struct rp *m, uint32_t owner, uint32_t parent, uint64_t fork,
+			  unsigned flags)
 {
-	struct rp_fork rec = { .word = WORD, .id = ID(owner, 1), .fork = ID(parent, fork), .owner = owner, .parent = parent, .flags = flags };
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(owner, 1),
+			       .fork = ID(parent, fork),
+			       .owner = owner,
+			       .parent = parent,
+			       .flags = flags };
 
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = parent, .cookie = fork)), 0);
 	*effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
@@ -34,8 +40,15 @@ static void rp_peer__its_references_fail(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .fork = ID(0, 9), .cookie = 1)), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5), .peer = 3), &rec), 0);
-	assert_int_equal(step(m, EV(CREATE, .id = ID(2, 1), .fork = ID(2, 2), .peer = 0, .handle = &value)), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5),
+				     .peer = 3),
+				  &rec),
+			 0);
+	assert_int_equal(step(m,
+			      EV(CREATE, .id = ID(2, 1), .fork = ID(2, 2), .peer = 0,
+				 .handle = &value)),
+			 0);
 	assert_int_equal(fence(m, 0), 0);
 	assert_ptr_equal(effect(m, 0, RP_EFF_FAILED)->handle, &handle);
 	assert_string_equal(effect(m, 0, RP_EFF_FAILED)->text, "died");
@@ -46,7 +59,11 @@ static void rp_peer__its_references_fail(void **state)
 	assert_int_equal(counts(m).pending_children, 0);
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .fork = ID(0, 9), .cookie = 1)), 0);
 	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->status, -EOWNERDEAD);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 6), .peer = 3), &rec), -EOWNERDEAD);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 6),
+				     .peer = 3),
+				  &rec),
+			 -EOWNERDEAD);
 	assert_int_equal(fence(m, 0), -EALREADY);
 	/* A new session of it hears nothing of them. */
 	assert_int_equal(step(m, EV(PEER_GRACE, .peer = 0)), 0);
@@ -118,7 +135,9 @@ static void rp_peer__no_new_session_before_grace_is_over(void **state)
 static void rp_peer__is_not_heard_while_fenced(void **state)
 {
 	struct rp *m = owner();
-	struct rp_fork rec = { .word = WORD, .id = ID(2, 1), .fork = ID(3, 2), .owner = 2, .parent = 3 };
+	struct rp_fork rec = {
+		.word = WORD, .id = ID(2, 1), .fork = ID(3, 2), .owner = 2, .parent = 3
+	};
 
 	(void)state;
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
@@ -129,9 +148,12 @@ static void rp_peer__is_not_heard_while_fenced(void **state)
 	assert_int_equal(counts(m).forks, 1);
 	assert_int_equal(counts(m).ignored, 2);
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 1)), -EOWNERDEAD);
-	assert_int_equal(step(m, EV(OWN, .id = ID(3, 1), .fork = ID(3, 2), .peer = 3)), -EOWNERDEAD);
-	assert_int_equal(step(m, EV(CREATE, .id = ID(0, 5), .fork = ID(0, 6), .peer = 3)), -EOWNERDEAD);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 7), .peer = 3), &rec), -EOWNERDEAD);
+	assert_int_equal(step(m, EV(OWN, .id = ID(3, 1), .fork = ID(3, 2), .peer = 3)),
+			 -EOWNERDEAD);
+	assert_int_equal(step(m, EV(CREATE, .id = ID(0, 5), .fork = ID(0, 6), .peer = 3)),
+			 -EOWNERDEAD);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 7), .peer = 3), &rec),
+			 -EOWNERDEAD);
 	rp_destroy(m);
 }
 
@@ -141,7 +163,11 @@ static void rp_peer__unpins_what_was_shared_with_it(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5),
+				     .peer = 3),
+				  &rec),
+			 0);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(0, 9))), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(fence(m, 3), 0);
@@ -157,7 +183,8 @@ static void rp_peer__parked_fetches_are_dropped(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, EV(NEW, .id = ID(0, 1))), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 3), &rec),
+			 0);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 1), ID(0, 2))), 0);
 	assert_int_equal(fence(m, 3), 0);
 	assert_int_equal(counts(m).parked, 0);
@@ -185,7 +212,12 @@ static void rp_peer__record_of_a_lost_owner(void **state)
 static void rp_peer__lost_parent_is_asked_no_longer(void **state)
 {
 	struct rp *m = receive(machine(2, 4), 0, 3, 9, RP_FORK_EARLY), *o = machine(0, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(1, 1), .fork = ID(3, 5), .owner = 0, .parent = 3, .flags = RP_FORK_EARLY };
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(1, 1),
+			       .fork = ID(3, 5),
+			       .owner = 0,
+			       .parent = 3,
+			       .flags = RP_FORK_EARLY };
 
 	(void)state;
 	assert_int_equal(fence(m, 3), 0);
@@ -206,8 +238,15 @@ static void rp_peer__asking_children_hear_of_a_lost_owner(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0, .handle = &handle)), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step(m,
+			      EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0,
+				 .handle = &handle)),
+			 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(step(m, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(fence(m, 0), 0);
 	assert_int_equal(sent(m, 0, 2, RP_MSG_PARENT_ACK)->status, -EOWNERDEAD);

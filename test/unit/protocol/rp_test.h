@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Short words for tests of the protocol's machine: one machine, its events, and the effects that they must have. */
+/* Short words for tests of the protocol's machine: one
+ * machine, its events, and the effects that they must have. */
 #ifndef RP_TEST_H
 #define RP_TEST_H
 
@@ -78,7 +79,8 @@ static inline const struct rp_effect *effect(const struct rp *m, size_t n, enum 
 }
 
 /* The n-th effect, which must send that message to that peer. */
-static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type)
+static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t peer,
+					enum rp_msg_type type)
 {
 	const struct rp_effect *e = effect(m, n, RP_EFF_SEND);
 
@@ -88,7 +90,8 @@ static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t p
 }
 
 /* The same, and tells where that value is. */
-static inline void told(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type, const void *value)
+static inline void told(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type,
+			const void *value)
 {
 	assert_int_equal(sent(m, n, peer, type)->status, 0);
 	assert_ptr_equal(effect(m, n, RP_EFF_SEND)->value, value);
@@ -99,9 +102,13 @@ static inline void give_word(struct rp *m, struct rref_id id)
 {
 	struct rp_fork rec;
 
-	assert_int_equal(step_rec(m, EV(FORK, .id = id, .fork = ID(id.created_on, 999), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = id, .fork = ID(id.created_on, 999), .peer = 2),
+				  &rec),
+			 0);
 	assert_true(rec.word == WORD);
-	assert_int_equal(step(m, EV(FORK_UNDO, .id = id, .fork = ID(id.created_on, 999), .peer = 2)), 0);
+	assert_int_equal(step(m,
+			      EV(FORK_UNDO, .id = id, .fork = ID(id.created_on, 999), .peer = 2)),
+			 0);
 }
 
 static inline struct rp_counts counts(const struct rp *m)
@@ -116,7 +123,9 @@ static inline void assert_empty(const struct rp *m)
 {
 	struct rp_counts c = counts(m);
 
-	assert_int_equal(c.owners | c.pending_owners | c.forks | c.users | c.pending_users | c.pending_children | c.parked, 0);
+	assert_int_equal(c.owners | c.pending_owners | c.forks | c.users | c.pending_users |
+				 c.pending_children | c.parked,
+			 0);
 }
 
 #endif

@@ -7,7 +7,12 @@ static int handle, value;
 static struct rp *user(void)
 {
 	struct rp *m = machine(1, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(0, 9), .owner = 0, .parent = 0, .loc = LOC(3) };
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(0, 1),
+			       .fork = ID(0, 9),
+			       .owner = 0,
+			       .parent = 0,
+			       .loc = LOC(3) };
 
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 0, .cookie = 5)), 0);
 	*effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
@@ -18,7 +23,10 @@ static struct rp *creator(void)
 {
 	struct rp *m = machine(1, 4);
 
-	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0, .handle = &handle)), 0);
+	assert_int_equal(step(m,
+			      EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0,
+				 .handle = &handle)),
+			 0);
 	return m;
 }
 
@@ -38,7 +46,8 @@ static void rp_share__owner_to_user_is_recorded_at_once(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec),
+			 0);
 	assert_true(rec.owner == 0 && rec.parent == 0 && rec.flags == 0 && rec.value == &value);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
@@ -54,12 +63,15 @@ static void rp_share__undo_on_the_owner(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec), -EALREADY);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec),
+			 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2), &rec),
+			 -EALREADY);
 	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
 	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2)), 0);
 	effect(m, 0, RP_EFF_FREE_VALUE);
-	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2)), -EALREADY);
+	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .fork = ID(0, 5), .peer = 2)),
+			 -EALREADY);
 	rp_destroy(m);
 }
 
@@ -69,7 +81,8 @@ static void rp_share__owner_to_itself(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 0), &rec), 0);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 5), .peer = 0), &rec),
+			 0);
 	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 1))), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 0, .cookie = 6)), 0);
@@ -90,7 +103,11 @@ static void rp_share__user_to_owner(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(u, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 0), &rec), 0);
+	assert_int_equal(step_rec(u,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 0),
+				  &rec),
+			 0);
 	assert_int_equal(step(o, EV(RECV_FORK, .rec = &rec, .peer = 1, .cookie = 6)), 0);
 	effect(o, 0, RP_EFF_NEW_HANDLE);
 	effect(o, 1, RP_EFF_READY);
@@ -115,13 +132,25 @@ static void rp_share__parent_is_pinned_until_its_child_is_accepted(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_true(rec.owner == 0 && rec.parent == 1 && rec.flags == 0 && rec.loc.nonce == 3);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 6), .peer = 1), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 6),
+				     .peer = 1),
+				  &rec),
+			 0);
 	assert_int_equal(counts(m).pending_children, 2);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(0, 9))), 0);
 	assert_int_equal(nr_effects(m), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 7), .peer = 2), &rec), -ESTALE);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 7),
+				     .peer = 2),
+				  &rec),
+			 -ESTALE);
 	for (int i = 0; i < 2; i++) {
 		assert_int_equal(step(m, MSG(CHILD_ACCEPT, 2, ID(0, 1), ID(1, 5))), 0);
 		assert_int_equal(nr_effects(m), 0);
@@ -138,12 +167,25 @@ static void rp_share__undo_on_a_user(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(0, 9))), 0);
-	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 3)), -EALREADY);
-	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2)), 0);
+	assert_int_equal(step(m,
+			      EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				 .peer = 3)),
+			 -EALREADY);
+	assert_int_equal(step(m,
+			      EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				 .peer = 2)),
+			 0);
 	sent(m, 0, 0, RP_MSG_DELETE);
-	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2)), -EALREADY);
+	assert_int_equal(step(m,
+			      EV(FORK_UNDO, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				 .peer = 2)),
+			 -EALREADY);
 	rp_destroy(m);
 }
 
@@ -153,12 +195,32 @@ static void rp_share__bad_arguments(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2)), -EINVAL);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5), .peer = 2), &rec), -EINVAL);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 4), &rec), -EINVAL);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 2), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2), &rec), -EINVAL);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 8), .fork = ID(1, 5), .peer = 2), &rec), -ESTALE);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(1, 5), .peer = 2), &rec), -ESTALE);
+	assert_int_equal(step(m,
+			      EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				 .peer = 2)),
+			 -EINVAL);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(2, 5),
+				     .peer = 2),
+				  &rec),
+			 -EINVAL);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 4),
+				  &rec),
+			 -EINVAL);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 2), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 -EINVAL);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 8), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 -ESTALE);
+	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(1, 5), .peer = 2), &rec),
+			 -ESTALE);
 	assert_int_equal(counts(m).pending_children, 0);
 	rp_destroy(m);
 }
@@ -169,9 +231,14 @@ static void rp_share__answers_of_strangers_are_refused(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(0, 9), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(step(m, MSG(CHILD_ACCEPT, 2, ID(0, 2), ID(1, 5))), -EPROTO);
-	assert_int_equal(step(m, MSG(CHILD_ACCEPT, 2, ID(0, 1), ID(2, 5))), -EPROTO); /* not shared from here */
+	/* not shared from here */
+	assert_int_equal(step(m, MSG(CHILD_ACCEPT, 2, ID(0, 1), ID(2, 5))), -EPROTO);
 	assert_int_equal(counts(m).refused, 2);
 	/* Worker 3 names the child of worker 2, then one that never was: it hears the same. */
 	for (uint64_t n = 5; n <= 6; n++) {
@@ -193,7 +260,11 @@ static void rp_share__early_child_asks_its_parent(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(a, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(a,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(rec.flags, RP_FORK_EARLY);
 	sent(a, 0, 0, RP_MSG_FORK_REQUEST); /* does the owner know? */
 	assert_int_equal(step(b, EV(RECV_FORK, .rec = &rec, .peer = 1, .cookie = 6)), 0);
@@ -209,13 +280,18 @@ static void rp_share__early_child_asks_its_parent(void **state)
 	assert_int_equal(step(b, MSG(PARENT_ACK, 3, ID(1, 1), ID(1, 5))), 0); /* not its parent */
 	assert_int_equal(nr_effects(b), 0);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 2), ID(1, 5))), -EPROTO);
-	assert_int_equal(step(b, MSG(FORK_ACK, 0, ID(1, 1), ID(1, 5))), -EPROTO); /* not asked yet */
+	/* not asked yet */
+	assert_int_equal(step(b, MSG(FORK_ACK, 0, ID(1, 1), ID(1, 5))), -EPROTO);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	sent(b, 0, 0, RP_MSG_FORK_REQUEST);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(nr_effects(b), 0);
 	/* From now on its records are not early. */
-	assert_int_equal(step_rec(b, EV(FORK, .id = ID(1, 1), .src = ID(1, 5), .fork = ID(2, 7), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(b,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 5), .fork = ID(2, 7),
+				     .peer = 3),
+				  &rec),
+			 0);
 	assert_int_equal(rec.flags, 0);
 	/* The creation itself is not over. */
 	assert_int_equal(step(a, MSG(CREATED, 0, ID(1, 1), ID(1, 2), .loc = LOC(3))), 0);
@@ -231,7 +307,11 @@ static void rp_share__question_that_overtakes_the_creation(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(a, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(a,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(step(o, MSG(FORK_REQUEST, 1, ID(1, 1), ID(1, 2))), 0);
 	assert_int_equal(sent(o, 0, 1, RP_MSG_FORK_ACK)->status, -ESTALE);
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
@@ -254,11 +334,18 @@ static void rp_share__early_children_fail_with_the_creation(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step_rec(a, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(a,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_int_equal(step(b, EV(RECV_FORK, .rec = &rec, .peer = 1, .cookie = 6)), 0);
 	*effect(b, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
-	assert_int_equal(step(a, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT, .text = "too slow")), 0);
+	assert_int_equal(step(a,
+			      EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT,
+				 .text = "too slow")),
+			 0);
 	effect(a, 0, RP_EFF_FAILED);
 	effect(a, 1, RP_EFF_CREATED);
 	assert_string_equal(sent(a, 2, 2, RP_MSG_PARENT_ACK)->text, "too slow");
@@ -266,7 +353,10 @@ static void rp_share__early_children_fail_with_the_creation(void **state)
 	/* Who asks only now hears the same. */
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(sent(a, 0, 2, RP_MSG_PARENT_ACK)->status, -ETIMEDOUT);
-	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5), .status = -ETIMEDOUT, .text = "too slow")), 0);
+	assert_int_equal(step(b,
+			      MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5), .status = -ETIMEDOUT,
+				  .text = "too slow")),
+			 0);
 	effect(b, 0, RP_EFF_FAILED);
 	assert_string_equal(effect(b, 1, RP_EFF_READY)->text, "too slow");
 	sent(b, 2, 1, RP_MSG_CHILD_ACCEPT);
@@ -279,7 +369,12 @@ static void rp_share__early_children_fail_with_the_creation(void **state)
 static void rp_share__owner_asks_about_early_records_too(void **state)
 {
 	struct rp *o = machine(0, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(1, 1), .fork = ID(2, 5), .owner = 0, .parent = 2, .flags = RP_FORK_EARLY };
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(1, 1),
+			       .fork = ID(2, 5),
+			       .owner = 0,
+			       .parent = 2,
+			       .flags = RP_FORK_EARLY };
 
 	(void)state;
 	assert_int_equal(step(o, EV(RECV_FORK, .rec = &rec, .peer = 2, .cookie = 6)), 0);
@@ -313,7 +408,9 @@ static void rp_share__unknown_child_is_sent_to_the_owner(void **state)
 static void rp_share__record_of_what_is_gone(void **state)
 {
 	struct rp *o = machine(0, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(2, 5), .owner = 0, .parent = 2 };
+	struct rp_fork rec = {
+		.word = WORD, .id = ID(0, 1), .fork = ID(2, 5), .owner = 0, .parent = 2
+	};
 
 	(void)state;
 	assert_int_equal(step(o, EV(RECV_FORK, .rec = &rec, .peer = 2, .cookie = 6)), 0);

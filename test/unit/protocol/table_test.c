@@ -63,7 +63,8 @@ static void rp_table__a_million_owner_entries(void **state)
 	rp_effects_clear(m);
 	assert_null(tl_rp_check(m));
 	after = heap();
-	print_message("%.0f bytes per entry with one fork, %.0f ns to make one, %.0f ns to end it\n",
+	print_message("%.0f bytes per entry with one fork, %.0f ns to make one, %.0f ns to end "
+		      "it\n",
 		      (double)(full - before) / MILLION, (t1 - t0) * 1e3, (t2 - t1) * 1e3);
 	/* Sanitizers' allocators do not tell, and give nothing back. */
 	if (full != before) {
@@ -92,7 +93,8 @@ static void rp_table__a_million_forks_of_one_value(void **state)
 	rp_destroy(m);
 }
 
-/* Made id after id, every stride-th: the longest chain of any bucket. *apart: ids of one line of 16 that have another's bucket. */
+/* Made id after id, every stride-th: the longest chain of any
+ * bucket. *apart: ids of one line of 16 that have another's bucket. */
 static uint32_t longest_chain(uint64_t stride, uint32_t *apart)
 {
 	struct rp *m = machine(0, 2);
@@ -111,7 +113,8 @@ static uint32_t longest_chain(uint64_t stride, uint32_t *apart)
 	*apart = 0;
 	for (uint64_t i = 16; i < 1u << 16; i += 16)
 		for (uint64_t k = 1; k < 16; k++) {
-			uint32_t first = rp_hash(m, &ID(0, i), 0), other = rp_hash(m, &ID(0, i + k), 0);
+			uint32_t first = rp_hash(m, &ID(0, i), 0),
+				 other = rp_hash(m, &ID(0, i + k), 0);
 
 			*apart += first / 16 != other / 16 || first == other;
 		}
@@ -164,7 +167,11 @@ static void rp_table__handles_stay_where_they_are(void **state)
 
 	(void)state;
 	for (uint64_t i = 0; i < 3000; i++) {
-		struct rp_fork rec = { .word = WORD, .id = ID(0, i + 1), .fork = ID(0, i + 1), .owner = 0, .parent = 0 };
+		struct rp_fork rec = { .word = WORD,
+				       .id = ID(0, i + 1),
+				       .fork = ID(0, i + 1),
+				       .owner = 0,
+				       .parent = 0 };
 
 		fast(m, EV(RECV_FORK, .rec = &rec, .peer = 0, .cookie = i));
 		slots[i] = effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot;

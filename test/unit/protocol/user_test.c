@@ -8,7 +8,10 @@ static struct rp *creator(void)
 {
 	struct rp *m = machine(1, 4);
 
-	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0, .handle = &handle)), 0);
+	assert_int_equal(step(m,
+			      EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0,
+				 .handle = &handle)),
+			 0);
 	assert_int_equal(nr_effects(m), 0);
 	return m;
 }
@@ -17,7 +20,12 @@ static struct rp *creator(void)
 static struct rp *receiver(uint32_t parent, struct rp_location loc)
 {
 	struct rp *m = machine(2, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(parent, 9), .owner = 0, .parent = parent, .loc = loc };
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(0, 1),
+			       .fork = ID(parent, 9),
+			       .owner = 0,
+			       .parent = parent,
+			       .loc = loc };
 
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = parent, .cookie = 5)), 0);
 	*effect(m, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
@@ -54,17 +62,24 @@ static void rp_user__creation_failed_there(void **state)
 	struct rp_fork rec;
 
 	(void)state;
-	assert_int_equal(step(m, MSG(CREATED, 0, ID(1, 1), ID(1, 2), .status = -EDOM, .text = "no")), 0);
+	assert_int_equal(step(m,
+			      MSG(CREATED, 0, ID(1, 1), ID(1, 2), .status = -EDOM, .text = "no")),
+			 0);
 	assert_string_equal(effect(m, 0, RP_EFF_FAILED)->text, "no");
 	assert_int_equal(effect(m, 1, RP_EFF_CREATED)->status, -EDOM);
 	/* Nothing more is wanted of the owner, whoever still holds the handle. */
 	sent(m, 2, 0, RP_MSG_DELETE);
 	for (int i = 0; i < 2; i++) {
-		assert_int_equal(step(m, EV(WAIT, .id = ID(1, 1), .fork = ID(1, 2), .cookie = 8)), 0);
+		assert_int_equal(step(m, EV(WAIT, .id = ID(1, 1), .fork = ID(1, 2), .cookie = 8)),
+				 0);
 		assert_int_equal(effect(m, 0, RP_EFF_WAITED)->status, -EDOM);
 		assert_string_equal(effect(m, 0, RP_EFF_WAITED)->text, "no");
 	}
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 3), .peer = 3), &rec), -EDOM);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 3),
+				     .peer = 3),
+				  &rec),
+			 -EDOM);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(1, 2))), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_empty(m);
@@ -76,19 +91,24 @@ static void rp_user__creation_timed_out_and_came_late(void **state)
 	struct rp *m = creator();
 
 	(void)state;
-	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT, .text = "too slow")), 0);
+	assert_int_equal(step(m,
+			      EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT,
+				 .text = "too slow")),
+			 0);
 	effect(m, 0, RP_EFF_FAILED);
 	assert_string_equal(effect(m, 1, RP_EFF_CREATED)->text, "too slow");
 	/* The late value is reclaimed by this. */
 	sent(m, 2, 0, RP_MSG_DELETE);
-	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT)), -EALREADY);
+	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT)),
+			 -EALREADY);
 	assert_int_equal(step(m, MSG(CREATED, 0, ID(1, 1), ID(1, 2), .loc = LOC(3))), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(step(m, EV(WAIT, .id = ID(1, 1), .fork = ID(1, 2), .cookie = 8)), 0);
 	assert_int_equal(effect(m, 0, RP_EFF_WAITED)->status, -ETIMEDOUT);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(1, 2))), 0);
 	assert_empty(m);
-	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT)), -ESTALE);
+	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT)),
+			 -ESTALE);
 	rp_destroy(m);
 }
 
@@ -118,7 +138,8 @@ static void rp_user__bad_creations(void **state)
 	assert_int_equal(step(m, EV(CREATE, .id = ID(2, 5), .fork = ID(1, 6), .peer = 0)), -EINVAL);
 	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 5), .fork = ID(2, 6), .peer = 0)), -EINVAL);
 	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 5), .fork = ID(1, 0), .peer = 0)), -EINVAL);
-	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0)), -EALREADY);
+	assert_int_equal(step(m, EV(CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0)),
+			 -EALREADY);
 	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = 0)), -EINVAL);
 	rp_destroy(m);
 }
@@ -193,7 +214,10 @@ static void rp_user__refused(void **state)
 	struct rp *m = receiver(3, (struct rp_location){ .version = 0 });
 
 	(void)state;
-	assert_int_equal(step(m, MSG(FORK_ACK, 0, ID(0, 1), ID(3, 9), .status = -ESTALE, .text = "gone")), 0);
+	assert_int_equal(step(m,
+			      MSG(FORK_ACK, 0, ID(0, 1), ID(3, 9), .status = -ESTALE,
+				  .text = "gone")),
+			 0);
 	assert_int_equal(effect(m, 0, RP_EFF_FAILED)->status, -ESTALE);
 	assert_int_equal(effect(m, 1, RP_EFF_READY)->status, -ESTALE);
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
@@ -228,11 +252,16 @@ static void rp_user__value_failed(void **state)
 	struct rp *m = receiver(0, (struct rp_location){ .version = 0 });
 
 	(void)state;
-	assert_int_equal(step(m, MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9), .loc = LOC(1))), -EPROTO); /* never asked */
+	/* never asked */
+	assert_int_equal(step(m, MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9), .loc = LOC(1))), -EPROTO);
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .fork = ID(0, 9), .cookie = 8)), 0);
 	sent(m, 0, 0, RP_MSG_FETCH);
-	assert_int_equal(step(m, MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9))), -EPROTO);                /* says nothing */
-	assert_int_equal(step(m, MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9), .status = -EDOM, .text = "bad")), 0);
+	/* says nothing */
+	assert_int_equal(step(m, MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9))), -EPROTO);
+	assert_int_equal(step(m,
+			      MSG(FETCH_REPLY, 0, ID(0, 1), ID(0, 9), .status = -EDOM,
+				  .text = "bad")),
+			 0);
 	effect(m, 0, RP_EFF_FAILED);
 	assert_string_equal(effect(m, 1, RP_EFF_WAITED)->text, "bad");
 	sent(m, 2, 0, RP_MSG_DELETE);
@@ -250,7 +279,8 @@ static void rp_user__answers_of_others_are_refused(void **state)
 	assert_int_equal(step(m, MSG(CREATED, 0, ID(0, 1), ID(3, 9), .loc = LOC(1))), -EPROTO);
 	assert_int_equal(step(m, MSG(PARENT_ACK, 3, ID(0, 1), ID(3, 9))), -EPROTO);
 	assert_int_equal(counts(m).refused, 3);
-	/* From others than the owner or the parent; of a fork that ended meanwhile, or never was: alike. */
+	/* From others than the owner or the parent; of a fork
+	 * that ended meanwhile, or never was: alike. */
 	assert_int_equal(step(m, MSG(FORK_ACK, 1, ID(0, 1), ID(3, 9))), 0);
 	assert_int_equal(step(m, MSG(FORK_ACK, 3, ID(0, 1), ID(3, 9))), 0);
 	assert_int_equal(step(m, MSG(FETCH_REPLY, 1, ID(0, 1), ID(3, 9), .loc = LOC(1))), 0);
@@ -269,10 +299,12 @@ static void rp_user__bad_records(void **state)
 	struct rp *m = receiver(3, (struct rp_location){ .version = 0 });
 	struct rp_fork good = { .id = ID(0, 1), .fork = ID(3, 10), .owner = 0, .parent = 3 }, rec;
 
-#define REFUSED(change) do { \
+#define REFUSED(change) \
+	do { \
 		rec = good; \
 		change; \
-		assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 6)), -EPROTO); \
+		assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 6)), \
+				 -EPROTO); \
 	} while (0)
 	(void)state;
 	REFUSED(rec.parent = 1);
@@ -296,10 +328,15 @@ static void rp_user__bad_records(void **state)
 static void rp_user__refused_by_the_runtime(void **state)
 {
 	struct rp *m = machine(2, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(3, 9), .owner = 0, .parent = 3 };
+	struct rp_fork rec = {
+		.word = WORD, .id = ID(0, 1), .fork = ID(3, 9), .owner = 0, .parent = 3
+	};
 
 	(void)state;
-	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5, .status = -ESTALE, .text = "old")), 0);
+	assert_int_equal(step(m,
+			      EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5, .status = -ESTALE,
+				 .text = "old")),
+			 0);
 	assert_int_equal(effect(m, 0, RP_EFF_NEW_HANDLE)->status, -ESTALE);
 	assert_string_equal(effect(m, 1, RP_EFF_READY)->text, "old");
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
@@ -307,7 +344,10 @@ static void rp_user__refused_by_the_runtime(void **state)
 	assert_int_equal(nr_effects(m), 0);
 	/* Owned here by an earlier incarnation: no handle at all. */
 	rec.owner = 2;
-	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5, .status = -ESTALE)), 0);
+	assert_int_equal(step(m,
+			      EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5,
+				 .status = -ESTALE)),
+			 0);
 	assert_int_equal(effect(m, 0, RP_EFF_READY)->status, -ESTALE);
 	sent(m, 1, 3, RP_MSG_CHILD_ACCEPT);
 	assert_empty(m);

@@ -42,7 +42,10 @@ static void rp_visit__owner_and_forks(void **state)
 	assert_null(s.last[RP_VISIT_OWNER].value);
 	assert_int_equal(step(m, EV(SET, .id = ID(0, 1), .now = 20, .value = &value)), 0);
 	assert_int_equal(step(m, EV(PEER_UP, .peer = 2, .epoch = 5)), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 2, .now = 30), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .fork = ID(0, 2), .peer = 2, .now = 30),
+				  &rec),
+			 0);
 	s = look(m);
 	assert_string_equal(s.last[RP_VISIT_OWNER].state, "ready");
 	assert_int_equal(s.last[RP_VISIT_OWNER].since, 10);
@@ -57,8 +60,13 @@ static void rp_visit__owner_and_forks(void **state)
 	assert_int_equal(s.last[RP_VISIT_FORK].since, 30);
 	assert_false(s.last[RP_VISIT_FORK].grace);
 	/* One that 1 shared with 3. */
-	assert_int_equal(step(m, EV(MSG, .peer = 3, .now = 40, .msg = &(struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = ID(0, 1), .fork = ID(1, 9),
-		.word = WORD })), 0);
+	assert_int_equal(step(m,
+			      EV(MSG, .peer = 3, .now = 40,
+				 .msg = &(struct rp_msg){ .type = RP_MSG_FORK_REQUEST,
+							  .id = ID(0, 1),
+							  .fork = ID(1, 9),
+							  .word = WORD })),
+			 0);
 	s = look(m);
 	assert_int_equal(s.nr[RP_VISIT_FORK], 2);
 	assert_int_equal(s.last[RP_VISIT_FORK].peer, 3);
@@ -98,13 +106,22 @@ static void rp_visit__failed_and_abandoned(void **state)
 static void rp_visit__user_and_children(void **state)
 {
 	struct rp *m = machine(1, 4);
-	struct rp_fork rec = { .word = WORD, .id = ID(0, 1), .fork = ID(2, 5), .owner = 0, .parent = 2 }, out;
+	struct rp_fork rec = { .word = WORD,
+			       .id = ID(0, 1),
+			       .fork = ID(2, 5),
+			       .owner = 0,
+			       .parent = 2 },
+		       out;
 	struct rp_peer_counts c;
 	struct seen s;
 
 	(void)state;
 	assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 2, .now = 100)), 0);
-	assert_int_equal(step_rec(m, EV(FORK, .id = ID(0, 1), .src = ID(2, 5), .fork = ID(1, 1), .peer = 3, .now = 110), &out), 0);
+	assert_int_equal(step_rec(m,
+				  EV(FORK, .id = ID(0, 1), .src = ID(2, 5), .fork = ID(1, 1),
+				     .peer = 3, .now = 110),
+				  &out),
+			 0);
 	s = look(m);
 	assert_int_equal(s.nr[RP_VISIT_USER], 1);
 	assert_int_equal(s.nr[RP_VISIT_CHILD], 1);
@@ -159,7 +176,8 @@ static void rp_visit__in_pieces_while_it_changes(void **state)
 
 		more = rp_visit_some(m, &c, 100, note, &s);
 		assert_true(s.nr[RP_VISIT_OWNER] - before <= 100);
-		/* The first quarter goes after the first piece: whole chunks of the pool are given back under the cursor. */
+		/* The first quarter goes after the first piece: whole
+		 * chunks of the pool are given back under the cursor. */
 		for (uint64_t i = 1; !pieces && i <= NR / 4; i++) {
 			assert_int_equal(step(m, EV(SET, .id = ID(0, i), .status = -EDOM)), 0);
 			assert_int_equal(step(m, EV(RELEASE, .id = ID(0, i))), 0);

@@ -21,7 +21,11 @@ static struct rp_fork share(struct rp *m, uint64_t id, uint64_t word)
 {
 	struct rp_fork rec;
 
-	assert_int_equal(step_rec(m, EV_WORD(word, FORK, .id = ID(0, id), .fork = ID(0, id + 10), .peer = 1), &rec), 0);
+	assert_int_equal(step_rec(m,
+				  EV_WORD(word, FORK, .id = ID(0, id), .fork = ID(0, id + 10),
+					  .peer = 1),
+				  &rec),
+			 0);
 	return rec;
 }
 
@@ -69,8 +73,11 @@ static void rp_word__a_value_that_was_never_shared_has_none(void **state)
 	refused(m, MSG_WORD(0, FORK_REQUEST, 3, ID(0, 1), ID(1, 1)), &answer);
 	refused(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(1, 2)), &answer);
 	/* A share without one would make it. */
-	assert_int_equal(step_rec(m, EV_WORD(0, FORK, .id = ID(0, 1), .fork = ID(0, 11), .peer = 1), &rec), -EINVAL);
-	assert_int_equal(step(m, EV_WORD(0, CREATE, .id = ID(0, 20), .fork = ID(0, 21), .peer = 1)), -EINVAL);
+	assert_int_equal(step_rec(m, EV_WORD(0, FORK, .id = ID(0, 1), .fork = ID(0, 11), .peer = 1),
+				  &rec),
+			 -EINVAL);
+	assert_int_equal(step(m, EV_WORD(0, CREATE, .id = ID(0, 20), .fork = ID(0, 21), .peer = 1)),
+			 -EINVAL);
 	assert_int_equal(counts(m).forks + counts(m).users, 0);
 	rp_destroy(m);
 }
@@ -83,7 +90,11 @@ static void rp_word__is_made_once(void **state)
 	(void)state;
 	assert_true(share(m, 1, WORD).word == WORD);
 	for (uint32_t to = 0; to < 4; to++) {
-		assert_int_equal(step_rec(m, EV_WORD(7 + to, FORK, .id = ID(0, 1), .fork = ID(0, 30 + to), .peer = to), &rec), 0);
+		assert_int_equal(step_rec(m,
+					  EV_WORD(7 + to, FORK, .id = ID(0, 1),
+						  .fork = ID(0, 30 + to), .peer = to),
+					  &rec),
+				 0);
 		assert_true(rec.word == WORD);
 	}
 	/* Nor does taking a share back end it: others have it. */
@@ -183,7 +194,11 @@ static void rp_word__an_early_record_tells_nothing(void **state)
 	(void)state;
 	share(m, 1, WORD);
 	for (uint64_t id = 1; id <= 7; id += 6) {
-		struct rp_fork rec = { .id = ID(0, id), .fork = ID(3, id), .owner = 0, .parent = 3, .flags = RP_FORK_EARLY,
+		struct rp_fork rec = { .id = ID(0, id),
+				       .fork = ID(3, id),
+				       .owner = 0,
+				       .parent = 3,
+				       .flags = RP_FORK_EARLY,
 				       .word = 5 };
 
 		assert_int_equal(step(m, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5)), 0);
@@ -204,14 +219,25 @@ static void rp_word__a_creators_own(void **state)
 	struct rp_fork rec, again;
 
 	(void)state;
-	assert_int_equal(step(a, EV_WORD(42, CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0, .handle = &handle)), 0);
+	assert_int_equal(step(a,
+			      EV_WORD(42, CREATE, .id = ID(1, 1), .fork = ID(1, 2), .peer = 0,
+				      .handle = &handle)),
+			 0);
 	/* Shared before the owner has answered, and by its receiver in turn. */
-	assert_int_equal(step_rec(a, EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5), .peer = 2), &rec), 0);
+	assert_int_equal(step_rec(a,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 2), .fork = ID(1, 5),
+				     .peer = 2),
+				  &rec),
+			 0);
 	assert_true(rec.word == 42 && rec.flags == RP_FORK_EARLY);
 	assert_true(sent(a, 0, 0, RP_MSG_FORK_REQUEST)->word == 42);
 	assert_int_equal(step(b, EV(RECV_FORK, .rec = &rec, .peer = 1, .cookie = 6)), 0);
 	*effect(b, 0, RP_EFF_NEW_HANDLE)->handle_slot = &handle;
-	assert_int_equal(step_rec(b, EV(FORK, .id = ID(1, 1), .src = ID(1, 5), .fork = ID(2, 1), .peer = 3), &again), 0);
+	assert_int_equal(step_rec(b,
+				  EV(FORK, .id = ID(1, 1), .src = ID(1, 5), .fork = ID(2, 1),
+				     .peer = 3),
+				  &again),
+			 0);
 	assert_true(again.word == 42);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	assert_true(sent(b, 0, 0, RP_MSG_FORK_REQUEST)->word == 42);
@@ -221,7 +247,9 @@ static void rp_word__a_creators_own(void **state)
 	assert_int_equal(sent(o, 0, 2, RP_MSG_FORK_ACK)->status, -ESTALE);
 	assert_int_equal(step(o, MSG_WORD(42, FORK_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(sent(o, 0, 2, RP_MSG_FORK_ACK)->status, 0);
-	assert_int_equal(step_rec(o, EV_WORD(43, FORK, .id = ID(1, 1), .fork = ID(0, 1), .peer = 3), &rec), 0);
+	assert_int_equal(step_rec(o, EV_WORD(43, FORK, .id = ID(1, 1), .fork = ID(0, 1), .peer = 3),
+				  &rec),
+			 0);
 	assert_true(rec.word == 42);
 	rp_destroy(a);
 	rp_destroy(b);

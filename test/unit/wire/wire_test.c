@@ -39,7 +39,8 @@ static struct rref_id any_id(void)
 static struct rp_location any_location(void)
 {
 	struct rp_location loc = {
-		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd() | 1, .type_hash = rnd(),
+		.addr = rnd() >> 2, .length = rnd() >> below(60) >> 2, .nonce = rnd() | 1,
+		.type_hash = rnd(),
 		.rkey = { (uint32_t)rnd(), (uint32_t)rnd() }, .version = 1 + below(7),
 		.nr_segments = (uint16_t)(below(4) ? 1 : below(RREF_SEGMENTS_MAX + 1)),
 		.nr_refs = (uint16_t)(below(4) ? 0 : below(RREF_REFS_MAX + 1)),
@@ -73,7 +74,8 @@ static void any_forks(struct rp_fork *refs, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++) {
 		refs[i] = (struct rp_fork){
-			.id = any_id(), .fork = any_id(), .owner = below(WORLD), .parent = below(WORLD), .flags = below(2),
+			.id = any_id(), .fork = any_id(), .owner = below(WORLD),
+			.parent = below(WORLD), .flags = below(2),
 			.owner_incarnation = rnd(), .word = rnd(),
 		};
 		if (below(2))
@@ -82,7 +84,8 @@ static void any_forks(struct rp_fork *refs, unsigned nr)
 }
 
 /* In the message, or elsewhere. */
-static void any_payload(struct rp_location *loc, uint8_t *key, uint16_t *nr_refs, uint32_t *data_length, uint32_t max)
+static void any_payload(struct rp_location *loc, uint8_t *key, uint16_t *nr_refs,
+			uint32_t *data_length, uint32_t max)
 {
 	if (below(3)) {
 		*nr_refs = (uint16_t)below(RW_REFS_MAX + 1);
@@ -101,7 +104,8 @@ static void any_proto(struct rp_msg *p)
 	bool answers;
 
 	p->type = (enum rp_msg_type)(1 + below(RP_MSG_NR_TYPES - 1));
-	answers = p->type == RP_MSG_FORK_ACK || p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED;
+	answers = p->type == RP_MSG_FORK_ACK || p->type == RP_MSG_FETCH_REPLY ||
+		p->type == RP_MSG_CREATED;
 	p->id = any_id();
 	p->fork = any_id();
 	if (p->type == RP_MSG_FORK_REQUEST)
@@ -110,7 +114,8 @@ static void any_proto(struct rp_msg *p)
 		p->status = -1 - (int)below(4095);
 		p->about = (uint16_t)below(WORLD + 1);
 		memset(p->text, 'x', below(RP_TEXT_MAX));
-	} else if (p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED || (answers && below(2))) {
+	} else if (p->type == RP_MSG_FETCH_REPLY || p->type == RP_MSG_CREATED ||
+		   (answers && below(2))) {
 		p->loc = any_location();
 	}
 }
@@ -154,7 +159,8 @@ static void any_message(struct rw_message *m, unsigned type)
 		}
 		c->name_length = (uint8_t)(1 + below(RREF_NAME_MAX));
 		c->meta_length = (uint16_t)(below(4) ? 0 : below(RREF_META_MAX + 1));
-		any_payload(&c->loc, c->key, &c->nr_refs, &c->data_length, RW_INLINE_MAX - c->meta_length);
+		any_payload(&c->loc, c->key, &c->nr_refs, &c->data_length,
+			    RW_INLINE_MAX - c->meta_length);
 		if (c->kind == RW_CALL_REMOTE) {
 			c->id = any_id();
 			c->fork = any_id();
@@ -201,7 +207,9 @@ static void any_message(struct rw_message *m, unsigned type)
 		m->u.received.seq = rnd();
 		break;
 	case RW_DONE:
-		m->u.done = (struct rw_done){ .call_id = rnd(), .what = 1 + below(2), .status = -(int)below(4096) };
+		m->u.done = (struct rw_done){ .call_id = rnd(),
+					      .what = 1 + below(2),
+					      .status = -(int)below(4096) };
 		break;
 	case RW_GOODBYE:
 		break;
@@ -212,15 +220,19 @@ static void any_message(struct rw_message *m, unsigned type)
 
 static void assert_id(const struct rref_id *a, const struct rref_id *b)
 {
-	assert_true(a->local_id == b->local_id && a->created_on == b->created_on && a->reserved == b->reserved);
+	assert_true(a->local_id == b->local_id && a->created_on == b->created_on &&
+		    a->reserved == b->reserved);
 }
 
 static void assert_location(const struct rp_location *a, const struct rp_location *b)
 {
-	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce && a->type_hash == b->type_hash);
-	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] && a->version == b->version &&
-		    a->nr_segments == b->nr_segments && a->nr_refs == b->nr_refs);
-	assert_true(a->data_addr == b->data_addr && a->data_rkey[0] == b->data_rkey[0] && a->data_rkey[1] == b->data_rkey[1]);
+	assert_true(a->addr == b->addr && a->length == b->length && a->nonce == b->nonce &&
+		    a->type_hash == b->type_hash);
+	assert_true(a->rkey[0] == b->rkey[0] && a->rkey[1] == b->rkey[1] &&
+		    a->version == b->version && a->nr_segments == b->nr_segments &&
+		    a->nr_refs == b->nr_refs);
+	assert_true(a->data_addr == b->data_addr && a->data_rkey[0] == b->data_rkey[0] &&
+		    a->data_rkey[1] == b->data_rkey[1]);
 }
 
 static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsigned nr)
@@ -236,7 +248,8 @@ static void assert_forks(const struct rp_fork *a, const struct rp_fork *b, unsig
 
 static void assert_message(const struct rw_message *a, const struct rw_message *b)
 {
-	assert_true(a->frame.type == b->frame.type && a->frame.seq == b->frame.seq && a->frame.epoch == b->frame.epoch);
+	assert_true(a->frame.type == b->frame.type && a->frame.seq == b->frame.seq &&
+		    a->frame.epoch == b->frame.epoch);
 	assert_int_equal(a->frame.ack, b->frame.ack);
 	switch (a->frame.type) {
 	case RW_AUTH:
@@ -245,8 +258,10 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_int_equal(a->u.auth.beacon_rkey, b->u.auth.beacon_rkey);
 		break;
 	case RW_CALL:
-		assert_true(a->u.call.call_id == b->u.call.call_id && a->u.call.kind == b->u.call.kind);
-		assert_true(a->u.call.nr_refs == b->u.call.nr_refs && a->u.call.name_length == b->u.call.name_length);
+		assert_true(a->u.call.call_id == b->u.call.call_id &&
+			    a->u.call.kind == b->u.call.kind);
+		assert_true(a->u.call.nr_refs == b->u.call.nr_refs &&
+			    a->u.call.name_length == b->u.call.name_length);
 		assert_int_equal(a->u.call.data_length, b->u.call.data_length);
 		assert_int_equal(a->u.call.meta_length, b->u.call.meta_length);
 		assert_memory_equal(a->u.call.meta, b->u.call.meta, a->u.call.meta_length);
@@ -264,9 +279,11 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_forks(a->u.call.refs, b->u.call.refs, a->u.call.nr_refs);
 		break;
 	case RW_REPLY:
-		assert_true(a->u.reply.call_id == b->u.reply.call_id && a->u.reply.status == b->u.reply.status);
+		assert_true(a->u.reply.call_id == b->u.reply.call_id &&
+			    a->u.reply.status == b->u.reply.status);
 		assert_int_equal(a->u.reply.about, b->u.reply.about);
-		assert_true(a->u.reply.nr_refs == b->u.reply.nr_refs && a->u.reply.text_length == b->u.reply.text_length);
+		assert_true(a->u.reply.nr_refs == b->u.reply.nr_refs &&
+			    a->u.reply.text_length == b->u.reply.text_length);
 		assert_int_equal(a->u.reply.data_length, b->u.reply.data_length);
 		assert_memory_equal(a->u.reply.text, b->u.reply.text, a->u.reply.text_length);
 		assert_location(&a->u.reply.loc, &b->u.reply.loc);
@@ -279,7 +296,8 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		assert_forks(a->u.reply.refs, b->u.reply.refs, a->u.reply.nr_refs);
 		break;
 	case RW_PROTO:
-		assert_true(a->u.proto.type == b->u.proto.type && a->u.proto.status == b->u.proto.status);
+		assert_true(a->u.proto.type == b->u.proto.type &&
+			    a->u.proto.status == b->u.proto.status);
 		assert_int_equal(a->u.proto.about, b->u.proto.about);
 		assert_id(&a->u.proto.id, &b->u.proto.id);
 		assert_id(&a->u.proto.fork, &b->u.proto.fork);
@@ -294,16 +312,19 @@ static void assert_message(const struct rw_message *a, const struct rw_message *
 		break;
 	case RW_TYPE_ANSWER:
 		assert_true(a->u.type.number == b->u.type.number &&
-			    a->u.type.element_size == b->u.type.element_size && a->u.type.flags == b->u.type.flags);
+			    a->u.type.element_size == b->u.type.element_size &&
+			    a->u.type.flags == b->u.type.flags);
 		assert_int_equal(a->u.type.name_length, b->u.type.name_length);
 		assert_memory_equal(a->u.type.name, b->u.type.name, a->u.type.name_length);
 		break;
 	case RW_RECEIVED:
-		assert_memory_equal(a->u.received.mac, b->u.received.mac, sizeof(a->u.received.mac));
+		assert_memory_equal(a->u.received.mac, b->u.received.mac,
+				    sizeof(a->u.received.mac));
 		assert_true(a->u.received.seq == b->u.received.seq);
 		break;
 	case RW_DONE:
-		assert_true(a->u.done.call_id == b->u.done.call_id && a->u.done.what == b->u.done.what);
+		assert_true(a->u.done.call_id == b->u.done.call_id &&
+			    a->u.done.what == b->u.done.what);
 		assert_int_equal(a->u.done.status, b->u.done.status);
 		break;
 	case RW_GOODBYE:
@@ -339,16 +360,20 @@ static void assert_refused_or_exact(const uint8_t *bytes, size_t n)
 	free(copy);
 }
 
-/* A call with a name and bytes, a reply with bytes: the straight way, and how close to it one is refused. */
+/* A call with a name and bytes, a reply with bytes: the
+ * straight way, and how close to it one is refused. */
 static void rw__plain_at_their_limits(void **state)
 {
 	static const struct { uint8_t name; uint16_t meta; uint32_t data; } good[] = {
-		{ 1, 0, 0 }, { 7, 0, 0 }, { 8, 0, 0 }, { RREF_NAME_MAX, 0, RW_INLINE_MAX }, { 3, RREF_META_MAX, 0 },
+		{ 1, 0, 0 }, { 7, 0, 0 }, { 8, 0, 0 }, { RREF_NAME_MAX, 0, RW_INLINE_MAX },
+		{ 3, RREF_META_MAX, 0 },
 		{ RREF_NAME_MAX, RREF_META_MAX, RW_INLINE_MAX - RREF_META_MAX },
 	};
 	static const struct { unsigned at; uint8_t is; } bad[] = {
-		{ 1, 1 }, { 2, 1 }, { 3, 1 }, { 24 + 8, 0 }, { 24 + 8, RW_CALL_REMOTE }, { 24 + 8, RW_CALL_TAKE }, { 24 + 8, 4 },
-		{ 24 + 9, 1 }, { 24 + 9, 2 }, { 24 + 10, 0 }, { 24 + 10, 128 }, { 24 + 11, 1 }, { 24 + 12, 1 }, { 24 + 13, 1 },
+		{ 1, 1 }, { 2, 1 }, { 3, 1 }, { 24 + 8, 0 }, { 24 + 8, RW_CALL_REMOTE },
+		{ 24 + 8, RW_CALL_TAKE }, { 24 + 8, 4 },
+		{ 24 + 9, 1 }, { 24 + 9, 2 }, { 24 + 10, 0 }, { 24 + 10, 128 }, { 24 + 11, 1 },
+		{ 24 + 12, 1 }, { 24 + 13, 1 },
 		{ 24 + 14, 1 }, { 24 + 16, 1 }, { 24 + 19, 1 }, { 24 + 20, 0 },
 	};
 	static struct rw_message m, out;
@@ -399,7 +424,8 @@ static void rw__plain_at_their_limits(void **state)
 		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
 		assert_message(&m, &out);
 		free(copy);
-		/* Status, text's length, located, 0, references, 0, data's length: none may say anything else. */
+		/* Status, text's length, located, 0, references, 0,
+		 * data's length: none may say anything else. */
 		for (unsigned at = 8; at < 24; at++) {
 			buf[24 + at] ^= 1;
 			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
@@ -451,7 +477,8 @@ static void rw__truncated_or_extended(void **state)
 			/* With a length that says so. */
 			if (k >= (int)RW_FRAME_BYTES) {
 				put_le32(buf + 4, (uint32_t)k);
-				assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy), -EPROTO);
+				assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy),
+						 -EPROTO);
 				free(copy);
 				put_le32(buf + 4, (uint32_t)n);
 			}
@@ -536,8 +563,10 @@ static void rw__forks_of_a_payload(void **state)
 	assert_int_equal(rw_put_forks(refs, RREF_REFS_MAX, buf), 0);
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), 0);
 	assert_forks(refs, out, RREF_REFS_MAX);
-	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, 1, out), -EPROTO); /* ranks of a larger group */
-	put_le32(buf + (RREF_REFS_MAX - 1) * RW_FORK_BYTES + 48, 2);         /* the last one's flags */
+	/* ranks of a larger group */
+	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, 1, out), -EPROTO);
+	/* the last one's flags */
+	put_le32(buf + (RREF_REFS_MAX - 1) * RW_FORK_BYTES + 48, 2);
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX, WORLD, out), -EPROTO);
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX - 1, WORLD, out), 0);
 	refs[3].flags = 2;
@@ -602,21 +631,28 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_CALL, m.u.call.name_length = RREF_NAME_MAX + 1);
 	REFUSED(RW_CALL, m.u.call.meta_length = RREF_META_MAX + 1);
 	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.data_length = RW_INLINE_MAX + 1));
-	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.data_length = RW_INLINE_MAX, m.u.call.meta_length = 1));
-	REFUSED(RW_CALL, (m.u.call.loc = located(RREF_ARGS_MAX + 1u, 0), m.u.call.data_length = RREF_ARGS_MAX + 1u,
-			  m.u.call.nr_refs = 0));
+	REFUSED(RW_CALL,
+		(m.u.call.loc = none, m.u.call.data_length = RW_INLINE_MAX,
+		 m.u.call.meta_length = 1));
+	REFUSED(RW_CALL,
+		(m.u.call.loc = located(RREF_ARGS_MAX + 1u, 0),
+		 m.u.call.data_length = RREF_ARGS_MAX + 1u, m.u.call.nr_refs = 0));
 	REFUSED(RW_CALL, (m.u.call.loc = located(1, RREF_REFS_MAX + 1), m.u.call.data_length = 1,
 			  m.u.call.nr_refs = RREF_REFS_MAX + 1));
-	REFUSED(RW_CALL, (m.u.call.loc = located(0, 0), m.u.call.data_length = 0, m.u.call.nr_refs = 0));
-	REFUSED(RW_CALL, (m.u.call.loc = located(10, 2), m.u.call.data_length = 11, m.u.call.nr_refs = 2));
-	REFUSED(RW_CALL, (m.u.call.loc = none, m.u.call.nr_refs = 1, m.u.call.data_length = 0, any_forks(m.u.call.refs, 1),
-			  m.u.call.refs[0].flags = 2));
+	REFUSED(RW_CALL,
+		(m.u.call.loc = located(0, 0), m.u.call.data_length = 0, m.u.call.nr_refs = 0));
+	REFUSED(RW_CALL,
+		(m.u.call.loc = located(10, 2), m.u.call.data_length = 11, m.u.call.nr_refs = 2));
+	REFUSED(RW_CALL,
+		(m.u.call.loc = none, m.u.call.nr_refs = 1, m.u.call.data_length = 0,
+		 any_forks(m.u.call.refs, 1), m.u.call.refs[0].flags = 2));
 	REFUSED(RW_REPLY, (m.u.reply.status = 0, m.u.reply.text_length = 0, m.u.reply.loc = none,
 			   m.u.reply.nr_refs = RW_REFS_MAX + 1));
 	REFUSED(RW_REPLY, m.u.reply.text_length = RP_TEXT_MAX);
 	REFUSED(RW_REPLY, (m.u.reply.loc = none, m.u.reply.data_length = RW_INLINE_MAX + 1));
-	REFUSED(RW_REPLY, (m.u.reply.status = -EIO, m.u.reply.text_length = 0, m.u.reply.loc = located(1, 0),
-			   m.u.reply.data_length = 1, m.u.reply.nr_refs = 0));
+	REFUSED(RW_REPLY,
+		(m.u.reply.status = -EIO, m.u.reply.text_length = 0, m.u.reply.loc = located(1, 0),
+		 m.u.reply.data_length = 1, m.u.reply.nr_refs = 0));
 	REFUSED(RW_DONE, m.u.done.what = 0);
 	REFUSED(RW_DONE, m.u.done.what = 3);
 	REFUSED(RW_DONE, m.u.done.status = 1);
@@ -630,7 +666,8 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_PROTO, m.u.proto.type = RP_MSG_NR_TYPES);
 	REFUSED(RW_PROTO, m.u.proto.status = 1);
 	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_DELETE, m.u.proto.status = -EIO));
-	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = 0, m.u.proto.loc.version = 0));
+	REFUSED(RW_PROTO,
+		(m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = 0, m.u.proto.loc.version = 0));
 	REFUSED(RW_PROTO, (m.u.proto.type = RP_MSG_CREATED, m.u.proto.status = -EIO,
 			   memset(m.u.proto.text, 'x', RP_TEXT_MAX)));
 	REFUSED(RW_TYPE_ANSWER, m.u.type.name_length = RREF_NAME_MAX + 1);
@@ -712,7 +749,8 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 76 + 68, 0));             /* local only, with an address */
 	REFUSED(put_le16(buf + 76 + 96, RREF_SEGMENTS_MAX + 1));
 	REFUSED(put_le16(buf + 76 + 98, RREF_REFS_MAX + 1));
-	REFUSED(put_le64(buf + 76 + 100, 0));             /* keys of a payload that has no address */
+	/* keys of a payload that has no address */
+	REFUSED(put_le64(buf + 76 + 100, 0));
 	REFUSED(put_le64(buf + 76 + 100, UINT64_MAX));    /* wraps */
 	REFUSED(buf[76 + 116] = '\0');                   /* in the name */
 	m.u.call.kind = RW_CALL_RPC;
@@ -759,7 +797,11 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le32(buf + 24 + 12, 0x80000000u));
 	m.frame.type = RW_PROTO;
 	memset(&m.u, 0, sizeof(m.u));
-	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_ACK, .id = any_id(), .fork = any_id(), .status = -ESTALE, .text = "gone" };
+	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_ACK,
+				     .id = any_id(),
+				     .fork = any_id(),
+				     .status = -ESTALE,
+				     .text = "gone" };
 	REFUSED(buf[24] = 0);
 	REFUSED(buf[24] = RP_MSG_NR_TYPES);
 	REFUSED(buf[24] = RP_MSG_DELETE);                /* has no status */
@@ -780,7 +822,9 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le32(buf + 52, WORLD));
 	m.frame.type = RW_TYPE_ANSWER;
 	memset(&m.u, 0, sizeof(m.u));
-	m.u.type = (struct rw_type_info){ .number = 1, .element_size = 4, .flags = 1, .name_length = 3, .name = "i32" };
+	m.u.type = (struct rw_type_info){
+		.number = 1, .element_size = 4, .flags = 1, .name_length = 3, .name = "i32"
+	};
 	REFUSED(buf[24 + 20] = 128);                     /* name */
 	REFUSED(buf[24 + 20] = 2);
 	REFUSED(buf[24 + 20] = 0);
@@ -837,34 +881,89 @@ static void rw__golden_bytes(void **state)
 
 	(void)state;
 	memset(&m, 0, sizeof(m));
-	m.frame = (struct rw_frame){ .type = RW_PROTO, .seq = 0x0102030405060708u, .epoch = 0x0a0b0c0du };
+	m.frame = (struct rw_frame){ .type = RW_PROTO,
+				     .seq = 0x0102030405060708u,
+				     .epoch = 0x0a0b0c0du };
 	m.u.proto = (struct rp_msg){
-		.type = RP_MSG_FORK_ACK, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
-		.loc = { .addr = 0x1000, .length = 5, .nonce = 6, .type_hash = 7, .rkey = { 8, 9 }, .version = 10,
-			 .nr_segments = 11, .nr_refs = 0x102, .data_addr = 0x2000, .data_rkey = { 12, 13 } },
+		.type = RP_MSG_FORK_ACK,
+		.id = { 1, 2, 0 },
+		.fork = { 3, 4, 0 },
+		.loc = { .addr = 0x1000,
+			 .length = 5,
+			 .nonce = 6,
+			 .type_hash = 7,
+			 .rkey = { 8, 9 },
+			 .version = 10,
+			 .nr_segments = 11,
+			 .nr_refs = 0x102,
+			 .data_addr = 0x2000,
+			 .data_rkey = { 12, 13 } },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "78000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"02010000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
-		"0010000000000000" "0500000000000000" "0600000000000000" "0700000000000000" "08000000" "09000000" "0a000000"
-		"0b00" "0201" "0020000000000000" "0c000000" "0d000000");
+			    "04000000"
+			    "78000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "02010000"
+			    "00000000"
+			    "0100000000000000"
+			    "02000000"
+			    "0300000000000000"
+			    "04000000"
+			    "0010000000000000"
+			    "0500000000000000"
+			    "0600000000000000"
+			    "0700000000000000"
+			    "08000000"
+			    "09000000"
+			    "0a000000"
+			    "0b00"
+			    "0201"
+			    "0020000000000000"
+			    "0c000000"
+			    "0d000000");
 	m.u.proto.status = -ESTALE;
 	strcpy(m.u.proto.text, "no");
 	m.u.proto.about = 3;
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "3c000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"02000200" "8cffffff" "0100000000000000" "02000000" "0300000000000000" "04000000" "0300" "6e6f");
+			    "04000000"
+			    "3c000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "02000200"
+			    "8cffffff"
+			    "0100000000000000"
+			    "02000000"
+			    "0300000000000000"
+			    "04000000"
+			    "0300"
+			    "6e6f");
 	memset(&m.u, 0, sizeof(m.u));
-	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_REQUEST, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .word = 0x1122334455667788u };
+	m.u.proto = (struct rp_msg){ .type = RP_MSG_FORK_REQUEST,
+				     .id = { 1, 2, 0 },
+				     .fork = { 3, 4, 0 },
+				     .word = 0x1122334455667788u };
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"04000000" "40000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"01000000" "00000000" "0100000000000000" "02000000" "0300000000000000" "04000000" "8877665544332211");
+			    "04000000"
+			    "40000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "01000000"
+			    "00000000"
+			    "0100000000000000"
+			    "02000000"
+			    "0300000000000000"
+			    "04000000"
+			    "8877665544332211");
 	memset(&m.u, 0, sizeof(m.u));
 	m.frame.type = RW_TYPE_QUERY;
 	m.u.type = (struct rw_type_info){ .number = 9, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 } };
@@ -876,42 +975,142 @@ static void rw__golden_bytes(void **state)
 	memset(&m.u, 0, sizeof(m.u));
 	m.frame.type = RW_CALL;
 	m.u.call = (struct rw_call){
-		.call_id = 11, .kind = RW_CALL_REMOTE, .word = 0x77, .nr_refs = 1, .name_length = 1, .data_length = 2, .id = { 1, 2, 0 },
-		.fork = { 3, 4, 0 }, .name = "f", .meta = "m", .meta_length = 1, .data = "ab",
-		.refs = { { .id = { 5, 0, 0 }, .fork = { 6, 1, 0 }, .owner = 3, .parent = 1, .flags = RP_FORK_EARLY,
-			    .owner_incarnation = 0x99, .word = 0x88 } },
+		.call_id = 11,
+		.kind = RW_CALL_REMOTE,
+		.word = 0x77,
+		.nr_refs = 1,
+		.name_length = 1,
+		.data_length = 2,
+		.id = { 1, 2, 0 },
+		.fork = { 3, 4, 0 },
+		.name = "f",
+		.meta = "m",
+		.meta_length = 1,
+		.data = "ab",
+		.refs = { { .id = { 5, 0, 0 },
+			    .fork = { 6, 1, 0 },
+			    .owner = 3,
+			    .parent = 1,
+			    .flags = RP_FORK_EARLY,
+			    .owner_incarnation = 0x99,
+			    .word = 0x88 } },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "c4000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"0b00000000000000" "02" "00" "01" "00" "0100" "0100" "02000000" "0100000000000000" "02000000" "0300000000000000" "04000000" "7700000000000000"
-		"0500000000000000" "00000000" "0600000000000000" "01000000" "03000000" "01000000" "9900000000000000" "8800000000000000"
-		"01000000"
-		"0000000000000000" "0000000000000000" "0000000000000000" "0000000000000000" "00000000" "00000000" "00000000"
-		"00000000" "0000000000000000" "00000000" "00000000" "66" "6d" "6162");
+			    "02000000"
+			    "c4000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "0b00000000000000"
+			    "02"
+			    "00"
+			    "01"
+			    "00"
+			    "0100"
+			    "0100"
+			    "02000000"
+			    "0100000000000000"
+			    "02000000"
+			    "0300000000000000"
+			    "04000000"
+			    "7700000000000000"
+			    "0500000000000000"
+			    "00000000"
+			    "0600000000000000"
+			    "01000000"
+			    "03000000"
+			    "01000000"
+			    "9900000000000000"
+			    "8800000000000000"
+			    "01000000"
+			    "0000000000000000"
+			    "0000000000000000"
+			    "0000000000000000"
+			    "0000000000000000"
+			    "00000000"
+			    "00000000"
+			    "00000000"
+			    "00000000"
+			    "0000000000000000"
+			    "00000000"
+			    "00000000"
+			    "66"
+			    "6d"
+			    "6162");
 	m.u.call = (struct rw_call){
-		.call_id = 11, .kind = RW_CALL_RPC, .nr_refs = 1, .name_length = 1, .data_length = 5000, .name = "f",
-		.loc = { .addr = 0x1000, .length = 5116, .nonce = 6, .rkey = { 8, 9 }, .version = 1, .nr_segments = 1 },
-		.key = { 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf },
+		.call_id = 11,
+		.kind = RW_CALL_RPC,
+		.nr_refs = 1,
+		.name_length = 1,
+		.data_length = 5000,
+		.name = "f",
+		.loc = { .addr = 0x1000,
+			 .length = 5116,
+			 .nonce = 6,
+			 .rkey = { 8, 9 },
+			 .version = 1,
+			 .nr_segments = 1 },
+		.key = { 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab,
+			 0xac, 0xad, 0xae, 0xaf },
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "7d000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"0b00000000000000" "01" "01" "01" "00" "0100" "0000" "88130000"
-		"0010000000000000" "fc13000000000000" "0600000000000000" "0000000000000000" "08000000" "09000000" "01000000" "01000000"
-		"0000000000000000" "00000000" "00000000" "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf" "66");
+			    "02000000"
+			    "7d000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "0b00000000000000"
+			    "01"
+			    "01"
+			    "01"
+			    "00"
+			    "0100"
+			    "0000"
+			    "88130000"
+			    "0010000000000000"
+			    "fc13000000000000"
+			    "0600000000000000"
+			    "0000000000000000"
+			    "08000000"
+			    "09000000"
+			    "01000000"
+			    "01000000"
+			    "0000000000000000"
+			    "00000000"
+			    "00000000"
+			    "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf"
+			    "66");
 	m.u.call = (struct rw_call){
-		.call_id = 11, .kind = RW_CALL_TAKE, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 }, .name = "",
+		.call_id = 11, .kind = RW_CALL_TAKE, .id = { 1, 2, 0 }, .fork = { 3, 4, 0 },
+		.name = "",
 		.data = "\x05\0\0\0\x03\0\0", .data_length = RW_TAKE_BYTES,
 	};
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
 	assert_string_equal(text,
-		"02000000" "4c000000" "0807060504030201" "0d0c0b0a" "00000000"
-		"0b00000000000000" "03" "00" "00" "00" "0000" "0000" "08000000" "0100000000000000" "02000000" "0300000000000000" "04000000"
-		"05000000" "03000000");
+			    "02000000"
+			    "4c000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "00000000"
+			    "0b00000000000000"
+			    "03"
+			    "00"
+			    "00"
+			    "00"
+			    "0000"
+			    "0000"
+			    "08000000"
+			    "0100000000000000"
+			    "02000000"
+			    "0300000000000000"
+			    "04000000"
+			    "05000000"
+			    "03000000");
 	memset(&m.u, 0, sizeof(m.u));
 	m.frame.type = RW_RECEIVED;
 	m.frame.ack = 0x0e0f1011;
@@ -919,8 +1118,14 @@ static void rw__golden_bytes(void **state)
 	m.u.received.seq = 12;
 	n = rw_encode(&m, buf, sizeof(buf));
 	hex(buf, n, text);
-	assert_string_equal(text, "0f000000" "40000000" "0807060504030201" "0d0c0b0a" "11100f0e"
-			    "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee" "0c00000000000000");
+	assert_string_equal(text,
+			    "0f000000"
+			    "40000000"
+			    "0807060504030201"
+			    "0d0c0b0a"
+			    "11100f0e"
+			    "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"
+			    "0c00000000000000");
 	m.frame.ack = 0;
 	m.frame.type = RW_DONE;
 	m.u.done = (struct rw_done){ .call_id = 11, .what = RW_PAYLOAD_REPLY, .status = -ENOMEM };
@@ -934,8 +1139,10 @@ static void rw__golden_bytes(void **state)
 static void rw__tables_of_the_document(void **state)
 {
 	static const struct { const char *heading; unsigned bytes; } tables[] = {
-		{ "## Frame\n", RW_FRAME_BYTES }, { "## Id\n", RW_ID_BYTES }, { "## Location\n", RW_LOCATION_BYTES },
-		{ "## Fork record\n", RW_FORK_BYTES }, { "## TYPE_ANSWER\n", 24 }, { "## CALL\n", 20 }, { "## REPLY\n", 24 }, { "## PROTO\n", 32 },
+		{ "## Frame\n", RW_FRAME_BYTES }, { "## Id\n", RW_ID_BYTES },
+		{ "## Location\n", RW_LOCATION_BYTES },
+		{ "## Fork record\n", RW_FORK_BYTES }, { "## TYPE_ANSWER\n", 24 },
+		{ "## CALL\n", 20 }, { "## REPLY\n", 24 }, { "## PROTO\n", 32 },
 		{ "## DONE\n", 16 },
 	};
 	unsigned seen = 0, at = 0, table = array_size(tables), offset, size;
@@ -949,10 +1156,13 @@ static void rw__tables_of_the_document(void **state)
 	}
 	while (fgets(line, sizeof(line), f)) {
 		if (line[0] == '#') {
-			for (table = 0; table < array_size(tables) && strcmp(line, tables[table].heading); table++)
+			for (table = 0;
+			     table < array_size(tables) && strcmp(line, tables[table].heading);
+			     table++)
 				;
 			at = 0;
-		} else if (table < array_size(tables) && sscanf(line, "| %u | %u |", &offset, &size) == 2) {
+		} else if (table < array_size(tables) &&
+			   sscanf(line, "| %u | %u |", &offset, &size) == 2) {
 			assert_int_equal(offset, at);
 			at += size;
 			assert_true(at <= tables[table].bytes);
