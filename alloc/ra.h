@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra: memory for values. jemalloc arenas whose extents are cut from few, large, registered regions.
+ * ra: memory for values (docs/design/memory.md). jemalloc arenas whose extents are cut from few,
+ * large, registered regions.
  *
  * An arena belongs to its process. A child of fork(2) neither uses nor destroys its parent's
  * arenas, and makes its own.

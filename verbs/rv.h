@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rv: the device layer. One total table of operations, two providers: ibv (libibverbs + librdmacm)
- * and shm (the same semantics between processes of one machine). The only directory that knows
- * <infiniband/...> and <rdma/...>.
+ * rv: the device layer (docs/design/devices.md). One total table of operations, two providers: ibv
+ * (libibverbs + librdmacm) and shm (the same semantics between processes of one machine). The only
+ * directory that knows <infiniband/...> and <rdma/...>.
  *
  * Nothing here calls upwards: poll() returns all that happens as events, and the core pulls them.
  *

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The progress lock, and work that its next holder does. */
+/* The progress lock, and work that its next holder does. Design: docs/design/progress.md. */
 #ifndef RC_BASE_LOCK_H
 #define RC_BASE_LOCK_H
 

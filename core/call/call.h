@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls, made and served: what other rooms may call. */
+/* Calls, made and served: the names for other rooms. Design: docs/design/calls.md. */
 #ifndef RC_CALL_CALL_H
 #define RC_CALL_CALL_H
 

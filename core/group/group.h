@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The group: who the workers are, how they prove it, and how they first meet.
+ * The group: its workers, the proof that each belongs to it, and their first meeting. Design:
+ * docs/design/group.md.
  *
  * Key. Every handshake (rendezvous and each peer connection) is a challenge-response MAC (libsodium crypto_generichash,
  * keyed BLAKE2b, 32 bytes) over both nonces, both roles, ranks, incarnations and the protocol version. With a key file,

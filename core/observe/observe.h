@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a worker tells of itself: what other rooms may call. */
+/* Counters, dumps and leaks: the names for other rooms. Described in docs/OBSERVING.md. */
 #ifndef RC_OBSERVE_OBSERVE_H
 #define RC_OBSERVE_OBSERVE_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The worker pool: what other rooms may call. Operations: future.h. */
+/* The worker pool: the names for other rooms. Operations: future.h. docs/design/progress.md. */
 #ifndef RC_OP_OP_H
 #define RC_OP_OP_H
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rp: the reference protocol as a pure state machine. Events in, effects out: no I/O, no clock, no thread, no global.
+ * rp: the reference protocol as a pure state machine. Events in, effects out: no I/O, no clock, no
+ * thread, no global. Design: docs/design/references.md.
  * The runtime (core/) and the simulator (test/) drive this very code. One machine stands for one worker (rank self).
  *
  * G1: the owner learns of every user reference's death. G2: a parent is not deleted before the owner has confirmed

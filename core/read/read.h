@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads: what other rooms may call. */
+/* Reads: the names for other rooms. Design: docs/design/reading.md. */
 #ifndef RC_READ_READ_H
 #define RC_READ_READ_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sessions with other workers: what other rooms may call. */
+/* Sessions with other workers: the names for other rooms. Design: docs/design/sessions.md. */
 #ifndef RC_SESSION_SESSION_H
 #define RC_SESSION_SESSION_H
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values, the memory that they lie in, and their types: what other rooms may call. */
+/*
+ * Values, their memory and their types: the names for other rooms. Design: docs/design/memory.md and
+ * docs/design/values.md.
+ */
 #ifndef RC_VALUE_VALUE_H
 #define RC_VALUE_VALUE_H
 

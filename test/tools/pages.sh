@@ -27,6 +27,9 @@ empty "each file and folder that is named is there" "$(look paths)"
 empty "each function of the library that a page names is there" "$(look calls)"
 empty "docs/GUIDE.md has the variables that the library reads" "$(look variables)"
 empty "the figures of README.md are those of docs/PERF.md" "$(look figures)"
+empty "a header of each room names its page" "$(for room in core/*/ verbs/ alloc/; do
+	[ "$room" = core/tools/ ] || grep -qE 'docs/[A-Za-z/]+[.]md' "$room"*.h || echo "$room"
+done)"
 empty "each page can be reached from README.md" "$(look orphans)"
 empty "each picture is what its text gives" \
 	"$(python3 docs/pictures/draw.py --check docs/pictures/*.txt 2>&1)"
