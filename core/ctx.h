@@ -148,8 +148,8 @@ struct rref_ctx {
 	} own_beat;
 	struct rc_device device[RV_NR_KINDS];
 
-	struct rc_reader *readers;        /* read/fast.c */
-	struct rc_flight *flights under_lock; /* read/in_flight.c */
+	struct rc_reader *readers;        /* value/reader.c */
+	struct rc_flight *flights under_lock; /* value/reader.c */
 
 	cache_aligned _Atomic uint32_t lock; /* [atomic] enum in lock.c */
 	_Atomic uint32_t lock_wanted;     /* threads that wait for the lock: pollers make way */

@@ -26,73 +26,10 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-/* ---- values ---- */
-
-int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr)
-{
-	struct rref **held = NULL;
-
-	if (nr && !v->more)
-		v->more = calloc(1, sizeof(*v->more));
-	if (nr && (!v->more || !(held = malloc(nr * sizeof(*held)))))
-		return rc_fail(ENOMEM, "memory for %zu references in a value", nr);
-	for (size_t i = 0; i < nr; i++) {
-		held[i] = rref_dup(refs[i]);
-		at_add(&held[i]->nested, 1);
-	}
-	at_add(&v->view.ctx->n.nested, nr);
-	if (v->more)
-		v->more->refs = held;
-	v->view.nr_refs = (uint16_t)nr;
-	return 0;
-}
-
-void rc_value_let_go(struct rc_value *v)
-{
-	struct rref **refs = v->more ? v->more->refs : NULL;
-
-	if (likely(!refs))
-		return;
-	v->more->refs = NULL;
-	at_sub(&v->view.ctx->n.nested, v->view.nr_refs);
-	for (uint32_t i = 0; i < v->view.nr_refs; i++) {
-		at_sub(&refs[i]->nested, 1);
-		rref_release(refs[i]); /* values within values: the lock's holder takes one after another off a list */
-	}
-	free(refs);
-}
-
-/* Handles that the program never released pin their values; what those hold must not outlive the context, nor a circle. */
-void rc_values_let_go(struct rref_ctx *ctx)
-{
-	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h))
-		if (h->pins)
-			rc_value_let_go(h->value);
-}
-
-/* ---- views ---- */
-
 /* By which it was read. */
 static struct rref *outer_of(const struct rref_view *v)
 {
 	return rc_landing_of(v)->outer;
-}
-
-void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs)
-{
-	l->outer = rref_dup(ref);
-	l->view.nr_refs = nr_refs;
-}
-
-void rc_view_let_go(struct rref_view *v)
-{
-	v->nr_refs = 0;
-	rref_release(outer_of(v));
-}
-
-size_t rref_view_nr_refs(const struct rref_view *view)
-{
-	return view && !rc_view_lost(view) ? view->nr_refs : 0;
 }
 
 /* ---- taking them ---- */

@@ -9,7 +9,7 @@
 #include "core/base/lock.h"
 #include "core/call/call.h"
 #include "core/observe/dump.h"
-#include "core/read/read.h"
+#include "core/value/value.h"
 
 _Static_assert(RREF_MESSAGE_KINDS == RW_NR_KINDS, "one counter for each kind");
 

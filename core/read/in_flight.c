@@ -10,25 +10,14 @@
  *
  * A flight is of one thread at a time, and out of its reader's hands while a READ is under way: callbacks and handlers that run
  * on the thread meanwhile take another for theirs. Flights are never freed before their context, so that a completion always
- * finds its own. Each POSTED one is ended once, by its completion or by the shutdown.
+ * finds its own. Each RC_FLIGHT_POSTED one is ended once, by its completion or by the shutdown.
  */
-#include <stdlib.h>
-
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/engine.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
-
-enum { FREE, MINE, POSTED, LANDED };
-
-struct rc_flight {
-	cache_aligned _Atomic uint32_t state; /* of a thread from MINE on; LANDED publishes status */
-	int status;
-	struct rref_future *f;	/* under the lock; it was handed over: whose READ it is */
-	struct rc_landing *landing;	/* under the lock; it was given up: where the device may still write */
-	struct rc_flight *next;	/* under the lock; ctx->flights */
-};
+#include "core/value/reader.h"
 
 /* Cookies of operations (rc_op_token) never have the highest bit. */
 #define COOKIE (UINT64_C(1) << 63)
@@ -38,60 +27,33 @@ struct rc_flight {
 #define TURN 16u
 #define LOOKS 4u /* before these, at READs only */
 
-static needs_lock struct rc_flight *get(struct rref_ctx *ctx)
-{
-	struct rc_flight *fl;
-
-	for (fl = ctx->flights; fl; fl = fl->next) {
-		uint32_t none = FREE;
-
-		/* Acquire: partner of rc_flight_put. */
-		if (at_load(&fl->state) == FREE && at_cas_ar(&fl->state, &none, MINE))
-			return fl;
-	}
-	fl = aligned_alloc(CACHE_LINE, sizeof(*fl));
-	if (!fl)
-		return NULL;
-	memset(fl, 0, sizeof(*fl));
-	at_store(&fl->state, MINE);
-	fl->next = ctx->flights;
-	ctx->flights = fl;
-	return fl;
-}
-
 struct rc_flight *rc_flight_get(struct rref_ctx *ctx)
 {
 	struct rc_flight *fl;
 
 	rc_lock(ctx);
-	fl = get(ctx);
+	fl = rc_flight_take(ctx);
 	rc_unlock(ctx);
 	return fl;
 }
 
-void rc_flight_put(struct rc_flight *fl)
-{
-	if (fl)
-		at_store_rel(&fl->state, FREE);
-}
-
 uint64_t rc_flight_begin(struct rc_flight *fl)
 {
-	at_store(&fl->state, POSTED); /* before the post, which publishes it to whoever polls */
+	at_store(&fl->state, RC_FLIGHT_POSTED); /* before the post, which publishes it to whoever polls */
 	return COOKIE | (uintptr_t)fl;
 }
 
 void rc_flight_undo(struct rc_flight *fl)
 {
-	at_store(&fl->state, MINE);
+	at_store(&fl->state, RC_FLIGHT_MINE);
 }
 
 static inline bool landed(struct rc_flight *fl, int *status)
 {
-	if (at_load_acq(&fl->state) != LANDED)
+	if (at_load_acq(&fl->state) != RC_FLIGHT_LANDED)
 		return false;
 	*status = fl->status;
-	at_store(&fl->state, MINE);
+	at_store(&fl->state, RC_FLIGHT_MINE);
 	return true;
 }
 
@@ -118,7 +80,7 @@ bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_fu
 	(*fl)->landing = f ? NULL : v;
 	at_add(&ctx->reads_in_flight, 1);
 	at_add(&ctx->n.quarantined, !f);
-	*fl = get(ctx);
+	*fl = rc_flight_take(ctx);
 	return true;
 }
 
@@ -146,7 +108,7 @@ bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, i
 
 	if (!(cookie & COOKIE))
 		return false;
-	if (unlikely(at_load(&fl->state) != POSTED)) {
+	if (unlikely(at_load(&fl->state) != RC_FLIGHT_POSTED)) {
 		at_add(&ctx->n.dropped, 1); /* the shutdown ended it */
 	} else if (unlikely(fl->f || fl->landing)) {
 		land_without(ctx, fl, status, wc);
@@ -154,7 +116,7 @@ bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, i
 		if (unlikely(status == -EACCES && p))
 			at_add(&p->resume.refused, 1);
 		fl->status = status;
-		at_store_rel(&fl->state, LANDED);
+		at_store_rel(&fl->state, RC_FLIGHT_LANDED);
 	}
 	return true;
 }
@@ -162,25 +124,15 @@ bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, i
 void rc_flights_fail(struct rref_ctx *ctx, int status)
 {
 	for (struct rc_flight *fl = ctx->flights; fl; fl = fl->next) {
-		uint32_t posted = POSTED;
+		uint32_t posted = RC_FLIGHT_POSTED;
 
-		if (at_load(&fl->state) != POSTED)
+		if (at_load(&fl->state) != RC_FLIGHT_POSTED)
 			continue;
 		if (fl->f || fl->landing) {
 			land_without(ctx, fl, status, -1);
 			continue;
 		}
 		fl->status = status;
-		at_cas_ar(&fl->state, &posted, LANDED); /* or it was not posted after all: rc_flight_undo */
-	}
-}
-
-is_alone void rc_flights_close(struct rref_ctx *ctx)
-{
-	while (ctx->flights) {
-		struct rc_flight *fl = ctx->flights;
-
-		ctx->flights = fl->next;
-		free(fl);
+		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED); /* or it was not posted after all: rc_flight_undo */
 	}
 }

@@ -75,7 +75,6 @@ int rc_read_check(struct rref_future *f);                   /* of the header, an
  * v, its landing buffer, is given back when it ends; and *fl is another flight, NULL if there is no memory.
  */
 struct rc_flight *rc_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
-void rc_flight_put(struct rc_flight *fl);                   /* NULL is accepted */
 uint64_t rc_flight_begin(struct rc_flight *fl);
 void rc_flight_undo(struct rc_flight *fl);
 bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */

@@ -20,20 +20,11 @@ needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_o
 needs_lock void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
 
 /* fast.c */
-enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST };      /* and on, by class of landing block */
-uint64_t rc_quick_serial(void);
-uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
 int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out);
-void rc_quick_spares_put(struct rref_ctx *ctx);
-void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p);/* conn is NULL: waits for those who still use it */
-void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s); /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
-void rc_quick_close(struct rref_ctx *ctx);
-void rc_quick_fork_child(void);
 
 /* in_flight.c */
 needs_lock bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* false: not of a flight */
 needs_lock void rc_flights_fail(struct rref_ctx *ctx, int status); /* no device touches their landing places any more */
-void rc_flights_close(struct rref_ctx *ctx);
 
 /* What is said of a READ whose connection broke under it: nothing about the READ itself. */
 static inline bool rc_read_lost(int status)

@@ -30,6 +30,7 @@
 #include "core/op/step.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
+#include "core/value/value.h"
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
 #define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */

@@ -16,9 +16,8 @@
 #include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/base/scope.h"
-#include "core/call/call.h"
 #include "core/op/step.h"
-#include "core/read/read.h"
+#include "core/value/value.h"
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 {

@@ -2,9 +2,6 @@
 /*
  * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is registered with
  * every open device, at one random I/O virtual address, so that no address of this process is on the wire.
- *
- * Landing blocks of up to 256 KiB are cached in arrays of slots that are emptied and filled by one exchange each:
- * wait-free, no ABA, and a block goes back to the arena only when its class is full.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,8 +18,8 @@
 #include "core/base/log.h"
 #include "core/base/site.h"
 #include "core/ctx.h"
-#include "core/read/read.h"
 #include "core/value/internal.h"
+#include "core/value/reader.h"
 #include "core/value/value.h"
 
 uint64_t rc_word(void)
@@ -105,7 +102,7 @@ int rc_region_dereg(void *ctx, void *cookie)
 }
 
 /* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
-static int alloc_fail(int err, const char *what, size_t length)
+int rc_arena_fail(int err, const char *what, size_t length)
 {
 	char why[RREF_TEXT_SIZE];
 
@@ -168,7 +165,7 @@ static is_alone int beacons_open(struct rref_ctx *ctx)
 	*ctx->beacon = htole64(++ctx->own_beat.count);
 	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
 	if (err)
-		return alloc_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
+		return rc_arena_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
 	ctx->probe_landing = mem;
 	return 0;
 }
@@ -202,29 +199,11 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 	return beacons_open(ctx);
 }
 
-static void landing_drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, size_t nr)
-{
-	for (size_t i = 0; i < nr; i++) {
-		struct rc_landing *l = at_xchg_acq(&slots[i], NULL);
-
-		if (l)
-			ra_free(ctx->landing, l, l->block);
-	}
-}
-
-/* What is kept for the reads to come. */
-static void landing_drain_all(struct rref_ctx *ctx)
-{
-	landing_drain(ctx, ctx->large, RC_LARGE_SLOTS);
-	for (int c = 0; c < RC_CACHE_CLASSES; c++)
-		landing_drain(ctx, ctx->cache[c], RC_CACHE_SLOTS);
-}
-
 void rc_memory_close(struct rref_ctx *ctx)
 {
 	rc_quick_close(ctx);
 	rc_flights_close(ctx);
-	landing_drain_all(ctx);
+	rc_landing_drain(ctx);
 	beacon_close(ctx);
 	ra_arena_destroy(ctx->landing);
 	ra_arena_destroy(ctx->values);
@@ -255,7 +234,7 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 		rc_unlock(ctx);
 		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
 	}
-	return err ? alloc_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
+	return err ? rc_arena_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
 }
 
 int rc_header_alloc(struct rref_ctx *ctx, void **out)
@@ -413,136 +392,4 @@ void rc_value_retire(struct rc_value *v)
 	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local aliases live on. */
 	__atomic_store_n(&rc_value_header(v)->nonce, 0, __ATOMIC_RELEASE);
 	rc_value_unpin(v);
-}
-
-/* ---- landing blocks ---- */
-
-static unsigned start_slot(void)
-{
-	static _Atomic unsigned threads;
-	static _Thread_local unsigned mine; /* 0 = not chosen; threads start at different slots, so that they rarely meet */
-
-	if (unlikely(!mine))
-		mine = at_add(&threads, 5) + 1;
-	return mine;
-}
-
-/*
- * Beyond the classes a thread finds the block that it gave back last, if that is of about the size: an arena's large blocks cost
- * some 3,000 instructions to get and give back, a twentieth of what it takes to copy 256 KiB.
- */
-#define LARGE_MAX ((UINT64_C(2) << 20) + 4096) /* block */
-
-static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
-{
-	_Atomic(struct rc_landing *) *slot = &ctx->large[start_slot() % RC_LARGE_SLOTS];
-	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL; /* partner: leave_large */
-
-	if (!l || (l->block >= block && l->block - block <= block / 4))
-		return l;
-	ra_free(ctx->landing, l, l->block);
-	return NULL;
-}
-
-static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
-{
-	if (RB_FAST(l->block <= LARGE_MAX))
-		l = at_xchg_ar(&ctx->large[start_slot() % RC_LARGE_SLOTS], l);
-	if (l)
-		ra_free(ctx->landing, l, l->block);
-}
-
-int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
-{
-	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
-	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
-	int cls = rc_landing_class(length);
-	struct rc_landing *l;
-	void *mem, *base;
-
-	if (cls >= 0) {
-		unsigned s = start_slot();
-
-		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
-
-			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
-			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
-				goto found;
-		}
-		block = RC_LANDING_BLOCK(cls);
-	} else if ((l = take_large(ctx, block))) {
-		goto found;
-	}
-	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
-
-	if (unlikely(err == -ENOMEM)) {
-		rc_quick_spares_put(ctx);
-		landing_drain_all(ctx);
-		err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
-	}
-	if (err)
-		return alloc_fail(err, "a buffer for a read", length);
-	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
-
-	l = mem;
-	memset(l, 0, sizeof(*l));
-	l->view.ctx = ctx;
-	l->view.data = l + 1;
-	l->view.cls = cls;
-	l->block = block;
-	for (int k = 0; k < RV_NR_KINDS; k++)
-		l->lkey[k] = r->mr[k].lkey;
-found:
-	l->view.length = length;
-	at_add(&ctx->n.landing_bytes, l->block);
-	*out = l;
-	return 0;
-}
-
-void rc_landing_put(struct rc_landing *l)
-{
-	struct rref_ctx *ctx;
-
-	if (!l)
-		return;
-	ctx = l->view.ctx;
-	at_sub(&ctx->n.landing_bytes, l->block);
-	if (l->view.cls >= 0) {
-		unsigned s = start_slot();
-
-		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
-			struct rc_landing *none = NULL;
-
-			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))
-				return;
-		}
-		ra_free(ctx->landing, l, l->block);
-	} else {
-		leave_large(ctx, l);
-	}
-}
-
-const void *rref_view_data(const struct rref_view *view)
-{
-	return view && !rc_view_lost(view) ? view->data : NULL;
-}
-
-size_t rref_view_length(const struct rref_view *view)
-{
-	return view && !rc_view_lost(view) ? view->length : 0;
-}
-
-void rc_view_put(struct rref_view *view)
-{
-	struct rc_value *alias = rc_value_of(view);
-
-	if (alias) {
-		rc_value_unpin(alias);
-		return;
-	}
-	if (unlikely(view->nr_refs))
-		rc_view_let_go(view);
-	rc_landing_put(rc_landing_of(view));
 }

@@ -68,7 +68,7 @@ struct rc_landing {
 	size_t block;             /* bytes of the whole */
 	uint32_t lkey[RV_NR_KINDS]; /* the region's key, per provider */
 	uint64_t type_hash;       /* of a range: not used */
-	struct rref *outer;       /* if nr_refs: the reference by which the value was read; nested.c */
+	struct rref *outer;       /* if nr_refs: the reference by which the value was read; hold.c */
 	struct rc_header header;  /* a device writes it: looked at when the READ is over */
 };
 _Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE, "no device writes where this process does");
@@ -124,7 +124,7 @@ _Static_assert(sizeof(struct rc_value) == 56, "beside malloc's own word it fits 
 
 /* What few values have. */
 struct rc_value_more {
-	struct rref **refs;	/* under the lock; view.nr_refs of them, held by the value: nested.c */
+	struct rref **refs;	/* under the lock; view.nr_refs of them, held by the value: hold.c */
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
 };
@@ -168,7 +168,7 @@ int rc_check_refs(struct rref_ctx *ctx, struct rref *const *refs, size_t nr);
 int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, bool copy,
 		      const char *function, const char *what, struct rc_value **out);
 
-/* nested.c */
+/* hold.c */
 int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
 void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */
 needs_lock void rc_values_let_go(struct rref_ctx *ctx); /* the context is shut: those that handles still pin */

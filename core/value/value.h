@@ -16,6 +16,15 @@ void rc_memory_close(struct rref_ctx *ctx);
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_word(void); /* a value's word: random, not 0 */
 
+/* reader.c */
+enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST }; /* and on, by class of landing block */
+uint64_t rc_quick_serial(void);
+uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
+void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: waits for those who still use it */
+/* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
+void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s);
+void rc_quick_fork_child(void);
+
 /* types.c */
 needs_lock void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc);
 needs_lock void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);
