@@ -6,6 +6,7 @@
 
 #include "core/call/call.h"
 #include "core/engine.h"
+#include "core/op/kind.h"
 #include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
@@ -107,21 +108,14 @@ static needs_lock void waited(struct rref_ctx *ctx, const struct rp_effect *e)
 			at_store_rel(&h->state, RC_H_READY);
 		}
 		if (rc_op_claim(f)) {
-			f->type = v->type;
-			if (at_load(&f->kind) == RC_OP_READ) {
-				at_add(&v->pins, 1);
-				f->view = &v->view;
-			}
+			f->is->here(f, v);
 			rc_op_finish(f, true);
 		}
 		rc_op_put(f);
 	} else if (!rc_op_wanted(f)) {
 		rc_op_put(f); /* timed out or cancelled meanwhile */
-	} else if (at_load(&f->kind) == RC_OP_TYPE) {
-		rc_type_located(ctx, f, &e->loc);
 	} else {
-		f->loc = e->loc;
-		rc_read_start(f, true);
+		f->is->located(ctx, f, &e->loc);
 	}
 }
 

@@ -42,6 +42,7 @@ void rc_poller_close(struct rref_ctx *ctx);
 needs_lock bool rc_hooks_blocked(const struct rref_ctx *ctx);
 
 /* shutdown.c, serving.c */
+extern const struct rc_op_kind rc_barrier_kind;
 /*
  * Begins or goes on to wait for a barrier: f ends with it. Rank 0 is told, unless it was since the
  * last fence. Returns the error of telling it; f waits all the same. Lets go of the lock meanwhile.

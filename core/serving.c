@@ -16,6 +16,7 @@
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/engine.h"
+#include "core/op/kind.h"
 #include "core/session/session.h"
 
 #define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
@@ -94,7 +95,7 @@ static int serve(struct rref_ctx *ctx)
 	int err;
 
 	for (;;) {
-		err = rc_op_get(ctx, INT64_MAX, &f);
+		err = rc_op_get(ctx, &rc_barrier_kind, INT64_MAX, &f);
 		if (err)
 			return err;
 		rc_lock(ctx);

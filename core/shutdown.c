@@ -26,6 +26,7 @@
 #include "core/call/call.h"
 #include "core/engine.h"
 #include "core/observe/observe.h"
+#include "core/op/kind.h"
 #include "core/op/op.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
@@ -109,6 +110,10 @@ static needs_lock void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, i
 	rc_wait_until(ctx, may_retry, p, deadline);
 }
 
+const struct rc_op_kind rc_barrier_kind = {
+	.name = "barrier", .ends_with_peer = true, .end = rc_op_end_plain, .why_late = rc_stall_words,
+};
+
 int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number, struct rc_calm *calm,
 		    int64_t deadline)
 {
@@ -127,7 +132,7 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	}
 	f->number = number;
 	f->peer = 0;
-	at_store(&f->kind, RC_OP_BARRIER);
+	rc_op_begin(f);
 	ctx->barrier_op = f;
 	if (!ctx->came_sent || ctx->came_fences != zero->nr_fences) {
 		wait_for_retry(ctx, zero, deadline);
@@ -162,7 +167,7 @@ static needs_lock void say_missing(struct rref_ctx *ctx, char *text, size_t size
 static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm, bool *busy)
 {
 	struct rref_future *f;
-	int err = rc_op_get(ctx, deadline, &f);
+	int err = rc_op_get(ctx, &rc_barrier_kind, deadline, &f);
 	char text[RREF_TEXT_SIZE];
 	uint64_t number;
 

@@ -3,12 +3,15 @@
 #include "core/ctx.h"
 #include "core/base/lock.h"
 #include "core/engine.h"
+#include "core/op/kind.h"
 #include "parts_core.h"
+
+static const struct rc_op_kind part_kind = { .name = "part" };
 
 int parts_slot(struct rref_ctx *ctx)
 {
 	struct rref_future *f;
-	int err = rc_op_get(ctx, 0, &f);
+	int err = rc_op_get(ctx, &part_kind, 0, &f);
 
 	if (err)
 		return err;
@@ -21,7 +24,7 @@ int parts_slot(struct rref_ctx *ctx)
 int parts_future(struct rref_ctx *ctx)
 {
 	struct rref_future *f;
-	int err = rc_op_get(ctx, 0, &f);
+	int err = rc_op_get(ctx, &part_kind, 0, &f);
 
 	if (err)
 		return err;

@@ -23,6 +23,7 @@
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/engine.h"
+#include "core/op/kind.h"
 
 /*
  * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. Where waits
@@ -357,11 +358,16 @@ static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t ti
 	return err;
 }
 
+static bool is_read(const struct rref_future *f)
+{
+	return f->is->reads;
+}
+
 static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
 	struct rc_waiter w; /* the rest is of several futures */
 	/* Over shm none of them is ever waited for. */
-	bool reads = at_load(&f->kind) == RC_OP_READ && at_load(&f->ctx->has_poller);
+	bool reads = is_read(f) && at_load(&f->ctx->has_poller);
 
 	w.ctx = f->ctx;
 	w.f = f;
@@ -453,7 +459,7 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 		return (int)w.found;
 	for (size_t i = 0; i < nr; i++) {
 		w.mixed |= fs[i]->ctx != w.ctx;
-		reads |= at_load(&fs[i]->kind) == RC_OP_READ;
+		reads |= is_read(fs[i]);
 		if (!mark(fs[i], RC_F_ANY))
 			return (int)i;
 	}

@@ -11,6 +11,7 @@
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 #include "core/op/op.h"
 #include "core/op/step.h"
 #include "core/session/session.h"
@@ -122,7 +123,7 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 	if (!err && call->caller == ctx->rank) {
 		struct rref_future *f = rc_op_find(ctx, call->call_id);
 
-		if (f && at_load(&f->kind) == RC_OP_LOCAL_CREATE) {
+		if (f && at_load(&f->kind) == &rc_creation_here_kind) {
 			struct rref *h = f->handle;
 
 			rc_remote(h)->creation = NULL;

@@ -17,6 +17,7 @@
 #include "core/base/site.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
+#include "core/op/kind.h"
 #include "core/op/step.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
@@ -91,7 +92,9 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 	}
 	if (!f)
 		return;
-	if (at_load(&f->kind) == RC_OP_CALL || at_load(&f->kind) == RC_OP_CREATE)
+	const struct rc_op_kind *op = at_load(&f->kind);
+
+	if (op && op->ends_with_peer)
 		rc_op_end(ctx, f, status, text);
 	rc_op_put(f);
 }
@@ -228,9 +231,9 @@ static int abandon(struct outgoing *o, int err)
 }
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
-static inline __attribute__((always_inline)) int prepare(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
-							 const struct rref_args *args, int64_t timeout, const void *out,
-							 const char *what, bool scoped)
+static inline __attribute__((always_inline)) int
+prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, int rank, const char *function,
+	const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what), length = err;
 
@@ -240,7 +243,7 @@ static inline __attribute__((always_inline)) int prepare(struct outgoing *o, str
 		return err;
 	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length,
 				.args = args, .timeout = timeout };
-	if (unlikely(!rc_op_try(ctx, &o->f)) && (err = rc_op_get(ctx, deadline_of(o), &o->f)))
+	if (unlikely(!rc_op_try(ctx, op, &o->f)) && (err = rc_op_get(ctx, op, deadline_of(o), &o->f)))
 		return err;
 	if (scoped)
 		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
@@ -314,11 +317,11 @@ static inline needs_lock __attribute__((always_inline)) int send_call(struct out
 static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
 				 const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool inner)
 {
-	int err = prepare(o, ctx, rank, function, args, timeout, out, what, !inner);
+	int err = prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what, !inner);
 
 	if (err)
 		return err;
-	if (!rc_op_incoming(o->f)) {
+	if (!rc_call_incoming(o->f)) {
 		rc_fail(ENOMEM, "memory for a call");
 		return abandon(o, -ENOMEM);
 	}
@@ -331,7 +334,7 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 		o->f->inner = RB_FAST(inner);
 		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);
-		at_store(&o->f->kind, RC_OP_CALL);
+		rc_op_begin(o->f);
 		return 0;
 	}
 	if (err != -EOWNERDEAD) {
@@ -398,7 +401,9 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	RB_NO_CANCEL;
 	const char *site = rc_site_take();
 	struct outgoing o;
-	int err = prepare(&o, ctx, rank, function, args, timeout, out, "rref_remote", true);
+	bool here = ctx && (uint32_t)rank == ctx->rank;
+	int err = prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank, function, args, timeout,
+			  out, "rref_remote", true);
 	char why[RREF_TEXT_SIZE]; /* what was said may change when the lock is let go of */
 	struct rref_future *f;
 	struct rref *h;
@@ -407,7 +412,6 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		return err;
 	f = o.f;
 
-	bool here = (uint32_t)rank == ctx->rank;
 	/* Here too, since a message without one is malformed; an owner's handle has none. */
 	struct rref_id id = rc_next_ids(ctx, 2), fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
 
@@ -446,7 +450,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	if (err == -EOWNERDEAD || !err) {
 		at_store(&f->deadline, deadline_of(&o));
 		watch(ctx, o.deadline);
-		at_store(&f->kind, here ? RC_OP_LOCAL_CREATE : RC_OP_CREATE);
+		rc_op_begin(f);
 		if (err)
 			rc_op_end(ctx, f, err, rc_error_text());
 		rc_payload_drop(o.payload);
@@ -501,7 +505,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 	rc_unlock(ctx);
 	if (!f) {
 		/* It is over: a complete future that says how it ended. */
-		err = rc_op_get(ctx, rc_deadline(ctx, RREF_DEFAULT), &f);
+		err = rc_op_get(ctx, &rc_creation_kind, rc_deadline(ctx, RREF_DEFAULT), &f);
 		if (err)
 			return err;
 		f->peer = ref->owner;

@@ -21,6 +21,11 @@ void rc_calls_close(struct rref_ctx *ctx);
 /* serve.c: calls for inline handlers go to the pool, since hooks are blocked. */
 needs_lock void rc_calls_to_pool(struct rref_ctx *ctx);
 
+/* type.c */
+needs_lock void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);
+needs_lock void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);
+needs_lock void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);
+
 /* incoming.c */
 int rc_incoming_open(struct rref_ctx *ctx); /* 0, or -errno with a text */
 void rc_incoming_close(struct rref_ctx *ctx);
@@ -29,8 +34,6 @@ void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
 /* payload.c */
 needs_lock void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d);
 needs_lock void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *p);
-needs_lock void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in); /* its READ ended */
-needs_lock void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in); /* its READ may go on */
 needs_lock void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in);
 
 static inline bool rc_payload_needed(const struct rref_args *a)

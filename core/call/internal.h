@@ -6,6 +6,13 @@
 #include "core/base/locked.h"
 #include "core/ctx.h"
 
+/* kinds.c */
+extern const struct rc_op_kind rc_call_kind;          /* waits for its REPLY */
+extern const struct rc_op_kind rc_replied_kind;       /* its result's references are being confirmed */
+extern const struct rc_op_kind rc_creation_kind;      /* of a remote value: ends through the machine */
+extern const struct rc_op_kind rc_creation_here_kind; /* of a value here: ends with the function */
+bool rc_call_incoming(struct rref_future *f); /* gives it f->incoming; false: no memory */
+
 /* functions.c */
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length); /* NULL: there is none */
 

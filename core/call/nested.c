@@ -23,6 +23,7 @@
 #include "core/base/scope.h"
 #include "core/base/site.h"
 #include "core/call/internal.h"
+#include "core/op/kind.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
 
@@ -109,7 +110,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	struct rref_ctx *ctx = outer->ctx;
 	int64_t deadline = rc_deadline(ctx, timeout);
 	struct rref_future *f;
-	int err = rc_op_get(ctx, deadline, &f);
+	int err = rc_op_get(ctx, &rc_call_kind, deadline, &f);
 
 	if (err)
 		return err;
@@ -118,7 +119,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	f->number = nr;
 	if (scope)
 		rc_scope_attach(f, scope, NULL, outer->owner);
-	if (!rc_op_incoming(f)) {
+	if (!rc_call_incoming(f)) {
 		rc_fail(ENOMEM, "memory for an answer");
 		return abandon(f, -ENOMEM);
 	}
@@ -128,7 +129,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 		at_store(&f->deadline, deadline);
 		if (deadline < ctx->wake_at)
 			rc_kick(ctx);
-		at_store(&f->kind, RC_OP_CALL);
+		rc_op_begin(f);
 	}
 	rc_unlock(ctx);
 	if (err)
@@ -201,7 +202,7 @@ static int take_here_async(struct rref_view *view, size_t first, size_t nr, int6
 		return rc_fail(ENOMEM, "memory for %zu references", nr);
 	err = take_here(rc_value_of(view), first, nr, taken);
 	if (!err)
-		err = rc_op_get(ctx, rc_deadline(ctx, timeout), &f);
+		err = rc_op_get(ctx, &rc_call_kind, rc_deadline(ctx, timeout), &f);
 	if (err)
 		goto release;
 	f->peer = ctx->rank;

@@ -31,6 +31,7 @@
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 #include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
@@ -297,10 +298,10 @@ static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 	free(recs);
 }
 
-void rc_fetch_over(struct rref_ctx *ctx, struct rc_incoming *in)
+static needs_lock void fetch_over(struct rref_future *f)
 {
-	in->work.run = fetch_end;
-	rc_defer(ctx, &in->work);
+	f->fetch->work.run = fetch_end;
+	rc_defer(f->ctx, &f->fetch->work);
 }
 
 static needs_lock void fetch_turn(struct rref_ctx *ctx, struct rc_work *w)
@@ -309,10 +310,16 @@ static needs_lock void fetch_turn(struct rref_ctx *ctx, struct rc_work *w)
 	rc_read_turn(container_of(w, struct rc_incoming, work)->read);
 }
 
-void rc_fetch_resume(struct rref_ctx *ctx, struct rc_incoming *in)
+static needs_lock void fetch_resume(struct rref_future *f)
 {
-	rc_defer(ctx, &in->work);
+	rc_defer(f->ctx, &f->fetch->work);
 }
+
+static const struct rc_op_kind fetch_kind = {
+	.name = "other", .reads = true,
+	.end = rc_read_end, .release = rc_read_release, .why_late = rc_stall_words,
+	.over = fetch_over, .resume = fetch_resume,
+};
 
 static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 {
@@ -321,7 +328,8 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 	int err;
 
 	rc_unlock_bare(ctx);
-	err = rc_op_get_share(ctx, in->what == RW_PAYLOAD_REPLY ? RC_OP_RESULT : RC_OP_ARGUMENTS, 0, &f);
+	err = rc_op_get_share(ctx, in->what == RW_PAYLOAD_REPLY ? RC_OP_RESULT : RC_OP_ARGUMENTS,
+			      &fetch_kind, 0, &f);
 	rc_lock(ctx);
 	if (err || in->cancelled) {
 		in->status = err ? err : -ECANCELED;
@@ -342,7 +350,7 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 	f->fetch = in;
 	in->read = f;
 	in->work.run = fetch_turn;
-	at_store(&f->kind, RC_OP_FETCH);
+	rc_op_begin(f);
 	rc_read_turn(f);
 }
 

@@ -8,6 +8,7 @@
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 
 #define WRONG_NUMBER "%u references came, of %" PRIu64 " that were asked for"
 
@@ -50,7 +51,7 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 		struct rc_incoming *in = f->incoming;
 
 		/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
-		at_store(&f->kind, RC_OP_REPLIED);
+		at_store(&f->kind, &rc_replied_kind);
 		in->ready = reply_ready;
 		in->future = f;
 		in->fetched = reply_fetched;
@@ -106,7 +107,7 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 		}
 	}
 	/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
-	at_store(&f->kind, RC_OP_REPLIED);
+	at_store(&f->kind, &rc_replied_kind);
 	f->incoming->ready = reply_ready;
 	f->incoming->future = f;
 	rc_incoming_begin(ctx, f->incoming, r->refs, r->nr_refs, from->rank);
@@ -122,7 +123,7 @@ static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const s
 {
 	struct rref_future *f = rc_op_find(ctx, call_id);
 
-	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) != RC_OP_CALL ||
+	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) != &rc_call_kind ||
 	    rc_op_token(f) != call_id)
 		return NULL;
 	return f->peer == from->rank && !f->replied ? f : NULL;

@@ -13,6 +13,7 @@
 #include "core/base/guard.h"
 #include "core/base/lock.h"
 #include "core/observe/dump.h"
+#include "core/op/kind.h"
 
 #define SLICE 128u
 
@@ -169,16 +170,12 @@ static needs_lock void visit(void *arg, const struct rp_visit *v)
 
 static void visit_op(void *arg, struct rref_future *f)
 {
-	static const char *const kinds[] = {
-		[RC_OP_READ] = "read", [RC_OP_CALL] = "call", [RC_OP_REPLIED] = "call", [RC_OP_CREATE] = "remote",
-		[RC_OP_LOCAL_CREATE] = "remote", [RC_OP_BARRIER] = "barrier", [RC_OP_TYPE] = "type",
-	};
 	struct dump *d = arg;
-	uint32_t kind = at_load_acq(&f->kind);
+	const struct rc_op_kind *kind = at_load_acq(&f->kind);
 	int64_t deadline = at_load(&f->deadline);
 
 	rc_rec_begin(&d->r, "op");
-	rc_rec_text(&d->r, "what", kind < array_size(kinds) && kinds[kind] ? kinds[kind] : "other");
+	rc_rec_text(&d->r, "what", kind ? kind->name : "other");
 	rc_rec_text(&d->r, "with", d->ctx->members[f->peer].name);
 	rc_rec_number(&d->r, "rank", f->peer);
 	if (f->handle)

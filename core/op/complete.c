@@ -10,9 +10,8 @@
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
-#include "core/call/call.h"
+#include "core/op/kind.h"
 #include "core/op/step.h"
-#include "core/session/session.h"
 
 #define RESCAN_NS (20 * NSEC_PER_MSEC)
 
@@ -112,79 +111,35 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, boo
 	return true;
 }
 
-/*
- * The caller gave up: who serves the call may want to know. Only a hint, so no session is begun to give it. Where one is being
- * begun the call itself may still be in the queue: what says that nobody wants it goes behind it.
- */
-static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
+needs_lock void
+rc_op_end_plain(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
-	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
-	struct rc_peer *p = &ctx->peers[f->peer];
-
-	/* Without a connection it may wait here still: then the callee is told nothing, and has nothing to run. */
-	if (at_load(&f->kind) == RC_OP_CALL && (p->state != RC_PEER_UP || p->resume.broken) &&
-	    rc_send_withdraw(ctx, p, m.u.number))
-		return;
-	if (f->peer == ctx->rank || p->state == RC_PEER_UP || !list_empty(&p->queue))
-		rc_send(ctx, f->peer, &m);
+	(void)ctx;
+	if (rc_op_fail(f, status, -1, text, true))
+		rc_op_put(f);
 }
 
-/*
- * Ends an operation from outside (time-out, cancel, dead peer, shutdown). A call's engine reference goes here, since a
- * reply no longer finds it. A read's stays until its device or its peer is done with it: what is in flight cannot be
- * recalled, and the landing buffer stays quarantined till then.
- */
+bool rc_op_unpark(struct rref_ctx *ctx, struct rref_future *f)
+{
+	if (!f->parked)
+		return false;
+	struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = rc_fork_of(f->handle),
+			       .cookie = rc_op_token(f) };
+
+	f->parked = false;
+	if (rc_step(ctx, &ev, NULL) == 0)
+		rc_op_put(f);
+	return true;
+}
+
 void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
-	uint32_t kind = at_load(&f->kind);
+	const struct rc_op_kind *kind = at_load(&f->kind);
 	char words[RREF_TEXT_SIZE];
 
 	if (status == -ETIMEDOUT)
-		text = rc_stall_words(ctx, f->peer, text, words, sizeof(words));
-	if (kind == RC_OP_CREATE) {
-		struct rref *h = f->handle;
-		struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = rc_remote(h)->fork, .status = status,
-				       .text = text, .peer = f->peer, .handle = h };
-
-		tell_callee(ctx, f);
-		/* The machine fails the handle and completes this very operation (RP_EFF_CREATED). */
-		rc_step(ctx, &ev, NULL);
-		return;
-	}
-	if (!rc_op_fail(f, status, -1, text, true))
-		return;
-	if ((kind == RC_OP_READ || kind == RC_OP_FETCH) && !f->parked)
-		at_add(&ctx->n.quarantined, 1); /* until its device or its place in a queue gives the landing buffer back */
-	if (f->parked) {
-		struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = rc_fork_of(f->handle),
-				       .cookie = rc_op_token(f) };
-
-		/* Nobody waits for it any more: the machine forgets it, and with it goes the engine's hold. */
-		f->parked = false;
-		if (rc_step(ctx, &ev, NULL) == 0)
-			rc_op_put(f);
-		return;
-	}
-	if (kind == RC_OP_LOCAL_CREATE) {
-		struct rref *h = f->handle;
-
-		tell_callee(ctx, f);
-		struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
-
-		/* Whoever shares it hears the same, and the late result finds the entry set: it is dropped. */
-		rc_step(ctx, &ev, NULL);
-		rc_handle_fail(h, status, text);
-		rc_remote(h)->creation = NULL;
-		rc_op_put(f);
-	}
-	if (kind == RC_OP_REPLIED)
-		rc_fetch_cancel(ctx, f->incoming);
-	if (kind == RC_OP_CALL) {
-		tell_callee(ctx, f);
-		rc_op_put(f);
-	}
-	if (kind == RC_OP_BARRIER || kind == RC_OP_TYPE)
-		rc_op_put(f);
+		text = kind->why_late(ctx, f->peer, text, words, sizeof(words));
+	kind->end(ctx, f, status, text);
 }
 
 /*
@@ -196,31 +151,27 @@ static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 	struct rref_future *f = rc_op_at(ctx, i);
 	uint32_t refs = at_load(&f->refs);
 
-	if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) == RC_OP_NONE)
+	if ((at_load(&f->state) & RC_F_MASK) != RC_F_PENDING || !at_load(&f->kind))
 		return NULL;
 	do {
 		if (!refs)
 			return NULL;
 	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
 	/* Acquire: partner of the release of kind by who starts a read without the lock. */
-	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load_acq(&f->kind) != RC_OP_NONE)
+	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load_acq(&f->kind))
 		return f;
 	rc_op_put(f);
 	return NULL;
 }
 
-/* Its time is over. A reader must see which reference's creation it was, and that no retry of the read will help. */
+/* Ends an operation whose time is over. */
 static needs_lock void expire(struct rref_ctx *ctx, struct rref_future *f)
 {
-	uint32_t kind = at_load(&f->kind);
-	char name[160], text[RREF_TEXT_SIZE];
+	const struct rc_op_kind *kind = at_load(&f->kind);
+	char text[RREF_TEXT_SIZE] = "timed out";
 
-	if (kind != RC_OP_CREATE && kind != RC_OP_LOCAL_CREATE) {
-		rc_op_end(ctx, f, -ETIMEDOUT, "timed out");
-		return;
-	}
-	rref_format(f->handle, name, sizeof(name));
-	snprintf(text, sizeof(text), "the creation of the reference timed out: %s", name);
+	if (kind->expired)
+		kind->expired(f, text, sizeof(text));
 	rc_op_end(ctx, f, -ETIMEDOUT, text);
 }
 
@@ -257,11 +208,11 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 
 		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
-		if (!at_load(&op->seen_at) && at_load(&op->kind) != RC_OP_NONE)
+		if (!at_load(&op->seen_at) && at_load(&op->kind))
 			at_store(&op->seen_at, now);
 		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
 			/* Acquire: its deadline was there before its kind. One without a kind begins any moment. */
-			int64_t due = at_load_acq(&op->kind) == RC_OP_NONE ? 0 : at_load(&op->deadline);
+			int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
 
 			pending = true;
 			ctx->ops_due = min_of(ctx->ops_due, due);
@@ -285,14 +236,11 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
-		uint32_t kind;
 
 		if (!f)
 			continue;
-		kind = at_load(&f->kind);
-		/* A type's query that still waits for the value is ended by the machine. */
-		if ((kind == RC_OP_CALL || kind == RC_OP_CREATE || kind == RC_OP_BARRIER || (kind == RC_OP_TYPE && !f->parked)) &&
-		    f->peer == peer)
+		/* What still waits for its value is ended by the machine. */
+		if (at_load(&f->kind)->ends_with_peer && !f->parked && f->peer == peer)
 			rc_op_end(ctx, f, status, text);
 		rc_op_put(f);
 	}
@@ -319,9 +267,9 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = rc_op_at(ctx, i);
-		uint32_t kind = at_load(&f->kind);
+		const struct rc_op_kind *kind = at_load(&f->kind);
 
-		n += (kind == RC_OP_CALL || kind == RC_OP_REPLIED || kind == RC_OP_CREATE || kind == RC_OP_LOCAL_CREATE) &&
+		n += kind && kind->calls &&
 		     (at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING;
 	}
 	return n;

@@ -97,8 +97,7 @@ int rref_future_error(const struct rref_future *f, struct rref_error *out)
 	return 0;
 }
 
-/* What every result getter asks first. */
-static int result_check(const struct rref_future *f, const char *what)
+int rc_future_check(const struct rref_future *f, const char *what)
 {
 	if (!f)
 		return rc_fail(EINVAL, "%s: no future", what);
@@ -111,7 +110,7 @@ static int result_check(const struct rref_future *f, const char *what)
 
 int rref_future_view(struct rref_future *f, struct rref_view **out)
 {
-	int err = out ? result_check(f, "rref_future_view") : rc_fail(EINVAL, "rref_future_view: nowhere to put it");
+	int err = out ? rc_future_check(f, "rref_future_view") : rc_fail(EINVAL, "rref_future_view: nowhere to put it");
 
 	if (err)
 		return err;
@@ -122,22 +121,9 @@ int rref_future_view(struct rref_future *f, struct rref_view **out)
 	return 0;
 }
 
-int rref_future_type(const struct rref_future *f, struct rref_type *out)
-{
-	int err = out && out->size >= sizeof(size_t) ? result_check(f, "rref_future_type") :
-						       rc_fail(EINVAL, "rref_future_type: nowhere to put it, or out->size is not set");
-
-	if (err)
-		return err;
-	if (!f->type)
-		return rc_fail(ENOMSG, "the future is not of a type");
-	rc_type_tell(f->type, out);
-	return 0;
-}
-
 int rref_future_data(const struct rref_future *f, const void **data, size_t *length)
 {
-	int err = data && length ? result_check(f, "rref_future_data") : rc_fail(EINVAL, "rref_future_data: nowhere to put it");
+	int err = data && length ? rc_future_check(f, "rref_future_data") : rc_fail(EINVAL, "rref_future_data: nowhere to put it");
 
 	if (err)
 		return err;
@@ -150,7 +136,7 @@ int rref_future_data(const struct rref_future *f, const void **data, size_t *len
 
 int rref_future_nr_refs(const struct rref_future *f)
 {
-	int err = result_check(f, "rref_future_nr_refs");
+	int err = rc_future_check(f, "rref_future_nr_refs");
 
 	if (err)
 		return err;
@@ -160,7 +146,7 @@ int rref_future_nr_refs(const struct rref_future *f)
 int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 {
 	const char *site = rc_site_take();
-	int err = out ? result_check(f, "rref_future_ref") : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
+	int err = out ? rc_future_check(f, "rref_future_ref") : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
 
 	if (err)
 		return err;

@@ -22,18 +22,7 @@
 #include "verbs/rv.h"
 
 struct rc_scope;
-
-enum rc_op_kind {
-	RC_OP_NONE,         /* free, or being set up */
-	RC_OP_READ,
-	RC_OP_CALL,         /* waits for its REPLY */
-	RC_OP_REPLIED,      /* a call whose result's references are being confirmed */
-	RC_OP_CREATE,       /* a remote creation: ends through the protocol machine */
-	RC_OP_LOCAL_CREATE, /* a creation on oneself: ends with the function */
-	RC_OP_BARRIER,
-	RC_OP_TYPE,         /* waits for a value like a read, then for the name of its type */
-	RC_OP_FETCH,        /* READs the payload of a call or reply; payload.c */
-};
+struct rc_op_kind;
 
 enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
        RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
@@ -95,8 +84,9 @@ struct rref_future {
 	void (*then)(struct rref_future *f, void *arg);
 	void *then_arg;
 	struct rref_ctx *ctx;
-	_Atomic uint32_t kind;        /* enum rc_op_kind; NONE until it is under way (set under the lock, but for reads) */
-	uint32_t peer;                /* CALL, CREATE, BARRIER: whose answer is waited for */
+	const struct rc_op_kind *is;  /* [const] from rc_op_get on; kind.h */
+	_Atomic(const struct rc_op_kind *) kind; /* NULL until it is under way (set under the lock, but for reads) */
+	uint32_t peer;                /* whose value is read, or whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
 	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
@@ -109,12 +99,12 @@ struct rref_future {
 	const struct rc_type *type;
 	char *data;
 	size_t data_length;
-	struct rc_incoming *incoming; /* references of a call's result; rc_op_incoming */
+	struct rc_incoming *incoming; /* references of a call's result; rc_call_incoming */
 	struct rc_incoming *spare;    /* of an earlier one in this slot */
 	char text[RREF_TEXT_SIZE];
 
 	/* read */
-	struct rref *handle;          /* pinned while the engine works; also CREATE */
+	struct rref *handle;          /* pinned while the engine works; also by a creation */
 	struct rp_location loc;
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
@@ -134,7 +124,7 @@ struct rref_future {
 	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
 	bool replied;	/* under the lock; call: its answer came */
 	bool inner;	/* under the lock; a call that the program does not see under way: who waits puts both holds */
-	struct rc_incoming *fetch;    /* FETCH: what for */
+	struct rc_incoming *fetch;    /* of a payload's READ: what for */
 };
 
 /* Still: neither complete, nor timed out or cancelled. */
@@ -164,9 +154,11 @@ void rc_ops_close(struct rref_ctx *ctx);
  * needed one of the same could never come when all are taken.
  */
 enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
-int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out); /* waits for a slot until deadline */
-bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out); /* the same, one that is at hand; false: there is none */
-int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out);
+/* Gets a slot for an operation of that kind. Waits for one until deadline. */
+int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline, struct rref_future **out);
+bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out); /* the same, one that is at hand; false: there is none */
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind, int64_t deadline,
+		    struct rref_future **out);
 struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
 struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index); /* in slot index, which was published */
@@ -174,7 +166,6 @@ uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
 void rc_op_put_inner(struct rref_future *f);   /* complete: the waiter's hold, and the engine's if that is the waiter's too */
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
-bool rc_op_incoming(struct rref_future *f);    /* gives it f->incoming; false: no memory */
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
@@ -187,6 +178,8 @@ needs_lock void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *te
 needs_lock void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
 needs_lock unsigned rc_ops_calling(struct rref_ctx *ctx); /* calls and creations that wait for their answer */
 void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
+/* future.c */
+int rc_future_check(const struct rref_future *f, const char *what); /* what each result getter asks first */
 /* wait.c */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
 void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */

@@ -13,7 +13,7 @@
 #include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
-#include "core/call/call.h"
+#include "core/op/kind.h"
 
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 {
@@ -205,13 +205,13 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 	}
 }
 
-static void begin(struct rref_future *f)
+static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 {
 	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
-	at_store(&f->kind, RC_OP_NONE);
+	at_store(&f->kind, NULL);
+	f->is = kind;
 	at_store(&f->deadline, INT64_MAX);
 	at_store(&f->seen_at, 0);
-	f->then = NULL;
 	at_store(&f->then_state, 0);
 	f->status = 0;
 	f->wc_status = -1;
@@ -227,7 +227,6 @@ static void begin(struct rref_future *f)
 	f->outstanding = 0;
 	f->pieces_at = 0;
 	f->parked = false;
-	f->again = false;
 	f->replied = false;
 	f->inner = false;
 	f->fetch = NULL;
@@ -258,7 +257,8 @@ static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 	return s->err != -EAGAIN;
 }
 
-int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadline, struct rref_future **out)
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind, int64_t deadline,
+		    struct rref_future **out)
 {
 	struct slot s = { .share = share };
 	int err = try_get(ctx, share, &s.f);
@@ -276,70 +276,31 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, int64_t deadli
 	}
 	if (err)
 		return err;
-	begin(s.f);
+	begin(s.f, kind);
 	*out = s.f;
 	return 0;
 }
 
-bool rc_op_try(struct rref_ctx *ctx, struct rref_future **out)
+bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out)
 {
 	*out = take_spare(ctx, RC_OP_PROGRAM);
 	if (likely(*out))
-		begin(*out);
+		begin(*out, kind);
 	return *out;
 }
 
-int rc_op_get(struct rref_ctx *ctx, int64_t deadline, struct rref_future **out)
+int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline, struct rref_future **out)
 {
-	return rc_op_get_share(ctx, RC_OP_PROGRAM, deadline, out);
-}
-
-bool rc_op_incoming(struct rref_future *f)
-{
-	f->incoming = f->spare;
-	f->spare = NULL;
-	if (likely(f->incoming))
-		return true;
-	f->incoming = malloc(sizeof(*f->incoming));
-	if (f->incoming)
-		rc_incoming_init(f->incoming);
-	return f->incoming;
-}
-
-/* What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init leaves it. */
-static void put_incoming(struct rref_future *f)
-{
-	struct rc_incoming *in = f->incoming;
-
-	/* Nothing came: nobody has touched it. */
-	if (likely(!in->ready && !in->nr)) {
-		free(f->data);
-	} else {
-		if (!in->body && !in->own)
-			free(f->data);
-		rc_incoming_release(in);
-		rc_incoming_init(in);
-	}
-	if (!RB_FAST(!f->spare))
-		free(in);
-	else
-		f->spare = in;
+	return rc_op_get_share(ctx, RC_OP_PROGRAM, kind, deadline, out);
 }
 
 static void release(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
-	if (f->view)
-		rref_view_free(f->view);
-	if (f->incoming)
-		put_incoming(f);
-	else
-		free(f->data);
-	if (f->handle)
-		rref_release(f->handle);
-	rc_landing_put(f->landing);
-	at_store(&f->kind, RC_OP_NONE);
+	if (f->is->release)
+		f->is->release(f);
+	at_store(&f->kind, NULL);
 	at_store(&f->state, RC_F_DONE); /* one that was given up before it began is not pending either */
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */

@@ -10,6 +10,7 @@
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/scope.h"
+#include "core/op/kind.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
 
@@ -102,7 +103,7 @@ static void gather(struct batch *b, uint32_t i)
 	f->loc = rc_remote(ref)->loc;
 	/* All of one segment: it can share a READ. */
 	f->whole |= wants_all(b, i, f->loc.length) && f->loc.nr_segments <= 1;
-	at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+	rc_op_begin(f);
 	b->next[i] = b->head[ref->owner];
 	b->head[ref->owner] = i;
 }
@@ -144,14 +145,14 @@ static void start(struct batch *b, size_t i)
 
 	if (ends_at_once(b, i))
 		return;
-	while ((err = rc_op_get(b->ctx, 0, &b->f[i])) == -EAGAIN && b->done < i) {
+	while ((err = rc_op_get(b->ctx, &rc_read_kind, 0, &b->f[i])) == -EAGAIN && b->done < i) {
 		flush(b);
 		if (b->f[b->done])
 			finish(b, b->done);
 		b->done++;
 	}
 	if (err == -EAGAIN)
-		err = rc_op_get(b->ctx, b->deadline, &b->f[i]);
+		err = rc_op_get(b->ctx, &rc_read_kind, b->deadline, &b->f[i]);
 	if (err) {
 		b->f[i] = NULL;
 		put(b, i, err, NULL);

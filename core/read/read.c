@@ -21,8 +21,8 @@
 
 #include "core/base/guard.h"
 #include "core/base/lock.h"
-#include "core/call/call.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
@@ -404,8 +404,8 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		at_sub(&p->nr_waiting, 1);
 		if (!wanted) {
 			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
-		} else if (f->fetch && p->kind == RV_SHM) {
-			rc_fetch_resume(ctx, f->fetch); /* in turns, and not under the lock */
+		} else if (f->is->resume && p->kind == RV_SHM) {
+			f->is->resume(f); /* in turns, and not under the lock */
 		} else if (p->kind == RV_SHM) {
 			if (!read_inline(f, p, conn, p->max_msg, true)) {
 				wait_first(f, p);
@@ -463,7 +463,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	struct rref_future *f = rc_op_find(ctx, cookie), *next;
 
 	at_sub(&ctx->reads_in_flight, 1);
-	if (!f || (f->kind != RC_OP_READ && f->kind != RC_OP_FETCH) || !f->outstanding) {
+	if (!f || !f->is->reads || !f->outstanding) {
 		at_add(&ctx->n.dropped, 1);
 		return;
 	}
@@ -502,8 +502,8 @@ static lock_by_flag void read_done(struct rref_future *f, bool locked)
 	} else {
 		at_sub(&ctx->n.quarantined, 1);
 	}
-	if (f->fetch)
-		rc_fetch_over(ctx, f->fetch);
+	if (f->is->over)
+		f->is->over(f);
 	rc_op_put(f);
 }
 
@@ -526,11 +526,11 @@ static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 	else if (rc_read_all_asked(f) || f->read_status || !rc_op_wanted(f))
 		read_done(f, true);
 	else
-		rc_defer(ctx, &f->fetch->work);
+		f->is->resume(f);
 }
 
 /*
- * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in rc_fetch_over. The buffer is
+ * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in the kind's over(). The buffer is
  * got without the lock, since a large one may have to be registered first.
  */
 void rc_read_turn(struct rref_future *f)

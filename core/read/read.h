@@ -6,6 +6,12 @@
 #include "core/base/locked.h"
 #include "core/ctx.h"
 
+/* kind.c */
+extern const struct rc_op_kind rc_read_kind;
+needs_lock void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int status,
+			    const char *text);
+void rc_read_release(struct rref_future *f);
+
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
 needs_lock void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p);
@@ -14,7 +20,7 @@ needs_lock void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status,
 needs_lock void rc_read_turn(struct rref_future *f); /* of a payload. Lets go of the lock meanwhile. */
 
 /* to_here.c */
-needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline); /* for value or location */
+needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* for value or location */
 
 /* split.c */
 needs_lock void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */

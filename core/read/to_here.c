@@ -16,6 +16,7 @@
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/op/kind.h"
 #include "core/op/step.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
@@ -25,12 +26,12 @@
  * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
  * consumed if that fails, which completes the future. f->handle is set.
  */
-void rc_wait_begin(struct rref *ref, struct rref_future *f, enum rc_op_kind kind, int64_t deadline)
+void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
 	struct rref_ctx *ctx = ref->ctx;
 
-	at_store(&f->kind, kind);
 	at_store(&f->deadline, deadline);
+	rc_op_begin(f);
 	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f) };
 	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
 	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
@@ -62,12 +63,12 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	if (state == RC_H_READY && !ref->owned) {
 		f->loc = rc_remote(ref)->loc;
 		at_store(&f->deadline, deadline);
-		at_store_rel(&f->kind, RC_OP_READ); /* partners: pin_pending, due */
+		rc_op_begin(f);
 		rc_read_start(f, false);
 		return 0;
 	}
 	rc_lock(ctx);
-	rc_wait_begin(ref, f, RC_OP_READ, deadline);
+	rc_wait_begin(ref, f, deadline);
 	rc_unlock(ctx);
 	return 0;
 }
@@ -111,11 +112,11 @@ int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, str
 int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
 {
 	struct rref_future *f;
-	int err = rc_op_get(ref->ctx, 0, &f);
+	int err = rc_op_get(ref->ctx, &rc_read_kind, 0, &f);
 
 	/* Back-pressure: the time runs from here, and what is left of it is not much longer than it would be. */
 	if (unlikely(err == -EAGAIN))
-		err = rc_op_get(ref->ctx, rc_deadline(ref->ctx, timeout), &f);
+		err = rc_op_get(ref->ctx, &rc_read_kind, rc_deadline(ref->ctx, timeout), &f);
 	if (err)
 		return err;
 	f->offset = offset;
@@ -152,7 +153,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 	unsigned turn = 0;
 	int over = 0;
 
-	while (!over && rc_op_get(ctx, 0, &f)) {
+	while (!over && rc_op_get(ctx, &rc_read_kind, 0, &f)) {
 		if (deadline < 0) {
 			deadline = rc_deadline(ctx, timeout);
 			rc_blocking(1);
@@ -172,7 +173,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 
 	if (left) {
 		rc_read_taken(f, ref, v);
-		at_store_rel(&f->kind, RC_OP_READ); /* partner: pin_pending */
+		rc_op_begin(f);
 	}
 	rc_unlock(ctx);
 	if (left)
@@ -323,7 +324,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	int64_t deadline = rc_deadline(ctx, timeout);
 	struct rref_future *f;
 
-	err = rc_op_get(ctx, deadline, &f);
+	err = rc_op_get(ctx, &rc_read_kind, deadline, &f);
 	if (err)
 		return err;
 	rc_scope_attach(f, "to_here_async", NULL, ref->owner);

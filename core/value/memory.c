@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "base/child.h"
-#include "base/fast.h"
 #include "base/limit.h"
 #include "base/random.h"
 #include "core/base/lock.h"

@@ -188,6 +188,12 @@ const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);   /* NU
 const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
 int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out);
 void rc_type_tell(const struct rc_type *t, struct rref_type *out);
+/* Adds a type that an owner told. Returns -EBADMSG if the name is none, or not of that hash. */
+int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length, size_t element_size,
+		  unsigned flags, const struct rc_type **out);
+/* Writes a type in words into buf, and returns it: two types may differ in more than the name. */
+const char *rc_type_words(const struct rc_type *t, char *buf, size_t size);
+int rc_type_check_out(const struct rref_type *out, const char *what);
 uint64_t rc_extent(uint64_t length, uint32_t nr_segments); /* payload and table */
 int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length);
 void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);

@@ -3,22 +3,15 @@
  * Types: a name, an element size and flags, known to the group by a 64-bit hash of the three. Only the hash travels with
  * a value (its location and its header); each worker keeps a table of the types that it knows, built-in, its program's own
  * or learnt, and asks a value's owner for a name once. Entries are never removed: looking up takes no lock.
- *
- * A query is an operation: first it waits for the value like a read (WAIT, WAITED), then, if the hash is not known here,
- * for TYPE_ANSWER. From its TYPE_QUERY on, whoever completes it gives back the engine's hold.
+ * How an owner is asked is call/type.c.
  */
 #include <errno.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "core/base/clock.h"
 #include "core/base/guard.h"
-#include "core/base/kick.h"
-#include "core/base/lock.h"
 #include "core/ctx.h"
-#include "core/read/read.h"
-#include "core/session/session.h"
 #include "core/value/value.h"
 
 #define BUCKETS 256u
@@ -220,8 +213,22 @@ void rc_type_tell(const struct rc_type *t, struct rref_type *out)
 	memcpy(out, &told, min_of(out->size, sizeof(told)));
 }
 
-/* In words, for who expected another: two types may differ in more than the name. */
-static const char *in_words(const struct rc_type *t, char *buf, size_t size)
+int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length, size_t element_size,
+		  unsigned flags, const struct rc_type **out)
+{
+	char text[RREF_NAME_MAX + 1];
+
+	if (!name_valid(name, length) || (flags & ~RREF_LOCAL_ONLY))
+		return -EBADMSG;
+	memcpy(text, name, length);
+	text[length] = 0;
+	/* The hash came with the value, and decides: a name that does not fit it is not this type's. */
+	if (hash_of(text, element_size, flags) != hash)
+		return -EBADMSG;
+	return add(ctx, text, element_size, flags, out);
+}
+
+const char *rc_type_words(const struct rc_type *t, char *buf, size_t size)
 {
 	char elements[48] = "";
 
@@ -232,234 +239,9 @@ static const char *in_words(const struct rc_type *t, char *buf, size_t size)
 	return buf;
 }
 
-/* ---- queries ---- */
-
-static void give(struct rref_future *f, const struct rc_type *t)
-{
-	if (!rc_op_claim(f))
-		return;
-	f->type = t;
-	rc_op_finish(f, true);
-	rc_op_put(f);
-}
-
-static void give_error(struct rref_future *f, int err, const char *text)
-{
-	if (rc_op_fail(f, err, -1, text, true))
-		rc_op_put(f);
-}
-
-void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc)
-{
-	const struct rc_type *t = rc_type_find(ctx, loc->type_hash);
-	struct rw_message m = { .frame.type = RW_TYPE_QUERY };
-	int err;
-
-	f->loc = *loc;
-	if (t) {
-		give(f, t);
-		return;
-	}
-	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
-					  .fork = rc_fork_of(f->handle) };
-	err = rc_send(ctx, f->peer, &m);
-	if (err)
-		give_error(f, err, rc_error_text());
-}
-
-/* The operation that a query or its answer belongs to, with a hold; NULL: it is over. */
-static struct rref_future *asking(struct rref_ctx *ctx, uint64_t number)
-{
-	struct rref_future *f = rc_op_hold(ctx, number);
-
-	if (!f || (at_load(&f->kind) == RC_OP_TYPE && !f->parked && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING))
-		return f;
-	rc_op_put(f);
-	return NULL;
-}
-
-void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why)
-{
-	struct rref_future *f = asking(ctx, q->number);
-
-	if (!f)
-		return;
-	give_error(f, err, why);
-	rc_op_put(f);
-}
-
-void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q)
-{
-	struct rw_message m = { .frame.type = RW_TYPE_ANSWER, .u.type.number = q->number };
-	const struct rc_type *t;
-	void *value;
-
-	/* Only of a value that the asker holds, by its own fork of it. */
-	if (ctx->machine &&
-	    !rp_held_value(ctx->machine, from->rank, &q->id, &q->fork, &value)) {
-		t = ((const struct rc_value *)value)->type;
-		m.u.type.element_size = t->element_size;
-		m.u.type.flags = t->flags;
-		m.u.type.name = t->name;
-		m.u.type.name_length = (uint8_t)strlen(t->name);
-	}
-	rc_tell(ctx, from->rank, &m);
-}
-
-void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a)
-{
-	struct rref_future *f = asking(ctx, a->number);
-	const char *owner = from->member->name;
-	char name[RREF_NAME_MAX + 1], text[RP_TEXT_MAX];
-	const struct rc_type *t;
-
-	/* Late, repeated, or of somebody who was not asked. */
-	if (!f || f->peer != from->rank) {
-		at_add(&ctx->n.dropped, 1);
-		goto out;
-	}
-	memcpy(name, a->name_length ? a->name : "", a->name_length);
-	name[a->name_length] = 0;
-	/* The hash came with the value, and decides: a name that does not fit it is not this type's. */
-	if (!name_valid(name, a->name_length) || (a->flags & ~RREF_LOCAL_ONLY) ||
-	    hash_of(name, a->element_size, a->flags) != f->loc.type_hash) {
-		snprintf(text, sizeof(text), "%.100s told a type that its value does not have", owner);
-		give_error(f, -EBADMSG, text);
-	} else if (add(ctx, name, a->element_size, a->flags, &t)) {
-		give_error(f, -ENOMEM, rc_error_text());
-	} else {
-		give(f, t);
-	}
-out:
-	if (f)
-		rc_op_put(f);
-}
-
-/* What is known without asking anybody; NULL: it has to be waited or asked for. */
-static const struct rc_type *known(struct rref *ref)
-{
-	if (at_load_acq(&ref->state) != RC_H_READY)
-		return NULL;
-	return ref->owned ? ref->value->type : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
-}
-
-/* until: what the operation itself ends by; a waiter that watches the time gives none. */
-static int begin(struct rref *ref, int64_t deadline, int64_t until, struct rref_future **out)
-{
-	struct rref_ctx *ctx = ref->ctx;
-	int err = rc_op_get(ctx, deadline, out);
-	const struct rc_type *t;
-
-	if (err)
-		return err;
-	struct rref_future *f = *out;
-
-	f->peer = ref->owner;
-	f->handle = rref_dup(ref);
-	rc_lock(ctx);
-	t = known(ref);
-	if (t || (at_load_acq(&ref->state) == RC_H_READY && !rc_enter(ctx))) {
-		at_store(&f->kind, RC_OP_TYPE);
-		at_store(&f->deadline, until);
-		if (t)
-			give(f, t);
-		else
-			rc_type_located(ctx, f, &rc_remote(ref)->loc);
-	} else {
-		rc_wait_begin(ref, f, RC_OP_TYPE, until);
-	}
-	rc_unlock(ctx);
-	return 0;
-}
-
-static int check(struct rref *ref, const void *arg, const char *what)
-{
-	if (!ref || !arg)
-		return rc_fail(EINVAL, "%s: %s", what, ref ? "no type, or nowhere to put it" : "no reference");
-	return rc_enter(ref->ctx);
-}
-
-static int check_out(const struct rref_type *out, const char *what)
+int rc_type_check_out(const struct rref_type *out, const char *what)
 {
 	return out->size < sizeof(size_t) ? rc_fail(EINVAL, "%s: out->size is not set", what) : 0;
-}
-
-static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
-{
-	struct rref_ctx *ctx = ref->ctx;
-	int64_t deadline;
-	struct rref_future *f;
-	int err;
-
-	*out = known(ref);
-	if (*out)
-		return 0;
-	deadline = rc_deadline(ctx, timeout);
-	err = begin(ref, deadline, INT64_MAX, &f);
-	if (err)
-		return err;
-	if (rc_op_wait(f, deadline)) {
-		rc_lock(ctx);
-		rc_op_end(ctx, f, -ETIMEDOUT, "the value's type did not come in time");
-		rc_unlock(ctx);
-		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
-	}
-	err = f->status ? rc_op_error(f) : 0;
-	*out = f->type;
-	rc_op_put(f);
-	return err;
-}
-
-int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out)
-{
-	RB_NO_CANCEL;
-	const struct rc_type *t;
-	int err = check(ref, out, "rref_get_type");
-
-	if (!err)
-		err = check_out(out, "rref_get_type");
-	if (!err)
-		err = get(ref, timeout, &t);
-	if (!err)
-		rc_type_tell(t, out);
-	return err;
-}
-
-int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
-{
-	RB_NO_CANCEL;
-	int err = check(ref, out, "rref_get_type_async");
-	struct rref_future *f;
-	int64_t deadline;
-
-	if (err)
-		return err;
-	deadline = rc_deadline(ref->ctx, timeout);
-	err = begin(ref, deadline, deadline, &f);
-	if (err)
-		return err;
-	if (!rref_future_test(f))
-		rc_kick(ref->ctx); /* its waiter may come late, or never: the poller has to be awake for it */
-	*out = f;
-	return 0;
-}
-
-int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t timeout)
-{
-	RB_NO_CANCEL;
-	char name[RREF_TEXT_SIZE / 2], is[RREF_NAME_MAX + 96], wanted[RREF_NAME_MAX + 96];
-	const struct rc_type *want, *t;
-	int err = check(ref, type, "rref_expect_type");
-
-	if (!err)
-		err = rc_type_get(ref->ctx, type, "rref_expect_type", &want);
-	if (!err)
-		err = get(ref, timeout, &t);
-	if (err || t == want)
-		return err;
-	rref_format(ref, name, sizeof(name));
-	return rc_fail(EPROTOTYPE, "%s of %s is of type %s, not %s", name, rref_owner_name(ref), in_words(t, is, sizeof(is)),
-		       in_words(want, wanted, sizeof(wanted)));
 }
 
 int rref_view_type(const struct rref_view *view, struct rref_type *out)
@@ -469,7 +251,7 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 	if (!view || !out)
 		return rc_fail(EINVAL, "rref_view_type: no view, or nowhere to put the type");
-	int err = rc_view_lost(view) ? rc_fail_child() : check_out(out, "rref_view_type");
+	int err = rc_view_lost(view) ? rc_fail_child() : rc_type_check_out(out, "rref_view_type");
 
 	if (err)
 		return err;

@@ -25,12 +25,6 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: w
 void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s);
 void rc_quick_fork_child(void);
 
-/* types.c */
-needs_lock void rc_type_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc);
-needs_lock void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *q);
-needs_lock void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a);
-needs_lock void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err, const char *why);
-
 /* A child has neither the view, nor what it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)
 {

@@ -8,6 +8,7 @@
 
 #include "core/ctx.h"
 #include "core/base/lock.h"
+#include "core/op/kind.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
 #include "tg.h"
@@ -186,14 +187,14 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 		uint64_t reads = tg_stats(ctx).reads;
 
 		TG_IS(rc_quick_read(old, RREF_DEFAULT, &v), -ENETRESET);
-		TG_OK(rc_op_get(ctx, INT64_MAX, &f));
+		TG_OK(rc_op_get(ctx, &rc_read_kind, INT64_MAX, &f));
 		f->handle = rref_dup(old);
 		f->peer = 1;
 		f->loc = rc_remote(old)->loc;
 		f->offset = 0;
 		f->length = SIZE_MAX;
 		f->whole = true;
-		at_store_rel(&f->kind, RC_OP_READ);
+		rc_op_begin(f);
 		rc_read_start(f, false);
 		TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENETRESET);
 		rref_future_free(f);

@@ -15,7 +15,7 @@
 #include "tg_refs.h"
 #include "core/base/lock.h"
 #include "core/engine.h"
-#include "core/read/read.h"
+#include "core/value/value.h"
 
 #define MS NSEC_PER_MSEC
 #define THREADS 4
