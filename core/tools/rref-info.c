@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rref-info: what this machine has for librref, what `auto` would choose and why not the rest, and
- * what to do about it. Linked statically, since it asks the device layer itself.
+ * rref-info: the devices of this machine for librref, the choice of `auto`, why it leaves out the
+ * rest, and the remedy. Linked statically, since it asks the device layer itself.
  */
 #include <errno.h>
 #include <getopt.h>

@@ -16,7 +16,7 @@ static int add(struct rref_call *call, void *arg)
 	got = rref_to_here_batch(refs, NR, RREF_DEFAULT, views, status);
 	for (i = 0; i < NR; i++) {
 		if (got >= 0 && status[i])
-			got = status[i]; /* one that failed fails the call */
+			got = status[i]; /* a failed future fails the call */
 		sum += views[i] ? *(const int *)rref_view_data(views[i]) : 0;
 		rref_view_free(views[i]);
 	}
@@ -35,7 +35,7 @@ static int offer(struct rref_ctx *ctx)
 		failed = rref_new(ctx, &i, sizeof(i), &refs[i]);
 	failed = failed || rref_rpc_sync(ctx, 1, "add", &args, RREF_DEFAULT, NULL);
 	for (i = 0; i < NR; i++)
-		rref_release(refs[i]); /* one that was not made is NULL, which does nothing */
+		rref_release(refs[i]); /* a missing one is NULL, which does nothing */
 	return failed;
 }
 

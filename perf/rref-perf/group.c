@@ -101,9 +101,9 @@ static int worker(const struct pf_config *cfg, const struct pf_op *op,
 }
 
 /*
- * Where there are fewer processors than workers who spin, those who serve share a process and a
- * thread that makes progress for all of them: else what is measured is who runs when. To begin and
- * to end each has a thread: it waits for the others.
+ * With fewer processors than spinning workers, the serving ones share a process and a thread that
+ * makes progress for all of them. Else the scheduler is measured. Each has a thread to begin and to
+ * end, since it waits for the others.
  */
 struct crowd {
 	const struct pf_config *cfg;

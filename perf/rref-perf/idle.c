@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* idle: what workers cost that have nothing to do, and how soon they do something again. */
+/* idle: the cost of workers that have nothing to do, and their
+ * delay when they have something again. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>

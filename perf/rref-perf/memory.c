@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* alloc, burst, live: what a value's memory and a reference's
- * bookkeeping cost. One worker alone, its own owner. */
+/* alloc, burst, live: the cost of a value's memory and of a
+ * reference's bookkeeping. One worker alone, its own owner. */
 #include <errno.h>
 #include <malloc.h>
 #include <stdio.h>
@@ -103,7 +103,7 @@ static int alloc(const struct pf_config *cfg, struct rref_ctx *ctx, const struct
 
 		pf_row_init(&row, op->name, "memory", m.bytes);
 		row.raw = "mallocx";
-		err = in_arena(&m, 1000); /* whatever is registered for this size is now */
+		err = in_arena(&m, 1000); /* all memory for this size is registered now */
 		unsigned before = nr_registered;
 
 		if (!err)
@@ -140,7 +140,7 @@ struct live {
 	uint64_t seed;
 };
 
-/* What an owner does with one more reference to a value: it comes, and goes. */
+/* An owner's work for one more reference to a value: it comes, and goes. */
 static int come_and_go(void *arg, unsigned n)
 {
 	struct live *l = arg;
@@ -163,8 +163,8 @@ static unsigned any(struct live *l)
 	return (unsigned)(((l->seed >> 32) * l->nr) >> 32);
 }
 
-/* Whatever a replaced value touches was last touched as many
- * values ago as there are: nothing of it is in a cache. */
+/* The memory of a replaced value was last touched as many
+ * values ago as there are: no cache has it. */
 static int replace_any(void *arg, unsigned n)
 {
 	struct live *l = arg;

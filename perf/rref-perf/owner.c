@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the measuring worker asks of the others, and how it asks. */
+/* The measuring worker's requests to the others, and its way of asking. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -58,7 +58,7 @@ static int nothing(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* The bytes of the arguments: what rref_remote makes a value of. */
+/* The bytes of the arguments: rref_remote makes a value of them. */
 static int same(struct rref_call *call, void *arg)
 {
 	(void)arg;

@@ -37,8 +37,8 @@ struct pf_config {
 	const char *plot;                /* file of an SVG, or NULL */
 };
 
-/* One line of the result. Times in ns per operation; what does
- * not apply is negative and left out. */
+/* One line of the result. Times in ns per operation; a time
+ * that does not apply is negative and left out. */
 struct pf_row {
 	const char *op;
 	char device[64];
@@ -47,7 +47,7 @@ struct pf_row {
 	/* group: operations per time stamp; a sample is their mean */
 	unsigned rounds, group;
 	double p50, p99, p999;
-	const char *raw;                 /* what the other side is */
+	const char *raw;                 /* the kind of the other side */
 	double raw_p50, raw_p99, raw_p999;
 	/* p50 / raw p50: median of the rounds, smallest, largest */
 	double ratio, ratio_low, ratio_high;

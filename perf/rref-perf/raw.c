@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the library is compared with. shm: memcpy from a segment of worker 0 that is mapped here,
- * and a cache line that two spinning processes pass to and fro. ibv: verbs/raw. The ends find each
- * other by calls.
+ * The raw operations beside the library's. shm: memcpy from a segment of worker 0 that is mapped
+ * here, and a cache line that two spinning processes pass to and fro. ibv: verbs/raw. The ends find
+ * each other by calls.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -40,7 +40,7 @@ struct segment {
 	_Alignas(LINE) _Atomic uint32_t pong;
 };
 #define HEAD 4096
-#define HEADER 64 /* what the library reads in front of a value */
+#define HEADER 64 /* the bytes that the library reads in front of a value */
 
 struct pf_raw {
 	size_t bytes, head;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What others leave out: references to what is gone, many threads, many rounds, many workers. */
+/* Cases that others leave out: references to lost values, many
+ * threads, many rounds, many workers. */
 #include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -108,7 +109,7 @@ TG_TEST(c187_shared_and_released_by_many_threads, 3)
 	return 0;
 }
 
-/* What the process has of memory, in KiB: all of it, since nothing may creep anywhere. */
+/* Returns the process' memory in KiB: all of it, since nothing may creep anywhere. */
 static long resident_kib(void)
 {
 	FILE *f = fopen("/proc/self/statm", "r");
@@ -166,8 +167,8 @@ TG_TEST(c192_a_million_created_and_released, 2)
 		}
 		TG_CHECK(warm_kib > 0);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-		/* Nine tenths of them may not cost a page each hundred:
-		 * what a leaked entry, a tombstone or a handle would. */
+		/* Nine tenths of them may not cost a page each hundred,
+		 * as a leaked entry, a tombstone or a handle would. */
 		TG_CHECK(resident_kib() - warm_kib < 1024);
 #endif
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls: who is called and who calls, what travels, how long it is waited for. */
+/* Calls: callers and callees, arguments and results, and time-outs. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -415,7 +415,7 @@ TG_TEST(c080_082_per_call_and_default_timeout, 2)
 	return 0;
 }
 
-/* A new default is for what begins after it; what is under way keeps its own. */
+/* A new default is for calls that begin after it; calls under way keep their own. */
 TG_TEST(c080_082_the_default_changes, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: references in results, chains of many
- * hops, and chains that outlive who began them. */
+/* Cases that the list forgot: references in results, chains of
+ * many hops, and chains that outlive their first worker. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -116,7 +116,7 @@ TG_TEST(more_chains_that_nobody_waits_for, 4)
 		struct rref *r = tg_remote(ctx, (rank + i) % 4, "tg.echo", "far", 3);
 
 		send_off(ctx, (rank + 1) % 4, r, 1 + i, 4);
-		rref_release(r); /* who began it has nothing any more */
+		rref_release(r); /* the first worker has nothing any more */
 	}
 	tg_wait_flag_serving(ctx, 0, 4 * n);
 	tg_meet_serving(ctx, 1);
@@ -126,8 +126,8 @@ TG_TEST(more_chains_that_nobody_waits_for, 4)
 	return 0;
 }
 
-/* Who began it dies when it has begun: it goes on among the
- * others to its end, and then nothing is left of it. */
+/* The first worker dies when the chain has begun. The chain goes on among the others to its end,
+ * and then nothing is left of it. */
 DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -159,7 +159,7 @@ DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 	return 0;
 }
 
-/* A shutdown waits for what is under way, and what that brings about, to its end. */
+/* A shutdown waits for all that is under way, and for its consequences. */
 TG_TEST(more_chains_are_waited_for_by_the_shutdown, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Replies that come later, and what goes on when a future completes. */
+/* Replies that come later, and continuations of a future that completes. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -190,7 +190,7 @@ static void *cancel_it(void *f)
 	return NULL;
 }
 
-/* Whoever wins, it completes once, and the callback runs once. */
+/* Either side may win: the future completes once, and the callback runs once. */
 TG_TEST(c092_093_completes_once_whoever_wins, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

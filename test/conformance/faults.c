@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What fails: references that never were, workers that die. */
+/* Failures: references that never were, workers that die. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -80,7 +80,7 @@ DEATH_TEST(c185_a_user_is_killed, 3, 1 << 1)
 		TG_IS(tg_stats(ctx).owners, 50);
 		tg_set_flag(0, 1);
 		TG_CHECK(tg_eventually(tg_is_dead, ctx, &one));
-		/* What the living one holds stays; the rest goes. */
+		/* References of the living worker stay; the rest goes. */
 		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats(ctx).owners != 1; usleep(1000)) {
 			TG_CHECK(now_ns() < end);
 			rref_progress(ctx);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The group: who is in it, by which name, and who is not let in. */
+/* The group: its members, their names, and strangers that are not let in. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaving in good order, too early, at once; what is said afterwards; beginning again. */
+/* Leaving in good order, too early, at once; errors afterwards; beginning again. */
 #include <dirent.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -121,7 +121,7 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	TG_IS(rref_progress(ctx), -ESHUTDOWN);
 	TG_IS(rref_ctx_arm(ctx), -ESHUTDOWN);
 	TG_CHECK(!r && !f && !v && !data);
-	/* What only tells something still does. */
+	/* Functions that only tell something still do. */
 	TG_IS(rref_rank(ctx), 0);
 	TG_IS(rref_world_size(ctx), 1);
 	TG_OK(rref_worker(ctx, 0, &w));

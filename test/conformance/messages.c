@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late or never (RREF_INJECT, core/session/inject.h). What a worker
- * injects, it injects into what it sends.
+ * Messages that fail, come late or never (RREF_INJECT, core/session/inject.h). A worker injects
+ * faults into the messages that it sends.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -103,8 +103,8 @@ TG_TEST(c129_first_sends_of_every_kind_fail, 3)
 	return 0;
 }
 
-/* A call that cannot be sent is over, with its error, and what
- * it shared is taken back, whoever owns it. */
+/* A call that cannot be sent is over, with its error. The
+ * references that it shared are taken back, for any owner. */
 TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 {
 	/* One more than the calls of the first part: the next one goes. */
@@ -299,8 +299,8 @@ TG_TEST(c133_136_creation_lost, 3)
 	return 0;
 }
 
-/* 182: who was handed a reference to what never was hears it
- * promptly: it does not wait for its own time-out. */
+/* 182: a worker with a reference to a value that never was
+ * hears of it promptly. It does not wait for its own time-out. */
 TG_TEST(c182_shared_and_never_made, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE:drop" : "", 0);
@@ -337,7 +337,7 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 			TG_CHECK(now_ns() < end);
 		TG_IS(runs_of(ctx, 1), 0);
 		tg_all_clean(ctx);
-		/* One that is delayed and waited for is as good as any. */
+		/* A delayed reply that is waited for is as good as any. */
 		r = remote_within(ctx, 1, "count", RREF_DEFAULT);
 		tg_expect_bytes(r, &(int32_t){ 1 }, sizeof(int32_t));
 		rref_release(r);
@@ -431,7 +431,8 @@ TG_TEST(c142_143_read_delayed, 2)
 	return 0;
 }
 
-/* Per call, by default, and none; whoever gave up has no harm from the late answer. */
+/* A time-out per call, by default, and without limit. A late
+ * answer does no harm after the caller gave up. */
 TG_TEST(c144_calls_delayed, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:delay=150ms*6" : "",

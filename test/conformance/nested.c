@@ -162,7 +162,8 @@ static void take_fails(struct rref_view *v, size_t i, int err, const char *text)
 	TG_CHECK(!r);
 }
 
-/* What its own worker puts into a value: an own value, one of the reader's, one of a third. */
+/* A worker puts references into its value: to an own value, to
+ * one of the reader's, to one of a third. */
 TG_TEST(more_references_nested_in_an_own_value, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -221,7 +222,7 @@ TG_TEST(more_references_nested_in_an_own_value, 3)
 		TG_IS(rref_view_refs(v, 1, 0, RREF_DEFAULT, r), -EINVAL);
 		rref_view_free(v);
 		tg_drop_kept();
-		/* The value is gone, and what was taken lives on. */
+		/* The value is gone, and the taken references live on. */
 		for (int64_t end = now_ns() + TG_LONG_NS; tg_stats_of(ctx, 0).nested; usleep(1000))
 			TG_CHECK(now_ns() < end);
 		for (size_t i = 0; i < 3; i++) {
@@ -396,7 +397,7 @@ static bool has_forks(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).forks == *(uint64_t *)arg;
 }
 
-/* Taken twice, it is two references; who takes from a batch's and a future's view does the same. */
+/* Taken twice, it is two references. A take from a batch's and a future's view does the same. */
 TG_TEST(more_nested_taken_twice_is_two_references, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -452,7 +453,7 @@ TG_TEST(more_nested_taken_twice_is_two_references, 2)
 }
 
 /* A view outlives the program's reference, and so does the
- * value: what it holds can still be taken. Then it goes. */
+ * value: its references can still be taken. Then it goes. */
 TG_TEST(more_nested_the_view_keeps_the_value, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -495,7 +496,7 @@ TG_TEST(more_nested_the_view_keeps_the_value, 2)
 	return 0;
 }
 
-/* What the value holds is not made yet, or will never be. */
+/* The held value is not made yet, or will never be. */
 TG_TEST(more_nested_not_ready_and_failed, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -558,7 +559,7 @@ TG_TEST(more_nested_not_ready_and_failed, 3)
 	return 0;
 }
 
-/* The answer comes when nobody waits for it any more, or never: what it brings is reclaimed. */
+/* The answer comes when nobody waits for it any more, or never: its references are reclaimed. */
 TG_TEST(more_nested_given_up, 3)
 {
 	struct rref_ctx *ctx = join_under(rank, rank == 1 ? "REPLY@0:delay=300ms*3" : "");
@@ -632,8 +633,8 @@ TG_TEST(more_nested_under_message_faults, 3)
 	return 0;
 }
 
-/* 1 owns the outer value and dies; what was taken from it
- * before, of 2, lives; what was not is -EOWNERDEAD. */
+/* 1 owns the outer value and dies. A reference to a value of 2
+ * that was taken before lives; one that was not is -EOWNERDEAD. */
 DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -659,7 +660,7 @@ DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 		rref_view_free(v);
 		rref_release(outer);
 		rref_release(mine);
-		/* What the dead one's value held is given back by the grace of those who own it. */
+		/* References in the dead worker's value are given back by their owners' grace. */
 		tg_until_clean(ctx, 0);
 		tg_until_clean(ctx, 2);
 	}
@@ -743,8 +744,8 @@ DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 	return 0;
 }
 
-/* 1 is killed while it holds an outer one, a view of it and
- * what it took: all of it is reclaimed. */
+/* 1 is killed while it holds an outer value, a view of it and
+ * a taken reference: all of it is reclaimed. */
 DEATH_TEST(more_nested_a_reader_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -809,8 +810,8 @@ TG_TEST(more_nested_never_released, 3)
 	v = read_with(tg_kept(0), "out", 1);
 	tg_drop_kept();
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT));
-	/* What values hold is not what the program forgot: that
-	 * is the outer one, and the reference of the view. */
+	/* References in values are no leak of the program's. Its
+	 * leaks are the outer value, and the reference of the view. */
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
 	int lines = 0;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading a reference, and what it says of itself. */
+/* Reading a reference, and its own description. */
 #include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -36,7 +36,7 @@ TG_TEST(c055_local_value_without_traffic, 2)
 	rref_view_free(v);
 	rref_view_free(w);
 	tg_until_clean(ctx, rank);
-	tg_meet_serving(ctx, 0); /* who leaves sends messages, and gets answers */
+	tg_meet_serving(ctx, 0); /* a leaving worker sends messages, and gets answers */
 	tg_finish(ctx);
 	return 0;
 }
@@ -223,7 +223,7 @@ TG_TEST(c188_a_value_is_written_once, 2)
 	return 0;
 }
 
-/* What is being filled is nowhere to be read: those who ask wait, and get all of it. */
+/* A value that is being filled is nowhere to be read: readers wait, and get all of it. */
 TG_TEST(c188_a_value_half_written_is_not_read, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -441,7 +441,7 @@ TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 				rref_view_free(views[i]);
 			}
 		}
-		/* One that does not come in time costs its neighbours nothing either. */
+		/* A late read costs its neighbours nothing either. */
 		struct rref *late[3] = { tg_remote(ctx, 2, "tg.hold", "l", 1), refs[7], refs[333] };
 
 		TG_IS(rref_to_here_batch(late, 3, 200 * MS, views, status), 0);

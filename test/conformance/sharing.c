@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sharing: who may have it from whom, what each side sees, and what the counters say. */
+/* Sharing: givers and takers, each side's view, and the counters. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -182,8 +182,8 @@ TG_TEST(c066_own_value_with_peer_and_self, 2)
 }
 
 /*
- * Values do not change; what changes is the owner's own state, found by what the value says. The
- * handler runs where the value is, and uses it in place.
+ * Values do not change. The owner's own state does; the value says where it is. The handler runs
+ * where the value is, and uses it in place.
  */
 static int64_t accounts[4];
 static pthread_mutex_t accounts_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -419,8 +419,8 @@ TG_TEST(c163_a_handle_leaves_its_context_in_calls_only, 1)
 	return 0;
 }
 
-/* What a user has passed on while the owner cannot answer:
- * pending on both sides, and the handler waits. */
+/* A user passes a reference on while the owner cannot answer.
+ * It is pending on both sides, and the handler waits. */
 TG_TEST(c190_pending_ones_are_visible, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

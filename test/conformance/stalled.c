@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: a user that is stopped keeps its
+/* A case that the list forgot. A user that is stopped keeps its
  * references for stall_timeout; then it is fenced, and told so. */
 #include <setjmp.h>
 #include <stdarg.h>

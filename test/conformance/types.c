@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Types: who is asked for one, and what a value of a local-only type refuses to whom. */
+/* Types: the worker that is asked for one, and the refusals of a value of a local-only type. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +29,7 @@ TG_TEST(c058_064_one_message_the_first_time_none_later, 2)
 			tgt_is_type(a, "quote", sizeof(struct tgt_tick), 0);
 			tgt_is_type(b, "quote", sizeof(struct tgt_tick), 0);
 		}
-		/* What every worker knows, nobody is asked for. */
+		/* Nobody is asked for a type that every worker knows. */
 		tgt_is_type(c, "int32[]", 4, 0);
 		TG_IS(tg_stats(ctx).messages_sent, before + 1);
 		TG_IS(tg_stats(ctx).reads, reads);

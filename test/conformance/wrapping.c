@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the list forgot: values in memory that the program
- * registered, read in place and given back. */
+/* A case that the list forgot: values in memory that the
+ * program registered, read in place and given back. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -42,8 +42,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&back) == 1;
 }
 
-/* From user to user; what is read are the bytes where the
- * program put them; the last release gives them back, once. */
+/* From user to user. They read the bytes where the program put
+ * them. The last release gives them back, once. */
 TG_TEST(more_wrapped_memory_is_read_in_place, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -69,7 +69,7 @@ TG_TEST(more_wrapped_memory_is_read_in_place, 3)
 	return 0;
 }
 
-/* The only holder dies: what was lent to it comes back when it is fenced. */
+/* The only holder dies: the memory lent to it comes back when it is fenced. */
 DEATH_TEST(more_wrapped_memory_outlives_its_user, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -4,17 +4,17 @@
  * 1.. are users u1, u2 ... The owner publishes a file as references; u1 gets them by calls, hands
  * them to u2, u2 to u3; each reads everything.
  *
- *   main.c      options, and which file
- *   launcher.c  the steps, and what must be true after each
+ *   main.c      options, and the file
+ *   launcher.c  the steps, and the conditions after each
  *   team.c      the worker processes: start, command, stop, continue, end
- *   show.c      what people see
+ *   show.c      the display
  *   worker.c    a worker's life: join, obey, leave
  *   owner.c     publishing
  *   user.c      getting and handing on references
  *   passes.c    the ways of reading
  *
- * This header is what all of them agree on. Launcher and workers talk over socket pairs, in these
- * fixed-size messages, so that the library under demonstration is not what carries its own verdict.
+ * All of them use this header. Launcher and workers talk over socket pairs, in these fixed-size
+ * messages. So the library under demonstration does not carry its own verdict.
  */
 #ifndef DEMO_H
 #define DEMO_H

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The steps of the demo, and what must be true after each. The verdict is the launcher's alone. */
+/* The steps of the demo, and the conditions that must hold
+ * after each. The verdict is the launcher's alone. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>

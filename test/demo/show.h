@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What people see. On a terminal: one line that is rewritten while a step runs, and colour unless
+ * The display. On a terminal: one line that is rewritten while a step runs, and colour unless
  * NO_COLOR is set or the terminal is dumb. Elsewhere: plain lines, at most one every few seconds.
  * Boxes and ticks where the locale is UTF-8.
  */

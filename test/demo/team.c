@@ -31,7 +31,7 @@ static struct {
 	} worker[1 + DEMO_USERS_MAX];
 	bool failed;                    /* of what else workers say, only failures count */
 	bool leaving;                   /* a worker that has reported may end */
-	int signals;                    /* signalfd: what would end the launcher */
+	int signals;                    /* signalfd: signals that would end the launcher */
 } team = { .signals = -1 };
 
 /* Waits for a worker's exit; true when it has come. No other process can have its pid before. */
@@ -227,7 +227,7 @@ static void show_share(uint64_t expect, const char *what)
 	show_progress(what, expect ? (double)sum / (double)expect : -1);
 }
 
-/* Who has not reported, for the message that time is up. */
+/* Lists the workers that have not reported, for the message that time is up. */
 static void list_silent(int first, int end, char *text, size_t size)
 {
 	size_t used = 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The launcher's worker processes. Rank 0 is the owner. Whatever goes wrong (a worker's own
- * failure, its death, silence beyond the job's patience, a signal to the launcher) ends all of
- * them, by pid, and the demo: these calls then do not return.
+ * The launcher's worker processes. Rank 0 is the owner. Any failure ends all of them, by pid, and
+ * the demo: these calls then do not return. Failures are a worker's own, its death, silence beyond
+ * the job's patience, and a signal to the launcher.
  */
 #ifndef DEMO_TEAM_H
 #define DEMO_TEAM_H
@@ -15,9 +15,9 @@ void team_start(const struct demo_job *job);
 pid_t team_pid(int rank);
 
 /*
- * Gives the workers of ranks [first, end) a command (NULL: none, they report by themselves) and
- * waits for all their reports: out[i] is of rank first + i. Progress is shown as a share of expect
- * bytes in all (0 = unknown).
+ * Gives the workers of ranks [first, end) a command (NULL: they report by themselves) and waits for
+ * all their reports: out[i] is of rank first + i. Progress is shown as a share of expect bytes in
+ * all (0 = unknown).
  */
 void team_run(int first, int end, const struct demo_command *c, uint64_t expect, const char *what,
 	      struct demo_report *out);

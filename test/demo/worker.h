@@ -27,8 +27,8 @@ _Noreturn void demo_give_up(struct demo_worker *w, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 void demo_tell(struct demo_worker *w, const struct demo_report *r);
 void demo_tell_progress(struct demo_worker *w, uint64_t bytes);
-/* Gives up when a call of the library failed: what it was,
- * what the error means, and the library's own words. */
+/* Gives up when a call of the library failed: tells the call,
+ * the error's meaning, and the library's own words. */
 int demo_ok(struct demo_worker *w, int result, const char *what, uint32_t which);
 
 /* owner.c */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of what a stranger may send before it has proved anything: hellos, answers and
- * reasons of the peer handshake, frames of the rendezvous, and sealed frames of the ibv provider.
- * No input may crash them, and none may pass without the key.
+ * libFuzzer target of a stranger's bytes, before it has proved anything. These are hellos, answers
+ * and reasons of the peer handshake, frames of the rendezvous, and sealed frames of the ibv
+ * provider. No input may crash them, or pass without the key.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
  *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c core/group/names.c \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of the wire parser: no input may crash it, and whatever it accepts must be the
- * one encoding of it.
+ * libFuzzer target of the wire parser: no input may crash it, and an accepted input must be its
+ * content's one encoding.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
  *       test/fuzz/rw_decode_fuzz.c core/wire/decode.c core/wire/encode.c -o build/rw_decode_fuzz

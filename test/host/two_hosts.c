@@ -38,7 +38,7 @@ static int get(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &(struct rref_args){ .refs = own, .nr_refs = 3 });
 }
 
-/* Reads what it was given, whoever owns it, and returns how many bytes were right. */
+/* Reads the references that it was given, of any owner, and returns the number of right bytes. */
 static int verify(struct rref_call *call, void *arg)
 {
 	uint64_t good = 0;
@@ -228,7 +228,8 @@ static pid_t cut_link(void)
 	return pid;
 }
 
-/* Reads and calls while the link goes and comes, and a while longer: what was cut off goes on. */
+/* Reads and calls while the link goes and comes, and a while
+ * longer: interrupted operations go on. */
 static void read_over_a_flap(struct rref_ctx *ctx, struct rref *r)
 {
 	pid_t pid = cut_link();
@@ -268,8 +269,9 @@ static int flap(int rank)
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
 		/*
-		 * Some times, since what happens depends on the moment. The connection may outlive
-		 * one: what waits for an answer, and sends nothing meanwhile, does not notice.
+		 * Several times, since the outcome depends on the moment. The connection may
+		 * outlive one: a side that waits for an answer, and sends nothing meanwhile, does
+		 * not notice.
 		 */
 		for (int n = 0; n < FLAPS || !tg_stats(ctx).resumed_sessions; n++) {
 			read_over_a_flap(ctx, r);

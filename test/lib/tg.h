@@ -54,9 +54,9 @@ void tg_log(struct rref_options *o);
 /* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
 /*
- * The one deadline of all that a worker waits for without saying how long: it may wait for another
- * worker's whole work, so no wait has a shorter one of its own, and what is missing is named before
- * the run is ended by force.
+ * The one deadline of a worker's waits that have no time of their own. A worker may wait for
+ * another one's whole work, so no wait has a shorter deadline. The wait names the missing event
+ * before the run is ended by force.
  */
 int64_t tg_deadline(void);
 /* Graceful shutdown that must succeed, and free. */
@@ -76,8 +76,8 @@ void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobod
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false at tg_deadline. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
-/* For it: no operation is in flight. Who waited for one may be
- * ahead of who completed it, and still holds it. */
+/* Waits until no operation is in flight. A waiter may be ahead of the thread that completed its
+ * operation, which still holds it. */
 bool tg_idle(struct rref_ctx *ctx, void *arg);
 
 /* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */

@@ -243,7 +243,7 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 	if (f->deaf)
 		return;
 	f->ops->recv_done(f->dev, ev->token);
-	/* Who never says what came is not told more, sooner or later. */
+	/* A peer that never confirms messages gets no more, sooner or later. */
 	if (f->got % 32 == 0)
 		foe_say_received(f, NULL);
 }

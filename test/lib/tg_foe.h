@@ -16,7 +16,7 @@
 #define FOE_WORLD 3
 #define FOE_WAITING 450u     /* handlers of the good ones that may wait for one caller */
 
-/* What the workers show each other, beside the library. */
+/* Memory that the workers share, beside the library. */
 struct shown {
 	_Atomic uint64_t rounds;            /* of the good pair: one call and one read each */
 	struct {
@@ -72,7 +72,7 @@ struct foe {
 	void (*on_query)(struct foe *f, const struct rw_type_info *q); /* a TYPE_QUERY came */
 	void (*on_call)(struct foe *f, const struct rw_call *c);       /* a CALL came */
 
-	void *beacon;                       /* what peers READ to learn that our device answers */
+	void *beacon;                       /* peers READ it to learn that our device answers */
 	struct rv_mr beacon_mr;
 };
 
@@ -83,7 +83,7 @@ extern size_t foe_nr_functions;
 struct shown *foe_shown(void);
 int foe_worker(int rank, void *arg);
 
-/* Device events of the foe, once; those that a poll has brought. */
+/* Device events of the foe, once: the events that a poll has brought. */
 void foe_pump(struct foe *f);
 void foe_take(struct foe *f, const struct rv_event *ev, int n);
 
@@ -116,8 +116,8 @@ struct rp_fork foe_be_given(struct foe *f);
 /* Calls a function with that reference: its reply's status. */
 int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);
 
-/* The session is alive, and all that was said before has been
- * dealt with; what was just said ends it, and is counted. */
+/* The session is alive, and all earlier messages were handled.
+ * The last message ends it, and is counted. */
 void foe_still_served(struct foe *f);
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What tests of references share: short ways to create, call and read, and functions of a worker
+ * Shared by tests of references: short ways to create, call and read, and functions of a worker
  * that publishes and keeps references. All of them end this worker with a message where something
  * goes wrong.
  */
@@ -31,7 +31,7 @@ void tg_all_clean(struct rref_ctx *ctx);
  *   keep          keeps dups of its references, besides what is kept already
  *   pub.get       answers with the first that is kept
  *   pub.drop      gives up all that is kept
- *   inspect       a struct tg_said: what its first reference says of itself while the handler runs
+ *   inspect       a struct tg_said: its first reference's own description while the handler runs
  *   count, runs   int32_t: how often count has run here, this time included; how often it has
  *   hand_on       int32_t hops: hands its references on to the next worker so often; answers with the last one's sum
  */

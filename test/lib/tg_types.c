@@ -5,7 +5,7 @@ const struct rref_type tgt_tick = { sizeof(tgt_tick), "tick", sizeof(struct tgt_
 const struct rref_type tgt_book = { sizeof(tgt_book), "book", sizeof(struct tgt_tick),
 				    RREF_LOCAL_ONLY };
 
-/* ---- functions of the owner: none of its users knows its types by itself ---- */
+/* ---- functions of the owner: its users do not know its types by themselves ---- */
 
 /* The type named by the argument, of two elements. */
 static int make_typed(struct rref_call *call, struct rref_type *type)

@@ -29,7 +29,7 @@ static inline bool tl_refuse_membarrier(bool trap_affinity)
 	};
 	struct sock_fprog prog = { .len = array_size(f), .filter = f };
 
-	/* For all threads: those of the library are there already. */
+	/* For all threads: the library's are there already. */
 	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
 	       !syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog) &&
 	       syscall(SYS_membarrier, 0, 0, 0) < 0 && errno == EPERM;

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Tests of the device layer with real processes: a node (a device, its connections, what happened
- * to them) and a peer (a forked process that is a node of its own and does what the parent tells
- * it).
+ * Tests of the device layer with real processes: a node (a device, its connections, their events)
+ * and a peer (a forked process that is a node of its own and does what the parent tells it).
  *
  * The provider is chosen by RREF_TEST_DEVICE = shm (default) | ibv. RREF_TEST_SCALE divides the
  * long loops' counts; it is 1 for shm and 100 for ibv, whose test machine is emulated. Every wait
@@ -118,7 +117,7 @@ void tlv_pump_for(struct tlv_node *n, int ms);
 int tlv_send_next(struct tlv_conn *c, size_t len);
 void tlv_release_all(struct tlv_node *n);
 
-/* What this process holds. */
+/* The memory of this process. */
 unsigned tlv_open_fds(void);
 unsigned tlv_lowest_free_fd(void);
 unsigned tlv_maps(void);
@@ -138,7 +137,7 @@ int tlv_reads(struct tlv_conn *c, struct rv_read *r, unsigned nr);
 struct tlv_remote {
 	uint64_t iova;
 	uint32_t rkey;
-	uint64_t size, index;                   /* index: what the peer calls it */
+	uint64_t size, index;                   /* index: its name at the peer */
 };
 int tlv_read(struct tlv_conn *c, const struct tlv_remote *from, uint64_t offset,
 	     struct tlv_region *to, size_t len);
@@ -197,7 +196,7 @@ bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index,
 /* Ends it and waits for it; fails the test if it did not end well. */
 void tlv_peer_exit(struct tlv_peer *p);
 void tlv_peer_kill(struct tlv_peer *p);
-/* Ends what is left of it, whatever state it is in: for teardown. */
+/* Ends the rest of it, in any state: for teardown. */
 void tlv_peer_reap(struct tlv_peer *p);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ledger of who holds what, and what it says of the machines. */
+/* The ledger of all holders and values, and its judgement of the machines. */
 #include <stdarg.h>
 
 #include "core/protocol/internal.h"
@@ -148,7 +148,7 @@ static bool excused(const struct sim *s, const struct claim *c)
 			return true;
 		if (c->state == CLAIM_CONFIRMED || !c->parent)
 			return false;
-		/* Those whose parent did not know yet fail with the creation. */
+		/* Shares whose parent did not know yet fail with the creation. */
 		if (c->unpinned || sim_may_fail(s, c))
 			return true;
 	}

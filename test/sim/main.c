@@ -75,7 +75,7 @@ static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 	return !errno && !*end && *out >= min && *out <= max;
 }
 
-/* 0, or 2 with a message: leaves out all decisions but those of the list. */
+/* Leaves out all decisions but the list's. Returns 0, or 2 with a message. */
 static int keep(struct sim_plan *p, const char *list)
 {
 	for (unsigned i = 0; i < p->nr; i++)

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The network: packets under way, lost ones, those that a connection sends again. */
+/* The network: packets under way, lost ones, repeated ones. */
 #include "test/sim/sim.h"
 
 #define MAX_SENT 3u             /* packets of a link that may be sent again */
 
-/* Those of one session end with it, at the receiver: what is
- * older is dropped, what is newer waits. */
+/* Packets of a session end with it, at the receiver: older ones are dropped, newer ones wait. */
 static bool stale(const struct sim *s, const struct packet *p)
 {
 	return !s->machines[p->to].alive || p->epoch <= s->machines[p->to].views[p->from].last;
@@ -208,9 +207,9 @@ void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to)
 }
 
 /*
- * The connection of a pair broke and was made again within the session: what the sender does not
- * know to have arrived, it sends again. The machine must not care, although a runtime would drop
- * repetitions by their sequence number.
+ * The connection of a pair broke and was made again within the session: the sender repeats all that
+ * may not have arrived. The machine must not care, although a runtime would drop repetitions by
+ * their sequence number.
  */
 void sim_replay(struct sim *s)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Workers that die and come back, pairs that are cut, groups
- * that are parted: what the runtime makes of it. */
+ * that are parted: the runtime's part in it. */
 #include "test/sim/sim.h"
 
 /* ---- a pair's way: lost, fenced, grace over, up again with whoever is there ------------------ */
@@ -94,7 +94,7 @@ void sim_view_up(struct sim *s, uint32_t r, uint32_t peer)
 		sim_fail(s, "PEER_UP failed");
 }
 
-/* The next step of one pair's way; false: none is to be made. */
+/* Makes the next step of one pair's way; false: there is none. */
 static bool recover(struct sim *s, uint32_t a, uint32_t b)
 {
 	struct view *v = &s->machines[a].views[b], *w = &s->machines[b].views[a];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a seed decides, and the chance within a decision. */
+/* A seed's decisions, and the chance within a decision. */
 #include "test/sim/sim.h"
 
 const struct sim_profile sim_profiles[] = {

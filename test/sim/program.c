@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The random program: what workers do, and what they do when something arrives. */
+/* The random program: the workers' actions, and their reactions to messages. */
 #include "test/sim/sim.h"
 
 #define BURST (RP_TOMBSTONES_MAX + 80u)
 
 /* ---- what arrives ---------------------------------------------------------------------------- */
 
-/* What the runtime does about the owner's incarnation: 0, or why the record is refused. */
+/* Does the runtime's work for the owner's incarnation. Returns 0, or why the record is refused. */
 static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t inc)
 {
 	struct view *v = &s->machines[r].views[owner];
 
 	if (owner == r)
 		return inc == s->machines[r].inc ? 0 : -ESTALE;
-	/* News of a restart: the old session is over, whoever says so. */
+	/* News of a restart: the old session is over, with any messenger. */
 	while (v->inc < inc && v->coming && v->coming_inc >= inc && !s->parted[r][owner] &&
 	       !sim_failed(s)) {
 		if (v->state == LINK_UP)

@@ -98,7 +98,7 @@ static void decision(struct sim *s, const struct sim_decision *d)
 	sim_salt(s, d->salt);
 	decide(s, d->kind);
 	sim_todo(s);
-	/* One that was doomed before this decision, and did not die within it, dies now. */
+	/* A worker that was doomed before this decision, and did not die within it, dies now. */
 	if (s->dying == s->n && d->kind != SIM_DIE)
 		s->dying = doomed;
 	if (s->dying < s->n) {
@@ -209,7 +209,7 @@ int sim_run(const struct sim_plan *plan, FILE *trace, struct sim_result *result)
 	if (!sim_failed(s)) {
 		result->decision = plan->nr;
 		sim_salt(s, ~plan->seed);
-		/* Whoever was doomed in the last decision lives. */
+		/* A worker that was doomed in the last decision lives. */
 		s->doomed = s->n;
 		settle(s);
 	}

@@ -27,7 +27,7 @@ int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *r
 	if (pid < 0)
 		abort();
 	if (pid == 0) {
-		/* What an assertion says would be said at each try. */
+		/* An assertion's text would come at each try. */
 		if (!trace && !freopen("/dev/null", "w", stderr))
 			_exit(2);
 		alarm(HANG_S);
@@ -106,7 +106,7 @@ void sim_shrink(struct sim_plan *plan, struct sim_result *result)
 	bool more = true;
 
 	tries = 0;
-	/* What came after the failure did not cause it. */
+	/* Decisions after the failure did not cause it. */
 	for (unsigned i = result->decision + 1; i < try.nr; i++)
 		try.list[i].left_out = true;
 	if (still(&try, result->rule, result))

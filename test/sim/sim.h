@@ -2,14 +2,14 @@
 /*
  * The simulator of the reference protocol: machines (core/protocol/protocol.h, the objects that
  * ship), a network, memory that is reused, and a random program, all driven by one seed. It keeps
- * its own ledger of who holds what, and looks at it after every step.
+ * its own ledger of all holders and values, and looks at it after every step.
  *
- * A seed makes a list of decisions (plan.c), each with a salt of its own, that is all the chance
- * there is in it: what it picks among packets, handles, workers is the one whose name and the salt
- * hash highest. So a decision that is left out changes little of what the others do, and a failing
- * list can be shrunk (shrink.c).
+ * A seed makes a list of decisions (plan.c), each with a salt of its own, which is all its chance.
+ * Among packets, handles or workers it picks the one whose name and salt hash highest. So a
+ * decision that is left out changes little of what the others do, and a failing list can be shrunk
+ * (shrink.c).
  *
- * What must hold:
+ * These rules must hold:
  *   - an owner entry goes, and its value is freed, only when nothing may still lead to it: a handle or fork of a
  *     session that the owner has not written off, or a record under way whose chain of parents is unbroken;
  *   - a READ that reaches the owner's memory finds the value that it was posted for: never freed, never reused;
@@ -213,7 +213,7 @@ struct call {
 	uint32_t owner_inc[MAX_RECS];
 	struct claim *claims[MAX_RECS];
 	struct object *create;          /* a creation; its records are the arguments */
-	/* no call: who has read this reference's value asks for what the value holds */
+	/* no call: a reader of this reference's value asks for the references in it */
 	struct handle *take;
 };
 
@@ -227,13 +227,13 @@ struct packet {
 
 enum link_state { LINK_UP, LINK_LOST, LINK_FENCED, LINK_GRACED };
 
-/* What a machine thinks of a peer. */
+/* A machine's view of a peer. */
 struct view {
 	enum link_state state;          /* LOST: the session ended and this side has not noticed */
 	uint32_t epoch;                 /* of the session it is in; 0 = none */
 	uint32_t last;                  /* of the last session that it left */
 	uint32_t coming;                /* of the session to enter once grace is over; 0 = none */
-	/* epoch in which a message to this side was lost: none comes after it */
+	/* epoch in which a message to this side was lost: no message comes after it */
 	uint32_t deaf;
 	uint32_t inc, coming_inc;       /* the peer's incarnation */
 };
@@ -257,8 +257,7 @@ struct machine {
 	struct packet *sent[MAX_MACHINES]; /* the last ones that arrived there, for replay */
 };
 
-/* What a program does after the effects of a step: their
- * handle slots are valid until the next one. */
+/* A program's work after the effects of a step: their handle slots are valid until the next one. */
 struct todo {
 	enum { TODO_RELEASE, TODO_RETURN, TODO_READ } what;
 	struct handle *handle;
@@ -359,7 +358,8 @@ void sim_memory_free(struct sim *s, struct object *o);
 void sim_memory_close(struct machine *k);               /* the worker died */
 void sim_local_read(struct sim *s, const struct object *o);
 void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *loc);
-bool sim_read_run(struct sim *s);                       /* one of them ends; false: none can now */
+/* ends one of them; false: none can end now */
+bool sim_read_run(struct sim *s);
 void sim_reads_fail(struct sim *s, uint32_t r, uint32_t peer); /* the reader fenced that peer */
 void sim_unpin(struct sim *s, struct handle *h);        /* a READ or a take of it is over */
 void sim_reads_forget(struct sim *s, uint32_t r);       /* the reader died */
@@ -380,7 +380,8 @@ void sim_create(struct sim *s, uint32_t r, uint32_t owner);
 void sim_share(struct sim *s, uint32_t r, uint32_t to, struct handle *only);
 void sim_to_here(struct sim *s, struct handle *h);
 void sim_retain(struct sim *s, struct handle *h);
-void sim_take(struct sim *s, struct handle *h);         /* its value was read: what does it hold? */
+/* its value was read; asks for its references */
+void sim_take(struct sim *s, struct handle *h);
 bool sim_be_late(struct sim *s, bool all);
 void sim_burst(struct sim *s);
 

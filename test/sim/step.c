@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A step of one machine, and what its runtime would do about the effects. */
+/* A step of one machine, and its runtime's handling of the effects. */
 #include "test/sim/sim.h"
 
 static void do_effects(struct sim *s, uint32_t r);
@@ -146,7 +146,7 @@ static void handle_call(struct sim *s, struct incoming *call)
 	for (unsigned i = 0; i < call->nr; i++) {
 		struct handle *h = call->handles[i];
 
-		/* One that came before its call was ready may be in a value already. */
+		/* A reference that came before its call was ready may be in a value already. */
 		if (!h || h->nested_in)
 			continue;
 		if (h->failed || call->refuse || sim_chance(s, 40))
@@ -259,7 +259,7 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 }
 
-/* What was in the value goes with it. */
+/* References in the value go with it. */
 static void free_nested(struct sim *s, const struct object *o)
 {
 	struct machine *k = &s->machines[o->owner];
@@ -336,8 +336,7 @@ static void do_effects(struct sim *s, uint32_t r)
 	for (size_t i = 0; i < nr; i++)
 		rp_effect_next(s->machines[r].m);
 	s->depth++;
-	/* Handles first: their slots are valid until the next
-	 * step, and what follows may make steps. */
+	/* Handles first: their slots are valid until the next step, which the rest may make. */
 	for (size_t i = 0; i < nr; i++)
 		if (copy[i].type == RP_EFF_NEW_HANDLE)
 			on_new_handle(s, r, &copy[i]);

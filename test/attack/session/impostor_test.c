@@ -11,7 +11,7 @@
 
 #include "tg_foe.h"
 
-/* Keys that the foe has, or can make: none of them is that of workers 0 and 1. */
+/* Keys that the foe has, or can make: the key of workers 0 and 1 is not among them. */
 enum { GROUP, WITH_ITS_SERVER, WITH_ITS_VICTIM, OF_A_NEW_IDENTITY, NR_KEYS };
 
 static struct rc_key key_for(struct foe *f, int which)

@@ -72,7 +72,7 @@ static int make_fd(int kind)
 	}
 }
 
-/* Never waits: what the socket has no room for is lost. */
+/* Never waits: packets beyond the socket's room are lost. */
 static void send_packet(int sock, int type, size_t length, unsigned nr, int kind)
 {
 	union {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every asynchronous event of a device, also those that rdma_rxe never raises: news changes
- * nothing, what ends a queue pair ends a connection and no session, and what ends the device ends
+ * Every asynchronous event of a device, even if rdma_rxe never raises it. News changes nothing. An
+ * event that ends a queue pair ends a connection and no session. An event that ends the device ends
  * every operation over it with -ENODEV.
  */
 #include <dlfcn.h>

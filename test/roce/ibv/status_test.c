@@ -16,7 +16,7 @@
 #include "verbs/ibv/ibv.h"
 #include "verbs/ibv/status.h"
 
-#define NR_STATUS (IBV_WC_TM_RNDV_INCOMPLETE + 2) /* and one that is unknown */
+#define NR_STATUS (IBV_WC_TM_RNDV_INCOMPLETE + 2) /* and an unknown one */
 #define SMALL	  100u
 #define LARGE	  (((size_t)1 << 20) + 5)
 #define NR_BATCH  8u

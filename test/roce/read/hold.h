@@ -71,7 +71,7 @@ static inline void hold(struct rref_ctx *ctx, unsigned n)
 static inline void give(struct rref_ctx *ctx, unsigned n)
 {
 	atomic_store(&to_give, n);
-	rc_kick(ctx); /* whoever sleeps is not woken by the device: it said so before */
+	rc_kick(ctx); /* the device does not wake a sleeper: it said so before */
 }
 
 /* All of them, and no further one is kept back. */

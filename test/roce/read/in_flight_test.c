@@ -263,7 +263,7 @@ TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 				tg_pause();
 			tg_set_flag(0, round + 1);
 			/* Nobody else makes progress in the manual
-			 * mode: who waits serves the call. */
+			 * mode: the waiter serves the call. */
 			while (atomic_load(&nested) <= round)
 				tg_pause();
 			release(ctx);
@@ -348,7 +348,7 @@ TG_TEST(callbacks__read_within_one_another, 2)
 					tg_pause();
 				rref_future_free(f[i]);
 			}
-			/* Each by one READ: none was another's. */
+			/* Each by one READ of its own. */
 			TG_IS(tg_stats(ctx).reads - before.reads, 4);
 			TG_CHECK(tg_eventually(is_over, ctx, NULL));
 		}

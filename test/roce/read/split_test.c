@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads in pieces over a real device (core/read/split.c): what a connection has in flight at most,
- * whose turn it is, and that a read that waits for its turn ends whatever happens meanwhile. The
- * completions are kept back for as long as that takes.
+ * Reads in pieces over a real device (core/read/split.c): the most that a connection has in flight,
+ * the order of turns, and that a waiting read always ends. The completions are kept back for as
+ * long as that takes.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -188,7 +188,7 @@ TG_TEST(several__first_come_first_served, 2)
 	return 0;
 }
 
-/* Who has had a turn goes behind the others. */
+/* A read that has had a turn goes behind the others. */
 TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -356,8 +356,8 @@ static void must_resume(struct rref_ctx *ctx)
 	TG_CHECK(tg_eventually(has_resumed, ctx, &nr));
 }
 
-/* What had nothing in flight waits for the next connection,
- * and does not wait for the pieces of the one that broke. */
+/* A read that had nothing in flight waits for the next
+ * connection. It does not wait for the pieces of the broken one. */
 TG_TEST(waiting__its_connection_breaks, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -386,8 +386,8 @@ TG_TEST(waiting__its_connection_breaks, 2)
 	return 0;
 }
 
-/* One that has had a turn, and has nothing in flight just now:
- * all of it is read over the next one, as the header is. */
+/* A read that has had a turn, and has nothing in flight just now:
+ * all of it is read over the next connection, as the header is. */
 TG_TEST(between_turns__its_connection_breaks, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -456,7 +456,7 @@ TG_TEST(large__is_not_kept_waiting_by_short_ones, 2)
 	return 0;
 }
 
-/* All fail: those with pieces at the device, and those without. */
+/* All fail, with and without pieces at the device. */
 DEATH_TEST(waiting__its_owner_dies, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
