@@ -55,9 +55,9 @@ static void use_everything(void)
 static _Atomic uint64_t rounds;
 
 /*
- * Handles and futures of a round are the program's, who loses them if its thread ends in the
- * middle: so it ends only where it says. What is tested is that it does not end anywhere else,
- * though it is cancelled at some moment of a round.
+ * Handles and futures of a round are the program's, and lost if its thread ends in the middle. So
+ * it ends only at its own cancellation point. The test: it does not end anywhere else, though it is
+ * cancelled at some moment of a round.
  */
 static void *user(void *arg)
 {
@@ -203,8 +203,8 @@ TG_TEST(cancelled_in_serve__it_serves_on, 2)
 }
 
 /*
- * A callback and a handler run with cancelling off, too; whoever was cancelled before the call has
- * it still ahead.
+ * A callback and a handler run with cancelling off, too. A thread that was cancelled before the
+ * call is cancelled after it.
  */
 static int tries(struct rref_call *call, void *arg)
 {

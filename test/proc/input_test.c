@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a program may get wrong: options, names, NULLs, sizes. An error with words each time. */
+/* A program's mistakes: options, names, NULLs, sizes. An error with words each time. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -116,7 +116,7 @@ TG_TEST(options__of_another_version, 1)
 	exact->size = shortest - 1;
 	tg_refuse(exact, -EINVAL, "rref_options_init");
 	munmap(page, 2 * 65536);
-	/* A newer program that does not use what is new, and one that does. */
+	/* A newer program that does not use the new parts, and one that does. */
 	newer = malloc(sizeof(*newer));
 	TG_CHECK(newer);
 	memset(newer, 0x5a, sizeof(*newer));
@@ -375,7 +375,7 @@ TG_TEST(sizes__of_structs_of_other_versions, 1)
 	e.e.size = offsetof(struct rref_error, text) + 5;
 	TG_OK(rref_future_error(f, &e.e));
 	TG_CHECK(e.e.err == -ENOSYS && e.e.text[5] == 0x77);
-	/* What was cut off still ends. */
+	/* The operation that was cut off still ends. */
 	TG_CHECK(memchr(e.e.text, 0, 5) != NULL);
 	rref_future_free(f);
 	tg_finish(ctx);

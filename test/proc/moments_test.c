@@ -147,8 +147,8 @@ static bool nobody_kicks(struct rref_ctx *ctx, void *arg)
 	return poll(&p, 1, 0) == 0;
 }
 
-/* Who kicks says so first and writes then; if the sleeper is
- * up before the write, nothing says any more that it came. */
+/* A kick is announced first and written then. If the sleeper
+ * is up before the write, nothing tells of the kick any more. */
 TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
@@ -218,7 +218,7 @@ static void *read_thrice(void *ref)
 	return NULL;
 }
 
-/* Some wait for it, some find it ready: what the one publishes the other reads without the lock. */
+/* Some wait for it, some find it ready: one publishes, the other reads without the lock. */
 TG_TEST(set__while_threads_begin_to_read, 1)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
@@ -352,7 +352,7 @@ TG_TEST(shutdown__while_own_values_are_read, 1)
 			TG_IS(pthread_create(&t[i], NULL, read_own, r[i]), 0);
 		}
 		usleep(1000);
-		/* What a thread may be about to alias is there as long as the handle is. */
+		/* A value that a thread may be about to alias is there as long as the handle is. */
 		struct rc_value *v = r[0]->value;
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));

@@ -111,8 +111,8 @@ static bool only_one_in_flight(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).ops_in_flight == 1;
 }
 
-/* What begins after the slab was scanned is seen as under way,
- * in whatever slot: else its time-out would come late. */
+/* An operation that begins after the slab was scanned is seen
+ * as under way, in any slot. Else its time-out would come late. */
 TG_TEST(operation__that_begins_behind_a_scan, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -161,7 +161,7 @@ static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
 }
 
 /* A program's thread that makes progress once, and goes, has
- * not taken the poller's place: what comes has to wake it. */
+ * not taken the poller's place: a message has to wake it. */
 TG_TEST(progress__leaves_it_armed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

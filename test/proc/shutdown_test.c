@@ -51,7 +51,7 @@ TG_TEST(graceful__handles_released_after_it, 2)
 	TG_OK(rref_to_here(mine, RREF_DEFAULT, &v));
 	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &w));
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
-	/* Views stay; what handles say stays. */
+	/* Views stay, and so do the handles' descriptions. */
 	TG_CHECK(memcmp(rref_view_data(v), "mine", 4) == 0 &&
 		 memcmp(rref_view_data(w), "x", 1) == 0);
 	TG_CHECK(rref_owner(theirs) == 1 - rank && rref_format(mine, text, sizeof(text)) > 0);

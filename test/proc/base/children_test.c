@@ -101,7 +101,7 @@ static int dies_with_a_helper(int rank, enum how how)
 	tg_expect_error(r, -EOWNERDEAD, "");
 	TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
 	rref_release(r);
-	tg_until_clean(ctx, 0); /* what the dead one held too */
+	tg_until_clean(ctx, 0); /* the dead worker's references too */
 	TG_IS(kill(tg_flag(1), SIGKILL), 0);
 	tg_leave(ctx);
 	return 0;
@@ -387,7 +387,7 @@ DEATH_TEST(daemon__the_child_is_told_and_begins_anew, 2, 0)
 	return 0;
 }
 
-/* Futures of its own context and of its parent's, in one list: none is waited for. */
+/* Futures of its own context and of its parent's, in one list: a wait for them is refused. */
 TG_TEST(a_child_waits_for_none_of_its_parents_futures, 1)
 {
 	struct rref_ctx *ctx = join(rank), *own;

@@ -48,7 +48,7 @@ static void *let_go(void *arg)
 	return NULL;
 }
 
-/* No call is open: what holds it up are callbacks behind as many that block as may be. */
+/* No call is open. Callbacks hold it up, behind the largest number of blocked ones. */
 TG_TEST(shutdown__names_callbacks_that_are_due, 1)
 {
 	struct rref_future *f[18];

@@ -104,7 +104,7 @@ static void leave(struct rref_ctx *ctx)
 	rref_free_ctx(ctx);
 }
 
-/* ---- RLIMIT_NOFILE: none is left for the first, second, ... that is opened ---- */
+/* ---- RLIMIT_NOFILE: no number is left for the first, second, ... descriptor ---- */
 
 /* The hard limit too: rref_init raises the soft one. */
 static void limit_descriptors(rlim_t n)

@@ -14,7 +14,7 @@
 
 #include "tg.h"
 
-/* What the hook heard. */
+/* The events that the hook heard. */
 #define SCOPES_MAX 4096
 static struct {
 	pthread_mutex_t lock;
@@ -108,7 +108,7 @@ static void all_ended(void)
 }
 
 /* An end comes a moment after a test of the future may have
- * said so; whoever gives it has the lock, or is this thread. */
+ * said so. It comes under the lock, or from this thread. */
 static void settle(struct rref_ctx *ctx)
 {
 	(void)tg_stats(ctx);

@@ -64,7 +64,7 @@ int epoll_wait(int fd, struct epoll_event *events, int nr, int ms)
 
 /* ---- the sleepers: each begins one call and returns when it is answered ---- */
 
-static bool local; /* what the sleeper waits for comes from its own worker */
+static bool local; /* the sleeper's event comes from its own worker */
 static struct rref *value;
 
 static struct rref_future *begin(void)

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The library's own threads: they take no signal of the program's, and what limits them is named.
- */
+/* The library's own threads: they take no signal of the program's, and errors name their limits. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls: what reaches the callee, what comes back, and what
- * happens when it comes late, twice or not at all. */
+/* Calls: arguments, results, and replies that come late, twice or not at all. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdatomic.h>
@@ -14,7 +13,7 @@
 
 #define MS NSEC_PER_MSEC
 
-/* ---- what reaches the callee, and what comes back ---- */
+/* ---- arguments and results ---- */
 
 TG_TEST(sync__echoes_on_peer_and_self, 2)
 {
@@ -478,8 +477,8 @@ static bool all_calls_over(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).calls_open == 0 && p.call_bytes == 0;
 }
 
-/* Some calls take the straight way, some leave it half-way,
- * some never go it: what is counted does not tell. */
+/* Some calls take the fast path, some leave it half-way, some
+ * never take it: the counters are the same. */
 TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, counted_functions, array_size(counted_functions));

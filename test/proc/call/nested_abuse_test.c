@@ -166,8 +166,8 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	TG_IS(take(f, id, fork, 2, 2), -EINVAL);
 	TG_IS(take(f, id, fork, RREF_REFS_MAX - 1, 1), -EINVAL);
 	TG_IS(take(f, id, fork, 0, RREF_REFS_MAX), -EINVAL);
-	/* What it does not hold: not that value, not by that
-	 * fork, not its own fork, nothing at all. */
+	/* Requests for references that it does not hold: not that
+	 * value, not by that fork, not its own fork, nothing at all. */
 	TG_IS(take(f, other, fork, 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 1002), 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 777), 0, 1), -ESTALE);
@@ -328,7 +328,7 @@ static struct rp_fork put_value(struct foe *f, struct rig *r, uint16_t nr)
 	return rec;
 }
 
-/* What the foe answers to who asks for what its value holds. */
+/* The foe's answer to a request for the references in its value. */
 static struct rw_reply answer;
 static uint64_t asked, last_fork = 200000;
 static struct rw_call question;

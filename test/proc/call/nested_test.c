@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values that hold references: what is refused, values made in
- * place, and what can be seen of it all. */
+/* Values that hold references: refusals, values made in place, and their visible state. */
 #define RREF_DEBUG
 #include <setjmp.h>
 #include <stdarg.h>
@@ -117,8 +116,8 @@ TG_TEST(arguments__refused, 2)
 	return 0;
 }
 
-/* Filled where they lie, of several segments; what they hold
- * is said before they are set, and may be said again. */
+/* Filled where they lie, of several segments. Their references
+ * are given before they are set, and may be given again. */
 TG_TEST(in_place__and_said_anew, 2)
 {
 	static const struct rref_type pair = { .size = sizeof(pair),
@@ -143,12 +142,12 @@ TG_TEST(in_place__and_said_anew, 2)
 		TG_OK(rref_set_refs(out, NULL, 0));
 		TG_IS(tg_stats(ctx).nested, 0);
 		TG_OK(rref_set_refs(out, (struct rref *[]){ b, a }, 2));
-		/* Who waits for it gets it whole. */
+		/* A waiting reader gets it whole. */
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 1, 1);
 		TG_OK(rref_set(out));
-		/* One that never comes, one that fails: what they held is let go. */
+		/* A value that never comes, and one that fails: their references are let go. */
 		TG_OK(rref_alloc(ctx, 1, &never, &data));
 		TG_OK(rref_set_refs(never, &a, 1));
 		TG_OK(rref_alloc(ctx, 1, &failed, &data));
@@ -272,7 +271,7 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
 		TG_OK(rref_view_refs_async(v, 0, 1, RREF_DEFAULT, &f));
-		rref_future_free(f); /* those never taken go with it */
+		rref_future_free(f); /* references that were never taken go with it */
 		tg_expect_bytes(r, "in", 2);
 		rref_view_free(v);
 		rref_release(out);
@@ -284,7 +283,7 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 	return 0;
 }
 
-/* What holds a reference that nobody seems to hold: the dump says so on both sides. */
+/* The dump names the value that holds a reference, on both sides. */
 TG_TEST(dump__says_what_a_value_holds, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -359,7 +358,7 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load((_Atomic int *)arg) == 1;
 }
 
-/* The reader gets both; what the value held ends with it,
+/* The reader gets both. The value's references end with it,
  * before the memory is the program's again. */
 TG_TEST(wrapped__holds_references, 2)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Errors that cross calls: the words of the handler's failed call come along, and the caller learns
- * whether the callee died or told of a third worker. And what rref_last_error keeps, and what not.
+ * whether the callee died or told of a third worker. And the errors that rref_last_error keeps.
  */
 #include <setjmp.h>
 #include <stdarg.h>

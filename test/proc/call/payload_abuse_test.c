@@ -251,7 +251,7 @@ static void *flip(void *arg)
 	return NULL;
 }
 
-/* Whatever it reads is dealt with as what it is: nothing is looked at twice. */
+/* All bytes that it reads are judged by their one copy: nothing is looked at twice. */
 FOE_TEST(bytes__that_change_while_they_are_read)
 {
 	pthread_t thread;
@@ -278,7 +278,7 @@ FOE_TEST(bytes__that_change_while_they_are_read)
 	rig_close(f, &r);
 }
 
-/* Asks for much and reads nothing of it: what waits for it is
+/* Asks for much and reads nothing of it. The waiting bytes are
  * bounded, the others go on, and its end frees it all. */
 FOE_TEST(results__that_nobody_reads)
 {

@@ -66,7 +66,7 @@ static bool nothing_offered(struct rref_ctx *ctx, void *arg)
 	return !s.payload_bytes && !s.value_bytes && !s.quarantined && !s.landing_bytes;
 }
 
-/* No payload, value or landing buffer is left here, and none at the other worker. */
+/* No payload, value or landing buffer is left here, nor at the other worker. */
 static void until_nothing_is_left(struct rref_ctx *ctx, int other)
 {
 	int64_t end = tg_deadline();
@@ -396,7 +396,7 @@ TG_TEST(memory__that_is_not_there, 2)
 	if (rank == 0) {
 		big.refs = refs;
 		big.nr_refs = array_size(refs);
-		/* The callee cannot take it: what was shared with it is taken back. */
+		/* The callee cannot take it: the references shared with it are taken back. */
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", &big, RREF_DEFAULT, NULL), -ENOMEM);
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.echo", &small, RREF_DEFAULT, &f));
 		expect_result(f, data, 5000);
@@ -625,7 +625,7 @@ TG_TEST(timeout__in_the_middle_of_a_read, 2)
 			int err = rref_rpc_async(ctx, 1, "tg.echo", &a, timeout, &f);
 
 			if (err == -EAGAIN) {
-				gone++; /* what was given up before still lies there */
+				gone++; /* the bytes that were given up before still lie there */
 				continue;
 			}
 			TG_OK(err);
@@ -705,7 +705,7 @@ static int killed(int rank, void *arg)
 		}
 		TG_IS(err, -EOWNERDEAD);
 		for (int i = 0; i < 4; i++) {
-			/* Those that were complete before it died stay so. */
+			/* Payloads that were complete before it died stay so. */
 			err = f[i] ? rref_future_wait(f[i], RREF_DEFAULT) : -EOWNERDEAD;
 			TG_CHECK(err == -EOWNERDEAD || err == 0 || err == -EAGAIN);
 			rref_future_free(f[i]);
@@ -755,7 +755,7 @@ TG_TEST(shutdown__now, 2)
 				     i & 2 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT,
 				     &f[i]));
 	if (rank == 0)
-		/* whatever it says: it may have met the other's end */
+		/* with any status: it may have met the other's end */
 		rref_future_wait(f[0], RREF_DEFAULT);
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
 	for (int i = 0; i < 16; i++) {
@@ -853,7 +853,7 @@ TG_TEST(nested__on_oneself, 1)
 	return 0;
 }
 
-/* With payloads: those of all levels are there at once. */
+/* With payloads: the payloads of all levels are there at once. */
 TG_TEST(nested__with_large_arguments, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -58,7 +58,7 @@ TG_TEST(rendezvous__nobody_there, 1)
 	int err = rref_init(&o, &ctx);
 
 	TG_CHECK((err == -ETIMEDOUT || err == -ECONNREFUSED) && !ctx);
-	/* What was tried, and how often. */
+	/* The attempts, and their number. */
 	TG_TEXT(place);
 	TG_TEXT("tries");
 	TG_TEXT("rank 1");
@@ -286,7 +286,7 @@ TG_TEST(device__ibv_without_one, 1)
 	return 0;
 }
 
-/* Where there is a device: one that is named, with a port or a GID that it does not have. */
+/* With a device: a named one, with a port or a GID that it does not have. */
 TG_TEST(device__without_that_port_or_gid, 1)
 {
 	DIR *d = opendir("/sys/class/infiniband");

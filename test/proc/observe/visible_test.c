@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What is going on is visible: exact counters in known places, dumps that name holder and parent,
- * and what a shutdown says was left, with the place in this file where it was made.
+ * The library's state is visible: exact counters in known places, and dumps that name holder and
+ * parent. A shutdown reports the leaks, with the place in this file where each was made.
  */
 #define RREF_DEBUG
 #include <setjmp.h>
@@ -68,7 +68,7 @@ static struct rref_peer_stats peer_stats(struct rref_ctx *ctx, int rank)
 	return s;
 }
 
-/* What has this name among the messages' kinds. */
+/* Returns the count of the message kind with this name. */
 static unsigned kind(const char *name)
 {
 	for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++)
@@ -78,8 +78,8 @@ static unsigned kind(const char *name)
 	_exit(1);
 }
 
-/* The line of a text that begins with `first` and has all of
- * the words, which end with NULL. NULL: none. */
+/* Returns the line of a text that begins with `first` and has all of the words, which end with
+ * NULL. NULL: there is no such line. */
 static const char *find_line(const char *text, const char *first, ...)
 {
 	static _Thread_local char line[1024];
@@ -196,7 +196,7 @@ TG_TEST(counters__a_value_alone_shared_and_given_back, 2)
 		s = tg_stats(ctx);
 		TG_IS(s.owners, 0);
 		TG_IS(s.value_bytes, 0);
-		/* What went out by kind is all that went out, and so are the peers' parts. */
+		/* The kinds' counts add up to all messages sent, and so do the peers' parts. */
 		uint64_t sum = 0;
 
 		for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++)
@@ -265,7 +265,7 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_IS(tg_stats(ctx).users, 1);
 		TG_IS(peer_stats(ctx, 0).users, 1);
-		tg_stop_worker(0); /* and is stopped: what it is sent behind this it does not see */
+		tg_stop_worker(0); /* and is stopped: it does not see later messages */
 		TG_OK(rref_rpc_async(ctx, 2, "keep",
 				     &(struct rref_args){ .refs = &kept, .nr_refs = 1 },
 				     RREF_DEFAULT, &f));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Futures: complete exactly once, whoever waits, tests,
- * continues, cancels or frees them, and when. */
+/* Futures: complete exactly once, with any order of waits,
+ * tests, continuations, cancels and frees. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -163,7 +163,8 @@ TG_TEST(free__before_completion, 2)
 		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		tg_until_clean(ctx, 1);
 		tg_until_clean(ctx, 0);
-		/* The echoes, the echoes of references, the held ones; and what asked for it. */
+		/* The echoes, the echoes of references, the held
+		 * ones; and the calls that asked for them. */
 		TG_CHECK(tg_stats_of(ctx, 1).calls_served >= 20);
 	}
 	tg_finish(ctx);

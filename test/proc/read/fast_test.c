@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quick reads (core/read/fast.c): what threads keep to themselves comes back when they end or their
- * context does, in whatever order; the counters are whole; the fence waits for those who read.
+ * Quick reads (core/read/fast.c): the threads' own parts come back when they end or their context
+ * does, in any order. The counters are whole; the fence waits for readers.
  */
 #include <linux/audit.h>
 #include <pthread.h>
@@ -148,8 +148,8 @@ static void *read_in_short_lives(void *ref)
 	return NULL;
 }
 
-/* What a thread counted and keeps becomes its context's when
- * it ends: who looks at that moment sees it once. */
+/* A thread's counters and memory become its context's when it
+ * ends: a look at that moment sees them once. */
 TG_TEST(threads__end_while_somebody_counts, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -286,8 +286,7 @@ static void *read_until_error(void *arg)
 	return NULL;
 }
 
-/* The owner dies under readers: each ends with an error, none
- * with bytes that were not its value's. */
+/* The owner dies under readers. Each ends with an error, or with its own value's bytes. */
 static int owner_dies(int rank, void *arg)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -326,7 +325,7 @@ static void owner__dies_under_its_readers(void **state)
 	assert_int_equal(tg_run_group(&g, owner_dies, NULL), 0);
 }
 
-/* ---- the fence, and those who read meanwhile ---- */
+/* ---- the fence, and readers at that moment ---- */
 
 static struct rv_ops slow;
 static atomic_int in_copy, let_copy_go;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Batches of reads into the program's own memory: bounds and a
- * status for each, and what they cost. */
+/* Batches of reads into the program's own memory: bounds and a status for each, and their cost. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -153,7 +152,7 @@ TG_TEST(ranges__are_cut_at_the_end, 3)
 	return 0;
 }
 
-/* Each read has its own fate, and those that fail leave their buffers alone. */
+/* Each read has its own fate, and failing ones leave their buffers alone. */
 TG_TEST(statuses__of_each, 2)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -125,7 +125,7 @@ static void mixed_lengths__in_any_order(void **state)
 }
 
 /* Fills all value memory. Answers with the value at its very
- * end, one that lies elsewhere, and one more. */
+ * end, a value elsewhere, and one more. */
 static int fill(struct rref_call *call, void *arg)
 {
 	static struct rref *all[2 * MIB / 128];

@@ -69,7 +69,8 @@ static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed
 
 /*
  * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set their completion is an
- * event of a later poll, as on a NIC, at most `slots` at once, none as long as `hold` is set.
+ * event of a later poll, as on a NIC, at most `slots` at once; there is no event as long as `hold`
+ * is set.
  */
 #define SLOTS_MAX 64
 static struct {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it
- * speaks to the device layer itself and says what no worker would. Whatever it does ends its own
- * connection or changes nothing; it is counted; the others' calls and reads go on all the while,
- * their memory stays bounded, and what it left behind goes.
+ * speaks to the device layer itself and says things that no worker would. Each of them ends its own
+ * connection or changes nothing, and is counted. The others' calls and reads go on all the while,
+ * their memory stays bounded, and its remains go.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -242,7 +242,7 @@ FOE_TEST(proof__wrong_or_something_else)
 FOE_TEST(malformed__in_every_way)
 {
 	static const struct { uint16_t at; uint8_t value; } bad[] = {
-		/* ... and what it acknowledges */
+		/* ... and its acknowledgements */
 		{ 0, 0 }, { 0, RW_NR_TYPES }, { 0, 255 }, { 1, 1 }, { 2, 1 }, { 4, 255 },
 		{ 7, 255 }, { 22, 255 },
 		{ 32, 0 }, { 32, 3 },      /* kind */

@@ -30,7 +30,7 @@ static int call(struct rref_ctx *ctx, int to, int64_t timeout)
 			     timeout, NULL);
 }
 
-/* Serves for so long, whatever comes. */
+/* Serves for so long, with or without calls. */
 static void serve_for(struct rref_ctx *ctx, int64_t ns)
 {
 	for (int64_t until = now_ns() + ns; now_ns() < until; tg_pause())
@@ -101,7 +101,7 @@ TG_TEST(silent__stopped_before_its_first_session, 3)
 		nobody_died(ctx);
 		tg_set_flag(4 + rank, 1);
 	}
-	tg_wait_flag_serving(ctx, 4, 1); /* who leaves makes the first contact itself */
+	tg_wait_flag_serving(ctx, 4, 1); /* the leaving worker makes the first contact itself */
 	tg_wait_flag_serving(ctx, 5, 1);
 	tg_finish(ctx);
 	return 0;
@@ -262,8 +262,8 @@ static void break_link(struct rref_ctx *ctx, int rank)
 	rc_unlock(ctx);
 }
 
-/* Each call fails at once: one that took an attempt's time would not end before the run does. After
- * its return, calls work. */
+/* Each call fails at once: if one took an attempt's time, it would
+ * not end before the run does. After its return, calls work. */
 TG_TEST(cut_off__costs_no_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -377,8 +377,8 @@ static void *look_often(void *ctx)
 	return NULL;
 }
 
-/* What the process has one of may be taken at that moment: a
- * context of the child's own needs it. */
+/* The process' single things may be taken at that moment: a
+ * context of the child's own needs them. */
 TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);

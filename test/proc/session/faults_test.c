@@ -33,7 +33,7 @@ static int32_t runs_of(struct rref_ctx *ctx, int rank)
 	return n;
 }
 
-/* What is behind a message that is tried again waits for it. */
+/* Later messages wait for one that is tried again. */
 TG_TEST(c129__order_stays, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:fail=7" : "", 0);
@@ -55,8 +55,8 @@ TG_TEST(c129__order_stays, 2)
 	return 0;
 }
 
-/* What each does: create on some, share with others, have it
- * read and handed back, release; in chains. */
+/* Each worker creates on some, shares with others, has it read
+ * and handed back, and releases; in chains. */
 static void mill(struct rref_ctx *ctx, int rank, int rounds)
 {
 	for (int i = 0; i < rounds; i++) {
@@ -115,7 +115,7 @@ TG_TEST(everything__fails_now_and_then, 4)
 
 /* ---- what cannot be told for want of memory ---- */
 
-/* Calls until one is served: what failed before was nobody's key. */
+/* Calls until one is served: an earlier failure was nobody's key. */
 static void until_called(struct rref_ctx *ctx, int rank)
 {
 	int64_t end = now_ns() + LONG_NS;
@@ -203,8 +203,8 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 	return 0;
 }
 
-/* Who leaves waits for an answer of each, which says that its
- * deletes came; it must not wait for one that never comes. */
+/* A leaving worker waits for an answer of each, which says that its deletes came. It must not wait
+ * for an answer that never comes. */
 /* The client has no memory for its proof: it tries again, and its call is served. */
 TG_TEST(no_memory__for_a_proof, 2)
 {
@@ -246,8 +246,8 @@ TG_TEST(no_memory__for_a_pong, 2)
 	return 0;
 }
 
-/* A barrier that is complete, and one who is not told: it
- * hears of it, or that its session is over. */
+/* A barrier is complete, and one worker is not told. It hears
+ * of it, or that its session is over. */
 TG_TEST(no_memory__for_a_barriers_end, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "BARRIER_DONE@1:nomem=1" : "", 0);

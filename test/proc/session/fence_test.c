@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP) for too long with references
- * of others: who was awake fences them, and they find out. */
+/* Workers that stand still (SIGSTOP) for too long with references of others: the workers that were
+ * awake fence them, and they find out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -58,7 +58,7 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 		TG_IS(tg_stats(ctx).fenced_peers, 1);
 		TG_IS(info(ctx, 1).stalled, 0); /* there is no session in which it could be */
 		TG_IS(info(ctx, 1).alive, 0);
-		/* What the session carried the other way is lost with it. */
+		/* The session's messages the other way are lost with it. */
 		TG_IS(rref_to_here(theirs, RREF_DEFAULT, &v), -EOWNERDEAD);
 		TG_TEXT("stood still");
 		rref_release(theirs);

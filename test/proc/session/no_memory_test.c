@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A worker dies while another has no memory at all. What the dead held and owned is put right all
- * the same, before there is memory again.
+ * A worker dies while another has no memory at all. The dead worker's references and values are put
+ * right all the same, before there is memory again.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,8 +165,8 @@ static int echo(struct rref_ctx *ctx, int to, struct rref *const *refs)
 	return err;
 }
 
-/* The first, second, ... allocation from there on fails,
- * whatever it is for: nothing is left of what was tried. */
+/* The first, second, ... allocation from there on fails, for
+ * any purpose: nothing is left of the attempt. */
 TG_TEST(shares__each_allocation, 2)
 {
 	struct rref_ctx *ctx = join(rank);

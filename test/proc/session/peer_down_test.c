@@ -171,8 +171,8 @@ DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
 	return 0;
 }
 
-/* One whose time runs out says goodbye. One that returns from main without a word has died, as far
- * as others can see. */
+/* A worker whose time runs out says goodbye. A worker that returns from main without a word has
+ * died, as far as others can see. */
 TG_TEST(down__one_that_leaves_early_is_told_apart, 3)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that resumes sessions as it should not (tg_foe.h). Whatever it says ends its own
+ * A member that resumes sessions as it should not (tg_foe.h). Each of its messages ends its own
  * connection, or its session, and the others go on. Over a standing session it resumes by a second
  * connection, which takes the first one's place.
  */
@@ -99,7 +99,7 @@ FOE_TEST(resume__as_it_should)
 	}
 	foe_still_served(f);
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
-	/* What it says that it has not got comes again: the last
+	/* Messages that it has not got come again: the last
 	 * reply, and nothing that it asked again. */
 	uint64_t replies = f->nr_recv[RW_REPLY], sent = f->nr_recv[RW_PONG];
 
@@ -137,7 +137,7 @@ FOE_TEST(resume__by_the_worker)
 	foe_still_served(f);
 }
 
-/* ---- of another session, or none ---- */
+/* ---- of another session, or of no session ---- */
 
 FOE_TEST(resume__of_another_session)
 {
@@ -179,8 +179,7 @@ FOE_TEST(resume__repeated)
 
 /* ---- before the proof ---- */
 
-/* Who is not the peer after all ends an attempt, not the
- * session: the real one comes, and goes on. */
+/* An impostor ends an attempt, not the session: the real peer comes, and goes on. */
 FOE_TEST(resume__without_a_proof)
 {
 	foe_meet(f, 1);
@@ -333,7 +332,7 @@ FOE_TEST(resume__all_the_time)
 /* ---- as the server of the worker's attempt ---- */
 
 /* Worker 0 waits for the answer to a call when the connection
- * breaks; what it gets instead of a resumed session. */
+ * breaks, and gets something else than a resumed session. */
 static void called_meanwhile(struct foe *f)
 {
 	foe_meet(f, 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections that break, and what else may be under way then: a fence, a stall, a read that nobody
+ * Connections that break while something else is under way: a fence, a stall, a read that nobody
  * waits for any more, memory that is to go back, references in values, a shutdown, and workers that
  * do not make progress.
  */
@@ -138,8 +138,8 @@ static bool begins_fence(struct rref_ctx *ctx, void *arg)
 	return yes;
 }
 
-/* Worker 1 stands still for too long; whatever becomes of the
- * word to it, it finds out when it goes on, and begins anew. */
+/* Worker 1 stands still for too long; with or without the word
+ * to it, it finds out when it goes on, and begins anew. */
 static void fenced(int rank, const char *faults, bool breaks)
 {
 	struct rref_ctx *ctx = join(rank,
@@ -397,7 +397,7 @@ static void crowd(struct rref_ctx *ctx, int rank, int *sock, int nr)
 	}
 }
 
-/* Who finds the other's place taken by strangers has not found that nobody is there. */
+/* A peer that finds the other's place taken by strangers has not found that nobody is there. */
 TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
 {
 	enum { NR = 64 };
@@ -428,7 +428,7 @@ TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
 
 /* ---- nobody makes progress ---- */
 
-/* Longer than a broken session is waited for: who did not look has no reason to give up. */
+/* Longer than a broken session is waited for: a side that did not look has no reason to give up. */
 TG_TEST(broken__while_nobody_makes_progress, 2)
 {
 	struct rref_ctx *ctx = join(rank,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Connections that break although both workers live: the session goes on over another one, and
- * nobody notices but the counters. What breaks them is what does so in earnest: a READ with a key
- * that is none, which ends the queue pairs of both sides (over shm, the connection).
+ * nobody notices but the counters. They break as in earnest: a READ with a wrong key ends the queue
+ * pairs of both sides (over shm, the connection).
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -105,7 +105,8 @@ static void call_count(struct rref_ctx *ctx, int to, uint32_t id)
 	rref_future_free(f);
 }
 
-/* One after the other: a call, a read, a share, a break. What was before it is there after it. */
+/* One after the other: a call, a read, a share, a break. All
+ * that was before it is there after it. */
 TG_TEST(broken__and_nothing_is_lost, 2)
 {
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, NSEC_PER_SEC);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session that one side ends although both workers live: what
- * was before is fenced, what comes after works, in a new epoch. */
+/* A session that one side ends although both workers live:
+ * earlier shares are fenced, later ones work, in a new epoch. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -114,7 +114,7 @@ static int broken(int rank, void *arg)
 		rc_lock(ctx);
 		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
 		rc_unlock(ctx);
-		/* What hung on the old session is gone, and says so. */
+		/* References of the old session are gone, and say so. */
 		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
 		rref_release(old);
 		/* past the time in which a peer that could not be reached is not tried again */
@@ -162,9 +162,9 @@ static bool session_is_up(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * A thread finds its reference ready, is held up, and goes on when there is a new session: in that
- * one the owner keeps nothing for the reference, and may free the value in the middle of the read.
- * White box: what the thread would do next.
+ * A thread finds its reference ready, is held up, and goes on when there is a new session: in the
+ * new session the owner keeps nothing for the reference, and may free the value in the middle of
+ * the read. White box: the thread's next steps.
  */
 TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP), and go on: stalled is
- * not dead. What is too long: fence_test. */
+/* Workers that stand still (SIGSTOP), and go on: stalled is not
+ * dead. fence_test has workers that stand still for too long. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>

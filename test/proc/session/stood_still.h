@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still, and what their peers see of it: for stall_test and fence_test. */
+/* Workers that stand still, and their peers' view of it: for stall_test and fence_test. */
 #ifndef STOOD_STILL_H
 #define STOOD_STILL_H
 

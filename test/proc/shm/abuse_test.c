@@ -84,7 +84,7 @@ static void nonsense__slot_that_the_receiver_holds(void **state)
 
 static void nonsense__in_the_returned_slots(void **state)
 {
-	const uint32_t bad[] = {63, 64, 0xffff}; /* never used, none, none */
+	const uint32_t bad[] = {63, 64, 0xffff}; /* never used, no key, no key */
 
 	(void)state;
 	start_as(TLV_COUNT);
@@ -168,8 +168,8 @@ static int raw_connect(const struct rv_addr *to)
 	return s;
 }
 
-/* What it was told before the end: 0 nothing, -2 not a REJECT,
- * else the status of a REJECT. -1: it did not end. */
+/* Returns the peer's words before the end: 0 nothing, -2 not a
+ * REJECT, else the status of a REJECT. -1: it did not end. */
 static int raw_end(int s)
 {
 	struct timeval tv = {.tv_sec = 20};
@@ -287,7 +287,7 @@ static void hello__never_comes(void **state)
 		if (i % 20 == 0)
 			assert_echo(good);
 	}
-	/* No more than 64 may be silent at once: those that are for longest go. */
+	/* No more than 64 may be silent at once: the longest silent ones go. */
 	for (int64_t end = tlv_deadline_ns();
 	     nr_closed < array_size(s) - RVS_MAX_GREETING && now_ns() < end;) {
 		char c;

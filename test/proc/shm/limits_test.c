@@ -258,8 +258,8 @@ next:
 	tlv_peer_exit(&peer);
 }
 
-/* The same at the accepting side: whoever comes is refused,
- * not left waiting, and later ones are served. */
+/* The same at the accepting side: a peer is refused, not left
+ * waiting, and later ones are served. */
 static void descriptors__run_out_at_the_listener(void **state)
 {
 	struct rlimit old = descriptors, low;

@@ -160,8 +160,8 @@ static int call_nothing(struct rref_ctx *ctx, int rank, int64_t timeout)
 }
 
 /*
- * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead: who has
- * little time learns why it was not enough, and the others are served when there is room.
+ * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead. A worker
+ * with little time learns why it was not enough, and the others are served when there is room.
  */
 TG_TEST(descriptors__of_a_crowd, CROWD)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bounds on value and landing memory: what counts against
- * them, and what is had back before anything is refused. */
+/* The bounds on value and landing memory: the memory that counts against them, and the memory that
+ * is taken back before anything is refused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -58,7 +58,7 @@ static void read_many(struct rref_ctx *ctx, size_t length, int n, unsigned seed)
 
 /*
  * Values of many sizes come, are read, and go. After each lot there is room for a large one at its
- * owner and at its reader, and what is read is right, over mappings and registrations that have
+ * owner and at its reader. The bytes read are right, over mappings and registrations that have
  * changed meanwhile.
  */
 TG_TEST(regions__serve_other_sizes_later, 2)

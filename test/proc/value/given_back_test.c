@@ -77,7 +77,7 @@ TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 }
 
 /* The last holder dies: after the fence and the grace it is
- * back, once; who lives reads on meanwhile. */
+ * back, once; the living worker reads on meanwhile. */
 DEATH_TEST(given_back__when_the_user_is_killed, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -290,8 +290,7 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 	return 0;
 }
 
-/* A header that was scrubbed is not one that did not come: the
- * first says that the value is gone, whatever way it is read. */
+/* A scrubbed header is not a missing one. It says that the value is gone, to every kind of read. */
 TG_TEST(scrubbed__is_stale_and_not_broken, 2)
 {
 	enum { NR = 3 };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An owner of many values: what it keeps of each, that all are
+/* An owner of many values: its memory for each, that all are
  * there, and that all of it comes back. */
 #include <malloc.h>
 #include <setjmp.h>

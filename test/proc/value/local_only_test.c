@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory of local-only types; typed results; what is refused
- * when a type, a value or a call is misused. */
+/* Memory of local-only types; typed results; refusals of misused types, values and calls. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -195,7 +194,7 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	TG_CHECK(!r);
 	TG_IS(tg_stats(ctx).owners, before.owners);
 	TG_IS(tg_stats(ctx).value_bytes, before.value_bytes);
-	/* And what is right is taken: nothing said, as rref_new
+	/* And correct uses are accepted: nothing said, as rref_new
 	 * of no bytes; no segments; one number; the longest name. */
 	for (size_t i = 0; i < 2; i++) {
 		TG_OK(rref_new_value(ctx, TG_VALUE(.segments = i ? seg : NULL), &r));

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* References: made, shared, read, released; what they say of
- * themselves; and that nothing remains. */
+/* References: made, shared, read, released; their own descriptions; and that nothing remains. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -319,7 +318,7 @@ TG_TEST(not_ready__local_value_blocks_until_set, 1)
 
 /* ---- failed creations ---- */
 
-/* Shared before it failed: who has it hears of it too. */
+/* Shared before it failed: its holders hear of it too. */
 TG_TEST(failed_creation__shared_before_it_failed, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -374,7 +373,7 @@ TG_TEST(share__released_while_under_way, 3)
 	return 0;
 }
 
-/* The one who shared it lets go: who received it goes on reading. */
+/* The giver lets go: the receiver goes on reading. */
 TG_TEST(share__kept_beyond_the_call, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

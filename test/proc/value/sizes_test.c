@@ -245,7 +245,7 @@ TG_TEST(bound__on_values, 2)
 		TG_OK(rref_alloc(ctx, MIB / 2, &r[0], &data));
 		for (size_t i = 0; i < n; i++)
 			rref_release(r[i]);
-		/* What was given back can be had again. */
+		/* Memory that was given back can be had again. */
 		for (int round = 0; round < 20; round++) {
 			TG_OK(rref_alloc(ctx, MIB, &r[0], &data));
 			tg_fill(data, MIB, (unsigned)round);
@@ -337,7 +337,7 @@ TG_TEST(bound__on_landing, 2)
 		TG_OK(rref_to_here(one, RREF_DEFAULT, &v[n++]));
 		while (n)
 			rref_view_free(v[--n]);
-		/* What threads keep of their reads is there for others when it is needed. */
+		/* Memory that threads keep of their reads is there for others when they need it. */
 		while (n < 64 && !(err = rref_to_here(o1.ref, RREF_DEFAULT, &v[n])))
 			n++;
 		TG_IS(err, -ENOMEM);
@@ -392,7 +392,7 @@ static bool all_counted(struct rref_ctx *ctx, void *arg)
 }
 
 /* More reads than there are operations: starting one waits
- * until another is over, and none is lost. */
+ * until another is over, and no read is lost. */
 TG_TEST(bound__on_operations_holds_back, 2)
 {
 	struct rref_options o;
@@ -451,8 +451,8 @@ TG_TEST(bound__on_operations_with_calls_too, 2)
 	return 0;
 }
 
-/* All slots are taken by calls whose results, and by one whose
- * arguments, have to be read: those need none of the same. */
+/* All slots are taken by calls whose results, and by one whose arguments, have to be read. These
+ * reads need no slot of that kind. */
 TG_TEST(bound__on_operations_leaves_room_for_payloads, 2)
 {
 	static unsigned char payload[8000];
@@ -515,7 +515,7 @@ TG_TEST(bound__on_operations_all_held, 2)
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, 0, NULL), -EAGAIN);
 		TG_IS(rref_remote(ctx, 1, "tg.echo", NULL, 20 * MS, &none), -EAGAIN);
 		TG_CHECK(!more && !none);
-		/* What needs no operation goes on: a fast read too. */
+		/* Calls that need no operation go on: a fast read too. */
 		if (RB_FAST(true))
 			expect_filled(r, 100, 6);
 		tg_expect_bytes(mine, "mine", 4);

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that lies about what its values are, or wants what stays with another. What it says of
- * segments and types is checked before anybody uses it, and of a local-only value it learns no
- * place.
+ * A member that lies about its values, or wants values that stay with another worker. Its segments
+ * and types are checked before anybody uses them. It learns no place of a local-only value.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -271,7 +270,7 @@ FOE_TEST(elements__that_are_not_whole)
 
 /* ---- types ---- */
 
-static struct rw_type_info answer;  /* what the foe answers */
+static struct rw_type_info answer;  /* the foe's answer */
 static int answers;                 /* how often */
 static uint64_t asked_number;
 

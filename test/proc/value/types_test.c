@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The type of a value: what is expected of it, what a view knows of it. */
+/* The type of a value: expectations of it, and a view's knowledge of it. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -146,7 +146,7 @@ TG_TEST(threads__ask_for_the_same_types_at_once, 2)
 	return 0;
 }
 
-/* What is refused after a creation that timed out says which reference it was. */
+/* An error after a creation that timed out names the reference. */
 TG_TEST(errors__name_the_reference_whose_creation_timed_out, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Values that wrap memory which the program registered: read
- * in place, in all sizes and ways; and what is refused. */
+ * in place, in all sizes and ways; and refusals. */
 #include <linux/capability.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -336,7 +336,7 @@ TG_TEST(wrap__fork_of_the_process, 2)
 		rref_release(r);
 		until_back(ctx, &l);
 		give_up(&l);
-		/* What the parent writes after a fork is what readers see. */
+		/* Readers see the parent's writes after a fork. */
 		lend(ctx, &l, 9000, !tg_is_shm(), 1);
 		pid = fork();
 		if (pid == 0) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What every provider of verbs/rv.h must do, tried with real processes: RREF_TEST_DEVICE = shm
+ * The duties of every provider of verbs/rv.h, tried with real processes: RREF_TEST_DEVICE = shm
  * (default) | ibv. This part: devices, connections, messages; reads_test.c, refused_test.c and
  * ends_test.c have the others.
  *

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see
+/* The duties of every provider of verbs/rv.h (see
  * connections_test.c): fences, and how connections and devices end. */
 #include <errno.h>
 #include <setjmp.h>
@@ -152,7 +152,7 @@ static void disconnect__peer_killed(void **state)
 	tlv_peer_kill(&peer);
 	assert_true(tlv_until(&me, &c->down));
 	assert_true(c->status < 0);
-	assert_int_equal(c->nr_recv, 50); /* what had arrived is not lost */
+	assert_int_equal(c->nr_recv, 50); /* earlier messages are not lost */
 	assert_int_equal(c->nr_bad, 0);
 	assert_int_equal(c->nr_disconnected, 1);
 	tlv_close_conn(c);

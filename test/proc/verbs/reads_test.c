@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see connections_test.c): READs that come. */
+/* The duties of every provider of verbs/rv.h (see connections_test.c): READs that come. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -202,9 +202,9 @@ static void read__not_postable(void **state)
 }
 
 /*
- * The short way for who waits for a READ: it brings the good ones, each once, and in order; all
- * else stays where poll finds it, and what comes behind it waits there too. Where READs are over at
- * once it never brings any.
+ * The short way to wait for a READ. It brings the good ones, each once, and in order. All else
+ * stays where poll finds it, and later READs wait there too. If READs are over at once it never
+ * brings any.
  */
 static void read__by_the_short_way(void **state)
 {
@@ -291,8 +291,7 @@ static void read__regions_come_and_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* A hint changes nothing, whatever it says: what a READ would
- * be refused for, and what is not there. */
+/* A hint changes nothing, not even one for a READ that would be refused, or for missing memory. */
 static void read__announced(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every provider of verbs/rv.h must do (see connections_test.c): READs that are refused. */
+/* The duties of every provider of verbs/rv.h (see connections_test.c): READs that are refused. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

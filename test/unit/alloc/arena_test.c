@@ -165,7 +165,7 @@ static void regions__double_within_limits(void **state)
 	ra_stats(a, &st);
 	assert_int_equal(st.max_bytes, 100 * MIB);
 	assert_int_equal(st.region_bytes, 100 * MIB);
-	assert_int_equal(st.nr_regions, 5); /* 4 8 16 32 and what is left */
+	assert_int_equal(st.nr_regions, 5); /* 4 8 16 32 and the rest */
 	for (unsigned i = 0; i < d.nr_regions; i++) {
 		assert_int_equal((uintptr_t)d.regions[i].base % (2 * MIB), 0);
 		assert_int_equal(d.regions[i].length % (2 * MIB), 0);
@@ -223,8 +223,8 @@ static void regions__of_the_size_that_can_be_had(void **state)
 	ra_arena_destroy(a);
 }
 
-/* What peers on the same machine map: bytes stored through the
- * mapping are in the file, from offset 0. */
+/* The memory that peers on the same machine map: bytes stored
+ * through the mapping are in the file, from offset 0. */
 static void regions__are_memfds(void **state)
 {
 	struct dev d = { 0 };
@@ -310,7 +310,7 @@ static void bound__text_and_reuse(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Free space is one space: what small values leave serves large ones, and the other way round. */
+/* Free space is one space: memory of small values serves large ones, and the other way round. */
 static void bound__free_memory_merges(void **state)
 {
 	static void *p[400000];
@@ -405,8 +405,8 @@ static void bound__empty_regions_are_given_back(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
-/* One value keeps its region, and its bytes stay as they are;
- * the others go, and what does not fit beside it is refused. */
+/* One value keeps its region, and its bytes stay as they are; the
+ * others go, and a value that does not fit beside it is refused. */
 static void bound__regions_in_use_stay(void **state)
 {
 	struct dev d = { 0 };
@@ -449,7 +449,8 @@ static void bound__empty_region_that_stays_registered(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
-/* Memory for a value of a power of two, whose header is a line more: what it takes beyond that. */
+/* Memory for a value of a power of two and its header, which
+ * is a line more: the bytes beyond that. */
 static void waste__powers_of_two_and_a_line(void **state)
 {
 	static void *p[256 * MIB / 4096];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The asymmetric barrier (alloc/ra_asym.h): who marks with a
- * plain store and who looks never miss each other both. */
+/* The asymmetric barrier (alloc/ra_asym.h): a thread that marks with a plain store and one that
+ * looks never miss each other both. */
 #include <pthread.h>
 #include <sched.h>
 

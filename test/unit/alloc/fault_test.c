@@ -85,7 +85,7 @@ static int reg(void *ctx, void *base, size_t length, int fd, void **cookie)
 	return fault() ? -EDQUOT : dev_reg(ctx, base, length, fd, cookie);
 }
 
-/* What a process holds, to compare before and after. */
+/* The resources of a process, to compare before and after. */
 struct held {
 	unsigned fds, maps;
 	size_t vm;
@@ -126,7 +126,7 @@ static int scenario(struct dev *d, unsigned *nr_failed)
 			assert_null(p[i]);
 			assert_true(rc == -ENOMEM || rc == -EDQUOT);
 			assert_non_null(strstr(ra_error_text(), "value memory: "));
-			/* not the bound: what failed */
+			/* not the bound: the failed call */
 			assert_null(strstr(ra_error_text(), "limit 64 MiB"));
 			++*nr_failed;
 			first_rc = rc;
@@ -153,7 +153,7 @@ static void faults__each_point_in_turn(void **state)
 
 	(void)state;
 	memset(&d, 0, sizeof(d));
-	scenario(&d, &failed); /* what the first arena of a process sets up for good */
+	scenario(&d, &failed); /* the lasting set-up of a process' first arena */
 	before = held();
 	for (n = 1;; n++) {
 		int rc;
@@ -244,7 +244,7 @@ static void dereg__failure_quarantines(void **state)
 		base = d.regions[kept].base;
 		assert_int_equal(open_fds(), fds + n);
 		assert_int_equal(mappings("/memfd:ra-test"), n);
-		memset(base, 1, d.regions[kept].length); /* what a device may still do */
+		memset(base, 1, d.regions[kept].length); /* a device may still do so */
 		assert_int_equal(fcntl(d.regions[kept].fd, F_GETFD), FD_CLOEXEC);
 
 		memset(&d, 0, sizeof(d));

@@ -155,7 +155,7 @@ static void asan__free_memory_is_poisoned(void **state)
 	assert_true(__asan_address_is_poisoned(p + 999));
 	assert_true(__asan_address_is_poisoned(region + MIB));
 	ra_arena_destroy(a);
-	assert_false(__asan_address_is_poisoned(region)); /* whatever is mapped there next */
+	assert_false(__asan_address_is_poisoned(region)); /* the next mapping at this place */
 #else
 	print_message("skipped: only with SAN=address\n");
 	skip();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For the tests of ra: a device that only keeps books, and what the process holds. */
+/* For the tests of ra: a device that only keeps books, and the process' resources. */
 #ifndef RA_TEST_H
 #define RA_TEST_H
 
@@ -46,7 +46,7 @@ struct dev {
 	unsigned fail_reg_at;       /* this call of reg fails, counted from 1; 0 = none */
 	unsigned fail_dereg_at;
 	int fail_errno;
-	size_t most_bytes; /* longer regions are refused; 0: none is */
+	size_t most_bytes; /* longer regions are refused; 0: all are accepted */
 };
 
 static inline int dev_reg(void *ctx, void *base, size_t length, int fd, void **cookie)

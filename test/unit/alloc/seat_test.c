@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, what a thread keeps to itself in an arena (ra_seat.c): that it comes back when the thread
- * ends or memory is short, that arenas and threads may go in any order, and what is done where
- * there is no room, no membarrier(2), or another process.
+ * ra, a thread's own part of an arena (ra_seat.c). It comes back when the thread ends or memory is
+ * short, and arenas and threads may go in any order. Also without room, without membarrier(2), and
+ * in another process.
  */
 #include <pthread.h>
 #include <semaphore.h>
@@ -172,7 +172,7 @@ static void class__fits(void **state)
 	assert_int_equal(ra_class(64 * KIB + 64), RA_KEPT - 1);
 	assert_true(ra_class(64 * KIB + 65) >= RA_KEPT);
 	assert_true(ra_class(RA_VALUE_MAX) >= RA_KEPT);
-	/* What was aligned to more is as good as any of its size. */
+	/* Memory that was aligned to more is as good as any of its size. */
 	for (unsigned i = 6; i < 21; i++) {
 		void *p = must_alloc(a, 3000, (size_t)1 << i);
 
@@ -214,8 +214,8 @@ static void thread_ends__its_memory_is_the_arenas(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Threads that live, and have nothing to do: what they keep is
- * there for who needs it, and they go on. */
+/* Threads that live, and have nothing to do: others get the
+ * memory that they keep, and they go on. */
 static void idle__what_threads_keep_is_there_for_others(void **state)
 {
 	enum { HANDS = 4 };
@@ -225,7 +225,7 @@ static void idle__what_threads_keep_is_there_for_others(void **state)
 	void *p;
 
 	(void)state;
-	/* The whole region is jemalloc's: what it gives back merges. */
+	/* The whole region is jemalloc's: memory that it gives back merges. */
 	ra_free(a, must_alloc(a, 28 * MIB, 0), 28 * MIB);
 	for (unsigned i = 0; i < HANDS; i++)
 		hand_start(&h[i]);
@@ -310,7 +310,7 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 		hand_wait(&h[i]);
 		hand_end(&h[i]);
 	}
-	/* Nearly always; what was counted before the last time may have been this round's. */
+	/* Nearly always: a count before the last time may have been this round's. */
 	assert_true(at_load(&a->epoch) >= epoch + ROUNDS / 2);
 	ra_free(a, middle, MIB);
 	ra_stats(a, &st);
@@ -420,9 +420,9 @@ static void shards__fewer_than_threads(void **state)
 }
 
 /*
- * Destructors of the program's own keys run behind ours and jemalloc's, again and again. What they
- * get is value memory, or none (jemalloc would give other memory); they may free, and nothing is
- * lost: they have no seat.
+ * Destructors of the program's own keys run behind ours and jemalloc's, again and again. They get
+ * value memory or nothing (jemalloc would give other memory). They may free, and nothing is lost:
+ * they have no seat.
  */
 static pthread_key_t late_key;
 static _Atomic unsigned nr_late, nr_refused;
@@ -638,7 +638,7 @@ static int again_refused(void)
 	return 42;
 }
 
-/* Refused while threads have seats: what they keep is found all the same, and then they share. */
+/* Refused while threads have seats: their memory is found all the same, and then they share. */
 static int again_refused_later(void)
 {
 	enum { HANDS = 3 };

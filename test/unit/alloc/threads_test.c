@@ -67,7 +67,7 @@ static void *work(void *arg)
 	void *base, *q;
 
 	for (unsigned i = 0; i < s->rounds; i++) {
-		/* Whoever takes a value out of a slot owns it. */
+		/* The thread that takes a value out of a slot owns it. */
 		v = value_new(s, &w->seed);
 		if (v) {
 			q = ra_lookup(s->a, v, &base);
@@ -244,7 +244,8 @@ static void threads__allocate_while_another_registers(void **state)
 	sem_destroy(&s.leave);
 }
 
-/* What a thread freed may wait in a cache of its own: it is there for all when memory is short. */
+/* Memory that a thread freed may wait in a cache of its own.
+ * It is there for all when memory is short. */
 struct filler {
 	struct ra_arena *a;
 	sem_t go, done;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A program whose locale has a decimal comma: what the library writes for programs and for people
- * has a point all the same. The locale is made here, in a folder of its own, so the machine needs
- * none but the "locales" package's sources.
+ * A program whose locale has a decimal comma. Numbers that the library writes for programs and
+ * people have a point all the same. The locale is made here, in a folder of its own, so the machine
+ * needs only the "locales" package's sources.
  */
 #include <locale.h>
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The peer handshake: what it agrees on, and that no other bytes pass for it. */
+/* The peer handshake: its agreements, and that no other bytes pass for it. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -318,7 +318,7 @@ static void resume__another_count_is_refused(void **state)
 	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), 0);
 }
 
-/* What was said for a new session is no word of one that resumes, nor the other way round. */
+/* Bytes of a new session do not pass for a resumed one, nor the other way round. */
 static void resume__is_not_a_new_session(void **state)
 {
 	struct rc_handshake c = resuming_client(), s = new_server(), fresh = new_client();
@@ -366,7 +366,7 @@ static void reason__comes_back(void **state)
 	assert_int_equal(n, RV_REASON_MAX);
 	assert_int_equal(rc_reason_parse(blob, n, text, sizeof(text)), -EINVAL);
 	assert_true(strlen(text) > 100);
-	/* A small place for the text cuts it; none at all is fine. */
+	/* A small place for the text cuts it; no place at all is fine. */
 	assert_int_equal(rc_reason_parse(blob, n, text, 4), -EINVAL);
 	assert_string_equal(text, "xxx");
 	assert_int_equal(rc_reason_parse(blob, n, text, 0), -EINVAL);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The group's key: which files are keys, who may have read them, and what a MAC distinguishes. */
+/* The group's key: which files are keys, their readers, and the distinctions of a MAC. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -221,8 +221,8 @@ static void key__user_key_is_never_a_group_key(void **state)
 	assert_key_equal(&user, &group, false);
 }
 
-/* All start when the pipe closes, none finds the file, each
- * writes what it got to the other pipe. */
+/* All start when the pipe closes. The file is missing for all.
+ * Each writes its result to the other pipe. */
 static void key__user_key_made_by_many_at_once(void **state)
 {
 	uint8_t first[RC_KEY_BYTES], bytes[RC_KEY_BYTES];
@@ -324,7 +324,8 @@ static void remove_other_dirs(void)
 	assert_int_equal(system(command), 0);
 }
 
-/* The key of a process of OTHER_UID; false: none. In a child, as that uid cannot come back. */
+/* Reads the key in a process of OTHER_UID; false: it has no
+ * key. In a child, as that uid cannot come back. */
 static bool key_of_other(struct rc_key *out)
 {
 	int pair[2], status;

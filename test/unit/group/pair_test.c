@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keys of two members: both compute the same, a third member computes none of it, and what
- * they say is theirs. */
+/* The keys of two members: both compute the same, a third
+ * member cannot compute them, and their words are their own. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous among strangers: what they send ends their connection, and nothing else. */
+/* The rendezvous among strangers: their bytes end their connection, and nothing else. */
 #include "rendezvous_test.h"
 
 #include <sys/resource.h>

@@ -2,7 +2,7 @@
 /*
  * A rendezvous whose surroundings come late or change: names that are not known yet, addresses that
  * are not here yet, a rank 0 that is killed and started again. All of that is waited for, and told;
- * what cannot change is refused at once. The resolver is the test's own.
+ * lasting errors are refused at once. The resolver is the test's own.
  */
 #include "rendezvous_test.h"
 

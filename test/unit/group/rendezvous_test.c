@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous among honest workers: who meets, who is
- * missed, who is there twice, and what each is told. */
+/* The rendezvous among honest workers: meetings, missing and
+ * double workers, and the words to each. */
 #include "rendezvous_test.h"
 
 #include <signal.h>

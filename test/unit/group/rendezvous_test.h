@@ -219,7 +219,7 @@ static inline void stranger_send(int fd, const void *bytes, size_t length)
 	(void)!send(fd, bytes, length, MSG_NOSIGNAL);
 }
 
-/* Waits for the other side to end the connection; what it still sends is thrown away. */
+/* Waits for the other side to end the connection; its further bytes are thrown away. */
 static inline void assert_ended(int fd)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };

@@ -84,7 +84,7 @@ static int take(int which, const struct rz_reader *in, struct rz_session s)
 	}
 }
 
-/* What rz_read makes of the bytes of a peer that then closes. */
+/* Returns rz_read's result for the bytes of a peer that then closes. */
 static int read_bytes(const uint8_t *bytes, size_t length, struct rz_reader *in)
 {
 	int pair[2], r;
@@ -370,7 +370,7 @@ static void member__lies_are_refused(void **state)
 #undef REFUSED
 }
 
-/* END vouches for public keys: one that was changed on its way is noticed. */
+/* END vouches for public keys: a key that was changed on its way is noticed. */
 static void digest__covers_all_of_an_entry(void **state)
 {
 	struct rz_digest want, got;

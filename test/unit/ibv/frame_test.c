@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Frames, connection data and address blobs: what a hostile peer may send in them. */
+/* Frames, connection data and address blobs, from a hostile peer too. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <setjmp.h>

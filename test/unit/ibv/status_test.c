@@ -80,7 +80,7 @@ static void cm__every_end_has_an_errno(void **state)
 			assert_true(rvi_cm_errno(e, status) < 0);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_ADDR_ERROR, -110), -EHOSTUNREACH);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 8), -ECONNREFUSED);
-	/* Somebody is there, who gave no reason: its device layer, which is busy; or its CM. */
+	/* Somebody is there and gave no reason: its device layer, which is busy; or its CM. */
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 28), -ECONNRESET);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 1), -ECONNRESET);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_UNREACHABLE, -110), -ETIMEDOUT);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wr_id tokens: what goes in comes out, and nothing else looks like one. */
+/* wr_id tokens: the parts come out as they went in, and nothing else looks like a token. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

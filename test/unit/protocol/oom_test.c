@@ -188,7 +188,7 @@ static void must_without(struct rp *m, struct rp_event ev)
 	assert_true(m->nr_later > 0);
 }
 
-/* The effects of a fence are many: what has no room comes
+/* The effects of a fence are many. Effects without room come
  * later, and a new session does not come before. */
 static void rp_oom__fence_of_many(void **state)
 {
@@ -277,7 +277,7 @@ static void rp_oom__grace_of_many(void **state)
 	rp_destroy(m);
 }
 
-/* Many wait for one value: all hear of it, whatever becomes of its references meanwhile. */
+/* Many wait for one value. All hear of it, in spite of changes of its references meanwhile. */
 static void rp_oom__many_wait_for_one(void **state)
 {
 	const struct rref_id id = { 2, 0, 0 };

@@ -325,7 +325,7 @@ static void rp_owner__tombstones_are_bounded(void **state)
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2 * RP_TOMBSTONES_MAX + 1))),
 			 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
-	/* What was forked here is never asked for, so it leaves none. */
+	/* A fork made here is never asked for, so it leaves no tombstone. */
 	assert_int_equal(step(m, MSG(DELETE, 2, ID(0, 1), ID(0, 77))), 0);
 	assert_int_equal(counts(m).tombstones, RP_TOMBSTONES_MAX);
 	rp_destroy(m);

@@ -85,7 +85,7 @@ static void rp_peer__its_forks_live_until_grace_is_over(void **state)
 	assert_int_equal(fence(m, 3), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(counts(m).forks, 1);
-	/* What it was sharing arrives in time. */
+	/* The reference that it was sharing arrives in time. */
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 2, ID(0, 1), ID(3, 2))), 0);
 	assert_int_equal(sent(m, 0, 2, RP_MSG_FORK_ACK)->status, 0);
 	assert_int_equal(step(m, EV(PEER_GRACE, .peer = 3)), 0);

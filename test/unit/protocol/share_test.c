@@ -350,7 +350,7 @@ static void rp_share__early_children_fail_with_the_creation(void **state)
 	effect(a, 1, RP_EFF_CREATED);
 	assert_string_equal(sent(a, 2, 2, RP_MSG_PARENT_ACK)->text, "too slow");
 	assert_int_equal(nr_effects(a), 3); /* DELETE waits for the child */
-	/* Who asks only now hears the same. */
+	/* A later request hears the same. */
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(sent(a, 0, 2, RP_MSG_PARENT_ACK)->status, -ETIMEDOUT);
 	assert_int_equal(step(b,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Size: a million references, what they cost, and that all of it comes back. */
+/* Size: a million references, their cost, and that all of it comes back. */
 #include <malloc.h>
 #include <time.h>
 

@@ -67,7 +67,7 @@ static void rp_user__creation_failed_there(void **state)
 			 0);
 	assert_string_equal(effect(m, 0, RP_EFF_FAILED)->text, "no");
 	assert_int_equal(effect(m, 1, RP_EFF_CREATED)->status, -EDOM);
-	/* Nothing more is wanted of the owner, whoever still holds the handle. */
+	/* Nothing more is wanted of the owner, even if the handle is still held. */
 	sent(m, 2, 0, RP_MSG_DELETE);
 	for (int i = 0; i < 2; i++) {
 		assert_int_equal(step(m, EV(WAIT, .id = ID(1, 1), .fork = ID(1, 2), .cookie = 8)),

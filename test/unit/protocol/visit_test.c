@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Visits of the machine: who holds what, since when, by whom; all at once and a piece at a time. */
+/* Visits of the machine: holders, values, times and givers; all at once and a piece at a time. */
 #include "rp_test.h"
 
 struct seen {
@@ -59,7 +59,7 @@ static void rp_visit__owner_and_forks(void **state)
 	assert_int_equal(s.last[RP_VISIT_FORK].epoch, 5);
 	assert_int_equal(s.last[RP_VISIT_FORK].since, 30);
 	assert_false(s.last[RP_VISIT_FORK].grace);
-	/* One that 1 shared with 3. */
+	/* A reference that 1 shared with 3. */
 	assert_int_equal(step(m,
 			      EV(MSG, .peer = 3, .now = 40,
 				 .msg = &(struct rp_msg){ .type = RP_MSG_FORK_REQUEST,
@@ -140,7 +140,7 @@ static void rp_visit__user_and_children(void **state)
 	rp_peer_counts(m, 3, &c);
 	assert_int_equal(c.users, 0);
 	assert_int_equal(c.pending_children, 1);
-	/* Those who did not ask for children get none: leak reports count users. */
+	/* A visit that did not ask for children gets no children: leak reports count users. */
 	memset(&s, 0, sizeof(s));
 	rp_visit(m, note, &s);
 	assert_int_equal(s.nr[RP_VISIT_USER], 1);

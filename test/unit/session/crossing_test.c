@@ -493,8 +493,8 @@ static void try_again(void)
 	}
 }
 
-/* An attempt is given up, and its hello comes when another's session is up. What waits for the
- * peer is lost in no order. */
+/* An attempt is given up, and its hello comes when another's
+ * session is up. Waiting messages are not lost, in any order. */
 static void crossing__of_a_hello_that_was_given_up(void **state)
 {
 	for (int loser = 0; loser < 2; loser++) {

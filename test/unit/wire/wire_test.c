@@ -394,7 +394,7 @@ static void rw__plain_at_their_limits(void **state)
 		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
 		assert_message(&m, &out);
 		free(copy);
-		/* A NUL in the name, wherever; and nothing else may be there but what is. */
+		/* A NUL anywhere in the name; and no other change may pass. */
 		for (unsigned k = 0; k < good[i].name; k++) {
 			buf[24 + 20 + k] ^= (uint8_t)words[k];
 			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
@@ -425,7 +425,7 @@ static void rw__plain_at_their_limits(void **state)
 		assert_message(&m, &out);
 		free(copy);
 		/* Status, text's length, located, 0, references, 0,
-		 * data's length: none may say anything else. */
+		 * data's length: each has only this value. */
 		for (unsigned at = 8; at < 24; at++) {
 			buf[24 + at] ^= 1;
 			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
@@ -673,7 +673,7 @@ static void rw__encoder_refuses_bad_counts(void **state)
 	REFUSED(RW_TYPE_ANSWER, m.u.type.name_length = RREF_NAME_MAX + 1);
 	REFUSED(RW_TYPE_ANSWER, (m.u.type.name_length = 0, m.u.type.element_size = 1));
 #undef REFUSED
-	/* What takes references has its range, in bounds, and nothing else. */
+	/* A kind that takes references has its range, in bounds, and nothing else. */
 #define REFUSED(change) do { \
 		uint8_t range[RW_TAKE_BYTES]; \
 		memset(&m, 0, sizeof(m)); \
