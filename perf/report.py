@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 
 
 def rows(path):
@@ -51,6 +52,11 @@ def plot(rs, op, file, title):
     except (OSError, subprocess.SubprocessError):
         return
     print(f"![{title}]({os.path.relpath(file, 'docs')})\n")
+
+
+def said(text, margin=""):
+    print(textwrap.fill(text, 100, subsequent_indent=margin, break_long_words=False,
+                        break_on_hyphens=False))
 
 
 def find(rs, **want):
@@ -169,9 +175,13 @@ def targets(shm, roce, peers, perftest, idle, path):
 
 def counted(rs):
     """Instructions of the guest for one read: what it took of its time, where each takes 4 ns."""
-    print("### Counted\n\n`test/vm/run.sh --icount 2 -- perf/counted.sh`: the instructions of one read, those of the kernel and of both ends "
-          "included, in a guest with one processor whose clock they are. Other work on the machine does not show, and the ratios of a run repeat to "
-          "the third digit. Emulated, what is no loop takes three to five times as long as its share of the instructions.\n")
+    print("### Counted\n")
+    said("`test/vm/run.sh --icount 2 -- perf/counted.sh` counts the instructions of one read, "
+         "with the kernel's and both ends'. The guest has one processor, and they are its "
+         "clock. Other work on the machine does not show, and the ratios of a run repeat to "
+         "the third digit. Code outside of loops takes three to five times as long, emulated, as "
+         "its share of the instructions.")
+    print()
     lines = []
     for r in rs:
         if "raw_p50_ns" in r:
@@ -211,13 +221,19 @@ def main():
     roce = [r for r in guest if "peer" not in r]
     perftest = [r for r in guest if r.get("peer") == "perftest"]
 
-    print("# Speed\n\nMade by `make perf-report`; not edited by hand. Every ratio is taken in one process and minute, in short stretches of each "
-          "side in turn; it is the median of the rounds, with the smallest and largest round behind it. Times on a shared machine are "
-          "noisy: the ratios are what to look at. SoftRoCE in an emulated guest tells nothing about a NIC's speed, only what the library adds.\n")
+    print("# Speed\n")
+    said("Made by `make perf-report`; not edited by hand. Every ratio is taken in one process "
+         "and minute, in short stretches of each side in turn. It is the median of the rounds,"
+         " with the smallest and largest round behind it. Times on a shared machine are noisy:"
+         " look at the ratios. SoftRoCE in an emulated guest tells nothing about a "
+         "NIC's speed. It shows only the library's own part.")
+    print()
     machine()
     if a.load:
-        print(f"- Other work meanwhile: load average {a.load}. Above the number of cores, the figures that need two workers at once "
-              "(call, share, create, idle) and all absolute times are of little use; the ratios are of use as far as their spread says.")
+        said(f"- Other work meanwhile: load average {a.load}"
+             ". Above the number of cores, absolute times are of little use, and so are figures "
+             "that need two workers at once (call, share, create, idle). The ratios are of use as "
+             "far as their spread allows.", "  ")
     print("\n## Targets\n")
     targets(shm, roce, peers, perftest, rows(a.idle), rows(a.path))
     print("## Over shared memory\n\n`build/bin/rref-perf all --json`\n")
@@ -231,8 +247,11 @@ def main():
         table(["test", "size", "median", "bandwidth"],
               [[r["op"], size(r["bytes"]), duration(r.get("p50_ns")), bandwidth(r.get("bytes_per_s"))] for r in perftest])
     counted(rows(a.counted))
-    print("## Peers\n\n`make perf-peers`: UCX (`ucx_perftest`, posix shared memory), MPI_Get with a flush (Open MPI), torch's `to_here`; "
-          "in the same minutes as the table over shared memory\n")
+    print("## Peers\n")
+    said("`make perf-peers`, in the same minutes as the table over shared memory: UCX "
+         "(`ucx_perftest`, posix shared memory), MPI_Get with a flush (Open MPI), torch's "
+         "`to_here`")
+    print()
     if peers:
         sizes = sorted({r["bytes"] for r in peers if r["op"] == "lat"})
         lines = []
