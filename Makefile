@@ -231,7 +231,7 @@ RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
 RREF_TEST_JOBS ?= 4
 export RREF_TEST_JOBS
-LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/arena_test %/rendezvous_hostile_test $(BIN)/proc/verbs/% %/rendezvous_test %/input_test %/join_test %/death_test
+LONG := %/mutants.sh %/make.sh %/mode-manual.sh %/stall_test %/fence_test $(SIM) %/abuse_test %/payload_test %/payload_ends_test %/arena_test %/rendezvous_hostile_test $(BIN)/proc/verbs/% %/rendezvous_test %/input_test %/join_test %/death_test
 ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 # check-quick takes most of the unit tests, some programs of each other kind, fewer schedules.
 QUICK := test/tools/layers.sh test/tools/pages.sh $(SIM) $(filter-out $(BIN)/unit/group/rendezvous% \

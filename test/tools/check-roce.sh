@@ -27,7 +27,7 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 # All but what is about shared memory alone: the limits and enemies of its provider, and the limits
 # of the machine, which are met over shm.
 one=$(find test/{proc,attack,conformance,roce} -name '*.c' | sed 's|^test/|build/bin/|; s|\.c$||' | sort |
-	grep -vE '/shm/|/proc/base/limits_test$')
+	grep -vE '/shm/|/proc/base/(limits|container)_test$')
 # The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
 for t in resume resume_abuse resume_meets abuse fence stall connections; do
 	one=$(grep "/${t}_test\$" <<<"$one"; grep -v "/${t}_test\$" <<<"$one")

@@ -12,5 +12,5 @@ themes="calls deferred creating reading chains"
 [ "$mode" = manual ] && themes="$themes group sharing leaving faults beyond"
 # shellcheck disable=SC2046
 RREF_TEST_PROGRESS=$mode exec test/tools/run-tests.sh --title "progress: $mode" --jobs 1 \
-	"$bin"/proc/{spine,poller,shutdown,serving,base/{hooks,log,sleepers},call/{calls,passed_on,payload},op/futures,read/batch,session/peer_down,value/refs}_test \
+	"$bin"/proc/{spine,poller,shutdown,serving,base/{hooks,hook_rules,log,sleepers},call/{calls,passed_on,payload,payload_ends},op/futures,read/batch,session/peer_down,value/refs}_test \
 	$(printf "$bin/conformance/%s " $themes)
