@@ -106,7 +106,8 @@ def chart(lines, c):
             if kind in ("->", "=>") and name in (a, b):
                 other = order.index(b if name == a else a)
                 if other < i:
-                    at = max(at, x[order[other]] + width(words) + 34)
+                    bold = 1.15 if kind == "=>" else 1
+                    at = max(at, x[order[other]] + width(words) * bold + 34)
         x[name], right = at, at + half
     y = 40
     for name in order:
