@@ -301,6 +301,7 @@ static is_alone struct rref_ctx *make(const struct rref_options *o)
 	list_init(&ctx->wraps_out);
 	list_init(&ctx->hooks);
 	ctx->works.run_bare = rc_handle_dropped;
+	ctx->engine = &rc_engine;
 	list_init(&ctx->spare_calls);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
 		list_init(&ctx->open_calls[i]);

@@ -125,6 +125,7 @@ struct rref_ctx {
 	/* read by every operation */
 	uint64_t serial;                  /* [const] of this process' contexts; addresses come again, it does not */
 	uint64_t bytes_hash;              /* [const] of the type "bytes" */
+	const struct rc_engine *engine;   /* [const] base/wait.h */
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t fork_generation;         /* [const] */
 	uint32_t gate;                    /* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
@@ -183,7 +184,7 @@ struct rref_ctx {
 	char lack_here[RP_TEXT_MAX] under_lock; /* writes, once: see rc_contact_lacks */
 	int64_t turn_at under_lock; /* the clock, as who makes a turn read it; 0: not for this one */
 	uint32_t quick_turns under_lock; /* of rref_progress that did not look at the clock */
-	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see future.c */
+	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see base/wait.c */
 	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
 	const void *progress_by under_lock; /* the last thread in rref_progress, and when; see hook.c */
 	int64_t progress_at;

@@ -4,6 +4,7 @@
 #define RC_ENGINE_H
 
 #include "core/base/locked.h"
+#include "core/base/wait.h"
 #include "core/ctx.h"
 
 /* ctx.c */
@@ -24,13 +25,10 @@ needs_lock void rc_barrier_check(struct rref_ctx *ctx);
 needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank); /* rank 0: is it this one that has not come? */
 
 /* progress.c */
-/* A sleeper on the devices: its bit. Returns true if there is nothing to do: sleep. Then, or if false: rc_disarm. */
-enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
+extern const struct rc_engine rc_engine; /* see base/wait.h, also for what is in it */
 needs_lock bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int rc_progress_locked(struct rref_ctx *ctx, bool slow); /* returns events handled */
 needs_lock int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks);
-needs_lock void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p); /* a look for a finished READ of p's device only */
-needs_lock void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n); /* after a turn that may have taken a sleeper's wake-up */
 needs_lock void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now); /* ns until the next tick */
 
@@ -38,6 +36,7 @@ needs_lock int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now); /* ns until
 void rc_hands_fork_child(void);
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
+void rc_blocking(int delta);
 /* Hooks wait: all hands are away, or in the manual mode rc_hooks_deep. */
 needs_lock bool rc_hooks_blocked(const struct rref_ctx *ctx);
 

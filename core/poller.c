@@ -31,6 +31,7 @@
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
+#include "core/base/wait.h"
 #include "core/call/call.h"
 #include "core/ctx.h"
 #include "core/engine.h"
@@ -38,7 +39,6 @@
 
 #define HANDS 16u
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
-#define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define WATCH_NS (5 * NSEC_PER_MSEC)      /* how long a hook may be out before another hand takes over */
 #define MORE_NS (100 * NSEC_PER_MSEC)     /* how often a thread is asked for that hooks wait for */
 #define QUIET 20u                         /* looks in a row without a hook, after which the timer is let stand */
@@ -313,7 +313,7 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 			bool slow = now >= slow_at;
 
 			if (slow)
-				slow_at = now + SLOW_NS;
+				slow_at = now + RC_SLOW_NS;
 			ctx->turn_at = now;
 			n = rc_progress_locked(ctx, slow);
 			struct rc_hook *hook = unlikely(at_load(&ctx->nr_hooks)) ? go_out(ctx, me) : NULL;

@@ -24,11 +24,11 @@
 #include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/base/scope.h"
+#include "core/base/wait.h"
 #include "core/call/call.h"
 #include "core/engine.h"
 #include "core/session/session.h"
 
-#define SLOW_NS (1 * NSEC_PER_MSEC)       /* how often a busy engine looks at connections and timers */
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
 #define BATCH 16u
@@ -150,18 +150,6 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	return n;
 }
 
-void rc_progress_reads(struct rref_ctx *ctx, const struct rc_peer *p)
-{
-	uint64_t cookie;
-	void *user;
-
-	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
-		return;
-	ctx->turn_at = 0; /* a step of the engine's may follow */
-	if (p->device->ops->next_read(p->dev, &cookie, &user))
-		rc_peer_read(ctx, user, cookie, 0, -1);
-}
-
 static void consume(int fd)
 {
 	uint64_t count;
@@ -208,10 +196,10 @@ int rref_progress(struct rref_ctx *ctx)
 		return n;
 	if (!rc_trylock(ctx))
 		return 0;
-	/* The coarse clock may stand for longer than SLOW_NS; who comes that often can look at the other one now and then. */
+	/* The coarse clock may stand for longer than RC_SLOW_NS; who comes that often can look at the other one now and then. */
 	ctx->turn_at = rc_coarse_ns();
-	slow = (ctx->arms & ~(unsigned)RC_ARM_POLLER) || ctx->turn_at - ctx->polled_slow_at >= SLOW_NS ||
-	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= SLOW_NS);
+	slow = (ctx->arms & ~(unsigned)RC_ARM_POLLER) || ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS ||
+	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= RC_SLOW_NS);
 	if (unlikely(at_load(&ctx->loop)) && ctx->loop_thread == rc_this_thread())
 		loop_is_here(ctx);
 	else if (unlikely(!ctx->arms && at_load(&ctx->kicked)))
@@ -221,14 +209,8 @@ int rref_progress(struct rref_ctx *ctx)
 		ctx->progress_at = ctx->turn_at;
 	}
 	n = rc_progress_turns(ctx, slow, LOOKS);
-	rc_progress_pass_on(ctx, slow, n);
+	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
-}
-
-void rc_progress_pass_on(struct rref_ctx *ctx, bool slow, int n)
-{
-	if (unlikely(slow && n > 0 && at_load(&ctx->sleeping)))
-		rc_kick(ctx);
 }
 
 int rref_ctx_fd(struct rref_ctx *ctx)
@@ -273,7 +255,7 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 
 static bool arm_devices(struct rref_ctx *ctx)
 {
-	/* sc, and `sleeping` was stored before: partner of unwatch_reads in wait.c. */
+	/* sc, and `sleeping` was stored before: partner of unwatch_reads in base/wait.c. */
 	bool unarmed = at_load(&ctx->has_poller) && at_load_sc(&ctx->watching);
 	unsigned flags = at_load(&ctx->reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
 
@@ -378,3 +360,12 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 	}
 	return max_of(next - now, 0);
 }
+
+const struct rc_engine rc_engine = {
+	.turns = rc_progress_turns,
+	.arm = rc_arm,
+	.disarm = rc_disarm,
+	.next_timer = rc_next_timer,
+	.hooks_blocked = rc_hooks_blocked,
+	.blocking = rc_blocking,
+};

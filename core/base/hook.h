@@ -57,12 +57,6 @@ void rc_log_deliver(struct rref_ctx *ctx); /* no lock held */
 needs_lock void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h);
 
 /*
- * poller.c: this thread is about to wait, or is back. A thread of the pool, or of the poller, is then replaced for as
- * long, in whatever context it waits. No lock held.
- */
-void rc_blocking(int delta);
-
-/*
  * In a child of fork(2), by its only thread: what the parent's thread was in the middle of is
  * over.
  */

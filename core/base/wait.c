@@ -4,11 +4,10 @@
  * between a completion and its waiter. It spins for a bounded time, then sleeps on a word and leaves the work to the
  * poller. In the manual mode, which has no poller, one waiter sleeps on the devices for all.
  *
- *   a future        its own state word; RC_F_WAITERS says that a thread sleeps on it
- *   any of several  one word of the process; RC_F_ANY in each future says that its end moves that word
- *   a condition     rc_wait_until: turns and pauses, for what no word tells of
+ * What it waits for is a kind of its own (struct rc_wait_kind): a future or any of several (op/wait.c),
+ * and here a condition, which no word tells of.
  *
- * Before it sleeps a thread of the pool or of the poller says so (rc_blocking), and is replaced.
+ * Before it sleeps a thread of the pool or of the poller says so (blocking), and is replaced.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -18,12 +17,10 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
-#include "core/base/guard.h"
+#include "core/base/hook.h"
 #include "core/base/kick.h"
 #include "core/base/lock.h"
-#include "core/ctx.h"
-#include "core/engine.h"
-#include "core/op/kind.h"
+#include "core/base/wait.h"
 
 /*
  * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. Where waits
@@ -32,54 +29,17 @@
 #define SPIN_NS (100 * NSEC_PER_USEC)
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
-#define SLOW_NS (1 * NSEC_PER_MSEC) /* as the poller; see progress.c */
-#define FIRST_LOOKS 64u             /* behind a call: longer than an answer takes from one who spins */
 #define LOOKS 8u                    /* between two looks at the clock, and at other threads' needs */
 
-/* Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited for together. */
-static _Atomic uint32_t any_word;
-static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
-
-struct rc_waiter {
-	struct rref_ctx *ctx;
-	struct rref_future *f;        /* NULL: any of fs */
-	struct rref_future *const *fs;
-	size_t nr, found;
-	uint32_t seen;                /* any_word, before fs was looked through */
-	bool mixed;                   /* fs are of several contexts */
-	bool over;                    /* one of fs was found complete; for good */
-	struct list node;	/* under the lock; ctx->sleepers */
-};
-
-static void futex_wake_all(_Atomic uint32_t *word)
+void rc_wake_word(_Atomic uint32_t *word)
 {
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-void rc_wait_wake(struct rref_future *f, uint32_t old)
+void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 {
-	struct rref_ctx *ctx = f->ctx;
-
-	/* A waiter may sleep on the context's descriptor, and needs the kick. */
-	if (old & RC_F_ANY)
-		rc_wait_wake_any();
-	rc_wait_wake_word(ctx, &f->state);
-}
-
-void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
-{
-	futex_wake_all(word);
-	if (!at_load(&ctx->has_poller))
+	if (unlikely(slow && n > 0 && at_load(&ctx->sleeping)))
 		rc_kick(ctx);
-}
-
-void rc_wait_wake_any(void)
-{
-	at_add_sc(&any_word, 1);
-	/* Futures stay marked behind a wait. sc: partner of futex_sleep: the kernel lets a thread
-	 * sleep only while the word is as it was. */
-	if (at_load_sc(&any_sleepers))
-		futex_wake_all(&any_word);
 }
 
 /*
@@ -98,60 +58,14 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
 	ctx->turn_at = at_load(&ctx->has_poller) ? 0 : rc_coarse_ns();
 	if (!slow && ctx->turn_at)
-		slow = ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
-	n = rc_progress_turns(ctx, slow, LOOKS);
+		slow = ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS;
+	n = ctx->engine->turns(ctx, slow, LOOKS);
 	/* There may be more than one turn takes, and the wake-up for it was taken here: this thread may go now. */
-	rc_progress_pass_on(ctx, slow, n);
+	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
 }
 
-static bool find_done(struct rc_waiter *w)
-{
-	/* Before the look: an end that it misses moves the word. */
-	w->seen = at_load_sc(&any_word);
-	for (size_t i = 0; i < w->nr; i++)
-		if (rc_op_done(w->fs[i])) {
-			w->found = i;
-			w->over = true;
-			return true;
-		}
-	return false;
-}
-
-static inline bool is_over(struct rc_waiter *w)
-{
-	if (w->f)
-		return rc_op_done(w->f);
-	/* Asked again behind a look that found it, the word would be as it was seen. */
-	return w->over || (unlikely(at_load_acq(&any_word) != w->seen) && find_done(w));
-}
-
-/* Sets bit in f's state; false if f is complete. */
-static bool mark(struct rref_future *f, uint32_t bit)
-{
-	uint32_t s = at_load(&f->state);
-
-	do {
-		if ((s & RC_F_MASK) == RC_F_DONE)
-			return false;
-	} while (!(s & bit) && !at_cas_weak_ar(&f->state, &s, s | bit));
-	return true;
-}
-
-/* Says that a thread is about to sleep; false if what it waits for is over. *s: the value of the word to sleep on. */
-static bool will_sleep(struct rc_waiter *w, uint32_t *s)
-{
-	if (w->f) {
-		if (!mark(w->f, RC_F_WAITERS))
-			return false;
-		*s = at_load(&w->f->state);
-		return *s & RC_F_WAITERS;
-	}
-	*s = w->seen;
-	return !is_over(w);
-}
-
-static void futex_sleep(struct rc_waiter *w, uint32_t s, int64_t deadline)
+void rc_wait_sleep(struct rc_waiter *w, uint32_t value, int64_t deadline)
 {
 	struct timespec ts, *limit = NULL;
 
@@ -162,35 +76,27 @@ static void futex_sleep(struct rc_waiter *w, uint32_t s, int64_t deadline)
 		ts.tv_nsec = left % NSEC_PER_SEC;
 		limit = &ts;
 	}
-	if (w->f) {
-		syscall(SYS_futex, &w->f->state, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
-		return;
-	}
-	at_add_sc(&any_sleepers, 1);
-	syscall(SYS_futex, &any_word, FUTEX_WAIT_PRIVATE, s, limit, NULL, 0);
-	at_sub_sc(&any_sleepers, 1);
+	/* sc. Pairs with the waker, which moves the word and then looks at the count. */
+	if (w->sleepers)
+		at_add_sc(w->sleepers, 1);
+	syscall(SYS_futex, w->word, FUTEX_WAIT_PRIVATE, value, limit, NULL, 0);
+	if (w->sleepers)
+		at_sub_sc(w->sleepers, 1);
 }
 
 bool rc_sleeper_is_done(const struct rref_ctx *ctx)
 {
-	const struct rc_waiter *w = ctx->device_sleeper;
-
-	return w && (w->f ? rc_op_done(w->f) : at_load_acq(&any_word) != w->seen);
+	return ctx->device_sleeper && rc_wait_has_moved(ctx->device_sleeper);
 }
 
-/* Nobody sleeps on the devices any more: another waiter has to. Its word changes, so that it cannot miss this. */
+/* Nobody sleeps on the devices any more: another waiter has to. */
 static needs_lock void call_sleeper(struct rref_ctx *ctx)
 {
 	if (ctx->device_sleeper || list_empty(&ctx->sleepers))
 		return;
-	struct rref_future *f = container_of(ctx->sleepers.next, struct rc_waiter, node)->f;
+	struct rc_waiter *next = container_of(ctx->sleepers.next, struct rc_waiter, node);
 
-	if (!f) {
-		rc_wait_wake_any();
-		return;
-	}
-	at_and_ar(&f->state, ~(uint32_t)RC_F_WAITERS);
-	futex_wake_all(&f->state);
+	next->kind->call(next);
 }
 
 /*
@@ -205,13 +111,13 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 	bool sleep;
 	uint32_t s;
 
-	if (!will_sleep(w, &s))
+	if (!w->kind->will_sleep(w, &s))
 		return;
 	rc_lock(ctx);
 	if (ctx->device_sleeper) {
 		list_add_tail(&ctx->sleepers, &w->node);
 		rc_unlock(ctx);
-		futex_sleep(w, s, deadline);
+		rc_wait_sleep(w, s, deadline);
 		rc_lock(ctx);
 		list_del(&w->node);
 		call_sleeper(ctx);
@@ -219,8 +125,8 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 		return;
 	}
 	ctx->device_sleeper = w;
-	sleep = rc_arm(ctx, RC_ARM_WAITER) && !is_over(w);
-	wait = min_of(rc_next_timer(ctx, now), max_of(deadline - now, 0));
+	sleep = ctx->engine->arm(ctx, RC_ARM_WAITER) && !rc_wait_is_over(w);
+	wait = min_of(ctx->engine->next_timer(ctx, now), max_of(deadline - now, 0));
 	rc_unlock(ctx);
 	if (sleep) {
 		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC, .tv_nsec = wait % NSEC_PER_SEC };
@@ -228,8 +134,8 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 		ppoll(&pfd, 1, &ts, NULL);
 	}
 	rc_lock(ctx);
-	rc_progress_locked(ctx, true);
-	rc_disarm(ctx, RC_ARM_WAITER);
+	ctx->engine->turns(ctx, true, 1);
+	ctx->engine->disarm(ctx, RC_ARM_WAITER);
 	ctx->device_sleeper = NULL;
 	call_sleeper(ctx);
 	rc_unlock(ctx);
@@ -249,7 +155,7 @@ static void learn_patience(struct rref_ctx *ctx, int64_t took)
 
 /*
  * While somebody polls for READs the poller, when it goes to sleep, does not ask to be woken by them: it would be by every
- * single one, and get in the way. Who stops polling wakes it if others' READs are still under way. sc: partner of rc_arm.
+ * single one, and get in the way. Who stops polling wakes it if others' READs are still under way. sc: partner of arm_devices.
  */
 static void watch_reads(struct rref_ctx *ctx)
 {
@@ -271,41 +177,32 @@ static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 	if (reads)
 		at_sub_sc(&ctx->watching, 1);
 	rc_kick(ctx);
-	if (will_sleep(w, &s))
-		futex_sleep(w, s, deadline);
+	if (w->kind->will_sleep(w, &s))
+		rc_wait_sleep(w, s, deadline);
 	if (reads)
 		watch_reads(ctx);
 }
 
-/* Sleeps for futures of several contexts. Contexts without a poller are looked at every 2 ms. */
-static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
+static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 {
-	bool briefly = false;
-	uint32_t s;
-
-	for (size_t i = 0; i < w->nr; i++) {
-		struct rref_ctx *ctx = w->fs[i]->ctx;
-
-		if (at_load(&ctx->has_poller)) {
-			rc_kick(ctx); /* as in leave_to_poller */
-			continue;
-		}
-		briefly = true;
-		rc_make_progress(ctx, true);
-	}
-	if (briefly)
-		deadline = min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC);
-	if (will_sleep(w, &s))
-		futex_sleep(w, s, deadline);
+	if (unlikely(w->kind->sleep))
+		w->kind->sleep(w, deadline);
+	else if (at_load(&w->ctx->has_poller))
+		leave_to_poller(w, reads, deadline);
+	else
+		device_sleep(w, deadline);
 }
 
 /*
- * Reading the clock is a system call where the machine has no good one (virtual ones mostly), so it is read late and seldom: a
- * wait that is over soon never does. deadline < 0: `timeout` from the first look at the clock on.
+ * Reading the clock is a system call where the machine has no good one (virtual ones mostly), so it
+ * is read late and seldom: a wait that is over soon never does.
  */
-static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
+int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {
 	struct rref_ctx *ctx = w->ctx;
+	/* A wait that no word tells of pauses between any two turns, and each is a slow one. */
+	bool spins = w->kind->will_sleep;
+	unsigned clock_mask = spins ? 15 : 0, slow_mask = spins ? 63 : 0;
 	int64_t spin_until = 0, begun = 0;
 	bool blocking = false;
 	unsigned turn = 0;
@@ -313,12 +210,12 @@ static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t ti
 
 	if (reads)
 		watch_reads(ctx);
-	while (!is_over(w)) {
-		bool worked = rc_make_progress(ctx, (turn & 63) == 63) > 0;
+	while (!rc_wait_is_over(w)) {
+		bool worked = rc_make_progress(ctx, (turn & slow_mask) == slow_mask) > 0;
 
-		if (is_over(w))
+		if (rc_wait_is_over(w))
 			break;
-		if (++turn & 15)
+		if (++turn & clock_mask)
 			continue;
 		int64_t now = now_ns();
 
@@ -330,157 +227,78 @@ static int wait_on(struct rc_waiter *w, bool reads, int64_t deadline, int64_t ti
 		}
 		if (!begun)
 			begun = now;
-		if (!spin_until || worked)
+		if (spins && (!spin_until || worked))
 			spin_until = now + SPIN_NS + at_load(&ctx->more_patience);
-		if (now < spin_until) {
-			/* A thread that we woke may have been put on this very processor, and waits for us as we do for it. */
+		if (now < spin_until || (worked && !spins)) {
+			/* A thread that was woken may wait for this very processor. */
 			if (now - begun >= YIELD_NS)
 				sched_yield();
 			continue;
 		}
 		if (!blocking) {
 			blocking = true;
-			rc_blocking(1);
+			ctx->engine->blocking(1);
 		}
-		if (unlikely(w->mixed))
-			sleep_for_several(w, deadline);
-		else if (at_load(&ctx->has_poller))
-			leave_to_poller(w, reads, deadline);
-		else
-			device_sleep(w, deadline);
+		go_to_sleep(w, reads, deadline);
 	}
 	if (reads)
 		unwatch_reads(ctx);
 	if (blocking) {
-		rc_blocking(-1);
-		learn_patience(ctx, now_ns() - begun);
+		ctx->engine->blocking(-1);
+		if (spins)
+			learn_patience(ctx, now_ns() - begun);
 	}
 	return err;
 }
 
-static bool is_read(const struct rref_future *f)
+/* ---- conditions ---- */
+
+/* A wait for what no word tells of: turns and pauses. */
+struct condition {
+	struct rc_waiter w;
+	bool (*ready)(struct rref_ctx *ctx, void *arg);
+	void *arg;
+	unsigned pauses;
+	int err;
+};
+
+/* Keeps the lock if it returns true. */
+static tries_lock is_the_lock bool is_ready(struct rc_waiter *w)
 {
-	return f->is->reads;
-}
+	struct condition *c = container_of(w, struct condition, w);
+	struct rref_ctx *ctx = w->ctx;
 
-static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
-{
-	struct rc_waiter w; /* the rest is of several futures */
-	/* Over shm none of them is ever waited for. */
-	bool reads = is_read(f) && at_load(&f->ctx->has_poller);
-
-	w.ctx = f->ctx;
-	w.f = f;
-	w.mixed = false;
-	return wait_on(&w, reads, deadline, timeout);
-}
-
-int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
-{
-	struct rref_ctx *ctx = f->ctx;
-
-	if (!rc_op_done(f)) {
-		/* As in rc_make_progress. */
-		bool slow = !at_load(&ctx->has_poller) && ctx->turn_at - ctx->polled_slow_at >= SLOW_NS;
-
-		rc_progress_turns(ctx, slow, FIRST_LOOKS);
+	rc_lock(ctx);
+	if (c->ready(ctx, c->arg))
+		return true;
+	if (at_load(&ctx->state) == RC_CTX_SHUT) {
+		c->err = -ESHUTDOWN;
+		return true;
 	}
+	rc_unlock(ctx);
+	return false;
+}
+
+static void pause_for(struct rc_waiter *w, int64_t deadline)
+{
+	(void)deadline; /* is further off than a pause, or no matter */
+	rc_pause(&container_of(w, struct condition, w)->pauses);
+}
+
+static const struct rc_wait_kind condition_kind = { .is_over = is_ready, .sleep = pause_for };
+
+is_the_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg,
+		  int64_t deadline)
+{
+	static _Atomic uint32_t word; /* has always moved */
+	struct condition c = { .w = { .ctx = ctx, .kind = &condition_kind, .word = &word, .seen = 1, .mask = 1 },
+			       .ready = ready, .arg = arg };
+
+	if (ready(ctx, arg))
+		return 0;
 	rc_unlock_hooks(ctx);
-	return rc_op_done(f) ? 0 : wait_for(f, deadline, 0);
-}
-
-int rc_op_wait(struct rref_future *f, int64_t deadline)
-{
-	return wait_for(f, max_of(deadline, 0), 0);
-}
-
-int rc_op_wait_for(struct rref_future *f, int64_t timeout)
-{
-	return wait_for(f, -1, timeout);
-}
-
-int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline)
-{
-	bool blocking = false;
-	unsigned turn = 0;
-	int err = 0;
-
-	while (!ready(ctx, arg)) {
-		int n = rc_progress_locked(ctx, true);
-
-		rc_progress_pass_on(ctx, true, n);
-		if (ready(ctx, arg))
-			break;
-		if (at_load(&ctx->state) == RC_CTX_SHUT)
-			err = -ESHUTDOWN;
-		else if (now_ns() >= deadline)
-			err = -ETIMEDOUT;
-		if (err)
-			break;
-		unsigned ran = rc_unlock_hooks(ctx);
-
-		if (!blocking) {
-			blocking = true;
-			rc_blocking(1);
-		}
-		if (!ran)
-			rc_pause(&turn);
-		rc_lock(ctx);
-	}
-	if (blocking)
-		rc_blocking(-1);
-	return err;
-}
-
-static int check_several(struct rref_future *const *fs, size_t nr, const char *what)
-{
-	if (nr && !fs)
-		return rc_fail(EINVAL, "%s: no futures", what);
-	for (size_t i = 0; i < nr; i++) {
-		if (!fs[i])
-			return rc_fail(EINVAL, "%s: future %zu is NULL", what, i);
-		if (rc_is_barred(fs[i]->ctx))
-			return rc_enter_slow(fs[i]->ctx);
-	}
-	return 0;
-}
-
-int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
-{
-	RB_NO_CANCEL;
-	int err = nr ? check_several(fs, nr, "rref_wait_any") : rc_fail(EINVAL, "rref_wait_any: no futures");
-
-	if (err)
-		return err;
-	struct rc_waiter w = { .ctx = fs[0]->ctx, .fs = fs, .nr = nr };
-	bool reads = false;
-
-	if (find_done(&w))
-		return (int)w.found;
-	for (size_t i = 0; i < nr; i++) {
-		w.mixed |= fs[i]->ctx != w.ctx;
-		reads |= is_read(fs[i]);
-		if (!mark(fs[i], RC_F_ANY))
-			return (int)i;
-	}
-	if (find_done(&w))
-		return (int)w.found;
-	reads = reads && !w.mixed && at_load(&w.ctx->has_poller);
-	err = wait_on(&w, reads, -1, timeout);
-	return err ? rc_fail(-err, "none of %zu operations is complete", nr) : (int)w.found;
-}
-
-int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
-{
-	RB_NO_CANCEL;
-	int err = check_several(fs, nr, "rref_wait_all");
-
-	if (err || !nr)
-		return err;
-	int64_t deadline = rc_deadline(fs[0]->ctx, timeout);
-
-	for (size_t i = 0; i < nr; i++)
-		if (!rc_op_done(fs[i]) && rc_op_wait(fs[i], deadline))
-			return rc_fail(ETIMEDOUT, "%zu of %zu operations are complete in order", i, nr);
-	return 0;
+	if (!rc_wait(&c.w, false, max_of(deadline, 0), 0))
+		return c.err;
+	rc_lock(ctx);
+	return ready(ctx, arg) ? 0 : -ETIMEDOUT;
 }

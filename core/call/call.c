@@ -15,6 +15,7 @@
 #include "core/base/lock.h"
 #include "core/base/scope.h"
 #include "core/base/site.h"
+#include "core/base/wait.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/op/kind.h"

@@ -215,7 +215,7 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
  */
 static needs_lock void push_inline(struct rref_ctx *ctx, struct rref_call *call)
 {
-	if (unlikely(rc_hooks_blocked(ctx)))
+	if (unlikely(ctx->engine->hooks_blocked(ctx)))
 		rc_pool_push(ctx, call);
 	else
 		rc_hook_push(ctx, &call->hook);

@@ -181,13 +181,9 @@ void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held *
 /* future.c */
 int rc_future_check(const struct rref_future *f, const char *what); /* what each result getter asks first */
 /* wait.c */
-int rc_make_progress(struct rref_ctx *ctx, bool slow);      /* events handled; -1: another thread is at it */
 void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
 void rc_wait_wake_any(void);
-needs_lock bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* device_sleeper's wait is over */
 void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
-/* Waits, making progress, until ready(). 0, -ETIMEDOUT or -ESHUTDOWN, without a text. Lets go of the lock meanwhile. */
-needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg, int64_t deadline);
 gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* which it lets go of: as rc_op_wait. turn_at is of now */
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */

@@ -13,6 +13,7 @@
 #include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/base/wait.h"
 #include "core/op/kind.h"
 
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)

@@ -13,10 +13,11 @@
  * finds its own. Each RC_FLIGHT_POSTED one is ended once, by its completion or by the shutdown.
  */
 #include "core/base/lock.h"
+#include "core/base/wait.h"
 #include "core/ctx.h"
-#include "core/engine.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/session/session.h"
 #include "core/value/reader.h"
 
 /* Cookies of operations (rc_op_token) never have the highest bit. */
@@ -48,7 +49,7 @@ void rc_flight_undo(struct rc_flight *fl)
 	at_store(&fl->state, RC_FLIGHT_MINE);
 }
 
-static inline bool landed(struct rc_flight *fl, int *status)
+bool rc_flight_landed(struct rc_flight *fl, int *status)
 {
 	if (at_load_acq(&fl->state) != RC_FLIGHT_LANDED)
 		return false;
@@ -57,24 +58,37 @@ static inline bool landed(struct rc_flight *fl, int *status)
 	return true;
 }
 
+/* A look for a finished READ of p's device only. */
+static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	uint64_t cookie;
+	void *user;
+
+	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
+		return;
+	ctx->turn_at = 0; /* a step of the engine's may follow */
+	if (p->device->ops->next_read(p->dev, &cookie, &user))
+		rc_peer_read(ctx, user, cookie, 0, -1);
+}
+
 bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status)
 {
 	/* Where there is no poller, a program that only reads is the one that serves its peers. */
 	for (unsigned i = at_load(&ctx->has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
-		rc_progress_reads(ctx, p);
+		look_for_reads(ctx, p);
 		rc_unlock(ctx);
-		if (landed(fl, status))
+		if (rc_flight_landed(fl, status))
 			return true;
 	}
 	for (unsigned spent = 0; spent < PATIENCE; spent += rc_make_progress(ctx, false) < 0 ? 1 : TURN)
-		if (landed(fl, status))
+		if (rc_flight_landed(fl, status))
 			return true;
-	return landed(fl, status);
+	return rc_flight_landed(fl, status);
 }
 
 bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status)
 {
-	if (landed(*fl, status))
+	if (rc_flight_landed(*fl, status))
 		return false;
 	(*fl)->f = f;
 	(*fl)->landing = f ? NULL : v;

@@ -77,6 +77,7 @@ int rc_read_check(struct rref_future *f);                   /* of the header, an
 struct rc_flight *rc_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
 uint64_t rc_flight_begin(struct rc_flight *fl);
 void rc_flight_undo(struct rc_flight *fl);
+bool rc_flight_landed(struct rc_flight *fl, int *status);
 bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */
 needs_lock bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status);
 

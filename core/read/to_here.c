@@ -16,6 +16,7 @@
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
+#include "core/base/wait.h"
 #include "core/op/kind.h"
 #include "core/op/step.h"
 #include "core/read/internal.h"
@@ -133,41 +134,42 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 	return rc_read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
-/* No slot has to come in time: as long as there is none, the flight keeps the landing buffer if it has to. */
-static int leave_without(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int *status)
+/* A wait for the READ of a flight, or for a slot in which it may go on. */
+struct go_on {
+	struct rc_flight *fl;
+	struct rref_future *f; /* the slot; NULL: it landed */
+	int *status;
+};
+
+static needs_lock bool may_go_on(struct rref_ctx *ctx, void *arg)
 {
-	struct rref_ctx *ctx = ref->ctx;
+	struct go_on *g = arg;
 
-	rc_lock(ctx);
-	bool left = rc_flight_leave(ctx, fl, NULL, v, status);
-
-	rc_unlock(ctx);
-	return left ? rc_fail(ETIMEDOUT, "the value did not come in time") : 1;
+	return rc_flight_landed(g->fl, g->status) || rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
 }
 
 int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	int64_t deadline = -1; /* no look at the clock yet */
-	struct rref_future *f = NULL;
-	unsigned turn = 0;
-	int over = 0;
+	struct go_on g = { .fl = *fl, .status = status };
+	struct rref_future *f;
+	int err = 0;
 
-	while (!over && rc_op_get(ctx, &rc_read_kind, 0, &f)) {
-		if (deadline < 0) {
-			deadline = rc_deadline(ctx, timeout);
-			rc_blocking(1);
-		}
-		rc_pause(&turn);
-		if (rc_flight_wait(ctx, &ctx->peers[ref->owner], *fl, status))
-			over = 1;
-		else if (now_ns() >= deadline)
-			over = leave_without(ref, fl, v, status);
+	if (rc_op_get(ctx, &rc_read_kind, 0, &g.f)) {
+		deadline = rc_deadline(ctx, timeout);
+		rc_lock(ctx);
+		err = rc_wait_until(ctx, may_go_on, &g, deadline);
+		/* No slot has to come in time: the flight keeps the landing buffer if it has to. */
+		bool left = err && rc_flight_leave(ctx, fl, NULL, v, status);
+
+		rc_unlock(ctx);
+		if (left)
+			return rc_fail(ETIMEDOUT, "the value did not come in time");
+		if (!g.f)
+			return 1;
 	}
-	if (deadline >= 0)
-		rc_blocking(-1);
-	if (over)
-		return over;
+	f = g.f;
 	rc_lock(ctx);
 	bool left = rc_flight_leave(ctx, fl, f, v, status);
 

@@ -28,6 +28,7 @@
 #include "core/base/lock.h"
 #include "core/base/scope.h"
 #include "core/base/site.h"
+#include "core/base/wait.h"
 #include "core/value/internal.h"
 
 struct rref_mem {

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Waits for futures, on top of the loop in base/wait.c:
+ *
+ *   a future        its own state word; RC_F_WAITERS says that a thread sleeps on it
+ *   any of several  one word of the process; RC_F_ANY in each future says that its end moves that word
+ */
+#include <errno.h>
+
+#include "core/base/clock.h"
+#include "core/base/guard.h"
+#include "core/base/kick.h"
+#include "core/base/lock.h"
+#include "core/base/wait.h"
+#include "core/ctx.h"
+#include "core/op/kind.h"
+
+#define FIRST_LOOKS 64u /* behind a call: longer than an answer takes from a thread that spins */
+
+/* Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited for together. */
+static _Atomic uint32_t any_word;
+static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
+
+/* ---- the end of a future wakes its waiters ---- */
+
+void rc_wait_wake(struct rref_future *f, uint32_t old)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	/* A waiter may sleep on the context's descriptor, and needs the kick. */
+	if (old & RC_F_ANY)
+		rc_wait_wake_any();
+	rc_wait_wake_word(ctx, &f->state);
+}
+
+void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
+{
+	rc_wake_word(word);
+	if (!at_load(&ctx->has_poller))
+		rc_kick(ctx);
+}
+
+void rc_wait_wake_any(void)
+{
+	at_add_sc(&any_word, 1);
+	/* Futures stay marked behind a wait. sc. Pairs with rc_wait_sleep: the kernel lets a thread
+	 * sleep only while the word is as it was. */
+	if (at_load_sc(&any_sleepers))
+		rc_wake_word(&any_word);
+}
+
+/* ---- one future ---- */
+
+struct one {
+	struct rc_waiter w;
+	struct rref_future *f;
+};
+
+/* Sets bit in f's state; false if f is complete. */
+static bool mark(struct rref_future *f, uint32_t bit)
+{
+	uint32_t s = at_load(&f->state);
+
+	do {
+		if ((s & RC_F_MASK) == RC_F_DONE)
+			return false;
+	} while (!(s & bit) && !at_cas_weak_ar(&f->state, &s, s | bit));
+	return true;
+}
+
+static bool one_will_sleep(struct rc_waiter *w, uint32_t *value)
+{
+	struct rref_future *f = container_of(w, struct one, w)->f;
+
+	if (!mark(f, RC_F_WAITERS))
+		return false;
+	*value = at_load(&f->state);
+	return *value & RC_F_WAITERS;
+}
+
+static void call_one(struct rc_waiter *w)
+{
+	at_and_ar(w->word, ~(uint32_t)RC_F_WAITERS);
+	rc_wake_word(w->word);
+}
+
+static const struct rc_wait_kind one_kind = { .will_sleep = one_will_sleep, .call = call_one };
+
+static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
+{
+	struct one o; /* node is set when it is needed */
+	/* Over shm none of them is ever waited for. */
+	bool reads = f->is->reads && at_load(&f->ctx->has_poller);
+
+	o.f = f;
+	o.w.ctx = f->ctx;
+	o.w.kind = &one_kind;
+	o.w.word = &f->state;
+	o.w.seen = 0;
+	o.w.mask = RC_F_DONE; /* the one value of RC_F_MASK with this bit */
+	o.w.sleepers = NULL;
+	o.w.over = false;
+	return rc_wait(&o.w, reads, deadline, timeout);
+}
+
+int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	if (!rc_op_done(f)) {
+		/* As in rc_make_progress. */
+		bool slow = !at_load(&ctx->has_poller) && ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS;
+
+		ctx->engine->turns(ctx, slow, FIRST_LOOKS);
+	}
+	rc_unlock_hooks(ctx);
+	return rc_op_done(f) ? 0 : wait_for(f, deadline, 0);
+}
+
+int rc_op_wait(struct rref_future *f, int64_t deadline)
+{
+	return wait_for(f, max_of(deadline, 0), 0);
+}
+
+int rc_op_wait_for(struct rref_future *f, int64_t timeout)
+{
+	return wait_for(f, -1, timeout);
+}
+
+/* ---- any of several ---- */
+
+struct several {
+	struct rc_waiter w;
+	struct rref_future *const *fs;
+	size_t nr, found;
+};
+
+static bool find_done(struct several *s)
+{
+	/* Before the look: an end that it misses moves the word. */
+	s->w.seen = at_load_sc(&any_word);
+	for (size_t i = 0; i < s->nr; i++)
+		if (rc_op_done(s->fs[i])) {
+			s->found = i;
+			s->w.over = true;
+			return true;
+		}
+	return false;
+}
+
+static bool any_is_over(struct rc_waiter *w)
+{
+	return find_done(container_of(w, struct several, w));
+}
+
+static bool any_will_sleep(struct rc_waiter *w, uint32_t *value)
+{
+	*value = w->seen;
+	return !rc_wait_is_over(w);
+}
+
+static void call_any(struct rc_waiter *w)
+{
+	(void)w;
+	rc_wait_wake_any();
+}
+
+/* Sleeps for futures of several contexts. Contexts without a poller are looked at every 2 ms. */
+static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
+{
+	const struct several *s = container_of(w, struct several, w);
+	bool briefly = false;
+	uint32_t value;
+
+	for (size_t i = 0; i < s->nr; i++) {
+		struct rref_ctx *ctx = s->fs[i]->ctx;
+
+		if (at_load(&ctx->has_poller)) {
+			rc_kick(ctx); /* as in leave_to_poller in base/wait.c */
+			continue;
+		}
+		briefly = true;
+		rc_make_progress(ctx, true);
+	}
+	if (briefly)
+		deadline = min_of(deadline, now_ns() + 2 * NSEC_PER_MSEC);
+	if (any_will_sleep(w, &value))
+		rc_wait_sleep(w, value, deadline);
+}
+
+static const struct rc_wait_kind any_kind = { .is_over = any_is_over, .will_sleep = any_will_sleep, .call = call_any };
+/* Of several contexts. */
+static const struct rc_wait_kind mixed_kind = { .is_over = any_is_over, .will_sleep = any_will_sleep, .call = call_any,
+						.sleep = sleep_for_several };
+
+static int check_several(struct rref_future *const *fs, size_t nr, const char *what)
+{
+	if (nr && !fs)
+		return rc_fail(EINVAL, "%s: no futures", what);
+	for (size_t i = 0; i < nr; i++) {
+		if (!fs[i])
+			return rc_fail(EINVAL, "%s: future %zu is NULL", what, i);
+		if (rc_is_barred(fs[i]->ctx))
+			return rc_enter_slow(fs[i]->ctx);
+	}
+	return 0;
+}
+
+int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
+{
+	RB_NO_CANCEL;
+	int err = nr ? check_several(fs, nr, "rref_wait_any") : rc_fail(EINVAL, "rref_wait_any: no futures");
+
+	if (err)
+		return err;
+	struct several s = { .w = { .ctx = fs[0]->ctx, .kind = &any_kind, .word = &any_word, .mask = UINT32_MAX,
+				    .sleepers = &any_sleepers },
+			     .fs = fs, .nr = nr };
+	bool reads = false;
+
+	if (find_done(&s))
+		return (int)s.found;
+	for (size_t i = 0; i < nr; i++) {
+		if (fs[i]->ctx != s.w.ctx)
+			s.w.kind = &mixed_kind;
+		reads |= fs[i]->is->reads;
+		if (!mark(fs[i], RC_F_ANY))
+			return (int)i;
+	}
+	if (find_done(&s))
+		return (int)s.found;
+	reads = reads && s.w.kind == &any_kind && at_load(&s.w.ctx->has_poller);
+	err = rc_wait(&s.w, reads, -1, timeout);
+	return err ? rc_fail(-err, "none of %zu operations is complete", nr) : (int)s.found;
+}
+
+int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
+{
+	RB_NO_CANCEL;
+	int err = check_several(fs, nr, "rref_wait_all");
+
+	if (err || !nr)
+		return err;
+	int64_t deadline = rc_deadline(fs[0]->ctx, timeout);
+
+	for (size_t i = 0; i < nr; i++)
+		if (!rc_op_done(fs[i]) && rc_op_wait(fs[i], deadline))
+			return rc_fail(ETIMEDOUT, "%zu of %zu operations are complete in order", i, nr);
+	return 0;
+}
