@@ -13,7 +13,7 @@
 
 void demo_tell(struct demo_worker *w, const struct demo_report *r)
 {
-	/* Reports that the launcher waits for must arrive; those for show may be lost. */
+	/* Reports that the launcher waits for must arrive; reports for show may be lost. */
 	int flags = MSG_NOSIGNAL |
 		(r->kind == DEMO_PROGRESS || r->kind == DEMO_NOTE ? MSG_DONTWAIT : 0);
 

@@ -62,7 +62,8 @@ class Part:
 
 # ---- comments
 
-TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|/\*.*?\*/|(?://[^\n]*\n?[ \t]*)+', re.S)
+TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|/\*.*?\*/|(?://[^\n]*\n?[ \t]*)+',
+                   re.S)
 
 
 class Comment:
@@ -144,17 +145,21 @@ def found_in(files, pattern, source=bare):
 # ---- prose
 
 CLAUSE = re.compile(r'(?:^|[.;:!?,]\s+|\(|\b(?:and|but|or|so|nor)\s+)'
-                    r'(?:who|whom|whoever|what|whatever|those|none|one (?:that|who|of which))\b', re.I)
-OPENING = set('''it its they their them that those one ones he his we our us you your
-    nobody none nothing who whom whose whoever what whatever which where when whenever how why whether
-    of in for from with without to at on by as after before behind between among until till into over
-    under since while if unless because though although than and or but nor
-    inside outside within during about beside besides'''.split())
+                    r'(?:who|whom|whoever|what|whatever|those|none|one (?:that|who|of which))\b',
+                    re.I)
+OPENING = set('''
+    it its they their them that those one ones he his we our us you your nobody none nothing who
+    whom whose whoever what whatever which where when whenever how why whether of in for
+    from with without to at on by as after before behind between among until till into over
+    under since while if unless because though although than and or but nor inside outside
+    within during about beside besides'''.split())
 # Words in -s that are no verbs, where the tree has them at the beginning of a function's comment.
-NO_VERB = set('''this its his as is us thus always perhaps besides unless across plus yes bytes
-    threads messages references sessions connections readers peers values words things times operations
-    results others statistics digits docs entries payloads providers refs regions texts arenas columns
-    descriptors errors handlers headers lines members packets pieces rounds users'''.split())
+NO_VERB = set('''
+    this its his as is us thus always perhaps besides unless across plus yes bytes threads
+    messages references sessions connections readers peers values words things times
+    operations results others statistics digits docs entries payloads providers refs regions
+    texts arenas columns descriptors errors handlers headers lines members packets pieces
+    rounds users'''.split())
 
 
 def words(said):
@@ -163,7 +168,8 @@ def words(said):
 
 def joined(comment):
     """Its text in one line, without the guard or the kind of thread in front of it."""
-    return re.sub(r'^(?:\[[^\]]*\] |under the lock[;,:] )+', '', ' '.join(' '.join(comment.lines).split()))
+    said = ' '.join(' '.join(comment.lines).split())
+    return re.sub(r'^(?:\[[^\]]*\] |under the lock[;,:] )+', '', said)
 
 
 def prose(comments):
@@ -174,7 +180,8 @@ def sentences(comment):
     """(line, sentence) for each; an empty line, a list's mark or a table ends one too."""
     blocks, lines = [], []
     for nr, line in enumerate(comment.lines, comment.first):
-        if not line.strip() or re.match(r'\s*([-*]|\d+\.) ', line) or re.search(r'\S(  |\t)\s*\S', line):
+        if (not line.strip() or re.match(r'\s*([-*]|\d+\.) ', line)
+                or re.search(r'\S(  |\t)\s*\S', line)):
             blocks.append(lines)
             lines = []
         lines.append((nr, line))
@@ -196,8 +203,8 @@ def sentences(comment):
 def clauses(comments):
     for c in prose(comments):
         for m in CLAUSE.finditer(joined(c)):
-            line = c.first + next((i for i in range(len(c.lines))
-                                   if len(' '.join(' '.join(c.lines[:i + 1]).split())) > m.end() - 1), 0)
+            before = [len(' '.join(' '.join(c.lines[:i + 1]).split())) for i in range(len(c.lines))]
+            line = c.first + next((i for i, n in enumerate(before) if n > m.end() - 1), 0)
             yield c.file, line, joined(c)[m.start():m.end() + 30].lstrip(' .,;:!?(')
 
 
@@ -312,15 +319,16 @@ def differing(files):
 def not_alone(files):
     """Headers that do not compile without another one before them."""
     def one(name):
-        run = subprocess.run([os.environ.get('CC', 'cc'), '-std=gnu11', '-D_GNU_SOURCE', '-Iinclude',
-                              '-I.', '-Wall', '-Werror', '-fsyntax-only', '-x', 'c', '-'],
-                             input=f'#include "{os.path.join(ROOT, name)}"\n', stderr=subprocess.PIPE,
-                             text=True, check=False)
+        command = [os.environ.get('CC', 'cc'), '-std=gnu11', '-D_GNU_SOURCE', '-Iinclude', '-I.',
+                   '-Wall', '-Werror', '-fsyntax-only', '-x', 'c', '-']
+        run = subprocess.run(command, input=f'#include "{os.path.join(ROOT, name)}"\n',
+                             stderr=subprocess.PIPE, text=True, check=False)
         why = re.search(r'error: (.*)', run.stderr)
         return [(name, 1, why[1] if why else 'fails')] if run.returncode else []
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [p for places in pool.map(one, [f for f in files if f.endswith('.h')]) for p in places]
+        headers = [f for f in files if f.endswith('.h')]
+        return [place for places in pool.map(one, headers) for place in places]
 
 
 def long_files(files):
@@ -372,23 +380,29 @@ def share(n, of, unit):
 def prose_measures(prefix, comments, whose):
     nr_words = sum(len(words(joined(c))) for c in prose(comments))
     nr = len(prose(comments))
-    who, odd, long = list(clauses(comments)), list(openings(comments)), list(long_sentences(comments))
-    yield Measure(prefix + 'clauses', f'{whose}: clauses that begin with who, what, whoever, those, none',
-                  who, note=per(len(who), nr_words, 'words'))
+    who, odd, long = (list(f(comments)) for f in (clauses, openings, long_sentences))
+    yield Measure(prefix + 'clauses',
+                  f'{whose}: clauses that begin with who, what, whoever, those, none', who,
+                  note=per(len(who), nr_words, 'words'))
     if prefix != 'page-':
-        yield Measure(prefix + 'openings', f'{whose}: begin with a pronoun, a relative, a preposition',
-                      odd, note=share(len(odd), nr, 'comments'))
+        yield Measure(prefix + 'openings',
+                      f'{whose}: begin with a pronoun, a relative, a preposition', odd,
+                      note=share(len(odd), nr, 'comments'))
     yield Measure(prefix + 'sentences', f'{whose}: sentences of more than {WORDS} words', long)
 
 
 def measures():
-    for part, prefix, whose in ((Part('library'), '', 'comments'), (Part('tests'), 'test-', 'comments of tests')):
-        comments = [c for f in part.c for c in c_comments(f)] + [c for f in part.hash for c in hash_comments(f)]
+    for part, prefix, whose in ((Part('library'), '', 'comments'),
+                                (Part('tests'), 'test-', 'comments of tests')):
+        comments = [c for f in part.c for c in c_comments(f)]
+        comments += [c for f in part.hash for c in hash_comments(f)]
         tags = ctags([f for f in part.c if f.endswith(('.c', '.h'))])
         yield from prose_measures(prefix, comments, whose)
         verbs = list(no_verb(comments, {(file, nr): name for name, file, nr, _, _ in tags}))
-        yield Measure(prefix + 'verbless', 'comments of functions that do not begin with a verb', verbs)
-        yield Measure(prefix + 'width', f'lines of more than {COLUMNS} columns', wide(part.c + part.hash))
+        yield Measure(prefix + 'verbless', 'comments of functions that do not begin with a verb',
+                      verbs)
+        yield Measure(prefix + 'width', f'lines of more than {COLUMNS} columns',
+                      wide(part.c + part.hash))
         pairs = list(twice(tags))
         yield Measure(prefix + 'names', 'names of static functions that more than one file has',
                       [p for places in pairs for p in places], count=len(pairs))
@@ -398,20 +412,24 @@ def measures():
         long = [(f, nr, f'{name}: {lines} lines') for f, nr, lines, _, _, _, name in functions
                 if lines > FUNCTION_LINES]
         yield Measure(prefix + 'functions', f'functions of more than {FUNCTION_LINES} lines', long)
-        hard = [(f, nr, f'{name}: {cc}') for f, nr, _, cc, _, _, name in functions if cc > COMPLEXITY]
+        hard = [(f, nr, f'{name}: {cc}') for f, nr, _, cc, _, _, name in functions
+                if cc > COMPLEXITY]
         decisions, statements = (sum(f[i] for f in functions) for i in (4, 5))
         yield Measure(prefix + 'complexity', f'functions of a complexity above {COMPLEXITY}', hard,
-                      note=share(len(hard), len(functions), 'functions') +
-                      (f', {100 * decisions / statements:.0f} decisions in 100 statements' if statements else ''))
-        yield Measure(prefix + 'files', f'files of more than {FILE_LINES} lines', long_files(part.c))
+                      note=share(len(hard), len(functions), 'functions') + (
+                          f', {100 * decisions / statements:.0f} decisions in 100 statements'
+                          if statements else ''))
+        yield Measure(prefix + 'files', f'files of more than {FILE_LINES} lines',
+                      long_files(part.c))
         if prefix:
             continue
         marks = [(c.file, c.first + i, line.strip()[:60]) for c in comments
                  for i, line in enumerate(c.lines) for _ in re.findall(r'\[lock\]', line)]
         yield Measure('lock-marks', '"[lock]" in comments', marks)
         yield Measure('bool-locked', '"bool locked"', found_in(part.c, r'\bbool locked\b'))
-        yield Measure('assertions', 'assertions at run time', found_in(
-            part.c, r'^(?!\s*#).*\b(?!_?static_)(?:\w+_)?(?:assert|ASSERT)(?:_\w+)?\s*\('), rises=True)
+        asserted = r'^(?!\s*#).*\b(?!_?static_)(?:\w+_)?(?:assert|ASSERT)(?:_\w+)?\s*\('
+        yield Measure('assertions', 'assertions at run time',
+                      found_in(part.c, asserted), rises=True)
         lines = sum(text(f).count('\n') for f in part.c)
         code = sum(1 for f in part.c for line in without_comments(f).split('\n') if line.strip())
         yield Measure('lines', 'lines of code of the library, without comments and empty lines', [],
@@ -420,7 +438,8 @@ def measures():
     yield Measure('layers', 'failures of layers.sh', layers())
     pages = Part('pages').pages
     yield from prose_measures('page-', [c for f in pages for c in page_texts(f)], 'pages')
-    yield Measure('page-width', f'lines of more than {COLUMNS} columns, tables left out', wide_pages(pages))
+    yield Measure('page-width', f'lines of more than {COLUMNS} columns, tables left out',
+                  wide_pages(pages))
 
 
 # ---- the budget
@@ -453,7 +472,8 @@ def changed():
     """The lines of each file that differ from the commit that last wrote the budget, or None."""
     try:
         commit = output(['git', 'log', '-1', '--format=%H', '--', BUDGET]).strip()
-        diff = output(['git', 'diff', '-U0', '--no-color', '--relative', commit]) if commit else None
+        command = ['git', 'diff', '-U0', '--no-color', '--relative', commit]
+        diff = output(command) if commit else None
     except OSError:
         diff = None
     if diff is None:
@@ -500,7 +520,8 @@ def main():
             print(f'FAILED {m.name} has no line in {BUDGET}: make lint LOWER=1 adds it')
             failed += 1
         elif limit is not None and m.worse(limit):
-            print(f'FAILED {m.name}: {m.now}, but {BUDGET} asks for {limit} or ' + ('more' if m.rises else 'less'))
+            print(f'FAILED {m.name}: {m.now}, but {BUDGET} asks for {limit} or ' +
+                  ('more' if m.rises else 'less'))
             told(m, recent)
             failed += 1
         else:
