@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts cost by themselves, in one process: value memory and the lookup of its keys, operation slots, futures,
-// landing blocks, the queue to oneself, a turn of the engine, the wire codec, steps of the protocol's machine, and the
-// public calls that stay inside a worker. `make perf` runs it; times are of this machine only.
+// The cost of the parts by themselves, in one process: value memory and the lookup of its keys,
+// operation slots, futures, landing blocks, the queue to oneself, a turn of the engine. Also the
+// wire codec, steps of the protocol's machine, and the public calls that stay inside a worker.
+// `make perf` runs it; times are of this machine only.
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
@@ -92,7 +93,8 @@ static void encode_decode(benchmark::State &state)
 {
 	static char data[3072];
 	static unsigned char buf[4096];
-	struct rw_message m = call_message(data, static_cast<uint32_t>(state.range(0)), static_cast<unsigned>(state.range(1)));
+	struct rw_message m = call_message(data, static_cast<uint32_t>(state.range(0)),
+					   static_cast<unsigned>(state.range(1)));
 	static struct rw_message got;
 
 	for (auto _ : state) {
@@ -215,7 +217,8 @@ static void own_value(benchmark::State &state)
 		struct rref *ref;
 		struct rref_view *view;
 
-		if (rref_new(ctx, bytes, sizeof(bytes), &ref) || rref_to_here(ref, RREF_DEFAULT, &view)) {
+		if (rref_new(ctx, bytes, sizeof(bytes), &ref) ||
+		    rref_to_here(ref, RREF_DEFAULT, &view)) {
 			state.SkipWithError(rref_last_error());
 			break;
 		}
@@ -232,7 +235,8 @@ int main(int argc, char **argv)
 	benchmark::Initialize(&argc, argv);
 	if (benchmark::ReportUnrecognizedArguments(argc, argv))
 		return 1;
-	std::fputs("\"Library was built as DEBUG\" below is about Debian's libbenchmark; librref is built as it is used.\n", stderr);
+	std::fputs("\"Library was built as DEBUG\" below is about Debian's libbenchmark; "
+		   "librref is built as it is used.\n", stderr);
 	benchmark::RunSpecifiedBenchmarks();
 	benchmark::Shutdown();
 	return 0;

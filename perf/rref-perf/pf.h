@@ -3,12 +3,13 @@
  * rref-perf: how fast the library is, beside the raw operation of the same device in the same
  * process and minute.
  *
- *   main.c      options, the sweep          group.c   the workers: forked here, or launched by RREF_RANK
+ *   main.c      options, the sweep          group.c   the workers: forked here, or by RREF_RANK
  *   measure.c   interleaving, percentiles   out.c     table, JSON lines, plot
  *   reads.c     lat, bw, rate, batch        control.c call, share, create
  *   memory.c    alloc, live                 idle.c    idle
- *   owner.c     what the measured one asks of the others
- *   raw_shm.c   memcpy from a mapped segment, and cache-line ping-pong; verbs/raw: READs on a queue pair of its own
+ *   owner.c     the measured worker's requests to the others
+ *   raw_shm.c   memcpy from a mapped segment, and cache-line ping-pong;
+ *               verbs/raw: READs on a queue pair of its own
  */
 #ifndef PF_H
 #define PF_H

@@ -5,8 +5,9 @@
  * provider. No input may crash them, or pass without the key.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
- *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c core/group/names.c \
- *       core/group/rendezvous_wire.c verbs/rv_error.c -lsodium -pthread -o build/handshake_fuzz
+ *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c \
+ *       core/group/names.c core/group/rendezvous_wire.c verbs/rv_error.c \
+ *       -lsodium -pthread -o build/handshake_fuzz
  */
 #include <errno.h>
 #include <stdint.h>

@@ -2,8 +2,10 @@
 /*
  * Two hosts (test/vm/run.sh --hosts 2): the same program runs on both.
  *
- *   mixed   two workers on each: shm inside a host, ibv between them, the same regions registered with both
- *   death   an owner whose host dies without a word: its readers hear of it in bounded time, and leave
+ *   mixed   two workers on each: shm inside a host, ibv between them,
+ *           the same regions registered with both
+ *   death   an owner whose host dies without a word: its readers hear of it in bounded time,
+ *           and leave
  *   flap    a link that goes for two seconds, some times: reads and calls go on behind it
  *
  * Host 0 prints the verdict; host 1 gives its own by its exit status.

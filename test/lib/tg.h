@@ -93,7 +93,8 @@ int tg_flag(int i);
  *   tg.nothing                an empty result
  *   tg.fail                   an error: int32_t code, then the text
  *   tg.read                   reads its references: unsigned sum of their first bytes
- *   tg.hold                   defers; tg.release answers all that are held with their own bytes and references
+ *   tg.hold                   defers; tg.release answers all held calls with their own bytes
+ *                             and references
  *   tg.release, tg.held       int32_t: how many were, are held
  *   tg.stats                  struct rref_stats of the callee
  */

@@ -33,7 +33,8 @@ void tg_all_clean(struct rref_ctx *ctx);
  *   pub.drop      gives up all that is kept
  *   inspect       a struct tg_said: its first reference's own description while the handler runs
  *   count, runs   int32_t: how often count has run here, this time included; how often it has
- *   hand_on       int32_t hops: hands its references on to the next worker so often; answers with the last one's sum
+ *   hand_on       int32_t hops: hands its references on to the next worker so often; answers with
+ *                 the last one's sum
  */
 struct tg_make {
 	size_t length;

@@ -10,22 +10,29 @@
  * (shrink.c).
  *
  * These rules must hold:
- *   - an owner entry goes, and its value is freed, only when nothing may still lead to it: a handle or fork of a
- *     session that the owner has not written off, or a record under way whose chain of parents is unbroken;
- *   - a READ that reaches the owner's memory finds the value that it was posted for: never freed, never reused;
- *   - it is freed once, a fork is deleted once; each record gives one READY, each wait one WAITED, each creation one CREATED, each READ one end;
- *   - what a wait brings is that value's own location;
- *   - whenever an owner forgets a fork, no confirmed holder of a session that is not written off loses its own;
- *   - without crashes no FORK_REQUEST is refused, and no record but for a creation that failed (S4);
- *   - honest workers are never refused (-EPROTO), nothing is sent to a fenced peer, and a later session of an owner
- *     hears nothing of the forks that were lost with an earlier one;
- *   - of a value that was not shared with it a hostile worker is told nothing, and it holds no fork of it;
- *     nobody gets a reference to that value by a record of the hostile worker;
+ *   - an owner entry goes, and its value is freed, only when nothing may still lead to it. A handle
+ *     or fork of a session that the owner has not written off may lead to it. So may a record under
+ *     way whose chain of parents is unbroken;
+ *   - a READ that reaches the owner's memory finds the value that it was posted for: never freed,
+ *     never reused;
+ *   - a value is freed once, a fork is deleted once. Each record gives one READY, each wait one
+ *     WAITED, each creation one CREATED, each READ one end;
+ *   - a wait brings that value's own location;
+ *   - whenever an owner forgets a fork, no confirmed holder of a session that is not written off
+ *     loses its own;
+ *   - without crashes no FORK_REQUEST is refused, and no record except for a creation
+ *     that failed (S4);
+ *   - honest workers are never refused (-EPROTO), and nothing is sent to a fenced peer. A later
+ *     session of an owner hears nothing of the forks that were lost with an earlier one;
+ *   - a hostile worker is told nothing of a value that was not shared with it, and holds no fork of
+ *     it. Nobody gets a reference to that value by a record of the hostile worker;
  *   - all records of a value carry one word;
  *   - no session begins before the last one's grace is over;
  *   - tl_rp_check finds nothing;
- *   - when all is quiet: nothing pending, no pinned parent, and the owners' forks are exactly the handles held;
- *   - after everything was released and delivered all tables are empty, but for tombstones, which are bounded.
+ *   - when all is quiet: nothing pending, no pinned parent, and the owners' forks are exactly the
+ *     handles held;
+ *   - after everything was released and delivered all tables are empty, but for tombstones, which
+ *     are bounded.
  */
 #ifndef SIM_H
 #define SIM_H

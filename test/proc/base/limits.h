@@ -74,7 +74,8 @@ static inline struct rref_options options(void)
 }
 
 /* err must be 0, or this with each of these words in the text. Returns whether it is 0. */
-static inline bool works_or(int err, int expected, const char *word, const char *value, const char *remedy)
+static inline bool works_or(int err, int expected, const char *word, const char *value,
+			    const char *remedy)
 {
 	if (!err)
 		return true;
