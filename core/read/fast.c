@@ -28,11 +28,13 @@ static inline void count(_Atomic uint64_t *n, uint64_t by)
 static inline bool header_fits(const struct rc_header *h, const struct rref *ref)
 {
 	const struct rp_location *loc = &rc_remote(ref)->loc;
+	uint32_t counts; /* of segments, and of references behind it */
 
+	memcpy(&counts, (const char *)h + offsetof(struct rc_header, nr_segments), sizeof(counts));
 	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
 		      le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
 		      le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
-		      le64toh(h->type_hash) == loc->type_hash && le16toh(h->nr_segments) == 1 && h->nr_refs == 0);
+		      le64toh(h->type_hash) == loc->type_hash && le32toh(counts) == 1);
 }
 
 /* A READ that was not made, or not good. A refusal has ended the connection: asked again, the answer would be that one. */
@@ -48,7 +50,7 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 			at_add(&ref->ctx->n.reads_again, 1);
 		return rc_read_whole(ref, timeout, out);
 	}
-	if (p->kind == RV_SHM)
+	if (p->reads_inline)
 		at_add(&p->resume.refused, 1); /* else by who took the completion in */
 	if (at_load_acq(&ref->state) == RC_H_FAILED)
 		return rc_handle_error(ref);
@@ -86,7 +88,7 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 }
 
 static inline __attribute__((always_inline)) int
-quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, enum rv_kind kind)
+quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_once)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
@@ -105,16 +107,16 @@ quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, enum rv_ki
 	else if (!(v = other_landing(ref, &r)))
 		return rc_read_whole(ref, timeout, out);
 	/* Before r->read is filled in: a flight that is not there yet is got under the lock, at whose end others' reads may run. */
-	if (kind != RV_SHM && unlikely(!(fl = take_flight(ctx, r))))
+	if (!at_once && unlikely(!(fl = take_flight(ctx, r))))
 		return other_way(ref, timeout, out, v, 0);
 	/* What never changes of it was set in rc_reader_new. */
 	struct rv_read *read = &r->read;
 
 	read->addr = rc_remote(ref)->loc.addr;
-	read->rkey = rc_remote(ref)->loc.rkey[kind];
-	read->sge[0] = rc_landing_piece(v, length, kind);
+	read->rkey = rc_remote(ref)->loc.rkey[p->kind];
+	read->sge[0] = rc_landing_piece(v, length, p->kind);
 	/* A READ that brought nothing is seen as one. */
-	if (kind == RV_SHM) {
+	if (at_once) {
 		v->header.nonce = 0;
 	} else {
 		memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
@@ -134,7 +136,7 @@ quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, enum rv_ki
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
 	status = read->status; /* before anything else of this thread can use it */
-	if (kind != RV_SHM) {
+	if (!at_once) {
 		int done = 1;
 
 		if (unlikely(posted != 1))
@@ -168,7 +170,7 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
-	return quick_read(ref, timeout, out, RV_IBV);
+	return quick_read(ref, timeout, out, false);
 }
 
 /*
@@ -178,7 +180,7 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
  */
 int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
-	if (likely(ref->ctx->peers[ref->owner].kind == RV_SHM))
-		return quick_read(ref, timeout, out, RV_SHM);
+	if (likely(ref->ctx->peers[ref->owner].reads_inline))
+		return quick_read(ref, timeout, out, true);
 	return read_by_hardware(ref, timeout, out);
 }

@@ -282,7 +282,7 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 
 	if (!prepare(f, locked))
 		return;
-	if (p->kind == RV_SHM) {
+	if (p->reads_inline) {
 		if (start_inline(f, p))
 			read_done(f, locked);
 		else
@@ -326,7 +326,7 @@ void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fut
 	unsigned nr = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		if (p->kind == RV_SHM || !is_single_for(f[i], p->max_msg)) {
+		if (p->reads_inline || !is_single_for(f[i], p->max_msg)) {
 			rc_read_start(f[i], false);
 			continue;
 		}
@@ -395,7 +395,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
 		bool wanted = rc_op_wanted(f);
 
-		if (wanted && p->kind != RV_SHM && rc_read_is_single(f, p->max_msg)) {
+		if (wanted && !p->reads_inline && rc_read_is_single(f, p->max_msg)) {
 			if (!pump_singles(ctx, p, conn))
 				return;
 			continue;
@@ -404,9 +404,9 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		at_sub(&p->nr_waiting, 1);
 		if (!wanted) {
 			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
-		} else if (f->is->resume && p->kind == RV_SHM) {
+		} else if (f->is->resume && p->reads_inline) {
 			f->is->resume(f); /* in turns, and not under the lock */
-		} else if (p->kind == RV_SHM) {
+		} else if (p->reads_inline) {
 			if (!read_inline(f, p, conn, p->max_msg, true)) {
 				wait_first(f, p);
 				return;
@@ -551,7 +551,7 @@ void rc_read_turn(struct rref_future *f)
 		note_failure(f, -ENOTCONN, -1);
 	if (f->read_status || !rc_op_wanted(f))
 		read_done(f, true);
-	else if (p->kind == RV_SHM)
+	else if (p->reads_inline)
 		turn_inline(f, p);
 	else if (rc_read_is_single(f, p->max_msg))
 		post_singles(ctx, p, &f, 1, true);

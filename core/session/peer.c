@@ -65,8 +65,9 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 				p->dev = d->dev;
 				p->device = d;
 				p->kind = (enum rv_kind)k;
+				p->reads_inline = d->caps.reads_inline;
 				p->max_sge = d->caps.max_sge;
-				p->max_msg = k == RV_IBV ? min_of(d->caps.max_msg, RC_PIECE_MAX) : d->caps.max_msg;
+				p->max_msg = p->reads_inline ? d->caps.max_msg : min_of(d->caps.max_msg, RC_PIECE_MAX);
 			}
 		}
 		if (!p->ops)

@@ -66,6 +66,7 @@ struct rc_peer {
 	struct rv_dev *dev;           /* [const] */
 	struct rc_device *device;     /* [const] the same */
 	enum rv_kind kind;            /* [const] */
+	bool reads_inline;            /* [const] a READ is over when it is posted: caps of its device */
 	enum rc_peer_state state under_lock;
 	bool said_goodbye under_lock; /* its end is orderly */
 	bool goodbye_sent under_lock; /* ours, in this session */

@@ -36,6 +36,8 @@ empty "base/ objects call nothing of the other layers" \
 empty "the protocol's objects call nothing but memory and string functions" \
 	"$(undefined "$build"/core/protocol/*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
 
+empty "reads ask what a device can do, not which one it is" "$(grep -rnE 'RV_(SHM|IBV)' core/read)"
+
 # The rooms of core/: see rooms.py. Both numbers may only fall: names called upwards, and objects in
 # the largest circle.
 read -r up circle < <(test/tools/rooms.py "$build")
