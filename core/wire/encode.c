@@ -374,7 +374,8 @@ static size_t encode_plain_reply(const struct rw_message *m, uint8_t *p, size_t 
 	const struct rw_reply *r = &m->u.reply;
 	size_t data = r->data_length, length = RW_FRAME_BYTES + RW_REPLY_BYTES + data;
 
-	if (r->status || r->text_length || r->loc.version || r->nr_refs || data > RW_INLINE_MAX || length > size)
+	if (r->status || r->text_length || r->nr_refs || r->about || r->loc.version ||
+	    data > RW_INLINE_MAX || length > size)
 		return 0;
 	put_frame(p, &m->frame, length);
 	p += RW_FRAME_BYTES;

@@ -206,7 +206,7 @@ check "the short lines are not" not says '^  CC'
 check "no test has that name" fails make check TEST=no_such_test DEPS=no
 check "which is said" says "no test has 'no_such_test' in its name"
 run make -n check-run DEPS=no
-check "make check without a name runs all" says 'unit/wire/wire_test .*proc/call/calls_test|proc/call/calls_test .*unit/wire/wire_test'
+check "make check without a name runs all" says 'unit/wire/decode_test .*proc/call/calls_test|proc/call/calls_test .*unit/wire/decode_test'
 run test/tools/run-tests.sh --alone
 check "a run without programs is no success" [ $? -ne 0 ]
 run make -s check-run TEST=types DEPS=no
