@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Batches of reads: into views, or into the program's own memory. All are started before any is
- * waited for, so that the reads of one owner share doorbells, and READs where values lie side by
- * side (merge.c). When the operations do not suffice, the first reads are finished meanwhile.
+ * waited for. So the reads of one owner share doorbells, and READs where values lie side by side
+ * (merge.c). When the operations do not suffice, the first reads are finished meanwhile.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,10 +20,10 @@ struct batch {
 	int64_t deadline;
 	size_t nr, done;             /* reads before done have ended */
 	struct rref_into *into;      /* the program's memory; NULL: views */
-	struct rref *const *refs;    /* of a batch of views */
+	struct rref *const *refs;    /* a batch of views has these three */
 	struct rref_view **views;
 	int *status;
-	struct rref_future **f;      /* of each read; NULL when it has none (any more) */
+	struct rref_future **f;      /* each read's; NULL when it has none (any more) */
 	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
 };
 
@@ -33,7 +33,7 @@ static struct rref *ref_of(const struct batch *b, size_t i)
 }
 
 /* Ends read i: v is what came if err is 0. */
-static void put(struct batch *b, size_t i, int err, struct rref_view *v)
+static void end_read(struct batch *b, size_t i, int err, struct rref_view *v)
 {
 	struct rref_into *into = b->into ? &b->into[i] : NULL;
 
@@ -51,18 +51,18 @@ static int status_of(const struct batch *b, size_t i)
 	return b->into ? b->into[i].status : b->status[i];
 }
 
-/* Waits for read i, which has an operation. */
-static void finish(struct batch *b, size_t i)
+/* Waits for the operation of read i. */
+static void finish_read(struct batch *b, size_t i)
 {
 	struct rref_view *v = NULL;
 	int err = rc_read_finish(b->f[i], b->deadline, 0, &v);
 
 	b->f[i] = NULL;
-	put(b, i, err, v);
+	end_read(b, i, err, v);
 }
 
-/* Starts what was gathered: one doorbell per owner and RC_BATCH_MAX. */
-static void flush(struct batch *b)
+/* Starts the gathered reads: one doorbell per owner and RC_BATCH_MAX. */
+static void post_gathered(struct batch *b)
 {
 	for (uint32_t rank = 0; rank < b->ctx->world; rank++) {
 		struct rref_future *group[RC_BATCH_MAX];
@@ -79,14 +79,14 @@ static void flush(struct batch *b)
 	}
 }
 
-/* Whether read i wants all bytes of a value of that length. */
+/* Tells whether read i wants all bytes of a value of that length. */
 static bool wants_all(const struct batch *b, size_t i, uint64_t length)
 {
 	return !b->into || (b->into[i].offset == 0 && b->into[i].length >= length);
 }
 
 /* Gathers read i, which has an operation, or starts it if it cannot be posted yet. */
-static void gather(struct batch *b, uint32_t i)
+static void gather_read(struct batch *b, uint32_t i)
 {
 	struct rref_future *f = b->f[i];
 	struct rref *ref = ref_of(b, i);
@@ -108,7 +108,7 @@ static void gather(struct batch *b, uint32_t i)
 	b->head[ref->owner] = i;
 }
 
-static int check(const struct batch *b, size_t i)
+static int check_read(const struct batch *b, size_t i)
 {
 	struct rref *ref = ref_of(b, i);
 	int err = ref && rc_usable(ref->ctx) ? 0 : rc_read_cannot(ref, b, b->what);
@@ -120,12 +120,12 @@ static int check(const struct batch *b, size_t i)
 	return err;
 }
 
-/* Ends read i at once if no operation is needed for it: it is refused, or an own value, or copied by this thread. */
+/* Ends read i at once if it needs no operation. Returns whether it did. */
 static bool ends_at_once(struct batch *b, size_t i)
 {
 	struct rref *ref = ref_of(b, i);
 	struct rref_view *v = NULL;
-	int err = check(b, i);
+	int err = check_read(b, i);
 
 	if (!err && rc_read_ready_here(ref))
 		v = rc_read_alias(ref);
@@ -135,36 +135,33 @@ static bool ends_at_once(struct batch *b, size_t i)
 		err = rc_quick_read(ref, max_of(b->deadline - now_ns(), 0), &v);
 	else if (!err)
 		return false;
-	put(b, i, err, v);
+	end_read(b, i, err, v);
 	return true;
 }
 
-static void start(struct batch *b, size_t i)
+static void start_read(struct batch *b, size_t i)
 {
 	int err;
 
 	if (ends_at_once(b, i))
 		return;
 	while ((err = rc_op_get(b->ctx, &rc_read_kind, 0, &b->f[i])) == -EAGAIN && b->done < i) {
-		flush(b);
+		post_gathered(b);
 		if (b->f[b->done])
-			finish(b, b->done);
+			finish_read(b, b->done);
 		b->done++;
 	}
 	if (err == -EAGAIN)
 		err = rc_op_get(b->ctx, &rc_read_kind, b->deadline, &b->f[i]);
 	if (err) {
 		b->f[i] = NULL;
-		put(b, i, err, NULL);
+		end_read(b, i, err, NULL);
 	} else {
-		gather(b, (uint32_t)i);
+		gather_read(b, (uint32_t)i);
 	}
 }
 
-/*
- * Reads anew what found no landing buffer: the others of the batch had them, and the program's
- * memory is there already.
- */
+/* Repeats the reads that found no landing buffer. The other reads of the batch had them. */
 static void read_again(struct batch *b)
 {
 	for (size_t i = 0; i < b->nr; i++) {
@@ -177,16 +174,16 @@ static void read_again(struct batch *b)
 }
 
 /* Returns how many reads succeeded. */
-static int run(struct batch *b)
+static int run_batch(struct batch *b)
 {
 	int good = 0;
 
 	for (size_t i = 0; i < b->nr; i++)
-		start(b, i);
-	flush(b);
+		start_read(b, i);
+	post_gathered(b);
 	for (size_t i = b->done; i < b->nr; i++)
 		if (b->f[i])
-			finish(b, i);
+			finish_read(b, i);
 	if (b->into)
 		read_again(b);
 	for (size_t i = 0; i < b->nr; i++)
@@ -221,7 +218,7 @@ static int run_scoped(struct batch *b, int64_t timeout)
 	b->head = malloc(b->ctx->world * sizeof(*b->head));
 	if (b->f && b->next && b->head) {
 		memset(b->head, 0xff, b->ctx->world * sizeof(*b->head));
-		good = run(b);
+		good = run_batch(b);
 	} else {
 		good = rc_fail(ENOMEM, "memory for a batch of %zu", b->nr);
 	}

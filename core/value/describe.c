@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Values made from a description (struct rref_value_desc): its bytes as the table of segments that
- * every value is made from, its type, and the references that the value will hold.
+ * Values made from a description (struct rref_value_desc). Its bytes become a table of segments, as
+ * every value is made from one.
  */
 #include <errno.h>
 

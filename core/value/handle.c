@@ -196,7 +196,7 @@ void rref_release(struct rref *ref)
 		rc_unlock(ctx);
 }
 
-/* Releases refs[0, nr) of one context, those whose last hold this was in one turn of the lock. */
+/* Releases refs[0, nr) of one context. One turn of the lock ends all that nobody holds any more. */
 static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t nr)
 {
 	bool pushed = false;
@@ -207,7 +207,7 @@ static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t 
 		rc_work_push_bare(ctx, &refs[i]->dropped);
 		pushed = true;
 	}
-	/* As in rref_release. */
+	/* The holder of the lock looks again, see rref_release. */
 	if (pushed && rc_trylock(ctx))
 		rc_unlock(ctx);
 }
