@@ -60,19 +60,92 @@ empty "full RELRO, no executable stack" \
 	echo '#include <string.h>'
 	echo '#include <rref.h>'
 	echo 'int main(void) { int bad = 0;'
-	grep -oE -- '-E[A-Z]+' include/rref.h | sort -u | sed 's/^-//' | while read -r e; do
+	grep -ohE -- '-E[A-Z]+' include/rref.h include/rref/*.h | sort -u | sed 's/^-//' | while read -r e; do
 		echo "if (!*rref_strerror(-$e) || !strcmp(rref_strerror(-$e), \"unknown error\")) { puts(\"$e\"); bad = 1; }"
 	done
 	echo 'return bad; }'
 } > "$tmp/errno.c"
 verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
 # And each that the library's public functions return by name is documented.
-undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -q -- "-$e\b" include/rref.h || echo "$e"; done)
+undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -qh -- "-$e\b" include/rref.h include/rref/*.h || echo "$e"; done)
 empty "codes given by the core are documented in the header" "$undocumented"
-# Each function has a doc block: its name stands in a comment of the header.
-comments=$(sed -n '/\/\*/,/\*\//p' include/rref.h)
-empty "every function is named in a doc block" \
-	"$(for f in $declared; do grep -qE "\b$f\b|_${f##*_}\b" <<<"$comments" || echo "$f"; done)"
+# Each function has a block of its own, of which a manual page can be made: header.py. First it has
+# to find a fault of each kind.
+part=rref/part.h # of the planted tree
+mkdir -p "$tmp/planted/include/rref" "$tmp/planted/core"
+cat >"$tmp/planted/include/$part" <<'EOF'
+/*
+ * Makes a thing.
+ *
+ *   out   *out is returned
+ *
+ * Returns 0, or
+ *   -EINVAL   out is NULL
+ *
+ * Threads: any. Progress: may lock.
+ */
+RREF_API int rref_good(struct rref **out);
+
+RREF_API int rref_shares_a_block(void);
+
+/*
+ * A thing is made.
+ *
+ *   in   of the thing
+ *
+ * Threads: any. Progress: swift.
+ */
+RREF_API int rref_bad(int in, void (*release)(void *arg), int out);
+
+/* Makes nothing. -EPERM: never. Progress: wait-free. */
+RREF_API void rref_without_threads(void);
+
+/* Makes a line that is far too long for any terminal of eighty or of a hundred columns, of course. */
+EOF
+cat >"$tmp/planted/core/part.c" <<'EOF'
+static int check(int in)
+{
+	return in ? 0 : rc_fail(EDOM, "none");
+}
+
+int rref_bad(int in, void (*release)(void *arg), int out)
+{
+	if (rc_is_barred(in))
+		return 1;
+	return check(out);
+}
+EOF
+sed "s|^|include/$part|" >"$tmp/expected" <<'EOF'
+: rref_shares_a_block: no block directly above it
+: rref_bad: the first sentence does not begin with a verb: A thing is
+: rref_bad: no line of parameter release
+: rref_bad: no line of parameter out
+: rref_bad: no "Returns"
+: rref_bad: neither errors nor "Never fails"
+: rref_bad: -ECHILD, which it gives
+: rref_bad: -EDEADLK, which it gives
+: rref_bad: -EDOM, which it gives
+: rref_bad: no "Progress:" with one of wait-free, lock-free, may lock, may block
+: rref_without_threads: no "Threads:"
+:27: more than 100 columns
+EOF
+echo "4 functions" >>"$tmp/expected"
+empty "the look at the header finds a fault of each kind" \
+	"$(test/tools/header.py --root "$tmp/planted" | diff "$tmp/expected" -)"
+verdict "each function has a block of its own, with parameters, errors, threads and progress" \
+	test/tools/header.py
+empty "header.py sees every function" \
+	"$(diff <(test/tools/header.py | tail -n 1) <(echo "$(wc -l <<<"$exported") functions"))"
+mkdir "$tmp/pages"
+verdict "a manual page can be made of each" test/tools/header.py --pages "$tmp/pages"
+empty "each page has its parts" \
+	"$(diff <(cd "$tmp/pages" && grep -lx '.SH NAME' *.3 | xargs grep -lx '.SH SYNOPSIS' |
+		xargs grep -lx '.SH DESCRIPTION' | xargs grep -lx '.SH ATTRIBUTES' | sed 's/\.3$//') \
+		<(echo "$exported"))"
+for part in include/rref/*.h; do
+	verdict "${part#include/} compiles alone as C11" \
+		cc -std=c11 -Wall -Wextra -pedantic -Werror -fsyntax-only -x c "$part"
+done
 
 if [ -f README.md ]; then
 	sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' > "$tmp/readme.c"

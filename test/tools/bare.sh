@@ -155,7 +155,7 @@ in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <
 check "Debian has every package that is asked for" says ' newly installed, 0 to remove'
 for t in "make lib" "make tools" "make sim SEEDS=200" "make demo" "make clean"; do first "$base" "$t"; done
 first "$base" "test/tools/readme-run.sh"
-first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version && make uninstall && test ! -e /usr/local/include/rref.h"
+first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version && make uninstall && test ! -e /usr/local/include/rref.h -a ! -e /usr/local/include/rref"
 check "what was installed runs" says '^rref-demo \(librref\)'
 in_root "$base" root 'cp -a . /home/new/built && chown -R new:new /home/new/built'
 built=$layer

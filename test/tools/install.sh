@@ -33,13 +33,14 @@ by_loader() { ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' | xar
 
 case $what in
 may)
-	for d in "$include" "$lib/pkgconfig" "$bin" "$doc/examples"; do writable "$d"; done
+	for d in "$include/rref" "$lib/pkgconfig" "$bin" "$doc/examples"; do writable "$d"; done
 	;;
 install)
 	static=$1 shared=$2
 	shift 2
-	install -d "$include" "$lib/pkgconfig" "$bin" "$doc/examples"
+	install -d "$include/rref" "$lib/pkgconfig" "$bin" "$doc/examples"
 	install -m 644 include/rref.h "$include/"
+	install -m 644 include/rref/*.h "$include/rref/"
 	install -m 644 "$static" "$lib/librref.a"
 	install -m 755 "$shared" "$lib/librref.so.$version"
 	ln -sf "librref.so.$version" "$lib/librref.so.$major"
@@ -72,6 +73,7 @@ uninstall)
 	[ ! -d "$doc/examples" ] || writable "$doc/examples"
 	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* "$lib/pkgconfig/librref.pc"
 	for t; do rm -f "$bin/$t"; done
+	for h in include/rref/*.h; do rm -f "$include/rref/${h##*/}"; done
 	for e in docs/examples/*.c; do rm -f "$doc/examples/${e##*/}"; done
 	# Empty folders go too, but not those that other software expects.
 	gone() { # FOLDER...
@@ -80,7 +82,7 @@ uninstall)
 			[ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty "$d"
 		done
 	}
-	gone "$doc/examples" "$doc"
+	gone "$include/rref" "$doc/examples" "$doc"
 	case $prefix in
 	/ | /usr | /usr/local | "${HOME-}/.local") ;;
 	*) gone "$lib/pkgconfig" "$lib" "$include" "$bin" "${doc%/*}" "${doc%/*/*}" "$dest$prefix" ;;

@@ -11,9 +11,9 @@ empty "only verbs/ includes <infiniband/...> or <rdma/...>" \
 empty "verbs/shm is free of them too" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm verbs/rv.h verbs/rv_error.h)"
 empty "verbs/ includes neither core/ nor alloc/ nor the public header" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|rref\.h)' verbs)"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|rref\.h|rref/)' verbs)"
 empty "alloc/ includes neither core/ nor verbs/ nor the public header" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|rref\.h)' alloc)"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|rref\.h|rref/)' alloc)"
 empty "the protocol includes nothing but itself, the public header and the base" \
 	"$(grep -nE '#[[:space:]]*include' core/protocol/*.[ch] | grep -vE '"(core/protocol/[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
 own=$(cd test/demo && ls *.h | sed 's/\./\\./' | paste -sd'|')

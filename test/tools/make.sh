@@ -84,7 +84,8 @@ done
 # ---- installing
 installed() { (cd "$1" && find . ! -type d | sort); }
 wanted() { # PREFIX LIBDIR
-	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" "$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
+	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" \
+		"$1"/include/rref/{base,call,context,future,observe,read,value}.h "$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
 		"$1"/share/doc/librref/examples/{batch,eventloop,hello,rpc,share,wrap}.c | sort
 }
 version=$(sed -n 's/^VERSION_[A-Z]* := //p' Makefile | paste -sd .)

@@ -6,6 +6,7 @@ Prints a line for each thing that is wrong. KIND is the name of a function below
 sections, strangers, paths, calls, variables, figures, orphans.
 """
 import fnmatch
+import glob
 import os
 import re
 import sys
@@ -150,7 +151,8 @@ def paths():
 
 def calls():
     """Functions and macros that pages name."""
-    header = set(re.findall(r"\b(?:rref|RREF)_\w+", read("include/rref.h")))
+    parts = ["include/rref.h", *glob.glob("include/rref/*.h")]
+    header = set(re.findall(r"\b(?:rref|RREF)_\w+", "".join(read(h) for h in parts)))
     for p in PAGES:
         if p in RECORDS:
             continue
