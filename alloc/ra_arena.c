@@ -226,7 +226,7 @@ static size_t live_bytes(const struct ra_arena *a)
 }
 
 /* Gives all free memory back to the holes of its region. Caller holds grow. */
-static void gather(struct ra_arena *a, uint64_t uses)
+static void gather_free(struct ra_arena *a, uint64_t uses)
 {
 	a->purged_uses = uses;
 	flush_caches(a);
@@ -259,13 +259,13 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 	if (!*purged && uses != a->purged_uses &&
 	    at_load(&a->region_bytes) - live_bytes(a) >= want) {
 		*purged = true;
-		gather(a, uses);
+		gather_free(a, uses);
 	} else {
 		/* Before it refuses, it takes back the bytes of
 		 * empty regions that are too small. */
 		if (!ra_region_fits(a, want)) {
 			if (uses != a->purged_uses)
-				gather(a, uses);
+				gather_free(a, uses);
 			ra_regions_release(a, want);
 		}
 		rc = ra_region_add(a, want, asked);

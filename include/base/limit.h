@@ -31,7 +31,7 @@ int limit_errno(int err);
 int limit_file(size_t bytes);
 
 /*
- * Returns the memory that this process may use. It is the machine's memory, or a lower limit of a
+ * Returns the memory that this process may use. This is the machine's memory, or a limit of a
  * memory cgroup or of its parents (version 1 or 2).
  */
 size_t limit_memory(void);

@@ -222,7 +222,7 @@ static bool drop_completion(struct rv_conn *conn, const struct ibv_wc *wc)
 	return true;
 }
 
-static void drain(struct rv_conn *conn, struct ibv_cq *cq)
+static void drain_queue(struct rv_conn *conn, struct ibv_cq *cq)
 {
 	struct rv_dev *dev = conn->dev;
 	struct ibv_wc wc[RVI_BATCH];
@@ -256,6 +256,6 @@ void rvi_drain_for(struct rv_conn *conn)
 			dev->stash[kept++] = dev->stash[i];
 	dev->stash_head = 0;
 	dev->stash_tail = kept;
-	drain(conn, dev->send_cq);
-	drain(conn, dev->recv_cq);
+	drain_queue(conn, dev->send_cq);
+	drain_queue(conn, dev->recv_cq);
 }

@@ -116,7 +116,7 @@ void rvi_reap_init(struct rv_dev *dev)
 	pthread_condattr_destroy(&attr);
 }
 
-static bool start(struct rv_dev *dev)
+static bool start_reaper(struct rv_dev *dev)
 {
 	dev->reaper.runs = !rb_thread_start(&dev->reaper.thread, reap, dev);
 	return dev->reaper.runs;
@@ -130,7 +130,7 @@ void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
 
 	id->context = NULL; /* events of the id find no connection any more; see next_cm_event() */
 	pthread_mutex_lock(&r->lock);
-	if (one && (r->nr < REAP_MAX || !can_be_told(dev, id)) && (r->runs || start(dev))) {
+	if (one && (r->nr < REAP_MAX || !can_be_told(dev, id)) && (r->runs || start_reaper(dev))) {
 		one->id = id;
 		list_init(&one->node);
 		list_add_tail(&r->ids, &one->node);

@@ -6,14 +6,14 @@
  * READs look a mapping up and copy from it on any thread with no lock and no count of users. Two
  * things make that safe:
  *
- * - A segment is replaced like under a sequence lock whose sequence is the key's word: word = 0,
- *    then base, iova, length, then the new word. A reader that sees its word before and after it
- *    loaded the rest has a set that belongs together. A word never comes back: add_region() takes none
- *    twice, so that this does not depend on the peer.
+ * - A segment is replaced like under a sequence lock whose sequence is the key's word. First word
+ *   = 0, then base, iova, length, then the new word. A reader that sees its word before and after
+ *   it loaded the rest has a set that belongs together. A word never comes back: add_region() takes
+ *   none twice, so that this does not depend on the peer.
  * - Address space that a segment used is never unmapped while the connection lives. A dropped
- *    mapping is replaced in place by zero pages, which frees the peer's memory. The space is used
- *    again for later regions. A late reader copies zeros or another region's bytes, and then fails
- *    its second look at the key's word.
+ *   mapping is replaced in place by zero pages, which frees the peer's memory. The space is used
+ *   again for later regions. A late reader copies zeros or another region's bytes, and then fails
+ *   its second look at the key's word.
  *
  * Spans are powers of two. So the space kept stays below about twice the largest sum that was ever
  * mapped. Their number and sum are bounded: a peer cannot use up this process' addresses or

@@ -6,9 +6,9 @@
  * Only a key whose region is still in the socket costs a lock and syscalls, once.
  *
  * A refused READ ends the connection on both sides, as it does on a NIC. The failing one has its
- * reason, those after it in the chain are -ECONNRESET, and both sides get DISCONNECTED. Landing
- * memory is checked as the NIC checks it: the local key must cover the piece. So a mistake shows
- * here and not only on a cluster.
+ * reason, the chain's later ones have -ECONNRESET, and both sides get DISCONNECTED. Landing memory
+ * is checked as the NIC checks it: the local key must cover the piece. So a mistake shows here and
+ * not only on a cluster.
  */
 #include <errno.h>
 #include <string.h>
