@@ -148,6 +148,7 @@ static void put_off(struct rref_ctx *ctx, bool late)
 		dev.ops.poll = poll_late;
 		dev.slots = SLOTS_MAX;
 		p->kind = RV_IBV;
+		p->reads_inline = false;
 		ctx->device[RV_SHM].ops = &dev.ops;
 	}
 	p->ops = &dev.ops;
