@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Waiting. A thread that waits makes progress itself when no other thread does (leader/follower): there is no thread hop
- * between a completion and its waiter. It spins for a bounded time, then sleeps on a word and leaves the work to the
- * poller. In the manual mode, which has no poller, one waiter sleeps on the devices for all.
+ * Waiting. A thread that waits makes progress itself when no other thread does (leader/follower):
+ * there is no thread hop between a completion and its waiter. It spins for a bounded time, then
+ * sleeps on a word and leaves the work to the poller. In the manual mode, which has no poller, one
+ * waiter sleeps on the devices for all.
  *
- * What it waits for is a kind of its own (struct rc_wait_kind): a future or any of several (op/wait.c),
- * and here a condition, which no word tells of.
+ * What it waits for is a kind (struct rc_wait_kind): a future or any of several (op/wait.c), and
+ * here a condition, which no word tells of.
  *
  * Before it sleeps a thread of the pool or of the poller says so (blocking), and is replaced.
  */
@@ -287,12 +288,15 @@ static void pause_for(struct rc_waiter *w, int64_t deadline)
 
 static const struct rc_wait_kind condition_kind = { .is_over = is_ready, .sleep = pause_for };
 
-is_the_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg,
-		  int64_t deadline)
+is_the_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg),
+			      void *arg, int64_t deadline)
 {
 	static _Atomic uint32_t word; /* has always moved */
-	struct condition c = { .w = { .ctx = ctx, .kind = &condition_kind, .word = &word, .seen = 1, .mask = 1 },
-			       .ready = ready, .arg = arg };
+	struct condition c = {
+		.w = { .ctx = ctx, .kind = &condition_kind, .word = &word, .seen = 1, .mask = 1 },
+		.ready = ready,
+		.arg = arg,
+	};
 
 	if (ready(ctx, arg))
 		return 0;

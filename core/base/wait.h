@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Waiting, as every room does it: one loop, which takes turns of the engine and sleeps between them.
- * What ends a wait, and what its thread sleeps on, is told by the waiter's kind. See wait.c.
+ * Waiting, as every room does it: one loop, which takes turns of the engine and sleeps between
+ * them. The waiter's kind tells what ends the wait, and what its thread sleeps on. See wait.c.
  */
 #ifndef RC_BASE_WAIT_H
 #define RC_BASE_WAIT_H
@@ -56,7 +56,10 @@ struct rc_wait_kind {
 	 * while the word is that. NULL: no word tells of the end, so the wait pauses and does not spin.
 	 */
 	bool (*will_sleep)(struct rc_waiter *w, uint32_t *value);
-	/* Wakes it so that it sleeps on the devices instead: its word changes, so it cannot miss this. Needs the lock. */
+	/*
+	 * Wakes it to sleep on the devices instead. Its word changes, so it cannot miss this. Needs
+	 * the lock.
+	 */
 	void (*call)(struct rc_waiter *w);
 	/* Sleeps, at most until deadline. NULL: on the word or on the devices. */
 	void (*sleep)(struct rc_waiter *w, int64_t deadline);

@@ -3,7 +3,7 @@
  * Waits for futures, on top of the loop in base/wait.c:
  *
  *   a future        its own state word; RC_F_WAITERS says that a thread sleeps on it
- *   any of several  one word of the process; RC_F_ANY in each future says that its end moves that word
+ *   any of several  one word of the process; RC_F_ANY in each future says that its end moves it
  */
 #include <errno.h>
 
@@ -17,7 +17,10 @@
 
 #define FIRST_LOOKS 64u /* behind a call: longer than an answer takes from a thread that spins */
 
-/* Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited for together. */
+/*
+ * Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited
+ * for together.
+ */
 static _Atomic uint32_t any_word;
 static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
 
@@ -188,10 +191,18 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 		rc_wait_sleep(w, value, deadline);
 }
 
-static const struct rc_wait_kind any_kind = { .is_over = any_is_over, .will_sleep = any_will_sleep, .call = call_any };
+static const struct rc_wait_kind any_kind = {
+	.is_over = any_is_over,
+	.will_sleep = any_will_sleep,
+	.call = call_any,
+};
 /* Of several contexts. */
-static const struct rc_wait_kind mixed_kind = { .is_over = any_is_over, .will_sleep = any_will_sleep, .call = call_any,
-						.sleep = sleep_for_several };
+static const struct rc_wait_kind mixed_kind = {
+	.is_over = any_is_over,
+	.will_sleep = any_will_sleep,
+	.call = call_any,
+	.sleep = sleep_for_several,
+};
 
 static int check_several(struct rref_future *const *fs, size_t nr, const char *what)
 {
@@ -213,9 +224,12 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 
 	if (err)
 		return err;
-	struct several s = { .w = { .ctx = fs[0]->ctx, .kind = &any_kind, .word = &any_word, .mask = UINT32_MAX,
-				    .sleepers = &any_sleepers },
-			     .fs = fs, .nr = nr };
+	struct several s = {
+		.w = { .ctx = fs[0]->ctx, .kind = &any_kind, .word = &any_word,
+		       .mask = UINT32_MAX, .sleepers = &any_sleepers },
+		.fs = fs,
+		.nr = nr,
+	};
 	bool reads = false;
 
 	if (find_done(&s))
