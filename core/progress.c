@@ -350,12 +350,12 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)
 			next = min_of(next, p->grace_at);
-		if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_ACCEPTING || p->state == RC_PEER_PROVING)
+		if (rc_state_tries(p->state))
 			next = min_of(next, now + 20 * NSEC_PER_MSEC);
 		next = min_of(next, max_of(rc_contact_due(ctx, p), tick));
-		if (p->resume.broken)
+		if (rc_state_broken(p->state))
 			next = min_of(next, max_of(rc_resume_due(p), ctx->next_tick));
-		if (p->state == RC_PEER_UP && p->kind == RV_IBV)
+		if (rc_state_stands(p->state) && p->kind == RV_IBV)
 			next = min_of(next, max_of(p->probe_at, ctx->next_tick));
 	}
 	return max_of(next - now, 0);

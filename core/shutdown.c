@@ -66,7 +66,7 @@ static needs_lock bool references_gone(struct rref_ctx *ctx, __attribute__((unus
 static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].state == RC_PEER_UP && ctx->peers[i].ponged < ctx->peers[i].pinged)
+		if (rc_state_stands(ctx->peers[i].state) && ctx->peers[i].ponged < ctx->peers[i].pinged)
 			return false;
 	return true;
 }
@@ -91,7 +91,7 @@ static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unuse
 		const struct rc_peer *p = &ctx->peers[i];
 
 		/* Not heard yet, or our own goodbye is on its way still: if the connection breaks it has to be sent again. */
-		if (p->state == RC_PEER_UP && (!p->said_goodbye || p->nr_queued || p->unacked.nr))
+		if (rc_state_stands(p->state) && (!p->said_goodbye || p->nr_queued || p->unacked.nr))
 			return false;
 	}
 	return true;
@@ -222,7 +222,7 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 		struct rc_peer *p = &ctx->peers[i];
 		struct rw_message m = { .frame.type = type };
 
-		if (p->state != RC_PEER_UP || i == ctx->rank)
+		if (!rc_state_stands(p->state) || i == ctx->rank)
 			continue;
 		if (type == RW_PING)
 			m.u.number = p->pinged + 1;

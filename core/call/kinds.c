@@ -62,7 +62,7 @@ static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_futur
 	struct rw_message m = { .frame.type = RW_CANCEL, .u.number = rc_op_token(f) };
 	struct rc_peer *p = &ctx->peers[f->peer];
 
-	if (f->peer == ctx->rank || p->state == RC_PEER_UP || !list_empty(&p->queue))
+	if (f->peer == ctx->rank || rc_state_stands(p->state) || !list_empty(&p->queue))
 		rc_send(ctx, f->peer, &m);
 }
 
@@ -73,7 +73,7 @@ static needs_lock void end_call(struct rref_ctx *ctx, struct rref_future *f, int
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
 	/* Without a connection it may wait here still: the callee is told nothing, and has nothing to run. */
-	if ((p->state == RC_PEER_UP && !p->resume.broken) || !rc_send_withdraw(ctx, p, rc_op_token(f)))
+	if (p->state == RC_PEER_UP || !rc_send_withdraw(ctx, p, rc_op_token(f)))
 		tell_callee(ctx, f);
 	rc_op_put(f);
 }

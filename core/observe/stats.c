@@ -93,7 +93,14 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out)
 {
 	RB_NO_CANCEL;
-	static const char *const state[] = { "down", "connecting", "accepting", "connecting", "up", "gone" };
+	static const char *const state[RC_PEER_NR_STATES] = {
+		[RC_PEER_DOWN] = "down",	  [RC_PEER_CONNECTING] = "connecting",
+		[RC_PEER_CROSSED] = "connecting", [RC_PEER_ACCEPTING] = "accepting",
+		[RC_PEER_PROVING] = "connecting", [RC_PEER_GONE] = "gone",
+		[RC_PEER_UP] = "up",		  [RC_PEER_BROKEN] = "broken",
+		[RC_PEER_REDIALLING] = "broken",  [RC_PEER_REPROVING] = "broken",
+		[RC_PEER_REACCEPTING] = "broken",
+	};
 	struct rref_peer_stats s = { .heard = -1 };
 	struct rp_peer_counts c = { 0 };
 
@@ -111,8 +118,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
 	s.size = out->size;
 	s.rank = rank;
-	s.state = (uint32_t)rank == ctx->rank ? "self" : p->resume.broken ? "broken" :
-		  p->cut_off ? "down" : state[p->state];
+	s.state = (uint32_t)rank == ctx->rank ? "self" : p->cut_off ? "down" : state[p->state];
 	s.epoch = p->epoch;
 	s.sessions = p->nr_sessions;
 	s.resumed = p->resume.nr_resumed;

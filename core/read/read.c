@@ -71,7 +71,7 @@ static needs_lock bool may_go_again(const struct rref_future *f, const struct rc
 {
 	if (f->fetch)
 		return rc_same_session(f->ctx, p->rank, f->fetch->epoch);
-	return p->state == RC_PEER_UP && !outlived(f);
+	return rc_state_stands(p->state) && !outlived(f);
 }
 
 /* From the beginning: what came before the break is read again too, so that the header vouches for all of it. */

@@ -88,8 +88,7 @@ void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 	if (p->link)
 		p->ops->close_conn(p->link);
 	p->link = NULL;
-	p->state = RC_PEER_DOWN;
-	p->authenticated = false;
+	rc_session_on(p, RC_STEP_OVER);
 	rc_send_unproved(p);
 	/* Of one that is cut off it is told how that came. */
 	if (!p->cut_off)
@@ -155,11 +154,9 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	if (is_wanted(ctx, p) && now >= p->retry_at)
 		rc_peer_want(ctx, p);
-	if (p->state == RC_PEER_CONNECTING && !p->link && now >= p->retry_at)
+	if (p->state == RC_PEER_CROSSED && now >= p->retry_at)
 		rc_contact_over(ctx, p, "the connection that it was to make did not come");
-	if ((p->state != RC_PEER_CONNECTING && p->state != RC_PEER_ACCEPTING &&
-	     p->state != RC_PEER_PROVING) ||
-	    !p->link || now < p->auth_by)
+	if (!rc_state_tries(p->state) || p->state == RC_PEER_CROSSED || now < p->auth_by)
 		return;
 	at_add(&ctx->n.rejected, p->state == RC_PEER_ACCEPTING);
 	rc_contact_over(ctx, p,

@@ -1,14 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions with peers: made on first use, authenticated, fenced at their end. Events of the devices
- * are in peer_event.c, signs of life in stall.c.
- *
- *            want                    CONNECTED               AUTH of the server
- *   DOWN ------------> CONNECTING ---------------> PROVING ------------------------> UP
- *     \    REQUEST                  CONNECTED + the client's AUTH
- *      ------------> ACCEPTING ---------------------------------------------------> UP
- *   UP --DISCONNECTED, protocol error--> fence --> DOWN
- * An attempt that comes to nothing: contact.c.
+ * Sessions with peers: made on first use, authenticated, fenced at their end. The states are in
+ * table.h, events of the devices in peer_event.c, signs of life in stall.c, attempts that come to
+ * nothing in contact.c.
  *
  * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
  * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
@@ -87,13 +81,12 @@ void rc_peers_close(struct rref_ctx *ctx)
 		struct rc_peer *p = &ctx->peers[i];
 
 		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
-		p->state = RC_PEER_GONE; /* for good: neither side's attempts begin a session any more */
+		rc_session_on(p, RC_STEP_SHUT); /* neither side's attempts begin a session any more */
 	}
 }
 
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	p->authenticated = true;
 	at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
 	ctx->session_events->reads_may(ctx, p);
@@ -162,10 +155,9 @@ static needs_lock int dial(struct rref_ctx *ctx, struct rc_peer *p)
 	p->hs.self_incarnation = ctx->incarnation;
 	p->hs.peer_incarnation = p->member->incarnation;
 	length = rc_hello_make(key, &p->hs, hello);
-	p->authenticated = false;
 	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
 	if (!err) {
-		p->state = RC_PEER_CONNECTING;
+		rc_session_on(p, RC_STEP_DIALLED);
 		return 0;
 	}
 	snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
@@ -231,17 +223,16 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->link = NULL;
 	if (link)
 		p->ops->close_conn(link);
-	if (p->state == RC_PEER_UP && !p->said_goodbye) {
+	if (rc_state_stands(p->state) && !p->said_goodbye) {
 		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING, "session %u with %s (rank %u) ended: %s",
 		       p->epoch, p->member->name, p->rank, why);
 		if (status == -EOWNERDEAD)
 			at_add(&ctx->n.dead, 1);
-	} else if (was_alive && p->state != RC_PEER_UP && status != -ESHUTDOWN) {
+	} else if (was_alive && !rc_state_stands(p->state) && status != -ESHUTDOWN) {
 		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name, p->rank, why);
 	}
-	if (p->state != RC_PEER_GONE)
-		p->state = RC_PEER_DOWN;
-	p->authenticated = p->cut_off = false;
+	rc_session_on(p, RC_STEP_FENCED);
+	p->must_end = p->cut_off = false;
 	at_store(&p->silent_since, 0);
 	p->nr_silent = 0;
 	rc_stall_end(p);
@@ -277,6 +268,27 @@ void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_step(ctx, &ev, NULL);
 }
 
+static needs_lock void peer_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	switch (rc_session_on(p, RC_SEE_TICK)) {
+	case RC_DO_WANT:
+	case RC_DO_WAIT:
+	case RC_DO_TIME:
+		rc_contact_tick(ctx, p, now);
+		break;
+	case RC_DO_RETIME:
+		rc_resume_tick(ctx, p, now);
+		if (rc_state_stands(p->state))
+			rc_stall_tick(ctx, p, now);
+		break;
+	case RC_DO_LOOK:
+		rc_stall_tick(ctx, p, now);
+		break;
+	default:
+		break;
+	}
+}
+
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 {
 	for (uint32_t i = 0; i < ctx->world; i++) {
@@ -284,10 +296,9 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 
 		if (p->grace_at && now >= p->grace_at)
 			rc_peer_end_grace(ctx, p);
-		if (p->resume.broken)
-			rc_resume_tick(ctx, p, now);
-		rc_contact_tick(ctx, p, now);
-		rc_stall_tick(ctx, p, now);
+		if (unlikely(p->must_end))
+			rc_peer_fence(ctx, p, -EPROTO, "its connection did what it cannot do");
+		peer_tick(ctx, p, now);
 		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
 		if (at_load(&p->nr_waiting))
 			ctx->session_events->reads_may(ctx, p);

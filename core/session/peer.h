@@ -17,6 +17,7 @@
 #include "core/group/group.h"
 #include "core/protocol/protocol.h"
 #include "core/session/resume.h"
+#include "core/session/table.h"
 #include "rref.h"
 #include "verbs/rv.h"
 
@@ -51,8 +52,6 @@ struct rc_down {
 	char text[RP_TEXT_MAX];
 };
 
-enum rc_peer_state { RC_PEER_DOWN, RC_PEER_CONNECTING, RC_PEER_ACCEPTING, RC_PEER_PROVING, RC_PEER_UP, RC_PEER_GONE };
-
 /* How long one attempt at a session waits for the peer, which may be stopped, or one of many on a busy machine. */
 #define RC_ANSWER_NS (30 * NSEC_PER_SEC)
 
@@ -67,7 +66,8 @@ struct rc_peer {
 	struct rc_device *device;     /* [const] the same */
 	enum rv_kind kind;            /* [const] */
 	bool reads_inline;            /* [const] a READ is over when it is posted: caps of its device */
-	enum rc_peer_state state under_lock;
+	enum rc_peer_state state under_lock; /* table.h */
+	bool must_end under_lock; /* something happened that cannot be */
 	bool said_goodbye under_lock; /* its end is orderly */
 	bool goodbye_sent under_lock; /* ours, in this session */
 	bool ever_up under_lock; /* there was a session */
@@ -76,7 +76,6 @@ struct rc_peer {
 	bool cut_off under_lock; /* its last session ended because nothing answered, and nothing has since */
 	uint32_t nr_silent under_lock; /* attempts in a row that came to nothing, without a refusal */
 	uint64_t pinged under_lock, ponged under_lock; /* last PING sent, last PONG seen */
-	bool authenticated under_lock; /* server: proof seen; client: its answer seen */
 	int64_t auth_by under_lock; /* when an attempt at a session ends that the peer has not answered */
 	struct rv_conn *link under_lock; /* connection in any state */
 	struct rc_handshake hs under_lock;

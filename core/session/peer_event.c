@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Events of the devices: a peer that wants a session, a connection that is up, failed or lost, a
- * message, the end of a READ. The states are in peer.c.
+ * message, the end of a READ. What each does in which state is in table.c.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -53,6 +53,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 	uint8_t answer[RV_ANSWER_MAX];
 	const struct rc_key *key;
 	struct rc_peer *p;
+	enum rc_session_action action;
 	uint32_t from = 0;
 	int err = rc_hello_from(ev->data, ev->len, ctx->rank, &from);
 
@@ -77,7 +78,8 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		return;
 	}
 	p->hello_number = rc_hello_number(&h);
-	if (p->state == RC_PEER_GONE) {
+	action = rc_session_on(p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
+	if (action == RC_DO_LEFT) {
 		rc_peer_refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
 		return;
 	}
@@ -90,27 +92,25 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		return;
 	}
 	if (h.resumes) {
-		rc_resume_request(ctx, d, p, &h, ev);
+		rc_resume_request(ctx, d, p, &h, ev, action);
 		return;
 	}
 	if (comes_too_often(p)) {
 		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "it begins too many sessions; later");
 		return;
 	}
-	if ((p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING) &&
-	    ctx->rank < p->rank && p->link) {
+	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
 		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
 		return;
 	}
-	if (p->state == RC_PEER_CONNECTING || p->state == RC_PEER_PROVING ||
-	    p->state == RC_PEER_ACCEPTING) {
+	if (action == RC_DO_CROSS || action == RC_DO_REPLACE) {
 		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in
 		 * the queue goes over the new one. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
-		p->state = RC_PEER_DOWN;
+		rc_session_on(p, RC_STEP_OVER);
 		rc_send_unproved(p);
-	} else if (p->state != RC_PEER_DOWN) {
+	} else if (action == RC_DO_END_TAKE) {
 		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
 	}
 	rc_peer_end_grace(ctx, p);
@@ -118,8 +118,8 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 	p->hs = h;
 	p->epoch = h.epoch;
 	p->link = ev->conn;
-	p->state = RC_PEER_ACCEPTING;
-	p->authenticated = p->cut_off = false; /* it lives */
+	rc_session_on(p, RC_STEP_TAKEN);
+	p->cut_off = false; /* it lives */
 	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
@@ -148,10 +148,6 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	struct rw_message proof = { .frame.type = RW_AUTH };
 	int err;
 
-	if (p->state == RC_PEER_ACCEPTING) {
-		at_store(&p->alive, true);
-		return; /* nothing happens before the client's proof */
-	}
 	err = rc_peer_answered(p, ev, proof.u.auth.mac);
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
@@ -164,7 +160,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	rc_beacon(ctx, p->kind, &proof.u.auth);
 	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
-	p->state = RC_PEER_PROVING;
+	rc_session_on(p, RC_STEP_ANSWERED);
 	p->cut_off = false; /* it lives */
 	rc_contact_begin(ctx, p);
 	p->send_seq = p->recv_seq = 0;
@@ -189,6 +185,7 @@ static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const 
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		p->retry_at = now_ns() + CROSSING_NS;
+		rc_session_on(p, RC_STEP_CROSSED);
 		return;
 	}
 	if (!ev->len && (err == -EAGAIN || rc_is_lack(err)))
@@ -232,14 +229,14 @@ static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, 
 		if (err)
 			return rc_fail(-err, "the session could not be started: %s",
 				       rv_error_text());
-		p->state = RC_PEER_UP;
+		rc_session_on(p, RC_STEP_PROVED);
 		set_up(ctx, p);
 		rc_beacon(ctx, p->kind, &welcome.u.auth);
 		err = rc_send(ctx, p->rank, &welcome);
 		if (err)
 			return err;
 	} else {
-		p->state = RC_PEER_UP;
+		rc_session_on(p, RC_STEP_PROVED);
 		set_up(ctx, p);
 	}
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
@@ -263,17 +260,45 @@ static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int 
 		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
 
-static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_first(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
-	rc_count_received(ctx, p, ev->data, ev->len);
-	if (p->authenticated) {
-		ctx->session_events->message(ctx, p, ev->data, ev->len);
-	} else {
-		int err = on_first_message(ctx, p, ev);
+	int err;
 
-		if (err)
-			not_started(ctx, p, err);
+	rc_count_received(ctx, p, ev->data, ev->len);
+	err = on_first_message(ctx, p, ev);
+	if (err)
+		not_started(ctx, p, err);
+}
+
+/* Breaks the session's connection, or ends the session. */
+static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev,
+			       bool attempt)
+{
+	char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
+	int status = -EOWNERDEAD;
+
+	if (p->said_goodbye)
+		snprintf(why, sizeof(why), "it left the group");
+	else if (ev->wc_status > 0)
+		snprintf(why, sizeof(why),
+			 "its connection was lost (%s, work completion status %d)",
+			 rref_strerror(ev->status), ev->wc_status);
+	else
+		snprintf(why, sizeof(why), "its connection was lost (%s)",
+			 rref_strerror(ev->status));
+	if (rc_resume_may(ctx, p, ev->status)) {
+		rc_resume_break(ctx, p, ev->status, why);
+		return;
 	}
+	if (attempt && ev->status != -ENODEV) {
+		rc_contact_over(ctx, p, why);
+		return;
+	}
+	if (!p->said_goodbye) {
+		status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
+		snprintf(why, sizeof(why), "%s", lost);
+	}
+	rc_peer_fence(ctx, p, status, why);
 }
 
 void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
@@ -283,6 +308,57 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 		return;
 	}
 	ctx->session_events->read_ended(ctx, p, cookie, status, wc);
+}
+
+/* Does what the table says about an event of p->link. */
+static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+{
+	static const unsigned char report[] = {
+		[RV_EV_CONNECTED] = RC_SEE_CONNECTED, [RV_EV_FAILED] = RC_SEE_FAILED,
+		[RV_EV_DISCONNECTED] = RC_SEE_LOST,   [RV_EV_RECV] = RC_SEE_MESSAGE,
+		[RV_EV_WRITABLE] = RC_SEE_WRITABLE,
+	};
+	enum rc_session_action action = rc_session_on(p, report[ev->type]);
+
+	switch (action) {
+	case RC_DO_ALIVE:
+		at_store(&p->alive, true);
+		break;
+	case RC_DO_ANSWER:
+		on_connected(ctx, p, ev);
+		break;
+	case RC_DO_REANSWER:
+		rc_resume_answered(ctx, p, ev);
+		break;
+	case RC_DO_FAIL:
+		on_failed(ctx, p, ev);
+		break;
+	case RC_DO_REFAIL:
+		rc_resume_failed(ctx, p, ev);
+		break;
+	case RC_DO_LOSE:
+	case RC_DO_OVER:
+		on_lost(ctx, p, ev, action == RC_DO_OVER);
+		break;
+	case RC_DO_REOVER:
+		rc_resume_dropped(ctx, p);
+		break;
+	case RC_DO_FIRST:
+		on_first(ctx, p, ev);
+		break;
+	case RC_DO_REFIRST:
+		rc_resume_message(ctx, p, ev);
+		break;
+	case RC_DO_MESSAGE:
+		rc_count_received(ctx, p, ev->data, ev->len);
+		ctx->session_events->message(ctx, p, ev->data, ev->len);
+		break;
+	case RC_DO_FLUSH:
+		rc_send_flush(ctx, p);
+		break;
+	default:
+		break;
+	}
 }
 
 static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
@@ -305,61 +381,12 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, c
 	 * another. */
 	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
 		at_add(&ctx->n.rejected, 1);
-	if (!p || p->link != ev->conn) {
+	if (!p || p->link != ev->conn)
 		at_add(&ctx->n.dropped, 1); /* of a connection that is closed already */
-		if (ev->type == RV_EV_RECV)
-			d->ops->recv_done(d->dev, ev->token);
-		return;
-	}
-	if (p->resume.broken) {
-		rc_resume_event(ctx, p, ev);
-		if (ev->type == RV_EV_RECV)
-			d->ops->recv_done(d->dev, ev->token);
-		return;
-	}
-	switch (ev->type) {
-	case RV_EV_CONNECTED:
-		on_connected(ctx, p, ev);
-		break;
-	case RV_EV_FAILED:
-		on_failed(ctx, p, ev);
-		break;
-	case RV_EV_DISCONNECTED: {
-		char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
-		int status = -EOWNERDEAD;
-
-		if (p->said_goodbye)
-			snprintf(why, sizeof(why), "it left the group");
-		else if (ev->wc_status > 0)
-			snprintf(why, sizeof(why), "its connection was lost (%s, work completion status %d)", rref_strerror(ev->status),
-				 ev->wc_status);
-		else
-			snprintf(why, sizeof(why), "its connection was lost (%s)", rref_strerror(ev->status));
-		if (rc_resume_may(ctx, p, ev->status)) {
-			rc_resume_break(ctx, p, ev->status, why);
-			break;
-		}
-		if (p->state != RC_PEER_UP && ev->status != -ENODEV) {
-			rc_contact_over(ctx, p, why);
-			break;
-		}
-		if (!p->said_goodbye) {
-			status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
-			snprintf(why, sizeof(why), "%s", lost);
-		}
-		rc_peer_fence(ctx, p, status, why);
-		break;
-	}
-	case RV_EV_RECV:
-		on_message(ctx, p, ev);
+	else
+		do_event(ctx, p, ev);
+	if (ev->type == RV_EV_RECV)
 		d->ops->recv_done(d->dev, ev->token);
-		break;
-	case RV_EV_WRITABLE:
-		rc_send_flush(ctx, p);
-		break;
-	default:
-		break;
-	}
 }
 
 static __attribute__((noinline)) needs_lock void any_event(struct rref_ctx *ctx, struct rc_device *d,
@@ -379,7 +406,8 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 	/* Most are messages of a session that is up, or ends of READs. */
 	if (ev->type == RV_EV_READ) {
 		rc_peer_read(ctx, p, ev->cookie, ev->status, ev->wc_status);
-	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn || p->resume.broken || !p->authenticated)) {
+	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn ||
+			    p->state != RC_PEER_UP)) {
 		any_event(ctx, d, ev);
 	} else {
 		rc_count_received(ctx, p, ev->data, ev->len);

@@ -64,14 +64,11 @@ bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int stat
 	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING && (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
 
 	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a session that was never quite up. */
-	return p->state == RC_PEER_UP && p->authenticated && (!p->said_goodbye || leaving) && !p->resume.broken &&
-	       status != -EPROTO && status != -ENODEV;
+	return p->state == RC_PEER_UP && (!p->said_goodbye || leaving) && status != -EPROTO && status != -ENODEV;
 }
 
 void rc_resume_over(struct rc_peer *p)
 {
-	p->resume.broken = false;
-	p->resume.step = RC_RESUME_WAIT;
 	p->resume.nobody = p->resume.stale = 0;
 }
 
@@ -102,7 +99,7 @@ static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_
 	if (p->link)
 		p->ops->close_conn(p->link);
 	p->link = NULL;
-	p->resume.step = RC_RESUME_WAIT;
+	rc_session_on(p, RC_STEP_OVER);
 	p->resume.at = now_ns() + pause;
 	ctx->next_tick = min_of(ctx->next_tick, p->resume.at);
 	/* Whoever found the break may not come back before the poller wakes by itself. */
@@ -114,11 +111,11 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 {
 	struct rc_resume *r = &p->resume;
 
+	rc_session_on(p, RC_STEP_BROKE);
 	rc_peer_stop_reads(ctx, p);
 	drop_link(ctx, p, 0);
 	p->probing = false;
 	rc_send_again(p);
-	r->broken = true;
 	r->nobody = r->stale = r->attempts = 0;
 	/* What no answer of the device told has taken its time already. */
 	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
@@ -144,33 +141,34 @@ static needs_lock void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now
 		drop_link(ctx, p, again_ns(p));
 		return;
 	}
-	p->resume.step = RC_RESUME_DIAL;
+	rc_session_on(p, RC_STEP_DIALLED);
 	p->resume.at = now + attempt_ns(ctx);
 }
 
-void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
-		       const struct rv_event *ev)
+void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
+		       struct rc_handshake *h, const struct rv_event *ev,
+		       enum rc_session_action action)
 {
 	struct rc_resume *r = &p->resume;
 	uint8_t answer[RV_ANSWER_MAX];
 	size_t length;
 
-	if (p->state != RC_PEER_UP || p->epoch != h->epoch || !p->authenticated) {
+	if (action == RC_DO_REFUSE || p->epoch != h->epoch) {
 		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET, "that session is over: this worker has cut it off");
 		return;
 	}
-	if (r->broken && (r->step == RC_RESUME_DIAL || r->step == RC_RESUME_PROVE) && ctx->rank < p->rank) {
+	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
 		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
 		return;
 	}
-	if (!r->broken)
+	if (action == RC_DO_BREAK_TAKE)
 		rc_resume_break(ctx, p, -ECONNRESET, "the peer has lost it");
 	else
 		drop_link(ctx, p, 0);
 	h->server_received = p->recv_seq;
 	p->hs = *h;
 	p->link = ev->conn;
-	r->step = RC_RESUME_ACCEPT;
+	rc_session_on(p, RC_STEP_TAKEN);
 	r->at = now_ns() + attempt_ns(ctx);
 	r->nobody = r->stale = 0;
 	length = rc_answer_make(&p->key, &p->hs, answer);
@@ -183,10 +181,9 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 /* Both have proved who they are, and each knows what the other has got. */
 static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	struct rc_resume *r = &p->resume;
-
+	rc_session_on(p, RC_STEP_PROVED);
 	rc_resume_over(p);
-	r->nr_resumed++;
+	p->resume.nr_resumed++;
 	ctx->n.resumed++;
 	p->probe_at = now_ns() + ctx->peer_timeout / 2;
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch, p->member->name, p->rank);
@@ -204,12 +201,10 @@ static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, ui
 	return false;
 }
 
-static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	uint8_t proof[RC_MAC_BYTES];
 
-	if (p->resume.step != RC_RESUME_DIAL)
-		return; /* nothing happens before the client's proof */
 	if (rc_peer_answered(p, ev, proof)) {
 		/* It may be anybody's: not the end of the session, but of this attempt. */
 		at_add(&ctx->n.rejected, 1);
@@ -218,21 +213,18 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	}
 	if (!take_received(ctx, p, p->hs.server_received))
 		return;
-	p->resume.step = RC_RESUME_PROVE;
+	rc_session_on(p, RC_STEP_ANSWERED);
 	p->resume.at = now_ns() + attempt_ns(ctx);
 	if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, proof))
 		drop_link(ctx, p, again_ns(p));
 }
 
-static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
-	bool dialled = p->resume.step == RC_RESUME_DIAL;
 	int err = ev->len ? rc_reason_parse(ev->data, ev->len, text, sizeof(text)) : ev->status;
 
 	drop_link(ctx, p, err == -EALREADY ? CROSSED_NS : again_ns(p));
-	if (!dialled)
-		return; /* the peer gave up an attempt of its own */
 	if (!ev->len) {
 		p->resume.nobody = err == -ECONNREFUSED ? p->resume.nobody + 1 : 0;
 		if (p->resume.nobody < NOBODY_MAX)
@@ -258,7 +250,7 @@ static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const 
 }
 
 /* The client's proof, or the server's word that it has seen it. */
-static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m;
 
@@ -266,7 +258,7 @@ static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const
 	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_RECEIVED || m.frame.seq ||
 	    m.frame.epoch != p->epoch)
 		goto bad;
-	if (p->resume.step == RC_RESUME_ACCEPT) {
+	if (p->state == RC_PEER_REACCEPTING) {
 		p->hs.client_received = m.u.received.seq;
 		if (rc_proof_check(&p->key, &p->hs, m.u.received.mac))
 			goto bad;
@@ -276,7 +268,7 @@ static needs_lock void on_message(struct rref_ctx *ctx, struct rc_peer *p, const
 			drop_link(ctx, p, again_ns(p));
 			return;
 		}
-	} else if (p->resume.step != RC_RESUME_PROVE || m.u.received.seq != p->hs.server_received) {
+	} else if (m.u.received.seq != p->hs.server_received) {
 		goto bad;
 	}
 	resumed(ctx, p);
@@ -287,24 +279,10 @@ bad:
 	drop_link(ctx, p, again_ns(p));
 }
 
-void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+/* The peer gave up an attempt of its own, or one that had proved nothing yet lost its connection. */
+void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	switch (ev->type) {
-	case RV_EV_CONNECTED:
-		on_connected(ctx, p, ev);
-		break;
-	case RV_EV_FAILED:
-		on_failed(ctx, p, ev);
-		break;
-	case RV_EV_DISCONNECTED:
-		drop_link(ctx, p, again_ns(p));
-		break;
-	case RV_EV_RECV:
-		on_message(ctx, p, ev);
-		break;
-	default:
-		break;
-	}
+	drop_link(ctx, p, again_ns(p));
 }
 
 /*
@@ -335,14 +313,14 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 			rc_contact_lost(ctx, p);
 		return;
 	}
-	if (r->step != RC_RESUME_WAIT && now >= r->at)
+	if (p->state != RC_PEER_BROKEN && now >= r->at)
 		drop_link(ctx, p, 0);
-	if (r->step == RC_RESUME_WAIT && now >= r->at)
+	if (p->state == RC_PEER_BROKEN && now >= r->at)
 		dial(ctx, p, now);
 	r->look_at = rc_resume_due(p);
 }
 
 int64_t rc_resume_due(const struct rc_peer *p)
 {
-	return p->resume.broken ? min_of(p->resume.at, p->resume.by) : INT64_MAX;
+	return rc_state_broken(p->state) ? min_of(p->resume.at, p->resume.by) : INT64_MAX;
 }

@@ -11,6 +11,7 @@
 
 #include "base/util.h"
 #include "core/base/locked.h"
+#include "core/session/table.h"
 
 struct rref_ctx;
 struct rc_peer;
@@ -18,19 +19,9 @@ struct rc_device;
 struct rc_handshake;
 struct rv_event;
 
-/* What is being done about a broken connection. */
-enum rc_resume_step {
-	RC_RESUME_WAIT,    /* nothing until `at` */
-	RC_RESUME_DIAL,    /* ours: connecting */
-	RC_RESUME_PROVE,   /* ours: our proof is on its way, the peer's word is not here yet */
-	RC_RESUME_ACCEPT,  /* the peer's: its proof is not here yet */
-};
-
 struct rc_resume {
-	bool broken;             /* the session stands, its connection does not */
-	enum rc_resume_step step;
 	int64_t by;              /* when the session ends if it is still broken */
-	int64_t at;              /* WAIT: the next attempt; else: when this attempt is given up */
+	int64_t at;              /* BROKEN: the next attempt; else: when this attempt is given up */
 	int64_t look_at;         /* when something was to be done next, as the last look left it: later, this worker was not awake */
 	uint32_t attempts;       /* of ours, since it broke */
 	uint32_t nobody;         /* of these in a row that found no listener */
@@ -61,9 +52,18 @@ struct rc_unacked {
 needs_lock bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status); /* is the end of its connection not the session's? */
 /* The connection is gone; the session waits for another. The fence's first two steps, and nothing of the third. */
 needs_lock void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
-needs_lock void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p, struct rc_handshake *h,
-				  const struct rv_event *ev); /* a hello that asks to resume, of that peer */
-needs_lock void rc_resume_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev); /* of its link, while broken */
+/* Takes a hello that asks to resume, or refuses it. */
+needs_lock void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
+				  struct rc_handshake *h, const struct rv_event *ev,
+				  enum rc_session_action action);
+/* Do what table.h calls RC_DO_REANSWER, RC_DO_REFAIL, RC_DO_REOVER and RC_DO_REFIRST. */
+needs_lock void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p,
+				   const struct rv_event *ev);
+needs_lock void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p,
+				 const struct rv_event *ev);
+needs_lock void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p);
+needs_lock void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p,
+				  const struct rv_event *ev);
 needs_lock void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 needs_lock int64_t rc_resume_due(const struct rc_peer *p); /* when the next tick has work; INT64_MAX = none */
 needs_lock void rc_resume_over(struct rc_peer *p); /* the session ended */

@@ -132,7 +132,7 @@ void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
 /* Messages go over its connection now. */
 static needs_lock bool is_open(const struct rc_peer *p)
 {
-	return p->state == RC_PEER_UP && p->link && !p->resume.broken;
+	return p->state == RC_PEER_UP;
 }
 
 /* Tells whether this message may go over its connection now. The proof goes before there is a session. */

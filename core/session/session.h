@@ -58,7 +58,7 @@ static inline needs_lock bool rc_same_session(const struct rref_ctx *ctx, uint32
 
 	if (unlikely(rank == ctx->rank))
 		return at_load(&ctx->state) != RC_CTX_SHUT;
-	return p->state == RC_PEER_UP && p->epoch == epoch;
+	return rc_state_stands(p->state) && p->epoch == epoch;
 }
 
 static inline needs_lock void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)

@@ -195,8 +195,6 @@ static needs_lock void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now
 
 void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
-	if (p->state != RC_PEER_UP)
-		return;
 	if (p->stall.fence_at && now >= p->stall.fence_at) {
 		char why[RP_TEXT_MAX];
 

@@ -422,7 +422,7 @@ static void fences_under_readers(struct rref_ctx *ctx, struct rref *ref)
 	for (int i = 0; i < tg_scale(100); i++) {
 		resumed = tg_stats(ctx).resumed_sessions;
 		rc_lock(ctx);
-		if (p->state == RC_PEER_UP && !p->resume.broken)
+		if (p->state == RC_PEER_UP)
 			rc_resume_break(ctx, p, -ECONNRESET, "a test wants it");
 		rc_unlock(ctx);
 		while (tg_stats(ctx).resumed_sessions == resumed)

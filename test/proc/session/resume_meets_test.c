@@ -478,7 +478,7 @@ static bool sleeps_long(struct rref_ctx *ctx, void *arg)
 		*(bool *)arg = kicked;
 	}
 	rc_unlock(ctx);
-	return kicked || ctx->peers[1].resume.broken;
+	return kicked || rc_state_broken(ctx->peers[1].state);
 }
 
 /* A thread of the program finds that the connection broke, and

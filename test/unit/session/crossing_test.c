@@ -280,7 +280,7 @@ static int teardown(void **state)
 
 		rc_lock(ctx[i]);
 		rc_peer_fence(ctx[i], p, -ESHUTDOWN, "the test is over");
-		p->state = RC_PEER_GONE;
+		rc_session_on(p, RC_STEP_SHUT);
 		rc_unlock(ctx[i]);
 	}
 	for (int i = 0; i < 2; i++) {
@@ -294,7 +294,7 @@ static bool is_up(int side)
 {
 	struct rc_peer *p = peer_of(side);
 
-	return p->state == RC_PEER_UP && p->authenticated && !p->resume.broken && p->link;
+	return p->state == RC_PEER_UP && p->link;
 }
 
 /* One session, over one connection, and both know it. */
@@ -467,7 +467,7 @@ static void act_lose(int what)
 
 	if (what < 2) {
 		want(what);
-	} else if (p->state == RC_PEER_CONNECTING && p->link) {
+	} else if (p->state == RC_PEER_CONNECTING) {
 		rc_lock(ctx[what & 1]);
 		rc_peer_event(ctx[what & 1], &device[what & 1], &ev);
 		rc_unlock(ctx[what & 1]);
@@ -528,7 +528,7 @@ static void act_dial(int side)
 
 	/* Its timer comes: for the next attempt, or because this one has had its time. */
 	rc_lock(ctx[side]);
-	if (p->resume.broken)
+	if (rc_state_broken(p->state))
 		rc_resume_tick(ctx[side], p, max_of(now_ns(), p->resume.at));
 	rc_unlock(ctx[side]);
 }

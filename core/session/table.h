@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The session's state machine, as one total table: each state and event has a row, an action and the
+ * next state. States change nowhere else (rc_session_on).
+ *
+ *         DIALLED              ANSWERED           PROVED
+ *   DOWN ---------> CONNECTING ---------> PROVING ------------------------> UP
+ *    | TAKEN           | CROSSED                                            |
+ *    |                 v                                                    |
+ *    |              CROSSED                                                 |
+ *    | TAKEN                                      PROVED                    |
+ *    +------------> ACCEPTING --------------------------------------------> UP
+ *                                                                           | BROKE
+ *            DIALLED               ANSWERED            PROVED               v
+ *   BROKEN ---------> REDIALLING ----------> REPROVING -------> UP        BROKEN
+ *      |      TAKEN                                    PROVED
+ *      +------------> REACCEPTING ----------------------------> UP
+ *
+ * OVER leads from an attempt back to DOWN, or to BROKEN while the session stands. FENCED leads to
+ * DOWN, SHUT to GONE, which is for good.
+ *
+ * Reports come from the device and the clock: the action says what is done about them, and the state
+ * stays. Steps are what that leads to: they have no action. A report that cannot be ends the session
+ * at the next tick, since no peer may end this process. A step that cannot be is a fault of the
+ * library: an assertion, and the same end without it.
+ *
+ * Facts that are no states, since they outlive the session or meet each of its states: the peer's
+ * goodbye and ours, cut_off, fenced, ever_up, nobody (peer.h).
+ */
+#ifndef RC_SESSION_TABLE_H
+#define RC_SESSION_TABLE_H
+
+#include <stdbool.h>
+
+#include "core/base/locked.h"
+
+struct rc_peer;
+
+enum rc_peer_state {
+	RC_PEER_DOWN,        /* no session, no attempt */
+	RC_PEER_CONNECTING,  /* our hello is out */
+	RC_PEER_CROSSED,     /* our hello lost against the peer's, which is on its way */
+	RC_PEER_ACCEPTING,   /* our answer is out, the client's proof is not here */
+	RC_PEER_PROVING,     /* our proof is out, the server's answer to it is not here */
+	RC_PEER_GONE,        /* this worker has left */
+	/* The session stands from here on. */
+	RC_PEER_UP,
+	/* The session stands, its connection does not. */
+	RC_PEER_BROKEN,      /* nothing is under way */
+	RC_PEER_REDIALLING,  /* as CONNECTING, PROVING and ACCEPTING, within the session */
+	RC_PEER_REPROVING,
+	RC_PEER_REACCEPTING,
+	RC_PEER_NR_STATES,
+};
+
+enum rc_session_event {
+	/* reports */
+	RC_SEE_HELLO,        /* a peer's hello for a new session, checked */
+	RC_SEE_RESUME,       /* a peer's hello for the session that stands, checked */
+	RC_SEE_CONNECTED,    /* events of the device for p->link */
+	RC_SEE_FAILED,
+	RC_SEE_LOST,
+	RC_SEE_MESSAGE,
+	RC_SEE_WRITABLE,
+	RC_SEE_TICK,         /* time has passed */
+	RC_SESSION_NR_REPORTS,
+	/* steps */
+	RC_STEP_DIALLED = RC_SESSION_NR_REPORTS, /* our hello went out */
+	RC_STEP_CROSSED,     /* the peer has a hello of its own under way, which goes first */
+	RC_STEP_TAKEN,       /* a hello of the peer is taken */
+	RC_STEP_ANSWERED,    /* the server's answer holds */
+	RC_STEP_PROVED,      /* both sides have proved who they are */
+	RC_STEP_OVER,        /* an attempt came to nothing */
+	RC_STEP_BROKE,       /* the connection is gone, the session is not */
+	RC_STEP_FENCED,      /* the session, or what was to be one, ended */
+	RC_STEP_SHUT,        /* this worker leaves */
+	RC_SESSION_NR_EVENTS,
+};
+
+enum rc_session_action {
+	RC_DO_MISSING,       /* no row: the unit test finds none */
+	RC_DO_NEVER,         /* it cannot be */
+	RC_DO_NOTHING,
+	RC_DO_LEFT,          /* hellos: refuse it, since this worker has left */
+	RC_DO_REFUSE,        /* refuse it */
+	RC_DO_TAKE,          /* begin the session */
+	RC_DO_CROSS,         /* the lower rank's goes first */
+	RC_DO_REPLACE,       /* give up the attempt at hand, then take it */
+	RC_DO_END_TAKE,      /* fence the old session, then take it */
+	RC_DO_BREAK_TAKE,    /* break the connection, then take it */
+	RC_DO_ALIVE,         /* it lives: await its proof */
+	RC_DO_ANSWER,        /* check the answer, send the proof */
+	RC_DO_REANSWER,
+	RC_DO_FAIL,          /* an attempt failed: a refusal, or silence? */
+	RC_DO_REFAIL,
+	RC_DO_OVER,          /* an attempt lost its connection */
+	RC_DO_REOVER,
+	RC_DO_LOSE,          /* the session lost its connection: break, or fence */
+	RC_DO_FIRST,         /* the first message: a proof */
+	RC_DO_REFIRST,
+	RC_DO_MESSAGE,
+	RC_DO_FLUSH,
+	RC_DO_WANT,          /* tick: begin an attempt if one is due */
+	RC_DO_WAIT,          /* tick: wait for the hello that won */
+	RC_DO_TIME,          /* tick: time the attempt */
+	RC_DO_RETIME,        /* tick: time the broken session and its attempt */
+	RC_DO_LOOK,          /* tick: look whether its process stands still */
+	RC_DO_NR,
+};
+
+struct rc_session_row {
+	unsigned char action; /* enum rc_session_action */
+	unsigned char next;   /* enum rc_peer_state */
+};
+
+/* Returns the row of any state and event. Out of range: NEVER, and DOWN. */
+struct rc_session_row rc_session_row(unsigned state, unsigned event);
+/* Moves p to the next state and returns the action. */
+needs_lock enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event event);
+
+/* Tells whether a session stands, with a connection or without. */
+static inline bool rc_state_stands(enum rc_peer_state state)
+{
+	return state >= RC_PEER_UP;
+}
+
+/* Tells whether a session stands without a connection. */
+static inline bool rc_state_broken(enum rc_peer_state state)
+{
+	return state > RC_PEER_UP;
+}
+
+/* Tells whether an attempt at a session is under way. */
+static inline bool rc_state_tries(enum rc_peer_state state)
+{
+	return state >= RC_PEER_CONNECTING && state <= RC_PEER_PROVING;
+}
+
+#endif
