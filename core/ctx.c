@@ -227,6 +227,7 @@ is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 	rp_destroy(ctx->machine);
 	if (ctx->op_chunk)
 		rc_ops_close(ctx);
+	rc_readers_close(ctx);
 	rc_memory_close(ctx);
 	rc_types_close(ctx);
 	for (int k = 0; k < RV_NR_KINDS; k++)

@@ -74,6 +74,21 @@ void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *t
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
+/* Returns how reads of this location can be quick. Asked once, when a user's handle becomes READY. */
+static uint8_t
+quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
+{
+	const struct rc_peer *p = &ctx->peers[owner];
+
+	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->bytes_hash ||
+	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
+	    loc->length + RC_HEADER_BYTES > p->max_msg)
+		return RC_QUICK_NOT;
+	int cls = rc_landing_class(loc->length);
+
+	return cls < 0 ? RC_QUICK_LARGE : (uint8_t)(RC_QUICK_FIRST + cls);
+}
+
 /* Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts, it begins now. */
 static void will_read(const struct rref *h, const struct rp_location *loc)
 {
@@ -91,7 +106,7 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 	if (loc && loc->version) {
 		rc_remote(h)->loc = *loc;
 		at_store_rel(&h->state, RC_H_READY);
-		uint8_t cls = rc_quick_class(h->ctx, h->owner, loc);
+		uint8_t cls = quick_class(h->ctx, h->owner, loc);
 
 		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
 		at_store_rel(&h->quick, cls);

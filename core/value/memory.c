@@ -18,7 +18,6 @@
 #include "core/base/site.h"
 #include "core/ctx.h"
 #include "core/value/internal.h"
-#include "core/value/reader.h"
 #include "core/value/value.h"
 
 uint64_t rc_word(void)
@@ -200,9 +199,6 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 
 void rc_memory_close(struct rref_ctx *ctx)
 {
-	rc_quick_close(ctx);
-	rc_flights_close(ctx);
-	rc_landing_drain(ctx);
 	beacon_close(ctx);
 	ra_arena_destroy(ctx->landing);
 	ra_arena_destroy(ctx->values);

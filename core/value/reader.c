@@ -9,6 +9,7 @@
 #include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/value/internal.h"
 #include "core/value/reader.h"
 #include "core/value/value.h"
 
@@ -126,20 +127,6 @@ struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 	return r;
 }
 
-/* Whether reads of a user's handle with this location can be quick: said once, when it becomes READY. */
-uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
-{
-	const struct rc_peer *p = &ctx->peers[owner];
-
-	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->bytes_hash ||
-	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
-	    loc->length + RC_HEADER_BYTES > p->max_msg)
-		return RC_QUICK_NOT;
-	int cls = rc_landing_class(loc->length);
-
-	return cls < 0 ? RC_QUICK_LARGE : (uint8_t)(RC_QUICK_FIRST + cls);
-}
-
 static __attribute__((noinline)) void put_view(struct rref_view *view)
 {
 	RB_NO_CANCEL;
@@ -228,19 +215,6 @@ void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
 	pthread_mutex_unlock(&lock);
 }
 
-void rc_quick_close(struct rref_ctx *ctx)
-{
-	pthread_mutex_lock(&lock);
-	while (ctx->readers) {
-		struct rc_reader *r = ctx->readers;
-
-		ctx->readers = r->next;
-		give_back(r);
-		r->ctx = NULL; /* freed by its thread */
-	}
-	pthread_mutex_unlock(&lock);
-}
-
 /* ---- flights ---- */
 
 needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx)
@@ -270,12 +244,22 @@ void rc_flight_put(struct rc_flight *fl)
 		at_store_rel(&fl->state, RC_FLIGHT_FREE);
 }
 
-is_alone void rc_flights_close(struct rref_ctx *ctx)
+is_alone void rc_readers_close(struct rref_ctx *ctx)
 {
+	pthread_mutex_lock(&lock);
+	while (ctx->readers) {
+		struct rc_reader *r = ctx->readers;
+
+		ctx->readers = r->next;
+		give_back(r);
+		r->ctx = NULL; /* freed by its thread */
+	}
+	pthread_mutex_unlock(&lock);
 	while (ctx->flights) {
 		struct rc_flight *fl = ctx->flights;
 
 		ctx->flights = fl->next;
 		free(fl);
 	}
+	rc_landing_drain(ctx);
 }

@@ -48,10 +48,8 @@ static inline struct rc_reader *rc_reader_of(const struct rref_ctx *ctx)
 /* Makes the calling thread's reader of ctx. Returns NULL if there is no memory. */
 struct rc_reader *rc_reader_new(struct rref_ctx *ctx);
 void rc_quick_spares_put(struct rref_ctx *ctx);
-void rc_quick_close(struct rref_ctx *ctx);
 
 needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx); /* NULL: no memory */
 void rc_flight_put(struct rc_flight *fl);               /* NULL is accepted */
-void rc_flights_close(struct rref_ctx *ctx);
 
 #endif

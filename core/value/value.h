@@ -19,7 +19,8 @@ uint64_t rc_word(void); /* a value's word: random, not 0 */
 /* reader.c */
 enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST }; /* and on, by class of landing block */
 uint64_t rc_quick_serial(void);
-uint8_t rc_quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc);
+/* Frees what threads keep, and the landing blocks that are kept. Comes before rc_memory_close. */
+void rc_readers_close(struct rref_ctx *ctx);
 void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: waits for those who still use it */
 /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
 void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s);
