@@ -82,7 +82,7 @@ static void give_slot(struct rv_conn *conn, uint32_t i)
 	} while (!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, i)));
 }
 
-static int check_read(const struct rv_conn *conn, const struct rv_read *r)
+static int check_chain(const struct rv_conn *conn, const struct rv_read *r)
 {
 	uint64_t total = 0;
 
@@ -180,7 +180,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		return posted;
 	if (err == ENOMEM || err == EAGAIN)
 		return -EAGAIN;
-	/* The request is in order (check_read): it is the queue
+	/* The request is in order (check_chain): it is the queue
 	 * pair that takes nothing any more. */
 	return rv_fail(ENOTCONN, "the device refused a READ: %s", strerror(err));
 }
@@ -195,7 +195,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 
 	n = min_of(n, RVI_CHAIN_MAX);
 	/* A bad one ends the chain; the caller meets its error when it comes first. */
-	while (ok < n && !(rc = check_read(conn, &r[ok]))) {
+	while (ok < n && !(rc = check_chain(conn, &r[ok]))) {
 		pieces += r[ok].nr_sge;
 		if (pieces > array_size(c.sge))
 			break; /* the rest is for another doorbell */
@@ -238,7 +238,7 @@ static int post_one(struct rv_conn *conn, const struct rv_read *r)
 		sge[0].length = r->sge[0].length;
 		sge[0].lkey = r->sge[0].lkey;
 	} else {
-		rc = check_read(conn, r);
+		rc = check_chain(conn, r);
 		if (rc)
 			return rc;
 		n = fill_pieces(r, sge);
