@@ -131,7 +131,7 @@ static void table__no_event_without_a_connection(void **state)
 				    rc_session_row(s, RC_SEE_LOST).action != RC_DO_NEVER);
 }
 
-/* What the device must not say ends the session, and nothing else: the process goes on. */
+/* Ends the session alone after a report that the device must not make. */
 static void on__a_report_that_cannot_be(void **state)
 {
 	(void)state;
