@@ -5,8 +5,6 @@
 
 #include "core/protocol/internal.h"
 
-#define KEPT_EFFECTS 1024u      /* capacity that outlives a burst (a fence fails everything held of a peer) */
-
 int rp_effects_grow(struct rp *m, size_t n)
 {
 	size_t max = m->max_effects ? m->max_effects : RP_EFFECTS_KEPT;
@@ -52,48 +50,6 @@ const struct rp_effect *rp_effects(const struct rp *m, size_t *count)
 {
 	*count = m->nr_effects - m->first_effect;
 	return m->effects + m->first_effect;
-}
-
-void rp_later(struct rp *m)
-{
-	for (uint32_t r = 0; r < m->world && m->nr_later; r++)
-		if (m->peers[r].due)
-			rp_peer_clean(m, r);
-	for (uint32_t i = m->nr_later ? rp_pool_next(&m->owners, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->owners, i) : 0)
-		if (rp_owner_at(m, i)->telling)
-			rp_owner_tell(m, i);
-	for (uint32_t i = m->nr_later ? rp_pool_next(&m->users, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->users, i) : 0)
-		if (rp_user_at(m, i)->ending)
-			rp_user_finish(m, i);
-}
-
-const struct rp_effect *rp_effect_next(struct rp *m)
-{
-	if (m->first_effect == m->nr_effects)
-		rp_effects_clear(m);
-	return m->nr_effects ? &m->effects[m->first_effect++] : NULL;
-}
-
-void rp_effects_clear(struct rp *m)
-{
-	m->first_effect = m->nr_effects = 0;
-	if (m->max_effects > KEPT_EFFECTS) {
-		struct rp_effect *effects = realloc(m->effects, KEPT_EFFECTS * sizeof(*effects));
-
-		if (effects) {
-			m->effects = effects;
-			m->max_effects = KEPT_EFFECTS;
-		}
-	}
-	if (unlikely(m->large)) {
-		rp_table_trim(&m->owner_table);
-		rp_table_trim(&m->held_table);
-		rp_table_trim(&m->user_table);
-		rp_table_trim(&m->child_table);
-		rp_table_trim(&m->tomb_table);
-	}
-	if (unlikely(m->nr_later))
-		rp_later(m);
 }
 
 void rp_text_copy(char *to, const char *from)

@@ -4,6 +4,9 @@
 
 #include "core/protocol/internal.h"
 
+/* The capacity that outlives a burst: a fence fails everything held of a peer. */
+#define KEPT_EFFECTS 1024u
+
 static_assert(sizeof(struct rp_owner) <= 64 && sizeof(struct rp_held) <= 52, "an owner entry and its forks stay small");
 static_assert(RP_CHUNK_ITEMS * sizeof(struct rp_user) < 65536, "a pool chunk is a modest allocation");
 
@@ -149,6 +152,48 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 		return -EINVAL;
 	return ev->type == RP_EV_PEER_UP ? rp_peer_up(m, ev) :
 	       ev->type == RP_EV_PEER_FENCED ? rp_peer_fenced(m, ev) : rp_peer_grace(m, ev);
+}
+
+void rp_later(struct rp *m)
+{
+	for (uint32_t r = 0; r < m->world && m->nr_later; r++)
+		if (m->peers[r].due)
+			rp_peer_clean(m, r);
+	for (uint32_t i = m->nr_later ? rp_pool_next(&m->owners, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->owners, i) : 0)
+		if (rp_owner_at(m, i)->telling)
+			rp_owner_tell(m, i);
+	for (uint32_t i = m->nr_later ? rp_pool_next(&m->users, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->users, i) : 0)
+		if (rp_user_at(m, i)->ending)
+			rp_user_finish(m, i);
+}
+
+const struct rp_effect *rp_effect_next(struct rp *m)
+{
+	if (m->first_effect == m->nr_effects)
+		rp_effects_clear(m);
+	return m->nr_effects ? &m->effects[m->first_effect++] : NULL;
+}
+
+void rp_effects_clear(struct rp *m)
+{
+	m->first_effect = m->nr_effects = 0;
+	if (m->max_effects > KEPT_EFFECTS) {
+		struct rp_effect *effects = realloc(m->effects, KEPT_EFFECTS * sizeof(*effects));
+
+		if (effects) {
+			m->effects = effects;
+			m->max_effects = KEPT_EFFECTS;
+		}
+	}
+	if (unlikely(m->large)) {
+		rp_table_trim(&m->owner_table);
+		rp_table_trim(&m->held_table);
+		rp_table_trim(&m->user_table);
+		rp_table_trim(&m->child_table);
+		rp_table_trim(&m->tomb_table);
+	}
+	if (unlikely(m->nr_later))
+		rp_later(m);
 }
 
 void rp_counts(const struct rp *m, struct rp_counts *out)
