@@ -7,21 +7,21 @@
 
 static needs_lock uint64_t barrier_word(const struct rref_ctx *ctx, uint64_t number)
 {
-	return number << 1 | !!(ctx->barrier_busy & BUSY_BIT(number));
+	return number << 1 | !!(ctx->end.barrier_busy & BUSY_BIT(number));
 }
 
 static needs_lock void barrier_done(struct rref_ctx *ctx, uint64_t number, bool busy)
 {
 	if (busy)
-		ctx->barrier_busy |= BUSY_BIT(number);
-	if (number > ctx->barrier_done) {
-		ctx->barrier_done = number;
-		ctx->barrier_busy &= ~BUSY_BIT(number + 1);
+		ctx->end.barrier_busy |= BUSY_BIT(number);
+	if (number > ctx->end.barrier_done) {
+		ctx->end.barrier_done = number;
+		ctx->end.barrier_busy &= ~BUSY_BIT(number + 1);
 	}
-	if (ctx->barrier_op && ctx->barrier_op->number <= number) {
-		struct rref_future *f = ctx->barrier_op;
+	if (ctx->end.barrier_op && ctx->end.barrier_op->number <= number) {
+		struct rref_future *f = ctx->end.barrier_op;
 
-		ctx->barrier_op = NULL;
+		ctx->end.barrier_op = NULL;
 		if (rc_op_claim(f)) {
 			rc_op_finish(f, true);
 			rc_op_put(f);
@@ -33,8 +33,8 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 {
 	const struct rc_peer *p = &ctx->peers[rank];
 
-	if (ctx->rank != 0 || !ctx->barrier_seen || ctx->barrier_sent <= ctx->barrier_done ||
-	    ctx->barrier_seen[rank] > ctx->barrier_done)
+	if (ctx->rank != 0 || !ctx->end.barrier_seen || ctx->end.barrier_sent <= ctx->end.barrier_done ||
+	    ctx->end.barrier_seen[rank] > ctx->end.barrier_done)
 		return false;
 	/* Slow is not dead: it had a session that ended, or there is no process any more that would take one. */
 	return rank == 0 || at_load(&p->alive) || !(p->ever_up || p->nobody);
@@ -43,9 +43,9 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 /* Rank 0: is the next barrier complete? Workers that died do not come any more. */
 void rc_barrier_check(struct rref_ctx *ctx)
 {
-	if (ctx->rank != 0 || !ctx->barrier_seen || ctx->barrier_sent <= ctx->barrier_done)
+	if (ctx->rank != 0 || !ctx->end.barrier_seen || ctx->end.barrier_sent <= ctx->end.barrier_done)
 		return;
-	uint64_t number = ctx->barrier_done + 1;
+	uint64_t number = ctx->end.barrier_done + 1;
 
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (rc_barrier_misses(ctx, i))
@@ -53,7 +53,7 @@ void rc_barrier_check(struct rref_ctx *ctx)
 	for (uint32_t i = 1; i < ctx->world; i++) {
 		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
-		if (ctx->barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
+		if (ctx->end.barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
 			rc_tell(ctx, i, &m);
 	}
 	barrier_done(ctx, number, false);
@@ -63,14 +63,14 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 {
 	uint64_t number = word >> 1;
 	/* The last one again: its sender lost a session, and does not know if it came. */
-	bool again = ctx->rank == 0 && number && number == ctx->barrier_seen[from->rank];
+	bool again = ctx->rank == 0 && number && number == ctx->end.barrier_seen[from->rank];
 
-	if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->barrier_seen[from->rank] + 1))
+	if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->end.barrier_seen[from->rank] + 1))
 		return false;
-	ctx->barrier_seen[from->rank] += !again;
-	if (!again && number > ctx->barrier_done && (word & 1))
-		ctx->barrier_busy |= BUSY_BIT(number);
-	if (number <= ctx->barrier_done) {
+	ctx->end.barrier_seen[from->rank] += !again;
+	if (!again && number > ctx->end.barrier_done && (word & 1))
+		ctx->end.barrier_busy |= BUSY_BIT(number);
+	if (number <= ctx->end.barrier_done) {
 		/* It was given up for dead, and only its session had ended: it missed the answer alone. */
 		struct rw_message late = { .frame.type = RW_BARRIER_DONE,
 					   .u.number = barrier_word(ctx, number) };
@@ -83,7 +83,7 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 
 bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t word)
 {
-	if (from->rank != 0 || word >> 1 > ctx->barrier_sent)
+	if (from->rank != 0 || word >> 1 > ctx->end.barrier_sent)
 		return false;
 	barrier_done(ctx, word >> 1, word & 1);
 	return true;

@@ -134,8 +134,8 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 				 .port = c->port,
 				 .gid_index = c->gid_index,
 				 .max_conns = ctx->world,
-				 .silence_ns = ctx->peer_timeout / 2,
-				 .connect_ns = ctx->answer_ns,
+				 .silence_ns = ctx->session.peer_timeout / 2,
+				 .connect_ns = ctx->session.answer_ns,
 				 .log = log_below,
 				 .log_ctx = ctx };
 	int err = ops->open(&ro, &d->dev);
@@ -201,9 +201,9 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	if (!me)
 		return rc_fail(ENOMEM, "memory for the group");
 	me->rank = ctx->rank;
-	me->incarnation = ctx->incarnation;
-	rc_identity_make(&ctx->identity);
-	memcpy(me->public, ctx->identity.public, sizeof(me->public));
+	me->incarnation = ctx->group.incarnation;
+	rc_identity_make(&ctx->group.identity);
+	memcpy(me->public, ctx->group.identity.public, sizeof(me->public));
 	if (opt->name)
 		snprintf(me->name, sizeof(me->name), "%s", opt->name);
 	else
@@ -211,7 +211,7 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->addr(ctx->device[k].dev, &me->addr[k]);
-	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->key, rc_deadline(ctx, opt->init_timeout), &log, ctx->members);
+	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->group.key, rc_deadline(ctx, opt->init_timeout), &log, ctx->members);
 	free(me);
 	return err;
 }
@@ -224,8 +224,8 @@ is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 	rc_poller_close(ctx);
 	rc_log_flush(ctx); /* while the log function can still ask for counters */
 	rc_scopes_close(ctx);
-	rp_destroy(ctx->machine);
-	if (ctx->op_chunk)
+	rp_destroy(ctx->op.machine);
+	if (ctx->op.chunk)
 		rc_ops_close(ctx);
 	rc_readers_close(ctx);
 	rc_memory_close(ctx);
@@ -234,28 +234,28 @@ is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->close(ctx->device[k].dev);
 	for (unsigned i = 0; i < RC_FUNCTION_BUCKETS; i++)
-		while ((fn = at_load(&ctx->functions[i]))) {
-			at_store(&ctx->functions[i], fn->next);
+		while ((fn = at_load(&ctx->call.functions[i]))) {
+			at_store(&ctx->call.functions[i], fn->next);
 			free(fn);
 		}
-	if (ctx->fd != ctx->loopfd)
-		rb_close(ctx->fd);
-	rb_close(ctx->loopfd);
-	rb_close(ctx->epfd);
-	rb_close(ctx->kickfd);
-	rb_close(ctx->timer_fd);
+	if (ctx->sleep.loop_fd != ctx->sleep.loop_wake_fd)
+		rb_close(ctx->sleep.loop_fd);
+	rb_close(ctx->sleep.loop_wake_fd);
+	rb_close(ctx->sleep.epfd);
+	rb_close(ctx->sleep.kickfd);
+	rb_close(ctx->sleep.timer_fd);
 	rc_log_close(ctx);
-	rc_key_wipe(&ctx->key);
-	rc_identity_wipe(&ctx->identity);
-	pthread_mutex_destroy(&ctx->grow_lock);
-	pthread_mutex_destroy(&ctx->function_lock);
+	rc_key_wipe(&ctx->group.key);
+	rc_identity_wipe(&ctx->group.identity);
+	pthread_mutex_destroy(&ctx->op.grow_lock);
+	pthread_mutex_destroy(&ctx->call.function_lock);
 	rc_send_close(ctx);
 	rc_incoming_close(ctx);
 	rc_leaks_free(ctx);
 	rc_calls_close(ctx);
-	rc_slabs_close(&ctx->handles);
-	rc_slabs_close(&ctx->remotes);
-	free(ctx->barrier_seen);
+	rc_slabs_close(&ctx->value.handles);
+	rc_slabs_close(&ctx->value.remotes);
+	free(ctx->end.barrier_seen);
 	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++)
 		rc_key_wipe(&ctx->peers[i].key);
 	free(ctx->peers);
@@ -270,50 +270,50 @@ static is_alone struct rref_ctx *make(const struct rref_options *o)
 	if (!ctx)
 		return NULL;
 	memset(ctx, 0, sizeof(*ctx));
-	ctx->epfd = ctx->kickfd = ctx->loopfd = ctx->fd = ctx->timer_fd = -1;
-	ctx->fork_generation = rb_generation();
-	ctx->gate = o->scope ? RC_NO_GATE : ctx->fork_generation;
+	ctx->sleep.epfd = ctx->sleep.kickfd = ctx->sleep.loop_wake_fd = ctx->sleep.loop_fd = ctx->sleep.timer_fd = -1;
+	ctx->guard.generation = rb_generation();
+	ctx->guard.gate = o->scope ? RC_NO_GATE : ctx->guard.generation;
 	ctx->serial = rc_quick_serial();
 	ctx->rank = (uint32_t)o->rank;
 	ctx->world = (uint32_t)o->world_size;
 	at_store(&ctx->timeout, o->timeout);
-	ctx->peer_timeout = o->peer_timeout;
-	ctx->stall_timeout = o->stall_timeout;
-	ctx->session_events = &rc_router_session;
-	ctx->score_limit = RC_SCORE_LIMIT;
-	ctx->answer_ns = max_of(RC_ANSWER_NS, min_of(ctx->peer_timeout, INT64_MAX / 2));
-	ctx->mode = o->mode;
-	ctx->poller_core = o->poller_core;
-	ctx->leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
-	ctx->log = o->log;
-	ctx->log_ctx = o->log == rc_log_stderr ? ctx : o->log_ctx;
-	ctx->log_level = o->log_level;
-	ctx->came_calm.idle = true;
-	ctx->peer_down = o->peer_down;
-	ctx->peer_down_arg = o->peer_down_arg;
-	rc_random(&ctx->incarnation, sizeof(ctx->incarnation));
-	pthread_mutex_init(&ctx->grow_lock, NULL);
-	pthread_mutex_init(&ctx->function_lock, NULL);
-	list_init(&ctx->self_queue);
-	rc_slabs_open(&ctx->handles, sizeof(struct rref));
-	rc_slabs_open(&ctx->remotes, sizeof(struct rc_remote));
-	list_init(&ctx->mems);
-	list_init(&ctx->wraps);
-	list_init(&ctx->wraps_out);
-	list_init(&ctx->hooks);
+	ctx->session.peer_timeout = o->peer_timeout;
+	ctx->session.stall_timeout = o->stall_timeout;
+	ctx->session.events = &rc_router_session;
+	ctx->session.score_limit = RC_SCORE_LIMIT;
+	ctx->session.answer_ns = max_of(RC_ANSWER_NS, min_of(ctx->session.peer_timeout, INT64_MAX / 2));
+	ctx->turns.mode = o->mode;
+	ctx->turns.poller_core = o->poller_core;
+	ctx->end.leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
+	ctx->log.fn = o->log;
+	ctx->log.arg = o->log == rc_log_stderr ? ctx : o->log_ctx;
+	ctx->log.level = o->log_level;
+	ctx->end.came_calm.idle = true;
+	ctx->session.peer_down = o->peer_down;
+	ctx->session.peer_down_arg = o->peer_down_arg;
+	rc_random(&ctx->group.incarnation, sizeof(ctx->group.incarnation));
+	pthread_mutex_init(&ctx->op.grow_lock, NULL);
+	pthread_mutex_init(&ctx->call.function_lock, NULL);
+	list_init(&ctx->session.self_queue);
+	rc_slabs_open(&ctx->value.handles, sizeof(struct rref));
+	rc_slabs_open(&ctx->value.remotes, sizeof(struct rc_remote));
+	list_init(&ctx->value.mems);
+	list_init(&ctx->value.wraps);
+	list_init(&ctx->value.wraps_out);
+	list_init(&ctx->hooks.due);
 	ctx->works.run_bare = rc_handle_dropped;
-	ctx->engine = &rc_engine;
-	list_init(&ctx->spare_calls);
+	ctx->turns.engine = &rc_engine;
+	list_init(&ctx->call.spare_calls);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS; i++) {
-		list_init(&ctx->open_calls[i]);
-		list_init(&ctx->offers[i]);
+		list_init(&ctx->call.open[i]);
+		list_init(&ctx->call.offers[i]);
 	}
-	ctx->bucket_seed = rb_random64();
-	list_init(&ctx->sleepers);
-	ctx->effect = rc_effect;
-	ctx->started_at = rc_coarse_ns();
+	ctx->call.bucket_seed = rb_random64();
+	list_init(&ctx->sleep.sleepers);
+	ctx->op.effect = rc_effect;
+	ctx->op.started_at = rc_coarse_ns();
 	ctx->members = calloc(ctx->world, sizeof(*ctx->members));
-	ctx->barrier_seen = calloc(ctx->world, sizeof(*ctx->barrier_seen));
+	ctx->end.barrier_seen = calloc(ctx->world, sizeof(*ctx->end.barrier_seen));
 	return ctx;
 }
 
@@ -362,7 +362,7 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	o.init_timeout = o.init_timeout ? o.init_timeout : 60 * NSEC_PER_SEC;
 	o.peer_timeout = o.peer_timeout ? o.peer_timeout : NSEC_PER_SEC;
 	ctx = make(&o);
-	if (!ctx || !ctx->members || !ctx->barrier_seen) {
+	if (!ctx || !ctx->members || !ctx->end.barrier_seen) {
 		err = rc_fail(ENOMEM, "memory for a context");
 		goto fail;
 	}
@@ -370,7 +370,7 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	if (err)
 		goto fail;
 	rc_limits_raise(ctx);
-	err = rc_key_load(o.key_file, &ctx->key);
+	err = rc_key_load(o.key_file, &ctx->group.key);
 	if (err)
 		goto fail;
 	for (size_t i = 0; i < o.nr_functions; i++) {
@@ -405,12 +405,12 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	err = rc_ops_open(ctx, o.max_ops ? o.max_ops : 65536);
 	if (err)
 		goto fail;
-	err = rp_create(ctx->rank, ctx->world, &ctx->machine);
+	err = rp_create(ctx->rank, ctx->world, &ctx->op.machine);
 	if (err) {
 		rc_fail(-err, "memory for the protocol's tables");
 		goto fail;
 	}
-	rp_set_seed(ctx->machine, rb_random64());
+	rp_set_seed(ctx->op.machine, rb_random64());
 	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4, o.max_waiting ? o.max_waiting : 8192);
 	if (err)
 		goto fail;
@@ -445,7 +445,7 @@ is_alone void rref_free_ctx(struct rref_ctx *ctx)
 	if (at_load_acq(&ctx->state) != RC_CTX_SHUT)
 		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0);
 	/* Another thread may be in rref_shutdown, and has to be out of it. */
-	while (at_load_acq(&ctx->closing))
+	while (at_load_acq(&ctx->end.closing))
 		rc_pause(&turn);
 	rc_lock(ctx);
 	rc_unlock(ctx); /* takes care of what was dropped last */

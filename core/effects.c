@@ -178,7 +178,7 @@ void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 	case RP_EFF_GONE:
 		break;
 	case RP_EFF_DUPLICATE:
-		ctx->duplicate = true;
+		ctx->op.duplicate = true;
 		break;
 	}
 }

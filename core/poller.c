@@ -15,7 +15,7 @@
  * progress: time-outs come, and further hooks wait for one of those to end.
  *
  * The poller spins for a bounded time after the last event, then arms the devices, polls again, and sleeps. While it
- * sleeps the devices' descriptors and ctx->kickfd wake it. Nothing runs while nothing happens: the timer stands.
+ * sleeps the devices' descriptors and ctx->sleep.kickfd wake it. Nothing runs while nothing happens: the timer stands.
  */
 #include <errno.h>
 #include <sched.h>
@@ -93,7 +93,7 @@ static needs_lock unsigned standing_by(const struct rc_hands *h)
 
 bool rc_hooks_blocked(const struct rref_ctx *ctx)
 {
-	return ctx->hands ? !standing_by(ctx->hands) : rc_hooks_deep();
+	return ctx->turns.hands ? !standing_by(ctx->turns.hands) : rc_hooks_deep();
 }
 
 static void *hand(void *arg);
@@ -101,7 +101,7 @@ static void *hand(void *arg);
 /* One more, that stands by. No lock held. */
 static int start_hand(struct rref_ctx *ctx)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	struct hand *me = NULL;
 	char why[200];
 	int err;
@@ -127,14 +127,14 @@ static int start_hand(struct rref_ctx *ctx)
 		rb_thread_why(err, why, sizeof(why));
 		return rc_fail(err == EAGAIN ? ENOMEM : err, "a thread for callbacks: %s", why);
 	}
-	if (ctx->poller_core >= 0) {
+	if (ctx->turns.poller_core >= 0) {
 		cpu_set_t set;
 
 		CPU_ZERO(&set);
-		CPU_SET((unsigned)ctx->poller_core, &set);
+		CPU_SET((unsigned)ctx->turns.poller_core, &set);
 		err = pthread_setaffinity_np(me->thread, sizeof(set), &set);
 		if (err)
-			rc_fail(err, "pinning the poller to core %d: %s", ctx->poller_core, rref_strerror(err));
+			rc_fail(err, "pinning the poller to core %d: %s", ctx->turns.poller_core, rref_strerror(err));
 	}
 	at_store_rel(&me->state, HAND_RUNS); /* partner: rc_poller_close */
 	return -err;
@@ -145,7 +145,7 @@ static int start_hand(struct rref_ctx *ctx)
 /* The next hook, if the poller may go out. It is out then, and the others watch. */
 static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	struct rc_hook *hook;
 
 	/* Nor once they end: rc_hooks_flush runs what is left, and the timer wakes all of them. */
@@ -168,14 +168,14 @@ static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 /* Back from a hook. The role may be another's by now. */
 static void come_back(struct rref_ctx *ctx, struct hand *me)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 
 	/* Partner: look(), which takes the role from a hand that is out, by the same word. */
 	if (likely(at_xchg_ar(&me->where, HAND_IN) == HAND_OUT))
 		return;
 	rc_lock(ctx);
 	h->away--;
-	if (at_load(&ctx->nr_hooks))
+	if (at_load(&ctx->hooks.nr))
 		rc_kick(ctx); /* the poller may have had nobody to stand by for it */
 	rc_unlock(ctx);
 }
@@ -187,7 +187,7 @@ static void come_back(struct rref_ctx *ctx, struct hand *me)
  */
 static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook)
 {
-	unsigned nr = at_load(&ctx->nr_hooks);
+	unsigned nr = at_load(&ctx->hooks.nr);
 	int64_t begun = nr ? rc_coarse_ns() : 0;
 	int n = 0;
 
@@ -195,7 +195,7 @@ static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook
 		rc_hook_run(ctx, hook);
 		come_back(ctx, me);
 		n++;
-		if (!nr-- || at_load(&ctx->hands->poller) != me || rc_coarse_ns() != begun)
+		if (!nr-- || at_load(&ctx->turns.hands->poller) != me || rc_coarse_ns() != begun)
 			break;
 		rc_lock(ctx);
 		hook = go_out(ctx, me);
@@ -207,7 +207,7 @@ static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook
 /* A hand that stands by woke. True: it is the poller now. */
 static bool look(struct rref_ctx *ctx, struct hand *me)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	uint32_t is_out = HAND_OUT;
 	bool take, out;
 
@@ -235,7 +235,7 @@ static bool look(struct rref_ctx *ctx, struct hand *me)
 
 static void give_away(struct hand *me)
 {
-	struct rc_hands *h = me->ctx->hands;
+	struct rc_hands *h = me->ctx->turns.hands;
 
 	rc_lock(me->ctx);
 	if (at_load(&h->poller) == me && at_load(&me->where) == HAND_OUT && !at_load(&h->stop)) {
@@ -257,7 +257,7 @@ void rc_blocking(int delta)
 
 static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, int64_t *last)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	struct epoll_event ev;
 	int64_t wait;
 
@@ -265,14 +265,14 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 	bool sleep = rc_arm(ctx, RC_ARM_POLLER) && !at_load(&h->stop) && at_load(&h->poller) == me;
 
 	wait = rc_next_timer(ctx, now);
-	ctx->wake_at = now + wait;
-	ctx->poller_asleep = sleep;
+	ctx->sleep.wake_at = now + wait;
+	ctx->sleep.poller_asleep = sleep;
 	rc_unlock(ctx);
 	if (sleep)
 		/* Rounded up: a timer that wakes a moment early would only spin. */
-		epoll_wait(ctx->epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
+		epoll_wait(ctx->sleep.epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
 	rc_lock(ctx);
-	ctx->poller_asleep = false;
+	ctx->sleep.poller_asleep = false;
 	rc_disarm(ctx, RC_ARM_POLLER);
 	/* A timer alone is no reason to spin; events are. */
 	if (rc_progress_locked(ctx, true) || !sleep)
@@ -283,7 +283,7 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 static bool is_last(struct rref_ctx *ctx)
 {
 	rc_lock(ctx);
-	bool yes = !standing_by(ctx->hands);
+	bool yes = !standing_by(ctx->turns.hands);
 
 	rc_unlock(ctx);
 	return yes;
@@ -291,16 +291,16 @@ static bool is_last(struct rref_ctx *ctx)
 
 static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx)
 {
-	if (unlikely(at_load(&ctx->nr_hooks))) {
+	if (unlikely(at_load(&ctx->hooks.nr))) {
 		rc_lock(ctx);
 		return true;
 	}
-	return !at_load(&ctx->lock_wanted) && rc_trylock(ctx);
+	return !at_load(&ctx->lock.wanted) && rc_trylock(ctx);
 }
 
 static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	int64_t last = now_ns(), slow_at = 0, more_at = last + MORE_NS;
 
 	rb_thread_begin("rref-poller");
@@ -314,26 +314,26 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 
 			if (slow)
 				slow_at = now + RC_SLOW_NS;
-			ctx->turn_at = now;
+			ctx->turns.turn_at = now;
 			n = rc_progress_locked(ctx, slow);
-			struct rc_hook *hook = unlikely(at_load(&ctx->nr_hooks)) ? go_out(ctx, me) : NULL;
+			struct rc_hook *hook = unlikely(at_load(&ctx->hooks.nr)) ? go_out(ctx, me) : NULL;
 
 			rc_unlock(ctx);
 			if (hook)
 				n += run_hooks(ctx, me, hook);
 		}
 		/* No thread could be had when the last one went out: perhaps there is one now. */
-		if (unlikely(at_load(&ctx->nr_hooks)) && now >= more_at) {
+		if (unlikely(at_load(&ctx->hooks.nr)) && now >= more_at) {
 			more_at = now + MORE_NS;
 			if (is_last(ctx))
 				start_hand(ctx);
 		}
 		if (n)
 			last = now;
-		if (ctx->mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
+		if (ctx->turns.mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
 			/* On a busy machine the thread that it waits for may need this very core. */
 			if (n == 0)
-				ctx->mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
+				ctx->turns.mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
 			continue;
 		}
 		sleep_for_all(ctx, me, now, &last);
@@ -343,7 +343,7 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 /* No hand stands by, and none can be had. */
 static void go_without(struct rref_ctx *ctx)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	int64_t now = now_ns();
 	bool tell = false;
 
@@ -362,7 +362,7 @@ static void go_without(struct rref_ctx *ctx)
 
 static void stand_by(struct rref_ctx *ctx, struct hand *me)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	uint64_t count;
 	bool mine = false;
 
@@ -381,8 +381,8 @@ static void *hand(void *arg)
 	struct rref_ctx *ctx = me->ctx;
 
 	my_hand = me;
-	while (!at_load_acq(&ctx->hands->stop)) {
-		if (at_load_acq(&ctx->hands->poller) == me)
+	while (!at_load_acq(&ctx->turns.hands->stop)) {
+		if (at_load_acq(&ctx->turns.hands->poller) == me)
 			poll_for_all(ctx, me);
 		else
 			stand_by(ctx, me);
@@ -396,26 +396,26 @@ static int open_descriptors(struct rref_ctx *ctx)
 {
 	struct epoll_event ev = { .events = EPOLLIN };
 
-	ctx->epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
-	ctx->kickfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	ctx->loopfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	if (ctx->epfd < 0 || ctx->kickfd < 0 || ctx->loopfd < 0 || epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->kickfd, &ev))
+	ctx->sleep.epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	ctx->sleep.kickfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	ctx->sleep.loop_wake_fd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	if (ctx->sleep.epfd < 0 || ctx->sleep.kickfd < 0 || ctx->sleep.loop_wake_fd < 0 || epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->sleep.kickfd, &ev))
 		return -errno;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev &&
-		    epoll_ctl(ctx->epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
+		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
 	/* With a poller a loop hears of what is complete; in the manual mode of what there is to do, too. */
-	ctx->fd = ctx->loopfd;
-	if (ctx->mode == RREF_PROGRESS_MANUAL)
-		ctx->fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
-	if (ctx->fd < 0 || (ctx->fd != ctx->loopfd && (epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->loopfd, &ev) ||
-						       epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->epfd, &ev))))
+	ctx->sleep.loop_fd = ctx->sleep.loop_wake_fd;
+	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
+		ctx->sleep.loop_fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	if (ctx->sleep.loop_fd < 0 || (ctx->sleep.loop_fd != ctx->sleep.loop_wake_fd && (epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.loop_wake_fd, &ev) ||
+						       epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.epfd, &ev))))
 		return -errno;
-	if (ctx->mode != RREF_PROGRESS_MANUAL)
+	if (ctx->turns.mode != RREF_PROGRESS_MANUAL)
 		return 0;
-	ctx->timer_fd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
-	if (ctx->timer_fd < 0 || epoll_ctl(ctx->fd, EPOLL_CTL_ADD, ctx->timer_fd, &ev))
+	ctx->sleep.timer_fd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+	if (ctx->sleep.timer_fd < 0 || epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.timer_fd, &ev))
 		return -errno;
 	return 0;
 }
@@ -426,7 +426,7 @@ int rc_poller_open(struct rref_ctx *ctx)
 
 	if (err)
 		return rc_fail(-err, "a descriptor to sleep on: %s", limit_why("epoll or eventfd", -err, 0));
-	if (ctx->mode == RREF_PROGRESS_MANUAL)
+	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
 		return 0;
 	struct rc_hands *h = calloc(1, sizeof(*h));
 
@@ -442,9 +442,9 @@ int rc_poller_open(struct rref_ctx *ctx)
 		return err;
 	}
 	at_store(&h->poller, &h->hand[0]);
-	ctx->hands = h;
+	ctx->turns.hands = h;
 	/* The first one started is the poller; it stands by until this is true. */
-	at_store(&ctx->has_poller, true);
+	at_store(&ctx->turns.has_poller, true);
 	err = start_hand(ctx);
 	return err ? err : start_hand(ctx);
 }
@@ -452,11 +452,11 @@ int rc_poller_open(struct rref_ctx *ctx)
 /* No hand is out, and none would go. True: they are told to end. */
 static bool stop_if_idle(struct rref_ctx *ctx)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 
 	rc_lock(ctx);
 	bool idle = !h->away && at_load(&at_load(&h->poller)->where) == HAND_IN &&
-		    (list_empty(&ctx->hooks) || !standing_by(h));
+		    (list_empty(&ctx->hooks.due) || !standing_by(h));
 
 	if (idle)
 		at_store_rel(&h->stop, true);
@@ -466,7 +466,7 @@ static bool stop_if_idle(struct rref_ctx *ctx)
 
 void rc_poller_close(struct rref_ctx *ctx)
 {
-	struct rc_hands *h = ctx->hands;
+	struct rc_hands *h = ctx->turns.hands;
 	unsigned turn = 0;
 
 	if (!h)
@@ -478,7 +478,7 @@ void rc_poller_close(struct rref_ctx *ctx)
 	/* Kicked whether it sleeps or not: it may be just about to. */
 	uint64_t one = 1;
 
-	(void)!write(ctx->kickfd, &one, sizeof(one));
+	(void)!write(ctx->sleep.kickfd, &one, sizeof(one));
 	set_timer(h, NSEC_PER_MSEC, true); /* each hand that stands by reads one */
 	for (unsigned i = 0; i < HANDS; i++) {
 		while (at_load_acq(&h->hand[i].state) == HAND_STARTING)
@@ -488,8 +488,8 @@ void rc_poller_close(struct rref_ctx *ctx)
 	}
 	rb_close(h->timer);
 	rc_lock(ctx);
-	ctx->hands = NULL;
-	at_store(&ctx->has_poller, false);
+	ctx->turns.hands = NULL;
+	at_store(&ctx->turns.has_poller, false);
 	rc_unlock(ctx);
 	free(h);
 }

@@ -3,7 +3,7 @@
  * Progress: one turn of the engine, and how threads go to sleep on what brings it work.
  *
  * Three kinds of sleepers wait on the devices: the poller, a waiter of the manual mode, and an event loop of the manual
- * mode. Each is a bit in ctx->arms. The devices stay armed until the last one is awake. rc_kick costs one load unless
+ * mode. Each is a bit in ctx->sleep.arms. The devices stay armed until the last one is awake. rc_kick costs one load unless
  * one of them sleeps: the sleeper stores `sleeping`, then looks for work; a thread that makes work publishes it, then
  * looks at `sleeping` (both sc).
  *
@@ -74,7 +74,7 @@ static needs_lock int poll_self(struct rref_ctx *ctx)
 	struct list *l;
 
 	/* A bounded number per turn: each may add another. */
-	while (n < (int)BATCH && (l = list_pop(&ctx->self_queue))) {
+	while (n < (int)BATCH && (l = list_pop(&ctx->session.self_queue))) {
 		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
 
 		rc_count_received(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
@@ -90,12 +90,12 @@ static __attribute__((noinline)) needs_lock void tick(struct rref_ctx *ctx)
 	int64_t now = now_ns();
 	struct rc_error scratch;
 
-	ctx->polled_slow_at = now;
-	if (unlikely(at_load_sc(&ctx->serve_stop)))
+	ctx->turns.polled_slow_at = now;
+	if (unlikely(at_load_sc(&ctx->end.serve_stop)))
 		rc_serve_look(ctx);
-	if (now < ctx->next_tick)
+	if (now < ctx->turns.next_tick)
 		return;
-	ctx->next_tick = now + TICK_NS;
+	ctx->turns.next_tick = now + TICK_NS;
 	rc_error_aside(&scratch);
 	rc_ops_expire(ctx, now);
 	rc_peer_tick(ctx, now);
@@ -114,12 +114,12 @@ static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, boo
 		return 0;
 	/* Before anything is looked at: that this worker stood still explains what it finds. */
 	if (unlikely(slow)) {
-		ctx->turn_at = now_ns();
-		rc_stall_beat(ctx, ctx->turn_at);
+		ctx->turns.turn_at = now_ns();
+		rc_stall_beat(ctx, ctx->turns.turn_at);
 	}
 	if (unlikely(at_load(&ctx->works.pushed)))
 		n += (int)rc_work_run_pushed(ctx);
-	if (unlikely(!list_empty(&ctx->self_queue)))
+	if (unlikely(!list_empty(&ctx->session.self_queue)))
 		n += poll_self(ctx);
 	n += ctx->works.first != NULL; /* is run when the lock is let go of */
 	n += look(ctx, ev, slow ? RV_POLL_SLOW : 0);
@@ -145,7 +145,7 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	int n = turn(ctx, ev, slow);
 
 	/* What else there is to do was looked at; only the devices, and other threads' pushes, can bring more. */
-	while (!n && --looks && !at_load(&ctx->lock_wanted) && !at_load(&ctx->works.pushed))
+	while (!n && --looks && !at_load(&ctx->lock.wanted) && !at_load(&ctx->works.pushed))
 		n = look(ctx, ev, 0);
 	return n;
 }
@@ -163,8 +163,8 @@ static needs_lock void set_timer(struct rref_ctx *ctx, int64_t wait)
 {
 	struct itimerspec at = { .it_value = { wait / NSEC_PER_SEC, wait % NSEC_PER_SEC } };
 
-	timerfd_settime(ctx->timer_fd, 0, &at, NULL);
-	ctx->timer_set = wait > 0;
+	timerfd_settime(ctx->sleep.timer_fd, 0, &at, NULL);
+	ctx->sleep.timer_set = wait > 0;
 }
 
 /* The event loop is in the library, on this thread. */
@@ -172,13 +172,13 @@ static needs_lock void loop_is_here(struct rref_ctx *ctx)
 {
 	uint32_t asleep = RC_LOOP_ASLEEP;
 
-	if (ctx->timer_set)
+	if (ctx->sleep.timer_set)
 		set_timer(ctx, 0);
 	/* Written before loop_told, so there is something to read. */
-	if (at_load(&ctx->loop_told) && at_xchg_acq(&ctx->loop_told, 0))
-		consume(ctx->loopfd);
-	at_cas_ar(&ctx->loop, &asleep, RC_LOOP_AWAKE);
-	if (ctx->arms & RC_ARM_LOOP)
+	if (at_load(&ctx->sleep.loop_told) && at_xchg_acq(&ctx->sleep.loop_told, 0))
+		consume(ctx->sleep.loop_wake_fd);
+	at_cas_ar(&ctx->sleep.loop, &asleep, RC_LOOP_AWAKE);
+	if (ctx->sleep.arms & RC_ARM_LOOP)
 		rc_disarm(ctx, RC_ARM_LOOP);
 }
 
@@ -197,16 +197,16 @@ int rref_progress(struct rref_ctx *ctx)
 	if (!rc_trylock(ctx))
 		return 0;
 	/* The coarse clock may stand for longer than RC_SLOW_NS; who comes that often can look at the other one now and then. */
-	ctx->turn_at = rc_coarse_ns();
-	slow = (ctx->arms & ~(unsigned)RC_ARM_POLLER) || ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS ||
-	       (++ctx->quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->polled_slow_at >= RC_SLOW_NS);
-	if (unlikely(at_load(&ctx->loop)) && ctx->loop_thread == rc_this_thread())
+	ctx->turns.turn_at = rc_coarse_ns();
+	slow = (ctx->sleep.arms & ~(unsigned)RC_ARM_POLLER) || ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS ||
+	       (++ctx->turns.quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->turns.polled_slow_at >= RC_SLOW_NS);
+	if (unlikely(at_load(&ctx->sleep.loop)) && ctx->sleep.loop_thread == rc_this_thread())
 		loop_is_here(ctx);
-	else if (unlikely(!ctx->arms && at_load(&ctx->kicked)))
+	else if (unlikely(!ctx->sleep.arms && at_load(&ctx->sleep.kicked)))
 		rc_disarm(ctx, 0);
 	if (likely(!rc_hooks_deep())) {
-		ctx->progress_by = rc_this_thread();
-		ctx->progress_at = ctx->turn_at;
+		ctx->hooks.progress_by = rc_this_thread();
+		ctx->hooks.progress_at = ctx->turns.turn_at;
 	}
 	n = rc_progress_turns(ctx, slow, LOOKS);
 	rc_pass_on(ctx, slow, n);
@@ -218,7 +218,7 @@ int rref_ctx_fd(struct rref_ctx *ctx)
 	if (!ctx)
 		return rc_fail(EINVAL, "rref_ctx_fd: no context");
 	/* It is closed there, and may be the number of a file of the program's. */
-	return rc_is_child(ctx) ? rc_fail_child() : ctx->fd;
+	return rc_is_child(ctx) ? rc_fail_child() : ctx->sleep.loop_fd;
 }
 
 /*
@@ -235,18 +235,18 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	if (err)
 		return err;
 	rc_lock(ctx);
-	ctx->loop_thread = rc_this_thread();
+	ctx->sleep.loop_thread = rc_this_thread();
 	loop_is_here(ctx);
 	/* sc: partner of rc_op_finish, which completes a future and then looks at this word. */
-	sleep = at_xchg_sc(&ctx->loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
-	if (sleep && !at_load(&ctx->has_poller))
+	sleep = at_xchg_sc(&ctx->sleep.loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
+	if (sleep && !at_load(&ctx->turns.has_poller))
 		sleep = rc_arm(ctx, RC_ARM_LOOP);
 	/* Nobody else has an eye on the time: a death, say, may show in a time-out only. */
-	if (sleep && ctx->timer_fd >= 0)
+	if (sleep && ctx->sleep.timer_fd >= 0)
 		set_timer(ctx, max_of(rc_next_timer(ctx, now_ns()), 1));
 	if (!sleep) {
-		at_store(&ctx->loop, RC_LOOP_AWAKE);
-		if (ctx->arms & RC_ARM_LOOP)
+		at_store(&ctx->sleep.loop, RC_LOOP_AWAKE);
+		if (ctx->sleep.arms & RC_ARM_LOOP)
 			rc_disarm(ctx, RC_ARM_LOOP);
 	}
 	rc_unlock(ctx);
@@ -256,11 +256,11 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 static bool arm_devices(struct rref_ctx *ctx)
 {
 	/* sc, and `sleeping` was stored before: partner of unwatch_reads in base/wait.c. */
-	bool unarmed = at_load(&ctx->has_poller) && at_load_sc(&ctx->watching);
-	unsigned flags = at_load(&ctx->reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
+	bool unarmed = at_load(&ctx->turns.has_poller) && at_load_sc(&ctx->sleep.watching);
+	unsigned flags = at_load(&ctx->sleep.reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
 
-	at_store_sc(&ctx->reads_unarmed, unarmed);
-	if (unarmed && !at_load_sc(&ctx->watching) && at_load(&ctx->reads_in_flight))
+	at_store_sc(&ctx->sleep.reads_unarmed, unarmed);
+	if (unarmed && !at_load_sc(&ctx->sleep.watching) && at_load(&ctx->sleep.reads_in_flight))
 		return false; /* it left meanwhile, perhaps before it could see the line above */
 
 	for (int k = 0; k < RV_NR_KINDS; k++)
@@ -272,13 +272,13 @@ static bool arm_devices(struct rref_ctx *ctx)
 /* There are hooks, and this thread is one that may run them. */
 static needs_lock bool hooks_are_due(struct rref_ctx *ctx)
 {
-	if (list_empty(&ctx->hooks))
+	if (list_empty(&ctx->hooks.due))
 		return false;
 	if (rc_hooks_blocked(ctx)) {
 		rc_calls_to_pool(ctx); /* calls must not wait for what may wait for them */
 		return false;
 	}
-	return at_load(&ctx->has_poller) || !rc_hooks_left(ctx);
+	return at_load(&ctx->turns.has_poller) || !rc_hooks_left(ctx);
 }
 
 /* Nothing is left to do. After arming: what came before would not wake the sleeper. */
@@ -286,25 +286,25 @@ static needs_lock bool is_quiet(struct rref_ctx *ctx)
 {
 	/* sc: partner of the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->works.pushed) &&
-	       list_empty(&ctx->self_queue) && !ctx->works.first && !hooks_are_due(ctx);
+	       list_empty(&ctx->session.self_queue) && !ctx->works.first && !hooks_are_due(ctx);
 }
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)
 {
-	at_store_sc(&ctx->sleeping, 1);
-	ctx->arms |= who;
+	at_store_sc(&ctx->sleep.sleeping, 1);
+	ctx->sleep.arms |= who;
 	return arm_devices(ctx) && is_quiet(ctx);
 }
 
 void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 {
-	bool was = ctx->arms;
+	bool was = ctx->sleep.arms;
 
 	/* After a sleep always: a kick sets `kicked` first and may be written only after another wake-up cleared it. */
-	if (at_xchg_acq(&ctx->kicked, 0) || was)
-		consume(ctx->kickfd);
-	ctx->arms &= ~(unsigned)who;
-	if (ctx->arms) {
+	if (at_xchg_acq(&ctx->sleep.kicked, 0) || was)
+		consume(ctx->sleep.kickfd);
+	ctx->sleep.arms &= ~(unsigned)who;
+	if (ctx->sleep.arms) {
 		/* Others sleep on. This thread may have taken their wake-up: the devices are armed anew, and one of them is
 		 * woken if there is anything. A waiter that was woken, and has not looked yet,
 		 * would sleep on. */
@@ -312,10 +312,10 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 			rc_kick(ctx);
 		return;
 	}
-	at_store(&ctx->sleeping, 0);
+	at_store(&ctx->sleep.sleeping, 0);
 	if (!was)
 		return;
-	at_store(&ctx->reads_unarmed, 0);
+	at_store(&ctx->sleep.reads_unarmed, 0);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->disarm(ctx->device[k].dev);
@@ -323,18 +323,18 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 
 int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 {
-	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->next_tick));
-	int64_t tick = max_of(ctx->next_tick, now + TICK_NS), ops = rc_ops_due(ctx);
+	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->turns.next_tick));
+	int64_t tick = max_of(ctx->turns.next_tick, now + TICK_NS), ops = rc_ops_due(ctx);
 	bool pending = rc_ops_in_flight(ctx);
 
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
 	/* Should the thread that they are left to not come. */
-	if (unlikely(!list_empty(&ctx->hooks)) && !at_load(&ctx->has_poller) && rc_hooks_left(ctx))
+	if (unlikely(!list_empty(&ctx->hooks.due)) && !at_load(&ctx->turns.has_poller) && rc_hooks_left(ctx))
 		next = min_of(next, now + rc_hooks_left(ctx));
 	/* READs may be posted behind the back of the thread that sleeps for all, or of one that polls for them and is busy with
 	 * something else. Over shm none is ever in flight. */
-	if (at_load(&ctx->has_poller) ? at_load(&ctx->reads_in_flight) && at_load(&ctx->reads_unarmed) :
+	if (at_load(&ctx->turns.has_poller) ? at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->sleep.reads_unarmed) :
 					pending && ctx->device[RV_IBV].dev)
 		next = min_of(next, tick);
 	for (uint32_t i = 0; i < ctx->world; i++) {
@@ -354,9 +354,9 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 			next = min_of(next, now + 20 * NSEC_PER_MSEC);
 		next = min_of(next, max_of(rc_contact_due(ctx, p), tick));
 		if (rc_state_broken(p->state))
-			next = min_of(next, max_of(rc_resume_due(p), ctx->next_tick));
+			next = min_of(next, max_of(rc_resume_due(p), ctx->turns.next_tick));
 		if (rc_state_stands(p->state) && p->kind == RV_IBV)
-			next = min_of(next, max_of(p->probe_at, ctx->next_tick));
+			next = min_of(next, max_of(p->probe_at, ctx->turns.next_tick));
 	}
 	return max_of(next - now, 0);
 }

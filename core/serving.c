@@ -25,17 +25,17 @@
 void rc_serve_look(struct rref_ctx *ctx)
 {
 	/* sc: partner of rref_serve_stop, which stores and then looks at `sleeping`. */
-	if (!at_load(&ctx->serving) || !at_load_sc(&ctx->serve_stop) || !ctx->barrier_op)
+	if (!at_load(&ctx->end.serving) || !at_load_sc(&ctx->end.serve_stop) || !ctx->end.barrier_op)
 		return;
-	rc_op_end(ctx, ctx->barrier_op, -ECANCELED, "rref_serve_stop");
+	rc_op_end(ctx, ctx->end.barrier_op, -ECANCELED, "rref_serve_stop");
 }
 
 void rc_serve_end(struct rref_ctx *ctx)
 {
 	unsigned turn = 0;
 
-	while (at_load_acq(&ctx->serving)) {
-		at_store_sc(&ctx->serve_stop, 1);
+	while (at_load_acq(&ctx->end.serving)) {
+		at_store_sc(&ctx->end.serve_stop, 1);
 		rc_lock(ctx);
 		rc_serve_look(ctx);
 		rc_unlock(ctx);
@@ -67,7 +67,7 @@ static needs_lock bool anybody_came(const struct rref_ctx *ctx)
 	bool came = ctx->rank != 0 || ctx->world == 1;
 
 	for (uint32_t i = 1; !came && i < ctx->world; i++)
-		came = ctx->barrier_seen[i] > 0;
+		came = ctx->end.barrier_seen[i] > 0;
 	return came;
 }
 
@@ -99,16 +99,16 @@ static int serve(struct rref_ctx *ctx)
 		if (err)
 			return err;
 		rc_lock(ctx);
-		if (rc_barrier_come(ctx, f, ctx->came ? ctx->barrier_sent : ctx->barrier_sent + 1, &ctx->came_calm,
+		if (rc_barrier_come(ctx, f, ctx->end.came ? ctx->end.barrier_sent : ctx->end.barrier_sent + 1, &ctx->end.came_calm,
 				    now_ns() + AGAIN_NS))
 			deadline = now_ns() + AGAIN_NS;
-		ctx->came = true;
+		ctx->end.came = true;
 		rc_serve_look(ctx);
 		rc_unlock(ctx);
 		rc_op_wait(f, deadline);
 		rc_lock(ctx);
 		rc_op_end(ctx, f, -EAGAIN, "rank 0 is away");
-		ctx->barrier_op = NULL;
+		ctx->end.barrier_op = NULL;
 		err = judge(ctx, f->status);
 		rc_unlock(ctx);
 		rc_op_put(f);
@@ -129,20 +129,20 @@ int rref_serve(struct rref_ctx *ctx)
 		return rc_fail(EDEADLK, "rref_serve: called from a callback or handler");
 	rc_lock(ctx);
 	/* Once more: a whole shutdown may have passed since the first look. */
-	if (at_load(&ctx->closing) || at_load(&ctx->state) != RC_CTX_RUNNING)
+	if (at_load(&ctx->end.closing) || at_load(&ctx->state) != RC_CTX_RUNNING)
 		err = rc_fail(ESHUTDOWN, "the context is being shut down");
-	else if (at_load(&ctx->serving))
+	else if (at_load(&ctx->end.serving))
 		err = rc_fail(EBUSY, "another thread is in rref_serve");
 	else
-		at_store(&ctx->serving, 1);
+		at_store(&ctx->end.serving, 1);
 	rc_unlock(ctx);
 	if (err)
 		return err;
 	err = serve(ctx);
 	if (!err)
 		rc_error_clear();
-	at_store(&ctx->serve_stop, 0);
-	at_store_rel(&ctx->serving, 0); /* last: partner of rc_serve_end, behind which the context may be freed */
+	at_store(&ctx->end.serve_stop, 0);
+	at_store_rel(&ctx->end.serving, 0); /* last: partner of rc_serve_end, behind which the context may be freed */
 	return err;
 }
 
@@ -153,7 +153,7 @@ int rref_serve_stop(struct rref_ctx *ctx)
 
 	if (!ctx || rc_is_child(ctx))
 		return ctx ? -ECHILD : -EINVAL;
-	at_store_sc(&ctx->serve_stop, 1);
+	at_store_sc(&ctx->end.serve_stop, 1);
 	rc_kick(ctx);
 	errno = saved;
 	return 0;

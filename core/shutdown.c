@@ -46,7 +46,7 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx,
 
 static needs_lock bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
-	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->self_queue) && list_empty(&ctx->hooks) &&
+	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->session.self_queue) && list_empty(&ctx->hooks.due) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
@@ -54,13 +54,13 @@ static needs_lock bool references_gone(struct rref_ctx *ctx, __attribute__((unus
 {
 	struct rp_counts c;
 
-	rp_counts(ctx->machine, &c);
+	rp_counts(ctx->op.machine, &c);
 	if (c.users || c.pending_children)
 		return false;
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (ctx->peers[i].nr_queued)
 			return false;
-	return list_empty(&ctx->self_queue);
+	return list_empty(&ctx->session.self_queue);
 }
 
 static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
@@ -81,7 +81,7 @@ static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) 
 
 	for (uint32_t i = 0; i < ctx->world; i++)
 		rc_peer_end_grace(ctx, &ctx->peers[i]);
-	rp_counts(ctx->machine, &c);
+	rp_counts(ctx->op.machine, &c);
 	return c.forks == 0;
 }
 
@@ -120,27 +120,27 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	struct rw_message m = { .frame.type = RW_BARRIER };
 	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
 	bool now_idle = idle(ctx, NULL);
-	uint64_t begun = at_load(&ctx->calls_begun);
+	uint64_t begun = at_load(&ctx->call.begun);
 	struct rc_peer *zero = &ctx->peers[0];
 	int err = 0;
 
 	m.u.number = number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
-	if (number > ctx->barrier_sent) {
-		ctx->barrier_sent = number;
-		ctx->came_sent = false;
+	if (number > ctx->end.barrier_sent) {
+		ctx->end.barrier_sent = number;
+		ctx->end.came_sent = false;
 		*calm = (struct rc_calm){ begun, now_idle };
 	}
 	f->number = number;
 	f->peer = 0;
 	rc_op_begin(f);
-	ctx->barrier_op = f;
-	if (!ctx->came_sent || ctx->came_fences != zero->nr_fences) {
+	ctx->end.barrier_op = f;
+	if (!ctx->end.came_sent || ctx->end.came_fences != zero->nr_fences) {
 		wait_for_retry(ctx, zero, deadline);
 		err = rc_send(ctx, 0, &m);
-		ctx->came_sent = !err;
-		ctx->came_fences = zero->nr_fences;
+		ctx->end.came_sent = !err;
+		ctx->end.came_fences = zero->nr_fences;
 	}
-	if (ctx->barrier_op == f && ctx->barrier_done >= number && rc_op_claim(f)) {
+	if (ctx->end.barrier_op == f && ctx->end.barrier_done >= number && rc_op_claim(f)) {
 		rc_op_finish(f, true);
 		rc_op_put(f);
 	}
@@ -175,10 +175,10 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm,
 		return err;
 	rc_lock(ctx);
 	/* The first one may have been sent by rref_serve. */
-	number = ctx->came ? ctx->barrier_sent : ctx->barrier_sent + 1;
-	if (ctx->came)
-		*calm = ctx->came_calm;
-	ctx->came = false;
+	number = ctx->end.came ? ctx->end.barrier_sent : ctx->end.barrier_sent + 1;
+	if (ctx->end.came)
+		*calm = ctx->end.came_calm;
+	ctx->end.came = false;
 	err = rc_barrier_come(ctx, f, number, calm, deadline);
 	if (err)
 		rc_op_end(ctx, f, err, rc_error_text());
@@ -190,9 +190,9 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm,
 		rc_unlock(ctx);
 	}
 	rc_lock(ctx);
-	if (ctx->barrier_op == f)
-		ctx->barrier_op = NULL;
-	*busy = ctx->barrier_busy >> f->number % 64 & 1;
+	if (ctx->end.barrier_op == f)
+		ctx->end.barrier_op = NULL;
+	*busy = ctx->end.barrier_busy >> f->number % 64 & 1;
 	rc_unlock(ctx);
 	err = f->status ? rc_fail_text(f->status, f->text) : 0;
 	rc_op_put(f);
@@ -252,7 +252,7 @@ static int report_rest(struct rref_ctx *ctx, int err)
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		return rc_fail(-err, "%.110s; what remains: %s", why, what);
 	}
-	return leaks && ctx->leak_check ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what) : 0;
+	return leaks && ctx->end.leak_check ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what) : 0;
 }
 
 /*
@@ -264,8 +264,8 @@ static int left_early(struct rref_ctx *ctx)
 	int err = 0;
 
 	rc_lock(ctx);
-	for (uint32_t i = 1; ctx->rank == 0 && ctx->barrier_seen && !err && i < ctx->world; i++)
-		if (ctx->peers[i].said_goodbye && ctx->barrier_seen[i] < ctx->barrier_done)
+	for (uint32_t i = 1; ctx->rank == 0 && ctx->end.barrier_seen && !err && i < ctx->world; i++)
+		if (ctx->peers[i].said_goodbye && ctx->end.barrier_seen[i] < ctx->end.barrier_done)
 			err = rc_fail(ETIMEDOUT, "%s (rank %u) left before the others were ready to", ctx->members[i].name, i);
 	rc_unlock(ctx);
 	return err;
@@ -275,7 +275,7 @@ static int left_early(struct rref_ctx *ctx)
 static int fail_busy(struct rref_ctx *ctx)
 {
 	rc_lock(ctx);
-	unsigned due = at_load(&ctx->nr_hooks);
+	unsigned due = at_load(&ctx->hooks.nr);
 	bool blocked = due && rc_hooks_blocked(ctx);
 	unsigned calling = rc_ops_calling(ctx);
 
@@ -350,7 +350,7 @@ static void close_down(struct rref_ctx *ctx)
 	rc_peers_close(ctx);
 	rc_ops_fail_all(ctx, -ESHUTDOWN, "the context was shut down");
 	/* Reads that the fence cut off report through the devices one last time. */
-	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->reads_in_flight)); turn++)
+	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->sleep.reads_in_flight)); turn++)
 		;
 	rc_flights_fail(ctx, -ESHUTDOWN);
 	finish_work(ctx);
@@ -363,15 +363,15 @@ static void close_down(struct rref_ctx *ctx)
 	rc_lock(ctx);
 	struct list *n;
 
-	while ((n = list_pop(&ctx->self_queue)))
+	while ((n = list_pop(&ctx->session.self_queue)))
 		free(container_of(n, struct rc_outgoing, node));
 	/* What this worker offered to itself in these messages nobody fences. */
 	rc_payloads_fenced(ctx, &ctx->peers[ctx->rank]);
 	finish_work(ctx);
 	at_store_rel(&ctx->state, RC_CTX_SHUT);
-	rp_visit(ctx->machine, retire, NULL);
-	rp_destroy(ctx->machine);
-	ctx->machine = NULL;
+	rp_visit(ctx->op.machine, retire, NULL);
+	rp_destroy(ctx->op.machine);
+	ctx->op.machine = NULL;
 	rc_values_let_go(ctx);
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
@@ -390,12 +390,12 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 		return rc_fail(EINVAL, "rref_shutdown: unknown way %u", how);
 	if (rc_in_callback())
 		return rc_fail(EDEADLK, "rref_shutdown: called from a callback or handler");
-	if (!at_cas_ar(&ctx->closing, &no, true))
+	if (!at_cas_ar(&ctx->end.closing, &no, true))
 		return rc_fail(ESHUTDOWN, "another thread is shutting the context down");
 	/* That other thread may have ended since the look above. */
 	err = rc_enter(ctx);
 	if (err) {
-		at_store_rel(&ctx->closing, false);
+		at_store_rel(&ctx->end.closing, false);
 		return err;
 	}
 	rc_lock(ctx);
@@ -410,7 +410,7 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 	rc_log_deliver(ctx);
 	if (ctx->scopes)
 		rc_scopes_tick(ctx, now_ns(), true); /* programs end without freeing the context, too */
-	at_store_rel(&ctx->closing, false);  /* last: partner of rref_free_ctx by another thread */
+	at_store_rel(&ctx->end.closing, false);  /* last: partner of rref_free_ctx by another thread */
 	if (!err)
 		rc_error_clear();
 	return err ? rc_fail_text(err, why) : 0;

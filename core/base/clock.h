@@ -18,7 +18,7 @@ static inline int64_t rc_coarse_ns(void)
 
 static inline uint32_t rc_age_at(const struct rref_ctx *ctx, int64_t now)
 {
-	return (uint32_t)((now - ctx->started_at) / RC_AGE_NS);
+	return (uint32_t)((now - ctx->op.started_at) / RC_AGE_NS);
 }
 
 static inline uint32_t rc_age_now(const struct rref_ctx *ctx)

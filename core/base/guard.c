@@ -16,7 +16,7 @@ int rc_enter_slow(const struct rref_ctx *ctx)
 		return rc_fail(EINVAL, "no context");
 	if (rc_is_child(ctx))
 		return rc_fail_child();
-	if (ctx->gate == RC_NO_GATE && rc_in_scope_hook())
+	if (ctx->guard.gate == RC_NO_GATE && rc_in_scope_hook())
 		return rc_fail(EDEADLK, "called from a scope hook, which may run under the library's lock");
 	if (at_load_acq(&ctx->state) == RC_CTX_RUNNING)
 		return 0;

@@ -13,7 +13,7 @@ void rc_scopes_fork_child(void);
 
 static inline bool rc_usable(const struct rref_ctx *ctx)
 {
-	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->gate == rb_generation();
+	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->guard.gate == rb_generation();
 }
 
 /* 0 if the context may be used by this process now. */
@@ -25,13 +25,13 @@ static inline int rc_enter(struct rref_ctx *ctx)
 /* A child made by fork() shares memory and devices with its parent: it may look, but neither write, wait nor free. */
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
-	return unlikely(ctx->fork_generation != rb_generation());
+	return unlikely(ctx->guard.generation != rb_generation());
 }
 
 /* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
 static inline bool rc_is_barred(const struct rref_ctx *ctx)
 {
-	return unlikely(ctx->gate != rb_generation()) && (rc_is_child(ctx) || rc_in_scope_hook());
+	return unlikely(ctx->guard.gate != rb_generation()) && (rc_is_child(ctx) || rc_in_scope_hook());
 }
 
 #endif

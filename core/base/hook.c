@@ -49,35 +49,35 @@ void rc_callback_fork_child(void)
 
 void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 {
-	list_add_tail(&ctx->hooks, &h->node);
-	at_add_mine(&ctx->nr_hooks, 1);
+	list_add_tail(&ctx->hooks.due, &h->node);
+	at_add_mine(&ctx->hooks.nr, 1);
 	/* Both words are written under the lock, so a thread that goes to sleep sees this hook, or is seen here. */
-	if (unlikely(at_load(&ctx->sleeping)))
+	if (unlikely(at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
-	if (at_load(&ctx->has_poller))
+	if (at_load(&ctx->turns.has_poller))
 		return;
 	/* A loop that sleeps is woken, and given a moment to come. */
-	if (unlikely(at_load(&ctx->loop) == RC_LOOP_ASLEEP)) {
-		ctx->progress_by = ctx->loop_thread;
-		ctx->progress_at = rc_coarse_ns();
+	if (unlikely(at_load(&ctx->sleep.loop) == RC_LOOP_ASLEEP)) {
+		ctx->hooks.progress_by = ctx->sleep.loop_thread;
+		ctx->hooks.progress_at = rc_coarse_ns();
 	}
 	rc_loop_tell(ctx);
 }
 
 struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)
 {
-	struct list *l = list_pop(&ctx->hooks);
+	struct list *l = list_pop(&ctx->hooks.due);
 
 	if (!l)
 		return NULL;
-	at_add_mine(&ctx->nr_hooks, -1);
+	at_add_mine(&ctx->hooks.nr, -1);
 	return container_of(l, struct rc_hook, node);
 }
 
 void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	list_del(&h->node);
-	at_add_mine(&ctx->nr_hooks, -1);
+	at_add_mine(&ctx->hooks.nr, -1);
 }
 
 void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
@@ -89,9 +89,9 @@ void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
 
 int64_t rc_hooks_left(const struct rref_ctx *ctx)
 {
-	if (!ctx->progress_by || ctx->progress_by == rc_this_thread())
+	if (!ctx->hooks.progress_by || ctx->hooks.progress_by == rc_this_thread())
 		return 0;
-	return max_of(ctx->progress_at + LEFT_NS - rc_coarse_ns(), 0);
+	return max_of(ctx->hooks.progress_at + LEFT_NS - rc_coarse_ns(), 0);
 }
 
 bool rc_hooks_deep(void)
@@ -101,10 +101,10 @@ bool rc_hooks_deep(void)
 
 unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 {
-	unsigned nr = at_load(&ctx->nr_hooks), n = 0;
+	unsigned nr = at_load(&ctx->hooks.nr), n = 0;
 	struct rc_hook *h;
 
-	if (likely(!nr) || at_load(&ctx->has_poller) || rc_hooks_deep()) {
+	if (likely(!nr) || at_load(&ctx->turns.has_poller) || rc_hooks_deep()) {
 		rc_unlock(ctx);
 		return 0;
 	}

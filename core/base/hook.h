@@ -16,7 +16,7 @@
 struct rref_ctx;
 
 struct rc_hook {
-	struct list node;	/* under the lock; ctx->hooks */
+	struct list node;	/* under the lock; ctx->hooks.due */
 	void (*run)(struct rref_ctx *ctx, struct rc_hook *h); /* called once, without the lock; may wait */
 };
 

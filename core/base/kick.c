@@ -25,20 +25,20 @@ static void write_one(int fd)
 
 void rc_kick(struct rref_ctx *ctx)
 {
-	if (unlikely(at_load_sc(&ctx->sleeping)) && !at_xchg_ar(&ctx->kicked, 1))
-		write_one(ctx->kickfd);
+	if (unlikely(at_load_sc(&ctx->sleep.sleeping)) && !at_xchg_ar(&ctx->sleep.kicked, 1))
+		write_one(ctx->sleep.kickfd);
 }
 
 void rc_loop_tell_slow(struct rref_ctx *ctx)
 {
-	uint32_t s = at_load(&ctx->loop);
+	uint32_t s = at_load(&ctx->sleep.loop);
 
 	while (s == RC_LOOP_AWAKE || s == RC_LOOP_ASLEEP)
-		if (at_cas_weak_ar(&ctx->loop, &s, RC_LOOP_DUE)) {
+		if (at_cas_weak_ar(&ctx->sleep.loop, &s, RC_LOOP_DUE)) {
 			if (s != RC_LOOP_ASLEEP)
 				return;
-			write_one(ctx->loopfd);
-			at_store_rel(&ctx->loop_told, 1); /* partner: loop_is_here */
+			write_one(ctx->sleep.loop_wake_fd);
+			at_store_rel(&ctx->sleep.loop_told, 1); /* partner: loop_is_here */
 			return;
 		}
 }

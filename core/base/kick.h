@@ -13,7 +13,7 @@ void rc_loop_tell_slow(struct rref_ctx *ctx);
 
 static inline void rc_loop_tell(struct rref_ctx *ctx)
 {
-	if (unlikely(at_load_sc(&ctx->loop)))
+	if (unlikely(at_load_sc(&ctx->sleep.loop)))
 		rc_loop_tell_slow(ctx);
 }
 

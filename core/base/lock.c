@@ -21,17 +21,17 @@
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
-	at_add(&ctx->lock_wanted, 1);
+	at_add(&ctx->lock.wanted, 1);
 	for (unsigned spins = 0; spins < 64; spins++) {
 		cpu_relax();
 		if (rc_trylock(ctx))
 			goto out;
 	}
 	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if there is one. */
-	while (at_xchg_acq(&ctx->lock, RC_LOCKED_WANTED) != RC_UNLOCKED)
-		syscall(SYS_futex, &ctx->lock, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL, NULL, 0);
+	while (at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) != RC_UNLOCKED)
+		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL, NULL, 0);
 out:
-	at_sub(&ctx->lock_wanted, 1);
+	at_sub(&ctx->lock.wanted, 1);
 }
 
 is_the_lock void rc_lock(struct rref_ctx *ctx)
@@ -42,8 +42,8 @@ is_the_lock void rc_lock(struct rref_ctx *ctx)
 
 static inline is_the_lock void unlock(struct rref_ctx *ctx)
 {
-	if (unlikely(at_xchg_rel(&ctx->lock, RC_UNLOCKED) == RC_LOCKED_WANTED))
-		syscall(SYS_futex, &ctx->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	if (unlikely(at_xchg_rel(&ctx->lock.word, RC_UNLOCKED) == RC_LOCKED_WANTED))
+		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 is_the_lock void rc_unlock_bare(struct rref_ctx *ctx)

@@ -18,7 +18,7 @@ static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 {
 	uint32_t free = RC_UNLOCKED;
 
-	return at_load(&ctx->lock) == RC_UNLOCKED && at_cas_ar(&ctx->lock, &free, RC_LOCKED);
+	return at_load(&ctx->lock.word) == RC_UNLOCKED && at_cas_ar(&ctx->lock.word, &free, RC_LOCKED);
 }
 
 #endif

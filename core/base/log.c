@@ -54,7 +54,7 @@ int rc_log_open(struct rref_ctx *ctx)
 	l->work.run = schedule;
 	l->hook.run = run;
 	pthread_mutex_init(&l->lock, NULL);
-	ctx->lines = l;
+	ctx->log.lines = l;
 	return 0;
 }
 
@@ -71,26 +71,26 @@ static struct line *pop(struct rc_log_lines *l)
 void rc_log_flush(struct rref_ctx *ctx)
 {
 	/* The program's function may cause lines for as long as it likes. */
-	for (unsigned turn = 0; ctx->lines && turn < 4; turn++)
+	for (unsigned turn = 0; ctx->log.lines && turn < 4; turn++)
 		rc_log_deliver(ctx);
 }
 
 void rc_log_close(struct rref_ctx *ctx)
 {
-	if (!ctx->lines)
+	if (!ctx->log.lines)
 		return;
 	rc_log_flush(ctx); /* the last ones are dropped */
-	while (ctx->lines->first)
-		free(pop(ctx->lines));
-	pthread_mutex_destroy(&ctx->lines->lock);
-	free(ctx->lines);
-	ctx->lines = NULL;
+	while (ctx->log.lines->first)
+		free(pop(ctx->log.lines));
+	pthread_mutex_destroy(&ctx->log.lines->lock);
+	free(ctx->log.lines);
+	ctx->log.lines = NULL;
 }
 
 static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char *text)
 {
 	rc_callback_enter();
-	ctx->log(ctx->log_ctx, level, text);
+	ctx->log.fn(ctx->log.arg, level, text);
 	rc_callback_leave();
 }
 
@@ -101,16 +101,16 @@ static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char 
 static void announce(struct rref_ctx *ctx)
 {
 	/* After the shutdown rc_log_flush alone delivers: the program's function may ask for counters. */
-	if (at_load(&ctx->state) != RC_CTX_SHUT && !at_xchg_ar(&ctx->lines->announced, true))
-		rc_work_push(ctx, &ctx->lines->work);
+	if (at_load(&ctx->state) != RC_CTX_SHUT && !at_xchg_ar(&ctx->log.lines->announced, true))
+		rc_work_push(ctx, &ctx->log.lines->work);
 	rc_kick(ctx);
-	if (!at_load(&ctx->has_poller))
+	if (!at_load(&ctx->turns.has_poller))
 		rc_loop_tell(ctx);
 }
 
 static void queue(struct rref_ctx *ctx, enum rref_log_level level, const char *text)
 {
-	struct rc_log_lines *l = ctx->lines;
+	struct rc_log_lines *l = ctx->log.lines;
 	size_t size = strlen(text) + 1;
 	struct line *line = malloc(sizeof(*line) + size);
 
@@ -141,7 +141,7 @@ void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ..
 	char text[RREF_TEXT_SIZE];
 	va_list ap;
 
-	if (!ctx->log || level > ctx->log_level)
+	if (!ctx->log.fn || level > ctx->log.level)
 		return;
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
@@ -154,7 +154,7 @@ void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ..
 
 void rc_log_deliver(struct rref_ctx *ctx)
 {
-	struct rc_log_lines *l = ctx->lines;
+	struct rc_log_lines *l = ctx->log.lines;
 	char text[120];
 	uint64_t lost;
 	bool more;

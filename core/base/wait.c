@@ -39,7 +39,7 @@ void rc_wake_word(_Atomic uint32_t *word)
 
 void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 {
-	if (unlikely(slow && n > 0 && at_load(&ctx->sleeping)))
+	if (unlikely(slow && n > 0 && at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
 }
 
@@ -57,10 +57,10 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 		return -1;
 	}
 	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
-	ctx->turn_at = at_load(&ctx->has_poller) ? 0 : rc_coarse_ns();
-	if (!slow && ctx->turn_at)
-		slow = ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS;
-	n = ctx->engine->turns(ctx, slow, LOOKS);
+	ctx->turns.turn_at = at_load(&ctx->turns.has_poller) ? 0 : rc_coarse_ns();
+	if (!slow && ctx->turns.turn_at)
+		slow = ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
+	n = ctx->turns.engine->turns(ctx, slow, LOOKS);
 	/* There may be more than one turn takes, and the wake-up for it was taken here: this thread may go now. */
 	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
@@ -87,15 +87,15 @@ void rc_wait_sleep(struct rc_waiter *w, uint32_t value, int64_t deadline)
 
 bool rc_sleeper_is_done(const struct rref_ctx *ctx)
 {
-	return ctx->device_sleeper && rc_wait_has_moved(ctx->device_sleeper);
+	return ctx->sleep.device_sleeper && rc_wait_has_moved(ctx->sleep.device_sleeper);
 }
 
 /* Nobody sleeps on the devices any more: another waiter has to. */
 static needs_lock void call_sleeper(struct rref_ctx *ctx)
 {
-	if (ctx->device_sleeper || list_empty(&ctx->sleepers))
+	if (ctx->sleep.device_sleeper || list_empty(&ctx->sleep.sleepers))
 		return;
-	struct rc_waiter *next = container_of(ctx->sleepers.next, struct rc_waiter, node);
+	struct rc_waiter *next = container_of(ctx->sleep.sleepers.next, struct rc_waiter, node);
 
 	next->kind->call(next);
 }
@@ -107,7 +107,7 @@ static needs_lock void call_sleeper(struct rref_ctx *ctx)
 static void device_sleep(struct rc_waiter *w, int64_t deadline)
 {
 	struct rref_ctx *ctx = w->ctx;
-	struct pollfd pfd = { .fd = ctx->epfd, .events = POLLIN };
+	struct pollfd pfd = { .fd = ctx->sleep.epfd, .events = POLLIN };
 	int64_t now = now_ns(), wait;
 	bool sleep;
 	uint32_t s;
@@ -115,8 +115,8 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 	if (!w->kind->will_sleep(w, &s))
 		return;
 	rc_lock(ctx);
-	if (ctx->device_sleeper) {
-		list_add_tail(&ctx->sleepers, &w->node);
+	if (ctx->sleep.device_sleeper) {
+		list_add_tail(&ctx->sleep.sleepers, &w->node);
 		rc_unlock(ctx);
 		rc_wait_sleep(w, s, deadline);
 		rc_lock(ctx);
@@ -125,9 +125,9 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 		rc_unlock(ctx);
 		return;
 	}
-	ctx->device_sleeper = w;
-	sleep = ctx->engine->arm(ctx, RC_ARM_WAITER) && !rc_wait_is_over(w);
-	wait = min_of(ctx->engine->next_timer(ctx, now), max_of(deadline - now, 0));
+	ctx->sleep.device_sleeper = w;
+	sleep = ctx->turns.engine->arm(ctx, RC_ARM_WAITER) && !rc_wait_is_over(w);
+	wait = min_of(ctx->turns.engine->next_timer(ctx, now), max_of(deadline - now, 0));
 	rc_unlock(ctx);
 	if (sleep) {
 		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC, .tv_nsec = wait % NSEC_PER_SEC };
@@ -135,9 +135,9 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 		ppoll(&pfd, 1, &ts, NULL);
 	}
 	rc_lock(ctx);
-	ctx->engine->turns(ctx, true, 1);
-	ctx->engine->disarm(ctx, RC_ARM_WAITER);
-	ctx->device_sleeper = NULL;
+	ctx->turns.engine->turns(ctx, true, 1);
+	ctx->turns.engine->disarm(ctx, RC_ARM_WAITER);
+	ctx->sleep.device_sleeper = NULL;
 	call_sleeper(ctx);
 	rc_unlock(ctx);
 }
@@ -145,13 +145,13 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 /* A wait slept, and took that long in all. Threads may overwrite one another's finding. */
 static void learn_patience(struct rref_ctx *ctx, int64_t took)
 {
-	uint32_t more = at_load(&ctx->more_patience);
+	uint32_t more = at_load(&ctx->sleep.more_patience);
 
 	if (took < SPIN_MAX_NS)
 		more = (uint32_t)min_of(2 * (more + SPIN_NS), SPIN_MAX_NS) - (uint32_t)SPIN_NS;
 	else
 		more /= 2;
-	at_store(&ctx->more_patience, more);
+	at_store(&ctx->sleep.more_patience, more);
 }
 
 /*
@@ -160,12 +160,12 @@ static void learn_patience(struct rref_ctx *ctx, int64_t took)
  */
 static void watch_reads(struct rref_ctx *ctx)
 {
-	at_add_sc(&ctx->watching, 1);
+	at_add_sc(&ctx->sleep.watching, 1);
 }
 
 static void unwatch_reads(struct rref_ctx *ctx)
 {
-	if (at_sub_sc(&ctx->watching, 1) == 1 && at_load_sc(&ctx->reads_unarmed) && at_load(&ctx->reads_in_flight))
+	if (at_sub_sc(&ctx->sleep.watching, 1) == 1 && at_load_sc(&ctx->sleep.reads_unarmed) && at_load(&ctx->sleep.reads_in_flight))
 		rc_kick(ctx);
 }
 
@@ -176,7 +176,7 @@ static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 	uint32_t s;
 
 	if (reads)
-		at_sub_sc(&ctx->watching, 1);
+		at_sub_sc(&ctx->sleep.watching, 1);
 	rc_kick(ctx);
 	if (w->kind->will_sleep(w, &s))
 		rc_wait_sleep(w, s, deadline);
@@ -188,7 +188,7 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 {
 	if (unlikely(w->kind->sleep))
 		w->kind->sleep(w, deadline);
-	else if (at_load(&w->ctx->has_poller))
+	else if (at_load(&w->ctx->turns.has_poller))
 		leave_to_poller(w, reads, deadline);
 	else
 		device_sleep(w, deadline);
@@ -229,7 +229,7 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 		if (!begun)
 			begun = now;
 		if (spins && (!spin_until || worked))
-			spin_until = now + SPIN_NS + at_load(&ctx->more_patience);
+			spin_until = now + SPIN_NS + at_load(&ctx->sleep.more_patience);
 		if (now < spin_until || (worked && !spins)) {
 			/* A thread that was woken may wait for this very processor. */
 			if (now - begun >= YIELD_NS)
@@ -238,14 +238,14 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 		}
 		if (!blocking) {
 			blocking = true;
-			ctx->engine->blocking(1);
+			ctx->turns.engine->blocking(1);
 		}
 		go_to_sleep(w, reads, deadline);
 	}
 	if (reads)
 		unwatch_reads(ctx);
 	if (blocking) {
-		ctx->engine->blocking(-1);
+		ctx->turns.engine->blocking(-1);
 		if (spins)
 			learn_patience(ctx, now_ns() - begun);
 	}

@@ -45,7 +45,7 @@ struct rc_waiter {
 	uint32_t seen, mask;          /* the word has moved: it differs from seen in a bit of mask */
 	_Atomic uint32_t *sleepers;   /* counts the threads that sleep on the word; NULL: not counted */
 	bool over;                    /* the kind said so; for good */
-	struct list node;             /* under the lock; ctx->sleepers */
+	struct list node;             /* under the lock; ctx->sleep.sleepers */
 };
 
 struct rc_wait_kind {

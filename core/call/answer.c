@@ -33,7 +33,7 @@ static needs_lock void over(struct rref_ctx *ctx, struct rref_call *call)
 		}
 		rc_incoming_release(&call->in);
 	}
-	at_store_rel(&ctx->calls_ended, at_load(&ctx->calls_ended) + 1); /* partner: rc_calls_open */
+	at_store_rel(&ctx->call.ended, at_load(&ctx->call.ended) + 1); /* partner: rc_calls_open */
 	rc_call_spare(ctx, call);
 }
 

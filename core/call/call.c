@@ -192,7 +192,7 @@ static inline int check_target(struct rref_ctx *ctx, int rank, const char *funct
 /* A sleeping poller that would wake too late for this deadline is woken to see it. */
 static needs_lock void watch(struct rref_ctx *ctx, int64_t deadline)
 {
-	if (deadline < ctx->wake_at)
+	if (deadline < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
 
@@ -329,9 +329,9 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 	rc_lock(ctx);
 	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
 	if (likely(!err)) {
-		ctx->turn_at = rc_coarse_ns();
+		ctx->turns.turn_at = rc_coarse_ns();
 		if (likely(!o->deadline))
-			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turn_at);
+			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turns.turn_at);
 		o->f->inner = RB_FAST(inner);
 		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);

@@ -43,7 +43,7 @@ static inline bool rc_payload_needed(const struct rref_args *a)
 
 static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint64_t call_id)
 {
-	uint64_t x = (call_id ^ ctx->bucket_seed) * UINT64_C(0x9e3779b97f4a7c15) + rank;
+	uint64_t x = (call_id ^ ctx->call.bucket_seed) * UINT64_C(0x9e3779b97f4a7c15) + rank;
 
 	return (uint32_t)((x ^ x >> 32) * UINT64_C(0xd6e8feb86659fd93) >> 40) & (RC_CALL_BUCKETS - 1);
 }
@@ -51,9 +51,9 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 /* Calls being served or waiting to be. Acquire: partner of the release by who ends one. Those first: never too few. */
 static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
 {
-	uint64_t over = at_load_acq(&ctx->calls_over) + at_load_acq(&ctx->calls_ended);
+	uint64_t over = at_load_acq(&ctx->call.over) + at_load_acq(&ctx->call.ended);
 
-	return at_load(&ctx->calls_begun) - over;
+	return at_load(&ctx->call.begun) - over;
 }
 
 static inline uint64_t rc_call_bytes(const struct rc_peer *p)

@@ -15,7 +15,7 @@ static _Atomic(struct rc_function *) *bucket_of(struct rref_ctx *ctx, const char
 	copy_short(&first, name, min_of(length, sizeof(first)));
 	if (length > sizeof(last))
 		memcpy(&last, name + length - sizeof(last), sizeof(last));
-	return &ctx->functions[((first ^ last >> 7) + length) * UINT64_C(0x9e3779b97f4a7c15) >> 40 & (RC_FUNCTION_BUCKETS - 1)];
+	return &ctx->call.functions[((first ^ last >> 7) + length) * UINT64_C(0x9e3779b97f4a7c15) >> 40 & (RC_FUNCTION_BUCKETS - 1)];
 }
 
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length)
@@ -51,9 +51,9 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	fn->flags = f->flags;
 	snprintf(fn->name, sizeof(fn->name), "%s", f->name);
 	fn->name_length = strlen(fn->name);
-	pthread_mutex_lock(&ctx->function_lock);
+	pthread_mutex_lock(&ctx->call.function_lock);
 	if (rc_function_find(ctx, fn->name, strlen(fn->name))) {
-		pthread_mutex_unlock(&ctx->function_lock);
+		pthread_mutex_unlock(&ctx->call.function_lock);
 		free(fn);
 		return rc_fail(EEXIST, "a function named %s is registered already", f->name);
 	}
@@ -61,6 +61,6 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 
 	fn->next = at_load(head);
 	at_store_rel(head, fn);
-	pthread_mutex_unlock(&ctx->function_lock);
+	pthread_mutex_unlock(&ctx->call.function_lock);
 	return 0;
 }

@@ -91,28 +91,28 @@ void rc_incoming_release(struct rc_incoming *in)
 /* Kept for the time when there is no memory: a call that is refused then may bring references. */
 is_alone int rc_incoming_open(struct rref_ctx *ctx)
 {
-	while (ctx->nr_spare_drops < RC_SPARE_DROPS) {
+	while (ctx->call.nr_spare_drops < RC_SPARE_DROPS) {
 		struct rc_incoming *in = malloc(sizeof(*in));
 
 		if (!in)
 			return rc_fail(ENOMEM, "memory for %u refused calls", RC_SPARE_DROPS);
-		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+		ctx->call.spare_drop[ctx->call.nr_spare_drops++] = in;
 	}
 	return 0;
 }
 
 is_alone void rc_incoming_close(struct rref_ctx *ctx)
 {
-	while (ctx->nr_spare_drops)
-		free(ctx->spare_drop[--ctx->nr_spare_drops]);
+	while (ctx->call.nr_spare_drops)
+		free(ctx->call.spare_drop[--ctx->call.nr_spare_drops]);
 }
 
 static needs_lock void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	ctx->peers[in->from].nr_drops--;
 	rc_incoming_release(in);
-	if (ctx->nr_spare_drops < RC_SPARE_DROPS)
-		ctx->spare_drop[ctx->nr_spare_drops++] = in;
+	if (ctx->call.nr_spare_drops < RC_SPARE_DROPS)
+		ctx->call.spare_drop[ctx->call.nr_spare_drops++] = in;
 	else
 		free(in);
 }
@@ -130,8 +130,8 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 		return;
 	}
 	in = malloc(sizeof(*in));
-	if (!in && ctx->nr_spare_drops)
-		in = ctx->spare_drop[--ctx->nr_spare_drops];
+	if (!in && ctx->call.nr_spare_drops)
+		in = ctx->call.spare_drop[--ctx->call.nr_spare_drops];
 	if (!in) {
 		rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
 		return;

@@ -127,7 +127,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	err = send_take(f, first, deadline);
 	if (!err) {
 		at_store(&f->deadline, deadline);
-		if (deadline < ctx->wake_at)
+		if (deadline < ctx->sleep.wake_at)
 			rc_kick(ctx);
 		rc_op_begin(f);
 	}
@@ -250,7 +250,7 @@ static needs_lock int find(const struct rref_call *call, struct rref **out)
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t first = get_le32(call->bytes), nr = get_le32((const char *)call->bytes + 4);
 	void *found;
-	int err = ctx->machine ? rp_held_value(ctx->machine, call->caller, &call->id, &call->fork, &found) : -ESHUTDOWN;
+	int err = ctx->op.machine ? rp_held_value(ctx->op.machine, call->caller, &call->id, &call->fork, &found) : -ESHUTDOWN;
 	const struct rc_value *v;
 
 	if (err)

@@ -40,7 +40,7 @@
 
 struct rc_payload {
 	struct rc_work work;	/* under the lock; its memory is to be freed */
-	struct list node;	/* under the lock; ctx->offers */
+	struct list node;	/* under the lock; ctx->call.offers */
 	struct rref_ctx *ctx;
 	struct rc_value *value;
 	uint64_t cost;               /* in offer_bytes */
@@ -172,12 +172,12 @@ void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
 {
 	p->what = what;
 	p->call_id = call_id;
-	list_add_tail(&ctx->offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
+	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
 }
 
 static struct rc_payload *find(struct rref_ctx *ctx, uint32_t peer, uint32_t what, uint64_t call_id)
 {
-	struct list *head = &ctx->offers[rc_bucket(ctx, peer, call_id)], *l, *tmp;
+	struct list *head = &ctx->call.offers[rc_bucket(ctx, peer, call_id)], *l, *tmp;
 
 	list_for_each_safe(l, tmp, head) {
 		struct rc_payload *p = container_of(l, struct rc_payload, node);
@@ -225,7 +225,7 @@ void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&peer->offer_bytes); i++) {
 		struct list *l, *tmp;
 
-		list_for_each_safe(l, tmp, &ctx->offers[i]) {
+		list_for_each_safe(l, tmp, &ctx->call.offers[i]) {
 			struct rc_payload *p = container_of(l, struct rc_payload, node);
 
 			if (p->peer == peer->rank)

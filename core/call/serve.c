@@ -42,24 +42,24 @@ static uint64_t call_bytes(const struct rw_call *c)
  */
 static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 {
-	uint32_t at = at_add(&ctx->nr_consumed, 1) % RC_CONSUMED_KEPT;
+	uint32_t at = at_add(&ctx->call.nr_consumed, 1) % RC_CONSUMED_KEPT;
 
 	call->bytes = call->meta = NULL;
 	call->length = call->meta_length = 0;
 	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it finds. */
-	return at_xchg_ar(&ctx->consumed[at], call);
+	return at_xchg_ar(&ctx->call.consumed[at], call);
 }
 
 is_alone void rc_calls_close(struct rref_ctx *ctx)
 {
 	struct list *l;
 
-	while (ctx->spare_calls.next && (l = list_pop(&ctx->spare_calls)))
+	while (ctx->call.spare_calls.next && (l = list_pop(&ctx->call.spare_calls)))
 		free(container_of(l, struct rref_call, hook.node)->block);
-	if (at_load(&ctx->spare_call))
-		free(at_load(&ctx->spare_call)->block);
+	if (at_load(&ctx->call.spare_call))
+		free(at_load(&ctx->call.spare_call)->block);
 	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
-		struct rref_call *call = at_load(&ctx->consumed[i]);
+		struct rref_call *call = at_load(&ctx->call.consumed[i]);
 
 		if (call)
 			free(call->block);
@@ -78,33 +78,33 @@ static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rref_call *none = NULL;
 
-	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->spare_call))
+	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->call.spare_call))
 		return false;
 	make_clean(call);
-	return at_cas_ar(&ctx->spare_call, &none, call); /* partner of take_spare */
+	return at_cas_ar(&ctx->call.spare_call, &none, call); /* partner of take_spare */
 }
 
 /* In lists are those of the straight way. */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
-	if (unlikely(!call->roomy || ctx->nr_spare_calls + 1 > RC_SPARE_CALLS)) {
+	if (unlikely(!call->roomy || ctx->call.nr_spare_calls + 1 > RC_SPARE_CALLS)) {
 		free(call->block);
 		return;
 	}
 	make_clean(call);
-	ctx->nr_spare_calls++;
-	list_add(&ctx->spare_calls, &call->hook.node);
+	ctx->call.nr_spare_calls++;
+	list_add(&ctx->call.spare_calls, &call->hook.node);
 }
 
 static needs_lock struct rref_call *take_spare(struct rref_ctx *ctx)
 {
-	struct list *l = list_pop(&ctx->spare_calls);
+	struct list *l = list_pop(&ctx->call.spare_calls);
 
 	if (likely(l)) {
-		ctx->nr_spare_calls--;
+		ctx->call.nr_spare_calls--;
 		return container_of(l, struct rref_call, hook.node);
 	}
-	return at_load(&ctx->spare_call) ? at_xchg_ar(&ctx->spare_call, NULL) : NULL;
+	return at_load(&ctx->call.spare_call) ? at_xchg_ar(&ctx->call.spare_call, NULL) : NULL;
 }
 
 void rc_call_put(struct rref_call *call)
@@ -122,7 +122,7 @@ void rc_call_put(struct rref_call *call)
 	if (call && !leave_spare(ctx, call))
 		free(call->block);
 	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
-	at_add_rel(&ctx->calls_over, 1);
+	at_add_rel(&ctx->call.over, 1);
 }
 
 static int run_handler(struct rref_call *call)
@@ -215,7 +215,7 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
  */
 static needs_lock void push_inline(struct rref_ctx *ctx, struct rref_call *call)
 {
-	if (unlikely(ctx->engine->hooks_blocked(ctx)))
+	if (unlikely(ctx->turns.engine->hooks_blocked(ctx)))
 		rc_pool_push(ctx, call);
 	else
 		rc_hook_push(ctx, &call->hook);
@@ -223,10 +223,10 @@ static needs_lock void push_inline(struct rref_ctx *ctx, struct rref_call *call)
 
 void rc_calls_to_pool(struct rref_ctx *ctx)
 {
-	struct list *l = ctx->hooks.next, *next;
+	struct list *l = ctx->hooks.due.next, *next;
 
 	/* The pool may give one back, to the end of the queue. */
-	for (unsigned n = at_load(&ctx->nr_hooks); n > 0; n--, l = next) {
+	for (unsigned n = at_load(&ctx->hooks.nr); n > 0; n--, l = next) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
 
 		next = l->next;
@@ -278,7 +278,7 @@ static needs_lock struct rref_call *find_open_in(struct list *bucket, const stru
 
 static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
 {
-	return find_open_in(&ctx->open_calls[rc_bucket(ctx, from->rank, call_id)], from, call_id);
+	return find_open_in(&ctx->call.open[rc_bucket(ctx, from->rank, call_id)], from, call_id);
 }
 
 /* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. */
@@ -301,7 +301,7 @@ void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 	for (unsigned i = 0; i < RC_CALL_BUCKETS && rc_call_bytes(p); i++) {
 		struct list *l, *tmp;
 
-		list_for_each_safe(l, tmp, &ctx->open_calls[i]) {
+		list_for_each_safe(l, tmp, &ctx->call.open[i]) {
 			struct rref_call *call = container_of(l, struct rref_call, open_node);
 
 			if (call->caller == p->rank)
@@ -406,7 +406,7 @@ static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
  */
 static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
 {
-	struct list *bucket = &ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)];
+	struct list *bucket = &ctx->call.open[rc_bucket(ctx, from->rank, c->call_id)];
 	size_t data = c->data_length, meta = c->meta_length;
 	uint64_t cost = sizeof(struct rref_call) + data + meta;
 	const struct rc_function *fn;
@@ -443,7 +443,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, co
 	call->deferred = false;
 	call->counted = fn->flags & RREF_INLINE;
 	list_add_tail(bucket, &call->open_node);
-	at_add_mine(&ctx->calls_begun, 1);
+	at_add_mine(&ctx->call.begun, 1);
 	at_add_mine(&from->call_bytes, cost);
 	if (call->counted) {
 		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
@@ -479,9 +479,9 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 				       .peer = from->rank, .word = c->word };
 		int err;
 
-		ctx->duplicate = false;
+		ctx->op.duplicate = false;
 		err = rc_step_at(ctx, &ev, from->heard_at);
-		if (err || ctx->duplicate) {
+		if (err || ctx->op.duplicate) {
 			free_call(ctx, call);
 			if (err == -EPROTO || err == -EINVAL) {
 				at_add(&ctx->n.rejected, 1);
@@ -527,11 +527,11 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 		memcpy(call->data, c->data, inline_length);
 	if (c->meta_length)
 		memcpy(call->data + inline_length, c->meta, c->meta_length);
-	list_add_tail(&ctx->open_calls[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
+	list_add_tail(&ctx->call.open[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
 	at_store(&call->refs, 2); /* the handler's and the reply's */
 	call->fn = rc_function_find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
-	at_add_mine(&ctx->calls_begun, 1);
+	at_add_mine(&ctx->call.begun, 1);
 	at_add_mine(&from->call_bytes, bytes);
 	if (fetch_bytes)
 		at_add(&from->fetch_bytes, fetch_bytes);

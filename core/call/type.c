@@ -105,8 +105,8 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 	void *value;
 
 	/* Only of a value that the asker holds, by its own fork of it. */
-	if (ctx->machine &&
-	    !rp_held_value(ctx->machine, from->rank, &q->id, &q->fork, &value)) {
+	if (ctx->op.machine &&
+	    !rp_held_value(ctx->op.machine, from->rank, &q->id, &q->fork, &value)) {
 		t = ((const struct rc_value *)value)->type;
 		m.u.type.element_size = t->element_size;
 		m.u.type.flags = t->flags;

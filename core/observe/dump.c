@@ -195,9 +195,9 @@ static void worker_line(struct dump *d)
 	rc_rec_text(&d->r, "name", ctx->members[ctx->rank].name);
 	rc_rec_number(&d->r, "rank", ctx->rank);
 	rc_rec_number(&d->r, "of", ctx->world);
-	rc_rec_hex(&d->r, "incarnation", ctx->incarnation);
+	rc_rec_hex(&d->r, "incarnation", ctx->group.incarnation);
 	rc_rec_text(&d->r, "state", state[at_load(&ctx->state)]);
-	rc_rec_age(&d->r, "age", rc_coarse_ns() - ctx->started_at);
+	rc_rec_age(&d->r, "age", rc_coarse_ns() - ctx->op.started_at);
 	rc_rec_end(&d->r);
 }
 
@@ -279,12 +279,12 @@ static int write_all(struct dump *d, unsigned flags, rref_writer write, void *ar
 	while (more && !err) {
 		rc_lock(ctx);
 		rc_work_run_pushed(ctx);
-		more = ctx->machine && rp_visit_some(ctx->machine, &cursor, SLICE, visit, d);
+		more = ctx->op.machine && rp_visit_some(ctx->op.machine, &cursor, SLICE, visit, d);
 		rc_unlock(ctx);
 		err = flush(d, write, arg);
 	}
 	do {
-		if (err || !at_load(&ctx->nr_ops))
+		if (err || !at_load(&ctx->op.nr))
 			break;
 		rc_lock(ctx);
 		d->now = now_ns();

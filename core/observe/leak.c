@@ -27,21 +27,21 @@ struct rc_leaks {
 
 static needs_lock bool fits(struct rref_ctx *ctx)
 {
-	if (!ctx->leaks)
-		ctx->leaks = calloc(1, sizeof(*ctx->leaks));
-	if (!ctx->leaks)
+	if (!ctx->end.leaks)
+		ctx->end.leaks = calloc(1, sizeof(*ctx->end.leaks));
+	if (!ctx->end.leaks)
 		return false;
-	if (ctx->leaks->r.used < REPORT_BYTES)
+	if (ctx->end.leaks->r.used < REPORT_BYTES)
 		return true;
-	ctx->leaks->more++;
+	ctx->end.leaks->more++;
 	return false;
 }
 
 is_alone void rc_leaks_free(struct rref_ctx *ctx)
 {
-	if (ctx->leaks)
-		free(ctx->leaks->r.buf);
-	free(ctx->leaks);
+	if (ctx->end.leaks)
+		free(ctx->end.leaks->r.buf);
+	free(ctx->end.leaks);
 }
 
 /* One line in words of as many as it holds. */
@@ -92,7 +92,7 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 			continue;
 		nr++;
 		if (fits(ctx))
-			rc_rec_handle(ctx, &ctx->leaks->r, "unreleased", h);
+			rc_rec_handle(ctx, &ctx->end.leaks->r, "unreleased", h);
 		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h), h->owned ? "" : " owned by ",
 		       h->owned ? "" : ctx->members[h->owner].name);
 	}
@@ -120,7 +120,7 @@ static needs_lock void rest_line(void *arg, const struct rp_visit *v)
 	r->leaks += v->owned;
 	r->stuck += !v->owned;
 	if (fits(r->ctx))
-		rc_rec_visit(r->ctx, &r->ctx->leaks->r, v->owned ? "leak" : "stuck", v);
+		rc_rec_visit(r->ctx, &r->ctx->end.leaks->r, v->owned ? "leak" : "stuck", v);
 	sum_up(&r->s, v->id, value, h ? rc_handle_site(h) : NULL, v->owned ? " held by " : " owned by ",
 	       r->ctx->members[v->peer].name);
 }
@@ -131,7 +131,7 @@ void rc_leaks_rest(struct rref_ctx *ctx, char *text, size_t size, uint64_t *leak
 
 	text[0] = 0;
 	rc_lock(ctx);
-	rp_visit(ctx->machine, rest_line, &r);
+	rp_visit(ctx->op.machine, rest_line, &r);
 	rc_unlock(ctx);
 	r.s.size += 5;
 	end_summary(&r.s);
@@ -150,7 +150,7 @@ int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size)
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
-	l = ctx->leaks;
+	l = ctx->end.leaks;
 	if (l && l->r.used) {
 		n = min_of(l->r.used, (size_t)INT32_MAX);
 		if (size)

@@ -23,8 +23,8 @@ static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 {
 	struct rp_counts c = { 0 };
 
-	if (ctx->machine)
-		rp_counts(ctx->machine, &c);
+	if (ctx->op.machine)
+		rp_counts(ctx->op.machine, &c);
 	s->owners = c.owners;
 	s->pending_owners = c.pending_owners;
 	s->forks = c.forks;
@@ -65,13 +65,13 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_work_run_pushed(ctx);
 	locked_part(ctx, &s);
 	rc_unlock(ctx);
-	ra_stats(ctx->values, &v);
-	ra_stats(ctx->landing, &l);
+	ra_stats(ctx->value.arena, &v);
+	ra_stats(ctx->value.landing, &l);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	rc_quick_counts(ctx, &s);
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->beacon_region->length + at_load(&ctx->n.mem_bytes);
+	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->session.beacon_region->length + at_load(&ctx->n.mem_bytes);
 	s.nr_regions = v.nr_regions + l.nr_regions + 1 + at_load(&ctx->n.mems);
 	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.messages_sent = at_load(&ctx->n.sent);
@@ -114,8 +114,8 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 
 	rc_lock(ctx);
 	rc_work_run_pushed(ctx);
-	if (ctx->machine)
-		rp_peer_counts(ctx->machine, (uint32_t)rank, &c);
+	if (ctx->op.machine)
+		rp_peer_counts(ctx->op.machine, (uint32_t)rank, &c);
 	s.size = out->size;
 	s.rank = rank;
 	s.state = (uint32_t)rank == ctx->rank ? "self" : p->cut_off ? "down" : state[p->state];

@@ -21,7 +21,7 @@
  */
 static uint32_t next_taken(struct rref_ctx *ctx, uint32_t i, uint32_t nr)
 {
-	while (i < nr && i % RC_OP_CHUNK == 0 && !at_load(&ctx->op_taken[i / RC_OP_CHUNK]))
+	while (i < nr && i % RC_OP_CHUNK == 0 && !at_load(&ctx->op.taken[i / RC_OP_CHUNK]))
 		i += RC_OP_CHUNK;
 	return i;
 }
@@ -178,19 +178,19 @@ static needs_lock void expire(struct rref_ctx *ctx, struct rref_future *f)
 /* Whatever is taken moves one of the two. */
 static needs_lock bool is_known(const struct rref_ctx *ctx)
 {
-	return at_load(&ctx->op_free) == ctx->ops_seen && at_load(&ctx->op_spare) == ctx->spare_seen;
+	return at_load(&ctx->op.free) == ctx->op.seen && at_load(&ctx->op.spare) == ctx->op.spare_seen;
 }
 
 /* Also without a deadline that has come: a slot that was taken a moment before a scan looks free until its operation begins. */
 static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 {
-	return is_known(ctx) ? min_of(ctx->ops_due, ctx->ops_scanned_at + RESCAN_NS) : 0;
+	return is_known(ctx) ? min_of(ctx->op.due, ctx->op.scanned_at + RESCAN_NS) : 0;
 }
 
 int64_t rc_ops_due(const struct rref_ctx *ctx)
 {
 	/* For that moment, too, twice. What is in flight then is complete, and kept by the program. */
-	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->ops_quiet >= 2) ? INT64_MAX : next_scan(ctx);
+	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->op.quiet >= 2) ? INT64_MAX : next_scan(ctx);
 }
 
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
@@ -198,11 +198,11 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	if (now < next_scan(ctx))
 		return;
 	/* Before it is asked whether there are any: what begins behind that moves one of the two. */
-	uint64_t free_list = at_load_acq(&ctx->op_free), spare = at_load_acq(&ctx->op_spare);
-	bool known = free_list == ctx->ops_seen && spare == ctx->spare_seen, pending = false;
-	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint64_t free_list = at_load_acq(&ctx->op.free), spare = at_load_acq(&ctx->op.spare);
+	bool known = free_list == ctx->op.seen && spare == ctx->op.spare_seen, pending = false;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 
-	ctx->ops_due = INT64_MAX;
+	ctx->op.due = INT64_MAX;
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *op = rc_op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
@@ -215,7 +215,7 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 			int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
 
 			pending = true;
-			ctx->ops_due = min_of(ctx->ops_due, due);
+			ctx->op.due = min_of(ctx->op.due, due);
 		}
 		if (!f)
 			continue;
@@ -223,16 +223,16 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 			expire(ctx, f);
 		rc_op_put(f);
 	}
-	ctx->ops_seen = free_list;
-	ctx->spare_seen = spare;
-	ctx->ops_scanned_at = now;
-	ctx->ops_quiet = pending ? 0 : known ? ctx->ops_quiet + 1 : 1;
+	ctx->op.seen = free_list;
+	ctx->op.spare_seen = spare;
+	ctx->op.scanned_at = now;
+	ctx->op.quiet = pending ? 0 : known ? ctx->op.quiet + 1 : 1;
 }
 
 /* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
 {
-	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
@@ -248,7 +248,7 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 
 void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 {
-	uint32_t nr = at_load_acq(&ctx->nr_ops);
+	uint32_t nr = at_load_acq(&ctx->op.nr);
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
@@ -262,7 +262,7 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 
 unsigned rc_ops_calling(struct rref_ctx *ctx)
 {
-	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->nr_ops) : 0;
+	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 	unsigned n = 0;
 
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
@@ -277,7 +277,7 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 
 uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg)
 {
-	uint32_t nr = at_load_acq(&ctx->nr_ops), i = from;
+	uint32_t nr = at_load_acq(&ctx->op.nr), i = from;
 
 	for (i = next_taken(ctx, i, nr); i < nr && i - from < max; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);

@@ -53,7 +53,7 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 			at_add(&f->refs, 1);
 			rc_op_run_then(f);
 		}
-	} else if (at_load(&f->ctx->has_poller)) {
+	} else if (at_load(&f->ctx->turns.has_poller)) {
 		rc_kick(f->ctx); /* nobody may be waiting for it: the poller has to */
 	}
 	return 0;

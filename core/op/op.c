@@ -20,42 +20,42 @@ int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 {
 	uint32_t chunks = (max_ops + RC_OP_CHUNK - 1) / RC_OP_CHUNK;
 
-	ctx->max_ops = chunks * RC_OP_CHUNK;
-	ctx->op_chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_chunk[0]));
-	ctx->op_taken = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op_taken[0]));
-	return ctx->op_chunk && ctx->op_taken ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->max_ops);
+	ctx->op.max = chunks * RC_OP_CHUNK;
+	ctx->op.chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op.chunk[0]));
+	ctx->op.taken = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op.taken[0]));
+	return ctx->op.chunk && ctx->op.taken ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->op.max);
 }
 
 void rc_ops_close(struct rref_ctx *ctx)
 {
-	uint32_t nr = at_load(&ctx->nr_ops) / RC_OP_CHUNK;
+	uint32_t nr = at_load(&ctx->op.nr) / RC_OP_CHUNK;
 
-	for (uint32_t i = 0; ctx->op_chunk && i < nr; i++) {
-		struct rref_future *chunk = at_load(&ctx->op_chunk[i]);
+	for (uint32_t i = 0; ctx->op.chunk && i < nr; i++) {
+		struct rref_future *chunk = at_load(&ctx->op.chunk[i]);
 
 		for (uint32_t k = 0; k < RC_OP_CHUNK; k++)
 			free(chunk[k].spare);
 		free(chunk);
 	}
-	free(ctx->op_chunk);
-	free(ctx->op_taken);
-	ctx->op_chunk = NULL;
-	ctx->op_taken = NULL;
+	free(ctx->op.chunk);
+	free(ctx->op.taken);
+	ctx->op.chunk = NULL;
+	ctx->op.taken = NULL;
 }
 
 static void push_free(struct rref_ctx *ctx, struct rref_future *f)
 {
-	uint64_t head = at_load(&ctx->op_free), next;
+	uint64_t head = at_load(&ctx->op.free), next;
 
 	do {
 		at_store(&f->next_free, (uint32_t)head);
 		next = ((head >> 32) + 1) << 32 | (f->index + 1);
-	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+	} while (!at_cas_weak_ar(&ctx->op.free, &head, next));
 }
 
 static struct rref_future *pop_free(struct rref_ctx *ctx)
 {
-	uint64_t head = at_load_acq(&ctx->op_free), next;
+	uint64_t head = at_load_acq(&ctx->op.free), next;
 	struct rref_future *f;
 
 	do {
@@ -64,7 +64,7 @@ static struct rref_future *pop_free(struct rref_ctx *ctx)
 		f = rc_op_at(ctx, (uint32_t)head - 1);
 		/* May read a slot that another thread just took: then the tag has moved and the CAS fails. */
 		next = ((head >> 32) + 1) << 32 | at_load(&f->next_free);
-	} while (!at_cas_weak_ar(&ctx->op_free, &head, next));
+	} while (!at_cas_weak_ar(&ctx->op.free, &head, next));
 	return f;
 }
 
@@ -73,11 +73,11 @@ static int grow(struct rref_ctx *ctx)
 	uint32_t nr;
 	int err = 0;
 
-	pthread_mutex_lock(&ctx->grow_lock);
-	nr = at_load(&ctx->nr_ops);
-	if ((uint32_t)at_load_acq(&ctx->op_free) != 0)
+	pthread_mutex_lock(&ctx->op.grow_lock);
+	nr = at_load(&ctx->op.nr);
+	if ((uint32_t)at_load_acq(&ctx->op.free) != 0)
 		goto out; /* somebody grew meanwhile */
-	assert(nr < ctx->max_ops * RC_OP_RESULT); /* try_get counts */
+	assert(nr < ctx->op.max * RC_OP_RESULT); /* try_get counts */
 	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
 
 	if (!chunk) {
@@ -93,12 +93,12 @@ static int grow(struct rref_ctx *ctx)
 		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
 		at_store(&chunk[i].deadline, INT64_MAX);
 	}
-	at_store_rel(&ctx->op_chunk[nr / RC_OP_CHUNK], chunk);
-	at_store_rel(&ctx->nr_ops, nr + RC_OP_CHUNK);
+	at_store_rel(&ctx->op.chunk[nr / RC_OP_CHUNK], chunk);
+	at_store_rel(&ctx->op.nr, nr + RC_OP_CHUNK);
 	for (uint32_t i = RC_OP_CHUNK; i-- > 0;)
 		push_free(ctx, &chunk[i]);
 out:
-	pthread_mutex_unlock(&ctx->grow_lock);
+	pthread_mutex_unlock(&ctx->op.grow_lock);
 	return err;
 }
 
@@ -110,7 +110,7 @@ uint64_t rc_op_token(const struct rref_future *f)
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
 {
 	/* Acquire: partner of the release in grow(); the index came from a list or a token published after it. */
-	struct rref_future *chunk = at_load_acq(&ctx->op_chunk[index / RC_OP_CHUNK]);
+	struct rref_future *chunk = at_load_acq(&ctx->op.chunk[index / RC_OP_CHUNK]);
 
 	return chunk + index % RC_OP_CHUNK;
 }
@@ -120,7 +120,7 @@ struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token)
 	uint32_t index = (uint32_t)token;
 	struct rref_future *f;
 
-	if (index >= at_load_acq(&ctx->nr_ops))
+	if (index >= at_load_acq(&ctx->op.nr))
 		return NULL;
 	f = rc_op_at(ctx, index);
 	return at_load(&f->gen) == (uint32_t)(token >> 32) && at_load(&f->refs) ? f : NULL;
@@ -149,35 +149,35 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
  */
 static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {
-	uint64_t spare = at_load(&ctx->op_spare), none;
+	uint64_t spare = at_load(&ctx->op.spare), none;
 
 	do {
-		if (!(uint32_t)spare || at_load(&ctx->ops_in_flight) > ctx->max_ops * share)
+		if (!(uint32_t)spare || at_load(&ctx->op.in_flight) > ctx->op.max * share)
 			return NULL;
 		none = ((spare >> 32) + 1) << 32;
-	} while (!at_cas_weak_ar(&ctx->op_spare, &spare, none)); /* acquire: partner of leave_spare */
+	} while (!at_cas_weak_ar(&ctx->op.spare, &spare, none)); /* acquire: partner of leave_spare */
 	return rc_op_at(ctx, (uint32_t)spare - 1);
 }
 
 static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 {
-	uint64_t none = at_load(&ctx->op_spare);
+	uint64_t none = at_load(&ctx->op.spare);
 
-	return RB_FAST(!(uint32_t)none && at_cas_ar(&ctx->op_spare, &none, none | (f->index + 1)));
+	return RB_FAST(!(uint32_t)none && at_cas_ar(&ctx->op.spare, &none, none | (f->index + 1)));
 }
 
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 {
 	/* First (acquire), or one that is left between the two loads would hide another. One that is taken then is not counted. */
-	bool spare = (uint32_t)at_load_acq(&ctx->op_spare) != 0;
-	uint32_t nr = at_load(&ctx->ops_in_flight);
+	bool spare = (uint32_t)at_load_acq(&ctx->op.spare) != 0;
+	uint32_t nr = at_load(&ctx->op.in_flight);
 
 	return nr - (nr && spare);
 }
 
 static int no_slot(struct rref_ctx *ctx, int err)
 {
-	at_sub(&ctx->ops_in_flight, 1);
+	at_sub(&ctx->op.in_flight, 1);
 	return err;
 }
 
@@ -187,16 +187,16 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 	*out = take_spare(ctx, share);
 	if (*out)
 		return 0;
-	if (at_add(&ctx->ops_in_flight, 1) >= ctx->max_ops * share) {
+	if (at_add(&ctx->op.in_flight, 1) >= ctx->op.max * share) {
 		no_slot(ctx, 0);
 		/* The last one that counts may have become spare meanwhile. */
 		*out = take_spare(ctx, share);
-		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->max_ops);
+		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->op.max);
 	}
 	for (;;) {
 		*out = pop_free(ctx);
 		if (*out) {
-			at_add(&ctx->op_taken[(*out)->index / RC_OP_CHUNK], 1);
+			at_add(&ctx->op.taken[(*out)->index / RC_OP_CHUNK], 1);
 			return 0;
 		}
 		int err = grow(ctx);
@@ -308,9 +308,9 @@ static void release(struct rref_future *f)
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* read/in_flight.c has tokens with the highest bit */
 	if (leave_spare(ctx, f))
 		return;
-	at_sub(&ctx->op_taken[f->index / RC_OP_CHUNK], 1);
+	at_sub(&ctx->op.taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
-	at_sub(&ctx->ops_in_flight, 1); /* last: who counts itself in finds a slot */
+	at_sub(&ctx->op.in_flight, 1); /* last: who counts itself in finds a slot */
 }
 
 void rc_op_put(struct rref_future *f)

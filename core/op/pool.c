@@ -184,7 +184,7 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->work, NULL);
 	pthread_cond_init(&pool->gone, NULL);
-	ctx->pool = pool;
+	ctx->op.pool = pool;
 	return 0;
 }
 
@@ -194,7 +194,7 @@ static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
 	struct timespec ts;
 
 	while (pool->threads) {
-		if (at_load(&ctx->has_poller)) {
+		if (at_load(&ctx->turns.has_poller)) {
 			pthread_cond_wait(&pool->gone, &pool->lock);
 			continue;
 		}
@@ -216,8 +216,8 @@ void rc_pool_close(struct rref_ctx *ctx)
 
 	/* First nobody may push any more: calls of a worker to itself can still come out of its own queue. */
 	rc_lock(ctx);
-	pool = ctx->pool;
-	ctx->pool = NULL;
+	pool = ctx->op.pool;
+	ctx->op.pool = NULL;
 	rc_unlock(ctx);
 	if (!pool)
 		return;
@@ -238,7 +238,7 @@ void rc_pool_close(struct rref_ctx *ctx)
 
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 {
-	struct rc_pool *pool = ctx->pool;
+	struct rc_pool *pool = ctx->op.pool;
 	struct list refused, *n;
 	struct rc_caller *c;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Steps of the protocol machine. Its effects go up through ctx->effect, until none is left.
+ * Steps of the protocol machine. Its effects go up through ctx->op.effect, until none is left.
  */
 #include <errno.h>
 
@@ -10,36 +10,36 @@
 /* Carries the next effect out. False: there is none. */
 static needs_lock bool carry_out(struct rref_ctx *ctx)
 {
-	const struct rp_effect *e = rp_effect_next(ctx->machine);
+	const struct rp_effect *e = rp_effect_next(ctx->op.machine);
 
 	if (e)
-		ctx->effect(ctx, e);
+		ctx->op.effect(ctx, e);
 	return e;
 }
 
 void rc_effects(struct rref_ctx *ctx)
 {
 	/* Effects of a step that an effect led to are taken out by the loop that is under way. */
-	if (ctx->in_effects)
+	if (ctx->op.in_effects)
 		return;
-	ctx->in_effects = true;
+	ctx->op.in_effects = true;
 	while (carry_out(ctx))
 		;
-	ctx->in_effects = false;
+	ctx->op.in_effects = false;
 }
 
 static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
 {
 	int err;
 
-	if (!ctx->machine)
+	if (!ctx->op.machine)
 		return -ESHUTDOWN;
 	ev->now = rc_age_at(ctx, now);
-	err = rp_step(ctx->machine, ev, rec);
+	err = rp_step(ctx->op.machine, ev, rec);
 	/* An event that gives back never fails for want of memory, only for that of room: then effects
 	 * that are due come first. */
 	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
-		err = rp_step(ctx->machine, ev, rec);
+		err = rp_step(ctx->op.machine, ev, rec);
 	rc_effects(ctx);
 	return err;
 }

@@ -39,7 +39,7 @@ void rc_wait_wake(struct rref_future *f, uint32_t old)
 void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
 {
 	rc_wake_word(word);
-	if (!at_load(&ctx->has_poller))
+	if (!at_load(&ctx->turns.has_poller))
 		rc_kick(ctx);
 }
 
@@ -93,7 +93,7 @@ static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
 	struct one o; /* node is set when it is needed */
 	/* Over shm none of them is ever waited for. */
-	bool reads = f->is->reads && at_load(&f->ctx->has_poller);
+	bool reads = f->is->reads && at_load(&f->ctx->turns.has_poller);
 
 	o.f = f;
 	o.w.ctx = f->ctx;
@@ -112,9 +112,9 @@ int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 
 	if (!rc_op_done(f)) {
 		/* As in rc_make_progress. */
-		bool slow = !at_load(&ctx->has_poller) && ctx->turn_at - ctx->polled_slow_at >= RC_SLOW_NS;
+		bool slow = !at_load(&ctx->turns.has_poller) && ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 
-		ctx->engine->turns(ctx, slow, FIRST_LOOKS);
+		ctx->turns.engine->turns(ctx, slow, FIRST_LOOKS);
 	}
 	rc_unlock_hooks(ctx);
 	return rc_op_done(f) ? 0 : wait_for(f, deadline, 0);
@@ -178,7 +178,7 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 	for (size_t i = 0; i < s->nr; i++) {
 		struct rref_ctx *ctx = s->fs[i]->ctx;
 
-		if (at_load(&ctx->has_poller)) {
+		if (at_load(&ctx->turns.has_poller)) {
 			rc_kick(ctx); /* as in leave_to_poller in base/wait.c */
 			continue;
 		}
@@ -243,7 +243,7 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 	}
 	if (find_done(&s))
 		return (int)s.found;
-	reads = reads && s.w.kind == &any_kind && at_load(&s.w.ctx->has_poller);
+	reads = reads && s.w.kind == &any_kind && at_load(&s.w.ctx->turns.has_poller);
 	err = rc_wait(&s.w, reads, -1, timeout);
 	return err ? rc_fail(-err, "none of %zu operations is complete", nr) : (int)s.found;
 }

@@ -66,7 +66,7 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 
 	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
 		return;
-	ctx->turn_at = 0; /* a step of the engine's may follow */
+	ctx->turns.turn_at = 0; /* a step of the engine's may follow */
 	if (p->device->ops->next_read(p->dev, &cookie, &user))
 		rc_peer_read(ctx, user, cookie, 0, -1);
 }
@@ -74,7 +74,7 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status)
 {
 	/* Where there is no poller, a program that only reads is the one that serves its peers. */
-	for (unsigned i = at_load(&ctx->has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
+	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
 		look_for_reads(ctx, p);
 		rc_unlock(ctx);
 		if (rc_flight_landed(fl, status))
@@ -92,7 +92,7 @@ bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_fu
 		return false;
 	(*fl)->f = f;
 	(*fl)->landing = f ? NULL : v;
-	at_add(&ctx->reads_in_flight, 1);
+	at_add(&ctx->sleep.reads_in_flight, 1);
 	at_add(&ctx->n.quarantined, !f);
 	*fl = rc_flight_take(ctx);
 	return true;
@@ -111,7 +111,7 @@ static needs_lock void land_without(struct rref_ctx *ctx, struct rc_flight *fl, 
 		rc_read_ended(f, status, wc);
 		return;
 	}
-	at_sub(&ctx->reads_in_flight, 1);
+	at_sub(&ctx->sleep.reads_in_flight, 1);
 	at_sub(&ctx->n.quarantined, 1);
 	rc_landing_put(v);
 }
@@ -137,7 +137,7 @@ bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, i
 
 void rc_flights_fail(struct rref_ctx *ctx, int status)
 {
-	for (struct rc_flight *fl = ctx->flights; fl; fl = fl->next) {
+	for (struct rc_flight *fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t posted = RC_FLIGHT_POSTED;
 
 		if (at_load(&fl->state) != RC_FLIGHT_POSTED)

@@ -164,7 +164,7 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 	int posted = -ENOTCONN;
 
 	rc_runs_build(p, f, n, &runs);
-	at_add(&ctx->reads_in_flight, runs.nr);
+	at_add(&ctx->sleep.reads_in_flight, runs.nr);
 	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
@@ -178,7 +178,7 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 	at_sub_rel(&p->readers, 1);
 	unsigned left = (unsigned)max_of(posted, 0);
 
-	at_sub(&ctx->reads_in_flight, runs.nr - left);
+	at_sub(&ctx->sleep.reads_in_flight, runs.nr - left);
 	for (unsigned i = runs.first[left]; i < n; i++) {
 		rc_run_undo(f[i]);
 		if (rc_read_hard_failure(posted)) {
@@ -373,7 +373,7 @@ static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, str
 	posted = p->ops->post_reads(conn, runs.r, runs.nr);
 	count_runs(ctx, &runs, posted);
 	left = (unsigned)max_of(posted, 0);
-	at_add(&ctx->reads_in_flight, left);
+	at_add(&ctx->sleep.reads_in_flight, left);
 	for (unsigned i = n; i-- > runs.first[left];) {
 		rc_run_undo(f[i]);
 		if (rc_read_hard_failure(posted)) {
@@ -454,7 +454,7 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 
 void rc_read_ended(struct rref_future *f, int status, int wc)
 {
-	at_sub(&f->ctx->reads_in_flight, 1);
+	at_sub(&f->ctx->sleep.reads_in_flight, 1);
 	ended(f, status, wc, false);
 }
 
@@ -462,7 +462,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 {
 	struct rref_future *f = rc_op_find(ctx, cookie), *next;
 
-	at_sub(&ctx->reads_in_flight, 1);
+	at_sub(&ctx->sleep.reads_in_flight, 1);
 	if (!f || !f->is->reads || !f->outstanding) {
 		at_add(&ctx->n.dropped, 1);
 		return;

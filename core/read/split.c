@@ -115,7 +115,7 @@ static needs_lock int post(struct rref_future *f, struct rc_peer *p, struct rv_c
 	if (posted <= 0)
 		return posted;
 	rc_read_count_posted(f->ctx, posted);
-	at_add(&f->ctx->reads_in_flight, (unsigned)posted);
+	at_add(&f->ctx->sleep.reads_in_flight, (unsigned)posted);
 	if (!f->outstanding)
 		f->bytes_at = 0;
 	f->pieces_at = q->connection;

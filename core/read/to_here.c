@@ -205,8 +205,8 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 		return 0;
 	}
 	at_add(&f->refs, 1);
-	ctx->turn_at = rc_coarse_ns();
-	deadline = rc_deadline_seen(ctx, *timeout, ctx->turn_at);
+	ctx->turns.turn_at = rc_coarse_ns();
+	deadline = rc_deadline_seen(ctx, *timeout, ctx->turns.turn_at);
 	err = rc_op_wait_locked(f, deadline);
 	rc_op_put(f);
 	if (err && at_load_acq(&ref->state) < RC_H_READY) {

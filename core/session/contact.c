@@ -56,7 +56,7 @@ void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p)
 
 	if (!at_load(&p->silent_since))
 		at_store(&p->silent_since, now);
-	p->auth_by = now + (p->cut_off ? CUT_OFF_NS : ctx->answer_ns);
+	p->auth_by = now + (p->cut_off ? CUT_OFF_NS : ctx->session.answer_ns);
 }
 
 void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p)
@@ -76,9 +76,9 @@ void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
 		"it lives, and has no room for a connection now; its log names the limit";
 
 	/* Any thread may read it at any time: it is written once, and never changed. */
-	if (here && !*ctx->lack_here)
-		snprintf(ctx->lack_here, sizeof(ctx->lack_here), "%s", here);
-	at_store_rel(&p->why_later, here ? ctx->lack_here : there); /* partner: rc_contact_words */
+	if (here && !*ctx->session.lack_here)
+		snprintf(ctx->session.lack_here, sizeof(ctx->session.lack_here), "%s", here);
+	at_store_rel(&p->why_later, here ? ctx->session.lack_here : there); /* partner: rc_contact_words */
 }
 
 void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
@@ -141,7 +141,7 @@ static needs_lock bool is_wanted(const struct rref_ctx *ctx, const struct rc_pee
 	if (p->cut_off)
 		return at_load(&ctx->state) == RC_CTX_RUNNING;
 	/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
-	return ctx->session_events->is_awaited(ctx, p->rank) ||
+	return ctx->session.events->is_awaited(ctx, p->rank) ||
 	       (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
 }
 

@@ -41,7 +41,7 @@ static void run(struct rref_ctx *ctx, struct rc_hook *h)
 		if (!more)
 			return;
 		down.text = text;
-		ctx->peer_down(ctx->peer_down_arg, ctx, &down);
+		ctx->session.peer_down(ctx->session.peer_down_arg, ctx, &down);
 	}
 }
 
@@ -51,7 +51,7 @@ void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))
 		return;
 	rc_loop_tell(ctx);
-	if (!ctx->peer_down)
+	if (!ctx->session.peer_down)
 		return;
 	p->down.nr++;
 	p->down.err = p->said_goodbye ? 0 : status;

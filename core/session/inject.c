@@ -183,7 +183,7 @@ is_alone int rc_inject_open(struct rref_ctx *ctx)
 		return rc_fail(ENOMEM, "memory for the rules of RREF_INJECT");
 	list_init(&in->held);
 	in->random = rb_random64();
-	ctx->inject = in;
+	ctx->session.inject = in;
 	for (const char *s = spec; s; s = strchr(s, ',') ? strchr(s, ',') + 1 : NULL) {
 		size_t length = strcspn(s, ",");
 		const char *wrong = "a rule is at most 63 characters";
@@ -210,10 +210,10 @@ static needs_lock void let_go(struct rref_ctx *ctx, struct held *h)
 
 is_alone void rc_inject_close(struct rref_ctx *ctx)
 {
-	while (ctx->inject && !list_empty(&ctx->inject->held))
-		let_go(ctx, container_of(ctx->inject->held.next, struct held, node));
-	free(ctx->inject);
-	ctx->inject = NULL;
+	while (ctx->session.inject && !list_empty(&ctx->session.inject->held))
+		let_go(ctx, container_of(ctx->session.inject->held.next, struct held, node));
+	free(ctx->session.inject);
+	ctx->session.inject = NULL;
 }
 
 /* ---- messages ---- */
@@ -230,7 +230,7 @@ static bool matches(const struct rule *r, uint32_t to, const struct rw_message *
 /* The rule that counts for this message, among those of the one layer or the other. It is used up by one. */
 static needs_lock struct rule *find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
 {
-	struct rc_inject *in = ctx->inject;
+	struct rc_inject *in = ctx->session.inject;
 	struct rw_message m;
 
 	if (!in || rw_decode(bytes, length, ctx->world, &m))
@@ -265,9 +265,9 @@ static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes
 	h->to = to;
 	h->due = now_ns() + ns;
 	h->message = o;
-	list_add_tail(&ctx->inject->held, &h->node);
+	list_add_tail(&ctx->session.inject->held, &h->node);
 	ctx->peers[to].nr_queued++; /* the shutdown waits for it */
-	if (h->due < ctx->wake_at)
+	if (h->due < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
 
@@ -286,8 +286,8 @@ int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 		hold(ctx, to, bytes, length, 0);
 		return 0;
 	case REORDER:
-		ctx->inject->random = ctx->inject->random * UINT64_C(6364136223846793005) + 1;
-		hold(ctx, to, bytes, length, (int64_t)((ctx->inject->random >> 33) % (uint64_t)(r->time_ns + 1)));
+		ctx->session.inject->random = ctx->session.inject->random * UINT64_C(6364136223846793005) + 1;
+		hold(ctx, to, bytes, length, (int64_t)((ctx->session.inject->random >> 33) % (uint64_t)(r->time_ns + 1)));
 		return 1;
 	default:
 		hold(ctx, to, bytes, length, r->time_ns);
@@ -297,9 +297,9 @@ int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 
 void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 {
-	struct list *n = ctx->inject ? ctx->inject->held.next : NULL;
+	struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
 
-	while (n && n != &ctx->inject->held) {
+	while (n && n != &ctx->session.inject->held) {
 		struct held *h = container_of(n, struct held, node);
 		struct rc_outgoing *o = h->message;
 		uint32_t to = h->to;
@@ -313,7 +313,7 @@ void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 		if (rc_send_encoded(ctx, to, o->bytes, o->length))
 			rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was held back, and then could not be sent");
 		free(o);
-		n = ctx->inject->held.next;
+		n = ctx->session.inject->held.next;
 	}
 }
 
@@ -321,16 +321,16 @@ int64_t rc_inject_due(const struct rref_ctx *ctx)
 {
 	int64_t due = INT64_MAX;
 
-	for (struct list *n = ctx->inject ? ctx->inject->held.next : NULL; n && n != &ctx->inject->held; n = n->next)
+	for (struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL; n && n != &ctx->session.inject->held; n = n->next)
 		due = min_of(due, container_of(n, struct held, node)->due);
 	return due;
 }
 
 void rc_inject_forget(struct rref_ctx *ctx, uint32_t to)
 {
-	struct list *n = ctx->inject ? ctx->inject->held.next : NULL;
+	struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
 
-	while (n && n != &ctx->inject->held) {
+	while (n && n != &ctx->session.inject->held) {
 		struct held *h = container_of(n, struct held, node);
 
 		n = n->next;

@@ -89,13 +89,13 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
-	ctx->session_events->reads_may(ctx, p);
+	ctx->session.events->reads_may(ctx, p);
 }
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	if (!p->has_key &&
-	    rc_pair_key(&ctx->key, &ctx->identity, &ctx->members[ctx->rank], p->member, &p->key))
+	    rc_pair_key(&ctx->group.key, &ctx->group.identity, &ctx->members[ctx->rank], p->member, &p->key))
 		return NULL;
 	p->has_key = true;
 	return &p->key;
@@ -152,7 +152,7 @@ static needs_lock int dial(struct rref_ctx *ctx, struct rc_peer *p)
 	memset(&p->hs, 0, sizeof(p->hs));
 	p->hs.self_rank = ctx->rank;
 	p->hs.peer_rank = p->rank;
-	p->hs.self_incarnation = ctx->incarnation;
+	p->hs.self_incarnation = ctx->group.incarnation;
 	p->hs.peer_incarnation = p->member->incarnation;
 	length = rc_hello_make(key, &p->hs, hello);
 	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
@@ -206,7 +206,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	at_store_sc(&p->conn, NULL);
 	while (at_load_sc(&p->readers))
 		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
-	ctx->session_events->reads_stop(ctx, p);
+	ctx->session.events->reads_stop(ctx, p);
 }
 
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
@@ -251,10 +251,10 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	p->grace_at = now_ns() + GRACE_NS;
 	p->fenced = true;
 	rc_step(ctx, &ev, NULL);
-	ctx->session_events->ended(ctx, p, status, named);
+	ctx->session.events->ended(ctx, p, status, named);
 	if (was_alive)
 		rc_peer_is_down(ctx, p, status);
-	ctx->session_events->one_fewer(ctx);
+	ctx->session.events->one_fewer(ctx);
 }
 
 /* (4): what the old session left behind goes before the new one begins. */
@@ -301,6 +301,6 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		peer_tick(ctx, p, now);
 		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
 		if (at_load(&p->nr_waiting))
-			ctx->session_events->reads_may(ctx, p);
+			ctx->session.events->reads_may(ctx, p);
 	}
 }

@@ -29,10 +29,10 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	if (err == -EALREADY)
 		return;
 	/* Strangers do not fill the log: its lines become rare. */
-	if (worth_logging(++ctx->nr_refused))
+	if (worth_logging(++ctx->session.nr_refused))
 		rc_log(ctx, RREF_LOG_WARNING,
 		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
-		       ctx->nr_refused, text);
+		       ctx->session.nr_refused, text);
 }
 
 /* Counts a hello for a new session, and tells whether it is one too many in this second. */
@@ -49,7 +49,7 @@ static needs_lock bool comes_too_often(struct rc_peer *p)
 
 static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
 {
-	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->incarnation };
+	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->group.incarnation };
 	uint8_t answer[RV_ANSWER_MAX];
 	const struct rc_key *key;
 	struct rc_peer *p;
@@ -132,7 +132,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		char why[RP_TEXT_MAX];
 
 		snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
-		if (worth_logging(++ctx->nr_refused))
+		if (worth_logging(++ctx->session.nr_refused))
 			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
 			       p->member->name, p->rank, why);
 		rc_contact_lacks(ctx, p, why);
@@ -307,7 +307,7 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 		rc_stall_event(ctx, p, status);
 		return;
 	}
-	ctx->session_events->read_ended(ctx, p, cookie, status, wc);
+	ctx->session.events->read_ended(ctx, p, cookie, status, wc);
 }
 
 /* Does what the table says about an event of p->link. */
@@ -351,7 +351,7 @@ static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const s
 		break;
 	case RC_DO_MESSAGE:
 		rc_count_received(ctx, p, ev->data, ev->len);
-		ctx->session_events->message(ctx, p, ev->data, ev->len);
+		ctx->session.events->message(ctx, p, ev->data, ev->len);
 		break;
 	case RC_DO_FLUSH:
 		rc_send_flush(ctx, p);
@@ -411,7 +411,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 		any_event(ctx, d, ev);
 	} else {
 		rc_count_received(ctx, p, ev->data, ev->len);
-		ctx->session_events->message(ctx, p, ev->data, ev->len);
+		ctx->session.events->message(ctx, p, ev->data, ev->len);
 		d->ops->recv_done(d->dev, ev->token);
 	}
 }

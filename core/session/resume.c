@@ -45,7 +45,7 @@
 
 static int64_t patience_ns(const struct rref_ctx *ctx)
 {
-	return min_of(ctx->peer_timeout, LONG_NS);
+	return min_of(ctx->session.peer_timeout, LONG_NS);
 }
 
 static int64_t attempt_ns(const struct rref_ctx *ctx)
@@ -84,7 +84,7 @@ static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 		r->score = 0;
 	}
 	r->score += 1 + RC_SCORE_ACCESS * min_of(refused, RC_SCORE_LIMIT);
-	if (r->score < ctx->score_limit)
+	if (r->score < ctx->session.score_limit)
 		return false;
 	r->score = 0;
 	r->banned_until = now + BAN_NS;
@@ -101,9 +101,9 @@ static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_
 	p->link = NULL;
 	rc_session_on(p, RC_STEP_OVER);
 	p->resume.at = now_ns() + pause;
-	ctx->next_tick = min_of(ctx->next_tick, p->resume.at);
+	ctx->turns.next_tick = min_of(ctx->turns.next_tick, p->resume.at);
 	/* Whoever found the break may not come back before the poller wakes by itself. */
-	if (p->resume.at < ctx->wake_at)
+	if (p->resume.at < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
 
@@ -131,7 +131,7 @@ static needs_lock void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now
 	size_t length;
 
 	p->hs = (struct rc_handshake){ .resumes = true, .self_rank = ctx->rank, .peer_rank = p->rank,
-				       .self_incarnation = ctx->incarnation, .peer_incarnation = p->member->incarnation,
+				       .self_incarnation = ctx->group.incarnation, .peer_incarnation = p->member->incarnation,
 				       .epoch = p->epoch, .client_received = p->recv_seq };
 	length = rc_hello_make(&p->key, &p->hs, hello);
 	p->resume.attempts++;
@@ -185,7 +185,7 @@ static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_resume_over(p);
 	p->resume.nr_resumed++;
 	ctx->n.resumed++;
-	p->probe_at = now_ns() + ctx->peer_timeout / 2;
+	p->probe_at = now_ns() + ctx->session.peer_timeout / 2;
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch, p->member->name, p->rank);
 	if (!too_often(ctx, p))
 		rc_peer_open_reads(ctx, p);

@@ -49,8 +49,8 @@ static void free_all(struct list *head)
 is_alone void rc_send_close(struct rref_ctx *ctx)
 {
 	rc_inject_close(ctx);
-	if (ctx->spare_messages.next)
-		free_all(&ctx->spare_messages);
+	if (ctx->session.spare_messages.next)
+		free_all(&ctx->session.spare_messages);
 }
 
 _Static_assert(RV_MSG_MAX <= UINT16_MAX, "room for any message can be told");
@@ -70,14 +70,14 @@ static struct rc_outgoing *make(uint32_t room)
 
 static needs_lock void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	ctx->nr_spare_messages++;
-	list_add(&ctx->spare_messages, &o->node);
+	ctx->session.nr_spare_messages++;
+	list_add(&ctx->session.spare_messages, &o->node);
 }
 
 /* A worker without memory must still refuse a call, and tell what others rely on. */
 is_alone int rc_send_open(struct rref_ctx *ctx)
 {
-	list_init(&ctx->spare_messages);
+	list_init(&ctx->session.spare_messages);
 	for (unsigned i = 0; i < RESERVE; i++) {
 		struct rc_outgoing *o = make(RC_SMALL_MESSAGE);
 
@@ -93,11 +93,11 @@ static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 {
 	struct rc_outgoing *o;
 
-	if (unlikely(ctx->nr_spare_messages <= RESERVE) &&
-	    ((o = make(RC_SMALL_MESSAGE)) || list_empty(&ctx->spare_messages)))
+	if (unlikely(ctx->session.nr_spare_messages <= RESERVE) &&
+	    ((o = make(RC_SMALL_MESSAGE)) || list_empty(&ctx->session.spare_messages)))
 		return o;
-	ctx->nr_spare_messages--;
-	o = container_of(list_take(&ctx->spare_messages), struct rc_outgoing, node);
+	ctx->session.nr_spare_messages--;
+	o = container_of(list_take(&ctx->session.spare_messages), struct rc_outgoing, node);
 	o->tries = 0;
 	return o;
 }
@@ -117,7 +117,7 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 static inline needs_lock void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	if (unlikely(o->room != RC_SMALL_MESSAGE ||
-		     ctx->nr_spare_messages >= (RB_FAST(true) ? SPARES : RESERVE))) {
+		     ctx->session.nr_spare_messages >= (RB_FAST(true) ? SPARES : RESERVE))) {
 		free(o);
 		return;
 	}
@@ -187,7 +187,7 @@ static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_
 	/* Half of it to one and a half: peers that failed together do not come back together. */
 	wait = wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait);
 	p->resend_at = now_ns() + wait;
-	if (p->resend_at < ctx->wake_at)
+	if (p->resend_at < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
 
@@ -246,7 +246,7 @@ static needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct r
 	int err = -EAGAIN;
 
 	if (p->rank == ctx->rank) {
-		list_add_tail(&ctx->self_queue, &o->node);
+		list_add_tail(&ctx->session.self_queue, &o->node);
 		rc_count_sent(ctx, p, o->bytes, o->length);
 		rc_kick(ctx);
 		return 0;
@@ -306,7 +306,7 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 		if (!o)
 			return err;
 	}
-	if (unlikely(ctx->inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
+	if (unlikely(ctx->session.inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
 		rc_outgoing_over(ctx, o);
 		return min_of(err, 0);
 	}
@@ -317,7 +317,7 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
-	bool clear = RB_FAST(likely(is_clear(p) && !ctx->inject));
+	bool clear = RB_FAST(likely(is_clear(p) && !ctx->session.inject));
 	struct rc_outgoing *o = clear ? make_small(ctx) : NULL;
 	int length, err;
 
@@ -379,7 +379,7 @@ static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct r
 			 m.frame.type == RW_CALL ? "the call" : "the question for a type",
 			 p->member->name, rref_strerror(err), o->tries);
 		take_out(p, o);
-		ctx->session_events->unsent(ctx, p, &m, err, why);
+		ctx->session.events->unsent(ctx, p, &m, err, why);
 		free(o);
 		return;
 	}
@@ -399,7 +399,7 @@ bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
 		    m.u.call.call_id != call_id)
 			continue;
 		take_out(p, o);
-		ctx->session_events->unsent(ctx, p, &m, -ECANCELED, "it was never sent");
+		ctx->session.events->unsent(ctx, p, &m, -ECANCELED, "it was never sent");
 		free(o);
 		return true;
 	}

@@ -77,7 +77,7 @@ static inline needs_lock void rc_count_received(struct rref_ctx *ctx, struct rc_
 	ctx->n.received_bytes += length;
 	p->traffic.received++;
 	p->traffic.received_bytes += length;
-	p->heard_at = likely(ctx->turn_at) ? ctx->turn_at : rc_coarse_ns();
+	p->heard_at = likely(ctx->turns.turn_at) ? ctx->turns.turn_at : rc_coarse_ns();
 }
 
 #endif

@@ -32,14 +32,14 @@
 
 static int64_t look_ns(const struct rref_ctx *ctx, const struct rc_peer *p)
 {
-	return p->kind == RV_SHM ? SHM_LOOK_NS : ctx->peer_timeout / 2;
+	return p->kind == RV_SHM ? SHM_LOOK_NS : ctx->session.peer_timeout / 2;
 }
 
 /* ---- this worker's own ---- */
 
 void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
 {
-	struct rc_own_beat *own = &ctx->own_beat;
+	struct rc_own_beat *own = &ctx->session.own_beat;
 	int64_t last = at_load(&own->at);
 
 	if (last && now - last >= STALLED_NS) {
@@ -48,21 +48,21 @@ void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
 	}
 	at_store(&own->at, now);
 	/* Alone in its cache line; peers copy it whole. */
-	__atomic_store_n(ctx->beacon, htole64(++own->count), __ATOMIC_RELAXED);
+	__atomic_store_n(ctx->session.beacon, htole64(++own->count), __ATOMIC_RELAXED);
 }
 
 /* [any] */
 int64_t rc_stall_own(struct rref_ctx *ctx)
 {
-	int64_t now = now_ns(), last = at_load(&ctx->own_beat.at), stood = 0;
+	int64_t now = now_ns(), last = at_load(&ctx->session.own_beat.at), stood = 0;
 
-	if (!ctx->stall_timeout)
+	if (!ctx->session.stall_timeout)
 		return 0;
 	if (last && now - last >= STALLED_NS)
 		stood = now - last; /* it has not even counted since */
-	else if (now - at_load(&ctx->own_beat.woke_at) < RECENT_NS)
-		stood = at_load(&ctx->own_beat.stood_ns);
-	return stood >= ctx->stall_timeout ? stood : 0;
+	else if (now - at_load(&ctx->session.own_beat.woke_at) < RECENT_NS)
+		stood = at_load(&ctx->session.own_beat.stood_ns);
+	return stood >= ctx->session.stall_timeout ? stood : 0;
 }
 
 int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size)
@@ -103,7 +103,7 @@ static needs_lock bool holds_something(struct rref_ctx *ctx, const struct rc_pee
 {
 	struct rp_peer_counts c;
 
-	rp_peer_counts(ctx->machine, p->rank, &c);
+	rp_peer_counts(ctx->op.machine, p->rank, &c);
 	return c.forks || c.pending_children || at_load(&p->offer_bytes);
 }
 
@@ -130,7 +130,7 @@ static needs_lock void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, in
 		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) stands still: its device answers, its process does not", p->member->name,
 		       p->rank);
 	at_store(&p->stalled_ns, s->still_ns);
-	if (ctx->stall_timeout && s->still_ns >= ctx->stall_timeout && now >= s->not_before && !s->fence_at &&
+	if (ctx->session.stall_timeout && s->still_ns >= ctx->session.stall_timeout && now >= s->not_before && !s->fence_at &&
 	    holds_something(ctx, p))
 		begin_fence(ctx, p, now);
 }
@@ -148,7 +148,7 @@ static needs_lock void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t c
 /* A READ of its heartbeat came back. */
 static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
-	uint64_t count = __atomic_load_n(&ctx->probe_landing[p->rank], __ATOMIC_RELAXED);
+	uint64_t count = __atomic_load_n(&ctx->session.probe_landing[p->rank], __ATOMIC_RELAXED);
 
 	p->heard_at = rc_coarse_ns();
 	if (!p->stall.count || count != p->stall.count)
@@ -160,7 +160,7 @@ static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t n
 
 void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
-	at_sub(&ctx->reads_in_flight, 1);
+	at_sub(&ctx->sleep.reads_in_flight, 1);
 	if (!p || !p->probing)
 		return; /* of a session that is over */
 	p->probing = false;
@@ -177,9 +177,9 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 static needs_lock void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	void *base;
-	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
 	struct rv_read r = { .cookie = UINT64_MAX, .addr = p->beacon_addr, .rkey = p->beacon_rkey, .nr_sge = 1,
-			     .sge[0] = { &ctx->probe_landing[p->rank], 8, region->mr[p->kind].lkey } };
+			     .sge[0] = { &ctx->session.probe_landing[p->rank], 8, region->mr[p->kind].lkey } };
 
 	p->probe_at = now + look_ns(ctx, p);
 	if (p->probing || !at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
@@ -189,7 +189,7 @@ static needs_lock void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now
 			looked(ctx, p, now);
 	} else {
 		p->probing = true;
-		at_add(&ctx->reads_in_flight, 1);
+		at_add(&ctx->sleep.reads_in_flight, 1);
 	}
 }
 

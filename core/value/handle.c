@@ -21,14 +21,14 @@
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 {
-	return (struct rref_id){ .local_id = at_add(&ctx->next_local_id, nr) + 1, .created_on = ctx->rank };
+	return (struct rref_id){ .local_id = at_add(&ctx->value.next_local_id, nr) + 1, .created_on = ctx->rank };
 }
 
 #define RELEASE_TURN 256u /* references that one turn of the lock ends: others want it too */
 
 static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
 {
-	struct rref *h = rc_slab_get(remote ? &ctx->remotes : &ctx->handles);
+	struct rref *h = rc_slab_get(remote ? &ctx->value.remotes : &ctx->value.handles);
 
 	if (!h)
 		return NULL;
@@ -52,9 +52,9 @@ struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id,
 
 struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h)
 {
-	struct rref *next = h && h->remote ? NULL : rc_slab_next(&ctx->handles, h);
+	struct rref *next = h && h->remote ? NULL : rc_slab_next(&ctx->value.handles, h);
 
-	return next ? next : rc_slab_next(&ctx->remotes, h && h->remote ? h : NULL);
+	return next ? next : rc_slab_next(&ctx->value.remotes, h && h->remote ? h : NULL);
 }
 
 void rc_handle_fail(struct rref *h, int err, const char *text)
@@ -80,7 +80,7 @@ quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
-	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->bytes_hash ||
+	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->value.bytes_hash ||
 	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
 	    loc->length + RC_HEADER_BYTES > p->max_msg)
 		return RC_QUICK_NOT;
@@ -133,7 +133,7 @@ void rc_handle_free(struct rref *h)
 		rc_value_unpin(h->value);
 	else if (at_load(&h->state) == RC_H_FAILED)
 		free(h->text);
-	rc_slab_put(h->remote ? &h->ctx->remotes : &h->ctx->handles, h);
+	rc_slab_put(h->remote ? &h->ctx->value.remotes : &h->ctx->value.handles, h);
 }
 
 /* The last hold is gone, or the context closes: what the protocol has to know of it. */
@@ -160,7 +160,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 /* Nobody holds it any more. */
 static needs_lock void over(struct rref_ctx *ctx, struct rref *h)
 {
-	if (ctx->machine)
+	if (ctx->op.machine)
 		rc_handle_end(ctx, h);
 	rc_handle_free(h);
 }

@@ -31,21 +31,21 @@ static unsigned start_slot(void)
 
 static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
 {
-	_Atomic(struct rc_landing *) *slot = &ctx->large[start_slot() % RC_LARGE_SLOTS];
+	_Atomic(struct rc_landing *) *slot = &ctx->value.large[start_slot() % RC_LARGE_SLOTS];
 	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL; /* partner: leave_large */
 
 	if (!l || (l->block >= block && l->block - block <= block / 4))
 		return l;
-	ra_free(ctx->landing, l, l->block);
+	ra_free(ctx->value.landing, l, l->block);
 	return NULL;
 }
 
 static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
 {
 	if (RB_FAST(l->block <= LARGE_MAX))
-		l = at_xchg_ar(&ctx->large[start_slot() % RC_LARGE_SLOTS], l);
+		l = at_xchg_ar(&ctx->value.large[start_slot() % RC_LARGE_SLOTS], l);
 	if (l)
-		ra_free(ctx->landing, l, l->block);
+		ra_free(ctx->value.landing, l, l->block);
 }
 
 static void drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, size_t nr)
@@ -54,15 +54,15 @@ static void drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, siz
 		struct rc_landing *l = at_xchg_acq(&slots[i], NULL);
 
 		if (l)
-			ra_free(ctx->landing, l, l->block);
+			ra_free(ctx->value.landing, l, l->block);
 	}
 }
 
 void rc_landing_drain(struct rref_ctx *ctx)
 {
-	drain(ctx, ctx->large, RC_LARGE_SLOTS);
+	drain(ctx, ctx->value.large, RC_LARGE_SLOTS);
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
-		drain(ctx, ctx->cache[c], RC_CACHE_SLOTS);
+		drain(ctx, ctx->value.cache[c], RC_CACHE_SLOTS);
 }
 
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
@@ -77,7 +77,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->cache[cls][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[cls][(s + i) % RC_CACHE_SLOTS];
 
 			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
 			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
@@ -87,16 +87,16 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	} else if ((l = take_large(ctx, block))) {
 		goto found;
 	}
-	int err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+	int err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
 
 	if (unlikely(err == -ENOMEM)) {
 		rc_quick_spares_put(ctx);
 		rc_landing_drain(ctx);
-		err = ra_alloc(ctx->landing, block, CACHE_LINE, &mem);
+		err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
 	}
 	if (err)
 		return rc_arena_fail(err, "a buffer for a read", length);
-	struct rc_region *r = ra_lookup(ctx->landing, mem, &base);
+	struct rc_region *r = ra_lookup(ctx->value.landing, mem, &base);
 
 	l = mem;
 	memset(l, 0, sizeof(*l));
@@ -125,13 +125,13 @@ void rc_landing_put(struct rc_landing *l)
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
 			struct rc_landing *none = NULL;
 
 			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))
 				return;
 		}
-		ra_free(ctx->landing, l, l->block);
+		ra_free(ctx->value.landing, l, l->block);
 	} else {
 		leave_large(ctx, l);
 	}

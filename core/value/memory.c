@@ -130,23 +130,23 @@ static int beacon_page(struct rref_ctx *ctx)
 		return err;
 	}
 	rb_not_in_child(mem, page);
-	ctx->beacon = mem;
-	ctx->beacon_fd = fd;
-	ctx->beacon_region = cookie;
+	ctx->session.beacon = mem;
+	ctx->session.beacon_fd = fd;
+	ctx->session.beacon_region = cookie;
 	return 0;
 }
 
 static void beacon_close(struct rref_ctx *ctx)
 {
-	size_t length = ctx->beacon_region ? ctx->beacon_region->length : 0;
+	size_t length = ctx->session.beacon_region ? ctx->session.beacon_region->length : 0;
 
 	/* What a device would not let go of stays where it is. */
-	if (!length || rc_region_dereg(ctx, ctx->beacon_region))
+	if (!length || rc_region_dereg(ctx, ctx->session.beacon_region))
 		return;
-	munmap(ctx->beacon, length);
-	rb_close(ctx->beacon_fd);
-	ctx->beacon_region = NULL;
-	ctx->beacon = NULL;
+	munmap(ctx->session.beacon, length);
+	rb_close(ctx->session.beacon_fd);
+	ctx->session.beacon_region = NULL;
+	ctx->session.beacon = NULL;
 }
 
 /*
@@ -160,18 +160,18 @@ static is_alone int beacons_open(struct rref_ctx *ctx)
 
 	if (err)
 		return err;
-	*ctx->beacon = htole64(++ctx->own_beat.count);
-	err = ra_alloc(ctx->landing, ctx->world * sizeof(*ctx->probe_landing), CACHE_LINE, &mem);
+	*ctx->session.beacon = htole64(++ctx->session.own_beat.count);
+	err = ra_alloc(ctx->value.landing, ctx->world * sizeof(*ctx->session.probe_landing), CACHE_LINE, &mem);
 	if (err)
-		return rc_arena_fail(err, "landing places", ctx->world * sizeof(*ctx->probe_landing));
-	ctx->probe_landing = mem;
+		return rc_arena_fail(err, "landing places", ctx->world * sizeof(*ctx->session.probe_landing));
+	ctx->session.probe_landing = mem;
 	return 0;
 }
 
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 {
-	out->beacon_addr = ctx->beacon_region->iova; /* the page's start: iova keeps the offset in its page, which is 0 */
-	out->beacon_rkey = ctx->beacon_region->mr[kind].rkey;
+	out->beacon_addr = ctx->session.beacon_region->iova; /* the page's start: iova keeps the offset in its page, which is 0 */
+	out->beacon_rkey = ctx->session.beacon_region->mr[kind].rkey;
 }
 
 is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
@@ -179,19 +179,19 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
 	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
 				 .name = "rref-values", .option = "RREF_MAX_VALUE_BYTES" };
-	int err = ra_arena_create(&hooks, &ro, &ctx->values);
+	int err = ra_arena_create(&hooks, &ro, &ctx->value.arena);
 
 	if (err)
 		return rc_fail(-err, "RREF_MAX_VALUE_BYTES: %s", ra_error_text());
 	struct ra_stats values;
 
-	ra_stats(ctx->values, &values);
-	ctx->max_value_bytes = values.max_bytes;
+	ra_stats(ctx->value.arena, &values);
+	ctx->value.max_bytes = values.max_bytes;
 	hooks.reg = reg_landing;
 	ro.max_bytes = opt->max_landing_bytes;
 	ro.name = "rref-landing";
 	ro.option = "RREF_MAX_LANDING_BYTES";
-	err = ra_arena_create(&hooks, &ro, &ctx->landing);
+	err = ra_arena_create(&hooks, &ro, &ctx->value.landing);
 	if (err)
 		return rc_fail(-err, "RREF_MAX_LANDING_BYTES: %s", ra_error_text());
 	return beacons_open(ctx);
@@ -200,9 +200,9 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 void rc_memory_close(struct rref_ctx *ctx)
 {
 	beacon_close(ctx);
-	ra_arena_destroy(ctx->landing);
-	ra_arena_destroy(ctx->values);
-	ctx->landing = ctx->values = NULL;
+	ra_arena_destroy(ctx->value.landing);
+	ra_arena_destroy(ctx->value.arena);
+	ctx->value.landing = ctx->value.arena = NULL;
 }
 
 /* ---- values ---- */
@@ -212,22 +212,22 @@ static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
 	uint64_t live = at_load(&ctx->n.value_bytes);
 
-	if (live > ctx->max_value_bytes || bytes > ctx->max_value_bytes - live)
+	if (live > ctx->value.max_bytes || bytes > ctx->value.max_bytes - live)
 		return rc_fail(ENOMEM, "a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)", bytes,
-			       (size_t)live, ctx->max_value_bytes);
+			       (size_t)live, ctx->value.max_bytes);
 	*out = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
 	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);
 }
 
 static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
-	int err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
+	int err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 
 	if (err == -ENOMEM) {
 		/* What was released a moment ago may still be queued. */
 		rc_lock(ctx);
 		rc_unlock(ctx);
-		err = ra_alloc(ctx->values, bytes, CACHE_LINE, out);
+		err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 	}
 	return err ? rc_arena_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
 }
@@ -348,7 +348,7 @@ void rc_value_locate(const struct rc_value *v, struct rp_location *out)
 				     .nr_refs = v->view.nr_refs, .version = 1 };
 	if (is_local(v))
 		return;
-	r = ra_lookup(v->view.ctx->values, h, &base);
+	r = ra_lookup(v->view.ctx->value.arena, h, &base);
 	out->addr = r->iova + (uint64_t)((const char *)h - (const char *)base);
 	out->nonce = le64toh(h->nonce);
 	for (int k = 0; k < RV_NR_KINDS; k++)
@@ -376,7 +376,7 @@ void rc_value_unpin(struct rc_value *v)
 	if (is_local(v))
 		free(h);
 	else
-		ra_free(ctx->values, h, bytes);
+		ra_free(ctx->value.arena, h, bytes);
 	at_sub(&ctx->n.value_bytes, bytes);
 	rc_value_let_go(v);
 	record_free(v);

@@ -28,7 +28,7 @@ uint64_t rc_quick_serial(void)
 
 static void unlink_reader(struct rc_reader *r)
 {
-	struct rc_reader **at = &r->ctx->readers;
+	struct rc_reader **at = &r->ctx->read.readers;
 
 	while (*at != r)
 		at = &(*at)->next;
@@ -115,8 +115,8 @@ struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 	r->read.nr_sge = 1;
 	pthread_mutex_lock(&lock);
 	forget_closed();
-	r->next = ctx->readers;
-	ctx->readers = r;
+	r->next = ctx->read.readers;
+	ctx->read.readers = r;
 	r->thread_next = rc_my_readers;
 	rc_my_readers = r;
 	pthread_mutex_unlock(&lock);
@@ -169,7 +169,7 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
 	bool yes = false;
 
 	pthread_mutex_lock(&lock);
-	for (struct rc_reader *r = ctx->readers; r && !yes; r = r->next)
+	for (struct rc_reader *r = ctx->read.readers; r && !yes; r = r->next)
 		yes = at_load_sc(&r->pinned) == p;
 	pthread_mutex_unlock(&lock);
 	return yes;
@@ -185,7 +185,7 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 	bool any;
 
 	pthread_mutex_lock(&lock);
-	any = ctx->readers;
+	any = ctx->read.readers;
 	pthread_mutex_unlock(&lock);
 	if (any)
 		ra_asym_barrier();
@@ -202,7 +202,7 @@ void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
 	s->reads = at_load(&ctx->n.reads);
 	s->doorbells = at_load(&ctx->n.doorbells);
 	s->read_bytes = at_load(&ctx->n.read_bytes);
-	for (struct rc_reader *r = ctx->readers; r; r = r->next) {
+	for (struct rc_reader *r = ctx->read.readers; r; r = r->next) {
 		s->reads += at_load(&r->reads);
 		s->doorbells += at_load(&r->reads);
 		s->read_bytes += at_load(&r->read_bytes);
@@ -221,7 +221,7 @@ needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx)
 {
 	struct rc_flight *fl;
 
-	for (fl = ctx->flights; fl; fl = fl->next) {
+	for (fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
 		/* Acquire: partner of rc_flight_put. */
@@ -233,8 +233,8 @@ needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx)
 		return NULL;
 	memset(fl, 0, sizeof(*fl));
 	at_store(&fl->state, RC_FLIGHT_MINE);
-	fl->next = ctx->flights;
-	ctx->flights = fl;
+	fl->next = ctx->read.flights;
+	ctx->read.flights = fl;
 	return fl;
 }
 
@@ -247,18 +247,18 @@ void rc_flight_put(struct rc_flight *fl)
 is_alone void rc_readers_close(struct rref_ctx *ctx)
 {
 	pthread_mutex_lock(&lock);
-	while (ctx->readers) {
-		struct rc_reader *r = ctx->readers;
+	while (ctx->read.readers) {
+		struct rc_reader *r = ctx->read.readers;
 
-		ctx->readers = r->next;
+		ctx->read.readers = r->next;
 		give_back(r);
 		r->ctx = NULL; /* freed by its thread */
 	}
 	pthread_mutex_unlock(&lock);
-	while (ctx->flights) {
-		struct rc_flight *fl = ctx->flights;
+	while (ctx->read.flights) {
+		struct rc_flight *fl = ctx->read.flights;
 
-		ctx->flights = fl->next;
+		ctx->read.flights = fl->next;
 		free(fl);
 	}
 	rc_landing_drain(ctx);

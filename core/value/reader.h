@@ -30,7 +30,7 @@ struct rc_flight {
 	int status;
 	struct rref_future *f;       /* under the lock; it was handed over: whose READ it is */
 	struct rc_landing *landing;  /* under the lock; it was given up: where the device may still write */
-	struct rc_flight *next;      /* under the lock; ctx->flights */
+	struct rc_flight *next;      /* under the lock; ctx->read.flights */
 };
 
 /* The calling thread's readers, one of each context. */

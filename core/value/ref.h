@@ -102,7 +102,7 @@ static inline int rc_landing_class(size_t length)
 
 /* ---- values owned here ------------------------------------------------------------------------------------------ */
 
-/* A type known here; in ctx->types until the context is freed. See types.c. */
+/* A type known here; in ctx->value.types until the context is freed. See types.c. */
 struct rc_type {
 	struct rc_type *next_name, *next_hash;
 	uint64_t hash;

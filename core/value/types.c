@@ -86,7 +86,7 @@ static const struct rc_type *find_name(struct rc_types *t, const char *name, siz
 
 const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash)
 {
-	for (const struct rc_type *e = at_load_acq(&ctx->types->by_hash[hash % BUCKETS]); e; e = e->next_hash)
+	for (const struct rc_type *e = at_load_acq(&ctx->value.types->by_hash[hash % BUCKETS]); e; e = e->next_hash)
 		if (e->hash == hash)
 			return e;
 	return NULL;
@@ -94,12 +94,12 @@ const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash)
 
 const struct rc_type *rc_type_bytes(struct rref_ctx *ctx)
 {
-	return ctx->types->bytes;
+	return ctx->value.types->bytes;
 }
 
 static int add(struct rref_ctx *ctx, const char *name, size_t element_size, unsigned flags, const struct rc_type **out)
 {
-	struct rc_types *t = ctx->types;
+	struct rc_types *t = ctx->value.types;
 	size_t length = strlen(name);
 	struct rc_type *e;
 	int err = 0;
@@ -135,23 +135,23 @@ int rc_types_open(struct rref_ctx *ctx)
 {
 	int err;
 
-	ctx->types = calloc(1, sizeof(*ctx->types));
-	if (!ctx->types)
+	ctx->value.types = calloc(1, sizeof(*ctx->value.types));
+	if (!ctx->value.types)
 		return rc_fail(ENOMEM, "memory for the table of types");
-	pthread_mutex_init(&ctx->types->lock, NULL);
+	pthread_mutex_init(&ctx->value.types->lock, NULL);
 	for (size_t i = 0; i < array_size(builtins); i++) {
 		char array[sizeof(builtins[0].name) + 2];
 		const struct rc_type *e;
 
 		err = add(ctx, builtins[i].name, builtins[i].element_size, 0, &e);
-		ctx->types->bytes = e; /* the last of them */
+		ctx->value.types->bytes = e; /* the last of them */
 		snprintf(array, sizeof(array), "%.11s[]", builtins[i].name);
 		if (!err && i + 1 < array_size(builtins))
 			err = add(ctx, array, builtins[i].element_size, 0, &e);
 		if (err)
 			return err;
 	}
-	ctx->bytes_hash = ctx->types->bytes->hash;
+	ctx->value.bytes_hash = ctx->value.types->bytes->hash;
 	return 0;
 }
 
@@ -159,16 +159,16 @@ void rc_types_close(struct rref_ctx *ctx)
 {
 	struct rc_type *e, *next;
 
-	if (!ctx->types)
+	if (!ctx->value.types)
 		return;
 	for (unsigned i = 0; i < BUCKETS; i++)
-		for (e = at_load(&ctx->types->by_hash[i]); e; e = next) {
+		for (e = at_load(&ctx->value.types->by_hash[i]); e; e = next) {
 			next = e->next_hash;
 			free(e);
 		}
-	pthread_mutex_destroy(&ctx->types->lock);
-	free(ctx->types);
-	ctx->types = NULL;
+	pthread_mutex_destroy(&ctx->value.types->lock);
+	free(ctx->value.types);
+	ctx->value.types = NULL;
 }
 
 static bool name_valid(const char *name, size_t length)
@@ -202,7 +202,7 @@ int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *
 			       element_size);
 	if (b)
 		element_size = b->element_size;
-	*out = find_name(ctx->types, type->name, element_size, type->flags);
+	*out = find_name(ctx->value.types, type->name, element_size, type->flags);
 	return *out ? 0 : add(ctx, type->name, element_size, type->flags, out);
 }
 

@@ -40,7 +40,7 @@ struct rref_mem {
 	int fd;                   /* of it; -1 */
 	uint64_t wraps;	/* under the lock; values that wrap some of it */
 	uint64_t due;	/* under the lock; of these: callbacks are due, and have not begun */
-	struct list node;	/* under the lock; ctx->mems */
+	struct list node;	/* under the lock; ctx->value.mems */
 };
 
 /* A value, and what comes back to the program at its end. */
@@ -54,7 +54,7 @@ struct rc_wrap {
 	bool told;                /* the program has the reference: from now on it hears of the end */
 	struct rc_work work;      /* pushed when the last view is gone */
 	struct rc_hook hook;      /* then: the release callback */
-	struct list node;	/* under the lock; ctx->wraps; while the callback runs ctx->wraps_out */
+	struct list node;	/* under the lock; ctx->value.wraps; while the callback runs ctx->value.wraps_out */
 };
 
 static struct rc_wrap *wrap_of(const struct rc_value *v)
@@ -86,7 +86,7 @@ static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, siz
 	/* Looked at under the lock: what begins after the shutdown would be known to nobody. */
 	err = rc_enter(ctx);
 	if (!err)
-		list_add_tail(&ctx->mems, &m->node);
+		list_add_tail(&ctx->value.mems, &m->node);
 	rc_unlock(ctx);
 	if (err) {
 		rc_region_dereg(ctx, m->region);
@@ -171,7 +171,7 @@ int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, v
 	return 0;
 }
 
-/* Out of ctx->mems already. */
+/* Out of ctx->value.mems already. */
 static int mem_free(struct rref_mem *m)
 {
 	struct rref_ctx *ctx = m->ctx;
@@ -220,7 +220,7 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 	w->mem = mem;
 	rc_lock(ctx);
 	mem->wraps++;
-	list_add_tail(&ctx->wraps, &w->node);
+	list_add_tail(&ctx->value.wraps, &w->node);
 	rc_unlock(ctx);
 	*out = w;
 	return 0;
@@ -325,7 +325,7 @@ static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
 	rc_lock(ctx);
 	w->mem->wraps--; /* before the callback, which may deregister the memory */
 	w->mem->due--;
-	list_add_tail(&ctx->wraps_out, &w->node);
+	list_add_tail(&ctx->value.wraps_out, &w->node);
 	rc_unlock(ctx);
 	returning++;
 	w->release(w->arg);
@@ -359,7 +359,7 @@ void rc_wrap_over(struct rc_value *v)
 	struct rref_ctx *ctx = v->view.ctx;
 
 	explicit_bzero(w->header, RC_HEADER_BYTES);
-	ra_free(ctx->values, w->header, RC_HEADER_BYTES);
+	ra_free(ctx->value.arena, w->header, RC_HEADER_BYTES);
 	at_sub(&ctx->n.value_bytes, RC_HEADER_BYTES);
 	at_sub(&ctx->n.wrapped_bytes, v->view.length);
 	w->work.run = give_back_soon;
@@ -376,7 +376,7 @@ static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rr
 
 	if (!mem->due)
 		return NULL;
-	list_for_each_safe(l, tmp, &ctx->hooks) {
+	list_for_each_safe(l, tmp, &ctx->hooks.due) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
 
 		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem)
@@ -401,7 +401,7 @@ static needs_lock struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rr
 {
 	struct list *l, *tmp;
 
-	list_for_each_safe(l, tmp, &ctx->wraps_out) {
+	list_for_each_safe(l, tmp, &ctx->value.wraps_out) {
 		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
 
 		if (w->mem == mem)
@@ -456,7 +456,7 @@ int rref_mem_deregister(struct rref_mem *mem)
 	if (!mem_free(mem))
 		return 0;
 	rc_lock(ctx);
-	list_add_tail(&ctx->mems, &mem->node);
+	list_add_tail(&ctx->value.mems, &mem->node);
 	rc_unlock(ctx);
 	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s", rv_error_text());
 }
@@ -474,7 +474,7 @@ void rc_wraps_close(struct rref_ctx *ctx)
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
 	rc_lock(ctx);
-	list_for_each_safe(l, tmp, &ctx->wraps) {
+	list_for_each_safe(l, tmp, &ctx->value.wraps) {
 		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
 
 		at_store(&w->value.pins, 1);
@@ -485,6 +485,6 @@ void rc_wraps_close(struct rref_ctx *ctx)
 	}
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
-	while ((l = list_pop(&ctx->mems)))
+	while ((l = list_pop(&ctx->value.mems)))
 		mem_free(container_of(l, struct rref_mem, node)); /* one that a device keeps stays mapped for good */
 }

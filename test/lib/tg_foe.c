@@ -150,7 +150,7 @@ static int good(int rank)
 		/* an emulated device takes its time for a handshake */
 		o.peer_timeout = 5 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));
-	ctx->answer_ns = 2 * NSEC_PER_SEC;
+	ctx->session.answer_ns = 2 * NSEC_PER_SEC;
 	TG_OK(rref_register(ctx, &keeper));
 	for (size_t i = 0; i < foe_nr_functions; i++)
 		TG_OK(rref_register(ctx, &foe_functions[i]));

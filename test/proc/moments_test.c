@@ -141,7 +141,7 @@ TG_TEST(callback__that_waits_does_not_hold_up_others, 1)
 
 static bool nobody_kicks(struct rref_ctx *ctx, void *arg)
 {
-	struct pollfd p = { .fd = ctx->kickfd, .events = POLLIN };
+	struct pollfd p = { .fd = ctx->sleep.kickfd, .events = POLLIN };
 
 	(void)arg;
 	return poll(&p, 1, 0) == 0;
@@ -154,10 +154,10 @@ TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 	uint64_t one = 1;
 
-	TG_IS(write(ctx->kickfd, &one, sizeof(one)), sizeof(one));
-	if (ctx->mode == RREF_PROGRESS_AUTO)
+	TG_IS(write(ctx->sleep.kickfd, &one, sizeof(one)), sizeof(one));
+	if (ctx->turns.mode == RREF_PROGRESS_AUTO)
 		TG_CHECK(tg_eventually(nobody_kicks, ctx, NULL));
-	if (ctx->mode == RREF_PROGRESS_MANUAL) {
+	if (ctx->turns.mode == RREF_PROGRESS_MANUAL) {
 		while (rref_ctx_arm(ctx))
 			rref_progress(ctx);
 		rref_progress(ctx);

@@ -154,7 +154,7 @@ static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
 {
 	(void)arg;
 	rc_lock(ctx);
-	bool is = (ctx->arms & RC_ARM_POLLER) && at_load(&ctx->sleeping);
+	bool is = (ctx->sleep.arms & RC_ARM_POLLER) && at_load(&ctx->sleep.sleeping);
 
 	rc_unlock(ctx);
 	return is;

@@ -559,7 +559,7 @@ TG_TEST(waiter__whose_wake_up_the_loop_takes, 1)
 		TG_CHECK(pthread_create(&t, NULL, wait_for_it, f) == 0);
 		while (!asleep) {
 			rc_lock(ctx);
-			asleep = ctx->device_sleeper && ctx->arms & RC_ARM_WAITER;
+			asleep = ctx->sleep.device_sleeper && ctx->sleep.arms & RC_ARM_WAITER;
 			rc_unlock(ctx);
 		}
 		usleep(1000);
@@ -568,7 +568,7 @@ TG_TEST(waiter__whose_wake_up_the_loop_takes, 1)
 		TG_OK(rref_set(unset));
 		rref_progress(ctx);
 		rc_lock(ctx);
-		lost += ctx->device_sleeper && !at_load(&ctx->kicked);
+		lost += ctx->sleep.device_sleeper && !at_load(&ctx->sleep.kicked);
 		rc_unlock(ctx);
 		pthread_join(t, NULL);
 		rref_future_free(f);

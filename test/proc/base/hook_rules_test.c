@@ -295,7 +295,7 @@ TG_TEST(shutdown__runs_what_is_left, 1)
 		if (round % 2)
 			pthread_join(t, NULL);
 		else
-			while (!at_load(&ctx->closing) && at_load(&ctx->state) != RC_CTX_SHUT)
+			while (!at_load(&ctx->end.closing) && at_load(&ctx->state) != RC_CTX_SHUT)
 				usleep(10);
 		if (round % 2) {
 			TG_IS(atomic_load(&ran), 40);

@@ -416,7 +416,7 @@ static void fences_under_readers(struct rref_ctx *ctx, struct rref *ref)
 	struct rc_peer *p = &ctx->peers[0];
 	uint64_t resumed;
 
-	ctx->score_limit = UINT32_MAX;
+	ctx->session.score_limit = UINT32_MAX;
 	for (int i = 0; i < THREADS; i++)
 		TG_IS(pthread_create(&thread[i], NULL, read_till_told, ref), 0);
 	for (int i = 0; i < tg_scale(100); i++) {
@@ -441,7 +441,7 @@ static void without_membarrier(int rank, bool from_the_beginning)
 	if (from_the_beginning)
 		TG_CHECK(tl_refuse_membarrier(false));
 	ctx = join(rank);
-	ctx->score_limit = UINT32_MAX;
+	ctx->session.score_limit = UINT32_MAX;
 	if (rank == 1) {
 		struct rref *ref = ask(ctx, 0, 64);
 		cpu_set_t before, after;

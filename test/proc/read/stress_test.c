@@ -142,7 +142,7 @@ static void put_off(struct rref_ctx *ctx, bool late)
 	dev.real = p->ops;
 	dev.ops = *p->ops;
 	dev.peer = p;
-	dev.landing = ctx->landing;
+	dev.landing = ctx->value.landing;
 	dev.ops.post_reads = late ? post_late : post_or_refuse;
 	if (late) {
 		dev.ops.poll = poll_late;

@@ -41,7 +41,7 @@ static struct rref_ctx *join(int rank, struct how how)
 		o.mode = how.mode;
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
-	ctx->score_limit = UINT32_MAX;
+	ctx->session.score_limit = UINT32_MAX;
 	tg_meet_serving(ctx, 15);
 	return ctx;
 }
@@ -57,14 +57,14 @@ static bool break_locked(struct rref_ctx *ctx, int rank)
 {
 	struct rc_peer *p = &ctx->peers[rank];
 	void *base;
-	const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
 	struct rv_read r = { .cookie = UINT64_MAX, .addr = 64, .rkey = 0x5a5a5a, .nr_sge = 1,
-			     .sge[0] = { ctx->probe_landing, 8, region->mr[p->kind].lkey } };
+			     .sge[0] = { ctx->session.probe_landing, 8, region->mr[p->kind].lkey } };
 
 	if (!at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
 		return false;
 	if (p->kind == RV_IBV)
-		at_add(&ctx->reads_in_flight, 1);
+		at_add(&ctx->sleep.reads_in_flight, 1);
 	return true;
 }
 
@@ -446,7 +446,7 @@ TG_TEST(broken__while_nobody_makes_progress, 2)
 		while (!is_broken(ctx, &other))
 			rref_progress(ctx);
 		tg_set_flag(0, 3);
-		usleep((useconds_t)(ctx->peer_timeout * 3 / 2 / 1000)); /* without the library */
+		usleep((useconds_t)(ctx->session.peer_timeout * 3 / 2 / 1000)); /* without the library */
 		tg_meet(0);
 		tg_expect_bytes(r, "x", 1);
 		TG_IS(tg_stats(ctx).sessions, 1);
@@ -471,10 +471,10 @@ static bool sleeps_long(struct rref_ctx *ctx, void *arg)
 	bool kicked = false;
 
 	rc_lock(ctx);
-	if (at_load_sc(&ctx->sleeping) && !at_load(&ctx->kicked) &&
-	    ctx->wake_at > now_ns() + 50 * NSEC_PER_MSEC) {
+	if (at_load_sc(&ctx->sleep.sleeping) && !at_load(&ctx->sleep.kicked) &&
+	    ctx->sleep.wake_at > now_ns() + 50 * NSEC_PER_MSEC) {
 		rc_resume_break(ctx, &ctx->peers[1], -ECONNRESET, "a test wants it");
-		kicked = at_load(&ctx->kicked);
+		kicked = at_load(&ctx->sleep.kicked);
 		*(bool *)arg = kicked;
 	}
 	rc_unlock(ctx);

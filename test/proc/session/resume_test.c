@@ -48,7 +48,7 @@ static struct rref_ctx *join(int rank, uint32_t score_limit, int64_t peer_timeou
 	TG_OK(rref_register(ctx, &counting));
 	tg_add_refs(ctx);
 	if (score_limit)
-		ctx->score_limit = score_limit;
+		ctx->session.score_limit = score_limit;
 	return ctx;
 }
 
@@ -61,17 +61,17 @@ static bool break_link(struct rref_ctx *ctx, int rank)
 	rc_lock(ctx);
 	if (at_load(&p->conn)) {
 		void *base;
-		const struct rc_region *region = ra_lookup(ctx->landing, ctx->probe_landing, &base);
+		const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
 		struct rv_read r = { .cookie = UINT64_MAX,
 				     .addr = 64,
 				     .rkey = 0x5a5a5a,
 				     .nr_sge = 1,
-				     .sge[0] = { ctx->probe_landing, 8,
+				     .sge[0] = { ctx->session.probe_landing, 8,
 						 region->mr[p->kind].lkey } };
 
 		did = p->ops->post_reads(p->link, &r, 1) == 1;
 		if (did && p->kind == RV_IBV)
-			at_add(&ctx->reads_in_flight, 1);
+			at_add(&ctx->sleep.reads_in_flight, 1);
 	}
 	rc_unlock(ctx);
 	return did;

@@ -87,7 +87,7 @@ static struct rref_ctx *join(int rank)
 	o.peer_timeout = 20 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
-	ctx->score_limit = UINT32_MAX;
+	ctx->session.score_limit = UINT32_MAX;
 	return ctx;
 }
 

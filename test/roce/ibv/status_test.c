@@ -71,7 +71,7 @@ static struct rref_ctx *join(int rank)
 		60 * NSEC_PER_SEC; /* looks at the beacon are READs too: there are none meanwhile */
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
-	ctx->score_limit = UINT32_MAX;
+	ctx->session.score_limit = UINT32_MAX;
 	return ctx;
 }
 

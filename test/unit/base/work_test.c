@@ -40,7 +40,7 @@ static struct rref_ctx *make_ctx(void (*run_bare)(struct rref_ctx *ctx, struct r
 
 static void ran(struct rref_ctx *ctx, struct piece *p)
 {
-	assert_int_not_equal(at_load(&ctx->lock), RC_UNLOCKED);
+	assert_int_not_equal(at_load(&ctx->lock.word), RC_UNLOCKED);
 	p->runs++;
 	if (nr_order < array_size(order))
 		order[nr_order++] = p;
@@ -84,7 +84,7 @@ static void deferred_work__runs_in_order_at_the_release(void **state)
 	for (unsigned i = 0; i < 3; i++)
 		assert_ptr_equal(order[i], &p[i]);
 	assert_int_equal(ctx->works.nr + ctx->works.running, 0);
-	assert_int_equal(at_load(&ctx->lock), RC_UNLOCKED);
+	assert_int_equal(at_load(&ctx->lock.word), RC_UNLOCKED);
 	free(ctx);
 }
 
@@ -95,20 +95,20 @@ static void work_that_defers_itself__goes_on_at_the_next_release(void **state)
 
 	(void)state;
 	/* A sleeper is woken for it. */
-	ctx->kickfd = eventfd(0, EFD_NONBLOCK);
-	at_store(&ctx->sleeping, 1);
+	ctx->sleep.kickfd = eventfd(0, EFD_NONBLOCK);
+	at_store(&ctx->sleep.sleeping, 1);
 	rc_lock(ctx);
 	rc_defer(ctx, &p.work);
 	rc_unlock(ctx);
 	assert_int_equal(p.runs, 1);
-	assert_int_equal(at_load(&ctx->kicked), 1);
+	assert_int_equal(at_load(&ctx->sleep.kicked), 1);
 	rc_lock(ctx);
 	rc_unlock(ctx);
 	assert_int_equal(p.runs, 2);
 	rc_lock(ctx);
 	rc_unlock(ctx);
 	assert_int_equal(p.runs, 2);
-	close(ctx->kickfd);
+	close(ctx->sleep.kickfd);
 	free(ctx);
 }
 
@@ -163,7 +163,7 @@ static void *push_one_a_round(void *arg)
 
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		meet(2 * i + 1);
-		for (unsigned n = 0; n < 1000 && at_load(&shared->lock) == RC_UNLOCKED; n++)
+		for (unsigned n = 0; n < 1000 && at_load(&shared->lock.word) == RC_UNLOCKED; n++)
 			;
 		for (volatile unsigned n = i % 64; n > 0; n--)
 			;

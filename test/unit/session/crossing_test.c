@@ -267,7 +267,7 @@ static int setup(void **state)
 		peer_of(i)->ops = &fake_ops;
 		peer_of(i)->dev = device[i].dev;
 		peer_of(i)->device = &device[i];
-		ctx[i]->score_limit = UINT32_MAX;
+		ctx[i]->session.score_limit = UINT32_MAX;
 	}
 	return 0;
 }

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a context keeps for base/. */
+#ifndef RC_BASE_STATE_H
+#define RC_BASE_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/atomic.h"
+#include "base/util.h"
+#include "core/base/locked.h"
+#include "rref.h"
+
+struct rc_log_lines;
+struct rc_waiter;
+
+/* May this process, and this thread, use the context? [const] */
+struct rc_guard {
+	uint32_t generation;         /* [const] */
+	uint32_t gate;                    /* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
+};
+
+/* The progress lock. */
+struct rc_lock_state {
+	cache_aligned _Atomic uint32_t word; /* [atomic] enum in lock.c */
+	_Atomic uint32_t wanted;     /* threads that wait for the lock: pollers make way */
+};
+
+/* The program's code that is due. */
+struct rc_hooks {
+	struct list due under_lock; /* struct rc_hook: the program's code that is due */
+	_Atomic uint32_t nr;        /* of these; written under the lock */
+	const void *progress_by under_lock; /* the last thread in rref_progress, and when; see hook.c */
+	int64_t progress_at;
+};
+
+/* The program's log function. */
+struct rc_log_state {
+	struct rc_log_lines *lines;       /* [const] log.c */
+	void (*fn)(void *ctx, enum rref_log_level level, const char *text);
+	void *arg;
+	enum rref_log_level level;
+};
+
+/* Threads that sleep: on the devices, on each other, in an event loop. */
+struct rc_sleep {
+	int64_t wake_at under_lock; /* when the sleeping poller wakes by itself */
+	bool poller_asleep under_lock; /* it sleeps, or is about to, or was woken and has not got the lock yet */
+	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see base/wait.c */
+	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
+	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
+	struct list sleepers under_lock; /* the other waiters; wait.c */
+	int epfd, kickfd;
+	int loop_fd, loop_wake_fd;                           /* rref_ctx_fd; what wakes the event loop alone */
+	int timer_fd;                             /* of the manual mode's loop; -1 = none */
+	bool timer_set under_lock;
+	_Atomic uint32_t loop;                    /* enum rc_loop; sc: partner of the completions of futures */
+	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
+	const void *loop_thread under_lock; /* that armed last */
+	cache_aligned _Atomic uint32_t sleeping;  /* sc: the poller sleeps in epoll; partner: work is published first */
+	_Atomic uint32_t kicked;
+	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
+	_Atomic uint32_t watching;                /* sc: threads that poll for them */
+	_Atomic uint32_t reads_unarmed;           /* sc: somebody sleeps on the devices who would not be woken by them */
+};
+
+#endif

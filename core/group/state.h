@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a context keeps for group/. */
+#ifndef RC_GROUP_STATE_H
+#define RC_GROUP_STATE_H
+
+#include <stdint.h>
+
+#include "core/group/group.h"
+
+/* What this worker is in its group. */
+struct rc_group_state {
+	uint64_t incarnation;
+	struct rc_key key;
+	struct rc_identity identity;
+};
+
+#endif

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a context keeps for read/. */
+#ifndef RC_READ_STATE_H
+#define RC_READ_STATE_H
+
+#include "core/base/locked.h"
+
+struct rc_flight;
+struct rc_reader;
+
+/* Reads. */
+struct rc_read_state {
+	struct rc_reader *readers;        /* value/reader.c */
+	struct rc_flight *flights under_lock; /* value/reader.c */
+};
+
+#endif
