@@ -263,7 +263,7 @@ is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 	free(ctx);
 }
 
-static is_alone struct rref_ctx *make(const struct rref_options *o)
+static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 {
 	struct rref_ctx *ctx = aligned_alloc(CACHE_LINE, sizeof(*ctx));
 
@@ -361,7 +361,7 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 	o.timeout = o.timeout ? o.timeout : 60 * NSEC_PER_SEC;
 	o.init_timeout = o.init_timeout ? o.init_timeout : 60 * NSEC_PER_SEC;
 	o.peer_timeout = o.peer_timeout ? o.peer_timeout : NSEC_PER_SEC;
-	ctx = make(&o);
+	ctx = ctx_make(&o);
 	if (!ctx || !ctx->members || !ctx->end.barrier_seen) {
 		err = rc_fail(ENOMEM, "memory for a context");
 		goto fail;

@@ -34,7 +34,7 @@ static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect 
 	}
 }
 
-static needs_lock void new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void effect_new_handle(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
 	bool owned = e->fork.local_id == 0;
@@ -64,7 +64,7 @@ static needs_lock void new_handle(struct rref_ctx *ctx, const struct rp_effect *
 	slot->handle = h;
 }
 
-static needs_lock void ready(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void effect_ready(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rc_inref *slot = (struct rc_inref *)(uintptr_t)e->cookie;
 	struct rc_incoming *in = slot->in;
@@ -85,7 +85,7 @@ static needs_lock void ready(struct rref_ctx *ctx, const struct rp_effect *e)
 }
 
 /* A wait is over: the owner's alias, or the location from which to read, or the error. */
-static needs_lock void waited(struct rref_ctx *ctx, const struct rp_effect *e)
+static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rref_future *f = rc_op_find(ctx, e->cookie);
 	struct rref *h;
@@ -149,10 +149,10 @@ void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 		send_effect(ctx, e);
 		break;
 	case RP_EFF_NEW_HANDLE:
-		new_handle(ctx, e);
+		effect_new_handle(ctx, e);
 		break;
 	case RP_EFF_READY:
-		ready(ctx, e);
+		effect_ready(ctx, e);
 		break;
 	case RP_EFF_LOCATION:
 		if (e->handle)
@@ -170,7 +170,7 @@ void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 		created(e);
 		break;
 	case RP_EFF_WAITED:
-		waited(ctx, e);
+		effect_waited(ctx, e);
 		break;
 	case RP_EFF_FREE_VALUE:
 		rc_value_retire(e->value);

@@ -77,7 +77,7 @@ void rc_hands_fork_child(void)
 }
 
 /* In ns from now; 0 stops it. every: again and again. */
-static void set_timer(const struct rc_hands *h, int64_t ns, bool every)
+static void poller_set_timer(const struct rc_hands *h, int64_t ns, bool every)
 {
 	struct itimerspec t = { .it_value = { ns / NSEC_PER_SEC, ns % NSEC_PER_SEC } };
 
@@ -160,7 +160,7 @@ static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 		h->watched = true;
 		h->seen = h->outings;
 		h->quiet = 0;
-		set_timer(h, WATCH_NS, false);
+		poller_set_timer(h, WATCH_NS, false);
 	}
 	return hook;
 }
@@ -170,7 +170,7 @@ static void come_back(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
 
-	/* Partner: look(), which takes the role from a hand that is out, by the same word. */
+	/* Partner: poller_look(), which takes the role from a hand that is out, by the same word. */
 	if (likely(at_xchg_ar(&me->where, HAND_IN) == HAND_OUT))
 		return;
 	rc_lock(ctx);
@@ -205,7 +205,7 @@ static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook
 }
 
 /* A hand that stands by woke. True: it is the poller now. */
-static bool look(struct rref_ctx *ctx, struct hand *me)
+static bool poller_look(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
 	uint32_t is_out = HAND_OUT;
@@ -228,7 +228,7 @@ static bool look(struct rref_ctx *ctx, struct hand *me)
 	}
 	h->seen = h->outings;
 	if (!at_load(&h->stop))
-		set_timer(h, h->watched ? WATCH_NS : 0, false);
+		poller_set_timer(h, h->watched ? WATCH_NS : 0, false);
 	rc_unlock(ctx);
 	return take;
 }
@@ -241,7 +241,7 @@ static void give_away(struct hand *me)
 	if (at_load(&h->poller) == me && at_load(&me->where) == HAND_OUT && !at_load(&h->stop)) {
 		h->give_away = true;
 		h->watched = true;
-		set_timer(h, 1, false);
+		poller_set_timer(h, 1, false);
 	}
 	rc_unlock(me->ctx);
 }
@@ -369,7 +369,7 @@ static void stand_by(struct rref_ctx *ctx, struct hand *me)
 	rb_thread_begin("rref-standby");
 	while (!mine && !at_load_acq(&h->stop) && at_load_acq(&h->poller) != me)
 		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
-			mine = look(ctx, me);
+			mine = poller_look(ctx, me);
 	/* The next long hook finds another hand, or stays in the queue. */
 	if (mine && is_last(ctx) && start_hand(ctx))
 		go_without(ctx);
@@ -479,7 +479,7 @@ void rc_poller_close(struct rref_ctx *ctx)
 	uint64_t one = 1;
 
 	(void)!write(ctx->sleep.kickfd, &one, sizeof(one));
-	set_timer(h, NSEC_PER_MSEC, true); /* each hand that stands by reads one */
+	poller_set_timer(h, NSEC_PER_MSEC, true); /* each hand that stands by reads one */
 	for (unsigned i = 0; i < HANDS; i++) {
 		while (at_load_acq(&h->hand[i].state) == HAND_STARTING)
 			rc_pause(&turn);

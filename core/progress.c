@@ -58,7 +58,7 @@ static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device 
 	return n;
 }
 
-static inline needs_lock int look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
+static inline needs_lock int progress_look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
 {
 	int n = 0;
 
@@ -122,7 +122,7 @@ static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, boo
 	if (unlikely(!list_empty(&ctx->session.self_queue)))
 		n += poll_self(ctx);
 	n += ctx->works.first != NULL; /* is run when the lock is let go of */
-	n += look(ctx, ev, slow ? RV_POLL_SLOW : 0);
+	n += progress_look(ctx, ev, slow ? RV_POLL_SLOW : 0);
 	if (unlikely(slow))
 		tick(ctx);
 	return n;
@@ -146,7 +146,7 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 
 	/* What else there is to do was looked at; only the devices, and other threads' pushes, can bring more. */
 	while (!n && --looks && !at_load(&ctx->lock.wanted) && !at_load(&ctx->works.pushed))
-		n = look(ctx, ev, 0);
+		n = progress_look(ctx, ev, 0);
 	return n;
 }
 
@@ -159,7 +159,7 @@ static void consume(int fd)
 }
 
 /* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 = not any more. */
-static needs_lock void set_timer(struct rref_ctx *ctx, int64_t wait)
+static needs_lock void progress_set_timer(struct rref_ctx *ctx, int64_t wait)
 {
 	struct itimerspec at = { .it_value = { wait / NSEC_PER_SEC, wait % NSEC_PER_SEC } };
 
@@ -173,7 +173,7 @@ static needs_lock void loop_is_here(struct rref_ctx *ctx)
 	uint32_t asleep = RC_LOOP_ASLEEP;
 
 	if (ctx->sleep.timer_set)
-		set_timer(ctx, 0);
+		progress_set_timer(ctx, 0);
 	/* Written before loop_told, so there is something to read. */
 	if (at_load(&ctx->sleep.loop_told) && at_xchg_acq(&ctx->sleep.loop_told, 0))
 		consume(ctx->sleep.loop_wake_fd);
@@ -243,7 +243,7 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 		sleep = rc_arm(ctx, RC_ARM_LOOP);
 	/* Nobody else has an eye on the time: a death, say, may show in a time-out only. */
 	if (sleep && ctx->sleep.timer_fd >= 0)
-		set_timer(ctx, max_of(rc_next_timer(ctx, now_ns()), 1));
+		progress_set_timer(ctx, max_of(rc_next_timer(ctx, now_ns()), 1));
 	if (!sleep) {
 		at_store(&ctx->sleep.loop, RC_LOOP_AWAKE);
 		if (ctx->sleep.arms & RC_ARM_LOOP)

@@ -322,7 +322,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	return err ? err : left_early(ctx);
 }
 
-static void retire(void *arg, const struct rp_visit *v)
+static void shutdown_retire(void *arg, const struct rp_visit *v)
 {
 	struct list *values = arg;
 
@@ -369,7 +369,7 @@ static void close_down(struct rref_ctx *ctx)
 	rc_payloads_fenced(ctx, &ctx->peers[ctx->rank]);
 	finish_work(ctx);
 	at_store_rel(&ctx->state, RC_CTX_SHUT);
-	rp_visit(ctx->op.machine, retire, NULL);
+	rp_visit(ctx->op.machine, shutdown_retire, NULL);
 	rp_destroy(ctx->op.machine);
 	ctx->op.machine = NULL;
 	rc_values_let_go(ctx);

@@ -33,7 +33,7 @@ struct rc_log_lines {
 	bool busy;                    /* guarded by lock; a thread delivers */
 };
 
-static void run(struct rref_ctx *ctx, struct rc_hook *h)
+static void log_run(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	/* Before the lines are looked at: a line that comes now brings the hook again. */
 	at_store_rel(&container_of(h, struct rc_log_lines, hook)->announced, false);
@@ -52,7 +52,7 @@ int rc_log_open(struct rref_ctx *ctx)
 	if (!l)
 		return rc_fail(ENOMEM, "memory for log lines");
 	l->work.run = schedule;
-	l->hook.run = run;
+	l->hook.run = log_run;
 	pthread_mutex_init(&l->lock, NULL);
 	ctx->log.lines = l;
 	return 0;

@@ -19,7 +19,7 @@
 #define LINE_MAX_BYTES (RREF_TEXT_SIZE + 96)
 
 /* Writes all of it, or what a reader takes before it goes away. */
-static void write_all(const char *p, size_t length)
+static void stderr_write_all(const char *p, size_t length)
 {
 	while (length) {
 		ssize_t n = write(STDERR_FILENO, p, length);
@@ -42,10 +42,10 @@ static void write_line(const char *line, size_t length)
 	sigaddset(&pipe_only, SIGPIPE);
 	sigpending(&pending);
 	if (sigismember(&pending, SIGPIPE) || pthread_sigmask(SIG_BLOCK, &pipe_only, &before)) {
-		write_all(line, length);
+		stderr_write_all(line, length);
 		return;
 	}
-	write_all(line, length);
+	stderr_write_all(line, length);
 	/* The signal of a write is for the thread that wrote, and pending before write returns. */
 	while (sigtimedwait(&pipe_only, NULL, &now) < 0 && errno == EINTR)
 		;

@@ -81,14 +81,14 @@ static void tell(const struct rref_ctx *ctx, const struct rc_scope *s, unsigned 
 	in_hook = false;
 }
 
-static const char *name_of(const struct rref_ctx *ctx, uint32_t rank)
+static const char *scope_name_of(const struct rref_ctx *ctx, uint32_t rank)
 {
 	return rank < ctx->world ? ctx->members[rank].name : "?";
 }
 
-static struct rc_scope *make(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to, bool async)
+static struct rc_scope *scope_make(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to, bool async)
 {
-	const char *a = name_of(ctx, from), *b = name_of(ctx, to);
+	const char *a = scope_name_of(ctx, from), *b = scope_name_of(ctx, to);
 	size_t size = strlen(what) + (name ? strnlen(name, RREF_NAME_MAX) : 0) + strlen(a) + strlen(b) + sizeof("#()->()");
 	struct rc_scope *s = malloc(sizeof(*s) + size);
 
@@ -111,7 +111,7 @@ static struct rc_scope *make(struct rref_ctx *ctx, const char *what, const char 
 
 struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to)
 {
-	return rc_is_child(ctx) ? NULL : make(ctx, what, name, from, to, false);
+	return rc_is_child(ctx) ? NULL : scope_make(ctx, what, name, from, to, false);
 }
 
 void rc_scope_end_slow(struct rref_ctx *ctx, struct rc_scope *s, int status)
@@ -124,7 +124,7 @@ void rc_scope_end_slow(struct rref_ctx *ctx, struct rc_scope *s, int status)
 
 void rc_scope_attach_slow(struct rref_future *f, const char *what, const char *name, uint32_t to)
 {
-	struct rc_scope *s = make(f->ctx, what, name, f->ctx->rank, to, true);
+	struct rc_scope *s = scope_make(f->ctx, what, name, f->ctx->rank, to, true);
 
 	if (!s)
 		return;

@@ -43,7 +43,7 @@ struct rc_trace {
 /* guarded by nothing: the thread's own */
 static _Thread_local uint64_t named_in; /* number of the last file that knows this thread's name */
 
-static void flush(struct rc_trace *t, int64_t now)
+static void trace_flush(struct rc_trace *t, int64_t now)
 {
 	size_t done = 0;
 
@@ -89,7 +89,7 @@ static struct decimal us(const struct rc_trace *t, int64_t ns)
 static void make_room(struct rc_trace *t, int64_t now)
 {
 	if (t->used + 2 * EVENT_BYTES > BUFFER_BYTES || now - t->flushed_at >= FLUSH_NS)
-		flush(t, now);
+		trace_flush(t, now);
 }
 
 static void name_thread(struct rc_trace *t)
@@ -149,7 +149,7 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	event(t, "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"name\":\"%s\"}}", rank, name);
 	event(t, ",\n{\"name\":\"process_labels\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"labels\":\"rank %u, os pid %d\"}}", rank, rank,
 	      getpid());
-	flush(t, t->flushed_at);
+	trace_flush(t, t->flushed_at);
 	*out = t;
 	return 0;
 }
@@ -163,7 +163,7 @@ void rc_trace_close(struct rc_trace *t)
 		event(t, ",\n{\"name\":\"%" PRIu64 " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%s,\"pid\":%u,"
 		      "\"tid\":%d}", t->left_out, us(t, now_ns()).text, t->rank, gettid());
 	event(t, "\n]\n");
-	flush(t, now_ns());
+	trace_flush(t, now_ns());
 	rb_close(t->fd);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
@@ -173,7 +173,7 @@ void rc_trace_tick(struct rc_trace *t, int64_t now, bool at_once)
 {
 	pthread_mutex_lock(&t->lock);
 	if (t->used && (at_once || now - t->flushed_at >= FLUSH_NS))
-		flush(t, now);
+		trace_flush(t, now);
 	pthread_mutex_unlock(&t->lock);
 }
 

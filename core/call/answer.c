@@ -17,7 +17,7 @@
 #include "core/session/session.h"
 
 /* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. */
-static needs_lock void over(struct rref_ctx *ctx, struct rref_call *call)
+static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call)
 {
 	list_del(&call->open_node);
 	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
@@ -48,7 +48,7 @@ bool rc_answer_nothing(struct rref_call *call)
 	uint32_t no = 0;
 	int err = 0;
 
-	/* acq_rel: as in give(). */
+	/* acq_rel: as in answer_give(). */
 	if (!call->plain && (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
 		return false;
 	if (rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
@@ -66,7 +66,7 @@ bool rc_answer_nothing(struct rref_call *call)
 		rc_unlock(ctx);
 		return false;
 	}
-	over(ctx, call);
+	answer_ended(ctx, call);
 	rc_unlock(ctx);
 	return true;
 }
@@ -147,7 +147,7 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 }
 
 /* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
-static int give(struct rref_call *call, int status, unsigned about, const char *text,
+static int answer_give(struct rref_call *call, int status, unsigned about, const char *text,
 		const struct rref_args *result, struct rc_value *v, struct rc_payload *payload)
 {
 	struct rref_ctx *ctx = call->ctx;
@@ -217,7 +217,7 @@ int rc_answer(struct rref_call *call, int status, unsigned about, const char *te
 		if (err)
 			return err;
 	}
-	return give(call, status, about, text, result, v, payload);
+	return answer_give(call, status, about, text, result, v, payload);
 }
 
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)
@@ -247,7 +247,7 @@ int rref_call_reply_value(struct rref_call *call, const struct rref_value_desc *
 	if (err)
 		return err;
 	rc_value_publish(v, call->id);
-	return give(call, 0, 0, NULL, NULL, v, NULL);
+	return answer_give(call, 0, 0, NULL, NULL, v, NULL);
 }
 
 int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)

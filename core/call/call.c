@@ -100,7 +100,7 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 	rc_op_put(f);
 }
 
-static needs_lock bool has_room(const struct rc_peer *p, uint64_t bytes)
+static needs_lock bool call_has_room(const struct rc_peer *p, uint64_t bytes)
 {
 	uint64_t offered = at_load(&p->offer_bytes);
 
@@ -118,7 +118,7 @@ static needs_lock bool got_room(struct rref_ctx *ctx, void *arg)
 	const struct room *r = arg;
 
 	(void)ctx;
-	return has_room(r->p, r->bytes);
+	return call_has_room(r->p, r->bytes);
 }
 
 /* Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many bytes. */
@@ -135,7 +135,7 @@ static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *c
 
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
-	return likely(has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
+	return likely(call_has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
 }
 
 struct session {
@@ -218,7 +218,7 @@ static int64_t deadline_of(struct outgoing *o)
 }
 
 /* An operation that nothing has begun to work on. Keeps the text of what went wrong. */
-static int abandon(struct outgoing *o, int err)
+static int call_abandon(struct outgoing *o, int err)
 {
 	char why[RREF_TEXT_SIZE];
 
@@ -233,7 +233,7 @@ static int abandon(struct outgoing *o, int err)
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
 static inline __attribute__((always_inline)) int
-prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, int rank, const char *function,
+call_prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, int rank, const char *function,
 	const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what), length = err;
@@ -249,7 +249,7 @@ prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, i
 	if (scoped)
 		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
 	if (rc_payload_needed(args) && (err = rc_payload_make(ctx, o->rank, args, deadline_of(o), &o->payload)))
-		return abandon(o, err);
+		return call_abandon(o, err);
 	o->f->peer = o->rank;
 	return 0;
 }
@@ -266,7 +266,7 @@ static inline needs_lock __attribute__((always_inline)) int send_call(struct out
 	struct rw_call *c = &m.u.call;
 	int err = a && a->nr_refs ? wait_for_session(ctx, p, deadline_of(o)) : 0;
 
-	if (!err && unlikely(!has_room(p, 0)))
+	if (!err && unlikely(!call_has_room(p, 0)))
 		err = wait_for_room(ctx, p, 0, deadline_of(o));
 	if (err)
 		return err;
@@ -318,13 +318,13 @@ static inline needs_lock __attribute__((always_inline)) int send_call(struct out
 static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
 				 const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool inner)
 {
-	int err = prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what, !inner);
+	int err = call_prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what, !inner);
 
 	if (err)
 		return err;
 	if (!rc_call_incoming(o->f)) {
 		rc_fail(ENOMEM, "memory for a call");
-		return abandon(o, -ENOMEM);
+		return call_abandon(o, -ENOMEM);
 	}
 	rc_lock(ctx);
 	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
@@ -340,7 +340,7 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 	}
 	if (err != -EOWNERDEAD) {
 		rc_unlock(ctx);
-		return abandon(o, err);
+		return call_abandon(o, err);
 	}
 	/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
 	rc_op_fail(o->f, err, -1, rc_error_text(), true);
@@ -403,7 +403,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	const char *site = rc_site_take();
 	struct outgoing o;
 	bool here = ctx && (uint32_t)rank == ctx->rank;
-	int err = prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank, function, args, timeout,
+	int err = call_prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank, function, args, timeout,
 			  out, "rref_remote", true);
 	char why[RREF_TEXT_SIZE]; /* what was said may change when the lock is let go of */
 	struct rref_future *f;
@@ -440,7 +440,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 			rc_fail(ENOMEM, "memory for a reference");
 		else
 			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank, why);
-		return abandon(&o, err);
+		return call_abandon(&o, err);
 	}
 	f->handle = h; /* the creation keeps its handle until it is over */
 	at_store(&h->refs, 2);

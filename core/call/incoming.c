@@ -16,7 +16,7 @@
 #define DROPS_MAX 8192u
 
 /* Takes back what this worker shared with itself, and what found no memory here. */
-static needs_lock void give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
+static needs_lock void incoming_give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
 {
 	struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank };
 
@@ -53,7 +53,7 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 			in->unready--;
 			lost |= err == -ENOMEM;
 			if (err == -ENOMEM && from == ctx->rank)
-				give_back(ctx, &recs[i]);
+				incoming_give_back(ctx, &recs[i]);
 		}
 	}
 	if (--in->unready == 0)

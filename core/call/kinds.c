@@ -66,7 +66,7 @@ static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_futur
 		rc_send(ctx, f->peer, &m);
 }
 
-static needs_lock void end_call(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
 	struct rc_peer *p = &ctx->peers[f->peer];
 
@@ -122,7 +122,7 @@ static void creation_expired(const struct rref_future *f, char *text, size_t siz
 
 const struct rc_op_kind rc_call_kind = {
 	.name = "call", .calls = true, .ends_with_peer = true,
-	.end = end_call, .release = release_call, .why_late = rc_stall_words,
+	.end = kinds_end_call, .release = release_call, .why_late = rc_stall_words,
 };
 
 const struct rc_op_kind rc_replied_kind = {

@@ -35,7 +35,7 @@ static struct rref *outer_of(const struct rref_view *v)
 
 /* ---- taking them ---- */
 
-static int check(const struct rref_view *view, size_t first, size_t nr, const void *out, const char *what)
+static int nested_check(const struct rref_view *view, size_t first, size_t nr, const void *out, const char *what)
 {
 	if (!view || !out)
 		return rc_fail(EINVAL, "%s: %s", what, view ? "nowhere to put the references" : "no view");
@@ -69,7 +69,7 @@ static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **
 }
 
 /* An operation that is not under way. Keeps the text of what went wrong. */
-static int abandon(struct rref_future *f, int err)
+static int nested_abandon(struct rref_future *f, int err)
 {
 	char why[RREF_TEXT_SIZE];
 
@@ -121,7 +121,7 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 		rc_scope_attach(f, scope, NULL, outer->owner);
 	if (!rc_call_incoming(f)) {
 		rc_fail(ENOMEM, "memory for an answer");
-		return abandon(f, -ENOMEM);
+		return nested_abandon(f, -ENOMEM);
 	}
 	rc_lock(ctx);
 	err = send_take(f, first, deadline);
@@ -133,12 +133,12 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	}
 	rc_unlock(ctx);
 	if (err)
-		return abandon(f, err);
+		return nested_abandon(f, err);
 	*out = f;
 	return 0;
 }
 
-static int take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
+static int nested_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
 {
 	const char *site = rc_site_take();
 	struct rc_value *own = rc_value_of(view);
@@ -163,14 +163,14 @@ static int take(struct rref_view *view, size_t first, size_t nr, int64_t timeout
 
 static int scoped_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out, const char *what)
 {
-	int err = check(view, first, nr, out, what);
+	int err = nested_check(view, first, nr, out, what);
 
 	if (err)
 		return err;
 	struct rref_ctx *ctx = view->ctx;
 	struct rc_scope *s = rc_scope_begin(ctx, "view_refs", NULL, ctx->rank, rc_value_of(view) ? ctx->rank : outer_of(view)->owner);
 
-	err = take(view, first, nr, timeout, out);
+	err = nested_take(view, first, nr, timeout, out);
 	rc_scope_end(ctx, s, err);
 	return err;
 }
@@ -211,7 +211,7 @@ static int take_here_async(struct rref_view *view, size_t first, size_t nr, int6
 	if (!in || !rc_incoming_room(in, (uint32_t)nr)) {
 		free(in);
 		rc_fail(ENOMEM, "memory for %zu references", nr);
-		err = abandon(f, -ENOMEM);
+		err = nested_abandon(f, -ENOMEM);
 		goto release;
 	}
 	for (size_t i = 0; i < nr; i++)
@@ -234,7 +234,7 @@ release:
 int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	int err = check(view, first, nr, out, "rref_view_refs_async");
+	int err = nested_check(view, first, nr, out, "rref_view_refs_async");
 
 	if (err)
 		return err;
@@ -245,7 +245,7 @@ int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_
 /* ---- the owner's answer ---- */
 
 /* What was asked for, each with a hold: the value may go while the answer is made. */
-static needs_lock int find(const struct rref_call *call, struct rref **out)
+static needs_lock int nested_find(const struct rref_call *call, struct rref **out)
 {
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t first = get_le32(call->bytes), nr = get_le32((const char *)call->bytes + 4);
@@ -279,7 +279,7 @@ int rc_take_serve(struct rref_call *call, char *text, size_t size)
 		return -ENOMEM;
 	}
 	rc_lock(call->ctx);
-	err = find(call, refs);
+	err = nested_find(call, refs);
 	rc_unlock(call->ctx);
 	if (err) {
 		snprintf(text, size, "%s", rc_error_text());

@@ -53,7 +53,7 @@ struct rc_payload {
 
 /* ---- the sender's side ---- */
 
-static void release(struct rc_payload *p)
+static void payload_release(struct rc_payload *p)
 {
 	if (p->value)
 		rc_value_unpin(p->value);
@@ -72,7 +72,7 @@ void rc_payload_drop(struct rc_payload *p)
 	if (!p)
 		return;
 	give_room_back(p);
-	release(p);
+	payload_release(p);
 }
 
 /*
@@ -111,7 +111,7 @@ int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a
 	}
 	rc_unlock(ctx);
 	if (err) {
-		release(p);
+		payload_release(p);
 		return err;
 	}
 	err = rc_value_alloc(ctx, a->length + a->nr_refs * RW_FORK_BYTES, NULL, &p->value);
@@ -175,7 +175,7 @@ void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
 	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
 }
 
-static struct rc_payload *find(struct rref_ctx *ctx, uint32_t peer, uint32_t what, uint64_t call_id)
+static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint32_t what, uint64_t call_id)
 {
 	struct list *head = &ctx->call.offers[rc_bucket(ctx, peer, call_id)], *l, *tmp;
 
@@ -192,12 +192,12 @@ static struct rc_payload *find(struct rref_ctx *ctx, uint32_t peer, uint32_t wha
 static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 {
 	rc_unlock_bare(ctx);
-	release(container_of(w, struct rc_payload, work));
+	payload_release(container_of(w, struct rc_payload, work));
 	rc_lock(ctx);
 }
 
 /* Nobody reads it any more. */
-static needs_lock void retire(struct rref_ctx *ctx, struct rc_payload *p)
+static needs_lock void payload_retire(struct rref_ctx *ctx, struct rc_payload *p)
 {
 	list_del(&p->node);
 	give_room_back(p);
@@ -208,13 +208,13 @@ static needs_lock void retire(struct rref_ctx *ctx, struct rc_payload *p)
 
 void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_done *d)
 {
-	struct rc_payload *p = find(ctx, from->rank, d->what, d->call_id);
+	struct rc_payload *p = payload_find(ctx, from->rank, d->what, d->call_id);
 
 	if (!p) {
 		at_add(&ctx->n.dropped, 1); /* said twice, or of what was never offered to it */
 		return;
 	}
-	retire(ctx, p);
+	payload_retire(ctx, p);
 	if (d->status)
 		rc_payload_undo(ctx, p);
 }
@@ -229,7 +229,7 @@ void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 			struct rc_payload *p = container_of(l, struct rc_payload, node);
 
 			if (p->peer == peer->rank)
-				retire(ctx, p);
+				payload_retire(ctx, p);
 		}
 	}
 }
@@ -365,7 +365,7 @@ void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer
 	in->fetching = true;
 	in->work.run = fetch_start;
 	if (from->rank == ctx->rank) {
-		in->own = find(ctx, ctx->rank, in->what, in->call_id);
+		in->own = payload_find(ctx, ctx->rank, in->what, in->call_id);
 		if (in->own) {
 			list_del(&in->own->node);
 			give_room_back(in->own);
@@ -389,5 +389,5 @@ void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in)
 void rc_payload_free(struct rc_payload *p)
 {
 	if (p)
-		release(p);
+		payload_release(p);
 }

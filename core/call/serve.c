@@ -74,7 +74,7 @@ static void make_clean(struct rref_call *call)
 }
 
 /* Without the lock there is room for one. What came with it was released. */
-static bool leave_spare(struct rref_ctx *ctx, struct rref_call *call)
+static bool serve_leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rref_call *none = NULL;
 
@@ -96,7 +96,7 @@ void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 	list_add(&ctx->call.spare_calls, &call->hook.node);
 }
 
-static needs_lock struct rref_call *take_spare(struct rref_ctx *ctx)
+static needs_lock struct rref_call *serve_take_spare(struct rref_ctx *ctx)
 {
 	struct list *l = list_pop(&ctx->call.spare_calls);
 
@@ -119,7 +119,7 @@ void rc_call_put(struct rref_call *call)
 		at_sub(&ctx->peers[call->caller].fetch_bytes, call->fetch_cost);
 	if (call->deferred)
 		call = keep(ctx, call);
-	if (call && !leave_spare(ctx, call))
+	if (call && !serve_leave_spare(ctx, call))
 		free(call->block);
 	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
 	at_add_rel(&ctx->call.over, 1);
@@ -141,7 +141,7 @@ static int run_handler(struct rref_call *call)
 }
 
 /* What a handler returned is its answer, if it gave none. */
-static void end_call(struct rref_call *call, int r, unsigned about, char *text, size_t size)
+static void serve_end_call(struct rref_call *call, int r, unsigned about, char *text, size_t size)
 {
 	if (r == 0 && !at_load(&call->replied)) {
 		r = rc_answer(call, 0, 0, NULL, NULL);
@@ -173,7 +173,7 @@ static __attribute__((noinline)) void handler_ended(struct rref_call *call, int 
 		snprintf(text, sizeof(text), "%s", rref_strerror(r));
 	else if (r < 0 || r > RREF_DEFER)
 		r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
-	end_call(call, r, about, text, sizeof(text));
+	serve_end_call(call, r, about, text, sizeof(text));
 }
 
 static __attribute__((noinline)) void run_none(struct rref_call *call)
@@ -191,7 +191,7 @@ static __attribute__((noinline)) void run_none(struct rref_call *call)
 			 call->ctx->members[call->ctx->rank].name);
 		r = -ENOSYS;
 	}
-	end_call(call, r, 0, text, sizeof(text));
+	serve_end_call(call, r, 0, text, sizeof(text));
 }
 
 static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
@@ -364,7 +364,7 @@ static struct rref_call *new_call(size_t bytes)
 /* One whose fields are clear. */
 static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
 {
-	struct rref_call *call = bytes <= PLAIN_BYTES ? take_spare(ctx) : NULL;
+	struct rref_call *call = bytes <= PLAIN_BYTES ? serve_take_spare(ctx) : NULL;
 
 	if (!call)
 		call = new_call(bytes);
@@ -387,7 +387,7 @@ static needs_lock void free_call(struct rref_ctx *ctx, struct rref_call *call)
 		rc_call_spare(ctx, call);
 }
 
-static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
+static bool serve_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
 {
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
@@ -395,7 +395,7 @@ static bool has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uin
 /* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. */
 static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 {
-	struct rref_call *call = take_spare(ctx);
+	struct rref_call *call = serve_take_spare(ctx);
 
 	return likely(call) ? call : new_call(0);
 }
@@ -412,7 +412,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, co
 	const struct rc_function *fn;
 	struct rref_call *call;
 
-	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES || !has_room(ctx, from, cost) ||
+	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES || !serve_has_room(ctx, from, cost) ||
 	    find_open_in(bucket, from, c->call_id))
 		return false;
 	fn = rc_function_find(ctx, c->name, c->name_length);
@@ -462,7 +462,7 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 	bool located = c->loc.version != 0;
 	size_t inline_length = located ? 0 : c->data_length;
 	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
-	bool room = has_room(ctx, from, bytes) &&
+	bool room = serve_has_room(ctx, from, bytes) &&
 		    (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
 	uint32_t epoch = from->epoch;
 	struct rref_call *call;

@@ -20,7 +20,7 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-static needs_lock void give(struct rref_future *f, const struct rc_type *t)
+static needs_lock void type_give(struct rref_future *f, const struct rc_type *t)
 {
 	if (!rc_op_claim(f))
 		return;
@@ -44,7 +44,7 @@ query_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locat
 
 	f->loc = *loc;
 	if (t) {
-		give(f, t);
+		type_give(f, t);
 		return;
 	}
 	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
@@ -136,7 +136,7 @@ void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_
 	} else if (err) {
 		give_error(f, err, rc_error_text());
 	} else {
-		give(f, t);
+		type_give(f, t);
 	}
 out:
 	if (f)
@@ -170,7 +170,7 @@ static int begin_query(struct rref *ref, int64_t deadline, int64_t until, struct
 		at_store(&f->deadline, until);
 		rc_op_begin(f);
 		if (t)
-			give(f, t);
+			type_give(f, t);
 		else
 			query_located(ctx, f, &rc_remote(ref)->loc);
 	} else {
@@ -180,7 +180,7 @@ static int begin_query(struct rref *ref, int64_t deadline, int64_t until, struct
 	return 0;
 }
 
-static int check(struct rref *ref, const void *arg, const char *what)
+static int type_check(struct rref *ref, const void *arg, const char *what)
 {
 	if (!ref || !arg)
 		return rc_fail(EINVAL, "%s: %s", what, ref ? "no type, or nowhere to put it" : "no reference");
@@ -217,7 +217,7 @@ int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 {
 	RB_NO_CANCEL;
 	const struct rc_type *t;
-	int err = check(ref, out, "rref_get_type");
+	int err = type_check(ref, out, "rref_get_type");
 
 	if (!err)
 		err = rc_type_check_out(out, "rref_get_type");
@@ -231,7 +231,7 @@ int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	int err = check(ref, out, "rref_get_type_async");
+	int err = type_check(ref, out, "rref_get_type_async");
 	struct rref_future *f;
 	int64_t deadline;
 
@@ -252,7 +252,7 @@ int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t tim
 	RB_NO_CANCEL;
 	char name[RREF_TEXT_SIZE / 2], is[RREF_NAME_MAX + 96], wanted[RREF_NAME_MAX + 96];
 	const struct rc_type *want, *t;
-	int err = check(ref, type, "rref_expect_type");
+	int err = type_check(ref, type, "rref_expect_type");
 
 	if (!err)
 		err = rc_type_get(ref->ctx, type, "rref_expect_type", &want);

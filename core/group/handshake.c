@@ -64,7 +64,7 @@ struct transcript {
 	uint8_t bytes[2 + 4 + 4 + 8 + 8 + 4 + RC_NONCE_BYTES + RC_NONCE_BYTES];
 };
 
-static void transcript_make(struct transcript *t, const struct rc_handshake *h, bool is_client)
+static void handshake_transcript_make(struct transcript *t, const struct rc_handshake *h, bool is_client)
 {
 	uint8_t *p = t->bytes;
 
@@ -78,7 +78,7 @@ static void transcript_make(struct transcript *t, const struct rc_handshake *h, 
 	memcpy(p + 30 + RC_NONCE_BYTES, h->server_nonce, RC_NONCE_BYTES);
 }
 
-static void hello_mac(const struct rc_key *key, const uint8_t *blob, uint32_t server_rank, uint8_t mac[RC_MAC_BYTES])
+static void handshake_hello_mac(const struct rc_key *key, const uint8_t *blob, uint32_t server_rank, uint8_t mac[RC_MAC_BYTES])
 {
 	uint8_t data[HELLO_MAC + 4];
 
@@ -129,7 +129,7 @@ static int head_check(const char *what, const uint8_t *b, size_t length, uint8_t
 	return 0;
 }
 
-static void head_make(uint8_t *b, uint8_t kind)
+static void handshake_head_make(uint8_t *b, uint8_t kind)
 {
 	b[OFF_KIND] = kind;
 	put_le16(b + OFF_VERSION, RW_PROTOCOL_VERSION);
@@ -146,12 +146,12 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 	rc_random(h->client_nonce + 8, RC_NONCE_BYTES - 8);
 	if (h->resumes)
 		put_le32(h->client_nonce + 8, h->epoch);
-	head_make(out, h->resumes ? KIND_RESUME : KIND_HELLO);
+	handshake_head_make(out, h->resumes ? KIND_RESUME : KIND_HELLO);
 	put_le32(out + HELLO_RANK, h->self_rank);
 	put_le64(out + HELLO_CLIENT_INCARNATION, h->self_incarnation);
 	put_le64(out + HELLO_SERVER_INCARNATION, h->peer_incarnation);
 	memcpy(out + HELLO_NONCE, h->client_nonce, RC_NONCE_BYTES);
-	hello_mac(key, out, h->peer_rank, mac);
+	handshake_hello_mac(key, out, h->peer_rank, mac);
 	memcpy(out + HELLO_MAC, mac, RC_SHORT_MAC_BYTES);
 	return HELLO_BYTES;
 }
@@ -183,7 +183,7 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 
 	if (r)
 		return r;
-	hello_mac(key, b, h->self_rank, mac);
+	handshake_hello_mac(key, b, h->self_rank, mac);
 	if (!rc_mac_equal(mac, b + HELLO_MAC, RC_SHORT_MAC_BYTES))
 		return rc_fail(EKEYREJECTED,
 			       "hello: the peer does not hold the group's key, is not rank %u, or takes "
@@ -211,14 +211,14 @@ size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t 
 
 	rc_random(h->server_nonce, RC_NONCE_BYTES);
 	h->server_hellos = at_load(&hellos);
-	head_make(out, h->resumes ? KIND_RESUMED : KIND_ANSWER);
+	handshake_head_make(out, h->resumes ? KIND_RESUMED : KIND_ANSWER);
 	put_le32(out + ANSWER_RANK, h->self_rank);
 	put_le32(out + ANSWER_EPOCH, h->epoch);
 	memcpy(out + ANSWER_NONCE, h->server_nonce, RC_NONCE_BYTES);
 	put_le64(out + ANSWER_HELLOS, h->server_hellos);
 	if (h->resumes)
 		put_le64(out + RESUMED_RECEIVED, h->server_received);
-	transcript_make(&t, h, false);
+	handshake_transcript_make(&t, h, false);
 	answer_mac(key, out, &t, h->resumes, out + answer_mac_at(h->resumes));
 	return answer_mac_at(h->resumes) + RC_MAC_BYTES;
 }
@@ -239,7 +239,7 @@ int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, s
 	seen.server_hellos = get_le64(b + ANSWER_HELLOS);
 	if (h->resumes)
 		seen.server_received = get_le64(b + RESUMED_RECEIVED);
-	transcript_make(&t, &seen, true);
+	handshake_transcript_make(&t, &seen, true);
 	answer_mac(key, b, &t, h->resumes, mac);
 	if (!rc_mac_equal(mac, b + answer_mac_at(h->resumes), RC_MAC_BYTES) || get_le32(b + ANSWER_RANK) != h->peer_rank ||
 	    (h->resumes && seen.epoch != h->epoch))
@@ -255,7 +255,7 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const
 	struct transcript t;
 	bool equal;
 
-	transcript_make(&t, h, false);
+	handshake_transcript_make(&t, h, false);
 	proof_mac(key, h, &t, mac);
 	equal = rc_mac_equal(mac, proof, RC_MAC_BYTES);
 	/* What was expected would be the proof itself: it must not stay on the stack for a later leak. */
@@ -272,7 +272,7 @@ void rc_handshake_seals(const struct rc_key *key, const struct rc_handshake *h, 
 	uint8_t mac[RC_MAC_BYTES];
 	struct transcript t;
 
-	transcript_make(&t, h, is_client);
+	handshake_transcript_make(&t, h, is_client);
 	rc_mac(key, "rref peer messages of the client 1", t.bytes, sizeof(t.bytes), mac);
 	memcpy(of_client, mac, RV_SEAL_KEY_BYTES);
 	rc_mac(key, "rref peer messages of the server 1", t.bytes, sizeof(t.bytes), mac);
@@ -284,7 +284,7 @@ size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX])
 {
 	size_t length = strnlen(text, RV_REASON_MAX - REASON_TEXT);
 
-	head_make(out, KIND_REASON);
+	handshake_head_make(out, KIND_REASON);
 	put_le32(out + REASON_ERR, (uint32_t)abs(err));
 	memcpy(out + REASON_TEXT, text, length);
 	return REASON_TEXT + length;

@@ -150,7 +150,7 @@ static ssize_t read_all(int fd, uint8_t *buf, size_t size)
 	return (ssize_t)have;
 }
 
-static int write_all(int fd, const uint8_t *buf, size_t size)
+static int key_write_all(int fd, const uint8_t *buf, size_t size)
 {
 	while (size) {
 		ssize_t n = write(fd, buf, size);
@@ -378,7 +378,7 @@ static int create_user_secret(int dir, const char *path, const char *name)
 	if (fd < 0)
 		return no_key(errno, "create a file in", path, "");
 	rc_random(secret, sizeof(secret));
-	r = limit_file(sizeof(secret)) ? -errno : write_all(fd, secret, sizeof(secret));
+	r = limit_file(sizeof(secret)) ? -errno : key_write_all(fd, secret, sizeof(secret));
 	sodium_memzero(secret, sizeof(secret));
 	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power cut. */
 	if (!r && fsync(fd) < 0)

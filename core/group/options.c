@@ -79,7 +79,7 @@ int rc_options_read(const struct rref_options *opt, struct rref_options *out)
 	return 0;
 }
 
-static int refuse(const char *variable, const char *value, const char *why)
+static int options_refuse(const char *variable, const char *value, const char *why)
 {
 	char quoted[128];
 
@@ -87,7 +87,7 @@ static int refuse(const char *variable, const char *value, const char *why)
 }
 
 /* Decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
-static int parse_number(const char *variable, const char *value, int min, uint64_t max, bool *negative, uint64_t *out)
+static int options_parse_number(const char *variable, const char *value, int min, uint64_t max, bool *negative, uint64_t *out)
 {
 	const char *p = value;
 	uint64_t v = 0;
@@ -97,18 +97,18 @@ static int parse_number(const char *variable, const char *value, int min, uint64
 	*negative = min < 0 && *p == '-';
 	p += *negative;
 	if (!*p)
-		return refuse(variable, value, "not a number");
+		return options_refuse(variable, value, "not a number");
 	for (; *p; p++) {
 		unsigned digit = (unsigned)(unsigned char)*p - '0';
 
 		if (digit > 9)
-			return refuse(variable, value, "not a whole decimal number");
+			return options_refuse(variable, value, "not a whole decimal number");
 		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)digit, &v))
 			over = true;
 	}
 	if (over || (*negative ? v > (uint64_t)-(int64_t)min : v > max || (min > 0 && v < (uint64_t)min))) {
 		snprintf(why, sizeof(why), "not in %d..%llu", min, (unsigned long long)max);
-		return refuse(variable, value, why);
+		return options_refuse(variable, value, why);
 	}
 	*out = v;
 	return 0;
@@ -119,7 +119,7 @@ static int read_number(const struct number *n, const char *variable, const char 
 	char *field = (char *)opt + n->offset;
 	bool negative;
 	uint64_t v = 0;
-	int r = parse_number(variable, value, n->min, n->max, &negative, &v);
+	int r = options_parse_number(variable, value, n->min, n->max, &negative, &v);
 
 	if (r)
 		return r;
@@ -152,7 +152,7 @@ static int read_word(const char *variable, const char *value, const char *const 
 	used += (size_t)snprintf(why, sizeof(why), "not one of");
 	for (int i = 0; i < nr && used < sizeof(why); i++)
 		used += (size_t)snprintf(why + used, sizeof(why) - used, "%s %s", i ? "," : "", words[i]);
-	return refuse(variable, value, why);
+	return options_refuse(variable, value, why);
 }
 
 /*
@@ -200,8 +200,8 @@ static int read_master(struct rref_options *opt)
 			       addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
 	}
 	if (!*addr || strlen(addr) > 255)
-		return refuse("MASTER_ADDR", addr, "not a host");
-	r = parse_number("MASTER_PORT", port, 1, 65535, &negative, &number);
+		return options_refuse("MASTER_ADDR", addr, "not a host");
+	r = options_parse_number("MASTER_PORT", port, 1, 65535, &negative, &number);
 	if (r)
 		return r;
 	/* torchrun's own agent listens at MASTER_PORT then, for the whole life of the job. The next port is ours. */
@@ -256,7 +256,7 @@ static void add_launcher(char *text, size_t size)
 
 /* A group whose size nobody named would be a silent group of one in each process that a launcher
  * starts. */
-static int check_place(const struct rref_options *o)
+static int options_check_place(const struct rref_options *o)
 {
 	char text[RREF_TEXT_SIZE], rank[64] = "";
 
@@ -318,12 +318,12 @@ int rref_options_from_env(struct rref_options *opt)
 	if ((value = getenv("RREF_KEY_FILE"))) {
 		/* Empty must not mean "no key": who sets the variable wants one. */
 		if (!*value)
-			return refuse("RREF_KEY_FILE", value, "empty; unset it to go without a key");
+			return options_refuse("RREF_KEY_FILE", value, "empty; unset it to go without a key");
 		o.key_file = value;
 	}
 	if ((value = getenv("RREF_RENDEZVOUS"))) {
 		if (!*value)
-			return refuse("RREF_RENDEZVOUS", value, "empty; it must be host:port");
+			return options_refuse("RREF_RENDEZVOUS", value, "empty; it must be host:port");
 		o.rendezvous = value;
 	} else if ((r = read_master(&o))) {
 		return r;
@@ -342,7 +342,7 @@ int rref_options_from_env(struct rref_options *opt)
 	}
 	if ((value = getenv("RREF_TRACE"))) {
 		if (!*value)
-			return refuse("RREF_TRACE", value, "empty; unset it to write no trace");
+			return options_refuse("RREF_TRACE", value, "empty; unset it to write no trace");
 		o.trace = value;
 	}
 	if ((value = getenv("RREF_LEAK_CHECK"))) {
@@ -353,7 +353,7 @@ int rref_options_from_env(struct rref_options *opt)
 		else
 			o.flags |= RREF_NO_LEAK_CHECK;
 	}
-	r = check_place(&o);
+	r = options_check_place(&o);
 	if (r)
 		return r;
 	o.size = opt->size;

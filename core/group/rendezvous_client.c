@@ -51,7 +51,7 @@ struct come {
 	struct rc_member *table;
 };
 
-static struct decimal waited(const struct come *c)
+static struct decimal client_waited(const struct come *c)
 {
 	return seconds_text(now_ns() - c->start);
 }
@@ -87,16 +87,16 @@ static void say(struct come *c)
 	if (!rz_say_due(&c->say))
 		return;
 	if (c->is_joined && c->has_status)
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s", c->a->text, c->peer, waited(c).text,
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s", c->a->text, c->peer, client_waited(c).text,
 		       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	else if (c->is_connected)
 		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
-		       c->a->text, c->peer, c->me->rank, waited(c).text);
+		       c->a->text, c->peer, c->me->rank, client_waited(c).text);
 	else
 		rz_log(c->log, RREF_LOG_INFO,
 		       "rendezvous %s (%s): rank 0 is not there yet: rank %u has waited %s s, %u "
 		       "tries, the last: %s",
-		       c->a->text, c->peer, c->me->rank, waited(c).text, c->nr_tries,
+		       c->a->text, c->peer, c->me->rank, client_waited(c).text, c->nr_tries,
 		       *c->last ? c->last : "no answer yet");
 }
 
@@ -201,19 +201,19 @@ static int next_frame(struct come *c, int fd)
 	return r < 0 ? r : 0;
 }
 
-static int fail_timeout(const struct come *c)
+static int client_fail_timeout(const struct come *c)
 {
 	char text[320];
 
 	if (c->has_status)
 		return rc_fail(ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s", c->a->text,
-			       c->peer, waited(c).text,
+			       c->peer, client_waited(c).text,
 			       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	return rc_fail(ETIMEDOUT,
 		       "rendezvous %s (%s): waited %s s (%u tries): connected, but rank 0 did not "
 		       "answer; is it "
 		       "this group's rank 0 that listens there?",
-		       c->a->text, c->peer, waited(c).text, c->nr_tries);
+		       c->a->text, c->peer, client_waited(c).text, c->nr_tries);
 }
 
 /* What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost before it counted. */
@@ -223,7 +223,7 @@ static int fail_frame(struct come *c, int r)
 
 	switch (r) {
 	case -ETIMEDOUT:
-		return fail_timeout(c);
+		return client_fail_timeout(c);
 	case -EPROTO:
 		rc_quote(bytes, sizeof(bytes), c->in.frame, min_of(c->in.have, (size_t)RZ_HEAD_BYTES * 2));
 		return rc_fail(EPROTO, "rendezvous %s (%s): what answers there does not speak this protocol (it sent \"%s\")",
@@ -240,7 +240,7 @@ static int fail_frame(struct come *c, int r)
 				       "rendezvous %s (%s): lost rank 0 after %s s, while it told "
 				       "who the members "
 				       "are: %s",
-				       c->a->text, c->peer, waited(c).text, rref_strerror(r));
+				       c->a->text, c->peer, client_waited(c).text, rref_strerror(r));
 		c->last_err = -r;
 		if (c->is_joined) {
 			/* It may have been killed, and be started again: the group is not complete,
@@ -436,7 +436,7 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 			c->was_joined
 				? "lost rank 0 before the group was complete, and could not reach"
 				: "could not reach",
-			c->nr_tries, waited(c).text, c->last,
+			c->nr_tries, client_waited(c).text, c->last,
 			lacks(c) ? ""
 				 : "; is rank 0 running there? A group that has started is closed: "
 				   "nobody can join it later, or take a dead worker's place");

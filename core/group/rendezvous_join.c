@@ -36,24 +36,24 @@ static bool makes_way(struct rz_serve *s, uint32_t rank, const struct rc_member 
 	return true;
 }
 
-static const char *peer_of(const struct rz_serve *s, uint32_t rank)
+static const char *join_peer_of(const struct rz_serve *s, uint32_t rank)
 {
 	return s->holder[rank] ? s->holder[rank]->peer : "rank 0 itself";
 }
 
 /* Rank and name are free, or the group has failed. */
-static bool check_place(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
+static bool join_check_place(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
 {
 	if (rz_is_present(&s->status.present, m->rank) && !makes_way(s, m->rank, m)) {
 		rz_fail_group(s, EEXIST, "rendezvous %s: rank %u is there twice: \"%s\" (%s) and \"%s\" (%s)", s->a->text, m->rank,
-			   s->table[m->rank].name, peer_of(s, m->rank), m->name, c->peer);
+			   s->table[m->rank].name, join_peer_of(s, m->rank), m->name, c->peer);
 		return false;
 	}
 	for (uint32_t i = 0; i < s->world; i++) {
 		if (!rz_is_present(&s->status.present, i) || strcmp(s->table[i].name, m->name) != 0 || makes_way(s, i, m))
 			continue;
 		rz_fail_group(s, EEXIST, "rendezvous %s: the name \"%s\" is there twice: rank %u (%s) and rank %u (%s)", s->a->text,
-			   m->name, i, peer_of(s, i), m->rank, c->peer);
+			   m->name, i, join_peer_of(s, i), m->rank, c->peer);
 		return false;
 	}
 	return true;
@@ -79,7 +79,7 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 	else if (s->phase == GATHER && m.rank >= s->world)
 		rz_fail_group(s, EINVAL, "rendezvous %s: \"%s\" (%s) claims rank %u in a group of %u", s->a->text, m.name, c->peer,
 			   m.rank, s->world);
-	if (s->phase != GATHER || !check_place(s, c, &m)) {
+	if (s->phase != GATHER || !join_check_place(s, c, &m)) {
 		rz_tell_failure(s, c);
 		return;
 	}

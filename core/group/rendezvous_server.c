@@ -177,7 +177,7 @@ void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...)
 			rz_tell_failure(s, s->conns[i]);
 }
 
-static void fail_timeout(struct rz_serve *s)
+static void server_fail_timeout(struct rz_serve *s)
 {
 	char text[320], refused[240] = "", lack[80] = "";
 
@@ -344,7 +344,7 @@ static int step_group(struct rz_serve *s, int64_t now)
 	if (s->phase == GATHER && s->nr_present == s->world)
 		start_table(s);
 	else if (s->phase == GATHER && now >= s->deadline)
-		fail_timeout(s);
+		server_fail_timeout(s);
 	sweep(s);
 	if (s->phase == TABLE && s->nr_conns == 0)
 		return 0;

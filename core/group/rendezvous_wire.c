@@ -17,7 +17,7 @@ static const uint8_t magic[4] = { 'R', 'R', 'E', 'F' };
 /* Both ends' view of a connection, without the parts that a step adds. */
 #define TRANSCRIPT_BYTES (2 + 4 + 4 + 2 * RC_NONCE_BYTES)
 
-static void transcript_make(const struct rz_session *s, uint8_t *p)
+static void rendezvous_transcript_make(const struct rz_session *s, uint8_t *p)
 {
 	put_le16(p, RZ_VERSION);
 	put_le32(p + 2, s->world);
@@ -31,13 +31,13 @@ static void step_mac(const struct rz_session *s, const char *label, const uint8_
 {
 	uint8_t buf[TRANSCRIPT_BYTES + RZ_FRAME_MAX + RC_MAC_BYTES];
 
-	transcript_make(s, buf);
+	rendezvous_transcript_make(s, buf);
 	if (length)
 		memcpy(buf + TRANSCRIPT_BYTES, data, length);
 	rc_mac(s->key, label, buf, TRANSCRIPT_BYTES + length, mac);
 }
 
-static size_t head_make(uint8_t *out, enum rz_type type, size_t length)
+static size_t rendezvous_head_make(uint8_t *out, enum rz_type type, size_t length)
 {
 	memcpy(out, magic, sizeof(magic));
 	put_le16(out + 4, RZ_VERSION);
@@ -177,7 +177,7 @@ void rz_digest_add(struct rz_digest *d, const struct rc_key *key, const struct r
 
 /* ---- before the worker has its place */
 
-static void hello_mac(const struct rc_key *key, const uint8_t *frame, uint8_t mac[RC_MAC_BYTES])
+static void rendezvous_hello_mac(const struct rc_key *key, const uint8_t *frame, uint8_t mac[RC_MAC_BYTES])
 {
 	rc_mac(key, "rref rendezvous hello", frame, RZ_HEAD_BYTES + RZ_HELLO_BODY - RC_MAC_BYTES, mac);
 }
@@ -185,13 +185,13 @@ static void hello_mac(const struct rc_key *key, const uint8_t *frame, uint8_t ma
 size_t rz_hello_make(const struct rz_session *s, uint8_t *out)
 {
 	uint8_t *p = out + RZ_HEAD_BYTES;
-	size_t length = head_make(out, RZ_HELLO, RZ_HELLO_BODY);
+	size_t length = rendezvous_head_make(out, RZ_HELLO, RZ_HELLO_BODY);
 
 	put_le32(p, s->rank);
 	put_le32(p + 4, s->world);
 	put_le32(p + 8, s->key->is_group ? HELLO_HAS_GROUP_KEY : 0);
 	memcpy(p + 12, s->client_nonce, RC_NONCE_BYTES);
-	hello_mac(s->key, out, p + 12 + RC_NONCE_BYTES);
+	rendezvous_hello_mac(s->key, out, p + 12 + RC_NONCE_BYTES);
 	return length;
 }
 
@@ -202,7 +202,7 @@ int rz_hello_take(const struct rz_reader *in, const struct rc_key *key, struct r
 
 	if (rz_type_of(in) != RZ_HELLO || body_length(in) != RZ_HELLO_BODY)
 		return -EPROTO;
-	hello_mac(key, in->frame, mac);
+	rendezvous_hello_mac(key, in->frame, mac);
 	out->is_authentic = rc_mac_equal(mac, p + 12 + RC_NONCE_BYTES, RC_MAC_BYTES);
 	out->version = rz_version_of(in);
 	out->rank = get_le32(p);
@@ -218,7 +218,7 @@ size_t rz_challenge_make(const struct rz_session *s, uint8_t *out)
 
 	memcpy(p, s->server_nonce, RC_NONCE_BYTES);
 	step_mac(s, "rref rendezvous challenge 1", NULL, 0, p + RC_NONCE_BYTES);
-	return head_make(out, RZ_CHALLENGE, RC_NONCE_BYTES + RC_MAC_BYTES);
+	return rendezvous_head_make(out, RZ_CHALLENGE, RC_NONCE_BYTES + RC_MAC_BYTES);
 }
 
 int rz_challenge_take(const struct rz_reader *in, struct rz_session *s)
@@ -238,7 +238,7 @@ size_t rz_join_make(const struct rz_session *s, const struct rc_member *me, uint
 	size_t length = entry_make(me, p + RC_MAC_BYTES);
 
 	step_mac(s, "rref rendezvous join 1", p + RC_MAC_BYTES, length, p);
-	return head_make(out, RZ_JOIN, RC_MAC_BYTES + length);
+	return rendezvous_head_make(out, RZ_JOIN, RC_MAC_BYTES + length);
 }
 
 int rz_join_take(const struct rz_reader *in, const struct rz_session *s, struct rc_member *out)
@@ -274,7 +274,7 @@ static size_t tagged_make(struct rz_session *s, enum rz_type type, size_t length
 
 	tag(s, type, p + RC_MAC_BYTES, length, p);
 	s->sequence++;
-	return head_make(out, type, RC_MAC_BYTES + length);
+	return rendezvous_head_make(out, type, RC_MAC_BYTES + length);
 }
 
 static int tagged_take(const struct rz_reader *in, struct rz_session *s, enum rz_type type, size_t min, size_t max)
@@ -325,7 +325,7 @@ int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_s
 
 size_t rz_member_make(const struct rc_member *m, uint8_t *out)
 {
-	return head_make(out, RZ_MEMBER, entry_make(m, out + RZ_HEAD_BYTES));
+	return rendezvous_head_make(out, RZ_MEMBER, entry_make(m, out + RZ_HEAD_BYTES));
 }
 
 int rz_member_take(const struct rz_reader *in, struct rc_member *out)
@@ -386,7 +386,7 @@ int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, c
 
 size_t rz_refuse_make(int err, const char *text, uint8_t *out)
 {
-	return head_make(out, RZ_REFUSE, words_make(err, text, out + RZ_HEAD_BYTES));
+	return rendezvous_head_make(out, RZ_REFUSE, words_make(err, text, out + RZ_HEAD_BYTES));
 }
 
 int rz_refuse_take(const struct rz_reader *in, int *err, char *text, size_t size)

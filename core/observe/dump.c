@@ -249,7 +249,7 @@ static void stats_line(struct dump *d)
 }
 
 /* Hands over what has been gathered. */
-static int flush(struct dump *d, rref_writer write, void *arg)
+static int dump_flush(struct dump *d, rref_writer write, void *arg)
 {
 	int err = 0;
 
@@ -261,7 +261,7 @@ static int flush(struct dump *d, rref_writer write, void *arg)
 	return err;
 }
 
-static int write_all(struct dump *d, unsigned flags, rref_writer write, void *arg)
+static int dump_write_all(struct dump *d, unsigned flags, rref_writer write, void *arg)
 {
 	struct rref_ctx *ctx = d->ctx;
 	struct rp_cursor cursor = { 0 };
@@ -275,13 +275,13 @@ static int write_all(struct dump *d, unsigned flags, rref_writer write, void *ar
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (i != ctx->rank)
 			peer_line(d, i);
-	err = flush(d, write, arg);
+	err = dump_flush(d, write, arg);
 	while (more && !err) {
 		rc_lock(ctx);
 		rc_work_run_pushed(ctx);
 		more = ctx->op.machine && rp_visit_some(ctx->op.machine, &cursor, SLICE, visit, d);
 		rc_unlock(ctx);
-		err = flush(d, write, arg);
+		err = dump_flush(d, write, arg);
 	}
 	do {
 		if (err || !at_load(&ctx->op.nr))
@@ -290,7 +290,7 @@ static int write_all(struct dump *d, unsigned flags, rref_writer write, void *ar
 		d->now = now_ns();
 		slot = rc_ops_visit(ctx, slot, 8 * SLICE, visit_op, d);
 		rc_unlock(ctx);
-		err = flush(d, write, arg);
+		err = dump_flush(d, write, arg);
 	} while (slot);
 	return err;
 }
@@ -305,7 +305,7 @@ int rref_dump_to(struct rref_ctx *ctx, unsigned flags, rref_writer write, void *
 		return rc_fail(EINVAL, "rref_dump_to: no context, no writer, or unknown flags");
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
-	err = write_all(&d, flags, write, arg);
+	err = dump_write_all(&d, flags, write, arg);
 	free(d.r.buf);
 	return err;
 }

@@ -7,7 +7,7 @@
 
 #include "core/observe/dump.h"
 
-static bool room(struct rc_record *r, size_t n)
+static bool record_room(struct rc_record *r, size_t n)
 {
 	size_t size = r->size ? r->size : 4096;
 	char *buf;
@@ -28,8 +28,8 @@ static bool room(struct rc_record *r, size_t n)
 	return true;
 }
 
-static void put(struct rc_record *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void put(struct rc_record *r, const char *fmt, ...)
+static void record_put(struct rc_record *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void record_put(struct rc_record *r, const char *fmt, ...)
 {
 	char text[160];
 	va_list ap;
@@ -38,7 +38,7 @@ static void put(struct rc_record *r, const char *fmt, ...)
 	va_start(ap, fmt);
 	n = vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	if (n <= 0 || !room(r, (size_t)n))
+	if (n <= 0 || !record_room(r, (size_t)n))
 		return;
 	memcpy(r->buf + r->used, text, (size_t)n + 1);
 	r->used += (size_t)n;
@@ -55,31 +55,31 @@ static bool is_plain(const char *text)
 /* Texts come from peers too (names of types): what is not printable ASCII is escaped, each byte on its own. */
 static void put_quoted(struct rc_record *r, const char *text)
 {
-	put(r, "\"");
+	record_put(r, "\"");
 	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
 		if (*p == '"' || *p == '\\')
-			put(r, "\\%c", *p);
+			record_put(r, "\\%c", *p);
 		else if (*p < ' ' || *p > '~')
-			put(r, "\\u%04x", *p);
+			record_put(r, "\\u%04x", *p);
 		else
-			put(r, "%c", *p);
+			record_put(r, "%c", *p);
 	}
-	put(r, "\"");
+	record_put(r, "\"");
 }
 
 static void key_of(struct rc_record *r, const char *key)
 {
-	put(r, r->json ? ",\"%s\":" : " %s=", key);
+	record_put(r, r->json ? ",\"%s\":" : " %s=", key);
 }
 
 void rc_rec_begin(struct rc_record *r, const char *kind)
 {
-	put(r, r->json ? "{\"kind\":\"%s\"" : "%-6s", kind);
+	record_put(r, r->json ? "{\"kind\":\"%s\"" : "%-6s", kind);
 }
 
 void rc_rec_end(struct rc_record *r)
 {
-	put(r, r->json ? "}\n" : "\n");
+	record_put(r, r->json ? "}\n" : "\n");
 }
 
 void rc_rec_text(struct rc_record *r, const char *key, const char *text)
@@ -89,7 +89,7 @@ void rc_rec_text(struct rc_record *r, const char *key, const char *text)
 	key_of(r, key);
 	if (!r->json && is_plain(text))
 		for (const char *p = text; *p; p += strnlen(p, 100))
-			put(r, "%.100s", p);
+			record_put(r, "%.100s", p);
 	else
 		put_quoted(r, text);
 }
@@ -97,13 +97,13 @@ void rc_rec_text(struct rc_record *r, const char *key, const char *text)
 void rc_rec_number(struct rc_record *r, const char *key, uint64_t value)
 {
 	key_of(r, key);
-	put(r, "%" PRIu64, value);
+	record_put(r, "%" PRIu64, value);
 }
 
 void rc_rec_signed(struct rc_record *r, const char *key, int64_t value)
 {
 	key_of(r, key);
-	put(r, "%" PRId64, value);
+	record_put(r, "%" PRId64, value);
 }
 
 void rc_rec_flag(struct rc_record *r, const char *key, bool is)
@@ -111,26 +111,26 @@ void rc_rec_flag(struct rc_record *r, const char *key, bool is)
 	if (!is)
 		return;
 	if (r->json)
-		put(r, ",\"%s\":true", key);
+		record_put(r, ",\"%s\":true", key);
 	else
-		put(r, " %s", key);
+		record_put(r, " %s", key);
 }
 
 void rc_rec_id(struct rc_record *r, const char *key, struct rref_id id)
 {
 	key_of(r, key);
-	put(r, r->json ? "[%u,%" PRIu64 "]" : "(%u,%" PRIu64 ")", id.created_on, id.local_id);
+	record_put(r, r->json ? "[%u,%" PRIu64 "]" : "(%u,%" PRIu64 ")", id.created_on, id.local_id);
 }
 
 void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value)
 {
 	key_of(r, key);
-	put(r, r->json ? "\"%016" PRIx64 "\"" : "%016" PRIx64, value);
+	record_put(r, r->json ? "\"%016" PRIx64 "\"" : "%016" PRIx64, value);
 }
 
 void rc_rec_age(struct rc_record *r, const char *key, int64_t ns)
 {
 	key_of(r, key);
 	/* Constant width: a second dump, into a buffer of the size that the first one asked for, fits it. */
-	put(r, r->json ? "%10s" : "%10ss", seconds_text(ns).text);
+	record_put(r, r->json ? "%10s" : "%10ss", seconds_text(ns).text);
 }

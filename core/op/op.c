@@ -68,7 +68,7 @@ static struct rref_future *pop_free(struct rref_ctx *ctx)
 	return f;
 }
 
-static int grow(struct rref_ctx *ctx)
+static int op_grow(struct rref_ctx *ctx)
 {
 	uint32_t nr;
 	int err = 0;
@@ -109,7 +109,7 @@ uint64_t rc_op_token(const struct rref_future *f)
 
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
 {
-	/* Acquire: partner of the release in grow(); the index came from a list or a token published after it. */
+	/* Acquire: partner of the release in op_grow(); the index came from a list or a token published after it. */
 	struct rref_future *chunk = at_load_acq(&ctx->op.chunk[index / RC_OP_CHUNK]);
 
 	return chunk + index % RC_OP_CHUNK;
@@ -147,7 +147,7 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
  * list. Each that is taken moves the tag, also of the word that says that there is none: who looks for operations that began
  * since it looked last (rc_ops_due) would miss one else.
  */
-static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share share)
+static struct rref_future *op_take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {
 	uint64_t spare = at_load(&ctx->op.spare), none;
 
@@ -159,7 +159,7 @@ static struct rref_future *take_spare(struct rref_ctx *ctx, enum rc_op_share sha
 	return rc_op_at(ctx, (uint32_t)spare - 1);
 }
 
-static bool leave_spare(struct rref_ctx *ctx, struct rref_future *f)
+static bool op_leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 {
 	uint64_t none = at_load(&ctx->op.spare);
 
@@ -184,13 +184,13 @@ static int no_slot(struct rref_ctx *ctx, int err)
 /* Counted before it is taken. share: how many times max_ops there may be with this one. */
 static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
 {
-	*out = take_spare(ctx, share);
+	*out = op_take_spare(ctx, share);
 	if (*out)
 		return 0;
 	if (at_add(&ctx->op.in_flight, 1) >= ctx->op.max * share) {
 		no_slot(ctx, 0);
 		/* The last one that counts may have become spare meanwhile. */
-		*out = take_spare(ctx, share);
+		*out = op_take_spare(ctx, share);
 		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->op.max);
 	}
 	for (;;) {
@@ -199,7 +199,7 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 			at_add(&ctx->op.taken[(*out)->index / RC_OP_CHUNK], 1);
 			return 0;
 		}
-		int err = grow(ctx);
+		int err = op_grow(ctx);
 
 		if (err)
 			return no_slot(ctx, err);
@@ -284,7 +284,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct r
 
 bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out)
 {
-	*out = take_spare(ctx, RC_OP_PROGRAM);
+	*out = op_take_spare(ctx, RC_OP_PROGRAM);
 	if (likely(*out))
 		begin(*out, kind);
 	return *out;
@@ -295,7 +295,7 @@ int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadl
 	return rc_op_get_share(ctx, RC_OP_PROGRAM, kind, deadline, out);
 }
 
-static void release(struct rref_future *f)
+static void op_release(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
@@ -306,7 +306,7 @@ static void release(struct rref_future *f)
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* read/in_flight.c has tokens with the highest bit */
-	if (leave_spare(ctx, f))
+	if (op_leave_spare(ctx, f))
 		return;
 	at_sub(&ctx->op.taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
@@ -316,7 +316,7 @@ static void release(struct rref_future *f)
 void rc_op_put(struct rref_future *f)
 {
 	if (at_sub_ar(&f->refs, 1) == 1)
-		release(f);
+		op_release(f);
 }
 
 void rc_op_put_inner(struct rref_future *f)
@@ -324,5 +324,5 @@ void rc_op_put_inner(struct rref_future *f)
 	uint32_t holds = at_load(&f->state) & RC_F_BOTH ? 2 : 1;
 
 	if (at_sub_ar(&f->refs, holds) == holds)
-		release(f);
+		op_release(f);
 }

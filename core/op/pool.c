@@ -74,13 +74,13 @@ static void admit(struct rc_pool *pool, struct rc_caller *c)
 }
 
 /* No thread can be had for it. Its caller hears so from whoever runs it. */
-static void refuse(struct rref_call *call, const char *why)
+static void pool_refuse(struct rref_call *call, const char *why)
 {
 	call->in.status = -EAGAIN;
 	snprintf(call->in.text, sizeof(call->in.text), "no thread for the call: %.170s", why);
 }
 
-static void *run(void *arg)
+static void *pool_run(void *arg)
 {
 	struct rc_pool *pool = arg;
 
@@ -96,7 +96,7 @@ static void *run(void *arg)
 
 			pool->queued--;
 			if (c->blocked >= pool->max_waiting)
-				refuse(call, "all handlers there wait, and no more can be started "
+				pool_refuse(call, "all handlers there wait, and no more can be started "
 					     "(max_waiting)");
 			my_caller = c;
 			pthread_mutex_unlock(&pool->lock);
@@ -134,7 +134,7 @@ static void run_left(struct list *queue)
  * Starts a thread if there is work that no thread is free for. If none can be started and none will come back by itself,
  * the queue is moved to *refused. Guarded by lock.
  */
-static void grow(struct rc_pool *pool, struct list *refused)
+static void pool_grow(struct rc_pool *pool, struct list *refused)
 {
 	struct list *n;
 
@@ -151,7 +151,7 @@ static void grow(struct rc_pool *pool, struct list *refused)
 	if (pool->threads - pool->blocked >= pool->target)
 		return;
 	pool->threads++;
-	err = rb_thread_start(NULL, run, pool);
+	err = rb_thread_start(NULL, pool_run, pool);
 	if (err) {
 		pool->threads--;
 		rb_thread_why(err, why, sizeof(why));
@@ -163,7 +163,7 @@ static void grow(struct rc_pool *pool, struct list *refused)
 
 			pool->queued--;
 			pool->caller[call->caller].nr--;
-			refuse(call, why);
+			pool_refuse(call, why);
 			list_add_tail(refused, n);
 		}
 	}
@@ -253,7 +253,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 		c->nr++;
 		pool->queued++;
 		list_add_tail(&pool->queue, &call->hook.node);
-		grow(pool, &refused);
+		pool_grow(pool, &refused);
 	} else {
 		list_add_tail(&c->apart, &call->hook.node);
 	}
@@ -279,7 +279,7 @@ void rc_pool_blocking(int delta)
 	pool->blocked += (unsigned)delta;
 	my_caller->blocked += (unsigned)delta;
 	admit(pool, my_caller);
-	grow(pool, &refused);
+	pool_grow(pool, &refused);
 	pthread_mutex_unlock(&pool->lock);
 	run_left(&refused); /* none when delta is -1: this thread does not wait any more */
 }

@@ -46,7 +46,7 @@ static void end_read(struct batch *b, size_t i, int err, struct rref_view *v)
 	into->got = err ? 0 : rc_read_copy(v, into->buf, into->offset, into->length);
 }
 
-static int status_of(const struct batch *b, size_t i)
+static int batch_status_of(const struct batch *b, size_t i)
 {
 	return b->into ? b->into[i].status : b->status[i];
 }
@@ -187,7 +187,7 @@ static int run_batch(struct batch *b)
 	if (b->into)
 		read_again(b);
 	for (size_t i = 0; i < b->nr; i++)
-		good += status_of(b, i) == 0;
+		good += batch_status_of(b, i) == 0;
 	return good;
 }
 

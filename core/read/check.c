@@ -13,7 +13,7 @@
 
 #define NAME_SIZE 160 /* of a reference with both ids at their longest */
 
-static const char *name_of(const struct rref_future *f, char *buf)
+static const char *check_name_of(const struct rref_future *f, char *buf)
 {
 	if (!f->handle)
 		return "a payload";
@@ -27,7 +27,7 @@ static void local_only(struct rref_future *f)
 	const struct rref_ctx *ctx = f->ctx;
 	char name[NAME_SIZE];
 
-	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", name_of(f, name),
+	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", check_name_of(f, name),
 		 ctx->members[f->peer].name, ctx->members[ctx->rank].name);
 }
 
@@ -58,7 +58,7 @@ int rc_read_explain(struct rref_future *f)
 		return -EPERM;
 	case -EACCES:
 		snprintf(f->text, sizeof(f->text), "%s refused the read: the value of %s is not there any more", p->member->name,
-			 name_of(f, name));
+			 check_name_of(f, name));
 		return -ESTALE;
 	case -EPROTO:
 		if (f->read_wc > 0)
@@ -108,7 +108,7 @@ int rc_read_check(struct rref_future *f)
 		return -EBADMSG;
 	}
 	if (le64toh(h.nonce) != f->loc.nonce || le32toh(h.state) != RC_HEADER_READY) {
-		snprintf(f->text, sizeof(f->text), "the value of %s is not there any more", name_of(f, name));
+		snprintf(f->text, sizeof(f->text), "the value of %s is not there any more", check_name_of(f, name));
 		return -ESTALE;
 	}
 	if ((ref && (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on)) ||

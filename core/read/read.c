@@ -34,7 +34,7 @@
 
 static lock_by_flag void read_done(struct rref_future *f, bool locked);
 
-static struct rc_peer *peer_of(const struct rref_future *f)
+static struct rc_peer *read_peer_of(const struct rref_future *f)
 {
 	return &f->ctx->peers[f->peer];
 }
@@ -44,7 +44,7 @@ bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
 	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
 }
 
-/* The same before prepare() has cut the range to the value. */
+/* The same before read_prepare() has cut the range to the value. */
 static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 {
 	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
@@ -88,7 +88,7 @@ static void note_failure(struct rref_future *f, int status, int wc)
 {
 	if (status && !f->read_status) {
 		if (status == -EACCES)
-			at_add(&peer_of(f)->resume.refused, 1);
+			at_add(&read_peer_of(f)->resume.refused, 1);
 		f->read_status = status;
 		f->read_wc = wc;
 	}
@@ -246,7 +246,7 @@ static int prepare_quietly(struct rref_future *f)
 }
 
 /* False: the read has ended with an error. */
-static bool prepare(struct rref_future *f, bool locked)
+static bool read_prepare(struct rref_future *f, bool locked)
 {
 	int err = prepare_quietly(f);
 
@@ -278,9 +278,9 @@ static bool start_inline(struct rref_future *f, struct rc_peer *p)
 lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
-	struct rc_peer *p = peer_of(f);
+	struct rc_peer *p = read_peer_of(f);
 
-	if (!prepare(f, locked))
+	if (!read_prepare(f, locked))
 		return;
 	if (p->reads_inline) {
 		if (start_inline(f, p))
@@ -330,7 +330,7 @@ void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fut
 			rc_read_start(f[i], false);
 			continue;
 		}
-		if (!prepare(f[i], false))
+		if (!read_prepare(f[i], false))
 			continue;
 		single[nr++] = f[i];
 		if (nr == RC_BATCH_MAX) {
@@ -424,7 +424,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 /* A READ of f's has ended. in_run: it brought others too. */
 static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_run)
 {
-	struct rc_peer *p = peer_of(f);
+	struct rc_peer *p = read_peer_of(f);
 
 	f->outstanding--;
 	if (status && in_run && !rc_read_lost(status)) {
@@ -467,7 +467,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 		at_add(&ctx->n.dropped, 1);
 		return;
 	}
-	struct rc_peer *p = peer_of(f);
+	struct rc_peer *p = read_peer_of(f);
 
 	for (bool in_run = f->run_next; f; f = next) {
 		next = f->run_next; /* before: f may be over behind it */
@@ -536,7 +536,7 @@ static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 void rc_read_turn(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
-	struct rc_peer *p = peer_of(f);
+	struct rc_peer *p = read_peer_of(f);
 
 	if (!f->landing) {
 		rc_unlock_bare(ctx);

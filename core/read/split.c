@@ -75,19 +75,19 @@ static bool is_short(const struct rref_future *f, const struct rc_peer *p)
 	return f->length <= p->max_msg;
 }
 
-static needs_lock uint64_t room(const struct rc_pieces *q)
+static needs_lock uint64_t split_room(const struct rc_pieces *q)
 {
 	return q->bytes < ROOM ? ROOM - q->bytes : 0;
 }
 
-static needs_lock bool has_room(const struct rref_future *f, const struct rc_peer *p)
+static needs_lock bool split_has_room(const struct rref_future *f, const struct rc_peer *p)
 {
 	uint64_t left = f->length - f->next + (f->header_asked ? 0 : RC_HEADER_BYTES);
 
-	return is_short(f, p) || room(&p->pieces) >= min_of(left, LEAST);
+	return is_short(f, p) || split_room(&p->pieces) >= min_of(left, LEAST);
 }
 
-static needs_lock void put(struct rc_pieces *q, struct rref_future *f, bool first)
+static needs_lock void split_put(struct rc_pieces *q, struct rref_future *f, bool first)
 {
 	if (first)
 		list_add(&q->reads, &f->node);
@@ -96,18 +96,18 @@ static needs_lock void put(struct rc_pieces *q, struct rref_future *f, bool firs
 	q->nr_reads++;
 }
 
-static needs_lock void take(struct rc_pieces *q, struct rref_future *f)
+static needs_lock void split_take(struct rc_pieces *q, struct rref_future *f)
 {
 	list_del(&f->node);
 	q->nr_reads--;
 }
 
 /* All for which there is room, one piece at least; what is left waits. As post_reads. */
-static needs_lock int post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_pieces *q = &p->pieces;
 	struct rv_read r[POST_MAX];
-	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : max_of(room(q) / p->max_msg, UINT64_C(1));
+	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : max_of(split_room(q) / p->max_msg, UINT64_C(1));
 	unsigned n = rc_pieces_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
 	int posted = p->ops->post_reads(conn, r, n);
 
@@ -126,7 +126,7 @@ static needs_lock int post(struct rref_future *f, struct rc_peer *p, struct rv_c
 		q->bytes += r[i].sge[0].length;
 	}
 	if (!rc_read_all_asked(f))
-		put(q, f, turns == f->next / TURN || f->next == f->length);
+		split_put(q, f, turns == f->next / TURN || f->next == f->length);
 	return posted;
 }
 
@@ -137,8 +137,8 @@ bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *c
 
 	if (f->pieces_at != q->connection)
 		f->next = 0;
-	if (is_short(f, p) || (list_empty(&q->reads) && has_room(f, p))) {
-		posted = post(f, p, conn);
+	if (is_short(f, p) || (list_empty(&q->reads) && split_has_room(f, p))) {
+		posted = split_post(f, p, conn);
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 			return true;
@@ -148,7 +148,7 @@ bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *c
 			return false;
 	}
 	if (posted <= 0)
-		put(q, f, false);
+		split_put(q, f, false);
 	return true;
 }
 
@@ -168,7 +168,7 @@ bool rc_piece_ended(struct rref_future *f, struct rc_peer *p)
 	if (same && rc_op_wanted(f) && !f->read_status && !f->again)
 		return queued;
 	if (queued)
-		take(q, f);
+		split_take(q, f);
 	f->again |= !rc_read_all_asked(f);
 	return false;
 }
@@ -181,14 +181,14 @@ void rc_pieces_go_on(struct rc_peer *p)
 		struct rref_future *f = container_of(q->reads.next, struct rref_future, node);
 		int posted;
 
-		if (rc_op_wanted(f) && !has_room(f, p))
+		if (rc_op_wanted(f) && !split_has_room(f, p))
 			return;
-		take(q, f);
-		posted = rc_op_wanted(f) ? post(f, p, at_load(&p->conn)) : -ECANCELED;
+		split_take(q, f);
+		posted = rc_op_wanted(f) ? split_post(f, p, at_load(&p->conn)) : -ECANCELED;
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 		} else if (posted <= 0 && q->outstanding) {
-			put(q, f, true); /* until a piece has ended: no place in the send queue, or a connection that breaks */
+			split_put(q, f, true); /* until a piece has ended: no place in the send queue, or a connection that breaks */
 			return;
 		} else if (posted <= 0) {
 			f->retried = true; /* the caller pumps */

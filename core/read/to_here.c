@@ -83,7 +83,7 @@ __attribute__((noinline, cold)) int rc_read_cannot(const struct rref *ref, const
 	return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
 }
 
-static inline int check(const struct rref *ref, const void *out, const char *what)
+static inline int to_here_check(const struct rref *ref, const void *out, const char *what)
 {
 	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : rc_read_cannot(ref, out, what);
 }
@@ -244,7 +244,7 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, 
 
 int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
-	int err = check(ref, out, "rref_to_here");
+	int err = to_here_check(ref, out, "rref_to_here");
 
 	if (unlikely(err))
 		return err;
@@ -255,7 +255,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
-	int err = check(ref, out, "rref_local_value");
+	int err = to_here_check(ref, out, "rref_local_value");
 
 	if (err)
 		return err;
@@ -302,7 +302,7 @@ int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int6
 int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
 {
 	RB_NO_CANCEL;
-	int err = check(ref, got, "rref_to_here_into");
+	int err = to_here_check(ref, got, "rref_to_here_into");
 
 	if (err)
 		return err;
@@ -318,7 +318,7 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	int err = check(ref, out, "rref_to_here_async");
+	int err = to_here_check(ref, out, "rref_to_here_async");
 
 	if (err)
 		return err;

@@ -15,7 +15,7 @@
 #include "core/session/internal.h"
 
 /* Takes one death that the program has not heard of. */
-static needs_lock bool take(struct rc_down *d, int *err, char *text, size_t size)
+static needs_lock bool down_take(struct rc_down *d, int *err, char *text, size_t size)
 {
 	if (!d->nr) {
 		d->queued = false;
@@ -27,7 +27,7 @@ static needs_lock bool take(struct rc_down *d, int *err, char *text, size_t size
 	return true;
 }
 
-static void run(struct rref_ctx *ctx, struct rc_hook *h)
+static void down_run(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	struct rc_down *d = container_of(h, struct rc_down, hook);
 	struct rref_peer_down down = { .size = sizeof(down), .rank = (int)container_of(d, struct rc_peer, down)->rank };
@@ -36,7 +36,7 @@ static void run(struct rref_ctx *ctx, struct rc_hook *h)
 
 	for (;;) {
 		rc_lock(ctx);
-		more = take(d, &down.err, text, sizeof(text));
+		more = down_take(d, &down.err, text, sizeof(text));
 		rc_unlock(ctx);
 		if (!more)
 			return;
@@ -59,6 +59,6 @@ void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 	if (p->down.queued)
 		return;
 	p->down.queued = true;
-	p->down.hook.run = run;
+	p->down.hook.run = down_run;
 	rc_hook_push(ctx, &p->down.hook);
 }

@@ -87,7 +87,7 @@ static bool is_allowed(int kind, enum action action)
 	}
 }
 
-static bool parse_number(const char **s, uint64_t *out)
+static bool inject_parse_number(const char **s, uint64_t *out)
 {
 	char *end;
 
@@ -107,7 +107,7 @@ static bool parse_time(const char **s, int64_t *out)
 	} units[] = { { "us", NSEC_PER_USEC }, { "ms", NSEC_PER_MSEC }, { "s", NSEC_PER_SEC } };
 	uint64_t n;
 
-	if (!parse_number(s, &n) || n > 1000000)
+	if (!inject_parse_number(s, &n) || n > 1000000)
 		return false;
 	for (unsigned i = 0; i < array_size(units); i++) {
 		if (strncmp(*s, units[i].name, strlen(units[i].name)) == 0) {
@@ -132,9 +132,9 @@ static const char *parse_values(const char *s, struct rule *r)
 		} else if (r->action == DELAY) {
 			return "delay wants a time";
 		}
-		if (*s == '*' && (s++, !parse_number(&s, &r->left)))
+		if (*s == '*' && (s++, !inject_parse_number(&s, &r->left)))
 			return "a number of messages is missing";
-	} else if (*s == '=' && (s++, !parse_number(&s, &r->left))) {
+	} else if (*s == '=' && (s++, !inject_parse_number(&s, &r->left))) {
 		return "a number of messages is missing";
 	}
 	return *s ? "something follows that does not belong there" : NULL;
@@ -153,7 +153,7 @@ static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 	r->rank = -1;
 	if (*s == '@') {
 		s++;
-		if (!parse_number(&s, &rank) || rank >= world)
+		if (!inject_parse_number(&s, &rank) || rank >= world)
 			return "no worker has that rank";
 		r->rank = (int64_t)rank;
 	}
@@ -228,7 +228,7 @@ static bool matches(const struct rule *r, uint32_t to, const struct rw_message *
 }
 
 /* The rule that counts for this message, among those of the one layer or the other. It is used up by one. */
-static needs_lock struct rule *find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
+static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
 {
 	struct rc_inject *in = ctx->session.inject;
 	struct rw_message m;
@@ -252,7 +252,7 @@ static needs_lock struct rule *find(struct rref_ctx *ctx, uint32_t to, const voi
 
 int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {
-	return find(ctx, to, bytes, length, true) ? -EIO : 0;
+	return inject_find(ctx, to, bytes, length, true) ? -EIO : 0;
 }
 
 static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, int64_t ns)
@@ -273,7 +273,7 @@ static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes
 
 int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {
-	const struct rule *r = find(ctx, to, bytes, length, false);
+	const struct rule *r = inject_find(ctx, to, bytes, length, false);
 
 	if (!r)
 		return 0;

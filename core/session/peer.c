@@ -137,7 +137,7 @@ static int fail_unreachable(const struct rc_peer *p, const char *why)
 }
 
 /* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
-static needs_lock int dial(struct rref_ctx *ctx, struct rc_peer *p)
+static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	const struct rc_key *key;
 	uint8_t hello[RV_HELLO_MAX];
@@ -179,7 +179,7 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	if (p->state == RC_PEER_GONE)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
 	if (p->state == RC_PEER_DOWN && !p->said_goodbye && now_ns() >= p->retry_at) {
-		int err = dial(ctx, p);
+		int err = peer_dial(ctx, p);
 
 		if (err)
 			return err;

@@ -125,7 +125,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	       p->rank, why);
 }
 
-static needs_lock void dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void resume_dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	uint8_t hello[RV_HELLO_MAX];
 	size_t length;
@@ -316,7 +316,7 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	if (p->state != RC_PEER_BROKEN && now >= r->at)
 		drop_link(ctx, p, 0);
 	if (p->state == RC_PEER_BROKEN && now >= r->at)
-		dial(ctx, p, now);
+		resume_dial(ctx, p, now);
 	r->look_at = rc_resume_due(p);
 }
 

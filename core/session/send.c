@@ -56,7 +56,7 @@ is_alone void rc_send_close(struct rref_ctx *ctx)
 _Static_assert(RV_MSG_MAX <= UINT16_MAX, "room for any message can be told");
 
 /* Its length is still to be said. */
-static struct rc_outgoing *make(uint32_t room)
+static struct rc_outgoing *send_make(uint32_t room)
 {
 	struct rc_outgoing *o = malloc(sizeof(*o) + room);
 
@@ -79,7 +79,7 @@ is_alone int rc_send_open(struct rref_ctx *ctx)
 {
 	list_init(&ctx->session.spare_messages);
 	for (unsigned i = 0; i < RESERVE; i++) {
-		struct rc_outgoing *o = make(RC_SMALL_MESSAGE);
+		struct rc_outgoing *o = send_make(RC_SMALL_MESSAGE);
 
 		if (!o)
 			return rc_fail(ENOMEM, "memory for %u messages", RESERVE);
@@ -94,7 +94,7 @@ static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 	struct rc_outgoing *o;
 
 	if (unlikely(ctx->session.nr_spare_messages <= RESERVE) &&
-	    ((o = make(RC_SMALL_MESSAGE)) || list_empty(&ctx->session.spare_messages)))
+	    ((o = send_make(RC_SMALL_MESSAGE)) || list_empty(&ctx->session.spare_messages)))
 		return o;
 	ctx->session.nr_spare_messages--;
 	o = container_of(list_take(&ctx->session.spare_messages), struct rc_outgoing, node);
@@ -104,7 +104,7 @@ static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 
 struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 {
-	struct rc_outgoing *o = make(length);
+	struct rc_outgoing *o = send_make(length);
 
 	if (!o)
 		return NULL;
@@ -114,7 +114,7 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 }
 
 /* The one that came last goes first: it is in the cache. */
-static inline needs_lock void over(struct rref_ctx *ctx, struct rc_outgoing *o)
+static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	if (unlikely(o->room != RC_SMALL_MESSAGE ||
 		     ctx->session.nr_spare_messages >= (RB_FAST(true) ? SPARES : RESERVE))) {
@@ -126,7 +126,7 @@ static inline needs_lock void over(struct rref_ctx *ctx, struct rc_outgoing *o)
 
 void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	over(ctx, o);
+	send_ended(ctx, o);
 }
 
 /* Messages go over its connection now. */
@@ -142,7 +142,7 @@ static needs_lock bool may_go(const struct rc_peer *p, const struct rc_outgoing 
 }
 
 /* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
-static inline needs_lock int post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
 
@@ -165,7 +165,7 @@ static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p, s
 	if (unlikely(p->unacked.nr >= WINDOW))
 		return -EAGAIN;
 	rw_set_seq(o->bytes, p->send_seq + 1, p->epoch);
-	err = post(ctx, p, o);
+	err = send_post(ctx, p, o);
 	if (!err) {
 		p->send_seq++;
 		p->unacked.nr++;
@@ -325,7 +325,7 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 		return send_any(ctx, to, m);
 	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
 	if (unlikely(length <= 0)) {
-		over(ctx, o);
+		send_ended(ctx, o);
 		return send_any(ctx, to, m);
 	}
 	o->length = (uint32_t)length;
@@ -425,7 +425,7 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 			at_add(&ctx->n.retries, 1);
 		if (again) {
 			list_del(&o->node);
-			err = post(ctx, p, o);
+			err = send_post(ctx, p, o);
 			ctx->n.sent_again += !err;
 			if (err)
 				list_add_tail(p->unacked.again.next, &o->node); /* at the head, as it was */
@@ -505,7 +505,7 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 	for (; n; n--) {
 		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent : &p->unacked.again;
 
-		over(ctx, container_of(list_take(from), struct rc_outgoing, node));
+		send_ended(ctx, container_of(list_take(from), struct rc_outgoing, node));
 	}
 }
 

@@ -174,7 +174,7 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
  * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
  * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
  */
-static needs_lock void look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	void *base;
 	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
@@ -207,7 +207,7 @@ void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		return;
 	}
 	if (now >= p->probe_at)
-		look(ctx, p, now);
+		stall_look(ctx, p, now);
 }
 
 void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns)

@@ -26,7 +26,7 @@ struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 
 #define RELEASE_TURN 256u /* references that one turn of the lock ends: others want it too */
 
-static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
+static struct rref *handle_make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
 {
 	struct rref *h = rc_slab_get(remote ? &ctx->value.remotes : &ctx->value.handles);
 
@@ -43,7 +43,7 @@ static struct rref *make(struct rref_ctx *ctx, bool remote, bool owned, struct r
 
 struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
 {
-	struct rref *h = make(ctx, true, owned, id, owner);
+	struct rref *h = handle_make(ctx, true, owned, id, owner);
 
 	if (h)
 		rc_remote(h)->fork = fork;
@@ -158,7 +158,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 }
 
 /* Nobody holds it any more. */
-static needs_lock void over(struct rref_ctx *ctx, struct rref *h)
+static needs_lock void handle_ended(struct rref_ctx *ctx, struct rref *h)
 {
 	if (ctx->op.machine)
 		rc_handle_end(ctx, h);
@@ -167,14 +167,14 @@ static needs_lock void over(struct rref_ctx *ctx, struct rref *h)
 
 void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 {
-	over(ctx, container_of(item, struct rref, dropped));
+	handle_ended(ctx, container_of(item, struct rref, dropped));
 }
 
 /*
  * One hold less; true if it was the last. A handler has no hold on the references of its call unless it dups them: a
  * release beyond is refused, or the call, and whoever else uses the handle, would go on with freed memory.
  */
-static bool give_back(struct rref *ref)
+static bool handle_give_back(struct rref *ref)
 {
 	uint32_t refs = at_load_acq(&ref->refs);
 
@@ -197,11 +197,11 @@ void rref_release(struct rref *ref)
 	RB_NO_CANCEL;
 	struct rref_ctx *ctx;
 
-	if (!ref || rc_is_child(ref->ctx) || !give_back(ref))
+	if (!ref || rc_is_child(ref->ctx) || !handle_give_back(ref))
 		return;
 	ctx = ref->ctx;
 	if (RB_FAST(likely(rc_trylock(ctx)))) {
-		over(ctx, ref);
+		handle_ended(ctx, ref);
 		rc_unlock(ctx);
 		return;
 	}
@@ -217,7 +217,7 @@ static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t 
 	bool pushed = false;
 
 	for (size_t i = 0; i < nr; i++) {
-		if (!refs[i] || !give_back(refs[i]))
+		if (!refs[i] || !handle_give_back(refs[i]))
 			continue;
 		rc_work_push_bare(ctx, &refs[i]->dropped);
 		pushed = true;
@@ -256,8 +256,8 @@ void rref_release_batch(struct rref *const *refs, size_t nr)
 
 void rc_handle_put(struct rref *h)
 {
-	if (give_back(h))
-		over(h->ctx, h);
+	if (handle_give_back(h))
+		handle_ended(h->ctx, h);
 }
 
 struct rref *rref_dup(struct rref *ref)
@@ -286,7 +286,7 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 		rc_value_unpin(v);
 		return rc_enter(ctx);
 	}
-	h = make(ctx, false, true, id, ctx->rank);
+	h = handle_make(ctx, false, true, id, ctx->rank);
 	err = h ? rc_step(ctx, &ev, NULL) : -ENOMEM;
 	if (!err && set) {
 		ev.type = RP_EV_SET;

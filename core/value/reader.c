@@ -36,7 +36,7 @@ static void unlink_reader(struct rc_reader *r)
 }
 
 /* Its context lives. Guarded by lock. */
-static void give_back(struct rc_reader *r)
+static void reader_give_back(struct rc_reader *r)
 {
 	struct rref_ctx *ctx = r->ctx;
 
@@ -67,7 +67,7 @@ static void thread_ends(void *arg)
 		pthread_mutex_lock(&lock);
 		if (r->ctx && r->fork_generation == rb_generation()) {
 			unlink_reader(r);
-			give_back(r);
+			reader_give_back(r);
 		}
 		pthread_mutex_unlock(&lock);
 		free(r);
@@ -251,7 +251,7 @@ is_alone void rc_readers_close(struct rref_ctx *ctx)
 		struct rc_reader *r = ctx->read.readers;
 
 		ctx->read.readers = r->next;
-		give_back(r);
+		reader_give_back(r);
 		r->ctx = NULL; /* freed by its thread */
 	}
 	pthread_mutex_unlock(&lock);

@@ -318,7 +318,7 @@ int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*r
 
 static _Thread_local unsigned returning; /* release callbacks on this thread's stack */
 
-static void give_back(struct rref_ctx *ctx, struct rc_hook *h)
+static void wrap_give_back(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	struct rc_wrap *w = container_of(h, struct rc_wrap, hook);
 
@@ -343,7 +343,7 @@ static needs_lock void give_back_soon(struct rref_ctx *ctx, struct rc_work *work
 
 	list_del(&w->node);
 	if (w->told && w->release) {
-		w->hook.run = give_back;
+		w->hook.run = wrap_give_back;
 		w->mem->due++;
 		rc_hook_push(ctx, &w->hook);
 		return;
@@ -379,7 +379,7 @@ static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rr
 	list_for_each_safe(l, tmp, &ctx->hooks.due) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
 
-		if (h->run == give_back && container_of(h, struct rc_wrap, hook)->mem == mem)
+		if (h->run == wrap_give_back && container_of(h, struct rc_wrap, hook)->mem == mem)
 			return h;
 	}
 	return NULL;

@@ -18,7 +18,7 @@ struct reader {
 	bool bad;
 };
 
-static inline const uint8_t *take(struct reader *r, size_t n)
+static inline const uint8_t *decode_take(struct reader *r, size_t n)
 {
 	const uint8_t *p = r->at;
 
@@ -33,28 +33,28 @@ static inline const uint8_t *take(struct reader *r, size_t n)
 
 static uint8_t get8(struct reader *r)
 {
-	const uint8_t *p = take(r, 1);
+	const uint8_t *p = decode_take(r, 1);
 
 	return p ? *p : 0;
 }
 
 static uint16_t get16(struct reader *r)
 {
-	const uint8_t *p = take(r, 2);
+	const uint8_t *p = decode_take(r, 2);
 
 	return p ? get_le16(p) : 0;
 }
 
 static uint32_t get32(struct reader *r)
 {
-	const uint8_t *p = take(r, 4);
+	const uint8_t *p = decode_take(r, 4);
 
 	return p ? get_le32(p) : 0;
 }
 
 static uint64_t get64(struct reader *r)
 {
-	const uint8_t *p = take(r, 8);
+	const uint8_t *p = decode_take(r, 8);
 
 	return p ? get_le64(p) : 0;
 }
@@ -73,7 +73,7 @@ static inline uint32_t rank_at(struct reader *r, const uint8_t *p)
 	return rank;
 }
 
-static inline struct rref_id id_at(struct reader *r, const uint8_t *p)
+static inline struct rref_id decode_id_at(struct reader *r, const uint8_t *p)
 {
 	struct rref_id id = { .local_id = get_le64(p), .created_on = rank_at(r, p + 8) };
 
@@ -83,12 +83,12 @@ static inline struct rref_id id_at(struct reader *r, const uint8_t *p)
 
 static struct rref_id get_id(struct reader *r)
 {
-	const uint8_t *p = take(r, RW_ID_BYTES);
+	const uint8_t *p = decode_take(r, RW_ID_BYTES);
 
-	return p ? id_at(r, p) : (struct rref_id){ 0 };
+	return p ? decode_id_at(r, p) : (struct rref_id){ 0 };
 }
 
-static inline void location_at(struct reader *r, const uint8_t *p, struct rp_location *l)
+static inline void decode_location_at(struct reader *r, const uint8_t *p, struct rp_location *l)
 {
 	*l = (struct rp_location){
 		.addr = get_le64(p),
@@ -111,33 +111,33 @@ static inline void location_at(struct reader *r, const uint8_t *p, struct rp_loc
 /* One that says where. */
 static void get_location(struct reader *r, struct rp_location *l)
 {
-	const uint8_t *p = take(r, RW_LOCATION_BYTES);
+	const uint8_t *p = decode_take(r, RW_LOCATION_BYTES);
 
 	if (!p)
 		return;
-	location_at(r, p, l);
+	decode_location_at(r, p, l);
 	want(r, l->version != 0);
 }
 
 /* refs has room for nr. */
 static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 {
-	const uint8_t *p = take(r, (size_t)nr * RW_FORK_BYTES);
+	const uint8_t *p = decode_take(r, (size_t)nr * RW_FORK_BYTES);
 
 	for (unsigned i = 0; p && i < nr; i++, p += RW_FORK_BYTES) {
-		refs[i].id = id_at(r, p);
-		refs[i].fork = id_at(r, p + RW_ID_BYTES);
+		refs[i].id = decode_id_at(r, p);
+		refs[i].fork = decode_id_at(r, p + RW_ID_BYTES);
 		refs[i].owner = rank_at(r, p + 24);
 		refs[i].parent = rank_at(r, p + 28);
 		refs[i].owner_incarnation = get_le64(p + 32);
 		refs[i].word = get_le64(p + 40);
 		refs[i].flags = get_le32(p + 48);
 		want(r, !(refs[i].flags & ~RP_FORK_EARLY));
-		location_at(r, p + 52, &refs[i].loc);
+		decode_location_at(r, p + 52, &refs[i].loc);
 	}
 }
 
-static inline int32_t status_of(struct reader *r, uint32_t v)
+static inline int32_t decode_status_of(struct reader *r, uint32_t v)
 {
 	/* -RW_ERRNO_MAX..0 in two's complement, without converting what may be out of range. */
 	if (v && v < (uint32_t)-RW_ERRNO_MAX) {
@@ -149,17 +149,17 @@ static inline int32_t status_of(struct reader *r, uint32_t v)
 
 static int32_t get_status(struct reader *r)
 {
-	return status_of(r, get32(r));
+	return decode_status_of(r, get32(r));
 }
 
 static const void *get_bytes(struct reader *r, size_t n)
 {
-	return take(r, n);
+	return decode_take(r, n);
 }
 
 static const char *get_text(struct reader *r, size_t n)
 {
-	const char *text = (const char *)take(r, n);
+	const char *text = (const char *)decode_take(r, n);
 
 	want(r, text && !memchr(text, '\0', n));
 	return text;
@@ -178,7 +178,7 @@ static bool get_payload(struct reader *r, unsigned located, struct rp_location *
 	want(r, located <= 1);
 	if (located) {
 		get_location(r, loc);
-		p = take(r, RW_KEY_BYTES);
+		p = decode_take(r, RW_KEY_BYTES);
 		memcpy(key, p ? p : no_key, RW_KEY_BYTES);
 		/* One form only for "no references". */
 		want(r, nr || !memcmp(key, no_key, RW_KEY_BYTES));
@@ -194,7 +194,7 @@ static void get_call(struct reader *r, struct rw_call *c)
 	static const struct rref_id none;
 	unsigned located;
 
-	const uint8_t *p = take(r, RW_CALL_BYTES);
+	const uint8_t *p = decode_take(r, RW_CALL_BYTES);
 
 	if (!p)
 		return;
@@ -207,9 +207,9 @@ static void get_call(struct reader *r, struct rw_call *c)
 	c->meta_length = get_le16(p + 14);
 	c->data_length = get_le32(p + 16);
 	c->id = c->fork = none;
-	if (c->kind != RW_CALL_RPC && (p = take(r, 2 * RW_ID_BYTES))) {
-		c->id = id_at(r, p);
-		c->fork = id_at(r, p + RW_ID_BYTES);
+	if (c->kind != RW_CALL_RPC && (p = decode_take(r, 2 * RW_ID_BYTES))) {
+		c->id = decode_id_at(r, p);
+		c->fork = decode_id_at(r, p + RW_ID_BYTES);
 	}
 	c->word = c->kind == RW_CALL_REMOTE ? get64(r) : 0;
 	if (!get_payload(r, located, &c->loc, c->key, c->refs, c->nr_refs, c->data_length,
@@ -254,7 +254,7 @@ static void get_done(struct reader *r, struct rw_done *d)
 static void get_proto(struct reader *r, struct rp_msg *m)
 {
 	static const struct rp_location none;
-	const uint8_t *p = take(r, RW_PROTO_BYTES);
+	const uint8_t *p = decode_take(r, RW_PROTO_BYTES);
 	unsigned type, located, length;
 	const char *text;
 
@@ -262,9 +262,9 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 		return;
 	type = p[0], located = p[1], length = get_le16(p + 2);
 	m->type = (enum rp_msg_type)type;
-	m->status = status_of(r, get_le32(p + 4));
-	m->id = id_at(r, p + 8);
-	m->fork = id_at(r, p + 8 + RW_ID_BYTES);
+	m->status = decode_status_of(r, get_le32(p + 4));
+	m->id = decode_id_at(r, p + 8);
+	m->fork = decode_id_at(r, p + 8 + RW_ID_BYTES);
 	m->word = rw_proto_has_word(type) ? get64(r) : 0;
 	want(r, type >= RP_MSG_FORK_REQUEST && type < RP_MSG_NR_TYPES);
 	want(r, located <= (unsigned)(!m->status && rw_proto_has_location(type)));
@@ -315,7 +315,7 @@ static __attribute__((noinline)) int decode_any(const void *buf, size_t length, 
 
 	switch (out->frame.type) {
 	case RW_AUTH:
-		mac = take(&r, RW_MAC_BYTES);
+		mac = decode_take(&r, RW_MAC_BYTES);
 		if (mac)
 			memcpy(out->u.auth.mac, mac, RW_MAC_BYTES);
 		out->u.auth.beacon_addr = get64(&r);
@@ -351,7 +351,7 @@ static __attribute__((noinline)) int decode_any(const void *buf, size_t length, 
 		get_done(&r, &out->u.done);
 		break;
 	case RW_RECEIVED:
-		mac = take(&r, RW_MAC_BYTES);
+		mac = decode_take(&r, RW_MAC_BYTES);
 		if (mac)
 			memcpy(out->u.received.mac, mac, RW_MAC_BYTES);
 		out->u.received.seq = get64(&r);
@@ -435,11 +435,11 @@ static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, st
 		return false;
 	m->type = (enum rp_msg_type)type;
 	m->status = 0;
-	m->id = id_at(&r, p + 8);
-	m->fork = id_at(&r, p + 8 + RW_ID_BYTES);
+	m->id = decode_id_at(&r, p + 8);
+	m->fork = decode_id_at(&r, p + 8 + RW_ID_BYTES);
 	m->word = rw_proto_has_word(type) ? get_le64(p + RW_PROTO_BYTES) : 0;
 	if (located) {
-		location_at(&r, p + RW_PROTO_BYTES, &m->loc);
+		decode_location_at(&r, p + RW_PROTO_BYTES, &m->loc);
 		want(&r, m->loc.version != 0);
 	} else {
 		m->loc = nowhere;

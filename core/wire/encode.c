@@ -26,7 +26,7 @@ struct writer {
 	size_t size, at;
 };
 
-static inline uint8_t *room(struct writer *w, size_t n)
+static inline uint8_t *encode_room(struct writer *w, size_t n)
 {
 	uint8_t *p = w->size >= n && w->at <= w->size - n ? w->buf + w->at : NULL;
 
@@ -36,7 +36,7 @@ static inline uint8_t *room(struct writer *w, size_t n)
 
 static void put8(struct writer *w, uint8_t v)
 {
-	uint8_t *p = room(w, 1);
+	uint8_t *p = encode_room(w, 1);
 
 	if (p)
 		*p = v;
@@ -44,7 +44,7 @@ static void put8(struct writer *w, uint8_t v)
 
 static void put16(struct writer *w, uint16_t v)
 {
-	uint8_t *p = room(w, 2);
+	uint8_t *p = encode_room(w, 2);
 
 	if (p)
 		put_le16(p, v);
@@ -52,7 +52,7 @@ static void put16(struct writer *w, uint16_t v)
 
 static void put32(struct writer *w, uint32_t v)
 {
-	uint8_t *p = room(w, 4);
+	uint8_t *p = encode_room(w, 4);
 
 	if (p)
 		put_le32(p, v);
@@ -60,7 +60,7 @@ static void put32(struct writer *w, uint32_t v)
 
 static void put64(struct writer *w, uint64_t v)
 {
-	uint8_t *p = room(w, 8);
+	uint8_t *p = encode_room(w, 8);
 
 	if (p)
 		put_le64(p, v);
@@ -68,14 +68,14 @@ static void put64(struct writer *w, uint64_t v)
 
 static void put_bytes(struct writer *w, const void *from, size_t n)
 {
-	uint8_t *p = room(w, n);
+	uint8_t *p = encode_room(w, n);
 
 	if (p && n)
 		memcpy(p, from, n);
 }
 
 /* The parts of fixed size, for which there is room. */
-static inline void id_at(uint8_t *p, const struct rref_id *id)
+static inline void encode_id_at(uint8_t *p, const struct rref_id *id)
 {
 	put_le64(p, id->local_id);
 	put_le32(p + 8, id->created_on);
@@ -83,13 +83,13 @@ static inline void id_at(uint8_t *p, const struct rref_id *id)
 
 static void put_id(struct writer *w, const struct rref_id *id)
 {
-	uint8_t *p = room(w, RW_ID_BYTES);
+	uint8_t *p = encode_room(w, RW_ID_BYTES);
 
 	if (p)
-		id_at(p, id);
+		encode_id_at(p, id);
 }
 
-static inline void location_at(uint8_t *p, const struct rp_location *l)
+static inline void encode_location_at(uint8_t *p, const struct rp_location *l)
 {
 	/* One form only for "unknown". */
 	if (!l->version) {
@@ -112,10 +112,10 @@ static inline void location_at(uint8_t *p, const struct rp_location *l)
 
 static void put_location(struct writer *w, const struct rp_location *l)
 {
-	uint8_t *p = room(w, RW_LOCATION_BYTES);
+	uint8_t *p = encode_room(w, RW_LOCATION_BYTES);
 
 	if (p)
-		location_at(p, l);
+		encode_location_at(p, l);
 }
 
 static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
@@ -123,18 +123,18 @@ static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
 	for (unsigned i = 0; i < nr; i++) {
 		if (refs[i].flags & ~RP_FORK_EARLY)
 			return -EINVAL;
-		uint8_t *p = room(w, RW_FORK_BYTES);
+		uint8_t *p = encode_room(w, RW_FORK_BYTES);
 
 		if (!p)
 			continue;
-		id_at(p, &refs[i].id);
-		id_at(p + RW_ID_BYTES, &refs[i].fork);
+		encode_id_at(p, &refs[i].id);
+		encode_id_at(p + RW_ID_BYTES, &refs[i].fork);
 		put_le32(p + 24, refs[i].owner);
 		put_le32(p + 28, refs[i].parent);
 		put_le64(p + 32, refs[i].owner_incarnation);
 		put_le64(p + 40, refs[i].word);
 		put_le32(p + 48, refs[i].flags);
-		location_at(p + 52, &refs[i].loc);
+		encode_location_at(p + 52, &refs[i].loc);
 	}
 	return 0;
 }
@@ -155,7 +155,7 @@ static int put_call(struct writer *w, const struct rw_call *c)
 
 	if (!rw_call_valid(c, c->data) || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
-	uint8_t *p = room(w, RW_CALL_BYTES);
+	uint8_t *p = encode_room(w, RW_CALL_BYTES);
 
 	if (p) {
 		put_le64(p, c->call_id);
@@ -167,9 +167,9 @@ static int put_call(struct writer *w, const struct rw_call *c)
 		put_le16(p + 14, c->meta_length);
 		put_le32(p + 16, c->data_length);
 	}
-	if (c->kind != RW_CALL_RPC && (p = room(w, 2 * RW_ID_BYTES))) {
-		id_at(p, &c->id);
-		id_at(p + RW_ID_BYTES, &c->fork);
+	if (c->kind != RW_CALL_RPC && (p = encode_room(w, 2 * RW_ID_BYTES))) {
+		encode_id_at(p, &c->id);
+		encode_id_at(p + RW_ID_BYTES, &c->fork);
 	}
 	if (c->kind == RW_CALL_REMOTE)
 		put64(w, c->word);
@@ -193,7 +193,7 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 		return -EINVAL;
 	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length || r->about)
 		return -EINVAL;
-	uint8_t *p = room(w, RW_REPLY_BYTES);
+	uint8_t *p = encode_room(w, RW_REPLY_BYTES);
 
 	if (p) {
 		put_le64(p, r->call_id);
@@ -234,13 +234,13 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 	    m->status < -RW_ERRNO_MAX || (m->status && !rw_proto_has_status(m->type)) ||
 	    (!m->status && !located && rw_proto_needs_location(m->type)))
 		return -EINVAL;
-	uint8_t *p = room(w, RW_PROTO_BYTES);
+	uint8_t *p = encode_room(w, RW_PROTO_BYTES);
 
 	if (p) {
 		put_le32(p, (uint32_t)m->type | (uint32_t)located << 8 | (uint32_t)text << 16);
 		put_le32(p + 4, (uint32_t)m->status);
-		id_at(p + 8, &m->id);
-		id_at(p + 8 + RW_ID_BYTES, &m->fork);
+		encode_id_at(p + 8, &m->id);
+		encode_id_at(p + 8 + RW_ID_BYTES, &m->fork);
 	}
 	if (rw_proto_has_word(m->type))
 		put64(w, m->word);
@@ -289,7 +289,7 @@ static __attribute__((noinline)) int encode_any(const struct rw_message *m, void
 
 	if (m->frame.flags)
 		return -EINVAL;
-	uint8_t *frame = room(&w, RW_FRAME_BYTES);
+	uint8_t *frame = encode_room(&w, RW_FRAME_BYTES);
 
 	switch (m->frame.type) {
 	case RW_AUTH:
@@ -403,12 +403,12 @@ static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t 
 	put_frame(p, &m->frame, length);
 	p += RW_FRAME_BYTES;
 	put_le64(p, type | (uint64_t)located << 8);
-	id_at(p + 8, &msg->id);
-	id_at(p + 8 + RW_ID_BYTES, &msg->fork);
+	encode_id_at(p + 8, &msg->id);
+	encode_id_at(p + 8 + RW_ID_BYTES, &msg->fork);
 	if (word)
 		put_le64(p + RW_PROTO_BYTES, msg->word);
 	if (located)
-		location_at(p + RW_PROTO_BYTES, &msg->loc);
+		encode_location_at(p + RW_PROTO_BYTES, &msg->loc);
 	return length;
 }
 
