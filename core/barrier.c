@@ -54,7 +54,7 @@ void rc_barrier_check(struct rref_ctx *ctx)
 		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
 
 		if (ctx->end.barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
-			rc_tell(ctx, i, &m);
+			rc_send_or_fence(ctx, i, &m);
 	}
 	barrier_done(ctx, number, false);
 }
@@ -75,7 +75,7 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 		struct rw_message late = { .frame.type = RW_BARRIER_DONE,
 					   .u.number = barrier_word(ctx, number) };
 
-		rc_tell(ctx, from->rank, &late);
+		rc_send_or_fence(ctx, from->rank, &late);
 	}
 	rc_barrier_check(ctx);
 	return true;

@@ -33,7 +33,7 @@
 /* Forgets all that the forking thread was in the middle of: that is the parent's affair. */
 static void on_fork_child(void)
 {
-	rc_quick_fork_child();
+	rc_fast_fork_child();
 	rc_callback_fork_child();
 	rc_hands_fork_child();
 	rc_scopes_fork_child();
@@ -273,7 +273,7 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	ctx->sleep.epfd = ctx->sleep.kickfd = ctx->sleep.loop_wake_fd = ctx->sleep.loop_fd = ctx->sleep.timer_fd = -1;
 	ctx->guard.generation = rb_generation();
 	ctx->guard.gate = o->scope ? RC_NO_GATE : ctx->guard.generation;
-	ctx->serial = rc_quick_serial();
+	ctx->serial = rc_fast_serial();
 	ctx->rank = (uint32_t)o->rank;
 	ctx->world = (uint32_t)o->world_size;
 	at_store(&ctx->timeout, o->timeout);

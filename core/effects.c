@@ -25,7 +25,7 @@ static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect 
 	if (e->value)
 		rc_value_locate(e->value, &m.u.proto.loc);
 	if (likely(e->peer != ctx->rank))
-		rc_tell(ctx, e->peer, &m);
+		rc_send_or_fence(ctx, e->peer, &m);
 	else if (rc_send(ctx, ctx->rank, &m)) {
 		/* No session ends that would put a lost one right, so it is not put into a queue. */
 		struct rp_event ev = { .type = RP_EV_MSG, .peer = ctx->rank, .msg = &m.u.proto };

@@ -8,7 +8,7 @@
  * looks at `sleeping` (both sc).
  *
  * An event loop is a fourth kind in the modes with a poller: the poller does the work, and the loop hears of its end.
- * So a loop has a word and a descriptor of its own, in all modes: see rc_loop_tell.
+ * So a loop has a word and a descriptor of its own, in all modes: see rc_loop_wake.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -79,7 +79,7 @@ static needs_lock int poll_self(struct rref_ctx *ctx)
 
 		rc_count_received(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
 		rc_message(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
-		rc_outgoing_over(ctx, o);
+		rc_outgoing_ended(ctx, o);
 		n++;
 	}
 	return n;

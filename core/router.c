@@ -51,7 +51,7 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx, 
 	case RW_PING: {
 		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };
 
-		rc_tell(ctx, from->rank, &pong);
+		rc_send_or_fence(ctx, from->rank, &pong);
 		return;
 	}
 	case RW_PONG:
@@ -140,7 +140,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
 					  int wc)
 {
-	if (!rc_flight_event(ctx, p, cookie, status, wc))
+	if (!rc_in_flight_event(ctx, p, cookie, status, wc))
 		rc_read_event(ctx, cookie, status, wc);
 	if (p && unlikely(at_load(&p->nr_waiting)))
 		rc_read_pump(ctx, p);
@@ -148,8 +148,8 @@ static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *
 
 static needs_lock void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	rc_quick_fence(ctx, p);
-	rc_pieces_stop(p);
+	rc_fast_fence(ctx, p);
+	rc_split_stop(p);
 }
 
 static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,

@@ -352,7 +352,7 @@ static void close_down(struct rref_ctx *ctx)
 	/* Reads that the fence cut off report through the devices one last time. */
 	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->sleep.reads_in_flight)); turn++)
 		;
-	rc_flights_fail(ctx, -ESHUTDOWN);
+	rc_in_flight_all_fail(ctx, -ESHUTDOWN);
 	finish_work(ctx);
 	rc_unlock(ctx);
 	/* Handlers may wait for hooks, and hooks for one another: the hands go last. */

@@ -61,7 +61,7 @@ void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 		ctx->hooks.progress_by = ctx->sleep.loop_thread;
 		ctx->hooks.progress_at = rc_coarse_ns();
 	}
-	rc_loop_tell(ctx);
+	rc_loop_wake(ctx);
 }
 
 struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)

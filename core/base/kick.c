@@ -29,7 +29,7 @@ void rc_kick(struct rref_ctx *ctx)
 		write_one(ctx->sleep.kickfd);
 }
 
-void rc_loop_tell_slow(struct rref_ctx *ctx)
+void rc_loop_wake_slow(struct rref_ctx *ctx)
 {
 	uint32_t s = at_load(&ctx->sleep.loop);
 

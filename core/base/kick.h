@@ -9,12 +9,12 @@ void rc_kick(struct rref_ctx *ctx);                          /* there is work: w
 const void *rc_this_thread(void);                            /* not NULL; different for each */
 /* The event loop. NONE: there is none. DUE: something has ended since it looked. */
 enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };
-void rc_loop_tell_slow(struct rref_ctx *ctx);
+void rc_loop_wake_slow(struct rref_ctx *ctx);
 
-static inline void rc_loop_tell(struct rref_ctx *ctx)
+static inline void rc_loop_wake(struct rref_ctx *ctx)
 {
 	if (unlikely(at_load_sc(&ctx->sleep.loop)))
-		rc_loop_tell_slow(ctx);
+		rc_loop_wake_slow(ctx);
 }
 
 #endif

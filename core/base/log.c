@@ -105,7 +105,7 @@ static void announce(struct rref_ctx *ctx)
 		rc_work_push(ctx, &ctx->log.lines->work);
 	rc_kick(ctx);
 	if (!at_load(&ctx->turns.has_poller))
-		rc_loop_tell(ctx);
+		rc_loop_wake(ctx);
 }
 
 static void queue(struct rref_ctx *ctx, enum rref_log_level level, const char *text)

@@ -342,7 +342,7 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 	if (from->rank == ctx->rank)
 		rc_reply_message(ctx, from, &r);
 	else
-		rc_tell(ctx, from->rank, &r);
+		rc_send_or_fence(ctx, from->rank, &r);
 }
 
 /* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */

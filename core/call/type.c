@@ -113,7 +113,7 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 		m.u.type.name = t->name;
 		m.u.type.name_length = (uint8_t)strlen(t->name);
 	}
-	rc_tell(ctx, from->rank, &m);
+	rc_send_or_fence(ctx, from->rank, &m);
 }
 
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a)
@@ -224,7 +224,7 @@ int rref_get_type(struct rref *ref, int64_t timeout, struct rref_type *out)
 	if (!err)
 		err = get(ref, timeout, &t);
 	if (!err)
-		rc_type_tell(t, out);
+		rc_type_describe(t, out);
 	return err;
 }
 
@@ -274,6 +274,6 @@ int rref_future_type(const struct rref_future *f, struct rref_type *out)
 		return err;
 	if (!f->type)
 		return rc_fail(ENOMSG, "the future is not of a type");
-	rc_type_tell(f->type, out);
+	rc_type_describe(f->type, out);
 	return 0;
 }

@@ -69,7 +69,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	ra_stats(ctx->value.landing, &l);
 	s.size = out->size;
 	s.value_bytes = at_load(&ctx->n.value_bytes);
-	rc_quick_counts(ctx, &s);
+	rc_fast_counts(ctx, &s);
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
 	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->session.beacon_region->length + at_load(&ctx->n.mem_bytes);
 	s.nr_regions = v.nr_regions + l.nr_regions + 1 + at_load(&ctx->n.mems);

@@ -81,7 +81,7 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
 		queue_then(f, locked);
-	rc_loop_tell(ctx); /* sc above: partner of rref_ctx_arm */
+	rc_loop_wake(ctx); /* sc above: partner of rref_ctx_arm */
 }
 
 /*

@@ -110,9 +110,9 @@ struct rref_future {
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
 	uint32_t outstanding;	/* under the lock; READs at the device (set before posting where that is not under the lock) */
-	uint64_t pieces_at;	/* under the lock; the connection that they are at, as in struct rc_pieces; 0 = it is not read in pieces */
+	uint64_t pieces_at;	/* under the lock; the connection that they are at, as in struct rc_split; 0 = it is not read in pieces */
 	uint64_t bytes_at;	/* under the lock; bytes of theirs in flight */
-	struct rref_future *run_next;	/* under the lock; the next one that the same READ brings (set before posting); read/merge.c */
+	struct rref_future *merged_next;	/* under the lock; the next one that the same READ brings (set before posting); read/merge.c */
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;
 	bool whole;                   /* [const] not a range: the table of segments is read too */

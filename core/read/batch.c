@@ -132,7 +132,7 @@ static bool ends_at_once(struct batch *b, size_t i)
 	else if (!err && b->ctx->peers[ref->owner].reads_inline && at_load_acq(&ref->quick) &&
 		 wants_all(b, i, rc_remote(ref)->loc.length))
 		/* No doorbell to share, and nothing to wait for. */
-		err = rc_quick_read(ref, max_of(b->deadline - now_ns(), 0), &v);
+		err = rc_fast_read(ref, max_of(b->deadline - now_ns(), 0), &v);
 	else if (!err)
 		return false;
 	end_read(b, i, err, v);

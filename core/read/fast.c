@@ -59,21 +59,21 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 }
 
 /* The thread's, in its hands from here on. NULL: no memory. */
-static inline struct rc_flight *take_flight(struct rref_ctx *ctx, struct rc_reader *r)
+static inline struct rc_in_flight *take_flight(struct rref_ctx *ctx, struct rc_reader *r)
 {
-	struct rc_flight *fl = r->flight;
+	struct rc_in_flight *fl = r->flight;
 
 	r->flight = NULL;
-	return likely(fl != NULL) ? fl : rc_flight_get(ctx);
+	return likely(fl != NULL) ? fl : rc_in_flight_get(ctx);
 }
 
 /* Reads that ran on this thread meanwhile may have left theirs. */
-static inline void keep_flight(struct rc_reader *r, struct rc_flight *fl)
+static inline void keep_flight(struct rc_reader *r, struct rc_in_flight *fl)
 {
 	if (RB_FAST(likely(!r->flight)))
 		r->flight = fl;
 	else
-		rc_flight_put(fl);
+		rc_in_flight_put(fl);
 }
 
 /* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
@@ -88,15 +88,15 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 }
 
 static inline __attribute__((always_inline)) int
-quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_once)
+fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_once)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
-	unsigned cls = at_load(&ref->quick) - (unsigned)RC_QUICK_FIRST; /* a large one's is beyond all spares */
+	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST; /* a large one's is beyond all spares */
 	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = rc_reader_of(ctx);
 	struct rc_landing *v;
-	struct rc_flight *fl = NULL;
+	struct rc_in_flight *fl = NULL;
 	struct rv_conn *conn;
 	int posted = 0, status;
 
@@ -120,7 +120,7 @@ quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_on
 		v->header.nonce = 0;
 	} else {
 		memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
-		read->cookie = rc_flight_begin(fl);
+		read->cookie = rc_in_flight_begin(fl);
 	}
 	/*
 	 * The mark that the fence looks for. It stores conn = NULL and then looks here; so this store has to be seen before conn is
@@ -132,7 +132,7 @@ quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_on
 	 * Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. The fence
 	 * fails the reference, which makes it quick no more, before such a connection can be found.
 	 */
-	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_QUICK_NOT))
+	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
 	status = read->status; /* before anything else of this thread can use it */
@@ -140,8 +140,8 @@ quick_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_on
 		int done = 1;
 
 		if (unlikely(posted != 1))
-			rc_flight_undo(fl);
-		else if (unlikely(!rc_flight_wait(ctx, p, fl, &status)))
+			rc_in_flight_undo(fl);
+		else if (unlikely(!rc_in_flight_wait(ctx, p, fl, &status)))
 			done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
 		keep_flight(r, fl);
 		if (unlikely(done != 1)) {
@@ -170,17 +170,17 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
-	return quick_read(ref, timeout, out, false);
+	return fast_read(ref, timeout, out, false);
 }
 
 /*
- * ref->quick was loaded with acquire and is not RC_QUICK_NOT. The whole of rref_to_here from there
+ * ref->quick was loaded with acquire and is not RC_FAST_NOT. The whole of rref_to_here from there
  * on. Over shm nothing of it is a cancellation point but what the device fetches first
  * (verbs/shm/read.c), and the ways that are left to others.
  */
-int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out)
+int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	if (likely(ref->ctx->peers[ref->owner].reads_inline))
-		return quick_read(ref, timeout, out, true);
+		return fast_read(ref, timeout, out, true);
 	return read_by_hardware(ref, timeout, out);
 }

@@ -28,28 +28,28 @@
 #define TURN 16u
 #define LOOKS 4u /* before these, at READs only */
 
-struct rc_flight *rc_flight_get(struct rref_ctx *ctx)
+struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx)
 {
-	struct rc_flight *fl;
+	struct rc_in_flight *fl;
 
 	rc_lock(ctx);
-	fl = rc_flight_take(ctx);
+	fl = rc_in_flight_take(ctx);
 	rc_unlock(ctx);
 	return fl;
 }
 
-uint64_t rc_flight_begin(struct rc_flight *fl)
+uint64_t rc_in_flight_begin(struct rc_in_flight *fl)
 {
 	at_store(&fl->state, RC_FLIGHT_POSTED); /* before the post, which publishes it to whoever polls */
 	return COOKIE | (uintptr_t)fl;
 }
 
-void rc_flight_undo(struct rc_flight *fl)
+void rc_in_flight_undo(struct rc_in_flight *fl)
 {
 	at_store(&fl->state, RC_FLIGHT_MINE);
 }
 
-bool rc_flight_landed(struct rc_flight *fl, int *status)
+bool rc_in_flight_landed(struct rc_in_flight *fl, int *status)
 {
 	if (at_load_acq(&fl->state) != RC_FLIGHT_LANDED)
 		return false;
@@ -71,42 +71,42 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 		rc_peer_read(ctx, user, cookie, 0, -1);
 }
 
-bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status)
+bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl, int *status)
 {
 	/* Where there is no poller, a program that only reads is the one that serves its peers. */
 	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
 		look_for_reads(ctx, p);
 		rc_unlock(ctx);
-		if (rc_flight_landed(fl, status))
+		if (rc_in_flight_landed(fl, status))
 			return true;
 	}
 	for (unsigned spent = 0; spent < PATIENCE; spent += rc_make_progress(ctx, false) < 0 ? 1 : TURN)
-		if (rc_flight_landed(fl, status))
+		if (rc_in_flight_landed(fl, status))
 			return true;
-	return rc_flight_landed(fl, status);
+	return rc_in_flight_landed(fl, status);
 }
 
-bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status)
+bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f, struct rc_landing *v, int *status)
 {
-	if (rc_flight_landed(*fl, status))
+	if (rc_in_flight_landed(*fl, status))
 		return false;
 	(*fl)->f = f;
 	(*fl)->landing = f ? NULL : v;
 	at_add(&ctx->sleep.reads_in_flight, 1);
 	at_add(&ctx->n.quarantined, !f);
-	*fl = rc_flight_take(ctx);
+	*fl = rc_in_flight_take(ctx);
 	return true;
 }
 
 /* One that its thread left. */
-static needs_lock void land_without(struct rref_ctx *ctx, struct rc_flight *fl, int status, int wc)
+static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *fl, int status, int wc)
 {
 	struct rref_future *f = fl->f;
 	struct rc_landing *v = fl->landing;
 
 	fl->f = NULL;
 	fl->landing = NULL;
-	rc_flight_put(fl);
+	rc_in_flight_put(fl);
 	if (f) {
 		rc_read_ended(f, status, wc);
 		return;
@@ -116,9 +116,9 @@ static needs_lock void land_without(struct rref_ctx *ctx, struct rc_flight *fl, 
 	rc_landing_put(v);
 }
 
-bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
+bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
 {
-	struct rc_flight *fl = (struct rc_flight *)(uintptr_t)(cookie & ~COOKIE);
+	struct rc_in_flight *fl = (struct rc_in_flight *)(uintptr_t)(cookie & ~COOKIE);
 
 	if (!(cookie & COOKIE))
 		return false;
@@ -135,9 +135,9 @@ bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, i
 	return true;
 }
 
-void rc_flights_fail(struct rref_ctx *ctx, int status)
+void rc_in_flight_all_fail(struct rref_ctx *ctx, int status)
 {
-	for (struct rc_flight *fl = ctx->read.flights; fl; fl = fl->next) {
+	for (struct rc_in_flight *fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t posted = RC_FLIGHT_POSTED;
 
 		if (at_load(&fl->state) != RC_FLIGHT_POSTED)
@@ -147,6 +147,6 @@ void rc_flights_fail(struct rref_ctx *ctx, int status)
 			continue;
 		}
 		fl->status = status;
-		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED); /* or it was not posted after all: rc_flight_undo */
+		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED); /* or it was not posted after all: rc_in_flight_undo */
 	}
 }

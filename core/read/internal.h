@@ -40,28 +40,28 @@ static inline struct rref_view *rc_read_alias(struct rref *ref)
  * A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status. Else as rc_read_whole; *fl is
  * another flight then, and v is not the caller's any more.
  */
-int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
+int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status);
 
 /* merge.c */
 /* reads of one message each, as few READs: f[first[i]] to before f[first[i + 1]] are brought by r[i]. */
-struct rc_runs {
+struct rc_merge {
 	unsigned nr, first[RC_BATCH_MAX + 1];
 	struct rv_read r[RC_BATCH_MAX];
 	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE]; /* one more: `more` of the last may point behind what it has */
 };
 /* Orders f[0..n), and sets each up as one that is at a device. f: prepared, of p; n up to RC_BATCH_MAX. */
-void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_runs *runs);
-void rc_run_undo(struct rref_future *f); /* it is not: its READ was not posted */
+void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_merge *runs);
+void rc_merge_undo(struct rref_future *f); /* it is not: its READ was not posted */
 
 /* split.c */
 /* all */
-needs_lock bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
-needs_lock bool rc_piece_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
-needs_lock void rc_pieces_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
+needs_lock bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn); /* false: it has to wait for a slot */
+needs_lock bool rc_split_ended(struct rref_future *f, struct rc_peer *p); /* of which f->outstanding tells already; whether it goes on */
+needs_lock void rc_split_go_on(struct rc_peer *p);  /* pieces have ended: those have their turn for which there is room */
 /* Any provider's. The next pieces, at most max, into r; advances f->next and f->header_asked. */
-unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
+unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
 /* Takes that back for r[from..n), which could not be posted. */
-void rc_pieces_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
+void rc_split_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
 
 /* check.c */
 /* 0, or -errno with f->text */
@@ -74,11 +74,11 @@ int rc_read_check(struct rref_future *f);                   /* of the header, an
  * the READ's status; false, it takes long. leave: false, it is over; true, f is the READ's operation from here on, or without one
  * v, its landing buffer, is given back when it ends; and *fl is another flight, NULL if there is no memory.
  */
-struct rc_flight *rc_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
-uint64_t rc_flight_begin(struct rc_flight *fl);
-void rc_flight_undo(struct rc_flight *fl);
-bool rc_flight_landed(struct rc_flight *fl, int *status);
-bool rc_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_flight *fl, int *status); /* callbacks may run */
-needs_lock bool rc_flight_leave(struct rref_ctx *ctx, struct rc_flight **fl, struct rref_future *f, struct rc_landing *v, int *status);
+struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx);      /* NULL: no memory. Callbacks may run meanwhile */
+uint64_t rc_in_flight_begin(struct rc_in_flight *fl);
+void rc_in_flight_undo(struct rc_in_flight *fl);
+bool rc_in_flight_landed(struct rc_in_flight *fl, int *status);
+bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl, int *status); /* callbacks may run */
+needs_lock bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f, struct rc_landing *v, int *status);
 
 #endif

@@ -56,7 +56,7 @@ static bool joins(const struct rref_future *a, const struct rref_future *b, enum
 	       a->landing->block - sizeof(struct rc_landing) >= to_line(a->length);
 }
 
-void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_runs *runs)
+void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_merge *runs)
 {
 	enum rv_kind kind = p->kind;
 	struct rv_sge *piece = runs->sge;
@@ -72,7 +72,7 @@ void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, 
 		if (i && joins(f[i - 1], f[i], kind) && r->nr_sge < p->max_sge && to_line(bytes) + more <= min_of(RUN_BYTES, p->max_msg)) {
 			piece[-1].length = (uint32_t)to_line(piece[-1].length);
 			bytes = to_line(bytes);
-			f[i - 1]->run_next = f[i];
+			f[i - 1]->merged_next = f[i];
 		} else {
 			runs->first[runs->nr] = i;
 			r = &runs->r[runs->nr++];
@@ -100,10 +100,10 @@ void rc_runs_build(const struct rc_peer *p, struct rref_future **f, unsigned n, 
 	}
 }
 
-void rc_run_undo(struct rref_future *f)
+void rc_merge_undo(struct rref_future *f)
 {
 	f->header_asked = false;
 	f->next = 0;
 	f->outstanding = 0;
-	f->run_next = NULL;
+	f->merged_next = NULL;
 }

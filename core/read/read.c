@@ -103,11 +103,11 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 	struct rv_read r[INLINE_MAX];
 
 	for (bool first = true; (first || whole) && !rc_read_all_asked(f) && !f->read_status; first = false) {
-		unsigned n = rc_pieces_build(f, max_msg, r, INLINE_MAX);
+		unsigned n = rc_split_build(f, max_msg, r, INLINE_MAX);
 		int posted = p->ops->post_reads(conn, r, n);
 
 		if (posted <= 0) {
-			rc_pieces_unbuild(f, r, 0, n);
+			rc_split_unbuild(f, r, 0, n);
 			if (posted == 0 || posted == -EAGAIN || posted == -ENOTCONN)
 				return false;
 			note_failure(f, posted, -1);
@@ -123,7 +123,7 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 			if (!rc_read_lost(r[i].status))
 				note_failure(f, r[i].status, -1);
 		}
-		rc_pieces_unbuild(f, r, (unsigned)posted, n);
+		rc_split_unbuild(f, r, (unsigned)posted, n);
 		if (f->again && !f->read_status) {
 			/* It waits for what becomes of the session. */
 			begin_again(f);
@@ -141,7 +141,7 @@ void rc_read_count_posted(struct rref_ctx *ctx, int posted)
 	}
 }
 
-static void count_runs(struct rref_ctx *ctx, const struct rc_runs *runs, int posted)
+static void count_runs(struct rref_ctx *ctx, const struct rc_merge *runs, int posted)
 {
 	rc_read_count_posted(ctx, posted);
 	if (posted > 0 && runs->first[posted] > (unsigned)posted)
@@ -160,10 +160,10 @@ bool rc_read_hard_failure(int posted)
 static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n, bool locked)
 {
 	struct rv_conn *conn;
-	struct rc_runs runs;
+	struct rc_merge runs;
 	int posted = -ENOTCONN;
 
-	rc_runs_build(p, f, n, &runs);
+	rc_merge_build(p, f, n, &runs);
 	at_add(&ctx->sleep.reads_in_flight, runs.nr);
 	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
 	at_add_sc(&p->readers, 1);
@@ -180,7 +180,7 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 
 	at_sub(&ctx->sleep.reads_in_flight, runs.nr - left);
 	for (unsigned i = runs.first[left]; i < n; i++) {
-		rc_run_undo(f[i]);
+		rc_merge_undo(f[i]);
 		if (rc_read_hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], locked);
@@ -298,7 +298,7 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 		rc_lock(ctx);
 	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn) : NULL;
 
-	if (!conn || !rc_pieces_start(f, p, conn))
+	if (!conn || !rc_split_start(f, p, conn))
 		rc_read_wait(f, p, true);
 	if (!locked)
 		rc_unlock(ctx);
@@ -316,7 +316,7 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 	f->whole = f->header_asked = true;
 	f->retried = f->again = f->alone = false;
 	f->outstanding = 1;
-	f->run_next = NULL;
+	f->merged_next = NULL;
 }
 
 /* Many reads of one owner, whose handles and locations are set: one doorbell for those that are one message each. */
@@ -357,7 +357,7 @@ static needs_lock void wait_first(struct rref_future *f, struct rc_peer *p)
 static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rref_future *f[RC_BATCH_MAX];
-	struct rc_runs runs;
+	struct rc_merge runs;
 	unsigned n = 0, left;
 	int posted;
 
@@ -369,13 +369,13 @@ static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, str
 		at_sub(&p->nr_waiting, 1);
 		n++;
 	}
-	rc_runs_build(p, f, n, &runs);
+	rc_merge_build(p, f, n, &runs);
 	posted = p->ops->post_reads(conn, runs.r, runs.nr);
 	count_runs(ctx, &runs, posted);
 	left = (unsigned)max_of(posted, 0);
 	at_add(&ctx->sleep.reads_in_flight, left);
 	for (unsigned i = n; i-- > runs.first[left];) {
-		rc_run_undo(f[i]);
+		rc_merge_undo(f[i]);
 		if (rc_read_hard_failure(posted)) {
 			note_failure(f[i], posted, -1);
 			read_done(f[i], true);
@@ -413,7 +413,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			}
 			read_done(f, true);
 		} else {
-			if (!rc_pieces_start(f, p, conn)) {
+			if (!rc_split_start(f, p, conn)) {
 				wait_first(f, p);
 				return;
 			}
@@ -436,7 +436,7 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 		note_failure(f, status, wc);
 	bool wanted = rc_op_wanted(f);
 
-	if (f->pieces_at && rc_piece_ended(f, p))
+	if (f->pieces_at && rc_split_ended(f, p))
 		return; /* it has further ones */
 	if (f->outstanding)
 		return;
@@ -469,12 +469,12 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	}
 	struct rc_peer *p = read_peer_of(f);
 
-	for (bool in_run = f->run_next; f; f = next) {
-		next = f->run_next; /* before: f may be over behind it */
-		f->run_next = NULL;
+	for (bool in_run = f->merged_next; f; f = next) {
+		next = f->merged_next; /* before: f may be over behind it */
+		f->merged_next = NULL;
 		ended(f, status, wc, in_run);
 	}
-	rc_pieces_go_on(p);
+	rc_split_go_on(p);
 }
 
 /* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
@@ -555,7 +555,7 @@ void rc_read_turn(struct rref_future *f)
 		turn_inline(f, p);
 	else if (rc_read_is_single(f, p->max_msg))
 		post_singles(ctx, p, &f, 1, true);
-	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) || !rc_pieces_start(f, p, at_load(&p->conn)))
+	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) || !rc_split_start(f, p, at_load(&p->conn)))
 		rc_read_wait(f, p, true);
 }
 

@@ -23,14 +23,14 @@ needs_lock void rc_read_turn(struct rref_future *f); /* of a payload. Lets go of
 needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline); /* for value or location */
 
 /* split.c */
-needs_lock void rc_pieces_stop(struct rc_peer *p);   /* its connection ends */
+needs_lock void rc_split_stop(struct rc_peer *p);   /* its connection ends */
 
 /* fast.c */
-int rc_quick_read(struct rref *ref, int64_t timeout, struct rref_view **out);
+int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out);
 
 /* in_flight.c */
-needs_lock bool rc_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* false: not of a flight */
-needs_lock void rc_flights_fail(struct rref_ctx *ctx, int status); /* no device touches their landing places any more */
+needs_lock bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc); /* false: not of a flight */
+needs_lock void rc_in_flight_all_fail(struct rref_ctx *ctx, int status); /* no device touches their landing places any more */
 
 /* What is said of a READ whose connection broke under it: nothing about the READ itself. */
 static inline bool rc_read_lost(int status)

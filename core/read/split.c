@@ -23,7 +23,7 @@
 #define LEAST (3 * RC_PIECE_MAX)
 #define POST_MAX 16u /* pieces; devices whose messages are short post more often */
 
-unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
+unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max)
 {
 	enum rv_kind kind = f->ctx->peers[f->peer].kind;
 	uint64_t token = rc_op_token(f);
@@ -57,7 +57,7 @@ unsigned rc_pieces_build(struct rref_future *f, uint64_t max_msg, struct rv_read
 	return n;
 }
 
-void rc_pieces_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n)
+void rc_split_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n)
 {
 	for (unsigned i = n; i-- > from;) {
 		if (r[i].sge[0].addr == (void *)&f->landing->header) {
@@ -75,7 +75,7 @@ static bool is_short(const struct rref_future *f, const struct rc_peer *p)
 	return f->length <= p->max_msg;
 }
 
-static needs_lock uint64_t split_room(const struct rc_pieces *q)
+static needs_lock uint64_t split_room(const struct rc_split *q)
 {
 	return q->bytes < ROOM ? ROOM - q->bytes : 0;
 }
@@ -87,7 +87,7 @@ static needs_lock bool split_has_room(const struct rref_future *f, const struct 
 	return is_short(f, p) || split_room(&p->pieces) >= min_of(left, LEAST);
 }
 
-static needs_lock void split_put(struct rc_pieces *q, struct rref_future *f, bool first)
+static needs_lock void split_put(struct rc_split *q, struct rref_future *f, bool first)
 {
 	if (first)
 		list_add(&q->reads, &f->node);
@@ -96,7 +96,7 @@ static needs_lock void split_put(struct rc_pieces *q, struct rref_future *f, boo
 	q->nr_reads++;
 }
 
-static needs_lock void split_take(struct rc_pieces *q, struct rref_future *f)
+static needs_lock void split_take(struct rc_split *q, struct rref_future *f)
 {
 	list_del(&f->node);
 	q->nr_reads--;
@@ -105,13 +105,13 @@ static needs_lock void split_take(struct rc_pieces *q, struct rref_future *f)
 /* All for which there is room, one piece at least; what is left waits. As post_reads. */
 static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
-	struct rc_pieces *q = &p->pieces;
+	struct rc_split *q = &p->pieces;
 	struct rv_read r[POST_MAX];
 	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : max_of(split_room(q) / p->max_msg, UINT64_C(1));
-	unsigned n = rc_pieces_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
+	unsigned n = rc_split_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
 	int posted = p->ops->post_reads(conn, r, n);
 
-	rc_pieces_unbuild(f, r, (unsigned)max_of(posted, 0), n);
+	rc_split_unbuild(f, r, (unsigned)max_of(posted, 0), n);
 	if (posted <= 0)
 		return posted;
 	rc_read_count_posted(f->ctx, posted);
@@ -130,9 +130,9 @@ static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struc
 	return posted;
 }
 
-bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
-	struct rc_pieces *q = &p->pieces;
+	struct rc_split *q = &p->pieces;
 	int posted = 0;
 
 	if (f->pieces_at != q->connection)
@@ -152,9 +152,9 @@ bool rc_pieces_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *c
 	return true;
 }
 
-bool rc_piece_ended(struct rref_future *f, struct rc_peer *p)
+bool rc_split_ended(struct rref_future *f, struct rc_peer *p)
 {
-	struct rc_pieces *q = &p->pieces;
+	struct rc_split *q = &p->pieces;
 	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
 
 	if (same) {
@@ -173,9 +173,9 @@ bool rc_piece_ended(struct rref_future *f, struct rc_peer *p)
 	return false;
 }
 
-void rc_pieces_go_on(struct rc_peer *p)
+void rc_split_go_on(struct rc_peer *p)
 {
-	struct rc_pieces *q = &p->pieces;
+	struct rc_split *q = &p->pieces;
 
 	while (!list_empty(&q->reads)) {
 		struct rref_future *f = container_of(q->reads.next, struct rref_future, node);
@@ -197,9 +197,9 @@ void rc_pieces_go_on(struct rc_peer *p)
 	}
 }
 
-void rc_pieces_stop(struct rc_peer *p)
+void rc_split_stop(struct rc_peer *p)
 {
-	struct rc_pieces *q = &p->pieces;
+	struct rc_split *q = &p->pieces;
 	struct list *n;
 
 	q->connection++;
@@ -210,7 +210,7 @@ void rc_pieces_stop(struct rc_peer *p)
 
 		q->nr_reads--;
 		if (f->outstanding)
-			continue; /* rc_piece_ended */
+			continue; /* rc_split_ended */
 		list_add_tail(&p->waiting, &f->node);
 		at_add(&p->nr_waiting, 1);
 	}

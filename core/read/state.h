@@ -5,13 +5,13 @@
 
 #include "core/base/locked.h"
 
-struct rc_flight;
+struct rc_in_flight;
 struct rc_reader;
 
 /* Reads. */
 struct rc_read_state {
 	struct rc_reader *readers;        /* value/reader.c */
-	struct rc_flight *flights under_lock; /* value/reader.c */
+	struct rc_in_flight *flights under_lock; /* value/reader.c */
 };
 
 #endif

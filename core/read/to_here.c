@@ -136,7 +136,7 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 /* A wait for the READ of a flight, or for a slot in which it may go on. */
 struct go_on {
-	struct rc_flight *fl;
+	struct rc_in_flight *fl;
 	struct rref_future *f; /* the slot; NULL: it landed */
 	int *status;
 };
@@ -145,10 +145,10 @@ static needs_lock bool may_go_on(struct rref_ctx *ctx, void *arg)
 {
 	struct go_on *g = arg;
 
-	return rc_flight_landed(g->fl, g->status) || rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
+	return rc_in_flight_landed(g->fl, g->status) || rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
 }
 
-int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	int64_t deadline = -1; /* no look at the clock yet */
@@ -161,7 +161,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 		rc_lock(ctx);
 		err = rc_wait_until(ctx, may_go_on, &g, deadline);
 		/* No slot has to come in time: the flight keeps the landing buffer if it has to. */
-		bool left = err && rc_flight_leave(ctx, fl, NULL, v, status);
+		bool left = err && rc_in_flight_leave(ctx, fl, NULL, v, status);
 
 		rc_unlock(ctx);
 		if (left)
@@ -171,7 +171,7 @@ int rc_read_go_on(struct rref *ref, struct rc_flight **fl, struct rc_landing *v,
 	}
 	f = g.f;
 	rc_lock(ctx);
-	bool left = rc_flight_leave(ctx, fl, f, v, status);
+	bool left = rc_in_flight_leave(ctx, fl, f, v, status);
 
 	if (left) {
 		rc_read_taken(f, ref, v);
@@ -235,7 +235,7 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, 
 	else if (rc_read_ready_here(ref))
 		*out = rc_read_alias(ref);
 	else if (at_load_acq(&ref->quick))
-		err = rc_quick_read(ref, timeout, out);
+		err = rc_fast_read(ref, timeout, out);
 	else
 		err = rc_read_whole(ref, timeout, out);
 	rc_scope_end(ref->ctx, s, err);
@@ -249,7 +249,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (unlikely(err))
 		return err;
 	/* Acquire: partner of rc_handle_ready. */
-	return at_load_acq(&ref->quick) ? rc_quick_read(ref, timeout, out) : to_here(ref, timeout, out);
+	return at_load_acq(&ref->quick) ? rc_fast_read(ref, timeout, out) : to_here(ref, timeout, out);
 }
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)

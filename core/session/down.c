@@ -50,7 +50,7 @@ void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 	/* An end that this worker makes is no news, nor is that others leave with it. */
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))
 		return;
-	rc_loop_tell(ctx);
+	rc_loop_wake(ctx);
 	if (!ctx->session.peer_down)
 		return;
 	p->down.nr++;

@@ -22,7 +22,7 @@ needs_lock void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct
 /* attempts at a session */
 needs_lock void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p); /* an attempt of either side begins */
 needs_lock void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p); /* the peer has answered */
-needs_lock void rc_contact_over(struct rref_ctx *ctx, struct rc_peer *p, const char *why); /* it came to nothing; what waits goes on waiting */
+needs_lock void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why); /* it came to nothing; what waits goes on waiting */
 /* here: for want of what; NULL = there */
 needs_lock void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here);
 /* The same, or the fence if err is a refusal. reason: the peer's words, or NULL. */

@@ -165,7 +165,7 @@ static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 	if (err != -ENODEV) {
 		if (rc_is_lack(err))
 			rc_contact_lacks(ctx, p, why);
-		rc_contact_over(ctx, p, why);
+		rc_contact_ended(ctx, p, why);
 		return 0;
 	}
 	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
@@ -202,7 +202,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	unsigned turn = 0;
 
-	/* sc: partner of the pins in rc_read_start and rc_quick_read. */
+	/* sc: partner of the pins in rc_read_start and rc_fast_read. */
 	at_store_sc(&p->conn, NULL);
 	while (at_load_sc(&p->readers))
 		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */

@@ -35,7 +35,7 @@ struct rc_stall {
 };
 
 /* Reads in pieces, over hardware; read/split.c */
-struct rc_pieces {
+struct rc_split {
 	struct list reads under_lock; /* that have further ones to post */
 	uint32_t nr_reads under_lock;
 	uint64_t bytes under_lock; /* in flight over this connection, of those that need turns */
@@ -96,7 +96,7 @@ struct rc_peer {
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting under_lock; /* reads that wait for a connection or a slot */
-	struct rc_pieces pieces;
+	struct rc_split pieces;
 	int64_t retry_at under_lock; /* no new attempt before */
 	int64_t grace_at under_lock; /* 0 = none */
 	int64_t probe_at under_lock;

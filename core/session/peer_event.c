@@ -136,10 +136,10 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
 			       p->member->name, p->rank, why);
 		rc_contact_lacks(ctx, p, why);
-		rc_contact_over(ctx, p, why);
+		rc_contact_ended(ctx, p, why);
 	} else if (err) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
-		rc_contact_over(ctx, p, "accepting its connection failed");
+		rc_contact_ended(ctx, p, "accepting its connection failed");
 	}
 }
 
@@ -152,7 +152,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
 		if (err == -ENETRESET)
-			rc_contact_over(ctx, p, "somebody else's message came over its connection");
+			rc_contact_ended(ctx, p, "somebody else's message came over its connection");
 		else
 			rc_peer_fence(ctx, p, err, rc_error_text());
 		return;
@@ -170,7 +170,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	if (!err)
 		err = rc_send(ctx, p->rank, &proof);
 	if (err)
-		rc_contact_over(ctx, p, "the session could not be started");
+		rc_contact_ended(ctx, p, "the session could not be started");
 }
 
 static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
@@ -255,7 +255,7 @@ static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int 
 	snprintf(why, sizeof(why), "%.180s", rc_error_text());
 	at_add(&ctx->n.rejected, is_its_fault);
 	if (!is_its_fault && p->state == RC_PEER_ACCEPTING)
-		rc_contact_over(ctx, p, why);
+		rc_contact_ended(ctx, p, why);
 	else
 		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
@@ -291,7 +291,7 @@ static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const st
 		return;
 	}
 	if (attempt && ev->status != -ENODEV) {
-		rc_contact_over(ctx, p, why);
+		rc_contact_ended(ctx, p, why);
 		return;
 	}
 	if (!p->said_goodbye) {

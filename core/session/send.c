@@ -124,7 +124,7 @@ static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoin
 	keep_spare(ctx, o);
 }
 
-void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o)
+void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	send_ended(ctx, o);
 }
@@ -198,7 +198,7 @@ static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_out
 
 	if (!tight)
 		return o;
-	rc_outgoing_over(ctx, o);
+	rc_outgoing_ended(ctx, o);
 	return tight;
 }
 
@@ -301,13 +301,13 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 		o->length = (uint32_t)length;
 	} else {
 		o->length = 0;
-		rc_outgoing_over(ctx, o);
+		rc_outgoing_ended(ctx, o);
 		o = encode_large(m, &err);
 		if (!o)
 			return err;
 	}
 	if (unlikely(ctx->session.inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
-		rc_outgoing_over(ctx, o);
+		rc_outgoing_ended(ctx, o);
 		return min_of(err, 0);
 	}
 	return send_one(ctx, p, o);
@@ -337,7 +337,7 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
  * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is dead, or is fenced now:
  * then all that hangs on it is cleaned up, on both sides.
  */
-void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_error scratch;
 

@@ -37,8 +37,8 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */
 void rc_send_close(struct rref_ctx *ctx);
 needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* queues when it must */
-needs_lock void rc_tell(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* the same; who cannot be told is fenced */
-needs_lock void rc_outgoing_over(struct rref_ctx *ctx, struct rc_outgoing *o); /* free, or kept for the next */
+needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* the same; who cannot be told is fenced */
+needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o); /* free, or kept for the next */
 needs_lock void rc_send_tick(struct rref_ctx *ctx, int64_t now);
 needs_lock int64_t rc_send_due(const struct rref_ctx *ctx); /* when the next tick has work; INT64_MAX = none */
 /* Takes back a call that is still queued, and what it shared. False: it is not. */

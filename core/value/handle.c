@@ -70,7 +70,7 @@ void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *t
 	h->about = about;
 	if (!h->pins)
 		h->text = strdup(text && *text ? text : rref_strerror(err));
-	at_store(&h->quick, RC_QUICK_NOT);
+	at_store(&h->quick, RC_FAST_NOT);
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
@@ -83,10 +83,10 @@ quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location
 	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->value.bytes_hash ||
 	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
 	    loc->length + RC_HEADER_BYTES > p->max_msg)
-		return RC_QUICK_NOT;
+		return RC_FAST_NOT;
 	int cls = rc_landing_class(loc->length);
 
-	return cls < 0 ? RC_QUICK_LARGE : (uint8_t)(RC_QUICK_FIRST + cls);
+	return cls < 0 ? RC_FAST_LARGE : (uint8_t)(RC_FAST_FIRST + cls);
 }
 
 /* Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts, it begins now. */

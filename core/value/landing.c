@@ -90,7 +90,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	int err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
 
 	if (unlikely(err == -ENOMEM)) {
-		rc_quick_spares_put(ctx);
+		rc_fast_spares_put(ctx);
 		rc_landing_drain(ctx);
 		err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
 	}
@@ -102,7 +102,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	memset(l, 0, sizeof(*l));
 	l->view.ctx = ctx;
 	l->view.data = l + 1;
-	l->view.cls = cls;
+	l->view.cache_class = cls;
 	l->block = block;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		l->lkey[k] = r->mr[k].lkey;
@@ -121,11 +121,11 @@ void rc_landing_put(struct rc_landing *l)
 		return;
 	ctx = l->view.ctx;
 	at_sub(&ctx->n.landing_bytes, l->block);
-	if (l->view.cls >= 0) {
+	if (l->view.cache_class >= 0) {
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[l->view.cls][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[l->view.cache_class][(s + i) % RC_CACHE_SLOTS];
 			struct rc_landing *none = NULL;
 
 			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))

@@ -294,7 +294,7 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 	v = record_make(rc_site_take(), function);
 	if (!v)
 		return rc_fail(ENOMEM, "memory for a value's record");
-	v->view = (struct rref_view){ .ctx = ctx, .length = length, .nr_segments = (uint16_t)nr, .cls = RC_VIEW_ALIAS };
+	v->view = (struct rref_view){ .ctx = ctx, .length = length, .nr_segments = (uint16_t)nr, .cache_class = RC_VIEW_ALIAS };
 	v->type = t;
 	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem) : registered_alloc(ctx, value_bytes(v), &mem);
 	if (err) {
@@ -365,7 +365,7 @@ void rc_value_unpin(struct rc_value *v)
 		return;
 	if (v->wrapped) {
 		rc_value_let_go(v); /* first: behind the next line v is another's */
-		rc_wrap_over(v);
+		rc_wrap_ended(v);
 		return;
 	}
 	struct rc_header *h = rc_value_header(v);

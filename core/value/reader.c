@@ -19,7 +19,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int no_key;
 __attribute__((tls_model("initial-exec"))) _Thread_local struct rc_reader *rc_my_readers;
 
-uint64_t rc_quick_serial(void)
+uint64_t rc_fast_serial(void)
 {
 	static _Atomic uint64_t last;
 
@@ -42,14 +42,14 @@ static void reader_give_back(struct rc_reader *r)
 
 	for (int c = 0; c < RC_CACHE_CLASSES; c++)
 		rc_landing_put(at_load(&r->spare[c]));
-	rc_flight_put(r->flight);
+	rc_in_flight_put(r->flight);
 	at_add(&ctx->n.reads, at_load(&r->reads));
 	at_add(&ctx->n.doorbells, at_load(&r->reads));
 	at_add(&ctx->n.read_bytes, at_load(&r->read_bytes));
 }
 
 /* In a child of fork(2): another thread of the parent may have had it at that moment, and is not here to give it back. */
-void rc_quick_fork_child(void)
+void rc_fast_fork_child(void)
 {
 	pthread_mutex_init(&lock, NULL);
 }
@@ -135,7 +135,7 @@ static __attribute__((noinline)) void put_view(struct rref_view *view)
 }
 
 /* The calling thread's buffers, for a read that finds no memory. Those of other threads stay theirs. */
-void rc_quick_spares_put(struct rref_ctx *ctx)
+void rc_fast_spares_put(struct rref_ctx *ctx)
 {
 	struct rc_reader *r = rc_reader_of(ctx);
 
@@ -156,7 +156,7 @@ void rref_view_free(struct rref_view *view)
 	if (!view || rc_view_lost(view))
 		return;
 	r = rc_reader_of(view->ctx);
-	cls = (unsigned)view->cls; /* an alias has none */
+	cls = (unsigned)view->cache_class; /* an alias has none */
 	if (RB_FAST(likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs &&
 			   !at_load(&r->spare[cls]))))
 		at_store(&r->spare[cls], rc_landing_of(view));
@@ -179,7 +179,7 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
  * The lock is the whole process': not held while a copy is waited for. A reader that comes in between takes it after the
  * first look, and so sees that conn is NULL.
  */
-void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
+void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	unsigned turn = 0;
 	bool any;
@@ -193,7 +193,7 @@ void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_pause(&turn);
 }
 
-void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
+void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 {
 	uint64_t spare = 0, landing;
 
@@ -217,14 +217,14 @@ void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s)
 
 /* ---- flights ---- */
 
-needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx)
+needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 {
-	struct rc_flight *fl;
+	struct rc_in_flight *fl;
 
 	for (fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
-		/* Acquire: partner of rc_flight_put. */
+		/* Acquire: partner of rc_in_flight_put. */
 		if (at_load(&fl->state) == RC_FLIGHT_FREE && at_cas_ar(&fl->state, &none, RC_FLIGHT_MINE))
 			return fl;
 	}
@@ -238,7 +238,7 @@ needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx)
 	return fl;
 }
 
-void rc_flight_put(struct rc_flight *fl)
+void rc_in_flight_put(struct rc_in_flight *fl)
 {
 	if (fl)
 		at_store_rel(&fl->state, RC_FLIGHT_FREE);
@@ -256,7 +256,7 @@ is_alone void rc_readers_close(struct rref_ctx *ctx)
 	}
 	pthread_mutex_unlock(&lock);
 	while (ctx->read.flights) {
-		struct rc_flight *fl = ctx->read.flights;
+		struct rc_in_flight *fl = ctx->read.flights;
 
 		ctx->read.flights = fl->next;
 		free(fl);

@@ -13,7 +13,7 @@ struct rc_reader {
 	uint64_t serial;                  /* [const] of its context, which may be gone and its address another's */
 	struct rref_ctx *ctx;             /* guarded by reader.c's lock; NULL: closed */
 	struct rv_read read;              /* its constant parts, and what the last read filled in */
-	struct rc_flight *flight;         /* not over shm; NULL: none yet */
+	struct rc_in_flight *flight;         /* not over shm; NULL: none yet */
 	uint32_t fork_generation;
 	/* Written by its thread only; others look, to count. */
 	_Atomic(struct rc_landing *) spare[RC_CACHE_CLASSES];
@@ -23,14 +23,14 @@ struct rc_reader {
 };
 
 /* The READ of a fast read over a device that reports by events. See read/in_flight.c. */
-enum rc_flight_state { RC_FLIGHT_FREE, RC_FLIGHT_MINE, RC_FLIGHT_POSTED, RC_FLIGHT_LANDED };
+enum rc_in_flight_state { RC_FLIGHT_FREE, RC_FLIGHT_MINE, RC_FLIGHT_POSTED, RC_FLIGHT_LANDED };
 
-struct rc_flight {
+struct rc_in_flight {
 	cache_aligned _Atomic uint32_t state; /* of a thread from RC_FLIGHT_MINE on; RC_FLIGHT_LANDED publishes status */
 	int status;
 	struct rref_future *f;       /* under the lock; it was handed over: whose READ it is */
 	struct rc_landing *landing;  /* under the lock; it was given up: where the device may still write */
-	struct rc_flight *next;      /* under the lock; ctx->read.flights */
+	struct rc_in_flight *next;      /* under the lock; ctx->read.flights */
 };
 
 /* The calling thread's readers, one of each context. */
@@ -47,9 +47,9 @@ static inline struct rc_reader *rc_reader_of(const struct rref_ctx *ctx)
 
 /* Makes the calling thread's reader of ctx. Returns NULL if there is no memory. */
 struct rc_reader *rc_reader_new(struct rref_ctx *ctx);
-void rc_quick_spares_put(struct rref_ctx *ctx);
+void rc_fast_spares_put(struct rref_ctx *ctx);
 
-needs_lock struct rc_flight *rc_flight_take(struct rref_ctx *ctx); /* NULL: no memory */
-void rc_flight_put(struct rc_flight *fl);               /* NULL is accepted */
+needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx); /* NULL: no memory */
+void rc_in_flight_put(struct rc_in_flight *fl);               /* NULL is accepted */
 
 #endif

@@ -55,7 +55,7 @@ struct rref_view {
 	size_t length;            /* [const] of the payload; the table of its segments follows if there are two or more */
 	uint16_t nr_segments;     /* of a range: not used */
 	uint16_t nr_refs;         /* that the value holds; in a landing block 0 unless it has outer */
-	int cls;                  /* landing: cache class, -1 = none; RC_VIEW_ALIAS */
+	int cache_class;                  /* landing: cache class, -1 = none; RC_VIEW_ALIAS */
 };
 #define RC_VIEW_ALIAS (-2)
 
@@ -131,7 +131,7 @@ struct rc_value_more {
 
 static inline struct rc_value *rc_value_of(const struct rref_view *v) /* NULL: a landing block's */
 {
-	return v->cls == RC_VIEW_ALIAS ? (struct rc_value *)(uintptr_t)v : NULL; /* begins with it */
+	return v->cache_class == RC_VIEW_ALIAS ? (struct rc_value *)(uintptr_t)v : NULL; /* begins with it */
 }
 static inline const char *rc_value_site(const struct rc_value *v)
 {
@@ -178,7 +178,7 @@ void rc_view_let_go(struct rref_view *v);                   /* it is given back 
 /* wrap.c */
 struct rc_header *rc_wrap_header(const struct rc_value *v);
 void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc); /* the payload's place */
-void rc_wrap_over(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
+void rc_wrap_ended(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
 void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
@@ -187,7 +187,7 @@ void rc_types_close(struct rref_ctx *ctx);
 const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);   /* NULL: not known here. Lock-free */
 const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
 int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out);
-void rc_type_tell(const struct rc_type *t, struct rref_type *out);
+void rc_type_describe(const struct rc_type *t, struct rref_type *out);
 /* Adds a type that an owner told. Returns -EBADMSG if the name is none, or not of that hash. */
 int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length, size_t element_size,
 		  unsigned flags, const struct rc_type **out);
@@ -224,7 +224,7 @@ struct rref {
 	int16_t err;                 /* valid from RC_H_FAILED */
 	uint16_t about;              /* the same: as in struct rp_effect */
 	_Atomic uint8_t state;       /* enum rc_handle_state */
-	_Atomic uint8_t quick;       /* [atomic] RC_QUICK_*: while it is not 0, a user's that is READY */
+	_Atomic uint8_t quick;       /* [atomic] RC_FAST_*: while it is not 0, a user's that is READY */
 	_Atomic uint8_t lent;        /* a call that is being served holds it for its handler: that hold is not the handler's */
 	bool owned : 1, remote : 1, creator : 1; /* [const] remote: it begins a struct rc_remote */
 	bool unset; /* owner: made by rref_alloc and not set yet */

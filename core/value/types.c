@@ -206,7 +206,7 @@ int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *
 	return *out ? 0 : add(ctx, type->name, element_size, type->flags, out);
 }
 
-void rc_type_tell(const struct rc_type *t, struct rref_type *out)
+void rc_type_describe(const struct rc_type *t, struct rref_type *out)
 {
 	struct rref_type told = { .size = out->size, .name = t->name, .element_size = t->element_size, .flags = t->flags };
 
@@ -260,6 +260,6 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 	t = own ? own->type : rc_type_find(view->ctx, rc_landing_of(view)->type_hash);
 	if (!t)
 		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_get_type asks for it");
-	rc_type_tell(t, out);
+	rc_type_describe(t, out);
 	return 0;
 }

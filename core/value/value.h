@@ -17,14 +17,14 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_word(void); /* a value's word: random, not 0 */
 
 /* reader.c */
-enum { RC_QUICK_NOT, RC_QUICK_LARGE, RC_QUICK_FIRST }; /* and on, by class of landing block */
-uint64_t rc_quick_serial(void);
+enum { RC_FAST_NOT, RC_FAST_LARGE, RC_FAST_FIRST }; /* and on, by class of landing block */
+uint64_t rc_fast_serial(void);
 /* Frees what threads keep, and the landing blocks that are kept. Comes before rc_memory_close. */
 void rc_readers_close(struct rref_ctx *ctx);
-void rc_quick_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: waits for those who still use it */
+void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: waits for those who still use it */
 /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
-void rc_quick_counts(struct rref_ctx *ctx, struct rref_stats *s);
-void rc_quick_fork_child(void);
+void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s);
+void rc_fast_fork_child(void);
 
 /* A child has neither the view, nor what it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)

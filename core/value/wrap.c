@@ -207,7 +207,7 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 		return err;
 	}
 	v = &w->value;
-	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .nr_segments = 1, .cls = RC_VIEW_ALIAS };
+	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .nr_segments = 1, .cache_class = RC_VIEW_ALIAS };
 	v->type = type;
 	v->wrapped = true;
 	v->more = &w->more;
@@ -353,7 +353,7 @@ static needs_lock void give_back_soon(struct rref_ctx *ctx, struct rc_work *work
 }
 
 /* The last hold is gone. May be called with the lock and without. */
-void rc_wrap_over(struct rc_value *v)
+void rc_wrap_ended(struct rc_value *v)
 {
 	struct rc_wrap *w = wrap_of(v);
 	struct rref_ctx *ctx = v->view.ctx;

@@ -31,8 +31,8 @@ check "the device's READ was counted apart" [ "${device:-0}" -gt 0 ]
 # whatever name) is found as a stranger. Less than one instruction per read: it ran for the first one only, which connects
 # and gets memory. (The progress lock is taken inline, but never given back without rc_unlock, a function of its own.)
 strangers=$(awk -v calls="$calls" '{n = $1; gsub(",", "", n); if (n + 0 >= calls && match($0, /:[A-Za-z_][A-Za-z0-9_.@'"'"']*/)) print substr($0, RSTART + 1, RLENGTH - 1)}' "$work/own" |
-	sed "s/[.'@].*//" | grep -vE '^(rref_to_here|rc_quick_read|rvs_post_reads|read_value|read_one|find|landing_ok|copy|header_fits|reader_of|pin|count|__mem(cpy|move)_[a-z0-9_]*|mem(cpy|move))$' | sort -u)
+	sed "s/[.'@].*//" | grep -vE '^(rref_to_here|rc_fast_read|rvs_post_reads|read_value|read_one|find|landing_ok|copy|header_fits|reader_of|pin|count|__mem(cpy|move)_[a-z0-9_]*|mem(cpy|move))$' | sort -u)
 check "nothing else runs: no malloc, no lock, no system call ($(echo $strangers))" [ -z "$strangers" ]
-check "what does run was seen" grep -q rc_quick_read "$work/own"
+check "what does run was seen" grep -q rc_fast_read "$work/own"
 [ -z "$json" ] || echo "{\"op\":\"path\",\"device\":\"shm\",\"bytes\":8,\"instructions\":$own,\"with_device\":$((total / calls)),\"foreign\":$(echo $strangers | wc -w)}"
 finish

@@ -186,7 +186,7 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 		tg_expect_bytes(new, "kept", 4);
 		uint64_t reads = tg_stats(ctx).reads;
 
-		TG_IS(rc_quick_read(old, RREF_DEFAULT, &v), -ENETRESET);
+		TG_IS(rc_fast_read(old, RREF_DEFAULT, &v), -ENETRESET);
 		TG_OK(rc_op_get(ctx, &rc_read_kind, INT64_MAX, &f));
 		f->handle = rref_dup(old);
 		f->peer = 1;
