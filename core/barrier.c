@@ -33,17 +33,20 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 {
 	const struct rc_peer *p = &ctx->peers[rank];
 
-	if (ctx->rank != 0 || !ctx->end.barrier_seen || ctx->end.barrier_sent <= ctx->end.barrier_done ||
+	if (ctx->rank != 0 || !ctx->end.barrier_seen ||
+	    ctx->end.barrier_sent <= ctx->end.barrier_done ||
 	    ctx->end.barrier_seen[rank] > ctx->end.barrier_done)
 		return false;
-	/* Slow is not dead: it had a session that ended, or there is no process any more that would take one. */
+	/* Slow is not dead: it had a session that ended, or there is no process any more that
+	 * would take one. */
 	return rank == 0 || at_load(&p->alive) || !(p->ever_up || p->nobody);
 }
 
 /* Rank 0: is the next barrier complete? Workers that died do not come any more. */
 void rc_barrier_check(struct rref_ctx *ctx)
 {
-	if (ctx->rank != 0 || !ctx->end.barrier_seen || ctx->end.barrier_sent <= ctx->end.barrier_done)
+	if (ctx->rank != 0 || !ctx->end.barrier_seen ||
+	    ctx->end.barrier_sent <= ctx->end.barrier_done)
 		return;
 	uint64_t number = ctx->end.barrier_done + 1;
 
@@ -51,7 +54,8 @@ void rc_barrier_check(struct rref_ctx *ctx)
 		if (rc_barrier_misses(ctx, i))
 			return;
 	for (uint32_t i = 1; i < ctx->world; i++) {
-		struct rw_message m = { .frame.type = RW_BARRIER_DONE, .u.number = barrier_word(ctx, number) };
+		struct rw_message m = { .frame.type = RW_BARRIER_DONE,
+					.u.number = barrier_word(ctx, number) };
 
 		if (ctx->end.barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
 			rc_send_or_fence(ctx, i, &m);
@@ -71,7 +75,8 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 	if (!again && number > ctx->end.barrier_done && (word & 1))
 		ctx->end.barrier_busy |= BUSY_BIT(number);
 	if (number <= ctx->end.barrier_done) {
-		/* It was given up for dead, and only its session had ended: it missed the answer alone. */
+		/* It was given up for dead, and only its session had ended: it missed the answer
+		 * alone. */
 		struct rw_message late = { .frame.type = RW_BARRIER_DONE,
 					   .u.number = barrier_word(ctx, number) };
 

@@ -74,8 +74,10 @@ static int begin_process(void)
 	pthread_once(&done, once);
 	err = rb_random_begin();
 	if (err)
-		return rc_fail(EIO, "getrandom(2) gives no random numbers: %s; keys and nonces "
-			       "come from it, so a seccomp filter must allow it", rref_strerror(err));
+		return rc_fail(EIO,
+			       "getrandom(2) gives no random numbers: %s; keys and nonces "
+			       "come from it, so a seccomp filter must allow it",
+			       rref_strerror(err));
 	return sodium_init() < 0 ? rc_fail(EIO, "libsodium could not be initialised") : 0;
 }
 
@@ -87,19 +89,26 @@ static void log_below(void *arg, int level, const char *text)
 static int check_options(const struct rref_options *o)
 {
 	if (!o->world_size)
-		return rc_fail(EINVAL, "world size 0: it was not set; 1 is a group of one, and rref_options_from_env reads "
-			       "RREF_WORLD_SIZE");
+		return rc_fail(
+			EINVAL,
+			"world size 0: it was not set; 1 is a group of one, and rref_options_from_env reads "
+			"RREF_WORLD_SIZE");
 	if (o->world_size < 1 || o->world_size > 1024)
 		return rc_fail(EINVAL, "world size %d: 1 to 1024 (RREF_WORLD_SIZE)", o->world_size);
 	if (o->rank == -1)
-		return rc_fail(EINVAL, "rank -1 of a group of %d: it was not set; rref_options_from_env reads RREF_RANK",
-			       o->world_size);
+		return rc_fail(
+			EINVAL,
+			"rank -1 of a group of %d: it was not set; rref_options_from_env reads RREF_RANK",
+			o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
-		return rc_fail(EINVAL, "rank %d of a group of %d: its ranks are 0 to %d (RREF_RANK)",
+		return rc_fail(EINVAL,
+			       "rank %d of a group of %d: its ranks are 0 to %d (RREF_RANK)",
 			       o->rank, o->world_size, o->world_size - 1);
 	if (o->world_size > 1 && (!o->rendezvous || !*o->rendezvous))
-		return rc_fail(EINVAL, "a group of %d needs the rendezvous address of rank 0, host:port (RREF_RENDEZVOUS)",
-			       o->world_size);
+		return rc_fail(
+			EINVAL,
+			"a group of %d needs the rendezvous address of rank 0, host:port (RREF_RENDEZVOUS)",
+			o->world_size);
 	if ((unsigned)o->mode > RREF_PROGRESS_MANUAL)
 		return rc_fail(EINVAL, "progress mode %d is unknown", (int)o->mode);
 	if (o->timeout < 0 || o->init_timeout < 0 || o->peer_timeout < 0 || o->stall_timeout < 0)
@@ -107,7 +116,8 @@ static int check_options(const struct rref_options *o)
 	if (o->nr_functions && !o->functions)
 		return rc_fail(EINVAL, "%zu functions, but no table", o->nr_functions);
 	if (o->poller_core < -1 || o->poller_core >= get_nprocs_conf())
-		return rc_fail(EINVAL, "poller core %d: this machine has %d, and -1 means any", o->poller_core, get_nprocs_conf());
+		return rc_fail(EINVAL, "poller core %d: this machine has %d, and -1 means any",
+			       o->poller_core, get_nprocs_conf());
 	if (o->nr_threads > THREADS_MAX)
 		return rc_fail(EINVAL, "%u threads: at most %u", o->nr_threads, THREADS_MAX);
 	if (o->max_waiting > WAITING_MAX)
@@ -115,19 +125,25 @@ static int check_options(const struct rref_options *o)
 	if (o->max_ops > OPS_MAX)
 		return rc_fail(EINVAL, "max_ops %u: at most %u", o->max_ops, OPS_MAX);
 	if (o->region_bytes > REGION_MAX)
-		return rc_fail(EINVAL, "a first region of %zu bytes: at most %zu", o->region_bytes, REGION_MAX);
+		return rc_fail(EINVAL, "a first region of %zu bytes: at most %zu", o->region_bytes,
+			       REGION_MAX);
 	if (o->max_value_bytes && o->max_value_bytes < BOUND_MIN)
-		return rc_fail(EINVAL, "max_value_bytes of %zu: at least %zu, which is the least region (RREF_MAX_VALUE_BYTES)",
-			       o->max_value_bytes, BOUND_MIN);
+		return rc_fail(
+			EINVAL,
+			"max_value_bytes of %zu: at least %zu, which is the least region (RREF_MAX_VALUE_BYTES)",
+			o->max_value_bytes, BOUND_MIN);
 	if (o->max_landing_bytes && o->max_landing_bytes < BOUND_MIN)
-		return rc_fail(EINVAL, "max_landing_bytes of %zu: at least %zu, which is the least region (RREF_MAX_LANDING_BYTES)",
-			       o->max_landing_bytes, BOUND_MIN);
+		return rc_fail(
+			EINVAL,
+			"max_landing_bytes of %zu: at least %zu, which is the least region (RREF_MAX_LANDING_BYTES)",
+			o->max_landing_bytes, BOUND_MIN);
 	if (o->flags & ~RREF_NO_LEAK_CHECK)
 		return rc_fail(EINVAL, "unknown flags %#x", o->flags);
 	return o->name ? rc_name_check(o->name) : 0;
 }
 
-static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const struct rc_device_choice *c)
+static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops,
+		       const struct rc_device_choice *c)
 {
 	struct rc_device *d = &ctx->device[ops->kind];
 	struct rv_options ro = { .device = c->device[0] ? c->device : NULL,
@@ -145,7 +161,8 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops, const str
 		d->dev = NULL;
 		snprintf(d->why_not, sizeof(d->why_not), "%s", rv_error_text());
 		err = err == -EINVAL ? err : limit_errno(-err) == ENOMEM ? -ENOMEM : -ENODEV;
-		return rc_fail(-err, "%s%s%s: %s", ops->name, c->device[0] ? ":" : "", c->device, d->why_not);
+		return rc_fail(-err, "%s%s%s: %s", ops->name, c->device[0] ? ":" : "", c->device,
+			       d->why_not);
 	}
 	ops->caps(d->dev, &d->caps);
 	return 0;
@@ -165,14 +182,16 @@ static int open_devices(struct rref_ctx *ctx, const char *text)
 	if (c.use_ibv && !(err && c.must)) {
 		int e = open_device(ctx, &rv_ibv_ops, &c);
 
-		/* auto: a machine without RDMA is fine as long as its peers are here; rc_peers_open tells. */
+		/* auto: a machine without RDMA is fine as long as its peers are here;
+		 * rc_peers_open tells. */
 		err = c.must || (err && e) ? e : 0;
 	}
 	if (!err || !shm_err)
 		return err;
-	/* shm needs no hardware: what keeps it from working is the news, that there is no RDMA mostly is none. */
-	return rc_fail(-shm_err, "no usable device: shm: %.300s; ibv: %.150s", ctx->device[RV_SHM].why_not,
-		       ctx->device[RV_IBV].why_not);
+	/* shm needs no hardware: what keeps it from working is the news, that there is no RDMA
+	 * mostly is none. */
+	return rc_fail(-shm_err, "no usable device: shm: %.300s; ibv: %.150s",
+		       ctx->device[RV_SHM].why_not, ctx->device[RV_IBV].why_not);
 }
 
 /* A device that no peer is reached by would only pin memory. */
@@ -187,7 +206,8 @@ static void close_unused(struct rref_ctx *ctx)
 		if (d->dev && !used) {
 			d->ops->close(d->dev);
 			d->dev = NULL;
-			snprintf(d->why_not, sizeof(d->why_not), "no worker of this group is reached by it");
+			snprintf(d->why_not, sizeof(d->why_not),
+				 "no worker of this group is reached by it");
 		}
 	}
 }
@@ -211,7 +231,8 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			ctx->device[k].ops->addr(ctx->device[k].dev, &me->addr[k]);
-	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->group.key, rc_deadline(ctx, opt->init_timeout), &log, ctx->members);
+	err = rc_rendezvous(opt->rendezvous, ctx->world, me, &ctx->group.key,
+			    rc_deadline(ctx, opt->init_timeout), &log, ctx->members);
 	free(me);
 	return err;
 }
@@ -270,7 +291,8 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	if (!ctx)
 		return NULL;
 	memset(ctx, 0, sizeof(*ctx));
-	ctx->sleep.epfd = ctx->sleep.kickfd = ctx->sleep.loop_wake_fd = ctx->sleep.loop_fd = ctx->sleep.timer_fd = -1;
+	ctx->sleep.epfd = ctx->sleep.kickfd = ctx->sleep.loop_wake_fd = ctx->sleep.loop_fd =
+		ctx->sleep.timer_fd = -1;
 	ctx->guard.generation = rb_generation();
 	ctx->guard.gate = o->scope ? RC_NO_GATE : ctx->guard.generation;
 	ctx->serial = rc_fast_serial();
@@ -281,7 +303,8 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	ctx->session.stall_timeout = o->stall_timeout;
 	ctx->session.events = &rc_router_session;
 	ctx->session.score_limit = RC_SCORE_LIMIT;
-	ctx->session.answer_ns = max_of(RC_ANSWER_NS, min_of(ctx->session.peer_timeout, INT64_MAX / 2));
+	ctx->session.answer_ns = max_of(RC_ANSWER_NS,
+					min_of(ctx->session.peer_timeout, INT64_MAX / 2));
 	ctx->turns.mode = o->mode;
 	ctx->turns.poller_core = o->poller_core;
 	ctx->end.leak_check = !(o->flags & RREF_NO_LEAK_CHECK);
@@ -321,8 +344,9 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
  * that are meant for them. */
 static int listed(int err)
 {
-	static const int list[] = { EINVAL, EEXIST, ENODEV, ENOMEM, ETIMEDOUT, ECONNREFUSED, EADDRINUSE, EADDRNOTAVAIL,
-				    EACCES, ENOENT, EKEYREJECTED, EPROTONOSUPPORT, EPROTO };
+	static const int list[] = { EINVAL,	  EEXIST,	   ENODEV,	  ENOMEM, ETIMEDOUT,
+				    ECONNREFUSED, EADDRINUSE,	   EADDRNOTAVAIL, EACCES, ENOENT,
+				    EKEYREJECTED, EPROTONOSUPPORT, EPROTO };
 
 	err = limit_errno(-err);
 	for (size_t i = 0; i < array_size(list); i++)
@@ -411,10 +435,12 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		goto fail;
 	}
 	rp_set_seed(ctx->op.machine, rb_random64());
-	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4, o.max_waiting ? o.max_waiting : 8192);
+	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4,
+			   o.max_waiting ? o.max_waiting : 8192);
 	if (err)
 		goto fail;
-	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name, ctx->world);
+	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name,
+	       ctx->world);
 	at_store_rel(&ctx->state, RC_CTX_RUNNING);
 	err = rc_poller_open(ctx);
 	if (err) {
@@ -490,11 +516,16 @@ int rref_worker(struct rref_ctx *ctx, int rank, struct rref_worker_info *out)
 	if (rc_is_child(ctx))
 		return rc_fail_child();
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
-		return rc_fail(EINVAL, "rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
+		return rc_fail(EINVAL, "rank %d: the group has ranks 0 to %u", rank,
+			       ctx->world - 1);
 	p = &ctx->peers[rank];
-	w = (struct rref_worker_info){ .size = out->size, .rank = rank, .name = ctx->members[rank].name,
-				       .incarnation = ctx->members[rank].incarnation, .alive = at_load(&p->alive),
-				       .device = p->ops ? p->ops->name : "self", .stalled = at_load(&p->stalled_ns) };
+	w = (struct rref_worker_info){ .size = out->size,
+				       .rank = rank,
+				       .name = ctx->members[rank].name,
+				       .incarnation = ctx->members[rank].incarnation,
+				       .alive = at_load(&p->alive),
+				       .device = p->ops ? p->ops->name : "self",
+				       .stalled = at_load(&p->stalled_ns) };
 	memcpy(out, &w, min_of(out->size, sizeof(w)));
 	return 0;
 }

@@ -2,13 +2,15 @@
 /*
  * rc: the runtime's own types. What a context is made of, and who may touch what.
  *
- * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine, sessions, queues, the
- * devices' [progress] calls. It is held for one step or some looks, which end when anybody wants it; never while
- * sleeping and never while the program's code runs: that is queued as hooks, and run by hook.c.
+ * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine,
+ * sessions, queues, the devices' [progress] calls. It is held for one step or some looks, which end
+ * when anybody wants it; never while sleeping and never while the program's code runs: that is
+ * queued as hooks, and run by hook.c.
  *
- * Starting a read of one message does not take it: a ready handle's location is constant (published by handle->state),
- * operations come from a lock-free slab, and a connection is pinned by peer->readers (see the fence in peer.c). Over shm
- * such a read also ends without it; over ibv completions are taken by whoever gets the lock without waiting.
+ * Starting a read of one message does not take it: a ready handle's location is constant (published
+ * by handle->state), operations come from a lock-free slab, and a connection is pinned by
+ * peer->readers (see the fence in peer.c). Over shm such a read also ends without it; over ibv
+ * completions are taken by whoever gets the lock without waiting.
  *
  * Guards: under_lock, the progress lock (core/base/locked.h, which clang checks); [atomic]; [const]
  * after creation; [op] the thread that completes the operation (its state CAS won, or a call's
@@ -59,20 +61,23 @@
 enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT };
 
 struct rc_counters {
-	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped, rejected, dead;
+	_Atomic uint64_t reads, read_bytes, doorbells, sent, received, calls, quarantined, dropped,
+		rejected, dead;
 	_Atomic uint64_t retries, fenced;
 	_Atomic uint64_t reads_again, reads_joined;
 	uint64_t resumed under_lock, sent_again under_lock, not_again under_lock;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
-	_Atomic uint64_t inline_calls; /* beside calls: plain ones of inline functions; written under the lock */
+	/* beside calls: plain ones of inline functions; written under the lock */
+	_Atomic uint64_t inline_calls;
 	uint64_t sent_by_kind[RW_NR_KINDS] under_lock, received_by_kind[RW_NR_KINDS] under_lock;
 	uint64_t sent_bytes under_lock, received_bytes under_lock;
 	uint64_t sessions under_lock;
 };
 
 struct rref_ctx {
-	uint64_t serial;                  /* [const] of this process' contexts; addresses come again, it does not */
+	/* [const] of this process' contexts; addresses come again, it does not */
+	uint64_t serial;
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t rank, world;
 	struct rc_scopes *scopes;         /* [const] NULL = off; scope.c */

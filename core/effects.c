@@ -27,7 +27,8 @@ static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect 
 	if (likely(e->peer != ctx->rank))
 		rc_send_or_fence(ctx, e->peer, &m);
 	else if (rc_send(ctx, ctx->rank, &m)) {
-		/* No session ends that would put a lost one right, so it is not put into a queue. */
+		/* No session ends that would put a lost one right, so it is not put into a
+		 * queue. */
 		struct rp_event ev = { .type = RP_EV_MSG, .peer = ctx->rank, .msg = &m.u.proto };
 
 		rc_step(ctx, &ev, NULL);
@@ -43,8 +44,11 @@ static needs_lock void effect_new_handle(struct rref_ctx *ctx, const struct rp_e
 	if (e->handle_slot)
 		*e->handle_slot = h;
 	if (!h) {
-		/* No memory for a handle: the reference that the machine made for it is given back at once. */
-		struct rp_event ev = { .type = owned ? RP_EV_RELEASE : RP_EV_DROP, .id = e->id, .fork = e->fork,
+		/* No memory for a handle: the reference that the machine made for it is given back
+		 * at once. */
+		struct rp_event ev = { .type = owned ? RP_EV_RELEASE : RP_EV_DROP,
+				       .id = e->id,
+				       .fork = e->fork,
 				       .peer = e->peer };
 
 		slot->in->status = -ENOMEM;
@@ -127,7 +131,8 @@ static void created(const struct rp_effect *e)
 	if (!f)
 		return;
 	rc_remote(h)->creation = NULL;
-	/* As with calls: only holders of the lock complete it, so that it may be filled in while it is PENDING. */
+	/* As with calls: only holders of the lock complete it, so that it may be filled in while
+	 * it is PENDING. */
 	if (rc_op_wanted(f)) {
 		f->status = e->status;
 		f->about = e->about;

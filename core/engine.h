@@ -8,11 +8,13 @@
 #include "core/ctx.h"
 
 /* ctx.c */
-void rc_ctx_destroy(struct rref_ctx *ctx); /* what rref_init made, in reverse; works at every stage of it */
+/* what rref_init made, in reverse; works at every stage of it */
+void rc_ctx_destroy(struct rref_ctx *ctx);
 
 /* router.c */
 extern const struct rc_session_events rc_router_session;
-needs_lock void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length);
+needs_lock void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data,
+			   uint32_t length);
 
 /* effects.c */
 needs_lock void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e); /* carries it out */
@@ -20,9 +22,11 @@ needs_lock void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e); /* c
 /* barrier.c */
 /* Messages of barriers. False: from broke the protocol. */
 needs_lock bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t word);
-needs_lock bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t word);
+needs_lock bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from,
+					uint64_t word);
 needs_lock void rc_barrier_check(struct rref_ctx *ctx);
-needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank); /* rank 0: is it this one that has not come? */
+/* rank 0: is it this one that has not come? */
+needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);
 
 /* progress.c */
 extern const struct rc_engine rc_engine; /* see base/wait.h, also for what is in it */
@@ -46,9 +50,10 @@ extern const struct rc_op_kind rc_barrier_kind;
  * Begins or goes on to wait for a barrier: f ends with it. Rank 0 is told, unless it was since the
  * last fence. Returns the error of telling it; f waits all the same. Lets go of the lock meanwhile.
  */
-needs_lock int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number, struct rc_calm *calm,
-			       int64_t deadline);
+needs_lock int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number,
+			       struct rc_calm *calm, int64_t deadline);
 needs_lock void rc_serve_look(struct rref_ctx *ctx);
-void rc_serve_end(struct rref_ctx *ctx); /* no thread is in rref_serve, or will be: closing is set */
+/* no thread is in rref_serve, or will be: closing is set */
+void rc_serve_end(struct rref_ctx *ctx);
 
 #endif

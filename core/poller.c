@@ -1,21 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The poller: the thread that gives the engine its turns when nobody waits, and that runs the program's code.
+ * The poller: the thread that gives the engine its turns when nobody waits, and that runs the
+ * program's code.
  *
- * The program's code may take as long as it likes, and the engine must not stand still meanwhile. So the poller is a
- * role, not a thread. A few threads, the hands, can have it. One has it and the others stand by, asleep in a read of a
- * timer. Before the poller goes out into the program's code it starts that timer, if it does not run. The hand that
- * wakes by it looks: if the poller is still out in the same hook, that hand is the poller from then on. A hook that
- * waits in the library gives the role away at once (rc_blocking). A hand that comes back and has lost the role stands by.
+ * The program's code may take as long as it likes, and the engine must not stand still meanwhile.
+ * So the poller is a role, not a thread. A few threads, the hands, can have it. One has it and the
+ * others stand by, asleep in a read of a timer. Before the poller goes out into the program's code
+ * it starts that timer, if it does not run. The hand that wakes by it looks: if the poller is still
+ * out in the same hook, that hand is the poller from then on. A hook that waits in the library
+ * gives the role away at once (rc_blocking). A hand that comes back and has lost the role stands
+ * by.
  *
  *   poller   turn, turn, ... hook ......................... (comes back: stands by)
  *   hand     asleep ..... WATCH_NS ...... takes over: turn, turn, hook, turn ...
  *
- * The poller goes out only while another hand stands by. With HANDS - 1 hooks away at once the last hand only makes
- * progress: time-outs come, and further hooks wait for one of those to end.
+ * The poller goes out only while another hand stands by. With HANDS - 1 hooks away at once the last
+ * hand only makes progress: time-outs come, and further hooks wait for one of those to end.
  *
- * The poller spins for a bounded time after the last event, then arms the devices, polls again, and sleeps. While it
- * sleeps the devices' descriptors and ctx->sleep.kickfd wake it. Nothing runs while nothing happens: the timer stands.
+ * The poller spins for a bounded time after the last event, then arms the devices, polls again, and
+ * sleeps. While it sleeps the devices' descriptors and ctx->sleep.kickfd wake it. Nothing runs
+ * while nothing happens: the timer stands.
  */
 #include <errno.h>
 #include <sched.h>
@@ -39,9 +43,11 @@
 
 #define HANDS 16u
 #define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
-#define WATCH_NS (5 * NSEC_PER_MSEC)      /* how long a hook may be out before another hand takes over */
+/* how long a hook may be out before another hand takes over */
+#define WATCH_NS (5 * NSEC_PER_MSEC)
 #define MORE_NS (100 * NSEC_PER_MSEC)     /* how often a thread is asked for that hooks wait for */
-#define QUIET 20u                         /* looks in a row without a hook, after which the timer is let stand */
+/* looks in a row without a hook, after which the timer is let stand */
+#define QUIET 20u
 
 enum hand_state { HAND_NONE, HAND_STARTING, HAND_RUNS };
 /* OUT: the poller, in the program's code. REPLACED: out, and another hand has the role. */
@@ -50,7 +56,8 @@ enum hand_where { HAND_IN, HAND_OUT, HAND_REPLACED };
 struct hand {
 	struct rref_ctx *ctx;         /* [const] */
 	pthread_t thread;
-	_Atomic uint32_t state;       /* enum hand_state; written under the lock, or by rc_poller_close */
+	/* enum hand_state; written under the lock, or by rc_poller_close */
+	_Atomic uint32_t state;
 	_Atomic uint32_t where;       /* enum hand_where */
 };
 
@@ -63,7 +70,8 @@ struct rc_hands {
 	uint64_t seen under_lock; /* of these, at the last look */
 	unsigned quiet under_lock; /* looks in a row without one */
 	bool watched under_lock; /* the timer runs */
-	bool give_away under_lock; /* the poller waits in its hook: the next look need not be the second */
+	/* the poller waits in its hook: the next look need not be the second */
+	bool give_away under_lock;
 	int64_t tell_at under_lock; /* no sooner is told again that there is none */
 	int timer;
 	_Atomic bool stop;            /* written under the lock */
@@ -134,7 +142,8 @@ static int start_hand(struct rref_ctx *ctx)
 		CPU_SET((unsigned)ctx->turns.poller_core, &set);
 		err = pthread_setaffinity_np(me->thread, sizeof(set), &set);
 		if (err)
-			rc_fail(err, "pinning the poller to core %d: %s", ctx->turns.poller_core, rref_strerror(err));
+			rc_fail(err, "pinning the poller to core %d: %s", ctx->turns.poller_core,
+				rref_strerror(err));
 	}
 	at_store_rel(&me->state, HAND_RUNS); /* partner: rc_poller_close */
 	return -err;
@@ -170,7 +179,8 @@ static void come_back(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
 
-	/* Partner: poller_look(), which takes the role from a hand that is out, by the same word. */
+	/* Partner: poller_look(), which takes the role from a hand that is out, by the same
+	 * word. */
 	if (likely(at_xchg_ar(&me->where, HAND_IN) == HAND_OUT))
 		return;
 	rc_lock(ctx);
@@ -270,7 +280,8 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 	rc_unlock(ctx);
 	if (sleep)
 		/* Rounded up: a timer that wakes a moment early would only spin. */
-		epoll_wait(ctx->sleep.epfd, &ev, 1, (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
+		epoll_wait(ctx->sleep.epfd, &ev, 1,
+			   (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
 	rc_lock(ctx);
 	ctx->sleep.poller_asleep = false;
 	rc_disarm(ctx, RC_ARM_POLLER);
@@ -308,7 +319,8 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		int64_t now = now_ns();
 		int n = 0;
 
-		/* Threads that want to do something come first: the poller's turn is never urgent while they run. But hooks are. */
+		/* Threads that want to do something come first: the poller's turn is never urgent
+		 * while they run. But hooks are. */
 		if (get_lock(ctx)) {
 			bool slow = now >= slow_at;
 
@@ -316,7 +328,8 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 				slow_at = now + RC_SLOW_NS;
 			ctx->turns.turn_at = now;
 			n = rc_progress_locked(ctx, slow);
-			struct rc_hook *hook = unlikely(at_load(&ctx->hooks.nr)) ? go_out(ctx, me) : NULL;
+			struct rc_hook *hook = unlikely(at_load(&ctx->hooks.nr)) ? go_out(ctx, me)
+										 : NULL;
 
 			rc_unlock(ctx);
 			if (hook)
@@ -331,9 +344,11 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		if (n)
 			last = now;
 		if (ctx->turns.mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
-			/* On a busy machine the thread that it waits for may need this very core. */
+			/* On a busy machine the thread that it waits for may need this very
+			 * core. */
 			if (n == 0)
-				ctx->turns.mode == RREF_PROGRESS_POLL ? cpu_relax() : (void)sched_yield();
+				ctx->turns.mode == RREF_PROGRESS_POLL ? cpu_relax()
+								      : (void)sched_yield();
 			continue;
 		}
 		sleep_for_all(ctx, me, now, &last);
@@ -368,7 +383,8 @@ static void stand_by(struct rref_ctx *ctx, struct hand *me)
 
 	rb_thread_begin("rref-standby");
 	while (!mine && !at_load_acq(&h->stop) && at_load_acq(&h->poller) != me)
-		if (read(h->timer, &count, sizeof(count)) == sizeof(count) && !at_load_acq(&h->stop))
+		if (read(h->timer, &count, sizeof(count)) == sizeof(count) &&
+		    !at_load_acq(&h->stop))
 			mine = poller_look(ctx, me);
 	/* The next long hook finds another hand, or stays in the queue. */
 	if (mine && is_last(ctx) && start_hand(ctx))
@@ -399,23 +415,29 @@ static int open_descriptors(struct rref_ctx *ctx)
 	ctx->sleep.epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
 	ctx->sleep.kickfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	ctx->sleep.loop_wake_fd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	if (ctx->sleep.epfd < 0 || ctx->sleep.kickfd < 0 || ctx->sleep.loop_wake_fd < 0 || epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->sleep.kickfd, &ev))
+	if (ctx->sleep.epfd < 0 || ctx->sleep.kickfd < 0 || ctx->sleep.loop_wake_fd < 0 ||
+	    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->sleep.kickfd, &ev))
 		return -errno;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev &&
-		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
+		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD,
+			      ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
-	/* With a poller a loop hears of what is complete; in the manual mode of what there is to do, too. */
+	/* With a poller a loop hears of what is complete; in the manual mode of what there is to
+	 * do, too. */
 	ctx->sleep.loop_fd = ctx->sleep.loop_wake_fd;
 	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
 		ctx->sleep.loop_fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
-	if (ctx->sleep.loop_fd < 0 || (ctx->sleep.loop_fd != ctx->sleep.loop_wake_fd && (epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.loop_wake_fd, &ev) ||
-						       epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.epfd, &ev))))
+	if (ctx->sleep.loop_fd < 0 ||
+	    (ctx->sleep.loop_fd != ctx->sleep.loop_wake_fd &&
+	     (epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.loop_wake_fd, &ev) ||
+	      epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.epfd, &ev))))
 		return -errno;
 	if (ctx->turns.mode != RREF_PROGRESS_MANUAL)
 		return 0;
 	ctx->sleep.timer_fd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
-	if (ctx->sleep.timer_fd < 0 || epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.timer_fd, &ev))
+	if (ctx->sleep.timer_fd < 0 ||
+	    epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.timer_fd, &ev))
 		return -errno;
 	return 0;
 }
@@ -425,7 +447,8 @@ int rc_poller_open(struct rref_ctx *ctx)
 	int err = open_descriptors(ctx);
 
 	if (err)
-		return rc_fail(-err, "a descriptor to sleep on: %s", limit_why("epoll or eventfd", -err, 0));
+		return rc_fail(-err, "a descriptor to sleep on: %s",
+			       limit_why("epoll or eventfd", -err, 0));
 	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
 		return 0;
 	struct rc_hands *h = calloc(1, sizeof(*h));

@@ -2,13 +2,15 @@
 /*
  * Progress: one turn of the engine, and how threads go to sleep on what brings it work.
  *
- * Three kinds of sleepers wait on the devices: the poller, a waiter of the manual mode, and an event loop of the manual
- * mode. Each is a bit in ctx->sleep.arms. The devices stay armed until the last one is awake. rc_kick costs one load unless
- * one of them sleeps: the sleeper stores `sleeping`, then looks for work; a thread that makes work publishes it, then
- * looks at `sleeping` (both sc).
+ * Three kinds of sleepers wait on the devices: the poller, a waiter of the manual mode, and an
+ * event loop of the manual mode. Each is a bit in ctx->sleep.arms. The devices stay armed until the
+ * last one is awake. rc_kick costs one load unless one of them sleeps: the sleeper stores
+ * `sleeping`, then looks for work; a thread that makes work publishes it, then looks at `sleeping`
+ * (both sc).
  *
- * An event loop is a fourth kind in the modes with a poller: the poller does the work, and the loop hears of its end.
- * So a loop has a word and a descriptor of its own, in all modes: see rc_loop_wake.
+ * An event loop is a fourth kind in the modes with a poller: the poller does the work, and the loop
+ * hears of its end. So a loop has a word and a descriptor of its own, in all modes: see
+ * rc_loop_wake.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -35,7 +37,8 @@
 #define LOOKS 8u                          /* of rref_progress */
 #define CLOCK_TURNS 64u
 
-static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx, struct rc_device *d, int err)
+static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx,
+							    struct rc_device *d, int err)
 {
 	struct rv_event lost = { .type = RV_EV_DEVICE, .status = err };
 
@@ -47,7 +50,8 @@ static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx
 }
 
 /* One look at an open device. ev: room for BATCH, which is not cleared. */
-static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device *d, struct rv_event *ev, unsigned flags)
+static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device *d,
+					 struct rv_event *ev, unsigned flags)
 {
 	int n = d->ops->poll(d->dev, ev, BATCH, flags);
 
@@ -58,7 +62,8 @@ static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device 
 	return n;
 }
 
-static inline needs_lock int progress_look(struct rref_ctx *ctx, struct rv_event *ev, unsigned flags)
+static inline needs_lock int progress_look(struct rref_ctx *ctx, struct rv_event *ev,
+					   unsigned flags)
 {
 	int n = 0;
 
@@ -136,15 +141,16 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 }
 
 /*
- * A few looks at the queues under one hold of the lock: who spins sees what comes the sooner, the less lies between two
- * looks. It stops when something came, or somebody wants the lock.
+ * A few looks at the queues under one hold of the lock: who spins sees what comes the sooner, the
+ * less lies between two looks. It stops when something came, or somebody wants the lock.
  */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 {
 	struct rv_event ev[BATCH];
 	int n = turn(ctx, ev, slow);
 
-	/* What else there is to do was looked at; only the devices, and other threads' pushes, can bring more. */
+	/* What else there is to do was looked at; only the devices, and other threads' pushes, can
+	 * bring more. */
 	while (!n && --looks && !at_load(&ctx->lock.wanted) && !at_load(&ctx->works.pushed))
 		n = progress_look(ctx, ev, 0);
 	return n;
@@ -183,8 +189,8 @@ static needs_lock void loop_is_here(struct rref_ctx *ctx)
 }
 
 /*
- * A program that spins here shall not make system calls all the time; one that has slept does each time, and one that comes
- * rarely at each tick of the coarse clock.
+ * A program that spins here shall not make system calls all the time; one that has slept does each
+ * time, and one that comes rarely at each tick of the coarse clock.
  */
 int rref_progress(struct rref_ctx *ctx)
 {
@@ -196,10 +202,13 @@ int rref_progress(struct rref_ctx *ctx)
 		return n;
 	if (!rc_trylock(ctx))
 		return 0;
-	/* The coarse clock may stand for longer than RC_SLOW_NS; who comes that often can look at the other one now and then. */
+	/* The coarse clock may stand for longer than RC_SLOW_NS; who comes that often can look at
+	 * the other one now and then. */
 	ctx->turns.turn_at = rc_coarse_ns();
-	slow = (ctx->sleep.arms & ~(unsigned)RC_ARM_POLLER) || ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS ||
-	       (++ctx->turns.quick_turns % CLOCK_TURNS == 0 && now_ns() - ctx->turns.polled_slow_at >= RC_SLOW_NS);
+	slow = (ctx->sleep.arms & ~(unsigned)RC_ARM_POLLER) ||
+	       ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS ||
+	       (++ctx->turns.quick_turns % CLOCK_TURNS == 0 &&
+		now_ns() - ctx->turns.polled_slow_at >= RC_SLOW_NS);
 	if (unlikely(at_load(&ctx->sleep.loop)) && ctx->sleep.loop_thread == rc_this_thread())
 		loop_is_here(ctx);
 	else if (unlikely(!ctx->sleep.arms && at_load(&ctx->sleep.kicked)))
@@ -300,14 +309,15 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 {
 	bool was = ctx->sleep.arms;
 
-	/* After a sleep always: a kick sets `kicked` first and may be written only after another wake-up cleared it. */
+	/* After a sleep always: a kick sets `kicked` first and may be written only after another
+	 * wake-up cleared it. */
 	if (at_xchg_acq(&ctx->sleep.kicked, 0) || was)
 		consume(ctx->sleep.kickfd);
 	ctx->sleep.arms &= ~(unsigned)who;
 	if (ctx->sleep.arms) {
-		/* Others sleep on. This thread may have taken their wake-up: the devices are armed anew, and one of them is
-		 * woken if there is anything. A waiter that was woken, and has not looked yet,
-		 * would sleep on. */
+		/* Others sleep on. This thread may have taken their wake-up: the devices are
+		 * armed anew, and one of them is woken if there is anything. A waiter that was
+		 * woken, and has not looked yet, would sleep on. */
 		if (!arm_devices(ctx) || !is_quiet(ctx) || rc_sleeper_is_done(ctx))
 			rc_kick(ctx);
 		return;
@@ -330,12 +340,14 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
 	/* Should the thread that they are left to not come. */
-	if (unlikely(!list_empty(&ctx->hooks.due)) && !at_load(&ctx->turns.has_poller) && rc_hooks_left(ctx))
+	if (unlikely(!list_empty(&ctx->hooks.due)) && !at_load(&ctx->turns.has_poller) &&
+	    rc_hooks_left(ctx))
 		next = min_of(next, now + rc_hooks_left(ctx));
-	/* READs may be posted behind the back of the thread that sleeps for all, or of one that polls for them and is busy with
-	 * something else. Over shm none is ever in flight. */
-	if (at_load(&ctx->turns.has_poller) ? at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->sleep.reads_unarmed) :
-					pending && ctx->device[RV_IBV].dev)
+	/* READs may be posted behind the back of the thread that sleeps for all, or of one that
+	 * polls for them and is busy with something else. Over shm none is ever in flight. */
+	if (at_load(&ctx->turns.has_poller)
+		    ? at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->sleep.reads_unarmed)
+		    : pending && ctx->device[RV_IBV].dev)
 		next = min_of(next, tick);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
@@ -343,8 +355,10 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		/* What these wait for may come without an event: see rc_peer_tick. */
 		if (pending && at_load(&p->nr_waiting))
 			next = min_of(next, tick);
-		/* A server's barrier may last for days: only a peer to be spoken to needs a turn. */
-		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN && !p->said_goodbye)
+		/* A server's barrier may last for days: only a peer to be spoken to needs a
+		 * turn. */
+		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN &&
+		    !p->said_goodbye)
 			next = min_of(next, max_of(p->retry_at, tick));
 		if (p->stall.fence_at)
 			next = min_of(next, max_of(p->stall.fence_at, tick));

@@ -13,7 +13,10 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-/* Its last word, which it wants to know to have come before it goes: at once, not with a message that may never follow. */
+/*
+ * Its last word, which it wants to know to have come before it goes: at once, not with a message
+ * that may never follow.
+ */
 static needs_lock void on_goodbye(struct rc_peer *from)
 {
 	from->said_goodbye = true;
@@ -21,20 +24,26 @@ static needs_lock void on_goodbye(struct rc_peer *from)
 }
 
 /* One that is the next, and neither a call nor a reply. */
-static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
+							  struct rc_peer *from,
+							  const struct rw_message *m)
 {
 	bool self = from->rank == ctx->rank;
 	int err;
 
 	switch (m->frame.type) {
 	case RW_PROTO: {
-		struct rp_event ev = { .type = RP_EV_MSG, .peer = from->rank, .epoch = from->epoch, .msg = &m->u.proto };
+		struct rp_event ev = { .type = RP_EV_MSG,
+				       .peer = from->rank,
+				       .epoch = from->epoch,
+				       .msg = &m->u.proto };
 
 		err = rc_step_at(ctx, &ev, from->heard_at);
 		if (err == -EPROTO || err == -EINVAL)
 			break;
 		if (err == -ENOMEM)
-			rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+			rc_peer_fence(ctx, from, -EOWNERDEAD,
+				      "a message of it was lost for want of memory");
 		return;
 	}
 	case RW_BARRIER:
@@ -85,7 +94,8 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx, 
 	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
 }
 
-static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx, struct rc_peer *from)
+static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx,
+							   struct rc_peer *from)
 {
 	at_add(&ctx->n.dropped, 1);
 	at_add(&ctx->n.rejected, 1);
@@ -97,7 +107,8 @@ static bool is_news(const struct rw_message *m)
 {
 	static const uint8_t no_mac[sizeof(m->u.received.mac)];
 
-	return (uint32_t)m->u.received.seq == m->frame.ack && !memcmp(m->u.received.mac, no_mac, sizeof(no_mac));
+	return (uint32_t)m->u.received.seq == m->frame.ack &&
+	       !memcmp(m->u.received.mac, no_mac, sizeof(no_mac));
 }
 
 void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, uint32_t length)
@@ -113,7 +124,8 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	if (likely(!self)) {
 		bool news = m.frame.type == RW_RECEIVED;
 
-		if (unlikely(m.frame.epoch != epoch || m.frame.seq != (news ? 0 : from->recv_seq + 1) ||
+		if (unlikely(m.frame.epoch != epoch ||
+			     m.frame.seq != (news ? 0 : from->recv_seq + 1) ||
 			     rc_send_acked(ctx, from, m.frame.ack) || (news && !is_news(&m)))) {
 			malformed(ctx, from);
 			return;
@@ -137,8 +149,8 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 
 /* ---- events of sessions ---- */
 
-static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
-					  int wc)
+static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie,
+					  int status, int wc)
 {
 	if (!rc_in_flight_event(ctx, p, cookie, status, wc))
 		rc_read_event(ctx, cookie, status, wc);
@@ -152,8 +164,8 @@ static needs_lock void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *
 	rc_split_stop(p);
 }
 
-static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
-				      const char *why)
+static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p,
+				      const struct rw_message *m, int err, const char *why)
 {
 	if (m->frame.type == RW_CALL)
 		rc_call_unsent(ctx, p->rank, &m->u.call, err, why);
@@ -161,7 +173,8 @@ static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p, c
 		rc_type_unsent(ctx, &m->u.type, err, why);
 }
 
-static needs_lock void session_ended(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+static needs_lock void session_ended(struct rref_ctx *ctx, struct rc_peer *p, int status,
+				     const char *why)
 {
 	struct list *n;
 

@@ -25,7 +25,8 @@
 void rc_serve_look(struct rref_ctx *ctx)
 {
 	/* sc: partner of rref_serve_stop, which stores and then looks at `sleeping`. */
-	if (!at_load(&ctx->end.serving) || !at_load_sc(&ctx->end.serve_stop) || !ctx->end.barrier_op)
+	if (!at_load(&ctx->end.serving) || !at_load_sc(&ctx->end.serve_stop) ||
+	    !ctx->end.barrier_op)
 		return;
 	rc_op_end(ctx, ctx->end.barrier_op, -ECANCELED, "rref_serve_stop");
 }
@@ -52,7 +53,8 @@ static needs_lock bool nobody_left(struct rref_ctx *ctx)
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		struct rc_peer *p = &ctx->peers[i];
 
-		if (i == ctx->rank || p->said_goodbye || (!at_load(&p->alive) && (p->ever_up || p->nobody)))
+		if (i == ctx->rank || p->said_goodbye ||
+		    (!at_load(&p->alive) && (p->ever_up || p->nobody)))
 			continue;
 		left = true;
 		if (!p->ever_up && p->state == RC_PEER_DOWN && now_ns() >= p->retry_at)
@@ -79,13 +81,16 @@ static needs_lock int judge(struct rref_ctx *ctx, int status)
 	if (status == -ECANCELED)
 		return 0;
 	if (status == 0)
-		return anybody_came(ctx) ? 0 : rc_fail(EOWNERDEAD, "every other worker of the group has died");
+		return anybody_came(ctx)
+			       ? 0
+			       : rc_fail(EOWNERDEAD, "every other worker of the group has died");
 	if (at_load(&ctx->state) != RC_CTX_RUNNING)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
 	if (!nobody_left(ctx))
 		return 1;
-	return rc_fail(EOWNERDEAD, "no worker is left to serve, and %s (rank 0) did not end in order: %s", zero->member->name,
-		       zero->why);
+	return rc_fail(EOWNERDEAD,
+		       "no worker is left to serve, and %s (rank 0) did not end in order: %s",
+		       zero->member->name, zero->why);
 }
 
 static int serve(struct rref_ctx *ctx)
@@ -99,8 +104,10 @@ static int serve(struct rref_ctx *ctx)
 		if (err)
 			return err;
 		rc_lock(ctx);
-		if (rc_barrier_come(ctx, f, ctx->end.came ? ctx->end.barrier_sent : ctx->end.barrier_sent + 1, &ctx->end.came_calm,
-				    now_ns() + AGAIN_NS))
+		if (rc_barrier_come(ctx, f,
+				    ctx->end.came ? ctx->end.barrier_sent
+						  : ctx->end.barrier_sent + 1,
+				    &ctx->end.came_calm, now_ns() + AGAIN_NS))
 			deadline = now_ns() + AGAIN_NS;
 		ctx->end.came = true;
 		rc_serve_look(ctx);
@@ -142,7 +149,8 @@ int rref_serve(struct rref_ctx *ctx)
 	if (!err)
 		rc_error_clear();
 	at_store(&ctx->end.serve_stop, 0);
-	at_store_rel(&ctx->end.serving, 0); /* last: partner of rc_serve_end, behind which the context may be freed */
+	/* last: partner of rc_serve_end, behind which the context may be freed */
+	at_store_rel(&ctx->end.serving, 0);
 	return err;
 }
 

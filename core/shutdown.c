@@ -4,12 +4,16 @@
  *
  * Graceful, each step bounded by the one deadline:
  *   1  barrier: every program has come here; calls are served meanwhile
- *   2  wait until no call is served or under way here; barrier; again until a round in which nobody was busy: what was
- *      served may have called on, and so may that
- *   3  nothing new begins; every handle is ended; wait until no user entry and no pending child is left
- *   4  ping every peer: its answer is behind our deletes on the same ordered connection, so they were processed
- *   5  barrier: everybody's deletes were processed everywhere; now a reference that is still listed here is a leak
- *   6  goodbye; rank 0 leaves last, since it has to tell the others that the last barrier is complete
+ *   2  wait until no call is served or under way here; barrier; again until a round in which nobody
+ *      was busy: what was served may have called on, and so may that
+ *   3  nothing new begins; every handle is ended; wait until no user entry and no pending child is
+ *      left
+ *   4  ping every peer: its answer is behind our deletes on the same ordered connection, so they
+ *      were processed
+ *   5  barrier: everybody's deletes were processed everywhere; now a reference that is still listed
+ *      here is a leak
+ *   6  goodbye; rank 0 leaves last, since it has to tell the others that the last barrier is
+ *      complete
  * A peer that dies meanwhile is not waited for.
  */
 #include <errno.h>
@@ -35,7 +39,8 @@
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */
 
 /* Waits, making progress, until ready(ctx) or the deadline. */
-static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), int64_t deadline)
+static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg),
+		       int64_t deadline)
 {
 	rc_lock(ctx);
 	bool yes = rc_wait_until(ctx, ready, NULL, deadline) == 0;
@@ -46,7 +51,8 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx,
 
 static needs_lock bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
-	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 && list_empty(&ctx->session.self_queue) && list_empty(&ctx->hooks.due) &&
+	return rc_calls_open(ctx) == 0 && rc_ops_calling(ctx) == 0 &&
+	       list_empty(&ctx->session.self_queue) && list_empty(&ctx->hooks.due) &&
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
@@ -66,14 +72,15 @@ static needs_lock bool references_gone(struct rref_ctx *ctx, __attribute__((unus
 static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	for (uint32_t i = 0; i < ctx->world; i++)
-		if (rc_state_stands(ctx->peers[i].state) && ctx->peers[i].ponged < ctx->peers[i].pinged)
+		if (rc_state_stands(ctx->peers[i].state) &&
+		    ctx->peers[i].ponged < ctx->peers[i].pinged)
 			return false;
 	return true;
 }
 
 /*
- * No reference of others is left. Nothing is under way any more for which the forks of the dead would have to be kept;
- * a death that others have noticed already may be noticed here only now.
+ * No reference of others is left. Nothing is under way any more for which the forks of the dead
+ * would have to be kept; a death that others have noticed already may be noticed here only now.
  */
 static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
@@ -90,8 +97,10 @@ static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unuse
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 
-		/* Not heard yet, or our own goodbye is on its way still: if the connection breaks it has to be sent again. */
-		if (rc_state_stands(p->state) && (!p->said_goodbye || p->nr_queued || p->unacked.nr))
+		/* Not heard yet, or our own goodbye is on its way still: if the connection breaks
+		 * it has to be sent again. */
+		if (rc_state_stands(p->state) &&
+		    (!p->said_goodbye || p->nr_queued || p->unacked.nr))
 			return false;
 	}
 	return true;
@@ -101,24 +110,32 @@ static needs_lock bool may_retry(struct rref_ctx *ctx, void *arg)
 {
 	const struct rc_peer *p = arg;
 
-	return p->rank == ctx->rank || p->state != RC_PEER_DOWN || p->said_goodbye || p->nobody || now_ns() >= p->retry_at;
+	return p->rank == ctx->rank || p->state != RC_PEER_DOWN || p->said_goodbye || p->nobody ||
+	       now_ns() >= p->retry_at;
 }
 
-/* A peer whose session just broke is not tried again at once; that is no reason to leave without it. Lets go of the lock meanwhile. */
+/*
+ * A peer whose session just broke is not tried again at once; that is no reason to leave without
+ * it. Lets go of the lock meanwhile.
+ */
 static needs_lock void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
 	rc_wait_until(ctx, may_retry, p, deadline);
 }
 
 const struct rc_op_kind rc_barrier_kind = {
-	.name = "barrier", .ends_with_peer = true, .end = rc_op_end_plain, .why_late = rc_stall_words,
+	.name = "barrier",
+	.ends_with_peer = true,
+	.end = rc_op_end_plain,
+	.why_late = rc_stall_words,
 };
 
-int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number, struct rc_calm *calm,
-		    int64_t deadline)
+int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number,
+		    struct rc_calm *calm, int64_t deadline)
 {
 	struct rw_message m = { .frame.type = RW_BARRIER };
-	/* In one hold of the lock with the sending: what comes after it is seen by the next barrier. */
+	/* In one hold of the lock with the sending: what comes after it is seen by the next
+	 * barrier. */
 	bool now_idle = idle(ctx, NULL);
 	uint64_t begun = at_load(&ctx->call.begun);
 	struct rc_peer *zero = &ctx->peers[0];
@@ -203,7 +220,8 @@ static void end_handles(struct rref_ctx *ctx)
 {
 	rc_lock(ctx);
 	for (struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
-		/* A thread may have found the handle ready a moment ago and be about to alias its value. */
+		/* A thread may have found the handle ready a moment ago and be about to alias its
+		 * value. */
 		if (h->owned && !h->ended && at_load(&h->state) == RC_H_READY) {
 			at_add(&h->value->pins, 1);
 			h->pins = true;
@@ -235,8 +253,8 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 }
 
 /*
- * What is left: references of others to values owned here are leaks; those held here that could not be ended are told of
- * when time ran out. err: how the shutdown went so far.
+ * What is left: references of others to values owned here are leaks; those held here that could not
+ * be ended are told of when time ran out. err: how the shutdown went so far.
  */
 static int report_rest(struct rref_ctx *ctx, int err)
 {
@@ -247,17 +265,20 @@ static int report_rest(struct rref_ctx *ctx, int err)
 	if (!leaks && !stuck)
 		return err;
 	if (leaks)
-		rc_log(ctx, RREF_LOG_WARNING, "leak: %" PRIu64 " references remain at shutdown: %s", leaks, what);
+		rc_log(ctx, RREF_LOG_WARNING, "leak: %" PRIu64 " references remain at shutdown: %s",
+		       leaks, what);
 	if (err) {
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		return rc_fail(-err, "%.110s; what remains: %s", why, what);
 	}
-	return leaks && ctx->end.leak_check ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what) : 0;
+	return leaks && ctx->end.leak_check
+		       ? rc_fail(EBUSY, "%" PRIu64 " references remain: %s", leaks, what)
+		       : 0;
 }
 
 /*
- * Rank 0: a worker whose own time ran out says goodbye like any other, and is not waited for. The rest has not left
- * together with it, as a shutdown that succeeds promises.
+ * Rank 0: a worker whose own time ran out says goodbye like any other, and is not waited for. The
+ * rest has not left together with it, as a shutdown that succeeds promises.
  */
 static int left_early(struct rref_ctx *ctx)
 {
@@ -266,7 +287,9 @@ static int left_early(struct rref_ctx *ctx)
 	rc_lock(ctx);
 	for (uint32_t i = 1; ctx->rank == 0 && ctx->end.barrier_seen && !err && i < ctx->world; i++)
 		if (ctx->peers[i].said_goodbye && ctx->end.barrier_seen[i] < ctx->end.barrier_done)
-			err = rc_fail(ETIMEDOUT, "%s (rank %u) left before the others were ready to", ctx->members[i].name, i);
+			err = rc_fail(ETIMEDOUT,
+				      "%s (rank %u) left before the others were ready to",
+				      ctx->members[i].name, i);
 	rc_unlock(ctx);
 	return err;
 }
@@ -293,8 +316,9 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	int err = barrier(ctx, deadline, &calm, &busy);
 
 	/*
-	 * What is served may call on, to any worker and on from there. Nothing is under way any more when nobody was busy at
-	 * one barrier nor at the next, and nobody began to serve a call between them.
+	 * What is served may call on, to any worker and on from there. Nothing is under way any
+	 * more when nobody was busy at one barrier nor at the next, and nobody began to serve a
+	 * call between them.
 	 */
 	for (busy = true; busy && !err;) {
 		if (!wait_until(ctx, idle, deadline))
@@ -305,7 +329,8 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	at_store_rel(&ctx->state, RC_CTX_CLOSING);
 	rc_leaks_handles(ctx);
 	end_handles(ctx);
-	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
+	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) &&
+	    !err)
 		err = rc_fail(ETIMEDOUT, "references could not be ended in time");
 	tell_all(ctx, RW_PING);
 	if (!wait_until(ctx, pinged, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) && !err)
@@ -332,7 +357,9 @@ static void shutdown_retire(void *arg, const struct rp_visit *v)
 		rc_value_retire(v->value);
 }
 
-/* Payloads: READs that have failed are seen to, and memory is freed. Lets go of the lock meanwhile. */
+/*
+ * Payloads: READs that have failed are seen to, and memory is freed. Lets go of the lock meanwhile.
+ */
 static needs_lock void finish_work(struct rref_ctx *ctx)
 {
 	while (ctx->works.nr || ctx->works.running) {
@@ -342,7 +369,10 @@ static needs_lock void finish_work(struct rref_ctx *ctx)
 	}
 }
 
-/* Every connection is fenced, every future completes, and nothing of the group is left but the program's handles. */
+/*
+ * Every connection is fenced, every future completes, and nothing of the group is left but the
+ * program's handles.
+ */
 static void close_down(struct rref_ctx *ctx)
 {
 	rc_lock(ctx);
@@ -350,7 +380,9 @@ static void close_down(struct rref_ctx *ctx)
 	rc_peers_close(ctx);
 	rc_ops_fail_all(ctx, -ESHUTDOWN, "the context was shut down");
 	/* Reads that the fence cut off report through the devices one last time. */
-	for (int turn = 0; turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->sleep.reads_in_flight)); turn++)
+	for (int turn = 0;
+	     turn < 1000 && (rc_progress_locked(ctx, true) || at_load(&ctx->sleep.reads_in_flight));
+	     turn++)
 		;
 	rc_in_flight_all_fail(ctx, -ESHUTDOWN);
 	finish_work(ctx);
@@ -408,9 +440,11 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 	}
 	close_down(ctx);
 	rc_log_deliver(ctx);
+	/* programs end without freeing the context, too */
 	if (ctx->scopes)
-		rc_scopes_tick(ctx, now_ns(), true); /* programs end without freeing the context, too */
-	at_store_rel(&ctx->end.closing, false);  /* last: partner of rref_free_ctx by another thread */
+		rc_scopes_tick(ctx, now_ns(), true);
+	/* last: partner of rref_free_ctx by another thread */
+	at_store_rel(&ctx->end.closing, false);
 	if (!err)
 		rc_error_clear();
 	return err ? rc_fail_text(err, why) : 0;

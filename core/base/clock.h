@@ -5,7 +5,10 @@
 
 #include "core/ctx.h"
 
-/* The machine's time: tenths of a second since the context was made, in 13 years no two alike. The coarse clock will do. */
+/*
+ * The machine's time: tenths of a second since the context was made, in 13 years no two alike. The
+ * coarse clock will do.
+ */
 #define RC_AGE_NS (100 * NSEC_PER_MSEC)
 
 static inline int64_t rc_coarse_ns(void)
@@ -27,7 +30,8 @@ static inline uint32_t rc_age_now(const struct rref_ctx *ctx)
 }
 
 #define RC_LONG_NS NSEC_PER_SEC
-#define RC_COARSE_NS (50 * NSEC_PER_MSEC) /* several ticks of the coarse clock: it is behind by one, and one may come late */
+/* several ticks of the coarse clock: it is behind by one, and one may come late */
+#define RC_COARSE_NS (50 * NSEC_PER_MSEC)
 
 static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 {

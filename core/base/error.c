@@ -13,7 +13,8 @@
 #include "rref.h"
 
 static _Thread_local struct rc_error own;
-static _Thread_local struct rc_error *aside; /* what rc_error_aside put in its place; NULL: nothing */
+/* what rc_error_aside put in its place; NULL: nothing */
+static _Thread_local struct rc_error *aside;
 
 static struct rc_error *last(void)
 {
@@ -47,7 +48,8 @@ int rc_fail(int err, const char *fmt, ...)
 
 int rc_fail_about(int err, const char *text, unsigned about, bool answered)
 {
-	/* The text may be this thread's own, handed round: snprintf must not read what it writes. */
+	/* The text may be this thread's own, handed round: snprintf must not read what it
+	 * writes. */
 	if (text != last()->text)
 		snprintf(last()->text, sizeof(own.text), "%s", text);
 	last()->err = err;

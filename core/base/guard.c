@@ -17,7 +17,8 @@ int rc_enter_slow(const struct rref_ctx *ctx)
 	if (rc_is_child(ctx))
 		return rc_fail_child();
 	if (ctx->guard.gate == RC_NO_GATE && rc_in_scope_hook())
-		return rc_fail(EDEADLK, "called from a scope hook, which may run under the library's lock");
+		return rc_fail(EDEADLK,
+			       "called from a scope hook, which may run under the library's lock");
 	if (at_load_acq(&ctx->state) == RC_CTX_RUNNING)
 		return 0;
 	return rc_fail(ESHUTDOWN, "the context was shut down");

@@ -22,7 +22,10 @@ static inline int rc_enter(struct rref_ctx *ctx)
 	return likely(ctx && rc_usable(ctx)) ? 0 : rc_enter_slow(ctx);
 }
 
-/* A child made by fork() shares memory and devices with its parent: it may look, but neither write, wait nor free. */
+/*
+ * A child made by fork() shares memory and devices with its parent: it may look, but neither write,
+ * wait nor free.
+ */
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
 	return unlikely(ctx->guard.generation != rb_generation());
@@ -31,7 +34,8 @@ static inline bool rc_is_child(const struct rref_ctx *ctx)
 /* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
 static inline bool rc_is_barred(const struct rref_ctx *ctx)
 {
-	return unlikely(ctx->guard.gate != rb_generation()) && (rc_is_child(ctx) || rc_in_scope_hook());
+	return unlikely(ctx->guard.gate != rb_generation()) &&
+	       (rc_is_child(ctx) || rc_in_scope_hook());
 }
 
 #endif

@@ -2,11 +2,14 @@
 /*
  * The queue of the program's code that is due. Who runs it:
  *
- *   with a poller   the hands, and nobody else. A thread that waits for 5 ms never runs a callback that takes 3 s.
- *   manual mode     threads in rref_progress, and threads that wait. A thread that waits leaves hooks to the thread
- *                   that called rref_progress a moment ago, or sleeps on rref_ctx_fd, if there is such a thread.
+ *   with a poller   the hands, and nobody else. A thread that waits for 5 ms never runs a callback
+ *                   that takes 3 s.
+ *   manual mode     threads in rref_progress, and threads that wait. A thread that waits leaves
+ *                   hooks to the thread that called rref_progress a moment ago, or sleeps on
+ *                   rref_ctx_fd, if there is such a thread.
  *
- * In the manual mode a hook that waits may run further hooks on the same stack. NEST bounds how many.
+ * In the manual mode a hook that waits may run further hooks on the same stack. NEST bounds how
+ * many.
  */
 #include "core/base/clock.h"
 #include "core/base/kick.h"
@@ -14,7 +17,8 @@
 #include "core/ctx.h"
 
 #define NEST 8u                         /* hooks of one thread that are on its stack at once */
-#define LEFT_NS (20 * NSEC_PER_MSEC)    /* for how long hooks are left to the last thread in rref_progress */
+/* for how long hooks are left to the last thread in rref_progress */
+#define LEFT_NS (20 * NSEC_PER_MSEC)
 
 static _Thread_local unsigned callback_depth;
 
@@ -51,7 +55,8 @@ void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	list_add_tail(&ctx->hooks.due, &h->node);
 	at_add_mine(&ctx->hooks.nr, 1);
-	/* Both words are written under the lock, so a thread that goes to sleep sees this hook, or is seen here. */
+	/* Both words are written under the lock, so a thread that goes to sleep sees this hook, or
+	 * is seen here. */
 	if (unlikely(at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
 	if (at_load(&ctx->turns.has_poller))

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Hooks: the program's code that is due. A callback, an inline handler, a release callback and the delivery of log
- * lines are each a hook on one queue. Nothing in the library runs them in passing: hook.c does, on threads that are
- * free to be away for as long as the program likes. With a poller these are the hands of poller.c. In the manual mode
- * these are the threads in rref_progress and in waits.
+ * Hooks: the program's code that is due. A callback, an inline handler, a release callback and the
+ * delivery of log lines are each a hook on one queue. Nothing in the library runs them in passing:
+ * hook.c does, on threads that are free to be away for as long as the program likes. With a poller
+ * these are the hands of poller.c. In the manual mode these are the threads in rref_progress and in
+ * waits.
  */
 #ifndef RC_HOOK_H
 #define RC_HOOK_H
@@ -17,7 +18,8 @@ struct rref_ctx;
 
 struct rc_hook {
 	struct list node;	/* under the lock; ctx->hooks.due */
-	void (*run)(struct rref_ctx *ctx, struct rc_hook *h); /* called once, without the lock; may wait */
+	/* called once, without the lock; may wait */
+	void (*run)(struct rref_ctx *ctx, struct rc_hook *h);
 };
 
 /* Queues a hook, and wakes the thread that will run it. */
@@ -29,7 +31,9 @@ needs_lock struct rc_hook *rc_hook_pop(struct rref_ctx *ctx);
 /* Runs the hook. No lock held. */
 void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h);
 
-/* Unlocks, and runs what is due on this thread, if it may: see hook.c. Returns how many were run. */
+/*
+ * Unlocks, and runs what is due on this thread, if it may: see hook.c. Returns how many were run.
+ */
 gives_lock unsigned rc_unlock_hooks(struct rref_ctx *ctx);
 
 /*

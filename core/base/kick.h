@@ -5,7 +5,8 @@
 
 #include "core/ctx.h"
 
-void rc_kick(struct rref_ctx *ctx);                          /* there is work: wake the poller if it sleeps */
+/* there is work: wake the poller if it sleeps */
+void rc_kick(struct rref_ctx *ctx);
 const void *rc_this_thread(void);                            /* not NULL; different for each */
 /* The event loop. NONE: there is none. DUE: something has ended since it looked. */
 enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };

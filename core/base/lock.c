@@ -16,8 +16,9 @@
 #include "core/ctx.h"
 
 /*
- * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange, inline where it is tried,
- * since a turn of the engine is not much longer than a pthread_mutex_lock.
+ * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange,
+ * inline where it is tried, since a turn of the engine is not much longer than a
+ * pthread_mutex_lock.
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
@@ -27,9 +28,11 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 		if (rc_trylock(ctx))
 			goto out;
 	}
-	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if there is one. */
+	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if
+	 * there is one. */
 	while (at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) != RC_UNLOCKED)
-		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL, NULL, 0);
+		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL,
+			NULL, 0);
 out:
 	at_sub(&ctx->lock.wanted, 1);
 }
@@ -55,11 +58,13 @@ void rc_pause(unsigned *turn)
 {
 	unsigned n = (*turn)++;
 
-	/* What is due soon is worth some turns of a processor; behind a peer that is stopped it is not. */
+	/* What is due soon is worth some turns of a processor; behind a peer that is stopped it is
+	 * not. */
 	if (n < 256)
 		sched_yield();
 	else
-		nanosleep(&(struct timespec){ .tv_nsec = min_of(20 + n - 256, 1000u) * 1000L }, NULL);
+		nanosleep(&(struct timespec){ .tv_nsec = min_of(20 + n - 256, 1000u) * 1000L },
+			  NULL);
 }
 
 /*

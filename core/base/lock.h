@@ -9,16 +9,20 @@
 enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep on the word */
 /* lock.c: the progress lock */
 takes_lock void rc_lock(struct rref_ctx *ctx);
-gives_lock void rc_unlock(struct rref_ctx *ctx); /* and does the library's own work that was deferred; never the program's */
-gives_lock void rc_unlock_bare(struct rref_ctx *ctx); /* and runs nothing: for who takes it again and lets go of it then */
-void rc_pause(unsigned *turn); /* between two looks at something that others will do: at first a moment, then up to 1 ms */
+/* and does the library's own work that was deferred; never the program's */
+gives_lock void rc_unlock(struct rref_ctx *ctx);
+/* and runs nothing: for who takes it again and lets go of it then */
+gives_lock void rc_unlock_bare(struct rref_ctx *ctx);
+/* between two looks at something that others will do: at first a moment, then up to 1 ms */
+void rc_pause(unsigned *turn);
 
 /* Acquire: partner of the unlock's release. */
 static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 {
 	uint32_t free = RC_UNLOCKED;
 
-	return at_load(&ctx->lock.word) == RC_UNLOCKED && at_cas_ar(&ctx->lock.word, &free, RC_LOCKED);
+	return at_load(&ctx->lock.word) == RC_UNLOCKED &&
+	       at_cas_ar(&ctx->lock.word, &free, RC_LOCKED);
 }
 
 #endif

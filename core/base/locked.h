@@ -21,7 +21,8 @@ struct RC_TSA(capability("lock")) rc_progress {
 extern struct rc_progress rc_progress; /* declared for the attributes below, and nowhere defined */
 
 #define needs_lock RC_TSA(requires_capability(rc_progress))  /* a function: its caller holds it */
-#define under_lock RC_TSA(guarded_by(rc_progress))           /* a field: read and written under it */
+/* a field: read and written under it */
+#define under_lock RC_TSA(guarded_by(rc_progress))
 #define takes_lock RC_TSA(acquire_capability(rc_progress))
 #define gives_lock RC_TSA(release_capability(rc_progress))
 #define tries_lock RC_TSA(try_acquire_capability(1, rc_progress)) /* returns true: it is held */

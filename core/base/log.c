@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Log lines. The program's log function may do anything: ask the library for counters, wait, or block on a full pipe.
- * So a line is queued where it is written, with or without the progress lock, and a hook delivers it. One thread
- * delivers at a time, in order. LINES bounds the queue: what is beyond is counted, and told when there is room.
+ * Log lines. The program's log function may do anything: ask the library for counters, wait, or
+ * block on a full pipe. So a line is queued where it is written, with or without the progress lock,
+ * and a hook delivers it. One thread delivers at a time, in order. LINES bounds the queue: what is
+ * beyond is counted, and told when there is room.
  *
  * While a context is made no other thread knows it, and lines are delivered at once.
  */
@@ -100,7 +101,8 @@ static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char 
  */
 static void announce(struct rref_ctx *ctx)
 {
-	/* After the shutdown rc_log_flush alone delivers: the program's function may ask for counters. */
+	/* After the shutdown rc_log_flush alone delivers: the program's function may ask for
+	 * counters. */
 	if (at_load(&ctx->state) != RC_CTX_SHUT && !at_xchg_ar(&ctx->log.lines->announced, true))
 		rc_work_push(ctx, &ctx->log.lines->work);
 	rc_kick(ctx);
@@ -179,7 +181,8 @@ void rc_log_deliver(struct rref_ctx *ctx)
 	l->lost -= lost;
 	if (lost) {
 		pthread_mutex_unlock(&l->lock);
-		snprintf(text, sizeof(text), "%llu log lines were dropped: they came faster than they were taken",
+		snprintf(text, sizeof(text),
+			 "%llu log lines were dropped: they came faster than they were taken",
 			 (unsigned long long)lost);
 		deliver(ctx, RREF_LOG_WARNING, text);
 		pthread_mutex_lock(&l->lock);

@@ -10,6 +10,7 @@
 int rc_log_open(struct rref_ctx *ctx);
 void rc_log_flush(struct rref_ctx *ctx); /* delivers what is due, for the end of a context */
 void rc_log_close(struct rref_ctx *ctx);
-void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rc_log(struct rref_ctx *ctx, enum rref_log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
 #endif

@@ -63,9 +63,10 @@ void rc_log_stderr(void *arg, enum rref_log_level level, const char *text)
 
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
-	length = snprintf(line, sizeof(line) - 1, "%04d-%02d-%02dT%02d:%02d:%02d.%06ldZ rref rank %u %s: %s", tm.tm_year + 1900,
-			  tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, ts.tv_nsec / 1000, ctx->rank,
-			  names[min_of((unsigned)level, 3u)], text);
+	length = snprintf(
+		line, sizeof(line) - 1, "%04d-%02d-%02dT%02d:%02d:%02d.%06ldZ rref rank %u %s: %s",
+		tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
+		ts.tv_nsec / 1000, ctx->rank, names[min_of((unsigned)level, 3u)], text);
 	length = min_of(length, (int)sizeof(line) - 2);
 	/* A text may quote what others sent: it stays one line, and steers no terminal. */
 	for (int i = 0; i < length; i++)

@@ -1,11 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Foreign bytes for people: what came from a peer, a file name or the environment must not steer a terminal or a log. */
+/*
+ * Foreign bytes for people: what came from a peer, a file name or the environment must not steer a
+ * terminal or a log.
+ */
 #ifndef RC_QUOTE_H
 #define RC_QUOTE_H
 
 #include <stddef.h>
 
-/* Copies at most size - 1 bytes, everything but printable ASCII as '?', "..." where it was cut. Returns out. size >= 4. */
+/*
+ * Copies at most size - 1 bytes, everything but printable ASCII as '?', "..." where it was cut.
+ * Returns out. size >= 4.
+ */
 static inline const char *rc_quote(char *out, size_t size, const void *bytes, size_t length)
 {
 	const unsigned char *s = bytes;

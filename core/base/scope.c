@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Profiling scopes: begin and end of what a program asks for, to its hook (rref_options.scope) and to the trace file.
+ * Profiling scopes: begin and end of what a program asks for, to its hook (rref_options.scope) and
+ * to the trace file.
  *
- * Off, a scope costs one test of ctx->scopes where it would begin; nothing at its end, since a future that has one says
- * so in the state word that its completer exchanges anyway. On, a scope is one allocation; without memory for it there
- * is neither begin nor end. The end is taken out of its future by an exchange, so it comes once whoever is first: the
- * completion, or the call that fails after its scope began.
+ * Off, a scope costs one test of ctx->scopes where it would begin; nothing at its end, since a
+ * future that has one says so in the state word that its completer exchanges anyway. On, a scope is
+ * one allocation; without memory for it there is neither begin nor end. The end is taken out of its
+ * future by an exchange, so it comes once whoever is first: the completion, or the call that fails
+ * after its scope began.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -71,7 +73,11 @@ void rc_scopes_fork_child(void)
 
 static void tell(const struct rref_ctx *ctx, const struct rc_scope *s, unsigned end, int status)
 {
-	struct rref_scope told = { .size = sizeof(told), .id = s->id, .key = s->key, .peer = s->peer, .status = status,
+	struct rref_scope told = { .size = sizeof(told),
+				   .id = s->id,
+				   .key = s->key,
+				   .peer = s->peer,
+				   .status = status,
 				   .flags = end | (s->async ? RREF_SCOPE_ASYNC : 0) };
 
 	if (!ctx->scopes->hook || in_hook)
@@ -86,10 +92,12 @@ static const char *scope_name_of(const struct rref_ctx *ctx, uint32_t rank)
 	return rank < ctx->world ? ctx->members[rank].name : "?";
 }
 
-static struct rc_scope *scope_make(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to, bool async)
+static struct rc_scope *scope_make(struct rref_ctx *ctx, const char *what, const char *name,
+				   uint32_t from, uint32_t to, bool async)
 {
 	const char *a = scope_name_of(ctx, from), *b = scope_name_of(ctx, to);
-	size_t size = strlen(what) + (name ? strnlen(name, RREF_NAME_MAX) : 0) + strlen(a) + strlen(b) + sizeof("#()->()");
+	size_t size = strlen(what) + (name ? strnlen(name, RREF_NAME_MAX) : 0) + strlen(a) +
+		      strlen(b) + sizeof("#()->()");
 	struct rc_scope *s = malloc(sizeof(*s) + size);
 
 	if (!s)
@@ -109,7 +117,8 @@ static struct rc_scope *scope_make(struct rref_ctx *ctx, const char *what, const
 	return s;
 }
 
-struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to)
+struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, const char *name,
+				     uint32_t from, uint32_t to)
 {
 	return rc_is_child(ctx) ? NULL : scope_make(ctx, what, name, from, to, false);
 }

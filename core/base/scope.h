@@ -13,22 +13,25 @@ struct rc_scope {
 	int peer;
 	bool async;
 	bool traced;             /* its begin is in the file, so its end must be */
-	char key[];              /* what#name(from)->(to); printable, neither quotes nor backslashes */
+	/* what#name(from)->(to); printable, neither quotes nor backslashes */
+	char key[];
 };
 
 int rc_scopes_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_scopes_close(struct rref_ctx *ctx);
 void rc_scopes_tick(struct rref_ctx *ctx, int64_t now, bool flush);
 
-struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from, uint32_t to)
-	__attribute__((cold));
+struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, const char *name,
+				     uint32_t from, uint32_t to) __attribute__((cold));
 void rc_scope_end_slow(struct rref_ctx *ctx, struct rc_scope *s, int status) __attribute__((cold));
-void rc_scope_attach_slow(struct rref_future *f, const char *what, const char *name, uint32_t to) __attribute__((cold));
-void rc_scope_detach(struct rref_future *f, int status) __attribute__((cold)); /* ends f's scope, if it has one */
+void rc_scope_attach_slow(struct rref_future *f, const char *what, const char *name, uint32_t to)
+	__attribute__((cold));
+/* ends f's scope, if it has one */
+void rc_scope_detach(struct rref_future *f, int status) __attribute__((cold));
 
 /* A scope of this thread: from begin to end. NULL: none. name may be NULL. */
-static inline struct rc_scope *rc_scope_begin(struct rref_ctx *ctx, const char *what, const char *name, uint32_t from,
-					      uint32_t to)
+static inline struct rc_scope *rc_scope_begin(struct rref_ctx *ctx, const char *what,
+					      const char *name, uint32_t from, uint32_t to)
 {
 	return unlikely(ctx->scopes) ? rc_scope_begin_slow(ctx, what, name, from, to) : NULL;
 }
@@ -38,8 +41,12 @@ static inline void rc_scope_end(struct rref_ctx *ctx, struct rc_scope *s, int st
 		rc_scope_end_slow(ctx, s, status);
 }
 
-/* The scope of an operation: ends when its future is complete, or by rc_scope_detach. Before it is started. */
-static inline void rc_scope_attach(struct rref_future *f, const char *what, const char *name, uint32_t to)
+/*
+ * The scope of an operation: ends when its future is complete, or by rc_scope_detach. Before it is
+ * started.
+ */
+static inline void rc_scope_attach(struct rref_future *f, const char *what, const char *name,
+				   uint32_t to)
 {
 	if (unlikely(f->ctx->scopes))
 		rc_scope_attach_slow(f, what, name, to);

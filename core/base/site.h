@@ -5,6 +5,7 @@
 
 #include "core/ctx.h"
 
-const char *rc_site_take(void);                              /* of the call under way; NULL but in debug builds */
+/* of the call under way; NULL but in debug builds */
+const char *rc_site_take(void);
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A slab: SLAB bytes, aligned to as many less malloc's own word, so that one follows the other without a gap. */
+/*
+ * A slab: SLAB bytes, aligned to as many less malloc's own word, so that one follows the other
+ * without a gap.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,7 +41,8 @@ void rc_slabs_open(struct rc_slabs *s, size_t item)
 	list_init(&s->full);
 	s->spare = NULL;
 	s->item = (uint32_t)item;
-	s->per = (uint32_t)min_of((SLAB - MALLOC_WORD - sizeof(struct rc_slab)) / item, (size_t)WORDS * 64);
+	s->per = (uint32_t)min_of((SLAB - MALLOC_WORD - sizeof(struct rc_slab)) / item,
+				  (size_t)WORDS * 64);
 }
 
 static void slab_free(struct rc_slabs *s, struct rc_slab *b)
@@ -135,7 +139,8 @@ void *rc_slab_next(struct rc_slabs *s, const void *item)
 {
 	struct rc_slab *b = item ? slab_of(item) : NULL;
 	struct list *l = b ? &b->node : &s->full;
-	void *next = b ? used_from(s, b, (uint32_t)((const char *)item - b->items) / s->item + 1) : NULL;
+	void *next = b ? used_from(s, b, (uint32_t)((const char *)item - b->items) / s->item + 1)
+		       : NULL;
 
 	/* Those that are full, then the others: either list ends at its head. */
 	while (!next) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for base/. */
+/* The state of base/ in a context. */
 #ifndef RC_BASE_STATE_H
 #define RC_BASE_STATE_H
 
@@ -17,7 +17,8 @@ struct rc_waiter;
 /* May this process, and this thread, use the context? [const] */
 struct rc_guard {
 	uint32_t generation;         /* [const] */
-	uint32_t gate;                    /* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
+	/* [const] the same, or NO_GATE: with a scope hook each call takes a closer look */
+	uint32_t gate;
 };
 
 /* The progress lock. */
@@ -30,7 +31,8 @@ struct rc_lock_state {
 struct rc_hooks {
 	struct list due under_lock; /* struct rc_hook: the program's code that is due */
 	_Atomic uint32_t nr;        /* of these; written under the lock */
-	const void *progress_by under_lock; /* the last thread in rref_progress, and when; see hook.c */
+	/* the last thread in rref_progress, and when; see hook.c */
+	const void *progress_by under_lock;
 	int64_t progress_at;
 };
 
@@ -45,23 +47,30 @@ struct rc_log_state {
 /* Threads that sleep: on the devices, on each other, in an event loop. */
 struct rc_sleep {
 	int64_t wake_at under_lock; /* when the sleeping poller wakes by itself */
-	bool poller_asleep under_lock; /* it sleeps, or is about to, or was woken and has not got the lock yet */
-	_Atomic uint32_t more_patience;   /* ns that waiters spin beyond the usual; see base/wait.c */
+	/* it sleeps, or is about to, or was woken and has not got the lock yet */
+	bool poller_asleep under_lock;
+	/* ns that waiters spin beyond the usual; see base/wait.c */
+	_Atomic uint32_t more_patience;
 	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
 	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
 	struct list sleepers under_lock; /* the other waiters; wait.c */
 	int epfd, kickfd;
-	int loop_fd, loop_wake_fd;                           /* rref_ctx_fd; what wakes the event loop alone */
+	/* rref_ctx_fd; what wakes the event loop alone */
+	int loop_fd, loop_wake_fd;
 	int timer_fd;                             /* of the manual mode's loop; -1 = none */
 	bool timer_set under_lock;
-	_Atomic uint32_t loop;                    /* enum rc_loop; sc: partner of the completions of futures */
+	/* enum rc_loop; sc: partner of the completions of futures */
+	_Atomic uint32_t loop;
 	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
 	const void *loop_thread under_lock; /* that armed last */
-	cache_aligned _Atomic uint32_t sleeping;  /* sc: the poller sleeps in epoll; partner: work is published first */
+	/* sc: the poller sleeps in epoll; partner: work is published first */
+	cache_aligned _Atomic uint32_t sleeping;
 	_Atomic uint32_t kicked;
-	_Atomic uint32_t reads_in_flight;         /* READs at a device that reports them by events */
+	/* READs at a device that reports them by events */
+	_Atomic uint32_t reads_in_flight;
 	_Atomic uint32_t watching;                /* sc: threads that poll for them */
-	_Atomic uint32_t reads_unarmed;           /* sc: somebody sleeps on the devices who would not be woken by them */
+	/* sc: somebody sleeps on the devices who would not be woken by them */
+	_Atomic uint32_t reads_unarmed;
 };
 
 #endif

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The trace file: scopes in Chrome's trace event format, for ui.perfetto.dev and chrome://tracing. A JSON array, an event
- * a line. It is written in whole events, when the buffer is full and once a second, so that a worker that dies leaves a
- * file that lacks its last second and the closing bracket, without which the format allows an array to end.
+ * The trace file: scopes in Chrome's trace event format, for ui.perfetto.dev and chrome://tracing.
+ * A JSON array, an event a line. It is written in whole events, when the buffer is full and once a
+ * second, so that a worker that dies leaves a file that lacks its last second and the closing
+ * bracket, without which the format allows an array to end.
  *
- * Scopes of one thread are complete events ("X"), written at their end; those of futures are a pair ("b", "e"). Memory is
- * one buffer. The file has a bound too: beyond it no more begin, those that have begun are ended, and the last event
- * tells how many are missing.
+ * Scopes of one thread are complete events ("X"), written at their end; those of futures are a pair
+ * ("b", "e"). Memory is one buffer. The file has a bound too: beyond it no more begin, those that
+ * have begun are ended, and the last event tells how many are missing.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +26,8 @@
 #define EVENT_BYTES 1024u                     /* more than any event takes */
 #define FILE_BYTES_MAX ((uint64_t)1 << 30)    /* begun up to here */
 #define FLUSH_NS (1 * NSEC_PER_SEC)
-#define EPOCH_S INT64_C(1577836800)           /* 2020-01-01: microseconds since then keep their fractions in a double */
+/* 2020-01-01: microseconds since then keep their fractions in a double */
+#define EPOCH_S INT64_C(1577836800)
 
 struct rc_trace {
 	pthread_mutex_t lock;
@@ -56,7 +58,8 @@ static void trace_flush(struct rc_trace *t, int64_t now)
 		if (n > 0) {
 			done += (size_t)n;
 		} else if (n < 0 && errno != EINTR) {
-			/* No room, most likely. What is there stays good: no half event at its end. */
+			/* No room, most likely. What is there stays good: no half event at its
+			 * end. */
 			(void)!ftruncate(t->fd, (off_t)t->written);
 			rb_close(t->fd);
 			t->fd = -1;
@@ -104,7 +107,9 @@ static void name_thread(struct rc_trace *t)
 	for (char *p = name; *p; p++)
 		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
 			*p = '?';
-	event(t, ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%u,\"tid\":%d,\"args\":{\"name\":\"%s\"}}", t->rank, gettid(), name);
+	event(t,
+	      ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%u,\"tid\":%d,\"args\":{\"name\":\"%s\"}}",
+	      t->rank, gettid(), name);
 }
 
 int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_trace **out)
@@ -136,9 +141,11 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	if (err || !S_ISREG(st.st_mode)) {
 		rb_close(t->fd);
 		free(t);
-		return rc_fail(limit_errno(err) == ENOMEM ? ENOMEM : EIO, "the trace file %.300s cannot be made: %s", full,
-			       !err ? "it is there, and no regular file" :
-			       limit_errno(err) == err ? rref_strerror(err) : limit_why("open", err, 0));
+		return rc_fail(limit_errno(err) == ENOMEM ? ENOMEM : EIO,
+			       "the trace file %.300s cannot be made: %s", full,
+			       !err			 ? "it is there, and no regular file"
+			       : limit_errno(err) == err ? rref_strerror(err)
+							 : limit_why("open", err, 0));
 	}
 	pthread_mutex_init(&t->lock, NULL);
 	t->rank = rank;
@@ -146,9 +153,12 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	clock_gettime(CLOCK_REALTIME, &real);
 	t->flushed_at = now_ns();
 	t->offset_ns = (real.tv_sec - EPOCH_S) * NSEC_PER_SEC + real.tv_nsec - t->flushed_at;
-	event(t, "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"name\":\"%s\"}}", rank, name);
-	event(t, ",\n{\"name\":\"process_labels\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"labels\":\"rank %u, os pid %d\"}}", rank, rank,
-	      getpid());
+	event(t,
+	      "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"name\":\"%s\"}}",
+	      rank, name);
+	event(t,
+	      ",\n{\"name\":\"process_labels\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"labels\":\"rank %u, os pid %d\"}}",
+	      rank, rank, getpid());
 	trace_flush(t, t->flushed_at);
 	*out = t;
 	return 0;
@@ -160,8 +170,11 @@ void rc_trace_close(struct rc_trace *t)
 		return;
 	make_room(t, now_ns());
 	if (t->left_out)
-		event(t, ",\n{\"name\":\"%" PRIu64 " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%s,\"pid\":%u,"
-		      "\"tid\":%d}", t->left_out, us(t, now_ns()).text, t->rank, gettid());
+		event(t,
+		      ",\n{\"name\":\"%" PRIu64
+		      " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%s,\"pid\":%u,"
+		      "\"tid\":%d}",
+		      t->left_out, us(t, now_ns()).text, t->rank, gettid());
 	event(t, "\n]\n");
 	trace_flush(t, now_ns());
 	rb_close(t->fd);
@@ -195,8 +208,10 @@ void rc_trace_begin(struct rc_trace *t, struct rc_scope *s)
 		s->traced = true;
 		make_room(t, s->begun);
 		name_thread(t);
-		event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"b\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%s,\"pid\":%u,\"tid\":%d}", s->key,
-		      t->rank, s->id, us(t, s->begun).text, t->rank, gettid());
+		event(t,
+		      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"b\",\"id\":\"%u.%" PRIu64
+		      "\",\"ts\":%s,\"pid\":%u,\"tid\":%d}",
+		      s->key, t->rank, s->id, us(t, s->begun).text, t->rank, gettid());
 	}
 	pthread_mutex_unlock(&t->lock);
 }
@@ -210,11 +225,17 @@ void rc_trace_end(struct rc_trace *t, struct rc_scope *s, int status)
 		make_room(t, now);
 		name_thread(t);
 		if (s->async)
-			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"e\",\"id\":\"%u.%" PRIu64 "\",\"ts\":%s,\"pid\":%u,\"tid\":%d,"
-			      "\"args\":{\"status\":%d}}", s->key, t->rank, s->id, us(t, now).text, t->rank, gettid(), status);
+			event(t,
+			      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"e\",\"id\":\"%u.%" PRIu64
+			      "\",\"ts\":%s,\"pid\":%u,\"tid\":%d,"
+			      "\"args\":{\"status\":%d}}",
+			      s->key, t->rank, s->id, us(t, now).text, t->rank, gettid(), status);
 		else
-			event(t, ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%s,\"dur\":%s,\"pid\":%u,\"tid\":%d,"
-			      "\"args\":{\"status\":%d}}", s->key, us(t, s->begun).text, decimal_text(now - s->begun, 3).text, t->rank, gettid(), status);
+			event(t,
+			      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%s,\"dur\":%s,\"pid\":%u,\"tid\":%d,"
+			      "\"args\":{\"status\":%d}}",
+			      s->key, us(t, s->begun).text, decimal_text(now - s->begun, 3).text,
+			      t->rank, gettid(), status);
 	}
 	pthread_mutex_unlock(&t->lock);
 }

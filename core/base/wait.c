@@ -24,13 +24,15 @@
 #include "core/base/wait.h"
 
 /*
- * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a scheduler's slice. Where waits
- * end just behind it, as on an emulated or busy machine, it grows: to sleep and be woken would cost more than what is left.
+ * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a
+ * scheduler's slice. Where waits end just behind it, as on an emulated or busy machine, it grows:
+ * to sleep and be woken would cost more than what is left.
  */
 #define SPIN_NS (100 * NSEC_PER_USEC)
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
-#define LOOKS 8u                    /* between two looks at the clock, and at other threads' needs */
+/* between two looks at the clock, and at other threads' needs */
+#define LOOKS 8u
 
 void rc_wake_word(_Atomic uint32_t *word)
 {
@@ -44,9 +46,10 @@ void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 }
 
 /*
- * Some looks of the engine. Returns how many things were handled, -1 if another thread is at it. The pause of a spin loop is
- * for a thread that only waits for another thread: one that polls would see its completion later for it (a lot later under
- * emulation). In the manual mode it runs the program's code that is due.
+ * Some looks of the engine. Returns how many things were handled, -1 if another thread is at it.
+ * The pause of a spin loop is for a thread that only waits for another thread: one that polls would
+ * see its completion later for it (a lot later under emulation). In the manual mode it runs the
+ * program's code that is due.
  */
 int rc_make_progress(struct rref_ctx *ctx, bool slow)
 {
@@ -56,12 +59,14 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 		cpu_relax();
 		return -1;
 	}
-	/* Without a poller nobody else would ever look at connections, if all waits of the program are short. */
+	/* Without a poller nobody else would ever look at connections, if all waits of the program
+	 * are short. */
 	ctx->turns.turn_at = at_load(&ctx->turns.has_poller) ? 0 : rc_coarse_ns();
 	if (!slow && ctx->turns.turn_at)
 		slow = ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 	n = ctx->turns.engine->turns(ctx, slow, LOOKS);
-	/* There may be more than one turn takes, and the wake-up for it was taken here: this thread may go now. */
+	/* There may be more than one turn takes, and the wake-up for it was taken here: this
+	 * thread may go now. */
 	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
 }
@@ -101,8 +106,9 @@ static needs_lock void call_sleeper(struct rref_ctx *ctx)
 }
 
 /*
- * Without a poller one waiter sleeps on the devices, and a completion made by another thread kicks it; the others sleep
- * on their words. Each one that leaves calls the next: that one takes the place, or leaves too.
+ * Without a poller one waiter sleeps on the devices, and a completion made by another thread kicks
+ * it; the others sleep on their words. Each one that leaves calls the next: that one takes the
+ * place, or leaves too.
  */
 static void device_sleep(struct rc_waiter *w, int64_t deadline)
 {
@@ -130,7 +136,8 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 	wait = min_of(ctx->turns.engine->next_timer(ctx, now), max_of(deadline - now, 0));
 	rc_unlock(ctx);
 	if (sleep) {
-		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC, .tv_nsec = wait % NSEC_PER_SEC };
+		struct timespec ts = { .tv_sec = wait / NSEC_PER_SEC,
+				       .tv_nsec = wait % NSEC_PER_SEC };
 
 		ppoll(&pfd, 1, &ts, NULL);
 	}
@@ -155,8 +162,9 @@ static void learn_patience(struct rref_ctx *ctx, int64_t took)
 }
 
 /*
- * While somebody polls for READs the poller, when it goes to sleep, does not ask to be woken by them: it would be by every
- * single one, and get in the way. Who stops polling wakes it if others' READs are still under way. sc: partner of arm_devices.
+ * While somebody polls for READs the poller, when it goes to sleep, does not ask to be woken by
+ * them: it would be by every single one, and get in the way. Who stops polling wakes it if others'
+ * READs are still under way. sc: partner of arm_devices.
  */
 static void watch_reads(struct rref_ctx *ctx)
 {
@@ -165,7 +173,8 @@ static void watch_reads(struct rref_ctx *ctx)
 
 static void unwatch_reads(struct rref_ctx *ctx)
 {
-	if (at_sub_sc(&ctx->sleep.watching, 1) == 1 && at_load_sc(&ctx->sleep.reads_unarmed) && at_load(&ctx->sleep.reads_in_flight))
+	if (at_sub_sc(&ctx->sleep.watching, 1) == 1 && at_load_sc(&ctx->sleep.reads_unarmed) &&
+	    at_load(&ctx->sleep.reads_in_flight))
 		rc_kick(ctx);
 }
 

@@ -21,9 +21,11 @@ enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
 
 /* What the rooms ask of the engine above them. All but blocking need the lock. */
 struct rc_engine {
-	/* Takes a turn, and up to looks - 1 further looks at the devices. Returns events handled. */
+	/* Takes a turn, and up to looks - 1 further looks at the devices. Returns events
+	 * handled. */
 	int (*turns)(struct rref_ctx *ctx, bool slow, unsigned looks);
-	/* Arms the devices. Returns true if there is nothing to do: sleep. Then, or if false: disarm. */
+	/* Arms the devices. Returns true if there is nothing to do: sleep. Then, or if false:
+	 * disarm. */
 	bool (*arm)(struct rref_ctx *ctx, enum rc_arm who);
 	void (*disarm)(struct rref_ctx *ctx, enum rc_arm who);
 	/* Returns how many ns the next timer is away. */
@@ -31,8 +33,9 @@ struct rc_engine {
 	/* Returns true if hooks wait for others to return. */
 	bool (*hooks_blocked)(const struct rref_ctx *ctx);
 	/*
-	 * Says that this thread is about to wait (1), or is back (-1). A thread of the pool, or of the
-	 * poller, is then replaced for as long, in whatever context it waits. Of 1: no lock held.
+	 * Says that this thread is about to wait (1), or is back (-1). A thread of the pool, or of
+	 * the poller, is then replaced for as long, in whatever context it waits. Of 1: no lock
+	 * held.
 	 */
 	void (*blocking)(int delta);
 };
@@ -42,8 +45,10 @@ struct rc_waiter {
 	struct rref_ctx *ctx;
 	const struct rc_wait_kind *kind;
 	_Atomic uint32_t *word;
-	uint32_t seen, mask;          /* the word has moved: it differs from seen in a bit of mask */
-	_Atomic uint32_t *sleepers;   /* counts the threads that sleep on the word; NULL: not counted */
+	/* the word has moved: it differs from seen in a bit of mask */
+	uint32_t seen, mask;
+	/* counts the threads that sleep on the word; NULL: not counted */
+	_Atomic uint32_t *sleepers;
 	bool over;                    /* the kind said so; for good */
 	struct list node;             /* under the lock; ctx->sleep.sleepers */
 };
@@ -53,7 +58,8 @@ struct rc_wait_kind {
 	bool (*is_over)(struct rc_waiter *w);
 	/*
 	 * Says that the thread is about to sleep. Returns false if the wait is over. *value: sleep
-	 * while the word is that. NULL: no word tells of the end, so the wait pauses and does not spin.
+	 * while the word is that. NULL: no word tells of the end, so the wait pauses and does not
+	 * spin.
 	 */
 	bool (*will_sleep)(struct rc_waiter *w, uint32_t *value);
 	/*
@@ -79,7 +85,8 @@ static inline bool rc_wait_is_over(struct rc_waiter *w)
 
 /*
  * Waits, making progress. deadline < 0: `timeout` from the first look at the clock on. reads:
- * finished READs are among what is waited for, and there is a poller. 0 or -ETIMEDOUT. No lock held.
+ * finished READs are among what is waited for, and there is a poller. 0 or -ETIMEDOUT. No lock
+ * held.
  */
 int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout);
 
@@ -87,8 +94,8 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout);
  * Waits, making progress, until ready(), which is called with the lock. 0, -ETIMEDOUT or
  * -ESHUTDOWN, without a text. Lets go of the lock meanwhile.
  */
-needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg), void *arg,
-		  int64_t deadline);
+needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg),
+			     void *arg, int64_t deadline);
 
 /* Makes some looks of the engine. Returns events handled; -1: another thread is at it. */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);

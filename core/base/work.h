@@ -32,7 +32,8 @@ struct rc_work {
 struct rc_works {
 	struct rc_work *first under_lock, *last under_lock;     /* deferred; NULL: none */
 	uint32_t nr under_lock, running under_lock; /* deferred; deferred ones that run now */
-	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item); /* [const] for every bare item */
+	/* [const] for every bare item */
+	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item);
 	cache_aligned _Atomic uintptr_t pushed; /* a stack; a holder of the lock takes all of it */
 };
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls, the callee's side: the answer, which is given once, by whoever has the call. How a call comes to its handler: serve.c. */
+/*
+ * Calls, the callee's side: the answer, which is given once, by whoever has the call. How a call
+ * comes to its handler: serve.c.
+ */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -16,7 +19,10 @@
 #include "core/op/step.h"
 #include "core/session/session.h"
 
-/* An answer was sent, and nobody else has the call. What came with it goes back, its references at once. */
+/*
+ * An answer was sent, and nobody else has the call. What came with it goes back, its references at
+ * once.
+ */
 static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call)
 {
 	list_del(&call->open_node);
@@ -38,9 +44,10 @@ static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call
 }
 
 /*
- * The straight end of a call whose handler returned 0 and did not reply: an empty answer, and all of it under one hold of
- * the lock. Who wins `replied` has the reply's hold, and with the handler's both, so that nobody else has the call any more.
- * False: it is a creation or brought a payload, or something is in the way, and the general way is to be gone.
+ * The straight end of a call whose handler returned 0 and did not reply: an empty answer, and all
+ * of it under one hold of the lock. Who wins `replied` has the reply's hold, and with the handler's
+ * both, so that nobody else has the call any more. False: it is a creation or brought a payload, or
+ * something is in the way, and the general way is to be gone.
  */
 bool rc_answer_nothing(struct rref_call *call)
 {
@@ -49,7 +56,8 @@ bool rc_answer_nothing(struct rref_call *call)
 	int err = 0;
 
 	/* acq_rel: as in answer_give(). */
-	if (!call->plain && (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
+	if (!call->plain &&
+	    (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
 		return false;
 	if (rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
 		return false;
@@ -72,8 +80,9 @@ bool rc_answer_nothing(struct rref_call *call)
 }
 
 /* Consumes *payload if it went out. */
-static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned about, const char *text,
-				const struct rref_args *result, struct rc_payload **payload)
+static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned about,
+				const char *text, const struct rref_args *result,
+				struct rc_payload **payload)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rw_message m;
@@ -112,10 +121,15 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 }
 
 /* The value is made already. */
-static needs_lock int reply_remote(struct rref_call *call, int status, unsigned about, const char *text, struct rc_value *v)
+static needs_lock int reply_remote(struct rref_call *call, int status, unsigned about,
+				   const char *text, struct rc_value *v)
 {
 	struct rref_ctx *ctx = call->ctx;
-	struct rp_event ev = { .type = RP_EV_SET, .id = call->id, .status = status, .about = (uint16_t)about, .text = text,
+	struct rp_event ev = { .type = RP_EV_SET,
+			       .id = call->id,
+			       .status = status,
+			       .about = (uint16_t)about,
+			       .text = text,
 			       .value = v };
 	int err;
 
@@ -146,7 +160,10 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 	return err;
 }
 
-/* Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by a failure. */
+/*
+ * Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by
+ * a failure.
+ */
 static int answer_give(struct rref_call *call, int status, unsigned about, const char *text,
 		const struct rref_args *result, struct rc_value *v, struct rc_payload *payload)
 {
@@ -202,11 +219,13 @@ int rc_answer(struct rref_call *call, int status, unsigned about, const char *te
 		if (!err && result && result->meta_length)
 			err = rc_fail(EINVAL, "a result has no metadata");
 		if (!err && call->kind != RW_CALL_REMOTE)
-			err = rc_payload_make(ctx, call->caller, result, rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
+			err = rc_payload_make(ctx, call->caller, result,
+					      rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
 					      &payload);
 		if (!err && call->kind == RW_CALL_REMOTE) {
 			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
-			if (!err && result && result->nr_refs && (err = rc_value_hold(v, result->refs, result->nr_refs)))
+			if (!err && result && result->nr_refs &&
+			    (err = rc_value_hold(v, result->refs, result->nr_refs)))
 				rc_value_unpin(v);
 			if (!err) {
 				if (v->view.length)
@@ -257,7 +276,8 @@ int rref_call_error(struct rref_call *call, int err, const char *fmt, ...)
 	va_list ap;
 
 	if (!call || err >= 0 || err < -4095)
-		return rc_fail(EINVAL, "rref_call_error: %s", call ? "the code is not a negative errno" : "no call");
+		return rc_fail(EINVAL, "rref_call_error: %s",
+			       call ? "the code is not a negative errno" : "no call");
 	va_start(ap, fmt);
 	if (fmt)
 		vsnprintf(text, sizeof(text), fmt, ap);

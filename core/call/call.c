@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the caller's side: sharing the argument references, and sending. A call's id on the wire is its operation's
- * token, so a late reply finds nothing; what the reply makes of the future: reply.c.
+ * Calls, the caller's side: sharing the argument references, and sending. A call's id on the wire
+ * is its operation's token, so a late reply finds nothing; what the reply makes of the future:
+ * reply.c.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,24 +25,29 @@
 #include "core/value/value.h"
 
 #define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
-#define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX) /* bytes of payloads that one peer has not read; see payload.c */
+/* bytes of payloads that one peer has not read; see payload.c */
+#define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX)
 
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 {
 	if (!a)
 		return 0;
 	if (a->length > RREF_ARGS_MAX)
-		return rc_fail(EMSGSIZE, "%zu bytes in one call: the limit is %d; share a reference to a value for more", a->length,
-			       RREF_ARGS_MAX);
+		return rc_fail(
+			EMSGSIZE,
+			"%zu bytes in one call: the limit is %d; share a reference to a value for more",
+			a->length, RREF_ARGS_MAX);
 	if (a->meta_length > RREF_META_MAX)
-		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length, RREF_META_MAX);
+		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length,
+			       RREF_META_MAX);
 	if ((a->length && !a->data) || (a->meta_length && !a->meta))
 		return rc_fail(EINVAL, "arguments without their bytes or metadata");
 	return rc_check_refs(ctx, a->refs, a->nr_refs);
 }
 
 /* Shares each reference with rank `to`: all or none. */
-int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, struct rp_fork *recs)
+int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
+		  struct rp_fork *recs)
 {
 	for (size_t i = 0; a && i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
@@ -65,28 +71,39 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, 
 	return 0;
 }
 
-void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to, const struct rp_fork *recs, size_t nr)
+void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
+		   const struct rp_fork *recs, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++) {
-		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = a->refs[i]->id, .src = rc_fork_of(a->refs[i]),
-				       .fork = recs[i].fork, .peer = to };
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
+				       .id = a->refs[i]->id,
+				       .src = rc_fork_of(a->refs[i]),
+				       .fork = recs[i].fork,
+				       .peer = to };
 
 		rc_step(ctx, &ev, NULL);
 	}
 }
 
 /* A call that was accepted, and never went: the callee has nothing of it. */
-void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status, const char *text)
+void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status,
+		    const char *text)
 {
 	struct rref_future *f = rc_op_hold(ctx, c->call_id);
 
 	if (c->loc.version)
-		rc_payload_done(ctx, &ctx->peers[to], &(struct rw_done){ .call_id = c->call_id, .what = RW_PAYLOAD_CALL,
-									 .status = status });
+		rc_payload_done(ctx, &ctx->peers[to],
+				&(struct rw_done){ .call_id = c->call_id,
+						   .what = RW_PAYLOAD_CALL,
+						   .status = status });
 	for (uint32_t i = 0; !c->loc.version && i < c->nr_refs; i++) {
-		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = c->refs[i].id, .fork = c->refs[i].fork, .peer = to };
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
+				       .id = c->refs[i].id,
+				       .fork = c->refs[i].fork,
+				       .peer = to };
 
-		/* Which fork it was shared from the machine knows; here it only tells a user's child from an owner's fork. */
+		/* Which fork it was shared from the machine knows; here it only tells a user's
+		 * child from an owner's fork. */
 		if (c->refs[i].owner != ctx->rank)
 			ev.src = c->refs[i].fork;
 		rc_step(ctx, &ev, NULL);
@@ -121,16 +138,21 @@ static needs_lock bool got_room(struct rref_ctx *ctx, void *arg)
 	return call_has_room(r->p, r->bytes);
 }
 
-/* Back-pressure: waits, making progress, until the peer has room for another message, and for a payload of that many bytes. */
-static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
+/*
+ * Back-pressure: waits, making progress, until the peer has room for another message, and for a
+ * payload of that many bytes.
+ */
+static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *ctx,
+							      struct rc_peer *p, uint64_t bytes,
+							      int64_t deadline)
 {
 	int err = rc_wait_until(ctx, got_room, &(struct room){ p, bytes }, deadline);
 
 	if (err == -ESHUTDOWN)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
-	return err ? rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s", p->nr_queued,
-			     at_load(&p->offer_bytes), p->member->name) :
-		     0;
+	return err ? rc_fail(EAGAIN, "%u messages and %" PRIu64 " bytes of payloads wait for %s",
+			     p->nr_queued, at_load(&p->offer_bytes), p->member->name)
+		   : 0;
 }
 
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
@@ -149,13 +171,16 @@ static needs_lock bool got_session(struct rref_ctx *ctx, void *arg)
 
 	if (!s->p->fenced)
 		return true;
-	s->err = at_load(&ctx->state) == RC_CTX_RUNNING ? rc_peer_want(ctx, s->p) : rc_fail(ESHUTDOWN, "the context was shut down");
+	s->err = at_load(&ctx->state) == RC_CTX_RUNNING
+			 ? rc_peer_want(ctx, s->p)
+			 : rc_fail(ESHUTDOWN, "the context was shut down");
 	return s->err;
 }
 
 /*
- * After a fence the machine shares nothing with that peer until a new session is up. A message would start one, but the
- * machine's step comes before the message: so what needs it waits here, making progress. Lets go of the lock meanwhile.
+ * After a fence the machine shares nothing with that peer until a new session is up. A message
+ * would start one, but the machine's step comes before the message: so what needs it waits here,
+ * making progress. Lets go of the lock meanwhile.
  */
 static needs_lock int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
@@ -176,16 +201,22 @@ static needs_lock int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, 
 }
 
 /* The length of the function's name, or -errno. */
-static inline int check_target(struct rref_ctx *ctx, int rank, const char *function, const void *out, const char *what)
+static inline int check_target(struct rref_ctx *ctx, int rank, const char *function,
+			       const void *out, const char *what)
 {
 	int err = rc_enter(ctx);
 
 	if (unlikely(err))
-		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is called or shared", what) : err;
+		return err == -ESHUTDOWN
+			       ? rc_fail(ESHUTDOWN,
+					 "%s: the context was shut down: nothing is called or shared",
+					 what)
+			       : err;
 	if (!out)
 		return rc_fail(EINVAL, "%s: nowhere to put the result", what);
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
-		return rc_fail(EINVAL, "%s: rank %d: the group has ranks 0 to %u", what, rank, ctx->world - 1);
+		return rc_fail(EINVAL, "%s: rank %d: the group has ranks 0 to %u", what, rank,
+			       ctx->world - 1);
 	return rc_function_length(function);
 }
 
@@ -209,7 +240,10 @@ struct outgoing {
 	struct rc_payload *payload;  /* NULL: the arguments fit the message */
 };
 
-/* Reading the clock takes its time, and mostly there is some left for it when the call is on its way. */
+/*
+ * Reading the clock takes its time, and mostly there is some left for it when the call is on its
+ * way.
+ */
 static int64_t deadline_of(struct outgoing *o)
 {
 	if (!o->deadline)
@@ -232,9 +266,10 @@ static int call_abandon(struct outgoing *o, int err)
 }
 
 /* Checks the arguments, gets an operation and, for large arguments, the payload. */
-static inline __attribute__((always_inline)) int
-call_prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, int rank, const char *function,
-	const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool scoped)
+static inline __attribute__((always_inline)) int call_prepare(
+	struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *ctx, int rank,
+	const char *function, const struct rref_args *args, int64_t timeout, const void *out,
+	const char *what, bool scoped)
 {
 	int err = check_target(ctx, rank, function, out, what), length = err;
 
@@ -244,20 +279,21 @@ call_prepare(struct outgoing *o, const struct rc_op_kind *op, struct rref_ctx *c
 		return err;
 	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length,
 				.args = args, .timeout = timeout };
-	if (unlikely(!rc_op_try(ctx, op, &o->f)) && (err = rc_op_get(ctx, op, deadline_of(o), &o->f)))
+	if (unlikely(!rc_op_try(ctx, op, &o->f)) &&
+	    (err = rc_op_get(ctx, op, deadline_of(o), &o->f)))
 		return err;
 	if (scoped)
 		rc_scope_attach(o->f, what + sizeof("rref_") - 1, function, o->rank);
-	if (rc_payload_needed(args) && (err = rc_payload_make(ctx, o->rank, args, deadline_of(o), &o->payload)))
+	if (rc_payload_needed(args) &&
+	    (err = rc_payload_make(ctx, o->rank, args, deadline_of(o), &o->payload)))
 		return call_abandon(o, err);
 	o->f->peer = o->rank;
 	return 0;
 }
 
 /* Sends it. Consumes the payload on success. */
-static inline needs_lock __attribute__((always_inline)) int send_call(struct outgoing *o, uint8_t kind,
-				       struct rref_id id, struct rref_id fork,
-				       uint64_t word)
+static inline needs_lock __attribute__((always_inline)) int send_call(
+	struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork, uint64_t word)
 {
 	struct rref_ctx *ctx = o->ctx;
 	struct rc_peer *p = &ctx->peers[o->rank];
@@ -312,13 +348,16 @@ static inline needs_lock __attribute__((always_inline)) int send_call(struct out
 }
 
 /*
- * Makes the call. 0: its future is on the way, or complete already, and the lock is held; o->payload, if there still is one, is to
- * be dropped without it. inner: the program does not see the future before it is complete.
+ * Makes the call. 0: its future is on the way, or complete already, and the lock is held;
+ * o->payload, if there still is one, is to be dropped without it. inner: the program does not see
+ * the future before it is complete.
  */
-static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank, const char *function,
-				 const struct rref_args *args, int64_t timeout, const void *out, const char *what, bool inner)
+static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank,
+				 const char *function, const struct rref_args *args,
+				 int64_t timeout, const void *out, const char *what, bool inner)
 {
-	int err = call_prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what, !inner);
+	int err = call_prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what,
+			       !inner);
 
 	if (err)
 		return err;
@@ -342,14 +381,15 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 		rc_unlock(ctx);
 		return call_abandon(o, err);
 	}
-	/* The call was accepted and its callee is gone: the future says so, like any other failure of a peer. */
+	/* The call was accepted and its callee is gone: the future says so, like any other failure
+	 * of a peer. */
 	rc_op_fail(o->f, err, -1, rc_error_text(), true);
 	rc_op_put(o->f);
 	return 0;
 }
 
-int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		   struct rref_future **out)
+int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function,
+		   const struct rref_args *args, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
 	struct outgoing o;
@@ -363,8 +403,8 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function, const s
 	return 0;
 }
 
-static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		     struct rref_future **out)
+static int call_sync(struct rref_ctx *ctx, int rank, const char *function,
+		     const struct rref_args *args, int64_t timeout, struct rref_future **out)
 {
 	struct outgoing o;
 	int err = begin_call(&o, ctx, rank, function, args, timeout, &o, "rref_rpc_sync", true);
@@ -384,11 +424,12 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function, const
 	return err;
 }
 
-int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		  struct rref_future **out)
+int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
+		  const struct rref_args *args, int64_t timeout, struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	struct rc_scope *s = ctx ? rc_scope_begin(ctx, "rpc_sync", function, ctx->rank, (uint32_t)rank) : NULL;
+	struct rc_scope *s =
+		ctx ? rc_scope_begin(ctx, "rpc_sync", function, ctx->rank, (uint32_t)rank) : NULL;
 	int err = call_sync(ctx, rank, function, args, timeout, out);
 
 	if (s)
@@ -396,15 +437,15 @@ int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function, const st
 	return err;
 }
 
-int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args, int64_t timeout,
-		struct rref **out)
+int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
+		int64_t timeout, struct rref **out)
 {
 	RB_NO_CANCEL;
 	const char *site = rc_site_take();
 	struct outgoing o;
 	bool here = ctx && (uint32_t)rank == ctx->rank;
-	int err = call_prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank, function, args, timeout,
-			  out, "rref_remote", true);
+	int err = call_prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank,
+			       function, args, timeout, out, "rref_remote", true);
 	char why[RREF_TEXT_SIZE]; /* what was said may change when the lock is let go of */
 	struct rref_future *f;
 	struct rref *h;
@@ -414,7 +455,8 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	f = o.f;
 
 	/* Here too, since a message without one is malformed; an owner's handle has none. */
-	struct rref_id id = rc_next_ids(ctx, 2), fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
+	struct rref_id id = rc_next_ids(ctx, 2),
+		       fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
 
 	rc_lock(ctx);
 	int64_t now = rc_coarse_ns();
@@ -422,9 +464,15 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	if (likely(!o.deadline))
 		o.deadline = rc_deadline_seen(ctx, timeout, now);
 	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
-	h = err ? NULL : rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork, (uint32_t)rank);
-	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE, .id = id, .fork = fork, .peer = (uint32_t)rank,
-			       .handle = h, .word = here ? 0 : rc_word() };
+	h = err ? NULL
+		: rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork,
+				 (uint32_t)rank);
+	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE,
+			       .id = id,
+			       .fork = fork,
+			       .peer = (uint32_t)rank,
+			       .handle = h,
+			       .word = here ? 0 : rc_word() };
 
 	if (!err)
 		err = h ? rc_step_at(ctx, &ev, now) : -ENOMEM;
@@ -461,12 +509,18 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
 		rc_scope_detach(f, err);
-		/* While the sender waited for room, a fence may have ended the creation, and with it the engine's hold. */
+		/* While the sender waited for room, a fence may have ended the creation, and with
+		 * it the engine's hold. */
 		bool held = rc_remote(h)->creation != NULL;
 
 		rc_remote(h)->creation = NULL;
-		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED, .id = id, .fork = fork, .status = err,
-					 .text = why, .peer = (uint32_t)rank, .handle = h };
+		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED,
+					 .id = id,
+					 .fork = fork,
+					 .status = err,
+					 .text = why,
+					 .peer = (uint32_t)rank,
+					 .handle = h };
 
 		rc_step(ctx, &undo, NULL);
 		rc_unlock(ctx);
@@ -477,7 +531,8 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_payload_drop(o.payload);
 		return rc_fail(-err, "%s", why);
 	}
-	/* The program's hold on the future is taken by rref_creation; until then the handle's creation has the engine's. */
+	/* The program's hold on the future is taken by rref_creation; until then the handle's
+	 * creation has the engine's. */
 	rc_op_put(f);
 	rc_unlock(ctx);
 	*out = h;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Functions that can be called here: a table by name, which only grows. Looking one up takes no lock. */
+/*
+ * Functions that can be called here: a table by name, which only grows. Looking one up takes no
+ * lock.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,20 +11,25 @@
 #include "core/call/internal.h"
 #include "core/ctx.h"
 
-static _Atomic(struct rc_function *) *bucket_of(struct rref_ctx *ctx, const char *name, size_t length)
+static _Atomic(struct rc_function *) *bucket_of(struct rref_ctx *ctx, const char *name,
+						size_t length)
 {
 	uint64_t first = 0, last = 0;
 
 	copy_short(&first, name, min_of(length, sizeof(first)));
 	if (length > sizeof(last))
 		memcpy(&last, name + length - sizeof(last), sizeof(last));
-	return &ctx->call.functions[((first ^ last >> 7) + length) * UINT64_C(0x9e3779b97f4a7c15) >> 40 & (RC_FUNCTION_BUCKETS - 1)];
+	return &ctx->call.functions[((first ^ last >> 7) + length) * UINT64_C(0x9e3779b97f4a7c15) >>
+					    40 &
+				    (RC_FUNCTION_BUCKETS - 1)];
 }
 
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length)
 {
-	/* Acquire: partner of the release in rref_register; entries are never removed while the context lives. */
-	for (const struct rc_function *fn = at_load_acq(bucket_of(ctx, name, length)); fn; fn = fn->next)
+	/* Acquire: partner of the release in rref_register; entries are never removed while the
+	 * context lives. */
+	for (const struct rc_function *fn = at_load_acq(bucket_of(ctx, name, length)); fn;
+	     fn = fn->next)
 		if (fn->name_length == length && memcmp(fn->name, name, length) == 0)
 			return fn;
 	return NULL;
@@ -34,7 +42,8 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	int err;
 
 	if (!ctx || !f || !f->handler)
-		return rc_fail(EINVAL, "rref_register: no context, or a function without a handler");
+		return rc_fail(EINVAL,
+			       "rref_register: no context, or a function without a handler");
 	/* Not before the context runs: that is rref_init, which registers its table. */
 	if (at_load_acq(&ctx->state) != RC_CTX_STARTING && (err = rc_enter(ctx)))
 		return err;
@@ -42,7 +51,8 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	if (err)
 		return err;
 	if (f->flags & ~RREF_INLINE)
-		return rc_fail(EINVAL, "rref_register: function %s: unknown flags %#x", f->name, f->flags);
+		return rc_fail(EINVAL, "rref_register: function %s: unknown flags %#x", f->name,
+			       f->flags);
 	fn = calloc(1, sizeof(*fn));
 	if (!fn)
 		return rc_fail(ENOMEM, "memory for a function");

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * References that arrive, in a call or a reply: each is confirmed before anybody gets it. Of those that nobody waits for
- * DROPS_MAX lots at a time are looked after; a peer that sends more of them is fenced.
+ * References that arrive, in a call or a reply: each is confirmed before anybody gets it. Of those
+ * that nobody waits for DROPS_MAX lots at a time are looked after; a peer that sends more of them
+ * is fenced.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -18,15 +19,21 @@
 /* Takes back what this worker shared with itself, and what found no memory here. */
 static needs_lock void incoming_give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
 {
-	struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank };
+	struct rp_event ev = {
+		.type = RP_EV_FORK_UNDO, .id = rec->id, .fork = rec->fork, .peer = ctx->rank
+	};
 
 	if (rec->owner != ctx->rank)
 		ev.src = rec->fork;
 	rc_step(ctx, &ev, NULL);
 }
 
-/* The records of one call or reply. Those of a payload that could not be had are none, and in->status is set. */
-void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from)
+/*
+ * The records of one call or reply. Those of a payload that could not be had are none, and
+ * in->status is set.
+ */
+void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs,
+		       uint32_t nr, uint32_t from)
 {
 	if (!in->ref)
 		in->ref = in->few;
@@ -48,7 +55,8 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 		if (err) {
 			if (!in->status) {
 				in->status = err;
-				snprintf(in->text, sizeof(in->text), "reference %u: %s", i, rref_strerror(err));
+				snprintf(in->text, sizeof(in->text), "reference %u: %s", i,
+					 rref_strerror(err));
 			}
 			in->unready--;
 			lost |= err == -ENOMEM;
@@ -60,7 +68,8 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 		in->ready(ctx, in);
 	/* Their parents would wait for their children for good. */
 	if (lost)
-		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD, "references that it shared were lost for want of memory");
+		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD,
+			      "references that it shared were lost for want of memory");
 }
 
 /* Before the records come, so that they can be taken in. */
@@ -117,8 +126,12 @@ static needs_lock void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 		free(in);
 }
 
-/* The records of a call that does not run, or of a late reply: taken and dropped, so that their parents go on. */
-void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from)
+/*
+ * The records of a call that does not run, or of a late reply: taken and dropped, so that their
+ * parents go on.
+ */
+void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr,
+		      struct rc_peer *from)
 {
 	struct rc_incoming *in;
 
@@ -126,14 +139,16 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 		return;
 	if (from->nr_drops >= DROPS_MAX) {
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EOWNERDEAD, "it shared too many references that nobody asked for");
+		rc_peer_fence(ctx, from, -EOWNERDEAD,
+			      "it shared too many references that nobody asked for");
 		return;
 	}
 	in = malloc(sizeof(*in));
 	if (!in && ctx->call.nr_spare_drops)
 		in = ctx->call.spare_drop[--ctx->call.nr_spare_drops];
 	if (!in) {
-		rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+		rc_peer_fence(ctx, from, -EOWNERDEAD,
+			      "a message of it was lost for want of memory");
 		return;
 	}
 	rc_incoming_init(in);

@@ -8,44 +8,67 @@
 
 /* kinds.c */
 extern const struct rc_op_kind rc_call_kind;          /* waits for its REPLY */
-extern const struct rc_op_kind rc_replied_kind;       /* its result's references are being confirmed */
-extern const struct rc_op_kind rc_creation_kind;      /* of a remote value: ends through the machine */
+/* its result's references are being confirmed */
+extern const struct rc_op_kind rc_replied_kind;
+/* of a remote value: ends through the machine */
+extern const struct rc_op_kind rc_creation_kind;
 extern const struct rc_op_kind rc_creation_here_kind; /* of a value here: ends with the function */
 bool rc_call_incoming(struct rref_future *f); /* gives it f->incoming; false: no memory */
 
 /* functions.c */
-const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length); /* NULL: there is none */
+/* NULL: there is none */
+const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length);
 
 /* call.c */
-needs_lock int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, struct rp_fork *recs);
-needs_lock void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to, const struct rp_fork *recs, size_t nr);
-needs_lock int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline); /* Lets go of the lock meanwhile. */
+needs_lock int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to,
+			     struct rp_fork *recs);
+needs_lock void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to,
+			      const struct rp_fork *recs, size_t nr);
+/* Lets go of the lock meanwhile. */
+needs_lock int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes,
+				int64_t deadline);
 
 /* serve.c */
 void rc_call_put(struct rref_call *call);
-needs_lock void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call); /* nobody has it any more: kept, or freed */
+/* nobody has it any more: kept, or freed */
+needs_lock void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call);
 
 /* answer.c */
-int rc_answer(struct rref_call *call, int status, unsigned about, const char *text, const struct rref_args *result); /* no lock held; once */
-bool rc_answer_nothing(struct rref_call *call); /* no lock held; by who runs its handler, and has the call no more if true */
+/* no lock held; once */
+int rc_answer(struct rref_call *call, int status, unsigned about, const char *text,
+	      const struct rref_args *result);
+/* no lock held; by who runs its handler, and has the call no more if true */
+bool rc_answer_nothing(struct rref_call *call);
 
 /* incoming.c */
-needs_lock void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs, uint32_t nr, uint32_t from);
+needs_lock void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in,
+				  const struct rp_fork *recs, uint32_t nr, uint32_t from);
 bool rc_incoming_room(struct rc_incoming *in, uint32_t nr);
-needs_lock void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr, struct rc_peer *from);
+needs_lock void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr,
+				 struct rc_peer *from);
 
 /* nested.c */
-int rc_take_serve(struct rref_call *call, char *text, size_t size); /* no lock held; the text of its error */
+/* no lock held; the text of its error */
+int rc_take_serve(struct rref_call *call, char *text, size_t size);
 
 /* payload.c */
-int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out); /* NULL: not needed */
-needs_lock int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rref_args *a,
-			       struct rp_location *loc, uint8_t *key); /* shares, publishes */
+/* NULL: not needed */
+int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline,
+		    struct rc_payload **out);
+needs_lock int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p,
+			       const struct rref_args *a, struct rp_location *loc,
+			       uint8_t *key); /* shares, publishes */
 needs_lock void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p); /* what was shared */
-needs_lock void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id); /* consumed: the message went out */
-void rc_payload_drop(struct rc_payload *p);                                                    /* one that was not offered */
-void rc_payload_free(struct rc_payload *p);                                                    /* one that this worker handed to itself */
-needs_lock void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from); /* loc ... nr_refs, fetched are set */
-needs_lock void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id, int status);
+/* consumed: the message went out */
+needs_lock void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
+				 uint64_t call_id);
+/* one that was not offered */
+void rc_payload_drop(struct rc_payload *p);
+/* one that this worker handed to itself */
+void rc_payload_free(struct rc_payload *p);
+/* loc ... nr_refs, fetched are set */
+needs_lock void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from);
+needs_lock void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what,
+				uint64_t call_id, int status);
 
 #endif

@@ -23,7 +23,10 @@ bool rc_call_incoming(struct rref_future *f)
 	return f->incoming;
 }
 
-/* What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init leaves it. */
+/*
+ * What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init
+ * leaves it.
+ */
 static void put_incoming(struct rref_future *f)
 {
 	struct rc_incoming *in = f->incoming;
@@ -54,8 +57,8 @@ static void release_call(struct rref_future *f)
 }
 
 /*
- * Tells the callee that its caller gave up. Only a hint: no session is begun to give it. Where one is
- * being begun, the call may still be in the queue, and the hint goes behind it.
+ * Tells the callee that its caller gave up. Only a hint: no session is begun to give it. Where one
+ * is being begun, the call may still be in the queue, and the hint goes behind it.
  */
 static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_future *f)
 {
@@ -66,37 +69,47 @@ static needs_lock void tell_callee(struct rref_ctx *ctx, const struct rref_futur
 		rc_send(ctx, f->peer, &m);
 }
 
-static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *f, int status,
+				      const char *text)
 {
 	struct rc_peer *p = &ctx->peers[f->peer];
 
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
-	/* Without a connection it may wait here still: the callee is told nothing, and has nothing to run. */
+	/* Without a connection it may wait here still: the callee is told nothing, and has nothing
+	 * to run. */
 	if (p->state == RC_PEER_UP || !rc_send_withdraw(ctx, p, rc_op_token(f)))
 		tell_callee(ctx, f);
 	rc_op_put(f);
 }
 
 /* The engine's hold goes when what came with the answer has been looked at; see reply.c. */
-static needs_lock void end_replied(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void end_replied(struct rref_ctx *ctx, struct rref_future *f, int status,
+				   const char *text)
 {
 	if (rc_op_fail(f, status, -1, text, true))
 		rc_fetch_cancel(ctx, f->incoming);
 }
 
 /* The machine fails the handle, and completes this very operation (RP_EFF_CREATED). */
-static needs_lock void end_creation(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void end_creation(struct rref_ctx *ctx, struct rref_future *f, int status,
+				    const char *text)
 {
 	struct rref *h = f->handle;
-	struct rp_event ev = { .type = RP_EV_CREATE_FAILED, .id = h->id, .fork = rc_remote(h)->fork, .status = status,
-			       .text = text, .peer = f->peer, .handle = h };
+	struct rp_event ev = { .type = RP_EV_CREATE_FAILED,
+			       .id = h->id,
+			       .fork = rc_remote(h)->fork,
+			       .status = status,
+			       .text = text,
+			       .peer = f->peer,
+			       .handle = h };
 
 	tell_callee(ctx, f);
 	rc_step(ctx, &ev, NULL);
 }
 
-static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_future *f, int status,
+					 const char *text)
 {
 	struct rref *h = f->handle;
 	struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
@@ -104,7 +117,8 @@ static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_futur
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
 	tell_callee(ctx, f);
-	/* The workers that share it hear the same. The late result finds the entry set, and is dropped. */
+	/* The workers that share it hear the same. The late result finds the entry set, and is
+	 * dropped. */
 	rc_step(ctx, &ev, NULL);
 	rc_handle_fail(h, status, text);
 	rc_remote(h)->creation = NULL;
@@ -131,11 +145,20 @@ const struct rc_op_kind rc_replied_kind = {
 };
 
 const struct rc_op_kind rc_creation_kind = {
-	.name = "remote", .calls = true, .ends_with_peer = true,
-	.end = end_creation, .release = release_call, .expired = creation_expired, .why_late = rc_stall_words,
+	.name = "remote",
+	.calls = true,
+	.ends_with_peer = true,
+	.end = end_creation,
+	.release = release_call,
+	.expired = creation_expired,
+	.why_late = rc_stall_words,
 };
 
 const struct rc_op_kind rc_creation_here_kind = {
-	.name = "remote", .calls = true,
-	.end = end_creation_here, .release = release_call, .expired = creation_expired, .why_late = rc_stall_words,
+	.name = "remote",
+	.calls = true,
+	.end = end_creation_here,
+	.release = release_call,
+	.expired = creation_expired,
+	.why_late = rc_stall_words,
 };

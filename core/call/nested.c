@@ -2,14 +2,16 @@
 /*
  * References in values.
  *
- * A value holds handles of this worker like the program does, each by a hold of its own; they go when the value's memory
- * does. Nothing of them lies in that memory: a location and a header only say how many there are, and a READ is the same
- * READ. A reader that wants them asks the value's owner (TAKE, a kind of call), naming its own fork of the value; the owner
- * shares them as it would in any other result, so that whatever may happen to the answer is dealt with already: confirming,
+ * A value holds handles of this worker like the program does, each by a hold of its own; they go
+ * when the value's memory does. Nothing of them lies in that memory: a location and a header only
+ * say how many there are, and a READ is the same READ. A reader that wants them asks the value's
+ * owner (TAKE, a kind of call), naming its own fork of the value; the owner shares them as it would
+ * in any other result, so that whatever may happen to the answer is dealt with already: confirming,
  * taking back what was not sent, dropping what comes late, the quota, the death of either.
  *
- * What makes it right is that a view of such a value holds the reference by which it was read, and a TAKE under way holds
- * it too: the fork that the owner is asked about is alive, and with it the value.
+ * What makes it right is that a view of such a value holds the reference by which it was read, and
+ * a TAKE under way holds it too: the fork that the owner is asked about is alive, and with it the
+ * value.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -35,16 +37,22 @@ static struct rref *outer_of(const struct rref_view *v)
 
 /* ---- taking them ---- */
 
-static int nested_check(const struct rref_view *view, size_t first, size_t nr, const void *out, const char *what)
+static int nested_check(const struct rref_view *view, size_t first, size_t nr, const void *out,
+			const char *what)
 {
 	if (!view || !out)
-		return rc_fail(EINVAL, "%s: %s", what, view ? "nowhere to put the references" : "no view");
+		return rc_fail(EINVAL, "%s: %s", what,
+			       view ? "nowhere to put the references" : "no view");
 	int err = rc_view_lost(view) ? rc_fail_child() : rc_enter(view->ctx);
 
 	if (err)
-		return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is shared", what) : err;
+		return err == -ESHUTDOWN
+			       ? rc_fail(ESHUTDOWN,
+					 "%s: the context was shut down: nothing is shared", what)
+			       : err;
 	if (!nr || first >= view->nr_refs || nr > view->nr_refs - first)
-		return rc_fail(EINVAL, "%s: %zu references from the %zu-th on: the value holds %u", what, nr, first, view->nr_refs);
+		return rc_fail(EINVAL, "%s: %zu references from the %zu-th on: the value holds %u",
+			       what, nr, first, view->nr_refs);
 	return 0;
 }
 
@@ -100,12 +108,18 @@ static needs_lock int send_take(struct rref_future *f, size_t first, int64_t dea
 		return rc_handle_error(outer);
 	put_le32(range, (uint32_t)first);
 	put_le32(range + 4, (uint32_t)f->number);
-	m.u.call = (struct rw_call){ .call_id = rc_op_token(f), .kind = RW_CALL_TAKE, .id = outer->id, .fork = rc_remote(outer)->fork,
-				     .name = "", .data = range, .data_length = sizeof(range) };
+	m.u.call = (struct rw_call){ .call_id = rc_op_token(f),
+				     .kind = RW_CALL_TAKE,
+				     .id = outer->id,
+				     .fork = rc_remote(outer)->fork,
+				     .name = "",
+				     .data = range,
+				     .data_length = sizeof(range) };
 	return rc_send(ctx, outer->owner, &m);
 }
 
-static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeout, const char *scope, struct rref_future **out)
+static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeout,
+		      const char *scope, struct rref_future **out)
 {
 	struct rref_ctx *ctx = outer->ctx;
 	int64_t deadline = rc_deadline(ctx, timeout);
@@ -138,7 +152,8 @@ static int take_there(struct rref *outer, size_t first, size_t nr, int64_t timeo
 	return 0;
 }
 
-static int nested_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
+static int nested_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
+		       struct rref **out)
 {
 	const char *site = rc_site_take();
 	struct rc_value *own = rc_value_of(view);
@@ -161,21 +176,24 @@ static int nested_take(struct rref_view *view, size_t first, size_t nr, int64_t 
 	return err;
 }
 
-static int scoped_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out, const char *what)
+static int scoped_take(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
+		       struct rref **out, const char *what)
 {
 	int err = nested_check(view, first, nr, out, what);
 
 	if (err)
 		return err;
 	struct rref_ctx *ctx = view->ctx;
-	struct rc_scope *s = rc_scope_begin(ctx, "view_refs", NULL, ctx->rank, rc_value_of(view) ? ctx->rank : outer_of(view)->owner);
+	struct rc_scope *s = rc_scope_begin(ctx, "view_refs", NULL, ctx->rank,
+					    rc_value_of(view) ? ctx->rank : outer_of(view)->owner);
 
 	err = nested_take(view, first, nr, timeout, out);
 	rc_scope_end(ctx, s, err);
 	return err;
 }
 
-int rref_view_refs(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref **out)
+int rref_view_refs(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
+		   struct rref **out)
 {
 	RB_NO_CANCEL;
 
@@ -190,7 +208,8 @@ int rref_view_ref(struct rref_view *view, size_t i, int64_t timeout, struct rref
 }
 
 /* Complete from the first. */
-static int take_here_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref_future **out)
+static int take_here_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
+			   struct rref_future **out)
 {
 	struct rref_ctx *ctx = view->ctx;
 	struct rref **taken = calloc(nr, sizeof(*taken));
@@ -231,7 +250,8 @@ release:
 	return err;
 }
 
-int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout, struct rref_future **out)
+int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
+			 struct rref_future **out)
 {
 	RB_NO_CANCEL;
 	int err = nested_check(view, first, nr, out, "rref_view_refs_async");
@@ -250,19 +270,27 @@ static needs_lock int nested_find(const struct rref_call *call, struct rref **ou
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t first = get_le32(call->bytes), nr = get_le32((const char *)call->bytes + 4);
 	void *found;
-	int err = ctx->op.machine ? rp_held_value(ctx->op.machine, call->caller, &call->id, &call->fork, &found) : -ESHUTDOWN;
+	int err = ctx->op.machine ? rp_held_value(ctx->op.machine, call->caller, &call->id,
+						  &call->fork, &found)
+				  : -ESHUTDOWN;
 	const struct rc_value *v;
 
 	if (err)
-		return rc_fail(-err, "the value (%u,%" PRIu64 ") is not there, or rank %u does not hold it so: %s", call->id.created_on,
-			       call->id.local_id, call->caller, rref_strerror(err));
+		return rc_fail(-err,
+			       "the value (%u,%" PRIu64
+			       ") is not there, or rank %u does not hold it so: %s",
+			       call->id.created_on, call->id.local_id, call->caller,
+			       rref_strerror(err));
 	v = found;
 	if (v->type->flags & RREF_LOCAL_ONLY)
-		return rc_fail(EPERM, "the value (%u,%" PRIu64 ") is local only, and what it holds stays with it", call->id.created_on,
-			       call->id.local_id);
+		return rc_fail(EPERM,
+			       "the value (%u,%" PRIu64
+			       ") is local only, and what it holds stays with it",
+			       call->id.created_on, call->id.local_id);
 	/* The decoder has seen to it that the sum is a small number. */
 	if (first + nr > v->view.nr_refs)
-		return rc_fail(EINVAL, "%u references from the %u-th on: the value holds %u", nr, first, v->view.nr_refs);
+		return rc_fail(EINVAL, "%u references from the %u-th on: the value holds %u", nr,
+			       first, v->view.nr_refs);
 	for (uint32_t i = 0; i < nr; i++)
 		out[i] = rref_dup(v->more->refs[first + i]);
 	return 0;
@@ -271,7 +299,8 @@ static needs_lock int nested_find(const struct rref_call *call, struct rref **ou
 int rc_take_serve(struct rref_call *call, char *text, size_t size)
 {
 	uint32_t nr = get_le32((const char *)call->bytes + 4);
-	struct rref *few[RW_REFS_MAX], **refs = nr <= RW_REFS_MAX ? few : malloc(nr * sizeof(*refs));
+	struct rref *few[RW_REFS_MAX],
+		**refs = nr <= RW_REFS_MAX ? few : malloc(nr * sizeof(*refs));
 	int err;
 
 	if (!refs) {

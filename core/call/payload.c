@@ -1,26 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Payloads: the data of a call or reply that does not fit its message, and behind it the records of its references.
- * The sender offers it: registered memory laid out like a value, with a nonce of its own; the message says where. The
- * receiver READs it before the handler runs or the future completes, and says DONE.
+ * Payloads: the data of a call or reply that does not fit its message, and behind it the records of
+ * its references. The sender offers it: registered memory laid out like a value, with a nonce of
+ * its own; the message says where. The receiver READs it before the handler runs or the future
+ * completes, and says DONE.
  *
- *   sender    reserve room -> fill -> message -> offered ----DONE, or the fence of the reader----> scrubbed, freed
+ *   sender    reserve room -> fill -> message -> offered -> DONE, or the fence of the reader ->
+ *             scrubbed, freed
  *   receiver  message -> READ -> records handed in, DONE -> handler or future
  *
- * The memory is its sender's again when the reader is done or fenced, never before: not when the call times out. A READ
- * that the caller's CANCEL ends is done when nothing of it is in flight any more, and only then is DONE said.
- * DONE with an error means that the records were not looked at: then their sender takes back what it shared. For who
- * reads and then says otherwise that undoes its own references only.
+ * The memory is its sender's again when the reader is done or fenced, never before: not when the
+ * call times out. A READ that the caller's CANCEL ends is done when nothing of it is in flight any
+ * more, and only then is DONE said. DONE with an error means that the records were not looked at:
+ * then their sender takes back what it shared. For who reads and then says otherwise that undoes
+ * its own references only.
  *
- * Bounds. A sender has as many bytes of payloads that one peer has not read as the largest of them may have; who wants
- * to send more waits for room (call.c; inline handlers and callbacks get -EAGAIN). What a peer's calls occupy where they are served is bounded in serve.c.
- * A READ occupies no thread. Over shm, where it is a copy, it is done in turns by those who let go of the lock.
+ * Bounds. A sender has as many bytes of payloads that one peer has not read as the largest of them
+ * may have; who wants to send more waits for room (call.c; inline handlers and callbacks get
+ * -EAGAIN). What a peer's calls occupy where they are served is bounded in serve.c. A READ occupies
+ * no thread. Over shm, where it is a copy, it is done in turns by those who let go of the lock.
  *
  * From a worker to itself nothing is read: the payload is handed over as it is.
  *
  * Words. A payload lies in a region, and a holder of any value there can READ all of it. The
- * records' words open values of others too, so they are hidden: each by SipHash-2-4 of its
- * record's number. The key is made for this payload, and travels in the message alone.
+ * records' words open values of others too, so they are hidden: each by SipHash-2-4 of its record's
+ * number. The key is made for this payload, and travels in the message alone.
  */
 #include <errno.h>
 #include <sodium.h>
@@ -76,10 +80,11 @@ void rc_payload_drop(struct rc_payload *p)
 }
 
 /*
- * Room for the payload of `a` to rank `to`, and the payload with a copy of its data. *out NULL: none is needed.
- * Waits for room until deadline.
+ * Room for the payload of `a` to rank `to`, and the payload with a copy of its data. *out NULL:
+ * none is needed. Waits for room until deadline.
  */
-int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline, struct rc_payload **out)
+int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline,
+		    struct rc_payload **out)
 {
 	struct rc_payload *p;
 	int err;
@@ -152,7 +157,8 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 	put_le64(key, rb_random64());
 	put_le64(key + 8, rb_random64());
 	hide_words(p->recs, p->nr_refs, key);
-	rw_put_forks(p->recs, (unsigned)p->nr_refs, (char *)rc_value_data(p->value) + p->data_length);
+	rw_put_forks(p->recs, (unsigned)p->nr_refs,
+		     (char *)rc_value_data(p->value) + p->data_length);
 	rc_value_publish(p->value, (struct rref_id){ .local_id = 0, .created_on = ctx->rank });
 	rc_value_locate(p->value, loc);
 	return 0;
@@ -161,7 +167,10 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p)
 {
 	for (size_t i = 0; i < p->nr_refs; i++) {
-		struct rp_event ev = { .type = RP_EV_FORK_UNDO, .id = p->recs[i].id, .src = p->src[i], .fork = p->recs[i].fork,
+		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
+				       .id = p->recs[i].id,
+				       .src = p->src[i],
+				       .fork = p->recs[i].fork,
 				       .peer = p->peer };
 
 		rc_step(ctx, &ev, NULL);
@@ -175,7 +184,8 @@ void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
 	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
 }
 
-static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint32_t what, uint64_t call_id)
+static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint32_t what,
+				       uint64_t call_id)
 {
 	struct list *head = &ctx->call.offers[rc_bucket(ctx, peer, call_id)], *l, *tmp;
 
@@ -219,7 +229,10 @@ void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 		rc_payload_undo(ctx, p);
 }
 
-/* After the device's fence: nothing of the peer is in flight. What was shared with it the machine has dropped. */
+/*
+ * After the device's fence: nothing of the peer is in flight. What was shared with it the machine
+ * has dropped.
+ */
 void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 {
 	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&peer->offer_bytes); i++) {
@@ -236,7 +249,8 @@ void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 
 /* ---- the receiver's side ---- */
 
-static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what, uint64_t call_id, int status)
+static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32_t what,
+				uint64_t call_id, int status)
 {
 	struct rw_message m = { .frame.type = RW_DONE };
 
@@ -246,7 +260,8 @@ static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32
 	rc_send_or_fence(ctx, to->rank, &m); /* the fence ends the offer too */
 }
 
-void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id, int status)
+void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id,
+		     int status)
 {
 	say_done(ctx, from, what, call_id, status);
 }
@@ -333,7 +348,8 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 	rc_lock(ctx);
 	if (err || in->cancelled) {
 		in->status = err ? err : -ECANCELED;
-		snprintf(in->text, sizeof(in->text), "%.*s", (int)sizeof(in->text) - 1, err ? rc_error_text() : "cancelled");
+		snprintf(in->text, sizeof(in->text), "%.*s", (int)sizeof(in->text) - 1,
+			 err ? rc_error_text() : "cancelled");
 		if (!err) {
 			rc_op_claim(f);
 			rc_op_put(f);
@@ -355,8 +371,8 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 }
 
 /*
- * Begins to bring what in->loc says; in->fetched is called under the lock when it is here, or with in->status when it
- * will not be, and never from within this call.
+ * Begins to bring what in->loc says; in->fetched is called under the lock when it is here, or with
+ * in->status when it will not be, and never from within this call.
  */
 void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from)
 {

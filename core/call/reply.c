@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls, the caller's side: what the reply makes of the future. A late reply finds nothing; see call.c. */
+/*
+ * Calls, the caller's side: what the reply makes of the future. A late reply finds nothing; see
+ * call.c.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -26,15 +29,16 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	if (rc_op_claim(f)) {
 		f->status = in->status;
 		if (in->status)
-			snprintf(f->text, sizeof(f->text), "%s: %.200s", in->nr ? "a reference in the result" : "the result",
-				 in->text);
+			snprintf(f->text, sizeof(f->text), "%s: %.200s",
+				 in->nr ? "a reference in the result" : "the result", in->text);
 		rc_op_finish(f, true);
 	}
 	rc_op_put(f);
 }
 
 /* The result's payload is here, or will not be. */
-static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
+				     const struct rp_fork *recs, uint32_t nr)
 {
 	struct rref_future *f = in->future;
 
@@ -44,13 +48,15 @@ static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *i
 }
 
 /* The answer that f waits for. */
-static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from, const struct rw_reply *r)
+static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from,
+				  const struct rw_reply *r)
 {
 	f->replied = true;
 	if (r->loc.version) {
 		struct rc_incoming *in = f->incoming;
 
-		/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
+		/* From here the engine's hold ends in reply_ready, whatever becomes of the future
+		 * meanwhile. */
 		at_store(&f->kind, &rc_replied_kind);
 		in->ready = reply_ready;
 		in->future = f;
@@ -106,7 +112,8 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 				 (uint64_t)r->data_length, r->nr_refs);
 		}
 	}
-	/* From here the engine's hold ends in reply_ready, whatever becomes of the future meanwhile. */
+	/* From here the engine's hold ends in reply_ready, whatever becomes of the future
+	 * meanwhile. */
 	at_store(&f->kind, &rc_replied_kind);
 	f->incoming->ready = reply_ready;
 	f->incoming->future = f;
@@ -114,23 +121,29 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 }
 
 /*
- * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while the lock is held, and with
- * it the engine's hold. But the slot may be given to the next operation while it is looked at here: its state comes first
- * (acquire: partner of the release in rc_op_get, so that its kind is the next one's too, which is none without the lock), and
- * the token is compared once more behind all else.
+ * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while
+ * the lock is held, and with it the engine's hold. But the slot may be given to the next operation
+ * while it is looked at here: its state comes first (acquire: partner of the release in rc_op_get,
+ * so that its kind is the next one's too, which is none without the lock), and the token is
+ * compared once more behind all else.
  */
-static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from,
+						   uint64_t call_id)
 {
 	struct rref_future *f = rc_op_find(ctx, call_id);
 
-	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING || at_load(&f->kind) != &rc_call_kind ||
-	    rc_op_token(f) != call_id)
+	if (!f || (at_load_acq(&f->state) & RC_F_MASK) != RC_F_PENDING ||
+	    at_load(&f->kind) != &rc_call_kind || rc_op_token(f) != call_id)
 		return NULL;
 	return f->peer == from->rank && !f->replied ? f : NULL;
 }
 
-/* The caller gave up. References that came with it are taken and dropped, so that their owners know. */
-static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_reply *r)
+/*
+ * The caller gave up. References that came with it are taken and dropped, so that their owners
+ * know.
+ */
+static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from,
+				  const struct rw_reply *r)
 {
 	/* Held: its slot may be being given to the next one. */
 	struct rref_future *f = rc_op_hold(ctx, r->call_id);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the callee's side. A call waits until the references that came with it are confirmed, then runs on the worker
- * pool or, if its function says so, on the thread that made the progress. Its reply goes out once: answer.c.
+ * Calls, the callee's side. A call waits until the references that came with it are confirmed, then
+ * runs on the worker pool or, if its function says so, on the thread that made the progress. Its
+ * reply goes out once: answer.c.
  *
- * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a payload beyond
- * FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among them may be the answers that the calls
- * being served wait for. A caller with the default max_ops and small arguments cannot get there.
+ * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a
+ * payload beyond FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among
+ * them may be the answers that the calls being served wait for. A caller with the default max_ops
+ * and small arguments cannot get there.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -26,19 +28,22 @@
 #define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
 #define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
 #define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
-#define PLAIN_BYTES 256u                 /* of a plain call's arguments and metadata, at most; room that it does not use is not counted */
+/* of a plain call's arguments and metadata, at most; room that it does not use is not counted */
+#define PLAIN_BYTES 256u
 
 /* ---- the call's life ---- */
 
 /* What a call occupies here, without its payload. */
 static uint64_t call_bytes(const struct rw_call *c)
 {
-	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length + (uint64_t)c->nr_refs * REF_BYTES;
+	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length +
+	       (uint64_t)c->nr_refs * REF_BYTES;
 }
 
 /*
- * A call that was deferred and replied to stays for a while, of which nothing but `replied` is of use: a second reply finds
- * an error there instead of freed memory. Returns the one that has stayed longest, if so many have.
+ * A call that was deferred and replied to stays for a while, of which nothing but `replied` is of
+ * use: a second reply finds an error there instead of freed memory. Returns the one that has stayed
+ * longest, if so many have.
  */
 static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 {
@@ -46,7 +51,8 @@ static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 
 	call->bytes = call->meta = NULL;
 	call->length = call->meta_length = 0;
-	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it finds. */
+	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it
+	 * finds. */
 	return at_xchg_ar(&ctx->call.consumed[at], call);
 }
 
@@ -66,7 +72,10 @@ is_alone void rc_calls_close(struct rref_ctx *ctx)
 	}
 }
 
-/* `in` is as it was made for who takes it next. A call that was refused has that written there, a plain one too. */
+/*
+ * `in` is as it was made for who takes it next. A call that was refused has that written there, a
+ * plain one too.
+ */
 static void make_clean(struct rref_call *call)
 {
 	if (!call->plain || unlikely(call->in.status))
@@ -121,7 +130,8 @@ void rc_call_put(struct rref_call *call)
 		call = keep(ctx, call);
 	if (call && !serve_leave_spare(ctx, call))
 		free(call->block);
-	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may be freed. */
+	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may
+	 * be freed. */
 	at_add_rel(&ctx->call.over, 1);
 }
 
@@ -135,7 +145,8 @@ static int run_handler(struct rref_call *call)
 		at_add(&ctx->n.calls, 1);
 	rc_error_forget();
 	r = call->fn->handler(call, call->fn->arg);
-	rc_site_take(); /* what the handler named last is not where the library makes something for it */
+	/* what the handler named last is not where the library makes something for it */
+	rc_site_take();
 	rc_scope_end(ctx, s, r < 0 ? r : 0);
 	return r;
 }
@@ -148,8 +159,10 @@ static void serve_end_call(struct rref_call *call, int r, unsigned about, char *
 		if (r)
 			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
 	}
-	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the call ends all the same. */
-	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) && !at_xchg_acq(&call->replied, 1)) {
+	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the
+	 * call ends all the same. */
+	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) &&
+	    !at_xchg_acq(&call->replied, 1)) {
 		rc_lock(call->ctx);
 		list_del(&call->open_node);
 		rc_unlock(call->ctx);
@@ -172,7 +185,8 @@ static __attribute__((noinline)) void handler_ended(struct rref_call *call, int 
 	} else if (r < 0 && r >= -4095)
 		snprintf(text, sizeof(text), "%s", rref_strerror(r));
 	else if (r < 0 || r > RREF_DEFER)
-		r = -EINVAL, snprintf(text, sizeof(text), "the function returned neither 0, RREF_DEFER nor an errno");
+		r = -EINVAL, snprintf(text, sizeof(text),
+				      "the function returned neither 0, RREF_DEFER nor an errno");
 	serve_end_call(call, r, about, text, sizeof(text));
 }
 
@@ -241,7 +255,8 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
-	bool many = call->kind == RW_CALL_TAKE && get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
+	bool many = call->kind == RW_CALL_TAKE &&
+		    get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
 
 	for (uint32_t i = 0; i < in->nr; i++)
 		if (in->ref[i].handle)
@@ -254,8 +269,12 @@ static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		rc_pool_push(ctx, call);
 }
 
-/* The references of a call that does not run: taken and dropped, or, unread in its payload, not taken at all. */
-static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status)
+/*
+ * The references of a call that does not run: taken and dropped, or, unread in its payload, not
+ * taken at all.
+ */
+static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from,
+				      const struct rw_call *c, int status)
 {
 	if (c->loc.version)
 		rc_fetch_refuse(ctx, from, RW_PAYLOAD_CALL, c->call_id, status);
@@ -263,25 +282,31 @@ static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from
 		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
 }
 
-static needs_lock struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from,
+						 uint64_t call_id)
 {
 	struct list *l, *tmp;
 
 	list_for_each_safe(l, tmp, bucket) {
 		struct rref_call *call = container_of(l, struct rref_call, open_node);
 
-		if (call->call_id == call_id && call->caller == from->rank && call->caller_epoch == from->epoch)
+		if (call->call_id == call_id && call->caller == from->rank &&
+		    call->caller_epoch == from->epoch)
 			return call;
 	}
 	return NULL;
 }
 
-static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t call_id)
+static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from,
+					      uint64_t call_id)
 {
 	return find_open_in(&ctx->call.open[rc_bucket(ctx, from->rank, call_id)], from, call_id);
 }
 
-/* Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet need not come. */
+/*
+ * Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet
+ * need not come.
+ */
 static needs_lock void cancel(struct rref_ctx *ctx, struct rref_call *call)
 {
 	at_store(&call->cancelled, 1);
@@ -311,7 +336,8 @@ void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 }
 
 /* The payload is here, or will not be. */
-static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr)
+static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
+				    const struct rp_fork *recs, uint32_t nr)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
 
@@ -321,14 +347,18 @@ static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in
 }
 
 /* A call that cannot be taken in. */
-static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c, int status,
+static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ctx,
+							     struct rc_peer *from,
+							     const struct rw_call *c, int status,
 							     const char *text)
 {
 	struct rw_message r;
 
 	rc_log(ctx, RREF_LOG_DEBUG, "a call from rank %u was refused: %s", from->rank, text);
 	if (c->kind == RW_CALL_REMOTE) {
-		struct rp_event ev = { .type = RP_EV_SET, .id = c->id, .status = status, .text = text };
+		struct rp_event ev = {
+			.type = RP_EV_SET, .id = c->id, .status = status, .text = text
+		};
 
 		rc_step(ctx, &ev, NULL);
 		return;
@@ -338,18 +368,24 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 	r.u.reply.status = status;
 	r.u.reply.text = text;
 	r.u.reply.text_length = (uint16_t)strlen(text);
-	/* To oneself without a queue: of whoever is refused for want of memory none is left for the refusal. */
+	/* To oneself without a queue: of whoever is refused for want of memory none is left for
+	 * the refusal. */
 	if (from->rank == ctx->rank)
 		rc_reply_message(ctx, from, &r);
 	else
 		rc_send_or_fence(ctx, from->rank, &r);
 }
 
-/* By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small call. */
+/*
+ * By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small
+ * call.
+ */
 static struct rref_call *new_call(size_t bytes)
 {
-	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 + max_of(bytes, (size_t)PLAIN_BYTES));
-	uintptr_t at = ((uintptr_t)block + _Alignof(struct rref_call) - 1) & ~(uintptr_t)(_Alignof(struct rref_call) - 1);
+	void *block = malloc(sizeof(struct rref_call) + _Alignof(struct rref_call) - 1 +
+			     max_of(bytes, (size_t)PLAIN_BYTES));
+	uintptr_t at = ((uintptr_t)block + _Alignof(struct rref_call) - 1) &
+		       ~(uintptr_t)(_Alignof(struct rref_call) - 1);
 	struct rref_call *call = (struct rref_call *)at;
 
 	if (!block)
@@ -392,7 +428,9 @@ static bool serve_has_room(const struct rref_ctx *ctx, const struct rc_peer *fro
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/* One of which no field but block, hook.run, roomy and in says anything; and in is as it was made. */
+/*
+ * One of which no field but block, hook.run, roomy and in says anything; and in is as it was made.
+ */
 static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 {
 	struct rref_call *call = serve_take_spare(ctx);
@@ -401,10 +439,11 @@ static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 }
 
 /*
- * The straight way of a call that brings nothing but some bytes, for a function that there is. False: it is another one, or
- * something is in the way, and nothing was done.
+ * The straight way of a call that brings nothing but some bytes, for a function that there is.
+ * False: it is another one, or something is in the way, and nothing was done.
  */
-static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_call *c)
+static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
+				  const struct rw_call *c)
 {
 	struct list *bucket = &ctx->call.open[rc_bucket(ctx, from->rank, c->call_id)];
 	size_t data = c->data_length, meta = c->meta_length;
@@ -412,8 +451,8 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, co
 	const struct rc_function *fn;
 	struct rref_call *call;
 
-	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES || !serve_has_room(ctx, from, cost) ||
-	    find_open_in(bucket, from, c->call_id))
+	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES ||
+	    !serve_has_room(ctx, from, cost) || find_open_in(bucket, from, c->call_id))
 		return false;
 	fn = rc_function_find(ctx, c->name, c->name_length);
 	call = likely(fn) ? make_plain(ctx) : NULL;
@@ -456,14 +495,17 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from, co
 }
 
 /* Any call. */
-static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
+							   struct rc_peer *from,
+							   const struct rw_message *m)
 {
 	const struct rw_call *c = &m->u.call;
 	bool located = c->loc.version != 0;
 	size_t inline_length = located ? 0 : c->data_length;
 	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
 	bool room = serve_has_room(ctx, from, bytes) &&
-		    (from->rank == ctx->rank || at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
+		    (from->rank == ctx->rank ||
+		     at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
 	uint32_t epoch = from->epoch;
 	struct rref_call *call;
 
@@ -485,9 +527,12 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 			free_call(ctx, call);
 			if (err == -EPROTO || err == -EINVAL) {
 				at_add(&ctx->n.rejected, 1);
-				rc_peer_fence(ctx, from, -EPROTO, "it asked for a creation with an id that it may not choose");
+				rc_peer_fence(
+					ctx, from, -EPROTO,
+					"it asked for a creation with an id that it may not choose");
 			} else if (err == -ENOMEM) {
-				rc_peer_fence(ctx, from, -EOWNERDEAD, "a message of it was lost for want of memory");
+				rc_peer_fence(ctx, from, -EOWNERDEAD,
+					      "a message of it was lost for want of memory");
 			} else {
 				drop_arguments(ctx, from, c, -EALREADY);
 			}
@@ -501,7 +546,9 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 	if (!call) {
 		int status = room ? -ENOMEM : -EAGAIN;
 
-		refuse_call(ctx, from, c, status, room ? "no memory for the call" : "too many calls of this caller are open there");
+		refuse_call(ctx, from, c, status,
+			    room ? "no memory for the call"
+				 : "too many calls of this caller are open there");
 		if (rc_same_session(ctx, from->rank, epoch))
 			drop_arguments(ctx, from, c, status);
 		return;
@@ -594,7 +641,8 @@ size_t rref_call_meta_length(const struct rref_call *call)
 
 int rref_call_cancelled(const struct rref_call *call)
 {
-	return call ? (int)at_load(&call->cancelled) : rc_fail(EINVAL, "rref_call_cancelled: no call");
+	return call ? (int)at_load(&call->cancelled)
+		    : rc_fail(EINVAL, "rref_call_cancelled: no call");
 }
 
 size_t rref_call_nr_refs(const struct rref_call *call)

@@ -26,14 +26,17 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	struct rc_hook hook;	/* under the lock; its node: also of the pool's queues, and of the spare ones */
+	/* under the lock; its node: also of the pool's queues, and of the spare ones */
+	struct rc_hook hook;
 	struct list open_node;	/* under the lock; ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
 	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
 	uint8_t kind;
-	bool plain;                  /* neither references nor a payload, little data, no creation: see serve.c */
-	bool roomy;                  /* [const] it has room for little data, and is kept for the next call */
+	/* neither references nor a payload, little data, no creation: see serve.c */
+	bool plain;
+	/* [const] it has room for little data, and is kept for the next call */
+	bool roomy;
 	bool counted;                /* in inline_calls */
 	struct rref_id id, fork;     /* REMOTE */
 	const struct rc_function *fn;

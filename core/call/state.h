@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for call/. */
+/* The state of call/ in a context. */
 #ifndef RC_CALL_STATE_H
 #define RC_CALL_STATE_H
 
@@ -17,7 +17,10 @@ struct rc_incoming;
 
 #define RC_CALL_BUCKETS 256u  /* a power of two */
 #define RC_FUNCTION_BUCKETS 64u /* the same */
-/* Kept for the next ones. Where the address sanitizer looks on, none: it is to see who uses a call that it has not any more. */
+/*
+ * Kept for the next ones. Where the address sanitizer looks on, none: it is to see who uses a call
+ * that it has not any more.
+ */
 #if defined(__SANITIZE_ADDRESS__)
 #define RC_SPARE_CALLS 0u
 #else
@@ -34,14 +37,18 @@ struct rc_call_state {
 	struct list spare_calls under_lock; /* plain ones that ended; serve.c */
 	uint32_t nr_spare_calls under_lock;
 	_Atomic(struct rref_call *) spare_call;   /* one more, left without the lock */
-	struct list offers[RC_CALL_BUCKETS] under_lock; /* payloads that others have not read yet, by reader and call id */
+	/* payloads that others have not read yet, by reader and call id */
+	struct list offers[RC_CALL_BUCKETS] under_lock;
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
 	_Atomic(struct rc_function *) functions[RC_FUNCTION_BUCKETS]; /* by name */
 	pthread_mutex_t function_lock;
-	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT]; /* deferred ones that were replied to; serve.c */
+	/* deferred ones that were replied to; serve.c */
+	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT];
 	_Atomic uint32_t nr_consumed;
-	_Atomic uint64_t begun;             /* how many ever were to be served; written under the lock */
-	_Atomic uint64_t ended;             /* of these: those that ended under the lock; written under it */
+	/* how many ever were to be served; written under the lock */
+	_Atomic uint64_t begun;
+	/* of these: those that ended under the lock; written under it */
+	_Atomic uint64_t ended;
 	_Atomic uint64_t over;              /* the others that ended */
 };
 

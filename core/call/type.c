@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Questions for a value's type. A worker that does not know the hash asks the value's owner for the name.
+ * Questions for a value's type. A worker that does not know the hash asks the value's owner for the
+ * name.
  *
- * A query is an operation: first it waits for the value like a read (WAIT, WAITED). If the hash is not
- * known here, it then waits for TYPE_ANSWER. From its TYPE_QUERY on, its completion gives back the engine's
- * hold.
+ * A query is an operation: first it waits for the value like a read (WAIT, WAITED). If the hash is
+ * not known here, it then waits for TYPE_ANSWER. From its TYPE_QUERY on, its completion gives back
+ * the engine's hold.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -54,7 +55,8 @@ query_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locat
 		give_error(f, err, rc_error_text());
 }
 
-static needs_lock void end_query(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
+static needs_lock void end_query(struct rref_ctx *ctx, struct rref_future *f, int status,
+				 const char *text)
 {
 	if (rc_op_fail(f, status, -1, text, true) && !rc_op_unpark(ctx, f))
 		rc_op_put(f);
@@ -82,7 +84,8 @@ static struct rref_future *asking(struct rref_ctx *ctx, uint64_t number)
 {
 	struct rref_future *f = rc_op_hold(ctx, number);
 
-	if (!f || (at_load(&f->kind) == &type_kind && !f->parked && (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING))
+	if (!f || (at_load(&f->kind) == &type_kind && !f->parked &&
+		   (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING))
 		return f;
 	rc_op_put(f);
 	return NULL;
@@ -129,9 +132,11 @@ void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_
 		at_add(&ctx->n.dropped, 1);
 		goto out;
 	}
-	err = rc_type_learn(ctx, f->loc.type_hash, a->name, a->name_length, a->element_size, a->flags, &t);
+	err = rc_type_learn(ctx, f->loc.type_hash, a->name, a->name_length, a->element_size,
+			    a->flags, &t);
 	if (err == -EBADMSG) {
-		snprintf(text, sizeof(text), "%.100s told a type that its value does not have", owner);
+		snprintf(text, sizeof(text), "%.100s told a type that its value does not have",
+			 owner);
 		give_error(f, err, text);
 	} else if (err) {
 		give_error(f, err, rc_error_text());
@@ -148,7 +153,8 @@ static const struct rc_type *known(struct rref *ref)
 {
 	if (at_load_acq(&ref->state) != RC_H_READY)
 		return NULL;
-	return ref->owned ? ref->value->type : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
+	return ref->owned ? ref->value->type
+			  : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
 }
 
 /* until: what the operation itself ends by; a waiter that watches the time gives none. */
@@ -183,7 +189,8 @@ static int begin_query(struct rref *ref, int64_t deadline, int64_t until, struct
 static int type_check(struct rref *ref, const void *arg, const char *what)
 {
 	if (!ref || !arg)
-		return rc_fail(EINVAL, "%s: %s", what, ref ? "no type, or nowhere to put it" : "no reference");
+		return rc_fail(EINVAL, "%s: %s", what,
+			       ref ? "no type, or nowhere to put it" : "no reference");
 	return rc_enter(ref->ctx);
 }
 
@@ -241,8 +248,9 @@ int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **
 	err = begin_query(ref, deadline, deadline, &f);
 	if (err)
 		return err;
+	/* its waiter may come late, or never: the poller has to be awake for it */
 	if (!rref_future_test(f))
-		rc_kick(ref->ctx); /* its waiter may come late, or never: the poller has to be awake for it */
+		rc_kick(ref->ctx);
 	*out = f;
 	return 0;
 }
@@ -261,14 +269,17 @@ int rref_expect_type(struct rref *ref, const struct rref_type *type, int64_t tim
 	if (err || t == want)
 		return err;
 	rref_format(ref, name, sizeof(name));
-	return rc_fail(EPROTOTYPE, "%s of %s is of type %s, not %s", name, rref_owner_name(ref), rc_type_words(t, is, sizeof(is)),
+	return rc_fail(EPROTOTYPE, "%s of %s is of type %s, not %s", name, rref_owner_name(ref),
+		       rc_type_words(t, is, sizeof(is)),
 		       rc_type_words(want, wanted, sizeof(wanted)));
 }
 
 int rref_future_type(const struct rref_future *f, struct rref_type *out)
 {
-	int err = out && out->size >= sizeof(size_t) ? rc_future_check(f, "rref_future_type") :
-						       rc_fail(EINVAL, "rref_future_type: nowhere to put it, or out->size is not set");
+	int err = out && out->size >= sizeof(size_t)
+			  ? rc_future_check(f, "rref_future_type")
+			  : rc_fail(EINVAL,
+				    "rref_future_type: nowhere to put it, or out->size is not set");
 
 	if (err)
 		return err;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The peer connection's handshake, of a new session and of one that resumes. Four blobs, pure functions, no allocation; docs/WIRE.md has the byte tables.
+ * The peer connection's handshake, of a new session and of one that resumes. Four blobs, pure
+ * functions, no allocation; docs/WIRE.md has the byte tables.
  *
- * Each blob starts {kind, version}: the version must be found before anything else is believed, the length included.
- * These three bytes, and the whole of the reason, stay as they are in every later version.
+ * Each blob starts {kind, version}: the version must be found before anything else is believed, the
+ * length included. These three bytes, and the whole of the reason, stay as they are in every later
+ * version.
  *
  * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by
  * its label the role and the step. So no blob serves twice: not in another direction, step,
@@ -26,7 +28,13 @@
 #include "core/group/group.h"
 #include "core/wire/wire.h"
 
-enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3, KIND_RESUME = 0xa4, KIND_RESUMED = 0xa5 };
+enum {
+	KIND_HELLO = 0xa1,
+	KIND_ANSWER = 0xa2,
+	KIND_REASON = 0xa3,
+	KIND_RESUME = 0xa4,
+	KIND_RESUMED = 0xa5
+};
 
 #define OFF_KIND 0
 #define OFF_VERSION 1
@@ -36,7 +44,8 @@ enum { KIND_HELLO = 0xa1, KIND_ANSWER = 0xa2, KIND_REASON = 0xa3, KIND_RESUME = 
 #define HELLO_CLIENT_INCARNATION 7
 #define HELLO_SERVER_INCARNATION 15
 #define HELLO_NONCE 23
-#define HELLO_EPOCH (HELLO_NONCE + 8) /* RESUME: in the nonce, whose number already makes it unique */
+/* RESUME: in the nonce, whose number already makes it unique */
+#define HELLO_EPOCH (HELLO_NONCE + 8)
 #define HELLO_MAC (HELLO_NONCE + RC_NONCE_BYTES)
 #define HELLO_BYTES (HELLO_MAC + RC_SHORT_MAC_BYTES)
 
@@ -64,7 +73,8 @@ struct transcript {
 	uint8_t bytes[2 + 4 + 4 + 8 + 8 + 4 + RC_NONCE_BYTES + RC_NONCE_BYTES];
 };
 
-static void handshake_transcript_make(struct transcript *t, const struct rc_handshake *h, bool is_client)
+static void handshake_transcript_make(struct transcript *t, const struct rc_handshake *h,
+				      bool is_client)
 {
 	uint8_t *p = t->bytes;
 
@@ -78,13 +88,15 @@ static void handshake_transcript_make(struct transcript *t, const struct rc_hand
 	memcpy(p + 30 + RC_NONCE_BYTES, h->server_nonce, RC_NONCE_BYTES);
 }
 
-static void handshake_hello_mac(const struct rc_key *key, const uint8_t *blob, uint32_t server_rank, uint8_t mac[RC_MAC_BYTES])
+static void handshake_hello_mac(const struct rc_key *key, const uint8_t *blob, uint32_t server_rank,
+				uint8_t mac[RC_MAC_BYTES])
 {
 	uint8_t data[HELLO_MAC + 4];
 
 	memcpy(data, blob, HELLO_MAC);
 	put_le32(data + HELLO_MAC, server_rank);
-	rc_mac(key, blob[OFF_KIND] == KIND_RESUME ? "rref peer resume 1" : "rref peer hello 1", data, sizeof(data), mac);
+	rc_mac(key, blob[OFF_KIND] == KIND_RESUME ? "rref peer resume 1" : "rref peer hello 1",
+	       data, sizeof(data), mac);
 }
 
 static size_t answer_mac_at(bool resumes)
@@ -92,19 +104,20 @@ static size_t answer_mac_at(bool resumes)
 	return resumes ? RESUMED_MAC : ANSWER_MAC;
 }
 
-static void answer_mac(const struct rc_key *key, const uint8_t *blob, const struct transcript *t, bool resumes,
-		       uint8_t mac[RC_MAC_BYTES])
+static void answer_mac(const struct rc_key *key, const uint8_t *blob, const struct transcript *t,
+		       bool resumes, uint8_t mac[RC_MAC_BYTES])
 {
 	uint8_t data[RESUMED_MAC + sizeof(t->bytes)];
 	size_t at = answer_mac_at(resumes);
 
 	memcpy(data, blob, at);
 	memcpy(data + at, t->bytes, sizeof(t->bytes));
-	rc_mac(key, resumes ? "rref peer resumed 1" : "rref peer answer 1", data, at + sizeof(t->bytes), mac);
+	rc_mac(key, resumes ? "rref peer resumed 1" : "rref peer answer 1", data,
+	       at + sizeof(t->bytes), mac);
 }
 
-static void proof_mac(const struct rc_key *key, const struct rc_handshake *h, const struct transcript *t,
-		      uint8_t mac[RC_MAC_BYTES])
+static void proof_mac(const struct rc_key *key, const struct rc_handshake *h,
+		      const struct transcript *t, uint8_t mac[RC_MAC_BYTES])
 {
 	uint8_t data[sizeof(t->bytes) + 8];
 
@@ -120,10 +133,12 @@ static void proof_mac(const struct rc_key *key, const struct rc_handshake *h, co
 static int head_check(const char *what, const uint8_t *b, size_t length, uint8_t kind, size_t want)
 {
 	if (length < HEAD_BYTES || b[OFF_KIND] != kind)
-		return rc_fail(EPROTO, "%s: the %zu bytes that came are no %s of this protocol", what, length, what);
+		return rc_fail(EPROTO, "%s: the %zu bytes that came are no %s of this protocol",
+			       what, length, what);
 	if (get_le16(b + OFF_VERSION) != RW_PROTOCOL_VERSION)
-		return rc_fail(EPROTONOSUPPORT, "%s: the peer speaks protocol version %u, this worker version %u", what,
-			       (unsigned)get_le16(b + OFF_VERSION), RW_PROTOCOL_VERSION);
+		return rc_fail(EPROTONOSUPPORT,
+			       "%s: the peer speaks protocol version %u, this worker version %u",
+			       what, (unsigned)get_le16(b + OFF_VERSION), RW_PROTOCOL_VERSION);
 	if (length != want)
 		return rc_fail(EPROTO, "%s: %zu bytes instead of %zu", what, length, want);
 	return 0;
@@ -141,7 +156,8 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 {
 	uint8_t mac[RC_MAC_BYTES];
 
-	/* Never the same number twice from one process, hence from one incarnation: that is how a server knows a repetition. */
+	/* Never the same number twice from one process, hence from one incarnation: that is how a
+	 * server knows a repetition. */
 	put_le64(h->client_nonce, at_add(&hellos, 1) + 1);
 	rc_random(h->client_nonce + 8, RC_NONCE_BYTES - 8);
 	if (h->resumes)
@@ -173,7 +189,8 @@ int rc_hello_from(const void *blob, size_t length, uint32_t self_rank, uint32_t 
 	return 0;
 }
 
-int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h)
+int rc_hello_check(const struct rc_key *key, const void *blob, size_t length,
+		   struct rc_handshake *h)
 {
 	const uint8_t *b = blob;
 	uint8_t mac[RC_MAC_BYTES];
@@ -185,12 +202,16 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length, st
 		return r;
 	handshake_hello_mac(key, b, h->self_rank, mac);
 	if (!rc_mac_equal(mac, b + HELLO_MAC, RC_SHORT_MAC_BYTES))
-		return rc_fail(EKEYREJECTED,
-			       "hello: the peer does not hold the group's key, is not rank %u, or takes "
-			       "this worker (rank %u) for another", from, h->self_rank);
+		return rc_fail(
+			EKEYREJECTED,
+			"hello: the peer does not hold the group's key, is not rank %u, or takes "
+			"this worker (rank %u) for another",
+			from, h->self_rank);
 	if (get_le64(b + HELLO_SERVER_INCARNATION) != h->self_incarnation)
-		return rc_fail(ESTALE, "hello: rank %u looks for another incarnation of this worker (rank %u), which has ended",
-			       from, h->self_rank);
+		return rc_fail(
+			ESTALE,
+			"hello: rank %u looks for another incarnation of this worker (rank %u), which has ended",
+			from, h->self_rank);
 	h->peer_rank = from;
 	h->peer_incarnation = get_le64(b + HELLO_CLIENT_INCARNATION);
 	memcpy(h->client_nonce, b + HELLO_NONCE, RC_NONCE_BYTES);
@@ -223,14 +244,15 @@ size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t 
 	return answer_mac_at(h->resumes) + RC_MAC_BYTES;
 }
 
-int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, struct rc_handshake *h,
-		    uint8_t proof[RC_MAC_BYTES])
+int rc_answer_check(const struct rc_key *key, const void *blob, size_t length,
+		    struct rc_handshake *h, uint8_t proof[RC_MAC_BYTES])
 {
 	const uint8_t *b = blob;
 	struct rc_handshake seen = *h;
 	uint8_t mac[RC_MAC_BYTES];
 	struct transcript t;
-	int r = head_check("answer", b, length, h->resumes ? KIND_RESUMED : KIND_ANSWER, h->resumes ? RESUMED_BYTES : ANSWER_BYTES);
+	int r = head_check("answer", b, length, h->resumes ? KIND_RESUMED : KIND_ANSWER,
+			   h->resumes ? RESUMED_BYTES : ANSWER_BYTES);
 
 	if (r)
 		return r;
@@ -241,15 +263,18 @@ int rc_answer_check(const struct rc_key *key, const void *blob, size_t length, s
 		seen.server_received = get_le64(b + RESUMED_RECEIVED);
 	handshake_transcript_make(&t, &seen, true);
 	answer_mac(key, b, &t, h->resumes, mac);
-	if (!rc_mac_equal(mac, b + answer_mac_at(h->resumes), RC_MAC_BYTES) || get_le32(b + ANSWER_RANK) != h->peer_rank ||
-	    (h->resumes && seen.epoch != h->epoch))
-		return rc_fail(EKEYREJECTED, "answer: the peer does not hold the group's key, or is not rank %u", h->peer_rank);
+	if (!rc_mac_equal(mac, b + answer_mac_at(h->resumes), RC_MAC_BYTES) ||
+	    get_le32(b + ANSWER_RANK) != h->peer_rank || (h->resumes && seen.epoch != h->epoch))
+		return rc_fail(EKEYREJECTED,
+			       "answer: the peer does not hold the group's key, or is not rank %u",
+			       h->peer_rank);
 	proof_mac(key, &seen, &t, proof);
 	*h = seen;
 	return 0;
 }
 
-int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const uint8_t proof[RC_MAC_BYTES])
+int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h,
+		   const uint8_t proof[RC_MAC_BYTES])
 {
 	uint8_t mac[RC_MAC_BYTES];
 	struct transcript t;
@@ -258,9 +283,13 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h, const
 	handshake_transcript_make(&t, h, false);
 	proof_mac(key, h, &t, mac);
 	equal = rc_mac_equal(mac, proof, RC_MAC_BYTES);
-	/* What was expected would be the proof itself: it must not stay on the stack for a later leak. */
+	/* What was expected would be the proof itself: it must not stay on the stack for a later
+	 * leak. */
 	explicit_bzero(mac, sizeof(mac));
-	return equal ? 0 : rc_fail(EKEYREJECTED, "proof: rank %u could not prove that it holds the group's key", h->peer_rank);
+	return equal ? 0
+		     : rc_fail(EKEYREJECTED,
+			       "proof: rank %u could not prove that it holds the group's key",
+			       h->peer_rank);
 }
 
 /* Fresh nonces of both make them this connection's alone: no message of another, nor of the
@@ -290,7 +319,10 @@ size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX])
 	return REASON_TEXT + length;
 }
 
-/* Nobody has proved anything yet: the code is only a code, and the text only words, with nothing that steers a terminal. */
+/*
+ * Nobody has proved anything yet: the code is only a code, and the text only words, with nothing
+ * that steers a terminal.
+ */
 int rc_reason_parse(const void *blob, size_t length, char *text, size_t size)
 {
 	const uint8_t *b = blob;
@@ -307,7 +339,9 @@ int rc_reason_parse(const void *blob, size_t length, char *text, size_t size)
 	if (size) {
 		n = min_of(length - REASON_TEXT, size - 1);
 		for (size_t i = 0; i < n; i++)
-			text[i] = b[REASON_TEXT + i] >= 0x20 && b[REASON_TEXT + i] < 0x7f ? (char)b[REASON_TEXT + i] : '?';
+			text[i] = b[REASON_TEXT + i] >= 0x20 && b[REASON_TEXT + i] < 0x7f
+					  ? (char)b[REASON_TEXT + i]
+					  : '?';
 		text[n] = '\0';
 	}
 	return -(int)err;

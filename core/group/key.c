@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs,
- * its constant-time comparison, its wiping. The random numbers are base/random.h's.
+ * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its
+ * constant-time comparison, its wiping. The random numbers are base/random.h's.
  *
- * A key that others could read or replace is worth nothing, so every file is opened first and then judged by fstat
- * of what was opened: a check by name could be raced.
+ * A key that others could read or replace is worth nothing, so every file is opened first and then
+ * judged by fstat of what was opened: a check by name could be raced.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -33,11 +33,16 @@
 #define OTHER_DIRS 1000
 #define OTHER_DIR_WAIT_NS (50 * NSEC_PER_MSEC)
 
-_Static_assert(RC_KEY_BYTES >= crypto_generichash_KEYBYTES_MIN && RC_KEY_BYTES <= crypto_generichash_KEYBYTES_MAX, "key");
-_Static_assert(RC_MAC_BYTES >= crypto_generichash_BYTES_MIN && RC_MAC_BYTES <= crypto_generichash_BYTES_MAX, "MAC");
+_Static_assert(RC_KEY_BYTES >= crypto_generichash_KEYBYTES_MIN &&
+		       RC_KEY_BYTES <= crypto_generichash_KEYBYTES_MAX,
+	       "key");
+_Static_assert(RC_MAC_BYTES >= crypto_generichash_BYTES_MIN &&
+		       RC_MAC_BYTES <= crypto_generichash_BYTES_MAX,
+	       "MAC");
 _Static_assert(RC_KEY_BYTES == RC_MAC_BYTES && RC_KEY_BYTES == crypto_kx_PUBLICKEYBYTES &&
 	       RC_KEY_BYTES == crypto_kx_SECRETKEYBYTES, "one size for keys and MACs");
-_Static_assert(RC_SHORT_MAC_BYTES <= RC_MAC_BYTES && RC_SHORT_MAC_BYTES >= 16, "a short MAC is a cut MAC");
+_Static_assert(RC_SHORT_MAC_BYTES <= RC_MAC_BYTES && RC_SHORT_MAC_BYTES >= 16,
+	       "a short MAC is a cut MAC");
 
 static pthread_once_t sodium_once = PTHREAD_ONCE_INIT;
 
@@ -52,7 +57,8 @@ void rc_random(void *buf, size_t length)
 	rb_random(buf, length);
 }
 
-void rc_mac(const struct rc_key *key, const char *label, const void *data, size_t length, uint8_t *mac)
+void rc_mac(const struct rc_key *key, const char *label, const void *data, size_t length,
+	    uint8_t *mac)
 {
 	crypto_generichash_state state;
 
@@ -118,7 +124,10 @@ void rc_key_wipe(struct rc_key *key)
 		sodium_memzero(key, sizeof(*key));
 }
 
-/* The bytes of a key become a key of fixed length; the label keeps a user's key from ever equalling a group's. */
+/*
+ * The bytes of a key become a key of fixed length; the label keeps a user's key from ever equalling
+ * a group's.
+ */
 static void derive(const char *label, const void *bytes, size_t length, struct rc_key *out)
 {
 	crypto_generichash_state state;
@@ -174,7 +183,8 @@ static int load_group_key(const char *path, struct rc_key *out)
 	int fd, r;
 
 	rc_quote(name, sizeof(name), path, strlen(path));
-	/* O_NOFOLLOW: who may place a link could choose the key. O_NONBLOCK: a FIFO must not stop us before fstat sees it. */
+	/* O_NOFOLLOW: who may place a link could choose the key. O_NONBLOCK: a FIFO must not stop
+	 * us before fstat sees it. */
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0) {
 		int err = errno;
@@ -182,9 +192,13 @@ static int load_group_key(const char *path, struct rc_key *out)
 		if (err == ENOENT || err == ENOTDIR)
 			return rc_fail(ENOENT, "key file \"%s\": no such file", name);
 		if (err == ELOOP)
-			return rc_fail(EACCES, "key file \"%s\" is a symbolic link: name the file itself", name);
+			return rc_fail(EACCES,
+				       "key file \"%s\" is a symbolic link: name the file itself",
+				       name);
 		if (err == EACCES || err == EPERM)
-			return rc_fail(EACCES, "key file \"%s\": this user (uid %u) may not read it", name, (unsigned)geteuid());
+			return rc_fail(EACCES,
+				       "key file \"%s\": this user (uid %u) may not read it", name,
+				       (unsigned)geteuid());
 		return rc_fail(err, "key file \"%s\": open: %s", name, rref_strerror(err));
 	}
 	if (fstat(fd, &st) < 0) {
@@ -196,13 +210,16 @@ static int load_group_key(const char *path, struct rc_key *out)
 		goto close_file;
 	}
 	if (st.st_uid != geteuid() && st.st_uid != 0) {
-		r = rc_fail(EACCES, "key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root", name,
-			    (unsigned)st.st_uid, (unsigned)geteuid());
+		r = rc_fail(
+			EACCES,
+			"key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root",
+			name, (unsigned)st.st_uid, (unsigned)geteuid());
 		goto close_file;
 	}
 	if (st.st_mode & 077) {
-		r = rc_fail(EACCES, "key file \"%s\" has mode %04o, others could use it: chmod 600 it", name,
-			    (unsigned)st.st_mode & 07777);
+		r = rc_fail(EACCES,
+			    "key file \"%s\" has mode %04o, others could use it: chmod 600 it",
+			    name, (unsigned)st.st_mode & 07777);
 		goto close_file;
 	}
 	n = read_all(fd, bytes, sizeof(bytes));
@@ -212,7 +229,8 @@ static int load_group_key(const char *path, struct rc_key *out)
 	}
 	if (n < KEY_FILE_MIN || n > KEY_FILE_MAX) {
 		r = rc_fail(EINVAL, "key file \"%s\" has %s%zd bytes; a key has %d to %d", name,
-			    n > KEY_FILE_MAX ? "more than " : "", n > KEY_FILE_MAX ? (ssize_t)KEY_FILE_MAX : n, KEY_FILE_MIN,
+			    n > KEY_FILE_MAX ? "more than " : "",
+			    n > KEY_FILE_MAX ? (ssize_t)KEY_FILE_MAX : n, KEY_FILE_MIN,
 			    KEY_FILE_MAX);
 		goto wipe_bytes;
 	}
@@ -241,15 +259,21 @@ static int open_private_dir(const char *path)
 	return fd;
 }
 
-/* Says why there is no key at path, or at name in path: a limit of this process, or a place that does not serve. */
+/*
+ * Says why there is no key at path, or at name in path: a limit of this process, or a place that
+ * does not serve.
+ */
 static int no_key(int err, const char *what, const char *path, const char *name)
 {
 	const char *slash = *name ? "/" : "";
 
 	if (limit_errno(err) == ENOMEM)
-		return rc_fail(ENOMEM, "user key: cannot %s %s%s%s: %s", what, path, slash, name, limit_why("file", err, USER_SECRET_BYTES));
-	return rc_fail(EACCES, "user key: cannot %s %s%s%s: %s; set RREF_KEY_FILE, or XDG_RUNTIME_DIR to a directory of this user",
-		       what, path, slash, name, rref_strerror(err));
+		return rc_fail(ENOMEM, "user key: cannot %s %s%s%s: %s", what, path, slash, name,
+			       limit_why("file", err, USER_SECRET_BYTES));
+	return rc_fail(
+		EACCES,
+		"user key: cannot %s %s%s%s: %s; set RREF_KEY_FILE, or XDG_RUNTIME_DIR to a directory of this user",
+		what, path, slash, name, rref_strerror(err));
 }
 
 /*
@@ -362,8 +386,9 @@ static int open_user_dir(char *path, size_t size, const char **name)
 }
 
 /*
- * Makes the secret. It is complete before it has its name, and link(2) gives the name to one process only: all that
- * start at the same time then read the same bytes, and a crash in between leaves no half of a key.
+ * Makes the secret. It is complete before it has its name, and link(2) gives the name to one
+ * process only: all that start at the same time then read the same bytes, and a crash in between
+ * leaves no half of a key.
  */
 static int create_user_secret(int dir, const char *path, const char *name)
 {
@@ -380,7 +405,8 @@ static int create_user_secret(int dir, const char *path, const char *name)
 	rc_random(secret, sizeof(secret));
 	r = limit_file(sizeof(secret)) ? -errno : key_write_all(fd, secret, sizeof(secret));
 	sodium_memzero(secret, sizeof(secret));
-	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power cut. */
+	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power
+	 * cut. */
 	if (!r && fsync(fd) < 0)
 		r = -errno;
 	close(fd);
@@ -416,7 +442,8 @@ static int load_user_key(struct rc_key *out)
 		if (fd >= 0)
 			break;
 		if (errno == ELOOP) {
-			r = rc_fail(EACCES, "user key: %s/%s is a symbolic link: remove it", path, name);
+			r = rc_fail(EACCES, "user key: %s/%s is a symbolic link: remove it", path,
+				    name);
 			goto close_dir;
 		}
 		if (errno != ENOENT || tries == USER_TRIES) {
@@ -432,15 +459,18 @@ static int load_user_key(struct rc_key *out)
 		goto close_file;
 	}
 	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077)) {
-		r = rc_fail(EACCES, "user key: %s/%s is not a file of this user (uid %u) alone, mode 0600: remove it", path, name,
-			    (unsigned)geteuid());
+		r = rc_fail(
+			EACCES,
+			"user key: %s/%s is not a file of this user (uid %u) alone, mode 0600: remove it",
+			path, name, (unsigned)geteuid());
 		goto close_file;
 	}
 	n = read_all(fd, secret, sizeof(secret));
 	if (n < 0) {
 		r = rc_fail((int)-n, "user key: read %s/%s: %s", path, name, rref_strerror((int)n));
 	} else if (n != USER_SECRET_BYTES) {
-		r = rc_fail(EINVAL, "user key: %s/%s does not have %d bytes: remove it", path, name, USER_SECRET_BYTES);
+		r = rc_fail(EINVAL, "user key: %s/%s does not have %d bytes: remove it", path, name,
+			    USER_SECRET_BYTES);
 	} else {
 		derive("rref user key 1", secret, USER_SECRET_BYTES, out);
 		out->is_group = false;

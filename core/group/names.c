@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Names of workers and functions, and the device text: pure checks, each with words for the one who typed it. */
+/*
+ * Names of workers and functions, and the device text: pure checks, each with words for the one who
+ * typed it.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -13,8 +16,13 @@ enum { NAME = 1, FUNCTION = 2 }; /* where a character may stand */
 
 /* Not isalnum: what a name may hold must not depend on the locale, since peers compare names. */
 static const uint8_t char_in[256] = {
-	['A' ... 'Z'] = NAME | FUNCTION, ['a' ... 'z'] = NAME | FUNCTION, ['0' ... '9'] = NAME | FUNCTION, ['_'] = NAME | FUNCTION,
-	[':'] = NAME | FUNCTION, ['-'] = NAME | FUNCTION, ['.'] = FUNCTION,
+	['A' ... 'Z'] = NAME | FUNCTION,
+	['a' ... 'z'] = NAME | FUNCTION,
+	['0' ... '9'] = NAME | FUNCTION,
+	['_'] = NAME | FUNCTION,
+	[':'] = NAME | FUNCTION,
+	['-'] = NAME | FUNCTION,
+	['.'] = FUNCTION,
 };
 
 static bool is_name_char(char c)
@@ -22,7 +30,8 @@ static bool is_name_char(char c)
 	return char_in[(unsigned char)c] & NAME;
 }
 
-static __attribute__((cold)) int explain(const char *what, const char *allowed, const char *name, bool dot)
+static __attribute__((cold)) int explain(const char *what, const char *allowed, const char *name,
+					 bool dot)
 {
 	char quoted[64];
 	size_t length;
@@ -32,15 +41,17 @@ static __attribute__((cold)) int explain(const char *what, const char *allowed, 
 	length = strnlen(name, RREF_NAME_MAX + 1);
 	rc_quote(quoted, sizeof(quoted), name, length);
 	if (length == 0)
-		return rc_fail(EINVAL, "%s: empty; 1 to %d of %s are allowed", what, RREF_NAME_MAX, allowed);
+		return rc_fail(EINVAL, "%s: empty; 1 to %d of %s are allowed", what, RREF_NAME_MAX,
+			       allowed);
 	if (length > RREF_NAME_MAX)
-		return rc_fail(EINVAL, "%s \"%s\": longer than %d bytes", what, quoted, RREF_NAME_MAX);
+		return rc_fail(EINVAL, "%s \"%s\": longer than %d bytes", what, quoted,
+			       RREF_NAME_MAX);
 	size_t i = 0;
 
 	while (is_name_char(name[i]) || (dot && name[i] == '.'))
 		i++;
-	return rc_fail(EINVAL, "%s \"%s\": byte 0x%02x at %zu is not allowed, only %s are", what, quoted,
-		       (unsigned)(unsigned char)name[i], i, allowed);
+	return rc_fail(EINVAL, "%s \"%s\": byte 0x%02x at %zu is not allowed, only %s are", what,
+		       quoted, (unsigned)(unsigned char)name[i], i, allowed);
 }
 
 /* The length of a good one, or 0. */
@@ -113,16 +124,22 @@ int rc_device_parse(const char *text, struct rc_device_choice *out)
 		return 0;
 	}
 	if (strncmp(text, "ibv:", 4) != 0)
-		return rc_fail(EINVAL, "device \"%s\": not auto, shm, ibv or ibv:<device>[:port[:gid-index]]", quoted);
+		return rc_fail(
+			EINVAL,
+			"device \"%s\": not auto, shm, ibv or ibv:<device>[:port[:gid-index]]",
+			quoted);
 
 	field = text + 4;
 	end = strchrnul(field, ':');
 	if (end == field || (size_t)(end - field) >= sizeof(c.device))
-		return rc_fail(EINVAL, "device \"%s\": the device's name must have 1 to %zu bytes", quoted, sizeof(c.device) - 1);
+		return rc_fail(EINVAL, "device \"%s\": the device's name must have 1 to %zu bytes",
+			       quoted, sizeof(c.device) - 1);
 	for (const char *p = field; p < end; p++)
 		if (!(is_name_char(*p) || *p == '.'))
-			return rc_fail(EINVAL, "device \"%s\": byte 0x%02x is not allowed in a device's name", quoted,
-				       (unsigned)(unsigned char)*p);
+			return rc_fail(
+				EINVAL,
+				"device \"%s\": byte 0x%02x is not allowed in a device's name",
+				quoted, (unsigned)(unsigned char)*p);
 	memcpy(c.device, field, (size_t)(end - field));
 	if (*end) {
 		field = end + 1;
@@ -130,13 +147,16 @@ int rc_device_parse(const char *text, struct rc_device_choice *out)
 		/* Verbs counts ports and GID indices in 8 bits. */
 		c.port = small_number(field, (size_t)(end - field), 1, 255);
 		if (c.port < 0)
-			return rc_fail(EINVAL, "device \"%s\": the port must be a number, 1 to 255", quoted);
+			return rc_fail(EINVAL, "device \"%s\": the port must be a number, 1 to 255",
+				       quoted);
 	}
 	if (*end) {
 		field = end + 1;
 		c.gid_index = small_number(field, strlen(field), 0, 255);
 		if (c.gid_index < 0)
-			return rc_fail(EINVAL, "device \"%s\": the GID index must be a number, 0 to 255", quoted);
+			return rc_fail(EINVAL,
+				       "device \"%s\": the GID index must be a number, 0 to 255",
+				       quoted);
 	}
 	*out = c;
 	return 0;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Options: defaults, and the environment. A variable is understood entirely or refused with its name and value: a job
- * of a thousand workers must not start with a limit that was read as zero. Empty is not unset.
+ * Options: defaults, and the environment. A variable is understood entirely or refused with its
+ * name and value: a job of a thousand workers must not start with a limit that was read as zero.
+ * Empty is not unset.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -35,24 +36,40 @@ static const struct number {
 	uint64_t max;
 } numbers[] = {
 	{ "RREF_RANK", "RANK", FIELD_INT, offsetof(struct rref_options, rank), 0, WORLD_MAX - 1 },
-	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, offsetof(struct rref_options, world_size), 1, WORLD_MAX },
-	{ "RREF_POLLER_CORE", NULL, FIELD_INT, offsetof(struct rref_options, poller_core), -1, CORE_MAX },
-	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, nr_threads), 0, THREADS_MAX },
-	{ "RREF_MAX_WAITING", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_waiting), 0, WAITING_MAX },
-	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_ops), 0, OPS_MAX },
-	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_value_bytes), 0, SIZE_MAX },
-	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },
-	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, region_bytes), 0, REGION_MAX },
-	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0, TIMEOUT_MS_MAX },
-	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, init_timeout), 0, TIMEOUT_MS_MAX },
-	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0, TIMEOUT_MS_MAX },
-	{ "RREF_STALL_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, stall_timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, offsetof(struct rref_options, world_size), 1,
+	  WORLD_MAX },
+	{ "RREF_POLLER_CORE", NULL, FIELD_INT, offsetof(struct rref_options, poller_core), -1,
+	  CORE_MAX },
+	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, nr_threads), 0,
+	  THREADS_MAX },
+	{ "RREF_MAX_WAITING", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_waiting), 0,
+	  WAITING_MAX },
+	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_ops), 0,
+	  OPS_MAX },
+	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_value_bytes),
+	  0, SIZE_MAX },
+	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE,
+	  offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },
+	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, region_bytes), 0,
+	  REGION_MAX },
+	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0,
+	  TIMEOUT_MS_MAX },
+	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, init_timeout), 0,
+	  TIMEOUT_MS_MAX },
+	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0,
+	  TIMEOUT_MS_MAX },
+	{ "RREF_STALL_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, stall_timeout), 0,
+	  TIMEOUT_MS_MAX },
 };
 
 void rref_options_init_size(struct rref_options *opt, size_t size)
 {
-	struct rref_options o = { .size = size, .rank = -1, .device = "auto", .poller_core = -1,
-				  .log_level = RREF_LOG_WARNING, .stall_timeout = 60 * NSEC_PER_SEC };
+	struct rref_options o = { .size = size,
+				  .rank = -1,
+				  .device = "auto",
+				  .poller_core = -1,
+				  .log_level = RREF_LOG_WARNING,
+				  .stall_timeout = 60 * NSEC_PER_SEC };
 
 	if (!opt)
 		return;
@@ -65,14 +82,20 @@ int rc_options_read(const struct rref_options *opt, struct rref_options *out)
 	size_t size = opt->size;
 
 	if (size < RC_OPTIONS_MIN)
-		return rc_fail(EINVAL, "options: size is %zu, the least is %zu: call rref_options_init first", size, RC_OPTIONS_MIN);
-	/* A newer program: what this library does not know must not have been asked for. The page bounds a wild size. */
+		return rc_fail(
+			EINVAL,
+			"options: size is %zu, the least is %zu: call rref_options_init first",
+			size, RC_OPTIONS_MIN);
+	/* A newer program: what this library does not know must not have been asked for. The page
+	 * bounds a wild size. */
 	if (size > RC_OPTIONS_MAX)
 		return rc_fail(EINVAL, "options: size is %zu: call rref_options_init first", size);
 	for (size_t i = sizeof(*out); i < size; i++)
 		if (((const unsigned char *)opt)[i])
-			return rc_fail(EINVAL, "options: size is %zu, this library (%s) knows %zu, and something beyond is set", size,
-				       rref_version(), sizeof(*out));
+			return rc_fail(
+				EINVAL,
+				"options: size is %zu, this library (%s) knows %zu, and something beyond is set",
+				size, rref_version(), sizeof(*out));
 	rref_options_init(out);
 	memcpy(out, opt, min_of(size, sizeof(*out)));
 	out->size = sizeof(*out);
@@ -83,11 +106,13 @@ static int options_refuse(const char *variable, const char *value, const char *w
 {
 	char quoted[128];
 
-	return rc_fail(EINVAL, "%s=\"%s\": %s", variable, rc_quote(quoted, sizeof(quoted), value, strlen(value)), why);
+	return rc_fail(EINVAL, "%s=\"%s\": %s", variable,
+		       rc_quote(quoted, sizeof(quoted), value, strlen(value)), why);
 }
 
 /* Decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
-static int options_parse_number(const char *variable, const char *value, int min, uint64_t max, bool *negative, uint64_t *out)
+static int options_parse_number(const char *variable, const char *value, int min, uint64_t max,
+				bool *negative, uint64_t *out)
 {
 	const char *p = value;
 	uint64_t v = 0;
@@ -103,10 +128,12 @@ static int options_parse_number(const char *variable, const char *value, int min
 
 		if (digit > 9)
 			return options_refuse(variable, value, "not a whole decimal number");
-		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)digit, &v))
+		if (__builtin_mul_overflow(v, (uint64_t)10, &v) ||
+		    __builtin_add_overflow(v, (uint64_t)digit, &v))
 			over = true;
 	}
-	if (over || (*negative ? v > (uint64_t)-(int64_t)min : v > max || (min > 0 && v < (uint64_t)min))) {
+	if (over || (*negative ? v > (uint64_t) - (int64_t)min
+			       : v > max || (min > 0 && v < (uint64_t)min))) {
 		snprintf(why, sizeof(why), "not in %d..%llu", min, (unsigned long long)max);
 		return options_refuse(variable, value, why);
 	}
@@ -114,7 +141,8 @@ static int options_parse_number(const char *variable, const char *value, int min
 	return 0;
 }
 
-static int read_number(const struct number *n, const char *variable, const char *value, struct rref_options *opt)
+static int read_number(const struct number *n, const char *variable, const char *value,
+		       struct rref_options *opt)
 {
 	char *field = (char *)opt + n->offset;
 	bool negative;
@@ -151,13 +179,14 @@ static int read_word(const char *variable, const char *value, const char *const 
 			return i;
 	used += (size_t)snprintf(why, sizeof(why), "not one of");
 	for (int i = 0; i < nr && used < sizeof(why); i++)
-		used += (size_t)snprintf(why + used, sizeof(why) - used, "%s %s", i ? "," : "", words[i]);
+		used += (size_t)snprintf(why + used, sizeof(why) - used, "%s %s", i ? "," : "",
+					 words[i]);
 	return options_refuse(variable, value, why);
 }
 
 /*
- * MASTER_ADDR and MASTER_PORT are two variables, the option is one text, and options are plain data without an end of
- * life. So the few texts that a process ever forms are kept, each once.
+ * MASTER_ADDR and MASTER_PORT are two variables, the option is one text, and options are plain data
+ * without an end of life. So the few texts that a process ever forms are kept, each once.
  */
 static const char *keep_text(const char *text)
 {
@@ -196,15 +225,17 @@ static int read_master(struct rref_options *opt)
 		/* Alone it names no place. That matters only to a group that has none otherwise. */
 		if (opt->rendezvous || opt->world_size == 1)
 			return 0;
-		return rc_fail(EINVAL, "%s is set but %s is not; set both, or RREF_RENDEZVOUS=host:port",
-			       addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
+		return rc_fail(
+			EINVAL, "%s is set but %s is not; set both, or RREF_RENDEZVOUS=host:port",
+			addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
 	}
 	if (!*addr || strlen(addr) > 255)
 		return options_refuse("MASTER_ADDR", addr, "not a host");
 	r = options_parse_number("MASTER_PORT", port, 1, 65535, &negative, &number);
 	if (r)
 		return r;
-	/* torchrun's own agent listens at MASTER_PORT then, for the whole life of the job. The next port is ours. */
+	/* torchrun's own agent listens at MASTER_PORT then, for the whole life of the job. The
+	 * next port is ours. */
 	if (agent && strcmp(agent, "True") == 0)
 		number = number == 65535 ? number - 1 : number + 1;
 	if (strchr(addr, ':') && addr[0] != '[')
@@ -213,7 +244,8 @@ static int read_master(struct rref_options *opt)
 		snprintf(text, sizeof(text), "%s:%u", addr, (unsigned)number);
 	opt->rendezvous = keep_text(text);
 	if (!opt->rendezvous)
-		return rc_fail(ENOMEM, "no memory for the rendezvous address (%zu bytes)", strlen(text) + 1);
+		return rc_fail(ENOMEM, "no memory for the rendezvous address (%zu bytes)",
+			       strlen(text) + 1);
 	return 0;
 }
 
@@ -247,9 +279,12 @@ static void add_launcher(char *text, size_t size)
 			continue;
 		snprintf(rank, sizeof(rank), "%s", value);
 		rc_quote(quoted, sizeof(quoted), rank, strlen(rank));
-		snprintf(text + used, size - used, ". %s started this process (%s=%s): %s sh -c 'RREF_RANK=$%s RREF_WORLD_SIZE=%s%s "
-			 "exec \"$0\" \"$@\"' ./program", l->name, l->rank, quoted, l->command, l->rank, l->size ? "$" : "",
-			 l->size ? l->size : "N");
+		snprintf(
+			text + used, size - used,
+			". %s started this process (%s=%s): %s sh -c 'RREF_RANK=$%s RREF_WORLD_SIZE=%s%s "
+			"exec \"$0\" \"$@\"' ./program",
+			l->name, l->rank, quoted, l->command, l->rank, l->size ? "$" : "",
+			l->size ? l->size : "N");
 		return;
 	}
 }
@@ -265,11 +300,16 @@ static int options_check_place(const struct rref_options *o)
 	if (o->rank >= 0)
 		snprintf(rank, sizeof(rank), "the rank is %d, but ", o->rank);
 	if (o->world_size > 0)
-		snprintf(text, sizeof(text), "no rank: the group has %d workers, and neither RREF_RANK nor RANK (torchrun) is set",
-			 o->world_size);
+		snprintf(
+			text, sizeof(text),
+			"no rank: the group has %d workers, and neither RREF_RANK nor RANK (torchrun) is set",
+			o->world_size);
 	else
-		snprintf(text, sizeof(text), "no group: %sneither RREF_WORLD_SIZE nor WORLD_SIZE (torchrun) is set; each worker needs "
-			 "RREF_RANK, RREF_WORLD_SIZE, RREF_RENDEZVOUS; RREF_WORLD_SIZE=1 is a group of one", rank);
+		snprintf(
+			text, sizeof(text),
+			"no group: %sneither RREF_WORLD_SIZE nor WORLD_SIZE (torchrun) is set; each worker needs "
+			"RREF_RANK, RREF_WORLD_SIZE, RREF_RENDEZVOUS; RREF_WORLD_SIZE=1 is a group of one",
+			rank);
 	add_launcher(text, sizeof(text));
 	return rc_fail(EINVAL, "%s", text);
 }
@@ -318,12 +358,14 @@ int rref_options_from_env(struct rref_options *opt)
 	if ((value = getenv("RREF_KEY_FILE"))) {
 		/* Empty must not mean "no key": who sets the variable wants one. */
 		if (!*value)
-			return options_refuse("RREF_KEY_FILE", value, "empty; unset it to go without a key");
+			return options_refuse("RREF_KEY_FILE", value,
+					      "empty; unset it to go without a key");
 		o.key_file = value;
 	}
 	if ((value = getenv("RREF_RENDEZVOUS"))) {
 		if (!*value)
-			return options_refuse("RREF_RENDEZVOUS", value, "empty; it must be host:port");
+			return options_refuse("RREF_RENDEZVOUS", value,
+					      "empty; it must be host:port");
 		o.rendezvous = value;
 	} else if ((r = read_master(&o))) {
 		return r;
@@ -342,7 +384,8 @@ int rref_options_from_env(struct rref_options *opt)
 	}
 	if ((value = getenv("RREF_TRACE"))) {
 		if (!*value)
-			return options_refuse("RREF_TRACE", value, "empty; unset it to write no trace");
+			return options_refuse("RREF_TRACE", value,
+					      "empty; unset it to write no trace");
 		o.trace = value;
 	}
 	if ((value = getenv("RREF_LEAK_CHECK"))) {

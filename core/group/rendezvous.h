@@ -1,19 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous, inside: rank 0 serves, the others come. docs/WIRE.md, "Rendezvous", has the byte tables.
+ * The rendezvous, inside: rank 0 serves, the others come. docs/WIRE.md, "Rendezvous", has the byte
+ * tables.
  *
- *   worker                                     rank 0
- *     HELLO     rank, world, nonce, MAC   -->         wrong version, wrong key: REFUSE (the one frame without proof)
- *               <--  CHALLENGE  nonce, MAC            rank 0 holds the key
- *     JOIN      MAC, its own entry        -->         the worker holds it, and is no replay: it has its place
- *               <--  JOINED                           from here on each control frame of rank 0 has a tag: MAC over
- *               <--  STATUS     who is, who was here   both nonces and a sequence number
- *               <--  MEMBER * world, END              END's tag covers all entries
- *               <--  FAILED     errno, text           instead of JOINED, or at any time before END
+ *   worker                              rank 0
+ *     HELLO  rank, world, nonce, MAC  -->      wrong version, wrong key: REFUSE, the one frame
+ *                                              without proof
+ *            <-- CHALLENGE  nonce, MAC         rank 0 holds the key
+ *     JOIN   MAC, its own entry       -->      the worker holds it, and is no replay: it has its
+ *                                              place
+ *            <-- JOINED                        from here on each control frame of rank 0 has a tag:
+ *                                              MAC over both nonces and a sequence number
+ *            <-- STATUS  who is, who was here
+ *            <-- MEMBER * world, END           END's tag covers all entries
+ *            <-- FAILED  errno, text           instead of JOINED, or at any time before END
  *
- * Every frame is {magic, version, type, length} and a body of bounded length. HELLO keeps its form and its MAC in all
- * later versions: so a mixture of versions is told apart from garbage, and only a worker that holds the key can make
- * the group fail for it.
+ * Every frame is {magic, version, type, length} and a body of bounded length. HELLO keeps its form
+ * and its MAC in all later versions: so a mixture of versions is told apart from garbage, and only
+ * a worker that holds the key can make the group fail for it.
  *
  * Thread class: all of this runs inside rc_rendezvous, on its caller's thread; nothing is shared.
  */
@@ -30,7 +34,8 @@
 #include "core/group/group.h"
 #include "core/wire/wire.h"
 
-#define RZ_VERSION RW_PROTOCOL_VERSION           /* one number for all that workers say to each other */
+/* one number for all that workers say to each other */
+#define RZ_VERSION RW_PROTOCOL_VERSION
 #define RZ_WORLD_MAX 1024
 #define RZ_TEXT_MAX 480                          /* bytes of a text in a frame */
 
@@ -53,7 +58,8 @@ enum rz_type {
 #define RZ_BODY_MAX (RC_MAC_BYTES + 4 + RZ_TEXT_MAX)
 #define RZ_FRAME_MAX (RZ_HEAD_BYTES + RZ_BODY_MAX)
 
-_Static_assert(RZ_BODY_MAX >= RC_MAC_BYTES + RZ_ENTRY_MAX && RZ_BODY_MAX >= RC_MAC_BYTES + 2 * (RZ_WORLD_MAX / 8),
+_Static_assert(RZ_BODY_MAX >= RC_MAC_BYTES + RZ_ENTRY_MAX &&
+		       RZ_BODY_MAX >= RC_MAC_BYTES + 2 * (RZ_WORLD_MAX / 8),
 	       "the longest body is a text's");
 
 /* A set of ranks. */
@@ -66,7 +72,10 @@ static inline bool rz_is_present(const struct rz_presence *p, uint32_t rank)
 	return p->bits[rank / 8] >> (rank % 8) & 1;
 }
 
-/* What a worker whose time is up wants to know. Those who came and left may only have lost patience before it did. */
+/*
+ * What a worker whose time is up wants to know. Those who came and left may only have lost patience
+ * before it did.
+ */
 struct rz_status {
 	struct rz_presence present, came;
 };
@@ -101,9 +110,10 @@ struct rz_reader {
 /* ---- rendezvous_wire.c: pure functions on bytes, and the one that reads a frame */
 
 /*
- * rz_read: what the socket has. 1 a whole frame of this version (or a HELLO of any); 0 not yet; -EPROTO not this
- * protocol; -EPROTONOSUPPORT another version; -ECONNRESET the other side closed; others of recv. No text.
- * rz_next: forget the frame. rz_type_of, rz_version_of: of the head that has come.
+ * rz_read: what the socket has. 1 a whole frame of this version (or a HELLO of any); 0 not yet;
+ * -EPROTO not this protocol; -EPROTONOSUPPORT another version; -ECONNRESET the other side closed;
+ * others of recv. No text. rz_next: forget the frame. rz_type_of, rz_version_of: of the head that
+ * has come.
  */
 int rz_read(int fd, struct rz_reader *in);
 void rz_next(struct rz_reader *in);
@@ -129,7 +139,8 @@ int rz_joined_take(const struct rz_reader *in, struct rz_session *s);
 int rz_status_take(const struct rz_reader *in, struct rz_session *s, struct rz_status *out);
 int rz_member_take(const struct rz_reader *in, struct rc_member *out);
 int rz_end_take(const struct rz_reader *in, struct rz_session *s, const struct rz_digest *digest);
-int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, char *text, size_t size);
+int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, char *text,
+		   size_t size);
 int rz_refuse_take(const struct rz_reader *in, int *err, char *text, size_t size);
 
 void rz_digest_start(struct rz_digest *d);
@@ -153,26 +164,33 @@ struct rz_patience {
 /* -EINVAL with a text. */
 int rz_address_parse(const char *text, struct rz_address *out);
 /*
- * rz_resolve: freeaddrinfo *out. May block in the resolver. What can change by itself is tried until the deadline:
- * -ETIMEDOUT. -EACCES: an address that needs a group key. -ENOMEM, -EMFILE, -EINVAL: what does not change.
- * rz_resolve_again: one look for a name whose address may be another now. *list stays as it is if there is none.
+ * rz_resolve: freeaddrinfo *out. May block in the resolver. What can change by itself is tried
+ * until the deadline:
+ * -ETIMEDOUT. -EACCES: an address that needs a group key. -ENOMEM, -EMFILE, -EINVAL: what does not
+ * change.
+ * rz_resolve_again: one look for a name whose address may be another now. *list stays as it is if
+ * there is none.
  */
-int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline, struct rz_patience *patience,
-	       const struct rc_group_log *log, struct addrinfo **out);
+int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline,
+	       struct rz_patience *patience, const struct rc_group_log *log, struct addrinfo **out);
 void rz_resolve_again(const struct rz_address *a, const struct rc_key *key, struct addrinfo **list);
 /* Says at level info what is waited for: at once, and then at growing intervals. */
-void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 bool rz_is_loopback(const struct sockaddr *sa);
 /* "10.0.0.1:29500", "[::1]:29500". Returns out. */
 #define RZ_SOCKADDR_TEXT 72
-const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length, char out[RZ_SOCKADDR_TEXT]);
+const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length,
+			     char out[RZ_SOCKADDR_TEXT]);
 /* "1, 3, 5-9 and 12 more": the ranks that are (or are not) present. Returns their number. */
-uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out, size_t size);
+uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out,
+		       size_t size);
 /* "2 of 4 workers came; missing ranks 1, 3", and who left again. Returns out. */
 const char *rz_status_text(const struct rz_status *status, uint32_t world, char *out, size_t size);
 /* Until then in ms for poll, rounded up; 0 if it is past. */
 int rz_poll_ms(int64_t until);
-void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
 /*
  * When a wait is told of in the log, at level info: half a second after it began, then at growing
@@ -199,8 +217,10 @@ static inline bool rz_say_due(struct rz_say *say)
 /* ---- the two sides. As rc_rendezvous; members is written on success only. */
 
 int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member *me,
-	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members);
+	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
+	     struct rc_member *members);
 int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
-	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log, struct rc_member *members);
+	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
+	    struct rc_member *members);
 
 #endif

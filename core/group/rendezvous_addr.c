@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous' door: the address, the checks that need no socket, and which of the two sides this worker is. */
+/*
+ * The rendezvous' door: the address, the checks that need no socket, and which of the two sides
+ * this worker is.
+ */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -131,11 +134,14 @@ int rz_address_parse(const char *text, struct rz_address *out)
 			       a.text, RZ_HOST_MAX, form);
 	for (const char *p = port; *p && number <= 65535; p++) {
 		if (*p < '0' || *p > '9')
-			return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
+			return rc_fail(EINVAL,
+				       "rendezvous \"%s\": the port must be a number, 1 to 65535",
+				       a.text);
 		number = number * 10 + (*p - '0');
 	}
 	if (number < 1 || number > 65535)
-		return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535", a.text);
+		return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535",
+			       a.text);
 	memcpy(a.host, host, (size_t)(host_end - host));
 	a.host[host_end - host] = '\0';
 	wrong = text[0] == '[' ? wrong_v6(&a) : wrong_name(&a);
@@ -210,8 +216,8 @@ static int look_up(const struct rz_address *a, struct addrinfo **out)
 }
 
 /*
- * Refuses other addresses than loopback without a group key: the user's own key proves "the same user on
- * this machine", so the rest of the network has no business here.
+ * Refuses other addresses than loopback without a group key: the user's own key proves "the same
+ * user on this machine", so the rest of the network has no business here.
  */
 static int check_local(const struct rz_address *a, const struct rc_key *key,
 		       const struct addrinfo *list)
@@ -305,18 +311,22 @@ bool rz_is_loopback(const struct sockaddr *sa)
 	return false;
 }
 
-const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length, char out[RZ_SOCKADDR_TEXT])
+const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length,
+			     char out[RZ_SOCKADDR_TEXT])
 {
 	char host[56], port[8];
 
-	if (getnameinfo(sa, length, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+	if (getnameinfo(sa, length, host, sizeof(host), port, sizeof(port),
+			NI_NUMERICHOST | NI_NUMERICSERV) != 0)
 		snprintf(out, RZ_SOCKADDR_TEXT, "an unknown address");
 	else
-		snprintf(out, RZ_SOCKADDR_TEXT, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+		snprintf(out, RZ_SOCKADDR_TEXT, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host,
+			 port);
 	return out;
 }
 
-uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out, size_t size)
+uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out,
+		       size_t size)
 {
 	uint32_t nr = 0, shown = 0, ranges = 0;
 	size_t used = 0;
@@ -334,7 +344,8 @@ uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present
 		shown += end - i;
 		used += (size_t)snprintf(out + used, size - used, "%s%u", used ? ", " : "", i);
 		if (end - i > 1 && used < size)
-			used += (size_t)snprintf(out + used, size - used, "%s%u", end - i == 2 ? ", " : "-", end - 1);
+			used += (size_t)snprintf(out + used, size - used, "%s%u",
+						 end - i == 2 ? ", " : "-", end - 1);
 	}
 	if (nr > shown && used < size)
 		snprintf(out + used, size - used, " and %u more", nr - shown);
@@ -345,14 +356,21 @@ const char *rz_status_text(const struct rz_status *status, uint32_t world, char 
 {
 	struct rz_presence left;
 	char never[120], again[120];
-	uint32_t nr_never = rz_ranks_text(&status->came, world, false, never, sizeof(never)), nr_left;
+	uint32_t nr_never = rz_ranks_text(&status->came, world, false, never, sizeof(never)),
+		 nr_left;
 
 	for (size_t i = 0; i < sizeof(left.bits); i++)
 		left.bits[i] = status->came.bits[i] & (uint8_t)~status->present.bits[i];
 	nr_left = rz_ranks_text(&left, world, true, again, sizeof(again));
 	snprintf(out, size, "%u of %u workers came%s%s%s%s", world - nr_never, world,
-		 nr_never == 0 ? "" : nr_never == 1 ? "; missing rank " : "; missing ranks ", never,
-		 nr_left == 0 ? "" : nr_left == 1 ? "; left again: rank " : "; left again: ranks ", again);
+		 nr_never == 0	 ? ""
+		 : nr_never == 1 ? "; missing rank "
+				 : "; missing ranks ",
+		 never,
+		 nr_left == 0	? ""
+		 : nr_left == 1 ? "; left again: rank "
+				: "; left again: ranks ",
+		 again);
 	return out;
 }
 
@@ -380,23 +398,28 @@ void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...)
 	log->fn(log->ctx, level, text);
 }
 
-int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *me, const struct rc_key *key,
-		  int64_t deadline, const struct rc_group_log *log, struct rc_member *members)
+int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *me,
+		  const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
+		  struct rc_member *members)
 {
 	struct rz_address a;
 	int r;
 
 	if (world < 1 || world > RZ_WORLD_MAX)
-		return rc_fail(EINVAL, "rendezvous: world size %u is not in 1..%d", world, RZ_WORLD_MAX);
+		return rc_fail(EINVAL, "rendezvous: world size %u is not in 1..%d", world,
+			       RZ_WORLD_MAX);
 	if (me->rank >= world)
-		return rc_fail(EINVAL, "rendezvous: rank %u is not in 0..%u (world size %u)", me->rank, world - 1, world);
+		return rc_fail(EINVAL, "rendezvous: rank %u is not in 0..%u (world size %u)",
+			       me->rank, world - 1, world);
 	r = rc_name_check(me->name);
 	if (r)
 		return r;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (me->addr[k].len > RV_ADDR_MAX)
-			return rc_fail(EINVAL, "rendezvous: a device address of %u bytes, at most %d are allowed",
-				       (unsigned)me->addr[k].len, RV_ADDR_MAX);
+			return rc_fail(
+				EINVAL,
+				"rendezvous: a device address of %u bytes, at most %d are allowed",
+				(unsigned)me->addr[k].len, RV_ADDR_MAX);
 	if (world == 1) {
 		members[0] = *me;
 		return 0;

@@ -20,7 +20,8 @@
 #include "core/base/quote.h"
 #include "core/group/rendezvous.h"
 
-#define CONNECT_NS (3 * NSEC_PER_SEC)            /* one try: a lost SYN must not cost the whole deadline */
+/* one try: a lost SYN must not cost the whole deadline */
+#define CONNECT_NS (3 * NSEC_PER_SEC)
 #define BACKOFF_MIN_NS (10 * NSEC_PER_MSEC)
 #define BACKOFF_MAX_NS (200 * NSEC_PER_MSEC)
 /* Between looks whether rank 0's name has another address. */
@@ -87,10 +88,12 @@ static void say(struct come *c)
 	if (!rz_say_due(&c->say))
 		return;
 	if (c->is_joined && c->has_status)
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s", c->a->text, c->peer, client_waited(c).text,
+		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s",
+		       c->a->text, c->peer, client_waited(c).text,
 		       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	else if (c->is_connected)
-		rz_log(c->log, RREF_LOG_INFO, "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
+		rz_log(c->log, RREF_LOG_INFO,
+		       "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
 		       c->a->text, c->peer, c->me->rank, client_waited(c).text);
 	else
 		rz_log(c->log, RREF_LOG_INFO,
@@ -113,8 +116,9 @@ static int wait_and_say(struct come *c, int fd, short events, int64_t until)
 }
 
 /*
- * A connect to a port of this machine that nobody listens at can meet itself, when the kernel happens to choose that
- * very port for our side. It would answer our hello with our hello, and keep rank 0 from listening.
+ * A connect to a port of this machine that nobody listens at can meet itself, when the kernel
+ * happens to choose that very port for our side. It would answer our hello with our hello, and keep
+ * rank 0 from listening.
  */
 static bool is_self_connected(int fd)
 {
@@ -216,7 +220,10 @@ static int client_fail_timeout(const struct come *c)
 		       c->a->text, c->peer, client_waited(c).text, c->nr_tries);
 }
 
-/* What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost before it counted. */
+/*
+ * What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost
+ * before it counted.
+ */
 static int fail_frame(struct come *c, int r)
 {
 	char bytes[RZ_HEAD_BYTES * 2 + 1];
@@ -225,22 +232,30 @@ static int fail_frame(struct come *c, int r)
 	case -ETIMEDOUT:
 		return client_fail_timeout(c);
 	case -EPROTO:
-		rc_quote(bytes, sizeof(bytes), c->in.frame, min_of(c->in.have, (size_t)RZ_HEAD_BYTES * 2));
-		return rc_fail(EPROTO, "rendezvous %s (%s): what answers there does not speak this protocol (it sent \"%s\")",
-			       c->a->text, c->peer, bytes);
+		rc_quote(bytes, sizeof(bytes), c->in.frame,
+			 min_of(c->in.have, (size_t)RZ_HEAD_BYTES * 2));
+		return rc_fail(
+			EPROTO,
+			"rendezvous %s (%s): what answers there does not speak this protocol (it sent \"%s\")",
+			c->a->text, c->peer, bytes);
 	case -EPROTONOSUPPORT:
-		return rc_fail(EPROTONOSUPPORT, "rendezvous %s (%s): rank 0 speaks protocol version %u, rank %u version %u",
-			       c->a->text, c->peer, rz_version_of(&c->in), c->me->rank, RZ_VERSION);
+		return rc_fail(
+			EPROTONOSUPPORT,
+			"rendezvous %s (%s): rank 0 speaks protocol version %u, rank %u version %u",
+			c->a->text, c->peer, rz_version_of(&c->in), c->me->rank, RZ_VERSION);
 	case -EKEYREJECTED:
-		return rc_fail(EKEYREJECTED, "rendezvous %s (%s): what answers there does not hold this group's key", c->a->text,
-			       c->peer);
+		return rc_fail(
+			EKEYREJECTED,
+			"rendezvous %s (%s): what answers there does not hold this group's key",
+			c->a->text, c->peer);
 	default:
 		if (c->has_table)
 			return rc_fail(ECONNREFUSED,
 				       "rendezvous %s (%s): lost rank 0 after %s s, while it told "
 				       "who the members "
 				       "are: %s",
-				       c->a->text, c->peer, client_waited(c).text, rref_strerror(r));
+				       c->a->text, c->peer, client_waited(c).text,
+				       rref_strerror(r));
 		c->last_err = -r;
 		if (c->is_joined) {
 			/* It may have been killed, and be started again: the group is not complete,
@@ -254,12 +269,15 @@ static int fail_frame(struct come *c, int r)
 			       c->peer, c->last);
 			return COME_AGAIN;
 		}
-		snprintf(c->last, sizeof(c->last), "the connection was closed before an answer (%s)", rref_strerror(r));
+		snprintf(c->last, sizeof(c->last),
+			 "the connection was closed before an answer (%s)", rref_strerror(r));
 		return COME_AGAIN;
 	}
 }
 
-/* Rank 0's last word, or one that nobody signed: then only the codes that such a refusal can have. */
+/*
+ * Rank 0's last word, or one that nobody signed: then only the codes that such a refusal can have.
+ */
 static int fail_refused(struct come *c)
 {
 	char text[RZ_TEXT_MAX + 1];
@@ -296,8 +314,8 @@ static int take_table(struct come *c, int fd)
 	if ((r = next_frame(c, fd)) || (r = rz_end_take(&c->in, &c->session, &digest)))
 		return fail_frame(c, r);
 	if (c->table[c->me->rank].incarnation != c->me->incarnation)
-		return rc_fail(EPROTO, "rendezvous %s (%s): rank 0 lists another worker as rank %u", c->a->text, c->peer,
-			       c->me->rank);
+		return rc_fail(EPROTO, "rendezvous %s (%s): rank 0 lists another worker as rank %u",
+			       c->a->text, c->peer, c->me->rank);
 	return 0;
 }
 
@@ -318,7 +336,8 @@ static int talk(struct come *c, int fd)
 		return fail_refused(c);
 	if ((r = rz_challenge_take(&c->in, s)))
 		return fail_frame(c, r);
-	if ((r = send_all(fd, out, rz_join_make(s, c->me, out), c->deadline)) || (r = next_frame(c, fd)))
+	if ((r = send_all(fd, out, rz_join_make(s, c->me, out), c->deadline)) ||
+	    (r = next_frame(c, fd)))
 		return fail_frame(c, r);
 	if (rz_type_of(&c->in) == RZ_FAILED || rz_type_of(&c->in) == RZ_REFUSE)
 		return fail_refused(c);
@@ -347,7 +366,8 @@ static int talk(struct come *c, int fd)
 /* Each address once. */
 static int try_all(struct come *c, const struct addrinfo *list)
 {
-	for (const struct addrinfo *i = list; i && (c->nr_tries == 0 || now_ns() < c->deadline); i = i->ai_next) {
+	for (const struct addrinfo *i = list; i && (c->nr_tries == 0 || now_ns() < c->deadline);
+	     i = i->ai_next) {
 		int fd, r;
 
 		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, c->peer);
@@ -357,7 +377,8 @@ static int try_all(struct come *c, const struct addrinfo *list)
 		if (fd < 0) {
 			c->last_err = -fd;
 			snprintf(c->last, sizeof(c->last), "%s",
-				 limit_errno(-fd) == -fd ? rref_strerror(fd) : limit_why("socket", -fd, 0));
+				 limit_errno(-fd) == -fd ? rref_strerror(fd)
+							 : limit_why("socket", -fd, 0));
 			continue;
 		}
 		c->is_connected = true;
@@ -389,7 +410,8 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 	int r = COME_AGAIN;
 
 	if (!c || !table) {
-		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world, world * sizeof(*table));
+		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world,
+			    world * sizeof(*table));
 		goto free_all;
 	}
 	c->a = a;
@@ -420,11 +442,13 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		say(c);
 		/* A thousand workers that start together should not come back together. */
 		rc_random(&jitter, sizeof(jitter));
-		pause_until(min_of(deadline, now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
+		pause_until(min_of(deadline,
+				   now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
 		backoff = c->is_joined ? BACKOFF_MIN_NS : min_of(backoff * 2, BACKOFF_MAX_NS);
 	}
 	if (r == COME_AGAIN) {
-		/* Refused, or closed without an answer, is nobody; everything else may be the network. */
+		/* Refused, or closed without an answer, is nobody; everything else may be the
+		 * network. */
 		int err = c->is_connected ? ECONNREFUSED : c->last_err;
 
 		if (err != ECONNREFUSED && !lacks(c))

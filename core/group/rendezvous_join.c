@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How a connection becomes a member: HELLO, CHALLENGE, JOIN, and whether its rank and name are free. */
+/*
+ * How a connection becomes a member: HELLO, CHALLENGE, JOIN, and whether its rank and name are
+ * free.
+ */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -22,8 +25,8 @@ static bool is_dead(const struct rz_conn *c)
 }
 
 /*
- * Whether the holder of a rank or name makes way: it is dead, or is the same process on a new connection. This worker
- * itself (holder NULL) never does.
+ * Whether the holder of a rank or name makes way: it is dead, or is the same process on a new
+ * connection. This worker itself (holder NULL) never does.
  */
 static bool makes_way(struct rz_serve *s, uint32_t rank, const struct rc_member *m)
 {
@@ -31,7 +34,8 @@ static bool makes_way(struct rz_serve *s, uint32_t rank, const struct rc_member 
 
 	if (!old || !(is_dead(old) || s->table[rank].incarnation == m->incarnation))
 		return false;
-	rz_log(s->log, RREF_LOG_INFO, "rendezvous: rank %u (%s) left before the group was complete", rank, old->peer);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous: rank %u (%s) left before the group was complete",
+	       rank, old->peer);
 	rz_drop(s, old);
 	return true;
 }
@@ -45,15 +49,20 @@ static const char *join_peer_of(const struct rz_serve *s, uint32_t rank)
 static bool join_check_place(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
 {
 	if (rz_is_present(&s->status.present, m->rank) && !makes_way(s, m->rank, m)) {
-		rz_fail_group(s, EEXIST, "rendezvous %s: rank %u is there twice: \"%s\" (%s) and \"%s\" (%s)", s->a->text, m->rank,
-			   s->table[m->rank].name, join_peer_of(s, m->rank), m->name, c->peer);
+		rz_fail_group(s, EEXIST,
+			      "rendezvous %s: rank %u is there twice: \"%s\" (%s) and \"%s\" (%s)",
+			      s->a->text, m->rank, s->table[m->rank].name, join_peer_of(s, m->rank),
+			      m->name, c->peer);
 		return false;
 	}
 	for (uint32_t i = 0; i < s->world; i++) {
-		if (!rz_is_present(&s->status.present, i) || strcmp(s->table[i].name, m->name) != 0 || makes_way(s, i, m))
+		if (!rz_is_present(&s->status.present, i) ||
+		    strcmp(s->table[i].name, m->name) != 0 || makes_way(s, i, m))
 			continue;
-		rz_fail_group(s, EEXIST, "rendezvous %s: the name \"%s\" is there twice: rank %u (%s) and rank %u (%s)", s->a->text,
-			   m->name, i, join_peer_of(s, i), m->rank, c->peer);
+		rz_fail_group(
+			s, EEXIST,
+			"rendezvous %s: the name \"%s\" is there twice: rank %u (%s) and rank %u (%s)",
+			s->a->text, m->name, i, join_peer_of(s, i), m->rank, c->peer);
 		return false;
 	}
 	return true;
@@ -65,7 +74,8 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 	int r = rz_join_take(&c->in, &c->session, &m);
 
 	if (r == -EKEYREJECTED) {
-		rz_refuse(s, c, EKEYREJECTED, "the worker could not prove that it holds the group's key");
+		rz_refuse(s, c, EKEYREJECTED,
+			  "the worker could not prove that it holds the group's key");
 		return;
 	}
 	if (r || m.rank != c->session.rank) {
@@ -74,11 +84,14 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 	}
 	/* From here on it is a worker of ours, so what is wrong with it is wrong with the group. */
 	if (s->phase == GATHER && c->session.world != s->world)
-		rz_fail_group(s, EINVAL, "rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 with %u",
-			   s->a->text, m.rank, m.name, c->peer, c->session.world, s->world);
+		rz_fail_group(
+			s, EINVAL,
+			"rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 with %u",
+			s->a->text, m.rank, m.name, c->peer, c->session.world, s->world);
 	else if (s->phase == GATHER && m.rank >= s->world)
-		rz_fail_group(s, EINVAL, "rendezvous %s: \"%s\" (%s) claims rank %u in a group of %u", s->a->text, m.name, c->peer,
-			   m.rank, s->world);
+		rz_fail_group(s, EINVAL,
+			      "rendezvous %s: \"%s\" (%s) claims rank %u in a group of %u",
+			      s->a->text, m.name, c->peer, m.rank, s->world);
 	if (s->phase != GATHER || !join_check_place(s, c, &m)) {
 		rz_tell_failure(s, c);
 		return;
@@ -91,8 +104,8 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 	s->status_due = true;
 	c->state = AT_MEMBER;
 	c->out_have += rz_joined_make(&c->session, rz_out_end(c));
-	rz_log(s->log, RREF_LOG_DEBUG, "rendezvous: rank %u \"%s\" (%s) came, %u of %u are here", m.rank, m.name, c->peer,
-	       s->nr_present, s->world);
+	rz_log(s->log, RREF_LOG_DEBUG, "rendezvous: rank %u \"%s\" (%s) came, %u of %u are here",
+	       m.rank, m.name, c->peer, s->nr_present, s->world);
 	if (rz_flush(c))
 		rz_drop(s, c);
 }
@@ -108,10 +121,14 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 		return;
 	}
 	if (h.version != RZ_VERSION) {
-		snprintf(text, sizeof(text), "rank %u speaks protocol version %u, rank 0 version %u", h.rank, h.version, RZ_VERSION);
-		/* Only who holds the key can make the group fail. It has no session, so its refusal is what it is told. */
+		snprintf(text, sizeof(text),
+			 "rank %u speaks protocol version %u, rank 0 version %u", h.rank, h.version,
+			 RZ_VERSION);
+		/* Only who holds the key can make the group fail. It has no session, so its
+		 * refusal is what it is told. */
 		if (h.is_authentic) {
-			rz_fail_group(s, EPROTONOSUPPORT, "rendezvous %s: %s (%s)", s->a->text, text, c->peer);
+			rz_fail_group(s, EPROTONOSUPPORT, "rendezvous %s: %s (%s)", s->a->text,
+				      text, c->peer);
 			c->told = true;
 			s->nr_told++;
 		}
@@ -120,13 +137,19 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 	}
 	if (!h.is_authentic) {
 		if (h.has_group_key != s->key->is_group)
-			snprintf(text, sizeof(text), "rank %u has %s and rank 0 has %s (RREF_KEY_FILE)", h.rank,
-				 h.has_group_key ? "a key file" : "no key file", s->key->is_group ? "a key file" : "none");
+			snprintf(text, sizeof(text),
+				 "rank %u has %s and rank 0 has %s (RREF_KEY_FILE)", h.rank,
+				 h.has_group_key ? "a key file" : "no key file",
+				 s->key->is_group ? "a key file" : "none");
 		else if (s->key->is_group)
-			snprintf(text, sizeof(text), "rank %u has another key file than rank 0", h.rank);
+			snprintf(text, sizeof(text), "rank %u has another key file than rank 0",
+				 h.rank);
 		else
-			snprintf(text, sizeof(text), "without a key file, rank %u and rank 0 must be the same user on the same "
-				 "machine with the same XDG_RUNTIME_DIR", h.rank);
+			snprintf(
+				text, sizeof(text),
+				"without a key file, rank %u and rank 0 must be the same user on the same "
+				"machine with the same XDG_RUNTIME_DIR",
+				h.rank);
 		rz_refuse(s, c, EKEYREJECTED, text);
 		return;
 	}
@@ -160,11 +183,14 @@ void rz_serve_half_open(struct rz_serve *s, struct rz_conn *c)
 		} else if (r == -EPROTONOSUPPORT) {
 			char text[96];
 
-			snprintf(text, sizeof(text), "the peer speaks protocol version %u, rank 0 version %u", rz_version_of(&c->in),
-				 RZ_VERSION);
+			snprintf(text, sizeof(text),
+				 "the peer speaks protocol version %u, rank 0 version %u",
+				 rz_version_of(&c->in), RZ_VERSION);
 			rz_refuse(s, c, EPROTONOSUPPORT, text);
 		} else {
-			rz_refuse_silently(s, c, r == -EPROTO ? "it does not speak this protocol" : "it closed before it had joined");
+			rz_refuse_silently(s, c,
+					   r == -EPROTO ? "it does not speak this protocol"
+							: "it closed before it had joined");
 		}
 	}
 }

@@ -48,8 +48,9 @@ static int listen_at(const struct addrinfo *ai)
 	return fd;
 }
 
-/* At every address of the host, so that workers that resolve it in another order find us. An address that is not of
- * this host, or a family that it does not have, is passed over as long as another one works. */
+/* At every address of the host, so that workers that resolve it in another order find us. An
+ * address that is not of this host, or a family that it does not have, is passed over as long as
+ * another one works. */
 /* Tells whether an address is not here, and may come: with its interface, with a container's
  * network, by DHCP. */
 static bool is_absent(int err)
@@ -65,7 +66,8 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 	int64_t now = now_ns();
 	int err = EADDRNOTAVAIL;
 
-	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS; i = i->ai_next) {
+	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS;
+	     i = i->ai_next) {
 		int fd = listen_at(i);
 
 		if (fd >= 0) {
@@ -83,7 +85,8 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 	}
 	if (s->nr_listeners)
 		return 0;
-	/* A worker's attempt to reach us may hold the port for a moment, when the kernel chose it for its own side. */
+	/* A worker's attempt to reach us may hold the port for a moment, when the kernel chose it
+	 * for its own side. */
 	if (err == EADDRINUSE && now < min_of(s->deadline, s->start + BIND_NS))
 		return 1;
 	if (err == EADDRNOTAVAIL && now < s->deadline) {
@@ -102,8 +105,11 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 			       s->a->text, seconds_text(now - s->start).text, s->a->port,
 			       s->a->port);
 	if (err == EADDRINUSE)
-		return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
-			       "own store uses the port; choose another one with RREF_RENDEZVOUS", s->a->text, s->at);
+		return rc_fail(
+			err,
+			"rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
+			"own store uses the port; choose another one with RREF_RENDEZVOUS",
+			s->a->text, s->at);
 	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at,
 		       limit_errno(err) == err ? rref_strerror(err) : limit_why("socket", err, 0));
 }
@@ -133,11 +139,14 @@ int rz_listen(struct rz_serve *s)
 	}
 	if (r)
 		return r;
-	/* Debian's installer gives a host's own name the address 127.0.1.1. Literal addresses start with a digit or ':'. */
+	/* Debian's installer gives a host's own name the address 127.0.1.1. Literal addresses
+	 * start with a digit or ':'. */
 	if (only_loopback && strncmp(s->a->host, "localhost", 9) != 0 && s->a->host[0] > ':')
-		rz_log(s->log, RREF_LOG_WARNING, "rendezvous %s: on this host the name is %s, which other hosts cannot reach",
+		rz_log(s->log, RREF_LOG_WARNING,
+		       "rendezvous %s: on this host the name is %s, which other hosts cannot reach",
 		       s->a->text, s->at);
-	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %u workers", s->a->text, s->at, s->world - 1);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %u workers", s->a->text,
+	       s->at, s->world - 1);
 	return 0;
 }
 
@@ -157,7 +166,8 @@ static uint64_t host_of(const struct sockaddr *sa)
 	return host;
 }
 
-static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockaddr *from, socklen_t length)
+static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockaddr *from,
+				socklen_t length)
 {
 	struct rz_conn *c = s->nr_conns < s->max_conns ? calloc(1, sizeof(*c)) : NULL;
 
@@ -184,10 +194,13 @@ void rz_accept(struct rz_serve *s, int listener)
 					 SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (fd < 0) {
-			/* Descriptors or memory are short: those in the queue wait there, the others are served on. */
-			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+			/* Descriptors or memory are short: those in the queue wait there, the
+			 * others are served on. */
+			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
+			    errno == ENOMEM) {
 				if (!s->accept_err)
-					rz_log(s->log, RREF_LOG_WARNING, "rendezvous: accept: %s", rref_strerror(errno));
+					rz_log(s->log, RREF_LOG_WARNING, "rendezvous: accept: %s",
+					       rref_strerror(errno));
 				s->accept_err = errno;
 				s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
 				return;

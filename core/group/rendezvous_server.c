@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous' server: its connections, what becomes of the group, and the loop. rendezvous_server.h has the
- * states.
+ * The rendezvous' server: its connections, what becomes of the group, and the loop.
+ * rendezvous_server.h has the states.
  */
 #include <errno.h>
 #include <poll.h>
@@ -19,7 +19,8 @@
 #define TELL_NS (2 * NSEC_PER_SEC)               /* for late workers to hear of a failure */
 #define TELL_LATE_NS (200 * NSEC_PER_MSEC)       /* the same when the time is up already */
 #define STATUS_NS (250 * NSEC_PER_MSEC)
-#define DRAIN_MAX 65536                          /* bytes thrown away for a stranger to read our refusal */
+/* bytes thrown away for a stranger to read our refusal */
+#define DRAIN_MAX 65536
 #define LOGGED_REFUSALS 32
 
 /* ---- connections */
@@ -55,14 +56,17 @@ static void sweep(struct rz_serve *s)
 	s->nr_conns = kept;
 }
 
-/* A log that anyone on the network can fill is a fault of its own: all are counted, some are written. */
+/*
+ * A log that anyone on the network can fill is a fault of its own: all are counted, some are
+ * written.
+ */
 static void count_refusal(struct rz_serve *s, const struct rz_conn *c, const char *why)
 {
 	s->nr_refused++;
 	snprintf(s->last_refused, sizeof(s->last_refused), "%s: %s", c->peer, why);
 	if (s->nr_refused <= LOGGED_REFUSALS || (s->nr_refused & (s->nr_refused - 1)) == 0)
-		rz_log(s->log, RREF_LOG_WARNING, "rendezvous: refused connection %llu: %s", (unsigned long long)s->nr_refused,
-		       s->last_refused);
+		rz_log(s->log, RREF_LOG_WARNING, "rendezvous: refused connection %llu: %s",
+		       (unsigned long long)s->nr_refused, s->last_refused);
 }
 
 void rz_refuse_silently(struct rz_serve *s, struct rz_conn *c, const char *why)
@@ -110,7 +114,8 @@ static bool out_has_room(const struct rz_conn *c)
 int rz_flush(struct rz_conn *c)
 {
 	while (c->out_sent < c->out_have) {
-		ssize_t n = send(c->fd, c->out + c->out_sent, c->out_have - c->out_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = send(c->fd, c->out + c->out_sent, c->out_have - c->out_sent,
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -133,7 +138,10 @@ static void push_out(struct rz_serve *s, struct rz_conn *c)
 	}
 }
 
-/* A close while bytes of the peer are unread becomes a reset, which may overtake the refusal: so it closes first. */
+/*
+ * A close while bytes of the peer are unread becomes a reset, which may overtake the refusal: so it
+ * closes first.
+ */
 static void leave(struct rz_serve *s, struct rz_conn *c)
 {
 	c->state = AT_LEAVING;
@@ -182,11 +190,14 @@ static void server_fail_timeout(struct rz_serve *s)
 	char text[320], refused[240] = "", lack[80] = "";
 
 	if (s->nr_refused)
-		snprintf(refused, sizeof(refused), "; %llu %s refused, the last: %s", (unsigned long long)s->nr_refused,
-			 s->nr_refused == 1 ? "connection was" : "connections were", s->last_refused);
+		snprintf(refused, sizeof(refused), "; %llu %s refused, the last: %s",
+			 (unsigned long long)s->nr_refused,
+			 s->nr_refused == 1 ? "connection was" : "connections were",
+			 s->last_refused);
 	/* One descriptor per worker: a large group needs more than the usual soft limit of 1024. */
 	if (s->accept_err)
-		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s", rref_strerror(s->accept_err));
+		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s",
+			 rref_strerror(s->accept_err));
 	rz_fail_group(s, ETIMEDOUT, "rendezvous %s (%s): waited %s s: %s%s%s", s->a->text, s->at,
 		      seconds_text(now_ns() - s->start).text,
 		      rz_status_text(&s->status, s->world, text, sizeof(text)), lack, refused);
@@ -203,7 +214,8 @@ static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
 	n = recv(c->fd, waste, sizeof(waste), MSG_DONTWAIT);
 	if (n > 0)
 		c->drained += (size_t)n;
-	if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) || c->drained > DRAIN_MAX)
+	if (n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) ||
+	    c->drained > DRAIN_MAX)
 		rz_drop(s, c);
 }
 
@@ -247,8 +259,8 @@ static void serve_member(struct rz_serve *s, struct rz_conn *c)
 			return;
 		break;
 	}
-	rz_log(s->log, n > 0 ? RREF_LOG_WARNING : RREF_LOG_INFO, "rendezvous: rank %u (%s) %s %s", c->session.rank, c->peer,
-	       n > 0 ? "broke the protocol" : "left",
+	rz_log(s->log, n > 0 ? RREF_LOG_WARNING : RREF_LOG_INFO, "rendezvous: rank %u (%s) %s %s",
+	       c->session.rank, c->peer, n > 0 ? "broke the protocol" : "left",
 	       s->phase == TABLE ? "while the table was sent" : "before the group was complete");
 	rz_drop(s, c);
 }
@@ -315,10 +327,11 @@ static void say_who_is_missing(struct rz_serve *s)
 	if (s->phase != GATHER || !rz_say_due(&s->say))
 		return;
 	if (s->nr_refused)
-		snprintf(refused, sizeof(refused), "; refused so far: %llu, the last: %s", (unsigned long long)s->nr_refused,
-			 s->last_refused);
-	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s%s", s->a->text, s->at,
-	       seconds_text(now_ns() - s->start).text, rz_status_text(&s->status, s->world, text, sizeof(text)), refused);
+		snprintf(refused, sizeof(refused), "; refused so far: %llu, the last: %s",
+			 (unsigned long long)s->nr_refused, s->last_refused);
+	rz_log(s->log, RREF_LOG_INFO, "rendezvous %s (%s): waiting for %s s: %s%s", s->a->text,
+	       s->at, seconds_text(now_ns() - s->start).text,
+	       rz_status_text(&s->status, s->world, text, sizeof(text)), refused);
 }
 
 static void start_table(struct rz_serve *s)
@@ -369,8 +382,8 @@ static int step_group(struct rz_serve *s, int64_t now)
 			half_open = half_open || is_of(s->conns[i], AT_HELLO) ||
 				    is_of(s->conns[i], AT_JOIN);
 		}
-		if (now >= s->tell_until ||
-		    (!pending && (s->nr_told >= s->world - 1 || (s->err == ETIMEDOUT && !half_open))))
+		if (now >= s->tell_until || (!pending && (s->nr_told >= s->world - 1 ||
+							  (s->err == ETIMEDOUT && !half_open))))
 			return rc_fail(s->err, "%s", s->text);
 	}
 	return 1;
@@ -416,14 +429,16 @@ static int serve_group(struct rz_serve *s)
 		nr_polled = s->nr_conns;
 		for (size_t i = 0; i < nr_polled; i++) {
 			const struct rz_conn *c = s->conns[i];
-			/* In TABLE the peer has nothing to say, and its early end would wake us for nothing but an error. */
+			/* In TABLE the peer has nothing to say, and its early end would wake us
+			 * for nothing but an error. */
 			short events = c->out_have ? POLLOUT : POLLIN;
 
 			s->polls[nr++] = (struct pollfd){ .fd = c->fd, .events = events };
 		}
 		n = poll(s->polls, nr, rz_poll_ms(next_event(s, is_accepting)));
 		if (n < 0 && errno != EINTR)
-			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text, rref_strerror(errno));
+			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text,
+				       rref_strerror(errno));
 		if (n <= 0)
 			continue;
 		/* Members first: who left must make way for who comes. Then those that hold the
@@ -448,7 +463,12 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 	     const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
 	     struct rc_member *members)
 {
-	struct rz_serve s = { .a = a, .key = key, .log = log, .world = world, .start = now_ns(), .deadline = deadline };
+	struct rz_serve s = { .a = a,
+			      .key = key,
+			      .log = log,
+			      .world = world,
+			      .start = now_ns(),
+			      .deadline = deadline };
 	int r;
 
 	/* Members; those that are none yet, in both states; and a batch of those that made room. */
@@ -458,7 +478,8 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 	s.conns = calloc(s.max_conns, sizeof(*s.conns));
 	s.polls = calloc(MAX_LISTENERS + s.max_conns, sizeof(*s.polls));
 	if (!s.table || !s.holder || !s.conns || !s.polls) {
-		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world, world * sizeof(*s.table));
+		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world,
+			    world * sizeof(*s.table));
 		goto free_all;
 	}
 	rz_say_start(&s.say);
@@ -470,7 +491,8 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 		goto free_all;
 	r = serve_group(&s);
 	if (s.nr_refused)
-		rz_log(log, RREF_LOG_WARNING, "rendezvous: %llu %s refused in all, the last: %s", (unsigned long long)s.nr_refused,
+		rz_log(log, RREF_LOG_WARNING, "rendezvous: %llu %s refused in all, the last: %s",
+		       (unsigned long long)s.nr_refused,
 		       s.nr_refused == 1 ? "connection was" : "connections were", s.last_refused);
 	if (r == 0)
 		memcpy(members, s.table, world * sizeof(*members));

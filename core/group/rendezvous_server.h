@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous as rank 0 serves it: one poll loop, no thread, nothing that waits for one connection alone.
+ * The rendezvous as rank 0 serves it: one poll loop, no thread, nothing that waits for one
+ * connection alone.
  *
  *   a connection   HELLO --hello good--> JOIN --join good--> MEMBER --table sent--> gone
  *                    |                    |                     |
- *                    |                    |                     +--closed--> gone, its place is free again
- *                    +-----refused--------+---group failed------+----------> LEAVING --closed or late--> gone
+ *                    |                    |                     +--closed--> gone
+ *                    +-----refused--------+---group failed------+--> LEAVING --closed, late--> gone
  *
  *   the group      GATHER --all here--> TABLE --all sent--> done
- *                    +--rank or name twice, another world or version, deadline--> FAILING --all told--> done
+ *                    +--rank or name twice, another world or version, deadline--> FAILING
+ *                                                                 FAILING --all told--> done
+ *
+ * The place of a member whose connection closes is free again.
  *
  * What a stranger can take: MAX_HALF_OPEN connections at a time, for STRANGER_NS each. One more
  * takes the place of the oldest, of the address that has most. A worker says its HELLO at once, and
@@ -37,7 +41,8 @@ struct rz_conn {
 	enum rz_state state;
 	bool told;                     /* of the group's failure */
 	bool is_shut;                  /* LEAVING: everything is sent */
-	uint32_t next_entry;           /* TABLE: 0..world entries, world = END, world + 1 = all made */
+	/* TABLE: 0..world entries, world = END, world + 1 = all made */
+	uint32_t next_entry;
 	size_t drained;
 	int64_t until;                 /* for HELLO, JOIN, LEAVING */
 	uint64_t from; /* the peer's address, or the network of it that one host may have */
@@ -60,7 +65,8 @@ struct rz_serve {
 	char at[RZ_SOCKADDR_TEXT];     /* where it listens */
 	int listener[MAX_LISTENERS];
 	unsigned nr_listeners;
-	int64_t accept_again;          /* 0, or when to look again after a lack of descriptors or memory */
+	/* 0, or when to look again after a lack of descriptors or memory */
+	int64_t accept_again;
 	int accept_err;                /* positive: the last such lack; 0 when there is none now */
 
 	enum rz_phase phase;
@@ -101,8 +107,12 @@ void rz_drop(struct rz_serve *s, struct rz_conn *c);
 /* Ends a connection that has no place, with a REFUSE or without. Counted and logged. */
 void rz_refuse(struct rz_serve *s, struct rz_conn *c, int err, const char *text);
 void rz_refuse_silently(struct rz_serve *s, struct rz_conn *c, const char *why);
-/* The group can never be complete: all members are told, and who joins from now on too. err positive. */
-void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/*
+ * The group can never be complete: all members are told, and who joins from now on too. err
+ * positive.
+ */
+void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 void rz_tell_failure(struct rz_serve *s, struct rz_conn *c);
 
 /* ---- rendezvous_join.c: what came on a connection that has not its place yet */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rendezvous' frames: byte by byte, with a bound on each, and MACs compared before contents are believed. */
+/*
+ * The rendezvous' frames: byte by byte, with a bound on each, and MACs compared before contents are
+ * believed.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +30,8 @@ static void rendezvous_transcript_make(const struct rz_session *s, uint8_t *p)
 }
 
 /* length <= RZ_FRAME_MAX + RC_MAC_BYTES. */
-static void step_mac(const struct rz_session *s, const char *label, const uint8_t *data, size_t length, uint8_t *mac)
+static void step_mac(const struct rz_session *s, const char *label, const uint8_t *data,
+		     size_t length, uint8_t *mac)
 {
 	uint8_t buf[TRANSCRIPT_BYTES + RZ_FRAME_MAX + RC_MAC_BYTES];
 
@@ -77,11 +81,13 @@ int rz_read(int fd, struct rz_reader *in)
 		size_t want = RZ_HEAD_BYTES;
 		ssize_t n;
 
-		/* As early as its first byte: who speaks another language may wait for our answer for ever. */
+		/* As early as its first byte: who speaks another language may wait for our answer
+		 * for ever. */
 		if (memcmp(in->frame, magic, min_of(in->have, sizeof(magic))) != 0)
 			return -EPROTO;
 		if (in->have >= RZ_HEAD_BYTES) {
-			bool frozen = rz_type_of(in) == RZ_HELLO && body_length(in) == RZ_HELLO_BODY;
+			bool frozen = rz_type_of(in) == RZ_HELLO &&
+				      body_length(in) == RZ_HELLO_BODY;
 
 			if (rz_version_of(in) != RZ_VERSION && !frozen)
 				return -EPROTONOSUPPORT;
@@ -172,14 +178,17 @@ void rz_digest_add(struct rz_digest *d, const struct rc_key *key, const struct r
 	uint8_t buf[RC_MAC_BYTES + RZ_ENTRY_MAX];
 
 	memcpy(buf, d->bytes, RC_MAC_BYTES);
-	rc_mac(key, "rref rendezvous member 1", buf, RC_MAC_BYTES + entry_make(m, buf + RC_MAC_BYTES), d->bytes);
+	rc_mac(key, "rref rendezvous member 1", buf,
+	       RC_MAC_BYTES + entry_make(m, buf + RC_MAC_BYTES), d->bytes);
 }
 
 /* ---- before the worker has its place */
 
-static void rendezvous_hello_mac(const struct rc_key *key, const uint8_t *frame, uint8_t mac[RC_MAC_BYTES])
+static void rendezvous_hello_mac(const struct rc_key *key, const uint8_t *frame,
+				 uint8_t mac[RC_MAC_BYTES])
 {
-	rc_mac(key, "rref rendezvous hello", frame, RZ_HEAD_BYTES + RZ_HELLO_BODY - RC_MAC_BYTES, mac);
+	rc_mac(key, "rref rendezvous hello", frame, RZ_HEAD_BYTES + RZ_HELLO_BODY - RC_MAC_BYTES,
+	       mac);
 }
 
 size_t rz_hello_make(const struct rz_session *s, uint8_t *out)
@@ -246,7 +255,8 @@ int rz_join_take(const struct rz_reader *in, const struct rz_session *s, struct 
 	size_t length = body_length(in);
 	uint8_t mac[RC_MAC_BYTES];
 
-	if (rz_type_of(in) != RZ_JOIN || length < RC_MAC_BYTES || length > RC_MAC_BYTES + RZ_ENTRY_MAX)
+	if (rz_type_of(in) != RZ_JOIN || length < RC_MAC_BYTES ||
+	    length > RC_MAC_BYTES + RZ_ENTRY_MAX)
 		return -EPROTO;
 	step_mac(s, "rref rendezvous join 1", body(in) + RC_MAC_BYTES, length - RC_MAC_BYTES, mac);
 	if (!rc_mac_equal(mac, body(in), RC_MAC_BYTES))
@@ -256,7 +266,8 @@ int rz_join_take(const struct rz_reader *in, const struct rz_session *s, struct 
 
 /* ---- rank 0's tagged frames: tag, then contents */
 
-static void tag(const struct rz_session *s, enum rz_type type, const uint8_t *data, size_t length, uint8_t *mac)
+static void tag(const struct rz_session *s, enum rz_type type, const uint8_t *data, size_t length,
+		uint8_t *mac)
 {
 	uint8_t buf[4 + 2 + RZ_FRAME_MAX];
 
@@ -277,7 +288,8 @@ static size_t tagged_make(struct rz_session *s, enum rz_type type, size_t length
 	return rendezvous_head_make(out, type, RC_MAC_BYTES + length);
 }
 
-static int tagged_take(const struct rz_reader *in, struct rz_session *s, enum rz_type type, size_t min, size_t max)
+static int tagged_take(const struct rz_reader *in, struct rz_session *s, enum rz_type type,
+		       size_t min, size_t max)
 {
 	size_t length = body_length(in);
 	uint8_t mac[RC_MAC_BYTES];
@@ -347,7 +359,8 @@ int rz_end_take(const struct rz_reader *in, struct rz_session *s, const struct r
 
 	if (r)
 		return r;
-	return rc_mac_equal(body(in) + RC_MAC_BYTES, digest->bytes, RC_MAC_BYTES) ? 0 : -EKEYREJECTED;
+	return rc_mac_equal(body(in) + RC_MAC_BYTES, digest->bytes, RC_MAC_BYTES) ? 0
+										  : -EKEYREJECTED;
 }
 
 /* ---- refusals: an errno code and words */
@@ -374,14 +387,18 @@ static int words_take(const uint8_t *p, size_t length, int *err, char *text, siz
 
 size_t rz_failed_make(struct rz_session *s, int err, const char *text, uint8_t *out)
 {
-	return tagged_make(s, RZ_FAILED, words_make(err, text, out + RZ_HEAD_BYTES + RC_MAC_BYTES), out);
+	return tagged_make(s, RZ_FAILED, words_make(err, text, out + RZ_HEAD_BYTES + RC_MAC_BYTES),
+			   out);
 }
 
-int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, char *text, size_t size)
+int rz_failed_take(const struct rz_reader *in, struct rz_session *s, int *err, char *text,
+		   size_t size)
 {
 	int r = tagged_take(in, s, RZ_FAILED, 4, 4 + RZ_TEXT_MAX);
 
-	return r ? r : words_take(body(in) + RC_MAC_BYTES, body_length(in) - RC_MAC_BYTES, err, text, size);
+	return r ? r
+		 : words_take(body(in) + RC_MAC_BYTES, body_length(in) - RC_MAC_BYTES, err, text,
+			      size);
 }
 
 size_t rz_refuse_make(int err, const char *text, uint8_t *out)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for group/. */
+/* The state of group/ in a context. */
 #ifndef RC_GROUP_STATE_H
 #define RC_GROUP_STATE_H
 
@@ -7,7 +7,7 @@
 
 #include "core/group/group.h"
 
-/* What this worker is in its group. */
+/* The keys of this worker in its group. */
 struct rc_group_state {
 	uint64_t incarnation;
 	struct rc_key key;

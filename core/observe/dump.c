@@ -2,8 +2,9 @@
 /*
  * Dumps: who holds this reference, since when, shared by whom; what is under way; the peers.
  *
- * A piece at a time: the lock is held for SLICE entries, and the program's writer runs without it, so that a worker with
- * a million references goes on while it is looked at. So a dump is no snapshot: what changes meanwhile is in it or not.
+ * A piece at a time: the lock is held for SLICE entries, and the program's writer runs without it,
+ * so that a worker with a million references goes on while it is looked at. So a dump is no
+ * snapshot: what changes meanwhile is in it or not.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -21,7 +22,8 @@ static int64_t age(const struct rref_ctx *ctx, uint32_t since)
 {
 	uint32_t tenths = rc_age_now(ctx) - since;
 
-	/* The reading that a step was given may be a tick ahead of the coarse clock: a tenth of a second then, wrapped around. */
+	/* The reading that a step was given may be a tick ahead of the coarse clock: a tenth of a
+	 * second then, wrapped around. */
 	return tenths > UINT32_MAX - 10 ? 0 : (int64_t)tenths * RC_AGE_NS;
 }
 
@@ -83,10 +85,14 @@ static void user_fields(struct rref_ctx *ctx, struct rc_record *r, const struct 
 	rc_rec_text(r, "site", h ? rc_handle_site(h) : NULL);
 }
 
-void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v)
+void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
+		  const struct rp_visit *v)
 {
 	static const char *const kinds[] = {
-		[RP_VISIT_OWNER] = "owner", [RP_VISIT_FORK] = "fork", [RP_VISIT_USER] = "user", [RP_VISIT_CHILD] = "child",
+		[RP_VISIT_OWNER] = "owner",
+		[RP_VISIT_FORK] = "fork",
+		[RP_VISIT_USER] = "user",
+		[RP_VISIT_CHILD] = "child",
 	};
 
 	rc_rec_begin(r, kind ? kind : kinds[v->kind]);
@@ -101,11 +107,15 @@ void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, c
 	case RP_VISIT_FORK:
 	case RP_VISIT_CHILD:
 		rc_rec_id(r, "fork", v->fork);
-		rc_rec_text(r, v->kind == RP_VISIT_FORK ? "holder" : "with", ctx->members[v->peer].name);
+		rc_rec_text(r, v->kind == RP_VISIT_FORK ? "holder" : "with",
+			    ctx->members[v->peer].name);
 		rc_rec_number(r, "rank", v->peer);
 		rc_rec_number(r, "epoch", v->epoch);
 		rc_rec_text(r, "by", ctx->members[v->parent].name);
-		rc_rec_text(r, "state", v->kind == RP_VISIT_CHILD ? v->state : v->grace ? "grace" : "held");
+		rc_rec_text(r, "state",
+			    v->kind == RP_VISIT_CHILD ? v->state
+			    : v->grace		      ? "grace"
+						      : "held");
 		rc_rec_flag(r, "creator", v->creator);
 		rc_rec_flag(r, "waits", v->parked);
 		rc_rec_age(r, "age", age(ctx, v->since));
@@ -116,7 +126,8 @@ void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, c
 	rc_rec_end(r);
 }
 
-void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h)
+void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
+		   const struct rref *h)
 {
 	const struct rc_value *value = rc_handle_value(h);
 
@@ -236,7 +247,8 @@ static void stats_line(struct dump *d)
 		return;
 	rc_rec_begin(&d->r, "stats");
 	for (unsigned i = 0; (name = rc_stats_field(i, &at)); i++)
-		rc_rec_number(&d->r, name, *(const uint64_t *)(const void *)((const char *)&s + at));
+		rc_rec_number(&d->r, name,
+			      *(const uint64_t *)(const void *)((const char *)&s + at));
 	for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++) {
 		char key[64];
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Records of a dump: a kind and its fields, as a line of text (kind key=value ...) or as a JSON object on a line. One
- * code path for both, so that they cannot say different things. JSON is written here by hand: it is strings, numbers
- * and pairs of numbers, and a library for that would be one more for every user to install.
+ * Records of a dump: a kind and its fields, as a line of text (kind key=value ...) or as a JSON
+ * object on a line. One code path for both, so that they cannot say different things. JSON is
+ * written here by hand: it is strings, numbers and pairs of numbers, and a library for that would
+ * be one more for every user to install.
  */
 #ifndef RC_DUMP_H
 #define RC_DUMP_H
@@ -21,16 +22,20 @@ void rc_rec_begin(struct rc_record *r, const char *kind);
 void rc_rec_text(struct rc_record *r, const char *key, const char *text);   /* NULL: left out */
 void rc_rec_number(struct rc_record *r, const char *key, uint64_t value);
 void rc_rec_signed(struct rc_record *r, const char *key, int64_t value);
-void rc_rec_flag(struct rc_record *r, const char *key, bool is);            /* left out unless set */
+/* left out unless set */
+void rc_rec_flag(struct rc_record *r, const char *key, bool is);
 void rc_rec_id(struct rc_record *r, const char *key, struct rref_id id);
 void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value);
-void rc_rec_age(struct rc_record *r, const char *key, int64_t ns);          /* seconds; of constant width */
+/* seconds; of constant width */
+void rc_rec_age(struct rc_record *r, const char *key, int64_t ns);
 void rc_rec_end(struct rc_record *r);
 
 /* One visited entry of the machine as a record. kind NULL: its own. */
-needs_lock void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rp_visit *v);
+needs_lock void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
+			     const struct rp_visit *v);
 /* A handle that the program holds. */
-needs_lock void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind, const struct rref *h);
+needs_lock void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
+			      const struct rref *h);
 
 const char *rc_stats_field(unsigned i, size_t *at); /* NULL at the end */
 

@@ -3,7 +3,8 @@
  * What a graceful shutdown leaves behind, and where in the program it was made.
  *
  *   unreleased  a handle that the program still held; the shutdown released it. No error: a hint.
- *   leak        a reference of another worker to a value owned here that was not given back. An error.
+ *   leak        a reference of another worker to a value owned here that was not given back. An
+ *               error.
  *   stuck       a reference held here whose owner did not answer in time.
  */
 #include <errno.h>
@@ -51,8 +52,8 @@ struct summary {
 	uint64_t more;
 };
 
-static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *v, const char *site, const char *verb,
-		   const char *name)
+static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *v, const char *site,
+		   const char *verb, const char *name)
 {
 	size_t left = s->size - s->used;
 	int n;
@@ -61,9 +62,16 @@ static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *
 
 	if (v && rc_value_site(v))
 		site = rc_value_site(v);
-	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%.60s%s%.127s", s->used ? ", " : "",
-		     v ? v->type->name : "", v ? " " : "", id.created_on, id.local_id, site ? " made at " : function ? " made by " : "",
-		     site ? site + max_of((ssize_t)strlen(site) - 60, 0) : function ? function : "", verb, name);
+	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%.60s%s%.127s",
+		     s->used ? ", " : "", v ? v->type->name : "", v ? " " : "", id.created_on,
+		     id.local_id,
+		     site	? " made at "
+		     : function ? " made by "
+				: "",
+		     site	? site + max_of((ssize_t)strlen(site) - 60, 0)
+		     : function ? function
+				: "",
+		     verb, name);
 	if (n < 0 || (size_t)n >= left) {
 		s->buf[s->used] = 0;
 		s->more++;
@@ -93,14 +101,16 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 		nr++;
 		if (fits(ctx))
 			rc_rec_handle(ctx, &ctx->end.leaks->r, "unreleased", h);
-		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h), h->owned ? "" : " owned by ",
-		       h->owned ? "" : ctx->members[h->owner].name);
+		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h),
+		       h->owned ? "" : " owned by ", h->owned ? "" : ctx->members[h->owner].name);
 	}
 	s.size += 5;
 	end_summary(&s);
 	rc_unlock(ctx);
 	if (nr)
-		rc_log(ctx, RREF_LOG_INFO, "%" PRIu64 " references were not released by the program before it left: %s", nr, text);
+		rc_log(ctx, RREF_LOG_INFO,
+		       "%" PRIu64 " references were not released by the program before it left: %s",
+		       nr, text);
 }
 
 struct rest {
@@ -121,8 +131,8 @@ static needs_lock void rest_line(void *arg, const struct rp_visit *v)
 	r->stuck += !v->owned;
 	if (fits(r->ctx))
 		rc_rec_visit(r->ctx, &r->ctx->end.leaks->r, v->owned ? "leak" : "stuck", v);
-	sum_up(&r->s, v->id, value, h ? rc_handle_site(h) : NULL, v->owned ? " held by " : " owned by ",
-	       r->ctx->members[v->peer].name);
+	sum_up(&r->s, v->id, value, h ? rc_handle_site(h) : NULL,
+	       v->owned ? " held by " : " owned by ", r->ctx->members[v->peer].name);
 }
 
 void rc_leaks_rest(struct rref_ctx *ctx, char *text, size_t size, uint64_t *leaks, uint64_t *stuck)

@@ -6,9 +6,14 @@
 #include "core/ctx.h"
 
 /* leak.c */
-/* What a graceful shutdown leaves behind. rc_leaks_handles: before they are ended, those that the program never released. */
+/*
+ * What a graceful shutdown leaves behind. rc_leaks_handles: before they are ended, those that the
+ * program never released.
+ */
 void rc_leaks_handles(struct rref_ctx *ctx);
-void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks, uint64_t *stuck); /* what is left now */
+/* what is left now */
+void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks,
+		   uint64_t *stuck);
 void rc_leaks_free(struct rref_ctx *ctx);
 
 #endif

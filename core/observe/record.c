@@ -28,7 +28,8 @@ static bool record_room(struct rc_record *r, size_t n)
 	return true;
 }
 
-static void record_put(struct rc_record *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void record_put(struct rc_record *r, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 static void record_put(struct rc_record *r, const char *fmt, ...)
 {
 	char text[160];
@@ -47,12 +48,16 @@ static void record_put(struct rc_record *r, const char *fmt, ...)
 static bool is_plain(const char *text)
 {
 	for (const char *p = text; *p; p++)
-		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/@+[]", *p))
+		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/@+[]",
+			    *p))
 			return false;
 	return *text;
 }
 
-/* Texts come from peers too (names of types): what is not printable ASCII is escaped, each byte on its own. */
+/*
+ * Texts come from peers too (names of types): what is not printable ASCII is escaped, each byte on
+ * its own.
+ */
 static void put_quoted(struct rc_record *r, const char *text)
 {
 	record_put(r, "\"");
@@ -119,7 +124,8 @@ void rc_rec_flag(struct rc_record *r, const char *key, bool is)
 void rc_rec_id(struct rc_record *r, const char *key, struct rref_id id)
 {
 	key_of(r, key);
-	record_put(r, r->json ? "[%u,%" PRIu64 "]" : "(%u,%" PRIu64 ")", id.created_on, id.local_id);
+	record_put(r, r->json ? "[%u,%" PRIu64 "]" : "(%u,%" PRIu64 ")", id.created_on,
+		   id.local_id);
 }
 
 void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value)
@@ -131,6 +137,7 @@ void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value)
 void rc_rec_age(struct rc_record *r, const char *key, int64_t ns)
 {
 	key_of(r, key);
-	/* Constant width: a second dump, into a buffer of the size that the first one asked for, fits it. */
+	/* Constant width: a second dump, into a buffer of the size that the first one asked for,
+	 * fits it. */
 	record_put(r, r->json ? "%10s" : "%10ss", seconds_text(ns).text);
 }

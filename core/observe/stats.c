@@ -46,7 +46,8 @@ static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		s->queued_messages += ctx->peers[i].nr_queued;
 		s->queued_bytes += ctx->peers[i].queued_bytes;
-		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting) + ctx->peers[i].pieces.nr_reads;
+		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting) +
+				    ctx->peers[i].pieces.nr_reads;
 		s->stalled_peers += at_load(&ctx->peers[i].stalled_ns) != 0;
 	}
 }
@@ -71,7 +72,8 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.value_bytes = at_load(&ctx->n.value_bytes);
 	rc_fast_counts(ctx, &s);
 	s.payload_bytes = at_load(&ctx->n.payload_bytes);
-	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->session.beacon_region->length + at_load(&ctx->n.mem_bytes);
+	s.registered_bytes = v.region_bytes + l.region_bytes + ctx->session.beacon_region->length +
+			     at_load(&ctx->n.mem_bytes);
 	s.nr_regions = v.nr_regions + l.nr_regions + 1 + at_load(&ctx->n.mems);
 	s.wrapped_bytes = at_load(&ctx->n.wrapped_bytes);
 	s.messages_sent = at_load(&ctx->n.sent);
@@ -107,7 +109,8 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	if (!ctx || !out || out->size < sizeof(size_t))
 		return rc_fail(EINVAL, "rref_get_peer_stats: no context, or out->size is not set");
 	if (rank < 0 || (uint32_t)rank >= ctx->world)
-		return rc_fail(EINVAL, "rref_get_peer_stats: rank %d: the group has ranks 0 to %u", rank, ctx->world - 1);
+		return rc_fail(EINVAL, "rref_get_peer_stats: rank %d: the group has ranks 0 to %u",
+			       rank, ctx->world - 1);
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	const struct rc_peer *p = &ctx->peers[rank];
@@ -150,14 +153,47 @@ static const struct {
 	const char *name;
 	size_t at;
 } fields[] = {
-	FIELD(owners), FIELD(pending_owners), FIELD(forks), FIELD(users), FIELD(pending_users), FIELD(pending_children),
-	FIELD(nested), FIELD(tombstones), FIELD(parked), FIELD(ops_in_flight), FIELD(calls_open), FIELD(calls_served), FIELD(waiting_reads),
-	FIELD(reads), FIELD(read_bytes), FIELD(doorbells), FIELD(quarantined), FIELD(value_bytes), FIELD(wrapped_bytes), FIELD(payload_bytes),
+	FIELD(owners),
+	FIELD(pending_owners),
+	FIELD(forks),
+	FIELD(users),
+	FIELD(pending_users),
+	FIELD(pending_children),
+	FIELD(nested),
+	FIELD(tombstones),
+	FIELD(parked),
+	FIELD(ops_in_flight),
+	FIELD(calls_open),
+	FIELD(calls_served),
+	FIELD(waiting_reads),
+	FIELD(reads),
+	FIELD(read_bytes),
+	FIELD(doorbells),
+	FIELD(quarantined),
+	FIELD(value_bytes),
+	FIELD(wrapped_bytes),
+	FIELD(payload_bytes),
 	FIELD(landing_bytes),
-	FIELD(registered_bytes), FIELD(nr_regions), FIELD(sessions), FIELD(messages_sent), FIELD(messages_received),
-	FIELD(sent_bytes), FIELD(received_bytes), FIELD(queued_messages), FIELD(queued_bytes), FIELD(retries),
-	FIELD(dropped_messages), FIELD(rejected_peers), FIELD(dead_peers), FIELD(stalled_peers), FIELD(fenced_peers),
-	FIELD(resumed_sessions), FIELD(messages_again), FIELD(messages_not_again), FIELD(reads_again), FIELD(reads_joined),
+	FIELD(registered_bytes),
+	FIELD(nr_regions),
+	FIELD(sessions),
+	FIELD(messages_sent),
+	FIELD(messages_received),
+	FIELD(sent_bytes),
+	FIELD(received_bytes),
+	FIELD(queued_messages),
+	FIELD(queued_bytes),
+	FIELD(retries),
+	FIELD(dropped_messages),
+	FIELD(rejected_peers),
+	FIELD(dead_peers),
+	FIELD(stalled_peers),
+	FIELD(fenced_peers),
+	FIELD(resumed_sessions),
+	FIELD(messages_again),
+	FIELD(messages_not_again),
+	FIELD(reads_again),
+	FIELD(reads_joined),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)
@@ -176,8 +212,8 @@ struct text {
 static void line(struct text *t, const char *name, const char *kind, uint64_t value)
 {
 	size_t left = t->used < t->size ? t->size - t->used : 0;
-	int n = snprintf(left ? t->buf + t->used : NULL, left, "%s%s%s %" PRIu64 "\n", name, kind ? "." : "", kind ? kind : "",
-			 value);
+	int n = snprintf(left ? t->buf + t->used : NULL, left, "%s%s%s %" PRIu64 "\n", name,
+			 kind ? "." : "", kind ? kind : "", value);
 
 	t->used += n > 0 ? (size_t)n : 0;
 }
@@ -194,12 +230,15 @@ int rref_stats_format(const struct rref_stats *stats, char *buf, size_t size)
 	memcpy(&s, stats, min_of(stats->size, sizeof(s)));
 	for (unsigned i = 0; i < array_size(fields); i++)
 		if (fields[i].at + sizeof(uint64_t) <= stats->size)
-			line(&t, fields[i].name, NULL, *(const uint64_t *)(const void *)((const char *)&s + fields[i].at));
+			line(&t, fields[i].name, NULL,
+			     *(const uint64_t *)(const void *)((const char *)&s + fields[i].at));
 	for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++) {
 		if (s.sent[k])
-			line(&t, "sent", *rw_kind_name(k) ? rw_kind_name(k) : "malformed", s.sent[k]);
+			line(&t, "sent", *rw_kind_name(k) ? rw_kind_name(k) : "malformed",
+			     s.sent[k]);
 		if (s.received[k])
-			line(&t, "received", *rw_kind_name(k) ? rw_kind_name(k) : "malformed", s.received[k]);
+			line(&t, "received", *rw_kind_name(k) ? rw_kind_name(k) : "malformed",
+			     s.received[k]);
 	}
 	return (int)t.used;
 }

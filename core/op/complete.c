@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How operations end: by their result, from outside (time-out, cancel, dead peer, shutdown), and the scans of the slab that
- * find those whose time has come. Who scans skips chunks of which no slot is taken: else the largest burst that ever was
- * would be paid for at each tick.
+ * How operations end: by their result, from outside (time-out, cancel, dead peer, shutdown), and
+ * the scans of the slab that find those whose time has come. Who scans skips chunks of which no
+ * slot is taken: else the largest burst that ever was would be paid for at each tick.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,8 +16,9 @@
 #define RESCAN_NS (20 * NSEC_PER_MSEC)
 
 /*
- * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none. A slot that is taken
- * while the scan goes on may be missed: it was not under way when the scan began.
+ * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none.
+ * A slot that is taken while the scan goes on may be missed: it was not under way when the scan
+ * began.
  */
 static uint32_t next_taken(struct rref_ctx *ctx, uint32_t i, uint32_t nr)
 {
@@ -70,7 +71,8 @@ void rc_op_finish(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 	uint32_t set = 1;
-	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of the two sees both. */
+	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of
+	 * the two sees both. */
 	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
 
 	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS | RC_F_ANY))) {
@@ -85,8 +87,9 @@ void rc_op_finish(struct rref_future *f, bool locked)
 }
 
 /*
- * Without the state between: what is pending and waits for an answer is completed by holders of the lock only. After the
- * exchange an inner one is the waiter's alone, who may have put it already: of the slot only the word to wake may be named.
+ * Without the state between: what is pending and waits for an answer is completed by holders of the
+ * lock only. After the exchange an inner one is the waiter's alone, who may have put it already: of
+ * the slot only the word to wake may be named.
  */
 void rc_op_answered(struct rref_future *f)
 {
@@ -123,7 +126,9 @@ bool rc_op_unpark(struct rref_ctx *ctx, struct rref_future *f)
 {
 	if (!f->parked)
 		return false;
-	struct rp_event ev = { .type = RP_EV_UNWAIT, .id = f->handle->id, .fork = rc_fork_of(f->handle),
+	struct rp_event ev = { .type = RP_EV_UNWAIT,
+			       .id = f->handle->id,
+			       .fork = rc_fork_of(f->handle),
 			       .cookie = rc_op_token(f) };
 
 	f->parked = false;
@@ -143,8 +148,9 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 }
 
 /*
- * For who scans the slab: the operation in slot i with a hold on it (rc_op_put), if it is under way. Without the hold
- * the slot could be another operation's by the time it is ended: reads come and go without the lock.
+ * For who scans the slab: the operation in slot i with a hold on it (rc_op_put), if it is under
+ * way. Without the hold the slot could be another operation's by the time it is ended: reads come
+ * and go without the lock.
  */
 static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 {
@@ -178,10 +184,14 @@ static needs_lock void expire(struct rref_ctx *ctx, struct rref_future *f)
 /* Whatever is taken moves one of the two. */
 static needs_lock bool is_known(const struct rref_ctx *ctx)
 {
-	return at_load(&ctx->op.free) == ctx->op.seen && at_load(&ctx->op.spare) == ctx->op.spare_seen;
+	return at_load(&ctx->op.free) == ctx->op.seen &&
+	       at_load(&ctx->op.spare) == ctx->op.spare_seen;
 }
 
-/* Also without a deadline that has come: a slot that was taken a moment before a scan looks free until its operation begins. */
+/*
+ * Also without a deadline that has come: a slot that was taken a moment before a scan looks free
+ * until its operation begins.
+ */
 static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 {
 	return is_known(ctx) ? min_of(ctx->op.due, ctx->op.scanned_at + RESCAN_NS) : 0;
@@ -189,15 +199,18 @@ static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 
 int64_t rc_ops_due(const struct rref_ctx *ctx)
 {
-	/* For that moment, too, twice. What is in flight then is complete, and kept by the program. */
-	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->op.quiet >= 2) ? INT64_MAX : next_scan(ctx);
+	/* For that moment, too, twice. What is in flight then is complete, and kept by the
+	 * program. */
+	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->op.quiet >= 2) ? INT64_MAX
+									       : next_scan(ctx);
 }
 
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	if (now < next_scan(ctx))
 		return;
-	/* Before it is asked whether there are any: what begins behind that moves one of the two. */
+	/* Before it is asked whether there are any: what begins behind that moves one of the
+	 * two. */
 	uint64_t free_list = at_load_acq(&ctx->op.free), spare = at_load_acq(&ctx->op.spare);
 	bool known = free_list == ctx->op.seen && spare == ctx->op.spare_seen, pending = false;
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
@@ -207,11 +220,13 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 		struct rref_future *op = rc_op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 
-		/* A slot that is given to the next operation meanwhile begins with this very moment, which is true of it too. */
+		/* A slot that is given to the next operation meanwhile begins with this very
+		 * moment, which is true of it too. */
 		if (!at_load(&op->seen_at) && at_load(&op->kind))
 			at_store(&op->seen_at, now);
 		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
-			/* Acquire: its deadline was there before its kind. One without a kind begins any moment. */
+			/* Acquire: its deadline was there before its kind. One without a kind
+			 * begins any moment. */
 			int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
 
 			pending = true;
@@ -229,7 +244,10 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	ctx->op.quiet = pending ? 0 : known ? ctx->op.quiet + 1 : 1;
 }
 
-/* Reads are not looked at: each of them ends by its own completion, its wait, or its place in peer->waiting. */
+/*
+ * Reads are not looked at: each of them ends by its own completion, its wait, or its place in
+ * peer->waiting.
+ */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
 {
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
@@ -275,7 +293,8 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 	return n;
 }
 
-uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg)
+uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max,
+		      void (*fn)(void *arg, struct rref_future *f), void *arg)
 {
 	uint32_t nr = at_load_acq(&ctx->op.nr), i = from;
 

@@ -42,7 +42,8 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 		return rc_fail(EINVAL, "rref_future_then: no future or no function");
 	if (rc_is_barred(f->ctx))
 		return rc_enter_slow(f->ctx);
-	/* 3: being written. A finisher that sees it lets us see DONE below and run the callback here. */
+	/* 3: being written. A finisher that sees it lets us see DONE below and run the callback
+	 * here. */
 	if (!at_cas_ar(&f->then_state, &none, 3))
 		return rc_fail(EBUSY, "the future has a callback already");
 	f->then = fn;
@@ -110,7 +111,8 @@ int rc_future_check(const struct rref_future *f, const char *what)
 
 int rref_future_view(struct rref_future *f, struct rref_view **out)
 {
-	int err = out ? rc_future_check(f, "rref_future_view") : rc_fail(EINVAL, "rref_future_view: nowhere to put it");
+	int err = out ? rc_future_check(f, "rref_future_view")
+		      : rc_fail(EINVAL, "rref_future_view: nowhere to put it");
 
 	if (err)
 		return err;
@@ -123,7 +125,8 @@ int rref_future_view(struct rref_future *f, struct rref_view **out)
 
 int rref_future_data(const struct rref_future *f, const void **data, size_t *length)
 {
-	int err = data && length ? rc_future_check(f, "rref_future_data") : rc_fail(EINVAL, "rref_future_data: nowhere to put it");
+	int err = data && length ? rc_future_check(f, "rref_future_data")
+				 : rc_fail(EINVAL, "rref_future_data: nowhere to put it");
 
 	if (err)
 		return err;
@@ -146,7 +149,8 @@ int rref_future_nr_refs(const struct rref_future *f)
 int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 {
 	const char *site = rc_site_take();
-	int err = out ? rc_future_check(f, "rref_future_ref") : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
+	int err = out ? rc_future_check(f, "rref_future_ref")
+		      : rc_fail(EINVAL, "rref_future_ref: nowhere to put it");
 
 	if (err)
 		return err;

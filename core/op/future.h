@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc_op: operations, the slab behind futures, and what comes with a call or a reply. Guards: see core/ctx.h.
+ * rc_op: operations, the slab behind futures, and what comes with a call or a reply. Guards: see
+ * core/ctx.h.
  */
 #ifndef RC_OP_H
 #define RC_OP_H
@@ -24,9 +25,16 @@
 struct rc_scope;
 struct rc_op_kind;
 
-enum { RC_F_PENDING = 0, RC_F_COMPLETING = 1, RC_F_DONE = 2, RC_F_MASK = 3, RC_F_WAITERS = 4, RC_F_SCOPED = 8,
-       RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
-       RC_F_ANY = 32 /* a thread waits for any of several; wait.c */ };
+enum {
+	RC_F_PENDING = 0,
+	RC_F_COMPLETING = 1,
+	RC_F_DONE = 2,
+	RC_F_MASK = 3,
+	RC_F_WAITERS = 4,
+	RC_F_SCOPED = 8,
+	RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
+	RC_F_ANY = 32 /* a thread waits for any of several; wait.c */
+};
 
 /* A reference that arrived in a call or reply and is on its way to being confirmed. */
 struct rc_inref {
@@ -34,17 +42,23 @@ struct rc_inref {
 	struct rref *handle;
 };
 
-/* What comes with a call or reply: references to be confirmed, and before them perhaps a payload to be READ. */
+/*
+ * What comes with a call or reply: references to be confirmed, and before them perhaps a payload to
+ * be READ.
+ */
 struct rc_incoming {
 	struct rc_inref *ref;         /* few, or malloc'ed */
 	uint32_t nr, unready;	/* under the lock */
 	int status;                   /* first failure */
-	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in);	/* under the lock; all confirmed (or one failed) */
+	/* under the lock; all confirmed (or one failed) */
+	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in);
 	struct rref_future *future;   /* replies: whose result they are */
 	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
 	/* payload: see payload.c */
 	struct rc_work work;
-	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data, const struct rp_fork *recs, uint32_t nr);	/* under the lock */
+	/* under the lock */
+	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
+			const struct rp_fork *recs, uint32_t nr);
 	struct rref_future *read;	/* under the lock; the READ that brings it */
 	struct rref_view *body;       /* what it brought ... */
 	struct rc_payload *own;       /* ... or, from this worker itself, the payload as it is */
@@ -68,11 +82,12 @@ static inline void rc_incoming_init(struct rc_incoming *in)
 }
 
 /*
- * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING -> COMPLETING owns the
- * result fields, fills them, and moves it to DONE (release). Everybody else reads them after DONE (acquire). Calls and
- * creations are completed by holders of the lock only, who may therefore fill them while it is PENDING (rc_op_answered).
- * refs: 1 of the program + 1 of the engine; the engine's goes when no device and no peer can touch the operation any
- * more, so that a landing buffer outlives a time-out (quarantine).
+ * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING ->
+ * COMPLETING owns the result fields, fills them, and moves it to DONE (release). Everybody else
+ * reads them after DONE (acquire). Calls and creations are completed by holders of the lock only,
+ * who may therefore fill them while it is PENDING (rc_op_answered). refs: 1 of the program + 1 of
+ * the engine; the engine's goes when no device and no peer can touch the operation any more, so
+ * that a landing buffer outlives a time-out (quarantine).
  */
 struct rref_future {
 	_Atomic uint32_t state;       /* futex word */
@@ -85,13 +100,18 @@ struct rref_future {
 	void *then_arg;
 	struct rref_ctx *ctx;
 	const struct rc_op_kind *is;  /* [const] from rc_op_get on; kind.h */
-	_Atomic(const struct rc_op_kind *) kind; /* NULL until it is under way (set under the lock, but for reads) */
+	/* NULL until it is under way (set under the lock, but for reads) */
+	_Atomic(const struct rc_op_kind *) kind;
 	uint32_t peer;                /* whose value is read, or whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
-	_Atomic(struct rc_scope *) scope; /* ends with the operation; set with RC_F_SCOPED. scope.c */
-	_Atomic int64_t seen_at;      /* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the read path */
+	/* ends with the operation; set with RC_F_SCOPED. scope.c */
+	_Atomic(struct rc_scope *) scope;
+	/* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the
+	 * read path */
+	_Atomic int64_t seen_at;
 	struct list node;	/* under the lock; peer->waiting, or peer->pieces.reads */
-	struct rc_hook then_hook;     /* not node: a read may end while it waits, and is then in both */
+	/* not node: a read may end while it waits, and is then in both */
+	struct rc_hook then_hook;
 
 	/* result [op] */
 	int status, wc_status;
@@ -109,21 +129,34 @@ struct rref_future {
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
 	uint64_t next;                /* payload bytes asked for so far */
-	uint32_t outstanding;	/* under the lock; READs at the device (set before posting where that is not under the lock) */
-	uint64_t pieces_at;	/* under the lock; the connection that they are at, as in struct rc_split; 0 = it is not read in pieces */
+	/* under the lock; READs at the device (set before posting where that is not under the
+	 * lock) */
+	uint32_t outstanding;
+	/* under the lock; the connection that they are at, as in struct rc_split; 0 = it is not
+	 * read in pieces */
+	uint64_t pieces_at;
 	uint64_t bytes_at;	/* under the lock; bytes of theirs in flight */
-	struct rref_future *merged_next;	/* under the lock; the next one that the same READ brings (set before posting); read/merge.c */
+	/* under the lock; the next one that the same READ brings (set before posting);
+	 * read/merge.c */
+	struct rref_future *merged_next;
 	int read_status, read_wc;     /* first failure of a piece */
 	bool header_asked;
 	bool whole;                   /* [const] not a range: the table of segments is read too */
 	bool parked;	/* under the lock; waits in the machine for its location */
 	bool retried;	/* under the lock; was pumped once after it began to wait */
-	bool alone;	/* under the lock; a READ that brought others too was refused: no more company */
-	bool again;	/* under the lock; its connection broke, not the session: it is read again from the beginning */
-	uint16_t about;               /* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
-	uint64_t number;              /* barrier; call: references that its result must have, 0 = any */
+	/* under the lock; a READ that brought others too was refused: no more company */
+	bool alone;
+	/* under the lock; its connection broke, not the session: it is read again from the
+	 * beginning */
+	bool again;
+	/* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
+	uint16_t about;
+	/* barrier; call: references that its result must have, 0 = any */
+	uint64_t number;
 	bool replied;	/* under the lock; call: its answer came */
-	bool inner;	/* under the lock; a call that the program does not see under way: who waits puts both holds */
+	/* under the lock; a call that the program does not see under way: who waits puts both
+	 * holds */
+	bool inner;
 	struct rc_incoming *fetch;    /* of a payload's READ: what for */
 };
 
@@ -149,45 +182,65 @@ static inline int rc_op_error(const struct rref_future *f)
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
 void rc_ops_close(struct rref_ctx *ctx);
 /*
- * Whose operation it is: there are max_ops slots for what the program begins, and as many again for the payloads of calls
- * that come, and for those of results: a call that was made keeps its slot until its result is here, so that a result that
- * needed one of the same could never come when all are taken.
+ * Whose operation it is: there are max_ops slots for what the program begins, and as many again for
+ * the payloads of calls that come, and for those of results: a call that was made keeps its slot
+ * until its result is here, so that a result that needed one of the same could never come when all
+ * are taken.
  */
 enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
 /* Gets a slot for an operation of that kind. Waits for one until deadline. */
-int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline, struct rref_future **out);
-bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out); /* the same, one that is at hand; false: there is none */
-int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind, int64_t deadline,
-		    struct rref_future **out);
-struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token); /* NULL: old generation. Only while the engine holds it */
-struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token); /* with a hold, for tokens from outside; rc_op_put */
-struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index); /* in slot index, which was published */
+int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline,
+	      struct rref_future **out);
+/* the same, one that is at hand; false: there is none */
+bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out);
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind,
+		    int64_t deadline, struct rref_future **out);
+/* NULL: old generation. Only while the engine holds it */
+struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token);
+/* with a hold, for tokens from outside; rc_op_put */
+struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token);
+/* in slot index, which was published */
+struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index);
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
-void rc_op_put_inner(struct rref_future *f);   /* complete: the waiter's hold, and the engine's if that is the waiter's too */
+/* complete: the waiter's hold, and the engine's if that is the waiter's too */
+void rc_op_put_inner(struct rref_future *f);
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
-needs_lock void rc_op_answered(struct rref_future *f); /* claim, finish and the engine's put of a call that waits for its answer */
-bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked); /* claim + finish with an error */
+/* claim, finish and the engine's put of a call that waits for its answer */
+needs_lock void rc_op_answered(struct rref_future *f);
+/* claim + finish with an error */
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked);
 needs_lock void rc_ops_expire(struct rref_ctx *ctx, int64_t now);
-needs_lock int64_t rc_ops_due(const struct rref_ctx *ctx); /* when expire has something to do: 0 = at the next tick, INT64_MAX = never */
+/* when expire has something to do: 0 = at the next tick, INT64_MAX = never */
+needs_lock int64_t rc_ops_due(const struct rref_ctx *ctx);
 needs_lock void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text);
 needs_lock void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text);
-needs_lock void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
-needs_lock unsigned rc_ops_calling(struct rref_ctx *ctx); /* calls and creations that wait for their answer */
+needs_lock void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status,
+			  const char *text);
+/* calls and creations that wait for their answer */
+needs_lock unsigned rc_ops_calling(struct rref_ctx *ctx);
 void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
 /* future.c */
-int rc_future_check(const struct rref_future *f, const char *what); /* what each result getter asks first */
+/* what each result getter asks first */
+int rc_future_check(const struct rref_future *f, const char *what);
 /* wait.c */
-void rc_wait_wake(struct rref_future *f, uint32_t old);     /* f is complete; old: its state before. f may be put meanwhile */
+/* f is complete; old: its state before. f may be put meanwhile */
+void rc_wait_wake(struct rref_future *f, uint32_t old);
 void rc_wait_wake_any(void);
-void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word); /* the same of a state word alone */
-gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline); /* which it lets go of: as rc_op_wait. turn_at is of now */
+/* the same of a state word alone */
+void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word);
+/* which it lets go of: as rc_op_wait. turn_at is of now */
+gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
-/* Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next slot, 0 = that was the last. */
-needs_lock uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max, void (*fn)(void *arg, struct rref_future *f), void *arg);
+/*
+ * Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next
+ * slot, 0 = that was the last.
+ */
+needs_lock uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max,
+				 void (*fn)(void *arg, struct rref_future *f), void *arg);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Kinds of operations. op/ knows what all operations have in common; a kind is the rest, and belongs to
- * the room that begins such operations. A future has its kind from rc_op_get on.
+ * Kinds of operations. op/ knows what all operations have in common; a kind is the rest, and
+ * belongs to the room that begins such operations. A future has its kind from rc_op_get on.
  */
 #ifndef RC_OP_KIND_H
 #define RC_OP_KIND_H
@@ -16,8 +16,8 @@ struct rc_op_kind {
 	bool ends_with_peer; /* the end of its peer ends it, unless it is parked */
 
 	/*
-	 * Ends it from outside: time-out, cancel, dead peer, shutdown. The engine's hold goes here too,
-	 * unless something still finds the operation: what is in flight cannot be recalled.
+	 * Ends it from outside: time-out, cancel, dead peer, shutdown. The engine's hold goes here
+	 * too, unless something still finds the operation: what is in flight cannot be recalled.
 	 */
 	void (*end)(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
 	/* Gives back what the operation brought and held. NULL: nothing. */
@@ -28,11 +28,13 @@ struct rc_op_kind {
 	const char *(*why_late)(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf,
 				size_t size);
 
-	/* Of one that may be parked: its value is here, and f is claimed. Or its location is known. */
+	/* Of one that may be parked: its value is here, and f is claimed. Or its location is
+	 * known. */
 	void (*here)(struct rref_future *f, struct rc_value *v);
 	void (*located)(struct rref_ctx *ctx, struct rref_future *f,
 			const struct rp_location *loc);
-	/* Of one that READs bring: the last is over. Or there is a slot, and it may go on. NULL: nothing. */
+	/* Of one that READs bring: the last is over. Or there is a slot, and it may go on. NULL:
+	 * nothing. */
 	void (*over)(struct rref_future *f);
 	void (*resume)(struct rref_future *f);
 };
@@ -47,8 +49,8 @@ static inline void rc_op_begin(struct rref_future *f)
 needs_lock void rc_op_end_plain(struct rref_ctx *ctx, struct rref_future *f, int status,
 				const char *text);
 /*
- * Takes a failed operation out of the machine, and with it the engine's hold. Returns false if it is
- * not parked.
+ * Takes a failed operation out of the machine, and with it the engine's hold. Returns false if it
+ * is not parked.
  */
 needs_lock bool rc_op_unpark(struct rref_ctx *ctx, struct rref_future *f);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot to look at, and
- * the generation in its token tells whether it is still the same operation. The free list is a stack of indexes with
- * a tag against ABA: get and put are lock-free, growing takes a lock.
+ * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot
+ * to look at, and the generation in its token tells whether it is still the same operation. The
+ * free list is a stack of indexes with a tag against ABA: get and put are lock-free, growing takes
+ * a lock.
  *
  * How operations end, and scans of the slab: complete.c.
  */
@@ -23,7 +24,9 @@ int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops)
 	ctx->op.max = chunks * RC_OP_CHUNK;
 	ctx->op.chunk = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op.chunk[0]));
 	ctx->op.taken = calloc((size_t)chunks * RC_OP_RESULT, sizeof(ctx->op.taken[0]));
-	return ctx->op.chunk && ctx->op.taken ? 0 : rc_fail(ENOMEM, "memory for %u operations", ctx->op.max);
+	return ctx->op.chunk && ctx->op.taken
+		       ? 0
+		       : rc_fail(ENOMEM, "memory for %u operations", ctx->op.max);
 }
 
 void rc_ops_close(struct rref_ctx *ctx)
@@ -62,7 +65,8 @@ static struct rref_future *pop_free(struct rref_ctx *ctx)
 		if ((uint32_t)head == 0)
 			return NULL;
 		f = rc_op_at(ctx, (uint32_t)head - 1);
-		/* May read a slot that another thread just took: then the tag has moved and the CAS fails. */
+		/* May read a slot that another thread just took: then the tag has moved and the
+		 * CAS fails. */
 		next = ((head >> 32) + 1) << 32 | at_load(&f->next_free);
 	} while (!at_cas_weak_ar(&ctx->op.free, &head, next));
 	return f;
@@ -90,7 +94,8 @@ static int op_grow(struct rref_ctx *ctx)
 		chunk[i].ctx = ctx;
 		list_init(&chunk[i].node);
 		list_init(&chunk[i].then_hook.node);
-		at_store(&chunk[i].state, RC_F_DONE); /* free slots look finished to whoever scans the slab */
+		/* free slots look finished to whoever scans the slab */
+		at_store(&chunk[i].state, RC_F_DONE);
 		at_store(&chunk[i].deadline, INT64_MAX);
 	}
 	at_store_rel(&ctx->op.chunk[nr / RC_OP_CHUNK], chunk);
@@ -109,7 +114,8 @@ uint64_t rc_op_token(const struct rref_future *f)
 
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
 {
-	/* Acquire: partner of the release in op_grow(); the index came from a list or a token published after it. */
+	/* Acquire: partner of the release in op_grow(); the index came from a list or a token
+	 * published after it. */
 	struct rref_future *chunk = at_load_acq(&ctx->op.chunk[index / RC_OP_CHUNK]);
 
 	return chunk + index % RC_OP_CHUNK;
@@ -135,7 +141,8 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 		if (!refs)
 			return NULL;
 	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
-	/* Acquire above, partner of the release in rc_op_get: a hold on the slot's next operation shows by its generation. */
+	/* Acquire above, partner of the release in rc_op_get: a hold on the slot's next operation
+	 * shows by its generation. */
 	if (at_load(&f->gen) == (uint32_t)(token >> 32))
 		return f;
 	rc_op_put(f);
@@ -143,9 +150,10 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 }
 
 /*
- * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone neither counts nor goes to the
- * list. Each that is taken moves the tag, also of the word that says that there is none: who looks for operations that began
- * since it looked last (rc_ops_due) would miss one else.
+ * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone
+ * neither counts nor goes to the list. Each that is taken moves the tag, also of the word that says
+ * that there is none: who looks for operations that began since it looked last (rc_ops_due) would
+ * miss one else.
  */
 static struct rref_future *op_take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {
@@ -155,7 +163,8 @@ static struct rref_future *op_take_spare(struct rref_ctx *ctx, enum rc_op_share 
 		if (!(uint32_t)spare || at_load(&ctx->op.in_flight) > ctx->op.max * share)
 			return NULL;
 		none = ((spare >> 32) + 1) << 32;
-	} while (!at_cas_weak_ar(&ctx->op.spare, &spare, none)); /* acquire: partner of leave_spare */
+	} while (!at_cas_weak_ar(&ctx->op.spare, &spare,
+				 none)); /* acquire: partner of leave_spare */
 	return rc_op_at(ctx, (uint32_t)spare - 1);
 }
 
@@ -168,7 +177,8 @@ static bool op_leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 {
-	/* First (acquire), or one that is left between the two loads would hide another. One that is taken then is not counted. */
+	/* First (acquire), or one that is left between the two loads would hide another. One that
+	 * is taken then is not counted. */
 	bool spare = (uint32_t)at_load_acq(&ctx->op.spare) != 0;
 	uint32_t nr = at_load(&ctx->op.in_flight);
 
@@ -191,7 +201,9 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 		no_slot(ctx, 0);
 		/* The last one that counts may have become spare meanwhile. */
 		*out = op_take_spare(ctx, share);
-		return *out ? 0 : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)", ctx->op.max);
+		return *out ? 0
+			    : rc_fail(EAGAIN, "%u operations in flight, the limit (max_ops)",
+				      ctx->op.max);
 	}
 	for (;;) {
 		*out = pop_free(ctx);
@@ -208,7 +220,8 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 
 static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 {
-	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under way. */
+	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under
+	 * way. */
 	at_store(&f->kind, NULL);
 	f->is = kind;
 	at_store(&f->deadline, INT64_MAX);
@@ -245,12 +258,16 @@ struct slot {
 	int err;
 };
 
-/* Out of slots is back-pressure: others' completions free some. Whether the search is over, and how, is in arg. */
+/*
+ * Out of slots is back-pressure: others' completions free some. Whether the search is over, and
+ * how, is in arg.
+ */
 static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 {
 	struct slot *s = arg;
 
-	/* A handler gives up sooner: the shutdown waits for it, and the holders of the slots may wait for the shutdown. */
+	/* A handler gives up sooner: the shutdown waits for it, and the holders of the slots may
+	 * wait for the shutdown. */
 	if (at_load(&ctx->state) == RC_CTX_CLOSING && rc_in_callback())
 		s->err = -ESHUTDOWN;
 	else
@@ -258,8 +275,8 @@ static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 	return s->err != -EAGAIN;
 }
 
-int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind, int64_t deadline,
-		    struct rref_future **out)
+int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind,
+		    int64_t deadline, struct rref_future **out)
 {
 	struct slot s = { .share = share };
 	int err = try_get(ctx, share, &s.f);
@@ -290,7 +307,8 @@ bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_
 	return *out;
 }
 
-int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline, struct rref_future **out)
+int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline,
+	      struct rref_future **out)
 {
 	return rc_op_get_share(ctx, RC_OP_PROGRAM, kind, deadline, out);
 }
@@ -302,10 +320,12 @@ static void op_release(struct rref_future *f)
 	if (f->is->release)
 		f->is->release(f);
 	at_store(&f->kind, NULL);
-	at_store(&f->state, RC_F_DONE); /* one that was given up before it began is not pending either */
+	/* one that was given up before it began is not pending either */
+	at_store(&f->state, RC_F_DONE);
 	at_store(&f->deadline, INT64_MAX);
 	/* From here on late completions of this operation do not find it. */
-	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX); /* read/in_flight.c has tokens with the highest bit */
+	/* read/in_flight.c has tokens with the highest bit */
+	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX);
 	if (op_leave_spare(ctx, f))
 		return;
 	at_sub(&ctx->op.taken[f->index / RC_OP_CHUNK], 1);

@@ -10,7 +10,8 @@
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting);
 void rc_pool_close(struct rref_ctx *ctx);
 needs_lock void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call);
-void rc_pool_blocking(int delta); /* part of blocking of struct rc_engine; does nothing on other threads */
+/* part of blocking of struct rc_engine; does nothing on other threads */
+void rc_pool_blocking(int delta);
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_pool_fork_child(void);
 

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while it does, its thread
- * does not count, and another is started if calls are queued, so that nested calls cannot use the pool up.
- * Threads beyond the number asked for end when they find nothing to do.
+ * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while
+ * it does, its thread does not count, and another is started if calls are queued, so that nested
+ * calls cannot use the pool up. Threads beyond the number asked for end when they find nothing to
+ * do.
  *
- * Of each other worker, PER_CALLER calls at most are queued or run without waiting; more stand apart, so that none has
- * a longer queue before the others' calls. Those that wait do not count, else calls that nest deeper than that would
- * wait for each other for good.
+ * Of each other worker, PER_CALLER calls at most are queued or run without waiting; more stand
+ * apart, so that none has a longer queue before the others' calls. Those that wait do not count,
+ * else calls that nest deeper than that would wait for each other for good.
  *
- * Where no thread can be had (memory, a limit of the system, or max_waiting handlers of one caller wait already) and
- * every thread waits, a call is answered -EAGAIN: the chain of calls that leads to it unwinds, instead of standing still.
+ * Where no thread can be had (memory, a limit of the system, or max_waiting handlers of one caller
+ * wait already) and every thread waits, a call is answered -EAGAIN: the chain of calls that leads
+ * to it unwinds, instead of standing still.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -36,9 +38,11 @@ struct rc_pool {
 	pthread_cond_t work, gone;
 	struct list queue;           /* guarded by lock */
 	unsigned target;             /* const */
-	unsigned max_waiting;        /* const: handlers of one caller that wait, in reads of values that it never gives, say */
+	/* const: handlers of one caller that wait, in reads of values that it never gives, say */
+	unsigned max_waiting;
 	unsigned queued;             /* guarded by lock: calls in queue */
-	unsigned threads, idle, blocked; /* guarded by lock; idle: those too that were woken and have not looked yet */
+	/* guarded by lock; idle: those too that were woken and have not looked yet */
+	unsigned threads, idle, blocked;
 	bool stop;
 	struct rc_caller caller[];   /* by rank */
 };
@@ -96,8 +100,9 @@ static void *pool_run(void *arg)
 
 			pool->queued--;
 			if (c->blocked >= pool->max_waiting)
-				pool_refuse(call, "all handlers there wait, and no more can be started "
-					     "(max_waiting)");
+				pool_refuse(call,
+					    "all handlers there wait, and no more can be started "
+					    "(max_waiting)");
 			my_caller = c;
 			pthread_mutex_unlock(&pool->lock);
 			rc_hook_run(call->ctx, &call->hook);
@@ -131,8 +136,8 @@ static void run_left(struct list *queue)
 }
 
 /*
- * Starts a thread if there is work that no thread is free for. If none can be started and none will come back by itself,
- * the queue is moved to *refused. Guarded by lock.
+ * Starts a thread if there is work that no thread is free for. If none can be started and none will
+ * come back by itself, the queue is moved to *refused. Guarded by lock.
  */
 static void pool_grow(struct rc_pool *pool, struct list *refused)
 {
@@ -214,7 +219,8 @@ void rc_pool_close(struct rref_ctx *ctx)
 {
 	struct rc_pool *pool;
 
-	/* First nobody may push any more: calls of a worker to itself can still come out of its own queue. */
+	/* First nobody may push any more: calls of a worker to itself can still come out of its
+	 * own queue. */
 	rc_lock(ctx);
 	pool = ctx->op.pool;
 	ctx->op.pool = NULL;

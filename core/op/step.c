@@ -28,7 +28,8 @@ void rc_effects(struct rref_ctx *ctx)
 	ctx->op.in_effects = false;
 }
 
-static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec, int64_t now)
+static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec,
+			   int64_t now)
 {
 	int err;
 
@@ -36,8 +37,8 @@ static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_
 		return -ESHUTDOWN;
 	ev->now = rc_age_at(ctx, now);
 	err = rp_step(ctx->op.machine, ev, rec);
-	/* An event that gives back never fails for want of memory, only for that of room: then effects
-	 * that are due come first. */
+	/* An event that gives back never fails for want of memory, only for that of room: then
+	 * effects that are due come first. */
 	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
 		err = rp_step(ctx->op.machine, ev, rec);
 	rc_effects(ctx);

@@ -112,7 +112,8 @@ int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 
 	if (!rc_op_done(f)) {
 		/* As in rc_make_progress. */
-		bool slow = !at_load(&ctx->turns.has_poller) && ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
+		bool slow = !at_load(&ctx->turns.has_poller) &&
+			    ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 
 		ctx->turns.engine->turns(ctx, slow, FIRST_LOOKS);
 	}
@@ -220,7 +221,8 @@ static int check_several(struct rref_future *const *fs, size_t nr, const char *w
 int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 {
 	RB_NO_CANCEL;
-	int err = nr ? check_several(fs, nr, "rref_wait_any") : rc_fail(EINVAL, "rref_wait_any: no futures");
+	int err = nr ? check_several(fs, nr, "rref_wait_any")
+		     : rc_fail(EINVAL, "rref_wait_any: no futures");
 
 	if (err)
 		return err;
@@ -259,6 +261,7 @@ int rref_wait_all(struct rref_future *const *fs, size_t nr, int64_t timeout)
 
 	for (size_t i = 0; i < nr; i++)
 		if (!rc_op_done(fs[i]) && rc_op_wait(fs[i], deadline))
-			return rc_fail(ETIMEDOUT, "%zu of %zu operations are complete in order", i, nr);
+			return rc_fail(ETIMEDOUT, "%zu of %zu operations are complete in order", i,
+				       nr);
 	return 0;
 }

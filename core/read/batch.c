@@ -24,7 +24,8 @@ struct batch {
 	struct rref_view **views;
 	int *status;
 	struct rref_future **f;      /* each read's; NULL when it has none (any more) */
-	uint32_t *next, *head;       /* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+	/* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+	uint32_t *next, *head;
 };
 
 static struct rref *ref_of(const struct batch *b, size_t i)
@@ -210,8 +211,8 @@ static int run_scoped(struct batch *b, int64_t timeout)
 		return err;
 	b->ctx = first->ctx;
 	b->deadline = rc_deadline(b->ctx, timeout);
-	struct rc_scope *scope =
-		rc_scope_begin(b->ctx, b->what + sizeof("rref_") - 1, NULL, b->ctx->rank, first->owner);
+	struct rc_scope *scope = rc_scope_begin(b->ctx, b->what + sizeof("rref_") - 1, NULL,
+						b->ctx->rank, first->owner);
 
 	b->f = calloc(b->nr, sizeof(*b->f));
 	b->next = calloc(b->nr, sizeof(*b->next));
@@ -229,8 +230,8 @@ static int run_scoped(struct batch *b, int64_t timeout)
 	return good;
 }
 
-int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, struct rref_view **views,
-		       int *status)
+int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout,
+		       struct rref_view **views, int *status)
 {
 	RB_NO_CANCEL;
 	struct batch b = { .what = "rref_to_here_batch", .nr = nr, .refs = refs, .views = views,
@@ -239,7 +240,10 @@ int rref_to_here_batch(struct rref *const *refs, size_t nr, int64_t timeout, str
 	if (!nr)
 		return 0;
 	if (!refs || !views || !status || nr > INT32_MAX)
-		return rc_fail(EINVAL, "rref_to_here_batch: refs, views or status is NULL, or %zu are too many", nr);
+		return rc_fail(
+			EINVAL,
+			"rref_to_here_batch: refs, views or status is NULL, or %zu are too many",
+			nr);
 	return run_scoped(&b, timeout);
 }
 
@@ -251,6 +255,7 @@ int rref_to_here_into_batch(struct rref_into *reads, size_t nr, int64_t timeout)
 	if (!nr)
 		return 0;
 	if (!reads || nr > INT32_MAX)
-		return rc_fail(EINVAL, "rref_to_here_into_batch: reads is NULL, or %zu are too many", nr);
+		return rc_fail(EINVAL,
+			       "rref_to_here_into_batch: reads is NULL, or %zu are too many", nr);
 	return run_scoped(&b, timeout);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the end of a read means: the words for a READ that failed, and whether the header that came vouches for the rest
- * (read.c has the rules). Each finds the operation's text; nothing of it is in flight any more.
+ * What the end of a read means: the words for a READ that failed, and whether the header that came
+ * vouches for the rest (read.c has the rules). Each finds the operation's text; nothing of it is in
+ * flight any more.
  */
 #include <endian.h>
 #include <errno.h>
@@ -27,8 +28,9 @@ static void local_only(struct rref_future *f)
 	const struct rref_ctx *ctx = f->ctx;
 	char name[NAME_SIZE];
 
-	snprintf(f->text, sizeof(f->text), "%s is local only: it stays with its owner %s, and %s cannot read it", check_name_of(f, name),
-		 ctx->members[f->peer].name, ctx->members[ctx->rank].name);
+	snprintf(f->text, sizeof(f->text),
+		 "%s is local only: it stays with its owner %s, and %s cannot read it",
+		 check_name_of(f, name), ctx->members[f->peer].name, ctx->members[ctx->rank].name);
 }
 
 /*
@@ -57,8 +59,9 @@ int rc_read_explain(struct rref_future *f)
 		local_only(f);
 		return -EPERM;
 	case -EACCES:
-		snprintf(f->text, sizeof(f->text), "%s refused the read: the value of %s is not there any more", p->member->name,
-			 check_name_of(f, name));
+		snprintf(f->text, sizeof(f->text),
+			 "%s refused the read: the value of %s is not there any more",
+			 p->member->name, check_name_of(f, name));
 		return -ESTALE;
 	case -EPROTO:
 		if (f->read_wc > 0)
@@ -74,7 +77,8 @@ int rc_read_explain(struct rref_future *f)
 	case -ENOTCONN:
 	case -ETIMEDOUT:
 	case -EIO:
-		snprintf(lost, sizeof(lost), "the connection to %s (rank %u) was lost", p->member->name, p->rank);
+		snprintf(lost, sizeof(lost), "the connection to %s (rank %u) was lost",
+			 p->member->name, p->rank);
 		return rc_stall_lost(f->ctx, p, lost, f->text, sizeof(f->text));
 	case -EFAULT: /* the device's word on this side's own memory or request */
 	case -EINVAL:
@@ -84,7 +88,8 @@ int rc_read_explain(struct rref_future *f)
 			 p->member->name, rref_strerror(f->read_status), f->read_wc);
 		return -EIO;
 	default: /* how the session ended */
-		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name, rref_strerror(f->read_status));
+		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name,
+			 rref_strerror(f->read_status));
 		return f->read_status;
 	}
 }
@@ -94,7 +99,8 @@ static const struct rc_type *type_of(const struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
-	return f->loc.type_hash == rc_type_bytes(ctx)->hash ? NULL : rc_type_find(ctx, f->loc.type_hash);
+	return f->loc.type_hash == rc_type_bytes(ctx)->hash ? NULL
+							    : rc_type_find(ctx, f->loc.type_hash);
 }
 
 int rc_read_check(struct rref_future *f)
@@ -103,23 +109,28 @@ int rc_read_check(struct rref_future *f)
 	const struct rref *ref = f->handle; /* NULL: a payload */
 	char name[NAME_SIZE];
 
-	if (h.nonce == UINT64_MAX && h.state == UINT32_MAX && h.length == UINT64_MAX && h.version == UINT32_MAX) {
+	if (h.nonce == UINT64_MAX && h.state == UINT32_MAX && h.length == UINT64_MAX &&
+	    h.version == UINT32_MAX) {
 		snprintf(f->text, sizeof(f->text), "the read completed without data");
 		return -EBADMSG;
 	}
 	if (le64toh(h.nonce) != f->loc.nonce || le32toh(h.state) != RC_HEADER_READY) {
-		snprintf(f->text, sizeof(f->text), "the value of %s is not there any more", check_name_of(f, name));
+		snprintf(f->text, sizeof(f->text), "the value of %s is not there any more",
+			 check_name_of(f, name));
 		return -ESTALE;
 	}
-	if ((ref && (le64toh(h.local_id) != ref->id.local_id || le32toh(h.created_on) != ref->id.created_on)) ||
+	if ((ref && (le64toh(h.local_id) != ref->id.local_id ||
+		     le32toh(h.created_on) != ref->id.created_on)) ||
 	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version ||
-	    le64toh(h.type_hash) != f->loc.type_hash || le16toh(h.nr_segments) != f->loc.nr_segments ||
-	    le16toh(h.nr_refs) != f->loc.nr_refs) {
+	    le64toh(h.type_hash) != f->loc.type_hash ||
+	    le16toh(h.nr_segments) != f->loc.nr_segments || le16toh(h.nr_refs) != f->loc.nr_refs) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
 		return -EBADMSG;
 	}
-	if (f->whole && !rc_shape_check(f->landing + 1, f->loc.length, f->loc.nr_segments, type_of(f))) {
-		snprintf(f->text, sizeof(f->text), "the value's segments contradict its length or its type");
+	if (f->whole &&
+	    !rc_shape_check(f->landing + 1, f->loc.length, f->loc.nr_segments, type_of(f))) {
+		snprintf(f->text, sizeof(f->text),
+			 "the value's segments contradict its length or its type");
 		return -EBADMSG;
 	}
 	return 0;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The quick read: a value of bytes whose location is known, by one READ that is over when the device posted it (shm) or soon
- * after (ibv; read/in_flight.c). Nothing of such a read is in flight when it returns, so that it needs no operation slot, no future
- * and no quarantine. Whatever is out of the ordinary is left to the way of all other reads (read.c), which finds the words.
+ * The quick read: a value of bytes whose location is known, by one READ that is over when the
+ * device posted it (shm) or soon after (ibv; read/in_flight.c). Nothing of such a read is in flight
+ * when it returns, so that it needs no operation slot, no future and no quarantine. Whatever is out
+ * of the ordinary is left to the way of all other reads (read.c), which finds the words.
  *
- * What a thread needs for it, the thread keeps to itself: the landing buffers that it gave back last, counters, and the
- * mark that pins a connection. So a read has no locked instruction of its own: what each thread marks in a
- * place of its own, only the fence looks up elsewhere, and it brings the barrier along (alloc/ra_asym.h).
+ * What a thread needs for it, the thread keeps to itself: the landing buffers that it gave back
+ * last, counters, and the mark that pins a connection. So a read has no locked instruction of its
+ * own: what each thread marks in a place of its own, only the fence looks up elsewhere, and it
+ * brings the barrier along (alloc/ra_asym.h).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -32,13 +34,18 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 
 	memcpy(&counts, (const char *)h + offsetof(struct rc_header, nr_segments), sizeof(counts));
 	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
-		      le64toh(h->local_id) == ref->id.local_id && le32toh(h->created_on) == ref->id.created_on &&
+		      le64toh(h->local_id) == ref->id.local_id &&
+		      le32toh(h->created_on) == ref->id.created_on &&
 		      le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
 		      le64toh(h->type_hash) == loc->type_hash && le32toh(counts) == 1);
 }
 
-/* A READ that was not made, or not good. A refusal has ended the connection: asked again, the answer would be that one. */
-static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout, struct rref_view **out, struct rc_landing *v,
+/*
+ * A READ that was not made, or not good. A refusal has ended the connection: asked again, the
+ * answer would be that one.
+ */
+static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout,
+						     struct rref_view **out, struct rc_landing *v,
 						     int status)
 {
 	struct rc_peer *p = &ref->ctx->peers[ref->owner];
@@ -55,7 +62,8 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 	if (at_load_acq(&ref->state) == RC_H_FAILED)
 		return rc_handle_error(ref);
 	rref_format(ref, name, sizeof(name));
-	return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more", rref_owner_name(ref), name);
+	return rc_fail(ESTALE, "%s refused the read: the value of %s is not there any more",
+		       rref_owner_name(ref), name);
 }
 
 /* The thread's, in its hands from here on. NULL: no memory. */
@@ -76,8 +84,12 @@ static inline void keep_flight(struct rc_reader *r, struct rc_in_flight *fl)
 		rc_in_flight_put(fl);
 }
 
-/* A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says why. */
-static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref, struct rc_reader **r)
+/*
+ * A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says
+ * why.
+ */
+static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref,
+								  struct rc_reader **r)
 {
 	RB_NO_CANCEL;
 	struct rc_landing *v;
@@ -92,7 +104,8 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
-	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST; /* a large one's is beyond all spares */
+	/* a large one's is beyond all spares */
+	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST;
 	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = rc_reader_of(ctx);
 	struct rc_landing *v;
@@ -106,7 +119,8 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 		at_store(&r->spare[cls], NULL);
 	else if (!(v = other_landing(ref, &r)))
 		return rc_read_whole(ref, timeout, out);
-	/* Before r->read is filled in: a flight that is not there yet is got under the lock, at whose end others' reads may run. */
+	/* Before r->read is filled in: a flight that is not there yet is got under the lock, at
+	 * whose end others' reads may run. */
 	if (!at_once && unlikely(!(fl = take_flight(ctx, r))))
 		return other_way(ref, timeout, out, v, 0);
 	/* What never changes of it was set in rc_reader_new. */
@@ -123,14 +137,16 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 		read->cookie = rc_in_flight_begin(fl);
 	}
 	/*
-	 * The mark that the fence looks for. It stores conn = NULL and then looks here; so this store has to be seen before conn is
-	 * loaded. That order is the fence's to make, which is rare.
+	 * The mark that the fence looks for. It stores conn = NULL and then looks here; so this
+	 * store has to be seen before conn is loaded. That order is the fence's to make, which is
+	 * rare.
 	 */
 	ra_asym_mark(&r->pinned, p);
 	conn = at_load_sc(&p->conn);
 	/*
-	 * Once more, behind the pin: the connection may be a later session's, in which this reference holds nothing. The fence
-	 * fails the reference, which makes it quick no more, before such a connection can be found.
+	 * Once more, behind the pin: the connection may be a later session's, in which this
+	 * reference holds nothing. The fence fails the reference, which makes it quick no more,
+	 * before such a connection can be found.
 	 */
 	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The READ of a quick read (read/fast.c) over a device that reports by events (ibv), while it is on its way. Its thread polls for
- * it; whoever gets the lock finds the completion and says so in the flight, which is all that the two share. So it needs no
- * operation slot, no future, and no counter that other threads write.
+ * The READ of a quick read (read/fast.c) over a device that reports by events (ibv), while it is on
+ * its way. Its thread polls for it; whoever gets the lock finds the completion and says so in the
+ * flight, which is all that the two share. So it needs no operation slot, no future, and no counter
+ * that other threads write.
  *
- * That is for as long as a thread spins, longer than a READ on any sane fabric. A READ that takes longer is handed over to
- * an operation of the usual kind, which can sleep, time out, and leave its landing buffer in quarantine until the device is
- * done with it. If there is no slot for one, the flight itself keeps the buffer when the time is over.
+ * That is for as long as a thread spins, longer than a READ on any sane fabric. A READ that takes
+ * longer is handed over to an operation of the usual kind, which can sleep, time out, and leave its
+ * landing buffer in quarantine until the device is done with it. If there is no slot for one, the
+ * flight itself keeps the buffer when the time is over.
  *
- * A flight is of one thread at a time, and out of its reader's hands while a READ is under way: callbacks and handlers that run
- * on the thread meanwhile take another for theirs. Flights are never freed before their context, so that a completion always
- * finds its own. Each RC_FLIGHT_POSTED one is ended once, by its completion or by the shutdown.
+ * A flight is of one thread at a time, and out of its reader's hands while a READ is under way:
+ * callbacks and handlers that run on the thread meanwhile take another for theirs. Flights are
+ * never freed before their context, so that a completion always finds its own. Each
+ * RC_FLIGHT_POSTED one is ended once, by its completion or by the shutdown.
  */
 #include "core/base/lock.h"
 #include "core/base/wait.h"
@@ -23,7 +26,10 @@
 /* Cookies of operations (rc_op_token) never have the highest bit. */
 #define COOKIE (UINT64_C(1) << 63)
 
-/* A turn of the engine counts for more than finding somebody else at it. In all some 4 us if it is always somebody else. */
+/*
+ * A turn of the engine counts for more than finding somebody else at it. In all some 4 us if it is
+ * always somebody else.
+ */
 #define PATIENCE 256u
 #define TURN 16u
 #define LOOKS 4u /* before these, at READs only */
@@ -40,7 +46,8 @@ struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx)
 
 uint64_t rc_in_flight_begin(struct rc_in_flight *fl)
 {
-	at_store(&fl->state, RC_FLIGHT_POSTED); /* before the post, which publishes it to whoever polls */
+	/* before the post, which publishes it to whoever polls */
+	at_store(&fl->state, RC_FLIGHT_POSTED);
 	return COOKIE | (uintptr_t)fl;
 }
 
@@ -71,22 +78,26 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 		rc_peer_read(ctx, user, cookie, 0, -1);
 }
 
-bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl, int *status)
+bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl,
+		       int *status)
 {
 	/* Where there is no poller, a program that only reads is the one that serves its peers. */
-	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx); i++) {
+	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx);
+	     i++) {
 		look_for_reads(ctx, p);
 		rc_unlock(ctx);
 		if (rc_in_flight_landed(fl, status))
 			return true;
 	}
-	for (unsigned spent = 0; spent < PATIENCE; spent += rc_make_progress(ctx, false) < 0 ? 1 : TURN)
+	for (unsigned spent = 0; spent < PATIENCE;
+	     spent += rc_make_progress(ctx, false) < 0 ? 1 : TURN)
 		if (rc_in_flight_landed(fl, status))
 			return true;
 	return rc_in_flight_landed(fl, status);
 }
 
-bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f, struct rc_landing *v, int *status)
+bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f,
+			struct rc_landing *v, int *status)
 {
 	if (rc_in_flight_landed(*fl, status))
 		return false;
@@ -99,7 +110,8 @@ bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct r
 }
 
 /* One that its thread left. */
-static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *fl, int status, int wc)
+static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *fl, int status,
+				    int wc)
 {
 	struct rref_future *f = fl->f;
 	struct rc_landing *v = fl->landing;
@@ -116,7 +128,8 @@ static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *f
 	rc_landing_put(v);
 }
 
-bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
+bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
+			int wc)
 {
 	struct rc_in_flight *fl = (struct rc_in_flight *)(uintptr_t)(cookie & ~COOKIE);
 
@@ -147,6 +160,7 @@ void rc_in_flight_all_fail(struct rref_ctx *ctx, int status)
 			continue;
 		}
 		fl->status = status;
-		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED); /* or it was not posted after all: rc_in_flight_undo */
+		/* If it was not posted after all: rc_in_flight_undo. */
+		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED);
 	}
 }

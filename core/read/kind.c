@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads as a kind of operations: how they end from outside, and how the wait for a value goes on. */
+/*
+ * Reads as a kind of operations: how they end from outside, and how the wait for a value goes on.
+ */
 #include "core/ctx.h"
 #include "core/op/kind.h"
 #include "core/read/read.h"

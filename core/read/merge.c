@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Runs: small values of one owner that lie side by side there are brought by one READ, each with its header, into the
- * very landing places that each would have had alone. A device works on so many READs a second, not on so many bytes;
- * so a batch costs it a fraction.
+ * Runs: small values of one owner that lie side by side there are brought by one READ, each with
+ * its header, into the very landing places that each would have had alone. A device works on so
+ * many READs a second, not on so many bytes; so a batch costs it a fraction.
  *
- * Side by side means that nothing lies between but the padding to a cache line, which belongs to the value before it: no
- * byte is read that belongs to none of them. The padding lands behind its value, where the block has room for it.
+ * Side by side means that nothing lies between but the padding to a cache line, which belongs to
+ * the value before it: no byte is read that belongs to none of them. The padding lands behind its
+ * value, where the block has room for it.
  *
- * Each operation keeps its own header, check and result. The READ has one status, though: if it was refused, it is not
- * known for whose sake, and each of them is read again alone.
+ * Each operation keeps its own header, check and result. The READ has one status, though: if it was
+ * refused, it is not known for whose sake, and each of them is read again alone.
  */
 #include "base/fast.h"
 #include "core/ctx.h"
@@ -24,7 +25,8 @@ static uint64_t to_line(uint64_t n)
 
 static bool before(const struct rref_future *a, const struct rref_future *b, enum rv_kind kind)
 {
-	return a->loc.rkey[kind] != b->loc.rkey[kind] ? a->loc.rkey[kind] < b->loc.rkey[kind] : a->loc.addr < b->loc.addr;
+	return a->loc.rkey[kind] != b->loc.rkey[kind] ? a->loc.rkey[kind] < b->loc.rkey[kind]
+						      : a->loc.addr < b->loc.addr;
 }
 
 /* Few, and mostly in order or in the reverse of it. */
@@ -56,7 +58,8 @@ static bool joins(const struct rref_future *a, const struct rref_future *b, enum
 	       a->landing->block - sizeof(struct rc_landing) >= to_line(a->length);
 }
 
-void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n, struct rc_merge *runs)
+void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
+		    struct rc_merge *runs)
 {
 	enum rv_kind kind = p->kind;
 	struct rv_sge *piece = runs->sge;
@@ -69,7 +72,8 @@ void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t more = RC_HEADER_BYTES + f[i]->length;
 
-		if (i && joins(f[i - 1], f[i], kind) && r->nr_sge < p->max_sge && to_line(bytes) + more <= min_of(RUN_BYTES, p->max_msg)) {
+		if (i && joins(f[i - 1], f[i], kind) && r->nr_sge < p->max_sge &&
+		    to_line(bytes) + more <= min_of(RUN_BYTES, p->max_msg)) {
 			piece[-1].length = (uint32_t)to_line(piece[-1].length);
 			bytes = to_line(bytes);
 			f[i - 1]->merged_next = f[i];

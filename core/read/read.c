@@ -2,19 +2,21 @@
 /*
  * Reads: from a known location to bytes here, by one-sided READs.
  *
- * A value that fits one message is read with its header by a single READ into a single landing piece. Larger ones, and
- * ranges, are read in pieces (read/split.c), and the header last, behind them on the same connection: the order of READs on a
- * reliable connection makes it a check of all that came before.
+ * A value that fits one message is read with its header by a single READ into a single landing
+ * piece. Larger ones, and ranges, are read in pieces (read/split.c), and the header last, behind
+ * them on the same connection: the order of READs on a reliable connection makes it a check of all
+ * that came before.
  *
  * The header's landing place is filled with ones before posting. On SoftRoCE a garbled answer was
  * seen to end a READ with success and no data; the ones show it. A header with another nonce, or a
  * scrubbed one, is -ESTALE, never wrong bytes.
  *
- * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces, with keys of its own:
- * the payload first, the header behind it, and one doorbell for both if the payload is one message.
+ * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces,
+ * with keys of its own: the payload first, the header behind it, and one doorbell for both if the
+ * payload is one message.
  *
- * Who works on an operation: first the thread that starts it, then, once pieces are at a device that reports by
- * events, only the holder of the progress lock.
+ * Who works on an operation: first the thread that starts it, then, once pieces are at a device
+ * that reports by events, only the holder of the progress lock.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -57,16 +59,20 @@ bool rc_read_all_asked(const struct rref_future *f)
 }
 
 /*
- * Whether the session in which the reference was good is over. Looked at behind the pin, or under the lock: a thread may
- * have found the reference ready, and find a connection of a later session, in which its owner does not keep the value
- * for it. The fence fails the reference before such a connection can be found (conn is stored after it).
+ * Whether the session in which the reference was good is over. Looked at behind the pin, or under
+ * the lock: a thread may have found the reference ready, and find a connection of a later session,
+ * in which its owner does not keep the value for it. The fence fails the reference before such a
+ * connection can be found (conn is stored after it).
  */
 static bool outlived(const struct rref_future *f)
 {
 	return f->handle && at_load_acq(&f->handle->state) == RC_H_FAILED;
 }
 
-/* The session stands in which its location was learned: a READ that was lost may be posted again, over another connection. */
+/*
+ * The session stands in which its location was learned: a READ that was lost may be posted again,
+ * over another connection.
+ */
 static needs_lock bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
 {
 	if (f->fetch)
@@ -74,7 +80,10 @@ static needs_lock bool may_go_again(const struct rref_future *f, const struct rc
 	return rc_state_stands(p->state) && !outlived(f);
 }
 
-/* From the beginning: what came before the break is read again too, so that the header vouches for all of it. */
+/*
+ * From the beginning: what came before the break is read again too, so that the header vouches for
+ * all of it.
+ */
 static void begin_again(struct rref_future *f)
 {
 	f->next = 0;
@@ -95,14 +104,16 @@ static void note_failure(struct rref_future *f, int status, int wc)
 }
 
 /*
- * Providers whose READs are complete at once: the whole read in the caller's thread, or INLINE_MAX pieces of at most max_msg.
- * False: no connection now.
+ * Providers whose READs are complete at once: the whole read in the caller's thread, or INLINE_MAX
+ * pieces of at most max_msg. False: no connection now.
  */
-static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, uint64_t max_msg, bool whole)
+static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn,
+			uint64_t max_msg, bool whole)
 {
 	struct rv_read r[INLINE_MAX];
 
-	for (bool first = true; (first || whole) && !rc_read_all_asked(f) && !f->read_status; first = false) {
+	for (bool first = true; (first || whole) && !rc_read_all_asked(f) && !f->read_status;
+	     first = false) {
 		unsigned n = rc_split_build(f, max_msg, r, INLINE_MAX);
 		int posted = p->ops->post_reads(conn, r, n);
 
@@ -154,10 +165,12 @@ bool rc_read_hard_failure(int posted)
 }
 
 /*
- * Starts reads of one message each, all of one owner, with one doorbell. Not under the lock in general: from the
- * doorbell on, completions are handled by others; only those that were not posted are still ours.
+ * Starts reads of one message each, all of one owner, with one doorbell. Not under the lock in
+ * general: from the doorbell on, completions are handled by others; only those that were not posted
+ * are still ours.
  */
-static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n, bool locked)
+static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f,
+			 unsigned n, bool locked)
 {
 	struct rv_conn *conn;
 	struct rc_merge runs;
@@ -165,7 +178,8 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 
 	rc_merge_build(p, f, n, &runs);
 	at_add(&ctx->sleep.reads_in_flight, runs.nr);
-	/* The pin; it is given back before the lock is taken, since the fence waits for it with the lock held. */
+	/* The pin; it is given back before the lock is taken, since the fence waits for it with
+	 * the lock held. */
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
 	for (unsigned i = 0; conn && i < n; i++)
@@ -197,10 +211,12 @@ lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool lo
 
 	if (!locked)
 		rc_lock(ctx);
-	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that begins to wait. */
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that
+	 * begins to wait. */
 	int err = rc_enter(ctx);
 
-	/* What was offered or held in a session that is over is gone; for the others a new one is begun. */
+	/* What was offered or held in a session that is over is gone; for the others a new one is
+	 * begun. */
 	if (!err && outlived(f))
 		err = -ENOTCONN;
 	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
@@ -214,7 +230,8 @@ lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool lo
 	} else {
 		list_add_tail(&p->waiting, &f->node);
 		at_add(&p->nr_waiting, 1);
-		/* The connection may have come up, or slots free, between the look without the lock and now. */
+		/* The connection may have come up, or slots free, between the look without the
+		 * lock and now. */
 		if (at_load(&p->conn) && !f->retried)
 			f->retried = true, rc_read_pump(ctx, p);
 	}
@@ -222,15 +239,19 @@ lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool lo
 		rc_unlock(ctx);
 }
 
-/* Before anything is posted: bounds, landing buffer, a header's place that tells whether one came. */
+/*
+ * Before anything is posted: bounds, landing buffer, a header's place that tells whether one came.
+ */
 static int prepare_quietly(struct rref_future *f)
 {
 	f->next = 0;
 	f->header_asked = false;
 	f->retried = f->again = f->alone = false;
 	uint64_t end = f->whole ? rc_extent(f->loc.length, f->loc.nr_segments) : f->loc.length;
-	/* The location came over the wire: its length is bounded here, before memory is taken for it. */
-	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX || (f->loc.length && !f->loc.nr_segments))
+	/* The location came over the wire: its length is bounded here, before memory is taken for
+	 * it. */
+	if (f->loc.length > RC_VALUE_MAX || end > RC_VALUE_MAX ||
+	    (f->loc.length && !f->loc.nr_segments))
 		return -EPROTO;
 	if (!f->loc.nonce)
 		return -EPERM;
@@ -257,7 +278,10 @@ static bool read_prepare(struct rref_future *f, bool locked)
 	return false;
 }
 
-/* Reads that are complete when they are posted: in this thread, under the pin. False: no connection or no slot now. */
+/*
+ * Reads that are complete when they are posted: in this thread, under the pin. False: no connection
+ * or no slot now.
+ */
 static bool start_inline(struct rref_future *f, struct rc_peer *p)
 {
 	struct rv_conn *conn;
@@ -272,8 +296,9 @@ static bool start_inline(struct rref_future *f, struct rc_peer *p)
 }
 
 /*
- * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in read_done).
- * A connection is pinned by p->readers: the fence stores conn = NULL, then waits for readers to be 0 (both sc).
+ * Starts a read whose handle and location are set. Consumes the engine's hold on f (given back in
+ * read_done). A connection is pinned by p->readers: the fence stores conn = NULL, then waits for
+ * readers to be 0 (both sc).
  */
 lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 {
@@ -296,7 +321,8 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 	/* Several pieces: their books are kept under the lock from the first doorbell on. */
 	if (!locked)
 		rc_lock(ctx);
-	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn) : NULL;
+	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn)
+									    : NULL;
 
 	if (!conn || !rc_split_start(f, p, conn))
 		rc_read_wait(f, p, true);
@@ -304,7 +330,10 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 		rc_unlock(ctx);
 }
 
-/* As if it had been started here and all of it were at the device. Under the lock, or nobody else knows f. */
+/*
+ * As if it had been started here and all of it were at the device. Under the lock, or nobody else
+ * knows f.
+ */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v)
 {
 	f->peer = ref->owner;
@@ -319,7 +348,10 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 	f->merged_next = NULL;
 }
 
-/* Many reads of one owner, whose handles and locations are set: one doorbell for those that are one message each. */
+/*
+ * Many reads of one owner, whose handles and locations are set: one doorbell for those that are one
+ * message each.
+ */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n)
 {
 	struct rref_future *single[RC_BATCH_MAX];
@@ -353,7 +385,10 @@ static needs_lock void wait_first(struct rref_future *f, struct rc_peer *p)
 	at_add(&p->nr_waiting, 1);
 }
 
-/* The reads of one message each at the head of the queue, with one doorbell. False: not all of them found a slot. */
+/*
+ * The reads of one message each at the head of the queue, with one doorbell. False: not all of them
+ * found a slot.
+ */
 static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rref_future *f[RC_BATCH_MAX];
@@ -403,7 +438,8 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 		list_del(&f->node);
 		at_sub(&p->nr_waiting, 1);
 		if (!wanted) {
-			read_done(f, true); /* timed out or cancelled while it waited: nothing is in flight */
+			/* timed out or cancelled while it waited: nothing is in flight */
+			read_done(f, true);
 		} else if (f->is->resume && p->reads_inline) {
 			f->is->resume(f); /* in turns, and not under the lock */
 		} else if (p->reads_inline) {
@@ -477,7 +513,10 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	rc_split_go_on(p);
 }
 
-/* No device touches the operation any more: its result, if it still wants one, and the engine's hold. */
+/*
+ * No device touches the operation any more: its result, if it still wants one, and the engine's
+ * hold.
+ */
 static lock_by_flag void read_done(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -507,7 +546,10 @@ static lock_by_flag void read_done(struct rref_future *f, bool locked)
 	rc_op_put(f);
 }
 
-/* Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is held for long. */
+/*
+ * Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is
+ * held for long.
+ */
 static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -530,8 +572,9 @@ static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 }
 
 /*
- * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in the kind's over(). The buffer is
- * got without the lock, since a large one may have to be registered first.
+ * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in the
+ * kind's over(). The buffer is got without the lock, since a large one may have to be registered
+ * first.
  */
 void rc_read_turn(struct rref_future *f)
 {
@@ -546,7 +589,8 @@ void rc_read_turn(struct rref_future *f)
 		if (err)
 			note_failure(f, err, -1);
 	}
-	/* The epoch is looked at under the lock, and a connection of another session is never used for it. */
+	/* The epoch is looked at under the lock, and a connection of another session is never used
+	 * for it. */
 	if (!rc_same_session(ctx, p->rank, f->fetch->epoch))
 		note_failure(f, -ENOTCONN, -1);
 	if (f->read_status || !rc_op_wanted(f))
@@ -555,7 +599,8 @@ void rc_read_turn(struct rref_future *f)
 		turn_inline(f, p);
 	else if (rc_read_is_single(f, p->max_msg))
 		post_singles(ctx, p, &f, 1, true);
-	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) || !rc_split_start(f, p, at_load(&p->conn)))
+	else if (!at_load(&p->conn) || at_load(&p->nr_waiting) ||
+		 !rc_split_start(f, p, at_load(&p->conn)))
 		rc_read_wait(f, p, true);
 }
 

@@ -2,17 +2,21 @@
 /*
  * Reads in pieces: of values and ranges that no single READ brings, over hardware.
  *
- * What counts is what all of them have in flight together over one connection: a slow link has to deliver it within an ACK
- * time-out, or it is asked for again, and again, until the link carries nothing but repetitions (seen between two emulated hosts
- * with 8 MiB in flight); and a small read posted behind it waits for all of it. So a connection has room for ROOM bytes: several
- * times what a 100 Gb/s fabric holds in a round trip, and some 100 us of such a link. One read at a time has its turn, for TURN
- * bytes or a little more, and then goes behind the others: values of that size come one after the other, not all at the end, and
- * no larger one keeps them from coming. It is posted with one doorbell for LEAST bytes or more, once there is room for so much.
+ * What counts is what all of them have in flight together over one connection: a slow link has to
+ * deliver it within an ACK time-out, or it is asked for again, and again, until the link carries
+ * nothing but repetitions (seen between two emulated hosts with 8 MiB in flight); and a small read
+ * posted behind it waits for all of it. So a connection has room for ROOM bytes: several times what
+ * a 100 Gb/s fabric holds in a round trip, and some 100 us of such a link. One read at a time has
+ * its turn, for TURN bytes or a little more, and then goes behind the others: values of that size
+ * come one after the other, not all at the end, and no larger one keeps them from coming. It is
+ * posted with one doorbell for LEAST bytes or more, once there is room for so much.
  *
- * Payloads and ranges of one message whose header is a READ of its own need no turn and take no room, as single READs.
+ * Payloads and ranges of one message whose header is a READ of its own need no turn and take no
+ * room, as single READs.
  *
- * Pieces of two connections are never mixed: what the header says that came over one is said of what came before it there. When a
- * connection ends, reads that were at it begin again, once those of their pieces that are in flight have come back.
+ * Pieces of two connections are never mixed: what the header says that came over one is said of
+ * what came before it there. When a connection ends, reads that were at it begin again, once those
+ * of their pieces that are in flight have come back.
  */
 #include "core/ctx.h"
 #include "core/read/internal.h"
@@ -33,24 +37,30 @@ unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read 
 	unsigned n = 0;
 
 	if (rc_read_is_single(f, max_msg) && !f->header_asked) {
-		r[0] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
-					 .nr_sge = 1 };
+		r[0] = (struct rv_read){
+			.cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind], .nr_sge = 1
+		};
 		r[0].sge[0] = rc_landing_piece(f->landing, f->length, kind);
 		f->header_asked = true;
 		f->next = f->length;
 		return 1;
 	}
 	while (n < max && f->next < f->length) {
-		uint32_t piece = (uint32_t)min_of(f->length - f->next, min_of(max_msg, UINT64_C(1) << 30));
+		uint32_t piece = (uint32_t)min_of(f->length - f->next,
+						  min_of(max_msg, UINT64_C(1) << 30));
 
-		r[n] = (struct rv_read){ .cookie = token, .addr = data + f->offset + f->next, .rkey = data_rkey,
+		r[n] = (struct rv_read){ .cookie = token,
+					 .addr = data + f->offset + f->next,
+					 .rkey = data_rkey,
 					 .nr_sge = 1 };
-		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece, f->landing->lkey[kind] };
+		r[n++].sge[0] = (struct rv_sge){ (char *)(f->landing + 1) + f->next, piece,
+						 f->landing->lkey[kind] };
 		f->next += piece;
 	}
 	if (n < max && !f->header_asked && f->next == f->length) {
-		r[n] = (struct rv_read){ .cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind],
-					 .nr_sge = 1 };
+		r[n] = (struct rv_read){
+			.cookie = token, .addr = f->loc.addr, .rkey = f->loc.rkey[kind], .nr_sge = 1
+		};
 		r[n++].sge[0] = rc_landing_piece(f->landing, 0, kind);
 		f->header_asked = true;
 	}
@@ -107,7 +117,8 @@ static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struc
 {
 	struct rc_split *q = &p->pieces;
 	struct rv_read r[POST_MAX];
-	uint64_t turns = f->next / TURN, max = is_short(f, p) ? 2 : max_of(split_room(q) / p->max_msg, UINT64_C(1));
+	uint64_t turns = f->next / TURN,
+		 max = is_short(f, p) ? 2 : max_of(split_room(q) / p->max_msg, UINT64_C(1));
 	unsigned n = rc_split_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
 	int posted = p->ops->post_reads(conn, r, n);
 
@@ -143,7 +154,8 @@ bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *co
 			rc_read_fail(f, posted);
 			return true;
 		}
-		/* Nobody's piece would end, and have it go on; or those that it would wait for may have their turn later than it. */
+		/* Nobody's piece would end, and have it go on; or those that it would wait for may
+		 * have their turn later than it. */
 		if (posted <= 0 && (!q->outstanding || is_short(f, p)))
 			return false;
 	}
@@ -188,7 +200,9 @@ void rc_split_go_on(struct rc_peer *p)
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 		} else if (posted <= 0 && q->outstanding) {
-			split_put(q, f, true); /* until a piece has ended: no place in the send queue, or a connection that breaks */
+			/* until a piece has ended: no place in the send queue, or a connection
+			 * that breaks */
+			split_put(q, f, true);
 			return;
 		} else if (posted <= 0) {
 			f->retried = true; /* the caller pumps */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for read/. */
+/* The state of read/ in a context. */
 #ifndef RC_READ_STATE_H
 #define RC_READ_STATE_H
 

@@ -4,7 +4,8 @@
  *
  *   owner, value ready      an alias, at once
  *   user, location known    READ, on this thread, without the progress lock
- *   otherwise               the machine is asked (WAIT); its answer (WAITED) brings value, location or error
+ *   otherwise               the machine is asked (WAIT); its answer (WAITED) brings value, location
+ *                           or error
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,8 +25,8 @@
 #include "core/session/session.h"
 
 /*
- * Parks f in the machine until value, location or error is known: WAITED goes on with it. The engine's hold on f is
- * consumed if that fails, which completes the future. f->handle is set.
+ * Parks f in the machine until value, location or error is known: WAITED goes on with it. The
+ * engine's hold on f is consumed if that fails, which completes the future. f->handle is set.
  */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
@@ -33,8 +34,11 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 
 	at_store(&f->deadline, deadline);
 	rc_op_begin(f);
-	struct rp_event ev = { .type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f) };
-	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is parked. */
+	struct rp_event ev = {
+		.type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f)
+	};
+	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is
+	 * parked. */
 	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
 	bool told = err;
 
@@ -51,8 +55,8 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 }
 
 /*
- * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in every case; failures
- * complete the future.
+ * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in
+ * every case; failures complete the future.
  */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
@@ -74,13 +78,17 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	return 0;
 }
 
-__attribute__((noinline, cold)) int rc_read_cannot(const struct rref *ref, const void *out, const char *what)
+__attribute__((noinline, cold)) int rc_read_cannot(const struct rref *ref, const void *out,
+						   const char *what)
 {
 	if (!ref || !out)
-		return rc_fail(EINVAL, "%s: %s", what, ref ? "nowhere to put the result" : "no reference");
+		return rc_fail(EINVAL, "%s: %s", what,
+			       ref ? "nowhere to put the result" : "no reference");
 	int err = rc_enter(ref->ctx);
 
-	return err == -ESHUTDOWN ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what) : err;
+	return err == -ESHUTDOWN
+		       ? rc_fail(ESHUTDOWN, "%s: the context was shut down: nothing is read", what)
+		       : err;
 }
 
 static inline int to_here_check(const struct rref *ref, const void *out, const char *what)
@@ -110,12 +118,14 @@ int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, str
 	return err;
 }
 
-int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout, struct rref_view **out)
+int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
+		  struct rref_view **out)
 {
 	struct rref_future *f;
 	int err = rc_op_get(ref->ctx, &rc_read_kind, 0, &f);
 
-	/* Back-pressure: the time runs from here, and what is left of it is not much longer than it would be. */
+	/* Back-pressure: the time runs from here, and what is left of it is not much longer than
+	 * it would be. */
 	if (unlikely(err == -EAGAIN))
 		err = rc_op_get(ref->ctx, &rc_read_kind, rc_deadline(ref->ctx, timeout), &f);
 	if (err)
@@ -145,10 +155,12 @@ static needs_lock bool may_go_on(struct rref_ctx *ctx, void *arg)
 {
 	struct go_on *g = arg;
 
-	return rc_in_flight_landed(g->fl, g->status) || rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
+	return rc_in_flight_landed(g->fl, g->status) ||
+	       rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
 }
 
-int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout, struct rref_view **out, int *status)
+int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout,
+		  struct rref_view **out, int *status)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	int64_t deadline = -1; /* no look at the clock yet */
@@ -187,8 +199,9 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 }
 
 /*
- * A creator's read, which mostly comes while its creation is under way: until that is over, so that no operation has to be parked
- * for it. What it came to, the reference says. *timeout is what is left of the time. 0, or -ETIMEDOUT with a text.
+ * A creator's read, which mostly comes while its creation is under way: until that is over, so that
+ * no operation has to be parked for it. What it came to, the reference says. *timeout is what is
+ * left of the time. 0, or -ETIMEDOUT with a text.
  */
 static int wait_for_creation(struct rref *ref, int64_t *timeout)
 {
@@ -211,7 +224,8 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 	rc_op_put(f);
 	if (err && at_load_acq(&ref->state) < RC_H_READY) {
 		rc_lock(ctx);
-		const char *why = rc_stall_words(ctx, ref->owner, "the value did not come in time", words, sizeof(words));
+		const char *why = rc_stall_words(ctx, ref->owner, "the value did not come in time",
+						 words, sizeof(words));
 
 		rc_unlock(ctx);
 		return rc_fail(ETIMEDOUT, "%s", why);
@@ -222,7 +236,8 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 }
 
 /* Whatever is not quick. With scopes on, nothing is. */
-static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
+static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
+					     struct rref_view **out)
 {
 	RB_NO_CANCEL;
 	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here", NULL, ref->ctx->rank, ref->owner);
@@ -249,7 +264,8 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (unlikely(err))
 		return err;
 	/* Acquire: partner of rc_handle_ready. */
-	return at_load_acq(&ref->quick) ? rc_fast_read(ref, timeout, out) : to_here(ref, timeout, out);
+	return at_load_acq(&ref->quick) ? rc_fast_read(ref, timeout, out)
+					: to_here(ref, timeout, out);
 }
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
@@ -263,8 +279,10 @@ int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
 		char name[RREF_TEXT_SIZE / 2];
 
 		rref_format(ref, name, sizeof(name));
-		return rc_fail(EPERM, "rref_local_value: %s is not owned by this worker (%s): its owner is %s", name,
-			       ref->ctx->members[ref->ctx->rank].name, rref_owner_name(ref));
+		return rc_fail(
+			EPERM,
+			"rref_local_value: %s is not owned by this worker (%s): its owner is %s",
+			name, ref->ctx->members[ref->ctx->rank].name, rref_owner_name(ref));
 	}
 	return rref_to_here(ref, timeout, out);
 }
@@ -285,7 +303,8 @@ size_t rc_read_copy(struct rref_view *v, void *buf, size_t offset, size_t length
 	return n;
 }
 
-int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout,
+		 size_t *got)
 {
 	struct rref_view *v;
 	int err = 0;
@@ -299,7 +318,8 @@ int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int6
 	return err;
 }
 
-int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout, size_t *got)
+int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout,
+		      size_t *got)
 {
 	RB_NO_CANCEL;
 	int err = to_here_check(ref, got, "rref_to_here_into");
@@ -308,7 +328,8 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 		return err;
 	if (length && !buf)
 		return rc_fail(EINVAL, "rref_to_here_into: no buffer");
-	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here_into", NULL, ref->ctx->rank, ref->owner);
+	struct rc_scope *s = rc_scope_begin(ref->ctx, "to_here_into", NULL, ref->ctx->rank,
+					    ref->owner);
 
 	err = rc_read_into(ref, buf, offset, length, timeout, got);
 	rc_scope_end(ref->ctx, s, err);
@@ -341,8 +362,9 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 		rc_op_put(f);
 	} else {
 		rc_read_begin(ref, f, deadline);
+		/* its waiter may come late, or never: the poller has to be awake for it */
 		if (!rref_future_test(f))
-			rc_kick(ctx); /* its waiter may come late, or never: the poller has to be awake for it */
+			rc_kick(ctx);
 	}
 	*out = f;
 	return 0;

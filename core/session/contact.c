@@ -27,7 +27,9 @@
 #define AGAIN_NS      (50 * NSEC_PER_MSEC) /* between attempts at first; doubled each time */
 #define AGAIN_LAST_NS (500 * NSEC_PER_MSEC)
 #define CUT_OFF_NS    (2500 * NSEC_PER_MSEC) /* for one attempt at a peer that is cut off */
-/* Between attempts at one that is cut off. Operations that want it meanwhile do not wait for that. */
+/*
+ * Between attempts at one that is cut off. Operations that want it meanwhile do not wait for that.
+ */
 #define CUT_OFF_AGAIN_NS (2 * NSEC_PER_SEC)
 
 /* Tells whether what the peer or its machine answered to an attempt says that no session will come
@@ -78,7 +80,8 @@ void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
 	/* Any thread may read it at any time: it is written once, and never changed. */
 	if (here && !*ctx->session.lack_here)
 		snprintf(ctx->session.lack_here, sizeof(ctx->session.lack_here), "%s", here);
-	at_store_rel(&p->why_later, here ? ctx->session.lack_here : there); /* partner: rc_contact_words */
+	/* partner: rc_contact_words */
+	at_store_rel(&p->why_later, here ? ctx->session.lack_here : there);
 }
 
 void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why)

@@ -30,7 +30,8 @@ static needs_lock bool down_take(struct rc_down *d, int *err, char *text, size_t
 static void down_run(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	struct rc_down *d = container_of(h, struct rc_down, hook);
-	struct rref_peer_down down = { .size = sizeof(down), .rank = (int)container_of(d, struct rc_peer, down)->rank };
+	struct rref_peer_down down = { .size = sizeof(down),
+				       .rank = (int)container_of(d, struct rc_peer, down)->rank };
 	char text[RP_TEXT_MAX];
 	bool more;
 

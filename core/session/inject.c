@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Message faults, on purpose: the rules and what is held back. See session/inject.h. Empty without RREF_INJECT. */
+/*
+ * Message faults, on purpose: the rules and what is held back. See session/inject.h. Empty without
+ * RREF_INJECT.
+ */
 #include "core/base/kick.h"
 #include "core/session/inject.h"
 #include "core/session/internal.h"
@@ -14,25 +17,44 @@
 #define RULES_MAX 32u
 #define REORDER_NS (5 * NSEC_PER_MSEC)
 
-/* Kinds: the types of wire/wire.h; behind them those of struct rp_msg; and two that are not types. */
+/*
+ * Kinds: the types of wire/wire.h; behind them those of struct rp_msg; and two that are not types.
+ */
 enum { KIND_PROTO = RW_NR_TYPES, KIND_REMOTE = KIND_PROTO + RP_MSG_NR_TYPES, KIND_ANY, NR_KINDS };
 
 static const char *const kinds[NR_KINDS] = {
-	[RW_AUTH] = "AUTH", [RW_CALL] = "CALL", [RW_REPLY] = "REPLY", [RW_PROTO] = "PROTO", [RW_BARRIER] = "BARRIER",
-	[RW_BARRIER_DONE] = "BARRIER_DONE", [RW_PING] = "PING", [RW_PONG] = "PONG", [RW_GOODBYE] = "GOODBYE",
-	[RW_CANCEL] = "CANCEL", [RW_TYPE_QUERY] = "TYPE_QUERY", [RW_TYPE_ANSWER] = "TYPE_ANSWER", [RW_DONE] = "DONE",
+	[RW_AUTH] = "AUTH",
+	[RW_CALL] = "CALL",
+	[RW_REPLY] = "REPLY",
+	[RW_PROTO] = "PROTO",
+	[RW_BARRIER] = "BARRIER",
+	[RW_BARRIER_DONE] = "BARRIER_DONE",
+	[RW_PING] = "PING",
+	[RW_PONG] = "PONG",
+	[RW_GOODBYE] = "GOODBYE",
+	[RW_CANCEL] = "CANCEL",
+	[RW_TYPE_QUERY] = "TYPE_QUERY",
+	[RW_TYPE_ANSWER] = "TYPE_ANSWER",
+	[RW_DONE] = "DONE",
 	[RW_FENCED] = "FENCED",
-	[KIND_PROTO + RP_MSG_FORK_REQUEST] = "FORK_REQUEST", [KIND_PROTO + RP_MSG_FORK_ACK] = "FORK_ACK",
-	[KIND_PROTO + RP_MSG_CHILD_ACCEPT] = "CHILD_ACCEPT", [KIND_PROTO + RP_MSG_DELETE] = "DELETE",
-	[KIND_PROTO + RP_MSG_FETCH] = "FETCH", [KIND_PROTO + RP_MSG_FETCH_REPLY] = "FETCH_REPLY",
-	[KIND_PROTO + RP_MSG_CREATED] = "CREATED", [KIND_PROTO + RP_MSG_PARENT_REQUEST] = "PARENT_REQUEST",
+	[KIND_PROTO + RP_MSG_FORK_REQUEST] = "FORK_REQUEST",
+	[KIND_PROTO + RP_MSG_FORK_ACK] = "FORK_ACK",
+	[KIND_PROTO + RP_MSG_CHILD_ACCEPT] = "CHILD_ACCEPT",
+	[KIND_PROTO + RP_MSG_DELETE] = "DELETE",
+	[KIND_PROTO + RP_MSG_FETCH] = "FETCH",
+	[KIND_PROTO + RP_MSG_FETCH_REPLY] = "FETCH_REPLY",
+	[KIND_PROTO + RP_MSG_CREATED] = "CREATED",
+	[KIND_PROTO + RP_MSG_PARENT_REQUEST] = "PARENT_REQUEST",
 	[KIND_PROTO + RP_MSG_PARENT_ACK] = "PARENT_ACK",
-	[KIND_REMOTE] = "REMOTE", [KIND_ANY] = "ANY",
+	[KIND_REMOTE] = "REMOTE",
+	[KIND_ANY] = "ANY",
 };
 
 enum action { FAIL, DROP, DUP, DELAY, REORDER, NOMEM, NR_ACTIONS };
 
-static const char *const actions[NR_ACTIONS] = { "fail", "drop", "dup", "delay", "reorder", "nomem" };
+static const char *const actions[NR_ACTIONS] = {
+	"fail", "drop", "dup", "delay", "reorder", "nomem"
+};
 
 struct rule {
 	int kind;
@@ -69,7 +91,8 @@ static int kind_by_name(const char *name, size_t length)
 /* What the layers above bear; the rest is refused, see session/inject.h. */
 static bool is_allowed(int kind, enum action action)
 {
-	bool type = kind == RW_TYPE_QUERY || kind == RW_TYPE_ANSWER; /* asked again, or dropped as repeated */
+	/* asked again, or dropped as repeated */
+	bool type = kind == RW_TYPE_QUERY || kind == RW_TYPE_ANSWER;
 	bool proto = type || kind == RW_PROTO || (kind > KIND_PROTO && kind < KIND_REMOTE);
 
 	switch (action) {
@@ -161,7 +184,8 @@ static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 		return "a rule is kind:action or kind@rank:action";
 	length = strcspn(s, "=*");
 	for (r->action = FAIL; r->action < NR_ACTIONS; r->action++)
-		if (strlen(actions[r->action]) == length && memcmp(actions[r->action], s, length) == 0)
+		if (strlen(actions[r->action]) == length &&
+		    memcmp(actions[r->action], s, length) == 0)
 			break;
 	if (r->action == NR_ACTIONS)
 		return "the actions are fail, drop, dup, delay, reorder and nomem";
@@ -224,11 +248,16 @@ static bool matches(const struct rule *r, uint32_t to, const struct rw_message *
 		return false;
 	return r->kind == KIND_ANY || r->kind == m->frame.type ||
 	       (m->frame.type == RW_PROTO && r->kind == KIND_PROTO + (int)m->u.proto.type) ||
-	       (m->frame.type == RW_CALL && r->kind == KIND_REMOTE && m->u.call.kind == RW_CALL_REMOTE);
+	       (m->frame.type == RW_CALL && r->kind == KIND_REMOTE &&
+		m->u.call.kind == RW_CALL_REMOTE);
 }
 
-/* The rule that counts for this message, among those of the one layer or the other. It is used up by one. */
-static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, bool below)
+/*
+ * The rule that counts for this message, among those of the one layer or the other. It is used up
+ * by one.
+ */
+static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, const void *bytes,
+					   uint32_t length, bool below)
 {
 	struct rc_inject *in = ctx->session.inject;
 	struct rw_message m;
@@ -255,7 +284,8 @@ int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 	return inject_find(ctx, to, bytes, length, true) ? -EIO : 0;
 }
 
-static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length, int64_t ns)
+static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length,
+			    int64_t ns)
 {
 	struct held *h = malloc(sizeof(*h));
 	struct rc_outgoing *o = h ? rc_outgoing_make(bytes, length) : NULL;
@@ -286,8 +316,10 @@ int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 		hold(ctx, to, bytes, length, 0);
 		return 0;
 	case REORDER:
-		ctx->session.inject->random = ctx->session.inject->random * UINT64_C(6364136223846793005) + 1;
-		hold(ctx, to, bytes, length, (int64_t)((ctx->session.inject->random >> 33) % (uint64_t)(r->time_ns + 1)));
+		ctx->session.inject->random =
+			ctx->session.inject->random * UINT64_C(6364136223846793005) + 1;
+		hold(ctx, to, bytes, length,
+		     (int64_t)((ctx->session.inject->random >> 33) % (uint64_t)(r->time_ns + 1)));
 		return 1;
 	default:
 		hold(ctx, to, bytes, length, r->time_ns);
@@ -311,7 +343,8 @@ void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 		let_go(ctx, h);
 		/* May end the session, and with it what else is held for that peer. */
 		if (rc_send_encoded(ctx, to, o->bytes, o->length))
-			rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was held back, and then could not be sent");
+			rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD,
+				      "a message to it was held back, and then could not be sent");
 		free(o);
 		n = ctx->session.inject->held.next;
 	}
@@ -321,7 +354,8 @@ int64_t rc_inject_due(const struct rref_ctx *ctx)
 {
 	int64_t due = INT64_MAX;
 
-	for (struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL; n && n != &ctx->session.inject->held; n = n->next)
+	for (struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
+	     n && n != &ctx->session.inject->held; n = n->next)
 		due = min_of(due, container_of(n, struct held, node)->due);
 	return due;
 }

@@ -4,15 +4,18 @@
  * table.h, events of the devices in peer_event.c, signs of life in stall.c, attempts that come to
  * nothing in contact.c.
  *
- * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops its own and takes the
- * other; the lower one refuses with EALREADY and goes on). The server chooses the epoch: one more than the last this side knows of.
+ * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops
+ * its own and takes the other; the lower one refuses with EALREADY and goes on). The server chooses
+ * the epoch: one more than the last this side knows of.
  *
- * A connection that breaks while the session is UP does not end it if both live: resume.c makes another.
+ * A connection that breaks while the session is UP does not end it if both live: resume.c makes
+ * another.
  *
- * The fence, strictly in this order: (1) no new read finds the connection, those under way are waited for; (2) the
- * device fence: on return nothing of the peer is in flight; (3) the machine drops what hangs on the session, what the
- * peer was sharing stays for a grace period; only then (4) may a new session of that peer come. A clock decides when
- * to fence, never whether a read is safe.
+ * The fence, strictly in this order: (1) no new read finds the connection, those under way are
+ * waited for; (2) the device fence: on return nothing of the peer is in flight; (3) the machine
+ * drops what hangs on the session, what the peer was sharing stays for a grace period; only then
+ * (4) may a new session of that peer come. A clock decides when to fence, never whether a read is
+ * safe.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -27,7 +30,8 @@
 #include "core/value/value.h"
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
-#define RETRY_NS (200 * NSEC_PER_MSEC) /* a peer that could not be reached is not tried again at once */
+/* a peer that could not be reached is not tried again at once */
+#define RETRY_NS (200 * NSEC_PER_MSEC)
 
 is_alone int rc_peers_open(struct rref_ctx *ctx)
 {
@@ -50,27 +54,34 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 		at_store(&p->alive, true);
 		if (i == ctx->rank)
 			continue;
-		/* shm between workers of one machine, ibv between machines; table order is preference. */
+		/* shm between workers of one machine, ibv between machines; table order is
+		 * preference. */
 		for (int k = 0; k < RV_NR_KINDS && !p->ops; k++) {
 			struct rc_device *d = &ctx->device[k];
 
-			if (d->dev && p->member->addr[k].len && d->ops->reach(d->dev, &p->member->addr[k]) == 0) {
+			if (d->dev && p->member->addr[k].len &&
+			    d->ops->reach(d->dev, &p->member->addr[k]) == 0) {
 				p->ops = d->ops;
 				p->dev = d->dev;
 				p->device = d;
 				p->kind = (enum rv_kind)k;
 				p->reads_inline = d->caps.reads_inline;
 				p->max_sge = d->caps.max_sge;
-				p->max_msg = p->reads_inline ? d->caps.max_msg : min_of(d->caps.max_msg, RC_PIECE_MAX);
+				p->max_msg = p->reads_inline
+						     ? d->caps.max_msg
+						     : min_of(d->caps.max_msg, RC_PIECE_MAX);
 			}
 		}
 		if (!p->ops)
-			return rc_fail(ENODEV,
-				       "no device reaches worker %s (rank %u): %s, and %s. Load an RDMA "
-				       "device on both sides, e.g. 'rdma link add rxe0 type rxe netdev eth0', or check RREF_DEVICE",
-				       p->member->name, i,
-				       ctx->device[RV_SHM].dev ? "it is not on this machine (shm)" : ctx->device[RV_SHM].why_not,
-				       !ctx->device[RV_IBV].dev ? ctx->device[RV_IBV].why_not : "it has no RDMA device");
+			return rc_fail(
+				ENODEV,
+				"no device reaches worker %s (rank %u): %s, and %s. Load an RDMA "
+				"device on both sides, e.g. 'rdma link add rxe0 type rxe netdev eth0', or check RREF_DEVICE",
+				p->member->name, i,
+				ctx->device[RV_SHM].dev ? "it is not on this machine (shm)"
+							: ctx->device[RV_SHM].why_not,
+				!ctx->device[RV_IBV].dev ? ctx->device[RV_IBV].why_not
+							 : "it has no RDMA device");
 	}
 	return 0;
 }
@@ -81,7 +92,8 @@ void rc_peers_close(struct rref_ctx *ctx)
 		struct rc_peer *p = &ctx->peers[i];
 
 		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
-		rc_session_on(p, RC_STEP_SHUT); /* neither side's attempts begin a session any more */
+		/* neither side's attempts begin a session any more */
+		rc_session_on(p, RC_STEP_SHUT);
 	}
 }
 
@@ -94,8 +106,8 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	if (!p->has_key &&
-	    rc_pair_key(&ctx->group.key, &ctx->group.identity, &ctx->members[ctx->rank], p->member, &p->key))
+	if (!p->has_key && rc_pair_key(&ctx->group.key, &ctx->group.identity,
+				       &ctx->members[ctx->rank], p->member, &p->key))
 		return NULL;
 	p->has_key = true;
 	return &p->key;
@@ -130,7 +142,8 @@ int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof
 
 static int fail_unreachable(const struct rc_peer *p, const char *why)
 {
-	int err = rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, why);
+	int err = rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
+			  p->rank, why);
 
 	rc_error_concerns(p->rank);
 	return err;
@@ -204,8 +217,9 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 
 	/* sc: partner of the pins in rc_read_start and rc_fast_read. */
 	at_store_sc(&p->conn, NULL);
+	/* which sleeps in the end: the reader may be of a lower priority, on this very processor */
 	while (at_load_sc(&p->readers))
-		rc_pause(&turn); /* which sleeps in the end: the reader may be of a lower priority, on this very processor */
+		rc_pause(&turn);
 	ctx->session.events->reads_stop(ctx, p);
 }
 
@@ -219,17 +233,20 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 		return;
 	/* (1) */
 	rc_peer_stop_reads(ctx, p);
-	/* (2) Of a session that is broken the connection is gone already; this one was to take its place. */
+	/* (2) Of a session that is broken the connection is gone already; this one was to take its
+	 * place. */
 	p->link = NULL;
 	if (link)
 		p->ops->close_conn(link);
 	if (rc_state_stands(p->state) && !p->said_goodbye) {
-		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING, "session %u with %s (rank %u) ended: %s",
-		       p->epoch, p->member->name, p->rank, why);
+		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING,
+		       "session %u with %s (rank %u) ended: %s", p->epoch, p->member->name, p->rank,
+		       why);
 		if (status == -EOWNERDEAD)
 			at_add(&ctx->n.dead, 1);
 	} else if (was_alive && !rc_state_stands(p->state) && status != -ESHUTDOWN) {
-		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name, p->rank, why);
+		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name,
+		       p->rank, why);
 	}
 	rc_session_on(p, RC_STEP_FENCED);
 	p->must_end = p->cut_off = false;
@@ -299,7 +316,8 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		if (unlikely(p->must_end))
 			rc_peer_fence(ctx, p, -EPROTO, "its connection did what it cannot do");
 		peer_tick(ctx, p, now);
-		/* What held them up may go without an event: a region under way (shm), slots that others took first. */
+		/* What held them up may go without an event: a region under way (shm), slots that
+		 * others took first. */
 		if (at_load(&p->nr_waiting))
 			ctx->session.events->reads_may(ctx, p);
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc_peer: what is kept of each peer and its session, messages that go out, devices and their regions. Guards: see core/ctx.h.
+ * rc_peer: what is kept of each peer and its session, messages that go out, devices and their
+ * regions. Guards: see core/ctx.h.
  */
 #ifndef RC_PEER_H
 #define RC_PEER_H
@@ -29,8 +30,10 @@ struct rc_traffic { /* control messages that went out and came in */
 struct rc_stall {
 	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
 	int64_t looked_at;
-	int64_t still_ns;             /* for how long it has not changed, as far as this worker was awake to look */
-	int64_t not_before;           /* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	/* for how long it has not changed, as far as this worker was awake to look */
+	int64_t still_ns;
+	/* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	int64_t not_before;
 	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
 };
 
@@ -52,7 +55,10 @@ struct rc_down {
 	char text[RP_TEXT_MAX];
 };
 
-/* How long one attempt at a session waits for the peer, which may be stopped, or one of many on a busy machine. */
+/*
+ * How long one attempt at a session waits for the peer, which may be stopped, or one of many on a
+ * busy machine.
+ */
 #define RC_ANSWER_NS (30 * NSEC_PER_SEC)
 
 /* Hellos for new sessions that are taken of a peer in a second: beginning one is much work. */
@@ -61,11 +67,13 @@ struct rc_down {
 struct rc_peer {
 	struct rc_member *member;
 	uint32_t rank;
-	const struct rv_ops *ops;     /* [const] device that reaches it; NULL for self or unreachable */
+	/* [const] device that reaches it; NULL for self or unreachable */
+	const struct rv_ops *ops;
 	struct rv_dev *dev;           /* [const] */
 	struct rc_device *device;     /* [const] the same */
 	enum rv_kind kind;            /* [const] */
-	bool reads_inline;            /* [const] a READ is over when it is posted: caps of its device */
+	/* [const] a READ is over when it is posted: caps of its device */
+	bool reads_inline;
 	enum rc_peer_state state under_lock; /* table.h */
 	bool must_end under_lock; /* something happened that cannot be */
 	bool said_goodbye under_lock; /* its end is orderly */
@@ -73,10 +81,13 @@ struct rc_peer {
 	bool ever_up under_lock; /* there was a session */
 	bool fenced under_lock; /* the machine shares nothing with it until a new session is up */
 	bool nobody under_lock; /* the last attempt found no listener: its process is gone */
-	bool cut_off under_lock; /* its last session ended because nothing answered, and nothing has since */
-	uint32_t nr_silent under_lock; /* attempts in a row that came to nothing, without a refusal */
+	/* its last session ended because nothing answered, and nothing has since */
+	bool cut_off under_lock;
+	/* attempts in a row that came to nothing, without a refusal */
+	uint32_t nr_silent under_lock;
 	uint64_t pinged under_lock, ponged under_lock; /* last PING sent, last PONG seen */
-	int64_t auth_by under_lock; /* when an attempt at a session ends that the peer has not answered */
+	/* when an attempt at a session ends that the peer has not answered */
+	int64_t auth_by under_lock;
 	struct rv_conn *link under_lock; /* connection in any state */
 	struct rc_handshake hs under_lock;
 	uint32_t epoch under_lock; /* of the current or last session */
@@ -88,11 +99,15 @@ struct rc_peer {
 	struct rc_resume resume under_lock;
 	struct list queue under_lock; /* struct rc_outgoing */
 	uint32_t nr_queued under_lock; /* those that a test holds back included */
-	int64_t resend_at under_lock; /* the head of the queue failed to be sent: not before; 0 = at once */
+	/* the head of the queue failed to be sent: not before; 0 = at once */
+	int64_t resend_at under_lock;
 	size_t queued_bytes under_lock; /* bounded, see send.c */
 	uint32_t nr_drops under_lock; /* struct rc_incoming that are dropped when confirmed */
-	_Atomic uint64_t call_bytes;	/* of its calls that were open here, less those that ended under the lock.; written under the lock */
-	_Atomic uint64_t call_bytes_over; /* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
+	/* bytes of its calls that were open here, less the ones that ended under the lock; written
+	 * under the lock */
+	_Atomic uint64_t call_bytes;
+	/* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
+	_Atomic uint64_t call_bytes_over;
 	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
 	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
 	struct list waiting under_lock; /* reads that wait for a connection or a slot */
@@ -106,14 +121,17 @@ struct rc_peer {
 	struct rc_stall stall under_lock;
 	_Atomic(const char *) why_later; /* why it has no connection yet; NULL = unknown */
 	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
-	_Atomic int64_t silent_since;	/* no attempt at a session was answered since; 0 = none was made, or one was.; written under the lock */
+	/* no attempt at a session was answered since; 0 = none was made, or one was. Written
+	 * under the lock */
+	_Atomic int64_t silent_since;
 	uint64_t max_msg;             /* [const] */
 	uint32_t max_sge;             /* [const] */
 	char why[RP_TEXT_MAX] under_lock; /* last failure */
 	struct rc_traffic traffic under_lock;
 	uint32_t nr_sessions under_lock; /* that came up */
 	uint32_t nr_fences under_lock; /* each of which drops the messages that wait */
-	int64_t heard_at under_lock; /* its last message, or its device's last sign of life; 0 = never */
+	/* its last message, or its device's last sign of life; 0 = never */
+	int64_t heard_at under_lock;
 	struct rc_down down under_lock;
 	_Atomic bool alive;
 	/* read path: pinned connection */
@@ -133,13 +151,17 @@ static inline bool rc_is_lack(int err)
 struct rc_outgoing {
 	struct list node;
 	uint32_t length;
-	uint16_t room;                /* for bytes; RC_SMALL_MESSAGE: it may be kept for the next message */
+	/* for bytes; RC_SMALL_MESSAGE: it may be kept for the next message */
+	uint16_t room;
 	uint16_t tries;               /* that failed */
 	uint8_t bytes[];
 };
 #define RC_SMALL_MESSAGE 232u
 
-/* ---- devices and regions --------------------------------------------------------------------------------------- */
+/*
+ * ---- devices and regions
+ * ---------------------------------------------------------------------------------------
+ */
 
 struct rc_device {
 	const struct rv_ops *ops;

@@ -17,7 +17,8 @@
 /* How long the loser of a crossing waits for the winner's request. */
 #define CROSSING_NS (3 * NSEC_PER_SEC)
 
-void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err, const char *text)
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err,
+		    const char *text)
 {
 	uint8_t reason[RV_REASON_MAX];
 	char who[96];
@@ -47,9 +48,11 @@ static needs_lock bool comes_too_often(struct rc_peer *p)
 	return ++p->nr_hellos > RC_HELLOS_MAX;
 }
 
-static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
+				  const struct rv_event *ev)
 {
-	struct rc_handshake h = { .self_rank = ctx->rank, .self_incarnation = ctx->group.incarnation };
+	struct rc_handshake h = { .self_rank = ctx->rank,
+				  .self_incarnation = ctx->group.incarnation };
 	uint8_t answer[RV_ANSWER_MAX];
 	const struct rc_key *key;
 	struct rc_peer *p;
@@ -84,11 +87,13 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		return;
 	}
 	if (p->dev != d->dev) {
-		rc_peer_refuse(ctx, d, ev->conn, -EPROTO, "this pair of workers uses the other device");
+		rc_peer_refuse(ctx, d, ev->conn, -EPROTO,
+			       "this pair of workers uses the other device");
 		return;
 	}
 	if (now_ns() < p->resume.banned_until) {
-		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "too many of its connections broke here; later");
+		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN,
+			       "too many of its connections broke here; later");
 		return;
 	}
 	if (h.resumes) {
@@ -100,7 +105,8 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		return;
 	}
 	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
-		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		rc_peer_refuse(ctx, d, ev->conn, -EALREADY,
+			       "the connection of the lower rank is under way");
 		return;
 	}
 	if (action == RC_DO_CROSS || action == RC_DO_REPLACE) {
@@ -138,12 +144,14 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d, con
 		rc_contact_lacks(ctx, p, why);
 		rc_contact_ended(ctx, p, why);
 	} else if (err) {
-		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name, rv_error_text());
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name,
+		       rv_error_text());
 		rc_contact_ended(ctx, p, "accepting its connection failed");
 	}
 }
 
-static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
+				    const struct rv_event *ev)
 {
 	struct rw_message proof = { .frame.type = RW_AUTH };
 	int err;
@@ -152,7 +160,8 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p, con
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
 		if (err == -ENETRESET)
-			rc_contact_ended(ctx, p, "somebody else's message came over its connection");
+			rc_contact_ended(ctx, p,
+					 "somebody else's message came over its connection");
 		else
 			rc_peer_fence(ctx, p, err, rc_error_text());
 		return;
@@ -209,13 +218,14 @@ static needs_lock void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 
 /* The first message of a session is the proof (to the server) or its answer (to the client). 0,
  * or why there is no session. */
-static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
+static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p,
+				       const struct rv_event *ev)
 {
 	struct rw_message m, welcome = { .frame.type = RW_AUTH };
 	int err;
 
-	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH || m.frame.epoch != p->epoch ||
-	    m.frame.seq != 1)
+	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_AUTH ||
+	    m.frame.epoch != p->epoch || m.frame.seq != 1)
 		return rc_fail(EPROTO,
 			       "its first message did not prove that it holds the group's key");
 	p->recv_seq = 1;
@@ -239,8 +249,8 @@ static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p, 
 		rc_session_on(p, RC_STEP_PROVED);
 		set_up(ctx, p);
 	}
-	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch, p->member->name, p->rank,
-	       p->ops->name);
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch,
+	       p->member->name, p->rank, p->ops->name);
 	rc_peer_open_reads(ctx, p);
 	return 0;
 }
@@ -361,7 +371,8 @@ static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const s
 	}
 }
 
-static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev)
+static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d,
+				    const struct rv_event *ev)
 {
 	struct rc_peer *p = ev->user;
 
@@ -370,11 +381,12 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, c
 		return;
 	}
 	if (ev->type == RV_EV_DEVICE) {
-		rc_log(ctx, ev->status ? RREF_LOG_ERROR : RREF_LOG_INFO, "%s: %.*s", d->caps.device, (int)ev->len,
-		       ev->data ? (const char *)ev->data : "");
+		rc_log(ctx, ev->status ? RREF_LOG_ERROR : RREF_LOG_INFO, "%s: %.*s", d->caps.device,
+		       (int)ev->len, ev->data ? (const char *)ev->data : "");
 		for (uint32_t i = 0; ev->status && i < ctx->world; i++)
 			if (ctx->peers[i].dev == d->dev)
-				rc_peer_fence(ctx, &ctx->peers[i], ev->status, "the device was lost");
+				rc_peer_fence(ctx, &ctx->peers[i], ev->status,
+					      "the device was lost");
 		return;
 	}
 	/* Somebody else's, or changed on its way: its connection ends, the session goes on over
@@ -389,7 +401,8 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d, c
 		d->ops->recv_done(d->dev, ev->token);
 }
 
-static __attribute__((noinline)) needs_lock void any_event(struct rref_ctx *ctx, struct rc_device *d,
+static __attribute__((noinline)) needs_lock void any_event(struct rref_ctx *ctx,
+							   struct rc_device *d,
 							   const struct rv_event *ev)
 {
 	struct rc_error scratch;

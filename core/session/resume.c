@@ -1,29 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A session outlives its connection. When the connection breaks and nothing says that the peer is dead, the session is
- * "broken": nothing of what hangs on it ends, operations wait, and both sides try to connect again, within it.
+ * A session outlives its connection. When the connection breaks and nothing says that the peer is
+ * dead, the session is "broken": nothing of what hangs on it ends, operations wait, and both sides
+ * try to connect again, within it.
  *
  *   UP --DISCONNECTED--> broken --hello(epoch), answer(received), proof(received), RECEIVED--> UP
  *                          \--nobody listens, refused, too late, too often--> fence
  *
- * Before anything else the old connection gets the fence's first two steps on each side: no thread posts to it, and the
- * device serves and writes nothing over it any more. So a READ that is posted again, over the new one, finds its landing
- * memory its own, and nothing of the old connection is under way when the session ends later after all. The third step,
- * what hangs on the session, is the fence's only.
+ * Before anything else the old connection gets the fence's first two steps on each side: no thread
+ * posts to it, and the device serves and writes nothing over it any more. So a READ that is posted
+ * again, over the new one, finds its landing memory its own, and nothing of the old connection is
+ * under way when the session ends later after all. The third step, what hangs on the session, is
+ * the fence's only.
  *
- * Both sides prove again that they hold the group's key, name the session by epoch and incarnations, and say up to which
- * number the other's messages came: from there on they are sent again (send.c), so each comes exactly once. The numbers
- * are told by the MACs' holders only.
+ * Both sides prove again that they hold the group's key, name the session by epoch and
+ * incarnations, and say up to which number the other's messages came: from there on they are sent
+ * again (send.c), so each comes exactly once. The numbers are told by the MACs' holders only.
  *
- * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins. A process that is
- * gone has no listener: two refusals in a row end the session, within milliseconds. So do two
- * with ESTALE, for another incarnation; the first may be for a copy of our hello, which the network
- * repeated after the peer gave that attempt up. A peer that ended it refuses with ENETRESET: we
- * were cut off. A peer that does not answer in time is dead.
+ * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins.
+ * A process that is gone has no listener: two refusals in a row end the session, within
+ * milliseconds. So do two with ESTALE, for another incarnation; the first may be for a copy of our
+ * hello, which the network repeated after the peer gave that attempt up. A peer that ended it
+ * refuses with ENETRESET: we were cut off. A peer that does not answer in time is dead.
  *
- * A READ with a bad key ends its connection: a reliable connection works so (docs/design/devices.md).
- * A peer could guess keys, or hand out false locations, as often as it may reconnect. So broken
- * connections are counted. Too many in a short time end the session, and for a while no other begins.
+ * A READ with a bad key ends its connection: a reliable connection works so
+ * (docs/design/devices.md). A peer could guess keys, or hand out false locations, as often as it
+ * may reconnect. So broken connections are counted. Too many in a short time end the session, and
+ * for a while no other begins.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,7 +37,8 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-#define AGAIN_NS (5 * NSEC_PER_MSEC)      /* between attempts; a little longer each time, up to AGAIN_LAST_NS */
+/* between attempts; a little longer each time, up to AGAIN_LAST_NS */
+#define AGAIN_NS (5 * NSEC_PER_MSEC)
 #define AGAIN_LAST_NS (50 * NSEC_PER_MSEC)
 #define LONG_NS (3600 * NSEC_PER_SEC)     /* no peer timeout is longer here */
 #define CROSSED_NS (100 * NSEC_PER_MSEC)  /* who lost a crossing leaves the other so long */
@@ -60,11 +64,15 @@ static needs_lock int64_t again_ns(const struct rc_peer *p)
 
 bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status)
 {
-	/* Who leaves too has a goodbye of its own to say, and to know that it came: the other would take it for dead. */
-	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING && (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
+	/* Who leaves too has a goodbye of its own to say, and to know that it came: the other
+	 * would take it for dead. */
+	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING &&
+		       (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
 
-	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a session that was never quite up. */
-	return p->state == RC_PEER_UP && (!p->said_goodbye || leaving) && status != -EPROTO && status != -ENODEV;
+	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a
+	 * session that was never quite up. */
+	return p->state == RC_PEER_UP && (!p->said_goodbye || leaving) && status != -EPROTO &&
+	       status != -ENODEV;
 }
 
 void rc_resume_over(struct rc_peer *p)
@@ -89,7 +97,8 @@ static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 	r->score = 0;
 	r->banned_until = now + BAN_NS;
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, p, -ENETRESET, "its connection broke too often, by reads that were refused or otherwise");
+	rc_peer_fence(ctx, p, -ENETRESET,
+		      "its connection broke too often, by reads that were refused or otherwise");
 	return true;
 }
 
@@ -121,8 +130,9 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
 	r->look_at = rc_resume_due(p);
 	snprintf(r->why, sizeof(r->why), "%s", why);
-	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on over another connection: %s", p->epoch, p->member->name,
-	       p->rank, why);
+	rc_log(ctx, RREF_LOG_INFO,
+	       "session %u with %s (rank %u) goes on over another connection: %s", p->epoch,
+	       p->member->name, p->rank, why);
 }
 
 static needs_lock void resume_dial(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
@@ -130,13 +140,18 @@ static needs_lock void resume_dial(struct rref_ctx *ctx, struct rc_peer *p, int6
 	uint8_t hello[RV_HELLO_MAX];
 	size_t length;
 
-	p->hs = (struct rc_handshake){ .resumes = true, .self_rank = ctx->rank, .peer_rank = p->rank,
-				       .self_incarnation = ctx->group.incarnation, .peer_incarnation = p->member->incarnation,
-				       .epoch = p->epoch, .client_received = p->recv_seq };
+	p->hs = (struct rc_handshake){ .resumes = true,
+				       .self_rank = ctx->rank,
+				       .peer_rank = p->rank,
+				       .self_incarnation = ctx->group.incarnation,
+				       .peer_incarnation = p->member->incarnation,
+				       .epoch = p->epoch,
+				       .client_received = p->recv_seq };
 	length = rc_hello_make(&p->key, &p->hs, hello);
 	p->resume.attempts++;
 	if (p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link)) {
-		rc_log(ctx, RREF_LOG_DEBUG, "connecting again to %s: %s", p->member->name, rv_error_text());
+		rc_log(ctx, RREF_LOG_DEBUG, "connecting again to %s: %s", p->member->name,
+		       rv_error_text());
 		p->link = NULL;
 		drop_link(ctx, p, again_ns(p));
 		return;
@@ -154,11 +169,13 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	size_t length;
 
 	if (action == RC_DO_REFUSE || p->epoch != h->epoch) {
-		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET, "that session is over: this worker has cut it off");
+		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET,
+			       "that session is over: this worker has cut it off");
 		return;
 	}
 	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
-		rc_peer_refuse(ctx, d, ev->conn, -EALREADY, "the connection of the lower rank is under way");
+		rc_peer_refuse(ctx, d, ev->conn, -EALREADY,
+			       "the connection of the lower rank is under way");
 		return;
 	}
 	if (action == RC_DO_BREAK_TAKE)
@@ -173,7 +190,8 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	r->nobody = r->stale = 0;
 	length = rc_answer_make(&p->key, &p->hs, answer);
 	if (rc_peer_seal(p, ev->conn, false) || d->ops->accept(ev->conn, answer, length, p)) {
-		rc_log(ctx, RREF_LOG_WARNING, "accepting %s again failed: %s", p->member->name, rv_error_text());
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s again failed: %s", p->member->name,
+		       rv_error_text());
 		drop_link(ctx, p, again_ns(p));
 	}
 }
@@ -186,7 +204,8 @@ static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 	p->resume.nr_resumed++;
 	ctx->n.resumed++;
 	p->probe_at = now_ns() + ctx->session.peer_timeout / 2;
-	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch, p->member->name, p->rank);
+	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch,
+	       p->member->name, p->rank);
 	if (!too_often(ctx, p))
 		rc_peer_open_reads(ctx, p);
 }
@@ -197,7 +216,8 @@ static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, ui
 	if (!rc_send_resume(ctx, p, received))
 		return true;
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, p, -EPROTO, "it says that it got what was never sent, or never got what it acknowledged");
+	rc_peer_fence(ctx, p, -EPROTO,
+		      "it says that it got what was never sent, or never got what it acknowledged");
 	return false;
 }
 
@@ -239,10 +259,12 @@ void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	if (err == -EALREADY || err == -ECONNREFUSED ||
 	    (err == -ESTALE && p->resume.stale < STALE_MAX))
 		return;
+	/* it lives, and has had enough of our connections: the session is over there */
 	if (err == -EAGAIN)
-		err = -ENETRESET; /* it lives, and has had enough of our connections: the session is over there */
+		err = -ENETRESET;
 	err = err == -ENETRESET || err == -ESTALE || err == -EKEYREJECTED ? err : -EOWNERDEAD;
-	snprintf(lost, sizeof(lost), "%.60s, and was not taken up again: %.90s", p->resume.why, text);
+	snprintf(lost, sizeof(lost), "%.60s, and was not taken up again: %.90s", p->resume.why,
+		 text);
 	/* Of what it lost for standing still it says so. */
 	if (rc_stall_lost(ctx, p, lost, why, sizeof(why)) == -ENETRESET)
 		err = -ENETRESET;
@@ -255,8 +277,8 @@ void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	struct rw_message m;
 
 	rc_count_received(ctx, p, ev->data, ev->len);
-	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_RECEIVED || m.frame.seq ||
-	    m.frame.epoch != p->epoch)
+	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_RECEIVED ||
+	    m.frame.seq || m.frame.epoch != p->epoch)
 		goto bad;
 	if (p->state == RC_PEER_REACCEPTING) {
 		p->hs.client_received = m.u.received.seq;
@@ -274,21 +296,25 @@ void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	resumed(ctx, p);
 	return;
 bad:
-	/* Whoever that is has not proved to be the peer: it ends its own connection, and no session. */
+	/* Whoever that is has not proved to be the peer: it ends its own connection, and no
+	 * session. */
 	at_add(&ctx->n.rejected, 1);
 	drop_link(ctx, p, again_ns(p));
 }
 
-/* The peer gave up an attempt of its own, or one that had proved nothing yet lost its connection. */
+/*
+ * The peer gave up an attempt of its own, or one that had proved nothing yet lost its connection.
+ */
 void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	drop_link(ctx, p, again_ns(p));
 }
 
 /*
- * A clock decides when to give up, and only by time in which this worker was awake to do something about it: one that was
- * stopped, or whose program makes progress now and then, has not waited for a peer by not looking. A look that comes late
- * counts as an eighth of the patience at most, so that the number of looks is bounded too.
+ * A clock decides when to give up, and only by time in which this worker was awake to do something
+ * about it: one that was stopped, or whose program makes progress now and then, has not waited for
+ * a peer by not looking. A look that comes late counts as an eighth of the patience at most, so
+ * that the number of looks is bounded too.
  */
 static void not_awake(struct rref_ctx *ctx, struct rc_resume *r, int64_t now)
 {

@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sending control messages. Straight out when the session is up and the provider has a credit; else into the peer's
- * queue, which is flushed when the connection comes up or WRITABLE says so. Messages to oneself go through a queue
- * too, never by recursion. Sequence number and epoch are put in when a message really goes out.
+ * Sending control messages. Straight out when the session is up and the provider has a credit; else
+ * into the peer's queue, which is flushed when the connection comes up or WRITABLE says so.
+ * Messages to oneself go through a queue too, never by recursion. Sequence number and epoch are put
+ * in when a message really goes out.
  *
- * What went out is kept until the peer says that it came (the ack of each message, or RECEIVED when it has nothing to
- * say): when the connection breaks and the session does not, what the peer has not got is sent again, under the same
- * numbers and before anything new. At most WINDOW messages are out; the rest wait in the queue.
+ * What went out is kept until the peer says that it came (the ack of each message, or RECEIVED when
+ * it has nothing to say): when the connection breaks and the session does not, what the peer has
+ * not got is sent again, under the same numbers and before anything new. At most WINDOW messages
+ * are out; the rest wait in the queue.
  *
- * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not to read on from a
- * peer that does not take its answers would stop two busy peers for good. So a queue has a bound beyond all that a
- * peer which is merely stopped gathers (some three million deletes), and at it the session ends.
+ * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not
+ * to read on from a peer that does not take its answers would stop two busy peers for good. So a
+ * queue has a bound beyond all that a peer which is merely stopped gathers (some three million
+ * deletes), and at it the session ends.
  *
- * A send that fails while the connection stands (no buffer, a device that is short of something) is tried again, later
- * and later, by the timers of whoever makes progress. Those behind it wait, so that the order stays. When it has failed
- * TRIES_MAX times, a call is over with that error, and what it shared is taken back: the callee never heard of it. So is
- * a question for a type.
- * Of any other message nobody here can tell what its loss would mean; the session ends, which puts both sides right.
+ * A send that fails while the connection stands (no buffer, a device that is short of something) is
+ * tried again, later and later, by the timers of whoever makes progress. Those behind it wait, so
+ * that the order stays. When it has failed TRIES_MAX times, a call is over with that error, and
+ * what it shared is taken back: the callee never heard of it. So is a question for a type. Of any
+ * other message nobody here can tell what its loss would mean; the session ends, which puts both
+ * sides right.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -135,14 +139,18 @@ static needs_lock bool is_open(const struct rc_peer *p)
 	return p->state == RC_PEER_UP;
 }
 
-/* Tells whether this message may go over its connection now. The proof goes before there is a session. */
+/*
+ * Tells whether this message may go over its connection now. The proof goes before there is a
+ * session.
+ */
 static needs_lock bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
 {
 	return is_open(p) || (p->state == RC_PEER_PROVING && *o->bytes == RW_AUTH);
 }
 
 /* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
-static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p,
+				       struct rc_outgoing *o)
 {
 	int err = rc_inject_fails(ctx, p->rank, o->bytes, o->length);
 
@@ -157,8 +165,12 @@ static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p, 
 	return err;
 }
 
-/* One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the caller's. */
-static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+/*
+ * One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the
+ * caller's.
+ */
+static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p,
+				      struct rc_outgoing *o)
 {
 	int err;
 
@@ -191,10 +203,14 @@ static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_
 		rc_kick(ctx);
 }
 
-/* One that may wait for long, with a million others, takes no more than it needs. Without memory it does. */
+/*
+ * One that may wait for long, with a million others, takes no more than it needs. Without memory it
+ * does.
+ */
 static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
-	struct rc_outgoing *tight = o->room > o->length ? rc_outgoing_make(o->bytes, o->length) : NULL;
+	struct rc_outgoing *tight = o->room > o->length ? rc_outgoing_make(o->bytes, o->length)
+							: NULL;
 
 	if (!tight)
 		return o;
@@ -203,14 +219,17 @@ static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_out
 }
 
 /* Consumes o. */
-static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, uint16_t tries)
+static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o,
+			      bool first, uint16_t tries)
 {
 	o = fitted(ctx, o);
 	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
 		free(o);
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, p, -EOWNERDEAD, "it does not take its messages, and too many wait for it");
-		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name, p->rank, p->why);
+		rc_peer_fence(ctx, p, -EOWNERDEAD,
+			      "it does not take its messages, and too many wait for it");
+		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
+			       p->rank, p->why);
 	}
 	o->tries = tries;
 	/* Before p->queue.next is at the head. */
@@ -229,7 +248,9 @@ static inline needs_lock bool is_clear(const struct rc_peer *p)
 }
 
 /* It could not go out at once. Consumes o. */
-static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, bool first, int err)
+static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx, struct rc_peer *p,
+							   struct rc_outgoing *o, bool first,
+							   int err)
 {
 	if (err == -EMSGSIZE) {
 		free(o);
@@ -285,7 +306,8 @@ static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 	return o;
 }
 
-static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, uint32_t to,
+							 const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
 	struct rc_outgoing *o;
@@ -306,7 +328,8 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 		if (!o)
 			return err;
 	}
-	if (unlikely(ctx->session.inject) && (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
+	if (unlikely(ctx->session.inject) &&
+	    (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
 		rc_outgoing_ended(ctx, o);
 		return min_of(err, 0);
 	}
@@ -334,8 +357,8 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 }
 
 /*
- * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is dead, or is fenced now:
- * then all that hangs on it is cleaned up, on both sides.
+ * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is
+ * dead, or is fenced now: then all that hangs on it is cleaned up, on both sides.
  */
 void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
@@ -347,7 +370,8 @@ void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message
 	if (err)
 		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", to, rc_error_text());
 	if (err && err != -EOWNERDEAD)
-		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD, "a message to it was lost for want of memory");
+		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD,
+			      "a message to it was lost for want of memory");
 	rc_error_back(&scratch);
 }
 
@@ -366,7 +390,8 @@ static needs_lock void put_back(struct rc_peer *p, struct rc_outgoing *o)
 }
 
 /* The head of the queue, which is o, cannot be sent. */
-static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o, int err)
+static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o,
+			       int err)
 {
 	struct rw_message m;
 	char why[RP_TEXT_MAX];
@@ -383,7 +408,8 @@ static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct r
 		free(o);
 		return;
 	}
-	snprintf(why, sizeof(why), "a message to it could not be sent: %.60s, %u times", rref_strerror(err), o->tries);
+	snprintf(why, sizeof(why), "a message to it could not be sent: %.60s, %u times",
+		 rref_strerror(err), o->tries);
 	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
 }
 
@@ -427,8 +453,9 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 			list_del(&o->node);
 			err = send_post(ctx, p, o);
 			ctx->n.sent_again += !err;
+			/* at the head, as it was */
 			if (err)
-				list_add_tail(p->unacked.again.next, &o->node); /* at the head, as it was */
+				list_add_tail(p->unacked.again.next, &o->node);
 		} else {
 			take_out(p, o);
 			err = transmit(ctx, p, o);
@@ -503,7 +530,8 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 	p->unacked.acked += n;
 	p->unacked.nr -= n;
 	for (; n; n--) {
-		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent : &p->unacked.again;
+		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent
+									  : &p->unacked.again;
 
 		send_ended(ctx, container_of(list_take(from), struct rc_outgoing, node));
 	}
@@ -512,7 +540,8 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 /* sent and again hold the messages acked + 1 .. send_seq: nr of them. */
 int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
 {
-	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked); /* modulo 2^32: far fewer are ever out */
+	/* modulo 2^32: far fewer are ever out */
+	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked);
 
 	if (n > (int32_t)p->unacked.nr)
 		return -EPROTO;
@@ -545,8 +574,10 @@ int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 
 int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof)
 {
-	struct rw_message m = { .frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
-				.u.received.seq = p->recv_seq };
+	struct rw_message m = {
+		.frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
+		.u.received.seq = p->recv_seq
+	};
 	uint8_t buf[RW_FRAME_BYTES + 64];
 	int n, err;
 
@@ -563,6 +594,7 @@ int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *pro
 
 void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY || (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
+	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY ||
+			   (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
 		rc_send_flush(ctx, p);
 }

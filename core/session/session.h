@@ -10,37 +10,48 @@
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);
 needs_lock void rc_peers_close(struct rref_ctx *ctx);
-needs_lock int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p); /* 0 (UP or on the way) or -errno */
+/* 0 (UP or on the way) or -errno */
+needs_lock int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
-needs_lock void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p); /* the fence's first step */
+/* the fence's first step */
+needs_lock void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_tick(struct rref_ctx *ctx, int64_t now);
 
 /* peer_event.c */
 needs_lock void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev);
 /* A READ has ended. p may be NULL. */
-needs_lock void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc);
+needs_lock void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
+			     int wc);
 
 /* contact.c */
 needs_lock void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
-needs_lock int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p); /* when it will be tried again; INT64_MAX = never */
+/* when it will be tried again; INT64_MAX = never */
+needs_lock int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p);
 
 /* stall.c */
 needs_lock void rc_stall_beat(struct rref_ctx *ctx, int64_t now); /* progress is made */
 /* What a lost connection means: -EOWNERDEAD, or that this worker stood still. buf: the words. */
-int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size);
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf,
+		  size_t size);
 needs_lock void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns);
 /* Returns text, or "timed out", with news of the silent worker. buf: RREF_TEXT_SIZE bytes. */
-const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size);
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf,
+			   size_t size);
 
 /* send.c */
-int rc_send_open(struct rref_ctx *ctx);                                      /* 0, or -errno with a text */
+/* 0, or -errno with a text */
+int rc_send_open(struct rref_ctx *ctx);
 void rc_send_close(struct rref_ctx *ctx);
-needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* queues when it must */
-needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m); /* the same; who cannot be told is fenced */
-needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o); /* free, or kept for the next */
+/* queues when it must */
+needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
+/* the same; who cannot be told is fenced */
+needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
+/* free, or kept for the next */
+needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o);
 needs_lock void rc_send_tick(struct rref_ctx *ctx, int64_t now);
-needs_lock int64_t rc_send_due(const struct rref_ctx *ctx); /* when the next tick has work; INT64_MAX = none */
+/* when the next tick has work; INT64_MAX = none */
+needs_lock int64_t rc_send_due(const struct rref_ctx *ctx);
 /* Takes back a call that is still queued, and what it shared. False: it is not. */
 needs_lock bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id);
 
@@ -52,7 +63,8 @@ static inline needs_lock void rc_send_after(struct rref_ctx *ctx, struct rc_peer
 }
 
 /* Can what came in that session still be answered, and be of use to anyone? */
-static inline needs_lock bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank, uint32_t epoch)
+static inline needs_lock bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank,
+					      uint32_t epoch)
 {
 	const struct rc_peer *p = &ctx->peers[rank];
 
@@ -61,7 +73,8 @@ static inline needs_lock bool rc_same_session(const struct rref_ctx *ctx, uint32
 	return rc_state_stands(p->state) && p->epoch == epoch;
 }
 
-static inline needs_lock void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
+static inline needs_lock void rc_count_sent(struct rref_ctx *ctx, struct rc_peer *p,
+					    const void *message, uint32_t length)
 {
 	at_add_mine(&ctx->n.sent, 1);
 	ctx->n.sent_by_kind[rw_kind(message, length)]++;
@@ -70,7 +83,8 @@ static inline needs_lock void rc_count_sent(struct rref_ctx *ctx, struct rc_peer
 	p->traffic.sent_bytes += length;
 }
 
-static inline needs_lock void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p, const void *message, uint32_t length)
+static inline needs_lock void rc_count_received(struct rref_ctx *ctx, struct rc_peer *p,
+						const void *message, uint32_t length)
 {
 	at_add_mine(&ctx->n.received, 1);
 	ctx->n.received_by_kind[rw_kind(message, length)]++;

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Stalled is not dead. Each worker has a heartbeat: 8 bytes in a region of its own that its progress counts up, and that
- * its peers READ, which costs it nothing. So two things are told apart: the device answers (the READ comes back), and the
- * process answers (the count went on). A process that is stopped, or whose program keeps it from progress, still serves
- * reads of its values; it is stalled, and nothing is taken from it but time.
+ * Stalled is not dead. Each worker has a heartbeat: 8 bytes in a region of its own that its
+ * progress counts up, and that its peers READ, which costs it nothing. So two things are told
+ * apart: the device answers (the READ comes back), and the process answers (the count went on). A
+ * process that is stopped, or whose program keeps it from progress, still serves reads of its
+ * values; it is stalled, and nothing is taken from it but time.
  *
- * A stalled worker that holds references here pins memory. After stall_timeout it is told (FENCED), then fenced; what it
- * held is reclaimed like that of the dead. When it goes on it finds that message, or its connection gone after it stood
- * still itself: -ENETRESET either way, and it may begin a new session. Who holds nothing here is left
- * alone: its values go on being read.
+ * A stalled worker that holds references here pins memory. After stall_timeout it is told (FENCED),
+ * then fenced; what it held is reclaimed like that of the dead. When it goes on it finds that
+ * message, or its connection gone after it stood still itself: -ENETRESET either way, and it may
+ * begin a new session. Who holds nothing here is left alone: its values go on being read.
  *
- * A clock decides when to fence, never whether a read is safe. It is the monotonic one, and only time counts in which
- * this worker was awake to look: of the time between two looks no more than a peer may take to show up counts, and after
- * a gap (this worker was stopped itself, or all were) nobody is fenced before there was time to look afresh.
+ * A clock decides when to fence, never whether a read is safe. It is the monotonic one, and only
+ * time counts in which this worker was awake to look: of the time between two looks no more than a
+ * peer may take to show up counts, and after a gap (this worker was stopped itself, or all were)
+ * nobody is fenced before there was time to look afresh.
  *
  * All under the progress lock, but for what is said to be atomic.
  */
@@ -25,10 +27,13 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-#define SHM_LOOK_NS (500 * NSEC_PER_MSEC) /* as often as an idle worker counts; over hardware each half peer_timeout */
+/* as often as an idle worker counts; over hardware each half peer_timeout */
+#define SHM_LOOK_NS (500 * NSEC_PER_MSEC)
 #define STALLED_NS (2 * NSEC_PER_SEC)     /* several times what an idle worker takes */
-#define TELL_NS (100 * NSEC_PER_MSEC)     /* between the last message and the fence: for a device to deliver it */
-#define RECENT_NS (5 * NSEC_PER_SEC)      /* how long after it stood still a worker blames that for what it lost */
+/* between the last message and the fence: for a device to deliver it */
+#define TELL_NS (100 * NSEC_PER_MSEC)
+/* how long after it stood still a worker blames that for what it lost */
+#define RECENT_NS (5 * NSEC_PER_SEC)
 
 static int64_t look_ns(const struct rref_ctx *ctx, const struct rc_peer *p)
 {
@@ -65,7 +70,8 @@ int64_t rc_stall_own(struct rref_ctx *ctx)
 	return stood >= ctx->session.stall_timeout ? stood : 0;
 }
 
-int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf, size_t size)
+int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf,
+		  size_t size)
 {
 	int64_t stood = rc_stall_own(ctx);
 
@@ -127,11 +133,12 @@ static needs_lock void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, in
 	if (s->still_ns < STALLED_NS)
 		return;
 	if (!at_load(&p->stalled_ns))
-		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) stands still: its device answers, its process does not", p->member->name,
-		       p->rank);
+		rc_log(ctx, RREF_LOG_WARNING,
+		       "%s (rank %u) stands still: its device answers, its process does not",
+		       p->member->name, p->rank);
 	at_store(&p->stalled_ns, s->still_ns);
-	if (ctx->session.stall_timeout && s->still_ns >= ctx->session.stall_timeout && now >= s->not_before && !s->fence_at &&
-	    holds_something(ctx, p))
+	if (ctx->session.stall_timeout && s->still_ns >= ctx->session.stall_timeout &&
+	    now >= s->not_before && !s->fence_at && holds_something(ctx, p))
 		begin_fence(ctx, p, now);
 }
 
@@ -169,17 +176,23 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 }
 
 /*
- * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the peer: if its device does
- * not answer, retries run out and the connection ends. A stopped process still answers it.
- * (Not a zero-length READ, though it needs no key: when one has to be repeated, rdma_rxe 6.1 looks the missing key up
- * again, does not find it, and ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
+ * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the
+ * peer: if its device does not answer, retries run out and the connection ends. A stopped process
+ * still answers it. (Not a zero-length READ, though it needs no key: when one has to be repeated,
+ * rdma_rxe 6.1 looks the missing key up again, does not find it, and ends both queue pairs with
+ * REM_ACCESS_ERR. Seen on a slow link between two hosts.)
  */
 static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	void *base;
-	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
-	struct rv_read r = { .cookie = UINT64_MAX, .addr = p->beacon_addr, .rkey = p->beacon_rkey, .nr_sge = 1,
-			     .sge[0] = { &ctx->session.probe_landing[p->rank], 8, region->mr[p->kind].lkey } };
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
+						   &base);
+	struct rv_read r = { .cookie = UINT64_MAX,
+			     .addr = p->beacon_addr,
+			     .rkey = p->beacon_rkey,
+			     .nr_sge = 1,
+			     .sge[0] = { &ctx->session.probe_landing[p->rank], 8,
+					 region->mr[p->kind].lkey } };
 
 	p->probe_at = now + look_ns(ctx, p);
 	if (p->probing || !at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
@@ -222,7 +235,8 @@ void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still
 	rc_peer_fence(ctx, from, -ENETRESET, why);
 }
 
-const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size)
+const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf,
+			   size_t size)
 {
 	int64_t still = at_load(&ctx->peers[rank].stalled_ns);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for session/. */
+/* The state of session/ in a context. */
 #ifndef RC_SESSION_STATE_H
 #define RC_SESSION_STATE_H
 
@@ -20,12 +20,14 @@ struct rc_session_state {
 	const struct rc_session_events *events; /* [const] */
 	struct rc_region *beacon_region; /* of one page; NULL = not yet */
 	int beacon_fd;
-	uint64_t *beacon;                 /* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
+	/* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
+	uint64_t *beacon;
 	uint64_t *probe_landing;          /* [const] where theirs land, by rank */
 	struct rc_own_beat {
 		uint64_t count under_lock;
 		_Atomic int64_t at;       /* when it was counted last */
-		_Atomic int64_t woke_at, stood_ns; /* this worker stood still: until when, for how long */
+		/* this worker stood still: until when, for how long */
+		_Atomic int64_t woke_at, stood_ns;
 	} own_beat;
 	struct list self_queue under_lock; /* struct rc_outgoing */
 	struct list spare_messages under_lock; /* small ones that came there; send.c */
@@ -34,9 +36,12 @@ struct rc_session_state {
 	char lack_here[RP_TEXT_MAX] under_lock; /* writes, once: see rc_contact_lacks */
 	int64_t peer_timeout;
 	int64_t stall_timeout;                    /* [const] 0 = for ever */
-	uint32_t score_limit;                     /* [const] RC_SCORE_LIMIT; tests that break connections have their own */
-	int64_t answer_ns;                        /* [const] RC_ANSWER_NS, or peer_timeout if that is longer; tests have their own */
-	void (*peer_down)(void *, struct rref_ctx *, const struct rref_peer_down *); /* [const] NULL = off */
+	/* [const] RC_SCORE_LIMIT; tests that break connections have their own */
+	uint32_t score_limit;
+	/* [const] RC_ANSWER_NS, or peer_timeout if that is longer; tests have their own */
+	int64_t answer_ns;
+	/* [const] NULL = off */
+	void (*peer_down)(void *, struct rref_ctx *, const struct rref_peer_down *);
 	void *peer_down_arg;                      /* [const] */
 	struct rc_inject *inject under_lock; /* NULL but in tests: session/inject.h */
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The session's state machine, as one total table: each state and event has a row, an action and the
- * next state. States change nowhere else (rc_session_on).
+ * The session's state machine, as one total table: each state and event has a row, an action and
+ * the next state. States change nowhere else (rc_session_on).
  *
  *         DIALLED              ANSWERED           PROVED
  *   DOWN ---------> CONNECTING ---------> PROVING ------------------------> UP
@@ -19,10 +19,10 @@
  * OVER leads from an attempt back to DOWN, or to BROKEN while the session stands. FENCED leads to
  * DOWN, SHUT to GONE, which is for good.
  *
- * Reports come from the device and the clock: the action says what is done about them, and the state
- * stays. Steps are what that leads to: they have no action. A report that cannot be ends the session
- * at the next tick, since no peer may end this process. A step that cannot be is a fault of the
- * library: an assertion, and the same end without it.
+ * Reports come from the device and the clock: the action says what is done about them, and the
+ * state stays. Steps are what that leads to: they have no action. A report that cannot be ends the
+ * session at the next tick, since no peer may end this process. A step that cannot be is a fault of
+ * the library: an assertion, and the same end without it.
  *
  * Facts that are no states, since they outlive the session or meet each of its states: the peer's
  * goodbye and ours, cut_off, fenced, ever_up, nobody (peer.h).

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Handles: what a program holds of a reference. All dups of a handle are one protocol reference; its last release
- * tells the machine, or pushes the handle as work for the holder of the lock.
+ * Handles: what a program holds of a reference. All dups of a handle are one protocol reference;
+ * its last release tells the machine, or pushes the handle as work for the holder of the lock.
  *
- * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An owner handle is READY
- * when its value is. The state is stored with release after what it announces; readers load it with acquire.
+ * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An
+ * owner handle is READY when its value is. The state is stored with release after what it
+ * announces; readers load it with acquire.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -21,12 +22,14 @@
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
 {
-	return (struct rref_id){ .local_id = at_add(&ctx->value.next_local_id, nr) + 1, .created_on = ctx->rank };
+	return (struct rref_id){ .local_id = at_add(&ctx->value.next_local_id, nr) + 1,
+				 .created_on = ctx->rank };
 }
 
 #define RELEASE_TURN 256u /* references that one turn of the lock ends: others want it too */
 
-static struct rref *handle_make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id, uint32_t owner)
+static struct rref *handle_make(struct rref_ctx *ctx, bool remote, bool owned, struct rref_id id,
+				uint32_t owner)
 {
 	struct rref *h = rc_slab_get(remote ? &ctx->value.remotes : &ctx->value.handles);
 
@@ -41,7 +44,8 @@ static struct rref *handle_make(struct rref_ctx *ctx, bool remote, bool owned, s
 	return h;
 }
 
-struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner)
+struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id,
+			    struct rref_id fork, uint32_t owner)
 {
 	struct rref *h = handle_make(ctx, true, owned, id, owner);
 
@@ -74,29 +78,35 @@ void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *t
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
-/* Returns how reads of this location can be quick. Asked once, when a user's handle becomes READY. */
+/*
+ * Returns how reads of this location can be quick. Asked once, when a user's handle becomes READY.
+ */
 static uint8_t
 quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
 	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->value.bytes_hash ||
-	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length || loc->length > RC_VALUE_MAX ||
-	    loc->length + RC_HEADER_BYTES > p->max_msg)
+	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length ||
+	    loc->length > RC_VALUE_MAX || loc->length + RC_HEADER_BYTES > p->max_msg)
 		return RC_FAST_NOT;
 	int cls = rc_landing_class(loc->length);
 
 	return cls < 0 ? RC_FAST_LARGE : (uint8_t)(RC_FAST_FIRST + cls);
 }
 
-/* Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts, it begins now. */
+/*
+ * Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts,
+ * it begins now.
+ */
 static void will_read(const struct rref *h, const struct rp_location *loc)
 {
 	const struct rc_peer *p = &h->ctx->peers[h->owner];
 	struct rv_conn *conn = at_load(&p->conn);
 
 	if (conn)
-		p->ops->will_read(conn, loc->rkey[p->kind], loc->addr, RC_HEADER_BYTES + loc->length);
+		p->ops->will_read(conn, loc->rkey[p->kind], loc->addr,
+				  RC_HEADER_BYTES + loc->length);
 }
 
 void rc_handle_ready(struct rref *h, const struct rp_location *loc)
@@ -108,7 +118,8 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 		at_store_rel(&h->state, RC_H_READY);
 		uint8_t cls = quick_class(h->ctx, h->owner, loc);
 
-		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location, and no failure before it. */
+		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location,
+		 * and no failure before it. */
 		at_store_rel(&h->quick, cls);
 		if (cls)
 			will_read(h, loc);
@@ -124,7 +135,8 @@ const char *rc_handle_why(const struct rref *h)
 
 int rc_handle_error(const struct rref *h)
 {
-	return rc_fail_about(h->err, rc_handle_why(h), h->about ? h->about : h->owner + 1, h->about);
+	return rc_fail_about(h->err, rc_handle_why(h), h->about ? h->about : h->owner + 1,
+			     h->about);
 }
 
 void rc_handle_free(struct rref *h)
@@ -142,7 +154,9 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 	if (h->ended)
 		return;
 	h->ended = true;
-	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP, .id = h->id, .fork = rc_fork_of(h),
+	struct rp_event ev = { .type = h->owned ? RP_EV_RELEASE : RP_EV_DROP,
+			       .id = h->id,
+			       .fork = rc_fork_of(h),
 			       .peer = h->owner };
 
 	if (h->unset) {
@@ -171,20 +185,24 @@ void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 }
 
 /*
- * One hold less; true if it was the last. A handler has no hold on the references of its call unless it dups them: a
- * release beyond is refused, or the call, and whoever else uses the handle, would go on with freed memory.
+ * One hold less; true if it was the last. A handler has no hold on the references of its call
+ * unless it dups them: a release beyond is refused, or the call, and whoever else uses the handle,
+ * would go on with freed memory.
  */
 static bool handle_give_back(struct rref *ref)
 {
 	uint32_t refs = at_load_acq(&ref->refs);
 
 	do {
-		/* Loaded after refs: when it is the call's own release that made it 1, that came after lent was cleared. */
+		/* Loaded after refs: when it is the call's own release that made it 1, that came
+		 * after lent was cleared. */
 		if (unlikely(refs == 1 && at_load(&ref->lent))) {
 			char name[RREF_TEXT_SIZE / 2];
 
 			rref_format(ref, name, sizeof(name));
-			rc_fail(EINVAL, "rref_release: %s is lent by a call, which gives it back itself: dup it to keep it", name);
+			rc_fail(EINVAL,
+				"rref_release: %s is lent by a call, which gives it back itself: dup it to keep it",
+				name);
 			rc_log(ref->ctx, RREF_LOG_ERROR, "%s", rc_error_text());
 			return false;
 		}
@@ -205,7 +223,8 @@ void rref_release(struct rref *ref)
 		rc_unlock(ctx);
 		return;
 	}
-	/* The holder of the lock looks again after letting go of it, so nobody needs to wait here. */
+	/* The holder of the lock looks again after letting go of it, so nobody needs to wait
+	 * here. */
 	rc_work_push_bare(ctx, &ref->dropped);
 	if (rc_trylock(ctx))
 		rc_unlock(ctx);
@@ -279,7 +298,8 @@ int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struc
 	if (set)
 		rc_value_publish(v, id);
 	rc_lock(ctx);
-	/* Looked at under the lock: after the shutdown ended all handles nobody would end this one. */
+	/* Looked at under the lock: after the shutdown ended all handles nobody would end this
+	 * one. */
 	err = rc_enter(ctx);
 	if (err) {
 		rc_unlock(ctx);
@@ -404,7 +424,9 @@ int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **da
 	return 0;
 }
 
-/* What rref_set and rref_set_error share: only the owner's handle that still has to be set may be. */
+/*
+ * What rref_set and rref_set_error share: only the owner's handle that still has to be set may be.
+ */
 static int set_check(struct rref *ref, const char *what)
 {
 	if (!ref)
@@ -414,8 +436,9 @@ static int set_check(struct rref *ref, const char *what)
 	if (err)
 		return err;
 	if (!ref->owned)
-		return rc_fail(EPERM, "%s: this worker (rank %u) does not own the value, rank %u does", what, ref->ctx->rank,
-			       ref->owner);
+		return rc_fail(EPERM,
+			       "%s: this worker (rank %u) does not own the value, rank %u does",
+			       what, ref->ctx->rank, ref->owner);
 	return 0;
 }
 
@@ -529,7 +552,8 @@ int rref_confirmed(const struct rref *ref)
 		return rc_fail(EINVAL, "rref_confirmed: no reference");
 	uint32_t state = at_load_acq(&ref->state);
 
-	return state == RC_H_CONFIRMED || state == RC_H_READY || (ref->owned && state != RC_H_FAILED);
+	return state == RC_H_CONFIRMED || state == RC_H_READY ||
+	       (ref->owned && state != RC_H_FAILED);
 }
 
 struct rref_id rref_get_id(const struct rref *ref)
@@ -568,10 +592,13 @@ int rref_format(const struct rref *ref, char *buf, size_t size)
 	if (!ref || (!buf && size))
 		return rc_fail(EINVAL, "rref_format: no reference or no buffer");
 	if (ref->owned)
-		return snprintf(buf, size, "OwnerRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
-				ref->id.created_on, ref->id.local_id);
+		return snprintf(
+			buf, size,
+			"OwnerRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
+			ref->id.created_on, ref->id.local_id);
 	return snprintf(buf, size,
 			"UserRRef(rref_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64
 			"), fork_id=GloballyUniqueId(created_on=%u, local_id=%" PRIu64 "))",
-			ref->id.created_on, ref->id.local_id, rc_remote(ref)->fork.created_on, rc_remote(ref)->fork.local_id);
+			ref->id.created_on, ref->id.local_id, rc_remote(ref)->fork.created_on,
+			rc_remote(ref)->fork.local_id);
 }

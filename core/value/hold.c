@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Holds: the references that a value holds, and the reference that a view holds. How a reader asks a
- * value's owner for references is call/nested.c.
+ * Holds: the references that a value holds, and the reference that a view holds. How a reader asks
+ * a value's owner for references is call/nested.c.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -40,12 +40,16 @@ void rc_value_let_go(struct rc_value *v)
 	at_sub(&v->view.ctx->n.nested, v->view.nr_refs);
 	for (uint32_t i = 0; i < v->view.nr_refs; i++) {
 		at_sub(&refs[i]->nested, 1);
-		rref_release(refs[i]); /* values within values: the lock's holder takes one after another off a list */
+		/* values within values: the lock's holder takes one after another off a list */
+		rref_release(refs[i]);
 	}
 	free(refs);
 }
 
-/* Handles that the program never released pin their values; what those hold must not outlive the context, nor a circle. */
+/*
+ * Handles that the program never released pin their values; what those hold must not outlive the
+ * context, nor a circle.
+ */
 void rc_values_let_go(struct rref_ctx *ctx)
 {
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h))

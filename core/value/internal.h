@@ -6,11 +6,13 @@
 #include "core/ctx.h"
 
 /* memory.c */
-int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie);
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd,
+		  void **cookie);
 int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
 int rc_arena_fail(int err, const char *what, size_t length); /* an arena's error, in words */
 
 /* landing.c */
-void rc_landing_drain(struct rref_ctx *ctx); /* gives back the blocks that are kept for reads to come */
+/* gives back the blocks that are kept for reads to come */
+void rc_landing_drain(struct rref_ctx *ctx);
 
 #endif

@@ -2,8 +2,8 @@
 /*
  * Landing blocks and views.
  *
- * Blocks of up to 256 KiB are cached in arrays of slots. One exchange empties a slot, and one fills it:
- * wait-free, no ABA. A block goes back to the arena only when its class is full.
+ * Blocks of up to 256 KiB are cached in arrays of slots. One exchange empties a slot, and one fills
+ * it: wait-free, no ABA. A block goes back to the arena only when its class is full.
  */
 #include <errno.h>
 
@@ -16,7 +16,8 @@
 static unsigned start_slot(void)
 {
 	static _Atomic unsigned threads;
-	static _Thread_local unsigned mine; /* 0 = not chosen; threads start at different slots, so that they rarely meet */
+	/* 0 = not chosen; threads start at different slots, so that they rarely meet */
+	static _Thread_local unsigned mine;
 
 	if (unlikely(!mine))
 		mine = at_add(&threads, 5) + 1;
@@ -24,15 +25,17 @@ static unsigned start_slot(void)
 }
 
 /*
- * Beyond the classes a thread finds the block that it gave back last, if that is of about the size: an arena's large blocks cost
- * some 3,000 instructions to get and give back, a twentieth of what it takes to copy 256 KiB.
+ * Beyond the classes a thread finds the block that it gave back last, if that is of about the size:
+ * an arena's large blocks cost some 3,000 instructions to get and give back, a twentieth of what it
+ * takes to copy 256 KiB.
  */
 #define LARGE_MAX ((UINT64_C(2) << 20) + 4096) /* block */
 
 static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
 {
 	_Atomic(struct rc_landing *) *slot = &ctx->value.large[start_slot() % RC_LARGE_SLOTS];
-	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL; /* partner: leave_large */
+	/* partner: leave_large */
+	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL;
 
 	if (!l || (l->block >= block && l->block - block <= block / 4))
 		return l;
@@ -67,8 +70,10 @@ void rc_landing_drain(struct rref_ctx *ctx)
 
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 {
-	/* Whole lines, which is what the arena gives: the padding of a value that was read with others lands in the last. */
-	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+	/* Whole lines, which is what the arena gives: the padding of a value that was read with
+	 * others lands in the last. */
+	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) &
+		       ~(size_t)(CACHE_LINE - 1);
 	int cls = rc_landing_class(length);
 	struct rc_landing *l;
 	void *mem, *base;
@@ -77,9 +82,11 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[cls][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot =
+				&ctx->value.cache[cls][(s + i) % RC_CACHE_SLOTS];
 
-			/* Acquire: partner of the release in rc_landing_put: the last user's reads are over. */
+			/* Acquire: partner of the release in rc_landing_put: the last user's reads
+			 * are over. */
 			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
 				goto found;
 		}
@@ -125,7 +132,8 @@ void rc_landing_put(struct rc_landing *l)
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
-			_Atomic(struct rc_landing *) *slot = &ctx->value.cache[l->view.cache_class][(s + i) % RC_CACHE_SLOTS];
+			_Atomic(struct rc_landing *) *slot =
+				&ctx->value.cache[l->view.cache_class][(s + i) % RC_CACHE_SLOTS];
 			struct rc_landing *none = NULL;
 
 			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is registered with
- * every open device, at one random I/O virtual address, so that no address of this process is on the wire.
+ * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is
+ * registered with every open device, at one random I/O virtual address, so that no address of this
+ * process is on the wire.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,8 @@ uint64_t rc_word(void)
 	return word;
 }
 
-int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd, void **cookie)
+int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd,
+		  void **cookie)
 {
 	struct rc_region *r = calloc(1, sizeof(*r));
 
@@ -40,8 +42,9 @@ int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_
 	r->access = access;
 	r->length = length;
 	/*
-	 * 34 random bits above a huge page's alignment, never 0 and never near the end of the address space. Memory that
-	 * begins within a page keeps its offset there: devices insist on it.
+	 * 34 random bits above a huge page's alignment, never 0 and never near the end of the
+	 * address space. Memory that begins within a page keeps its offset there: devices insist on
+	 * it.
 	 */
 	r->iova = ((rb_random64() >> 9) & ~((UINT64_C(2) << 20) - 1)) + (UINT64_C(2) << 20);
 	r->iova += (uintptr_t)base & 4095;
@@ -53,7 +56,8 @@ int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_
 			continue;
 		err = d->ops->reg(d->dev, base, length, fd, r->iova, access, &r->mr[k]);
 		if (err) {
-			rc_fail(-err, "%s: registering %zu bytes: %s", d->caps.device, length, rv_error_text());
+			rc_fail(-err, "%s: registering %zu bytes: %s", d->caps.device, length,
+				rv_error_text());
 			for (int i = 0; i < k; i++)
 				if (r->have[i])
 					ctx->device[i].ops->dereg(ctx->device[i].dev, &r->mr[i]);
@@ -88,8 +92,9 @@ int rc_region_dereg(void *ctx, void *cookie)
 		int e = c->device[k].ops->dereg(c->device[k].dev, &r->mr[k]);
 
 		if (e) {
-			rc_log(c, RREF_LOG_ERROR, "%s: deregistering failed (%s): the memory is kept", c->device[k].caps.device,
-			       rv_error_text());
+			rc_log(c, RREF_LOG_ERROR,
+			       "%s: deregistering failed (%s): the memory is kept",
+			       c->device[k].caps.device, rv_error_text());
 			err = e;
 		}
 		r->have[k] = e != 0;
@@ -108,14 +113,18 @@ int rc_arena_fail(int err, const char *what, size_t length)
 	return rc_fail(limit_errno(-err), "%s of %zu bytes: %.400s", what, length, why);
 }
 
-/* The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next store would be a SIGBUS. */
+/*
+ * The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next
+ * store would be a SIGBUS.
+ */
 static int beacon_page(struct rref_ctx *ctx)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	void *cookie, *mem = MAP_FAILED;
 	int err, fd = RB_OPEN(memfd_create("rref-beacon", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 
-	if (fd >= 0 && !limit_file(page) && !ftruncate(fd, (off_t)page) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
+	if (fd >= 0 && !limit_file(page) && !ftruncate(fd, (off_t)page) &&
+	    !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))
 		mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mem == MAP_FAILED)
 		err = rc_fail(errno == EAGAIN ? ENOMEM : limit_errno(errno),
@@ -150,8 +159,9 @@ static void beacon_close(struct rref_ctx *ctx)
 }
 
 /*
- * The beacon has a region of its own: every peer is told its key, and that key must not open values. The landing place
- * is the first block of its arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
+ * The beacon has a region of its own: every peer is told its key, and that key must not open
+ * values. The landing place is the first block of its arena. Both register at once, so that a limit
+ * on locked memory shows in rref_init, not later.
  */
 static is_alone int beacons_open(struct rref_ctx *ctx)
 {
@@ -161,24 +171,30 @@ static is_alone int beacons_open(struct rref_ctx *ctx)
 	if (err)
 		return err;
 	*ctx->session.beacon = htole64(++ctx->session.own_beat.count);
-	err = ra_alloc(ctx->value.landing, ctx->world * sizeof(*ctx->session.probe_landing), CACHE_LINE, &mem);
+	err = ra_alloc(ctx->value.landing, ctx->world * sizeof(*ctx->session.probe_landing),
+		       CACHE_LINE, &mem);
 	if (err)
-		return rc_arena_fail(err, "landing places", ctx->world * sizeof(*ctx->session.probe_landing));
+		return rc_arena_fail(err, "landing places",
+				     ctx->world * sizeof(*ctx->session.probe_landing));
 	ctx->session.probe_landing = mem;
 	return 0;
 }
 
 void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 {
-	out->beacon_addr = ctx->session.beacon_region->iova; /* the page's start: iova keeps the offset in its page, which is 0 */
+	/* the page's start: iova keeps the offset in its page, which is 0 */
+	out->beacon_addr = ctx->session.beacon_region->iova;
 	out->beacon_rkey = ctx->session.beacon_region->mr[kind].rkey;
 }
 
 is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
-	struct ra_options ro = { .max_bytes = opt->max_value_bytes, .first_region = opt->region_bytes, .huge = 1,
-				 .name = "rref-values", .option = "RREF_MAX_VALUE_BYTES" };
+	struct ra_options ro = { .max_bytes = opt->max_value_bytes,
+				 .first_region = opt->region_bytes,
+				 .huge = 1,
+				 .name = "rref-values",
+				 .option = "RREF_MAX_VALUE_BYTES" };
 	int err = ra_arena_create(&hooks, &ro, &ctx->value.arena);
 
 	if (err)
@@ -213,8 +229,10 @@ static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	uint64_t live = at_load(&ctx->n.value_bytes);
 
 	if (live > ctx->value.max_bytes || bytes > ctx->value.max_bytes - live)
-		return rc_fail(ENOMEM, "a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)", bytes,
-			       (size_t)live, ctx->value.max_bytes);
+		return rc_fail(
+			ENOMEM,
+			"a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)",
+			bytes, (size_t)live, ctx->value.max_bytes);
 	*out = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
 	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);
 }
@@ -254,8 +272,8 @@ static size_t value_bytes(const struct rc_value *v)
 }
 
 /*
- * What few have is in the same block, if that is known now. Not by calloc: glibc's goes past what the thread has just freed, and
- * that is what most records are made of.
+ * What few have is in the same block, if that is known now. Not by calloc: glibc's goes past what
+ * the thread has just freed, and that is what most records are made of.
  */
 static struct rc_value *record_make(const char *site, const char *function)
 {
@@ -278,8 +296,9 @@ static void record_free(struct rc_value *v)
 	free(v);
 }
 
-int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
-		  const char *function, const char *what, struct rc_value **out)
+int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments,
+		  size_t nr, bool copy, const char *function, const char *what,
+		  struct rc_value **out)
 {
 	const struct rc_type *t;
 	struct rc_value *v;
@@ -294,9 +313,13 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 	v = record_make(rc_site_take(), function);
 	if (!v)
 		return rc_fail(ENOMEM, "memory for a value's record");
-	v->view = (struct rref_view){ .ctx = ctx, .length = length, .nr_segments = (uint16_t)nr, .cache_class = RC_VIEW_ALIAS };
+	v->view = (struct rref_view){ .ctx = ctx,
+				      .length = length,
+				      .nr_segments = (uint16_t)nr,
+				      .cache_class = RC_VIEW_ALIAS };
 	v->type = t;
-	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem) : registered_alloc(ctx, value_bytes(v), &mem);
+	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem)
+			  : registered_alloc(ctx, value_bytes(v), &mem);
 	if (err) {
 		record_free(v);
 		return err;
@@ -315,7 +338,8 @@ int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function, st
 	if (length > RC_VALUE_MAX)
 		return rc_fail(EMSGSIZE, "a value of %zu bytes: the limit is %zu", length,
 			       (size_t)RC_VALUE_MAX);
-	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, function, "a value", out);
+	return rc_value_make(ctx, NULL, &(struct iovec){ .iov_len = length }, 1, false, function,
+			     "a value", out);
 }
 
 void rc_value_publish(struct rc_value *v, struct rref_id id)
@@ -334,7 +358,8 @@ void rc_value_publish(struct rc_value *v, struct rref_id id)
 	h->nr_segments = htole16(v->view.nr_segments);
 	h->nr_refs = htole16(v->view.nr_refs);
 	h->state = htole32(RC_HEADER_READY);
-	/* Last, so that a reader that was given the location never finds the nonce beside a half-made header. */
+	/* Last, so that a reader that was given the location never finds the nonce beside a
+	 * half-made header. */
 	__atomic_store_n(&h->nonce, htole64(nonce), __ATOMIC_RELEASE);
 }
 
@@ -384,7 +409,8 @@ void rc_value_unpin(struct rc_value *v)
 
 void rc_value_retire(struct rc_value *v)
 {
-	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local aliases live on. */
+	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local
+	 * aliases live on. */
 	__atomic_store_n(&rc_value_header(v)->nonce, 0, __ATOMIC_RELEASE);
 	rc_value_unpin(v);
 }

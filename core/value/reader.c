@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What threads keep for their fast reads, until they end or their context closes. A view that is given
- * back leaves its landing block with the thread.
+ * What threads keep for their fast reads, until they end or their context closes. A view that is
+ * given back leaves its landing block with the thread.
  */
 #include <stdlib.h>
 
@@ -48,13 +48,19 @@ static void reader_give_back(struct rc_reader *r)
 	at_add(&ctx->n.read_bytes, at_load(&r->read_bytes));
 }
 
-/* In a child of fork(2): another thread of the parent may have had it at that moment, and is not here to give it back. */
+/*
+ * In a child of fork(2): another thread of the parent may have had it at that moment, and is not
+ * here to give it back.
+ */
 void rc_fast_fork_child(void)
 {
 	pthread_mutex_init(&lock, NULL);
 }
 
-/* A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of those is touched. */
+/*
+ * A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of
+ * those is touched.
+ */
 static void thread_ends(void *arg)
 {
 	struct rc_reader *r = rc_my_readers;
@@ -134,7 +140,10 @@ static __attribute__((noinline)) void put_view(struct rref_view *view)
 	rc_view_put(view);
 }
 
-/* The calling thread's buffers, for a read that finds no memory. Those of other threads stay theirs. */
+/*
+ * The calling thread's buffers, for a read that finds no memory. Those of other threads stay
+ * theirs.
+ */
 void rc_fast_spares_put(struct rref_ctx *ctx)
 {
 	struct rc_reader *r = rc_reader_of(ctx);
@@ -176,8 +185,8 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /*
- * The lock is the whole process': not held while a copy is waited for. A reader that comes in between takes it after the
- * first look, and so sees that conn is NULL.
+ * The lock is the whole process': not held while a copy is waited for. A reader that comes in
+ * between takes it after the first look, and so sees that conn is NULL.
  */
 void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
 {
@@ -197,7 +206,8 @@ void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 {
 	uint64_t spare = 0, landing;
 
-	/* All of it under the lock: a thread that ends adds what it counted to the context's counters. */
+	/* All of it under the lock: a thread that ends adds what it counted to the context's
+	 * counters. */
 	pthread_mutex_lock(&lock);
 	s->reads = at_load(&ctx->n.reads);
 	s->doorbells = at_load(&ctx->n.doorbells);
@@ -209,7 +219,8 @@ void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 		for (int c = 0; c < RC_CACHE_CLASSES; c++)
 			spare += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
-	/* Behind what is a part of it, and still it may be less: they come and go without the lock. */
+	/* Behind what is a part of it, and still it may be less: they come and go without the
+	 * lock. */
 	landing = at_load(&ctx->n.landing_bytes);
 	s->landing_bytes = landing - min_of(spare, landing);
 	pthread_mutex_unlock(&lock);
@@ -225,7 +236,8 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 		uint32_t none = RC_FLIGHT_FREE;
 
 		/* Acquire: partner of rc_in_flight_put. */
-		if (at_load(&fl->state) == RC_FLIGHT_FREE && at_cas_ar(&fl->state, &none, RC_FLIGHT_MINE))
+		if (at_load(&fl->state) == RC_FLIGHT_FREE &&
+		    at_cas_ar(&fl->state, &none, RC_FLIGHT_MINE))
 			return fl;
 	}
 	fl = aligned_alloc(CACHE_LINE, sizeof(*fl));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A reader: what a thread keeps to itself for its reads in one context. These are the landing blocks
- * that it gave back last, its counters, and the mark that pins a connection.
+ * A reader: what a thread keeps to itself for its reads in one context. These are the landing
+ * blocks that it gave back last, its counters, and the mark that pins a connection.
  */
 #ifndef RC_VALUE_READER_H
 #define RC_VALUE_READER_H
@@ -9,8 +9,10 @@
 #include "core/ctx.h"
 
 struct rc_reader {
-	cache_aligned _Atomic(struct rc_peer *) pinned; /* sc: the fence stores conn = NULL and waits until nobody has the peer here */
-	uint64_t serial;                  /* [const] of its context, which may be gone and its address another's */
+	/* sc: the fence stores conn = NULL and waits until nobody has the peer here */
+	cache_aligned _Atomic(struct rc_peer *) pinned;
+	/* [const] of its context, which may be gone and its address another's */
+	uint64_t serial;
 	struct rref_ctx *ctx;             /* guarded by reader.c's lock; NULL: closed */
 	struct rv_read read;              /* its constant parts, and what the last read filled in */
 	struct rc_in_flight *flight;         /* not over shm; NULL: none yet */
@@ -26,10 +28,12 @@ struct rc_reader {
 enum rc_in_flight_state { RC_FLIGHT_FREE, RC_FLIGHT_MINE, RC_FLIGHT_POSTED, RC_FLIGHT_LANDED };
 
 struct rc_in_flight {
-	cache_aligned _Atomic uint32_t state; /* of a thread from RC_FLIGHT_MINE on; RC_FLIGHT_LANDED publishes status */
+	/* of a thread from RC_FLIGHT_MINE on; RC_FLIGHT_LANDED publishes status */
+	cache_aligned _Atomic uint32_t state;
 	int status;
 	struct rref_future *f;       /* under the lock; it was handed over: whose READ it is */
-	struct rc_landing *landing;  /* under the lock; it was given up: where the device may still write */
+	/* under the lock; it was given up: where the device may still write */
+	struct rc_landing *landing;
 	struct rc_in_flight *next;      /* under the lock; ctx->read.flights */
 };
 

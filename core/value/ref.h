@@ -2,9 +2,10 @@
 /*
  * What is referred to, and what is held of it: values, views of them, and the program's handles.
  *
- * Of 10^6 values that a worker owns and holds, each with its handle, these structs are most of what is kept beside header
- * and payload. So each thing stands in one of them: where a value is, is not kept at all but told by its header and region
- * (rc_value_locate), all alias views of a value are its own beginning, and what few have lies apart (struct rc_value_more).
+ * Of 10^6 values that a worker owns and holds, each with its handle, these structs are most of what
+ * is kept beside header and payload. So each thing stands in one of them: where a value is, is not
+ * kept at all but told by its header and region (rc_value_locate), all alias views of a value are
+ * its own beginning, and what few have lies apart (struct rc_value_more).
  *
  * Guards: see core/ctx.h.
  */
@@ -23,10 +24,14 @@
 #include "rref.h"
 #include "verbs/rv.h"
 
-/* ---- value header: 64 bytes before each payload, read together with it (docs/WIRE.md) ------------------------ */
+/*
+ * ---- value header: 64 bytes before each payload, read together with it (docs/WIRE.md)
+ * ------------------------
+ */
 
 struct rc_header {
-	uint64_t nonce;      /* the value's own; 0 = nothing readable here; destroyed before the memory is reused */
+	/* the value's own; 0 = nothing readable here; destroyed before the memory is reused */
+	uint64_t nonce;
 	uint64_t local_id;
 	uint32_t created_on;
 	uint32_t version;    /* 1: values are immutable so far */
@@ -41,46 +46,59 @@ struct rc_header {
 };
 #define RC_HEADER_BYTES 64u
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
-_Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES, "the header is part of the wire format");
+_Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES,
+	       "the header is part of the wire format");
 /* Each value that can be made can be read: a landing block has more before the payload than a
  * value has. */
 #define RC_LANDING_BYTES (CACHE_LINE + RC_HEADER_BYTES)
 #define RC_VALUE_MAX (RA_VALUE_MAX - RC_LANDING_BYTES)
 
-/* ---- views: the beginning of a landing block, or of an own value ----------------------------------------------- */
+/*
+ * ---- views: the beginning of a landing block, or of an own value
+ * -----------------------------------------------
+ */
 
 struct rref_view {
 	struct rref_ctx *ctx;     /* [const] */
 	const void *data;         /* [const] */
-	size_t length;            /* [const] of the payload; the table of its segments follows if there are two or more */
+	/* [const] of the payload; the table of its segments follows if there are two or more */
+	size_t length;
 	uint16_t nr_segments;     /* of a range: not used */
-	uint16_t nr_refs;         /* that the value holds; in a landing block 0 unless it has outer */
+	/* that the value holds; in a landing block 0 unless it has outer */
+	uint16_t nr_refs;
 	int cache_class;                  /* landing: cache class, -1 = none; RC_VIEW_ALIAS */
 };
 #define RC_VIEW_ALIAS (-2)
 
 /*
- * What a READ brings lies behind it: the header at its end, then the payload, side by side as at the owner. So one value is one
- * landing piece.
+ * What a READ brings lies behind it: the header at its end, then the payload, side by side as at
+ * the owner. So one value is one landing piece.
  */
 struct rc_landing {
 	struct rref_view view;
 	size_t block;             /* bytes of the whole */
 	uint32_t lkey[RV_NR_KINDS]; /* the region's key, per provider */
 	uint64_t type_hash;       /* of a range: not used */
-	struct rref *outer;       /* if nr_refs: the reference by which the value was read; hold.c */
+	/* if nr_refs: the reference by which the value was read; hold.c */
+	struct rref *outer;
 	struct rc_header header;  /* a device writes it: looked at when the READ is over */
 };
-_Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE, "no device writes where this process does");
-_Static_assert(sizeof(struct rc_landing) == offsetof(struct rc_landing, header) + RC_HEADER_BYTES, "the payload follows the header");
-_Static_assert(sizeof(struct rc_landing) == RC_LANDING_BYTES, "the largest value fits a landing block");
+_Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE,
+	       "no device writes where this process does");
+_Static_assert(sizeof(struct rc_landing) == offsetof(struct rc_landing, header) + RC_HEADER_BYTES,
+	       "the payload follows the header");
+_Static_assert(sizeof(struct rc_landing) == RC_LANDING_BYTES,
+	       "the largest value fits a landing block");
 
 static inline struct rc_landing *rc_landing_of(const struct rref_view *v) /* not an alias */
 {
 	return (struct rc_landing *)(uintptr_t)v; /* begins with it */
 }
 
-/* Each byte of a header's landing place before the READ: no header is like that, and a scrubbed one is 0. */
+/*
+ * Each byte of a header's landing place before the READ: no header is like that, and a scrubbed one
+ * is 0.
+ */
 #define RC_UNREAD 0xff
 
 /* Where header and payload of so many bytes land. */
@@ -100,7 +118,10 @@ static inline int rc_landing_class(size_t length)
 	return cls < RC_CACHE_CLASSES ? cls : -1;
 }
 
-/* ---- values owned here ------------------------------------------------------------------------------------------ */
+/*
+ * ---- values owned here
+ * ------------------------------------------------------------------------------------------
+ */
 
 /* A type known here; in ctx->value.types until the context is freed. See types.c. */
 struct rc_type {
@@ -118,20 +139,23 @@ struct rc_value {
 	const struct rc_type *type; /* [const] */
 	struct rc_value_more *more; /* [const] from its publishing on; NULL: nothing of that */
 	_Atomic uint32_t pins;
-	bool wrapped;             /* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
+	/* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
+	bool wrapped;
 };
 _Static_assert(sizeof(struct rc_value) == 56, "beside malloc's own word it fits a cache line");
 
 /* What few values have. */
 struct rc_value_more {
-	struct rref **refs;	/* under the lock; view.nr_refs of them, held by the value: hold.c */
+	/* under the lock; view.nr_refs of them, held by the value: hold.c */
+	struct rref **refs;
 	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
 	const char *function;     /* [const] whose result it is; NULL */
 };
 
 static inline struct rc_value *rc_value_of(const struct rref_view *v) /* NULL: a landing block's */
 {
-	return v->cache_class == RC_VIEW_ALIAS ? (struct rc_value *)(uintptr_t)v : NULL; /* begins with it */
+	/* begins with it */
+	return v->cache_class == RC_VIEW_ALIAS ? (struct rc_value *)(uintptr_t)v : NULL;
 }
 static inline const char *rc_value_site(const struct rc_value *v)
 {
@@ -144,10 +168,15 @@ static inline const char *rc_value_function(const struct rc_value *v)
 
 /* memory.c */
 /* Of bytes; function: whose result it is, NULL = none. Takes the lock when memory is short. */
-int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function, struct rc_value **out);
-/* The same of a type and of segments, which are copied in if copy is set. what: the public function, for the text. */
-int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments, size_t nr, bool copy,
-		  const char *function, const char *what, struct rc_value **out);
+int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function,
+		   struct rc_value **out);
+/*
+ * The same of a type and of segments, which are copied in if copy is set. what: the public
+ * function, for the text.
+ */
+int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments,
+		  size_t nr, bool copy, const char *function, const char *what,
+		  struct rc_value **out);
 struct rc_header *rc_value_header(const struct rc_value *v);
 static inline void *rc_value_data(const struct rc_value *v)
 {
@@ -156,11 +185,14 @@ static inline void *rc_value_data(const struct rc_value *v)
 void rc_value_publish(struct rc_value *v, struct rref_id id); /* its header; before SET */
 void rc_value_locate(const struct rc_value *v, struct rp_location *out); /* of a published one */
 void rc_value_unpin(struct rc_value *v);
-void rc_value_retire(struct rc_value *v);                     /* nonce destroyed, machine's pin dropped */
-int rc_header_alloc(struct rref_ctx *ctx, void **out);        /* for a value that wraps; as rc_value_alloc */
+/* nonce destroyed, machine's pin dropped */
+void rc_value_retire(struct rc_value *v);
+/* for a value that wraps; as rc_value_alloc */
+int rc_header_alloc(struct rref_ctx *ctx, void **out);
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out);
 void rc_landing_put(struct rc_landing *l);
-void rc_view_put(struct rref_view *v);                        /* what rref_view_free does with what its thread does not keep */
+/* what rref_view_free does with what its thread does not keep */
+void rc_view_put(struct rref_view *v);
 
 /* describe.c */
 int rc_check_refs(struct rref_ctx *ctx, struct rref *const *refs, size_t nr);
@@ -169,10 +201,14 @@ int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, boo
 		      const char *function, const char *what, struct rc_value **out);
 
 /* hold.c */
-int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr); /* before it is published */
-void rc_value_let_go(struct rc_value *v);                   /* of what it holds; no lock needed, whoever has it */
-needs_lock void rc_values_let_go(struct rref_ctx *ctx); /* the context is shut: those that handles still pin */
-void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs); /* of a value with references */
+/* before it is published */
+int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr);
+/* of what it holds; no lock needed, whoever has it */
+void rc_value_let_go(struct rc_value *v);
+/* the context is shut: those that handles still pin */
+needs_lock void rc_values_let_go(struct rref_ctx *ctx);
+/* of a value with references */
+void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs);
 void rc_view_let_go(struct rref_view *v);                   /* it is given back */
 
 /* wrap.c */
@@ -184,23 +220,30 @@ void rc_wraps_close(struct rref_ctx *ctx);
 /* types.c, shape.c */
 int rc_types_open(struct rref_ctx *ctx);
 void rc_types_close(struct rref_ctx *ctx);
-const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);   /* NULL: not known here. Lock-free */
+/* NULL: not known here. Lock-free */
+const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);
 const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
-int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out);
+int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what,
+		const struct rc_type **out);
 void rc_type_describe(const struct rc_type *t, struct rref_type *out);
 /* Adds a type that an owner told. Returns -EBADMSG if the name is none, or not of that hash. */
-int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length, size_t element_size,
-		  unsigned flags, const struct rc_type **out);
+int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length,
+		  size_t element_size, unsigned flags, const struct rc_type **out);
 /* Writes a type in words into buf, and returns it: two types may differ in more than the name. */
 const char *rc_type_words(const struct rc_type *t, char *buf, size_t size);
 int rc_type_check_out(const struct rref_type *out, const char *what);
 uint64_t rc_extent(uint64_t length, uint32_t nr_segments); /* payload and table */
-int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length);
-void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy);
+int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr,
+		  const char *what, size_t *length);
+void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr,
+		    bool copy);
 /* Of what came from elsewhere: lengths that add up, and whole elements if the type is known. */
 bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
 
-/* ---- handles -------------------------------------------------------------------------------------------------- */
+/*
+ * ---- handles
+ * --------------------------------------------------------------------------------------------------
+ */
 
 enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on the read path */
 	RC_H_REQUESTED = 0,  /* user: not confirmed; owner: value not known here yet */
@@ -209,13 +252,18 @@ enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on
 	RC_H_FAILED,         /* err, text are valid */
 };
 
-/* All that a handle has whose value the program made here itself, by rref_new and the like: a cache line. */
+/*
+ * All that a handle has whose value the program made here itself, by rref_new and the like: a cache
+ * line.
+ */
 struct rref {
 	struct rref_ctx *ctx;
 	struct rref_id id;
 	union {
-		struct rc_value *value;  /* owner: from RC_H_READY, or at once for the handle that fills it; kept if pins */
-		char *text;              /* from RC_H_FAILED, but if pins: malloc'ed; NULL = what err says */
+		/* owner: from RC_H_READY, or at once for the handle that fills it; kept if pins */
+		struct rc_value *value;
+		/* from RC_H_FAILED, but if pins: malloc'ed; NULL = what err says */
+		char *text;
 	};
 	struct rc_item dropped;      /* from the last release on that did not get the lock */
 	_Atomic uint32_t refs;       /* holds; the last one's release ends it */
@@ -224,8 +272,10 @@ struct rref {
 	int16_t err;                 /* valid from RC_H_FAILED */
 	uint16_t about;              /* the same: as in struct rp_effect */
 	_Atomic uint8_t state;       /* enum rc_handle_state */
-	_Atomic uint8_t quick;       /* [atomic] RC_FAST_*: while it is not 0, a user's that is READY */
-	_Atomic uint8_t lent;        /* a call that is being served holds it for its handler: that hold is not the handler's */
+	/* [atomic] RC_FAST_*: while it is not 0, a user's that is READY */
+	_Atomic uint8_t quick;
+	/* a call that is being served holds it for its handler: that hold is not the handler's */
+	_Atomic uint8_t lent;
 	bool owned : 1, remote : 1, creator : 1; /* [const] remote: it begins a struct rc_remote */
 	bool unset; /* owner: made by rref_alloc and not set yet */
 	bool ended; /* the machine was told already (shutdown) */
@@ -241,7 +291,8 @@ struct rc_remote {
 	struct rref_future *creation;	/* under the lock */
 	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
 };
-_Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE, "a quick read looks at two lines of them");
+_Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE,
+	       "a quick read looks at two lines of them");
 
 static inline struct rc_remote *rc_remote(const struct rref *h)
 {
@@ -256,7 +307,8 @@ static inline needs_lock struct rc_value *rc_handle_value(const struct rref *h)
 {
 	return h->owned && (h->pins || at_load(&h->state) != RC_H_FAILED) ? h->value : NULL;
 }
-static inline const char *rc_handle_site(const struct rref *h) /* of a remote one; others' values have it */
+static inline const char *rc_handle_site(
+	const struct rref *h) /* of a remote one; others' values have it */
 {
 	return h->remote ? at_load(&rc_remote(h)->site) : NULL;
 }
@@ -268,8 +320,10 @@ static inline void rc_handle_made_at(struct rref *h, const char *site)
 
 /* handle.c */
 /* A remote one. NULL: no memory. */
-needs_lock struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id, struct rref_id fork, uint32_t owner);
-needs_lock struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h); /* every handle; NULL: the first, and after the last */
+needs_lock struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id,
+				       struct rref_id fork, uint32_t owner);
+/* every handle; NULL: the first, and after the last */
+needs_lock struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h);
 needs_lock void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* tells the machine, once */
 needs_lock void rc_handle_put(struct rref *h); /* rref_release under it */
 needs_lock void rc_handle_free(struct rref *h);
@@ -277,13 +331,17 @@ needs_lock void rc_handle_fail(struct rref *h, int err, const char *text);
 needs_lock void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text);
 needs_lock void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* user */
 const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
-int rc_handle_error(const struct rref *h);  /* sets the error text, returns the code of a FAILED handle */
-needs_lock void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item); /* runs one that was pushed */
-struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr); /* the first of as many that follow each other */
+/* sets the error text, returns the code of a FAILED handle */
+int rc_handle_error(const struct rref *h);
+/* runs one that was pushed */
+needs_lock void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item);
+/* the first of as many that follow each other */
+struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr);
 static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
 {
 	return rc_next_ids(ctx, 1);
 }
-int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out); /* v is consumed in every case */
+/* v is consumed in every case */
+int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out);
 
 #endif

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shape of a value: how its segments lie in the payload, and the table behind it that says so. Each segment begins at
- * the next multiple of SEGMENT_ALIGN, so that arrays of several may be used where they lie; the table, only of two or more,
- * has their lengths. What came from a peer is added up before anybody uses it.
+ * The shape of a value: how its segments lie in the payload, and the table behind it that says so.
+ * Each segment begins at the next multiple of SEGMENT_ALIGN, so that arrays of several may be used
+ * where they lie; the table, only of two or more, has their lengths. What came from a peer is added
+ * up before anybody uses it.
  */
 #include <errno.h>
 
@@ -34,32 +35,41 @@ uint64_t rc_extent(uint64_t length, uint32_t nr_segments)
 	return nr_segments > 1 ? table_at(length) + 8 * (uint64_t)nr_segments : length;
 }
 
-int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr, const char *what, size_t *length)
+int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t nr,
+		  const char *what, size_t *length)
 {
 	uint64_t end = 0;
 
 	if (nr && !segments)
 		return rc_fail(EINVAL, "%s: %zu segments, but no table", what, nr);
 	if (nr > RREF_SEGMENTS_MAX)
-		return rc_fail(EMSGSIZE, "%s: %zu segments: the limit is %d", what, nr, RREF_SEGMENTS_MAX);
+		return rc_fail(EMSGSIZE, "%s: %zu segments: the limit is %d", what, nr,
+			       RREF_SEGMENTS_MAX);
 	if (t->one && nr != 1)
-		return rc_fail(EINVAL, "%s: %zu segments of type %s, which is one number", what, nr, t->name);
+		return rc_fail(EINVAL, "%s: %zu segments of type %s, which is one number", what, nr,
+			       t->name);
 	for (size_t i = 0; i < nr; i++) {
 		if (!fits_type(t, segments[i].iov_len))
-			return rc_fail(EINVAL, "%s: segment %zu of %zu bytes is not %s of type %s (%zu bytes each)", what, i,
-				       segments[i].iov_len, t->one ? "one element" : "whole elements", t->name, t->element_size);
+			return rc_fail(
+				EINVAL,
+				"%s: segment %zu of %zu bytes is not %s of type %s (%zu bytes each)",
+				what, i, segments[i].iov_len,
+				t->one ? "one element" : "whole elements", t->name,
+				t->element_size);
 		if (segments[i].iov_len > RC_VALUE_MAX)
 			end = UINT64_MAX / 2;
 		else if (end <= RC_VALUE_MAX)
 			end = next_at(end) + segments[i].iov_len;
 	}
 	if (end > RC_VALUE_MAX || rc_extent(end, (uint32_t)nr) > RC_VALUE_MAX)
-		return rc_fail(EMSGSIZE, "%s: a value of more than %zu bytes, the limit", what, (size_t)RC_VALUE_MAX);
+		return rc_fail(EMSGSIZE, "%s: a value of more than %zu bytes, the limit", what,
+			       (size_t)RC_VALUE_MAX);
 	*length = end;
 	return 0;
 }
 
-void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr, bool copy)
+void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr,
+		    bool copy)
 {
 	uint64_t at = 0;
 
@@ -103,12 +113,13 @@ size_t rref_view_segments(const struct rref_view *view, struct iovec *segments, 
 	if (!view || rc_view_lost(view))
 		return 0;
 	for (uint32_t i = 0; segments && i < view->nr_segments && i < nr; i++) {
-		size_t n = view->nr_segments > 1 ?
-				   get_le64((const char *)view->data + table_at(view->length) + 8 * (size_t)i) :
-				   view->length;
+		size_t n = view->nr_segments > 1 ? get_le64((const char *)view->data +
+							    table_at(view->length) + 8 * (size_t)i)
+						 : view->length;
 
 		at = next_at(at);
-		segments[i] = (struct iovec){ .iov_base = (void *)((uintptr_t)view->data + at), .iov_len = n };
+		segments[i] = (struct iovec){ .iov_base = (void *)((uintptr_t)view->data + at),
+					      .iov_len = n };
 		at += n;
 	}
 	return view->nr_segments;

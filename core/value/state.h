@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a context keeps for value/. */
+/* The state of value/ in a context. */
 #ifndef RC_VALUE_STATE_H
 #define RC_VALUE_STATE_H
 
@@ -22,9 +22,12 @@ struct rc_types;
 struct rc_value_state {
 	uint64_t bytes_hash;              /* [const] of the type "bytes" */
 	struct ra_arena *arena, *landing;
-	size_t max_bytes;           /* [const] bound on values, the arena's and the local only ones */
-	struct rc_slabs handles under_lock, remotes under_lock; /* every handle: struct rref; those that are struct rc_remote */
-	struct list mems under_lock, wraps under_lock; /* memory that the program registered, values that wrap it; wrap.c */
+	/* [const] bound on values, the arena's and the local only ones */
+	size_t max_bytes;
+	/* every handle: struct rref; those that are struct rc_remote */
+	struct rc_slabs handles under_lock, remotes under_lock;
+	/* memory that the program registered, values that wrap it; wrap.c */
+	struct list mems under_lock, wraps under_lock;
 	struct list wraps_out under_lock; /* values whose release callbacks run now */
 	_Atomic uint64_t next_local_id;
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Types: a name, an element size and flags, known to the group by a 64-bit hash of the three. Only the hash travels with
- * a value (its location and its header); each worker keeps a table of the types that it knows, built-in, its program's own
- * or learnt, and asks a value's owner for a name once. Entries are never removed: looking up takes no lock.
- * How an owner is asked is call/type.c.
+ * Types: a name, an element size and flags, known to the group by a 64-bit hash of the three. Only
+ * the hash travels with a value (its location and its header); each worker keeps a table of the
+ * types that it knows, built-in, its program's own or learnt, and asks a value's owner for a name
+ * once. Entries are never removed: looking up takes no lock. How an owner is asked is call/type.c.
  */
 #include <errno.h>
 #include <sodium.h>
@@ -21,16 +21,18 @@ struct rc_types {
 	pthread_mutex_t lock;                         /* adding */
 	uint32_t nr;                                  /* guarded by lock */
 	const struct rc_type *bytes;                  /* const after open */
-	_Atomic(struct rc_type *) by_name[BUCKETS], by_hash[BUCKETS]; /* pushed under lock, read without */
+	/* pushed under lock, read without */
+	_Atomic(struct rc_type *) by_name[BUCKETS], by_hash[BUCKETS];
 };
 
 static const struct builtin {
 	char name[12];
 	size_t element_size;
 } builtins[] = {
-	{ "int8", 1 }, { "int16", 2 }, { "int32", 4 }, { "int64", 8 }, { "uint8", 1 }, { "uint16", 2 }, { "uint32", 4 },
-	{ "uint64", 8 }, { "float16", 2 }, { "bfloat16", 2 }, { "float32", 4 }, { "float64", 8 }, { "complex64", 8 },
-	{ "complex128", 16 }, { "bytes", 1 },
+	{ "int8", 1 },	    { "int16", 2 },	  { "int32", 4 },   { "int64", 8 },
+	{ "uint8", 1 },	    { "uint16", 2 },	  { "uint32", 4 },  { "uint64", 8 },
+	{ "float16", 2 },   { "bfloat16", 2 },	  { "float32", 4 }, { "float64", 8 },
+	{ "complex64", 8 }, { "complex128", 16 }, { "bytes", 1 },
 };
 
 /* The built-in type of that name, or of that name without []; *one: it is a single number. */
@@ -40,7 +42,8 @@ static const struct builtin *find_builtin(const char *name, bool *one)
 		size_t n = strlen(builtins[i].name);
 		bool bytes = i == array_size(builtins) - 1;
 
-		if (strncmp(name, builtins[i].name, n) || (strcmp(name + n, "") && (bytes || strcmp(name + n, "[]"))))
+		if (strncmp(name, builtins[i].name, n) ||
+		    (strcmp(name + n, "") && (bytes || strcmp(name + n, "[]"))))
 			continue;
 		*one = !name[n] && !bytes;
 		return &builtins[i];
@@ -49,7 +52,10 @@ static const struct builtin *find_builtin(const char *name, bool *one)
 	return NULL;
 }
 
-/* docs/WIRE.md. Of a hash of 16 bytes, the least that the library makes, the first 8; 0 stands for nothing. */
+/*
+ * docs/WIRE.md. Of a hash of 16 bytes, the least that the library makes, the first 8; 0 stands for
+ * nothing.
+ */
 static uint64_t hash_of(const char *name, size_t element_size, unsigned flags)
 {
 	static const char label[] = "rref type 1";
@@ -75,18 +81,22 @@ static unsigned name_bucket(const char *name)
 	return h % BUCKETS;
 }
 
-static const struct rc_type *find_name(struct rc_types *t, const char *name, size_t element_size, unsigned flags)
+static const struct rc_type *find_name(struct rc_types *t, const char *name, size_t element_size,
+				       unsigned flags)
 {
 	/* Acquire: partner of the release in add(); what an entry holds never changes. */
-	for (const struct rc_type *e = at_load_acq(&t->by_name[name_bucket(name)]); e; e = e->next_name)
-		if (e->element_size == element_size && e->flags == flags && strcmp(e->name, name) == 0)
+	for (const struct rc_type *e = at_load_acq(&t->by_name[name_bucket(name)]); e;
+	     e = e->next_name)
+		if (e->element_size == element_size && e->flags == flags &&
+		    strcmp(e->name, name) == 0)
 			return e;
 	return NULL;
 }
 
 const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash)
 {
-	for (const struct rc_type *e = at_load_acq(&ctx->value.types->by_hash[hash % BUCKETS]); e; e = e->next_hash)
+	for (const struct rc_type *e = at_load_acq(&ctx->value.types->by_hash[hash % BUCKETS]); e;
+	     e = e->next_hash)
 		if (e->hash == hash)
 			return e;
 	return NULL;
@@ -97,7 +107,8 @@ const struct rc_type *rc_type_bytes(struct rref_ctx *ctx)
 	return ctx->value.types->bytes;
 }
 
-static int add(struct rref_ctx *ctx, const char *name, size_t element_size, unsigned flags, const struct rc_type **out)
+static int add(struct rref_ctx *ctx, const char *name, size_t element_size, unsigned flags,
+	       const struct rc_type **out)
 {
 	struct rc_types *t = ctx->value.types;
 	size_t length = strlen(name);
@@ -179,7 +190,8 @@ static bool name_valid(const char *name, size_t length)
 	return length >= 1 && length <= RREF_NAME_MAX;
 }
 
-int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what, const struct rc_type **out)
+int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what,
+		const struct rc_type **out)
 {
 	const struct builtin *b;
 	size_t element_size;
@@ -192,14 +204,16 @@ int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *
 	if (type->size < offsetof(struct rref_type, flags) + sizeof(type->flags))
 		return rc_fail(EINVAL, "%s: the type's size is not set", what);
 	if (!type->name || !name_valid(type->name, strnlen(type->name, RREF_NAME_MAX + 1)))
-		return rc_fail(EINVAL, "%s: a type's name is 1 to %d visible ASCII characters", what, RREF_NAME_MAX);
+		return rc_fail(EINVAL, "%s: a type's name is 1 to %d visible ASCII characters",
+			       what, RREF_NAME_MAX);
 	if (type->flags & ~RREF_LOCAL_ONLY)
-		return rc_fail(EINVAL, "%s: type %s: unknown flags %#x", what, type->name, type->flags);
+		return rc_fail(EINVAL, "%s: type %s: unknown flags %#x", what, type->name,
+			       type->flags);
 	element_size = type->element_size;
 	b = find_builtin(type->name, &one);
 	if (b && element_size && element_size != b->element_size)
-		return rc_fail(EINVAL, "%s: elements of type %s have %zu bytes, not %zu", what, type->name, b->element_size,
-			       element_size);
+		return rc_fail(EINVAL, "%s: elements of type %s have %zu bytes, not %zu", what,
+			       type->name, b->element_size, element_size);
 	if (b)
 		element_size = b->element_size;
 	*out = find_name(ctx->value.types, type->name, element_size, type->flags);
@@ -208,13 +222,16 @@ int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *
 
 void rc_type_describe(const struct rc_type *t, struct rref_type *out)
 {
-	struct rref_type told = { .size = out->size, .name = t->name, .element_size = t->element_size, .flags = t->flags };
+	struct rref_type told = { .size = out->size,
+				  .name = t->name,
+				  .element_size = t->element_size,
+				  .flags = t->flags };
 
 	memcpy(out, &told, min_of(out->size, sizeof(told)));
 }
 
-int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length, size_t element_size,
-		  unsigned flags, const struct rc_type **out)
+int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t length,
+		  size_t element_size, unsigned flags, const struct rc_type **out)
 {
 	char text[RREF_NAME_MAX + 1];
 
@@ -222,7 +239,8 @@ int rc_type_learn(struct rref_ctx *ctx, uint64_t hash, const char *name, size_t 
 		return -EBADMSG;
 	memcpy(text, name, length);
 	text[length] = 0;
-	/* The hash came with the value, and decides: a name that does not fit it is not this type's. */
+	/* The hash came with the value, and decides: a name that does not fit it is not this
+	 * type's. */
 	if (hash_of(text, element_size, flags) != hash)
 		return -EBADMSG;
 	return add(ctx, text, element_size, flags, out);
@@ -235,7 +253,8 @@ const char *rc_type_words(const struct rc_type *t, char *buf, size_t size)
 	if (t->element_size)
 		snprintf(elements, sizeof(elements), "elements of %zu bytes", t->element_size);
 	snprintf(buf, size, "%s (%s%s%s)", t->name, *elements ? elements : "no element size",
-		 t->flags & RREF_LOCAL_ONLY ? ", " : "", t->flags & RREF_LOCAL_ONLY ? "local only" : "");
+		 t->flags & RREF_LOCAL_ONLY ? ", " : "",
+		 t->flags & RREF_LOCAL_ONLY ? "local only" : "");
 	return buf;
 }
 
@@ -259,7 +278,9 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 
 	t = own ? own->type : rc_type_find(view->ctx, rc_landing_of(view)->type_hash);
 	if (!t)
-		return rc_fail(ENOENT, "rref_view_type: the type's name is not known here: rref_get_type asks for it");
+		return rc_fail(
+			ENOENT,
+			"rref_view_type: the type's name is not known here: rref_get_type asks for it");
 	rc_type_describe(t, out);
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Values, their memory and their types: the names for other rooms. Design: docs/design/memory.md and
- * docs/design/values.md.
+ * Values, their memory and their types: the names for other rooms. Design: docs/design/memory.md
+ * and docs/design/values.md.
  */
 #ifndef RC_VALUE_VALUE_H
 #define RC_VALUE_VALUE_H
@@ -21,7 +21,8 @@ enum { RC_FAST_NOT, RC_FAST_LARGE, RC_FAST_FIRST }; /* and on, by class of landi
 uint64_t rc_fast_serial(void);
 /* Frees what threads keep, and the landing blocks that are kept. Comes before rc_memory_close. */
 void rc_readers_close(struct rref_ctx *ctx);
-void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p); /* conn is NULL: waits for those who still use it */
+/* conn is NULL: waits for those who still use it */
+void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p);
 /* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
 void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s);
 void rc_fast_fork_child(void);

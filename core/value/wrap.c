@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Values that wrap memory which the program registered: no copy is made, and the program gets its memory back.
+ * Values that wrap memory which the program registered: no copy is made, and the program gets its
+ * memory back.
  *
- * The payload is the program's, so the header (64 bytes among the other values) lies elsewhere, and the location names
- * both. A reader asks for the payload first and for the header behind it on the same connection (read.c): a header that is
- * still good vouches for what was read before it.
+ * The payload is the program's, so the header (64 bytes among the other values) lies elsewhere, and
+ * the location names both. A reader asks for the payload first and for the header behind it on the
+ * same connection (read.c): a header that is still good vouches for what was read before it.
  *
- * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the machine's business, as
- * for any value) -> the nonce is destroyed -> the last view of the owner itself is freed -> the release callback. Who
- * drops the last hold may have the progress lock or not, so the value is pushed as work. The next
- * release of the lock queues the callback as a hook.
+ * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the
+ * machine's business, as for any value) -> the nonce is destroyed -> the last view of the owner
+ * itself is freed -> the release callback. Who drops the last hold may have the progress lock or
+ * not, so the value is pushed as work. The next release of the lock queues the callback as a hook.
  *
- * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped there. The alternative,
- * process_vm_readv by the reader, was left out: whether it is allowed is decided by each machine (Yama, containers,
- * dumpable processes) and found out by the reader when it is too late; it knows processes by number, which are used again;
- * and it costs each read a system call. A clear refusal at registration is better than a read that fails somewhere else.
+ * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped
+ * there. The alternative, process_vm_readv by the reader, was left out: whether it is allowed is
+ * decided by each machine (Yama, containers, dumpable processes) and found out by the reader when
+ * it is too late; it knows processes by number, which are used again; and it costs each read a
+ * system call. A clear refusal at registration is better than a read that fails somewhere else.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +38,8 @@ struct rref_mem {
 	struct rc_region *region;
 	char *base;
 	size_t length;
-	size_t mapped;            /* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
+	/* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
+	size_t mapped;
 	int fd;                   /* of it; -1 */
 	uint64_t wraps;	/* under the lock; values that wrap some of it */
 	uint64_t due;	/* under the lock; of these: callbacks are due, and have not begun */
@@ -51,10 +54,12 @@ struct rc_wrap {
 	struct rref_mem *mem;
 	void (*release)(void *arg); /* NULL: nobody wants to hear */
 	void *arg;
-	bool told;                /* the program has the reference: from now on it hears of the end */
+	/* the program has the reference: from now on it hears of the end */
+	bool told;
 	struct rc_work work;      /* pushed when the last view is gone */
 	struct rc_hook hook;      /* then: the release callback */
-	struct list node;	/* under the lock; ctx->value.wraps; while the callback runs ctx->value.wraps_out */
+	/* under the lock; ctx->value.wraps; while the callback runs ctx->value.wraps_out */
+	struct list node;
 };
 
 static struct rc_wrap *wrap_of(const struct rc_value *v)
@@ -69,7 +74,8 @@ struct rc_header *rc_wrap_header(const struct rc_value *v)
 
 /* ---- registrations ---- */
 
-static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, size_t mapped, struct rref_mem **out)
+static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, size_t mapped,
+		    struct rref_mem **out)
 {
 	struct rref_mem *m = calloc(1, sizeof(*m));
 	int err;
@@ -108,19 +114,27 @@ int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rr
 		return err;
 	if (!out || !addr || !length)
 		return rc_fail(EINVAL, "rref_mem_register: %s",
-			       !out ? "nowhere to put the registration" : addr ? "no bytes" : "the address is NULL");
+			       !out   ? "nowhere to put the registration"
+			       : addr ? "no bytes"
+				      : "the address is NULL");
 	if (length > UINTPTR_MAX - (uintptr_t)addr)
-		return rc_fail(EINVAL, "rref_mem_register: %zu bytes at %p end beyond the address space", length, addr);
+		return rc_fail(EINVAL,
+			       "rref_mem_register: %zu bytes at %p end beyond the address space",
+			       length, addr);
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (i != ctx->rank && ctx->peers[i].kind == RV_SHM)
-			return rc_fail(EOPNOTSUPP,
-				       "rref_mem_register: %s (rank %u) is reached over shared memory, where only memory of rref_mem_alloc "
-				       "can be read in place; take that, or RREF_DEVICE=ibv for the whole group",
-				       ctx->members[i].name, i);
+			return rc_fail(
+				EOPNOTSUPP,
+				"rref_mem_register: %s (rank %u) is reached over shared memory, where only memory of rref_mem_alloc "
+				"can be read in place; take that, or RREF_DEVICE=ibv for the whole group",
+				ctx->members[i].name, i);
 	err = mem_make(ctx, addr, length, -1, 0, out);
 	if (err == -EFAULT)
-		return rc_fail(EFAULT, "rref_mem_register: %zu bytes at %p are not all mapped, or mapped so that no device may pin "
-			       "them (shared and read-only, or a device's own memory)", length, addr);
+		return rc_fail(
+			EFAULT,
+			"rref_mem_register: %zu bytes at %p are not all mapped, or mapped so that no device may pin "
+			"them (shared and read-only, or a device's own memory)",
+			length, addr);
 	return err;
 }
 
@@ -130,15 +144,21 @@ static int map(size_t length, size_t *mapped, int *fd, void **addr)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	if (length > SIZE_MAX - page || length > (size_t)INT64_MAX - page)
-		return rc_fail(ENOMEM, "rref_mem_alloc: %zu bytes are more than there are addresses", length);
+		return rc_fail(ENOMEM,
+			       "rref_mem_alloc: %zu bytes are more than there are addresses",
+			       length);
 	*mapped = (length + page - 1) & ~(page - 1);
 	*fd = RB_OPEN(memfd_create("rref-mem", MFD_CLOEXEC | MFD_ALLOW_SEALING));
 	if (*fd < 0)
 		return rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("memfd_create", errno, 0));
-	/* A peer that is given the descriptor could otherwise shrink it, and our next store would be a SIGBUS. */
-	if (limit_file(*mapped) || ftruncate(*fd, (off_t)*mapped) || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) ||
-	    (*addr = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0)) == MAP_FAILED) {
-		int err = rc_fail(ENOMEM, "rref_mem_alloc: %s", limit_why("mapping memory", errno, length));
+	/* A peer that is given the descriptor could otherwise shrink it, and our next store would
+	 * be a SIGBUS. */
+	if (limit_file(*mapped) || ftruncate(*fd, (off_t)*mapped) ||
+	    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) ||
+	    (*addr = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0)) ==
+		    MAP_FAILED) {
+		int err = rc_fail(ENOMEM, "rref_mem_alloc: %s",
+				  limit_why("mapping memory", errno, length));
 
 		rb_close(*fd);
 		return err;
@@ -157,7 +177,9 @@ int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, v
 	if (err)
 		return err;
 	if (!out || !addr || !length)
-		return rc_fail(EINVAL, "rref_mem_alloc: %s", length ? "nowhere to put the memory or its registration" : "no bytes");
+		return rc_fail(EINVAL, "rref_mem_alloc: %s",
+			       length ? "nowhere to put the memory or its registration"
+				      : "no bytes");
 	err = map(length, &mapped, &fd, &base);
 	if (err)
 		return err;
@@ -171,7 +193,7 @@ int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem **out, v
 	return 0;
 }
 
-/* Out of ctx->value.mems already. */
+/* Frees mem, which is out of ctx->value.mems already. */
 static int mem_free(struct rref_mem *m)
 {
 	struct rref_ctx *ctx = m->ctx;
@@ -191,7 +213,8 @@ static int mem_free(struct rref_mem *m)
 
 /* ---- wrapping ---- */
 
-static int value_make(struct rref_mem *mem, size_t offset, size_t length, const struct rc_type *type, struct rc_wrap **out)
+static int value_make(struct rref_mem *mem, size_t offset, size_t length,
+		      const struct rc_type *type, struct rc_wrap **out)
 {
 	struct rref_ctx *ctx = mem->ctx;
 	struct rc_wrap *w = calloc(1, sizeof(*w));
@@ -207,7 +230,11 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length, const 
 		return err;
 	}
 	v = &w->value;
-	v->view = (struct rref_view){ .ctx = ctx, .data = mem->base + offset, .length = length, .nr_segments = 1, .cache_class = RC_VIEW_ALIAS };
+	v->view = (struct rref_view){ .ctx = ctx,
+				      .data = mem->base + offset,
+				      .length = length,
+				      .nr_segments = 1,
+				      .cache_class = RC_VIEW_ALIAS };
 	v->type = type;
 	v->wrapped = true;
 	v->more = &w->more;
@@ -240,7 +267,8 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 		      size_t *offset)
 {
 	if (!mem || !out)
-		return rc_fail(EINVAL, "rref_wrap: %s", mem ? "nowhere to put the reference" : "no registered memory");
+		return rc_fail(EINVAL, "rref_wrap: %s",
+			       mem ? "nowhere to put the reference" : "no registered memory");
 	int err = rc_enter(mem->ctx);
 
 	if (err)
@@ -260,7 +288,9 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu",
 			       d->length, (size_t)RC_VALUE_MAX);
 	if (d->type && (d->type->flags & RREF_LOCAL_ONLY))
-		return rc_fail(EINVAL, "rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
+		return rc_fail(
+			EINVAL,
+			"rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
 	return rc_check_refs(mem->ctx, d->refs, d->nr_refs);
 }
 
@@ -304,7 +334,8 @@ int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*r
 	if (!err) {
 		w->release = release;
 		w->arg = arg;
-		err = rc_handle_of_value(ctx, &w->value, true, &ref); /* the value is gone if it fails, and nobody is told */
+		/* the value is gone if it fails, and nobody is told */
+		err = rc_handle_of_value(ctx, &w->value, true, &ref);
 	}
 	if (!err) {
 		w->told = true; /* before anybody else can know of it: ref is not out yet */
@@ -434,7 +465,8 @@ int rref_mem_deregister(struct rref_mem *mem)
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	rc_lock(ctx);
-	/* Callbacks of values that were released a moment ago: the memory is not the program's before they have run. */
+	/* Callbacks of values that were released a moment ago: the memory is not the program's
+	 * before they have run. */
 	do {
 		while ((due = take_due(ctx, mem))) {
 			rc_unlock(ctx);
@@ -452,18 +484,20 @@ int rref_mem_deregister(struct rref_mem *mem)
 	}
 	rc_unlock(ctx);
 	if (wraps)
-		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory", (unsigned long long)wraps);
+		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory",
+			       (unsigned long long)wraps);
 	if (!mem_free(mem))
 		return 0;
 	rc_lock(ctx);
 	list_add_tail(&ctx->value.mems, &mem->node);
 	rc_unlock(ctx);
-	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s", rv_error_text());
+	return rc_fail(EBUSY, "rref_mem_deregister: a device does not let go of it: %s",
+		       rv_error_text());
 }
 
 /*
- * The context is being freed. Views that the program never freed are not to be touched any more; registrations that it
- * never gave up go now.
+ * The context is being freed. Views that the program never freed are not to be touched any more;
+ * registrations that it never gave up go now.
  */
 void rc_wraps_close(struct rref_ctx *ctx)
 {
@@ -478,13 +512,15 @@ void rc_wraps_close(struct rref_ctx *ctx)
 		struct rc_wrap *w = container_of(l, struct rc_wrap, node);
 
 		at_store(&w->value.pins, 1);
-		/* The handles that it held are gone already: the caller freed all of the context's. */
+		/* The handles that it held are gone already: the caller freed all of the
+		 * context's. */
 		free(w->more.refs);
 		w->more.refs = NULL;
 		rc_value_unpin(&w->value);
 	}
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
+	/* one that a device keeps stays mapped for good */
 	while ((l = list_pop(&ctx->value.mems)))
-		mem_free(container_of(l, struct rref_mem, node)); /* one that a device keeps stays mapped for good */
+		mem_free(container_of(l, struct rref_mem, node));
 }

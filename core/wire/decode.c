@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The parser of everything that a peer sends. It reads through a cursor that cannot leave the message: after the first
- * field that is missing, each later one reads as zero and the message is refused at the end.
+ * The parser of everything that a peer sends. It reads through a cursor that cannot leave the
+ * message: after the first field that is missing, each later one reads as zero and the message is
+ * refused at the end.
  */
 #include <errno.h>
 #include <string.h>
@@ -104,8 +105,8 @@ static inline void decode_location_at(struct reader *r, const uint8_t *p, struct
 	};
 	want(r, rw_location_valid(l));
 	/* One form only for "unknown". */
-	want(r, l->version || !(l->addr | l->length | l->nonce | l->type_hash | l->rkey[0] | l->rkey[1] | l->nr_segments |
-				  l->nr_refs | l->data_addr));
+	want(r, l->version || !(l->addr | l->length | l->nonce | l->type_hash | l->rkey[0] |
+				l->rkey[1] | l->nr_segments | l->nr_refs | l->data_addr));
 }
 
 /* One that says where. */
@@ -235,7 +236,8 @@ static void get_reply(struct reader *r, struct rw_reply *reply)
 	want(r, reply->about <= (reply->status ? r->world : 0));
 	reply->data_length = get32(r);
 	want(r, reply->text_length < RP_TEXT_MAX);
-	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located : !reply->text_length);
+	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located
+			      : !reply->text_length);
 	if (!get_payload(r, located, &reply->loc, reply->key, reply->refs, reply->nr_refs,
 			 reply->data_length, 0))
 		return;
@@ -308,9 +310,12 @@ int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *r
 	return r.bad ? -EPROTO : 0;
 }
 
-static __attribute__((noinline)) int decode_any(const void *buf, size_t length, uint32_t world, struct rw_message *out)
+static __attribute__((noinline)) int decode_any(const void *buf, size_t length, uint32_t world,
+						struct rw_message *out)
 {
-	struct reader r = { .at = (const uint8_t *)buf + RW_FRAME_BYTES, .left = length - RW_FRAME_BYTES, .world = world };
+	struct reader r = { .at = (const uint8_t *)buf + RW_FRAME_BYTES,
+			    .left = length - RW_FRAME_BYTES,
+			    .world = world };
 	const uint8_t *mac;
 
 	switch (out->frame.type) {
@@ -365,8 +370,9 @@ static __attribute__((noinline)) int decode_any(const void *buf, size_t length, 
 }
 
 /*
- * The straight way of a call or reply: nothing in it but the fixed part and bytes, and all as it should be. False: it is another
- * one, or not well-formed, and decode_any tells. p: behind the frame.
+ * The straight way of a call or reply: nothing in it but the fixed part and bytes, and all as it
+ * should be. False: it is another one, or not well-formed, and decode_any tells. p: behind the
+ * frame.
  */
 static bool decode_plain_call(const uint8_t *p, size_t left, struct rw_call *c)
 {

@@ -153,7 +153,8 @@ static int put_call(struct writer *w, const struct rw_call *c)
 {
 	int rc;
 
-	if (!rw_call_valid(c, c->data) || !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
+	if (!rw_call_valid(c, c->data) ||
+	    !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
 	uint8_t *p = encode_room(w, RW_CALL_BYTES);
 
@@ -217,7 +218,8 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 
 static int put_done(struct writer *w, const struct rw_done *d)
 {
-	if ((d->what != RW_PAYLOAD_CALL && d->what != RW_PAYLOAD_REPLY) || d->status > 0 || d->status < -RW_ERRNO_MAX)
+	if ((d->what != RW_PAYLOAD_CALL && d->what != RW_PAYLOAD_REPLY) || d->status > 0 ||
+	    d->status < -RW_ERRNO_MAX)
 		return -EINVAL;
 	put64(w, d->call_id);
 	put32(w, d->what);
@@ -230,8 +232,9 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 	bool located = !m->status && m->loc.version && rw_proto_has_location(m->type);
 	size_t text = m->status ? strnlen(m->text, RP_TEXT_MAX) : 0;
 
-	if (m->type < RP_MSG_FORK_REQUEST || m->type >= RP_MSG_NR_TYPES || text >= RP_TEXT_MAX || m->status > 0 ||
-	    m->status < -RW_ERRNO_MAX || (m->status && !rw_proto_has_status(m->type)) ||
+	if (m->type < RP_MSG_FORK_REQUEST || m->type >= RP_MSG_NR_TYPES || text >= RP_TEXT_MAX ||
+	    m->status > 0 || m->status < -RW_ERRNO_MAX ||
+	    (m->status && !rw_proto_has_status(m->type)) ||
 	    (!m->status && !located && rw_proto_needs_location(m->type)))
 		return -EINVAL;
 	uint8_t *p = encode_room(w, RW_PROTO_BYTES);
@@ -343,8 +346,8 @@ static __attribute__((noinline)) int encode_any(const struct rw_message *m, void
 }
 
 /*
- * The straight way of a call or reply: nothing in it but the fixed part and bytes, and room for them. 0: it is another one, or
- * something is wrong with it, and encode_any tells.
+ * The straight way of a call or reply: nothing in it but the fixed part and bytes, and room for
+ * them. 0: it is another one, or something is wrong with it, and encode_any tells.
  */
 static size_t encode_plain_call(const struct rw_message *m, uint8_t *p, size_t size)
 {
@@ -352,8 +355,9 @@ static size_t encode_plain_call(const struct rw_message *m, uint8_t *p, size_t s
 	size_t name = c->name_length, meta = c->meta_length, data = c->data_length;
 	size_t length = RW_FRAME_BYTES + RW_CALL_BYTES + name + meta + data;
 
-	if (c->kind != RW_CALL_RPC || c->loc.version || c->nr_refs || !name || name > RREF_NAME_MAX || meta > RREF_META_MAX ||
-	    data > RW_INLINE_MAX - meta || length > size)
+	if (c->kind != RW_CALL_RPC || c->loc.version || c->nr_refs || !name ||
+	    name > RREF_NAME_MAX || meta > RREF_META_MAX || data > RW_INLINE_MAX - meta ||
+	    length > size)
 		return 0;
 	put_frame(p, &m->frame, length);
 	p += RW_FRAME_BYTES;
@@ -397,8 +401,8 @@ static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t 
 	size_t length = RW_FRAME_BYTES + RW_PROTO_BYTES + (word ? RW_WORD_BYTES : 0) +
 			(located ? RW_LOCATION_BYTES : 0);
 
-	if (msg->status || type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES || (!located && rw_proto_needs_location(type)) ||
-	    length > size)
+	if (msg->status || type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES ||
+	    (!located && rw_proto_needs_location(type)) || length > size)
 		return 0;
 	put_frame(p, &m->frame, length);
 	p += RW_FRAME_BYTES;
@@ -428,9 +432,19 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 const char *rw_type_name(unsigned type)
 {
 	static const char *const names[RW_NR_TYPES] = {
-		[RW_AUTH] = "auth", [RW_CALL] = "call", [RW_REPLY] = "reply", [RW_PROTO] = "proto", [RW_BARRIER] = "barrier",
-		[RW_BARRIER_DONE] = "barrier-done", [RW_PING] = "ping", [RW_PONG] = "pong", [RW_GOODBYE] = "goodbye",
-		[RW_CANCEL] = "cancel", [RW_TYPE_QUERY] = "type-query", [RW_TYPE_ANSWER] = "type-answer", [RW_DONE] = "done",
+		[RW_AUTH] = "auth",
+		[RW_CALL] = "call",
+		[RW_REPLY] = "reply",
+		[RW_PROTO] = "proto",
+		[RW_BARRIER] = "barrier",
+		[RW_BARRIER_DONE] = "barrier-done",
+		[RW_PING] = "ping",
+		[RW_PONG] = "pong",
+		[RW_GOODBYE] = "goodbye",
+		[RW_CANCEL] = "cancel",
+		[RW_TYPE_QUERY] = "type-query",
+		[RW_TYPE_ANSWER] = "type-answer",
+		[RW_DONE] = "done",
 		[RW_FENCED] = "fenced",
 		[RW_RECEIVED] = "received",
 	};

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What encoder and decoder must agree on: offsets and sizes of the wire format. docs/WIRE.md shows them as tables. */
+/*
+ * What encoder and decoder must agree on: offsets and sizes of the wire format. docs/WIRE.md shows
+ * them as tables.
+ */
 #ifndef RW_INTERNAL_H
 #define RW_INTERNAL_H
 
@@ -8,23 +11,35 @@
 
 enum {
 	/* frame */
-	RW_AT_TYPE = 0, RW_AT_FLAGS = 1, RW_AT_RESERVED = 2, RW_AT_LENGTH = 4, RW_AT_SEQ = 8, RW_AT_EPOCH = 16,
+	RW_AT_TYPE = 0,
+	RW_AT_FLAGS = 1,
+	RW_AT_RESERVED = 2,
+	RW_AT_LENGTH = 4,
+	RW_AT_SEQ = 8,
+	RW_AT_EPOCH = 16,
 	RW_AT_ACK = 20,
 	/* fixed parts of bodies */
-	RW_CALL_BYTES = 20,      /* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data length */
-	RW_REPLY_BYTES = 24,     /* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 about, u32 data length */
-	RW_PROTO_BYTES = 32,     /* u8 type, u8 has location, u16 text length, i32 status, id, fork */
+	/* u64 call, u8 kind, u8 located, u8 name length, u8 0, u16 refs, u16 meta length, u32 data
+	 * length */
+	RW_CALL_BYTES = 20,
+	/* u64 call, i32 status, u16 text length, u8 located, u8 0, u16 refs, u16 about, u32 data
+	 * length */
+	RW_REPLY_BYTES = 24,
+	/* u8 type, u8 has location, u16 text length, i32 status, id, fork */
+	RW_PROTO_BYTES = 32,
 	RW_WORD_BYTES = 8,
 	RW_MAC_BYTES = 32,
 	RW_NUMBER_BYTES = 8,
-	RW_TYPE_ANSWER_BYTES = 24, /* u64 number, u64 element size, u32 flags, u8 name length, u8 0, u16 0 */
-	RW_ERRNO_MAX = 4095,     /* statuses are -RW_ERRNO_MAX..0 */
+	/* u64 number, u64 element size, u32 flags, u8 name length, u8 0, u16 0 */
+	RW_TYPE_ANSWER_BYTES = 24,
+	RW_ERRNO_MAX = 4095, /* statuses are -RW_ERRNO_MAX..0 */
 };
 
 /* Which parts a message of the protocol may carry. */
 static inline int rw_proto_has_status(unsigned type)
 {
-	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED || type == RP_MSG_PARENT_ACK;
+	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED ||
+	       type == RP_MSG_PARENT_ACK;
 }
 static inline int rw_proto_has_location(unsigned type)
 {
@@ -40,24 +55,34 @@ static inline int rw_proto_needs_location(unsigned type)
 	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
 }
 
-/* A payload is one segment that holds the data and the fork records, all of them and nothing else; a message few or none. */
-static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_length, uint32_t nr_refs, uint32_t meta_length)
+/*
+ * A payload is one segment that holds the data and the fork records, all of them and nothing else;
+ * a message few or none.
+ */
+static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_length,
+				   uint32_t nr_refs, uint32_t meta_length)
 {
 	if (!l->version)
-		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX && nr_refs <= RW_REFS_MAX;
-	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX && (data_length || nr_refs) && l->nonce &&
-	       !rp_apart(l) && l->nr_segments == 1 && !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
+		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX &&
+		       nr_refs <= RW_REFS_MAX;
+	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX &&
+	       (data_length || nr_refs) && l->nonce && !rp_apart(l) && l->nr_segments == 1 &&
+	       !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 }
 
-/* A function is called by its name; what is taken has none. data: of a TAKE, NULL when it was cut off. */
+/*
+ * A function is called by its name; what is taken has none. data: of a TAKE, NULL when it was cut
+ * off.
+ */
 static inline int rw_call_valid(const struct rw_call *c, const void *data)
 {
 	uint32_t first, nr;
 
 	if (c->kind != RW_CALL_TAKE)
-		return (c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE) && c->name_length && c->name_length <= RREF_NAME_MAX &&
-		       c->meta_length <= RREF_META_MAX;
-	if (c->name_length || c->meta_length || c->nr_refs || c->loc.version || c->data_length != RW_TAKE_BYTES || !data)
+		return (c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE) && c->name_length &&
+		       c->name_length <= RREF_NAME_MAX && c->meta_length <= RREF_META_MAX;
+	if (c->name_length || c->meta_length || c->nr_refs || c->loc.version ||
+	    c->data_length != RW_TAKE_BYTES || !data)
 		return 0;
 	first = get_le32(data);
 	nr = get_le32((const uint8_t *)data + 4);
@@ -65,16 +90,19 @@ static inline int rw_call_valid(const struct rw_call *c, const void *data)
 }
 
 /*
- * The header in front of a value, its payload and the table of its segments (which begins at a multiple of 8) fit the
- * address space; so does a payload that lies elsewhere. What is local only has nothing to read it by.
+ * The header in front of a value, its payload and the table of its segments (which begins at a
+ * multiple of 8) fit the address space; so does a payload that lies elsewhere. What is local only
+ * has nothing to read it by.
  */
 #define RW_VALUE_HEADER_BYTES 64u
 static inline int rw_location_valid(const struct rp_location *l)
 {
-	uint64_t extra = RW_VALUE_HEADER_BYTES + (l->nr_segments > 1 ? 7u + 8u * (uint64_t)l->nr_segments : 0);
+	uint64_t extra = RW_VALUE_HEADER_BYTES +
+			 (l->nr_segments > 1 ? 7u + 8u * (uint64_t)l->nr_segments : 0);
 
 	return l->length <= UINT64_MAX - extra && l->addr <= UINT64_MAX - extra - l->length &&
-	       l->data_addr <= UINT64_MAX - extra - l->length && l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX &&
+	       l->data_addr <= UINT64_MAX - extra - l->length &&
+	       l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX &&
 	       (l->nonce || !(l->addr | l->data_addr | l->rkey[0] | l->rkey[1])) &&
 	       (rp_apart(l) || !(l->data_rkey[0] | l->data_rkey[1]));
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rw: the wire format of control messages. Little-endian, packed byte by byte, bounds-checked; no struct is ever
- * copied to or from the wire. The parser is a pure function: no allocation, no I/O, safe on any bytes (fuzzed).
- * docs/WIRE.md holds the byte tables; a test keeps the two in step.
+ * rw: the wire format of control messages. Little-endian, packed byte by byte, bounds-checked; no
+ * struct is ever copied to or from the wire. The parser is a pure function: no allocation, no I/O,
+ * safe on any bytes (fuzzed). docs/WIRE.md holds the byte tables; a test keeps the two in step.
  *
  * Every message begins with the frame (24 bytes):
- *   0 u8 type   1 u8 flags   2 u16 reserved (0)   4 u32 length (frame included)   8 u64 seq   16 u32 epoch   20 u32 ack
+ *   0 u8 type   1 u8 flags   2 u16 reserved (0)   4 u32 length (frame included)
+ *   8 u64 seq   16 u32 epoch   20 u32 ack
  */
 #ifndef RW_H
 #define RW_H
@@ -25,7 +26,9 @@
 #define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
 enum rw_type {
-	RW_AUTH = 1,       /* first message of the connecting side: the MAC that proves it is alive and holds the key */
+	/* first message of the connecting side: the MAC that proves it is alive and holds the
+	 * key */
+	RW_AUTH = 1,
 	RW_CALL,           /* a call or a remote creation */
 	RW_REPLY,          /* its answer (a creation's answer is RW_PROTO with RP_MSG_CREATED) */
 	RW_PROTO,          /* a message of the reference protocol */
@@ -37,9 +40,11 @@ enum rw_type {
 	RW_CANCEL,         /* the caller gave up call n */
 	RW_TYPE_QUERY,     /* asks for the type of a value that the sender holds */
 	RW_TYPE_ANSWER,    /* its name, element size and flags */
-	RW_DONE,           /* a payload was read, or will not be: its memory is its sender's again */
+	/* a payload was read, or will not be: its memory is its sender's again */
+	RW_DONE,
 	RW_FENCED,         /* you stood still for n ns, and this session ends for it */
-	RW_RECEIVED,       /* how far the peer's messages came; with a proof: of the one who resumes a session */
+	/* how far the peer's messages came; with a proof: of the one who resumes a session */
+	RW_RECEIVED,
 	RW_NR_TYPES
 };
 
@@ -50,26 +55,33 @@ struct rw_frame {
 	uint32_t ack;               /* low bits of the seq up to which the peer's messages came */
 };
 
-/* TAKE: a reader of a value asks its owner for references that the value holds; the reply brings them. */
+/*
+ * TAKE: a reader of a value asks its owner for references that the value holds; the reply brings
+ * them.
+ */
 enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2, RW_CALL_TAKE = 3 };
-#define RW_TAKE_BYTES 8u        /* TAKE's data: u32 first, u32 how many (1..RREF_REFS_MAX, none beyond that many) */
+/* TAKE's data: u32 first, u32 how many (1..RREF_REFS_MAX, none beyond that many) */
+#define RW_TAKE_BYTES 8u
 
 /*
- * Data and fork records of a call or reply are in the message, or, when there are more of them than fit (RW_INLINE_MAX,
- * RW_REFS_MAX), in a payload: memory of the sender, laid out like a value, that the receiver READs. Then loc says where;
- * it holds the data, and behind it nr_refs fork records as they would stand in a message (rw_put_forks, rw_get_forks).
- * Others than the receiver may READ that memory, but not the message: the records' words are hidden
- * there, by a key in the message (payload.c).
+ * Data and fork records of a call or reply are in the message, or, when there are more of them than
+ * fit (RW_INLINE_MAX, RW_REFS_MAX), in a payload: memory of the sender, laid out like a value, that
+ * the receiver READs. Then loc says where; it holds the data, and behind it nr_refs fork records as
+ * they would stand in a message (rw_put_forks, rw_get_forks). Others than the receiver may READ
+ * that memory, but not the message: the records' words are hidden there, by a key in the message
+ * (payload.c).
  */
 struct rw_call {
 	uint64_t call_id;           /* unique per caller's incarnation */
 	uint8_t kind;               /* enum rw_call_kind */
-	uint8_t name_length;        /* 1..RREF_NAME_MAX; TAKE: 0, and neither references, metadata nor payload */
+	/* 1..RREF_NAME_MAX; TAKE: 0, and neither references, metadata nor payload */
+	uint8_t name_length;
 	uint16_t nr_refs;           /* <= RW_REFS_MAX; with a payload RREF_REFS_MAX */
 	uint16_t meta_length;       /* <= RREF_META_MAX */
 	uint32_t data_length;       /* <= RW_INLINE_MAX; with a payload RREF_ARGS_MAX */
-	struct rref_id id, fork;    /* REMOTE: the reference to make, and the creator's fork; TAKE: the value and the
-				       caller's fork of it; RPC: zero */
+	/* REMOTE: the reference to make, and the creator's fork; TAKE: the value and the
+	 * caller's fork of it; RPC: zero */
+	struct rref_id id, fork;
 	struct rp_location loc;     /* of the payload; version 0 = none */
 	const char *name;           /* decode: points into the message, not terminated */
 	const void *meta;           /* decode: points into the message */
@@ -85,7 +97,8 @@ struct rw_reply {
 	int32_t status;             /* 0 or -errno */
 	uint16_t text_length;       /* < RP_TEXT_MAX; 0 without an error */
 	uint16_t nr_refs;           /* as a call's; 0 with an error */
-	uint16_t about;             /* of an error: rank + 1 of the worker that it is about; 0: the sender */
+	/* of an error: rank + 1 of the worker that it is about; 0: the sender */
+	uint16_t about;
 	uint32_t data_length;       /* as a call's; 0 with an error */
 	struct rp_location loc;     /* as a call's; none with an error */
 	const char *text;           /* decode: points into the message, not terminated */
@@ -101,13 +114,14 @@ enum rw_payload { RW_PAYLOAD_CALL = 1, RW_PAYLOAD_REPLY = 2 };
 struct rw_done {
 	uint64_t call_id;
 	uint32_t what;              /* enum rw_payload: the call's payload, or its reply's */
-	int32_t status;             /* 0, or why it was not read: then its fork records were not looked at */
+	/* 0, or why it was not read: then its fork records were not looked at */
+	int32_t status;
 };
 
 /*
- * AUTH: the client's proof, and the server's answer to it (MAC all zero). Each side tells where its beacon is: 8 bytes
- * that the other may READ at any time to learn whether this device still answers, without waking anyone; and, since its
- * progress counts there, whether its process does.
+ * AUTH: the client's proof, and the server's answer to it (MAC all zero). Each side tells where its
+ * beacon is: 8 bytes that the other may READ at any time to learn whether this device still
+ * answers, without waking anyone; and, since its progress counts there, whether its process does.
  */
 struct rw_auth {
 	uint8_t mac[32];
@@ -134,7 +148,10 @@ struct rw_type_info {
 	const char *name;           /* decode: points into the message, not terminated */
 };
 
-/* One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG, CANCEL, FENCED. */
+/*
+ * One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG,
+ * CANCEL, FENCED.
+ */
 struct rw_message {
 	struct rw_frame frame;
 	union {
@@ -168,14 +185,15 @@ static inline void rw_reply_init(struct rw_message *m)
 }
 
 /*
- * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the length, -EMSGSIZE if it
- * does not fit size, -EINVAL if a count or length of m is out of range.
- * rw_decode: reads one message that fills buf exactly. 0, or -EPROTO for anything that is not a well-formed message
- * (short, long, reserved bits set, unknown type, counts, lengths, ranks >= world, zero ids, a location that wraps, text
- * with NULs, status > 0, an error with references or data); *out is then unspecified. Pointers in *out borrow from buf.
- * What both leave out: the location of a message whose status is not 0, the text of one whose status is 0, id and fork
- * of an RPC. A decoded message is one that rw_encode would write, byte for byte.
- * rw_set_seq: patches seq and epoch of an encoded message (they are known only when it is really sent); rw_set_ack its ack.
+ * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the
+ * length, -EMSGSIZE if it does not fit size, -EINVAL if a count or length of m is out of range.
+ * rw_decode: reads one message that fills buf exactly. 0, or -EPROTO for anything that is not a
+ * well-formed message (short, long, reserved bits set, unknown type, counts, lengths, ranks >=
+ * world, zero ids, a location that wraps, text with NULs, status > 0, an error with references or
+ * data); *out is then unspecified. Pointers in *out borrow from buf. What both leave out: the
+ * location of a message whose status is not 0, the text of one whose status is 0, id and fork of an
+ * RPC. A decoded message is one that rw_encode would write, byte for byte. rw_set_seq: patches seq
+ * and epoch of an encoded message (they are known only when it is really sent); rw_set_ack its ack.
  */
 int rw_encode(const struct rw_message *m, void *buf, size_t size);
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
@@ -190,8 +208,8 @@ static inline void rw_set_ack(void *buf, uint32_t ack)
 }
 
 /*
- * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or -EINVAL.
- * rw_get_forks reads them back; 0, or -EPROTO for what a message may not hold either.
+ * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or
+ * -EINVAL. rw_get_forks reads them back; 0, or -EPROTO for what a message may not hold either.
  */
 int rw_put_forks(const struct rp_fork *refs, unsigned nr, void *buf);
 int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *refs);
@@ -199,8 +217,9 @@ int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *r
 const char *rw_type_name(unsigned type);
 
 /*
- * Kinds, for counting: frame.type, and 16 + the protocol's type for RW_PROTO. rw_kind: of an encoded message of at least
- * a frame; 0 for one that is too short for its kind or of none. rw_kind_name: "" for what is no kind. Static.
+ * Kinds, for counting: frame.type, and 16 + the protocol's type for RW_PROTO. rw_kind: of an
+ * encoded message of at least a frame; 0 for one that is too short for its kind or of none.
+ * rw_kind_name: "" for what is no kind. Static.
  */
 #define RW_NR_KINDS 32u
 #define RW_KIND_PROTO 16u

@@ -249,12 +249,14 @@ static void break_link(struct rref_ctx *ctx, int rank)
 	void *base;
 
 	rc_lock(ctx);
-	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
+						   &base);
 	struct rv_read r = { .cookie = UINT64_MAX,
 			     .addr = 64,
 			     .rkey = 0x5a5a5a,
 			     .nr_sge = 1,
-			     .sge[0] = { ctx->session.probe_landing, 8, region->mr[p->kind].lkey } };
+			     .sge[0] = { ctx->session.probe_landing, 8,
+					 region->mr[p->kind].lkey } };
 
 	TG_IS(p->ops->post_reads(p->link, &r, 1), 1);
 	if (p->kind == RV_IBV)

@@ -57,9 +57,14 @@ static bool break_locked(struct rref_ctx *ctx, int rank)
 {
 	struct rc_peer *p = &ctx->peers[rank];
 	void *base;
-	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
-	struct rv_read r = { .cookie = UINT64_MAX, .addr = 64, .rkey = 0x5a5a5a, .nr_sge = 1,
-			     .sge[0] = { ctx->session.probe_landing, 8, region->mr[p->kind].lkey } };
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
+						   &base);
+	struct rv_read r = { .cookie = UINT64_MAX,
+			     .addr = 64,
+			     .rkey = 0x5a5a5a,
+			     .nr_sge = 1,
+			     .sge[0] = { ctx->session.probe_landing, 8,
+					 region->mr[p->kind].lkey } };
 
 	if (!at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
 		return false;
@@ -446,7 +451,8 @@ TG_TEST(broken__while_nobody_makes_progress, 2)
 		while (!is_broken(ctx, &other))
 			rref_progress(ctx);
 		tg_set_flag(0, 3);
-		usleep((useconds_t)(ctx->session.peer_timeout * 3 / 2 / 1000)); /* without the library */
+		/* without the library */
+		usleep((useconds_t)(ctx->session.peer_timeout * 3 / 2 / 1000));
 		tg_meet(0);
 		tg_expect_bytes(r, "x", 1);
 		TG_IS(tg_stats(ctx).sessions, 1);

@@ -61,7 +61,8 @@ static bool break_link(struct rref_ctx *ctx, int rank)
 	rc_lock(ctx);
 	if (at_load(&p->conn)) {
 		void *base;
-		const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing, &base);
+		const struct rc_region *region = ra_lookup(ctx->value.landing,
+							   ctx->session.probe_landing, &base);
 		struct rv_read r = { .cookie = UINT64_MAX,
 				     .addr = 64,
 				     .rkey = 0x5a5a5a,

@@ -339,7 +339,8 @@ static inline void assert_message(const struct rw_message *a, const struct rw_me
 }
 
 /* Decodes bytes at the very end of an allocation, where sanitizers see each read past them. */
-static inline int decode_tight(const uint8_t *bytes, size_t n, struct rw_message *out, uint8_t **copy)
+static inline int decode_tight(const uint8_t *bytes, size_t n, struct rw_message *out,
+			       uint8_t **copy)
 {
 	*copy = malloc(n ? n : 1);
 	assert_non_null(*copy);
