@@ -465,7 +465,7 @@ TG_TEST(leak__is_named_with_holder_and_site, 2)
 		struct rref *r, *other;
 
 		TG_OK(rref_new(ctx, "0123456789", 10, &r));
-		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
+		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__ - 1);
 		TG_OK(rref_new(ctx, "released", 8, &other));
 		share(ctx, 1, "keep", r);
 		rref_release(other);
@@ -503,7 +503,7 @@ TG_TEST(leak__what_the_program_did_not_release, 2)
 
 	if (rank == 0) {
 		TG_OK(rref_new(ctx, "abc", 3, &r));
-		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__);
+		snprintf(site, sizeof(site), "visible_test.c:%d", __LINE__ - 1);
 		share(ctx, 1, "keep", r);
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC));
