@@ -146,11 +146,42 @@ static void on__a_report_that_cannot_be(void **state)
 		}
 }
 
+/* Takes no session from a worker whose attempt has proved nothing yet, whatever comes over it. */
+static void table__an_unproved_attempt_ends_no_session(void **state)
+{
+	static const enum rc_peer_state attempt[] = { RC_PEER_CONNECTING, RC_PEER_REDIALLING };
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		struct rc_peer p = { .state = attempt[i] };
+
+		assert_int_equal(rc_session_on(&p, RC_SEE_MESSAGE), RC_DO_NOTHING);
+		assert_int_equal(p.state, attempt[i]);
+		assert_false(p.must_end);
+	}
+}
+
+/* Forgives the next connection what the one before did. */
+static void on__the_next_connection_is_not_ended_for_the_last(void **state)
+{
+	struct rc_peer p = { .state = RC_PEER_CROSSED };
+
+	(void)state;
+	rc_session_on(&p, RC_SEE_MESSAGE);
+	assert_true(p.must_end);
+	rc_session_on(&p, RC_SEE_TICK);
+	assert_true(p.must_end);
+	rc_session_on(&p, RC_STEP_OVER);
+	assert_false(p.must_end);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(on__a_report_that_cannot_be),
+		cmocka_unit_test(on__the_next_connection_is_not_ended_for_the_last),
 		cmocka_unit_test(table__a_session_begins_by_proof_and_ends_by_fence),
+		cmocka_unit_test(table__an_unproved_attempt_ends_no_session),
 		cmocka_unit_test(table__each_action_has_a_row),
 		cmocka_unit_test(table__each_state_can_end),
 		cmocka_unit_test(table__each_state_is_reached),
