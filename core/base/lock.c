@@ -93,3 +93,10 @@ is_the_lock void rc_unlock(struct rref_ctx *ctx)
 	if (unlikely(at_load_sc(&ctx->works.pushed)) && rc_trylock(ctx))
 		run_and_unlock(ctx);
 }
+
+is_the_lock void rc_lock_settled(struct rref_ctx *ctx)
+{
+	rc_lock(ctx);
+	rc_unlock(ctx); /* runs it */
+	rc_lock(ctx);
+}

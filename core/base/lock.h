@@ -9,6 +9,11 @@
 enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep on the word */
 /* lock.c: the progress lock */
 takes_lock void rc_lock(struct rref_ctx *ctx);
+/*
+ * Takes the lock behind the work that was pushed before, and behind what that pushed in turn. After
+ * the shutdown callbacks may run meanwhile.
+ */
+takes_lock void rc_lock_settled(struct rref_ctx *ctx);
 /* and does the library's own work that was deferred; never the program's */
 gives_lock void rc_unlock(struct rref_ctx *ctx);
 /* and runs nothing: for who takes it again and lets go of it then */

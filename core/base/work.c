@@ -53,23 +53,22 @@ void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item)
 unsigned rc_work_run_pushed(struct rref_ctx *ctx)
 {
 	struct rc_works *q = &ctx->works;
-	uintptr_t next;
+	uintptr_t i = at_load(&q->pushed), next;
 	unsigned n = 0;
 
-	/* What runs may push further items. */
-	while (at_load(&q->pushed)) {
-		/* Acquire. Pairs with push: its thread's last use of the item happened before. */
-		for (uintptr_t i = at_xchg_sc(&q->pushed, 0); i; i = next) {
-			struct rc_item *item = (struct rc_item *)(i & ~BARE);
-			struct rc_work *w = container_of(item, struct rc_work, item);
+	if (!i)
+		return 0;
+	/* Acquire. Pairs with push: its thread's last use of the item happened before. */
+	for (i = at_xchg_sc(&q->pushed, 0); i; i = next) {
+		struct rc_item *item = (struct rc_item *)(i & ~BARE);
+		struct rc_work *w = container_of(item, struct rc_work, item);
 
-			next = item->next; /* before it runs, which may free it or push it again */
-			if (i & BARE)
-				q->run_bare(ctx, item);
-			else
-				w->run(ctx, w);
-			n++;
-		}
+		next = item->next; /* before it runs, which may free it or push it again */
+		if (i & BARE)
+			q->run_bare(ctx, item);
+		else
+			w->run(ctx, w);
+		n++;
 	}
 	return n;
 }

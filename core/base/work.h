@@ -47,7 +47,10 @@ needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
 void rc_work_push(struct rref_ctx *ctx, struct rc_work *w);
 void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
 
-/* Runs what is pushed. Returns how many items it ran. */
+/*
+ * Runs what is pushed now, not what is pushed meanwhile. So the lock is not held for as long as
+ * others push. Returns how many items it ran.
+ */
 needs_lock unsigned rc_work_run_pushed(struct rref_ctx *ctx);
 
 /*

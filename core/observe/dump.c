@@ -289,8 +289,7 @@ static int dump_write_all(struct dump *d, unsigned flags, rref_writer write, voi
 			peer_line(d, i);
 	err = dump_flush(d, write, arg);
 	while (more && !err) {
-		rc_lock(ctx);
-		rc_work_run_pushed(ctx);
+		rc_lock_settled(ctx);
 		more = ctx->op.machine && rp_visit_some(ctx->op.machine, &cursor, SLICE, visit, d);
 		rc_unlock(ctx);
 		err = dump_flush(d, write, arg);

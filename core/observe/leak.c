@@ -92,8 +92,7 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 	struct summary s = { text, sizeof(text) - 5, 0, 0 };
 	uint64_t nr = 0;
 
-	rc_lock(ctx);
-	rc_work_run_pushed(ctx);
+	rc_lock_settled(ctx);
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
 		/* What only values hold goes with them. */
 		if (h->ended || at_load(&h->refs) == at_load(&h->nested))

@@ -62,8 +62,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 		return rc_fail(EINVAL, "rref_get_stats: no context, or out->size is not set");
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
-	rc_lock(ctx);
-	rc_work_run_pushed(ctx);
+	rc_lock_settled(ctx);
 	locked_part(ctx, &s);
 	rc_unlock(ctx);
 	ra_stats(ctx->value.arena, &v);
@@ -115,8 +114,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		return rc_enter_slow(ctx);
 	const struct rc_peer *p = &ctx->peers[rank];
 
-	rc_lock(ctx);
-	rc_work_run_pushed(ctx);
+	rc_lock_settled(ctx);
 	if (ctx->op.machine)
 		rp_peer_counts(ctx->op.machine, (uint32_t)rank, &c);
 	s.size = out->size;

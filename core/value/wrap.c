@@ -419,7 +419,8 @@ static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rr
 /* The same, taken out of the queue. */
 static needs_lock struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
-	rc_work_run_pushed(ctx);
+	while (rc_work_run_pushed(ctx))
+		; /* the end of a handle pushes the value that it pins */
 	struct rc_hook *h = find_due(ctx, mem);
 
 	if (h)
@@ -453,6 +454,21 @@ static needs_lock bool none_out(struct rref_ctx *ctx, void *arg)
 	return find_due(ctx, mem) || (!mem->due && (returning || !find_out(ctx, mem)));
 }
 
+/* Lets go of the lock meanwhile. */
+static needs_lock void wait_for_callbacks(struct rref_ctx *ctx, struct rref_mem *mem)
+{
+	unsigned turn = 0;
+
+	if (rc_wait_until(ctx, none_out, mem, INT64_MAX) != -ESHUTDOWN)
+		return;
+	/* No turn is made any more, but a callback may still run on another thread. */
+	while (!none_out(ctx, mem)) {
+		rc_unlock(ctx);
+		rc_pause(&turn);
+		rc_lock(ctx);
+	}
+}
+
 int rref_mem_deregister(struct rref_mem *mem)
 {
 	RB_NO_CANCEL;
@@ -473,7 +489,8 @@ int rref_mem_deregister(struct rref_mem *mem)
 			rc_hook_run(ctx, due);
 			rc_lock(ctx);
 		}
-	} while (rc_wait_until(ctx, none_out, mem, INT64_MAX) == 0 && find_due(ctx, mem));
+		wait_for_callbacks(ctx, mem);
+	} while (find_due(ctx, mem));
 	wraps = mem->wraps;
 	if (!wraps) {
 		struct rc_wrap *w;
@@ -483,6 +500,9 @@ int rref_mem_deregister(struct rref_mem *mem)
 			w->mem = NULL; /* its callback deregisters: mem may be another's address */
 	}
 	rc_unlock(ctx);
+	/* Callbacks of other memory may be due from here, and no other thread would run them. */
+	if (at_load(&ctx->state) == RC_CTX_SHUT && !rc_in_callback())
+		rc_hooks_flush(ctx);
 	if (wraps)
 		return rc_fail(EBUSY, "rref_mem_deregister: %llu values still wrap this memory",
 			       (unsigned long long)wraps);
@@ -503,8 +523,7 @@ void rc_wraps_close(struct rref_ctx *ctx)
 {
 	struct list *l, *tmp;
 
-	rc_lock(ctx);
-	rc_work_run_pushed(ctx);
+	rc_lock_settled(ctx);
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
 	rc_lock(ctx);

@@ -23,7 +23,7 @@ nobody() { # COMMAND...: as a user without rights
 # ---- help
 run make help
 for t in $(sed -n '/^\.PHONY:/,/[^\\]$/p' Makefile | sed 's/^\.PHONY://; s/^\.DEFAULT.*//; s/\\$//' | tr ' \t' '\n\n' |
-	grep -vE '^(|packages|FORCE|san-tests|nofast-tests|check-run|check-san-run|check-nofast-run|may-install)$'); do
+	grep -vE '^(|packages|FORCE|may-install|(san|nofast)-tests|check-((san|nofast)-)?run)$'); do
 	check "make help has $t" says "^  make $t  "
 done
 

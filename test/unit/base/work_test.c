@@ -112,6 +112,40 @@ static void work_that_defers_itself__goes_on_at_the_next_release(void **state)
 	free(ctx);
 }
 
+/* Leaves the lock to others between two rounds. */
+static void pushed_work__that_pushes_is_for_the_next_round(void **state)
+{
+	struct rref_ctx *ctx = make_ctx(NULL);
+	struct piece last = { .work.run = run };
+	struct piece first = { .work.run = run, .pushes = &last };
+
+	(void)state;
+	rc_lock(ctx);
+	rc_work_push(ctx, &first.work);
+	assert_int_equal(rc_work_run_pushed(ctx), 1);
+	assert_int_equal(last.runs, 0);
+	assert_int_equal(rc_work_run_pushed(ctx), 1);
+	assert_int_equal(rc_work_run_pushed(ctx), 0);
+	assert_int_equal(last.runs, 1);
+	rc_unlock(ctx);
+	free(ctx);
+}
+
+/* Takes the lock when nothing is pushed any more. */
+static void lock_settled__is_behind_all_that_was_pushed(void **state)
+{
+	struct rref_ctx *ctx = make_ctx(NULL);
+	struct piece last = { .work.run = run };
+	struct piece first = { .work.run = run, .pushes = &last };
+
+	(void)state;
+	rc_work_push(ctx, &first.work);
+	rc_lock_settled(ctx);
+	assert_int_equal(last.runs, 1);
+	rc_unlock(ctx);
+	free(ctx);
+}
+
 static void pushed_work__is_run_by_the_holder_of_the_lock(void **state)
 {
 	struct rref_ctx *ctx = make_ctx(run_bare);
@@ -211,7 +245,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(deferred_work__runs_in_order_at_the_release),
+		cmocka_unit_test(lock_settled__is_behind_all_that_was_pushed),
 		cmocka_unit_test(pushed_work__is_run_by_the_holder_of_the_lock),
+		cmocka_unit_test(pushed_work__that_pushes_is_for_the_next_round),
 		cmocka_unit_test(work_that_defers_itself__goes_on_at_the_next_release),
 		cmocka_unit_test(work_that_is_pushed_at_the_release__is_not_left),
 		cmocka_unit_test(work_that_is_pushed_by_work__runs_in_the_same_release),

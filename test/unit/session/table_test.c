@@ -146,7 +146,7 @@ static void on__a_report_that_cannot_be(void **state)
 		}
 }
 
-/* Takes no session from a worker whose attempt has proved nothing yet, whatever comes over it. */
+/* Takes no session from a worker for a message of an attempt that has proved nothing yet. */
 static void table__an_unproved_attempt_ends_no_session(void **state)
 {
 	static const enum rc_peer_state attempt[] = { RC_PEER_CONNECTING, RC_PEER_REDIALLING };
