@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Dumps: who holds this reference, since when, shared by whom; what is under way; the peers.
+ * Dumps: the holders of each reference, with its age and its sharer; the operations under way; the
+ * peers.
  *
- * A piece at a time: the lock is held for SLICE entries, and the program's writer runs without it,
- * so that a worker with a million references goes on while it is looked at. So a dump is no
- * snapshot: what changes meanwhile is in it or not.
+ * A dump is made in pieces. The lock is held for SLICE entries, and the program's writer runs
+ * without the lock. So a worker with a million references goes on while it is dumped. A dump is
+ * therefore no snapshot: a change that is made meanwhile may be in it or not.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -22,8 +23,8 @@ static int64_t age(const struct rref_ctx *ctx, uint32_t since)
 {
 	uint32_t tenths = rc_age_now(ctx) - since;
 
-	/* The reading that a step was given may be a tick ahead of the coarse clock: a tenth of a
-	 * second then, wrapped around. */
+	/* A step may have been given a time one tick ahead of the coarse clock. The difference is
+	 * then about a tenth of a second below zero, wrapped around. */
 	return tenths > UINT32_MAX - 10 ? 0 : (int64_t)tenths * RC_AGE_NS;
 }
 
@@ -153,7 +154,10 @@ struct dump {
 	int64_t now;
 };
 
-/* What holds a reference that no program seems to hold. */
+/*
+ * Writes a record for each reference inside value. Such a reference is held although no program
+ * seems to hold it.
+ */
 static void nested(struct dump *d, const struct rc_value *value, struct rref_id in)
 {
 	for (uint32_t i = 0; value->more && value->more->refs && i < value->view.nr_refs; i++) {
@@ -260,7 +264,7 @@ static void stats_line(struct dump *d)
 	rc_rec_end(&d->r);
 }
 
-/* Hands over what has been gathered. */
+/* Hands the gathered records to the program's writer. */
 static int dump_flush(struct dump *d, rref_writer write, void *arg)
 {
 	int err = 0;

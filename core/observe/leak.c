@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a graceful shutdown leaves behind, and where in the program it was made.
+ * References that a graceful shutdown leaves behind, each with the place in the program that made
+ * it.
  *
- *   unreleased  a handle that the program still held; the shutdown released it. No error: a hint.
+ *   unreleased  a handle that the program still held; the shutdown released it. A hint, no error.
  *   leak        a reference of another worker to a value owned here that was not given back. An
  *               error.
  *   stuck       a reference held here whose owner did not answer in time.
@@ -19,11 +20,11 @@
 #include "core/observe/dump.h"
 #include "core/observe/observe.h"
 
-#define REPORT_BYTES ((size_t)1 << 20) /* of the report; what is beyond is counted */
+#define REPORT_BYTES ((size_t)1 << 20) /* bound of the report; records beyond it are counted */
 
 struct rc_leaks {
 	struct rc_record r;
-	uint64_t more;           /* that did not fit */
+	uint64_t more;           /* records that did not fit */
 };
 
 static needs_lock bool fits(struct rref_ctx *ctx)
@@ -45,7 +46,7 @@ is_alone void rc_leaks_free(struct rref_ctx *ctx)
 	free(ctx->end.leaks);
 }
 
-/* One line in words of as many as it holds. */
+/* Summary in words, on one line, of as many references as fit. */
 struct summary {
 	char *buf;
 	size_t size, used;
@@ -94,7 +95,7 @@ void rc_leaks_handles(struct rref_ctx *ctx)
 
 	rc_lock_settled(ctx);
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
-		/* What only values hold goes with them. */
+		/* A reference that only values hold goes with these values. */
 		if (h->ended || at_load(&h->refs) == at_load(&h->nested))
 			continue;
 		nr++;

@@ -7,11 +7,11 @@
 
 /* leak.c */
 /*
- * What a graceful shutdown leaves behind. rc_leaks_handles: before they are ended, those that the
- * program never released.
+ * Reports the handles that the program never released. The shutdown calls it before it ends these
+ * handles.
  */
 void rc_leaks_handles(struct rref_ctx *ctx);
-/* what is left now */
+/* Reports the references that are left now, and counts the leaks and the stuck ones. */
 void rc_leaks_rest(struct rref_ctx *ctx, char *summary, size_t size, uint64_t *leaks,
 		   uint64_t *stuck);
 void rc_leaks_free(struct rref_ctx *ctx);

@@ -55,8 +55,8 @@ static bool is_plain(const char *text)
 }
 
 /*
- * Texts come from peers too (names of types): what is not printable ASCII is escaped, each byte on
- * its own.
+ * Writes a text in quotes. Escapes each byte that is not printable ASCII, since some texts come
+ * from peers (names of types).
  */
 static void put_quoted(struct rc_record *r, const char *text)
 {
@@ -137,7 +137,6 @@ void rc_rec_hex(struct rc_record *r, const char *key, uint64_t value)
 void rc_rec_age(struct rc_record *r, const char *key, int64_t ns)
 {
 	key_of(r, key);
-	/* Constant width: a second dump, into a buffer of the size that the first one asked for,
-	 * fits it. */
+	/* Constant width: a second dump fits a buffer of the size that the first dump asked for. */
 	record_put(r, r->json ? "%10s" : "%10ss", seconds_text(ns).text);
 }

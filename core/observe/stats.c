@@ -18,7 +18,7 @@ const char *rref_message_kind(unsigned kind)
 	return rw_kind_name(kind);
 }
 
-/* What only the lock holder may look at. */
+/* Copies the counters that only the lock holder may read. */
 static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 {
 	struct rp_counts c = { 0 };
