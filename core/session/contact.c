@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * First contact: attempts at a session, and what it means that one came to nothing.
+ * First contact: attempts at a session, and the meaning of an attempt that came to nothing.
  *
- * Until a session exists only a refusal is death: nobody listens there, or the peer says no.
- * Silence says nothing: the peer may be stopped, be one of a hundred on a busy machine, or make
- * progress now and then only. So an attempt that meets silence, or a lack of something at either
- * end, ends alone. What waits for the session stays where it is, each operation for its own time,
- * and further attempts follow, later and later, as long as something waits.
+ * Until a session exists only a refusal is death: no process listens there, or the peer says no.
+ * Silence says nothing. The peer may be stopped, one of a hundred on a busy machine, or make
+ * progress only now and then. So an attempt ends alone when it meets silence, or a lack of
+ * something at either end. Operations that wait for the session stay in their place, each for its
+ * own time. Further attempts follow, later and later, as long as an operation waits.
  *
  *   DOWN --attempt--> CONNECTING, PROVING or ACCEPTING --refused--> fence
  *    ^                     |  \--proved--> UP
  *    +------silence--------+
  *
- * A peer that had a session and was lost in silence is cut off: the session ended after
- * peer_timeout without an answer. Operations with it fail at once. Attempts go on in the
- * background, so that what is begun after its return succeeds.
+ * A peer is cut off when its session was lost in silence: peer_timeout passed without an answer.
+ * Operations with this peer fail at once. Attempts go on in the background, so that an operation
+ * begun after the peer's return succeeds.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,16 +24,19 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-#define AGAIN_NS      (50 * NSEC_PER_MSEC) /* between attempts at first; doubled each time */
+#define AGAIN_NS      (50 * NSEC_PER_MSEC) /* pause between attempts at first; doubled each time */
 #define AGAIN_LAST_NS (500 * NSEC_PER_MSEC)
-#define CUT_OFF_NS    (2500 * NSEC_PER_MSEC) /* for one attempt at a peer that is cut off */
+#define CUT_OFF_NS    (2500 * NSEC_PER_MSEC) /* time for one attempt at a peer that is cut off */
 /*
- * Between attempts at one that is cut off. Operations that want it meanwhile do not wait for that.
+ * Time between attempts at a peer that is cut off. Operations with this peer do not wait for the
+ * attempt.
  */
 #define CUT_OFF_AGAIN_NS (2 * NSEC_PER_SEC)
 
-/* Tells whether what the peer or its machine answered to an attempt says that no session will come
- * of the next either. */
+/*
+ * Tells whether an answer of the peer or its machine is final: no later attempt will bring a
+ * session.
+ */
 static bool is_refusal(int err, bool has_reason)
 {
 	switch (err) {
@@ -45,8 +48,9 @@ static bool is_refusal(int err, bool has_reason)
 	case -ENODEV:
 		return true;
 	case -ECONNREFUSED:
-		return !has_reason; /* nobody listens; a listener without a reason has too much to
-				       do, or too little memory */
+		/* no process listens; a listener without a reason has too much to do, or too little
+		 * memory */
+		return !has_reason;
 	default:
 		return false;
 	}
@@ -77,10 +81,10 @@ void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
 	static const char there[] =
 		"it lives, and has no room for a connection now; its log names the limit";
 
-	/* Any thread may read it at any time: it is written once, and never changed. */
+	/* Any thread may read the text at any time, so it is written once and never changed. */
 	if (here && !*ctx->session.lack_here)
 		snprintf(ctx->session.lack_here, sizeof(ctx->session.lack_here), "%s", here);
-	/* partner: rc_contact_words */
+	/* Pairs with rc_contact_words: a thread that reads the pointer sees the text. */
 	at_store_rel(&p->why_later, here ? ctx->session.lack_here : there);
 }
 
@@ -93,13 +97,14 @@ void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 	p->link = NULL;
 	rc_session_on(p, RC_STEP_OVER);
 	rc_send_unproved(p);
-	/* Of one that is cut off it is told how that came. */
+	/* A peer that is cut off keeps the reason of the cut. */
 	if (!p->cut_off)
 		snprintf(p->why, sizeof(p->why), "%s", why);
 	if (!p->nr_silent++ && !p->cut_off)
 		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) has not answered yet: %s; trying again",
 		       p->member->name, p->rank, why);
-	/* Half of it to one and a half: peers that failed together do not come back together. */
+	/* Waits for 0.5 to 1.5 times the interval: peers that failed together do not come back
+	 * together. */
 	wait = p->cut_off ? CUT_OFF_AGAIN_NS : wait;
 	p->retry_at = max_of(now + wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait),
 			     p->resume.banned_until);
@@ -111,7 +116,7 @@ void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const c
 
 	snprintf(why, sizeof(why), "connecting failed: %.150s",
 		 reason && *reason ? reason : rref_strerror(err));
-	/* A peer that came to us and left again has refused nothing. */
+	/* A peer that connected to this worker and left again has refused nothing. */
 	if (p->state == RC_PEER_ACCEPTING || !is_refusal(err, reason)) {
 		rc_contact_ended(ctx, p, why);
 		return;
@@ -136,14 +141,15 @@ void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
 	       p->rank);
 }
 
-/* Tells whether another attempt is to be made as soon as its time has come. */
+/* Tells whether another attempt is to be made when its time comes. */
 static needs_lock bool is_wanted(const struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	if (p->state != RC_PEER_DOWN || p->said_goodbye)
 		return false;
 	if (p->cut_off)
 		return at_load(&ctx->state) == RC_CTX_RUNNING;
-	/* A barrier waits for it: whether it will ever come shows when it is spoken to. */
+	/* A barrier may wait for the peer. Only an attempt shows whether the peer will
+	 * ever come. */
 	return ctx->session.events->is_awaited(ctx, p->rank) ||
 	       (at_load(&p->silent_since) && (p->nr_queued || at_load(&p->nr_waiting)));
 }
@@ -172,7 +178,8 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf, size_t size)
 {
 	int64_t since = at_load(&ctx->peers[rank].silent_since);
-	const char *why = at_load_acq(&ctx->peers[rank].why_later); /* partner: rc_contact_lacks */
+	/* Pairs with rc_contact_lacks: the text is complete. */
+	const char *why = at_load_acq(&ctx->peers[rank].why_later);
 
 	if (!since)
 		return false;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Peers that go down: the program hears of each time that a worker was alive and is not any more.
- * Its callback runs once for each, and its event loop wakes.
+ * Peers that go down: the program hears each time that a live worker goes down. The program's
+ * callback runs once for each such death, and its event loop wakes.
  *
- * The step that finds a death must not fail for want of memory, so each peer has its hook. Deaths
- * that come faster than the program takes them are counted there, and share the last reason.
+ * The step that finds a death must not fail for want of memory, so each peer has its own hook.
+ * Deaths may come faster than the program takes them. They are then counted in the hook, and share
+ * the last reason.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -48,7 +49,8 @@ static void down_run(struct rref_ctx *ctx, struct rc_hook *h)
 
 void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
-	/* An end that this worker makes is no news, nor is that others leave with it. */
+	/* An end that this worker makes is no news. Neither is the end of others that leave with
+	 * it. */
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))
 		return;
 	rc_loop_wake(ctx);

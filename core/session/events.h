@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * rc_session_events: the functions of the rooms above that a session calls, without their names.
- * The context gets the table (router.c's) before there is a peer. All are called under the lock.
+ * The context gets the table (from router.c) before the first peer exists. All are called under the
+ * lock.
  */
 #ifndef RC_SESSION_EVENTS_H
 #define RC_SESSION_EVENTS_H
@@ -20,16 +21,16 @@ struct rc_session_events {
 	/* Takes the end of a READ. p may be NULL: the connection is closed already. */
 	void (*read_ended)(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
 			   int wc);
-	/* Posts READs that wait for a connection or a slot. */
+	/* Posts the READs that wait for a connection or a slot. */
 	void (*reads_may)(struct rref_ctx *ctx, struct rc_peer *p);
-	/* Waits for threads that still post to a connection. p->conn is NULL already. */
+	/* Waits for the threads that still post to a connection. p->conn is NULL already. */
 	void (*reads_stop)(struct rref_ctx *ctx, struct rc_peer *p);
 	/* Ends a call, or a question for a type, that never went out. */
 	void (*unsent)(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
 		       const char *why);
-	/* Ends all that hangs on a session, which the machine has left already. */
+	/* Ends all operations of a session that the protocol machine has left already. */
 	void (*ended)(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
-	/* Looks whether a barrier is complete without a worker that went down. */
+	/* Checks whether a barrier is complete without a worker that went down. */
 	void (*one_fewer)(struct rref_ctx *ctx);
 	/* Tells whether a barrier waits for that worker. */
 	bool (*is_awaited)(const struct rref_ctx *ctx, uint32_t rank);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Message faults, on purpose: the rules and what is held back. See session/inject.h. Empty without
- * RREF_INJECT.
+ * Message faults, on purpose: the rules, and the messages that are held back. See session/inject.h.
+ * Empty without RREF_INJECT.
  */
 #include "core/base/kick.h"
 #include "core/session/inject.h"
@@ -18,7 +18,8 @@
 #define REORDER_NS (5 * NSEC_PER_MSEC)
 
 /*
- * Kinds: the types of wire/wire.h; behind them those of struct rp_msg; and two that are not types.
+ * Kinds: first the types of wire/wire.h, then the types of struct rp_msg, then two kinds that are
+ * no types.
  */
 enum { KIND_PROTO = RW_NR_TYPES, KIND_REMOTE = KIND_PROTO + RP_MSG_NR_TYPES, KIND_ANY, NR_KINDS };
 
@@ -60,7 +61,7 @@ struct rule {
 	int kind;
 	int64_t rank;     /* -1: all */
 	enum action action;
-	uint64_t left;    /* messages it still applies to */
+	uint64_t left;    /* messages that the rule still applies to */
 	int64_t time_ns;
 };
 
@@ -88,10 +89,13 @@ static int kind_by_name(const char *name, size_t length)
 	return -1;
 }
 
-/* What the layers above bear; the rest is refused, see session/inject.h. */
+/*
+ * Tells whether the layers above bear an action. The other actions are refused, see
+ * session/inject.h.
+ */
 static bool is_allowed(int kind, enum action action)
 {
-	/* asked again, or dropped as repeated */
+	/* a lost question is asked again, a repeated one is dropped */
 	bool type = kind == RW_TYPE_QUERY || kind == RW_TYPE_ANSWER;
 	bool proto = type || kind == RW_PROTO || (kind > KIND_PROTO && kind < KIND_REMOTE);
 
@@ -142,7 +146,7 @@ static bool parse_time(const char **s, int64_t *out)
 	return false;
 }
 
-/* What follows the action's name; NULL: understood. */
+/* Parses the values after the action's name. Returns NULL, or the mistake. */
 static const char *parse_values(const char *s, struct rule *r)
 {
 	r->left = UINT64_MAX;
@@ -163,7 +167,7 @@ static const char *parse_values(const char *s, struct rule *r)
 	return *s ? "something follows that does not belong there" : NULL;
 }
 
-/* One rule, terminated. NULL, or what is wrong with it. */
+/* Parses one rule that ends with a NUL. Returns NULL, or the mistake. */
 static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 {
 	size_t length = strcspn(s, "@:");
@@ -253,8 +257,8 @@ static bool matches(const struct rule *r, uint32_t to, const struct rw_message *
 }
 
 /*
- * The rule that counts for this message, among those of the one layer or the other. It is used up
- * by one.
+ * Finds the rule that counts for this message, among the rules of one layer. Uses the rule up by
+ * one message.
  */
 static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, const void *bytes,
 					   uint32_t length, bool below)
@@ -269,7 +273,8 @@ static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, co
 
 		if ((r->action == FAIL) != below || !matches(r, to, &m))
 			continue;
-		/* A handshake may fail, if a rule says so by name; nothing else may befall it. */
+		/* A handshake may fail, and lack memory if a rule names AUTH. No other fault may
+		 * befall it. */
 		if (m.frame.type == RW_AUTH && r->action != FAIL &&
 		    (r->action != NOMEM || r->kind != RW_AUTH))
 			continue;
@@ -341,7 +346,7 @@ void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 			continue;
 		h->message = NULL;
 		let_go(ctx, h);
-		/* May end the session, and with it what else is held for that peer. */
+		/* May end the session, and drop the other messages that are held for this peer. */
 		if (rc_send_encoded(ctx, to, o->bytes, o->length))
 			rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD,
 				      "a message to it was held back, and then could not be sent");
