@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc_peer: what is kept of each peer and its session, messages that go out, devices and their
- * regions. Guards: see core/ctx.h.
+ * rc_peer: the state of each peer and its session, outgoing messages, devices and their regions.
+ * Guards: see core/ctx.h.
  */
 #ifndef RC_PEER_H
 #define RC_PEER_H
@@ -26,24 +26,25 @@ struct rc_traffic { /* control messages that went out and came in */
 	uint64_t sent, received, sent_bytes, received_bytes;
 };
 
-/* How a peer's heartbeat was seen; stall.c. */
+/* State of a peer's heartbeat as seen from here; stall.c. */
 struct rc_stall {
-	uint64_t count;               /* its heartbeat, last seen; 0 = not yet in this session */
+	uint64_t count;               /* heartbeat last seen; 0 = not yet in this session */
 	int64_t looked_at;
-	/* for how long it has not changed, as far as this worker was awake to look */
+	/* time without a change, as far as this worker was awake to look */
 	int64_t still_ns;
-	/* this worker stood still itself: nobody is fenced before; 0 = it did not */
+	/* earliest fence after this worker stood still itself; 0 = it did not */
 	int64_t not_before;
-	int64_t fence_at;             /* it was told that it will be fenced; 0 = no */
+	int64_t fence_at;             /* time of the fence that the peer was told of; 0 = none */
 };
 
 /* Reads in pieces, over hardware; read/split.c */
 struct rc_split {
-	struct list reads under_lock; /* that have further ones to post */
+	struct list reads under_lock; /* reads that have further pieces to post */
 	uint32_t nr_reads under_lock;
-	uint64_t bytes under_lock; /* in flight over this connection, of those that need turns */
-	uint64_t connection under_lock; /* counts them; not 0 */
-	uint32_t outstanding under_lock; /* pieces at this connection, of all */
+	/* bytes in flight over this connection, of the reads that need turns */
+	uint64_t bytes under_lock;
+	uint64_t connection under_lock; /* number of the connection, counted up; not 0 */
+	uint32_t outstanding under_lock; /* pieces in flight over this connection, of all reads */
 };
 
 /* Deaths of a peer that the program has not heard of; down.c. */
@@ -51,23 +52,26 @@ struct rc_down {
 	struct rc_hook hook;
 	bool queued;                  /* the hook is to be run, or runs */
 	uint32_t nr;
-	int err;                      /* of the last one */
+	int err;                      /* error of the last death */
 	char text[RP_TEXT_MAX];
 };
 
 /*
- * How long one attempt at a session waits for the peer, which may be stopped, or one of many on a
- * busy machine.
+ * Time for which one attempt at a session waits for the peer. The peer may be stopped, or one of
+ * many on a busy machine.
  */
 #define RC_ANSWER_NS (30 * NSEC_PER_SEC)
 
-/* Hellos for new sessions that are taken of a peer in a second: beginning one is much work. */
+/*
+ * Number of hellos for new sessions that a peer may send in a second. To begin a session is much
+ * work.
+ */
 #define RC_HELLOS_MAX 32u
 
 struct rc_peer {
 	struct rc_member *member;
 	uint32_t rank;
-	/* [const] device that reaches it; NULL for self or unreachable */
+	/* [const] device that reaches the peer; NULL for self or unreachable */
 	const struct rv_ops *ops;
 	struct rv_dev *dev;           /* [const] */
 	struct rc_device *device;     /* [const] the same */
@@ -75,74 +79,83 @@ struct rc_peer {
 	/* [const] a READ is over when it is posted: caps of its device */
 	bool reads_inline;
 	enum rc_peer_state state under_lock; /* table.h */
-	bool must_end under_lock; /* something happened that cannot be */
-	bool said_goodbye under_lock; /* its end is orderly */
-	bool goodbye_sent under_lock; /* ours, in this session */
+	bool must_end under_lock; /* an event came that cannot be in this state; table.h */
+	bool said_goodbye under_lock; /* the peer's goodbye came: its end is orderly */
+	bool goodbye_sent under_lock; /* goodbye of this worker went out in this session */
 	bool ever_up under_lock; /* there was a session */
-	bool fenced under_lock; /* the machine shares nothing with it until a new session is up */
+	/* the machine shares nothing with the peer until a new session is up */
+	bool fenced under_lock;
 	bool nobody under_lock; /* the last attempt found no listener: its process is gone */
-	/* its last session ended because nothing answered, and nothing has since */
+	/* the last session ended because nothing answered, and nothing has since */
 	bool cut_off under_lock;
 	/* attempts in a row that came to nothing, without a refusal */
 	uint32_t nr_silent under_lock;
 	uint64_t pinged under_lock, ponged under_lock; /* last PING sent, last PONG seen */
-	/* when an attempt at a session ends that the peer has not answered */
+	/* time at which an attempt ends if the peer has not answered */
 	int64_t auth_by under_lock;
 	struct rv_conn *link under_lock; /* connection in any state */
 	struct rc_handshake hs under_lock;
-	uint32_t epoch under_lock; /* of the current or last session */
-	uint64_t hello_number under_lock; /* of its last hello */
-	int64_t hellos_since under_lock; /* begin of the second that nr_hellos is of */
-	uint32_t nr_hellos under_lock; /* RC_HELLOS_MAX of them are taken */
+	uint32_t epoch under_lock; /* epoch of the current or last session */
+	uint64_t hello_number under_lock; /* number of the peer's last hello */
+	int64_t hellos_since under_lock; /* begin of the second in which nr_hellos counts */
+	uint32_t nr_hellos under_lock; /* hellos in this second; at most RC_HELLOS_MAX are taken */
 	uint64_t send_seq under_lock, recv_seq under_lock;
 	struct rc_unacked unacked under_lock;
 	struct rc_resume resume under_lock;
 	struct list queue under_lock; /* struct rc_outgoing */
-	uint32_t nr_queued under_lock; /* those that a test holds back included */
-	/* the head of the queue failed to be sent: not before; 0 = at once */
+	/* messages in the queue, and messages that a test holds back */
+	uint32_t nr_queued under_lock;
+	/* earliest time to send the head of the queue again; 0 = at once */
 	int64_t resend_at under_lock;
 	size_t queued_bytes under_lock; /* bounded, see send.c */
-	uint32_t nr_drops under_lock; /* struct rc_incoming that are dropped when confirmed */
-	/* bytes of its calls that were open here, less the ones that ended under the lock; written
-	 * under the lock */
+	/* number of struct rc_incoming to drop when they are confirmed */
+	uint32_t nr_drops under_lock;
+	/* Bytes of the peer's calls that were open here, less the calls that ended under the lock.
+	 * Written under the lock. */
 	_Atomic uint64_t call_bytes;
-	/* ... of the others that ended; rc_call_bytes() are open: bounded, see serve.c */
+	/* Bytes of the calls that ended without the lock. rc_call_bytes() returns the open bytes:
+	 * bounded, see serve.c. */
 	_Atomic uint64_t call_bytes_over;
-	_Atomic uint64_t fetch_bytes; /* of their payloads; the same */
-	_Atomic uint64_t offer_bytes; /* of payloads it has not read yet; bounded, see payload.c */
+	_Atomic uint64_t fetch_bytes; /* bytes of the payloads of these calls; bounded too */
+	/* bytes of payloads that the peer has not read yet; bounded, see payload.c */
+	_Atomic uint64_t offer_bytes;
 	struct list waiting under_lock; /* reads that wait for a connection or a slot */
 	struct rc_split pieces;
 	int64_t retry_at under_lock; /* no new attempt before */
 	int64_t grace_at under_lock; /* 0 = none */
 	int64_t probe_at under_lock;
-	uint64_t beacon_addr under_lock; /* what to READ to learn whether its device answers */
+	/* address to READ to learn whether the peer's device answers */
+	uint64_t beacon_addr under_lock;
 	uint32_t beacon_rkey;
 	bool probing under_lock;
 	struct rc_stall stall under_lock;
-	_Atomic(const char *) why_later; /* why it has no connection yet; NULL = unknown */
-	_Atomic int64_t stalled_ns;   /* its process does not answer; 0 = it does */
-	/* no attempt at a session was answered since; 0 = none was made, or one was. Written
-	 * under the lock */
+	/* reason that the peer has no connection yet; NULL = unknown */
+	_Atomic(const char *) why_later;
+	/* ns for which the peer's process has not answered; 0 = it answers */
+	_Atomic int64_t stalled_ns;
+	/* Time since which no attempt at a session was answered. 0 = no attempt was made, or one
+	 * was answered. Written under the lock. */
 	_Atomic int64_t silent_since;
 	uint64_t max_msg;             /* [const] */
 	uint32_t max_sge;             /* [const] */
 	char why[RP_TEXT_MAX] under_lock; /* last failure */
 	struct rc_traffic traffic under_lock;
-	uint32_t nr_sessions under_lock; /* that came up */
-	uint32_t nr_fences under_lock; /* each of which drops the messages that wait */
-	/* its last message, or its device's last sign of life; 0 = never */
+	uint32_t nr_sessions under_lock; /* sessions that came up */
+	uint32_t nr_fences under_lock; /* fences; each drops the messages that wait */
+	/* time of the peer's last message or its device's last sign of life; 0 = never */
 	int64_t heard_at under_lock;
 	struct rc_down down under_lock;
 	_Atomic bool alive;
 	/* read path: pinned connection */
-	cache_aligned _Atomic(struct rv_conn *) conn; /* sc: partner of readers */
-	_Atomic uint32_t readers;     /* sc: the fence stores conn = NULL and waits for 0 */
+	cache_aligned _Atomic(struct rv_conn *) conn; /* sc. Pairs with readers */
+	/* sc. Pairs with conn: the fence stores conn = NULL and waits for 0 */
+	_Atomic uint32_t readers;
 	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
 	bool has_key under_lock;
-	struct rc_key key under_lock; /* of the pair; rc_peer_key */
+	struct rc_key key under_lock; /* key of the pair; rc_peer_key */
 };
 
-/* Tells whether a connection could not be made for want of something here, which may come back. */
+/* Tells whether a connection failed for want of something here, which may come back. */
 static inline bool rc_is_lack(int err)
 {
 	return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -ENOBUFS;
@@ -151,9 +164,9 @@ static inline bool rc_is_lack(int err)
 struct rc_outgoing {
 	struct list node;
 	uint32_t length;
-	/* for bytes; RC_SMALL_MESSAGE: it may be kept for the next message */
+	/* room for bytes; RC_SMALL_MESSAGE: the block may be kept for the next message */
 	uint16_t room;
-	uint16_t tries;               /* that failed */
+	uint16_t tries;               /* tries that failed */
 	uint8_t bytes[];
 };
 #define RC_SMALL_MESSAGE 232u

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc_resume: a session outlives its connection. What a peer's session keeps so that a broken
- * connection can be made again, and how that goes: see resume.c; what is sent again, send.c.
+ * rc_resume: the state by which a session outlives its connection. Design: resume.c; messages that
+ * are sent again: send.c.
  */
 #ifndef RC_RESUME_H
 #define RC_RESUME_H
@@ -20,51 +20,53 @@ struct rc_handshake;
 struct rv_event;
 
 struct rc_resume {
-	int64_t by;              /* when the session ends if it is still broken */
-	int64_t at;              /* BROKEN: the next attempt; else: when this attempt is given up */
-	/* when something was to be done next, as the last look left it: later, this worker was not
-	 * awake */
+	int64_t by;              /* end of the session if it is still broken then */
+	/* BROKEN: time of the next attempt; else: time at which this attempt is given up */
+	int64_t at;
+	/* Time of the next work, as the last look left it. A later look means that this worker was
+	 * not awake. */
 	int64_t look_at;
-	uint32_t attempts;       /* of ours, since it broke */
-	uint32_t nobody;         /* of these in a row that found no listener */
-	uint32_t stale;          /* of these in a row that were refused with ESTALE */
-	uint32_t score;          /* of this short time: RC_SCORE_LIMIT */
+	uint32_t attempts;       /* attempts of ours since the break */
+	uint32_t nobody;         /* attempts in a row that found no listener */
+	uint32_t stale;          /* attempts in a row that were refused with ESTALE */
+	uint32_t score;          /* points of the time since score_since, see RC_SCORE_LIMIT */
 	int64_t score_since;
 	_Atomic uint32_t refused;/* [atomic] READs that its device refused, not in the score yet */
 	int64_t banned_until;
-	uint64_t nr_resumed;     /* of all sessions with it */
-	char why[200];           /* it broke */
+	uint64_t nr_resumed;     /* connections made again, in all sessions with the peer */
+	char why[200];           /* reason of the break */
 };
 
-#define RC_ACK_EVERY 32u /* messages that came, and none went back */
+/* number of messages of the peer at which a bare acknowledgement goes back */
+#define RC_ACK_EVERY 32u
 
 /*
- * Messages that were sent and not acknowledged, and those of a broken connection that are to be
- * sent again.
+ * Messages that were sent and not acknowledged. Some of them may belong to a broken connection, and
+ * are to be sent again.
  */
 struct rc_unacked {
 	struct list sent;        /* struct rc_outgoing, in the order of their numbers */
-	/* the same, behind those: not sent over the connection at hand yet */
+	/* the messages that follow sent: not sent over the present connection yet */
 	struct list again;
-	/* number of the last one the peer is known to have; sent and again hold those after it */
+	/* number of the last message that the peer is known to have; the lists begin after it */
 	uint64_t acked;
-	uint32_t nr;             /* in both */
+	uint32_t nr;             /* messages in both lists */
 	/* messages of the peer that no message of ours has acknowledged yet */
 	uint32_t owed;
 };
 
 /*
- * A connection that was made again counts 1, and a READ that was refused RC_SCORE_ACCESS: at the
- * limit the session ends.
+ * Points. A connection that was made again counts 1, and a READ that was refused counts
+ * RC_SCORE_ACCESS. The session ends at the limit.
  */
 #define RC_SCORE_ACCESS 8u
 #define RC_SCORE_LIMIT 64u
 
-/* is the end of its connection not the session's? */
+/* Tells whether the session may outlive the end of its connection. */
 needs_lock bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status);
 /*
- * The connection is gone; the session waits for another. The fence's first two steps, and nothing
- * of the third.
+ * Breaks the session: its connection is gone, and it waits for another. Takes the fence's first two
+ * steps, and nothing of the third.
  */
 needs_lock void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status,
 				const char *why);
@@ -81,19 +83,23 @@ needs_lock void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p,
 				  const struct rv_event *ev);
 needs_lock void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
-/* when the next tick has work; INT64_MAX = none */
+/* Returns the time when the next tick has work. INT64_MAX: never. */
 needs_lock int64_t rc_resume_due(const struct rc_peer *p);
-needs_lock void rc_resume_over(struct rc_peer *p); /* the session ended */
+/* Clears the counts of refusals: the session ended, or goes on. */
+needs_lock void rc_resume_over(struct rc_peer *p);
 
 /* send.c */
-/* 0, or -EPROTO: what was never sent */
+/*
+ * Forgets the messages up to ack. Returns 0, or -EPROTO if ack names a message that was never sent.
+ */
 needs_lock int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack);
-/* the same, and what is behind is sent again */
+/* Does the same for the number in a handshake. Later messages are sent again. */
 needs_lock int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received);
-/* the connection is gone: all that is not acknowledged */
+/* Marks all messages without an acknowledgement to be sent again: the connection is gone. */
 needs_lock void rc_send_again(struct rc_peer *p);
-/* what came so far. 0 or -errno */
+/* Tells the peer the number of the last message that came. Returns 0 or -errno. */
 needs_lock int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof);
-needs_lock void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p); /* see rc_send_after */
+/* Does the rare part of rc_send_after. */
+needs_lock void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p);
 
 #endif

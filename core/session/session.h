@@ -10,28 +10,32 @@
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);
 needs_lock void rc_peers_close(struct rref_ctx *ctx);
-/* 0 (UP or on the way) or -errno */
+/* Asks for a session. Returns 0 (UP or on the way) or -errno. */
 needs_lock int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
-/* the fence's first step */
+/* Takes the fence's first step. */
 needs_lock void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_tick(struct rref_ctx *ctx, int64_t now);
 
 /* peer_event.c */
 needs_lock void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev);
-/* A READ has ended. p may be NULL. */
+/* Takes the end of a READ. p may be NULL. */
 needs_lock void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status,
 			     int wc);
 
 /* contact.c */
 needs_lock void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
-/* when it will be tried again; INT64_MAX = never */
+/* Returns the time of the next attempt. INT64_MAX: never. */
 needs_lock int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p);
 
 /* stall.c */
-needs_lock void rc_stall_beat(struct rref_ctx *ctx, int64_t now); /* progress is made */
-/* What a lost connection means: -EOWNERDEAD, or that this worker stood still. buf: the words. */
+/* Counts the heartbeat up: progress is made. */
+needs_lock void rc_stall_beat(struct rref_ctx *ctx, int64_t now);
+/*
+ * Returns the meaning of a lost connection: -EOWNERDEAD, or -ENETRESET if this worker stood still.
+ * Writes the words into buf.
+ */
 int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf,
 		  size_t size);
 needs_lock void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still_ns);
@@ -40,29 +44,35 @@ const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text
 			   size_t size);
 
 /* send.c */
-/* 0, or -errno with a text */
+/* Sets up the reserve of messages. Returns 0, or -errno with a text. */
 int rc_send_open(struct rref_ctx *ctx);
 void rc_send_close(struct rref_ctx *ctx);
-/* queues when it must */
+/* Sends a message, or queues it when it must. */
 needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
-/* the same; who cannot be told is fenced */
+/* Sends a message as rc_send does. Fences a peer that cannot be told. */
 needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
-/* free, or kept for the next */
+/* Frees a message, or keeps it for the next. */
 needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o);
 needs_lock void rc_send_tick(struct rref_ctx *ctx, int64_t now);
-/* when the next tick has work; INT64_MAX = none */
+/* Returns the time when the next tick has work. INT64_MAX: never. */
 needs_lock int64_t rc_send_due(const struct rref_ctx *ctx);
-/* Takes back a call that is still queued, and what it shared. False: it is not. */
+/*
+ * Takes back a call that is still queued, and the references that it shared. Returns false if it is
+ * not queued.
+ */
 needs_lock bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id);
 
-/* A message came: what it asks for or makes room for. */
+/*
+ * Runs after a message came. Sends the acknowledgement that is due, or queued messages that may go
+ * now.
+ */
 static inline needs_lock void rc_send_after(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	if (unlikely(p->unacked.owed >= RC_ACK_EVERY || p->nr_queued))
 		rc_send_more(ctx, p);
 }
 
-/* Can what came in that session still be answered, and be of use to anyone? */
+/* Tells whether a message that came in that session can still be answered with any use. */
 static inline needs_lock bool rc_same_session(const struct rref_ctx *ctx, uint32_t rank,
 					      uint32_t epoch)
 {

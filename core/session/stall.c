@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Stalled is not dead. Each worker has a heartbeat: 8 bytes in a region of its own that its
- * progress counts up, and that its peers READ, which costs it nothing. So two things are told
- * apart: the device answers (the READ comes back), and the process answers (the count went on). A
- * process that is stopped, or whose program keeps it from progress, still serves reads of its
- * values; it is stalled, and nothing is taken from it but time.
+ * Stalled is not dead. Each worker has a heartbeat: 8 bytes in a region of its own. Its progress
+ * counts them up, and its peers READ them, at no cost to the worker. So two facts are told apart.
+ * The device answers: the READ comes back. The process answers: the count went on. A process may be
+ * stopped, or its program may keep it from progress; it still serves reads of its values. Such a
+ * process is stalled, and loses nothing but time.
  *
  * A stalled worker that holds references here pins memory. After stall_timeout it is told (FENCED),
- * then fenced; what it held is reclaimed like that of the dead. When it goes on it finds that
- * message, or its connection gone after it stood still itself: -ENETRESET either way, and it may
- * begin a new session. Who holds nothing here is left alone: its values go on being read.
+ * then fenced. Its references are reclaimed like those of a dead worker. When it goes on it finds
+ * that message, or its connection gone after it stood still itself. The result is -ENETRESET either
+ * way, and it may begin a new session. A stalled worker that holds nothing here is left alone: its
+ * values go on being read.
  *
- * A clock decides when to fence, never whether a read is safe. It is the monotonic one, and only
- * time counts in which this worker was awake to look: of the time between two looks no more than a
- * peer may take to show up counts, and after a gap (this worker was stopped itself, or all were)
- * nobody is fenced before there was time to look afresh.
+ * A clock decides when to fence, never whether a read is safe. It is the monotonic clock, and time
+ * counts only while this worker was awake to look. Of the time between two looks only as much
+ * counts as a peer may take to show up. There may be a gap, because this worker or all workers were
+ * stopped. No peer is fenced then before there was time to look afresh.
  *
- * All under the progress lock, but for what is said to be atomic.
+ * All state is used under the progress lock, except the fields that are atomic.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -27,12 +28,13 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-/* as often as an idle worker counts; over hardware each half peer_timeout */
+/* time between looks: as often as an idle worker counts; over hardware half of peer_timeout */
 #define SHM_LOOK_NS (500 * NSEC_PER_MSEC)
-#define STALLED_NS (2 * NSEC_PER_SEC)     /* several times what an idle worker takes */
-/* between the last message and the fence: for a device to deliver it */
+/* several times the interval at which an idle worker counts */
+#define STALLED_NS (2 * NSEC_PER_SEC)
+/* time between the last message and the fence, for a device to deliver it */
 #define TELL_NS (100 * NSEC_PER_MSEC)
-/* how long after it stood still a worker blames that for what it lost */
+/* time for which a worker blames its own standstill for a lost session */
 #define RECENT_NS (5 * NSEC_PER_SEC)
 
 static int64_t look_ns(const struct rref_ctx *ctx, const struct rc_peer *p)
@@ -52,7 +54,7 @@ void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
 		at_store(&own->woke_at, now);
 	}
 	at_store(&own->at, now);
-	/* Alone in its cache line; peers copy it whole. */
+	/* The count is alone in its cache line; peers copy it whole. */
 	__atomic_store_n(ctx->session.beacon, htole64(++own->count), __ATOMIC_RELAXED);
 }
 
@@ -64,7 +66,7 @@ int64_t rc_stall_own(struct rref_ctx *ctx)
 	if (!ctx->session.stall_timeout)
 		return 0;
 	if (last && now - last >= STALLED_NS)
-		stood = now - last; /* it has not even counted since */
+		stood = now - last; /* no count since */
 	else if (now - at_load(&ctx->session.own_beat.woke_at) < RECENT_NS)
 		stood = at_load(&ctx->session.own_beat.stood_ns);
 	return stood >= ctx->session.stall_timeout ? stood : 0;
@@ -104,7 +106,7 @@ void rc_stall_end(struct rc_peer *p)
 	at_store(&p->stalled_ns, 0);
 }
 
-/* What would stay pinned for its sake. */
+/* Tells whether memory here would stay pinned for the peer's sake. */
 static needs_lock bool holds_something(struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	struct rp_peer_counts c;
@@ -117,7 +119,7 @@ static needs_lock void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int6
 {
 	struct rw_message m = { .frame.type = RW_FENCED, .u.number = (uint64_t)p->stall.still_ns };
 
-	/* If there is no room for it, the peer learns it from the lost connection. */
+	/* May fail for want of room: the peer then learns of the fence from the lost connection. */
 	rc_send(ctx, p->rank, &m);
 	p->stall.fence_at = now + TELL_NS;
 }
@@ -152,7 +154,7 @@ static needs_lock void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t c
 	at_store(&p->stalled_ns, 0);
 }
 
-/* A READ of its heartbeat came back. */
+/* Compares the count after a READ of the peer's heartbeat came back. */
 static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	uint64_t count = __atomic_load_n(&ctx->session.probe_landing[p->rank], __ATOMIC_RELAXED);
@@ -169,18 +171,18 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
 	at_sub(&ctx->sleep.reads_in_flight, 1);
 	if (!p || !p->probing)
-		return; /* of a session that is over */
+		return; /* the READ belongs to a session that is over */
 	p->probing = false;
 	if (!status)
 		looked(ctx, p, now_ns());
 }
 
 /*
- * Host death and link loss send nothing. A READ of the peer's beacon needs no processor of the
- * peer: if its device does not answer, retries run out and the connection ends. A stopped process
- * still answers it. (Not a zero-length READ, though it needs no key: when one has to be repeated,
- * rdma_rxe 6.1 looks the missing key up again, does not find it, and ends both queue pairs with
- * REM_ACCESS_ERR. Seen on a slow link between two hosts.)
+ * READs the peer's heartbeat. Host death and link loss send nothing, but the READ finds them: it
+ * needs no processor of the peer. If the peer's device does not answer, retries run out and the
+ * connection ends. A stopped process still answers it. (A zero-length READ would need no key. When
+ * it has to be repeated, rdma_rxe 6.1 looks the missing key up again and does not find it. It then
+ * ends both queue pairs with REM_ACCESS_ERR. Seen on a slow link between two hosts.)
  */
 static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
