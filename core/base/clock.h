@@ -39,7 +39,7 @@ static inline int64_t rc_deadline(const struct rref_ctx *ctx, int64_t timeout)
 		timeout = at_load(&ctx->timeout);
 	if (timeout == RREF_FOREVER)
 		return INT64_MAX;
-	/* Of a long one some ticks more do not matter, and the coarse clock costs a fifth. */
+	/* The coarse clock costs a fifth, and some more ticks do not matter to a long timeout. */
 	int64_t now = timeout < RC_LONG_NS ? now_ns() : rc_coarse_ns() + RC_COARSE_NS;
 
 	return timeout > INT64_MAX - now ? INT64_MAX : now + timeout;

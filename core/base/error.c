@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Error texts: the thread's last failure, and what each errno means in this library. */
+/* Error texts: the thread's last failure, and the meaning of each errno in this library. */
 #include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -13,7 +13,7 @@
 #include "rref.h"
 
 static _Thread_local struct rc_error own;
-/* what rc_error_aside put in its place; NULL: nothing */
+/* the scratch that rc_error_aside put in place of own; NULL: no scratch */
 static _Thread_local struct rc_error *aside;
 
 static struct rc_error *last(void)
@@ -48,8 +48,10 @@ int rc_fail(int err, const char *fmt, ...)
 
 int rc_fail_about(int err, const char *text, unsigned about, bool answered)
 {
-	/* The text may be this thread's own, handed round: snprintf must not read what it
-	 * writes. */
+	/*
+	 * Passes over the thread's own text, handed round: snprintf must not read the bytes it
+	 * writes.
+	 */
 	if (text != last()->text)
 		snprintf(last()->text, sizeof(own.text), "%s", text);
 	last()->err = err;
@@ -120,7 +122,7 @@ int rref_last_error_detail(struct rref_error *out)
 {
 	struct rref_error e = { .wc_status = -1, .peer = -1 };
 
-	/* Without a text: that would be the last error then. */
+	/* Fails without a text: a text would become the last error. */
 	if (!out || out->size < sizeof(size_t))
 		return -EINVAL;
 	e.err = last()->err;
@@ -136,7 +138,7 @@ void rc_error_tell(struct rref_error *e, struct rref_error *out)
 	size_t size = out->size, n = min_of(size, sizeof(*e));
 
 	e->size = size;
-	/* For a program whose text is shorter: cut off, but ended. */
+	/* Cuts the text off, with its NUL, if the program's struct has a shorter text. */
 	if (n > offsetof(struct rref_error, text) && n < offsetof(struct rref_error, flags))
 		((char *)e)[n - 1] = 0;
 	memcpy(out, e, n);

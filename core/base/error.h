@@ -11,33 +11,35 @@
 
 #include "rref.h"
 
-/* err positive; returns -err */
+/* Makes the thread's last failure. err positive; returns -err. */
 int rc_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* As rc_fail, for a code that is negative already and a text that is complete. */
+/* Makes a failure as rc_fail, of a code that is negative already and a text that is complete. */
 int rc_fail_text(int err, const char *text);
 const char *rc_error_text(void);
-/* As rc_fail_text, of a worker: about is its rank + 1. answered: it came in an answer. */
+/* Fails as rc_fail_text, about the worker of rank about - 1. answered: it came in an answer. */
 int rc_fail_about(int err, const char *text, unsigned about, bool answered);
 
 /* The thread's last failure, and its text. */
 struct rc_error {
-	int err;            /* negative; 0: none since rc_error_forget */
-	uint16_t about;     /* rank + 1 of the worker that it is about; 0: of none in particular */
+	int err;            /* negative; 0: no failure since rc_error_forget */
+	/* rank + 1 of the worker that it is about; 0: of no particular worker */
+	uint16_t about;
 	bool answered;
 	struct rc_error *outer; /* see rc_error_aside */
-	char text[RREF_TEXT_SIZE]; /* the first byte 0: none */
+	char text[RREF_TEXT_SIZE]; /* first byte 0: no text */
 };
 /* Copies *e to a program's struct, which may be shorter. */
 void rc_error_tell(struct rref_error *e, struct rref_error *out);
 void rc_error_forget(void);          /* not the text */
 const struct rc_error *rc_error(void);
-/* Rank + 1 that a passed-on error is about; 0 if the last failure had another errno. */
+/* Returns rank + 1 that a passed-on error is about; 0 if the last failure had another errno. */
 unsigned rc_error_about(int err);
 void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
 /*
- * A failure on the way to a success, or while the engine has its turn on a thread of the program,
- * is not that thread's last failure: it goes into a scratch that is put in its place meanwhile.
- * scratch: on the caller's stack, borrowed until rc_error_back.
+ * Clears, puts aside or puts back the thread's last failure. Some failures are not the thread's: on
+ * the way to a success, or while the engine has its turn on a thread of the program. They go into
+ * scratch, which takes the place of the last failure meanwhile. scratch: on the caller's stack,
+ * borrowed until rc_error_back.
  */
 void rc_error_clear(void);
 void rc_error_aside(struct rc_error *scratch);

@@ -16,22 +16,25 @@ static inline bool rc_usable(const struct rref_ctx *ctx)
 	return at_load_acq(&ctx->state) == RC_CTX_RUNNING && ctx->guard.gate == rb_generation();
 }
 
-/* 0 if the context may be used by this process now. */
+/* Returns 0 if the context may be used by this process now. */
 static inline int rc_enter(struct rref_ctx *ctx)
 {
 	return likely(ctx && rc_usable(ctx)) ? 0 : rc_enter_slow(ctx);
 }
 
 /*
- * A child made by fork() shares memory and devices with its parent: it may look, but neither write,
- * wait nor free.
+ * Returns true in a child made by fork(), which shares memory and devices with its parent. It may
+ * look, but neither write, wait nor free.
  */
 static inline bool rc_is_child(const struct rref_ctx *ctx)
 {
 	return unlikely(ctx->guard.generation != rb_generation());
 }
 
-/* No call is allowed: in a child, and in a scope hook. The errno and its text: rc_enter_slow. */
+/*
+ * Returns true if no call is allowed: in a child, and in a scope hook. For the errno:
+ * rc_enter_slow.
+ */
 static inline bool rc_is_barred(const struct rref_ctx *ctx)
 {
 	return unlikely(ctx->guard.gate != rb_generation()) &&

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The queue of the program's code that is due. Who runs it:
+ * The queue of the program's code that is due. These threads run it:
  *
  *   with a poller   the hands, and nobody else. A thread that waits for 5 ms never runs a callback
  *                   that takes 3 s.
- *   manual mode     threads in rref_progress, and threads that wait. A thread that waits leaves
- *                   hooks to the thread that called rref_progress a moment ago, or sleeps on
- *                   rref_ctx_fd, if there is such a thread.
+ *   manual mode     threads in rref_progress, and threads that wait. Another thread may have called
+ *                   rref_progress a moment ago, or may sleep on rref_ctx_fd. Then a thread that
+ *                   waits leaves hooks to that thread.
  *
  * In the manual mode a hook that waits may run further hooks on the same stack. NEST bounds how
  * many.
@@ -17,7 +17,7 @@
 #include "core/ctx.h"
 
 #define NEST 8u                         /* hooks of one thread that are on its stack at once */
-/* for how long hooks are left to the last thread in rref_progress */
+/* time for which hooks are left to the last thread in rref_progress */
 #define LEFT_NS (20 * NSEC_PER_MSEC)
 
 static _Thread_local unsigned callback_depth;
@@ -43,8 +43,8 @@ void rc_callback_leave(void)
 }
 
 /*
- * The child is in no callback, whatever its parent forked in: it may shut down a context of its
- * own.
+ * Resets the depth: the child is in no callback, even if its parent forked in one. So the child may
+ * shut down a context of its own.
  */
 void rc_callback_fork_child(void)
 {
@@ -55,8 +55,10 @@ void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 {
 	list_add_tail(&ctx->hooks.due, &h->node);
 	at_add_mine(&ctx->hooks.nr, 1);
-	/* Both words are written under the lock, so a thread that goes to sleep sees this hook, or
-	 * is seen here. */
+	/*
+	 * Both words are written under the lock. So a thread that goes to sleep sees this hook, or
+	 * is seen here.
+	 */
 	if (unlikely(at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
 	if (at_load(&ctx->turns.has_poller))
@@ -118,8 +120,8 @@ unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 
 	rc_error_aside(&scratch);
 	/*
-	 * Not more than there are now: a hook may queue another. Nor for long: this thread's own
-	 * wait may be over.
+	 * Runs at most the hooks that are due now, since a hook may queue another. Stops soon,
+	 * since this thread's own wait may be over.
 	 */
 	for (;;) {
 		h = rc_hooks_left(ctx) ? NULL : rc_hook_pop(ctx);

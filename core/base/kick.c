@@ -38,7 +38,7 @@ void rc_loop_wake_slow(struct rref_ctx *ctx)
 			if (s != RC_LOOP_ASLEEP)
 				return;
 			write_one(ctx->sleep.loop_wake_fd);
-			at_store_rel(&ctx->sleep.loop_told, 1); /* partner: loop_is_here */
+			at_store_rel(&ctx->sleep.loop_told, 1); /* Pairs with loop_is_here. */
 			return;
 		}
 }

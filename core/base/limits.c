@@ -7,15 +7,14 @@
 #include "core/base/log.h"
 #include "core/ctx.h"
 
-#define FDS_USUAL 1024u /* what most programs have, and need */
-#define FDS_OF_PEER                                                                                \
-	4u /* a session, the next one while it replaces that, and what goes along with a handshake \
-	    */
+#define FDS_USUAL 1024u /* usual soft limit, enough for most programs */
+/* a session, the next one while it replaces that, and descriptors of a handshake */
+#define FDS_OF_PEER 4u
 #define FDS_LEAST 64u   /* without peers */
 
 /*
- * Raises the soft limit of descriptors to what a group of this size may take, if the hard one
- * allows. It warns if even that cannot be enough: connections then wait for one another.
+ * Raises the soft limit of descriptors to the number that a group of this size may take. The hard
+ * limit bounds it. Warns if even the hard limit is too low: connections then wait for one another.
  */
 void rc_limits_raise(struct rref_ctx *ctx)
 {

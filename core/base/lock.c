@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The progress lock. Its release runs the library's work that waits for it: what its holder
- * deferred, and what other threads pushed meanwhile without waiting for the lock (work.h). None of
- * the program's code runs here: see hook.h.
+ * The progress lock. Its release runs the library's work that waits for it (work.h): deferred by
+ * the holder, or pushed meanwhile by other threads, which do not wait for the lock. The release
+ * runs none of the program's code: see hook.h.
  */
 #include <linux/futex.h>
 #include <sched.h>
@@ -16,9 +16,8 @@
 #include "core/ctx.h"
 
 /*
- * The lock itself is a futex word: taken by one compare-and-swap and given back by one exchange,
- * inline where it is tried, since a turn of the engine is not much longer than a
- * pthread_mutex_lock.
+ * The lock is a futex word. One compare-and-swap takes it, one exchange gives it back. Both are
+ * inline: a turn of the engine is not much longer than a pthread_mutex_lock.
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
@@ -28,8 +27,10 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 		if (rc_trylock(ctx))
 			goto out;
 	}
-	/* Acquire, as rc_trylock. It is taken as WANTED: whoever gives it back wakes the next, if
-	 * there is one. */
+	/*
+	 * Acquire, as rc_trylock. Takes the lock as WANTED, so that its release wakes the next
+	 * waiter, if there is one.
+	 */
 	while (at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) != RC_UNLOCKED)
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL,
 			NULL, 0);
@@ -58,8 +59,10 @@ void rc_pause(unsigned *turn)
 {
 	unsigned n = (*turn)++;
 
-	/* What is due soon is worth some turns of a processor; behind a peer that is stopped it is
-	 * not. */
+	/*
+	 * Yields some turns of the processor for an event that is due soon. Sleeps for a later one:
+	 * behind a stopped peer the turns are lost.
+	 */
 	if (n < 256)
 		sched_yield();
 	else
@@ -68,8 +71,8 @@ void rc_pause(unsigned *turn)
 }
 
 /*
- * Looks again after each release. sc. Pairs with rc_work_push: a thread that pushes while the lock
- * is held does not wait.
+ * Runs the work, and looks again after each release. sc. Pairs with rc_work_push: a thread that
+ * pushes while the lock is held does not wait.
  */
 static __attribute__((noinline)) is_the_lock void run_and_unlock(struct rref_ctx *ctx)
 {
@@ -77,7 +80,7 @@ static __attribute__((noinline)) is_the_lock void run_and_unlock(struct rref_ctx
 		rc_work_run(ctx);
 		unlock(ctx);
 	} while (unlikely(at_load_sc(&ctx->works.pushed)) && rc_trylock(ctx));
-	/* After the shutdown no other thread would ever run the release callbacks. */
+	/* Runs the release callbacks here: after the shutdown no other thread ever would. */
 	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT && !rc_in_callback()))
 		rc_hooks_flush(ctx);
 }
@@ -89,7 +92,7 @@ is_the_lock void rc_unlock(struct rref_ctx *ctx)
 		return;
 	}
 	unlock(ctx);
-	/* As in run_and_unlock. */
+	/* Looks again, as run_and_unlock does. sc. Pairs with rc_work_push. */
 	if (unlikely(at_load_sc(&ctx->works.pushed)) && rc_trylock(ctx))
 		run_and_unlock(ctx);
 }

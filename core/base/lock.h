@@ -7,18 +7,24 @@
 #include "core/ctx.h"
 
 enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep on the word */
-/* lock.c: the progress lock */
+/* Takes the progress lock (lock.c). */
 takes_lock void rc_lock(struct rref_ctx *ctx);
 /*
- * Takes the lock behind the work that was pushed before, and behind what that pushed in turn. After
- * the shutdown callbacks may run meanwhile.
+ * Takes the lock after all work that was pushed before, and after the work that this work pushed.
+ * After the shutdown callbacks may run meanwhile.
  */
 takes_lock void rc_lock_settled(struct rref_ctx *ctx);
-/* and does the library's own work that was deferred; never the program's */
+/* Gives the lock back, and runs the library's deferred work; never the program's code. */
 gives_lock void rc_unlock(struct rref_ctx *ctx);
-/* and runs nothing: for who takes it again and lets go of it then */
+/*
+ * Gives the lock back and runs nothing, for a caller that soon takes it again and runs the work
+ * then.
+ */
 gives_lock void rc_unlock_bare(struct rref_ctx *ctx);
-/* between two looks at something that others will do: at first a moment, then up to 1 ms */
+/*
+ * Pauses between two looks at a state that other threads change: at first a moment, then up to 1
+ * ms.
+ */
 void rc_pause(unsigned *turn);
 
 /* Acquire: partner of the unlock's release. */

@@ -3,8 +3,8 @@
  * The progress lock, told to the compiler. Clang's -Wthread-safety checks each call and each field
  * (make check-lock); for other compilers the words mean nothing. No instruction comes of them.
  *
- * One word stands for the locks of all contexts: it is found where the lock is missing, not where
- * the lock of another context is held.
+ * One word stands for the locks of all contexts. So clang finds a missing lock, but not the lock of
+ * another context.
  */
 #ifndef RC_BASE_LOCKED_H
 #define RC_BASE_LOCKED_H
@@ -20,7 +20,8 @@ struct RC_TSA(capability("lock")) rc_progress {
 };
 extern struct rc_progress rc_progress; /* declared for the attributes below, and nowhere defined */
 
-#define needs_lock RC_TSA(requires_capability(rc_progress))  /* a function: its caller holds it */
+/* a function: its caller holds the lock */
+#define needs_lock RC_TSA(requires_capability(rc_progress))
 /* a field: read and written under it */
 #define under_lock RC_TSA(guarded_by(rc_progress))
 #define takes_lock RC_TSA(acquire_capability(rc_progress))
@@ -30,7 +31,8 @@ extern struct rc_progress rc_progress; /* declared for the attributes below, and
 #define locks_on_0 RC_TSA(try_acquire_capability(0, rc_progress), no_thread_safety_analysis)
 /* A function's body is not checked, because ... */
 #define is_alone RC_TSA(no_thread_safety_analysis)     /* no other thread knows the object */
-#define is_the_lock RC_TSA(no_thread_safety_analysis)  /* it is a part of the lock itself */
-#define lock_by_flag RC_TSA(no_thread_safety_analysis) /* an argument tells if it is held */
+/* the function is a part of the lock itself */
+#define is_the_lock RC_TSA(no_thread_safety_analysis)
+#define lock_by_flag RC_TSA(no_thread_safety_analysis) /* an argument tells if the lock is held */
 
 #endif

@@ -2,8 +2,8 @@
 /*
  * Log lines. The program's log function may do anything: ask the library for counters, wait, or
  * block on a full pipe. So a line is queued where it is written, with or without the progress lock,
- * and a hook delivers it. One thread delivers at a time, in order. LINES bounds the queue: what is
- * beyond is counted, and told when there is room.
+ * and a hook delivers it. One thread delivers at a time, in order. LINES bounds the queue. Lines
+ * beyond it are dropped and counted; the count is told when there is room.
  *
  * While a context is made no other thread knows it, and lines are delivered at once.
  */
@@ -36,7 +36,7 @@ struct rc_log_lines {
 
 static void log_run(struct rref_ctx *ctx, struct rc_hook *h)
 {
-	/* Before the lines are looked at: a line that comes now brings the hook again. */
+	/* Comes before the look at the lines: a line that comes now brings the hook again. */
 	at_store_rel(&container_of(h, struct rc_log_lines, hook)->announced, false);
 	rc_log_deliver(ctx);
 }
@@ -101,8 +101,10 @@ static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char 
  */
 static void announce(struct rref_ctx *ctx)
 {
-	/* After the shutdown rc_log_flush alone delivers: the program's function may ask for
-	 * counters. */
+	/*
+	 * Leaves delivery after the shutdown to rc_log_flush alone: the program's function may ask
+	 * for counters.
+	 */
 	if (at_load(&ctx->state) != RC_CTX_SHUT && !at_xchg_ar(&ctx->log.lines->announced, true))
 		rc_work_push(ctx, &ctx->log.lines->work);
 	rc_kick(ctx);
@@ -167,7 +169,10 @@ void rc_log_deliver(struct rref_ctx *ctx)
 		return;
 	}
 	l->busy = true;
-	/* Not more than there are now: the program's function may cause another line each time. */
+	/*
+	 * Delivers at most the lines of now: the program's function may cause another line each
+	 * time.
+	 */
 	for (unsigned n = l->nr; n > 0; n--) {
 		struct line *line = pop(l);
 
@@ -176,7 +181,7 @@ void rc_log_deliver(struct rref_ctx *ctx)
 		free(line);
 		pthread_mutex_lock(&l->lock);
 	}
-	/* Behind the lines that came before them. */
+	/* Tells of lost lines only behind the lines that came before them. */
 	lost = l->nr ? 0 : l->lost;
 	l->lost -= lost;
 	if (lost) {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The log of a program that gave no function of its own and whose environment has RREF_LOG: lines
- * on standard error.
+ * The log of a program without a function of its own, if its environment has RREF_LOG: lines on
+ * standard error.
  *
  * Each line is one write(2), so that lines of several workers on one terminal or pipe do not mix.
- * stdio is left alone: its lock may be held by a thread of the program that never lets go of it. A
- * reader that is gone must not end the worker: the SIGPIPE of such a write is taken back.
+ * It does not use stdio: a thread of the program may hold stdio's lock for ever. A reader that is
+ * gone must not end the worker: the SIGPIPE of such a write is taken back.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -18,7 +18,7 @@
 
 #define LINE_MAX_BYTES (RREF_TEXT_SIZE + 96)
 
-/* Writes all of it, or what a reader takes before it goes away. */
+/* Writes all of it, or the part that a reader takes before it goes away. */
 static void stderr_write_all(const char *p, size_t length)
 {
 	while (length) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Foreign bytes for people: what came from a peer, a file name or the environment must not steer a
+ * Foreign bytes for people. Bytes of a peer, a file name or the environment must not steer a
  * terminal or a log.
  */
 #ifndef RC_QUOTE_H

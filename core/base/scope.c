@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Profiling scopes: begin and end of what a program asks for, to its hook (rref_options.scope) and
- * to the trace file.
+ * Profiling scopes: the begin and end of an operation of the program, told to its hook
+ * (rref_options.scope) and to the trace file.
  *
- * Off, a scope costs one test of ctx->scopes where it would begin; nothing at its end, since a
- * future that has one says so in the state word that its completer exchanges anyway. On, a scope is
- * one allocation; without memory for it there is neither begin nor end. The end is taken out of its
- * future by an exchange, so it comes once whoever is first: the completion, or the call that fails
- * after its scope began.
+ * Off, a scope costs one test of ctx->scopes where it would begin. It costs nothing at its end: the
+ * state word of a future says if it has a scope, and the completer exchanges that word anyway. On,
+ * a scope is one allocation. Without memory for it there is neither begin nor end.
+ *
+ * An exchange takes the end out of its future, so the end comes once. Either the completion or a
+ * call that fails after its scope began is the first to take it.
  */
 #include <errno.h>
 #include <stdio.h>

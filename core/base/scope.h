@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Profiling scopes and the trace file: what the runtime's functions call. See scope.c, trace.c. */
+/* Profiling scopes and the trace file: calls for the runtime's functions. See scope.c, trace.c. */
 #ifndef RC_SCOPE_H
 #define RC_SCOPE_H
 
@@ -13,7 +13,7 @@ struct rc_scope {
 	int peer;
 	bool async;
 	bool traced;             /* its begin is in the file, so its end must be */
-	/* what#name(from)->(to); printable, neither quotes nor backslashes */
+	/* <operation>#name(from)->(to); printable, neither quotes nor backslashes */
 	char key[];
 };
 
@@ -26,10 +26,10 @@ struct rc_scope *rc_scope_begin_slow(struct rref_ctx *ctx, const char *what, con
 void rc_scope_end_slow(struct rref_ctx *ctx, struct rc_scope *s, int status) __attribute__((cold));
 void rc_scope_attach_slow(struct rref_future *f, const char *what, const char *name, uint32_t to)
 	__attribute__((cold));
-/* ends f's scope, if it has one */
+/* Ends f's scope, if it has one. */
 void rc_scope_detach(struct rref_future *f, int status) __attribute__((cold));
 
-/* A scope of this thread: from begin to end. NULL: none. name may be NULL. */
+/* Begins a scope of this thread. Returns NULL if there is no scope. name may be NULL. */
 static inline struct rc_scope *rc_scope_begin(struct rref_ctx *ctx, const char *what,
 					      const char *name, uint32_t from, uint32_t to)
 {
@@ -42,8 +42,8 @@ static inline void rc_scope_end(struct rref_ctx *ctx, struct rc_scope *s, int st
 }
 
 /*
- * The scope of an operation: ends when its future is complete, or by rc_scope_detach. Before it is
- * started.
+ * Gives an operation its scope, before the operation is started. The scope ends when its future is
+ * complete, or by rc_scope_detach.
  */
 static inline void rc_scope_attach(struct rref_future *f, const char *what, const char *name,
 				   uint32_t to)

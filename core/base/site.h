@@ -5,7 +5,7 @@
 
 #include "core/ctx.h"
 
-/* of the call under way; NULL but in debug builds */
+/* Returns the place of the call under way; NULL but in debug builds. */
 const char *rc_site_take(void);
 
 #endif

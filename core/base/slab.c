@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A slab: SLAB bytes, aligned to as many less malloc's own word, so that one follows the other
- * without a gap.
+ * A slab: SLAB bytes less malloc's own word, aligned to SLAB. So one slab follows the other without
+ * a gap.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -126,7 +126,7 @@ void rc_slab_put(struct rc_slabs *s, void *item)
 	}
 }
 
-/* The first that is used, of place i on. */
+/* Returns the first used item from place i on, or NULL. */
 static void *used_from(const struct rc_slabs *s, struct rc_slab *b, uint32_t i)
 {
 	for (; i < s->per; i++)
@@ -142,7 +142,7 @@ void *rc_slab_next(struct rc_slabs *s, const void *item)
 	void *next = b ? used_from(s, b, (uint32_t)((const char *)item - b->items) / s->item + 1)
 		       : NULL;
 
-	/* Those that are full, then the others: either list ends at its head. */
+	/* Visits the full slabs, then the others: either list ends at its head. */
 	while (!next) {
 		l = l->next;
 		if (l == &s->full)

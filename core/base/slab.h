@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Slabs: equal items that the program may hold millions of. Beside malloc they cost no bytes for
- * each, can all be visited without a list through them, and what comes next is near what came last.
+ * Slabs: equal items of which the program may hold millions. Unlike malloc they cost no bytes for
+ * each item. A walk visits all items without a list through them. Items that are made one after the
+ * other lie near each other.
  *
- * An item is found back to its slab by its address. The first free place of the slab used last is
- * given out; a slab that becomes empty is given back, but for one. Not thread-safe: whoever has
- * them has a lock.
+ * The address of an item leads to its slab. A new item takes the first free place of the slab used
+ * last. An empty slab is freed, but for one. Not thread-safe: the owner of the slabs has a lock.
  */
 #ifndef RC_SLAB_H
 #define RC_SLAB_H
@@ -22,11 +22,16 @@ struct rc_slabs {
 };
 
 void rc_slabs_open(struct rc_slabs *s, size_t item);
-void rc_slabs_close(struct rc_slabs *s);        /* and all that is left in them */
-/* zeroed, aligned as a cache line if its size is a multiple of it; NULL: no memory */
+void rc_slabs_close(struct rc_slabs *s);        /* frees all items that are left, too */
+/*
+ * Returns a zeroed item, aligned as a cache line if its size is a multiple of it; NULL: no memory.
+ */
 void *rc_slab_get(struct rc_slabs *s);
 void rc_slab_put(struct rc_slabs *s, void *item);
-/* NULL: the first, and after the last. Nothing is got or put meanwhile */
+/*
+ * Returns the item after `item`. NULL: the first, and after the last. Nothing is got or put
+ * meanwhile.
+ */
 void *rc_slab_next(struct rc_slabs *s, const void *item);
 
 #endif

@@ -30,7 +30,7 @@ struct rc_lock_state {
 /* The program's code that is due. */
 struct rc_hooks {
 	struct list due under_lock; /* struct rc_hook: the program's code that is due */
-	_Atomic uint32_t nr;        /* of these; written under the lock */
+	_Atomic uint32_t nr;        /* their number; written under the lock */
 	/* the last thread in rref_progress, and when; see hook.c */
 	const void *progress_by under_lock;
 	int64_t progress_at;
@@ -46,8 +46,8 @@ struct rc_log_state {
 
 /* Threads that sleep: on the devices, on each other, in an event loop. */
 struct rc_sleep {
-	int64_t wake_at under_lock; /* when the sleeping poller wakes by itself */
-	/* it sleeps, or is about to, or was woken and has not got the lock yet */
+	int64_t wake_at under_lock; /* time at which the sleeping poller wakes by itself */
+	/* the poller sleeps, or is about to, or was woken and has not got the lock yet */
 	bool poller_asleep under_lock;
 	/* ns that waiters spin beyond the usual; see base/wait.c */
 	_Atomic uint32_t more_patience;
@@ -55,21 +55,22 @@ struct rc_sleep {
 	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
 	struct list sleepers under_lock; /* the other waiters; wait.c */
 	int epfd, kickfd;
-	/* rref_ctx_fd; what wakes the event loop alone */
+	/* rref_ctx_fd; a descriptor that wakes the event loop alone */
 	int loop_fd, loop_wake_fd;
-	int timer_fd;                             /* of the manual mode's loop; -1 = none */
+	/* timer of the manual mode's loop; -1 = no timer */
+	int timer_fd;
 	bool timer_set under_lock;
 	/* enum rc_loop; sc: partner of the completions of futures */
 	_Atomic uint32_t loop;
 	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
-	const void *loop_thread under_lock; /* that armed last */
+	const void *loop_thread under_lock; /* thread that armed last */
 	/* sc: the poller sleeps in epoll; partner: work is published first */
 	cache_aligned _Atomic uint32_t sleeping;
 	_Atomic uint32_t kicked;
 	/* READs at a device that reports them by events */
 	_Atomic uint32_t reads_in_flight;
 	_Atomic uint32_t watching;                /* sc: threads that poll for them */
-	/* sc: somebody sleeps on the devices who would not be woken by them */
+	/* sc: some thread sleeps on the devices, and they would not wake it */
 	_Atomic uint32_t reads_unarmed;
 };
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The trace file: scopes in Chrome's trace event format, for ui.perfetto.dev and chrome://tracing.
- * A JSON array, an event a line. It is written in whole events, when the buffer is full and once a
- * second, so that a worker that dies leaves a file that lacks its last second and the closing
- * bracket, without which the format allows an array to end.
+ * A JSON array, an event a line. Whole events are written, when the buffer is full and once a
+ * second. So the file of a worker that dies lacks only its last second and the closing bracket. The
+ * format allows an array to end without the bracket.
  *
- * Scopes of one thread are complete events ("X"), written at their end; those of futures are a pair
- * ("b", "e"). Memory is one buffer. The file has a bound too: beyond it no more begin, those that
- * have begun are ended, and the last event tells how many are missing.
+ * A scope of a thread is one complete event ("X"), written at its end. A scope of a future is a
+ * pair ("b", "e"). Memory is one buffer. The file has a bound too: beyond it no scope begins, but
+ * each begun scope still ends. The last event tells how many scopes are missing.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -58,8 +58,10 @@ static void trace_flush(struct rc_trace *t, int64_t now)
 		if (n > 0) {
 			done += (size_t)n;
 		} else if (n < 0 && errno != EINTR) {
-			/* No room, most likely. What is there stays good: no half event at its
-			 * end. */
+			/*
+			 * No room, most likely. Cuts off the half event, so that the events in the
+			 * file stay good.
+			 */
 			(void)!ftruncate(t->fd, (off_t)t->written);
 			rb_close(t->fd);
 			t->fd = -1;
@@ -88,7 +90,7 @@ static struct decimal us(const struct rc_trace *t, int64_t ns)
 	return decimal_text(ns + t->offset_ns, 3);
 }
 
-/* Room for an event and the name of its thread. */
+/* Makes room for an event and the name of its thread. */
 static void make_room(struct rc_trace *t, int64_t now)
 {
 	if (t->used + 2 * EVENT_BYTES > BUFFER_BYTES || now - t->flushed_at >= FLUSH_NS)
@@ -132,8 +134,8 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	if (!t)
 		return rc_fail(ENOMEM, "memory for a trace");
 	/*
-	 * Not blocking: whoever reads a pipe may never come. And no pipe at all: a write to one
-	 * that nobody reads is a SIGPIPE.
+	 * Does not block: the reader of a pipe may never come. Refuses a pipe: a write to a pipe
+	 * without a reader is a SIGPIPE.
 	 */
 	t->fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW |
 			     O_NONBLOCK, 0600));

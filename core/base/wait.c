@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Waiting. A thread that waits makes progress itself when no other thread does (leader/follower):
- * there is no thread hop between a completion and its waiter. It spins for a bounded time, then
+ * Waiting. A thread that waits makes progress itself when no other thread does (leader/follower).
+ * So there is no thread hop between a completion and its waiter. It spins for a bounded time, then
  * sleeps on a word and leaves the work to the poller. In the manual mode, which has no poller, one
  * waiter sleeps on the devices for all.
  *
- * What it waits for is a kind (struct rc_wait_kind): a future or any of several (op/wait.c), and
- * here a condition, which no word tells of.
+ * The kind of a wait (struct rc_wait_kind) tells its end. op/wait.c waits for a future or any of
+ * several. This file waits for a condition, which no word tells of.
  *
  * Before it sleeps a thread of the pool or of the poller says so (blocking), and is replaced.
  */
@@ -25,13 +25,13 @@
 
 /*
  * A waiter's patience before it sleeps: longer than a READ on any sane fabric, shorter than a
- * scheduler's slice. Where waits end just behind it, as on an emulated or busy machine, it grows:
- * to sleep and be woken would cost more than what is left.
+ * scheduler's slice. It grows where waits end just behind it, as on an emulated or busy machine.
+ * There a sleep and a wake-up would cost more than the rest of the wait.
  */
 #define SPIN_NS (100 * NSEC_PER_USEC)
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
-/* between two looks at the clock, and at other threads' needs */
+/* number of looks between two looks at the clock, and at other threads' needs */
 #define LOOKS 8u
 
 void rc_wake_word(_Atomic uint32_t *word)
@@ -46,10 +46,10 @@ void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 }
 
 /*
- * Some looks of the engine. Returns how many things were handled, -1 if another thread is at it.
- * The pause of a spin loop is for a thread that only waits for another thread: one that polls would
- * see its completion later for it (a lot later under emulation). In the manual mode it runs the
- * program's code that is due.
+ * Makes some looks of the engine. Returns how many events were handled, -1 if another thread is at
+ * it. Does not pause between looks: under emulation a pause delays a completion a lot. A pause is
+ * for a thread that only waits for another thread. In the manual mode it runs the program's code
+ * that is due.
  */
 int rc_make_progress(struct rref_ctx *ctx, bool slow)
 {
@@ -59,14 +59,18 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 		cpu_relax();
 		return -1;
 	}
-	/* Without a poller nobody else would ever look at connections, if all waits of the program
-	 * are short. */
+	/*
+	 * Without a poller no other thread would look at connections, if all waits of the program
+	 * are short.
+	 */
 	ctx->turns.turn_at = at_load(&ctx->turns.has_poller) ? 0 : rc_coarse_ns();
 	if (!slow && ctx->turns.turn_at)
 		slow = ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 	n = ctx->turns.engine->turns(ctx, slow, LOOKS);
-	/* There may be more than one turn takes, and the wake-up for it was taken here: this
-	 * thread may go now. */
+	/*
+	 * Passes the wake-up on: there may be more events than one turn takes. This thread took the
+	 * wake-up, and may leave now.
+	 */
 	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
 }
@@ -95,7 +99,7 @@ bool rc_sleeper_is_done(const struct rref_ctx *ctx)
 	return ctx->sleep.device_sleeper && rc_wait_has_moved(ctx->sleep.device_sleeper);
 }
 
-/* Nobody sleeps on the devices any more: another waiter has to. */
+/* Calls another waiter to sleep on the devices: no thread sleeps on them any more. */
 static needs_lock void call_sleeper(struct rref_ctx *ctx)
 {
 	if (ctx->sleep.device_sleeper || list_empty(&ctx->sleep.sleepers))
@@ -106,9 +110,9 @@ static needs_lock void call_sleeper(struct rref_ctx *ctx)
 }
 
 /*
- * Without a poller one waiter sleeps on the devices, and a completion made by another thread kicks
- * it; the others sleep on their words. Each one that leaves calls the next: that one takes the
- * place, or leaves too.
+ * Sleeps on the devices without a poller, if no other waiter does. A completion by another thread
+ * kicks this waiter. The other waiters sleep on their words. A waiter that leaves calls the next,
+ * which takes the place or leaves too.
  */
 static void device_sleep(struct rc_waiter *w, int64_t deadline)
 {
@@ -149,7 +153,10 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 	rc_unlock(ctx);
 }
 
-/* A wait slept, and took that long in all. Threads may overwrite one another's finding. */
+/*
+ * Learns from a wait that slept, and took that long in all. Threads may overwrite each other's
+ * result.
+ */
 static void learn_patience(struct rref_ctx *ctx, int64_t took)
 {
 	uint32_t more = at_load(&ctx->sleep.more_patience);
@@ -162,9 +169,9 @@ static void learn_patience(struct rref_ctx *ctx, int64_t took)
 }
 
 /*
- * While somebody polls for READs the poller, when it goes to sleep, does not ask to be woken by
- * them: it would be by every single one, and get in the way. Who stops polling wakes it if others'
- * READs are still under way. sc: partner of arm_devices.
+ * Polls for READs. Meanwhile a poller that goes to sleep does not ask READs to wake it. Every
+ * single READ would, and the poller would get in the way. A thread that stops polling wakes the
+ * poller if READs of others are under way. sc. Pairs with arm_devices.
  */
 static void watch_reads(struct rref_ctx *ctx)
 {
@@ -178,7 +185,7 @@ static void unwatch_reads(struct rref_ctx *ctx)
 		rc_kick(ctx);
 }
 
-/* The poller must look, and arm for finished READs, before this thread sleeps. */
+/* Makes the poller look, and arm for finished READs, before this thread sleeps. */
 static void leave_to_poller(struct rc_waiter *w, bool reads, int64_t deadline)
 {
 	struct rref_ctx *ctx = w->ctx;
@@ -204,8 +211,8 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 }
 
 /*
- * Reading the clock is a system call where the machine has no good one (virtual ones mostly), so it
- * is read late and seldom: a wait that is over soon never does.
+ * Waits. Reads the clock late and seldom: without a good clock, as on most virtual machines, a read
+ * is a system call. A wait that is over soon never reads it.
  */
 int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {
@@ -263,7 +270,7 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 
 /* ---- conditions ---- */
 
-/* A wait for what no word tells of: turns and pauses. */
+/* A wait for a condition that no word tells of: turns and pauses. */
 struct condition {
 	struct rc_waiter w;
 	bool (*ready)(struct rref_ctx *ctx, void *arg);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Waiting, as every room does it: one loop, which takes turns of the engine and sleeps between
- * them. The waiter's kind tells what ends the wait, and what its thread sleeps on. See wait.c.
+ * them. The waiter's kind tells the end of the wait and the place where its thread sleeps. See
+ * wait.c.
  */
 #ifndef RC_BASE_WAIT_H
 #define RC_BASE_WAIT_H
@@ -14,12 +15,13 @@
 #include "core/base/locked.h"
 #include "core/ctx.h"
 
-#define RC_SLOW_NS (1 * NSEC_PER_MSEC) /* how often a busy engine looks at connections and timers */
+/* time between two looks of a busy engine at connections and timers */
+#define RC_SLOW_NS (1 * NSEC_PER_MSEC)
 
 /* Sleepers on the devices. */
 enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
 
-/* What the rooms ask of the engine above them. All but blocking need the lock. */
+/* Calls of the rooms to the engine above them. All but blocking need the lock. */
 struct rc_engine {
 	/* Takes a turn, and up to looks - 1 further looks at the devices. Returns events
 	 * handled. */

@@ -4,7 +4,7 @@
 #include "core/base/work.h"
 #include "core/ctx.h"
 
-#define BARE ((uintptr_t)1) /* in the address of an item */
+#define BARE ((uintptr_t)1) /* mark in the address of an item */
 
 void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 {
@@ -63,7 +63,8 @@ unsigned rc_work_run_pushed(struct rref_ctx *ctx)
 		struct rc_item *item = (struct rc_item *)(i & ~BARE);
 		struct rc_work *w = container_of(item, struct rc_work, item);
 
-		next = item->next; /* before it runs, which may free it or push it again */
+		/* read before the item runs: it may then be freed or pushed again */
+		next = item->next;
 		if (i & BARE)
 			q->run_bare(ctx, item);
 		else

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The queue of the library's own work: what a thread leaves to the next release of the lock. The
- * lock runs it, and knows nothing of it but the functions here. The program's code is no such work:
- * see hook.h.
+ * The queue of the library's own work, which a thread leaves to the next release of the lock. The
+ * lock runs it, and knows only the functions here. The program's code is no such work: see hook.h.
  *
  *   deferred   by a holder of the lock. It is run in order, and may let go of the lock meanwhile.
- *   pushed     by any thread, which need not wait for the lock. It is run with the lock held
- *              throughout, by a release of the lock or by a turn of the engine.
+ *   pushed     by any thread, which need not wait for the lock. A release of the lock, or a turn of
+ *              the engine, runs it with the lock held throughout.
  */
 #ifndef RC_BASE_WORK_H
 #define RC_BASE_WORK_H
@@ -32,7 +31,7 @@ struct rc_work {
 struct rc_works {
 	struct rc_work *first under_lock, *last under_lock;     /* deferred; NULL: none */
 	uint32_t nr under_lock, running under_lock; /* deferred; deferred ones that run now */
-	/* [const] for every bare item */
+	/* [const] function for every bare item */
 	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item);
 	cache_aligned _Atomic uintptr_t pushed; /* a stack; a holder of the lock takes all of it */
 };
@@ -42,7 +41,7 @@ needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
 
 /*
  * Pushes an item that is not in the queue. Lock-free. The caller then tries the lock, and lets go
- * of it if it got it; or it kicks the sleepers, and leaves the item to the next turn.
+ * of it if it got it. Or it kicks the sleepers, and leaves the item to the next turn.
  */
 void rc_work_push(struct rref_ctx *ctx, struct rc_work *w);
 void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
@@ -54,8 +53,8 @@ void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
 needs_lock unsigned rc_work_run_pushed(struct rref_ctx *ctx);
 
 /*
- * Runs what is pushed and what is deferred now, not what is deferred meanwhile. Lets go of the
- * lock meanwhile.
+ * Runs the work that is pushed or deferred now, not the work that is deferred meanwhile. Lets go of
+ * the lock meanwhile.
  */
 needs_lock void rc_work_run(struct rref_ctx *ctx);
 
