@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the end of a read means: the words for a READ that failed, and whether the header that came
- * vouches for the rest (read.c has the rules). Each finds the operation's text; nothing of it is in
- * flight any more.
+ * The end of a read: the words for a READ that failed, and the check of the header that came. The
+ * header vouches for the rest of the value (read.c has the rules). Each function finds the text for
+ * the operation. Nothing of the operation is in flight any more.
  */
 #include <endian.h>
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include "core/read/internal.h"
 #include "core/session/session.h"
 
-#define NAME_SIZE 160 /* of a reference with both ids at their longest */
+#define NAME_SIZE 160 /* room for a reference's name with both ids at their longest */
 
 static const char *check_name_of(const struct rref_future *f, char *buf)
 {
@@ -22,7 +22,7 @@ static const char *check_name_of(const struct rref_future *f, char *buf)
 	return buf;
 }
 
-/* A value of a type that stays with its owner. */
+/* Ends f with an error: its value has a type that stays with its owner. */
 static void local_only(struct rref_future *f)
 {
 	const struct rref_ctx *ctx = f->ctx;
@@ -34,8 +34,8 @@ static void local_only(struct rref_future *f)
 }
 
 /*
- * Tells what a READ's failure means to the program. The session's state decides: a key that was
- * revoked may show as "no answer", so the completion's code alone says little.
+ * Tells the program what a READ's failure means. The session's state decides. The completion's code
+ * alone says little: a revoked key may show as "no answer".
  */
 int rc_read_explain(struct rref_future *f)
 {
@@ -87,14 +87,17 @@ int rc_read_explain(struct rref_future *f)
 			 "status %d)",
 			 p->member->name, rref_strerror(f->read_status), f->read_wc);
 		return -EIO;
-	default: /* how the session ended */
+	default: /* the session ended: its error says how */
 		snprintf(f->text, sizeof(f->text), "the read from %s failed: %s", p->member->name,
 			 rref_strerror(f->read_status));
 		return f->read_status;
 	}
 }
 
-/* NULL: not known here, or any bytes will do. */
+/*
+ * Returns the type that f's value must have. Returns NULL if it is not known here or any bytes will
+ * do.
+ */
 static const struct rc_type *type_of(const struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The quick read: a value of bytes whose location is known, by one READ that is over when the
- * device posted it (shm) or soon after (ibv; read/in_flight.c). Nothing of such a read is in flight
- * when it returns, so that it needs no operation slot, no future and no quarantine. Whatever is out
- * of the ordinary is left to the way of all other reads (read.c), which finds the words.
+ * The quick read: a value of bytes whose location is known, by one READ. The READ is over when the
+ * device posted it (shm) or soon after (ibv; read/in_flight.c). Nothing is in flight when the read
+ * returns. So it needs no operation slot, no future and no quarantine. Any case out of the ordinary
+ * is left to the general read (read.c), which finds the words.
  *
- * What a thread needs for it, the thread keeps to itself: the landing buffers that it gave back
- * last, counters, and the mark that pins a connection. So a read has no locked instruction of its
- * own: what each thread marks in a place of its own, only the fence looks up elsewhere, and it
- * brings the barrier along (alloc/ra_asym.h).
+ * The thread keeps all that its quick reads need: the landing buffers that it gave back last, its
+ * counters, and the mark that pins a connection. So a read has no locked instruction of its own.
+ * Each thread sets its mark in its own place. Only the fence looks at the marks of other threads,
+ * and it brings the barrier along (alloc/ra_asym.h).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -30,7 +30,7 @@ static inline void count(_Atomic uint64_t *n, uint64_t by)
 static inline bool header_fits(const struct rc_header *h, const struct rref *ref)
 {
 	const struct rp_location *loc = &rc_remote(ref)->loc;
-	uint32_t counts; /* of segments, and of references behind it */
+	uint32_t counts; /* number of segments, and behind it of references */
 
 	memcpy(&counts, (const char *)h + offsetof(struct rc_header, nr_segments), sizeof(counts));
 	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
@@ -41,8 +41,8 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 }
 
 /*
- * A READ that was not made, or not good. A refusal has ended the connection: asked again, the
- * answer would be that one.
+ * Goes the general way after a READ that was not made or failed. Does not ask again after a
+ * refusal: the refusal has ended the connection, and the answer would be the same.
  */
 static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout,
 						     struct rref_view **out, struct rc_landing *v,
@@ -58,7 +58,8 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 		return rc_read_whole(ref, timeout, out);
 	}
 	if (p->reads_inline)
-		at_add(&p->resume.refused, 1); /* else by who took the completion in */
+		/* otherwise the completion's reader has counted it */
+		at_add(&p->resume.refused, 1);
 	if (at_load_acq(&ref->state) == RC_H_FAILED)
 		return rc_handle_error(ref);
 	rref_format(ref, name, sizeof(name));
@@ -66,7 +67,7 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 		       rref_owner_name(ref), name);
 }
 
-/* The thread's, in its hands from here on. NULL: no memory. */
+/* Takes the thread's flight into the caller's hands. Returns NULL if there is no memory. */
 static inline struct rc_in_flight *take_flight(struct rref_ctx *ctx, struct rc_reader *r)
 {
 	struct rc_in_flight *fl = r->flight;
@@ -75,7 +76,10 @@ static inline struct rc_in_flight *take_flight(struct rref_ctx *ctx, struct rc_r
 	return likely(fl != NULL) ? fl : rc_in_flight_get(ctx);
 }
 
-/* Reads that ran on this thread meanwhile may have left theirs. */
+/*
+ * Gives the flight back to the thread. Puts it away if another read on the thread left its own
+ * there meanwhile.
+ */
 static inline void keep_flight(struct rc_reader *r, struct rc_in_flight *fl)
 {
 	if (RB_FAST(likely(!r->flight)))
@@ -85,8 +89,8 @@ static inline void keep_flight(struct rc_reader *r, struct rc_in_flight *fl)
 }
 
 /*
- * A buffer that this thread has not kept. NULL: none to be had, or no reader; the other way says
- * why.
+ * Returns a buffer that this thread has not kept. Returns NULL if there is no buffer or no reader;
+ * the general way then says why.
  */
 static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref,
 								  struct rc_reader **r)
@@ -104,7 +108,7 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 {
 	struct rref_ctx *ctx = ref->ctx;
 	struct rc_peer *p = &ctx->peers[ref->owner];
-	/* a large one's is beyond all spares */
+	/* a large buffer's class is beyond all spares */
 	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST;
 	uint64_t length = rc_remote(ref)->loc.length;
 	struct rc_reader *r = rc_reader_of(ctx);
@@ -119,17 +123,17 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 		at_store(&r->spare[cls], NULL);
 	else if (!(v = other_landing(ref, &r)))
 		return rc_read_whole(ref, timeout, out);
-	/* Before r->read is filled in: a flight that is not there yet is got under the lock, at
-	 * whose end others' reads may run. */
+	/* A missing flight is got under the lock, and at its end other reads may run. They use
+	 * r->read too, so the flight comes first. */
 	if (!at_once && unlikely(!(fl = take_flight(ctx, r))))
 		return other_way(ref, timeout, out, v, 0);
-	/* What never changes of it was set in rc_reader_new. */
+	/* rc_reader_new has set the fields that never change. */
 	struct rv_read *read = &r->read;
 
 	read->addr = rc_remote(ref)->loc.addr;
 	read->rkey = rc_remote(ref)->loc.rkey[p->kind];
 	read->sge[0] = rc_landing_piece(v, length, p->kind);
-	/* A READ that brought nothing is seen as one. */
+	/* A READ that brought nothing must be seen as one that brought nothing. */
 	if (at_once) {
 		v->header.nonce = 0;
 	} else {
@@ -137,21 +141,21 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 		read->cookie = rc_in_flight_begin(fl);
 	}
 	/*
-	 * The mark that the fence looks for. It stores conn = NULL and then looks here; so this
-	 * store has to be seen before conn is loaded. That order is the fence's to make, which is
-	 * rare.
+	 * The mark that the fence looks for. Pairs with the fence: it stores conn = NULL and then
+	 * looks here. So this store has to be seen before conn is loaded. The fence makes that
+	 * order, because it is rare.
 	 */
 	ra_asym_mark(&r->pinned, p);
 	conn = at_load_sc(&p->conn);
 	/*
-	 * Once more, behind the pin: the connection may be a later session's, in which this
-	 * reference holds nothing. The fence fails the reference, which makes it quick no more,
-	 * before such a connection can be found.
+	 * Looks again, behind the pin: the connection may be a later session's, in which this
+	 * reference holds nothing. The fence fails the reference, which clears its quick mark. That
+	 * comes before such a connection can be found.
 	 */
 	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
-	status = read->status; /* before anything else of this thread can use it */
+	status = read->status; /* read first: other work of this thread may use r->read next */
 	if (!at_once) {
 		int done = 1;
 
@@ -179,7 +183,8 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 }
 
 /*
- * The device's driver may make system calls that are cancellation points, under locks of its own.
+ * Reads over a device whose driver may make system calls. These are cancellation points, under
+ * locks of the driver's own.
  */
 static __attribute__((noinline)) int
 read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
@@ -190,9 +195,9 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 }
 
 /*
- * ref->quick was loaded with acquire and is not RC_FAST_NOT. The whole of rref_to_here from there
- * on. Over shm nothing of it is a cancellation point but what the device fetches first
- * (verbs/shm/read.c), and the ways that are left to others.
+ * Does the rest of rref_to_here once ref->quick was loaded with acquire and is not RC_FAST_NOT.
+ * Over shm only the device's first fetch (verbs/shm/read.c) and the general ways are cancellation
+ * points.
  */
 int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {

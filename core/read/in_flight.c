@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The READ of a quick read (read/fast.c) over a device that reports by events (ibv), while it is on
- * its way. Its thread polls for it; whoever gets the lock finds the completion and says so in the
- * flight, which is all that the two share. So it needs no operation slot, no future, and no counter
- * that other threads write.
+ * The READ of a quick read (read/fast.c) on its way, over a device that reports by events (ibv).
+ * Its thread polls for it. Any holder of the lock may find the completion first, and notes it in
+ * the flight. The flight is all that the two threads share. So it needs no operation slot, no
+ * future, and no counter that other threads write.
  *
- * That is for as long as a thread spins, longer than a READ on any sane fabric. A READ that takes
- * longer is handed over to an operation of the usual kind, which can sleep, time out, and leave its
- * landing buffer in quarantine until the device is done with it. If there is no slot for one, the
- * flight itself keeps the buffer when the time is over.
+ * A flight lasts for as long as a thread spins, which is longer than a READ on any sane fabric. A
+ * slower READ is handed over to an operation of the usual kind. The operation can sleep and time
+ * out. It can leave its landing buffer in quarantine until the device is done with it. If there is
+ * no slot for an operation, the flight itself keeps the buffer when the time is over.
  *
- * A flight is of one thread at a time, and out of its reader's hands while a READ is under way:
- * callbacks and handlers that run on the thread meanwhile take another for theirs. Flights are
+ * A flight belongs to one thread at a time. While a READ is under way it is out of its reader's
+ * hands. Callbacks and handlers that run on the thread meanwhile take another flight. Flights are
  * never freed before their context, so that a completion always finds its own. Each
- * RC_FLIGHT_POSTED one is ended once, by its completion or by the shutdown.
+ * RC_FLIGHT_POSTED flight is ended once, by its completion or by the shutdown.
  */
 #include "core/base/lock.h"
 #include "core/base/wait.h"
@@ -27,12 +27,12 @@
 #define COOKIE (UINT64_C(1) << 63)
 
 /*
- * A turn of the engine counts for more than finding somebody else at it. In all some 4 us if it is
- * always somebody else.
+ * Weights of the looks. A turn of the engine counts for more than a look that finds the lock taken.
+ * A thread that always finds it taken looks for some 4 us in all.
  */
 #define PATIENCE 256u
 #define TURN 16u
-#define LOOKS 4u /* before these, at READs only */
+#define LOOKS 4u /* looks before these, at READs only */
 
 struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx)
 {
@@ -46,7 +46,7 @@ struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx)
 
 uint64_t rc_in_flight_begin(struct rc_in_flight *fl)
 {
-	/* before the post, which publishes it to whoever polls */
+	/* stored before the post, which publishes the flight to the pollers */
 	at_store(&fl->state, RC_FLIGHT_POSTED);
 	return COOKIE | (uintptr_t)fl;
 }
@@ -65,7 +65,7 @@ bool rc_in_flight_landed(struct rc_in_flight *fl, int *status)
 	return true;
 }
 
-/* A look for a finished READ of p's device only. */
+/* Looks for a finished READ of p's device, and for nothing else. */
 static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	uint64_t cookie;
@@ -81,7 +81,7 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl,
 		       int *status)
 {
-	/* Where there is no poller, a program that only reads is the one that serves its peers. */
+	/* If there is no poller, a program that only reads has to serve its peers itself. */
 	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx);
 	     i++) {
 		look_for_reads(ctx, p);
@@ -109,7 +109,7 @@ bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct r
 	return true;
 }
 
-/* One that its thread left. */
+/* Lands a flight that its thread left: ends its operation, or puts back its landing buffer. */
 static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *fl, int status,
 				    int wc)
 {
@@ -160,7 +160,8 @@ void rc_in_flight_all_fail(struct rref_ctx *ctx, int status)
 			continue;
 		}
 		fl->status = status;
-		/* If it was not posted after all: rc_in_flight_undo. */
+		/* A compare-exchange: the thread may be in rc_in_flight_undo, for a READ that was
+		 * not posted. */
 		at_cas_ar(&fl->state, &posted, RC_FLIGHT_LANDED);
 	}
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the files of read/. */
+/* Names shared by the files of read/. */
 #ifndef RC_READ_INTERNAL_H
 #define RC_READ_INTERNAL_H
 
@@ -7,25 +7,25 @@
 #include "core/ctx.h"
 
 /* read.c */
-/* one READ brings it, header and all */
+/* Returns whether one READ brings it, header and all. */
 bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg);
 bool rc_read_all_asked(const struct rref_future *f);
-/* of post_reads: not for want of a slot or a connection */
+/* Returns whether post_reads failed for another reason than a missing slot or connection. */
 bool rc_read_hard_failure(int posted);
 void rc_read_count_posted(struct rref_ctx *ctx, int posted);
-/* for a connection, or a slot */
+/* Waits for a connection or a slot. */
 void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked);
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f,
 			unsigned n);
-/* the only READ of f's, which brought no other's value */
+/* Ends the only READ of f, which brought no other operation's value. */
 needs_lock void rc_read_ended(struct rref_future *f, int status, int wc);
-/* f is such a read, or another thread's */
+/* Sets f up as a read whose only READ, into v, is at the device. */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v);
 
 /* to_here.c */
-/* finds the way: post, wait, or fail */
+/* Finds the way: post, wait, or fail. */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline);
-int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* and waits for it */
+int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* waits for it too */
 int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
 		  struct rref_view **out);
 int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout,
@@ -47,48 +47,49 @@ static inline struct rref_view *rc_read_alias(struct rref *ref)
 	return &ref->value->view;
 }
 /*
- * A quick read that takes long, whose READ is on its way into v: 1, it is over, with its status.
- * Else as rc_read_whole; *fl is another flight then, and v is not the caller's any more.
+ * Goes on with a quick read that takes long, whose READ is on its way into v. Returns 1 if it is
+ * over, with its status. Otherwise returns as rc_read_whole; then *fl is another flight, and v is
+ * no longer the caller's.
  */
 int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout,
 		  struct rref_view **out, int *status);
 
 /* merge.c */
-/*
- * reads of one message each, as few READs: f[first[i]] to before f[first[i + 1]] are brought by
- * r[i].
- */
+/* Reads of one message each, as few READs: r[i] brings f[first[i]] to before f[first[i + 1]]. */
 struct rc_merge {
 	unsigned nr, first[RC_BATCH_MAX + 1];
 	struct rv_read r[RC_BATCH_MAX];
-	/* one more: `more` of the last may point behind what it has */
+	/* an extra entry: `more` of the last may point behind its own */
 	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE];
 };
 /*
- * Orders f[0..n), and sets each up as one that is at a device. f: prepared, of p; n up to
- * RC_BATCH_MAX.
+ * Orders f[0..n), and sets each up as an operation that is at a device. Each f is prepared and of
+ * p; n is at most RC_BATCH_MAX.
  */
 void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
 		    struct rc_merge *runs);
-void rc_merge_undo(struct rref_future *f); /* it is not: its READ was not posted */
+void rc_merge_undo(struct rref_future *f); /* undoes it: the READ was not posted */
 
 /* split.c */
 /* all */
-/* false: it has to wait for a slot */
+/* Returns false if it has to wait for a slot. */
 needs_lock bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn);
-/* of which f->outstanding tells already; whether it goes on */
+/* Returns whether the read goes on. f->outstanding counts the end already. */
 needs_lock bool rc_split_ended(struct rref_future *f, struct rc_peer *p);
-/* pieces have ended: those have their turn for which there is room */
+/* Gives reads their turn as far as there is room, after pieces have ended. */
 needs_lock void rc_split_go_on(struct rc_peer *p);
-/* Any provider's. The next pieces, at most max, into r; advances f->next and f->header_asked. */
+/*
+ * Builds the next pieces into r, at most max, for any provider. Advances f->next and
+ * f->header_asked.
+ */
 unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read *r, unsigned max);
-/* Takes that back for r[from..n), which could not be posted. */
+/* Takes back r[from..n), which could not be posted. */
 void rc_split_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
 
 /* check.c */
-/* 0, or -errno with f->text */
-int rc_read_explain(struct rref_future *f);                 /* of f->read_status */
-int rc_read_check(struct rref_future *f);                   /* of the header, and of the segments */
+/* Returns 0, or -errno with f->text. */
+int rc_read_explain(struct rref_future *f);                 /* checks f->read_status */
+int rc_read_check(struct rref_future *f);                   /* checks the header and the segments */
 
 /* in_flight.c */
 /*

@@ -8,8 +8,8 @@
 #include "core/session/session.h"
 
 /*
- * The engine's hold stays until the device or the peer is done with it: what is in flight cannot be
- * recalled. The landing block is quarantined till then.
+ * Ends the read from outside. The engine's hold stays until the device or the peer is done: a READ
+ * in flight cannot be recalled. The landing block is quarantined till then.
  */
 void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
@@ -26,7 +26,7 @@ void rc_read_release(struct rref_future *f)
 	rc_landing_put(f->landing);
 }
 
-/* The value is this worker's own. */
+/* Ends the wait with a value of this worker's own. */
 static void read_here(struct rref_future *f, struct rc_value *v)
 {
 	f->type = v->type;

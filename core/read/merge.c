@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Runs: small values of one owner that lie side by side there are brought by one READ, each with
- * its header, into the very landing places that each would have had alone. A device works on so
- * many READs a second, not on so many bytes; so a batch costs it a fraction.
+ * Runs: small values that lie side by side at one owner are brought by one READ. Each value and its
+ * header go into the landing place that a READ of its own would use. A device's READs per second
+ * are limited more than its bytes. So a batch costs it a fraction.
  *
- * Side by side means that nothing lies between but the padding to a cache line, which belongs to
- * the value before it: no byte is read that belongs to none of them. The padding lands behind its
+ * Side by side means that only the padding to a cache line lies between two values. The padding
+ * belongs to the value before it, so no byte is read that belongs to neither. It lands behind its
  * value, where the block has room for it.
  *
- * Each operation keeps its own header, check and result. The READ has one status, though: if it was
- * refused, it is not known for whose sake, and each of them is read again alone.
+ * Each operation keeps its own header, check and result. The READ has one status, though. A refusal
+ * does not say which value it is for, so each of them is read again alone.
  */
 #include "base/fast.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
 
-/* Beyond it a READ is long, not frequent: values would only wait for one another. */
+/* the largest run: beyond it a READ takes long, and values would only wait for one another */
 #define RUN_BYTES (UINT64_C(16) << 10)
 
 static uint64_t to_line(uint64_t n)
@@ -29,7 +29,10 @@ static bool before(const struct rref_future *a, const struct rref_future *b, enu
 						      : a->loc.addr < b->loc.addr;
 }
 
-/* Few, and mostly in order or in the reverse of it. */
+/*
+ * Sorts by insertion, after a reversal if need be. There are few reads, mostly in order or in the
+ * reverse of it.
+ */
 static void sort(struct rref_future **f, unsigned n, enum rv_kind kind)
 {
 	if (before(f[n - 1], f[0], kind))
@@ -49,7 +52,7 @@ static void sort(struct rref_future **f, unsigned n, enum rv_kind kind)
 	}
 }
 
-/* Whether b can follow a in one READ. Both are reads of one message each. */
+/* Returns whether b can follow a in one READ. Both are reads of one message each. */
 static bool joins(const struct rref_future *a, const struct rref_future *b, enum rv_kind kind)
 {
 	return RB_FAST(!a->alone) && !b->alone && a->loc.rkey[kind] == b->loc.rkey[kind] &&
@@ -95,7 +98,7 @@ void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
 		f[i]->outstanding = 1;
 	}
 	runs->first[runs->nr] = n;
-	/* Now that their lengths are final. */
+	/* Set last, when the lengths are final. */
 	for (unsigned i = 0; i < runs->nr; i++) {
 		const struct rv_sge *s = runs->r[i].more - RV_READ_SGE;
 

@@ -3,20 +3,20 @@
  * Reads: from a known location to bytes here, by one-sided READs.
  *
  * A value that fits one message is read with its header by a single READ into a single landing
- * piece. Larger ones, and ranges, are read in pieces (read/split.c), and the header last, behind
- * them on the same connection: the order of READs on a reliable connection makes it a check of all
- * that came before.
+ * piece. Larger values, and ranges, are read in pieces (read/split.c). Their header comes last,
+ * behind the pieces on the same connection. READs on a reliable connection keep their order, so the
+ * header checks all that came before.
  *
  * The header's landing place is filled with ones before posting. On SoftRoCE a garbled answer was
  * seen to end a READ with success and no data; the ones show it. A header with another nonce, or a
  * scrubbed one, is -ESTALE, never wrong bytes.
  *
- * A value that wraps the program's memory has its header elsewhere. It is read like one in pieces,
- * with keys of its own: the payload first, the header behind it, and one doorbell for both if the
- * payload is one message.
+ * A value that wraps the program's memory has its header elsewhere. It is read in pieces too, with
+ * keys of its own: the payload first, the header behind it. One doorbell serves both if the payload
+ * is one message.
  *
- * Who works on an operation: first the thread that starts it, then, once pieces are at a device
- * that reports by events, only the holder of the progress lock.
+ * An operation belongs first to the thread that starts it. Once pieces are at a device that reports
+ * by events, only the holder of the progress lock works on it.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -29,9 +29,9 @@
 #include "core/read/read.h"
 #include "core/session/session.h"
 
-#define INLINE_MAX 2u /* pieces that a provider is asked for at once that copies them at once */
+#define INLINE_MAX 2u /* pieces asked for at once from a provider that copies them at once */
 
-/* What is copied of a payload over shm before others get their turn. */
+/* Bytes copied of a payload over shm before others get their turn. */
 #define TURN_BYTES (UINT64_C(1) << 20)
 
 static lock_by_flag void read_done(struct rref_future *f, bool locked);
@@ -46,7 +46,7 @@ bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
 	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
 }
 
-/* The same before read_prepare() has cut the range to the value. */
+/* Returns as rc_read_is_single, before read_prepare() has cut the range to the value. */
 static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 {
 	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
@@ -59,10 +59,10 @@ bool rc_read_all_asked(const struct rref_future *f)
 }
 
 /*
- * Whether the session in which the reference was good is over. Looked at behind the pin, or under
- * the lock: a thread may have found the reference ready, and find a connection of a later session,
- * in which its owner does not keep the value for it. The fence fails the reference before such a
- * connection can be found (conn is stored after it).
+ * Returns whether the session in which the reference was good is over. The caller looks behind the
+ * pin, or under the lock. A thread may find the reference ready, and then a connection of a later
+ * session. In that session the owner does not keep the value for it. The fence fails the reference
+ * before such a connection can be found (conn is stored after it).
  */
 static bool outlived(const struct rref_future *f)
 {
@@ -70,8 +70,8 @@ static bool outlived(const struct rref_future *f)
 }
 
 /*
- * The session stands in which its location was learned: a READ that was lost may be posted again,
- * over another connection.
+ * Returns whether the session in which its location was learned still stands. A lost READ may then
+ * be posted again, over another connection.
  */
 static needs_lock bool may_go_again(const struct rref_future *f, const struct rc_peer *p)
 {
@@ -81,8 +81,8 @@ static needs_lock bool may_go_again(const struct rref_future *f, const struct rc
 }
 
 /*
- * From the beginning: what came before the break is read again too, so that the header vouches for
- * all of it.
+ * Sets the read back to its beginning. Bytes from before the break are read again too, so that the
+ * header vouches for all of it.
  */
 static void begin_again(struct rref_future *f)
 {
@@ -104,8 +104,8 @@ static void note_failure(struct rref_future *f, int status, int wc)
 }
 
 /*
- * Providers whose READs are complete at once: the whole read in the caller's thread, or INLINE_MAX
- * pieces of at most max_msg. False: no connection now.
+ * Reads over a provider whose READs are complete at once. Reads the whole in the caller's thread,
+ * or INLINE_MAX pieces of at most max_msg. Returns false if there is no connection now.
  */
 static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn,
 			uint64_t max_msg, bool whole)
@@ -136,7 +136,7 @@ static bool read_inline(struct rref_future *f, struct rc_peer *p, struct rv_conn
 		}
 		rc_split_unbuild(f, r, (unsigned)posted, n);
 		if (f->again && !f->read_status) {
-			/* It waits for what becomes of the session. */
+			/* The read waits for the session's fate. */
 			begin_again(f);
 			return false;
 		}
@@ -165,9 +165,9 @@ bool rc_read_hard_failure(int posted)
 }
 
 /*
- * Starts reads of one message each, all of one owner, with one doorbell. Not under the lock in
- * general: from the doorbell on, completions are handled by others; only those that were not posted
- * are still ours.
+ * Starts reads of one message each, all of one owner, with one doorbell. The lock need not be held.
+ * From the doorbell on, other threads handle the completions. Only the reads that were not posted
+ * still belong to this thread.
  */
 static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f,
 			 unsigned n, bool locked)
@@ -178,13 +178,13 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 
 	rc_merge_build(p, f, n, &runs);
 	at_add(&ctx->sleep.reads_in_flight, runs.nr);
-	/* The pin; it is given back before the lock is taken, since the fence waits for it with
-	 * the lock held. */
+	/* The pin. It is given back before the lock is taken: the fence waits for it with the lock
+	 * held. */
 	at_add_sc(&p->readers, 1);
 	conn = at_load_sc(&p->conn);
 	for (unsigned i = 0; conn && i < n; i++)
 		if (unlikely(outlived(f[i])))
-			conn = NULL; /* each finds out below */
+			conn = NULL; /* each read finds out below */
 	if (conn && at_load(&p->nr_waiting) == 0) {
 		posted = p->ops->post_reads(conn, runs.r, runs.nr);
 		count_runs(ctx, &runs, posted);
@@ -204,24 +204,25 @@ static void post_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rref_fu
 	}
 }
 
-/* No slot or no connection: wait for one, behind those who wait already. */
+/* Waits for a slot or a connection, behind the reads that wait already. */
 lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 
 	if (!locked)
 		rc_lock(ctx);
-	/* Looked at under the lock: after the shutdown's last sweep nobody would end a read that
+	/* Checked under the lock: after the shutdown's last sweep nobody would end a read that
 	 * begins to wait. */
 	int err = rc_enter(ctx);
 
-	/* What was offered or held in a session that is over is gone; for the others a new one is
+	/* An offer or hold of a session that is over is gone. For the other reads a new session is
 	 * begun. */
 	if (!err && outlived(f))
 		err = -ENOTCONN;
 	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
 		err = -ENOTCONN;
-	/* Before it waits: a failure may fence the peer, which ends all reads that do. */
+	/* Comes before the read waits: a failure may fence the peer, which ends all reads that
+	 * wait. */
 	if (!err)
 		err = rc_peer_want(ctx, p);
 	if (err) {
@@ -240,7 +241,8 @@ lock_by_flag void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool lo
 }
 
 /*
- * Before anything is posted: bounds, landing buffer, a header's place that tells whether one came.
+ * Checks the bounds, gets the landing buffer, and marks the header's place before anything is
+ * posted. The mark tells whether a header came.
  */
 static int prepare_quietly(struct rref_future *f)
 {
@@ -266,7 +268,7 @@ static int prepare_quietly(struct rref_future *f)
 	return err;
 }
 
-/* False: the read has ended with an error. */
+/* Prepares f. Returns false if the read has ended with an error. */
 static bool read_prepare(struct rref_future *f, bool locked)
 {
 	int err = prepare_quietly(f);
@@ -279,8 +281,8 @@ static bool read_prepare(struct rref_future *f, bool locked)
 }
 
 /*
- * Reads that are complete when they are posted: in this thread, under the pin. False: no connection
- * or no slot now.
+ * Starts reads that are complete when they are posted: in this thread, under the pin. Returns false
+ * if there is no connection or no slot now.
  */
 static bool start_inline(struct rref_future *f, struct rc_peer *p)
 {
@@ -318,7 +320,7 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 		post_singles(ctx, p, &f, 1, locked);
 		return;
 	}
-	/* Several pieces: their books are kept under the lock from the first doorbell on. */
+	/* The books of several pieces are kept under the lock from the first doorbell on. */
 	if (!locked)
 		rc_lock(ctx);
 	struct rv_conn *conn = at_load(&p->nr_waiting) == 0 && !outlived(f) ? at_load(&p->conn)
@@ -331,8 +333,8 @@ lock_by_flag void rc_read_start(struct rref_future *f, bool locked)
 }
 
 /*
- * As if it had been started here and all of it were at the device. Under the lock, or nobody else
- * knows f.
+ * Sets f up as if it had been started here and all of it were at the device. Called under the lock,
+ * or while nobody else knows f.
  */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v)
 {
@@ -349,8 +351,8 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 }
 
 /*
- * Many reads of one owner, whose handles and locations are set: one doorbell for those that are one
- * message each.
+ * Starts many reads of one owner, whose handles and locations are set. Posts the reads of one
+ * message each with one doorbell.
  */
 void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f, unsigned n)
 {
@@ -386,8 +388,8 @@ static needs_lock void wait_first(struct rref_future *f, struct rc_peer *p)
 }
 
 /*
- * The reads of one message each at the head of the queue, with one doorbell. False: not all of them
- * found a slot.
+ * Starts the reads of one message each at the head of the queue, with one doorbell. Returns false
+ * if some of them found no slot.
  */
 static needs_lock bool pump_singles(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
@@ -441,7 +443,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			/* timed out or cancelled while it waited: nothing is in flight */
 			read_done(f, true);
 		} else if (f->is->resume && p->reads_inline) {
-			f->is->resume(f); /* in turns, and not under the lock */
+			f->is->resume(f); /* goes on in turns, and without the lock */
 		} else if (p->reads_inline) {
 			if (!read_inline(f, p, conn, p->max_msg, true)) {
 				wait_first(f, p);
@@ -457,7 +459,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	}
 }
 
-/* A READ of f's has ended. in_run: it brought others too. */
+/* Ends a READ of f's. in_run: the READ brought other values too. */
 static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_run)
 {
 	struct rc_peer *p = read_peer_of(f);
@@ -473,10 +475,10 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 	bool wanted = rc_op_wanted(f);
 
 	if (f->pieces_at && rc_split_ended(f, p))
-		return; /* it has further ones */
+		return; /* further READs of f are at the device */
 	if (f->outstanding)
 		return;
-	/* None of it is at a device any more. */
+	/* No device works on f any more. */
 	if (f->again && !f->read_status && wanted && may_go_again(f, p)) {
 		begin_again(f);
 		f->retried = true; /* the caller pumps */
@@ -506,7 +508,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 	struct rc_peer *p = read_peer_of(f);
 
 	for (bool in_run = f->merged_next; f; f = next) {
-		next = f->merged_next; /* before: f may be over behind it */
+		next = f->merged_next; /* read first: f may be over behind it */
 		f->merged_next = NULL;
 		ended(f, status, wc, in_run);
 	}
@@ -514,8 +516,8 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 }
 
 /*
- * No device touches the operation any more: its result, if it still wants one, and the engine's
- * hold.
+ * Ends an operation that no device touches any more. Makes its result, if it still wants one, and
+ * gives back the engine's hold.
  */
 static lock_by_flag void read_done(struct rref_future *f, bool locked)
 {
@@ -547,8 +549,8 @@ static lock_by_flag void read_done(struct rref_future *f, bool locked)
 }
 
 /*
- * Over shm a payload is copied in turns, so that neither the lock nor the thread that found it is
- * held for long.
+ * Copies a turn of a payload over shm. Turns keep the lock and the copying thread free for other
+ * work.
  */
 static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 {
@@ -572,9 +574,9 @@ static needs_lock void turn_inline(struct rref_future *f, struct rc_peer *p)
 }
 
 /*
- * A payload's READ begins, or over shm goes on: f->fetch, peer and loc are set. It ends in the
- * kind's over(). The buffer is got without the lock, since a large one may have to be registered
- * first.
+ * Begins a payload's READ, or over shm goes on with it: f->fetch, peer and loc are set. The READ
+ * ends in the kind's over(). The buffer is got without the lock, since a large one may have to be
+ * registered first.
  */
 void rc_read_turn(struct rref_future *f)
 {
@@ -589,8 +591,8 @@ void rc_read_turn(struct rref_future *f)
 		if (err)
 			note_failure(f, err, -1);
 	}
-	/* The epoch is looked at under the lock, and a connection of another session is never used
-	 * for it. */
+	/* The epoch is checked under the lock. A connection of another session is never used for
+	 * it. */
 	if (!rc_same_session(ctx, p->rank, f->fetch->epoch))
 		note_failure(f, -ENOTCONN, -1);
 	if (f->read_status || !rc_op_wanted(f))

@@ -15,14 +15,14 @@ void rc_read_release(struct rref_future *f);
 /* read.c */
 void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
 needs_lock void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p);
-/* at once, or when its last piece has come back */
+/* Fails the read at once, or when its last piece has come back. */
 needs_lock void rc_read_fail(struct rref_future *f, int status);
 needs_lock void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc);
-/* of a payload. Lets go of the lock meanwhile. */
+/* Goes on with a payload's READ. Lets go of the lock meanwhile. */
 needs_lock void rc_read_turn(struct rref_future *f);
 
 /* to_here.c */
-/* for value or location */
+/* Waits for value or location. */
 needs_lock void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline);
 
 /* split.c */
@@ -32,13 +32,16 @@ needs_lock void rc_split_stop(struct rc_peer *p);   /* its connection ends */
 int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out);
 
 /* in_flight.c */
-/* false: not of a flight */
+/* Returns false if the cookie is not of a flight. */
 needs_lock bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie,
 				   int status, int wc);
-/* no device touches their landing places any more */
+/* Fails all flights. No device touches their landing places any more. */
 needs_lock void rc_in_flight_all_fail(struct rref_ctx *ctx, int status);
 
-/* What is said of a READ whose connection broke under it: nothing about the READ itself. */
+/*
+ * Returns whether the READ's connection broke under it. Such a status says nothing about the READ
+ * itself.
+ */
 static inline bool rc_read_lost(int status)
 {
 	return status == -ECONNRESET || status == -ETIMEDOUT || status == -ENOTCONN ||

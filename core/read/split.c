@@ -2,21 +2,23 @@
 /*
  * Reads in pieces: of values and ranges that no single READ brings, over hardware.
  *
- * What counts is what all of them have in flight together over one connection: a slow link has to
- * deliver it within an ACK time-out, or it is asked for again, and again, until the link carries
- * nothing but repetitions (seen between two emulated hosts with 8 MiB in flight); and a small read
- * posted behind it waits for all of it. So a connection has room for ROOM bytes: several times what
- * a 100 Gb/s fabric holds in a round trip, and some 100 us of such a link. One read at a time has
- * its turn, for TURN bytes or a little more, and then goes behind the others: values of that size
- * come one after the other, not all at the end, and no larger one keeps them from coming. It is
- * posted with one doorbell for LEAST bytes or more, once there is room for so much.
+ * The limit is on the bytes that all of them have in flight together over one connection. A slow
+ * link has to deliver them within an ACK time-out. Otherwise they are asked for again and again,
+ * until the link carries nothing but repetitions. That was seen between two emulated hosts with 8
+ * MiB in flight. A small read posted behind them waits for all of it, too.
+ *
+ * So a connection has room for ROOM bytes. That is several times what a 100 Gb/s fabric holds in a
+ * round trip, and some 100 us of such a link. One read at a time has its turn, for TURN bytes or a
+ * little more. Then it goes behind the others. So values of that size come one after the other, not
+ * all at the end, and no larger value holds them up. A turn is posted with one doorbell for LEAST
+ * bytes or more, once there is room for so much.
  *
  * Payloads and ranges of one message whose header is a READ of its own need no turn and take no
  * room, as single READs.
  *
- * Pieces of two connections are never mixed: what the header says that came over one is said of
- * what came before it there. When a connection ends, reads that were at it begin again, once those
- * of their pieces that are in flight have come back.
+ * Pieces of two connections are never mixed: a header vouches only for bytes that came before it on
+ * its own connection. When a connection ends, its reads begin again, once their pieces in flight
+ * have come back.
  */
 #include "core/ctx.h"
 #include "core/read/internal.h"
@@ -112,7 +114,7 @@ static needs_lock void split_take(struct rc_split *q, struct rref_future *f)
 	q->nr_reads--;
 }
 
-/* All for which there is room, one piece at least; what is left waits. As post_reads. */
+/* Posts all pieces for which there is room, at least one. The rest waits. Returns as post_reads. */
 static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_split *q = &p->pieces;
@@ -154,8 +156,8 @@ bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *co
 			rc_read_fail(f, posted);
 			return true;
 		}
-		/* Nobody's piece would end, and have it go on; or those that it would wait for may
-		 * have their turn later than it. */
+		/* Waits for a slot, not for a turn. With no piece out, no piece's end would make it
+		 * go on. And a short read could wait for reads whose turn comes after its own. */
 		if (posted <= 0 && (!q->outstanding || is_short(f, p)))
 			return false;
 	}
@@ -170,7 +172,7 @@ bool rc_split_ended(struct rref_future *f, struct rc_peer *p)
 	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
 
 	if (same) {
-		/* Mostly of that length; the last one settles what is left. */
+		/* Pieces mostly have that length; the last one settles the rest. */
 		uint64_t bytes = f->outstanding ? min_of(f->bytes_at, p->max_msg) : f->bytes_at;
 
 		f->bytes_at -= bytes;
@@ -200,8 +202,8 @@ void rc_split_go_on(struct rc_peer *p)
 		if (rc_read_hard_failure(posted)) {
 			rc_read_fail(f, posted);
 		} else if (posted <= 0 && q->outstanding) {
-			/* until a piece has ended: no place in the send queue, or a connection
-			 * that breaks */
+			/* Waits until a piece has ended: there is no place in the send queue, or
+			 * the connection breaks. */
 			split_put(q, f, true);
 			return;
 		} else if (posted <= 0) {
@@ -224,7 +226,7 @@ void rc_split_stop(struct rc_peer *p)
 
 		q->nr_reads--;
 		if (f->outstanding)
-			continue; /* rc_split_ended */
+			continue; /* rc_split_ended goes on with it */
 		list_add_tail(&p->waiting, &f->node);
 		at_add(&p->nr_waiting, 1);
 	}

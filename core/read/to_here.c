@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * to_here and its kin: which way a reference's value comes here.
+ * to_here and its kin: the way by which a reference's value comes here.
  *
  *   owner, value ready      an alias, at once
  *   user, location known    READ, on this thread, without the progress lock
@@ -25,8 +25,8 @@
 #include "core/session/session.h"
 
 /*
- * Parks f in the machine until value, location or error is known: WAITED goes on with it. The
- * engine's hold on f is consumed if that fails, which completes the future. f->handle is set.
+ * Parks f in the machine until value, location or error is known: WAITED goes on with it. Consumes
+ * the engine's hold on f if that fails, which completes the future. f->handle is set.
  */
 void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
@@ -37,14 +37,14 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 	struct rp_event ev = {
 		.type = RP_EV_WAIT, .id = ref->id, .fork = rc_fork_of(ref), .cookie = rc_op_token(f)
 	};
-	/* Looked at under the lock: after the shutdown's last sweep nobody would end what is
-	 * parked. */
+	/* Checked under the lock: after the shutdown's last sweep nobody would end a parked
+	 * operation. */
 	int err = at_load_acq(&ref->state) == RC_H_FAILED ? rc_handle_error(ref) : rc_enter(ctx);
 	bool told = err;
 
 	if (told && at_load(&ref->state) == RC_H_FAILED)
 		f->about = ref->about;
-	f->parked = true; /* before the step: its answer may come at once */
+	f->parked = true; /* set before the step: its answer may come at once */
 	if (!err)
 		err = rc_step(ctx, &ev, NULL);
 	if (err) {
@@ -55,8 +55,8 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 }
 
 /*
- * Starts the operation for [f->offset, +f->length) of ref. The engine's hold on f is consumed in
- * every case; failures complete the future.
+ * Starts the operation for [f->offset, +f->length) of ref. Consumes the engine's hold on f in every
+ * case. Failures complete the future.
  */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
@@ -107,7 +107,7 @@ int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, str
 		rc_lock(ctx);
 		rc_op_end(ctx, f, -ETIMEDOUT, "the value did not come in time");
 		rc_unlock(ctx);
-		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
+		rc_op_wait(f, INT64_MAX); /* complete, or its completer is about to complete it */
 	}
 	err = f->status ? rc_op_error(f) : 0;
 	if (!err) {
@@ -124,8 +124,7 @@ int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeou
 	struct rref_future *f;
 	int err = rc_op_get(ref->ctx, &rc_read_kind, 0, &f);
 
-	/* Back-pressure: the time runs from here, and what is left of it is not much longer than
-	 * it would be. */
+	/* Back-pressure: the time runs only from here, since the first try took hardly any. */
 	if (unlikely(err == -EAGAIN))
 		err = rc_op_get(ref->ctx, &rc_read_kind, rc_deadline(ref->ctx, timeout), &f);
 	if (err)
@@ -172,7 +171,7 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 		deadline = rc_deadline(ctx, timeout);
 		rc_lock(ctx);
 		err = rc_wait_until(ctx, may_go_on, &g, deadline);
-		/* No slot has to come in time: the flight keeps the landing buffer if it has to. */
+		/* A slot need not come in time: the flight then keeps the landing buffer. */
 		bool left = err && rc_in_flight_leave(ctx, fl, NULL, v, status);
 
 		rc_unlock(ctx);
@@ -199,9 +198,9 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 }
 
 /*
- * A creator's read, which mostly comes while its creation is under way: until that is over, so that
- * no operation has to be parked for it. What it came to, the reference says. *timeout is what is
- * left of the time. 0, or -ETIMEDOUT with a text.
+ * Waits until a creation that is under way is over, for a read by the creator. So no operation has
+ * to be parked for it. The reference tells the creation's result. *timeout is the time that is
+ * left. Returns 0, or -ETIMEDOUT with a text.
  */
 static int wait_for_creation(struct rref *ref, int64_t *timeout)
 {
@@ -235,7 +234,7 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 	return 0;
 }
 
-/* Whatever is not quick. With scopes on, nothing is. */
+/* Goes every way that is not quick. With scopes on, no way is quick. */
 static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
 					     struct rref_view **out)
 {
@@ -246,7 +245,7 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
 	if (RB_FAST(!ref->owned && ref->creator && at_load_acq(&ref->state) < RC_H_READY))
 		err = wait_for_creation(ref, &timeout);
 	if (err)
-		; /* it has its words */
+		; /* the error has its words */
 	else if (rc_read_ready_here(ref))
 		*out = rc_read_alias(ref);
 	else if (at_load_acq(&ref->quick))
@@ -263,7 +262,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 
 	if (unlikely(err))
 		return err;
-	/* Acquire: partner of rc_handle_ready. */
+	/* Acquire: pairs with rc_handle_ready. */
 	return at_load_acq(&ref->quick) ? rc_fast_read(ref, timeout, out)
 					: to_here(ref, timeout, out);
 }
@@ -362,7 +361,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 		rc_op_put(f);
 	} else {
 		rc_read_begin(ref, f, deadline);
-		/* its waiter may come late, or never: the poller has to be awake for it */
+		/* The waiter may come late or never: the poller has to be awake for it. */
 		if (!rref_future_test(f))
 			rc_kick(ctx);
 	}
