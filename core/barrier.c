@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Barriers: a star around rank 0, which tells all when the last one has come. */
+/* Barriers: a star around rank 0, which tells all workers when the last of them has come. */
 #include "core/engine.h"
 #include "core/session/session.h"
 
@@ -37,12 +37,12 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 	    ctx->end.barrier_sent <= ctx->end.barrier_done ||
 	    ctx->end.barrier_seen[rank] > ctx->end.barrier_done)
 		return false;
-	/* Slow is not dead: it had a session that ended, or there is no process any more that
-	 * would take one. */
+	/* A slow worker is not dead. A dead worker had a session that ended, or no process is left
+	 * that would take a session. */
 	return rank == 0 || at_load(&p->alive) || !(p->ever_up || p->nobody);
 }
 
-/* Rank 0: is the next barrier complete? Workers that died do not come any more. */
+/* Completes the next barrier on rank 0 if all living workers have come to it. */
 void rc_barrier_check(struct rref_ctx *ctx)
 {
 	if (ctx->rank != 0 || !ctx->end.barrier_seen ||
@@ -66,7 +66,9 @@ void rc_barrier_check(struct rref_ctx *ctx)
 bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t word)
 {
 	uint64_t number = word >> 1;
-	/* The last one again: its sender lost a session, and does not know if it came. */
+	/*
+	 * The sender lost a session and repeats its last message, since it cannot know if it came.
+	 */
 	bool again = ctx->rank == 0 && number && number == ctx->end.barrier_seen[from->rank];
 
 	if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->end.barrier_seen[from->rank] + 1))
@@ -75,8 +77,8 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 	if (!again && number > ctx->end.barrier_done && (word & 1))
 		ctx->end.barrier_busy |= BUSY_BIT(number);
 	if (number <= ctx->end.barrier_done) {
-		/* It was given up for dead, and only its session had ended: it missed the answer
-		 * alone. */
+		/* This worker was given up for dead, but only its session had ended. So it missed
+		 * only the answer. */
 		struct rw_message late = { .frame.type = RW_BARRIER_DONE,
 					   .u.number = barrier_word(ctx, number) };
 

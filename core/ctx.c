@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Contexts: joining a group, who is in it, and freeing. Leaving it is shutdown.c. */
+/* Contexts: joining a group, its members, and freeing. Leaving a group is in shutdown.c. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -28,9 +28,9 @@
 #define BOUND_MIN ((size_t)2 << 20)
 #define WAITING_MAX (1u << 20)
 #define OPS_MAX (1u << 24)
-#define REGION_MAX ((size_t)1 << 31) /* all as for their variables, options.c */
+#define REGION_MAX ((size_t)1 << 31) /* each is the same bound as for its variable in options.c */
 
-/* Forgets all that the forking thread was in the middle of: that is the parent's affair. */
+/* Forgets the state of the forking thread, which belongs to the parent. */
 static void on_fork_child(void)
 {
 	rc_fast_fork_child();
@@ -41,9 +41,9 @@ static void on_fork_child(void)
 }
 
 /*
- * Keeps this library where it is, also where it is linked into a plug-in that is unloaded: threads
- * that have used it end later, and run destructors of it (jemalloc's, our own). The shared library
- * is linked with -z nodelete for the same reason.
+ * Keeps this library loaded, even if it is linked into a plug-in that is unloaded. Threads that
+ * have used it end later, and run its destructors (jemalloc's, our own). The shared library is
+ * linked with -z nodelete for the same reason.
  */
 static void stay_loaded(void)
 {
@@ -182,19 +182,19 @@ static int open_devices(struct rref_ctx *ctx, const char *text)
 	if (c.use_ibv && !(err && c.must)) {
 		int e = open_device(ctx, &rv_ibv_ops, &c);
 
-		/* auto: a machine without RDMA is fine as long as its peers are here;
-		 * rc_peers_open tells. */
+		/* auto: a machine may lack RDMA if all its peers are here. rc_peers_open tells if
+		 * one is not. */
 		err = c.must || (err && e) ? e : 0;
 	}
 	if (!err || !shm_err)
 		return err;
-	/* shm needs no hardware: what keeps it from working is the news, that there is no RDMA
-	 * mostly is none. */
+	/* shm needs no hardware, so the text tells first why it does not work. A lack of RDMA is
+	 * common. */
 	return rc_fail(-shm_err, "no usable device: shm: %.300s; ibv: %.150s",
 		       ctx->device[RV_SHM].why_not, ctx->device[RV_IBV].why_not);
 }
 
-/* A device that no peer is reached by would only pin memory. */
+/* Closes the devices that reach no peer, since they would only pin memory. */
 static void close_unused(struct rref_ctx *ctx)
 {
 	for (int k = 0; k < RV_NR_KINDS; k++) {
@@ -243,7 +243,7 @@ is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
 
 	rc_pool_close(ctx);
 	rc_poller_close(ctx);
-	rc_log_flush(ctx); /* while the log function can still ask for counters */
+	rc_log_flush(ctx); /* flushed while the log function can still ask for counters */
 	rc_scopes_close(ctx);
 	rp_destroy(ctx->op.machine);
 	if (ctx->op.chunk)
@@ -340,8 +340,10 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	return ctx;
 }
 
-/* Keeps an errno that rref_init's block lists. Limits and refusals of the system become the two
- * that are meant for them. */
+/*
+ * Keeps an errno that rref_init's block lists. Limits of the system become ENOMEM. Refusals, and
+ * any errno that is not listed, become EIO.
+ */
 static int listed(int err)
 {
 	static const int list[] = { EINVAL,	  EEXIST,	   ENODEV,	  ENOMEM, ETIMEDOUT,
@@ -448,7 +450,8 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		goto fail;
 	}
 	*out = ctx;
-	rc_error_clear(); /* of a provider that is not there, say */
+	/* clears the text of an attempt that failed, say for a missing provider */
+	rc_error_clear();
 	return 0;
 fail:
 	if (ctx)
@@ -470,14 +473,14 @@ is_alone void rref_free_ctx(struct rref_ctx *ctx)
 	}
 	if (at_load_acq(&ctx->state) != RC_CTX_SHUT)
 		rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0);
-	/* Another thread may be in rref_shutdown, and has to be out of it. */
+	/* Another thread may be in rref_shutdown, and has to leave it first. */
 	while (at_load_acq(&ctx->end.closing))
 		rc_pause(&turn);
 	rc_lock(ctx);
-	rc_unlock(ctx); /* takes care of what was dropped last */
+	rc_unlock(ctx); /* the unlock finishes the references dropped last */
 	struct rref *h;
 
-	/* Handles that the program never released: their memory goes with the context. */
+	/* The program never released these handles: their memory goes with the context. */
 	while ((h = rc_handle_next(ctx, NULL)))
 		rc_handle_free(h);
 	rc_wraps_close(ctx);

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc: the runtime's own types. What a context is made of, and who may touch what.
+ * rc: the runtime's own types: the parts of a context, and the threads that may touch them.
  *
  * One lock (ctx->lock, "the progress lock") guards all control state: the protocol machine,
- * sessions, queues, the devices' [progress] calls. It is held for one step or some looks, which end
- * when anybody wants it; never while sleeping and never while the program's code runs: that is
- * queued as hooks, and run by hook.c.
+ * sessions, queues, the devices' [progress] calls. A thread holds it for one step or a few looks,
+ * and stops when another thread wants it. It is never held while a thread sleeps or runs the
+ * program's code. That code is queued as hooks, and hook.c runs them.
  *
- * Starting a read of one message does not take it: a ready handle's location is constant (published
- * by handle->state), operations come from a lock-free slab, and a connection is pinned by
- * peer->readers (see the fence in peer.c). Over shm such a read also ends without it; over ibv
- * completions are taken by whoever gets the lock without waiting.
+ * Starting a read of one message does not take the lock. A ready handle's location is constant
+ * (published by handle->state). Operations come from a lock-free slab. peer->readers pins the
+ * connection (see the fence in peer.c). Over shm such a read also ends without the lock. Over ibv
+ * the thread that gets the lock without waiting takes the completions.
  *
  * Guards: under_lock, the progress lock (core/base/locked.h, which clang checks); [atomic]; [const]
- * after creation; [op] the thread that completes the operation (its state CAS won, or a call's
- * answer under the lock).
+ * after creation. [op]: the thread that completes the operation. Its state CAS won, or it completes
+ * a call's answer under the lock.
  */
 #ifndef RC_H
 #define RC_H
@@ -56,7 +56,8 @@
 #include "verbs/rv.h"
 
 #define RC_BATCH_MAX 32u /* reads posted with one doorbell */
-#define RC_PIECE_MAX (UINT64_C(256) << 10) /* of a READ over hardware; see read/split.c */
+/* bytes of a piece of a READ over hardware; see read/split.c */
+#define RC_PIECE_MAX (UINT64_C(256) << 10)
 
 enum rc_ctx_state { RC_CTX_STARTING, RC_CTX_RUNNING, RC_CTX_CLOSING, RC_CTX_SHUT };
 
@@ -68,7 +69,7 @@ struct rc_counters {
 	uint64_t resumed under_lock, sent_again under_lock, not_again under_lock;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
 	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
-	/* beside calls: plain ones of inline functions; written under the lock */
+	/* plain calls of inline functions, not in `calls`; written under the lock */
 	_Atomic uint64_t inline_calls;
 	uint64_t sent_by_kind[RW_NR_KINDS] under_lock, received_by_kind[RW_NR_KINDS] under_lock;
 	uint64_t sent_bytes under_lock, received_bytes under_lock;
@@ -76,7 +77,7 @@ struct rc_counters {
 };
 
 struct rref_ctx {
-	/* [const] of this process' contexts; addresses come again, it does not */
+	/* [const] number that no other context of this process has; addresses are used again */
 	uint64_t serial;
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t rank, world;

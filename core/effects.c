@@ -27,7 +27,7 @@ static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect 
 	if (likely(e->peer != ctx->rank))
 		rc_send_or_fence(ctx, e->peer, &m);
 	else if (rc_send(ctx, ctx->rank, &m)) {
-		/* No session ends that would put a lost one right, so it is not put into a
+		/* No session ends that would repair a lost message, so it is handled without a
 		 * queue. */
 		struct rp_event ev = { .type = RP_EV_MSG, .peer = ctx->rank, .msg = &m.u.proto };
 
@@ -88,7 +88,7 @@ static needs_lock void effect_ready(struct rref_ctx *ctx, const struct rp_effect
 		in->ready(ctx, in);
 }
 
-/* A wait is over: the owner's alias, or the location from which to read, or the error. */
+/* Ends a wait with the owner's alias, the location to read from, or the error. */
 static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effect *e)
 {
 	struct rref_future *f = rc_op_find(ctx, e->cookie);
@@ -106,7 +106,7 @@ static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effec
 	} else if (h->owned) {
 		struct rc_value *v = e->value;
 
-		/* Once: from then on threads read it without the lock. */
+		/* Written once: from then on threads read it without the lock. */
 		if (at_load(&h->state) != RC_H_READY) {
 			h->value = v;
 			at_store_rel(&h->state, RC_H_READY);
@@ -131,8 +131,8 @@ static void created(const struct rp_effect *e)
 	if (!f)
 		return;
 	rc_remote(h)->creation = NULL;
-	/* As with calls: only holders of the lock complete it, so that it may be filled in while
-	 * it is PENDING. */
+	/* Only holders of the lock complete it, as with calls. So it may be filled in while it is
+	 * PENDING. */
 	if (rc_op_wanted(f)) {
 		f->status = e->status;
 		f->about = e->about;
@@ -144,8 +144,8 @@ static void created(const struct rp_effect *e)
 }
 
 /*
- * What an effect leads to (a peer that turns out to be unreachable ...) may step the machine again,
- * which may move the effects. No function above looks at its effect again behind such a call.
+ * Carries out an effect. A consequence of it, such as an unreachable peer, may step the machine
+ * again. That may move the effects. So no function above uses its effect after such a call.
  */
 void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {

@@ -8,7 +8,7 @@
 #include "core/ctx.h"
 
 /* ctx.c */
-/* what rref_init made, in reverse; works at every stage of it */
+/* Frees all that rref_init made, in reverse order. Works at every stage of rref_init. */
 void rc_ctx_destroy(struct rref_ctx *ctx);
 
 /* router.c */
@@ -17,19 +17,20 @@ needs_lock void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const voi
 			   uint32_t length);
 
 /* effects.c */
-needs_lock void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e); /* carries it out */
+/* carries out the effect */
+needs_lock void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e);
 
 /* barrier.c */
-/* Messages of barriers. False: from broke the protocol. */
+/* Handle messages of barriers. Return false if the sender broke the protocol. */
 needs_lock bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t word);
 needs_lock bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from,
 					uint64_t word);
 needs_lock void rc_barrier_check(struct rref_ctx *ctx);
-/* rank 0: is it this one that has not come? */
+/* Returns whether rank 0 waits for this worker at the current barrier. */
 needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);
 
 /* progress.c */
-extern const struct rc_engine rc_engine; /* see base/wait.h, also for what is in it */
+extern const struct rc_engine rc_engine; /* see base/wait.h, which also describes its members */
 needs_lock bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int rc_progress_locked(struct rref_ctx *ctx, bool slow); /* returns events handled */
 needs_lock int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks);
@@ -41,19 +42,23 @@ void rc_hands_fork_child(void);
 int rc_poller_open(struct rref_ctx *ctx);
 void rc_poller_close(struct rref_ctx *ctx);
 void rc_blocking(int delta);
-/* Hooks wait: all hands are away, or in the manual mode rc_hooks_deep. */
+/* Returns whether hooks have to wait: all hands are away, or in the manual mode rc_hooks_deep. */
 needs_lock bool rc_hooks_blocked(const struct rref_ctx *ctx);
 
 /* shutdown.c, serving.c */
 extern const struct rc_op_kind rc_barrier_kind;
 /*
- * Begins or goes on to wait for a barrier: f ends with it. Rank 0 is told, unless it was since the
- * last fence. Returns the error of telling it; f waits all the same. Lets go of the lock meanwhile.
+ * Begins a wait for a barrier, or continues it; f ends with the barrier. Tells rank 0, unless rank
+ * 0 was told since the last fence. Returns the error of telling it; f waits all the same. Lets go
+ * of the lock meanwhile.
  */
 needs_lock int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number,
 			       struct rc_calm *calm, int64_t deadline);
 needs_lock void rc_serve_look(struct rref_ctx *ctx);
-/* no thread is in rref_serve, or will be: closing is set */
+/*
+ * Ends rref_serve and waits until no thread is in it. `closing` is set, so no thread enters it
+ * later.
+ */
 void rc_serve_end(struct rref_ctx *ctx);
 
 #endif

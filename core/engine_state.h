@@ -14,10 +14,10 @@ struct rc_engine;
 struct rc_hands;
 struct rc_leaks;
 
-/* Whether calls were served or under way here at a barrier, or have been since the one before. */
+/* Signs of calls that were served or under way here at a barrier, or since the one before. */
 struct rc_calm {
 	uint64_t begun; /* calls_begun at the last barrier */
-	bool idle;      /* and whether this worker was idle at it */
+	bool idle;      /* this worker was idle at that barrier */
 };
 
 /* Turns of the engine. */
@@ -25,9 +25,11 @@ struct rc_turns {
 	const struct rc_engine *engine;   /* [const] base/wait.h */
 	int64_t next_tick under_lock;
 	int64_t polled_slow_at under_lock;
-	/* the clock, as who makes a turn read it; 0: not for this one */
+	/*
+	 * time on the clock as read by the thread that makes the turn; 0: this turn did not read it
+	 */
 	int64_t turn_at under_lock;
-	uint32_t quick_turns under_lock; /* of rref_progress that did not look at the clock */
+	uint32_t quick_turns under_lock; /* turns of rref_progress without a look at the clock */
 	struct rc_hands *hands;                   /* [const] NULL: manual mode. poller.c */
 	_Atomic bool has_poller;
 	enum rref_progress_mode mode;
@@ -38,17 +40,18 @@ struct rc_turns {
 struct rc_end {
 	_Atomic bool closing;                     /* a thread is in rref_shutdown */
 	uint64_t barrier_sent under_lock, barrier_done under_lock;
-	/* bit n % 64: somebody was busy at barrier n, or since the one before */
+	/* bit n % 64: a worker was busy at barrier n, or since the one before */
 	uint64_t barrier_busy under_lock;
 	uint32_t *barrier_seen under_lock; /* rank 0: highest barrier each worker reached */
-	struct rref_future *barrier_op under_lock; /* who waits for one here */
-	_Atomic uint32_t serving, serve_stop;     /* a thread is in rref_serve; it is to end */
-	bool came under_lock; /* it has begun the first barrier */
-	bool came_sent under_lock; /* and told rank 0 ... */
-	uint32_t came_fences under_lock; /* ... behind that many fences of its session */
-	struct rc_calm came_calm under_lock; /* at that moment */
+	struct rref_future *barrier_op under_lock; /* the future that waits for a barrier here */
+	/* serving: a thread is in rref_serve; serve_stop: it has to end */
+	_Atomic uint32_t serving, serve_stop;
+	bool came under_lock; /* rref_serve has begun the first barrier */
+	bool came_sent under_lock; /* rank 0 was told */
+	uint32_t came_fences under_lock; /* fences of the session with rank 0 at that moment */
+	struct rc_calm came_calm under_lock; /* state of this worker when it came */
 	bool leak_check;
-	/* the report of the graceful shutdown; NULL = nothing to tell */
+	/* report of the graceful shutdown; NULL = nothing to report */
 	struct rc_leaks *leaks under_lock;
 };
 

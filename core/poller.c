@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The poller: the thread that gives the engine its turns when nobody waits, and that runs the
- * program's code.
+ * The poller: the thread that gives the engine its turns when no other thread waits. It also runs
+ * the program's code.
  *
  * The program's code may take as long as it likes, and the engine must not stand still meanwhile.
- * So the poller is a role, not a thread. A few threads, the hands, can have it. One has it and the
- * others stand by, asleep in a read of a timer. Before the poller goes out into the program's code
- * it starts that timer, if it does not run. The hand that wakes by it looks: if the poller is still
- * out in the same hook, that hand is the poller from then on. A hook that waits in the library
- * gives the role away at once (rc_blocking). A hand that comes back and has lost the role stands
- * by.
+ * So the poller is a role, not a thread. A few threads, the hands, can have it. One hand has it.
+ * The others stand by, asleep in a read of a timer. Before the poller goes out into the program's
+ * code it starts that timer, if it does not run. The timer wakes a hand, which looks whether the
+ * poller is still out in the same hook. If so, that hand is the poller from then on. A hook that
+ * waits in the library gives the role away at once (rc_blocking). A hand that comes back without
+ * the role stands by.
  *
  *   poller   turn, turn, ... hook ......................... (comes back: stands by)
  *   hand     asleep ..... WATCH_NS ...... takes over: turn, turn, hook, turn ...
  *
- * The poller goes out only while another hand stands by. With HANDS - 1 hooks away at once the last
- * hand only makes progress: time-outs come, and further hooks wait for one of those to end.
+ * The poller goes out only while another hand stands by. With HANDS - 1 hooks away at once, the
+ * last hand only makes progress. Time-outs come, and further hooks wait until a hook ends.
  *
  * The poller spins for a bounded time after the last event, then arms the devices, polls again, and
  * sleeps. While it sleeps the devices' descriptors and ctx->sleep.kickfd wake it. Nothing runs
- * while nothing happens: the timer stands.
+ * while nothing happens: the timer is stopped.
  */
 #include <errno.h>
 #include <sched.h>
@@ -42,15 +42,16 @@
 #include "core/op/op.h"
 
 #define HANDS 16u
-#define SPIN_NS (50 * NSEC_PER_USEC)      /* the poller's patience */
-/* how long a hook may be out before another hand takes over */
+#define SPIN_NS (50 * NSEC_PER_USEC)      /* time that the poller spins after the last event */
+/* time that a hook may be out before another hand takes over */
 #define WATCH_NS (5 * NSEC_PER_MSEC)
-#define MORE_NS (100 * NSEC_PER_MSEC)     /* how often a thread is asked for that hooks wait for */
-/* looks in a row without a hook, after which the timer is let stand */
+/* time between two attempts to start a thread while hooks wait for one */
+#define MORE_NS (100 * NSEC_PER_MSEC)
+/* looks in a row without a hook before the timer is stopped */
 #define QUIET 20u
 
 enum hand_state { HAND_NONE, HAND_STARTING, HAND_RUNS };
-/* OUT: the poller, in the program's code. REPLACED: out, and another hand has the role. */
+/* OUT: the poller is in the program's code. REPLACED: it is out, and another hand has the role. */
 enum hand_where { HAND_IN, HAND_OUT, HAND_REPLACED };
 
 struct hand {
@@ -64,15 +65,15 @@ struct hand {
 struct rc_hands {
 	struct hand hand[HANDS];
 	_Atomic(struct hand *) poller;/* written under the lock */
-	unsigned nr under_lock; /* that run or start */
-	unsigned away under_lock; /* of these: lost the role while out, and are not back */
-	uint64_t outings under_lock; /* how often a poller went out */
-	uint64_t seen under_lock; /* of these, at the last look */
-	unsigned quiet under_lock; /* looks in a row without one */
+	unsigned nr under_lock; /* hands that run or start */
+	unsigned away under_lock; /* hands that lost the role while out, and are not back */
+	uint64_t outings under_lock; /* times that a poller went out */
+	uint64_t seen under_lock; /* value of outings at the last look */
+	unsigned quiet under_lock; /* looks in a row without an outing */
 	bool watched under_lock; /* the timer runs */
-	/* the poller waits in its hook: the next look need not be the second */
+	/* the poller waits in its hook: the next look takes the role at once */
 	bool give_away under_lock;
-	int64_t tell_at under_lock; /* no sooner is told again that there is none */
+	int64_t tell_at under_lock; /* time of the next warning that no further thread can be had */
 	int timer;
 	_Atomic bool stop;            /* written under the lock */
 };
@@ -84,7 +85,7 @@ void rc_hands_fork_child(void)
 	my_hand = NULL;
 }
 
-/* In ns from now; 0 stops it. every: again and again. */
+/* Sets the timer to ns from now; 0 stops it. every: it repeats. */
 static void poller_set_timer(const struct rc_hands *h, int64_t ns, bool every)
 {
 	struct itimerspec t = { .it_value = { ns / NSEC_PER_SEC, ns % NSEC_PER_SEC } };
@@ -106,7 +107,7 @@ bool rc_hooks_blocked(const struct rref_ctx *ctx)
 
 static void *hand(void *arg);
 
-/* One more, that stands by. No lock held. */
+/* Starts one more hand, which stands by. The caller must not hold the lock. */
 static int start_hand(struct rref_ctx *ctx)
 {
 	struct rc_hands *h = ctx->turns.hands;
@@ -145,19 +146,23 @@ static int start_hand(struct rref_ctx *ctx)
 			rc_fail(err, "pinning the poller to core %d: %s", ctx->turns.poller_core,
 				rref_strerror(err));
 	}
-	at_store_rel(&me->state, HAND_RUNS); /* partner: rc_poller_close */
+	at_store_rel(&me->state, HAND_RUNS); /* Pairs with rc_poller_close */
 	return -err;
 }
 
 /* ---- the program's code ---- */
 
-/* The next hook, if the poller may go out. It is out then, and the others watch. */
+/*
+ * Takes the next hook, if the poller may go out. The poller is out from then on, and the other
+ * hands watch it.
+ */
 static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
 	struct rc_hook *hook;
 
-	/* Nor once they end: rc_hooks_flush runs what is left, and the timer wakes all of them. */
+	/* No hand goes out once the hands have to end: rc_hooks_flush runs the rest. The timer
+	 * wakes all hands then. */
 	if (at_load(&h->poller) != me || !standing_by(h) || at_load(&h->stop))
 		return NULL;
 	hook = rc_hook_pop(ctx);
@@ -174,26 +179,25 @@ static needs_lock struct rc_hook *go_out(struct rref_ctx *ctx, struct hand *me)
 	return hook;
 }
 
-/* Back from a hook. The role may be another's by now. */
+/* Brings a hand back from a hook. Another hand may have the role by now. */
 static void come_back(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
 
-	/* Partner: poller_look(), which takes the role from a hand that is out, by the same
-	 * word. */
+	/* Pairs with poller_look: it takes the role from a hand that is out, by the same word. */
 	if (likely(at_xchg_ar(&me->where, HAND_IN) == HAND_OUT))
 		return;
 	rc_lock(ctx);
 	h->away--;
 	if (at_load(&ctx->hooks.nr))
-		rc_kick(ctx); /* the poller may have had nobody to stand by for it */
+		rc_kick(ctx); /* perhaps no hand stood by, so the poller could not run the hook */
 	rc_unlock(ctx);
 }
 
 /*
- * Not more hooks than there are now, nor for longer than a tick of the coarse clock: between them
- * the engine has its turns. It would stand still behind many short ones as behind a long one, and
- * no other hand takes over. Returns how many were run.
+ * Runs hooks, at most the number due now, and for at most a tick of the coarse clock. Then the
+ * engine has its turn again. Many short hooks would stop it like a long one, and no other hand
+ * would take over. Returns the number of hooks run.
  */
 static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook)
 {
@@ -214,7 +218,10 @@ static int run_hooks(struct rref_ctx *ctx, struct hand *me, struct rc_hook *hook
 	return n;
 }
 
-/* A hand that stands by woke. True: it is the poller now. */
+/*
+ * Looks after the poller, when a hand that stands by woke. Returns true if that hand is the poller
+ * now.
+ */
 static bool poller_look(struct rref_ctx *ctx, struct hand *me)
 {
 	struct rc_hands *h = ctx->turns.hands;
@@ -226,7 +233,7 @@ static bool poller_look(struct rref_ctx *ctx, struct hand *me)
 
 	out = at_load(&poller->where) == HAND_OUT;
 	take = out && (h->give_away || h->outings == h->seen) && !at_load(&h->stop) &&
-	       at_cas_ar(&poller->where, &is_out, HAND_REPLACED); /* partner: come_back */
+	       at_cas_ar(&poller->where, &is_out, HAND_REPLACED); /* Pairs with come_back */
 	h->give_away = false;
 	if (take) {
 		at_store_rel(&h->poller, me);
@@ -279,7 +286,8 @@ static void sleep_for_all(struct rref_ctx *ctx, struct hand *me, int64_t now, in
 	ctx->sleep.poller_asleep = sleep;
 	rc_unlock(ctx);
 	if (sleep)
-		/* Rounded up: a timer that wakes a moment early would only spin. */
+		/* Rounded up: after a wake-up that comes a moment early, the poller would only
+		 * spin. */
 		epoll_wait(ctx->sleep.epfd, &ev, 1,
 			   (int)((wait + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC));
 	rc_lock(ctx);
@@ -319,8 +327,8 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		int64_t now = now_ns();
 		int n = 0;
 
-		/* Threads that want to do something come first: the poller's turn is never urgent
-		 * while they run. But hooks are. */
+		/* Other threads get the lock first: the poller's turn is never urgent while they
+		 * run. But hooks are urgent. */
 		if (get_lock(ctx)) {
 			bool slow = now >= slow_at;
 
@@ -335,7 +343,9 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 			if (hook)
 				n += run_hooks(ctx, me, hook);
 		}
-		/* No thread could be had when the last one went out: perhaps there is one now. */
+		/*
+		 * No thread could be had when the last hand went out. Perhaps one can be had now.
+		 */
 		if (unlikely(at_load(&ctx->hooks.nr)) && now >= more_at) {
 			more_at = now + MORE_NS;
 			if (is_last(ctx))
@@ -344,8 +354,7 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 		if (n)
 			last = now;
 		if (ctx->turns.mode == RREF_PROGRESS_POLL || now - last < SPIN_NS) {
-			/* On a busy machine the thread that it waits for may need this very
-			 * core. */
+			/* The thread that the poller waits for may need this core. */
 			if (n == 0)
 				ctx->turns.mode == RREF_PROGRESS_POLL ? cpu_relax()
 								      : (void)sched_yield();
@@ -355,7 +364,7 @@ static void poll_for_all(struct rref_ctx *ctx, struct hand *me)
 	}
 }
 
-/* No hand stands by, and none can be had. */
+/* Hands calls to the worker pool and warns, if no hand stands by and no thread can be had. */
 static void go_without(struct rref_ctx *ctx)
 {
 	struct rc_hands *h = ctx->turns.hands;
@@ -423,8 +432,8 @@ static int open_descriptors(struct rref_ctx *ctx)
 		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD,
 			      ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
-	/* With a poller a loop hears of what is complete; in the manual mode of what there is to
-	 * do, too. */
+	/* With a poller, the loop's descriptor tells of completions. In the manual mode it also
+	 * tells of work to do. */
 	ctx->sleep.loop_fd = ctx->sleep.loop_wake_fd;
 	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
 		ctx->sleep.loop_fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
@@ -466,13 +475,15 @@ int rc_poller_open(struct rref_ctx *ctx)
 	}
 	at_store(&h->poller, &h->hand[0]);
 	ctx->turns.hands = h;
-	/* The first one started is the poller; it stands by until this is true. */
+	/* The first hand is the poller. It only stands by until this is true. */
 	at_store(&ctx->turns.has_poller, true);
 	err = start_hand(ctx);
 	return err ? err : start_hand(ctx);
 }
 
-/* No hand is out, and none would go. True: they are told to end. */
+/*
+ * Tells the hands to end, if no hand is out and no hand would go out. Returns whether it told them.
+ */
 static bool stop_if_idle(struct rref_ctx *ctx)
 {
 	struct rc_hands *h = ctx->turns.hands;
@@ -494,11 +505,11 @@ void rc_poller_close(struct rref_ctx *ctx)
 
 	if (!h)
 		return;
-	/* A hook that is out may wait for one that is still in the queue. */
+	/* A hook that is out may wait for a hook that is still in the queue. */
 	while (!stop_if_idle(ctx))
 		rc_pause(&turn);
 	turn = 0;
-	/* Kicked whether it sleeps or not: it may be just about to. */
+	/* Kicked even if it does not sleep: it may be about to. */
 	uint64_t one = 1;
 
 	(void)!write(ctx->sleep.kickfd, &one, sizeof(one));

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Progress: one turn of the engine, and how threads go to sleep on what brings it work.
+ * Progress: one turn of the engine, and the ways in which threads sleep until there is work.
  *
- * Three kinds of sleepers wait on the devices: the poller, a waiter of the manual mode, and an
- * event loop of the manual mode. Each is a bit in ctx->sleep.arms. The devices stay armed until the
- * last one is awake. rc_kick costs one load unless one of them sleeps: the sleeper stores
- * `sleeping`, then looks for work; a thread that makes work publishes it, then looks at `sleeping`
- * (both sc).
+ * Three kinds of sleepers wait on the devices. They are the poller, a waiter of the manual mode,
+ * and an event loop of the manual mode. Each is a bit in ctx->sleep.arms. The devices stay armed
+ * until the last sleeper is awake. rc_kick costs one load unless one of them sleeps. The sleeper
+ * stores `sleeping`, then looks for work. A thread that makes work publishes it, then looks at
+ * `sleeping` (both sc).
  *
- * An event loop is a fourth kind in the modes with a poller: the poller does the work, and the loop
- * hears of its end. So a loop has a word and a descriptor of its own, in all modes: see
+ * An event loop is a fourth kind in the modes with a poller. There the poller does the work, and
+ * the loop hears of its end. So a loop has a word and a descriptor of its own in all modes: see
  * rc_loop_wake.
  */
 #include <errno.h>
@@ -34,7 +34,7 @@
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
 #define BATCH 16u
-#define LOOKS 8u                          /* of rref_progress */
+#define LOOKS 8u                          /* looks in one call of rref_progress */
 #define CLOCK_TURNS 64u
 
 static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx,
@@ -49,7 +49,7 @@ static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx
 	return 0;
 }
 
-/* One look at an open device. ev: room for BATCH, which is not cleared. */
+/* Looks once at an open device. ev has room for BATCH events, and is not cleared. */
 static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device *d,
 					 struct rv_event *ev, unsigned flags)
 {
@@ -78,7 +78,7 @@ static needs_lock int poll_self(struct rref_ctx *ctx)
 	int n = 0;
 	struct list *l;
 
-	/* A bounded number per turn: each may add another. */
+	/* Bounded per turn: each message may add another. */
 	while (n < (int)BATCH && (l = list_pop(&ctx->session.self_queue))) {
 		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
 
@@ -110,14 +110,16 @@ static __attribute__((noinline)) needs_lock void tick(struct rref_ctx *ctx)
 	rc_error_back(&scratch);
 }
 
-/* Where it is not slow, turn_at was set. */
+/* Makes one turn. The caller has set turn_at if the turn is not slow. */
 static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, bool slow)
 {
 	int n = 0;
 
 	if (unlikely(at_load(&ctx->state) == RC_CTX_SHUT))
 		return 0;
-	/* Before anything is looked at: that this worker stood still explains what it finds. */
+	/*
+	 * Done first: if this worker stood still, that explains the rest of this turn's findings.
+	 */
 	if (unlikely(slow)) {
 		ctx->turns.turn_at = now_ns();
 		rc_stall_beat(ctx, ctx->turns.turn_at);
@@ -126,7 +128,7 @@ static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, boo
 		n += (int)rc_work_run_pushed(ctx);
 	if (unlikely(!list_empty(&ctx->session.self_queue)))
 		n += poll_self(ctx);
-	n += ctx->works.first != NULL; /* is run when the lock is let go of */
+	n += ctx->works.first != NULL; /* the work runs when the lock is let go of */
 	n += progress_look(ctx, ev, slow ? RV_POLL_SLOW : 0);
 	if (unlikely(slow))
 		tick(ctx);
@@ -141,15 +143,15 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 }
 
 /*
- * A few looks at the queues under one hold of the lock: who spins sees what comes the sooner, the
- * less lies between two looks. It stops when something came, or somebody wants the lock.
+ * Looks at the queues a few times under one hold of the lock. A thread that spins sees news sooner,
+ * the less lies between two looks. Stops when something came, or another thread wants the lock.
  */
 int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 {
 	struct rv_event ev[BATCH];
 	int n = turn(ctx, ev, slow);
 
-	/* What else there is to do was looked at; only the devices, and other threads' pushes, can
+	/* The first turn did all other work. Only the devices and the pushes of other threads can
 	 * bring more. */
 	while (!n && --looks && !at_load(&ctx->lock.wanted) && !at_load(&ctx->works.pushed))
 		n = progress_look(ctx, ev, 0);
@@ -164,7 +166,7 @@ static void consume(int fd)
 		;
 }
 
-/* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 = not any more. */
+/* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 stops the timer. */
 static needs_lock void progress_set_timer(struct rref_ctx *ctx, int64_t wait)
 {
 	struct itimerspec at = { .it_value = { wait / NSEC_PER_SEC, wait % NSEC_PER_SEC } };
@@ -173,14 +175,14 @@ static needs_lock void progress_set_timer(struct rref_ctx *ctx, int64_t wait)
 	ctx->sleep.timer_set = wait > 0;
 }
 
-/* The event loop is in the library, on this thread. */
+/* Notes that the event loop is awake in the library, on this thread. */
 static needs_lock void loop_is_here(struct rref_ctx *ctx)
 {
 	uint32_t asleep = RC_LOOP_ASLEEP;
 
 	if (ctx->sleep.timer_set)
 		progress_set_timer(ctx, 0);
-	/* Written before loop_told, so there is something to read. */
+	/* The descriptor is written before loop_told is set, so a read finds something. */
 	if (at_load(&ctx->sleep.loop_told) && at_xchg_acq(&ctx->sleep.loop_told, 0))
 		consume(ctx->sleep.loop_wake_fd);
 	at_cas_ar(&ctx->sleep.loop, &asleep, RC_LOOP_AWAKE);
@@ -189,8 +191,9 @@ static needs_lock void loop_is_here(struct rref_ctx *ctx)
 }
 
 /*
- * A program that spins here shall not make system calls all the time; one that has slept does each
- * time, and one that comes rarely at each tick of the coarse clock.
+ * Makes a turn. A program that spins here shall not make system calls all the time. A program that
+ * has slept makes them on each call. A program that comes rarely makes them at each tick of the
+ * coarse clock.
  */
 int rref_progress(struct rref_ctx *ctx)
 {
@@ -202,8 +205,8 @@ int rref_progress(struct rref_ctx *ctx)
 		return n;
 	if (!rc_trylock(ctx))
 		return 0;
-	/* The coarse clock may stand for longer than RC_SLOW_NS; who comes that often can look at
-	 * the other one now and then. */
+	/* The coarse clock may stand for longer than RC_SLOW_NS. A thread that comes often can
+	 * afford the other clock now and then. */
 	ctx->turns.turn_at = rc_coarse_ns();
 	slow = (ctx->sleep.arms & ~(unsigned)RC_ARM_POLLER) ||
 	       ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS ||
@@ -226,14 +229,15 @@ int rref_ctx_fd(struct rref_ctx *ctx)
 {
 	if (!ctx)
 		return rc_fail(EINVAL, "rref_ctx_fd: no context");
-	/* It is closed there, and may be the number of a file of the program's. */
+	/* The descriptor is closed in a child. Its number may belong to a file of the program
+	 * there. */
 	return rc_is_child(ctx) ? rc_fail_child() : ctx->sleep.loop_fd;
 }
 
 /*
- * A future that completed before this call, and after the loop's own last look, the loop may not
- * have seen: then it is told to look again. So it is the first time, when nobody has kept watch for
- * it yet.
+ * Arms the loop's descriptor. The loop may have missed a future that completed between its last
+ * look and this call. Then it is told to look again. The first call tells it so too, since no
+ * thread has kept watch for it yet.
  */
 int rref_ctx_arm(struct rref_ctx *ctx)
 {
@@ -246,11 +250,11 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	rc_lock(ctx);
 	ctx->sleep.loop_thread = rc_this_thread();
 	loop_is_here(ctx);
-	/* sc: partner of rc_op_finish, which completes a future and then looks at this word. */
+	/* sc. Pairs with rc_op_finish, which completes a future and then looks at this word. */
 	sleep = at_xchg_sc(&ctx->sleep.loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
 	if (sleep && !at_load(&ctx->turns.has_poller))
 		sleep = rc_arm(ctx, RC_ARM_LOOP);
-	/* Nobody else has an eye on the time: a death, say, may show in a time-out only. */
+	/* No other thread watches the time, and a death may show only in a time-out. */
 	if (sleep && ctx->sleep.timer_fd >= 0)
 		progress_set_timer(ctx, max_of(rc_next_timer(ctx, now_ns()), 1));
 	if (!sleep) {
@@ -264,13 +268,13 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 
 static bool arm_devices(struct rref_ctx *ctx)
 {
-	/* sc, and `sleeping` was stored before: partner of unwatch_reads in base/wait.c. */
+	/* sc, after `sleeping` was stored. Pairs with unwatch_reads in base/wait.c. */
 	bool unarmed = at_load(&ctx->turns.has_poller) && at_load_sc(&ctx->sleep.watching);
 	unsigned flags = at_load(&ctx->sleep.reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
 
 	at_store_sc(&ctx->sleep.reads_unarmed, unarmed);
 	if (unarmed && !at_load_sc(&ctx->sleep.watching) && at_load(&ctx->sleep.reads_in_flight))
-		return false; /* it left meanwhile, perhaps before it could see the line above */
+		return false; /* the watcher left, perhaps before it could see the store above */
 
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev && ctx->device[k].ops->arm(ctx->device[k].dev, flags) < 0)
@@ -278,22 +282,25 @@ static bool arm_devices(struct rref_ctx *ctx)
 	return true;
 }
 
-/* There are hooks, and this thread is one that may run them. */
+/* Returns whether there are hooks that this thread may run. */
 static needs_lock bool hooks_are_due(struct rref_ctx *ctx)
 {
 	if (list_empty(&ctx->hooks.due))
 		return false;
 	if (rc_hooks_blocked(ctx)) {
-		rc_calls_to_pool(ctx); /* calls must not wait for what may wait for them */
+		rc_calls_to_pool(ctx); /* calls must not wait for a hook that may wait for them */
 		return false;
 	}
 	return at_load(&ctx->turns.has_poller) || !rc_hooks_left(ctx);
 }
 
-/* Nothing is left to do. After arming: what came before would not wake the sleeper. */
+/*
+ * Returns whether nothing is left to do. Comes after arming: earlier events would not wake the
+ * sleeper.
+ */
 static needs_lock bool is_quiet(struct rref_ctx *ctx)
 {
-	/* sc: partner of the pushes that look at `sleeping`. */
+	/* sc. Pairs with the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->works.pushed) &&
 	       list_empty(&ctx->session.self_queue) && !ctx->works.first && !hooks_are_due(ctx);
 }
@@ -309,15 +316,17 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 {
 	bool was = ctx->sleep.arms;
 
-	/* After a sleep always: a kick sets `kicked` first and may be written only after another
+	/* Always read after a sleep. A kick sets `kicked` first, and may write only after another
 	 * wake-up cleared it. */
 	if (at_xchg_acq(&ctx->sleep.kicked, 0) || was)
 		consume(ctx->sleep.kickfd);
 	ctx->sleep.arms &= ~(unsigned)who;
 	if (ctx->sleep.arms) {
-		/* Others sleep on. This thread may have taken their wake-up: the devices are
-		 * armed anew, and one of them is woken if there is anything. A waiter that was
-		 * woken, and has not looked yet, would sleep on. */
+		/*
+		 * Others sleep on, and this thread may have taken their wake-up. So the devices are
+		 * armed again, and a sleeper is woken if there is work. Without that, a woken
+		 * waiter that has not looked yet would sleep on.
+		 */
 		if (!arm_devices(ctx) || !is_quiet(ctx) || rc_sleeper_is_done(ctx))
 			rc_kick(ctx);
 		return;
@@ -339,12 +348,12 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
-	/* Should the thread that they are left to not come. */
+	/* The thread that the hooks are left to may not come. */
 	if (unlikely(!list_empty(&ctx->hooks.due)) && !at_load(&ctx->turns.has_poller) &&
 	    rc_hooks_left(ctx))
 		next = min_of(next, now + rc_hooks_left(ctx));
-	/* READs may be posted behind the back of the thread that sleeps for all, or of one that
-	 * polls for them and is busy with something else. Over shm none is ever in flight. */
+	/* READs may be posted while the poller sleeps, and do not wake it. Or a thread that polls
+	 * for them may be busy with other work. Over shm no READ is ever in flight. */
 	if (at_load(&ctx->turns.has_poller)
 		    ? at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->sleep.reads_unarmed)
 		    : pending && ctx->device[RV_IBV].dev)
@@ -352,11 +361,12 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 
-		/* What these wait for may come without an event: see rc_peer_tick. */
+		/* Such reads may become ready without an event: see rc_peer_tick. */
 		if (pending && at_load(&p->nr_waiting))
 			next = min_of(next, tick);
-		/* A server's barrier may last for days: only a peer to be spoken to needs a
-		 * turn. */
+		/*
+		 * A server's barrier may last for days: only a peer to be contacted needs a turn.
+		 */
 		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN &&
 		    !p->said_goodbye)
 			next = min_of(next, max_of(p->retry_at, tick));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages that came: each goes to the room that it is for. */
+/* Messages that came: each is handed to its room. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +14,8 @@
 #include "core/value/value.h"
 
 /*
- * Its last word, which it wants to know to have come before it goes: at once, not with a message
- * that may never follow.
+ * Notes a goodbye and has it acknowledged at once. The sender waits for that before it goes, and no
+ * later message may follow.
  */
 static needs_lock void on_goodbye(struct rc_peer *from)
 {
@@ -23,7 +23,7 @@ static needs_lock void on_goodbye(struct rc_peer *from)
 	from->unacked.owed += RC_ACK_EVERY;
 }
 
-/* One that is the next, and neither a call nor a reply. */
+/* Hands the next message to its room, if it is neither a call nor a reply. */
 static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
 							  struct rc_peer *from,
 							  const struct rw_message *m)
@@ -102,7 +102,10 @@ static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx,
 	rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
 }
 
-/* RECEIVED only tells how far ours came, and is not counted. */
+/*
+ * Returns whether a RECEIVED is well-formed. It only tells how far our messages came, and is not
+ * counted.
+ */
 static bool is_news(const struct rw_message *m)
 {
 	static const uint8_t no_mac[sizeof(m->u.received.mac)];

@@ -2,11 +2,11 @@
 /*
  * A process that only serves: rref_serve.
  *
- * It is the first barrier of a graceful shutdown, without an end: this worker has come, and waits
+ * It is the first barrier of a graceful shutdown, without an end. This worker has come, and waits
  * until all others have. So the group ends by itself when the others end, and rref_shutdown goes on
- * from there. What a barrier lacks, a server needs: to be stopped from a signal handler, and to go
- * on when rank 0 dies, which counts who has come. Then the server looks for itself whether anybody
- * is left.
+ * from there. A server needs more than a barrier has: a signal handler may stop it. It also goes on
+ * when rank 0 dies, which counts the workers that came. Then the server itself looks whether any
+ * worker is left.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,12 +19,12 @@
 #include "core/op/kind.h"
 #include "core/session/session.h"
 
-#define AGAIN_NS (1 * NSEC_PER_SEC) /* between two looks while rank 0 is away */
+#define AGAIN_NS (1 * NSEC_PER_SEC) /* time between two looks while rank 0 is away */
 
 /* Ends the wait of rref_serve if it is asked for. */
 void rc_serve_look(struct rref_ctx *ctx)
 {
-	/* sc: partner of rref_serve_stop, which stores and then looks at `sleeping`. */
+	/* sc. Pairs with rref_serve_stop, which stores and then looks at `sleeping`. */
 	if (!at_load(&ctx->end.serving) || !at_load_sc(&ctx->end.serve_stop) ||
 	    !ctx->end.barrier_op)
 		return;
@@ -44,8 +44,10 @@ void rc_serve_end(struct rref_ctx *ctx)
 	}
 }
 
-/* No worker but this one and rank 0 is left, as far as a look at them tells. Speaks to those that
- * it knows nothing of. */
+/*
+ * Returns whether all workers but this one and rank 0 seem to be gone. Speaks to the workers that
+ * it knows nothing of.
+ */
 static needs_lock bool nobody_left(struct rref_ctx *ctx)
 {
 	bool left = false;
@@ -63,7 +65,10 @@ static needs_lock bool nobody_left(struct rref_ctx *ctx)
 	return !left;
 }
 
-/* On rank 0, which counts: whether any other worker has come. */
+/*
+ * Returns whether another worker has come, as far as rank 0 counts. True on other ranks and in a
+ * group of one.
+ */
 static needs_lock bool anybody_came(const struct rref_ctx *ctx)
 {
 	bool came = ctx->rank != 0 || ctx->world == 1;
@@ -73,7 +78,7 @@ static needs_lock bool anybody_came(const struct rref_ctx *ctx)
 	return came;
 }
 
-/* How the wait ended. 1: it goes on. */
+/* Returns how the wait ended: 0, an error, or 1 if it goes on. */
 static needs_lock int judge(struct rref_ctx *ctx, int status)
 {
 	const struct rc_peer *zero = &ctx->peers[0];
@@ -135,7 +140,7 @@ int rref_serve(struct rref_ctx *ctx)
 	if (rc_in_callback())
 		return rc_fail(EDEADLK, "rref_serve: called from a callback or handler");
 	rc_lock(ctx);
-	/* Once more: a whole shutdown may have passed since the first look. */
+	/* Checked again: a whole shutdown may have passed since the first look. */
 	if (at_load(&ctx->end.closing) || at_load(&ctx->state) != RC_CTX_RUNNING)
 		err = rc_fail(ESHUTDOWN, "the context is being shut down");
 	else if (at_load(&ctx->end.serving))
@@ -149,12 +154,12 @@ int rref_serve(struct rref_ctx *ctx)
 	if (!err)
 		rc_error_clear();
 	at_store(&ctx->end.serve_stop, 0);
-	/* last: partner of rc_serve_end, behind which the context may be freed */
+	/* comes last. Pairs with rc_serve_end: after it the context may be freed. */
 	at_store_rel(&ctx->end.serving, 0);
 	return err;
 }
 
-/* May be called by a signal handler: one store, and one write if a thread sleeps. */
+/* Stops rref_serve. A signal handler may call it: one store, and one write if a thread sleeps. */
 int rref_serve_stop(struct rref_ctx *ctx)
 {
 	int saved = errno;

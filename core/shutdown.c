@@ -4,15 +4,15 @@
  *
  * Graceful, each step bounded by the one deadline:
  *   1  barrier: every program has come here; calls are served meanwhile
- *   2  wait until no call is served or under way here; barrier; again until a round in which nobody
- *      was busy: what was served may have called on, and so may that
+ *   2  wait until no call is served or under way here; barrier. Again until a round in which no
+ *      worker was busy: a served call may have made further calls
  *   3  nothing new begins; every handle is ended; wait until no user entry and no pending child is
  *      left
  *   4  ping every peer: its answer is behind our deletes on the same ordered connection, so they
  *      were processed
- *   5  barrier: everybody's deletes were processed everywhere; now a reference that is still listed
- *      here is a leak
- *   6  goodbye; rank 0 leaves last, since it has to tell the others that the last barrier is
+ *   5  barrier: the deletes of all workers were processed everywhere. From now on a reference that
+ *      is still listed here is a leak
+ *   6  goodbye. Rank 0 leaves last, since it has to tell the others that the last barrier is
  *      complete
  * A peer that dies meanwhile is not waited for.
  */
@@ -36,7 +36,7 @@
 #include "core/session/session.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
-#define LEAK_NS (500 * NSEC_PER_MSEC) /* before what remains is called a leak */
+#define LEAK_NS (500 * NSEC_PER_MSEC) /* wait before a reference that remains is called a leak */
 
 /* Waits, making progress, until ready(ctx) or the deadline. */
 static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg),
@@ -79,8 +79,9 @@ static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void
 }
 
 /*
- * No reference of others is left. Nothing is under way any more for which the forks of the dead
- * would have to be kept; a death that others have noticed already may be noticed here only now.
+ * Returns whether no reference of others is left. Ends the grace of each peer first: nothing is
+ * under way any more that needs the forks of a dead worker. Other workers may have noticed its
+ * death earlier than this one.
  */
 static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
@@ -97,8 +98,8 @@ static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unuse
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 
-		/* Not heard yet, or our own goodbye is on its way still: if the connection breaks
-		 * it has to be sent again. */
+		/* Its goodbye has not come, or ours is still on its way. Ours has to be sent again
+		 * if the connection breaks. */
 		if (rc_state_stands(p->state) &&
 		    (!p->said_goodbye || p->nr_queued || p->unacked.nr))
 			return false;
@@ -115,8 +116,8 @@ static needs_lock bool may_retry(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * A peer whose session just broke is not tried again at once; that is no reason to leave without
- * it. Lets go of the lock meanwhile.
+ * Waits until a peer whose session just broke may be tried again. Without the wait this worker
+ * would leave too early. Lets go of the lock meanwhile.
  */
 static needs_lock void wait_for_retry(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
@@ -134,7 +135,7 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 		    struct rc_calm *calm, int64_t deadline)
 {
 	struct rw_message m = { .frame.type = RW_BARRIER };
-	/* In one hold of the lock with the sending: what comes after it is seen by the next
+	/* Taken in the same hold of the lock as the sending: later calls are seen by the next
 	 * barrier. */
 	bool now_idle = idle(ctx, NULL);
 	uint64_t begun = at_load(&ctx->call.begun);
@@ -164,7 +165,7 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	return err;
 }
 
-/* Writes who has not come to the barrier. Rank 0 alone knows that. */
+/* Names the workers that have not come to the barrier. Only rank 0 knows them. */
 static needs_lock void say_missing(struct rref_ctx *ctx, char *text, size_t size)
 {
 	size_t used = (size_t)snprintf(text, size,
@@ -180,7 +181,7 @@ static needs_lock void say_missing(struct rref_ctx *ctx, char *text, size_t size
 	}
 }
 
-/* *busy: whether any worker was. */
+/* Waits at the next barrier. Sets *busy to whether any worker was busy. */
 static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm, bool *busy)
 {
 	struct rref_future *f;
@@ -191,7 +192,7 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm,
 	if (err)
 		return err;
 	rc_lock(ctx);
-	/* The first one may have been sent by rref_serve. */
+	/* rref_serve may have sent the first barrier. */
 	number = ctx->end.came ? ctx->end.barrier_sent : ctx->end.barrier_sent + 1;
 	if (ctx->end.came)
 		*calm = ctx->end.came_calm;
@@ -232,7 +233,7 @@ static void end_handles(struct rref_ctx *ctx)
 	rc_unlock(ctx);
 }
 
-/* To each peer with a session. */
+/* Sends a message of this type to each peer with a session. */
 static void tell_all(struct rref_ctx *ctx, uint8_t type)
 {
 	rc_lock(ctx);
@@ -253,8 +254,9 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 }
 
 /*
- * What is left: references of others to values owned here are leaks; those held here that could not
- * be ended are told of when time ran out. err: how the shutdown went so far.
+ * Reports the references that are left. References of others to values owned here are leaks.
+ * References held here are reported only if time ran out before they could be ended. err is the
+ * result of the shutdown so far.
  */
 static int report_rest(struct rref_ctx *ctx, int err)
 {
@@ -277,8 +279,9 @@ static int report_rest(struct rref_ctx *ctx, int err)
 }
 
 /*
- * Rank 0: a worker whose own time ran out says goodbye like any other, and is not waited for. The
- * rest has not left together with it, as a shutdown that succeeds promises.
+ * Returns -ETIMEDOUT on rank 0 if a worker ran out of time and left before the others. It says
+ * goodbye like any other worker and is not waited for. But a shutdown that succeeds promises that
+ * all workers leave together.
  */
 static int left_early(struct rref_ctx *ctx)
 {
@@ -294,7 +297,7 @@ static int left_early(struct rref_ctx *ctx)
 	return err;
 }
 
-/* Why this worker is not idle. */
+/* Returns -ETIMEDOUT, with a text that says why this worker is not idle. */
 static int fail_busy(struct rref_ctx *ctx)
 {
 	rc_lock(ctx);
@@ -316,9 +319,9 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	int err = barrier(ctx, deadline, &calm, &busy);
 
 	/*
-	 * What is served may call on, to any worker and on from there. Nothing is under way any
-	 * more when nobody was busy at one barrier nor at the next, and nobody began to serve a
-	 * call between them.
+	 * A call that is served here may make further calls, to any worker. The work is over when
+	 * no worker was busy at two barriers in a row. Nor may a worker have begun to serve a call
+	 * between the two.
 	 */
 	for (busy = true; busy && !err;) {
 		if (!wait_until(ctx, idle, deadline))
@@ -352,13 +355,14 @@ static void shutdown_retire(void *arg, const struct rp_visit *v)
 	struct list *values = arg;
 
 	(void)values;
-	/* One visit per entry carries the value: the one without a fork. */
+	/* Only the visit without a fork retires the value, so each value is retired once. */
 	if (v->owned && !v->fork.local_id && v->value)
 		rc_value_retire(v->value);
 }
 
 /*
- * Payloads: READs that have failed are seen to, and memory is freed. Lets go of the lock meanwhile.
+ * Waits for the works of payloads: they handle failed READs and free memory. Lets go of the lock
+ * meanwhile.
  */
 static needs_lock void finish_work(struct rref_ctx *ctx)
 {
@@ -370,8 +374,8 @@ static needs_lock void finish_work(struct rref_ctx *ctx)
 }
 
 /*
- * Every connection is fenced, every future completes, and nothing of the group is left but the
- * program's handles.
+ * Fences every connection and completes every future. Leaves nothing of the group but the program's
+ * handles.
  */
 static void close_down(struct rref_ctx *ctx)
 {
@@ -397,7 +401,7 @@ static void close_down(struct rref_ctx *ctx)
 
 	while ((n = list_pop(&ctx->session.self_queue)))
 		free(container_of(n, struct rc_outgoing, node));
-	/* What this worker offered to itself in these messages nobody fences. */
+	/* No fence ends the payloads that this worker offered to itself in these messages. */
 	rc_payloads_fenced(ctx, &ctx->peers[ctx->rank]);
 	finish_work(ctx);
 	at_store_rel(&ctx->state, RC_CTX_SHUT);
@@ -424,14 +428,14 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 		return rc_fail(EDEADLK, "rref_shutdown: called from a callback or handler");
 	if (!at_cas_ar(&ctx->end.closing, &no, true))
 		return rc_fail(ESHUTDOWN, "another thread is shutting the context down");
-	/* That other thread may have ended since the look above. */
+	/* The other thread may have ended its shutdown since the first check. */
 	err = rc_enter(ctx);
 	if (err) {
 		at_store_rel(&ctx->end.closing, false);
 		return err;
 	}
 	rc_lock(ctx);
-	rc_unlock(ctx); /* a thread in rref_serve has seen `closing`, or is seen here */
+	rc_unlock(ctx); /* a thread in rref_serve has seen `closing`, or rc_serve_end sees it */
 	rc_serve_end(ctx);
 	if (how == RREF_SHUTDOWN_GRACEFUL) {
 		err = leave_gracefully(ctx, rc_deadline(ctx, timeout));
@@ -440,10 +444,10 @@ int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout)
 	}
 	close_down(ctx);
 	rc_log_deliver(ctx);
-	/* programs end without freeing the context, too */
+	/* a program may end without freeing the context */
 	if (ctx->scopes)
 		rc_scopes_tick(ctx, now_ns(), true);
-	/* last: partner of rref_free_ctx by another thread */
+	/* comes last. Pairs with rref_free_ctx in another thread */
 	at_store_rel(&ctx->end.closing, false);
 	if (!err)
 		rc_error_clear();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rref-info: the devices of this machine for librref, the choice of `auto`, why it leaves out the
- * rest, and the remedy. Linked statically, since it asks the device layer itself.
+ * rref-info: the devices of this machine for librref, and the choice of `auto`. Tells why it leaves
+ * out the others, and the remedy. Linked statically, since it asks the device layer itself.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -26,7 +26,8 @@
 #define DEVICES_MAX 64
 #define LABEL 22
 #define COLUMNS 100
-#define FIRST_REGION (UINT64_C(16) << 20) /* of values, and of landing memory */
+/* bytes of the first region, for values and for landing memory alike */
+#define FIRST_REGION (UINT64_C(16) << 20)
 #define SHMEM_THP "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 struct opened {
@@ -55,7 +56,7 @@ static void usage(FILE *to)
 	      to);
 }
 
-/* A labelled line; longer texts go on below. */
+/* Prints a labelled line. Longer texts continue on the next lines. */
 static void row(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void row(const char *label, const char *fmt, ...)
 {
@@ -81,7 +82,10 @@ static void row(const char *label, const char *fmt, ...)
 	}
 }
 
-/* "16 MiB", in the largest unit that loses nothing worth reading; eight static buffers in turn. */
+/*
+ * Returns a text like "16 MiB", in the largest unit that loses no detail. Eight static buffers are
+ * used in turn.
+ */
 static const char *size_text(uint64_t bytes)
 {
 	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
@@ -199,7 +203,7 @@ static void show_port(const struct rv_device_info *d)
 	    d->on_demand_paging ? "yes" : "no");
 }
 
-/* A netdev that SoftRoCE could be put on: up, with an address, no loopback. */
+/* Returns a netdev for SoftRoCE: up, with an address, no loopback. */
 static const char *some_netdev(void)
 {
 	static char name[IF_NAMESIZE] = "<dev>";
@@ -264,7 +268,7 @@ static void show_choice(const struct opened *shm, const struct opened *ibv, int 
 		       env, env);
 }
 
-/* CAP_IPC_LOCK lifts the limit. */
+/* Returns whether this process has CAP_IPC_LOCK, which lifts the limit. */
 static bool may_lock_all(void)
 {
 	const uint64_t ipc_lock = UINT64_C(1) << 14;
@@ -312,7 +316,7 @@ static void show_memlock(void)
 		    "in a systemd unit");
 }
 
-/* The word in brackets of "always within_size [advise] never". */
+/* Shows the word in brackets of "always within_size [advise] never". */
 static void show_thp(void)
 {
 	char line[128] = "", *word, *end;
