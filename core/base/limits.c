@@ -8,8 +8,8 @@
 #include "core/ctx.h"
 
 #define FDS_USUAL 1024u /* usual soft limit, enough for most programs */
-/* a session, the next one while it replaces that, and descriptors of a handshake */
-#define FDS_OF_PEER 4u
+#define FDS_OF_PEER                                                                                \
+	4u /* a session, the next one while it replaces that, and descriptors of a handshake */
 #define FDS_LEAST 64u   /* without peers */
 
 /*

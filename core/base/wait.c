@@ -169,9 +169,9 @@ static void learn_patience(struct rref_ctx *ctx, int64_t took)
 }
 
 /*
- * Polls for READs. Meanwhile a poller that goes to sleep does not ask READs to wake it. Every
- * single READ would, and the poller would get in the way. A thread that stops polling wakes the
- * poller if READs of others are under way. sc. Pairs with arm_devices.
+ * Says that this thread polls for READs. Meanwhile a poller that goes to sleep does not ask READs
+ * to wake it. Every single READ would, and the poller would get in the way. A thread that stops
+ * polling wakes the poller if READs of others are under way. sc. Pairs with arm_devices.
  */
 static void watch_reads(struct rref_ctx *ctx)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The parser of everything that a peer sends. It reads through a cursor that cannot leave the
- * message: after the first field that is missing, each later one reads as zero and the message is
- * refused at the end.
+ * message. After the first missing field each later field reads as zero, and the message is refused
+ * at the end.
  */
 #include <errno.h>
 #include <string.h>
@@ -65,7 +65,7 @@ static inline void want(struct reader *r, bool good)
 	r->bad |= !good;
 }
 
-/* The parts of fixed size, whose bytes are there. */
+/* Decode the parts of fixed size, whose bytes are there. */
 static inline uint32_t rank_at(struct reader *r, const uint8_t *p)
 {
 	uint32_t rank = get_le32(p);
@@ -104,12 +104,12 @@ static inline void decode_location_at(struct reader *r, const uint8_t *p, struct
 		.data_rkey = { get_le32(p + 56), get_le32(p + 60) },
 	};
 	want(r, rw_location_valid(l));
-	/* One form only for "unknown". */
+	/* Allows one form only for "unknown". */
 	want(r, l->version || !(l->addr | l->length | l->nonce | l->type_hash | l->rkey[0] |
 				l->rkey[1] | l->nr_segments | l->nr_refs | l->data_addr));
 }
 
-/* One that says where. */
+/* Reads a location that is known. */
 static void get_location(struct reader *r, struct rp_location *l)
 {
 	const uint8_t *p = decode_take(r, RW_LOCATION_BYTES);
@@ -120,7 +120,7 @@ static void get_location(struct reader *r, struct rp_location *l)
 	want(r, l->version != 0);
 }
 
-/* refs has room for nr. */
+/* Reads nr fork records. refs has room for nr. */
 static void get_forks(struct reader *r, struct rp_fork *refs, unsigned nr)
 {
 	const uint8_t *p = decode_take(r, (size_t)nr * RW_FORK_BYTES);
@@ -166,7 +166,10 @@ static const char *get_text(struct reader *r, size_t n)
 	return text;
 }
 
-/* Reads the location and key of a payload, or the fork records. False: the message is refused. */
+/*
+ * Reads the location and key of a payload, or the fork records. Returns false to refuse the
+ * message.
+ */
 static bool get_payload(struct reader *r, unsigned located, struct rp_location *loc, uint8_t *key,
 			struct rp_fork *refs, unsigned nr, uint32_t data_length,
 			uint32_t meta_length)
@@ -181,7 +184,7 @@ static bool get_payload(struct reader *r, unsigned located, struct rp_location *
 		get_location(r, loc);
 		p = decode_take(r, RW_KEY_BYTES);
 		memcpy(key, p ? p : no_key, RW_KEY_BYTES);
-		/* One form only for "no references". */
+		/* Allows one form only for "no references". */
 		want(r, nr || !memcmp(key, no_key, RW_KEY_BYTES));
 	}
 	want(r, rw_payload_valid(loc, data_length, nr, meta_length));
@@ -370,8 +373,8 @@ static __attribute__((noinline)) int decode_any(const void *buf, size_t length, 
 }
 
 /*
- * The straight way of a call or reply: nothing in it but the fixed part and bytes, and all as it
- * should be. False: it is another one, or not well-formed, and decode_any tells. p: behind the
+ * Decodes a plain call, as decode_plain_reply a plain reply: only the fixed part and bytes, and all
+ * well-formed. Returns false for any other message; decode_any then tells what it is. p: behind the
  * frame.
  */
 static bool decode_plain_call(const uint8_t *p, size_t left, struct rw_call *c)
@@ -379,7 +382,7 @@ static bool decode_plain_call(const uint8_t *p, size_t left, struct rw_call *c)
 	static const struct rp_location nowhere;
 	static const struct rref_id none;
 
-	/* Kind, located, the byte that is 0, references: with one look. */
+	/* Checks with one look: kind, located, the byte that is 0, references. */
 	if (left < RW_CALL_BYTES || (get_le64(p + 8) & UINT64_C(0xffffff00ffff)) != RW_CALL_RPC)
 		return false;
 	size_t name = p[10], meta = get_le16(p + 14), data = get_le32(p + 16);
@@ -405,7 +408,7 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 {
 	static const struct rp_location nowhere;
 
-	/* No status, text, payload, references. */
+	/* Checks that there is no status, text, payload or reference. */
 	if (left < RW_REPLY_BYTES || get_le64(p + 8) || get_le32(p + 16))
 		return false;
 	size_t data = get_le32(p + 20);
@@ -422,13 +425,13 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 	return true;
 }
 
-/* The same of a message of the protocol that says no error. */
+/* Decodes a message of the protocol in the same way, if it says no error. */
 static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, struct rp_msg *m)
 {
 	static const struct rp_location nowhere;
 	struct reader r = { .world = world };
 
-	/* Status, text: none. */
+	/* Checks that there is no status and no text. */
 	if (left < RW_PROTO_BYTES || get_le64(p) >> 9)
 		return false;
 	unsigned type = p[0];
@@ -459,7 +462,7 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 {
 	const uint8_t *frame = buf, *body = frame + RW_FRAME_BYTES;
 
-	/* One look: flags, and what is reserved, are 0. */
+	/* Checks with one look that flags and reserved bytes are 0. */
 	if (length < RW_FRAME_BYTES || get_le64(frame) >> 8 != (uint64_t)length << 24)
 		return -EPROTO;
 	out->frame.type = frame[RW_AT_TYPE];

@@ -16,7 +16,7 @@ static_assert(LARGEST_CALL + RW_REFS_MAX * RW_FORK_BYTES + RW_INLINE_MAX <= RV_M
 	      "a full call without metadata fits a message");
 static_assert(LARGEST_CALL + RW_LOCATION_BYTES + RW_KEY_BYTES + RREF_META_MAX <= RV_MSG_MAX,
 	      "a call with a payload fits a message");
-/* One with an error has a text, and neither references nor data. */
+/* A reply with an error has a text, and neither references nor data. */
 static_assert(RW_FRAME_BYTES + RW_REPLY_BYTES + RW_REFS_MAX * RW_FORK_BYTES + RW_INLINE_MAX <=
 	      RV_MSG_MAX, "a full reply fits a message");
 
@@ -74,7 +74,7 @@ static void put_bytes(struct writer *w, const void *from, size_t n)
 		memcpy(p, from, n);
 }
 
-/* The parts of fixed size, for which there is room. */
+/* Encode the parts of fixed size, for which there is room. */
 static inline void encode_id_at(uint8_t *p, const struct rref_id *id)
 {
 	put_le64(p, id->local_id);
@@ -91,7 +91,7 @@ static void put_id(struct writer *w, const struct rref_id *id)
 
 static inline void encode_location_at(uint8_t *p, const struct rp_location *l)
 {
-	/* One form only for "unknown". */
+	/* Writes one form only for "unknown". */
 	if (!l->version) {
 		memset(p, 0, RW_LOCATION_BYTES);
 		return;
@@ -139,7 +139,7 @@ static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
 	return 0;
 }
 
-/* Writes where a payload is, and the key of its records; zero where there are none. */
+/* Writes the location of a payload and the key of its records; zero where there are none. */
 static void put_payload(struct writer *w, const struct rp_location *l, const uint8_t *key,
 			unsigned nr)
 {
@@ -346,8 +346,8 @@ static __attribute__((noinline)) int encode_any(const struct rw_message *m, void
 }
 
 /*
- * The straight way of a call or reply: nothing in it but the fixed part and bytes, and room for
- * them. 0: it is another one, or something is wrong with it, and encode_any tells.
+ * Encodes a plain call, as encode_plain_reply a plain reply: only the fixed part and bytes, and
+ * room for them. Returns 0 for any other message and for a fault; encode_any then tells which.
  */
 static size_t encode_plain_call(const struct rw_message *m, uint8_t *p, size_t size)
 {
@@ -391,7 +391,7 @@ static size_t encode_plain_reply(const struct rw_message *m, uint8_t *p, size_t 
 	return length;
 }
 
-/* The same of a message of the protocol that says no error. */
+/* Encodes a message of the protocol in the same way, if it says no error. */
 static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t size)
 {
 	const struct rp_msg *msg = &m->u.proto;

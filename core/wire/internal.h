@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What encoder and decoder must agree on: offsets and sizes of the wire format. docs/WIRE.md shows
- * them as tables.
+ * The offsets and sizes of the wire format, on which encoder and decoder must agree. docs/WIRE.md
+ * shows them as tables.
  */
 #ifndef RW_INTERNAL_H
 #define RW_INTERNAL_H
@@ -35,7 +35,7 @@ enum {
 	RW_ERRNO_MAX = 4095, /* statuses are -RW_ERRNO_MAX..0 */
 };
 
-/* Which parts a message of the protocol may carry. */
+/* Tell which parts a message of the protocol may carry. */
 static inline int rw_proto_has_status(unsigned type)
 {
 	return type == RP_MSG_FORK_ACK || type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED ||
@@ -49,15 +49,15 @@ static inline int rw_proto_has_word(unsigned type)
 {
 	return type == RP_MSG_FORK_REQUEST;
 }
-/* Success without a location says nothing in these. */
+/* Returns true for a type whose success says nothing without a location. */
 static inline int rw_proto_needs_location(unsigned type)
 {
 	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
 }
 
 /*
- * A payload is one segment that holds the data and the fork records, all of them and nothing else;
- * a message few or none.
+ * Checks the counts of a payload or a message. A payload is one segment. It holds all the data and
+ * fork records, and nothing else. A message holds few records or no records.
  */
 static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_length,
 				   uint32_t nr_refs, uint32_t meta_length)
@@ -71,8 +71,8 @@ static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_le
 }
 
 /*
- * A function is called by its name; what is taken has none. data: of a TAKE, NULL when it was cut
- * off.
+ * Checks a call. A function is called by its name; a TAKE has no name. data: of a TAKE, NULL when
+ * it was cut off.
  */
 static inline int rw_call_valid(const struct rw_call *c, const void *data)
 {
@@ -90,9 +90,9 @@ static inline int rw_call_valid(const struct rw_call *c, const void *data)
 }
 
 /*
- * The header in front of a value, its payload and the table of its segments (which begins at a
- * multiple of 8) fit the address space; so does a payload that lies elsewhere. What is local only
- * has nothing to read it by.
+ * Checks that a value fits the address space: the header in front of it, its payload and the table
+ * of its segments. The table begins at a multiple of 8. A payload that lies elsewhere must fit too.
+ * A local value (nonce 0) has no address and no rkey.
  */
 #define RW_VALUE_HEADER_BYTES 64u
 static inline int rw_location_valid(const struct rp_location *l)

@@ -26,24 +26,27 @@
 #define RW_INLINE_MAX 3072u     /* bytes of data in a message itself */
 
 enum rw_type {
-	/* first message of the connecting side: the MAC that proves it is alive and holds the
-	 * key */
+	/*
+	 * first message of the connecting side: its MAC proves that the side is alive and holds the
+	 * key
+	 */
 	RW_AUTH = 1,
 	RW_CALL,           /* a call or a remote creation */
-	RW_REPLY,          /* its answer (a creation's answer is RW_PROTO with RP_MSG_CREATED) */
+	RW_REPLY,          /* the answer to a call (to a creation: RW_PROTO with RP_MSG_CREATED) */
 	RW_PROTO,          /* a message of the reference protocol */
-	RW_BARRIER,        /* to rank 0: arrived at barrier n */
+	RW_BARRIER,        /* tells rank 0: arrived at barrier n */
 	RW_BARRIER_DONE,   /* from rank 0 */
 	RW_PING,           /* wants a PONG with the same number */
 	RW_PONG,
-	RW_GOODBYE,        /* orderly end: what follows the close is not a death */
+	RW_GOODBYE,        /* orderly end: a close behind it is not a death */
 	RW_CANCEL,         /* the caller gave up call n */
 	RW_TYPE_QUERY,     /* asks for the type of a value that the sender holds */
-	RW_TYPE_ANSWER,    /* its name, element size and flags */
+	RW_TYPE_ANSWER,    /* name, element size and flags of that type */
 	/* a payload was read, or will not be: its memory is its sender's again */
 	RW_DONE,
-	RW_FENCED,         /* you stood still for n ns, and this session ends for it */
-	/* how far the peer's messages came; with a proof: of the one who resumes a session */
+	/* tells the peer: you stood still for n ns, and this session ends for it */
+	RW_FENCED,
+	/* number of the peer's last message that came; a side that resumes a session adds a proof */
 	RW_RECEIVED,
 	RW_NR_TYPES
 };
@@ -51,7 +54,7 @@ enum rw_type {
 struct rw_frame {
 	uint8_t type, flags;        /* flags: none yet, 0 */
 	uint32_t length, epoch;
-	uint64_t seq;               /* 0 in RECEIVED, which is not counted */
+	uint64_t seq;               /* number of the message; 0 in RECEIVED, which is not counted */
 	uint32_t ack;               /* low bits of the seq up to which the peer's messages came */
 };
 
@@ -60,15 +63,15 @@ struct rw_frame {
  * them.
  */
 enum rw_call_kind { RW_CALL_RPC = 1, RW_CALL_REMOTE = 2, RW_CALL_TAKE = 3 };
-/* TAKE's data: u32 first, u32 how many (1..RREF_REFS_MAX, none beyond that many) */
+/* TAKE's data: u32 first, u32 count (1..RREF_REFS_MAX; no reference lies beyond RREF_REFS_MAX) */
 #define RW_TAKE_BYTES 8u
 
 /*
- * Data and fork records of a call or reply are in the message, or, when there are more of them than
- * fit (RW_INLINE_MAX, RW_REFS_MAX), in a payload: memory of the sender, laid out like a value, that
- * the receiver READs. Then loc says where; it holds the data, and behind it nr_refs fork records as
- * they would stand in a message (rw_put_forks, rw_get_forks). Others than the receiver may READ
- * that memory, but not the message: the records' words are hidden there, by a key in the message
+ * A call. Data and fork records of a call or reply are in the message if they fit (RW_INLINE_MAX,
+ * RW_REFS_MAX). Otherwise they are in a payload: memory of the sender, laid out like a value. The
+ * receiver READs it. Then loc tells its place. It holds the data, and behind the data nr_refs fork
+ * records in the form of a message (rw_put_forks, rw_get_forks). Others than the receiver may READ
+ * that memory, but not the message. So a key in the message hides the records' words in the payload
  * (payload.c).
  */
 struct rw_call {
@@ -82,46 +85,47 @@ struct rw_call {
 	/* REMOTE: the reference to make, and the creator's fork; TAKE: the value and the
 	 * caller's fork of it; RPC: zero */
 	struct rref_id id, fork;
-	struct rp_location loc;     /* of the payload; version 0 = none */
+	struct rp_location loc;     /* place of the payload; version 0 = no payload */
 	const char *name;           /* decode: points into the message, not terminated */
 	const void *meta;           /* decode: points into the message */
 	const void *data;           /* decode: points into the message; with a payload NULL */
 	/* Not cleared by rw_call_init. */
 	struct rp_fork refs[RW_REFS_MAX];
 	uint64_t word;              /* REMOTE: of the reference to make */
-	uint8_t key[RW_KEY_BYTES];  /* of a payload with references */
+	uint8_t key[RW_KEY_BYTES];  /* key of a payload with references */
 };
 
 struct rw_reply {
 	uint64_t call_id;
 	int32_t status;             /* 0 or -errno */
 	uint16_t text_length;       /* < RP_TEXT_MAX; 0 without an error */
-	uint16_t nr_refs;           /* as a call's; 0 with an error */
-	/* of an error: rank + 1 of the worker that it is about; 0: the sender */
+	uint16_t nr_refs;           /* limits as a call's; 0 with an error */
+	/* rank + 1 of the worker that an error is about; 0: the sender */
 	uint16_t about;
-	uint32_t data_length;       /* as a call's; 0 with an error */
-	struct rp_location loc;     /* as a call's; none with an error */
+	uint32_t data_length;       /* limits as a call's; 0 with an error */
+	struct rp_location loc;     /* as a call's; version 0 with an error */
 	const char *text;           /* decode: points into the message, not terminated */
 	const void *data;
 	/* Not cleared by rw_reply_init. */
 	struct rp_fork refs[RW_REFS_MAX];
-	uint8_t key[RW_KEY_BYTES];  /* of a payload with references */
+	uint8_t key[RW_KEY_BYTES];  /* key of a payload with references */
 };
 
-/* The receiver of a payload is done with it. */
+/* The kind of a payload that its receiver is done with. */
 enum rw_payload { RW_PAYLOAD_CALL = 1, RW_PAYLOAD_REPLY = 2 };
 
 struct rw_done {
 	uint64_t call_id;
 	uint32_t what;              /* enum rw_payload: the call's payload, or its reply's */
-	/* 0, or why it was not read: then its fork records were not looked at */
+	/* 0, or an errno if the payload was not read: then its fork records were not looked at */
 	int32_t status;
 };
 
 /*
  * AUTH: the client's proof, and the server's answer to it (MAC all zero). Each side tells where its
- * beacon is: 8 bytes that the other may READ at any time to learn whether this device still
- * answers, without waking anyone; and, since its progress counts there, whether its process does.
+ * beacon is: 8 bytes that the other side may READ at any time. A READ shows whether this device
+ * still answers, without waking any thread. The side's progress counts there, so it also shows
+ * whether the process runs.
  */
 struct rw_auth {
 	uint8_t mac[32];
@@ -129,15 +133,15 @@ struct rw_auth {
 	uint32_t beacon_rkey;
 };
 
-/* RECEIVED: mac is zero but in the first message of the one who resumes a session. */
+/* RECEIVED: mac is zero but in the first message of the side that resumes a session. */
 struct rw_received {
 	uint8_t mac[32];
-	uint64_t seq;               /* of the peer's last message that came */
+	uint64_t seq;               /* number of the peer's last message that came */
 };
 
 /*
- * TYPE_QUERY: number, id, fork. TYPE_ANSWER: the query's number, and the type; a name of no
- * bytes: not held so.
+ * TYPE_QUERY: number, id, fork. TYPE_ANSWER: the query's number, and the type. A name of no bytes
+ * means that the value is not held so.
  */
 struct rw_type_info {
 	uint64_t number;
@@ -149,8 +153,8 @@ struct rw_type_info {
 };
 
 /*
- * One decoded message; which member is valid follows from frame.type. number: BARRIER*, PING, PONG,
- * CANCEL, FENCED.
+ * A decoded message; frame.type tells which member is valid. number: BARRIER*, PING, PONG, CANCEL,
+ * FENCED.
  */
 struct rw_message {
 	struct rw_frame frame;
@@ -167,8 +171,8 @@ struct rw_message {
 };
 
 /*
- * A call or a reply to be filled in: all zero but for word, key and the records, of which only
- * nr_refs are ever looked at.
+ * Begin a call or a reply: all zero but for word, key and the records. Only nr_refs records are
+ * ever looked at.
  */
 static inline void rw_call_init(struct rw_message *m)
 {
@@ -185,15 +189,21 @@ static inline void rw_reply_init(struct rw_message *m)
 }
 
 /*
- * rw_encode: writes m (its frame.length is computed, seq and epoch taken) to buf. Returns the
- * length, -EMSGSIZE if it does not fit size, -EINVAL if a count or length of m is out of range.
- * rw_decode: reads one message that fills buf exactly. 0, or -EPROTO for anything that is not a
- * well-formed message (short, long, reserved bits set, unknown type, counts, lengths, ranks >=
- * world, zero ids, a location that wraps, text with NULs, status > 0, an error with references or
- * data); *out is then unspecified. Pointers in *out borrow from buf. What both leave out: the
- * location of a message whose status is not 0, the text of one whose status is 0, id and fork of an
- * RPC. A decoded message is one that rw_encode would write, byte for byte. rw_set_seq: patches seq
- * and epoch of an encoded message (they are known only when it is really sent); rw_set_ack its ack.
+ * rw_encode writes m to buf; it computes frame.length, and takes seq and epoch. Returns the length,
+ * -EMSGSIZE if it does not fit size, -EINVAL if a count or length of m is out of range.
+ *
+ * rw_decode reads one message that fills buf exactly. Returns 0, or -EPROTO if the message is not
+ * well-formed; *out is then unspecified. Faults of form: short, long, reserved bits set, unknown
+ * type, counts, lengths. Faults of values: ranks >= world, zero ids, a location that wraps, text
+ * with NULs. Faults of status: status > 0, an error with references or data. Pointers in *out
+ * borrow from buf.
+ *
+ * Both leave out the location of a message whose status is not 0. They leave out the text of a
+ * message whose status is 0, and id and fork of an RPC. rw_encode would write a decoded message
+ * byte for byte as it came.
+ *
+ * rw_set_seq patches seq and epoch of an encoded message: they are known only when it is really
+ * sent. rw_set_ack patches its ack.
  */
 int rw_encode(const struct rw_message *m, void *buf, size_t size);
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out);
@@ -208,8 +218,9 @@ static inline void rw_set_ack(void *buf, uint32_t ack)
 }
 
 /*
- * Fork records outside a message: rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes; 0 or
- * -EINVAL. rw_get_forks reads them back; 0, or -EPROTO for what a message may not hold either.
+ * Fork records outside a message. rw_put_forks writes nr of them, nr * RW_FORK_BYTES bytes, and
+ * returns 0 or -EINVAL. rw_get_forks reads them back, and returns 0. It returns -EPROTO for records
+ * that a message may not hold either.
  */
 int rw_put_forks(const struct rp_fork *refs, unsigned nr, void *buf);
 int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *refs);
@@ -217,9 +228,9 @@ int rw_get_forks(const void *buf, unsigned nr, uint32_t world, struct rp_fork *r
 const char *rw_type_name(unsigned type);
 
 /*
- * Kinds, for counting: frame.type, and 16 + the protocol's type for RW_PROTO. rw_kind: of an
- * encoded message of at least a frame; 0 for one that is too short for its kind or of none.
- * rw_kind_name: "" for what is no kind. Static.
+ * Kinds, for counting: frame.type, and 16 + the protocol's type for RW_PROTO. rw_kind returns the
+ * kind of an encoded message of at least a frame. It returns 0 if the message is too short for its
+ * kind or of no kind. rw_kind_name returns a static name, "" for a number that is no kind.
  */
 #define RW_NR_KINDS 32u
 #define RW_KIND_PROTO 16u
