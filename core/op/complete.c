@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How operations end: by their result, from outside (time-out, cancel, dead peer, shutdown), and
- * the scans of the slab that find those whose time has come. Who scans skips chunks of which no
- * slot is taken: else the largest burst that ever was would be paid for at each tick.
+ * Ends operations: by their result, or from outside (time-out, cancel, dead peer, shutdown). Scans
+ * the slab for operations whose time has come. A scan skips chunks that have no taken slot.
+ * Otherwise each tick would pay for the largest burst that ever was.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,9 +16,8 @@
 #define RESCAN_NS (20 * NSEC_PER_MSEC)
 
 /*
- * Of a scan that is at slot i: the first slot from there on that may be taken, nr if there is none.
- * A slot that is taken while the scan goes on may be missed: it was not under way when the scan
- * began.
+ * Returns the first slot from i on that may be taken, or nr if there is none. May miss a slot that
+ * is taken while the scan goes on. Its operation was not under way when the scan began.
  */
 static uint32_t next_taken(struct rref_ctx *ctx, uint32_t i, uint32_t nr)
 {
@@ -53,7 +52,7 @@ void rc_op_run_then(struct rref_future *f)
 	rc_hook_run(f->ctx, &f->then_hook);
 }
 
-/* Its callback is due. */
+/* Queues the callback of f. */
 static lock_by_flag void queue_then(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -71,7 +70,7 @@ void rc_op_finish(struct rref_future *f, bool locked)
 {
 	struct rref_ctx *ctx = f->ctx;
 	uint32_t set = 1;
-	/* sc: partner of rref_future_then, which stores then_state and then looks at state. One of
+	/* sc. Pairs with rref_future_then: it stores then_state and then looks at state. One of
 	 * the two sees both. */
 	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
 
@@ -83,13 +82,13 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
 		queue_then(f, locked);
-	rc_loop_wake(ctx); /* sc above: partner of rref_ctx_arm */
+	rc_loop_wake(ctx); /* Pairs with rref_ctx_arm: sc, above */
 }
 
 /*
- * Without the state between: what is pending and waits for an answer is completed by holders of the
- * lock only. After the exchange an inner one is the waiter's alone, who may have put it already: of
- * the slot only the word to wake may be named.
+ * Completes an answered operation without the state between. Only holders of the lock complete a
+ * pending operation that waits for an answer. After the exchange an inner operation is the waiter's
+ * alone. The waiter may have put it already: of the slot only the word to wake may be named.
  */
 void rc_op_answered(struct rref_future *f)
 {
@@ -148,9 +147,9 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 }
 
 /*
- * For who scans the slab: the operation in slot i with a hold on it (rc_op_put), if it is under
- * way. Without the hold the slot could be another operation's by the time it is ended: reads come
- * and go without the lock.
+ * Returns the operation in slot i with a hold on it (rc_op_put), or NULL if it is not under way.
+ * Scans of the slab call it. Without the hold the slot could be another operation's before it is
+ * ended. Reads come and go without the lock.
  */
 static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 {
@@ -163,7 +162,7 @@ static struct rref_future *pin_pending(struct rref_ctx *ctx, uint32_t i)
 		if (!refs)
 			return NULL;
 	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
-	/* Acquire: partner of the release of kind by who starts a read without the lock. */
+	/* Acquire. Pairs with rc_op_begin: a read releases its kind without the lock. */
 	if ((at_load_acq(&f->state) & RC_F_MASK) == RC_F_PENDING && at_load_acq(&f->kind))
 		return f;
 	rc_op_put(f);
@@ -181,7 +180,7 @@ static needs_lock void expire(struct rref_ctx *ctx, struct rref_future *f)
 	rc_op_end(ctx, f, -ETIMEDOUT, text);
 }
 
-/* Whatever is taken moves one of the two. */
+/* Returns true only if no slot was taken since the last scan: taking one moves free or spare. */
 static needs_lock bool is_known(const struct rref_ctx *ctx)
 {
 	return at_load(&ctx->op.free) == ctx->op.seen &&
@@ -189,8 +188,8 @@ static needs_lock bool is_known(const struct rref_ctx *ctx)
 }
 
 /*
- * Also without a deadline that has come: a slot that was taken a moment before a scan looks free
- * until its operation begins.
+ * Returns when the next scan is due, which may be before any deadline. A slot taken a moment before
+ * a scan looks free until its operation begins.
  */
 static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 {
@@ -199,8 +198,8 @@ static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 
 int64_t rc_ops_due(const struct rref_ctx *ctx)
 {
-	/* For that moment, too, twice. What is in flight then is complete, and kept by the
-	 * program. */
+	/* Two quiet scans are needed, because of that moment. After them the operations in
+	 * flight are complete, and kept by the program. */
 	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->op.quiet >= 2) ? INT64_MAX
 									       : next_scan(ctx);
 }
@@ -209,8 +208,8 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	if (now < next_scan(ctx))
 		return;
-	/* Before it is asked whether there are any: what begins behind that moves one of the
-	 * two. */
+	/* Loaded before rc_ops_in_flight is asked: an operation that begins later moves one of
+	 * the two. */
 	uint64_t free_list = at_load_acq(&ctx->op.free), spare = at_load_acq(&ctx->op.spare);
 	bool known = free_list == ctx->op.seen && spare == ctx->op.spare_seen, pending = false;
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
@@ -220,13 +219,13 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 		struct rref_future *op = rc_op_at(ctx, i);
 		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 
-		/* A slot that is given to the next operation meanwhile begins with this very
-		 * moment, which is true of it too. */
+		/* The slot may be given to the next operation meanwhile. That operation begins
+		 * at this very moment, so the time is true of it too. */
 		if (!at_load(&op->seen_at) && at_load(&op->kind))
 			at_store(&op->seen_at, now);
 		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
-			/* Acquire: its deadline was there before its kind. One without a kind
-			 * begins any moment. */
+			/* Acquire. Pairs with rc_op_begin: the deadline was there before the
+			 * kind. An operation without a kind begins any moment. */
 			int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
 
 			pending = true;
@@ -245,8 +244,8 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 }
 
 /*
- * Reads are not looked at: each of them ends by its own completion, its wait, or its place in
- * peer->waiting.
+ * Fails the operations that end with the peer. Skips reads: each ends by its own completion, its
+ * wait, or its place in peer->waiting.
  */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
 {
@@ -257,7 +256,7 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 
 		if (!f)
 			continue;
-		/* What still waits for its value is ended by the machine. */
+		/* The machine ends an operation that still waits for its value. */
 		if (at_load(&f->kind)->ends_with_peer && !f->parked && f->peer == peer)
 			rc_op_end(ctx, f, status, text);
 		rc_op_put(f);

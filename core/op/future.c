@@ -55,7 +55,7 @@ int rref_future_then(struct rref_future *f, void (*fn)(struct rref_future *f, vo
 			rc_op_run_then(f);
 		}
 	} else if (at_load(&f->ctx->turns.has_poller)) {
-		rc_kick(f->ctx); /* nobody may be waiting for it: the poller has to */
+		rc_kick(f->ctx); /* the poller has to look: nobody may be waiting for it */
 	}
 	return 0;
 }

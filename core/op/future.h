@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rc_op: operations, the slab behind futures, and what comes with a call or a reply. Guards: see
- * core/ctx.h.
+ * rc_op: operations, the slab behind futures, and the references and payload of a call or reply.
+ * Guards: see core/ctx.h.
  */
 #ifndef RC_OP_H
 #define RC_OP_H
@@ -32,7 +32,7 @@ enum {
 	RC_F_MASK = 3,
 	RC_F_WAITERS = 4,
 	RC_F_SCOPED = 8,
-	RC_F_BOTH = 16 /* with DONE: the engine's hold is the waiter's too; see inner */,
+	RC_F_BOTH = 16 /* the engine's hold is the waiter's too (only with DONE); see inner */,
 	RC_F_ANY = 32 /* a thread waits for any of several; wait.c */
 };
 
@@ -43,8 +43,8 @@ struct rc_inref {
 };
 
 /*
- * What comes with a call or reply: references to be confirmed, and before them perhaps a payload to
- * be READ.
+ * References that come with a call or reply and are to be confirmed. A payload may have to be READ
+ * before them.
  */
 struct rc_incoming {
 	struct rc_inref *ref;         /* few, or malloc'ed */
@@ -52,26 +52,26 @@ struct rc_incoming {
 	int status;                   /* first failure */
 	/* under the lock; all confirmed (or one failed) */
 	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in);
-	struct rref_future *future;   /* replies: whose result they are */
-	uint32_t from;                /* who sent them: of a payload, or when they are dropped */
+	struct rref_future *future;   /* replies: the call that they answer */
+	uint32_t from;                /* their sender, for a payload or when they are dropped */
 	/* payload: see payload.c */
 	struct rc_work work;
 	/* under the lock */
 	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
 			const struct rp_fork *recs, uint32_t nr);
 	struct rref_future *read;	/* under the lock; the READ that brings it */
-	struct rref_view *body;       /* what it brought ... */
-	struct rc_payload *own;       /* ... or, from this worker itself, the payload as it is */
+	struct rref_view *body;       /* the payload, if it was READ ... */
+	struct rc_payload *own;       /* ... or the payload as it is, from this worker itself */
 	struct rp_location loc;
 	uint64_t call_id;
 	uint32_t what;                /* enum rw_payload */
-	uint32_t epoch;               /* of the session it was offered in */
+	uint32_t epoch;               /* epoch of the session it was offered in */
 	uint32_t data_length, nr_refs;
-	bool fetching;	/* under the lock; it is not here yet */
-	bool cancelled;	/* under the lock; and need not come any more */
+	bool fetching;	/* under the lock; the payload is not here yet */
+	bool cancelled;	/* under the lock; the payload need not come any more */
 	/* Not cleared by rc_incoming_init, but for the text's first byte. */
-	char text[RP_TEXT_MAX];       /* of status */
-	uint8_t key[RW_KEY_BYTES];    /* of a payload with references */
+	char text[RP_TEXT_MAX];       /* text of status */
+	uint8_t key[RW_KEY_BYTES];    /* key of a payload with references */
 	struct rc_inref few[RW_REFS_MAX];
 };
 
@@ -82,35 +82,35 @@ static inline void rc_incoming_init(struct rc_incoming *in)
 }
 
 /*
- * A future's law: an accepted operation completes exactly once. Whoever moves state PENDING ->
- * COMPLETING owns the result fields, fills them, and moves it to DONE (release). Everybody else
- * reads them after DONE (acquire). Calls and creations are completed by holders of the lock only,
- * who may therefore fill them while it is PENDING (rc_op_answered). refs: 1 of the program + 1 of
- * the engine; the engine's goes when no device and no peer can touch the operation any more, so
- * that a landing buffer outlives a time-out (quarantine).
+ * A future's law: an accepted operation completes exactly once. The thread that moves state PENDING
+ * -> COMPLETING owns the result fields, fills them, and moves it to DONE (release). Everybody else
+ * reads them after DONE (acquire). Only holders of the lock complete calls and creations. They may
+ * therefore fill the fields while it is PENDING (rc_op_answered). refs: 1 of the program + 1 of the
+ * engine. The engine's goes when no device and no peer can touch the operation any more. So a
+ * landing buffer outlives a time-out (quarantine).
  */
 struct rref_future {
 	_Atomic uint32_t state;       /* futex word */
 	_Atomic uint32_t refs;
-	_Atomic uint32_t gen;         /* of this slot; part of the token */
+	_Atomic uint32_t gen;         /* generation of this slot; part of the token */
 	uint32_t index;               /* [const] */
 	_Atomic uint32_t next_free;   /* slab free list */
 	_Atomic uint32_t then_state;  /* 0 none, 1 set, 2 fired */
 	void (*then)(struct rref_future *f, void *arg);
 	void *then_arg;
 	struct rref_ctx *ctx;
-	const struct rc_op_kind *is;  /* [const] from rc_op_get on; kind.h */
+	const struct rc_op_kind *is;  /* [const] kind, from rc_op_get on; kind.h */
 	/* NULL until it is under way (set under the lock, but for reads) */
 	_Atomic(const struct rc_op_kind *) kind;
-	uint32_t peer;                /* whose value is read, or whose answer is waited for */
+	uint32_t peer;                /* worker whose value is read or whose answer is waited for */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
 	/* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic(struct rc_scope *) scope;
-	/* [atomic] when who scans the slab first saw it under way; 0 = not yet. No clock in the
-	 * read path */
+	/* [atomic] time when a scan first saw it under way; 0 = not yet. The read path asks no
+	 * clock */
 	_Atomic int64_t seen_at;
 	struct list node;	/* under the lock; peer->waiting, or peer->pieces.reads */
-	/* not node: a read may end while it waits, and is then in both */
+	/* hook apart from node: a read that ends while it waits is in both */
 	struct rc_hook then_hook;
 
 	/* result [op] */
@@ -120,7 +120,7 @@ struct rref_future {
 	char *data;
 	size_t data_length;
 	struct rc_incoming *incoming; /* references of a call's result; rc_call_incoming */
-	struct rc_incoming *spare;    /* of an earlier one in this slot */
+	struct rc_incoming *spare;    /* incoming of an earlier operation in this slot */
 	char text[RREF_TEXT_SIZE];
 
 	/* read */
@@ -146,7 +146,7 @@ struct rref_future {
 	bool retried;	/* under the lock; was pumped once after it began to wait */
 	/* under the lock; a READ that brought others too was refused: no more company */
 	bool alone;
-	/* under the lock; its connection broke, not the session: it is read again from the
+	/* under the lock; the connection broke, not the session: it is read again from the
 	 * beginning */
 	bool again;
 	/* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
@@ -154,13 +154,13 @@ struct rref_future {
 	/* barrier; call: references that its result must have, 0 = any */
 	uint64_t number;
 	bool replied;	/* under the lock; call: its answer came */
-	/* under the lock; a call that the program does not see under way: who waits puts both
+	/* under the lock; a call that the program does not see under way: its waiter puts both
 	 * holds */
 	bool inner;
-	struct rc_incoming *fetch;    /* of a payload's READ: what for */
+	struct rc_incoming *fetch;    /* purpose of a payload's READ */
 };
 
-/* Still: neither complete, nor timed out or cancelled. */
+/* Returns true while f is neither complete, nor timed out or cancelled. */
 static inline bool rc_op_wanted(const struct rref_future *f)
 {
 	return (at_load(&f->state) & RC_F_MASK) == RC_F_PENDING;
@@ -182,63 +182,65 @@ static inline int rc_op_error(const struct rref_future *f)
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
 void rc_ops_close(struct rref_ctx *ctx);
 /*
- * Whose operation it is: there are max_ops slots for what the program begins, and as many again for
- * the payloads of calls that come, and for those of results: a call that was made keeps its slot
- * until its result is here, so that a result that needed one of the same could never come when all
- * are taken.
+ * Shares of the slots. The program's operations have max_ops slots. The payloads of calls that come
+ * have as many again, and so do those of results. A call keeps its slot until its result is here.
+ * If results needed slots of the same share, no result could come when all are taken.
  */
 enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
 /* Gets a slot for an operation of that kind. Waits for one until deadline. */
 int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline,
 	      struct rref_future **out);
-/* the same, one that is at hand; false: there is none */
+/* Takes the slot that is at hand. Returns false if there is none. */
 bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out);
 int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind,
 		    int64_t deadline, struct rref_future **out);
-/* NULL: old generation. Only while the engine holds it */
+/*
+ * Finds an operation by its token. Returns NULL if the generation is old. Only while the engine
+ * holds it.
+ */
 struct rref_future *rc_op_find(struct rref_ctx *ctx, uint64_t token);
-/* with a hold, for tokens from outside; rc_op_put */
+/* Does the same with a hold, for tokens from outside; rc_op_put. */
 struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token);
-/* in slot index, which was published */
+/* Returns the operation in slot index, which was published. */
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index);
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
-/* complete: the waiter's hold, and the engine's if that is the waiter's too */
+/* Drops the waiter's hold on a complete operation, and the engine's if that is the waiter's too. */
 void rc_op_put_inner(struct rref_future *f);
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
 void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
-/* claim, finish and the engine's put of a call that waits for its answer */
+/* Claims and finishes a call that waits for its answer, and puts the engine's hold. */
 needs_lock void rc_op_answered(struct rref_future *f);
-/* claim + finish with an error */
+/* Claims and finishes an operation with an error. */
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked);
 needs_lock void rc_ops_expire(struct rref_ctx *ctx, int64_t now);
-/* when expire has something to do: 0 = at the next tick, INT64_MAX = never */
+/* Returns when expire has something to do: 0 = at the next tick, INT64_MAX = never. */
 needs_lock int64_t rc_ops_due(const struct rref_ctx *ctx);
 needs_lock void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text);
 needs_lock void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text);
 needs_lock void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status,
 			  const char *text);
-/* calls and creations that wait for their answer */
+/* Counts calls and creations that wait for their answer. */
 needs_lock unsigned rc_ops_calling(struct rref_ctx *ctx);
-void rc_op_run_then(struct rref_future *f);    /* on this thread; no lock held */
+void rc_op_run_then(struct rref_future *f);    /* runs the callback on this thread; no lock held */
 /* future.c */
-/* what each result getter asks first */
+/* Makes the checks that each result getter begins with. */
 int rc_future_check(const struct rref_future *f, const char *what);
 /* wait.c */
-/* f is complete; old: its state before. f may be put meanwhile */
+/* Wakes the waiters of f, which is complete. old: its state before. f may be put meanwhile. */
 void rc_wait_wake(struct rref_future *f, uint32_t old);
 void rc_wait_wake_any(void);
-/* the same of a state word alone */
+/* Does the same for a state word alone. */
 void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word);
-/* which it lets go of: as rc_op_wait. turn_at is of now */
+/* Waits as rc_op_wait does, and lets go of the lock. turn_at is of now. */
 gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */
 int rc_op_wait_for(struct rref_future *f, int64_t timeout); /* the same, as the program says it */
 /*
- * Calls fn for those of the slots [from, from + max) that are under way, with a hold; the next
- * slot, 0 = that was the last.
+ * Calls fn, with a hold, for each operation under way in slots [from, from + max). Returns the next
+ * slot, or 0 if that was the last.
  */
 needs_lock uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max,
 				 void (*fn)(void *arg, struct rref_future *f), void *arg);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Kinds of operations. op/ knows what all operations have in common; a kind is the rest, and
- * belongs to the room that begins such operations. A future has its kind from rc_op_get on.
+ * Kinds of operations. op/ has the part that all operations share. A kind is the rest, and belongs
+ * to the room that begins such operations. A future has its kind from rc_op_get on.
  */
 #ifndef RC_OP_KIND_H
 #define RC_OP_KIND_H
@@ -15,10 +15,9 @@ struct rc_op_kind {
 	bool reads;          /* READs bring it */
 	bool ends_with_peer; /* the end of its peer ends it, unless it is parked */
 
-	/*
-	 * Ends it from outside: time-out, cancel, dead peer, shutdown. The engine's hold goes here
-	 * too, unless something still finds the operation: what is in flight cannot be recalled.
-	 */
+	/* Ends it from outside: time-out, cancel, dead peer, shutdown. Drops the engine's hold
+	 * too, unless something still finds the operation: an operation in flight cannot be
+	 * recalled. */
 	void (*end)(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
 	/* Gives back what the operation brought and held. NULL: nothing. */
 	void (*release)(struct rref_future *f);
@@ -28,13 +27,13 @@ struct rc_op_kind {
 	const char *(*why_late)(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf,
 				size_t size);
 
-	/* Of one that may be parked: its value is here, and f is claimed. Or its location is
-	 * known. */
+	/* Continues an operation that may be parked. here: its value is here, and f is claimed.
+	 * located: its location is known. */
 	void (*here)(struct rref_future *f, struct rc_value *v);
 	void (*located)(struct rref_ctx *ctx, struct rref_future *f,
 			const struct rp_location *loc);
-	/* Of one that READs bring: the last is over. Or there is a slot, and it may go on. NULL:
-	 * nothing. */
+	/* Continues an operation that READs bring. over: the last READ is over. resume: there is
+	 * a slot, and it may go on. NULL: nothing. */
 	void (*over)(struct rref_future *f);
 	void (*resume)(struct rref_future *f);
 };

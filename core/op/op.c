@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Operations: a slab of futures that never shrinks, so that a late completion always finds a slot
- * to look at, and the generation in its token tells whether it is still the same operation. The
- * free list is a stack of indexes with a tag against ABA: get and put are lock-free, growing takes
- * a lock.
+ * Operations: a slab of futures that never shrinks. So a late completion always finds a slot to
+ * look at. The generation in its token tells whether it is still the same operation. The free list
+ * is a stack of indexes with a tag against ABA. Get and put are lock-free; growing takes a lock.
  *
- * How operations end, and scans of the slab: complete.c.
+ * The end of operations and the scans of the slab are in complete.c.
  */
 #include <assert.h>
 #include <errno.h>
@@ -94,7 +93,7 @@ static int op_grow(struct rref_ctx *ctx)
 		chunk[i].ctx = ctx;
 		list_init(&chunk[i].node);
 		list_init(&chunk[i].then_hook.node);
-		/* free slots look finished to whoever scans the slab */
+		/* free slots look finished to a scan of the slab */
 		at_store(&chunk[i].state, RC_F_DONE);
 		at_store(&chunk[i].deadline, INT64_MAX);
 	}
@@ -114,8 +113,8 @@ uint64_t rc_op_token(const struct rref_future *f)
 
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
 {
-	/* Acquire: partner of the release in op_grow(); the index came from a list or a token
-	 * published after it. */
+	/* Acquire. Pairs with op_grow: the index came from a list or a token published after its
+	 * release. */
 	struct rref_future *chunk = at_load_acq(&ctx->op.chunk[index / RC_OP_CHUNK]);
 
 	return chunk + index % RC_OP_CHUNK;
@@ -141,8 +140,8 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 		if (!refs)
 			return NULL;
 	} while (!at_cas_weak_ar(&f->refs, &refs, refs + 1));
-	/* Acquire above, partner of the release in rc_op_get: a hold on the slot's next operation
-	 * shows by its generation. */
+	/* Acquire above. Pairs with rc_op_get, which releases: a hold on the slot's next
+	 * operation shows by its generation. */
 	if (at_load(&f->gen) == (uint32_t)(token >> 32))
 		return f;
 	rc_op_put(f);
@@ -150,10 +149,9 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token)
 }
 
 /*
- * One slot may be spare: free, but still counted as one that is not. So who comes and goes alone
- * neither counts nor goes to the list. Each that is taken moves the tag, also of the word that says
- * that there is none: who looks for operations that began since it looked last (rc_ops_due) would
- * miss one else.
+ * Takes the spare slot: free, but still counted as taken. So a thread that comes and goes alone
+ * neither counts nor goes to the list. Each take moves the tag, which the word keeps when there is
+ * no spare. Otherwise rc_ops_due would miss an operation that began since it looked last.
  */
 static struct rref_future *op_take_spare(struct rref_ctx *ctx, enum rc_op_share share)
 {
@@ -164,7 +162,7 @@ static struct rref_future *op_take_spare(struct rref_ctx *ctx, enum rc_op_share 
 			return NULL;
 		none = ((spare >> 32) + 1) << 32;
 	} while (!at_cas_weak_ar(&ctx->op.spare, &spare,
-				 none)); /* acquire: partner of leave_spare */
+				 none)); /* acquire. Pairs with op_leave_spare */
 	return rc_op_at(ctx, (uint32_t)spare - 1);
 }
 
@@ -177,8 +175,8 @@ static bool op_leave_spare(struct rref_ctx *ctx, struct rref_future *f)
 
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 {
-	/* First (acquire), or one that is left between the two loads would hide another. One that
-	 * is taken then is not counted. */
+	/* Loaded first (acquire): a slot that becomes spare between the two loads would hide an
+	 * operation. A spare slot that is taken then is not counted. */
 	bool spare = (uint32_t)at_load_acq(&ctx->op.spare) != 0;
 	uint32_t nr = at_load(&ctx->op.in_flight);
 
@@ -191,7 +189,9 @@ static int no_slot(struct rref_ctx *ctx, int err)
 	return err;
 }
 
-/* Counted before it is taken. share: how many times max_ops there may be with this one. */
+/*
+ * Counts a slot before it takes it. share: how many times max_ops there may be with this one.
+ */
 static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
 {
 	*out = op_take_spare(ctx, share);
@@ -220,8 +220,8 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 
 static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 {
-	/* No kind and no deadline yet: who scans the slab leaves it alone until it is really under
-	 * way. */
+	/* No kind and no deadline yet: a scan of the slab leaves it alone until it is really
+	 * under way. */
 	at_store(&f->kind, NULL);
 	f->is = kind;
 	at_store(&f->deadline, INT64_MAX);
@@ -247,8 +247,9 @@ static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 	f->number = 0;
 	f->read_status = 0;
 	f->read_wc = -1;
-	at_store_rel(&f->refs, 2); /* partner: pin_pending, rc_op_hold */
-	/* Release: who finds the operation by its token or scans the slab sees the fields above. */
+	at_store_rel(&f->refs, 2); /* Pairs with pin_pending and rc_op_hold */
+	/* Release: a thread that finds the operation by its token or scans the slab sees the
+	 * fields above. */
 	at_store_rel(&f->state, RC_F_PENDING);
 }
 
@@ -259,15 +260,15 @@ struct slot {
 };
 
 /*
- * Out of slots is back-pressure: others' completions free some. Whether the search is over, and
- * how, is in arg.
+ * Returns true when the search for a slot is over; its outcome is in arg. Being out of slots is
+ * back-pressure: others' completions free some.
  */
 static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 {
 	struct slot *s = arg;
 
-	/* A handler gives up sooner: the shutdown waits for it, and the holders of the slots may
-	 * wait for the shutdown. */
+	/* A handler gives up sooner, because the shutdown waits for it. The holders of the slots
+	 * may wait for the shutdown. */
 	if (at_load(&ctx->state) == RC_CTX_CLOSING && rc_in_callback())
 		s->err = -ESHUTDOWN;
 	else
@@ -290,7 +291,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct r
 		if (err == -ESHUTDOWN)
 			rc_fail(ESHUTDOWN, "the context was shut down");
 		else if (err == -ETIMEDOUT)
-			err = -EAGAIN; /* with the text of the last try */
+			err = -EAGAIN; /* the text is that of the last try */
 	}
 	if (err)
 		return err;
@@ -320,17 +321,17 @@ static void op_release(struct rref_future *f)
 	if (f->is->release)
 		f->is->release(f);
 	at_store(&f->kind, NULL);
-	/* one that was given up before it began is not pending either */
+	/* an operation that was given up before it began is not pending either */
 	at_store(&f->state, RC_F_DONE);
 	at_store(&f->deadline, INT64_MAX);
-	/* From here on late completions of this operation do not find it. */
+	/* Late completions of this operation do not find it from here on. */
 	/* read/in_flight.c has tokens with the highest bit */
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX);
 	if (op_leave_spare(ctx, f))
 		return;
 	at_sub(&ctx->op.taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
-	at_sub(&ctx->op.in_flight, 1); /* last: who counts itself in finds a slot */
+	at_sub(&ctx->op.in_flight, 1); /* last: a thread that counts itself in finds a slot */
 }
 
 void rc_op_put(struct rref_future *f)

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worker pool for handlers. A handler may wait (for a call it makes, a value it reads): while
- * it does, its thread does not count, and another is started if calls are queued, so that nested
- * calls cannot use the pool up. Threads beyond the number asked for end when they find nothing to
- * do.
+ * The worker pool for handlers. A handler may wait, for a call it makes or a value it reads.
+ * Meanwhile its thread does not count, and another is started if calls are queued. So nested calls
+ * cannot use the pool up. Threads beyond the number asked for end when they find nothing to do.
  *
- * Of each other worker, PER_CALLER calls at most are queued or run without waiting; more stand
- * apart, so that none has a longer queue before the others' calls. Those that wait do not count,
- * else calls that nest deeper than that would wait for each other for good.
+ * At most PER_CALLER calls of each other worker are queued or run without waiting. Further calls
+ * stand apart, so that no caller has a longer queue before the others' calls. Calls that wait do
+ * not count. Otherwise calls that nest deeper than that would wait for each other for good.
  *
- * Where no thread can be had (memory, a limit of the system, or max_waiting handlers of one caller
- * wait already) and every thread waits, a call is answered -EAGAIN: the chain of calls that leads
- * to it unwinds, instead of standing still.
+ * A call is answered -EAGAIN if every thread waits and no thread can be had. The reason is memory,
+ * a limit of the system, or max_waiting handlers of one caller that wait already. The chain of
+ * calls that leads to it unwinds, instead of standing still.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -41,15 +40,15 @@ struct rc_pool {
 	/* const: handlers of one caller that wait, in reads of values that it never gives, say */
 	unsigned max_waiting;
 	unsigned queued;             /* guarded by lock: calls in queue */
-	/* guarded by lock; idle: those too that were woken and have not looked yet */
+	/* guarded by lock; idle also counts threads that were woken and have not looked yet */
 	unsigned threads, idle, blocked;
 	bool stop;
 	struct rc_caller caller[];   /* by rank */
 };
 
 static _Thread_local struct rc_pool *my_pool;
-static _Thread_local struct rc_caller *my_caller; /* whose call this thread serves */
-static _Thread_local unsigned my_waits; /* on its stack: a wait may run a hook that waits */
+static _Thread_local struct rc_caller *my_caller; /* caller whose call this thread serves */
+static _Thread_local unsigned my_waits; /* waits on its stack: a wait may run a hook that waits */
 
 bool rc_may_wait(const struct rref_ctx *ctx)
 {
@@ -65,7 +64,7 @@ void rc_pool_fork_child(void)
 	my_waits = 0;
 }
 
-/* Calls that stood apart come into the queue. Guarded by lock. */
+/* Moves calls that stood apart into the queue. Guarded by lock. */
 static void admit(struct rc_pool *pool, struct rc_caller *c)
 {
 	struct list *n;
@@ -77,7 +76,9 @@ static void admit(struct rc_pool *pool, struct rc_caller *c)
 	}
 }
 
-/* No thread can be had for it. Its caller hears so from whoever runs it. */
+/*
+ * Refuses a call that no thread can be had for. Its caller hears so from the thread that runs it.
+ */
 static void pool_refuse(struct rref_call *call, const char *why)
 {
 	call->in.status = -EAGAIN;
@@ -136,8 +137,8 @@ static void run_left(struct list *queue)
 }
 
 /*
- * Starts a thread if there is work that no thread is free for. If none can be started and none will
- * come back by itself, the queue is moved to *refused. Guarded by lock.
+ * Starts a thread if there is work that no thread is free for. Moves the queue to *refused if no
+ * thread can be started and all threads wait. Guarded by lock.
  */
 static void pool_grow(struct rc_pool *pool, struct list *refused)
 {
@@ -148,7 +149,8 @@ static void pool_grow(struct rc_pool *pool, struct list *refused)
 
 	if (!pool->queued)
 		return;
-	/* One for each call: a thread that was woken for an earlier one still counts as idle. */
+	/* One signal for each call: a thread that was woken for an earlier call still counts as
+	 * idle. */
 	if (pool->idle >= pool->queued) {
 		pthread_cond_signal(&pool->work);
 		return;
@@ -193,7 +195,10 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting
 	return 0;
 }
 
-/* The last ones end. A handler may wait for a hook: without a poller this thread runs it. */
+/*
+ * Waits until the last threads end. A handler may wait for a hook: without a poller this thread
+ * runs it.
+ */
 static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
 {
 	struct timespec ts;
@@ -219,8 +224,8 @@ void rc_pool_close(struct rref_ctx *ctx)
 {
 	struct rc_pool *pool;
 
-	/* First nobody may push any more: calls of a worker to itself can still come out of its
-	 * own queue. */
+	/* Pushes are stopped first: calls of a worker to itself can still come out of its own
+	 * queue. */
 	rc_lock(ctx);
 	pool = ctx->op.pool;
 	ctx->op.pool = NULL;
@@ -232,7 +237,7 @@ void rc_pool_close(struct rref_ctx *ctx)
 	pthread_cond_broadcast(&pool->work);
 	until_gone(ctx, pool);
 	pthread_mutex_unlock(&pool->lock);
-	/* Left over only where no thread could be started for them. */
+	/* Calls are left over only if no thread could be started for them. */
 	run_left(&pool->queue);
 	for (uint32_t i = 0; i < ctx->world; i++)
 		run_left(&pool->caller[i].apart);
@@ -268,7 +273,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 		rc_hook_push(ctx, container_of(n, struct rc_hook, node));
 }
 
-/* In whatever context the thread waits: it holds no lock of another one. */
+/* Counts the waits of this thread, in whatever context: it holds no lock of another context. */
 void rc_pool_blocking(int delta)
 {
 	struct rc_pool *pool = my_pool;
@@ -276,7 +281,7 @@ void rc_pool_blocking(int delta)
 
 	if (!pool || !my_caller)
 		return;
-	/* However many there are, one thread waits. */
+	/* The thread counts once, however many waits it has. */
 	my_waits += (unsigned)delta;
 	if (my_waits != (delta > 0))
 		return;
@@ -287,5 +292,5 @@ void rc_pool_blocking(int delta)
 	admit(pool, my_caller);
 	pool_grow(pool, &refused);
 	pthread_mutex_unlock(&pool->lock);
-	run_left(&refused); /* none when delta is -1: this thread does not wait any more */
+	run_left(&refused); /* empty when delta is -1: this thread does not wait any more */
 }

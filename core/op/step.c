@@ -7,7 +7,7 @@
 #include "core/base/clock.h"
 #include "core/op/step.h"
 
-/* Carries the next effect out. False: there is none. */
+/* Carries the next effect out. Returns false if there is none. */
 static needs_lock bool carry_out(struct rref_ctx *ctx)
 {
 	const struct rp_effect *e = rp_effect_next(ctx->op.machine);
@@ -37,7 +37,7 @@ static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_
 		return -ESHUTDOWN;
 	ev->now = rc_age_at(ctx, now);
 	err = rp_step(ctx->op.machine, ev, rec);
-	/* An event that gives back never fails for want of memory, only for that of room: then
+	/* An event that gives back never fails for want of memory, only for want of room. Then
 	 * effects that are due come first. */
 	while (unlikely(err == -ENOMEM) && rp_gives_back(ev->type) && carry_out(ctx))
 		err = rp_step(ctx->op.machine, ev, rec);

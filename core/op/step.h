@@ -7,9 +7,9 @@
 #include "core/ctx.h"
 
 needs_lock void rc_effects(struct rref_ctx *ctx); /* carries out what is due */
-/* A step and its effects. ev->now is filled in. Returns what rp_step does. */
+/* Makes a step and carries out its effects. Fills in ev->now. Returns the result of rp_step. */
 needs_lock int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec);
-/* The same; now: the clock, read just before. */
+/* Does the same. now: the clock, read just before. */
 needs_lock int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);
 
 #endif

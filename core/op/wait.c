@@ -15,11 +15,12 @@
 #include "core/ctx.h"
 #include "core/op/kind.h"
 
-#define FIRST_LOOKS 64u /* behind a call: longer than an answer takes from a thread that spins */
+/* looks after a call; they last longer than the answer of a thread that spins takes */
+#define FIRST_LOOKS 64u
 
 /*
- * Bumped by the end of each future with RC_F_ANY. One for all contexts: their futures may be waited
- * for together.
+ * Word that the end of each future with RC_F_ANY moves. All contexts share it: their futures may be
+ * waited for together.
  */
 static _Atomic uint32_t any_word;
 static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
@@ -46,8 +47,8 @@ void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
 void rc_wait_wake_any(void)
 {
 	at_add_sc(&any_word, 1);
-	/* Futures stay marked behind a wait. sc. Pairs with rc_wait_sleep: the kernel lets a thread
-	 * sleep only while the word is as it was. */
+	/* Futures stay marked after a wait. sc. Pairs with rc_wait_sleep: the kernel lets a
+	 * thread sleep only while the word is as it was. */
 	if (at_load_sc(&any_sleepers))
 		rc_wake_word(&any_word);
 }
@@ -59,7 +60,7 @@ struct one {
 	struct rref_future *f;
 };
 
-/* Sets bit in f's state; false if f is complete. */
+/* Sets bit in f's state. Returns false if f is complete. */
 static bool mark(struct rref_future *f, uint32_t bit)
 {
 	uint32_t s = at_load(&f->state);
@@ -92,7 +93,7 @@ static const struct rc_wait_kind one_kind = { .will_sleep = one_will_sleep, .cal
 static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
 	struct one o; /* node is set when it is needed */
-	/* Over shm none of them is ever waited for. */
+	/* Reads over shm are never waited for. */
 	bool reads = f->is->reads && at_load(&f->ctx->turns.has_poller);
 
 	o.f = f;
@@ -111,7 +112,7 @@ int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 	struct rref_ctx *ctx = f->ctx;
 
 	if (!rc_op_done(f)) {
-		/* As in rc_make_progress. */
+		/* The same test is in rc_make_progress. */
 		bool slow = !at_load(&ctx->turns.has_poller) &&
 			    ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 
@@ -141,7 +142,7 @@ struct several {
 
 static bool find_done(struct several *s)
 {
-	/* Before the look: an end that it misses moves the word. */
+	/* Loaded before the look: an end that it misses moves the word. */
 	s->w.seen = at_load_sc(&any_word);
 	for (size_t i = 0; i < s->nr; i++)
 		if (rc_op_done(s->fs[i])) {
@@ -180,7 +181,7 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 		struct rref_ctx *ctx = s->fs[i]->ctx;
 
 		if (at_load(&ctx->turns.has_poller)) {
-			rc_kick(ctx); /* as in leave_to_poller in base/wait.c */
+			rc_kick(ctx); /* the kick of leave_to_poller in base/wait.c */
 			continue;
 		}
 		briefly = true;
@@ -197,7 +198,7 @@ static const struct rc_wait_kind any_kind = {
 	.will_sleep = any_will_sleep,
 	.call = call_any,
 };
-/* Of several contexts. */
+/* Kind of a wait for futures of several contexts. */
 static const struct rc_wait_kind mixed_kind = {
 	.is_over = any_is_over,
 	.will_sleep = any_will_sleep,
