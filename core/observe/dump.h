@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Records of a dump. A record is a kind and its fields, as a line of text (kind key=value ...) or
- * as a JSON object on a line. One code path writes both forms, so that they cannot say different
- * things. JSON is written here by hand: it is strings, numbers and pairs of numbers. A library for
- * that would be one more for every user to install.
+ * Records of a dump. A record has a kind and fields, and is written on one line. The line is text
+ * (kind key=value ...) or a JSON object. One code path writes both forms, so that they cannot say
+ * different things. JSON is written here by hand: it is strings, numbers and pairs of numbers. A
+ * library for that would be one more for every user to install.
  */
 #ifndef RC_DUMP_H
 #define RC_DUMP_H

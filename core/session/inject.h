@@ -15,7 +15,7 @@
  *           | "drop" [ "=" N ]               the first N are lost: CALL, REMOTE, REPLY, TYPE_* only
  *           | "dup"  [ "=" N ]               the first N are sent twice: protocol messages, TYPE_*
  *           | "delay" "=" T [ "*" N ]        the first N are sent T later
- *           | "reorder" [ "=" T ] [ "*" N ]  each is sent up to T later (5 ms), so in any order:
+ *           | "reorder" [ "=" T ] [ "*" N ]  each is sent up to T later (5 ms), in any order:
  *                                            protocol messages, REPLY, TYPE_* only
  *           | "nomem" [ "=" N ]              for the first N there is no memory: their sender is
  *                                            told so

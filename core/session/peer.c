@@ -1,21 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Sessions with peers: made on first use, authenticated, fenced at their end. The states are in
- * table.h, events of the devices in peer_event.c, signs of life in stall.c, attempts that come to
- * nothing in contact.c.
+ * table.h, events of the devices in peer_event.c, signs of life in stall.c. Attempts that come to
+ * nothing are in contact.c.
  *
- * Both sides may connect at the same moment: the lower rank's attempt wins (the higher rank drops
- * its own and takes the other; the lower one refuses with EALREADY and goes on). The server chooses
- * the epoch: one more than the last this side knows of.
+ * Both sides may connect at the same moment. The lower rank's attempt wins: the higher rank drops
+ * its own attempt and takes the other. The lower rank refuses with EALREADY and goes on. The server
+ * chooses the epoch: one more than the last epoch that this side knows of.
  *
- * A connection that breaks while the session is UP does not end it if both live: resume.c makes
- * another.
+ * A connection may break while the session is UP. If both sides live the session goes on: resume.c
+ * makes another connection.
  *
- * The fence, strictly in this order: (1) no new read finds the connection, those under way are
- * waited for; (2) the device fence: on return nothing of the peer is in flight; (3) the machine
- * drops what hangs on the session, what the peer was sharing stays for a grace period; only then
- * (4) may a new session of that peer come. A clock decides when to fence, never whether a read is
- * safe.
+ * The fence, strictly in this order:
+ *
+ *   (1) No new read finds the connection; reads that are under way are waited for.
+ *   (2) The device fence: on return nothing of the peer is in flight.
+ *   (3) The machine drops all that hangs on the session. References that the peer was sharing stay
+ *       for a grace period.
+ *   (4) Only then may a new session of that peer come.
+ *
+ * A clock decides when to fence, never whether a read is safe.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -30,7 +34,7 @@
 #include "core/value/value.h"
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
-/* a peer that could not be reached is not tried again at once */
+/* pause before a fenced peer is tried again */
 #define RETRY_NS (200 * NSEC_PER_MSEC)
 
 is_alone int rc_peers_open(struct rref_ctx *ctx)
@@ -54,8 +58,8 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 		at_store(&p->alive, true);
 		if (i == ctx->rank)
 			continue;
-		/* shm between workers of one machine, ibv between machines; table order is
-		 * preference. */
+		/* The first kind in the table wins: shm between workers of one machine, ibv between
+		 * machines. */
 		for (int k = 0; k < RV_NR_KINDS && !p->ops; k++) {
 			struct rc_device *d = &ctx->device[k];
 
@@ -92,7 +96,7 @@ void rc_peers_close(struct rref_ctx *ctx)
 		struct rc_peer *p = &ctx->peers[i];
 
 		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
-		/* neither side's attempts begin a session any more */
+		/* no attempt of either side begins a session any more */
 		rc_session_on(p, RC_STEP_SHUT);
 	}
 }
@@ -113,8 +117,10 @@ const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
 	return &p->key;
 }
 
-/* From now on its messages and ours prove whose they are. p->hs is complete but for what only
- * the proof tells. */
+/*
+ * Seals a connection: from now on messages of both sides prove their sender. p->hs is complete,
+ * except for the part that only the proof tells.
+ */
 int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
 {
 	uint8_t out[RV_SEAL_KEY_BYTES], in[RV_SEAL_KEY_BYTES];
@@ -129,7 +135,10 @@ int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
 		   : 0;
 }
 
-/* Does our server's answer hold? Its hellos from before it are void. */
+/*
+ * Checks our server's answer, and seals the connection. The server's hellos from before the answer
+ * are void.
+ */
 int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev, uint8_t proof[RC_MAC_BYTES])
 {
 	int err = rc_answer_check(&p->key, ev->data, ev->len, &p->hs, proof);
@@ -149,7 +158,9 @@ static int fail_unreachable(const struct rc_peer *p, const char *why)
 	return err;
 }
 
-/* Begins an attempt. 0: under way, or put off; -errno: there will be none. */
+/*
+ * Begins an attempt. Returns 0 if it is under way or put off. Returns -errno if there will be none.
+ */
 static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	const struct rc_key *key;
@@ -203,21 +214,22 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_error_concerns(p->rank);
 		return -EOWNERDEAD;
 	}
-	/* After a fence a peer is not tried again at once; what waits for one that is silent goes
-	 * on waiting. */
+	/* A fenced peer is not tried again at once. Operations that wait for a silent peer go on
+	 * waiting. */
 	if (p->state == RC_PEER_DOWN && (p->said_goodbye || !at_load(&p->silent_since)))
 		return fail_unreachable(p, p->why);
 	return 0;
 }
 
-/* On return no thread posts to its connection, or will. */
+/* Stops reads: on return no thread posts to the peer's connection, or will. */
 void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	unsigned turn = 0;
 
-	/* sc: partner of the pins in rc_read_start and rc_fast_read. */
+	/* sc. Pairs with rc_read_start and rc_fast_read: their pins in readers. */
 	at_store_sc(&p->conn, NULL);
-	/* which sleeps in the end: the reader may be of a lower priority, on this very processor */
+	/* rc_pause sleeps in the end: the reader may be of a lower priority, on this very
+	 * processor */
 	while (at_load_sc(&p->readers))
 		rc_pause(&turn);
 	ctx->session.events->reads_stop(ctx, p);
@@ -227,14 +239,13 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 {
 	struct rv_conn *link = p->link;
 	bool was_alive = at_load(&p->alive);
-	char named[RP_TEXT_MAX]; /* an operation's text stands alone, so it names the worker */
+	char named[RP_TEXT_MAX]; /* names the worker, since an operation's text stands alone */
 
 	if (p->rank == ctx->rank)
 		return;
 	/* (1) */
 	rc_peer_stop_reads(ctx, p);
-	/* (2) Of a session that is broken the connection is gone already; this one was to take its
-	 * place. */
+	/* (2) The connection of a broken session is gone already; link was to take its place. */
 	p->link = NULL;
 	if (link)
 		p->ops->close_conn(link);
@@ -274,7 +285,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	ctx->session.events->one_fewer(ctx);
 }
 
-/* (4): what the old session left behind goes before the new one begins. */
+/* Ends the grace period (4): the rest of the old session goes before the new one begins. */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rp_event ev = { .type = RP_EV_PEER_GRACE, .peer = p->rank };
@@ -316,8 +327,8 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 		if (unlikely(p->must_end))
 			rc_peer_fence(ctx, p, -EPROTO, "its connection did what it cannot do");
 		peer_tick(ctx, p, now);
-		/* What held them up may go without an event: a region under way (shm), slots that
-		 * others took first. */
+		/* Reads that wait may go on without an event. A region may have been under way
+		 * (shm), or other reads may have taken the slots first. */
 		if (at_load(&p->nr_waiting))
 			ctx->session.events->reads_may(ctx, p);
 	}

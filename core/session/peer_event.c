@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Events of the devices: a peer that wants a session, a connection that is up, failed or lost, a
- * message, the end of a READ. What each does in which state is in table.c.
+ * Events of the devices. A peer wants a session; a connection is up, failed or lost; a message
+ * came; a READ ended. The action for each event and state is in table.c.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,7 +14,7 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-/* How long the loser of a crossing waits for the winner's request. */
+/* Time for which the loser of a crossing waits for the winner's request. */
 #define CROSSING_NS (3 * NSEC_PER_SEC)
 
 void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err,
@@ -24,19 +24,19 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	char who[96];
 
 	d->ops->peer_text(conn, who, sizeof(who));
-	/* Counted before the peer hears of it. "Come later" is no fault of the peer's. */
+	/* Counted before the peer hears of the refusal. "Come later" is no fault of the peer's. */
 	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
 	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
 	if (err == -EALREADY)
 		return;
-	/* Strangers do not fill the log: its lines become rare. */
+	/* Strangers must not fill the log, so its lines become rare. */
 	if (worth_logging(++ctx->session.nr_refused))
 		rc_log(ctx, RREF_LOG_WARNING,
 		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
 		       ctx->session.nr_refused, text);
 }
 
-/* Counts a hello for a new session, and tells whether it is one too many in this second. */
+/* Counts a hello for a new session. Tells whether it is too many in this second. */
 static needs_lock bool comes_too_often(struct rc_peer *p)
 {
 	int64_t now = now_ns();
@@ -75,7 +75,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
 		return;
 	}
-	/* A copy, or one that its maker gave up when it took a connection of ours. */
+	/* The hello is a copy, or its maker gave it up when it took a connection of ours. */
 	if (rc_hello_number(&h) <= p->hello_number) {
 		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "a hello that came before, or too late");
 		return;
@@ -110,8 +110,8 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 		return;
 	}
 	if (action == RC_DO_CROSS || action == RC_DO_REPLACE) {
-		/* Ours loses, or an older one of the peer's: nothing was sent on it, what waits in
-		 * the queue goes over the new one. */
+		/* This worker's attempt loses, or an older attempt of the peer's. Nothing was sent
+		 * on it; messages in the queue go over the new connection. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		rc_session_on(p, RC_STEP_OVER);
@@ -190,7 +190,7 @@ static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const 
 	if (ev->len)
 		err = rc_reason_parse(ev->data, ev->len, text, sizeof(text));
 	if (err == -EALREADY && p->state == RC_PEER_CONNECTING) {
-		/* A crossing: the other side's request is on its way. */
+		/* The attempts crossed: the other side's request is on its way. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		p->retry_at = now_ns() + CROSSING_NS;
@@ -216,8 +216,10 @@ static needs_lock void set_up(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_step(ctx, &up, NULL);
 }
 
-/* The first message of a session is the proof (to the server) or its answer (to the client). 0,
- * or why there is no session. */
+/*
+ * Takes the first message of a session: the proof (to the server) or its answer (to the client).
+ * Returns 0, or -errno if there is no session.
+ */
 static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p,
 				       const struct rv_event *ev)
 {
@@ -255,8 +257,10 @@ static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p,
 	return 0;
 }
 
-/* Gives up a session that could not begin. A failure here is not the peer's fault: only its proof
- * says something of its key. */
+/*
+ * Gives up a session that could not begin. A failure here is not the peer's fault, unless its proof
+ * is wrong.
+ */
 static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int err)
 {
 	bool is_its_fault = err == -EKEYREJECTED || err == -EPROTO;
@@ -320,7 +324,7 @@ void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int 
 	ctx->session.events->read_ended(ctx, p, cookie, status, wc);
 }
 
-/* Does what the table says about an event of p->link. */
+/* Does the table's action for an event of p->link. */
 static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	static const unsigned char report[] = {
@@ -389,12 +393,12 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d,
 					      "the device was lost");
 		return;
 	}
-	/* Somebody else's, or changed on its way: its connection ends, the session goes on over
-	 * another. */
+	/* The message is of another sender, or changed on its way. Its connection ends; the session
+	 * goes on over another. */
 	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
 		at_add(&ctx->n.rejected, 1);
 	if (!p || p->link != ev->conn)
-		at_add(&ctx->n.dropped, 1); /* of a connection that is closed already */
+		at_add(&ctx->n.dropped, 1); /* event of a connection that is closed already */
 	else
 		do_event(ctx, p, ev);
 	if (ev->type == RV_EV_RECV)
@@ -416,7 +420,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 {
 	struct rc_peer *p = ev->user;
 
-	/* Most are messages of a session that is up, or ends of READs. */
+	/* Most events are messages of a session that is up, or ends of READs. */
 	if (ev->type == RV_EV_READ) {
 		rc_peer_read(ctx, p, ev->cookie, ev->status, ev->wc_status);
 	} else if (unlikely(ev->type != RV_EV_RECV || !p || p->link != ev->conn ||

@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A session outlives its connection. When the connection breaks and nothing says that the peer is
- * dead, the session is "broken": nothing of what hangs on it ends, operations wait, and both sides
- * try to connect again, within it.
+ * A session outlives its connection. A connection may break although nothing says that the peer is
+ * dead. The session is then "broken": nothing of what hangs on it ends, and operations wait. Both
+ * sides try to connect again, within the session.
  *
  *   UP --DISCONNECTED--> broken --hello(epoch), answer(received), proof(received), RECEIVED--> UP
- *                          \--nobody listens, refused, too late, too often--> fence
+ *                          \--no listener, refused, too late, too often--> fence
  *
- * Before anything else the old connection gets the fence's first two steps on each side: no thread
- * posts to it, and the device serves and writes nothing over it any more. So a READ that is posted
- * again, over the new one, finds its landing memory its own, and nothing of the old connection is
- * under way when the session ends later after all. The third step, what hangs on the session, is
- * the fence's only.
+ * Before anything else each side takes the fence's first two steps for the old connection. No
+ * thread posts to it, and the device serves and writes nothing over it any more. So a READ that is
+ * posted again, over the new connection, has its landing memory to itself. Nothing of the old
+ * connection is under way either if the session ends later after all. The third step drops all that
+ * hangs on the session, and only the fence takes it.
  *
- * Both sides prove again that they hold the group's key, name the session by epoch and
- * incarnations, and say up to which number the other's messages came: from there on they are sent
- * again (send.c), so each comes exactly once. The numbers are told by the MACs' holders only.
+ * Both sides prove again that they hold the group's key, and name the session by epoch and
+ * incarnations. Each says up to which number the other's messages came. Later messages are sent
+ * again (send.c), so each comes exactly once. Only holders of the MAC's key can tell the numbers.
  *
  * Both sides try at once. When the attempts cross, the lower rank's wins, as when a session begins.
  * A process that is gone has no listener: two refusals in a row end the session, within
- * milliseconds. So do two with ESTALE, for another incarnation; the first may be for a copy of our
- * hello, which the network repeated after the peer gave that attempt up. A peer that ended it
- * refuses with ENETRESET: we were cut off. A peer that does not answer in time is dead.
+ * milliseconds. So do two refusals with ESTALE, for another incarnation. One may be for a copy of
+ * our hello, which the network repeated after the peer gave that attempt up. A peer that ended the
+ * session refuses with ENETRESET: this worker was cut off. A peer that does not answer in time is
+ * dead.
  *
  * A READ with a bad key ends its connection: a reliable connection works so
  * (docs/design/devices.md). A peer could guess keys, or hand out false locations, as often as it
@@ -37,11 +38,11 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-/* between attempts; a little longer each time, up to AGAIN_LAST_NS */
+/* pause between attempts; a little longer each time, up to AGAIN_LAST_NS */
 #define AGAIN_NS (5 * NSEC_PER_MSEC)
 #define AGAIN_LAST_NS (50 * NSEC_PER_MSEC)
 #define LONG_NS (3600 * NSEC_PER_SEC)     /* no peer timeout is longer here */
-#define CROSSED_NS (100 * NSEC_PER_MSEC)  /* who lost a crossing leaves the other so long */
+#define CROSSED_NS (100 * NSEC_PER_MSEC)  /* time that the loser of a crossing leaves the other */
 #define NOBODY_MAX 2u
 #define STALE_MAX 2u
 #define SCORE_NS (10 * NSEC_PER_SEC)
@@ -64,13 +65,13 @@ static needs_lock int64_t again_ns(const struct rc_peer *p)
 
 bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status)
 {
-	/* Who leaves too has a goodbye of its own to say, and to know that it came: the other
-	 * would take it for dead. */
+	/* A worker that leaves too has a goodbye of its own to say, and to know that it came. The
+	 * other would take it for dead. */
 	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING &&
 		       (!p->goodbye_sent || p->unacked.nr || p->nr_queued);
 
-	/* Nonsense of the peer's and a device that is gone are ends. So is a goodbye, and a
-	 * session that was never quite up. */
+	/* Nonsense from the peer ends the session, and so does a device that is gone. So does a
+	 * goodbye, and a session that was never quite up. */
 	return p->state == RC_PEER_UP && (!p->said_goodbye || leaving) && status != -EPROTO &&
 	       status != -ENODEV;
 }
@@ -80,7 +81,7 @@ void rc_resume_over(struct rc_peer *p)
 	p->resume.nobody = p->resume.stale = 0;
 }
 
-/* True: it was once too often, and the session is fenced. */
+/* Counts a broken connection. Returns true if it was once too often, and the session is fenced. */
 static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_resume *r = &p->resume;
@@ -102,7 +103,7 @@ static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 	return true;
 }
 
-/* What was to take the old connection's place is not going to. */
+/* Closes a link that was to take the old connection's place and will not. */
 static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
 {
 	if (p->link)
@@ -111,7 +112,7 @@ static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_
 	rc_session_on(p, RC_STEP_OVER);
 	p->resume.at = now_ns() + pause;
 	ctx->turns.next_tick = min_of(ctx->turns.next_tick, p->resume.at);
-	/* Whoever found the break may not come back before the poller wakes by itself. */
+	/* The thread that found the break may not come back before the poller wakes by itself. */
 	if (p->resume.at < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
@@ -126,7 +127,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	p->probing = false;
 	rc_send_again(p);
 	r->nobody = r->stale = r->attempts = 0;
-	/* What no answer of the device told has taken its time already. */
+	/* A timeout of the device has taken its share of the time already. */
 	r->by = now_ns() + (status == -ETIMEDOUT ? patience_ns(ctx) / 2 : patience_ns(ctx));
 	r->look_at = rc_resume_due(p);
 	snprintf(r->why, sizeof(r->why), "%s", why);
@@ -196,7 +197,10 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	}
 }
 
-/* Both have proved who they are, and each knows what the other has got. */
+/*
+ * Takes the session up again: both sides have proved their identity, and each knows what the other
+ * has got.
+ */
 static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_session_on(p, RC_STEP_PROVED);
@@ -210,7 +214,10 @@ static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_peer_open_reads(ctx, p);
 }
 
-/* How far the peer says that our messages came. False: it cannot be, and the session is fenced. */
+/*
+ * Takes the number up to which the peer has our messages. Returns false if that cannot be, and the
+ * session is fenced.
+ */
 static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
 	if (!rc_send_resume(ctx, p, received))
@@ -226,7 +233,7 @@ void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p, const struct rv
 	uint8_t proof[RC_MAC_BYTES];
 
 	if (rc_peer_answered(p, ev, proof)) {
-		/* It may be anybody's: not the end of the session, but of this attempt. */
+		/* The answer may be anybody's: it ends this attempt, not the session. */
 		at_add(&ctx->n.rejected, 1);
 		drop_link(ctx, p, again_ns(p));
 		return;
@@ -259,19 +266,19 @@ void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	if (err == -EALREADY || err == -ECONNREFUSED ||
 	    (err == -ESTALE && p->resume.stale < STALE_MAX))
 		return;
-	/* it lives, and has had enough of our connections: the session is over there */
+	/* the peer lives, and refuses more connections: the session is over there */
 	if (err == -EAGAIN)
 		err = -ENETRESET;
 	err = err == -ENETRESET || err == -ESTALE || err == -EKEYREJECTED ? err : -EOWNERDEAD;
 	snprintf(lost, sizeof(lost), "%.60s, and was not taken up again: %.90s", p->resume.why,
 		 text);
-	/* Of what it lost for standing still it says so. */
+	/* A worker that lost the session for standing still says so. */
 	if (rc_stall_lost(ctx, p, lost, why, sizeof(why)) == -ENETRESET)
 		err = -ENETRESET;
 	rc_peer_fence(ctx, p, err, why);
 }
 
-/* The client's proof, or the server's word that it has seen it. */
+/* Takes the client's proof, or the server's word that it has seen the proof. */
 void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
 {
 	struct rw_message m;
@@ -296,25 +303,22 @@ void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 	resumed(ctx, p);
 	return;
 bad:
-	/* Whoever that is has not proved to be the peer: it ends its own connection, and no
-	 * session. */
+	/* The sender has not proved to be the peer: it ends its own connection, and no session. */
 	at_add(&ctx->n.rejected, 1);
 	drop_link(ctx, p, again_ns(p));
 }
 
-/*
- * The peer gave up an attempt of its own, or one that had proved nothing yet lost its connection.
- */
+/* Ends an attempt that the peer gave up, or that lost its connection before it proved anything. */
 void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	drop_link(ctx, p, again_ns(p));
 }
 
 /*
- * A clock decides when to give up, and only by time in which this worker was awake to do something
- * about it: one that was stopped, or whose program makes progress now and then, has not waited for
- * a peer by not looking. A look that comes late counts as an eighth of the patience at most, so
- * that the number of looks is bounded too.
+ * Puts the end off by time in which this worker was not awake to act. A clock decides when to give
+ * up, and counts only awake time. A worker may be stopped, or its program may make progress only
+ * now and then. Such a worker has not waited for the peer. A late look counts as an eighth of the
+ * patience at most: this bounds the number of looks too.
  */
 static void not_awake(struct rref_ctx *ctx, struct rc_resume *r, int64_t now)
 {

@@ -1,26 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sending control messages. Straight out when the session is up and the provider has a credit; else
- * into the peer's queue, which is flushed when the connection comes up or WRITABLE says so.
- * Messages to oneself go through a queue too, never by recursion. Sequence number and epoch are put
- * in when a message really goes out.
+ * Sending control messages. A message goes straight out when the session is up and the provider has
+ * a credit. Else it waits in the peer's queue, flushed when the connection comes up or WRITABLE
+ * says so. Messages to oneself go through a queue too, never by recursion. Sequence number and
+ * epoch are put in when a message really goes out.
  *
- * What went out is kept until the peer says that it came (the ack of each message, or RECEIVED when
- * it has nothing to say): when the connection breaks and the session does not, what the peer has
- * not got is sent again, under the same numbers and before anything new. At most WINDOW messages
- * are out; the rest wait in the queue.
+ * A message that went out is kept until the peer says that it came. The ack of each message says
+ * so, or RECEIVED when the peer has nothing to say. When the connection breaks and the session does
+ * not, messages that the peer has not got are sent again. They keep their numbers and go before
+ * anything new. At most WINDOW messages are out; the rest wait in the queue.
  *
- * Callers wait when a queue is long (call.c). What answers the peer's own messages cannot wait: not
- * to read on from a peer that does not take its answers would stop two busy peers for good. So a
- * queue has a bound beyond all that a peer which is merely stopped gathers (some three million
- * deletes), and at it the session ends.
+ * Callers wait when a queue is long (call.c). Answers to the peer's own messages cannot wait. Else
+ * two busy peers that do not take their answers would stop each other for good. So a queue has a
+ * bound, at which the session ends. A peer that is merely stopped stays below it (some three
+ * million deletes).
  *
- * A send that fails while the connection stands (no buffer, a device that is short of something) is
- * tried again, later and later, by the timers of whoever makes progress. Those behind it wait, so
- * that the order stays. When it has failed TRIES_MAX times, a call is over with that error, and
- * what it shared is taken back: the callee never heard of it. So is a question for a type. Of any
- * other message nobody here can tell what its loss would mean; the session ends, which puts both
- * sides right.
+ * A send may fail while the connection stands (no buffer, a device that is short of something). It
+ * is tried again, later and later, by the timers of the thread that makes progress. Later messages
+ * wait, so that the order stays. After TRIES_MAX failures a call ends with that error. The
+ * references that it shared are taken back: the callee never heard of it. A question for a type
+ * ends so too. The loss of any other message may mean anything, so the session ends, which puts
+ * both sides right.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -34,11 +34,11 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 
-#define QUEUE_BYTES ((size_t)256 << 20) /* to one peer */
-#define TRIES_MAX 10u                     /* about 0.85 s in all */
-#define WINDOW 1024u                      /* sent and not acknowledged */
+#define QUEUE_BYTES ((size_t)256 << 20) /* bound of the queue to one peer */
+#define TRIES_MAX 10u                     /* tries take about 0.85 s in all */
+#define WINDOW 1024u                      /* messages sent and not acknowledged */
 #define SPARES 64u                        /* small messages that are kept for the next */
-#define RESERVE 32u /* of these, kept for the time when there is no memory */
+#define RESERVE 32u /* spares kept for the time when there is no memory */
 #define RETRY_FIRST_NS (2 * NSEC_PER_MSEC)
 #define RETRY_LAST_NS (200 * NSEC_PER_MSEC)
 
@@ -59,7 +59,7 @@ is_alone void rc_send_close(struct rref_ctx *ctx)
 
 _Static_assert(RV_MSG_MAX <= UINT16_MAX, "room for any message can be told");
 
-/* Its length is still to be said. */
+/* Makes a message whose length is not set yet. */
 static struct rc_outgoing *send_make(uint32_t room)
 {
 	struct rc_outgoing *o = malloc(sizeof(*o) + room);
@@ -78,7 +78,7 @@ static needs_lock void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
 	list_add(&ctx->session.spare_messages, &o->node);
 }
 
-/* A worker without memory must still refuse a call, and tell what others rely on. */
+/* Fills the reserve: without memory a worker must still send refusals and other vital messages. */
 is_alone int rc_send_open(struct rref_ctx *ctx)
 {
 	list_init(&ctx->session.spare_messages);
@@ -92,7 +92,7 @@ is_alone int rc_send_open(struct rref_ctx *ctx)
 	return rc_inject_open(ctx);
 }
 
-/* It is in no list. */
+/* Makes a small message that is in no list. */
 static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 {
 	struct rc_outgoing *o;
@@ -117,7 +117,7 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 	return o;
 }
 
-/* The one that came last goes first: it is in the cache. */
+/* Frees or keeps a message. The spare that came last is used first: it is in the cache. */
 static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	if (unlikely(o->room != RC_SMALL_MESSAGE ||
@@ -133,22 +133,19 @@ void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
 	send_ended(ctx, o);
 }
 
-/* Messages go over its connection now. */
+/* Tells whether messages go over the peer's connection now. */
 static needs_lock bool is_open(const struct rc_peer *p)
 {
 	return p->state == RC_PEER_UP;
 }
 
-/*
- * Tells whether this message may go over its connection now. The proof goes before there is a
- * session.
- */
+/* Tells whether this message may go out now. The proof may go before there is a session. */
 static needs_lock bool may_go(const struct rc_peer *p, const struct rc_outgoing *o)
 {
 	return is_open(p) || (p->state == RC_PEER_PROVING && *o->bytes == RW_AUTH);
 }
 
-/* One message that has its number. 0 or -errno (-EAGAIN: no credit). */
+/* Posts a message that has its number. Returns 0 or -errno (-EAGAIN: no credit). */
 static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p,
 				       struct rc_outgoing *o)
 {
@@ -166,8 +163,8 @@ static inline needs_lock int send_post(struct rref_ctx *ctx, struct rc_peer *p,
 }
 
 /*
- * One message that is in no list. 0: it is with those that are not acknowledged. -errno: it is the
- * caller's.
+ * Sends a message that is in no list. Returns 0 if it is now with the messages that are not
+ * acknowledged. On -errno the caller keeps it.
  */
 static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p,
 				      struct rc_outgoing *o)
@@ -185,18 +182,18 @@ static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p,
 	return err;
 }
 
-/* The connection stands, and still the device did not take it: that may pass. */
+/* Tells whether an error may pass: the device failed while the connection stands. */
 static bool may_pass(int err)
 {
 	return err && err != -EAGAIN && err != -ENOTCONN && err != -EMSGSIZE;
 }
 
-/* The head of the queue failed for the tries-th time: when it is tried again. */
+/* Sets the time of the next try after the head of the queue failed for the tries-th time. */
 static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_t tries)
 {
 	int64_t wait = min_of(RETRY_FIRST_NS << (tries - 1), RETRY_LAST_NS);
 
-	/* Half of it to one and a half: peers that failed together do not come back together. */
+	/* Waits for 0.5 to 1.5 times the time: peers that failed together come back apart. */
 	wait = wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait);
 	p->resend_at = now_ns() + wait;
 	if (p->resend_at < ctx->sleep.wake_at)
@@ -204,8 +201,8 @@ static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_
 }
 
 /*
- * One that may wait for long, with a million others, takes no more than it needs. Without memory it
- * does.
+ * Copies a message that may queue for long into a block of its exact size. Keeps the larger block
+ * if there is no memory.
  */
 static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
@@ -232,7 +229,7 @@ static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc
 			       p->rank, p->why);
 	}
 	o->tries = tries;
-	/* Before p->queue.next is at the head. */
+	/* p->queue.next is the head: an entry before it goes first. */
 	list_add_tail(first ? p->queue.next : &p->queue, &o->node);
 	p->nr_queued++;
 	p->queued_bytes += sizeof(*o) + o->length;
@@ -241,13 +238,13 @@ static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc
 	return 0;
 }
 
-/* Messages go out at once: nothing else has to go before. */
+/* Tells whether a message goes out at once: no other has to go before it. */
 static inline needs_lock bool is_clear(const struct rc_peer *p)
 {
 	return is_open(p) && list_empty(&p->queue) && list_empty(&p->unacked.again);
 }
 
-/* It could not go out at once. Consumes o. */
+/* Queues o, which could not go out at once. Consumes o. */
 static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx, struct rc_peer *p,
 							   struct rc_outgoing *o, bool first,
 							   int err)
@@ -259,7 +256,7 @@ static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx,
 	return enqueue(ctx, p, o, first, may_pass(err));
 }
 
-/* A whole message to a peer that is there or on the way. Consumes o. */
+/* Sends a whole message to a peer that is there or on the way. Consumes o. */
 static needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
 {
 	/* The proof and its answer go before everything else: they bring the session up. */
@@ -289,7 +286,7 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 	return o ? send_one(ctx, p, o) : rc_fail(ENOMEM, "memory for a message");
 }
 
-/* One that does not fit a small message's room. */
+/* Encodes a message that does not fit a small message's room. */
 static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 {
 	uint8_t buf[RV_MSG_MAX];
@@ -336,7 +333,9 @@ static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, u
 	return send_one(ctx, p, o);
 }
 
-/* The straight way is that of a small message over a session that is up, with nothing before it. */
+/*
+ * Sends a message. The straight way is for small ones over a session that is up and has no queue.
+ */
 int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
@@ -357,8 +356,8 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 }
 
 /*
- * For what somebody waits for, or relies on, and nobody here can do without: who cannot be told is
- * dead, or is fenced now: then all that hangs on it is cleaned up, on both sides.
+ * Sends a message that others wait for or rely on. A peer that cannot be told is dead, or is fenced
+ * now. All that hangs on its session is then cleaned up, on both sides.
  */
 void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
@@ -389,14 +388,14 @@ static needs_lock void put_back(struct rc_peer *p, struct rc_outgoing *o)
 	p->queued_bytes += sizeof(*o) + o->length;
 }
 
-/* The head of the queue, which is o, cannot be sent. */
+/* Ends the operation or the session of o, the head of the queue, which cannot be sent. */
 static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o,
 			       int err)
 {
 	struct rw_message m;
 	char why[RP_TEXT_MAX];
 
-	/* One that is sent again has a number, which would be missing. */
+	/* A message that is sent again has a number, which would be missing. */
 	if (!list_empty(&p->unacked.again) || rw_decode(o->bytes, o->length, ctx->world, &m))
 		m.frame.type = 0;
 	if (m.frame.type == RW_CALL || m.frame.type == RW_TYPE_QUERY) {
@@ -446,14 +445,14 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 		int err;
 
 		if (list_empty(from) || !may_go(p, o) || (!again && p->unacked.nr >= WINDOW))
-			return; /* an acknowledgement goes on */
+			return; /* an acknowledgement lets the queue go on */
 		if (o->tries)
 			at_add(&ctx->n.retries, 1);
 		if (again) {
 			list_del(&o->node);
 			err = send_post(ctx, p, o);
 			ctx->n.sent_again += !err;
-			/* at the head, as it was */
+			/* back to the head of the list */
 			if (err)
 				list_add_tail(p->unacked.again.next, &o->node);
 		} else {
@@ -522,9 +521,9 @@ void rc_send_unproved(struct rc_peer *p)
 	p->resend_at = 0;
 }
 
-/* ---- what came, there and here ---- */
+/* ---- acknowledgements ---- */
 
-/* The peer has the next n. */
+/* Ends the next n messages: the peer has them. */
 static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
 {
 	p->unacked.acked += n;
@@ -537,15 +536,15 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 	}
 }
 
-/* sent and again hold the messages acked + 1 .. send_seq: nr of them. */
+/* Forgets the messages up to ack. sent and again hold the nr messages acked + 1 .. send_seq. */
 int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
 {
-	/* modulo 2^32: far fewer are ever out */
+	/* modulo 2^32: far fewer messages are ever out */
 	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked);
 
 	if (n > (int32_t)p->unacked.nr)
 		return -EPROTO;
-	if (n > 0) /* less than before says nothing new */
+	if (n > 0) /* an older number says nothing new */
 		forget(ctx, p, (uint32_t)n);
 	return 0;
 }
@@ -554,7 +553,7 @@ void rc_send_again(struct rc_peer *p)
 {
 	struct list *l;
 
-	/* From the back: those in sent go before those that already wait. */
+	/* Goes from the back: messages in sent go before messages that already wait. */
 	while (!list_empty(&p->unacked.sent)) {
 		l = p->unacked.sent.prev;
 		list_del(l);
@@ -566,7 +565,7 @@ void rc_send_again(struct rc_peer *p)
 int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
 	if (received < p->unacked.acked || received > p->send_seq)
-		return -EPROTO; /* else fewer than WINDOW of them */
+		return -EPROTO; /* else fewer than WINDOW messages */
 	ctx->n.not_again += received - p->unacked.acked;
 	forget(ctx, p, (uint32_t)(received - p->unacked.acked));
 	return 0;

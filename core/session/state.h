@@ -18,22 +18,25 @@ struct rc_session_events;
 /* Sessions with all peers. */
 struct rc_session_state {
 	const struct rc_session_events *events; /* [const] */
-	struct rc_region *beacon_region; /* of one page; NULL = not yet */
+	struct rc_region *beacon_region; /* region of one page; NULL = not yet */
 	int beacon_fd;
-	/* [const] our heartbeat, which peers READ: our device answers, and our progress counts */
+	/* [const] heartbeat of this worker, which peers READ: its device answers, and its progress
+	 * counts */
 	uint64_t *beacon;
-	uint64_t *probe_landing;          /* [const] where theirs land, by rank */
+	/* [const] landing memory of the peers' heartbeats, by rank */
+	uint64_t *probe_landing;
 	struct rc_own_beat {
 		uint64_t count under_lock;
-		_Atomic int64_t at;       /* when it was counted last */
-		/* this worker stood still: until when, for how long */
+		_Atomic int64_t at;       /* time of the last count */
+		/* end and length of the last standstill of this worker */
 		_Atomic int64_t woke_at, stood_ns;
 	} own_beat;
 	struct list self_queue under_lock; /* struct rc_outgoing */
-	struct list spare_messages under_lock; /* small ones that came there; send.c */
+	struct list spare_messages under_lock; /* small messages kept for the next; send.c */
 	uint32_t nr_spare_messages under_lock;
-	uint64_t nr_refused under_lock; /* connections, for the log */
-	char lack_here[RP_TEXT_MAX] under_lock; /* writes, once: see rc_contact_lacks */
+	uint64_t nr_refused under_lock; /* refused connections, for the log */
+	/* written under the lock, once: see rc_contact_lacks */
+	char lack_here[RP_TEXT_MAX] under_lock;
 	int64_t peer_timeout;
 	int64_t stall_timeout;                    /* [const] 0 = for ever */
 	/* [const] RC_SCORE_LIMIT; tests that break connections have their own */

@@ -206,7 +206,7 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 	[RC_PEER_REACCEPTING] = {
 		[RC_SEE_HELLO] = STAY(END_TAKE),
 		[RC_SEE_RESUME] = STAY(REPLACE),
-		[RC_SEE_CONNECTED] = STAY(NOTHING), /* nothing happens before the client's proof */
+		[RC_SEE_CONNECTED] = STAY(NOTHING), /* no action before the client's proof */
 		[RC_SEE_FAILED] = STAY(REOVER),
 		[RC_SEE_LOST] = STAY(REOVER),
 		[RC_SEE_MESSAGE] = STAY(REFIRST),
@@ -244,7 +244,7 @@ enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event ev
 		assert(event < RC_SESSION_NR_REPORTS);
 		p->must_end = true;
 	} else if (row.next != p->state) {
-		/* The connection that did it is closed: what comes next is not ended for it. */
+		/* The connection at fault is closed, so the next state is not ended for it. */
 		p->must_end = false;
 	}
 	p->state = (enum rc_peer_state)row.next;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The session's state machine, as one total table: each state and event has a row, an action and
+ * The session's state machine, as one total table. Each state and event has a row: an action and
  * the next state. States change nowhere else (rc_session_on).
  *
  *         DIALLED              ANSWERED           PROVED
@@ -17,15 +17,15 @@
  *      +------------> REACCEPTING ----------------------------> UP
  *
  * OVER leads from an attempt back to DOWN, or to BROKEN while the session stands. FENCED leads to
- * DOWN, SHUT to GONE, which is for good.
+ * DOWN, and SHUT to GONE, which is for good.
  *
- * Reports come from the device and the clock: the action says what is done about them, and the
- * state stays. Steps are what that leads to: they have no action. A report that cannot be ends the
- * session at the next tick, since no peer may end this process. A step that cannot be is a fault of
- * the library: an assertion, and the same end without it.
+ * Reports come from the device and the clock: they have an action, and the state stays. Steps
+ * follow from reports: they have no action, and lead to the next state. An impossible report ends
+ * the session at the next tick, since no peer may end this process. An impossible step is a fault
+ * of the library: an assertion, or the same end without assertions.
  *
- * Facts that are no states, since they outlive the session or meet each of its states: the peer's
- * goodbye and ours, cut_off, fenced, ever_up, nobody (peer.h).
+ * Some facts are no states, since they outlive the session or meet each of its states. These are
+ * the peer's goodbye and ours, cut_off, fenced, ever_up, nobody (peer.h).
  */
 #ifndef RC_SESSION_TABLE_H
 #define RC_SESSION_TABLE_H
@@ -38,16 +38,16 @@ struct rc_peer;
 
 enum rc_peer_state {
 	RC_PEER_DOWN,        /* no session, no attempt */
-	RC_PEER_CONNECTING,  /* our hello is out */
-	RC_PEER_CROSSED,     /* our hello lost against the peer's, which is on its way */
-	RC_PEER_ACCEPTING,   /* our answer is out, the client's proof is not here */
-	RC_PEER_PROVING,     /* our proof is out, the server's answer to it is not here */
+	RC_PEER_CONNECTING,  /* this worker's hello is out */
+	RC_PEER_CROSSED,     /* the peer's hello won against ours, and is on its way */
+	RC_PEER_ACCEPTING,   /* this worker's answer is out, the client's proof is not here */
+	RC_PEER_PROVING,     /* this worker's proof is out, the server's answer to it is not here */
 	RC_PEER_GONE,        /* this worker has left */
 	/* The session stands from here on. */
 	RC_PEER_UP,
 	/* The session stands, its connection does not. */
-	RC_PEER_BROKEN,      /* nothing is under way */
-	RC_PEER_REDIALLING,  /* as CONNECTING, PROVING and ACCEPTING, within the session */
+	RC_PEER_BROKEN,      /* no attempt is under way */
+	RC_PEER_REDIALLING,  /* like CONNECTING, PROVING and ACCEPTING, within the session */
 	RC_PEER_REPROVING,
 	RC_PEER_REACCEPTING,
 	RC_PEER_NR_STATES,
@@ -65,21 +65,21 @@ enum rc_session_event {
 	RC_SEE_TICK,         /* time has passed */
 	RC_SESSION_NR_REPORTS,
 	/* steps */
-	RC_STEP_DIALLED = RC_SESSION_NR_REPORTS, /* our hello went out */
+	RC_STEP_DIALLED = RC_SESSION_NR_REPORTS, /* this worker's hello went out */
 	RC_STEP_CROSSED,     /* the peer has a hello of its own under way, which goes first */
 	RC_STEP_TAKEN,       /* a hello of the peer is taken */
 	RC_STEP_ANSWERED,    /* the server's answer holds */
-	RC_STEP_PROVED,      /* both sides have proved who they are */
+	RC_STEP_PROVED,      /* both sides have proved their identity */
 	RC_STEP_OVER,        /* an attempt came to nothing */
-	RC_STEP_BROKE,       /* the connection is gone, the session is not */
-	RC_STEP_FENCED,      /* the session, or what was to be one, ended */
+	RC_STEP_BROKE,       /* the connection is gone, the session stands */
+	RC_STEP_FENCED,      /* the session, or an attempt at one, ended */
 	RC_STEP_SHUT,        /* this worker leaves */
 	RC_SESSION_NR_EVENTS,
 };
 
 enum rc_session_action {
-	RC_DO_MISSING,       /* no row: the unit test finds none */
-	RC_DO_NEVER,         /* it cannot be */
+	RC_DO_MISSING,       /* no row; the unit test fails if a place has none */
+	RC_DO_NEVER,         /* the event cannot come */
 	RC_DO_NOTHING,
 	RC_DO_LEFT,          /* hellos: refuse it, since this worker has left */
 	RC_DO_REFUSE,        /* refuse it */
@@ -88,10 +88,10 @@ enum rc_session_action {
 	RC_DO_REPLACE,       /* give up the attempt at hand, then take it */
 	RC_DO_END_TAKE,      /* fence the old session, then take it */
 	RC_DO_BREAK_TAKE,    /* break the connection, then take it */
-	RC_DO_ALIVE,         /* it lives: await its proof */
+	RC_DO_ALIVE,         /* the client lives: await its proof */
 	RC_DO_ANSWER,        /* check the answer, send the proof */
 	RC_DO_REANSWER,
-	RC_DO_FAIL,          /* an attempt failed: a refusal, or silence? */
+	RC_DO_FAIL,          /* an attempt failed: tell a refusal from silence */
 	RC_DO_REFAIL,
 	RC_DO_OVER,          /* an attempt lost its connection */
 	RC_DO_REOVER,
