@@ -23,7 +23,8 @@
  *                static.
  *   Destructors  accept NULL.
  *   Times        int64_t nanoseconds. A timeout of RREF_DEFAULT means the context's default,
- *                RREF_FOREVER none. None ends early; one of a second or more may end 50 ms late.
+ *                RREF_FOREVER no time-out. A time-out never ends early; it may end 50 ms late if it
+ *                is a second or more.
  *   Sizes        bytes.
  *   Threads      Every function may be called by any thread, unless its block says otherwise. One
  *                handle may be used by many threads at once; its last release excludes every other
@@ -52,26 +53,25 @@
  *                for the conditions of the first four errors below.
  *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
  *   asks for its log.
- *   Signals      Every thread of the library blocks all signals but those that its own faults
- *                raise. It writes to no pipe or socket in a way that raises SIGPIPE. A signal
- *                handler may call rref_serve_stop alone. Where it interrupts a function of the
- *                library it must not leave it by longjmp, nor call fork.
- *   Cancellation No function is a cancellation point, waits included: a thread that is cancelled
- *                in one ends at its first cancellation point after the return. Callbacks, handlers
- *                and hooks run with cancellation disabled, and leave it so. They end by a return:
- *                no pthread_exit, longjmp or exception. A thread whose type is
+ *   Signals      Every thread of the library blocks all signals except the signals of its own
+ *                faults. It writes to no pipe or socket in a way that raises SIGPIPE. A signal
+ *                handler may call only rref_serve_stop. If it interrupts a function of the library,
+ *                it must not leave it by longjmp, nor call fork.
+ *   Cancellation No function is a cancellation point, waits included. A thread that is cancelled in
+ *                a function ends at its first cancellation point after the return. Callbacks,
+ *                handlers and hooks run with cancellation disabled, and leave it so. They end by a
+ *                return: no pthread_exit, longjmp or exception. A thread whose type is
  *                PTHREAD_CANCEL_ASYNCHRONOUS must not call the library.
- *   fork(2)      A child must not use contexts of its parent: functions give -ECHILD, destructors
- *                do nothing, accessors of a view give NULL or 0. It has none of their descriptors,
- *                nor their memory: an address from rref_view_data, rref_alloc, rref_future_data or
- *                rref_call_data is a fault there (SIGSEGV). Only memory of
- *                rref_mem_alloc is shared with it. The parent goes on; when it dies its peers hear
- *                of it at once, even if children of it live. A child may join groups of its own by
- *                rref_init, also one that was forked in a callback or handler; such a child must
- *                not return from there. A daemon forks first and calls rref_init then. A child of
- *                clone(2) or _Fork, which run no fork handlers, is refused by rref_init too. It
- *                keeps its parent's devices: over ibv its parent's death looks like standing still
- *                (stall_timeout).
+ *   fork(2)      A child must not use contexts of its parent. Functions give -ECHILD, destructors
+ *                do nothing, accessors of a view give NULL or 0. It has neither their descriptors
+ *                nor their memory. An address from rref_view_data, rref_alloc, rref_future_data or
+ *                rref_call_data is a fault there (SIGSEGV). Only memory of rref_mem_alloc is shared
+ *                with it. The parent goes on; when it dies its peers hear of it at once, even if
+ *                children of it live. A child may join groups of its own by rref_init, even if it
+ *                was forked in a callback or handler. In that case it must not return from there. A
+ *                daemon forks first and calls rref_init then. A child of clone(2) or _Fork, which
+ *                run no fork handlers, is refused by rref_init too. It keeps its parent's devices:
+ *                over ibv its parent's death looks like standing still (stall_timeout).
  *   Unloading    The library stays loaded after dlclose(3): threads that used it run destructors
  *                of it when they end. A program that is not linked with it and calls dlopen(3)
  *                must be started with GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192.

@@ -38,12 +38,11 @@ enum rref_log_level {
  * view_refs_async, rpc_async and remote end when the future or the creation is complete. That may
  * be on another thread, and a moment after a test of it says so. The others end where they began. A
  * call that is refused for its arguments may have none.
- * The hook runs on the thread at hand, on several at once, and may run under the library's lock: it
- * must be short and must not wait. Calls of the library that take the lock give -EDEADLK there;
- * accessors, rref_release, rref_view_free and
- * rref_future_free may be called. Off, a scope costs one test and branch.
- * The trace file has the same in Chrome's trace event format, for ui.perfetto.dev
- * (docs/OBSERVING.md).
+ * The hook runs on the thread at hand, on several threads at once, and perhaps under the library's
+ * lock. So it must be short and must not wait. Calls of the library that take the lock give
+ * -EDEADLK there; accessors, rref_release, rref_view_free and rref_future_free may be called. Off,
+ * a scope costs one test and branch. The trace file has the same in Chrome's trace event format,
+ * for ui.perfetto.dev (docs/OBSERVING.md).
  */
 struct rref_scope {
 	size_t size;             /* sizeof(struct rref_scope) of the library */
@@ -147,8 +146,8 @@ struct rref_options {
 #define RREF_NO_LEAK_CHECK 1u
 
 /*
- * Sets every field of the options to its default. A macro, so that the size is the program's own: a
- * newer library neither writes behind the options of an older program nor reads there. It takes the
+ * Sets every field of the options to its default. A macro, so that the size is the program's own.
+ * Then a newer library neither writes nor reads behind the options of an older program. It takes the
  * defaults for fields that are not in them. An older library takes the options of a newer program
  * if fields that it does not know are 0. Otherwise rref_init refuses them (-EINVAL).
  */
@@ -181,30 +180,30 @@ RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
 RREF_API int rref_options_from_env(struct rref_options *opt);
 
 /*
- * Joins the group: opens devices, meets the other workers at the rendezvous (rank 0 listens there),
- * returns when all are present. Functions of opt may be called by peers before it returns: handlers
- * take the context from rref_call_context.
+ * Joins the group: opens devices and meets the other workers at the rendezvous, where rank 0
+ * listens. Returns when all are present. Peers may call functions of opt before it returns:
+ * handlers take the context from rref_call_context.
  *
  *   opt   borrowed during the call; NULL = defaults and environment
  *   out   *out is returned: free with rref_free_ctx
  *
- * Things that can come by themselves are waited for, and told in the log at level info: rank 0 and
- * its name in the DNS, its address and port; also a rank 0 that is killed and started again before
- * the group is complete. A group that has started is closed, for now: nobody can join it later, or
+ * Waits for things that can come by themselves, and logs them at level info. They are rank 0, its
+ * name in the DNS, its address and its port. Rank 0 may also be killed and started again before the
+ * group is complete. A group that has started is closed, for now: no worker can join it later, or
  * take a dead worker's place.
  *
  * Returns 0, or
  *   -EINVAL       out is NULL, or bad options: rank, name, device text, key file, an address that
  *                 cannot be ...
  *   -EEXIST       this rank or name is taken already in the group (both workers involved fail)
- *   -ENODEV       no usable device; the text says what was looked for and what to load, or which
- *                 system call is refused
+ *   -ENODEV       no usable device. The text names the devices looked for and the modules to load,
+ *                 or the system call that is refused
  *   -ENOMEM       memory or a limit of the system: descriptors, threads, addresses, file sizes,
- *                 locked memory; the text names the limit, its value and how to raise it
- *   -ETIMEDOUT    the group was not complete in time; the text says what was tried, and which ranks
- *                 are missing
- *   -ECONNREFUSED nobody answers as this group's rendezvous: rank 0 is not there, or its group has
- *                 started already
+ *                 locked memory. The text names the limit, its value and how to raise it
+ *   -ETIMEDOUT    the group was not complete in time. The text names the attempts made and the
+ *                 ranks that are missing
+ *   -ECONNREFUSED no process answers as this group's rendezvous: rank 0 is not there, or its group
+ *                 has started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
  *   -EADDRNOTAVAIL  in time the rendezvous address did not become one of rank 0's machine
  *   -EACCES       without a key, an address other than loopback was asked for; or the key file's
@@ -254,8 +253,8 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
 RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
 
 /*
- * Waits, for a process that only serves, until every other worker that lives has come to its
- * graceful rref_shutdown: nobody is left to serve. Makes progress in every mode. Then call
+ * Waits, for a process that only serves, until every other living worker has come to its graceful
+ * rref_shutdown. Then no worker is left to serve. Makes progress in every mode. Then call
  * rref_shutdown, which does not wait for them again. The death of a worker ends nothing: it is told
  * as always (see rref_worker), and the others are served on. That holds for rank 0 too, which
  * counts the workers that have come. Alone in a group of one it returns at once.
@@ -267,7 +266,8 @@ RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
  *
  * Returns 0 when every other worker has come, rref_serve_stop was called, or another thread is in
  * rref_shutdown; also when some workers died and the others have come. Or
- *   -EOWNERDEAD  nobody is left, and not in order: all others died, or rank 0 did and the rest left
+ *   -EOWNERDEAD  no worker is left, and not in order: all others died, or rank 0 did and the rest
+ *                left
  *   -EDEADLK     called from a callback, handler or scope hook
  *   -EBUSY       another thread is in rref_serve of this context
  *   -ESHUTDOWN   the context was shut down before
@@ -398,8 +398,8 @@ RREF_API int rref_worker_by_name(struct rref_ctx *ctx, const char *name);
 
 /*
  * Does what can be done now, without blocking: for the manual mode, allowed in all. A program that
- * calls neither it nor anything that waits is stalled for its peers (stall_timeout): in the manual
- * mode call it twice a second.
+ * neither calls it nor waits in the library is stalled for its peers (stall_timeout). So call it
+ * twice a second in the manual mode.
  *
  *   ctx   the context
  *
@@ -412,9 +412,9 @@ RREF_API int rref_progress(struct rref_ctx *ctx);
 
 /*
  * Tells the descriptor to sleep on in an event loop; one loop for each context. It is readable when
- * a future of the context has ended, on whatever thread, or when a worker went down (see
- * rref_worker). In the manual mode also when rref_progress has something to do, or a timer is due:
- * half a second after rref_ctx_arm at the latest, so that a loop needs no time-out of its own.
+ * a future of the context has ended, on any thread, or when a worker went down (see rref_worker).
+ * In the manual mode it is also readable when rref_progress has work, or a timer is due. That is
+ * half a second after rref_ctx_arm at the latest, so a loop needs no time-out of its own.
  *
  *   ctx   the context, which closes the descriptor in rref_free_ctx
  *

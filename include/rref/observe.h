@@ -152,16 +152,15 @@ struct rref_peer_stats {
 RREF_API int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *out);
 
 /*
- * Dumps: who holds which reference, since when, shared by whom; one record on a line. As text: a
- * kind, then key=value; with RREF_DUMP_JSON a JSON object per line, with the same keys and "kind".
- * docs/OBSERVING.md explains each.
+ * Dumps: the holder of each reference, since when it holds it, and the worker that shared it. One
+ * record is on one line. As text it is a kind, then key=value. With RREF_DUMP_JSON it is a JSON
+ * object with the same keys and "kind". docs/OBSERVING.md explains each record.
  *   worker  this one                     peer   each other one: its session, what hangs on it
  *   owner   a value owned here           fork   a reference to it: holder, epoch, shared by whom
  *   user    a reference held here        child  one that it was shared as, not confirmed yet
  *   nested  a reference that a value holds
  *   op      an operation in flight       stats  the counters, with RREF_DUMP_STATS
- * A worker with many references goes on meanwhile: what changes during the dump may be in it or
- * not.
+ * A worker with many references goes on meanwhile: a change during the dump may be in it or not.
  */
 #define RREF_DUMP_JSON 1u
 #define RREF_DUMP_STATS 2u
@@ -220,8 +219,8 @@ RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
 RREF_API int rref_leak_report(struct rref_ctx *ctx, char *buf, size_t size);
 
 /*
- * Names the place where the calling thread's next call makes a reference. Called by macros if the
- * program defines RREF_DEBUG before it includes rref.h: records and dumps then say where a
+ * Names the place where the calling thread's next call makes a reference. Macros call it if the
+ * program defines RREF_DEBUG before it includes rref.h. Records and dumps then say where a
  * reference was made (site=file:line). Never fails.
  *
  *   site   a static text, or NULL

@@ -13,7 +13,7 @@ struct rref_type;
 
 /*
  * Brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
- * one-sided READ; the owner's processor takes no part if the value was ready when this reference
+ * one-sided READ. The owner's processor takes no part if the value was ready when this reference
  * was made. A value that is not ready is waited for.
  *
  *   ref       a reference
@@ -290,10 +290,11 @@ RREF_API int rref_view_type(const struct rref_view *view, struct rref_type *out)
 RREF_API size_t rref_view_nr_refs(const struct rref_view *view);
 
 /*
- * Takes references that the value holds: all of a range or none. On the value's owner at once:
- * another hold on what the value holds. Elsewhere the owner is asked, by one message and its
- * answer, and shares them: they are confirmed when this returns. The value itself lives for that as
- * long as the view, even if its reference was released. Taking one twice gives two references.
+ * Takes references that the value holds: the whole range, or no reference on an error. On the
+ * value's owner it takes another hold on each reference at once. Elsewhere it asks the owner, by
+ * one message and its answer. The owner shares the references: they are confirmed when this
+ * returns. For that the value lives as long as the view, even if its reference was released. Taking
+ * a reference twice gives two references.
  *
  *   view      a view
  *   first     of the range, counted from 0

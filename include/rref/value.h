@@ -12,12 +12,13 @@ extern "C" {
 /*
  * A type of values. Two types are the same if name, element size and flags are. The name is the
  * program's own, or one of
- *   bytes                 any bytes; what rref_new and rref_alloc make
+ *   bytes                 any bytes; the type of values of rref_new and rref_alloc
  *   int8 .. int64, uint8 .. uint64, float16, bfloat16, float32, float64, complex64, complex128
  *                         one number
  *   the same with []      (float32[]) an array: any number of them
- * whose element sizes the library knows: give 0, or what is right. Of a type with an element size,
- * a value's segments hold a whole number of elements each (one number: one segment of one element).
+ * The library knows the element sizes of these types: give 0, or the right size. If a type has an
+ * element size, each segment of a value holds a whole number of elements. A value of one number has
+ * one segment of one element.
  */
 struct rref_type {
 	size_t size;             /* sizeof(struct rref_type), set by the caller */
@@ -30,8 +31,8 @@ struct rref_type {
 /*
  * A value of such a type never leaves its owner: handlers there use it by rref_local_value or
  * rref_to_here; a user's read is -EPERM. References to it can be shared like any other. It lies in
- * memory that no device serves, and its owner tells nobody where. So a user cannot read it by other
- * means either.
+ * memory that no device serves, and its owner tells no worker its address. So a user cannot read it
+ * by other means either.
  */
 #define RREF_LOCAL_ONLY 1u
 
@@ -149,7 +150,7 @@ RREF_API int rref_alloc_value(struct rref_ctx *ctx, const struct rref_value_desc
  *   -ENOMEM    no memory: it is not set
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
  *
- * Threads: any; what the program wrote by other threads it has to have seen. Progress: may lock.
+ * Threads: any; it has to have seen the writes of the program's other threads. Progress: may lock.
  */
 RREF_API int rref_set(struct rref *ref);
 
@@ -195,9 +196,9 @@ RREF_API int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr
 /* ---- values in the program's own memory ---- */
 
 /*
- * Registers memory of the program, to wrap parts of it as values, with the devices: for remote read
- * alone, at a random remote address. Registering costs time and locked memory, so few and large
- * ones are better than many. Several may cover the same memory.
+ * Registers memory of the program with the devices, to wrap parts of it as values. It allows remote
+ * reads only, at a random remote address. Registering costs time and locked memory, so a few large
+ * pieces are better than many small ones. Several may cover the same memory.
  *
  *   ctx      the context
  *   addr     readable memory of any alignment; borrowed until rref_mem_deregister, and to stay
@@ -314,8 +315,9 @@ RREF_API void rref_release(struct rref *ref);
 
 /*
  * Gives one hold back on each of several references, as rref_release does. Up to 256 in a row of
- * one context cost one turn of the lock, which a loop takes for each. They end in no certain order.
- * Never fails; one that is refused (-EINVAL in rref_last_error) keeps no other from being released.
+ * one context cost one turn of the lock; a loop would take one for each. They end in no certain
+ * order. Never fails: a refused reference (-EINVAL in rref_last_error) keeps no other from being
+ * released.
  *
  *   refs   nr references, each consumed; the table is borrowed during the call. NULL among them is
  *          skipped, and they may be of several contexts
