@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the callee's side: the answer, which is given once, by whoever has the call. How a call
- * comes to its handler: serve.c.
+ * Calls, the callee's side: the answer, which is given once, by any thread that has the call. A
+ * call's way to its handler: serve.c.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -20,8 +20,8 @@
 #include "core/session/session.h"
 
 /*
- * An answer was sent, and nobody else has the call. What came with it goes back, its references at
- * once.
+ * Ends a call whose answer was sent, when nobody else has the call. Releases its arguments, and its
+ * references at once.
  */
 static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call)
 {
@@ -39,15 +39,17 @@ static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call
 		}
 		rc_incoming_release(&call->in);
 	}
-	at_store_rel(&ctx->call.ended, at_load(&ctx->call.ended) + 1); /* partner: rc_calls_open */
+	/* Pairs with rc_calls_open (acquire). */
+	at_store_rel(&ctx->call.ended, at_load(&ctx->call.ended) + 1);
 	rc_call_spare(ctx, call);
 }
 
 /*
- * The straight end of a call whose handler returned 0 and did not reply: an empty answer, and all
- * of it under one hold of the lock. Who wins `replied` has the reply's hold, and with the handler's
- * both, so that nobody else has the call any more. False: it is a creation or brought a payload, or
- * something is in the way, and the general way is to be gone.
+ * Ends a call whose handler returned 0 and did not reply: sends an empty answer. Does all of it
+ * under one hold of the lock. The thread that wins `replied` has the reply's hold. With the
+ * handler's hold it has both, so nobody else has the call any more. Returns false for a creation,
+ * for a call with a payload, and if something is in the way. The caller then has to use the general
+ * way.
  */
 bool rc_answer_nothing(struct rref_call *call)
 {
@@ -79,7 +81,7 @@ bool rc_answer_nothing(struct rref_call *call)
 	return true;
 }
 
-/* Consumes *payload if it went out. */
+/* Sends the reply of a plain call. Consumes *payload if it went out. */
 static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned about,
 				const char *text, const struct rref_args *result,
 				struct rc_payload **payload)
@@ -90,7 +92,7 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 	int err;
 
 	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
-		return 0; /* the caller is gone, and a new one of that name never asked */
+		return 0; /* the caller is gone, and a new worker of that name never asked */
 	rw_reply_init(&m);
 	r->call_id = call->call_id;
 	r->status = status;
@@ -120,7 +122,7 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 	return 0;
 }
 
-/* The value is made already. */
+/* Completes a creation with its value, which is made already. */
 static needs_lock int reply_remote(struct rref_call *call, int status, unsigned about,
 				   const char *text, struct rc_value *v)
 {
@@ -156,13 +158,14 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 			rc_op_put(f);
 		}
 	}
-	/* -ESTALE: everybody who wanted it is gone; the machine has no entry to put it in. */
+	/* -ESTALE: all workers that wanted the value are gone. The machine has no entry to put it
+	 * in. */
 	return err;
 }
 
 /*
- * Gives the answer, once. v: the value of a creation, payload: a large result's; consumed, also by
- * a failure.
+ * Gives the answer, once. v is the value of a creation, payload that of a large result. Consumes
+ * both, also if it fails.
  */
 static int answer_give(struct rref_call *call, int status, unsigned about, const char *text,
 		const struct rref_args *result, struct rc_value *v, struct rc_payload *payload)
@@ -195,7 +198,7 @@ static int answer_give(struct rref_call *call, int status, unsigned about, const
 		char why[RREF_TEXT_SIZE];
 
 		snprintf(why, sizeof(why), "%s", rc_error_text());
-		rc_payload_drop(payload); /* it did not go out */
+		rc_payload_drop(payload); /* the payload did not go out */
 		if (err)
 			rc_fail(-err, "%s", why);
 	}

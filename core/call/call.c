@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Calls, the caller's side: sharing the argument references, and sending. A call's id on the wire
- * is its operation's token, so a late reply finds nothing; what the reply makes of the future:
+ * is its operation's token, so a late reply finds nothing. The reply's effect on the future:
  * reply.c.
  */
 #include <errno.h>
@@ -24,8 +24,8 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-#define MAX_QUEUED 512u /* messages that wait for one peer before callers have to */
-/* bytes of payloads that one peer has not read; see payload.c */
+#define MAX_QUEUED 512u /* messages that may wait for one peer before callers have to wait */
+/* Limit of the payload bytes that one peer has not read; see payload.c. */
 #define MAX_OFFERED ((uint64_t)RREF_ARGS_MAX)
 
 int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
@@ -45,7 +45,7 @@ int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 	return rc_check_refs(ctx, a->refs, a->nr_refs);
 }
 
-/* Shares each reference with rank `to`: all or none. */
+/* Shares each reference with rank `to`. Shares no reference at all if it fails. */
 int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 		  struct rp_fork *recs)
 {
@@ -85,7 +85,7 @@ void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 	}
 }
 
-/* A call that was accepted, and never went: the callee has nothing of it. */
+/* Ends a call that was accepted and never went. The callee has got nothing of it. */
 void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, int status,
 		    const char *text)
 {
@@ -102,7 +102,7 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 				       .fork = c->refs[i].fork,
 				       .peer = to };
 
-		/* Which fork it was shared from the machine knows; here it only tells a user's
+		/* The machine knows the fork from which it was shared. Here src only tells a user's
 		 * child from an owner's fork. */
 		if (c->refs[i].owner != ctx->rank)
 			ev.src = c->refs[i].fork;
@@ -121,7 +121,7 @@ static needs_lock bool call_has_room(const struct rc_peer *p, uint64_t bytes)
 {
 	uint64_t offered = at_load(&p->offer_bytes);
 
-	/* One payload always has, however large it is. */
+	/* A single payload always has room, however large it is. */
 	return p->nr_queued < MAX_QUEUED && (!bytes || !offered || offered + bytes <= MAX_OFFERED);
 }
 
@@ -139,8 +139,8 @@ static needs_lock bool got_room(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * Back-pressure: waits, making progress, until the peer has room for another message, and for a
- * payload of that many bytes.
+ * Waits, making progress, until the peer has room for a message and for a payload of that many
+ * bytes. This is the back-pressure on callers.
  */
 static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *ctx,
 							      struct rc_peer *p, uint64_t bytes,
@@ -178,9 +178,9 @@ static needs_lock bool got_session(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * After a fence the machine shares nothing with that peer until a new session is up. A message
- * would start one, but the machine's step comes before the message: so what needs it waits here,
- * making progress. Lets go of the lock meanwhile.
+ * Waits for a new session, making progress. After a fence the machine shares nothing with that peer
+ * until one is up. A message would start a session, but the machine's step comes before the
+ * message. Lets go of the lock meanwhile.
  */
 static needs_lock int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, int64_t deadline)
 {
@@ -200,7 +200,7 @@ static needs_lock int wait_for_session(struct rref_ctx *ctx, struct rc_peer *p, 
 	return s.err;
 }
 
-/* The length of the function's name, or -errno. */
+/* Returns the length of the function's name, or -errno. */
 static inline int check_target(struct rref_ctx *ctx, int rank, const char *function,
 			       const void *out, const char *what)
 {
@@ -220,29 +220,29 @@ static inline int check_target(struct rref_ctx *ctx, int rank, const char *funct
 	return rc_function_length(function);
 }
 
-/* A sleeping poller that would wake too late for this deadline is woken to see it. */
+/* Wakes a sleeping poller that would wake too late for this deadline. */
 static needs_lock void watch(struct rref_ctx *ctx, int64_t deadline)
 {
 	if (deadline < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
 
-/* A call that is being made: what rref_rpc_async and rref_remote have in common. */
+/* A call that is being made: the common part of rref_rpc_async and rref_remote. */
 struct outgoing {
 	struct rref_ctx *ctx;
 	uint32_t rank;
 	const char *function;
 	uint8_t function_length;
 	const struct rref_args *args;
-	int64_t timeout;             /* as the program said it */
+	int64_t timeout;             /* the program's own value */
 	int64_t deadline;            /* 0 = not asked for yet: deadline_of */
-	struct rref_future *f;       /* its token is the call's id */
-	struct rc_payload *payload;  /* NULL: the arguments fit the message */
+	struct rref_future *f;       /* the operation; its token is the call's id */
+	struct rc_payload *payload;  /* NULL if the arguments fit the message */
 };
 
 /*
- * Reading the clock takes its time, and mostly there is some left for it when the call is on its
- * way.
+ * Returns the deadline, and reads the clock only when it is needed. That takes time, which is
+ * mostly free once the call is on its way.
  */
 static int64_t deadline_of(struct outgoing *o)
 {
@@ -251,7 +251,7 @@ static int64_t deadline_of(struct outgoing *o)
 	return o->deadline;
 }
 
-/* An operation that nothing has begun to work on. Keeps the text of what went wrong. */
+/* Gives up an operation before any work on it has begun. Keeps the text of the error. */
 static int call_abandon(struct outgoing *o, int err)
 {
 	char why[RREF_TEXT_SIZE];
@@ -306,7 +306,7 @@ static inline needs_lock __attribute__((always_inline)) int send_call(
 		err = wait_for_room(ctx, p, 0, deadline_of(o));
 	if (err)
 		return err;
-	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
+	/* Checked under the lock: a call that begins after the shutdown would never end. */
 	if (at_load(&ctx->state) != RC_CTX_RUNNING)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
 	rw_call_init(&m);
@@ -348,9 +348,9 @@ static inline needs_lock __attribute__((always_inline)) int send_call(
 }
 
 /*
- * Makes the call. 0: its future is on the way, or complete already, and the lock is held;
- * o->payload, if there still is one, is to be dropped without it. inner: the program does not see
- * the future before it is complete.
+ * Makes the call. Returns 0 with the lock held: its future is on the way, or complete already. A
+ * payload that is left in o->payload has to be dropped without the lock. inner: the program does
+ * not see the future before it is complete.
  */
 static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank,
 				 const char *function, const struct rref_args *args,
@@ -381,8 +381,8 @@ static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int r
 		rc_unlock(ctx);
 		return call_abandon(o, err);
 	}
-	/* The call was accepted and its callee is gone: the future says so, like any other failure
-	 * of a peer. */
+	/* The call was accepted and its callee is gone. The future reports it, like any other
+	 * failure of a peer. */
 	rc_op_fail(o->f, err, -1, rc_error_text(), true);
 	rc_op_put(o->f);
 	return 0;
@@ -446,7 +446,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 	bool here = ctx && (uint32_t)rank == ctx->rank;
 	int err = call_prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank,
 			       function, args, timeout, out, "rref_remote", true);
-	char why[RREF_TEXT_SIZE]; /* what was said may change when the lock is let go of */
+	char why[RREF_TEXT_SIZE]; /* a copy: the text may change when the lock is let go of */
 	struct rref_future *f;
 	struct rref *h;
 
@@ -505,12 +505,12 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_payload_drop(o.payload);
 		err = 0;
 	} else {
-		/* Nothing was sent: the reference never was. */
+		/* Nothing was sent, so the reference never existed for others. */
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
 		rc_scope_detach(f, err);
-		/* While the sender waited for room, a fence may have ended the creation, and with
-		 * it the engine's hold. */
+		/* A fence may have ended the creation while the sender waited for room. That ends
+		 * the engine's hold too. */
 		bool held = rc_remote(h)->creation != NULL;
 
 		rc_remote(h)->creation = NULL;
@@ -531,8 +531,8 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_payload_drop(o.payload);
 		return rc_fail(-err, "%s", why);
 	}
-	/* The program's hold on the future is taken by rref_creation; until then the handle's
-	 * creation has the engine's. */
+	/* rref_creation takes the program's hold on the future. Until then the engine's hold
+	 * belongs to the handle's creation. */
 	rc_op_put(f);
 	rc_unlock(ctx);
 	*out = h;
@@ -560,7 +560,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 		at_add(&f->refs, 1);
 	rc_unlock(ctx);
 	if (!f) {
-		/* It is over: a complete future that says how it ended. */
+		/* The creation is over: makes a complete future that says how it ended. */
 		err = rc_op_get(ctx, &rc_creation_kind, rc_deadline(ctx, RREF_DEFAULT), &f);
 		if (err)
 			return err;

@@ -33,9 +33,9 @@ needs_lock void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *
 			       const char *why);
 
 /* incoming.c */
-int rc_incoming_open(struct rref_ctx *ctx); /* 0, or -errno with a text */
+int rc_incoming_open(struct rref_ctx *ctx); /* returns 0, or -errno with a text */
 void rc_incoming_close(struct rref_ctx *ctx);
-void rc_incoming_release(struct rc_incoming *in); /* and what came with them */
+void rc_incoming_release(struct rc_incoming *in); /* releases handles and payload */
 
 /* payload.c */
 needs_lock void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from,
@@ -58,8 +58,9 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 }
 
 /*
- * Calls being served or waiting to be. Acquire: partner of the release by who ends one. Those
- * first: never too few.
+ * Returns the number of calls being served or waiting to be. Pairs with answer_ended and
+ * rc_call_put (release): the ended calls are loaded first (acquire). So the number is never too
+ * small.
  */
 static inline uint64_t rc_calls_open(const struct rref_ctx *ctx)
 {

@@ -26,7 +26,7 @@ static _Atomic(struct rc_function *) *bucket_of(struct rref_ctx *ctx, const char
 
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length)
 {
-	/* Acquire: partner of the release in rref_register; entries are never removed while the
+	/* Pairs with the release in rref_register (acquire). Entries are never removed while the
 	 * context lives. */
 	for (const struct rc_function *fn = at_load_acq(bucket_of(ctx, name, length)); fn;
 	     fn = fn->next)
@@ -44,7 +44,7 @@ int rref_register(struct rref_ctx *ctx, const struct rref_function *f)
 	if (!ctx || !f || !f->handler)
 		return rc_fail(EINVAL,
 			       "rref_register: no context, or a function without a handler");
-	/* Not before the context runs: that is rref_init, which registers its table. */
+	/* Skipped before the context runs: rref_init then registers its own table. */
 	if (at_load_acq(&ctx->state) != RC_CTX_STARTING && (err = rc_enter(ctx)))
 		return err;
 	err = rc_function_check(f->name);

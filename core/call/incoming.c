@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * References that arrive, in a call or a reply: each is confirmed before anybody gets it. Of those
- * that nobody waits for DROPS_MAX lots at a time are looked after; a peer that sends more of them
+ * References that arrive, in a call or a reply: each is confirmed before anybody gets it. Dropped
+ * references are looked after in DROPS_MAX lots per peer at a time. A peer that sends more of them
  * is fenced.
  */
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #define DROPS_MAX 8192u
 
-/* Takes back what this worker shared with itself, and what found no memory here. */
+/* Takes back a reference that this worker shared with itself, or that found no memory here. */
 static needs_lock void incoming_give_back(struct rref_ctx *ctx, const struct rp_fork *rec)
 {
 	struct rp_event ev = {
@@ -29,7 +29,7 @@ static needs_lock void incoming_give_back(struct rref_ctx *ctx, const struct rp_
 }
 
 /*
- * The records of one call or reply. Those of a payload that could not be had are none, and
+ * Takes in the records of one call or reply. A payload that could not be had has no records, and
  * in->status is set.
  */
 void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs,
@@ -40,7 +40,7 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 	bool lost = false;
 
 	in->nr = nr;
-	in->unready = nr + 1; /* one for this function, so that ready() comes last */
+	in->unready = nr + 1; /* an extra count for this function, so that ready() comes last */
 	for (uint32_t i = 0; i < nr; i++) {
 		struct rp_event ev = { .type = RP_EV_RECV_FORK, .rec = &recs[i], .peer = from,
 				       .cookie = (uint64_t)(uintptr_t)&in->ref[i] };
@@ -48,7 +48,7 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 
 		in->ref[i].in = in;
 		in->ref[i].handle = NULL;
-		/* Handed in even when refused, else its parent would stay pinned. */
+		/* Handed in even when refused: otherwise its parent would stay pinned. */
 		if (recs[i].owner_incarnation != ctx->members[recs[i].owner].incarnation)
 			ev.status = -ESTALE;
 		err = rc_step(ctx, &ev, NULL);
@@ -66,13 +66,13 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 	}
 	if (--in->unready == 0)
 		in->ready(ctx, in);
-	/* Their parents would wait for their children for good. */
+	/* Without a fence their parents would wait for their children for good. */
 	if (lost)
 		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD,
 			      "references that it shared were lost for want of memory");
 }
 
-/* Before the records come, so that they can be taken in. */
+/* Makes room before the records come, so that they can be taken in. */
 bool rc_incoming_room(struct rc_incoming *in, uint32_t nr)
 {
 	in->ref = nr <= RW_REFS_MAX ? in->few : calloc(nr, sizeof(in->ref[0]));
@@ -97,7 +97,10 @@ void rc_incoming_release(struct rc_incoming *in)
 	in->own = NULL;
 }
 
-/* Kept for the time when there is no memory: a call that is refused then may bring references. */
+/*
+ * Makes spare structs for the time when there is no memory. A call that is refused then may still
+ * bring references.
+ */
 is_alone int rc_incoming_open(struct rref_ctx *ctx)
 {
 	while (ctx->call.nr_spare_drops < RC_SPARE_DROPS) {
@@ -127,8 +130,8 @@ static needs_lock void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 }
 
 /*
- * The records of a call that does not run, or of a late reply: taken and dropped, so that their
- * parents go on.
+ * Takes and drops the records of a call that does not run, or of a late reply. So their parents go
+ * on.
  */
 void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t nr,
 		      struct rc_peer *from)

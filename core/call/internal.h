@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the files of call/. */
+/* Names shared by the files of call/. */
 #ifndef RC_CALL_INTERNAL_H
 #define RC_CALL_INTERNAL_H
 
@@ -8,15 +8,15 @@
 
 /* kinds.c */
 extern const struct rc_op_kind rc_call_kind;          /* waits for its REPLY */
-/* its result's references are being confirmed */
+/* A call whose result's references are being confirmed. */
 extern const struct rc_op_kind rc_replied_kind;
-/* of a remote value: ends through the machine */
+/* A creation of a remote value: ends through the machine. */
 extern const struct rc_op_kind rc_creation_kind;
-extern const struct rc_op_kind rc_creation_here_kind; /* of a value here: ends with the function */
+extern const struct rc_op_kind rc_creation_here_kind; /* creation here: ends with the function */
 bool rc_call_incoming(struct rref_future *f); /* gives it f->incoming; false: no memory */
 
 /* functions.c */
-/* NULL: there is none */
+/* Returns NULL if there is no such function. */
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length);
 
 /* call.c */
@@ -30,14 +30,17 @@ needs_lock int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_
 
 /* serve.c */
 void rc_call_put(struct rref_call *call);
-/* nobody has it any more: kept, or freed */
+/* Keeps or frees a call that nobody has any more. */
 needs_lock void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call);
 
 /* answer.c */
-/* no lock held; once */
+/* Answers once. The caller does not hold the lock. */
 int rc_answer(struct rref_call *call, int status, unsigned about, const char *text,
 	      const struct rref_args *result);
-/* no lock held; by who runs its handler, and has the call no more if true */
+/*
+ * Returns true if the caller no longer has the call. Called by the handler's thread, without the
+ * lock.
+ */
 bool rc_answer_nothing(struct rref_call *call);
 
 /* incoming.c */
@@ -48,25 +51,26 @@ needs_lock void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *rec
 				 struct rc_peer *from);
 
 /* nested.c */
-/* no lock held; the text of its error */
+/* Serves a TAKE without the lock. Writes the text of its error. */
 int rc_take_serve(struct rref_call *call, char *text, size_t size);
 
 /* payload.c */
-/* NULL: not needed */
+/* Sets *out to NULL if no payload is needed. */
 int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline,
 		    struct rc_payload **out);
 needs_lock int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p,
 			       const struct rref_args *a, struct rp_location *loc,
 			       uint8_t *key); /* shares, publishes */
-needs_lock void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p); /* what was shared */
-/* consumed: the message went out */
+/* takes back the shared references */
+needs_lock void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p);
+/* Consumes the payload: its message went out. */
 needs_lock void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
 				 uint64_t call_id);
-/* one that was not offered */
+/* Drops a payload that was not offered. */
 void rc_payload_drop(struct rc_payload *p);
-/* one that this worker handed to itself */
+/* Frees a payload that this worker handed to itself. */
 void rc_payload_free(struct rc_payload *p);
-/* loc ... nr_refs, fetched are set */
+/* Begins the READ: loc ... nr_refs and fetched are set. */
 needs_lock void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from);
 needs_lock void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what,
 				uint64_t call_id, int status);

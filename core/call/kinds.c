@@ -24,14 +24,14 @@ bool rc_call_incoming(struct rref_future *f)
 }
 
 /*
- * What it may have brought. The struct is kept for the slot's next operation, as rc_incoming_init
- * leaves it.
+ * Releases the references and data that came for f. Keeps the struct for the slot's next operation,
+ * in the state of rc_incoming_init.
  */
 static void put_incoming(struct rref_future *f)
 {
 	struct rc_incoming *in = f->incoming;
 
-	/* Nothing came: nobody has touched it. */
+	/* Nothing came, so the struct is untouched. */
 	if (likely(!in->ready && !in->nr)) {
 		free(f->data);
 	} else {
@@ -76,14 +76,17 @@ static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *
 
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
-	/* Without a connection it may wait here still: the callee is told nothing, and has nothing
-	 * to run. */
+	/* Without a connection the call may still wait here. The callee is then told nothing, and
+	 * has nothing to run. */
 	if (p->state == RC_PEER_UP || !rc_send_withdraw(ctx, p, rc_op_token(f)))
 		tell_callee(ctx, f);
 	rc_op_put(f);
 }
 
-/* The engine's hold goes when what came with the answer has been looked at; see reply.c. */
+/*
+ * Ends a call whose answer is here. The engine's hold goes when the answer's references have been
+ * looked at; see reply.c.
+ */
 static needs_lock void end_replied(struct rref_ctx *ctx, struct rref_future *f, int status,
 				   const char *text)
 {
@@ -91,7 +94,10 @@ static needs_lock void end_replied(struct rref_ctx *ctx, struct rref_future *f, 
 		rc_fetch_cancel(ctx, f->incoming);
 }
 
-/* The machine fails the handle, and completes this very operation (RP_EFF_CREATED). */
+/*
+ * Ends a creation. The machine fails the handle, and completes this very operation
+ * (RP_EFF_CREATED).
+ */
 static needs_lock void end_creation(struct rref_ctx *ctx, struct rref_future *f, int status,
 				    const char *text)
 {
@@ -117,7 +123,7 @@ static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_futur
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
 	tell_callee(ctx, f);
-	/* The workers that share it hear the same. The late result finds the entry set, and is
+	/* The workers that share it learn the same. A late result finds the entry set, and is
 	 * dropped. */
 	rc_step(ctx, &ev, NULL);
 	rc_handle_fail(h, status, text);
@@ -125,7 +131,10 @@ static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_futur
 	rc_op_put(f);
 }
 
-/* A reader must see which reference's creation it was, and that no retry of the read will help. */
+/*
+ * Writes the text of a creation that timed out. It names the reference that was created. It says
+ * that no retry of the read will help.
+ */
 static void creation_expired(const struct rref_future *f, char *text, size_t size)
 {
 	char name[160];

@@ -2,16 +2,17 @@
 /*
  * References in values.
  *
- * A value holds handles of this worker like the program does, each by a hold of its own; they go
- * when the value's memory does. Nothing of them lies in that memory: a location and a header only
- * say how many there are, and a READ is the same READ. A reader that wants them asks the value's
- * owner (TAKE, a kind of call), naming its own fork of the value; the owner shares them as it would
- * in any other result, so that whatever may happen to the answer is dealt with already: confirming,
- * taking back what was not sent, dropping what comes late, the quota, the death of either.
+ * A value holds handles of this worker like the program does, each by a hold of its own. The holds
+ * go when the value's memory goes. The memory itself contains no reference: a location and a header
+ * only say how many there are. So a READ is the same READ.
  *
- * What makes it right is that a view of such a value holds the reference by which it was read, and
- * a TAKE under way holds it too: the fork that the owner is asked about is alive, and with it the
- * value.
+ * A reader that wants the references asks the value's owner (TAKE, a kind of call). It names its
+ * own fork of the value. The owner shares them as it would in any other result. So the answer's
+ * fate is dealt with already: confirming, taking back unsent references, dropping late ones, the
+ * quota, the death of either.
+ *
+ * A view of such a value holds the reference by which it was read, and a TAKE under way holds it
+ * too. So the fork that it names is alive, and with it the value.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -29,7 +30,7 @@
 #include "core/session/session.h"
 #include "core/value/value.h"
 
-/* By which it was read. */
+/* Returns the reference by which the view was read. */
 static struct rref *outer_of(const struct rref_view *v)
 {
 	return rc_landing_of(v)->outer;
@@ -56,7 +57,7 @@ static int nested_check(const struct rref_view *view, size_t first, size_t nr, c
 	return 0;
 }
 
-/* Those of an own value, all or none, each with a hold. */
+/* Takes references of an own value, each with a hold. Takes no reference at all if it fails. */
 static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **out)
 {
 	struct rref_ctx *ctx = v->view.ctx;
@@ -64,7 +65,7 @@ static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **
 	int err;
 
 	rc_lock(ctx);
-	/* Looked at under the lock: the end of the context lets go of them. */
+	/* Checked under the lock: the end of the context lets go of the references. */
 	err = rc_enter(ctx);
 	refs = v->more->refs;
 	for (size_t i = first; !err && i < first + nr; i++)
@@ -76,7 +77,7 @@ static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **
 	return err;
 }
 
-/* An operation that is not under way. Keeps the text of what went wrong. */
+/* Gives up an operation that is not under way. Keeps the text of the error. */
 static int nested_abandon(struct rref_future *f, int err)
 {
 	char why[RREF_TEXT_SIZE];
@@ -89,7 +90,7 @@ static int nested_abandon(struct rref_future *f, int err)
 	return rc_fail(-err, "%s", why);
 }
 
-/* Lets go of the lock meanwhile. */
+/* Sends the TAKE. Lets go of the lock meanwhile. */
 static needs_lock int send_take(struct rref_future *f, size_t first, int64_t deadline)
 {
 	struct rref_ctx *ctx = f->ctx;
@@ -100,10 +101,10 @@ static needs_lock int send_take(struct rref_future *f, size_t first, int64_t dea
 
 	if (err)
 		return err;
-	/* Looked at under the lock: what begins behind the shutdown's back would never end. */
+	/* Checked under the lock: a call that begins after the shutdown would never end. */
 	if (at_load(&ctx->state) != RC_CTX_RUNNING)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
-	/* Its owner is not who it was, or dead: there is nobody to ask. */
+	/* The owner is dead, or another worker has taken its place. There is nobody to ask. */
 	if (at_load_acq(&outer->state) == RC_H_FAILED)
 		return rc_handle_error(outer);
 	put_le32(range, (uint32_t)first);
@@ -207,7 +208,7 @@ int rref_view_ref(struct rref_view *view, size_t i, int64_t timeout, struct rref
 	return scoped_take(view, i, 1, timeout, out, "rref_view_ref");
 }
 
-/* Complete from the first. */
+/* Makes a future that is complete from the start. */
 static int take_here_async(struct rref_view *view, size_t first, size_t nr, int64_t timeout,
 			   struct rref_future **out)
 {
@@ -264,7 +265,10 @@ int rref_view_refs_async(struct rref_view *view, size_t first, size_t nr, int64_
 
 /* ---- the owner's answer ---- */
 
-/* What was asked for, each with a hold: the value may go while the answer is made. */
+/*
+ * Finds the references that were asked for, and takes a hold of each. The value may go while the
+ * answer is made.
+ */
 static needs_lock int nested_find(const struct rref_call *call, struct rref **out)
 {
 	struct rref_ctx *ctx = call->ctx;
@@ -287,7 +291,7 @@ static needs_lock int nested_find(const struct rref_call *call, struct rref **ou
 			       "the value (%u,%" PRIu64
 			       ") is local only, and what it holds stays with it",
 			       call->id.created_on, call->id.local_id);
-	/* The decoder has seen to it that the sum is a small number. */
+	/* The decoder has checked that the sum is a small number. */
 	if (first + nr > v->view.nr_refs)
 		return rc_fail(EINVAL, "%u references from the %u-th on: the value holds %u", nr,
 			       first, v->view.nr_refs);

@@ -1,24 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Payloads: the data of a call or reply that does not fit its message, and behind it the records of
- * its references. The sender offers it: registered memory laid out like a value, with a nonce of
- * its own; the message says where. The receiver READs it before the handler runs or the future
- * completes, and says DONE.
+ * its references. The sender offers memory that is registered and laid out like a value, with a
+ * nonce of its own. The message says where it is. The receiver READs it before the handler runs or
+ * the future completes, and says DONE.
  *
  *   sender    reserve room -> fill -> message -> offered -> DONE, or the fence of the reader ->
  *             scrubbed, freed
  *   receiver  message -> READ -> records handed in, DONE -> handler or future
  *
- * The memory is its sender's again when the reader is done or fenced, never before: not when the
- * call times out. A READ that the caller's CANCEL ends is done when nothing of it is in flight any
- * more, and only then is DONE said. DONE with an error means that the records were not looked at:
- * then their sender takes back what it shared. For who reads and then says otherwise that undoes
- * its own references only.
+ * The sender gets its memory back when the reader is done or fenced, never before. A time-out of
+ * the call does not give it back. A CANCEL by the caller may end a READ. DONE is said only when
+ * nothing of that READ is in flight any more.
  *
- * Bounds. A sender has as many bytes of payloads that one peer has not read as the largest of them
- * may have; who wants to send more waits for room (call.c; inline handlers and callbacks get
- * -EAGAIN). What a peer's calls occupy where they are served is bounded in serve.c. A READ occupies
- * no thread. Over shm, where it is a copy, it is done in turns by those who let go of the lock.
+ * DONE with an error means that the records were not looked at. Their sender then takes back the
+ * references that it shared. A reader that reads and then reports an error undoes only its own
+ * references.
+ *
+ * Bounds. The payloads of a sender that one peer has not read are limited to the bytes of the
+ * largest payload. A sender of more waits for room (call.c); inline handlers and callbacks get
+ * -EAGAIN. The limit where the calls are served is in serve.c. A READ occupies no thread. Over shm
+ * a READ is a copy, done in turns by the threads that let go of the lock.
  *
  * From a worker to itself nothing is read: the payload is handed over as it is.
  *
@@ -40,19 +42,19 @@
 #include "core/read/read.h"
 #include "core/session/session.h"
 
-#define COST_MIN 4096u                         /* of one, so that their number is bounded too */
+#define COST_MIN 4096u                         /* least cost, which bounds their number too */
 
 struct rc_payload {
-	struct rc_work work;	/* under the lock; its memory is to be freed */
+	struct rc_work work;	/* under the lock; frees its memory */
 	struct list node;	/* under the lock; ctx->call.offers */
 	struct rref_ctx *ctx;
 	struct rc_value *value;
-	uint64_t cost;               /* in offer_bytes */
+	uint64_t cost;               /* share of offer_bytes */
 	uint64_t call_id;
 	uint32_t peer, what;
 	size_t data_length, nr_refs;
-	struct rp_fork *recs;        /* malloc'ed; what was shared with it */
-	struct rref_id *src;         /* in recs: by which reference */
+	struct rp_fork *recs;        /* malloc'ed; the records shared with the peer */
+	struct rref_id *src;         /* lies in recs: the reference from which each was shared */
 };
 
 /* ---- the sender's side ---- */
@@ -80,8 +82,8 @@ void rc_payload_drop(struct rc_payload *p)
 }
 
 /*
- * Room for the payload of `a` to rank `to`, and the payload with a copy of its data. *out NULL:
- * none is needed. Waits for room until deadline.
+ * Makes the payload of `a` for rank `to`, with a copy of its data. Waits for room until deadline.
+ * Sets *out to NULL if no payload is needed.
  */
 int rc_payload_make(struct rref_ctx *ctx, uint32_t to, const struct rref_args *a, int64_t deadline,
 		    struct rc_payload **out)
@@ -198,7 +200,7 @@ static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint
 	return NULL;
 }
 
-/* Scrubbing takes its time: without the lock. */
+/* Frees the payload without the lock, since scrubbing takes time. */
 static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 {
 	rc_unlock_bare(ctx);
@@ -206,7 +208,7 @@ static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 	rc_lock(ctx);
 }
 
-/* Nobody reads it any more. */
+/* Retires a payload that nobody reads any more. */
 static needs_lock void payload_retire(struct rref_ctx *ctx, struct rc_payload *p)
 {
 	list_del(&p->node);
@@ -221,7 +223,7 @@ void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 	struct rc_payload *p = payload_find(ctx, from->rank, d->what, d->call_id);
 
 	if (!p) {
-		at_add(&ctx->n.dropped, 1); /* said twice, or of what was never offered to it */
+		at_add(&ctx->n.dropped, 1); /* said twice, or not offered to that peer */
 		return;
 	}
 	payload_retire(ctx, p);
@@ -230,8 +232,8 @@ void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 }
 
 /*
- * After the device's fence: nothing of the peer is in flight. What was shared with it the machine
- * has dropped.
+ * Ends the peer's payloads after the device's fence, when nothing of the peer is in flight. The
+ * machine has dropped the shared references already.
  */
 void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 {
@@ -266,7 +268,7 @@ void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, 
 	say_done(ctx, from, what, call_id, status);
 }
 
-/* It is here, or never will be. */
+/* Ends a fetch: the payload is here, or never will be. */
 static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
@@ -371,8 +373,8 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 }
 
 /*
- * Begins to bring what in->loc says; in->fetched is called under the lock when it is here, or with
- * in->status when it will not be, and never from within this call.
+ * Begins to bring the payload at in->loc. Calls in->fetched under the lock when the payload is
+ * here, or with in->status when it failed. Never calls it from within this call.
  */
 void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the caller's side: what the reply makes of the future. A late reply finds nothing; see
+ * Calls, the caller's side: the reply's effect on the future. A late reply finds nothing; see
  * call.c.
  */
 #include <errno.h>
@@ -36,7 +36,7 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 	rc_op_put(f);
 }
 
-/* The result's payload is here, or will not be. */
+/* Goes on when the result's payload is here, or will not be. */
 static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
 				     const struct rp_fork *recs, uint32_t nr)
 {
@@ -47,7 +47,7 @@ static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *i
 	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
-/* The answer that f waits for. */
+/* Takes the answer that f waits for. */
 static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from,
 				  const struct rw_reply *r)
 {
@@ -55,8 +55,7 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 	if (r->loc.version) {
 		struct rc_incoming *in = f->incoming;
 
-		/* From here the engine's hold ends in reply_ready, whatever becomes of the future
-		 * meanwhile. */
+		/* From here reply_ready ends the engine's hold, even if the future ends before. */
 		at_store(&f->kind, &rc_replied_kind);
 		in->ready = reply_ready;
 		in->future = f;
@@ -112,8 +111,7 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 				 (uint64_t)r->data_length, r->nr_refs);
 		}
 	}
-	/* From here the engine's hold ends in reply_ready, whatever becomes of the future
-	 * meanwhile. */
+	/* From here reply_ready ends the engine's hold, even if the future ends before. */
 	at_store(&f->kind, &rc_replied_kind);
 	f->incoming->ready = reply_ready;
 	f->incoming->future = f;
@@ -121,10 +119,10 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 }
 
 /*
- * The call that waits for an answer from that peer, or NULL. A call that is pending stays so while
- * the lock is held, and with it the engine's hold. But the slot may be given to the next operation
- * while it is looked at here: its state comes first (acquire: partner of the release in rc_op_get,
- * so that its kind is the next one's too, which is none without the lock), and the token is
+ * Returns the call that waits for an answer from that peer, or NULL. A pending call and the
+ * engine's hold on it stay while the lock is held. But meanwhile the slot may be given to the next
+ * operation. Pairs with the release in rc_op_get: the state is loaded first (acquire). If it is the
+ * next operation's, the kind is too: NULL until that one begins under the lock. The token is
  * compared once more behind all else.
  */
 static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const struct rc_peer *from,
@@ -139,13 +137,12 @@ static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const s
 }
 
 /*
- * The caller gave up. References that came with it are taken and dropped, so that their owners
- * know.
+ * Handles a reply whose caller gave up. Takes and drops its references, so that their owners know.
  */
 static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from,
 				  const struct rw_reply *r)
 {
-	/* Held: its slot may be being given to the next one. */
+	/* With a hold, since its slot may be on the way to the next operation. */
 	struct rref_future *f = rc_op_hold(ctx, r->call_id);
 
 	at_add(&ctx->n.dropped, 1);
@@ -153,7 +150,7 @@ static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from,
 		rc_incoming_drop(ctx, r->refs, r->nr_refs, from);
 	else if (!f || !f->replied)
 		rc_fetch_refuse(ctx, from, RW_PAYLOAD_REPLY, r->call_id, -ECANCELED);
-	/* else it is the same reply again: its payload is being read, or was */
+	/* Otherwise it is the same reply again: its payload is being read, or was. */
 	if (f)
 		rc_op_put(f);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the callee's side. A call waits until the references that came with it are confirmed, then
- * runs on the worker pool or, if its function says so, on the thread that made the progress. Its
- * reply goes out once: answer.c.
+ * Calls, the callee's side. A call waits until its references are confirmed. Then it runs on the
+ * worker pool or, if its function says so, on the thread that made the progress. Its reply goes out
+ * once: answer.c.
  *
- * Bounds. What a peer's open calls occupy here is counted, and a call beyond CALLS_BYTES, or with a
- * payload beyond FETCH_BYTES, is answered -EAGAIN at once. Not by holding its messages back: among
+ * Bounds. The memory of a peer's open calls is counted here. A call beyond CALLS_BYTES, or with a
+ * payload beyond FETCH_BYTES, is answered -EAGAIN at once. Its messages are not held back: among
  * them may be the answers that the calls being served wait for. A caller with the default max_ops
  * and small arguments cannot get there.
  */
@@ -25,15 +25,15 @@
 #include "core/op/step.h"
 #include "core/session/session.h"
 
-#define CALLS_BYTES (UINT64_C(64) << 20) /* of one peer */
-#define FETCH_BYTES (UINT64_C(1) << 30)  /* of one peer, payloads */
-#define REF_BYTES 512u                   /* what a reference that came with a call costs, about */
-/* of a plain call's arguments and metadata, at most; room that it does not use is not counted */
+#define CALLS_BYTES (UINT64_C(64) << 20) /* limit for one peer */
+#define FETCH_BYTES (UINT64_C(1) << 30)  /* limit for one peer's payloads */
+#define REF_BYTES 512u                   /* rough cost of a reference that came with a call */
+/* Limit of a plain call's arguments and metadata. Room that it does not use is not counted. */
 #define PLAIN_BYTES 256u
 
 /* ---- the call's life ---- */
 
-/* What a call occupies here, without its payload. */
+/* Returns the memory that a call occupies here, without its payload. */
 static uint64_t call_bytes(const struct rw_call *c)
 {
 	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length +
@@ -41,9 +41,9 @@ static uint64_t call_bytes(const struct rw_call *c)
 }
 
 /*
- * A call that was deferred and replied to stays for a while, of which nothing but `replied` is of
- * use: a second reply finds an error there instead of freed memory. Returns the one that has stayed
- * longest, if so many have.
+ * Keeps a deferred call for a while after its reply, for its `replied` alone. So a second reply
+ * finds an error there instead of freed memory. Returns the call that has stayed longest, if there
+ * is no room for more.
  */
 static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 {
@@ -51,8 +51,8 @@ static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 
 	call->bytes = call->meta = NULL;
 	call->length = call->meta_length = 0;
-	/* Two threads may put theirs into the same place, a thousand apart: each takes out what it
-	 * finds. */
+	/* Two threads, a thousand calls apart, may use the same place. Each takes out the call that
+	 * it finds. */
 	return at_xchg_ar(&ctx->call.consumed[at], call);
 }
 
@@ -73,8 +73,8 @@ is_alone void rc_calls_close(struct rref_ctx *ctx)
 }
 
 /*
- * `in` is as it was made for who takes it next. A call that was refused has that written there, a
- * plain one too.
+ * Sets `in` back for the next user of the struct. A refused call has its refusal written there,
+ * even a plain one.
  */
 static void make_clean(struct rref_call *call)
 {
@@ -82,7 +82,10 @@ static void make_clean(struct rref_call *call)
 		rc_incoming_init(&call->in);
 }
 
-/* Without the lock there is room for one. What came with it was released. */
+/*
+ * Leaves a call for the next, without the lock, if the one place is free. Its arguments were
+ * released.
+ */
 static bool serve_leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rref_call *none = NULL;
@@ -90,10 +93,10 @@ static bool serve_leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->call.spare_call))
 		return false;
 	make_clean(call);
-	return at_cas_ar(&ctx->call.spare_call, &none, call); /* partner of take_spare */
+	return at_cas_ar(&ctx->call.spare_call, &none, call); /* pairs with serve_take_spare */
 }
 
-/* In lists are those of the straight way. */
+/* Keeps a call for the next, or frees it. The lists are for the straight way, under the lock. */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (unlikely(!call->roomy || ctx->call.nr_spare_calls + 1 > RC_SPARE_CALLS)) {
@@ -130,8 +133,8 @@ void rc_call_put(struct rref_call *call)
 		call = keep(ctx, call);
 	if (call && !serve_leave_spare(ctx, call))
 		free(call->block);
-	/* Release, and last: partner of the acquire in rc_calls_open, after which the context may
-	 * be freed. */
+	/* Release, and last. Pairs with rc_calls_open (acquire), after which the context may be
+	 * freed. */
 	at_add_rel(&ctx->call.over, 1);
 }
 
@@ -145,13 +148,16 @@ static int run_handler(struct rref_call *call)
 		at_add(&ctx->n.calls, 1);
 	rc_error_forget();
 	r = call->fn->handler(call, call->fn->arg);
-	/* what the handler named last is not where the library makes something for it */
+	/* Forgets the site that the handler set last: it is not the site of the library's own
+	 * references. */
 	rc_site_take();
 	rc_scope_end(ctx, s, r < 0 ? r : 0);
 	return r;
 }
 
-/* What a handler returned is its answer, if it gave none. */
+/*
+ * Answers with the handler's result, if the handler gave no answer. Gives back the handler's hold.
+ */
 static void serve_end_call(struct rref_call *call, int r, unsigned about, char *text, size_t size)
 {
 	if (r == 0 && !at_load(&call->replied)) {
@@ -159,8 +165,8 @@ static void serve_end_call(struct rref_call *call, int r, unsigned about, char *
 		if (r)
 			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
 	}
-	/* A caller that cannot even be told what went wrong hears of it by its own time-out: the
-	 * call ends all the same. */
+	/* If the caller cannot be told of the error, it learns of it by its own time-out. The call
+	 * ends all the same. */
 	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) &&
 	    !at_xchg_acq(&call->replied, 1)) {
 		rc_lock(call->ctx);
@@ -178,7 +184,7 @@ static __attribute__((noinline)) void handler_ended(struct rref_call *call, int 
 	unsigned about = 0;
 
 	*text = 0;
-	/* It passes on the error of its own last call. */
+	/* The handler passes on the error of its own last call. */
 	if (r < 0 && r >= -4095 && rc_error()->err == r) {
 		snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, rc_error_text());
 		about = rc_error_about(r);
@@ -224,8 +230,8 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 }
 
 /*
- * To the thread that runs hooks next. While all of those are away it goes to the pool: they may be
- * waiting for this very call.
+ * Hands a call to the thread that runs hooks next. Hands it to the pool while all these threads are
+ * away: they may be waiting for this very call.
  */
 static needs_lock void push_inline(struct rref_ctx *ctx, struct rref_call *call)
 {
@@ -239,7 +245,7 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 {
 	struct list *l = ctx->hooks.due.next, *next;
 
-	/* The pool may give one back, to the end of the queue. */
+	/* The pool may give a call back, to the end of the queue. */
 	for (unsigned n = at_load(&ctx->hooks.nr); n > 0; n--, l = next) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
 
@@ -251,7 +257,10 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 	}
 }
 
-/* All references are confirmed: to the pool, or to whoever drops the lock next. */
+/*
+ * Hands on a call whose references are all confirmed: to the pool, or to the next thread that drops
+ * the lock.
+ */
 static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
@@ -270,8 +279,8 @@ static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 }
 
 /*
- * The references of a call that does not run: taken and dropped, or, unread in its payload, not
- * taken at all.
+ * Drops the references of a call that does not run. References in a payload that was not read are
+ * not taken at all.
  */
 static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from,
 				      const struct rw_call *c, int status)
@@ -304,8 +313,8 @@ static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct
 }
 
 /*
- * Its caller waits no longer. The handler runs on, and may ask; arguments that are not here yet
- * need not come.
+ * Cancels a call whose caller no longer waits. The handler runs on, and may ask. Arguments that are
+ * not here yet need not come.
  */
 static needs_lock void cancel(struct rref_ctx *ctx, struct rref_call *call)
 {
@@ -335,7 +344,7 @@ void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 	}
 }
 
-/* The payload is here, or will not be. */
+/* Goes on when the payload is here, or will not be. */
 static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
 				    const struct rp_fork *recs, uint32_t nr)
 {
@@ -346,7 +355,7 @@ static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in
 	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
-/* A call that cannot be taken in. */
+/* Refuses a call that cannot be taken in. */
 static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ctx,
 							     struct rc_peer *from,
 							     const struct rw_call *c, int status,
@@ -368,8 +377,8 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 	r.u.reply.status = status;
 	r.u.reply.text = text;
 	r.u.reply.text_length = (uint16_t)strlen(text);
-	/* To oneself without a queue: of whoever is refused for want of memory none is left for
-	 * the refusal. */
+	/* A worker tells itself without the queue: if there is no memory for the call, there is
+	 * none for a queued refusal. */
 	if (from->rank == ctx->rank)
 		rc_reply_message(ctx, from, &r);
 	else
@@ -377,7 +386,7 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 }
 
 /*
- * By malloc and not aligned_alloc, which has no cache and costs more than all the rest of a small
+ * Makes a call by malloc. aligned_alloc has no cache and costs more than all the rest of a small
  * call.
  */
 static struct rref_call *new_call(size_t bytes)
@@ -397,7 +406,7 @@ static struct rref_call *new_call(size_t bytes)
 	return call;
 }
 
-/* One whose fields are clear. */
+/* Makes a call whose fields are clear. */
 static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
 {
 	struct rref_call *call = bytes <= PLAIN_BYTES ? serve_take_spare(ctx) : NULL;
@@ -416,7 +425,7 @@ static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes
 	return call;
 }
 
-/* One that was only just made. */
+/* Frees a call that was only just made. */
 static needs_lock void free_call(struct rref_ctx *ctx, struct rref_call *call)
 {
 	if (call)
@@ -428,9 +437,7 @@ static bool serve_has_room(const struct rref_ctx *ctx, const struct rc_peer *fro
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/*
- * One of which no field but block, hook.run, roomy and in says anything; and in is as it was made.
- */
+/* Makes a call in which only block, hook.run, roomy and in are set. `in` is as new. */
 static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 {
 	struct rref_call *call = serve_take_spare(ctx);
@@ -439,8 +446,8 @@ static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 }
 
 /*
- * The straight way of a call that brings nothing but some bytes, for a function that there is.
- * False: it is another one, or something is in the way, and nothing was done.
+ * Takes in a plain call by the straight way: it brings only some bytes, for a known function.
+ * Returns false, with nothing done, for another call or if something is in the way.
  */
 static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 				  const struct rw_call *c)
@@ -485,7 +492,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	at_add_mine(&ctx->call.begun, 1);
 	at_add_mine(&from->call_bytes, cost);
 	if (call->counted) {
-		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from being run */
+		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from its run */
 		push_inline(ctx, call);
 	} else {
 		list_init(&call->hook.node);
@@ -494,7 +501,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	return true;
 }
 
-/* Any call. */
+/* Takes in any call. */
 static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 							   struct rc_peer *from,
 							   const struct rw_message *m)
@@ -510,7 +517,7 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 	struct rref_call *call;
 
 	if (find_open(ctx, from, c->call_id)) {
-		at_add(&ctx->n.dropped, 1); /* the same call again */
+		at_add(&ctx->n.dropped, 1); /* a repeated call */
 		return;
 	}
 	call = room ? make_call(ctx, inline_length + c->meta_length) : NULL;

@@ -26,16 +26,16 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	/* under the lock; its node: also of the pool's queues, and of the spare ones */
+	/* Under the lock. Its node is used in the pool's queues and the list of spare calls too. */
 	struct rc_hook hook;
 	struct list open_node;	/* under the lock; ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;
 	uint64_t call_id;
-	uint64_t cost, fetch_cost;   /* in the caller's call_bytes, fetch_bytes */
+	uint64_t cost, fetch_cost;   /* shares of the caller's call_bytes and fetch_bytes */
 	uint8_t kind;
 	/* neither references nor a payload, little data, no creation: see serve.c */
 	bool plain;
-	/* [const] it has room for little data, and is kept for the next call */
+	/* [const] room for little data; the call is kept for the next */
 	bool roomy;
 	bool counted;                /* in inline_calls */
 	struct rref_id id, fork;     /* REMOTE */
@@ -44,12 +44,12 @@ struct rref_call {
 	size_t length;
 	const void *meta;            /* behind data */
 	size_t meta_length;
-	const char *name;            /* of fn, or own_name */
+	const char *name;            /* name of fn, or own_name */
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
-	_Atomic uint32_t cancelled;  /* its caller gave it up, or is gone */
+	_Atomic uint32_t cancelled;  /* 1 if its caller gave it up, or is gone */
 	bool deferred;               /* the handler said so; set while it holds the call */
-	struct rc_incoming in;       /* from here on not simply cleared; see make_call */
+	struct rc_incoming in;       /* not simply cleared, from here on; see make_call */
 	char own_name[RREF_NAME_MAX + 1];
 	_Alignas(64) uint8_t data[];
 };

@@ -18,8 +18,8 @@ struct rc_incoming;
 #define RC_CALL_BUCKETS 256u  /* a power of two */
 #define RC_FUNCTION_BUCKETS 64u /* the same */
 /*
- * Kept for the next ones. Where the address sanitizer looks on, none: it is to see who uses a call
- * that it has not any more.
+ * Spare calls that are kept for the next ones. The address sanitizer gets a fresh block for each
+ * call, so that it sees a use after the end.
  */
 #if defined(__SANITIZE_ADDRESS__)
 #define RC_SPARE_CALLS 0u
@@ -36,7 +36,7 @@ struct rc_call_state {
 	struct list open[RC_CALL_BUCKETS] under_lock; /* calls served here, by caller and call id */
 	struct list spare_calls under_lock; /* plain ones that ended; serve.c */
 	uint32_t nr_spare_calls under_lock;
-	_Atomic(struct rref_call *) spare_call;   /* one more, left without the lock */
+	_Atomic(struct rref_call *) spare_call;   /* an extra call, left without the lock */
 	/* payloads that others have not read yet, by reader and call id */
 	struct list offers[RC_CALL_BUCKETS] under_lock;
 	uint64_t bucket_seed;             /* [const] peers choose call ids, not buckets */
@@ -45,11 +45,11 @@ struct rc_call_state {
 	/* deferred ones that were replied to; serve.c */
 	_Atomic(struct rref_call *) consumed[RC_CONSUMED_KEPT];
 	_Atomic uint32_t nr_consumed;
-	/* how many ever were to be served; written under the lock */
+	/* Number of calls ever to be served; written under the lock. */
 	_Atomic uint64_t begun;
-	/* of these: those that ended under the lock; written under it */
+	/* Number of them that ended under the lock; written under it. */
 	_Atomic uint64_t ended;
-	_Atomic uint64_t over;              /* the others that ended */
+	_Atomic uint64_t over;              /* number of them that ended without it */
 };
 
 #endif

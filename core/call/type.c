@@ -50,7 +50,7 @@ query_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locat
 	}
 	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
 					  .fork = rc_fork_of(f->handle) };
-	at_add(&f->refs, 1); /* a fence in the sending may end f, and its waiter put it */
+	at_add(&f->refs, 1); /* a fence in the sending may end f, and its waiter may put it */
 	err = rc_send(ctx, f->peer, &m);
 	if (err)
 		give_error(f, err, rc_error_text());
@@ -64,7 +64,7 @@ static needs_lock void end_query(struct rref_ctx *ctx, struct rref_future *f, in
 		rc_op_put(f);
 }
 
-/* The value is this worker's own. */
+/* Ends the query with the type of this worker's own value. */
 static void query_here(struct rref_future *f, struct rc_value *v)
 {
 	f->type = v->type;
@@ -81,7 +81,10 @@ static const struct rc_op_kind type_kind = {
 	.here = query_here, .located = query_located,
 };
 
-/* The operation that a query or its answer belongs to, with a hold; NULL: it is over. */
+/*
+ * Returns the operation of a query or its answer, with a hold. Returns NULL if the operation is
+ * over.
+ */
 static struct rref_future *asking(struct rref_ctx *ctx, uint64_t number)
 {
 	struct rref_future *f = rc_op_hold(ctx, number);
@@ -109,7 +112,7 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 	const struct rc_type *t;
 	void *value;
 
-	/* Only of a value that the asker holds, by its own fork of it. */
+	/* Tells only the type of a value that the asker holds, by its own fork of it. */
 	if (ctx->op.machine &&
 	    !rp_held_value(ctx->op.machine, from->rank, &q->id, &q->fork, &value)) {
 		t = ((const struct rc_value *)value)->type;
@@ -129,7 +132,7 @@ void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_
 	const struct rc_type *t;
 	int err;
 
-	/* Late, repeated, or of somebody who was not asked. */
+	/* Dropped: the answer is late, repeated, or of a worker that was not asked. */
 	if (!f || f->peer != from->rank) {
 		at_add(&ctx->n.dropped, 1);
 		goto out;
@@ -150,7 +153,9 @@ out:
 		rc_op_put(f);
 }
 
-/* What is known without asking anybody; NULL: it has to be waited or asked for. */
+/*
+ * Returns the type if it is known without asking. Returns NULL if it has to be waited or asked for.
+ */
 static const struct rc_type *known(struct rref *ref)
 {
 	if (at_load_acq(&ref->state) != RC_H_READY)
@@ -159,7 +164,10 @@ static const struct rc_type *known(struct rref *ref)
 			  : rc_type_find(ref->ctx, rc_remote(ref)->loc.type_hash);
 }
 
-/* until: what the operation itself ends by; a waiter that watches the time gives none. */
+/*
+ * Begins a query. The operation ends by itself at `until`; a waiter that watches the time gives
+ * INT64_MAX.
+ */
 static int begin_query(struct rref *ref, int64_t deadline, int64_t until, struct rref_future **out)
 {
 	struct rref_ctx *ctx = ref->ctx;
@@ -214,7 +222,7 @@ static int get(struct rref *ref, int64_t timeout, const struct rc_type **out)
 		rc_lock(ctx);
 		rc_op_end(ctx, f, -ETIMEDOUT, "the value's type did not come in time");
 		rc_unlock(ctx);
-		rc_op_wait(f, INT64_MAX); /* it is complete, or its completer is just about to be */
+		rc_op_wait(f, INT64_MAX); /* complete, or its completer is about to complete it */
 	}
 	err = f->status ? rc_op_error(f) : 0;
 	*out = f->type;
@@ -250,7 +258,7 @@ int rref_get_type_async(struct rref *ref, int64_t timeout, struct rref_future **
 	err = begin_query(ref, deadline, deadline, &f);
 	if (err)
 		return err;
-	/* its waiter may come late, or never: the poller has to be awake for it */
+	/* The waiter may come late or never: the poller has to be awake for it. */
 	if (!rref_future_test(f))
 		rc_kick(ref->ctx);
 	*out = f;
