@@ -3,8 +3,8 @@
  * First contact: attempts at a session, and the meaning of an attempt that came to nothing.
  *
  * Until a session exists only a refusal is death: no process listens there, or the peer says no.
- * Silence says nothing. The peer may be stopped, one of a hundred on a busy machine, or make
- * progress only now and then. So an attempt ends alone when it meets silence, or a lack of
+ * Silence says nothing. The peer may be stopped, or be one of a hundred on a busy machine. It may
+ * make progress only now and then. So an attempt ends alone when it meets silence, or a lack of
  * something at either end. Operations that wait for the session stay in their place, each for its
  * own time. Further attempts follow, later and later, as long as an operation waits.
  *

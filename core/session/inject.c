@@ -296,7 +296,7 @@ static needs_lock void hold(struct rref_ctx *ctx, uint32_t to, const void *bytes
 	struct rc_outgoing *o = h ? rc_outgoing_make(bytes, length) : NULL;
 
 	if (!o)
-		abort(); /* in a test */
+		abort(); /* runs in tests only */
 	h->to = to;
 	h->due = now_ns() + ns;
 	h->message = o;

@@ -23,7 +23,7 @@ needs_lock void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn,
 			       int err, const char *text);
 
-/* attempts at a session */
+/* contact.c */
 /* Begins an attempt of either side. */
 needs_lock void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p);
 /* Ends the silence: the peer has answered. */

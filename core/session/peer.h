@@ -74,7 +74,7 @@ struct rc_peer {
 	/* [const] device that reaches the peer; NULL for self or unreachable */
 	const struct rv_ops *ops;
 	struct rv_dev *dev;           /* [const] */
-	struct rc_device *device;     /* [const] the same */
+	struct rc_device *device;     /* [const] entry of dev in ctx->device */
 	enum rv_kind kind;            /* [const] */
 	/* [const] a READ is over when it is posted: caps of its device */
 	bool reads_inline;
@@ -97,7 +97,7 @@ struct rc_peer {
 	struct rc_handshake hs under_lock;
 	uint32_t epoch under_lock; /* epoch of the current or last session */
 	uint64_t hello_number under_lock; /* number of the peer's last hello */
-	int64_t hellos_since under_lock; /* begin of the second in which nr_hellos counts */
+	int64_t hellos_since under_lock; /* beginning of the second in which nr_hellos counts */
 	uint32_t nr_hellos under_lock; /* hellos in this second; at most RC_HELLOS_MAX are taken */
 	uint64_t send_seq under_lock, recv_seq under_lock;
 	struct rc_unacked unacked under_lock;
@@ -116,13 +116,14 @@ struct rc_peer {
 	/* Bytes of the calls that ended without the lock. rc_call_bytes() returns the open bytes:
 	 * bounded, see serve.c. */
 	_Atomic uint64_t call_bytes_over;
-	_Atomic uint64_t fetch_bytes; /* bytes of the payloads of these calls; bounded too */
+	/* bytes of the payloads of open calls; bounded, see serve.c */
+	_Atomic uint64_t fetch_bytes;
 	/* bytes of payloads that the peer has not read yet; bounded, see payload.c */
 	_Atomic uint64_t offer_bytes;
 	struct list waiting under_lock; /* reads that wait for a connection or a slot */
 	struct rc_split pieces;
-	int64_t retry_at under_lock; /* no new attempt before */
-	int64_t grace_at under_lock; /* 0 = none */
+	int64_t retry_at under_lock; /* earliest time of a new attempt */
+	int64_t grace_at under_lock; /* end of the grace period; 0 = none */
 	int64_t probe_at under_lock;
 	/* address to READ to learn whether the peer's device answers */
 	uint64_t beacon_addr under_lock;

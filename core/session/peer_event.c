@@ -125,7 +125,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 	p->epoch = h.epoch;
 	p->link = ev->conn;
 	rc_session_on(p, RC_STEP_TAKEN);
-	p->cut_off = false; /* it lives */
+	p->cut_off = false; /* the peer lives */
 	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
@@ -170,7 +170,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
 	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
 	rc_session_on(p, RC_STEP_ANSWERED);
-	p->cut_off = false; /* it lives */
+	p->cut_off = false; /* the peer lives */
 	rc_contact_begin(ctx, p);
 	p->send_seq = p->recv_seq = 0;
 	p->said_goodbye = p->goodbye_sent = false;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A session outlives its connection. A connection may break although nothing says that the peer is
- * dead. The session is then "broken": nothing of what hangs on it ends, and operations wait. Both
+ * dead. The session is then "broken": nothing that hangs on it ends, and operations wait. Both
  * sides try to connect again, within the session.
  *
  *   UP --DISCONNECTED--> broken --hello(epoch), answer(received), proof(received), RECEIVED--> UP
@@ -103,7 +103,7 @@ static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 	return true;
 }
 
-/* Closes a link that was to take the old connection's place and will not. */
+/* Closes the link, and sets the time of the next attempt. */
 static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
 {
 	if (p->link)

@@ -41,8 +41,8 @@ struct rc_resume {
 #define RC_ACK_EVERY 32u
 
 /*
- * Messages that were sent and not acknowledged. Some of them may belong to a broken connection, and
- * are to be sent again.
+ * Messages that were sent and not acknowledged, and messages of a broken connection that are to be
+ * sent again.
  */
 struct rc_unacked {
 	struct list sent;        /* struct rc_outgoing, in the order of their numbers */
@@ -74,7 +74,7 @@ needs_lock void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int sta
 needs_lock void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
 				  struct rc_handshake *h, const struct rv_event *ev,
 				  enum rc_session_action action);
-/* Do what table.h calls RC_DO_REANSWER, RC_DO_REFAIL, RC_DO_REOVER and RC_DO_REFIRST. */
+/* Handles RC_DO_REANSWER, RC_DO_REFAIL, RC_DO_REOVER or RC_DO_REFIRST (table.h). */
 needs_lock void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p,
 				   const struct rv_event *ev);
 needs_lock void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p,

@@ -14,8 +14,8 @@
  *
  * A clock decides when to fence, never whether a read is safe. It is the monotonic clock, and time
  * counts only while this worker was awake to look. Of the time between two looks only as much
- * counts as a peer may take to show up. There may be a gap, because this worker or all workers were
- * stopped. No peer is fenced then before there was time to look afresh.
+ * counts as a peer may take to show up. This worker or all workers may have been stopped for a
+ * while. No peer is then fenced before there was time to look afresh.
  *
  * All state is used under the progress lock, except the fields that are atomic.
  */

@@ -38,7 +38,7 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_SEE_CONNECTED] = STAY(ANSWER),
 		[RC_SEE_FAILED] = STAY(FAIL),
 		[RC_SEE_LOST] = NEVER,
-		[RC_SEE_MESSAGE] = STAY(NOTHING), /* FAILED follows: nobody has proved anything */
+		[RC_SEE_MESSAGE] = STAY(NOTHING), /* FAILED follows: the peer has proved nothing */
 		[RC_SEE_WRITABLE] = NEVER,
 		[RC_SEE_TICK] = STAY(TIME),
 		[RC_STEP_DIALLED] = NEVER,
@@ -171,7 +171,7 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_SEE_CONNECTED] = STAY(REANSWER),
 		[RC_SEE_FAILED] = STAY(REFAIL),
 		[RC_SEE_LOST] = NEVER,
-		[RC_SEE_MESSAGE] = STAY(NOTHING), /* FAILED follows: nobody has proved anything */
+		[RC_SEE_MESSAGE] = STAY(NOTHING), /* FAILED follows: the peer has proved nothing */
 		[RC_SEE_WRITABLE] = NEVER,
 		[RC_SEE_TICK] = STAY(RETIME),
 		[RC_STEP_DIALLED] = NEVER,
@@ -244,7 +244,7 @@ enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event ev
 		assert(event < RC_SESSION_NR_REPORTS);
 		p->must_end = true;
 	} else if (row.next != p->state) {
-		/* The connection at fault is closed, so the next state is not ended for it. */
+		/* The connection at fault is closed: the next state must not end for it. */
 		p->must_end = false;
 	}
 	p->state = (enum rc_peer_state)row.next;
