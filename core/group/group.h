@@ -3,19 +3,26 @@
  * The group: its workers, the proof that each belongs to it, and their first meeting. Design:
  * docs/design/group.md.
  *
- * Key. Every handshake (rendezvous and each peer connection) is a challenge-response MAC (libsodium
- * crypto_generichash, keyed BLAKE2b, 32 bytes) over both nonces, both roles, ranks, incarnations
- * and the protocol version. With a key file, its bytes are hashed to the 32-byte group key. Without
- * one, the key is a random secret of this user on this machine ($XDG_RUNTIME_DIR/librref.key, else
- * /tmp/librref-<uid>/key, or where another user has taken that directory's name,
- * /tmp/librref-<uid>.<n>/key: directory 0700 and file 0600, both checked for owner and mode once
- * open, created O_EXCL|O_NOFOLLOW and atomically by link/rename), which only processes of the same
- * user here can read: that is how "only peers of the same user on the same machine" is enforced on
- * TCP. Then rank 0 listens on loopback only; another address is refused (-EACCES) with a text that
- * says to set a key.
+ * Key. Every handshake (rendezvous and each peer connection) is a challenge-response MAC: libsodium
+ * crypto_generichash, keyed BLAKE2b, 32 bytes. The MAC covers both nonces, both roles, ranks,
+ * incarnations and the protocol version.
  *
- * Between two workers the key is that of the pair (rc_pair_key): what one member says, no other
- * member can say for it.
+ * With a key file, its bytes are hashed to the 32-byte group key. Without a key file, the key is a
+ * random secret of this user on this machine. Only processes of the same user here can read the
+ * secret. So TCP too serves only peers of the same user on the same machine. The secret is in the
+ * first of these places that serves:
+ *
+ *   $XDG_RUNTIME_DIR/librref.key
+ *   /tmp/librref-<uid>/key
+ *   /tmp/librref-<uid>.<n>/key   if another user has taken the name of that directory
+ *
+ * The directory has mode 0700, the file 0600. Both are checked for owner and mode once open. The
+ * file is created O_EXCL|O_NOFOLLOW and atomically by link/rename. With such a secret rank 0
+ * listens on loopback only. Another address is refused (-EACCES) with a text that says to set a
+ * key.
+ *
+ * Between two workers the key is that of the pair (rc_pair_key). So no member can speak for another
+ * member.
  */
 #ifndef RC_GROUP_H
 #define RC_GROUP_H
@@ -33,12 +40,13 @@
 
 struct rc_key {
 	uint8_t bytes[RC_KEY_BYTES];
-	bool is_group;               /* from a key file; false = the user's own on this machine */
+	/* key is from a key file; false = the user's own on this machine */
+	bool is_group;
 };
 
 /*
- * 0; -EACCES mode or owner of the file; -EINVAL length; -ENOENT. Sets the thread's error text
- * (rc_fail).
+ * Reads the key. Returns 0; -EACCES mode or owner of the file; -EINVAL length; -ENOENT. Sets the
+ * thread's error text (rc_fail).
  */
 int rc_key_load(const char *key_file, struct rc_key *out);
 void rc_key_wipe(struct rc_key *key);
@@ -66,25 +74,25 @@ struct rc_member {
 };
 
 /*
- * rc_pair_key: the key of two members, derived from the group's key and from the secret that the
- * two alone share. Both compute the same; a third member cannot. -EKEYREJECTED: the peer's public
- * key is none.
+ * Derives the key of two members from the group's key and from the secret that the two alone share.
+ * Both compute the same key; a third member cannot. Returns -EKEYREJECTED if the peer's public key
+ * is not a key.
  */
 int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
 		const struct rc_member *me, const struct rc_member *peer, struct rc_key *out);
 
 /*
- * rc_rendezvous: makes the whole group known to every member. Blocking; one TCP connection per
+ * rc_rendezvous makes the whole group known to every member. Blocking; one TCP connection per
  * worker to rank 0, gone at the end. me: own entry. On success members[0..world) is filled, in rank
- * order. deadline: CLOCK_MONOTONIC ns. text of failures: see rref_init.
+ * order. deadline: CLOCK_MONOTONIC ns. text of failures: see rref_init. It returns 0 or:
  *   -EEXIST rank or name twice; -EINVAL address text; -ETIMEDOUT; -ECONNREFUSED; -EADDRINUSE;
  *   -EACCES; -EKEYREJECTED;
  *   -EPROTONOSUPPORT; -EPROTO; -ENOMEM; others from the socket calls.
  * A world of 1 needs no address and no socket. Rank 0 survives garbage, slow, silent and hostile
- * connections: each only ends itself (bounded number of half-open connections, each with its own
- * deadline); a worker that joined and died before the group was complete frees its place again. A
- * failure that concerns the group (a rank or name twice) is told to both workers involved, with the
- * text.
+ * connections: each only ends itself. The number of half-open connections is bounded, and each has
+ * its own deadline. A worker that joined and died before the group was complete frees its place
+ * again. A failure that concerns the group (a rank or name twice) is told to both workers involved,
+ * with the text.
  */
 struct rc_group_log {
 	void (*fn)(void *ctx, int level, const char *text);
@@ -106,47 +114,62 @@ int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *m
  * No remote access is given, and no message accepted, before the proof.
  */
 struct rc_handshake {
-	/* the session stands and its connection broke: see below */
+	/* true if the session stands and its connection broke: see below */
 	bool resumes;
 	uint32_t self_rank, peer_rank;
 	uint64_t self_incarnation, peer_incarnation;
-	/* of the session; chosen by the server, grows; when it resumes, by the client's hello */
+	/*
+	 * epoch of the session; the server chooses it, and it grows; on a resume the client's hello
+	 * names it
+	 */
 	uint32_t epoch;
 	/* resumes: number of the last message of the other that came */
 	uint64_t client_received, server_received;
-	uint64_t server_hellos; /* its own hellos up to it are void: see rc_hello_number */
+	/* number up to which the server's own hellos are void: see rc_hello_number */
+	uint64_t server_hellos;
 	uint8_t client_nonce[RC_NONCE_BYTES], server_nonce[RC_NONCE_BYTES];
 };
 
 /*
- * To resume, the same four steps under other labels: the hello names the epoch; the answer says how
- * far the client's messages came, the proof how far the server's. self: client_received is set by
- * the client before its hello, server_received by the server before its answer; the server sets
- * client_received before it checks the proof.
+ * A session resumes in the same four steps under other labels. The hello names the epoch. The
+ * answer says how far the client's messages came, the proof how far the server's came. self: the
+ * client sets client_received before its hello; the server sets server_received before its answer.
+ * The server sets client_received before it checks the proof.
  */
-/* Client: fills client_nonce; returns the blob's length. */
+/* Makes the client's hello: fills client_nonce. Returns the blob's length. */
 size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_HELLO_MAX]);
-/* Server: whom a hello names as its maker, before anything proves it. -EPROTO, -EPROTONOSUPPORT,
- * -EKEYREJECTED (self_rank). */
+/*
+ * Reads (server) the maker that a hello names, before anything proves it. Returns 0, -EPROTO,
+ * -EPROTONOSUPPORT, -EKEYREJECTED (self_rank).
+ */
 int rc_hello_from(const void *blob, size_t length, uint32_t self_rank, uint32_t *from);
-/* Server: checks; h->self_* set by the caller, the rest filled. -EPROTO, -EPROTONOSUPPORT,
- * -EKEYREJECTED, -ESTALE (meant for another incarnation of us). The caller then checks that
- * peer_rank/incarnation are who the group says. */
+/*
+ * Checks a hello (server). The caller has set h->self_*; this fills the rest. Returns 0, -EPROTO,
+ * -EPROTONOSUPPORT, -EKEYREJECTED, -ESTALE (meant for another incarnation of this worker). The
+ * caller then checks that peer_rank and incarnation are as the group says.
+ */
 int rc_hello_check(const struct rc_key *key, const void *blob, size_t length,
 		   struct rc_handshake *h);
-/* The hello's number, larger than any before of that incarnation: the caller refuses one that is
- * not. A server that answers has given up its own attempts: its answer voids all hellos that it
- * made before (server_hellos). */
+/*
+ * Returns the hello's number, larger than any before of that incarnation. The caller refuses a
+ * hello whose number is not larger. A server that answers has given up its own attempts. So its
+ * answer voids all hellos that it made before (server_hellos).
+ */
 uint64_t rc_hello_number(const struct rc_handshake *h);
-/* Server: h->epoch set, unless it resumes; fills server_nonce; returns the length. */
+/*
+ * Makes the server's answer; h->epoch is set, unless it resumes. Fills server_nonce. Returns the
+ * length.
+ */
 size_t rc_answer_make(const struct rc_key *key, struct rc_handshake *h, uint8_t out[RV_ANSWER_MAX]);
-/* Client: checks, fills epoch and server_nonce, and the proof to send. */
+/* Checks the answer (client). Fills epoch and server_nonce, and the proof to send. */
 int rc_answer_check(const struct rc_key *key, const void *blob, size_t length,
 		    struct rc_handshake *h, uint8_t proof[RC_MAC_BYTES]);
-/* Server. 0 or -EKEYREJECTED. */
+/* Checks the proof (server). Returns 0 or -EKEYREJECTED. */
 int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h,
 		   const uint8_t proof[RC_MAC_BYTES]);
-/* Either side, after the answer: the keys of the connection's messages, for rv_ops.seal. */
+/*
+ * Makes the keys of the connection's messages, for rv_ops.seal. For either side, after the answer.
+ */
 void rc_handshake_seals(const struct rc_key *key, const struct rc_handshake *h, bool is_client,
 			uint8_t out[RV_SEAL_KEY_BYTES], uint8_t in[RV_SEAL_KEY_BYTES]);
 size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX]);
@@ -159,7 +182,8 @@ int rc_reason_parse(const void *blob, size_t length, char *text, size_t size);
 /* Names and device texts: pure checks with a text. */
 int rc_name_check(const char *name);      /* worker names: 1..127 of A-Za-z0-9_:- ; -EINVAL */
 int rc_function_check(const char *name);  /* function names: the same and '.' */
-int rc_function_length(const char *name); /* and of a good one the length */
+/* rc_function_check, and returns the length of a good name */
+int rc_function_length(const char *name);
 struct rc_device_choice {
 	bool use_shm, use_ibv;            /* auto: both, each if there is a device */
 	bool must;                        /* a named device must open; with auto, at least one */
@@ -169,14 +193,16 @@ struct rc_device_choice {
 int rc_device_parse(const char *text, struct rc_device_choice *out);
 
 /*
- * options.c: a program's options, whatever version it was built for, as this library's struct.
- * Those of version 0.1 end with flags, and no later struct is shorter.
+ * options.c: copies a program's options of any version to this library's struct. Options of version
+ * 0.1 end with flags, and no later struct is shorter.
  */
 #define RC_OPTIONS_MIN (offsetof(struct rref_options, flags) + sizeof(unsigned))
 #define RC_OPTIONS_MAX ((size_t)4096)
 int rc_options_read(const struct rref_options *opt, struct rref_options *out);
-/* log_stderr.c: the log function of options that have none while RREF_LOG is set. ctx: struct
- * rref_ctx; rref_init sees to it. */
+/*
+ * Writes log lines to standard error (log_stderr.c). It serves options without a log function while
+ * RREF_LOG is set. ctx: struct rref_ctx; rref_init sees to it.
+ */
 void rc_log_stderr(void *ctx, enum rref_log_level level, const char *text);
 
 #endif

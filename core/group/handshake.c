@@ -7,12 +7,14 @@
  * length included. These three bytes, and the whole of the reason, stay as they are in every later
  * version.
  *
- * What the MACs bind: both ranks, both incarnations, both nonces, the epoch, the version, and by
- * its label the role and the step. So no blob serves twice: not in another direction, step,
- * session, nor against a restarted worker. The hello comes before the server's nonce, but carries a
- * number that grows: a server takes none twice (rc_hello_number), since a hello alone, before any
- * proof, ends the session that it is to replace. Nor does a client take one of its server's that
- * was made before the answer: such a hello lost a crossing, and may still be on its way.
+ * The MACs bind both ranks, both incarnations, both nonces, the epoch and the version. The label of
+ * a MAC binds the role and the step. So no blob serves twice: not in another direction, step,
+ * session, nor against a restarted worker.
+ *
+ * The hello comes before the server's nonce, but carries a number that grows. A server takes no
+ * number twice (rc_hello_number). For a hello alone, before any proof, ends the session that it is
+ * to replace. A client refuses a hello that its server made before the answer. Such a hello lost a
+ * crossing, and may still be on its way.
  *
  * The key is the pair's, not the group's. The messages that follow are sealed by keys of this very
  * connection.
@@ -68,7 +70,7 @@ _Static_assert(RESUMED_BYTES <= RV_ANSWER_MAX, "the answer fits an accept");
 _Static_assert(RV_SEAL_KEY_BYTES <= RC_MAC_BYTES, "a seal's key is a cut MAC");
 _Static_assert(REASON_TEXT < RV_REASON_MAX, "the reason fits a reject");
 
-/* Seen from both ends alike. */
+/* The transcript of a handshake, alike as seen from both ends. */
 struct transcript {
 	uint8_t bytes[2 + 4 + 4 + 8 + 8 + 4 + RC_NONCE_BYTES + RC_NONCE_BYTES];
 };
@@ -129,7 +131,7 @@ static void proof_mac(const struct rc_key *key, const struct rc_handshake *h,
 		rc_mac(key, "rref peer proof 1", t->bytes, sizeof(t->bytes), mac);
 }
 
-/* Kind first, then version, then length: another version may have another length. */
+/* Checks the kind, then the version, then the length: another version may have another length. */
 static int head_check(const char *what, const uint8_t *b, size_t length, uint8_t kind, size_t want)
 {
 	if (length < HEAD_BYTES || b[OFF_KIND] != kind)
@@ -156,8 +158,10 @@ size_t rc_hello_make(const struct rc_key *key, struct rc_handshake *h, uint8_t o
 {
 	uint8_t mac[RC_MAC_BYTES];
 
-	/* Never the same number twice from one process, hence from one incarnation: that is how a
-	 * server knows a repetition. */
+	/*
+	 * Takes a number once per process, hence once per incarnation: so a server knows a
+	 * repetition.
+	 */
 	put_le64(h->client_nonce, at_add(&hellos, 1) + 1);
 	rc_random(h->client_nonce + 8, RC_NONCE_BYTES - 8);
 	if (h->resumes)
@@ -283,8 +287,10 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h,
 	handshake_transcript_make(&t, h, false);
 	proof_mac(key, h, &t, mac);
 	equal = rc_mac_equal(mac, proof, RC_MAC_BYTES);
-	/* What was expected would be the proof itself: it must not stay on the stack for a later
-	 * leak. */
+	/*
+	 * Wipes the expected MAC, which is the proof itself: a later leak of the stack must not
+	 * show it.
+	 */
 	explicit_bzero(mac, sizeof(mac));
 	return equal ? 0
 		     : rc_fail(EKEYREJECTED,
@@ -292,8 +298,10 @@ int rc_proof_check(const struct rc_key *key, const struct rc_handshake *h,
 			       h->peer_rank);
 }
 
-/* Fresh nonces of both make them this connection's alone: no message of another, nor of the
- * other side, fits. */
+/*
+ * Makes the keys from fresh nonces of both sides, for this connection alone. No message of another
+ * connection, nor of the other side, fits.
+ */
 void rc_handshake_seals(const struct rc_key *key, const struct rc_handshake *h, bool is_client,
 			uint8_t out[RV_SEAL_KEY_BYTES], uint8_t in[RV_SEAL_KEY_BYTES])
 {
@@ -320,8 +328,8 @@ size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX])
 }
 
 /*
- * Nobody has proved anything yet: the code is only a code, and the text only words, with nothing
- * that steers a terminal.
+ * Reads a reason, which no proof supports yet. So the code is only a code. The text is only words,
+ * and cannot steer a terminal.
  */
 int rc_reason_parse(const void *blob, size_t length, char *text, size_t size)
 {

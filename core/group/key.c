@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The group's key, and what is done with it. The crypto is libsodium's: keyed BLAKE2b for MACs, its
+ * The group's key and its uses. The crypto is libsodium's: keyed BLAKE2b for MACs, its
  * constant-time comparison, its wiping. The random numbers are base/random.h's.
  *
- * A key that others could read or replace is worth nothing, so every file is opened first and then
- * judged by fstat of what was opened: a check by name could be raced.
+ * A key that others could read or replace is worth nothing. So every file is opened first and then
+ * judged by fstat of the open file: a check by name could be raced.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -51,7 +51,9 @@ static void start_sodium(void)
 	(void)!sodium_init();
 }
 
-/* Not libsodium's, which ends the process where the system gives none. */
+/*
+ * Fills buf, not by libsodium: libsodium ends the process where the system gives no random bytes.
+ */
 void rc_random(void *buf, size_t length)
 {
 	rb_random(buf, length);
@@ -64,7 +66,7 @@ void rc_mac(const struct rc_key *key, const char *label, const void *data, size_
 
 	pthread_once(&sodium_once, start_sodium);
 	crypto_generichash_init(&state, key->bytes, sizeof(key->bytes), RC_MAC_BYTES);
-	/* With its NUL: no label is then another label and some data. */
+	/* Includes the label's NUL, so that no label equals another label and some data. */
 	crypto_generichash_update(&state, (const unsigned char *)label, strlen(label) + 1);
 	crypto_generichash_update(&state, data, length);
 	crypto_generichash_final(&state, mac, RC_MAC_BYTES);
@@ -93,8 +95,10 @@ void rc_identity_wipe(struct rc_identity *id)
 int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
 		const struct rc_member *me, const struct rc_member *peer, struct rc_key *out)
 {
-	/* Of the two, the lower rank plays the exchange's client. Its receiving key comes first
-	 * for both. */
+	/*
+	 * Lets the lower rank of the two play the exchange's client, whose receiving key comes
+	 * first for both.
+	 */
 	bool is_low = me->rank < peer->rank;
 	const struct rc_member *low = is_low ? me : peer, *high = is_low ? peer : me;
 	uint8_t data[2 * crypto_kx_SESSIONKEYBYTES + 2 * (4 + 8)],
@@ -125,8 +129,8 @@ void rc_key_wipe(struct rc_key *key)
 }
 
 /*
- * The bytes of a key become a key of fixed length; the label keeps a user's key from ever equalling
- * a group's.
+ * Turns the bytes of a key into a key of fixed length. The label keeps a user's key from ever
+ * equalling a group's.
  */
 static void derive(const char *label, const void *bytes, size_t length, struct rc_key *out)
 {
@@ -140,7 +144,7 @@ static void derive(const char *label, const void *bytes, size_t length, struct r
 	sodium_memzero(&state, sizeof(state));
 }
 
-/* Up to size bytes, less only at the end of the file. Returns how many, or -errno. */
+/* Reads up to size bytes, less only at the end of the file. Returns how many, or -errno. */
 static ssize_t read_all(int fd, uint8_t *buf, size_t size)
 {
 	size_t have = 0;
@@ -183,8 +187,10 @@ static int load_group_key(const char *path, struct rc_key *out)
 	int fd, r;
 
 	rc_quote(name, sizeof(name), path, strlen(path));
-	/* O_NOFOLLOW: who may place a link could choose the key. O_NONBLOCK: a FIFO must not stop
-	 * us before fstat sees it. */
+	/*
+	 * O_NOFOLLOW: a user who may place a link could choose the key. O_NONBLOCK: a FIFO must not
+	 * stop us before fstat sees it.
+	 */
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0) {
 		int err = errno;
@@ -244,7 +250,7 @@ close_file:
 	return r;
 }
 
-/* A directory that is this user's alone, or -errno without a text. */
+/* Opens a directory that is this user's alone. Returns -errno without a text if it is not. */
 static int open_private_dir(const char *path)
 {
 	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -260,8 +266,8 @@ static int open_private_dir(const char *path)
 }
 
 /*
- * Says why there is no key at path, or at name in path: a limit of this process, or a place that
- * does not serve.
+ * Tells that there is no key at path, or at name in path. The text says why: a limit of this
+ * process, or a place that does not serve.
  */
 static int no_key(int err, const char *what, const char *path, const char *name)
 {
@@ -278,7 +284,7 @@ static int no_key(int err, const char *what, const char *path, const char *name)
 
 /*
  * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user
- * has taken the usual name. The first by name, so that all workers find the same. Returns a
+ * has taken the usual name. Takes the first by name, so that all workers find the same. Returns a
  * descriptor, or -ENOENT.
  */
 static int find_other_dir(char *path, size_t size)
@@ -295,8 +301,10 @@ static int find_other_dir(char *path, size_t size)
 		if (strncmp(e->d_name, prefix, strlen(prefix)) ||
 		    (*best && strcmp(e->d_name, best) >= 0))
 			continue;
-		/* Judged before the name is taken, so that those of others do not hide it; and once
-		 * more when it is open. */
+		/*
+		 * Judges a directory before it takes the name, so that directories of others do not
+		 * hide it. The open directory is judged once more.
+		 */
 		snprintf(name, sizeof(name), "%s", e->d_name);
 		if (!fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode) &&
 		    st.st_uid == geteuid() && !(st.st_mode & 077))
@@ -312,10 +320,10 @@ static int find_other_dir(char *path, size_t size)
 }
 
 /*
- * Makes such a directory: the first whose name is free, so that workers that begin at the same time
- * make the same one. What another user has taken is passed by, and after many of these a name
- * serves that cannot be guessed. Then workers that begin together may each make one: they wait, and
- * agree on the first.
+ * Makes such a directory: the first whose name is free. So workers that begin at the same time make
+ * the same directory. Names that another user has taken are passed by. After many of these it takes
+ * a name that cannot be guessed. Then workers that begin together may each make a directory: they
+ * wait, and agree on the first.
  */
 static int make_other_dir(char *path, size_t size)
 {
@@ -342,10 +350,10 @@ static int make_other_dir(char *path, size_t size)
 }
 
 /*
- * Where the user's secret lives. XDG_RUNTIME_DIR may be missing or another user's (su, sudo -E,
- * cron) or too open (WSL); then /tmp serves, where the directory must be ours alone. Another user
- * may have taken its name, and may let go of it at any time: then one beside it serves, and goes on
- * to. Returns a descriptor.
+ * Opens the directory of the user's secret. XDG_RUNTIME_DIR may be missing, another user's (su,
+ * sudo -E, cron) or too open (WSL). Then /tmp serves, where the directory must be this user's
+ * alone. Another user may have taken its name, and may let go of it at any time. Then a directory
+ * beside it serves, and goes on to serve. Returns a descriptor.
  */
 static int open_user_dir(char *path, size_t size, const char **name)
 {
@@ -387,8 +395,8 @@ static int open_user_dir(char *path, size_t size, const char **name)
 
 /*
  * Makes the secret. It is complete before it has its name, and link(2) gives the name to one
- * process only: all that start at the same time then read the same bytes, and a crash in between
- * leaves no half of a key.
+ * process only. So all processes that start at the same time read the same bytes. A crash in
+ * between leaves no half of a key.
  */
 static int create_user_secret(int dir, const char *path, const char *name)
 {
@@ -405,15 +413,17 @@ static int create_user_secret(int dir, const char *path, const char *name)
 	rc_random(secret, sizeof(secret));
 	r = limit_file(sizeof(secret)) ? -errno : key_write_all(fd, secret, sizeof(secret));
 	sodium_memzero(secret, sizeof(secret));
-	/* Where /tmp is a disk, a name without its bytes would lock this user out after a power
-	 * cut. */
+	/*
+	 * Flushes the bytes before the name: where /tmp is a disk, a power cut could leave a name
+	 * without bytes. That would lock this user out.
+	 */
 	if (!r && fsync(fd) < 0)
 		r = -errno;
 	close(fd);
 	if (r) {
 		r = no_key(-r, "write in", path, "");
 	} else if (linkat(dir, tmp, dir, name, 0) < 0 && errno != EEXIST) {
-		/* A file system without hard links. */
+		/* Falls back on a file system without hard links. */
 		if ((errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS) &&
 		    (renameat2(dir, tmp, dir, name, RENAME_NOREPLACE) == 0 || errno == EEXIST))
 			r = 0;
@@ -436,7 +446,7 @@ static int load_user_key(struct rc_key *out)
 	dir = open_user_dir(path, sizeof(path), &name);
 	if (dir < 0)
 		return dir;
-	/* More than once only if someone removes it at the same time. */
+	/* Repeats only if another process removes the file at the same time. */
 	for (int tries = 0;; tries++) {
 		fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		if (fd >= 0)

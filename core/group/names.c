@@ -12,9 +12,9 @@
 #include "core/base/quote.h"
 #include "core/group/group.h"
 
-enum { NAME = 1, FUNCTION = 2 }; /* where a character may stand */
+enum { NAME = 1, FUNCTION = 2 }; /* marks of the names in which a character may stand */
 
-/* Not isalnum: what a name may hold must not depend on the locale, since peers compare names. */
+/* Not isalnum: peers compare names, so the characters of a name must not depend on the locale. */
 static const uint8_t char_in[256] = {
 	['A' ... 'Z'] = NAME | FUNCTION,
 	['a' ... 'z'] = NAME | FUNCTION,
@@ -54,7 +54,7 @@ static __attribute__((cold)) int explain(const char *what, const char *allowed, 
 		       quoted, (unsigned)(unsigned char)name[i], i, allowed);
 }
 
-/* The length of a good one, or 0. */
+/* Returns the length of a good name, or 0. */
 static inline size_t good_length(const char *name, uint8_t in)
 {
 	const unsigned char *p = (const unsigned char *)name;
@@ -85,7 +85,7 @@ int rc_function_check(const char *name)
 	return min_of(rc_function_length(name), 0);
 }
 
-/* Digits only, min..max. Returns the number, or -1. */
+/* Reads digits only, min..max. Returns the number, or -1. */
 static int small_number(const char *s, size_t length, int min, int max)
 {
 	int v = 0;

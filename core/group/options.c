@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Options: defaults, and the environment. A variable is understood entirely or refused with its
- * name and value: a job of a thousand workers must not start with a limit that was read as zero.
+ * Options: defaults, and the environment. A variable is understood entirely, or refused with its
+ * name and value. A job of a thousand workers must not start with a limit that was read as zero.
  * Empty is not unset.
  */
 #include <errno.h>
@@ -86,8 +86,10 @@ int rc_options_read(const struct rref_options *opt, struct rref_options *out)
 			EINVAL,
 			"options: size is %zu, the least is %zu: call rref_options_init first",
 			size, RC_OPTIONS_MIN);
-	/* A newer program: what this library does not know must not have been asked for. The page
-	 * bounds a wild size. */
+	/*
+	 * Checks the options of a newer program: fields that this library does not know must be
+	 * unset. The page bounds a wild size.
+	 */
 	if (size > RC_OPTIONS_MAX)
 		return rc_fail(EINVAL, "options: size is %zu: call rref_options_init first", size);
 	for (size_t i = sizeof(*out); i < size; i++)
@@ -110,7 +112,7 @@ static int options_refuse(const char *variable, const char *value, const char *w
 		       rc_quote(quoted, sizeof(quoted), value, strlen(value)), why);
 }
 
-/* Decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
+/* Reads decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
 static int options_parse_number(const char *variable, const char *value, int min, uint64_t max,
 				bool *negative, uint64_t *out)
 {
@@ -168,7 +170,7 @@ static int read_number(const struct number *n, const char *variable, const char 
 	return 0;
 }
 
-/* One of the words; their index, or -EINVAL with a text that lists them. */
+/* Finds a word in the list. Returns its index, or -EINVAL with a text that lists the words. */
 static int read_word(const char *variable, const char *value, const char *const *words, int nr)
 {
 	char why[96];
@@ -185,8 +187,9 @@ static int read_word(const char *variable, const char *value, const char *const 
 }
 
 /*
- * MASTER_ADDR and MASTER_PORT are two variables, the option is one text, and options are plain data
- * without an end of life. So the few texts that a process ever forms are kept, each once.
+ * Keeps the few texts that a process ever forms, each once. The option is one text, formed of two
+ * variables, MASTER_ADDR and MASTER_PORT. Options are plain data without an end of life, so nothing
+ * could free it.
  */
 static const char *keep_text(const char *text)
 {
@@ -222,7 +225,10 @@ static int read_master(struct rref_options *opt)
 	if (!addr && !port)
 		return 0;
 	if (!addr || !port) {
-		/* Alone it names no place. That matters only to a group that has none otherwise. */
+		/*
+		 * One variable alone names no place. That matters only to a group that has no other
+		 * address.
+		 */
 		if (opt->rendezvous || opt->world_size == 1)
 			return 0;
 		return rc_fail(
@@ -289,8 +295,10 @@ static void add_launcher(char *text, size_t size)
 	}
 }
 
-/* A group whose size nobody named would be a silent group of one in each process that a launcher
- * starts. */
+/*
+ * Refuses a group without a size. Otherwise each process that a launcher starts would silently be a
+ * group of one.
+ */
 static int options_check_place(const struct rref_options *o)
 {
 	char text[RREF_TEXT_SIZE], rank[64] = "";
@@ -356,7 +364,9 @@ int rref_options_from_env(struct rref_options *opt)
 		o.device = value;
 	}
 	if ((value = getenv("RREF_KEY_FILE"))) {
-		/* Empty must not mean "no key": who sets the variable wants one. */
+		/*
+		 * Refuses an empty name: it must not mean "no key" to a user who sets the variable.
+		 */
 		if (!*value)
 			return options_refuse("RREF_KEY_FILE", value,
 					      "empty; unset it to go without a key");
@@ -401,6 +411,7 @@ int rref_options_from_env(struct rref_options *opt)
 		return r;
 	o.size = opt->size;
 	rc_error_clear();
-	memcpy(opt, &o, min_of(o.size, sizeof(o))); /* no further than the program's own */
+	/* Copies no further than the program's own struct. */
+	memcpy(opt, &o, min_of(o.size, sizeof(o)));
 	return 0;
 }

@@ -9,15 +9,16 @@
  *            <-- CHALLENGE  nonce, MAC         rank 0 holds the key
  *     JOIN   MAC, its own entry       -->      the worker holds it, and is no replay: it has its
  *                                              place
- *            <-- JOINED                        from here on each control frame of rank 0 has a tag:
+ *            <-- JOINED                        each control frame of rank 0 has a tag from here on:
  *                                              MAC over both nonces and a sequence number
- *            <-- STATUS  who is, who was here
+ *            <-- STATUS  ranks that are here,
+ *                ranks that were here
  *            <-- MEMBER * world, END           END's tag covers all entries
  *            <-- FAILED  errno, text           instead of JOINED, or at any time before END
  *
  * Every frame is {magic, version, type, length} and a body of bounded length. HELLO keeps its form
- * and its MAC in all later versions: so a mixture of versions is told apart from garbage, and only
- * a worker that holds the key can make the group fail for it.
+ * and its MAC in all later versions. So a mixture of versions is told apart from garbage. Only a
+ * worker that holds the key can make the group fail for such a mixture.
  *
  * Thread class: all of this runs inside rc_rendezvous, on its caller's thread; nothing is shared.
  */
@@ -34,7 +35,7 @@
 #include "core/group/group.h"
 #include "core/wire/wire.h"
 
-/* one number for all that workers say to each other */
+/* number of the protocol's version, one for all messages between workers */
 #define RZ_VERSION RW_PROTOCOL_VERSION
 #define RZ_WORLD_MAX 1024
 #define RZ_TEXT_MAX 480                          /* bytes of a text in a frame */
@@ -73,19 +74,19 @@ static inline bool rz_is_present(const struct rz_presence *p, uint32_t rank)
 }
 
 /*
- * What a worker whose time is up wants to know. Those who came and left may only have lost patience
- * before it did.
+ * The ranks that a worker names when its time is up. Ranks that came and left may only have lost
+ * patience before it did.
  */
 struct rz_status {
 	struct rz_presence present, came;
 };
 
-/* One connection's secrets and place in the order. Both ends fill it alike. */
+/* The secrets of a connection and its place in the order. Both ends fill it alike. */
 struct rz_session {
 	const struct rc_key *key;      /* const after create */
-	uint32_t rank, world;          /* as the worker says */
+	uint32_t rank, world;          /* numbers that the worker gave */
 	uint8_t client_nonce[RC_NONCE_BYTES], server_nonce[RC_NONCE_BYTES];
-	uint32_t sequence;             /* of rank 0's next tagged frame */
+	uint32_t sequence;             /* number of rank 0's next tagged frame */
 };
 
 /* All entries, in rank order, folded into one MAC. */
@@ -110,17 +111,17 @@ struct rz_reader {
 /* ---- rendezvous_wire.c: pure functions on bytes, and the one that reads a frame */
 
 /*
- * rz_read: what the socket has. 1 a whole frame of this version (or a HELLO of any); 0 not yet;
- * -EPROTO not this protocol; -EPROTONOSUPPORT another version; -ECONNRESET the other side closed;
- * others of recv. No text. rz_next: forget the frame. rz_type_of, rz_version_of: of the head that
- * has come.
+ * rz_read reads the bytes that the socket has. Returns 1 for a whole frame of this version (or a
+ * HELLO of any), 0 if the frame is not whole yet. Errors: -EPROTO not this protocol;
+ * -EPROTONOSUPPORT another version; -ECONNRESET the other side closed; others of recv. No text.
+ * rz_next forgets the frame. rz_type_of and rz_version_of read the head that has come.
  */
 int rz_read(int fd, struct rz_reader *in);
 void rz_next(struct rz_reader *in);
 enum rz_type rz_type_of(const struct rz_reader *in);
 uint16_t rz_version_of(const struct rz_reader *in);
 
-/* Makers return the frame's length. out has room for RZ_FRAME_MAX. */
+/* Make a frame and return its length. out has room for RZ_FRAME_MAX. */
 size_t rz_hello_make(const struct rz_session *s, uint8_t *out);
 size_t rz_challenge_make(const struct rz_session *s, uint8_t *out);
 size_t rz_join_make(const struct rz_session *s, const struct rc_member *me, uint8_t *out);
@@ -131,7 +132,7 @@ size_t rz_end_make(struct rz_session *s, const struct rz_digest *digest, uint8_t
 size_t rz_failed_make(struct rz_session *s, int err, const char *text, uint8_t *out);
 size_t rz_refuse_make(int err, const char *text, uint8_t *out);
 
-/* Takers: 0, -EPROTO (form), -EKEYREJECTED (MAC). No text. */
+/* Take a frame. Return 0, -EPROTO (form), -EKEYREJECTED (MAC). No text. */
 int rz_hello_take(const struct rz_reader *in, const struct rc_key *key, struct rz_hello *out);
 int rz_challenge_take(const struct rz_reader *in, struct rz_session *s);
 int rz_join_take(const struct rz_reader *in, const struct rz_session *s, struct rc_member *out);
@@ -153,28 +154,28 @@ struct rz_address {
 	char text[RZ_HOST_MAX + 16];   /* as given, quoted */
 	char host[RZ_HOST_MAX + 1];
 	char port[6];
-	bool is_number;                /* no name that would have to be looked up */
+	bool is_number;                /* true: no name that would have to be looked up */
 };
 
-/* When it was told last what is waited for. Begins as zeroes. */
+/* The times of the log lines about a wait. Begins as zeroes. */
 struct rz_patience {
 	int64_t said_at, step;
 };
 
-/* -EINVAL with a text. */
+/* Parses an address. Returns 0, or -EINVAL with a text. */
 int rz_address_parse(const char *text, struct rz_address *out);
 /*
- * rz_resolve: freeaddrinfo *out. May block in the resolver. What can change by itself is tried
- * until the deadline:
- * -ETIMEDOUT. -EACCES: an address that needs a group key. -ENOMEM, -EMFILE, -EINVAL: what does not
- * change.
- * rz_resolve_again: one look for a name whose address may be another now. *list stays as it is if
- * there is none.
+ * rz_resolve finds the addresses; freeaddrinfo *out. May block in the resolver. Tries again until
+ * the deadline while a failure can pass by itself: then -ETIMEDOUT. Returns -EACCES for an address
+ * that needs a group key. Returns -ENOMEM, -EMFILE or -EINVAL for a lasting failure.
+ *
+ * rz_resolve_again looks once for a name whose address may have changed. *list stays as it is if
+ * there is no address.
  */
 int rz_resolve(const struct rz_address *a, const struct rc_key *key, int64_t deadline,
 	       struct rz_patience *patience, const struct rc_group_log *log, struct addrinfo **out);
 void rz_resolve_again(const struct rz_address *a, const struct rc_key *key, struct addrinfo **list);
-/* Says at level info what is waited for: at once, and then at growing intervals. */
+/* Logs a wait at level info: at once, and then at growing intervals. */
 void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 bool rz_is_loopback(const struct sockaddr *sa);
@@ -182,19 +183,19 @@ bool rz_is_loopback(const struct sockaddr *sa);
 #define RZ_SOCKADDR_TEXT 72
 const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length,
 			     char out[RZ_SOCKADDR_TEXT]);
-/* "1, 3, 5-9 and 12 more": the ranks that are (or are not) present. Returns their number. */
+/* Writes the ranks that are (or are not) present: "1, 3, 5-9 and 12 more". Returns their number. */
 uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out,
 		       size_t size);
-/* "2 of 4 workers came; missing ranks 1, 3", and who left again. Returns out. */
+/* Writes "2 of 4 workers came; missing ranks 1, 3", and the ranks that left again. Returns out. */
 const char *rz_status_text(const struct rz_status *status, uint32_t world, char *out, size_t size);
-/* Until then in ms for poll, rounded up; 0 if it is past. */
+/* Returns the time until then in ms for poll, rounded up; 0 if it is past. */
 int rz_poll_ms(int64_t until);
 void rz_log(const struct rc_group_log *log, int level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /*
- * When a wait is told of in the log, at level info: half a second after it began, then at growing
- * intervals. rz_say_due: true once for each such moment.
+ * The times at which a wait is logged, at level info. The first is half a second after the wait
+ * began, the others follow at growing intervals. rz_say_due returns true once for each such time.
  */
 struct rz_say {
 	int64_t next, step;

@@ -22,7 +22,7 @@
 #include "core/group/rendezvous.h"
 
 #define RESOLVE_PAUSE_NS (200 * NSEC_PER_MSEC)
-/* Between two lines in the log about what is waited for; doubled each time. */
+/* time between two log lines about a wait; doubled each time */
 #define STILL_FIRST_NS (500 * NSEC_PER_MSEC)
 #define STILL_LAST_NS (60 * NSEC_PER_SEC)
 #define RANKS_SHOWN 16 /* ranges in a text */
@@ -67,7 +67,9 @@ static const char *wrong_v6(struct rz_address *a)
 	return wrong_v4(&in);
 }
 
-/* Gives what is wrong with a name or an IPv4 address, or NULL. No locale says what a letter is. */
+/*
+ * Gives what is wrong with a name or an IPv4 address, or NULL. Letters do not depend on the locale.
+ */
 static const char *wrong_name(struct rz_address *a)
 {
 	size_t length = strlen(a->host), label = 0;
@@ -85,7 +87,7 @@ static const char *wrong_name(struct rz_address *a)
 			return "a host's name has letters, digits, '-', '_' and '.', and nothing "
 			       "else";
 		label = *p == '.' ? 0 : label + 1;
-		/* One dot may stand at the end, and says that the name is complete. */
+		/* Allows one dot at the end, which says that the name is complete. */
 		if (label > 63 || (!label && (p == a->host || p[-1] == '.')))
 			return "each part of a host's name, between dots, has 1 to 63 characters";
 	}
@@ -171,8 +173,10 @@ void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char 
 	rz_log(log, RREF_LOG_INFO, "%s", text);
 }
 
-/* Tells whether a name that has no address now may have one later: the cluster starts up, a link
- * comes, a server answers. */
+/*
+ * Tells whether a name without an address now may have one later: the cluster starts up, a link
+ * comes, a server answers.
+ */
 static bool may_change(int r, int err)
 {
 	switch (r) {
@@ -190,8 +194,8 @@ static bool may_change(int r, int err)
 }
 
 /*
- * Returns 0, or the errno of a lack of descriptors. The resolver tells of it as of a name that does
- * not exist.
+ * Returns 0, or the errno of a lack of descriptors. The resolver reports such a lack as a name that
+ * does not exist.
  */
 static int lacks_descriptors(void)
 {
@@ -204,7 +208,7 @@ static int lacks_descriptors(void)
 	return 0;
 }
 
-/* Looks once. 0 or an EAI_ code. */
+/* Looks once. Returns 0 or an EAI_ code. */
 static int look_up(const struct rz_address *a, struct addrinfo **out)
 {
 	struct addrinfo hints = { .ai_family = AF_UNSPEC,
@@ -216,8 +220,8 @@ static int look_up(const struct rz_address *a, struct addrinfo **out)
 }
 
 /*
- * Refuses other addresses than loopback without a group key: the user's own key proves "the same
- * user on this machine", so the rest of the network has no business here.
+ * Refuses other addresses than loopback without a group key. The user's own key proves "the same
+ * user on this machine". So the rest of the network has no business here.
  */
 static int check_local(const struct rz_address *a, const struct rc_key *key,
 		       const struct addrinfo *list)

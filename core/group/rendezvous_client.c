@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous as every other worker sees it: one connection to rank 0, tried again and again
- * until it has this worker's place, since rank 0 may start later, be busy with others, or be killed
- * and started again. From the moment on that rank 0 tells who the members are, its loss is the
- * group's loss.
+ * The rendezvous as every other worker sees it: one connection to rank 0. A worker tries again and
+ * again until it has its place. For rank 0 may start later, be busy with others, or be killed and
+ * started again. Once rank 0 begins to tell the members, its loss is the group's loss.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -20,11 +19,11 @@
 #include "core/base/quote.h"
 #include "core/group/rendezvous.h"
 
-/* one try: a lost SYN must not cost the whole deadline */
+/* limit of one try: a lost SYN must not cost the whole deadline */
 #define CONNECT_NS (3 * NSEC_PER_SEC)
 #define BACKOFF_MIN_NS (10 * NSEC_PER_MSEC)
 #define BACKOFF_MAX_NS (200 * NSEC_PER_MSEC)
-/* Between looks whether rank 0's name has another address. */
+/* least time between two looks for another address of rank 0's name */
 #define LOOK_MIN_NS (2 * NSEC_PER_SEC)
 #define LOOK_MAX_NS (30 * NSEC_PER_SEC)
 #define COME_AGAIN 1
@@ -39,13 +38,13 @@ struct come {
 	int64_t start, deadline;
 	unsigned nr_tries;
 	int last_err;                  /* positive; why the last try failed */
-	bool is_connected;             /* the last try got a connection: somebody is there */
+	bool is_connected;             /* the last try got a connection: some process is there */
 	char last[200];                /* the same in words */
 	char peer[RZ_SOCKADDR_TEXT];   /* the address of the last try */
 	bool is_joined, has_status;
 	bool has_table;	 /* rank 0 has begun to send it: from here on its loss is the group's */
-	bool was_joined; /* over a connection before this one */
-	struct rz_say say;             /* for whom it waits */
+	bool was_joined; /* joined over an earlier connection */
+	struct rz_say say;             /* times at which this worker logs its wait */
 	struct rz_status status;
 	struct rz_session session;
 	struct rz_reader in;
@@ -57,7 +56,10 @@ static struct decimal client_waited(const struct come *c)
 	return seconds_text(now_ns() - c->start);
 }
 
-/* 0, -ETIMEDOUT. Errors on fd show when it is used. */
+/*
+ * Waits for events on fd. Returns 0, -ETIMEDOUT or -errno of poll. Errors on fd show when it is
+ * used.
+ */
 static int wait_fd(int fd, short events, int64_t until)
 {
 	for (;;) {
@@ -80,7 +82,7 @@ static void pause_until(int64_t until)
 		(void)poll(NULL, 0, rz_poll_ms(until));
 }
 
-/* Logs now and then what this worker waits for. */
+/* Logs the wait of this worker now and then. */
 static void say(struct come *c)
 {
 	char text[320];
@@ -116,9 +118,9 @@ static int wait_and_say(struct come *c, int fd, short events, int64_t until)
 }
 
 /*
- * A connect to a port of this machine that nobody listens at can meet itself, when the kernel
- * happens to choose that very port for our side. It would answer our hello with our hello, and keep
- * rank 0 from listening.
+ * Returns true if a connection met itself. It can, if no process listens at a port of this machine
+ * and the kernel chooses that very port for our side. It would answer our hello with our hello, and
+ * keep rank 0 from listening.
  */
 static bool is_self_connected(int fd)
 {
@@ -133,7 +135,7 @@ static bool is_self_connected(int fd)
 	return self_length == peer_length && memcmp(&self, &peer, self_length) == 0;
 }
 
-/* A connected descriptor, or -errno. */
+/* Connects. Returns a connected descriptor, or -errno. */
 static int connect_to(struct come *c, const struct addrinfo *ai)
 {
 	const struct linger no_time_wait = { .l_onoff = 1, .l_linger = 0 };
@@ -193,7 +195,7 @@ static int send_all(int fd, const uint8_t *p, size_t length, int64_t deadline)
 	return 0;
 }
 
-/* The next frame is in c->in. -ETIMEDOUT, and what rz_read says. */
+/* Reads the next frame to c->in. Returns 0, -ETIMEDOUT or an error of rz_read. */
 static int next_frame(struct come *c, int fd)
 {
 	int r;
@@ -221,8 +223,8 @@ static int client_fail_timeout(const struct come *c)
 }
 
 /*
- * What rz_read, a taker or send_all says, in words; COME_AGAIN for a connection that was lost
- * before it counted.
+ * Turns an error of rz_read, a taker or send_all into words. Returns COME_AGAIN for a connection
+ * that was lost before it counted.
  */
 static int fail_frame(struct come *c, int r)
 {
@@ -258,8 +260,10 @@ static int fail_frame(struct come *c, int r)
 				       rref_strerror(r));
 		c->last_err = -r;
 		if (c->is_joined) {
-			/* It may have been killed, and be started again: the group is not complete,
-			 * so nothing is lost. */
+			/*
+			 * Comes again: rank 0 may have been killed, and be started again. The group
+			 * is not complete, so nothing is lost.
+			 */
 			c->was_joined = true;
 			snprintf(c->last, sizeof(c->last),
 				 "lost rank 0 before the group was complete (%s)",
@@ -276,7 +280,8 @@ static int fail_frame(struct come *c, int r)
 }
 
 /*
- * Rank 0's last word, or one that nobody signed: then only the codes that such a refusal can have.
+ * Fails with rank 0's last word. A refusal is not signed, so only the codes that a refusal can have
+ * count.
  */
 static int fail_refused(struct come *c)
 {
@@ -293,7 +298,7 @@ static int fail_refused(struct come *c)
 	return rc_fail(err, "rendezvous %s (%s): refused: %s", c->a->text, c->peer, text);
 }
 
-/* Entries come in rank order; END says that they are rank 0's. */
+/* Reads the entries in rank order, then END, which says that they are rank 0's. */
 static int take_table(struct come *c, int fd)
 {
 	struct rz_digest digest;
@@ -319,7 +324,7 @@ static int take_table(struct come *c, int fd)
 	return 0;
 }
 
-/* One connection from hello to table. 0, -errno with a text, or COME_AGAIN. */
+/* Runs one connection from hello to table. Returns 0, -errno with a text, or COME_AGAIN. */
 static int talk(struct come *c, int fd)
 {
 	struct rz_session *s = &c->session;
@@ -363,7 +368,7 @@ static int talk(struct come *c, int fd)
 	}
 }
 
-/* Each address once. */
+/* Tries each address once. */
 static int try_all(struct come *c, const struct addrinfo *list)
 {
 	for (const struct addrinfo *i = list; i && (c->nr_tries == 0 || now_ns() < c->deadline);
@@ -390,7 +395,7 @@ static int try_all(struct come *c, const struct addrinfo *list)
 	return COME_AGAIN;
 }
 
-/* Tells whether it is this process that could not make a connection, for a limit or a refusal. */
+/* Tells whether this process itself could not make a connection, for a limit or a refusal. */
 static bool lacks(const struct come *c)
 {
 	int err = c->is_connected ? 0 : c->last_err;
@@ -430,10 +435,13 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 	while ((r = try_all(c, list)) == COME_AGAIN && now_ns() < deadline) {
 		uint32_t jitter;
 
-		/* What the process lacks will not come by waiting. */
+		/* Ends the wait if this process lacks something: no wait mends that. */
 		if (lacks(c))
 			break;
-		/* A rank 0 that is started again elsewhere has the same name. */
+		/*
+		 * Looks the name up again: a rank 0 that is started again elsewhere has the same
+		 * name.
+		 */
 		if (now_ns() >= look_at) {
 			rz_resolve_again(a, key, &list);
 			look_ns = min_of(2 * look_ns, LOOK_MAX_NS);
@@ -447,8 +455,10 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 		backoff = c->is_joined ? BACKOFF_MIN_NS : min_of(backoff * 2, BACKOFF_MAX_NS);
 	}
 	if (r == COME_AGAIN) {
-		/* Refused, or closed without an answer, is nobody; everything else may be the
-		 * network. */
+		/*
+		 * No rank 0 is there if a try was refused, or closed without an answer. Any other
+		 * error may be the network's.
+		 */
 		int err = c->is_connected ? ECONNREFUSED : c->last_err;
 
 		if (err != ECONNREFUSED && !lacks(c))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How a connection becomes a member: HELLO, CHALLENGE, JOIN, and whether its rank and name are
- * free.
+ * The steps by which a connection becomes a member: HELLO, CHALLENGE, JOIN. Then the check that its
+ * rank and name are free.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -12,7 +12,7 @@
 
 #include "core/group/rendezvous_server.h"
 
-/* Its end of the connection is closed already: it died before we looked. */
+/* Returns true if the peer's end of the connection is closed: it died before we looked. */
 static bool is_dead(const struct rz_conn *c)
 {
 	char byte;
@@ -25,8 +25,8 @@ static bool is_dead(const struct rz_conn *c)
 }
 
 /*
- * Whether the holder of a rank or name makes way: it is dead, or is the same process on a new
- * connection. This worker itself (holder NULL) never does.
+ * Returns true if the holder of a rank or name makes way. It does so if it is dead, or is the same
+ * process on a new connection. This worker itself (holder NULL) never does.
  */
 static bool makes_way(struct rz_serve *s, uint32_t rank, const struct rc_member *m)
 {
@@ -45,7 +45,7 @@ static const char *join_peer_of(const struct rz_serve *s, uint32_t rank)
 	return s->holder[rank] ? s->holder[rank]->peer : "rank 0 itself";
 }
 
-/* Rank and name are free, or the group has failed. */
+/* Returns true if rank and name are free. Fails the group if they are not. */
 static bool join_check_place(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
 {
 	if (rz_is_present(&s->status.present, m->rank) && !makes_way(s, m->rank, m)) {
@@ -82,7 +82,9 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 		rz_refuse(s, c, EPROTO, "a malformed join");
 		return;
 	}
-	/* From here on it is a worker of ours, so what is wrong with it is wrong with the group. */
+	/*
+	 * Fails the group from here on: it is a worker of ours, so its fault is the group's fault.
+	 */
 	if (s->phase == GATHER && c->session.world != s->world)
 		rz_fail_group(
 			s, EINVAL,
@@ -124,8 +126,10 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 		snprintf(text, sizeof(text),
 			 "rank %u speaks protocol version %u, rank 0 version %u", h.rank, h.version,
 			 RZ_VERSION);
-		/* Only who holds the key can make the group fail. It has no session, so its
-		 * refusal is what it is told. */
+		/*
+		 * Only a worker that holds the key can make the group fail. It has no session, so
+		 * its refusal tells it of the failure.
+		 */
 		if (h.is_authentic) {
 			rz_fail_group(s, EPROTONOSUPPORT, "rendezvous %s: %s (%s)", s->a->text,
 				      text, c->peer);
@@ -167,7 +171,7 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 		rz_drop(s, c);
 }
 
-/* What came on a connection that has not its place yet. */
+/* Serves a connection that does not have its place yet. */
 void rz_serve_half_open(struct rz_serve *s, struct rz_conn *c)
 {
 	int r;

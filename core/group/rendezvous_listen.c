@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where rank 0 listens, and how many it lets in at a time. */
+/* The listening of rank 0, and the number of connections that it lets in at a time. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdlib.h>
@@ -13,7 +13,8 @@
 #define BIND_NS (500 * NSEC_PER_MSEC)
 #define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
 #define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC) /* with a look at the name server each time */
-#define ACCEPT_BATCH (MAX_HALF_OPEN / 2)	 /* then those that have a place are looked after */
+/* then connections that have a place are looked after */
+#define ACCEPT_BATCH (MAX_HALF_OPEN / 2)
 #define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)
 
 void rz_close_listeners(struct rz_serve *s)
@@ -22,7 +23,7 @@ void rz_close_listeners(struct rz_serve *s)
 		rb_close(s->listener[--s->nr_listeners]);
 }
 
-/* A listening descriptor, or -errno. */
+/* Listens at an address. Returns a descriptor, or -errno. */
 static int listen_at(const struct addrinfo *ai)
 {
 	const int on = 1, off = 0;
@@ -48,18 +49,21 @@ static int listen_at(const struct addrinfo *ai)
 	return fd;
 }
 
-/* At every address of the host, so that workers that resolve it in another order find us. An
- * address that is not of this host, or a family that it does not have, is passed over as long as
- * another one works. */
-/* Tells whether an address is not here, and may come: with its interface, with a container's
- * network, by DHCP. */
+/*
+ * Tells whether an address is not here, and may come: with its interface, with a container's
+ * network, by DHCP.
+ */
 static bool is_absent(int err)
 {
 	return err == EADDRNOTAVAIL || err == EAFNOSUPPORT || err == ENODEV || err == ENETDOWN ||
 	       err == ENXIO;
 }
 
-/* 0, -errno with a text, or 1: what is in the way may go. */
+/*
+ * Listens at every address of the host, so that workers that resolve it in another order find us.
+ * Passes over an address or a family that the host does not have, if another address works.
+ * Returns 0, -errno with a text, or 1: the obstacle may go.
+ */
 static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 		       struct rz_patience *patience)
 {
@@ -85,8 +89,10 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 	}
 	if (s->nr_listeners)
 		return 0;
-	/* A worker's attempt to reach us may hold the port for a moment, when the kernel chose it
-	 * for its own side. */
+	/*
+	 * Tries again: a worker's attempt to reach us may hold the port for a moment. The kernel
+	 * chose the port for the worker's own side.
+	 */
 	if (err == EADDRINUSE && now < min_of(s->deadline, s->start + BIND_NS))
 		return 1;
 	if (err == EADDRNOTAVAIL && now < s->deadline) {
@@ -122,7 +128,7 @@ int rz_listen(struct rz_serve *s)
 	int r;
 
 	for (;;) {
-		/* Each time: a name's address may be another by now. */
+		/* Resolves each time: the name may have another address by now. */
 		r = rz_resolve(s->a, s->key, s->deadline, &patience, s->log, &list);
 		if (r)
 			return r;
@@ -150,7 +156,10 @@ int rz_listen(struct rz_serve *s)
 	return 0;
 }
 
-/* An IPv6 host may choose among all addresses of its network of 64 bits. */
+/*
+ * Returns the part of an address that tells hosts apart. An IPv6 host may choose among all
+ * addresses of its network of 64 bits.
+ */
 static uint64_t host_of(const struct sockaddr *sa)
 {
 	uint64_t host = 0;
@@ -177,7 +186,7 @@ static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockadd
 	c->state = AT_HELLO;
 	c->until = now_ns() + STRANGER_NS;
 	c->from = host_of(from);
-	/* No rank yet: what rz_drop() looks up must not be rank 0's place. */
+	/* Sets no rank yet: rz_drop() must not find rank 0's place by it. */
 	c->session.rank = UINT32_MAX;
 	rz_sockaddr_text(from, length, c->peer);
 	s->conns[s->nr_conns++] = c;
@@ -194,8 +203,10 @@ void rz_accept(struct rz_serve *s, int listener)
 					 SOCK_CLOEXEC | SOCK_NONBLOCK));
 
 		if (fd < 0) {
-			/* Descriptors or memory are short: those in the queue wait there, the
-			 * others are served on. */
+			/*
+			 * Pauses while descriptors or memory are short. New connections wait in the
+			 * queue, the others are served on.
+			 */
 			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
 			    errno == ENOMEM) {
 				if (!s->accept_err)
@@ -207,7 +218,10 @@ void rz_accept(struct rz_serve *s, int listener)
 			}
 			if (errno == EAGAIN || errno == EWOULDBLOCK)
 				return;
-			/* What ails a connection that was never ours is not our failure. */
+			/*
+			 * Passes over a connection that was never ours: its error is not our
+			 * failure.
+			 */
 			continue;
 		}
 		rz_make_room(s, AT_HELLO);
@@ -218,8 +232,10 @@ void rz_accept(struct rz_serve *s, int listener)
 			return;
 		}
 		s->accept_err = 0;
-		/* A worker's HELLO is mostly here already: it is no stranger before the next one
-		 * comes. */
+		/*
+		 * Reads the HELLO of a worker, mostly here already: it is no stranger before the
+		 * next one comes.
+		 */
 		rz_serve_half_open(s, c);
 	}
 }

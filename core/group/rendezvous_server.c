@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rendezvous' server: its connections, what becomes of the group, and the loop.
+ * The rendezvous' server: its connections, the state of the group, and the loop.
  * rendezvous_server.h has the states.
  */
 #include <errno.h>
@@ -15,8 +15,8 @@
 #include "core/base/error.h"
 #include "core/group/rendezvous_server.h"
 
-#define LEAVE_NS (1 * NSEC_PER_SEC)              /* for a refusal to be read */
-#define TELL_NS (2 * NSEC_PER_SEC)               /* for late workers to hear of a failure */
+#define LEAVE_NS (1 * NSEC_PER_SEC)              /* time for a refusal to be read */
+#define TELL_NS (2 * NSEC_PER_SEC)               /* time for late workers to hear of a failure */
 #define TELL_LATE_NS (200 * NSEC_PER_MSEC)       /* the same when the time is up already */
 #define STATUS_NS (250 * NSEC_PER_MSEC)
 /* bytes thrown away for a stranger to read our refusal */
@@ -25,7 +25,7 @@
 
 /* ---- connections */
 
-/* The struct lives until the sweep: the loop may stand on it. */
+/* Drops a connection. Its struct lives until the sweep: the loop may stand on it. */
 void rz_drop(struct rz_serve *s, struct rz_conn *c)
 {
 	uint32_t rank = c->session.rank;
@@ -56,10 +56,7 @@ static void sweep(struct rz_serve *s)
 	s->nr_conns = kept;
 }
 
-/*
- * A log that anyone on the network can fill is a fault of its own: all are counted, some are
- * written.
- */
+/* Counts all refusals, and logs some. Strangers on the network must not be able to fill the log. */
 static void count_refusal(struct rz_serve *s, const struct rz_conn *c, const char *why)
 {
 	s->nr_refused++;
@@ -75,7 +72,7 @@ void rz_refuse_silently(struct rz_serve *s, struct rz_conn *c, const char *why)
 	rz_drop(s, c);
 }
 
-/* It shares the places of that state: who was refused and still reads why is a stranger. */
+/* Returns true if c takes a place of that state. A refused peer that still reads is a stranger. */
 static bool is_of(const struct rz_conn *c, enum rz_state state)
 {
 	return c->state == state || (state == AT_HELLO && c->state == AT_LEAVING && !c->told);
@@ -86,7 +83,7 @@ void rz_make_room(struct rz_serve *s, enum rz_state state)
 	struct rz_conn *of[MAX_HALF_OPEN], *out = NULL;
 	size_t nr = 0, most = 0;
 
-	/* In the order in which they came. */
+	/* Finds the connections in the order in which they came. */
 	for (size_t i = 0; i < s->nr_conns && nr < MAX_HALF_OPEN; i++)
 		if (is_of(s->conns[i], state))
 			of[nr++] = s->conns[i];
@@ -110,7 +107,7 @@ static bool out_has_room(const struct rz_conn *c)
 	return sizeof(c->out) - c->out_have >= 2 * RZ_FRAME_MAX;
 }
 
-/* -errno when the connection is lost. */
+/* Sends what it can. Returns 0, or -errno when the connection is lost. */
 int rz_flush(struct rz_conn *c)
 {
 	while (c->out_sent < c->out_have) {
@@ -127,7 +124,7 @@ int rz_flush(struct rz_conn *c)
 	return 0;
 }
 
-/* Sends what is left, then the end of the stream. */
+/* Sends the rest, then the end of the stream. */
 static void push_out(struct rz_serve *s, struct rz_conn *c)
 {
 	if (rz_flush(c)) {
@@ -139,8 +136,8 @@ static void push_out(struct rz_serve *s, struct rz_conn *c)
 }
 
 /*
- * A close while bytes of the peer are unread becomes a reset, which may overtake the refusal: so it
- * closes first.
+ * Lets the peer close first. Our close would become a reset while bytes of the peer are unread. A
+ * reset may overtake the refusal.
  */
 static void leave(struct rz_serve *s, struct rz_conn *c)
 {
@@ -194,7 +191,10 @@ static void server_fail_timeout(struct rz_serve *s)
 			 (unsigned long long)s->nr_refused,
 			 s->nr_refused == 1 ? "connection was" : "connections were",
 			 s->last_refused);
-	/* One descriptor per worker: a large group needs more than the usual soft limit of 1024. */
+	/*
+	 * Warns of a lack: a large group needs a descriptor per worker, more than the usual limit
+	 * of 1024.
+	 */
 	if (s->accept_err)
 		snprintf(lack, sizeof(lack), "; rank 0 could not accept more: %s",
 			 rref_strerror(s->accept_err));
@@ -219,7 +219,7 @@ static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
 		rz_drop(s, c);
 }
 
-/* As many entries as fit; then END. */
+/* Makes as many entries as fit; then END. */
 static void fill_table(struct rz_serve *s, struct rz_conn *c)
 {
 	while (c->next_entry <= s->world && out_has_room(c)) {
@@ -251,7 +251,7 @@ static void serve_member(struct rz_serve *s, struct rz_conn *c)
 		}
 		if (s->phase == TABLE)
 			continue;
-		/* A member only listens: whatever comes is its end. */
+		/* Drops a member that sends or closes: a member only listens. */
 		n = recv(c->fd, &byte, 1, MSG_DONTWAIT);
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -311,7 +311,10 @@ static void send_status(struct rz_serve *s, int64_t now)
 	for (size_t i = 0; i < s->nr_conns; i++) {
 		struct rz_conn *c = s->conns[i];
 
-		/* Only the newest counts, so who does not read gets none. */
+		/*
+		 * Only the newest status counts, so a member that does not read gets no further
+		 * status.
+		 */
 		if (c->state != AT_MEMBER || c->out_have)
 			continue;
 		c->out_have += rz_status_make(&c->session, &s->status, rz_out_end(c));
@@ -348,7 +351,7 @@ static void start_table(struct rz_serve *s)
 			rz_drop(s, s->conns[i]);
 }
 
-/* 1 while there is something to do, 0 or -errno at the end. */
+/* Takes a step of the group. Returns 1 while there is more to do, 0 or -errno at the end. */
 static int step_group(struct rz_serve *s, int64_t now)
 {
 	char ranks[160];
@@ -441,8 +444,10 @@ static int serve_group(struct rz_serve *s)
 				       rref_strerror(errno));
 		if (n <= 0)
 			continue;
-		/* Members first: who left must make way for who comes. Then those that hold the
-		 * key; strangers last. */
+		/*
+		 * Serves members first: a member that left must make way for a worker that comes.
+		 * Then connections that hold the key, strangers last.
+		 */
 		for (size_t i = 0; i < nr_polled; i++)
 			if (s->polls[first + i].revents && s->conns[i]->state == AT_MEMBER)
 				serve_conn(s, s->conns[i]);
@@ -471,7 +476,9 @@ int rz_serve(const struct rz_address *a, uint32_t world, const struct rc_member 
 			      .deadline = deadline };
 	int r;
 
-	/* Members; those that are none yet, in both states; and a batch of those that made room. */
+	/*
+	 * Members; half-open connections in both states; and a batch of connections that made room.
+	 */
 	s.max_conns = world - 1 + 3 * MAX_HALF_OPEN;
 	s.table = calloc(world, sizeof(*s.table));
 	s.holder = calloc(world, sizeof(*s.holder));

@@ -29,7 +29,7 @@ static void rendezvous_transcript_make(const struct rz_session *s, uint8_t *p)
 	memcpy(p + 10 + RC_NONCE_BYTES, s->server_nonce, RC_NONCE_BYTES);
 }
 
-/* length <= RZ_FRAME_MAX + RC_MAC_BYTES. */
+/* Makes the MAC of a step. length <= RZ_FRAME_MAX + RC_MAC_BYTES. */
 static void step_mac(const struct rz_session *s, const char *label, const uint8_t *data,
 		     size_t length, uint8_t *mac)
 {
@@ -81,8 +81,10 @@ int rz_read(int fd, struct rz_reader *in)
 		size_t want = RZ_HEAD_BYTES;
 		ssize_t n;
 
-		/* As early as its first byte: who speaks another language may wait for our answer
-		 * for ever. */
+		/*
+		 * Checks the magic as early as its first byte. A peer of another protocol may wait
+		 * for our answer for ever.
+		 */
 		if (memcmp(in->frame, magic, min_of(in->have, sizeof(magic))) != 0)
 			return -EPROTO;
 		if (in->have >= RZ_HEAD_BYTES) {
@@ -278,7 +280,7 @@ static void tag(const struct rz_session *s, enum rz_type type, const uint8_t *da
 	step_mac(s, "rref rendezvous server 1", buf, 6 + length, mac);
 }
 
-/* The contents stand at their place already. */
+/* Makes a tagged frame whose contents stand at their place already. */
 static size_t tagged_make(struct rz_session *s, enum rz_type type, size_t length, uint8_t *out)
 {
 	uint8_t *p = out + RZ_HEAD_BYTES;
