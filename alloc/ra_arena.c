@@ -102,7 +102,7 @@ static void flush_caches(struct ra_arena *a)
 		if (!owned)
 			ra_shard_leave(s);
 	}
-	/* If the barrier is refused from now on (seccomp), all threads share. */
+	/* All threads share shards from now on if the barrier is refused (seccomp). */
 	at_store_rel(&a->gathering, again ? RA_OPEN : RA_CLOSED);
 }
 
@@ -261,8 +261,7 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 		*purged = true;
 		gather_free(a, uses);
 	} else {
-		/* Before it refuses, it takes back the bytes of
-		 * empty regions that are too small. */
+		/* Takes back the bytes of empty regions that are too small, before it refuses. */
 		if (!ra_region_fits(a, want)) {
 			if (uses != a->purged_uses)
 				gather_free(a, uses);

@@ -60,7 +60,9 @@ static void turn_on_each_processor(void)
 	}
 	if (known)
 		sched_setaffinity(0, sizeof(before), (cpu_set_t *)&before);
-	/* If all of that is refused: no processor keeps a store to itself for nearly so long. */
+	/*
+	 * Waits if all of that is refused: no processor keeps a store to itself for nearly so long.
+	 */
 	nanosleep(&(struct timespec){ .tv_nsec = NSEC_PER_MSEC }, NULL);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * An asymmetric barrier. Many threads mark something as in use, each in a place of its own, and
- * then look whether they may. One thread seldom says that they may not, and then looks at the
+ * then look whether they may. Seldom one thread says that they may not, and then looks at the
  * marks:
  *
  *   each of the many:  ra_asym_mark(&mark, 1);  if (at_load_sc(&closed)) ...
@@ -20,27 +20,36 @@
 #include "base/atomic.h"
 #include "base/fast.h"
 
-/* The side that makes the barrier: always the many; the one; the many from some moment on. */
+/*
+ * The side that makes the barrier: always the many marking threads; the one thread that looks; the
+ * many from some moment on.
+ */
 enum { RA_ASYM_MARKS, RA_ASYM_LOOKS, RA_ASYM_MARKS_NOW };
 extern _Atomic uint32_t ra_asym_who;
 
-/* [any, may block] Before the first mark. Without it all is right as well, and slower. */
+/*
+ * [any, may block] Prepares the barrier, before the first mark. Without it marks work as well, but
+ * slower.
+ */
 void ra_asym_begin(void);
 
-/* Returns true if the one makes the barrier. */
+/* Returns true if the thread that looks makes the barrier. */
 static inline bool ra_asym_is_plain(void)
 {
 	return RB_FAST(at_load(&ra_asym_who) == RA_ASYM_LOOKS);
 }
 
-/* [wait-free] The compiler keeps the order; the processor is dealt with by who looks. */
+/*
+ * [wait-free] Sets a mark; the compiler keeps the order. The thread that looks makes the processors
+ * keep it.
+ */
 #define ra_asym_mark_plain(p, v) \
 	do { \
 		at_store((p), (v)); \
 		__asm__ volatile("" : : : "memory"); \
 	} while (0)
 
-/* [wait-free] The same by those who go on where nobody makes the barrier for them. */
+/* [wait-free] Sets a mark, and makes the barrier itself if no other thread makes it. */
 #define ra_asym_mark(p, v) \
 	do { \
 		if (likely(ra_asym_is_plain())) \
@@ -49,7 +58,10 @@ static inline bool ra_asym_is_plain(void)
 			at_store_sc((p), (v)); \
 	} while (0)
 
-/* [any, may block] Whether the next one will be as cheap; false: the many had better make it. */
+/*
+ * [any, may block] Makes the barrier. Returns whether the next barrier will be as cheap; false: the
+ * marking threads had better make it.
+ */
 bool ra_asym_barrier(void);
 
 #endif

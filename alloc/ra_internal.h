@@ -38,7 +38,7 @@
 #define RA_GRANULE_SHIFT 21 /* 2 MiB: the least a region can be, and a huge page */
 #define RA_GRANULE ((size_t)1 << RA_GRANULE_SHIFT)
 #define RA_MIN_ALIGN ((size_t)64)
-#define RA_MAX_BYTES ((size_t)1 << 46) /* half of what a process can address */
+#define RA_MAX_BYTES ((size_t)1 << 46) /* half of the addresses of a process */
 #define RA_FIRST_HOLES 16u
 #define RA_OWNED 64u  /* shards of an arena that are one thread's each */
 #define RA_SHARED 8u  /* shards of all other threads */
@@ -92,7 +92,7 @@ struct ra_shard {
 	_Atomic uint32_t busy;
 	_Atomic unsigned cache; /* written once, by its first user; RA_NO_CACHE: not made yet */
 	int how;                /* jemalloc's flags for that cache; of its users */
-	struct ra_seat *owner;  /* guarded by seat; NULL: nobody's */
+	struct ra_seat *owner;  /* guarded by seat; NULL: no thread owns it */
 	struct ra_arena *arena; /* const */
 	void *kept[RA_KEPT];    /* guarded by busy */
 	uint32_t nr_slots[RA_NEAR];             /* guarded by busy */
@@ -101,8 +101,10 @@ struct ra_shard {
 #define RA_NO_CACHE 0u
 _Static_assert(offsetof(struct ra_shard, kept) == CACHE_LINE, "one line, and what is kept");
 
-/* A place of one thread. Its thread reads it without the lock. The arena that it asks for lives, so
- * nobody else writes here meanwhile. */
+/*
+ * A place of one thread, which reads it without the lock. The arena that it asks for lives, so no
+ * other thread writes here meanwhile.
+ */
 struct ra_seat {
 	/* written under seat: by its thread, and NULL when the arena is destroyed */
 	_Atomic(struct ra_arena *) arena;
@@ -123,7 +125,7 @@ struct ra_arena {
 	_Atomic(struct ra_region *) *granules; /* atomic; written by ra_table_publish */
 	unsigned je_index;
 	size_t seat; /* a thread's, in bytes from its first */
-	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : nobody enters an owned shard */
+	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : no thread enters an owned shard */
 	_Atomic unsigned nr_vacant; /* written under seat: owned shards to be had, or less */
 	struct ra_hooks hooks;
 	size_t first_region;
@@ -135,7 +137,7 @@ struct ra_arena {
 	size_t next_region;    /* guarded by grow */
 	/* guarded by grow: allocations and frees counted when memory was last gathered */
 	uint64_t purged_uses;
-	/* written under grow, read by anyone */
+	/* written under grow, read by any thread */
 	_Atomic size_t region_bytes;
 	_Atomic uint64_t nr_regions;
 	/* goes up when memory may have become available: a failure seen before is worth a retry */
@@ -161,19 +163,26 @@ struct ra_arena {
  * ra_alloc on the same thread. 0: the hook did not fail. */
 extern __attribute__((tls_model("initial-exec"))) _Thread_local size_t ra_want;
 
-/* ra_hooks.c: jemalloc's side. 0 or -errno with text. */
+/* ra_hooks.c: jemalloc's side. Return 0, or -errno with text. */
 int ra_je_arena_create(struct ra_arena *a);
 void ra_je_arena_destroy(struct ra_arena *a);
-/* Every free extent goes where neighbours merge at once and
- * any size is served from. Serialised by grow. */
+/*
+ * Returns every free extent to the holes, where neighbours merge at once and any size is served.
+ * Serialised by grow.
+ */
 void ra_je_arena_purge(struct ra_arena *a);
-/* Flags for the calls of the private copy. cache: of
- * ra_je_cache_create, used by one thread at a time, or RA_NO_CACHE. */
+/*
+ * Returns flags for the calls of the private copy. cache comes from ra_je_cache_create and serves
+ * one thread at a time, or is RA_NO_CACHE.
+ */
 int ra_je_how(const struct ra_arena *a, unsigned cache);
-/* Both under seat. RA_NO_CACHE if there can be no further one. */
+/*
+ * Make and destroy a cache, both under seat. The first returns RA_NO_CACHE if no further cache can
+ * be had.
+ */
 unsigned ra_je_cache_create(void);
 void ra_je_cache_destroy(unsigned cache);
-/* All that it holds goes back to the arena. */
+/* Gives all memory of a cache back to the arena. */
 void ra_je_cache_flush(unsigned cache);
 /* The arena calls of jemalloc, as the Makefile renames them. */
 void *ra_je_mallocx(size_t size, int flags);
@@ -185,9 +194,12 @@ void ra_seat_unlock(void);
 void ra_seats_create(struct ra_arena *a);
 /* Takes the caches' memory and the seats away. */
 void ra_seats_destroy(struct ra_arena *a);
-/* Entered by the caller: all its memory goes back to the arena. */
+/* Gives all memory of a shard back to the arena. The caller has entered the shard. */
 void ra_shard_flush(struct ra_shard *s);
-/* Finds a seat for the calling thread, which has none in the arena. NULL: it has to do without. */
+/*
+ * Finds a seat for the calling thread, which has no seat in the arena. Returns NULL if the thread
+ * has to do without.
+ */
 struct ra_shard *ra_seat_take(struct ra_arena *a);
 /* Returns true if the shard has a cache, and makes one if need be. Under seat. */
 bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s);
@@ -198,7 +210,7 @@ static inline struct ra_seat *ra_seat_of(const struct ra_arena *a)
 	return (struct ra_seat *)((char *)ra_seats + a->seat);
 }
 
-/* Enters a shard of the calling thread's own. false: not now, or not any more. */
+/* Enters a shard of the calling thread's own. Returns false if it may not now, or not any more. */
 static inline bool ra_shard_mark(struct ra_arena *a, struct ra_shard *s)
 {
 	ra_asym_mark_plain(&s->busy, 1);
@@ -223,9 +235,12 @@ void ra_span_release(struct ra_arena *a);
  * text.
  */
 int ra_region_add(struct ra_arena *a, size_t length, size_t asked);
-/* Address, or NULL if no hole fits. Takes carve. */
+/* Carves a piece. Returns its address, or NULL if no hole fits. Takes carve. */
 void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align);
-/* A piece comes back. false: there is no memory to note it; jemalloc keeps it then. Takes carve. */
+/*
+ * Takes a piece back. Returns false if there is no memory to note it: jemalloc keeps it then. Takes
+ * carve.
+ */
 bool ra_regions_return(struct ra_arena *a, void *p, size_t length);
 /* Returns true if the bound and the free addresses allow so many more bytes. Caller holds grow. */
 bool ra_region_fits(const struct ra_arena *a, size_t length);
@@ -237,18 +252,18 @@ uint64_t ra_nr_quarantined(void);
 /* ra_near.c */
 int ra_near_create(struct ra_arena *a);
 void ra_near_destroy(struct ra_arena *a);
-/* Up to n slots, in order of address where they can be; how many. Takes near. */
+/* Takes up to n slots, in order of address if possible. Returns their number. Takes near. */
 unsigned ra_near_take(struct ra_arena *a, unsigned cls, void **out, unsigned n);
 void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n);
-/* Empty slabs go back to their regions. */
+/* Gives empty slabs back to their regions. */
 void ra_near_gather(struct ra_arena *a);
-/* Entered by the caller: all free slots go back to their slabs. */
+/* Gives all free slots of a shard back to their slabs. The caller has entered the shard. */
 void ra_near_flush(struct ra_shard *s);
 
 /* ra_lookup.c */
 int ra_table_create(struct ra_arena *a);
 void ra_table_destroy(struct ra_arena *a);
-/* NULL: it is gone */
+/* Publishes a region in the table; entry NULL: the region is gone. */
 void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_region *entry);
 
 static inline bool ra_in_span(const struct ra_arena *a, const void *p)
@@ -270,7 +285,7 @@ int ra_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)))
 struct ra_size {
 	char text[40];
 };
-/* "5 MiB"; exact if it can be said in few digits, else with one decimal. */
+/* Returns a size as text, such as "5 MiB": exact if few digits suffice, else with one decimal. */
 struct ra_size ra_size_text(size_t bytes);
 
 /*
@@ -288,7 +303,7 @@ struct ra_size ra_size_text(size_t bytes);
 #define ra_unpoison(p, n) ((void)(p), (void)(n))
 #endif
 
-/* Returns the near class of a size; RA_NEAR or more: it has none. */
+/* Returns the near class of a size; RA_NEAR or more: it has no near class. */
 static inline unsigned ra_near_class(size_t size)
 {
 	size_t lines = (size - 1) / RA_MIN_ALIGN; /* a power of two: just above one */
@@ -298,15 +313,16 @@ static inline unsigned ra_near_class(size_t size)
 	return lines & (lines - 1) ? RA_NEAR : lg - (RA_NEAR_FIRST - 6);
 }
 
-/* The slab of a slot; NULL: it is jemalloc's. p is of the arena. */
+/* Returns the slab of a slot, or NULL if the slot is jemalloc's. p is of the arena. */
 static inline struct ra_near_slab *ra_near_of(const struct ra_arena *a, const void *p)
 {
 	return at_load_acq(&a->near_table[((uintptr_t)p - (uintptr_t)a->span) >> RA_NEAR_SHIFT]);
 }
 
 /*
- * The size to ask jemalloc for. jemalloc's large extents have a page more than their class. A value
- * begins at any line of the first page but the last. So a line behind the class is always there.
+ * Returns the size to ask jemalloc for. jemalloc's large extents have a page more than their class.
+ * A value begins at any line of the first page but the last. So a line behind the class is always
+ * there.
  */
 #define RA_SMALL_MAX ((size_t)14336) /* the last class that lies in slabs of jemalloc's */
 static inline size_t ra_asked(size_t rounded)

@@ -65,8 +65,8 @@ static void give_up_seats(void *arg)
 
 		if (!a)
 			continue;
-		/* If the arena is gathering the caches, it comes by here as well. Or it did so
-		 * already, and nothing was added since. */
+		/* An arena that gathers the caches comes by here as well. Or it did so already, and
+		 * nothing was added since. */
 		if (ra_shard_mark(a, seat->shard)) {
 			ra_shard_flush(seat->shard);
 			ra_shard_leave(seat->shard);

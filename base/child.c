@@ -82,7 +82,7 @@ static void install_handlers(void)
 	 * of the acquire in rb_is_stray. */
 	at_store(&rb_wiped.generation, RB_FIRST_GENERATION);
 	at_store_rel(&last, RB_FIRST_GENERATION);
-	/* With larger pages, or an older kernel, only fork(2) itself is noticed. */
+	/* With larger pages, or an older kernel, the library notices only a child of fork(2). */
 	if (sysconf(_SC_PAGESIZE) == RB_WIPED_BYTES)
 		madvise(&rb_wiped, sizeof(rb_wiped), MADV_WIPEONFORK);
 }

@@ -168,9 +168,9 @@ struct rv_event {
 /*
  * The total table: no entry is NULL in any provider.
  *
- * open        [any] Opens the device and listens. Returns *out. -ENODEV no (such) device, port or
- *             GID: the text names the missing one, the present ones and the modules to load.
- *             -EPERM/-EACCES device file; -ENOMEM memlock or memory.
+ * open        [any] Opens the device and listens. Returns *out. -ENODEV: no (such) device, port or
+ *             GID. The text names the missing item, the present items and the modules to load.
+ *             -EPERM/-EACCES: device file; -ENOMEM memlock or memory.
  * close       [progress] Closes everything, all connections and registrations included. NULL is
  *             accepted.
  * caps, addr  [any] The device's abilities; the address blob for peers. Static for the device's
@@ -184,20 +184,20 @@ struct rv_event {
  *             keep the memory.
  * connect     [progress] Starts connecting; the hello (<= RV_HELLO_MAX) is copied. Ends in
  *             CONNECTED or FAILED, soon after options.connect_ns at the latest: -ETIMEDOUT,
- *             -EHOSTUNREACH, -EPROTONOSUPPORT. -ECONNREFUSED: rejected, with a reason; without one:
- *             nobody listens there. -EAGAIN: the peer lives and has no room now (descriptors,
- *             memory), come again. -ECONNRESET: somebody listens, and hung up without an answer
- *             (busy, or died meanwhile).
+ *             -EHOSTUNREACH, -EPROTONOSUPPORT. -ECONNREFUSED: rejected, with a reason; without a
+ *             reason no process listens there. -EAGAIN: the peer lives and has no room now
+ *             (descriptors, memory), come again. -ECONNRESET: a process listens, and hung up
+ *             without an answer (busy, or died meanwhile).
  * accept      [progress] Answers a REQUEST; the answer (<= RV_ANSWER_MAX) is copied. CONNECTED or
  *             FAILED follows. -EMFILE, -ENFILE, -ENOMEM: nothing follows; there is no room for it
  *             now, and shm has told the peer so.
  * reject      [progress] Refuses a REQUEST with a reason (<= RV_REASON_MAX, copied). The conn is
  *             gone on return.
- * seal        [progress] From now on each message over conn carries a MAC, both ways: by `out`
- *             ours, by `in` the peer's. Called before accept, or before the first send. Messages
- *             that do not fit (forged, changed, repeated, out of order) are not reported; the
- *             connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a MAC. A
- *             provider whose connections are its peer's alone does nothing.
+ * seal        [progress] Adds a MAC to each message over conn from now on. The key `out` is for our
+ *             messages, `in` for the peer's. Called before accept, or before the first send.
+ *             Messages that do not fit (forged, changed, repeated, out of order) are not reported;
+ *             the connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a
+ *             MAC. A provider whose connections are its peer's alone does nothing.
  * allow_reads [progress] From now on the peer may READ over this connection; before, it has no
  *             remote access at all.
  * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or
@@ -205,10 +205,10 @@ struct rv_event {
  * post_reads  [any] Posts up to n READs with one doorbell. conn must not be closed meanwhile (the
  *             caller excludes it). Returns the number of posted READs (fewer than n: no slots, try
  *             the rest later). -errno if none was posted: -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL.
- *             -ENOMEM: a limit of this process is in the way of this READ alone (the text names
- *             it), which may go well later. A posted READ is reported exactly once: in r[i].status
- *             at once where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by
- *             the peer's device; -EFAULT, no landing place; -EPROTO, the peer broke the rules. All
+ *             -ENOMEM: a limit of this process stops only this READ, which may go well later. The
+ *             text names the limit. A posted READ is reported exactly once: in r[i].status at once
+ *             where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by the
+ *             peer's device; -EFAULT, no landing place; -EPROTO, the peer broke the rules. All
  *             others say that the connection is gone, and nothing about the READ: -ETIMEDOUT if the
  *             peer did not answer.
  * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm
@@ -219,9 +219,9 @@ struct rv_event {
  *             that a READ ended well: its cookie, and the user of its connection. false: no news,
  *             or news that poll reports.
  * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
- * arm         [progress] After it fd() becomes readable when something arrives: messages and
- *             connection events always, finished READs if flags has RV_ARM_READS. The caller polls
- *             once more before it sleeps (RV_POLL_SLOW).
+ * arm         [progress] Makes fd() readable when news arrives: messages, connection events, and
+ *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps
+ *             (RV_POLL_SLOW).
  * disarm      [progress] The caller is awake again: peers need not wake it any more, pending
  *             wake-ups are consumed.
  * fd          [any] A pollable (epoll) descriptor, static for the device's life.

@@ -11,8 +11,8 @@
 #include <stdint.h>
 
 /*
- * [any] Before the first context of a process, and in each child anew. 0, or -errno: getrandom(2)
- * does not work.
+ * [any] Prepares random numbers, before the first context of a process and again in each child.
+ * Returns 0, or -errno: getrandom(2) does not work.
  */
 int rb_random_begin(void);
 

@@ -94,11 +94,10 @@ struct rref_error {
 
 /*
  * The worker that was asked lives: it answered with this error. peer is the worker that the error
- * is about: the answering one, or a third worker of which it was told itself and passed it on. A
- * handler passes on the error of its last failed call by returning that errno, or by
- * rref_call_error. Without the flag the error was found here, and peer is the worker that was
- * asked. So of -EOWNERDEAD: with the flag peer is dead and the callee is not; without it peer is
- * the callee.
+ * is about. That is the answering worker, or a third worker whose error it passed on. A handler
+ * passes on the error of its last failed call by returning that errno, or by rref_call_error.
+ * Without the flag the error was found here, and peer is the worker that was asked. For -EOWNERDEAD
+ * with the flag, peer is dead and the callee lives. Without the flag peer is the callee.
  */
 #define RREF_ERROR_ANSWERED 1u
 

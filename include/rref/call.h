@@ -13,10 +13,10 @@ struct rref_value_desc;
 
 /*
  * A function that peers may call. It runs on the worker pool. With RREF_INLINE it runs on the
- * thread that takes in the call, which saves a thread's wake-up: meant for short functions. If it
- * waits or takes long, another thread goes on with that work, after 5 ms at most. Until then other
- * inline calls wait for it.
- * It replies with rref_call_reply (now or later, from any thread), or returns:
+ * thread that takes in the call, which saves a thread's wake-up. That is meant for short functions.
+ * If it waits or takes long, another thread goes on with that work, after 5 ms at most. Until then
+ * other inline calls wait for it. It replies with rref_call_reply (now or later, from any thread),
+ * or returns:
  *   0             replied already, or an empty reply if not
  *   RREF_DEFER    it will reply later; until then the call stays valid
  *   -errno        the caller gets this code. The text is that of the handler's last failed call,
@@ -34,9 +34,9 @@ struct rref_function {
 };
 
 /*
- * Arguments or result of a call: bytes and references. The references are shared (forked), the
- * caller keeps its own. All that does not fit a message (about 3 KiB) is copied to registered
- * memory, and the receiver READs it there.
+ * Arguments or result of a call: bytes and references. The references are shared (forked), and the
+ * caller keeps its own. Data that does not fit a message (about 3 KiB) is copied to registered
+ * memory. The receiver READs it there.
  */
 struct rref_args {
 	const void *data;
@@ -99,8 +99,8 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
  *   -EBADMSG     the result is malformed
  *   the handler's own error, with its text; that of a reference in the result
  *
- * Threads: any. Progress: may lock. With too much in flight, or if references are shared with a
- * callee whose session ended, it may block, up to timeout.
+ * Threads: any. Progress: may lock. It may block, up to timeout, with too much in flight. So it may
+ * if references are shared with a callee whose session ended.
  */
 RREF_API int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function,
 			    const struct rref_args *args, int64_t timeout,

@@ -121,10 +121,8 @@ struct rref_options {
 	/* RREF_LOG: "error", "warning", "info", "debug"; default warning */
 	enum rref_log_level log_level;
 	unsigned flags;                 /* RREF_NO_LEAK_CHECK */
-	/*
-	 * RREF_MAX_WAITING: handlers that may wait at once for the sake of one caller, each on a
-	 * thread of its own; so deep calls may nest. 0 = 8192
-	 */
+	/* RREF_MAX_WAITING: handlers that may wait at once for the sake of one caller. Each waits
+	 * on a thread of its own, so deep calls may nest. 0 = 8192 */
 	unsigned max_waiting;
 	void (*scope)(void *ctx, const struct rref_scope *scope); /* NULL = off */
 	void *scope_ctx;
@@ -147,9 +145,9 @@ struct rref_options {
 
 /*
  * Sets every field of the options to its default. A macro, so that the size is the program's own.
- * Then a newer library neither writes nor reads behind the options of an older program. It takes the
- * defaults for fields that are not in them. An older library takes the options of a newer program
- * if fields that it does not know are 0. Otherwise rref_init refuses them (-EINVAL).
+ * Then a newer library neither writes nor reads behind the options of an older program. It takes
+ * the defaults for fields that are not in them. An older library takes the options of a newer
+ * program if fields that it does not know are 0. Otherwise rref_init refuses them (-EINVAL).
  */
 #define rref_options_init(opt) rref_options_init_size((opt), sizeof(struct rref_options))
 
@@ -170,9 +168,9 @@ RREF_API void rref_options_init_size(struct rref_options *opt, size_t size);
  *
  * Returns 0, or
  *   -EINVAL  opt is NULL, or a variable cannot be understood: the text names it and its value. Or
- *            neither a variable nor opt has a world size, or a rank for a group of more than one:
- *            the text names the variables. If mpirun, srun or another launcher started this
- *            process, it has the line to type. RREF_WORLD_SIZE=1 asks for a group of one
+ *            neither a variable nor opt sets the world size, or the rank for a group of more than
+ *            one. The text names the variables. The text has the line to type if mpirun, srun or
+ *            another launcher started this process. RREF_WORLD_SIZE=1 asks for a group of one
  *   -ENOMEM  memory for the rendezvous address
  *
  * Threads: any, unless another one changes the environment. Progress: may lock.
@@ -206,15 +204,15 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *                 has started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
  *   -EADDRNOTAVAIL  in time the rendezvous address did not become one of rank 0's machine
- *   -EACCES       without a key, an address other than loopback was asked for; or the key file's
- *                 mode is too open; or there is no place for this user's own key (/tmp missing, or
+ *   -EACCES       an address other than loopback was asked for without a key, or the key file's
+ *                 mode is too open. Or there is no place for this user's own key (/tmp missing, or
  *                 read-only)
  *   -ENOENT       there is no such key file
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT  a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol
- *   -EIO          the trace file cannot be made (it must be a regular file); or getrandom(2) is
- *                 refused, or a system service failed: the text says which
+ *   -EIO          the trace file cannot be made (it must be a regular file), getrandom(2) is
+ *                 refused, or a system service failed. The text says which
  *   -ECHILD       this process was made by clone(2) or _Fork from one with contexts
  *
  * Threads: any. Progress: may block, up to opt->init_timeout.
@@ -265,7 +263,7 @@ RREF_API int rref_shutdown(struct rref_ctx *ctx, unsigned how, int64_t timeout);
  * it cannot be stopped, and ends with an error if rank 0 dies.
  *
  * Returns 0 when every other worker has come, rref_serve_stop was called, or another thread is in
- * rref_shutdown; also when some workers died and the others have come. Or
+ * rref_shutdown. Returns 0 also when some workers died and the others have come. Or
  *   -EOWNERDEAD  no worker is left, and not in order: all others died, or rank 0 did and the rest
  *                left
  *   -EDEADLK     called from a callback, handler or scope hook

@@ -40,8 +40,8 @@ RREF_API int rref_future_wait(struct rref_future *f, int64_t timeout);
 RREF_API int rref_future_test(const struct rref_future *f);
 
 /*
- * Sets a callback that runs exactly once, after completion: at once and on this thread, if the
- * operation is complete already; else as a hook.
+ * Sets a callback that runs exactly once, after completion. It runs at once on this thread if the
+ * operation is complete already, else as a hook.
  *
  *   f     a future; stays valid until fn has returned, even if it is freed meanwhile, by fn say
  *   fn    the callback

@@ -86,9 +86,9 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
 			       int64_t timeout, size_t *got);
 
 /*
- * Reads several references at once, with one doorbell for up to 32 of one owner. Several small
- * values come with one READ if they were created one after the other, and stand near one another
- * in refs (statistic reads_joined).
+ * Reads several references at once, with one doorbell for up to 32 of one owner. One READ brings
+ * several small values if they were created in a row and stand near one another in refs (statistic
+ * reads_joined).
  *
  *   refs      nr references of one context; borrowed during the call
  *   nr        0 to INT32_MAX
@@ -159,9 +159,9 @@ RREF_API int rref_to_here_into_batch(struct rref_into *reads, size_t nr, int64_t
 RREF_API int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out);
 
 /*
- * Tells the value's type, waiting for a value that is not ready. A type's name is asked for once,
- * by one message to the owner, if this worker does not know it from a value of its own,
- * rref_expect_type or an answer before.
+ * Tells the value's type, waiting for a value that is not ready. Asks the owner for a type's name
+ * once, by one message. It asks only if it does not know the name from a value of its own,
+ * rref_expect_type or an earlier answer.
  *
  *   ref       a reference
  *   timeout   ns, RREF_DEFAULT or RREF_FOREVER

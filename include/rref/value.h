@@ -118,8 +118,8 @@ RREF_API int rref_new_value(struct rref_ctx *ctx, const struct rref_value_desc *
 RREF_API int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **data);
 
 /*
- * Makes a value of what a description says, to be filled in place as by rref_alloc. Where the
- * description's bytes are is not looked at.
+ * Makes a value from a description, to be filled in place as by rref_alloc. Ignores the addresses
+ * of the description's bytes.
  *
  *   ctx      the context
  *   desc     borrowed during the call
@@ -222,8 +222,8 @@ RREF_API int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length,
 			       struct rref_mem **out);
 
 /*
- * Makes new, zeroed memory, registered as by rref_mem_register, which workers of the same machine
- * can read in place as well: works with every device. Writes of a child of fork(2) show here.
+ * Makes new, zeroed memory, registered as by rref_mem_register. Workers of the same machine can
+ * also read it in place. Works with every device. Writes of a child of fork(2) show here.
  *
  *   ctx      the context
  *   length   bytes, 1 or more
@@ -242,9 +242,9 @@ RREF_API int rref_mem_alloc(struct rref_ctx *ctx, size_t length, struct rref_mem
 			    void **addr);
 
 /*
- * Gives registered memory up: on return no device reaches it any more. Runs the release callbacks
- * that are due of values in it, and waits for those that run on other threads; from a release
- * callback it does not wait.
+ * Gives registered memory up: on return no device reaches it any more. Runs the due release
+ * callbacks of values in it, and waits for release callbacks that run on other threads. It does not
+ * wait if a release callback calls it.
  *
  *   mem   consumed on success; NULL is accepted. Allowed after rref_shutdown, not after
  *         rref_free_ctx, which deregisters what is left
@@ -265,14 +265,14 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  *
  *   mem       registered memory
  *   desc      data and length are a part of it, the value's one segment; borrowed during the call
- *   release   the way back: called exactly once if rref_wrap succeeded; NULL = nobody wants to hear
+ *   release   the way back: called exactly once if rref_wrap succeeded; NULL = no callback
  *   arg       given to release
  *   out       *out is returned: free with rref_release
  *
- * release(arg) comes when the last reference in the group is gone, nobody can be reading, and no
+ * release(arg) comes when the last reference in the group is gone, no worker can be reading, and no
  * view is left here. That is after a release, a crash of the last holder (when it is fenced), or a
- * shutdown. In the last case the program has to release its own handle and views too; at the
- * latest it is in rref_free_ctx. It is a hook and may deregister the memory. Views of such a value
+ * shutdown. After a shutdown the program has to release its own handle and views too. The latest
+ * moment is rref_free_ctx. release is a hook and may deregister the memory. Views of such a value
  * on its owner are the memory itself, aligned as it is.
  *
  * Returns 0, or

@@ -12,7 +12,7 @@
 #include "verbs/rv.h"
 
 #define WINDOW_MAX 128
-#define DEADLINE (30 * NSEC_PER_SEC)   /* of one READ: longer means that it is lost */
+#define DEADLINE (30 * NSEC_PER_SEC)   /* time for one READ; a READ that takes longer is lost */
 
 struct rv_raw {
 	struct ibv_context *context;
@@ -56,7 +56,7 @@ static struct ibv_context *open_named(const char *name)
 	return context;
 }
 
-/* The device that the library would take. */
+/* Chooses the device that the library would take. */
 static int choose(struct rv_raw *raw, const char *device, int port, int gid_index)
 {
 	struct rv_device_info info[16];

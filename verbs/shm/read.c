@@ -145,7 +145,7 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	if (unlikely(r->nr_sge != 1 || !length || length > conn->max_msg ||
 		     !landing_ok(conn, &r->sge[0])))
 		return false;
-	word = at_load_acq(&seg->word); /* as in find_bytes() */
+	word = at_load_acq(&seg->word); /* order as in find_bytes() */
 	const char *from = (const char *)at_load_acq(&seg->base);
 
 	offset = r->addr - at_load_acq(&seg->iova);
