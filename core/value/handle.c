@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Handles: what a program holds of a reference. All dups of a handle are one protocol reference;
- * its last release tells the machine, or pushes the handle as work for the holder of the lock.
+ * Handles: the program's holds on references. All dups of a handle are one protocol reference. Its
+ * last release tells the machine, or pushes the handle as work for the holder of the lock.
  *
  * A user handle's way: REQUESTED -> CONFIRMED -> READY (location known), or FAILED from any. An
- * owner handle is READY when its value is. The state is stored with release after what it
- * announces; readers load it with acquire.
+ * owner handle is READY when its value is. The state is stored with release after the fields that
+ * it announces. Readers load it with acquire.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -96,8 +96,8 @@ quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location
 }
 
 /*
- * Most are read soon, mostly by who waits for it: where a cache line's way from the owner counts,
- * it begins now.
+ * Prepares a read of the location: most are read soon, mostly by a thread that waits for it. Where
+ * a cache line's way from the owner counts, it begins now.
  */
 static void will_read(const struct rref *h, const struct rp_location *loc)
 {
@@ -118,8 +118,8 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 		at_store_rel(&h->state, RC_H_READY);
 		uint8_t cls = quick_class(h->ctx, h->owner, loc);
 
-		/* Release: partner of rref_to_here's acquire; whoever sees it sees the location,
-		 * and no failure before it. */
+		/* Release. Pairs with rref_to_here, which acquires: a thread that sees it sees
+		 * the location, and no failure before it. */
 		at_store_rel(&h->quick, cls);
 		if (cls)
 			will_read(h, loc);
@@ -148,7 +148,7 @@ void rc_handle_free(struct rref *h)
 	rc_slab_put(h->remote ? &h->ctx->value.remotes : &h->ctx->value.handles, h);
 }
 
-/* The last hold is gone, or the context closes: what the protocol has to know of it. */
+/* Tells the machine that the last hold is gone. Also called when the context closes. */
 void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 {
 	if (h->ended)
@@ -160,7 +160,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 			       .peer = h->owner };
 
 	if (h->unset) {
-		/* Nobody can set it any more: those who wait for it must hear so. */
+		/* The waiters for the value must hear that nobody can set it any more. */
 		struct rp_event set = { .type = RP_EV_SET, .id = h->id, .status = -ECANCELED,
 					.text = "released by its owner before it was set" };
 
@@ -171,7 +171,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 	rc_step(ctx, &ev, NULL);
 }
 
-/* Nobody holds it any more. */
+/* Ends a handle that nobody holds any more. */
 static needs_lock void handle_ended(struct rref_ctx *ctx, struct rref *h)
 {
 	if (ctx->op.machine)
@@ -185,9 +185,9 @@ void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 }
 
 /*
- * One hold less; true if it was the last. A handler has no hold on the references of its call
- * unless it dups them: a release beyond is refused, or the call, and whoever else uses the handle,
- * would go on with freed memory.
+ * Gives back one hold. Returns true if it was the last. A handler has no hold on the references of
+ * its call unless it dups them. A release beyond that is refused. Otherwise the call, and any other
+ * user of the handle, would go on with freed memory.
  */
 static bool handle_give_back(struct rref *ref)
 {
@@ -425,7 +425,8 @@ int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, void **da
 }
 
 /*
- * What rref_set and rref_set_error share: only the owner's handle that still has to be set may be.
+ * Makes the checks that rref_set and rref_set_error share: only the owner's handle may be set.
+ * Callers check under the lock that it still has to be set.
  */
 static int set_check(struct rref *ref, const char *what)
 {
@@ -447,7 +448,7 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 	RB_NO_CANCEL;
 	int err = set_check(ref, "rref_set_refs");
 	struct rc_value_more more = { 0 };
-	struct rc_value old = { .more = &more }; /* what it held so far */
+	struct rc_value old = { .more = &more }; /* references that it held so far */
 
 	if (!err)
 		err = rc_check_refs(ref->ctx, refs, nr);

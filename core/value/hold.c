@@ -47,8 +47,8 @@ void rc_value_let_go(struct rc_value *v)
 }
 
 /*
- * Handles that the program never released pin their values; what those hold must not outlive the
- * context, nor a circle.
+ * Lets go of the references in values that handles still pin. The program never released these
+ * handles. Their values' references must not outlive the context, nor must a circle of them.
  */
 void rc_values_let_go(struct rref_ctx *ctx)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the files of value/. */
+/* Names that the files of value/ share. */
 #ifndef RC_VALUE_INTERNAL_H
 #define RC_VALUE_INTERNAL_H
 
@@ -8,11 +8,11 @@
 /* memory.c */
 int rc_region_reg(struct rref_ctx *ctx, enum rv_access access, void *base, size_t length, int fd,
 		  void **cookie);
-int rc_region_dereg(void *ctx, void *cookie); /* 0, or -errno: the memory must be kept */
+int rc_region_dereg(void *ctx, void *cookie); /* returns 0, or -errno: the memory must be kept */
 int rc_arena_fail(int err, const char *what, size_t length); /* an arena's error, in words */
 
 /* landing.c */
-/* gives back the blocks that are kept for reads to come */
+/* Gives back the blocks that are kept for reads to come. */
 void rc_landing_drain(struct rref_ctx *ctx);
 
 #endif

@@ -25,16 +25,16 @@ static unsigned start_slot(void)
 }
 
 /*
- * Beyond the classes a thread finds the block that it gave back last, if that is of about the size:
- * an arena's large blocks cost some 3,000 instructions to get and give back, a twentieth of what it
- * takes to copy 256 KiB.
+ * Beyond the classes a thread finds the block that it gave back last, if that is of about the size.
+ * An arena's large blocks cost some 3,000 instructions to get and give back. That is a twentieth of
+ * the cost of copying 256 KiB.
  */
 #define LARGE_MAX ((UINT64_C(2) << 20) + 4096) /* block */
 
 static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
 {
 	_Atomic(struct rc_landing *) *slot = &ctx->value.large[start_slot() % RC_LARGE_SLOTS];
-	/* partner: leave_large */
+	/* Pairs with leave_large */
 	struct rc_landing *l = at_load(slot) ? at_xchg_acq(slot, NULL) : NULL;
 
 	if (!l || (l->block >= block && l->block - block <= block / 4))
@@ -70,8 +70,8 @@ void rc_landing_drain(struct rref_ctx *ctx)
 
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 {
-	/* Whole lines, which is what the arena gives: the padding of a value that was read with
-	 * others lands in the last. */
+	/* Whole lines, as the arena gives them. The padding of a value that was read with others
+	 * lands in the last line. */
 	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) &
 		       ~(size_t)(CACHE_LINE - 1);
 	int cls = rc_landing_class(length);
@@ -85,8 +85,8 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 			_Atomic(struct rc_landing *) *slot =
 				&ctx->value.cache[cls][(s + i) % RC_CACHE_SLOTS];
 
-			/* Acquire: partner of the release in rc_landing_put: the last user's reads
-			 * are over. */
+			/* Acquire. Pairs with rc_landing_put, which releases: the last user's
+			 * reads are over. */
 			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
 				goto found;
 		}

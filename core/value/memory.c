@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Memory of a context. Two arenas: values (remote read) and landing (local only). Each region is
- * registered with every open device, at one random I/O virtual address, so that no address of this
+ * registered with every open device, at one random I/O virtual address. So no address of this
  * process is on the wire.
  */
 #include <errno.h>
@@ -104,7 +104,7 @@ int rc_region_dereg(void *ctx, void *cookie)
 	return err;
 }
 
-/* An arena's failure in words: the hook's text if the hook refused, else the arena's own. */
+/* Puts an arena's failure in words: the hook's text if the hook refused, else the arena's own. */
 int rc_arena_fail(int err, const char *what, size_t length)
 {
 	char why[RREF_TEXT_SIZE];
@@ -114,8 +114,8 @@ int rc_arena_fail(int err, const char *what, size_t length)
 }
 
 /*
- * The beacon's page. Sealed: a peer that is given the descriptor could shrink it, and our next
- * store would be a SIGBUS.
+ * Makes the beacon's page. The seals keep a peer that is given the descriptor from shrinking it.
+ * Our next store would be a SIGBUS otherwise.
  */
 static int beacon_page(struct rref_ctx *ctx)
 {
@@ -149,7 +149,7 @@ static void beacon_close(struct rref_ctx *ctx)
 {
 	size_t length = ctx->session.beacon_region ? ctx->session.beacon_region->length : 0;
 
-	/* What a device would not let go of stays where it is. */
+	/* A page that a device would not let go of stays where it is. */
 	if (!length || rc_region_dereg(ctx, ctx->session.beacon_region))
 		return;
 	munmap(ctx->session.beacon, length);
@@ -159,9 +159,9 @@ static void beacon_close(struct rref_ctx *ctx)
 }
 
 /*
- * The beacon has a region of its own: every peer is told its key, and that key must not open
- * values. The landing place is the first block of its arena. Both register at once, so that a limit
- * on locked memory shows in rref_init, not later.
+ * Makes the beacon and the landing places of probes. The beacon has a region of its own: every peer
+ * is told its key. That key must not open values. The landing place is the first block of its
+ * arena. Both register at once, so that a limit on locked memory shows in rref_init, not later.
  */
 static is_alone int beacons_open(struct rref_ctx *ctx)
 {
@@ -223,7 +223,7 @@ void rc_memory_close(struct rref_ctx *ctx)
 
 /* ---- values ---- */
 
-/* Memory that no device serves, under the same bound. */
+/* Allocates memory that no device serves, under the same bound. */
 static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
 	uint64_t live = at_load(&ctx->n.value_bytes);
@@ -242,7 +242,7 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	int err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 
 	if (err == -ENOMEM) {
-		/* What was released a moment ago may still be queued. */
+		/* Memory that was released a moment ago may still be queued. */
 		rc_lock(ctx);
 		rc_unlock(ctx);
 		err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
@@ -265,15 +265,16 @@ struct rc_header *rc_value_header(const struct rc_value *v)
 	return v->wrapped ? rc_wrap_header(v) : (struct rc_header *)rc_value_data(v) - 1;
 }
 
-/* Of the whole in our memory: header, payload, table of segments. */
+/* Returns the bytes of the whole in our memory: header, payload, table of segments. */
 static size_t value_bytes(const struct rc_value *v)
 {
 	return RC_HEADER_BYTES + (v->wrapped ? 0 : rc_extent(v->view.length, v->view.nr_segments));
 }
 
 /*
- * What few have is in the same block, if that is known now. Not by calloc: glibc's goes past what
- * the thread has just freed, and that is what most records are made of.
+ * Makes a value's record. Its rare parts are in the same block, if they are known now. calloc is
+ * not used: glibc's goes past the memory that the thread has just freed. Most records are made of
+ * such memory.
  */
 static struct rc_value *record_make(const char *site, const char *function)
 {
@@ -409,8 +410,8 @@ void rc_value_unpin(struct rc_value *v)
 
 void rc_value_retire(struct rc_value *v)
 {
-	/* Nobody in the group holds a reference: a read that still comes must find no nonce. Local
-	 * aliases live on. */
+	/* A read that still comes must find no nonce: nobody in the group holds a reference.
+	 * Local aliases live on. */
 	__atomic_store_n(&rc_value_header(v)->nonce, 0, __ATOMIC_RELEASE);
 	rc_value_unpin(v);
 }

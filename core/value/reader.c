@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What threads keep for their fast reads, until they end or their context closes. A view that is
- * given back leaves its landing block with the thread.
+ * Readers: the blocks and counters that a thread keeps for its fast reads. They stay until the
+ * thread ends or the context closes. A view that is given back leaves its landing block with the
+ * thread.
  */
 #include <stdlib.h>
 
@@ -35,7 +36,7 @@ static void unlink_reader(struct rc_reader *r)
 	*at = r->next;
 }
 
-/* Its context lives. Guarded by lock. */
+/* Gives back the blocks and counters of a reader whose context lives. Guarded by lock. */
 static void reader_give_back(struct rc_reader *r)
 {
 	struct rref_ctx *ctx = r->ctx;
@@ -49,8 +50,8 @@ static void reader_give_back(struct rc_reader *r)
 }
 
 /*
- * In a child of fork(2): another thread of the parent may have had it at that moment, and is not
- * here to give it back.
+ * Makes the lock anew in a child of fork(2). Another thread of the parent may have had it at that
+ * moment. That thread is not here to give it back.
  */
 void rc_fast_fork_child(void)
 {
@@ -58,8 +59,8 @@ void rc_fast_fork_child(void)
 }
 
 /*
- * A thread ends. Readers from before a fork(2) are of contexts that are the parent's: nothing of
- * those is touched.
+ * Gives back the readers of a thread that ends. Readers from before a fork(2) are of contexts that
+ * are the parent's: nothing of them is touched.
  */
 static void thread_ends(void *arg)
 {
@@ -87,7 +88,7 @@ static void make_key(void)
 	ra_asym_begin();
 }
 
-/* Those of this thread whose context was freed. */
+/* Frees the readers of this thread whose context was freed. */
 static void forget_closed(void)
 {
 	struct rc_reader **at = &rc_my_readers;
@@ -127,7 +128,7 @@ struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 	rc_my_readers = r;
 	pthread_mutex_unlock(&lock);
 	if (pthread_setspecific(key, r)) {
-		thread_ends(NULL); /* nobody would at its end */
+		thread_ends(NULL); /* called here: the end of the thread would not call it */
 		return NULL;
 	}
 	return r;
@@ -141,8 +142,8 @@ static __attribute__((noinline)) void put_view(struct rref_view *view)
 }
 
 /*
- * The calling thread's buffers, for a read that finds no memory. Those of other threads stay
- * theirs.
+ * Gives back the calling thread's buffers, for a read that finds no memory. Buffers of other
+ * threads stay theirs.
  */
 void rc_fast_spares_put(struct rref_ctx *ctx)
 {
@@ -156,7 +157,7 @@ void rc_fast_spares_put(struct rref_ctx *ctx)
 	}
 }
 
-/* Kept by this thread for its next read, if it has none of that class. */
+/* Leaves the block with this thread for its next read, if it has none of that class. */
 void rref_view_free(struct rref_view *view)
 {
 	struct rc_reader *r;
@@ -185,8 +186,9 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /*
- * The lock is the whole process': not held while a copy is waited for. A reader that comes in
- * between takes it after the first look, and so sees that conn is NULL.
+ * Waits until no reader has the peer. The lock is the whole process', so it is not held while a
+ * copy is waited for. A reader that comes in between takes it after the first look, and so sees
+ * that conn is NULL.
  */
 void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
 {
@@ -219,8 +221,8 @@ void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 		for (int c = 0; c < RC_CACHE_CLASSES; c++)
 			spare += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
-	/* Behind what is a part of it, and still it may be less: they come and go without the
-	 * lock. */
+	/* Loaded after spare, which is a part of it, and still it may be less. Blocks come and
+	 * go without the lock. */
 	landing = at_load(&ctx->n.landing_bytes);
 	s->landing_bytes = landing - min_of(spare, landing);
 	pthread_mutex_unlock(&lock);
@@ -235,7 +237,7 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 	for (fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
-		/* Acquire: partner of rc_in_flight_put. */
+		/* Pairs with rc_in_flight_put: acquire. */
 		if (at_load(&fl->state) == RC_FLIGHT_FREE &&
 		    at_cas_ar(&fl->state, &none, RC_FLIGHT_MINE))
 			return fl;

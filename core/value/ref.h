@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What is referred to, and what is held of it: values, views of them, and the program's handles.
+ * Values, views of them, and the program's handles.
  *
- * Of 10^6 values that a worker owns and holds, each with its handle, these structs are most of what
- * is kept beside header and payload. So each thing stands in one of them: where a value is, is not
- * kept at all but told by its header and region (rc_value_locate), all alias views of a value are
- * its own beginning, and what few have lies apart (struct rc_value_more).
+ * A worker may own and hold 10^6 values, each with its handle. Then these structs are most of the
+ * memory beside header and payload. So each thing stands in one of them. The place of a value is
+ * not kept at all: its header and region tell it (rc_value_locate). All alias views of a value are
+ * its own beginning. Rare parts lie apart (struct rc_value_more).
  *
  * Guards: see core/ctx.h.
  */
@@ -48,8 +48,10 @@ struct rc_header {
 #define RC_HEADER_READY 0x59444552u /* "REDY" */
 _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES,
 	       "the header is part of the wire format");
-/* Each value that can be made can be read: a landing block has more before the payload than a
- * value has. */
+/*
+ * Each value that can be made can be read. A landing block has more bytes before the payload than a
+ * value has.
+ */
 #define RC_LANDING_BYTES (CACHE_LINE + RC_HEADER_BYTES)
 #define RC_VALUE_MAX (RA_VALUE_MAX - RC_LANDING_BYTES)
 
@@ -61,25 +63,26 @@ _Static_assert(sizeof(struct rc_header) == RC_HEADER_BYTES,
 struct rref_view {
 	struct rref_ctx *ctx;     /* [const] */
 	const void *data;         /* [const] */
-	/* [const] of the payload; the table of its segments follows if there are two or more */
+	/* [const] bytes of the payload; the table of its segments follows if there are two or
+	 * more */
 	size_t length;
-	uint16_t nr_segments;     /* of a range: not used */
-	/* that the value holds; in a landing block 0 unless it has outer */
+	uint16_t nr_segments;     /* number of segments; not used in a range */
+	/* references that the value holds; in a landing block 0 unless it has outer */
 	uint16_t nr_refs;
 	int cache_class;                  /* landing: cache class, -1 = none; RC_VIEW_ALIAS */
 };
 #define RC_VIEW_ALIAS (-2)
 
 /*
- * What a READ brings lies behind it: the header at its end, then the payload, side by side as at
- * the owner. So one value is one landing piece.
+ * A landing block. The bytes that a READ brings lie behind it: the header at its end, then the
+ * payload. They lie side by side as at the owner, so one value is one landing piece.
  */
 struct rc_landing {
 	struct rref_view view;
 	size_t block;             /* bytes of the whole */
 	uint32_t lkey[RV_NR_KINDS]; /* the region's key, per provider */
-	uint64_t type_hash;       /* of a range: not used */
-	/* if nr_refs: the reference by which the value was read; hold.c */
+	uint64_t type_hash;       /* hash of the type; not used in a range */
+	/* reference by which the value was read, if nr_refs; hold.c */
 	struct rref *outer;
 	struct rc_header header;  /* a device writes it: looked at when the READ is over */
 };
@@ -96,12 +99,12 @@ static inline struct rc_landing *rc_landing_of(const struct rref_view *v) /* not
 }
 
 /*
- * Each byte of a header's landing place before the READ: no header is like that, and a scrubbed one
- * is 0.
+ * Value of each byte of a header's landing place before the READ. No header is like that, and a
+ * scrubbed one is 0.
  */
 #define RC_UNREAD 0xff
 
-/* Where header and payload of so many bytes land. */
+/* Returns the piece where header and payload of so many bytes land. */
 static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length, enum rv_kind kind)
 {
 	return (struct rv_sge){ &l->header, (uint32_t)(RC_HEADER_BYTES + length), l->lkey[kind] };
@@ -109,7 +112,7 @@ static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length
 
 #define RC_CACHE_CLASSES 11   /* landing blocks of 256 B .. 256 KiB */
 #define RC_LANDING_BLOCK(cls) ((size_t)256 << (cls))
-/* The class of a landing block for so many bytes; -1: too large to be kept. */
+/* Returns the class of a landing block for so many bytes, or -1 if it is too large to be kept. */
 static inline int rc_landing_class(size_t length)
 {
 	size_t block = sizeof(struct rc_landing) + length;
@@ -137,19 +140,21 @@ struct rc_type {
 struct rc_value {
 	struct rref_view view;    /* all alias views are this one */
 	const struct rc_type *type; /* [const] */
-	struct rc_value_more *more; /* [const] from its publishing on; NULL: nothing of that */
+	/* [const] rare parts, from its publishing on; NULL: nothing of that */
+	struct rc_value_more *more;
 	_Atomic uint32_t pins;
 	/* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 	bool wrapped;
 };
 _Static_assert(sizeof(struct rc_value) == 56, "beside malloc's own word it fits a cache line");
 
-/* What few values have. */
+/* Rare parts of a value. */
 struct rc_value_more {
-	/* under the lock; view.nr_refs of them, held by the value: hold.c */
+	/* under the lock; view.nr_refs references, held by the value: hold.c */
 	struct rref **refs;
-	const char *site;         /* [const] where in the program it was made: debug builds; NULL */
-	const char *function;     /* [const] whose result it is; NULL */
+	/* [const] place in the program where it was made: debug builds; NULL */
+	const char *site;
+	const char *function;     /* [const] function whose result it is; NULL */
 };
 
 static inline struct rc_value *rc_value_of(const struct rref_view *v) /* NULL: a landing block's */
@@ -167,12 +172,15 @@ static inline const char *rc_value_function(const struct rc_value *v)
 }
 
 /* memory.c */
-/* Of bytes; function: whose result it is, NULL = none. Takes the lock when memory is short. */
+/*
+ * Makes a value of bytes. function: the function whose result it is, NULL = none. Takes the lock
+ * when memory is short.
+ */
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function,
 		   struct rc_value **out);
 /*
- * The same of a type and of segments, which are copied in if copy is set. what: the public
- * function, for the text.
+ * Makes a value of a type and of segments, which are copied in if copy is set. what: the public
+ * function, for the text. Otherwise as rc_value_alloc.
  */
 int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments,
 		  size_t nr, bool copy, const char *function, const char *what,
@@ -182,16 +190,17 @@ static inline void *rc_value_data(const struct rc_value *v)
 {
 	return (void *)(uintptr_t)v->view.data;
 }
-void rc_value_publish(struct rc_value *v, struct rref_id id); /* its header; before SET */
-void rc_value_locate(const struct rc_value *v, struct rp_location *out); /* of a published one */
+void rc_value_publish(struct rc_value *v, struct rref_id id); /* fills its header; before SET */
+/* locates a published value */
+void rc_value_locate(const struct rc_value *v, struct rp_location *out);
 void rc_value_unpin(struct rc_value *v);
-/* nonce destroyed, machine's pin dropped */
+/* Destroys the nonce and drops the machine's pin. */
 void rc_value_retire(struct rc_value *v);
-/* for a value that wraps; as rc_value_alloc */
+/* Allocates the header of a value that wraps; as rc_value_alloc. */
 int rc_header_alloc(struct rref_ctx *ctx, void **out);
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out);
 void rc_landing_put(struct rc_landing *l);
-/* what rref_view_free does with what its thread does not keep */
+/* Takes a view from rref_view_free that its thread does not keep. */
 void rc_view_put(struct rref_view *v);
 
 /* describe.c */
@@ -201,26 +210,27 @@ int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, boo
 		      const char *function, const char *what, struct rc_value **out);
 
 /* hold.c */
-/* before it is published */
+/* Makes v hold refs, before it is published. */
 int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr);
-/* of what it holds; no lock needed, whoever has it */
+/* Lets go of the references that v holds. No lock is needed; any thread may have it. */
 void rc_value_let_go(struct rc_value *v);
-/* the context is shut: those that handles still pin */
+/* Lets go of the references in values that handles still pin. The context is shut. */
 needs_lock void rc_values_let_go(struct rref_ctx *ctx);
-/* of a value with references */
+/* Makes the view of a value with references hold ref. */
 void rc_view_hold(struct rc_landing *l, struct rref *ref, uint16_t nr_refs);
-void rc_view_let_go(struct rref_view *v);                   /* it is given back */
+void rc_view_let_go(struct rref_view *v);                   /* lets go of outer: v is given back */
 
 /* wrap.c */
 struct rc_header *rc_wrap_header(const struct rc_value *v);
 void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc); /* the payload's place */
-void rc_wrap_ended(struct rc_value *v);        /* nobody uses it any more; the lock may be held */
+/* ends a value that nobody uses; the lock may be held */
+void rc_wrap_ended(struct rc_value *v);
 void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
 int rc_types_open(struct rref_ctx *ctx);
 void rc_types_close(struct rref_ctx *ctx);
-/* NULL: not known here. Lock-free */
+/* Returns NULL if the type is not known here. Lock-free. */
 const struct rc_type *rc_type_find(struct rref_ctx *ctx, uint64_t hash);
 const struct rc_type *rc_type_bytes(struct rref_ctx *ctx);
 int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what,
@@ -237,7 +247,7 @@ int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t 
 		  const char *what, size_t *length);
 void rc_shape_write(void *payload, size_t length, const struct iovec *segments, size_t nr,
 		    bool copy);
-/* Of what came from elsewhere: lengths that add up, and whole elements if the type is known. */
+/* Checks a value from elsewhere: lengths that add up, and whole elements if the type is known. */
 bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
 
 /*
@@ -253,8 +263,8 @@ enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on
 };
 
 /*
- * All that a handle has whose value the program made here itself, by rref_new and the like: a cache
- * line.
+ * The fields of every handle. A handle of a value that the program made here itself (rref_new and
+ * the like) has no others. They fit a cache line.
  */
 struct rref {
 	struct rref_ctx *ctx;
@@ -262,12 +272,12 @@ struct rref {
 	union {
 		/* owner: from RC_H_READY, or at once for the handle that fills it; kept if pins */
 		struct rc_value *value;
-		/* from RC_H_FAILED, but if pins: malloc'ed; NULL = what err says */
+		/* error text from RC_H_FAILED, but if pins: malloc'ed; NULL = the words of err */
 		char *text;
 	};
-	struct rc_item dropped;      /* from the last release on that did not get the lock */
+	struct rc_item dropped;      /* item from the last release on that did not get the lock */
 	_Atomic uint32_t refs;       /* holds; the last one's release ends it */
-	_Atomic uint32_t nested;     /* of the holds: those of values */
+	_Atomic uint32_t nested;     /* holds that values have, of refs */
 	uint32_t owner;
 	int16_t err;                 /* valid from RC_H_FAILED */
 	uint16_t about;              /* the same: as in struct rp_effect */
@@ -283,13 +293,14 @@ struct rref {
 };
 _Static_assert(sizeof(struct rref) <= CACHE_LINE, "there may be millions of them");
 
-/* One that came in a message, or whose value a call makes. */
+/* A handle that came in a message, or whose value a call makes. */
 struct rc_remote {
 	struct rref ref;
 	struct rp_location loc;      /* user: valid from RC_H_READY */
 	struct rref_id fork;         /* zero of an owner's */
 	struct rref_future *creation;	/* under the lock */
-	const char *_Atomic site;    /* where in the program it was made: debug builds; NULL */
+	/* place in the program where it was made: debug builds; NULL */
+	const char *_Atomic site;
 };
 _Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE,
 	       "a quick read looks at two lines of them");
@@ -302,13 +313,13 @@ static inline struct rref_id rc_fork_of(const struct rref *h)
 {
 	return h->remote ? rc_remote(h)->fork : (struct rref_id){ 0 };
 }
-/* Of an owner's handle; NULL: it has none yet, or it failed. */
+/* Returns the value of an owner's handle. NULL: it has none yet, or it failed. */
 static inline needs_lock struct rc_value *rc_handle_value(const struct rref *h)
 {
 	return h->owned && (h->pins || at_load(&h->state) != RC_H_FAILED) ? h->value : NULL;
 }
 static inline const char *rc_handle_site(
-	const struct rref *h) /* of a remote one; others' values have it */
+	const struct rref *h) /* a remote handle; values of others have it */
 {
 	return h->remote ? at_load(&rc_remote(h)->site) : NULL;
 }
@@ -319,10 +330,10 @@ static inline void rc_handle_made_at(struct rref *h, const char *site)
 }
 
 /* handle.c */
-/* A remote one. NULL: no memory. */
+/* Makes a remote handle. Returns NULL if there is no memory. */
 needs_lock struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id,
 				       struct rref_id fork, uint32_t owner);
-/* every handle; NULL: the first, and after the last */
+/* Goes through every handle, from h = NULL on. Returns NULL after the last. */
 needs_lock struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h);
 needs_lock void rc_handle_end(struct rref_ctx *ctx, struct rref *h); /* tells the machine, once */
 needs_lock void rc_handle_put(struct rref *h); /* rref_release under it */
@@ -330,18 +341,18 @@ needs_lock void rc_handle_free(struct rref *h);
 needs_lock void rc_handle_fail(struct rref *h, int err, const char *text);
 needs_lock void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text);
 needs_lock void rc_handle_ready(struct rref *h, const struct rp_location *loc); /* user */
-const char *rc_handle_why(const struct rref *h); /* of a FAILED one, in words */
-/* sets the error text, returns the code of a FAILED handle */
+const char *rc_handle_why(const struct rref *h); /* puts why it FAILED in words */
+/* Sets the error text. Returns the code of a FAILED handle. */
 int rc_handle_error(const struct rref *h);
-/* runs one that was pushed */
+/* Ends a handle that was pushed. */
 needs_lock void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item);
-/* the first of as many that follow each other */
+/* Returns the first of nr ids that follow each other. */
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr);
 static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
 {
 	return rc_next_ids(ctx, 1);
 }
-/* v is consumed in every case */
+/* Consumes v in every case. */
 int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out);
 
 #endif

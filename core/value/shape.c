@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shape of a value: how its segments lie in the payload, and the table behind it that says so.
- * Each segment begins at the next multiple of SEGMENT_ALIGN, so that arrays of several may be used
- * where they lie; the table, only of two or more, has their lengths. What came from a peer is added
- * up before anybody uses it.
+ * The shape of a value: the places of its segments in the payload, and the table behind it. Each
+ * segment begins at the next multiple of SEGMENT_ALIGN. So arrays of several may be used where they
+ * lie. The table, only of two or more, has their lengths. A table from a peer is added up before
+ * anybody uses it.
  */
 #include <errno.h>
 
@@ -22,7 +22,7 @@ static uint64_t next_at(uint64_t end)
 	return (end + SEGMENT_ALIGN - 1) & ~(uint64_t)(SEGMENT_ALIGN - 1);
 }
 
-/* The element size is kept by each segment. */
+/* Checks the length of one segment: each keeps the element size. */
 static bool fits_type(const struct rc_type *t, uint64_t length)
 {
 	if (t->one)
@@ -74,7 +74,7 @@ void rc_shape_write(void *payload, size_t length, const struct iovec *segments, 
 	uint64_t at = 0;
 
 	for (size_t i = 0; i < nr; i++) {
-		/* What lies between is sent too. */
+		/* The gap between segments is sent too. */
 		memset((char *)payload + at, 0, next_at(at) - at);
 		at = next_at(at);
 		if (copy && segments[i].iov_len)

@@ -20,11 +20,11 @@ struct rc_types;
 
 /* Memory, values, handles. */
 struct rc_value_state {
-	uint64_t bytes_hash;              /* [const] of the type "bytes" */
+	uint64_t bytes_hash;              /* [const] hash of the type "bytes" */
 	struct ra_arena *arena, *landing;
 	/* [const] bound on values, the arena's and the local only ones */
 	size_t max_bytes;
-	/* every handle: struct rref; those that are struct rc_remote */
+	/* every handle: struct rref; struct rc_remote */
 	struct rc_slabs handles under_lock, remotes under_lock;
 	/* memory that the program registered, values that wrap it; wrap.c */
 	struct list mems under_lock, wraps under_lock;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Types: a name, an element size and flags, known to the group by a 64-bit hash of the three. Only
- * the hash travels with a value (its location and its header); each worker keeps a table of the
- * types that it knows, built-in, its program's own or learnt, and asks a value's owner for a name
- * once. Entries are never removed: looking up takes no lock. How an owner is asked is call/type.c.
+ * the hash travels with a value (its location and its header). Each worker keeps a table of the
+ * types that it knows: built-in, its program's own or learnt. It asks a value's owner for a name
+ * once. Entries are never removed: looking up takes no lock. call/type.c asks an owner.
  */
 #include <errno.h>
 #include <sodium.h>
@@ -21,7 +21,7 @@ struct rc_types {
 	pthread_mutex_t lock;                         /* adding */
 	uint32_t nr;                                  /* guarded by lock */
 	const struct rc_type *bytes;                  /* const after open */
-	/* pushed under lock, read without */
+	/* lists that are pushed under lock and read without */
 	_Atomic(struct rc_type *) by_name[BUCKETS], by_hash[BUCKETS];
 };
 
@@ -35,7 +35,9 @@ static const struct builtin {
 	{ "complex64", 8 }, { "complex128", 16 }, { "bytes", 1 },
 };
 
-/* The built-in type of that name, or of that name without []; *one: it is a single number. */
+/*
+ * Returns the built-in type of that name, or of that name without []. *one: it is a single number.
+ */
 static const struct builtin *find_builtin(const char *name, bool *one)
 {
 	for (size_t i = 0; i < array_size(builtins); i++) {
@@ -53,8 +55,8 @@ static const struct builtin *find_builtin(const char *name, bool *one)
 }
 
 /*
- * docs/WIRE.md. Of a hash of 16 bytes, the least that the library makes, the first 8; 0 stands for
- * nothing.
+ * Returns the hash of docs/WIRE.md: the first 8 bytes of a hash of 16, the least that the library
+ * makes. 0 stands for nothing.
  */
 static uint64_t hash_of(const char *name, size_t element_size, unsigned flags)
 {
@@ -84,7 +86,7 @@ static unsigned name_bucket(const char *name)
 static const struct rc_type *find_name(struct rc_types *t, const char *name, size_t element_size,
 				       unsigned flags)
 {
-	/* Acquire: partner of the release in add(); what an entry holds never changes. */
+	/* Acquire. Pairs with add, which releases: the contents of an entry never change. */
 	for (const struct rc_type *e = at_load_acq(&t->by_name[name_bucket(name)]); e;
 	     e = e->next_name)
 		if (e->element_size == element_size && e->flags == flags &&

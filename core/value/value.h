@@ -17,17 +17,17 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out);
 uint64_t rc_word(void); /* a value's word: random, not 0 */
 
 /* reader.c */
-enum { RC_FAST_NOT, RC_FAST_LARGE, RC_FAST_FIRST }; /* and on, by class of landing block */
+enum { RC_FAST_NOT, RC_FAST_LARGE, RC_FAST_FIRST }; /* RC_FAST_FIRST + class of landing block */
 uint64_t rc_fast_serial(void);
 /* Frees what threads keep, and the landing blocks that are kept. Comes before rc_memory_close. */
 void rc_readers_close(struct rref_ctx *ctx);
-/* conn is NULL: waits for those who still use it */
+/* Waits for the threads that still use conn of p. conn is NULL now. */
 void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p);
-/* reads, doorbells, read_bytes, landing_bytes: without what threads keep */
+/* Fills in reads, doorbells, read_bytes and landing_bytes, without the blocks that threads keep. */
 void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s);
 void rc_fast_fork_child(void);
 
-/* A child has neither the view, nor what it shows. */
+/* Returns true in a child, which has neither the view nor the bytes that it shows. */
 static inline bool rc_view_lost(const struct rref_view *v)
 {
 	return unlikely(rb_generation() != RB_FIRST_GENERATION) &&

@@ -3,19 +3,21 @@
  * Values that wrap memory which the program registered: no copy is made, and the program gets its
  * memory back.
  *
- * The payload is the program's, so the header (64 bytes among the other values) lies elsewhere, and
- * the location names both. A reader asks for the payload first and for the header behind it on the
- * same connection (read.c): a header that is still good vouches for what was read before it.
+ * The payload is the program's. So the header (64 bytes among the other values) lies elsewhere, and
+ * the location names both. A reader asks for the payload first, and for the header behind it on the
+ * same connection (read.c). A header that is still good vouches for the bytes that were read before
+ * it.
  *
- * The way back, strictly in this order: nobody holds a reference, and whoever died is fenced (the
- * machine's business, as for any value) -> the nonce is destroyed -> the last view of the owner
- * itself is freed -> the release callback. Who drops the last hold may have the progress lock or
- * not, so the value is pushed as work. The next release of the lock queues the callback as a hook.
+ * The way back has four steps, strictly in this order. Nobody holds a reference, and each dead
+ * worker is fenced (the machine's business, as for any value). The nonce is destroyed. The last
+ * view of the owner itself is freed. The release callback runs. The thread that drops the last hold
+ * may have the progress lock or not. So the value is pushed as work. The next release of the lock
+ * queues the callback as a hook.
  *
- * Over shm a peer maps memory by its descriptor, so only what rref_mem_alloc made can be wrapped
- * there. The alternative, process_vm_readv by the reader, was left out: whether it is allowed is
- * decided by each machine (Yama, containers, dumpable processes) and found out by the reader when
- * it is too late; it knows processes by number, which are used again; and it costs each read a
+ * Over shm a peer maps memory by its descriptor, so only memory of rref_mem_alloc can be wrapped
+ * there. The alternative, process_vm_readv by the reader, was left out. Each machine decides
+ * whether it is allowed (Yama, containers, dumpable processes). The reader finds that out when it
+ * is too late. It knows processes by number, and numbers are used again. It costs each read a
  * system call. A clear refusal at registration is better than a read that fails somewhere else.
  */
 #include <errno.h>
@@ -40,17 +42,17 @@ struct rref_mem {
 	size_t length;
 	/* rref_mem_alloc: bytes of the mapping; 0 = the memory is the program's own */
 	size_t mapped;
-	int fd;                   /* of it; -1 */
+	int fd;                   /* descriptor of the mapping; -1 */
 	uint64_t wraps;	/* under the lock; values that wrap some of it */
-	uint64_t due;	/* under the lock; of these: callbacks are due, and have not begun */
+	uint64_t due;	/* under the lock; wraps whose callbacks are due, and have not begun */
 	struct list node;	/* under the lock; ctx->value.mems */
 };
 
-/* A value, and what comes back to the program at its end. */
+/* A value, and the parts that give its memory back to the program. */
 struct rc_wrap {
 	struct rc_value value;
 	struct rc_value_more more;
-	struct rc_header *header; /* among the other values */
+	struct rc_header *header; /* header, among the other values */
 	struct rref_mem *mem;
 	void (*release)(void *arg); /* NULL: nobody wants to hear */
 	void *arg;
@@ -89,7 +91,8 @@ static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, siz
 		return err;
 	}
 	rc_lock(ctx);
-	/* Looked at under the lock: what begins after the shutdown would be known to nobody. */
+	/* Checked under the lock: a registration that begins after the shutdown would be known
+	 * to nobody. */
 	err = rc_enter(ctx);
 	if (!err)
 		list_add_tail(&ctx->value.mems, &m->node);
@@ -138,7 +141,7 @@ int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rr
 	return err;
 }
 
-/* Zeroed memory that peers of this machine can be given. */
+/* Maps zeroed memory that peers of this machine can be given. */
 static int map(size_t length, size_t *mapped, int *fd, void **addr)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -294,7 +297,7 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 	return rc_check_refs(mem->ctx, d->refs, d->nr_refs);
 }
 
-/* Makes the value and what it holds. */
+/* Makes the value and the holds on its references. */
 static int wrap_make(struct rref_mem *mem, size_t offset, const struct rref_value_desc *d,
 		     const struct rc_type *type, struct rc_wrap **out)
 {
@@ -338,7 +341,7 @@ int rref_wrap(struct rref_mem *mem, const struct rref_value_desc *desc, void (*r
 		err = rc_handle_of_value(ctx, &w->value, true, &ref);
 	}
 	if (!err) {
-		w->told = true; /* before anybody else can know of it: ref is not out yet */
+		w->told = true; /* set before anybody else can know of it: ref is not out yet */
 		*out = ref;
 	}
 	rc_scope_end(ctx, s, err);
@@ -354,7 +357,7 @@ static void wrap_give_back(struct rref_ctx *ctx, struct rc_hook *h)
 	struct rc_wrap *w = container_of(h, struct rc_wrap, hook);
 
 	rc_lock(ctx);
-	w->mem->wraps--; /* before the callback, which may deregister the memory */
+	w->mem->wraps--; /* dropped before the callback, which may deregister the memory */
 	w->mem->due--;
 	list_add_tail(&ctx->value.wraps_out, &w->node);
 	rc_unlock(ctx);
@@ -383,7 +386,7 @@ static needs_lock void give_back_soon(struct rref_ctx *ctx, struct rc_work *work
 	free(w);
 }
 
-/* The last hold is gone. May be called with the lock and without. */
+/* Ends a value whose last hold is gone. May be called with the lock and without. */
 void rc_wrap_ended(struct rc_value *v)
 {
 	struct rc_wrap *w = wrap_of(v);
@@ -400,7 +403,7 @@ void rc_wrap_ended(struct rc_value *v)
 		rc_unlock(ctx);
 }
 
-/* The release callback of a value in mem that is due and in the queue; NULL: none is. */
+/* Returns the release callback of a value in mem that is due and in the queue, or NULL. */
 static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	struct list *l, *tmp;
@@ -416,7 +419,7 @@ static needs_lock struct rc_hook *find_due(struct rref_ctx *ctx, const struct rr
 	return NULL;
 }
 
-/* The same, taken out of the queue. */
+/* Takes the same callback out of the queue, if there is one. Returns it, or NULL. */
 static needs_lock struct rc_hook *take_due(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	while (rc_work_run_pushed(ctx))
@@ -428,7 +431,7 @@ static needs_lock struct rc_hook *take_due(struct rref_ctx *ctx, const struct rr
 	return h;
 }
 
-/* A value of mem whose callback runs, NULL: there is none. */
+/* Returns a value of mem whose callback runs, or NULL if there is no such value. */
 static needs_lock struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rref_mem *mem)
 {
 	struct list *l, *tmp;
@@ -443,9 +446,9 @@ static needs_lock struct rc_wrap *find_out(struct rref_ctx *ctx, const struct rr
 }
 
 /*
- * No callback of mem runs on another thread, nor is one about to, popped a moment ago. True too if
- * one is in the queue: it may be taken. Those that run are not waited for in a callback: two would
- * wait for each other.
+ * Returns true if no callback of mem runs on another thread or is about to, popped a moment ago.
+ * Returns true too if a callback is in the queue: it may be taken. A callback does not wait for
+ * callbacks that run: two would wait for each other.
  */
 static needs_lock bool none_out(struct rref_ctx *ctx, void *arg)
 {
@@ -497,7 +500,7 @@ int rref_mem_deregister(struct rref_mem *mem)
 
 		list_del(&mem->node);
 		while ((w = find_out(ctx, mem)))
-			w->mem = NULL; /* its callback deregisters: mem may be another's address */
+			w->mem = NULL; /* the callback deregisters: mem may be another's address */
 	}
 	rc_unlock(ctx);
 	/* Callbacks of other memory may be due from here, and no other thread would run them. */
@@ -516,8 +519,8 @@ int rref_mem_deregister(struct rref_mem *mem)
 }
 
 /*
- * The context is being freed. Views that the program never freed are not to be touched any more;
- * registrations that it never gave up go now.
+ * Ends the values and registrations of a context that is being freed. Views that the program never
+ * freed are not to be touched any more. Registrations that it never gave up go now.
  */
 void rc_wraps_close(struct rref_ctx *ctx)
 {
@@ -539,7 +542,7 @@ void rc_wraps_close(struct rref_ctx *ctx)
 	}
 	rc_unlock(ctx);
 	rc_hooks_flush(ctx);
-	/* one that a device keeps stays mapped for good */
+	/* memory that a device keeps stays mapped for good */
 	while ((l = list_pop(&ctx->value.mems)))
 		mem_free(container_of(l, struct rref_mem, node));
 }
