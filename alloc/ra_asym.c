@@ -70,8 +70,8 @@ static void turn_on_each_processor(void)
  * Makes the barrier for both sides.
  *
  * A program that shuts itself in (seccomp) after the first mark may refuse the call. From then on
- * the marking side makes the barrier. For marks that began before (nobody knows how long ago) this
- * thread runs on each processor, at each barrier.
+ * the marking side makes the barrier. For marks that began before (at an unknown time) this thread
+ * runs on each processor, at each barrier.
  */
 bool ra_asym_barrier(void)
 {

@@ -278,8 +278,8 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 	struct ra_region *r;
 
 	while (!ra_region_fits(a, length) && (r = take_empty(a))) {
-		/* No value lies there, so nobody looks it up and no reference names it. Peers can
-		 * map and read it until the registration ends. Only then may the pages go. */
+		/* No value lies there, so no thread looks it up and no reference names it. Peers
+		 * can map and read it until the registration ends. Only then may the pages go. */
 		if (a->hooks.dereg(a->hooks.ctx, r->cookie)) {
 			put_kept(a, r);
 			continue;

@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FDS_MAX (1u << 20) /* the kernel's own limit (fs.nr_open), unless somebody raised it */
+#define FDS_MAX (1u << 20) /* the kernel's own limit (fs.nr_open), unless it was raised */
 
 struct rb_wiped rb_wiped;
 

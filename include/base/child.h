@@ -40,7 +40,7 @@ static inline uint32_t rb_generation(void)
 /* [any] Installs the fork handler, once. 0 or -errno. */
 int rb_child_begin(void);
 
-/* True in a child that no fork handler saw. */
+/* Returns true in a child that no fork handler saw. */
 bool rb_is_stray(void);
 
 /*
@@ -75,7 +75,7 @@ struct rb_range {
 void rb_range_add(struct rb_range *r, void *base, size_t length);
 void rb_range_remove(struct rb_range *r); /* r need not have been added */
 
-/* Is this an address within a range of the parent's? [any, lock-free] */
+/* [any, lock-free] Returns whether this address is within a range of the parent's. */
 bool rb_is_parents_slow(const void *p);
 static inline bool rb_is_parents(const void *p)
 {

@@ -18,7 +18,7 @@ int rb_random_begin(void);
 
 void rb_random(void *buf, size_t length);
 
-/* The same, kept in stock by each thread: one system call for 32 of them. */
+/* Returns random bits from a stock of each thread: one system call for 32 words. */
 uint64_t rb_random64(void);
 
 #endif

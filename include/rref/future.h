@@ -12,7 +12,7 @@ extern "C" {
 struct rref_type;
 
 /*
- * Waits until the operation is complete, making progress itself when nobody else does.
+ * Waits until the operation is complete, making progress itself when no other thread does.
  *
  *   f         a future
  *   timeout   of this wait alone: ns, RREF_DEFAULT or RREF_FOREVER

@@ -146,7 +146,7 @@ int rv_ibv_devices(struct rv_device_info *out, int max, int *found)
 
 	list = ibv_get_device_list(&count);
 	if (!list) {
-		/* No RDMA in this kernel at all is an answer, not a failure. */
+		/* A kernel without RDMA is an answer, not a failure. */
 		if (errno != ENOSYS && errno != ENODEV && errno != ENOENT)
 			return rvi_no_devices(errno);
 		count = 0;
@@ -157,6 +157,6 @@ int rv_ibv_devices(struct rv_device_info *out, int max, int *found)
 		ibv_free_device_list(list);
 	*found = n;
 	if (!n)
-		rvi_no_devices(0); /* the text, for whoever asks why */
+		rvi_no_devices(0); /* sets the text that says why */
 	return 0;
 }

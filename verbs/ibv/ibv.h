@@ -271,7 +271,7 @@ void rvi_context_close(struct ibv_context *ctx);
 void rvi_reap_init(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
 void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
-/* Returns true if the port is up and has a route there, or if nobody knows. */
+/* Returns true if the port is up and has a route there, or if that is unknown. */
 bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to);
 
 /* probe.c: chooses and opens. */
@@ -289,7 +289,7 @@ int rvi_no_devices(int err);
 /* netdev.c */
 /* The network interface of a GID: its index, or 0 where there is none. */
 unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index);
-/* Returns true if a datagram to that address finds a route now, or if nobody knows. */
+/* Returns true if a datagram to that address finds a route now, or if that is unknown. */
 bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to);
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid,
 	       struct sockaddr_storage *out);
@@ -316,7 +316,7 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out);
 void rvi_conn_release(struct rv_conn *conn);
 void rvi_conn_down(struct rv_conn *conn, int status, int wc_status);
 void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status);
-/* status: -EPROTO the peer's own fault, -EBADMSG perhaps somebody else's. */
+/* status: -EPROTO: the peer's own fault; -EBADMSG: perhaps another process' fault. */
 void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what);
 void rvi_conn_up(struct rv_conn *conn);
 void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);

@@ -19,7 +19,9 @@
 #include "base/thread.h"
 #include "ibv.h"
 
-/* limit of waiting ids; more are destroyed where they are closed, so that nobody piles them up */
+/*
+ * limit of waiting ids, so that they do not pile up; further ids are destroyed when they are closed
+ */
 #define REAP_MAX 64u
 #define ROUTE_LOOK_NS (100 * NSEC_PER_MSEC)
 

@@ -88,7 +88,7 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 }
 
 /* Returns the errno for nonsense. With a MAC, or on a connection without one, its peer sent it.
- * Before the MAC is there, anybody may have. */
+ * Before the MAC is there, any process may have. */
 static int fault_of(const struct rv_conn *conn)
 {
 	return conn->sealed ? -EBADMSG : -EPROTO;

@@ -33,9 +33,9 @@ int rvi_reg_failed(int err, size_t length)
 }
 
 /*
- * Registers memory. Value memory allows remote reads alone: nobody, not even our own device, may
- * write through that key. Its remote address is the caller's random iova. Landing memory keeps its
- * own address, for local keys address by iova too.
+ * Registers memory. Value memory allows only remote reads: no device, not even our own, may write
+ * through that key. Its remote address is the caller's random iova. Landing memory keeps its own
+ * address, for local keys address by iova too.
  */
 int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
 	    enum rv_access access, struct rv_mr *out)

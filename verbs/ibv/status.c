@@ -70,7 +70,7 @@ bool rvi_wc_is_flush(int wc_status)
 	return wc_status == IBV_WC_WR_FLUSH_ERR;
 }
 
-/* IB CM reject codes (IBTA 12.6.7.2): nobody listens; another wire version. */
+/* IB CM reject codes (IBTA 12.6.7.2): no process listens; another wire version. */
 #define REJ_INVALID_SERVICE_ID 8
 #define REJ_INVALID_CLASS_VERSION 31
 

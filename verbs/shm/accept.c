@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The accepting side. An accepted socket is nobody until it said hello, and a stranger until the
+ * The accepting side. An accepted socket is unknown until it said hello, and a stranger until the
  * core has accepted the hello. Other users' sockets are dropped at once, silent ones after 2 s. No
  * more than 64 may be silent at a time. Garbage ends its own socket only.
  */

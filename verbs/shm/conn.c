@@ -162,7 +162,7 @@ void rvs_watch_add(struct rv_conn *conn)
 	dev->watch[dev->nr_watch++] = (struct rvs_watch){ .word = &conn->rx.post->word,
 							  .seq = 1,
 							  .conn = conn };
-	at_store_rel(&conn->state, RVS_UP); /* partner: post_reads() */
+	at_store_rel(&conn->state, RVS_UP); /* Pairs with post_reads() */
 	rvs_process_watch(conn);
 	rvs_tell_start(conn);
 }
@@ -192,7 +192,7 @@ void rvs_conn_hangup(struct rv_conn *conn)
 static void fence(struct rv_conn *conn)
 {
 	if (conn->rx.box) {
-		/* partner: the READ's second look */
+		/* Pairs with the READ's second look */
 		at_store_rel(&conn->rx.box->serve, RVS_SERVE_FENCED);
 		rvs_after_revoke();
 	}
@@ -207,7 +207,7 @@ void rvs_break(struct rv_conn *conn, int err, int wc_status)
 {
 	uint32_t none = 0, up = RVS_UP;
 
-	/* partner: poll.c, hup */
+	/* Pairs with poll.c, hup */
 	at_cas_ar(&conn->why, &none, (uint32_t)err | (uint32_t)(wc_status & 0xffff) << 16);
 	at_cas_ar(&conn->state, &up, RVS_BROKEN);
 	fence(conn);

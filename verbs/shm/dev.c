@@ -123,7 +123,7 @@ static int open_sources(struct rv_dev *dev)
 	    add_source(dev, dev->wake, &dev->wake_src) ||
 	    add_source(dev, dev->timer, &dev->timer_src))
 		return rv_fail(errno, "shm: to wait: %s", limit_why("epoll_ctl", errno, 0));
-	/* Tried now, since later nobody could be told that the timer cannot be set. */
+	/* Tried now, since later there is no way to report that the timer cannot be set. */
 	if (timerfd_settime(dev->timer, 0, &(struct itimerspec){0}, NULL))
 		return rv_fail(errno, "shm: to wait: %s", limit_why("timerfd_settime", errno, 0));
 	return 0;

@@ -109,7 +109,7 @@ bool rvs_foreign_full(void)
 }
 
 /* Returns true if the descriptor is memory. A peer may hand
- * over memory: its close waits for nobody. */
+ * over memory: its close never waits. */
 bool rvs_is_memory(int fd)
 {
 	return fcntl(fd, F_GET_SEALS) >= 0;

@@ -232,7 +232,7 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	at_store(&k->base, (uintptr_t)base);
 	at_store(&k->length, length);
 	if (ro < 0)
-		/* partner: landing_ok(); readable memory is no landing place */
+		/* Pairs with landing_ok(): readable memory is no landing place */
 		at_store_rel(&k->key, key);
 	if (ro >= 0) {
 		struct list *l, *tmp;
@@ -242,7 +242,7 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word & ~RVS_WORD_LIVE);
 		list_for_each_safe(l, tmp, &dev->told)
 			tell_now(container_of(l, struct rv_conn, told));
-		/* partner: the READ's first look */
+		/* Pairs with the READ's first look */
 		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word);
 	}
 	pthread_mutex_unlock(&dev->lock);

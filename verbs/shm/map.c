@@ -362,7 +362,7 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
  */
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {
-	/* seq_cst: partner of dereg(), which looks at `sleeping` after it counted. */
+	/* seq_cst. Pairs with dereg(), which looks at `sleeping` after it counted. */
 	uint32_t revoked = at_load_sc(&conn->peer_page->revoked);
 	bool later;
 

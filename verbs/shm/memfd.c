@@ -53,10 +53,10 @@ close_fd:
 }
 
 /*
- * Fixes the size of a memory file. With only_reader nobody can map it writable from now on; this
- * process keeps its own mapping. Kernels before 5.1 do not know that last seal and leave it out.
- * Returns 0, or -errno if the size is not fixed. A file that is sealed already keeps the seals that
- * it has.
+ * Fixes the size of a memory file. With only_reader no process can map it writable from now on;
+ * this process keeps its own mapping. Kernels before 5.1 do not know that last seal and leave it
+ * out. Returns 0, or -errno if the size is not fixed. A file that is sealed already keeps the seals
+ * that it has.
  */
 int rvs_seal(int fd, bool only_reader)
 {

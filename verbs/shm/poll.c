@@ -192,7 +192,7 @@ static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned 
 
 	while (n < max) {
 		struct rvs_post *post = &rx->post[rx->post_pos & rx->mask];
-		uint64_t word = at_load_sc(&post->word); /* partner: rvs_send() */
+		uint64_t word = at_load_sc(&post->word); /* Pairs with rvs_send() */
 		uint32_t slot = RVS_POST_WORD_SLOT(word), len = RVS_POST_WORD_LEN(word);
 
 		if (!RVS_POST_WORD_THERE(word, rx->post_pos))
@@ -279,7 +279,7 @@ static unsigned report_room_and_ends(struct rv_dev *dev, struct rv_event *ev, un
 		    (state != RVS_UP && state != RVS_BROKEN) ||
 		    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
 			continue;
-		why = at_load_acq(&conn->why); /* partner: rvs_break() */
+		why = at_load_acq(&conn->why); /* Pairs with rvs_break() */
 		fill_event(&ev[n], conn, RV_EV_DISCONNECTED,
 			   why ? -(int)(why & 0xffff) : -ECONNRESET);
 		ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;

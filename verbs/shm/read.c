@@ -27,8 +27,8 @@ static inline bool landing_ok(const struct rv_conn *conn, const struct rv_sge *s
 	const struct rvs_key *k = &conn->keys[RVS_KEY_INDEX(s->lkey)];
 	uintptr_t at;
 
-	/* acquire: partner of reg()'s release; base and length
-	 * belong to this key as long as it is registered. */
+	/* acquire. Pairs with reg()'s release: base and length belong to this key as long as it is
+	 * registered. */
 	if (unlikely(!s->lkey || at_load_acq(&k->key) != s->lkey))
 		return false;
 	at = (uintptr_t)s->addr - at_load(&k->base); /* wraps to huge when below */
@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) int find_bytes(const struct rv_conn
 							    uint64_t length, struct source *out)
 {
 	const struct rvs_seg *seg = &conn->segs[RVS_KEY_INDEX(rkey)];
-	/* partner: reg()'s release */
+	/* Pairs with reg()'s release */
 	uint64_t word = at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]);
 	uint64_t iova, seg_length, offset;
 	uintptr_t base;
@@ -165,7 +165,7 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 /* Makes one READ. Returns 0: done, r->status says how. -errno: not posted. */
 static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_read *r)
 {
-	uint32_t serve = at_load_acq(conn->peer_serve); /* partner: allow_reads(), close_conn() */
+	uint32_t serve = at_load_acq(conn->peer_serve); /* Pairs with allow_reads(), close_conn() */
 	uint32_t nr_sge = r->nr_sge;
 	uint64_t total = 0;
 	struct source src;
@@ -202,8 +202,8 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 		copy(s->addr, src.from, s->length);
 		src.from += s->length;
 	}
-	/* The second look, partner of dereg() and close_conn():
-	 * bytes copied after they took effect fail here. */
+	/* The second look. Pairs with dereg() and close_conn(): bytes copied after they took effect
+	 * fail here. */
 	rvs_after_copy();
 	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != src.word))
 		return refused(conn, r, -EACCES);
@@ -216,7 +216,7 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 
 static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	/* partner: rvs_watch_add(), which set up all that follows */
+	/* Pairs with rvs_watch_add(), which set up all that follows */
 	uint32_t state = at_load_acq(&conn->state);
 
 	if (unlikely(state != RVS_UP && state != RVS_BROKEN))
@@ -239,7 +239,7 @@ static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_
 
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	/* partner: rvs_watch_add() */
+	/* Pairs with rvs_watch_add() */
 	if (RB_FAST(likely(n == 1 && at_load_acq(&conn->state) == RVS_UP && read_value(conn, r))))
 		return 1;
 	return post_reads(conn, r, n);

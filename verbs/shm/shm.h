@@ -20,7 +20,7 @@
  * not arrived yet. No system call here writes to a peer's descriptor, nor closes it if it is no
  * memory (foreign.c). The peer would decide whether that blocks. A send to the socket never blocks.
  *
- * Strangers: anybody on the machine can connect to the listener's name, so the cost of that is
+ * Strangers: any process on the machine can connect to the listener's name, so the cost of that is
  * bounded. Other users are dropped unheard, and nothing of a stranger's is mapped before the core
  * has accepted its hello. In each window 32 are accepted that prove nothing; the others wait in the
  * listener's backlog.

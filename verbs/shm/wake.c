@@ -3,7 +3,7 @@
  * Sleeping and waking, and the deadlines of handshakes.
  *
  * The sleeper sets its flag and looks once more (arm, poll); a sender publishes and looks at the
- * flag. All four with seq_cst, so at least one of the two sees the other. While nobody sleeps, a
+ * flag. All four with seq_cst, so at least one of the two sees the other. While no thread sleeps, a
  * wake-up costs one load.
  *
  * The flag numbers the sleeps. A sender ends each of them once, by a packet over the socket of its
@@ -20,7 +20,7 @@
 static void sleep_on(struct rv_dev *dev)
 {
 	dev->sleep_nr += dev->sleep_nr == UINT32_MAX ? 2 : 1; /* 0 is to be awake */
-	at_xchg_sc(&dev->page->sleeping, dev->sleep_nr); /* partner: rvs_wake() */
+	at_xchg_sc(&dev->page->sleeping, dev->sleep_nr); /* Pairs with rvs_wake() */
 }
 
 int rvs_arm(struct rv_dev *dev, unsigned flags)
@@ -75,7 +75,7 @@ void rvs_wake_sleeper(struct rv_conn *conn, uint32_t sleep)
 	at_store(&conn->woken, sleep);
 	if (likely(wake(conn)))
 		return;
-	at_store_rel(&conn->wake_owed, 1); /* partner: rvs_wake_owed() */
+	at_store_rel(&conn->wake_owed, 1); /* Pairs with rvs_wake_owed() */
 	if (!at_xchg_ar(&conn->dev->tell_again, 1))
 		rvs_wake_self(conn->dev); /* its timers retry */
 }
