@@ -505,7 +505,7 @@ int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const stru
 		rc_payload_drop(o.payload);
 		err = 0;
 	} else {
-		/* Nothing was sent, so the reference never existed for others. */
+		/* Keeps nothing of the reference: nothing was sent, so no other worker knows it. */
 		snprintf(why, sizeof(why), "%s", rc_error_text());
 		rc_op_claim(f);
 		rc_scope_detach(f, err);

@@ -66,7 +66,7 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 	}
 	if (--in->unready == 0)
 		in->ready(ctx, in);
-	/* Without a fence their parents would wait for their children for good. */
+	/* Fences the sender: otherwise the parents would wait for their children for good. */
 	if (lost)
 		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD,
 			      "references that it shared were lost for want of memory");

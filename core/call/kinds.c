@@ -76,7 +76,7 @@ static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *
 
 	if (!rc_op_fail(f, status, -1, text, true))
 		return;
-	/* Without a connection the call may still wait here. The callee is then told nothing, and
+	/* Tells nothing to the callee of a call that still waits here for a connection. The callee
 	 * has nothing to run. */
 	if (p->state == RC_PEER_UP || !rc_send_withdraw(ctx, p, rc_op_token(f)))
 		tell_callee(ctx, f);

@@ -8,11 +8,11 @@
  *
  * A reader that wants the references asks the value's owner (TAKE, a kind of call). It names its
  * own fork of the value. The owner shares them as it would in any other result. So the answer's
- * fate is dealt with already: confirming, taking back unsent references, dropping late ones, the
- * quota, the death of either.
+ * fate is dealt with already. That includes confirming, taking back unsent references, dropping
+ * late ones, the quota, and the death of either.
  *
- * A view of such a value holds the reference by which it was read, and a TAKE under way holds it
- * too. So the fork that it names is alive, and with it the value.
+ * A view of such a value holds the reference by which it was read. A TAKE under way holds it too.
+ * So the fork that it names is alive, and with it the value.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Payloads: the data of a call or reply that does not fit its message, and behind it the records of
- * its references. The sender offers memory that is registered and laid out like a value, with a
- * nonce of its own. The message says where it is. The receiver READs it before the handler runs or
- * the future completes, and says DONE.
+ * Payloads: the data of a call or reply that does not fit its message. The records of its
+ * references lie behind the data. The sender offers memory that is registered and laid out like a
+ * value, with a nonce of its own. The message says where it is. The receiver READs it before the
+ * handler runs or the future completes, and says DONE.
  *
  *   sender    reserve room -> fill -> message -> offered -> DONE, or the fence of the reader ->
  *             scrubbed, freed

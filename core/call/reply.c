@@ -55,7 +55,8 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 	if (r->loc.version) {
 		struct rc_incoming *in = f->incoming;
 
-		/* From here reply_ready ends the engine's hold, even if the future ends before. */
+		/* Leaves the engine's hold to reply_ready from here on, even if the future ends
+		 * before. */
 		at_store(&f->kind, &rc_replied_kind);
 		in->ready = reply_ready;
 		in->future = f;
@@ -111,7 +112,7 @@ static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, s
 				 (uint64_t)r->data_length, r->nr_refs);
 		}
 	}
-	/* From here reply_ready ends the engine's hold, even if the future ends before. */
+	/* Leaves the engine's hold to reply_ready from here on, even if the future ends before. */
 	at_store(&f->kind, &rc_replied_kind);
 	f->incoming->ready = reply_ready;
 	f->incoming->future = f;
@@ -142,7 +143,7 @@ static needs_lock struct rref_future *waiting_call(struct rref_ctx *ctx, const s
 static needs_lock void late_reply(struct rref_ctx *ctx, struct rc_peer *from,
 				  const struct rw_reply *r)
 {
-	/* With a hold, since its slot may be on the way to the next operation. */
+	/* Finds it with a hold, since its slot may be on the way to the next operation. */
 	struct rref_future *f = rc_op_hold(ctx, r->call_id);
 
 	at_add(&ctx->n.dropped, 1);

@@ -165,8 +165,8 @@ static void serve_end_call(struct rref_call *call, int r, unsigned about, char *
 		if (r)
 			snprintf(text, size, "%.*s", (int)size - 1, rc_error_text());
 	}
-	/* If the caller cannot be told of the error, it learns of it by its own time-out. The call
-	 * ends all the same. */
+	/* Ends the call even if the caller cannot be told of the error. The caller's own time-out
+	 * tells it. */
 	if (r < 0 && !at_load(&call->replied) && rc_answer(call, r, about, text, NULL) &&
 	    !at_xchg_acq(&call->replied, 1)) {
 		rc_lock(call->ctx);
@@ -258,8 +258,8 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 }
 
 /*
- * Hands on a call whose references are all confirmed: to the pool, or to the next thread that drops
- * the lock.
+ * Hands on a call whose references are all confirmed. It goes to the pool, or to the next thread
+ * that drops the lock.
  */
 static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
@@ -377,8 +377,8 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 	r.u.reply.status = status;
 	r.u.reply.text = text;
 	r.u.reply.text_length = (uint16_t)strlen(text);
-	/* A worker tells itself without the queue: if there is no memory for the call, there is
-	 * none for a queued refusal. */
+	/* Tells this worker without the queue. If there is no memory for the call, there is none
+	 * for a queued refusal. */
 	if (from->rank == ctx->rank)
 		rc_reply_message(ctx, from, &r);
 	else
@@ -492,7 +492,8 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	at_add_mine(&ctx->call.begun, 1);
 	at_add_mine(&from->call_bytes, cost);
 	if (call->counted) {
-		at_add_mine(&ctx->n.inline_calls, 1); /* nothing can keep it from its run */
+		/* counted before the push: nothing can keep the call from its run */
+		at_add_mine(&ctx->n.inline_calls, 1);
 		push_inline(ctx, call);
 	} else {
 		list_init(&call->hook.node);

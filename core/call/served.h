@@ -26,7 +26,7 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	/* Under the lock. Its node is used in the pool's queues and the list of spare calls too. */
+	/* Node of the pool's queues and of the list of spare calls too; under the lock. */
 	struct rc_hook hook;
 	struct list open_node;	/* under the lock; ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;
@@ -47,7 +47,7 @@ struct rref_call {
 	const char *name;            /* name of fn, or own_name */
 	_Atomic uint32_t refs;       /* handler + pending reply */
 	_Atomic uint32_t replied;
-	_Atomic uint32_t cancelled;  /* 1 if its caller gave it up, or is gone */
+	_Atomic uint32_t cancelled;  /* flag: its caller gave it up, or is gone */
 	bool deferred;               /* the handler said so; set while it holds the call */
 	struct rc_incoming in;       /* not simply cleared, from here on; see make_call */
 	char own_name[RREF_NAME_MAX + 1];

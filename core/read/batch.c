@@ -33,7 +33,7 @@ static struct rref *ref_of(const struct batch *b, size_t i)
 	return b->into ? b->into[i].ref : b->refs[i];
 }
 
-/* Ends read i: v is what came if err is 0. */
+/* Ends read i. v is its view if err is 0. */
 static void end_read(struct batch *b, size_t i, int err, struct rref_view *v)
 {
 	struct rref_into *into = b->into ? &b->into[i] : NULL;

@@ -5,10 +5,10 @@
  * returns. So it needs no operation slot, no future and no quarantine. Any case out of the ordinary
  * is left to the general read (read.c), which finds the words.
  *
- * The thread keeps all that its quick reads need: the landing buffers that it gave back last, its
- * counters, and the mark that pins a connection. So a read has no locked instruction of its own.
- * Each thread sets its mark in its own place. Only the fence looks at the marks of other threads,
- * and it brings the barrier along (alloc/ra_asym.h).
+ * The thread keeps all that its quick reads need. These are the landing buffers that it gave back
+ * last, its counters, and the mark that pins a connection. So a read has no locked instruction of
+ * its own. Each thread sets its mark in its own place. Only the fence looks at the marks of other
+ * threads, and it brings the barrier along (alloc/ra_asym.h).
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -81,7 +81,8 @@ static needs_lock void look_for_reads(struct rref_ctx *ctx, const struct rc_peer
 bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl,
 		       int *status)
 {
-	/* If there is no poller, a program that only reads has to serve its peers itself. */
+	/* Skips these looks if there is no poller: a program that only reads has to serve its peers
+	 * itself. */
 	for (unsigned i = at_load(&ctx->turns.has_poller) ? 0 : LOOKS; i < LOOKS && rc_trylock(ctx);
 	     i++) {
 		look_for_reads(ctx, p);

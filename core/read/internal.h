@@ -92,20 +92,24 @@ int rc_read_explain(struct rref_future *f);                 /* checks f->read_st
 int rc_read_check(struct rref_future *f);                   /* checks the header and the segments */
 
 /* in_flight.c */
-/*
- * read/in_flight.c: of a thread, for one READ at a time. begin: the READ's cookie; undo: it was not
- * posted. wait: true, it is over, with the READ's status; false, it takes long. leave: false, it is
- * over; true, f is the READ's operation from here on, or without one v, its landing buffer, is
- * given back when it ends; and *fl is another flight, NULL if there is no memory.
- */
-/* NULL: no memory. Callbacks may run meanwhile */
+/* Returns a flight, NULL if there is no memory. Callbacks may run meanwhile. */
 struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx);
+/* Begins a READ; a flight has one at a time. Returns the READ's cookie. */
 uint64_t rc_in_flight_begin(struct rc_in_flight *fl);
+/* Takes back a READ that was not posted. */
 void rc_in_flight_undo(struct rc_in_flight *fl);
 bool rc_in_flight_landed(struct rc_in_flight *fl, int *status);
-/* callbacks may run */
+/*
+ * Returns true if the READ is over, with its status. Returns false if it takes long. Callbacks may
+ * run meanwhile.
+ */
 bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl,
 		       int *status);
+/*
+ * Leaves a READ that takes long. Returns false if it is over. Otherwise f is the READ's operation
+ * from here on. Without an f, the READ's end gives back v, its landing buffer. *fl is then another
+ * flight, NULL if there is no memory.
+ */
 needs_lock bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl,
 				   struct rref_future *f, struct rc_landing *v, int *status);
 

@@ -8,15 +8,15 @@
  * MiB in flight. A small read posted behind them waits for all of it, too.
  *
  * So a connection has room for ROOM bytes. That is several times what a 100 Gb/s fabric holds in a
- * round trip, and some 100 us of such a link. One read at a time has its turn, for TURN bytes or a
- * little more. Then it goes behind the others. So values of that size come one after the other, not
- * all at the end, and no larger value holds them up. A turn is posted with one doorbell for LEAST
- * bytes or more, once there is room for so much.
+ * round trip. It is some 100 us of such a link. One read at a time has its turn, for TURN bytes or
+ * a little more. Then it goes behind the others. So values of that size come one after the other,
+ * not all at the end. And no larger value holds them up. A turn is posted with one doorbell for
+ * LEAST bytes or more, once there is room for so much.
  *
- * Payloads and ranges of one message whose header is a READ of its own need no turn and take no
- * room, as single READs.
+ * Some payloads and ranges are one message, with a READ of its own for the header. They need no
+ * turn and take no room, as single READs.
  *
- * Pieces of two connections are never mixed: a header vouches only for bytes that came before it on
+ * Pieces of two connections are never mixed. A header vouches only for bytes that came before it on
  * its own connection. When a connection ends, its reads begin again, once their pieces in flight
  * have come back.
  */

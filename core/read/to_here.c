@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * to_here and its kin: the way by which a reference's value comes here.
+ * Ways by which a reference's value comes here: to_here and its kin.
  *
  *   owner, value ready      an alias, at once
  *   user, location known    READ, on this thread, without the progress lock
