@@ -82,7 +82,7 @@ void rc_op_finish(struct rref_future *f, bool locked)
 	}
 	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
 		queue_then(f, locked);
-	rc_loop_wake(ctx); /* Pairs with rref_ctx_arm: sc, above */
+	rc_loop_wake(ctx); /* pairs with rref_ctx_arm: sc, above */
 }
 
 /*

@@ -10,7 +10,7 @@
 #include "core/base/site.h"
 #include "core/ctx.h"
 
-/* The program's own thread may have stood in for the poller's; see progress.c. */
+/* Waits for f. The program's own thread may have stood in for the poller's; see progress.c. */
 int rref_future_wait(struct rref_future *f, int64_t timeout)
 {
 	RB_NO_CANCEL;

@@ -53,15 +53,15 @@ struct rc_incoming {
 	/* under the lock; all confirmed (or one failed) */
 	void (*ready)(struct rref_ctx *ctx, struct rc_incoming *in);
 	struct rref_future *future;   /* replies: the call that they answer */
-	uint32_t from;                /* their sender, for a payload or when they are dropped */
+	uint32_t from;                /* sender, for a payload or when the references are dropped */
 	/* payload: see payload.c */
 	struct rc_work work;
 	/* under the lock */
 	void (*fetched)(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
 			const struct rp_fork *recs, uint32_t nr);
 	struct rref_future *read;	/* under the lock; the READ that brings it */
-	struct rref_view *body;       /* the payload, if it was READ ... */
-	struct rc_payload *own;       /* ... or the payload as it is, from this worker itself */
+	struct rref_view *body;       /* payload that the READ brought; see own */
+	struct rc_payload *own;       /* payload as it is, if it comes from this worker itself */
 	struct rp_location loc;
 	uint64_t call_id;
 	uint32_t what;                /* enum rw_payload */

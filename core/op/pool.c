@@ -149,8 +149,8 @@ static void pool_grow(struct rc_pool *pool, struct list *refused)
 
 	if (!pool->queued)
 		return;
-	/* One signal for each call: a thread that was woken for an earlier call still counts as
-	 * idle. */
+	/* Signals once for each call: a thread that was woken for an earlier call still counts
+	 * as idle. */
 	if (pool->idle >= pool->queued) {
 		pthread_cond_signal(&pool->work);
 		return;

@@ -15,7 +15,7 @@
 #include "core/ctx.h"
 #include "core/op/kind.h"
 
-/* looks after a call; they last longer than the answer of a thread that spins takes */
+/* looks after a call: longer than a thread that spins takes to answer */
 #define FIRST_LOOKS 64u
 
 /*

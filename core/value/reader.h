@@ -14,9 +14,9 @@ struct rc_reader {
 	/* [const] serial of its context, which may be gone and its address another's */
 	uint64_t serial;
 	struct rref_ctx *ctx;             /* guarded by reader.c's lock; NULL: closed */
-	/* its constant parts, and the parts that the last read filled in */
+	/* constant parts, and the parts that the last read filled in */
 	struct rv_read read;
-	struct rc_in_flight *flight;         /* its flight, not over shm; NULL: not made yet */
+	struct rc_in_flight *flight;         /* flight, not over shm; NULL: none was made yet */
 	uint32_t fork_generation;
 	/* Written by its thread only; others look, to count. */
 	_Atomic(struct rc_landing *) spare[RC_CACHE_CLASSES];

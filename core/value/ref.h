@@ -112,7 +112,9 @@ static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length
 
 #define RC_CACHE_CLASSES 11   /* landing blocks of 256 B .. 256 KiB */
 #define RC_LANDING_BLOCK(cls) ((size_t)256 << (cls))
-/* Returns the class of a landing block for so many bytes, or -1 if it is too large to be kept. */
+/*
+ * Returns the class of a landing block for so many bytes. Returns -1 if it is too large to be kept.
+ */
 static inline int rc_landing_class(size_t length)
 {
 	size_t block = sizeof(struct rc_landing) + length;
@@ -179,8 +181,8 @@ static inline const char *rc_value_function(const struct rc_value *v)
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function,
 		   struct rc_value **out);
 /*
- * Makes a value of a type and of segments, which are copied in if copy is set. what: the public
- * function, for the text. Otherwise as rc_value_alloc.
+ * Makes a value of a type and of segments, which are copied in if copy is set. The text of an error
+ * names the public function, what. Otherwise as rc_value_alloc.
  */
 int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments,
 		  size_t nr, bool copy, const char *function, const char *what,
