@@ -16,7 +16,7 @@ struct rc_reader {
 	struct rref_ctx *ctx;             /* guarded by reader.c's lock; NULL: closed */
 	/* constant parts, and the parts that the last read filled in */
 	struct rv_read read;
-	struct rc_in_flight *flight;         /* flight, not over shm; NULL: none was made yet */
+	struct rc_in_flight *flight;         /* flight, not over shm; NULL: not made yet */
 	uint32_t fork_generation;
 	/* Written by its thread only; others look, to count. */
 	_Atomic(struct rc_landing *) spare[RC_CACHE_CLASSES];

@@ -181,8 +181,8 @@ static inline const char *rc_value_function(const struct rc_value *v)
 int rc_value_alloc(struct rref_ctx *ctx, size_t length, const char *function,
 		   struct rc_value **out);
 /*
- * Makes a value of a type and of segments, which are copied in if copy is set. The text of an error
- * names the public function, what. Otherwise as rc_value_alloc.
+ * Makes a value of a type and of segments, which are copied in if copy is set. Error texts begin
+ * with `what` for the public function. Otherwise as rc_value_alloc.
  */
 int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const struct iovec *segments,
 		  size_t nr, bool copy, const char *function, const char *what,
