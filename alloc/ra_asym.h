@@ -21,8 +21,8 @@
 #include "base/fast.h"
 
 /*
- * The side that makes the barrier: always the many marking threads; the one thread that looks; the
- * many from some moment on.
+ * The side that makes the barrier. MARKS: always the many marking threads. LOOKS: the one thread
+ * that looks. MARKS_NOW: the many from some moment on.
  */
 enum { RA_ASYM_MARKS, RA_ASYM_LOOKS, RA_ASYM_MARKS_NOW };
 extern _Atomic uint32_t ra_asym_who;

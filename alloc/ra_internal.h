@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside alloc/. The arena owns one reserved span of addresses, and lays regions into it where
- * there is room. jemalloc asks the extent hook for pieces of them. jemalloc keeps the memory of
- * freed values and hands it out again. A purge gives it back to the holes of its region, where it
- * merges with its neighbours. A region that is one hole is empty: it is deregistered and unmapped
- * before anything is refused for the bound.
+ * Internals of alloc/. The arena owns one reserved span of addresses, and lays regions into it
+ * where there is room. jemalloc asks the extent hook for pieces of them. jemalloc keeps the memory
+ * of freed values and hands it out again. A purge gives it back to the holes of its region, where
+ * it merges with its neighbours. A region that is one hole is empty: it is deregistered and
+ * unmapped before anything is refused for the bound.
  *
  * The hook never makes a region. It notes in a thread-local what it lacked and fails; ra_alloc then
  * grows the arena and tries again. So the slow registration runs with no lock of jemalloc held, and

@@ -78,11 +78,11 @@ static void install_handlers(void)
 	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
 	if (begin_error)
 		return;
-	/* Order: another thread that begins at the same moment is no stray child. Release: partner
-	 * of the acquire in rb_is_stray. */
+	/* Order: another thread that begins at the same moment is no stray child. Release. Pairs
+	 * with the acquire in rb_is_stray. */
 	at_store(&rb_wiped.generation, RB_FIRST_GENERATION);
 	at_store_rel(&last, RB_FIRST_GENERATION);
-	/* With larger pages, or an older kernel, the library notices only a child of fork(2). */
+	/* An older kernel, or larger pages, let the library notice only a child of fork(2). */
 	if (sysconf(_SC_PAGESIZE) == RB_WIPED_BYTES)
 		madvise(&rb_wiped, sizeof(rb_wiped), MADV_WIPEONFORK);
 }

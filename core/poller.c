@@ -432,8 +432,9 @@ static int open_descriptors(struct rref_ctx *ctx)
 		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD,
 			      ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
 			return -errno;
-	/* With a poller, the loop's descriptor tells of completions. In the manual mode it also
-	 * tells of work to do. */
+	/*
+	 * A loop's descriptor tells of completions. In the manual mode it also tells of work to do.
+	 */
 	ctx->sleep.loop_fd = ctx->sleep.loop_wake_fd;
 	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
 		ctx->sleep.loop_fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));

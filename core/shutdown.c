@@ -12,8 +12,8 @@
  *      were processed
  *   5  barrier: the deletes of all workers were processed everywhere. From now on a reference that
  *      is still listed here is a leak
- *   6  goodbye. Rank 0 leaves last, since it has to tell the others that the last barrier is
- *      complete
+ *   6  goodbye. Rank 0 leaves last: it has to tell the others that the last barrier is complete.
+ *
  * A peer that dies meanwhile is not waited for.
  */
 #include <errno.h>
@@ -79,9 +79,9 @@ static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void
 }
 
 /*
- * Returns whether no reference of others is left. Ends the grace of each peer first: nothing is
- * under way any more that needs the forks of a dead worker. Other workers may have noticed its
- * death earlier than this one.
+ * Returns whether no reference of others is left. Ends the grace of each peer first, since no work
+ * under way needs the forks of a dead worker. Other workers may have noticed its death earlier than
+ * this one.
  */
 static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
@@ -98,8 +98,8 @@ static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unuse
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		const struct rc_peer *p = &ctx->peers[i];
 
-		/* Its goodbye has not come, or ours is still on its way. Ours has to be sent again
-		 * if the connection breaks. */
+		/* The peer's goodbye has not come, or ours is still on its way. Ours has to be sent
+		 * again if the connection breaks. */
 		if (rc_state_stands(p->state) &&
 		    (!p->said_goodbye || p->nr_queued || p->unacked.nr))
 			return false;

@@ -48,9 +48,9 @@
  *   Progress     Each function says which it is: wait-free, lock-free, "may block" or "may lock".
  *                The third waits for peers, bounded by its timeout. The last enters a short
  *                critical section of this process.
- *   Blocks       Above each function stand its parameters, its results, every errno with its
- *                condition, the threads that may call it, and its progress. "As of any call" stands
- *                for the conditions of the first four errors below.
+ *   Blocks       Above each function stand its parameters, its results and every errno with its
+ *                condition. Then come the threads that may call it, and its progress. "As of any
+ *                call" stands for the conditions of the first four errors below.
  *   The library never exits or aborts, and installs no signal handler. It prints only if RREF_LOG
  *   asks for its log.
  *   Signals      Every thread of the library blocks all signals except the signals of its own

@@ -2,7 +2,7 @@
 /*
  * The mark of a fast path. The code that it guards has a general way beside it, which does the same
  * for every case. RB_FAST(condition) chooses the fast way. In a build with RREF_NOFAST each mark
- * says no, and the tests of `make check-nofast` show that the general ways suffice.
+ * says no. The tests of `make check-nofast` show that the general ways suffice.
  *
  *	if (RB_FAST(is_simple(m)))
  *		return do_simple(m);

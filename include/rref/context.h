@@ -49,7 +49,7 @@ struct rref_scope {
 	uint64_t id;             /* the same at begin and end; counts up from 1 in each context */
 	const char *key;         /* borrowed during the call */
 	int peer;                /* rank of the other worker */
-	int status;              /* 0 or -errno, at the end */
+	int status;              /* result at the end: 0 or -errno */
 	/* RREF_SCOPE_END: this is the end; RREF_SCOPE_ASYNC: it may be on another thread */
 	unsigned flags;
 };
@@ -187,7 +187,7 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *
  * Waits for things that can come by themselves, and logs them at level info. They are rank 0, its
  * name in the DNS, its address and its port. Rank 0 may also be killed and started again before the
- * group is complete. A group that has started is closed, for now: no worker can join it later, or
+ * group is complete. A group that has started is closed, for now. No worker can join it later, or
  * take a dead worker's place.
  *
  * Returns 0, or
@@ -363,9 +363,9 @@ struct rref_worker_info {
  * A worker counts as alive until this one finds that it is not. It finds so by itself if the two
  * have a session, which their first call, read or reference makes. Over shm the end of a process
  * shows at once. A silent host shows within peer_timeout, a process that stands still within
- * stall_timeout. Without a session the next attempt to speak to the worker shows it; the graceful
- * shutdown of rank 0 makes one. Then alive is 0, the options' peer_down is called, and the
- * descriptor of rref_ctx_fd is readable. A new session makes the worker alive again.
+ * stall_timeout. Without a session the next attempt to speak to the worker shows it. The graceful
+ * shutdown of rank 0 makes such an attempt. Then alive is 0, the options' peer_down is called, and
+ * the descriptor of rref_ctx_fd is readable. A new session makes the worker alive again.
  *
  * Operations that wait for the dead worker fail before peer_down is called. It is not called for
  * sessions that this worker's rref_shutdown ends, nor for workers that leave together with this
@@ -410,9 +410,10 @@ RREF_API int rref_progress(struct rref_ctx *ctx);
 
 /*
  * Tells the descriptor to sleep on in an event loop; one loop for each context. It is readable when
- * a future of the context has ended, on any thread, or when a worker went down (see rref_worker).
- * In the manual mode it is also readable when rref_progress has work, or a timer is due. That is
- * half a second after rref_ctx_arm at the latest, so a loop needs no time-out of its own.
+ * a future of the context has ended on any thread. So it is when a worker went down (see
+ * rref_worker). In the manual mode it is also readable when rref_progress has work, or a timer is
+ * due. That is half a second after rref_ctx_arm at the latest, so a loop needs no time-out of its
+ * own.
  *
  *   ctx   the context, which closes the descriptor in rref_free_ctx
  *

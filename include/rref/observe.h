@@ -171,7 +171,7 @@ typedef int (*rref_writer)(void *arg, const char *text, size_t length);
  *
  *   ctx     the context; also after rref_shutdown
  *   flags   RREF_DUMP_JSON, RREF_DUMP_STATS
- *   write   called with whole records, on the calling thread, with no lock held; a result other
+ *   write   called with whole records, on the calling thread, with no lock held. A result other
  *           than 0 ends the dump
  *   arg     given to write
  *

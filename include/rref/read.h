@@ -37,8 +37,8 @@ struct rref_type;
  *   -ECANCELED  released by its owner before it was set
  *   -EINVAL     ref or out is NULL
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
- *   any other   the value's own error, given by its function or rref_set_error, with the text; or
- *               how the session with the owner ended
+ *   any other the value's own error, given by its function or rref_set_error, with the text. Or the
+ *               error with which the session with the owner ended
  *
  * Threads: any. Progress: may block, up to timeout.
  */
@@ -94,8 +94,8 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
  *   nr        0 to INT32_MAX
  *   timeout   of all: ns, RREF_DEFAULT or RREF_FOREVER
  *   views     views[i] is returned where status[i] is 0: free with rref_view_free. Else it is NULL
- *   status    status[i] is 0 or an error of rref_to_here; -EINVAL too if refs[i] is NULL or of
- *             another context than the first
+ *   status    status[i] is 0 or an error of rref_to_here. It is -EINVAL too if refs[i] is NULL or
+ *             of another context than the first
  *
  * Returns how many succeeded, or, with nothing started,
  *   -EINVAL   refs, views or status is NULL, all references are, or nr is too large
@@ -125,8 +125,8 @@ struct rref_into {
  *   nr        0 to INT32_MAX
  *   timeout   of all: ns, RREF_DEFAULT or RREF_FOREVER
  *
- * The status of a read is 0 or an error of rref_to_here_into; -EINVAL too if its reference is of
- * another context than the first.
+ * The status of a read is 0 or an error of rref_to_here_into. It is -EINVAL too if its reference is
+ * of another context than the first.
  *
  * Returns how many succeeded, or, with nothing started,
  *   -EINVAL   reads is NULL, all references are, or nr is too large
@@ -160,8 +160,8 @@ RREF_API int rref_local_value(struct rref *ref, int64_t timeout, struct rref_vie
 
 /*
  * Tells the value's type, waiting for a value that is not ready. Asks the owner for a type's name
- * once, by one message. It asks only if it does not know the name from a value of its own,
- * rref_expect_type or an earlier answer.
+ * once, by one message. It does not ask if it knows the name from its own value, rref_expect_type
+ * or an earlier answer.
  *
  *   ref       a reference
  *   timeout   ns, RREF_DEFAULT or RREF_FOREVER

@@ -29,10 +29,10 @@ struct rref_type {
 };
 
 /*
- * A value of such a type never leaves its owner: handlers there use it by rref_local_value or
- * rref_to_here; a user's read is -EPERM. References to it can be shared like any other. It lies in
- * memory that no device serves, and its owner tells no worker its address. So a user cannot read it
- * by other means either.
+ * A value of such a type never leaves its owner. Handlers there use it by rref_local_value or
+ * rref_to_here; a user's read gives -EPERM. References to it can be shared like any other. It lies
+ * in memory that no device serves, and its owner tells no worker its address. So a user cannot read
+ * it by other means either.
  */
 #define RREF_LOCAL_ONLY 1u
 
@@ -124,8 +124,8 @@ RREF_API int rref_alloc(struct rref_ctx *ctx, size_t length, struct rref **out, 
  *   ctx      the context
  *   desc     borrowed during the call
  *   out      *out is returned: free with rref_release
- *   places   an entry for each segment, one if desc has no table: set to where the program fills
- *            that segment, borrowed until rref_set. May be the table of desc
+ *   places   an entry for each segment, one if desc has no table. Each is set to the place where
+ *            the program fills that segment, borrowed until rref_set. May be the table of desc
  *
  * Returns 0, or
  *   -EINVAL    places is NULL; and as rref_new_value, but a segment may be NULL
@@ -269,7 +269,7 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  *   arg       given to release
  *   out       *out is returned: free with rref_release
  *
- * release(arg) comes when the last reference in the group is gone, no worker can be reading, and no
+ * release(arg) comes when the group has no reference any more, no worker can be reading, and no
  * view is left here. That is after a release, a crash of the last holder (when it is fenced), or a
  * shutdown. After a shutdown the program has to release its own handle and views too. The latest
  * moment is rref_free_ctx. release is a hook and may deregister the memory. Views of such a value
@@ -315,7 +315,7 @@ RREF_API void rref_release(struct rref *ref);
 
 /*
  * Gives one hold back on each of several references, as rref_release does. Up to 256 in a row of
- * one context cost one turn of the lock; a loop would take one for each. They end in no certain
+ * one context cost one turn of the lock. A loop would cost one for each. They end in no certain
  * order. Never fails: a refused reference (-EINVAL in rref_last_error) keeps no other from being
  * released.
  *

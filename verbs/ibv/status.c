@@ -8,13 +8,19 @@
 #include "base/util.h"
 
 /*
- * A status as a reader over a connection understands it. There are five answers, and the core knows
- * no other: - EACCES: the peer's device refused (a bad key or bounds; READs that are not allowed
- * yet). - EFAULT: this side's own memory or length was wrong. To ask again would bring the same. -
- * EPROTO: the peer gave credits without buffers, so it is broken: credits are the flow control. -
- * ETIMEDOUT: the peer's device does not answer. A key that is revoked in mid-READ looks the same. -
- * ECONNRESET: the connection is gone, and that says nothing about the request. It may be asked
- *    again over another one.
+ * A status as a reader over a connection understands it. There are five errors, and the core knows
+ * no other:
+ *
+ * EACCES      The peer's device refused: a bad key or bounds, or READs that are not allowed yet.
+ *
+ * EFAULT      This side's own memory or length was wrong. To ask again would bring the same.
+ *
+ * EPROTO      The peer gave credits without buffers, so it is broken: credits are the flow control.
+ *
+ * ETIMEDOUT   The peer's device does not answer. A key that is revoked in mid-READ looks the same.
+ *
+ * ECONNRESET  The connection is gone, and that says nothing about the request. It may be asked
+ *             again over another connection.
  */
 static const struct {
 	int err;

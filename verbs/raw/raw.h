@@ -15,11 +15,12 @@
 struct rv_raw;
 
 /*
- * rv_raw_open: one end, with a buffer of `head` and `bytes` bytes that the other end may READ; each
- * of its own READs brings both. device, port and gid_index as the fields of struct rv_options.
- * -ENODEV, -ENOMEM, ...: rv_raw_error() has the words. rv_raw_end: the description of this end for
- * the other one, RV_RAW_END_BYTES. rv_raw_connect: with the other's. rv_raw_read: n READs of bytes,
- * one after the other. rv_raw_stream: window of them in flight. 0 or -errno.
+ * rv_raw_open: opens one end, with a buffer of `head` and `bytes` bytes. The other end may READ it,
+ * and each of its READs brings both. device, port and gid_index are as the fields of struct
+ * rv_options. Returns -ENODEV, -ENOMEM, ...: rv_raw_error() has the words. rv_raw_end: writes the
+ * description of this end for the other end, RV_RAW_END_BYTES. rv_raw_connect: connects to the end
+ * with that description. rv_raw_read: makes n READs of bytes, one after the other. rv_raw_stream:
+ * keeps window of them in flight. Both return 0 or -errno.
  */
 int rv_raw_open(const char *device, int port, int gid_index, size_t head, size_t bytes,
 		struct rv_raw **out);
