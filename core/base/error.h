@@ -36,10 +36,10 @@ const struct rc_error *rc_error(void);
 unsigned rc_error_about(int err);
 void rc_error_concerns(unsigned rank); /* the failure just now is about that worker */
 /*
- * Clears, puts aside or puts back the thread's last failure. Some failures are not the thread's: on
- * the way to a success, or while the engine has its turn on a thread of the program. They go into
- * scratch, which takes the place of the last failure meanwhile. scratch: on the caller's stack,
- * borrowed until rc_error_back.
+ * Clears, puts aside or puts back the thread's last failure. A failure on the way to a success is
+ * not the thread's last failure. Nor is a failure of the engine's turn on a thread of the program.
+ * Both go into scratch, which takes the place of the last failure meanwhile. scratch: on the
+ * caller's stack, borrowed until rc_error_back.
  */
 void rc_error_clear(void);
 void rc_error_aside(struct rc_error *scratch);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The progress lock. Its release runs the library's work that waits for it (work.h): deferred by
- * the holder, or pushed meanwhile by other threads, which do not wait for the lock. The release
+ * The progress lock. Its release runs the library's work that waits for it (work.h). The holder
+ * deferred that work, or other threads pushed it meanwhile without a wait for the lock. The release
  * runs none of the program's code: see hook.h.
  */
 #include <linux/futex.h>
@@ -16,7 +16,7 @@
 #include "core/ctx.h"
 
 /*
- * The lock is a futex word. One compare-and-swap takes it, one exchange gives it back. Both are
+ * Takes the lock, a futex word. One compare-and-swap takes it, one exchange gives it back. Both are
  * inline: a turn of the engine is not much longer than a pthread_mutex_lock.
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)

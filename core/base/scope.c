@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Profiling scopes: the begin and end of an operation of the program, told to its hook
- * (rref_options.scope) and to the trace file.
+ * Profiling scopes: begin and end of the program's operations, for its hook (rref_options.scope)
+ * and the trace file.
  *
- * Off, a scope costs one test of ctx->scopes where it would begin. It costs nothing at its end: the
- * state word of a future says if it has a scope, and the completer exchanges that word anyway. On,
- * a scope is one allocation. Without memory for it there is neither begin nor end.
+ * Off, a scope costs one test of ctx->scopes where it would begin. It costs nothing at its end. The
+ * state word of a future says if it has a scope; the completer exchanges it anyway. On, a scope is
+ * one allocation. Without memory for it there is neither begin nor end.
  *
  * An exchange takes the end out of its future, so the end comes once. Either the completion or a
  * call that fails after its scope began is the first to take it.

@@ -12,7 +12,7 @@ struct rc_scope {
 	int64_t begun;           /* of the trace */
 	int peer;
 	bool async;
-	bool traced;             /* its begin is in the file, so its end must be */
+	bool traced;             /* the file holds its begin, so it must hold its end */
 	/* <operation>#name(from)->(to); printable, neither quotes nor backslashes */
 	char key[];
 };

@@ -30,7 +30,7 @@ struct rc_lock_state {
 /* The program's code that is due. */
 struct rc_hooks {
 	struct list due under_lock; /* struct rc_hook: the program's code that is due */
-	_Atomic uint32_t nr;        /* their number; written under the lock */
+	_Atomic uint32_t nr;        /* number of due hooks; written under the lock */
 	/* the last thread in rref_progress, and when; see hook.c */
 	const void *progress_by under_lock;
 	int64_t progress_at;

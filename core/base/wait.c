@@ -60,8 +60,8 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 		return -1;
 	}
 	/*
-	 * Without a poller no other thread would look at connections, if all waits of the program
-	 * are short.
+	 * Looks at connections here without a poller: no other thread would, if all waits of the
+	 * program are short.
 	 */
 	ctx->turns.turn_at = at_load(&ctx->turns.has_poller) ? 0 : rc_coarse_ns();
 	if (!slow && ctx->turns.turn_at)
@@ -211,8 +211,8 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 }
 
 /*
- * Waits. Reads the clock late and seldom: without a good clock, as on most virtual machines, a read
- * is a system call. A wait that is over soon never reads it.
+ * Waits. Reads the clock late and seldom: on most virtual machines a read is a system call. A wait
+ * that is over soon never reads it.
  */
 int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {

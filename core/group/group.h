@@ -36,7 +36,7 @@
 #define RC_KEY_BYTES 32
 #define RC_NONCE_BYTES 16
 #define RC_MAC_BYTES 32
-#define RC_SHORT_MAC_BYTES 16    /* where only RV_HELLO_MAX bytes fit */
+#define RC_SHORT_MAC_BYTES 16    /* size of a MAC where only RV_HELLO_MAX bytes fit */
 
 struct rc_key {
 	uint8_t bytes[RC_KEY_BYTES];
@@ -84,7 +84,8 @@ int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
 /*
  * rc_rendezvous makes the whole group known to every member. Blocking; one TCP connection per
  * worker to rank 0, gone at the end. me: own entry. On success members[0..world) is filled, in rank
- * order. deadline: CLOCK_MONOTONIC ns. text of failures: see rref_init. It returns 0 or:
+ * order. deadline: CLOCK_MONOTONIC ns. text of failures: see rref_init. Returns 0 or a negative
+ * errno.
  *   -EEXIST rank or name twice; -EINVAL address text; -ETIMEDOUT; -ECONNREFUSED; -EADDRINUSE;
  *   -EACCES; -EKEYREJECTED;
  *   -EPROTONOSUPPORT; -EPROTO; -ENOMEM; others from the socket calls.

@@ -4,7 +4,7 @@
  * constant-time comparison, its wiping. The random numbers are base/random.h's.
  *
  * A key that others could read or replace is worth nothing. So every file is opened first and then
- * judged by fstat of the open file: a check by name could be raced.
+ * judged by fstat. A check by name could be raced.
  */
 #include <dirent.h>
 #include <errno.h>

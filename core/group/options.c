@@ -226,8 +226,8 @@ static int read_master(struct rref_options *opt)
 		return 0;
 	if (!addr || !port) {
 		/*
-		 * One variable alone names no place. That matters only to a group that has no other
-		 * address.
+		 * Passes over a variable that alone names no place. That matters only to a group
+		 * that has no other address.
 		 */
 		if (opt->rendezvous || opt->world_size == 1)
 			return 0;

@@ -111,8 +111,8 @@ struct rz_reader {
 /* ---- rendezvous_wire.c: pure functions on bytes, and the one that reads a frame */
 
 /*
- * rz_read reads the bytes that the socket has. Returns 1 for a whole frame of this version (or a
- * HELLO of any), 0 if the frame is not whole yet. Errors: -EPROTO not this protocol;
+ * rz_read reads the bytes that the socket has. Returns 1 for a whole frame of this version or a
+ * HELLO of any version. Returns 0 if the frame is not whole yet. Errors: -EPROTO not this protocol;
  * -EPROTONOSUPPORT another version; -ECONNRESET the other side closed; others of recv. No text.
  * rz_next forgets the frame. rz_type_of and rz_version_of read the head that has come.
  */

@@ -174,8 +174,8 @@ void rz_still(struct rz_patience *p, const struct rc_group_log *log, const char 
 }
 
 /*
- * Tells whether a name without an address now may have one later: the cluster starts up, a link
- * comes, a server answers.
+ * Tells whether a name without an address now may have one later. The cluster may start up, a link
+ * come, a server answer.
  */
 static bool may_change(int r, int err)
 {

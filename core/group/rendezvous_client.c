@@ -118,9 +118,9 @@ static int wait_and_say(struct come *c, int fd, short events, int64_t until)
 }
 
 /*
- * Returns true if a connection met itself. It can, if no process listens at a port of this machine
- * and the kernel chooses that very port for our side. It would answer our hello with our hello, and
- * keep rank 0 from listening.
+ * Returns true if a connection met itself. It can at a port of this machine without a listener: the
+ * kernel may choose it for our side. It would answer our hello with our hello, and keep rank 0 from
+ * listening.
  */
 static bool is_self_connected(int fd)
 {

@@ -12,7 +12,8 @@
 
 #define BIND_NS (500 * NSEC_PER_MSEC)
 #define BIND_PAUSE_NS (20 * NSEC_PER_MSEC)
-#define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC) /* with a look at the name server each time */
+/* pause with a look at the name server each time */
+#define BIND_NAME_PAUSE_NS (200 * NSEC_PER_MSEC)
 /* then connections that have a place are looked after */
 #define ACCEPT_BATCH (MAX_HALF_OPEN / 2)
 #define ACCEPT_PAUSE_NS (100 * NSEC_PER_MSEC)

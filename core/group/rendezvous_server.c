@@ -432,8 +432,11 @@ static int serve_group(struct rz_serve *s)
 		nr_polled = s->nr_conns;
 		for (size_t i = 0; i < nr_polled; i++) {
 			const struct rz_conn *c = s->conns[i];
-			/* In TABLE the peer has nothing to say, and its early end would wake us
-			 * for nothing but an error. */
+			/*
+			 * Waits for the peer's bytes only if there is nothing to send. In TABLE the
+			 * peer has nothing to say. Its early end would wake us for nothing but an
+			 * error.
+			 */
 			short events = c->out_have ? POLLOUT : POLLIN;
 
 			s->polls[nr++] = (struct pollfd){ .fd = c->fd, .events = events };

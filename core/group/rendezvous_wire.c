@@ -184,7 +184,7 @@ void rz_digest_add(struct rz_digest *d, const struct rc_key *key, const struct r
 	       RC_MAC_BYTES + entry_make(m, buf + RC_MAC_BYTES), d->bytes);
 }
 
-/* ---- before the worker has its place */
+/* ---- frames before the worker has its place */
 
 static void rendezvous_hello_mac(const struct rc_key *key, const uint8_t *frame,
 				 uint8_t mac[RC_MAC_BYTES])

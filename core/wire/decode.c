@@ -65,7 +65,7 @@ static inline void want(struct reader *r, bool good)
 	r->bad |= !good;
 }
 
-/* Decode the parts of fixed size, whose bytes are there. */
+/* Returns a part of fixed size, whose bytes are there. */
 static inline uint32_t rank_at(struct reader *r, const uint8_t *p)
 {
 	uint32_t rank = get_le32(p);

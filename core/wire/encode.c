@@ -74,7 +74,7 @@ static void put_bytes(struct writer *w, const void *from, size_t n)
 		memcpy(p, from, n);
 }
 
-/* Encode the parts of fixed size, for which there is room. */
+/* Writes a part of fixed size, for which there is room. */
 static inline void encode_id_at(uint8_t *p, const struct rref_id *id)
 {
 	put_le64(p, id->local_id);

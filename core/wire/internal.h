@@ -90,9 +90,9 @@ static inline int rw_call_valid(const struct rw_call *c, const void *data)
 }
 
 /*
- * Checks that a value fits the address space: the header in front of it, its payload and the table
- * of its segments. The table begins at a multiple of 8. A payload that lies elsewhere must fit too.
- * A local value (nonce 0) has no address and no rkey.
+ * Checks that a value, its header, its payload and the table of its segments fit the address space.
+ * The header is in front of the value. The table begins at a multiple of 8. A payload that lies
+ * elsewhere must fit too. A local value (nonce 0) has no address and no rkey.
  */
 #define RW_VALUE_HEADER_BYTES 64u
 static inline int rw_location_valid(const struct rp_location *l)

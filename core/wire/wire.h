@@ -46,7 +46,7 @@ enum rw_type {
 	RW_DONE,
 	/* tells the peer: you stood still for n ns, and this session ends for it */
 	RW_FENCED,
-	/* number of the peer's last message that came; a side that resumes a session adds a proof */
+	/* number of the peer's last message that came; to resume a session also a proof */
 	RW_RECEIVED,
 	RW_NR_TYPES
 };
@@ -103,7 +103,7 @@ struct rw_reply {
 	/* rank + 1 of the worker that an error is about; 0: the sender */
 	uint16_t about;
 	uint32_t data_length;       /* limits as a call's; 0 with an error */
-	struct rp_location loc;     /* as a call's; version 0 with an error */
+	struct rp_location loc;     /* location as a call's; version 0 with an error */
 	const char *text;           /* decode: points into the message, not terminated */
 	const void *data;
 	/* Not cleared by rw_reply_init. */
@@ -117,7 +117,7 @@ enum rw_payload { RW_PAYLOAD_CALL = 1, RW_PAYLOAD_REPLY = 2 };
 struct rw_done {
 	uint64_t call_id;
 	uint32_t what;              /* enum rw_payload: the call's payload, or its reply's */
-	/* 0, or an errno if the payload was not read: then its fork records were not looked at */
+	/* error of the read, or 0; with an error the fork records were not looked at */
 	int32_t status;
 };
 
@@ -190,7 +190,7 @@ static inline void rw_reply_init(struct rw_message *m)
 
 /*
  * rw_encode writes m to buf; it computes frame.length, and takes seq and epoch. Returns the length,
- * -EMSGSIZE if it does not fit size, -EINVAL if a count or length of m is out of range.
+ * or -EMSGSIZE if it does not fit size. Returns -EINVAL if a count or length of m is out of range.
  *
  * rw_decode reads one message that fills buf exactly. Returns 0, or -EPROTO if the message is not
  * well-formed; *out is then unspecified. Faults of form: short, long, reserved bits set, unknown
