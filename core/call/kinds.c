@@ -31,7 +31,7 @@ static void put_incoming(struct rref_future *f)
 {
 	struct rc_incoming *in = f->incoming;
 
-	/* Nothing came, so the struct is untouched. */
+	/* Leaves the struct alone: nothing came. */
 	if (likely(!in->ready && !in->nr)) {
 		free(f->data);
 	} else {
