@@ -211,8 +211,8 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 }
 
 /*
- * Waits. Reads the clock late and seldom. Where the machine has no good clock, as most virtual ones,
- * a read is a system call. A wait that is over soon never reads it.
+ * Waits. Reads the clock late and seldom. Where the machine has no good clock, as most virtual
+ * ones, a read is a system call. A wait that is over soon never reads it.
  */
 int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {
