@@ -18,9 +18,9 @@
 #include "core/base/log.h"
 #include "core/base/scope.h"
 #include "core/base/site.h"
+#include "core/base/wait.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
-#include "core/engine.h"
 #include "core/op/op.h"
 #include "core/op/step.h"
 #include "core/session/session.h"
@@ -54,22 +54,6 @@ static struct rref_call *keep(struct rref_ctx *ctx, struct rref_call *call)
 	/* Two threads, a thousand calls apart, may use the same place. Each takes out the call that
 	 * it finds. */
 	return at_xchg_ar(&ctx->call.consumed[at], call);
-}
-
-is_alone void rc_calls_close(struct rref_ctx *ctx)
-{
-	struct list *l;
-
-	while (ctx->call.spare_calls.next && (l = list_pop(&ctx->call.spare_calls)))
-		free(container_of(l, struct rref_call, hook.node)->block);
-	if (at_load(&ctx->call.spare_call))
-		free(at_load(&ctx->call.spare_call)->block);
-	for (uint32_t i = 0; i < RC_CONSUMED_KEPT; i++) {
-		struct rref_call *call = at_load(&ctx->call.consumed[i]);
-
-		if (call)
-			free(call->block);
-	}
 }
 
 /*
@@ -608,57 +592,4 @@ void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 {
 	if (!RB_FAST(likely(take_plain(ctx, from, &m->u.call))))
 		take_call(ctx, from, m);
-}
-
-/* ---- accessors ---- */
-
-struct rref_ctx *rref_call_context(const struct rref_call *call)
-{
-	return call ? call->ctx : NULL;
-}
-
-const char *rref_call_function(const struct rref_call *call)
-{
-	return call ? call->name : "";
-}
-
-int rref_call_caller(const struct rref_call *call)
-{
-	return call ? (int)call->caller : rc_fail(EINVAL, "rref_call_caller: no call");
-}
-
-const void *rref_call_data(const struct rref_call *call)
-{
-	return call ? call->bytes : NULL;
-}
-
-size_t rref_call_length(const struct rref_call *call)
-{
-	return call ? call->length : 0;
-}
-
-const void *rref_call_meta(const struct rref_call *call)
-{
-	return call ? call->meta : NULL;
-}
-
-size_t rref_call_meta_length(const struct rref_call *call)
-{
-	return call ? call->meta_length : 0;
-}
-
-int rref_call_cancelled(const struct rref_call *call)
-{
-	return call ? (int)at_load(&call->cancelled)
-		    : rc_fail(EINVAL, "rref_call_cancelled: no call");
-}
-
-size_t rref_call_nr_refs(const struct rref_call *call)
-{
-	return call ? call->in.nr : 0;
-}
-
-struct rref *rref_call_ref(const struct rref_call *call, size_t i)
-{
-	return call && i < call->in.nr ? call->in.ref[i].handle : NULL;
 }

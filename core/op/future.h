@@ -17,7 +17,6 @@
 #include "core/base/hook.h"
 #include "core/base/work.h"
 #include "core/protocol/protocol.h"
-#include "core/value/ref.h"
 #include "core/wire/wire.h"
 #include "rref.h"
 #include "verbs/rv.h"

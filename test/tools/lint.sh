@@ -58,7 +58,7 @@ int good(int n);
 EOF
 long=$(printf 'what-%.0s' {1..25})
 plant README.md <<EOF
-# What a heading says is not counted
+# Headings with who and what are not counted
 
 A page. Its sentences are short. A line with a link may be long: [$long](docs/A.md).
 

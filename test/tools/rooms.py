@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """The rooms of core/ and their order, checked on objects.
 
-    rooms.py BUILD [up | circles]
+    rooms.py BUILD [up | circles | includes]
 
 An object calls another if it leaves a name undefined which that other alone defines. A room calls
 the rooms below it and itself. Without a word: two numbers, names called upwards and the objects of
-the largest circle. With up or circles: what they are.
+the largest circle. With up or circles: what they are. With includes: headers of rooms above that a
+file of a room includes. core/ctx.h is everybody's.
 """
 import collections
 import glob
 import os
+import re
 import subprocess
 import sys
 
@@ -55,9 +57,25 @@ def largest_circle(calls):
     return best
 
 
+def includes_up():
+    """Returns lines of text, one for each header of a room above."""
+    found = []
+    for path in sorted(glob.glob("core/*/*.[ch]")):
+        if path.startswith("core/tools/"):
+            continue
+        room = ROOMS.index(os.path.dirname(path)[len("core/"):])
+        for header in re.findall(r'#include "core/([^"]+)"', open(path).read()):
+            if header != "ctx.h" and ROOMS.index(os.path.dirname(header)) > room:
+                found.append(f"{path}: {header}")
+    return found
+
+
 def main():
     core = os.path.join(sys.argv[1], "core")
     what = sys.argv[2] if len(sys.argv) > 2 else ""
+    if what == "includes":
+        print("\n".join(includes_up()))
+        return
     objects = {os.path.relpath(p, core)[:-2]: symbols(p)
                for p in glob.glob(core + "/*.o") + glob.glob(core + "/*/*.o")
                if not os.path.relpath(p, core).startswith("tools/")}
