@@ -346,9 +346,10 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
  */
 static int listed(int err)
 {
-	static const int list[] = { EINVAL,	  EEXIST,	   ENODEV,	  ENOMEM, ETIMEDOUT,
-				    ECONNREFUSED, EADDRINUSE,	   EADDRNOTAVAIL, EACCES, ENOENT,
-				    EKEYREJECTED, EPROTONOSUPPORT, EPROTO };
+	static const int list[] = {
+		EINVAL, EEXIST, ENODEV, ENOMEM, ETIMEDOUT, ECONNREFUSED, EADDRINUSE,
+		EADDRNOTAVAIL, EACCES, ENOENT, EKEYREJECTED, EPROTONOSUPPORT, EPROTO,
+	};
 
 	err = limit_errno(-err);
 	for (size_t i = 0; i < array_size(list); i++)

@@ -26,7 +26,7 @@ struct rc_function {
 struct rref_call {
 	struct rref_ctx *ctx;
 	void *block;                 /* [const] what to free */
-	/* Hook under the lock. Its node serves the pool's queues and the list of spare calls too. */
+	/* Hook under the lock. Its node serves the pool's queues and the spare calls too. */
 	struct rc_hook hook;
 	struct list open_node;	/* under the lock; ctx->open_calls, until it is replied to */
 	uint32_t caller, caller_epoch;

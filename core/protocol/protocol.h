@@ -32,8 +32,9 @@
  *   Released while ASKING or REQUESTED, or by a creator before its answer: waits for the answer, then goes the way
  *   above. Nothing is sent on a lost owner.
  *
- * What crosses the wire between machines is struct rp_msg (encoded by core/wire), and fork records inside calls and
- * replies (the runtime asks for one with FORK and hands the receiver's machine RECV_FORK).
+ * Between machines two things cross the wire: struct rp_msg (encoded by core/wire), and fork
+ * records inside calls and replies. The runtime asks for a record with FORK, and hands it to the
+ * receiver's machine with RECV_FORK.
  *
  * What the runtime owes: messages and calls of one session arrive in order, or else late, repeated and in any order
  * (nothing here breaks, but FORK_ACKs may bring -ESTALE after a crash); a call or reply is handed in once (by call id),

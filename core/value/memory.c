@@ -370,8 +370,11 @@ void rc_value_locate(const struct rc_value *v, struct rp_location *out)
 	const struct rc_region *r;
 	void *base;
 
-	*out = (struct rp_location){ .length = v->view.length, .type_hash = v->type->hash, .nr_segments = v->view.nr_segments,
-				     .nr_refs = v->view.nr_refs, .version = 1 };
+	*out = (struct rp_location){ .length = v->view.length,
+				     .type_hash = v->type->hash,
+				     .nr_segments = v->view.nr_segments,
+				     .nr_refs = v->view.nr_refs,
+				     .version = 1 };
 	if (is_local(v))
 		return;
 	r = ra_lookup(v->view.ctx->value.arena, h, &base);

@@ -130,7 +130,9 @@ static int add(struct rref_ctx *ctx, const char *name, size_t element_size, unsi
 		err = rc_fail(ENOMEM, "memory for a type");
 		goto unlock;
 	}
-	*e = (struct rc_type){ .hash = hash_of(name, element_size, flags), .element_size = element_size, .flags = flags };
+	*e = (struct rc_type){ .hash = hash_of(name, element_size, flags),
+			       .element_size = element_size,
+			       .flags = flags };
 	find_builtin(name, &e->one);
 	memcpy(e->name, name, length + 1);
 	e->next_hash = at_load(&t->by_hash[e->hash % BUCKETS]);

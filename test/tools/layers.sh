@@ -44,7 +44,8 @@ read -r up circle < <(test/tools/rooms.py "$build")
 check "core/: at most 0 names are called upwards (now $up)" [ "${up:-99}" -le 0 ]
 check "core/: at most 6 objects call each other in a circle (now $circle)" [ "${circle:-99}" -le 6 ]
 
-empty "core/: a room includes no header of a room above it" "$(test/tools/rooms.py "$build" includes)"
+empty "core/: a room includes no header of a room above it" \
+	"$(test/tools/rooms.py "$build" includes)"
 
 # printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has
 # decimal_text).

@@ -15,7 +15,8 @@ import re
 import subprocess
 import sys
 
-ROOMS = ["base", "protocol", "wire", "group", "op", "value", "session", "read", "call", "observe", ""]
+ROOMS = ["base", "protocol", "wire", "group", "op", "value", "session", "read", "call", "observe",
+         ""]  # the files at the top
 
 
 def symbols(path):
