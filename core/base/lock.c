@@ -44,9 +44,10 @@ is_the_lock void rc_lock(struct rref_ctx *ctx)
 		lock_slow(ctx);
 }
 
+/* Gives the lock back. sc. Pairs with rc_trylock: the look for pushed work comes after it. */
 static inline is_the_lock void unlock(struct rref_ctx *ctx)
 {
-	if (unlikely(at_xchg_rel(&ctx->lock.word, RC_UNLOCKED) == RC_LOCKED_WANTED))
+	if (unlikely(at_xchg_sc(&ctx->lock.word, RC_UNLOCKED) == RC_LOCKED_WANTED))
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 

@@ -27,12 +27,15 @@ gives_lock void rc_unlock_bare(struct rref_ctx *ctx);
  */
 void rc_pause(unsigned *turn);
 
-/* Acquire: partner of the unlock's release. */
+/*
+ * Tries the lock. Acquire: partner of the unlock's release. The load is sc. Pairs with rc_unlock: a
+ * thread that pushed work finds the lock free, or its holder finds the work.
+ */
 static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 {
 	uint32_t free = RC_UNLOCKED;
 
-	return at_load(&ctx->lock.word) == RC_UNLOCKED &&
+	return at_load_sc(&ctx->lock.word) == RC_UNLOCKED &&
 	       at_cas_ar(&ctx->lock.word, &free, RC_LOCKED);
 }
 

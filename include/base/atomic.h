@@ -22,7 +22,6 @@
 #define at_store_rel(p, v)  atomic_store_explicit((p), (v), memory_order_release)
 #define at_store_sc(p, v)   atomic_store_explicit((p), (v), memory_order_seq_cst)
 #define at_xchg_acq(p, v)   atomic_exchange_explicit((p), (v), memory_order_acquire)
-#define at_xchg_rel(p, v)   atomic_exchange_explicit((p), (v), memory_order_release)
 #define at_xchg_ar(p, v)    atomic_exchange_explicit((p), (v), memory_order_acq_rel)
 #define at_xchg_sc(p, v)    atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 #define at_add(p, v)        atomic_fetch_add_explicit((p), (v), memory_order_relaxed)
