@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Wrapped memory goes back to the program exactly once, however its values end. */
+#include <pthread.h>
 #include <signal.h>
 
+#include "core/base/lock.h"
 #include "lent.h"
 
 /* ---- the way back ---- */
@@ -190,6 +192,70 @@ TG_TEST(given_back__at_a_graceful_shutdown, 2)
 	return 0;
 }
 
+static _Atomic int in_callback;
+
+static void come_back_slowly(void *arg)
+{
+	atomic_store(&in_callback, 1);
+	usleep(50 * 1000);
+	came_back(arg);
+}
+
+static void *release_on_a_thread(void *ref)
+{
+	rref_release(ref);
+	return NULL;
+}
+
+/* After the shutdown the thread of the last release runs the callback. Another thread that takes
+ * the memory back waits for it. */
+TG_TEST(given_back__after_the_shutdown_on_another_thread, 1)
+{
+	struct rref_ctx *ctx = join(rank);
+	int64_t end = tg_deadline();
+	struct lent l;
+	struct rref *r;
+	pthread_t thread;
+
+	lend(ctx, &l, 5000, false, 1);
+	TG_OK(rref_wrap(l.mem, TG_VALUE(.data = l.at, .length = 8), come_back_slowly, &l, &r));
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, TG_LONG_NS));
+	TG_IS(pthread_create(&thread, NULL, release_on_a_thread, r), 0);
+	while (!atomic_load(&in_callback)) {
+		TG_CHECK(now_ns() < end);
+		usleep(200);
+	}
+	give_up(&l);
+	TG_IS(atomic_load(&l.back), 1);
+	TG_IS(pthread_join(thread, NULL), 0);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
+/* The last release finds the lock taken. After the shutdown no turn is made any more: whatever
+ * next takes the lock runs the callback, as a look at the counters. */
+TG_TEST(given_back__after_the_shutdown_by_a_look_at_the_counters, 1)
+{
+	struct rref_ctx *ctx = join(rank);
+	struct lent l;
+	struct rref *r;
+	pthread_t thread;
+
+	lend(ctx, &l, 5000, false, 1);
+	r = wrap(&l, 0, 8);
+	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, TG_LONG_NS));
+	rc_lock(ctx);
+	TG_IS(pthread_create(&thread, NULL, release_on_a_thread, r), 0);
+	TG_IS(pthread_join(thread, NULL), 0);
+	rc_unlock_bare(ctx);
+	TG_IS(atomic_load(&l.back), 0);
+	TG_IS(tg_stats(ctx).owners, 0);
+	TG_IS(atomic_load(&l.back), 1);
+	give_up(&l);
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 /* At once: the user holds it and is told nothing. A view and a
  * registration that the program forgot go with the context. */
 TG_TEST(given_back__at_an_immediate_shutdown, 2)
@@ -349,6 +415,8 @@ int main(void)
 		cmocka_unit_test(given_back__when_the_user_is_killed),
 		cmocka_unit_test(given_back__when_a_reading_user_is_killed),
 		cmocka_unit_test(given_back__at_a_graceful_shutdown),
+		cmocka_unit_test(given_back__after_the_shutdown_on_another_thread),
+		cmocka_unit_test(given_back__after_the_shutdown_by_a_look_at_the_counters),
 		cmocka_unit_test(given_back__at_an_immediate_shutdown),
 		cmocka_unit_test(given_back__an_old_place_is_stale),
 		cmocka_unit_test(scrubbed__is_stale_and_not_broken),
