@@ -48,67 +48,57 @@ static needs_lock bool comes_too_often(struct rc_peer *p)
 	return ++p->nr_hellos > RC_HELLOS_MAX;
 }
 
-static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
-				  const struct rv_event *ev)
+/* Finds the peer of a hello, and checks that the hello is the peer's and a new one. */
+static needs_lock int take_hello(struct rref_ctx *ctx, const struct rv_event *ev,
+				 struct rc_handshake *h, struct rc_peer **out)
 {
-	struct rc_handshake h = { .self_rank = ctx->rank,
-				  .self_incarnation = ctx->group.incarnation };
-	uint8_t answer[RV_ANSWER_MAX];
 	const struct rc_key *key;
 	struct rc_peer *p;
-	enum rc_session_action action;
 	uint32_t from = 0;
 	int err = rc_hello_from(ev->data, ev->len, ctx->rank, &from);
 
-	if (!err && from >= ctx->world)
-		err = rc_fail(ESTALE, "not a member of this group");
-	if (!err) {
-		key = rc_peer_key(ctx, &ctx->peers[from]);
-		err = key ? rc_hello_check(key, ev->data, ev->len, &h) : -EKEYREJECTED;
-	}
-	if (err) {
-		rc_peer_refuse(ctx, d, ev->conn, err, rc_error_text());
-		return;
-	}
+	if (err)
+		return err;
+	if (from >= ctx->world)
+		return rc_fail(ESTALE, "not a member of this group");
 	p = &ctx->peers[from];
-	if (p->member->incarnation != h.peer_incarnation) {
-		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "not a member of this group");
-		return;
-	}
+	key = rc_peer_key(ctx, p);
+	err = key ? rc_hello_check(key, ev->data, ev->len, h) : -EKEYREJECTED;
+	if (err)
+		return err;
+	if (p->member->incarnation != h->peer_incarnation)
+		return rc_fail(ESTALE, "not a member of this group");
 	/* The hello is a copy, or its maker gave it up when it took a connection of ours. */
-	if (rc_hello_number(&h) <= p->hello_number) {
-		rc_peer_refuse(ctx, d, ev->conn, -ESTALE, "a hello that came before, or too late");
-		return;
-	}
-	p->hello_number = rc_hello_number(&h);
-	action = rc_session_on(p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
-	if (action == RC_DO_LEFT) {
-		rc_peer_refuse(ctx, d, ev->conn, -ESHUTDOWN, "this worker has left the group");
-		return;
-	}
-	if (p->dev != d->dev) {
-		rc_peer_refuse(ctx, d, ev->conn, -EPROTO,
-			       "this pair of workers uses the other device");
-		return;
-	}
-	if (now_ns() < p->resume.banned_until) {
-		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN,
-			       "too many of its connections broke here; later");
-		return;
-	}
-	if (h.resumes) {
-		rc_resume_request(ctx, d, p, &h, ev, action);
-		return;
-	}
-	if (comes_too_often(p)) {
-		rc_peer_refuse(ctx, d, ev->conn, -EAGAIN, "it begins too many sessions; later");
-		return;
-	}
-	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
-		rc_peer_refuse(ctx, d, ev->conn, -EALREADY,
-			       "the connection of the lower rank is under way");
-		return;
-	}
+	if (rc_hello_number(h) <= p->hello_number)
+		return rc_fail(ESTALE, "a hello that came before, or too late");
+	p->hello_number = rc_hello_number(h);
+	*out = p;
+	return 0;
+}
+
+/* Tells whether the peer may begin a session now, or resume one. */
+static needs_lock int may_come(const struct rref_ctx *ctx, const struct rc_device *d,
+			       struct rc_peer *p, bool resumes, enum rc_session_action action)
+{
+	if (action == RC_DO_LEFT)
+		return rc_fail(ESHUTDOWN, "this worker has left the group");
+	if (p->dev != d->dev)
+		return rc_fail(EPROTO, "this pair of workers uses the other device");
+	if (now_ns() < p->resume.banned_until)
+		return rc_fail(EAGAIN, "too many of its connections broke here; later");
+	if (resumes)
+		return 0;
+	if (comes_too_often(p))
+		return rc_fail(EAGAIN, "it begins too many sessions; later");
+	if (action == RC_DO_CROSS && ctx->rank < p->rank)
+		return rc_fail(EALREADY, "the connection of the lower rank is under way");
+	return 0;
+}
+
+/* Ends the session, or the attempt at one, that the peer's new session replaces. */
+static needs_lock void replace(struct rref_ctx *ctx, struct rc_peer *p,
+			       enum rc_session_action action)
+{
 	if (action == RC_DO_CROSS || action == RC_DO_REPLACE) {
 		/* This worker's attempt loses, or an older attempt of the peer's. Nothing was sent
 		 * on it; messages in the queue go over the new connection. */
@@ -119,34 +109,71 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 	} else if (action == RC_DO_END_TAKE) {
 		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
 	}
+}
+
+static needs_lock void accept_failed(struct rref_ctx *ctx, struct rc_peer *p, int err)
+{
+	char why[RP_TEXT_MAX];
+
+	if (!rc_is_lack(err)) {
+		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name,
+		       rv_error_text());
+		rc_contact_ended(ctx, p, "accepting its connection failed");
+		return;
+	}
+	snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
+	if (worth_logging(++ctx->session.nr_refused))
+		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
+		       p->member->name, p->rank, why);
+	rc_contact_lacks(ctx, p, why);
+	rc_contact_ended(ctx, p, why);
+}
+
+/* Accepts the connection of a new session. */
+static needs_lock void take_session(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
+				    const struct rc_handshake *h, struct rv_conn *conn)
+{
+	uint8_t answer[RV_ANSWER_MAX];
+	size_t length;
+	int err;
+
 	rc_peer_end_grace(ctx, p);
-	h.epoch = p->epoch + 1;
-	p->hs = h;
-	p->epoch = h.epoch;
-	p->link = ev->conn;
+	p->hs = *h;
+	p->hs.epoch = ++p->epoch;
+	p->link = conn;
 	rc_session_on(p, RC_STEP_TAKEN);
 	p->cut_off = false; /* the peer lives */
 	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
 	p->send_seq = p->recv_seq = 0;
-	size_t length = rc_answer_make(&p->key, &p->hs, answer);
-
-	err = rc_peer_seal(p, ev->conn, false);
+	length = rc_answer_make(&p->key, &p->hs, answer);
+	err = rc_peer_seal(p, conn, false);
 	if (!err)
-		err = d->ops->accept(ev->conn, answer, length, p);
-	if (rc_is_lack(err)) {
-		char why[RP_TEXT_MAX];
+		err = d->ops->accept(conn, answer, length, p);
+	if (err)
+		accept_failed(ctx, p, err);
+}
 
-		snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
-		if (worth_logging(++ctx->session.nr_refused))
-			rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
-			       p->member->name, p->rank, why);
-		rc_contact_lacks(ctx, p, why);
-		rc_contact_ended(ctx, p, why);
-	} else if (err) {
-		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name,
-		       rv_error_text());
-		rc_contact_ended(ctx, p, "accepting its connection failed");
+static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
+				  const struct rv_event *ev)
+{
+	struct rc_handshake h = { .self_rank = ctx->rank,
+				  .self_incarnation = ctx->group.incarnation };
+	enum rc_session_action action = RC_DO_REFUSE;
+	struct rc_peer *p = NULL;
+	int err = take_hello(ctx, ev, &h, &p);
+
+	if (!err) {
+		action = rc_session_on(p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
+		err = may_come(ctx, d, p, h.resumes, action);
+	}
+	if (err) {
+		rc_peer_refuse(ctx, d, ev->conn, err, rc_error_text());
+	} else if (h.resumes) {
+		rc_resume_request(ctx, d, p, &h, ev, action);
+	} else {
+		replace(ctx, p, action);
+		take_session(ctx, d, p, &h, ev->conn);
 	}
 }
 
