@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pthread_cancel. No function of the library is a cancellation point: a thread that is cancelled
- * in one ends behind it, and leaves no lock taken, no operation that nobody ends, no place in a
- * queue of sleepers.
+ * pthread_cancel. No function of the library is a cancellation point, so a
+ * cancelled thread ends only after the call. It leaves no lock taken, no operation
+ * without an end, and no place in a queue of sleepers.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -17,8 +17,8 @@ static struct rref_ctx *ctx;
 static struct rref *theirs;
 
 /*
- * One round of about everything that takes locks, waits or makes system calls. A thread ends
- * between two of these alone.
+ * Makes one round of calls that take locks, wait or enter the system. A cancelled thread ends only
+ * between two of them.
  */
 static void use_everything(void)
 {
@@ -114,7 +114,8 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 static _Atomic int waits, over;
 
 /*
- * Cancelled while it sleeps in a wait: the wait goes on to its end, and the thread ends behind it.
+ * Waits for a future. Cancelled in its sleep, the wait goes on to
+ * its end, and the thread ends after it.
  */
 static void *waiter(void *arg)
 {
@@ -143,7 +144,7 @@ TG_TEST(cancelled_in_a_wait__the_wait_goes_on, 2)
 		tg_until_held(ctx, 1, THREADS);
 		while (atomic_load(&waits) < THREADS)
 			tg_pause();
-		usleep(20000); /* they sleep by now, mostly */
+		usleep(20000); /* most threads sleep by now */
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_cancel(t[i]), 0);
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
@@ -174,7 +175,7 @@ static void *server(void *arg)
 	return NULL;
 }
 
-/* It serves on until it is stopped, and another may serve then. */
+/* A cancelled server serves on until it is stopped, and another thread may serve then. */
 TG_TEST(cancelled_in_serve__it_serves_on, 2)
 {
 	ctx = tg_join(rank);
@@ -186,7 +187,7 @@ TG_TEST(cancelled_in_serve__it_serves_on, 2)
 			TG_IS(pthread_create(&t, NULL, server, NULL), 0);
 			while (atomic_load(&waits) <= i)
 				tg_pause();
-			usleep(20000); /* it sleeps by now, mostly */
+			usleep(20000); /* probably asleep by now */
 			TG_IS(pthread_cancel(t), 0);
 			TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 			TG_IS(atomic_load(&over), i);
@@ -203,8 +204,8 @@ TG_TEST(cancelled_in_serve__it_serves_on, 2)
 }
 
 /*
- * A callback and a handler run with cancelling off, too. A thread that was cancelled before the
- * call is cancelled after it.
+ * Runs a callback or a handler with cancellation off. A thread that was cancelled before the call
+ * is cancelled after it.
  */
 static int tries(struct rref_call *call, void *arg)
 {

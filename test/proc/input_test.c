@@ -86,7 +86,7 @@ TG_TEST(options__of_another_version, 1)
 	struct rref_options good;
 
 	tg_options(&good, 0);
-	/* Nothing is written behind the end of an older program's struct. */
+	/* Nothing is written past the end of an older program's struct. */
 	older = malloc(sizeof(*older));
 	TG_CHECK(older);
 	memset(older, 0x5a, sizeof(*older));
@@ -103,7 +103,7 @@ TG_TEST(options__of_another_version, 1)
 		TG_IS(older->bytes[i], 0x5a);
 	unsetenv("RREF_TIMEOUT_MS");
 	free(older);
-	/* And nothing is read there: the next byte cannot be. */
+	/* Nothing is read there either: the next byte is not readable. */
 	char *page = mmap(NULL, 2 * 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 			  0);
 
@@ -116,7 +116,7 @@ TG_TEST(options__of_another_version, 1)
 	exact->size = shortest - 1;
 	tg_refuse(exact, -EINVAL, "rref_options_init");
 	munmap(page, 2 * 65536);
-	/* A newer program that does not use the new parts, and one that does. */
+	/* Newer programs: the first does not use the new parts, the second does. */
 	newer = malloc(sizeof(*newer));
 	TG_CHECK(newer);
 	memset(newer, 0x5a, sizeof(*newer));

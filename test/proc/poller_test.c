@@ -15,7 +15,7 @@
 #define MS NSEC_PER_MSEC
 #define HOUR (3600 * NSEC_PER_SEC)
 
-/* How often the poller's thread went to sleep so far; -1: there is none. */
+/* Returns how often the poller's thread has gone to sleep, or -1 if there is no poller. */
 static long poller_sleeps(void)
 {
 	char path[300], line[100];
@@ -41,8 +41,8 @@ static long poller_sleeps(void)
 	return n;
 }
 
-/* Complete futures that the program keeps, of a burst and after
- * it, are no reason to look at deadlines again and again. */
+/* Complete futures that the program keeps do not make the poller look at deadlines again and again.
+ * This holds during a burst and after it. */
 TG_TEST(keep__wakes_nobody, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -69,8 +69,8 @@ TG_TEST(keep__wakes_nobody, 2)
 	return 0;
 }
 
-/* An operation that is far from its time-out is no reason to wake at each tick; and a nearer one
- * that begins meanwhile is seen. */
+/* An operation far from its time-out does not wake the poller at each tick. A nearer one that
+ * begins meanwhile is seen. */
 TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -86,7 +86,7 @@ TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
 			long before = poller_sleeps();
 
 			usleep(1000000);
-			/* a tick is 5 ms */
+			/* ticks are 5 ms apart */
 			TG_CHECK((poller_sleeps() - before) * 8 * MS < now_ns() - begun);
 		}
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &near));
@@ -126,7 +126,7 @@ TG_TEST(operation__that_begins_behind_a_scan, 2)
 		TG_CHECK(tg_eventually(only_one_in_flight, ctx, NULL));
 		rc_lock(ctx);
 		for (int k = 0; k < 3; k++)
-			/* it believes no first sight */
+			/* two more: the first sight does not count */
 			rc_ops_expire(ctx, now_ns() + k * 100 * MS);
 		idle = rc_ops_due(ctx) == INT64_MAX;
 		rc_unlock(ctx);
@@ -160,8 +160,8 @@ static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
 	return is;
 }
 
-/* A program's thread that makes progress once, and goes, has
- * not taken the poller's place: a message has to wake it. */
+/* A program's thread that makes progress once, and goes, does not take the poller's place. A
+ * message must still wake the poller. */
 TG_TEST(progress__leaves_it_armed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -170,7 +170,7 @@ TG_TEST(progress__leaves_it_armed, 2)
 	for (int i = 0; rank == 0 && tg_mode() == RREF_PROGRESS_AUTO && i < 20; i++) {
 		TG_CHECK(tg_eventually(poller_sleeps_now, ctx, NULL));
 		TG_CHECK(rref_progress(ctx) >= 0);
-		armed += poller_sleeps_now(ctx, NULL); /* it may have woken by itself */
+		armed += poller_sleeps_now(ctx, NULL); /* the poller may have woken by itself */
 		usleep(1000);
 	}
 	TG_CHECK(rank || tg_mode() != RREF_PROGRESS_AUTO || armed >= 10);

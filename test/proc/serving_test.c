@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A process that only serves: it ends when the others end, when it is told to, and not when
- * somebody dies. */
+/* A process that only serves. It ends when the others end or when it is
+ * told to, but not because another worker dies. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -40,7 +40,7 @@ static void call(struct rref_ctx *ctx, int rank)
 	}
 }
 
-/* The shutdown behind rref_serve has nothing to wait for but the last words. */
+/* Leaves after rref_serve: the shutdown has only the last words to wait for. */
 static void leave(struct rref_ctx *ctx)
 {
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_FOREVER));
@@ -75,7 +75,7 @@ TG_TEST(serve__another_until_the_others_leave, 3)
 	return until_others_leave(rank, 1);
 }
 
-/* Its calls behind rref_serve are served by the workers that leave: they wait for it. */
+/* The server calls after rref_serve. The leaving workers wait for it and serve its calls. */
 TG_TEST(serve__the_server_may_still_call, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -109,7 +109,7 @@ TG_TEST(serve__alone, 1)
 	return 0;
 }
 
-/* It lasts for longer than a shutdown's default time-out. */
+/* Serving lasts for longer than a shutdown's default time-out. */
 TG_TEST(serve__has_no_time_out, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -143,7 +143,7 @@ static void on_signal(int sig)
 	atomic_fetch_add(&stops, 1);
 }
 
-/* Twice, and the group is none the worse for it. */
+/* Stops the server twice by a signal; the group works on. */
 static int stopped_by_a_signal(int rank, int server)
 {
 	struct rref_ctx *ctx;
@@ -239,7 +239,7 @@ static void *stop_thread(void *arg)
 	return NULL;
 }
 
-/* At every moment of its beginning and its sleep. */
+/* Stops come at every moment of its beginning and its sleep. */
 TG_TEST(stop__by_another_thread_many_times, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -269,7 +269,7 @@ static void shut_down_beside(int rank, unsigned how)
 		call(ctx, 1);
 		TG_IS(rref_shutdown(ctx, how, 30 * NSEC_PER_SEC), 0);
 		TG_IS(pthread_join(thread, &result), 0);
-		/* It had not begun yet, or was ended by this. */
+		/* Either it had not begun yet, or this ended it. */
 		TG_CHECK((intptr_t)result == 0 || (intptr_t)result == -ESHUTDOWN);
 		rref_free_ctx(ctx);
 		return;
@@ -291,7 +291,7 @@ TG_TEST(stop__by_a_hasty_shutdown_of_another_thread, 2)
 
 /* ---- deaths ---- */
 
-/* A client dies: the others are served on, and the end is in order. */
+/* Kills a client: the others are served on, and the end is in order. */
 static int client_dies(int rank, int server)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -341,7 +341,8 @@ DEATH_TEST(death__of_a_client_of_another, 3, 1 << 2)
 	return client_dies(rank, 1);
 }
 
-/* Nobody counts any more who has come: the server goes on for the rest, until there is none. */
+/* No worker counts the arrivals after this death. The server
+ * goes on until no other worker is left. */
 DEATH_TEST(death__of_rank_0, 3, 1 << 0)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -439,7 +440,7 @@ TG_TEST(misuse__is_an_error, 2)
 	TG_IS(rref_rpc_sync(ctx, rank, "serves", NULL, RREF_DEFAULT, NULL), -EDEADLK);
 	if (rank == 1) {
 		TG_IS(pthread_create(&thread, NULL, serve_thread, ctx), 0);
-		/* Its wait is an operation. */
+		/* The wait is an operation. */
 		while (tg_stats(ctx).ops_in_flight == 0) {
 			TG_CHECK(now_ns() < tg_deadline());
 			tg_pause();

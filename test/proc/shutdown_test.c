@@ -89,7 +89,7 @@ TG_TEST(graceful__calls_under_way_are_waited_for, 2)
 	return 0;
 }
 
-/* ---- that does not work out ---- */
+/* ---- shutdowns that fail ---- */
 
 TG_TEST(timeout__a_call_is_never_answered, 2)
 {
@@ -280,7 +280,7 @@ TG_TEST(now__pending_futures_end_and_their_waiters_wake, 2)
 		tg_set_flag(0, 1);
 	} else {
 		tg_wait_flag_serving(ctx, 0, 1);
-		/* The caller is gone: late answers go nowhere, and hurt nobody. */
+		/* The caller has gone. Late answers have no receiver, and do no harm. */
 		tg_drop_held();
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
 		rref_free_ctx(ctx);
@@ -317,7 +317,7 @@ TG_TEST(now__peers_see_this_worker_die, 2)
 	} else {
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
-		/* Answered when there is nobody to hear it any more: a call and a creation. */
+		/* A call and a creation are answered after their caller has gone. */
 		tg_drop_held();
 	}
 	rref_free_ctx(ctx);

@@ -96,8 +96,8 @@ static void two_workers__owner_shares_user_reads(void **state)
 	assert_int_equal(tg_run(2, pair, NULL), 0);
 }
 
-/* 0 creates on 1, shares with 2 (user to user), with 1 (user
- * to owner), with itself; reads; counts return to zero. */
+/* Creates on 1, shares with 2 (user to user), with 1 (user to owner), and with itself; reads.
+ * Counts return to zero. */
 static int ring(int rank, void *arg)
 {
 	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));

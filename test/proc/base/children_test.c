@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers that make children: helpers that outlive them, daemons, children that are workers
- * themselves. Peers learn of a worker's death whoever lives on; a child has nothing of its
- * parent's contexts, and may have contexts of its own.
+ * Workers that make children: helpers that outlive them, daemons, and children that are workers
+ * themselves. Peers learn of a worker's death although its child lives on. A child can use no
+ * context of its parent, and may have contexts of its own.
  */
 #include <dirent.h>
 #include <pthread.h>
@@ -19,7 +19,7 @@
 
 enum how { FORK, GRANDCHILD, STRAY };
 
-/* A process is standing by: how it came to be. */
+/* Makes a child of this process in the given way. */
 static pid_t make_child(enum how how)
 {
 	return how == STRAY ? (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL) : fork();
@@ -33,7 +33,7 @@ _Noreturn static void stand_by(int flag)
 		pause();
 }
 
-/* The process that then stands by. */
+/* Makes a process that stands by, and returns its number. */
 static pid_t make_helper(enum how how, int flag)
 {
 	pid_t pid = make_child(how);
@@ -49,7 +49,7 @@ static pid_t make_helper(enum how how, int flag)
 	return tg_flag(flag);
 }
 
-/* Of an exited child: its status. */
+/* Returns the status of a child when it has exited. */
 static int status_of(pid_t pid)
 {
 	int status, waited = 0;
@@ -64,7 +64,7 @@ static int status_of(pid_t pid)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
-/* Standing still is no death here: only the end of the process is. */
+/* Joins with no bound on stalls: only the end of a process is a death here. */
 static struct rref_ctx *join(int rank)
 {
 	struct rref_options o;
@@ -117,7 +117,8 @@ DEATH_TEST(killed__its_grandchild_lives_on, 2, 1 << 1)
 	return dies_with_a_helper(rank, GRANDCHILD);
 }
 
-/* Over ibv nothing but the device tells of a process, and such a child has it: see rref.h. */
+/* Over ibv the device alone tells of a process's end, and such a
+ * child has the device: see rref.h. */
 DEATH_TEST(killed__a_child_without_handlers_lives_on, 2, 1 << 1)
 {
 	if (!tg_is_shm()) {
@@ -128,11 +129,11 @@ DEATH_TEST(killed__a_child_without_handlers_lives_on, 2, 1 << 1)
 	return dies_with_a_helper(rank, STRAY);
 }
 
-/* ---- what a child has ---- */
+/* ---- the contexts of a child ---- */
 
 /*
- * Descriptors of this process that are not in `before`; their number. NULL: fills it in. librdmacm
- * keeps two of its own.
+ * Counts the descriptors of this process that are not in `before`; with `fill` it notes them there.
+ * librdmacm keeps two of its own.
  */
 static int count_new(bool *before, size_t size, bool fill)
 {
@@ -210,7 +211,7 @@ static void on_fault(int sig)
 	_exit(42);
 }
 
-/* In a child: touching it must be a fault. */
+/* Reads p in a child, and expects a fault. */
 static void expect_fault(const void *p)
 {
 	pid_t pid = fork();
@@ -275,7 +276,7 @@ TG_TEST(views_and_values_are_not_in_a_child, 2)
 	return 0;
 }
 
-/* All that tells of a context or of a result: it has an end there, and no descriptor. */
+/* Expects that nothing tells of a child any more, and that no descriptor is left. */
 static void expect_no_child(struct rref_ctx *ctx, struct rref_future *f)
 {
 	struct rref_worker_info info = { .size = sizeof(info) };
@@ -325,7 +326,8 @@ TG_TEST(results_are_not_in_a_child, 1)
 
 /* ---- contexts of the child's own ---- */
 
-/* No thread: the thread sanitizer allows none behind a fork of a process with threads. */
+/* Joins in the manual mode: the thread sanitizer allows no thread
+ * after the fork of a process with threads. */
 static struct rref_ctx *child_joins(int rank, int world, const char *place)
 {
 	struct rref_options o;
@@ -353,7 +355,7 @@ static void be_a_worker(void)
 	tg_finish(ctx);
 }
 
-/* Its parent is gone when it begins: init, fork, exit. */
+/* The child begins as a daemon does (init, fork, exit), after the end of its parent. */
 DEATH_TEST(daemon__the_child_is_told_and_begins_anew, 2, 0)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -421,7 +423,7 @@ TG_TEST(a_child_waits_for_none_of_its_parents_futures, 1)
 	return 0;
 }
 
-/* They are a group of their own, beside the one of their parent, which goes on. */
+/* The children form their own group, beside the group of their parent, which goes on. */
 TG_TEST(children_of_a_worker_are_a_group, 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -486,8 +488,8 @@ TG_TEST(a_child_without_handlers_is_refused, 1)
 static _Atomic int nr_forked;
 
 /*
- * The child is in no callback, and on no thread of the pool: its own context may wait, and be shut
- * down.
+ * Forks a child that is in no callback and on no thread of the pool:
+ * its own context may wait, and be shut down.
  */
 static void fork_a_worker(void)
 {

@@ -87,7 +87,7 @@ static void init__system_calls_refused(void **state)
 		run_or_skip(denied_init, &calls[i]);
 }
 
-/* A text that quotes another one has it whole, with the remedy at its end. */
+/* Checks that a text which quotes another one has it whole, with the remedy at its end. */
 static int denied_connect(const void *arg)
 {
 	struct rref_options o = options();
@@ -114,7 +114,7 @@ static void init__connections_refused(void **state)
 
 /* ---- file systems ---- */
 
-/* A mount namespace of this process' own, or SKIPPED. */
+/* Enters a mount namespace of its own. Returns SKIPPED if that is not allowed. */
 static int own_mounts(void)
 {
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
@@ -208,7 +208,7 @@ static int write_text(const char *path, const char *text)
 
 #define GROUP_MIB 128
 
-/* A cgroup of its own for this process, with GROUP_MIB; its folder goes to path. */
+/* Puts this process into its own cgroup with GROUP_MIB, and writes the cgroup's folder to path. */
 static int enter_group(char *path, size_t size)
 {
 	static const char *const kinds[][2] = {

@@ -166,7 +166,7 @@ static void then_call(struct rref_future *f, void *arg)
 }
 
 /*
- * In the manual mode a handler's thread runs a callback while it waits. The callback waits for a
+ * A handler's thread runs a callback while it waits, in the manual mode. The callback waits for a
  * call that another thread of the pool has to serve.
  */
 TG_TEST(handler__whose_thread_runs_a_callback_that_waits_counts_once, 2)
@@ -312,7 +312,7 @@ static void then_call_inline(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Of the worker whose callbacks wait: all that hooks would answer. */
+/* Checks that calls, creations and reads are answered that need a hook of the busy worker. */
 static void calls_are_answered(void)
 {
 	struct rref *holder = tg_kept(0), *held;
@@ -334,8 +334,8 @@ static int handler_opens(struct rref_call *call, void *arg)
 }
 
 /*
- * They wait for inline handlers of their own worker, and another worker calls some, asks for a
- * function that there is not, and for a reference that a value holds. No hook can answer.
+ * All callbacks wait for inline handlers of their own worker. Meanwhile another worker calls some,
+ * asks for an unknown function, and asks for a reference that a value holds. No hook can answer.
  */
 TG_TEST(callbacks__all_that_there_may_be_wait_for_an_inline_handler, 2)
 {
@@ -454,7 +454,8 @@ static void release_write(void *arg)
 
 static int refused, early;
 
-/* After the last release the memory can be given up, and then its callback has run. */
+/* Releases the references of a region and gives it up: the
+ * callback has run when that is possible. */
 static void give_up(int nr)
 {
 	for (int i = 0; i < nr; i++) {
@@ -485,7 +486,7 @@ static int handler_gives_up(struct rref_call *call, void *arg)
 static struct rref_mem *shared;
 static _Atomic int freed;
 
-/* The second of two deregisters the memory. The first one is out until that has happened. */
+/* Deregisters the memory in the second of two callbacks. The first one waits until then. */
 static void release_both(void *arg)
 {
 	(void)arg;
@@ -512,7 +513,7 @@ TG_TEST(deregister__waits_for_release_callbacks, 1)
 	return 0;
 }
 
-/* It does not wait for another one, which may wait for it. */
+/* A release callback does not wait for another one, which may wait for the first. */
 TG_TEST(deregister__in_a_release_callback, 1)
 {
 	struct rref *ref[2];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rules for the program's code: where it does not run, what it may not call, its log, its end. */
+/* Rules for the program's code: the places where it does not run, the
+ * calls it may not make, its log, its end. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,7 +9,7 @@
 
 #include "hooks.h"
 
-/* ---- where hooks do not run ---- */
+/* ---- places without hooks ---- */
 
 static pthread_mutex_t mine = PTHREAD_MUTEX_INITIALIZER;
 
@@ -25,7 +26,7 @@ static void release_lock(void *arg)
 	then_lock(NULL, arg);
 }
 
-/* With a lock of the program's held that the hooks take, each call that does not wait returns. */
+/* Each call that does not wait returns, though the program holds a lock that its hooks take. */
 TG_TEST(calls__run_no_hooks, 2)
 {
 	ctx = tg_join(rank);
@@ -75,7 +76,7 @@ static void then_whose(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* With a poller a thread that waits for one thing is not lent out for another. */
+/* A thread that waits runs no other hook when there is a poller. */
 TG_TEST(waits__run_no_hooks_where_there_is_a_poller, 2)
 {
 	ctx = tg_join(rank);
@@ -194,7 +195,7 @@ static void log_counts(void *arg, enum rref_log_level level, const char *text)
 
 	(void)arg, (void)level;
 	if (ctx && at_load(&ctx->state) == RC_CTX_RUNNING)
-		TG_OK(rref_get_stats(ctx, &s)); /* it may ask the library */
+		TG_OK(rref_get_stats(ctx, &s)); /* the function may ask the library */
 	if (sscanf(text, "line %d", &n) == 1) {
 		if (!atomic_fetch_add(&lines, 1))
 			atomic_store(&first, n), block();
@@ -212,7 +213,8 @@ static bool is_told(struct rref_ctx *c, void *arg)
 	return atomic_load(&told) != 0;
 }
 
-/* In order, one at a time; a function that takes none loses lines and hears how many. */
+/* Lines come in order, one at a time. A log function that takes no
+ * line loses lines, and hears how many. */
 TG_TEST(log_function__that_is_slow, 1)
 {
 	struct rref_options o;
@@ -330,8 +332,8 @@ static int back(struct rref_call *call, void *arg)
 			     NULL);
 }
 
-/* Handlers of one group wait in the other, whose handlers wait
- * in the first: more at once than either pool has threads. */
+/* Lets handlers of one group wait in the other, whose handlers wait in the first. More of them wait
+ * at once than either pool has threads. */
 static int two_groups(int rank, void *arg)
 {
 	static const struct rref_function own[] = { { .name = "over", .handler = over_the_other },
@@ -356,7 +358,7 @@ static int two_groups(int rank, void *arg)
 		for (size_t i = 0; i < array_size(f); i++)
 			TG_OK(rref_rpc_async(group[0], 1, "over", NULL, RREF_DEFAULT, &f[i]));
 		for (size_t i = 0; i < array_size(f); i++) {
-			/* in the manual mode nobody else serves both */
+			/* no other thread serves both in the manual mode */
 			while (!rref_future_test(f[i])) {
 				rref_progress(group[0]);
 				rref_progress(group[1]);

@@ -52,7 +52,8 @@ static inline bool has_left(struct rref_ctx *c, void *arg)
 	return atomic_load(&left) >= *(int *)arg;
 }
 
-/* In the manual mode the program's thread of progress: it is the one that a hook keeps. */
+/* Set while the program's thread of progress runs, in the manual
+ * mode. A hook keeps that thread busy. */
 static _Atomic bool driving;
 
 static inline void *drive(void *arg)
@@ -70,7 +71,7 @@ static inline void start_driver(pthread_t *t)
 		return;
 	atomic_store(&driving, true);
 	TG_CHECK(pthread_create(t, NULL, drive, ctx) == 0);
-	usleep(5000); /* from its first look on, other threads leave hooks to it */
+	usleep(5000); /* after its first look, other threads leave hooks to it */
 }
 
 static inline void stop_driver(pthread_t t)
@@ -91,7 +92,7 @@ static inline void until(bool (*cond)(struct rref_ctx *c, void *arg), int n)
 	}
 }
 
-static _Atomic int ran; /* by hooks that count themselves */
+static _Atomic int ran; /* the number of hooks that have run */
 
 static inline bool all_ran(struct rref_ctx *c, void *arg)
 {

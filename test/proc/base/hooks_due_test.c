@@ -38,7 +38,7 @@ static void then_block(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Once the time of the graceful way is over. */
+/* Lets the hook go once the time of the graceful shutdown is over. */
 static void *let_go(void *arg)
 {
 	(void)arg;
@@ -89,8 +89,8 @@ static void count(struct rref_ctx *c, struct rc_hook *h)
 }
 
 /*
- * Manual mode. A waiter that leaves them sleeps meanwhile, and for no longer than the other thread
- * has time to come; then it runs them itself.
+ * Manual mode. A waiter sleeps while it leaves hooks to another thread, for no longer than that
+ * thread has time to come. Then the waiter runs the hooks itself.
  */
 TG_TEST(waiter__sleeps_while_hooks_are_left_to_another, 1)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The program's code that the library calls: it may wait and
- * block, and nothing else of the context waits for it. */
+/* The program's code that the library calls. It may wait and block, and
+ * nothing else of the context waits for it. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -49,7 +49,7 @@ static bool is_value(struct rref_ctx *c, void *arg)
 	return atomic_load((_Atomic int *)arg) == 1;
 }
 
-/* While a hook of this context is out: calls both ways, time-outs, reads, other hooks. */
+/* Checks that calls both ways, time-outs, reads and other hooks go on while a hook is held. */
 static void everything_else_works(void)
 {
 	static _Atomic int called;
@@ -160,7 +160,7 @@ static int blocked(int rank, void *arg)
 		start_driver(&driver);
 		bring(what, mem, at);
 		until(has_entered, 1);
-		/* On this thread, and on one that is not in the middle of anything. */
+		/* This thread works, and so does a new one. */
 		TG_CHECK(pthread_create(&other, NULL, caller_waits, NULL) == 0);
 		pthread_join(other, NULL);
 		everything_else_works();
@@ -246,7 +246,7 @@ TG_TEST(callback__that_waits, 2)
 			usleep(1000);
 		}
 		TG_OK(atomic_load(&results[0]));
-		/* And one whose call is never answered ends by its time. */
+		/* A call that is never answered ends by its time. */
 		rref_future_free(f);
 	}
 	tg_finish(ctx);
@@ -273,7 +273,7 @@ TG_TEST(callback__that_needs_an_inline_handler_here, 2)
 	return 0;
 }
 
-/* ---- how deep, how many ---- */
+/* ---- depth and number ---- */
 
 #define MANY 2000
 
@@ -331,8 +331,8 @@ TG_TEST(callbacks__that_wait_do_not_pile_up_on_a_stack, 2)
 	return 0;
 }
 
-/* More blocked callbacks than there are threads for: the rest
- * waits for one of them to end, and time-outs still come. */
+/* More callbacks block than there are threads. The others wait until one
+ * of them ends, and time-outs still come. */
 TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 {
 	struct rref_future *f[20], *late;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Limits of the system. Each is set in a process of its own, which then asks the library for
- * something. It must work, or fail with an errno that the function's block lists, by words that
- * name the limit, its value and the remedy.
+ * Limits of the system. Each is set in its own process, which then asks the library for something.
+ * It must work, or fail with an errno that the function's block lists. The text names the limit,
+ * its value and the remedy.
  */
 #include <fcntl.h>
 #include <setjmp.h>
@@ -18,7 +18,7 @@
 
 /* ---- RLIMIT_NOFILE: no number is left for the first, second, ... descriptor ---- */
 
-/* The hard limit too: rref_init raises the soft one. */
+/* Lowers the hard limit too, because rref_init raises the soft one. */
 static void limit_descriptors(rlim_t n)
 {
 	TG_IS(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ .rlim_cur = n, .rlim_max = n }), 0);
@@ -30,7 +30,7 @@ struct few {
 	bool by_name; /* the rendezvous' host is one that is looked up */
 };
 
-/* 0: it was refused as it should be. */
+/* Returns 0 if rref_init was refused with the expected error. */
 static int few_descriptors(const void *arg)
 {
 	struct rref_options o = options();
@@ -46,7 +46,7 @@ static int few_descriptors(const void *arg)
 	return WORKED;
 }
 
-/* At the rendezvous, as its rank. Nobody else comes: with enough descriptors it waits. */
+/* Joins as the rank of `few`, alone: with enough descriptors it waits at the rendezvous. */
 static int few_at_rendezvous(const void *arg)
 {
 	struct rref_options o = options();
@@ -168,7 +168,7 @@ static void values__short_files(void **state)
 		run_or_skip(short_files, &bytes[i]);
 }
 
-/* The regions that a limit allows are enough for small values, up to the bound. */
+/* Checks that the regions within the limit are enough for small values, up to the bound. */
 static int small_values(const void *arg)
 {
 	struct rref_options o = options();
@@ -306,7 +306,7 @@ static void init__few_addresses(void **state)
 
 /* ---- RLIMIT_NPROC ---- */
 
-/* The limit does not hold for root. */
+/* Leaves root, for whom the limit does not hold. */
 static void become_nobody(void)
 {
 	if (getuid() == 0)
@@ -384,7 +384,7 @@ static void calls__little_data(void **state)
 
 /* ---- RLIMIT_MEMLOCK: new memory counts against it after mlockall ---- */
 
-/* 0: it was refused as it should be. */
+/* Returns 0 if it was refused with the expected error. */
 static int little_locked(const void *arg)
 {
 	const rlim_t bytes = *(const rlim_t *)arg;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The log of a program that gives no function of its own: RREF_LOG brings it to standard error,
- * line by line. */
+/* The log of a program that gives no log function: RREF_LOG sends
+ * it to standard error, line by line. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -19,7 +19,7 @@
 
 static int saved_stderr;
 
-/* From here on standard error is a file of the test's. */
+/* Replaces standard error with a file of the test. */
 static int catch_stderr(void)
 {
 	int fd = memfd_create("stderr", MFD_CLOEXEC);
@@ -49,7 +49,7 @@ static void release_stderr(int fd)
 	close(fd);
 }
 
-/* Each line is whole, and of this worker. Returns their number. */
+/* Checks that each line is whole and comes from this worker. Returns the number of lines. */
 static int check_lines(char *text, int rank)
 {
 	char pattern[200];
@@ -159,8 +159,8 @@ TG_TEST(log__a_function_of_the_program_wins, 2)
 	return 0;
 }
 
-/* One alone says for whom it waits, though nothing comes of it: the other one starts when it was
- * said. */
+/* The first worker names the missing one while it waits. The second worker
+ * starts only after that line was logged. */
 TG_TEST(log__init_says_for_whom_it_waits, 2)
 {
 	struct rref_options o;

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Profiling scopes: each begin has exactly one end, with the right key, whether it went well,
- * failed, timed out or was cut off by the shutdown; and the trace file holds the same, also after a
- * worker was killed. With RREF_TEST_TRACE_DIR the files are kept there, for test/tools/trace.sh,
- * which reads them with a JSON parser.
+ * Profiling scopes. Each begin has exactly one end with the right key, in success, failure,
+ * time-out and shutdown. The trace file holds the same, also after a worker was killed. The files
+ * stay in RREF_TEST_TRACE_DIR, if that is set, for the JSON parser of test/tools/trace.sh.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -46,8 +45,8 @@ static void hook(void *ctx, const struct rref_scope *s)
 	pthread_mutex_unlock(&heard.lock);
 }
 
-/* How many scopes with this key have begun once and ended once
- * with this status; all others of it are a failure. */
+/* Returns the number of scopes with this key that began once and ended once with this status. Any
+ * other scope with the key is a failure. */
 static unsigned ended(const char *key, int status, int async, int peer)
 {
 	unsigned n = 0;
@@ -93,7 +92,7 @@ static const char *not_ended(void)
 	return key;
 }
 
-/* A handler's scope ends when it returns, which may be a moment after its reply has come. */
+/* Waits until all scopes have ended: a handler's scope may end a moment after its reply came. */
 static void all_ended(void)
 {
 	const char *key;
@@ -107,8 +106,8 @@ static void all_ended(void)
 	}
 }
 
-/* An end comes a moment after a test of the future may have
- * said so. It comes under the lock, or from this thread. */
+/* Waits for the ends that may come a moment after a test of the future. They come under the lock,
+ * or from this thread. */
 static void settle(struct rref_ctx *ctx)
 {
 	(void)tg_stats(ctx);
@@ -146,7 +145,7 @@ static void read_async(struct rref *r)
 	rref_future_free(f);
 }
 
-/* Each kind of scope once or more; everything that worker0 does. */
+/* Makes each kind of scope at least once, all from worker 0. */
 static unsigned do_all(struct rref_ctx *ctx)
 {
 	struct rref *mine, *theirs;
@@ -165,7 +164,7 @@ static unsigned do_all(struct rref_ctx *ctx)
 	/* to_here */
 	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v));
 	rref_view_free(v);
-	/* to_here, of an own value */
+	/* own value: to_here */
 	TG_OK(rref_to_here(mine, RREF_DEFAULT, &v));
 	rref_view_free(v);
 	/* to_here_into */
@@ -220,8 +219,8 @@ TG_TEST(scopes__each_kind_begins_and_ends_once, 2)
 		tg_set_flag(0, 1);
 	} else {
 		tg_wait_flag_serving(ctx, 0, 1);
-		/* Its handlers; each has returned, or its answer could
-		 * not have come. The read is one of the handler's own. */
+		/* The scopes of its handlers. Each handler has returned, or its answer could not
+		 * have come. The handler itself made the read. */
 		TG_IS(ended("handler#tg.echo(worker0)->(worker1)", 0, 0, 0), 1);
 		TG_IS(ended("handler#tg.read(worker0)->(worker1)", 0, 0, 0) <= 1, 1);
 		TG_IS(ended("to_here#(worker1)->(worker0)", 0, 0, 0), 1);
@@ -280,7 +279,7 @@ TG_TEST(scopes__what_fails_ends_with_its_error, 2)
 		TG_IS(ended("rpc_async#tg.hold(worker0)->(worker1)", -ECANCELED, 1, 1), 1);
 		rref_future_free(f);
 		rref_future_free(cancelled);
-		/* Freed while under way: it ends all the same. */
+		/* A future that is freed on its way still ends its scope. */
 		TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f));
 		rref_future_free(f);
 		TG_IS(ended("to_here_async#(worker0)->(worker0)", 0, 1, 0), 0);
@@ -431,7 +430,8 @@ static int killed(int rank, void *arg)
 	return 1;
 }
 
-/* Whole events up to a second ago, and no closing bracket. */
+/* Checks the file of a killed worker: whole events up to a
+ * second before, and no closing bracket. */
 static void trace__of_a_killed_worker(void **state)
 {
 	struct tg_group g = { .world = 1, .expect_killed = { 1 } };

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleepers beside one another. In each round one thread of worker 0 sleeps until its call is
- * answered. Meanwhile another thread goes through the library in some way. Only then does worker 1
- * answer; in every second round the other thread goes on until the sleeper is awake. Or the sleeper
- * reads a value that the other thread sets. A wake-up that the other thread took, or a descriptor
- * that it disarmed, leaves an event loop asleep for good. It leaves a waiter asleep until a timer
- * looks after it (half a second): so the rounds that took that long are counted. Timers that come
- * sooner would hide it: see nap.
+ * Sleepers beside one another. In each round a thread of worker 0 sleeps until its call is
+ * answered, or until another thread sets the value that it reads. Meanwhile the other thread goes
+ * through the library in some way. Only then does worker 1 answer. In every second round the other
+ * thread goes on until the sleeper is awake.
+ *
+ * The other thread may wrongly take a wake-up, or disarm a descriptor. An event loop then sleeps
+ * for good, and a waiter sleeps until a timer looks after it (half a second). So the rounds that
+ * took that long are counted. Earlier timers would hide the error: see nap.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -37,7 +38,7 @@ static _Atomic int64_t woke_at;
 static _Atomic bool napping;
 static pthread_t main_thread; /* the other one, whose waits may be short */
 
-/* In place of a time for which the library sleeps: nothing but a wake-up ends it sooner. */
+/* Returns a longer time for a sleep of the library: only a wake-up ends it sooner. */
 static int64_t nap(int64_t ns)
 {
 	bool long_one = atomic_load(&napping) && !pthread_equal(pthread_self(), main_thread);
@@ -45,7 +46,7 @@ static int64_t nap(int64_t ns)
 	return long_one ? max_of(ns, LATE_NS + 50 * NSEC_PER_MSEC) : ns;
 }
 
-/* The library is linked into this program, so these are what it calls. */
+/* Replaces ppoll for the library, which is linked into this program. */
 int ppoll(struct pollfd *fds, nfds_t nr, const struct timespec *time, const sigset_t *mask)
 {
 	int64_t ns = time ? nap(time->tv_sec * NSEC_PER_SEC + time->tv_nsec) : 0;
@@ -131,7 +132,7 @@ static void sleep_in_loop(void)
 	rref_future_free(f);
 }
 
-/* A handler's thread of the pool. */
+/* Waits on a thread of the pool. */
 static int handler_waits(struct rref_call *call, void *arg)
 {
 	(void)call, (void)arg;
@@ -171,7 +172,7 @@ static void short_call(void)
 	TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 }
 
-/* Longer than a waiter's patience. */
+/* Waits for longer than a waiter's patience. */
 static void long_wait(void)
 {
 	TG_OK(rref_rpc_sync(ctx, 1, "slow", NULL, RREF_DEFAULT, NULL));
@@ -291,7 +292,7 @@ static void pair(const struct sleeper *s, const struct other *o, int *rounds)
 	if (late > 1)
 		fprintf(stderr, "%s%s beside %s: %d of %d rounds were late\n", s->name,
 			local ? " for a value" : "", o->name, late, ROUNDS);
-	TG_CHECK(late <= 1); /* one: the machine was busy */
+	TG_CHECK(late <= 1); /* at most one: the machine was busy */
 }
 
 static int sleeper_run(int rank, void *arg)
@@ -357,7 +358,7 @@ static void handler__beside_others(void **state)
 	run(3);
 }
 
-/* ---- what an event loop is woken by ---- */
+/* ---- wake-ups of an event loop ---- */
 
 static int count_inline(struct rref_call *call, void *arg)
 {
@@ -366,8 +367,8 @@ static int count_inline(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* Manual mode: an inline call that another thread's wait took
- * in is the loop's to run, or that thread's; it is run. */
+/* Another thread's wait takes in an inline call, in the manual mode.
+ * The loop or that thread must run it. */
 TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
 {
 	static _Atomic int calls;
@@ -407,7 +408,7 @@ TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
 	return 0;
 }
 
-/* A future that another thread cancels, or completes by setting the value, in every mode. */
+/* Cancels a future from another thread, or completes it by setting the value, in every mode. */
 static void *complete_it(void *arg)
 {
 	struct rref_future *f = ((struct rref_future **)arg)[0];
@@ -447,7 +448,7 @@ TG_TEST(loop__hears_of_a_cancel, 1)
 	return 0;
 }
 
-/* Nothing happens: no thread runs. The descriptor is not readable, so a loop sleeps. */
+/* No thread runs and nothing happens. The descriptor is not readable, so a loop sleeps. */
 TG_TEST(loop__sleeps_when_nothing_happens, 2)
 {
 	ctx = tg_join(rank);
@@ -514,7 +515,7 @@ TG_TEST(wait_any__that_waits_long_sleeps, 1)
 	return 0;
 }
 
-static _Thread_local struct rref *to_set; /* by this thread itself, in the middle of its wait */
+static _Thread_local struct rref *to_set; /* set by this thread itself, during its wait */
 static _Thread_local int64_t first_read;
 
 /*
@@ -626,7 +627,8 @@ TG_TEST(wait_any__of_two_contexts, 1)
 	return 0;
 }
 
-/* Of several contexts that have pollers: these look after time-outs, and the waiter sleeps on. */
+/* Several contexts that have pollers: the pollers look after
+ * time-outs, and the waiter sleeps on. */
 TG_TEST(wait_any__of_several_contexts_sleeps, 1)
 {
 	struct rref_ctx *several[3];

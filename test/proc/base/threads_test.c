@@ -22,7 +22,8 @@ static bool is_synchronous(int sig)
 	       sig == SIGTRAP;
 }
 
-/* Threads of this process but the first, each of which must block all that is not its own. */
+/* Checks the threads of this process except the first. Each must block
+ * all foreign signals. Returns their number. */
 static int check_masks(void)
 {
 	DIR *d = opendir("/proc/self/task");
@@ -109,7 +110,7 @@ TG_TEST(no_signal_of_the_program_reaches_them, 1)
 		TG_OK(rref_future_wait(f[i], RREF_DEFAULT));
 		rref_future_free(f[i]);
 	}
-	/* And its own mask is what it was. */
+	/* The program's own mask is unchanged. */
 	pthread_sigmask(SIG_BLOCK, NULL, &set);
 	for (int sig = 1; sig < 32; sig++)
 		TG_IS(sigismember(&set, sig), sig == SIGTERM);
@@ -150,7 +151,7 @@ TG_TEST(a_limit_on_threads_is_named, 1)
 	return 0;
 }
 
-/* Nobody reads it: writes would be a SIGPIPE, and its opening would not return. */
+/* A pipe without a reader: a write would raise SIGPIPE, and opening the pipe would not return. */
 TG_TEST(a_trace_file_is_no_pipe, 1)
 {
 	struct rref_options o;

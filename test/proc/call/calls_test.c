@@ -366,7 +366,7 @@ TG_TEST(timeout__zero_is_at_once, 2)
 	struct rref_future *f;
 
 	if (rank == 0) {
-		/* In a session both are sent, though nobody waits for them. */
+		/* A session sends both, though no thread waits for them. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.hold", NULL, 0, NULL), -ETIMEDOUT);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 0, &f));
@@ -436,7 +436,7 @@ static int defer(struct rref_call *call, void *arg)
 	return RREF_DEFER;
 }
 
-/* On the pool, while the one that was put off is open. */
+/* Answers the deferred call, on the pool. */
 static int answer(struct rref_call *call, void *arg)
 {
 	(void)call;
@@ -499,7 +499,7 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 		      -EINVAL);
 		TG_IS(rref_rpc_sync(ctx, 1, "nobody", NULL, RREF_DEFAULT, NULL), -ENOSYS);
 		TG_OK(rref_rpc_async(ctx, 1, "later", tg_bytes("y", 1), RREF_DEFAULT, &g));
-		/* Behind it, and answered before it. */
+		/* This call comes later and is answered earlier. */
 		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
 		TG_IS(rref_future_test(g), 0);
 		TG_OK(rref_rpc_sync(ctx, 1, "answer", NULL, RREF_DEFAULT, NULL));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that asks for references which values hold and that are not its to ask for, or asks
- * without end; and one whose own values hold what it says they hold. It harms its own requests, or
- * its own session, and nothing else.
+ * A member that asks for references it has no right to, or asks without end.
+ * Another member whose values lie about the references they hold. Each harms its
+ * own requests or its own session, and nothing else.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,7 +19,8 @@
 
 /* ---- what worker 1 serves ---- */
 
-/* A creation whose value holds so many references to values made for it: the first two bytes. */
+/* Creates a value that holds references to new values. The first two
+ * bytes of the request give their number. */
 static int nest(struct rref_call *call, void *arg)
 {
 	static const struct rref_type secret = { sizeof(secret), "secret", 0, RREF_LOCAL_ONLY };
@@ -98,7 +99,7 @@ static void create(struct foe *f, const char *function, uint64_t n, uint16_t nr_
 	TG_OK(foe_say(f, &m));
 }
 
-/* A creation of the foe's that worker 1 has finished. */
+/* Asks for a creation, and waits until worker 1 has finished it. */
 static void created(struct foe *f, const char *function, uint64_t n, uint16_t nr_refs,
 		    unsigned char local_only)
 {
@@ -126,7 +127,7 @@ static struct rw_message a_take(struct rref_id id, struct rref_id fork, uint32_t
 	return m;
 }
 
-/* The status of the answer. */
+/* Returns the status of the answer. */
 static int take(struct foe *f, struct rref_id id, struct rref_id fork, uint32_t first, uint32_t nr)
 {
 	uint64_t before = f->nr_recv[RW_REPLY];
@@ -166,8 +167,8 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	TG_IS(take(f, id, fork, 2, 2), -EINVAL);
 	TG_IS(take(f, id, fork, RREF_REFS_MAX - 1, 1), -EINVAL);
 	TG_IS(take(f, id, fork, 0, RREF_REFS_MAX), -EINVAL);
-	/* Requests for references that it does not hold: not that
-	 * value, not by that fork, not its own fork, nothing at all. */
+	/* Requests for references that it does not hold: another value, another fork, the fork of
+	 * another holder, nothing at all. */
 	TG_IS(take(f, other, fork, 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 1002), 0, 1), -ESTALE);
 	TG_IS(take(f, id, foe_id_of(FOE, 777), 0, 1), -ESTALE);
@@ -179,7 +180,7 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	TG_CHECK(strstr(f->reply_text, "rank 2 does not hold it"));
 	TG_IS(f->reply_nr_refs, 0);
 	TG_IS(foe_fresh_look(1, &foe_shown()->of[1].forks), forks);
-	/* It lets go, and asks again. */
+	/* The foe releases its reference and asks again. */
 	TG_OK(foe_say_proto(f, RP_MSG_DELETE, id, fork));
 	TG_IS(take(f, id, fork, 0, 1), -ESTALE);
 	foe_still_served(f);
@@ -232,8 +233,8 @@ FOE_TEST(take__malformed)
 	}
 }
 
-/* Without end: each one costs it of its quota of forks, large
- * answers of its room, and all is given back with its session. */
+/* Takes without end. Each take uses up the foe's quota of forks, and large answers its room. All of
+ * it is free again when the session has ended. */
 FOE_TEST(take__flood)
 {
 	int n = tg_scale(4000);
@@ -299,7 +300,7 @@ static void rig_close(struct foe *f, struct rig *r)
 	munmap(r->memory, REGION_BYTES);
 }
 
-/* 8 bytes that hold `nr` references, or so they say. */
+/* Offers 8 bytes that hold `nr` references, or claim to. */
 static struct rp_fork put_value(struct foe *f, struct rig *r, uint16_t nr)
 {
 	struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->next), 100000 + r->next);
@@ -348,7 +349,7 @@ static void on_call(struct foe *f, const struct rw_call *c)
 	TG_OK(foe_say(f, &m)); /* twice: the second is of no call */
 }
 
-/* So many records of values of `owner` with ids from `first` on. */
+/* Prepares an answer of `nr` records for values of `owner`, with ids from `first` on. */
 static void answer_with(struct foe *f, uint16_t nr, uint32_t owner, uint64_t first)
 {
 	answer = (struct rw_reply){ .nr_refs = nr };
@@ -389,7 +390,7 @@ FOE_TEST(give__something_else)
 	rec = put_value(f, &r, 2);
 	IS(f, &rec, -EDOM, "2 taken");
 	TG_IS(asked, 1);
-	/* It was asked by the very fork that it gave. */
+	/* The question names the same fork that the foe gave. */
 	TG_CHECK(question.id.local_id == rec.id.local_id &&
 		 question.fork.local_id == rec.fork.local_id);
 	for (uint16_t n = 0; n < 5; n++) {
@@ -400,7 +401,7 @@ FOE_TEST(give__something_else)
 		else
 			IS(f, &rec, -EBADMSG, "references came, of 2 that were asked for");
 	}
-	/* Of values that are not; in the name of others; of another incarnation. */
+	/* References to unknown values, in the name of others, and of another incarnation. */
 	for (uint32_t owner = 0; owner < 2; owner++) {
 		answer_with(f, 2, owner, 1000000);
 		rec = put_value(f, &r, 2);

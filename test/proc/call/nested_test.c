@@ -98,7 +98,7 @@ TG_TEST(arguments__refused, 2)
 		TG_IS(rref_view_nr_refs(NULL), 0);
 		TG_CHECK(!f);
 		rref_view_free(v);
-		/* A value without any gives none. */
+		/* A value without references gives none. */
 		v = view_of(there);
 		TG_IS(rref_view_nr_refs(v), 0);
 		TG_IS(rref_view_ref(v, 0, RREF_DEFAULT, &out), -EINVAL);
@@ -147,7 +147,8 @@ TG_TEST(in_place__and_said_anew, 2)
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 1, 1);
 		TG_OK(rref_set(out));
-		/* A value that never comes, and one that fails: their references are let go. */
+		/* The references of a value that is never set, and of
+		 * a failed one, are released. */
 		TG_OK(rref_alloc(ctx, 1, &never, &data));
 		TG_OK(rref_set_refs(never, &a, 1));
 		TG_OK(rref_alloc(ctx, 1, &failed, &data));
@@ -186,7 +187,7 @@ TG_TEST(in_place__and_said_anew, 2)
 		TG_OK(rref_view_refs(v, 0, 2, RREF_DEFAULT, r));
 		tg_expect_bytes(r[0], "b", 1);
 		tg_expect_bytes(r[1], "a", 1);
-		/* Into the program's own memory come bytes. */
+		/* Memory of the program receives the bytes alone. */
 		TG_OK(rref_to_here_into(tg_kept(0), bytes, 66, 4, RREF_DEFAULT, &got));
 		TG_CHECK(got == 4 && !memcmp(bytes, "qqqq", 4));
 		rref_release(r[0]);
@@ -332,7 +333,7 @@ TG_TEST(dump__says_what_a_value_holds, 2)
 		TG_OK(rref_view_ref(v, 0, RREF_DEFAULT, &r[0]));
 		TG_OK(rref_view_ref(v, 1, RREF_DEFAULT, &r[1]));
 		TG_CHECK(rref_is_owner(r[0]));
-		/* where it was taken */
+		/* the place of the call */
 		TG_CHECK(strstr(dump(ctx), "site=test/proc/call/nested_test.c:"));
 		rref_release(r[0]);
 		rref_release(r[1]);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Errors that cross calls: the words of the handler's failed call come along, and the caller learns
- * whether the callee died or told of a third worker. And the errors that rref_last_error keeps.
+ * Errors that cross calls. The words of the handler's failed call come along. The caller learns
+ * whether the callee died or told of a third worker. Also the errors that rref_last_error keeps.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,14 +21,14 @@ static int return_new(struct rref_call *call, void *arg)
 	return rref_new(rref_call_context(call), NULL, 7, &made);
 }
 
-/* Its own code, which no call of the library gave. */
+/* Returns a code of its own, which no call of the library gave. */
 static int return_own(struct rref_call *call, void *arg)
 {
 	(void)call, (void)arg;
 	return -EINVAL;
 }
 
-/* An earlier failure that it got over, and another code of its own. */
+/* Fails once, recovers, and returns another code of its own. */
 static int return_other(struct rref_call *call, void *arg)
 {
 	(void)arg;
@@ -82,7 +82,7 @@ static struct rref_ctx *join(int rank)
 	return tg_init(rank, all, array_size(all));
 }
 
-/* ---- what the caller sees ---- */
+/* ---- seen by the caller ---- */
 
 #define expect(...) expect_at(__LINE__, __VA_ARGS__)
 static void expect_at(int line, const struct rref_error *e, int err, int peer, unsigned flags,
@@ -97,7 +97,7 @@ static void expect_at(int line, const struct rref_error *e, int err, int peer, u
 	}
 }
 
-/* As the thread's last error. */
+/* Expects this as the thread's last error. */
 static void expect_last(int err, int peer, unsigned flags, const char *text)
 {
 	struct rref_error e = { .size = sizeof(e) };
@@ -107,7 +107,7 @@ static void expect_last(int err, int peer, unsigned flags, const char *text)
 	TG_TEXT(text);
 }
 
-/* A call by both ways. */
+/* Calls the function in both ways, and expects the same error. */
 static void expect_call(struct rref_ctx *ctx, const char *function, int err, int peer,
 			unsigned flags, const char *text)
 {
@@ -159,7 +159,7 @@ TG_TEST(words__through_a_second_worker, 3)
 	return 0;
 }
 
-/* To a worker itself as to others. */
+/* A call to oneself carries the same words as a call to others. */
 TG_TEST(words__of_a_call_to_oneself, 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -289,7 +289,7 @@ TG_TEST(last__is_empty_when_nothing_failed, 2)
 	TG_CHECK(!*rref_last_error());
 	TG_OK(rref_last_error_detail(&e));
 	TG_CHECK(e.err == 0 && e.peer == -1 && e.flags == 0 && e.wc_status == -1 && !*e.text);
-	/* As errno: it stays, until another call fails or the context ends well. */
+	/* The error stays as errno does, until another call fails or the context ends well. */
 	TG_IS(rref_new(ctx, NULL, 1, &r), -EINVAL);
 	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.echo", NULL, RREF_DEFAULT, NULL));
 	expect_last(-EINVAL, -1, 0, "rref_new");
@@ -334,14 +334,14 @@ DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 		TG_IS(rref_rpc_sync(ctx, 1, "no.such", NULL, RREF_DEFAULT, NULL), -ENOSYS);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f));
 		TG_OK(rref_future_then(f, fails, &ran));
-		/* In the manual mode this thread runs it. At once it does too, if the call is over
-		 * already: then it says so. */
+		/* This thread runs the callback in the manual mode. It also runs it at once if the
+		 * call is over already. */
 		TG_CHECK(tg_eventually(is_set, ctx, &ran));
 		rref_future_free(f);
 		TG_IS(rref_new(ctx, NULL, 1, &n), -EINVAL);
 		tg_set_flag(0, 1);
 		TG_CHECK(tg_eventually(tg_is_dead, ctx, &two));
-		/* Its owner is to be told, and cannot be. */
+		/* The owner must be told of the release, and cannot be. */
 		rref_release(r);
 		for (int i = 0; i < 100; i++, tg_pause())
 			TG_OK(rref_progress(ctx));

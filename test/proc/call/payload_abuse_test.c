@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member whose calls say that their arguments are where they are not, or are not what they should
- * be; that never reads what it asked for; that says DONE of what is not its own. It harms its own
- * calls, or its own session, and nothing else.
+ * A member whose calls lie about the place or the shape of their arguments, that
+ * never reads its results, or that says DONE for foreign offers. It harms its
+ * own calls or its own session, and nothing else.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -37,7 +37,7 @@ static int give(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* Errors carry what came, so that the foe need not READ it. */
+/* Answers with an error that carries the sum, so that the foe need not READ it. */
 static int sum(struct rref_call *call, void *arg)
 {
 	const unsigned char *data = rref_call_data(call);
@@ -91,7 +91,7 @@ static void rig_close(struct foe *f, struct rig *r)
 	munmap(r->memory, REGION_BYTES);
 }
 
-/* A call with its payload as it should be: `length` bytes of 1, and references of the foe's own. */
+/* Makes a correct call with a payload: `length` bytes of 1, and references of the foe's own. */
 static struct rw_message put_call(struct foe *f, struct rig *r, uint32_t length, uint32_t nr)
 {
 	struct rw_message m = { .frame.type = RW_CALL };
@@ -132,7 +132,7 @@ static struct rw_message put_call(struct foe *f, struct rig *r, uint32_t length,
 	return m;
 }
 
-/* The status of its reply, or -ENOTCONN if the session ended. */
+/* Returns the status of its reply, or -ENOTCONN if the session ended. */
 static int answer(struct foe *f, const struct rw_message *m)
 {
 	uint64_t before = f->nr_recv[RW_REPLY];
@@ -170,7 +170,7 @@ FOE_TEST(payload__as_it_should_be)
 	rig_close(f, &r);
 }
 
-/* Somewhere else, with another key, another nonce, another length. */
+/* Offers another place, another key, another nonce, another length. */
 FOE_TEST(location__forged)
 {
 	struct rw_message m;
@@ -191,7 +191,7 @@ FOE_TEST(location__forged)
 	put_le32(r.memory + 20, 2);
 	TG_IS(answer(f, &m), -EBADMSG);
 	foe_still_served(f);
-	/* From here a wrong key may end the session, on hardware: its own. */
+	/* A wrong key may now end the foe's own session, on hardware. */
 	m = put_call(f, &r, 5000, 0);
 	m.u.call.loc.rkey[f->ops->kind] ^= 0x5500;
 	TG_CHECK(answer(f, &m) < 0);
@@ -203,7 +203,7 @@ FOE_TEST(location__forged)
 	foe_others_work();
 	foe_meet(f, 1);
 	m = put_call(f, &r, 5000, 0);
-	m.u.call.data_length = REGION_BYTES; /* its end is behind the region's */
+	m.u.call.data_length = REGION_BYTES; /* it ends after the region's end */
 	m.u.call.loc.length = REGION_BYTES;
 	TG_CHECK(answer(f, &m) < 0);
 	foe_others_work();
@@ -251,7 +251,7 @@ static void *flip(void *arg)
 	return NULL;
 }
 
-/* All bytes that it reads are judged by their one copy: nothing is looked at twice. */
+/* Checks that each byte is read once: the one copy is judged. */
 FOE_TEST(bytes__that_change_while_they_are_read)
 {
 	pthread_t thread;
@@ -300,7 +300,7 @@ FOE_TEST(results__that_nobody_reads)
 	TG_CHECK(bytes_offered(f) == (tg_is_shm() ? (size_t)RREF_ARGS_MAX : (size_t)n * length));
 	foe_others_work();
 	foe_still_served(f);
-	/* One is given back: the next of those that waited goes. */
+	/* One offer is given back, so the next of the waiting replies goes out. */
 	uint64_t replies = f->nr_recv[RW_REPLY];
 	struct rw_message done = { .frame.type = RW_DONE };
 
@@ -315,7 +315,8 @@ FOE_TEST(results__that_nobody_reads)
 	FOE_UNTIL(f, bytes_offered(f) == 0);
 }
 
-/* Of what was never offered, not to it, or given back before: nothing happens. */
+/* Says DONE of an offer that never was, that is another worker's, or
+ * that was given back. Nothing happens. */
 FOE_TEST(done__of_anything)
 {
 	uint32_t length = 100000;

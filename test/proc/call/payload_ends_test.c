@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls with large arguments or results that do not end well: given up, the caller or the callee
- * dead, a shutdown; and calls in calls.
+ * Calls with large arguments or results that end badly: given up, the caller or the callee dead, a
+ * shutdown. Also calls within calls.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -43,7 +43,7 @@ static int until_cancelled(struct rref_call *call, void *arg)
 		tg_pause();
 	}
 	atomic_fetch_add(heard(w), 1);
-	/* Nobody wants it: it goes all the same, and comes to nothing. */
+	/* The unwanted result is sent all the same, and has no effect. */
 	unsigned char *data = filled(100000, 1);
 	struct rref_args a = bytes(data, 100000);
 	int err = rref_call_reply(call, &a);
@@ -69,7 +69,7 @@ static bool all_heard(struct rref_ctx *ctx, void *arg)
 	return true;
 }
 
-/* One call that is given up in this way. A short time may be over before its handler is begun. */
+/* Begins one call and gives it up in this way. A short time may end before its handler begins. */
 static void give_up(struct rref_ctx *ctx, enum way w)
 {
 	struct rref_args a = bytes(&w, sizeof(w));
@@ -110,7 +110,7 @@ TG_TEST(cancelled__the_handler_can_ask, 2)
 			give_up(ctx, w);
 		}
 	}
-	/* Each handler that was begun hears of it, however often the caller tried. */
+	/* Each handler that was begun learns of it, however often the caller tried. */
 	TG_CHECK(tg_eventually(all_heard, ctx, NULL));
 	TG_IS(rref_call_cancelled(NULL), -EINVAL);
 	tg_meet_serving(ctx, 1);
@@ -132,7 +132,7 @@ TG_TEST(cancelled__before_there_is_a_session, 2)
 		give_up(ctx, CALL_TIMES_OUT);
 		TG_IS(tg_stats(ctx).sessions, 0);
 		tg_continue_worker(1);
-		/* Behind it, on the same connection, comes what is sent now. */
+		/* The next message follows on the same connection. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	}
 	tg_meet_serving(ctx, 1);
@@ -198,8 +198,8 @@ static bool peer_is_dead(struct rref_ctx *ctx, void *arg)
 	return !w.alive;
 }
 
-/* The one who reads, or the one who is read from, is killed at
- * any moment: the other goes on with all of its memory. */
+/* Kills the reader, or the owner of the memory it reads, at any moment. The other one goes on with
+ * all of its memory. */
 static int killed(int rank, void *arg)
 {
 	bool caller_dies = arg;
@@ -291,7 +291,7 @@ TG_TEST(shutdown__now, 2)
 				     i & 2 ? "tg.echo" : "tg.echo_inline", &a, RREF_DEFAULT,
 				     &f[i]));
 	if (rank == 0)
-		/* with any status: it may have met the other's end */
+		/* any status: it may have met the other's end */
 		rref_future_wait(f[0], RREF_DEFAULT);
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT));
 	for (int i = 0; i < 16; i++) {
@@ -354,8 +354,8 @@ static int32_t deep(void)
 #endif
 }
 
-/* A to B to A to B ..., and all of it on oneself: far deeper
- * than there are threads for at first. */
+/* Calls from A to B to A to B ..., and the same with oneself: far
+ * deeper than the pool has threads at first. */
 TG_TEST(nested__deeper_than_any_pool, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -389,7 +389,7 @@ TG_TEST(nested__on_oneself, 1)
 	return 0;
 }
 
-/* With payloads: the payloads of all levels are there at once. */
+/* The payloads of all levels exist at once. */
 TG_TEST(nested__with_large_arguments, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

@@ -63,7 +63,7 @@ TG_TEST(contents__every_size_and_way, 2)
 
 TG_TEST(contents__the_largest, 2)
 {
-	/* Before it joins: in manual mode nobody would answer those who connect meanwhile. */
+	/* Fill before joining: in manual mode nobody would answer while others connect. */
 	size_t n = largest();
 	unsigned char *data = rank == 0 ? filled(n, 5) : NULL;
 	struct rref_ctx *ctx = tg_join(rank);
@@ -82,7 +82,7 @@ TG_TEST(contents__the_largest, 2)
 		tg_expect_bytes(r, data, a.length);
 		rref_release(r);
 		s = tg_stats(ctx);
-		/* By READ, not by messages: a handful of these. */
+		/* READ brings it; a handful of messages is enough. */
 		TG_CHECK(s.messages_sent - before.messages_sent < 40);
 		TG_CHECK(s.read_bytes - before.read_bytes >= n + n / 8);
 		a.length = (size_t)RREF_ARGS_MAX + 1;
@@ -296,8 +296,8 @@ TG_TEST(many__at_once_both_ways, 2)
 	return 0;
 }
 
-/* No memory for it, at the caller, the callee, for the result
- * there and here: an error each, and the calls go on. */
+/* Memory is missing at the caller, at the callee, and for the result on either side. Each time an
+ * error comes, and the calls go on. */
 TG_TEST(memory__that_is_not_there, 2)
 {
 	struct rref_options o;
@@ -373,8 +373,8 @@ static int large_result(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* The caller has no memory for the result: its future says so,
- * and the callee has its own memory and references back. */
+/* The caller has no memory for the result. Its future says so, and the
+ * callee gets its own memory and references back. */
 TG_TEST(memory__for_the_result, 2)
 {
 	struct rref_options o;

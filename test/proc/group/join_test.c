@@ -58,7 +58,7 @@ TG_TEST(rendezvous__nobody_there, 1)
 	int err = rref_init(&o, &ctx);
 
 	TG_CHECK((err == -ETIMEDOUT || err == -ECONNREFUSED) && !ctx);
-	/* The attempts, and their number. */
+	/* The text names the attempts and their number. */
 	TG_TEXT(place);
 	TG_TEXT("tries");
 	TG_TEXT("rank 1");
@@ -101,8 +101,8 @@ TG_TEST(rendezvous__address_taken, 2)
 		struct rref_ctx *ctx = NULL;
 		int err = rref_init(&o, &ctx);
 
-		/* It waits for a rank 1 that never comes; the other
-		 * one has told us that it tried. */
+		/* This worker waits for a rank 1 that never comes. The other
+		 * process has told us that it tried. */
 		TG_CHECK(err == -ETIMEDOUT || err == -EADDRINUSE);
 		TG_CHECK(!ctx);
 		tg_set_flag(0, err == -EADDRINUSE ? 2 : 1);
@@ -286,7 +286,7 @@ TG_TEST(device__ibv_without_one, 1)
 	return 0;
 }
 
-/* With a device: a named one, with a port or a GID that it does not have. */
+/* A named device is asked for a port or a GID that it does not have. */
 TG_TEST(device__without_that_port_or_gid, 1)
 {
 	DIR *d = opendir("/sys/class/infiniband");

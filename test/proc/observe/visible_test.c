@@ -28,7 +28,7 @@ static int drop(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* The callee's own dump: its first bytes that fit a result. */
+/* Answers with the first bytes of the callee's own dump, as many as a result holds. */
 static int dump_here(struct rref_call *call, void *arg)
 {
 	char text[3000];
@@ -219,8 +219,8 @@ static bool child_and_user_pending(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).pending_children == 1 && tg_stats_of(ctx, 2).pending_users == 1;
 }
 
-/* keep, which waits, and tg.stats itself; the one before may
- * have been answered and not be gone yet. */
+/* Checks that only keep, which waits, and tg.stats itself are open. The call before may have been
+ * answered and still be there. */
 static bool keep_is_open(struct rref_ctx *ctx, void *arg)
 {
 	(void)arg;
@@ -233,8 +233,8 @@ static bool nothing_pending(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).pending_children == 0 && tg_stats_of(ctx, 2).pending_users == 0;
 }
 
-/* 0 owns, 1 holds and shares with 2 while 0 is stopped:
- * neither 1's child nor 2's reference can be confirmed. */
+/* Rank 0 owns, and 1 holds and shares with 2 while 0 is stopped. Neither 1's child nor 2's
+ * reference can be confirmed. */
 TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -265,7 +265,7 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_IS(tg_stats(ctx).users, 1);
 		TG_IS(peer_stats(ctx, 0).users, 1);
-		tg_stop_worker(0); /* and is stopped: it does not see later messages */
+		tg_stop_worker(0); /* then it is stopped: it does not see later messages */
 		TG_OK(rref_rpc_async(ctx, 2, "keep",
 				     &(struct rref_args){ .refs = &kept, .nr_refs = 1 },
 				     RREF_DEFAULT, &f));
@@ -364,7 +364,7 @@ TG_TEST(counters__as_text, 1)
 	TG_IS(rref_stats_format(&s, NULL, 0), n);
 	TG_IS(rref_stats_format(&s, small, sizeof(small)), n);
 	TG_CHECK(strlen(small) == 11);
-	/* An older program's struct: nothing is read behind it. */
+	/* Nothing is read past the end of an older program's struct. */
 	s.size = offsetof(struct rref_stats, users);
 	TG_IS(rref_stats_format(&s, text, sizeof(text)), strlen("owners 1\nforks 0\n"));
 	TG_IS(rref_stats_format(NULL, text, sizeof(text)), -EINVAL);
@@ -426,7 +426,7 @@ TG_TEST(dump__of_many_comes_in_pieces, 2)
 	return 0;
 }
 
-/* ---- what a shutdown leaves ---- */
+/* ---- after a shutdown ---- */
 
 static char logged[8192];
 

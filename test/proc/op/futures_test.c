@@ -66,7 +66,7 @@ TG_TEST(test__turns_without_being_waited_for, 2)
 
 	while (!rref_future_test(f)) {
 		TG_CHECK(now_ns() < end);
-		rref_progress(ctx); /* for the manual mode */
+		rref_progress(ctx); /* manual mode */
 		usleep(200);
 	}
 	TG_OK(rref_future_wait(f, 0));
@@ -347,7 +347,7 @@ TG_TEST(view__is_taken_once, 2)
 		TG_CHECK(!w);
 		rref_future_free(f);
 		rref_release(r);
-		/* The view outlives the future and the reference. */
+		/* The view outlives its future and its reference. */
 		TG_CHECK(rref_view_length(v) == 4 && memcmp(rref_view_data(v), "once", 4) == 0);
 		rref_view_free(v);
 	}

@@ -78,7 +78,7 @@ struct job {
 	struct rref *ref;
 	size_t length;
 	int times;
-	struct rref_view *kept;      /* for another thread to free */
+	struct rref_view *kept;      /* freed by another thread */
 };
 
 static void *read_often(void *arg)
@@ -116,7 +116,7 @@ TG_TEST(threads__leave_nothing_behind, 2)
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_join(thread[i], NULL), 0);
 		after = tg_stats(ctx);
-		if (tg_is_shm()) /* over ibv a large value takes several */
+		if (tg_is_shm()) /* a large value takes several over ibv */
 			TG_IS(after.reads - before.reads, reads);
 		TG_IS(after.read_bytes - before.read_bytes, bytes);
 		TG_CHECK(after.landing_bytes > before.landing_bytes);
@@ -134,7 +134,7 @@ TG_TEST(threads__leave_nothing_behind, 2)
 
 static atomic_int enough;
 
-/* Threads that come, read a little and go, one after the other. */
+/* Starts threads one after the other; each reads a little and ends. */
 static void *read_in_short_lives(void *ref)
 {
 	while (!atomic_load(&enough)) {
@@ -187,7 +187,7 @@ static void until(int s)
 		usleep(100);
 }
 
-/* A thread that outlives its first context, and ends after the second is gone too. */
+/* Reads in two contexts, one after the other, on a thread that outlives both. */
 static void *outlive(void *arg)
 {
 	struct rref **refs = arg;
@@ -234,7 +234,7 @@ TG_TEST(thread__outlives_its_contexts, 2)
 	return 0;
 }
 
-/* One thread, two contexts in turn: each read is counted where it belongs. */
+/* One thread uses two contexts in turn. Each read is counted in its own context. */
 TG_TEST(contexts__in_turn, 2)
 {
 	struct rref_ctx *ctx[2];
@@ -262,7 +262,7 @@ TG_TEST(contexts__in_turn, 2)
 	}
 	if (rank == 1)
 		tg_set_flag(3, 1);
-	/* In the manual mode both want serving. */
+	/* Both need progress in the manual mode. */
 	while (!tg_flag(3))
 		for (int i = 0; i < 2; i++)
 			rref_progress(ctx[i]);
@@ -286,7 +286,8 @@ static void *read_until_error(void *arg)
 	return NULL;
 }
 
-/* The owner dies under readers. Each ends with an error, or with its own value's bytes. */
+/* Kills the owner under its readers. Each read ends with an error,
+ * or with the bytes of its own value. */
 static int owner_dies(int rank, void *arg)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -344,7 +345,7 @@ static void *read_once(void *ref)
 	return NULL;
 }
 
-/* The fence's first step, and the connection is found again. */
+/* Takes the fence's first step, and then puts the connection back. */
 static void *stop_reads(void *arg)
 {
 	struct rref_ctx *ctx = arg;
@@ -384,7 +385,7 @@ TG_TEST(fence__waits_alone, 2)
 		TG_IS(pthread_create(&fencer, NULL, stop_reads, ctx), 0);
 		while (at_load_sc(&ctx->peers[0].conn))
 			usleep(100);
-		usleep(10000); /* it waits now, most likely */
+		usleep(10000); /* most likely the fence waits now */
 		TG_IS(tg_stats(other).reads, 0);
 		atomic_store(&let_copy_go, 1);
 		TG_IS(pthread_join(reader, NULL), 0);
@@ -409,7 +410,7 @@ static void *read_till_told(void *ref)
 	return NULL;
 }
 
-/* Its connection breaks, again and again, under threads that read. */
+/* Breaks the connection again and again under threads that read. */
 static void fences_under_readers(struct rref_ctx *ctx, struct rref *ref)
 {
 	pthread_t thread[THREADS];
@@ -494,7 +495,7 @@ TG_TEST(no_membarrier__and_the_fence_is_bound_to_a_core, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
-	/* Without fast reads there is nobody to make a barrier for. */
+	/* No barrier is needed without fast reads. */
 	if (RB_FAST(rank == 1 && tg_is_shm())) {
 		struct sigaction sa = { .sa_sigaction = on_sys, .sa_flags = SA_SIGINFO };
 		struct rref *ref = ask(ctx, 0, 64);

@@ -194,7 +194,7 @@ TG_TEST(statuses__of_each, 2)
 			TG_IS(reads[i].got, want[i] ? 0 : 10);
 			TG_CHECK(want[i] ? bytes[i][0] == 0xee : tg_filled(bytes[i], 10, 0, 0));
 		}
-		/* Nothing can be told. */
+		/* No error can be reported per read here. */
 		TG_IS(rref_to_here_into_batch(NULL, 0, 0), 0);
 		TG_IS(rref_to_here_into_batch(NULL, 1, 0), -EINVAL);
 		TG_IS(rref_to_here_into_batch(reads, (size_t)INT32_MAX + 1, 0), -EINVAL);

@@ -28,7 +28,7 @@ static unsigned char byte_at(unsigned i, size_t k)
 	return (unsigned char)(i * 31u + k * 7u + (k >> 8) + 1u);
 }
 
-/* uint32_t from: answers with EACH values from that number on. */
+/* Answers with EACH values, from the uint32_t number of the request on. */
 static int make(struct rref_call *call, void *arg)
 {
 	struct rref *r[EACH];
@@ -161,8 +161,8 @@ static int fill(struct rref_call *call, void *arg)
 }
 
 /*
- * The second one's location is made to be behind the end of the first one's memory: side by side
- * with it, and nowhere. The device refuses what brings both.
+ * Gives the second value a location right after the end of the first one's memory. The places are
+ * adjacent, but nothing is there. The device refuses a READ of both.
  */
 static int refused(int rank, void *arg)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A device that is full or late, made so: the provider's table is replaced by one that puts READs
- * off; and many threads at once. White box, over shm whatever the device under test is.
+ * A device that is full or late: the provider's table is replaced by one that puts READs off. Also
+ * many threads at once. White box, over shm with every device under test.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -52,7 +52,7 @@ static struct rref_ctx *join(int rank, const struct rref_function *fns, size_t n
 	return ctx;
 }
 
-/* A reference to a value of `length` bytes owned by rank 1, its location known here. */
+/* Returns a reference to a value of `length` bytes of rank 1, with its location known here. */
 static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed)
 {
 	unsigned char bytes[RW_INLINE_MAX];
@@ -68,9 +68,8 @@ static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed
 /* ---- a device that puts READs off ---- */
 
 /*
- * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set their completion is an
- * event of a later poll, as on a NIC, at most `slots` at once; there is no event as long as `hold`
- * is set.
+ * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set, their completion is an
+ * event of a later poll, as on a NIC, at most `slots` at once. No event comes while `hold` is set.
  */
 #define SLOTS_MAX 64
 static struct {
@@ -155,7 +154,7 @@ static void put_off(struct rref_ctx *ctx, bool late)
 	rc_unlock(ctx);
 }
 
-/* The same keys under the other provider's number: the late device is shm in disguise. */
+/* Puts the same keys under the other provider's number: the late device is shm in disguise. */
 static void disguise(struct rref_ctx *ctx, struct rref *r)
 {
 	rc_lock(ctx);
@@ -301,7 +300,7 @@ static void *mix(void *arg)
 			rref_future_free(f);
 			break;
 		}
-		case 3: /* its answer finds nobody, or somebody else in its place */
+		case 3: /* its answer finds no call, or another one in its place */
 			TG_OK(rref_rpc_async(w->ctx, 1, "tg.echo", NULL, 1, &f));
 			rref_future_wait(f, RREF_DEFAULT);
 			rref_future_free(f);

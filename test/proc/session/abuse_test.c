@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it
- * speaks to the device layer itself and says things that no worker would. Each of them ends its own
- * connection or changes nothing, and is counted. The others' calls and reads go on all the while,
- * their memory stays bounded, and its remains go.
+ * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group that speaks to the
+ * device layer itself and says things that no worker would. Each of them ends its own connection or
+ * changes nothing, and is counted. The calls and reads of the others go on, their memory stays
+ * bounded, and the foe's remains are freed.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -78,7 +78,7 @@ FOE_TEST(hello__of_somebody_else)
 	f->hs.self_incarnation++;
 	f->hello_length = rc_hello_make(&f->pair[1], &f->hs, f->hello);
 	foe_refused(f, 1, -ESTALE, "not a member");
-	/* To another worker, and to an earlier life of this one. */
+	/* Hellos to another worker, and to an earlier life of this one. */
 	foe_make_hello(f, 0);
 	foe_refused(f, 1, -EKEYREJECTED, "");
 	foe_make_hello(f, 1);
@@ -87,8 +87,8 @@ FOE_TEST(hello__of_somebody_else)
 	foe_refused(f, 1, -ESTALE, "another incarnation");
 }
 
-/* The first session must survive a copy of its hello, and so
- * must a second session that of the first. */
+/* Checks that the first session survives a copy of its hello, and a
+ * second session a copy of the first hello. */
 FOE_TEST(hello__repeated)
 {
 	struct rv_conn *session, *copy;
@@ -196,14 +196,14 @@ FOE_TEST(server__that_answers_nonsense)
 	TG_IS(foe_shown()->called, 1 + EPROTONOSUPPORT);
 	TG_CHECK(strstr(foe_shown()->called_text, "version 9 is what I speak?[2J") != NULL);
 	rc_random(answer, sizeof(answer));
-	serve_with(f, answer, RV_REASON_MAX, false); /* which is no refusal, nor is the next */
+	serve_with(f, answer, RV_REASON_MAX, false); /* neither this nor the next is a refusal */
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
 	/* and never comes */
 	serve_with(f, answer, rc_reason_make(-EALREADY, "crossing", answer), false);
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
 }
 
-/* ---- before the proof, and the proof ---- */
+/* ---- the proof, and messages before it ---- */
 
 FOE_TEST(proof__wrong_or_something_else)
 {
@@ -300,7 +300,8 @@ FOE_TEST(sequence__and_epoch_that_are_not_next)
 	TG_IS(f->nr_recv[RW_REPLY], 0);
 }
 
-/* A silent member's beacon is READ; a false one ends that member's session. */
+/* Checks that a silent member's beacon is READ, and that a false
+ * beacon ends that member's session. */
 FOE_TEST(beacon__false)
 {
 	f->beacon_mr.rkey ^= 0x5a00;
@@ -332,8 +333,8 @@ FOE_TEST(direction__wrong)
 		foe_say_number(f, bad[i].type, bad[i].number);
 		foe_must_end(f, bad[i].to, before, rw_type_name(bad[i].type));
 	}
-	/* Its own first barrier is its own affair; a cancel is a
-	 * hint; a goodbye too, which keeps none from speaking on. */
+	/* The foe's own first barrier concerns the foe alone. A cancel is a hint. A goodbye is no
+	 * more than that: its sender may speak on. */
 	foe_meet(f, 0);
 	foe_say_number(f, RW_BARRIER, 2);
 	foe_say_number(f, RW_CANCEL, 99);
@@ -341,7 +342,7 @@ FOE_TEST(direction__wrong)
 	foe_still_served(f);
 }
 
-/* It ends its own session, and nobody else's. */
+/* Ends the session of the foe, and no other. */
 FOE_TEST(fenced__says_the_foe)
 {
 	static const uint64_t still[] = { 0, 1, UINT64_MAX };
@@ -371,7 +372,7 @@ FOE_TEST(protocol__answers_never_asked_for)
 			foe_say_proto(f, quiet[i], foe_id_of(1, n), foe_id_of(1, n + 1000000));
 	foe_still_served(f);
 	TG_CHECK(foe_dropped(1) >= before + 49 * array_size(quiet));
-	/* Of a child that the victim never had: its id says so. */
+	/* The id names a child that the victim never had. */
 	for (int i = 0; i < 2; i++) {
 		foe_meet(f, 1);
 		rejects = foe_rejected(1);
@@ -392,7 +393,8 @@ FOE_TEST(protocol__answers_never_asked_for)
 	TG_CHECK(foe_dropped(1) >= before + 1000);
 }
 
-/* Worker 0's reference to the value on worker 1 outlives all of this: others_work reads it. */
+/* Attacks values of others. Worker 0's reference to the value on worker 1
+ * outlives all of this: others_work reads it. */
 FOE_TEST(protocol__what_belongs_to_others)
 {
 	uint64_t acks;
@@ -434,12 +436,12 @@ FOE_TEST(records__forged)
 	r.owner_incarnation++;
 	TG_IS(foe_reply_to(f, "tg.read", &r), -ESTALE);
 	r = foe_record(f, 0, foe_id_of(0, 1), 4);
-	r.parent = 0;                                /* in worker 0's name */
+	r.parent = 0;                                /* worker 0's name */
 	TG_IS(foe_reply_to(f, "tg.read", &r), -EPROTO);
 	r = foe_record(f, 0, foe_id_of(0, 1), 5);
 	r.fork = foe_id_of(0, 5);
 	TG_IS(foe_reply_to(f, "tg.read", &r), -EPROTO);
-	/* Its own value, at a place that is none. */
+	/* The foe's own value, at an invalid place. */
 	r = foe_record(f, FOE, foe_id_of(FOE, 1), 6);
 	r.loc = (struct rp_location){ .addr = 4096,
 				      .length = 100,
@@ -449,8 +451,8 @@ FOE_TEST(records__forged)
 				      .nr_segments = 1 };
 	/* the read with a wrong key ends this very connection */
 	TG_CHECK(foe_reply_to(f, "tg.read", &r) < 0);
-	/* Worker 0's value, at a place that is none: only its owner
-	 * says where it is, else two good workers were parted. */
+	/* Worker 0's value, at an invalid place. Only the owner's word about the place counts: else
+	 * two good workers were parted. */
 	foe_meet(f, 1);
 	r = foe_record(f, 0, foe_id_of(0, 1), 8);
 	r.loc = (struct rp_location){ .addr = 4096,
@@ -492,7 +494,7 @@ FOE_TEST(creation__with_ids_of_others)
 		foe_say(f, &m);
 		foe_must_end(f, 1, before, "creation in another's name");
 	}
-	/* Its own, many times over: made once. */
+	/* The same creation many times over makes one value. */
 	foe_meet(f, 1);
 	m.u.call.id = foe_id_of(FOE, 1);
 	m.u.call.fork = foe_id_of(FOE, 2);
@@ -506,8 +508,8 @@ FOE_TEST(creation__with_ids_of_others)
 
 /* ---- too much of it ---- */
 
-/* Beyond its bound each call is answered -EAGAIN; when those
- * before it end, the foe is served again. */
+/* Sends more calls than the bound, and each further call is answered -EAGAIN. The foe is served
+ * again when the earlier calls end. */
 FOE_TEST(flood__of_calls)
 {
 	uint64_t rss = foe_fresh_look(1, &foe_shown()->of[1].rss_kib);
@@ -546,7 +548,7 @@ FOE_TEST(flood__by_one_who_does_not_read)
 	static char data[RW_INLINE_MAX];
 
 	if (!tg_is_shm())
-		return; /* it would take a day */
+		return; /* this takes a day otherwise */
 	foe_meet(f, 1);
 	f->deaf = true;
 	m.u.call = (struct rw_call){ .kind = RW_CALL_RPC,
@@ -566,8 +568,8 @@ FOE_TEST(flood__by_one_who_does_not_read)
 	foe_still_served(f);
 }
 
-/* Handlers that wait for what never comes: their threads are
- * bounded, others' calls find one, and too many hear so. */
+/* Calls handlers that wait in vain. Their threads are bounded, the calls of others find a thread,
+ * and the calls beyond the bound get an error. */
 FOE_TEST(flood__of_calls_that_wait)
 {
 	uint8_t buf[RV_MSG_MAX];
@@ -623,7 +625,7 @@ FOE_TEST(flood__of_pings)
 	foe_still_served(f);
 }
 
-/* Sessions that come and go as fast as they can: so many are begun in a second, no more. */
+/* Begins sessions as fast as it can: a bounded number of them begins in a second. */
 FOE_TEST(flood__of_sessions)
 {
 	int64_t start = now_ns(), took;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * First contact with a worker that does not answer: only a refusal is death, silence is waited
- * through, each operation for its own time. And a worker that was lost in silence: nobody waits for
- * it again and again.
+ * First contact with a worker that does not answer. Only a refusal is death; silence is waited
+ * through, each operation for its own time. Also a worker that was lost in silence: no operation
+ * waits for it again and again.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -14,7 +14,7 @@
 #include "core/base/lock.h"
 #include "tg_death.h"
 
-#define LONGER_NS (3500 * NSEC_PER_MSEC) /* than any attempt at a session used to be given */
+#define LONGER_NS (3500 * NSEC_PER_MSEC) /* more than any attempt at a session was once given */
 #define RARELY_NS \
 	(2800 * NSEC_PER_MSEC) /* the same, of one turn of a program that makes progress rarely */
 
@@ -125,7 +125,7 @@ TG_TEST(silent__each_operation_has_its_own_time, 2)
 		}
 		TG_IS(rref_future_test(f), 0);
 		TG_IS(is_alive(ctx, 1), 1);
-		/* Of these nothing is left that would be run later. */
+		/* No later work is left of these operations. */
 		TG_IS(queued(ctx, 1), 1);
 		tg_continue_worker(1);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));
@@ -139,8 +139,8 @@ TG_TEST(silent__each_operation_has_its_own_time, 2)
 	return 0;
 }
 
-/* A program that makes progress rarely answers late, proves late and takes proofs late; all of that
- * is waited for. */
+/* Makes progress rarely: this worker answers late, proves late and takes proofs late. The others
+ * wait for all of that. */
 static int rarely_worker(int rank, void *arg)
 {
 	bool it_calls = arg;

@@ -115,7 +115,8 @@ DEATH_TEST(killed__while_the_others_are_leaving, 4, 1 << 2)
 	tg_expect_bytes(r, "x", 1);
 	tg_meet_serving(ctx, 0);
 	if (rank == 2) {
-		/* In the manual mode too the others wait for this one only; it serves a while. */
+		/* The others wait only for this worker, in the manual
+		 * mode too, so it serves a while. */
 		for (int i = 0; i < 50; i++) {
 			rref_progress(ctx);
 			tg_pause();
@@ -170,7 +171,7 @@ DEATH_TEST(killed__two_of_five_under_load, 5, 1 << 3 | 1 << 4)
 		}
 		err = rref_rpc_sync(ctx, to, "tg.read", tg_with(&r, 1), TG_LONG_NS, NULL);
 		if (err) {
-			/* Of the living only what hangs on the dead may fail. */
+			/* Only values that depend on the dead may fail. */
 			TG_IS(err, -EOWNERDEAD);
 			TG_CHECK(owner >= 3 || to >= 3);
 			lost++;
@@ -229,7 +230,8 @@ TG_TEST(user_stopped__keeps_its_references, 2)
 
 /* ---- fork(2) ---- */
 
-/* Each function that would touch what the parent owns refuses; releases and frees do nothing. */
+/* Tries each function that would touch the parent's things, and expects a
+ * refusal. Releases and frees do nothing. */
 static void try_everything(struct rref_ctx *ctx, struct rref *mine, struct rref *theirs,
 			   struct rref_future *pending)
 {

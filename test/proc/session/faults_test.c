@@ -55,8 +55,8 @@ TG_TEST(c129__order_stays, 2)
 	return 0;
 }
 
-/* Each worker creates on some, shares with others, has it read
- * and handed back, and releases; in chains. */
+/* Creates values on some workers, shares them with others that read them and hand them back, and
+ * releases them, in chains. */
 static void mill(struct rref_ctx *ctx, int rank, int rounds)
 {
 	for (int i = 0; i < rounds; i++) {
@@ -113,7 +113,7 @@ TG_TEST(everything__fails_now_and_then, 4)
 	return 0;
 }
 
-/* ---- what cannot be told for want of memory ---- */
+/* ---- news that lacks memory ---- */
 
 /* Calls until one is served: an earlier failure was nobody's key. */
 static void until_called(struct rref_ctx *ctx, int rank)
@@ -127,7 +127,7 @@ static void until_called(struct rref_ctx *ctx, int rank)
 	}
 }
 
-/* Until worker 0 has finished. */
+/* Serves until worker 0 has finished. */
 static void serve_until_flag(struct rref_ctx *ctx, int rank)
 {
 	if (rank == 0)
@@ -151,7 +151,7 @@ TG_TEST(no_memory__for_a_refusal, 2)
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:nomem=1" : "", 0);
 
 	if (rank == 1) {
-		/* as many calls as there may be */
+		/* no further calls are allowed */
 		at_sub(&ctx->peers[0].call_bytes_over, UINT64_C(1) << 40);
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 0, 2);

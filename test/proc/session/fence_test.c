@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP) for too long with references of others: the workers that were
- * awake fence them, and they find out. */
+/* Workers that stand still (SIGSTOP) for too long with references of others. The awake workers
+ * fence them, and the fenced ones find out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -24,8 +24,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&back) == 1;
 }
 
-/* The user finds itself fenced, on its next use and on each;
- * then it begins anew, and all is as it was. */
+/* The user finds itself fenced on its next use and on each later one.
+ * Then it begins anew, and works as before. */
 TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -80,8 +80,7 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 			TG_IS(rref_to_here(tg_kept(0), RREF_DEFAULT, &v), -ENETRESET);
 			TG_TEXT("stood still");
 			TG_TEXT("stall_timeout");
-			/* The READ was refused at its place; that all
-			 * the rest is lost too, the next turn finds. */
+			/* The READ was refused. The next turn finds that all else is lost too. */
 			TG_CHECK(tg_eventually(tg_is_dead, ctx, &(int){ 0 }));
 			r = tg_kept(1);
 			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL),
@@ -128,7 +127,7 @@ TG_TEST(fenced__while_it_was_reading, 2)
 			rref_progress(ctx);
 		}
 		TG_IS(tg_stats(ctx).fenced_peers, 1);
-		/* Its memory is used again. */
+		/* The owner uses the memory again. */
 		for (unsigned i = 0; i < 20; i++) {
 			TG_OK(rref_alloc(ctx, 400000, &r, &data));
 			tg_fill(data, 400000, 100 + i);
@@ -175,8 +174,8 @@ TG_TEST(fenced__never_without_a_timeout, 2)
 		lend_to(ctx, 1, "for ever");
 		tg_stop_worker(1);
 		serve_for(ctx, 6 * NSEC_PER_SEC);
-		/* Said at the next look, which over hardware comes each
-		 * half peer_timeout only: 2 s here, or not yet at 6 s. */
+		/* The next look tells. Over hardware it comes each half peer_timeout: after 2 s
+		 * here, or not yet after 6 s. */
 		TG_CHECK(tg_eventually(for_3_s, ctx, &(int){ 1 }));
 		TG_IS(tg_stats(ctx).forks, 1);
 		tg_continue_worker(1);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Two workers connect at the same moment, over a real device. The foe (tg_foe.h) plays an honest
- * worker, message by message: its own hello loses the crossing and comes when the winner's session
- * is up. test/unit/session/crossing_test.c has all orders.
+ * worker, message by message. Its own hello loses the crossing, and arrives when the winner's
+ * session is up. test/unit/session/crossing_test.c has all orders.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,8 +19,8 @@ static void on_call(struct foe *f, const struct rw_call *c)
 	call_id = c->call_id;
 }
 
-/* Worker 0, the lower rank, has called the foe over a session that it began. Returns its length:
- * the foe's own hello. */
+/* Lets worker 0, the lower rank, call the foe over a session that worker 0 began. Writes the foe's
+ * own early hello and returns its length. */
 static size_t lose_the_crossing(struct foe *f, uint8_t early[RV_HELLO_MAX])
 {
 	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
@@ -69,7 +69,8 @@ FOE_TEST(late_hello__leaves_the_session_that_is_up)
 	TG_IS(foe_shown()->called, 1);
 }
 
-/* A hello that is made later is news: the foe has lost the session, and worker 0 did not know. */
+/* Sends a hello that was made later, which is news: the foe has lost
+ * the session, and worker 0 did not know. */
 FOE_TEST(late_hello__one_that_is_new_ends_the_session)
 {
 	uint8_t early[RV_HELLO_MAX];

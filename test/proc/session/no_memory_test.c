@@ -64,7 +64,8 @@ static bool no_forks(struct rref_ctx *ctx, void *arg)
 
 static struct rref *many[MANY];
 
-/* no.keep: keeps dups of all. no.unset: answers with MANY values that nobody sets. */
+/* Keeps duplicates of all references: no.keep. (no.unset answers
+ * with MANY values that are never set.) */
 static int keep_all(struct rref_call *call, void *arg)
 {
 	(void)arg;
@@ -93,7 +94,7 @@ static struct rref_ctx *join(int rank)
 	return ctx;
 }
 
-/* Rank 1 dies when this worker's memory is gone; on return that is known. */
+/* Kills rank 1 when this worker has no memory left. Returns when the death is known. */
 static void die_without_memory(struct rref_ctx *ctx)
 {
 	int one = 1;
@@ -208,8 +209,8 @@ TG_TEST(shares__each_allocation, 2)
 }
 
 /*
- * Calls of all kinds come to a worker whose memory is gone. Each ends in an error with a reason,
- * and at once; the session stays, and with it all that is shared already.
+ * Calls of all kinds reach a worker that has no memory. Each ends at once in an error with a
+ * reason. The session stays, and so do the shared references.
  */
 TG_TEST(calls__to_a_worker_without_memory, 2)
 {

@@ -83,7 +83,7 @@ static void call(struct rref_ctx *ctx, int rank)
 	TG_OK(rref_rpc_sync(ctx, rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 }
 
-/* An error's text is read later, with no rank beside it. name: of rank 1; NULL: worker1. */
+/* Checks that a stored error's text names the dead worker. name: of rank 1, or NULL for worker1. */
 static int names_the_dead(int rank, const char *name)
 {
 	struct rref_ctx *ctx = join_named(rank, -1, rank == 1 ? name : NULL);
@@ -152,7 +152,7 @@ DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
 	return 0;
 }
 
-/* Nobody ever spoke to it: the first attempt finds out. */
+/* No worker ever spoke to it: the first attempt finds its death. */
 DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
@@ -222,8 +222,8 @@ DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
 	tg_meet_serving(ctx, 0);
 	if (rank != 0)
 		tg_die();
-	/* In the manual mode the callback holds up this very thread, so that the others' deaths are
-	 * found behind it. */
+	/* The callback holds up this very thread in the manual mode. So the deaths of the others
+	 * are found after it. */
 	if (tg_mode() == RREF_PROGRESS_MANUAL)
 		atomic_store(&heard.hold, false);
 	for (int i = 0; i < 3; i++)
@@ -268,7 +268,7 @@ DEATH_TEST(down__an_event_loop_wakes, 2, 1 << 1)
 	}
 	while (!tg_is_dead(ctx, &one))
 		TG_CHECK(loop_once(ctx));
-	/* Of a death that another thread found the loop hears, too; but once. */
+	/* Another thread found the death. The loop still learns of it, but once. */
 	while (rref_ctx_arm(ctx) || poll(&p, 1, 0)) {
 		TG_CHECK(now_ns() < tg_deadline());
 		TG_OK(rref_progress(ctx));
@@ -294,7 +294,7 @@ DEATH_TEST(down__an_event_loop_that_looks_late, 2, 1 << 1)
 	while (rref_ctx_arm(ctx))
 		TG_OK(rref_progress(ctx));
 	tg_set_flag(1, 1);
-	/* In the manual mode it is the loop itself that finds it. */
+	/* The loop itself finds the death in the manual mode. */
 	while (tg_mode() == RREF_PROGRESS_MANUAL ? !poll(&p, 1, 0) : !tg_is_dead(ctx, &one)) {
 		TG_CHECK(now_ns() < tg_deadline());
 		tg_pause();

@@ -12,8 +12,8 @@
 
 #include "tg_foe.h"
 
-/* Asks worker `to` to go on with the session of that epoch
- * over a new connection; the old one is the foe's to close. */
+/* Asks worker `to` to resume the session of that epoch over a new
+ * connection. The foe closes the old one. */
 static void dial(struct foe *f, int to, uint32_t epoch, uint64_t received)
 {
 	uint32_t own_epoch = f->hs.epoch;
@@ -31,7 +31,7 @@ static void dial(struct foe *f, int to, uint32_t epoch, uint64_t received)
 		f->hs.epoch = own_epoch;
 }
 
-/* The whole of it; false: it was not taken. */
+/* Resumes the session as a whole. Returns false if the worker did not accept it. */
 static bool resume(struct foe *f, int to, uint64_t received)
 {
 	struct rv_conn *old = f->conn;
@@ -66,8 +66,7 @@ static void refused(struct foe *f, int to, uint32_t epoch, int status)
 	f->failed = false;
 }
 
-/* Worker 1 has lost the connection, and tries on its own part:
- * it is told to leave that to the foe. */
+/* Tells worker 1, which has lost the connection and dials itself, to leave that to the foe. */
 static void leave_it_to_us(struct foe *f)
 {
 	uint8_t reason[RV_REASON_MAX];
@@ -77,7 +76,8 @@ static void leave_it_to_us(struct foe *f)
 	f->request = NULL;
 }
 
-/* The foe comes back first: the worker, whose rank is lower, must not be under way itself. */
+/* Dials before worker 1 does: the worker, whose rank is lower, must
+ * have no attempt of its own under way. */
 static void come_back(struct foe *f)
 {
 	for (;;) {
@@ -109,7 +109,7 @@ FOE_TEST(resume__as_it_should)
 	foe_still_served(f);
 }
 
-/* The connection is lost without a word: worker 1 comes by itself, and is let in. */
+/* Closes the connection without a word. Worker 1 dials by itself, and is accepted. */
 FOE_TEST(resume__by_the_worker)
 {
 	uint8_t answer[RV_ANSWER_MAX];
@@ -137,7 +137,7 @@ FOE_TEST(resume__by_the_worker)
 	foe_still_served(f);
 }
 
-/* ---- of another session, or of no session ---- */
+/* ---- another session, or none ---- */
 
 FOE_TEST(resume__of_another_session)
 {
@@ -155,7 +155,7 @@ FOE_TEST(resume__of_another_session)
 	foe_still_served(f);
 }
 
-/* A copy of the hello must not cost the session its connection. */
+/* Checks that a copy of the hello does not cost the session its connection. */
 FOE_TEST(resume__repeated)
 {
 	struct rv_conn *session;
@@ -179,7 +179,7 @@ FOE_TEST(resume__repeated)
 
 /* ---- before the proof ---- */
 
-/* An impostor ends an attempt, not the session: the real peer comes, and goes on. */
+/* Checks that an impostor ends an attempt, not the session: the real peer comes and resumes it. */
 FOE_TEST(resume__without_a_proof)
 {
 	foe_meet(f, 1);
@@ -291,7 +291,7 @@ FOE_TEST(acknowledged__what_was_never_sent)
 	}
 }
 
-/* Over the new connection the old messages again: each number once. */
+/* Sends the old messages again over the new connection: each number counts once. */
 FOE_TEST(resume__and_the_same_messages_again)
 {
 	for (int i = 0; i < 2; i++) {
@@ -308,7 +308,7 @@ FOE_TEST(resume__and_the_same_messages_again)
 	}
 }
 
-/* Too often in too short a time: the session ends, and no other begins for a while. */
+/* Resumes too often in too short a time. The session ends, and no other begins for a while. */
 FOE_TEST(resume__all_the_time)
 {
 	int n = 0, max = tg_is_shm() ? 1000 : 100;
@@ -329,10 +329,10 @@ FOE_TEST(resume__all_the_time)
 	foe_others_work();
 }
 
-/* ---- as the server of the worker's attempt ---- */
+/* ---- the server of the worker's attempt ---- */
 
-/* Worker 0 waits for the answer to a call when the connection
- * breaks, and gets something else than a resumed session. */
+/* Breaks the connection while worker 0 waits for the answer to a call. The caller then replies
+ * badly to the attempt to resume. */
 static void called_meanwhile(struct foe *f)
 {
 	foe_meet(f, 0);
@@ -349,8 +349,8 @@ static void called_meanwhile(struct foe *f)
 FOE_TEST(server__that_refuses_to_resume)
 {
 	static const struct { int reason, status; } say[] = {
-		{ -ENETRESET, -ENETRESET },     /* we were cut off */
-		{ -EAGAIN, -ENETRESET },        /* and are not to come back soon */
+		{ -ENETRESET, -ENETRESET },     /* cut off by the server */
+		{ -EAGAIN, -ENETRESET },        /* cut off, and not to come back soon */
 		{ -ESTALE, -ESTALE },           /* another incarnation, as it says each time */
 		{ -ESHUTDOWN, -EOWNERDEAD },    /* it left */
 		{ -EPROTO, -EOWNERDEAD },
@@ -373,7 +373,7 @@ FOE_TEST(server__that_refuses_to_resume)
 	}
 }
 
-/* A copy of a hello is refused with ESTALE too: once, that ends no session. */
+/* Refuses one hello with ESTALE, as a copy of a hello is refused: once, that ends no session. */
 FOE_TEST(server__that_refuses_one_attempt_as_stale)
 {
 	uint8_t reason[RV_REASON_MAX], answer[RV_ANSWER_MAX];
@@ -402,7 +402,7 @@ FOE_TEST(server__that_refuses_one_attempt_as_stale)
 	foe_still_served(f);
 }
 
-/* It answers what is no answer, again and again, or not at all: given up in bounded time. */
+/* Answers nonsense again and again, or nothing. The worker gives up in bounded time. */
 FOE_TEST(server__that_answers_nonsense_to_a_resume)
 {
 	for (int i = 0; i < 4; i++) {

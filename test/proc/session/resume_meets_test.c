@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections that break while something else is under way: a fence, a stall, a read that nobody
- * waits for any more, memory that is to go back, references in values, a shutdown, and workers that
+ * Connections that break while something else is under way. It may be a fence, a stall, an
+ * abandoned read, memory that is to go back, references in values, or a shutdown. Also workers that
  * do not make progress.
  */
 #include <pthread.h>
@@ -46,13 +46,14 @@ static struct rref_ctx *join(int rank, struct how how)
 	return ctx;
 }
 
-/* Where everything is slow, a worker that was not stopped must not be taken for one that was. */
+/* Returns a longer time where everything is slow: a worker that
+ * was not stopped must not seem to be. */
 static int64_t stall_ns(void)
 {
 	return (getenv("RREF_TEST_SLOW") ? 8 : 4) * NSEC_PER_SEC;
 }
 
-/* By a READ that the peer's device refuses. [lock] */
+/* Breaks the connection by a READ that the peer's device refuses. [lock] */
 static bool break_locked(struct rref_ctx *ctx, int rank)
 {
 	struct rc_peer *p = &ctx->peers[rank];
@@ -143,8 +144,8 @@ static bool begins_fence(struct rref_ctx *ctx, void *arg)
 	return yes;
 }
 
-/* Worker 1 stands still for too long; with or without the word
- * to it, it finds out when it goes on, and begins anew. */
+/* Stops worker 1 for too long. With or without the fence's message, it
+ * finds out when it goes on, and begins anew. */
 static void fenced(int rank, const char *faults, bool breaks)
 {
 	struct rref_ctx *ctx = join(rank,
@@ -315,7 +316,7 @@ DEATH_TEST(wrapped__given_up_while_the_connection_is_broken, 3, 1 << 2)
 		tg_stop_worker(2);
 		TG_CHECK(break_link(ctx, 2));
 		TG_CHECK(tg_eventually(is_broken, ctx, &two));
-		TG_IS(atomic_load(&back), 1); /* it may still read it */
+		TG_IS(atomic_load(&back), 1); /* the peer may still read the memory */
 		TG_IS(kill(tg_current->shared->pid[2], SIGKILL), 0);
 		TG_CHECK(tg_eventually(is_back, ctx, &two));
 		TG_IS(atomic_load(&back), 2);
@@ -385,7 +386,7 @@ TG_TEST(nested__taken_while_the_connection_breaks, 2)
 
 /* ---- a listener that is busy ---- */
 
-/* Connections that say nothing: as many of them as the other takes at most (verbs/shm/accept.c). */
+/* Opens connections that stay silent, as many as the other takes at most (verbs/shm/accept.c). */
 static void crowd(struct rref_ctx *ctx, int rank, int *sock, int nr)
 {
 	const struct rv_addr *a = &ctx->members[rank].addr[RV_SHM];
@@ -487,8 +488,8 @@ static bool sleeps_long(struct rref_ctx *ctx, void *arg)
 	return kicked || rc_state_broken(ctx->peers[1].state);
 }
 
-/* A thread of the program finds that the connection broke, and
- * goes its way: the poller sleeps, and is to do the rest. */
+/* A thread of the program finds the broken connection and leaves. The
+ * poller sleeps, and must do the rest. */
 TG_TEST(broken__while_the_poller_sleeps, 2)
 {
 	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 10 * NSEC_PER_SEC });

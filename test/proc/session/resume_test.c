@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections that break although both workers live: the session goes on over another one, and
- * nobody notices but the counters. They break as in earnest: a READ with a wrong key ends the queue
- * pairs of both sides (over shm, the connection).
+ * Connections that break although both workers live. The session goes on over another one, and only
+ * the counters show it. They break as in real use: a READ with a wrong key ends the queue pairs of
+ * both sides (over shm, the connection).
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -18,7 +18,7 @@
 
 #define NR_IDS 65536
 
-static _Atomic uint32_t seen[NR_IDS]; /* by the callee: how often that call ran */
+static _Atomic uint32_t seen[NR_IDS]; /* how often the callee ran each call */
 
 static int count(struct rref_call *call, void *arg)
 {
@@ -106,8 +106,8 @@ static void call_count(struct rref_ctx *ctx, int to, uint32_t id)
 	rref_future_free(f);
 }
 
-/* One after the other: a call, a read, a share, a break. All
- * that was before it is there after it. */
+/* A call, a read, a share and a break, one after the other. Everything
+ * from before the break is there after it. */
 TG_TEST(broken__and_nothing_is_lost, 2)
 {
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, NSEC_PER_SEC);
@@ -235,10 +235,10 @@ static const struct rref_function getting = { .name = "large", .handler = get_la
 
 struct storm {
 	int world, breaks;
-	const char *faults; /* in what is sent: core/session/inject.h */
+	const char *faults; /* faults in sent messages: core/session/inject.h */
 };
 
-/* All workers break the connections of all, at any moment, while all of them work with all. */
+/* Breaks all connections from all workers, at any moment, while all of them work together. */
 static int storm(int rank, void *arg)
 {
 	const struct storm *storm = arg;
@@ -272,7 +272,7 @@ static int storm(int rank, void *arg)
 		rref_future_free(f);
 		TG_IS(pthread_create(&thread[i], NULL, work, l), 0);
 	}
-	/* On a busy machine all would be over before some of them begin. */
+	/* Wait for all threads: on a busy machine the test could end before some begin. */
 	while (atomic_load(&at_work) < THREADS)
 		usleep(1000);
 	for (int64_t end = now_ns() + 60 * NSEC_PER_SEC; did < breaks && now_ns() < end;) {
@@ -342,7 +342,7 @@ static void broken__under_load_of_three(void **state)
 	run_storm((struct storm){ .world = 3, .breaks = 100, .faults = "" });
 }
 
-/* Messages that fail to be sent, come late, twice, and in another order, besides. */
+/* Adds messages that fail to be sent, come late, twice, or in another order. */
 static void broken__under_load_and_other_faults(void **state)
 {
 	(void)state;
@@ -354,15 +354,15 @@ static void broken__under_load_and_other_faults(void **state)
 
 /* ---- a bad reference ---- */
 
-/* The same reference with a key that is none. */
+/* Gives the reference a wrong key. */
 static void spoil(struct rref *r)
 {
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		rc_remote(r)->loc.rkey[k] ^= 0x5a0000;
 }
 
-/* One bad read among good ones, in flight together: it has its
- * own error, they have their values. */
+/* One bad read among good ones, in flight together. The bad one gets its own error, and the good
+ * ones get their values. */
 TG_TEST(bad_reference__fails_alone, 2)
 {
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, NSEC_PER_SEC);
@@ -432,8 +432,8 @@ static bool is_down(struct rref_ctx *ctx, void *arg)
 	return strcmp(s.state, "down") == 0;
 }
 
-/* So many errors in so short a time are no accident: the
- * session ends, and for a while there is no other. */
+/* So many errors in so short a time are no accident. The session
+ * ends, and no other begins for a while. */
 TG_TEST(bad_references__too_many_end_the_session, 2)
 {
 	struct rref_ctx *ctx = join(rank, 0, NSEC_PER_SEC);
@@ -473,7 +473,7 @@ TG_TEST(bad_references__too_many_end_the_session, 2)
 		struct rref_view *v;
 		int zero = 0;
 
-		/* The other side hears that it was cut off, not that somebody died. */
+		/* The other side learns that it was cut off, not that a worker died. */
 		TG_CHECK(tg_eventually(is_down, ctx, &zero));
 		TG_IS(rref_to_here(tg_kept(0), RREF_DEFAULT, &v), -ENETRESET);
 		TG_IS(tg_stats(ctx).dead_peers, 0);
@@ -485,7 +485,7 @@ TG_TEST(bad_references__too_many_end_the_session, 2)
 	return 0;
 }
 
-/* ---- and does not come back ---- */
+/* ---- a peer that stays away ---- */
 
 static bool is_broken(struct rref_ctx *ctx, void *arg)
 {
@@ -536,8 +536,8 @@ DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 		rref_progress(ctx);
 }
 
-/* It stands still for longer than it is waited for: given up,
- * and when it comes back it hears that it was cut off. */
+/* A worker stands still for longer than its peers wait. They give it up, and it learns that it was
+ * cut off when it comes back. */
 TG_TEST(broken__for_too_long, 2)
 {
 	struct rref_ctx *ctx = join(rank, 0, NSEC_PER_SEC);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session that one side ends although both workers live:
- * earlier shares are fenced, later ones work, in a new epoch. */
+/* A session that one side ends although both workers live. Earlier shares are fenced, and later
+ * ones work in a new epoch. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,7 +36,7 @@ static int echo(struct rref_call *call, void *arg)
 						    .length = rref_call_length(call) });
 }
 
-/* One value, which its owner keeps. */
+/* Answers with one value that its owner keeps. */
 static int kept(struct rref_call *call, void *arg)
 {
 	static struct rref *r;
@@ -162,9 +162,9 @@ static bool session_is_up(struct rref_ctx *ctx, void *arg)
 }
 
 /*
- * A thread finds its reference ready, is held up, and goes on when there is a new session: in the
- * new session the owner keeps nothing for the reference, and may free the value in the middle of
- * the read. White box: the thread's next steps.
+ * A thread finds its reference ready, is held up, and goes on in a new session.
+ * There the owner keeps nothing for the reference, and may free the value
+ * during the read. White box: the thread's next steps.
  */
 TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 {

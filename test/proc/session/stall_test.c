@@ -64,7 +64,7 @@ TG_TEST(stalled__not_for_being_idle, 3)
 	tg_meet_serving(ctx, 0);
 	for (int64_t end = now_ns() + stall_ns() + 2 * NSEC_PER_SEC; now_ns() < end;
 	     usleep(200000)) {
-		rref_progress(ctx); /* in the manual mode */
+		rref_progress(ctx); /* manual mode */
 		TG_IS(tg_stats(ctx).fenced_peers, 0);
 	}
 	TG_IS(tg_stats(ctx).dead_peers, 0);
@@ -74,8 +74,8 @@ TG_TEST(stalled__not_for_being_idle, 3)
 	return 0;
 }
 
-/* Its values are read on; calls and creations time out, and
- * say why. It holds nothing here: it is never fenced. */
+/* The values of a stalled owner are still read. Calls and creations time out, and say why. It holds
+ * nothing here, so it is never fenced. */
 TG_TEST(stalled__an_owner_is_read_on, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -119,8 +119,8 @@ TG_TEST(stalled__an_owner_is_read_on, 2)
 	return 0;
 }
 
-/* In the manual mode the program makes the progress: if it
- * does not, its worker stands still, though its process runs. */
+/* The program makes the progress in the manual mode. If it does not, its worker stands still,
+ * though its process runs. */
 TG_TEST(stalled__a_manual_one_that_makes_no_progress, 2)
 {
 	struct rref_ctx *ctx = join_with(rank, 60 * NSEC_PER_SEC,

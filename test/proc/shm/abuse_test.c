@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shm provider against what a peer can do to it: nonsense in shared memory and on the socket,
- * other users, silence, full sockets. It knows the provider's insides, unlike test/proc/verbs.
+ * The shm provider against a hostile peer: nonsense in shared memory and on the socket, other
+ * users, silence, full sockets. It knows the provider's insides, unlike test/proc/verbs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -301,19 +301,20 @@ static void hello__never_comes(void **state)
 	/* A peer that speaks is not kept out by them. */
 	assert_echo(good);
 	assert_echo(join());
-	/* And all are closed in the end, though the peer sleeps. */
+	/* All are closed in the end, though the peer sleeps. */
 	for (unsigned i = 0; i < array_size(s); i++) {
 		int told = raw_end(s[i]);
 
 		assert_true(told == 0 ||
-			    told == EAGAIN); /* or had to make room, and may come again */
+			    told == EAGAIN); /* EAGAIN: it made room for
+					      * another, and may come again */
 	}
 	assert_echo(join());
 	tlv_close(&me);
 	tlv_peer_exit(&peer);
 }
 
-/* A listener that is none of ours. */
+/* Replaces the listener with a foreign one. */
 static void answer__not_what_it_should_be(void **state)
 {
 	const int expected[] = { -ECONNRESET, -EPROTO, -EPROTONOSUPPORT,
@@ -369,7 +370,7 @@ static int say_hello(struct tlv_node *n)
 
 	if (s < 0 || rvs_box_create(&rx, 8, &box))
 		return -3;
-	/* It may have been dropped already. */
+	/* The connection may have been dropped already. */
 	(void)rvs_packet_send(s, &p, RVS_PKT_HELLO, (int[]){n->dev->page_fd, box}, 2);
 	return raw_end(s);
 }
@@ -399,11 +400,11 @@ static void connect__of_another_user(void **state)
 		mine = tlv_connect(&other, &peer.addr, "x", 1);
 		if (!tlv_until(&other, &mine->failed) || mine->status != -ECONNREFUSED)
 			_exit(3);
-		/* That was our own look at whose listener it is.
-		 * This is theirs: a proper hello is not answered. */
+		/* That was our own check of the listener's owner. Now the listener checks us: a
+		 * proper hello is not answered. */
 		if (say_hello(&other) != 0)
 			_exit(6);
-		/* Nor does anybody connect to it. */
+		/* No peer connects to this listener either. */
 		if (send(s[1], &other.addr, sizeof(other.addr), 0) != sizeof(other.addr))
 			_exit(4);
 		while (recv(s[1], &c, 1, MSG_DONTWAIT) != 1)
@@ -425,7 +426,7 @@ static void connect__of_another_user(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* A flood that the listener has not taken yet: connecting waits for room, within its deadline. */
+/* Fills the listener's backlog. Connecting waits for room, within its deadline. */
 static void connect__backlog_full(void **state)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};

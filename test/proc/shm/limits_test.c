@@ -26,7 +26,7 @@ static struct rlimit descriptors; /* at the start */
 
 static int restore(void **state)
 {
-	setrlimit(RLIMIT_NOFILE, &descriptors); /* if a test failed while it was low */
+	setrlimit(RLIMIT_NOFILE, &descriptors); /* a failed test may have left it low */
 	return teardown(state);
 }
 
@@ -53,7 +53,7 @@ static void reg__cannot_be_written_by_peers(void **state)
 	assert_int_equal(ftruncate(fd, 0), -1);
 	assert_int_equal(write(fd, "x", 1), -1);
 	close(fd);
-	r->mem[0] = 77; /* but by its owner */
+	r->mem[0] = 77; /* the owner may write */
 }
 
 static void reg__arguments(void **state)
@@ -149,8 +149,8 @@ static void dereg__peers_let_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* The owner registers more than our socket holds while we look
- * away: it does not wait, and nothing is lost. */
+/* Registers more at the owner than our socket holds while we look away. The owner does not wait,
+ * and nothing is lost. */
 static void reg__peer_does_not_look(void **state)
 {
 	struct tlv_remote first, last;
@@ -202,9 +202,9 @@ static void read__largest_message_lowered(void **state)
 }
 
 /*
- * Every place where a descriptor is made or received, by counting: with room for k more, for k = 0,
- * 1, ... until all succeeds. Each failure is an error with a text (or a FAILED event), and leaves
- * nothing behind.
+ * Fails at every place where a descriptor is made or received, by counting. There is room for k
+ * more, for k = 0, 1, ... until all succeeds. Each failure is an error with a text (or a FAILED
+ * event), and leaves nothing behind.
  */
 static void descriptors__run_out(void **state)
 {
@@ -258,8 +258,8 @@ next:
 	tlv_peer_exit(&peer);
 }
 
-/* The same at the accepting side: a peer is refused, not left
- * waiting, and later ones are served. */
+/* Does the same at the accepting side. A peer is refused and not
+ * left waiting, and later ones are served. */
 static void descriptors__run_out_at_the_listener(void **state)
 {
 	struct rlimit old = descriptors, low;
@@ -281,8 +281,8 @@ static void descriptors__run_out_at_the_listener(void **state)
 		while (!c->up && !c->failed)
 			assert_true(tlv_pump(&me, 10000, -1) > 0);
 		if (c->failed) {
-			/* At accept, at hello, or when it could not make its box: it lives, and
-			 * says so. */
+			/* The peer failed at accept, at hello, or in making its
+			 * box. It lives, and says so. */
 			assert_int_equal(c->status, -EAGAIN);
 		}
 		all = c->up;

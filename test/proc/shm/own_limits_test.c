@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A reader at a limit of its own: no descriptor free, no address space left. Its owner makes new
- * memory meanwhile. Only what lies in that cannot be read, with an error that names the limit, and
- * can be once there is room; the session and all other references stand.
+ * A reader at its own limit: no free descriptor, or no address space. Its owner makes new memory
+ * meanwhile. Values in the new memory cannot be read, and the error names the limit. They can be
+ * read once there is room. The session and all other references stand.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +15,7 @@
 #define SMALL ((size_t)1000)
 #define LARGE ((size_t)64 << 20)
 
-/* On rank 0: a value of 1000 bytes, or a large one, which lies in memory that is made for it. */
+/* Creates on rank 0 a value of 1000 bytes, or a large one in memory of its own. */
 static int make(struct rref_call *call, void *arg)
 {
 	size_t length = *(const char *)rref_call_data(call) == 'l' ? LARGE : SMALL;
@@ -62,8 +62,8 @@ static void expect_start(struct rref *ref)
 	TG_CHECK(tg_filled(bytes, SMALL, 0, 7));
 }
 
-/* With the limit in the way of the large values, while the old one is read; then with room again.
- */
+/* Reads the old value while the limit prevents reads of the large
+ * ones, and then all of them with room again. */
 static void at_the_limit(struct rref_ctx *ctx, int resource, rlim_t low, const char *name)
 {
 	struct rref *old = get(ctx, "s"), *large[2];
@@ -160,8 +160,9 @@ static int call_nothing(struct rref_ctx *ctx, int rank, int64_t timeout)
 }
 
 /*
- * More come to rank 0 than it has descriptors for. It lives, and nobody calls it dead. A worker
- * with little time learns why it was not enough, and the others are served when there is room.
+ * Connects more workers to rank 0 than it has descriptors for. It lives, and no
+ * worker takes it for dead. A worker with little time learns why the time was too
+ * short. The others are served when there is room.
  */
 TG_TEST(descriptors__of_a_crowd, CROWD)
 {
@@ -195,7 +196,7 @@ TG_TEST(descriptors__of_a_crowd, CROWD)
 	return 0;
 }
 
-/* It is this side that has none left. */
+/* This side has no descriptor left. */
 TG_TEST(descriptors__none_to_connect_with, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

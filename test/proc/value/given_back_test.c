@@ -8,8 +8,8 @@
 
 /* ---- the way back ---- */
 
-/* A view of the owner itself is the memory: it comes back
- * after the last of them, and the callback may give it up. */
+/* A view of the owner itself is the memory. The memory comes back after the last view, and the
+ * callback may give it up. */
 TG_TEST(given_back__after_the_last_view, 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -256,8 +256,8 @@ TG_TEST(given_back__after_the_shutdown_by_a_look_at_the_counters, 1)
 	return 0;
 }
 
-/* At once: the user holds it and is told nothing. A view and a
- * registration that the program forgot go with the context. */
+/* An immediate shutdown: the user holds a reference and is told nothing. A forgotten view and a
+ * forgotten registration go with the context. */
 TG_TEST(given_back__at_an_immediate_shutdown, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -297,7 +297,7 @@ TG_TEST(given_back__at_an_immediate_shutdown, 2)
 	return 0;
 }
 
-/* Its place, after it came back and was written over: never those bytes. */
+/* The memory came back and was written over. Its old place never shows those bytes. */
 TG_TEST(given_back__an_old_place_is_stale, 2)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -67,7 +67,7 @@ static inline bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&((struct lent *)arg)->back) == 1;
 }
 
-/* Of one value of all of it. */
+/* Waits until one value of the whole region has come back. */
 static inline void until_back(struct rref_ctx *ctx, struct lent *l)
 {
 	TG_CHECK(tg_eventually(is_back, ctx, l));

@@ -10,7 +10,7 @@
 #include "tg_refs.h"
 
 #define MANY 100000u
-#define BYTES_EACH 200u /* beside header and payload, handle included */
+#define BYTES_EACH 200u /* header and payload left out, handle included */
 
 static size_t heap(void)
 {
@@ -89,7 +89,7 @@ TG_TEST(live__what_an_owner_keeps_of_each, 1)
 	return 0;
 }
 
-/* The ways in which a handle of an own value ends: its value,
+/* All ways in which a handle of an own value ends. Its value,
  * its words, or both are to be freed. */
 TG_TEST(live__handles_that_are_never_released, 1)
 {
@@ -115,7 +115,7 @@ TG_TEST(live__handles_that_are_never_released, 1)
 	TG_IS(rref_confirmed(set) | rref_confirmed(unset) | rref_confirmed(failed) |
 		      rref_confirmed(made),
 	      0);
-	rref_free_ctx(ctx); /* which the address sanitizer watches */
+	rref_free_ctx(ctx); /* the address sanitizer watches this */
 	return 0;
 }
 

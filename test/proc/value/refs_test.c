@@ -45,7 +45,7 @@ TG_TEST(read__of_a_ready_value_is_one_read_and_no_message, 2)
 		struct rref_stats before, after;
 		struct rref_view *v;
 
-		/* the first may have to wait for the connection */
+		/* the connection may come first */
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 		rref_view_free(v);
 		before = tg_stats(ctx);
@@ -114,8 +114,8 @@ TG_TEST(read__batch_odd_elements, 2)
 		TG_OK(rref_new(ctx, "m", 1, &mine));
 		struct rref *r[5] = { mine, NULL, theirs, held, theirs };
 
-		/* One of them never comes, so all of the time passes;
-		 * the others have to come in it, on a slow machine too. */
+		/* One of them never comes, so all of the time passes. The others have to come in
+		 * it, on a slow machine too. */
 		TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v[0]));
 		rref_view_free(v[0]);
 		TG_IS(rref_to_here_batch(r, 5, (tg_is_shm() ? 300 : 3000) * MS, v, status), 3);
@@ -142,7 +142,7 @@ TG_TEST(read__batch_odd_elements, 2)
 	return 0;
 }
 
-/* ---- in place: alloc, set, set_error ---- */
+/* ---- alloc, set and set_error in place ---- */
 
 TG_TEST(alloc__filled_in_place_and_set, 2)
 {
@@ -213,7 +213,7 @@ TG_TEST(unset__released_by_its_owner, 2)
 
 		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
 		tg_ask(ctx, 1, "pub.drop", (struct tg_make){ 0 });
-		/* Nobody can set it any more. */
+		/* No handle is left that could set it. */
 		TG_IS(rref_future_wait(f, RREF_DEFAULT), -ECANCELED);
 		rref_future_free(f);
 		tg_expect_error(r, -ECANCELED, "before it was set");
@@ -239,7 +239,7 @@ TG_TEST(not_ready__reads_park_at_the_owner_and_hold_no_thread, 2)
 	tg_options(&o, rank);
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
-	o.nr_threads = 1; /* one held thread would show */
+	o.nr_threads = 1; /* one thread: a held one would show */
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
 	tg_meet_serving(ctx, 0);
@@ -425,8 +425,8 @@ TG_TEST(contexts__two_groups_in_two_processes, 2)
 		tg_expect_bytes(r, &i, sizeof(i));
 		rref_release(r);
 	}
-	/* In the manual mode nobody serves one group while this
-	 * thread waits in the other: all is done before. */
+	/* No thread serves one group while this thread waits in the other
+	 * (manual mode). So all is done before. */
 	for (int done = 0; done < 2; done++) {
 		atomic_fetch_add(&tg_current->shared->arrived[1], 1);
 		while (atomic_load(&tg_current->shared->arrived[1]) < 2 * (done + 1)) {
@@ -440,7 +440,7 @@ TG_TEST(contexts__two_groups_in_two_processes, 2)
 	return 0;
 }
 
-/* ---- one handle, many threads ---- */
+/* ---- many threads with one handle ---- */
 
 struct shared_handle {
 	struct rref *r;

@@ -136,7 +136,7 @@ TG_TEST(mixed__all_are_given_back, 1)
 	return 0;
 }
 
-/* Of others' values: their owner hears of each. */
+/* The owner of foreign values learns of each release. */
 TG_TEST(of_others__their_owner_hears, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -145,7 +145,7 @@ TG_TEST(size__large_ones, 2)
 			size_t got;
 
 			expect_filled(r, sizes[i], (unsigned)i);
-			/* And pieces of it, with a start and an end that fit nothing. */
+			/* Pieces of it can be read, with any start and end. */
 			for (size_t at = 777; at < sizes[i]; at += sizes[i] / 5) {
 				TG_OK(rref_to_here_into(r, buf, at, sizeof(buf), RREF_DEFAULT,
 							&got));
@@ -289,7 +289,7 @@ struct other {
 	size_t length;
 };
 
-/* On a thread of its own, which may keep the buffer for its next read. */
+/* Reads on a thread of its own, which may keep the buffer for its next read. */
 static void *read_and_free(void *arg)
 {
 	struct other *o = arg;
@@ -323,7 +323,7 @@ TG_TEST(bound__on_landing, 2)
 			TG_IS(rref_to_here(big, RREF_DEFAULT, &none), -ENOMEM);
 			TG_TEXT("33554432");
 		}
-		/* In pieces it goes. */
+		/* Reading in pieces works. */
 		TG_OK(rref_to_here_into(big, buf, 20 * MIB, sizeof(buf), RREF_DEFAULT, &got));
 		TG_CHECK(got == sizeof(buf) && tg_filled(buf, got, 20 * MIB, 1));
 		while (n < 64 && !(err = rref_to_here(one, RREF_DEFAULT, &v[n])))
@@ -332,7 +332,7 @@ TG_TEST(bound__on_landing, 2)
 		TG_CHECK(n >= 5 && n < 16 && !none);
 		for (size_t i = 0; i < n; i++)
 			TG_CHECK(tg_filled(rref_view_data(v[i]), MIB, 0, 2));
-		/* One is freed, one can be read. */
+		/* Freeing one view allows one read. */
 		rref_view_free(v[--n]);
 		TG_OK(rref_to_here(one, RREF_DEFAULT, &v[n++]));
 		while (n)

@@ -18,10 +18,10 @@
 #define REGION_IOVA (UINT64_C(0x7e57) << 32)
 #define NONCE UINT64_C(0x1122334455667788)
 
-/* ---- what worker 1 does with what it is given ---- */
+/* ---- functions of worker 1 ---- */
 
 static pthread_mutex_t last_lock = PTHREAD_MUTEX_INITIALIZER;
-static char last[RP_TEXT_MAX];   /* of "ask": how it ended, for who cannot be told at once */
+static char last[RP_TEXT_MAX];   /* result of "ask", for an asker that cannot be told at once */
 
 static int64_t patience(const struct rref_call *call)
 {
@@ -71,7 +71,7 @@ static int tell_last(struct rref_call *call, void *arg)
 	return rref_call_error(call, *text ? -EDOM : -ENOENT, "%s", text);
 }
 
-/* A creation: 32 bytes that stay here. */
+/* Creates a value of 32 bytes that stays here. */
 static int secret(struct rref_call *call, void *arg)
 {
 	static const struct rref_type type = { sizeof(type), "secret", 0, RREF_LOCAL_ONLY };
@@ -115,7 +115,7 @@ static void rig_close(struct foe *f, struct rig *r)
 	munmap(r->memory, REGION_BYTES);
 }
 
-/* By docs/WIRE.md, not by the library. */
+/* Returns the hash as docs/WIRE.md defines it, without the library. */
 static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flags)
 {
 	unsigned char in[11 + 128 + 12 + 1], out[16];
@@ -131,7 +131,7 @@ static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flag
 	return get_le64(out);
 }
 
-/* A value with its header as it should be; `length` bytes of 1, and a table of `nr` lengths. */
+/* Offers a value with a correct header, `length` bytes of 1, and a table of `nr` lengths. */
 static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, uint64_t hash,
 				uint32_t nr, const uint64_t *table)
 {
@@ -261,7 +261,7 @@ FOE_TEST(elements__that_are_not_whole)
 	IS(f, "inspect", &rec, -EBADMSG, "its type");
 	rec = put_value(f, &r, 0, type_hash("int32", 4, 0), 0, NULL);
 	IS(f, "inspect", &rec, -EBADMSG, "its type");
-	/* Of a type that worker 1 does not know nothing can be said. */
+	/* Nothing can be said of a type that worker 1 does not know. */
 	rec = put_value(f, &r, 7, type_hash("foes", 4, 0), 1, NULL);
 	IS(f, "inspect", &rec, -EDOM, "1 segments, sum 7");
 	foe_still_served(f);
@@ -363,7 +363,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	}
 	foe_still_served(f);
 	TG_CHECK(foe_dropped(1) >= dropped + 1001);
-	/* It dies with the question unanswered. */
+	/* The foe dies with the question unanswered. */
 	rec = put_value(f, &r, 8, type_hash("never", 4, 0), 1, NULL);
 	size_t n = foe_a_call(buf, "ask", 6, &rec, 1);
 
@@ -374,7 +374,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	foe_meet(f, 1);
 	char dead[16], reset[16];
 
-	/* It may come back before worker 1 sees that it went. */
+	/* The foe may come back before worker 1 sees that it went. */
 	snprintf(dead, sizeof(dead), "%d ", -EOWNERDEAD);
 	snprintf(reset, sizeof(reset), "%d ", -ENETRESET);
 	for (int64_t end = tg_deadline();
@@ -406,7 +406,7 @@ static void create(struct foe *f, const char *function, uint64_t n)
 	TG_OK(foe_say(f, &m));
 }
 
-/* The owner tells the type of a value that the asker holds, and of no other. */
+/* Checks that the owner tells the type of a value that the asker holds, and of no other. */
 FOE_TEST(type_query__of_what_it_holds)
 {
 	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001);
@@ -442,7 +442,7 @@ FOE_TEST(type_query__of_what_it_holds)
 
 /* ---- values that stay with their owner ---- */
 
-/* It is ready, and there is nothing to read it by. */
+/* Checks that the value is ready, and that nothing allows a read of it. */
 static void has_no_place(const struct rp_location *l)
 {
 	TG_CHECK(l->version == 1 && l->length == 32 &&
@@ -476,7 +476,7 @@ FOE_TEST(local_only__tells_no_place)
 	foe_still_served(f);
 }
 
-/* The foe's own, or so it says: nothing is read, and the reader hears whose it is. */
+/* Claims that a value is the foe's own. Nothing is read, and the reader learns the owner. */
 FOE_TEST(local_only__of_the_foe)
 {
 	struct rp_fork rec;

@@ -31,7 +31,7 @@ TG_TEST(expect__a_mismatch_names_both_types_value_and_owner, 3)
 		TG_TEXT("not tick (elements of 16 bytes)");
 		TG_TEXT(rref_owner_name(other));
 		TG_OK(rref_expect_type(r, &tgt_tick, RREF_DEFAULT));
-		/* Of the same name, and yet another type. */
+		/* Another type of the same name. */
 		TG_IS(rref_expect_type(r, &narrow, RREF_DEFAULT), -EPROTOTYPE);
 		TG_TEXT("not tick (elements of 8 bytes)");
 		TG_IS(rref_expect_type(r, &local, RREF_DEFAULT), -EPROTOTYPE);

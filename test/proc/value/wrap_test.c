@@ -32,7 +32,7 @@ static void all_sizes(struct rref_ctx *ctx, bool own)
 		rref_view_free(v);
 		for (w.by = 0; w.by < 3; w.by++) {
 			read_there(ctx, 1, r, w);
-			read_there(ctx, 0, r, w); /* by a call to itself */
+			read_there(ctx, 0, r, w); /* reads in a call to itself */
 		}
 		TG_IS(tg_stats(ctx).wrapped_bytes, w.length);
 		TG_IS(tg_stats(ctx).value_bytes, 64);
@@ -53,7 +53,7 @@ TG_TEST(wrap__sizes_and_ways_of_reading, 2)
 
 		for (int own = 0; own <= !tg_is_shm(); own++)
 			all_sizes(ctx, own);
-		/* Headers and landing memory came from the library's own regions. */
+		/* Headers and landing memory used the library's own regions. */
 		TG_CHECK(tg_stats(ctx).nr_regions - regions <= 3);
 		TG_CHECK(tg_stats(ctx).registered_bytes >= bytes);
 		tg_all_clean(ctx);
@@ -62,8 +62,7 @@ TG_TEST(wrap__sizes_and_ways_of_reading, 2)
 	return 0;
 }
 
-/* Over shm a read is bounded by a gigabyte; this makes it
- * small, so that wrapped memory is read in pieces there too. */
+/* Shm allows reads of a gigabyte. A smaller limit makes it read wrapped memory in pieces too. */
 TG_TEST(wrap__in_pieces_above_the_largest_message, 2)
 {
 	TG_IS(setenv("RREF_SHM_MAX_MSG", "5000", 1), 0);
@@ -161,7 +160,7 @@ TG_TEST(wrap__many_in_one_registration, 2)
 	return 0;
 }
 
-/* Its type travels with it, and its shape is checked where it is made. */
+/* The type travels with the value, and its shape is checked at its creation. */
 TG_TEST(wrap__a_typed_one, 2)
 {
 	static const struct rref_type floats = { sizeof(floats), "float32[]", 0, 0 },
@@ -398,7 +397,7 @@ TG_TEST(refused__arguments, 2)
 			TG_IS(rref_mem_register(ctx, map + 4000, 200, &m), -EFAULT);
 			TG_TEXT("not all mapped");
 			TG_IS(munmap(map, 4096) | munmap(map + 8192, 4096), 0);
-			/* Nothing is written to it: it need not be writable. */
+			/* Read-only memory is enough: the library writes nothing to it. */
 			map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 				   -1, 0);
 			TG_CHECK(map != MAP_FAILED);
@@ -460,7 +459,8 @@ TG_TEST(refused__arguments, 2)
 	return 0;
 }
 
-/* Before devices are opened: they refuse a process whose credentials changed since. */
+/* Drops the right to lock memory. Call it before devices are opened: they
+ * refuse a process whose credentials changed since. */
 static void no_privilege_to_lock(void)
 {
 	struct __user_cap_header_struct h = { .version = _LINUX_CAPABILITY_VERSION_3 };

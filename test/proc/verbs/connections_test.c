@@ -108,7 +108,7 @@ static void connect__rejected_with_reason(void **state)
 	assert_memory_equal(c->text, reason, sizeof(reason));
 	assert_int_equal(c->nr_connected, 0);
 	tlv_close_conn(c);
-	/* It is no grudge. */
+	/* Later attempts succeed. */
 	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, false, NULL, 0);
 	assert_echo(join());
 	tlv_close(&me);
@@ -142,7 +142,7 @@ static void connect__listener_stopped(void **state)
 	assert_int_equal(c->status, -ETIMEDOUT);
 	tlv_close_conn(c);
 	kill(peer.pid, SIGCONT);
-	/* It now finds a request whose maker gave up; that harms nobody. */
+	/* The listener now finds a request whose maker gave up, which harms no other peer. */
 	c = tlv_connect(&me, &peer.addr, "x", 1);
 	assert_true(tlv_until(&me, &c->up));
 	assert_echo(c);
@@ -327,14 +327,15 @@ static void message__kept_across_close_conn(void **state)
 static void wake__both_sides_sleep(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);
-	uint64_t before = me.nr_timeouts; /* while they connected there were some */
+	uint64_t before = me.nr_timeouts; /* connecting may have caused some */
 	unsigned nr = tlv_scaled(20000);
 	struct tlv_msg m;
 
 	(void)state;
 	for (unsigned i = 0; i < nr; i++) {
 		assert_int_equal(tlv_send_next(c, 24), 0);
-		/* A wake-up may be for what was taken in already; none in 5 s is a lost one. */
+		/* A wake-up may be for messages that are in already. No
+		 * wake-up within 5 s is a lost one. */
 		while (c->nr_recv < i + 1) {
 			assert_true(tlv_pump(&me, 5000, -1) >= 0);
 			assert_int_equal(me.nr_timeouts, before);

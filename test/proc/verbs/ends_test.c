@@ -23,8 +23,8 @@
 /* --- fences and ends -------------------------------------------------------------------------- */
 
 /*
- * The owner revokes (the connection, or the key), and as soon as that call returned overwrites the
- * memory, while we READ it all the time: a READ that says success has not one new byte.
+ * Lets the owner revoke the connection or the key, and overwrite the memory as soon as that call
+ * returns. We READ the memory all the time: a successful READ has not one new byte.
  */
 static void race_with_revocation(enum tlv_op op)
 {
@@ -100,7 +100,7 @@ static void close__unfinished_reads_reported_once(void **state)
 	assert_in_range(rc, 1, nr);
 	posted = (unsigned)rc;
 	tlv_close_conn(c);
-	memcpy(before, to->mem, MIB); /* from here on nothing may be written there */
+	memcpy(before, to->mem, MIB); /* nothing may be written there any more */
 	tlv_pump_for(&me, 200);
 	assert_memory_equal(before, to->mem, MIB);
 	free(before);
@@ -215,7 +215,7 @@ static void close__leaks_nothing(void **state)
 	assert_int_equal(tlv_open_fds(), fds);
 	m = tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_COUNT});
 	assert_int_equal(m.a, theirs.a);
-	if (!UNDER_SANITIZER) { /* their allocators map as they please */
+	if (!UNDER_SANITIZER) { /* the sanitizers' allocators map as they please */
 		assert_true(tlv_maps() <= maps + 2);
 		assert_true(m.b <= theirs.b + 2);
 	}

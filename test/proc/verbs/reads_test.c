@@ -51,8 +51,8 @@ static void read__sizes_and_pieces(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* As many pieces as the device takes, each of another length
- * and some empty; several such READs with one doorbell. */
+/* Reads as many pieces as the device takes, each of another length and some empty. Several such
+ * READs share one doorbell. */
 static void read__many_pieces(void **state)
 {
 	enum { READS = 5, EACH = 4096 };
@@ -90,7 +90,7 @@ static void read__many_pieces(void **state)
 			at += sge[i][k].length;
 		}
 	}
-	/* One piece without a key among good ones is refused as a single one is. */
+	/* One piece without a key among good ones is refused, as a single piece is. */
 	sge[1][r[1].nr_sge - 1].lkey = 0;
 	if (me.caps.max_sge > RV_READ_SGE) {
 		assert_int_equal(tlv_reads(c, &r[1], 1), 0);
@@ -194,7 +194,7 @@ static void read__not_postable(void **state)
 	r.nr_sge = RV_READ_SGE_MAX + 1;
 	r.more = many;
 	assert_int_equal(me.ops->post_reads(c->conn, &r, 1), -EINVAL);
-	/* Nothing was posted, so nothing is broken. */
+	/* No READ was posted, so nothing is broken. */
 	assert_reads(c, &from, 8, to);
 	assert_echo(c);
 	tlv_close(&me);
@@ -202,9 +202,8 @@ static void read__not_postable(void **state)
 }
 
 /*
- * The short way to wait for a READ. It brings the good ones, each once, and in order. All else
- * stays where poll finds it, and later READs wait there too. If READs are over at once it never
- * brings any.
+ * Waits for READs in the short way. It reports the good ones, each once, and in order. Everything
+ * else stays for poll, and later READs wait there too. It never reports any if READs end at once.
  */
 static void read__by_the_short_way(void **state)
 {
@@ -233,7 +232,7 @@ static void read__by_the_short_way(void **state)
 		}
 		memset(to->mem, TLV_PATTERN_LOCAL, to->size);
 		if (round % 2)
-			assert_int_equal(tlv_send_next(c, 32), 0); /* its completion is for poll */
+			assert_int_equal(tlv_send_next(c, 32), 0); /* poll reports its completion */
 		assert_int_equal(me.ops->post_reads(c->conn, r, READS), READS);
 		for (unsigned i = 0; i < READS && !me.caps.reads_inline; i++) {
 			unsigned looks = 0;
@@ -269,7 +268,7 @@ static void read__by_the_short_way(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* A region that comes after the connection, and keys that are used again. */
+/* Registers a region after the connection, and uses keys again. */
 static void read__regions_come_and_go(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_COUNT);
@@ -291,7 +290,8 @@ static void read__regions_come_and_go(void **state)
 	tlv_peer_exit(&peer);
 }
 
-/* A hint changes nothing, not even one for a READ that would be refused, or for missing memory. */
+/* Checks that a hint changes nothing, not even for a READ that
+ * would be refused, or for missing memory. */
 static void read__announced(void **state)
 {
 	struct tlv_conn *c = start_joined(TLV_ECHO);
@@ -300,7 +300,7 @@ static void read__announced(void **state)
 	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
 
 	(void)state;
-	/* before the region was taken, and behind a READ of it */
+	/* before the region is taken, and after a READ of it */
 	for (unsigned taken = 0; taken < 2; taken++) {
 		const struct { uint32_t rkey; uint64_t addr, length; } said[] = {
 			{ from.rkey, from.iova, from.size }, { from.rkey, from.iova, 72 },
@@ -321,8 +321,8 @@ static void read__announced(void **state)
 		assert_int_equal(tlv_read(c, &from, 100, to, 4000), 0);
 		assert_int_equal(tlv_differs(to->mem, 4000, 15, 100), -1);
 	}
-	/* Of a region that has gone, whose place another one may
-	 * have; and over a connection that has ended. */
+	/* Hints about a region that has gone, whose place may be used again. Also a hint over a
+	 * connection that has ended. */
 	tlv_ask(&peer, (struct tlv_msg){ .op = TLV_OP_UNREGION, .a = gone.index });
 	me.ops->will_read(c->conn, gone.rkey, gone.iova, 72);
 	from = tlv_peer_region(&peer, 65536, RV_ACCESS_REMOTE_READ, 16);

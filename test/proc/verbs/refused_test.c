@@ -10,8 +10,8 @@
 #include "pair.h"
 
 /*
- * A READ that must be refused, over the first of two connections to one device: it fails, that
- * connection ends on both sides, and the other one knows nothing of it.
+ * A READ that must be refused, over the first of two connections to one device. It fails, and that
+ * connection ends on both sides. The other connection does not notice.
  */
 struct refusal {
 	struct tlv_conn *bad, *good;
