@@ -46,9 +46,9 @@ int tg_scale(int n)
 }
 
 /*
- * A port is chosen here and bound later by rank 0. Each process has a loopback address of its own
- * for that, made of its pid, so that neither test programs that run beside each other nor the
- * kernel's own choices can take it meanwhile.
+ * Chooses a port, which rank 0 binds later. Each process has its own loopback
+ * address for that, made of its pid. So neither other test programs nor the
+ * kernel's choices can take the port meanwhile.
  */
 void tg_free_place(char *buf, size_t size)
 {
@@ -513,8 +513,8 @@ static bool ended_badly(const struct tg_group *g, int rank, const siginfo_t *how
 }
 
 /*
- * Returns how many workers did not end as expected. Once one has failed, the others may wait for it
- * in vain until their own deadline: they get a little time to say what they noticed.
+ * Returns the number of workers that did not end as expected. After a failure the others may wait
+ * in vain until their own deadline. They get a little time to say what they noticed.
  */
 static int wait_for_all(struct tg_group *g, int64_t end)
 {

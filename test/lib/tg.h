@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Groups of real worker processes for tests. tg_run forks `world` children, each runs worker(rank,
- * arg) and exits with its result; the parent waits for each by pid, with a deadline after which the
- * survivors are ended (by pid) and the run fails. The device is RREF_TEST_DEVICE (default shm).
+ * Groups of real worker processes for tests. tg_run forks `world` children; each runs worker(rank,
+ * arg) and exits with its result. The parent waits for each by pid, until a deadline. Then it ends
+ * the survivors (by pid), and the run fails. The device is RREF_TEST_DEVICE (default shm).
  */
 #ifndef TG_GROUP_H
 #define TG_GROUP_H
@@ -21,7 +21,7 @@
 
 struct tg_group {
 	int world;
-	int timeout_s;              /* of the whole run; 0 = 60, times RREF_TEST_SLOW */
+	int timeout_s;              /* seconds for the whole run; 0 = 60, times RREF_TEST_SLOW */
 	int expect_killed[TG_MAX];  /* rank -> 1: this one ends by SIGKILL */
 	/* made by tg_run */
 	char rendezvous[64];
@@ -39,9 +39,9 @@ struct tg_shared {
 	char bytes[4096];
 };
 
-extern struct tg_group *tg_current;   /* in a worker: its run */
+extern struct tg_group *tg_current;   /* the run of this worker */
 
-/* 0 when every worker ended as expected. */
+/* Runs the group; returns 0 when every worker ended as expected. */
 int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *arg);
 int tg_run(int world, int (*worker)(int rank, void *arg), void *arg);
 
@@ -68,8 +68,8 @@ void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
 int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
-/* between two looks at what is waited for: longer on emulated
- * hardware, which has no time to spare */
+/* Sleeps between two looks at an awaited thing, for longer on emulated
+ * hardware, which has no time to spare. */
 void tg_pause(void);
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
 void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
@@ -80,7 +80,8 @@ bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ct
  * operation, which still holds it. */
 bool tg_idle(struct rref_ctx *ctx, void *arg);
 
-/* As tg_meet and tg_wait_flag, for workers that have to serve meanwhile in every progress mode. */
+/* Do as tg_meet and tg_wait_flag, for workers that have to serve
+ * meanwhile in every progress mode. */
 void tg_meet_serving(struct rref_ctx *ctx, int i);
 void tg_wait_flag_serving(struct rref_ctx *ctx, int i, int value);
 void tg_set_flag(int i, int value);
@@ -102,8 +103,8 @@ extern const struct rref_function tg_functions[];
 extern const size_t tg_nr_functions;
 /* tg_options and tg_functions. */
 struct rref_ctx *tg_join(int rank);
-/* rref_init with these options must fail so, with this in the
- * text; or it must not, and this worker leaves again. */
+/* tg_refuse: rref_init must fail with err, and with this in its text. tg_accept: it must succeed,
+ * and this worker leaves again. */
 void tg_refuse(const struct rref_options *o, int err, const char *text);
 void tg_accept(const struct rref_options *o);
 /* Counters of worker `rank`, by a call. */
@@ -114,8 +115,7 @@ void tg_until_clean(struct rref_ctx *ctx, int rank);
 /* Waits until `nr` calls of tg.hold are held by worker `rank`; answers them. */
 void tg_until_held(struct rref_ctx *ctx, int rank, int nr);
 int tg_release_held(struct rref_ctx *ctx, int rank);
-/* In this process: forgets the calls held here, each answered
- * with an error. For use after a shutdown. */
+/* Forgets the calls held in this process, each answered with an error. For use after a shutdown. */
 void tg_drop_held(void);
 /* Takes the result of a call that must be `length` bytes. */
 void tg_result(struct rref_future *f, void *to, size_t length);

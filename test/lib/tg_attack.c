@@ -54,7 +54,7 @@ bool tg_act_stay_silent(struct foe *f, int sock)
 	return true;
 }
 
-/* A packet of one byte. */
+/* Sends a packet of one byte. */
 bool tg_act_trickle(struct foe *f, int sock)
 {
 	(void)f;
@@ -69,7 +69,7 @@ bool tg_act_send_garbage(struct foe *f, int sock)
 	return false;
 }
 
-/* Only the core can tell that its MAC is wrong. */
+/* Sends a hello with a wrong MAC, which only the core can tell. */
 bool tg_act_say_hello(struct foe *f, int sock)
 {
 	static struct rvs_ring ring;

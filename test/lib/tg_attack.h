@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attacks on worker 1 over shared memory, as often as they can: strangers, each with a
- * connection, and the foe of tg_foe.h, over its session.
+ * Attacks on worker 1 over shared memory, as often as they can. The attackers are strangers, each
+ * with a connection, and the foe of tg_foe.h, over its session.
  */
 #ifndef TG_ATTACK_H
 #define TG_ATTACK_H

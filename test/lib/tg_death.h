@@ -7,7 +7,7 @@
 
 #define TG_LONG_NS (20 * NSEC_PER_SEC)
 
-/* As TG_TEST, for a run in which these ranks (bits) end by SIGKILL. */
+/* Declares a TG_TEST whose workers with these ranks (bits) end by SIGKILL. */
 #define DEATH_TEST(name, world_, victims) \
 	static int name##_worker(int rank, void *arg); \
 	static void name(void **state) \
@@ -26,7 +26,7 @@ _Noreturn void tg_die(void);
 _Noreturn void tg_serve_and_die(struct rref_ctx *ctx, int flag);
 /* Survivors leave in bounded time; that somebody died is not their fault. */
 void tg_leave(struct rref_ctx *ctx);
-/* For tg_eventually: worker *(int *)rank is known to be dead. */
+/* Tells tg_eventually whether worker *(int *)rank is known to be dead. */
 bool tg_is_dead(struct rref_ctx *ctx, void *rank);
 /* Stops a worker, and waits until each of its threads has
  * stopped: the signal alone is only a wish. */

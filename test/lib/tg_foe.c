@@ -195,7 +195,7 @@ static int good(int rank)
 
 /* ---- the foe ---- */
 
-/* How far the other's messages came; not in sequence. */
+/* Says how many messages have come; not in sequence. */
 int foe_say_received(struct foe *f, const uint8_t *proof)
 {
 	struct rw_message m = {
@@ -336,7 +336,7 @@ void foe_hang_up(struct foe *f)
 	f->seq = f->got = 0;
 }
 
-/* A proper hello to worker `to`; made here, sent by dial. */
+/* Makes a correct hello to worker `to`, which foe_dial sends. */
 void foe_make_hello(struct foe *f, int to)
 {
 	f->hs = (struct rc_handshake){ .self_rank = FOE,
@@ -363,7 +363,7 @@ int foe_send_bytes(struct foe *f, const void *bytes, size_t length)
 	return err;
 }
 
-/* In sequence; 0, or -errno when the connection has ended. */
+/* Sends a message in sequence. Returns 0, or -errno when the connection has ended. */
 int foe_say(struct foe *f, const struct rw_message *m)
 {
 	uint8_t buf[RV_MSG_MAX];
@@ -402,7 +402,7 @@ int foe_say_auth(struct foe *f)
 	return foe_say(f, &m);
 }
 
-/* A session that worker `to` takes for a good one. */
+/* Begins a session that worker `to` accepts. */
 void foe_meet(struct foe *f, int to)
 {
 	do {
@@ -419,7 +419,7 @@ void foe_meet(struct foe *f, int to)
 	TG_CHECK(!f->ended);
 }
 
-/* The session is alive, and all that was said before has been dealt with. */
+/* Checks that the session is alive and that all earlier messages were handled. */
 void foe_still_served(struct foe *f)
 {
 	uint64_t before = f->nr_recv[RW_PONG];
@@ -451,7 +451,7 @@ uint64_t foe_dropped(int rank)
 	return foe_fresh_look(rank, &foe_shown()->of[rank].dropped);
 }
 
-/* The others go on with their work. */
+/* Waits until the good workers have made a round. */
 void foe_others_work(void)
 {
 	uint64_t rounds = foe_shown()->rounds;
@@ -496,8 +496,8 @@ void foe_refused(struct foe *f, int to, int status, const char *text)
 	foe_others_work();
 }
 
-/* A member that is silent while it works is asked for its
- * beacon, by READs (over ibv): without one it would be left. */
+/* Makes a beacon: a member that is silent while it works is asked for it by READs (over ibv).
+ * Without one the others would leave it. */
 static void light_beacon(struct foe *f)
 {
 	int fd = memfd_create("foe", MFD_CLOEXEC | MFD_ALLOW_SEALING);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library; worker 2, the foe, is a member of the group that does not: it
- * speaks to the device layer itself and says what no worker would. Worker 1 owns a value that
- * worker 0 reads all the while, between calls.
+ * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group that speaks to the
+ * device layer itself and says things that no worker would. Worker 1 owns a value that worker 0
+ * reads all the while, between calls.
  */
 #ifndef TG_FOE_H
 #define TG_FOE_H
@@ -18,7 +18,7 @@
 
 /* Memory that the workers share, beside the library. */
 struct shown {
-	_Atomic uint64_t rounds;            /* of the good pair: one call and one read each */
+	_Atomic uint64_t rounds;            /* made by the good pair: a call and a read each */
 	struct {
 		_Atomic uint64_t rejected, dropped, rss_kib, threads, forks, looks;
 	} of[2];
@@ -26,7 +26,7 @@ struct shown {
 	_Atomic int64_t called, took_ns;
 	char called_text[256];
 	char logged[512];                   /* worker 1's last warning */
-	_Atomic uint64_t logged_lines;      /* of worker 1, of all levels that are on */
+	_Atomic uint64_t logged_lines;      /* lines of worker 1, of all levels that are on */
 };
 _Static_assert(sizeof(struct shown) <= sizeof(((struct tg_shared *)0)->bytes), "it fits");
 
@@ -37,7 +37,7 @@ struct foe {
 	struct rv_dev *dev;
 	struct rc_key key;                  /* the group's */
 	struct rc_identity identity;
-	struct rc_key pair[FOE_WORLD];      /* with each of the others */
+	struct rc_key pair[FOE_WORLD];      /* keys with each of the others */
 	struct rc_member me, members[FOE_WORLD];
 
 	struct rv_conn *conn;               /* the one at hand */
@@ -47,10 +47,10 @@ struct foe {
 	uint8_t proof[RC_MAC_BYTES];
 	uint64_t seq, got;                  /* messages said, and heard, in this session */
 	bool connected, failed, ended;
-	int status;                         /* of the failure or the end */
+	int status;                         /* status of the failure or the end */
 	char reason[RV_REASON_MAX];
 
-	struct rv_conn *request;            /* somebody's, when serving */
+	struct rv_conn *request;            /* a peer's, when serving */
 	uint8_t asked[RV_HELLO_MAX];
 	size_t asked_length;
 
@@ -59,7 +59,7 @@ struct foe {
 	uint64_t nr_again;                  /* replies -EAGAIN */
 	int32_t reply_status, proto_status; /* of the last */
 	uint16_t reply_nr_refs;
-	struct rp_fork reply_refs[RW_REFS_MAX]; /* unless they are in a payload: */
+	struct rp_fork reply_refs[RW_REFS_MAX]; /* the reply's references; if in a payload: */
 	struct rp_location reply_loc;
 	uint8_t reply_key[RW_KEY_BYTES];
 	uint64_t word;                      /* shown in FORK_REQUESTs and records from now on */
@@ -94,8 +94,8 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n);
 void foe_asked(struct foe *f, struct rc_handshake *h);
 void foe_accept(struct foe *f, const struct rc_handshake *h, const uint8_t *answer, size_t length);
 
-/* Connecting: a proper hello to worker `to` is made, then
- * sent; meet: a session that it takes for a good one. */
+/* foe_make_hello makes a correct hello to worker `to`, and foe_dial sends it. foe_meet begins a
+ * session that the worker accepts. */
 void foe_make_hello(struct foe *f, int to);
 void foe_dial(struct foe *f, int to);
 void foe_meet(struct foe *f, int to);
@@ -121,7 +121,8 @@ int foe_reply_to(struct foe *f, const char *name, const struct rp_fork *ref);
 void foe_still_served(struct foe *f);
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what);
 
-/* Of a good worker, now; and that the good ones go on with their work. */
+/* Return counters of a good worker, as they are now. foe_others_work waits until the good workers
+ * have made a round. */
 uint64_t foe_fresh_look(int rank, const _Atomic uint64_t *of);
 uint64_t foe_rejected(int rank);
 uint64_t foe_dropped(int rank);

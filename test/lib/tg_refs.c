@@ -306,7 +306,7 @@ struct rref_ctx *tg_join_refs(int rank)
 	struct rref_ctx *ctx = tg_join(rank);
 
 	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 15); /* nobody calls before everybody can serve */
+	tg_meet_serving(ctx, 15); /* all can serve before the first call */
 	return ctx;
 }
 

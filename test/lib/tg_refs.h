@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shared by tests of references: short ways to create, call and read, and functions of a worker
- * that publishes and keeps references. All of them end this worker with a message where something
- * goes wrong.
+ * Shared by tests of references: short ways to create, call and read, and
+ * functions of a worker that publishes and keeps references. All of them end
+ * this worker with a message if something fails.
  */
 #ifndef TG_REFS_H
 #define TG_REFS_H
@@ -19,7 +19,7 @@ struct rref_future *tg_start(struct rref_ctx *ctx, int to, const char *function,
 			     size_t length);
 /* tg.read on worker `to`: the sum of the first bytes. */
 unsigned tg_sum_there(struct rref_ctx *ctx, int to, struct rref *const *refs, size_t nr);
-/* to_here must fail so, each time, with this in the text. */
+/* Expects that to_here fails with err each time, and with this in the text. */
 void tg_expect_error(struct rref *r, int err, const char *text);
 /* Every worker is clean, and nothing of this one is in flight or landing. */
 void tg_all_clean(struct rref_ctx *ctx);
@@ -56,8 +56,8 @@ struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout);
 void tg_add(struct rref_ctx *ctx, const char *name, rref_handler fn, unsigned flags);
 /* Calls with m; the first reference of the result, or NULL. */
 struct rref *tg_ask(struct rref_ctx *ctx, int to, const char *function, struct tg_make m);
-/* The i-th reference that this worker keeps, borrowed until they
- * are dropped; how many; drops all; how often count has run here. */
+/* tg_kept returns the i-th reference that this worker keeps, borrowed until tg_drop_kept drops them
+ * all. tg_nr_kept returns their number. tg_runs returns how often count has run here. */
 struct rref *tg_kept(int i);
 int tg_nr_kept(void);
 void tg_drop_kept(void);

@@ -7,7 +7,7 @@ const struct rref_type tgt_book = { sizeof(tgt_book), "book", sizeof(struct tgt_
 
 /* ---- functions of the owner: its users do not know its types by themselves ---- */
 
-/* The type named by the argument, of two elements. */
+/* Makes two elements of the type that the argument names. */
 static int make_typed(struct rref_call *call, struct rref_type *type)
 {
 	static const struct tgt_tick two[2] = { { 1.5, 7 }, { 2.5, 8 } };
@@ -33,7 +33,7 @@ static int make(struct rref_call *call, void *arg)
 	return make_typed(call, &type);
 }
 
-/* The same when flag 0 is set: a creation that takes its time, on the pool. */
+/* Waits for flag 0, and then does the same: a slow creation, on the pool. */
 static int make_slowly(struct rref_call *call, void *arg)
 {
 	int64_t end = tg_deadline();
@@ -45,8 +45,7 @@ static int make_slowly(struct rref_call *call, void *arg)
 
 static struct rref *kept[8];
 
-/* Keeps a value that is not set yet, of the type in the
- * argument, and gives a reference to it; "set" sets it. */
+/* Keeps an unset value of the type in the argument, and gives a reference to it; "set" sets it. */
 static int prepare(struct rref_call *call, void *arg)
 {
 	char name[64];
@@ -74,7 +73,7 @@ static int set(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* A handler of the owner that uses the value where it is: the sum of the prices. */
+/* Returns the sum of the prices: a handler of the owner uses the value in its place. */
 static int use(struct rref_call *call, void *arg)
 {
 	struct rref_view *v;
@@ -144,7 +143,7 @@ static struct rref_args text_args(const char *text)
 	return (struct rref_args){ .data = text, .length = strlen(text) };
 }
 
-/* A value that worker `to` made, with its location here. */
+/* Returns a value that worker `to` made, with its location here. */
 struct rref *tgt_made(struct rref_ctx *ctx, int to, const char *type)
 {
 	struct rref_args a = text_args(type);

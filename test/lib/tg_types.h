@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Functions for tests of types: an owner whose types its users do not know by themselves.
+ * Functions for tests of types: an owner with types that its users do not know by themselves.
  *   make         (creation) two elements of the type named by the argument: "x[]" as it stands;
  *                "book..." local only; any other has the elements of struct tgt_tick,
  *                and holds prices 1.5 and 2.5
  *   make_slowly  the same once flag 0 is set
- *   prepare      a reference to such a value that is not set yet; set: sets it
- *   use          of a local value: the sum of the prices, a double; relay: hands it on to
- *                worker 1's "use"
- *   take_ticks   nothing, or why its reference is not of tgt_tick
+ *   prepare      a reference to such an unset value; set: sets it
+ *   use          of a local value: the sum of the prices, a double
+ *   relay        hands a local value on to worker 1's "use"
+ *   take_ticks   nothing, or the reason if its reference is not of tgt_tick
  *   refuse       (creation) -EDOM "no such curve"
  */
 #ifndef TG_TYPES_H

@@ -14,8 +14,8 @@
 
 #include "base/util.h"
 
-/* If wanted, the program's own handler (SIGSYS) has to do
- * sched_setaffinity. Whether it is so now. */
+/* Makes the system refuse membarrier. With `trap_affinity` the program's own handler (SIGSYS) has
+ * to do sched_setaffinity. Returns whether that worked. */
 static inline bool tl_refuse_membarrier(bool trap_affinity)
 {
 	struct sock_filter f[] = {
@@ -29,7 +29,7 @@ static inline bool tl_refuse_membarrier(bool trap_affinity)
 	};
 	struct sock_fprog prog = { .len = array_size(f), .filter = f };
 
-	/* For all threads: the library's are there already. */
+	/* All threads are meant: the library's threads exist already. */
 	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
 	       !syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog) &&
 	       syscall(SYS_membarrier, 0, 0, 0) < 0 && errno == EPERM;

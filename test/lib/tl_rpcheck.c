@@ -166,7 +166,8 @@ static const char *check_peers(const struct rp *m, struct seen *seen)
 	return NULL;
 }
 
-/* A step adds one item at most, and the next one makes room before it does. */
+/* Checks the room in the tables: a step adds one item at most,
+ * and the next one makes room first. */
 static const char *check_room(const struct rp *m)
 {
 	const struct rp_table *t[] = { &m->owner_table, &m->held_table, &m->user_table,

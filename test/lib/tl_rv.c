@@ -32,7 +32,7 @@ unsigned tlv_scaled(unsigned n)
 	return max_of(n / max_of(by, 1u), 1u);
 }
 
-/* Long: only a failing test ever waits for it. */
+/* Returns a distant time: only a failing test ever waits for it. */
 int64_t tlv_deadline_ns(void)
 {
 	return now_ns() + (tlv_is_shm() ? 30 : 60) * NSEC_PER_SEC;
@@ -105,8 +105,8 @@ void tlv_close_conn(struct tlv_conn *c)
 	c->conn = NULL;
 }
 
-/* Message k of a stream: its number, then bytes that depend on
- * it. One byte long: the number's low byte. */
+/* Checks message k of a stream: its number, then bytes that depend on it. A message of one byte
+ * holds the number's low byte. */
 static void check_message(struct tlv_conn *c, const unsigned char *p, uint32_t len)
 {
 	uint64_t seq = c->nr_recv;
@@ -259,7 +259,7 @@ static void echo(struct tlv_node *n)
 		int rc = h->c->down ? 0 : n->ops->send(h->c->conn, h->data, h->len);
 
 		if (rc == -EAGAIN)
-			return; /* in order: the rest waits for WRITABLE too */
+			return; /* the order is kept: the rest waits for WRITABLE too */
 		h->c->nr_sent++;
 		n->ops->recv_done(n->dev, h->token);
 		memmove(h, h + 1, (n->nr_held - i - 1) * sizeof(*h));
@@ -361,7 +361,7 @@ unsigned tlv_open_fds(void)
 	while (readdir(d))
 		n++;
 	closedir(d);
-	return n - 3; /* ".", ".." and the directory itself */
+	return n - 3; /* less ".", ".." and the directory itself */
 }
 
 unsigned tlv_lowest_free_fd(void)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Tests of the device layer with real processes: a node (a device, its connections, their events)
- * and a peer (a forked process that is a node of its own and does what the parent tells it).
+ * Tests of the device layer with real processes. A node is a device, its connections and their
+ * events. A peer is a forked process that is its own node and does what the parent tells it.
  *
  * The provider is chosen by RREF_TEST_DEVICE = shm (default) | ibv. RREF_TEST_SCALE divides the
  * long loops' counts; it is 1 for shm and 100 for ibv, whose test machine is emulated. Every wait
@@ -84,9 +84,9 @@ struct tlv_node {
 	struct tlv_region regions[TLV_MAX_REGIONS];
 	uint64_t nr_events, nr_unknown;
 	uint64_t nr_timeouts;                   /* sleeps that nobody ended */
-	/* of them, after which there was something: a lost wake-up */
+	/* time-outs after which there was something: a lost wake-up */
 	uint64_t nr_late;
-	/* by cookie; TLV_UNFINISHED; atomic: threads that read wait for it */
+	/* status by cookie, or TLV_UNFINISHED; atomic: threads that read wait for it */
 	_Atomic int read_status[TLV_MAX_READS];
 	unsigned read_reports[TLV_MAX_READS];
 };
@@ -105,7 +105,7 @@ void tlv_close(struct tlv_node *n);
 struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello,
 			     size_t len);
 void tlv_close_conn(struct tlv_conn *c);
-/* One round: takes what is there, else sleeps up to ms (0:
+/* Makes one round: takes in present events, else sleeps up to ms (0:
  * does not). Returns the number of events. */
 int tlv_pump(struct tlv_node *n, int ms, int other_fd);
 /* Pumps until *flag, or *count >= target; false at the deadline. */
@@ -132,8 +132,8 @@ int64_t tlv_differs(const unsigned char *p, size_t size, uint64_t seed, uint64_t
 /* Posts all and waits for all; cookies are set here. 0, or
  * -errno if one could not be posted; r[i].status is set. */
 int tlv_reads(struct tlv_conn *c, struct rv_read *r, unsigned nr);
-/* One READ of [offset, offset+len) of the peer's region into
- * the start of to. Its status, or -errno of posting. */
+/* A region of the peer. tlv_read READs [offset, offset+len) of it into the start of `to`, and
+ * returns the status, or -errno of posting. */
 struct tlv_remote {
 	uint64_t iova;
 	uint32_t rkey;

@@ -60,7 +60,7 @@ static void alloc__bad_arguments(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Every size and alignment at once, so that an overlap would show in a neighbour's pattern. */
+/* Allocates every size and alignment at once, so that an overlap shows in a neighbour's pattern. */
 static void alloc__sizes_and_alignments(void **state)
 {
 	static const size_t aligns[] = { 0, 1, 64, 256, 4096, 64 * KIB, 2 * MIB };
@@ -139,7 +139,7 @@ static void lookup__foreign_addresses(void **state)
 	assert_null(ra_lookup(a, q, &base));
 	assert_null(ra_lookup(b, p, &base));
 	assert_null(ra_lookup(a, start - 1, &base));         /* just below the span */
-	assert_null(ra_lookup(a, start + 4 * MIB, &base));   /* in the span, behind its regions */
+	assert_null(ra_lookup(a, start + 4 * MIB, &base));   /* in the span, after its regions */
 	assert_null(ra_lookup(a, start + 64 * MIB - 1, &base));
 	assert_null(ra_lookup(a, start + 64 * MIB, &base));  /* just above it */
 	assert_ptr_equal(base, state);                       /* untouched */
@@ -200,7 +200,7 @@ static void regions__at_most_2_gib(void **state)
 	ra_arena_destroy(a);
 }
 
-/* A limit on the size of one region keeps no memory from use, but for values that are larger. */
+/* Limits the size of one region. All memory can still be used, except for larger values. */
 static void regions__of_the_size_that_can_be_had(void **state)
 {
 	struct dev d = { .most_bytes = 4 * MIB };
@@ -223,8 +223,8 @@ static void regions__of_the_size_that_can_be_had(void **state)
 	ra_arena_destroy(a);
 }
 
-/* The memory that peers on the same machine map: bytes stored
- * through the mapping are in the file, from offset 0. */
+/* Checks the memory that peers on the same machine map. Bytes stored through the mapping are in the
+ * file, from offset 0. */
 static void regions__are_memfds(void **state)
 {
 	struct dev d = { 0 };
@@ -310,7 +310,8 @@ static void bound__text_and_reuse(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Free space is one space: memory of small values serves large ones, and the other way round. */
+/* Checks that free space is one space: memory of small values
+ * serves large ones, and the reverse. */
 static void bound__free_memory_merges(void **state)
 {
 	static void *p[400000];
@@ -337,7 +338,7 @@ static void bound__free_memory_merges(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Regions are neighbours in the span, and jemalloc would like to merge. */
+/* Fills regions that are neighbours in the span, which jemalloc would like to merge. */
 static void bound__never_merges_across_regions(void **state)
 {
 	static void *p[64 * MIB / 4096];
@@ -349,7 +350,7 @@ static void bound__never_merges_across_regions(void **state)
 	(void)state;
 	while (n < 64 * MIB / 4096 && ra_alloc(a, 4096, 0, &p[n]) == 0)
 		n++;
-	/* to the last page, so that free extents touch across regions */
+	/* up to the last page, so that free extents touch across regions */
 	assert_int_equal(n, 64 * MIB / 4096);
 	assert_int_equal(d.nr_regions, 6);    /* 2 4 8 16 32 and 2 */
 	while (n > 0)
@@ -378,8 +379,8 @@ static void *filled_and_freed(struct ra_arena *a)
 	return p[0];
 }
 
-/* All is free, but in no single region: they are deregistered
- * and unmapped, and their bytes are one region's. */
+/* Frees everything, so that no single region has enough room. The regions are deregistered and
+ * unmapped, and one new region gets their bytes. */
 static void bound__empty_regions_are_given_back(void **state)
 {
 	struct dev d = { 0 };
@@ -405,8 +406,8 @@ static void bound__empty_regions_are_given_back(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
-/* One value keeps its region, and its bytes stay as they are; the
- * others go, and a value that does not fit beside it is refused. */
+/* Keeps one value: its region and its bytes stay. The other regions go, and a value that does not
+ * fit beside it is refused. */
 static void bound__regions_in_use_stay(void **state)
 {
 	struct dev d = { 0 };
@@ -428,11 +429,11 @@ static void bound__regions_in_use_stay(void **state)
 	assert_int_equal(d.nr_dereg, d.nr_regions);
 }
 
-/* A device that does not let go of an empty region keeps it,
- * and its bytes; it is asked again at the end. */
+/* Lets the device keep an empty region registered. The region and its bytes stay, and the device is
+ * asked again at the end. */
 static void bound__empty_region_that_stays_registered(void **state)
 {
-	struct dev d = { .fail_dereg_at = 2 }; /* that of 32 MiB, which came last but one */
+	struct dev d = { .fail_dereg_at = 2 }; /* the 32 MiB region, the last but one */
 	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
 	struct ra_stats st;
 	void *q = NULL;
@@ -441,7 +442,7 @@ static void bound__empty_region_that_stays_registered(void **state)
 	ra_free(a, filled_and_freed(a), 4096);
 	assert_int_equal(ra_alloc(a, 55 * MIB, 0, &q), -ENOMEM);
 	for (unsigned i = 0; i < d.nr_regions; i++)
-		d.regions[i].live = true; /* to be asked again */
+		d.regions[i].live = true; /* asked again later */
 	ra_stats(a, &st);
 	assert_int_equal(st.nr_regions, 1);
 	ra_free(a, must_alloc(a, 4096, 0), 4096);
@@ -449,8 +450,7 @@ static void bound__empty_region_that_stays_registered(void **state)
 	assert_int_equal(mappings("/memfd:ra-test"), 0);
 }
 
-/* Memory for a value of a power of two and its header, which
- * is a line more: the bytes beyond that. */
+/* Measures the waste for a value of a power of two with its header, which is a line more. */
 static void waste__powers_of_two_and_a_line(void **state)
 {
 	static void *p[256 * MIB / 4096];

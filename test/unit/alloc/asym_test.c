@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The asymmetric barrier (alloc/ra_asym.h): a thread that marks with a plain store and one that
- * looks never miss each other both. */
+/* The asymmetric barrier (alloc/ra_asym.h). One thread marks with a plain store, another looks:
+ * they never both miss each other. */
 #include <pthread.h>
 #include <sched.h>
 
@@ -9,7 +9,8 @@
 
 enum { ROUNDS = UNDER_SANITIZER ? 2000 : 20000 };
 
-/* Each on lines of its own: the store has to wait for its line, and the load behind it does not. */
+/* Two words on separate lines: the store has to wait for its
+ * line, and the load after it does not. */
 struct place {
 	cache_aligned _Atomic unsigned mark;
 	cache_aligned _Atomic unsigned closed;
@@ -19,7 +20,7 @@ static struct place place[ROUNDS];
 static bool saw_closed[ROUNDS], saw_mark[ROUNDS];
 static _Atomic unsigned here[2];
 
-/* Both begin a round at the same time, as nearly as can be. */
+/* Lets both threads begin a round at nearly the same time. */
 static void meet(unsigned me, unsigned round)
 {
 	unsigned n = 0;
@@ -30,7 +31,7 @@ static void meet(unsigned me, unsigned round)
 			sched_yield();
 }
 
-/* The n-th processor of those that there are for this program. */
+/* Moves this thread to the n-th processor that the program may use. */
 static void run_on(unsigned n)
 {
 	cpu_set_t all, one;

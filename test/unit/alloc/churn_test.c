@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ra, arenas that come and go by the thousand: contexts are
- * created and shut down all day in a test suite. */
+/* Arenas of ra that come and go by the thousand: a test suite
+ * creates and shuts down contexts all day. */
 #include "ra_test.h"
 
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
@@ -52,7 +52,7 @@ static void cycles__leak_nothing(void **state)
 	assert_int_equal(narenas(), arenas);
 	assert_int_equal(mappings("/memfd:"), 0);
 	if (UNDER_SANITIZER)
-		return; /* their own memory comes and goes */
+		return; /* the sanitizers' own memory comes and goes */
 	assert_true(status_bytes("VmSize:") <= vm + 4 * MIB);
 	assert_true(status_bytes("VmRSS:") <= rss + 2 * MIB);
 	assert_true(mappings("") <= maps + 4);

@@ -97,8 +97,8 @@ static struct held held(void)
 }
 
 /*
- * Create, allocate until there are several regions, free, destroy. An allocation that fails is
- * tried once more: a failure leaves the arena usable.
+ * Creates an arena, allocates until there are several regions, frees, and destroys. A failed
+ * allocation is tried once more: a failure leaves the arena usable.
  */
 static int scenario(struct dev *d, unsigned *nr_failed)
 {
@@ -206,7 +206,7 @@ static void reg__errno_passes(void **state)
 			live++;
 		assert_int_equal(rc, -EPERM);
 		assert_non_null(strstr(ra_error_text(), "registering a region of"));
-		assert_int_equal(d.nr_reg, n); /* one failed allocation asks the device once */
+		assert_int_equal(d.nr_reg, n); /* a failed allocation asks the device once */
 		ra_stats(a, &st);
 		assert_int_equal(st.nr_regions, n - 1);
 		assert_int_equal(st.nr_live, live);
@@ -220,7 +220,8 @@ static void reg__errno_passes(void **state)
 	}
 }
 
-/* A region that the device would not let go stays mapped, with its fd; everything else goes. */
+/* Keeps a region mapped, with its fd, if the device refuses to
+ * deregister it; everything else goes. */
 static void dereg__failure_quarantines(void **state)
 {
 	unsigned fds = open_fds();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, the private jemalloc: the program's malloc stays what it was, no name of jemalloc's is taken,
- * the environment does not reach it, and its bookkeeping stays out of registered memory.
+ * The private jemalloc of ra. The program's malloc stays as it was, no name of jemalloc is taken,
+ * and the environment does not reach it. Its bookkeeping stays out of registered memory.
  */
 #include <dlfcn.h>
 #include <malloc.h>
@@ -9,8 +9,8 @@
 
 #include "ra_test.h"
 
-/* As a program that links a jemalloc of its own would: a
- * second definition of any of these would fail to link. */
+/* Defines the names of a program's own jemalloc: a second
+ * definition of any of them fails to link. */
 const char *malloc_conf, *malloc_conf_2_conf_harder;
 void (*malloc_message)(void *, const char *);
 #define OWN(name) \
@@ -107,8 +107,8 @@ static void metadata__plain_create_would_use_the_hooks(void **state)
 }
 
 /*
- * Not a byte of a region is jemalloc's own: values of one size fill the bound to the last extent,
- * while the arena's bookkeeping, which has grown by more than a block of it, is somewhere else.
+ * Checks that no byte of a region is jemalloc's own. Values of one size fill the bound to the last
+ * extent. Meanwhile the arena's bookkeeping grows by more than a block, in another place.
  */
 static void metadata__is_outside_of_regions(void **state)
 {
@@ -137,7 +137,7 @@ static void metadata__is_outside_of_regions(void **state)
 	ra_arena_destroy(a);
 }
 
-/* jemalloc is opaque to the sanitizer: ra tells it what is free. */
+/* Checks that ra tells the sanitizer of free memory, because jemalloc is opaque to it. */
 static void asan__free_memory_is_poisoned(void **state)
 {
 	(void)state;
@@ -162,7 +162,7 @@ static void asan__free_memory_is_poisoned(void **state)
 #endif
 }
 
-/* This program again, in another environment. Its own tests of
+/* Runs this program again in another environment. Its own tests of
  * options and malloc must hold there too. */
 static int run_again(const char *variable, const char *value)
 {

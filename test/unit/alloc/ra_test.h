@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For the tests of ra: a device that only keeps books, and the process' resources. */
+/* Shared by the tests of ra: a device that only keeps books, and the process' resources. */
 #ifndef RA_TEST_H
 #define RA_TEST_H
 

@@ -13,7 +13,7 @@
 #include "ra_test.h"
 #include "tl_membarrier.h"
 
-/* alloc/ra_hooks.c */
+/* Declares the one of alloc/ra_hooks.c. */
 size_t ra_je_sallocx(const void *p, int flags);
 
 #define SIZES 4
@@ -72,7 +72,7 @@ struct hand {
 	void (*what)(struct hand *h);
 	sem_t go, done;
 	pthread_t thread;
-	struct ra_shard *shard; /* its own, after it used a */
+	struct ra_shard *shard; /* the thread's own, after it used a */
 	unsigned count;
 };
 
@@ -138,7 +138,8 @@ static void hand_end(struct hand *h)
 	sem_destroy(&h->done);
 }
 
-/* In each class the piece that was given back last is the next one's, and nobody else is asked. */
+/* Checks that in each class the piece given back last is the
+ * next one's, without asking elsewhere. */
 static void class__fits(void **state)
 {
 	struct dev d = { 0 };
@@ -185,8 +186,7 @@ static void class__fits(void **state)
 	ra_arena_destroy(a);
 }
 
-/* A thread's end: its shard is free for another, and its
- * memory is in the arena, with nobody having to look for it. */
+/* Ends a thread: its shard is free for another, and its memory is in the arena without a search. */
 static void thread_ends__its_memory_is_the_arenas(void **state)
 {
 	struct dev d = { 0 };
@@ -214,8 +214,7 @@ static void thread_ends__its_memory_is_the_arenas(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Threads that live, and have nothing to do: others get the
- * memory that they keep, and they go on. */
+/* Keeps threads alive and idle: others get the memory that they keep, and they go on. */
 static void idle__what_threads_keep_is_there_for_others(void **state)
 {
 	enum { HANDS = 4 };
@@ -320,8 +319,8 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Arenas go, with threads that had seats in them and go on in
- * others, at the same addresses mostly. */
+/* Destroys arenas while threads with seats in them go on in
+ * others, mostly at the same addresses. */
 static void arena_ends__its_threads_go_on(void **state)
 {
 	enum { HANDS = 3 };
@@ -347,8 +346,8 @@ static void arena_ends__its_threads_go_on(void **state)
 		hand_end(&h[i]);
 }
 
-/* One thread in more arenas than it has seats: in the others it
- * shares. When one of the first goes, its place is another's. */
+/* Uses more arenas in one thread than it has seats: it shares in the others. The place of an arena
+ * that goes is free for another one. */
 static void seats__fewer_than_arenas(void **state)
 {
 	struct ra_arena *a[2 * RA_SEATS];
@@ -377,8 +376,8 @@ static void seats__fewer_than_arenas(void **state)
 	}
 }
 
-/* Many more threads at once than an arena has shards for: the
- * others share, and nothing is lost of what any of them had. */
+/* Runs many more threads at once than an arena has shards. The others
+ * share, and no thread loses anything it had. */
 static void shards__fewer_than_threads(void **state)
 {
 	enum { HANDS = 1000 };
@@ -492,8 +491,8 @@ static void thread_ends__and_goes_on(void **state)
 		} \
 	} while (0)
 
-/* A failed assert has the child go on with the tests that follow;
- * so it counts as failed unless it says that all is well. */
+/* Runs a function in a child, which must exit with 42. After a failed assert the child would go on
+ * with the tests that follow, so all other ends count as failures. */
 static void in_child(void (*what)(void *arg), void *arg)
 {
 	int status = -1;
@@ -545,7 +544,7 @@ static void child_of_fork(void *arg)
 	struct parents *p = arg;
 	pthread_t t;
 
-	/* Nothing of the parent's arena is this thread's. */
+	/* This thread keeps nothing of the parent's arena. */
 	for (unsigned i = 0; i < RA_SEATS; i++)
 		CHILD_MUST(!at_load(&ra_seats[i].arena));
 	CHILD_MUST(p->shard->owner); /* as it was */
@@ -573,7 +572,7 @@ static void fork__a_child_begins_anew(void **state)
 	ra_arena_destroy(p.a);
 }
 
-/* At any moment: other threads take seats and caches, and give them back. */
+/* Ends the threads that take seats and caches and give them back, at any moment. */
 static _Atomic unsigned stop_churn;
 
 static void *churn(void *arg)
@@ -619,7 +618,7 @@ static void fork__while_others_come_and_go(void **state)
 		pthread_join(t[i], NULL);
 }
 
-/* In a program of its own, in which no arena was made yet. */
+/* Refuses the barrier in a program of its own, before any arena was made. */
 static int again_refused(void)
 {
 	struct dev d = { 0 };
@@ -638,7 +637,8 @@ static int again_refused(void)
 	return 42;
 }
 
-/* Refused while threads have seats: their memory is found all the same, and then they share. */
+/* Refuses the barrier while threads have seats: their memory is
+ * found all the same, and then they share. */
 static int again_refused_later(void)
 {
 	enum { HANDS = 3 };
@@ -663,9 +663,11 @@ static int again_refused_later(void)
 			hand_do(&h[i], a, hand_use);
 			CHILD_MUST(nr_kept(h[i].shard) == 0);
 		}
-		/* Half. The spinning thread has a slab at any moment, which may lie anywhere in the
-		 * region: behind what the others use at that moment, say. 24 MiB found no room
-		 * beside it in 1 of 60 runs. */
+		/*
+		 * Only half. The spinning thread has a slab at any moment, anywhere
+		 * in the region, for example after the memory of the others. 24 MiB
+		 * found no room beside it in 1 of 60 runs.
+		 */
 		ra_free(a, must_alloc(a, 16 * MIB, 0), 16 * MIB);
 	}
 	at_store(&busy.stop, 1);

@@ -117,8 +117,7 @@ static void threads__share_values(void **state)
 	ra_arena_destroy(s.a);
 }
 
-/* More is asked for than there is: calls fail and succeed, and
- * afterwards all of it is there again. */
+/* Asks for more than the bound allows: calls fail and succeed, and all of it is free afterwards. */
 static void threads__at_the_bound(void **state)
 {
 	static struct shared s;
@@ -294,8 +293,8 @@ static void threads__what_caches_hold_is_free(void **state)
 		assert_int_equal(pthread_create(&f[i].thread, NULL, fill, &f[i]), 0);
 	}
 	for (int round = 0; round < 3; round++) {
-		/* One after the other, each in a shard of its own:
-		 * more than there is, if it stayed there. */
+		/* One thread after the other uses its own shard. Memory that
+		 * stayed there would exceed the bound. */
 		for (int i = 0; i < FILLERS; i++) {
 			sem_post(&f[i].go);
 			sem_wait(&f[i].done);
@@ -315,7 +314,7 @@ static void threads__what_caches_hold_is_free(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Arenas are independent: each thread creates, uses and destroys its own. */
+/* Creates, uses and destroys an arena of this thread's own: arenas are independent. */
 static void *own_arena(void *arg)
 {
 	(void)arg;

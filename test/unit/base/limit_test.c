@@ -35,7 +35,7 @@ static void put(const char *path, const char *text)
 	fclose(f);
 }
 
-/* DIR stands for the folder of the test. */
+/* Writes the table of mounts; DIR stands for the folder of the test. */
 static void put_mounts(const char *lines)
 {
 	char text[2048] = "";
@@ -107,7 +107,8 @@ static void limit__cgroup_of_version_1(void **state)
 	assert_int_equal(found(), 536870912);
 }
 
-/* The mount begins at the container's own group, which /proc/self/cgroup names from the top. */
+/* Reads a mount that begins at the container's own group, which
+ * /proc/self/cgroup names from the top. */
 static void limit__cgroup_in_a_container(void **state)
 {
 	(void)state;

@@ -94,7 +94,7 @@ static void locale__dumps_have_points(void **state)
 	assert_int_equal(rref_dump_to(ctx, RREF_DUMP_JSON | RREF_DUMP_STATS, keep, json), 0);
 	count_numbers(json, "\"age\":", &commas, &points);
 	assert_int_equal(commas, 0);
-	assert_true(points >= 2); /* of the worker, of the value */
+	assert_true(points >= 2); /* points of the worker and of the value */
 	json[0] = '\0';
 	assert_int_equal(rref_dump_to(ctx, 0, keep, json), 0);
 	count_numbers(json, "age=", &commas, &points);

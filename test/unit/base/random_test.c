@@ -55,7 +55,8 @@ static void wait_for(pid_t pid, int expected)
 	assert_int_equal(WEXITSTATUS(status), expected);
 }
 
-/* By fork(2), and by clone(2), which runs no fork handler; the stock of the parent is half used. */
+/* Draws words in children of fork(2) and of clone(2), which runs no fork handler. The parent's
+ * stock is half used. */
 static void parent_and_children_draw_different_words(void **state)
 {
 	uint64_t *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
@@ -79,7 +80,7 @@ static void parent_and_children_draw_different_words(void **state)
 	expect_all_different(words, 3 * DRAWN);
 }
 
-/* From now on getrandom(2) is refused in this process. */
+/* Makes the system refuse getrandom(2) to this process. */
 static void refuse_getrandom(void)
 {
 	struct sock_filter code[] = {
@@ -124,7 +125,8 @@ static void refused_from_the_start__init_says_so(void **state)
 }
 
 /*
- * A program may shut itself in when all is set up: contexts go on, and no two words are the same.
+ * Refuses later: a program may shut itself in when everything is set up. Contexts go on, and no two
+ * words are the same.
  */
 static void refused_later__contexts_go_on(void **state)
 {

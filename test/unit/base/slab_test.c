@@ -36,7 +36,7 @@ static struct item *get(struct rc_slabs *s, uint64_t number)
 	return i;
 }
 
-/* Every item is visited once, and nothing else. */
+/* Visits every item once, and nothing else. */
 static void see(struct rc_slabs *s, const unsigned char *there)
 {
 	unsigned char *seen = calloc(1, MANY);
@@ -125,7 +125,8 @@ static void slab__memory_comes_back_and_one_that_comes_and_goes_costs_none(void 
 	for (unsigned n = 0; n < MANY; n++)
 		i[n] = get(&s, n);
 	most = heap();
-	/* Nothing but the items, and little for each slab. Sanitizers' allocators do not tell. */
+	/* Only the items, and a little for each slab. The
+	 * allocators of the sanitizers do not tell. */
 	if (few != before)
 		assert_in_range(most - before, MANY * sizeof(struct item),
 				MANY * (sizeof(struct item) + 1) + few - before);

@@ -20,7 +20,7 @@ struct piece {
 	struct rc_work work;
 	struct rc_item bare;
 	unsigned runs;  /* under the lock */
-	unsigned again; /* how often it defers itself once more */
+	unsigned again; /* how often it still defers itself */
 	struct piece *pushes;
 };
 
@@ -212,7 +212,7 @@ static void *push_one_a_round(void *arg)
 	return NULL;
 }
 
-/* Another thread lets go of the lock at that moment, and no further release comes. */
+/* Pushes work just when another thread releases the lock, with no further release to come. */
 static void work_that_is_pushed_at_the_release__is_not_left(void **state)
 {
 	struct piece *p = calloc(ROUNDS, sizeof(*p));

@@ -75,8 +75,8 @@ static void handshake__wrong_key_is_refused_at_each_step(void **state)
 	assert_int_equal(rc_proof_check(&key, &s, proof), 0);
 }
 
-/* Every bit of what is sent matters. Version bits have their
- * own error, all others are a matter of form or key. */
+/* Flips every bit that is sent: each one matters. Version bits have their own error, and all others
+ * concern the form or the key. */
 static void handshake__every_bit_flip_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server(), before;
@@ -115,8 +115,8 @@ static void handshake__every_bit_flip_is_refused(void **state)
 	assert_int_equal(rc_proof_check(&key, &s, proof), 0);
 }
 
-/* The blob stands at the end of its allocation, so that a
- * sanitizer sees a read past the length given. */
+/* Checks every other length. The blob ends with its allocation, so that a sanitizer sees a read
+ * past the given length. */
 static void handshake__every_other_length_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server();
@@ -215,8 +215,8 @@ static void handshake__hello_of_our_own_rank_is_refused(void **state)
 	assert_int_equal(rc_hello_check(&key, hello, n, &s), -EKEYREJECTED);
 }
 
-/* A recorded hello gets an answer with a new nonce; the
- * recorded proof does not fit it, nor another epoch. */
+/* Replays a recorded hello, which gets an answer with a new nonce. The recorded proof does not fit
+ * it, and no other epoch does. */
 static void handshake__replayed_session_is_refused(void **state)
 {
 	struct rc_handshake c = new_client(), s = new_server(), replay = new_server(), late;
@@ -254,7 +254,7 @@ static void handshake__answer_of_another_worker_is_refused(void **state)
 	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), -EKEYREJECTED);
 }
 
-/* ---- of a session that resumes ---- */
+/* ---- a session that resumes ---- */
 
 static struct rc_handshake resuming_client(void)
 {
@@ -266,8 +266,8 @@ static struct rc_handshake resuming_client(void)
 	return h;
 }
 
-/* Up to the proof; returns what rc_proof_check says after
- * `change` was made to the server's view. */
+/* Resumes up to the proof, with this count in the server's view.
+ * Returns the result of rc_proof_check. */
 static int resume(struct rc_handshake *c, struct rc_handshake *s, uint64_t client_received)
 {
 	uint8_t hello[RV_HELLO_MAX], answer[RV_ANSWER_MAX], proof[RC_MAC_BYTES];
@@ -295,7 +295,7 @@ static void resume__both_sides_agree(void **state)
 	assert_int_equal(resume(&c, &s, c.client_received), 0);
 }
 
-/* How far messages came is under the MAC, in both directions. */
+/* Changes the count of messages, which is under the MAC in both directions. */
 static void resume__another_count_is_refused(void **state)
 {
 	struct rc_handshake c = resuming_client(), s = new_server();
@@ -318,7 +318,7 @@ static void resume__another_count_is_refused(void **state)
 	assert_int_equal(rc_answer_check(&key, answer, n, &c, proof), 0);
 }
 
-/* Bytes of a new session do not pass for a resumed one, nor the other way round. */
+/* Checks that bytes of a new session do not pass for a resumed one, and the reverse. */
 static void resume__is_not_a_new_session(void **state)
 {
 	struct rc_handshake c = resuming_client(), s = new_server(), fresh = new_client();
@@ -337,7 +337,7 @@ static void resume__is_not_a_new_session(void **state)
 	s.resumes = false;
 	s.client_received = c.client_received;
 	assert_int_equal(rc_proof_check(&key, &s, proof), -EKEYREJECTED);
-	/* Of another epoch than the one that was asked for. */
+	/* An answer with another epoch than the hello asked for. */
 	c = resuming_client();
 	s = new_server();
 	n = rc_hello_make(&key, &c, hello);

@@ -221,8 +221,8 @@ static void key__user_key_is_never_a_group_key(void **state)
 	assert_key_equal(&user, &group, false);
 }
 
-/* All start when the pipe closes. The file is missing for all.
- * Each writes its result to the other pipe. */
+/* Starts many processes when the pipe closes. The key file is missing for all, and each writes its
+ * result to the other pipe. */
 static void key__user_key_made_by_many_at_once(void **state)
 {
 	uint8_t first[RC_KEY_BYTES], bytes[RC_KEY_BYTES];
@@ -297,7 +297,7 @@ static void key__bad_user_key_is_refused(void **state)
 	assert_int_equal(rc_key_load(NULL, &key), -EACCES);
 }
 
-/* The same key under /tmp, whichever way XDG_RUNTIME_DIR is of no use. */
+/* Makes XDG_RUNTIME_DIR useless in several ways: each time the same key is under /tmp. */
 static void key__open_or_missing_runtime_dir_is_not_used(void **state)
 {
 	struct rc_key a, b, c;
@@ -355,8 +355,8 @@ static bool key_of_other(struct rc_key *out)
 	return good && status == 0;
 }
 
-/* Another user takes our directory's name first, and later lets go of it: all get the same key all
- * the while. */
+/* Lets another user take our directory's name first, and give it up
+ * later. All get the same key all the while. */
 static void key__directory_taken_by_another_user(void **state)
 {
 	struct rc_key first, next;
@@ -375,8 +375,8 @@ static void key__directory_taken_by_another_user(void **state)
 		case 1: assert_int_equal(symlink("/root", path), 0); break;
 		default: assert_int_equal(mknod(path, S_IFREG | 0666, 0), 0); break;
 		}
-		/* Nor does a directory with such a name, that is another's or open to others, get
-		 * in the way. */
+		/* A directory with such a name does no harm, if another user
+		 * owns it or it is open to others. */
 		snprintf(path, sizeof(path), "/tmp/librref-%d.0", OTHER_UID);
 		assert_int_equal(mkdir(path, 0700), 0);
 		snprintf(path, sizeof(path), "/tmp/librref-%d", OTHER_UID);

@@ -295,7 +295,7 @@ static void torchrun__is_understood(void **state)
 	assert_string_equal(opt.rendezvous, "[::1]:65535");
 }
 
-/* Its agent holds MASTER_PORT for its own store then. */
+/* Leaves MASTER_PORT alone, which torchrun's agent then holds for its own store. */
 static void torchrun__agent_store_keeps_its_port(void **state)
 {
 	struct rref_options opt;
@@ -358,7 +358,7 @@ static void torchrun__bad_master_is_refused(void **state)
 
 /* ---- without a group ---- */
 
-/* As a program does that leaves everything to the environment. */
+/* Reads the options as a program does that leaves everything to the environment. */
 static int from_these(struct rref_options *opt, const char *const (*pairs)[2])
 {
 	clear_environment(NULL);
@@ -424,8 +424,8 @@ static void group__without_a_rank_is_an_error(void **state)
 	assert_int_equal(opt.rank, 1);
 }
 
-/* Runs the part of the text from "sh -c" on, with its program replaced; in the environment that the
- * text is about. */
+/* Runs the part of the text from "sh -c" on, with its program replaced, in
+ * the environment that the text is about. */
 static void run_line(const char *text, char *out, size_t size)
 {
 	const char *line = strstr(text, "sh -c '"),
@@ -477,7 +477,7 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 		run_line(text, out, sizeof(out));
 		assert_string_equal(out, "5\n7\n");
 	}
-	/* It tells no size. */
+	/* PMIX tells no size. */
 	const char *const pmix[][2] = { { "PMIX_RANK", "3" }, { NULL, NULL } };
 
 	assert_int_equal(from_these(&opt, pmix), -EINVAL);
@@ -510,7 +510,7 @@ static void *read_many(void *arg)
 	return (void *)(uintptr_t)opt.rendezvous;
 }
 
-/* The formed text outlives the thread that formed it, and is formed once. */
+/* Checks that the text is formed once, and outlives the thread that formed it. */
 static void torchrun__address_is_shared_by_threads(void **state)
 {
 	pthread_t threads[4];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keys of two members: both compute the same, a third
- * member cannot compute them, and their words are their own. */
+/* The keys of two members. Both compute the same key, a third member
+ * cannot compute it, and their words are secret. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,7 +34,7 @@ static int setup(void **state)
 	return 0;
 }
 
-/* The key that self computes for its pair with peer. */
+/* Returns the key that self computes for its pair with peer. */
 static struct rc_key pair(uint32_t self, uint32_t peer)
 {
 	struct rc_key key;
@@ -90,7 +90,7 @@ static void pair__is_of_no_other_two(void **state)
 	assert_false(is_same(&k[1], &k[2]));
 }
 
-/* Member 2 knows all that is public of 0 and 1, and the group's key. */
+/* Computes with the knowledge of member 2: all public data of 0 and 1, and the group's key. */
 static void pair__a_third_member_cannot_compute_it(void **state)
 {
 	struct rc_key want = pair(0, 1), got;
@@ -154,7 +154,7 @@ static void pair__a_public_key_that_is_none_is_refused(void **state)
 	}
 }
 
-/* ---- what a third member says for another ---- */
+/* ---- words of a third member for another ---- */
 
 static struct rc_handshake client_of(uint32_t self, uint32_t peer, bool resumes)
 {
@@ -166,7 +166,7 @@ static struct rc_handshake client_of(uint32_t self, uint32_t peer, bool resumes)
 				      .peer_incarnation = member[peer].incarnation };
 }
 
-/* Member 2 takes each key that it has, or could make, to speak as member 0 to member 1. */
+/* Tries each key that member 2 has, or could make, to speak as member 0 to member 1. */
 static void hello__of_a_third_member_is_refused(void **state)
 {
 	struct rc_key real = pair(0, 1), own = pair(2, 1), with_victim = pair(2, 0);

@@ -119,7 +119,7 @@ static void false_zero__other_version(void **state)
 	worker_free(w);
 }
 
-/* An unsigned refusal may only say what only an unsigned refusal can. */
+/* Checks that an unsigned refusal may only give reasons that no signed one can give. */
 static void false_zero__unsigned_refusals(void **state)
 {
 	uint8_t bytes[RZ_FRAME_MAX];
@@ -149,7 +149,7 @@ static void false_zero__silent(void **state)
 	worker_free(half);
 }
 
-/* It accepts and closes, again and again. */
+/* Accepts and closes, again and again. */
 static void *close_all(void *arg)
 {
 	int listener = *(int *)arg, fd;
@@ -232,7 +232,7 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 		one->timeout_ms = 1500;
 	worker_run(one);
 	assert_int_equal(pthread_join(thread, NULL), 0);
-	/* Nothing of the received bytes was handed out. */
+	/* None of the received bytes was handed out. */
 	for (uint32_t i = 0; i < 2 && one->result; i++)
 		assert_int_equal(one->members[i].name[0], 0);
 	return one;

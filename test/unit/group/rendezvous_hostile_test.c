@@ -12,7 +12,7 @@ struct pair {
 	struct worker *zero, *one;
 };
 
-/* Rank 0 waits for its one other worker, which pair_end sends. */
+/* Starts rank 0, which waits for its one other worker; pair_end sends that one. */
 static struct pair pair_start(void)
 {
 	struct pair p = { .port = free_port() };
@@ -34,7 +34,7 @@ static void pair_end(struct pair *p)
 	worker_free(p->one);
 }
 
-/* A HELLO of another version, as its speaker would sign it. */
+/* Makes a HELLO of another version, as its speaker would sign it. */
 static size_t hello_of_version(const struct rz_session *s, unsigned version, uint8_t *out)
 {
 	size_t n = rz_hello_make(s, out);
@@ -112,7 +112,7 @@ static void strangers__garbage_ends_itself(void **state)
 #undef STRANGER
 	assert_true(nr > 64);
 	assert_true(worker_logged(p.zero, "refused connection 32:"));
-	/* After so many only some are logged. */
+	/* Only some of so many are logged. */
 	assert_false(worker_logged(p.zero, "refused connection 33:"));
 	assert_true(worker_logged(p.zero, "refused connection 64:"));
 	pair_end(&p);
@@ -134,7 +134,8 @@ static void strangers__immediate_close(void **state)
 	pair_end(&p);
 }
 
-/* Of a HELLO, a byte at a time: rank 0 ends it before it is whole, and a worker comes meanwhile. */
+/* Sends a HELLO a byte at a time. Rank 0 ends the connection before it
+ * is whole, and a worker comes meanwhile. */
 static void strangers__slow_bytes(void **state)
 {
 	struct rz_session s = { .key = &group_key, .rank = 2, .world = 3 };
@@ -171,7 +172,8 @@ static void strangers__slow_bytes(void **state)
 	worker_free(two);
 }
 
-/* They hold every place for strangers; when their time is over the worker behind them gets in. */
+/* Takes every place for strangers with silent ones. The worker after
+ * them gets in when their time is over. */
 static void strangers__silent_ones_cannot_keep_a_worker_out(void **state)
 {
 	struct pair p = pair_start();
@@ -185,7 +187,7 @@ static void strangers__silent_ones_cannot_keep_a_worker_out(void **state)
 		close(fd[i]);
 }
 
-/* A flood that goes on during the whole rendezvous. */
+/* Floods rank 0 during the whole rendezvous. */
 static void *flood(void *arg)
 {
 	struct worker *zero = arg;
@@ -303,7 +305,7 @@ static void member__that_talks_loses_its_place(void **state)
 	worker_free(three);
 }
 
-/* The same process on a second connection is no second worker. */
+/* Connects the same process a second time, which is no second worker. */
 static void member__that_comes_again_keeps_its_place(void **state)
 {
 	int port = free_port(), fd[2];
@@ -334,7 +336,7 @@ static void member__that_comes_again_keeps_its_place(void **state)
 	worker_free(one);
 }
 
-/* A rank in the entry that is not the one that was proved. */
+/* Sends another rank in the entry than the proved one. */
 static void member__that_changes_its_rank_is_refused(void **state)
 {
 	struct pair p = pair_start();
@@ -356,7 +358,7 @@ static void member__that_changes_its_rank_is_refused(void **state)
 	pair_end(&p);
 }
 
-/* By hand and one after the other, 1023 workers: the table streams to all of them. */
+/* Plays 1023 workers by hand, one after the other: the table streams to all of them. */
 static void rendezvous__largest_group(void **state)
 {
 	struct rlimit limit, wanted;
@@ -425,8 +427,8 @@ static void rendezvous__largest_group(void **state)
 	worker_free(zero);
 }
 
-/* Too few descriptors for the group: rank 0 says so when the
- * time is up, instead of spinning or dying. */
+/* Limits the descriptors below the size of the group. Rank 0 says so when the time is over; it
+ * neither spins nor dies. */
 static void rendezvous__lack_of_descriptors_is_named(void **state)
 {
 	struct rlimit limit, low;
@@ -439,7 +441,7 @@ static void rendezvous__lack_of_descriptors_is_named(void **state)
 	fd[0] = stranger_connect(port);
 	for (int i = 1; i < 4; i++)
 		fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	/* From now on no new descriptor can be made, but the sockets that exist can connect. */
+	/* No new descriptor can be made after this, but the existing sockets can connect. */
 	for (int i = 0; i < 3; i++)
 		spare[i] = dup(fd[0]);
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A rendezvous whose surroundings come late or change: names that are not known yet, addresses that
- * are not here yet, a rank 0 that is killed and started again. All of that is waited for, and told;
- * lasting errors are refused at once. The resolver is the test's own.
+ * are missing at first, a rank 0 that is killed and started again. Each wait is logged; lasting
+ * errors are refused at once. The test has its own resolver.
  */
 #include "rendezvous_test.h"
 
@@ -132,7 +132,7 @@ static void at_once__what_cannot_change(void **state)
 	}
 }
 
-/* 192.0.2.0/24 is nobody's. The second look finds this host. */
+/* Listens at an address of 192.0.2.0/24, which no host has. The second look finds this host. */
 static void late__the_listeners_address(void **state)
 {
 	struct worker *w[2];
@@ -150,7 +150,7 @@ static void late__the_listeners_address(void **state)
 	pair_free(w);
 }
 
-/* Nobody listens at the first address; the name has another one later. */
+/* Resolves to an address without a listener first, and to another one later. */
 static void late__another_address_of_the_name(void **state)
 {
 	struct worker *w[2];
@@ -168,7 +168,7 @@ static void late__another_address_of_the_name(void **state)
 	pair_free(w);
 }
 
-/* Lines about what is waited for: soon, far fewer than tries, and each thing in one line. */
+/* Checks the lines about a wait: soon, far fewer than tries, and each thing in one line. */
 static void late__is_told_at_growing_intervals(void **state)
 {
 	struct worker *w = worker_new(free_port(), 1, 2);
@@ -188,8 +188,8 @@ static void late__is_told_at_growing_intervals(void **state)
 	worker_free(w);
 }
 
-/* Two other workers have their places when rank 0 is killed; with the one that is started again all
- * of them meet. */
+/* Kills rank 0 when two other workers have their places. All of them
+ * meet with the rank 0 that is started again. */
 static void restarted__rank_0_before_the_group_is_complete(void **state)
 {
 	int port = free_port(), told[2], status;
@@ -234,7 +234,7 @@ static void restarted__rank_0_before_the_group_is_complete(void **state)
 	close(told[0]);
 }
 
-/* ---- what is an address */
+/* ---- valid addresses ---- */
 
 static void address__what_is_one(void **state)
 {
@@ -315,7 +315,7 @@ static void address__what_is_none(void **state)
 	}
 }
 
-/* Both forms of one address are one place, for rank 0 and for the others. */
+/* Checks that both forms of one address are one place, for rank 0 and for the others. */
 static void address__an_ipv4_address_in_disguise(void **state)
 {
 	(void)state;

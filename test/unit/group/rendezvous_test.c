@@ -10,7 +10,7 @@
 #define NR_PROCESSES 64
 #define MAX_WORKERS 8
 
-/* One worker per rank given, all started; the tests change them before run_all. */
+/* One worker per given rank, all started; the tests change them before run_all. */
 struct team {
 	int port;
 	unsigned nr;
@@ -157,7 +157,7 @@ static void rendezvous__rank_0_starts_late(void **state)
 	team_free(&t);
 }
 
-/* In processes, as in life: each checks its own table. */
+/* Runs real processes: each checks its own table. */
 static void rendezvous__sixty_four_processes_meet(void **state)
 {
 	int port = free_port(), failed = 0;
@@ -205,7 +205,7 @@ static void on_alarm(int signal)
 	(void)signal;
 }
 
-/* Timer signals to whichever thread, without SA_RESTART. */
+/* Sends timer signals to any thread, without SA_RESTART. */
 static void rendezvous__signals_change_nothing(void **state)
 {
 	struct sigaction act = { .sa_handler = on_alarm }, old;
@@ -242,7 +242,7 @@ static void rendezvous__missing_workers_are_named_to_all(void **state)
 	team_free(&t);
 }
 
-/* A worker whose own time is over before rank 0's knows as much. */
+/* Lets a worker's own time end before rank 0's: the worker knows as much. */
 static void rendezvous__impatient_worker_knows_who_is_missing(void **state)
 {
 	struct team t = team_new(3, 2, NULL);
@@ -374,8 +374,8 @@ static void rendezvous__name_of_rank_0_twice_fails_all(void **state)
 	team_free(&t);
 }
 
-/* The second of two workers comes when nobody else is left to
- * come: rank 0 does not wait for more. */
+/* Sends the second of two workers with one rank when all others
+ * have come: rank 0 waits for no more. */
 static void rendezvous__rank_twice_with_others_still_missing(void **state)
 {
 	struct team t = team_new(6, 3, (const uint32_t[]){ 0, 4, 4 });
@@ -416,7 +416,7 @@ static void rendezvous__rank_past_the_world_fails_all(void **state)
 	team_free(&t);
 }
 
-/* A process that joined and is killed; another one takes its rank and its name. */
+/* Kills a process that has joined; another one takes its rank and its name. */
 static void rendezvous__killed_worker_frees_its_place(void **state)
 {
 	struct team t = team_new(3, 3, NULL);
@@ -466,10 +466,10 @@ static void rendezvous__killed_rank_0_is_noticed(void **state)
 		_exit(0);
 	}
 	close(told[1]);
-	t.w[1]->timeout_ms = 3000; /* it might be started again */
+	t.w[1]->timeout_ms = 3000; /* rank 0 might be started again */
 	worker_start(t.w[1]);
 	assert_int_equal(read(told[0], &byte, 1), 1);
-	/* Its place is given; a moment for the word to reach it. */
+	/* The place is given; a moment for the message to reach it. */
 	poll(NULL, 0, 300);
 	assert_int_equal(kill(pid, SIGKILL), 0);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -574,7 +574,7 @@ static void rendezvous__unknown_host(void **state)
 	struct worker *w = worker_new(1, 1, 2);
 
 	(void)state;
-	/* It may become known. */
+	/* The name may become known. */
 	snprintf(w->address, sizeof(w->address), "nosuchhost.invalid:1");
 	w->timeout_ms = 500;
 	worker_run(w);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For the rendezvous' tests: workers on threads, strangers on
- * sockets, and a count of descriptors around each test. */
+/* Shared by the rendezvous' tests: workers on threads, strangers on sockets, and a count of
+ * descriptors around each test. */
 #ifndef RENDEZVOUS_TEST_H
 #define RENDEZVOUS_TEST_H
 

@@ -19,7 +19,7 @@ static unsigned lines_with(struct worker *w, const char *part)
 	return n;
 }
 
-/* Rank 0 and each worker that has joined know who is missing. */
+/* Checks that rank 0 and each worker that has joined know the missing ranks. */
 static void waits__for_ranks_that_are_missing(void **state)
 {
 	int port = free_port();
@@ -58,15 +58,16 @@ static void waits__for_rank_0_that_is_not_there(void **state)
 	assert_true(worker_logged(w, w->address));
 	assert_true(worker_logged(w, "the last: connection refused"));
 	assert_int_equal(worker_join(w), -ECONNREFUSED);
-	/* After 0.5, 1.5 and 3.5 s of the 4; a machine that stands still misses some. Dozens of
-	 * tries are no dozens of lines. */
+	/* Lines come after 0.5, 1.5 and 3.5 s of the 4; a machine that stands still misses some.
+	 * Dozens of tries do not mean dozens of lines. */
 	said = lines_with(w, "rank 2 has waited");
 	assert_true(said >= 1 && said <= 3);
 	assert_true(lines_with(w, "is not there yet") <= 4);
 	worker_free(w);
 }
 
-/* A connection that nobody answers: neither the connecting nor the waiting returns by itself. */
+/* Connects to a port that never answers: neither the connecting
+ * nor the waiting returns by itself. */
 static void waits__for_rank_0_that_does_not_answer(void **state)
 {
 	int port = free_port(), fd = stranger_listen(port);

@@ -53,7 +53,7 @@ static size_t make(int which, uint8_t *out)
 	}
 }
 
-/* As the side that gets it would. */
+/* Takes the frame as its receiver would. */
 static int take(int which, const struct rz_reader *in, struct rz_session s)
 {
 	struct rz_digest digest = { { 7 } };
@@ -165,7 +165,7 @@ static void frame__byte_by_byte(void **state)
 	close(pair[1]);
 }
 
-/* Two frames in one segment: the second stays where it is. */
+/* Sends two frames in one segment: the second stays in its place. */
 static void frame__never_read_past_its_end(void **state)
 {
 	uint8_t out[2 * RZ_FRAME_MAX];
@@ -211,7 +211,7 @@ static void frame__head_decides_early(void **state)
 	}
 }
 
-/* Any type with any body: the takers look at type and length first. */
+/* Tries any type with any body: the readers check type and length first. */
 static void frame__wrong_type_is_refused(void **state)
 {
 	uint8_t out[RZ_FRAME_MAX];
@@ -265,7 +265,7 @@ static void frame__replayed_in_another_session_is_refused(void **state)
 	}
 }
 
-/* END is rank 0's own, but the table before it is not what rank 0 sent. */
+/* Sends rank 0's own END after a table that rank 0 did not send. */
 static void frame__end_of_another_table_is_refused(void **state)
 {
 	struct rz_session s = new_session();
@@ -278,7 +278,7 @@ static void frame__end_of_another_table_is_refused(void **state)
 	assert_int_equal(rz_end_take(&in, &s, &digest), -EKEYREJECTED);
 }
 
-/* A member's frame with any one byte changed is refused, or changes the digest. */
+/* Changes any one byte of a member's frame: it is refused, or changes the digest. */
 static void member__change_is_seen_by_the_digest(void **state)
 {
 	struct rc_member m = new_member(), got;
@@ -370,7 +370,7 @@ static void member__lies_are_refused(void **state)
 #undef REFUSED
 }
 
-/* END vouches for public keys: a key that was changed on its way is noticed. */
+/* Changes a public key on its way: END vouches for the keys, so the change is noticed. */
 static void digest__covers_all_of_an_entry(void **state)
 {
 	struct rz_digest want, got;

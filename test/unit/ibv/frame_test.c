@@ -105,7 +105,7 @@ static void frame__random_bytes_are_refused_or_in_bounds(void **state)
 static const uint8_t seal_key[RV_SEAL_KEY_BYTES] = { 1, 2, 3 },
 		     back_key[RV_SEAL_KEY_BYTES] = { 1, 2, 4 };
 
-/* A frame with a message of n bytes, sealed as the next of that direction. Returns its length. */
+/* Seals a message of n bytes as the next frame of that direction. Returns the frame's length. */
 static size_t sealed(struct rvi_seal *s, uint8_t mem[SEALED_MAX], uint32_t n)
 {
 	struct rvi_frame f = { .type = RVI_FRAME_MSG,
@@ -120,7 +120,7 @@ static size_t sealed(struct rvi_seal *s, uint8_t mem[SEALED_MAX], uint32_t n)
 	return RVI_FRAME_BYTES + n + RVI_SEAL_BYTES;
 }
 
-/* As a receiver gets it: a copy of its own, at the end of its allocation. */
+/* Unseals a copy at the end of its allocation, as a receiver does. */
 static int unseal(struct rvi_seal *s, const uint8_t *mem, size_t bytes, size_t *left)
 {
 	uint8_t *copy = malloc(bytes ? bytes : 1);
@@ -218,7 +218,7 @@ static void seal__a_frame_fits_at_one_place_only(void **state)
 	assert_int_equal(unseal(&in, second, m, &left), 0);
 }
 
-/* A frame without a MAC is as long as one whose message is shorter. */
+/* Refuses a frame without a MAC, which is as long as a frame with a shorter message. */
 static void seal__no_mac_at_all_is_refused(void **state)
 {
 	struct rvi_frame f = { .type = RVI_FRAME_MSG, .len = 40 };

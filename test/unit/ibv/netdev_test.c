@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether a datagram of the device would find a route, in a network namespace of its own. */
+/* Checks if a datagram of the device would find a route, in its own network namespace. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <net/if.h>
@@ -71,7 +71,7 @@ static void route__goes_with_the_interface_and_its_address(void **state)
 	assert_false(has_route("10.1.2.3"));
 }
 
-/* InfiniBand has no such interface, nor a socket for each family: the port alone is asked. */
+/* Asks the port alone: InfiniBand has no such interface, and no socket for each family. */
 static void route__that_nobody_knows(void **state)
 {
 	struct sockaddr_storage none = { 0 };

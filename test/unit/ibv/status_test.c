@@ -26,7 +26,7 @@ static void wc__every_status_has_an_errno_and_words(void **state)
 	}
 }
 
-/* No other answers reach the core: each of these has its place there. */
+/* Checks that only these answers reach the core: each of them has its place there. */
 static void wc__there_are_five_answers(void **state)
 {
 	const int final[] = { IBV_WC_LOC_LEN_ERR,    IBV_WC_LOC_PROT_ERR,
@@ -115,7 +115,7 @@ static void cm_table__the_way_up(void **state)
 	assert_int_equal(rvi_cm_action(RVI_UP, RDMA_CM_EVENT_DISCONNECTED), RVI_CM_PEER_LEFT);
 }
 
-/* No event moves a connection that is over, or brings one up twice. */
+/* Checks that no event moves a connection that is over, or brings one up twice. */
 static void cm_table__never_up_twice(void **state)
 {
 	(void)state;

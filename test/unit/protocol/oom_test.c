@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Out of memory in the protocol's machine: every step of random programs is tried with its first,
- * second, ... allocation failing, until it needs no more. A step that failed must have changed
- * nothing. Steps that give back must succeed without any memory, and with little room for effects.
- * The machine's sources are compiled into this program with their allocator replaced, so that the
+ * Out of memory in the protocol's machine. Every step of random programs is tried with its first,
+ * second, ... allocation failing, until it needs no more. A failed step must have changed nothing.
+ * Steps that give back must succeed without any memory, and with little room for effects. The
+ * machine's sources are compiled into this program with their allocator replaced, so that the
  * library needs no hook.
  */
 #include <setjmp.h>
@@ -76,8 +76,8 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 
 	fail_all = false;
 	if (rp_gives_back(ev->type) && ++steps % 2) {
-		/* Its effects are taken out without memory as well:
-		 * until the next step there is none. */
+		/* The step's effects are taken out without memory as well:
+		 * there is none until the next step. */
 		int rc;
 
 		if (m->first_effect == m->nr_effects) {
@@ -89,7 +89,8 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 		given_back++;
 		rc = real_step(m, ev, rec);
 		while (rc == -ENOMEM) {
-			/* As the runtime would; the simulator cannot carry them out in between. */
+			/* The runtime does the same; the simulator cannot
+			 * carry them out in between. */
 			size_t n = m->nr_effects - m->first_effect;
 
 			assert_true(n > 0);
@@ -178,7 +179,7 @@ static void must(struct rp *m, struct rp_event ev)
 
 #define MANY 1000u
 
-/* As must, with every allocation failing from now on. */
+/* Does as must, with every allocation failing from now on. */
 static void must_without(struct rp *m, struct rp_event ev)
 {
 	fail_all = true;
@@ -188,8 +189,8 @@ static void must_without(struct rp *m, struct rp_event ev)
 	assert_true(m->nr_later > 0);
 }
 
-/* The effects of a fence are many. Effects without room come
- * later, and a new session does not come before. */
+/* Fences a worker with many forks. Effects without room come later, and
+ * a new session does not come before them. */
 static void rp_oom__fence_of_many(void **state)
 {
 	struct rp_event up = { .type = RP_EV_PEER_UP, .peer = 1, .epoch = 2 };
@@ -234,7 +235,7 @@ static void rp_oom__fence_of_many(void **state)
 	rp_destroy(m);
 }
 
-/* A machine that owns MANY values: each has a fork of worker
+/* Returns a machine that owns MANY values. Each has a fork of worker
  * 1, and no other reference if released. */
 static struct rp *owner_of_many(bool released)
 {
@@ -260,7 +261,7 @@ static struct rp *owner_of_many(bool released)
 	return m;
 }
 
-/* All that the dead held is given back. */
+/* Gives back everything that the dead worker held. */
 static void rp_oom__grace_of_many(void **state)
 {
 	struct rp *m = owner_of_many(true);
@@ -277,7 +278,7 @@ static void rp_oom__grace_of_many(void **state)
 	rp_destroy(m);
 }
 
-/* Many wait for one value. All hear of it, in spite of changes of its references meanwhile. */
+/* Lets many wait for one value. All learn of it, although its references change meanwhile. */
 static void rp_oom__many_wait_for_one(void **state)
 {
 	const struct rref_id id = { 2, 0, 0 };
@@ -313,7 +314,8 @@ static void rp_oom__many_wait_for_one(void **state)
 	}
 }
 
-/* Without room for its effects a step that gives back asks for it, and changes nothing. */
+/* Makes a step that gives back without room for its effects: it
+ * asks for room, and changes nothing. */
 static void rp_oom__no_room(void **state)
 {
 	struct rp *m = owner_of_many(false);

@@ -62,7 +62,7 @@ static void rp_owner__set_once(void **state)
 	rp_destroy(m);
 }
 
-/* Threads take numbers before they come to the machine. */
+/* Presents numbers in any order, as threads take them before they come to the machine. */
 static void rp_owner__numbers_come_in_any_order(void **state)
 {
 	static const uint64_t order[] = { 5, 3, 9, 8, 1, 2 };
@@ -78,8 +78,8 @@ static void rp_owner__numbers_come_in_any_order(void **state)
 	rp_destroy(m);
 }
 
-/* Found by the holder's own fork of that very value, when it
- * is there, and as long as the holder's session. */
+/* Finds a value by the holder's own fork of it, while the value is
+ * there and the holder's session lasts. */
 static void rp_owner__value_of_a_holder(void **state)
 {
 	struct rp *m = with_value();
@@ -365,9 +365,9 @@ static void rp_owner__another_holders_fork_is_out_of_reach(void **state)
 	assert_int_equal(step(m, MSG(FETCH, 1, ID(0, 1), ID(2, 2))), 0);
 	assert_int_equal(sent(m, 0, 1, RP_MSG_FETCH_REPLY)->status, -ESTALE);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 2))), 0);
-	/* its own DELETE left a tombstone */
+	/* worker 1's own DELETE left a tombstone */
 	assert_int_equal(sent(m, 0, 1, RP_MSG_FORK_ACK)->status, -ESTALE);
-	/* Nor does a claim in advance stand in the way of the true holder. */
+	/* A claim in advance does not stop the true holder. */
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 1, ID(0, 1), ID(2, 3))), 0);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 3))), 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, 0);
@@ -384,7 +384,7 @@ static void rp_owner__malformed_messages_are_refused(void **state)
 
 	(void)state;
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
-	/* its fork, another id */
+	/* worker 3's fork, another id */
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 5), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FETCH, 3, ID(0, 5), ID(2, 2))), -EPROTO);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 5), ID(2, 2))), -EPROTO);

@@ -3,7 +3,7 @@
 
 static int handle, value;
 
-/* Worker 1 holds {0,1} of worker 0, confirmed, by fork {0,9}. */
+/* Returns worker 1, which holds {0,1} of worker 0, confirmed, by fork {0,9}. */
 static struct rp *user(void)
 {
 	struct rp *m = machine(1, 4);
@@ -286,7 +286,7 @@ static void rp_share__early_child_asks_its_parent(void **state)
 	sent(b, 0, 0, RP_MSG_FORK_REQUEST);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(nr_effects(b), 0);
-	/* From now on its records are not early. */
+	/* Later records are not early. */
 	assert_int_equal(step_rec(b,
 				  EV(FORK, .id = ID(1, 1), .src = ID(1, 5), .fork = ID(2, 7),
 				     .peer = 3),

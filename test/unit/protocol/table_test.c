@@ -93,8 +93,8 @@ static void rp_table__a_million_forks_of_one_value(void **state)
 	rp_destroy(m);
 }
 
-/* Made id after id, every stride-th: the longest chain of any
- * bucket. *apart: ids of one line of 16 that have another's bucket. */
+/* Makes every stride-th id, and returns the length of the longest chain of any bucket. *apart: the
+ * number of ids with another bucket than the rest of their line of 16. */
 static uint32_t longest_chain(uint64_t stride, uint32_t *apart)
 {
 	struct rp *m = machine(0, 2);
@@ -128,13 +128,14 @@ static void rp_table__neighbours_share_a_line_and_strides_do_not_meet(void **sta
 
 	(void)state;
 	for (uint64_t stride = 1; stride <= 1u << 20; stride *= 4) {
-		/* As many buckets as entries: at random the longest of 65536 chains has 8 or 9. */
+		/* There are as many buckets as entries: at random the
+		 * longest of 65536 chains has 8 or 9. */
 		assert_in_range(longest_chain(stride, &apart), 1, 12);
 		assert_int_equal(apart, 0);
 	}
 }
 
-/* Looked at behind each step: that there is room for what the next one may need is said in time. */
+/* Looks after each step: the table must tell in time that the next step may need more room. */
 static void rp_table__grows_with_its_items(void **state)
 {
 	struct rp *m = machine(0, 2);

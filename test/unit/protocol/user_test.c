@@ -3,7 +3,7 @@
 
 static int handle;
 
-/* Worker 1 has created {1,1} on worker 0 with fork {1,2}. */
+/* Returns worker 1, which has created {1,1} on worker 0 with fork {1,2}. */
 static struct rp *creator(void)
 {
 	struct rp *m = machine(1, 4);
@@ -16,7 +16,8 @@ static struct rp *creator(void)
 	return m;
 }
 
-/* Worker 2 has got {0,1} of worker 0 by a record from `parent`, with fork {parent,9}. */
+/* Returns worker 2, which has got {0,1} of worker 0 by a record
+ * from `parent`, with fork {parent,9}. */
 static struct rp *receiver(uint32_t parent, struct rp_location loc)
 {
 	struct rp *m = machine(2, 4);
@@ -67,7 +68,7 @@ static void rp_user__creation_failed_there(void **state)
 			 0);
 	assert_string_equal(effect(m, 0, RP_EFF_FAILED)->text, "no");
 	assert_int_equal(effect(m, 1, RP_EFF_CREATED)->status, -EDOM);
-	/* Nothing more is wanted of the owner, even if the handle is still held. */
+	/* The owner is asked for nothing more, even if the handle is still held. */
 	sent(m, 2, 0, RP_MSG_DELETE);
 	for (int i = 0; i < 2; i++) {
 		assert_int_equal(step(m, EV(WAIT, .id = ID(1, 1), .fork = ID(1, 2), .cookie = 8)),
@@ -179,7 +180,7 @@ static void rp_user__from_a_user_asks_the_owner(void **state)
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
 	sent(m, 3, 0, RP_MSG_FETCH);
 	assert_int_equal(nr_effects(m), 4);
-	/* One question, however many wait. */
+	/* There is one question for all that wait. */
 	assert_int_equal(step(m, EV(WAIT, .id = ID(0, 1), .fork = ID(3, 9), .cookie = 9)), 0);
 	assert_int_equal(nr_effects(m), 0);
 	assert_int_equal(counts(m).parked, 2);
@@ -279,8 +280,8 @@ static void rp_user__answers_of_others_are_refused(void **state)
 	assert_int_equal(step(m, MSG(CREATED, 0, ID(0, 1), ID(3, 9), .loc = LOC(1))), -EPROTO);
 	assert_int_equal(step(m, MSG(PARENT_ACK, 3, ID(0, 1), ID(3, 9))), -EPROTO);
 	assert_int_equal(counts(m).refused, 3);
-	/* From others than the owner or the parent; of a fork
-	 * that ended meanwhile, or never was: alike. */
+	/* Messages from neither the owner nor the parent, about a fork that ended meanwhile, or an
+	 * unknown one: all alike. */
 	assert_int_equal(step(m, MSG(FORK_ACK, 1, ID(0, 1), ID(3, 9))), 0);
 	assert_int_equal(step(m, MSG(FORK_ACK, 3, ID(0, 1), ID(3, 9))), 0);
 	assert_int_equal(step(m, MSG(FETCH_REPLY, 1, ID(0, 1), ID(3, 9), .loc = LOC(1))), 0);

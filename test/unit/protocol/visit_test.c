@@ -99,7 +99,7 @@ static void rp_visit__failed_and_abandoned(void **state)
 	assert_int_equal(step(m, EV(RELEASE, .id = ID(0, 2))), 0);
 	s = look(m);
 	assert_string_equal(s.last[RP_VISIT_OWNER].state, "abandoned");
-	assert_null(s.last[RP_VISIT_OWNER].maker); /* it went with its handle */
+	assert_null(s.last[RP_VISIT_OWNER].maker); /* its maker went with its handle */
 	rp_destroy(m);
 }
 
@@ -158,7 +158,8 @@ static void rp_visit__user_and_children(void **state)
 	rp_destroy(m);
 }
 
-/* Pieces, with entries that go and come in between: all that stays is visited once. */
+/* Visits in pieces, while entries go and come in between. Every
+ * entry that stays is visited once. */
 static void rp_visit__in_pieces_while_it_changes(void **state)
 {
 	enum { NR = 2000 };

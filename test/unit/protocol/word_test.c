@@ -29,7 +29,7 @@ static struct rp_fork share(struct rp *m, uint64_t id, uint64_t word)
 	return rec;
 }
 
-/* The answer to a guess, which must tell nothing; the step has no other effect. */
+/* Makes a guess, and fetches the answer, which must tell nothing. The step has no other effect. */
 static void refused(struct rp *m, const struct rp_event *ev, struct rp_msg *answer)
 {
 	assert_int_equal(step(m, ev), 0);
@@ -97,7 +97,7 @@ static void rp_word__is_made_once(void **state)
 				 0);
 		assert_true(rec.word == WORD);
 	}
-	/* Nor does taking a share back end it: others have it. */
+	/* Taking a share back does not end it either: others have the word. */
 	assert_int_equal(step(m, EV(FORK_UNDO, .id = ID(0, 1), .fork = ID(0, 32), .peer = 2)), 0);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(1, 5))), 0);
 	told(m, 0, 3, RP_MSG_FORK_ACK, &value);
@@ -186,7 +186,7 @@ static void rp_word__a_record_of_an_own_value_needs_it(void **state)
 	rp_destroy(m);
 }
 
-/* Early records of a value that is here, and of one that is not, are treated alike. */
+/* Checks that early records of a present value and of an unknown one are treated alike. */
 static void rp_word__an_early_record_tells_nothing(void **state)
 {
 	struct rp *m = owner();

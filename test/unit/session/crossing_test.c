@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Two workers connect to each other at the same moment, or resume, in every order in which the
- * network can bring what they say. Two contexts of this process talk over a device of this test's
- * own: each packet waits until the test picks it. A schedule is the list of picks; all schedules
+ * Two workers connect to each other at the same moment, or resume. All orders are tried in which
+ * the network can bring their messages. Two contexts of this process talk over a device of the
+ * test: each packet waits until the test picks it. A schedule is the list of picks; all schedules
  * are tried, each from the same state.
  *
- * The law: a session that is up at both ends is not ended by what was said before it.
+ * The law: earlier messages do not end a session that is up at both ends.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -47,7 +47,7 @@ struct rv_conn {
 	int side;                      /* the worker whose end it is */
 	bool exists, is_up, is_closed;
 	void *user;
-	struct packet queue[PACKETS_MAX]; /* on its way to this end */
+	struct packet queue[PACKETS_MAX]; /* packets on their way to this end */
 	unsigned first, nr;
 };
 
@@ -168,7 +168,7 @@ static const struct rv_ops fake_ops = {
 	.peer_text = fake_peer_text,
 };
 
-/* The first packet on its way to that end arrives. */
+/* Delivers the first packet on its way to that end. */
 static void deliver(struct rv_conn *c)
 {
 	struct packet p = c->queue[c->first++];
@@ -297,14 +297,14 @@ static bool is_up(int side)
 	return p->state == RC_PEER_UP && p->link;
 }
 
-/* One session, over one connection, and both know it. */
+/* Returns whether both know one session, over one connection. */
 static bool are_joined(void)
 {
 	return is_up(0) && is_up(1) && peer_of(0)->epoch == peer_of(1)->epoch &&
 	       peer_of(0)->link->wire == peer_of(1)->link->wire;
 }
 
-/* Neither knows of the other, and nothing is on its way. */
+/* Begins anew: neither knows of the other, and nothing is on its way. */
 static void begin(void)
 {
 	for (int i = 0; i < 2; i++) {
@@ -322,7 +322,7 @@ static void begin(void)
 	nr_wires = 0;
 }
 
-/* It has something to say, and so connects if it must. */
+/* Gives that side something to say, so that it connects if it must. */
 static void want(int side)
 {
 	struct rw_message m = { .frame.type = RW_PING, .u.number = 7 };
@@ -376,7 +376,7 @@ static unsigned pick(unsigned at, unsigned of)
 	return schedule.pick[at];
 }
 
-/* The next schedule, in the order of an odometer. False: that was the last. */
+/* Goes to the next schedule, in the order of an odometer. Returns false after the last one. */
 static bool next_schedule(void)
 {
 	while (schedule.nr && schedule.pick[schedule.nr - 1] + 1 == schedule.of[schedule.nr - 1])
@@ -455,7 +455,7 @@ static void crossing__of_hellos_ends_no_session(void **state)
 	assert_true(crossed > 100);
 }
 
-/* Side 0 or 1 wants; or its attempt has failed here, while its hello is still on its way. */
+/* Lets side 0 or 1 connect, or lets its attempt fail while its hello is still on its way. */
 static void act_lose(int what)
 {
 	struct rc_peer *p = peer_of(what & 1);
@@ -474,7 +474,7 @@ static void act_lose(int what)
 	}
 }
 
-/* All that is on its way arrives, and the timers of both come, until the two are joined. */
+/* Delivers everything on its way, and runs the timers of both, until the two are joined. */
 static void try_again(void)
 {
 	struct options o;
@@ -493,8 +493,8 @@ static void try_again(void)
 	}
 }
 
-/* An attempt is given up, and its hello comes when another's
- * session is up. Waiting messages are not lost, in any order. */
+/* Gives an attempt up; its hello comes when the session of another is up. Waiting messages are not
+ * lost, in any order. */
 static void crossing__of_a_hello_that_was_given_up(void **state)
 {
 	for (int loser = 0; loser < 2; loser++) {
@@ -526,7 +526,7 @@ static void act_dial(int side)
 {
 	struct rc_peer *p = peer_of(side);
 
-	/* Its timer comes: for the next attempt, or because this one has had its time. */
+	/* The timer comes: for the next attempt, or because this one has had its time. */
 	rc_lock(ctx[side]);
 	if (rc_state_broken(p->state))
 		rc_resume_tick(ctx[side], p, max_of(now_ns(), p->resume.at));
@@ -580,9 +580,9 @@ static void crossing__of_resumptions_breaks_no_connection(void **state)
 	assert_true(crossed > 100);
 }
 
-/* ---- what must still end a session ---- */
+/* ---- hellos that must still end a session ---- */
 
-/* One end has lost the session for good, and the other does not know: the next hello is news. */
+/* Ends the session for good at one end, and the other does not know: the next hello is news. */
 static void crossing__a_hello_that_is_new_begins_a_new_session(void **state)
 {
 	(void)state;
@@ -597,7 +597,7 @@ static void crossing__a_hello_that_is_new_begins_a_new_session(void **state)
 		rc_peer_fence(ctx[side], peer_of(side), -ENETRESET, "the test ended it here");
 		rc_peer_end_grace(ctx[side], peer_of(side));
 		rc_unlock(ctx[side]);
-		for (look(&o); o.nr_arrive; look(&o)) /* and the other end is not told */
+		for (look(&o); o.nr_arrive; look(&o)) /* the other end is not told */
 			o.arrives[0]->nr = 0;
 		want(side);
 		settle();

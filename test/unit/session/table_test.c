@@ -99,7 +99,7 @@ static void table__each_state_can_end(void **state)
 	}
 }
 
-/* Only a proof brings a session up, and only a fence ends one. */
+/* Checks that only a proof brings a session up, and only a fence ends one. */
 static void table__a_session_begins_by_proof_and_ends_by_fence(void **state)
 {
 	(void)state;

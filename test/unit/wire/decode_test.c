@@ -50,7 +50,7 @@ static void rw__truncated_or_extended(void **state)
 				continue;
 			assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy), -EPROTO);
 			free(copy);
-			/* With a length that says so. */
+			/* The same with the right length in the frame. */
 			if (k >= (int)RW_FRAME_BYTES) {
 				put_le32(buf + 4, (uint32_t)k);
 				assert_int_equal(decode_tight(buf, (size_t)k, &out, &copy),
@@ -104,7 +104,7 @@ static void rw__random_bytes(void **state)
 	}
 }
 
-/* Behind a payload's data: the same records, by themselves. */
+/* Decodes the same records after a payload's data, by themselves. */
 static void rw__forks_of_a_payload(void **state)
 {
 	static struct rp_fork refs[RREF_REFS_MAX], out[RREF_REFS_MAX];
@@ -247,7 +247,7 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le32(buf + 28, 0));                  /* text with success */
 	REFUSED(put_le16(buf + 26, 5));                  /* text without its bytes */
 	REFUSED(put_le16(buf + 26, 3));
-	REFUSED(put_le16(buf + 24 + 32, WORLD + 1));     /* about a rank that there is not */
+	REFUSED(put_le16(buf + 24 + 32, WORLD + 1));     /* an unknown rank */
 	REFUSED(buf[24 + 32 + 2 + 1] = '\0');            /* in the text */
 	m.frame.type = RW_TYPE_QUERY;
 	memset(&m.u, 0, sizeof(m.u));

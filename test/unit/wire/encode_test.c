@@ -12,8 +12,8 @@
 
 #include "messages.h"
 
-/* A call with a name and bytes, a reply with bytes: the
- * straight way, and how close to it one is refused. */
+/* Sends a call with a name and bytes, and a reply with bytes, in the straight way. Values just past
+ * the limits are refused. */
 static void rw__plain_at_their_limits(void **state)
 {
 	static const struct { uint8_t name; uint16_t meta; uint32_t data; } good[] = {
@@ -266,7 +266,7 @@ static void hex(const uint8_t *p, int n, char *out)
 		sprintf(out + 2 * i, "%02x", p[i]);
 }
 
-/* The bytes themselves, so that a change of the format is a change of this test. */
+/* Compares the bytes themselves, so that a change of the format is a change of this test. */
 static void rw__golden_bytes(void **state)
 {
 	static struct rw_message m;
@@ -530,7 +530,7 @@ static void rw__golden_bytes(void **state)
 				  "0b00000000000000" "02000000" "f4ffffff");
 }
 
-/* Each table of docs/WIRE.md has no gap and adds up to what the code uses. */
+/* Checks that each table of docs/WIRE.md has no gap and adds up to the size in the code. */
 static void rw__tables_of_the_document(void **state)
 {
 	static const struct { const char *heading; unsigned bytes; } tables[] = {

@@ -60,7 +60,7 @@ static inline struct rp_location any_location(void)
 
 static const struct rp_location none;
 
-/* Where a payload of that many bytes and records could be. */
+/* Returns a possible place of a payload with that many bytes and records. */
 static inline struct rp_location located(uint32_t data_length, uint32_t nr_refs)
 {
 	struct rp_location loc = any_location();
@@ -87,7 +87,7 @@ static inline void any_forks(struct rp_fork *refs, unsigned nr)
 	}
 }
 
-/* In the message, or elsewhere. */
+/* Chooses a payload, in the message or elsewhere. */
 static inline void any_payload(struct rp_location *loc, uint8_t *key, uint16_t *nr_refs,
 			uint32_t *data_length, uint32_t max)
 {
