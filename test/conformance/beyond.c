@@ -14,9 +14,9 @@
 #include "tg_refs.h"
 
 /*
- * A reference that names nothing is answered at once: by this worker if it has no such entry, by
- * the value's header if the memory is another's by now. White box, since no program can come by
- * one.
+ * A reference to a deleted or unknown value is answered at once. This worker answers if it has no
+ * such entry; the value's header does if the memory has another value by now. White box, since no
+ * program can get such a reference.
  */
 TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 {
@@ -37,7 +37,7 @@ TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)
 				rref_view_free(v);
 		}
 		rc_remote(r)->loc = real;
-		/* Its place, after it was deleted and somebody else's value came there. */
+		/* The place of a value that was deleted, with another worker's value in it. */
 		old = real;
 		rref_release(r);
 		tg_ask(ctx, 1, "pub.drop", (struct tg_make){ 0 });
@@ -120,14 +120,14 @@ static long resident_kib(void)
 	return resident * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* A million, most of them here, some shared, some made there;
- * the first tenth warms up what is kept for reuse. */
+/* Makes a million values: most of them here, some shared, some created there. The first tenth warms
+ * up the memory kept for reuse. */
 TG_TEST(c192_a_million_created_and_released, 2)
 {
 	struct rref_ctx *ctx;
 
-	/* Or the kernel may make one huge page of memory that is
-	 * sparsely used, and 2 MiB more would be resident. */
+	/* Otherwise the kernel may make one huge page of sparse
+	 * memory: 2 MiB more are then resident. */
 	TG_IS(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
 	ctx = tg_join_refs(rank);
 	if (rank == 0) {
@@ -163,12 +163,12 @@ TG_TEST(c192_a_million_created_and_released, 2)
 			end[k] = tg_stats_of(ctx, k);
 			TG_IS(end[k].registered_bytes, warm[k].registered_bytes);
 			TG_IS(end[k].nr_regions, warm[k].nr_regions);
-			TG_CHECK(end[k].tombstones <= 1024); /* of one peer; protocol/protocol.h */
+			TG_CHECK(end[k].tombstones <= 1024); /* limit of protocol.h for a peer */
 		}
 		TG_CHECK(warm_kib > 0);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-		/* Nine tenths of them may not cost a page each hundred,
-		 * as a leaked entry, a tombstone or a handle would. */
+		/* Nine tenths of them must cost less than a page each hundred. A leaked entry,
+		 * tombstone or handle costs more. */
 		TG_CHECK(resident_kib() - warm_kib < 1024);
 #endif
 	}
@@ -176,7 +176,7 @@ TG_TEST(c192_a_million_created_and_released, 2)
 	return 0;
 }
 
-/* Each has a value of its own at each other, and each holds one of each other when all leave. */
+/* Makes a value on each other worker. Each worker holds one of each other worker when all leave. */
 static int all_to_all(int rank, void *arg)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -190,7 +190,7 @@ static int all_to_all(int rank, void *arg)
 				    RREF_DEFAULT, NULL));
 	TG_IS(tg_stats(ctx).forks, world - 1);
 	tg_meet_serving(ctx, 0);
-	/* In the order in which they came. */
+	/* The kept references are in the order of arrival. */
 	for (int i = 0; i < world; i++) {
 		int owner = rref_owner(tg_kept(i));
 

@@ -349,7 +349,7 @@ TG_TEST(c039_twenty_heavy_ones, 2)
 	return 0;
 }
 
-/* As much as goes without a READ. */
+/* The largest payload that needs no READ. */
 TG_TEST(c039_two_hundred_full_messages, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -384,13 +384,13 @@ TG_TEST(c080_082_per_call_and_default_timeout, 2)
 	o.timeout = rank == 0 ? 300 * MS : o.timeout;
 	TG_OK(rref_init(&o, &ctx));
 	if (rank == 0) {
-		/* Without a session the shortest might end before it is sent. */
+		/* The shortest might end before it is sent if there is no session. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, 60 * NSEC_PER_SEC, NULL));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &shorter));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 60 * NSEC_PER_SEC, &longer));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &forever));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_DEFAULT, &standard));
-		/* Each ends by its own time; the waits have none. */
+		/* Each call ends by its own time; the waits have no time-out. */
 		TG_IS(rref_future_wait(shorter, RREF_FOREVER), -ETIMEDOUT);
 		TG_IS(rref_future_test(shorter), 1);
 		TG_IS(rref_future_wait(standard, RREF_FOREVER), -ETIMEDOUT);

@@ -11,7 +11,7 @@
 
 #define REFS 8
 
-/* As many references as a message holds go there and come back, each to its own owner's value. */
+/* A message full of references goes there and back. Each refers to its own owner's value. */
 TG_TEST(more_references_in_results, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -68,8 +68,8 @@ TG_TEST(more_chains_round_a_group_of_four, 4)
 }
 
 /*
- * Travels on by calls that nobody waits for: each handler passes its reference on and is over,
- * while the call it made is under way. The last one reads it.
+ * Passes its reference on by a call without a waiter. Each handler ends while its call is under
+ * way, and the last one reads the value.
  */
 static int travel(struct rref_call *call, void *arg)
 {

@@ -224,7 +224,7 @@ TG_TEST(c101_180_late_creation_is_reclaimed, 2)
 		for (int to = 0; to < 2; to++) {
 			struct rref *gave_up, *cancelled, *dropped;
 
-			/* Without a session the first may be given up before it is sent. */
+			/* The first may be given up before it is sent if there is no session. */
 			TG_OK(rref_rpc_sync(ctx, to, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 			TG_OK(rref_remote(ctx, to, "tg.hold", tg_bytes("late", 4), 30 * MS,
 					  &gave_up));

@@ -70,7 +70,7 @@ TG_TEST(c092_093_of_a_complete_future, 2)
 	return 0;
 }
 
-/* Without anybody waiting: the poller alone, or rref_progress in the manual mode, has to run it. */
+/* No thread waits: the poller alone, or rref_progress in the manual mode, has to run it. */
 TG_TEST(c092_093_many_with_nobody_waiting, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -285,7 +285,7 @@ static int reply_to_it(struct rref_call *call, void *arg)
 
 	(void)arg;
 	if (!deferred)
-		return -EAGAIN; /* it waits for its references still */
+		return -EAGAIN; /* still waits for its references */
 	TG_OK(rref_call_reply(deferred, tg_bytes("first", 5)));
 	atomic_store(&replied_to, deferred);
 	return rref_call_reply(call, NULL);
@@ -442,8 +442,8 @@ TG_TEST(c094_099_chained_and_failing, 3)
 	return 0;
 }
 
-/* A deferred call whose callee defers in turn: nested as deep
- * as the number says, each level another worker. */
+/* Defers its call, and calls a handler that defers in turn. The number gives the depth, and each
+ * level is another worker. */
 static int nest(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);

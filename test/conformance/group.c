@@ -37,8 +37,8 @@ TG_TEST(c001_names_and_ranks_resolve, 4)
 	return 0;
 }
 
-/* Each lists all, and all see the same: no two by one name,
- * each the same start of the same process. */
+/* Each worker lists all, and all see the same list. No two have one
+ * name, and each has one start of its process. */
 TG_TEST(c002_every_worker_lists_all, 4)
 {
 	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [who sees][whom] */

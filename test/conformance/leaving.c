@@ -148,7 +148,7 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	return 0;
 }
 
-/* One code, and two texts that say what was tried. */
+/* One code, and two texts that name the attempt. */
 TG_TEST(c086_reading_and_sharing_after_shutdown, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -209,8 +209,8 @@ TG_TEST(c075_079_at_once_with_traffic, 3)
 	return 0;
 }
 
-/* Nothing is released by the program: the shutdown does, finds
- * no leak, and free_ctx leaves no memory behind. */
+/* The program releases nothing. The shutdown does, and finds no
+ * leak; free_ctx leaves no memory behind. */
 TG_TEST(c085_handles_never_released, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -233,7 +233,7 @@ TG_TEST(c085_handles_never_released, 3)
 				    NULL));
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
-	/* Its own affair, which it may want to hear of; no leak of the group's. */
+	/* The program may want to know of its own handles; they are no leak of the group. */
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
 	TG_CHECK(strncmp(report, "unreleased ", 11) == 0 && !strstr(report, "\nleak ") &&
 		 !strstr(report, "\nstuck "));
@@ -253,8 +253,8 @@ static void on_warning(void *ctx, enum rref_log_level level, const char *text)
 }
 
 /*
- * A fork that its owner lists and that nobody will ever end: made as a share is, and never sent.
- * White box, since a program cannot lose one.
+ * Leaks a fork that its owner lists and no holder will ever end: made as a share is, and never
+ * sent. White box, since a program cannot lose one.
  */
 static void leak(int rank, unsigned flags, int expected)
 {
@@ -397,9 +397,9 @@ static void many_lives(int rank, int world, int how)
 	pthread_t t;
 	int tasks;
 
-	/* How many arenas the C library makes depends on which threads meet in it. */
+	/* The number of the C library's arenas depends on the threads that meet in it. */
 	mallopt(M_ARENA_MAX, 1);
-	/* With its first thread a process may get one of a sanitizer's too. */
+	/* The first thread of a process may bring a thread of the sanitizer. */
 	TG_IS(pthread_create(&t, NULL, do_nothing, NULL), 0);
 	pthread_join(t, NULL);
 	usleep(20000);

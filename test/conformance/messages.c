@@ -12,7 +12,7 @@
 
 #define MS NSEC_PER_MSEC
 #define LONG_NS (20 * NSEC_PER_SEC)
-#define TRIES 10 /* after which a send is given up; send.c */
+#define TRIES 10 /* a send is given up after so many: send.c */
 
 static struct rref *remote_within(struct rref_ctx *ctx, int to, const char *function,
 				  int64_t timeout)
@@ -59,7 +59,7 @@ TG_TEST(c129_first_three_sends_fail, 3)
 		TG_OK(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL));
 		rref_release(r);
 		tg_all_clean(ctx);
-		/* Its own DELETE; on the third, all there is. */
+		/* Retries of its own DELETE. On the third worker all kinds count. */
 		TG_IS(tg_stats(ctx).retries, 3);
 		TG_IS(tg_stats_of(ctx, 1).retries, 0);
 		TG_IS(tg_stats_of(ctx, 2).retries, 9);
@@ -107,7 +107,7 @@ TG_TEST(c129_first_sends_of_every_kind_fail, 3)
  * references that it shared are taken back, for any owner. */
 TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 {
-	/* One more than the calls of the first part: the next one goes. */
+	/* One more failure than the calls of the first part have tries: the next call goes. */
 	struct rref_ctx *ctx = tg_join_under(rank,
 					     rank == 0 ? "CALL@1:fail=20,REMOTE@1:fail=10" : "", 0);
 
@@ -150,8 +150,7 @@ TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 	return 0;
 }
 
-/* After a session that ended: a new one. Not at once, a broken
- * one is not tried again immediately. */
+/* Waits until the peer has a new session. A broken one is not tried again immediately. */
 static void until_reached(struct rref_ctx *ctx, int rank)
 {
 	for (int64_t end = now_ns() + LONG_NS;
@@ -167,8 +166,8 @@ static bool no_references(struct rref_ctx *ctx, void *arg)
 	return !s.owners && !s.forks && !s.users && !s.pending_children && !s.value_bytes;
 }
 
-/* A message of the protocol that cannot be sent ends the
- * session: both sides clean up, and a new one begins. */
+/* A message of the protocol cannot be sent, which ends the session.
+ * Both sides clean up, and a new one begins. */
 TG_TEST(c183_a_delete_given_up_ends_the_session, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "DELETE:fail=10" : "", 0);
@@ -191,7 +190,7 @@ TG_TEST(c183_a_delete_given_up_ends_the_session, 2)
 	} else {
 		tg_wait_flag_serving(ctx, 0, 1);
 		TG_CHECK(tg_eventually(no_references, ctx, NULL));
-		TG_IS(tg_stats(ctx).dead_peers, 0); /* it was cut off; nobody died */
+		TG_IS(tg_stats(ctx).dead_peers, 0); /* cut off, not dead */
 		tg_set_flag(0, 2);
 	}
 	tg_wait_flag_serving(ctx, 0, 2);
@@ -217,7 +216,7 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 		struct rref *r = tg_remote(ctx, 1, "tg.echo", "abc", 3);
 
 		tg_expect_bytes(r, "abc", 3);
-		/* Its answer is behind the message that does not go; this worker is cut off. */
+		/* Its answer would follow the message that does not go; this worker is cut off. */
 		TG_IS(rref_rpc_sync(ctx, 2, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL),
 		      -ENETRESET);
 		TG_IS(tg_stats(ctx).pending_children, 0);
@@ -246,8 +245,8 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 
 /* ---- creations that do not come, or come late ---- */
 
-/* 133 to 136: a peer's and one's own, with and without
- * references among its arguments. Two of them: 178; 179. */
+/* 133 to 136: creations at a peer and on oneself, with and without references among their
+ * arguments. Two of them are 178 and 179. */
 TG_TEST(c133_136_creation_lost, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank,
@@ -264,7 +263,7 @@ TG_TEST(c133_136_creation_lost, 3)
 					     "creation of the reference timed out");
 		TG_IS(rref_confirmed(r[2]), 0);
 		TG_IS(rref_confirmed(r[3]), 0);
-		/* 170, 171: as an argument it errs before anything is sent. */
+		/* 170, 171: such an argument is an error before anything is sent. */
 		for (int i = 0; i < 4; i++) {
 			uint64_t sent = tg_stats(ctx).messages_sent;
 			struct rref *none = NULL;
@@ -318,8 +317,8 @@ TG_TEST(c182_shared_and_never_made, 3)
 	return 0;
 }
 
-/* 139 to 141, 180: it comes after its creator gave up, whose
- * DELETE overtook it. It is not even run. */
+/* 139 to 141, 180: the creation comes after its creator gave up, whose DELETE overtook it. The
+ * function does not even run. */
 TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE@1:delay=300ms" : "", 0);
@@ -347,7 +346,7 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 	return 0;
 }
 
-/* On oneself it runs, late, for nobody. */
+/* A creation on oneself runs late, and its result is dropped. */
 TG_TEST(c139_142_own_creation_delayed_beyond_its_timeout, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, "REMOTE@0:delay=200ms", 0);
@@ -379,7 +378,7 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		r = remote_within(ctx, 1, "count", 50 * MS);
 		s = remote_within(ctx, 1, "count", 50 * MS);
-		rref_release(s); /* at once, and never looked at */
+		rref_release(s); /* released at once, never read */
 		expect_error(r, RREF_DEFAULT, -ETIMEDOUT, "creation");
 		TG_IS(runs_of(ctx, 1), 2);
 		tg_until_clean(ctx, 1);
@@ -451,7 +450,7 @@ TG_TEST(c144_calls_delayed, 2)
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, LONG_NS, NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, RREF_FOREVER, NULL));
 		TG_IS(rref_rpc_sync(ctx, 1, "count", NULL, 10 * MS, NULL), -ETIMEDOUT);
-		/* With a reference in it and in its answer: both arrive, for nobody. */
+		/* References in the call and in its answer: both arrive, and are dropped. */
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo_refs", tg_with(&mine, 1), 10 * MS, NULL),
 		      -ETIMEDOUT);
 		TG_OK(rref_rpc_sync(ctx, 1, "count", NULL, LONG_NS, NULL));
@@ -471,7 +470,7 @@ TG_TEST(c144_calls_delayed, 2)
 		tg_set_flag(0, 2);
 	}
 	tg_wait_flag_serving(ctx, 0, 2);
-	/* The default of 40 ms is for calls; leaving has its own. */
+	/* The default of 40 ms is for calls; leaving has its own time. */
 	tg_finish(ctx);
 	return 0;
 }

@@ -75,7 +75,7 @@ static inline struct rref_ctx *join_under(int rank, const char *rules)
 	tg_add(ctx, "nest", nest, 0);
 	tg_add(ctx, "nest_typed", nest_typed, 0);
 	tg_add(ctx, "take_all", take_all, 0);
-	tg_meet_serving(ctx, 15); /* nobody calls before everybody can serve */
+	tg_meet_serving(ctx, 15); /* all can serve before the first call */
 	return ctx;
 }
 

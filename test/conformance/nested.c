@@ -7,8 +7,8 @@
 
 #include "nest.h"
 
-/* A worker puts references into its value: to an own value, to
- * one of the reader's, to one of a third. */
+/* A worker puts references into its value: to an own value, to one of
+ * the reader, and to one of a third worker. */
 TG_TEST(more_references_nested_in_an_own_value, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -22,12 +22,13 @@ TG_TEST(more_references_nested_in_an_own_value, 3)
 		for (int i = 0; i < 3; i++)
 			rref_release(inner[i]);
 		TG_IS(tg_stats(ctx).nested, 3);
-		/* On its owner: another hold on what the value holds, and no message. */
+		/* The owner gets another hold on the nested values, without a message. */
 		struct rref_view *v = read_with(outer, "outer", 3);
 		bool none_sent = false;
 		struct rref *r;
 
-		/* Of this, that is: the two creations may be on their way still. */
+		/* No message for this read, that is: the two
+		 * creations may be on their way still. */
 		for (int i = 0; i < 50 && !none_sent; i++) {
 			uint64_t sent = tg_stats(ctx).messages_sent;
 
@@ -55,7 +56,7 @@ TG_TEST(more_references_nested_in_an_own_value, 3)
 		uint64_t reads = tg_stats(ctx).reads;
 		struct rref_view *v = read_with(tg_kept(0), "outer", 3);
 
-		TG_IS(tg_stats(ctx).reads, reads + 1); /* one READ, as of any value */
+		TG_IS(tg_stats(ctx).reads, reads + 1); /* one READ, as for any value */
 		for (size_t i = 0; i < 3; i++) {
 			r[i] = take(v, i);
 			TG_CHECK(rref_confirmed(r[i]) && rref_owner(r[i]) == owners[i]);
@@ -134,8 +135,8 @@ TG_TEST(more_nested_in_the_result_of_a_creation, 3)
 	return 0;
 }
 
-/* A value of 3 in a value of 2 in a value of 1; 0 reads its
- * way down, and lets go of each on the way. */
+/* A value of 3 lies in a value of 2, which lies in a value of 1. Worker 0 reads its way down, and
+ * releases each on the way. */
 TG_TEST(more_nested_three_deep_over_four_workers, 4)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -83,7 +83,7 @@ TG_TEST(more_nested_given_up, 3)
 			refs[i] = inner;
 		outer = value_with(ctx, "out", refs, 20);
 		rref_release(inner);
-		/* To itself, so that no answer to rank 0 is used up. */
+		/* This call goes to itself, so that it uses up no answer to rank 0. */
 		TG_OK(rref_rpc_sync(ctx, 0, "keep", tg_with(&outer, 1), RREF_DEFAULT, NULL));
 		rref_release(outer);
 		tg_set_flag(0, 1);
@@ -144,8 +144,8 @@ TG_TEST(more_nested_under_message_faults, 3)
 	return 0;
 }
 
-/* 1 owns the outer value and dies. A reference to a value of 2
- * that was taken before lives; one that was not is -EOWNERDEAD. */
+/* Worker 1 owns the outer value and dies. A nested reference to a value of 2 lives if it was taken
+ * before; else taking it fails with -EOWNERDEAD. */
 DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -179,7 +179,7 @@ DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 	return 0;
 }
 
-/* In the middle of it: the answer never comes. */
+/* The death comes during the request: the answer never comes. */
 DEATH_TEST(more_nested_the_owner_dies_while_it_is_asked, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join_under(rank, rank == 1 ? "REPLY@0:delay=20s" : "");
@@ -216,8 +216,8 @@ DEATH_TEST(more_nested_the_owner_dies_while_it_is_asked, 3, 1 << 1)
 	return 0;
 }
 
-/* 2 owns the inner value and dies: the outer one is read as
- * before, taking that one fails, taking the other does not. */
+/* Worker 2 owns an inner value and dies. The outer value is read as before. Taking the dead
+ * worker's reference fails, and taking the other succeeds. */
 DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -255,8 +255,8 @@ DEATH_TEST(more_nested_the_owner_of_the_inner_dies, 3, 1 << 2)
 	return 0;
 }
 
-/* 1 is killed while it holds an outer value, a view of it and
- * a taken reference: all of it is reclaimed. */
+/* Worker 1 is killed while it holds an outer value, a view of it and a
+ * taken reference. All of it is reclaimed. */
 DEATH_TEST(more_nested_a_reader_dies, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -288,8 +288,8 @@ DEATH_TEST(more_nested_a_reader_dies, 3, 1 << 1)
 	return 0;
 }
 
-/* Nobody releases anything: values that hold references, and
- * two that hold each other, across workers and on one. */
+/* The program releases nothing: values that hold references, and two that hold each other, across
+ * workers and on one. */
 TG_TEST(more_nested_never_released, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -321,8 +321,8 @@ TG_TEST(more_nested_never_released, 3)
 	v = read_with(tg_kept(0), "out", 1);
 	tg_drop_kept();
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT));
-	/* References in values are no leak of the program's. Its
-	 * leaks are the outer value, and the reference of the view. */
+	/* References in values are no leak of the program. Its leaks are the outer value, and the
+	 * reference of the view. */
 	TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
 	int lines = 0;
 

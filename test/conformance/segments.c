@@ -191,7 +191,7 @@ TG_TEST(c091_segments_keep_their_shape, 3)
 	return 0;
 }
 
-/* One READ brings header, payload and table. */
+/* Header, payload and table come with one READ. */
 TG_TEST(c091_segments_come_with_one_read, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

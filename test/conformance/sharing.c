@@ -9,8 +9,8 @@
 
 #include "tg_death.h"
 
-/* A value that its creator owns, handed on at once, perhaps
- * before it is there: by each kind of call, to each worker. */
+/* A value of its creator is handed on at once, perhaps before it is there. It goes by each kind of
+ * call, to each worker. */
 TG_TEST(c006_009_own_creation_handed_on_at_once, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -57,7 +57,7 @@ TG_TEST(c045_047_passed_back_to_its_owner, 2)
 			struct rref_future *f;
 			struct tg_said s;
 
-			/* At once, perhaps before the owner has seen the creation. */
+			/* Now, perhaps before the owner has seen the creation. */
 			TG_IS(tg_sum_there(ctx, 1, r, 2), 7);
 			TG_OK(rref_rpc_sync(ctx, 1, "inspect", tg_with(r, 1), RREF_DEFAULT, &f));
 			tg_result(f, &s, sizeof(s));
@@ -166,7 +166,8 @@ TG_TEST(c066_own_value_with_peer_and_self, 2)
 				TG_OK(rref_remote(ctx, to, "tg.read", tg_with(&r, 1), RREF_DEFAULT,
 						  &made));
 				if (i % 2) {
-					/* Released while the creation may be under way. */
+					/* Releases the reference while the
+					 * creation may be under way. */
 					rref_release(made);
 				} else {
 					tg_expect_bytes(made, &want, sizeof(want));
@@ -257,7 +258,7 @@ TG_TEST(c073_counters_of_a_value_shared_with_one, 2)
 		s = tg_stats_of(ctx, 1);
 		TG_CHECK(s.owners == 0 && s.users == 1 && s.pending_users == 0 &&
 			 s.value_bytes == 0);
-		/* The owner's own handle goes first: the fork keeps the value. */
+		/* Releases the owner's own handle first: the fork keeps the value. */
 		rref_release(r);
 		s = tg_stats(ctx);
 		TG_CHECK(s.owners == 1 && s.forks == 1 && s.value_bytes == 65);
@@ -331,7 +332,7 @@ static int average(struct rref_call *call, void *arg)
 	return RREF_DEFER;
 }
 
-/* The trainer of each other worker: ten rounds with the server it was given. */
+/* Trains on another worker: ten rounds with the server it was given. */
 static int train(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);
@@ -410,7 +411,7 @@ TG_TEST(c163_a_handle_leaves_its_context_in_calls_only, 1)
 	rref_view_free(v[0]);
 	TG_IS(tg_sum_there(one, 0, &r, 1), 'o');
 	TG_IS(tg_sum_there(two, 0, &other, 1), 't');
-	/* One ends, the other goes on. */
+	/* Ending one group leaves the other. */
 	rref_release(other);
 	tg_finish(two);
 	TG_IS(tg_sum_there(one, 0, &r, 1), 'o');

@@ -9,7 +9,8 @@
 
 #include "tg_death.h"
 
-/* Where everything is slow, a worker that was not stopped must not be taken for one that was. */
+/* Returns a longer time where everything is slow: a worker that
+ * was not stopped must not seem to be. */
 static int64_t stall_ns(void)
 {
 	return (getenv("RREF_TEST_SLOW") ? 8 : 4) * NSEC_PER_SEC;

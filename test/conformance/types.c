@@ -29,7 +29,7 @@ TG_TEST(c058_064_one_message_the_first_time_none_later, 2)
 			tgt_is_type(a, "quote", sizeof(struct tgt_tick), 0);
 			tgt_is_type(b, "quote", sizeof(struct tgt_tick), 0);
 		}
-		/* Nobody is asked for a type that every worker knows. */
+		/* Every worker knows this type, so no message asks for it. */
 		tgt_is_type(c, "int32[]", 4, 0);
 		TG_IS(tg_stats(ctx).messages_sent, before + 1);
 		TG_IS(tg_stats(ctx).reads, reads);

@@ -19,7 +19,7 @@ static void came_back(void *arg)
 	atomic_fetch_add(&back, 1);
 }
 
-/* A value in the program's memory, shared with worker `to`, given up here. */
+/* Makes a value in the program's memory, shares it with worker `to`, and gives it up here. */
 static unsigned char *lend_to(struct rref_ctx *ctx, int to)
 {
 	struct rref_mem *mem;
@@ -42,8 +42,8 @@ static bool is_back(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&back) == 1;
 }
 
-/* From user to user. They read the bytes where the program put
- * them. The last release gives them back, once. */
+/* Two users hand references on. They read the bytes in the program's own place. The last release
+ * gives the memory back, once. */
 TG_TEST(more_wrapped_memory_is_read_in_place, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The demo: a user's program. One launcher process starts real workers: rank 0 is the owner, ranks
- * 1.. are users u1, u2 ... The owner publishes a file as references; u1 gets them by calls, hands
- * them to u2, u2 to u3; each reads everything.
+ * 1.. are users u1, u2 ... The owner publishes a file as references. u1 gets them by calls and
+ * hands them to u2, u2 to u3. Each user reads everything.
  *
  *   main.c      options, and the file
  *   launcher.c  the steps, and the conditions after each

@@ -13,7 +13,7 @@
 #include "show.h"
 #include "team.h"
 
-#define SLOW (10 * DEMO_SEC) /* for all users to read the file once */
+#define SLOW (10 * DEMO_SEC) /* time for all users to read the file once */
 
 enum { STOPPED = DEMO_NR_WAYS, NR_RATES };
 
@@ -54,9 +54,9 @@ const char *demo_name(int rank)
 }
 
 /*
- * A loopback port that is free, and stays so until the owner listens there: our socket is bound,
- * which keeps others from being given the port, but does not listen, which lets the owner bind it
- * too. Returns the socket.
+ * Reserves a free loopback port until the owner listens there, and returns our socket. The socket
+ * is bound, so that the port is given to no other program. It does not listen, so that the owner
+ * can bind the port too.
  */
 static int reserve_port(char *rendezvous, size_t size)
 {
@@ -141,7 +141,7 @@ static void publish_and_share(void)
 	      (unsigned long long)r->stats.forks, nr_refs, job->users);
 }
 
-/* After what was said while sharing has been heard: the owner's counters at rest. */
+/* Returns the owner's counters at rest, after the last messages about sharing have arrived. */
 static struct demo_report owner_at_rest(void)
 {
 	int64_t end = demo_now() + 10 * DEMO_SEC;
@@ -192,8 +192,8 @@ static void check_small(const char *what)
 		      "%s: the small value that %s read is wrong", what, demo_name(i));
 }
 
-/* Users [first, end) read all in one way; one after the other,
- * so that each has the machine for itself. */
+/* Lets users [first, end) read all in one way. They read one after the
+ * other, so that each has the machine for itself. */
 static void read_one_way(enum demo_way way, int first, int end)
 {
 	const struct demo_command c = { .op = DEMO_READ, .way = way };
@@ -243,7 +243,7 @@ static void read_in_turn(void)
 		  show_time(after.cpu_ns - before.cpu_ns), show_time(reading));
 }
 
-/* All users at once, while the owner's process does not run at all. */
+/* Lets all users read at once while the owner's process is stopped. */
 static void read_from_stopped(void)
 {
 	const struct demo_command all = { .op = DEMO_READ, .way = DEMO_SYNC },

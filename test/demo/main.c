@@ -45,7 +45,8 @@ _Noreturn static void refuse(const char *what, const char *why)
 	exit(1);
 }
 
-/* The compiler proper: tens of megabytes that every machine with a C compiler has. */
+/* Returns the path of the compiler proper: tens of megabytes that
+ * every machine with a C compiler has. */
 static const char *cc1(void)
 {
 	static char path[4096];
@@ -58,7 +59,7 @@ static const char *cc1(void)
 	path[strcspn(path, "\n")] = 0;
 	if (status || !path[0])
 		refuse("cannot ask the C compiler (cc) for its cc1", hint);
-	if (path[0] != '/') /* it answers with the bare name when it has none */
+	if (path[0] != '/') /* cc prints the bare name when it has no cc1 */
 		refuse("the C compiler (cc) has no cc1", hint);
 	return path;
 }
@@ -111,8 +112,8 @@ static void open_file(struct demo_job *job)
 	job->patience = 30 * DEMO_SEC + (int64_t)(job->file_bytes * (uint64_t)DEMO_SEC / SLOWEST);
 }
 
-/* The digest that all reads are compared with: of the file
- * itself, before the library touches it. */
+/* Hashes the file itself, before the library touches it. All
+ * reads are compared with this digest. */
 static void hash_file(struct demo_job *job)
 {
 	crypto_hash_sha256_state sha;

@@ -8,8 +8,8 @@
 
 #include "worker.h"
 
-/* Straight into registered memory: from here on nobody copies
- * these bytes but the readers' devices. */
+/* Reads the file straight into registered memory. Later only the
+ * readers' devices copy these bytes. */
 static void fill(struct demo_worker *w, void *to, uint64_t length, uint64_t offset)
 {
 	const uint64_t piece_max = 8 * DEMO_CHUNK_BYTES;
@@ -62,7 +62,7 @@ void demo_publish(struct demo_worker *w, struct demo_report *r)
 	pthread_mutex_unlock(&w->lock);
 }
 
-/* "get" {from}: up to RREF_REFS_MAX references, from that one on. */
+/* Serves "get" {from}: up to RREF_REFS_MAX references, from that one on. */
 int demo_serve_get(struct rref_call *call, void *worker)
 {
 	struct demo_worker *w = worker;

@@ -13,7 +13,7 @@
 #define WINDOW 32u                   /* chunks in flight in the async and batch ways */
 #define SMALL_READS_MAX 10000u
 #define SMALL_WARM_UP 16u
-#define SMALL_TIME (1 * DEMO_SEC)    /* where reads are slow there are fewer of them */
+#define SMALL_TIME (1 * DEMO_SEC)    /* slow reads: fewer of them */
 #define TWICE_BELOW (1 * DEMO_SEC)
 #define TELL_EVERY (50 * DEMO_MSEC)
 
@@ -22,10 +22,10 @@ struct pass {
 	crypto_hash_sha256_state sha;
 	uint64_t bytes;
 	int64_t read_ns;
-	int64_t told;                 /* when progress was; INT64_MAX = never */
+	int64_t told;                 /* time of the last progress; INT64_MAX = never */
 };
 
-/* A view arrived: consumed. */
+/* Consumes a view that arrived. */
 static void arrived(struct pass *p, uint32_t i, struct rref_view *v)
 {
 	const unsigned char *data = rref_view_data(v);

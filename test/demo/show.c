@@ -25,7 +25,7 @@ static struct {
 	bool tty, colour, utf8;
 	bool drawn;                     /* a progress line is on the screen */
 	const char *step;
-	int64_t begun, last;            /* of the step; of its last line */
+	int64_t begun, last;            /* times of the step and its last line */
 	unsigned nr_done;
 	const struct show_group *groups;
 	size_t nr_groups;
@@ -47,7 +47,7 @@ static const char *bad(void) { return show.colour ? "\033[1;31m" : ""; }
 static const char *dim(void) { return show.colour ? "\033[2m" : ""; }
 static const char *plain(void) { return show.colour ? "\033[0m" : ""; }
 
-/* Columns that a text takes: UTF-8 of narrow characters only. */
+/* Counts the columns of a text: UTF-8 of narrow characters only. */
 static int columns(const char *s)
 {
 	int n = 0;
@@ -161,8 +161,8 @@ static int terminal_columns(void)
 	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col ? w.ws_col : 80;
 }
 
-/* A line that wrapped could not be rewritten: text is cut, and
- * the bar shrinks, to the terminal's width. */
+/* Draws one line. A line that wrapped could not be rewritten, so the text is cut and the bar
+ * shrinks to the terminal's width. */
 static void draw_progress(const char *what, double share)
 {
 	int left = terminal_columns() - LABEL - 6, bar, full;

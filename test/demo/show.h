@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The display. On a terminal: one line that is rewritten while a step runs, and colour unless
- * NO_COLOR is set or the terminal is dumb. Elsewhere: plain lines, at most one every few seconds.
- * Boxes and ticks where the locale is UTF-8.
+ * The display. A terminal shows one line that is rewritten while a step runs. It shows colour
+ * unless NO_COLOR is set or the terminal is dumb. Other outputs get plain lines, at most one every
+ * few seconds. Boxes and ticks appear if the locale is UTF-8.
  */
 #ifndef DEMO_SHOW_H
 #define DEMO_SHOW_H

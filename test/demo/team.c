@@ -18,7 +18,7 @@
 #include "show.h"
 #include "worker.h"
 
-#define AFTERMATH (300 * DEMO_MSEC) /* for the messages of others that fail for the same reason */
+#define AFTERMATH (300 * DEMO_MSEC) /* time for messages of others that fail for the same reason */
 
 static struct {
 	const struct demo_job *job;
@@ -26,10 +26,10 @@ static struct {
 	struct {
 		pid_t pid;              /* 0 = none, or reaped */
 		int fd;                 /* -1 = closed */
-		bool reported;          /* to the command under way */
+		bool reported;          /* answered the present command */
 		uint64_t bytes;
 	} worker[1 + DEMO_USERS_MAX];
-	bool failed;                    /* of what else workers say, only failures count */
+	bool failed;                    /* set: only failures of other workers count now */
 	bool leaving;                   /* a worker that has reported may end */
 	int signals;                    /* signalfd: signals that would end the launcher */
 } team = { .signals = -1 };
@@ -47,7 +47,7 @@ static bool reap(int rank, int64_t end, int *status)
 	return true;
 }
 
-/* SIGKILL ends a stopped process too. */
+/* Kills all workers: SIGKILL ends a stopped process too. */
 static void end_all(void)
 {
 	int status;
@@ -81,7 +81,8 @@ static void describe_exit(int rank, char *text, size_t size)
 		snprintf(text, size, "pid %d ended with status %d", (int)pid, WEXITSTATUS(status));
 }
 
-/* One message of a worker, if there is one. True when it is a failure, which is shown. */
+/* Takes one message of a worker, if there is one. Returns true
+ * when it is a failure, which is shown. */
 static bool listen_to(int rank, struct demo_report *r)
 {
 	ssize_t n = recv(team.worker[rank].fd, r, sizeof(*r), MSG_DONTWAIT);
@@ -110,7 +111,7 @@ static bool listen_to(int rank, struct demo_report *r)
 	return true;
 }
 
-/* The cause is often told by several: hears them all out, for a moment. */
+/* Fails after a moment, in which it hears all workers: several often tell the cause. */
 _Noreturn static void fail_with_all(int rank)
 {
 	int64_t end = demo_now() + AFTERMATH;
@@ -290,7 +291,7 @@ void team_run(int first, int end, const struct demo_command *c, uint64_t expect,
 	}
 }
 
-/* The state letter in /proc/PID/stat; 0 when there is none. */
+/* Returns the state letter in /proc/PID/stat, or 0 when there is none. */
 static char state_of(pid_t pid)
 {
 	char path[64], text[512];

@@ -15,9 +15,9 @@ void team_start(const struct demo_job *job);
 pid_t team_pid(int rank);
 
 /*
- * Gives the workers of ranks [first, end) a command (NULL: they report by themselves) and waits for
- * all their reports: out[i] is of rank first + i. Progress is shown as a share of expect bytes in
- * all (0 = unknown).
+ * Gives the workers of ranks [first, end) a command (NULL: they report by themselves), and waits
+ * for all their reports. out[i] is the report of rank first + i. Progress is shown as a share of
+ * expect bytes in all (0 = unknown).
  */
 void team_run(int first, int end, const struct demo_command *c, uint64_t expect, const char *what,
 	      struct demo_report *out);

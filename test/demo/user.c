@@ -9,9 +9,9 @@
 
 #include "worker.h"
 
-#define SETTLE (20 * DEMO_SEC) /* for messages under way to arrive */
+#define SETTLE (20 * DEMO_SEC) /* time for messages under way to arrive */
 
-/* NULL, or why a reference that came from worker `from` is not what it should be. */
+/* Returns NULL, or the fault of a reference that came from worker `from`. */
 static const char *what_is_wrong(const struct rref_ctx *ctx, const struct rref *ref, int from)
 {
 	if (rref_is_owner(ref) || rref_owner(ref) != 0)
@@ -97,8 +97,8 @@ void demo_get(struct demo_worker *w, struct demo_report *r)
 	r->nr_refs = from;
 }
 
-/* "take" {listing} + references: from another user. They are
- * confirmed by the owner before this runs. */
+/* Serves "take" {listing} + references from another user. The
+ * owner confirms them before this runs. */
 int demo_serve_take(struct rref_call *call, void *worker)
 {
 	struct demo_worker *w = worker;

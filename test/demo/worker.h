@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside a worker process. A failure anywhere is told to the
+/* The inside of a worker process. Any failure is told to the
  * launcher, and ends the process: demo_give_up. */
 #ifndef DEMO_WORKER_H
 #define DEMO_WORKER_H
@@ -15,7 +15,7 @@ struct demo_worker {
 	struct rref_ctx *ctx;
 	pthread_mutex_t lock;
 	/* Guarded by lock while references arrive; const from demo_held to demo_release. */
-	uint64_t file_bytes;           /* as told by the owner, 0 = not yet */
+	uint64_t file_bytes;           /* size from the owner, 0 = not yet */
 	uint32_t nr_refs, nr_held;
 	struct rref **refs;
 };

@@ -2,7 +2,7 @@
 /*
  * libFuzzer target of a stranger's bytes, before it has proved anything. These are hellos, answers
  * and reasons of the peer handshake, frames of the rendezvous, and sealed frames of the ibv
- * provider. No input may crash them, or pass without the key.
+ * provider. No input may crash the code, or pass without the key.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
  *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c \
@@ -28,7 +28,7 @@ static void must(bool is_so)
 		abort();
 }
 
-/* blob is as long as it says, and on the heap: a read past either end is seen. */
+/* Feeds a blob of exactly this length on the heap, so that a read past either end is seen. */
 static void peer_handshake(const uint8_t *blob, size_t size)
 {
 	struct rc_handshake h = {

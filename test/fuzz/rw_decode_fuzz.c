@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of the wire parser: no input may crash it, and an accepted input must be its
+ * libFuzzer target of the wire parser. No input may crash it, and an accepted input must be its
  * content's one encoding.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
@@ -23,7 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size > sizeof(again))
 		return 0;
-	/* On the heap and exactly as long: a read past either end is seen. */
+	/* The blob has exactly this length, on the heap: a read past either end is seen. */
 	fixed = malloc(size ? size : 1);
 	m = malloc(sizeof(*m));
 	if (!fixed || !m)

@@ -139,7 +139,7 @@ static int mixed(int rank)
 
 			if (!err)
 				break;
-			TG_IS(err, -EINVAL); /* its references are not all there yet */
+			TG_IS(err, -EINVAL); /* some of its references are missing */
 			usleep(20000);
 		}
 		for (size_t i = 0; i < 3; i++)
@@ -199,8 +199,8 @@ static int death(int rank)
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 	TG_CHECK(strcmp(rref_view_data(v), "alive") == 0);
 	rref_view_free(v);
-	/* Nobody answers this call: it has to end because its
-	 * callee's host is gone, long before its own 60 s. */
+	/* This call gets no answer. It has to end because its callee's host is gone, long before
+	 * its own 60 s. */
 	int64_t start = now_ns();
 
 	TG_IS(rref_rpc_sync(ctx, 1, "die", NULL, RREF_DEFAULT, &f), -EOWNERDEAD);
@@ -214,7 +214,7 @@ static int death(int rank)
 	return 0;
 }
 
-/* The link of this host, for two seconds. Returns the process that sees to it. */
+/* Cuts the link of this host for two seconds. Returns the process that restores it. */
 static pid_t cut_link(void)
 {
 	pid_t pid = fork();

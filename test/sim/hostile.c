@@ -13,7 +13,7 @@ static struct rref_id any_id(struct sim *s, bool fork)
 				 .created_on = sim_rnd(s, s->n + 1) };
 }
 
-/* A word for that id: the true one if it knows that, or a guess. */
+/* Returns a word for that id: the true one if the attacker knows it, or a guess. */
 static uint64_t any_word(struct sim *s, struct rref_id id)
 {
 	const struct object *o = sim_object_of(s, id), *other;
@@ -67,7 +67,7 @@ static void attack_with_record(struct sim *s, uint32_t r)
 		c->state = CLAIM_OVER;
 	} else if (r == rec.owner && rec.flags && !sim_is_given(s, o) &&
 		   s->cookies[ev.cookie - 1].over) {
-		/* Of a value that is not there it would be asked first. */
+		/* The parent is asked first about a missing value. */
 		sim_fail(s, "worker %u does not ask the parent, which tells that a value is there",
 			 r);
 	}
@@ -104,8 +104,8 @@ static void seek(void *arg, const struct rp_visit *v)
 		sim_same(v->fork, k->fork);
 }
 
-/* It asks for what a value holds: by a fork that the owner
- * does not list as its own, it finds nothing. */
+/* Asks for the references that a value holds, by a fork that is not the attacker's in the owner's
+ * list: nothing is found. */
 static void attack_with_take(struct sim *s, uint32_t r, struct rref_id id, struct rref_id fork)
 {
 	struct sought k = { .holder = s->evil, .id = id, .fork = fork };

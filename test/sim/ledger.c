@@ -139,8 +139,8 @@ bool sim_may_fail(const struct sim *s, const struct claim *c)
 	return c->obj->timed_out && (c->early || c->obj->owner == s->evil);
 }
 
-/* May the owner do without this one? It may when it wrote a
- * holder off on whom the claim still hangs. */
+/* Returns whether the owner may lack this one. It may if it wrote off a
+ * holder that the claim still depends on. */
 static bool excused(const struct sim *s, const struct claim *c)
 {
 	for (; c; c = c->parent) {
@@ -170,7 +170,7 @@ void sim_check_unreferenced(struct sim *s, const struct object *o, const char *w
 	}
 }
 
-/* After a step that lost the owner a fork: it was not one that is held. */
+/* Checks a step that lost the owner a fork: no held one may be lost. */
 void sim_check_recorded(struct sim *s, uint32_t r)
 {
 	const struct machine *k = &s->machines[r];
@@ -184,7 +184,7 @@ void sim_check_recorded(struct sim *s, uint32_t r)
 	}
 }
 
-/* S4. Only a creator's question may overtake what it asks for. */
+/* Checks S4: only a creator's question may overtake the creation it asks about. */
 void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg)
 {
 	const struct claim *c = sim_claim_of(s, msg->fork);
@@ -239,7 +239,7 @@ void sim_check_held(struct sim *s, uint32_t r)
 	}
 }
 
-/* ---- when all is quiet ----------------------------------------------------------------------- */
+/* ---- quiet ---------------------------------------------------------------------------------- */
 
 struct visit {
 	struct sim *s;
@@ -272,7 +272,7 @@ static void visit(void *ctx, const struct rp_visit *v)
 			 at->rank, v->peer);
 }
 
-/* No operation may wait any longer, held references or not. */
+/* Checks that no operation still waits, held references or not. */
 static void check_operations(struct sim *s)
 {
 	for (size_t i = 0; i < s->nr_cookies; i++) {

@@ -25,7 +25,7 @@ struct options {
 	bool one, trace, no_shrink;
 };
 
-/* One job's part, shared with the parent. */
+/* The part of one job, shared with the parent. */
 struct job {
 	_Atomic uint64_t seed, done;
 	struct sim_result sum[MAX_PROFILES];
@@ -133,7 +133,7 @@ static void print_replay(const struct options *o, const struct sim_plan *p)
 	putchar('\n');
 }
 
-/* A seed that failed: said, made small, shown. */
+/* Reports a seed that failed: its text, its shrunk plan, its trace. */
 static void report(const struct options *o, uint64_t seed, struct sim_result *result)
 {
 	struct sim_plan p;
@@ -267,7 +267,7 @@ static void totals(const struct options *o, const struct job *jobs, int64_t star
 	       o->first + o->seeds - 1, s, (double)schedules / s);
 }
 
-/* Each profile is one test. */
+/* Returns the number of tests: each profile is one. */
 static unsigned nr_tests(const struct options *o)
 {
 	return o->profile >= 0 ? 1 : (unsigned)min_of(o->seeds, sim_nr_profiles);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory that is reused at once, and READs of it. A READ needs nobody but the two devices: it looks
- * into the owner's memory when it is carried out, which may be long after it was posted. It is
- * carried out only while the owner has not fenced the reader (after the device fence nothing of the
- * reader is in flight), and then it must find its value.
+ * Memory that is reused at once, and READs of it. A READ needs the two devices alone. It looks into
+ * the owner's memory when it is carried out, perhaps long after it was posted. It is carried out
+ * only while the owner has not fenced the reader: after the device fence nothing of the reader is
+ * in flight. Then it must find its value.
  */
 #include "test/sim/sim.h"
 
@@ -91,7 +91,7 @@ static void end_read(struct sim *s, size_t i)
 	sim_unpin(s, h);
 }
 
-/* The view that it gives keeps the handle: by it the reader asks for what the value holds. */
+/* Reads the value. The view keeps the handle: by it the reader asks for the value's references. */
 static void read_well(struct sim *s, const struct read *rd)
 {
 	struct handle *h = rd->handle;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Plants each bug of test/sim/mutants.txt in a copy of its file and asks the simulator, built with it, to find it. Then
-# that what it finds replays and is shrunk. The tree itself is not touched.
+# Plants each bug of test/sim/mutants.txt in a copy of its file. The simulator, built with the copy,
+# must find it. The failing seed must replay and shrink. The tree itself is not touched.
 #   mutants.sh [--seeds N] [NAME ...]    at most N seeds for each (20000); all, or those
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -15,7 +15,12 @@ while [ $# -gt 0 ]; do
 	*) break ;;
 	esac
 done
-case $seeds in '' | *[!0-9]* | 0) echo "mutants.sh: --seeds wants a number from 1 on, not '$seeds'" >&2; exit 2 ;; esac
+case $seeds in
+'' | *[!0-9]* | 0)
+	echo "mutants.sh: --seeds wants a number from 1 on, not '$seeds'" >&2
+	exit 2
+	;;
+esac
 table=test/sim/mutants.txt dir=$build/sim/mutants
 cc=${CC:-cc} flags="-std=gnu11 -O1 -g -D_GNU_SOURCE -I. -Iinclude -w"
 
@@ -69,7 +74,10 @@ plant() { # DIR NAME
 }
 
 objects=$(find "$build/test/sim" "$build/test/lib/tl_rpcheck.o" -name '*.o' | sort)
-[ -x "$build/bin/sim" ] && [ -n "$objects" ] || { echo "mutants.sh: build/bin/sim is not built: make build/bin/sim" >&2; exit 1; }
+if ! [ -x "$build/bin/sim" ] || [ -z "$objects" ]; then
+	echo "mutants.sh: build/bin/sim is not built: make build/bin/sim" >&2
+	exit 1
+fi
 all=$(sed -n 's/^mutant \([^:]*\):.*/\1/p' $table)
 [ $# -gt 0 ] && all=$*
 [ "$(echo "$all" | wc -w)" -gt 0 ] || { echo "mutants.sh: no mutants" >&2; exit 1; }
@@ -84,9 +92,12 @@ build_mutant() { # NAME: build/sim/mutants/NAME/sim, with the planted files inst
 		o=${f%.c}.o
 		$cc $flags -c "$f" -o "$o" || return 1
 		new="$new $o"
-		# A file of the simulator: its true object stays out. One of the machine: the archive's is not pulled in.
+		# The object of a planted file of the simulator replaces the true one. A planted
+		# file of the machine keeps the archive's object out.
 		case $(basename "$f") in
-		test_sim_*) objs=$(echo "$objs" | grep -v "/$(basename "${o#"$out"/test_sim_}")\$") ;;
+		test_sim_*)
+			objs=$(echo "$objs" | grep -v "/$(basename "${o#"$out"/test_sim_}")\$")
+			;;
 		esac
 	done
 	$cc -o "$out/sim" $new $objs "$build/librref.a"
@@ -110,9 +121,12 @@ for name in $all; do
 	fi
 done
 
-# A seed that fails replays to the byte, and what it is shrunk to fails in the same way and is small.
+# A failing seed replays to the byte. Its shrunk plan fails in the same way and is small.
 for name in $all; do
-	case $name in reclaim-before-grace | accept-skipped | erased-twice | runtime-reads-after-fence) ;; *) continue ;; esac
+	case $name in
+	reclaim-before-grace | accept-skipped | erased-twice | runtime-reads-after-fence) ;;
+	*) continue ;;
+	esac
 	sim=$dir/$name/sim
 	[ -x "$sim" ] || continue
 	log=$("$sim" --seeds "$seeds" 2>&1)
@@ -120,12 +134,15 @@ for name in $all; do
 	size=$(echo "$log" | sed -n 's/^shrunk to \([0-9]*\) decisions.*/\1/p')
 	again=$(echo "$log" | sed -n 's/^replay: build\/bin\/sim \(.*--keep.*\)/\1/p')
 	trace=$(echo "$log" | sed '1,/--keep/d' | sed '/^[0-9]* passed/d')
-	if [ -n "$seed" ] && [ "$("$sim" --seed "$seed" --trace 2>&1 | md5sum)" = "$("$sim" --seed "$seed" --trace 2>&1 | md5sum)" ]; then
+	first=$("$sim" --seed "$seed" --trace 2>&1 | md5sum)
+	second=$("$sim" --seed "$seed" --trace 2>&1 | md5sum)
+	if [ -n "$seed" ] && [ "$first" = "$second" ]; then
 		ok
 	else
 		bad "$name: seed '$seed' does not replay"
 	fi
-	if [ -n "$again" ] && [ "$("$sim" $again 2>&1 | grep -v '^FAILED seed')" = "$trace" ] && echo "$trace" | grep -q '^FAILED: '; then
+	if [ -n "$again" ] && [ "$("$sim" $again 2>&1 | grep -v '^FAILED seed')" = "$trace" ] &&
+		echo "$trace" | grep -q '^FAILED: '; then
 		ok
 	else
 		bad "$name: what seed '$seed' was shrunk to does not replay"

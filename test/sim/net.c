@@ -4,7 +4,8 @@
 
 #define MAX_SENT 3u             /* packets of a link that may be sent again */
 
-/* Packets of a session end with it, at the receiver: older ones are dropped, newer ones wait. */
+/* Returns whether a packet is too old. Packets of a session end with
+ * it, at the receiver; newer ones wait. */
 static bool stale(const struct sim *s, const struct packet *p)
 {
 	return !s->machines[p->to].alive || p->epoch <= s->machines[p->to].views[p->from].last;
@@ -104,7 +105,7 @@ void sim_withdraw(struct sim *s, uint32_t from, uint32_t to)
 	drop_if(s, from, to, offered);
 }
 
-/* Packets that can arrive now; the choice among all of them is the salt's. */
+/* Picks one of the packets that can arrive now, by the salt. */
 static struct packet **pick(struct sim *s)
 {
 	uint64_t salt = sim_draw(s), best = 0;
@@ -138,8 +139,8 @@ struct packet *sim_pick(struct sim *s)
 	return p;
 }
 
-/* A lost message ends its session: the receiver sees the gap,
- * or the sender its completion with an error. */
+/* Loses a message, which ends its session. The receiver sees the gap, or
+ * the sender its completion with an error. */
 void sim_drop(struct sim *s)
 {
 	struct packet **at = pick(s), *p;
@@ -158,7 +159,7 @@ void sim_drop(struct sim *s)
 		packet_free(s, p);
 		return;
 	}
-	/* In order: nothing that is behind it comes either. */
+	/* Messages keep their order: no later one comes either. */
 	s->machines[to].views[from].deaf = epoch;
 	while (*at) {
 		p = *at;
@@ -207,9 +208,9 @@ void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to)
 }
 
 /*
- * The connection of a pair broke and was made again within the session: the sender repeats all that
- * may not have arrived. The machine must not care, although a runtime would drop repetitions by
- * their sequence number.
+ * Makes the connection of a pair anew within the session. The sender repeats all
+ * packets that may not have arrived. The machine must not care, although a runtime
+ * would drop repetitions by their sequence number.
  */
 void sim_replay(struct sim *s)
 {

@@ -5,7 +5,7 @@
 
 /* ---- a pair's way: lost, fenced, grace over, up again with whoever is there ------------------ */
 
-/* The session with that epoch is no more; the other side will notice, or never enters it. */
+/* Ends the session with that epoch: the other side will notice, or never enters it. */
 static void tell_other(struct sim *s, uint32_t r, uint32_t peer, uint32_t epoch)
 {
 	struct view *there = &s->machines[peer].views[r];
@@ -135,7 +135,7 @@ bool sim_recover(struct sim *s, bool all)
 	return done;
 }
 
-/* ---- what happens to them -------------------------------------------------------------------- */
+/* ---- events of a worker's life ------------------------------------------------------------- */
 
 void sim_start(struct sim *s, uint32_t r)
 {
@@ -158,7 +158,7 @@ void sim_start(struct sim *s, uint32_t r)
 		if (q == r)
 			continue;
 		if (!s->machines[q].alive) {
-			/* To be fenced when it is missed. */
+			/* The others will miss it, and fence it. */
 			k->views[q].state = LINK_LOST;
 		}
 		there->coming = k->views[q].epoch;
@@ -223,7 +223,7 @@ void sim_lose(struct sim *s, uint32_t a, uint32_t b)
 	tell_other(s, b, a, epoch);
 }
 
-/* Silent for too long: this side fences the other, which notices when it will. */
+/* Fences a peer that is silent for too long; it will notice at some time. */
 void sim_suspect(struct sim *s, uint32_t r, uint32_t peer)
 {
 	if (r != peer && s->machines[r].views[peer].state == LINK_UP)

@@ -18,7 +18,7 @@ const char *const sim_kind_names[SIM_NR_KINDS] = {
 	"part", "heal", "replay", "attack", "burst",
 };
 
-/* How often, of 1000 decisions, by what the profile has. */
+/* The weights in 1000 decisions, by the flags of the profile. */
 static const struct {
 	unsigned flags; /* any of these; 0 = always */
 	unsigned weight[SIM_NR_KINDS];

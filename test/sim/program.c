@@ -61,7 +61,7 @@ static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct cal
 	int rc;
 
 	ev.status = judge_incarnation(s, to, call->recs[i].owner, call->owner_inc[i]);
-	/* Of a type that is not expected here, say. */
+	/* An unexpected type, for example. */
 	if (!ev.status && sim_chance(s, 3)) {
 		ev.status = -EPROTOTYPE;
 		ev.text = "the runtime refuses it";
@@ -105,7 +105,8 @@ static void deliver_call(struct sim *s, uint32_t from, uint32_t to, struct call 
 		in->from = from;
 		in->refuse = sim_chance(s, 10);
 	}
-	/* Before its references are confirmed: children of the new value may ask for it. */
+	/* This comes before its references are confirmed: children
+	 * of the new value may ask for it. */
 	if (call->create)
 		own(s, from, to, call, in);
 	call->seen = true;
@@ -140,7 +141,8 @@ bool sim_deliver(struct sim *s)
 
 /* ---- the program ----------------------------------------------------------------------------- */
 
-/* Some values hold references. Only to what was set before: no circles, which are not collected. */
+/* Puts references into some values. They refer only to values that were
+ * set before: circles are not collected. */
 static void nest(struct sim *s, struct object *o)
 {
 	for (unsigned i = 0; i < 2 && sim_chance(s, 30); i++) {
@@ -188,7 +190,7 @@ static void create_local(struct sim *s, uint32_t r)
 		set_value(s, o);
 }
 
-/* One more record in a call; src: whose it is. */
+/* Adds a record to a call. src: its owner's handle. */
 static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call, struct handle *h,
 		       struct handle **src)
 {
@@ -263,7 +265,7 @@ void sim_take(struct sim *s, struct handle *h)
 	sim_push(s, h->machine, h->obj->owner, NULL, call);
 }
 
-/* All that the value holds, shared as in any answer. */
+/* Shares all references in the value, as in any answer. */
 static void give_nested(struct sim *s, uint32_t r, uint32_t to, struct object *o)
 {
 	struct machine *k = &s->machines[r];
@@ -449,7 +451,7 @@ static void give_up(struct sim *s, struct object *o)
 		sim_fail(s, "CREATE_FAILED failed");
 }
 
-/* Something that takes its time: a value is set, a creation is given up. */
+/* Does a thing that takes time: a value is set, or a creation is given up. */
 bool sim_be_late(struct sim *s, bool all)
 {
 	for (size_t i = s->nr_objects; i--;) {
@@ -470,7 +472,7 @@ bool sim_be_late(struct sim *s, bool all)
 	return false;
 }
 
-/* More creations than tombstones are kept, each made, told and deleted at once. */
+/* Makes more creations than tombstones are kept, each made, told and deleted at once. */
 void sim_burst(struct sim *s)
 {
 	uint32_t r = sim_pick_alive(s), owner = (r + 1) % s->n;

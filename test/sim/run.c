@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One schedule, from the first meeting to the end: its
- * decisions, then rest, then everything is released. */
+/* One schedule, from the first meeting to the end: its decisions,
+ * then rest, then everything is released. */
 #include "test/sim/sim.h"
 
 #define MAX_STEPS 500000u       /* no schedule needs a tenth of it: it does not come to rest */
@@ -23,7 +23,7 @@ static void decide(struct sim *s, enum sim_kind kind)
 		sim_recover(s, false);
 		return;
 	case SIM_DIE:
-		/* At some effect of the next decision, or at its end. */
+		/* The death comes at some effect of the next decision, or at its end. */
 		if (r < s->n) {
 			s->doomed = r;
 			s->doom = 1 + sim_rnd(s, 4);
@@ -126,8 +126,8 @@ static void settle(struct sim *s)
 	sim_heal(s);
 	while (go_on(s) && sim_deliver(s))
 		;
-	/* A handler must not wait for the function that makes
-	 * what it was given, only for the owner to know of it. */
+	/* A handler must not wait for the function that makes a given value. It waits only until
+	 * the owner knows of the value. */
 	for (size_t i = 0; i < s->nr_cookies && !sim_failed(s) && !s->flags; i++)
 		if (s->cookies[i].kind == COOKIE_READY && !s->cookies[i].over &&
 		    !s->cookies[i].obj->unsent)

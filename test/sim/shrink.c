@@ -49,7 +49,7 @@ int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *r
 		snprintf(result->text, sizeof(result->text), "%s (exit status %d)", result->rule,
 			 WEXITSTATUS(status));
 	} else {
-		trace = NULL; /* it said so itself */
+		trace = NULL; /* the run said so itself */
 	}
 	if (trace)
 		fprintf(trace, "\nFAILED: %s\n", result->text);

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The simulator of the reference protocol: machines (core/protocol/protocol.h, the objects that
- * ship), a network, memory that is reused, and a random program, all driven by one seed. It keeps
- * its own ledger of all holders and values, and looks at it after every step.
+ * The simulator of the reference protocol. It has machines (core/protocol/protocol.h, the objects
+ * that ship), a network, memory that is reused, and a random program, all driven by one seed. It
+ * keeps its own ledger of all holders and values, and looks at it after every step.
  *
- * A seed makes a list of decisions (plan.c), each with a salt of its own, which is all its chance.
- * Among packets, handles or workers it picks the one whose name and salt hash highest. So a
- * decision that is left out changes little of what the others do, and a failing list can be shrunk
- * (shrink.c).
+ * A seed makes a list of decisions (plan.c). Each has its own salt, which is all its chance. Among
+ * packets, handles or workers it picks the one whose name and salt hash highest. So a decision that
+ * is left out changes little of what the others do, and a failing list can be shrunk (shrink.c).
  *
  * These rules must hold:
  *   - an owner entry goes, and its value is freed, only when nothing may still lead to it. A handle
@@ -23,14 +22,14 @@
  *   - without crashes no FORK_REQUEST is refused, and no record except for a creation
  *     that failed (S4);
  *   - honest workers are never refused (-EPROTO), and nothing is sent to a fenced peer. A later
- *     session of an owner hears nothing of the forks that were lost with an earlier one;
+ *     session of an owner learns nothing of the forks that were lost with an earlier one;
  *   - a hostile worker is told nothing of a value that was not shared with it, and holds no fork of
- *     it. Nobody gets a reference to that value by a record of the hostile worker;
+ *     it. No other worker gets a reference to that value by a record of the hostile worker;
  *   - all records of a value carry one word;
  *   - no session begins before the last one's grace is over;
  *   - tl_rp_check finds nothing;
- *   - when all is quiet: nothing pending, no pinned parent, and the owners' forks are exactly the
- *     handles held;
+ *   - when all is quiet, nothing is pending and no parent is pinned. The owners' forks are exactly
+ *     the handles held;
  *   - after everything was released and delivered all tables are empty, but for tombstones, which
  *     are bounded.
  */
@@ -48,14 +47,14 @@
 #include "core/protocol/protocol.h"
 #include "test/lib/tl_rpcheck.h"
 
-#define MIN_MACHINES 1u         /* if asked for, or shrunk; else 3 */
+#define MIN_MACHINES 1u         /* fewer than 3 only if asked for, or shrunk */
 #define MAX_MACHINES 8u
 #define MAX_RECS 3u
 #define MAX_DECISIONS 512u
 #define MAX_HANDLES 12u         /* a program with that many makes no more */
-#define ECREATE ECHILD          /* of a creation that fails at its owner */
+#define ECREATE ECHILD          /* status of a creation that fails at its owner */
 
-/* ---- what a seed decides (plan.c) ------------------------------------------------------------ */
+/* ---- decisions of a seed (plan.c) ------------------------------------------------------------ */
 
 /* messages and calls are reordered and repeated; else each pair keeps its order */
 #define SIM_CHAOS 1u
@@ -116,12 +115,12 @@ void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned work
 
 struct sim_result {
 	char text[256];         /* what failed; "" = nothing */
-	const char *rule;       /* its constant part: which check it was; compared by address */
-	unsigned decision;      /* where; nr when all had been done */
+	const char *rule;       /* constant part, which names the check; compared by address */
+	unsigned decision;      /* the failed one; nr after all of them */
 	uint64_t steps, messages, reads, kills, fences, parts, freed, refused_records, attacks;
 };
 
-/* 0, or -1 with result->text. trace: NULL or where each step is written. */
+/* Runs a plan. Returns 0, or -1 with result->text. trace: NULL, or the file for each step. */
 int sim_run(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
 
 /* ---- shrinking (shrink.c): as few decisions and workers as still fail by the same rule ------- */
@@ -136,13 +135,13 @@ struct object {
 	struct rref_id id;
 	uint32_t owner, owner_inc, creator;
 	uint64_t nonce;
-	uint32_t slot;                  /* of the owner's memory */
+	uint32_t slot;                  /* place in the owner's memory */
 	bool known, set, freed, gone;   /* OWN or NEW was stepped; SET was; the effects came */
 	bool valued;                    /* SET brought a value */
 	bool created;                   /* CREATED effect came */
 	bool unsent;                    /* the CREATE call never arrives */
 	bool timed_out;                 /* CREATE_FAILED was stepped */
-	bool gave_up;                   /* it was, or the owner set an error */
+	bool gave_up;                   /* creation given up, or the owner set an error */
 	struct rref_id fork;            /* the creator's */
 	uint32_t local;                 /* references of the owner */
 	struct incoming *args;          /* the call that makes it */
@@ -153,7 +152,7 @@ struct object {
 
 enum claim_state { CLAIM_FLYING, CLAIM_RECEIVED, CLAIM_CONFIRMED, CLAIM_OVER };
 
-/* One fork in the ledger. */
+/* A fork in the ledger. */
 struct claim {
 	struct object *obj;
 	struct claim *parent;           /* NULL: shared by the owner, or the creator's */
@@ -166,10 +165,10 @@ struct claim {
 	/* comes of a hostile worker's record: promises nothing before it is confirmed */
 	bool evil;
 	bool lost;                      /* the owner wrote its holder off (grace is over) */
-	bool refused;                   /* by the runtime of the receiver */
-	bool deleted;                   /* its holder sent DELETE */
-	bool owner_lost;                /* its holder fenced the owner */
-	/* its parent wrote its holder off, or the owner that did not know the parent */
+	bool refused;                   /* the receiver's runtime refused it */
+	bool deleted;                   /* the holder sent DELETE */
+	bool owner_lost;                /* the holder fenced the owner */
+	/* the parent wrote the holder off, or the owner that did not know the parent */
 	bool unpinned;
 };
 
@@ -181,8 +180,8 @@ struct handle {
 	uint32_t machine, inc;
 	struct rp_location loc;         /* version 0 = unknown */
 	struct object *nested_in;       /* this value holds it, not the program */
-	unsigned reads;                 /* and takes under way: they pin the handle */
-	bool released, dropped, failed; /* by the program; told to the machine */
+	unsigned reads;                 /* reads and takes under way: they pin the handle */
+	bool released, dropped, failed; /* by the program; the machine knows; by a status */
 };
 
 struct incoming {
@@ -237,9 +236,9 @@ enum link_state { LINK_UP, LINK_LOST, LINK_FENCED, LINK_GRACED };
 /* A machine's view of a peer. */
 struct view {
 	enum link_state state;          /* LOST: the session ended and this side has not noticed */
-	uint32_t epoch;                 /* of the session it is in; 0 = none */
-	uint32_t last;                  /* of the last session that it left */
-	uint32_t coming;                /* of the session to enter once grace is over; 0 = none */
+	uint32_t epoch;                 /* epoch of the present session; 0 = none */
+	uint32_t last;                  /* epoch of the last session that it left */
+	uint32_t coming;                /* epoch of the session to enter after grace; 0 = none */
 	/* epoch in which a message to this side was lost: no message comes after it */
 	uint32_t deaf;
 	uint32_t inc, coming_inc;       /* the peer's incarnation */
@@ -273,7 +272,7 @@ struct todo {
 
 struct sim {
 	const struct sim_plan *plan;
-	uint64_t rng, uid;              /* of the decision at hand */
+	uint64_t rng, uid;              /* state of the present decision */
 	unsigned n, flags;
 	uint32_t epochs;
 	struct machine machines[MAX_MACHINES];
@@ -290,10 +289,10 @@ struct sim {
 	size_t nr_garbage, max_garbage;
 	FILE *trace;
 	bool attacking;                 /* this step is a hostile worker's doing */
-	uint32_t evil;                  /* its rank, or n */
-	unsigned depth;                 /* of effects within effects */
+	uint32_t evil;                  /* rank of the hostile worker, or n */
+	unsigned depth;                 /* depth of effects within effects */
 	uint32_t doomed;                /* rank that dies in this decision, or n */
-	unsigned doom;                  /* after so many of its effects */
+	unsigned doom;                  /* effects until that death */
 	/* rank that is dead already in the midst of a decision, or n */
 	uint32_t dying;
 	bool broken;                    /* somebody died, or was suspected */
@@ -328,20 +327,21 @@ struct claim *sim_add_claim(struct sim *s, struct object *o, struct claim *paren
 struct handle *sim_add_handle(struct sim *s, uint32_t r, struct object *o, struct rref_id fork,
 			      struct claim *claim);
 uint64_t sim_add_cookie(struct sim *s, struct cookie c, uint32_t r);
-/* with its value's creation, which was given up */
+/* Returns whether the claim may fail with its value's creation, which was given up. */
 bool sim_may_fail(const struct sim *s, const struct claim *c);
 bool sim_owner_alive(const struct sim *s, const struct object *o);
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
 /* the owner's forks against its holders' handles */
 void sim_check_recorded(struct sim *s, uint32_t r);
 void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg);
-/* to the hostile worker: by a share, or as its own */
+/* Returns whether the hostile worker has the value, by a share or as its own. */
 bool sim_is_given(const struct sim *s, const struct object *o);
 /* a message to the hostile worker */
 void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg);
 /* the hostile worker's forks at this owner */
 void sim_check_held(struct sim *s, uint32_t r);
-void sim_check_quiet(struct sim *s);                    /* nothing is under way, handles are held */
+/* Run when no packet is under way and handles are held. */
+void sim_check_quiet(struct sim *s);
 void sim_check_end(struct sim *s);                      /* everything was released */
 
 /* ---- the network (net.c) ---- */
@@ -365,7 +365,7 @@ void sim_memory_free(struct sim *s, struct object *o);
 void sim_memory_close(struct machine *k);               /* the worker died */
 void sim_local_read(struct sim *s, const struct object *o);
 void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *loc);
-/* ends one of them; false: none can end now */
+/* Ends one READ. Returns false if no READ can end now. */
 bool sim_read_run(struct sim *s);
 void sim_reads_fail(struct sim *s, uint32_t r, uint32_t peer); /* the reader fenced that peer */
 void sim_unpin(struct sim *s, struct handle *h);        /* a READ or a take of it is over */
@@ -376,18 +376,18 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 void sim_release(struct sim *s, struct handle *h);
 void sim_later(struct sim *s, struct todo t);
 void sim_todo(struct sim *s);
-/* before the step, and after it: */
+/* Print before the step, and after it. */
 void sim_trace_event(struct sim *s, uint32_t r, const struct rp_event *ev);
 void sim_trace_effects(struct sim *s, uint32_t r, int rc);
 void sim_note(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- what arrives, the program (program.c) ---- */
+/* ---- arrivals, the program (program.c) ---- */
 bool sim_deliver(struct sim *s);
 void sim_create(struct sim *s, uint32_t r, uint32_t owner);
 void sim_share(struct sim *s, uint32_t r, uint32_t to, struct handle *only);
 void sim_to_here(struct sim *s, struct handle *h);
 void sim_retain(struct sim *s, struct handle *h);
-/* its value was read; asks for its references */
+/* Asks for the references of a value that was read. */
 void sim_take(struct sim *s, struct handle *h);
 bool sim_be_late(struct sim *s, bool all);
 void sim_burst(struct sim *s);

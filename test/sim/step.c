@@ -42,7 +42,7 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 	return rc;
 }
 
-/* The machine hears of it when no READ pins the handle any more. */
+/* Drops the handle: the machine learns of it when no READ pins the handle any more. */
 static void drop(struct sim *s, struct handle *h)
 {
 	struct rp_event ev = { .type = h->claim ? RP_EV_DROP : RP_EV_RELEASE,
@@ -122,7 +122,7 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 		c->claim->state = CLAIM_RECEIVED;
 		h = sim_add_handle(s, r, o, e->fork, c->claim);
 		*e->handle_slot = h;
-		/* Before it is confirmed, nobody reads by it. */
+		/* No worker reads by it before it is confirmed. */
 		h->loc = e->loc;
 		if (h->loc.version && h->loc.nonce != o->nonce && o->owner != s->evil)
 			sim_fail(s, "a new handle has another value's location");
@@ -139,8 +139,8 @@ static void on_new_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	c->call->handles[c->slot] = h;
 }
 
-/* All references of a call are confirmed: the handler reads
- * them, keeps some, gives one back, lets the others go. */
+/* Runs the handler when all references of a call are confirmed. It reads them, keeps some, gives
+ * one back, and releases the others. */
 static void handle_call(struct sim *s, struct incoming *call)
 {
 	for (unsigned i = 0; i < call->nr; i++) {
@@ -259,7 +259,7 @@ static void on_handle(struct sim *s, uint32_t r, const struct rp_effect *e)
 	}
 }
 
-/* References in the value go with it. */
+/* Frees the references in the value, which go with it. */
 static void free_nested(struct sim *s, const struct object *o)
 {
 	struct machine *k = &s->machines[o->owner];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One line for each decision, step and effect: how a seed fails. Values and forks are written
- * rank/number, from the second incarnation on rank.incarnation/number. */
+/* Trace: a line for each decision, step and effect, to show how a seed fails. Values and forks are
+ * written rank/number, from the second incarnation on rank.incarnation/number. */
 #include <inttypes.h>
 #include <stdarg.h>
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Strangers at the rendezvous who take all places that there are, and take them again as soon as
- * they lose them: the group meets. */
+/* Strangers at the rendezvous that take all its places, and take them again as soon as they lose
+ * them: the group meets. */
 #include "test/unit/group/rendezvous_test.h"
 
 #define WORLD 6
 #define NR_ATTACKERS 2
-#define NR_HELD 200            /* of each attacker: more than rank 0 lets in */
+#define NR_HELD 200            /* held by each attacker: more than rank 0 lets in */
 #define PLACES 64              /* MAX_HALF_OPEN */
 
 enum manner { SILENT, HALF_A_HELLO, HANGS_UP, NR_MANNERS };
@@ -17,7 +17,7 @@ static struct attack {
 	_Atomic unsigned long nr_connected;
 } attack;
 
-/* From that address of this host. Does not wait for the connection. */
+/* Connects from that address of this host, without waiting for the connection. */
 static int dial_from(int port, const char *source)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
@@ -43,7 +43,7 @@ static void wait_connected(int fd)
 	(void)poll(&p, 1, LONG_MS);
 }
 
-/* The other side has ended it. */
+/* Returns whether the other side has closed the connection. */
 static bool is_over(int fd)
 {
 	char byte;
@@ -79,7 +79,7 @@ static void *attacker(void *arg)
 	return NULL;
 }
 
-/* They have the address of all members, loopback. */
+/* Lets the group meet beside attackers, which use the loopback address as all members do. */
 static void group_meets_beside(enum manner manner)
 {
 	struct worker *w[WORLD];
@@ -101,7 +101,7 @@ static void group_meets_beside(enum manner manner)
 		worker_start(w[i]);
 	for (uint32_t i = 0; i < WORLD; i++)
 		worker_join(w[i]);
-	/* They held more places than there are when the workers came: no worker waited until
+	/* The attackers took more than all places before the workers came. No worker waited until
 	 * their time was over. */
 	assert_true(manner == HANGS_UP || worker_logged(w[0], "made room"));
 	attack.stop = true;
@@ -131,7 +131,7 @@ static void strangers__hang_up_and_back_at_once(void **state)
 	group_meets_beside(HANGS_UP);
 }
 
-/* A flood from one address takes the places of that address, and no other's. */
+/* Floods from one address: the flood takes the places of that address, and no other's. */
 static void strangers__of_one_address_make_room_themselves(void **state)
 {
 	int port = free_port(), quiet[4], fd[4 * PLACES], over = 0;
@@ -150,7 +150,7 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 	for (size_t i = 0; i < array_size(fd) - (PLACES - array_size(quiet)); i++, over++)
 		assert_ended(fd[i]);
 	for (size_t i = 0; i < array_size(quiet); i++)
-		/* By its time, on a machine that stood still. */
+		/* It ran out of time, on a machine that stood still. */
 		if (is_over(quiet[i]))
 			assert_true(worker_logged(zero, "too slow"));
 	assert_true(over > PLACES && worker_logged(zero, "made room"));
@@ -167,7 +167,8 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 	worker_free(one);
 }
 
-/* Members that hold the key and never join are bounded too, and keep no worker out. */
+/* Connects members that hold the key and never join: they are
+ * bounded too, and keep no worker out. */
 static void members__that_do_not_join_make_room(void **state)
 {
 	int port = free_port(), fd[3 * PLACES];

@@ -51,7 +51,7 @@ static const struct rref_function served[] = {
 
 /* ---- asking ---- */
 
-/* The answer to a FORK_REQUEST with f->word; the fork is the foe's n-th. */
+/* Returns the answer to a FORK_REQUEST with f->word; the fork is the foe's n-th. */
 static int request(struct foe *f, struct rref_id id, uint64_t n)
 {
 	uint64_t before = f->nr_proto[RP_MSG_FORK_ACK];
@@ -69,8 +69,8 @@ static void refused(struct foe *f, struct rref_id id, uint64_t n)
 	TG_CHECK(strcmp(f->proto.text, "the value is not there any more") == 0);
 }
 
-/* (0,2) is at worker 1: worker 0 made it there, and reads it
- * all the while. (0,1) is worker 0's own. */
+/* Guesses words. Worker 0 made (0,2) at worker 1, and reads it all
+ * the while. (0,1) is worker 0's own. */
 FOE_TEST(request__without_the_word)
 {
 	static const uint64_t words[] = { 0, 1, 2, UINT64_MAX, UINT64_C(0x1122334455667788) };
@@ -91,7 +91,7 @@ FOE_TEST(request__without_the_word)
 	TG_IS(foe_fresh_look(0, &foe_shown()->of[0].forks), 0);
 }
 
-/* The word opens its value to any worker, and no other value.
+/* Uses a right word: it opens its value to any worker, and no other value.
  * The location's nonce is another number. */
 FOE_TEST(request__with_the_word)
 {
@@ -116,7 +116,8 @@ FOE_TEST(request__with_the_word)
 	foe_others_work();
 }
 
-/* It let go, and so did all others: late, or repeated, the request finds nothing. */
+/* Requests a value after the foe and all others have released it: late,
+ * or repeated, the request finds nothing. */
 FOE_TEST(request__after_the_value_died)
 {
 	struct rp_fork given;
@@ -127,7 +128,7 @@ FOE_TEST(request__after_the_value_died)
 	f->word = given.word;
 	TG_IS(request(f, given.id, 1), 0);
 	TG_OK(foe_say_proto(f, RP_MSG_DELETE, given.id, given.fork));
-	TG_IS(request(f, given.id, 2), 0); /* its other fork keeps it */
+	TG_IS(request(f, given.id, 2), 0); /* the foe's other fork keeps it */
 	for (uint64_t n = 1; n <= 2; n++)
 		TG_OK(foe_say_proto(f, RP_MSG_DELETE, given.id, foe_id_of(FOE, n)));
 	for (uint64_t n = 1; n <= 3; n++)
@@ -183,7 +184,7 @@ FOE_TEST(record__without_the_word)
 	TG_IS(read_by(f, 1, foe_id_of(0, 2), n++, 0), -ESTALE);
 }
 
-/* A record of its own value under another's id is another reference. */
+/* Gives a record of the foe's own value under another worker's id: that is another reference. */
 FOE_TEST(record__under_anothers_id)
 {
 	struct rp_fork recs[2];
@@ -206,7 +207,7 @@ FOE_TEST(record__under_anothers_id)
 	}
 }
 
-/* By docs/WIRE.md, not by the library. */
+/* Returns the mask as docs/WIRE.md defines it, without the library. */
 static uint64_t mask(const uint8_t *key, uint64_t n)
 {
 	uint8_t number[8], out[8];
@@ -217,8 +218,8 @@ static uint64_t mask(const uint8_t *key, uint64_t n)
 }
 
 /*
- * A holder of one value can READ all payloads of that worker, also those offered to others. The
- * words there open nothing without the key, which is in the receiver's message alone.
+ * Reads payloads. A holder of one value can READ all payloads of that worker, also those offered to
+ * others. The words there open nothing without the key, which is in the receiver's message alone.
  */
 FOE_TEST(payload__hides_words)
 {

@@ -34,7 +34,7 @@ static struct rc_key key_for(struct foe *f, int which)
 	}
 }
 
-/* A hello to worker 1 in worker 0's name, with a number that is beyond all of worker 0's own. */
+/* Sends a hello to worker 1 in worker 0's name, with a number beyond all of worker 0's own. */
 static void hello_as_0(struct foe *f, int which, bool resumes, uint32_t epoch)
 {
 	struct rc_key key = key_for(f, which);
@@ -75,7 +75,8 @@ FOE_TEST(impostor__resumes_the_session_of_another)
 		}
 }
 
-/* The real one is not locked out: the impostor's large numbers were not taken for its own. */
+/* Checks that the real worker is not locked out: the impostor's
+ * large numbers did not count as its own. */
 FOE_TEST(impostor__locks_nobody_out)
 {
 	for (int which = 0; which < NR_KEYS; which++) {
@@ -90,7 +91,8 @@ FOE_TEST(impostor__locks_nobody_out)
 	}
 }
 
-/* A message acts on what its sender holds: it names no other. */
+/* Sends messages about a foreign reference: a message acts on its sender's own references, and
+ * names no other holder. */
 FOE_TEST(impostor__gives_back_what_another_holds)
 {
 	uint64_t forks = foe_fresh_look(1, &foe_shown()->of[1].forks);
@@ -111,7 +113,8 @@ FOE_TEST(impostor__gives_back_what_another_holds)
 	TG_IS(foe_fresh_look(1, &foe_shown()->of[1].forks), forks);
 }
 
-/* A public key of low order gives a secret that everybody knows: no handshake is keyed by it. */
+/* Joins with a public key of low order, which gives a secret that
+ * everybody knows. No handshake uses it. */
 static void *join_with_no_key(void *arg)
 {
 	struct rc_member me = { .rank = 1, .incarnation = 77, .name = "weak" }, members[2];

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A member of the group that misbehaves over shared memory (T0 of docs/SECURITY.md). It hands over
- * descriptors that are not what they should be, and keeps the right ones in its hands to change
- * them later. Worker 1 must not crash, stand still or run out of anything by it, and the two good
- * workers go on with their work.
+ * wrong descriptors, and keeps right ones to change them later. Worker 1 must not crash, stand
+ * still or run out of anything. The two good workers go on with their work.
  */
 #include <fcntl.h>
 #include <setjmp.h>
@@ -34,8 +33,8 @@ static void announce(struct foe *f, int fd, uint32_t count, uint64_t length)
 
 /* ---- memory that is not what it should be ---- */
 
-/* A look at memory that shrank would be a SIGBUS, and a page larger than the machine's would cover
- * what lies behind it. */
+/* Hands over memory that could shrink, where a look would raise SIGBUS. Also a page larger than the
+ * machine's, which would cover the memory after it. */
 FOE_TEST(region__that_could_shrink_or_is_no_memory)
 {
 	int huge = MFD_ALLOW_SEALING | MFD_HUGETLB, pair[2], fd;
@@ -66,7 +65,8 @@ FOE_TEST(region__that_could_shrink_or_is_no_memory)
 	close(pair[1]);
 }
 
-/* Lines of worker 1's memory map that name the foe's regions; and its address space in bytes. */
+/* Returns the number of lines of worker 1's memory map that name the foe's
+ * regions, and its address space in bytes. */
 static unsigned mapped_by_worker_1(uint64_t *bytes)
 {
 	char path[64], line[512];
@@ -144,7 +144,7 @@ FOE_TEST(regions__without_end)
 	foe_still_served(f);
 }
 
-/* A word that came before could name another region to a READ that has looked at the first. */
+/* Sends a word again, which could name another region to a READ that has looked at the first. */
 FOE_TEST(region__whose_word_comes_back)
 {
 	int fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 8192);
@@ -175,9 +175,9 @@ static void fall_asleep(struct foe *f)
 }
 
 /*
- * Wakes that are never taken. Neither a full socket nor a full eventfd that blocks, which may be
- * the wake-up of an older library, holds worker 1 up: it answers each message, and serves the
- * other.
+ * Wakes that are never taken in. The socket is full, or an eventfd that blocks is
+ * full (it may be the wake-up of an older library). Neither holds worker 1 up: it
+ * answers each message, and serves the other worker.
  */
 FOE_TEST(wake_up__is_never_taken)
 {

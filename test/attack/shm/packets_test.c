@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Packets of every kind, length and number of descriptors, and descriptors of every kind, over a
- * socket of worker 1: of strangers, and of a member. Worker 1 goes on with its work, and in the end
- * has as many descriptors and mappings as before.
+ * socket of worker 1. Strangers send them, and a member does. Worker 1 goes on with its work, and
+ * in the end has as many descriptors and mappings as before.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -21,7 +21,7 @@
 #define SEALED (F_SEAL_SHRINK | F_SEAL_GROW)
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define UNDER_SANITIZER true /* whose allocators map as they please */
+#define UNDER_SANITIZER true /* allocators map as they please */
 #else
 #define UNDER_SANITIZER false
 #endif
@@ -72,7 +72,7 @@ static int make_fd(int kind)
 	}
 }
 
-/* Never waits: packets beyond the socket's room are lost. */
+/* Sends a packet, or drops it: it never waits for room in the socket. */
 static void send_packet(int sock, int type, size_t length, unsigned nr, int kind)
 {
 	union {
@@ -112,7 +112,7 @@ static void send_packet(int sock, int type, size_t length, unsigned nr, int kind
 		close(fds[i]);
 }
 
-/* Entries of a directory, or lines of a file, of worker 1 in /proc. */
+/* Counts the entries of a directory, or the lines of a file, of worker 1 in /proc. */
 static unsigned count_of_1(const char *what)
 {
 	char path[64], line[512];
@@ -181,7 +181,7 @@ static void all_of_strangers(struct foe *f)
 	foe_others_work();
 }
 
-/* Each ends the session or is passed over. */
+/* Sends a packet as a member: it ends the session or is ignored. */
 static void as_member(struct foe *f, int type, size_t length, unsigned nr, int kind)
 {
 	if (!f->conn || f->ended)
@@ -209,7 +209,7 @@ static void all_of_a_member(struct foe *f)
 	foe_others_work();
 }
 
-/* Twice, so that what is made once and kept has been made. */
+/* Runs it twice, so that lasting things exist after the first run, and compares the numbers. */
 static void leaks_nothing(struct foe *f, void (*all)(struct foe *f))
 {
 	unsigned fds = 0, maps = 0;

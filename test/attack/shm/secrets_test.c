@@ -19,7 +19,7 @@
 
 static struct rref *kept_value;
 
-/* Made anew, so that the text of the program is not what is found. */
+/* Makes the secret at run time, so that the search does not find the program's own text. */
 static void make_secret(char secret[SECRET_BYTES], char which)
 {
 	for (int i = 0; i < SECRET_BYTES; i++)

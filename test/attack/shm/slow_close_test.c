@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Descriptors whose close takes long, handed over through a socket of worker 1. A TCP socket with
- * SO_LINGER and bytes that nobody takes is such a one: the last close of it waits. The last one is
- * the receiver's if the sender has closed its own, also of a descriptor that was never received.
- * Worker 1 goes on with its work all the while, though these would hold it up for ten minutes.
+ * Descriptors that take long to close, handed over through a socket of worker 1. A TCP socket with
+ * SO_LINGER and unread bytes is such a descriptor: its last close waits. The receiver makes the
+ * last close if the sender has closed its own, even if it never received the descriptor. Worker 1
+ * goes on with its work all the while, though these would hold it up for ten minutes.
  */
 #include <netinet/in.h>
 #include <setjmp.h>
@@ -22,7 +22,8 @@
 #define LINGER_S  600
 #define MANY      20u
 
-/* A socket whose close waits. Its other end, which takes nothing, lasts as long as the listener. */
+/* Returns a socket whose close waits. Its other end reads
+ * nothing, and lasts as long as the listener. */
 static int lingering(int listener)
 {
 	struct linger linger = { 1, LINGER_S };
@@ -60,7 +61,7 @@ static void send_lingering(int sock, const struct rvs_packet *p, size_t length, 
 
 	TG_OK(bind(listener, (struct sockaddr *)&a, sizeof(a)));
 	TG_OK(listen(listener, 8));
-	pid = fork(); /* it loses the device's own descriptors */
+	pid = fork(); /* the child loses the device's own descriptors */
 	TG_CHECK(pid >= 0 && copy >= 0);
 	if (!pid) {
 		int fds[8];
@@ -115,7 +116,7 @@ static void until_hung_up(int sock)
 	close(sock);
 }
 
-/* Each goes over a connection of its own, as a process without the key can do it. */
+/* Sends each over a separate connection, as a process without the key can do. */
 static void as_stranger(const struct rv_addr *to)
 {
 	struct rvs_packet hello = packet(RVS_PKT_HELLO), other = packet(RVS_PKT_HELLO);
@@ -130,7 +131,7 @@ static void as_stranger(const struct rv_addr *to)
 		case 2: send_lingering(sock, &other, sizeof(other), 1); break;
 		case 3: send_lingering(sock, &hello, 3, 1); break;
 		case 4: send_lingering(sock, &hello, 0, 1); break;
-		default: /* behind a packet that is looked at alone */
+		default: /* after a packet that is looked at alone */
 			TG_CHECK(send(sock, "", 0, MSG_NOSIGNAL) == 0);
 			send_lingering(sock, &hello, sizeof(hello), 1);
 		}
@@ -146,7 +147,8 @@ FOE_TEST(stranger__hands_over_what_closes_slowly)
 	foe_still_served(f);
 }
 
-/* They wait in the listener with what they bring when worker 1 looks. */
+/* Connects while worker 1 does not look: the connections wait in
+ * its listener with their descriptors. */
 FOE_TEST(other_user__hands_over_what_closes_slowly)
 {
 	struct rvs_packet hello = packet(RVS_PKT_HELLO);
@@ -167,7 +169,7 @@ FOE_TEST(other_user__hands_over_what_closes_slowly)
 			_exit(2);
 		for (unsigned i = 0; i < MANY; i++)
 			send_lingering(dial(&f->members[1].addr[RV_SHM]), &hello, sizeof(hello), 1);
-		/* While it lives so do the other ends of what it handed over. */
+		/* The other ends of the descriptors live as long as this process. */
 		(void)!write(done[1], "", 1);
 		for (;;)
 			pause();
@@ -212,7 +214,7 @@ FOE_TEST(member__hands_over_what_closes_slowly)
 	foe_still_served(f);
 }
 
-/* Its listener holds them too. */
+/* Closes a device whose listener holds such descriptors too. */
 static void device__closes_beside_them(void **state)
 {
 	struct rv_options options = { .max_conns = 4 };

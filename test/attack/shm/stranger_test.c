@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Strangers over shared memory (T1 of docs/SECURITY.md): another user of the machine, and processes
- * of the same user that do not hold the group's key. Each connects to worker 1 as fast as it can,
- * for a second. However many come, the work that they cause and the lines that they put into the
- * log are bounded, and the session that is up goes on.
+ * of the same user without the group's key. Each connects to worker 1 as fast as it can, for a
+ * second. The work that they cause and their lines in the log are bounded, however many come. The
+ * session that is up goes on.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,7 +18,8 @@
 #define BACKLOG 129 /* connections that wait to be accepted: listen(128) */
 #define LINES 60u   /* 32, powers of two, and some of others */
 
-/* In a process of its own. Says over `out` how many connections it made, and how long it took. */
+/* Attacks from a separate process. Writes to `out` the number of
+ * connections it made and the time it took. */
 static void strangers(struct foe *f, tg_act_fn act, uid_t uid, int out)
 {
 	uint64_t said[2] = { 0, 0 };

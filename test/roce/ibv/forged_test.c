@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays
- * both: the honest peer of worker 1, and somebody who can bring packets into its connection, but
- * has not the keys of its messages. For that it reaches into the device layer. Each such message
- * ends the connection, is counted and logged, and does nothing; the session goes on.
+ * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays two
+ * parts. It is the honest peer of worker 1. It is also a stranger that can bring packets into the
+ * connection, but has no keys of its messages: for that it reaches into the device layer. Each such
+ * message ends the connection, is counted and logged, and does nothing. The session goes on.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,8 +13,8 @@
 #include "tg_foe.h"
 #include "verbs/ibv/ibv.h"
 
-/* Worker 1 has lost the connection and comes: it is let in, and the session goes on. An attempt
- * that it gave up before it was let in is followed by another. */
+/* Accepts worker 1, which has lost the connection and comes back: the session goes on. It also
+ * accepts the next attempt after one that worker 1 gave up. */
 static void take_back(struct foe *f)
 {
 	uint64_t heard = f->nr_recv[RW_RECEIVED];
@@ -98,7 +98,7 @@ FOE_TEST(forged__at_another_place)
 	BRING("repeated", (s->number--, f->conn->tx_seq--, f->seq--));
 	BRING("repeated, with the frame's number of now", s->number--);
 	BRING("before its turn", (s->number++, f->conn->tx_seq++));
-	/* Over the connection that came after it. */
+	/* The old message over the next connection. */
 	memcpy(old, f->conn->tx_seal.key, sizeof(old));
 	f->ops->close_conn(f->conn);
 	f->conn = NULL;

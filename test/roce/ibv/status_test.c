@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every completion status at every moment, over a real device: the work is done as always, but the
- * status of one completion is another. The read is read again, the message is sent again, or there
- * is an error that the header lists.
+ * Every completion status at every moment, over a real device. The work is done as always, but one
+ * completion has another status. The read is made again, or the message sent again, or there is an
+ * error that the header lists.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +16,7 @@
 #include "verbs/ibv/ibv.h"
 #include "verbs/ibv/status.h"
 
-#define NR_STATUS (IBV_WC_TM_RNDV_INCOMPLETE + 2) /* and an unknown one */
+#define NR_STATUS (IBV_WC_TM_RNDV_INCOMPLETE + 2) /* plus an unknown one */
 #define SMALL	  100u
 #define LARGE	  (((size_t)1 << 20) + 5)
 #define NR_BATCH  8u
@@ -25,7 +25,7 @@
 static int (*real_poll)(struct ibv_cq *cq, int n, struct ibv_wc *wc);
 static atomic_int spoilt_kind, spoilt_status;
 static atomic_int to_pass;  /* so many more of that kind are left as they are */
-static atomic_int to_spoil; /* and so many behind them are not */
+static atomic_int to_spoil; /* the number to spoil after those */
 
 static int spoil(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 {
@@ -42,7 +42,7 @@ static int spoil(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 		}
 		atomic_fetch_sub(&to_spoil, 1);
 		wc[i].status = (enum ibv_wc_status)atomic_load(&spoilt_status);
-		/* Of a failed one nothing else counts. */
+		/* Nothing else counts in a failed completion. */
 		wc[i].opcode = (enum ibv_wc_opcode)77;
 		wc[i].byte_len = UINT32_MAX;
 		wc[i].wc_flags = UINT32_MAX;
@@ -75,7 +75,8 @@ static struct rref_ctx *join(int rank)
 	return ctx;
 }
 
-/* Values of worker 1, each read once. A session that has just ended is not begun again at once. */
+/* Gets values of worker 1, each read once. It waits, because a session that has just ended is not
+ * begun again at once. */
 static void get_values(struct rref_ctx *ctx, struct rref **r)
 {
 	while (rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL)) {
@@ -144,7 +145,7 @@ static int read_in_pieces(struct rref_ctx *ctx, struct rref **r)
 	return seen(err, v, LARGE);
 }
 
-/* The first error: the others may have been read before the connection went. */
+/* Returns the first error: the others may have been read before the connection went. */
 static int read_a_batch(struct rref_ctx *ctx, struct rref **r)
 {
 	struct rref_view *v[NR_BATCH] = { NULL };
@@ -185,7 +186,8 @@ static const struct moment {
 /* Returns the errno that must come of it. */
 static int expected(const struct moment *m, int status)
 {
-	/* With a MAC on each message this one may be anybody's: the session goes on without it. */
+	/* Any sender may have made this message, although each has a
+	 * MAC: the session goes on without it. */
 	if (m->kind == RVI_RECV)
 		return 0;
 	switch (rvi_wc_errno(status)) {
@@ -196,20 +198,20 @@ static int expected(const struct moment *m, int status)
 		return m->kind == RVI_READ ? -ESTALE : 0;
 	case -EFAULT:
 		if (m->run == read_at_once && m->nr == 1)
-			return 0; /* it is read in another way, which is not spoilt */
+			return 0; /* another way of reading brings the value */
 		return m->kind == RVI_READ ? -EIO : 0;
 	default:
 		return m->kind == RVI_READ ? -EPROTO : -EOWNERDEAD;
 	}
 }
 
-/* Whether the session ends by it: the peer broke the rules. */
+/* Returns whether this ends the session: the peer broke the rules. */
 static bool ends_session(const struct moment *m, int status)
 {
 	return m->kind != RVI_RECV && rvi_wc_errno(status) == -EPROTO;
 }
 
-/* A session ended or was resumed since there were so many of both. */
+/* Returns whether a session has ended or was resumed since that count of both. */
 static bool was_noticed(struct rref_ctx *ctx, void *before)
 {
 	struct rref_stats s = tg_stats(ctx);
@@ -240,7 +242,7 @@ TG_TEST(status__each_at_every_moment, 2)
 				before = tg_stats(ctx).resumed_sessions + tg_stats(ctx).dead_peers;
 				spoil_next(m->kind, status, m->pass, m->nr);
 				got = m->run(ctx, r);
-				/* Of values that came with one READ each is read again alone. */
+				/* Values that came with one READ are read again, each alone. */
 				if (m->run == read_a_batch && !got && !ends)
 					want = 0;
 				/* A read that begins again, in another way or alone, finds the
@@ -255,8 +257,8 @@ TG_TEST(status__each_at_every_moment, 2)
 						m->name, status, rvi_wc_text(status), got, want,
 						rref_last_error());
 				TG_IS(got, want);
-				/* Until nothing of it is left: a message's completion may come
-				 * behind the answer. */
+				/* Wait until all of it is over: a message's completion
+				 * may come after the answer. */
 				while (!was_noticed(ctx, &before)) {
 					TG_CHECK(now_ns() < tg_deadline());
 					if (ends)

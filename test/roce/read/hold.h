@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A real device whose READs take long: it does them as always, but their completions are kept back
- * between the provider and the core, for as long as a test wants, and given out in order.
+ * A real device whose READs take long. It does them as always, but a layer between provider and
+ * core keeps their completions back. A test decides for how long; they are given out in order.
  */
 #ifndef HOLD_H
 #define HOLD_H
@@ -83,7 +83,7 @@ static inline void release(struct rref_ctx *ctx)
 
 static inline bool holds(struct rref_ctx *ctx, void *n)
 {
-	rref_progress(ctx); /* in the manual mode who waits may sleep by now */
+	rref_progress(ctx); /* manual mode: a waiter may sleep by now */
 	return atomic_load(&nr_held) >= *(unsigned *)n;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Quick reads over a real device whose READs take long (core/read/in_flight.c). The device does
- * them as always; it is their completions that are kept back here, between the provider and the
- * core, for as long as a test wants.
+ * them as always. This test keeps the completions back between the provider and the core, for as
+ * long as it wants.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -29,7 +29,7 @@ static bool is_over(struct rref_ctx *ctx, void *arg)
 	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes;
 }
 
-/* A value of worker 1 of so many bytes, read once. */
+/* Returns a value of worker 1 of this length, read once. */
 static struct rref *value(struct rref_ctx *ctx, size_t length)
 {
 	struct rref *r = tg_ask(ctx, 1, "pub.make",
@@ -86,7 +86,7 @@ static void *reader(void *arg)
 	return NULL;
 }
 
-/* It ends well, as the READ that it was from the beginning. */
+/* The read ends well, as the READ that it was from the beginning. */
 TG_TEST(read__takes_long, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -102,7 +102,7 @@ TG_TEST(read__takes_long, 2)
 			hold(ctx, 1);
 			TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
 			TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
-			while (tg_stats(ctx).ops_in_flight == 0) /* it is an operation now */
+			while (tg_stats(ctx).ops_in_flight == 0) /* the read is an operation now */
 				tg_pause();
 			release(ctx);
 			TG_IS(pthread_join(thread, NULL), 0);
@@ -119,7 +119,7 @@ TG_TEST(read__takes_long, 2)
 	return 0;
 }
 
-/* Its landing buffer is nobody's until the device has said that it is done with it. */
+/* The landing buffer is not used again until the device has said that it is done with it. */
 TG_TEST(read__times_out, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -169,7 +169,7 @@ TG_TEST(threads__some_take_long, 2)
 		before = tg_stats(ctx);
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_create(&thread[i], NULL, reader, &job[i]), 0);
-		/* One in so many is late, by whatever it takes to come by here again. */
+		/* Some reads are late, by the time of a turn of this loop. */
 		for (int i = 0; i < 50 && atomic_load(&running); i++) {
 			hold(ctx, 1 + (unsigned)i % THREADS);
 			for (int k = 0; k < 20; k++) {
@@ -226,7 +226,8 @@ TG_TEST(handler__reads_while_its_thread_does, 2)
 		while (atomic_load(&nested) < n)
 			read_well(to_read, 300);
 		reading = false;
-		/* Where nobody else makes progress, all of them ran within a read. */
+		/* No other thread makes progress in the manual mode:
+		 * all of them ran within a read. */
 		if (tg_mode() == RREF_PROGRESS_MANUAL)
 			TG_IS(atomic_load(&inside), n);
 		tg_wait_flag_serving(ctx, 1, 1);
@@ -262,8 +263,8 @@ TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 			while (!atomic_load(&nr_held))
 				tg_pause();
 			tg_set_flag(0, round + 1);
-			/* Nobody else makes progress in the manual
-			 * mode: the waiter serves the call. */
+			/* The waiter serves the call in the manual mode: no
+			 * other thread makes progress. */
 			while (atomic_load(&nested) <= round)
 				tg_pause();
 			release(ctx);
@@ -317,8 +318,8 @@ static void *take_both_in(void *arg)
 }
 
 /*
- * Two callbacks of one turn, on a thread that never read: the first one's read gets its flight
- * under the lock, and at that lock's end the second one runs, and reads.
+ * Two callbacks of one turn, on a thread that never read. The first one's read gets its flight
+ * under the lock. The second one runs at the lock's end, and reads.
  */
 TG_TEST(callbacks__read_within_one_another, 2)
 {
@@ -348,7 +349,7 @@ TG_TEST(callbacks__read_within_one_another, 2)
 					tg_pause();
 				rref_future_free(f[i]);
 			}
-			/* Each by one READ of its own. */
+			/* Each value took its own READ. */
 			TG_IS(tg_stats(ctx).reads - before.reads, 4);
 			TG_CHECK(tg_eventually(is_over, ctx, NULL));
 		}
@@ -361,7 +362,7 @@ TG_TEST(callbacks__read_within_one_another, 2)
 
 /* ---- no slot ---- */
 
-/* A context with few slots, and then with none: reads that are complete and kept have them. */
+/* Joins with few slots in the context. Complete and kept reads take them all. */
 static struct rref_ctx *join_with_slots(int rank)
 {
 	struct rref_options o;
@@ -384,7 +385,8 @@ static void take_all_slots(struct rref *r, struct rref_future *f[RC_OP_CHUNK])
 	TG_OK(rref_wait_all(f, RC_OP_CHUNK, RREF_FOREVER));
 }
 
-/* It cannot become an operation: its flight keeps the landing buffer when its time is over. */
+/* The read cannot become an operation: its flight keeps the
+ * landing buffer when its time is over. */
 TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 {
 	struct rref_ctx *ctx = join_with_slots(rank);
@@ -414,7 +416,7 @@ TG_TEST(read__takes_long_and_there_is_no_slot, 2)
 				tg_pause();
 			}
 			TG_IS(tg_stats(ctx).landing_bytes, before.landing_bytes);
-			/* And in time after all. */
+			/* This time the READ ends in time. */
 			hold(ctx, 1);
 			TG_IS(pthread_create(&thread, NULL, reader, &j), 0);
 			TG_CHECK(tg_eventually(holds, ctx, &(unsigned){ 1 }));
@@ -486,14 +488,14 @@ TG_TEST(shutdown__under_readers, 2)
 	return 0;
 }
 
-/* Nobody ever says that their READs ended: the fence did end them. */
+/* No completion tells that their READs ended: the fence did end them. */
 TG_TEST(shutdown__and_completions_are_lost, 2)
 {
 	shut_down_under_readers(tg_join_refs(rank), rank, THREADS);
 	return 0;
 }
 
-/* And a thread waits whose READ cannot be handed over. */
+/* Also a thread waits whose READ cannot be handed over. */
 TG_TEST(shutdown__and_there_is_no_slot, 2)
 {
 	struct rref_ctx *ctx = join_with_slots(rank);

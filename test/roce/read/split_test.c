@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reads in pieces over a real device (core/read/split.c): the most that a connection has in flight,
+ * Reads in pieces over a real device (core/read/split.c). The most that a connection has in flight,
  * the order of turns, and that a waiting read always ends. The completions are kept back for as
  * long as that takes.
  */
@@ -47,7 +47,7 @@ static void check(struct rref_future *f, size_t length)
 	rref_view_free(v);
 }
 
-/* A value of worker 1 of so many bytes, read once: its location is known. */
+/* Returns a value of worker 1 of this length, read once: its location is known. */
 static struct rref *value(struct rref_ctx *ctx, size_t length)
 {
 	struct rref *r = tg_ask(ctx, 1, "pub.make",
@@ -85,7 +85,7 @@ static void until_held(struct rref_ctx *ctx, unsigned n)
 	TG_CHECK(tg_eventually(holds, ctx, &n));
 }
 
-/* So many, and not one more, however long the device works. */
+/* Checks that the device holds n and not one more, however long it works. */
 static void holds_just(struct rref_ctx *ctx, unsigned n)
 {
 	until_held(ctx, n);
@@ -97,7 +97,7 @@ static void holds_just(struct rref_ctx *ctx, unsigned n)
 	TG_CHECK(ctx->peers[1].pieces.bytes <= MIB + RC_PIECE_MAX + RC_HEADER_BYTES);
 }
 
-/* As few doorbells as there is room for. */
+/* The fewest doorbells that the room allows. */
 TG_TEST(alone__with_one_doorbell, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -148,7 +148,8 @@ TG_TEST(large__no_more_than_there_is_room_for, 2)
 	return 0;
 }
 
-/* One after the other; and small ones are not kept waiting by those that wait for their turn. */
+/* Large reads come one after the other. Small reads do not wait for
+ * large ones that wait for their turn. */
 TG_TEST(several__first_come_first_served, 2)
 {
 	enum { N = 4 };
@@ -201,7 +202,7 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 		large = start(r[0], RREF_FOREVER);
 		other = start(r[1], RREF_FOREVER);
 		for (unsigned out = 0; !rref_future_test(other); out++) {
-			TG_CHECK(out < 5 * PER_MIB); /* of 12 + 1 times as many */
+			TG_CHECK(out < 5 * PER_MIB); /* the rest of 12 + 1 times as many */
 			until_held(ctx, 1);
 			give(ctx, 1);
 			while (atomic_load(&to_give))
@@ -283,7 +284,8 @@ TG_TEST(wrapped__is_not_kept_waiting, 2)
 			large[i] = start(r[0], RREF_FOREVER);
 		until_held(ctx, PIECES);
 		check(start(r[1], RREF_FOREVER), WRAPPED);
-		/* Nor for one another, and the room is what it was when all is over. */
+		/* They do not wait for one another either, and the room
+		 * is as before when all is over. */
 		hold(ctx, ALL);
 		for (int i = 0; i < TIMES; i++)
 			small[i] = start(r[1], RREF_FOREVER);
@@ -300,7 +302,7 @@ TG_TEST(wrapped__is_not_kept_waiting, 2)
 	return 0;
 }
 
-/* While it waits for its turn, or between two. */
+/* The time ends while the read waits for its turn, or between two turns. */
 TG_TEST(waiting__times_out, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -386,8 +388,8 @@ TG_TEST(waiting__its_connection_breaks, 2)
 	return 0;
 }
 
-/* A read that has had a turn, and has nothing in flight just now:
- * all of it is read over the next connection, as the header is. */
+/* A read that has had a turn has nothing in flight just now. All of it is read over the next
+ * connection, as the header is. */
 TG_TEST(between_turns__its_connection_breaks, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -412,7 +414,7 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 				rc_unlock(ctx);
 			}
 			TG_CHECK(f[0]->next < 4 * MIB);
-			/* of the other one, which gets three at a time */
+			/* pieces of the other one, three at a time */
 			holds_just(ctx, PIECES / 3 * 3);
 			atomic_store(&to_hold, 0);
 			before = tg_stats(ctx);
