@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The public face: the header compiles alone as C11 and C++17; the shared library exports what the header declares,
-# nothing else; soname; the errno codes that the header documents exist and have words; the README's program compiles
-# and runs; an installed library is found by pkg-config.   api.sh [BUILD_DIR]
+# The public face. The header compiles alone as C11 and C++17. The shared library exports the
+# header's functions, nothing else, and has its soname. The documented errno codes exist and
+# have words. The README's program compiles and runs. pkg-config finds an installed library.
+#   api.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -27,9 +28,9 @@ empty "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$
 empty "no other symbol leaves the library" \
 	"$(nm -D --defined-only "$so" | awk '{print $3}' |
 	grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
-# No function is a cancellation point: each begins with RB_NO_CANCEL, unless it is one of these,
-# which neither wait nor lock nor make a system call. The fast ways of rref_to_here and
-# rref_view_free make none; what these leave to other ways is guarded there.
+# No function is a cancellation point: each begins with RB_NO_CANCEL, except for these, which
+# neither wait nor lock nor make a system call. The fast ways of rref_to_here and rref_view_free
+# make none; their slow ways are guarded there.
 plain='rref_(call_(caller|cancelled|context|data|function|length|meta|meta_length|nr_refs|ref)
 confirmed context ctx_fd dup equal fork_id format future_(data|error|nr_refs|ref|test|type|view)
 get_id hash is_owner last_error last_error_detail message_kind options_from_env options_init_size
@@ -66,7 +67,7 @@ empty "full RELRO, no executable stack" \
 	echo 'return bad; }'
 } > "$tmp/errno.c"
 verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
-# And each that the library's public functions return by name is documented.
+# Each code that the library's public functions return by name is documented, too.
 undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -qh -- "-$e\b" include/rref.h include/rref/*.h || echo "$e"; done)
 empty "codes given by the core are documented in the header" "$undocumented"
 # Each function has a block of its own, of which a manual page can be made: header.py. First it has

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs each make target as the first command on a bare Debian 12: in a root made by debootstrap,
-# with git, make and ca-certificates alone; as root, and as a user without rights. Packages come
+# Runs each make target as the first command on a bare Debian 12, as root and as a user without
+# rights. The root is made by debootstrap, with git, make and ca-certificates alone. Packages come
 # from this machine's own source of Debian and are kept in build/bare/, as is the root. Needs root.
-# Mounts are seen by these commands alone.
+# These commands alone see its mounts.
 #   bare.sh [--keep]      --keep leaves the layers of the commands in build/bare/run/
-# Left out, since other steps do them or since they take long: the whole of check, check-quick,
-# check-tsan, check-roce, demo-roce, perf and perf-roce, whose packages alone are checked; and the
-# measuring of perf-peers and perf-report behind more than 1 GB of packages.
+# Some commands take long, or other steps run them. They are left out, and only their packages are
+# checked: the whole of check, check-quick, check-tsan, check-roce, demo-roce, perf and perf-roce.
+# So are the measurements of perf-peers and perf-report, which need more than 1 GB of packages.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -73,8 +73,7 @@ chroot "$dir/root" chown -R new:new /home/new
 # ---- commands in it
 
 # in_root LAYERS USER COMMAND runs it in a copy of the root, below the LAYERS of earlier commands
-# ("-": none). It writes a layer of its own, $layer; its words go to $out. It is ended after ten
-# minutes.
+# ("-": none). It writes its own layer, $layer; its output goes to $out. It ends after ten minutes.
 layer=
 in_root() {
 	local below=$1 user=$2 command=$3 i
@@ -104,7 +103,7 @@ in_root() {
 	' - "$dir" "$layer" "$below" "$user" "$command" </dev/null 2>&1 | note
 	return "${PIPESTATUS[0]}"
 }
-# To $said, and how long it was silent at most, in seconds, to $said.silent.
+# Writes its input to $said, and its longest silence in seconds to $said.silent.
 note() {
 	local line last=$SECONDS most=0
 	: >"$said"
@@ -127,9 +126,9 @@ first() {
 
 in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$said")"
 
-# ---- as a user without rights: one line with the command to type
+# ---- a user without rights: one line with the command to type
 targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report perf-beside check check-quick check-asan check-tsan check-nofast check-roce lint demo demo-roce deps"
-# One root for all: none of them may change it.
+# All share one root, which no command may change.
 in_root - new 'for t in '"$targets"'; do
 		echo "$t: $(make $t PREFIX=$HOME/.local 2>&1 | grep -v "^make")"
 		[ ! -e build ] || echo "$t left a build folder"
@@ -148,7 +147,7 @@ in_root - new 'make install'
 check "make install to /usr/local, by a user without rights" \
 	says '^make install: /usr/local.* cannot be written by new: .*sudo make install'
 
-# ---- as root: packages, and the purpose of the command
+# ---- root: packages, and the purpose of the command
 first - make
 base=$layer
 in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <<<"$asked")"

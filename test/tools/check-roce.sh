@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The tests over real RDMA: the provider's conformance, then the same worker processes as over shm, on one host; then two
-# hosts (two virtual machines), two workers on each, shm inside a host and ibv between them; and the death of a host.
+# The tests over real RDMA. First the provider's conformance, then the same worker
+# processes as over shm, on one host. Then two hosts (two virtual machines) with two
+# workers on each: shm inside a host and ibv between them. Last the death of a host.
 # Nothing here may be skipped. Ends with `N passed, N failed`.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 export RREF_TEST_NO_SKIP=1
 # Two processors are emulated, and the programs that take longest mostly wait.
 export RREF_TEST_JOBS=2
-# Each worker registers all of it before it begins, and an emulated machine takes long to clear it; demo-roce takes the default.
+# Each worker registers a whole region before it begins, and an emulated machine takes long to clear
+# it. demo-roce takes the default.
 export RREF_REGION_BYTES=$((2 << 20))
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -24,11 +26,12 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
 }
 
-# All but what is about shared memory alone: the limits and enemies of its provider, and the limits
-# of the machine, which are met over shm.
+# All programs except those for shared memory alone: the limits and enemies of its provider, and the
+# limits of the machine, which are met over shm.
 one=$(find test/{proc,attack,conformance,roce} -name '*.c' | sed 's|^test/|build/bin/|; s|\.c$||' | sort |
 	grep -vE '/shm/|/proc/base/(limits|container)_test$')
-# The provider's own tests first: what fails there explains the rest. Then those that wait longest, beside which the others run.
+# The provider's own tests come first: their failures explain the rest. The tests with the longest
+# waits follow, and the others run beside them.
 for t in resume resume_abuse resume_meets abuse fence stall connections; do
 	one=$(grep "/${t}_test\$" <<<"$one"; grep -v "/${t}_test\$" <<<"$one")
 done

@@ -1,8 +1,8 @@
-# Counts the checks of a test script. A script sources it from the top of the tree, sets the options
-# it needs, and ends with `finish`, whose status is the script's.
+# Counts the checks of a test script. A script sources it from the top of the tree
+# and sets the options it needs. It ends with `finish`, whose status is the script's.
 #   said      the file that `run` writes to and `says` looks at; shown when a check fails
-#   show_last how many of its last lines are shown, for tail -n; +1: all
-#   margin    what stands before each of these lines
+#   show_last the number of its last lines that are shown, for tail -n; +1: all
+#   margin    the text before each of these lines
 #   skipped   set: a count that the closing line has too
 # shellcheck shell=bash disable=SC2034
 passed=0 failed=0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# docs/CONFORMANCE.md against test/conformance: every number of its list has a row; a row has tests or says why not; each
-# test named is in its program, in source and built; each test of the programs has a row, one of its own number's.
+# docs/CONFORMANCE.md against test/conformance. Every number of its list has a
+# row, with tests or with the reason for none. Each named test is in its program,
+# in source and built. Each test of the programs has a row with its own number.
 #   conformance.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1

@@ -51,7 +51,8 @@ fi
 
 apt() { $as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get "$@"; }
 progress() { "$here/test/tools/progress.sh" "$@"; }
-# The package lists of a fresh machine may be empty or old: update first, and only when something is missing.
+# The package lists of a fresh machine may be empty or old: update
+# first, but only if packages are missing.
 progress "package lists" $as_root apt-get update ||
 	echo "deps.sh: apt-get update failed; going on with the lists that are there" >&2
 # shellcheck disable=SC2086

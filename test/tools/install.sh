@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs and uninstalls, for the Makefile.
-#   install.sh DESTDIR PREFIX LIBDIR VERSION may                             may it be written there? says so before anything is built
+#   install.sh DESTDIR PREFIX LIBDIR VERSION may     fails before a build if it may not write there
 #   install.sh DESTDIR PREFIX LIBDIR VERSION install STATIC SHARED TOOL...
-#   install.sh DESTDIR PREFIX LIBDIR VERSION uninstall TOOL...               the names of the tools
+#   install.sh DESTDIR PREFIX LIBDIR VERSION uninstall TOOL...     with the names of the tools
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 dest=$1 prefix=$2 libdir=$3 version=$4 what=$5

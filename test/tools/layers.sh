@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The direction of calls (tests of verbs/ibv itself may see verbs): user -> rref_* -> core -> {verbs, alloc}. Checked on the sources (includes) and on the objects
-# (undefined symbols), so that neither a header nor an extern can slip past.   layers.sh [BUILD_DIR]
+# The direction of calls: user -> rref_* -> core -> {verbs, alloc}. Tests of
+# verbs/ibv itself may see verbs. Checked on the sources (includes) and on the
+# objects (undefined symbols), so that neither a header nor an extern can slip past.
+#   layers.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -32,7 +34,7 @@ empty "alloc/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/alloc" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
 empty "base/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/base" -name '*.o') | grep -E ' (rref_|r[cpwav]_)')"
-# Purity: events in, effects out. What a state machine may need of libc is memory and strings.
+# Purity: events in, effects out. A state machine may need memory and strings of libc, nothing else.
 empty "the protocol's objects call nothing but memory and string functions" \
 	"$(undefined "$build"/core/protocol/*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
 

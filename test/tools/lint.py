@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# Counts what the style of the tree forbids, and compares each count with its line in
+# Counts things that the style of the tree forbids, and compares each count with its line in
 # test/tools/lint.txt. A count that is worse fails. lint.sh is the command; docs/TESTING.md tells.
 #   lint.py [--show MEASURE] [--lower]     runs in the top folder of a tree
 # Needs pmccabe (functions), universal-ctags (names), clang-format (format) and a C compiler.

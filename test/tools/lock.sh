@@ -22,7 +22,7 @@ for f in core/session/{inject,send}.c; do
 	check "$f with the injector" run proves "$f" -DRREF_INJECT
 done
 
-# It finds what it is to find: a call, and a field, without the lock.
+# The compiler must find a call without the lock, and the use of a field.
 cat >"$tmp/call.c" <<'END'
 #include "core/base/lock.h"
 #include "core/op/step.h"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The worker processes again in one of the two other progress modes, which this file's name says (mode-manual.sh is a link):
-# poll, a poller that never sleeps; manual, none at all.
+# Runs the worker processes again in one of the two other progress modes, which this file's name
+# gives (mode-manual.sh is a link). poll: a poller that never sleeps; manual: no poller at all.
 #   mode-poll.sh [BUILD_DIR]
 set -uo pipefail
 mode=$(basename "$0" .sh)
@@ -8,7 +8,7 @@ mode=${mode#mode-}
 cd "$(dirname "$0")/../.." || exit 1
 bin=${1:-build}/bin
 themes="calls deferred creating reading chains"
-# Pollers that never sleep take the cores from each other: what has many workers runs without any only.
+# Pollers that never sleep compete for the cores: programs with many workers run without any only.
 [ "$mode" = manual ] && themes="$themes group sharing leaving faults beyond"
 # shellcheck disable=SC2046
 RREF_TEST_PROGRESS=$mode exec test/tools/run-tests.sh --title "progress: $mode" --jobs 1 \

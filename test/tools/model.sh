@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Checks the Spin models of docs/model/, and that each planted mistake (MUTANT_*) is found, for the right reason.
-#   model.sh [--big] [--keep] [NAME ...]     NAME: a run of the table below, or the beginning of its name
-# --big: the larger runs of docs/model/BIG.txt instead (minutes, gigabytes). --keep: leaves build/model/NAME, with the
-# checker (pan) and, where something was found, the way there (steps.txt).
-# Prints a line for each run: what was to be found, states stored, seconds, MB. Ends with `N passed, N failed`.
+# Checks the Spin models of docs/model/. Each planted mistake (MUTANT_*) must be found, for the
+# right reason.
+#   model.sh [--big] [--keep] [NAME ...]     NAME: a run of the table below, or its beginning
+# --big: the larger runs of docs/model/BIG.txt instead (minutes, gigabytes). --keep: leaves
+# build/model/NAME, with the checker (pan), and the steps to an error (steps.txt). Prints a line for
+# each run: expected result, states stored, seconds, MB. Ends with `N passed, N failed`.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 big= keep=
@@ -17,7 +18,8 @@ while [ $# -gt 0 ]; do
 done
 . docs/model/runs.sh
 
-# What a search stopped at, by the text of the assertion: the guarantees of docs/model/README.md.
+# Prints the reason why a search stopped, by the text of the
+# assertion: the guarantees of docs/model/README.md.
 verdict() { # OUT
 	local text
 	if ! grep -q 'State-vector' "$1" || grep -qE 'out of memory|max search depth|VECTORSZ|error: max' "$1"; then

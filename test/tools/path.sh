@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The path of a read over shm, counted by callgrind while path_test reads 8 bytes 20,000 times: how many instructions are
-# the library's own between the call and the device, and that no allocation, lock or system call is among what runs.
+# The path of a read over shm, counted by callgrind while path_test reads 8 bytes 20,000 times.
+# Counts the library's own instructions between the call and the device. No allocation, lock or
+# system call may run.
 #   path.sh [--json] [BUILD_DIR]        --json: the figures as one line, for perf/report.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -27,9 +28,10 @@ own=$(((total - device) / calls))
 echo "$calls reads: $((total / calls)) instructions each, $own of them before and after the device's READ"
 check "at most $most instructions ($own)" [ "$own" -le "$most" ]
 check "the device's READ was counted apart" [ "${device:-0}" -gt 0 ]
-# Nothing else runs than this: what a list of forbidden names would have to foresee (an allocation, a lock, a system call under
-# whatever name) is found as a stranger. Less than one instruction per read: it ran for the first one only, which connects
-# and gets memory. (The progress lock is taken inline, but never given back without rc_unlock, a function of its own.)
+# Nothing else runs than this. An allocation, a lock or a system call is found as a stranger,
+# whatever its name; a list of forbidden names would have to foresee it. A function with less than
+# one instruction per read ran only for the first one, which connects and gets memory. (The progress
+# lock is taken inline, but given back only by rc_unlock, a separate function.)
 strangers=$(awk -v calls="$calls" '{n = $1; gsub(",", "", n); if (n + 0 >= calls && match($0, /:[A-Za-z_][A-Za-z0-9_.@'"'"']*/)) print substr($0, RSTART + 1, RLENGTH - 1)}' "$work/own" |
 	sed "s/[.'@].*//" | grep -vE '^(rref_to_here|rc_fast_read|rvs_post_reads|read_value|read_one|find|landing_ok|copy|header_fits|reader_of|pin|count|__mem(cpy|move)_[a-z0-9_]*|mem(cpy|move))$' | sort -u)
 check "nothing else runs: no malloc, no lock, no system call ($(echo $strangers))" [ -z "$strangers" ]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# rref-perf: every operation runs over the device and says what it must, each line of JSON is one; what is counted is as it has
-# to be; bad options are refused. No time is judged here.   perf.sh [BUILD_DIR]
+# rref-perf. Every operation runs over the device and prints what it must, and each line of JSON
+# is valid. The counted figures are right; bad options are refused. No time is judged here.
+#   perf.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -27,7 +28,7 @@ check "one READ each" [ "$(field reads_per_op)" = 1 ]
 check "bw" one bw --sizes 64k --window 4
 check "rate" one rate --window 8
 check "batch" one batch --batch 320
-# Over a NIC, values that lie side by side come several with a READ.
+# One READ brings several adjacent values over a NIC.
 [ "$device" != shm ] || check "each of a batch is a READ" [ "$(field reads_per_op)" = 1 ]
 [ "$device" = shm ] || check "several of a batch with a READ" awk "BEGIN {exit !($(field reads_per_op) <= 0.5)}"
 [ "$device" = shm ] || check "READs of a batch share doorbells" awk "BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
@@ -35,7 +36,7 @@ check "call" one call
 check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
 check "share" one share
 check "create" one create
-# Within one worker, so once is enough; idle over both would only be the same rest twice.
+# These stay within one worker, so once is enough; idle over both would only be the same rest twice.
 if [ "$device" = shm ]; then
 	shown=memory
 	check "alloc" one alloc --sizes 64,4k

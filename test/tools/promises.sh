@@ -12,7 +12,7 @@ while IFS= read -r row; do
 			continue
 			;;
 		esac
-		# Where it is written, and where the program's table has it.
+		# The place of the text, and the program's table.
 		if [ "$(grep -cw -- "$name" "$program" 2>/dev/null)" -ge 2 ] 2>/dev/null; then
 			ok
 		else

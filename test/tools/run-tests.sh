@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Runs test programs (cmocka) and scripts, one line each, the log of those that fail in full, and at the end
-# `N passed, N failed, N skipped`. A script's last line may be `N passed, N failed`; without one it counts as one test.
+# Runs test programs (cmocka) and scripts, one line each. Prints the log of failed ones in full, and
+# at the end `N passed, N failed, N skipped`. A script's last line may be `N passed, N failed`;
+# without one it counts as one test.
 #   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ... [--alone PROGRAM ...]
-# Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds what quiet hides.
-# Those behind --alone run after the others, one at a time: they spin, and want the processors.
-# A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine: with a load average of four
-# times its processors a second counts a quarter. RREF_TEST_SLOW follows it too, unless it is set.
-# RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the load average to assume.
+# Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds
+# bugs that quiet hides. Programs after --alone run after the others, one at a time: they spin, and
+# want the processors. A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine: with a
+# load average of four times its processors a second counts a quarter. RREF_TEST_SLOW follows it
+# too, unless it is set. RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the
+# load average to assume.
 set -uo pipefail
 # A script that calls make is no part of the make that may have started this.
 unset MAKEFLAGS MFLAGS MAKELEVEL
@@ -80,10 +82,11 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	# A test program is told by its kind, room and name, a script by its name.
 	case $t in */bin/*/*) name=${t##*/bin/} ;; *) name=$(basename "$t") ;; esac
 	log=$logs/$1.log start=$(date +%s%N)
-	# Load finds bugs, so deadlines inside of the tests follow only from four times the processors on.
+	# Load finds bugs, so deadlines inside the tests follow only
+	# from four times the processors on.
 	[ -n "$slow" ] || slow=$((1 + $(load) / (400 * processors)))
-	# Programs end by themselves; --kill-after is for one that ignores SIGTERM. The clock above ends it
-	# sooner, except on the slowest machine.
+	# Programs end by themselves; --kill-after is for a program that ignores SIGTERM. The clock
+	# above ends it sooner, except on the slowest machine.
 	RREF_TEST_SLOW=$slow timeout --kill-after=10 $((20 * limit)) "$t" >"$log" 2>&1 </dev/null &
 	pid=$!
 	echo "$pid $name" >"$logs/$1.run"
@@ -103,7 +106,7 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	elif [ "$((ok + skip + bad))" -eq 0 ]; then
 		[ $status -eq 0 ] && ok=1
 	fi
-	# A program that ends badly without naming a test (a signal, the time limit) is a failure of its own.
+	# A program that ends badly without naming a test (a signal, the time limit) is one failure.
 	[ $status -ne 0 ] && [ "$bad" -eq 0 ] && bad=1
 	if [ "${RREF_TEST_NO_SKIP-}" = 1 ] && [ "$skip" -gt 0 ]; then
 		bad=$((bad + skip)) skip=0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trace files and dumps as others read them: by a JSON parser. Begins and ends match, keys and names are where a viewer
-# looks for them, and what a killed worker left can be read too.   trace.sh [BUILD_DIR]
+# Trace files and dumps as others read them: by a JSON parser. Begins and ends match. Keys
+# and names are in their places for a viewer. The remains of a killed worker can be read too.
+#   trace.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 build=${1:-build}

@@ -93,7 +93,7 @@ verdict "a plug-in with the shared library builds" \
 	"${plugin[@]}" -o "$tmp/shared.so" -L"$build" -lrref -Wl,-rpath,"$build"
 verdict "a plug-in with the static library builds" \
 	"${plugin[@]}" -o "$tmp/static.so" "$build/librref.a" "${libs[@]}"
-# Its thread-local storage is of the static kind (docs/design/process.md).
+# The library's thread-local storage is of the static kind (docs/design/process.md).
 export GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192
 verdict "unloaded, then the thread ends: shared" timeout 60 "$tmp/host" "$tmp/shared.so"
 verdict "unloaded, then the thread ends: static" timeout 60 "$tmp/host" "$tmp/static.so"

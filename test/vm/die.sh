@@ -1,6 +1,6 @@
 #!/bin/bash
-# For a test that wants the death of a host: ends the guest it runs in at once
-# (no DREQ, no FIN), after recording STATUS as that host's exit status.
+# Kills the host for a test: ends the guest it runs in at once (no DREQ,
+# no FIN). Before that it records STATUS as that host's exit status.
 #   die.sh [STATUS]
 set -euo pipefail
 [[ ${RREF_VM-} == 1 ]] || { echo "die.sh: not in a guest of test/vm/run.sh" >&2; exit 125; }

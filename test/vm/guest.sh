@@ -1,14 +1,14 @@
 #!/bin/bash
-# Process 1 of the guest after init, in the host's root: makes the RDMA device,
-# runs the command, records its status, and powers the guest off.
-# run.sh puts it, and the files `config` and `command`, into the ctl share.
+# Process 1 of the guest after init, in the host's root. It makes the RDMA device,
+# runs the command, records its status, and powers the guest off. run.sh puts it into
+# the ctl share, with the files `config` and `command`.
 set -uo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 vm=/.rref-vm
 read -r cmdline </proc/cmdline
 [[ $cmdline =~ rref\.host=([01]) ]] && host=${BASH_REMATCH[1]}
-# What run.sh says in config; the defaults are for the reader's eye.
+# run.sh writes these into config; the defaults are for the reader's eye.
 hosts=1 cwd=/ mtu=1500 mode=command rows=24 cols=80 term=''
 # shellcheck source=/dev/null
 . $vm/ctl/config
@@ -31,16 +31,18 @@ name=host$host
 echo "$name" >/proc/sys/kernel/hostname
 echo "$name" >/etc/hostname
 
-# Processes that touch a few KB of a large mapping would have 2 MiB cleared for it, which takes 30 ms under emulation.
+# Linux clears 2 MiB for a process that touches a few KB of a large
+# mapping. Under emulation that takes 30 ms.
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
 echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 
-# Before it looks at devices each process loads the drivers of all that it could have: longer than all else that it begins with.
+# Each process loads the drivers of all possible devices before it looks at devices. That takes
+# longer than the rest of its start.
 for f in /etc/libibverbs.d/*.driver; do
 	[[ $f == */rxe.driver ]] || echo "$f"
 done | xargs -r rm
 
-# In batches: under emulation, starting a program takes longer than its work.
+# The commands run in batches: under emulation, starting a program takes longer than its work.
 netdev=eth0
 ((hosts == 2)) || netdev=d0
 {
@@ -79,7 +81,7 @@ ulimit -l unlimited
 ulimit -Hn 1048576
 echo "$cmdline" >"$vm/ctl/host$host.ready"
 
-# With two hosts, no command starts before both devices are up.
+# No command starts before both devices are up, with two hosts.
 ((hosts == 1)) || until [[ -e $vm/ctl/go ]]; do sleep 0.1; done
 
 if [[ $mode == shell && $host == 0 ]]; then
@@ -90,9 +92,9 @@ if [[ $mode == shell && $host == 0 ]]; then
 	setsid -w -c /bin/bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
 	status=$?
 else
-	# Through a pipe and not straight into the shared file, so that small writes
-	# are gathered and /dev/stderr can be opened; and the data is on the host
-	# when cat's write returns, so that nothing is lost when the guest ends.
+	# The output goes through a pipe and not straight into the shared file. So small writes are
+	# gathered, and /dev/stderr can be opened. The data is on the host when cat's write returns,
+	# so that nothing is lost when the guest ends.
 	mkfifo "$vm/output"
 	cat <"$vm/output" >>"$vm/ctl/host$host.out" &
 	cat=$!

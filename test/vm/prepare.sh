@@ -4,8 +4,8 @@
 #   prepare.sh              make what is missing (returns at once when nothing is)
 #   prepare.sh --packages   print the Debian packages that test/vm needs
 #
-# The kernel is Debian's own, downloaded and unpacked but never installed: the
-# host keeps the kernel it has, and needs no RDMA module.
+# The kernel is Debian's own, downloaded and unpacked but never installed. The host keeps its
+# kernel, and needs no RDMA module.
 set -euo pipefail
 
 # Every package test/vm uses, the test programs of selftest.sh included.
@@ -14,9 +14,9 @@ packages=(
 	iproute2 ibverbs-utils ibverbs-providers rdmacm-utils perftest
 )
 
-# Loaded by the initramfs, in this order, before the host's root is entered.
-# crc32_generic: rxe computes a CRC of every packet with what is loaded by then;
-# crc32_pclmul, which Linux would choose, is the slower one under emulation.
+# The initramfs loads these, in this order, before the host's root is entered. crc32_generic: rxe
+# computes a CRC of every packet with the module loaded by then. crc32_pclmul, which Linux would
+# choose, is slower under emulation.
 boot_modules=(
 	virtio_pci 9pnet_virtio 9p overlay
 	crc32_generic dummy virtio_net ib_uverbs rdma_rxe rdma_ucm
@@ -43,7 +43,7 @@ esac
 
 busybox=$(command -v busybox || true)
 
-# One line that names all that is missing, so that one apt-get mends it.
+# One line names all missing commands, so that one apt-get mends it.
 missing=()
 needs() { # PACKAGE COMMAND...
 	local package=$1 c
@@ -71,8 +71,8 @@ fi
 ((${#missing[@]} == 0)) || die "missing Debian packages: ${missing[*]} (apt-get install ${missing[*]})"
 [[ $(uname -m) == x86_64 ]] || die "needs an x86_64 machine, not $(uname -m)"
 
-# Whether KVM can be used is a fact about this machine, not about the files:
-# some have a /dev/kvm that starts nothing. Boot once and see; remember.
+# The usability of KVM is a fact about this machine, not about the files: some have a /dev/kvm that
+# starts nothing. Boot once and see; remember.
 machine=$(uname -r; grep -m1 '^model name' /proc/cpuinfo || true)
 probe_accel() {
 	local accel=tcg log=$dir/probe.$$ pid end
@@ -139,7 +139,7 @@ make_kernel() {
 	sects=$(od -An -tu1 -j $((0x1f1)) -N1 "$vmlinuz")
 	offset=$(od -An -tu4 -j $((0x248)) -N4 "$vmlinuz")
 	length=$(od -An -tu4 -j $((0x24c)) -N4 "$vmlinuz")
-	# `|| true`: what follows the payload is cut off, which the commands call errors.
+	# `|| true`: the end after the payload is cut off, which the commands call errors.
 	{ tail -c "+$(((sects + 1) * 512 + offset + 1))" "$vmlinuz" 2>/dev/null || true; } |
 		{ head -c "$length"; cat >/dev/null; } |
 		{ xz -dc --single-stream 2>/dev/null || true; } >"$work/vmlinux"

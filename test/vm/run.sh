@@ -2,9 +2,9 @@
 # Runs a command on real SoftRoCE (rdma_rxe), in one or two small virtual
 # machines whose root is this host's own. See README.md beside this file.
 #
-# Exit status: the command's (the larger of two hosts'); 124 when the deadline
-# passed; 125 when the harness failed.
-# shellcheck disable=SC2317 # clean and what it calls are reached from the trap
+# Exit status: the command's (the larger of two hosts'); 124 when the deadline passed; 125 when the
+# harness failed.
+# shellcheck disable=SC2317 # the trap reaches clean, and the functions it calls
 set -euo pipefail
 
 usage() {
@@ -68,8 +68,8 @@ case $root/ in /dev/* | /proc/* | /sys/*) fail "sources in $root are out of a gu
 qemus=() helpers=() tmp='' made_log='' tty=''
 declare -A gone
 
-# Of our own processes, those that run: of this shell's job table, so that a
-# number that was given to another process meanwhile is never meant.
+# Tells whether one of our own processes runs. It asks this shell's job table, so that it never
+# means another process that got the same number meanwhile.
 running() {
 	jobs -rp >"$tmp/jobs"
 	mapfile -t jobs <"$tmp/jobs"
@@ -122,7 +122,7 @@ if [[ -n $log ]]; then
 	mkdir -p "$log" 2>/dev/null || true
 	[[ -w $log ]] || fail "cannot write to the folder $log"
 	log=$(cd "$log" && pwd -P)
-	# What an earlier run left must not be taken for this one's.
+	# The remains of an earlier run must not be taken for this one's.
 	rm -rf "$log"/host[01] "$log"/shared "$log"/host[01].{out,dmesg,console,qemu}
 else
 	log=$(mktemp -d "$dir/out.XXXXXX" 2>/dev/null) || fail "cannot write to $dir (use --log or RREF_VM_DIR)"
@@ -164,20 +164,21 @@ mkdir -p "$log/shared"
 [[ -z $icount ]] || RREF_VM_ACCEL=tcg
 accel=${RREF_VM_ACCEL:-$(head -n 1 "$dir/accel" 2>/dev/null || true)}
 [[ -n ${RREF_VM_ACCEL-} || -w /dev/kvm ]] || accel=tcg # another user's finding
-# Emulated: all the processor features there are, but not 5-level page tables, which cost time at each TLB miss, and not the
-# fast string instructions, which are emulated byte by byte: what is copied and cleared takes two to nine times as long by them.
-# One thread for each virtual processor.
+# Emulated with all processor features except two. 5-level page tables cost time at each TLB miss.
+# The fast string instructions are emulated byte by byte: copies and clears take two to nine times
+# as long by them. There is one thread for each virtual processor.
 append='console=ttyS0 quiet panic=-1 oops=panic mitigations=off'
 case ${accel:=tcg} in
 tcg)
 	machine=(-accel 'tcg,thread=multi' -cpu 'max,la57=off,erms=off,fsrm=off')
-	# Code is translated for the addresses that it runs at: where each process has its own, it is translated anew for each.
+	# Code is translated for the addresses that it runs at. With address randomisation it would
+	# be translated anew for each process.
 	append+=' clearcpuid=rep_good init_on_alloc=0 norandmaps'
 	;;
 kvm) machine=(-accel kvm -cpu host) ;;
 *) fail "RREF_VM_ACCEL is tcg or kvm" ;;
 esac
-# With two processors Linux does not come up: one waits for the other while its time stands still.
+# Linux does not come up with two processors: one waits for the other while its time stands still.
 [[ -z $icount ]] || { machine[1]=tcg,thread=single machine+=(-icount "shift=$icount,sleep=off") cpus=1; }
 # An emulated time stamp counter is the host's. Left alone, Linux finds it
 # unsynchronised and reads the time from an emulated HPET: microseconds a time.
@@ -310,7 +311,7 @@ done
 if ((result == 124)); then
 	end "${qemus[@]}"
 fi
-# tail ends once its QEMU has; what is written is still to be shown.
+# tail ends once its QEMU has; the last lines are still to be shown.
 for pid in "${helpers[@]}"; do
 	for ((i = 0; i < 600; i++)); do running "$pid" || break; pause 0.1; done
 done

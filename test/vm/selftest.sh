@@ -1,6 +1,6 @@
 #!/bin/bash
-# Proves the virtual machines themselves: real RDMA within a host and between
-# two, and that failures, deadlines and results come through.
+# Proves the virtual machines themselves. There must be real RDMA within a host and between two.
+# Failures, deadlines and results must come through.
 #   selftest.sh [one|two]     default: both
 set -uo pipefail
 
