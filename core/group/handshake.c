@@ -327,6 +327,11 @@ size_t rc_reason_make(int err, const char *text, uint8_t out[RV_REASON_MAX])
 	return REASON_TEXT + length;
 }
 
+static char shown(uint8_t byte)
+{
+	return byte >= 0x20 && byte < 0x7f ? (char)byte : '?';
+}
+
 /*
  * Reads a reason, which no proof supports yet. So the code is only a code. The text is only words,
  * and cannot steer a terminal.
@@ -347,9 +352,7 @@ int rc_reason_parse(const void *blob, size_t length, char *text, size_t size)
 	if (size) {
 		n = min_of(length - REASON_TEXT, size - 1);
 		for (size_t i = 0; i < n; i++)
-			text[i] = b[REASON_TEXT + i] >= 0x20 && b[REASON_TEXT + i] < 0x7f
-					  ? (char)b[REASON_TEXT + i]
-					  : '?';
+			text[i] = shown(b[REASON_TEXT + i]);
 		text[n] = '\0';
 	}
 	return -(int)err;

@@ -178,12 +178,69 @@ static int key_write_all(int fd, const uint8_t *buf, size_t size)
 	return 0;
 }
 
-static int load_group_key(const char *path, struct rc_key *out)
+/* Tells whether no other user may use the file. */
+static bool is_private(const struct stat *st)
+{
+	return st->st_uid == geteuid() && !(st->st_mode & 077);
+}
+
+static int key_file_lost(const char *name, int err)
+{
+	if (err == ENOENT || err == ENOTDIR)
+		return rc_fail(ENOENT, "key file \"%s\": no such file", name);
+	if (err == ELOOP)
+		return rc_fail(EACCES, "key file \"%s\" is a symbolic link: name the file itself",
+			       name);
+	if (err == EACCES || err == EPERM)
+		return rc_fail(EACCES, "key file \"%s\": this user (uid %u) may not read it", name,
+			       (unsigned)geteuid());
+	return rc_fail(err, "key file \"%s\": open: %s", name, rref_strerror(err));
+}
+
+/* Checks that only this user, or root, could have made the file's key. */
+static int key_file_check(int fd, const char *name)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return rc_fail(errno, "key file \"%s\": fstat: %s", name, rref_strerror(errno));
+	if (!S_ISREG(st.st_mode))
+		return rc_fail(EINVAL, "key file \"%s\" is not a regular file", name);
+	if (st.st_uid != geteuid() && st.st_uid != 0)
+		return rc_fail(
+			EACCES,
+			"key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root",
+			name, (unsigned)st.st_uid, (unsigned)geteuid());
+	if (st.st_mode & 077)
+		return rc_fail(EACCES,
+			       "key file \"%s\" has mode %04o, others could use it: chmod 600 it",
+			       name, (unsigned)st.st_mode & 07777);
+	return 0;
+}
+
+static int key_file_read(int fd, const char *name, struct rc_key *out)
 {
 	uint8_t bytes[KEY_FILE_MAX + 1];
+	ssize_t n = read_all(fd, bytes, sizeof(bytes));
+	int r = 0;
+
+	if (n < 0) {
+		r = rc_fail((int)-n, "key file \"%s\": read: %s", name, rref_strerror((int)n));
+	} else if (n < KEY_FILE_MIN || n > KEY_FILE_MAX) {
+		r = rc_fail(EINVAL, "key file \"%s\" has %s%zd bytes; a key has %d to %d", name,
+			    n > KEY_FILE_MAX ? "more than " : "", min_of(n, (ssize_t)KEY_FILE_MAX),
+			    KEY_FILE_MIN, KEY_FILE_MAX);
+	} else {
+		derive("rref group key 1", bytes, (size_t)n, out);
+		out->is_group = true;
+	}
+	sodium_memzero(bytes, sizeof(bytes));
+	return r;
+}
+
+static int load_group_key(const char *path, struct rc_key *out)
+{
 	char name[200];
-	struct stat st;
-	ssize_t n;
 	int fd, r;
 
 	rc_quote(name, sizeof(name), path, strlen(path));
@@ -192,60 +249,11 @@ static int load_group_key(const char *path, struct rc_key *out)
 	 * stop us before fstat sees it.
 	 */
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-	if (fd < 0) {
-		int err = errno;
-
-		if (err == ENOENT || err == ENOTDIR)
-			return rc_fail(ENOENT, "key file \"%s\": no such file", name);
-		if (err == ELOOP)
-			return rc_fail(EACCES,
-				       "key file \"%s\" is a symbolic link: name the file itself",
-				       name);
-		if (err == EACCES || err == EPERM)
-			return rc_fail(EACCES,
-				       "key file \"%s\": this user (uid %u) may not read it", name,
-				       (unsigned)geteuid());
-		return rc_fail(err, "key file \"%s\": open: %s", name, rref_strerror(err));
-	}
-	if (fstat(fd, &st) < 0) {
-		r = rc_fail(errno, "key file \"%s\": fstat: %s", name, rref_strerror(errno));
-		goto close_file;
-	}
-	if (!S_ISREG(st.st_mode)) {
-		r = rc_fail(EINVAL, "key file \"%s\" is not a regular file", name);
-		goto close_file;
-	}
-	if (st.st_uid != geteuid() && st.st_uid != 0) {
-		r = rc_fail(
-			EACCES,
-			"key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root",
-			name, (unsigned)st.st_uid, (unsigned)geteuid());
-		goto close_file;
-	}
-	if (st.st_mode & 077) {
-		r = rc_fail(EACCES,
-			    "key file \"%s\" has mode %04o, others could use it: chmod 600 it",
-			    name, (unsigned)st.st_mode & 07777);
-		goto close_file;
-	}
-	n = read_all(fd, bytes, sizeof(bytes));
-	if (n < 0) {
-		r = rc_fail((int)-n, "key file \"%s\": read: %s", name, rref_strerror((int)n));
-		goto wipe_bytes;
-	}
-	if (n < KEY_FILE_MIN || n > KEY_FILE_MAX) {
-		r = rc_fail(EINVAL, "key file \"%s\" has %s%zd bytes; a key has %d to %d", name,
-			    n > KEY_FILE_MAX ? "more than " : "",
-			    n > KEY_FILE_MAX ? (ssize_t)KEY_FILE_MAX : n, KEY_FILE_MIN,
-			    KEY_FILE_MAX);
-		goto wipe_bytes;
-	}
-	derive("rref group key 1", bytes, (size_t)n, out);
-	out->is_group = true;
-	r = 0;
-wipe_bytes:
-	sodium_memzero(bytes, sizeof(bytes));
-close_file:
+	if (fd < 0)
+		return key_file_lost(name, errno);
+	r = key_file_check(fd, name);
+	if (!r)
+		r = key_file_read(fd, name, out);
 	close(fd);
 	return r;
 }
@@ -258,7 +266,7 @@ static int open_private_dir(const char *path)
 
 	if (fd < 0)
 		return -errno;
-	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || (st.st_mode & 077)) {
+	if (fstat(fd, &st) < 0 || !is_private(&st)) {
 		close(fd);
 		return -EACCES;
 	}
@@ -282,6 +290,14 @@ static int no_key(int err, const char *what, const char *path, const char *name)
 		what, path, slash, name, rref_strerror(err));
 }
 
+static bool is_private_dir(DIR *in, const char *name)
+{
+	struct stat st;
+
+	return fstatat(dirfd(in), name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
+	       is_private(&st);
+}
+
 /*
  * Finds a directory of this user alone among /tmp/librref-<uid>.*, which serve while another user
  * has taken the usual name. Takes the first by name, so that all workers find the same. Returns a
@@ -289,26 +305,20 @@ static int no_key(int err, const char *what, const char *path, const char *name)
  */
 static int find_other_dir(char *path, size_t size)
 {
-	char prefix[48], name[NAME_MAX + 1], best[NAME_MAX + 1] = "";
+	char prefix[48], best[NAME_MAX + 1] = "";
 	DIR *d = opendir("/tmp");
 	struct dirent *e;
 	int fd;
 
 	snprintf(prefix, sizeof(prefix), "librref-%u.", (unsigned)geteuid());
 	while (d && (e = readdir(d))) {
-		struct stat st;
-
-		if (strncmp(e->d_name, prefix, strlen(prefix)) ||
-		    (*best && strcmp(e->d_name, best) >= 0))
-			continue;
 		/*
 		 * Judges a directory before it takes the name, so that directories of others do not
 		 * hide it. The open directory is judged once more.
 		 */
-		snprintf(name, sizeof(name), "%s", e->d_name);
-		if (!fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode) &&
-		    st.st_uid == geteuid() && !(st.st_mode & 077))
-			memcpy(best, name, sizeof(best));
+		if (strncmp(e->d_name, prefix, strlen(prefix)) == 0 &&
+		    (!*best || strcmp(e->d_name, best) < 0) && is_private_dir(d, e->d_name))
+			snprintf(best, sizeof(best), "%s", e->d_name);
 	}
 	if (d)
 		closedir(d);
@@ -349,33 +359,21 @@ static int make_other_dir(char *path, size_t size)
 	return find_other_dir(path, size);
 }
 
-/*
- * Opens the directory of the user's secret. XDG_RUNTIME_DIR may be missing, another user's (su,
- * sudo -E, cron) or too open (WSL). Then /tmp serves, where the directory must be this user's
- * alone. Another user may have taken its name, and may let go of it at any time. Then a directory
- * beside it serves, and goes on to serve. Returns a descriptor.
- */
-static int open_user_dir(char *path, size_t size, const char **name)
+static int open_runtime_dir(char *path, size_t size)
 {
 	const char *xdg = secure_getenv("XDG_RUNTIME_DIR");
+
+	if (!xdg || xdg[0] != '/' || strlen(xdg) >= size)
+		return -ENOENT;
+	memcpy(path, xdg, strlen(xdg) + 1);
+	return open_private_dir(path);
+}
+
+/* Makes and opens the usual directory in /tmp, or one beside it if another user has its name. */
+static int make_user_dir(char *path, size_t size)
+{
 	int fd;
 
-	if (xdg && xdg[0] == '/' && strlen(xdg) < size) {
-		fd = open_private_dir(xdg);
-		if (fd >= 0) {
-			memcpy(path, xdg, strlen(xdg) + 1);
-			*name = "librref.key";
-			return fd;
-		}
-	}
-	*name = "key";
-	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
-	fd = open_private_dir(path);
-	if (fd >= 0)
-		return fd;
-	fd = find_other_dir(path, size);
-	if (fd >= 0)
-		return fd;
 	snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
 	if (mkdir(path, 0700) < 0 && errno != EEXIST)
 		return no_key(errno, "make the directory", path, "");
@@ -394,13 +392,61 @@ static int open_user_dir(char *path, size_t size, const char **name)
 }
 
 /*
+ * Opens the directory of the user's secret. XDG_RUNTIME_DIR may be missing, another user's (su,
+ * sudo -E, cron) or too open (WSL). Then /tmp serves, where the directory must be this user's
+ * alone. Another user may have taken its name, and may let go of it at any time. Then a directory
+ * beside it serves, and goes on to serve. Returns a descriptor.
+ */
+static int open_user_dir(char *path, size_t size, const char **name)
+{
+	int fd = open_runtime_dir(path, size);
+
+	*name = fd >= 0 ? "librref.key" : "key";
+	if (fd < 0) {
+		snprintf(path, size, "/tmp/librref-%u", (unsigned)geteuid());
+		fd = open_private_dir(path);
+	}
+	if (fd < 0)
+		fd = find_other_dir(path, size);
+	return fd < 0 ? make_user_dir(path, size) : fd;
+}
+
+/*
+ * Writes a fresh secret, and flushes it before the file has its name. Where /tmp is a disk, a power
+ * cut could leave a name without bytes. That would lock this user out.
+ */
+static int write_secret(int fd)
+{
+	uint8_t secret[USER_SECRET_BYTES];
+	int r;
+
+	rc_random(secret, sizeof(secret));
+	r = limit_file(sizeof(secret)) ? -errno : key_write_all(fd, secret, sizeof(secret));
+	sodium_memzero(secret, sizeof(secret));
+	return !r && fsync(fd) < 0 ? -errno : r;
+}
+
+/*
+ * Gives the file its name, unless another process did. Falls back on a file system without hard
+ * links.
+ */
+static int give_name(int dir, const char *tmp, const char *name)
+{
+	if (linkat(dir, tmp, dir, name, 0) == 0 || errno == EEXIST)
+		return 0;
+	if ((errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS) &&
+	    (renameat2(dir, tmp, dir, name, RENAME_NOREPLACE) == 0 || errno == EEXIST))
+		return 0;
+	return -errno;
+}
+
+/*
  * Makes the secret. It is complete before it has its name, and link(2) gives the name to one
  * process only. So all processes that start at the same time read the same bytes. A crash in
  * between leaves no half of a key.
  */
 static int create_user_secret(int dir, const char *path, const char *name)
 {
-	uint8_t secret[USER_SECRET_BYTES];
 	uint64_t suffix;
 	char tmp[64];
 	int fd, r;
@@ -410,71 +456,53 @@ static int create_user_secret(int dir, const char *path, const char *name)
 	fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return no_key(errno, "create a file in", path, "");
-	rc_random(secret, sizeof(secret));
-	r = limit_file(sizeof(secret)) ? -errno : key_write_all(fd, secret, sizeof(secret));
-	sodium_memzero(secret, sizeof(secret));
-	/*
-	 * Flushes the bytes before the name: where /tmp is a disk, a power cut could leave a name
-	 * without bytes. That would lock this user out.
-	 */
-	if (!r && fsync(fd) < 0)
-		r = -errno;
+	r = write_secret(fd);
 	close(fd);
-	if (r) {
+	if (r)
 		r = no_key(-r, "write in", path, "");
-	} else if (linkat(dir, tmp, dir, name, 0) < 0 && errno != EEXIST) {
-		/* Falls back on a file system without hard links. */
-		if ((errno == EPERM || errno == EOPNOTSUPP || errno == EMLINK || errno == ENOSYS) &&
-		    (renameat2(dir, tmp, dir, name, RENAME_NOREPLACE) == 0 || errno == EEXIST))
-			r = 0;
-		else
-			r = no_key(errno, "create", path, name);
-	}
+	else if ((r = give_name(dir, tmp, name)))
+		r = no_key(-r, "create", path, name);
 	unlinkat(dir, tmp, 0);
 	return r;
 }
 
-static int load_user_key(struct rc_key *out)
+/* Opens the secret, and makes it if there is none. */
+static int open_user_secret(int dir, const char *path, const char *name)
 {
-	uint8_t secret[USER_SECRET_BYTES + 1];
-	char path[512];
-	const char *name;
-	struct stat st;
-	int dir, fd, r = 0;
-	ssize_t n;
-
-	dir = open_user_dir(path, sizeof(path), &name);
-	if (dir < 0)
-		return dir;
 	/* Repeats only if another process removes the file at the same time. */
 	for (int tries = 0;; tries++) {
-		fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+		int fd = openat(dir, name,
+				O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+		int r;
+
 		if (fd >= 0)
-			break;
-		if (errno == ELOOP) {
-			r = rc_fail(EACCES, "user key: %s/%s is a symbolic link: remove it", path,
-				    name);
-			goto close_dir;
-		}
-		if (errno != ENOENT || tries == USER_TRIES) {
-			r = no_key(errno, "open", path, name);
-			goto close_dir;
-		}
+			return fd;
+		if (errno == ELOOP)
+			return rc_fail(EACCES, "user key: %s/%s is a symbolic link: remove it",
+				       path, name);
+		if (errno != ENOENT || tries == USER_TRIES)
+			return no_key(errno, "open", path, name);
 		r = create_user_secret(dir, path, name);
 		if (r)
-			goto close_dir;
+			return r;
 	}
-	if (fstat(fd, &st) < 0) {
-		r = rc_fail(errno, "user key: fstat %s/%s: %s", path, name, rref_strerror(errno));
-		goto close_file;
-	}
-	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077)) {
-		r = rc_fail(
+}
+
+static int read_user_secret(int fd, const char *path, const char *name, struct rc_key *out)
+{
+	uint8_t secret[USER_SECRET_BYTES + 1];
+	struct stat st;
+	ssize_t n;
+	int r = 0;
+
+	if (fstat(fd, &st) < 0)
+		return rc_fail(errno, "user key: fstat %s/%s: %s", path, name,
+			       rref_strerror(errno));
+	if (!S_ISREG(st.st_mode) || !is_private(&st))
+		return rc_fail(
 			EACCES,
 			"user key: %s/%s is not a file of this user (uid %u) alone, mode 0600: remove it",
 			path, name, (unsigned)geteuid());
-		goto close_file;
-	}
 	n = read_all(fd, secret, sizeof(secret));
 	if (n < 0) {
 		r = rc_fail((int)-n, "user key: read %s/%s: %s", path, name, rref_strerror((int)n));
@@ -486,9 +514,21 @@ static int load_user_key(struct rc_key *out)
 		out->is_group = false;
 	}
 	sodium_memzero(secret, sizeof(secret));
-close_file:
-	close(fd);
-close_dir:
+	return r;
+}
+
+static int load_user_key(struct rc_key *out)
+{
+	char path[512];
+	const char *name;
+	int dir = open_user_dir(path, sizeof(path), &name), fd, r;
+
+	if (dir < 0)
+		return dir;
+	fd = open_user_secret(dir, path, name);
+	r = fd < 0 ? fd : read_user_secret(fd, path, name, out);
+	if (fd >= 0)
+		close(fd);
 	close(dir);
 	return r;
 }

@@ -100,63 +100,73 @@ static int small_number(const char *s, size_t length, int min, int max)
 	return v >= min && v <= max ? v : -1;
 }
 
-int rc_device_parse(const char *text, struct rc_device_choice *out)
+/* Takes the device's name, up to a colon or the end. Returns its length, or -errno. */
+static int device_name_take(const char *text, const char *quoted, struct rc_device_choice *c)
 {
-	struct rc_device_choice c = { .port = 0, .gid_index = -1 };
-	const char *field, *end;
-	char quoted[96];
+	size_t length = strcspn(text, ":");
 
-	if (!text || strcmp(text, "auto") == 0) {
-		c.use_shm = c.use_ibv = true;
-		*out = c;
-		return 0;
-	}
-	c.must = true;
-	if (strcmp(text, "shm") == 0) {
-		c.use_shm = true;
-		*out = c;
-		return 0;
-	}
+	if (!length || length >= sizeof(c->device))
+		return rc_fail(EINVAL, "device \"%s\": the device's name must have 1 to %zu bytes",
+			       quoted, sizeof(c->device) - 1);
+	for (size_t i = 0; i < length; i++)
+		if (!(is_name_char(text[i]) || text[i] == '.'))
+			return rc_fail(
+				EINVAL,
+				"device \"%s\": byte 0x%02x is not allowed in a device's name",
+				quoted, (unsigned)(unsigned char)text[i]);
+	memcpy(c->device, text, length);
+	return (int)length;
+}
+
+/* Reads ibv:<device>[:port[:gid-index]]. Verbs counts ports and GID indices in 8 bits. */
+static int ibv_parse(const char *text, struct rc_device_choice *c)
+{
+	const char *rest;
+	char quoted[96];
+	int length;
+
 	rc_quote(quoted, sizeof(quoted), text, strlen(text));
-	c.use_ibv = true;
-	if (strcmp(text, "ibv") == 0) {
-		*out = c;
-		return 0;
-	}
 	if (strncmp(text, "ibv:", 4) != 0)
 		return rc_fail(
 			EINVAL,
 			"device \"%s\": not auto, shm, ibv or ibv:<device>[:port[:gid-index]]",
 			quoted);
+	length = device_name_take(text + 4, quoted, c);
+	if (length < 0)
+		return length;
+	rest = text + 4 + length;
+	if (*rest) {
+		const char *field = rest + 1;
 
-	field = text + 4;
-	end = strchrnul(field, ':');
-	if (end == field || (size_t)(end - field) >= sizeof(c.device))
-		return rc_fail(EINVAL, "device \"%s\": the device's name must have 1 to %zu bytes",
-			       quoted, sizeof(c.device) - 1);
-	for (const char *p = field; p < end; p++)
-		if (!(is_name_char(*p) || *p == '.'))
-			return rc_fail(
-				EINVAL,
-				"device \"%s\": byte 0x%02x is not allowed in a device's name",
-				quoted, (unsigned)(unsigned char)*p);
-	memcpy(c.device, field, (size_t)(end - field));
-	if (*end) {
-		field = end + 1;
-		end = strchrnul(field, ':');
-		/* Verbs counts ports and GID indices in 8 bits. */
-		c.port = small_number(field, (size_t)(end - field), 1, 255);
-		if (c.port < 0)
+		rest = strchrnul(field, ':');
+		c->port = small_number(field, (size_t)(rest - field), 1, 255);
+		if (c->port < 0)
 			return rc_fail(EINVAL, "device \"%s\": the port must be a number, 1 to 255",
 				       quoted);
 	}
-	if (*end) {
-		field = end + 1;
-		c.gid_index = small_number(field, strlen(field), 0, 255);
-		if (c.gid_index < 0)
+	if (*rest) {
+		c->gid_index = small_number(rest + 1, strlen(rest + 1), 0, 255);
+		if (c->gid_index < 0)
 			return rc_fail(EINVAL,
 				       "device \"%s\": the GID index must be a number, 0 to 255",
 				       quoted);
+	}
+	return 0;
+}
+
+int rc_device_parse(const char *text, struct rc_device_choice *out)
+{
+	bool any = !text || strcmp(text, "auto") == 0;
+	bool shm = any || strcmp(text, "shm") == 0;
+	struct rc_device_choice c = {
+		.must = !any, .use_shm = shm, .use_ibv = any || !shm, .gid_index = -1
+	};
+
+	if (!shm && strcmp(text, "ibv") != 0) {
+		int err = ibv_parse(text, &c);
+
+		if (err)
+			return err;
 	}
 	*out = c;
 	return 0;

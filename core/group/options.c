@@ -112,6 +112,14 @@ static int options_refuse(const char *variable, const char *value, const char *w
 		       rc_quote(quoted, sizeof(quoted), value, strlen(value)), why);
 }
 
+/* Tells whether v, or -v, is in min..max. */
+static bool is_in_range(uint64_t v, bool negative, int min, uint64_t max)
+{
+	if (negative)
+		return v <= (uint64_t) - (int64_t)min;
+	return v <= max && (min <= 0 || v >= (uint64_t)min);
+}
+
 /* Reads decimal digits and nothing else; a '-' only where negative numbers have a meaning. */
 static int options_parse_number(const char *variable, const char *value, int min, uint64_t max,
 				bool *negative, uint64_t *out)
@@ -130,12 +138,10 @@ static int options_parse_number(const char *variable, const char *value, int min
 
 		if (digit > 9)
 			return options_refuse(variable, value, "not a whole decimal number");
-		if (__builtin_mul_overflow(v, (uint64_t)10, &v) ||
-		    __builtin_add_overflow(v, (uint64_t)digit, &v))
-			over = true;
+		over |= __builtin_mul_overflow(v, (uint64_t)10, &v);
+		over |= __builtin_add_overflow(v, (uint64_t)digit, &v);
 	}
-	if (over || (*negative ? v > (uint64_t) - (int64_t)min
-			       : v > max || (min > 0 && v < (uint64_t)min))) {
+	if (over || !is_in_range(v, *negative, min, max)) {
 		snprintf(why, sizeof(why), "not in %d..%llu", min, (unsigned long long)max);
 		return options_refuse(variable, value, why);
 	}
@@ -170,20 +176,94 @@ static int read_number(const struct number *n, const char *variable, const char 
 	return 0;
 }
 
-/* Finds a word in the list. Returns its index, or -EINVAL with a text that lists the words. */
-static int read_word(const char *variable, const char *value, const char *const *words, int nr)
+/*
+ * Finds the variable's word in the list. Sets *out to its index, or to -1 if the variable is not
+ * set. A refusal lists the words.
+ */
+static int read_word(const char *variable, const char *const *words, int *out)
 {
+	const char *value = getenv(variable);
 	char why[96];
-	size_t used = 0;
+	size_t used;
 
-	for (int i = 0; i < nr; i++)
-		if (strcmp(value, words[i]) == 0)
-			return i;
-	used += (size_t)snprintf(why, sizeof(why), "not one of");
-	for (int i = 0; i < nr && used < sizeof(why); i++)
+	*out = -1;
+	if (!value)
+		return 0;
+	for (int i = 0; words[i]; i++)
+		if (strcmp(value, words[i]) == 0) {
+			*out = i;
+			return 0;
+		}
+	used = (size_t)snprintf(why, sizeof(why), "not one of");
+	for (int i = 0; words[i] && used < sizeof(why); i++)
 		used += (size_t)snprintf(why + used, sizeof(why) - used, "%s %s", i ? "," : "",
 					 words[i]);
 	return options_refuse(variable, value, why);
+}
+
+static int read_words(struct rref_options *o)
+{
+	static const char *const modes[] = { "auto", "poll", "manual", NULL };
+	static const char *const levels[] = { "error", "warning", "info", "debug", NULL };
+	static const char *const bools[] = { "0", "1", NULL };
+	int mode, level, check, r;
+
+	if ((r = read_word("RREF_PROGRESS", modes, &mode)) ||
+	    (r = read_word("RREF_LOG", levels, &level)) ||
+	    (r = read_word("RREF_LEAK_CHECK", bools, &check)))
+		return r;
+	if (mode >= 0)
+		o->mode = (enum rref_progress_mode)mode;
+	if (level >= 0)
+		o->log_level = (enum rref_log_level)level;
+	if (level >= 0 && !o->log)
+		o->log = rc_log_stderr;
+	if (check == 0)
+		o->flags |= RREF_NO_LEAK_CHECK;
+	else if (check == 1)
+		o->flags &= ~RREF_NO_LEAK_CHECK;
+	return 0;
+}
+
+static int device_check(const char *text)
+{
+	struct rc_device_choice device;
+
+	return rc_device_parse(text, &device);
+}
+
+/*
+ * guarded by nothing: const. A text is refused by check, or with the words of empty. An empty name
+ * of a key file must not mean "no key" to a user who sets the variable.
+ */
+static const struct text {
+	const char *variable;
+	size_t offset;
+	int (*check)(const char *text);
+	const char *empty;
+} texts[] = {
+	{ "RREF_NAME", offsetof(struct rref_options, name), rc_name_check, NULL },
+	{ "RREF_DEVICE", offsetof(struct rref_options, device), device_check, NULL },
+	{ "RREF_KEY_FILE", offsetof(struct rref_options, key_file), NULL,
+	  "empty; unset it to go without a key" },
+	{ "RREF_RENDEZVOUS", offsetof(struct rref_options, rendezvous), NULL,
+	  "empty; it must be host:port" },
+	{ "RREF_TRACE", offsetof(struct rref_options, trace), NULL,
+	  "empty; unset it to write no trace" },
+};
+
+static int read_text(const struct text *t, const char *value, struct rref_options *o)
+{
+	char why[RREF_TEXT_SIZE];
+
+	if (t->empty && !*value)
+		return options_refuse(t->variable, value, t->empty);
+	if (t->check && t->check(value)) {
+		snprintf(why, sizeof(why), "%s", rc_error_text());
+		return rc_fail(EINVAL, "%s: %s", t->variable, why);
+	}
+	*(const char **)(void *)((char *)o + t->offset) = value;
+	return 0;
 }
 
 /*
@@ -213,46 +293,52 @@ static const char *keep_text(const char *text)
 	return k ? k->text : NULL;
 }
 
+/*
+ * Passes over MASTER_ADDR or MASTER_PORT alone, which names no place. It is refused in a group that
+ * has no other address.
+ */
+static int half_a_master(const struct rref_options *opt, const char *addr, const char *port)
+{
+	if ((!addr && !port) || opt->rendezvous || opt->world_size == 1)
+		return 0;
+	return rc_fail(EINVAL, "%s is set but %s is not; set both, or RREF_RENDEZVOUS=host:port",
+		       addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
+}
+
+/*
+ * Returns the group's port. torchrun's own agent may listen at MASTER_PORT, for the whole life of
+ * the job. Then the next port is ours.
+ */
+static unsigned master_port(unsigned port)
+{
+	const char *agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
+
+	if (!agent || strcmp(agent, "True") != 0)
+		return port;
+	return port == 65535 ? port - 1 : port + 1;
+}
+
 static int read_master(struct rref_options *opt)
 {
 	const char *addr = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
-	const char *agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
 	char text[320];
 	bool negative;
 	uint64_t number;
 	int r;
 
-	if (!addr && !port)
-		return 0;
-	if (!addr || !port) {
-		/*
-		 * Passes over a variable that alone names no place. That matters only to a group
-		 * that has no other address.
-		 */
-		if (opt->rendezvous || opt->world_size == 1)
-			return 0;
-		return rc_fail(
-			EINVAL, "%s is set but %s is not; set both, or RREF_RENDEZVOUS=host:port",
-			addr ? "MASTER_ADDR" : "MASTER_PORT", addr ? "MASTER_PORT" : "MASTER_ADDR");
-	}
+	if (!addr || !port)
+		return half_a_master(opt, addr, port);
 	if (!*addr || strlen(addr) > 255)
 		return options_refuse("MASTER_ADDR", addr, "not a host");
 	r = options_parse_number("MASTER_PORT", port, 1, 65535, &negative, &number);
 	if (r)
 		return r;
-	/* torchrun's own agent listens at MASTER_PORT then, for the whole life of the job. The
-	 * next port is ours. */
-	if (agent && strcmp(agent, "True") == 0)
-		number = number == 65535 ? number - 1 : number + 1;
-	if (strchr(addr, ':') && addr[0] != '[')
-		snprintf(text, sizeof(text), "[%s]:%u", addr, (unsigned)number);
-	else
-		snprintf(text, sizeof(text), "%s:%u", addr, (unsigned)number);
+	snprintf(text, sizeof(text), strchr(addr, ':') && addr[0] != '[' ? "[%s]:%u" : "%s:%u",
+		 addr, master_port((unsigned)number));
 	opt->rendezvous = keep_text(text);
-	if (!opt->rendezvous)
-		return rc_fail(ENOMEM, "no memory for the rendezvous address (%zu bytes)",
-			       strlen(text) + 1);
-	return 0;
+	return opt->rendezvous ? 0
+			       : rc_fail(ENOMEM, "no memory for the rendezvous address (%zu bytes)",
+					 strlen(text) + 1);
 }
 
 /*
@@ -322,92 +408,43 @@ static int options_check_place(const struct rref_options *o)
 	return rc_fail(EINVAL, "%s", text);
 }
 
-int rref_options_from_env(struct rref_options *opt)
+static int read_numbers(struct rref_options *o)
 {
-	static const char *const modes[] = { "auto", "poll", "manual" };
-	static const char *const levels[] = { "error", "warning", "info", "debug" };
-	static const char *const bools[] = { "0", "1" };
-	struct rc_device_choice device;
-	struct rref_options o;
-	const char *value;
-	char why[RREF_TEXT_SIZE];
-	int r;
-
-	if (!opt)
-		return rc_fail(EINVAL, "options: NULL");
-	r = rc_options_read(opt, &o);
-	if (r)
-		return r;
 	for (size_t i = 0; i < array_size(numbers); i++) {
-		const char *variable = numbers[i].variable;
+		const char *variable = numbers[i].variable, *value = getenv(variable);
+		int r;
 
-		value = getenv(variable);
 		if (!value && numbers[i].alt) {
 			variable = numbers[i].alt;
 			value = getenv(variable);
 		}
-		if (value && (r = read_number(&numbers[i], variable, value, &o)))
+		if (value && (r = read_number(&numbers[i], variable, value, o)))
 			return r;
 	}
-	if ((value = getenv("RREF_NAME"))) {
-		if (rc_name_check(value)) {
-			snprintf(why, sizeof(why), "%s", rc_error_text());
-			return rc_fail(EINVAL, "RREF_NAME: %s", why);
-		}
-		o.name = value;
-	}
-	if ((value = getenv("RREF_DEVICE"))) {
-		if (rc_device_parse(value, &device)) {
-			snprintf(why, sizeof(why), "%s", rc_error_text());
-			return rc_fail(EINVAL, "RREF_DEVICE: %s", why);
-		}
-		o.device = value;
-	}
-	if ((value = getenv("RREF_KEY_FILE"))) {
-		/*
-		 * Refuses an empty name: it must not mean "no key" to a user who sets the variable.
-		 */
-		if (!*value)
-			return options_refuse("RREF_KEY_FILE", value,
-					      "empty; unset it to go without a key");
-		o.key_file = value;
-	}
-	if ((value = getenv("RREF_RENDEZVOUS"))) {
-		if (!*value)
-			return options_refuse("RREF_RENDEZVOUS", value,
-					      "empty; it must be host:port");
-		o.rendezvous = value;
-	} else if ((r = read_master(&o))) {
-		return r;
-	}
-	if ((value = getenv("RREF_PROGRESS"))) {
-		if ((r = read_word("RREF_PROGRESS", value, modes, (int)array_size(modes))) < 0)
-			return r;
-		o.mode = (enum rref_progress_mode)r;
-	}
-	if ((value = getenv("RREF_LOG"))) {
-		if ((r = read_word("RREF_LOG", value, levels, (int)array_size(levels))) < 0)
-			return r;
-		o.log_level = (enum rref_log_level)r;
-		if (!o.log)
-			o.log = rc_log_stderr;
-	}
-	if ((value = getenv("RREF_TRACE"))) {
-		if (!*value)
-			return options_refuse("RREF_TRACE", value,
-					      "empty; unset it to write no trace");
-		o.trace = value;
-	}
-	if ((value = getenv("RREF_LEAK_CHECK"))) {
-		if ((r = read_word("RREF_LEAK_CHECK", value, bools, (int)array_size(bools))) < 0)
-			return r;
+	return 0;
+}
+
+static int read_texts(struct rref_options *o)
+{
+	for (size_t i = 0; i < array_size(texts); i++) {
+		const char *value = getenv(texts[i].variable);
+		int r = value ? read_text(&texts[i], value, o) : 0;
+
 		if (r)
-			o.flags &= ~RREF_NO_LEAK_CHECK;
-		else
-			o.flags |= RREF_NO_LEAK_CHECK;
+			return r;
 	}
-	r = options_check_place(&o);
-	if (r)
+	return getenv("RREF_RENDEZVOUS") ? 0 : read_master(o);
+}
+
+int rref_options_from_env(struct rref_options *opt)
+{
+	struct rref_options o;
+	int r;
+
+	if (!opt)
+		return rc_fail(EINVAL, "options: NULL");
+	if ((r = rc_options_read(opt, &o)) || (r = read_numbers(&o)) || (r = read_texts(&o)) ||
+	    (r = read_words(&o)) || (r = options_check_place(&o)))
 		return r;
 	o.size = opt->size;
 	rc_error_clear();

@@ -26,6 +26,7 @@
 #define STILL_FIRST_NS (500 * NSEC_PER_MSEC)
 #define STILL_LAST_NS (60 * NSEC_PER_SEC)
 #define RANKS_SHOWN 16 /* ranges in a text */
+#define FORM "it must be host:port or [v6]:port"
 
 /* Gives what is wrong with an IPv4 address, or NULL. */
 static const char *wrong_v4(const struct in_addr *in)
@@ -37,27 +38,37 @@ static const char *wrong_v4(const struct in_addr *in)
 	return NULL;
 }
 
+/* Gives what is wrong with an IPv6 address and the interface behind its %, or NULL. */
+static const char *wrong_place(const struct in6_addr *in6, const char *scope)
+{
+	if (scope && (!scope[1] || strchr(scope + 1, '%')))
+		return "behind the % must be the name of a network interface, as in "
+		       "[fe80::1%eth0]:29500";
+	if (IN6_IS_ADDR_LINKLOCAL(in6) && !scope)
+		return "a link-local address needs its network interface, as in "
+		       "[fe80::1%eth0]:29500";
+	if (IN6_IS_ADDR_MULTICAST(in6))
+		return "a multicast or broadcast address is no place to meet at";
+	if (scope && !IN6_IS_ADDR_LINKLOCAL(in6))
+		return "only a link-local address has a network interface behind a %";
+	return NULL;
+}
+
 /* Gives what is wrong with an IPv6 address, given without its brackets, or NULL. */
 static const char *wrong_v6(struct rz_address *a)
 {
 	char number[INET6_ADDRSTRLEN], *scope = strchr(a->host, '%');
 	size_t length = scope ? (size_t)(scope - a->host) : strlen(a->host);
+	const char *wrong;
 	struct in6_addr in6;
 	struct in_addr in;
 
 	snprintf(number, sizeof(number), "%.*s", (int)min_of(length, sizeof(number) - 1), a->host);
 	if (length >= sizeof(number) || inet_pton(AF_INET6, number, &in6) != 1)
 		return "what stands in brackets is no IPv6 address";
-	if (scope && (!scope[1] || strchr(scope + 1, '%')))
-		return "behind the % must be the name of a network interface, as in "
-		       "[fe80::1%eth0]:29500";
-	if (IN6_IS_ADDR_LINKLOCAL(&in6) && !scope)
-		return "a link-local address needs its network interface, as in "
-		       "[fe80::1%eth0]:29500";
-	if (IN6_IS_ADDR_MULTICAST(&in6))
-		return "a multicast or broadcast address is no place to meet at";
-	if (scope && !IN6_IS_ADDR_LINKLOCAL(&in6))
-		return "only a link-local address has a network interface behind a %";
+	wrong = wrong_place(&in6, scope);
+	if (wrong)
+		return wrong;
 	a->is_number = true;
 	if (!IN6_IS_ADDR_V4MAPPED(&in6))
 		return NULL;
@@ -94,62 +105,68 @@ static const char *wrong_name(struct rz_address *a)
 	return NULL;
 }
 
-int rz_address_parse(const char *text, struct rz_address *out)
+/* Copies the host, and finds the port's text. Gives what is wrong with the form, or NULL. */
+static const char *wrong_form(const char *text, struct rz_address *a, const char **port)
 {
-	const char *host = text, *host_end, *port, *wrong,
-		   *form = "it must be host:port or [v6]:port";
-	struct rz_address a = { .is_number = false };
-	long number = 0;
+	const char *host = text, *end;
 
-	if (!text)
-		return rc_fail(EINVAL, "rendezvous: no address given; %s", form);
-	rc_quote(a.text, sizeof(a.text), text, strlen(text));
 	if (strstr(text, "://"))
-		return rc_fail(
-			EINVAL,
-			"rendezvous \"%s\": no URL; %s, without what stands before and behind that",
-			a.text, form);
+		return "no URL; " FORM ", without what stands before and behind that";
 	if (strpbrk(text, " \t\r\n"))
-		return rc_fail(EINVAL,
-			       "rendezvous \"%s\": a space or the end of a line is in it; %s",
-			       a.text, form);
+		return "a space or the end of a line is in it; " FORM;
 	if (text[0] == '[') {
 		host = text + 1;
-		host_end = strchr(host, ']');
-		if (!host_end || host_end[1] != ':')
-			return rc_fail(EINVAL, "rendezvous \"%s\": %s", a.text, form);
-		port = host_end + 2;
+		end = strchr(host, ']');
+		if (!end || end[1] != ':')
+			return FORM;
+		*port = end + 2;
 	} else {
-		host_end = strchr(text, ':');
-		if (!host_end)
-			return rc_fail(EINVAL, "rendezvous \"%s\": no port; %s", a.text, form);
+		end = strchr(text, ':');
+		if (!end)
+			return "no port; " FORM;
 		/* "::1:80" could be two different things. */
-		if (strchr(host_end + 1, ':'))
-			return rc_fail(
-				EINVAL,
-				"rendezvous \"%s\": an IPv6 address must stand in brackets; %s",
-				a.text, form);
-		port = host_end + 1;
+		if (strchr(end + 1, ':'))
+			return "an IPv6 address must stand in brackets; " FORM;
+		*port = end + 1;
 	}
-	if (host_end == host || host_end - host > RZ_HOST_MAX)
-		return rc_fail(EINVAL, "rendezvous \"%s\": the host must have 1 to %d bytes; %s",
-			       a.text, RZ_HOST_MAX, form);
-	for (const char *p = port; *p && number <= 65535; p++) {
+	_Static_assert(RZ_HOST_MAX == 255, "the text below says so");
+	if (end == host || end - host > RZ_HOST_MAX)
+		return "the host must have 1 to 255 bytes; " FORM;
+	memcpy(a->host, host, (size_t)(end - host));
+	a->host[end - host] = '\0';
+	return NULL;
+}
+
+static const char *wrong_port(const char *text, struct rz_address *a)
+{
+	unsigned number = 0;
+
+	for (const char *p = text; *p && number <= 65535; p++) {
 		if (*p < '0' || *p > '9')
-			return rc_fail(EINVAL,
-				       "rendezvous \"%s\": the port must be a number, 1 to 65535",
-				       a.text);
-		number = number * 10 + (*p - '0');
+			return "the port must be a number, 1 to 65535";
+		number = number * 10 + (unsigned)(*p - '0');
 	}
 	if (number < 1 || number > 65535)
-		return rc_fail(EINVAL, "rendezvous \"%s\": the port must be a number, 1 to 65535",
-			       a.text);
-	memcpy(a.host, host, (size_t)(host_end - host));
-	a.host[host_end - host] = '\0';
-	wrong = text[0] == '[' ? wrong_v6(&a) : wrong_name(&a);
+		return "the port must be a number, 1 to 65535";
+	snprintf(a->port, sizeof(a->port), "%u", number & 0xffff);
+	return NULL;
+}
+
+int rz_address_parse(const char *text, struct rz_address *out)
+{
+	struct rz_address a = { .is_number = false };
+	const char *port, *wrong;
+
+	if (!text)
+		return rc_fail(EINVAL, "rendezvous: no address given; " FORM);
+	rc_quote(a.text, sizeof(a.text), text, strlen(text));
+	wrong = wrong_form(text, &a, &port);
+	if (!wrong)
+		wrong = wrong_port(port, &a);
+	if (!wrong)
+		wrong = text[0] == '[' ? wrong_v6(&a) : wrong_name(&a);
 	if (wrong)
 		return rc_fail(EINVAL, "rendezvous \"%s\": %s", a.text, wrong);
-	snprintf(a.port, sizeof(a.port), "%u", (unsigned)number & 0xffff);
 	*out = a;
 	return 0;
 }
@@ -329,6 +346,16 @@ const char *rz_sockaddr_text(const struct sockaddr *sa, socklen_t length,
 	return out;
 }
 
+/* Appends the range first..last to a list of used bytes. Returns the bytes used then. */
+static size_t add_range(char *out, size_t size, size_t used, uint32_t first, uint32_t last)
+{
+	used += (size_t)snprintf(out + used, size - used, "%s%u", used ? ", " : "", first);
+	if (last > first && used < size)
+		used += (size_t)snprintf(out + used, size - used, "%s%u",
+					 last == first + 1 ? ", " : "-", last);
+	return used;
+}
+
 uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present, char *out,
 		       size_t size)
 {
@@ -346,10 +373,7 @@ uint32_t rz_ranks_text(const struct rz_presence *p, uint32_t world, bool present
 		if (ranges++ >= RANKS_SHOWN || used >= size)
 			continue;
 		shown += end - i;
-		used += (size_t)snprintf(out + used, size - used, "%s%u", used ? ", " : "", i);
-		if (end - i > 1 && used < size)
-			used += (size_t)snprintf(out + used, size - used, "%s%u",
-						 end - i == 2 ? ", " : "-", end - 1);
+		used = add_range(out, size, used, i, end - 1);
 	}
 	if (nr > shown && used < size)
 		snprintf(out + used, size - used, " and %u more", nr - shown);

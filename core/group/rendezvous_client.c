@@ -324,37 +324,55 @@ static int take_table(struct come *c, int fd)
 	return 0;
 }
 
-/* Runs one connection from hello to table. Returns 0, -errno with a text, or COME_AGAIN. */
-static int talk(struct come *c, int fd)
+/* Sends a frame and reads the next. Returns 0, or as fail_frame does. */
+static int exchange(struct come *c, int fd, const uint8_t *frame, size_t length)
+{
+	int r = send_all(fd, frame, length, c->deadline);
+
+	if (!r)
+		r = next_frame(c, fd);
+	return r ? fail_frame(c, r) : 0;
+}
+
+/* Proves to rank 0 that this worker holds the key, and takes its place. */
+static int join(struct come *c, int fd)
 {
 	struct rz_session *s = &c->session;
 	uint8_t out[RZ_FRAME_MAX];
 	int r;
 
-	c->is_joined = c->has_status = false;
 	*s = (struct rz_session){ .key = c->key, .rank = c->me->rank, .world = c->world };
 	rc_random(s->client_nonce, sizeof(s->client_nonce));
 	rz_next(&c->in);
-	if ((r = send_all(fd, out, rz_hello_make(s, out), c->deadline)) || (r = next_frame(c, fd)))
-		return fail_frame(c, r);
+	if ((r = exchange(c, fd, out, rz_hello_make(s, out))))
+		return r;
 	if (rz_type_of(&c->in) == RZ_REFUSE)
 		return fail_refused(c);
 	if ((r = rz_challenge_take(&c->in, s)))
 		return fail_frame(c, r);
-	if ((r = send_all(fd, out, rz_join_make(s, c->me, out), c->deadline)) ||
-	    (r = next_frame(c, fd)))
-		return fail_frame(c, r);
+	if ((r = exchange(c, fd, out, rz_join_make(s, c->me, out))))
+		return r;
 	if (rz_type_of(&c->in) == RZ_FAILED || rz_type_of(&c->in) == RZ_REFUSE)
 		return fail_refused(c);
-	if ((r = rz_joined_take(&c->in, s)))
-		return fail_frame(c, r);
+	r = rz_joined_take(&c->in, s);
+	return r ? fail_frame(c, r) : 0;
+}
+
+/* Runs one connection from hello to table. Returns 0, -errno with a text, or COME_AGAIN. */
+static int talk(struct come *c, int fd)
+{
+	int r;
+
+	c->is_joined = c->has_status = false;
+	if ((r = join(c, fd)))
+		return r;
 	c->is_joined = true;
 	for (;;) {
 		if ((r = next_frame(c, fd)))
 			return fail_frame(c, r);
 		switch (rz_type_of(&c->in)) {
 		case RZ_STATUS:
-			if ((r = rz_status_take(&c->in, s, &c->status)))
+			if ((r = rz_status_take(&c->in, &c->session, &c->status)))
 				return fail_frame(c, r);
 			c->has_status = true;
 			break;
@@ -403,16 +421,67 @@ static bool lacks(const struct come *c)
 	return err == EMFILE || err == ENFILE || err == ENOMEM || err == EACCES || err == EPERM;
 }
 
+/*
+ * Fails after the last try. No rank 0 is there if that was refused, or closed without an answer.
+ * Any other error may be the network's.
+ */
+static int come_failed(struct come *c)
+{
+	int err = c->is_connected ? ECONNREFUSED : c->last_err;
+
+	if (err != ECONNREFUSED && !lacks(c))
+		err = ETIMEDOUT;
+	return rc_fail(err,
+		       "rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s%s",
+		       c->a->text, c->peer, c->me->rank,
+		       c->was_joined
+			       ? "lost rank 0 before the group was complete, and could not reach"
+			       : "could not reach",
+		       c->nr_tries, client_waited(c).text, c->last,
+		       lacks(c) ? ""
+				: "; is rank 0 running there? A group that has started is closed: "
+				  "nobody can join it later, or take a dead worker's place");
+}
+
+/* Tries until a try tells the members, or fails for good. */
+static int try_on(struct come *c, struct addrinfo **list)
+{
+	int64_t backoff = BACKOFF_MIN_NS, look_ns = LOOK_MIN_NS, look_at = now_ns() + look_ns;
+	uint32_t jitter;
+	int r;
+
+	while ((r = try_all(c, *list)) == COME_AGAIN && now_ns() < c->deadline) {
+		/* Ends the wait if this process lacks something: no wait mends that. */
+		if (lacks(c))
+			break;
+		/*
+		 * Looks the name up again: a rank 0 that is started again elsewhere has the same
+		 * name.
+		 */
+		if (now_ns() >= look_at) {
+			rz_resolve_again(c->a, c->key, list);
+			look_ns = min_of(2 * look_ns, LOOK_MAX_NS);
+			look_at = now_ns() + look_ns;
+		}
+		say(c);
+		/* A thousand workers that start together should not come back together. */
+		rc_random(&jitter, sizeof(jitter));
+		pause_until(min_of(c->deadline,
+				   now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
+		backoff = c->is_joined ? BACKOFF_MIN_NS : min_of(backoff * 2, BACKOFF_MAX_NS);
+	}
+	return r == COME_AGAIN ? come_failed(c) : r;
+}
+
 int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *me,
 	    const struct rc_key *key, int64_t deadline, const struct rc_group_log *log,
 	    struct rc_member *members)
 {
 	struct come *c = calloc(1, sizeof(*c));
 	struct rc_member *table = calloc(world, sizeof(*table));
-	int64_t backoff = BACKOFF_MIN_NS, look_ns = LOOK_MIN_NS, look_at;
 	struct rz_patience patience = { 0 };
 	struct addrinfo *list = NULL;
-	int r = COME_AGAIN;
+	int r;
 
 	if (!c || !table) {
 		r = rc_fail(ENOMEM, "rendezvous: no memory for %u members (%zu bytes)", world,
@@ -431,52 +500,9 @@ int rz_come(const struct rz_address *a, uint32_t world, const struct rc_member *
 	r = rz_resolve(a, key, deadline, &patience, log, &list);
 	if (r)
 		goto free_all;
-	look_at = now_ns() + look_ns;
-	while ((r = try_all(c, list)) == COME_AGAIN && now_ns() < deadline) {
-		uint32_t jitter;
-
-		/* Ends the wait if this process lacks something: no wait mends that. */
-		if (lacks(c))
-			break;
-		/*
-		 * Looks the name up again: a rank 0 that is started again elsewhere has the same
-		 * name.
-		 */
-		if (now_ns() >= look_at) {
-			rz_resolve_again(a, key, &list);
-			look_ns = min_of(2 * look_ns, LOOK_MAX_NS);
-			look_at = now_ns() + look_ns;
-		}
-		say(c);
-		/* A thousand workers that start together should not come back together. */
-		rc_random(&jitter, sizeof(jitter));
-		pause_until(min_of(deadline,
-				   now_ns() + backoff / 2 + (int64_t)(jitter % (uint32_t)backoff)));
-		backoff = c->is_joined ? BACKOFF_MIN_NS : min_of(backoff * 2, BACKOFF_MAX_NS);
-	}
-	if (r == COME_AGAIN) {
-		/*
-		 * No rank 0 is there if a try was refused, or closed without an answer. Any other
-		 * error may be the network's.
-		 */
-		int err = c->is_connected ? ECONNREFUSED : c->last_err;
-
-		if (err != ECONNREFUSED && !lacks(c))
-			err = ETIMEDOUT;
-		r = rc_fail(
-			err,
-			"rendezvous %s (%s): rank %u %s rank 0: %u tries in %s s, the last: %s%s",
-			a->text, c->peer, me->rank,
-			c->was_joined
-				? "lost rank 0 before the group was complete, and could not reach"
-				: "could not reach",
-			c->nr_tries, client_waited(c).text, c->last,
-			lacks(c) ? ""
-				 : "; is rank 0 running there? A group that has started is closed: "
-				   "nobody can join it later, or take a dead worker's place");
-	} else if (r == 0) {
+	r = try_on(c, &list);
+	if (!r)
 		memcpy(members, table, world * sizeof(*table));
-	}
 free_all:
 	if (list)
 		freeaddrinfo(list);

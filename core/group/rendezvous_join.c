@@ -68,6 +68,28 @@ static bool join_check_place(struct rz_serve *s, const struct rz_conn *c, const 
 	return true;
 }
 
+/*
+ * Returns true if the worker fits the group. Fails the group if it does not: it is a worker of
+ * ours, so its fault is the group's fault.
+ */
+static bool join_fits(struct rz_serve *s, const struct rz_conn *c, const struct rc_member *m)
+{
+	if (s->phase != GATHER)
+		return false;
+	if (c->session.world == s->world && m->rank < s->world)
+		return join_check_place(s, c, m);
+	if (c->session.world != s->world)
+		rz_fail_group(
+			s, EINVAL,
+			"rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 with %u",
+			s->a->text, m->rank, m->name, c->peer, c->session.world, s->world);
+	else
+		rz_fail_group(s, EINVAL,
+			      "rendezvous %s: \"%s\" (%s) claims rank %u in a group of %u",
+			      s->a->text, m->name, c->peer, m->rank, s->world);
+	return false;
+}
+
 static void take_join(struct rz_serve *s, struct rz_conn *c)
 {
 	struct rc_member m;
@@ -82,19 +104,7 @@ static void take_join(struct rz_serve *s, struct rz_conn *c)
 		rz_refuse(s, c, EPROTO, "a malformed join");
 		return;
 	}
-	/*
-	 * Fails the group from here on: it is a worker of ours, so its fault is the group's fault.
-	 */
-	if (s->phase == GATHER && c->session.world != s->world)
-		rz_fail_group(
-			s, EINVAL,
-			"rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 with %u",
-			s->a->text, m.rank, m.name, c->peer, c->session.world, s->world);
-	else if (s->phase == GATHER && m.rank >= s->world)
-		rz_fail_group(s, EINVAL,
-			      "rendezvous %s: \"%s\" (%s) claims rank %u in a group of %u",
-			      s->a->text, m.name, c->peer, m.rank, s->world);
-	if (s->phase != GATHER || !join_check_place(s, c, &m)) {
+	if (!join_fits(s, c, &m)) {
 		rz_tell_failure(s, c);
 		return;
 	}

@@ -61,39 +61,14 @@ static bool is_absent(int err)
 }
 
 /*
- * Listens at every address of the host, so that workers that resolve it in another order find us.
- * Passes over an address or a family that the host does not have, if another address works.
- * Returns 0, -errno with a text, or 1: the obstacle may go.
+ * Tells why rank 0 cannot listen. Returns -errno with a text, or 1: the obstacle may go. A worker's
+ * attempt to reach us may hold the port for a moment. The kernel chose the port for the worker's
+ * own side.
  */
-static int listen_once(struct rz_serve *s, const struct addrinfo *list,
-		       struct rz_patience *patience)
+static int listen_failed(struct rz_serve *s, int err, struct rz_patience *patience)
 {
 	int64_t now = now_ns();
-	int err = EADDRNOTAVAIL;
 
-	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS;
-	     i = i->ai_next) {
-		int fd = listen_at(i);
-
-		if (fd >= 0) {
-			if (s->nr_listeners == 0)
-				rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
-			s->listener[s->nr_listeners++] = fd;
-			continue;
-		}
-		if (is_absent(-fd))
-			continue;
-		err = -fd;
-		rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
-		rz_close_listeners(s);
-		break;
-	}
-	if (s->nr_listeners)
-		return 0;
-	/*
-	 * Tries again: a worker's attempt to reach us may hold the port for a moment. The kernel
-	 * chose the port for the worker's own side.
-	 */
 	if (err == EADDRINUSE && now < min_of(s->deadline, s->start + BIND_NS))
 		return 1;
 	if (err == EADDRNOTAVAIL && now < s->deadline) {
@@ -121,11 +96,45 @@ static int listen_once(struct rz_serve *s, const struct addrinfo *list,
 		       limit_errno(err) == err ? rref_strerror(err) : limit_why("socket", err, 0));
 }
 
+/*
+ * Listens at every address of the host, so that workers that resolve it in another order find us.
+ * Passes over an address or a family that the host does not have, if another address works.
+ * Returns as listen_failed does, or 0.
+ */
+static int listen_once(struct rz_serve *s, const struct addrinfo *list,
+		       struct rz_patience *patience)
+{
+	for (const struct addrinfo *i = list; i && s->nr_listeners < MAX_LISTENERS;
+	     i = i->ai_next) {
+		int fd = listen_at(i);
+
+		if (fd < 0 && is_absent(-fd))
+			continue;
+		if (fd < 0) {
+			rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
+			rz_close_listeners(s);
+			return listen_failed(s, -fd, patience);
+		}
+		if (s->nr_listeners == 0)
+			rz_sockaddr_text(i->ai_addr, i->ai_addrlen, s->at);
+		s->listener[s->nr_listeners++] = fd;
+	}
+	return s->nr_listeners ? 0 : listen_failed(s, EADDRNOTAVAIL, patience);
+}
+
+static bool is_only_loopback(const struct addrinfo *list)
+{
+	for (const struct addrinfo *i = list; i; i = i->ai_next)
+		if (!rz_is_loopback(i->ai_addr))
+			return false;
+	return true;
+}
+
 int rz_listen(struct rz_serve *s)
 {
 	struct rz_patience patience = { 0 };
-	bool only_loopback = true;
 	struct addrinfo *list;
+	bool only_loopback;
 	int r;
 
 	for (;;) {
@@ -134,12 +143,10 @@ int rz_listen(struct rz_serve *s)
 		if (r)
 			return r;
 		r = listen_once(s, list, &patience);
-		for (const struct addrinfo *i = list; i; i = i->ai_next)
-			only_loopback = only_loopback && rz_is_loopback(i->ai_addr);
+		only_loopback = is_only_loopback(list);
 		freeaddrinfo(list);
 		if (r <= 0)
 			break;
-		only_loopback = true;
 		(void)poll(NULL, 0,
 			   rz_poll_ms(now_ns() +
 				      (s->a->is_number ? BIND_PAUSE_NS : BIND_NAME_PAUSE_NS)));
@@ -194,6 +201,24 @@ static struct rz_conn *add_conn(struct rz_serve *s, int fd, const struct sockadd
 	return c;
 }
 
+/*
+ * Pauses while descriptors or memory are short. New connections wait in the queue, the others are
+ * served on. Returns true if the listener has nothing more now. Any other error is that of a
+ * connection that was never ours.
+ */
+static bool accept_ends(struct rz_serve *s, int err)
+{
+	if (err == EAGAIN || err == EWOULDBLOCK)
+		return true;
+	if (err != EMFILE && err != ENFILE && err != ENOBUFS && err != ENOMEM)
+		return false;
+	if (!s->accept_err)
+		rz_log(s->log, RREF_LOG_WARNING, "rendezvous: accept: %s", rref_strerror(err));
+	s->accept_err = err;
+	s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
+	return true;
+}
+
 void rz_accept(struct rz_serve *s, int listener)
 {
 	for (unsigned nr = 0; nr < ACCEPT_BATCH; nr++) {
@@ -203,28 +228,10 @@ void rz_accept(struct rz_serve *s, int listener)
 		int fd = RB_OPEN(accept4(listener, (struct sockaddr *)&from, &length,
 					 SOCK_CLOEXEC | SOCK_NONBLOCK));
 
-		if (fd < 0) {
-			/*
-			 * Pauses while descriptors or memory are short. New connections wait in the
-			 * queue, the others are served on.
-			 */
-			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-			    errno == ENOMEM) {
-				if (!s->accept_err)
-					rz_log(s->log, RREF_LOG_WARNING, "rendezvous: accept: %s",
-					       rref_strerror(errno));
-				s->accept_err = errno;
-				s->accept_again = now_ns() + ACCEPT_PAUSE_NS;
-				return;
-			}
-			if (errno == EAGAIN || errno == EWOULDBLOCK)
-				return;
-			/*
-			 * Passes over a connection that was never ours: its error is not our
-			 * failure.
-			 */
+		if (fd < 0 && accept_ends(s, errno))
+			return;
+		if (fd < 0)
 			continue;
-		}
 		rz_make_room(s, AT_HELLO);
 		c = add_conn(s, fd, (struct sockaddr *)&from, length);
 		if (!c) {

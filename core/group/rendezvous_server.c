@@ -231,36 +231,51 @@ static void fill_table(struct rz_serve *s, struct rz_conn *c)
 	}
 }
 
-static void serve_member(struct rz_serve *s, struct rz_conn *c)
+/*
+ * Reads from a member, which only listens. Returns false if it neither sent a byte nor closed;
+ * *broke tells which it did.
+ */
+static bool member_stirs(const struct rz_conn *c, bool *broke)
 {
 	char byte;
 	ssize_t n;
 
-	for (;;) {
+	do
+		n = recv(c->fd, &byte, 1, MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	*broke = n > 0;
+	return n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+/* Sends what there is to send, and the table as its parts fit. */
+static int feed_member(struct rz_serve *s, struct rz_conn *c)
+{
+	int r;
+
+	do {
 		if (s->phase == TABLE)
 			fill_table(s, c);
-		if (rz_flush(c)) {
-			n = 0;
-			break;
-		}
+		r = rz_flush(c);
+	} while (!r && !c->out_have && s->phase == TABLE && c->next_entry <= s->world);
+	return r;
+}
+
+static void serve_member(struct rz_serve *s, struct rz_conn *c)
+{
+	bool broke = false;
+
+	if (feed_member(s, c) == 0) {
 		if (c->out_have)
 			return;
-		if (s->phase == TABLE && c->next_entry > s->world) {
+		if (s->phase == TABLE) {
 			rz_drop(s, c);
 			return;
 		}
-		if (s->phase == TABLE)
-			continue;
-		/* Drops a member that sends or closes: a member only listens. */
-		n = recv(c->fd, &byte, 1, MSG_DONTWAIT);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		if (!member_stirs(c, &broke))
 			return;
-		break;
 	}
-	rz_log(s->log, n > 0 ? RREF_LOG_WARNING : RREF_LOG_INFO, "rendezvous: rank %u (%s) %s %s",
-	       c->session.rank, c->peer, n > 0 ? "broke the protocol" : "left",
+	rz_log(s->log, broke ? RREF_LOG_WARNING : RREF_LOG_INFO, "rendezvous: rank %u (%s) %s %s",
+	       c->session.rank, c->peer, broke ? "broke the protocol" : "left",
 	       s->phase == TABLE ? "while the table was sent" : "before the group was complete");
 	rz_drop(s, c);
 }
@@ -351,44 +366,56 @@ static void start_table(struct rz_serve *s)
 			rz_drop(s, s->conns[i]);
 }
 
-/* Takes a step of the group. Returns 1 while there is more to do, 0 or -errno at the end. */
-static int step_group(struct rz_serve *s, int64_t now)
+static int fail_late_table(const struct rz_serve *s, int64_t now)
 {
 	char ranks[160];
 	struct rz_presence waiting;
 
-	if (s->phase == GATHER && s->nr_present == s->world)
-		start_table(s);
-	else if (s->phase == GATHER && now >= s->deadline)
-		server_fail_timeout(s);
+	memset(&waiting, 0, sizeof(waiting));
+	for (uint32_t i = 0; i < s->world; i++)
+		if (s->holder[i])
+			waiting.bits[i / 8] |= (uint8_t)(1u << (i % 8));
+	rz_ranks_text(&waiting, s->world, true, ranks, sizeof(ranks));
+	return rc_fail(ETIMEDOUT,
+		       "rendezvous %s (%s): all %u workers came, but these did not take "
+		       "the list of members in "
+		       "%s s: %s",
+		       s->a->text, s->at, s->world, seconds_text(now - s->start).text, ranks);
+}
+
+/* Tells whether each worker that can hear of the failure has heard of it, or had its time. */
+static bool failure_is_told(const struct rz_serve *s, int64_t now)
+{
+	bool half_open = false;
+
+	if (now >= s->tell_until)
+		return true;
+	for (size_t i = 0; i < s->nr_conns; i++) {
+		const struct rz_conn *c = s->conns[i];
+
+		if (c->told)
+			return false; /* it still reads */
+		half_open = half_open || is_of(c, AT_HELLO) || is_of(c, AT_JOIN);
+	}
+	return s->nr_told >= s->world - 1 || (s->err == ETIMEDOUT && !half_open);
+}
+
+/* Takes a step of the group. Returns 1 while there is more to do, 0 or -errno at the end. */
+static int step_group(struct rz_serve *s, int64_t now)
+{
+	if (s->phase == GATHER) {
+		if (s->nr_present == s->world)
+			start_table(s);
+		else if (now >= s->deadline)
+			server_fail_timeout(s);
+	}
 	sweep(s);
 	if (s->phase == TABLE && s->nr_conns == 0)
 		return 0;
-	if (s->phase == TABLE && now >= s->deadline) {
-		memset(&waiting, 0, sizeof(waiting));
-		for (uint32_t i = 0; i < s->world; i++)
-			if (s->holder[i])
-				waiting.bits[i / 8] |= (uint8_t)(1u << (i % 8));
-		rz_ranks_text(&waiting, s->world, true, ranks, sizeof(ranks));
-		return rc_fail(ETIMEDOUT,
-			       "rendezvous %s (%s): all %u workers came, but these did not take "
-			       "the list of members in "
-			       "%s s: %s",
-			       s->a->text, s->at, s->world, seconds_text(now - s->start).text,
-			       ranks);
-	}
-	if (s->phase == FAILING) {
-		bool pending = false, half_open = false;
-
-		for (size_t i = 0; i < s->nr_conns; i++) {
-			pending = pending || s->conns[i]->told;
-			half_open = half_open || is_of(s->conns[i], AT_HELLO) ||
-				    is_of(s->conns[i], AT_JOIN);
-		}
-		if (now >= s->tell_until || (!pending && (s->nr_told >= s->world - 1 ||
-							  (s->err == ETIMEDOUT && !half_open))))
-			return rc_fail(s->err, "%s", s->text);
-	}
+	if (s->phase == TABLE)
+		return now >= s->deadline ? fail_late_table(s, now) : 1;
+	if (s->phase == FAILING && failure_is_told(s, now))
+		return rc_fail(s->err, "%s", s->text);
 	return 1;
 }
 
@@ -408,11 +435,45 @@ static int64_t next_event(const struct rz_serve *s, bool is_accepting)
 	return next;
 }
 
+/*
+ * Fills in s->polls: the listeners, if rank 0 accepts, and all connections behind them. Returns the
+ * number of listeners there.
+ */
+static size_t fill_polls(struct rz_serve *s, bool is_accepting)
+{
+	size_t nr = 0, first;
+
+	for (unsigned i = 0; is_accepting && i < s->nr_listeners; i++)
+		s->polls[nr++] = (struct pollfd){ .fd = s->listener[i], .events = POLLIN };
+	first = nr;
+	for (size_t i = 0; i < s->nr_conns; i++) {
+		const struct rz_conn *c = s->conns[i];
+		/*
+		 * Waits for the peer's bytes only if there is nothing to send. In TABLE the peer
+		 * has nothing to say. Its early end would wake us for nothing but an error.
+		 */
+		short events = c->out_have ? POLLOUT : POLLIN;
+
+		s->polls[nr++] = (struct pollfd){ .fd = c->fd, .events = events };
+	}
+	return first;
+}
+
+#define IN(state) (1u << (state))
+
+/* Serves the connections that poll() found, if they are in one of the states by now. */
+static void serve_polled(struct rz_serve *s, const struct pollfd *polls, size_t nr, unsigned states)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (polls[i].revents && (states & IN(s->conns[i]->state)))
+			serve_conn(s, s->conns[i]);
+}
+
 static int serve_group(struct rz_serve *s)
 {
 	for (;;) {
 		int64_t now = now_ns();
-		size_t nr = 0, first, nr_polled;
+		size_t first, nr_polled;
 		bool is_accepting;
 		int r, n;
 
@@ -426,22 +487,9 @@ static int serve_group(struct rz_serve *s)
 		if (s->accept_again && now >= s->accept_again)
 			s->accept_again = 0;
 		is_accepting = !s->accept_again;
-		for (unsigned i = 0; is_accepting && i < s->nr_listeners; i++)
-			s->polls[nr++] = (struct pollfd){ .fd = s->listener[i], .events = POLLIN };
-		first = nr;
+		first = fill_polls(s, is_accepting);
 		nr_polled = s->nr_conns;
-		for (size_t i = 0; i < nr_polled; i++) {
-			const struct rz_conn *c = s->conns[i];
-			/*
-			 * Waits for the peer's bytes only if there is nothing to send. In TABLE the
-			 * peer has nothing to say. Its early end would wake us for nothing but an
-			 * error.
-			 */
-			short events = c->out_have ? POLLOUT : POLLIN;
-
-			s->polls[nr++] = (struct pollfd){ .fd = c->fd, .events = events };
-		}
-		n = poll(s->polls, nr, rz_poll_ms(next_event(s, is_accepting)));
+		n = poll(s->polls, first + nr_polled, rz_poll_ms(next_event(s, is_accepting)));
 		if (n < 0 && errno != EINTR)
 			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text,
 				       rref_strerror(errno));
@@ -451,16 +499,9 @@ static int serve_group(struct rz_serve *s)
 		 * Serves members first: a member that left must make way for a worker that comes.
 		 * Then connections that hold the key, strangers last.
 		 */
-		for (size_t i = 0; i < nr_polled; i++)
-			if (s->polls[first + i].revents && s->conns[i]->state == AT_MEMBER)
-				serve_conn(s, s->conns[i]);
-		for (size_t i = 0; i < nr_polled; i++)
-			if (s->polls[first + i].revents && s->conns[i]->state == AT_JOIN)
-				serve_conn(s, s->conns[i]);
-		for (size_t i = 0; i < nr_polled; i++)
-			if (s->polls[first + i].revents && s->conns[i]->state != AT_MEMBER &&
-			    s->conns[i]->state != AT_JOIN)
-				serve_conn(s, s->conns[i]);
+		serve_polled(s, s->polls + first, nr_polled, IN(AT_MEMBER));
+		serve_polled(s, s->polls + first, nr_polled, IN(AT_JOIN));
+		serve_polled(s, s->polls + first, nr_polled, ~(IN(AT_MEMBER) | IN(AT_JOIN)));
 		for (size_t i = 0; i < first; i++)
 			if (s->polls[i].revents)
 				rz_accept(s, s->polls[i].fd);

@@ -75,6 +75,29 @@ void rz_next(struct rz_reader *in)
 	in->have = 0;
 }
 
+/* Checks a head that is complete. */
+static int frame_head_check(const struct rz_reader *in)
+{
+	bool frozen = rz_type_of(in) == RZ_HELLO && body_length(in) == RZ_HELLO_BODY;
+
+	if (rz_version_of(in) != RZ_VERSION && !frozen)
+		return -EPROTONOSUPPORT;
+	return body_length(in) > RZ_BODY_MAX ? -EPROTO : 0;
+}
+
+/* Returns the number of bytes that came, 0 if there are none now, or -errno. */
+static ssize_t receive(int fd, uint8_t *p, size_t size)
+{
+	ssize_t n;
+
+	do
+		n = recv(fd, p, size, MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+	return n ? n : -ECONNRESET;
+}
+
 int rz_read(int fd, struct rz_reader *in)
 {
 	for (;;) {
@@ -88,24 +111,17 @@ int rz_read(int fd, struct rz_reader *in)
 		if (memcmp(in->frame, magic, min_of(in->have, sizeof(magic))) != 0)
 			return -EPROTO;
 		if (in->have >= RZ_HEAD_BYTES) {
-			bool frozen = rz_type_of(in) == RZ_HELLO &&
-				      body_length(in) == RZ_HELLO_BODY;
+			int r = frame_head_check(in);
 
-			if (rz_version_of(in) != RZ_VERSION && !frozen)
-				return -EPROTONOSUPPORT;
-			if (body_length(in) > RZ_BODY_MAX)
-				return -EPROTO;
+			if (r)
+				return r;
 			want += body_length(in);
 			if (in->have == want)
 				return 1;
 		}
-		n = recv(fd, in->frame + in->have, want - in->have, MSG_DONTWAIT);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
-		if (n == 0)
-			return -ECONNRESET;
+		n = receive(fd, in->frame + in->have, want - in->have);
+		if (n <= 0)
+			return (int)n;
 		in->have += (size_t)n;
 	}
 }
@@ -133,6 +149,18 @@ static size_t entry_make(const struct rc_member *m, uint8_t *out)
 	return n;
 }
 
+/* Takes an address from length bytes. Returns how many it used, or 0. */
+static size_t addr_take(const uint8_t *p, size_t length, struct rv_addr *out)
+{
+	if (length < 2)
+		return 0;
+	out->len = get_le16(p);
+	if (out->len > RV_ADDR_MAX || out->len > length - 2)
+		return 0;
+	memcpy(out->bytes, p + 2, out->len);
+	return 2 + out->len;
+}
+
 static int entry_take(const uint8_t *p, size_t length, struct rc_member *out)
 {
 	struct rc_member m;
@@ -155,14 +183,11 @@ static int entry_take(const uint8_t *p, size_t length, struct rc_member *out)
 	if (p[n++] != RV_NR_KINDS)
 		return -EPROTO;
 	for (int k = 0; k < RV_NR_KINDS; k++) {
-		if (length - n < 2)
+		size_t used = addr_take(p + n, length - n, &m.addr[k]);
+
+		if (!used)
 			return -EPROTO;
-		m.addr[k].len = get_le16(p + n);
-		n += 2;
-		if (m.addr[k].len > RV_ADDR_MAX || m.addr[k].len > length - n)
-			return -EPROTO;
-		memcpy(m.addr[k].bytes, p + n, m.addr[k].len);
-		n += m.addr[k].len;
+		n += used;
 	}
 	if (n != length)
 		return -EPROTO;

@@ -49,7 +49,7 @@ static needs_lock bool comes_too_often(struct rc_peer *p)
 }
 
 /* Finds the peer of a hello, and checks that the hello is the peer's and a new one. */
-static needs_lock int take_hello(struct rref_ctx *ctx, const struct rv_event *ev,
+static needs_lock int read_hello(struct rref_ctx *ctx, const struct rv_event *ev,
 				 struct rc_handshake *h, struct rc_peer **out)
 {
 	const struct rc_key *key;
@@ -161,7 +161,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 				  .self_incarnation = ctx->group.incarnation };
 	enum rc_session_action action = RC_DO_REFUSE;
 	struct rc_peer *p = NULL;
-	int err = take_hello(ctx, ev, &h, &p);
+	int err = read_hello(ctx, ev, &h, &p);
 
 	if (!err) {
 		action = rc_session_on(p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
