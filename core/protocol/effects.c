@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a step puts out: effects, the faults that many of them may share, and the waits that they end. */
+/*
+ * The output of a step: effects, the faults that many of them may share, and the waits that they
+ * end.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +14,7 @@ int rp_effects_grow(struct rp *m, size_t n)
 	struct rp_effect *effects;
 
 	if (m->first_effect) {
-		/* The room of those that were taken out. */
+		/* Use the room of effects that were taken out. */
 		m->nr_effects -= m->first_effect;
 		memmove(m->effects, m->effects + m->first_effect, m->nr_effects * sizeof(*effects));
 		m->first_effect = 0;
@@ -68,8 +71,8 @@ void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint3
 		rp_text_copy(e->text, rp_fault_text(m, fault));
 }
 
-void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
-	     void *value, uint32_t fault)
+void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id,
+	     struct rref_id fork, int status, void *value, uint32_t fault)
 {
 	struct rp_effect *e;
 
@@ -163,7 +166,8 @@ int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie)
 	return -ESTALE;
 }
 
-void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value, const struct rp_location *loc)
+void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value,
+	       const struct rp_location *loc)
 {
 	struct rp_effect *e = rp_effect_add(m, RP_EFF_WAITED);
 
@@ -175,8 +179,8 @@ void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *
 		e->loc = *loc;
 }
 
-bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
-		  const struct rp_location *loc)
+bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault,
+		  void *value, const struct rp_location *loc)
 {
 	while (*waits) {
 		if (!rp_effects_room(m))

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The owner's set of forks, and the tombstones of those that were deleted.
+ * The owner's set of forks, and the tombstones of deleted forks.
  *
- * The key is (holder, fork). A fork alone would name it in a group of honest workers; with the holder in the key, a
- * peer that claims a fork which is not its own makes an entry of its own, and stands in nobody's way.
+ * The key is (holder, fork). In a group of honest workers the fork alone would do. But a peer may
+ * claim a fork that is not its own. With the holder in the key such a peer makes an entry of its
+ * own, and stands in nobody's way.
  */
 #include "core/protocol/internal.h"
-
 
 uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct rref_id *fork)
 {
@@ -67,7 +67,7 @@ void rp_tomb_add(struct rp *m, uint32_t holder, const struct rref_id *fork)
 	struct rp_peer *peer = &m->peers[holder];
 	uint32_t i;
 
-	/* What was forked here needs none: it is never asked for, so it cannot come back. */
+	/* A fork made here needs no tombstone: nobody asks for it, so it cannot come back. */
 	if (fork->created_on == m->self || rp_find_tomb(m, holder, fork))
 		return;
 	if (peer->nr_tombs >= RP_TOMBSTONES_MAX)
@@ -87,9 +87,11 @@ void rp_tombs_erase(struct rp *m, uint32_t holder)
 		tomb_erase(m, m->peers[holder].tombs);
 }
 
-int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id, const struct rref_id *fork, void **value)
+int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id,
+		  const struct rref_id *fork, void **value)
 {
-	uint32_t i = holder < m->world && rp_peer_reachable(m, holder) ? rp_find_held(m, holder, fork) : 0;
+	bool up = holder < m->world && rp_peer_reachable(m, holder);
+	uint32_t i = up ? rp_find_held(m, holder, fork) : 0;
 	const struct rp_owner *o = i ? rp_owner_at(m, rp_held_at(m, i)->owner) : NULL;
 
 	if (!o || !rp_same(&o->id, id))
@@ -102,11 +104,22 @@ int rp_held_value(const struct rp *m, uint32_t holder, const struct rref_id *id,
 	return 0;
 }
 
-static int refuse_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, int status, const char *text)
+/*
+ * Refuses, and leaves no tombstone: a creator's question may have overtaken its creation. The
+ * asking worker's DELETE leaves one.
+ */
+static int refuse_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, int status,
+		       const char *text)
 {
-	/* No tombstone: it may be a creator's question that has overtaken its creation. Its sender will send one. */
 	rp_send_refusal(m, from, RP_MSG_FORK_ACK, &msg->id, &msg->fork, status, text);
 	return rp_ignored(m);
+}
+
+static void accept_fork(struct rp *m, uint32_t from, const struct rp_msg *msg, uint32_t owner)
+{
+	void *value = rp_owner_value(rp_owner_at(m, owner));
+
+	rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, value, 0);
 }
 
 int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
@@ -121,17 +134,17 @@ int rp_on_fork_request(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		if (h->owner != owner)
 			return rp_refused(m);
 		/* Repeated, or a creator that asks whether its creation is known here yet. */
-		rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, rp_owner_value(rp_owner_at(m, owner)), 0);
+		accept_fork(m, from, msg, owner);
 		return h->creator ? 0 : rp_ignored(m);
 	}
-	/* One answer for a value that is not here and for a wrong word: a guess learns nothing. */
+	/* A value that is not here and a wrong word get the same answer: a guess learns nothing. */
 	if (rp_find_tomb(m, from, &msg->fork) || msg->fork.created_on == m->self ||
 	    !rp_owner_opens(m, owner, msg->word))
 		return refuse_fork(m, from, msg, -ESTALE, GONE_TEXT);
 	if (rp_held_full(m, from))
 		return refuse_fork(m, from, msg, -EDQUOT, QUOTA_TEXT);
 	rp_held_add(m, owner, from, &msg->fork);
-	rp_send(m, from, RP_MSG_FORK_ACK, msg->id, msg->fork, 0, rp_owner_value(rp_owner_at(m, owner)), 0);
+	accept_fork(m, from, msg, owner);
 	return 0;
 }
 
@@ -168,7 +181,8 @@ int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	if (from == m->self)
 		return rp_refused(m);
 	if (!i) {
-		rp_send_refusal(m, from, RP_MSG_FETCH_REPLY, &msg->id, &msg->fork, -ESTALE, GONE_TEXT);
+		rp_send_refusal(m, from, RP_MSG_FETCH_REPLY, &msg->id, &msg->fork, -ESTALE,
+				GONE_TEXT);
 		return rp_ignored(m);
 	}
 	h = rp_held_at(m, i);
@@ -183,6 +197,7 @@ int rp_on_fetch(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		return 0;
 	}
 	fault = rp_owner_fault(o);
-	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork, fault ? rp_fault_status(m, fault) : 0, rp_owner_value(o), fault);
+	rp_send(m, from, RP_MSG_FETCH_REPLY, msg->id, msg->fork,
+		fault ? rp_fault_status(m, fault) : 0, rp_owner_value(o), fault);
 	return 0;
 }

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside the reference protocol (protocol/protocol.h). Everything here is guarded as the machine is: by its caller.
+ * The inside of the reference protocol (protocol/protocol.h). All of it is guarded as the machine
+ * is: by its caller.
  *
- * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into pools. Pool items
- * never move (handle_slot points into one) and index 0 is nil. An owner entry takes 64 bytes, each of its forks 52, and
- * 4 to 8 of hash buckets either.
+ * Memory: a group holds 10^6 references, so entries are packed and linked by 32-bit indices into
+ * pools. Pool items never move (handle_slot points into one) and index 0 is nil. An owner entry
+ * takes 64 bytes and each of its forks 52. Hash buckets add 4 to 8 to either.
  *
- * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves one item of each
- * pool and RP_STEP_EFFECTS effects for all; handlers that may add more call rp_effects_reserve first. Taking a
- * reserved item, and adding a reserved effect, cannot fail.
+ * Out of memory: a step reserves whatever it may need before it changes anything. rp_step reserves
+ * one item of each pool and RP_STEP_EFFECTS effects for all. Handlers that may add more call
+ * rp_effects_reserve first. Taking a reserved item, and adding a reserved effect, cannot fail.
  *
- * Steps that give back (rp_gives_back) need no memory. They take no item, but for a fault, which is its status alone
- * where there is none. Effects beyond the room that there is come later: the entry or the peer is marked, counted in
- * nr_later, and rp_later goes on with it when the effects before have been taken out.
+ * Steps that give back (rp_gives_back) need no memory. They take no item but a fault; a fault
+ * without memory is its status alone. Effects that find no room come later. The entry or the peer
+ * is marked then, and counted in nr_later. rp_later goes on with it when earlier effects have been
+ * taken out.
  */
 #ifndef RP_INTERNAL_H
 #define RP_INTERNAL_H
@@ -43,8 +45,8 @@ typedef uint32_t rp_list;
 
 struct rp_chunk {
 	char *items;            /* NULL: given back */
-	uint32_t live, free;    /* items in use; first free item's place in the chunk + 1, 0 = none */
-	uint32_t next, prev;    /* among chunks with room, index + 1 */
+	uint32_t live, free;    /* items in use; place of the first free one + 1, 0 = none */
+	uint32_t next, prev;    /* neighbours among chunks with room, index + 1 */
 };
 
 struct rp_pool {
@@ -75,12 +77,15 @@ struct rp_key {
 	uint32_t rank;
 } __attribute__((packed, aligned(4)));
 
-/* Why something failed; shared by all that failed with it. Without memory for one its number holds the status alone. */
+/*
+ * A reason for failing; shared by all that failed with it. Without memory for one its number holds
+ * the status alone.
+ */
 #define RP_FAULT_BARE (UINT32_C(1) << 31)
 struct rp_fault {
 	uint32_t refs;
 	int status;
-	uint16_t about;         /* as in struct rp_msg; 0 of what was found here */
+	uint16_t about;         /* rank + 1, as in struct rp_msg; 0: found here */
 	char text[RP_TEXT_MAX];
 };
 
@@ -89,7 +94,13 @@ struct rp_wait {
 	struct rp_link link;
 };
 
-enum rp_owner_state { RP_OWNER_NONE, RP_OWNER_PENDING, RP_OWNER_READY, RP_OWNER_FAILED, RP_OWNER_HUSK };
+enum rp_owner_state {
+	RP_OWNER_NONE,
+	RP_OWNER_PENDING,
+	RP_OWNER_READY,
+	RP_OWNER_FAILED,
+	RP_OWNER_HUSK
+};
 
 struct rp_owner {
 	struct rp_hashed hashed;
@@ -105,7 +116,7 @@ struct rp_owner {
 	rp_list forks, waits;
 	uint32_t since;
 	uint8_t state;          /* enum rp_owner_state */
-	bool telling : 1;       /* of what became of the value not all have been told */
+	bool telling : 1;       /* some do not know yet that the value is set or given up */
 };
 
 static inline void *rp_owner_value(const struct rp_owner *o)
@@ -117,7 +128,7 @@ static inline uint32_t rp_owner_fault(const struct rp_owner *o)
 	return o->state == RP_OWNER_FAILED ? o->fault : 0;
 }
 
-/* One fork recorded at the owner: the key is (holder, fork). */
+/* A fork recorded at the owner: the key is (holder, fork). */
 struct rp_held {
 	struct rp_hashed hashed;
 	struct rp_key fork;
@@ -125,13 +136,22 @@ struct rp_held {
 	uint32_t since;
 	struct rp_link in_owner, in_peer;
 	bool creator : 1;       /* gets CREATED when the value is set */
-	bool told : 1;          /* it got it */
+	bool told : 1;          /* CREATED was sent */
 	bool parked : 1;        /* a FETCH waits for the value */
 };
 
-enum rp_user_state { RP_USER_NONE, RP_USER_ASKING, RP_USER_REQUESTED, RP_USER_CONFIRMED, RP_USER_FAILED };
+enum rp_user_state {
+	RP_USER_NONE,
+	RP_USER_ASKING,
+	RP_USER_REQUESTED,
+	RP_USER_CONFIRMED,
+	RP_USER_FAILED
+};
 
-/* A reference held here. owner == self only while the owner asks an early record's parent (no handle exists yet). */
+/*
+ * A reference held here. owner == self only while the owner asks an early record's parent (no
+ * handle exists yet).
+ */
 struct rp_user {
 	struct rp_hashed hashed;
 	void *handle;
@@ -144,8 +164,8 @@ struct rp_user {
 	uint32_t nr_children, nr_waits;
 	rp_list children, waits;
 	uint32_t fault;         /* FAILED */
-	struct rp_link in_owner;/* of the owner's peer */
-	struct rp_link in_parent; /* of the parent's peer, while ASKING */
+	struct rp_link in_owner;  /* member of the owner's list users or lost */
+	struct rp_link in_parent; /* member of the parent's list asking, while ASKING */
 	uint8_t state;          /* enum rp_user_state */
 	bool dropped : 1;
 	bool early : 1;         /* the owner may not know the id yet */
@@ -155,9 +175,9 @@ struct rp_user {
 	bool requested : 1;     /* FORK_REQUEST was sent: an ack is legal */
 	bool asked : 1;         /* PARENT_REQUEST was sent */
 	bool fetched : 1, fetching : 1;   /* FETCH was ever sent; is unanswered */
-	bool ending : 1;        /* of its end not all have been told */
-	bool losing : 1;        /* its owner's session has ended: its children go */
-	bool lost : 1;          /* they are gone: it is in the peer's list of those */
+	bool ending : 1;        /* some do not know of its end yet */
+	bool losing : 1;        /* the owner's session has ended: its children go */
+	bool lost : 1;          /* the children are gone: it is in the peer's list lost */
 };
 
 /* A child shared and not accepted yet. */
@@ -167,7 +187,7 @@ struct rp_child {
 	uint32_t user, dest;    /* parent entry's index; rank */
 	uint32_t since;
 	struct rp_link in_user, in_peer;
-	bool asked;             /* its PARENT_REQUEST waits for an answer */
+	bool asked;             /* a PARENT_REQUEST of the child waits for an answer */
 };
 
 struct rp_tomb {
@@ -181,14 +201,14 @@ enum rp_peer_state { RP_PEER_UP, RP_PEER_FENCED, RP_PEER_GONE };
 
 struct rp_peer {
 	enum rp_peer_state state;
-	int status;             /* of the last fence */
-	uint32_t fault;         /* of a fence that is not over, as due says */
-	bool due;               /* its fence or its grace has not got to all entries */
+	int status;             /* status of the last fence */
+	uint32_t fault;         /* fault of a fence that is not over (see due) */
+	bool due;               /* the fence or the end of grace has not reached all entries */
 	uint32_t epoch;
 	uint32_t nr_forks, nr_tombs, nr_users, nr_children;
-	rp_list forks;          /* rp_held: what it holds here */
-	rp_list users;          /* rp_user: what we hold of it */
-	rp_list lost;           /* rp_user: what was lost with an earlier session, and is held still */
+	rp_list forks;          /* rp_held: values that it holds here */
+	rp_list users;          /* rp_user: held here of its values */
+	rp_list lost;           /* rp_user: lost with an earlier session, and held still */
 	rp_list asking;         /* rp_user: ASKING it */
 	rp_list children;       /* rp_child: shared with it */
 	rp_list tombs;          /* oldest first */
@@ -196,14 +216,15 @@ struct rp_peer {
 
 struct rp {
 	uint32_t self, world;
-	uint32_t now;           /* of the step under way */
-	bool wanting;           /* the next step has to reserve something first; else pools and tables have what one may need */
-	bool large;             /* a table grew: it may be one to be trimmed */
+	uint32_t now;           /* time of the step under way */
+	bool wanting;           /* the next step has to reserve something first; else pools and
+				   tables have all that a step may need */
+	bool large;             /* a table grew, and may have to be trimmed */
 	uint64_t seed;
 	uint64_t newest;        /* highest local id of a NEW */
 	struct rp_effect *effects;
-	size_t first_effect, nr_effects, max_effects; /* those before the first have been taken out */
-	uint32_t nr_later;      /* owner entries, user entries and peers that are marked so */
+	size_t first_effect, nr_effects, max_effects; /* all before first_effect were taken out */
+	uint32_t nr_later;      /* entries marked telling or ending, and peers marked due */
 	struct rp_counts counts;
 	struct rp_table owner_table, held_table, user_table, child_table, tomb_table;
 	struct rp_pool owners, helds, users, children, tombs, waits, faults;
@@ -218,42 +239,73 @@ static inline int rp_pool_reserve(struct rp_pool *p, uint32_t n)
 {
 	return likely(p->nr_free >= n) ? 0 : rp_pool_grow(p, n);
 }
-uint32_t rp_pool_take(struct rp_pool *p);       /* reserved before; the item is zeroed */
+/* Takes an item that was reserved before. It is zeroed. */
+uint32_t rp_pool_take(struct rp_pool *p);
 void rp_pool_put(struct rp_pool *p, uint32_t i);
-uint32_t rp_pool_next(const struct rp_pool *p, uint32_t i); /* visits every place; items in use have a state of their own */
+/* Visits every place. Items in use have a state other than 0. */
+uint32_t rp_pool_next(const struct rp_pool *p, uint32_t i);
 
 static inline void *rp_item(const struct rp_pool *p, uint32_t i)
 {
 	assert(i);
-	return p->chunks[(i - 1) / RP_CHUNK_ITEMS].items + (size_t)((i - 1) % RP_CHUNK_ITEMS) * p->bytes;
+	return p->chunks[(i - 1) / RP_CHUNK_ITEMS].items +
+	       (size_t)((i - 1) % RP_CHUNK_ITEMS) * p->bytes;
 }
 
-void rp_list_add(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t i); /* at the end */
+/* Adds item i at the end. */
+void rp_list_add(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t i);
 void rp_list_del(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t i);
-uint32_t rp_list_next(const struct rp_pool *p, size_t offset, rp_list list, uint32_t i); /* 0 at the end */
+/* Returns the item after i, or 0 at the end. */
+uint32_t rp_list_next(const struct rp_pool *p, size_t offset, rp_list list, uint32_t i);
 
 #define rp_list_for_each(i, pool, type, member, list) \
-	for (uint32_t i = (list); i; i = rp_list_next((pool), offsetof(type, member), (list), i))
+	for (uint32_t i = (list); i; \
+	     i = rp_list_next((pool), offsetof(type, member), (list), i))
 
-static inline struct rp_owner *rp_owner_at(const struct rp *m, uint32_t i) { return rp_item(&m->owners, i); }
-static inline struct rp_held *rp_held_at(const struct rp *m, uint32_t i) { return rp_item(&m->helds, i); }
-static inline struct rp_user *rp_user_at(const struct rp *m, uint32_t i) { return rp_item(&m->users, i); }
-static inline struct rp_child *rp_child_at(const struct rp *m, uint32_t i) { return rp_item(&m->children, i); }
-static inline struct rp_tomb *rp_tomb_at(const struct rp *m, uint32_t i) { return rp_item(&m->tombs, i); }
-static inline struct rp_wait *rp_wait_at(const struct rp *m, uint32_t i) { return rp_item(&m->waits, i); }
-static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i) { return rp_item(&m->faults, i); }
+static inline struct rp_owner *rp_owner_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->owners, i);
+}
+static inline struct rp_held *rp_held_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->helds, i);
+}
+static inline struct rp_user *rp_user_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->users, i);
+}
+static inline struct rp_child *rp_child_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->children, i);
+}
+static inline struct rp_tomb *rp_tomb_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->tombs, i);
+}
+static inline struct rp_wait *rp_wait_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->waits, i);
+}
+static inline struct rp_fault *rp_fault_at(const struct rp *m, uint32_t i)
+{
+	return rp_item(&m->faults, i);
+}
 
-/* ---- hash tables (protocol/table.c): find gives 0 for what is not there; holder is 0 for keys without one ---- */
+/*
+ * ---- hash tables (protocol/table.c) ----
+ * The find functions return 0 for an entry that is not there. holder is 0 for keys without one.
+ */
 int rp_table_init(struct rp_table *t, bool *wanting);
 void rp_table_close(struct rp_table *t);
 int rp_table_grow(struct rp_table *t, const struct rp_pool *p);
-/* Grows a full table, and tells whether there is room now. A full table works on, more slowly. */
+/* Grows a full table. Returns whether there is room now: a full table works on, more slowly. */
 static inline bool rp_table_reserve(struct rp_table *t, const struct rp_pool *p)
 {
 	return likely(t->used <= t->mask) || !rp_table_grow(t, p);
 }
 void rp_table_shrink(struct rp_table *t);
-static inline void rp_table_trim(struct rp_table *t) /* gives memory of an empty table back */
+/* Gives memory of an empty table back. */
+static inline void rp_table_trim(struct rp_table *t)
 {
 	if (unlikely(!t->used && t->mask >= RP_TABLE_KEPT))
 		rp_table_shrink(t);
@@ -289,7 +341,7 @@ static inline bool rp_same(const struct rp_key *k, const struct rref_id *id)
 {
 	return k->local_id == id->local_id && k->rank == id->created_on;
 }
-/* Names something: a rank of the group and a number that was given out. */
+/* Tells whether it names something: a rank of the group and a number that was given out. */
 static inline bool rp_id_valid(const struct rp *m, const struct rref_id *id)
 {
 	return id->local_id && id->created_on < m->world && !id->reserved;
@@ -309,26 +361,34 @@ static inline size_t rp_effects_room(const struct rp *m)
 {
 	return m->max_effects - m->nr_effects;
 }
-/* By a step that can do with less. */
+/* Reserves room for n effects, in a step that can do with less. */
 static inline void rp_effects_wish(struct rp *m, size_t n)
 {
 	(void)rp_effects_reserve(m, n);
 }
 struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type);
-void rp_later(struct rp *m); /* goes on with what had no room, as far as there is room */
-void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault); /* fault 0: no text */
-/* Nothing when nothing may be sent to that peer. status 0 with a value, or not 0 with fault, or neither (NULL, 0). */
-void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id, struct rref_id fork, int status,
-	     void *value, uint32_t fault);
+/* Goes on with the work that had no room, as far as there is room. */
+void rp_later(struct rp *m);
+/* Sets status and text. fault 0: no text. */
+void rp_effect_status(const struct rp *m, struct rp_effect *e, int status, uint32_t fault);
+/*
+ * Sends nothing to a peer that is not up. A message has status 0 with a value, or another status
+ * with a fault, or neither (NULL, 0).
+ */
+void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id,
+	     struct rref_id fork, int status, void *value, uint32_t fault);
 void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const struct rref_id *id,
 		     const struct rref_id *fork, int status, const char *text);
-uint32_t rp_fault_new(struct rp *m, int status, const char *text); /* one reference; text may be NULL; never fails */
+/* Returns a fault with one reference; never fails. text may be NULL. */
+uint32_t rp_fault_new(struct rp *m, int status, const char *text);
 static inline int rp_fault_status(const struct rp *m, uint32_t fault)
 {
-	return fault & RP_FAULT_BARE ? -(int)(fault & ~RP_FAULT_BARE) : rp_fault_at(m, fault)->status;
+	return fault & RP_FAULT_BARE ? -(int)(fault & ~RP_FAULT_BARE) :
+				       rp_fault_at(m, fault)->status;
 }
-/* Says of a fault that it was told, and about whom. rp_told_about: by that message of that peer. */
+/* Notes that a message told the fault, and the worker that it is about. */
 void rp_fault_about(struct rp *m, uint32_t fault, uint16_t about);
+/* Returns the worker that an error in that message is about: rank + 1. */
 static inline uint16_t rp_told_about(uint32_t from, const struct rp_msg *msg)
 {
 	return msg->about ? msg->about : (uint16_t)(from + 1);
@@ -339,14 +399,18 @@ static inline const char *rp_fault_text(const struct rp *m, uint32_t fault)
 }
 uint32_t rp_fault_get(struct rp *m, uint32_t fault);
 void rp_fault_put(struct rp *m, uint32_t fault);
-void rp_text_copy(char *to, const char *from);                     /* from NULL: "" */
+/* Copies a text, cut to RP_TEXT_MAX. from NULL: "". */
+void rp_text_copy(char *to, const char *from);
 
 /* ---- waits, of both kinds of entry (protocol/effects.c) ---- */
 void rp_wait_add(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie);
-int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie); /* -ESTALE */
-bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault, void *value,
-		  const struct rp_location *loc); /* false: some are left, for want of room */
-void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value, const struct rp_location *loc);
+/* Returns 0, or -ESTALE when that wait is over. */
+int rp_wait_remove(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie);
+/* Returns false if some are left, for want of room. */
+bool rp_waits_end(struct rp *m, rp_list *waits, uint32_t *nr, int status, uint32_t fault,
+		  void *value, const struct rp_location *loc);
+void rp_waited(struct rp *m, uint64_t cookie, int status, uint32_t fault, void *value,
+	       const struct rp_location *loc);
 
 /* ---- owner entries (protocol/owner.c) ---- */
 int rp_new(struct rp *m, const struct rp_event *ev);
@@ -356,15 +420,18 @@ int rp_release(struct rp *m, const struct rp_event *ev);
 int rp_own(struct rp *m, const struct rp_event *ev);
 int rp_owner_wait(struct rp *m, const struct rp_event *ev);
 int rp_owner_unwait(struct rp *m, const struct rp_event *ev);
-void rp_owner_settle(struct rp *m, uint32_t owner); /* frees it if nothing refers to it; needs room for 2 effects */
-void rp_owner_tell(struct rp *m, uint32_t owner);   /* its creator and its waits what became of it, as far as there is room */
-static inline bool rp_owner_alive(const struct rp *m, uint32_t i) /* may be referred to anew */
+/* Frees the entry if nothing refers to it; needs room for 2 effects. */
+void rp_owner_settle(struct rp *m, uint32_t owner);
+/* Tells the creator and the waits that the value is set or given up, as far as there is room. */
+void rp_owner_tell(struct rp *m, uint32_t owner);
+/* Tells whether the entry may be referred to anew. */
+static inline bool rp_owner_alive(const struct rp *m, uint32_t i)
 {
 	return i && rp_owner_at(m, i)->state != RP_OWNER_HUSK;
 }
 /*
- * May be referred to anew by a peer that shows this word. That is one comparison of two
- * registers: its time tells nothing.
+ * Tells whether a peer that shows this word may refer to the entry anew. That is one comparison of
+ * two registers: its time tells nothing.
  */
 static inline bool rp_owner_opens(const struct rp *m, uint32_t i, uint64_t word)
 {
@@ -373,7 +440,8 @@ static inline bool rp_owner_opens(const struct rp *m, uint32_t i, uint64_t word)
 
 /* ---- the owner's set of forks (protocol/held.c) ---- */
 uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct rref_id *fork);
-uint32_t rp_held_erase(struct rp *m, uint32_t held); /* the owner's index; the caller settles it */
+/* Returns the owner entry's index; the caller settles that entry. */
+uint32_t rp_held_erase(struct rp *m, uint32_t held);
 bool rp_held_full(const struct rp *m, uint32_t holder);
 void rp_tomb_add(struct rp *m, uint32_t holder, const struct rref_id *fork);
 void rp_tombs_erase(struct rp *m, uint32_t holder);
@@ -387,17 +455,34 @@ int rp_create_failed(struct rp *m, const struct rp_event *ev);
 int rp_drop(struct rp *m, const struct rp_event *ev);
 int rp_user_wait(struct rp *m, const struct rp_event *ev);
 int rp_user_unwait(struct rp *m, const struct rp_event *ev);
-uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork, uint32_t owner, uint32_t parent,
-		     enum rp_user_state state);
+uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork,
+		     uint32_t owner, uint32_t parent, enum rp_user_state state);
 void rp_user_erase(struct rp *m, uint32_t user);
-void rp_user_ask(struct rp *m, struct rp_user *u);  /* FORK_REQUEST to the owner */
-void rp_user_request(struct rp *m, uint32_t user);  /* the same; state REQUESTED */
-void rp_user_settle(struct rp *m, uint32_t user);   /* DELETE and erase as far as it may go; one effect at most */
-size_t rp_user_effects(const struct rp_user *u);    /* that confirming, failing or settling it may add at most */
-void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault); /* READY and CHILD_ACCEPT, once */
-/* And settles. new: its NEW_HANDLE is an effect of this very step and tells the same. Needs room for 4 effects. */
-bool rp_user_fail(struct rp *m, uint32_t user, uint32_t fault, bool new); /* as rp_user_finish */
-/* Of one that failed or was dropped: ends what waits for it, as far as there is room, and settles it. True: all of it. */
+/* Sends a message about the entry's fork, with status 0. */
+static inline void rp_user_send(struct rp *m, const struct rp_user *u, uint32_t to,
+				enum rp_msg_type type)
+{
+	rp_send(m, to, type, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+}
+/* Sends FORK_REQUEST to the owner. */
+void rp_user_ask(struct rp *m, struct rp_user *u);
+/* Sends it too, and changes the state to REQUESTED. */
+void rp_user_request(struct rp *m, uint32_t user);
+/* Sends DELETE and erases the entry as far as it may go; one effect at most. */
+void rp_user_settle(struct rp *m, uint32_t user);
+/* Returns the number of effects that confirming, failing or settling it may add at most. */
+size_t rp_user_effects(const struct rp_user *u);
+/* Gives READY and CHILD_ACCEPT, once. */
+void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault);
+/*
+ * Fails the entry, and finishes it. Needs room for 4 effects. new: its NEW_HANDLE is an effect of
+ * this very step and tells the same. Returns as rp_user_finish.
+ */
+bool rp_user_fail(struct rp *m, uint32_t user, uint32_t fault, bool new);
+/*
+ * Ends the waits and children of an entry that failed or was dropped, as far as there is room.
+ * Then settles it. Returns true when that was all of it.
+ */
 bool rp_user_finish(struct rp *m, uint32_t user);
 int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_on_fetch_reply(struct rp *m, uint32_t from, const struct rp_msg *msg);
@@ -406,19 +491,23 @@ int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg);
 /* ---- sharing (protocol/share.c: the parent's side, protocol/receive.c: the child's) ---- */
 int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec);
 int rp_share_undo(struct rp *m, const struct rp_event *ev);
-void rp_child_erase(struct rp *m, uint32_t child);                       /* the caller settles the parent */
-bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault);    /* PARENT_ACK to those that asked; false: no room */
+/* Erases a pending child; the caller settles the parent. */
+void rp_child_erase(struct rp *m, uint32_t child);
+/* Sends PARENT_ACK to the children that asked. Returns false for want of room. */
+bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault);
 int rp_on_child_accept(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_on_parent_request(struct rp *m, uint32_t from, const struct rp_msg *msg);
 int rp_receive(struct rp *m, const struct rp_event *ev);
-void rp_receive_resume(struct rp *m, uint32_t user); /* it need not ask its parent any longer; 4 effects at most */
+/* Goes on with an entry that need not ask its parent any longer; 4 effects at most. */
+void rp_receive_resume(struct rp *m, uint32_t user);
 int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
 
 /* ---- peers (protocol/peer.c) ---- */
 int rp_peer_up(struct rp *m, const struct rp_event *ev);
 int rp_peer_fenced(struct rp *m, const struct rp_event *ev);
 int rp_peer_grace(struct rp *m, const struct rp_event *ev);
-void rp_peer_clean(struct rp *m, uint32_t rank); /* what its fence or its grace has left to do, as far as there is room */
+/* Cleans up after the peer's fence or the end of its grace, as far as there is room. */
+void rp_peer_clean(struct rp *m, uint32_t rank);
 static inline bool rp_peer_reachable(const struct rp *m, uint32_t rank)
 {
 	return m->peers[rank].state == RP_PEER_UP;

@@ -7,8 +7,49 @@
 /* The capacity that outlives a burst: a fence fails everything held of a peer. */
 #define KEPT_EFFECTS 1024u
 
-static_assert(sizeof(struct rp_owner) <= 64 && sizeof(struct rp_held) <= 52, "an owner entry and its forks stay small");
-static_assert(RP_CHUNK_ITEMS * sizeof(struct rp_user) < 65536, "a pool chunk is a modest allocation");
+static_assert(sizeof(struct rp_owner) <= 64 && sizeof(struct rp_held) <= 52,
+	      "an owner entry and its forks stay small");
+static_assert(RP_CHUNK_ITEMS * sizeof(struct rp_user) < 65536,
+	      "a pool chunk is a modest allocation");
+
+#define AT(member) offsetof(struct rp, member)
+
+/* Each pool, by its place in struct rp; the table that finds its items, if there is one. */
+static const struct part {
+	size_t pool, table; /* table 0: none */
+	uint32_t item_bytes;
+} parts[] = {
+	{ AT(owners), AT(owner_table), sizeof(struct rp_owner) },
+	{ AT(helds), AT(held_table), sizeof(struct rp_held) },
+	{ AT(users), AT(user_table), sizeof(struct rp_user) },
+	{ AT(children), AT(child_table), sizeof(struct rp_child) },
+	{ AT(tombs), AT(tomb_table), sizeof(struct rp_tomb) },
+	{ AT(waits), 0, sizeof(struct rp_wait) },
+	{ AT(faults), 0, sizeof(struct rp_fault) },
+};
+
+#define for_each_part(part) \
+	for (const struct part *part = parts; part < parts + sizeof(parts) / sizeof(*parts); part++)
+
+static struct rp_pool *pool_of(struct rp *m, const struct part *part)
+{
+	return (void *)((char *)m + part->pool);
+}
+
+static struct rp_table *table_of(struct rp *m, const struct part *part)
+{
+	return part->table ? (void *)((char *)m + part->table) : NULL;
+}
+
+static bool open_parts(struct rp *m)
+{
+	for_each_part(part)
+		rp_pool_init(pool_of(m, part), part->item_bytes, &m->wanting);
+	for_each_part(part)
+		if (part->table && rp_table_init(table_of(m, part), &m->wanting))
+			return false;
+	return true;
+}
 
 int rp_create(uint32_t self, uint32_t world, struct rp **out)
 {
@@ -21,17 +62,8 @@ int rp_create(uint32_t self, uint32_t world, struct rp **out)
 		return -ENOMEM;
 	m->self = self;
 	m->world = world;
-	rp_pool_init(&m->owners, sizeof(struct rp_owner), &m->wanting);
-	rp_pool_init(&m->helds, sizeof(struct rp_held), &m->wanting);
-	rp_pool_init(&m->users, sizeof(struct rp_user), &m->wanting);
-	rp_pool_init(&m->children, sizeof(struct rp_child), &m->wanting);
-	rp_pool_init(&m->tombs, sizeof(struct rp_tomb), &m->wanting);
-	rp_pool_init(&m->waits, sizeof(struct rp_wait), &m->wanting);
-	rp_pool_init(&m->faults, sizeof(struct rp_fault), &m->wanting);
 	m->wanting = true;
-	if (rp_effects_reserve(m, RP_EFFECTS_KEPT) || rp_table_init(&m->owner_table, &m->wanting) || rp_table_init(&m->held_table, &m->wanting) ||
-	    rp_table_init(&m->user_table, &m->wanting) || rp_table_init(&m->child_table, &m->wanting) ||
-	    rp_table_init(&m->tomb_table, &m->wanting)) {
+	if (!open_parts(m) || rp_effects_reserve(m, RP_EFFECTS_KEPT)) {
 		rp_destroy(m);
 		return -ENOMEM;
 	}
@@ -43,18 +75,11 @@ void rp_destroy(struct rp *m)
 {
 	if (!m)
 		return;
-	rp_table_close(&m->owner_table);
-	rp_table_close(&m->held_table);
-	rp_table_close(&m->user_table);
-	rp_table_close(&m->child_table);
-	rp_table_close(&m->tomb_table);
-	rp_pool_close(&m->owners);
-	rp_pool_close(&m->helds);
-	rp_pool_close(&m->users);
-	rp_pool_close(&m->children);
-	rp_pool_close(&m->tombs);
-	rp_pool_close(&m->waits);
-	rp_pool_close(&m->faults);
+	for_each_part(part) {
+		if (part->table)
+			rp_table_close(table_of(m, part));
+		rp_pool_close(pool_of(m, part));
+	}
 	free(m->effects);
 	free(m);
 }
@@ -65,34 +90,53 @@ void rp_set_seed(struct rp *m, uint64_t seed)
 	m->seed = seed;
 }
 
+static bool reserve_items(struct rp *m)
+{
+	for_each_part(part)
+		if (rp_pool_reserve(pool_of(m, part), 1))
+			return false;
+	return true;
+}
+
+static bool reserve_buckets(struct rp *m)
+{
+	for_each_part(part)
+		if (part->table && !rp_table_reserve(table_of(m, part), pool_of(m, part)))
+			return false;
+	return true;
+}
+
+static bool have_large_table(struct rp *m)
+{
+	for_each_part(part)
+		if (part->table && table_of(m, part)->mask >= RP_TABLE_KEPT)
+			return true;
+	return false;
+}
+
 static __attribute__((noinline)) int reserve_more(struct rp *m)
 {
 	m->large = true;
-	if (rp_effects_reserve(m, RP_STEP_EFFECTS) || rp_pool_reserve(&m->owners, 1) || rp_pool_reserve(&m->helds, 1) ||
-	    rp_pool_reserve(&m->users, 1) || rp_pool_reserve(&m->children, 1) || rp_pool_reserve(&m->tombs, 1) ||
-	    rp_pool_reserve(&m->waits, 1) || rp_pool_reserve(&m->faults, 1))
+	if (rp_effects_reserve(m, RP_STEP_EFFECTS) || !reserve_items(m))
 		return -ENOMEM;
-	m->wanting = !(rp_table_reserve(&m->owner_table, &m->owners) &&
-		       rp_table_reserve(&m->held_table, &m->helds) &&
-		       rp_table_reserve(&m->user_table, &m->users) &&
-		       rp_table_reserve(&m->child_table, &m->children) &&
-		       rp_table_reserve(&m->tomb_table, &m->tombs));
-	m->large = m->owner_table.mask >= RP_TABLE_KEPT || m->held_table.mask >= RP_TABLE_KEPT ||
-		   m->user_table.mask >= RP_TABLE_KEPT || m->child_table.mask >= RP_TABLE_KEPT || m->tomb_table.mask >= RP_TABLE_KEPT;
+	m->wanting = !reserve_buckets(m);
+	m->large = have_large_table(m);
 	return 0;
 }
 
-/* Mostly all of it is there. */
+/* Reserves what a step may need. Mostly all of it is there. */
 static inline int reserve_step(struct rp *m)
 {
-	return likely(!m->wanting && m->max_effects - m->nr_effects >= RP_STEP_EFFECTS) ? 0 : reserve_more(m);
+	if (likely(!m->wanting && rp_effects_room(m) >= RP_STEP_EFFECTS))
+		return 0;
+	return reserve_more(m);
 }
 
 static int on_message(struct rp *m, uint32_t from, const struct rp_msg *msg)
 {
 	if (!msg || from >= m->world)
 		return -EINVAL;
-	/* Left over from a session that is fenced. */
+	/* The message is left over from a session that is fenced. */
 	if (!rp_peer_reachable(m, from))
 		return rp_ignored(m);
 	if (!rp_id_valid(m, &msg->id) || !rp_id_valid(m, &msg->fork) || msg->status > 0)
@@ -112,11 +156,24 @@ static int on_message(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	return rp_refused(m);
 }
 
-/* Neither do messages to oneself, which nobody else could make good. */
+/*
+ * Tells whether a step can do with the room that is there. Messages to oneself must: nobody else
+ * could make them good.
+ */
 static bool needs_no_memory(const struct rp *m, const struct rp_event *ev)
 {
 	return rp_effects_room(m) >= RP_LEAST_EFFECTS &&
 	       (rp_gives_back(ev->type) || (ev->type == RP_EV_MSG && ev->peer == m->self));
+}
+
+static inline int on_wait(struct rp *m, const struct rp_event *ev)
+{
+	return rp_id_none(&ev->fork) ? rp_owner_wait(m, ev) : rp_user_wait(m, ev);
+}
+
+static inline int on_unwait(struct rp *m, const struct rp_event *ev)
+{
+	return rp_id_none(&ev->fork) ? rp_owner_unwait(m, ev) : rp_user_unwait(m, ev);
 }
 
 int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
@@ -137,8 +194,8 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 	case RP_EV_FORK_UNDO:     return rp_share_undo(m, ev);
 	case RP_EV_RECV_FORK:     return rp_receive(m, ev);
 	case RP_EV_DROP:          return rp_drop(m, ev);
-	case RP_EV_WAIT:          return rp_id_none(&ev->fork) ? rp_owner_wait(m, ev) : rp_user_wait(m, ev);
-	case RP_EV_UNWAIT:        return rp_id_none(&ev->fork) ? rp_owner_unwait(m, ev) : rp_user_unwait(m, ev);
+	case RP_EV_WAIT:          return on_wait(m, ev);
+	case RP_EV_UNWAIT:        return on_unwait(m, ev);
 	case RP_EV_OWN:           return rp_own(m, ev);
 	case RP_EV_MSG:           return on_message(m, ev->peer, ev->msg);
 	case RP_EV_PEER_UP:
@@ -154,15 +211,20 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 	       ev->type == RP_EV_PEER_FENCED ? rp_peer_fenced(m, ev) : rp_peer_grace(m, ev);
 }
 
+static uint32_t next_later(const struct rp *m, const struct rp_pool *p, uint32_t i)
+{
+	return m->nr_later ? rp_pool_next(p, i) : 0;
+}
+
 void rp_later(struct rp *m)
 {
 	for (uint32_t r = 0; r < m->world && m->nr_later; r++)
 		if (m->peers[r].due)
 			rp_peer_clean(m, r);
-	for (uint32_t i = m->nr_later ? rp_pool_next(&m->owners, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->owners, i) : 0)
+	for (uint32_t i = next_later(m, &m->owners, 0); i; i = next_later(m, &m->owners, i))
 		if (rp_owner_at(m, i)->telling)
 			rp_owner_tell(m, i);
-	for (uint32_t i = m->nr_later ? rp_pool_next(&m->users, 0) : 0; i; i = m->nr_later ? rp_pool_next(&m->users, i) : 0)
+	for (uint32_t i = next_later(m, &m->users, 0); i; i = next_later(m, &m->users, i))
 		if (rp_user_at(m, i)->ending)
 			rp_user_finish(m, i);
 }
@@ -186,11 +248,9 @@ void rp_effects_clear(struct rp *m)
 		}
 	}
 	if (unlikely(m->large)) {
-		rp_table_trim(&m->owner_table);
-		rp_table_trim(&m->held_table);
-		rp_table_trim(&m->user_table);
-		rp_table_trim(&m->child_table);
-		rp_table_trim(&m->tomb_table);
+		for_each_part(part)
+			if (part->table)
+				rp_table_trim(table_of(m, part));
 	}
 	if (unlikely(m->nr_later))
 		rp_later(m);

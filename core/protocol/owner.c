@@ -52,10 +52,12 @@ static bool tell_some(struct rp *m, struct rp_owner *o)
 			return false;
 		if (h->creator && !h->told) {
 			h->told = true;
-			rp_send(m, h->holder, RP_MSG_CREATED, id, rp_id(&h->fork), status, value, fault);
+			rp_send(m, h->holder, RP_MSG_CREATED, id, rp_id(&h->fork), status, value,
+				fault);
 		}
 		if (h->parked) {
-			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, id, rp_id(&h->fork), status, value, fault);
+			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, id, rp_id(&h->fork), status,
+				value, fault);
 			h->parked = false;
 			m->counts.parked--;
 		}
@@ -88,7 +90,8 @@ void rp_owner_settle(struct rp *m, uint32_t i)
 	if (o->local || o->nr_forks || o->state == RP_OWNER_HUSK || unlikely(o->telling))
 		return;
 	if (o->state == RP_OWNER_PENDING) {
-		/* Somebody is still making the value: SET has to find the entry, to know that nobody wants it. */
+		/* Somebody is still making the value. SET has to find the entry, to know that
+		 * nobody wants the value. */
 		o->state = RP_OWNER_HUSK;
 		o->maker = NULL;
 		rp_owner_tell(m, i);
@@ -103,13 +106,30 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 {
 	if (!rp_id_valid(m, &ev->id) || ev->id.created_on != m->self)
 		return -EINVAL;
-	/* Numbers are given out upwards: one beyond all others needs no search, which would go to entries long out of the caches. */
+	/* Numbers are given out upwards. A number beyond all others needs no search, which would
+	 * go to entries long out of the caches. */
 	if (RB_FAST(ev->id.local_id > m->newest))
 		m->newest = ev->id.local_id;
 	else if (rp_find_owner(m, &ev->id))
 		return -EALREADY;
 	rp_owner_at(m, owner_add(m, &ev->id, ev->maker))->local = 1;
 	return 0;
+}
+
+/* Ends an entry whose value comes too late. */
+static void end_husk(struct rp *m, uint32_t i, const struct rp_event *ev)
+{
+	struct rp_owner *o = rp_owner_at(m, i);
+
+	if (!ev->status)
+		free_value(m, &ev->id, ev->value);
+	if (!o->telling) {
+		owner_erase(m, i);
+		return;
+	}
+	/* Some do not know yet that it was given up: it goes when they do. */
+	o->state = RP_OWNER_FAILED;
+	o->fault = rp_fault_new(m, -ECANCELED, NULL);
 }
 
 int rp_set(struct rp *m, const struct rp_event *ev)
@@ -127,15 +147,7 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	rp_effects_wish(m, 2 * (size_t)o->nr_forks + o->nr_waits);
 	m->counts.pending_owners--;
 	if (o->state == RP_OWNER_HUSK) {
-		if (!ev->status)
-			free_value(m, &ev->id, ev->value);
-		if (!o->telling) {
-			owner_erase(m, i);
-			return 0;
-		}
-		/* Some do not know yet that it was given up: it goes when they do. */
-		o->state = RP_OWNER_FAILED;
-		o->fault = rp_fault_new(m, -ECANCELED, NULL);
+		end_husk(m, i, ev);
 		return 0;
 	}
 	if (ev->status) {
@@ -176,20 +188,27 @@ int rp_release(struct rp *m, const struct rp_event *ev)
 	return 0;
 }
 
+/* Tells whether the ids of a creation are its creator's own. */
+static bool creator_valid(const struct rp *m, const struct rp_event *ev)
+{
+	return rp_id_valid(m, &ev->id) && ev->id.created_on == ev->peer &&
+	       rp_id_valid(m, &ev->fork) && ev->fork.created_on == ev->peer;
+}
+
 int rp_own(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i;
 
 	if (ev->peer >= m->world || ev->peer == m->self)
 		return -EINVAL;
-	if (!rp_id_valid(m, &ev->id) || !rp_id_valid(m, &ev->fork) || ev->id.created_on != ev->peer ||
-	    ev->fork.created_on != ev->peer)
+	if (!creator_valid(m, ev))
 		return rp_refused(m);
 	if (!rp_peer_reachable(m, ev->peer))
 		return m->peers[ev->peer].status;
 	i = rp_find_owner(m, &ev->id);
 	if (!i && rp_held_full(m, ev->peer)) {
-		rp_send_refusal(m, ev->peer, RP_MSG_CREATED, &ev->id, &ev->fork, -EDQUOT, QUOTA_TEXT);
+		rp_send_refusal(m, ev->peer, RP_MSG_CREATED, &ev->id, &ev->fork, -EDQUOT,
+				QUOTA_TEXT);
 		rp_effect_add(m, RP_EFF_DUPLICATE)->id = ev->id;
 		return 0;
 	}
@@ -215,7 +234,8 @@ int rp_owner_wait(struct rp *m, const struct rp_event *ev)
 	if (o->state == RP_OWNER_PENDING)
 		rp_wait_add(m, &o->waits, &o->nr_waits, ev->cookie);
 	else
-		rp_waited(m, ev->cookie, fault ? rp_fault_status(m, fault) : 0, fault, rp_owner_value(o), NULL);
+		rp_waited(m, ev->cookie, fault ? rp_fault_status(m, fault) : 0, fault,
+			  rp_owner_value(o), NULL);
 	return 0;
 }
 
@@ -225,5 +245,6 @@ int rp_owner_unwait(struct rp *m, const struct rp_event *ev)
 
 	if (!i)
 		return -ESTALE;
-	return rp_wait_remove(m, &rp_owner_at(m, i)->waits, &rp_owner_at(m, i)->nr_waits, ev->cookie);
+	return rp_wait_remove(m, &rp_owner_at(m, i)->waits, &rp_owner_at(m, i)->nr_waits,
+			      ev->cookie);
 }

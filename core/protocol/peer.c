@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a peer's coming and going does to the entries. */
+/* The effect of a peer's coming and going on the entries. */
 #include "core/protocol/internal.h"
 
 int rp_peer_up(struct rp *m, const struct rp_event *ev)
@@ -28,7 +28,10 @@ static size_t fence_effects(const struct rp *m, const struct rp_peer *p)
 	return n;
 }
 
-/* The owner is lost, and so is what hangs on its value. False: not all of it, for want of room. */
+/*
+ * Fails an entry whose owner is lost, with all that hangs on it. Returns false if some is left, for
+ * want of room.
+ */
 static bool lose_user(struct rp *m, uint32_t i, uint32_t fault)
 {
 	struct rp_user *u = rp_user_at(m, i);
@@ -37,6 +40,18 @@ static bool lose_user(struct rp *m, uint32_t i, uint32_t fault)
 	if (!rp_children_answer(m, i, fault) || rp_effects_room(m) < RP_LEAST_EFFECTS)
 		return false;
 	return u->state == RP_USER_FAILED ? rp_user_finish(m, i) : rp_user_fail(m, i, fault, false);
+}
+
+/* Erases all that the peer holds here. Returns false if some is left, for want of room. */
+static bool erase_held(struct rp *m, struct rp_peer *p, uint32_t rank)
+{
+	while (p->forks) {
+		if (rp_effects_room(m) < RP_LEAST_EFFECTS)
+			return false;
+		rp_owner_settle(m, rp_held_erase(m, p->forks));
+	}
+	rp_tombs_erase(m, rank);
+	return true;
 }
 
 static bool clean_some(struct rp *m, struct rp_peer *p, uint32_t rank)
@@ -60,13 +75,7 @@ static bool clean_some(struct rp *m, struct rp_peer *p, uint32_t rank)
 	}
 	if (p->state != RP_PEER_GONE)
 		return true;
-	while (p->forks) {
-		if (rp_effects_room(m) < RP_LEAST_EFFECTS)
-			return false;
-		rp_owner_settle(m, rp_held_erase(m, p->forks));
-	}
-	rp_tombs_erase(m, rank);
-	return true;
+	return erase_held(m, p, rank);
 }
 
 void rp_peer_clean(struct rp *m, uint32_t rank)
@@ -94,7 +103,7 @@ int rp_peer_fenced(struct rp *m, const struct rp_event *ev)
 		return -EALREADY;
 	rp_effects_wish(m, fence_effects(m, p));
 	p->fault = rp_fault_new(m, ev->status, ev->text);
-	/* First: nothing below may send to it. */
+	/* Set before the rest: nothing below may send to it. */
 	p->state = RP_PEER_FENCED;
 	p->status = ev->status;
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pools of equal items that never move, and lists of them by index. A chunk that becomes empty is given back unless it
- * is the last one with room: so memory returns after a peak, and a single entry that comes and goes costs no malloc.
+ * Pools of equal items that never move, and lists of them by index. A chunk that becomes empty is
+ * given back unless it is the last one with room. So memory returns after a peak, and a single
+ * entry that comes and goes costs no malloc.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -107,7 +108,7 @@ uint32_t rp_pool_take(struct rp_pool *p)
 	assert(p->room);
 	c = &p->chunks[ci];
 	k = c->free - 1;
-	/* The link is all there is in a free place. */
+	/* A free place holds nothing but the link. */
 	memcpy(&c->free, place(p, c, k), sizeof(c->free));
 	memset(place(p, c, k), 0, sizeof(c->free));
 	c->live++;

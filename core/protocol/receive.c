@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sharing, the child's side: a record that arrived becomes a local reference (owner) or a user entry. */
+/*
+ * Sharing, the child's side: a record that arrived becomes a local reference (owner) or a user
+ * entry.
+ */
 #include "core/protocol/internal.h"
 
-static struct rp_effect *new_handle(struct rp *m, const struct rref_id *id, uint32_t owner, uint64_t cookie)
+static struct rp_effect *new_handle(struct rp *m, const struct rref_id *id, uint32_t owner,
+				    uint64_t cookie)
 {
 	struct rp_effect *e = rp_effect_add(m, RP_EFF_NEW_HANDLE);
 
@@ -43,11 +47,12 @@ static void receive_owned(struct rp *m, const struct rref_id *id, uint64_t word,
 static int receive_own_fork(struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i = rp_find_held(m, m->self, &ev->rec->fork), owner;
+	const struct rp_owner *o = i ? rp_owner_at(m, rp_held_at(m, i)->owner) : NULL;
 	int rc;
 
-	if (!i || !rp_same(&rp_owner_at(m, rp_held_at(m, i)->owner)->id, &ev->rec->id))
+	if (!o || !rp_same(&o->id, &ev->rec->id))
 		return -EALREADY;
-	rc = rp_effects_reserve(m, RP_STEP_EFFECTS + (size_t)rp_owner_at(m, rp_held_at(m, i)->owner)->nr_waits);
+	rc = rp_effects_reserve(m, RP_STEP_EFFECTS + (size_t)o->nr_waits);
 	if (rc)
 		return rc;
 	owner = rp_held_erase(m, i);
@@ -60,19 +65,19 @@ static int receive_own_fork(struct rp *m, const struct rp_event *ev)
 static void ask_parent(struct rp *m, struct rp_user *u)
 {
 	u->asked = true;
-	rp_send(m, u->parent, RP_MSG_PARENT_REQUEST, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	rp_user_send(m, u, u->parent, RP_MSG_PARENT_REQUEST);
 }
 
 static int receive_from_user(struct rp *m, const struct rp_event *ev)
 {
 	const struct rp_fork *rec = ev->rec;
-
 	uint32_t owner = rp_find_owner(m, &rec->id);
 
 	/* A wrong word asks too: asking the parent or not must not tell that the value is here. */
 	if (!ev->status && (rec->flags & RP_FORK_EARLY) &&
 	    !rp_owner_opens(m, owner, rec->word)) {
-		uint32_t i = rp_user_add(m, &rec->id, &rec->fork, m->self, rec->parent, RP_USER_ASKING);
+		uint32_t i = rp_user_add(m, &rec->id, &rec->fork, m->self, rec->parent,
+					 RP_USER_ASKING);
 
 		rp_user_at(m, i)->cookie = ev->cookie;
 		rp_user_at(m, i)->word = rec->word;
@@ -84,21 +89,40 @@ static int receive_from_user(struct rp *m, const struct rp_event *ev)
 	return 0;
 }
 
+/* Returns the status of a record that the runtime refuses, or whose owner is not up; else 0. */
+static int record_status(const struct rp *m, const struct rp_event *ev)
+{
+	uint32_t owner = ev->rec->owner;
+
+	return ev->status ? ev->status : rp_peer_reachable(m, owner) ? 0 : m->peers[owner].status;
+}
+
+static void fail_received(struct rp *m, uint32_t i, int status, const struct rp_event *ev)
+{
+	const char *text = ev->status ? ev->text : "the owner of the reference is gone";
+	uint32_t fault = rp_fault_new(m, status, text);
+
+	rp_user_fail(m, i, fault, true);
+	rp_fault_put(m, fault);
+}
+
 static int receive_user(struct rp *m, const struct rp_event *ev)
 {
 	const struct rp_fork *rec = ev->rec;
-	bool lost = !rp_peer_reachable(m, rec->owner), from_owner = rec->parent == rec->owner;
+	bool from_owner = rec->parent == rec->owner;
 	bool early = (rec->flags & RP_FORK_EARLY) && !from_owner;
-	int status = ev->status ? ev->status : lost ? m->peers[rec->owner].status : 0;
-	enum rp_user_state state = early ? RP_USER_ASKING : from_owner ? RP_USER_CONFIRMED : RP_USER_REQUESTED;
-	uint32_t i = rp_user_add(m, &rec->id, &rec->fork, rec->owner, rec->parent, state), fault;
+	int status = record_status(m, ev);
+	uint32_t i = rp_user_add(m, &rec->id, &rec->fork, rec->owner, rec->parent,
+				 from_owner ? RP_USER_CONFIRMED :
+				 early ? RP_USER_ASKING : RP_USER_REQUESTED);
 	struct rp_user *u = rp_user_at(m, i);
 	struct rp_effect *e;
 
 	u->cookie = ev->cookie;
 	u->word = rec->word;
-	/* Of others' values a parent's word is not taken: the owner's answer brings the location. A wrong one costs the
-	 * connection over which it is read, and that would be ours with the owner. */
+	/* The location of another worker's value comes with that owner's answer, not from the
+	 * parent. A wrong location costs the connection that it is read over, and that would be
+	 * ours with the owner. */
 	if (from_owner)
 		u->loc = rec->loc;
 	u->early = early;
@@ -110,9 +134,7 @@ static int receive_user(struct rp *m, const struct rp_event *ev)
 	e->handle_slot = &u->handle;
 	e->status = status ? status : from_owner ? 0 : -EINPROGRESS;
 	if (status) {
-		fault = rp_fault_new(m, status, ev->status ? ev->text : "the owner of the reference is gone");
-		rp_user_fail(m, i, fault, true);
-		rp_fault_put(m, fault);
+		fail_received(m, i, status, ev);
 	} else if (from_owner) {
 		rp_user_ready(m, u, 0, 0);
 	} else if (early) {
@@ -123,14 +145,21 @@ static int receive_user(struct rp *m, const struct rp_event *ev)
 	return 0;
 }
 
+/* Tells whether the sender may hand in this record. */
+static bool record_valid(const struct rp *m, uint32_t from, const struct rp_fork *rec)
+{
+	return rec->parent == from && rec->fork.created_on == from && rec->owner < m->world &&
+	       rp_id_valid(m, &rec->id) && rp_id_valid(m, &rec->fork) &&
+	       !(rec->flags & ~RP_FORK_EARLY);
+}
+
 int rp_receive(struct rp *m, const struct rp_event *ev)
 {
 	const struct rp_fork *rec = ev->rec;
 
 	if (!rec || ev->peer >= m->world || ev->status > 0)
 		return -EINVAL;
-	if (rec->parent != ev->peer || rec->fork.created_on != rec->parent || rec->owner >= m->world ||
-	    !rp_id_valid(m, &rec->id) || !rp_id_valid(m, &rec->fork) || (rec->flags & ~RP_FORK_EARLY))
+	if (!record_valid(m, ev->peer, rec))
 		return rp_refused(m);
 	if (!rp_peer_reachable(m, ev->peer))
 		return m->peers[ev->peer].status;
@@ -170,7 +199,7 @@ int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	struct rp_user *u;
 	int rc;
 
-	/* Others than the parent hear no more of it than of a fork that ended. */
+	/* A worker other than the parent hears no more of it than of a fork that ended. */
 	if (!i || rp_user_at(m, i)->parent != from)
 		return rp_ignored(m);
 	u = rp_user_at(m, i);

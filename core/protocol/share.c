@@ -27,7 +27,7 @@ void rp_child_erase(struct rp *m, uint32_t i)
 	uint32_t dest = c->dest;
 
 	rp_list_del(&m->children, offsetof(struct rp_child, in_user), &u->children, i);
-	rp_list_del(&m->children, offsetof(struct rp_child, in_peer), &m->peers[c->dest].children, i);
+	rp_list_del(&m->children, offsetof(struct rp_child, in_peer), &m->peers[dest].children, i);
 	rp_table_del(&m->child_table, &m->children, i);
 	rp_pool_put(&m->children, i);
 	u->nr_children--;
@@ -35,7 +35,10 @@ void rp_child_erase(struct rp *m, uint32_t i)
 	m->counts.pending_children--;
 }
 
-/* A creator's FORK_REQUEST goes the creation's own way: the answer says that the creation has arrived. */
+/*
+ * Asks whether the creation has arrived. A creator's FORK_REQUEST goes the creation's own way, so
+ * the answer says that it has.
+ */
 static void ask_owner(struct rp *m, struct rp_user *u)
 {
 	if (u->creator && !u->requested && u->state == RP_USER_REQUESTED)
@@ -76,7 +79,7 @@ static int share_held(struct rp *m, const struct rp_event *ev, struct rp_fork *r
 		return -EINVAL;
 	if (u->state == RP_USER_FAILED)
 		return rp_fault_status(m, u->fault);
-	/* Its owner's fence has not got to it yet. */
+	/* The owner's fence has not reached the entry yet. */
 	if (!rp_peer_reachable(m, u->owner))
 		return m->peers[u->owner].status;
 	if (rp_find_child(m, &ev->fork))
@@ -99,8 +102,8 @@ int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 	struct rp_fork out = { .id = ev->id, .fork = ev->fork, .parent = m->self };
 	int rc;
 
-	if (!rec || ev->peer >= m->world || !rp_id_valid(m, &ev->id) || !rp_id_valid(m, &ev->fork) ||
-	    ev->fork.created_on != m->self)
+	if (!rec || ev->peer >= m->world || !rp_id_valid(m, &ev->id) ||
+	    !rp_id_valid(m, &ev->fork) || ev->fork.created_on != m->self)
 		return -EINVAL;
 	if (!rp_peer_reachable(m, ev->peer))
 		return m->peers[ev->peer].status;
@@ -108,6 +111,14 @@ int rp_share(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 	if (!rc)
 		*rec = out;
 	return rc;
+}
+
+static void end_child(struct rp *m, uint32_t i)
+{
+	uint32_t user = rp_child_at(m, i)->user;
+
+	rp_child_erase(m, i);
+	rp_user_settle(m, user);
 }
 
 int rp_share_undo(struct rp *m, const struct rp_event *ev)
@@ -127,23 +138,21 @@ int rp_share_undo(struct rp *m, const struct rp_event *ev)
 	i = rp_find_child(m, &ev->fork);
 	if (!i || rp_child_at(m, i)->dest != ev->peer)
 		return -EALREADY;
-	{
-		uint32_t user = rp_child_at(m, i)->user;
-
-		rp_child_erase(m, i);
-		rp_user_settle(m, user);
-	}
+	end_child(m, i);
 	return 0;
 }
 
-/* fault: why the user entry failed, 0 if it did not. Its words are for those only that asked before the owner knew. */
+/*
+ * Sends PARENT_ACK. fault: why the user entry failed, 0 if it did not. Only a child that asked
+ * before the owner knew the id is told.
+ */
 static void answer(struct rp *m, const struct rp_user *u, struct rp_child *c, uint32_t fault)
 {
 	if (!u->early)
 		fault = 0;
 	c->asked = false;
-	rp_send(m, c->dest, RP_MSG_PARENT_ACK, rp_id(&u->id), rp_id(&c->fork), fault ? rp_fault_status(m, fault) : 0,
-		NULL, fault);
+	rp_send(m, c->dest, RP_MSG_PARENT_ACK, rp_id(&u->id), rp_id(&c->fork),
+		fault ? rp_fault_status(m, fault) : 0, NULL, fault);
 }
 
 bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault)
@@ -161,8 +170,8 @@ bool rp_children_answer(struct rp *m, uint32_t user, uint32_t fault)
 }
 
 /*
- * Finds the child that a message is about: its place, 0 with rc 0 if it is over already or was not shared
- * with the sender, or -EPROTO.
+ * Finds the child that a message is about. Returns 0 with its place, or -EPROTO. The place is 0 if
+ * the child is over already or was not shared with the sender.
  */
 static int find_child(struct rp *m, uint32_t from, const struct rp_msg *msg, uint32_t *child)
 {
@@ -170,7 +179,7 @@ static int find_child(struct rp *m, uint32_t from, const struct rp_msg *msg, uin
 	if (msg->fork.created_on != m->self)
 		return rp_refused(m);
 	*child = rp_find_child(m, &msg->fork);
-	/* Of another's child no more is told than of one that is over. */
+	/* The sender hears no more of another worker's child than of a child that is over. */
 	if (*child && rp_child_at(m, *child)->dest != from)
 		*child = 0;
 	if (*child && !rp_same(&rp_user_at(m, rp_child_at(m, *child)->user)->id, &msg->id))
@@ -180,16 +189,14 @@ static int find_child(struct rp *m, uint32_t from, const struct rp_msg *msg, uin
 
 int rp_on_child_accept(struct rp *m, uint32_t from, const struct rp_msg *msg)
 {
-	uint32_t i, user;
+	uint32_t i;
 	int rc = find_child(m, from, msg, &i);
 
 	if (rc)
 		return rc;
 	if (!i)
 		return rp_ignored(m);
-	user = rp_child_at(m, i)->user;
-	rp_child_erase(m, i);
-	rp_user_settle(m, user);
+	end_child(m, i);
 	return 0;
 }
 

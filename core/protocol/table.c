@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Hash tables over pool items, chained through them: growing moves only the buckets. Growth is a step of its own
- * (reserve), before anything else of the step looks at the table; it doubles, so that it costs O(1) amortised.
+ * Hash tables over pool items, chained through them: growing moves only the buckets. Growth is a
+ * step of its own (reserve), before the rest of the step looks at the table. It doubles the table,
+ * so that it costs O(1) amortised.
  *
- * Ids are numbers given out one after another, so that those of one time are near each other, and used near each other.
- * Their buckets are, too: 16 in a row share a cache line, each with a bucket of its own. Where that line is depends on the
- * seed, as does which of the 16 is whose, so that nobody can choose numbers that meet, nor do every n-th of them.
+ * Ids are numbers given out one after another. So ids of one time are near each other, and used
+ * near each other. So are their buckets: 16 ids in a row share a cache line, each with a bucket of
+ * its own. The place of the line depends on the seed, and so does the order of the 16 within it. So
+ * nobody can choose numbers that meet, and every n-th id does not meet either.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 #include "core/protocol/internal.h"
 
 #define MIN_BUCKETS 64u
+
 int rp_table_init(struct rp_table *t, bool *wanting)
 {
 	t->wanting = wanting;
@@ -90,49 +93,78 @@ void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i)
 	t->used--;
 }
 
+/* Returns the first item of a bucket. */
+static uint32_t first(const struct rp_table *t, uint32_t hash)
+{
+	return t->buckets[hash & t->mask];
+}
+
 uint32_t rp_find_owner(const struct rp *m, const struct rref_id *id)
 {
-	uint32_t hash = rp_hash(m, id, 0), i = m->owner_table.buckets[hash & m->owner_table.mask];
+	uint32_t hash = rp_hash(m, id, 0);
 
-	while (i && !(rp_owner_at(m, i)->hashed.hash == hash && rp_same(&rp_owner_at(m, i)->id, id)))
-		i = rp_owner_at(m, i)->hashed.next;
-	return i;
+	for (uint32_t i = first(&m->owner_table, hash); i;) {
+		const struct rp_owner *o = rp_owner_at(m, i);
+
+		if (o->hashed.hash == hash && rp_same(&o->id, id))
+			return i;
+		i = o->hashed.next;
+	}
+	return 0;
 }
 
 uint32_t rp_find_held(const struct rp *m, uint32_t holder, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, holder), i = m->held_table.buckets[hash & m->held_table.mask];
+	uint32_t hash = rp_hash(m, fork, holder);
 
-	while (i && !(rp_held_at(m, i)->hashed.hash == hash && rp_held_at(m, i)->holder == holder &&
-		      rp_same(&rp_held_at(m, i)->fork, fork)))
-		i = rp_held_at(m, i)->hashed.next;
-	return i;
+	for (uint32_t i = first(&m->held_table, hash); i;) {
+		const struct rp_held *h = rp_held_at(m, i);
+
+		if (h->hashed.hash == hash && h->holder == holder && rp_same(&h->fork, fork))
+			return i;
+		i = h->hashed.next;
+	}
+	return 0;
 }
 
 uint32_t rp_find_user(const struct rp *m, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, 0), i = m->user_table.buckets[hash & m->user_table.mask];
+	uint32_t hash = rp_hash(m, fork, 0);
 
-	while (i && !(rp_user_at(m, i)->hashed.hash == hash && rp_same(&rp_user_at(m, i)->fork, fork)))
-		i = rp_user_at(m, i)->hashed.next;
-	return i;
+	for (uint32_t i = first(&m->user_table, hash); i;) {
+		const struct rp_user *u = rp_user_at(m, i);
+
+		if (u->hashed.hash == hash && rp_same(&u->fork, fork))
+			return i;
+		i = u->hashed.next;
+	}
+	return 0;
 }
 
 uint32_t rp_find_child(const struct rp *m, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, 0), i = m->child_table.buckets[hash & m->child_table.mask];
+	uint32_t hash = rp_hash(m, fork, 0);
 
-	while (i && !(rp_child_at(m, i)->hashed.hash == hash && rp_same(&rp_child_at(m, i)->fork, fork)))
-		i = rp_child_at(m, i)->hashed.next;
-	return i;
+	for (uint32_t i = first(&m->child_table, hash); i;) {
+		const struct rp_child *c = rp_child_at(m, i);
+
+		if (c->hashed.hash == hash && rp_same(&c->fork, fork))
+			return i;
+		i = c->hashed.next;
+	}
+	return 0;
 }
 
 uint32_t rp_find_tomb(const struct rp *m, uint32_t holder, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, holder), i = m->tomb_table.buckets[hash & m->tomb_table.mask];
+	uint32_t hash = rp_hash(m, fork, holder);
 
-	while (i && !(rp_tomb_at(m, i)->hashed.hash == hash && rp_tomb_at(m, i)->holder == holder &&
-		      rp_same(&rp_tomb_at(m, i)->fork, fork)))
-		i = rp_tomb_at(m, i)->hashed.next;
-	return i;
+	for (uint32_t i = first(&m->tomb_table, hash); i;) {
+		const struct rp_tomb *t = rp_tomb_at(m, i);
+
+		if (t->hashed.hash == hash && t->holder == holder && rp_same(&t->fork, fork))
+			return i;
+		i = t->hashed.next;
+	}
+	return 0;
 }

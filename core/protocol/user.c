@@ -2,8 +2,11 @@
 /* User entries: references held here to values of others, from their making to their DELETE. */
 #include "core/protocol/internal.h"
 
-uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork, uint32_t owner, uint32_t parent,
-		     enum rp_user_state state)
+#define IN_OWNER offsetof(struct rp_user, in_owner)
+#define IN_PARENT offsetof(struct rp_user, in_parent)
+
+uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_id *fork,
+		     uint32_t owner, uint32_t parent, enum rp_user_state state)
 {
 	uint32_t i = rp_pool_take(&m->users);
 	struct rp_user *u = rp_user_at(m, i);
@@ -15,8 +18,8 @@ uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_i
 	u->since = m->now;
 	u->state = (uint8_t)state;
 	if (state == RP_USER_ASKING)
-		rp_list_add(&m->users, offsetof(struct rp_user, in_parent), &m->peers[parent].asking, i);
-	rp_list_add(&m->users, offsetof(struct rp_user, in_owner), &m->peers[owner].users, i);
+		rp_list_add(&m->users, IN_PARENT, &m->peers[parent].asking, i);
+	rp_list_add(&m->users, IN_OWNER, &m->peers[owner].users, i);
 	rp_table_add(&m->user_table, &m->users, i, rp_hash(m, fork, 0));
 	m->counts.users++;
 	m->peers[owner].nr_users++;
@@ -31,7 +34,7 @@ static void change_state(struct rp *m, uint32_t i, enum rp_user_state to)
 	enum rp_user_state from = u->state;
 
 	if (from == RP_USER_ASKING && to != from)
-		rp_list_del(&m->users, offsetof(struct rp_user, in_parent), &m->peers[u->parent].asking, i);
+		rp_list_del(&m->users, IN_PARENT, &m->peers[u->parent].asking, i);
 	m->counts.pending_users -= from == RP_USER_ASKING || from == RP_USER_REQUESTED;
 	m->counts.pending_users += to == RP_USER_ASKING || to == RP_USER_REQUESTED;
 	u->state = (uint8_t)to;
@@ -40,36 +43,49 @@ static void change_state(struct rp *m, uint32_t i, enum rp_user_state to)
 void rp_user_erase(struct rp *m, uint32_t i)
 {
 	struct rp_user *u = rp_user_at(m, i);
-	uint32_t owner = u->owner;
+	struct rp_peer *owner = &m->peers[u->owner];
 
 	if (u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED)
 		change_state(m, i, RP_USER_CONFIRMED);
 	m->nr_later -= u->ending;
-	rp_list_del(&m->users, offsetof(struct rp_user, in_owner), u->lost ? &m->peers[owner].lost : &m->peers[owner].users, i);
+	rp_list_del(&m->users, IN_OWNER, u->lost ? &owner->lost : &owner->users, i);
 	rp_fault_put(m, u->fault);
 	rp_table_del(&m->user_table, &m->users, i);
 	rp_pool_put(&m->users, i);
 	m->counts.users--;
-	m->peers[owner].nr_users--;
+	owner->nr_users--;
 }
 
 size_t rp_user_effects(const struct rp_user *u)
 {
-	/* Handle, creation, READY, CHILD_ACCEPT, FETCH or DELETE, and a FORK_REQUEST by those that were ASKING. */
+	/* Handle, creation, READY, CHILD_ACCEPT, FETCH or DELETE, and a FORK_REQUEST of an entry
+	 * that was ASKING. */
 	return 6 + (size_t)u->nr_waits + u->nr_children;
+}
+
+/*
+ * Tells whether the entry may end. A child that the owner has not confirmed lives on our fork alone
+ * (G2). An answer may still come to us.
+ */
+static bool may_end(const struct rp_user *u)
+{
+	if (unlikely(u->ending) || u->nr_children)
+		return false;
+	if (u->state == RP_USER_FAILED || u->state == RP_USER_CONFIRMED)
+		return !u->creator || u->created;
+	return false;
 }
 
 void rp_user_settle(struct rp *m, uint32_t i)
 {
 	struct rp_user *u = rp_user_at(m, i);
 
-	/* A child that the owner has not confirmed lives on our fork alone (G2); an answer may still come to us. */
-	if (unlikely(u->ending) || u->nr_children || u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED || (u->creator && !u->created))
+	if (!may_end(u))
 		return;
 	if (!u->dropped && u->state != RP_USER_FAILED)
 		return;
 	if (u->delete_due) {
-		rp_send(m, u->owner, RP_MSG_DELETE, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+		rp_user_send(m, u, u->owner, RP_MSG_DELETE);
 		u->delete_due = false;
 	}
 	if (u->dropped)
@@ -91,7 +107,7 @@ static void created_effect(struct rp *m, struct rp_user *u, int status, uint32_t
 	rp_effect_status(m, e, status, fault);
 }
 
-/* The receiver's part of the answer, good or bad: the handler may run, the parent may go. */
+/* Gives the receiver's part of the answer, good or bad: the handler may run, the parent may go. */
 void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault)
 {
 	struct rp_effect *e;
@@ -103,10 +119,11 @@ void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault)
 	e->cookie = u->cookie;
 	rp_effect_status(m, e, status, fault);
 	if (u->parent != u->owner)
-		rp_send(m, u->parent, RP_MSG_CHILD_ACCEPT, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+		rp_user_send(m, u, u->parent, RP_MSG_CHILD_ACCEPT);
 }
 
-static void handle_effect(struct rp *m, const struct rp_user *u, enum rp_effect_type type, int status, uint32_t fault)
+static void handle_effect(struct rp *m, const struct rp_user *u, enum rp_effect_type type,
+			  int status, uint32_t fault)
 {
 	struct rp_effect *e;
 
@@ -124,14 +141,14 @@ static void handle_effect(struct rp *m, const struct rp_user *u, enum rp_effect_
 
 static void send_fetch(struct rp *m, struct rp_user *u)
 {
-	/* A creator's answer comes by itself. */
+	/* A creator's answer comes unasked. */
 	if (u->fetching || (u->creator && !u->created))
 		return;
 	u->fetching = u->fetched = true;
-	rp_send(m, u->owner, RP_MSG_FETCH, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	rp_user_send(m, u, u->owner, RP_MSG_FETCH);
 }
 
-/* The owner said that it knows this fork; loc has version 0 if the value is not ready. */
+/* Notes that the owner knows this fork; loc has version 0 if the value is not ready. */
 static void user_confirm(struct rp *m, uint32_t i, const struct rp_location *loc)
 {
 	struct rp_user *u = rp_user_at(m, i);
@@ -176,15 +193,16 @@ bool rp_user_fail(struct rp *m, uint32_t i, uint32_t fault, bool new)
 static bool finish_some(struct rp *m, uint32_t i)
 {
 	struct rp_user *u = rp_user_at(m, i);
+	int status = u->fault ? rp_fault_status(m, u->fault) : -ECANCELED;
 
 	if (u->state == RP_USER_FAILED && !rp_children_answer(m, i, u->fault))
 		return false;
-	/* Here and now, while nothing can be sent: a later session of the owner hears nothing of this fork, which it does
-	 * not know. */
+	/* Erase them now, while nothing can be sent. A later session of the owner does not know
+	 * this fork, and must not hear of it. */
 	while (u->losing && u->children)
 		rp_child_erase(m, u->children);
-	return rp_waits_end(m, &u->waits, &u->nr_waits, u->fault ? rp_fault_status(m, u->fault) : -ECANCELED, u->fault, NULL,
-			    NULL) && rp_effects_room(m);
+	return rp_waits_end(m, &u->waits, &u->nr_waits, status, u->fault, NULL, NULL) &&
+	       rp_effects_room(m);
 }
 
 bool rp_user_finish(struct rp *m, uint32_t i)
@@ -201,8 +219,8 @@ bool rp_user_finish(struct rp *m, uint32_t i)
 	if (u->losing) {
 		u->losing = false;
 		u->lost = true;
-		rp_list_del(&m->users, offsetof(struct rp_user, in_owner), &m->peers[u->owner].users, i);
-		rp_list_add(&m->users, offsetof(struct rp_user, in_owner), &m->peers[u->owner].lost, i);
+		rp_list_del(&m->users, IN_OWNER, &m->peers[u->owner].users, i);
+		rp_list_add(&m->users, IN_OWNER, &m->peers[u->owner].lost, i);
 	}
 	rp_user_settle(m, i);
 	return true;
@@ -222,7 +240,7 @@ void rp_user_ask(struct rp *m, struct rp_user *u)
 	size_t before = m->nr_effects;
 
 	u->requested = true;
-	rp_send(m, u->owner, RP_MSG_FORK_REQUEST, rp_id(&u->id), rp_id(&u->fork), 0, NULL, 0);
+	rp_user_send(m, u, u->owner, RP_MSG_FORK_REQUEST);
 	if (m->nr_effects > before)
 		m->effects[before].msg.word = u->word;
 }
@@ -239,8 +257,9 @@ int rp_create_user(struct rp *m, const struct rp_event *ev)
 {
 	struct rp_user *u;
 
-	if (ev->peer >= m->world || ev->peer == m->self || !rp_id_valid(m, &ev->id) || !rp_id_valid(m, &ev->fork) ||
-	    ev->id.created_on != m->self || ev->fork.created_on != m->self || !ev->word)
+	if (ev->peer >= m->world || ev->peer == m->self || !rp_id_valid(m, &ev->id) ||
+	    !rp_id_valid(m, &ev->fork) || ev->id.created_on != m->self ||
+	    ev->fork.created_on != m->self || !ev->word)
 		return -EINVAL;
 	if (!rp_peer_reachable(m, ev->peer))
 		return m->peers[ev->peer].status;
@@ -286,14 +305,13 @@ int rp_drop(struct rp *m, const struct rp_event *ev)
 	return 0;
 }
 
-/* The entry that a program may still use under this name. */
+/* Finds the entry that a program may still use under this name. */
 static uint32_t find_held(const struct rp *m, const struct rp_event *ev)
 {
 	uint32_t i = rp_find_user(m, &ev->fork);
+	const struct rp_user *u = i ? rp_user_at(m, i) : NULL;
 
-	if (!i || rp_user_at(m, i)->dropped || rp_user_at(m, i)->owner == m->self || !rp_same(&rp_user_at(m, i)->id, &ev->id))
-		return 0;
-	return i;
+	return u && !u->dropped && u->owner != m->self && rp_same(&u->id, &ev->id) ? i : 0;
 }
 
 int rp_user_wait(struct rp *m, const struct rp_event *ev)
@@ -322,14 +340,18 @@ int rp_user_unwait(struct rp *m, const struct rp_event *ev)
 
 	if (!i)
 		return -ESTALE;
-	return rp_wait_remove(m, &rp_user_at(m, i)->waits, &rp_user_at(m, i)->nr_waits, ev->cookie);
+	return rp_wait_remove(m, &rp_user_at(m, i)->waits, &rp_user_at(m, i)->nr_waits,
+			      ev->cookie);
 }
 
-/* What the owner says of a fork: 0 with *user, 0 with none for what ended meanwhile, -EPROTO, -ENOMEM. */
+/*
+ * Finds the entry that the owner's answer is about. Returns 0 with *user, -EPROTO or -ENOMEM. *user
+ * is 0 if the fork ended meanwhile.
+ */
 static int answered(struct rp *m, uint32_t from, const struct rp_msg *msg, uint32_t *user)
 {
 	*user = rp_find_user(m, &msg->fork);
-	/* Others than the owner hear no more of it than of a fork that ended. */
+	/* A worker other than the owner hears no more of it than of a fork that ended. */
 	if (*user && rp_user_at(m, *user)->owner != from)
 		*user = 0;
 	if (!*user)
@@ -355,10 +377,11 @@ int rp_on_fork_ack(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	if (!msg->status) {
 		user_confirm(m, i, &msg->loc);
 	} else if (u->creator) {
-		/* Its question overtook its creation; CREATED will tell. */
+		/* The creator's question overtook its creation; CREATED will tell. */
 		return rp_ignored(m);
 	} else {
-		/* Were a repeated request let in later, by a creation that comes late, nobody would delete that fork. */
+		/* A repetition of the request may be let in later, after a creation that comes
+		 * late. Nothing else would delete that fork. */
 		u->delete_due = true;
 		fail_with(m, i, msg->status, rp_told_about(from, msg), msg->text);
 	}
@@ -384,7 +407,7 @@ int rp_on_fetch_reply(struct rp *m, uint32_t from, const struct rp_msg *msg)
 	if (!msg->status)
 		user_confirm(m, i, &msg->loc);
 	else
-		/* The value will never come: no later read need ask again. */
+		/* The value will never come, so no later read asks again. */
 		fail_with(m, i, msg->status, rp_told_about(from, msg), msg->text);
 	return 0;
 }
@@ -402,7 +425,7 @@ int rp_on_created(struct rp *m, uint32_t from, const struct rp_msg *msg)
 		return rp_refused(m);
 	if (u->created)
 		return rp_ignored(m);
-	/* It was made, if only to fail: children may ask for it. */
+	/* The value was made, if only to fail: children may ask for it. */
 	u->early = false;
 	if (!msg->status)
 		user_confirm(m, i, &msg->loc);
