@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Measures what an attacker costs others: the rate of an honest pair beside each of the attackers
- * over shared memory, as a part of its rate without. docs/perf/beside.txt holds what it printed.
+ * Measures the cost of an attacker for others: the rate of an honest pair beside each attacker over
+ * shared memory. The unit is the pair's rate without an attacker. docs/perf/beside.txt holds the
+ * printed result.
  *
- * Worker 0 calls worker 1 and reads its value, again and again. The attacker, on a processor of its
- * own, runs and is stopped in turn, so that what else the machine does is the same for both. Each
- * window begins with a pause, in which worker 1 works off what the attacker left behind. The pair
- * shares a processor if there are only two.
+ * Worker 0 calls worker 1 and reads its value, again and again. The attacker, on its own processor,
+ * runs and is stopped in turn. So other work of the machine is the same for both. Each window
+ * begins with a pause, in which worker 1 finishes the attacker's leftover work. The pair shares a
+ * processor if there are only two.
  *
  *   rref-beside [WINDOWS [NAME]]    windows of each kind (30); one attacker only
  */
@@ -170,7 +171,7 @@ static void pause_ns(int64_t ns)
 		  NULL);
 }
 
-/* Rounds of the pair in a second. */
+/* Returns the rounds of the pair in a second. */
 static double rate(const _Atomic uint64_t *rounds)
 {
 	int64_t start;
@@ -190,7 +191,7 @@ static int by_size(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* In a process of its own. */
+/* Controls the attacker, in a separate process. */
 static void control(pid_t attacker, const char *name, const _Atomic uint64_t *acts)
 {
 	double with[RUNS], without[RUNS], parts[RUNS];
@@ -220,7 +221,7 @@ static void control(pid_t attacker, const char *name, const _Atomic uint64_t *ac
 }
 
 static const struct attack *at_hand;
-static _Atomic uint64_t *acts; /* of the attacker, since the beginning */
+static _Atomic uint64_t *acts; /* acts of the attacker, since the beginning */
 
 static void attacker(struct foe *f)
 {

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Measures everything in the same minutes and writes docs/PERF.md and its plots; some six minutes. A part that cannot be
-# measured is told, and the report says so; what was measured before is not kept.
-#   report.sh [--again | --roce]     --again: only written again, from what was measured last; --roce: that part measured anew
-#   RREF_PERF_PREFIX="chrt -f 10" report.sh     on a machine with other work: what needs both processors at once (call, create, UCX)
-#                                               goes before it
+# Measures everything in the same minutes and writes docs/PERF.md and its plots; some six minutes.
+# If a part cannot be measured, the report says so; earlier results are not kept.
+#   report.sh [--again | --roce]     --again: only written again, from the last results;
+#                                    --roce: that part measured anew
+#
+# On a machine with other work, a prefix helps parts that need both processors (call, create, UCX):
+#   RREF_PERF_PREFIX="chrt -f 10" report.sh
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 work=build/perf prefix=${RREF_PERF_PREFIX-} begun=$SECONDS
@@ -13,7 +15,8 @@ load() { cut -d ' ' -f 1 /proc/loadavg; }
 part() { # NAME SECONDS COMMAND...: its JSON lines to $work/NAME.jsonl
 	local name=$1 limit=$2
 	shift 2
-	timeout "$limit" "$@" | tee -a "$work/$name.jsonl" || echo "report.sh: a part of $name could not be measured" >&2
+	timeout "$limit" "$@" | tee -a "$work/$name.jsonl" ||
+		echo "report.sh: a part of $name could not be measured" >&2
 }
 roce() {
 	say "over RoCE"
@@ -28,8 +31,9 @@ measure() {
 	before=$(load)
 	rm -f "$work"/*.jsonl docs/perf/*
 	say "over shared memory"
-	# Where the pages of a process happen to lie makes ten percent of a large copy, and what other guests of the machine do as much
-	# of a share or a creation, for seconds: three of them, and the report takes the middle one.
+	# The places of a process's pages make ten percent of a large copy. Other guests of the
+	# machine make as much of a share or a creation, for seconds. So there are three runs, and
+	# the report takes the middle one.
 	for op in lat lat lat bw rate batch share share share alloc live; do
 		part shm 120 build/bin/rref-perf $op --json
 	done
@@ -44,7 +48,8 @@ measure() {
 	say "the path of a read"
 	part path 120 test/tools/path.sh --json
 	roce
-	echo "$before to $(load)${prefix:+; call, create and UCX by \`$prefix\`, before it}" >"$work/load"
+	echo "$before to $(load)${prefix:+; call, create and UCX by \`$prefix\`, before it}" \
+		>"$work/load"
 }
 case ${1-} in
 --again) ;;
@@ -52,7 +57,8 @@ case ${1-} in
 *) measure ;;
 esac
 say "the report"
-/usr/bin/python3 perf/report.py --shm "$work/shm.jsonl" --peers "$work/peers.jsonl" --roce "$work/roce.jsonl" --idle "$work/idle.jsonl" \
-	--counted "$work/counted.jsonl" 	--path "$work/path.jsonl" --load "$(cat "$work/load")" >"$work/PERF.md" || exit 1
+/usr/bin/python3 perf/report.py --shm "$work/shm.jsonl" --peers "$work/peers.jsonl" \
+	--roce "$work/roce.jsonl" --idle "$work/idle.jsonl" --counted "$work/counted.jsonl" \
+	--path "$work/path.jsonl" --load "$(cat "$work/load")" >"$work/PERF.md" || exit 1
 mv "$work/PERF.md" docs/PERF.md
 say "docs/PERF.md is written"

@@ -26,12 +26,12 @@ static int loop(struct rref_ctx *ctx)
 	while (err >= 0 && !rref_future_test(answer)) {
 		err = rref_ctx_arm(ctx);
 		if (err == 0) /* 1: something came meanwhile, so it must not sleep */
-			poll(&fd, 1, -1); /* without a time-out: the call has one */
+			poll(&fd, 1, -1); /* no time-out: the call has one */
 		if (err >= 0)
 			err = rref_progress(ctx);
 	}
 	if (err >= 0)
-		err = rref_future_data(answer, &data, &length); /* or the error of the call */
+		err = rref_future_data(answer, &data, &length); /* also a failed call's error */
 	if (err == 0)
 		printf("rank %d: %.*s\n", rref_rank(ctx), (int)length, (const char *)data);
 	rref_future_free(answer);

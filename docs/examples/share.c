@@ -8,7 +8,7 @@
 static int show(struct rref_call *call, void *arg)
 {
 	struct rref_view *view;
-	/* Without a reference in the call the read fails, and its text says why. */
+	/* The read fails without a reference in the call, and its text says why. */
 	int err = rref_to_here(rref_call_ref(call, 0), RREF_DEFAULT, &view);
 
 	(void)arg;

@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Credit flow of one ibv connection, both directions: verbs/ibv/send.c and recv.c, by the names of struct rv_conn.
+ * Credit flow of one ibv connection, both directions: verbs/ibv/send.c and recv.c, by the names of
+ * struct rv_conn.
  *
- * A message costs its sender one credit; the receiver returns it when the core gives the buffer back. Returns ride on
- * messages; when half of the credits wait and nothing goes out, a message of credits alone carries them. Those cost
- * no credit, and have CREDIT_BUFS receive buffers of their own.
+ * A message costs its sender one credit. The receiver returns it when the core gives the buffer
+ * back. Messages carry these returns. When half of the credits wait and no message goes out, a
+ * message of credits alone carries them. Such a message costs no credit, and has CREDIT_BUFS
+ * receive buffers of its own.
  *
- * Checked: no message meets an empty receive queue; no side that keeps the rules is cut off (rx_window); no credit is lost or
- * made; and neither side is without credits for ever (weak fairness for all but the senders).
+ * Checked: no message meets an empty receive queue. No side that keeps the rules is cut off
+ * (rx_window). No credit is lost or made. Neither side is without credits for ever (weak fairness
+ * for all but the senders).
  */
 #ifndef CREDITS
 #define CREDITS 4       /* opt.credits */
 #endif
 #ifndef CLASS
-#define CLASS CREDITS   /* what the handshake promises of them */
+#define CLASS CREDITS   /* credits that the handshake promises */
 #endif
 #ifndef CREDIT_BUFS
 #define CREDIT_BUFS 2   /* RVI_CREDIT_BUFS */
@@ -22,7 +25,8 @@
 
 byte tx_credits[2] = CLASS, rx_window[2] = CLASS, to_return[2] = CREDITS - CLASS, nr_held[2];
 
-/* Sent and not looked at: each has a receive buffer of the other side, from its arrival at the latest. */
+/* Messages sent and not looked at. Each has a receive buffer of the
+ * other side, from its arrival at the latest. */
 chan wire[2] = [CREDITS + CREDIT_BUFS + 2] of { byte };
 
 #define RETURNS(s) (to_return[s] > 0 && to_return[s] >= CREDITS / 2)
@@ -52,14 +56,16 @@ inline return_credits(s)
 	fi
 }
 
-#define CONSERVED(s) (tx_credits[s] + in_messages[s] + nr_held[1 - (s)] + to_return[1 - (s)] + in_grants[1 - (s)] == CREDITS)
+#define CONSERVED(s) (tx_credits[s] + in_messages[s] + nr_held[1 - (s)] + to_return[1 - (s)] + \
+	in_grants[1 - (s)] == CREDITS)
 
 hidden byte m;
 
 proctype sender(byte s)
 {
 	do
-	:: d_step { tx_credits[s] > 0 -> tx_credits[s]--; in_messages[s]++; post(s, 0); assert(CONSERVED(s)) }
+	:: d_step { tx_credits[s] > 0 ->
+		tx_credits[s]--; in_messages[s]++; post(s, 0); assert(CONSERVED(s)) }
 	/* Wants nothing. */
 	:: nr_held[s] <= CREDITS
 	od
@@ -76,9 +82,10 @@ proctype receiver(byte s)
 		in_grants[1 - s] = in_grants[1 - s] - (m & 15);
 		if
 #ifdef MUTANT_RETURN_COSTS
-		:: m >= ONLY -> in_messages[1 - s]--; rx_window[s]--; to_return[s]++; return_credits(s)
+		:: m >= ONLY -> in_messages[1 - s]--; rx_window[s]--; to_return[s]++;
+			return_credits(s)
 #else
-		:: m >= ONLY /* its buffer is posted again at once */
+		:: m >= ONLY /* a credit message: its buffer is posted again at once */
 #endif
 		:: else ->
 			in_messages[1 - s]--;
@@ -92,7 +99,8 @@ proctype receiver(byte s)
 	od
 }
 
-/* The core is done with a message: rvi_recv_done. What it answers waits in the core's queue, and no buffer with it. */
+/* Ends the core's work on a message: rvi_recv_done. Its answer waits in the core's queue, and no
+ * buffer waits with it. */
 proctype core(byte s)
 {
 	/* rvi_conn_up */

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a future over ibv: a READ of one message through core/op/op.c, core/read/read.c, core/read/to_here.c, by the names of
- * struct rref_future. One slot of the slab, used again and again by one program after another; the device, the poller,
- * and who scans for deadlines run beside it. Each atomic access of the code is a step.
+ * The life of a future over ibv, by the names of struct rref_future. It is a READ of one message
+ * through core/op/op.c, core/read/read.c and core/read/to_here.c. One program after another uses
+ * one slot of the slab, again and again. The device, the poller and the scan for deadlines run
+ * beside it. Each atomic access of the code is a step.
  *
- * Checked: every operation completes exactly once; success means that the data arrived; the device writes only into a
- * landing buffer that the engine of that very operation still has (quarantine); a late or repeated completion does not
- * touch the next operation of the slot; every operation ends, and its slot is free again in the end (weak fairness).
+ * Checked: every operation completes exactly once. Success means that the data arrived. The device
+ * writes only into a landing buffer that the engine of that very operation still has (quarantine).
+ * A late or repeated completion does not touch the next operation of the slot. Every operation
+ * ends, and its slot is free again in the end (weak fairness).
  */
 #define GENS 4
 
@@ -20,7 +22,8 @@ bool free_slot = true, lock;
 bool ok;                /* the result: a view, or an error */
 bool arrived;           /* the landing buffer has this operation's bytes */
 
-/* The device: one READ at most, with the token's generation; what it reported; one report more than there should be. */
+/* The device: one READ at most, with the token's generation. stale_gen: its last report, which it
+ * may make once more. */
 bool flying;
 byte fly_gen, stale_gen = GENS;
 chan cq = [2] of { byte, bool };
@@ -69,7 +72,8 @@ inline finish(good)
 	fi
 }
 
-/* rc_op_end: from outside, under the lock. What is in flight cannot be recalled: the engine's hold stays. */
+/* Ends an operation from outside, under the lock: rc_op_end. A READ in flight cannot be recalled:
+ * the engine's hold stays. */
 inline end_op(last)
 {
 	if
@@ -104,7 +108,7 @@ idle:	do
 		d_step { assert(!flying); flying = true; fly_gen = gen };
 		if
 		:: state == DONE
-		/* Its patience ends, or it cancels. */
+		/* The program's patience ends, or it cancels. */
 		:: LOCK; end_op(last); UNLOCK; state == DONE
 		fi;
 		assert(completions == 1);
@@ -128,11 +132,12 @@ proctype device()
 			arrived = true
 		   };
 			d_step { cq!fly_gen, true; stale_gen = fly_gen; flying = false }
-		/* It fails, or the fence reports it from the ledger. */
+		/* The READ fails, or the fence reports it from the ledger. */
 		:: d_step { cq!fly_gen, false; stale_gen = fly_gen; flying = false }
 		fi
-	/* Says once more, as late as it likes, what it said. */
-	:: d_step { !flying && stale_gen < GENS && len(cq) < 1 -> cq!stale_gen, true; stale_gen = GENS }
+	/* The device repeats its last report, as late as it likes. */
+	:: d_step { !flying && stale_gen < GENS && len(cq) < 1 ->
+		cq!stale_gen, true; stale_gen = GENS }
 	od
 }
 

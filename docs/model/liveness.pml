@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Liveness of the reference protocol: what nobody wants any more is reclaimed in the end, no parent is pinned for ever,
- * no reference stays unconfirmed for ever; though the programs never come to rest.
+ * Liveness of the reference protocol, although the programs never come to rest. Unwanted things are
+ * reclaimed in the end. No parent is pinned for ever, and no reference stays unconfirmed for ever.
  *
- * Each direction of each session is a process: it delivers, notices the other side's end, and ends the grace. So is the
- * function that makes a value. Each of them that could go on does so in the end (weak fairness: pan -f). All programs,
- * and all misfortune, are one process that may do anything at any time and is forced to nothing: it may idle for ever
- * (its last branch). That a program drops its references in the end is not assumed; `reclaimed` speaks of an
- * object that nobody holds.
+ * Each direction of each session is a process: it delivers, notices the other side's end, and ends
+ * the grace. So is the function that makes a value. Each process that can go on does so in the end
+ * (weak fairness: pan -f). All programs, and all misfortune, are one process that may do anything
+ * at any time and is forced to nothing. It may idle for ever (its last branch). It need not drop
+ * its references; `reclaimed` speaks of an object without holders.
  *
- * Runs have no end: a fork's number is used again when no trace of the fork is left, and the object is made again when it
- * and all its forks are gone.
+ * Runs have no end. A fork's number is used again when no trace of the fork is left. The object is
+ * made again when it and all its forks are gone.
  *
  * The owner takes no more of its own references while it has two.
  *
- * -DCUTS: any session may be cut, again and again. -DCRASHES: A and B may crash and restart, again and again.
+ * -DCUTS: any session may be cut, again and again. -DCRASHES: A and B may crash and restart, again
+ * and again.
  */
 #define LIVE
 #ifndef NF
@@ -25,7 +26,8 @@
 #endif
 #include "rules.pml"
 
-#define WANTS(f) (NF > (f) && f_dest[(f) % NF] != O && ust[(f) % NF] != NONE && ust[(f) % NF] != FAILED && \
+#define WANTS(f) (NF > (f) && f_dest[(f) % NF] != O && ust[(f) % NF] != NONE && \
+	ust[(f) % NF] != FAILED && \
 		  !HAS(dropped, f))
 #define NOBODY_WANTS (own_refs[0] == 0 && !WANTS(0) && !WANTS(1) && !WANTS(2))
 #define RECLAIMED (ost[0] == NONE && slot == 0 && held == 0)
@@ -34,14 +36,14 @@
 #define CALM(f) ([] <> !(NF > (f) && HAS(child, f)) && [] <> !(NF > (f) && WAITING((f) % NF)))
 
 /*
- * Once nobody wants the object any more, ever, it goes. No child is pending for ever. No reference waits for its
- * confirmation, or for its refusal, for ever.
+ * An object that stays unwanted for ever goes. No child is pending for ever. No reference waits for
+ * ever for its confirmation or refusal.
  */
 ltl lively { (<> [] NOBODY_WANTS -> [] <> RECLAIMED) && CALM(0) && CALM(1) && CALM(2) }
 
 #define TRACE(f) (ust[f] != NONE || HAS(held, f) || HAS(child, f) || under_way[f] > 0)
 
-/* After each step: numbers of forks that are gone are free, and look like new. */
+/* Frees the numbers of forks that are gone, after each step: they look like new. */
 inline tidy()
 {
 	nf = NF;
@@ -104,8 +106,9 @@ proctype maker()
 	od
 }
 
-#define MAY_SHARE_HELD(u, to) (nf < NF && (ust[u] == ASKING || ust[u] == REQUESTED || ust[u] == CONFIRMED) && \
-			       f_dest[u] != O && f_dest[u] != to && !HAS(dropped, u) && PS(f_dest[u], to) == UP)
+#define MAY_SHARE_HELD(u, to) (nf < NF && \
+	(ust[u] == ASKING || ust[u] == REQUESTED || ust[u] == CONFIRMED) && \
+	f_dest[u] != O && f_dest[u] != to && !HAS(dropped, u) && PS(f_dest[u], to) == UP)
 #define MAY_DROP(u) (ust[u] != NONE && f_dest[u] != O && !HAS(dropped, u))
 
 #define PROGRAM(u) \
@@ -115,16 +118,18 @@ proctype maker()
 	:: d_step { MAY_DROP(u) -> rp_drop(u); tidy() }
 
 #define CUT(x, y) \
-	:: d_step { HAS(alive, x) && HAS(alive, y) && PS(x, y) == UP && PS(y, x) == UP -> faulty = true; \
-		    rp_peer_fenced(x, y); tidy() }
+	:: d_step { HAS(alive, x) && HAS(alive, y) && PS(x, y) == UP && PS(y, x) == UP -> \
+		    faulty = true; rp_peer_fenced(x, y); tidy() }
 #define CONNECT(x, y) \
-	:: d_step { HAS(alive, x) && HAS(alive, y) && PS(x, y) == GONE && PS(y, x) == GONE -> PS(x, y) = UP; PS(y, x) = UP }
+	:: d_step { HAS(alive, x) && HAS(alive, y) && PS(x, y) == GONE && PS(y, x) == GONE -> \
+		    PS(x, y) = UP; PS(y, x) = UP }
 
 proctype programs()
 {
 	do
 #ifdef START_OWNER
-	:: d_step { ALL_GONE && HAS(alive, O) -> own_refs[0] = 1; ost[0] = PENDING; rp_set(0, true) }
+	:: d_step { ALL_GONE && HAS(alive, O) ->
+		own_refs[0] = 1; ost[0] = PENDING; rp_set(0, true) }
 #else
 	:: d_step { ALL_GONE && PS(A, O) == UP && PS(O, A) == UP -> rp_create_user(0, A); tidy() }
 #endif
@@ -137,7 +142,8 @@ proctype programs()
 	PROGRAM(2)
 #endif
 #ifdef CUTS
-	:: d_step { ust[0] != NONE && HAS(creator, 0) && !HAS(created, 0) -> rp_create_failed(0); tidy() }
+	:: d_step { ust[0] != NONE && HAS(creator, 0) && !HAS(created, 0) ->
+		rp_create_failed(0); tidy() }
 	CUT(O, A)
 	CUT(A, O)
 	CUT(O, B)

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The rules of the reference protocol, as core/protocol/*.c has them; every inline is named after the function that it
- * follows. safety.pml and liveness.pml include this file and add who does what when.
+ * The rules of the reference protocol, as core/protocol/*.c has them. Every inline is named after
+ * the function that it follows. safety.pml and liveness.pml include this file and add the workers'
+ * choices.
  *
- * Workers: O owns everything, A and B are users. Two objects (ids 0 and 1), one memory slot: id 1 is made where id 0
- * was, once that is gone. Forks are numbers below NF, never used twice; what never changes of one is in f_*. The key
- * (holder, fork) of the owner's set is the fork alone here, since the holder of a fork is f_dest.
+ * Workers: O owns everything, A and B are users. Two objects (ids 0 and 1), one memory slot: id 1
+ * is made in the place of id 0, once that is gone. Forks are numbers below NF, never used twice;
+ * the constant properties of a fork are in f_*. The key (holder, fork) of the owner's set is the
+ * fork alone here, since the holder of a fork is f_dest.
  *
  * Flags of forks are masks, one bit each. A step of the machine is one transition.
  */
@@ -30,7 +32,7 @@
 #define CONFIRMED 3
 #define FAILED 4
 
-/* enum rp_owner_state; NONE is the same 0 */
+/* enum rp_owner_state; its NONE is 0 here, too */
 #define PENDING 1
 #define READY 2
 #define SET_FAILED 3
@@ -41,7 +43,8 @@
 #define FENCED 1
 #define GONE 2
 
-/* Messages. _LOC: with a location; _ERR: status is not 0. RECORD is a fork record in a call, CREATE the call itself. */
+/* Messages. _LOC: with a location; _ERR: status is not 0. RECORD is a fork record in a call, and
+ * CREATE is the call itself. */
 mtype:msg = {
 	RECORD, RECORD_LOC, RECORD_EARLY, FORK_REQUEST, FORK_ACK,
 	FORK_ACK_LOC, FORK_ACK_ERR, CHILD_ACCEPT, DELETE, CREATE,
@@ -54,7 +57,8 @@ mtype:msg = {
 #define PS(x, y) ps[(x) * W + (y)]
 #define Q(x, y) q[(x) * 2 + (y) - ((y) > (x))]
 
-/* Forks: what is chosen when they are made. f_src: the parent's own fork, NOBODY when the owner shares. */
+/* Forks, by the choices made when they are made. f_src: the parent's
+ * own fork, NOBODY when the owner shares. */
 byte nf;
 byte f_id[NF], f_parent[NF], f_src[NF], f_dest[NF];
 
@@ -68,7 +72,7 @@ byte child, child_asked;
 /* struct rp_held, struct rp_tomb, struct rp_owner, at O */
 byte held, held_creator, tomb;
 byte ost[NID], own_refs[NID];
-byte slot;              /* what the memory holds: id + 1, 0 = scrubbed */
+byte slot;              /* object in the memory: id + 1, 0 = scrubbed */
 bool made[NID];         /* ids are never used twice */
 #ifdef MUTANT_NO_HUSK
 bool running;           /* a function makes the value */
@@ -81,7 +85,7 @@ byte reading[W];        /* fork + 1 whose header was read, while the payload is 
 
 bool faulty;            /* a worker crashed, a session was cut, or a call timed out */
 
-/* One queue for each direction: {type * 8 + fork}. */
+/* A queue for each direction: {type * 8 + fork}. */
 chan q[6] = [QLEN] of { byte };
 
 #ifdef LIVE
@@ -101,17 +105,20 @@ hidden mtype:msg r_t;
 #ifdef MUTANT_NO_PIN
 #define PINNED(f) false
 #else
-#define PINNED(f) (PINNED1(f, 0) || PINNED1(f, 1) || PINNED1(f, 2) || PINNED1(f, 3) || PINNED1(f, 4) || PINNED1(f, 5))
+#define PINNED(f) (PINNED1(f, 0) || PINNED1(f, 1) || PINNED1(f, 2) || PINNED1(f, 3) || \
+	PINNED1(f, 4) || PINNED1(f, 5))
 #endif
 #define HELD1(id, g) (NF > (g) && HAS(held, g) && f_id[(g) % NF] == (id))
-#define HELD(id) (HELD1(id, 0) || HELD1(id, 1) || HELD1(id, 2) || HELD1(id, 3) || HELD1(id, 4) || HELD1(id, 5))
+#define HELD(id) (HELD1(id, 0) || HELD1(id, 1) || HELD1(id, 2) || HELD1(id, 3) || HELD1(id, 4) || \
+	HELD1(id, 5))
 
-/* What an honest worker must never meet: the session would be fenced for it. */
+/* Fails: an honest worker must never meet this, since its session would be fenced. */
 #define rp_refused() assert(false)
 
 /*
- * rp_send. What is sent to a worker whose end of the session is over will never be taken: it is lost here, and not
- * kept to be thrown away on arrival by its epoch. MUTANT_OLD_SESSION keeps it, and what was under way.
+ * rp_send. A worker whose end of the session is over will never take the message. It
+ * is lost here, and not kept to be thrown away on arrival by its epoch.
+ * MUTANT_OLD_SESSION keeps it, and all messages under way.
  */
 inline rp_send(from, to, type, f)
 {
@@ -278,7 +285,8 @@ inline rp_on_fork_ack(f, type)
 		:: else
 		fi;
 		if
-		:: ust[f] == REQUESTED && type != FORK_ACK_ERR -> user_confirm(f, type == FORK_ACK_LOC)
+		:: ust[f] == REQUESTED && type != FORK_ACK_ERR ->
+			user_confirm(f, type == FORK_ACK_LOC)
 		:: ust[f] == REQUESTED && type == FORK_ACK_ERR && !HAS(creator, f) ->
 			assert(faulty);         /* S4: nothing is refused without a fault */
 #ifndef MUTANT_NO_DELETE_AFTER_REFUSAL
@@ -350,10 +358,11 @@ inline rp_on_fork_request(f)
 	if
 	:: HAS(held, f) -> ack_fork(f)
 #ifdef MUTANT_NO_GENERATION
-	/* It names the slot, not what was in it. */
+	/* The mutant's answer names the slot, not the object in it. */
 	:: !HAS(held, f) && (HAS(tomb, f) || slot == 0) -> rp_send(O, f_dest[f], FORK_ACK_ERR, f)
 #else
-	:: !HAS(held, f) && (HAS(tomb, f) || !OWNER_ALIVE(f_id[f])) -> rp_send(O, f_dest[f], FORK_ACK_ERR, f)
+	:: !HAS(held, f) && (HAS(tomb, f) || !OWNER_ALIVE(f_id[f])) ->
+		rp_send(O, f_dest[f], FORK_ACK_ERR, f)
 #endif
 	:: else ->
 		assert(f_parent[f] != O);
@@ -422,8 +431,10 @@ inline rp_set(id, ok)
 		do
 		:: r_f < NF ->
 			if
-			:: HAS(held_creator, r_f) && f_id[r_f] == id && ok -> rp_send(O, f_dest[r_f], CREATED, r_f)
-			:: HAS(held_creator, r_f) && f_id[r_f] == id && !ok -> rp_send(O, f_dest[r_f], CREATED_ERR, r_f)
+			:: HAS(held_creator, r_f) && f_id[r_f] == id && ok ->
+				rp_send(O, f_dest[r_f], CREATED, r_f)
+			:: HAS(held_creator, r_f) && f_id[r_f] == id && !ok ->
+				rp_send(O, f_dest[r_f], CREATED_ERR, r_f)
 			:: else
 			fi;
 			r_f++
@@ -580,7 +591,8 @@ inline rp_receive(g, type)
 	:: f_dest[g] == O && type == RECORD_EARLY && ost[f_id[g]] == NONE ->
 		ust[g] = ASKING;
 		ask_parent(g)
-	:: f_dest[g] == O && !(type == RECORD_EARLY && ost[f_id[g]] == NONE) -> receive_owned(g, true)
+	:: f_dest[g] == O && !(type == RECORD_EARLY && ost[f_id[g]] == NONE) ->
+		receive_owned(g, true)
 	:: else ->
 		ADD(ready_due, g);
 		if
@@ -607,7 +619,8 @@ inline rp_receive(g, type)
 
 /* ---- peers: protocol/peer.c ---- */
 
-/* rc_peer_fence of x, then the machine's part. The device fence is PS(O, user) != UP: see read_* of safety.pml. */
+/* rc_peer_fence of x, then the machine's part. The device fence is PS(O,
+ * user) != UP: see read_* of safety.pml. */
 inline rp_peer_fenced(x, y)
 {
 	PS(x, y) = FENCED;
@@ -665,7 +678,8 @@ inline rp_peer_fenced(x, y)
 	:: r_f < NF ->
 		if
 #ifndef MUTANT_ASKING_FORGOTTEN
-		:: f_dest[r_f] == x && ust[r_f] == ASKING && f_parent[r_f] == y -> rp_receive_resume(r_f)
+		:: f_dest[r_f] == x && ust[r_f] == ASKING && f_parent[r_f] == y ->
+			rp_receive_resume(r_f)
 #endif
 		:: else
 		fi;
@@ -698,7 +712,7 @@ inline rp_peer_grace(x, y)
 	r_f = 0
 }
 
-/* A process ends: what it sent before may still arrive, what it held is forgotten. */
+/* Ends a process: its earlier messages may still arrive, and its state is forgotten. */
 inline crash(w)
 {
 	faulty = true;

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Safety of the reference protocol: an owner, two users, crashes, false suspicions, reconnects, and one memory slot that
- * a later object takes over. What may happen is bounded by numbers of forks, crashes and cuts, so every run ends; what
- * must hold is asserted after each step (S1..S6, C1 of the guarantees) and once more when nothing can happen any
- * more: then all is released and all must be reclaimed.
+ * Safety of the reference protocol: an owner, two users, crashes, false suspicions, reconnects, and
+ * one memory slot that a later object takes over. Numbers of forks, crashes and cuts bound the
+ * events, so every run ends. The guarantees (S1..S6, C1) are asserted after each step. They are
+ * asserted once more when no event is left: then all is released and all must be reclaimed.
  *
- * -DNCRASH= -DNRESTART= -DNCUT=  how many of each; -DSTART_OWNER, -DSTART_CREATE  who makes id 0 (default: either);
- * -DNO_REUSE  id 1 is never made; -DANY_ORDER  messages overtake, -DNREPEAT=  so many are
- * repeated.
+ * -DNCRASH= -DNRESTART= -DNCUT=  the number of each
+ * -DSTART_OWNER, -DSTART_CREATE  the maker of id 0 (default: either)
+ * -DNO_REUSE                     id 1 is never made
+ * -DANY_ORDER, -DNREPEAT=        messages overtake; so many are repeated
  */
 #include "rules.pml"
 
@@ -29,7 +30,8 @@ byte crashes = NCRASH, restarts = NRESTART, cuts = NCUT, repeats = NREPEAT;
 bool started;
 
 #ifdef MUTANT_RECLAIM_FIRST
-byte served;            /* users whose queue pair still answers, though the machine was told of the fence */
+/* users whose queue pair still answers, though the machine was told of the fence */
+byte served;
 #define SERVES(w) (PS(O, w) == UP || HAS(served, w))
 #else
 #define SERVES(w) (PS(O, w) == UP)
@@ -54,17 +56,21 @@ hidden byte x, y, m;
 
 /* ---- what may happen ---- */
 
-#define MAY_NEW(id) (HAS(alive, O) && !made[id] && slot == 0 && (id == 0 || (made[0] && ost[0] == NONE && nf < NF)))
+#define MAY_NEW(id) (HAS(alive, O) && !made[id] && slot == 0 && \
+	(id == 0 || (made[0] && ost[0] == NONE && nf < NF)))
 #define MAY_RELEASE(id) (own_refs[id] > 0)
-/* The users are alike: who is shared with first is A. */
-#define MAY_SHARE_OWNED(id, to) (nf < NF && (nf > 0 || to == A) && own_refs[id] > 0 && PS(O, to) == UP)
-#define MAY_SHARE_HELD(u, to) (nf < NF && (ust[u] == ASKING || ust[u] == REQUESTED || ust[u] == CONFIRMED) && \
-			       f_dest[u] != O && f_dest[u] != to && !HAS(dropped, u) && PS(f_dest[u], to) == UP)
+/* The users are alike: A gets the first share. */
+#define MAY_SHARE_OWNED(id, to) (nf < NF && (nf > 0 || to == A) && own_refs[id] > 0 && \
+	PS(O, to) == UP)
+#define MAY_SHARE_HELD(u, to) (nf < NF && \
+	(ust[u] == ASKING || ust[u] == REQUESTED || ust[u] == CONFIRMED) && \
+	f_dest[u] != O && f_dest[u] != to && !HAS(dropped, u) && PS(f_dest[u], to) == UP)
 /* A handle lives as long as a READ for it is under way. */
 #ifdef MUTANT_UNPINNED_READ
 #define MAY_DROP(u) (ust[u] != NONE && f_dest[u] != O && !HAS(dropped, u))
 #else
-#define MAY_DROP(u) (ust[u] != NONE && f_dest[u] != O && !HAS(dropped, u) && reading[f_dest[u]] != (u) + 1)
+#define MAY_DROP(u) (ust[u] != NONE && f_dest[u] != O && !HAS(dropped, u) && \
+	reading[f_dest[u]] != (u) + 1)
 #endif
 #define MAY_CREATE_FAILED(u) (ust[u] != NONE && HAS(creator, u) && !HAS(created, u))
 #define MAY_READ(u) (ust[u] == CONFIRMED && HAS(loc, u) && f_dest[u] != O && !HAS(dropped, u) && \
@@ -97,7 +103,8 @@ hidden byte x, y, m;
 #define HAS_MSG(a, b) (len(Q(a, b)) > 0)
 #define GRACES(a, b) (HAS(alive, a) && PS(a, b) == FENCED)
 #define LATER(a, b) (len(Q(a, b)) > 1)
-/* Records and calls are handed in once, by call id; so the head of a queue is repeated if it is something else. */
+/* Records and calls are handed in once, by call id. So the head of a
+ * queue is repeated if it is another message. */
 #define REPEATS(a, b) (repeats > 0 && len(Q(a, b)) > 0 && len(Q(a, b)) < QLEN)
 
 /* ---- what must hold ---- */
@@ -110,7 +117,8 @@ inline check()
 	r_f = 0;
 	do
 	:: r_f < NF ->
-		/* S2: a confirmed fork of a session that stands is in the owner's set, and its value is there. */
+		/* S2: a confirmed fork of a standing session is in the
+		 * owner's set, and its value is there. */
 		assert(!(ust[r_f] == CONFIRMED && f_dest[r_f] != O && IN_SESSION(f_dest[r_f])) ||
 		       (HAS(held, r_f) && BYTES_ARE(f_id[r_f])));
 		r_f++
@@ -123,7 +131,8 @@ inline check()
 	assert(slot == 0 || ost[slot - 1] == READY)
 }
 
-/* When nothing can happen any more: L1, L3, and S5 of the protocol's part (every creation has its answer). */
+/* Checks the end, when no event is left: L1, L3, and S5 of the
+ * protocol's part. Every creation has its answer. */
 inline check_end()
 {
 	assert(ost[0] == NONE && ost[1] == NONE);
@@ -227,7 +236,8 @@ active proctype group()
 			printf("STEP %e %d %d\n", op, x, y);
 			if
 			:: op == OP_NEW ->
-				/* NEW and SET: the owner's program has filled it before anybody hears of it. */
+				/* NEW and SET: the owner's program has filled it before any other
+				 * worker knows of it. */
 				started = true;
 				made[x] = true;
 				own_refs[x] = 1;
@@ -265,7 +275,8 @@ active proctype group()
 			:: op == OP_REPEAT ->
 				Q(x, y)?<m>;
 				if
-				:: (m >> 3) != RECORD && (m >> 3) != RECORD_LOC && (m >> 3) != RECORD_EARLY && (m >> 3) != CREATE ->
+				:: (m >> 3) != RECORD && (m >> 3) != RECORD_LOC &&
+					(m >> 3) != RECORD_EARLY && (m >> 3) != CREATE ->
 					Q(x, y)!m;
 					repeats--
 				:: else
@@ -278,7 +289,8 @@ active proctype group()
 				:: else
 				fi
 			:: op == OP_READ_PAYLOAD ->
-				/* S1: what comes behind a good header are the bytes of that object. */
+				/* S1: the bytes after a good header are the
+				 * bytes of that object. */
 				assert(slot == f_id[reading[x] - 1] + 1);
 				reading[x] = 0
 #if NCRASH || NCUT
@@ -313,7 +325,9 @@ active proctype group()
 				/* S3 (5): nothing of the old session is left. */
 				r_f = 0;
 				do
-				:: r_f < NF -> assert(!(x == O && HAS(held, r_f) && f_dest[r_f] == y)); r_f++
+				:: r_f < NF ->
+					assert(!(x == O && HAS(held, r_f) && f_dest[r_f] == y));
+					r_f++
 				:: else -> break
 				od;
 				r_f = 0;

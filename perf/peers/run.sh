@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The peers beside librref, over shared memory of this machine; one JSON object a line: UCX (ucx_perftest), MPI's one-sided
-# get (Open MPI), torch's to_here.   run.sh [SECONDS]
+# Runs the peers beside librref, over shared memory of this machine, with one JSON object a
+# line. They are UCX (ucx_perftest), MPI's one-sided get (Open MPI), and torch's to_here.
+#   run.sh [SECONDS]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 seconds=${1:-1} prefix=${RREF_PERF_PREFIX-} # as perf/report.sh
@@ -12,38 +13,55 @@ trap '[ -n "$server" ] && kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
 python=/usr/bin/python3
 
 port() { # a port of loopback that is free now
-	"$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+	"$python" -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])'
 }
 
-ucx() { # OP TEST BYTES ITERATIONS: of ucx_perftest's last line the median, or the mean where that is less: each median sample holds a clock reading
+# ucx OP TEST BYTES ITERATIONS prints the median of ucx_perftest's last line. It prints the mean if
+# that is less: each sample of the median includes a clock reading.
+ucx() {
 	local p line tries
 	p=$(port)
-	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest -p "$p" >"$work/server" 2>&1 &
+	UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest -p "$p" \
+		>"$work/server" 2>&1 &
 	server=$!
 	for tries in $(seq 50); do
 		ss -ltn 2>/dev/null | grep -q ":$p " && break
 		sleep 0.1
 	done
-	line=$(UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest 127.0.0.1 -p "$p" -t "$2" -s "$3" -n "$4" \
+	line=$(UCX_TLS=posix,self UCX_WARN_UNUSED_ENV_VARS=n timeout 60 $prefix ucx_perftest \
+		127.0.0.1 -p "$p" -t "$2" -s "$3" -n "$4" \
 		-w $(($4 / 10 + 1)) 2>"$work/err" | grep '^Final:')
 	wait "$server"
 	server=
-	[ -n "$line" ] || { echo "ucx_perftest $2 of $3 bytes said nothing: $(tail -n 1 "$work/err")" >&2; return 1; }
+	if [ -z "$line" ]; then
+		echo "ucx_perftest $2 of $3 bytes said nothing: $(tail -n 1 "$work/err")" >&2
+		return 1
+	fi
 	# Final: iterations, latency: median, average, overall, ... in microseconds
 	echo "$line" | awk -v op="$1" -v bytes="$3" \
-		'{if ($4 < $3) $3 = $4; printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", op, bytes, $2, $3 * 1000}'
+		'$4 < $3 {$3 = $4}
+		{
+			printf "{\"op\":\"%s\",\"peer\":\"ucx\",\"device\":\"shm\",", op
+			printf "\"bytes\":%d,\"iters\":%d,\"p50_ns\":%.0f}\n", bytes, $2, $3 * 1000
+		}'
 }
 
 p50() { grep -oE '"p50_ns":[0-9.]+' | head -n 1 | cut -d : -f 2; }
 
-pair() { # OP OPTION OP_OF_UCX TEST ITERATIONS: ours and UCX's at once behind each other, 8 bytes; three times
+# pair OP OPTION OP_OF_UCX TEST ITERATIONS measures ours and UCX's right after each other, with 8
+# bytes, three times.
+pair() {
 	local ours theirs
 	for _ in 1 2 3; do
 		# shellcheck disable=SC2086
 		ours=$($prefix build/bin/rref-perf "$1" $2 --seconds 0.5 --json | p50)
 		theirs=$(ucx "$3" "$4" 8 "$5" | p50)
 		[ -n "$ours" ] && [ -n "$theirs" ] || return 1
-		echo "{\"op\":\"pair\",\"peer\":\"ucx\",\"device\":\"shm\",\"what\":\"$1\",\"ours_ns\":$ours,\"peer_ns\":$theirs}"
+		printf '{"op":"pair","peer":"ucx","device":"shm","what":"%s","ours_ns":%s,"peer_ns":%s}\n' \
+			"$1" "$ours" "$theirs"
 	done
 }
 
@@ -54,7 +72,8 @@ lacks() { # WHAT, WHY IT MATTERS: a part that cannot be measured is a failure, a
 }
 echo "UCX, then MPI, then torch: some two minutes" >&2
 if command -v ucx_perftest >/dev/null; then
-	for s in 8:3000000 64:3000000 512:2000000 4096:1000000 65536:100000 1048576:4000 16777216:100; do
+	for s in 8:3000000 64:3000000 512:2000000 4096:1000000 65536:100000 1048576:4000 \
+		16777216:100; do
 		ucx lat ucp_get "${s%:*}" "${s#*:}" || failed=1
 	done
 	ucx am_lat ucp_am_lat 8 100000 || failed=1
@@ -62,7 +81,8 @@ if command -v ucx_perftest >/dev/null; then
 		pair lat "--sizes 8" lat ucp_get 3000000 || failed=1
 		pair call "" am_lat ucp_am_lat 100000 || failed=1
 	else
-		lacks "build/bin/rref-perf is not built" "librref beside UCX is left out (make build/bin/rref-perf)"
+		lacks "build/bin/rref-perf is not built" \
+			"librref beside UCX is left out (make build/bin/rref-perf)"
 	fi
 else
 	lacks "there is no ucx_perftest" "UCX is left out (package ucx-utils)"
@@ -70,14 +90,17 @@ fi
 echo "MPI" >&2
 if command -v mpicc >/dev/null; then
 	mkdir -p build/bin
-	mpicc -O2 -o build/bin/mpi_get perf/peers/mpi_get.c && timeout 120 mpirun --allow-run-as-root --oversubscribe -n 2 \
-		build/bin/mpi_get "$seconds" 8 64 512 4096 65536 1048576 16777216 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+	mpicc -O2 -o build/bin/mpi_get perf/peers/mpi_get.c &&
+		timeout 120 mpirun --allow-run-as-root --oversubscribe -n 2 \
+		build/bin/mpi_get "$seconds" 8 64 512 4096 65536 1048576 16777216 2>"$work/err" ||
+		{ tail -n 3 "$work/err" >&2; failed=1; }
 else
 	lacks "there is no mpicc" "MPI is left out (packages openmpi-bin, libopenmpi-dev)"
 fi
 echo "torch, which takes some ten seconds to begin" >&2
 if "$python" -c 'import torch' 2>/dev/null; then
-	timeout 300 "$python" perf/peers/torch_to_here.py --seconds "$seconds" 2>"$work/err" || { tail -n 3 "$work/err" >&2; failed=1; }
+	timeout 300 "$python" perf/peers/torch_to_here.py --seconds "$seconds" 2>"$work/err" ||
+		{ tail -n 3 "$work/err" >&2; failed=1; }
 else
 	lacks "python3 knows no torch" "torch is left out (package python3-torch)"
 fi

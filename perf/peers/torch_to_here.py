@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.distributed.rpc's to_here and empty rpc_sync between two processes of this machine; one JSON object a line.
+"""Measures to_here and empty rpc_sync of torch.distributed.rpc between two processes of this
+machine; one JSON object a line.
 
 usage: torch_to_here.py [--sizes 8,4096] [--seconds 0.5]
 """
@@ -37,8 +38,9 @@ def timed(fn, seconds):
 
 def row(op, nbytes, ns):
     ns.sort()
-    print(json.dumps({"op": op, "peer": "torch", "device": "tensorpipe", "bytes": nbytes, "iters": len(ns),
-                      "p50_ns": statistics.median(ns), "p99_ns": ns[min(len(ns) - 1, len(ns) * 99 // 100)]}), flush=True)
+    print(json.dumps({"op": op, "peer": "torch", "device": "tensorpipe", "bytes": nbytes,
+                      "iters": len(ns), "p50_ns": statistics.median(ns),
+                      "p99_ns": ns[min(len(ns) - 1, len(ns) * 99 // 100)]}), flush=True)
 
 
 def worker(rank, port, sizes, seconds):

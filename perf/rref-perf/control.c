@@ -55,8 +55,8 @@ int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	return err;
 }
 
-/* To worker 1, of a value that worker 0 owns: its handler runs
- * when the owner has confirmed, so the answer says so. */
+/* Shares a value of worker 0 with worker 1. Its handler runs when the
+ * owner has confirmed, so the answer says so. */
 static int shares(void *arg, unsigned n)
 {
 	struct caller *c = arg;

@@ -39,9 +39,9 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i)
 }
 
 /*
- * Serves until the measuring worker says that it is done. In manual mode this thread is the poller
- * of all, and spins; else it sleeps: to wake now and then would take time of the processor that
- * moves the bytes.
+ * Serves until the measuring worker says that it is done. In manual mode this
+ * thread is the poller of all, and spins. Else it sleeps: waking now and then would
+ * take time of the processor that moves the bytes.
  */
 static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 {
@@ -57,7 +57,7 @@ static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 		if (n > 0)
 			idle = 0;
 		else if (++idle % 1024 == 0)
-			sched_yield(); /* its caller may have no processor */
+			sched_yield(); /* the caller may have no processor */
 	}
 }
 
@@ -101,9 +101,9 @@ static int worker(const struct pf_config *cfg, const struct pf_op *op,
 }
 
 /*
- * With fewer processors than spinning workers, the serving ones share a process and a thread that
- * makes progress for all of them. Else the scheduler is measured. Each has a thread to begin and to
- * end, since it waits for the others.
+ * A crowd of serving workers. With fewer processors than spinning workers, they share a process and
+ * a thread that makes progress for all of them. Else the scheduler is measured. Each has a thread
+ * to begin and to end, since it waits for the others.
  */
 struct crowd {
 	const struct pf_config *cfg;
@@ -170,7 +170,7 @@ static int processors(void)
 	return sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
 }
 
-/* A port of loopback that is free now. */
+/* Returns a port of loopback that is free now. */
 static int free_port(void)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };

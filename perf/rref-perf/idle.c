@@ -32,8 +32,7 @@ static double cpu_s(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
 }
 
-/* The least that it could take: another process sleeps, is woken
- * by a descriptor, and wakes this one, which sleeps meanwhile. */
+/* The minimum of a call after a rest: a descriptor wakes another process, which wakes this one. */
 struct bare {
 	int to, from;
 	pid_t pid;
@@ -79,8 +78,7 @@ static void bare_close(struct bare *b)
 		close(b->from);
 }
 
-/* The worker rests as long as was asked for and says which
- * share of a core its whole process took, then calls. */
+/* Rests for the given time, and reports the process's share of a core meanwhile. Then it calls. */
 int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {
 	double first[CALLS], bare[CALLS], ratio[CALLS], before;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Measuring two things so that they can be compared on a noisy machine: short stretches of the one
- * and of the other in turn, over several rounds; the ratio is taken inside each round, and the
+ * Measures two things so that they can be compared on a noisy machine. Short stretches of the one
+ * and of the other come in turn, over several rounds. The ratio is taken inside each round, and the
  * median of the rounds is the result.
  *
- * An operation of a few nanoseconds is less than a clock reading (some 20 ns): as many are done
- * between two readings as take GROUP_NS, and one sample is their mean.
+ * An operation of a few nanoseconds is less than a clock reading (some 20 ns). So a group of them
+ * that takes GROUP_NS is made between two readings, and one sample is their mean.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,8 +16,8 @@
 #include "pf.h"
 
 #define GROUP_NS 2000
-#define STRETCH_NS 2000000   /* of one side before the other has its turn */
-#define SAMPLES_MAX 1000000u /* of one side, all rounds */
+#define STRETCH_NS 2000000   /* length of one side's turn */
+#define SAMPLES_MAX 1000000u /* samples of one side, all rounds */
 
 struct samples {
 	double *v;
@@ -32,7 +32,7 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* Of a sorted array; the nearest rank. */
+/* Returns a percentile of a sorted array; the nearest rank. */
 static double percentile(const double *v, size_t nr, double p)
 {
 	size_t i = (size_t)(p * (double)nr);
@@ -54,8 +54,8 @@ static int64_t cpu_ns(void)
 	return ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
 }
 
-/* How many runs fill GROUP_NS; *took = ns per run, about.
- * After a warm-up: the first run connects, caches are cold. */
+/* Warms up, and finds the number of runs that fills GROUP_NS; *took = ns per run, about. The first
+ * run connects, and caches are cold. */
 static int calibrate(struct pf_side *side, unsigned *group, double *took)
 {
 	int64_t end = now_ns() + STRETCH_NS;

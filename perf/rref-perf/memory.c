@@ -13,8 +13,8 @@
 #include "base/util.h"
 #include "pf.h"
 
-/* The same jemalloc, with a thread cache of its own but
- * without an arena of ours; see the Makefile for its names. */
+/* Declares the calls of the same jemalloc, with its own thread cache but without an arena of ours.
+ * See the Makefile for its names. */
 void *ra_je_mallocx(size_t size, int flags);
 void ra_je_dallocx(void *p, int flags);
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
@@ -136,11 +136,11 @@ struct live {
 	struct rref_ctx *ctx;
 	unsigned nr, next;
 	struct rref **refs;
-	void **plain;            /* as many pieces of a value's size, of plain mallocx */
+	void **plain;            /* the same number of pieces of plain mallocx */
 	uint64_t seed;
 };
 
-/* An owner's work for one more reference to a value: it comes, and goes. */
+/* Makes and ends one more reference to a value, as its owner. */
 static int come_and_go(void *arg, unsigned n)
 {
 	struct live *l = arg;
@@ -163,8 +163,7 @@ static unsigned any(struct live *l)
 	return (unsigned)(((l->seed >> 32) * l->nr) >> 32);
 }
 
-/* The memory of a replaced value was last touched as many
- * values ago as there are: no cache has it. */
+/* Replaces any value. Its memory was last touched before all other values, so no cache has it. */
 static int replace_any(void *arg, unsigned n)
 {
 	struct live *l = arg;
@@ -185,7 +184,7 @@ static int replace_any(void *arg, unsigned n)
 
 #define PLAIN_BYTES 128u /* header and payload, in whole lines */
 
-/* The least of it: memory that is written, given back, got and written. */
+/* Replaces plain memory, which is the minimum: it is written, freed, allocated and written. */
 static int replace_plain(void *arg, unsigned n)
 {
 	struct live *l = arg;
@@ -240,7 +239,7 @@ static int fill_plain(struct live *l)
 	return 0;
 }
 
-/* A second owner, in the same process. */
+/* Starts a second owner in the same process. */
 static int other_owner(struct rref_ctx **out)
 {
 	struct rref_options o;
@@ -276,9 +275,9 @@ static int one_row(const struct pf_config *cfg, struct rref_ctx *ctx,
 }
 
 /*
- * An owner of MANY values beside one of FEW: the bytes that each takes beside header and payload,
- * handle included, and what one more costs. Then what it costs to replace any of them, and the same
- * of pieces of memory that nobody keeps books of.
+ * Compares an owner of MANY values with an owner of FEW. It measures the bytes of each beside
+ * header and payload, handle included, and the cost of one more. Then it measures the cost of
+ * replacing any of them, and of replacing plain pieces of memory.
  */
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {

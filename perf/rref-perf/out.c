@@ -182,8 +182,8 @@ static json_object *object(const struct pf_row *r)
 /* ---- plot ---- */
 
 /*
- * The measuring worker is another process than the one that draws: rows for the plot go through a
- * file of JSON lines, <plot>.jsonl, which stays beside the picture.
+ * Adds a row for the plot to <plot>.jsonl, a file of JSON lines that stays beside the picture. The
+ * measuring worker is another process than the one that draws.
  */
 static void remember(const struct pf_config *cfg, const struct pf_row *r)
 {
@@ -224,8 +224,8 @@ static double field(json_object *o, const char *key)
 	return json_object_object_get_ex(o, key, &v) ? json_object_get_double(v) : -1;
 }
 
-/* One data block for gnuplot: bytes and a column of every line
- * that is of `op`. The number of points. */
+/* Writes one data block for gnuplot: bytes and a column of every line
+ * of `op`. Returns the number of points. */
 static int block(FILE *gp, FILE *rows, const char *name, const char *op, const char *key,
 		 double scale)
 {
@@ -294,7 +294,7 @@ int pf_out_end(const struct pf_config *cfg)
 			"2 title 'librref'%s\n",
 			kinds[i].label, kinds[i].op,
 			raw ? ", $raw with linespoints lw 2 title 'raw'" : "");
-		break; /* one picture holds one kind: the first that was measured */
+		break; /* a picture holds one kind: the first measured */
 	}
 	fclose(rows);
 	err = pclose(gp);

@@ -27,8 +27,8 @@ void pf_sleep_until_stopped(unsigned workers)
 	pthread_mutex_unlock(&lock);
 }
 
-/* {u64 bytes} -> a reference to a value of that many bytes.
- * The measuring worker's reference keeps it. */
+/* Serves {u64 bytes} -> a reference to a value of that many bytes. The
+ * measuring worker's reference keeps it. */
 static int make_value(struct rref_call *call, void *arg)
 {
 	struct rref *ref;
@@ -58,7 +58,7 @@ static int nothing(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* The bytes of the arguments: rref_remote makes a value of them. */
+/* Replies with the bytes of the arguments: rref_remote makes a value of them. */
 static int same(struct rref_call *call, void *arg)
 {
 	(void)arg;

@@ -26,9 +26,9 @@ struct pf_config {
 	const char *device;              /* as RREF_DEVICE */
 	size_t sizes[PF_SIZES_MAX];      /* bytes */
 	unsigned nr_sizes;               /* 0 = each operation's own */
-	/* of library and raw in turn; figures are medians over rounds */
+	/* rounds of library and raw in turn; figures are medians over rounds */
 	unsigned rounds;
-	double seconds;                  /* for each operation and size, both sides together */
+	double seconds;                  /* time per operation and size, both sides */
 	unsigned window;                 /* operations in flight, bw and rate */
 	unsigned batch;                  /* references in a batch */
 	int mode;                        /* enum rref_progress_mode, -1 = each operation's own */
@@ -38,8 +38,8 @@ struct pf_config {
 	const char *plot;                /* file of an SVG, or NULL */
 };
 
-/* One line of the result. Times in ns per operation; a time
- * that does not apply is negative and left out. */
+/* A line of the result. Times are in ns per operation; a time that
+ * does not apply is negative and left out. */
 struct pf_row {
 	const char *op;
 	char device[64];
@@ -55,8 +55,8 @@ struct pf_row {
 	double cpu;                      /* processor time of this process per library operation */
 	double bandwidth, raw_bandwidth; /* bytes per second */
 	double rate, raw_rate;           /* operations per second */
-	double reads, doorbells;         /* of the library, per operation */
-	/* Of single operations; negative elsewhere. */
+	double reads, doorbells;         /* numbers of the library, per operation */
+	/* Figures of single operations; negative elsewhere. */
 	double registrations;            /* alloc: regions registered while it was measured */
 	double bytes_each;               /* live: bookkeeping of one reference */
 	double live;                     /* live: how many there were */
@@ -81,12 +81,12 @@ int pf_out_begin(const struct pf_config *cfg); /* says why when it fails */
 void pf_out(const struct pf_config *cfg, const struct pf_row *row);
 int pf_out_end(const struct pf_config *cfg);   /* draws the plot */
 
-/* One operation: its worker `world - 1` measures, the others serve. */
+/* An operation: its worker `world - 1` measures, and the others serve. */
 struct pf_op {
 	const char *name, *what;
 	int world;
-	int mode;                        /* its own progress mode */
-	const size_t *sizes;             /* its own sizes, 0 ends */
+	int mode;                        /* the operation's progress mode */
+	const size_t *sizes;             /* the operation's sizes, 0 ends */
 	int (*run)(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 };
 extern const struct pf_op pf_ops[];
@@ -111,7 +111,7 @@ size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i);
 /* The functions of those that serve. */
 extern const struct rref_function pf_functions[];
 extern const size_t pf_nr_functions;
-bool pf_stopped(unsigned workers);                /* as many of this process were told to stop */
+bool pf_stopped(unsigned workers);                /* so many of this process were told to stop */
 void pf_sleep_until_stopped(unsigned workers);
 /* Errors are told with what they are about, and returned. */
 int pf_say(int err, const char *what);
@@ -125,18 +125,18 @@ const char *pf_reached_by(struct rref_ctx *ctx, int rank);
 
 /* ---- raw sides ---- */
 
-/* One way to read from worker 0 without the library. */
+/* A way to read from worker 0 without the library. */
 struct pf_raw;
 int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
 		struct pf_raw **out);
-int pf_raw_read(struct pf_raw *raw, unsigned n);                    /* one after the other */
+int pf_raw_read(struct pf_raw *raw, unsigned n);                    /* each after the last */
 int pf_raw_stream(struct pf_raw *raw, unsigned n, unsigned window); /* window of them in flight */
 /* -EOPNOTSUPP: not with this device */
 int pf_raw_pingpong(struct pf_raw *raw, struct rref_ctx *ctx, unsigned n);
 const char *pf_raw_name(const struct pf_raw *raw);
 void pf_raw_close(struct pf_raw *raw);
 
-/* Their far ends, in worker 0. */
+/* Serve the far ends, in worker 0. */
 int pf_raw_serve_shm(struct rref_call *call, void *arg);
 int pf_raw_serve_ibv(struct rref_call *call, void *arg);
 int pf_raw_serve_pingpong(struct rref_call *call, void *arg);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The raw operations beside the library's. shm: memcpy from a segment of worker 0 that is mapped
- * here, and a cache line that two spinning processes pass to and fro. ibv: verbs/raw. The ends find
- * each other by calls.
+ * The raw operations beside the library's. shm: memcpy from a mapped segment of
+ * worker 0. Also a cache line that two spinning processes pass to and fro. ibv:
+ * verbs/raw. The ends find each other by calls.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,7 +49,7 @@ struct pf_raw {
 	struct rv_raw *ibv;
 };
 
-/* As the library maps value memory: huge pages where the system gives them. */
+/* Maps memory as the library maps value memory: huge pages where the system gives them. */
 static struct segment *map(int fd, size_t bytes, int prot)
 {
 	void *at = mmap(NULL, HEAD + bytes, prot, MAP_SHARED, fd, 0);
@@ -73,7 +73,7 @@ struct shm_end {
 	int32_t pid, fd;
 };
 
-/* One at a time: a new request ends the one before. */
+/* Serves one segment at a time: a new request ends the one before. */
 int pf_raw_serve_shm(struct rref_call *call, void *arg)
 {
 	uint64_t bytes;
@@ -174,7 +174,7 @@ static int open_shm(struct rref_ctx *ctx, struct pf_raw *raw)
 	return 0;
 }
 
-/* "ibv[:device[:port[:gid-index]]]" */
+/* Parses "ibv[:device[:port[:gid-index]]]". */
 static void parse_device(const char *text, struct ibv_ask *ask)
 {
 	char buf[128], *save = NULL, *part;

@@ -8,7 +8,7 @@
 #include "base/util.h"
 #include "pf.h"
 
-/* how often one run of a flow fills its window: filling and draining are to count little */
+/* windows in one run of a flow: filling and draining are to count little */
 #define FILLS 4
 
 struct reader {
@@ -52,7 +52,7 @@ static int take(struct rref_future *f)
 	return 0;
 }
 
-/* window reads in flight: the oldest is waited for before the next is started. */
+/* Keeps window reads in flight: it waits for the oldest before it starts the next. */
 static int in_flight(struct reader *r, unsigned n)
 {
 	unsigned started = 0, taken = 0;
@@ -187,7 +187,7 @@ static int each_alone(void *arg, unsigned n)
 	return 0;
 }
 
-/* A batch of references of one owner, beside the same read one by one by the library. */
+/* Reads a batch of references of one owner, and the same one by one through the library. */
 int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
 {
 	int err = 0;

@@ -15,7 +15,7 @@
 
 /*
  * A reference to a deleted or unknown value is answered at once. This worker answers if it has no
- * such entry; the value's header does if the memory has another value by now. White box, since no
+ * such entry. The value's header does if the memory has another value by now. White box, since no
  * program can get such a reference.
  */
 TG_TEST(c182_unknown_and_deleted_ones_fail_promptly, 2)

@@ -253,8 +253,8 @@ static void on_warning(void *ctx, enum rref_log_level level, const char *text)
 }
 
 /*
- * Leaks a fork that its owner lists and no holder will ever end: made as a share is, and never
- * sent. White box, since a program cannot lose one.
+ * Leaks a fork that its owner lists and no holder will ever end. It is made as a share is, and
+ * never sent. White box, since a program cannot lose one.
  */
 static void leak(int rank, unsigned flags, int expected)
 {

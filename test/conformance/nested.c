@@ -7,8 +7,8 @@
 
 #include "nest.h"
 
-/* A worker puts references into its value: to an own value, to one of
- * the reader, and to one of a third worker. */
+/* A worker puts references into its value. They refer to an own value, to one of the reader, and to
+ * one of a third worker. */
 TG_TEST(more_references_nested_in_an_own_value, 3)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -161,7 +161,7 @@ static int terminal_columns(void)
 	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col ? w.ws_col : 80;
 }
 
-/* Draws one line. A line that wrapped could not be rewritten, so the text is cut and the bar
+/* Draws one line. A line that wrapped could not be rewritten. So the text is cut, and the bar
  * shrinks to the terminal's width. */
 static void draw_progress(const char *what, double share)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of a stranger's bytes, before it has proved anything. These are hellos, answers
- * and reasons of the peer handshake, frames of the rendezvous, and sealed frames of the ibv
- * provider. No input may crash the code, or pass without the key.
+ * libFuzzer target of a stranger's bytes, before it has proved anything. These are frames of the
+ * rendezvous, and sealed frames of the ibv provider. They are also hellos, answers and reasons of
+ * the peer handshake. No input may crash the code, or pass without the key.
  *
  *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
  *       test/fuzz/handshake_fuzz.c core/group/handshake.c core/group/key.c core/base/error.c \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group that speaks to the
- * device layer itself and says things that no worker would. Worker 1 owns a value that worker 0
+ * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group, but speaks to the
+ * device layer itself. It says things that no worker would. Worker 1 owns a value that worker 0
  * reads all the while, between calls.
  */
 #ifndef TG_FOE_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shared by tests of references: short ways to create, call and read, and
+ * Shared by tests of references: short ways to create, call and read. Also
  * functions of a worker that publishes and keeps references. All of them end
  * this worker with a message if something fails.
  */

@@ -104,8 +104,8 @@ static void seek(void *arg, const struct rp_visit *v)
 		sim_same(v->fork, k->fork);
 }
 
-/* Asks for the references that a value holds, by a fork that is not the attacker's in the owner's
- * list: nothing is found. */
+/* Asks for the references that a value holds, by a fork that the owner does not list as the
+ * attacker's. Nothing is found. */
 static void attack_with_take(struct sim *s, uint32_t r, struct rref_id id, struct rref_id fork)
 {
 	struct sought k = { .holder = s->evil, .id = id, .fork = fork };

@@ -2,8 +2,8 @@
 /*
  * Memory that is reused at once, and READs of it. A READ needs the two devices alone. It looks into
  * the owner's memory when it is carried out, perhaps long after it was posted. It is carried out
- * only while the owner has not fenced the reader: after the device fence nothing of the reader is
- * in flight. Then it must find its value.
+ * only while the owner has not fenced the reader. (After the device fence nothing of the reader is
+ * in flight.) Then it must find its value.
  */
 #include "test/sim/sim.h"
 

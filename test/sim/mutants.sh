@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Plants each bug of test/sim/mutants.txt in a copy of its file. The simulator, built with the copy,
 # must find it. The failing seed must replay and shrink. The tree itself is not touched.
-#   mutants.sh [--seeds N] [NAME ...]    at most N seeds for each (20000); all, or those
+#   mutants.sh [--seeds N] [NAME ...]    at most N seeds for each (20000); all, or these
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh

@@ -19,18 +19,22 @@ verdict() { # NAME COMMAND...: passes when it succeeds
 
 echo '#include <rref.h>' > "$tmp/alone.c"
 cp "$tmp/alone.c" "$tmp/alone.cc"
-verdict "the header compiles alone as C11" cc -std=c11 -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.c"
-verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -Wshadow -pedantic -Werror -Iinclude -fsyntax-only "$tmp/alone.cc"
+verdict "the header compiles alone as C11" cc -std=c11 -Wall -Wextra -pedantic -Werror -Iinclude \
+	-fsyntax-only "$tmp/alone.c"
+verdict "the header compiles alone as C++17" c++ -std=c++17 -Wall -Wextra -Wshadow -pedantic \
+	-Werror -Iinclude -fsyntax-only "$tmp/alone.cc"
 
-declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' | grep -oE '\brref_[a-z_]+ *\(' | tr -d ' (' | sort -u)
-exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' | grep -v '^RREF_' | sort -u)
+declared=$(cc -E -P -Iinclude include/rref.h | tr '\n' ' ' |
+	grep -oE '\brref_[a-z_]+ *\(' | tr -d ' (' | sort -u)
+exported=$(nm -D --defined-only "$so" | awk '{print $3}' | sed 's/@.*//' |
+	grep -v '^RREF_' | sort -u)
 empty "declared and exported are the same" "$(diff <(echo "$declared") <(echo "$exported"))"
 empty "no other symbol leaves the library" \
 	"$(nm -D --defined-only "$so" | awk '{print $3}' |
 	grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
-# No function is a cancellation point: each begins with RB_NO_CANCEL, except for these, which
-# neither wait nor lock nor make a system call. The fast ways of rref_to_here and rref_view_free
-# make none; their slow ways are guarded there.
+# No function is a cancellation point: each begins with RB_NO_CANCEL. The exceptions neither wait
+# nor lock nor make a system call. The fast ways of rref_to_here and rref_view_free make none; their
+# slow ways are guarded there.
 plain='rref_(call_(caller|cancelled|context|data|function|length|meta|meta_length|nr_refs|ref)
 confirmed context ctx_fd dup equal fork_id format future_(data|error|nr_refs|ref|test|type|view)
 get_id hash is_owner last_error last_error_detail message_kind options_from_env options_init_size
@@ -61,14 +65,19 @@ empty "full RELRO, no executable stack" \
 	echo '#include <string.h>'
 	echo '#include <rref.h>'
 	echo 'int main(void) { int bad = 0;'
-	grep -ohE -- '-E[A-Z]+' include/rref.h include/rref/*.h | sort -u | sed 's/^-//' | while read -r e; do
-		echo "if (!*rref_strerror(-$e) || !strcmp(rref_strerror(-$e), \"unknown error\")) { puts(\"$e\"); bad = 1; }"
-	done
+	grep -ohE -- '-E[A-Z]+' include/rref.h include/rref/*.h | sort -u | sed 's/^-//' |
+		while read -r e; do
+			echo "if (!*rref_strerror(-$e) ||"
+			echo "    !strcmp(rref_strerror(-$e), \"unknown error\"))"
+			echo "        { puts(\"$e\"); bad = 1; }"
+		done
 	echo 'return bad; }'
 } > "$tmp/errno.c"
-verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' -o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
+verdict "documented errno codes exist and have words" sh -c "cc -Iinclude '$tmp/errno.c' \
+	-o '$tmp/errno' -L'$build' -lrref -Wl,-rpath,'$PWD/$build' && '$tmp/errno'"
 # Each code that the library's public functions return by name is documented, too.
-undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u | while read -r e; do grep -qh -- "-$e\b" include/rref.h include/rref/*.h || echo "$e"; done)
+undocumented=$(grep -ohE 'rc_fail\(E[A-Z]+' core/*.c core/[!t]*/*.c | sed 's/rc_fail(//' | sort -u |
+	while read -r e; do grep -qh -- "-$e\b" include/rref.h include/rref/*.h || echo "$e"; done)
 empty "codes given by the core are documented in the header" "$undocumented"
 # Each function has a block of its own, of which a manual page can be made: header.py. First it has
 # to find a fault of each kind.
@@ -141,7 +150,8 @@ mkdir "$tmp/pages"
 verdict "a manual page can be made of each" test/tools/header.py --pages "$tmp/pages"
 empty "each page has its parts" \
 	"$(diff <(cd "$tmp/pages" && grep -lx '.SH NAME' *.3 | xargs grep -lx '.SH SYNOPSIS' |
-		xargs grep -lx '.SH DESCRIPTION' | xargs grep -lx '.SH ATTRIBUTES' | sed 's/\.3$//') \
+		xargs grep -lx '.SH DESCRIPTION' | xargs grep -lx '.SH ATTRIBUTES' |
+		sed 's/\.3$//') \
 		<(echo "$exported"))"
 for part in include/rref/*.h; do
 	verdict "${part#include/} compiles alone as C11" \
@@ -158,7 +168,8 @@ if [ -f README.md ]; then
 	empty "the README's program is at most 60 lines" \
 		"$([ "$(wc -l < "$tmp/readme.c")" -le 60 ] || wc -l "$tmp/readme.c")"
 	for cc in "cc" "c++ -x c++"; do
-		verdict "the README's commands work, by $cc" timeout $((60 * ${RREF_TEST_SLOW:-1})) \
+		verdict "the README's commands work, by $cc" \
+			timeout $((60 * ${RREF_TEST_SLOW:-1})) \
 			test/tools/readme-run.sh --user --cc "$cc" --to "$tmp/home"
 	done
 fi
@@ -166,7 +177,8 @@ fi
 info=$build/bin/rref-info
 empty "rref-info says what auto would choose, and what this machine has" \
 	"$("$info" >"$tmp/info" 2>&1 || echo "status $?"
-	for words in 'RDMA devices' 'Shared memory' 'What "auto" chooses' 'peers on this machine  shm' 'peers on others' 'locked memory'; do
+	for words in 'RDMA devices' 'Shared memory' 'What "auto" chooses' \
+		'peers on this machine  shm' 'peers on others' 'locked memory'; do
 		grep -qF "$words" "$tmp/info" || echo "nothing of: $words"
 	done)"
 empty "rref-info judges a device by its status, and says why not" \
@@ -175,10 +187,13 @@ empty "rref-info judges a device by its status, and says why not" \
 	grep -q 'does not open: .' "$tmp/info" || cat "$tmp/info"
 	"$info" --device no_such >/dev/null 2>&1 && echo "no_such opens")"
 
-verdict "make install puts the library where DESTDIR and PREFIX say" make -s install DESTDIR="$tmp/root" PREFIX=/opt/rref
+verdict "make install puts the library where DESTDIR and PREFIX say" make -s install \
+	DESTDIR="$tmp/root" PREFIX=/opt/rref
 export PKG_CONFIG_PATH=$tmp/root/opt/rref/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$tmp/root
 echo '#include <rref.h>
 int main(void) { return rref_version_number() != RREF_VERSION_NUMBER; }' > "$tmp/user.c"
-verdict "a program finds it by pkg-config" sh -c "cc '$tmp/user.c' -o '$tmp/user' \$(pkg-config --cflags --libs librref) && LD_LIBRARY_PATH='$tmp/root/opt/rref/lib' '$tmp/user'"
+verdict "a program finds it by pkg-config" sh -c "cc '$tmp/user.c' -o '$tmp/user' \
+	\$(pkg-config --cflags --libs librref) &&
+	LD_LIBRARY_PATH='$tmp/root/opt/rref/lib' '$tmp/user'"
 
 finish

@@ -36,44 +36,56 @@ said=$dir/out show_last=30 margin='    | '
 sources() {
 	local found
 	# shellcheck disable=SC2016
-	found=$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
-		awk -v suite="$suite" '$1 == "Debian" && index($3, suite) == 1 {print $2, $3, $4}' | sort -u)
-	grep -q " $suite main$" <<<"$found" && echo "$found" || echo "http://deb.debian.org/debian $suite main"
+	found=$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE) $(COMPONENT)' \
+		'Created-By: Packages' 2>/dev/null |
+		awk -v suite="$suite" '$1 == "Debian" && index($3, suite) == 1 {print $2, $3, $4}' |
+		sort -u)
+	grep -q " $suite main$" <<<"$found" && echo "$found" ||
+		echo "http://deb.debian.org/debian $suite main"
 }
 make_root() {
 	local mirror
 	mirror=$(sources | awk -v suite="$suite" '$2 == suite {print $1; exit}')
 	rm -rf "$dir/root"
 	mkdir -p "$dir/debs"
-	debootstrap --variant=minbase --include=git,make,ca-certificates --cache-dir="$dir/debs" "$suite" "$dir/root" "$mirror" || return 1
+	debootstrap --variant=minbase --include=git,make,ca-certificates --cache-dir="$dir/debs" \
+		"$suite" "$dir/root" "$mirror" || return 1
 	sources | sed 's/^/deb /' >"$dir/root/etc/apt/sources.list"
 	# This machine's way to them (a proxy, say); downloaded packages are kept.
 	{
-		apt-config dump | grep -E '^Acquire::' | grep -vE '::Auth|^Acquire::(CompressionTypes|IndexTargets|Changelogs|Languages)'
+		apt-config dump | grep -E '^Acquire::' | grep -vE \
+			'::Auth|^Acquire::(CompressionTypes|IndexTargets|Changelogs|Languages)'
 		echo 'Acquire::Languages "none";'
-		echo 'Binary::apt-get::APT::Keep-Downloaded-Packages "true"; APT::Keep-Downloaded-Packages "true";'
+		echo 'Binary::apt-get::APT::Keep-Downloaded-Packages "true";' \
+			'APT::Keep-Downloaded-Packages "true";'
 	} >"$dir/root/etc/apt/apt.conf.d/90as-the-host"
 	echo force-unsafe-io >"$dir/root/etc/dpkg/dpkg.cfg.d/unsafe-io" # it is thrown away
 	printf '#!/bin/sh\nexit 101\n' >"$dir/root/usr/sbin/policy-rc.d"
 	chmod 755 "$dir/root/usr/sbin/policy-rc.d"
-	rm -f "$dir/root/var/cache/apt/archives"/*.deb "$dir/root/var/lib/apt/lists"/*_* # a fresh machine's lists are empty
+	# The lists of a fresh machine are empty.
+	rm -f "$dir/root/var/cache/apt/archives"/*.deb "$dir/root/var/lib/apt/lists"/*_*
 	chroot "$dir/root" useradd -m new
 	: >"$dir/root.made"
 }
-[ -e "$dir/root.made" ] || test/tools/progress.sh "the bare root" bash -c "$(declare -f sources make_root); dir='$dir' suite=$suite; make_root" || cannot "debootstrap failed"
+[ -e "$dir/root.made" ] || test/tools/progress.sh "the bare root" bash -c \
+	"$(declare -f sources make_root); dir='$dir' suite=$suite; make_root" ||
+	cannot "debootstrap failed"
 cp /etc/resolv.conf "$dir/root/etc/resolv.conf" 2>/dev/null
 rm -rf "$dir/root/root/librref" "$dir/root/home/new/librref"
 mkdir "$dir/root/root/librref"
 # A clone, with the changes that are not committed yet.
-git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ -e "$f" ] && printf '%s\0' "$f"; done |
-	tar -c --null -T - | tar -x --no-same-owner -C "$dir/root/root/librref" || cannot "the tree cannot be copied (git ls-files)"
+git ls-files -z --cached --others --exclude-standard |
+	while IFS= read -r -d '' f; do [ -e "$f" ] && printf '%s\0' "$f"; done |
+	tar -c --null -T - | tar -x --no-same-owner -C "$dir/root/root/librref" ||
+	cannot "the tree cannot be copied (git ls-files)"
 cp -a "$dir/root/root/librref" "$dir/root/home/new/librref"
 chroot "$dir/root" chown -R new:new /home/new
 
 # ---- commands in it
 
-# in_root LAYERS USER COMMAND runs it in a copy of the root, below the LAYERS of earlier commands
-# ("-": none). It writes its own layer, $layer; its output goes to $out. It ends after ten minutes.
+# Runs a command in a copy of the root, below the LAYERS of earlier commands ("-"
+# for no layer): in_root LAYERS USER COMMAND. It writes its own layer, $layer;
+# its output goes to $out. It ends after ten minutes.
 layer=
 in_root() {
 	local below=$1 user=$2 command=$3 i
@@ -87,7 +99,8 @@ in_root() {
 		dir=$1 layer=$2 below=$3 user=$4 command=$5 lower=
 		for l in $below; do lower=$l/up:$lower; done
 		mount --make-rprivate /
-		mount -t overlay overlay -o "lowerdir=$lower$dir/root,upperdir=$layer/up,workdir=$layer/work" "$layer/at"
+		mount -t overlay overlay "$layer/at" \
+			-o "lowerdir=$lower$dir/root,upperdir=$layer/up,workdir=$layer/work"
 		mount -t proc proc "$layer/at/proc"
 		mount --rbind /sys "$layer/at/sys"
 		mount --rbind /dev "$layer/at/dev"
@@ -96,10 +109,14 @@ in_root() {
 		home=/root
 		[ "$user" = root ] || home=/home/$user
 		proxies=()
-		for v in http_proxy https_proxy no_proxy; do [ -z "${!v-}" ] || proxies+=("$v=${!v}"); done
+		for v in http_proxy https_proxy no_proxy; do
+			[ -z "${!v-}" ] || proxies+=("$v=${!v}")
+		done
 		cd /
-		exec chroot --userspec="$user" "$layer/at" env -i "${proxies[@]}" HOME=$home USER="$user" LANG=C.UTF-8 \
-			PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -c "cd ~/librref && $command"
+		exec chroot --userspec="$user" "$layer/at" \
+			env -i "${proxies[@]}" HOME=$home USER="$user" LANG=C.UTF-8 \
+			PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+			bash -c "cd ~/librref && $command"
 	' - "$dir" "$layer" "$below" "$user" "$command" </dev/null 2>&1 | note
 	return "${PIPESTATUS[0]}"
 }
@@ -127,7 +144,9 @@ first() {
 in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$said")"
 
 # ---- a user without rights: one line with the command to type
-targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report perf-beside check check-quick check-asan check-tsan check-nofast check-roce lint demo demo-roce deps"
+targets="all lib tools tests install sim model perf perf-parts perf-roce perf-peers perf-report"
+targets+=" perf-beside check check-quick check-asan check-tsan check-nofast check-roce lint demo"
+targets+=" demo-roce deps"
 # All share one root, which no command may change.
 in_root - new 'for t in '"$targets"'; do
 		echo "$t: $(make $t PREFIX=$HOME/.local 2>&1 | grep -v "^make")"
@@ -152,9 +171,12 @@ first - make
 base=$layer
 in_root "$base" root "apt-get install -s --no-install-recommends $(tr '\n' ' ' <<<"$asked")"
 check "Debian has every package that is asked for" says ' newly installed, 0 to remove'
-for t in "make lib" "make tools" "make sim SEEDS=200" "make demo" "make clean"; do first "$base" "$t"; done
+for t in "make lib" "make tools" "make sim SEEDS=200" "make demo" "make clean"; do
+	first "$base" "$t"
+done
 first "$base" "test/tools/readme-run.sh"
-first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version && make uninstall && test ! -e /usr/local/include/rref.h -a ! -e /usr/local/include/rref"
+first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version &&
+	make uninstall && test ! -e /usr/local/include/rref.h -a ! -e /usr/local/include/rref"
 check "what was installed runs" says '^rref-demo \(librref\)'
 in_root "$base" root 'cp -a . /home/new/built && chown -R new:new /home/new/built'
 built=$layer
@@ -176,5 +198,6 @@ for t in perf-peers perf-report; do
 	check "make $t installed nothing" [ ! -e "$layer/up/usr/bin/mpicc" ]
 done
 
-echo "$SECONDS s; left out: what check-quick, check-tsan, check-roce, demo-roce, perf, perf-roce, perf-peers and perf-report do once the packages are there"
+echo "$SECONDS s; left out: the work of check-quick, check-tsan, check-roce, demo-roce, perf," \
+	"perf-roce, perf-peers and perf-report after their packages are installed"
 finish

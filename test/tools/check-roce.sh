@@ -26,20 +26,24 @@ sum() { # adds the closing line of a run that printed to $log; a run without one
 	failed=$((failed + $(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
 }
 
-# All programs except those for shared memory alone: the limits and enemies of its provider, and the
-# limits of the machine, which are met over shm.
-one=$(find test/{proc,attack,conformance,roce} -name '*.c' | sed 's|^test/|build/bin/|; s|\.c$||' | sort |
+# All programs except those for shared memory alone. These are the limits and enemies of its
+# provider, and the limits of the machine, which are met over shm.
+one=$(find test/{proc,attack,conformance,roce} -name '*.c' |
+	sed 's|^test/|build/bin/|; s|\.c$||' | sort |
 	grep -vE '/shm/|/proc/base/(limits|container)_test$')
 # The provider's own tests come first: their failures explain the rest. The tests with the longest
 # waits follow, and the others run beside them.
 for t in resume resume_abuse resume_meets abuse fence stall connections; do
 	one=$(grep "/${t}_test\$" <<<"$one"; grep -v "/${t}_test\$" <<<"$one")
 done
-RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
-	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one --alone test/tools/perf.sh 2>&1 | tee "$log"
+RREF_VM_TIMEOUT=2400 test/tools/on-roce.sh \
+	env RREF_TEST_DEVICE=ibv RREF_TEST_NO_SKIP=1 RREF_TEST_SLOW=4 \
+	test/tools/run-tests.sh --title "one host, ibv" --timeout 600 $one \
+	--alone test/tools/perf.sh 2>&1 | tee "$log"
 sum "one host"
 
-test/tools/deps.sh roce && test/tools/progress.sh "the virtual machine's kernel" test/vm/prepare.sh || exit 1
+test/tools/deps.sh roce &&
+	test/tools/progress.sh "the virtual machine's kernel" test/vm/prepare.sh || exit 1
 for t in mixed death flap; do
 	echo "== two hosts: $t"
 	test/vm/run.sh --hosts 2 --timeout 180 -- build/bin/host/two_hosts "$t" >"$log" 2>&1

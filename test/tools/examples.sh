@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the programs of docs/examples by each present compiler, as C11 and as C++17. Runs them
-# in groups of two and three over shared memory, and compares each rank's output to the letter,
-# and its exit status. Each has less than 60 lines, and hello.c is the README's program.
+# in groups of two and three over shared memory. Compares each rank's output to the letter, and
+# its exit status. Each has less than 60 lines, and hello.c is the README's program.
 #   examples.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1

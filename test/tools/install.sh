@@ -25,11 +25,15 @@ writable() { # FOLDER: it, or the nearest above it that there is, can be written
 	local d=$1
 	until [ -e "$d" ]; do d=$(dirname "$d"); done
 	if [ ! -d "$d" ] || [ ! -w "$d" ]; then
-		die "$d cannot be written by $(id -un): type it as root (sudo make $command ...), or choose another PREFIX, such as PREFIX=\$HOME/.local"
+		die "$d cannot be written by $(id -un): type it as root (sudo make $command ...)," \
+			"or choose another PREFIX, such as PREFIX=\$HOME/.local"
 	fi
 }
 # The library's folder is one that the loader looks into by itself.
-by_loader() { ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' | xargs -r -d '\n' realpath -q | grep -qxF "$(realpath -m "$libdir")"; }
+by_loader() {
+	ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' |
+		xargs -r -d '\n' realpath -q | grep -qxF "$(realpath -m "$libdir")"
+}
 
 case $what in
 may)
@@ -46,12 +50,14 @@ install)
 	ln -sf "librref.so.$version" "$lib/librref.so.$major"
 	ln -sf "librref.so.$major" "$lib/librref.so"
 	plain() { printf '%s' "$1" | sed 's/[\\|&]/\\&/g'; } # for the right side of sed's s
-	sed -e "s|@PREFIX@|$(plain "$prefix")|; s|@LIBDIR@|$(plain "$libdir")|; s|@VERSION@|$version|" core/librref.pc.in \
+	sed -e "s|@PREFIX@|$(plain "$prefix")|; s|@LIBDIR@|$(plain "$libdir")|" \
+		-e "s|@VERSION@|$version|" core/librref.pc.in \
 		>"$lib/pkgconfig/librref.pc"
 	chmod 644 "$lib/pkgconfig/librref.pc"
 	install -m 755 "$@" "$bin/"
 	install -m 644 docs/examples/*.c "$doc/examples/"
-	echo "installed: ${lib}/librref.so.$major, $include/rref.h, $bin/rref-info, rref-perf, rref-demo"
+	echo "installed: ${lib}/librref.so.$major, $include/rref.h," \
+		"$bin/rref-info, rref-perf, rref-demo"
 	echo "examples: $doc/examples"
 	[ -z "$dest" ] || exit 0
 	if by_loader; then
@@ -61,17 +67,20 @@ install)
 			echo "as root, ldconfig, before the loader finds librref.so.$major"
 		fi
 	else
-		echo "the loader does not look into $libdir: link programs with -Wl,-rpath,'$libdir', or set LD_LIBRARY_PATH='$libdir'"
+		echo "the loader does not look into $libdir: link programs with" \
+			"-Wl,-rpath,'$libdir', or set LD_LIBRARY_PATH='$libdir'"
 	fi
 	if command -v pkg-config >/dev/null && ! pkg-config --exists librref; then
-		echo "pkg-config does not look there either: set PKG_CONFIG_PATH='$libdir/pkgconfig'"
+		echo "pkg-config does not look there either:" \
+			"set PKG_CONFIG_PATH='$libdir/pkgconfig'"
 	fi
 	;;
 uninstall)
 	[ ! -d "$lib" ] || writable "$lib"
 	[ ! -d "$bin" ] || writable "$bin"
 	[ ! -d "$doc/examples" ] || writable "$doc/examples"
-	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* "$lib/pkgconfig/librref.pc"
+	rm -f "$include/rref.h" "$lib"/librref.a "$lib"/librref.so "$lib"/librref.so.* \
+		"$lib/pkgconfig/librref.pc"
 	for t; do rm -f "$bin/$t"; done
 	for h in include/rref/*.h; do rm -f "$include/rref/${h##*/}"; done
 	for e in docs/examples/*.c; do rm -f "$doc/examples/${e##*/}"; done
@@ -85,7 +94,8 @@ uninstall)
 	gone "$include/rref" "$doc/examples" "$doc"
 	case $prefix in
 	/ | /usr | /usr/local | "${HOME-}/.local") ;;
-	*) gone "$lib/pkgconfig" "$lib" "$include" "$bin" "${doc%/*}" "${doc%/*/*}" "$dest$prefix" ;;
+	*) gone "$lib/pkgconfig" "$lib" "$include" "$bin" "${doc%/*}" "${doc%/*/*}" \
+		"$dest$prefix" ;;
 	esac
 	if [ -z "$dest" ] && [ "$(id -u)" -eq 0 ]; then ldconfig; fi
 	;;

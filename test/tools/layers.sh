@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The direction of calls: user -> rref_* -> core -> {verbs, alloc}. Tests of
 # verbs/ibv itself may see verbs. Checked on the sources (includes) and on the
-# objects (undefined symbols), so that neither a header nor an extern can slip past.
+# objects (undefined symbols). So neither a header nor an extern can slip past.
 #   layers.sh [BUILD_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -9,18 +9,23 @@ cd "$(dirname "$0")/../.." || exit 1
 build=${1:-build}
 
 empty "only verbs/ includes <infiniband/...> or <rdma/...>" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' --include='*.[ch]' . | grep -vE '^\./(verbs/|build/|test/unit/ibv/)')"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' --include='*.[ch]' . |
+	grep -vE '^\./(verbs/|build/|test/unit/ibv/)')"
 empty "verbs/shm is free of them too" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm verbs/rv.h verbs/rv_error.h)"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm \
+	verbs/rv.h verbs/rv_error.h)"
 empty "verbs/ includes neither core/ nor alloc/ nor the public header" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|alloc/|rref\.h|rref/)' verbs)"
 empty "alloc/ includes neither core/ nor verbs/ nor the public header" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"(\.\./)*(core/|verbs/|rref\.h|rref/)' alloc)"
 empty "the protocol includes nothing but itself, the public header and the base" \
-	"$(grep -nE '#[[:space:]]*include' core/protocol/*.[ch] | grep -vE '"(core/protocol/[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"|<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
+	"$(grep -nE '#[[:space:]]*include' core/protocol/*.[ch] |
+	grep -vE '"(core/protocol/[a-z_]*\.h|rref\.h|base/[a-z]*\.h)"' |
+	grep -vE '<(errno|stdbool|stddef|stdint|stdlib|string|stdio|assert|limits|inttypes)\.h>')"
 own=$(cd test/demo && ls *.h | sed 's/\./\\./' | paste -sd'|')
 empty "the demo includes only its own headers and the public one" \
-	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo | grep -vE "\"(rref\\.h|$own)\"")"
+	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' test/demo |
+	grep -vE "\"(rref\\.h|$own)\"")"
 
 empty "base/ includes nothing of the layers" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*"' base include/base | grep -vE '"base/')"
@@ -31,12 +36,17 @@ undefined() { # OBJECTS: their undefined symbols, with the object's name
 empty "verbs/ objects call nothing of the layers above" \
 	"$(undefined $(find "$build/verbs" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|ra_)')"
 empty "alloc/ objects call nothing of the other layers" \
-	"$(undefined $(find "$build/alloc" -name '*.o') | grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
+	"$(undefined $(find "$build/alloc" -name '*.o') |
+	grep -E ' (rref_|rc_|rp_|rw_|rv_)' | grep -v ' ra_')"
 empty "base/ objects call nothing of the other layers" \
 	"$(undefined $(find "$build/base" -name '*.o') | grep -E ' (rref_|r[cpwav]_)')"
 # Purity: events in, effects out. A state machine may need memory and strings of libc, nothing else.
+memory='malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk'
+string='str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk'
+compiler='__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*'
 empty "the protocol's objects call nothing but memory and string functions" \
-	"$(undefined "$build"/core/protocol/*.o | grep -vE ' (rp_[a-z0-9_]*|malloc|calloc|realloc|reallocarray|free|aligned_alloc|mem[a-z]*|__mem[a-z]*_chk|str[a-z]*|__str[a-z]*_chk|snprintf|__snprintf_chk|vsnprintf|__vsnprintf_chk|abort|__assert_fail|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__(asan|ubsan|tsan)_[a-z0-9_]*)$')"
+	"$(undefined "$build"/core/protocol/*.o |
+	grep -vE " (rp_[a-z0-9_]*|$memory|$string|abort|__assert_fail|$compiler)\$")"
 
 empty "reads ask what a device can do, not which one it is" "$(grep -rnE 'RV_(SHM|IBV)' core/read)"
 
@@ -52,12 +62,15 @@ empty "core/: a room includes no header of a room above it" \
 # printf's %f and strtod take the decimal point from the program's locale (include/base/util.h has
 # decimal_text).
 empty "no number of the library depends on the locale" \
-	"$(grep -rnE '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]([^a-zA-Z]|s"|$)|\x27)|\<(strtod|strtof|strtold|atof|setlocale)\>' --include='*.[ch]' core alloc verbs include |
+	"$(grep -rnE -e '"[^"]*%[-+ #0-9.*]*(l?[aAeEfFgG]([^a-zA-Z]|s"|$)|\x27)' \
+	-e '\<(strtod|strtof|strtold|atof|setlocale)\>' \
+	--include='*.[ch]' core alloc verbs include |
 	grep -vE '^(core/tools|verbs/raw)/')"
 
 # Faults are injected in what the tests link, never in what is installed.
 empty "nothing of the fault injector ships" \
-	"$(for f in "$build"/librref.so "$build"/librref.a; do nm "$f" 2>/dev/null | grep rc_inject | sed "s|^|$f: |"; grep -c RREF_INJECT "$f" | grep -v '^0$'; done)"
+	"$(for f in "$build"/librref.so "$build"/librref.a; do nm "$f" 2>/dev/null |
+	grep rc_inject | sed "s|^|$f: |"; grep -c RREF_INJECT "$f" | grep -v '^0$'; done)"
 empty "the tests' library has it" \
 	"$(nm "$build"/librref-test.a 2>/dev/null | grep ' T rc_inject_takes' > /dev/null ||
 		echo "no rc_inject_takes")"

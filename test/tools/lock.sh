@@ -13,7 +13,8 @@ if ! command -v clang >/dev/null; then
 	exit 1
 fi
 proves() { # FILE ARGS...
-	clang -fsyntax-only -std=gnu11 -D_GNU_SOURCE -Iinclude -I. -Werror -Wthread-safety "${@:2}" "$1"
+	clang -fsyntax-only -std=gnu11 -D_GNU_SOURCE -Iinclude -I. -Werror \
+		-Wthread-safety "${@:2}" "$1"
 }
 for f in core/*.c core/[!t]*/*.c; do
 	check "$f" run proves "$f"

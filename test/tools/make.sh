@@ -9,7 +9,8 @@ tmp=$(mktemp -d)
 chmod 755 "$tmp"
 trap 'rm -rf "$tmp"' EXIT
 # The variables of the make that runs this script are not for the makes below.
-unset MAKEFLAGS MFLAGS MAKELEVEL DEPS YES O B V PREFIX LIBDIR DESTDIR SAN CFLAGS CPPFLAGS LDFLAGS CXXFLAGS TEST
+unset MAKEFLAGS MFLAGS MAKELEVEL DEPS YES O B V PREFIX LIBDIR DESTDIR SAN CFLAGS \
+	CPPFLAGS LDFLAGS CXXFLAGS TEST
 said=$tmp/out show_last=20 skipped=0
 skip() { skipped=$((skipped + 1)); echo "skipped: $*"; }
 silent() { ! [ -s "$said" ]; }
@@ -17,12 +18,17 @@ lines() { # NUMBER
 	[ "$(wc -l <"$said")" -eq "$1" ] || { echo "$(wc -l <"$said") lines, not $1"; return 1; }
 }
 nobody() { # COMMAND...: as a user without rights
-	if [ "$(id -u)" -eq 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nonexistent "$@"; else "$@"; fi
+	if [ "$(id -u)" -eq 0 ]; then
+		setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nonexistent "$@"
+	else
+		"$@"
+	fi
 }
 
 # ---- help
 run make help
-for t in $(sed -n '/^\.PHONY:/,/[^\\]$/p' Makefile | sed 's/^\.PHONY://; s/^\.DEFAULT.*//; s/\\$//' | tr ' \t' '\n\n' |
+for t in $(sed -n '/^\.PHONY:/,/[^\\]$/p' Makefile |
+	sed 's/^\.PHONY://; s/^\.DEFAULT.*//; s/\\$//' | tr ' \t' '\n\n' |
 	grep -vE '^(|packages|FORCE|may-install|(san|nofast)-tests|check-((san|nofast)-)?run)$'); do
 	check "make help has $t" says "^  make $t  "
 done
@@ -44,7 +50,8 @@ run make -n O="$o" SAN=address "$o/address/core/call/answer.o"
 check "sanitizers have a folder of their own" says "$o/address/core/call/answer.o"
 
 # ---- a distribution's flags
-for flags in CPPFLAGS=-D_FORTIFY_SOURCE=3 "CFLAGS=-O2 -Wp,-D_FORTIFY_SOURCE=3" CFLAGS=-O0 CPPFLAGS=-D_GNU_SOURCE CPPFLAGS=-DNDEBUG; do
+for flags in CPPFLAGS=-D_FORTIFY_SOURCE=3 "CFLAGS=-O2 -Wp,-D_FORTIFY_SOURCE=3" CFLAGS=-O0 \
+	CPPFLAGS=-D_GNU_SOURCE CPPFLAGS=-DNDEBUG; do
 	check "$flags with warnings as errors" one CI=1 "$flags"
 	check "$flags has no warning" lines 1
 done
@@ -52,8 +59,11 @@ run make -n O="$o" "$object" V=1 CPPFLAGS=-D_FORTIFY_SOURCE=3
 check "there is one level of fortification" \
 	[ "$(grep -o -- '-D_FORTIFY_SOURCE=[0-9]' "$said" | sort -u)" = -D_FORTIFY_SOURCE=3 ]
 if command -v clang >/dev/null; then
-	mapfile -t objects < <(find base core alloc verbs perf/rref-perf test/{attack,demo,lib,sim,unit,proc,conformance,host,roce} -name '*.c' | sed "s|^|$tmp/clang/|; s|c\$|o|")
-	check "clang has no warning" run make -s -k CC=clang CI=1 CFLAGS=-fsyntax-only O="$tmp/clang" "${objects[@]}"
+	mapfile -t objects < <(find base core alloc verbs perf/rref-perf \
+		test/{attack,demo,lib,sim,unit,proc,conformance,host,roce} -name '*.c' |
+		sed "s|^|$tmp/clang/|; s|c\$|o|")
+	check "clang has no warning" run make -s -k CC=clang CI=1 CFLAGS=-fsyntax-only \
+		O="$tmp/clang" "${objects[@]}"
 else
 	skip "there is no clang"
 fi
@@ -71,7 +81,8 @@ for e in entries: print($1)" "$tmp/commands.json"
 }
 check "it is JSON, and of this folder" [ "$(ask 'e["directory"]' | sort -u)" = "$tree" ]
 for d in core test/proc test/lib; do
-	check "it has each file of $d" diff <(find "$d" -name '*.c' | sort) <(ask 'e["file"]' | grep "^$d/" | sort)
+	check "it has each file of $d" diff <(find "$d" -name '*.c' | sort) \
+		<(ask 'e["file"]' | grep "^$d/" | sort)
 done
 check "and none twice" [ -z "$(ask 'e["file"]' | sort | uniq -d)" ]
 for f in core/call/answer test/lib/tg_refs; do
@@ -85,18 +96,22 @@ done
 installed() { (cd "$1" && find . ! -type d | sort); }
 wanted() { # PREFIX LIBDIR
 	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" \
-		"$1"/include/rref/{base,call,context,future,observe,read,value}.h "$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
+		"$1"/include/rref/{base,call,context,future,observe,read,value}.h \
+		"$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
 		"$1"/share/doc/librref/examples/{batch,eventloop,hello,rpc,share,wrap}.c | sort
 }
 version=$(sed -n 's/^VERSION_[A-Z]* := //p' Makefile | paste -sd .)
 before=$(git status --porcelain 2>/dev/null)
-check "DESTDIR with a space" run make -s install DESTDIR="$tmp/d e" PREFIX=/usr LIBDIR=/usr/lib/triple
+check "DESTDIR with a space" run make -s install DESTDIR="$tmp/d e" PREFIX=/usr \
+	LIBDIR=/usr/lib/triple
 check "everything is there" diff <(installed "$tmp/d e") <(wanted usr usr/lib/triple)
-check "DESTDIR with a space, taken away" run make -s uninstall DESTDIR="$tmp/d e" PREFIX=/usr LIBDIR=/usr/lib/triple
+check "DESTDIR with a space, taken away" run make -s uninstall DESTDIR="$tmp/d e" PREFIX=/usr \
+	LIBDIR=/usr/lib/triple
 check "nothing is left" [ -z "$(installed "$tmp/d e")" ]
 relative=build/make-sh.$$
 check "DESTDIR may be relative" run make -s install DESTDIR="$relative" PREFIX=/opt/rref
-check "a relative DESTDIR is below the tree" diff <(installed "$relative") <(wanted opt/rref opt/rref/lib)
+check "a relative DESTDIR is below the tree" diff <(installed "$relative") \
+	<(wanted opt/rref opt/rref/lib)
 rm -rf "$relative"
 check "PREFIX with a space" run make -s install PREFIX="$tmp/it's a & b"
 check "who installs is told what the loader needs" says "LD_LIBRARY_PATH='$tmp/it's a & b/lib'"
@@ -113,10 +128,14 @@ check "rref-perf runs where it was installed" run "$tmp/it's a & b/bin/rref-perf
 check "PREFIX with a space, taken away" run make -s uninstall PREFIX="$tmp/it's a & b"
 check "no folder is left" [ ! -e "$tmp/it's a & b" ]
 check "GNU's spelling" run make -s install prefix="$tmp/gnu" libdir="$tmp/gnu/lib64"
-check "GNU's spelling is followed" diff <(installed "$tmp/gnu") <(wanted . ./lib64 | sed 's|^\./\./|./|; s|/\./|/|' | sort)
+check "GNU's spelling is followed" diff <(installed "$tmp/gnu") \
+	<(wanted . ./lib64 | sed 's|^\./\./|./|; s|/\./|/|' | sort)
 check "PREFIX may be relative" run make -s install PREFIX="$relative/in st"
-check "a relative PREFIX is below the tree" diff <(installed "$relative/in st") <(wanted . lib | sed 's|^\./\./|./|' | sort)
-flags() { PKG_CONFIG_PATH="$tree/$relative/in st/lib/pkgconfig" pkg-config --cflags --libs librref; }
+check "a relative PREFIX is below the tree" diff <(installed "$relative/in st") \
+	<(wanted . lib | sed 's|^\./\./|./|' | sort)
+flags() {
+	PKG_CONFIG_PATH="$tree/$relative/in st/lib/pkgconfig" pkg-config --cflags --libs librref
+}
 elsewhere() (cd / && build_user)
 check "it is named in full" says "^installed: $tree/$relative/in st/lib"
 check "a program elsewhere finds it there" run elsewhere
@@ -129,11 +148,14 @@ for d in include lib bin share/doc; do mkdir -p "$tmp/stage/usr/local/$d"; done
 check "into folders that were there" run make -s install DESTDIR="$tmp/stage" PREFIX=/usr/local
 check "out of them" run make -s uninstall DESTDIR="$tmp/stage" PREFIX=/usr/local
 check "nothing of it is left" [ -z "$(installed "$tmp/stage")" ]
-for d in include lib bin share/doc; do check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]; done
+for d in include lib bin share/doc; do
+	check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]
+done
 check "the folder of the examples does not" [ ! -e "$tmp/stage/usr/local/share/doc/librref" ]
 for bad in PREFIX= LIBDIR=; do
 	check "$bad is refused" fails make install O="$tmp/none" "$bad"
-	check "$bad is refused by a line" says 'make install: (PREFIX|LIBDIR) is empty: name a folder'
+	check "$bad is refused by a line" says \
+		'make install: (PREFIX|LIBDIR) is empty: name a folder'
 	check "$bad builds nothing" [ ! -e "$tmp/none" ]
 done
 check "installing left the tree as it was" [ "$(git status --porcelain 2>/dev/null)" = "$before" ]
@@ -141,10 +163,13 @@ mkdir "$tmp/closed" "$tmp/open"
 chmod 755 "$tmp/closed"
 if [ "$(id -u)" -eq 0 ]; then
 	chmod 777 "$tmp/open"
-	check "a user without rights cannot install" fails nobody make install O="$tmp/open/o" PREFIX="$tmp/closed/p" DEPS=no
-	check "which is said" says "make install: $tmp/closed cannot be written by .*: .*sudo make install"
+	check "a user without rights cannot install" fails nobody make install O="$tmp/open/o" \
+		PREFIX="$tmp/closed/p" DEPS=no
+	check "which is said" says \
+		"make install: $tmp/closed cannot be written by .*: .*sudo make install"
 	check "before anything is built" [ ! -e "$tmp/open/o" ]
-	check "a tree that cannot be written is built elsewhere by O=" run nobody make O="$tmp/open/o" "$tmp/open/o/core/call/answer.o" DEPS=no
+	check "a tree that cannot be written is built elsewhere by O=" run nobody make \
+		O="$tmp/open/o" "$tmp/open/o/core/call/answer.o" DEPS=no
 else
 	skip "users without rights: this is one already"
 fi
@@ -172,10 +197,14 @@ deps() { # SIZE WORDS...: deps.sh with them
 }
 if [ "$(id -u)" -eq 0 ]; then
 	check "packages are installed" run deps "200 MB" test/tools/deps.sh build
-	check "with how many and how large" says '^installing 433 packages \(download 400 MB, on disk 200 MB\): '
-	check "by apt-get, after an update" grep -q '^apt-get install -y --no-install-recommends .*libsodium-dev' <(sed -n '/^apt-get update/,$p' "$tmp/apt")
+	check "with how many and how large" says \
+		'^installing 433 packages \(download 400 MB, on disk 200 MB\): '
+	check "by apt-get, after an update" grep -q \
+		'^apt-get install -y --no-install-recommends .*libsodium-dev' \
+		<(sed -n '/^apt-get update/,$p' "$tmp/apt")
 	for size in "1,700 MB" "1.7 GB" "1700 MB"; do
-		check "$size is not installed without a word" fails deps "$size" test/tools/deps.sh peers
+		check "$size is not installed without a word" fails deps "$size" \
+			test/tools/deps.sh peers
 		check "$size: what to type" says 'on disk '"$size"'.*YES=1'
 		check "$size: in one line" lines 1
 		check "$size: nothing was installed" fails grep -q 'install -y' "$tmp/apt"
@@ -185,12 +214,16 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 check "a user without rights" fails nobody env PATH="$tmp/bin:$PATH" test/tools/deps.sh build
 check "is told in one line" lines 1
-check "what to type" says 'apt-get update && apt-get install --no-install-recommends .*gcc.* pkg-config'
+check "what to type" says \
+	'apt-get update && apt-get install --no-install-recommends .*gcc.* pkg-config'
 check "DEPS=no looks for nothing" run env PATH="$tmp/bin:$PATH" DEPS=no test/tools/deps.sh build
 check "and says nothing" silent
-for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-nofast check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
-	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" O="$tmp/none" PREFIX="$tmp/open"
-	check "make $t says what to type" says 'apt-get update && apt-get install --no-install-recommends'
+for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-nofast \
+	check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
+	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" \
+		O="$tmp/none" PREFIX="$tmp/open"
+	check "make $t says what to type" says \
+		'apt-get update && apt-get install --no-install-recommends'
 	check "make $t says it in one line" [ "$(grep -vcE '^make(\[[0-9]*\])?: ' "$said")" -eq 1 ]
 done
 check "nothing was built" [ ! -e "$tmp/none" ]
@@ -200,14 +233,16 @@ check "a command's status stays" fails test/tools/progress.sh words sh -c 'echo 
 check "what a failed command said is shown" says '^why$'
 check "a command that takes long" run test/tools/progress.sh words sh -c 'echo half way; sleep 7'
 check "something is said meanwhile" says '^words: [0-9]+ s  half way'
-check "a build" run test/tools/progress.sh words sh -c "echo '  CC     a.c'; sleep 7; echo a.c: warning: odd"
+check "a build" run test/tools/progress.sh words sh -c \
+	"echo '  CC     a.c'; sleep 7; echo a.c: warning: odd"
 check "how much is built is said" says '^words: 1 built, [0-9]+ s'
 check "warnings are shown" says '^a.c: warning: odd$'
 check "the short lines are not" not says '^  CC'
 check "no test has that name" fails make check TEST=no_such_test DEPS=no
 check "which is said" says "no test has 'no_such_test' in its name"
 run make -n check-run DEPS=no
-check "make check without a name runs all" says 'unit/wire/decode_test .*proc/call/calls_test|proc/call/calls_test .*unit/wire/decode_test'
+check "make check without a name runs all" says \
+	'unit/wire/decode_test .*proc/call/calls_test|proc/call/calls_test .*unit/wire/decode_test'
 run test/tools/run-tests.sh --alone
 check "a run without programs is no success" [ $? -ne 0 ]
 run make -s check-run TEST=types DEPS=no
@@ -215,7 +250,8 @@ check "make check TEST=types runs it" says '^ok +conformance/types '
 check "and nothing that is not called so" \
 	[ "$(grep -E '^(ok|FAILED) ' "$said" | grep -vc types)" -eq 0 ]
 run make -n check-run TEST=session DEPS=no
-check "a room's name runs its tests" says 'unit/session/crossing_test .*proc/session/fence_test|proc/session/fence_test .*unit/session/crossing_test'
+unit=unit/session/crossing_test proc=proc/session/fence_test
+check "a room's name runs its tests" says "$unit .*$proc|$proc .*$unit"
 check "and no other room's" not says '/(base|call|read)/'
 
 # ---- jobs: all processors, or as many as are said

@@ -22,7 +22,8 @@ done
 # assertion: the guarantees of docs/model/README.md.
 verdict() { # OUT
 	local text
-	if ! grep -q 'State-vector' "$1" || grep -qE 'out of memory|max search depth|VECTORSZ|error: max' "$1"; then
+	if ! grep -q 'State-vector' "$1" ||
+		grep -qE 'out of memory|max search depth|VECTORSZ|error: max' "$1"; then
 		echo broken
 	elif grep -q 'errors: 0' "$1"; then
 		echo ok
@@ -52,7 +53,9 @@ run() { # NAME MODEL WANT SPIN-FLAGS CC-FLAGS PAN-FLAGS
 	local name=$1 model=$2 want=$3 dir=$build/$1 got start states mb secs
 	rm -rf "$dir" && mkdir -p "$dir" && cp docs/model/*.pml "$dir" || exit 2
 	start=$(date +%s%N)
-	while sleep 10 && kill -0 $$ 2>/dev/null; do echo "   ... $name, $((($(date +%s%N) - start) / 1000000000)) s"; done &
+	while sleep 10 && kill -0 $$ 2>/dev/null; do
+		echo "   ... $name, $((($(date +%s%N) - start) / 1000000000)) s"
+	done &
 	ticker=$!
 	(
 		cd "$dir" || exit 2
@@ -71,11 +74,13 @@ run() { # NAME MODEL WANT SPIN-FLAGS CC-FLAGS PAN-FLAGS
 	total=$((total + $(printf '%.0f' "${states:-0}")))
 	if [ "$got" = "$want" ]; then
 		passed=$((passed + 1))
-		printf 'ok     %-34s %-8s %12s states %4d.%d s %6s MB\n' "$name" "$got" "${states:-?}" $((secs / 10)) $((secs % 10)) "${mb:-?}"
+		printf 'ok     %-34s %-8s %12s states %4d.%d s %6s MB\n' "$name" "$got" \
+			"${states:-?}" $((secs / 10)) $((secs % 10)) "${mb:-?}"
 		[ -n "$keep" ] || rm -rf "$dir"
 	else
 		failed=$((failed + 1))
-		printf 'FAILED %-34s wanted %s, found %s; the way there: %s\n' "$name" "$want" "${got:-nothing}" "$dir/steps.txt"
+		printf 'FAILED %-34s wanted %s, found %s; the way there: %s\n' "$name" "$want" \
+			"${got:-nothing}" "$dir/steps.txt"
 		sed 's/^/    | /' "$dir/out.txt" 2>/dev/null | head -n 40
 	fi
 }

@@ -15,23 +15,28 @@ field() { # KEY: its value in the last line
 one() { # OPERATION OPTIONS...: runs it; a line for each size, with all fields that it must have
 	local op=$1 key
 	shift
-	"$perf" "$op" --device "$device" --json --seconds 0.2 --rounds 2 "$@" >"$rows" 2>"$words" || { cat "$words"; return 1; }
+	"$perf" "$op" --device "$device" --json --seconds 0.2 --rounds 2 "$@" >"$rows" 2>"$words" ||
+		{ cat "$words"; return 1; }
 	for key in op device bytes iters p50_ns p99_ns p999_ns cpu_ns_per_op; do
-		[ "$(grep -c "\"$key\":" "$rows")" -eq "$(wc -l <"$rows")" ] || { echo "no $key"; return 1; }
+		[ "$(grep -c "\"$key\":" "$rows")" -eq "$(wc -l <"$rows")" ] ||
+			{ echo "no $key"; return 1; }
 	done
 	grep -q "\"op\":\"$op\",\"device\":\"${shown:-$device}\"" "$rows"
 }
 check "lat" one lat --sizes 8,4k
 check "a line for each size" [ "$(wc -l <"$rows")" -eq 2 ]
-check "the raw side is measured beside it" grep -q '"raw_p50_ns":.*"raw_p99_ns":.*"ratio_p50":' "$rows"
+check "the raw side is measured beside it" grep -q \
+	'"raw_p50_ns":.*"raw_p99_ns":.*"ratio_p50":' "$rows"
 check "one READ each" [ "$(field reads_per_op)" = 1 ]
 check "bw" one bw --sizes 64k --window 4
 check "rate" one rate --window 8
 check "batch" one batch --batch 320
 # One READ brings several adjacent values over a NIC.
 [ "$device" != shm ] || check "each of a batch is a READ" [ "$(field reads_per_op)" = 1 ]
-[ "$device" = shm ] || check "several of a batch with a READ" awk "BEGIN {exit !($(field reads_per_op) <= 0.5)}"
-[ "$device" = shm ] || check "READs of a batch share doorbells" awk "BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
+[ "$device" = shm ] || check "several of a batch with a READ" awk \
+	"BEGIN {exit !($(field reads_per_op) <= 0.5)}"
+[ "$device" = shm ] || check "READs of a batch share doorbells" awk \
+	"BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
 check "call" one call
 check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
 check "share" one share
@@ -40,12 +45,15 @@ check "create" one create
 if [ "$device" = shm ]; then
 	shown=memory
 	check "alloc" one alloc --sizes 64,4k
-	check "no registration in steady state" [ "$(grep -c '"registrations":0[,}]' "$rows")" -eq 2 ]
+	check "no registration in steady state" [ \
+		"$(grep -c '"registrations":0[,}]' "$rows")" -eq 2 ]
 	check "live" one live
 	check "10^6 live references" grep -q '"op":"live".*"live":1000000,' "$rows"
 	check "each takes at most 200 bytes" \
-		awk -v b="$(sed -n 's/.*"bytes_per_reference":\([^,}]*\).*/\1/p' "$rows")" 'BEGIN {exit !(b > 100 && b <= 200)}'
-	check "any of them, beside plain memory" [ "$(grep -cE '"op":"(any|plain)"' "$rows")" -eq 2 ]
+		awk -v b="$(sed -n 's/.*"bytes_per_reference":\([^,}]*\).*/\1/p' "$rows")" \
+		'BEGIN {exit !(b > 100 && b <= 200)}'
+	check "any of them, beside plain memory" [ \
+		"$(grep -cE '"op":"(any|plain)"' "$rows")" -eq 2 ]
 	shown=
 	check "idle" one idle
 	check "an idle worker's share of a core is told" [ -n "$(field cpu_share)" ]
@@ -57,13 +65,15 @@ if command -v gnuplot >/dev/null; then
 	"$perf" lat --device "$device" --sizes 8,64,512 --seconds 0.1 --plot "$dir/a.svg" >/dev/null
 	check "a plot" grep -q '<svg' "$dir/a.svg"
 	"$perf" lat --device "$device" --sizes 8 --plot "$dir/none/a.svg" >"$rows" 2>"$words"
-	check "a plot that cannot be written is refused" grep -q "$dir/none/a.svg: No such file" "$words"
+	check "a plot that cannot be written is refused" grep -q \
+		"$dir/none/a.svg: No such file" "$words"
 	check "before anything is measured" [ ! -s "$rows" ]
 fi
 PATH=$dir "$perf" lat --device "$device" --sizes 8 --plot "$dir/b.svg" >"$rows" 2>"$words"
 check "a plot without gnuplot is refused" grep -q 'gnuplot-nox' "$words"
 check "without gnuplot nothing is measured" [ ! -s "$rows" ]
-for bad in "nonsense" "lat --sizes 0" "lat --sizes x" "lat --rounds 0" "lat --window -1" "lat --seconds no" "lat --mode fast" "lat more" ""; do
+for bad in "nonsense" "lat --sizes 0" "lat --sizes x" "lat --rounds 0" "lat --window -1" \
+	"lat --seconds no" "lat --mode fast" "lat more" ""; do
 	# shellcheck disable=SC2086
 	"$perf" $bad >/dev/null 2>"$words" </dev/null
 	check "'$bad' is refused" [ $? -eq 2 -a -s "$words" ]

@@ -25,7 +25,8 @@ while sleep 0.2 && [ -n "$(jobs -rp)" ]; do
 	if [ "$n" -gt 0 ]; then
 		printf '%s: %d%s built, %d s\n' "$text" "$n" "${of:+ of $of}" "$SECONDS"
 	else
-		printf '%s: %d s  %s\n' "$text" "$SECONDS" "$(tail -n 1 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-60)"
+		printf '%s: %d s  %s\n' "$text" "$SECONDS" \
+			"$(tail -n 1 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-60)"
 	fi
 done
 wait "$pid"

@@ -16,7 +16,9 @@ while [ $# -gt 0 ]; do
 	esac
 done
 block() { # LANGUAGE N: the Nth block of it in the README
-	awk -v begin="\`\`\`$1" -v n="$2" '$0 == begin {in_it = ++seen == n; next} $0 == "```" {in_it = 0} in_it' "$tree/README.md"
+	awk -v begin="\`\`\`$1" -v n="$2" \
+		'$0 == begin {in_it = ++seen == n; next} $0 == "```" {in_it = 0} in_it' \
+		"$tree/README.md"
 }
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

@@ -5,7 +5,7 @@
 #   run-tests.sh [--title TEXT] [--timeout S] [--jobs N] PROGRAM ... [--alone PROGRAM ...]
 # Jobs run beside each other (default RREF_TEST_JOBS, else 1): tests mostly wait, and load finds
 # bugs that quiet hides. Programs after --alone run after the others, one at a time: they spin, and
-# want the processors. A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine: with a
+# want the processors. A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine. With a
 # load average of four times its processors a second counts a quarter. RREF_TEST_SLOW follows it
 # too, unless it is set. RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the
 # load average to assume.
@@ -22,7 +22,12 @@ while [ $# -gt 0 ]; do
 	esac
 done
 [ $# -gt 0 ] || { echo "run-tests.sh: no programs" >&2; exit 2; }
-case $jobs in '' | *[!0-9]* | 0) echo "run-tests.sh: '$jobs' is no number of jobs" >&2; exit 2 ;; esac
+case $jobs in
+'' | *[!0-9]* | 0)
+	echo "run-tests.sh: '$jobs' is no number of jobs" >&2
+	exit 2
+	;;
+esac
 logs=$(mktemp -d)
 clock=
 trap '[ -n "$clock" ] && kill "$clock" 2>/dev/null; rm -rf "$logs"' EXIT
@@ -35,10 +40,16 @@ load() { # the load average in hundredths
 	[[ $l == *.* ]] || l=$l.00
 	echo $((10#${l/./}))
 }
-machine() { local l; l=$(load); printf 'load average %d.%02d on %d processors' $((l / 100)) $((l % 100)) "$processors"; }
+machine() {
+	local l
+	l=$(load)
+	printf 'load average %d.%02d on %d processors' $((l / 100)) $((l % 100)) "$processors"
+}
 stolen() { # the part of the last second that other guests of the host took, in percent
 	local user nice system idle iowait irq softirq steal rest all
-	[ -z "${RREF_TEST_LOAD-}" ] && read -r _ user nice system idle iowait irq softirq steal rest </proc/stat || return 0
+	[ -z "${RREF_TEST_LOAD-}" ] &&
+		read -r _ user nice system idle iowait irq softirq steal rest </proc/stat ||
+		return 0
 	all=$((user + nice + system + idle + iowait + irq + softirq + steal))
 	[ "$all" -gt "$last_all" ] && taken=$((100 * (steal - last_steal) / (all - last_all)))
 	last_all=$all last_steal=$steal
@@ -59,7 +70,8 @@ watch_over() {
 			running="$running $name"
 			[ -e "${f%.run}.start" ] || echo $now >"${f%.run}.start"
 			read -r start <"${f%.run}.start"
-			if [ $((now - start)) -gt $((100 * limit)) ] && [ ! -e "${f%.run}.over" ] && [ -e "$f" ]; then
+			if [ $((now - start)) -gt $((100 * limit)) ] && [ ! -e "${f%.run}.over" ] &&
+				[ -e "$f" ]; then
 				: >"${f%.run}.over"
 				kill "$pid" 2>/dev/null
 			fi
@@ -77,7 +89,9 @@ watch_over &
 clock=$!
 disown "$clock"
 
-run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped") and prints its lines in one piece
+# run_one NUMBER PROGRAM runs it, writes NUMBER.sum ("passed failed skipped"), and prints its lines
+# in one piece.
+run_one() {
 	local t=$2 name log status ms ok skip bad plain verdict=ok start pid slow=${RREF_TEST_SLOW-}
 	# A test program is told by its kind, room and name, a script by its name.
 	case $t in */bin/*/*) name=${t##*/bin/} ;; *) name=$(basename "$t") ;; esac
@@ -96,9 +110,12 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	[ $status -eq 124 ] && : >"$logs/$1.over"
 	ms=$((($(date +%s%N) - start) / 1000000))
 	# cmocka 1.1.5 prints a total with each of these; a script may print the plain line.
-	ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
-	skip=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
-	bad=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+	ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" |
+		awk '{n += $1} END {print n + 0}')
+	skip=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test.*/\1/p' "$log" |
+		awk '{n += $1} END {print n + 0}')
+	bad=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p' "$log" |
+		awk '{n += $1} END {print n + 0}')
 	plain=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -n 1)
 	if [ -n "$plain" ]; then
 		ok=$(echo "$plain" | sed 's/ passed.*//')
@@ -113,12 +130,16 @@ run_one() { # NUMBER PROGRAM: runs it, leaves NUMBER.sum ("passed failed skipped
 	fi
 	[ "$bad" -gt 0 ] && verdict=FAILED
 	{
-		printf '%-8s %-38s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" $((ms / 1000)) $((ms % 1000))
+		printf '%-8s %-38s %4d tests %6d.%03d s' "$verdict" "$name" "$((ok + bad))" \
+			$((ms / 1000)) $((ms % 1000))
 		[ "$skip" -gt 0 ] && printf '  (%d skipped)' "$skip"
-		[ -e "$logs/$1.over" ] && printf '  (over the limit of %d s, %s; RREF_TEST_TIMEOUT=S gives more)' "$limit" "$(machine)"
+		[ -e "$logs/$1.over" ] &&
+			printf '  (over the limit of %d s, %s; RREF_TEST_TIMEOUT=S gives more)' \
+			"$limit" "$(machine)"
 		echo
 		[ "$bad" -gt 0 ] && sed 's/^/    | /' "$log" | tail -n 400
-		[ "$skip" -gt 0 ] && grep -iE 'skip' "$log" | grep -vE '^\[  |SKIPPED TEST' | sort -u | sed 's/^/    /' | head -n 20
+		[ "$skip" -gt 0 ] && grep -iE 'skip' "$log" | grep -vE '^\[  |SKIPPED TEST' |
+			sort -u | sed 's/^/    /' | head -n 20
 	} >"$logs/$1.out"
 	flock "$logs" cat "$logs/$1.out"
 	: >"$logs/said"
@@ -151,7 +172,9 @@ done
 if [ -n "$broken" ]; then
 	echo "failed:$broken"
 	[ "$(load)" -le $((200 * processors)) ] ||
-		echo "$(machine): fewer beside each other by RREF_TEST_JOBS=1, longer deadlines by RREF_TEST_SLOW=8, a higher limit by RREF_TEST_TIMEOUT=900"
+		echo "$(machine): fewer beside each other by RREF_TEST_JOBS=1," \
+			"longer deadlines by RREF_TEST_SLOW=8," \
+			"a higher limit by RREF_TEST_TIMEOUT=900"
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

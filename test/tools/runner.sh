@@ -17,7 +17,8 @@ program() { # NAME: a test program, of standard input
 program good <<<'exit 0'
 program bad <<<'echo what went wrong; exit 3'
 program counted <<<'echo "7 passed, 2 failed"; exit 1'
-program skipping <<<'echo "[  PASSED  ] 2 test(s)."; echo "[  SKIPPED ] 1 test(s)"; echo "skipped: no such thing here"'
+program skipping <<<'echo "[  PASSED  ] 2 test(s)."; echo "[  SKIPPED ] 1 test(s)"
+echo "skipped: no such thing here"'
 program slow <<<'echo "slow=${RREF_TEST_SLOW-}" >"$0.slow"; sleep 4'
 program stubborn <<<'trap "" TERM; while :; do sleep 0.2; done'
 program long <<<'sleep 13'
@@ -34,7 +35,8 @@ check "no skip allowed" says '^2 passed, 1 failed, 0 skipped$'
 
 RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/slow" --alone "$tmp/good" >"$said" 2>&1
 check "over the limit" says '^FAILED +slow .*over the limit of 1 s'
-check "the line names the variable and the load" says 'load average 0\.00 on [0-9]+ processors; RREF_TEST_TIMEOUT='
+check "the line names the variable and the load" says \
+	'load average 0\.00 on [0-9]+ processors; RREF_TEST_TIMEOUT='
 check "what comes after it runs" says '^1 passed, 1 failed'
 check "a quiet machine's deadlines" grep -qx slow=1 "$tmp/slow.slow"
 many=$((20 * $(nproc)))
@@ -44,7 +46,8 @@ check "and longer deadlines inside" grep -qxE 'slow=[5-9]' "$tmp/slow.slow"
 RREF_TEST_SLOW=3 RREF_TEST_LOAD=$many "$run" --timeout 1 "$tmp/slow" >"$said" 2>&1
 check "a factor that was given stays" grep -qx slow=3 "$tmp/slow.slow"
 RREF_TEST_LOAD=$many "$run" "$tmp/bad" >"$said" 2>&1
-check "a failure on a busy machine names what helps" says 'RREF_TEST_JOBS=.*RREF_TEST_SLOW=.*RREF_TEST_TIMEOUT='
+check "a failure on a busy machine names what helps" says \
+	'RREF_TEST_JOBS=.*RREF_TEST_SLOW=.*RREF_TEST_TIMEOUT='
 RREF_TEST_LOAD=0 "$run" "$tmp/bad" >"$said" 2>&1
 check "on a quiet one it does not" not says 'RREF_TEST_JOBS='
 

@@ -97,5 +97,6 @@ verdict "a plug-in with the static library builds" \
 export GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192
 verdict "unloaded, then the thread ends: shared" timeout 60 "$tmp/host" "$tmp/shared.so"
 verdict "unloaded, then the thread ends: static" timeout 60 "$tmp/host" "$tmp/static.so"
-verdict "the shared library says that it stays" sh -c "readelf -d '$build/librref.so' | grep -q NODELETE"
+verdict "the shared library says that it stays" sh -c \
+	"readelf -d '$build/librref.so' | grep -q NODELETE"
 finish

@@ -65,10 +65,12 @@ compgen -G '/usr/lib/*/libibverbs/librxe*.so' >/dev/null ||
 	compgen -G '/usr/lib/libibverbs/librxe*.so' >/dev/null ||
 	missing+=(ibverbs-providers)
 # The shared busybox of package `busybox` cannot run in an initramfs.
-if [[ -z $busybox ]] || ! { ldd "$busybox" 2>&1 || true; } | grep -qE 'not a dynamic|statically'; then
+if [[ -z $busybox ]] || ! { ldd "$busybox" 2>&1 || true; } |
+	grep -qE 'not a dynamic|statically'; then
 	missing+=(busybox-static)
 fi
-((${#missing[@]} == 0)) || die "missing Debian packages: ${missing[*]} (apt-get install ${missing[*]})"
+((${#missing[@]} == 0)) ||
+	die "missing Debian packages: ${missing[*]} (apt-get install ${missing[*]})"
 [[ $(uname -m) == x86_64 ]] || die "needs an x86_64 machine, not $(uname -m)"
 
 # The usability of KVM is a fact about this machine, not about the files: some have a /dev/kvm that
@@ -81,7 +83,8 @@ probe_accel() {
 		setpriv --pdeathsig KILL qemu-system-x86_64 -accel kvm -cpu host \
 			-M q35 -m 512 -smp 2 -no-user-config -nodefaults -display none -no-reboot \
 			-kernel "$dir/vmlinux" -initrd "$dir/initramfs" -serial "file:$log" \
-			-append 'console=ttyS0 quiet panic=-1 rref.probe' </dev/null >/dev/null 2>&1 &
+			-append 'console=ttyS0 quiet panic=-1 rref.probe' </dev/null >/dev/null \
+			2>&1 &
 		pid=$!
 		trap 'kill -KILL "$pid" 2>/dev/null || true' EXIT
 		end=$((SECONDS + 8))
@@ -113,7 +116,8 @@ flock -w 300 "$lock" || die "another prepare.sh has held $dir/lock for 300 s"
 
 # The files to load for a module, in order. No configuration of the host's.
 depends() { # FOLDER VERSION MODULE
-	modprobe -C /dev/null -d "$1" -S "$2" --show-depends "$3" | sed -n 's/^insmod \([^ ]*\) *$/\1/p'
+	modprobe -C /dev/null -d "$1" -S "$2" --show-depends "$3" |
+		sed -n 's/^insmod \([^ ]*\) *$/\1/p'
 }
 
 make_kernel() {
@@ -127,7 +131,8 @@ make_kernel() {
 		# Unsandboxed: apt's own user need not be able to write here.
 		(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$image") >&2 ||
 			die "apt-get download $image failed (apt-get update?)"
-		deb=$(compgen -G "$work/linux-image-*.deb") || die "apt-get download left no package"
+		deb=$(compgen -G "$work/linux-image-*.deb") ||
+			die "apt-get download left no package"
 	fi
 	dpkg -x "$deb" "$work/deb" || die "cannot unpack $deb"
 	vmlinuz=$(compgen -G "$work/deb/boot/vmlinuz-*") || die "$deb holds no kernel"
@@ -152,7 +157,8 @@ make_kernel() {
 	depmod -b "$work/deb" "$version" || die "depmod failed"
 	local from=$work/deb to=$work/modules
 	mkdir -p "$to/lib/modules/$version"
-	cp "$from/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} "$to/lib/modules/$version/"
+	cp "$from/lib/modules/$version"/modules.{builtin,builtin.modinfo,order} \
+		"$to/lib/modules/$version/"
 	for m in "${boot_modules[@]}" "${extra_modules[@]}"; do
 		depends "$from" "$version" "$m" | while read -r path; do
 			name=${path#"$from/"}
@@ -186,7 +192,8 @@ make_initramfs() {
 	cp "$here/init" "$initramfs/init"
 	chmod 755 "$initramfs/init" "$initramfs/bin/busybox"
 	# Not compressed: unpacking would be emulated, copying is not.
-	(cd "$initramfs" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) >"$work/initramfs"
+	(cd "$initramfs" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) \
+		>"$work/initramfs"
 
 	chmod a+r "$work/initramfs"
 	mv "$work/initramfs" "$dir/"

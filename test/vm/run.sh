@@ -16,7 +16,8 @@ usage: run.sh [OPTION...] -- COMMAND [ARG...]
   --mem MIB          memory of each guest (2048)
   --cpus N           processors of each guest (2)
   --mtu BYTES        of the netdev under rxe0 (1500)
-  --icount SHIFT     times that are counts: an instruction takes 2^SHIFT ns of the guest, which is emulated and has one processor
+  --icount SHIFT     times that are counts: an instruction takes 2^SHIFT ns of the guest, which is
+                     emulated and has one processor
   --log DIR          where results and logs go (build/vm/out.*, kept on failure)
   --verbose          say on stderr how long things took
 U
@@ -101,7 +102,9 @@ clean() {
 	[[ -n $tty ]] && stty "$tty" 2>/dev/null
 	if [[ -n $made_log && -d $made_log ]]; then
 		# The logs of a good run that wrote no results are of no use.
-		if ((status == 0)) && [[ -z $(find "$made_log"/host? "$made_log/shared" -type f -print -quit) ]]; then
+		if ((status == 0)) &&
+			[[ -z $(find "$made_log"/host? "$made_log/shared" -type f -print -quit) \
+			]]; then
 			rm -rf "$made_log"
 		else
 			echo "test/vm/run.sh: results and logs in $made_log" >&2
@@ -125,7 +128,8 @@ if [[ -n $log ]]; then
 	# The remains of an earlier run must not be taken for this one's.
 	rm -rf "$log"/host[01] "$log"/shared "$log"/host[01].{out,dmesg,console,qemu}
 else
-	log=$(mktemp -d "$dir/out.XXXXXX" 2>/dev/null) || fail "cannot write to $dir (use --log or RREF_VM_DIR)"
+	log=$(mktemp -d "$dir/out.XXXXXX" 2>/dev/null) ||
+		fail "cannot write to $dir (use --log or RREF_VM_DIR)"
 	chmod 755 "$log"
 	made_log=$log
 fi
@@ -179,7 +183,8 @@ kvm) machine=(-accel kvm -cpu host) ;;
 *) fail "RREF_VM_ACCEL is tcg or kvm" ;;
 esac
 # Linux does not come up with two processors: one waits for the other while its time stands still.
-[[ -z $icount ]] || { machine[1]=tcg,thread=single machine+=(-icount "shift=$icount,sleep=off") cpus=1; }
+[[ -z $icount ]] ||
+	{ machine[1]=tcg,thread=single machine+=(-icount "shift=$icount,sleep=off") cpus=1; }
 # An emulated time stamp counter is the host's. Left alone, Linux finds it
 # unsynchronised and reads the time from an emulated HPET: microseconds a time.
 grep -qm1 '^flags.* constant_tsc' /proc/cpuinfo && append+=' tsc=reliable'
@@ -207,8 +212,10 @@ start() { # HOST
 		-append "$append rref.host=$h" "${serial[@]}" "${net[@]}"
 		-fsdev 'local,id=h,path=/,security_model=none,readonly=on,multidevs=remap'
 		-device 'virtio-9p-pci,fsdev=h,mount_tag=hostroot'
-		-fsdev 'local,id=c,path=ctl,security_model=none' -device 'virtio-9p-pci,fsdev=c,mount_tag=ctl'
-		-fsdev "local,id=o,path=${log//,/,,},security_model=none" -device 'virtio-9p-pci,fsdev=o,mount_tag=out')
+		-fsdev 'local,id=c,path=ctl,security_model=none' -device \
+			'virtio-9p-pci,fsdev=c,mount_tag=ctl'
+		-fsdev "local,id=o,path=${log//,/,,},security_model=none" -device \
+			'virtio-9p-pci,fsdev=o,mount_tag=out')
 	cd "$tmp"
 	if [[ $in == /dev/tty ]]; then
 		"${qemu[@]}" <"$in" 2>"$tmp/host$h.qemu" &
@@ -225,7 +232,8 @@ start() { # HOST
 		local qemu_pid=$!
 		sed -u 's/^/[host1] /' <"$tmp/prefix" &
 		helpers+=("$!")
-		tail -f -s 0.1 -c +1 --pid="$qemu_pid" "$tmp/ctl/host$h.out" >"$tmp/prefix" 2>/dev/null &
+		tail -f -s 0.1 -c +1 --pid="$qemu_pid" "$tmp/ctl/host$h.out" >"$tmp/prefix" \
+			2>/dev/null &
 	fi
 	helpers+=("$!")
 }
@@ -243,7 +251,8 @@ harness() { # MESSAGE, HOST: ends the run, with what there is to see
 [[ $mode == shell ]] && tty=$(stty -g)
 SECONDS=0
 began=${EPOCHREALTIME/[.,]/}
-since() { local us=$((${EPOCHREALTIME/[.,]/} - began)); printf -v took '%d.%02d' $((us / 1000000)) $((us / 10000 % 100)); }
+since() { local us=$((${EPOCHREALTIME/[.,]/} - began)); printf -v took '%d.%02d' $((us / 1000000)) \
+	$((us / 10000 % 100)); }
 
 start 0
 if ((hosts == 2)); then
@@ -273,7 +282,8 @@ while :; do
 		[[ -e $c.ready ]] && ready=$((ready + 1))
 		[[ -e $c.status ]] && finished=$((finished + 1))
 		if ((!alive)); then
-			[[ -e $c.status ]] || harness "host$h ended before its command did (a panic?)" "$h"
+			[[ -e $c.status ]] ||
+				harness "host$h ended before its command did (a panic?)" "$h"
 			[[ -n ${gone[$h]-} ]] || gone[$h]=1
 			ended=$((ended + 1))
 		fi
@@ -301,7 +311,8 @@ while :; do
 		result=124
 		break
 	fi
-	((up || SECONDS < boot_limit)) || harness "no rxe0 after $boot_limit s" "$((hosts == 2 && ready == 1 ? 1 : 0))"
+	((up || SECONDS < boot_limit)) ||
+		harness "no rxe0 after $boot_limit s" "$((hosts == 2 && ready == 1 ? 1 : 0))"
 	if [[ $mode == shell && -e $tmp/ctl/host0.status ]]; then
 		end "${qemus[@]}" # host 1 is there for the shell only
 		break

@@ -67,9 +67,11 @@ one_host() {
 		say stderr "echo hello >/dev/stderr"
 		say readonly "! touch /lower/x 2>/dev/null"
 		say netem "modprobe sch_netem"
-		say verbs "pair \"\$tcp\" \"ibv_rc_pingpong -d rxe0 -g 1 -n 200\" \"ibv_rc_pingpong -d rxe0 -g 1 -n 200 localhost\""
-		say cm "pair \"\$cm\" \"rping -s -a 10.77.0.1 -C 50\" \"rping -c -a 10.77.0.1 -C 50\""
-		say read "pair \"\$cm\" \"ib_read_lat -R -d rxe0 -n 200\" \"ib_read_lat -R -d rxe0 -n 200 10.77.0.1\""
+		ping="ibv_rc_pingpong -d rxe0 -g 1 -n 200" lat="ib_read_lat -R -d rxe0 -n 200"
+		say verbs "pair \"\$tcp\" \"$ping\" \"$ping localhost\""
+		say cm "pair \"\$cm\" \"rping -s -a 10.77.0.1 -C 50\" \
+			\"rping -c -a 10.77.0.1 -C 50\""
+		say read "pair \"\$cm\" \"$lat\" \"$lat 10.77.0.1\""
 		echo result >"$RREF_VM_OUT/result"
 		printf "no newline"
 		exit 3' name 'x  y'
@@ -108,7 +110,8 @@ one_host() {
 	check "a missing command gives 127" is "$status" 127
 	rm -rf "$(sed -n 's/^.*results and logs in //p' "$tmp/err")"
 
-	"$run" --timeout 60 --log "$tmp/term" -- bash -c 'echo begun; sleep 100' >"$tmp/out" 2>"$tmp/err" &
+	"$run" --timeout 60 --log "$tmp/term" -- bash -c 'echo begun; sleep 100' >"$tmp/out" \
+		2>"$tmp/err" &
 	local pid=$! i
 	for ((i = 0; i < 300; i++)); do has begun && break; sleep 0.1; done
 	kill -TERM "$pid"
@@ -125,13 +128,20 @@ two_hosts() {
 		echo "I am $(hostname)"
 		if ((RREF_VM_HOST == 0)); then
 			timeout 60 ib_read_lat -R -d rxe0 -n 200 >"$RREF_VM_OUT/lat" 2>&1 &
-			for ((i = 0; i < 300; i++)); do rdma resource show cm_id | grep -q LISTEN && break; sleep 0.1; done
+			for ((i = 0; i < 300; i++)); do
+				rdma resource show cm_id | grep -q LISTEN && break
+				sleep 0.1
+			done
 			touch "$RREF_VM_SHARED/listening"
 			wait $! && echo served
 			exit 4
 		fi
-		for ((i = 0; i < 300; i++)); do [[ -e $RREF_VM_SHARED/listening ]] && break; sleep 0.1; done
-		timeout 60 ib_read_lat -R -d rxe0 -n 200 host0 >"$RREF_VM_OUT/lat" 2>&1 && echo "read"
+		for ((i = 0; i < 300; i++)); do
+			[[ -e $RREF_VM_SHARED/listening ]] && break
+			sleep 0.1
+		done
+		timeout 60 ib_read_lat -R -d rxe0 -n 200 host0 >"$RREF_VM_OUT/lat" 2>&1 &&
+			echo "read"
 		exit 5'
 	check "two hosts: the larger exit status" is "$status" 5
 	check "two hosts: host 0's output" has 'I am host0'
@@ -143,7 +153,9 @@ two_hosts() {
 	# shellcheck disable=SC2016
 	vm --hosts 2 --timeout 90 --log "$tmp/die" -- bash -c '
 		if ((RREF_VM_HOST == 1)); then sleep 1; exec ./die.sh 0; fi
-		sleep 4; ! timeout 2 bash -c "exec 9<>/dev/tcp/host1/1" 2>/dev/null && echo alone; exit 6'
+		sleep 4
+		! timeout 2 bash -c "exec 9<>/dev/tcp/host1/1" 2>/dev/null && echo alone
+		exit 6'
 	check "two hosts: a death on purpose is no failure" is "$status" 6
 	check "two hosts: the other lives on" has alone
 

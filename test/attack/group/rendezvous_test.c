@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Strangers at the rendezvous that take all its places, and take them again as soon as they lose
- * them: the group meets. */
+/* Strangers take all places at the rendezvous, and take them again as soon as they lose them. The
+ * group meets all the same. */
 #include "test/unit/group/rendezvous_test.h"
 
 #define WORLD 6

@@ -65,8 +65,8 @@ FOE_TEST(region__that_could_shrink_or_is_no_memory)
 	close(pair[1]);
 }
 
-/* Returns the number of lines of worker 1's memory map that name the foe's
- * regions, and its address space in bytes. */
+/* Counts the lines of worker 1's memory map that name the foe's regions.
+ * Also stores its address space in bytes. */
 static unsigned mapped_by_worker_1(uint64_t *bytes)
 {
 	char path[64], line[512];

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Strangers over shared memory (T1 of docs/SECURITY.md): another user of the machine, and processes
- * of the same user without the group's key. Each connects to worker 1 as fast as it can, for a
- * second. The work that they cause and their lines in the log are bounded, however many come. The
- * session that is up goes on.
+ * Strangers over shared memory (T1 of docs/SECURITY.md). They are another user of the machine, and
+ * processes of the same user without the group's key. Each connects to worker 1 as fast as it can,
+ * for a second. The work that they cause and their lines in the log are bounded, however many come.
+ * The session that is up goes on.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -488,8 +488,8 @@ TG_TEST(a_child_without_handlers_is_refused, 1)
 static _Atomic int nr_forked;
 
 /*
- * Forks a child that is in no callback and on no thread of the pool:
- * its own context may wait, and be shut down.
+ * Forks a child that is in no callback and on no thread of the pool.
+ * Its own context may wait, and be shut down.
  */
 static void fork_a_worker(void)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rules for the program's code: the places where it does not run, the
- * calls it may not make, its log, its end. */
+/* Rules for the program's code: the places where it does not run, and the calls it may not make.
+ * Also its log, and its end. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>

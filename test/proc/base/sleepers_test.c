@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Sleepers beside one another. In each round a thread of worker 0 sleeps until its call is
- * answered, or until another thread sets the value that it reads. Meanwhile the other thread goes
- * through the library in some way. Only then does worker 1 answer. In every second round the other
- * thread goes on until the sleeper is awake.
+ * answered. Or it sleeps until another thread sets the value that it reads. Meanwhile the other
+ * thread goes through the library in some way. Only then does worker 1 answer. In every second
+ * round the other thread goes on until the sleeper is awake.
  *
  * The other thread may wrongly take a wake-up, or disarm a descriptor. An event loop then sleeps
  * for good, and a waiter sleeps until a timer looks after it (half a second). So the rounds that

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member whose calls lie about the place or the shape of their arguments, that
- * never reads its results, or that says DONE for foreign offers. It harms its
+ * A member whose calls lie about the place or the shape of their arguments.
+ * It never reads its results, or says DONE for foreign offers. It harms its
  * own calls or its own session, and nothing else.
  */
 #include <pthread.h>

@@ -354,8 +354,8 @@ static int32_t deep(void)
 #endif
 }
 
-/* Calls from A to B to A to B ..., and the same with oneself: far
- * deeper than the pool has threads at first. */
+/* Calls from A to B to A to B ..., and the same with oneself. They nest far deeper than the pool
+ * has threads at first. */
 TG_TEST(nested__deeper_than_any_pool, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

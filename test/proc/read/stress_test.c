@@ -68,8 +68,9 @@ static struct rref *ready_ref(struct rref_ctx *ctx, size_t length, unsigned seed
 /* ---- a device that puts READs off ---- */
 
 /*
- * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set, their completion is an
- * event of a later poll, as on a NIC, at most `slots` at once. No event comes while `hold` is set.
+ * READs of a peer: `refuse` of them find no slot (-EAGAIN). With `late` set, their
+ * completion is an event of a later poll, as on a NIC. At most `slots` are in
+ * flight at once. No event comes while `hold` is set.
  */
 #define SLOTS_MAX 64
 static struct {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group that speaks to the
- * device layer itself and says things that no worker would. Each of them ends its own connection or
+ * Workers 0 and 1 use the library. Worker 2, the foe, is a member of the group, but speaks to the
+ * device layer itself. It says things that no worker would. Each of them ends its own connection or
  * changes nothing, and is counted. The calls and reads of the others go on, their memory stays
  * bounded, and the foe's remains are freed.
  */
@@ -87,8 +87,8 @@ FOE_TEST(hello__of_somebody_else)
 	foe_refused(f, 1, -ESTALE, "another incarnation");
 }
 
-/* Checks that the first session survives a copy of its hello, and a
- * second session a copy of the first hello. */
+/* Checks that a session survives a copy of its own hello. A second
+ * session survives a copy of the first hello. */
 FOE_TEST(hello__repeated)
 {
 	struct rv_conn *session, *copy;

@@ -55,8 +55,8 @@ TG_TEST(c129__order_stays, 2)
 	return 0;
 }
 
-/* Creates values on some workers, shares them with others that read them and hand them back, and
- * releases them, in chains. */
+/* Creates values on some workers and shares them with others. They read them, hand them back and
+ * release them, in chains. */
 static void mill(struct rref_ctx *ctx, int rank, int rounds)
 {
 	for (int i = 0; i < rounds; i++) {

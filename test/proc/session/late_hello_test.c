@@ -69,7 +69,7 @@ FOE_TEST(late_hello__leaves_the_session_that_is_up)
 	TG_IS(foe_shown()->called, 1);
 }
 
-/* Sends a hello that was made later, which is news: the foe has lost
+/* Sends a hello that was made later. That is news: the foe has lost
  * the session, and worker 0 did not know. */
 FOE_TEST(late_hello__one_that_is_new_ends_the_session)
 {

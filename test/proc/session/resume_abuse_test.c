@@ -137,7 +137,7 @@ FOE_TEST(resume__by_the_worker)
 	foe_still_served(f);
 }
 
-/* ---- another session, or none ---- */
+/* ---- another session, no session ---- */
 
 FOE_TEST(resume__of_another_session)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Connections that break while something else is under way. It may be a fence, a stall, an
- * abandoned read, memory that is to go back, references in values, or a shutdown. Also workers that
- * do not make progress.
+ * abandoned read, or memory that is to go back. It may also be references in values, or a shutdown.
+ * Some workers make no progress meanwhile.
  */
 #include <pthread.h>
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Connections that break although both workers live. The session goes on over another one, and only
- * the counters show it. They break as in real use: a READ with a wrong key ends the queue pairs of
+ * the counters show it. They break as in real use. A READ with a wrong key ends the queue pairs of
  * both sides (over shm, the connection).
  */
 #include <pthread.h>

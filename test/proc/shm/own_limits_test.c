@@ -62,8 +62,8 @@ static void expect_start(struct rref *ref)
 	TG_CHECK(tg_filled(bytes, SMALL, 0, 7));
 }
 
-/* Reads the old value while the limit prevents reads of the large
- * ones, and then all of them with room again. */
+/* Reads the old value while the limit prevents reads of the large ones.
+ * Then reads all of them with room again. */
 static void at_the_limit(struct rref_ctx *ctx, int resource, rlim_t low, const char *name)
 {
 	struct rref *old = get(ctx, "s"), *large[2];

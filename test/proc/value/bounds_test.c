@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bounds on value memory and landing memory: the memory that counts, and the memory that is
- * taken back before a refusal. */
+/* The bounds on value memory and landing memory. The tests look at the memory that counts, and at
+ * the memory that is taken back before a refusal. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -232,8 +232,8 @@ TG_TEST(given_back__after_the_shutdown_on_another_thread, 1)
 	return 0;
 }
 
-/* The last release finds the lock taken. After the shutdown no turn is made any more: whatever
- * next takes the lock runs the callback, as a look at the counters. */
+/* The last release finds the lock taken. No turn is made any more after the shutdown. So the next
+ * user of the lock runs the callback: a look at the counters. */
 TG_TEST(given_back__after_the_shutdown_by_a_look_at_the_counters, 1)
 {
 	struct rref_ctx *ctx = join(rank);

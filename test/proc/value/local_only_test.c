@@ -194,8 +194,8 @@ TG_TEST(bad_types_are_refused_with_words, 1)
 	TG_CHECK(!r);
 	TG_IS(tg_stats(ctx).owners, before.owners);
 	TG_IS(tg_stats(ctx).value_bytes, before.value_bytes);
-	/* Correct uses are accepted: no shape at all, as in rref_new of no bytes; no segments; one
-	 * number; the longest name. */
+	/* Correct uses are accepted: no shape at all, as in rref_new of no bytes. Also no segments,
+	 * one number, and the longest name. */
 	for (size_t i = 0; i < 2; i++) {
 		TG_OK(rref_new_value(ctx, TG_VALUE(.segments = i ? seg : NULL), &r));
 		tgt_is_type(r, "bytes", 1, 0);

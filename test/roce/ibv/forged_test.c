@@ -2,7 +2,7 @@
 /*
  * Control messages that are not the peer's, over a connection of RDMA (tg_foe.h). The foe plays two
  * parts. It is the honest peer of worker 1. It is also a stranger that can bring packets into the
- * connection, but has no keys of its messages: for that it reaches into the device layer. Each such
+ * connection, but has no keys of its messages. For that it reaches into the device layer. Each such
  * message ends the connection, is counted and logged, and does nothing. The session goes on.
  */
 #include <setjmp.h>

@@ -232,7 +232,7 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 		one->timeout_ms = 1500;
 	worker_run(one);
 	assert_int_equal(pthread_join(thread, NULL), 0);
-	/* None of the received bytes was handed out. */
+	/* No received byte was handed out. */
 	for (uint32_t i = 0; i < 2 && one->result; i++)
 		assert_int_equal(one->members[i].name[0], 0);
 	return one;
