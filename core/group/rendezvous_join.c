@@ -81,7 +81,8 @@ static bool join_fits(struct rz_serve *s, const struct rz_conn *c, const struct 
 	if (c->session.world != s->world)
 		rz_fail_group(
 			s, EINVAL,
-			"rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 with %u",
+			"rendezvous %s: rank %u \"%s\" (%s) was started with world size %u, rank 0 "
+			"with %u",
 			s->a->text, m->rank, m->name, c->peer, c->session.world, s->world);
 	else
 		rz_fail_group(s, EINVAL,

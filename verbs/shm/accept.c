@@ -125,6 +125,12 @@ static void greet(struct rv_dev *dev, int sock)
 	rvs_on_hello(conn);
 }
 
+/* Tells whether accept failed for want of a connection. */
+static bool none_waits(int err)
+{
+	return err && !rvs_lacks_fd(err) && err != EINTR && err != ECONNABORTED;
+}
+
 void rvs_on_listener(struct rv_dev *dev)
 {
 	int64_t now = now_ns();
@@ -134,21 +140,21 @@ void rvs_on_listener(struct rv_dev *dev)
 		dev->listen_nr = 0;
 	}
 	for (unsigned i = 0; i < RVS_ACCEPTS; i++) {
-		int sock;
+		int sock, err;
 
 		if (dev->listen_nr >= RVS_WINDOW_STRANGERS || rvs_foreign_full()) {
 			mute(dev, true);
 			return;
 		}
 		sock = RB_OPEN(accept4(dev->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
-		if (sock < 0 && errno != EMFILE && errno != ENFILE && errno != EINTR &&
-		    errno != ECONNABORTED)
+		err = sock < 0 ? errno : 0;
+		if (none_waits(err))
 			return;
 		dev->listen_nr++;
-		if (sock >= 0)
+		if (!err)
 			greet(dev, sock);
-		else if (errno == EMFILE || errno == ENFILE)
-			refuse_one(dev, errno);
+		else if (rvs_lacks_fd(err))
+			refuse_one(dev, err);
 		if (dev->listen_muted)
 			return;
 	}
@@ -164,9 +170,36 @@ static int wait_for_hello(struct rv_conn *conn)
 	return rc;
 }
 
+/* Takes in a hello. Returns 1, or -EPROTO if it is none. */
+static int hello_take(struct rv_conn *conn, const struct rvs_packet *p, int *fds, unsigned nr_fds)
+{
+	if (p->type != RVS_PKT_HELLO || p->len > RV_HELLO_MAX || nr_fds != RVS_PKT_FDS) {
+		rvs_close_fds(fds, nr_fds);
+		return -EPROTO;
+	}
+	memcpy(conn->hello_fds, fds, sizeof(conn->hello_fds));
+	conn->hello_credits = p->credits;
+	conn->text_len = p->len;
+	memcpy(conn->text, p->data, p->len);
+	return conn->deadline_ns || !rvs_conn_listen(conn) ? 1 : -EPROTO;
+}
+
+/* Ends a connection that said no proper hello. rc 0: the peer left without a word. */
+static void refuse_hello(struct rv_conn *conn, int rc)
+{
+	if (rc == -EPROTONOSUPPORT)
+		send_reject(conn->sock, EPROTONOSUPPORT, NULL, 0);
+	else if (rc == -EMFILE || rc == -EAGAIN)
+		send_reject(conn->sock, EAGAIN, NULL, 0);
+	if (rc)
+		rvs_log_refused(conn->dev, "pid %ld did not say hello properly", (long)conn->pid);
+	else
+		conn->dev->nr_refused++;
+	rvs_conn_free(conn);
+}
+
 void rvs_on_hello(struct rv_conn *conn)
 {
-	struct rv_dev *dev = conn->dev;
 	int fds[RVS_PKT_FDS];
 	struct rvs_packet p;
 	unsigned nr_fds;
@@ -174,35 +207,16 @@ void rvs_on_hello(struct rv_conn *conn)
 
 	if (rc == -EAGAIN && !wait_for_hello(conn))
 		return;
+	if (rc > 0)
+		rc = hello_take(conn, &p, fds, nr_fds);
 	if (rc <= 0) {
-		if (rc == -EPROTONOSUPPORT)
-			send_reject(conn->sock, EPROTONOSUPPORT, NULL, 0);
-		if (rc == -EMFILE || rc == -EAGAIN)
-			send_reject(conn->sock, EAGAIN, NULL, 0);
-		goto refuse;
+		refuse_hello(conn, rc);
+		return;
 	}
-	if (p.type != RVS_PKT_HELLO || p.len > RV_HELLO_MAX || nr_fds != RVS_PKT_FDS) {
-		rvs_close_fds(fds, nr_fds);
-		goto refuse;
-	}
-	memcpy(conn->hello_fds, fds, sizeof(fds));
-	conn->hello_credits = p.credits;
-	conn->text_len = p.len;
-	memcpy(conn->text, p.data, p.len);
-	if (!conn->deadline_ns && (rc = rvs_conn_listen(conn)))
-		goto refuse;
 	rvs_deadline(conn, 0);
-	dev->nr_greeting--;
+	conn->dev->nr_greeting--;
 	at_store(&conn->state, RVS_REQUESTED);
 	rvs_notify(conn, RV_EV_REQUEST, 0);
-	return;
-
-refuse:
-	if (rc)
-		rvs_log_refused(dev, "pid %ld did not say hello properly", (long)conn->pid);
-	else
-		dev->nr_refused++; /* the peer left without a word */
-	rvs_conn_free(conn);
 }
 
 /* Takes what came with the hello, and makes what the answer brings. */
@@ -219,6 +233,15 @@ static int prepare_accept(struct rv_conn *conn, int *box_fd)
 	return rc ? rc : rvs_box_create(&conn->rx, conn->dev->opt.credits, box_fd);
 }
 
+/* Ends a connection whose answer could not be made or sent, as an event tells the core. */
+static int answer_failed(struct rv_conn *conn, int rc)
+{
+	conn->text_len = 0;
+	rvs_attended(conn, RVS_A_HUP);
+	rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
+	return 0;
+}
+
 int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 {
 	struct rv_dev *dev = conn->dev;
@@ -231,17 +254,13 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	if (at_load(&conn->state) != RVS_REQUESTED)
 		return rv_fail(EINVAL, "shm: there is no request to accept");
 	rc = prepare_accept(conn, &box_fd);
-	if (rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM) {
+	if (rvs_lacks_fd(-rc) || rc == -ENOMEM) {
 		send_reject(conn->sock, EAGAIN, NULL, 0);
 		return rc;
 	}
 	conn->user = user;
-	if (rc) { /* nonsense came along */
-		conn->text_len = 0;
-		rvs_attended(conn, RVS_A_HUP);
-		rvs_conn_fail(conn, rc);
-		return 0;
-	}
+	if (rc)
+		return answer_failed(conn, rc); /* nonsense came along */
 	dev->listen_nr -= dev->listen_nr > 0; /* no stranger */
 	memset(&p, 0, sizeof(p));
 	p.credits = dev->opt.credits;
@@ -252,11 +271,8 @@ int rvs_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	rc = conn->gone ? -ECONNRESET :
 	     rvs_packet_send(conn->sock, &p, RVS_PKT_ACCEPT, (int[]){dev->page_fd, box_fd}, 2);
 	rb_close(box_fd);
-	if (rc) {
-		rvs_attended(conn, RVS_A_HUP);
-		rvs_conn_fail(conn, rc == -EPIPE ? -ECONNRESET : rc);
-		return 0;
-	}
+	if (rc)
+		return answer_failed(conn, rc);
 	at_store(&conn->state, RVS_ANSWERED);
 	rvs_notify(conn, RV_EV_CONNECTED, 0);
 	return 0;

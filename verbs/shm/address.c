@@ -24,28 +24,21 @@ _Static_assert(NAME_AT + NAME_MAX_LEN <= RV_ADDR_MAX, "the blob holds the name")
 
 static int read_boot_id(unsigned char out[16])
 {
-	char text[40] = "";
+	char text[52] = ""; /* longer than 16 bytes with a '-' behind each */
 	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-	unsigned nr = 0;
+	unsigned nr = 0, byte;
 
-	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+	if (fd < 0 && rvs_lacks_fd(errno))
 		return rvs_fail_fds(errno, "cannot read the boot id");
 	if (fd < 0)
 		return rv_fail(errno == ENOENT ? ENODEV : errno,
 			       "shm: cannot read the boot id: %s%s", strerror(errno),
 			       errno == ENOENT ? " (is /proc mounted?)" : "");
-	n = read(fd, text, sizeof(text) - 1);
+	(void)!read(fd, text, sizeof(text) - 1);
 	close(fd);
-	for (ssize_t i = 0; i + 1 < n && nr < 16; i++) {
-		unsigned byte;
-
-		if (text[i] == '-')
-			continue;
-		if (sscanf(&text[i], "%2x", &byte) != 1)
-			break;
-		out[nr++] = (unsigned char)byte;
-		i++;
+	for (const char *p = text; nr < 16 && sscanf(p, "%2x", &byte) == 1; nr++) {
+		out[nr] = (unsigned char)byte;
+		p += p[2] == '-' ? 3 : 2;
 	}
 	return nr == 16 ? 0
 			: rv_fail(ENODEV, "shm: the boot id is not what it should be: '%s'", text);

@@ -154,29 +154,21 @@ static void close_dev(struct rv_dev *dev)
 	free(dev);
 }
 
-static int open_shm(const struct rv_options *opt, struct rv_dev **out)
+/* Makes a device with its options, and with nothing open. */
+static struct rv_dev *make_dev(const struct rv_options *opt)
 {
 	const char *env = getenv("RREF_SHM_MAX_MSG");
-	struct rv_dev *dev;
-	int rc;
+	struct rv_dev *dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
 
-	if (opt->credits && opt->credits < 4)
-		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed",
-			       opt->credits);
-	if (rb_child_begin())
-		return rv_fail(ENOMEM, "shm: no memory for a fork handler");
-	dev = aligned_alloc(CACHE_LINE, sizeof(*dev));
 	if (!dev)
-		return rv_fail(ENOMEM, "shm: no memory for the device");
+		return NULL;
 	memset(dev, 0, sizeof(*dev));
 	dev->opt = *opt;
 	dev->opt.credits = min_of(opt->credits ? opt->credits : 64, RVS_MAX_CREDITS);
 	dev->opt.max_reads = opt->max_reads ? opt->max_reads : 256;
 	dev->opt.connect_ns = opt->connect_ns ? opt->connect_ns : RVS_CONNECT_NS;
 	dev->opt.max_conns = min_of(opt->max_conns ? opt->max_conns : 64, 16384u);
-	dev->max_msg = RVS_MAX_MSG;
-	if (env && *env)
-		dev->max_msg = max_of(strtoull(env, NULL, 0), 1u);
+	dev->max_msg = env && *env ? max_of(strtoull(env, NULL, 0), 1u) : RVS_MAX_MSG;
 	dev->uid = geteuid();
 	rvs_map_bounds(dev);
 	dev->epoll = dev->listener = dev->wake = dev->timer = dev->page_fd = dev->spare = -1;
@@ -189,9 +181,15 @@ static int open_shm(const struct rv_options *opt, struct rv_dev **out)
 	list_init(&dev->regions);
 	list_init(&dev->told);
 	pthread_mutex_init(&dev->lock, NULL);
+	return dev;
+}
+
+static int open_parts(struct rv_dev *dev)
+{
+	int rc = rvs_keys_init(dev);
+
 	dev->conns = calloc(dev->max_conns, sizeof(*dev->conns));
 	dev->watch = calloc(dev->max_conns, sizeof(*dev->watch));
-	rc = rvs_keys_init(dev);
 	if (!rc && (!dev->conns || !dev->watch))
 		rc = rv_fail(ENOMEM, "shm: no memory for %u connections", dev->max_conns);
 	if (!rc)
@@ -202,12 +200,28 @@ static int open_shm(const struct rv_options *opt, struct rv_dev **out)
 		rc = open_listener(dev);
 	if (!rc)
 		rc = open_sources(dev);
-	if (rc) {
+	return rc;
+}
+
+static int open_shm(const struct rv_options *opt, struct rv_dev **out)
+{
+	struct rv_dev *dev;
+	int rc;
+
+	if (opt->credits && opt->credits < 4)
+		return rv_fail(EINVAL, "shm: %u credits asked for, at least 4 are needed",
+			       opt->credits);
+	if (rb_child_begin())
+		return rv_fail(ENOMEM, "shm: no memory for a fork handler");
+	dev = make_dev(opt);
+	if (!dev)
+		return rv_fail(ENOMEM, "shm: no memory for the device");
+	rc = open_parts(dev);
+	if (rc)
 		close_dev(dev);
-		return rc;
-	}
-	*out = dev;
-	return 0;
+	else
+		*out = dev;
+	return rc;
 }
 
 static void rvs_caps(struct rv_dev *dev, struct rv_caps *out)

@@ -108,25 +108,31 @@ bool rvs_foreign_full(void)
 	return full;
 }
 
-/* Returns true if the descriptor is memory. A peer may hand
- * over memory: its close never waits. */
-bool rvs_is_memory(int fd)
+static bool is_memory(int fd)
 {
 	return fcntl(fd, F_GET_SEALS) >= 0;
+}
+
+/* Returns true if all are memory. A peer may hand over memory: its close never waits. */
+bool rvs_all_memory(const int *fds, unsigned nr)
+{
+	while (nr && is_memory(fds[nr - 1]))
+		nr--;
+	return !nr;
 }
 
 /* Closes descriptors of a packet that still lies in its socket, where memory has its last copy. */
 void rvs_close_received(int *fds, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
-		if (rvs_is_memory(fds[i]))
+		if (is_memory(fds[i]))
 			rb_close(fds[i]);
 		else
 			rvs_close_foreign(fds[i]);
 }
 
 /* Notes up to max descriptors that a message brought, and returns their number. [held] */
-unsigned rvs_note_received(struct msghdr *msg, int *fds, unsigned max)
+static unsigned note_received(struct msghdr *msg, int *fds, unsigned max)
 {
 	unsigned nr = 0;
 
@@ -144,51 +150,74 @@ unsigned rvs_note_received(struct msghdr *msg, int *fds, unsigned max)
 }
 
 /*
- * Takes out of a socket that was shut down what lies in it. True: it is empty. False: there is
- * something whose close may wait, or too much to look at.
+ * Looks at the next packet and leaves it in its socket. Returns the length, or -errno. Passes over
+ * ECONNRESET: the peer left with packets of ours unread. It is reported once, and the peer's own
+ * packets are still there.
  */
-static bool empty(int sock)
+ssize_t rvs_peek(int sock, void *buf, size_t size, bool creds, struct rvs_peeked *out)
 {
 	union {
 		struct cmsghdr align;
 		char bytes[CMSG_SPACE(sizeof(struct ucred)) +
 			   CMSG_SPACE(sizeof(int) * RVS_PKT_FDS)];
 	} control;
-	int fds[RVS_PKT_FDS], on = 1;
+	/* no room for more descriptors than out has */
+	size_t room = sizeof(control.bytes) - (creds ? 0 : CMSG_SPACE(sizeof(struct ucred)));
+	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
+			      .msg_controllen = room };
+	ssize_t n;
+
+	rb_hold(); /* held until its descriptors are noted */
+	do
+		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && (errno == EINTR || errno == ECONNRESET));
+	n = n < 0 ? -errno : n;
+	out->nr = n < 0 ? 0 : note_received(&msg, out->fds, RVS_PKT_FDS);
+	rb_release();
+	out->flags = msg.msg_flags;
+	out->control = msg.msg_controllen;
+	return n;
+}
+
+/*
+ * Drops the next packet. Returns 1, or 0 if there is none. Returns -1 and leaves it if it has
+ * something whose close may wait.
+ */
+static int drop_packet(int sock)
+{
+	struct rvs_peeked got;
 	char byte;
+	ssize_t n = rvs_peek(sock, &byte, 1, true, &got);
+	bool memory;
+
+	if (n < 0)
+		return n == -ENOTCONN ? 0 : -1; /* then it never had a peer */
+	if (!n && !got.control)
+		return 0;
+	memory = rvs_all_memory(got.fds, got.nr) && !(got.flags & MSG_CTRUNC);
+	rvs_close_received(got.fds, got.nr);
+	if (!memory)
+		return -1;
+	(void)!recv(sock, &byte, 1, MSG_DONTWAIT);
+	return 1;
+}
+
+/*
+ * Takes out of a socket that was shut down what lies in it. True: it is empty. False: there is
+ * something whose close may wait, or too much to look at.
+ */
+static bool empty(int sock)
+{
+	int on = 1, rc = 1;
 
 	/* The option makes each packet bring something, an empty
 	 * one too; the end brings nothing. */
 	if (setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)))
 		return false;
-	for (unsigned i = 0; i < LOOKED_AT; i++) {
-		struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1,
-				      .msg_control = control.bytes,
-				      .msg_controllen = sizeof(control.bytes) };
-		bool memory = true;
-		unsigned nr;
-		ssize_t n;
-
-		rb_hold();
-		do
-			n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		while (n < 0 && (errno == EINTR || errno == ECONNRESET));
-		nr = n < 0 ? 0 : rvs_note_received(&msg, fds, RVS_PKT_FDS);
-		rb_release();
-		if (n < 0)
-			return errno == ENOTCONN; /* then it never had a peer */
-		if (!n && !msg.msg_controllen)
-			return true;
-		for (unsigned k = 0; k < nr; k++)
-			memory = memory && rvs_is_memory(fds[k]);
-		memory = memory && !(msg.msg_flags & MSG_CTRUNC);
-		rvs_close_received(fds, nr);
-		if (!memory)
-			return false;
-		(void)!recv(sock, &byte, 1, MSG_DONTWAIT);
-	}
-	return false;
+	for (unsigned i = 0; rc > 0 && i < LOOKED_AT; i++)
+		rc = drop_packet(sock);
+	return !rc;
 }
 
 /* Closes a connection's socket, so that its peer hears of it at once. [any] */

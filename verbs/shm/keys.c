@@ -194,9 +194,44 @@ static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 	return 0;
 }
 
+/* Seals memory for peers to read. Returns a descriptor for peers, or -errno with a text. */
+static int seal_for_peers(int fd, size_t length)
+{
+	int rc = fd < 0 ? -EBADF : rvs_seal(fd, true);
+
+	if (rc)
+		return rv_fail(EINVAL,
+			       "shm: memory for peers to read needs its memfd, which can "
+			       "be sealed "
+			       "(MFD_ALLOW_SEALING): %s",
+			       strerror(-rc));
+	if (rvs_check_fd(fd, length))
+		return rv_fail(EINVAL,
+			       "shm: memory for peers to read needs a memfd of at least "
+			       "%zu bytes, with "
+			       "pages of the usual size (no MFD_HUGETLB)",
+			       length);
+	return rvs_reopen_ro(fd);
+}
+
+/* Hands a new region out to all peers. dev->lock held. */
+static void hand_out(struct rv_dev *dev, struct rvs_key *k, uint32_t key)
+{
+	struct list *l, *tmp;
+
+	k->order = ++dev->order;
+	list_add_tail(&dev->regions, &k->node);
+	at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word & ~RVS_WORD_LIVE);
+	list_for_each_safe(l, tmp, &dev->told)
+		tell_now(container_of(l, struct rv_conn, told));
+	/* Pairs with the READ's first look */
+	at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word);
+}
+
 int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,
 	    enum rv_access access, struct rv_mr *out)
 {
+	bool remote = access == RV_ACCESS_REMOTE_READ;
 	struct rvs_key *k = NULL;
 	uint32_t key = 0;
 	int ro = -1, rc;
@@ -204,61 +239,30 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	if (!length || iova + length < iova || (uintptr_t)base + length < (uintptr_t)base)
 		return rv_fail(EINVAL, "shm: a region of %zu bytes at %#llx", length,
 			       (unsigned long long)iova);
-	if (access == RV_ACCESS_REMOTE_READ) {
-		rc = fd < 0 ? -EBADF : rvs_seal(fd, true);
-		if (rc)
-			return rv_fail(EINVAL,
-				       "shm: memory for peers to read needs its memfd, which can "
-				       "be sealed "
-				       "(MFD_ALLOW_SEALING): %s",
-				       strerror(-rc));
-		if (rvs_check_fd(fd, length))
-			return rv_fail(EINVAL,
-				       "shm: memory for peers to read needs a memfd of at least "
-				       "%zu bytes, with "
-				       "pages of the usual size (no MFD_HUGETLB)",
-				       length);
-		ro = rvs_reopen_ro(fd);
-		if (ro < 0)
-			return ro;
-	}
+	if (remote && (ro = seal_for_peers(fd, length)) < 0)
+		return ro;
 	pthread_mutex_lock(&dev->lock);
 	rc = take_key(dev, &k, &key);
-	if (rc)
-		goto unlock;
-	k->fd = ro;
-	k->iova = iova;
-	k->word = RVS_WORD(key, ++dev->key_count & INT32_MAX);
-	at_store(&k->base, (uintptr_t)base);
-	at_store(&k->length, length);
-	if (ro < 0)
-		/* Pairs with landing_ok(): readable memory is no landing place */
-		at_store_rel(&k->key, key);
-	if (ro >= 0) {
-		struct list *l, *tmp;
-
-		k->order = ++dev->order;
-		list_add_tail(&dev->regions, &k->node);
-		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word & ~RVS_WORD_LIVE);
-		list_for_each_safe(l, tmp, &dev->told)
-			tell_now(container_of(l, struct rv_conn, told));
-		/* Pairs with the READ's first look */
-		at_store_rel(&dev->page->key[RVS_KEY_INDEX(key)], k->word);
+	if (!rc) {
+		k->fd = ro;
+		k->iova = iova;
+		k->word = RVS_WORD(key, ++dev->key_count & INT32_MAX);
+		at_store(&k->base, (uintptr_t)base);
+		at_store(&k->length, length);
+		if (remote)
+			hand_out(dev, k, key);
+		else
+			/* Pairs with landing_ok(): readable memory is no landing place */
+			at_store_rel(&k->key, key);
 	}
 	pthread_mutex_unlock(&dev->lock);
-	memset(out, 0, sizeof(*out));
-	out->base = base;
-	out->length = length;
-	out->iova = iova;
-	out->lkey = ro < 0 ? key : 0;
-	out->rkey = ro < 0 ? 0 : key;
-	out->impl = k;
+	if (rc) {
+		rb_close(ro);
+		return rc;
+	}
+	*out = (struct rv_mr){ .base = base, .length = length, .iova = iova, .impl = k };
+	*(remote ? &out->rkey : &out->lkey) = key;
 	return 0;
-
-unlock:
-	pthread_mutex_unlock(&dev->lock);
-	rb_close(ro);
-	return rc;
 }
 
 int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr)

@@ -90,15 +90,33 @@ static size_t span_of(uint64_t length)
 	return span;
 }
 
+/* Reserves address space, 2 MiB-aligned where that lets large pages be used. */
+static void *reserve_span(size_t length)
+{
+	size_t align = length >= HUGE_PAGE ? HUGE_PAGE : 0;
+	char *map = mmap(NULL, length + align, PROT_READ,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *base = map;
+
+	if (map == MAP_FAILED)
+		return NULL;
+	if (align) {
+		base = (char *)(((uintptr_t)map + align - 1) & ~(align - 1));
+		if (base != map)
+			munmap(map, (size_t)(base - map));
+		if (base != map + align)
+			munmap(base + length, (size_t)(map + align - base));
+	}
+	return base;
+}
+
 /*
- * Takes address space for a region, 2 MiB-aligned where that lets large pages be used;
- * conn->rx_lock held. Returns -ENOMEM, -EMLINK for too many mappings, -EFBIG for too many bytes.
+ * Takes address space for a region; conn->rx_lock held. Returns -ENOMEM, -EMLINK for too many
+ * mappings, -EFBIG for too many bytes.
  */
 static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
 	struct rvs_span **at, *s;
-	size_t align = length >= HUGE_PAGE ? HUGE_PAGE : 0;
-	char *map, *base;
 
 	for (at = &conn->spans; (s = *at); at = &s->next)
 		if (s->length == length) {
@@ -114,21 +132,11 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	s = malloc(sizeof(*s));
 	if (!s)
 		return -ENOMEM;
-	map = mmap(NULL, length + align, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-		   0);
-	if (map == MAP_FAILED) {
+	s->base = reserve_span(length);
+	if (!s->base) {
 		free(s);
 		return -ENOMEM;
 	}
-	base = map;
-	if (align) {
-		base = (char *)(((uintptr_t)map + align - 1) & ~(align - 1));
-		if (base != map)
-			munmap(map, (size_t)(base - map));
-		if (base != map + align)
-			munmap(base + length, (size_t)(map + align - base));
-	}
-	s->base = base;
 	s->length = length;
 	conn->nr_spans++;
 	conn->span_bytes += length;
@@ -190,6 +198,12 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 	return err == ENOMEM || err == EAGAIN || err == ENFILE ? -ENOMEM : -EPROTO;
 }
 
+static bool region_ok(const struct rvs_packet *p, int fd)
+{
+	return (p->word & RVS_WORD_LIVE) && p->length && p->length <= (UINT64_C(1) << 46) &&
+	       p->iova + p->length >= p->iova && (fd < 0 || !rvs_check_fd(fd, p->length));
+}
+
 /* Adds a region of the peer's. fd = -1: no descriptor was free
  * to receive it. conn->rx_lock held. */
 static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
@@ -198,10 +212,9 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	struct rvs_seg *seg = &conn->segs[index];
 	struct rvs_news *news = &conn->news[index];
 	struct rvs_span *s;
-	int rc;
+	int rc = -EMFILE;
 
-	if (!(p->word & RVS_WORD_LIVE) || !p->length || p->length > (UINT64_C(1) << 46) ||
-	    p->iova + p->length < p->iova || (fd >= 0 && rvs_check_fd(fd, p->length)))
+	if (!region_ok(p, fd))
 		return -EPROTO;
 	if (at_load(&seg->word) == p->word)
 		return 0; /* asked for twice */
@@ -211,11 +224,8 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		return 0; /* revoked before it arrived */
 	if (RVS_WORD_COUNT(p->word) <= news->mapped)
 		return -EPROTO; /* this word, or a later one, was mapped before */
-	if (fd < 0) {
-		miss(news, p->word, EMFILE);
-		return 0;
-	}
-	rc = take_span(conn, span_of(p->length), &s);
+	if (fd >= 0)
+		rc = take_span(conn, span_of(p->length), &s);
 	if (!rc)
 		rc = map_over(conn, s, p->length, fd);
 	if (rc == -EPROTO)
@@ -315,6 +325,44 @@ unlock:
 	return rc;
 }
 
+/* Takes a region. A lost descriptor is skipped unseen: if its close waits, so does this. */
+static int take_region(struct rv_conn *conn, const struct rvs_packet *p, const int *fds,
+		       unsigned nr_fds, bool lost)
+{
+	int rc;
+
+	if (!lost)
+		return nr_fds == 1 ? add_region(conn, p, fds[0]) : -EPROTO;
+	rc = rvs_packet_skip(conn->sock);
+	return rc ? rc : add_region(conn, p, -1);
+}
+
+/*
+ * Takes the next packet. Returns 1; 0 at the end, -EAGAIN if there is none, another -errno when the
+ * connection cannot go on.
+ */
+static int drain_one(struct rv_conn *conn, struct rvs_taken *out)
+{
+	int fds[RVS_PKT_FDS], rc = 0;
+	struct rvs_packet p;
+	unsigned nr_fds = 0;
+	int got = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
+
+	if (got <= 0 && got != -EMFILE)
+		return got;
+	out->packets++;
+	if (p.type == RVS_PKT_REGION)
+		rc = take_region(conn, &p, fds, nr_fds, got < 0);
+	else if (p.type == RVS_PKT_WAKE && got > 0)
+		out->wakes = 1;
+	else if (p.type == RVS_PKT_AGAIN && got > 0 && !nr_fds)
+		out->again = p.word;
+	else
+		rc = -EPROTO;
+	rvs_close_fds(fds, nr_fds);
+	return rc ? rc : 1;
+}
+
 /*
  * Takes up to max packets from the socket of an established connection. Returns 0, or -errno when
  * the connection cannot go on. Stops behind a wake-up or a question: epoll tells if there is more.
@@ -322,37 +370,15 @@ unlock:
  */
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 {
-	int fds[RVS_PKT_FDS], rc = -EAGAIN;
-	struct rvs_packet p;
-	unsigned nr_fds;
+	int rc = 1;
 
 	*out = (struct rvs_taken){0};
 	pthread_mutex_lock(&conn->rx_lock);
-	while (!out->wakes && !out->again && out->packets < max) {
-		nr_fds = 0;
-		rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
-		if (rc == 0 || (rc < 0 && rc != -EMFILE))
-			break;
-		out->packets++;
-		if (rc > 0 && p.type == RVS_PKT_WAKE)
-			out->wakes = 1;
-		else if (rc > 0 && p.type == RVS_PKT_AGAIN && !nr_fds)
-			out->again = p.word;
-		else if (p.type == RVS_PKT_REGION && rc < 0)
-			/* The descriptor is skipped unseen: if its close waits, so does this. */
-			rc = (rc = rvs_packet_skip(conn->sock)) ? rc : add_region(conn, &p, -1);
-		else if (p.type == RVS_PKT_REGION && nr_fds == 1)
-			rc = add_region(conn, &p, fds[0]);
-		else
-			rc = -EPROTO;
-		rvs_close_fds(fds, nr_fds);
-		if (rc < 0)
-			break;
-		rc = -EAGAIN;
-	}
+	while (rc > 0 && !out->wakes && !out->again && out->packets < max)
+		rc = drain_one(conn, out);
 	pthread_mutex_unlock(&conn->rx_lock);
 	out->eof = !rc;
-	return rc == -EAGAIN ? 0 : rc;
+	return rc > 0 || rc == -EAGAIN ? 0 : rc;
 }
 
 /*

@@ -79,7 +79,7 @@ int rvs_reopen_ro(int fd)
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	ro = RB_OPEN(open(path, O_RDONLY | O_CLOEXEC));
-	if (ro < 0 && (errno == EMFILE || errno == ENFILE))
+	if (ro < 0 && rvs_lacks_fd(errno))
 		return rvs_fail_fds(errno, "no descriptor to hand memory over with");
 	if (ro < 0)
 		return rv_fail(errno, "shm: re-opening read-only: %s%s", limit_why(path, errno, 0),

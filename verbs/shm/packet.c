@@ -73,6 +73,29 @@ int rvs_packet_skip(int sock)
 	return 0;
 }
 
+/* Tells whether n bytes are a wake-up, or a whole packet with a length that it may have. */
+static bool has_form(const struct rvs_packet *p, ssize_t n, const struct rvs_peeked *got)
+{
+	if (n == RVS_HEAD_BYTES)
+		return p->type == RVS_PKT_WAKE && !got->nr && !(got->flags & MSG_CTRUNC);
+	return n == sizeof(*p) && p->type != RVS_PKT_WAKE && !(got->flags & MSG_TRUNC) &&
+	       p->len <= sizeof(p->data);
+}
+
+/* Returns 1 for a packet that may be taken, or as rvs_packet_recv does. */
+static int packet_check(const struct rvs_packet *p, ssize_t n, const struct rvs_peeked *got)
+{
+	if (n < RVS_HEAD_BYTES || p->magic != RVS_MAGIC)
+		return -EPROTO;
+	if (p->version != RVS_VERSION)
+		return -EPROTONOSUPPORT;
+	if (!has_form(p, n, got) || !rvs_all_memory(got->fds, got->nr))
+		return -EPROTO;
+	if (got->flags & MSG_CTRUNC)
+		return got->nr < RVS_PKT_FDS ? -EMFILE : -EPROTO;
+	return 1;
+}
+
 /*
  * Receives a packet of this version with a well-formed length. Returns 1; 0 at the end; -EAGAIN
  * nothing there; -EPROTONOSUPPORT another version; -EPROTO garbage. -EMFILE: its descriptors were
@@ -84,60 +107,22 @@ int rvs_packet_skip(int sock)
  */
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds)
 {
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int) * RVS_PKT_FDS)];
-	} control;
-	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
-			     .msg_controllen = sizeof(control.bytes)};
-	unsigned nr;
-	ssize_t n;
+	struct rvs_peeked got;
+	ssize_t n = rvs_peek(sock, p, sizeof(*p), false, &got);
 	int rc;
 
-	rb_hold(); /* held until its descriptors are noted */
-	do {
-		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		/* ECONNRESET: the peer left with packets of ours unread. It is reported once; the
-		 * peer's own packets are still there. */
-	} while (n < 0 && (errno == EINTR || errno == ECONNRESET));
-	if (n < 0) {
-		rb_release();
-		return -errno;
+	if (n < 0)
+		return (int)n;
+	rc = n ? packet_check(p, n, &got) : 0;
+	if (rc == 1) {
+		rc = rvs_packet_skip(sock);
+		if (!rc) {
+			memcpy(fds, got.fds, sizeof(got.fds));
+			*nr_fds = got.nr;
+			return 1;
+		}
 	}
-	nr = rvs_note_received(&msg, fds, RVS_PKT_FDS);
-	rb_release();
-	rc = -EPROTO;
-	if (n == 0) {
-		rc = 0;
-		goto drop_fds;
-	}
-	if (n < RVS_HEAD_BYTES || p->magic != RVS_MAGIC)
-		goto drop_fds;
-	if (p->version != RVS_VERSION) {
-		rc = -EPROTONOSUPPORT;
-		goto drop_fds;
-	}
-	if (n == RVS_HEAD_BYTES ? p->type != RVS_PKT_WAKE || nr || (msg.msg_flags & MSG_CTRUNC)
-				: n != sizeof(*p) || p->type == RVS_PKT_WAKE ||
-					  (msg.msg_flags & MSG_TRUNC) || p->len > sizeof(p->data))
-		goto drop_fds;
-	for (unsigned i = 0; i < nr; i++)
-		if (!rvs_is_memory(fds[i]))
-			goto drop_fds;
-	if (msg.msg_flags & MSG_CTRUNC) {
-		if (nr < RVS_PKT_FDS)
-			rc = -EMFILE;
-		goto drop_fds;
-	}
-	rc = rvs_packet_skip(sock);
-	if (rc)
-		goto drop_fds;
-	*nr_fds = nr;
-	return 1;
-
-drop_fds:
-	rvs_close_received(fds, nr);
+	rvs_close_received(got.fds, got.nr);
 	return rc;
 }
 

@@ -20,6 +20,14 @@
 #define EPOLL_ROUNDS 4 /* rounds in a turn; epoll goes on with the others in the next turn */
 #define RING_BATCH 16 /* messages of one connection before the next one's turn */
 
+/* Tells whether there was something to wake this side for. */
+static bool wake_had_reason(const struct rv_conn *conn)
+{
+	return conn->rx.post_pos != conn->wake_pos || rvs_ring_ready(&conn->rx) ||
+	       (conn->attn_why & RVS_A_STALLED) ||
+	       at_load(&conn->peer_page->revoked) != conn->seen_revoked;
+}
+
 /*
  * Takes the packets of an established connection. A peer may send more than is good for others.
  * Past the limit its socket is left alone until the window ends. Messages in its ring are still
@@ -42,13 +50,9 @@ static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 		       &got);
 	*eof = got.eof;
 	if (got.wakes) {
-		bool reason = conn->rx.post_pos != conn->wake_pos || rvs_ring_ready(&conn->rx) ||
-			      (conn->attn_why & RVS_A_STALLED) ||
-			      at_load(&conn->peer_page->revoked) != conn->seen_revoked;
-
+		got.packets -= wake_had_reason(conn);
 		rvs_wake_taken(conn->dev);
 		conn->wake_pos = conn->rx.post_pos;
-		got.packets -= reason;
 	}
 	if (got.again)
 		rvs_tell_one(conn, got.again);
@@ -256,6 +260,38 @@ static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, stru
 	return n;
 }
 
+/* Reports room to send again. */
+static unsigned report_room(struct rv_event *ev, unsigned n, struct rv_conn *conn)
+{
+	uint32_t state = at_load(&conn->state);
+
+	if (!(conn->attn_why & RVS_A_STALLED) ||
+	    (state == RVS_UP && !rvs_ring_has_room(&conn->tx)))
+		return n;
+	rvs_attended(conn, RVS_A_STALLED);
+	at_store(&conn->tx.box->want, 0);
+	if (state == RVS_UP)
+		fill_event(&ev[n++], conn, RV_EV_WRITABLE, 0);
+	return n;
+}
+
+/* Reports the end of a connection whose last message was taken. */
+static unsigned report_end(struct rv_event *ev, unsigned n, struct rv_conn *conn)
+{
+	uint32_t state = at_load(&conn->state), why;
+
+	if (!(conn->attn_why & RVS_A_HUP) || (state != RVS_UP && state != RVS_BROKEN) ||
+	    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
+		return n;
+	why = at_load_acq(&conn->why); /* Pairs with rvs_break() */
+	fill_event(&ev[n], conn, RV_EV_DISCONNECTED, why ? -(int)(why & 0xffff) : -ECONNRESET);
+	ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
+	at_store(&conn->state, RVS_DOWN);
+	rvs_watch_del(conn);
+	rvs_attended(conn, ~0u);
+	return n;
+}
+
 /* Reports room to send again, and ends. */
 static unsigned report_room_and_ends(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 				     unsigned max)
@@ -264,28 +300,11 @@ static unsigned report_room_and_ends(struct rv_dev *dev, struct rv_event *ev, un
 
 	list_for_each_safe(l, tmp, &dev->attn) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, attn);
-		uint32_t state = at_load(&conn->state), why;
 
-		if (n == max)
-			break;
-		if ((conn->attn_why & RVS_A_STALLED) &&
-		    (state != RVS_UP || rvs_ring_has_room(&conn->tx))) {
-			rvs_attended(conn, RVS_A_STALLED);
-			at_store(&conn->tx.box->want, 0);
-			if (state == RVS_UP)
-				fill_event(&ev[n++], conn, RV_EV_WRITABLE, 0);
-		}
-		if (n == max || !(conn->attn_why & RVS_A_HUP) ||
-		    (state != RVS_UP && state != RVS_BROKEN) ||
-		    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
-			continue;
-		why = at_load_acq(&conn->why); /* Pairs with rvs_break() */
-		fill_event(&ev[n], conn, RV_EV_DISCONNECTED,
-			   why ? -(int)(why & 0xffff) : -ECONNRESET);
-		ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
-		at_store(&conn->state, RVS_DOWN);
-		rvs_watch_del(conn);
-		rvs_attended(conn, ~0u);
+		if (n < max)
+			n = report_room(ev, n, conn);
+		if (n < max)
+			n = report_end(ev, n, conn);
 	}
 	return n;
 }

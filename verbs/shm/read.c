@@ -48,6 +48,12 @@ static int serve_error(uint32_t serve)
 
 enum { FOUND = 0, MISSING = 1 };
 
+/* Tells whether length bytes from offset on, which wraps to huge below the region, lie in it. */
+static inline bool lies_in(uint64_t offset, uint64_t length, uint64_t region)
+{
+	return offset <= region && length <= region - offset;
+}
+
 /* Finds the mapped bytes [addr, addr+length) of key rkey:
  * FOUND, MISSING (not mapped yet) or -EACCES. */
 static inline __attribute__((always_inline)) int find_bytes(const struct rv_conn *conn,
@@ -71,8 +77,8 @@ static inline __attribute__((always_inline)) int find_bytes(const struct rv_conn
 	seg_length = at_load_acq(&seg->length);
 	if (unlikely(at_load(&seg->word) != word))
 		return MISSING;
-	offset = addr - iova; /* wraps to huge when below */
-	if (unlikely(offset > seg_length || length > seg_length - offset))
+	offset = addr - iova;
+	if (unlikely(!lies_in(offset, length, seg_length)))
 		return -EACCES;
 	out->from = (const char *)base + offset;
 	out->word = word;
@@ -151,7 +157,7 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	offset = r->addr - at_load_acq(&seg->iova);
 	seg_length = at_load_acq(&seg->length);
 	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word ||
-		     offset > seg_length || length > seg_length - offset))
+		     !lies_in(offset, length, seg_length)))
 		return false;
 	copy(r->sge[0].addr, from + offset, length);
 	rvs_after_copy(); /* the second look, as below */
@@ -162,26 +168,62 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	return true;
 }
 
+/* Adds the landing pieces' bytes to *total. Returns 0; -errno with a text; 1: one is no landing memory. */
+static inline int landing_total(const struct rv_conn *conn, const struct rv_read *r,
+				uint64_t *total)
+{
+	bool ok = true;
+
+	if (unlikely(r->nr_sge > RV_READ_SGE_MAX))
+		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", r->nr_sge,
+			       RV_READ_SGE_MAX);
+	for (uint32_t i = 0; i < r->nr_sge; i++) {
+		const struct rv_sge *s = rv_read_sge(r, i);
+
+		*total += s->length;
+		ok = ok && (!s->length || landing_ok(conn, s));
+	}
+	if (unlikely(*total > conn->max_msg))
+		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most",
+			       (unsigned long long)*total, (unsigned long long)conn->max_msg);
+	return !ok;
+}
+
+static inline void copy_pieces(const struct rv_read *r, const char *from)
+{
+	for (uint32_t i = 0; i < r->nr_sge; i++) {
+		const struct rv_sge *s = rv_read_sge(r, i);
+
+		copy(s->addr, from, s->length);
+		from += s->length;
+	}
+}
+
+/*
+ * Takes the second look. Pairs with dereg() and close_conn(): bytes copied after they took effect
+ * fail here.
+ */
+static inline int second_look(const struct rv_conn *conn, uint32_t rkey, uint64_t word)
+{
+	uint32_t serve;
+
+	rvs_after_copy();
+	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(rkey)]) != word))
+		return -EACCES;
+	serve = at_load(conn->peer_serve);
+	return likely(serve == RVS_SERVE_READS) ? 0 : serve_error(serve);
+}
+
 /* Makes one READ. Returns 0: done, r->status says how. -errno: not posted. */
 static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_read *r)
 {
 	uint32_t serve = at_load_acq(conn->peer_serve); /* Pairs with allow_reads(), close_conn() */
-	uint32_t nr_sge = r->nr_sge;
 	uint64_t total = 0;
 	struct source src;
-	int rc;
+	int rc = landing_total(conn, r, &total);
 
-	if (unlikely(nr_sge > RV_READ_SGE_MAX))
-		return rv_fail(EINVAL, "shm: a READ with %u landing pieces, %d at most", nr_sge,
-			       RV_READ_SGE_MAX);
-	for (uint32_t i = 0; i < nr_sge; i++)
-		total += rv_read_sge(r, i)->length;
-	if (unlikely(total > conn->max_msg))
-		return rv_fail(EMSGSIZE, "shm: a READ of %llu bytes, %llu at most",
-			       (unsigned long long)total, (unsigned long long)conn->max_msg);
-	for (uint32_t i = 0; i < nr_sge; i++)
-		if (unlikely(rv_read_sge(r, i)->length && !landing_ok(conn, rv_read_sge(r, i))))
-			return refused(conn, r, -EFAULT);
+	if (unlikely(rc))
+		return rc < 0 ? rc : refused(conn, r, -EFAULT);
 	if (unlikely(serve != RVS_SERVE_READS))
 		return refused(conn, r, serve_error(serve));
 	if (unlikely(!total)) {
@@ -196,20 +238,10 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	}
 	if (unlikely(rc))
 		return refused(conn, r, rc);
-	for (uint32_t i = 0; i < nr_sge; i++) {
-		const struct rv_sge *s = rv_read_sge(r, i);
-
-		copy(s->addr, src.from, s->length);
-		src.from += s->length;
-	}
-	/* The second look. Pairs with dereg() and close_conn(): bytes copied after they took effect
-	 * fail here. */
-	rvs_after_copy();
-	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != src.word))
-		return refused(conn, r, -EACCES);
-	serve = at_load(conn->peer_serve);
-	if (unlikely(serve != RVS_SERVE_READS))
-		return refused(conn, r, serve_error(serve));
+	copy_pieces(r, src.from);
+	rc = second_look(conn, r->rkey, src.word);
+	if (unlikely(rc))
+		return refused(conn, r, rc);
 	r->status = 0;
 	return 0;
 }

@@ -231,6 +231,13 @@ void rvs_give_back(struct rv_dev *dev, bool all)
 	}
 }
 
+/* Tells whether the owed slots are too many, or the sender waits for one. */
+static inline bool must_give_back(const struct rv_dev *dev, const struct rvs_ring *rx)
+{
+	return rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) ||
+	       at_load_sc(&rx->box->want);
+}
+
 void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 {
 	uint32_t slot = (uint32_t)token & 0xffff, index = (uint32_t)(token >> 16) & 0xffff;
@@ -252,7 +259,6 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 	rx->due[rx->nr_due++] = (uint16_t)slot;
 	if (rx->nr_due == 1)
 		list_add_tail(&dev->owing, &rx->owing);
-	if (rx->nr_due >= min_of(RVS_DUE_MAX, rx->nr / 4) || at_load(&dev->page->sleeping) ||
-	    at_load_sc(&rx->box->want))
+	if (must_give_back(dev, rx))
 		give_slots_back(conn);
 }

@@ -37,6 +37,7 @@
 #ifndef RVS_H
 #define RVS_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <sys/types.h>
 
@@ -357,18 +358,28 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 int rvs_wake_send(int sock);
 int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsigned *nr_fds);
 int rvs_fail_fds(int err, const char *what);
+static inline bool rvs_lacks_fd(int err)
+{
+	return err == EMFILE || err == ENFILE;
+}
 int rvs_packet_skip(int sock);
 void rvs_close_fds(int *fds, unsigned nr);
 
 /* foreign.c: closing what others may have a say in */
-struct msghdr;
+/* A packet that still lies in its socket, and the descriptors that came with it. */
+struct rvs_peeked {
+	int fds[RVS_PKT_FDS];
+	unsigned nr;
+	int flags;                              /* of the message */
+	bool control;                           /* the kernel added something to its bytes */
+};
+ssize_t rvs_peek(int sock, void *buf, size_t size, bool creds, struct rvs_peeked *out);
+bool rvs_all_memory(const int *fds, unsigned nr);
 void rvs_close_foreign(int fd);
 void rvs_close_received(int *fds, unsigned nr);
 void rvs_close_socket(int sock);
 void rvs_close_listener(int listener);
 bool rvs_foreign_full(void);
-bool rvs_is_memory(int fd);
-unsigned rvs_note_received(struct msghdr *msg, int *fds, unsigned max);
 
 /* keys.c: registrations, and telling peers of them */
 int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova,

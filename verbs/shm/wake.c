@@ -121,6 +121,32 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 	rvs_timer_soon(dev); /* the exact next moment is found by rvs_timers() */
 }
 
+/* Ends the wait of a connection whose time is over. */
+static void conn_late(struct rv_conn *conn)
+{
+	if (at_load(&conn->state) == RVS_CONNECTING) {
+		rvs_conn_fail(conn, -ETIMEDOUT);
+	} else if (at_load(&conn->state) != RVS_GREETING) {
+		rvs_mute(conn, false);
+	} else {
+		rvs_log_refused(conn->dev, "pid %ld never said hello", (long)conn->pid);
+		rvs_conn_free(conn);
+	}
+}
+
+/* Dials again if need be. Returns the time of the connection's next look. */
+static int64_t conn_next(struct rv_conn *conn, int64_t now)
+{
+	int64_t next = INT64_MAX;
+
+	if (at_load(&conn->state) == RVS_CONNECTING && !conn->dialled) {
+		rvs_dial(conn);
+		if (!conn->dialled && conn->deadline_ns)
+			next = now + RVS_RETRY_NS;
+	}
+	return conn->deadline_ns ? min_of(next, conn->deadline_ns) : next;
+}
+
 /* Runs everything that waits for time; called when there is such a thing. */
 void rvs_timers(struct rv_dev *dev)
 {
@@ -132,26 +158,11 @@ void rvs_timers(struct rv_dev *dev)
 		(void)!read(dev->timer, &nr, sizeof(nr));
 	list_for_each_safe(l, tmp, &dev->timed) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, timed);
-		bool connecting = at_load(&conn->state) == RVS_CONNECTING;
 
-		if (now >= conn->deadline_ns) {
-			if (connecting) {
-				rvs_conn_fail(conn, -ETIMEDOUT);
-			} else if (at_load(&conn->state) != RVS_GREETING) {
-				rvs_mute(conn, false);
-			} else {
-				rvs_log_refused(dev, "pid %ld never said hello", (long)conn->pid);
-				rvs_conn_free(conn);
-			}
-			continue;
-		}
-		if (connecting && !conn->dialled) {
-			rvs_dial(conn);
-			if (!conn->dialled && conn->deadline_ns)
-				next = min_of(next, now + RVS_RETRY_NS);
-		}
-		if (conn->deadline_ns)
-			next = min_of(next, conn->deadline_ns);
+		if (now >= conn->deadline_ns)
+			conn_late(conn);
+		else
+			next = min_of(next, conn_next(conn, now));
 	}
 	if (rvs_listen_timer(dev, now))
 		next = min_of(next, dev->listen_at + RVS_WINDOW_NS);
