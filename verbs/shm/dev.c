@@ -184,7 +184,7 @@ static struct rv_dev *make_dev(const struct rv_options *opt)
 	return dev;
 }
 
-static int open_parts(struct rv_dev *dev)
+static int shm_parts_open(struct rv_dev *dev)
 {
 	int rc = rvs_keys_init(dev);
 
@@ -216,7 +216,7 @@ static int open_shm(const struct rv_options *opt, struct rv_dev **out)
 	dev = make_dev(opt);
 	if (!dev)
 		return rv_fail(ENOMEM, "shm: no memory for the device");
-	rc = open_parts(dev);
+	rc = shm_parts_open(dev);
 	if (rc)
 		close_dev(dev);
 	else
