@@ -33,7 +33,7 @@
  *                release callbacks, the log function. All run without a lock of the library. They
  *                may take their time, wait, and call anything but rref_shutdown (-EDEADLK) and
  *                rref_free_ctx (logged, and ignored). Where they run:
- *                  handlers        on the worker pool; with RREF_INLINE as the others, or on the
+ *                  handlers        On the worker pool. With RREF_INLINE as the others, or on the
  *                                  pool while as many of these are out as may be.
  *                  the others      In the modes auto and poll on threads of the library, up to 15
  *                                  at once. A thread of the program, in whatever call, never runs

@@ -8,10 +8,7 @@
 /* Wakes the poller if it sleeps: there is work. */
 void rc_kick(struct rref_ctx *ctx);
 const void *rc_this_thread(void);                            /* not NULL; different for each */
-/*
- * The event loop's state. NONE says that no loop exists, DUE that something has ended since the
- * loop looked.
- */
+/* The event loop's state. Without a loop it is NONE; DUE: something has ended since it looked. */
 enum rc_loop { RC_LOOP_NONE, RC_LOOP_AWAKE, RC_LOOP_DUE, RC_LOOP_ASLEEP };
 void rc_loop_wake_slow(struct rref_ctx *ctx);
 

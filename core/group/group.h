@@ -86,9 +86,11 @@ int rc_pair_key(const struct rc_key *group, const struct rc_identity *self,
  * worker to rank 0, gone at the end. me: own entry. On success members[0..world) is filled, in rank
  * order. deadline: CLOCK_MONOTONIC ns. text of failures: see rref_init. Returns 0 or a negative
  * errno.
- *   -EEXIST rank or name twice; -EINVAL address text; -ETIMEDOUT; -ECONNREFUSED; -EADDRINUSE;
- *   -EACCES; -EKEYREJECTED;
- *   -EPROTONOSUPPORT; -EPROTO; -ENOMEM; others from the socket calls.
+ *   -EEXIST  rank or name twice
+ *   -EINVAL  address text
+ *   others   of the socket calls; -ETIMEDOUT, -ECONNREFUSED, -EADDRINUSE, -EACCES, -EKEYREJECTED,
+ *            -EPROTONOSUPPORT, -EPROTO, -ENOMEM
+ *
  * A world of 1 needs no address and no socket. Rank 0 survives garbage, slow, silent and hostile
  * connections: each only ends itself. The number of half-open connections is bounded, and each has
  * its own deadline. A worker that joined and died before the group was complete frees its place
@@ -112,6 +114,7 @@ int rc_rendezvous(const char *address, uint32_t world, const struct rc_member *m
  *           nonces
  *   proof   (32 bytes, RW_AUTH) client -> server: MAC over both nonces: it is alive and no replay
  *   reason  (<= RV_REASON_MAX)  server -> client on refusal: version, errno code, text
+ *
  * No remote access is given, and no message accepted, before the proof.
  */
 struct rc_handshake {

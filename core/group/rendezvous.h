@@ -9,8 +9,8 @@
  *            <-- CHALLENGE  nonce, MAC         rank 0 holds the key
  *     JOIN   MAC, its own entry       -->      the worker holds it, and is no replay: it has its
  *                                              place
- *            <-- JOINED                        each control frame of rank 0 has a tag from here on:
- *                                              MAC over both nonces and a sequence number
+ *            <-- JOINED                        from here on each control frame of rank 0 has a tag:
+ *                                              MAC over both nonces and a number
  *            <-- STATUS  ranks that are here,
  *                ranks that were here
  *            <-- MEMBER * world, END           END's tag covers all entries

@@ -8,9 +8,9 @@
  *                    |                    |                     +--closed--> gone
  *                    +-----refused--------+---group failed------+--> LEAVING --closed, late--> gone
  *
- *   the group      GATHER --all here--> TABLE --all sent--> done
+ *   the group      GATHER   --all here--> TABLE --all sent--> done
  *                    +--rank or name twice, another world or version, deadline--> FAILING
- *                                                                 FAILING --all told--> done
+ *                  FAILING  --all told--> done
  *
  * The place of a member whose connection closes is free again.
  *

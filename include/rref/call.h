@@ -77,22 +77,22 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
  *
  * Returns 0, or, with nothing sent,
  *   -EMSGSIZE   bytes, references or metadata beyond RREF_ARGS_MAX, _REFS_MAX or _META_MAX
- *   -EAGAIN     in time there was no room: max_ops operations are in flight, or too many messages
- *               or 256 MiB of payloads wait for the callee
+ *   -EAGAIN     no room in time: max_ops operations are in flight, or too many messages or 256 MiB
+ *               of payloads wait
  *   -ENOMEM     no memory, or the bound on value memory for large arguments
  *   -ETIMEDOUT  references are among the arguments, and no session with the callee came in time
- *   -EINVAL     ctx or out is NULL; no such rank; an impossible name; bytes or references that are
- *               NULL; a reference of another context
+ *   -EINVAL     ctx or out is NULL, or no such rank. An impossible name; NULL bytes or references;
+ *               a reference of another context.
  *   -ESTALE     a reference among the arguments ended
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
- *   the error of a failed reference among the arguments, or of the session with the callee
+ *   any other   of a failed reference among the arguments, or of the session with the callee
  *
  * The future's own errors
  *   -ENOSYS      the callee has no such function
  *   -EOWNERDEAD  the callee died, or is cut off
  *   -ENETRESET   the session with it ended though it lives
  *   -ETIMEDOUT   no answer in time
- *   -EAGAIN      too many calls of this worker, or 1 GiB of their arguments, are open there; or no
+ *   -EAGAIN      too many calls of this worker, or 1 GiB of their arguments, are open there. Or no
  *                thread was free there
  *   -ENOMEM      no memory for them there, or for the result here
  *   -ECANCELED   rref_future_cancel
@@ -140,7 +140,7 @@ RREF_API int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
  *
  * Returns 0, or, with nothing sent, as rref_rpc_async
  *   -EMSGSIZE -EAGAIN -ENOMEM -ETIMEDOUT -EINVAL -ESTALE -ECHILD -EDEADLK -ESHUTDOWN  as there
- *   the error of a failed reference among the arguments, or of the session with the worker
+ *   any other  of a failed reference among the arguments, or of the session with the worker
  *
  * The creation's own errors are those of its future, see rref_creation: as rref_rpc_async's, and
  *   -EDQUOT   this worker holds as much there as one may

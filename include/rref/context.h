@@ -60,9 +60,10 @@ struct rref_scope {
 struct rref_peer_down {
 	size_t size;             /* sizeof(struct rref_peer_down) of the library */
 	int rank;
-	int err;                 /* 0: it left the group and said so; -EOWNERDEAD: it died, fell
-				    silent or cannot be reached; -ENETRESET: the session ended
-				    though both live; else another error of the session's end */
+	int err;                 /* the reason. 0: it left the group and said so. -EOWNERDEAD: it
+				    died, fell silent or cannot be reached. -ENETRESET: the session
+				    ended though both live. Else another error of the session's
+				    end */
 	const char *text;        /* the reason in words; borrowed during the call */
 };
 
@@ -93,7 +94,7 @@ struct rref_options {
 	int poller_core;
 	unsigned nr_threads;            /* RREF_THREADS: worker pool for handlers; 0 = 4 */
 	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
-	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values;
+	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values.
 					   0 = half of the memory of this machine, or of this
 					   container (cgroup) if that has less. Several workers in
 					   one container share its memory: set it for them. Both
@@ -199,7 +200,7 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -ENOMEM       memory or a limit of the system: descriptors, threads, addresses, file sizes,
  *                 locked memory. The text names the limit, its value and how to raise it
  *   -ETIMEDOUT    the group was not complete in time. The text names the attempts made and the
- *                 ranks that are missing
+ *                 ranks that are missing.
  *   -ECONNREFUSED no process answers as this group's rendezvous: rank 0 is not there, or its group
  *                 has started already
  *   -EADDRINUSE   rank 0 cannot listen at the rendezvous address
@@ -211,8 +212,8 @@ RREF_API int rref_options_from_env(struct rref_options *opt);
  *   -EKEYREJECTED the other side does not hold the group's key
  *   -EPROTONOSUPPORT  a worker speaks another protocol version
  *   -EPROTO       the other side does not speak this protocol
- *   -EIO          the trace file cannot be made (it must be a regular file), getrandom(2) is
- *                 refused, or a system service failed. The text says which
+ *   -EIO          the trace file cannot be made (it must be regular), getrandom(2) is refused, or a
+ *                 system service failed. The text says which
  *   -ECHILD       this process was made by clone(2) or _Fork from one with contexts
  *
  * Threads: any. Progress: may block, up to opt->init_timeout.
@@ -227,8 +228,8 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
  *
  *   ctx       the context
  *   how       RREF_SHUTDOWN_GRACEFUL: waits until every worker has come here, serving their calls
- *             meanwhile; releases the handles that the program still holds; waits until every
- *             reference in the group is gone; checks for leaks.
+ *             meanwhile. Then releases the program's handles, waits until every reference in the
+ *             group is gone, and checks for leaks.
  *             RREF_SHUTDOWN_NOW: leaves at once; peers see this worker die
  *   timeout   ns, RREF_DEFAULT or RREF_FOREVER
  *

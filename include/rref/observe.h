@@ -155,11 +155,12 @@ RREF_API int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_pee
  * Dumps: the holder of each reference, since when it holds it, and the worker that shared it. One
  * record is on one line. As text it is a kind, then key=value. With RREF_DUMP_JSON it is a JSON
  * object with the same keys and "kind". docs/OBSERVING.md explains each record.
- *   worker  this one                     peer   each other one: its session, what hangs on it
+ *   worker  this one                     peer   each other one: its session and its counts
  *   owner   a value owned here           fork   a reference to it: holder, epoch, shared by whom
  *   user    a reference held here        child  one that it was shared as, not confirmed yet
  *   nested  a reference that a value holds
  *   op      an operation in flight       stats  the counters, with RREF_DUMP_STATS
+ *
  * A worker with many references goes on meanwhile: a change during the dump may be in it or not.
  */
 #define RREF_DUMP_JSON 1u

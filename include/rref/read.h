@@ -21,8 +21,8 @@ struct rref_type;
  *   out       *out is returned: free with rref_view_free
  *
  * Returns 0, or
- *   -ETIMEDOUT  in time neither value nor error came: the text names the owner. Or the creation of
- *               this reference timed out: the text names the reference
+ *   -ETIMEDOUT  neither value nor error came in time: the text names the owner. Or the creation of
+ *               this reference timed out: the text names the reference.
  *   -EOWNERDEAD the owner died, or is cut off
  *   -ENETRESET  the session with the owner ended though it lives: the reference is gone
  *   -ESTALE     the value is not there any more
@@ -37,8 +37,8 @@ struct rref_type;
  *   -ECANCELED  released by its owner before it was set
  *   -EINVAL     ref or out is NULL
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
- *   any other the value's own error, given by its function or rref_set_error, with the text. Or the
- *               error with which the session with the owner ended
+ *   any other   the value's own error, given by its function or rref_set_error, with the text. Or
+ *               the error with which the session with the owner ended
  *
  * Threads: any. Progress: may block, up to timeout.
  */
@@ -76,9 +76,9 @@ RREF_API int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_f
  *   got       *got = bytes written: fewer than length at the value's end, 0 at or past it
  *
  * Returns 0, or
- *   -EINVAL   ref or got is NULL, or buf is and length is not 0
- *   -ETIMEDOUT -EOWNERDEAD -ENETRESET -ESTALE -EPERM -EBADMSG -EPROTO -ENOMEM -EAGAIN -ENODEV -EIO
- *   -ECANCELED -ECHILD -EDEADLK -ESHUTDOWN and any other  as rref_to_here
+ *   -EINVAL     ref or got is NULL, or buf is and length is not 0.
+ *   -ETIMEDOUT  and any other, as rref_to_here: -EOWNERDEAD -ENETRESET -ESTALE -EPERM -EBADMSG
+ *               -EPROTO -ENOMEM -EAGAIN -ENODEV -EIO -ECANCELED -ECHILD -EDEADLK -ESHUTDOWN
  *
  * Threads: any. Progress: may block, up to timeout.
  */
@@ -87,8 +87,8 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
 
 /*
  * Reads several references at once, with one doorbell for up to 32 of one owner. One READ brings
- * several small values if they were created in a row and stand near one another in refs (statistic
- * reads_joined).
+ * several small values that were created in a row and stand near one another in refs. That is
+ * counted in reads_joined.
  *
  *   refs      nr references of one context; borrowed during the call
  *   nr        0 to INT32_MAX
@@ -303,18 +303,18 @@ RREF_API size_t rref_view_nr_refs(const struct rref_view *view);
  *   out       out[0, nr) are returned: free with rref_release
  *
  * Returns 0, or
- *   -EINVAL     view or out is NULL, or no such references in the value
- *   -EOWNERDEAD the value's owner died, or that of one of the references
- *   -ENETRESET  the session with the owner ended though it lives
- *   -ESTALE     the value is not there any more
- *   -EBADMSG    the owner answered something else
- *   -EPERM      the value stays with its owner, and so does what it holds
- *   -EAGAIN     too much in flight, here or there
- *   -EDQUOT     a bound on what one worker may hold at another was reached
- *   -ENOMEM     no memory, here or there
- *   -ETIMEDOUT  no answer in time
+ *   -EINVAL      view or out is NULL, or no such references in the value
+ *   -EOWNERDEAD  the value's owner died, or the owner of one of the references
+ *   -ENETRESET   the session with the owner ended though it lives
+ *   -ESTALE      the value is not there any more
+ *   -EBADMSG     the owner answered something else
+ *   -EPERM       the value stays with its owner, and so does what it holds
+ *   -EAGAIN      too much in flight, here or there
+ *   -EDQUOT      a bound on what one worker may hold at another was reached
+ *   -ENOMEM      no memory, here or there
+ *   -ETIMEDOUT   no answer in time
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
- *   the error of a failed reference among them, from the owner, with the text
+ *   any other    of a failed reference among them, from the owner, with the text
  *
  * Threads: any. Progress: may block, up to timeout.
  */
@@ -353,8 +353,8 @@ RREF_API int rref_view_ref(struct rref_view *view, size_t i, int64_t timeout, st
  *             wait for the owner
  *   -ENOMEM   no memory
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
- *   the error of a failed reference: the one that was read, or on the owner one that is taken; or
- *   of the session with the owner
+ *   any other   of a failed reference: the one that was read, or on the owner one that is taken. Or
+ *               of the session with the owner
  *
  * The future's own errors are those of rref_view_refs, and
  *   -ECANCELED  rref_future_cancel

@@ -12,10 +12,11 @@ extern "C" {
 /*
  * A type of values. Two types are the same if name, element size and flags are. The name is the
  * program's own, or one of
- *   bytes                 any bytes; the type of values of rref_new and rref_alloc
+ *   bytes                 any bytes; the type of values of rref_new and rref_alloc.
  *   int8 .. int64, uint8 .. uint64, float16, bfloat16, float32, float64, complex64, complex128
  *                         one number
  *   the same with []      (float32[]) an array: any number of them
+ *
  * The library knows the element sizes of these types: give 0, or the right size. If a type has an
  * element size, each segment of a value holds a whole number of elements. A value of one number has
  * one segment of one element.
@@ -83,10 +84,10 @@ RREF_API int rref_new(struct rref_ctx *ctx, const void *data, size_t length, str
  *   out    *out is returned: free with rref_release
  *
  * Returns 0, or
- *   -EINVAL    ctx, desc or out is NULL; segments and bytes beside them; a segment or the table is
- *              NULL; an impossible name, size or flags of the type; another element size than the
- *              built-in type's; a length of broken elements; a reference that is NULL or of another
- *              context
+ *   -EINVAL    ctx, desc or out is NULL. Segments and bytes at once. A segment or the table
+ *              is NULL. An impossible name, size or flags of the type. Another element size than
+ *              the built-in type's. A length of broken elements. A reference that is NULL or of
+ *              another context.
  *   -EMSGSIZE  too many segments, references or bytes
  *   -ENOMEM    the bound on value memory, or memory; 65536 types are known here
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
@@ -269,16 +270,16 @@ RREF_API int rref_mem_deregister(struct rref_mem *mem);
  *   arg       given to release
  *   out       *out is returned: free with rref_release
  *
- * release(arg) comes when the group has no reference any more, no worker can be reading, and no
- * view is left here. That is after a release, a crash of the last holder (when it is fenced), or a
+ * release(arg) comes when the group has no reference any more, no worker can read, and no view is
+ * left here. That is after a release, a crash of the last holder (when it is fenced), or a
  * shutdown. After a shutdown the program has to release its own handle and views too. The latest
  * moment is rref_free_ctx. release is a hook and may deregister the memory. Views of such a value
  * on its owner are the memory itself, aligned as it is.
  *
  * Returns 0, or
- *   -EINVAL    mem, desc or out is NULL; no bytes; outside of the registered memory; a table of
- *              segments; an impossible or local type; a length of broken elements; a reference
- *              that is NULL or of another context
+ *   -EINVAL    mem, desc or out is NULL, or no bytes. Outside of the registered memory. A table of
+ *              segments. An impossible or local type. A length of broken elements. A reference
+ *              that is NULL or of another context.
  *   -EMSGSIZE  larger than a value may be, or too many references
  *   -ENOMEM    memory, or the bound on value memory (64 bytes of it for each); 65536 types are
  *              known here

@@ -3,6 +3,7 @@
  * The address blob, 36 bytes:
  *   0 u8 version 1   1 u8 family 4 or 6   2 u16 port
  *   4 u8[16] IP address, IPv4 in the first 4, else 0   20 u8[16] GID
+ *
  * The GID is information for people and later versions; rdma_cm finds the path by IP.
  */
 #include "ibv.h"

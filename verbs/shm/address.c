@@ -3,8 +3,8 @@
  * The address blob: the machine, and the listener's name on it.
  *
  *   0 'S'   1 version   2..17 boot id
- *   18..25 inode of the network namespace (abstract socket names live in one)
- *   26.. the abstract socket name, without its leading NUL
+ *   18..25  inode of the network namespace (abstract socket names live in one)
+ *   26..    the abstract socket name, without its leading NUL
  */
 #include <errno.h>
 #include <fcntl.h>
