@@ -23,7 +23,7 @@ static needs_lock void barrier_done(struct rref_ctx *ctx, uint64_t number, bool 
 
 		ctx->end.barrier_op = NULL;
 		if (rc_op_claim(f)) {
-			rc_op_finish(f, true);
+			rc_op_finish_locked(f);
 			rc_op_put(f);
 		}
 	}

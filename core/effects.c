@@ -101,7 +101,7 @@ static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effec
 	if (e->status) {
 		if (rc_op_wanted(f))
 			f->about = e->about;
-		rc_op_fail(f, e->status, -1, e->text, true);
+		rc_op_fail(f, e->status, -1, e->text);
 		rc_op_put(f);
 	} else if (h->owned) {
 		struct rc_value *v = e->value;
@@ -113,7 +113,7 @@ static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effec
 		}
 		if (rc_op_claim(f)) {
 			f->is->here(f, v);
-			rc_op_finish(f, true);
+			rc_op_finish_locked(f);
 		}
 		rc_op_put(f);
 	} else if (!rc_op_wanted(f)) {
@@ -123,7 +123,7 @@ static needs_lock void effect_waited(struct rref_ctx *ctx, const struct rp_effec
 	}
 }
 
-static void created(const struct rp_effect *e)
+static needs_lock void created(const struct rp_effect *e)
 {
 	struct rref *h = e->handle;
 	struct rref_future *f = h ? rc_remote(h)->creation : NULL;
@@ -138,7 +138,7 @@ static void created(const struct rp_effect *e)
 		f->about = e->about;
 		if (e->status)
 			snprintf(f->text, sizeof(f->text), "%s", e->text);
-		rc_op_finish(f, true);
+		rc_op_finish_locked(f);
 	}
 	rc_op_put(f);
 }

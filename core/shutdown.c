@@ -159,7 +159,7 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 		ctx->end.came_fences = zero->nr_fences;
 	}
 	if (ctx->end.barrier_op == f && ctx->end.barrier_done >= number && rc_op_claim(f)) {
-		rc_op_finish(f, true);
+		rc_op_finish_locked(f);
 		rc_op_put(f);
 	}
 	return err;

@@ -24,15 +24,14 @@ extern struct rc_progress rc_progress; /* declared for the attributes below, and
 #define needs_lock RC_TSA(requires_capability(rc_progress))
 /* a field: read and written under it */
 #define under_lock RC_TSA(guarded_by(rc_progress))
+/* a function: it takes the lock by itself, so its caller must not hold it */
+#define without_lock RC_TSA(locks_excluded(rc_progress))
 #define takes_lock RC_TSA(acquire_capability(rc_progress))
 #define gives_lock RC_TSA(release_capability(rc_progress))
 #define tries_lock RC_TSA(try_acquire_capability(1, rc_progress)) /* returns true: it is held */
-/* Returns 0 with the lock held, or an error without. Its body is not checked. */
-#define locks_on_0 RC_TSA(try_acquire_capability(0, rc_progress), no_thread_safety_analysis)
 /* A function's body is not checked, because ... */
 #define is_alone RC_TSA(no_thread_safety_analysis)     /* no other thread knows the object */
 /* the function is a part of the lock itself */
 #define is_the_lock RC_TSA(no_thread_safety_analysis)
-#define lock_by_flag RC_TSA(no_thread_safety_analysis) /* an argument tells if the lock is held */
 
 #endif

@@ -153,7 +153,7 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 					h->value = v;
 					at_store_rel(&h->state, RC_H_READY);
 				}
-				rc_op_finish(f, true);
+				rc_op_finish_locked(f);
 			}
 			rc_op_put(f);
 		}

@@ -348,42 +348,32 @@ static inline needs_lock __attribute__((always_inline)) int send_call(
 }
 
 /*
- * Makes the call. Returns 0 with the lock held: its future is on the way, or complete already. A
- * payload that is left in o->payload has to be dropped without the lock. inner: the program does
- * not see the future before it is complete.
+ * Makes the call. Returns 0 if its future is on the way, or complete already. A payload that is
+ * left in o->payload has to be dropped without the lock. After an error the caller abandons the
+ * call, without the lock. inner: the program does not see the future before it is complete.
  */
-static locks_on_0 int begin_call(struct outgoing *o, struct rref_ctx *ctx, int rank,
-				 const char *function, const struct rref_args *args,
-				 int64_t timeout, const void *out, const char *what, bool inner)
+static needs_lock int begin_call(struct outgoing *o, bool inner)
 {
-	int err = call_prepare(o, &rc_call_kind, ctx, rank, function, args, timeout, out, what,
-			       !inner);
+	struct rref_ctx *ctx = o->ctx;
+	int err = rc_call_incoming(o->f) ? 0 : rc_fail(ENOMEM, "memory for a call");
 
-	if (err)
-		return err;
-	if (!rc_call_incoming(o->f)) {
-		rc_fail(ENOMEM, "memory for a call");
-		return call_abandon(o, -ENOMEM);
-	}
-	rc_lock(ctx);
-	err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
+	if (!err)
+		err = send_call(o, RW_CALL_RPC, (struct rref_id){ 0 }, (struct rref_id){ 0 }, 0);
 	if (likely(!err)) {
 		ctx->turns.turn_at = rc_coarse_ns();
 		if (likely(!o->deadline))
-			o->deadline = rc_deadline_seen(ctx, timeout, ctx->turns.turn_at);
+			o->deadline = rc_deadline_seen(ctx, o->timeout, ctx->turns.turn_at);
 		o->f->inner = RB_FAST(inner);
 		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);
 		rc_op_begin(o->f);
 		return 0;
 	}
-	if (err != -EOWNERDEAD) {
-		rc_unlock(ctx);
-		return call_abandon(o, err);
-	}
+	if (err != -EOWNERDEAD)
+		return err;
 	/* The call was accepted and its callee is gone. The future reports it, like any other
 	 * failure of a peer. */
-	rc_op_fail(o->f, err, -1, rc_error_text(), true);
+	rc_op_fail(o->f, err, -1, rc_error_text());
 	rc_op_put(o->f);
 	return 0;
 }
@@ -393,11 +383,16 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function,
 {
 	RB_NO_CANCEL;
 	struct outgoing o;
-	int err = begin_call(&o, ctx, rank, function, args, timeout, out, "rref_rpc_async", false);
+	int err = call_prepare(&o, &rc_call_kind, ctx, rank, function, args, timeout, out,
+			       "rref_rpc_async", true);
 
 	if (err)
 		return err;
+	rc_lock(ctx);
+	err = begin_call(&o, false);
 	rc_unlock(ctx);
+	if (err)
+		return call_abandon(&o, err);
 	rc_payload_drop(o.payload);
 	*out = o.f;
 	return 0;
@@ -407,10 +402,17 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function,
 		     const struct rref_args *args, int64_t timeout, struct rref_future **out)
 {
 	struct outgoing o;
-	int err = begin_call(&o, ctx, rank, function, args, timeout, &o, "rref_rpc_sync", true);
+	int err = call_prepare(&o, &rc_call_kind, ctx, rank, function, args, timeout, &o,
+			       "rref_rpc_sync", false);
 
 	if (err)
 		return err;
+	rc_lock(ctx);
+	err = begin_call(&o, true);
+	if (err) {
+		rc_unlock(ctx);
+		return call_abandon(&o, err);
+	}
 	rc_op_wait_locked(o.f, INT64_MAX); /* bounded by the call's own deadline */
 	rc_payload_drop(o.payload);
 	err = o.f->status ? rc_op_error(o.f) : 0;
@@ -571,7 +573,7 @@ int rref_creation(struct rref *ref, struct rref_future **out)
 			f->about = ref->about;
 			snprintf(f->text, sizeof(f->text), "%s", rc_handle_why(ref));
 		}
-		rc_op_finish(f, false);
+		rc_op_finish(f);
 		rc_op_put(f);
 	}
 	*out = f;

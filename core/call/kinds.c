@@ -74,7 +74,7 @@ static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *
 {
 	struct rc_peer *p = &ctx->peers[f->peer];
 
-	if (!rc_op_fail(f, status, -1, text, true))
+	if (!rc_op_fail(f, status, -1, text))
 		return;
 	/* Tells nothing to the callee of a call that still waits here for a connection. The callee
 	 * has nothing to run. */
@@ -90,7 +90,7 @@ static needs_lock void kinds_end_call(struct rref_ctx *ctx, struct rref_future *
 static needs_lock void end_replied(struct rref_ctx *ctx, struct rref_future *f, int status,
 				   const char *text)
 {
-	if (rc_op_fail(f, status, -1, text, true))
+	if (rc_op_fail(f, status, -1, text))
 		rc_fetch_cancel(ctx, f->incoming);
 }
 
@@ -120,7 +120,7 @@ static needs_lock void end_creation_here(struct rref_ctx *ctx, struct rref_futur
 	struct rref *h = f->handle;
 	struct rp_event ev = { .type = RP_EV_SET, .id = h->id, .status = status, .text = text };
 
-	if (!rc_op_fail(f, status, -1, text, true))
+	if (!rc_op_fail(f, status, -1, text))
 		return;
 	tell_callee(ctx, f);
 	/* The workers that share it learn the same. A late result finds the entry set, and is

@@ -239,7 +239,7 @@ static int take_here_async(struct rref_view *view, size_t first, size_t nr, int6
 	in->nr = (uint32_t)nr;
 	f->incoming = in;
 	rc_op_claim(f);
-	rc_op_finish(f, false);
+	rc_op_finish(f);
 	rc_op_put(f);
 	free(taken);
 	*out = f;

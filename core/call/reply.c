@@ -17,7 +17,7 @@
 
 #define NO_MEMORY "memory for a result of %" PRIu64 " bytes and %u references"
 
-static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+static needs_lock void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_future *f = in->future;
 
@@ -31,7 +31,7 @@ static void reply_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		if (in->status)
 			snprintf(f->text, sizeof(f->text), "%s: %.200s",
 				 in->nr ? "a reference in the result" : "the result", in->text);
-		rc_op_finish(f, true);
+		rc_op_finish_locked(f);
 	}
 	rc_op_put(f);
 }

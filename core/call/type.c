@@ -26,13 +26,13 @@ static needs_lock void type_give(struct rref_future *f, const struct rc_type *t)
 	if (!rc_op_claim(f))
 		return;
 	f->type = t;
-	rc_op_finish(f, true);
+	rc_op_finish_locked(f);
 	rc_op_put(f);
 }
 
 static needs_lock void give_error(struct rref_future *f, int err, const char *text)
 {
-	if (rc_op_fail(f, err, -1, text, true))
+	if (rc_op_fail(f, err, -1, text))
 		rc_op_put(f);
 }
 
@@ -60,7 +60,7 @@ query_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locat
 static needs_lock void end_query(struct rref_ctx *ctx, struct rref_future *f, int status,
 				 const char *text)
 {
-	if (rc_op_fail(f, status, -1, text, true) && !rc_op_unpark(ctx, f))
+	if (rc_op_fail(f, status, -1, text) && !rc_op_unpark(ctx, f))
 		rc_op_put(f);
 }
 

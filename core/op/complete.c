@@ -53,22 +53,16 @@ void rc_op_run_then(struct rref_future *f)
 }
 
 /* Queues the callback of f. */
-static lock_by_flag void queue_then(struct rref_future *f, bool locked)
+static needs_lock void queue_then(struct rref_future *f)
 {
-	struct rref_ctx *ctx = f->ctx;
-
 	at_add(&f->refs, 1);
 	f->then_hook.run = run_then;
-	if (!locked)
-		rc_lock(ctx);
-	rc_hook_push(ctx, &f->then_hook);
-	if (!locked)
-		rc_unlock(ctx);
+	rc_hook_push(f->ctx, &f->then_hook);
 }
 
-void rc_op_finish(struct rref_future *f, bool locked)
+/* Completes f, and wakes its waiters. Returns true if the caller has to queue its callback. */
+static bool complete(struct rref_future *f)
 {
-	struct rref_ctx *ctx = f->ctx;
 	uint32_t set = 1;
 	/* sc. Pairs with rref_future_then: it stores then_state and then looks at state. One of
 	 * the two sees both. */
@@ -80,9 +74,24 @@ void rc_op_finish(struct rref_future *f, bool locked)
 		if (old & (RC_F_WAITERS | RC_F_ANY))
 			rc_wait_wake(f, old);
 	}
-	if (at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2))
-		queue_then(f, locked);
-	rc_loop_wake(ctx); /* pairs with rref_ctx_arm: sc, above */
+	return at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2);
+}
+
+void rc_op_finish_locked(struct rref_future *f)
+{
+	if (complete(f))
+		queue_then(f);
+	rc_loop_wake(f->ctx); /* sc, in complete. Pairs with rref_ctx_arm */
+}
+
+void rc_op_finish(struct rref_future *f)
+{
+	if (complete(f)) {
+		rc_lock(f->ctx);
+		queue_then(f);
+		rc_unlock(f->ctx);
+	}
+	rc_loop_wake(f->ctx); /* as above */
 }
 
 /*
@@ -95,21 +104,21 @@ void rc_op_answered(struct rref_future *f)
 	struct rref_ctx *ctx = f->ctx;
 
 	if (!f->inner) {
-		rc_op_finish(f, true);
+		rc_op_finish_locked(f);
 		rc_op_put(f);
 	} else if (unlikely(at_xchg_ar(&f->state, RC_F_DONE | RC_F_BOTH) & RC_F_WAITERS)) {
 		rc_wait_wake_word(ctx, &f->state);
 	}
 }
 
-bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked)
+bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text)
 {
 	if (!rc_op_claim(f))
 		return false;
 	f->status = status;
 	f->wc_status = wc;
 	snprintf(f->text, sizeof(f->text), "%s", text && *text ? text : rref_strerror(status));
-	rc_op_finish(f, locked);
+	rc_op_finish_locked(f);
 	return true;
 }
 
@@ -117,7 +126,7 @@ needs_lock void
 rc_op_end_plain(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
 	(void)ctx;
-	if (rc_op_fail(f, status, -1, text, true))
+	if (rc_op_fail(f, status, -1, text))
 		rc_op_put(f);
 }
 

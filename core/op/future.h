@@ -209,11 +209,13 @@ void rc_op_put_inner(struct rref_future *f);
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
-void rc_op_finish(struct rref_future *f, bool locked); /* COMPLETING -> DONE, wakes, callback */
+/* COMPLETING -> DONE: wakes the waiters, queues the callback. */
+without_lock void rc_op_finish(struct rref_future *f);
+needs_lock void rc_op_finish_locked(struct rref_future *f); /* does the same */
 /* Claims and finishes a call that waits for its answer, and puts the engine's hold. */
 needs_lock void rc_op_answered(struct rref_future *f);
 /* Claims and finishes an operation with an error. */
-bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text, bool locked);
+needs_lock bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text);
 needs_lock void rc_ops_expire(struct rref_ctx *ctx, int64_t now);
 /* Returns when expire has something to do: 0 = at the next tick, INT64_MAX = never. */
 needs_lock int64_t rc_ops_due(const struct rref_ctx *ctx);

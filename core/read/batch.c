@@ -72,7 +72,7 @@ static void post_gathered(struct batch *b)
 		for (uint32_t i = b->head[rank]; i != UINT32_MAX; i = b->next[i]) {
 			group[n++] = b->f[i];
 			if (n == RC_BATCH_MAX || b->next[i] == UINT32_MAX) {
-				rc_read_start_many(b->ctx, &b->ctx->peers[rank], group, n);
+				rc_read_start_many(&b->ctx->peers[rank], group, n);
 				n = 0;
 			}
 		}
@@ -86,7 +86,7 @@ static bool wants_all(const struct batch *b, size_t i, uint64_t length)
 	return !b->into || (b->into[i].offset == 0 && b->into[i].length >= length);
 }
 
-/* Gathers read i, which has an operation, or starts it if it cannot be posted yet. */
+/* Gathers read i, which has an operation, or starts it if it shares no doorbell. */
 static void gather_read(struct batch *b, uint32_t i)
 {
 	struct rref_future *f = b->f[i];
@@ -95,7 +95,8 @@ static void gather_read(struct batch *b, uint32_t i)
 	f->offset = b->into ? b->into[i].offset : 0;
 	f->length = b->into ? min_of(b->into[i].length, SIZE_MAX - 1) : SIZE_MAX;
 	f->whole = !b->into;
-	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned) {
+	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned ||
+	    b->ctx->peers[ref->owner].reads_inline) {
 		rc_read_begin(ref, f, INT64_MAX);
 		return;
 	}

@@ -6,17 +6,75 @@
 #include "core/base/locked.h"
 #include "core/ctx.h"
 
-/* read.c */
+/* The state of a read that has begun. */
+enum rc_read_begun {
+	RC_READ_UNDER_WAY, /* posted; other threads may have ended it already */
+	RC_READ_OVER, /* no device touches it any more: rc_read_done */
+	RC_READ_PIECES, /* the rest is rc_split_start */
+	RC_READ_WAITS /* the rest is rc_read_wait */
+};
+
+/* The strategy of a session's reads. The session's device decides it. */
+struct rc_read_strategy {
+	/* Begins a read that is prepared. The lock need not be held. */
+	enum rc_read_begun (*begin)(struct rref_future *f, struct rc_peer *p);
+	/* Goes on with f, the first read that waits. Returns false if it found no slot: it waits
+	 * again. Called under the lock. */
+	bool (*resume)(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn);
+	/* Goes on with a payload's READ. Called under the lock, and may let go of it meanwhile. */
+	void (*turn)(struct rref_future *f, struct rc_peer *p);
+};
+
+extern const struct rc_read_strategy rc_read_inline; /* inline.c */
+extern const struct rc_read_strategy rc_read_posted; /* merge.c */
+
+static inline const struct rc_read_strategy *rc_read_strategy(const struct rc_peer *p)
+{
+	return p->reads_inline ? &rc_read_inline : &rc_read_posted;
+}
+
+/* merge.c */
 /* Returns whether one READ brings it, header and all. */
 bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg);
+/*
+ * Starts many reads of one owner, whose handles and locations are set; n is at most RC_BATCH_MAX.
+ * Posts the reads of one message each with one doorbell.
+ */
+without_lock void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n);
+
+/* read.c */
 bool rc_read_all_asked(const struct rref_future *f);
+/*
+ * Returns whether the session in which the reference was good is over. The caller looks behind the
+ * pin, or under the lock. A thread may find the reference ready, and then a connection of a later
+ * session. In that session the owner does not keep the value for it. The fence fails the reference
+ * before such a connection can be found (conn is stored after it).
+ */
+bool rc_read_outlived(const struct rref_future *f);
+/*
+ * Sets the read back to its beginning. Bytes from before the break are read again too, so that the
+ * header vouches for all of it.
+ */
+void rc_read_begin_again(struct rref_future *f);
+/* Notes the first failure of f's READs. Does nothing if status is 0. */
+void rc_read_note(struct rref_future *f, int status, int wc);
+/* Prepares f, or notes its failure and returns false. */
+bool rc_read_prepare(struct rref_future *f);
+/* Goes on with a read that begin returned so. */
+needs_lock void rc_read_go(struct rref_future *f, struct rc_peer *p, enum rc_read_begun begun);
+/*
+ * End an operation that no device touches any more. Make its result, if it still wants one. Give
+ * back the engine's hold.
+ */
+without_lock void rc_read_done(struct rref_future *f);
+needs_lock void rc_read_done_locked(struct rref_future *f);
 /* Returns whether post_reads failed for another reason than a missing slot or connection. */
 bool rc_read_hard_failure(int posted);
 void rc_read_count_posted(struct rref_ctx *ctx, int posted);
-/* Waits for a connection or a slot. */
-void rc_read_wait(struct rref_future *f, struct rc_peer *p, bool locked);
-void rc_read_start_many(struct rref_ctx *ctx, struct rc_peer *p, struct rref_future **f,
-			unsigned n);
+/* Waits for a connection or a slot, behind the reads that wait already. */
+needs_lock void rc_read_wait(struct rref_future *f, struct rc_peer *p);
+needs_lock void rc_read_wait_first(struct rref_future *f, struct rc_peer *p); /* before them */
+needs_lock void rc_read_wait_over(struct rref_future *f, struct rc_peer *p); /* waits no more */
 /* Ends the only READ of f, which brought no other operation's value. */
 needs_lock void rc_read_ended(struct rref_future *f, int status, int wc);
 /* Sets f up as a read whose only READ, into v, is at the device. */
@@ -53,22 +111,6 @@ static inline struct rref_view *rc_read_alias(struct rref *ref)
  */
 int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout,
 		  struct rref_view **out, int *status);
-
-/* merge.c */
-/* Reads of one message each, as few READs: r[i] brings f[first[i]] to before f[first[i + 1]]. */
-struct rc_merge {
-	unsigned nr, first[RC_BATCH_MAX + 1];
-	struct rv_read r[RC_BATCH_MAX];
-	/* an extra entry: `more` of the last may point behind its own */
-	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE];
-};
-/*
- * Orders f[0..n), and sets each up as an operation that is at a device. Each f is prepared and of
- * p; n is at most RC_BATCH_MAX.
- */
-void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
-		    struct rc_merge *runs);
-void rc_merge_undo(struct rref_future *f); /* undoes it: the READ was not posted */
 
 /* split.c */
 /* all */

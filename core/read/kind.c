@@ -13,7 +13,7 @@
  */
 void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
-	if (rc_op_fail(f, status, -1, text, true) && !rc_op_unpark(ctx, f))
+	if (rc_op_fail(f, status, -1, text) && !rc_op_unpark(ctx, f))
 		at_add(&ctx->n.quarantined, 1);
 }
 
@@ -39,7 +39,7 @@ read_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locati
 {
 	(void)ctx;
 	f->loc = *loc;
-	rc_read_start(f, true);
+	rc_read_start_locked(f);
 }
 
 const struct rc_op_kind rc_read_kind = {

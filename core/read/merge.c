@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
+ * Reads over a device that reports by events (ibv): a READ is under way when it is posted. Reads of
+ * one message each are here, larger ones in split.c. Reads of one owner share a doorbell.
+ *
  * Runs: small values that lie side by side at one owner are brought by one READ. Each value and its
  * header go into the landing place that a READ of its own would use. A device's READs per second
  * are limited more than its bytes. So a batch costs it a fraction.
@@ -11,12 +14,24 @@
  * Each operation keeps its own header, check and result. The READ has one status, though. A refusal
  * does not say which value it is for, so each of them is read again alone.
  */
+#include <errno.h>
+
 #include "base/fast.h"
+#include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
+#include "core/read/read.h"
 
 /* the largest run: beyond it a READ takes long, and values would only wait for one another */
 #define RUN_BYTES (UINT64_C(16) << 10)
+
+/* Reads of one message each, as few READs: r[i] brings f[first[i]] to before f[first[i + 1]]. */
+struct merge {
+	unsigned nr, first[RC_BATCH_MAX + 1];
+	struct rv_read r[RC_BATCH_MAX];
+	/* an extra entry: `more` of the last may point behind its own */
+	struct rv_sge sge[(RC_BATCH_MAX + 1) * RV_READ_SGE];
+};
 
 static uint64_t to_line(uint64_t n)
 {
@@ -61,8 +76,12 @@ static bool joins(const struct rref_future *a, const struct rref_future *b, enum
 	       a->landing->block - sizeof(struct rc_landing) >= to_line(a->length);
 }
 
-void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
-		    struct rc_merge *runs)
+/*
+ * Orders f[0..n), and sets each up as an operation that is at a device. Each f is prepared and of
+ * p; n is at most RC_BATCH_MAX.
+ */
+static void merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
+			struct merge *runs)
 {
 	enum rv_kind kind = p->kind;
 	struct rv_sge *piece = runs->sge;
@@ -107,10 +126,154 @@ void rc_merge_build(const struct rc_peer *p, struct rref_future **f, unsigned n,
 	}
 }
 
-void rc_merge_undo(struct rref_future *f)
+bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
+}
+
+/* Returns as rc_read_is_single, before rc_read_prepare has cut the range to the value. */
+static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
+{
+	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
+	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
+}
+
+/*
+ * Takes back a read that was not posted. Returns how it goes on. posted: the result of post_reads.
+ */
+static enum rc_read_begun take_back(struct rref_future *f, int posted)
 {
 	f->header_asked = false;
 	f->next = 0;
 	f->outstanding = 0;
 	f->merged_next = NULL;
+	if (!rc_read_hard_failure(posted))
+		return RC_READ_WAITS;
+	rc_read_note(f, posted, -1);
+	return RC_READ_OVER;
 }
+
+/*
+ * Posts reads of one message each, all of one owner, with one doorbell. Returns how many were
+ * posted, and in *result the result of post_reads. From the doorbell on, other threads handle the
+ * completions. Only f[returned..n) still belong to this thread.
+ */
+static unsigned post_merged(struct rc_peer *p, struct rv_conn *conn, struct rref_future **f,
+			    unsigned n, int *result)
+{
+	struct rref_ctx *ctx = f[0]->ctx;
+	struct merge m;
+	unsigned posted;
+
+	merge_build(p, f, n, &m);
+	at_add(&ctx->sleep.reads_in_flight, m.nr);
+	*result = p->ops->post_reads(conn, m.r, m.nr);
+	posted = (unsigned)max_of(*result, 0);
+	at_sub(&ctx->sleep.reads_in_flight, m.nr - posted);
+	rc_read_count_posted(ctx, *result);
+	if (m.first[posted] > posted)
+		at_add(&ctx->n.reads_joined, m.first[posted] - posted);
+	return m.first[posted];
+}
+
+/* Pins p's connection for post_merged. Returns as that. The lock need not be held. */
+static unsigned post_pinned(struct rc_peer *p, struct rref_future **f, unsigned n, int *result)
+{
+	struct rv_conn *conn;
+	unsigned posted = 0;
+
+	*result = -ENOTCONN;
+	/* The pin. It is given back before the lock is taken: the fence waits for it with the lock
+	 * held. */
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	for (unsigned i = 0; conn && i < n; i++)
+		if (unlikely(rc_read_outlived(f[i])))
+			conn = NULL; /* each read finds out in rc_read_wait */
+	if (conn && at_load(&p->nr_waiting) == 0)
+		posted = post_merged(p, conn, f, n, result);
+	at_sub_rel(&p->readers, 1);
+	return posted;
+}
+
+static enum rc_read_begun posted_begin(struct rref_future *f, struct rc_peer *p)
+{
+	int result;
+
+	if (!rc_read_is_single(f, p->max_msg))
+		return RC_READ_PIECES;
+	if (likely(post_pinned(p, &f, 1, &result) == 1))
+		return RC_READ_UNDER_WAY;
+	return take_back(f, result);
+}
+
+void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n)
+{
+	struct rref_future *single[RC_BATCH_MAX];
+	unsigned nr = 0, posted;
+	int result;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (!is_single_for(f[i], p->max_msg))
+			rc_read_start(f[i]);
+		else if (!rc_read_prepare(f[i]))
+			rc_read_done(f[i]);
+		else
+			single[nr++] = f[i];
+	}
+	if (!nr)
+		return;
+	struct rref_ctx *ctx = single[0]->ctx;
+
+	posted = post_pinned(p, single, nr, &result);
+	if (likely(posted == nr))
+		return;
+	rc_lock(ctx);
+	for (; posted < nr; posted++)
+		rc_read_go(single[posted], p, take_back(single[posted], result));
+	rc_unlock(ctx);
+}
+
+/*
+ * Posts the reads of one message each at the head of the queue, with one doorbell. Returns false if
+ * some of them found no slot.
+ */
+static needs_lock bool resume_singles(struct rc_peer *p, struct rv_conn *conn)
+{
+	struct rref_future *f[RC_BATCH_MAX];
+	unsigned n = 0, posted;
+	int result;
+
+	while (n < RC_BATCH_MAX && !list_empty(&p->waiting)) {
+		f[n] = container_of(p->waiting.next, struct rref_future, node);
+		if (!rc_read_is_single(f[n], p->max_msg) || !rc_op_wanted(f[n]))
+			break;
+		rc_read_wait_over(f[n++], p);
+	}
+	posted = post_merged(p, conn, f, n, &result);
+	for (unsigned i = n; i-- > posted;)
+		if (take_back(f[i], result) == RC_READ_OVER)
+			rc_read_done_locked(f[i]);
+		else
+			rc_read_wait_first(f[i], p);
+	return posted == n || rc_read_hard_failure(result);
+}
+
+static needs_lock bool
+posted_resume(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+{
+	if (rc_read_is_single(f, p->max_msg))
+		return resume_singles(p, conn);
+	rc_read_wait_over(f, p);
+	if (rc_split_start(f, p, conn))
+		return true;
+	rc_read_wait_first(f, p);
+	return false;
+}
+
+static needs_lock void posted_turn(struct rref_future *f, struct rc_peer *p)
+{
+	rc_read_go(f, p, posted_begin(f, p));
+}
+
+const struct rc_read_strategy rc_read_posted = { posted_begin, posted_resume, posted_turn };

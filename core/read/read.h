@@ -13,7 +13,12 @@ needs_lock void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int sta
 void rc_read_release(struct rref_future *f);
 
 /* read.c */
-void rc_read_start(struct rref_future *f, bool locked);     /* loc and handle are set */
+/*
+ * Starts a read whose handle and location are set. Consumes the engine's hold on f, which
+ * rc_read_done gives back.
+ */
+without_lock void rc_read_start(struct rref_future *f);
+needs_lock void rc_read_start_locked(struct rref_future *f); /* does the same */
 needs_lock void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p);
 /* Fails the read at once, or when its last piece has come back. */
 needs_lock void rc_read_fail(struct rref_future *f, int status);

@@ -208,7 +208,7 @@ void rc_split_go_on(struct rc_peer *p)
 			return;
 		} else if (posted <= 0) {
 			f->retried = true; /* the caller pumps */
-			rc_read_wait(f, p, true);
+			rc_read_wait(f, p);
 		}
 	}
 }

@@ -49,7 +49,7 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 		err = rc_step(ctx, &ev, NULL);
 	if (err) {
 		f->parked = false;
-		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL, true);
+		rc_op_fail(f, err, -1, told ? rc_error_text() : NULL);
 		rc_op_put(f);
 	}
 }
@@ -69,7 +69,7 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 		f->loc = rc_remote(ref)->loc;
 		at_store(&f->deadline, deadline);
 		rc_op_begin(f);
-		rc_read_start(f, false);
+		rc_read_start(f);
 		return 0;
 	}
 	rc_lock(ctx);
@@ -191,7 +191,6 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 	rc_unlock(ctx);
 	if (left)
 		return rc_read_finish(f, deadline, timeout, out);
-	rc_op_fail(f, -ECANCELED, -1, NULL, false);
 	rc_op_put(f); /* the engine's hold, which never saw it */
 	rc_op_put(f);
 	return 1;
@@ -357,7 +356,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 		f->peer = ref->owner;
 		rc_op_claim(f);
 		f->view = rc_read_alias(ref);
-		rc_op_finish(f, false);
+		rc_op_finish(f);
 		rc_op_put(f);
 	} else {
 		rc_read_begin(ref, f, deadline);

@@ -58,6 +58,25 @@ for f in call field; do
 	check "a $f without it is an error" fails proves "$tmp/$f.c" -DFAULT
 	check "which says so" says "requires holding lock 'rc_progress'"
 done
+# A function that takes the lock by itself is not called under it.
+cat >"$tmp/twice.c" <<'END'
+#include "core/base/lock.h"
+#include "core/op/future.h"
+void f(struct rref_ctx *ctx, struct rref_future *op);
+void f(struct rref_ctx *ctx, struct rref_future *op)
+{
+	rc_op_finish(op);
+	rc_lock(ctx);
+#ifdef FAULT
+	rc_op_finish(op);
+#endif
+	rc_op_finish_locked(op);
+	rc_unlock(ctx);
+}
+END
+check "a lock taken once" run proves "$tmp/twice.c"
+check "a lock taken twice is an error" fails proves "$tmp/twice.c" -DFAULT
+check "which says so" says "cannot call function 'rc_op_finish' while lock 'rc_progress' is held"
 empty "no comment speaks for the lock: needs_lock and under_lock do" \
 	"$(grep -rn '\[lock' --include='*.[ch]' core)"
 finish

@@ -195,7 +195,7 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 		f->length = SIZE_MAX;
 		f->whole = true;
 		rc_op_begin(f);
-		rc_read_start(f, false);
+		rc_read_start(f);
 		TG_IS(rref_future_wait(f, RREF_DEFAULT), -ENETRESET);
 		rref_future_free(f);
 		TG_CHECK(!v);
