@@ -3,6 +3,7 @@
 #
 # SAN=address (with UBSan) or SAN=thread builds everything under build/SAN/ with that sanitizer.
 # SAN=nofast builds there with all fast paths off (include/base/fast.h).
+# CHECKED=1 leaves the library's assertions in what is built, under build/checked/.
 # O=DIR builds in DIR instead of build/: all, lib, tools, tests, install, demo, sim, perf. The
 # scripts of the tests want build/. V=1 shows the commands. DEPS=no looks for no packages.
 
@@ -17,8 +18,9 @@ LIBDIR ?= $(or $(libdir),$(PREFIX)/lib)
 DESTDIR ?=
 
 SAN ?=
+CHECKED ?=
 O ?= build
-B := $(O)$(if $(SAN),/$(SAN))
+B := $(O)$(if $(SAN),/$(SAN))$(if $(CHECKED),/checked)
 BIN := $(B)/bin
 
 CC ?= cc
@@ -41,8 +43,10 @@ HARDEN = -fstack-protector-strong $(FORTIFY)
 SANFLAGS := $(if $(filter address,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 SANFLAGS += $(if $(filter thread,$(SAN)),-fsanitize=thread)
 
-CPPFLAGS_ALL := -D_GNU_SOURCE $(if $(filter nofast,$(SAN)),-DRREF_NOFAST) -Iinclude -I. $(CPPFLAGS)
-$(B)/test/%.o $(B)/perf/beside.o: private CPPFLAGS_ALL += -Itest/lib
+CPPFLAGS_ALL := -D_GNU_SOURCE $(if $(filter nofast,$(SAN)),-DRREF_NOFAST) \
+	$(if $(CHECKED),-DRREF_CHECKED) -Iinclude -I. $(CPPFLAGS)
+# The headers' inline functions assert too in what links the tests' library.
+$(B)/test/%.o $(B)/perf/beside.o: private CPPFLAGS_ALL += -Itest/lib -DRREF_CHECKED
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden -pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 LIBS := -libverbs -lrdmacm -lsodium -ldl -lm
@@ -75,9 +79,10 @@ DEMO := $(if $(wildcard test/demo/*.c),$(BIN)/rref-demo)
 
 SO := librref.so.$(VERSION_MAJOR)
 STATIC := $(B)/librref.a
-# What the tests link: the same, but that faults can be injected into its messages (core/session/inject.h).
+# What the tests link: the same, with its assertions (include/base/assert.h), and faults can be
+# injected into its messages (core/session/inject.h).
 STATIC_TEST := $(B)/librref-test.a
-INJECT := core/session/inject core/session/send
+TEST_OBJ := $(LIB_SRC:%.c=$(B)/tested/%.o)
 SHARED := $(B)/$(SO)
 
 .PHONY: all lib tools tests san-tests nofast-tests packages FORCE
@@ -128,10 +133,10 @@ $(B)/%.o: %.c Makefile $(B)/flags
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
-$(B)/inject/%.o: %.c Makefile $(B)/flags
+$(B)/tested/%.o: %.c Makefile $(B)/flags
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
-	$(Q)$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS_ALL) -DRREF_INJECT -DRREF_CHECKED $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 # A private jemalloc (docs/design/memory.md): one relocatable object in which only the arena calls stay
 # global, so that the program's malloc is not replaced, and those are renamed out of the way of a jemalloc of its own.
@@ -152,7 +157,7 @@ $(STATIC): $(LIB_OBJ) $(B)/jemalloc.o
 	$(call say,AR)
 	$(Q)$(AR) rcs $@ $^
 
-$(STATIC_TEST): $(filter-out $(INJECT:%=$(B)/%.o),$(LIB_OBJ)) $(INJECT:%=$(B)/inject/%.o) $(B)/jemalloc.o
+$(STATIC_TEST): $(TEST_OBJ) $(B)/jemalloc.o
 	@rm -f $@
 	$(call say,AR)
 	$(Q)$(AR) rcs $@ $^
@@ -174,11 +179,19 @@ $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
+# Counts instructions, so it links what ships.
+PATH_TEST := $(filter %/path_test,$(PROC))
+$(PATH_TEST): $(PATH_TEST:$(BIN)/%=$(B)/test/%.o) $(TLIB_OBJ) \
+		$(if $(SAN),$(STATIC_TEST),$(B)/tested/base/assert.o $(STATIC))
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
+
 # Its steps are those of random schedules.
 $(BIN)/unit/protocol/oom_test: $(filter-out %/main.o,$(SIM_OBJ))
 
-# The protocol's simulator: the machines are the library's own objects.
-$(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC)
+# The protocol's simulator: the machines are the library's own files, with their assertions.
+$(SIM): $(SIM_OBJ) $(B)/test/lib/tl_rpcheck.o $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^
@@ -255,11 +268,11 @@ check: deps
 	@$(MAKE) --no-print-directory -s DEPS=no check-run
 
 # Scripts run programs of their own choice.
-NAMED = $(call named,$(CHECKED) $(ALONE))
-CHECKED = $(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)
+NAMED = $(call named,$(CHECKS) $(ALONE))
+CHECKS = $(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)
 check-run:
 	@$(if $(TEST),,echo "some seven minutes on two quiet processors; make check-quick takes two")
-	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(call named,$(CHECKED))) --alone $(call named,$(ALONE))
+	@$(RUN) --title "unit, processes over shm, scripts" $(call ordered,$(call named,$(CHECKS))) --alone $(call named,$(ALONE))
 
 ## a part of check after a small change, under two minutes
 check-quick: deps
@@ -371,7 +384,7 @@ perf-report:
 	$(call build,the library and what measures it,lib tools $(BIN)/rref-parts $(BIN)/proc/read/path_test)
 	@perf/report.sh
 
-$(BIN)/rref-beside: $(B)/perf/beside.o $(TLIB_OBJ) $(STATIC_TEST)
+$(BIN)/rref-beside: $(B)/perf/beside.o $(TLIB_OBJ) $(B)/tested/base/assert.o $(STATIC)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)

@@ -34,6 +34,7 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 	while (at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) != RC_UNLOCKED)
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL,
 			NULL, 0);
+	rc_lock_taken(ctx);
 out:
 	at_sub(&ctx->lock.wanted, 1);
 }
@@ -47,6 +48,7 @@ is_the_lock void rc_lock(struct rref_ctx *ctx)
 /* Gives the lock back. sc. Pairs with rc_trylock: the look for pushed work comes after it. */
 static inline is_the_lock void unlock(struct rref_ctx *ctx)
 {
+	rc_lock_given(ctx);
 	if (unlikely(at_xchg_sc(&ctx->lock.word, RC_UNLOCKED) == RC_LOCKED_WANTED))
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }

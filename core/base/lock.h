@@ -3,6 +3,7 @@
 #ifndef RC_BASE_LOCK_H
 #define RC_BASE_LOCK_H
 
+#include "base/assert.h"
 #include "core/base/locked.h"
 #include "core/ctx.h"
 
@@ -28,6 +29,29 @@ gives_lock void rc_unlock_bare(struct rref_ctx *ctx);
 void rc_pause(unsigned *turn);
 
 /*
+ * Notes of the locks that the calling thread holds (lock_owner.c). The checked build alone takes
+ * them.
+ */
+#if RB_CHECKED
+void rc_lock_taken(const struct rref_ctx *ctx);
+void rc_lock_given(const struct rref_ctx *ctx);
+#else
+static inline void rc_lock_taken(const struct rref_ctx *ctx)
+{
+	(void)ctx;
+}
+
+static inline void rc_lock_given(const struct rref_ctx *ctx)
+{
+	(void)ctx;
+}
+#endif
+bool rc_lock_is_mine(const struct rref_ctx *ctx);
+
+/* Asserts that the calling thread holds the context's lock. */
+#define rc_assert_locked(ctx) rb_assert(rc_lock_is_mine(ctx))
+
+/*
  * Tries the lock. Acquire: partner of the unlock's release. The load is sc. Pairs with rc_unlock: a
  * thread that pushed work finds the lock free, or its holder finds the work.
  */
@@ -35,8 +59,11 @@ static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 {
 	uint32_t free = RC_UNLOCKED;
 
-	return at_load_sc(&ctx->lock.word) == RC_UNLOCKED &&
-	       at_cas_ar(&ctx->lock.word, &free, RC_LOCKED);
+	if (at_load_sc(&ctx->lock.word) != RC_UNLOCKED ||
+	    !at_cas_ar(&ctx->lock.word, &free, RC_LOCKED))
+		return false;
+	rc_lock_taken(ctx);
+	return true;
 }
 
 #endif

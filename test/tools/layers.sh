@@ -67,6 +67,18 @@ empty "no number of the library depends on the locale" \
 	--include='*.[ch]' core alloc verbs include |
 	grep -vE '^(core/tools|verbs/raw)/')"
 
+# Assertions are for the tests (include/base/assert.h).
+asserting() { # FILES: their objects and members that can fail an assertion, or note a lock
+	undefined "$@" | grep -E ' (rb_assert_failed|__assert_fail|rc_lock_(taken|given|is_mine))$'
+}
+empty "no object that ships asserts" \
+	"$(asserting $(find "$build"/{base,core,verbs,alloc} -name '*.o') "$build/librref.a")"
+empty "librref.so has no text of an assertion" \
+	"$(grep -c 'assertion failed' "$build/librref.so" | grep -v '^0$')"
+# Most of its objects take the lock, or have invariants of their own.
+nr=$(asserting "$build/librref-test.a" | awk '{print $1}' | sort -u | wc -l)
+check "the tests' library does, in most of its objects ($nr)" [ "$nr" -ge 70 ]
+
 # Faults are injected in what the tests link, never in what is installed.
 empty "nothing of the fault injector ships" \
 	"$(for f in "$build"/librref.so "$build"/librref.a; do nm "$f" 2>/dev/null |

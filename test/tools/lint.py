@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 BUDGET = 'test/tools/lint.txt'
 LIBRARY = ('include', 'base', 'verbs', 'alloc', 'core')
@@ -130,8 +131,27 @@ def bare(name):
     return TOKEN.sub(blank, text(name))
 
 
-def without_comments(name):
-    return TOKEN.sub(lambda m: '' if m.group()[0] == '/' else m.group(), text(name))
+def without_comments(said):
+    return TOKEN.sub(lambda m: '' if m.group()[0] == '/' else m.group(), said)
+
+
+def shipped(name):
+    """The lines of a file with their numbers, without assertions and what only they need."""
+    kept, inside, open_ = [], 0, 0
+    for nr, line in enumerate(text(name).split('\n'), 1):
+        begins = re.match(r'#\s*(if|else|endif)\b(.*)', line)
+        if begins and (inside or begins[2].strip() == 'RB_CHECKED'):
+            # One branch of #if RB_CHECKED ships: what comes behind #else.
+            inside += {'if': 1, 'else': 0, 'endif': -1}[begins[1]]
+            branch = branch if inside > 1 else begins[1]
+        elif inside and branch == 'if':
+            pass
+        elif open_ or re.match(r'\s+(r\w+_)?assert(?(1)\w*)\(', line):
+            said = re.sub(r'"(?:\\.|[^"\\])*"|/\*.*', '', line)
+            open_ += said.count('(') - said.count(')')
+        else:
+            kept.append((nr, line))
+    return kept
 
 
 def found_in(files, pattern, source=bare):
@@ -286,12 +306,23 @@ def twice(functions):
 
 
 def pmccabe(files):
-    """(file, line, lines, complexity, decisions, statements, name) of each function."""
-    found = []
-    for line in output(['pmccabe'] + files).splitlines() if files else []:
+    """(file, line, lines, complexity, decisions, statements, name) of each function.
+
+    Assertions are counted by themselves: they decide nothing.
+    """
+    found, numbers = [], {}
+    with tempfile.TemporaryDirectory() as copies:
+        for name in files:
+            numbers[name], lines = zip(*shipped(name))
+            os.makedirs(os.path.join(copies, os.path.dirname(name)), exist_ok=True)
+            with open(os.path.join(copies, name), 'w', encoding='utf-8') as f:
+                f.write('\n'.join(lines))
+        said = output(['pmccabe'] + files, cwd=copies) if files else ''
+    for line in said.splitlines():
         m = re.fullmatch(r'(\d+)\t(\d+)\t(\d+)\t(\d+)\t(\d+)\t(.*)\((\d+)\): (.*)', line)
         if m:
-            found.append((m[6], int(m[7]), int(m[5]), int(m[1]), int(m[2]) - 1, int(m[3]), m[8]))
+            nr = numbers[m[6]][int(m[7]) - 1]
+            found.append((m[6], nr, int(m[5]), int(m[1]), int(m[2]) - 1, int(m[3]), m[8]))
     return found
 
 
@@ -333,7 +364,7 @@ def not_alone(files):
 
 def long_files(files):
     for name in files:
-        n = text(name).count('\n')
+        n = len(shipped(name)) - 1
         if n > FILE_LINES:
             yield name, FILE_LINES + 1, f'{n} lines'
 
@@ -427,12 +458,14 @@ def measures():
                  for i, line in enumerate(c.lines) for _ in re.findall(r'\[lock\]', line)]
         yield Measure('lock-marks', '"[lock]" in comments', marks)
         yield Measure('bool-locked', '"bool locked"', found_in(part.c, r'\bbool locked\b'))
-        asserted = r'^(?!\s*#).*\b(?!_?static_)(?:\w+_)?(?:assert|ASSERT)(?:_\w+)?\s*\('
+        asserted = r'^(?!\s*#).*\b(?!_?[Ss]tatic_|rb_assert_failed)(?:\w+_)?assert(?:_\w+)?\s*\('
         yield Measure('assertions', 'assertions at run time',
                       found_in(part.c, asserted), rises=True)
         lines = sum(text(f).count('\n') for f in part.c)
-        code = sum(1 for f in part.c for line in without_comments(f).split('\n') if line.strip())
-        yield Measure('lines', 'lines of code of the library, without comments and empty lines', [],
+        code = sum(1 for f in part.c
+                   for line in without_comments('\n'.join(x for _, x in shipped(f))).split('\n')
+                   if line.strip())
+        yield Measure('lines', 'lines of code, without comments, assertions and empty lines', [],
                       count=code, step=500, note=f'{lines} with them')
         yield Measure('headers', 'headers that do not compile alone', not_alone(part.c))
     yield Measure('layers', 'failures of layers.sh', layers())
