@@ -21,6 +21,7 @@ int rp_effects_grow(struct rp *m, size_t n)
 		if (rp_effects_room(m) >= n)
 			return 0;
 	}
+	rb_assert_is(m->nr_effects, <=, max);
 	while (max - m->nr_effects < n)
 		max *= 2;
 	effects = realloc(m->effects, max * sizeof(*effects));
@@ -35,7 +36,7 @@ struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type)
 {
 	struct rp_effect *e;
 
-	assert(m->nr_effects < m->max_effects);
+	rb_assert(m->nr_effects < m->max_effects);
 	e = &m->effects[m->nr_effects++];
 	/* The texts are long and mostly empty: clear their first byte only. */
 	memset(e, 0, offsetof(struct rp_effect, msg));
@@ -76,6 +77,9 @@ void rp_send(struct rp *m, uint32_t to, enum rp_msg_type type, struct rref_id id
 {
 	struct rp_effect *e;
 
+	rb_assert_is(to, <, m->world);
+	rb_assert_with(status <= 0 && !(status && value), "status %d", status);
+	rb_assert_with(rp_id_valid(m, &id) && rp_id_valid(m, &fork), "message %d", type);
 	if (!rp_peer_reachable(m, to))
 		return;
 	e = rp_effect_add(m, RP_EFF_SEND);
@@ -107,6 +111,7 @@ uint32_t rp_fault_new(struct rp *m, int status, const char *text)
 	struct rp_fault *f;
 	uint32_t i;
 
+	rb_assert_is(status, <, 0);
 	if (rp_pool_reserve(&m->faults, 1))
 		return RP_FAULT_BARE | (uint32_t)-status;
 	i = rp_pool_take(&m->faults);
@@ -126,6 +131,7 @@ void rp_fault_about(struct rp *m, uint32_t fault, uint16_t about)
 
 uint32_t rp_fault_get(struct rp *m, uint32_t fault)
 {
+	rb_assert_if(!(fault & RP_FAULT_BARE), rp_fault_at(m, fault)->refs);
 	if (!(fault & RP_FAULT_BARE))
 		rp_fault_at(m, fault)->refs++;
 	return fault;
@@ -133,6 +139,7 @@ uint32_t rp_fault_get(struct rp *m, uint32_t fault)
 
 void rp_fault_put(struct rp *m, uint32_t fault)
 {
+	rb_assert_if(fault && !(fault & RP_FAULT_BARE), rp_fault_at(m, fault)->refs);
 	if (fault && !(fault & RP_FAULT_BARE) && !--rp_fault_at(m, fault)->refs)
 		rp_pool_put(&m->faults, fault);
 }
@@ -149,6 +156,8 @@ void rp_wait_add(struct rp *m, rp_list *waits, uint32_t *nr, uint64_t cookie)
 
 static void wait_erase(struct rp *m, rp_list *waits, uint32_t *nr, uint32_t i)
 {
+	rb_assert_is(*nr, >, 0);
+	rb_assert_is(m->counts.parked, >, 0);
 	rp_list_del(&m->waits, offsetof(struct rp_wait, link), waits, i);
 	rp_pool_put(&m->waits, i);
 	--*nr;

@@ -14,6 +14,9 @@ uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct
 	struct rp_held *h = rp_held_at(m, i);
 	struct rp_owner *o = rp_owner_at(m, owner);
 
+	rb_assert(o->state != RP_OWNER_NONE && o->state != RP_OWNER_HUSK);
+	rb_assert(rp_peer_reachable(m, holder));
+	rb_assert(!rp_find_held(m, holder, fork));
 	h->fork = rp_key(fork);
 	h->holder = holder;
 	h->owner = owner;
@@ -34,6 +37,8 @@ uint32_t rp_held_erase(struct rp *m, uint32_t i)
 	uint32_t owner = h->owner;
 	struct rp_owner *o = rp_owner_at(m, owner);
 
+	rb_assert(o->nr_forks && peer->nr_forks && m->counts.forks);
+	rb_assert_if(h->parked, m->counts.parked);
 	if (h->parked)
 		m->counts.parked--;
 	rp_list_del(&m->helds, offsetof(struct rp_held, in_owner), &o->forks, i);
@@ -55,6 +60,7 @@ static void tomb_erase(struct rp *m, uint32_t i)
 {
 	struct rp_peer *peer = &m->peers[rp_tomb_at(m, i)->holder];
 
+	rb_assert(peer->nr_tombs && m->counts.tombstones);
 	rp_list_del(&m->tombs, offsetof(struct rp_tomb, in_peer), &peer->tombs, i);
 	rp_table_del(&m->tomb_table, &m->tombs, i);
 	rp_pool_put(&m->tombs, i);
@@ -70,6 +76,7 @@ void rp_tomb_add(struct rp *m, uint32_t holder, const struct rref_id *fork)
 	/* A fork made here needs no tombstone: nobody asks for it, so it cannot come back. */
 	if (fork->created_on == m->self || rp_find_tomb(m, holder, fork))
 		return;
+	rb_assert(!rp_find_held(m, holder, fork));
 	if (peer->nr_tombs >= RP_TOMBSTONES_MAX)
 		tomb_erase(m, peer->tombs);
 	i = rp_pool_take(&m->tombs);

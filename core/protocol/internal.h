@@ -19,9 +19,9 @@
 #ifndef RP_INTERNAL_H
 #define RP_INTERNAL_H
 
-#include <assert.h>
 #include <errno.h>
 
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "core/protocol/protocol.h"
 
@@ -247,7 +247,8 @@ uint32_t rp_pool_next(const struct rp_pool *p, uint32_t i);
 
 static inline void *rp_item(const struct rp_pool *p, uint32_t i)
 {
-	assert(i);
+	rb_assert_with(i && i <= p->nr_chunks * RP_CHUNK_ITEMS, "%u of %u chunks", i, p->nr_chunks);
+	rb_assert(p->chunks[(i - 1) / RP_CHUNK_ITEMS].items);
 	return p->chunks[(i - 1) / RP_CHUNK_ITEMS].items +
 	       (size_t)((i - 1) % RP_CHUNK_ITEMS) * p->bytes;
 }
@@ -383,6 +384,7 @@ void rp_send_refusal(struct rp *m, uint32_t to, enum rp_msg_type type, const str
 uint32_t rp_fault_new(struct rp *m, int status, const char *text);
 static inline int rp_fault_status(const struct rp *m, uint32_t fault)
 {
+	rb_assert(fault);
 	return fault & RP_FAULT_BARE ? -(int)(fault & ~RP_FAULT_BARE) :
 				       rp_fault_at(m, fault)->status;
 }
@@ -501,6 +503,17 @@ int rp_receive(struct rp *m, const struct rp_event *ev);
 /* Goes on with an entry that need not ask its parent any longer; 4 effects at most. */
 void rp_receive_resume(struct rp *m, uint32_t user);
 int rp_on_parent_ack(struct rp *m, uint32_t from, const struct rp_msg *msg);
+
+/* ---- the laws between two steps (protocol/sound.c) ---- */
+#if RB_CHECKED
+void rp_assert_sound(const struct rp *m, const struct rp_event *ev);
+#else
+static inline void rp_assert_sound(const struct rp *m, const struct rp_event *ev)
+{
+	(void)m;
+	(void)ev;
+}
+#endif
 
 /* ---- peers (protocol/peer.c) ---- */
 int rp_peer_up(struct rp *m, const struct rp_event *ev);

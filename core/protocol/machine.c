@@ -86,7 +86,7 @@ void rp_destroy(struct rp *m)
 
 void rp_set_seed(struct rp *m, uint64_t seed)
 {
-	assert(!m->owners.live && !m->users.live && !m->tombs.live);
+	rb_assert(!m->owners.live && !m->users.live && !m->tombs.live);
 	m->seed = seed;
 }
 
@@ -176,7 +176,7 @@ static inline int on_unwait(struct rp *m, const struct rp_event *ev)
 	return rp_id_none(&ev->fork) ? rp_owner_unwait(m, ev) : rp_user_unwait(m, ev);
 }
 
-int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
+static inline int one_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 {
 	int rc = reserve_step(m);
 
@@ -209,6 +209,20 @@ int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 		return -EINVAL;
 	return ev->type == RP_EV_PEER_UP ? rp_peer_up(m, ev) :
 	       ev->type == RP_EV_PEER_FENCED ? rp_peer_fenced(m, ev) : rp_peer_grace(m, ev);
+}
+
+int rp_step(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
+{
+	size_t before = m->nr_effects - m->first_effect;
+	int rc = one_step(m, ev, rec);
+
+	rb_assert_is(rc, <=, 0);
+	/* A session that comes too early helps the fence on, which may put effects out. */
+	rb_assert_if(rc && ev->type != RP_EV_PEER_UP,
+		     m->nr_effects - m->first_effect == before);
+	rb_assert_is(m->nr_effects - m->first_effect, >=, before);
+	rp_assert_sound(m, ev);
+	return rc;
 }
 
 static uint32_t next_later(const struct rp *m, const struct rp_pool *p, uint32_t i)

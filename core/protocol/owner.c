@@ -8,6 +8,8 @@ static uint32_t owner_add(struct rp *m, const struct rref_id *id, void *maker)
 	uint32_t i = rp_pool_take(&m->owners);
 	struct rp_owner *o = rp_owner_at(m, i);
 
+	rb_assert(o->state == RP_OWNER_NONE && !o->forks && !o->waits);
+	rb_assert(!rp_find_owner(m, id));
 	o->id = rp_key(id);
 	o->state = RP_OWNER_PENDING;
 	o->since = m->now;
@@ -22,6 +24,11 @@ static void owner_erase(struct rp *m, uint32_t i)
 {
 	struct rp_owner *o = rp_owner_at(m, i);
 
+	rb_assert_with(!o->local && !o->nr_forks && !o->nr_waits,
+		       "%u references here, %u forks, %u waits", o->local, o->nr_forks,
+		       o->nr_waits);
+	rb_assert(!o->telling);
+	rb_assert_is(m->counts.owners, >, 0);
 	rp_effect_add(m, RP_EFF_GONE)->id = rp_id(&o->id);
 	rp_fault_put(m, rp_owner_fault(o));
 	rp_table_del(&m->owner_table, &m->owners, i);
@@ -44,6 +51,8 @@ static bool tell_some(struct rp *m, struct rp_owner *o)
 	void *value = rp_owner_value(o);
 	struct rref_id id = rp_id(&o->id);
 
+	rb_assert(o->state != RP_OWNER_PENDING);
+	rb_assert_if(o->state == RP_OWNER_HUSK, !o->nr_forks);
 	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
 		struct rp_held *h = rp_held_at(m, k);
 
@@ -59,6 +68,7 @@ static bool tell_some(struct rp *m, struct rp_owner *o)
 			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, id, rp_id(&h->fork), status,
 				value, fault);
 			h->parked = false;
+			rb_assert_is(m->counts.parked, >, 0);
 			m->counts.parked--;
 		}
 	}
@@ -77,6 +87,7 @@ void rp_owner_tell(struct rp *m, uint32_t i)
 		o->telling = true;
 		return;
 	}
+	rb_assert_is(m->nr_later, >, 0);
 	m->nr_later--;
 	o->telling = false;
 	rp_owner_settle(m, i);
@@ -145,6 +156,7 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	if (o->state != RP_OWNER_PENDING && o->state != RP_OWNER_HUSK)
 		return -EALREADY;
 	rp_effects_wish(m, 2 * (size_t)o->nr_forks + o->nr_waits);
+	rb_assert_is(m->counts.pending_owners, >, 0);
 	m->counts.pending_owners--;
 	if (o->state == RP_OWNER_HUSK) {
 		end_husk(m, i, ev);

@@ -10,6 +10,9 @@ int rp_peer_up(struct rp *m, const struct rp_event *ev)
 		rp_peer_clean(m, ev->peer);
 	if (p->state == RP_PEER_FENCED || p->due)
 		return -EBUSY;
+	/* A session begins with nothing of the last one but references that have failed. */
+	rb_assert(p->state != RP_PEER_FENCED && !p->fault);
+	rb_assert_if(p->state == RP_PEER_GONE, !p->forks && !p->tombs && !p->children);
 	p->state = RP_PEER_UP;
 	p->epoch = ev->epoch;
 	return 0;
@@ -36,6 +39,7 @@ static bool lose_user(struct rp *m, uint32_t i, uint32_t fault)
 {
 	struct rp_user *u = rp_user_at(m, i);
 
+	rb_assert(!u->lost && !rp_peer_reachable(m, u->owner));
 	u->losing = true;
 	if (!rp_children_answer(m, i, fault) || rp_effects_room(m) < RP_LEAST_EFFECTS)
 		return false;
@@ -82,11 +86,14 @@ void rp_peer_clean(struct rp *m, uint32_t rank)
 {
 	struct rp_peer *p = &m->peers[rank];
 
+	rb_assert(p->state != RP_PEER_UP);
 	if (!clean_some(m, p, rank)) {
 		m->nr_later += !p->due;
 		p->due = true;
 		return;
 	}
+	rb_assert(!p->children && !p->users && !p->asking);
+	rb_assert_if(p->due, m->nr_later);
 	m->nr_later -= p->due;
 	p->due = false;
 	rp_fault_put(m, p->fault);
@@ -108,6 +115,7 @@ int rp_peer_fenced(struct rp *m, const struct rp_event *ev)
 	p->status = ev->status;
 
 	rp_list_for_each(i, &m->helds, struct rp_held, in_peer, p->forks) {
+		rb_assert_if(rp_held_at(m, i)->parked, m->counts.parked);
 		m->counts.parked -= rp_held_at(m, i)->parked;
 		rp_held_at(m, i)->parked = false;
 	}

@@ -18,6 +18,7 @@ static void room_add(struct rp_pool *p, uint32_t ci)
 {
 	struct rp_chunk *c = &p->chunks[ci];
 
+	rb_assert(!c->next && !c->prev && p->room != ci + 1);
 	c->prev = 0;
 	c->next = p->room;
 	if (p->room)
@@ -29,6 +30,8 @@ static void room_del(struct rp_pool *p, uint32_t ci)
 {
 	struct rp_chunk *c = &p->chunks[ci];
 
+	rb_assert(c->prev ? p->chunks[c->prev - 1].next == ci + 1 : p->room == ci + 1);
+	rb_assert_if(c->next, p->chunks[c->next - 1].prev == ci + 1);
 	if (c->next)
 		p->chunks[c->next - 1].prev = c->prev;
 	if (c->prev)
@@ -61,6 +64,7 @@ static int add_chunk(struct rp_pool *p)
 		return -ENOMEM;
 	if (p->hole) {
 		ci = p->hole - 1;
+		rb_assert(!p->chunks[ci].items && !p->chunks[ci].live);
 		p->hole = p->chunks[ci].next;
 	} else {
 		if (p->nr_chunks == p->max_chunks) {
@@ -105,9 +109,11 @@ uint32_t rp_pool_take(struct rp_pool *p)
 	uint32_t ci = p->room - 1, k;
 	struct rp_chunk *c;
 
-	assert(p->room);
+	rb_assert(p->room);
 	c = &p->chunks[ci];
 	k = c->free - 1;
+	rb_assert_is(k, <, RP_CHUNK_ITEMS);
+	rb_assert_is(c->live, <, RP_CHUNK_ITEMS);
 	/* A free place holds nothing but the link. */
 	memcpy(&c->free, place(p, c, k), sizeof(c->free));
 	memset(place(p, c, k), 0, sizeof(c->free));
@@ -126,7 +132,10 @@ void rp_pool_put(struct rp_pool *p, uint32_t i)
 	uint32_t ci = (i - 1) / RP_CHUNK_ITEMS, k = (i - 1) % RP_CHUNK_ITEMS;
 	struct rp_chunk *c = &p->chunks[ci];
 
-	assert(c->live);
+	rb_assert_is(ci, <, p->nr_chunks);
+	rb_assert(c->items && c->live);
+	rb_assert_is(p->live, >=, c->live);
+	rb_assert(!c->free == (c->live == RP_CHUNK_ITEMS));
 	if (!c->free)
 		room_add(p, ci);
 	/* All zero but for the link: a free item's state reads as none. */
@@ -163,6 +172,7 @@ void rp_list_add(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t
 {
 	struct rp_link *l = link_at(p, offset, i), *head;
 
+	rb_assert_with(!l->next && !l->prev, "item %u is in a list", i);
 	if (!*list) {
 		l->next = l->prev = i;
 		*list = i;
@@ -179,7 +189,10 @@ void rp_list_del(const struct rp_pool *p, size_t offset, rp_list *list, uint32_t
 {
 	struct rp_link *l = link_at(p, offset, i);
 
+	rb_assert_with(l->next && l->prev, "item %u is in no list", i);
+	rb_assert(link_at(p, offset, l->next)->prev == i && link_at(p, offset, l->prev)->next == i);
 	if (l->next == i) {
+		rb_assert_is(*list, ==, i);
 		*list = 0;
 	} else {
 		link_at(p, offset, l->next)->prev = l->prev;

@@ -332,7 +332,8 @@ void rp_destroy(struct rp *m);
  *     -EALREADY  SET, DROP, CREATE or a record twice, UNDO of an accepted child: harmless
  *     -EPROTO    MSG or record that this peer may not send here: wrong direction, or an answer
  *                without a question
- *     -EBUSY     PEER_UP before PEER_GRACE, or before its effects have been taken out
+ *     -EBUSY     PEER_UP before PEER_GRACE, or before its effects have been taken out; it may add
+ *                more of them
  *     a status   FORK of a FAILED user entry: its status; a peer that is not up: see Crash
  *
  * The owner's set of forks is keyed by holder and fork, and the holder is the sender. So a message

@@ -38,6 +38,7 @@ static void receive_owned(struct rp *m, const struct rref_id *id, uint64_t word,
 		return;
 	}
 	o = rp_owner_at(m, i);
+	rb_assert_is(o->local, <, UINT32_MAX);
 	o->local++;
 	e = new_handle(m, id, m->self, cookie);
 	e->value = rp_owner_value(o);
@@ -64,6 +65,7 @@ static int receive_own_fork(struct rp *m, const struct rp_event *ev)
 
 static void ask_parent(struct rp *m, struct rp_user *u)
 {
+	rb_assert_is(u->state, ==, RP_USER_ASKING);
 	u->asked = true;
 	rp_user_send(m, u, u->parent, RP_MSG_PARENT_REQUEST);
 }
@@ -180,6 +182,7 @@ static void resolve_owned(struct rp *m, uint32_t i, int status, const char *text
 	uint32_t parent = u->parent;
 	uint64_t cookie = u->cookie, word = u->word;
 
+	rb_assert(u->owner == m->self && u->state == RP_USER_ASKING && !u->handle);
 	rp_user_erase(m, i);
 	receive_owned(m, &id, word, cookie, status, text);
 	rp_send(m, parent, RP_MSG_CHILD_ACCEPT, id, fork, 0, NULL, 0);

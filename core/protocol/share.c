@@ -8,6 +8,9 @@ static void child_add(struct rp *m, uint32_t user, const struct rref_id *fork, u
 	struct rp_child *c = rp_child_at(m, i);
 	struct rp_user *u = rp_user_at(m, user);
 
+	rb_assert(fork->created_on == m->self && !rp_find_child(m, fork));
+	rb_assert(rp_peer_reachable(m, dest) && rp_peer_reachable(m, u->owner));
+	rb_assert_with(!u->dropped && u->state != RP_USER_FAILED, "state %d", u->state);
 	c->fork = rp_key(fork);
 	c->user = user;
 	c->dest = dest;
@@ -26,6 +29,7 @@ void rp_child_erase(struct rp *m, uint32_t i)
 	struct rp_user *u = rp_user_at(m, c->user);
 	uint32_t dest = c->dest;
 
+	rb_assert(u->nr_children && m->peers[dest].nr_children && m->counts.pending_children);
 	rp_list_del(&m->children, offsetof(struct rp_child, in_user), &u->children, i);
 	rp_list_del(&m->children, offsetof(struct rp_child, in_peer), &m->peers[dest].children, i);
 	rp_table_del(&m->child_table, &m->children, i);

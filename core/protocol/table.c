@@ -47,6 +47,7 @@ int rp_table_grow(struct rp_table *t, const struct rp_pool *p)
 		return -ENOMEM;
 	t->buckets = buckets;
 	t->mask = 2 * size - 1;
+	rb_assert_is(t->used, >=, size);
 	for (uint32_t b = 0; b < size; b++)
 		for (uint32_t i = old[b], next; i; i = next) {
 			uint32_t *to = &buckets[at(p, i)->hash & t->mask];
@@ -63,6 +64,7 @@ void rp_table_shrink(struct rp_table *t)
 {
 	uint32_t *buckets = calloc(MIN_BUCKETS, sizeof(*buckets));
 
+	rb_assert_is(t->used, ==, 0);
 	if (!buckets)
 		return;
 	free(t->buckets);
@@ -74,6 +76,7 @@ void rp_table_add(struct rp_table *t, const struct rp_pool *p, uint32_t i, uint3
 {
 	struct rp_hashed *h = at(p, i);
 
+	rb_assert_with(!h->next && !h->hash, "item %u is in a table", i);
 	h->hash = hash;
 	h->next = t->buckets[hash & t->mask];
 	t->buckets[hash & t->mask] = i;
@@ -86,10 +89,11 @@ void rp_table_del(struct rp_table *t, const struct rp_pool *p, uint32_t i)
 	uint32_t *from = &t->buckets[at(p, i)->hash & t->mask];
 
 	while (*from != i) {
-		assert(*from);
+		rb_assert(*from);
 		from = &at(p, *from)->next;
 	}
 	*from = at(p, i)->next;
+	rb_assert_is(t->used, >, 0);
 	t->used--;
 }
 

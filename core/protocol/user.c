@@ -11,6 +11,8 @@ uint32_t rp_user_add(struct rp *m, const struct rref_id *id, const struct rref_i
 	uint32_t i = rp_pool_take(&m->users);
 	struct rp_user *u = rp_user_at(m, i);
 
+	rb_assert(u->state == RP_USER_NONE && !u->children && !u->waits && !u->handle);
+	rb_assert(!rp_find_user(m, fork));
 	u->id = rp_key(id);
 	u->fork = rp_key(fork);
 	u->owner = owner;
@@ -33,6 +35,9 @@ static void change_state(struct rp *m, uint32_t i, enum rp_user_state to)
 	struct rp_user *u = rp_user_at(m, i);
 	enum rp_user_state from = u->state;
 
+	/* The end of an entry is its last state, and no entry asks twice. */
+	rb_assert_with(from != RP_USER_FAILED && to != RP_USER_ASKING, "from %d to %d", from, to);
+	rb_assert_if(from != RP_USER_CONFIRMED, m->counts.pending_users);
 	if (from == RP_USER_ASKING && to != from)
 		rp_list_del(&m->users, IN_PARENT, &m->peers[u->parent].asking, i);
 	m->counts.pending_users -= from == RP_USER_ASKING || from == RP_USER_REQUESTED;
@@ -47,8 +52,14 @@ void rp_user_erase(struct rp *m, uint32_t i)
 
 	if (u->state == RP_USER_ASKING || u->state == RP_USER_REQUESTED)
 		change_state(m, i, RP_USER_CONFIRMED);
+	rb_assert_with(!u->nr_children && !u->nr_waits, "%u children, %u waits", u->nr_children,
+		       u->nr_waits);
+	rb_assert(!u->ready_due && !u->losing);
+	rb_assert_if(u->creator, u->created);
+	rb_assert_if(u->ending, m->nr_later);
 	m->nr_later -= u->ending;
 	rp_list_del(&m->users, IN_OWNER, u->lost ? &owner->lost : &owner->users, i);
+	rb_assert(m->counts.users && owner->nr_users);
 	rp_fault_put(m, u->fault);
 	rp_table_del(&m->user_table, &m->users, i);
 	rp_pool_put(&m->users, i);
@@ -84,6 +95,7 @@ void rp_user_settle(struct rp *m, uint32_t i)
 		return;
 	if (!u->dropped && u->state != RP_USER_FAILED)
 		return;
+	rb_assert(!u->nr_waits);
 	if (u->delete_due) {
 		rp_user_send(m, u, u->owner, RP_MSG_DELETE);
 		u->delete_due = false;
@@ -98,6 +110,7 @@ static void created_effect(struct rp *m, struct rp_user *u, int status, uint32_t
 
 	if (!u->creator || u->created)
 		return;
+	rb_assert_if(!status, u->loc.version);
 	u->created = true;
 	e = rp_effect_add(m, RP_EFF_CREATED);
 	e->id = rp_id(&u->id);
@@ -114,6 +127,7 @@ void rp_user_ready(struct rp *m, struct rp_user *u, int status, uint32_t fault)
 
 	if (!u->ready_due)
 		return;
+	rb_assert_if(!status, u->state == RP_USER_CONFIRMED);
 	u->ready_due = false;
 	e = rp_effect_add(m, RP_EFF_READY);
 	e->cookie = u->cookie;
@@ -154,6 +168,7 @@ static void user_confirm(struct rp *m, uint32_t i, const struct rp_location *loc
 	struct rp_user *u = rp_user_at(m, i);
 	bool located = loc->version && !u->loc.version, news = u->state != RP_USER_CONFIRMED;
 
+	rb_assert(rp_peer_reachable(m, u->owner));
 	change_state(m, i, RP_USER_CONFIRMED);
 	u->delete_due = true;
 	u->early = false;
@@ -179,8 +194,10 @@ bool rp_user_fail(struct rp *m, uint32_t i, uint32_t fault, bool new)
 	struct rp_user *u = rp_user_at(m, i);
 	int status = rp_fault_status(m, fault);
 
+	rb_assert_is(status, <, 0);
 	if (u->state == RP_USER_FAILED)
 		return true;
+	rb_assert(!u->fault);
 	change_state(m, i, RP_USER_FAILED);
 	u->fault = rp_fault_get(m, fault);
 	if (!new)
@@ -214,9 +231,12 @@ bool rp_user_finish(struct rp *m, uint32_t i)
 		u->ending = true;
 		return false;
 	}
+	rb_assert(!u->nr_waits);
+	rb_assert_if(u->ending, m->nr_later);
 	m->nr_later -= u->ending;
 	u->ending = false;
 	if (u->losing) {
+		rb_assert(u->state == RP_USER_FAILED && !u->nr_children && !u->lost);
 		u->losing = false;
 		u->lost = true;
 		rp_list_del(&m->users, IN_OWNER, &m->peers[u->owner].users, i);
@@ -239,6 +259,7 @@ void rp_user_ask(struct rp *m, struct rp_user *u)
 {
 	size_t before = m->nr_effects;
 
+	rb_assert(u->owner != m->self);
 	u->requested = true;
 	rp_user_send(m, u, u->owner, RP_MSG_FORK_REQUEST);
 	if (m->nr_effects > before)
