@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The arena: create, allocate, grow, count, destroy. */
-#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 #include <unistd.h>
 
 #include "alloc/ra_internal.h"
+#include "base/assert.h"
 #include "base/fast.h"
 #include "base/limit.h"
 #include "base/util.h"
@@ -65,8 +65,10 @@ static inline struct ra_shard *enter(struct ra_arena *a)
 	const struct ra_seat *seat = ra_seat_of(a);
 	struct ra_shard *s = seat->shard;
 
-	if (RB_FAST(likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s))))
+	if (RB_FAST(likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s)))) {
+		rb_assert(s->arena == a && s >= a->shards && s < a->shards + RA_OWNED);
 		return s;
+	}
 	return RB_FAST(true) ? enter_other(a) : NULL;
 }
 
@@ -90,6 +92,8 @@ static void flush_caches(struct ra_arena *a)
 {
 	bool again;
 
+	ra_assert_held(&a->grow);
+	rb_assert(at_load(&a->gathering) != RA_GATHERING);
 	at_store_sc(&a->gathering, RA_GATHERING);
 	again = ra_asym_barrier();
 	for (unsigned i = 0; i < RA_SHARDS; i++) {
@@ -178,6 +182,10 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
 		a->shards[i].arena = a;
 	}
 	ra_seats_create(a);
+	rb_assert_with(a->max_bytes % RA_GRANULE == 0 && a->max_bytes <= a->span_bytes,
+		       "%zu of %zu", a->max_bytes, a->span_bytes);
+	rb_assert_with(a->first_region >= RA_GRANULE && a->first_region <= RA_REGION_MAX, "%zu",
+		       a->first_region);
 	*out = a;
 	return 0;
 
@@ -222,6 +230,7 @@ static size_t live_bytes(const struct ra_arena *a)
 	in = at_load(&a->rest.alloc_bytes);
 	for (unsigned i = 0; i < RA_SHARDS; i++)
 		in += at_load(&a->shards[i].alloc_bytes);
+	rb_assert_is(in, >=, out);
 	return (size_t)(in - out);
 }
 
@@ -250,6 +259,7 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 	uint64_t uses;
 	int rc = 0;
 
+	rb_assert_with(want >= asked, "an extent of %zu bytes for a value of %zu", want, asked);
 	pthread_mutex_lock(&a->grow);
 	/* Another thread grew or purged since this one looked:
 	 * the missing memory may be there now. */
@@ -271,6 +281,8 @@ static int ra_grow(struct ra_arena *a, uint64_t epoch, size_t asked, bool *purge
 		if (rc)
 			goto out;
 	}
+	rb_assert_is(at_load(&a->region_bytes), <=, a->max_bytes);
+	rb_assert_is(at_load(&a->epoch), ==, epoch);
 	at_store_rel(&a->epoch, epoch + 1);
 out:
 	pthread_mutex_unlock(&a->grow);
@@ -289,6 +301,7 @@ static inline void *from_jemalloc(const struct ra_arena *a, size_t rounded, int 
 		ra_je_dallocx(p, MALLOCX_TCACHE_NONE);
 		p = NULL;
 	}
+	rb_assert_if(p, (uintptr_t)p % RA_MIN_ALIGN == 0 && ra_in_one_region(a, p, rounded));
 	return p;
 }
 
@@ -353,6 +366,7 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 		if (rc)
 			return rc;
 	}
+	rb_assert_if(align, (uintptr_t)p % align == 0);
 	ra_unpoison(p, size);
 	*out = p;
 	return 0;
@@ -367,12 +381,14 @@ static void *near_slot(struct ra_shard *s, unsigned near)
 
 	if (unlikely(!s->nr_slots[near])) {
 		n = ra_near_take(s->arena, near, few, RA_NEAR_KEPT);
+		rb_assert_is(n, <=, RA_NEAR_KEPT);
 		for (unsigned i = 0; i < n; i++)
 			s->slots[near][n - 1 - i] = few[i];
 		s->nr_slots[near] = n;
 		if (!n)
 			return NULL;
 	}
+	rb_assert_is(s->nr_slots[near], <=, RA_NEAR_KEPT);
 	return s->slots[near][--s->nr_slots[near]];
 }
 
@@ -386,6 +402,7 @@ static void near_back(struct ra_shard *s, unsigned near, void *p)
 			RA_NEAR_KEPT / 2 * sizeof(void *));
 		s->nr_slots[near] = RA_NEAR_KEPT / 2;
 	}
+	rb_assert_is(s->nr_slots[near], <, RA_NEAR_KEPT);
 	s->slots[near][s->nr_slots[near]++] = p;
 }
 
@@ -410,6 +427,9 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 			return alloc_slow(s->arena, size, RA_MIN_ALIGN, out);
 		}
 	}
+	rb_assert_with((uintptr_t)p % RA_MIN_ALIGN == 0 && ra_in_one_region(s->arena, p, size),
+		       "%p of %zu", p, size);
+	rb_assert_if(ra_near_of(s->arena, p), ra_near_class(size) < RA_NEAR);
 	plus(&s->nr_allocs, 1);
 	plus(&s->alloc_bytes, size);
 	ra_shard_leave(s);
@@ -435,7 +455,8 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 
 	if (!p)
 		return;
-	assert(ra_in_span(a, p));
+	rb_assert_with(size > 0 && ra_in_one_region(a, p, size), "%zu bytes at %p", size, p);
+	rb_assert_with((uintptr_t)p % RA_MIN_ALIGN == 0, "%p", p);
 	/* Poison first: once freed, the memory may belong to another thread. */
 	ra_poison(p, size);
 	s = enter(a);
@@ -450,6 +471,8 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 	}
 	cls = ra_class(size);
 	near = ra_near_class(size);
+	rb_assert(s->arena == a);
+	rb_assert_if(cls < RA_KEPT, s->kept[cls] != p); /* not twice */
 	if (near < RA_NEAR && ra_near_of(s->arena, p))
 		near_back(s, near, p);
 	else if (likely(cls < RA_KEPT && !s->kept[cls]))

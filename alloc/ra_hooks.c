@@ -42,12 +42,12 @@
  * dlopen needs GLIBC_TUNABLES=glibc.rtld.optional_static_tls=8192 at its start, or links the
  * library.
  */
-#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "alloc/ra_internal.h"
+#include "base/assert.h"
 #include "base/util.h"
 
 int ra_je_mallctl(const char *name, void *oldp, size_t *oldlenp, void *newp, size_t newlen);
@@ -84,6 +84,7 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 	 * rallocx), so nothing is known to lie behind it. */
 	if (new_addr)
 		return NULL;
+	rb_assert(h == &a->je_hooks && index == a->je_index);
 	p = ra_regions_carve(a, size, align);
 	if (!p) {
 		ra_want = size;
@@ -105,6 +106,7 @@ static void *hook_alloc(extent_hooks_t *h, void *new_addr, size_t size, size_t a
 static bool hook_dalloc(extent_hooks_t *h, void *addr, size_t size, bool committed, unsigned index)
 {
 	(void)committed, (void)index;
+	rb_assert_is(index, ==, arena_of(h)->je_index);
 	return !ra_regions_return(arena_of(h), addr, size);
 }
 
@@ -123,6 +125,7 @@ static bool hook_merge(extent_hooks_t *h, void *addr_a, size_t size_a, void *add
 	struct ra_arena *a = arena_of(h);
 
 	(void)size_a, (void)size_b, (void)committed, (void)index;
+	rb_assert((char *)addr_a + size_a == (char *)addr_b);
 	return ra_table_find(a, addr_a) != ra_table_find(a, addr_b);
 }
 
@@ -158,7 +161,7 @@ void ra_je_arena_destroy(struct ra_arena *a)
 	 * the index is reused by the next create. */
 	int rc = arena_ctl(a, "destroy");
 
-	assert(rc == 0);
+	rb_assert(rc == 0);
 	(void)rc;
 }
 
@@ -195,6 +198,8 @@ void ra_je_cache_destroy(unsigned cache)
 {
 	unsigned ind = cache - 1;
 
+	rb_assert(cache != RA_NO_CACHE);
+	rb_assert_is(nr_spare, <=, array_size(spare));
 	ra_je_cache_flush(cache);
 	if (nr_spare < array_size(spare))
 		spare[nr_spare++] = cache;
@@ -207,6 +212,6 @@ void ra_je_cache_flush(unsigned cache)
 	unsigned ind = cache - 1;
 	int rc = ra_je_mallctl("tcache.flush", NULL, NULL, &ind, sizeof(ind));
 
-	assert(rc == 0);
+	rb_assert(rc == 0);
 	(void)rc;
 }

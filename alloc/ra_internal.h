@@ -32,6 +32,7 @@
 
 #include "alloc/ra.h"
 #include "alloc/ra_asym.h"
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "base/util.h"
 
@@ -159,6 +160,8 @@ struct ra_arena {
 	struct ra_shard rest; /* counters only, by atomic additions */
 };
 
+/* Asserts that somebody holds the mutex; by its callers' word it is the calling thread. */
+#define ra_assert_held(mutex) rb_assert(pthread_mutex_trylock((void *)(uintptr_t)(mutex)) != 0)
 /* Length of the extent that the hook could not serve, for the
  * ra_alloc on the same thread. 0: the hook did not fail. */
 extern __attribute__((tls_model("initial-exec"))) _Thread_local size_t ra_want;
@@ -207,6 +210,8 @@ bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s);
 /* Returns the calling thread's seat for the arena, even if another arena has it. */
 static inline struct ra_seat *ra_seat_of(const struct ra_arena *a)
 {
+	rb_assert_with(a->seat < sizeof(ra_seats) && a->seat % sizeof(struct ra_seat) == 0, "%zu",
+		       a->seat);
 	return (struct ra_seat *)((char *)ra_seats + a->seat);
 }
 
@@ -222,6 +227,7 @@ static inline bool ra_shard_mark(struct ra_arena *a, struct ra_shard *s)
 
 static inline void ra_shard_leave(struct ra_shard *s)
 {
+	rb_assert(at_load(&s->busy));
 	at_store_rel(&s->busy, 0);
 }
 
@@ -277,6 +283,14 @@ static inline struct ra_region *ra_table_find(const struct ra_arena *a, const vo
 	if (!ra_in_span(a, p))
 		return NULL;
 	return at_load_acq(&a->granules[((uintptr_t)p - (uintptr_t)a->span) >> RA_GRANULE_SHIFT]);
+}
+
+/* Tells whether [p, p + size) lies in one region that is registered: no key spans two. */
+static inline bool ra_in_one_region(const struct ra_arena *a, const void *p, size_t size)
+{
+	const struct ra_region *r = ra_table_find(a, p);
+
+	return r && (size_t)((const char *)p - r->base) + size <= r->length;
 }
 
 /* ra_error.c. Sets the thread's text and returns err, so that a failure is one line. */
@@ -345,6 +359,7 @@ static inline unsigned ra_class(size_t size)
 
 static inline size_t ra_round_up(size_t n, size_t to) /* power of two: `to` */
 {
+	rb_assert_with(to && !(to & (to - 1)), "%zu", to);
 	return (n + to - 1) & ~(to - 1);
 }
 

@@ -36,6 +36,9 @@ void ra_table_publish(struct ra_arena *a, const struct ra_region *r, struct ra_r
 	 * Release, with the acquire in ra_table_find. A thread may learn of an address in a way
 	 * that orders nothing, such as a number from a peer. It must still see the region's fields.
 	 */
+	rb_assert_with(n && first + n <= a->span_bytes >> RA_GRANULE_SHIFT,
+		       "%zu entries from %zu on", n, first);
+	rb_assert(at_load(&a->granules[first]) == (entry ? NULL : r));
 	for (size_t i = first; i < first + n; i++)
 		at_store_rel(&a->granules[i], entry);
 }

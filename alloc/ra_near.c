@@ -9,11 +9,11 @@
  * without a slab, or room for one, the caller asks jemalloc. So slabs with free slots are held to
  * an eighth of the registered bytes. Empty ones go back when memory is gathered.
  */
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
 #include "alloc/ra_internal.h"
+#include "base/assert.h"
 #include "base/util.h"
 
 #define SLOT_WORDS 4 /* 227 slots of 576 bytes are the most */
@@ -63,9 +63,25 @@ void ra_near_destroy(struct ra_arena *a)
 			a->nr_near--;
 		}
 	}
+	rb_assert_is(a->nr_near, ==, 0);
 	free(last);
 	free(a->near_table);
 	pthread_mutex_destroy(&a->near);
+}
+
+/* Asserts of a slab that its book agrees with itself. */
+static void slab_sound(const struct ra_arena *a, const struct ra_near_slab *s)
+{
+	unsigned bits = 0;
+
+	for (unsigned w = 0; RB_CHECKED && w < SLOT_WORDS; w++)
+		bits += (unsigned)__builtin_popcountll(s->free[w]);
+	rb_assert_is(bits, ==, s->nr_free);
+	rb_assert_is(s->nr_free, <=, s->nr_slots);
+	rb_assert_is(s->cls, <, RA_NEAR);
+	rb_assert(list_empty(&s->node) == !s->nr_free);
+	rb_assert_if(s->nr_free, a->near_open >= slab_bytes(s->cls));
+	(void)a;
 }
 
 static void publish(struct ra_arena *a, const struct ra_near_slab *s, struct ra_near_slab *entry)
@@ -84,6 +100,7 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 	size_t bytes = slab_bytes(cls);
 	struct ra_near_slab *s;
 
+	ra_assert_held(&a->near);
 	if (a->near_open + bytes > at_load(&a->region_bytes) / 8)
 		return NULL;
 	s = calloc(1, sizeof(*s));
@@ -96,6 +113,9 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 	}
 	s->cls = cls;
 	s->nr_slots = s->nr_free = (unsigned)(bytes / slot_bytes(cls));
+	rb_assert_with(((uintptr_t)s->base & (bytes - 1)) == 0, "%p", (void *)s->base);
+	rb_assert_is(s->nr_slots, <=, SLOT_WORDS * 64);
+	rb_assert(!ra_near_of(a, s->base));
 	for (unsigned i = 0; i < s->nr_slots; i++)
 		s->free[i / 64] |= UINT64_C(1) << i % 64;
 	publish(a, s, s);
@@ -111,6 +131,9 @@ static void drop_slab(struct ra_arena *a, struct ra_near_slab *s)
 {
 	size_t bytes = slab_bytes(s->cls);
 
+	rb_assert_is(s->nr_free, ==, s->nr_slots);
+	rb_assert(ra_near_of(a, s->base) == s && ra_near_of(a, s->base + bytes - 1) == s);
+	rb_assert(a->near_open >= bytes && a->nr_near);
 	publish(a, s, NULL);
 	if (!ra_regions_return(a, s->base, bytes)) {
 		publish(a, s, s);
@@ -126,6 +149,9 @@ static void *take_slot(struct ra_arena *a, struct ra_near_slab *s)
 {
 	unsigned w = 0, bit;
 
+	ra_assert_held(&a->near);
+	slab_sound(a, s);
+	rb_assert_is(s->nr_free, >, 0);
 	while (!s->free[w])
 		w++;
 	bit = (unsigned)__builtin_ctzll(s->free[w]);
@@ -163,7 +189,11 @@ void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n)
 		unsigned slot = (unsigned)((size_t)((char *)slots[i] - s->base) /
 					   slot_bytes(s->cls));
 
-		assert(!(s->free[slot / 64] >> slot % 64 & 1));
+		rb_assert_is(slot, <, s->nr_slots);
+		rb_assert_with((size_t)((char *)slots[i] - s->base) == slot * slot_bytes(s->cls),
+			       "%p", slots[i]);
+		rb_assert_with(!(s->free[slot / 64] >> slot % 64 & 1), "slot %u is free", slot);
+		slab_sound(a, s);
 		s->free[slot / 64] |= UINT64_C(1) << slot % 64;
 		if (!s->nr_free++) {
 			list_add_tail(&a->near_slabs[s->cls], &s->node);

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The span of addresses, and the regions in it: memfd segments, each registered as a whole. */
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "alloc/ra_internal.h"
+#include "base/assert.h"
 #include "base/child.h"
 #include "base/limit.h"
 #include "base/util.h"
@@ -34,6 +34,8 @@ static int reserve(struct ra_arena *a, size_t bytes)
 	a->span_bytes = bytes;
 	lead = (size_t)(a->span - p);
 	trail = RA_GRANULE - lead;
+	rb_assert_with(lead <= RA_GRANULE && trail <= RA_GRANULE, "%zu and %zu", lead, trail);
+	rb_assert(((uintptr_t)a->span & (RA_GRANULE - 1)) == 0);
 	if (lead)
 		munmap(p, lead);
 	if (trail)
@@ -131,6 +133,9 @@ static void hole_take(struct ra_region *r, unsigned i, size_t lo, size_t length)
 	struct ra_hole head = { h->lo, lo }, tail = { lo + length, h->hi };
 	bool has_head = head.hi > head.lo, has_tail = tail.hi > tail.lo;
 
+	rb_assert_is(i, <, r->nr_holes);
+	rb_assert_with(lo >= h->lo && lo + length <= h->hi, "%zu and %zu bytes of %zu..%zu", lo,
+		       length, h->lo, h->hi);
 	if (has_head && has_tail && !hole_room(r)) {
 		if (head.hi - head.lo < tail.hi - tail.lo)
 			has_head = false;
@@ -170,6 +175,12 @@ static bool hole_give(struct ra_region *r, size_t lo, size_t hi)
 			end = mid;
 	}
 	h = r->holes + i;
+	rb_assert_with(lo < hi && hi <= r->length, "%zu..%zu of %zu", lo, hi, r->length);
+	/* No byte of it is free already, and no two holes touch: they were merged. */
+	rb_assert_if(i > 0, h[-1].hi <= lo && h[-1].lo < h[-1].hi);
+	rb_assert_if(i < r->nr_holes, h->lo >= hi && h->lo < h->hi);
+	rb_assert_if(i > 0 && i < r->nr_holes, h[-1].hi < h->lo);
+	rb_assert_is(r->nr_holes, <=, r->max_holes);
 	before = i > 0 && h[-1].hi == lo;
 	after = i < r->nr_holes && h->lo == hi;
 	if (before && after) {
@@ -197,6 +208,8 @@ bool ra_regions_return(struct ra_arena *a, void *p, size_t length)
 	size_t lo = (size_t)((char *)p - r->base);
 	bool done;
 
+	rb_assert(ra_in_one_region(a, p, length));
+	rb_assert(!r->kept);
 	pthread_mutex_lock(&a->carve);
 	done = hole_give(r, lo, lo + length);
 	pthread_mutex_unlock(&a->carve);
@@ -207,6 +220,8 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 {
 	void *p = NULL;
 
+	rb_assert_with(length && align && !(align & (align - 1)), "%zu bytes at a multiple of %zu",
+		       length, align);
 	pthread_mutex_lock(&a->carve);
 	for (struct ra_region *r = a->regions; r && !p; r = r->next) {
 		for (unsigned i = 0; i < r->nr_holes; i++) {
@@ -221,6 +236,7 @@ void *ra_regions_carve(struct ra_arena *a, size_t length, size_t align)
 		}
 	}
 	pthread_mutex_unlock(&a->carve);
+	rb_assert_if(p, (uintptr_t)p % align == 0);
 	return p;
 }
 
@@ -230,6 +246,7 @@ static char *find_gap(const struct ra_arena *a, size_t length)
 {
 	char *at = a->span;
 
+	ra_assert_held(&a->grow);
 	for (const struct ra_region *r = a->regions; r;) {
 		if (at < r->base + r->length && r->base < at + length) {
 			at = r->base + r->length;
@@ -245,6 +262,7 @@ bool ra_region_fits(const struct ra_arena *a, size_t length)
 {
 	size_t need = ra_round_up(length, RA_GRANULE);
 
+	rb_assert_is(at_load(&a->region_bytes), <=, a->max_bytes);
 	return need <= a->max_bytes - at_load(&a->region_bytes) && find_gap(a, need);
 }
 
@@ -284,6 +302,8 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 			put_kept(a, r);
 			continue;
 		}
+		rb_assert(at_load(&a->region_bytes) >= r->length && at_load(&a->nr_regions));
+		rb_assert(!r->kept);
 		ra_table_publish(a, r, NULL);
 		ra_unpoison(r->base, r->length);
 		/* Back to reserved, not to free: nothing else may land inside the span. */
@@ -303,6 +323,10 @@ static int add_at(struct ra_arena *a, char *base, size_t size)
 	struct ra_region *r;
 	int rc;
 
+	rb_assert_with(size && size % RA_GRANULE == 0, "%zu", size);
+	rb_assert_with((size_t)(base - a->span) % RA_GRANULE == 0, "%p", (void *)base);
+	rb_assert(ra_in_span(a, base) && ra_in_span(a, base + size - 1));
+	rb_assert(!ra_table_find(a, base) && !ra_table_find(a, base + size - 1));
 	r = calloc(1, sizeof(*r));
 	if (!r || !hole_room(r)) {
 		free(r);
@@ -351,6 +375,7 @@ static int add_at(struct ra_arena *a, char *base, size_t size)
 	ra_table_publish(a, r, r);
 	at_store(&a->region_bytes, at_load(&a->region_bytes) + size);
 	at_add(&a->nr_regions, 1);
+	rb_assert_is(at_load(&a->region_bytes), <=, a->max_bytes);
 	a->next_region = min_of(a->next_region * 2, RA_REGION_MAX);
 	pthread_mutex_lock(&a->carve);
 	r->next = a->regions;
@@ -379,7 +404,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 	char *base;
 	int rc;
 
-	assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
+	rb_assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
 	if (need > a->max_bytes)
 		return ra_fail(-ENOMEM,
 			       "value memory: asked %s, for which a region of %s is needed, limit "

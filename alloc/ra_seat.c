@@ -65,6 +65,7 @@ static void give_up_seats(void *arg)
 
 		if (!a)
 			continue;
+		rb_assert(seat->shard->owner == seat && seat->shard->arena == a);
 		/* An arena that gathers the caches comes by here as well. Or it did so already, and
 		 * nothing was added since. */
 		if (ra_shard_mark(a, seat->shard)) {
@@ -73,6 +74,7 @@ static void give_up_seats(void *arg)
 		}
 		seat->shard->owner = NULL;
 		at_store(&seat->arena, NULL);
+		rb_assert_is(at_load(&a->nr_vacant), <, RA_OWNED);
 		at_add(&a->nr_vacant, 1);
 	}
 	ra_seat_unlock();
@@ -98,6 +100,8 @@ bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s)
 {
 	unsigned cache = at_load(&s->cache);
 
+	ra_assert_held(&lock);
+	rb_assert(s->arena == a);
 	if (cache == RA_NO_CACHE) {
 		cache = ra_je_cache_create();
 		s->how = ra_je_how(a, cache);
@@ -125,6 +129,7 @@ struct ra_shard *ra_seat_take(struct ra_arena *a)
 		at_store(&a->nr_vacant, 0); /* there would be none for the others either */
 		s = NULL;
 	} else {
+		rb_assert_with(s < end && !at_load(&s->busy), "shard %td", s - a->shards);
 		s->owner = seat;
 		seat->shard = s;
 		at_sub(&a->nr_vacant, 1);
@@ -140,6 +145,9 @@ void ra_seats_destroy(struct ra_arena *a)
 	for (unsigned i = 0; i < RA_SHARDS; i++) {
 		struct ra_shard *s = &a->shards[i];
 
+		rb_assert_if(s->owner, i < RA_OWNED && s->owner->shard == s);
+		rb_assert_if(s->owner, at_load(&s->owner->arena) == a);
+		rb_assert_with(!at_load(&s->busy), "shard %u", i);
 		if (s->owner)
 			at_store(&s->owner->arena, NULL);
 		if (at_load(&s->cache) != RA_NO_CACHE)
