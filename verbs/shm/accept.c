@@ -120,6 +120,8 @@ static void greet(struct rv_dev *dev, int sock)
 		return;
 	}
 	dev->nr_greeting++;
+	rb_assert_is(dev->nr_greeting, <=, RVS_MAX_GREETING);
+	rb_assert_is(dev->nr_greeting, <=, dev->nr_conns);
 	conn->pid = cred.pid;
 	/* A peer that means it has said it already, and so never counts as silent. */
 	rvs_on_hello(conn);
@@ -214,6 +216,7 @@ void rvs_on_hello(struct rv_conn *conn)
 		return;
 	}
 	rvs_deadline(conn, 0);
+	rb_assert(at_load(&conn->state) == RVS_GREETING && conn->dev->nr_greeting);
 	conn->dev->nr_greeting--;
 	at_store(&conn->state, RVS_REQUESTED);
 	rvs_notify(conn, RV_EV_REQUEST, 0);

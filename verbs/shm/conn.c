@@ -27,6 +27,8 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	if (!conn)
 		return rv_fail(ENOMEM, "shm: no memory for a connection");
 	memset(conn, 0, sizeof(*conn));
+	rb_assert(state == RVS_GREETING || state == RVS_CONNECTING);
+	rb_assert_is(dev->nr_conns, <, dev->max_conns);
 	conn->state = state;
 	conn->max_reads = dev->opt.max_reads;
 	conn->max_msg = dev->max_msg;
@@ -102,6 +104,7 @@ static void release_conn(struct rv_conn *conn)
 	conn->rx.taken = taken;
 	conn->rx.nr = nr;
 	conn->rx.nr_taken = nr_taken;
+	rb_assert(!conn->attn_why && !conn->deadline_ns && list_empty(&conn->told));
 	if (dev->nr_greeting && at_load(&conn->state) == RVS_GREETING)
 		dev->nr_greeting--;
 	at_store(&conn->state, RVS_CLOSED);
@@ -113,6 +116,7 @@ void rvs_conn_free(struct rv_conn *conn)
 
 	release_conn(conn);
 	rvs_ring_fini(&conn->rx);
+	rb_assert(dev->conns[conn->index] == conn && dev->nr_conns);
 	dev->conns[conn->index] = NULL;
 	dev->nr_conns--;
 	pthread_mutex_destroy(&conn->rx_lock);
@@ -121,6 +125,7 @@ void rvs_conn_free(struct rv_conn *conn)
 
 void rvs_attend(struct rv_conn *conn, unsigned why)
 {
+	rb_assert(list_empty(&conn->attn) == !conn->attn_why);
 	if (!conn->attn_why)
 		list_add_tail(&conn->dev->attn, &conn->attn);
 	conn->attn_why |= why;
@@ -128,6 +133,7 @@ void rvs_attend(struct rv_conn *conn, unsigned why)
 
 void rvs_attended(struct rv_conn *conn, unsigned why)
 {
+	rb_assert(list_empty(&conn->attn) == !conn->attn_why);
 	conn->attn_why &= ~why;
 	if (!conn->attn_why)
 		list_del(&conn->attn);
@@ -135,6 +141,8 @@ void rvs_attended(struct rv_conn *conn, unsigned why)
 
 void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status)
 {
+	/* The one before was told: a connection has one piece of news at a time. */
+	rb_assert(!(conn->attn_why & RVS_A_NOTIFY));
 	conn->notify = type;
 	conn->status = status;
 	rvs_attend(conn, RVS_A_NOTIFY);
@@ -143,6 +151,9 @@ void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status)
 /* Ends a connection whose connecting or accepting came to nothing: FAILED follows. */
 void rvs_conn_fail(struct rv_conn *conn, int status)
 {
+	rb_assert_with(status < 0, "%d", status);
+	rb_assert(at_load(&conn->state) == RVS_CONNECTING ||
+		  at_load(&conn->state) == RVS_REQUESTED);
 	rvs_deadline(conn, 0);
 	if (status == -ETIMEDOUT)
 		conn->text_len = 0; /* a hello that was not sent yet */
@@ -158,6 +169,11 @@ void rvs_watch_add(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
 
+	rb_assert_is(conn->watch, ==, UINT32_MAX);
+	rb_assert_is(at_load(&conn->state), ==, RVS_ANSWERED);
+	rb_assert_is(dev->nr_watch, <, dev->max_conns);
+	rb_assert(conn->rx.box && conn->tx.box && conn->peer_page && conn->segs);
+	rb_assert_is(conn->rx.post_pos, ==, 0);
 	conn->watch = dev->nr_watch;
 	dev->watch[dev->nr_watch++] = (struct rvs_watch){ .word = &conn->rx.post->word,
 							  .seq = 1,
@@ -173,6 +189,8 @@ void rvs_watch_del(struct rv_conn *conn)
 
 	if (conn->watch == UINT32_MAX)
 		return;
+	rb_assert_is(conn->watch, <, dev->nr_watch);
+	rb_assert(dev->watch[conn->watch].conn == conn);
 	dev->watch[conn->watch] = dev->watch[--dev->nr_watch];
 	dev->watch[conn->watch].conn->watch = conn->watch;
 	conn->watch = UINT32_MAX;
@@ -207,6 +225,8 @@ void rvs_break(struct rv_conn *conn, int err, int wc_status)
 {
 	uint32_t none = 0, up = RVS_UP;
 
+	rb_assert_with(err > 0 && err <= 0xffff && wc_status >= -1 && wc_status < 0x8000, "%d, %d",
+		       err, wc_status);
 	/* Pairs with poll.c, hup */
 	at_cas_ar(&conn->why, &none, (uint32_t)err | (uint32_t)(wc_status & 0xffff) << 16);
 	at_cas_ar(&conn->state, &up, RVS_BROKEN);
@@ -230,6 +250,7 @@ void rvs_close_conn(struct rv_conn *conn)
 {
 	if (!conn)
 		return;
+	rb_assert_is(at_load(&conn->state), !=, RVS_CLOSED);
 	fence(conn);
 	release_conn(conn);
 	if (!conn->rx.nr_taken)

@@ -70,6 +70,8 @@ void rvs_dial(struct rv_conn *conn)
 	const char *name = rvs_name(&conn->to, &len);
 	int rc;
 
+	rb_assert(at_load(&conn->state) == RVS_CONNECTING && !conn->dialled && conn->box_fd >= 0);
+	rb_assert_is(len, <, sizeof(sun.sun_path));
 	memcpy(sun.sun_path + 1, name, len);
 	if (connect(conn->sock, (struct sockaddr *)&sun,
 		    (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len))) {
@@ -145,6 +147,7 @@ void rvs_on_answer(struct rv_conn *conn)
 	unsigned nr_fds;
 	int rc = rvs_packet_recv(conn->sock, &p, fds, &nr_fds);
 
+	rb_assert(at_load(&conn->state) == RVS_CONNECTING && conn->dialled);
 	if (rc == -EAGAIN)
 		return;
 	if (rc <= 0) { /* the peer left without an answer */

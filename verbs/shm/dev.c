@@ -135,12 +135,15 @@ static void close_dev(struct rv_dev *dev)
 
 	if (!dev)
 		return;
-	for (uint32_t i = 0; dev->conns && i < dev->max_conns; i++)
-		if (dev->conns[i]) {
+	for (uint32_t i = 0; dev->conns && i < dev->max_conns; i++) {
+		if (dev->conns[i] && at_load(&dev->conns[i]->state) != RVS_CLOSED)
 			rvs_close_conn(dev->conns[i]);
-			if (dev->conns[i]) /* the core still held messages of it */
-				rvs_conn_free(dev->conns[i]);
-		}
+		if (dev->conns[i]) /* the core still held messages of it */
+			rvs_conn_free(dev->conns[i]);
+	}
+	rb_assert_is(dev->nr_conns, ==, 0);
+	rb_assert(!dev->nr_watch && !dev->nr_greeting && !at_load(&dev->nr_spans));
+	rb_assert(list_empty(&dev->attn) && list_empty(&dev->timed) && list_empty(&dev->told));
 	rvs_keys_fini(dev);
 	rvs_close_listener(dev->listener);
 	memcpy(fds, (int[]){ dev->epoll, dev->wake, dev->timer, dev->page_fd, dev->spare },

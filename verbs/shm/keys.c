@@ -50,6 +50,7 @@ static void update_epoll(struct rv_conn *conn)
 {
 	struct epoll_event e = {.data.ptr = &conn->source};
 
+	rvs_assert_held(&conn->dev->lock);
 	e.events = (conn->muted ? 0u : (uint32_t)EPOLLIN) |
 		   (conn->told_blocked ? (uint32_t)EPOLLOUT : 0u);
 	epoll_ctl(conn->dev->epoll, EPOLL_CTL_MOD, conn->sock, &e);
@@ -73,6 +74,7 @@ static bool hand_over(struct rv_conn *conn)
 	struct list *l = &dev->regions;
 	struct rvs_packet p;
 
+	rvs_assert_held(&dev->lock);
 	while (l->prev != &dev->regions &&
 	       container_of(l->prev, struct rvs_key, node)->order > conn->told_order)
 		l = l->prev;
@@ -81,6 +83,10 @@ static bool hand_over(struct rv_conn *conn)
 		struct rvs_key *k = container_of(l, struct rvs_key, node);
 		int rc;
 
+		rb_assert_with(k->order > conn->told_order && k->order <= dev->order,
+			       "%llu after %llu", (unsigned long long)k->order,
+			       (unsigned long long)conn->told_order);
+		rb_assert_is(k->fd, >=, 0);
 		p.word = k->word;
 		p.iova = k->iova;
 		p.length = at_load(&k->length);
@@ -115,6 +121,7 @@ void rvs_tell_start(struct rv_conn *conn)
 	struct rv_dev *dev = conn->dev;
 
 	pthread_mutex_lock(&dev->lock);
+	rb_assert(list_empty(&conn->told) && !conn->told_order);
 	list_add_tail(&dev->told, &conn->told);
 	tell_now(conn);
 	pthread_mutex_unlock(&dev->lock);
@@ -179,6 +186,8 @@ static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 	uint32_t index, last;
 	uint16_t random;
 
+	rvs_assert_held(&dev->lock);
+	rb_assert_is(dev->nr_free_keys, <=, dev->used_keys);
 	rb_random(&random, sizeof(random));
 	if (dev->nr_free_keys)
 		index = dev->free_keys[--dev->nr_free_keys];
@@ -186,6 +195,9 @@ static int take_key(struct rv_dev *dev, struct rvs_key **out, uint32_t *key)
 		index = dev->used_keys++;
 	else
 		return rv_fail(ENOMEM, "shm: all %u keys are in use", RVS_NR_KEYS);
+	rb_assert_is(index, <, dev->used_keys);
+	rb_assert(!at_load(&dev->keys[index].key) &&
+		  !(at_load(&dev->page->key[index]) & RVS_WORD_LIVE));
 	last = (uint32_t)dev->keys[index].word;
 	while (!random || ((uint32_t)random << RVS_KEY_BITS | index) == last)
 		random++;
@@ -244,6 +256,7 @@ int rvs_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	pthread_mutex_lock(&dev->lock);
 	rc = take_key(dev, &k, &key);
 	if (!rc) {
+		rb_assert_is(RVS_KEY_INDEX(key), ==, k - dev->keys);
 		k->fd = ro;
 		k->iova = iova;
 		k->word = RVS_WORD(key, ++dev->key_count & INT32_MAX);
@@ -272,6 +285,11 @@ int rvs_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	int ro;
 
 	pthread_mutex_lock(&dev->lock);
+	rb_assert_is(index, <, dev->used_keys);
+	rb_assert_is((uint32_t)k->word, ==, mr->lkey | mr->rkey);
+	/* The key is for peers or for landing, and not free. */
+	rb_assert((k->fd >= 0) != (at_load(&k->key) != 0));
+	rb_assert_is(dev->nr_free_keys, <, dev->used_keys);
 	ro = k->fd;
 	if (ro >= 0) {
 		struct list *l, *tmp;

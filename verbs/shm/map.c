@@ -107,6 +107,7 @@ static void *reserve_span(size_t length)
 		if (base != map + align)
 			munmap(base + length, (size_t)(map + align - base));
 	}
+	rb_assert_with(!align || ((uintptr_t)base & (align - 1)) == 0, "%p", (void *)base);
 	return base;
 }
 
@@ -118,6 +119,8 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 {
 	struct rvs_span **at, *s;
 
+	rvs_assert_held(&conn->rx_lock);
+	rb_assert_with(length >= 4096 && !(length & (length - 1)), "%zu", length);
 	for (at = &conn->spans; (s = *at); at = &s->next)
 		if (s->length == length) {
 			*at = s->next;
@@ -152,6 +155,11 @@ static void drop_mapping(struct rv_conn *conn, struct rvs_seg *seg)
 	uintptr_t base = at_load(&seg->base);
 	size_t length = span_of(at_load(&seg->length));
 
+	rvs_assert_held(&conn->rx_lock);
+	rb_assert(at_load(&seg->word) && base);
+	rb_assert_is(seg - conn->segs, <, conn->segs_end);
+	rb_assert_with(conn->nr_mapped > 0 && conn->nr_mapped <= conn->nr_spans, "%u of %u",
+		       conn->nr_mapped, conn->nr_spans);
 	at_store(&seg->word, 0);
 	conn->nr_mapped--;
 	/* Failing again, the peer's memory stays mapped until
@@ -234,6 +242,8 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 		miss(news, p->word, -rc);
 		return 0;
 	}
+	rb_assert_is(s->length, >=, p->length);
+	rb_assert_is(at_load(&seg->word), ==, 0);
 	rb_not_in_child(s->base, p->length);
 	/* Partner of all four: find_bytes in read.c. Each is a release,
 	 * so that word = 0 is seen before them. */
@@ -246,6 +256,9 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	free(s);
 	conn->nr_mapped++;
 	conn->segs_end = max_of(conn->segs_end, index + 1);
+	rb_assert_is(conn->nr_mapped, <=, conn->nr_spans);
+	rb_assert_is(conn->nr_mapped, <=, conn->segs_end);
+	rb_assert_is(conn->nr_spans, <=, RVS_MAX_REGIONS);
 	return 0;
 }
 
@@ -377,6 +390,7 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 	while (rc > 0 && !out->wakes && !out->again && out->packets < max)
 		rc = drain_one(conn, out);
 	pthread_mutex_unlock(&conn->rx_lock);
+	rb_assert_is(out->packets, <=, max);
 	out->eof = !rc;
 	return rc > 0 || rc == -EAGAIN ? 0 : rc;
 }
@@ -417,6 +431,8 @@ void rvs_segs_fini(struct rv_conn *conn)
 
 	if (!conn->segs)
 		return;
+	rb_assert_is(at_load(&conn->dev->nr_spans), >=, conn->nr_spans);
+	rb_assert_is(conn->nr_spans, >=, conn->nr_mapped);
 	at_sub(&conn->dev->nr_spans, conn->nr_spans);
 	conn->nr_spans = 0;
 	for (uint32_t i = 0; i < conn->segs_end; i++)

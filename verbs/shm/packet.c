@@ -26,6 +26,10 @@ int rvs_packet_send(int sock, struct rvs_packet *p, enum rvs_packet_type type, c
 	struct iovec iov = {.iov_base = p, .iov_len = sizeof(*p)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 
+	rb_assert_is(nr_fds, <=, RVS_PKT_FDS);
+	rb_assert_is(p->len, <=, sizeof(p->data));
+	for (unsigned i = 0; RB_CHECKED && i < nr_fds; i++)
+		rb_assert_with(fds[i] >= 0, "descriptor %u of a packet of type %d", i, type);
 	p->magic = RVS_MAGIC;
 	p->version = RVS_VERSION;
 	p->type = (uint16_t)type;
@@ -118,6 +122,7 @@ int rvs_packet_recv(int sock, struct rvs_packet *p, int fds[RVS_PKT_FDS], unsign
 		rc = rvs_packet_skip(sock);
 		if (!rc) {
 			memcpy(fds, got.fds, sizeof(got.fds));
+			rb_assert_is(got.nr, <=, RVS_PKT_FDS);
 			*nr_fds = got.nr;
 			return 1;
 		}

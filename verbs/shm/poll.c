@@ -50,6 +50,7 @@ static int take_packets(struct rv_conn *conn, bool hup, bool *eof)
 		       &got);
 	*eof = got.eof;
 	if (got.wakes) {
+		rb_assert_is(got.packets, >=, got.wakes);
 		got.packets -= wake_had_reason(conn);
 		rvs_wake_taken(conn->dev);
 		conn->wake_pos = conn->rx.post_pos;
@@ -174,6 +175,12 @@ static unsigned report_news(struct rv_dev *dev, struct rv_event *ev, unsigned n,
 
 		if (!(conn->attn_why & RVS_A_NOTIFY) || n == max)
 			continue;
+		rb_assert(conn->attn_why);
+		rb_assert_if(conn->notify == RV_EV_REQUEST, at_load(&conn->state) == RVS_REQUESTED);
+		rb_assert_if(conn->notify == RV_EV_CONNECTED,
+			     at_load(&conn->state) == RVS_ANSWERED);
+		rb_assert_if(conn->notify == RV_EV_FAILED,
+			     at_load(&conn->state) == RVS_DOWN && conn->status < 0);
 		fill_event(&ev[n], conn, conn->notify, conn->status);
 		if (conn->text_len) {
 			ev[n].data = conn->text;
@@ -208,6 +215,7 @@ static inline int take_from(struct rv_conn *conn, struct rv_event *ev, unsigned 
 		memcpy(copy,
 		       len <= RVS_INLINE_MAX ? post->data : rx->slots + (size_t)slot * RV_MSG_MAX,
 		       len);
+		rb_assert_is(rx->nr_taken + rx->nr_due, <, rx->nr);
 		rx->taken[slot] = 1;
 		rx->nr_taken++;
 		rx->post_pos++;
@@ -239,8 +247,10 @@ static __attribute__((noinline)) unsigned take_messages(struct rv_dev *dev, stru
 		struct rv_conn *conn = w->conn;
 		int rc;
 
+		rb_assert_is(conn->watch, ==, at);
 		if (!is_there(w))
 			continue;
+		rb_assert_is(w->seq, ==, conn->rx.post_pos + 1);
 		rc = likely(!conn->poisoned)
 			? take_from(conn, ev + n, min_of(max - n, (unsigned)RING_BATCH))
 			: 0;
@@ -283,6 +293,7 @@ static unsigned report_end(struct rv_event *ev, unsigned n, struct rv_conn *conn
 	if (!(conn->attn_why & RVS_A_HUP) || (state != RVS_UP && state != RVS_BROKEN) ||
 	    (!conn->poisoned && rvs_ring_ready(&conn->rx)))
 		return n;
+	rb_assert_is(conn->watch, <, conn->dev->nr_watch);
 	why = at_load_acq(&conn->why); /* Pairs with rvs_break() */
 	fill_event(&ev[n], conn, RV_EV_DISCONNECTED, why ? -(int)(why & 0xffff) : -ECONNRESET);
 	ev[n++].wc_status = why ? (int16_t)(why >> 16) : -1;
@@ -314,6 +325,7 @@ static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_even
 {
 	unsigned n = 0;
 
+	rb_assert_is(dev->nr_watch, <=, dev->nr_conns);
 	if (flags & RV_POLL_SLOW)
 		look_around(dev);
 	n = report_news(dev, ev, n, max);
@@ -322,6 +334,7 @@ static __attribute__((noinline)) int poll_all(struct rv_dev *dev, struct rv_even
 	n += take_messages(dev, ev + n, max - n, at, dev->nr_watch);
 	if (at && !dev->scan_at)
 		n += take_messages(dev, ev + n, max - n, 0, at);
+	rb_assert_is(n, <=, max);
 	return (int)report_room_and_ends(dev, ev, n, max);
 }
 

@@ -49,6 +49,7 @@ void rvs_process_watch(struct rv_conn *conn)
 		rb_close(fd);
 		return;
 	}
+	rb_assert_is(conn->process, ==, -1);
 	conn->process = fd;
 }
 

@@ -118,6 +118,7 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
 {
+	rb_assert_is(status, <, 0);
 	r->status = status;
 	rvs_break(conn, -status,
 		  status == -EACCES	      ? RVS_WC_REM_ACCESS_ERR
@@ -238,6 +239,7 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	}
 	if (unlikely(rc))
 		return refused(conn, r, rc);
+	rb_assert((uint32_t)src.word == r->rkey && (src.word & RVS_WORD_LIVE));
 	copy_pieces(r, src.from);
 	rc = second_look(conn, r->rkey, src.word);
 	if (unlikely(rc))
@@ -253,6 +255,7 @@ static __attribute__((noinline)) int post_reads(struct rv_conn *conn, struct rv_
 
 	if (unlikely(state != RVS_UP && state != RVS_BROKEN))
 		return rv_fail(ENOTCONN, "shm: READ over a connection that is not up");
+	rb_assert(n > 0 && conn->peer_keys && conn->peer_serve);
 	/* More than the queue of a NIC would hold is the caller's to post again, there as here. */
 	n = min_of(n, conn->max_reads);
 	for (unsigned i = 0; i < n; i++) {

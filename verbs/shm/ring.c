@@ -51,6 +51,7 @@ static size_t lay_out(struct rvs_ring *r, uint32_t nr)
 		words * (sizeof(struct rvs_post) + sizeof(uint64_t));
 	char *base = (char *)r->box;
 
+	rb_assert_with(words >= nr && !(words & (words - 1)), "%u words for %u slots", words, nr);
 	at = (at + 4095) & ~(size_t)4095;
 	r->nr = nr;
 	r->mask = words - 1;
@@ -68,6 +69,7 @@ int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd)
 	void *map;
 	int rc, box_fd;
 
+	rb_assert_with(credits >= 4 && credits <= RVS_MAX_CREDITS, "%u", credits);
 	memset(rx, 0, sizeof(*rx));
 	list_init(&rx->owing);
 	rx->bytes = lay_out(rx, credits);
@@ -143,10 +145,12 @@ static inline int next_slot(struct rvs_ring *tx)
 	if (RVS_POST_WORD_THERE(word, tx->back_pos)) {
 		if (slot >= tx->nr || !tx->taken[slot])
 			return NONSENSE;
+		rb_assert_is(slot, <, tx->fresh); /* the others were never sent */
 		tx->back_pos++;
 		tx->taken[slot] = 0;
 		return (int)slot;
 	}
+	rb_assert_is(tx->fresh, <=, tx->nr);
 	return tx->fresh < tx->nr ? (int)tx->fresh++ : NO_SLOT;
 }
 
@@ -183,6 +187,9 @@ int rvs_send(struct rv_conn *conn, const void *msg, size_t len)
 		rvs_break(conn, EPROTO, -1);
 		return rv_fail(ENOTCONN, "shm: the peer returned a slot that it did not have");
 	}
+	rb_assert_with(!tx->taken[slot], "slot %d is with the peer", slot);
+	/* No more words than slots are under way, so that none is written over another. */
+	rb_assert_is(tx->post_pos - tx->back_pos, <, tx->nr);
 	tx->taken[slot] = 1;
 	struct rvs_post *post = &tx->post[tx->post_pos & tx->mask];
 
@@ -198,6 +205,12 @@ static void give_slots_back(struct rv_conn *conn)
 {
 	struct rvs_ring *rx = &conn->rx;
 
+	rb_assert_with(rx->nr_due > 0 && rx->nr_due <= RVS_DUE_MAX, "%u", rx->nr_due);
+	rb_assert_is(rx->nr_due + rx->nr_taken, <=, rx->nr);
+	rb_assert(!list_empty(&rx->owing));
+	rb_assert_with(rx->due[0] < rx->nr && !rx->taken[rx->due[0]], "slot %u", rx->due[0]);
+	/* Each slot that was taken is given back, due, or with the core. */
+	rb_assert_is(rx->post_pos - rx->back_pos, ==, rx->nr_due + rx->nr_taken);
 	list_del(&rx->owing);
 	/*
 	 * Partners: next_slot() for the words; send(), which sets `want` and then looks for a word.
@@ -249,6 +262,7 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 	rx = &conn->rx;
 	if (slot >= rx->nr || !rx->taken[slot])
 		return;
+	rb_assert_is(rx->nr_taken, >, 0);
 	rx->taken[slot] = 0;
 	rx->nr_taken--;
 	if (unlikely(at_load(&conn->state) == RVS_CLOSED)) {
@@ -256,6 +270,8 @@ void rvs_recv_done(struct rv_dev *dev, uint64_t token)
 			rvs_conn_free(conn);
 		return;
 	}
+	rb_assert_is(rx->nr_due, <, RVS_DUE_MAX);
+	rb_assert(list_empty(&rx->owing) == !rx->nr_due);
 	rx->due[rx->nr_due++] = (uint16_t)slot;
 	if (rx->nr_due == 1)
 		list_add_tail(&dev->owing, &rx->owing);

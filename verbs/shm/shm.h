@@ -41,6 +41,7 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "base/child.h"
 #include "base/util.h"
@@ -332,6 +333,12 @@ static inline void rvs_after_revoke(void)
 	__sync_synchronize();
 #endif
 }
+
+/*
+ * Asserts that somebody holds the mutex; by its callers' word it is the calling thread. No
+ * assertion here looks at memory that a peer can write: its nonsense is an error, not a mistake.
+ */
+#define rvs_assert_held(mutex) rb_assert(pthread_mutex_trylock(mutex) != 0)
 
 /* memfd.c: shared memory objects */
 int rvs_memfd(const char *name, size_t size, int *fd, void **map);

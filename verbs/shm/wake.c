@@ -20,6 +20,8 @@
 static void sleep_on(struct rv_dev *dev)
 {
 	dev->sleep_nr += dev->sleep_nr == UINT32_MAX ? 2 : 1; /* 0 is to be awake */
+	rb_assert_with(dev->sleep_nr && dev->sleep_nr != at_load(&dev->page->sleeping), "%u",
+		       dev->sleep_nr);
 	at_xchg_sc(&dev->page->sleeping, dev->sleep_nr); /* Pairs with rvs_wake() */
 }
 
@@ -72,6 +74,7 @@ static bool wake(struct rv_conn *conn)
 /* [any] */
 void rvs_wake_sleeper(struct rv_conn *conn, uint32_t sleep)
 {
+	rb_assert(sleep && conn->dev->wake >= 0);
 	at_store(&conn->woken, sleep);
 	if (likely(wake(conn)))
 		return;
@@ -113,6 +116,8 @@ void rvs_deadline(struct rv_conn *conn, int64_t at_ns)
 {
 	struct rv_dev *dev = conn->dev;
 
+	rb_assert(list_empty(&conn->timed) == !conn->deadline_ns);
+	rb_assert_is(at_ns, >=, 0);
 	list_del(&conn->timed);
 	conn->deadline_ns = at_ns;
 	if (!at_ns)
@@ -159,6 +164,7 @@ void rvs_timers(struct rv_dev *dev)
 	list_for_each_safe(l, tmp, &dev->timed) {
 		struct rv_conn *conn = container_of(l, struct rv_conn, timed);
 
+		rb_assert(conn->deadline_ns && conn->dev == dev);
 		if (now >= conn->deadline_ns)
 			conn_late(conn);
 		else
