@@ -67,6 +67,7 @@ static int grow_pool(struct rv_dev *dev, struct rvi_pool *p)
 		p->by_index[b->index] = b;
 	}
 	p->nr += p->chunk_bufs;
+	rb_assert_is(p->nr, <=, p->max);
 	c->next = p->chunks;
 	p->chunks = c;
 	return 0;
@@ -90,6 +91,9 @@ int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state sta
 			return rc;
 	}
 	b = p->free;
+	rb_assert_with(b->state == RVI_BUF_FREE && b->index < p->nr && p->by_index[b->index] == b,
+		       "%u", b->index);
+	rb_assert_is(state, !=, RVI_BUF_FREE);
 	p->free = b->next;
 	b->state = state;
 	b->gen++;
@@ -99,6 +103,7 @@ int rvi_pool_take(struct rv_dev *dev, struct rvi_pool *p, enum rvi_buf_state sta
 
 void rvi_pool_give(struct rvi_pool *p, struct rvi_buf *b)
 {
+	rb_assert_with(b->state != RVI_BUF_FREE && p->by_index[b->index] == b, "%u", b->index);
 	b->state = RVI_BUF_FREE;
 	b->next = p->free;
 	p->free = b;

@@ -96,6 +96,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 	if (sa && (sa->sa_family == AF_INET || sa->sa_family == AF_INET6))
 		memcpy(&conn->peer, sa, sa->sa_family == AF_INET ? sizeof(struct sockaddr_in)
 								 : sizeof(struct sockaddr_in6));
+	rb_assert(!conn->half_open && dev->nr_half_open < RVI_HALF_OPEN_MAX);
 	conn->half_open = true;
 	dev->nr_half_open++;
 	at_store(&conn->state, RVI_REQUESTED);
@@ -140,6 +141,7 @@ static void send_request(struct rv_conn *conn)
 		rvi_conn_down(conn, rc, -1);
 		return;
 	}
+	rb_assert_is(rvi_state(conn), ==, RVI_ROUTE);
 	p.qp_num = conn->qpn;
 	at_store(&conn->state, RVI_CONNECTING);
 	if (rdma_connect(conn->id, &p)) {
@@ -176,6 +178,7 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
  * After a message the CM is told, or it would end a connection whose confirmation was lost. */
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message)
 {
+	rb_assert_is(rvi_state(conn), ==, RVI_ACCEPTING);
 	if (by_message)
 		rdma_notify(conn->id, IBV_EVENT_COMM_EST);
 	rvi_emit(sink, conn, RV_EV_CONNECTED, 0);

@@ -38,6 +38,9 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	if (!c)
 		return rv_fail(EDQUOT, "too many connections on %s (%u)", dev->caps.device,
 			       dev->nr_conns);
+	rb_assert(rvi_state(c) == RVI_FREE && list_empty(&c->link) && list_empty(&c->end));
+	rb_assert(!c->active && !c->nr_held && !c->nr_sending && !c->deadline_ns && !c->half_open);
+	rb_assert(dev->conns[c->index] == c);
 	c->epoch++;
 	c->id = NULL;
 	c->qp = NULL;
@@ -58,12 +61,14 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->data_len = 0;
 	memset(&c->peer, 0, sizeof(c->peer));
 	rvi_sends_init(c);
+	rvi_assert_credits(c);
 	*out = c;
 	return 0;
 }
 
 void rvi_conn_release(struct rv_conn *conn)
 {
+	rb_assert(!conn->qp && !conn->id && list_empty(&conn->end));
 	at_store(&conn->state, RVI_FREE);
 	list_del(&conn->link);
 	list_add_tail(&conn->dev->free_conns, &conn->link);
@@ -75,6 +80,8 @@ void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns)
 
 	if (conn->deadline_ns == at_ns)
 		return;
+	rb_assert_if(conn->deadline_ns, dev->nr_timed);
+	rb_assert_is(dev->nr_timed, <=, dev->nr_conns);
 	dev->nr_timed += !!at_ns;
 	dev->nr_timed -= !!conn->deadline_ns;
 	conn->deadline_ns = at_ns;
@@ -83,6 +90,7 @@ void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns)
 
 void rvi_conn_not_half_open(struct rv_conn *conn)
 {
+	rb_assert_if(conn->half_open, conn->dev->nr_half_open);
 	if (conn->half_open)
 		conn->dev->nr_half_open--;
 	conn->half_open = false;
@@ -91,6 +99,8 @@ void rvi_conn_not_half_open(struct rv_conn *conn)
 /* Completes the handshake. */
 void rvi_conn_up(struct rv_conn *conn)
 {
+	rb_assert(rvi_state(conn) == RVI_CONNECTING || rvi_state(conn) == RVI_ACCEPTING);
+	rb_assert(conn->qp && conn->active && rvi_qpn_find(conn->dev, conn->qpn) == conn);
 	rvi_conn_deadline(conn, 0);
 	rvi_conn_not_half_open(conn);
 	conn->data_len = 0;
@@ -146,6 +156,8 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	default:
 		return;
 	}
+	rb_assert_with(status < 0, "%d", status);
+	rb_assert(list_empty(&conn->end)); /* an end is reported once */
 	at_store_rel(&conn->state, RVI_DOWN);
 	conn->deliver = true;
 	conn->end_status = status;
@@ -235,6 +247,8 @@ void rvi_close_conn(struct rv_conn *conn)
 	rvi_sends_drop(conn);
 	explicit_bzero(&conn->tx_seal, sizeof(conn->tx_seal));
 	explicit_bzero(&conn->rx_seal, sizeof(conn->rx_seal));
+	rb_assert_is(dev->nr_held_live, >=, conn->nr_held);
+	rb_assert(!conn->active && !conn->nr_sending);
 	dev->nr_held_live -= conn->nr_held;
 	conn->nr_held = 0;
 	conn->epoch++;

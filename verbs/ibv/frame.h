@@ -28,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/assert.h"
 #include "base/util.h"
 #include "verbs/rv.h"
 
@@ -149,6 +150,8 @@ static inline uint8_t rvi_pdata_put(enum rvi_pdata kind, uint8_t *out, const voi
 {
 	size_t head = kind == RVI_PD_ANSWER ? 2 : 1;
 
+	rb_assert_with(class <= 3 && len + head <= UINT8_MAX, "%u, %zu", class, len);
+	rb_assert_if(kind == RVI_PD_REQUEST, len < 64);
 	out[0] = (uint8_t)(kind == RVI_PD_REQUEST ? len | class << 6 : len);
 	if (kind == RVI_PD_ANSWER)
 		out[1] = (uint8_t)class;

@@ -24,6 +24,7 @@
 #include <pthread.h>
 #include <rdma/rdma_cma.h>
 
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "base/child.h"
 #include "base/util.h"
@@ -406,6 +407,18 @@ void rvi_lost(struct rv_dev *dev, struct rvi_sink *sink, const char *why);
 static inline enum rvi_state rvi_state(const struct rv_conn *conn)
 {
 	return (enum rvi_state)at_load_acq(&conn->state);
+}
+
+/*
+ * Asserts that each credit of a living connection is in one place. It is with the peer, on its way
+ * back to it, or held by the core as a message.
+ */
+static inline void rvi_assert_credits(const struct rv_conn *conn)
+{
+	rb_assert_with(conn->rx_window + conn->to_return + conn->nr_held == conn->dev->credits,
+		       "%u with the peer, %u to return, %u held, of %u", conn->rx_window,
+		       conn->to_return, conn->nr_held, conn->dev->credits);
+	(void)conn;
 }
 
 #endif

@@ -5,7 +5,6 @@
  * when both queues were found empty. So a message that came before its sender left is delivered
  * before the news that it left.
  */
-#include <assert.h>
 
 #include "ibv.h"
 
@@ -19,7 +18,7 @@ struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_e
 	if (likely(sink->n < sink->max)) {
 		e = &sink->ev[sink->n++];
 	} else {
-		assert(sink->dev->spill_tail < RVI_SPILL_MAX);
+		rb_assert(sink->dev->spill_tail < RVI_SPILL_MAX);
 		e = &sink->dev->spill[sink->dev->spill_tail++];
 	}
 	*e = (struct rv_event){
@@ -36,6 +35,8 @@ static void unspill(struct rvi_sink *sink)
 {
 	struct rv_dev *dev = sink->dev;
 
+	rb_assert_with(dev->spill_head <= dev->spill_tail && dev->spill_tail <= RVI_SPILL_MAX,
+		       "%u..%u", dev->spill_head, dev->spill_tail);
 	while (dev->spill_head < dev->spill_tail && sink->n < sink->max)
 		sink->ev[sink->n++] = dev->spill[dev->spill_head++];
 	if (dev->spill_head == dev->spill_tail)
@@ -106,6 +107,8 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	bool full;
 
+	rb_assert_with(dev->stash_head <= dev->stash_tail && dev->stash_tail <= dev->stash_max,
+		       "%u..%u of %u", dev->stash_head, dev->stash_tail, dev->stash_max);
 	while (unlikely(dev->stash_head < dev->stash_tail)) {
 		if (sink->n >= sink->max)
 			return false;
@@ -135,6 +138,9 @@ static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
 		if (!l)
 			return;
 		conn = container_of(l, struct rv_conn, end);
+		rb_assert_is(rvi_state(conn), ==, RVI_DOWN);
+		rb_assert(conn->end_type == RV_EV_FAILED || conn->end_type == RV_EV_DISCONNECTED);
+		rb_assert_is(conn->end_status, <, 0);
 		conn->deliver = false;
 		e = rvi_emit(sink, conn, conn->end_type, conn->end_status);
 		e->wc_status = conn->end_wc;
@@ -150,8 +156,10 @@ static void report_closed(struct rv_dev *dev, struct rvi_sink *sink)
 	while (!list_empty(&dev->closed)) {
 		struct rv_conn *conn = container_of(dev->closed.next, struct rv_conn, link);
 
+		rb_assert_is(rvi_state(conn), ==, RVI_CLOSED);
 		if (!rvi_reads_report(conn, sink))
 			return;
+		rb_assert(!rvi_reads_outstanding(conn));
 		rvi_conn_release(conn);
 	}
 }
@@ -182,6 +190,7 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 		report_closed(dev, &sink);
 	if (unlikely(dev->lost && !sink.n && list_empty(&dev->ends) && list_empty(&dev->closed)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
+	rb_assert_is(sink.n, <=, max);
 	return (int)sink.n;
 }
 
@@ -235,7 +244,7 @@ static void drain_queue(struct rv_conn *conn, struct ibv_cq *cq)
 				continue;
 			/* This cannot overflow: all in the stash is still
 			 * under way, and both queues hold all that can be. */
-			assert(dev->stash_tail < dev->stash_max);
+			rb_assert(dev->stash_tail < dev->stash_max);
 			dev->stash[dev->stash_tail++] = wc[i];
 		}
 	} while (n == RVI_BATCH);
@@ -251,6 +260,7 @@ void rvi_drain_for(struct rv_conn *conn)
 	struct rv_dev *dev = conn->dev;
 	uint32_t kept = 0;
 
+	rb_assert_is(dev->stash_head, <=, dev->stash_tail);
 	for (uint32_t i = dev->stash_head; i < dev->stash_tail; i++)
 		if (!drop_completion(conn, &dev->stash[i]))
 			dev->stash[kept++] = dev->stash[i];

@@ -85,6 +85,7 @@ int rvi_qp_create(struct rv_conn *conn)
 			       "all %u connections of %s are in use (option max_conns, or the "
 			       "device's queue limits)",
 			       dev->max_conns, dev->caps.device);
+	rb_assert(!conn->active && !conn->qp);
 	rc = rvi_reads_init(conn);
 	if (rc)
 		return rc;
@@ -104,6 +105,7 @@ int rvi_qp_create(struct rv_conn *conn)
 		goto deactivate;
 	}
 	conn->qpn = conn->qp->qp_num;
+	rb_assert(!rvi_qpn_find(dev, conn->qpn));
 	bucket = qpn_bucket(dev, conn->qpn);
 	conn->qpn_next = *bucket;
 	*bucket = conn;
@@ -202,6 +204,8 @@ void rvi_qp_destroy(struct rv_conn *conn)
 			break;
 		}
 	}
+	rb_assert(!rvi_qpn_find(dev, conn->qpn));
+	rb_assert(conn->active && dev->nr_active);
 	conn->qp = NULL;
 	conn->active = false;
 	dev->nr_active--;

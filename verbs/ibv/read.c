@@ -76,6 +76,7 @@ static void give_slot(struct rv_conn *conn, uint32_t i)
 	struct rvi_read *s = &conn->reads[i];
 	uint64_t old = at_load(&conn->free_reads);
 
+	rb_assert_with(i < conn->dev->max_reads && (at_load(&s->gen) & 1), "slot %u", i);
 	at_store(&s->gen, at_load(&s->gen) + 1);
 	do {
 		at_store(&s->next, head_of(old));
@@ -131,6 +132,8 @@ static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct r
 	struct rvi_read *s = &conn->reads[i];
 	uint32_t gen = at_load(&s->gen) + 1;
 
+	rb_assert_with(i < conn->dev->max_reads && (gen & 1), "slot %u", i);
+	rb_assert_is((uint32_t)n, <=, conn->dev->max_sge);
 	/* Field by field: clearing all 128 bytes costs more than
 	 * the rest, and a READ's post looks at no others. */
 	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
@@ -167,9 +170,11 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	int posted = (int)got;
 
 	for (; bad; bad = bad->next) {
+		rb_assert_is(rvi_token_unpack(bad->wr_id).kind, ==, RVI_READ);
 		give_slot(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
 		posted--;
 	}
+	rb_assert_is(posted, >=, 0);
 	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained,
 	       got - (uint64_t)posted);
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
@@ -206,6 +211,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	got = take_slots(conn, ok, &i);
 	if (!got)
 		return -EAGAIN;
+	rb_assert_is(got, <=, ok);
 	c.nr_sge = 0;
 	for (unsigned k = 0; k < got; k++) {
 		uint32_t next = at_load(&conn->reads[i].next);
@@ -214,6 +220,7 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 
 		fill_request(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge], filled);
 		c.nr_sge += (unsigned)filled;
+		rb_assert_is(c.nr_sge, <=, array_size(c.sge));
 		if (k)
 			c.wr[k - 1].next = &c.wr[k];
 		i = next;

@@ -55,6 +55,8 @@ static struct rvi_reaped *next(struct rv_dev *dev)
 {
 	struct list *ids = &dev->reaper.ids;
 
+	rb_assert(pthread_mutex_trylock(&dev->reaper.lock) != 0);
+	rb_assert_if(!list_empty(ids), dev->reaper.nr);
 	for (struct list *l = ids->next; l != ids; l = l->next) {
 		struct rvi_reaped *one = container_of(l, struct rvi_reaped, node);
 
@@ -100,6 +102,7 @@ static void *reap(void *arg)
 		rdma_destroy_id(one->id);
 		free(one);
 		pthread_mutex_lock(&r->lock);
+		rb_assert_is(r->nr, >, 0);
 		r->nr--;
 	}
 	pthread_mutex_unlock(&r->lock);
@@ -158,6 +161,7 @@ void rvi_reap_fini(struct rv_dev *dev)
 	pthread_mutex_unlock(&r->lock);
 	if (r->runs)
 		pthread_join(r->thread, NULL);
+	rb_assert(list_empty(&r->ids) && !r->nr);
 	pthread_cond_destroy(&r->more);
 	pthread_mutex_destroy(&r->lock);
 }

@@ -13,6 +13,7 @@ int rvi_recv_fill(struct rv_dev *dev)
 {
 	uint32_t need = dev->nr_active * (dev->credits + RVI_CREDIT_BUFS);
 
+	rb_assert_is(dev->nr_posted + dev->nr_held_live, <=, dev->recv_pool.nr);
 	while (dev->nr_posted + dev->nr_held_live < need) {
 		struct ibv_recv_wr wr = { .num_sge = 1 }, *bad;
 		struct ibv_sge sge;
@@ -44,6 +45,7 @@ static struct rvi_buf *buf_of(struct rv_dev *dev, struct rvi_token t, enum rvi_b
 		? dev->recv_pool.by_index[t.index]
 		: NULL;
 
+	rb_assert_if(b, b->index == t.index);
 	return b && b->gen == t.gen && b->state == state ? b : NULL;
 }
 
@@ -68,6 +70,9 @@ void rvi_recv_done(struct rv_dev *dev, uint64_t token)
 		give_buffer_back(dev, b);
 		return;
 	}
+	rb_assert_with(conn->nr_held && dev->nr_held_live >= conn->nr_held, "%u of %u",
+		       conn->nr_held, dev->nr_held_live);
+	rvi_assert_credits(conn);
 	conn->nr_held--;
 	dev->nr_held_live--;
 	conn->to_return++;
@@ -83,6 +88,7 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t)
 
 	if (!b)
 		return;
+	rb_assert_is(dev->nr_posted, >, 0);
 	dev->nr_posted--;
 	give_buffer_back(dev, b);
 }
@@ -133,6 +139,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		at_add(&dev->stat.stale_wc, 1);
 		return;
 	}
+	rb_assert_is(dev->nr_posted, >, 0);
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
 		give_buffer_back(dev, b);
@@ -166,6 +173,8 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 		give_buffer_back(dev, b);
 		return;
 	}
+	rb_assert_is(conn->rx_window, >, 0);
+	rvi_assert_credits(conn);
 	conn->rx_window--;
 	conn->nr_held++;
 	dev->nr_held_live++;

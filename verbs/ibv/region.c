@@ -87,7 +87,9 @@ int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr)
 
 	if (!r)
 		return 0;
+	rb_assert_is(mr->lkey | mr->rkey, ==, mr->rkey ? r->mr->rkey : r->mr->lkey);
 	pthread_mutex_lock(&dev->region_lock);
+	rb_assert(!list_empty(&r->link));
 	list_del(&r->link);
 	pthread_mutex_unlock(&dev->region_lock);
 	/* The call stands outside the lock: on rxe a WRITE in

@@ -27,6 +27,9 @@ static void slot_free(struct rv_conn *conn, uint32_t slot)
 {
 	struct rvi_send *s = &conn->sends[slot];
 
+	rb_assert_with(slot < conn->dev->nr_sends && (s->gen & 1), "slot %u", slot);
+	rb_assert(conn->nr_sending && conn->dev->nr_sending >= conn->nr_sending);
+	rb_assert_if(s->buf, s->buf->state == RVI_BUF_SENDING);
 	s->gen++;
 	if (s->buf)
 		rvi_pool_give(&conn->dev->send_pool, s->buf);
@@ -43,6 +46,7 @@ void rvi_sends_drop(struct rv_conn *conn)
 	for (uint32_t i = 0; i < conn->dev->nr_sends; i++)
 		if (conn->sends[i].gen & 1)
 			slot_free(conn, i);
+	rb_assert_is(conn->nr_sending, ==, 0);
 }
 
 bool rvi_can_send(const struct rv_conn *conn)
@@ -106,6 +110,9 @@ static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void
 	if (slot == RVI_NIL)
 		return -EAGAIN;
 	s = &conn->sends[slot];
+	rb_assert_with(slot < conn->dev->nr_sends && !(s->gen & 1) && !s->buf, "slot %u", slot);
+	rb_assert_is(conn->nr_sending, <, conn->dev->nr_sends);
+	rvi_assert_credits(conn);
 	/* Every message is solicited: the receiver may sleep. */
 	wr = (struct ibv_send_wr){
 		.opcode = IBV_WR_SEND,
@@ -134,6 +141,7 @@ static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void
 	}
 	conn->tx_seq++;
 	conn->tx_seal.number++;
+	rb_assert_is(f.grant, <=, conn->to_return);
 	conn->to_return -= f.grant;
 	conn->rx_window += f.grant;
 	rvi_watch_sends(conn->dev);
@@ -158,6 +166,7 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 		conn->want_write = true;
 	if (rc)
 		return rc;
+	rb_assert_is(conn->tx_credits, >, 0);
 	conn->tx_credits--;
 	at_add(&conn->dev->stat.sends, 1);
 	return 0;

@@ -15,6 +15,8 @@
 
 #include <stdint.h>
 
+#include "base/assert.h"
+
 /* 0 is no kind, so that a zeroed wr_id is unknown. */
 enum rvi_kind { RVI_READ = 1, RVI_SEND = 2, RVI_RECV = 3 };
 
@@ -43,6 +45,7 @@ static inline struct rvi_token rvi_token_unpack(uint64_t wr_id)
 
 static inline uint32_t rvi_index(uint32_t conn, uint32_t slot)
 {
+	rb_assert_with(conn < RVI_CONNS_MAX && slot < RVI_SLOTS_MAX, "%u, %u", conn, slot);
 	return conn << RVI_SLOT_BITS | slot;
 }
 
