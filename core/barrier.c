@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Barriers: a star around rank 0, which tells all workers when the last of them has come. */
+#include "core/base/lock.h"
 #include "core/engine.h"
 #include "core/session/session.h"
 
@@ -33,6 +34,7 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 {
 	const struct rc_peer *p = &ctx->peers[rank];
 
+	rc_assert_locked(ctx);
 	if (ctx->rank != 0 || !ctx->end.barrier_seen ||
 	    ctx->end.barrier_sent <= ctx->end.barrier_done ||
 	    ctx->end.barrier_seen[rank] > ctx->end.barrier_done)
@@ -45,6 +47,7 @@ bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank)
 /* Completes the next barrier on rank 0 if all living workers have come to it. */
 void rc_barrier_check(struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	if (ctx->rank != 0 || !ctx->end.barrier_seen ||
 	    ctx->end.barrier_sent <= ctx->end.barrier_done)
 		return;
@@ -71,6 +74,7 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 	 */
 	bool again = ctx->rank == 0 && number && number == ctx->end.barrier_seen[from->rank];
 
+	rc_assert_locked(ctx);
 	if (ctx->rank != 0 || (!again && number != (uint64_t)ctx->end.barrier_seen[from->rank] + 1))
 		return false;
 	ctx->end.barrier_seen[from->rank] += !again;
@@ -90,6 +94,7 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 
 bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from, uint64_t word)
 {
+	rc_assert_locked(ctx);
 	if (from->rank != 0 || word >> 1 > ctx->end.barrier_sent)
 		return false;
 	barrier_done(ctx, word >> 1, word & 1);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/call/call.h"
 #include "core/engine.h"
 #include "core/op/kind.h"
@@ -149,6 +150,7 @@ static needs_lock void created(const struct rp_effect *e)
  */
 void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {
+	rc_assert_locked(ctx);
 	switch (e->type) {
 	case RP_EFF_SEND:
 		send_effect(ctx, e);

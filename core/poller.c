@@ -102,6 +102,7 @@ static needs_lock unsigned standing_by(const struct rc_hands *h)
 
 bool rc_hooks_blocked(const struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	return ctx->turns.hands ? !standing_by(ctx->turns.hands) : rc_hooks_deep();
 }
 

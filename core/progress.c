@@ -139,6 +139,7 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
 {
 	struct rv_event ev[BATCH];
 
+	rc_assert_locked(ctx);
 	return turn(ctx, ev, slow);
 }
 
@@ -151,6 +152,7 @@ int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 	struct rv_event ev[BATCH];
 	int n = turn(ctx, ev, slow);
 
+	rc_assert_locked(ctx);
 	/* The first turn did all other work. Only the devices and the pushes of other threads can
 	 * bring more. */
 	while (!n && --looks && !at_load(&ctx->lock.wanted) && !at_load(&ctx->works.pushed))
@@ -307,6 +309,7 @@ static needs_lock bool is_quiet(struct rref_ctx *ctx)
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)
 {
+	rc_assert_locked(ctx);
 	at_store_sc(&ctx->sleep.sleeping, 1);
 	ctx->sleep.arms |= who;
 	return arm_devices(ctx) && is_quiet(ctx);
@@ -316,6 +319,7 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 {
 	bool was = ctx->sleep.arms;
 
+	rc_assert_locked(ctx);
 	/* Always read after a sleep. A kick sets `kicked` first, and may write only after another
 	 * wake-up cleared it. */
 	if (at_xchg_acq(&ctx->sleep.kicked, 0) || was)
@@ -346,6 +350,7 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 	int64_t tick = max_of(ctx->turns.next_tick, now + TICK_NS), ops = rc_ops_due(ctx);
 	bool pending = rc_ops_in_flight(ctx);
 
+	rc_assert_locked(ctx);
 	if (ops != INT64_MAX)
 		next = min_of(next, max_of(ops, tick));
 	/* The thread that the hooks are left to may not come. */

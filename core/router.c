@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/base/clock.h"
 #include "core/call/call.h"
 #include "core/ctx.h"
@@ -120,6 +121,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	bool self = from->rank == ctx->rank;
 	uint32_t epoch = from->epoch;
 
+	rc_assert_locked(ctx);
 	if (unlikely(rw_decode(data, length, ctx->world, &m))) {
 		malformed(ctx, from);
 		return;

@@ -24,6 +24,7 @@
 /* Ends the wait of rref_serve if it is asked for. */
 void rc_serve_look(struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	/* sc. Pairs with rref_serve_stop, which stores and then looks at `sleeping`. */
 	if (!at_load(&ctx->end.serving) || !at_load_sc(&ctx->end.serve_stop) ||
 	    !ctx->end.barrier_op)

@@ -142,6 +142,7 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 	struct rc_peer *zero = &ctx->peers[0];
 	int err = 0;
 
+	rc_assert_locked(ctx);
 	m.u.number = number << 1 | (!now_idle || !calm->idle || begun != calm->begun);
 	if (number > ctx->end.barrier_sent) {
 		ctx->end.barrier_sent = number;

@@ -53,6 +53,7 @@ void rc_callback_fork_child(void)
 
 void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 {
+	rc_assert_locked(ctx);
 	list_add_tail(&ctx->hooks.due, &h->node);
 	at_add_mine(&ctx->hooks.nr, 1);
 	/*
@@ -75,6 +76,7 @@ struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)
 {
 	struct list *l = list_pop(&ctx->hooks.due);
 
+	rc_assert_locked(ctx);
 	if (!l)
 		return NULL;
 	at_add_mine(&ctx->hooks.nr, -1);
@@ -83,6 +85,7 @@ struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)
 
 void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h)
 {
+	rc_assert_locked(ctx);
 	list_del(&h->node);
 	at_add_mine(&ctx->hooks.nr, -1);
 }
@@ -96,6 +99,7 @@ void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
 
 int64_t rc_hooks_left(const struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	if (!ctx->hooks.progress_by || ctx->hooks.progress_by == rc_this_thread())
 		return 0;
 	return max_of(ctx->hooks.progress_at + LEFT_NS - rc_coarse_ns(), 0);

@@ -41,6 +41,7 @@ void rc_wake_word(_Atomic uint32_t *word)
 
 void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 {
+	rc_assert_locked(ctx);
 	if (unlikely(slow && n > 0 && at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
 }
@@ -96,6 +97,7 @@ void rc_wait_sleep(struct rc_waiter *w, uint32_t value, int64_t deadline)
 
 bool rc_sleeper_is_done(const struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	return ctx->sleep.device_sleeper && rc_wait_has_moved(ctx->sleep.device_sleeper);
 }
 
@@ -314,6 +316,7 @@ is_the_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ct
 		.arg = arg,
 	};
 
+	rc_assert_locked(ctx);
 	if (ready(ctx, arg))
 		return 0;
 	rc_unlock_hooks(ctx);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The queue of the library's own work: see work.h. */
 #include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/work.h"
 #include "core/ctx.h"
 
@@ -10,6 +11,7 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_works *q = &ctx->works;
 
+	rc_assert_locked(ctx);
 	w->item.next = 0;
 	if (q->first)
 		q->last->item.next = (uintptr_t)w;
@@ -56,6 +58,7 @@ unsigned rc_work_run_pushed(struct rref_ctx *ctx)
 	uintptr_t i = at_load(&q->pushed), next;
 	unsigned n = 0;
 
+	rc_assert_locked(ctx);
 	if (!i)
 		return 0;
 	/* Acquire. Pairs with push: its thread's last use of the item happened before. */
@@ -80,6 +83,7 @@ void rc_work_run(struct rref_ctx *ctx)
 	struct rc_error scratch;
 	struct rc_work *w;
 
+	rc_assert_locked(ctx);
 	rc_error_aside(&scratch);
 	rc_work_run_pushed(ctx);
 	for (unsigned n = q->nr; n > 0 && (w = next_deferred(q)); n--) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/lock.h"
@@ -25,6 +26,8 @@
  */
 static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call)
 {
+	rb_assert(at_load(&call->replied));
+	rb_assert_is(at_load(&ctx->peers[call->caller].call_bytes), >=, call->cost);
 	list_del(&call->open_node);
 	at_add_mine(&ctx->peers[call->caller].call_bytes, -call->cost);
 	if (!call->plain) {
@@ -39,6 +42,7 @@ static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call
 		}
 		rc_incoming_release(&call->in);
 	}
+	rb_assert_is(at_load(&ctx->call.ended), <, at_load(&ctx->call.begun));
 	/* Pairs with rc_calls_open (acquire). */
 	at_store_rel(&ctx->call.ended, at_load(&ctx->call.ended) + 1);
 	rc_call_spare(ctx, call);
@@ -91,6 +95,7 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 	struct rw_reply *r = &m.u.reply;
 	int err;
 
+	rb_assert_with(status <= 0 && !(status && *payload), "status %d", status);
 	if (!rc_same_session(ctx, call->caller, call->caller_epoch))
 		return 0; /* the caller is gone, and a new worker of that name never asked */
 	rw_reply_init(&m);

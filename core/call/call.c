@@ -49,6 +49,7 @@ int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 		  struct rp_fork *recs)
 {
+	rc_assert_locked(ctx);
 	for (size_t i = 0; a && i < a->nr_refs; i++) {
 		struct rref *r = a->refs[i];
 		struct rp_event ev = { .type = RP_EV_FORK, .id = r->id, .src = rc_fork_of(r),
@@ -74,6 +75,7 @@ int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *a, uint32_t to,
 		   const struct rp_fork *recs, size_t nr)
 {
+	rc_assert_locked(ctx);
 	for (size_t i = 0; i < nr; i++) {
 		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
 				       .id = a->refs[i]->id,
@@ -91,6 +93,7 @@ void rc_call_unsent(struct rref_ctx *ctx, uint32_t to, const struct rw_call *c, 
 {
 	struct rref_future *f = rc_op_hold(ctx, c->call_id);
 
+	rc_assert_locked(ctx);
 	if (c->loc.version)
 		rc_payload_done(ctx, &ctx->peers[to],
 				&(struct rw_done){ .call_id = c->call_id,
@@ -157,6 +160,7 @@ static __attribute__((noinline)) needs_lock int wait_for_room(struct rref_ctx *c
 
 int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes, int64_t deadline)
 {
+	rc_assert_locked(ctx);
 	return likely(call_has_room(p, bytes)) ? 0 : wait_for_room(ctx, p, bytes, deadline);
 }
 

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
+#include "core/base/lock.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
@@ -35,10 +37,12 @@ static needs_lock void incoming_give_back(struct rref_ctx *ctx, const struct rp_
 void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struct rp_fork *recs,
 		       uint32_t nr, uint32_t from)
 {
+	rc_assert_locked(ctx);
 	if (!in->ref)
 		in->ref = in->few;
 	bool lost = false;
 
+	rb_assert(in->ready && (nr <= RW_REFS_MAX || in->ref != in->few));
 	in->nr = nr;
 	in->unready = nr + 1; /* an extra count for this function, so that ready() comes last */
 	for (uint32_t i = 0; i < nr; i++) {
@@ -58,6 +62,7 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 				snprintf(in->text, sizeof(in->text), "reference %u: %s", i,
 					 rref_strerror(err));
 			}
+			rb_assert_is(in->unready, >, 1);
 			in->unready--;
 			lost |= err == -ENOMEM;
 			if (err == -ENOMEM && from == ctx->rank)
@@ -115,12 +120,14 @@ is_alone int rc_incoming_open(struct rref_ctx *ctx)
 
 is_alone void rc_incoming_close(struct rref_ctx *ctx)
 {
+	rb_assert_is(ctx->call.nr_spare_drops, <=, RC_SPARE_DROPS);
 	while (ctx->call.nr_spare_drops)
 		free(ctx->call.spare_drop[--ctx->call.nr_spare_drops]);
 }
 
 static needs_lock void discard(struct rref_ctx *ctx, struct rc_incoming *in)
 {
+	rb_assert_is(ctx->peers[in->from].nr_drops, >, 0);
 	ctx->peers[in->from].nr_drops--;
 	rc_incoming_release(in);
 	if (ctx->call.nr_spare_drops < RC_SPARE_DROPS)
@@ -138,6 +145,7 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 {
 	struct rc_incoming *in;
 
+	rc_assert_locked(ctx);
 	if (!nr)
 		return;
 	if (from->nr_drops >= DROPS_MAX) {

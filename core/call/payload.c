@@ -33,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
 #include "core/base/lock.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
@@ -69,6 +70,9 @@ static void payload_release(struct rc_payload *p)
 
 static void give_room_back(struct rc_payload *p)
 {
+	rb_assert_is(at_load(&p->ctx->peers[p->peer].offer_bytes), >=, p->cost);
+	rb_assert_is(at_load(&p->ctx->n.payload_bytes), >=, p->cost);
+	rb_assert_is(p->cost, >=, COST_MIN);
 	at_sub(&p->ctx->peers[p->peer].offer_bytes, p->cost);
 	at_sub(&p->ctx->n.payload_bytes, p->cost);
 }
@@ -152,6 +156,7 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 {
 	int err = rc_make_forks(ctx, a, p->peer, p->recs);
 
+	rc_assert_locked(ctx);
 	if (err)
 		return err;
 	for (size_t i = 0; i < p->nr_refs; i++)
@@ -168,6 +173,7 @@ int rc_payload_fill(struct rref_ctx *ctx, struct rc_payload *p, const struct rre
 
 void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p)
 {
+	rc_assert_locked(ctx);
 	for (size_t i = 0; i < p->nr_refs; i++) {
 		struct rp_event ev = { .type = RP_EV_FORK_UNDO,
 				       .id = p->recs[i].id,
@@ -177,13 +183,6 @@ void rc_payload_undo(struct rref_ctx *ctx, struct rc_payload *p)
 
 		rc_step(ctx, &ev, NULL);
 	}
-}
-
-void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id)
-{
-	p->what = what;
-	p->call_id = call_id;
-	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
 }
 
 static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint32_t what,
@@ -200,6 +199,16 @@ static struct rc_payload *payload_find(struct rref_ctx *ctx, uint32_t peer, uint
 	return NULL;
 }
 
+void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what, uint64_t call_id)
+{
+	rc_assert_locked(ctx);
+	rb_assert(what == RW_PAYLOAD_CALL || what == RW_PAYLOAD_REPLY);
+	rb_assert(!payload_find(ctx, p->peer, what, call_id));
+	p->what = what;
+	p->call_id = call_id;
+	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
+}
+
 /* Frees the payload without the lock, since scrubbing takes time. */
 static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 {
@@ -211,6 +220,7 @@ static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 /* Retires a payload that nobody reads any more. */
 static needs_lock void payload_retire(struct rref_ctx *ctx, struct rc_payload *p)
 {
+	rb_assert(payload_find(ctx, p->peer, p->what, p->call_id) == p);
 	list_del(&p->node);
 	give_room_back(p);
 	__atomic_store_n(&rc_value_header(p->value)->nonce, 0, __ATOMIC_RELEASE);
@@ -222,6 +232,7 @@ void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
 {
 	struct rc_payload *p = payload_find(ctx, from->rank, d->what, d->call_id);
 
+	rc_assert_locked(ctx);
 	if (!p) {
 		at_add(&ctx->n.dropped, 1); /* said twice, or not offered to that peer */
 		return;
@@ -237,6 +248,7 @@ void rc_payload_done(struct rref_ctx *ctx, struct rc_peer *from, const struct rw
  */
 void rc_payloads_fenced(struct rref_ctx *ctx, const struct rc_peer *peer)
 {
+	rc_assert_locked(ctx);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS && at_load(&peer->offer_bytes); i++) {
 		struct list *l, *tmp;
 
@@ -265,6 +277,7 @@ static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32
 void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id,
 		     int status)
 {
+	rc_assert_locked(ctx);
 	say_done(ctx, from, what, call_id, status);
 }
 
@@ -278,6 +291,8 @@ static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 	const char *data = NULL;
 	uint32_t nr = in->nr_refs;
 
+	rb_assert(in->fetching && in->fetched);
+	rb_assert_if(in->own, !f && in->from == ctx->rank);
 	in->fetching = false;
 	in->read = NULL;
 	if (f) {
@@ -360,6 +375,7 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
 		fetch_end(ctx, w);
 		return;
 	}
+	rb_assert(in->fetching && !in->read && in->loc.version);
 	f->peer = in->from;
 	f->loc = in->loc;
 	f->offset = 0;
@@ -378,6 +394,7 @@ static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)
  */
 void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer *from)
 {
+	rc_assert_locked(ctx);
 	in->from = from->rank;
 	in->epoch = from->epoch;
 	in->fetching = true;
@@ -397,6 +414,7 @@ void rc_fetch_begin(struct rref_ctx *ctx, struct rc_incoming *in, struct rc_peer
 
 void rc_fetch_cancel(struct rref_ctx *ctx, struct rc_incoming *in)
 {
+	rc_assert_locked(ctx);
 	if (!in->fetching)
 		return;
 	in->cancelled = true;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/call/call.h"
 #include "core/call/internal.h"
 #include "core/ctx.h"
@@ -160,6 +161,7 @@ void rc_reply_message(struct rref_ctx *ctx, struct rc_peer *from, const struct r
 {
 	struct rref_future *f = waiting_call(ctx, from, m->u.reply.call_id);
 
+	rc_assert_locked(ctx);
 	if (likely(f))
 		take_reply(ctx, f, from, &m->u.reply);
 	else

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
 #include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
@@ -83,10 +84,12 @@ static bool serve_leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 /* Keeps a call for the next, or frees it. The lists are for the straight way, under the lock. */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
+	rc_assert_locked(ctx);
 	if (unlikely(!call->roomy || ctx->call.nr_spare_calls + 1 > RC_SPARE_CALLS)) {
 		free(call->block);
 		return;
 	}
+	rb_assert_if(call->plain, call->kind == RW_CALL_RPC);
 	make_clean(call);
 	ctx->call.nr_spare_calls++;
 	list_add(&ctx->call.spare_calls, &call->hook.node);
@@ -96,6 +99,7 @@ static needs_lock struct rref_call *serve_take_spare(struct rref_ctx *ctx)
 {
 	struct list *l = list_pop(&ctx->call.spare_calls);
 
+	rb_assert((l != NULL) == (ctx->call.nr_spare_calls > 0));
 	if (likely(l)) {
 		ctx->call.nr_spare_calls--;
 		return container_of(l, struct rref_call, hook.node);
@@ -229,6 +233,7 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
 {
 	struct list *l = ctx->hooks.due.next, *next;
 
+	rc_assert_locked(ctx);
 	/* The pool may give a call back, to the end of the queue. */
 	for (unsigned n = at_load(&ctx->hooks.nr); n > 0; n--, l = next) {
 		struct rc_hook *h = container_of(l, struct rc_hook, node);
@@ -310,12 +315,14 @@ void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call
 {
 	struct rref_call *call = find_open(ctx, from, call_id);
 
+	rc_assert_locked(ctx);
 	if (call)
 		cancel(ctx, call);
 }
 
 void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	for (unsigned i = 0; i < RC_CALL_BUCKETS && rc_call_bytes(p); i++) {
 		struct list *l, *tmp;
 
@@ -449,6 +456,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	call = likely(fn) ? make_plain(ctx) : NULL;
 	if (unlikely(!call))
 		return false;
+	rb_assert(call->roomy && call->block && !call->in.nr && !call->in.body && !call->in.own);
 	call->ctx = ctx;
 	call->caller = from->rank;
 	call->caller_epoch = from->epoch;
@@ -570,6 +578,8 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 	at_store(&call->refs, 2); /* the handler's and the reply's */
 	call->fn = rc_function_find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
+	rb_assert_if(own, c->kind == RW_CALL_REMOTE);
+	rb_assert_is(call->length + call->meta_length, ==, inline_length + c->meta_length);
 	at_add_mine(&ctx->call.begun, 1);
 	at_add_mine(&from->call_bytes, bytes);
 	if (fetch_bytes)
@@ -590,6 +600,7 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
+	rc_assert_locked(ctx);
 	if (!RB_FAST(likely(take_plain(ctx, from, &m->u.call))))
 		take_call(ctx, from, m);
 }

@@ -100,6 +100,7 @@ void rc_type_unsent(struct rref_ctx *ctx, const struct rw_type_info *q, int err,
 {
 	struct rref_future *f = asking(ctx, q->number);
 
+	rc_assert_locked(ctx);
 	if (!f)
 		return;
 	give_error(f, err, why);
@@ -112,6 +113,7 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 	const struct rc_type *t;
 	void *value;
 
+	rc_assert_locked(ctx);
 	/* Tells only the type of a value that the asker holds, by its own fork of it. */
 	if (ctx->op.machine &&
 	    !rp_held_value(ctx->op.machine, from->rank, &q->id, &q->fork, &value)) {
@@ -132,6 +134,7 @@ void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_
 	const struct rc_type *t;
 	int err;
 
+	rc_assert_locked(ctx);
 	/* Dropped: the answer is late, repeated, or of a worker that was not asked. */
 	if (!f || f->peer != from->rank) {
 		at_add(&ctx->n.dropped, 1);

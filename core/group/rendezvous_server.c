@@ -35,6 +35,8 @@ void rz_drop(struct rz_serve *s, struct rz_conn *c)
 	if (s->holder && rank < s->world && s->holder[rank] == c) {
 		s->holder[rank] = NULL;
 		if (s->phase == GATHER) {
+			rb_assert_is(s->nr_present, >, 1);
+			rb_assert(s->status.present.bits[rank / 8] >> rank % 8 & 1);
 			s->status.present.bits[rank / 8] &= (uint8_t)~(1u << (rank % 8));
 			s->nr_present--;
 			s->status_due = true;
@@ -99,6 +101,8 @@ void rz_make_room(struct rz_serve *s, enum rz_state state)
 			out = of[i];
 		}
 	}
+	rb_assert_with(out && out->state != AT_MEMBER && out->state != AT_GONE, "%zu of them",
+		       most);
 	rz_refuse_silently(s, out, "it made room for those that came later");
 }
 
@@ -110,6 +114,8 @@ static bool out_has_room(const struct rz_conn *c)
 /* Sends what it can. Returns 0, or -errno when the connection is lost. */
 int rz_flush(struct rz_conn *c)
 {
+	rb_assert_with(c->out_sent <= c->out_have && c->out_have <= sizeof(c->out), "%zu of %zu",
+		       c->out_sent, c->out_have);
 	while (c->out_sent < c->out_have) {
 		ssize_t n = send(c->fd, c->out + c->out_sent, c->out_have - c->out_sent,
 				 MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -141,6 +147,7 @@ static void push_out(struct rz_serve *s, struct rz_conn *c)
  */
 static void leave(struct rz_serve *s, struct rz_conn *c)
 {
+	rb_assert(c->state != AT_GONE);
 	c->state = AT_LEAVING;
 	c->until = now_ns() + LEAVE_NS;
 	push_out(s, c);
@@ -159,6 +166,7 @@ void rz_tell_failure(struct rz_serve *s, struct rz_conn *c)
 {
 	if (c->told || c->state == AT_GONE)
 		return;
+	rb_assert(s->phase == FAILING && s->err > 0);
 	c->told = true;
 	s->nr_told++;
 	c->out_have += rz_failed_make(&c->session, s->err, s->text, rz_out_end(c));
@@ -174,6 +182,7 @@ void rz_fail_group(struct rz_serve *s, int err, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(s->text, sizeof(s->text), fmt, ap);
 	va_end(ap);
+	rb_assert_is(err, >, 0);
 	s->phase = FAILING;
 	s->err = err;
 	s->tell_until = now_ns() + (err == ETIMEDOUT ? TELL_LATE_NS : TELL_NS);
@@ -222,6 +231,7 @@ static void serve_leaving(struct rz_serve *s, struct rz_conn *c)
 /* Makes as many entries as fit; then END. */
 static void fill_table(struct rz_serve *s, struct rz_conn *c)
 {
+	rb_assert_is(c->next_entry, <=, s->world + 1);
 	while (c->next_entry <= s->world && out_has_room(c)) {
 		if (c->next_entry < s->world)
 			c->out_have += rz_member_make(&s->table[c->next_entry], rz_out_end(c));
@@ -354,6 +364,9 @@ static void say_who_is_missing(struct rz_serve *s)
 
 static void start_table(struct rz_serve *s)
 {
+	rb_assert(s->phase == GATHER && s->nr_present == s->world);
+	for (uint32_t i = 1; RB_CHECKED && i < s->world; i++)
+		rb_assert_with(s->holder[i] && s->holder[i]->session.rank == i, "rank %u", i);
 	s->phase = TABLE;
 	rz_close_listeners(s);
 	rz_digest_start(&s->digest);
@@ -489,6 +502,7 @@ static int serve_group(struct rz_serve *s)
 		is_accepting = !s->accept_again;
 		first = fill_polls(s, is_accepting);
 		nr_polled = s->nr_conns;
+		rb_assert(nr_polled <= s->max_conns && first <= MAX_LISTENERS);
 		n = poll(s->polls, first + nr_polled, rz_poll_ms(next_event(s, is_accepting)));
 		if (n < 0 && errno != EINTR)
 			return rc_fail(errno, "rendezvous %s: poll: %s", s->a->text,

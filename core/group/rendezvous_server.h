@@ -28,6 +28,7 @@
 
 #include <poll.h>
 
+#include "base/assert.h"
 #include "base/util.h"
 #include "core/group/rendezvous.h"
 
@@ -97,6 +98,8 @@ struct rz_serve {
 
 static inline uint8_t *rz_out_end(struct rz_conn *c)
 {
+	/* The callers make one frame, and have looked whether there is room for it. */
+	rb_assert_is(c->out_have + RZ_FRAME_MAX, <=, sizeof(c->out));
 	return c->out + c->out_have;
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/assert.h"
 #include "base/util.h"
 #include "core/base/quote.h"
 #include "core/group/rendezvous.h"
@@ -35,6 +36,7 @@ static void step_mac(const struct rz_session *s, const char *label, const uint8_
 {
 	uint8_t buf[TRANSCRIPT_BYTES + RZ_FRAME_MAX + RC_MAC_BYTES];
 
+	rb_assert_is(length, <=, RZ_FRAME_MAX + RC_MAC_BYTES);
 	rendezvous_transcript_make(s, buf);
 	if (length)
 		memcpy(buf + TRANSCRIPT_BYTES, data, length);
@@ -43,6 +45,7 @@ static void step_mac(const struct rz_session *s, const char *label, const uint8_
 
 static size_t rendezvous_head_make(uint8_t *out, enum rz_type type, size_t length)
 {
+	rb_assert_is(length, <=, RZ_BODY_MAX);
 	memcpy(out, magic, sizeof(magic));
 	put_le16(out + 4, RZ_VERSION);
 	put_le16(out + 6, (uint16_t)type);
@@ -110,6 +113,7 @@ int rz_read(int fd, struct rz_reader *in)
 		 */
 		if (memcmp(in->frame, magic, min_of(in->have, sizeof(magic))) != 0)
 			return -EPROTO;
+		rb_assert_is(in->have, <=, sizeof(in->frame));
 		if (in->have >= RZ_HEAD_BYTES) {
 			int r = frame_head_check(in);
 
@@ -146,6 +150,7 @@ static size_t entry_make(const struct rc_member *m, uint8_t *out)
 		memcpy(out + n + 2, m->addr[k].bytes, length);
 		n += 2 + length;
 	}
+	rb_assert_is(n, <=, RZ_ENTRY_MAX);
 	return n;
 }
 
@@ -298,6 +303,7 @@ static void tag(const struct rz_session *s, enum rz_type type, const uint8_t *da
 {
 	uint8_t buf[4 + 2 + RZ_FRAME_MAX];
 
+	rb_assert_is(length, <=, RZ_FRAME_MAX);
 	put_le32(buf, s->sequence);
 	put_le16(buf + 4, (uint16_t)type);
 	if (length)
@@ -396,6 +402,7 @@ static size_t words_make(int err, const char *text, uint8_t *p)
 {
 	size_t length = strnlen(text, RZ_TEXT_MAX);
 
+	rb_assert_with(err && abs(err) <= ERR_MAX, "%d", err);
 	put_le32(p, (uint32_t)abs(err));
 	memcpy(p + 4, text, length);
 	return 4 + length;

@@ -96,6 +96,7 @@ void rc_rec_visit(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
 		[RP_VISIT_CHILD] = "child",
 	};
 
+	rc_assert_locked(ctx);
 	rc_rec_begin(r, kind ? kind : kinds[v->kind]);
 	rc_rec_id(r, "id", v->id);
 	switch (v->kind) {
@@ -132,6 +133,7 @@ void rc_rec_handle(struct rref_ctx *ctx, struct rc_record *r, const char *kind,
 {
 	const struct rc_value *value = rc_handle_value(h);
 
+	rc_assert_locked(ctx);
 	rc_rec_begin(r, kind);
 	rc_rec_id(r, "id", h->id);
 	if (!h->owned)

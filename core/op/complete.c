@@ -79,6 +79,7 @@ static bool complete(struct rref_future *f)
 
 void rc_op_finish_locked(struct rref_future *f)
 {
+	rc_assert_locked(f->ctx);
 	if (complete(f))
 		queue_then(f);
 	rc_loop_wake(f->ctx); /* sc, in complete. Pairs with rref_ctx_arm */
@@ -103,6 +104,7 @@ void rc_op_answered(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
+	rc_assert_locked(f->ctx);
 	if (!f->inner) {
 		rc_op_finish_locked(f);
 		rc_op_put(f);
@@ -113,6 +115,7 @@ void rc_op_answered(struct rref_future *f)
 
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text)
 {
+	rc_assert_locked(f->ctx);
 	if (!rc_op_claim(f))
 		return false;
 	f->status = status;
@@ -125,6 +128,7 @@ bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text)
 needs_lock void
 rc_op_end_plain(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
+	rc_assert_locked(ctx);
 	(void)ctx;
 	if (rc_op_fail(f, status, -1, text))
 		rc_op_put(f);
@@ -132,6 +136,7 @@ rc_op_end_plain(struct rref_ctx *ctx, struct rref_future *f, int status, const c
 
 bool rc_op_unpark(struct rref_ctx *ctx, struct rref_future *f)
 {
+	rc_assert_locked(ctx);
 	if (!f->parked)
 		return false;
 	struct rp_event ev = { .type = RP_EV_UNWAIT,
@@ -150,6 +155,7 @@ void rc_op_end(struct rref_ctx *ctx, struct rref_future *f, int status, const ch
 	const struct rc_op_kind *kind = at_load(&f->kind);
 	char words[RREF_TEXT_SIZE];
 
+	rc_assert_locked(ctx);
 	if (status == -ETIMEDOUT)
 		text = kind->why_late(ctx, f->peer, text, words, sizeof(words));
 	kind->end(ctx, f, status, text);
@@ -207,6 +213,7 @@ static needs_lock int64_t next_scan(const struct rref_ctx *ctx)
 
 int64_t rc_ops_due(const struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	/* Two quiet scans are needed, because of that moment. After them the operations in
 	 * flight are complete, and kept by the program. */
 	return !rc_ops_in_flight(ctx) || (is_known(ctx) && ctx->op.quiet >= 2) ? INT64_MAX
@@ -215,6 +222,7 @@ int64_t rc_ops_due(const struct rref_ctx *ctx)
 
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
+	rc_assert_locked(ctx);
 	if (now < next_scan(ctx))
 		return;
 	/* Loaded before rc_ops_in_flight is asked: an operation that begins later moves one of
@@ -260,6 +268,7 @@ void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const cha
 {
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 
+	rc_assert_locked(ctx);
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 
@@ -276,6 +285,7 @@ void rc_ops_fail_all(struct rref_ctx *ctx, int status, const char *text)
 {
 	uint32_t nr = at_load_acq(&ctx->op.nr);
 
+	rc_assert_locked(ctx);
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 
@@ -291,6 +301,7 @@ unsigned rc_ops_calling(struct rref_ctx *ctx)
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 	unsigned n = 0;
 
+	rc_assert_locked(ctx);
 	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = rc_op_at(ctx, i);
 		const struct rc_op_kind *kind = at_load(&f->kind);
@@ -306,6 +317,7 @@ uint32_t rc_ops_visit(struct rref_ctx *ctx, uint32_t from, uint32_t max,
 {
 	uint32_t nr = at_load_acq(&ctx->op.nr), i = from;
 
+	rc_assert_locked(ctx);
 	for (i = next_taken(ctx, i, nr); i < nr && i - from < max; i = next_taken(ctx, i + 1, nr)) {
 		struct rref_future *f = pin_pending(ctx, i);
 

@@ -6,10 +6,10 @@
  *
  * The end of operations and the scans of the slab are in complete.c.
  */
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
 #include "base/fast.h"
 #include "core/base/lock.h"
 #include "core/base/scope.h"
@@ -49,6 +49,8 @@ static void push_free(struct rref_ctx *ctx, struct rref_future *f)
 {
 	uint64_t head = at_load(&ctx->op.free), next;
 
+	rb_assert_with(!at_load(&f->refs) && at_load(&f->state) == RC_F_DONE, "slot %u", f->index);
+	rb_assert_is((uint32_t)head, !=, f->index + 1);
 	do {
 		at_store(&f->next_free, (uint32_t)head);
 		next = ((head >> 32) + 1) << 32 | (f->index + 1);
@@ -80,7 +82,7 @@ static int op_grow(struct rref_ctx *ctx)
 	nr = at_load(&ctx->op.nr);
 	if ((uint32_t)at_load_acq(&ctx->op.free) != 0)
 		goto out; /* somebody grew meanwhile */
-	assert(nr < ctx->op.max * RC_OP_RESULT); /* try_get counts */
+	rb_assert(nr < ctx->op.max * RC_OP_RESULT); /* try_get counts */
 	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
 
 	if (!chunk) {
@@ -117,6 +119,8 @@ struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index)
 	 * release. */
 	struct rref_future *chunk = at_load_acq(&ctx->op.chunk[index / RC_OP_CHUNK]);
 
+	rb_assert_with(index < at_load(&ctx->op.nr) && chunk, "%u", index);
+	rb_assert_is(chunk[index % RC_OP_CHUNK].index, ==, index);
 	return chunk + index % RC_OP_CHUNK;
 }
 
@@ -185,6 +189,7 @@ uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 
 static int no_slot(struct rref_ctx *ctx, int err)
 {
+	rb_assert_is(at_load(&ctx->op.in_flight), >, 0);
 	at_sub(&ctx->op.in_flight, 1);
 	return err;
 }
@@ -220,6 +225,9 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 
 static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 {
+	rb_assert_with(!at_load(&f->refs), "slot %u", f->index);
+	rb_assert_is(at_load(&f->deadline), ==, INT64_MAX);
+	rb_assert_is(at_load(&f->state), ==, RC_F_DONE);
 	/* No kind and no deadline yet: a scan of the slab leaves it alone until it is really
 	 * under way. */
 	at_store(&f->kind, NULL);
@@ -329,6 +337,8 @@ static void op_release(struct rref_future *f)
 	at_store(&f->gen, (at_load(&f->gen) + 1) & INT32_MAX);
 	if (op_leave_spare(ctx, f))
 		return;
+	rb_assert_is(at_load(&ctx->op.taken[f->index / RC_OP_CHUNK]), >, 0);
+	rb_assert_is(at_load(&ctx->op.in_flight), >, 0);
 	at_sub(&ctx->op.taken[f->index / RC_OP_CHUNK], 1);
 	push_free(ctx, f);
 	at_sub(&ctx->op.in_flight, 1); /* last: a thread that counts itself in finds a slot */
@@ -336,6 +346,7 @@ static void op_release(struct rref_future *f)
 
 void rc_op_put(struct rref_future *f)
 {
+	rb_assert_with(at_load(&f->refs) > 0, "slot %u", f->index);
 	if (at_sub_ar(&f->refs, 1) == 1)
 		op_release(f);
 }

@@ -253,6 +253,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 	struct list refused, *n;
 	struct rc_caller *c;
 
+	rc_assert_locked(ctx);
 	if (!pool) {
 		rc_hook_push(ctx, &call->hook); /* closing: it hears so */
 		return;

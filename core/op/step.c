@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "core/base/clock.h"
+#include "core/base/lock.h"
 #include "core/op/step.h"
 
 /* Carries the next effect out. Returns false if there is none. */
@@ -19,6 +20,7 @@ static needs_lock bool carry_out(struct rref_ctx *ctx)
 
 void rc_effects(struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	/* Effects of a step that an effect led to are taken out by the loop that is under way. */
 	if (ctx->op.in_effects)
 		return;
@@ -47,10 +49,12 @@ static needs_lock int step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_
 
 int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec)
 {
+	rc_assert_locked(ctx);
 	return step(ctx, ev, rec, rc_coarse_ns());
 }
 
 int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now)
 {
+	rc_assert_locked(ctx);
 	return step(ctx, ev, NULL, now);
 }

@@ -46,6 +46,8 @@ struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx)
 
 uint64_t rc_in_flight_begin(struct rc_in_flight *fl)
 {
+	rb_assert_is(at_load(&fl->state), ==, RC_FLIGHT_MINE);
+	rb_assert(!((uintptr_t)fl & COOKIE));
 	/* stored before the post, which publishes the flight to the pollers */
 	at_store(&fl->state, RC_FLIGHT_POSTED);
 	return COOKIE | (uintptr_t)fl;
@@ -100,8 +102,11 @@ bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_
 bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f,
 			struct rc_landing *v, int *status)
 {
+	rc_assert_locked(ctx);
 	if (rc_in_flight_landed(*fl, status))
 		return false;
+	rb_assert(!(*fl)->f && !(*fl)->landing && at_load(&(*fl)->state) == RC_FLIGHT_POSTED);
+	rb_assert(f || v);
 	(*fl)->f = f;
 	(*fl)->landing = f ? NULL : v;
 	at_add(&ctx->sleep.reads_in_flight, 1);
@@ -124,6 +129,7 @@ static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *f
 		rc_read_ended(f, status, wc);
 		return;
 	}
+	rb_assert(at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->n.quarantined));
 	at_sub(&ctx->sleep.reads_in_flight, 1);
 	at_sub(&ctx->n.quarantined, 1);
 	rc_landing_put(v);
@@ -134,6 +140,7 @@ bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie
 {
 	struct rc_in_flight *fl = (struct rc_in_flight *)(uintptr_t)(cookie & ~COOKIE);
 
+	rc_assert_locked(ctx);
 	if (!(cookie & COOKIE))
 		return false;
 	if (unlikely(at_load(&fl->state) != RC_FLIGHT_POSTED)) {
@@ -151,6 +158,7 @@ bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie
 
 void rc_in_flight_all_fail(struct rref_ctx *ctx, int status)
 {
+	rc_assert_locked(ctx);
 	for (struct rc_in_flight *fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t posted = RC_FLIGHT_POSTED;
 

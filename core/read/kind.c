@@ -2,6 +2,7 @@
 /*
  * Reads as a kind of operations: how they end from outside, and how the wait for a value goes on.
  */
+#include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/op/kind.h"
 #include "core/read/read.h"
@@ -13,6 +14,7 @@
  */
 void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
+	rc_assert_locked(ctx);
 	if (rc_op_fail(f, status, -1, text) && !rc_op_unpark(ctx, f))
 		at_add(&ctx->n.quarantined, 1);
 }

@@ -94,6 +94,7 @@ void rc_read_wait(struct rref_future *f, struct rc_peer *p)
 	 * begins to wait. */
 	int err = rc_enter(ctx);
 
+	rc_assert_locked(f->ctx);
 	/* An offer or hold of a session that is over is gone. For the other reads a new session is
 	 * begun. */
 	if (!err && rc_read_outlived(f))
@@ -159,6 +160,7 @@ static needs_lock bool begin_pieces(struct rref_future *f, struct rc_peer *p)
 
 void rc_read_go(struct rref_future *f, struct rc_peer *p, enum rc_read_begun begun)
 {
+	rc_assert_locked(f->ctx);
 	if (begun == RC_READ_OVER)
 		rc_read_done_locked(f);
 	else if (begun == RC_READ_WAITS || (begun == RC_READ_PIECES && !begin_pieces(f, p)))
@@ -175,6 +177,7 @@ void rc_read_start_locked(struct rref_future *f)
 {
 	struct rc_peer *p = read_peer_of(f);
 
+	rc_assert_locked(f->ctx);
 	rc_read_go(f, p, begin_read(f, p));
 }
 
@@ -215,6 +218,7 @@ void rc_read_wait_first(struct rref_future *f, struct rc_peer *p)
 {
 	struct list *n = &f->node;
 
+	rc_assert_locked(f->ctx);
 	n->next = p->waiting.next;
 	n->prev = &p->waiting;
 	p->waiting.next->prev = n;
@@ -224,6 +228,7 @@ void rc_read_wait_first(struct rref_future *f, struct rc_peer *p)
 
 void rc_read_wait_over(struct rref_future *f, struct rc_peer *p)
 {
+	rc_assert_locked(f->ctx);
 	list_del(&f->node);
 	at_sub(&p->nr_waiting, 1);
 }
@@ -234,6 +239,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	const struct rc_read_strategy *reads = rc_read_strategy(p);
 	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
 
+	rc_assert_locked(ctx);
 	(void)ctx;
 	while (conn && !list_empty(&p->waiting)) {
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
@@ -281,6 +287,7 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 
 void rc_read_ended(struct rref_future *f, int status, int wc)
 {
+	rc_assert_locked(f->ctx);
 	at_sub(&f->ctx->sleep.reads_in_flight, 1);
 	ended(f, status, wc, false);
 }
@@ -289,6 +296,7 @@ void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 {
 	struct rref_future *f = rc_op_find(ctx, cookie), *next;
 
+	rc_assert_locked(ctx);
 	at_sub(&ctx->sleep.reads_in_flight, 1);
 	if (!f || !f->is->reads || !f->outstanding) {
 		at_add(&ctx->n.dropped, 1);
@@ -343,6 +351,7 @@ void rc_read_done(struct rref_future *f)
 
 void rc_read_done_locked(struct rref_future *f)
 {
+	rc_assert_locked(f->ctx);
 	if (make_result(f))
 		rc_op_finish_locked(f);
 	if (f->is->over)
@@ -360,6 +369,7 @@ void rc_read_turn(struct rref_future *f)
 	struct rref_ctx *ctx = f->ctx;
 	struct rc_peer *p = read_peer_of(f);
 
+	rc_assert_locked(f->ctx);
 	if (!f->landing) {
 		rc_unlock_bare(ctx);
 		rc_read_prepare(f);
@@ -377,6 +387,7 @@ void rc_read_turn(struct rref_future *f)
 
 void rc_read_fail(struct rref_future *f, int status)
 {
+	rc_assert_locked(f->ctx);
 	rc_read_note(f, status, -1);
 	if (!f->outstanding)
 		rc_read_done_locked(f);

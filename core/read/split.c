@@ -20,6 +20,7 @@
  * its own connection. When a connection ends, its reads begin again, once their pieces in flight
  * have come back.
  */
+#include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
@@ -148,6 +149,7 @@ bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *co
 	struct rc_split *q = &p->pieces;
 	int posted = 0;
 
+	rc_assert_locked(f->ctx);
 	if (f->pieces_at != q->connection)
 		f->next = 0;
 	if (is_short(f, p) || (list_empty(&q->reads) && split_has_room(f, p))) {
@@ -171,6 +173,7 @@ bool rc_split_ended(struct rref_future *f, struct rc_peer *p)
 	struct rc_split *q = &p->pieces;
 	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
 
+	rc_assert_locked(f->ctx);
 	if (same) {
 		/* Pieces mostly have that length; the last one settles the rest. */
 		uint64_t bytes = f->outstanding ? min_of(f->bytes_at, p->max_msg) : f->bytes_at;

@@ -32,6 +32,7 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
 	struct rref_ctx *ctx = ref->ctx;
 
+	rc_assert_locked(ref->ctx);
 	at_store(&f->deadline, deadline);
 	rc_op_begin(f);
 	struct rp_event ev = {

@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/session/internal.h"
@@ -60,6 +61,7 @@ void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	int64_t now = now_ns();
 
+	rc_assert_locked(ctx);
 	if (!at_load(&p->silent_since))
 		at_store(&p->silent_since, now);
 	p->auth_by = now + (p->cut_off ? CUT_OFF_NS : ctx->session.answer_ns);
@@ -67,6 +69,7 @@ void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p)
 
 void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	if (p->nr_silent)
 		rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) answers, after %s s", p->member->name,
 		       p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text);
@@ -81,6 +84,7 @@ void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
 	static const char there[] =
 		"it lives, and has no room for a connection now; its log names the limit";
 
+	rc_assert_locked(ctx);
 	/* Any thread may read the text at any time, so it is written once and never changed. */
 	if (here && !*ctx->session.lack_here)
 		snprintf(ctx->session.lack_here, sizeof(ctx->session.lack_here), "%s", here);
@@ -92,6 +96,7 @@ void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 {
 	int64_t now = now_ns(), wait = min_of(AGAIN_NS << min_of(p->nr_silent, 4u), AGAIN_LAST_NS);
 
+	rc_assert_locked(ctx);
 	if (p->link)
 		p->ops->close_conn(p->link);
 	p->link = NULL;
@@ -114,6 +119,7 @@ void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const c
 {
 	char why[RP_TEXT_MAX];
 
+	rc_assert_locked(ctx);
 	snprintf(why, sizeof(why), "connecting failed: %.150s",
 		 reason && *reason ? reason : rref_strerror(err));
 	/* A peer that connected to this worker and left again has refused nothing. */
@@ -133,6 +139,7 @@ void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	int64_t now = now_ns();
 
+	rc_assert_locked(ctx);
 	p->cut_off = true;
 	at_store(&p->silent_since, now);
 	p->retry_at = max_of(now + CUT_OFF_AGAIN_NS, p->resume.banned_until);
@@ -156,11 +163,13 @@ static needs_lock bool is_wanted(const struct rref_ctx *ctx, const struct rc_pee
 
 int64_t rc_contact_due(const struct rref_ctx *ctx, const struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	return is_wanted(ctx, p) ? p->retry_at : INT64_MAX;
 }
 
 void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
+	rc_assert_locked(ctx);
 	if (is_wanted(ctx, p) && now >= p->retry_at)
 		rc_peer_want(ctx, p);
 	if (p->state == RC_PEER_CROSSED && now >= p->retry_at)

@@ -49,6 +49,7 @@ static void down_run(struct rref_ctx *ctx, struct rc_hook *h)
 
 void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
+	rc_assert_locked(ctx);
 	/* An end that this worker makes is no news. Neither is the end of others that leave with
 	 * it. */
 	if (status == -ESHUTDOWN || (p->said_goodbye && at_load(&ctx->state) != RC_CTX_RUNNING))

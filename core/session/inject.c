@@ -4,6 +4,7 @@
  * Empty without RREF_INJECT.
  */
 #include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/session/inject.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
@@ -286,6 +287,7 @@ static needs_lock struct rule *inject_find(struct rref_ctx *ctx, uint32_t to, co
 
 int rc_inject_fails(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32_t length)
 {
+	rc_assert_locked(ctx);
 	return inject_find(ctx, to, bytes, length, true) ? -EIO : 0;
 }
 
@@ -310,6 +312,7 @@ int rc_inject_takes(struct rref_ctx *ctx, uint32_t to, const void *bytes, uint32
 {
 	const struct rule *r = inject_find(ctx, to, bytes, length, false);
 
+	rc_assert_locked(ctx);
 	if (!r)
 		return 0;
 	switch (r->action) {
@@ -336,6 +339,7 @@ void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 {
 	struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
 
+	rc_assert_locked(ctx);
 	while (n && n != &ctx->session.inject->held) {
 		struct held *h = container_of(n, struct held, node);
 		struct rc_outgoing *o = h->message;
@@ -359,6 +363,7 @@ int64_t rc_inject_due(const struct rref_ctx *ctx)
 {
 	int64_t due = INT64_MAX;
 
+	rc_assert_locked(ctx);
 	for (struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
 	     n && n != &ctx->session.inject->held; n = n->next)
 		due = min_of(due, container_of(n, struct held, node)->due);
@@ -369,6 +374,7 @@ void rc_inject_forget(struct rref_ctx *ctx, uint32_t to)
 {
 	struct list *n = ctx->session.inject ? ctx->session.inject->held.next : NULL;
 
+	rc_assert_locked(ctx);
 	while (n && n != &ctx->session.inject->held) {
 		struct held *h = container_of(n, struct held, node);
 

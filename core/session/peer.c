@@ -92,6 +92,7 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 
 void rc_peers_close(struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++) {
 		struct rc_peer *p = &ctx->peers[i];
 
@@ -103,6 +104,7 @@ void rc_peers_close(struct rref_ctx *ctx)
 
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
 	ctx->session.events->reads_may(ctx, p);
@@ -110,6 +112,7 @@ void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	if (!p->has_key && rc_pair_key(&ctx->group.key, &ctx->group.identity,
 				       &ctx->members[ctx->rank], p->member, &p->key))
 		return NULL;
@@ -198,6 +201,7 @@ static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 
 int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	if (p->rank == ctx->rank)
 		return 0;
 	if (p->state == RC_PEER_GONE)
@@ -226,6 +230,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	unsigned turn = 0;
 
+	rc_assert_locked(ctx);
 	/* sc. Pairs with rc_read_start and rc_fast_read: their pins in readers. */
 	at_store_sc(&p->conn, NULL);
 	/* rc_pause sleeps in the end: the reader may be of a lower priority, on this very
@@ -241,6 +246,7 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const ch
 	bool was_alive = at_load(&p->alive);
 	char named[RP_TEXT_MAX]; /* names the worker, since an operation's text stands alone */
 
+	rc_assert_locked(ctx);
 	if (p->rank == ctx->rank)
 		return;
 	/* (1) */
@@ -290,6 +296,7 @@ void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rp_event ev = { .type = RP_EV_PEER_GRACE, .peer = p->rank };
 
+	rc_assert_locked(ctx);
 	if (!p->grace_at)
 		return;
 	p->grace_at = 0;
@@ -319,6 +326,7 @@ static needs_lock void peer_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_
 
 void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 {
+	rc_assert_locked(ctx);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		struct rc_peer *p = &ctx->peers[i];
 

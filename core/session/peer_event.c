@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/op/step.h"
@@ -23,6 +24,7 @@ void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *c
 	uint8_t reason[RV_REASON_MAX];
 	char who[96];
 
+	rc_assert_locked(ctx);
 	d->ops->peer_text(conn, who, sizeof(who));
 	/* Counted before the peer hears of the refusal. "Come later" is no fault of the peer's. */
 	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
@@ -344,6 +346,7 @@ static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const st
 
 void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
 {
+	rc_assert_locked(ctx);
 	if (unlikely(cookie == UINT64_MAX)) {
 		rc_stall_event(ctx, p, status);
 		return;
@@ -447,6 +450,7 @@ void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_ev
 {
 	struct rc_peer *p = ev->user;
 
+	rc_assert_locked(ctx);
 	/* Most events are messages of a session that is up, or ends of READs. */
 	if (ev->type == RV_EV_READ) {
 		rc_peer_read(ctx, p, ev->cookie, ev->status, ev->wc_status);

@@ -33,6 +33,7 @@
 #include <stdio.h>
 
 #include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/session/internal.h"
@@ -65,6 +66,7 @@ static needs_lock int64_t again_ns(const struct rc_peer *p)
 
 bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int status)
 {
+	rc_assert_locked(ctx);
 	/* A worker that leaves too has a goodbye of its own to say, and to know that it came. The
 	 * other would take it for dead. */
 	bool leaving = at_load(&ctx->state) != RC_CTX_RUNNING &&
@@ -121,6 +123,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 {
 	struct rc_resume *r = &p->resume;
 
+	rc_assert_locked(ctx);
 	rc_session_on(p, RC_STEP_BROKE);
 	rc_peer_stop_reads(ctx, p);
 	drop_link(ctx, p, 0);
@@ -169,6 +172,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	uint8_t answer[RV_ANSWER_MAX];
 	size_t length;
 
+	rc_assert_locked(ctx);
 	if (action == RC_DO_REFUSE || p->epoch != h->epoch) {
 		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET,
 			       "that session is over: this worker has cut it off");
@@ -232,6 +236,7 @@ void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p, const struct rv
 {
 	uint8_t proof[RC_MAC_BYTES];
 
+	rc_assert_locked(ctx);
 	if (rc_peer_answered(p, ev, proof)) {
 		/* The answer may be anybody's: it ends this attempt, not the session. */
 		at_add(&ctx->n.rejected, 1);
@@ -251,6 +256,7 @@ void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	char text[RP_TEXT_MAX] = "", why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
 	int err = ev->len ? rc_reason_parse(ev->data, ev->len, text, sizeof(text)) : ev->status;
 
+	rc_assert_locked(ctx);
 	drop_link(ctx, p, err == -EALREADY ? CROSSED_NS : again_ns(p));
 	if (!ev->len) {
 		p->resume.nobody = err == -ECONNREFUSED ? p->resume.nobody + 1 : 0;
@@ -283,6 +289,7 @@ void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 {
 	struct rw_message m;
 
+	rc_assert_locked(ctx);
 	rc_count_received(ctx, p, ev->data, ev->len);
 	if (rw_decode(ev->data, ev->len, ctx->world, &m) || m.frame.type != RW_RECEIVED ||
 	    m.frame.seq || m.frame.epoch != p->epoch)
@@ -311,6 +318,7 @@ bad:
 /* Ends an attempt that the peer gave up, or that lost its connection before it proved anything. */
 void rc_resume_dropped(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	drop_link(ctx, p, again_ns(p));
 }
 
@@ -333,6 +341,7 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	struct rc_resume *r = &p->resume;
 	char why[RP_TEXT_MAX], lost[RP_TEXT_MAX];
 
+	rc_assert_locked(ctx);
 	not_awake(ctx, r, now);
 	if (now >= r->by) {
 		snprintf(lost, sizeof(lost), "%.150s, and could not be made again in time", r->why);

@@ -26,8 +26,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/assert.h"
 #include "base/fast.h"
 #include "core/base/kick.h"
+#include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/session/inject.h"
@@ -74,6 +76,7 @@ static struct rc_outgoing *send_make(uint32_t room)
 
 static needs_lock void keep_spare(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
+	rb_assert_is(o->room, ==, RC_SMALL_MESSAGE);
 	ctx->session.nr_spare_messages++;
 	list_add(&ctx->session.spare_messages, &o->node);
 }
@@ -100,6 +103,7 @@ static inline needs_lock struct rc_outgoing *make_small(struct rref_ctx *ctx)
 	if (unlikely(ctx->session.nr_spare_messages <= RESERVE) &&
 	    ((o = send_make(RC_SMALL_MESSAGE)) || list_empty(&ctx->session.spare_messages)))
 		return o;
+	rb_assert(ctx->session.nr_spare_messages && !list_empty(&ctx->session.spare_messages));
 	ctx->session.nr_spare_messages--;
 	o = container_of(list_take(&ctx->session.spare_messages), struct rc_outgoing, node);
 	o->tries = 0;
@@ -130,6 +134,7 @@ static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoin
 
 void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
+	rc_assert_locked(ctx);
 	send_ended(ctx, o);
 }
 
@@ -171,6 +176,10 @@ static inline needs_lock int transmit(struct rref_ctx *ctx, struct rc_peer *p,
 {
 	int err;
 
+	rb_assert_with(o->length >= RW_FRAME_BYTES && o->length <= o->room, "%u of %u", o->length,
+		       o->room);
+	/* Each number from the first on that is not acknowledged stands for a message kept. */
+	rb_assert_is(p->unacked.acked + p->unacked.nr, ==, p->send_seq);
 	if (unlikely(p->unacked.nr >= WINDOW))
 		return -EAGAIN;
 	rw_set_seq(o->bytes, p->send_seq + 1, p->epoch);
@@ -228,6 +237,8 @@ static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc
 		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
 			       p->rank, p->why);
 	}
+	rb_assert(list_empty(&p->queue) == !p->queued_bytes);
+	rb_assert_if(p->queued_bytes, p->nr_queued); /* the injector counts messages here too */
 	o->tries = tries;
 	/* p->queue.next is the head: an entry before it goes first. */
 	list_add_tail(first ? p->queue.next : &p->queue, &o->node);
@@ -280,6 +291,7 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 	struct rc_outgoing *o;
 	int err = rc_peer_want(ctx, p);
 
+	rc_assert_locked(ctx);
 	if (err)
 		return err;
 	o = rc_outgoing_make(bytes, length);
@@ -343,6 +355,7 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 	struct rc_outgoing *o = clear ? make_small(ctx) : NULL;
 	int length, err;
 
+	rc_assert_locked(ctx);
 	if (unlikely(!o))
 		return send_any(ctx, to, m);
 	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
@@ -363,6 +376,7 @@ void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message
 {
 	struct rc_error scratch;
 
+	rc_assert_locked(ctx);
 	rc_error_aside(&scratch);
 	int err = rc_send(ctx, to, m);
 
@@ -376,6 +390,9 @@ void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message
 
 static needs_lock void take_out(struct rc_peer *p, struct rc_outgoing *o)
 {
+	rb_assert_with(p->nr_queued > 0 && p->queued_bytes >= sizeof(*o) + o->length,
+		       "%llu bytes of %llu", (unsigned long long)p->nr_queued,
+		       (unsigned long long)p->queued_bytes);
 	list_del(&o->node);
 	p->nr_queued--;
 	p->queued_bytes -= sizeof(*o) + o->length;
@@ -417,6 +434,7 @@ bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
 	struct list *l, *next;
 	struct rw_message m;
 
+	rc_assert_locked(ctx);
 	list_for_each_safe(l, next, &p->queue) {
 		struct rc_outgoing *o = container_of(l, struct rc_outgoing, node);
 
@@ -433,6 +451,7 @@ bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)
 
 void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	if (is_open(p) && p->unacked.owed >= RC_ACK_EVERY)
 		rc_send_received(ctx, p, NULL);
 	if (p->resend_at && now_ns() < p->resend_at)
@@ -476,6 +495,7 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 
 void rc_send_tick(struct rref_ctx *ctx, int64_t now)
 {
+	rc_assert_locked(ctx);
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (ctx->peers[i].resend_at && now >= ctx->peers[i].resend_at)
 			rc_send_flush(ctx, &ctx->peers[i]);
@@ -486,6 +506,7 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 {
 	int64_t due = rc_inject_due(ctx);
 
+	rc_assert_locked(ctx);
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (ctx->peers[i].resend_at)
 			due = min_of(due, ctx->peers[i].resend_at);
@@ -494,6 +515,7 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	free_all(&p->queue);
 	free_all(&p->unacked.sent);
 	free_all(&p->unacked.again);
@@ -526,12 +548,15 @@ void rc_send_unproved(struct rc_peer *p)
 /* Ends the next n messages: the peer has them. */
 static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, uint32_t n)
 {
+	rb_assert_is(n, <=, p->unacked.nr);
+	rb_assert_is(p->unacked.acked + p->unacked.nr, ==, p->send_seq);
 	p->unacked.acked += n;
 	p->unacked.nr -= n;
 	for (; n; n--) {
 		struct list *from = likely(!list_empty(&p->unacked.sent)) ? &p->unacked.sent
 									  : &p->unacked.again;
 
+		rb_assert(!list_empty(from));
 		send_ended(ctx, container_of(list_take(from), struct rc_outgoing, node));
 	}
 }
@@ -539,6 +564,7 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 /* Forgets the messages up to ack. sent and again hold the nr messages acked + 1 .. send_seq. */
 int rc_send_acked(struct rref_ctx *ctx, struct rc_peer *p, uint32_t ack)
 {
+	rc_assert_locked(ctx);
 	/* modulo 2^32: far fewer messages are ever out */
 	int32_t n = (int32_t)(ack - (uint32_t)p->unacked.acked);
 
@@ -564,6 +590,7 @@ void rc_send_again(struct rc_peer *p)
 
 int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
+	rc_assert_locked(ctx);
 	if (received < p->unacked.acked || received > p->send_seq)
 		return -EPROTO; /* else fewer than WINDOW messages */
 	ctx->n.not_again += received - p->unacked.acked;
@@ -580,6 +607,7 @@ int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *pro
 	uint8_t buf[RW_FRAME_BYTES + 64];
 	int n, err;
 
+	rc_assert_locked(ctx);
 	if (proof)
 		memcpy(m.u.received.mac, proof, sizeof(m.u.received.mac));
 	n = rw_encode(&m, buf, sizeof(buf));
@@ -593,6 +621,7 @@ int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *pro
 
 void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	rc_assert_locked(ctx);
 	if (is_open(p) && (p->unacked.owed >= RC_ACK_EVERY ||
 			   (p->nr_queued && p->unacked.nr < WINDOW && !p->resend_at)))
 		rc_send_flush(ctx, p);

@@ -23,6 +23,7 @@
 #include <stdio.h>
 
 #include "core/base/clock.h"
+#include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
 #include "core/session/internal.h"
@@ -49,6 +50,7 @@ void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
 	struct rc_own_beat *own = &ctx->session.own_beat;
 	int64_t last = at_load(&own->at);
 
+	rc_assert_locked(ctx);
 	if (last && now - last >= STALLED_NS) {
 		at_store(&own->stood_ns, now - last);
 		at_store(&own->woke_at, now);
@@ -94,6 +96,7 @@ void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	int64_t now = now_ns();
 
+	rc_assert_locked(ctx);
 	p->probe_at = now + look_ns(ctx, p);
 	p->stall = (struct rc_stall){ .looked_at = now };
 	at_store(&p->stalled_ns, 0);
@@ -169,6 +172,7 @@ static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t n
 
 void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
+	rc_assert_locked(ctx);
 	at_sub(&ctx->sleep.reads_in_flight, 1);
 	if (!p || !p->probing)
 		return; /* the READ belongs to a session that is over */
@@ -210,6 +214,7 @@ static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64
 
 void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
+	rc_assert_locked(ctx);
 	if (p->stall.fence_at && now >= p->stall.fence_at) {
 		char why[RP_TEXT_MAX];
 
@@ -229,6 +234,7 @@ void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still
 {
 	char why[RP_TEXT_MAX];
 
+	rc_assert_locked(ctx);
 	snprintf(why, sizeof(why),
 		 "%.60s fenced this worker, which stood still for %.13s s (stall_timeout); what "
 		 "they held of each "

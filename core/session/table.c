@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session/table.h"
 
-#include <assert.h>
+#include "base/assert.h"
 
 #include "core/session/peer.h"
 
@@ -241,7 +241,7 @@ enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event ev
 	struct rc_session_row row = rc_session_row(p->state, event);
 
 	if (row.action == RC_DO_NEVER) {
-		assert(event < RC_SESSION_NR_REPORTS);
+		rb_assert(event < RC_SESSION_NR_REPORTS);
 		p->must_end = true;
 	} else if (row.next != p->state) {
 		/* The connection at fault is closed: the next state must not end for it. */

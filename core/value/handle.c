@@ -48,6 +48,7 @@ struct rref *rc_handle_make(struct rref_ctx *ctx, bool owned, struct rref_id id,
 {
 	struct rref *h = handle_make(ctx, true, owned, id, owner);
 
+	rc_assert_locked(ctx);
 	if (h)
 		rc_remote(h)->fork = fork;
 	return h;
@@ -62,11 +63,13 @@ struct rref *rc_handle_next(struct rref_ctx *ctx, const struct rref *h)
 
 void rc_handle_fail(struct rref *h, int err, const char *text)
 {
+	rc_assert_locked(h->ctx);
 	rc_handle_fail_about(h, err, 0, text);
 }
 
 void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *text)
 {
+	rc_assert_locked(h->ctx);
 	if (at_load(&h->state) == RC_H_FAILED)
 		return;
 	h->err = (int16_t)err;
@@ -110,6 +113,7 @@ static void will_read(const struct rref *h, const struct rp_location *loc)
 
 void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 {
+	rc_assert_locked(h->ctx);
 	if (at_load(&h->state) >= RC_H_READY)
 		return;
 	if (loc && loc->version) {
@@ -150,6 +154,7 @@ void rc_handle_free(struct rref *h)
 /* Tells the machine that the last hold is gone. Also called when the context closes. */
 void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 {
+	rc_assert_locked(ctx);
 	if (h->ended)
 		return;
 	h->ended = true;
@@ -180,6 +185,7 @@ static needs_lock void handle_ended(struct rref_ctx *ctx, struct rref *h)
 
 void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 {
+	rc_assert_locked(ctx);
 	handle_ended(ctx, container_of(item, struct rref, dropped));
 }
 
@@ -274,6 +280,7 @@ void rref_release_batch(struct rref *const *refs, size_t nr)
 
 void rc_handle_put(struct rref *h)
 {
+	rc_assert_locked(h->ctx);
 	if (handle_give_back(h))
 		handle_ended(h->ctx, h);
 }

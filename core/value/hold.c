@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/value/value.h"
 
@@ -52,6 +53,7 @@ void rc_value_let_go(struct rc_value *v)
  */
 void rc_values_let_go(struct rref_ctx *ctx)
 {
+	rc_assert_locked(ctx);
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h))
 		if (h->pins)
 			rc_value_let_go(h->value);

@@ -234,6 +234,7 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 {
 	struct rc_in_flight *fl;
 
+	rc_assert_locked(ctx);
 	for (fl = ctx->read.flights; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
@@ -254,6 +255,7 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 
 void rc_in_flight_put(struct rc_in_flight *fl)
 {
+	rb_assert_if(fl, at_load(&fl->state) != RC_FLIGHT_FREE && !fl->f && !fl->landing);
 	if (fl)
 		at_store_rel(&fl->state, RC_FLIGHT_FREE);
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "base/fast.h"
 #include "base/util.h"
@@ -458,6 +459,51 @@ static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, st
 	return !r.bad;
 }
 
+/* Asserts that the general way would have read the same. */
+static void same_as_decode_any(const void *buf, size_t length, uint32_t world,
+			       const struct rw_message *m)
+{
+#if RB_CHECKED
+	struct rw_message any = { .frame = m->frame };
+
+	rb_assert(!decode_any(buf, length, world, &any));
+	if (m->frame.type == RW_CALL) {
+		rb_assert(any.u.call.call_id == m->u.call.call_id && !any.u.call.loc.version);
+		rb_assert(any.u.call.name == m->u.call.name && any.u.call.meta == m->u.call.meta);
+		rb_assert_is(any.u.call.nr_refs, ==, m->u.call.nr_refs);
+		rb_assert_if(m->u.call.data_length, any.u.call.data == m->u.call.data);
+		rb_assert_is(any.u.call.data_length, ==, m->u.call.data_length);
+	} else if (m->frame.type == RW_REPLY) {
+		rb_assert(any.u.reply.call_id == m->u.reply.call_id && !any.u.reply.status);
+		rb_assert_is(any.u.reply.data_length, ==, m->u.reply.data_length);
+		rb_assert_if(m->u.reply.data_length, any.u.reply.data == m->u.reply.data);
+	} else {
+		rb_assert_is(any.u.proto.type, ==, m->u.proto.type);
+		rb_assert(any.u.proto.word == m->u.proto.word && !any.u.proto.status);
+		rb_assert(any.u.proto.loc.nonce == m->u.proto.loc.nonce &&
+			  any.u.proto.loc.addr == m->u.proto.loc.addr);
+	}
+#else
+	(void)buf, (void)length, (void)world, (void)m;
+#endif
+}
+
+/* Reads a message the fast way. Returns false for all others, and for malformed ones. */
+static inline bool decode_plain(const uint8_t *body, size_t left, uint32_t world,
+				struct rw_message *out)
+{
+	switch (out->frame.type) {
+	case RW_CALL:
+		return decode_plain_call(body, left, &out->u.call);
+	case RW_REPLY:
+		return decode_plain_reply(body, left, &out->u.reply);
+	case RW_PROTO:
+		return decode_plain_proto(body, left, world, &out->u.proto);
+	default:
+		return false;
+	}
+}
+
 int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message *out)
 {
 	const uint8_t *frame = buf, *body = frame + RW_FRAME_BYTES;
@@ -471,14 +517,9 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	out->frame.seq = get_le64(frame + RW_AT_SEQ);
 	out->frame.epoch = get_le32(frame + RW_AT_EPOCH);
 	out->frame.ack = get_le32(frame + RW_AT_ACK);
-	if (RB_FAST(out->frame.type == RW_CALL) &&
-	    likely(decode_plain_call(body, length - RW_FRAME_BYTES, &out->u.call)))
+	if (RB_FAST(true) && likely(decode_plain(body, length - RW_FRAME_BYTES, world, out))) {
+		same_as_decode_any(buf, length, world, out);
 		return 0;
-	if (RB_FAST(out->frame.type == RW_REPLY) &&
-	    likely(decode_plain_reply(body, length - RW_FRAME_BYTES, &out->u.reply)))
-		return 0;
-	if (RB_FAST(out->frame.type == RW_PROTO) &&
-	    likely(decode_plain_proto(body, length - RW_FRAME_BYTES, world, &out->u.proto)))
-		return 0;
+	}
 	return decode_any(buf, length, world, out);
 }

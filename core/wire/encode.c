@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/atomic.h"
 #include "base/fast.h"
 #include "base/util.h"
@@ -341,6 +341,8 @@ static __attribute__((noinline)) int encode_any(const struct rw_message *m, void
 		return rc;
 	if (w.at > size)
 		return -EMSGSIZE;
+	rb_assert_with(frame == (uint8_t *)buf && w.at >= RW_FRAME_BYTES && w.at <= RV_MSG_MAX,
+		       "%zu", w.at);
 	put_frame(frame, &m->frame, w.at);
 	return (int)w.at;
 }
@@ -416,6 +418,19 @@ static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t 
 	return length;
 }
 
+/* Asserts that the general way would have written the same. */
+static void same_as_any(const struct rw_message *m, const void *buf, size_t length)
+{
+#if RB_CHECKED
+	uint8_t any[RV_MSG_MAX];
+
+	rb_assert_is(encode_any(m, any, sizeof(any)), ==, (int)length);
+	rb_assert_with(!memcmp(any, buf, length), "a message of type %d", m->frame.type);
+#else
+	(void)m, (void)buf, (void)length;
+#endif
+}
+
 int rw_encode(const struct rw_message *m, void *buf, size_t size)
 {
 	size_t length = 0;
@@ -426,6 +441,9 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 		length = encode_plain_call(m, buf, size);
 	else if (RB_FAST(m->frame.type == RW_REPLY && !m->frame.flags))
 		length = encode_plain_reply(m, buf, size);
+	rb_assert_is(length, <=, size);
+	if (length)
+		same_as_any(m, buf, length);
 	return likely(length) ? (int)length : encode_any(m, buf, size);
 }
 
