@@ -240,7 +240,6 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
 
 	rc_assert_locked(ctx);
-	(void)ctx;
 	while (conn && !list_empty(&p->waiting)) {
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
 
