@@ -91,14 +91,15 @@ static int check_options(const struct rref_options *o)
 	if (!o->world_size)
 		return rc_fail(
 			EINVAL,
-			"world size 0: it was not set; 1 is a group of one, and rref_options_from_env reads "
-			"RREF_WORLD_SIZE");
+			"world size 0: it was not set; 1 is a group of one, "
+			"and rref_options_from_env reads RREF_WORLD_SIZE");
 	if (o->world_size < 1 || o->world_size > 1024)
 		return rc_fail(EINVAL, "world size %d: 1 to 1024 (RREF_WORLD_SIZE)", o->world_size);
 	if (o->rank == -1)
 		return rc_fail(
 			EINVAL,
-			"rank -1 of a group of %d: it was not set; rref_options_from_env reads RREF_RANK",
+			"rank -1 of a group of %d: it was not set; "
+			"rref_options_from_env reads RREF_RANK",
 			o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
 		return rc_fail(EINVAL,
@@ -107,7 +108,8 @@ static int check_options(const struct rref_options *o)
 	if (o->world_size > 1 && (!o->rendezvous || !*o->rendezvous))
 		return rc_fail(
 			EINVAL,
-			"a group of %d needs the rendezvous address of rank 0, host:port (RREF_RENDEZVOUS)",
+			"a group of %d needs the rendezvous address of rank 0, "
+			"host:port (RREF_RENDEZVOUS)",
 			o->world_size);
 	if ((unsigned)o->mode > RREF_PROGRESS_MANUAL)
 		return rc_fail(EINVAL, "progress mode %d is unknown", (int)o->mode);
@@ -130,12 +132,14 @@ static int check_options(const struct rref_options *o)
 	if (o->max_value_bytes && o->max_value_bytes < BOUND_MIN)
 		return rc_fail(
 			EINVAL,
-			"max_value_bytes of %zu: at least %zu, which is the least region (RREF_MAX_VALUE_BYTES)",
+			"max_value_bytes of %zu: at least %zu, "
+			"which is the least region (RREF_MAX_VALUE_BYTES)",
 			o->max_value_bytes, BOUND_MIN);
 	if (o->max_landing_bytes && o->max_landing_bytes < BOUND_MIN)
 		return rc_fail(
 			EINVAL,
-			"max_landing_bytes of %zu: at least %zu, which is the least region (RREF_MAX_LANDING_BYTES)",
+			"max_landing_bytes of %zu: at least %zu, "
+			"which is the least region (RREF_MAX_LANDING_BYTES)",
 			o->max_landing_bytes, BOUND_MIN);
 	if (o->flags & ~RREF_NO_LEAK_CHECK)
 		return rc_fail(EINVAL, "unknown flags %#x", o->flags);

@@ -110,7 +110,8 @@ static void name_thread(struct rc_trace *t)
 		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
 			*p = '?';
 	event(t,
-	      ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%u,\"tid\":%d,\"args\":{\"name\":\"%s\"}}",
+	      ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%u,\"tid\":%d,"
+	      "\"args\":{\"name\":\"%s\"}}",
 	      t->rank, gettid(), name);
 }
 
@@ -159,7 +160,8 @@ int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_t
 	      "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"name\":\"%s\"}}",
 	      rank, name);
 	event(t,
-	      ",\n{\"name\":\"process_labels\",\"ph\":\"M\",\"pid\":%u,\"args\":{\"labels\":\"rank %u, os pid %d\"}}",
+	      ",\n{\"name\":\"process_labels\",\"ph\":\"M\",\"pid\":%u,"
+	      "\"args\":{\"labels\":\"rank %u, os pid %d\"}}",
 	      rank, rank, getpid());
 	trace_flush(t, t->flushed_at);
 	*out = t;
@@ -174,8 +176,8 @@ void rc_trace_close(struct rc_trace *t)
 	if (t->left_out)
 		event(t,
 		      ",\n{\"name\":\"%" PRIu64
-		      " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\",\"ts\":%s,\"pid\":%u,"
-		      "\"tid\":%d}",
+		      " scopes were left out: the file is full\",\"ph\":\"i\",\"s\":\"p\","
+		      "\"ts\":%s,\"pid\":%u,\"tid\":%d}",
 		      t->left_out, us(t, now_ns()).text, t->rank, gettid());
 	event(t, "\n]\n");
 	trace_flush(t, now_ns());
@@ -228,14 +230,15 @@ void rc_trace_end(struct rc_trace *t, struct rc_scope *s, int status)
 		name_thread(t);
 		if (s->async)
 			event(t,
-			      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"e\",\"id\":\"%u.%" PRIu64
+			      ",\n{\"name\":\"%s\",\"cat\":\"rref\","
+			      "\"ph\":\"e\",\"id\":\"%u.%" PRIu64
 			      "\",\"ts\":%s,\"pid\":%u,\"tid\":%d,"
 			      "\"args\":{\"status\":%d}}",
 			      s->key, t->rank, s->id, us(t, now).text, t->rank, gettid(), status);
 		else
 			event(t,
-			      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%s,\"dur\":%s,\"pid\":%u,\"tid\":%d,"
-			      "\"args\":{\"status\":%d}}",
+			      ",\n{\"name\":\"%s\",\"cat\":\"rref\",\"ph\":\"X\",\"ts\":%s,"
+			      "\"dur\":%s,\"pid\":%u,\"tid\":%d,\"args\":{\"status\":%d}}",
 			      s->key, us(t, s->begun).text, decimal_text(now - s->begun, 3).text,
 			      t->rank, gettid(), status);
 	}

@@ -35,7 +35,8 @@ int rc_check_args(struct rref_ctx *ctx, const struct rref_args *a)
 	if (a->length > RREF_ARGS_MAX)
 		return rc_fail(
 			EMSGSIZE,
-			"%zu bytes in one call: the limit is %d; share a reference to a value for more",
+			"%zu bytes in one call: the limit is %d; "
+			"share a reference to a value for more",
 			a->length, RREF_ARGS_MAX);
 	if (a->meta_length > RREF_META_MAX)
 		return rc_fail(EMSGSIZE, "%zu bytes of metadata: the limit is %d", a->meta_length,
@@ -213,7 +214,8 @@ static inline int check_target(struct rref_ctx *ctx, int rank, const char *funct
 	if (unlikely(err))
 		return err == -ESHUTDOWN
 			       ? rc_fail(ESHUTDOWN,
-					 "%s: the context was shut down: nothing is called or shared",
+					 "%s: the context was shut down: "
+					 "nothing is called or shared",
 					 what)
 			       : err;
 	if (!out)
@@ -281,8 +283,14 @@ static inline __attribute__((always_inline)) int call_prepare(
 		err = args ? rc_check_args(ctx, args) : 0;
 	if (err)
 		return err;
-	*o = (struct outgoing){ .ctx = ctx, .rank = (uint32_t)rank, .function = function, .function_length = (uint8_t)length,
-				.args = args, .timeout = timeout };
+	*o = (struct outgoing){
+		.ctx = ctx,
+		.rank = (uint32_t)rank,
+		.function = function,
+		.function_length = (uint8_t)length,
+		.args = args,
+		.timeout = timeout,
+	};
 	if (unlikely(!rc_op_try(ctx, op, &o->f)) &&
 	    (err = rc_op_get(ctx, op, deadline_of(o), &o->f)))
 		return err;

@@ -529,7 +529,8 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 				at_add(&ctx->n.rejected, 1);
 				rc_peer_fence(
 					ctx, from, -EPROTO,
-					"it asked for a creation with an id that it may not choose");
+					"it asked for a creation with an id that it "
+					"may not choose");
 			} else if (err == -ENOMEM) {
 				rc_peer_fence(ctx, from, -EOWNERDEAD,
 					      "a message of it was lost for want of memory");

@@ -214,7 +214,8 @@ int rc_hello_check(const struct rc_key *key, const void *blob, size_t length,
 	if (get_le64(b + HELLO_SERVER_INCARNATION) != h->self_incarnation)
 		return rc_fail(
 			ESTALE,
-			"hello: rank %u looks for another incarnation of this worker (rank %u), which has ended",
+			"hello: rank %u looks for another incarnation of this worker (rank %u), "
+			"which has ended",
 			from, h->self_rank);
 	h->peer_rank = from;
 	h->peer_incarnation = get_le64(b + HELLO_CLIENT_INCARNATION);

@@ -209,7 +209,8 @@ static int key_file_check(int fd, const char *name)
 	if (st.st_uid != geteuid() && st.st_uid != 0)
 		return rc_fail(
 			EACCES,
-			"key file \"%s\" belongs to uid %u; it must belong to this user (uid %u) or to root",
+			"key file \"%s\" belongs to uid %u; "
+			"it must belong to this user (uid %u) or to root",
 			name, (unsigned)st.st_uid, (unsigned)geteuid());
 	if (st.st_mode & 077)
 		return rc_fail(EACCES,
@@ -286,7 +287,8 @@ static int no_key(int err, const char *what, const char *path, const char *name)
 			       limit_why("file", err, USER_SECRET_BYTES));
 	return rc_fail(
 		EACCES,
-		"user key: cannot %s %s%s%s: %s; set RREF_KEY_FILE, or XDG_RUNTIME_DIR to a directory of this user",
+		"user key: cannot %s %s%s%s: %s; set RREF_KEY_FILE, "
+		"or XDG_RUNTIME_DIR to a directory of this user",
 		what, path, slash, name, rref_strerror(err));
 }
 
@@ -501,7 +503,8 @@ static int read_user_secret(int fd, const char *path, const char *name, struct r
 	if (!S_ISREG(st.st_mode) || !is_private(&st))
 		return rc_fail(
 			EACCES,
-			"user key: %s/%s is not a file of this user (uid %u) alone, mode 0600: remove it",
+			"user key: %s/%s is not a file of this user (uid %u) alone, "
+			"mode 0600: remove it",
 			path, name, (unsigned)geteuid());
 	n = read_all(fd, secret, sizeof(secret));
 	if (n < 0) {

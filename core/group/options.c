@@ -96,7 +96,8 @@ int rc_options_read(const struct rref_options *opt, struct rref_options *out)
 		if (((const unsigned char *)opt)[i])
 			return rc_fail(
 				EINVAL,
-				"options: size is %zu, this library (%s) knows %zu, and something beyond is set",
+				"options: size is %zu, this library (%s) knows %zu, "
+				"and something beyond is set",
 				size, rref_version(), sizeof(*out));
 	rref_options_init(out);
 	memcpy(out, opt, min_of(size, sizeof(*out)));
@@ -373,8 +374,9 @@ static void add_launcher(char *text, size_t size)
 		rc_quote(quoted, sizeof(quoted), rank, strlen(rank));
 		snprintf(
 			text + used, size - used,
-			". %s started this process (%s=%s): %s sh -c 'RREF_RANK=$%s RREF_WORLD_SIZE=%s%s "
-			"exec \"$0\" \"$@\"' ./program",
+			". %s started this process (%s=%s): "
+			"%s sh -c 'RREF_RANK=$%s RREF_WORLD_SIZE=%s%s exec \"$0\" "
+			"\"$@\"' ./program",
 			l->name, l->rank, quoted, l->command, l->rank, l->size ? "$" : "",
 			l->size ? l->size : "N");
 		return;
@@ -396,13 +398,15 @@ static int options_check_place(const struct rref_options *o)
 	if (o->world_size > 0)
 		snprintf(
 			text, sizeof(text),
-			"no rank: the group has %d workers, and neither RREF_RANK nor RANK (torchrun) is set",
+			"no rank: the group has %d workers, "
+			"and neither RREF_RANK nor RANK (torchrun) is set",
 			o->world_size);
 	else
 		snprintf(
 			text, sizeof(text),
-			"no group: %sneither RREF_WORLD_SIZE nor WORLD_SIZE (torchrun) is set; each worker needs "
-			"RREF_RANK, RREF_WORLD_SIZE, RREF_RENDEZVOUS; RREF_WORLD_SIZE=1 is a group of one",
+			"no group: %sneither RREF_WORLD_SIZE nor WORLD_SIZE (torchrun) is set; "
+			"each worker needs RREF_RANK, RREF_WORLD_SIZE, RREF_RENDEZVOUS; "
+			"RREF_WORLD_SIZE=1 is a group of one",
 			rank);
 	add_launcher(text, sizeof(text));
 	return rc_fail(EINVAL, "%s", text);

@@ -95,7 +95,8 @@ static void say(struct come *c)
 		       rz_status_text(&c->status, c->world, text, sizeof(text)));
 	else if (c->is_connected)
 		rz_log(c->log, RREF_LOG_INFO,
-		       "rendezvous %s (%s): rank %u has waited %s s: connected, but rank 0 did not answer yet",
+		       "rendezvous %s (%s): rank %u has waited %s s: connected, "
+		       "but rank 0 did not answer yet",
 		       c->a->text, c->peer, c->me->rank, client_waited(c).text);
 	else
 		rz_log(c->log, RREF_LOG_INFO,
@@ -238,7 +239,8 @@ static int fail_frame(struct come *c, int r)
 			 min_of(c->in.have, (size_t)RZ_HEAD_BYTES * 2));
 		return rc_fail(
 			EPROTO,
-			"rendezvous %s (%s): what answers there does not speak this protocol (it sent \"%s\")",
+			"rendezvous %s (%s): what answers there does not speak this protocol "
+			"(it sent \"%s\")",
 			c->a->text, c->peer, bytes);
 	case -EPROTONOSUPPORT:
 		return rc_fail(

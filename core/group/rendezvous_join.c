@@ -61,7 +61,8 @@ static bool join_check_place(struct rz_serve *s, const struct rz_conn *c, const 
 			continue;
 		rz_fail_group(
 			s, EEXIST,
-			"rendezvous %s: the name \"%s\" is there twice: rank %u (%s) and rank %u (%s)",
+			"rendezvous %s: the name \"%s\" is there twice: "
+			"rank %u (%s) and rank %u (%s)",
 			s->a->text, m->name, i, join_peer_of(s, i), m->rank, c->peer);
 		return false;
 	}
@@ -162,8 +163,8 @@ static void take_hello(struct rz_serve *s, struct rz_conn *c)
 		else
 			snprintf(
 				text, sizeof(text),
-				"without a key file, rank %u and rank 0 must be the same user on the same "
-				"machine with the same XDG_RUNTIME_DIR",
+				"without a key file, rank %u and rank 0 must be the same "
+				"user on the same machine with the same XDG_RUNTIME_DIR",
 				h.rank);
 		rz_refuse(s, c, EKEYREJECTED, text);
 		return;

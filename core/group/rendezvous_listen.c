@@ -89,8 +89,9 @@ static int listen_failed(struct rz_serve *s, int err, struct rz_patience *patien
 	if (err == EADDRINUSE)
 		return rc_fail(
 			err,
-			"rendezvous %s (%s): rank 0 cannot listen there: another program, another rank 0 or a launcher's "
-			"own store uses the port; choose another one with RREF_RENDEZVOUS",
+			"rendezvous %s (%s): rank 0 cannot listen there: another program, "
+			"another rank 0 or a launcher's own store uses the port; "
+			"choose another one with RREF_RENDEZVOUS",
 			s->a->text, s->at);
 	return rc_fail(err, "rendezvous %s (%s): rank 0 cannot listen there: %s", s->a->text, s->at,
 		       limit_errno(err) == err ? rref_strerror(err) : limit_why("socket", err, 0));

@@ -48,7 +48,8 @@ static void record_put(struct rc_record *r, const char *fmt, ...)
 static bool is_plain(const char *text)
 {
 	for (const char *p = text; *p; p++)
-		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/@+[]",
+		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+			    "0123456789_-.:/@+[]",
 			    *p))
 			return false;
 	return *text;

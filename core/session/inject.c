@@ -195,7 +195,8 @@ static const char *parse_rule(const char *s, uint32_t world, struct rule *r)
 	if (r->action == NR_ACTIONS)
 		return "the actions are fail, drop, dup, delay, reorder and nomem";
 	if (!is_allowed(r->kind, r->action))
-		return "nothing mends that for this kind of message, and no reliable connection does it";
+		return "nothing mends that for this kind of message, "
+		       "and no reliable connection does it";
 	return parse_values(s + length, r);
 }
 

@@ -80,7 +80,8 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 			return rc_fail(
 				ENODEV,
 				"no device reaches worker %s (rank %u): %s, and %s. Load an RDMA "
-				"device on both sides, e.g. 'rdma link add rxe0 type rxe netdev eth0', or check RREF_DEVICE",
+				"device on both sides, e.g. 'rdma link add rxe0 type rxe netdev "
+				"eth0', or check RREF_DEVICE",
 				p->member->name, i,
 				ctx->device[RV_SHM].dev ? "it is not on this machine (shm)"
 							: ctx->device[RV_SHM].why_not,

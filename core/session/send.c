@@ -306,7 +306,8 @@ static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 	int length = rw_encode(m, buf, sizeof(buf));
 
 	if (length < 0) {
-		*err = rc_fail(-length, "a message of type %s does not fit %u bytes", rw_type_name(m->frame.type), RV_MSG_MAX);
+		*err = rc_fail(-length, "a message of type %s does not fit %u bytes",
+			       rw_type_name(m->frame.type), RV_MSG_MAX);
 		return NULL;
 	}
 	o = rc_outgoing_make(buf, (uint32_t)length);

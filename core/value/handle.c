@@ -206,7 +206,8 @@ static bool handle_give_back(struct rref *ref)
 
 			rref_format(ref, name, sizeof(name));
 			rc_fail(EINVAL,
-				"rref_release: %s is lent by a call, which gives it back itself: dup it to keep it",
+				"rref_release: %s is lent by a call, which gives it back itself: "
+				"dup it to keep it",
 				name);
 			rc_log(ref->ctx, RREF_LOG_ERROR, "%s", rc_error_text());
 			return false;

@@ -231,7 +231,8 @@ static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	if (live > ctx->value.max_bytes || bytes > ctx->value.max_bytes - live)
 		return rc_fail(
 			ENOMEM,
-			"a value of %zu bytes: %zu of at most %zu bytes are in use (max_value_bytes)",
+			"a value of %zu bytes: %zu of at most %zu bytes are in use "
+			"(max_value_bytes)",
 			bytes, (size_t)live, ctx->value.max_bytes);
 	*out = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
 	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);

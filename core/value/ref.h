@@ -252,10 +252,7 @@ void rc_shape_write(void *payload, size_t length, const struct iovec *segments, 
 /* Checks a value from elsewhere: lengths that add up, and whole elements if the type is known. */
 bool rc_shape_check(const void *payload, uint64_t length, uint32_t nr, const struct rc_type *t);
 
-/*
- * ---- handles
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- handles ---- */
 
 enum rc_handle_state { /* [atomic] store-release under the lock, load-acquire on the read path */
 	RC_H_REQUESTED = 0,  /* user: not confirmed; owner: value not known here yet */

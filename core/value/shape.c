@@ -52,7 +52,8 @@ int rc_shape_make(const struct rc_type *t, const struct iovec *segments, size_t 
 		if (!fits_type(t, segments[i].iov_len))
 			return rc_fail(
 				EINVAL,
-				"%s: segment %zu of %zu bytes is not %s of type %s (%zu bytes each)",
+				"%s: segment %zu of %zu bytes is not %s of type %s "
+				"(%zu bytes each)",
 				what, i, segments[i].iov_len,
 				t->one ? "one element" : "whole elements", t->name,
 				t->element_size);

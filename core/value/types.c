@@ -284,7 +284,8 @@ int rref_view_type(const struct rref_view *view, struct rref_type *out)
 	if (!t)
 		return rc_fail(
 			ENOENT,
-			"rref_view_type: the type's name is not known here: rref_get_type asks for it");
+			"rref_view_type: the type's name is not known here: "
+			"rref_get_type asks for it");
 	rc_type_describe(t, out);
 	return 0;
 }

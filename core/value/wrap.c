@@ -84,7 +84,8 @@ static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, siz
 
 	if (!m)
 		return rc_fail(ENOMEM, "memory for a registration's record");
-	*m = (struct rref_mem){ .ctx = ctx, .base = base, .length = length, .fd = fd, .mapped = mapped };
+	*m = (struct rref_mem){ .ctx = ctx, .base = base, .length = length, .fd = fd,
+				.mapped = mapped };
 	err = rc_region_reg(ctx, RV_ACCESS_REMOTE_READ, base, length, fd, (void **)&m->region);
 	if (err) {
 		free(m);
@@ -128,15 +129,17 @@ int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rr
 		if (i != ctx->rank && ctx->peers[i].kind == RV_SHM)
 			return rc_fail(
 				EOPNOTSUPP,
-				"rref_mem_register: %s (rank %u) is reached over shared memory, where only memory of rref_mem_alloc "
-				"can be read in place; take that, or RREF_DEVICE=ibv for the whole group",
+				"rref_mem_register: %s (rank %u) is reached over shared memory, "
+				"where only memory of rref_mem_alloc can be read in place; "
+				"take that, or RREF_DEVICE=ibv for the whole group",
 				ctx->members[i].name, i);
 	err = mem_make(ctx, addr, length, -1, 0, out);
 	if (err == -EFAULT)
 		return rc_fail(
 			EFAULT,
-			"rref_mem_register: %zu bytes at %p are not all mapped, or mapped so that no device may pin "
-			"them (shared and read-only, or a device's own memory)",
+			"rref_mem_register: %zu bytes at %p are not all mapped, "
+			"or mapped so that no device may pin them (shared and read-only, "
+			"or a device's own memory)",
 			length, addr);
 	return err;
 }
@@ -293,7 +296,8 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 	if (d->type && (d->type->flags & RREF_LOCAL_ONLY))
 		return rc_fail(
 			EINVAL,
-			"rref_wrap: a value of a local only type lies in memory that no device serves; this is registered");
+			"rref_wrap: a value of a local only type lies in memory that no device "
+			"serves; this is registered");
 	return rc_check_refs(mem->ctx, d->refs, d->nr_refs);
 }
 

@@ -169,7 +169,8 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	return true;
 }
 
-/* Adds the landing pieces' bytes to *total. Returns 0; -errno with a text; 1: one is no landing memory. */
+/* Adds the landing pieces' bytes to *total. Returns 0; -errno with a text; 1: one is no landing
+ * memory. */
 static inline int landing_total(const struct rv_conn *conn, const struct rv_read *r,
 				uint64_t *total)
 {
