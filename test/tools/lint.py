@@ -139,12 +139,12 @@ def shipped(name):
     """The lines of a file with their numbers, without assertions and what only they need."""
     kept, inside, open_ = [], 0, 0
     for nr, line in enumerate(text(name).split('\n'), 1):
-        begins = re.match(r'#\s*(if|else|endif)\b(.*)', line)
-        if begins and (inside or begins[2].strip() == 'RB_CHECKED'):
-            # One branch of #if RB_CHECKED ships: what comes behind #else.
+        begins = re.match(r'#\s*(if|else|endif)(?:def|ndef|\b)(.*)', line)
+        if begins and (inside or begins[2].strip() in ('RB_CHECKED', 'RREF_CHECKED')):
+            # One branch ships: the one behind #else.
             inside += {'if': 1, 'else': 0, 'endif': -1}[begins[1]]
             branch = branch if inside > 1 else begins[1]
-        elif inside and branch == 'if':
+        elif inside and branch == 'if' or line == '#include "base/assert.h"':
             pass
         elif open_ or re.match(r'\s+(r\w+_)?assert(?(1)\w*)\(', line):
             said = re.sub(r'"(?:\\.|[^"\\])*"|/\*.*', '', line)
