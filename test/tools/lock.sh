@@ -77,6 +77,13 @@ END
 check "a lock taken once" run proves "$tmp/twice.c"
 check "a lock taken twice is an error" fails proves "$tmp/twice.c" -DFAULT
 check "which says so" says "cannot call function 'rc_op_finish' while lock 'rc_progress' is held"
+empty "a function that needs the lock asserts it, as far as it knows the context" \
+	"$(test/tools/lock.py)"
+mkdir "$tmp/core"
+echo 'needs_lock void f(struct rref_ctx *ctx);' >"$tmp/core/f.h"
+printf 'void f(struct rref_ctx *ctx)\n{\n\tg(ctx);\n}\n' >"$tmp/core/f.c"
+check "a function that does not is found" \
+	[ "$(test/tools/lock.py "$tmp")" = "$tmp/core/f.h: f" ]
 empty "no comment speaks for the lock: needs_lock and under_lock do" \
 	"$(grep -rn '\[lock' --include='*.[ch]' core)"
 finish
