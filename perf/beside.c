@@ -24,7 +24,7 @@
 #define WINDOW_NS (100 * NSEC_PER_MSEC)
 #define RUNS      10000 /* windows are so many at most */
 
-enum { F_STOP = 4 }; /* a flag of the run, beside those of tg_foe.h */
+enum { F_STOP = 4 }; /* a flag of the run, beside the flags of tg_foe.h */
 
 static int windows = 30;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The parts of the runtime's inside that parts.cc measures: their header is not for C++. */
+/* The parts of the runtime's inside that parts.cc measures. Their header is not for C++. */
 #include "core/ctx.h"
 #include "core/base/lock.h"
 #include "core/engine.h"

@@ -6,13 +6,13 @@
 
 struct rref_ctx;
 
-/* Each 0 or -errno. */
-int parts_slot(struct rref_ctx *ctx);                  /* an operation slot, got and given back */
-/* a future that is completed, waited for and freed */
+/* Each returns 0 or -errno. */
+int parts_slot(struct rref_ctx *ctx);                  /* takes and frees an operation slot */
+/* completes, waits for and frees a future */
 int parts_future(struct rref_ctx *ctx);
-/* a landing block out of the cache and back */
+/* takes a landing block from the cache, and puts it back */
 int parts_landing(struct rref_ctx *ctx, size_t bytes);
-/* the lock, a turn of an idle engine, the lock given back */
+/* takes the lock, makes a turn of an idle engine, releases the lock */
 int parts_turn(struct rref_ctx *ctx);
 
 #endif

@@ -7,7 +7,7 @@ seconds=${1:-5}
 server=
 trap '[ -n "$server" ] && kill "$server" 2>/dev/null' EXIT
 
-# The first RDMA device, as the library takes it, and the address of the network device behind it.
+# The first RDMA device, as the library takes it, and the address of its network device.
 netdev=$(cat /sys/class/infiniband/*/ports/*/gid_attrs/ndevs/* 2>/dev/null | head -n 1)
 ip=$(ip -4 -o addr show ${netdev:+dev "$netdev"} 2>/dev/null |
 	grep -oE '([0-9]{1,3}\.){3}[0-9]{1,3}' | head -n 1)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An event loop of the program's own waits for an answer. The library has no thread for that. */
+/* The program's own event loop waits for an answer. The library has no thread for that. */
 #include <rref.h>
 #include <poll.h>
 #include <stdio.h>
@@ -25,7 +25,7 @@ static int loop(struct rref_ctx *ctx)
 		return err;
 	while (err >= 0 && !rref_future_test(answer)) {
 		err = rref_ctx_arm(ctx);
-		if (err == 0) /* 1: something came meanwhile, so it must not sleep */
+		if (err == 0) /* 1: something came meanwhile, so do not sleep */
 			poll(&fd, 1, -1); /* no time-out: the call has one */
 		if (err >= 0)
 			err = rref_progress(ctx);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls with an argument and a result. One is refused: its caller gets the reason in words. */
+/* Calls with an argument and a result. One call is refused: its caller gets the reason in words. */
 #include <rref.h>
 #include <errno.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Runs on ranks 1 and up: reads the value behind the reference that the call brings. */
+/* Reads the value of the call's reference, on ranks 1 and up. */
 static int show(struct rref_call *call, void *arg)
 {
 	struct rref_view *view;

@@ -15,7 +15,7 @@ static int show(struct rref_call *call, void *arg)
 	return err;
 }
 
-static void come_back(void *mem) /* runs once, when nobody reads the memory any more */
+static void come_back(void *mem) /* runs once, when all readers have finished */
 {
 	printf("rank 0 has its memory back\n"); /* write, wrap or give up the memory */
 	rref_mem_deregister((struct rref_mem *)mem);

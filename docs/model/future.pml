@@ -52,7 +52,7 @@ inline put(last)
 	fi
 }
 
-/* rc_op_claim, with what follows if it is won: the result, then DONE. */
+/* Claims an operation: rc_op_claim. If it is won, the result follows, then DONE. */
 inline finish(good)
 {
 	if

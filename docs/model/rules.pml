@@ -78,7 +78,8 @@ bool made[NID];         /* ids are never used twice */
 bool running;           /* a function makes the value */
 #endif
 
-/* Sessions: PS(x, y) is what x's machine thinks of y. Both UP = one session, in both directions. */
+/* Sessions: PS(x, y) is the state of y in x's machine. Both UP
+ * = one session, in both directions. */
 byte ps[W * W];
 byte alive = 7;
 byte reading[W];        /* fork + 1 whose header was read, while the payload is on its way */
@@ -207,7 +208,7 @@ inline rp_user_ready(f)
 	fi
 }
 
-/* answer(): a failed parent's words are for those only that asked before the owner knew. */
+/* answer(): only forks that asked before the owner knew get a failed parent's words. */
 inline answer(u, g, failed)
 {
 	DEL(child_asked, g);
@@ -375,7 +376,7 @@ inline rp_on_delete(f)
 {
 	if
 #ifdef MUTANT_COUNTER
-	/* A count of forks goes down whatever the message was about. */
+	/* A count of forks goes down with any message. */
 	:: !HAS(held, f) ->
 		r_g = 0;
 		do
@@ -416,7 +417,7 @@ inline rp_set(id, ok)
 	if
 	:: ost[id] == HUSK -> ost[id] = NONE
 #ifdef MUTANT_NO_HUSK
-	/* The entry is not there to say that nobody wants the value. */
+	/* No entry tells that the value is unwanted. */
 	:: ost[id] == NONE -> slot = id + 1; running = false
 #endif
 	:: else ->

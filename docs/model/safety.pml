@@ -54,7 +54,7 @@ hidden short ev;
 hidden mtype:op op;
 hidden byte x, y, m;
 
-/* ---- what may happen ---- */
+/* ---- possible events ---- */
 
 #define MAY_NEW(id) (HAS(alive, O) && !made[id] && slot == 0 && \
 	(id == 0 || (made[0] && ost[0] == NONE && nf < NF)))
@@ -107,7 +107,7 @@ hidden byte x, y, m;
  * queue is repeated if it is another message. */
 #define REPEATS(a, b) (repeats > 0 && len(Q(a, b)) > 0 && len(Q(a, b)) < QLEN)
 
-/* ---- what must hold ---- */
+/* ---- guarantees ---- */
 
 #define IN_SESSION(w) (PS(w, O) == UP && PS(O, w) == UP)
 #define BYTES_ARE(id) (ost[id] != NONE && ost[id] != HUSK && (ost[id] != READY || slot == (id) + 1))

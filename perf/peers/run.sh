@@ -9,7 +9,7 @@ work=$(mktemp -d)
 server=
 trap '[ -n "$server" ] && kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
 
-# Debian's own interpreter: the one that its packages are for.
+# Debian's own interpreter: its packages are for this one.
 python=/usr/bin/python3
 
 port() { # a port of loopback that is free now

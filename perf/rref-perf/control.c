@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* call, share, create: control messages. A share and a creation
- * are measured beside the empty call they are compared with. */
+ * are measured beside an empty call. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +32,7 @@ static int pings(void *arg, unsigned n)
 {
 	struct caller *c = arg;
 
-	/* Some hundreds at a time, so that the call that asks for them counts little. */
+	/* Some hundreds at a time, so that the call that starts them counts little. */
 	return pf_raw_pingpong(c->raw, c->ctx, n * 1000);
 }
 

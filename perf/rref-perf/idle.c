@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* idle: the cost of workers that have nothing to do, and their
- * delay when they have something again. */
+/* idle: the cost of idle workers, and their delay when work comes again. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -93,7 +92,7 @@ int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	before = cpu_s();
 	start = now_ns();
 	while (now_ns() - start < (int64_t)(cfg->seconds * 1e9))
-		/* this thread; the library's own rest */
+		/* this thread sleeps: the library rests */
 		usleep((useconds_t)min_of(cfg->seconds * 1e6, 1e6));
 	row.cpu_share = (cpu_s() - before) / ((double)(now_ns() - start) * 1e-9);
 	if (!err)

@@ -43,7 +43,7 @@ static int dereg(void *ctx, void *cookie)
 struct memory {
 	struct ra_arena *arena;
 	size_t bytes;
-	unsigned cache, at_once;     /* so many are got, then given back */
+	unsigned cache, at_once;     /* pieces allocated, then freed, at a time */
 };
 
 static int in_arena(void *arg, unsigned n)

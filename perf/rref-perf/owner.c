@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The measuring worker's requests to the others, and its way of asking. */
+/* The measuring worker's requests to the others. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -60,24 +60,23 @@ struct pf_row {
 	double registrations;            /* alloc: regions registered while it was measured */
 	double bytes_each;               /* live: bookkeeping of one reference */
 	double live;                     /* live: how many there were */
-	double cpu_share;                /* idle: of one core */
+	double cpu_share;                /* idle: share of one core */
 };
 
-/* A side does n operations back to back; 0 or -errno, with
- * rref_last_error's or its own text told already. */
+/* A side does n operations back to back. Returns 0 or -errno; the error's text was told already. */
 struct pf_side {
 	int (*run)(void *arg, unsigned n);
 	void *arg;
 	unsigned per_run;                /* operations that count as one; 0 = 1 */
 };
 
-/* Fills the times of row. raw NULL: the library alone. ctx:
- * whose counters give reads and doorbells. */
+/* Fills the times of row. raw NULL: the library alone. ctx: gives
+ * the counts of reads and doorbells. */
 int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side *lib,
 	       struct pf_side *raw, struct pf_row *row);
 
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes);
-int pf_out_begin(const struct pf_config *cfg); /* says why when it fails */
+int pf_out_begin(const struct pf_config *cfg); /* tells the reason of a failure */
 void pf_out(const struct pf_config *cfg, const struct pf_row *row);
 int pf_out_end(const struct pf_config *cfg);   /* draws the plot */
 
@@ -102,25 +101,25 @@ int pf_burst(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 int pf_live(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op);
 
-/* Runs one operation over its workers; the measuring one
- * prints. 0, or 1 after an error was told. */
+/* Runs one operation over its workers; the measuring one prints.
+ * Returns 0, or 1 after telling an error. */
 int pf_group(const struct pf_config *cfg, const struct pf_op *op);
 int pf_mode(const struct pf_config *cfg, const struct pf_op *op);
 size_t pf_size(const struct pf_config *cfg, const struct pf_op *op, unsigned i); /* 0 = no more */
 
-/* The functions of those that serve. */
+/* The functions of the serving workers. */
 extern const struct rref_function pf_functions[];
 extern const size_t pf_nr_functions;
 bool pf_stopped(unsigned workers);                /* so many of this process were told to stop */
 void pf_sleep_until_stopped(unsigned workers);
-/* Errors are told with what they are about, and returned. */
+/* Reports an error with its subject, and returns it. */
 int pf_say(int err, const char *what);
-/* A call that must succeed; the result's bytes are copied to `to` (of exactly `want` bytes). */
+/* Makes a call that must succeed, and copies the result's bytes to `to` (exactly `want` bytes). */
 int pf_ask(struct rref_ctx *ctx, int rank, const char *name, const void *data, size_t length,
 	   void *to, size_t want);
-/* A value of that many bytes at worker 0. */
+/* Makes a value of that many bytes at worker 0. */
 int pf_value(struct rref_ctx *ctx, size_t bytes, struct rref **out);
-/* The device by which worker `rank` is reached, "shm" or "ibv". */
+/* Returns the device by which worker `rank` is reached, "shm" or "ibv". */
 const char *pf_reached_by(struct rref_ctx *ctx, int rank);
 
 /* ---- raw sides ---- */

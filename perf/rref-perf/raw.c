@@ -21,7 +21,7 @@
 #define LINE 64
 #define LOST_NS (10 * NSEC_PER_SEC)
 
-/* Spins until the line shows i; gives the processor away when the other side seems to have none. */
+/* Spins until the line shows i. Gives the processor away when the other side seems to lack one. */
 static bool await(const _Atomic uint32_t *line, uint32_t i, int64_t end)
 {
 	for (unsigned spins = 1; atomic_load_explicit(line, memory_order_acquire) != i; spins++) {
@@ -34,13 +34,13 @@ static bool await(const _Atomic uint32_t *line, uint32_t i, int64_t end)
 	return true;
 }
 
-/* The head of the shared segment; the bytes to read follow it, on a page of their own. */
+/* The head of the shared segment. The bytes to read follow it, on a separate page. */
 struct segment {
 	_Alignas(LINE) _Atomic uint32_t ping;
 	_Alignas(LINE) _Atomic uint32_t pong;
 };
 #define HEAD 4096
-#define HEADER 64 /* the bytes that the library reads in front of a value */
+#define HEADER 64 /* bytes that the library reads before a value */
 
 struct pf_raw {
 	size_t bytes, head;
@@ -239,7 +239,8 @@ int pf_raw_read(struct pf_raw *raw, unsigned n)
 	}
 	while (n--) {
 		memcpy(raw->to, (char *)raw->segment + HEAD, raw->bytes);
-		/* Each copy is made: nobody may know that the next one writes the same. */
+		/* Each copy is made: the compiler must not see that the
+		 * next one writes the same bytes. */
 		__asm__ volatile("" : : "r"(raw->to) : "memory");
 	}
 	return 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lat, bw, rate, batch: reads, beside the raw ones. */
+/* lat, bw, rate, batch: reads, beside the raw reads. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@ struct reader {
 	struct rref_ctx *ctx;
 	struct rref *ref;
 	unsigned window;
-	struct rref_future **f;      /* window of them */
+	struct rref_future **f;      /* a window of futures */
 	struct pf_raw *raw;
 	struct rref **refs;          /* batch */
 	struct rref_view **views;

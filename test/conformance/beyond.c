@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cases that others leave out: references to lost values, many
- * threads, many rounds, many workers. */
+/* Cases of extremes: references to lost values, many threads, many rounds, many workers. */
 #include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -86,7 +85,7 @@ static void *share_often(void *arg)
 	return NULL;
 }
 
-/* Shared from several threads and released from them: the last to go ends it. */
+/* Several threads share and release it: the last release ends it. */
 TG_TEST(c187_shared_and_released_by_many_threads, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -109,7 +108,7 @@ TG_TEST(c187_shared_and_released_by_many_threads, 3)
 	return 0;
 }
 
-/* Returns the process' memory in KiB: all of it, since nothing may creep anywhere. */
+/* Returns the process' memory in KiB: all of it, since no part may grow. */
 static long resident_kib(void)
 {
 	FILE *f = fopen("/proc/self/statm", "r");

@@ -159,7 +159,7 @@ TG_TEST(c036_payload_up_to_the_limit, 2)
 	return 0;
 }
 
-/* More than a message holds: the receiver reads it. */
+/* The payload is too large for a message: the receiver reads it. */
 TG_TEST(c036_large_payloads, 2)
 {
 	static const size_t sizes[] = { 4096, 70001, 1 << 20 };
@@ -302,7 +302,7 @@ TG_TEST(c038_the_callee_calls_its_caller_back, 2)
 	return 0;
 }
 
-TG_TEST(c039_a_thousand_light_ones, 2)
+TG_TEST(c039_a_thousand_light_calls, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int n = tg_scale(1000);
@@ -324,7 +324,7 @@ TG_TEST(c039_a_thousand_light_ones, 2)
 	return 0;
 }
 
-TG_TEST(c039_twenty_heavy_ones, 2)
+TG_TEST(c039_twenty_heavy_calls, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	size_t size = tg_is_shm() ? 1 << 20 : 1 << 16, length;
@@ -426,7 +426,7 @@ TG_TEST(c080_082_the_default_changes, 2)
 		TG_IS(rref_set_timeout(ctx, 0), -EINVAL);
 		TG_IS(rref_set_timeout(ctx, RREF_DEFAULT), -EINVAL);
 		TG_TEXT("above 0");
-		/* there is a session */
+		/* make the session */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		before = tg_start(ctx, 1, "tg.hold", NULL, 0);
 		TG_OK(rref_set_timeout(ctx, 30 * MS));
@@ -485,8 +485,8 @@ int main(void)
 		cmocka_unit_test(c036_a_full_message),
 		cmocka_unit_test(c037_error_code_and_text_travel),
 		cmocka_unit_test(c038_the_callee_calls_its_caller_back),
-		cmocka_unit_test(c039_a_thousand_light_ones),
-		cmocka_unit_test(c039_twenty_heavy_ones),
+		cmocka_unit_test(c039_a_thousand_light_calls),
+		cmocka_unit_test(c039_twenty_heavy_calls),
 		cmocka_unit_test(c039_two_hundred_full_messages),
 		cmocka_unit_test(c080_082_per_call_and_default_timeout),
 		cmocka_unit_test(c080_082_the_default_changes),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cases that the list forgot: references in results, chains of
- * many hops, and chains that outlive their first worker. */
+/* Cases beyond the list: references in results, chains of many hops, and
+ * chains that outlive their first worker. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -105,7 +105,7 @@ static void send_off(struct rref_ctx *ctx, int to, struct rref *r, int32_t hops,
 	rref_future_free(f);
 }
 
-TG_TEST(more_chains_that_nobody_waits_for, 4)
+TG_TEST(more_chains_without_a_waiter, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int n = tg_scale(40);
@@ -116,7 +116,7 @@ TG_TEST(more_chains_that_nobody_waits_for, 4)
 		struct rref *r = tg_remote(ctx, (rank + i) % 4, "tg.echo", "far", 3);
 
 		send_off(ctx, (rank + 1) % 4, r, 1 + i, 4);
-		rref_release(r); /* the first worker has nothing any more */
+		rref_release(r); /* the first worker holds nothing now */
 	}
 	tg_wait_flag_serving(ctx, 0, 4 * n);
 	tg_meet_serving(ctx, 1);
@@ -126,9 +126,9 @@ TG_TEST(more_chains_that_nobody_waits_for, 4)
 	return 0;
 }
 
-/* The first worker dies when the chain has begun. The chain goes on among the others to its end,
- * and then nothing is left of it. */
-DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
+/* The first worker dies when the chain has begun. The chain goes on among the others to its end.
+ * Then nothing is left of it. */
+DEATH_TEST(more_chains_outlive_their_first_caller, 4, 1 << 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int three = 3;
@@ -159,7 +159,7 @@ DEATH_TEST(more_chains_outlive_who_began_them, 4, 1 << 3)
 	return 0;
 }
 
-/* A shutdown waits for all that is under way, and for its consequences. */
+/* A shutdown waits for everything under way, and for its consequences. */
 TG_TEST(more_chains_are_waited_for_by_the_shutdown, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -183,8 +183,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(more_references_in_results),
 		cmocka_unit_test(more_chains_round_a_group_of_four),
-		cmocka_unit_test(more_chains_that_nobody_waits_for),
-		cmocka_unit_test(more_chains_outlive_who_began_them),
+		cmocka_unit_test(more_chains_without_a_waiter),
+		cmocka_unit_test(more_chains_outlive_their_first_caller),
 		cmocka_unit_test(more_chains_are_waited_for_by_the_shutdown),
 	};
 

@@ -248,8 +248,8 @@ TG_TEST(c101_180_late_creation_is_reclaimed, 2)
 			TG_IS(rref_confirmed(gave_up), 0);
 			rref_release(dropped);
 			TG_IS(tg_release_held(ctx, to), 3);
-			/* Still failed after the answer came, and the
-			 * late values are gone although handles remain. */
+			/* The reference stays failed after the answer came. The late values are
+			 * gone although handles remain. */
 			if (to == 0)
 				TG_IS(tg_stats(ctx).value_bytes, 0);
 			else
@@ -266,7 +266,7 @@ TG_TEST(c101_180_late_creation_is_reclaimed, 2)
 	return 0;
 }
 
-TG_TEST(c179_confirmed_says_what_is, 2)
+TG_TEST(c179_confirmed_tells_the_truth, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -306,7 +306,7 @@ int main(void)
 		cmocka_unit_test(c090_the_error_names_the_worker),
 		cmocka_unit_test(c072_the_creation_has_a_future),
 		cmocka_unit_test(c101_180_late_creation_is_reclaimed),
-		cmocka_unit_test(c179_confirmed_says_what_is),
+		cmocka_unit_test(c179_confirmed_tells_the_truth),
 	};
 
 	return cmocka_run_group_tests_name("creating", tests, NULL, NULL);

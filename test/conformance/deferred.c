@@ -31,7 +31,7 @@ static bool ran_enough(struct rref_ctx *ctx, void *arg)
 
 /* ---- continuations ---- */
 
-TG_TEST(c092_093_one_that_runs_once, 2)
+TG_TEST(c092_093_a_function_runs_once, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -71,7 +71,7 @@ TG_TEST(c092_093_of_a_complete_future, 2)
 }
 
 /* No thread waits: the poller alone, or rref_progress in the manual mode, has to run it. */
-TG_TEST(c092_093_many_with_nobody_waiting, 2)
+TG_TEST(c092_093_many_without_a_waiter, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int want = 10;
@@ -123,7 +123,7 @@ TG_TEST(c092_093_of_a_failed_future, 2)
 	return 0;
 }
 
-/* Calls on from a callback, `left` times, alternating between the workers; the last one counts. */
+/* Calls on from a callback, `left` times, alternating between the workers. The last call counts. */
 struct relay {
 	struct rref_ctx *ctx;
 	int left, hops;
@@ -168,7 +168,7 @@ static void wait_inside(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-TG_TEST(c092_093_one_that_waits_for_another, 2)
+TG_TEST(c092_093_a_function_waits_for_another, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_future *f = tg_start(ctx, 1 - rank, "tg.echo", "x", 1),
@@ -191,7 +191,7 @@ static void *cancel_it(void *f)
 }
 
 /* Either side may win: the future completes once, and the callback runs once. */
-TG_TEST(c092_093_completes_once_whoever_wins, 2)
+TG_TEST(c092_093_completes_once_in_any_order, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int n = tg_scale(200);
@@ -247,7 +247,7 @@ TG_TEST(c092_093_replying_twice_is_refused, 2)
 		tg_expect_bytes(r, "first", 5);
 		rref_release(r);
 	}
-	/* Counted after the reply, by the handler that goes on. */
+	/* The handler counts after its reply. */
 	tg_wait_flag_serving(ctx, 1, 16);
 	tg_meet_serving(ctx, 1);
 	TG_IS(tg_flag(1), 16);
@@ -255,8 +255,8 @@ TG_TEST(c092_093_replying_twice_is_refused, 2)
 	return 0;
 }
 
-static struct rref_call *_Atomic unanswered; /* deferred, and not replied to yet */
-static struct rref_call *_Atomic replied_to; /* the same one when it was */
+static struct rref_call *_Atomic unanswered; /* deferred and unanswered */
+static struct rref_call *_Atomic replied_to; /* the same call after its reply */
 
 static int reply_to_it_again(struct rref_call *call, void *arg)
 {
@@ -291,7 +291,8 @@ static int reply_to_it(struct rref_call *call, void *arg)
 	return rref_call_reply(call, NULL);
 }
 
-/* Long after it was consumed, and with many calls between: an error, and nothing else. */
+/* A reply comes long after the call's end, and with many calls
+ * between. It is an error, and has no effect. */
 TG_TEST(c092_093_replying_twice_to_a_deferred_call, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -388,7 +389,7 @@ TG_TEST(c094_099_simple, 2)
 	return 0;
 }
 
-/* Answers `call` (deferred) with what the next worker says. */
+/* Answers `call` (deferred) with the next worker's result. */
 static void pass_on(struct rref_future *f, void *arg)
 {
 	struct rref_call *call = arg;
@@ -486,7 +487,7 @@ TG_TEST(c094_099_fan_out_of_twenty, 2)
 	struct rref_future *f[20];
 
 	if (rank == 0) {
-		/* More than the pool has threads: each held call must not keep one. */
+		/* More calls than the pool has threads: a held call must not keep a thread. */
 		for (int i = 0; i < 20; i++)
 			TG_OK(rref_rpc_async(ctx, 1, "tg.hold", tg_bytes(&i, sizeof(i)),
 					     RREF_DEFAULT, &f[i]));
@@ -537,13 +538,13 @@ TG_TEST(c094_099_failing_before_the_reply, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(c092_093_one_that_runs_once),
+		cmocka_unit_test(c092_093_a_function_runs_once),
 		cmocka_unit_test(c092_093_of_a_complete_future),
-		cmocka_unit_test(c092_093_many_with_nobody_waiting),
+		cmocka_unit_test(c092_093_many_without_a_waiter),
 		cmocka_unit_test(c092_093_of_a_failed_future),
 		cmocka_unit_test(c092_093_five_hundred_chained),
-		cmocka_unit_test(c092_093_one_that_waits_for_another),
-		cmocka_unit_test(c092_093_completes_once_whoever_wins),
+		cmocka_unit_test(c092_093_a_function_waits_for_another),
+		cmocka_unit_test(c092_093_completes_once_in_any_order),
 		cmocka_unit_test(c092_093_replying_twice_is_refused),
 		cmocka_unit_test(c092_093_replying_twice_to_a_deferred_call),
 		cmocka_unit_test(c094_099_simple),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Failures: references that never were, workers that die. */
+/* Failures: lost references, and workers that die. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -140,7 +140,7 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 		}
 		usleep(5000);
 		tg_set_flag(0, 1);
-		/* Those under way ... */
+		/* The waiting reads ... */
 		for (int i = 0; i < 3; i++) {
 			TG_IS(rref_future_wait(f[i], TG_LONG_NS), -EOWNERDEAD);
 			TG_IS(rref_future_test(f[i]), 1);
@@ -166,13 +166,13 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 			} else {
 				TG_IS(err, -EOWNERDEAD);
 			}
-			/* across the times at which it tries to connect again */
+			/* time for its attempts to connect again */
 			usleep(5000 * (i % 2));
 		}
 		TG_IS(rref_rpc_async(ctx, 2, "tg.read", tg_with(&ready, 1), RREF_FOREVER, &g),
 		      -EOWNERDEAD);
 		TG_CHECK(!v && !g);
-		/* The others are not concerned. */
+		/* The others work on. */
 		tg_expect_bytes(theirs, "theirs", 6);
 		TG_OK(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&theirs, 1), RREF_DEFAULT, NULL));
 		rref_release(ready);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The group: its members, their names, and strangers that are not let in. */
+/* The group: its members, their names, and strangers that are refused. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,7 +41,7 @@ TG_TEST(c001_names_and_ranks_resolve, 4)
  * name, and each has one start of its process. */
 TG_TEST(c002_every_worker_lists_all, 4)
 {
-	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [who sees][whom] */
+	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [by rank][of rank] */
 	struct rref_ctx *ctx = tg_join(rank);
 
 	TG_IS(rref_world_size(ctx), 4);
@@ -65,7 +65,7 @@ TG_TEST(c002_every_worker_lists_all, 4)
 	return 0;
 }
 
-TG_TEST(c004_calls_to_a_rank_that_is_none, 2)
+TG_TEST(c004_calls_to_an_unknown_rank, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_future *f = NULL;
@@ -85,7 +85,7 @@ TG_TEST(c004_calls_to_a_rank_that_is_none, 2)
 	return 0;
 }
 
-/* Everywhere involved: at the two that have it. The others cannot have their group either. */
+/* The two workers with the name fail. The others cannot have their group either. */
 TG_TEST(c017_a_name_taken_twice, 4)
 {
 	struct rref_options o;
@@ -225,7 +225,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(c001_names_and_ranks_resolve),
 		cmocka_unit_test(c002_every_worker_lists_all),
-		cmocka_unit_test(c004_calls_to_a_rank_that_is_none),
+		cmocka_unit_test(c004_calls_to_an_unknown_rank),
 		cmocka_unit_test(c017_a_name_taken_twice),
 		cmocka_unit_test(c018_second_init_fails_and_the_first_goes_on),
 		cmocka_unit_test(c019_without_a_context),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaving in good order, too early, at once; errors afterwards; beginning again. */
+/* Leaving in good order, too early, and at once. Errors afterwards, and new beginnings. */
 #include <dirent.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -36,15 +36,15 @@ TG_TEST(c026_a_peer_is_too_slow, 2)
 		rref_release(r);
 		int err = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC);
 
-		/* The other one left in its own way; this one must not wait for it. */
+		/* The other worker left at once; this one must not wait for it. */
 		TG_CHECK(err == 0 || err == -EOWNERDEAD);
 		rref_free_ctx(ctx);
 	}
 	return 0;
 }
 
-/* The group's barrier is the graceful shutdown: nobody is
- * through before the last has come. Twice in a row. */
+/* The group's barrier is the graceful shutdown. No worker gets through before the last has come.
+ * Twice in a row. */
 TG_TEST(c027_barrier_under_uneven_load, 4)
 {
 	for (int life = 0; life < 2; life++) {
@@ -121,7 +121,7 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	TG_IS(rref_progress(ctx), -ESHUTDOWN);
 	TG_IS(rref_ctx_arm(ctx), -ESHUTDOWN);
 	TG_CHECK(!r && !f && !v && !data);
-	/* Functions that only tell something still do. */
+	/* Functions that only tell something still work. */
 	TG_IS(rref_rank(ctx), 0);
 	TG_IS(rref_world_size(ctx), 1);
 	TG_OK(rref_worker(ctx, 0, &w));
@@ -193,14 +193,14 @@ TG_TEST(c075_079_at_once_with_traffic, 3)
 						 RREF_DEFAULT, &f[i])
 				: rref_to_here_async(r, RREF_DEFAULT, &f[i]);
 
-		/* A reference whose owner left before cannot be shared any more. */
+		/* A reference cannot be shared after its owner has left. */
 		TG_CHECK(err == 0 || err == -EOWNERDEAD);
 		if (err)
 			f[i] = NULL;
 	}
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
 	for (int i = 0; i < 300; i++) {
-		/* Each completed, one way or another. */
+		/* Each future completed in some way. */
 		TG_CHECK(!f[i] || rref_future_test(f[i]) == 1);
 		rref_future_free(f[i]);
 	}
@@ -298,7 +298,7 @@ static void leak(int rank, unsigned flags, int expected)
 			 strstr(report, "holder=worker1"));
 		TG_CHECK(strstr(report, "type=bytes") && strstr(report, "by=worker0"));
 	} else {
-		/* The others have nothing to do with it. */
+		/* The others are not affected. */
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 20 * NSEC_PER_SEC));
 		TG_CHECK(!*warned);
 		TG_IS(rref_leak_report(ctx, report, sizeof(report)), 0);
@@ -374,8 +374,8 @@ static void one_life(int rank, int world, int how)
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, 30 * NSEC_PER_SEC));
 		s = tg_stats(ctx);
-		/* Not value_bytes: the handles that are left keep their
-		 * values, for a thread that may be about to read one. */
+		/* value_bytes may not be 0: remaining handles keep their
+		 * values for a thread about to read one. */
 		TG_IS(s.owners, 0);
 		TG_IS(s.forks, 0);
 		TG_IS(s.users, 0);
@@ -413,7 +413,7 @@ static void many_lives(int rank, int world, int how)
 			first = now;
 		tg_meet(0);
 	}
-	/* A thread that was joined, or has nothing left to do, is in /proc a little longer. */
+	/* A thread that was joined, or has no work left, is in /proc a little longer. */
 	for (int64_t end = tg_deadline(); now.tasks != tasks && now_ns() < end; usleep(1000))
 		now = usage();
 	TG_IS(now.fds, first.fds);

@@ -70,7 +70,7 @@ TG_TEST(c129_first_three_sends_fail, 3)
 	return 0;
 }
 
-/* Every kind of message that a session knows fails at first, the one that brings it up included. */
+/* Every kind of message of a session fails at first, also the message that brings it up. */
 TG_TEST(c129_first_sends_of_every_kind_fail, 3)
 {
 	static const char *const rules = "AUTH:fail=2,CALL:fail=3,REPLY:fail=3,CREATED:fail=3,FORK_"
@@ -85,7 +85,7 @@ TG_TEST(c129_first_sends_of_every_kind_fail, 3)
 		struct rref *r = remote_within(ctx, 1, "tg.hold", RREF_DEFAULT);
 		struct rref_future *f;
 
-		/* Early: the child asks its parent first, and reads what is not ready. */
+		/* Early: the child asks its parent first, and reads before the value is ready. */
 		TG_OK(rref_rpc_async(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, &f));
 		tg_until_held(ctx, 1, 1);
 		TG_IS(tg_release_held(ctx, 1), 1);
@@ -127,7 +127,7 @@ TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 		TG_IS(tg_stats(ctx).forks, 0);
 		TG_IS(tg_stats(ctx).pending_children, 0);
 		TG_IS(tg_stats(ctx).retries, TRIES - 1);
-		/* A creation: says so, each time. */
+		/* A creation tells the error each time. */
 		TG_OK(rref_remote(ctx, 1, "count", NULL, RREF_DEFAULT, &made));
 		TG_OK(rref_creation(made, &creation));
 		TG_IS(rref_future_wait(creation, LONG_NS), -EIO);
@@ -137,7 +137,7 @@ TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 		rref_future_free(creation);
 		rref_release(made);
 		TG_IS(tg_stats(ctx).retries, 2 * (TRIES - 1));
-		/* The session stands: nobody died, and the next call goes. */
+		/* The session stands: no worker died, and the next call goes. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.read", tg_with(r, 2), RREF_DEFAULT, NULL));
 		TG_IS(runs_of(ctx, 1), 0);
 		for (int i = 0; i < 3; i++)
@@ -207,7 +207,7 @@ TG_TEST(c183_a_delete_given_up_ends_the_session, 2)
 	return 0;
 }
 
-/* A child that cannot tell its parent: the parent is not pinned for ever, and the child lives. */
+/* A child cannot tell its parent. The parent is not pinned for ever, and the child lives. */
 TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 2 ? "CHILD_ACCEPT:fail=10" : "", 0);
@@ -285,7 +285,7 @@ TG_TEST(c133_136_creation_lost, 3)
 		for (int i = 0; i < 4; i++)
 			rref_release(r[i]);
 		tg_all_clean(ctx);
-		/* The next ones arrive. */
+		/* Later messages arrive. */
 		for (int i = 0; i < 2; i++) {
 			struct rref *ok = tg_remote(ctx, i, "tg.echo", "abc", 3);
 
@@ -298,8 +298,8 @@ TG_TEST(c133_136_creation_lost, 3)
 	return 0;
 }
 
-/* 182: a worker with a reference to a value that never was
- * hears of it promptly. It does not wait for its own time-out. */
+/* 182: a worker with a reference to a lost value learns of it promptly.
+ * It does not wait for its own time-out. */
 TG_TEST(c182_shared_and_never_made, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "REMOTE:drop" : "", 0);
@@ -326,7 +326,8 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 	if (rank == 0) {
 		struct rref *r;
 
-		/* A session first: without one it may be given up before it is sent. */
+		/* Make the session first: without one the call may be
+		 * given up before it is sent. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		r = remote_within(ctx, 1, "count", 20 * MS);
 		expect_error(r, RREF_DEFAULT, -ETIMEDOUT, "creation");
@@ -336,7 +337,7 @@ TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 			TG_CHECK(now_ns() < end);
 		TG_IS(runs_of(ctx, 1), 0);
 		tg_all_clean(ctx);
-		/* A delayed reply that is waited for is as good as any. */
+		/* A delayed reply serves a caller that waits for it. */
 		r = remote_within(ctx, 1, "count", RREF_DEFAULT);
 		tg_expect_bytes(r, &(int32_t){ 1 }, sizeof(int32_t));
 		rref_release(r);
@@ -366,7 +367,7 @@ TG_TEST(c139_142_own_creation_delayed_beyond_its_timeout, 2)
 	return 0;
 }
 
-/* The value is made, and its creator gave up before it heard of it. */
+/* The value is made after its creator gave up. */
 TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "CREATED:delay=300ms" : "", 0);
@@ -374,7 +375,7 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 	if (rank == 0) {
 		struct rref *r, *s;
 
-		/* There is a session. */
+		/* Make the session. */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		r = remote_within(ctx, 1, "count", 50 * MS);
 		s = remote_within(ctx, 1, "count", 50 * MS);
@@ -392,7 +393,7 @@ TG_TEST(c180_answer_delayed_beyond_the_timeout, 2)
 
 /* ---- reads and calls that are late ---- */
 
-/* 142, 143: a read whose way to the value is slow times out; the next one succeeds. */
+/* 142, 143: a read over a slow way to the value times out, and the next one succeeds. */
 TG_TEST(c142_143_read_delayed, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank,
@@ -430,7 +431,7 @@ TG_TEST(c142_143_read_delayed, 2)
 	return 0;
 }
 
-/* A time-out per call, by default, and without limit. A late
+/* Calls with a time-out, with the default, and without limit. A late
  * answer does no harm after the caller gave up. */
 TG_TEST(c144_calls_delayed, 2)
 {
@@ -438,7 +439,7 @@ TG_TEST(c144_calls_delayed, 2)
 					     rank == 0 ? 40 * MS : 0);
 
 	if (rank == 0) {
-		/* A session, without a CALL. */
+		/* Make the session without a CALL. */
 		struct rref *mine = remote_within(ctx, 1, "tg.echo", LONG_NS);
 		struct rref_view *v;
 
@@ -483,7 +484,7 @@ TG_TEST(c144_answers_lost_and_delayed, 2)
 					     0);
 
 	if (rank == 0) {
-		/* a session, without a REPLY */
+		/* make the session without a REPLY */
 		struct rref *r = tg_remote(ctx, 1, "tg.echo", "x", 1);
 
 		tg_expect_bytes(r, "x", 1);

@@ -7,7 +7,7 @@
 
 #define MS NSEC_PER_MSEC
 
-/* "nest": the result of the creation holds the references of the arguments. */
+/* Serves "nest": the creation's value holds the references of the arguments. */
 static inline int nest(struct rref_call *call, void *arg)
 {
 	struct rref *refs[RREF_REFS_MAX];
@@ -23,7 +23,7 @@ static inline int nest(struct rref_call *call, void *arg)
 						    .nr_refs = nr });
 }
 
-/* "nest_typed": the same as numbers in two segments. */
+/* Serves "nest_typed": the same as numbers in two segments. */
 static inline int nest_typed(struct rref_call *call, void *arg)
 {
 	static const struct rref_type type = { .size = sizeof(type), .name = "uint32[]" };
@@ -39,7 +39,8 @@ static inline int nest_typed(struct rref_call *call, void *arg)
 						    .type = &type, .refs = refs, .nr_refs = nr));
 }
 
-/* "take_all": reads its reference, takes all that the value holds: the sum of their first bytes. */
+/* Serves "take_all": reads its reference, takes all references in the value,
+ * and returns the sum of their first bytes. */
 static inline int take_all(struct rref_call *call, void *arg)
 {
 	struct rref_ctx *ctx = rref_call_context(call);
@@ -122,7 +123,7 @@ static inline void hand_over(struct rref_ctx *ctx, int to, struct rref *r)
 	TG_OK(rref_rpc_sync(ctx, to, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL));
 }
 
-/* A view of r with so many references. */
+/* Returns a view of r, which must have so many references. */
 static inline struct rref_view *read_with(struct rref *r, const char *text, size_t nr)
 {
 	struct rref_view *v;

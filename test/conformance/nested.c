@@ -114,7 +114,7 @@ TG_TEST(more_nested_in_the_result_of_a_creation, 3)
 				tg_expect_bytes(r, "third's", 7);
 				rref_release(r);
 				rref_view_free(v);
-				/* A worker that is given the outer one takes the inner ones. */
+				/* A worker that gets the outer reference takes the inner ones. */
 				for (int by = 0; by < 3; by++) {
 					struct rref_future *f;
 					unsigned got;
@@ -146,7 +146,7 @@ TG_TEST(more_nested_three_deep_over_four_workers, 4)
 			static const char *const texts[4] = { "leaf", "three", "two", "one" };
 			struct rref *r = tg_remote(ctx, 3, "tg.echo", "leaf", 4), *next;
 
-			/* The inner ones need not be ready, nor known to their owners yet. */
+			/* The inner values need not be ready, nor known to their owners yet. */
 			for (int i = 1; i < 4; i++) {
 				next = remote_with(ctx, i < 3 ? 3 - i : 1, "nest", texts[i], &r, 1);
 				rref_release(r);
@@ -243,7 +243,7 @@ static bool has_forks(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).forks == *(uint64_t *)arg;
 }
 
-/* Taken twice, it is two references. A take from a batch's and a future's view does the same. */
+/* Two takes give two references. A take from a batch's and a future's view does the same. */
 TG_TEST(more_nested_taken_twice_is_two_references, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -298,8 +298,8 @@ TG_TEST(more_nested_taken_twice_is_two_references, 2)
 	return 0;
 }
 
-/* A view outlives the program's reference, and so does the
- * value: its references can still be taken. Then it goes. */
+/* A view outlives the program's reference, and so does the value. Its references can still be
+ * taken. Then it goes. */
 TG_TEST(more_nested_the_view_keeps_the_value, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -323,8 +323,7 @@ TG_TEST(more_nested_the_view_keeps_the_value, 2)
 		r = take(v, 0);
 		tg_expect_bytes(r, "in", 2);
 		rref_release(r);
-		/* Asked for, and the view freed before the answer:
-		 * the request has a hold of its own. */
+		/* The view is freed before the answer: the request has its own hold. */
 		TG_OK(rref_view_refs_async(v, 0, 1, RREF_DEFAULT, &f));
 		rref_view_free(v);
 		TG_OK(rref_future_wait(f, RREF_DEFAULT));

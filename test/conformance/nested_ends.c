@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* References that values hold, where a read, a worker or the group ends. */
+/* References that values hold, when a read, a worker or the group ends. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -28,7 +28,7 @@ TG_TEST(more_nested_not_ready_and_failed, 3)
 		v = read_with(outer, "out", 2);
 		take_fails(v, 1, -EDOM, "no!");
 		rref_view_free(v);
-		/* A value cannot be made of what has failed. */
+		/* A value cannot hold a failed reference. */
 		struct rref *none = NULL;
 
 		TG_IS(rref_new_value(
@@ -70,7 +70,7 @@ TG_TEST(more_nested_not_ready_and_failed, 3)
 	return 0;
 }
 
-/* The answer comes when nobody waits for it any more, or never: its references are reclaimed. */
+/* The answer comes too late, or never: its references are reclaimed. */
 TG_TEST(more_nested_given_up, 3)
 {
 	struct rref_ctx *ctx = join_under(rank, rank == 1 ? "REPLY@0:delay=300ms*3" : "");
@@ -116,7 +116,7 @@ TG_TEST(more_nested_given_up, 3)
 	return 0;
 }
 
-/* Every message that taking needs fails at first, comes late, twice, or in another order. */
+/* Every message for a take fails at first, comes late, twice, or in another order. */
 TG_TEST(more_nested_under_message_faults, 3)
 {
 	static const char *const rules = "CALL:fail=3,REPLY:fail=3,FORK_REQUEST:dup=9,FORK_ACK:dup="
@@ -171,7 +171,7 @@ DEATH_TEST(more_nested_the_owner_of_the_outer_dies, 3, 1 << 1)
 		rref_view_free(v);
 		rref_release(outer);
 		rref_release(mine);
-		/* References in the dead worker's value are given back by their owners' grace. */
+		/* The owners get references in the dead worker's value back after their grace. */
 		tg_until_clean(ctx, 0);
 		tg_until_clean(ctx, 2);
 	}
@@ -317,7 +317,7 @@ TG_TEST(more_nested_never_released, 3)
 	TG_OK(rref_set(self));
 	tg_meet_serving(ctx, 2);
 	rref_release(self);
-	/* A view whose reference nobody has but the view. */
+	/* A view that alone holds its reference. */
 	v = read_with(tg_kept(0), "out", 1);
 	tg_drop_kept();
 	TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT));
@@ -339,7 +339,7 @@ TG_TEST(more_nested_never_released, 3)
 	return 0;
 }
 
-/* The end of it in any order, and at once. */
+/* The workers leave in any order, and at once. */
 TG_TEST(more_nested_left_at_once, 3)
 {
 	struct rref_ctx *ctx = join(rank);

@@ -87,7 +87,7 @@ TG_TEST(c065_equality_and_hash, 2)
 	return 0;
 }
 
-/* An owner is a rank, and a rank is what can be compared and hashed. */
+/* An owner is a rank, which can be compared and hashed. */
 TG_TEST(c065_owners_compare, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -223,7 +223,7 @@ TG_TEST(c188_a_value_is_written_once, 2)
 	return 0;
 }
 
-/* A value that is being filled is nowhere to be read: readers wait, and get all of it. */
+/* A value that is being filled cannot be read anywhere: readers wait, and get all of it. */
 TG_TEST(c188_a_value_half_written_is_not_read, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -281,7 +281,7 @@ TG_TEST(c193_the_owner_is_stopped, 3)
 		tg_stop_worker(1);
 		for (int i = 0; i < 100; i++)
 			tg_expect_bytes(r, "ready", 5);
-		/* A call has its time; nobody is given up for dead. */
+		/* A call has its time; no worker is given up for dead. */
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, 100 * MS, NULL), -ETIMEDOUT);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.echo", NULL, TG_LONG_NS, &f));
 		for (int i = 0; i < 100; i++)
@@ -396,8 +396,8 @@ TG_TEST(c195_ranges, 2)
 	return 0;
 }
 
-/* Bad in each way an element can be, among 1000 good ones of
- * three owners: their neighbours do not suffer. */
+/* 1000 good elements of three owners, among elements that are bad in
+ * each possible way. The good ones are read. */
 TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -441,7 +441,7 @@ TG_TEST(c196_batch_of_a_thousand_some_bad, 4)
 				rref_view_free(views[i]);
 			}
 		}
-		/* A late read costs its neighbours nothing either. */
+		/* A late read does not delay the others either. */
 		struct rref *late[3] = { tg_remote(ctx, 2, "tg.hold", "l", 1), refs[7], refs[333] };
 
 		TG_IS(rref_to_here_batch(late, 3, 200 * MS, views, status), 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* 91: a value of several segments keeps its shape, wherever and however it is read. */
+/* 91: a value of several segments keeps its shape in every kind of read. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -96,7 +96,7 @@ static int get_shape(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &(struct rref_args){ .refs = &shaped[i], .nr_refs = 1 });
 }
 
-/* Reads what it is given, which belongs to a third worker: user to user. */
+/* Reads the given value, which belongs to a third worker: user to user. */
 static int check_shape_of(struct rref_call *call, void *arg)
 {
 	struct rref_view *v;
@@ -123,7 +123,7 @@ static void check_ranges(struct rref *r, const struct rref_view *whole)
 		TG_IS(got, want);
 		TG_CHECK(memcmp(buf, (const char *)rref_view_data(whole) + at, got) == 0 || !got);
 	}
-	/* The table of segments is no part of the payload, however much is asked for. */
+	/* The table of segments is no part of the payload, even for a longer read. */
 	size_t got;
 
 	TG_OK(rref_to_here_into(r, buf, 0, SIZE_MAX, RREF_DEFAULT, &got));

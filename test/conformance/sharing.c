@@ -128,7 +128,7 @@ TG_TEST(c053_returned_from_a_third_worker, 3)
 			tg_expect_bytes(r, &i, sizeof(i));
 			rref_release(r);
 		}
-		/* Round: the third is the first. */
+		/* Round: the third reference is the first. */
 		struct rref_future *f;
 		struct rref *r;
 
@@ -183,8 +183,8 @@ TG_TEST(c066_own_value_with_peer_and_self, 2)
 }
 
 /*
- * Values do not change. The owner's own state does; the value says where it is. The handler runs
- * where the value is, and uses it in place.
+ * Values do not change. The owner's own state does, and the value tells its place. The handler runs
+ * on the owner, and uses the value in place.
  */
 static int64_t accounts[4];
 static pthread_mutex_t accounts_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -215,7 +215,7 @@ TG_TEST(c068_state_changed_on_the_owner, 4)
 
 	tg_add(ctx, "add_to_account", add_to_account, 0);
 	tg_meet_serving(ctx, 0);
-	/* Everybody has an account at the next one. */
+	/* Every worker has an account at the next one. */
 	struct rref *r = tg_remote(ctx, (rank + 1) % 4, "tg.echo", &rank, sizeof(rank));
 
 	for (int i = 1; i <= 3; i++) {
@@ -230,7 +230,7 @@ TG_TEST(c068_state_changed_on_the_owner, 4)
 		rref_future_free(f);
 	}
 	TG_IS(sum, 10 + 20 + 30);
-	/* Elsewhere it cannot be used in place. */
+	/* Other workers cannot use it in place. */
 	struct rref_args a = { .data = &rank, .length = sizeof(rank), .refs = &r, .nr_refs = 1 };
 
 	TG_IS(rref_rpc_sync(ctx, (rank + 2) % 4, "add_to_account", &a, RREF_DEFAULT, NULL), -EPERM);
@@ -302,7 +302,7 @@ TG_TEST(c087_088_confirmed_inside_the_handler, 3)
 /* A round's answers wait for the last trainer, and all get the mean. */
 #define TRAINERS 3
 
-static struct rref_call *waiting[TRAINERS]; /* guarded by round_lock, as the rest */
+static struct rref_call *waiting[TRAINERS]; /* guarded by round_lock, as is all below */
 static double round_sum;
 static int nr_waiting, nr_rounds;
 static pthread_mutex_t round_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -394,7 +394,7 @@ TG_TEST(c163_a_handle_leaves_its_context_in_calls_only, 1)
 	struct rref *r, *other;
 	int status[2];
 
-	/* A group of its own, in this process. */
+	/* Make a separate group in this process. */
 	tg_options(&o, 0);
 	o.name = "other";
 	o.functions = tg_functions;
@@ -422,7 +422,7 @@ TG_TEST(c163_a_handle_leaves_its_context_in_calls_only, 1)
 
 /* A user passes a reference on while the owner cannot answer.
  * It is pending on both sides, and the handler waits. */
-TG_TEST(c190_pending_ones_are_visible, 3)
+TG_TEST(c190_pending_references_are_visible, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -477,7 +477,7 @@ int main(void)
 		cmocka_unit_test(c087_088_confirmed_inside_the_handler),
 		cmocka_unit_test(c108_three_trainers_average_ten_rounds),
 		cmocka_unit_test(c163_a_handle_leaves_its_context_in_calls_only),
-		cmocka_unit_test(c190_pending_ones_are_visible),
+		cmocka_unit_test(c190_pending_references_are_visible),
 	};
 
 	return cmocka_run_group_tests_name("sharing", tests, NULL, NULL);

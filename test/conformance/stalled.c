@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A case that the list forgot. A user that is stopped keeps its
- * references for stall_timeout; then it is fenced, and told so. */
+/* A case beyond the list. A user that is stopped keeps its references for stall_timeout. Then it is
+ * fenced, and told so. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Types: the worker that is asked for one, and the refusals of a value of a local-only type. */
+/* Types: the worker that answers for a type, and the refusals of a value of a local-only type. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,7 +41,7 @@ TG_TEST(c058_064_one_message_the_first_time_none_later, 2)
 	return 0;
 }
 
-TG_TEST(c058_064_what_the_program_uses_itself_is_known, 2)
+TG_TEST(c058_064_types_of_the_program_are_known, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 
@@ -227,8 +227,7 @@ TG_TEST(c128_160_used_on_its_owner_refused_elsewhere, 3)
 		tg_result(f, &sum, sizeof(sum));
 		TG_CHECK(sum == 4.0);
 		rref_future_free(f);
-		/* Shared on: the third worker cannot read it either,
-		 * and its owner can still use it. */
+		/* The third worker cannot read it either, and its owner can still use it. */
 		sum = 0;
 		TG_OK(rref_rpc_sync(ctx, 2, "relay", &a, RREF_DEFAULT, &f));
 		tg_result(f, &sum, sizeof(sum));
@@ -242,7 +241,7 @@ TG_TEST(c128_160_used_on_its_owner_refused_elsewhere, 3)
 	return 0;
 }
 
-TG_TEST(c160_one_that_is_not_ready_yet, 2)
+TG_TEST(c160_a_value_not_ready_yet, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 
@@ -266,13 +265,13 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(c058_064_one_message_the_first_time_none_later),
-		cmocka_unit_test(c058_064_what_the_program_uses_itself_is_known),
+		cmocka_unit_test(c058_064_types_of_the_program_are_known),
 		cmocka_unit_test(c058_064_blocks_on_a_slow_creation),
 		cmocka_unit_test(c058_064_of_a_value_that_is_set_later),
 		cmocka_unit_test(c058_064_of_a_failed_creation),
 		cmocka_unit_test(c058_064_on_an_owner_handle),
 		cmocka_unit_test(c128_160_used_on_its_owner_refused_elsewhere),
-		cmocka_unit_test(c160_one_that_is_not_ready_yet),
+		cmocka_unit_test(c160_a_value_not_ready_yet),
 	};
 
 	return cmocka_run_group_tests_name("types", tests, NULL, NULL);

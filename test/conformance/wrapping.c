@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A case that the list forgot: values in memory that the
- * program registered, read in place and given back. */
+/* A case beyond the list: values in memory that the program
+ * registered, read in place and given back. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -69,7 +69,7 @@ TG_TEST(more_wrapped_memory_is_read_in_place, 3)
 	return 0;
 }
 
-/* The only holder dies: the memory lent to it comes back when it is fenced. */
+/* The only holder dies. The memory lent to it comes back when it is fenced. */
 DEATH_TEST(more_wrapped_memory_outlives_its_user, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -43,10 +43,10 @@ struct demo_job {
 	const char *device;
 	int users;
 	char rendezvous[32];
-	int64_t patience;              /* ns that one operation may take, by the file's size */
+	int64_t patience;              /* ns for one operation, by the file's size */
 };
 
-/* References are numbered: the chunks, then the whole file, then the small one. */
+/* References are numbered: first the chunks, then the whole file, then the small value. */
 static inline uint32_t demo_nr_chunks(uint64_t file_bytes)
 {
 	return (uint32_t)((file_bytes + DEMO_CHUNK_BYTES - 1) / DEMO_CHUNK_BYTES);
@@ -66,7 +66,7 @@ static inline uint64_t demo_ref_bytes(uint64_t file_bytes, uint32_t i)
 	return i + 1 < n ? DEMO_CHUNK_BYTES : file_bytes - i * DEMO_CHUNK_BYTES;
 }
 
-/* The bytes that travel with references in a call: which of how many these are. */
+/* The bytes that travel with references in a call: their numbers, and the total. */
 struct demo_listing {
 	uint64_t file_bytes;
 	uint32_t from;
@@ -81,7 +81,7 @@ enum demo_op {
 	DEMO_READ,      /* users: everything, in one of the ways below */
 	DEMO_SMALL,     /* users: the small value, many times */
 	DEMO_STATS,
-	DEMO_RELEASE,   /* all references held; on the owner after all users' are gone */
+	DEMO_RELEASE,   /* all references; on the owner after all users */
 	DEMO_LEAVE,     /* graceful shutdown; the worker then exits */
 };
 
@@ -99,7 +99,7 @@ struct demo_report {
 	int64_t read_ns;               /* spent in the library's reads alone */
 	int64_t p50_ns, p99_ns;
 	int64_t cpu_ns;                /* DEMO_STATS: of this process since its start */
-	unsigned char sha[DEMO_SHA_BYTES]; /* DEMO_READ: of what was read */
+	unsigned char sha[DEMO_SHA_BYTES]; /* DEMO_READ: digest of the read bytes */
 	unsigned char small[DEMO_SMALL_BYTES];
 	/* DEMO_JOIN: how this worker reaches the owner (the owner: u1) */
 	char device[16];
@@ -115,10 +115,10 @@ static inline int64_t demo_now(void)
 	return (int64_t)ts.tv_sec * DEMO_SEC + ts.tv_nsec;
 }
 
-/* "owner", "u1" ...: also the workers' names in the group. */
+/* Returns "owner", "u1" ...: also the workers' names in the group. */
 const char *demo_name(int rank);
 
-/* Runs the whole demo; the exit status. */
+/* Runs the whole demo, and returns the exit status. */
 int demo_launch(struct demo_job *job);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The steps of the demo, and the conditions that must hold
- * after each. The verdict is the launcher's alone. */
+/* The steps of the demo, and the conditions that must hold after each.
+ * The launcher alone gives the verdict. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -32,7 +32,7 @@ static struct {
 	int64_t p50_ns, p99_ns, stopped_p50_ns;
 } results[1 + DEMO_USERS_MAX];
 
-/* Counts once, however often it is done: how often depends on the machine's speed. */
+/* Counts once per place: the number of runs depends on the machine's speed. */
 #define check(cond, ...) \
 	do { \
 		static bool counted; \

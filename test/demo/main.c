@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Options, and which file. */
+/* The options, and the choice of the file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -14,7 +14,7 @@
 #include "demo.h"
 #include "show.h"
 
-#define SLOWEST UINT64_C(4000000) /* bytes per second that a read may be as slow as */
+#define SLOWEST UINT64_C(4000000) /* bytes per second of the slowest allowed read */
 
 static void usage(FILE *to)
 {
@@ -78,7 +78,7 @@ static uint64_t available_memory(void)
 	return found * 1024;
 }
 
-/* Opens and measures the file; refuses what cannot be shown. */
+/* Opens and measures the file; refuses a file that cannot be shown. */
 static void open_file(struct demo_job *job)
 {
 	struct stat st;
@@ -97,8 +97,8 @@ static void open_file(struct demo_job *job)
 			job->path, show_bytes(job->file_bytes));
 		exit(1);
 	}
-	/* The owner holds it twice (chunks, whole), each user
-	 * once in the whole, and some besides. */
+	/* The owner holds it twice (chunks, whole), and each user
+	 * once in the whole, with some extra. */
 	need = (2 + (uint64_t)job->users) * job->file_bytes +
 		(1 + (uint64_t)job->users) * 64 * DEMO_CHUNK_BYTES;
 	if (need > available_memory()) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The ways of reading. Each brings the whole file here and hashes what arrived, in order; the
+ * The ways of reading. Each brings the whole file here and hashes the arrived bytes, in order. The
  * launcher compares the digest with the file's. Only the reads are timed, not the hashing.
  */
 #include <stdlib.h>
@@ -131,8 +131,8 @@ void demo_read(struct demo_worker *w, enum demo_way way, struct demo_report *r)
 	one_pass(w, way, demo_now(), r);
 	if (r->read_ns > TWICE_BELOW)
 		return;
-	/* The first touch of landing memory costs more than such
-	 * a read: the second time tells what reading costs. */
+	/* The first touch of landing memory costs more than such a read. So the second time tells
+	 * the cost of reading. */
 	one_pass(w, way, INT64_MAX, &again);
 	if (memcmp(again.sha, r->sha, sizeof(r->sha)) != 0)
 		demo_give_up(w, "the second reading brought other bytes than the first");

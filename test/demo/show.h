@@ -13,21 +13,22 @@
 void show_init(void);
 void show_fact(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* A step begins (its time runs); a line that it is done. A step may have several. */
+/* show_step begins a step, whose time runs. show_done prints a line
+ * that it is done; a step may have several. */
 void show_step(const char *name);
 void show_done(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void show_progress(const char *what, double share);   /* 0..1; < 0 = not known */
 
-/* A remark of a worker; an error of one (to standard error). */
+/* Print a worker's remark, and an error (to standard error). */
 void show_note(const char *who, const char *text);
 void show_error(const char *who, const char *text);
 
-/* The last line. */
+/* Prints the last line. */
 void show_passed(unsigned nr_checks, int64_t ns);
 void show_failed(const char *why);
 
-/* A table of one label and nr numbers per row, under headings
- * in groups. Cells are texts of at most width columns. */
+/* A table of one label and nr numbers per row, under headings in groups.
+ * Cells are texts of at most width columns. */
 struct show_group {
 	const char *title;
 	size_t nr;
@@ -37,7 +38,7 @@ void show_table_top(const char *label, const struct show_group *groups, size_t n
 void show_table_row(const char *label, const char *const *cells);
 void show_table_end(void);
 
-/* "33.3 MB", "1.2 ms"; static buffers, eight in turn. */
+/* Format "33.3 MB", "1.2 ms" into static buffers, eight in turn. */
 const char *show_bytes(uint64_t bytes);
 const char *show_time(int64_t ns);
 const char *show_us(void);   /* microseconds */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Worker processes: start, command, stop, continue, end. Nothing of them outlives the launcher. */
+/* Worker processes: start, command, stop, continue, end. All of them end with the launcher. */
 #include "team.h"
 
 #include <errno.h>
@@ -30,11 +30,12 @@ static struct {
 		uint64_t bytes;
 	} worker[1 + DEMO_USERS_MAX];
 	bool failed;                    /* set: only failures of other workers count now */
-	bool leaving;                   /* a worker that has reported may end */
+	bool leaving;                   /* a worker may end after its report */
 	int signals;                    /* signalfd: signals that would end the launcher */
 } team = { .signals = -1 };
 
-/* Waits for a worker's exit; true when it has come. No other process can have its pid before. */
+/* Waits for a worker's exit; returns true when it has come. No
+ * other process can have its pid before. */
 static bool reap(int rank, int64_t end, int *status)
 {
 	pid_t got;
@@ -172,11 +173,11 @@ static void catch_signals(sigset_t *before)
 
 _Noreturn static void be_worker(int rank, int fd, pid_t launcher, const sigset_t *before)
 {
-	/* A launcher that dies, however, takes its workers along, stopped ones too. */
+	/* A launcher that dies in any way takes its workers along, also stopped ones. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != launcher)
 		_exit(1);
-	/* Control-C goes to all; it is the launcher that ends us. */
+	/* Control-C goes to all, and the launcher ends us. */
 	signal(SIGINT, SIG_IGN);
 	signal(SIGQUIT, SIG_IGN);
 	sigprocmask(SIG_SETMASK, before, NULL);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The launcher's worker processes. Rank 0 is the owner. Any failure ends all of them, by pid, and
- * the demo: these calls then do not return. Failures are a worker's own, its death, silence beyond
- * the job's patience, and a signal to the launcher.
+ * the demo: these calls then do not return. A failure is a worker's own, its death, silence beyond
+ * the job's patience, or a signal to the launcher.
  */
 #ifndef DEMO_TEAM_H
 #define DEMO_TEAM_H
@@ -22,12 +22,12 @@ pid_t team_pid(int rank);
 void team_run(int first, int end, const struct demo_command *c, uint64_t expect, const char *what,
 	      struct demo_report *out);
 
-/* SIGSTOP or SIGCONT, and wait until the kernel says that it took effect. */
+/* Send SIGSTOP or SIGCONT, and wait until the kernel says that it took effect. */
 void team_stop(int rank);
 void team_continue(int rank);
 bool team_is_stopped(int rank);
 
-/* All have left: waits for their exits, which must be clean. */
+/* Waits for the exits of all workers, which must be clean. */
 void team_finish(void);
 
 /* Ends the workers, and the demo as failed. */

@@ -27,7 +27,7 @@ static const char *what_is_wrong(const struct rref_ctx *ctx, const struct rref *
 
 /*
  * Keeps references that arrived from a worker: consumed, except on failure. Handlers run on several
- * threads, and may run before rref_init has returned: w->ctx is not for them.
+ * threads, perhaps before rref_init has returned. So they may not use w->ctx.
  */
 static int keep(struct demo_worker *w, const struct rref_ctx *ctx, const struct demo_listing *l,
 		struct rref **refs, size_t nr, int from, const char **why)
@@ -161,7 +161,7 @@ void demo_share(struct demo_worker *w, struct demo_report *r)
 	r->nr_refs = w->nr_refs;
 }
 
-/* Drops all, and waits until the protocol has nothing left to do about it here. */
+/* Drops all references, and waits until the protocol has no work left for them here. */
 void demo_release(struct demo_worker *w, struct demo_report *r)
 {
 	int64_t end = demo_now() + SETTLE;
@@ -169,8 +169,8 @@ void demo_release(struct demo_worker *w, struct demo_report *r)
 	struct rref **refs = demo_held(w);
 
 	if (w->rank == 0) {
-		/* The users' releases are on their way here: an owner
-		 * may drop its own earlier, but then shows nothing. */
+		/* The users' releases are on their way here. An owner may drop its
+		 * own earlier, but then shows nothing. */
 		for (r->stats.size = sizeof(r->stats);; usleep(1000)) {
 			demo_ok(w, rref_get_stats(w->ctx, &r->stats), "rref_get_stats", 0);
 			if (s->forks == 0)

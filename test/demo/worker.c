@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker's life: join the group, do what the launcher says, leave. */
+/* A worker's life: join the group, obey the launcher, leave. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 
 void demo_tell(struct demo_worker *w, const struct demo_report *r)
 {
-	/* Reports that the launcher waits for must arrive; reports for show may be lost. */
+	/* Reports that the launcher waits for must arrive; reports for the display may be lost. */
 	int flags = MSG_NOSIGNAL |
 		(r->kind == DEMO_PROGRESS || r->kind == DEMO_NOTE ? MSG_DONTWAIT : 0);
 
@@ -162,7 +162,7 @@ int demo_work(const struct demo_job *job, int rank, int fd)
 		demo_tell(&w, &r);
 		if (c.op == DEMO_LEAVE)
 			break;
-		/* No deadline: the launcher's end, however it comes, ends this wait. */
+		/* No deadline: the launcher's end ends this wait in any case. */
 		do
 			n = recv(fd, &c, sizeof(c), 0);
 		while (n < 0 && errno == EINTR);

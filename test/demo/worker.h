@@ -20,15 +20,15 @@ struct demo_worker {
 	struct rref **refs;
 };
 
-/* The process' life; its exit status. */
+/* Lives the process' life, and returns its exit status. */
 int demo_work(const struct demo_job *job, int rank, int fd);
 
 _Noreturn void demo_give_up(struct demo_worker *w, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 void demo_tell(struct demo_worker *w, const struct demo_report *r);
 void demo_tell_progress(struct demo_worker *w, uint64_t bytes);
-/* Gives up when a call of the library failed: tells the call,
- * the error's meaning, and the library's own words. */
+/* Gives up if a call of the library failed. Tells the call, the
+ * error's meaning, and the library's own words. */
 int demo_ok(struct demo_worker *w, int result, const char *what, uint32_t which);
 
 /* owner.c */
@@ -39,7 +39,7 @@ int demo_serve_get(struct rref_call *call, void *worker);
 void demo_get(struct demo_worker *w, struct demo_report *r);
 void demo_share(struct demo_worker *w, struct demo_report *r);
 void demo_release(struct demo_worker *w, struct demo_report *r);
-/* all references, which must have come: no more will */
+/* Returns all references, which must have come: no more will. */
 struct rref **demo_held(struct demo_worker *w);
 int demo_serve_take(struct rref_call *call, void *worker);
 

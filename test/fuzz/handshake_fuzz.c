@@ -56,7 +56,7 @@ static void rendezvous(const uint8_t *bytes, size_t size)
 	char text[64];
 	int err;
 
-	/* rz_read lets no others through. */
+	/* rz_read passes no others. */
 	if (size < RZ_HEAD_BYTES || size > sizeof(in.frame))
 		return;
 	memcpy(in.frame, bytes, size);
@@ -70,7 +70,7 @@ static void rendezvous(const uint8_t *bytes, size_t size)
 	must(rz_end_take(&in, &s, &digest) < 0);
 	must(rz_failed_take(&in, &s, &err, text, sizeof(text)) < 0);
 	rz_refuse_take(&in, &err, text, sizeof(text));
-	/* An entry is read before END vouches for it: one form for each. */
+	/* An entry is read before END vouches for it: each has one form. */
 	if (!rz_member_take(&in, &m)) {
 		uint8_t again[RZ_FRAME_MAX];
 

@@ -29,7 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!fixed || !m)
 		abort();
 	memcpy(fixed, data, size);
-	/* The length is right in most inputs, or the fuzzer would learn nothing but that field. */
+	/* The length is right in most inputs. Else the fuzzer
+	 * would learn nothing but that field. */
 	if (size >= RW_FRAME_BYTES && !(fixed[1] & 0x80)) {
 		fixed[4] = (uint8_t)size;
 		fixed[5] = (uint8_t)(size >> 8);

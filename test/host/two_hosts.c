@@ -4,9 +4,9 @@
  *
  *   mixed   two workers on each: shm inside a host, ibv between them,
  *           the same regions registered with both
- *   death   an owner whose host dies without a word: its readers hear of it in bounded time,
+ *   death   an owner whose host dies without a word: its readers learn of it in bounded time,
  *           and leave
- *   flap    a link that goes for two seconds, some times: reads and calls go on behind it
+ *   flap    a link that goes down for two seconds, several times: reads and calls go on after it
  *
  * Host 0 prints the verdict; host 1 gives its own by its exit status.
  */
@@ -26,7 +26,7 @@ static struct rref *own[3];
 static const size_t sizes[3] = { 8, 100000, BIG };
 static int host, nr_hosts_ranks;
 static int64_t peer_timeout = 8 * NSEC_PER_SEC;
-/* the workers of both are not this process' children: the time is all that it says */
+/* workers of both hosts are not this process' children: it gives the time alone */
 static struct tg_group hosts;
 
 static unsigned char byte_at(int rank, size_t i)
@@ -40,7 +40,7 @@ static int get(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &(struct rref_args){ .refs = own, .nr_refs = 3 });
 }
 
-/* Reads the references that it was given, of any owner, and returns the number of right bytes. */
+/* Reads its references, of any owner, and returns the number of right bytes. */
 static int verify(struct rref_call *call, void *arg)
 {
 	uint64_t good = 0;
@@ -65,7 +65,7 @@ static int die(struct rref_call *call, void *arg)
 {
 	(void)arg;
 	(void)call;
-	/* The harness' way to end this host at once, as if the power went. */
+	/* Ends this host at once by the harness, like a loss of power. */
 	execl("test/vm/die.sh", "die.sh", (char *)NULL);
 	_exit(9);
 }
@@ -82,7 +82,7 @@ static struct rref_ctx *join(int rank, int world)
 	struct rref_options o;
 	struct rref_ctx *ctx;
 
-	/* The same on both hosts, as an administrator would have put it there. */
+	/* The same key on both hosts, as an administrator would put it there. */
 	TG_CHECK(fd >= 0 && write(fd, "a key for two hosts, 32 bytes..!", 32) == 32 &&
 		 close(fd) == 0);
 	rref_options_init(&o);
@@ -93,8 +93,7 @@ static struct rref_ctx *join(int rank, int world)
 	o.functions = functions;
 	o.nr_functions = array_size(functions);
 	tg_log(&o);
-	/* An emulated host may be kept from running for longer
-	 * than a real one is silent when it is dead. */
+	/* An emulated host may stand still for longer than the silence of a dead real one. */
 	o.peer_timeout = peer_timeout;
 	o.init_timeout = 60 * NSEC_PER_SEC;
 	o.timeout = 60 * NSEC_PER_SEC;
@@ -126,7 +125,7 @@ static int mixed(int rank)
 		ibv_peers += strcmp(w.device, "ibv") == 0;
 	}
 	TG_CHECK(shm_peers == 1 && ibv_peers == 2);
-	/* Peers may not have made theirs yet: the barrier of a first round of calls. */
+	/* Peers may lack their values yet: a first round of calls is the barrier. */
 	for (int peer = 0; peer < 4; peer++) {
 		struct rref_future *f;
 		struct rref *r[3];
@@ -146,7 +145,8 @@ static int mixed(int rank)
 			TG_OK(rref_future_ref(f, i, &r[i]));
 		rref_future_free(f);
 		for (int i = 0; i < 3; i++) {
-			/* The big one once in each way: the emulated wire carries a few MB/s. */
+			/* The big value once in each direction: the
+			 * emulated wire carries a few MB/s. */
 			if (i == 2 && !(rank == 0 && peer == 2) && !(rank == 3 && peer == 1))
 				continue;
 			TG_OK(rref_to_here(r[i], RREF_DEFAULT, &v));
@@ -171,8 +171,8 @@ static int mixed(int rank)
 		for (int i = 0; i < 3; i++)
 			rref_release(r[i]);
 	}
-	/* The others may still ask for its own: the graceful
-	 * shutdown releases those when everybody has come. */
+	/* The others may still ask for its values. The graceful shutdown
+	 * releases them when every worker has come. */
 	tg_finish(ctx);
 	return 0;
 }
@@ -271,9 +271,9 @@ static int flap(int rank)
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
 		/*
-		 * Several times, since the outcome depends on the moment. The connection may
-		 * outlive one: a side that waits for an answer, and sends nothing meanwhile, does
-		 * not notice.
+		 * Several times, since the outcome depends on the moment. The
+		 * connection may outlive one flap. A side that waits for an answer, and
+		 * sends nothing meanwhile, does not notice.
 		 */
 		for (int n = 0; n < FLAPS || !tg_stats(ctx).resumed_sessions; n++) {
 			read_over_a_flap(ctx, r);

@@ -494,7 +494,7 @@ bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed)
 
 #define AFTER_FAILURE_S 10
 
-/* Ends are looked at and not taken before all have come: until then no pid is another process'. */
+/* Looks at ends without reaping, until all have come: so no pid becomes another process's. */
 static bool has_ended(pid_t pid, siginfo_t *how)
 {
 	how->si_pid = 0;
@@ -569,7 +569,7 @@ int tg_run_group(struct tg_group *g, int (*worker)(int rank, void *arg), void *a
 		if (g->pid[r] == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			tg_current = g;
-			/* cmocka's handlers would end the worker with status 255 and no word. */
+			/* cmocka's handlers would end the worker with status 255 and no text. */
 			for (size_t k = 0; k < array_size(crashes); k++)
 				signal(crashes[k], SIG_DFL);
 			g->shared->pid[r] = getpid();

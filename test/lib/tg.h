@@ -22,16 +22,17 @@
 struct tg_group {
 	int world;
 	int timeout_s;              /* seconds for the whole run; 0 = 60, times RREF_TEST_SLOW */
-	int expect_killed[TG_MAX];  /* rank -> 1: this one ends by SIGKILL */
+	int expect_killed[TG_MAX];  /* rank -> 1: it ends by SIGKILL */
 	/* made by tg_run */
 	char rendezvous[64];
 	struct tg_shared *shared;   /* memory all workers of the run see */
 	pid_t pid[TG_MAX];
-	/* CLOCK_MONOTONIC ns; a little before the run is ended by force */
+	/* CLOCK_MONOTONIC ns; a little before the run's forced end */
 	int64_t deadline;
 };
 
-/* Memory for tests to meet in, beside the library: flags, counters, and the pids of all workers. */
+/* Memory for tests to meet in, outside the library: flags,
+ * counters, and the pids of all workers. */
 struct tg_shared {
 	_Atomic int flag[16];
 	_Atomic int arrived[16];
@@ -51,18 +52,19 @@ enum rref_progress_mode tg_mode(void);
 void tg_options(struct rref_options *o, int rank);
 /* The library's log to stderr if RREF_TEST_LOG is set. */
 void tg_log(struct rref_options *o);
-/* rref_init with tg_options and these functions; ends the worker with a message when it fails. */
+/* Runs rref_init with tg_options and these functions. Ends the
+ * worker with a message if it fails. */
 struct rref_ctx *tg_init(int rank, const struct rref_function *fns, size_t nr);
 /*
- * The one deadline of a worker's waits that have no time of their own. A worker may wait for
- * another one's whole work, so no wait has a shorter deadline. The wait names the missing event
- * before the run is ended by force.
+ * The one deadline of a worker's waits that have no other time. A worker may
+ * wait for another one's whole work, so no wait has a shorter deadline. The wait
+ * names the missing event before the run's forced end.
  */
 int64_t tg_deadline(void);
-/* Graceful shutdown that must succeed, and free. */
+/* Shuts down gracefully, which must succeed, and frees the context. */
 void tg_finish(struct rref_ctx *ctx);
 
-/* All workers of the run meet at point i (not through the library). */
+/* Waits until all workers of the run are at point i (not through the library). */
 void tg_meet(int i);
 void tg_wait_flag(int i, int value);
 const char *tg_device(void);
@@ -72,7 +74,7 @@ int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
  * hardware, which has no time to spare. */
 void tg_pause(void);
 int tg_scale(int n);       /* loop counts: fewer on emulated hardware */
-void tg_free_place(char *buf, size_t size);   /* a rendezvous address that nobody else uses */
+void tg_free_place(char *buf, size_t size);   /* a rendezvous address that no other program uses */
 struct rref_stats tg_stats(struct rref_ctx *ctx);
 /* Waits until cond(ctx, arg) holds; false at tg_deadline. */
 bool tg_eventually(bool (*cond)(struct rref_ctx *ctx, void *arg), struct rref_ctx *ctx, void *arg);
@@ -101,27 +103,28 @@ int tg_flag(int i);
  */
 extern const struct rref_function tg_functions[];
 extern const size_t tg_nr_functions;
-/* tg_options and tg_functions. */
+/* Joins with tg_options and tg_functions. */
 struct rref_ctx *tg_join(int rank);
 /* tg_refuse: rref_init must fail with err, and with this in its text. tg_accept: it must succeed,
  * and this worker leaves again. */
 void tg_refuse(const struct rref_options *o, int err, const char *text);
 void tg_accept(const struct rref_options *o);
-/* Counters of worker `rank`, by a call. */
+/* Returns the counters of worker `rank`, by a call. */
 struct rref_stats tg_stats_of(struct rref_ctx *ctx, int rank);
-/* Waits until worker `rank` owns, shares and holds nothing;
- * ends this worker with the counters if that does not come. */
+/* Waits until worker `rank` owns, shares and holds nothing. If that does not come, it ends this
+ * worker with the counters. */
 void tg_until_clean(struct rref_ctx *ctx, int rank);
-/* Waits until `nr` calls of tg.hold are held by worker `rank`; answers them. */
+/* tg_until_held waits until worker `rank` holds `nr` calls of
+ * tg.hold. tg_release_held answers them. */
 void tg_until_held(struct rref_ctx *ctx, int rank, int nr);
 int tg_release_held(struct rref_ctx *ctx, int rank);
 /* Forgets the calls held in this process, each answered with an error. For use after a shutdown. */
 void tg_drop_held(void);
 /* Takes the result of a call that must be `length` bytes. */
 void tg_result(struct rref_future *f, void *to, size_t length);
-/* Brings ref here: it must hold these bytes. */
+/* Reads ref, which must hold these bytes. */
 void tg_expect_bytes(struct rref *ref, const void *bytes, size_t length);
-/* A byte pattern of which every offset and seed can be told apart. */
+/* Makes bytes that differ with each offset and seed. */
 unsigned char tg_byte(size_t offset, unsigned seed);
 void tg_fill(void *to, size_t length, unsigned seed);
 bool tg_filled(const void *at, size_t length, size_t offset, unsigned seed);

@@ -134,7 +134,7 @@ int tg_send_wake(struct foe *f, uint32_t i)
 	return rvs_wake_send(f->conn->sock);
 }
 
-/* Asks for regions of worker 1's again and again, and takes none: the answers fit its socket. */
+/* Asks for regions of worker 1's again and again, and takes no answer: they fit its socket. */
 int tg_send_again(struct foe *f, uint32_t i)
 {
 	struct rvs_packet p;

@@ -22,14 +22,14 @@
 				 __attribute__((unused)) void *arg)
 
 _Noreturn void tg_die(void);
-/* Serves until somebody sets the flag, then dies. */
+/* Serves until the flag is set, then dies. */
 _Noreturn void tg_serve_and_die(struct rref_ctx *ctx, int flag);
-/* Survivors leave in bounded time; that somebody died is not their fault. */
+/* Leaves as a survivor, in bounded time: the death of another worker is not its fault. */
 void tg_leave(struct rref_ctx *ctx);
 /* Tells tg_eventually whether worker *(int *)rank is known to be dead. */
 bool tg_is_dead(struct rref_ctx *ctx, void *rank);
-/* Stops a worker, and waits until each of its threads has
- * stopped: the signal alone is only a wish. */
+/* Stops a worker, and waits until each of its threads has stopped:
+ * the signal alone is only a request. */
 void tg_stop_worker(int rank);
 void tg_continue_worker(int rank);
 

@@ -147,7 +147,7 @@ static int good(int rank)
 	o.log = rank == 1 ? on_log : o.log;
 	o.max_waiting = FOE_WAITING;
 	if (!tg_is_shm())
-		/* an emulated device takes its time for a handshake */
+		/* handshakes of an emulated device take longer */
 		o.peer_timeout = 5 * NSEC_PER_SEC;
 	TG_OK(rref_init(&o, &ctx));
 	ctx->session.answer_ns = 2 * NSEC_PER_SEC;
@@ -243,7 +243,7 @@ static void on_recv(struct foe *f, const struct rv_event *ev)
 	if (f->deaf)
 		return;
 	f->ops->recv_done(f->dev, ev->token);
-	/* A peer that never confirms messages gets no more, sooner or later. */
+	/* A peer that never confirms messages gets no more at some time. */
 	if (f->got % 32 == 0)
 		foe_say_received(f, NULL);
 }
@@ -410,7 +410,7 @@ void foe_meet(struct foe *f, int to)
 		foe_dial(f, to);
 	} while (f->failed && f->status == -EAGAIN); /* too many for now */
 	if (f->failed)
-		fprintf(stderr, "worker %d did not take the foe's hello: %d %s\n", to, f->status,
+		fprintf(stderr, "worker %d refused the foe's hello: %d %s\n", to, f->status,
 			f->reason);
 	TG_CHECK(f->connected);
 	f->nr_recv[RW_AUTH] = 0;
@@ -464,7 +464,7 @@ void foe_others_work(void)
 }
 
 /*
- * Checks that the last message ends the connection, and is counted. The foe may hear of the end
+ * Checks that the last message ends the connection, and is counted. The foe may learn of the end
  * first: a device tells the peer before it tells its own program.
  */
 void foe_must_end(struct foe *f, int rank, uint64_t rejected_before, const char *what)

@@ -26,7 +26,8 @@ extern const struct rref_type tgt_tick, tgt_book; /* book: local only */
 struct rref_ctx *tgt_join(int rank);
 /* Waits until all workers are clean (rank 0), then shuts down. */
 void tgt_finish(struct rref_ctx *ctx, int world);
-/* A value that worker `to` made, with its location here; a value that is not set yet. */
+/* tgt_made returns a value that worker `to` made, with its location
+ * here. tgt_prepared returns an unset value. */
 struct rref *tgt_made(struct rref_ctx *ctx, int to, const char *type);
 struct rref *tgt_prepared(struct rref_ctx *ctx, int to, const char *type);
 void tgt_is_type(struct rref *ref, const char *name, size_t element_size, unsigned flags);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program that shuts itself in: from now on the system refuses it membarrier(2). */
+/* A program that shuts itself in: the system refuses it membarrier(2) after this. */
 #ifndef TL_MEMBARRIER_H
 #define TL_MEMBARRIER_H
 

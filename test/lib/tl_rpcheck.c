@@ -187,7 +187,7 @@ const char *tl_rp_check(const struct rp *m)
 {
 	struct seen seen = { .waits = 0 };
 	const char *text;
-	uint32_t left = m->owners.live; /* most places of a chunk are free, and behind the others */
+	uint32_t left = m->owners.live; /* most places of a chunk are free, after the used ones */
 
 	for (uint32_t i = left ? rp_pool_next(&m->owners, 0) : 0; i && left;
 	     i = rp_pool_next(&m->owners, i)) {

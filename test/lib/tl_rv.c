@@ -169,7 +169,7 @@ static void on_message(struct tlv_node *n, struct tlv_conn *c, const struct rv_e
 	if (n->nr_held == TLV_MAX_HELD)
 		abort();
 	n->held[n->nr_held++] = (struct tlv_held){c, ev->token, ev->data, ev->len};
-	/* Not the oldest first: buffers come back in any order. */
+	/* Frees newer ones first: buffers come back in any order. */
 	if (n->mode == TLV_HOLD && n->nr_held >= 24) {
 		tlv_sleep_ms(1);
 		for (unsigned i = 0; i < 20; i++)
@@ -296,7 +296,7 @@ int tlv_pump(struct tlv_node *n, int ms, int other_fd)
 		nr = take(n, RV_POLL_SLOW);
 		n->nr_timeouts += !slept;
 		if (!slept && nr > 0)
-			/* the caller knows whether ms was long enough for this to mean something */
+			/* the caller knows whether ms was long enough for this to count */
 			n->nr_late++;
 		return nr;
 	}
@@ -407,7 +407,7 @@ struct tlv_region *tlv_region(struct tlv_node *n, size_t size, enum rv_access ac
 		memset(r->mem, TLV_PATTERN_LOCAL, size);
 	if (getrandom(&iova, sizeof(iova), 0) != sizeof(iova))
 		return NULL;
-	/* Random, page-aligned as ibv wants it relative to base, and no wrap. */
+	/* Random, page-aligned relative to base for ibv, and without a wrap. */
 	iova = (iova & 0x3fffffffffff000) | ((uintptr_t)r->mem & 4095);
 	if (n->ops->reg(n->dev, r->mem, size, r->fd, iova, access, &r->mr)) {
 		fprintf(stderr, "reg: %s\n", rv_error_text());

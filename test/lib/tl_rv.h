@@ -29,7 +29,7 @@ enum tlv_policy { TLV_ACCEPT, TLV_REJECT, TLV_IGNORE };
 enum tlv_mode {
 	TLV_COUNT,      /* count and check messages */
 	TLV_ECHO,       /* send each back */
-	/* keep messages, give back out of order when many are kept: a slow receiver */
+	/* keep messages, free them out of order when many are kept: a slow receiver */
 	TLV_HOLD,
 	TLV_KEEP,       /* keep them until told */
 };
@@ -73,7 +73,7 @@ struct tlv_node {
 	enum tlv_policy policy;
 	enum tlv_mode mode;
 	bool allow;                             /* allow_reads on every connection that comes up */
-	/* close_conn on DISCONNECTED and FAILED, as a program would */
+	/* close_conn on DISCONNECTED and FAILED, as a program does */
 	bool close_ended;
 	unsigned char answer[256];
 	uint32_t answer_len;
@@ -83,7 +83,7 @@ struct tlv_node {
 	unsigned nr_held;
 	struct tlv_region regions[TLV_MAX_REGIONS];
 	uint64_t nr_events, nr_unknown;
-	uint64_t nr_timeouts;                   /* sleeps that nobody ended */
+	uint64_t nr_timeouts;                   /* sleeps that ran to their end */
 	/* time-outs after which there was something: a lost wake-up */
 	uint64_t nr_late;
 	/* status by cookie, or TLV_UNFINISHED; atomic: threads that read wait for it */
@@ -91,8 +91,8 @@ struct tlv_node {
 	unsigned read_reports[TLV_MAX_READS];
 };
 
-/* The table under test; set by the program, so that tests of
- * other things need not link every provider. */
+/* The table under test. The program sets it, so that tests of other
+ * things need not link every provider. */
 extern const struct rv_ops *tlv_ops;
 bool tlv_is_shm(void);
 unsigned tlv_scaled(unsigned n);
@@ -108,16 +108,16 @@ void tlv_close_conn(struct tlv_conn *c);
 /* Makes one round: takes in present events, else sleeps up to ms (0:
  * does not). Returns the number of events. */
 int tlv_pump(struct tlv_node *n, int ms, int other_fd);
-/* Pumps until *flag, or *count >= target; false at the deadline. */
+/* Pump until *flag, or *count >= target; false at the deadline. */
 bool tlv_until(struct tlv_node *n, const bool *flag);
 bool tlv_until_count(struct tlv_node *n, const uint64_t *count, uint64_t target);
 /* Pumps for that long. */
 void tlv_pump_for(struct tlv_node *n, int ms);
-/* The next message of a numbered stream; waits for WRITABLE when told -EAGAIN. */
+/* Sends the next message of a numbered stream; waits for WRITABLE after -EAGAIN. */
 int tlv_send_next(struct tlv_conn *c, size_t len);
 void tlv_release_all(struct tlv_node *n);
 
-/* The memory of this process. */
+/* Look at this process: its open descriptors, its lowest free one, its mappings. */
 unsigned tlv_open_fds(void);
 unsigned tlv_lowest_free_fd(void);
 unsigned tlv_maps(void);
@@ -126,11 +126,11 @@ struct tlv_region *tlv_region(struct tlv_node *n, size_t size, enum rv_access ac
 			      uint64_t seed);
 int tlv_unregion(struct tlv_node *n, struct tlv_region *r);
 void tlv_fill(unsigned char *p, size_t size, uint64_t seed);
-/* The first wrong byte's index, or -1. */
+/* Returns the first wrong byte's index, or -1. */
 int64_t tlv_differs(const unsigned char *p, size_t size, uint64_t seed, uint64_t offset);
 
-/* Posts all and waits for all; cookies are set here. 0, or
- * -errno if one could not be posted; r[i].status is set. */
+/* Posts all and waits for all; sets the cookies. Returns 0, or -errno if
+ * one could not be posted; r[i].status is set. */
 int tlv_reads(struct tlv_conn *c, struct rv_read *r, unsigned nr);
 /* A region of the peer. tlv_read READs [offset, offset+len) of it into the start of `to`, and
  * returns the status, or -errno of posting. */
@@ -177,9 +177,9 @@ struct tlv_peer {
 };
 
 void tlv_fork(struct tlv_peer *p);
-/* Asks and waits for the answer; fails the test when none comes. */
+/* Asks and waits for the answer; fails the test if no answer comes. */
 struct tlv_msg tlv_ask(struct tlv_peer *p, struct tlv_msg m);
-/* The two halves of it. */
+/* The two halves of tlv_ask. */
 void tlv_tell(struct tlv_peer *p, struct tlv_msg m);
 struct tlv_msg tlv_hear(struct tlv_peer *p);
 void tlv_peer_open(struct tlv_peer *p, const struct rv_options *opt);
@@ -187,16 +187,16 @@ void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode m
 		     const void *answer, size_t len);
 struct tlv_remote tlv_peer_region(struct tlv_peer *p, size_t size, enum rv_access access,
 				  uint64_t seed);
-/* The index-th connection of the peer, once it says so much: pumps n meanwhile. */
+/* Returns the peer's index-th connection, once the peer reports it: pumps n meanwhile. */
 struct tlv_conn tlv_peer_conn(struct tlv_peer *p, unsigned index);
 /* Waits until the peer's index-th connection is up / has ended. */
 bool tlv_peer_until_up(struct tlv_peer *p, struct tlv_node *n, unsigned index);
 bool tlv_peer_until_down(struct tlv_peer *p, struct tlv_node *n, unsigned index,
 			 struct tlv_conn *out);
-/* Ends it and waits for it; fails the test if it did not end well. */
+/* Ends the peer and waits for it; fails the test if it did not end well. */
 void tlv_peer_exit(struct tlv_peer *p);
 void tlv_peer_kill(struct tlv_peer *p);
-/* Ends the rest of it, in any state: for teardown. */
+/* Ends the rest of the peer, in any state: for teardown. */
 void tlv_peer_reap(struct tlv_peer *p);
 
 #endif

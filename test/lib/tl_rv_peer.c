@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A peer: a forked process with a node of its own, told what
- * to do over a socket pair. See tl_rv.h. */
+/* A peer: a forked process with its own node, commanded over a socket pair. See tl_rv.h. */
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -58,7 +57,7 @@ static void obey(struct tlv_node *n, struct tlv_msg *m)
 			m->c = (uint64_t)(r - n->regions);
 		}
 		break;
-	/* a: which; b: overwrite it with that after the key is gone, before it is unmapped */
+	/* a: the region; b: overwrite it with that after the key is gone, before it is unmapped */
 	case TLV_OP_UNREGION:
 		r = &n->regions[m->a];
 		m->status = n->ops->dereg(n->dev, &r->mr);

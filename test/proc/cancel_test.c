@@ -55,9 +55,9 @@ static void use_everything(void)
 static _Atomic uint64_t rounds;
 
 /*
- * Handles and futures of a round are the program's, and lost if its thread ends in the middle. So
- * it ends only at its own cancellation point. The test: it does not end anywhere else, though it is
- * cancelled at some moment of a round.
+ * Handles and futures of a round belong to the program, and are lost if its thread ends in the
+ * middle. So it ends only at its own cancellation point. The test: it ends nowhere else, though it
+ * is cancelled at some moment of a round.
  */
 static void *user(void *arg)
 {
@@ -88,7 +88,7 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 			int i = n % THREADS;
 			void *how;
 
-			/* Each has had a round of its own, or is about to. */
+			/* Each thread has had a round, or is about to. */
 			usleep((useconds_t)(rand_r(&seed) % 3000));
 			TG_IS(pthread_cancel(t[i]), 0);
 			TG_IS(pthread_join(t[i], &how), 0);
@@ -100,7 +100,7 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 			TG_IS(pthread_join(t[i], NULL), 0);
 		}
 		TG_CHECK(atomic_load(&rounds) > 0);
-		/* All goes on, and nothing is held by those who are gone. */
+		/* All goes on, and the ended threads hold nothing. */
 		tg_expect_bytes(theirs, "theirs", 6);
 		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		rref_release(theirs);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program's mistakes: options, names, NULLs, sizes. An error with words each time. */
+/* A program's mistakes: options, names, NULLs, sizes. Each time there is an error with words. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -64,7 +64,7 @@ TG_TEST(options__defaults_do, 1)
 		 !o.flags && !o.log && !o.functions && !o.name && strcmp(o.device, "auto") == 0 &&
 		 o.log_level == RREF_LOG_WARNING);
 	o.device = tg_device();
-	/* A group that nobody asked for would be one of one, in silence. */
+	/* A missing size would silently be a group of one. */
 	tg_refuse(&o, -EINVAL, "world size 0: it was not set");
 	o.world_size = 2;
 	tg_refuse(&o, -EINVAL, "rank -1 of a group of 2: it was not set");
@@ -375,7 +375,7 @@ TG_TEST(sizes__of_structs_of_other_versions, 1)
 	e.e.size = offsetof(struct rref_error, text) + 5;
 	TG_OK(rref_future_error(f, &e.e));
 	TG_CHECK(e.e.err == -ENOSYS && e.e.text[5] == 0x77);
-	/* The operation that was cut off still ends. */
+	/* The operation whose text was cut off still ends. */
 	TG_CHECK(memchr(e.e.text, 0, 5) != NULL);
 	rref_future_free(f);
 	tg_finish(ctx);
@@ -396,7 +396,7 @@ TG_TEST(version__and_words, 1)
 			 rref_strerror(err) == rref_strerror(-err));
 	TG_CHECK(*rref_strerror(INT32_MIN) && *rref_strerror(INT32_MAX));
 	TG_CHECK(strcmp(rref_strerror(-ETIMEDOUT), "timed out") == 0);
-	/* Either side may have ended it, for more reasons than one: the text blames nobody. */
+	/* Either side may have ended it, for more reasons than one: the text blames neither. */
 	TG_CHECK(strstr(rref_strerror(-ENETRESET), "though both live"));
 	return 0;
 }

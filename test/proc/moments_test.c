@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Moments that rarely meet, made to meet: an end that comes between two steps of another thread.
- * White box, over shm whatever the device under test is.
+ * Moments that rarely meet, made to meet: an end comes between two steps of another thread. White
+ * box, over shm with every device under test.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -49,7 +49,7 @@ static struct rref_ctx *join(int rank, const struct rref_function *fns, size_t n
 
 static _Atomic int inside;
 
-/* Ends when `arg` of them are inside at once. */
+/* Ends when `arg` handlers are inside at once. */
 static int meet(struct rref_call *call, void *arg)
 {
 	int64_t end = now_ns() + 5 * NSEC_PER_SEC;
@@ -109,8 +109,8 @@ static void wait_for_the_other(struct rref_future *f, void *arg)
 		atomic_fetch_add(&ran, 1);
 }
 
-/* Both end under one hold of the lock: the one that runs first may need what the other one does. */
-TG_TEST(callback__that_waits_does_not_hold_up_others, 1)
+/* Both end under one hold of the lock: the first one may need the result of the other. */
+TG_TEST(callback__waits_and_others_run, 1)
 {
 	struct rref_function fns[] = { { .name = "nothing", .handler = nothing } };
 	struct rref_ctx *ctx = join(rank, fns, array_size(fns));
@@ -147,9 +147,9 @@ static bool nobody_kicks(struct rref_ctx *ctx, void *arg)
 	return poll(&p, 1, 0) == 0;
 }
 
-/* A kick is announced first and written then. If the sleeper
- * is up before the write, nothing tells of the kick any more. */
-TG_TEST(kick__that_is_written_late_does_not_keep_the_poller_awake, 1)
+/* A kick is announced first, and written later. If the sleeper wakes before the write, nothing
+ * tells of the kick any more. */
+TG_TEST(kick__written_late_lets_the_poller_sleep, 1)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 	uint64_t one = 1;
@@ -219,7 +219,8 @@ static void *read_thrice(void *ref)
 	return NULL;
 }
 
-/* Some wait for it, some find it ready: one publishes, the other reads without the lock. */
+/* Some threads wait for the value, some find it ready. One publishes
+ * it, and the others read without the lock. */
 TG_TEST(set__while_threads_begin_to_read, 1)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
@@ -308,7 +309,7 @@ TG_TEST(begin__after_everything_was_ended, 2)
 
 			rc_lock(ctx);
 			TG_IS(pthread_create(&t, NULL, begin, &b), 0);
-			/* Past the first look, waiting for the lock. */
+			/* The thread is past the first look, and waits for the lock. */
 			while (!atomic_load(&b.started))
 				usleep(100);
 			usleep(20000);
@@ -338,7 +339,7 @@ static void *read_own(void *arg)
 	return NULL;
 }
 
-/* A thread may be anywhere in a read of its own value when the context goes. */
+/* A thread is anywhere in a read of its own value when the context goes. */
 TG_TEST(shutdown__while_own_values_are_read, 1)
 {
 	for (int round = 0; round < 10; round++) {
@@ -353,7 +354,7 @@ TG_TEST(shutdown__while_own_values_are_read, 1)
 			TG_IS(pthread_create(&t[i], NULL, read_own, r[i]), 0);
 		}
 		usleep(1000);
-		/* A value that a thread may be about to alias is there as long as the handle is. */
+		/* A value lives as long as its handle: a thread may be about to alias it. */
 		struct rc_value *v = r[0]->value;
 
 		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, 0));
@@ -371,8 +372,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(handlers__run_side_by_side_when_they_come_at_once),
-		cmocka_unit_test(callback__that_waits_does_not_hold_up_others),
-		cmocka_unit_test(kick__that_is_written_late_does_not_keep_the_poller_awake),
+		cmocka_unit_test(callback__waits_and_others_run),
+		cmocka_unit_test(kick__written_late_lets_the_poller_sleep),
 		cmocka_unit_test(waiters__without_a_poller_take_turns),
 		cmocka_unit_test(set__while_threads_begin_to_read),
 		cmocka_unit_test(begin__after_everything_was_ended),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The poller's thread: when it sleeps, and that it is woken. */
+/* The poller's thread: its sleeps, and its wake-ups. */
 #include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -43,7 +43,7 @@ static long poller_sleeps(void)
 
 /* Complete futures that the program keeps do not make the poller look at deadlines again and again.
  * This holds during a burst and after it. */
-TG_TEST(keep__wakes_nobody, 2)
+TG_TEST(kept_futures__wake_no_thread, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -60,7 +60,8 @@ TG_TEST(keep__wakes_nobody, 2)
 		usleep(200000);
 		before = poller_sleeps();
 		usleep(1000000);
-		/* Each tick of 5 ms would be 200. Over ibv there are the probes, too. */
+		/* A wake-up each tick of 5 ms would make 200. Over
+		 * ibv there are the probes, too. */
 		if (before >= 0 && tg_mode() == RREF_PROGRESS_AUTO)
 			TG_CHECK(poller_sleeps() - before < 50);
 		rref_future_free(f[0]);
@@ -71,7 +72,7 @@ TG_TEST(keep__wakes_nobody, 2)
 
 /* An operation far from its time-out does not wake the poller at each tick. A nearer one that
  * begins meanwhile is seen. */
-TG_TEST(wait__of_a_long_one_lets_it_sleep, 2)
+TG_TEST(long_wait__lets_the_poller_sleep, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -111,9 +112,9 @@ static bool only_one_in_flight(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).ops_in_flight == 1;
 }
 
-/* An operation that begins after the slab was scanned is seen
- * as under way, in any slot. Else its time-out would come late. */
-TG_TEST(operation__that_begins_behind_a_scan, 2)
+/* An operation that begins after a scan of the slab counts as under way, in any slot. Else its
+ * time-out would come late. */
+TG_TEST(operation__begins_after_a_scan, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -135,7 +136,7 @@ TG_TEST(operation__that_begins_behind_a_scan, 2)
 			rref_future_free(old);
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, HOUR, &f));
 		rc_lock(ctx);
-		/* the poller may have scanned it, and seen its hour */
+		/* the poller may have scanned it already */
 		pending = rc_ops_due(ctx) != INT64_MAX;
 		rc_unlock(ctx);
 		TG_CHECK(pending);
@@ -162,7 +163,7 @@ static bool poller_sleeps_now(struct rref_ctx *ctx, void *arg)
 
 /* A program's thread that makes progress once, and goes, does not take the poller's place. A
  * message must still wake the poller. */
-TG_TEST(progress__leaves_it_armed, 2)
+TG_TEST(progress__leaves_the_poller_armed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	int armed = 0;
@@ -181,10 +182,10 @@ TG_TEST(progress__leaves_it_armed, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(keep__wakes_nobody),
-		cmocka_unit_test(wait__of_a_long_one_lets_it_sleep),
-		cmocka_unit_test(operation__that_begins_behind_a_scan),
-		cmocka_unit_test(progress__leaves_it_armed),
+		cmocka_unit_test(kept_futures__wake_no_thread),
+		cmocka_unit_test(long_wait__lets_the_poller_sleep),
+		cmocka_unit_test(operation__begins_after_a_scan),
+		cmocka_unit_test(progress__leaves_the_poller_armed),
 	};
 
 	return cmocka_run_group_tests_name("poller", tests, NULL, NULL);

@@ -183,8 +183,8 @@ TG_TEST(stop__another_by_a_signal, 2)
 	return stopped_by_a_signal(rank, 1);
 }
 
-/* A stop that comes first is kept for the next rref_serve, and for one only. */
-TG_TEST(stop__before_it_begins, 2)
+/* A stop that comes first is kept for one later rref_serve. */
+TG_TEST(stop__before_serving_begins, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -204,7 +204,7 @@ TG_TEST(stop__before_it_begins, 2)
 	return 0;
 }
 
-/* Others still work: the shutdown waits for them, and serves. */
+/* The others still work: the shutdown waits for them, and serves. */
 TG_TEST(stop__and_a_graceful_shutdown, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -387,7 +387,7 @@ DEATH_TEST(death__of_all_others, 3, 1 << 1 | 1 << 2)
 	return 0;
 }
 
-/* The server without rank 0 is stopped all the same. */
+/* A stop ends the server, also without rank 0. */
 DEATH_TEST(death__of_rank_0_and_a_stop, 3, 1 << 0)
 {
 	struct rref_ctx *ctx;
@@ -476,7 +476,7 @@ int main(void)
 		cmocka_unit_test(serve__the_server_may_still_call),
 		cmocka_unit_test(stop__and_a_graceful_shutdown),
 		cmocka_unit_test(stop__another_by_a_signal),
-		cmocka_unit_test(stop__before_it_begins),
+		cmocka_unit_test(stop__before_serving_begins),
 		cmocka_unit_test(stop__by_a_hasty_shutdown_of_another_thread),
 		cmocka_unit_test(stop__by_a_shutdown_of_another_thread),
 		cmocka_unit_test(stop__by_another_thread_many_times),

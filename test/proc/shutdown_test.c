@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaving: in good order, at once, too early, too late, twice, with things left behind. */
+/* Leaving: in good order, at once, too early, too late, twice, with things left over. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +29,7 @@ TG_TEST(graceful__without_any_traffic, 4)
 	return 0;
 }
 
-TG_TEST(graceful__one_comes_late, 3)
+TG_TEST(graceful__a_worker_is_late, 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -124,7 +124,7 @@ static bool somebody_came(struct rref_ctx *ctx, void *arg)
 	return s.received[kind] == 1;
 }
 
-/* Rank 0 counts, so it knows whom it waited for. */
+/* Rank 0 counts, so it knows the late ranks. */
 TG_TEST(timeout__some_do_not_come, 4)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -161,9 +161,9 @@ TG_TEST(timeout__rank_0_does_not_come, 2)
 	return 0;
 }
 
-/* The other one's time runs out long before: nobody left
- * together with it, so this shutdown did not succeed either. */
-TG_TEST(timeout__of_the_other_one, 2)
+/* The other worker's time runs out long before. No worker left together with it, so this shutdown
+ * did not succeed either. */
+TG_TEST(timeout__of_the_other_worker, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_future *f = NULL;
@@ -347,11 +347,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(graceful__group_of_one),
 		cmocka_unit_test(graceful__without_any_traffic),
-		cmocka_unit_test(graceful__one_comes_late),
+		cmocka_unit_test(graceful__a_worker_is_late),
 		cmocka_unit_test(graceful__handles_released_after_it),
 		cmocka_unit_test(graceful__calls_under_way_are_waited_for),
 		cmocka_unit_test(timeout__a_call_is_never_answered),
-		cmocka_unit_test(timeout__of_the_other_one),
+		cmocka_unit_test(timeout__of_the_other_worker),
 		cmocka_unit_test(timeout__rank_0_does_not_come),
 		cmocka_unit_test(timeout__some_do_not_come),
 		cmocka_unit_test(shutdown__twice),

@@ -8,7 +8,7 @@
 
 #include "tg.h"
 
-/* Atomic: that it is set before it is asked for, another process sees to. */
+/* Atomic: another process makes sure that it is set before the request. */
 static struct rref *_Atomic published;
 
 static int get_published(struct rref_call *call, void *arg)
@@ -28,7 +28,7 @@ static int echo(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &a);
 }
 
-/* Reads the references it was given and returns the sum of their first bytes. */
+/* Reads its references and returns the sum of their first bytes. */
 static int read_all(struct rref_call *call, void *arg)
 {
 	unsigned sum = 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker that says anything. */
+/* A hostile worker: it may say anything. */
 #include "test/sim/sim.h"
 
 static struct rref_id any_id(struct sim *s, bool fork)
@@ -8,7 +8,7 @@ static struct rref_id any_id(struct sim *s, bool fork)
 		return s->claims[sim_rnd(s, (uint32_t)s->nr_claims)]->fork;
 	if (!fork && s->nr_objects && sim_chance(s, 80))
 		return s->objects[sim_rnd(s, (uint32_t)s->nr_objects)]->id;
-	/* Never one that will be: the ledger could not tell it from the true one. */
+	/* Never an id of later use: the ledger could not tell it from the true one. */
 	return (struct rref_id){ .local_id = UINT64_C(1) << 32 | (1000000 + sim_rnd(s, 40)),
 				 .created_on = sim_rnd(s, s->n + 1) };
 }
@@ -46,7 +46,7 @@ static void attack_with_record(struct sim *s, uint32_t r)
 	struct incoming *in = sim_make(s, sizeof(*in));
 	struct claim *c;
 
-	/* A value that is not, or not there: it is in no ledger. */
+	/* An unknown or missing value: it is in no ledger. */
 	if (!o || o->owner != rec.owner || o->owner_inc != s->machines[rec.owner].inc) {
 		o = sim_make(s, sizeof(*o));
 		o->id = rec.id;
@@ -131,8 +131,8 @@ void sim_attack(struct sim *s)
 	};
 	struct rp_event ev = { .type = RP_EV_MSG, .peer = s->evil, .msg = &msg };
 
-	/* Mostly about something that is: another's fork of its
-	 * own value, at the value's owner or anywhere. */
+	/* Mostly about a real thing: another's fork of its own value,
+	 * at the value's owner or anywhere. */
 	if (s->nr_claims && sim_chance(s, 60)) {
 		const struct claim *c = s->claims[sim_rnd(s, (uint32_t)s->nr_claims)];
 

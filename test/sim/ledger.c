@@ -148,7 +148,7 @@ static bool excused(const struct sim *s, const struct claim *c)
 			return true;
 		if (c->state == CLAIM_CONFIRMED || !c->parent)
 			return false;
-		/* Shares whose parent did not know yet fail with the creation. */
+		/* Shares whose parent was still unconfirmed fail with the creation. */
 		if (c->unpinned || sim_may_fail(s, c))
 			return true;
 	}
@@ -192,7 +192,7 @@ void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg)
 
 	if (!o || c->evil || o->owner != r || sim_same(o->fork, msg->fork))
 		return;
-	/* Repeated after its own end. */
+	/* A repetition after its own end. */
 	if (c->state == CLAIM_OVER)
 		return;
 	if (!s->broken && !sim_may_fail(s, c))

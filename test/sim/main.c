@@ -15,7 +15,7 @@
 #define MAX_PROFILES 8u
 #define HANG_S 60               /* a schedule takes a millisecond, on a busy machine ten */
 #define PROGRESS_NS (5 * NSEC_PER_SEC)
-#define PROGRESS_PARTS 40u      /* a long run says no more lines than that */
+#define PROGRESS_PARTS 40u      /* the most lines of a long run */
 
 struct options {
 	uint64_t seeds, first, seed;
@@ -60,7 +60,7 @@ static void usage(FILE *f)
 
 static int bad(const char *what, const char *text)
 {
-	fprintf(stderr, "sim: %s: '%s'; sim --help lists what can be said\n", what, text);
+	fprintf(stderr, "sim: %s: '%s'; sim --help lists the options\n", what, text);
 	return 2;
 }
 
@@ -75,7 +75,7 @@ static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 	return !errno && !*end && *out >= min && *out <= max;
 }
 
-/* Leaves out all decisions but the list's. Returns 0, or 2 with a message. */
+/* Leaves out all decisions except for the list's. Returns 0, or 2 with a message. */
 static int keep(struct sim_plan *p, const char *list)
 {
 	for (unsigned i = 0; i < p->nr; i++)
@@ -170,7 +170,7 @@ static int run_one(const struct options *o)
 	if (rc)
 		return rc;
 	if (sim_run_apart(&p, o->trace ? stdout : NULL, &result)) {
-		/* Shown already, as it is. */
+		/* Shown already, without shrinking. */
 		if (o->trace)
 			printf("FAILED seed %" PRIu64 ": %s\n", o->seed, result.text);
 		else
@@ -310,8 +310,7 @@ static int run_many(const struct options *o)
 			running--;
 			ended = true;
 			if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-				/* The lowest of those that are known, so
-				 * that jobs change little. */
+				/* The lowest of the known ones, so that jobs change little. */
 				if (failed == o->jobs ||
 				    atomic_load(&jobs[i].seed) < atomic_load(&jobs[failed].seed))
 					failed = i;
@@ -342,7 +341,7 @@ static int run_many(const struct options *o)
 		struct sim_plan p;
 
 		sim_plan_make(&p, seed, o->profile, o->workers);
-		/* A crash left no word: run it again for its rule. */
+		/* A crash left no text: run it again for its rule. */
 		if (!result.text[0] && !sim_run_apart(&p, NULL, &result))
 			snprintf(result.text, sizeof(result.text),
 				 "a job ended at it, but it passes by itself");
@@ -420,7 +419,7 @@ int main(int argc, char **argv)
 			usage(stdout);
 			return 0;
 		default:
-			fprintf(stderr, "sim --help lists what can be said\n");
+			fprintf(stderr, "sim --help lists the options\n");
 			return 2;
 		}
 	}

@@ -65,7 +65,7 @@ void sim_read_post(struct sim *s, struct handle *h, const struct rp_location *lo
 {
 	uint32_t r = h->machine, epoch = s->machines[r].views[h->obj->owner].epoch;
 
-	/* The session is gone, or the owner lies: nothing is promised. */
+	/* The session is over, or the owner lies: nothing is promised. */
 	if (!epoch || h->obj->owner == s->evil)
 		return;
 	h->reads++;
@@ -111,7 +111,8 @@ bool sim_read_run(struct sim *s)
 		uint32_t owner = rd->handle->obj->owner;
 		const struct view *there = &s->machines[owner].views[rd->machine];
 
-		/* The owner enters that session yet; or the two do not reach each other now. */
+		/* The owner has still to enter that session, or the two
+		 * do not reach each other now. */
 		if (s->parted[rd->machine][owner] ||
 		    (s->machines[owner].alive && rd->epoch > there->last &&
 		     rd->epoch != there->epoch))

@@ -43,7 +43,7 @@ void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *ms
 
 	if (call)
 		call->copies = copies;
-	/* The hostile worker reads its messages, though no machine stands for it. */
+	/* The hostile worker reads its messages, though it has no machine. */
 	for (unsigned i = 0; call && to == s->evil && i < call->nr; i++)
 		call->claims[i]->obj->given = true;
 	while (copies--) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Workers that die and come back, pairs that are cut, groups
- * that are parted: the runtime's part in it. */
+ * that are parted: the runtime's part. */
 #include "test/sim/sim.h"
 
 /* ---- a pair's way: lost, fenced, grace over, up again with whoever is there ------------------ */
@@ -25,7 +25,7 @@ void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer)
 
 	s->broken = true;
 	s->result->fences++;
-	/* First the device: nothing of that peer is in flight any more, here or there. */
+	/* The device comes first: nothing of that peer is in flight any more, here or there. */
 	tell_other(s, r, peer, v->epoch);
 	v->state = LINK_FENCED;
 	v->last = v->epoch;
@@ -35,8 +35,8 @@ void sim_view_fence(struct sim *s, uint32_t r, uint32_t peer)
 	for (size_t i = 0; i < s->nr_claims; i++) {
 		struct claim *c = s->claims[i];
 
-		/* A parent that was confirmed stays known to a lost
-		 * owner until that one's grace is over. */
+		/* A confirmed parent stays known to a lost owner until
+		 * that owner's grace is over. */
 		if (c->parent && c->parent->holder == r &&
 		    c->parent->holder_inc == s->machines[r].inc &&
 		    ((c->holder == peer && c->holder_inc == v->inc) ||
@@ -85,7 +85,7 @@ void sim_view_up(struct sim *s, uint32_t r, uint32_t peer)
 
 	v->state = LINK_UP;
 	v->epoch = v->coming;
-	/* Sessions that came and went meanwhile are over too. */
+	/* Sessions that came and went meanwhile are over, too. */
 	v->last = v->coming - 1;
 	v->coming = 0;
 	v->inc = v->coming_inc;
@@ -94,7 +94,7 @@ void sim_view_up(struct sim *s, uint32_t r, uint32_t peer)
 		sim_fail(s, "PEER_UP failed");
 }
 
-/* Makes the next step of one pair's way; false: there is none. */
+/* Makes the next step of one pair's way. Returns false if there is no next step. */
 static bool recover(struct sim *s, uint32_t a, uint32_t b)
 {
 	struct view *v = &s->machines[a].views[b], *w = &s->machines[b].views[a];
@@ -127,7 +127,7 @@ bool sim_recover(struct sim *s, bool all)
 	uint64_t salt = sim_draw(s);
 	bool done = false;
 
-	/* Some pairs now, the others at another time. */
+	/* Some pairs now, the others later. */
 	for (uint32_t a = 0; a < s->n; a++)
 		for (uint32_t b = 0; b < s->n && !sim_failed(s); b++)
 			if (all || sim_mix(salt + a * MAX_MACHINES + b) % 100 < 20)
@@ -170,7 +170,7 @@ void sim_meet(struct sim *s)
 {
 	for (uint32_t r = 0; r < s->n; r++)
 		sim_start(s, r);
-	/* The first meeting: everyone is in the session that the later of each two offered. */
+	/* The first meeting: each pair is in the later one of the two offered sessions. */
 	for (uint32_t a = 0; a < s->n; a++)
 		for (uint32_t b = 0; b < a; b++) {
 			s->machines[b].views[a] = s->machines[a].views[b];
@@ -208,7 +208,7 @@ void sim_kill(struct sim *s, uint32_t r)
 			continue;
 		if (v->state == LINK_UP)
 			v->state = LINK_LOST;
-		/* A session that was offered and not entered dies with it. */
+		/* An offered session that was not entered dies with it. */
 		if (v->coming)
 			sim_withdraw(s, r, q);
 	}
@@ -238,7 +238,7 @@ void sim_part(struct sim *s)
 	for (uint32_t a = 0; a < s->n; a++)
 		for (uint32_t b = 0; b < s->n; b++)
 			s->parted[a][b] = (sim_mix(salt + a) ^ sim_mix(salt + b)) & 1;
-	/* Some sides lose patience with some of the others before it heals. */
+	/* Some sides lose patience with some of the others before the group heals. */
 	for (uint32_t a = 0; a < s->n && (s->flags & SIM_CUT); a++)
 		for (uint32_t b = 0; b < s->n && s->machines[a].alive; b++)
 			if (s->parted[a][b] &&

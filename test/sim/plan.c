@@ -84,7 +84,7 @@ void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned work
 		p->list[i].kind = choose(weight, sum, draw(&rng));
 		p->list[i].salt = draw(&rng);
 	}
-	/* More deletes than tombstones are kept; it takes long, so it is rare. */
+	/* More deletes than tombstones are kept. It takes long, so it is rare. */
 	if (!flags && seed % 4098 == 0)
 		p->list[p->nr / 2].kind = SIM_BURST;
 }
@@ -114,7 +114,7 @@ bool sim_chance(struct sim *s, uint32_t percent)
 
 uint64_t sim_word(const struct sim *s, struct rref_id of)
 {
-	/* No draw: a decision's other picks stay as they are. */
+	/* No draw: a decision's other picks stay unchanged. */
 	return sim_mix(s->plan->seed + of.local_id * MAX_MACHINES + of.created_on) | 1;
 }
 

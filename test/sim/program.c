@@ -4,16 +4,17 @@
 
 #define BURST (RP_TOMBSTONES_MAX + 80u)
 
-/* ---- what arrives ---------------------------------------------------------------------------- */
+/* ---- arrivals ------------------------------------------------------------------------------- */
 
-/* Does the runtime's work for the owner's incarnation. Returns 0, or why the record is refused. */
+/* Does the runtime's work for the owner's incarnation. Returns 0,
+ * or the reason to refuse the record. */
 static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t inc)
 {
 	struct view *v = &s->machines[r].views[owner];
 
 	if (owner == r)
 		return inc == s->machines[r].inc ? 0 : -ESTALE;
-	/* News of a restart: the old session is over, with any messenger. */
+	/* News of a restart: any messenger ends the old session. */
 	while (v->inc < inc && v->coming && v->coming_inc >= inc && !s->parted[r][owner] &&
 	       !sim_failed(s)) {
 		if (v->state == LINK_UP)
@@ -30,7 +31,7 @@ static int judge_incarnation(struct sim *s, uint32_t r, uint32_t owner, uint32_t
 
 static void own(struct sim *s, uint32_t from, uint32_t to, struct call *call, struct incoming *in)
 {
-	/* Repeated creations do come: the machine knows them. */
+	/* Repeated creations are possible: the machine knows them. */
 	struct rp_event ev = { .type = RP_EV_OWN,
 			       .id = call->create->id,
 			       .fork = call->create->fork,
@@ -75,7 +76,7 @@ static void deliver_record(struct sim *s, uint32_t from, uint32_t to, struct cal
 						    .slot = i },
 				   to);
 	rc = sim_step(s, to, &ev, NULL);
-	/* The news of a restart may have been of the sender. */
+	/* The restart may have been the sender's. */
 	if (rc && !sim_failed(s) && s->machines[to].views[from].state != LINK_UP) {
 		s->cookies[ev.cookie - 1].over = true;
 		call->claims[i]->state = CLAIM_OVER;
@@ -208,7 +209,7 @@ static void add_record(struct sim *s, uint32_t r, uint32_t to, struct call *call
 		ev.word = sim_word(s, ev.fork);
 	rc = sim_step(s, r, &ev, rec);
 
-	/* The ledger has no claim before the machine has: it may refuse. */
+	/* The ledger has no claim before the machine: it may refuse. */
 	if (rc) {
 		if (!h->failed && k->views[to].state == LINK_UP)
 			sim_fail(s, "FORK failed: %d", rc);
@@ -248,7 +249,7 @@ static void undo_records(struct sim *s, uint32_t r, uint32_t to, struct call *ca
 	}
 }
 
-/* ---- what values hold ------------------------------------------------------------------------ */
+/* ---- references in values ------------------------------------------------------------------- */
 
 void sim_take(struct sim *s, struct handle *h)
 {
@@ -319,7 +320,7 @@ static void deliver_take(struct sim *s, uint32_t from, uint32_t to, struct call 
 
 static void let_go(struct sim *s, uint32_t r, const struct call *call, struct handle **src)
 {
-	/* A program may let go of what it has just shared. */
+	/* A program may release a reference that it has just shared. */
 	for (unsigned i = 0; i < call->nr; i++)
 		if (!src[i]->released && !src[i]->nested_in && sim_chance(s, 30) && s->dying != r)
 			sim_release(s, src[i]);
@@ -400,7 +401,7 @@ void sim_to_here(struct sim *s, struct handle *h)
 {
 	struct rp_event ev = { .type = RP_EV_WAIT, .id = h->obj->id, .fork = h->fork };
 
-	/* Known already: the fast path asks nobody. */
+	/* The type is known already: the fast path sends no question. */
 	if (h->claim && h->claim->confirmed && h->loc.version && !h->failed && sim_chance(s, 70)) {
 		sim_read_post(s, h, &h->loc);
 		return;
@@ -444,7 +445,7 @@ static void give_up(struct sim *s, struct object *o)
 	struct claim *c = sim_claim_of(s, o->fork);
 
 	o->gave_up = o->timed_out = true;
-	/* The ledger first: the machine may tell the owner in this step. */
+	/* The ledger comes first: the machine may tell the owner in this step. */
 	if (c)
 		c->state = CLAIM_OVER;
 	if (sim_step(s, o->creator, &ev, NULL))

@@ -3,7 +3,7 @@
  * then rest, then everything is released. */
 #include "test/sim/sim.h"
 
-#define MAX_STEPS 500000u       /* no schedule needs a tenth of it: it does not come to rest */
+#define MAX_STEPS 500000u       /* ten times any schedule's need: beyond it there is no rest */
 
 static void decide(struct sim *s, enum sim_kind kind)
 {
@@ -98,7 +98,7 @@ static void decision(struct sim *s, const struct sim_decision *d)
 	sim_salt(s, d->salt);
 	decide(s, d->kind);
 	sim_todo(s);
-	/* A worker that was doomed before this decision, and did not die within it, dies now. */
+	/* A worker that was doomed before this decision, and outlived it, dies now. */
 	if (s->dying == s->n && d->kind != SIM_DIE)
 		s->dying = doomed;
 	if (s->dying < s->n) {

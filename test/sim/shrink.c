@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shrinking: decisions are left out, in halves, quarters ...,
- * as long as the rest fails by the same rule; then workers. */
+/* Shrinking leaves out decisions, in halves, quarters ..., as long as the rest fails by the same
+ * rule. Then it leaves out workers. */
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -27,7 +27,7 @@ int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *r
 	if (pid < 0)
 		abort();
 	if (pid == 0) {
-		/* An assertion's text would come at each try. */
+		/* An assertion would print its text at each try. */
 		if (!trace && !freopen("/dev/null", "w", stderr))
 			_exit(2);
 		alarm(HANG_S);
@@ -68,7 +68,7 @@ static bool still(const struct sim_plan *plan, const char *rule, struct sim_resu
 	return true;
 }
 
-/* Leaves out runs of size decisions that are still in; true if any could be. */
+/* Leaves out runs of size decisions that are still in. Returns true if it could leave any out. */
 static bool leave_out(struct sim_plan *plan, unsigned size, struct sim_result *result)
 {
 	bool any = false;
@@ -116,8 +116,8 @@ void sim_shrink(struct sim_plan *plan, struct sim_result *result)
 		for (unsigned size = (left(plan) + 1) / 2; size; size /= 2)
 			while (leave_out(plan, size, result) && size == 1)
 				more = true;
-		/* A hostile worker is the last one: fewer make
-		 * another one of it, which is as good. */
+		/* A hostile worker is the last one: with fewer workers another one is hostile,
+		 * which is as good. */
 		while (plan->workers > MIN_MACHINES) {
 			try = *plan;
 			try.workers--;

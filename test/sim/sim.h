@@ -61,9 +61,9 @@
 #define SIM_CRASH 2u            /* workers are killed, at any effect, and come back */
 /* messages are lost, the group is parted and healed, peers are suspected */
 #define SIM_CUT 4u
-/* the last worker says anything: the others must not suffer; fenced at the end */
+/* the last worker says anything, and is fenced at the end: the others must not suffer */
 #define SIM_HOSTILE 8u
-/* the group is parted and healed, connections replay, but nobody is suspected */
+/* the group is parted and healed, connections replay, but no worker is suspected */
 #define SIM_DELAY 16u
 
 enum sim_kind {
@@ -108,13 +108,13 @@ extern const struct sim_profile sim_profiles[];
 extern const unsigned sim_nr_profiles;
 extern const char *const sim_kind_names[SIM_NR_KINDS];
 
-/* profile, workers: -1, 0 = as the seed has it. */
+/* profile, workers: -1, 0 = by the seed. */
 void sim_plan_make(struct sim_plan *p, uint64_t seed, int profile, unsigned workers);
 
 /* ---- running it (run.c) ---------------------------------------------------------------------- */
 
 struct sim_result {
-	char text[256];         /* what failed; "" = nothing */
+	char text[256];         /* the failure; "" = nothing */
 	const char *rule;       /* constant part, which names the check; compared by address */
 	unsigned decision;      /* the failed one; nr after all of them */
 	uint64_t steps, messages, reads, kills, fences, parts, freed, refused_records, attacks;
@@ -124,7 +124,8 @@ struct sim_result {
 int sim_run(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
 
 /* ---- shrinking (shrink.c): as few decisions and workers as still fail by the same rule ------- */
-/* Runs a plan in a process of its own, which it may crash or hang. 0, or -1 with result->text. */
+/* Runs a plan in a separate process, which it may crash or hang.
+ * Returns 0, or -1 with result->text. */
 int sim_run_apart(const struct sim_plan *plan, FILE *trace, struct sim_result *result);
 void sim_shrink(struct sim_plan *plan, struct sim_result *result);
 
@@ -136,7 +137,7 @@ struct object {
 	uint32_t owner, owner_inc, creator;
 	uint64_t nonce;
 	uint32_t slot;                  /* place in the owner's memory */
-	bool known, set, freed, gone;   /* OWN or NEW was stepped; SET was; the effects came */
+	bool known, set, freed, gone;   /* OWN or NEW stepped; SET stepped; effects came */
 	bool valued;                    /* SET brought a value */
 	bool created;                   /* CREATED effect came */
 	bool unsent;                    /* the CREATE call never arrives */
@@ -159,7 +160,7 @@ struct claim {
 	uint32_t holder, holder_inc;
 	enum claim_state state;
 	struct rref_id fork;
-	bool confirmed;                 /* it was once */
+	bool confirmed;                 /* the claim was confirmed once */
 	/* the owner may not have known of the value when it was shared */
 	bool early;
 	/* comes of a hostile worker's record: promises nothing before it is confirmed */
@@ -189,7 +190,7 @@ struct incoming {
 	unsigned nr;
 	uint32_t from;
 	bool refuse;                    /* the call will not run: its handles are dropped at once */
-	bool failed;                    /* a record of it was refused */
+	bool failed;                    /* the machine refused a record of it */
 	struct handle *handles[MAX_RECS];
 };
 
@@ -219,7 +220,7 @@ struct call {
 	uint32_t owner_inc[MAX_RECS];
 	struct claim *claims[MAX_RECS];
 	struct object *create;          /* a creation; its records are the arguments */
-	/* no call: a reader of this reference's value asks for the references in it */
+	/* no call: a reader of this reference's value asks for its references */
 	struct handle *take;
 };
 
@@ -235,7 +236,7 @@ enum link_state { LINK_UP, LINK_LOST, LINK_FENCED, LINK_GRACED };
 
 /* A machine's view of a peer. */
 struct view {
-	enum link_state state;          /* LOST: the session ended and this side has not noticed */
+	enum link_state state;          /* LOST: the session ended unnoticed by this side */
 	uint32_t epoch;                 /* epoch of the present session; 0 = none */
 	uint32_t last;                  /* epoch of the last session that it left */
 	uint32_t coming;                /* epoch of the session to enter after grace; 0 = none */
@@ -260,10 +261,11 @@ struct machine {
 	struct slot *memory;
 	uint32_t *free;                 /* slots, the last freed is the next used */
 	size_t nr_slots, max_slots, nr_free, max_free;
-	struct packet *sent[MAX_MACHINES]; /* the last ones that arrived there, for replay */
+	struct packet *sent[MAX_MACHINES]; /* last arrived packets, for replay */
 };
 
-/* A program's work after the effects of a step: their handle slots are valid until the next one. */
+/* A program's work after the effects of a step: their handle
+ * slots are valid until the next step. */
 struct todo {
 	enum { TODO_RELEASE, TODO_RETURN, TODO_READ } what;
 	struct handle *handle;
@@ -293,10 +295,10 @@ struct sim {
 	unsigned depth;                 /* depth of effects within effects */
 	uint32_t doomed;                /* rank that dies in this decision, or n */
 	unsigned doom;                  /* effects until that death */
-	/* rank that is dead already in the midst of a decision, or n */
+	/* rank that died within a decision, or n */
 	uint32_t dying;
-	bool broken;                    /* somebody died, or was suspected */
-	bool duplicate;                 /* the last OWN was one */
+	bool broken;                    /* a worker died, or was suspected */
+	bool duplicate;                 /* the last OWN was a duplicate */
 	struct sim_result *result;
 };
 
@@ -306,11 +308,12 @@ void sim_salt(struct sim *s, uint64_t salt);            /* begins a decision */
 uint64_t sim_draw(struct sim *s);
 uint32_t sim_rnd(struct sim *s, uint32_t n);
 bool sim_chance(struct sim *s, uint32_t percent);
-uint64_t sim_uid(struct sim *s);                        /* a name for something that was made */
-uint64_t sim_word(const struct sim *s, struct rref_id of); /* a word, never guessed */
-uint32_t sim_pick_alive(struct sim *s);                 /* a rank; n if nobody lives */
+uint64_t sim_uid(struct sim *s);                        /* names a new thing */
+uint64_t sim_word(const struct sim *s, struct rref_id of); /* returns a word, never guessed */
+uint32_t sim_pick_alive(struct sim *s);                 /* a rank; n if no worker lives */
 uint32_t sim_pick_rank(struct sim *s);
-/* A handle of that worker's program; nested: one inside a value too. NULL = none. */
+/* Picks a handle of that worker's program; nested: also one inside a
+ * value. Returns NULL if there is no handle. */
 struct handle *sim_pick_handle(struct sim *s, uint32_t r, bool nested);
 
 /* ---- the ledger (ledger.c) ---- */
@@ -331,28 +334,28 @@ uint64_t sim_add_cookie(struct sim *s, struct cookie c, uint32_t r);
 bool sim_may_fail(const struct sim *s, const struct claim *c);
 bool sim_owner_alive(const struct sim *s, const struct object *o);
 void sim_check_unreferenced(struct sim *s, const struct object *o, const char *what);
-/* the owner's forks against its holders' handles */
+/* Checks the owner's forks against its holders' handles. */
 void sim_check_recorded(struct sim *s, uint32_t r);
 void sim_check_refusal(struct sim *s, uint32_t r, const struct rp_msg *msg);
 /* Returns whether the hostile worker has the value, by a share or as its own. */
 bool sim_is_given(const struct sim *s, const struct object *o);
-/* a message to the hostile worker */
+/* Checks a message to the hostile worker. */
 void sim_check_told(struct sim *s, uint32_t r, const struct rp_msg *msg);
-/* the hostile worker's forks at this owner */
+/* Checks the hostile worker's forks at this owner. */
 void sim_check_held(struct sim *s, uint32_t r);
 /* Run when no packet is under way and handles are held. */
 void sim_check_quiet(struct sim *s);
-void sim_check_end(struct sim *s);                      /* everything was released */
+void sim_check_end(struct sim *s);                      /* run after all releases */
 
 /* ---- the network (net.c) ---- */
 void sim_push(struct sim *s, uint32_t from, uint32_t to, const struct rp_msg *msg,
 	      struct call *call);
-/* drops what the receiver will never accept any more */
+/* Drops packets that the receiver will never accept any more. */
 void sim_purge(struct sim *s, uint32_t from, uint32_t to);
-/* the session that was offered and not entered */
+/* Withdraws the session that was offered and not entered. */
 void sim_withdraw(struct sim *s, uint32_t from, uint32_t to);
 struct packet *sim_pick(struct sim *s);
-void sim_arrived(struct sim *s, struct packet *p);      /* consumed: kept for a replay, or freed */
+void sim_arrived(struct sim *s, struct packet *p);      /* keeps it for a replay, or frees it */
 void sim_drop(struct sim *s);
 void sim_replay(struct sim *s);
 void sim_forget_sent(struct sim *s, uint32_t from, uint32_t to);
@@ -399,7 +402,7 @@ void sim_view_up(struct sim *s, uint32_t r, uint32_t peer);
 void sim_meet(struct sim *s);
 void sim_start(struct sim *s, uint32_t r);
 void sim_kill(struct sim *s, uint32_t r);
-/* the session of a pair ended; neither has noticed */
+/* Ends the session of a pair, unnoticed by both. */
 void sim_lose(struct sim *s, uint32_t a, uint32_t b);
 void sim_suspect(struct sim *s, uint32_t r, uint32_t peer);
 void sim_part(struct sim *s);

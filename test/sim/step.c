@@ -14,7 +14,7 @@ int sim_step(struct sim *s, uint32_t r, const struct rp_event *ev, struct rp_for
 
 	if (sim_failed(s))
 		return -EIO;
-	/* Died at an effect of this very decision. */
+	/* The worker died at an effect of this very decision. */
 	if (r == s->dying)
 		return 0;
 	s->result->steps++;
@@ -151,7 +151,7 @@ static void handle_call(struct sim *s, struct incoming *call)
 			continue;
 		if (h->failed || call->refuse || sim_chance(s, 40))
 			sim_later(s, (struct todo){ TODO_RELEASE, h, 0 });
-		/* The last in is the first out: it is returned before it is let go. */
+		/* The last one in is the first one out: it is returned before its release. */
 		if (!h->failed && !call->refuse && sim_chance(s, 15))
 			sim_later(s, (struct todo){ TODO_RETURN, h, call->from });
 		if (!h->failed && !call->refuse && sim_chance(s, 30))
@@ -336,7 +336,8 @@ static void do_effects(struct sim *s, uint32_t r)
 	for (size_t i = 0; i < nr; i++)
 		rp_effect_next(s->machines[r].m);
 	s->depth++;
-	/* Handles first: their slots are valid until the next step, which the rest may make. */
+	/* Handles come first: their slots are valid until the next
+	 * step, which the rest may make. */
 	for (size_t i = 0; i < nr; i++)
 		if (copy[i].type == RP_EFF_NEW_HANDLE)
 			on_new_handle(s, r, &copy[i]);
@@ -377,7 +378,7 @@ static void do_effects(struct sim *s, uint32_t r)
 	free(copy);
 	s->depth--;
 	sim_todo(s);
-	/* Effects that had no room come when none is left, behind all those before. */
+	/* Effects without room come when no other effect is left, after all earlier ones. */
 	if (!s->depth && !sim_failed(s) && s->dying != r) {
 		if (rp_effects(s->machines[r].m, &nr) && !nr)
 			rp_effects_clear(s->machines[r].m);

@@ -175,7 +175,7 @@ if [ -f README.md ]; then
 fi
 
 info=$build/bin/rref-info
-empty "rref-info says what auto would choose, and what this machine has" \
+empty "rref-info tells the choice of auto, and the devices of this machine" \
 	"$("$info" >"$tmp/info" 2>&1 || echo "status $?"
 	for words in 'RDMA devices' 'Shared memory' 'What "auto" chooses' \
 		'peers on this machine  shm' 'peers on others' 'locked memory'; do

@@ -138,7 +138,7 @@ first() {
 	local start=$SECONDS
 	check "$2" in_root "$1" root "$2"
 	echo "$2: $((SECONDS - start)) s, silent for at most $(cat "$said.silent") s"
-	check "$2 says what it does meanwhile" [ "$(cat "$said.silent")" -le 30 ]
+	check "$2 tells its progress" [ "$(cat "$said.silent")" -le 30 ]
 }
 
 in_root - root true || cannot "no overlay of the root can be mounted: $(tail -n 1 "$said")"
@@ -177,7 +177,7 @@ done
 first "$base" "test/tools/readme-run.sh"
 first "$base" "make install && rref-info >/dev/null && rref-demo --version && rref-perf --version &&
 	make uninstall && test ! -e /usr/local/include/rref.h -a ! -e /usr/local/include/rref"
-check "what was installed runs" says '^rref-demo \(librref\)'
+check "the installed programs run" says '^rref-demo \(librref\)'
 in_root "$base" root 'cp -a . /home/new/built && chown -R new:new /home/new/built'
 built=$layer
 check "the README's commands for one user" \

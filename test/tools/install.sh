@@ -29,7 +29,7 @@ writable() { # FOLDER: it, or the nearest above it that there is, can be written
 			"or choose another PREFIX, such as PREFIX=\$HOME/.local"
 	fi
 }
-# The library's folder is one that the loader looks into by itself.
+# Tells whether the loader looks into the library's folder by itself.
 by_loader() {
 	ldconfig -v -N -X 2>/dev/null | grep -E '^/' | sed 's/:.*//' |
 		xargs -r -d '\n' realpath -q | grep -qxF "$(realpath -m "$libdir")"
@@ -84,7 +84,7 @@ uninstall)
 	for t; do rm -f "$bin/$t"; done
 	for h in include/rref/*.h; do rm -f "$include/rref/${h##*/}"; done
 	for e in docs/examples/*.c; do rm -f "$doc/examples/${e##*/}"; done
-	# Empty folders go too, but not those that other software expects.
+	# Empty folders go too, except for folders that other software expects.
 	gone() { # FOLDER...
 		local d
 		for d; do

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Counts what the style forbids (lint.py), and fails when a count is worse than its line in
-# test/tools/lint.txt. First it plants one fault of each kind in a small tree and looks whether
+# Counts things that the style forbids (lint.py), and fails when a count is worse than its line in
+# test/tools/lint.txt. First it plants one fault of each kind in a small tree, and looks whether
 # each is counted.
 #   lint.sh                 the counts
 #   lint.sh --show WORD     the places of each measure with WORD in its name
-#   lint.sh --lower         writes the counts that are better into lint.txt
+#   lint.sh --lower         writes better counts into lint.txt
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh

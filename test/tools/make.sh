@@ -114,8 +114,8 @@ check "a relative DESTDIR is below the tree" diff <(installed "$relative") \
 	<(wanted opt/rref opt/rref/lib)
 rm -rf "$relative"
 check "PREFIX with a space" run make -s install PREFIX="$tmp/it's a & b"
-check "who installs is told what the loader needs" says "LD_LIBRARY_PATH='$tmp/it's a & b/lib'"
-check "and what pkg-config needs" says "PKG_CONFIG_PATH='$tmp/it's a & b/lib/pkgconfig'"
+check "the setting for the loader is told" says "LD_LIBRARY_PATH='$tmp/it's a & b/lib'"
+check "and the one for pkg-config" says "PKG_CONFIG_PATH='$tmp/it's a & b/lib/pkgconfig'"
 echo '#include <rref.h>
 int main(void) { return rref_version_number() != RREF_VERSION_NUMBER; }' >"$tmp/user.c"
 flags() { PKG_CONFIG_PATH="$tmp/it's a & b/lib/pkgconfig" pkg-config --cflags --libs librref; }
@@ -147,7 +147,7 @@ rm -rf "$relative"
 for d in include lib bin share/doc; do mkdir -p "$tmp/stage/usr/local/$d"; done
 check "into folders that were there" run make -s install DESTDIR="$tmp/stage" PREFIX=/usr/local
 check "out of them" run make -s uninstall DESTDIR="$tmp/stage" PREFIX=/usr/local
-check "nothing of it is left" [ -z "$(installed "$tmp/stage")" ]
+check "no file is left" [ -z "$(installed "$tmp/stage")" ]
 for d in include lib bin share/doc; do
 	check "/usr/local/$d stays" [ -d "$tmp/stage/usr/local/$d" ]
 done
@@ -205,7 +205,7 @@ if [ "$(id -u)" -eq 0 ]; then
 	for size in "1,700 MB" "1.7 GB" "1700 MB"; do
 		check "$size is not installed without a word" fails deps "$size" \
 			test/tools/deps.sh peers
-		check "$size: what to type" says 'on disk '"$size"'.*YES=1'
+		check "$size: the command to type" says 'on disk '"$size"'.*YES=1'
 		check "$size: in one line" lines 1
 		check "$size: nothing was installed" fails grep -q 'install -y' "$tmp/apt"
 		check "$size with YES=1" run deps "$size" env YES=1 test/tools/deps.sh peers
@@ -214,7 +214,7 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 check "a user without rights" fails nobody env PATH="$tmp/bin:$PATH" test/tools/deps.sh build
 check "is told in one line" lines 1
-check "what to type" says \
+check "the command to type is told" says \
 	'apt-get update && apt-get install --no-install-recommends .*gcc.* pkg-config'
 check "DEPS=no looks for nothing" run env PATH="$tmp/bin:$PATH" DEPS=no test/tools/deps.sh build
 check "and says nothing" silent
@@ -222,7 +222,7 @@ for t in all lib tools tests install sim demo check check-quick check-asan check
 	check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
 	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" \
 		O="$tmp/none" PREFIX="$tmp/open"
-	check "make $t says what to type" says \
+	check "make $t tells the command to type" says \
 		'apt-get update && apt-get install --no-install-recommends'
 	check "make $t says it in one line" [ "$(grep -vcE '^make(\[[0-9]*\])?: ' "$said")" -eq 1 ]
 done
@@ -230,7 +230,7 @@ check "nothing was built" [ ! -e "$tmp/none" ]
 
 # ---- progress lines
 check "a command's status stays" fails test/tools/progress.sh words sh -c 'echo why; exit 7'
-check "what a failed command said is shown" says '^why$'
+check "the output of a failed command is shown" says '^why$'
 check "a command that takes long" run test/tools/progress.sh words sh -c 'echo half way; sleep 7'
 check "something is said meanwhile" says '^words: [0-9]+ s  half way'
 check "a build" run test/tools/progress.sh words sh -c \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The pages of the tree, and all that names them. Each relative link and #anchor leads somewhere.
-# Each page, section of a page and file of the tree that a page, comment or script names is there.
-# Each page can be reached from README.md. The pictures are those of their texts, and
-# docs/ARCHITECTURE.md stays short.
+# The pages of the tree, and all mentions of them. Each relative link and #anchor leads
+# somewhere. Each page, section of a page and file of the tree is there that a page,
+# comment or script names. Each page can be reached from README.md. The pictures are drawn
+# from their texts, and docs/ARCHITECTURE.md stays short.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -26,12 +26,12 @@ empty "no page outside of the tree is cited" "$(look strangers)"
 empty "each file and folder that is named is there" "$(look paths)"
 empty "each function of the library that a page names is there" "$(look calls)"
 empty "docs/GUIDE.md has the variables that the library reads" "$(look variables)"
-empty "the figures of README.md are those of docs/PERF.md" "$(look figures)"
+empty "README.md and docs/PERF.md have the same figures" "$(look figures)"
 empty "a header of each room names its page" "$(for room in core/*/ verbs/ alloc/; do
 	[ "$room" = core/tools/ ] || grep -qE 'docs/[A-Za-z/]+[.]md' "$room"*.h || echo "$room"
 done)"
 empty "each page can be reached from README.md" "$(look orphans)"
-empty "each picture is what its text gives" \
+empty "each picture is drawn from its text" \
 	"$(python3 docs/pictures/draw.py --check docs/pictures/*.txt 2>&1)"
 words=$(wc -w <docs/ARCHITECTURE.md)
 check "docs/ARCHITECTURE.md has $words words, at most $limit" [ "$words" -le $limit ]

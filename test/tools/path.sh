@@ -12,7 +12,7 @@ program=${1:-build}/bin/proc/read/path_test most=250 calls=20000
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# rref_to_here and all that it calls, and nothing else, is collected.
+# Collects rref_to_here and the functions that it calls, and nothing else.
 valgrind --tool=callgrind --trace-children=yes --toggle-collect=rref_to_here \
 	--callgrind-out-file="$work/out.%p" \
 	"$program" >"$work/log" 2>&1 || { tail -n 20 "$work/log"; exit 1; }
@@ -43,7 +43,7 @@ strangers=$(awk -v calls="$calls" '
 	}' "$work/own" | sed "s/[.'@].*//" | grep -vE "^($known)\$" | sort -u)
 check "nothing else runs: no malloc, no lock, no system call ($(echo $strangers))" \
 	[ -z "$strangers" ]
-check "what does run was seen" grep -q rc_fast_read "$work/own"
+check "the known functions were seen" grep -q rc_fast_read "$work/own"
 [ -z "$json" ] || printf '{"op":"path","device":"shm","bytes":8,"instructions":%d,%s}\n' "$own" \
 	"\"with_device\":$((total / calls)),\"foreign\":$(echo $strangers | wc -w)"
 finish

@@ -28,8 +28,8 @@ status=$?
 check "the verdict is the exit status" [ $status -eq 1 ]
 check "totals" says '^10 passed, 3 failed, 1 skipped$'
 check "the log of what failed" says '^    \| what went wrong$'
-check "the reason of what was skipped" says '^    skipped: no such thing here$'
-check "who failed" says '^failed: bad counted$'
+check "the reason of a skipped test" says '^    skipped: no such thing here$'
+check "the failed programs" says '^failed: bad counted$'
 RREF_TEST_NO_SKIP=1 "$run" "$tmp/skipping" >"$said" 2>&1
 check "no skip allowed" says '^2 passed, 1 failed, 0 skipped$'
 
@@ -37,7 +37,7 @@ RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/slow" --alone "$tmp/good" >"$said" 2>&
 check "over the limit" says '^FAILED +slow .*over the limit of 1 s'
 check "the line names the variable and the load" says \
 	'load average 0\.00 on [0-9]+ processors; RREF_TEST_TIMEOUT='
-check "what comes after it runs" says '^1 passed, 1 failed'
+check "the next program runs" says '^1 passed, 1 failed'
 check "a quiet machine's deadlines" grep -qx slow=1 "$tmp/slow.slow"
 many=$((20 * $(nproc)))
 RREF_TEST_LOAD=$many.50 "$run" --timeout 1 "$tmp/slow" >"$said" 2>&1
@@ -46,14 +46,14 @@ check "and longer deadlines inside" grep -qxE 'slow=[5-9]' "$tmp/slow.slow"
 RREF_TEST_SLOW=3 RREF_TEST_LOAD=$many "$run" --timeout 1 "$tmp/slow" >"$said" 2>&1
 check "a factor that was given stays" grep -qx slow=3 "$tmp/slow.slow"
 RREF_TEST_LOAD=$many "$run" "$tmp/bad" >"$said" 2>&1
-check "a failure on a busy machine names what helps" says \
+check "a failure on a busy machine names the remedies" says \
 	'RREF_TEST_JOBS=.*RREF_TEST_SLOW=.*RREF_TEST_TIMEOUT='
 RREF_TEST_LOAD=0 "$run" "$tmp/bad" >"$said" 2>&1
 check "on a quiet one it does not" not says 'RREF_TEST_JOBS='
 
 RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/stubborn" >"$said" 2>&1
-check "one that ignores SIGTERM is ended too" says '^0 passed, 1 failed'
+check "a program that ignores SIGTERM is ended too" says '^0 passed, 1 failed'
 "$run" "$tmp/long" >"$said" 2>&1
-check "what runs is named when nothing else is said" says '^   \.\.\. long \(load average'
+check "the running programs are named in a silence" says '^   \.\.\. long \(load average'
 
 finish

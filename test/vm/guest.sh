@@ -100,7 +100,7 @@ else
 	cat=$!
 	setsid -w /bin/bash "$vm/ctl/command" </dev/null >"$vm/output" 2>&1
 	status=$?
-	# A process left behind may hold the pipe open: it is not waited for long.
+	# A remaining process may hold the pipe open: the wait for it is short.
 	for ((i = 0; i < 20; i++)); do
 		kill -0 "$cat" 2>/dev/null || break
 		sleep 0.1

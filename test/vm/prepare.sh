@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes what run.sh boots: a kernel and an initramfs, cached in build/vm/.
+# Makes the kernel and the initramfs that run.sh boots, cached in build/vm/.
 #
-#   prepare.sh              make what is missing (returns at once when nothing is)
+#   prepare.sh              make the missing files (returns at once if there are none)
 #   prepare.sh --packages   print the Debian packages that test/vm needs
 #
 # The kernel is Debian's own, downloaded and unpacked but never installed. The host keeps its

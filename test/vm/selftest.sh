@@ -161,7 +161,7 @@ two_hosts() {
 
 	vm --hosts 2 --timeout 25 --log "$tmp/deadline2" -- bash -c '((RREF_VM_HOST)) || sleep 100'
 	check "two hosts: deadline gives 124" is "$status" 124
-	check "two hosts: it says who was late" grep -q 'host0: command still running' "$tmp/err"
+	check "two hosts: it names the late one" grep -q 'host0: command still running' "$tmp/err"
 	check "two hosts: guests are ended at the deadline" no_guest_left
 }
 

@@ -20,7 +20,7 @@ struct rv_raw {
 	struct ibv_cq *cq;
 	struct ibv_qp *qp;
 	struct ibv_mr *mr, *mr_remote;
-	void *buffer, *shown;          /* READs land in buffer; shown is what the other end READs */
+	void *buffer, *shown;          /* READs land in buffer; the other end READs shown */
 	size_t length, head;
 	int port, gid_index;
 	union ibv_gid gid;

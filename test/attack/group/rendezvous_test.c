@@ -132,7 +132,7 @@ static void strangers__hang_up_and_back_at_once(void **state)
 }
 
 /* Floods from one address: the flood takes the places of that address, and no other's. */
-static void strangers__of_one_address_make_room_themselves(void **state)
+static void strangers__of_an_address_lose_their_own_places(void **state)
 {
 	int port = free_port(), quiet[4], fd[4 * PLACES], over = 0;
 	struct worker *zero = worker_new(port, 0, 2), *one = worker_new(port, 1, 2);
@@ -146,7 +146,7 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 		assert_true(fd[i] >= 0);
 		wait_connected(fd[i]);
 	}
-	/* All have come when so many had to go: each takes a place from then on. */
+	/* All have come when so many had to go: each takes a place after that. */
 	for (size_t i = 0; i < array_size(fd) - (PLACES - array_size(quiet)); i++, over++)
 		assert_ended(fd[i]);
 	for (size_t i = 0; i < array_size(quiet); i++)
@@ -169,7 +169,7 @@ static void strangers__of_one_address_make_room_themselves(void **state)
 
 /* Connects members that hold the key and never join: they are
  * bounded too, and keep no worker out. */
-static void members__that_do_not_join_make_room(void **state)
+static void members__without_a_join_make_room(void **state)
 {
 	int port = free_port(), fd[3 * PLACES];
 	struct worker *zero = worker_new(port, 0, 2), *one = worker_new(port, 1, 2);
@@ -204,10 +204,10 @@ static void members__that_do_not_join_make_room(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		COUNTED(members__that_do_not_join_make_room),
+		COUNTED(members__without_a_join_make_room),
 		COUNTED(strangers__half_a_hello_and_back_at_once),
 		COUNTED(strangers__hang_up_and_back_at_once),
-		COUNTED(strangers__of_one_address_make_room_themselves),
+		COUNTED(strangers__of_an_address_lose_their_own_places),
 		COUNTED(strangers__silent_and_back_at_once),
 	};
 

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Another user takes the name of the directory in which a user's secret lives, before that user's
- * first group. The group comes together all the same, and goes on to when the name is let go of in
- * between.
+ * Another user takes the name of the directory of a user's secret, before that user's first group.
+ * The group comes together all the same. It works on when the name is given up in between.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that asks for references without having been given them. Ids are counters, so it knows
- * them all. Without a value's word it hears the same of each, and no function runs with a value of
- * its choice.
+ * A member that asks for references that were not given to it. Ids are counters,
+ * so it knows them all. Without a value's word it gets the same answer for each,
+ * and no function runs with a value of its choice.
  */
 #include <setjmp.h>
 #include <sodium.h>
@@ -18,7 +18,7 @@
 
 /* ---- functions of the good workers ---- */
 
-/* Gives references to new values: one, or with an argument so many that they go into a payload. */
+/* Gives references to new values: one, or as many as the argument says, which go into a payload. */
 static int give(struct rref_call *call, void *arg)
 {
 	struct rref *refs[MANY];
@@ -152,7 +152,7 @@ static int read_by(struct foe *f, uint32_t owner, struct rref_id id, uint64_t n,
 	if (flags & RP_FORK_EARLY) {
 		FOE_UNTIL(f, f->nr_proto[RP_MSG_PARENT_REQUEST] > asked ||
 			     f->nr_recv[RW_REPLY] > replies || f->ended);
-		/* Asking the parent or not must not tell that the value is there. */
+		/* A question to the parent, or none, must not tell that the value is there. */
 		TG_IS(f->nr_proto[RP_MSG_PARENT_REQUEST], asked + 1);
 		TG_IS(f->nr_recv[RW_REPLY], replies);
 		TG_OK(foe_say_proto(f, RP_MSG_PARENT_ACK, id, rec.fork));

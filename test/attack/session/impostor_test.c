@@ -77,7 +77,7 @@ FOE_TEST(impostor__resumes_the_session_of_another)
 
 /* Checks that the real worker is not locked out: the impostor's
  * large numbers did not count as its own. */
-FOE_TEST(impostor__locks_nobody_out)
+FOE_TEST(impostor__locks_no_worker_out)
 {
 	for (int which = 0; which < NR_KEYS; which++) {
 		hello_as_0(f, which, false, 0);
@@ -93,7 +93,7 @@ FOE_TEST(impostor__locks_nobody_out)
 
 /* Sends messages about a foreign reference: a message acts on its sender's own references, and
  * names no other holder. */
-FOE_TEST(impostor__gives_back_what_another_holds)
+FOE_TEST(impostor__gives_back_a_foreign_reference)
 {
 	uint64_t forks = foe_fresh_look(1, &foe_shown()->of[1].forks);
 
@@ -133,7 +133,7 @@ static void *join_with_no_key(void *arg)
 	return NULL;
 }
 
-TG_TEST(impostor__a_public_key_that_is_none, 2)
+TG_TEST(impostor__an_invalid_public_key, 2)
 {
 	struct rref_ctx *ctx;
 	char text[256];
@@ -158,9 +158,9 @@ TG_TEST(impostor__a_public_key_that_is_none, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(impostor__a_public_key_that_is_none),
-		cmocka_unit_test(impostor__gives_back_what_another_holds),
-		cmocka_unit_test(impostor__locks_nobody_out),
+		cmocka_unit_test(impostor__an_invalid_public_key),
+		cmocka_unit_test(impostor__gives_back_a_foreign_reference),
+		cmocka_unit_test(impostor__locks_no_worker_out),
 		cmocka_unit_test(impostor__resumes_the_session_of_another),
 		cmocka_unit_test(impostor__says_hello_as_another),
 	};

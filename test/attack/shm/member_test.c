@@ -18,7 +18,7 @@
 #define MFD_HUGETLB 0x0004U
 #endif
 
-/* Announces a region of the foe's under key index 9, behind the back of the foe's own device. */
+/* Announces a region of the foe's under key index 9, unknown to the foe's own device. */
 static void announce(struct foe *f, int fd, uint32_t count, uint64_t length)
 {
 	struct rvs_packet p;
@@ -31,11 +31,11 @@ static void announce(struct foe *f, int fd, uint32_t count, uint64_t length)
 	TG_OK(rvs_packet_send(f->conn->sock, &p, RVS_PKT_REGION, &fd, fd >= 0));
 }
 
-/* ---- memory that is not what it should be ---- */
+/* ---- wrong memory ---- */
 
 /* Hands over memory that could shrink, where a look would raise SIGBUS. Also a page larger than the
  * machine's, which would cover the memory after it. */
-FOE_TEST(region__that_could_shrink_or_is_no_memory)
+FOE_TEST(region__shrinkable_or_no_memory)
 {
 	int huge = MFD_ALLOW_SEALING | MFD_HUGETLB, pair[2], fd;
 
@@ -106,7 +106,7 @@ static void hand_over(struct foe *f, int fd, uint64_t length, unsigned nr)
 			foe_pump(f);
 		TG_OK(err);
 	}
-	/* All of it was taken when the socket has room for as much as it can hold. */
+	/* Worker 1 has taken in all of it when the socket has its full room again. */
 	for (unsigned i = 0; i < 1000; i++) {
 		int err;
 
@@ -125,7 +125,7 @@ FOE_TEST(regions__without_number)
 	foe_meet(f, 1);
 	hand_over(f, fd, 4096, RVS_MAX_REGIONS + 2000);
 	nr = mapped_by_worker_1(&bytes);
-	/* A few are its own device's. */
+	/* A few belong to its own device. */
 	TG_CHECK(nr > RVS_MAX_REGIONS / 2 && nr <= RVS_MAX_REGIONS);
 	foe_still_served(f);
 }
@@ -145,7 +145,7 @@ FOE_TEST(regions__without_end)
 }
 
 /* Sends a word again, which could name another region to a READ that has looked at the first. */
-FOE_TEST(region__whose_word_comes_back)
+FOE_TEST(region__word_used_again)
 {
 	int fd = tg_memory(MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_GROW, 8192);
 
@@ -166,7 +166,7 @@ FOE_TEST(region__whose_word_comes_back)
 
 /* ---- wake-ups ---- */
 
-/* Claims a sleep that nobody has ended yet: the next message to the foe brings a wake-up. */
+/* Claims a sleep that has not ended yet: the next message to the foe brings a wake-up. */
 static void fall_asleep(struct foe *f)
 {
 	static uint32_t number;
@@ -193,7 +193,7 @@ FOE_TEST(wake_up__is_never_taken)
 
 		fall_asleep(f);
 		TG_OK(foe_say_number(f, RW_PING, i));
-		/* A quick poll alone looks at no socket. */
+		/* Quick polls alone look at no socket. */
 		for (int64_t end = tg_deadline(); f->nr_recv[RW_PONG] == pongs; ) {
 			int n = f->ops->poll(f->dev, ev, 16, 0);
 
@@ -213,8 +213,7 @@ FOE_TEST(wake_up__is_never_taken)
 
 /* ---- floods on the socket ---- */
 
-/* Sends with `send` for a second, as fast as worker 1 takes it. More than it takes in its windows
- * stays in the socket. */
+/* Sends with `send` for a second, as fast as worker 1 takes it. The rest stays in the socket. */
 static void flood(struct foe *f, tg_send_fn send_one)
 {
 	const unsigned room = 1000; /* more than the socket holds */
@@ -261,8 +260,8 @@ int main(void)
 		cmocka_unit_test(flood__of_questions),
 		cmocka_unit_test(flood__of_regions),
 		cmocka_unit_test(flood__of_wake_ups),
-		cmocka_unit_test(region__that_could_shrink_or_is_no_memory),
-		cmocka_unit_test(region__whose_word_comes_back),
+		cmocka_unit_test(region__shrinkable_or_no_memory),
+		cmocka_unit_test(region__word_used_again),
 		cmocka_unit_test(regions__without_end),
 		cmocka_unit_test(regions__without_number),
 		cmocka_unit_test(wake_up__is_never_taken),

@@ -151,7 +151,7 @@ static void until_no_more_than(unsigned fds, unsigned maps)
 	}
 }
 
-/* Sends one packet over a connection of its own, and waits until worker 1 has done with it. */
+/* Sends one packet over a separate connection, and waits until worker 1 has finished with it. */
 static void as_stranger(struct foe *f, int type, size_t length, unsigned nr, int kind)
 {
 	char byte[sizeof(struct rvs_packet)];
@@ -160,7 +160,7 @@ static void as_stranger(struct foe *f, int type, size_t length, unsigned nr, int
 	while ((sock = tg_stranger_dial(&f->members[1].addr[RV_SHM])) < 0)
 		tg_pause();
 	send_packet(sock, type, length, nr, kind);
-	/* A greeting alone waits for more. It is the end that is waited for. */
+	/* A greeting alone waits for more. This waits for the end. */
 	shutdown(sock, SHUT_WR);
 	fcntl(sock, F_SETFL, 0);
 	while (recv(sock, byte, sizeof(byte), 0) > 0)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Finds of a member that looks through all memory that worker 1 hands over, in shared memory. It
- * finds the values that live, also those that it was not given (docs/SECURITY.md says so). It finds
- * no value that was reclaimed, no word of a value, and no way to write.
+ * A member searches all memory that worker 1 hands over, in shared memory. It finds the living
+ * values, also values that were not given to it (docs/SECURITY.md says so). It finds no value that
+ * was reclaimed, no word of a value, and no way to write.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -117,7 +117,7 @@ static void call(struct foe *f, const char *name)
 	TG_IS(foe_reply_to(f, name, NULL), 0);
 }
 
-FOE_TEST(memory__shows_what_lives_and_nothing_else)
+FOE_TEST(memory__shows_living_values_alone)
 {
 	char kept[SECRET_BYTES], gone[SECRET_BYTES];
 
@@ -179,7 +179,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(memory__cannot_be_made_writable),
-		cmocka_unit_test(memory__shows_what_lives_and_nothing_else),
+		cmocka_unit_test(memory__shows_living_values_alone),
 		cmocka_unit_test(word__is_in_no_memory_and_no_dump),
 	};
 

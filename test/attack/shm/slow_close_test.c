@@ -41,8 +41,8 @@ static int lingering(int listener)
 }
 
 /*
- * Sends `length` bytes of a packet and nr lingering descriptors. Their other copies are those of a
- * process that ends, for which no close waits.
+ * Sends `length` bytes of a packet and nr lingering descriptors. A process that ends has their
+ * other copies: no close waits for it.
  */
 static void send_lingering(int sock, const struct rvs_packet *p, size_t length, unsigned nr)
 {
@@ -140,7 +140,7 @@ static void as_stranger(const struct rv_addr *to)
 	}
 }
 
-FOE_TEST(stranger__hands_over_what_closes_slowly)
+FOE_TEST(stranger__hands_over_slow_descriptors)
 {
 	as_stranger(&f->members[1].addr[RV_SHM]);
 	foe_meet(f, 1);
@@ -149,7 +149,7 @@ FOE_TEST(stranger__hands_over_what_closes_slowly)
 
 /* Connects while worker 1 does not look: the connections wait in
  * its listener with their descriptors. */
-FOE_TEST(other_user__hands_over_what_closes_slowly)
+FOE_TEST(other_user__hands_over_slow_descriptors)
 {
 	struct rvs_packet hello = packet(RVS_PKT_HELLO);
 	pid_t worker = tg_current->shared->pid[1], pid;
@@ -185,7 +185,7 @@ FOE_TEST(other_user__hands_over_what_closes_slowly)
 	close(done[0]);
 }
 
-FOE_TEST(member__hands_over_what_closes_slowly)
+FOE_TEST(member__hands_over_slow_descriptors)
 {
 	struct rvs_packet region = packet(RVS_PKT_REGION), wake = packet(RVS_PKT_WAKE),
 			  again = packet(RVS_PKT_AGAIN);
@@ -201,7 +201,7 @@ FOE_TEST(member__hands_over_what_closes_slowly)
 		case 2: send_lingering(f->conn->sock, &wake, (size_t)RVS_HEAD_BYTES, 1); break;
 		case 3: send_lingering(f->conn->sock, &wake, (size_t)RVS_HEAD_BYTES, 3); break;
 		case 4: send_lingering(f->conn->sock, &again, sizeof(again), 1); break;
-		default: /* more of them than are taken in a window */
+		default: /* more than worker 1 takes in a window */
 			for (unsigned i = 0; i < RVS_WINDOW_PACKETS + 2; i++)
 				TG_OK(rvs_wake_send(f->conn->sock));
 			send_lingering(f->conn->sock, &region, sizeof(region), 1);
@@ -215,7 +215,7 @@ FOE_TEST(member__hands_over_what_closes_slowly)
 }
 
 /* Closes a device whose listener holds such descriptors too. */
-static void device__closes_beside_them(void **state)
+static void device__closes_beside_slow_descriptors(void **state)
 {
 	struct rv_options options = { .max_conns = 4 };
 	struct rvs_packet hello = packet(RVS_PKT_HELLO);
@@ -235,11 +235,11 @@ static void device__closes_beside_them(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(member__hands_over_what_closes_slowly),
-		cmocka_unit_test(other_user__hands_over_what_closes_slowly),
-		cmocka_unit_test(stranger__hands_over_what_closes_slowly),
-		/* The last: it leaves threads, and the thread sanitizer forks no more. */
-		cmocka_unit_test(device__closes_beside_them),
+		cmocka_unit_test(member__hands_over_slow_descriptors),
+		cmocka_unit_test(other_user__hands_over_slow_descriptors),
+		cmocka_unit_test(stranger__hands_over_slow_descriptors),
+		/* Last: it leaves threads, and the thread sanitizer forbids forks then. */
+		cmocka_unit_test(device__closes_beside_slow_descriptors),
 	};
 
 	return cmocka_run_group_tests_name("shm_slow_close", tests, NULL, NULL);

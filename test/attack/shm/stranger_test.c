@@ -94,7 +94,7 @@ FOE_TEST(stranger__says_garbage)
 	flood_by(f, tg_act_send_garbage, 0);
 }
 
-FOE_TEST(stranger__says_it_byte_by_byte)
+FOE_TEST(stranger__sends_byte_by_byte)
 {
 	flood_by(f, tg_act_trickle, 0);
 }
@@ -117,7 +117,7 @@ int main(void)
 		cmocka_unit_test(stranger__hands_over_a_pipe),
 		cmocka_unit_test(stranger__has_another_key),
 		cmocka_unit_test(stranger__says_garbage),
-		cmocka_unit_test(stranger__says_it_byte_by_byte),
+		cmocka_unit_test(stranger__sends_byte_by_byte),
 		cmocka_unit_test(stranger__says_nothing),
 	};
 

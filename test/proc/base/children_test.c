@@ -225,8 +225,8 @@ static void expect_fault(const void *p)
 }
 
 /*
- * A child neither sees its parent's views change, nor writes into what peers read. Accessors say
- * that there is nothing.
+ * A child does not see its parent's views change, nor write into
+ * memory that peers read. Accessors find nothing.
  */
 TG_TEST(views_and_values_are_not_in_a_child, 2)
 {
@@ -389,8 +389,9 @@ DEATH_TEST(daemon__the_child_is_told_and_begins_anew, 2, 0)
 	return 0;
 }
 
-/* Futures of its own context and of its parent's, in one list: a wait for them is refused. */
-TG_TEST(a_child_waits_for_none_of_its_parents_futures, 1)
+/* A child waits for a list of futures of its own context and of
+ * its parent's. The wait is refused. */
+TG_TEST(a_child_cannot_wait_for_its_parents_futures, 1)
 {
 	struct rref_ctx *ctx = join(rank), *own;
 	struct rref_future *f[2], *parents;
@@ -455,7 +456,7 @@ TG_TEST(children_of_a_worker_are_a_group, 1)
 	return 0;
 }
 
-/* A stray child is refused everywhere, and told what to do instead. */
+/* A stray child is refused everywhere, and told the remedy. */
 TG_TEST(a_child_without_handlers_is_refused, 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -608,7 +609,7 @@ int main(void)
 		cmocka_unit_test(views_and_values_are_not_in_a_child),
 		cmocka_unit_test(results_are_not_in_a_child),
 		cmocka_unit_test(daemon__the_child_is_told_and_begins_anew),
-		cmocka_unit_test(a_child_waits_for_none_of_its_parents_futures),
+		cmocka_unit_test(a_child_cannot_wait_for_its_parents_futures),
 		cmocka_unit_test(children_of_a_worker_are_a_group),
 		cmocka_unit_test(a_child_without_handlers_is_refused),
 		cmocka_unit_test(forks_in_callbacks_and_handlers),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Limits that a container sets: system calls that are refused, folders that are not there or read
- * only, and memory. Each is set in a process of its own, as in limits_test.c.
+ * Limits that a container sets: refused system calls, missing or read-only folders, and memory.
+ * Each is set in a separate process, as in limits_test.c.
  */
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -58,7 +58,7 @@ static int denied_init(const void *arg)
 		return 0;
 	}
 	TG_CHECK(!works_or(err, d->expected, d->name, "refused by the system", "seccomp"));
-	/* Not another provider's reason in its place. */
+	/* No reason of another provider stands in its place. */
 	TG_CHECK(!strncmp(d->device, rref_last_error(), 3) ||
 		 strstr(rref_last_error(), "no usable device: shm: "));
 	return 0;
@@ -160,7 +160,7 @@ static int no_tmp(const void *arg)
 	struct rref_ctx *ctx;
 
 	(void)arg;
-	/* An empty folder as root has no /tmp. */
+	/* The root becomes an empty folder without /tmp. */
 	if (own_mounts() || mount("none", "/tmp", "tmpfs", 0, NULL) || chroot("/tmp") || chdir("/"))
 		return SKIPPED;
 	TG_CHECK(!works_or(rref_init(&o, &ctx), -EACCES, "/tmp/librref-", "no such entry",

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The program's code at its limits: hooks that need one another, many at once, and ends. */
+/* The program's code at its limits: hooks that need each other, many hooks at once, and ends. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -58,7 +58,7 @@ static void then_wait_for_go(struct rref_future *f, void *arg)
 
 /* ---- the end of a context ---- */
 
-/* Waits in the program's own way for a callback. */
+/* Waits for a callback by the program's own means. */
 static int handler_needs_callback(struct rref_call *call, void *arg)
 {
 	struct rref *unset;
@@ -73,7 +73,7 @@ static int handler_needs_callback(struct rref_call *call, void *arg)
 	return 0;
 }
 
-TG_TEST(shutdown__runs_a_callback_that_a_handler_waits_for, 1)
+TG_TEST(shutdown__runs_a_callback_for_a_waiting_handler, 1)
 {
 	static const struct rref_function fn = { .name = "needs",
 						 .handler = handler_needs_callback };
@@ -90,8 +90,8 @@ TG_TEST(shutdown__runs_a_callback_that_a_handler_waits_for, 1)
 	return 0;
 }
 
-/* The first in the queue waits for the second. In the manual mode one thread runs both. */
-TG_TEST(shutdown__runs_a_callback_that_another_waits_for, 1)
+/* The first callback in the queue waits for the second. In the manual mode one thread runs both. */
+TG_TEST(shutdown__runs_a_callback_for_another_callback, 1)
 {
 	struct rref_future *f[2];
 	struct rref *unset[2];
@@ -169,7 +169,7 @@ static void then_call(struct rref_future *f, void *arg)
  * A handler's thread runs a callback while it waits, in the manual mode. The callback waits for a
  * call that another thread of the pool has to serve.
  */
-TG_TEST(handler__whose_thread_runs_a_callback_that_waits_counts_once, 2)
+TG_TEST(handler__waiting_in_its_own_callback_counts_once, 2)
 {
 	struct rref_function own = { .name = "call_back", .handler = call_back_slowly };
 	struct rref_options o;
@@ -219,8 +219,8 @@ static void then_take_time(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Each of many callbacks is short, all together they are not: a time-out comes between them. */
-TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
+/* Each of many callbacks is short, but all together take long. A time-out comes between them. */
+TG_TEST(callbacks__in_large_numbers_leave_time_for_the_engine, 2)
 {
 	struct rref_future *f[MANY], *late;
 	int64_t end = tg_deadline();
@@ -230,7 +230,7 @@ TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
 	ctx = tg_join(rank);
 	tg_meet_serving(ctx, 0);
 	if (rank == 0 && tg_mode() != RREF_PROGRESS_MANUAL) {
-		/* there is a session */
+		/* make the session */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		TG_OK(rref_alloc(ctx, 8, &unset, &data));
 		for (int i = 0; i < MANY; i++) {
@@ -256,8 +256,8 @@ TG_TEST(callbacks__that_are_many_leave_time_for_the_engine, 2)
 	return 0;
 }
 
-/* No thread can be had when the first callback blocks. Later there is one for the second. */
-TG_TEST(callback__that_no_thread_was_free_for_runs_later, 1)
+/* No thread is left when the first callback blocks. Later there is a thread for the second. */
+TG_TEST(callback__without_a_free_thread_runs_later, 1)
 {
 	struct rref_future *f[2];
 	struct rref *unset[2];
@@ -337,7 +337,7 @@ static int handler_opens(struct rref_call *call, void *arg)
  * All callbacks wait for inline handlers of their own worker. Meanwhile another worker calls some,
  * asks for an unknown function, and asks for a reference that a value holds. No hook can answer.
  */
-TG_TEST(callbacks__all_that_there_may_be_wait_for_an_inline_handler, 2)
+TG_TEST(callbacks__all_wait_for_an_inline_handler, 2)
 {
 	struct rref_future *f[20];
 	struct rref *unset, *held, *holder;
@@ -414,8 +414,9 @@ static void then_nest(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Manual mode: as deep as hooks may be nested, a thread leaves the others, and sleeps. */
-TG_TEST(callback__that_is_nested_deepest_sleeps_in_its_waits, 1)
+/* Hooks are nested as deep as possible, in the manual mode. The
+ * thread leaves the other hooks, and sleeps. */
+TG_TEST(callback__nested_deepest_sleeps_in_its_waits, 1)
 {
 	struct rref_future *f[12];
 	struct rref *unset;
@@ -543,10 +544,10 @@ static void *wait_for_it(void *arg)
 }
 
 /*
- * Manual mode: a waiter and an event loop sleep on the devices. The loop's thread ends the wait,
- * and takes what woke both.
+ * A waiter and an event loop sleep on the devices, in the manual mode. The loop's thread ends the
+ * wait, and takes the wake-up of both.
  */
-TG_TEST(waiter__whose_wake_up_the_loop_takes, 1)
+TG_TEST(waiter__loses_its_wake_up_to_the_loop, 1)
 {
 	int lost = 0;
 
@@ -583,17 +584,17 @@ TG_TEST(waiter__whose_wake_up_the_loop_takes, 1)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(shutdown__runs_a_callback_that_a_handler_waits_for),
-		cmocka_unit_test(shutdown__runs_a_callback_that_another_waits_for),
+		cmocka_unit_test(shutdown__runs_a_callback_for_a_waiting_handler),
+		cmocka_unit_test(shutdown__runs_a_callback_for_another_callback),
 		cmocka_unit_test(free__delivers_lines_first),
-		cmocka_unit_test(handler__whose_thread_runs_a_callback_that_waits_counts_once),
-		cmocka_unit_test(callbacks__that_are_many_leave_time_for_the_engine),
-		cmocka_unit_test(callback__that_no_thread_was_free_for_runs_later),
-		cmocka_unit_test(callbacks__all_that_there_may_be_wait_for_an_inline_handler),
-		cmocka_unit_test(callback__that_is_nested_deepest_sleeps_in_its_waits),
+		cmocka_unit_test(handler__waiting_in_its_own_callback_counts_once),
+		cmocka_unit_test(callbacks__in_large_numbers_leave_time_for_the_engine),
+		cmocka_unit_test(callback__without_a_free_thread_runs_later),
+		cmocka_unit_test(callbacks__all_wait_for_an_inline_handler),
+		cmocka_unit_test(callback__nested_deepest_sleeps_in_its_waits),
 		cmocka_unit_test(deregister__waits_for_release_callbacks),
 		cmocka_unit_test(deregister__in_a_release_callback),
-		cmocka_unit_test(waiter__whose_wake_up_the_loop_takes),
+		cmocka_unit_test(waiter__loses_its_wake_up_to_the_loop),
 	};
 
 	return cmocka_run_group_tests_name("hook_limits", tests, NULL, NULL);

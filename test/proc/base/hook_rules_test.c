@@ -67,7 +67,7 @@ TG_TEST(calls__run_no_hooks, 2)
 }
 
 static pthread_t program;
-static _Thread_local bool in_then; /* a future that is complete by then has its callback at once */
+static _Thread_local bool in_then; /* set in a callback: a complete future runs it at once */
 
 static void then_whose(struct rref_future *f, void *arg)
 {
@@ -155,7 +155,7 @@ static void scope_calls(void *arg, const struct rref_scope *scope)
 	atomic_fetch_add(&scoped, 1);
 }
 
-TG_TEST(scope_hook__that_calls_is_refused, 1)
+TG_TEST(scope_hook__calls_are_refused, 1)
 {
 	struct rref_options o;
 	struct rref_view *v;
@@ -215,7 +215,7 @@ static bool is_told(struct rref_ctx *c, void *arg)
 
 /* Lines come in order, one at a time. A log function that takes no
  * line loses lines, and hears how many. */
-TG_TEST(log_function__that_is_slow, 1)
+TG_TEST(log_function__is_slow, 1)
 {
 	struct rref_options o;
 	pthread_t driver;
@@ -242,7 +242,7 @@ TG_TEST(log_function__that_is_slow, 1)
 	return 0;
 }
 
-/* Lines that are written last, in the shutdown too, are delivered before it returns. */
+/* The last lines, also from the shutdown, are delivered before it returns. */
 TG_TEST(log__is_complete_when_the_shutdown_returns, 1)
 {
 	struct rref_options o;
@@ -276,9 +276,9 @@ static void then_count(struct rref_future *f, void *arg)
 	atomic_fetch_add(&ran, 1);
 }
 
-/* Each callback runs once, and the context is freed after the
- * thread that shuts it down is done with it. */
-TG_TEST(shutdown__runs_what_is_left, 1)
+/* Each callback runs once. The context is freed only when the thread
+ * that shuts it down has finished with it. */
+TG_TEST(shutdown__runs_the_remaining_hooks, 1)
 {
 	for (int round = 0; round < 10; round++) {
 		struct rref_future *f[40];
@@ -393,10 +393,10 @@ int main(void)
 		cmocka_unit_test(calls__run_no_hooks),
 		cmocka_unit_test(waits__run_no_hooks_where_there_is_a_poller),
 		cmocka_unit_test(callback__cannot_end_its_context),
-		cmocka_unit_test(scope_hook__that_calls_is_refused),
-		cmocka_unit_test(log_function__that_is_slow),
+		cmocka_unit_test(scope_hook__calls_are_refused),
+		cmocka_unit_test(log_function__is_slow),
 		cmocka_unit_test(log__is_complete_when_the_shutdown_returns),
-		cmocka_unit_test(shutdown__runs_what_is_left),
+		cmocka_unit_test(shutdown__runs_the_remaining_hooks),
 		cmocka_unit_test(contexts__do_not_use_up_each_others_threads),
 	};
 

@@ -27,7 +27,7 @@ static inline void reset(void)
 	atomic_store(&left, 0);
 }
 
-/* Blocks until the test says so, without the library. */
+/* Blocks until the test releases it, without the library. */
 static inline void block(void)
 {
 	int64_t end = tg_deadline();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Hooks that are due and do not run yet: others are out, or another thread is to run them. */
+/* Hooks that are due and do not run yet: other hooks are
+ * running, or another thread must run them. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -48,8 +49,8 @@ static void *let_go(void *arg)
 	return NULL;
 }
 
-/* No call is open. Callbacks hold it up, behind the largest number of blocked ones. */
-TG_TEST(shutdown__names_callbacks_that_are_due, 1)
+/* No call is open. Callbacks hold it up, after the largest number of blocked callbacks. */
+TG_TEST(shutdown__names_due_callbacks, 1)
 {
 	struct rref_future *f[18];
 	struct rref *unset;
@@ -131,7 +132,7 @@ TG_TEST(waiter__sleeps_while_hooks_are_left_to_another, 1)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(shutdown__names_callbacks_that_are_due),
+		cmocka_unit_test(shutdown__names_due_callbacks),
 		cmocka_unit_test(waiter__sleeps_while_hooks_are_left_to_another),
 	};
 

@@ -61,8 +61,7 @@ static void everything_else_works(void)
 	atomic_store(&called, 0);
 	TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, 20 * MS, &f));
-	/* The time-out of a call that no thread waits for. In the
-	 * manual mode this is the only thread that makes progress. */
+	/* A call without a waiter times out. In the manual mode no other thread makes progress. */
 	while (!rref_future_test(f)) {
 		TG_CHECK(now_ns() < end);
 		if (tg_mode() == RREF_PROGRESS_MANUAL)
@@ -123,7 +122,7 @@ static void *caller_waits(void *arg)
 	return NULL;
 }
 
-/* Brings the hook to run; it blocks. */
+/* Makes the hook run; it blocks. */
 static void bring(const char *what, struct rref_mem *mem, void *at)
 {
 	struct rref_future *f;
@@ -176,25 +175,25 @@ static int blocked(int rank, void *arg)
 	return 0;
 }
 
-static void callback__that_blocks(void **state)
+static void callback__blocks(void **state)
 {
 	(void)state;
 	assert_int_equal(tg_run(2, blocked, &(const char *){ "callback" }), 0);
 }
 
-static void inline_handler__that_blocks(void **state)
+static void inline_handler__blocks(void **state)
 {
 	(void)state;
 	assert_int_equal(tg_run(2, blocked, &(const char *){ "handler" }), 0);
 }
 
-static void release_callback__that_blocks(void **state)
+static void release_callback__blocks(void **state)
 {
 	(void)state;
 	assert_int_equal(tg_run(2, blocked, &(const char *){ "release" }), 0);
 }
 
-static void log_function__that_blocks(void **state)
+static void log_function__blocks(void **state)
 {
 	(void)state;
 	assert_int_equal(tg_run(2, blocked, &(const char *){ "log" }), 0);
@@ -224,9 +223,9 @@ static bool called(struct rref_ctx *c, void *arg)
 	return atomic_load(&results[1]);
 }
 
-/* Longer than the patience of a waiter, so that its thread
- * sleeps. No other thread is in the library meanwhile. */
-TG_TEST(callback__that_waits, 2)
+/* The wait is longer than a waiter's patience, so its thread sleeps. No
+ * other thread is in the library meanwhile. */
+TG_TEST(callback__waits, 2)
 {
 	static const struct rref_function fn = { .name = "slow", .handler = slow };
 	struct rref_future *f;
@@ -253,8 +252,8 @@ TG_TEST(callback__that_waits, 2)
 	return 0;
 }
 
-/* A reply that comes from an inline handler here, which the callback's own call needs. */
-TG_TEST(callback__that_needs_an_inline_handler_here, 2)
+/* The callback's own call needs a reply from an inline handler here. */
+TG_TEST(callback__needs_an_inline_handler_here, 2)
 {
 	static const struct rref_function fn = { .name = "call_back", .handler = call_back };
 	struct rref_future *f;
@@ -313,7 +312,7 @@ static void *nest(void *arg)
 	return NULL;
 }
 
-TG_TEST(callbacks__that_wait_do_not_pile_up_on_a_stack, 2)
+TG_TEST(callbacks__waiting_do_not_pile_up_on_a_stack, 2)
 {
 	ctx = tg_join(rank);
 	if (rank == 0) {
@@ -344,7 +343,7 @@ TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 		int64_t end = tg_deadline();
 
 		reset();
-		/* there is a session */
+		/* make the session */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		for (int i = 0; i < n; i++) {
 			TG_OK(rref_rpc_async(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, &f[i]));
@@ -375,13 +374,13 @@ TG_TEST(callbacks__more_than_there_are_threads_for, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(callback__that_blocks),
-		cmocka_unit_test(inline_handler__that_blocks),
-		cmocka_unit_test(release_callback__that_blocks),
-		cmocka_unit_test(log_function__that_blocks),
-		cmocka_unit_test(callback__that_waits),
-		cmocka_unit_test(callback__that_needs_an_inline_handler_here),
-		cmocka_unit_test(callbacks__that_wait_do_not_pile_up_on_a_stack),
+		cmocka_unit_test(callback__blocks),
+		cmocka_unit_test(inline_handler__blocks),
+		cmocka_unit_test(release_callback__blocks),
+		cmocka_unit_test(log_function__blocks),
+		cmocka_unit_test(callback__waits),
+		cmocka_unit_test(callback__needs_an_inline_handler_here),
+		cmocka_unit_test(callbacks__waiting_do_not_pile_up_on_a_stack),
 		cmocka_unit_test(callbacks__more_than_there_are_threads_for),
 	};
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Processes with a limit of their own, for limits_test and container_test. */
+/* Processes with their own limit, for limits_test and container_test. */
 #ifndef LIMITS_H
 #define LIMITS_H
 

@@ -27,7 +27,7 @@ static void limit_descriptors(rlim_t n)
 struct few {
 	rlim_t n;
 	int rank;
-	bool by_name; /* the rendezvous' host is one that is looked up */
+	bool by_name; /* the rendezvous' host is looked up by name */
 };
 
 /* Returns 0 if rref_init was refused with the expected error. */
@@ -146,7 +146,7 @@ static int short_files(const void *arg)
 	TG_CHECK(bytes >= MIB);
 	TG_CHECK(!works_or(rref_mem_alloc(ctx, 65 * MIB, &mem, &at), -ENOMEM, "RLIMIT_FSIZE",
 			   "limited to", "ulimit -f"));
-	/* Up to the bound, where the limit allows the least region for it. */
+	/* Values up to the bound: the limit allows the smallest region for them. */
 	while (n < 8 && works_or(rref_alloc(ctx, 30 * MIB, &refs[n], &at), -ENOMEM,
 				 bytes < 30 * MIB ? "RLIMIT_FSIZE" : "RREF_MAX_VALUE_BYTES", "MiB",
 				 bytes < 30 * MIB ? "ulimit -f" : "limit 256 MiB"))
@@ -227,7 +227,7 @@ static void trace__short_files(void **state)
 	run_or_skip(short_trace, NULL);
 }
 
-/* Reads need memory here as well; there is room again when the limit is raised. */
+/* Reads need memory here as well. There is room again when the limit is raised. */
 TG_TEST(reads__short_files, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -27,7 +27,7 @@ static int catch_stderr(void)
 	saved_stderr = dup(STDERR_FILENO);
 	TG_CHECK(fd >= 0 && saved_stderr >= 0);
 	TG_CHECK(dup2(fd, STDERR_FILENO) == STDERR_FILENO);
-	/* Writers of one file share the place they write at; so does a terminal. */
+	/* Writers of one file share its position; a terminal does the same. */
 	TG_CHECK(fcntl(STDERR_FILENO, F_SETFL, O_APPEND) == 0);
 	return fd;
 }
@@ -92,7 +92,7 @@ TG_TEST(log__goes_to_standard_error_when_it_is_asked_for, 2)
 	return 0;
 }
 
-TG_TEST(log__a_level_leaves_out_what_is_below, 2)
+TG_TEST(log__a_level_leaves_out_lower_levels, 2)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -132,7 +132,7 @@ static void own_log(void *arg, enum rref_log_level level, const char *text)
 	atomic_fetch_add((_Atomic int *)arg, 1);
 }
 
-/* Given before the variable is read, or behind it. */
+/* The function is given before the variable is read, or after it. */
 TG_TEST(log__a_function_of_the_program_wins, 2)
 {
 	for (int late = 0; late < 2; late++) {
@@ -161,7 +161,7 @@ TG_TEST(log__a_function_of_the_program_wins, 2)
 
 /* The first worker names the missing one while it waits. The second worker
  * starts only after that line was logged. */
-TG_TEST(log__init_says_for_whom_it_waits, 2)
+TG_TEST(log__init_names_the_missing_worker, 2)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -182,8 +182,8 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 
 		TG_CHECK(watcher >= 0);
 		if (watcher == 0) {
-			/* Rank 0 knows who is missing; the other one where it goes, and why it did
-			 * not get there. */
+			/* Rank 0 knows the missing ranks. The other one knows its own goal, and the
+			 * reason why it did not get there. */
 			const char *what = first == 0 ? "missing rank 1"
 						      : "the last: connection refused";
 
@@ -202,9 +202,8 @@ TG_TEST(log__init_says_for_whom_it_waits, 2)
 	return 0;
 }
 
-/* The log's reader is gone. That is no reason to die, and a signal of the program's own is still
- * its own. */
-TG_TEST(log__a_reader_that_is_gone_ends_nobody, 2)
+/* The log's reader has gone. The worker does not die of it, and still gets its own signals. */
+TG_TEST(log__a_missing_reader_ends_no_process, 2)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -231,10 +230,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(log__a_function_of_the_program_wins),
-		cmocka_unit_test(log__a_level_leaves_out_what_is_below),
-		cmocka_unit_test(log__a_reader_that_is_gone_ends_nobody),
+		cmocka_unit_test(log__a_level_leaves_out_lower_levels),
+		cmocka_unit_test(log__a_missing_reader_ends_no_process),
 		cmocka_unit_test(log__goes_to_standard_error_when_it_is_asked_for),
-		cmocka_unit_test(log__init_says_for_whom_it_waits),
+		cmocka_unit_test(log__init_names_the_missing_worker),
 		cmocka_unit_test(log__without_the_variable_nothing_is_printed),
 	};
 

@@ -13,7 +13,7 @@
 
 #include "tg.h"
 
-/* The events that the hook heard. */
+/* The events that the hook got. */
 #define SCOPES_MAX 4096
 static struct {
 	pthread_mutex_t lock;
@@ -76,7 +76,7 @@ static unsigned all(void)
 	return n;
 }
 
-/* NULL: none. */
+/* Returns the name of a scope that has not ended, or NULL. */
 static const char *not_ended(void)
 {
 	const char *key = NULL;
@@ -234,7 +234,7 @@ TG_TEST(scopes__each_kind_begins_and_ends_once, 2)
 	return 0;
 }
 
-TG_TEST(scopes__what_fails_ends_with_its_error, 2)
+TG_TEST(scopes__of_failures_end_with_the_error, 2)
 {
 	struct rref_ctx *ctx = join_with(rank, NULL);
 
@@ -295,7 +295,7 @@ TG_TEST(scopes__what_fails_ends_with_its_error, 2)
 	return 0;
 }
 
-TG_TEST(scopes__a_shutdown_ends_what_is_under_way, 2)
+TG_TEST(scopes__a_shutdown_ends_open_operations, 2)
 {
 	struct rref_ctx *ctx = join_with(rank, NULL);
 
@@ -422,7 +422,7 @@ static int killed(int rank, void *arg)
 	struct rref *r;
 
 	TG_OK(rref_new(ctx, "x", 1, &r));
-	/* The timers write it: no further scope has to come, nor an orderly end. */
+	/* The timers write it, without a further scope or an orderly end. */
 	snprintf(path, sizeof(path), "%.*s0.json", (int)(strstr((char *)arg, "%r") - (char *)arg),
 		 (char *)arg);
 	TG_CHECK(tg_eventually(in_file, ctx, path));
@@ -469,8 +469,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(scopes__each_kind_begins_and_ends_once),
-		cmocka_unit_test(scopes__what_fails_ends_with_its_error),
-		cmocka_unit_test(scopes__a_shutdown_ends_what_is_under_way),
+		cmocka_unit_test(scopes__of_failures_end_with_the_error),
+		cmocka_unit_test(scopes__a_shutdown_ends_open_operations),
 		cmocka_unit_test(trace__holds_every_scope),
 		cmocka_unit_test(trace__of_a_killed_worker),
 		cmocka_unit_test(trace__a_file_that_cannot_be_made),

@@ -29,14 +29,14 @@
 enum { TURN = 4, ANSWER = 5, OVER = 6 }; /* flags of the run */
 
 static struct rref_ctx *ctx;
-static _Atomic int asleep; /* the sleeper is about to sleep, in so many rounds */
+static _Atomic int asleep; /* the round in which the sleeper is about to sleep */
 static _Atomic int awake;
 static _Atomic int64_t woke_at;
 
 /* ---- the library's sleeps ---- */
 
 static _Atomic bool napping;
-static pthread_t main_thread; /* the other one, whose waits may be short */
+static pthread_t main_thread; /* its waits may be short */
 
 /* Returns a longer time for a sleep of the library: only a wake-up ends it sooner. */
 static int64_t nap(int64_t ns)
@@ -57,7 +57,7 @@ int ppoll(struct pollfd *fds, nfds_t nr, const struct timespec *time, const sigs
 
 int epoll_wait(int fd, struct epoll_event *events, int nr, int ms)
 {
-	/* 0 is a look and no sleep. */
+	/* 0 means a look without a sleep. */
 	int64_t ns = ms > 0 ? nap(ms * NSEC_PER_MSEC) : ms * NSEC_PER_MSEC;
 
 	return epoll_pwait(fd, events, nr, (int)(ns / NSEC_PER_MSEC), NULL);
@@ -369,7 +369,7 @@ static int count_inline(struct rref_call *call, void *arg)
 
 /* Another thread's wait takes in an inline call, in the manual mode.
  * The loop or that thread must run it. */
-TG_TEST(loop__hears_of_calls_that_another_took_in, 2)
+TG_TEST(loop__hears_of_calls_taken_in_by_another, 2)
 {
 	static _Atomic int calls;
 	const struct rref_function own[] = {
@@ -487,8 +487,8 @@ static long switches(void)
 	return n;
 }
 
-/* A wait for any of several sleeps once, as one for one does.
- * In the manual mode it looks after time-outs: each 20 ms. */
+/* A wait for any of several futures sleeps once, as a wait for one does. In the manual mode it
+ * looks after time-outs: each 20 ms. */
 TG_TEST(wait_any__that_waits_long_sleeps, 1)
 {
 	struct rref_future *f[5];
@@ -519,9 +519,9 @@ static _Thread_local struct rref *to_set; /* set by this thread itself, during i
 static _Thread_local int64_t first_read;
 
 /*
- * Stands for the library's clock. A wait reads it, without the lock, between its last look at the
- * futures and its going to sleep. The end of a future just then must not be missed. 100 us is
- * SPIN_NS. A wait that has slept reads it too, when its time is over: too late for an end.
+ * Replaces the library's clock. A wait reads it, without the lock, between its last look at the
+ * futures and its sleep. It must not miss a future that ends just then. 100 us is SPIN_NS. A wait
+ * that has slept reads it too, when its time is over: too late for an end.
  */
 int clock_gettime(clockid_t id, struct timespec *ts)
 {
@@ -531,8 +531,8 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 
 	if (!ref || id != CLOCK_MONOTONIC)
 		return r;
-	/* The poller may have the lock for a moment; or this
-	 * thread has it, and reads again later. */
+	/* The poller may have the lock for a moment. Or this thread
+	 * has it, and reads again later. */
 	for (int tries = 0; !rc_trylock(ctx); tries++) {
 		if (tries == 1000)
 			return r;
@@ -549,7 +549,7 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	return r;
 }
 
-TG_TEST(wait_any__whose_future_ends_just_before_it_sleeps, 1)
+TG_TEST(wait_any__ends_just_before_its_sleep, 1)
 {
 	int nr = 0;
 
@@ -595,7 +595,7 @@ static void *set_second(void *arg)
 	return NULL;
 }
 
-/* Futures of two contexts, of a progress mode each. */
+/* Futures of two contexts, each in another progress mode. */
 TG_TEST(wait_any__of_two_contexts, 1)
 {
 	for (int round = 0; round < 8; round++) {
@@ -671,11 +671,11 @@ int main(void)
 		cmocka_unit_test(wait_any__beside_others),
 		cmocka_unit_test(loop__beside_others),
 		cmocka_unit_test(handler__beside_others),
-		cmocka_unit_test(loop__hears_of_calls_that_another_took_in),
+		cmocka_unit_test(loop__hears_of_calls_taken_in_by_another),
 		cmocka_unit_test(loop__hears_of_a_cancel),
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
 		cmocka_unit_test(wait_any__that_waits_long_sleeps),
-		cmocka_unit_test(wait_any__whose_future_ends_just_before_it_sleeps),
+		cmocka_unit_test(wait_any__ends_just_before_its_sleep),
 		cmocka_unit_test(wait_any__of_two_contexts),
 		cmocka_unit_test(wait_any__of_several_contexts_sleeps),
 	};

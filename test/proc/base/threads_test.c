@@ -96,8 +96,8 @@ TG_TEST(no_signal_of_the_program_reaches_them, 1)
 	TG_IS(atomic_load(&inside), HANDLERS);
 	TG_CHECK(check_masks() >= HANDLERS + (tg_mode() != RREF_PROGRESS_MANUAL));
 	/*
-	 * This thread takes it by sigtimedwait; any other that had it unblocked would end the
-	 * process.
+	 * This thread takes the signal by sigtimedwait; any other thread that had it unblocked
+	 * would end the process.
 	 */
 	sigaddset(&set, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);

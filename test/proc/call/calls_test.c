@@ -252,7 +252,7 @@ TG_TEST(handler__returns_an_errno_or_garbage, 2)
 	return 0;
 }
 
-TG_TEST(handler__what_it_returns_after_its_reply_does_not_matter, 2)
+TG_TEST(handler__result_after_its_reply_does_not_matter, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, odd_functions, array_size(odd_functions));
 	static const char *const names[] = { "reply_then_error", "reply_then_garbage",
@@ -286,7 +286,7 @@ static int return_kept(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* The value holds them, in a creation on oneself too. */
+/* The value holds them, also in a creation on oneself. */
 TG_TEST(remote__references_in_the_result_are_held, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -402,7 +402,7 @@ TG_TEST(timeout__late_answer_is_dropped_and_its_references_reclaimed, 3)
 				       .refs = (struct rref *[]){ mine, theirs },
 				       .nr_refs = 2 };
 
-		/* there is a session */
+		/* make the session */
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, RREF_DEFAULT, &f));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", &a, 30 * MS, &g));
@@ -479,7 +479,7 @@ static bool all_calls_over(struct rref_ctx *ctx, void *arg)
 
 /* Some calls take the fast path, some leave it half-way, some
  * never take it: the counters are the same. */
-TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
+TG_TEST(counters__are_the_same_on_both_paths_of_calls, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, counted_functions, array_size(counted_functions));
 	static char large[400];
@@ -488,7 +488,7 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 		struct rref_future *f, *g;
 
 		TG_OK(rref_rpc_sync(ctx, 1, "inline", NULL, RREF_DEFAULT, NULL));
-		/* Too much for the straight way. */
+		/* Too much for the fast path. */
 		TG_OK(rref_rpc_sync(ctx, 1, "inline", tg_bytes(large, sizeof(large)), RREF_DEFAULT,
 				    NULL));
 		TG_OK(rref_rpc_sync(ctx, 1, "pool", tg_bytes("x", 1), RREF_DEFAULT, NULL));
@@ -519,7 +519,7 @@ TG_TEST(counters__do_not_tell_which_way_calls_went, 2)
 	return 0;
 }
 
-TG_TEST(arguments__bad_ones, 2)
+TG_TEST(arguments__wrong, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_future *f = NULL;
@@ -574,18 +574,18 @@ int main(void)
 		cmocka_unit_test(sync__echoes_on_peer_and_self),
 		cmocka_unit_test(sync__without_a_place_for_the_result),
 		cmocka_unit_test(async__inline_a_thousand_in_flight),
-		cmocka_unit_test(counters__do_not_tell_which_way_calls_went),
+		cmocka_unit_test(counters__are_the_same_on_both_paths_of_calls),
 		cmocka_unit_test(sync__from_eight_threads),
 		cmocka_unit_test(function__registered_while_running),
 		cmocka_unit_test(result__too_large_leaves_the_call_open),
 		cmocka_unit_test(references__too_many),
 		cmocka_unit_test(handler__returns_an_errno_or_garbage),
-		cmocka_unit_test(handler__what_it_returns_after_its_reply_does_not_matter),
+		cmocka_unit_test(handler__result_after_its_reply_does_not_matter),
 		cmocka_unit_test(remote__references_in_the_result_are_held),
 		cmocka_unit_test(nested__twenty_deep_with_a_pool_of_one),
 		cmocka_unit_test(timeout__zero_is_at_once),
 		cmocka_unit_test(timeout__late_answer_is_dropped_and_its_references_reclaimed),
-		cmocka_unit_test(arguments__bad_ones),
+		cmocka_unit_test(arguments__wrong),
 		cmocka_unit_test(handler__may_not_shut_down),
 	};
 

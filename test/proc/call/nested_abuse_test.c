@@ -17,7 +17,7 @@
 #define REGION_IOVA (UINT64_C(0x7e57) << 32)
 #define NONCE UINT64_C(0x1122334455667788)
 
-/* ---- what worker 1 serves ---- */
+/* ---- functions of worker 1 ---- */
 
 /* Creates a value that holds references to new values. The first two
  * bytes of the request give their number. */
@@ -46,7 +46,7 @@ static int nest(struct rref_call *call, void *arg)
 	return err;
 }
 
-/* Reads its reference and takes all that it is said to hold. */
+/* Reads its reference and takes all references that it claims to hold. */
 static int take_all(struct rref_call *call, void *arg)
 {
 	struct rref *refs[RREF_REFS_MAX];
@@ -139,7 +139,7 @@ static int take(struct foe *f, struct rref_id id, struct rref_id fork, uint32_t 
 	return f->reply_status;
 }
 
-FOE_TEST(take__what_it_holds_and_no_more)
+FOE_TEST(take__of_held_references_alone)
 {
 	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001),
 		       other = foe_id_of(FOE, 2);
@@ -186,12 +186,12 @@ FOE_TEST(take__what_it_holds_and_no_more)
 	foe_still_served(f);
 }
 
-FOE_TEST(take__of_values_that_give_nothing)
+FOE_TEST(take__of_values_without_references)
 {
 	foe_meet(f, 1);
-	created(f, "nest", 1, 0, 0);                        /* holds none */
+	created(f, "nest", 1, 0, 0);                        /* a value without references */
 	TG_IS(take(f, foe_id_of(FOE, 1), foe_id_of(FOE, 1001), 0, 1), -EINVAL);
-	/* stays with its owner, and so does what it holds */
+	/* the value stays with its owner, and so do its references */
 	created(f, "nest", 2, 5, 1);
 	TG_IS(f->proto_status, 0);
 	TG_IS(take(f, foe_id_of(FOE, 2), foe_id_of(FOE, 1002), 0, 1), -EPERM);
@@ -418,13 +418,13 @@ FOE_TEST(give__something_else)
 	answer = (struct rw_reply){ .status = -EXDEV, .text = "not today", .text_length = 9 };
 	rec = put_value(f, &r, 2);
 	IS(f, &rec, -EXDEV, "not today");
-	/* Bytes beside the references: nobody asked for them, and they are nowhere. */
+	/* Bytes beside the references were not asked for, and are dropped. */
 	answer_with(f, 2, FOE, 8000);
 	answer.data = "bytes";
 	answer.data_length = 5;
 	rec = put_value(f, &r, 2);
 	IS(f, &rec, -EDOM, "2 taken");
-	/* The header says another number than the location. */
+	/* The header's number differs from the location's. */
 	uint64_t before = asked;
 
 	rec = put_value(f, &r, 2);
@@ -465,8 +465,8 @@ int main(void)
 		cmocka_unit_test(give__something_else),
 		cmocka_unit_test(take__flood),
 		cmocka_unit_test(take__malformed),
-		cmocka_unit_test(take__of_values_that_give_nothing),
-		cmocka_unit_test(take__what_it_holds_and_no_more),
+		cmocka_unit_test(take__of_values_without_references),
+		cmocka_unit_test(take__of_held_references_alone),
 	};
 
 	foe_functions = served;

@@ -116,8 +116,8 @@ TG_TEST(arguments__refused, 2)
 	return 0;
 }
 
-/* Filled where they lie, of several segments. Their references
- * are given before they are set, and may be given again. */
+/* References are filled in place, in several segments. They are given
+ * before they are set, and may be given again. */
 TG_TEST(in_place__and_said_anew, 2)
 {
 	static const struct rref_type pair = { .size = sizeof(pair),
@@ -142,7 +142,7 @@ TG_TEST(in_place__and_said_anew, 2)
 		TG_OK(rref_set_refs(out, NULL, 0));
 		TG_IS(tg_stats(ctx).nested, 0);
 		TG_OK(rref_set_refs(out, (struct rref *[]){ b, a }, 2));
-		/* A waiting reader gets it whole. */
+		/* A waiting reader gets the whole value. */
 		TG_OK(rref_rpc_sync(ctx, 1, "keep", tg_with(&out, 1), RREF_DEFAULT, NULL));
 		tg_set_flag(0, 1);
 		tg_wait_flag_serving(ctx, 1, 1);
@@ -200,7 +200,7 @@ TG_TEST(in_place__and_said_anew, 2)
 	return 0;
 }
 
-/* Of every size of value, so that the view's own hold lies wherever a landing block ends. */
+/* Values of every size: the view's own hold lies wherever a landing block ends. */
 TG_TEST(sizes__of_the_value, 2)
 {
 	static const size_t sizes[] = {
@@ -245,8 +245,9 @@ TG_TEST(sizes__of_the_value, 2)
 	return 0;
 }
 
-/* A value that stays with its owner holds references like any other: they are taken where it is. */
-TG_TEST(local_only__gives_them_to_its_owner, 2)
+/* A value that stays with its owner holds references like any
+ * other. They are taken in its place. */
+TG_TEST(local_only__gives_references_to_its_owner, 2)
 {
 	static const struct rref_type type = { .size = sizeof(type),
 					       .name = "secret",
@@ -272,7 +273,7 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 		TG_OK(rref_future_ref(f, 0, &r));
 		rref_future_free(f);
 		TG_OK(rref_view_refs_async(v, 0, 1, RREF_DEFAULT, &f));
-		rref_future_free(f); /* references that were never taken go with it */
+		rref_future_free(f); /* untaken references go with it */
 		tg_expect_bytes(r, "in", 2);
 		rref_view_free(v);
 		rref_release(out);
@@ -285,7 +286,7 @@ TG_TEST(local_only__gives_them_to_its_owner, 2)
 }
 
 /* The dump names the value that holds a reference, on both sides. */
-TG_TEST(dump__says_what_a_value_holds, 2)
+TG_TEST(dump__names_nested_references, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -403,8 +404,7 @@ TG_TEST(wrapped__holds_references, 2)
 	return 0;
 }
 
-/* Views that the program forgot keep such a value until the
- * context is freed. It takes nothing twice. */
+/* Forgotten views keep such a value until the context is freed. It takes nothing twice. */
 TG_TEST(wrapped__and_forgotten, 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -480,9 +480,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(arguments__refused),
-		cmocka_unit_test(dump__says_what_a_value_holds),
+		cmocka_unit_test(dump__names_nested_references),
 		cmocka_unit_test(in_place__and_said_anew),
-		cmocka_unit_test(local_only__gives_them_to_its_owner),
+		cmocka_unit_test(local_only__gives_references_to_its_owner),
 		cmocka_unit_test(sizes__of_the_value),
 		cmocka_unit_test(threads__take_while_values_come_and_go),
 		cmocka_unit_test(wrapped__and_forgotten),

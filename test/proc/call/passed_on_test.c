@@ -49,7 +49,7 @@ static int call_2_and_tell(struct rref_call *call, void *arg)
 	return err ? rref_call_error(call, err, "in other words: %.80s", rref_last_error()) : 0;
 }
 
-/* Fails with the worker's own words on the way through a second one. */
+/* Fails with the worker's own words on the way through a second worker. */
 static int call_2_new(struct rref_call *call, void *arg)
 {
 	(void)arg;
@@ -131,8 +131,8 @@ TG_TEST(words__of_the_failed_call_come_along, 2)
 	if (rank == 0) {
 		for (int i = 0; i < 20; i++) {
 			expect_call(ctx, "new", -EINVAL, 1, RREF_ERROR_ANSWERED, "rref_new");
-			/* Not those of the call before, which the same thread may have served, nor
-			 * of another code. */
+			/* Neither the words of the call before, which the same thread may have
+			 * served, nor words of another code. */
 			expect_call(ctx, "own", -EINVAL, 1, RREF_ERROR_ANSWERED,
 				    rref_strerror(-EINVAL));
 			TG_CHECK(strcmp(rref_last_error(), rref_strerror(-EINVAL)) == 0);
@@ -148,7 +148,7 @@ TG_TEST(words__of_the_failed_call_come_along, 2)
 	return 0;
 }
 
-/* Through two calls: the words and the worker of the last one. */
+/* The words and the worker come through two calls. */
 TG_TEST(words__through_a_second_worker, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -170,7 +170,7 @@ TG_TEST(words__of_a_call_to_oneself, 1)
 	return 0;
 }
 
-/* ---- who is dead? ---- */
+/* ---- the dead worker ---- */
 
 static void expect_read(struct rref *r, int err, int peer, unsigned flags, const char *text)
 {
@@ -190,7 +190,7 @@ static void expect_read(struct rref *r, int err, int peer, unsigned flags, const
 	}
 }
 
-DEATH_TEST(dead__a_third_one_is_told_apart, 3, 1 << 2)
+DEATH_TEST(dead__a_third_worker_is_told_apart, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = join(rank);
 	int two = 2;
@@ -212,7 +212,7 @@ DEATH_TEST(dead__a_third_one_is_told_apart, 3, 1 << 2)
 			    "in other words");
 		TG_IS(rref_rpc_sync(ctx, 2, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
 		expect_last(-EOWNERDEAD, 2, 0, "");
-		/* A creation that fails so: its future, the reads, and later ones. */
+		/* A creation fails so: its future fails, and so do the reads. */
 		TG_OK(rref_remote(ctx, 1, "call2", NULL, RREF_DEFAULT, &r));
 		TG_OK(rref_creation(r, &f));
 		TG_IS(rref_future_wait(f, RREF_DEFAULT), -EOWNERDEAD);
@@ -241,7 +241,7 @@ static int never(struct rref_call *call, void *arg)
 	tg_die();
 }
 
-/* The callee itself: found here, told by nobody. */
+/* The callee itself: found here, told by no other worker. */
 DEATH_TEST(dead__the_callee_is_named_without_the_flag, 2, 1 << 1)
 {
 	struct rref_function fn = { .name = "never", .handler = never };
@@ -273,7 +273,7 @@ TG_TEST(last__is_empty_when_nothing_failed, 2)
 
 	TG_CHECK(!*rref_last_error());
 	tg_options(&o, rank);
-	/* a machine without RDMA: that is no failure */
+	/* no failure on a machine without RDMA */
 	o.device = tg_is_shm() ? "auto" : tg_device();
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
@@ -319,7 +319,7 @@ static bool is_set(struct rref_ctx *ctx, void *word)
 }
 
 /* Failures of the engine in this thread's turns, and of a callback there, are not the thread's. */
-DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
+DEATH_TEST(last__outlives_later_successes, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	_Atomic int ran = 0;
@@ -356,10 +356,10 @@ DEATH_TEST(last__is_not_touched_by_what_goes_on, 3, 1 << 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(dead__a_third_one_is_told_apart),
+		cmocka_unit_test(dead__a_third_worker_is_told_apart),
 		cmocka_unit_test(dead__the_callee_is_named_without_the_flag),
 		cmocka_unit_test(last__is_empty_when_nothing_failed),
-		cmocka_unit_test(last__is_not_touched_by_what_goes_on),
+		cmocka_unit_test(last__outlives_later_successes),
 		cmocka_unit_test(words__of_a_call_to_oneself),
 		cmocka_unit_test(words__of_the_failed_call_come_along),
 		cmocka_unit_test(words__through_a_second_worker),

@@ -21,7 +21,7 @@
 #define SANITIZED false
 #endif
 
-/* The largest payload of a test: all of it only where copying it is quick. */
+/* Returns the size of a test's largest payload: the maximum only if copying it is quick. */
 static inline size_t largest(void)
 {
 	return tg_is_shm() && !SANITIZED ? (size_t)RREF_ARGS_MAX : 4 * MIB;

@@ -19,9 +19,9 @@
 #define REGION_IOVA (UINT64_C(0x7e57) << 32)
 #define NONCE UINT64_C(0x1122334455667788)
 
-/* ---- what worker 1 serves ---- */
+/* ---- functions of worker 1 ---- */
 
-/* So many bytes. */
+/* Answers with so many bytes. */
 static int give(struct rref_call *call, void *arg)
 {
 	uint32_t length;
@@ -149,7 +149,7 @@ static unsigned long bytes_offered(struct foe *f)
 	return strtoul(f->reply_text, NULL, 10);
 }
 
-FOE_TEST(payload__as_it_should_be)
+FOE_TEST(payload__in_order)
 {
 	struct rw_message m;
 	struct rig r;
@@ -218,7 +218,7 @@ FOE_TEST(location__forged)
 	rig_close(f, &r);
 }
 
-/* Records in a payload are looked at as those in a message are. */
+/* Records in a payload are checked as records in a message are. */
 FOE_TEST(records__malformed)
 {
 	static const struct { unsigned at; uint8_t value; } bad[] = {
@@ -278,9 +278,9 @@ FOE_TEST(bytes__that_change_while_they_are_read)
 	rig_close(f, &r);
 }
 
-/* Asks for much and reads nothing of it. The waiting bytes are
- * bounded, the others go on, and its end frees it all. */
-FOE_TEST(results__that_nobody_reads)
+/* Asks for much and reads nothing of it. The waiting bytes are bounded, and the others go on. The
+ * session's end frees all. */
+FOE_TEST(results__never_read)
 {
 	uint32_t length = tg_is_shm() ? 16 * MIB : MIB / 4;
 	struct rw_message m = { .frame.type = RW_CALL };
@@ -355,7 +355,7 @@ FOE_TEST(done__of_anything)
 	TG_CHECK(foe_dropped(1) >= dropped + 401);
 }
 
-/* Calls given up before, while and after their arguments are read, and ids that are none. */
+/* Calls given up before, while and after their arguments are read, and unknown ids. */
 FOE_TEST(cancel__of_anything)
 {
 	struct rig r;
@@ -371,7 +371,7 @@ FOE_TEST(cancel__of_anything)
 		for (int k = i; k & 7; k--)
 			foe_pump(f);
 		TG_OK(foe_say_number(f, RW_CANCEL, m.u.call.call_id));
-		/* However it went: one DONE, and one reply. */
+		/* In each case one DONE and one reply come. */
 		FOE_UNTIL(f, f->nr_recv[RW_DONE] > done && f->nr_recv[RW_REPLY] > replies);
 		TG_CHECK(f->reply_status == -EDOM || f->reply_status == -ECANCELED);
 	}
@@ -383,11 +383,11 @@ FOE_TEST(cancel__of_anything)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(payload__as_it_should_be),
+		cmocka_unit_test(payload__in_order),
 		cmocka_unit_test(location__forged),
 		cmocka_unit_test(records__malformed),
 		cmocka_unit_test(bytes__that_change_while_they_are_read),
-		cmocka_unit_test(results__that_nobody_reads),
+		cmocka_unit_test(results__never_read),
 		cmocka_unit_test(done__of_anything),
 		cmocka_unit_test(cancel__of_anything),
 	};

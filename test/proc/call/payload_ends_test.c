@@ -15,7 +15,8 @@
 
 /* ---- giving up ---- */
 
-/* Calls by how they are given up. For each way, how many began, and how many heard of it. */
+/* Calls by the way they are given up. For each way, the number that
+ * began, and the number that learned of it. */
 enum way { CALL_TIMES_OUT, CALL_IS_CANCELLED, CREATION_TIMES_OUT, CALL_HERE_TIMES_OUT, NR_WAYS };
 
 static _Atomic int *begun(enum way w)
@@ -28,7 +29,7 @@ static _Atomic int *heard(enum way w)
 	return begun(w) + NR_WAYS;
 }
 
-/* Waits until its caller gave up. The argument is the way of that. */
+/* Waits until its caller has given up. The argument is the way. */
 static int until_cancelled(struct rref_call *call, void *arg)
 {
 	int64_t end = tg_deadline();
@@ -97,7 +98,7 @@ static void give_up(struct rref_ctx *ctx, enum way w)
 	}
 }
 
-/* Time-out, cancel, both of a call and a creation: the handler can know. */
+/* A call and a creation time out, or are cancelled: the handler can know. */
 TG_TEST(cancelled__the_handler_can_ask, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -120,13 +121,13 @@ TG_TEST(cancelled__the_handler_can_ask, 2)
 	return 0;
 }
 
-/* The caller gives up before there is a session: the call was never sent, and is taken back. */
+/* The caller gives up before there is a session. The call was never sent, and is taken back. */
 TG_TEST(cancelled__before_there_is_a_session, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
 	add(ctx, "until_cancelled", until_cancelled, 0);
-	tg_meet(0); /* not by messages */
+	tg_meet(0); /* without messages */
 	if (rank == 0) {
 		tg_stop_worker(1);
 		give_up(ctx, CALL_TIMES_OUT);
@@ -143,8 +144,7 @@ TG_TEST(cancelled__before_there_is_a_session, 2)
 	return 0;
 }
 
-/* Calls that end by their time-out at any moment of the READs
- * of their payloads: all memory comes back. */
+/* Calls time out at any moment of the READs of their payloads. All memory comes back. */
 TG_TEST(timeout__in_the_middle_of_a_read, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -173,7 +173,7 @@ TG_TEST(timeout__in_the_middle_of_a_read, 2)
 			good += err == 0;
 			rref_future_free(f);
 		}
-		/* However it went: the next one is served, and nothing stays behind. */
+		/* In all cases the next call is served, and nothing is left. */
 		struct rref_future *f;
 
 		until_nothing_is_left(ctx, 1);
@@ -210,7 +210,7 @@ static int killed(int rank, void *arg)
 	int mortal = caller_dies ? 1 : 2, other = 3 - mortal;
 
 	if (rank == 0) {
-		/* Not concerned: sees to the killing, and calls the survivor all the while. */
+		/* The third worker does the killing, and calls the survivor all the while. */
 		struct rref_future *f;
 
 		tg_wait_flag_serving(ctx, 0, 1);
@@ -222,7 +222,7 @@ static int killed(int rank, void *arg)
 		rref_future_free(f);
 		tg_set_flag(1, 1);
 	} else if (rank == 1) {
-		/* The caller: as many as there is room for, for ever. */
+		/* The caller makes as many as there is room for, without end. */
 		struct rref_future *f[4] = { NULL };
 		int err = 0;
 
@@ -241,7 +241,7 @@ static int killed(int rank, void *arg)
 		}
 		TG_IS(err, -EOWNERDEAD);
 		for (int i = 0; i < 4; i++) {
-			/* Payloads that were complete before it died stay so. */
+			/* Payloads that were complete before the death stay so. */
 			err = f[i] ? rref_future_wait(f[i], RREF_DEFAULT) : -EOWNERDEAD;
 			TG_CHECK(err == -EOWNERDEAD || err == 0 || err == -EAGAIN);
 			rref_future_free(f[i]);
@@ -276,7 +276,7 @@ static void death__of_the_callee(void **state)
 		assert_int_equal(tg_run_group(&g, killed, NULL), 0);
 }
 
-/* A shutdown NOW in the middle of everything: every future completes, nothing is left. */
+/* A shutdown NOW comes in the middle of everything: every future completes, nothing is left. */
 TG_TEST(shutdown__now, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -409,7 +409,8 @@ TG_TEST(nested__with_large_arguments, 2)
 	return 0;
 }
 
-/* Deeper than there may be threads: an error that says so, at once, and not a stand-still. */
+/* Calls nest deeper than the limit of threads. An error says so at
+ * once; the calls do not stand still. */
 TG_TEST(nested__deeper_than_allowed, 2)
 {
 	struct rref_options o;
@@ -428,7 +429,7 @@ TG_TEST(nested__deeper_than_allowed, 2)
 
 		TG_IS(rref_rpc_sync(ctx, 1, "nest", &a, RREF_FOREVER, NULL), -EAGAIN);
 		TG_TEXT("no thread for the call");
-		/* The refusal was of that call, and of no later one. */
+		/* The refusal concerned that call, and no later one. */
 		for (int i = 0; i < 40; i++) {
 			TG_OK(rref_rpc_sync(ctx, 1, i % 2 ? "tg.echo" : "tg.echo_inline", &a,
 					    RREF_FOREVER, NULL));

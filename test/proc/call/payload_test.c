@@ -26,8 +26,8 @@ static const size_t sizes[] = { 0,
 				MIB + 1,
 				3 * MIB + 7 };
 
-/* Both ways, with the callee on the pool and inline, elsewhere
- * and here, waited for, not, and as a creation. */
+/* Calls both ways: with the callee on the pool and inline, there and
+ * here, waited for and not, and as a creation. */
 TG_TEST(contents__every_size_and_way, 2)
 {
 	static const char *const function[] = { "tg.echo", "tg.echo_inline" };
@@ -96,7 +96,7 @@ TG_TEST(contents__the_largest, 2)
 	return 0;
 }
 
-/* All references that a call may have: they go by the payload too, both ways. */
+/* A call has all references that it may have. They go by the payload too, both ways. */
 TG_TEST(references__as_many_as_there_may_be, 2)
 {
 	static struct rref *refs[RREF_REFS_MAX];
@@ -244,8 +244,8 @@ TG_TEST(metadata__travels_with_the_call, 2)
 
 /* ---- many at once ---- */
 
-/* More than one peer may leave unread: the caller waits for
- * room, the handlers too, and all of it arrives. */
+/* More bytes than one peer may leave unread: the caller waits for room,
+ * and so do the handlers. All of it arrives. */
 TG_TEST(many__at_once_both_ways, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -255,15 +255,15 @@ TG_TEST(many__at_once_both_ways, 2)
 	unsigned char *data = filled(n + 24, (unsigned)rank);
 
 	tg_meet_serving(ctx, 0);
-	/* The session first: filling memory for seconds is no
-	 * time to shake hands in, without a poller. */
+	/* Make the session first: without a poller no handshake goes on
+	 * while memory is filled for seconds. */
 	TG_OK(rref_rpc_sync(ctx, 1 - rank, "tg.nothing", NULL, RREF_DEFAULT, NULL));
 	tg_meet_serving(ctx, 3);
 	for (int i = 0; i < nr; i++) {
 		struct rref_args a = bytes(data + i, n);
 
-		/* Too much for the other's memory is not an error
-		 * that ends anything: later there is room again. */
+		/* Too much for the other's memory is an error that ends
+		 * nothing: later there is room again. */
 		for (;;) {
 			TG_OK(rref_rpc_async(ctx, 1 - rank, i & 1 ? "tg.echo" : "tg.echo_inline",
 					     &a, RREF_DEFAULT, &f[i]));
@@ -298,7 +298,7 @@ TG_TEST(many__at_once_both_ways, 2)
 
 /* Memory is missing at the caller, at the callee, and for the result on either side. Each time an
  * error comes, and the calls go on. */
-TG_TEST(memory__that_is_not_there, 2)
+TG_TEST(memory__missing, 2)
 {
 	struct rref_options o;
 	struct rref_ctx *ctx;
@@ -324,7 +324,8 @@ TG_TEST(memory__that_is_not_there, 2)
 	if (rank == 0) {
 		big.refs = refs;
 		big.nr_refs = array_size(refs);
-		/* The callee cannot take it: the references shared with it are taken back. */
+		/* The callee cannot take the payload: the references
+		 * shared with it are taken back. */
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", &big, RREF_DEFAULT, NULL), -ENOMEM);
 		TG_OK(rref_rpc_sync(ctx, 1, "tg.echo", &small, RREF_DEFAULT, &f));
 		expect_result(f, data, 5000);
@@ -335,7 +336,7 @@ TG_TEST(memory__that_is_not_there, 2)
 		TG_IS(rref_to_here(r, RREF_DEFAULT, &v), -ENOMEM);
 		rref_release(r);
 	} else {
-		/* Not even here. */
+		/* The same on this worker. */
 		TG_IS(rref_rpc_async(ctx, 0, "tg.echo", &big, RREF_DEFAULT, &f), -ENOMEM);
 		TG_TEXT("25165824");
 		TG_OK(rref_rpc_sync(ctx, 0, "tg.echo", &small, RREF_DEFAULT, &f));
@@ -413,7 +414,7 @@ int main(void)
 		cmocka_unit_test(references__as_many_as_there_may_be),
 		cmocka_unit_test(metadata__travels_with_the_call),
 		cmocka_unit_test(many__at_once_both_ways),
-		cmocka_unit_test(memory__that_is_not_there),
+		cmocka_unit_test(memory__missing),
 		cmocka_unit_test(memory__for_the_result),
 	};
 

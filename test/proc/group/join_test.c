@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Joining a group that is not as it should be: addresses,
- * ranks, keys, devices. An error with words each time. */
+/* Joining a group with mistakes: addresses, ranks, keys, devices.
+ * Each time there is an error with words. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -43,7 +43,7 @@ TG_TEST(rendezvous__bad_addresses, 1)
 	return 0;
 }
 
-TG_TEST(rendezvous__nobody_there, 1)
+TG_TEST(rendezvous__no_listener, 1)
 {
 	struct rref_options o;
 	char place[64];
@@ -79,7 +79,7 @@ TG_TEST(rendezvous__some_do_not_come, 2)
 	TG_CHECK(!ctx);
 	if (rank == 0) {
 		TG_IS(err, -ETIMEDOUT);
-		/* Who is missing. */
+		/* The missing ranks. */
 		TG_TEXT("2");
 		TG_TEXT("3");
 	} else {
@@ -121,8 +121,8 @@ TG_TEST(rendezvous__address_taken, 2)
 	return 0;
 }
 
-/* A worker that is started again comes too late, and is told
- * that this may be why nobody answers. */
+/* A worker that is started again comes too late. It is told that
+ * this may be the reason of the silence. */
 TG_TEST(rendezvous__a_group_that_has_started_is_closed, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -272,7 +272,7 @@ static bool has_rdma(void)
 	return yes;
 }
 
-TG_TEST(device__ibv_without_one, 1)
+TG_TEST(device__ibv_on_a_machine_without_rdma, 1)
 {
 	struct rref_options o;
 
@@ -332,7 +332,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rendezvous__bad_addresses),
-		cmocka_unit_test(rendezvous__nobody_there),
+		cmocka_unit_test(rendezvous__no_listener),
 		cmocka_unit_test(rendezvous__some_do_not_come),
 		cmocka_unit_test(rendezvous__address_taken),
 		cmocka_unit_test(rendezvous__a_group_that_has_started_is_closed),
@@ -341,7 +341,7 @@ int main(void)
 		cmocka_unit_test(key__bad_files),
 		cmocka_unit_test(key__same_on_both_sides),
 		cmocka_unit_test(key__different),
-		cmocka_unit_test(device__ibv_without_one),
+		cmocka_unit_test(device__ibv_on_a_machine_without_rdma),
 		cmocka_unit_test(device__without_that_port_or_gid),
 		cmocka_unit_test(device__auto_on_one_machine),
 	};

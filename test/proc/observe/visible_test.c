@@ -79,7 +79,7 @@ static unsigned kind(const char *name)
 }
 
 /* Returns the line of a text that begins with `first` and has all of the words, which end with
- * NULL. NULL: there is no such line. */
+ * NULL. Returns NULL if there is no such line. */
 static const char *find_line(const char *text, const char *first, ...)
 {
 	static _Thread_local char line[1024];
@@ -246,7 +246,7 @@ TG_TEST(counters__pending_while_the_owner_is_stopped, 3)
 
 		TG_OK(rref_new(ctx, "abc", 3, &r));
 		share(ctx, 1, "keep", r);
-		/* a session between 0 and 2, which then need not be made while 0 is stopped */
+		/* make a session between 0 and 2, since 0 is stopped later */
 		share(ctx, 2, "keep", r);
 		share(ctx, 2, "drop", NULL);
 		tg_set_flag(0, 1);
@@ -309,7 +309,7 @@ static bool one_parked(struct rref_ctx *ctx, void *arg)
 	return tg_stats(ctx).parked == 1;
 }
 
-TG_TEST(counters__what_waits_for_a_value, 2)
+TG_TEST(counters__waits_for_a_value, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -455,7 +455,7 @@ static struct rref_ctx *join_logged(int rank)
 	return ctx;
 }
 
-/* 1 keeps what it was given and does not come to the shutdown. */
+/* Worker 1 keeps its reference and does not come to the shutdown. */
 TG_TEST(leak__is_named_with_holder_and_site, 2)
 {
 	struct rref_ctx *ctx = join_logged(rank);
@@ -495,7 +495,7 @@ TG_TEST(leak__is_named_with_holder_and_site, 2)
 	return 0;
 }
 
-TG_TEST(leak__what_the_program_did_not_release, 2)
+TG_TEST(leak__unreleased_handles, 2)
 {
 	struct rref_ctx *ctx = join_logged(rank);
 	char report[8192], site[64] = "";
@@ -524,11 +524,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(counters__a_value_alone_shared_and_given_back),
 		cmocka_unit_test(counters__pending_while_the_owner_is_stopped),
-		cmocka_unit_test(counters__what_waits_for_a_value),
+		cmocka_unit_test(counters__waits_for_a_value),
 		cmocka_unit_test(counters__as_text),
 		cmocka_unit_test(dump__of_many_comes_in_pieces),
 		cmocka_unit_test(leak__is_named_with_holder_and_site),
-		cmocka_unit_test(leak__what_the_program_did_not_release),
+		cmocka_unit_test(leak__unreleased_handles),
 	};
 
 	return cmocka_run_group_tests_name("visible", tests, NULL, NULL);

@@ -145,8 +145,8 @@ TG_TEST(free__before_completion, 2)
 	struct rref *r;
 
 	if (rank == 0) {
-		/* Unobserved, but not undone: the calls are served,
-		 * results and references in them are dropped. */
+		/* The calls are served though their futures are freed. Results
+		 * are dropped, with their references. */
 		TG_OK(rref_new(ctx, "mine", 4, &r));
 		for (int i = 0; i < 10; i++)
 			rref_future_free(tg_start(ctx, 1, i % 2 ? "tg.echo" : "tg.hold", "x", 1));
@@ -163,8 +163,8 @@ TG_TEST(free__before_completion, 2)
 		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		tg_until_clean(ctx, 1);
 		tg_until_clean(ctx, 0);
-		/* The echoes, the echoes of references, the held
-		 * ones; and the calls that asked for them. */
+		/* The echoes, the echoes of references, the held calls; and
+		 * the calls that asked for them. */
 		TG_CHECK(tg_stats_of(ctx, 1).calls_served >= 20);
 	}
 	tg_finish(ctx);
@@ -202,7 +202,7 @@ TG_TEST(free__of_reads_before_completion, 2)
 	return 0;
 }
 
-TG_TEST(wait_any__finds_the_complete_one, 2)
+TG_TEST(wait_any__finds_the_complete_future, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
@@ -229,7 +229,7 @@ TG_TEST(wait_any__finds_the_complete_one, 2)
 	return 0;
 }
 
-TG_TEST(wait_any__takes_them_one_by_one, 2)
+TG_TEST(wait_any__takes_futures_one_by_one, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rref_future *f[100];
@@ -436,8 +436,8 @@ int main(void)
 		cmocka_unit_test(then__may_not_shut_down),
 		cmocka_unit_test(free__before_completion),
 		cmocka_unit_test(free__of_reads_before_completion),
-		cmocka_unit_test(wait_any__finds_the_complete_one),
-		cmocka_unit_test(wait_any__takes_them_one_by_one),
+		cmocka_unit_test(wait_any__finds_the_complete_future),
+		cmocka_unit_test(wait_any__takes_futures_one_by_one),
 		cmocka_unit_test(wait_all__does_not_take_errors_for_its_own),
 		cmocka_unit_test(result__asked_for_too_early),
 		cmocka_unit_test(result__of_the_other_kind),

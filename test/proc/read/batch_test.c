@@ -65,7 +65,7 @@ static int one_owner(int rank, void *arg)
 		TG_IS(rref_to_here_batch(refs, NR, RREF_DEFAULT, views, status), NR);
 		after = tg_stats(ctx);
 		TG_IS(after.reads + after.reads_joined - before.reads - before.reads_joined, NR);
-		/* shm has no doorbell to share: a READ is over when it is posted */
+		/* shm has no doorbell to share: posting a READ does all of it */
 		if (!tg_is_shm())
 			TG_CHECK(after.doorbells - before.doorbells <= NR / 8);
 		check_and_free();

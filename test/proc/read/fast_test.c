@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quick reads (core/read/fast.c): the threads' own parts come back when they end or their context
- * does, in any order. The counters are whole; the fence waits for readers.
+ * Quick reads (core/read/fast.c). The threads' own parts come back when they end or their context
+ * does, in any order. The counters are whole, and the fence waits for readers.
  */
 #include <linux/audit.h>
 #include <pthread.h>
@@ -91,8 +91,8 @@ static void *read_often(void *arg)
 	return NULL;
 }
 
-/* Each READ and each byte is counted once, after the threads
- * are gone too; views freed elsewhere leave nothing behind. */
+/* Each READ and each byte is counted once, also after the threads have
+ * ended. Views freed elsewhere leave nothing. */
 TG_TEST(threads__leave_nothing_behind, 2)
 {
 	static const size_t lengths[] = { 8, 100, 4096, 70000, 300000, 0, 8, 8 };
@@ -148,9 +148,9 @@ static void *read_in_short_lives(void *ref)
 	return NULL;
 }
 
-/* A thread's counters and memory become its context's when it
- * ends: a look at that moment sees them once. */
-TG_TEST(threads__end_while_somebody_counts, 2)
+/* A thread's counters and memory become its context's when it ends.
+ * A look at that moment sees them once. */
+TG_TEST(threads__end_while_another_counts, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -300,8 +300,8 @@ static int owner_dies(int rank, void *arg)
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_create(&thread[i], NULL, read_until_error, ref), 0);
 		tg_set_flag(1, 1);
-		/* A read that is complete at once makes no progress:
-		 * without a poller, somebody has to. */
+		/* A read that is complete at once makes no progress. Another
+		 * thread has to without a poller. */
 		while (atomic_load(&stage) < THREADS)
 			if (rref_progress(ctx) <= 0)
 				usleep(100);
@@ -359,8 +359,8 @@ static void *stop_reads(void *arg)
 	return NULL;
 }
 
-/* A fence waits for a copy. Other contexts of the process have
- * nothing to do with that, nor threads that come and go there. */
+/* A fence waits for a copy. It does not wait for other contexts of the process, or for threads that
+ * come and go there. */
 TG_TEST(fence__waits_alone, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -489,8 +489,8 @@ static void on_sys(int sig, siginfo_t *si, void *context)
 	u->uc_mcontext.gregs[REG_RAX] = 0;
 }
 
-/* Readers are on all processors, also when the thread that
- * fences is kept on one (as options.poller_core does). */
+/* Readers are on all processors, even if the thread that fences stays
+ * on one (as options.poller_core does). */
 TG_TEST(no_membarrier__and_the_fence_is_bound_to_a_core, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -529,7 +529,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(threads__leave_nothing_behind),
-		cmocka_unit_test(threads__end_while_somebody_counts),
+		cmocka_unit_test(threads__end_while_another_counts),
 		cmocka_unit_test(thread__outlives_its_contexts),
 		cmocka_unit_test(contexts__in_turn),
 		cmocka_unit_test(owner__dies_under_its_readers),

@@ -14,7 +14,8 @@
 
 static struct rref_ctx *mine; /* the owner's */
 
-/* uint32_t nr, size_t length: answers with so many new values, the i-th filled with seed i. */
+/* A request for nr new values of this length: uint32_t nr, size_t
+ * length. The i-th is filled with seed i. */
 struct wish {
 	uint32_t nr;
 	size_t length;
@@ -74,7 +75,7 @@ static struct rref *refs[NR];
 static struct rref_into reads[NR];
 static unsigned char bytes[NR][EACH];
 
-/* Whole values: as many READs and doorbells as a batch of views, and nothing is left of it. */
+/* Whole values take as many READs and doorbells as a batch of views, and nothing is left. */
 TG_TEST(whole_values__share_doorbells, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -112,7 +113,7 @@ TG_TEST(whole_values__share_doorbells, 2)
 	return 0;
 }
 
-/* Ranges of own and of others' values, within them, over their end and behind it. */
+/* Ranges of own and of foreign values, within them, over their end and past it. */
 TG_TEST(ranges__are_cut_at_the_end, 3)
 {
 	static const struct range {
@@ -152,7 +153,7 @@ TG_TEST(ranges__are_cut_at_the_end, 3)
 	return 0;
 }
 
-/* Each read has its own fate, and failing ones leave their buffers alone. */
+/* Each read has its own result, and failing reads leave their buffers alone. */
 TG_TEST(statuses__of_each, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -212,7 +213,7 @@ TG_TEST(statuses__of_each, 2)
 	return 0;
 }
 
-/* More than fits what may land here at once: in turns, since
+/* More than the landing memory holds at once: it comes in turns, since
  * the program's memory is there already. */
 TG_TEST(more_than_may_land__comes_in_turns, 2)
 {
@@ -234,12 +235,12 @@ TG_TEST(more_than_may_land__comes_in_turns, 2)
 		int status[8], failed = 0;
 
 		get(ctx, 1, (struct wish){ 8, MIB }, refs);
-		/* Views of all of them cannot be had. */
+		/* There is no room for views of all of them. */
 		TG_CHECK(rref_to_here_batch(refs, 8, RREF_DEFAULT, views, status) < 8);
 		for (int i = 0; i < 8; i++) {
 			failed += status[i] == -ENOMEM;
 			rref_view_free(views[i]);
-			/* The first byte is left out: such a range is no fast read. */
+			/* A range without the first byte is no fast read. */
 			reads[i] = (struct rref_into){
 				.ref = refs[i], .buf = big[i], .offset = 1, .length = MIB
 			};

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Batches of small values that lie side by side: fewer READs
- * than values, and to the program no difference. */
+/* Batches of small adjacent values: fewer READs than values. The program sees no difference. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -86,9 +85,9 @@ static void read_in_order(struct rref_ctx *ctx, unsigned step, bool neighbours)
 	for (unsigned i = 0; i < NR; i++)
 		rref_view_free(views[i]);
 	after = tg_stats(ctx);
-	/* The long ones take several. */
+	/* Long values take several READs. */
 	TG_CHECK(after.reads + after.reads_joined - before.reads - before.reads_joined >= NR);
-	/* The first 64 are of one size and were made one after the other. */
+	/* The first 64 have one size and were made one after the other. */
 	if (tg_is_shm())
 		TG_IS(after.reads_joined, 0);
 	else if (neighbours)
@@ -206,7 +205,7 @@ static int refused(int rank, void *arg)
 	return 0;
 }
 
-static void one_is_refused__the_others_are_read(void **state)
+static void a_read_is_refused__the_others_succeed(void **state)
 {
 	(void)state;
 	assert_int_equal(tg_run(2, refused, NULL), 0);
@@ -216,7 +215,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(mixed_lengths__in_any_order),
-		cmocka_unit_test(one_is_refused__the_others_are_read),
+		cmocka_unit_test(a_read_is_refused__the_others_succeed),
 	};
 
 	return cmocka_run_group_tests_name("runs", tests, NULL, NULL);

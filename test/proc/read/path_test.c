@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Many reads of 8 bytes, for path.sh to count what they run.
- * By itself a test that each brings what it should. */
+/* Many reads of 8 bytes, for path.sh to count their instructions. As a test of its own, it checks
+ * the bytes of each. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

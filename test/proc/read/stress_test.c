@@ -163,7 +163,7 @@ static void disguise(struct rref_ctx *ctx, struct rref *r)
 	rc_unlock(ctx);
 }
 
-TG_TEST(read__that_finds_no_slot_is_tried_again, 2)
+TG_TEST(read__without_a_slot_is_tried_again, 2)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 
@@ -184,7 +184,7 @@ TG_TEST(read__that_finds_no_slot_is_tried_again, 2)
 	return 0;
 }
 
-TG_TEST(cancel__of_a_read_that_waits_and_has_a_callback, 2)
+TG_TEST(cancel__of_a_waiting_read_with_a_callback, 2)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 
@@ -220,9 +220,9 @@ TG_TEST(cancel__of_a_read_that_waits_and_has_a_callback, 2)
 	return 0;
 }
 
-/* The end of a read and its last completion under one hold of
- * the lock, its callback still to run. */
-TG_TEST(cancel__of_a_read_whose_completion_is_there, 2)
+/* A read ends and its last completion comes under one hold of the
+ * lock. Its callback is still to run. */
+TG_TEST(cancel__of_a_read_with_its_completion_present, 2)
 {
 	struct rref_ctx *ctx = join(rank, NULL, 0);
 
@@ -275,7 +275,7 @@ static void *mix(void *arg)
 		struct rref_view *v;
 
 		switch ((k >> 2) % 6) {
-		case 0: /* never before its time, never other bytes */
+		case 0: /* never early, never other bytes */
 			TG_OK(rref_to_here(w->ref[i], RREF_DEFAULT, &v));
 			TG_IS(rref_view_length(v), w->length[i]);
 			TG_CHECK(tg_filled(rref_view_data(v), w->length[i], 0, i));
@@ -347,7 +347,7 @@ static int mixed(int rank, bool late)
 		if (late) {
 			put_off(ctx, true);
 			dev.slots = 3;
-			ctx->peers[1].max_msg = 1024; /* the last one is read in pieces */
+			ctx->peers[1].max_msg = 1024; /* the last value is read in pieces */
 			for (unsigned i = 0; i < 4; i++)
 				disguise(ctx, r[i]);
 		}
@@ -376,7 +376,7 @@ TG_TEST(mix__of_threads_time_outs_and_cancels, 2)
 	return mixed(rank, false);
 }
 
-TG_TEST(mix__over_a_device_that_is_full_and_late, 2)
+TG_TEST(mix__over_a_full_and_late_device, 2)
 {
 	return mixed(rank, true);
 }
@@ -384,11 +384,11 @@ TG_TEST(mix__over_a_device_that_is_full_and_late, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(read__that_finds_no_slot_is_tried_again),
-		cmocka_unit_test(cancel__of_a_read_that_waits_and_has_a_callback),
-		cmocka_unit_test(cancel__of_a_read_whose_completion_is_there),
+		cmocka_unit_test(read__without_a_slot_is_tried_again),
+		cmocka_unit_test(cancel__of_a_waiting_read_with_a_callback),
+		cmocka_unit_test(cancel__of_a_read_with_its_completion_present),
 		cmocka_unit_test(mix__of_threads_time_outs_and_cancels),
-		cmocka_unit_test(mix__over_a_device_that_is_full_and_late),
+		cmocka_unit_test(mix__over_a_full_and_late_device),
 	};
 
 	return cmocka_run_group_tests_name("stress", tests, NULL, NULL);

@@ -62,14 +62,14 @@ FOE_TEST(hello__of_another_version)
 	TG_CHECK(strstr(foe_shown()->logged, "version 3") != NULL);
 }
 
-FOE_TEST(hello__of_somebody_else)
+FOE_TEST(hello__for_another_worker)
 {
 	/* The victim itself. */
 	foe_make_hello(f, 1);
 	f->hs.self_rank = 1;
 	f->hello_length = rc_hello_make(&f->pair[1], &f->hs, f->hello);
 	foe_refused(f, 1, -EKEYREJECTED, "this very worker");
-	/* A rank that is none, and an earlier self. */
+	/* An unknown rank, and an earlier self. */
 	foe_make_hello(f, 1);
 	f->hs.self_rank = 77;
 	f->hello_length = rc_hello_make(&f->pair[1], &f->hs, f->hello);
@@ -144,7 +144,7 @@ FOE_TEST(silence__of_a_server)
 	TG_CHECK(foe_shown()->took_ns < 15 * tg_slow() * NSEC_PER_SEC);
 }
 
-FOE_TEST(server__that_never_answers)
+FOE_TEST(server__never_answers)
 {
 	tg_set_flag(F_CALL_FOE, 1);
 	FOE_UNTIL(f, foe_shown()->called);
@@ -171,7 +171,7 @@ static void serve_with(struct foe *f, const uint8_t *answer, size_t length, bool
 	foe_others_work();
 }
 
-FOE_TEST(server__that_answers_nonsense)
+FOE_TEST(server__answers_nonsense)
 {
 	struct rc_handshake h = { .self_rank = FOE, .self_incarnation = f->me.incarnation };
 	uint8_t answer[RV_ANSWER_MAX];
@@ -198,7 +198,7 @@ FOE_TEST(server__that_answers_nonsense)
 	rc_random(answer, sizeof(answer));
 	serve_with(f, answer, RV_REASON_MAX, false); /* neither this nor the next is a refusal */
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
-	/* and never comes */
+	/* the announced attempt never comes */
 	serve_with(f, answer, rc_reason_make(-EALREADY, "crossing", answer), false);
 	TG_IS(foe_shown()->called, 1 + ETIMEDOUT);
 }
@@ -279,7 +279,7 @@ FOE_TEST(malformed__in_every_way)
 	TG_CHECK(foe_dropped(1) >= array_size(bad) + 8);
 }
 
-FOE_TEST(sequence__and_epoch_that_are_not_next)
+FOE_TEST(sequence__wrong_number_or_epoch)
 {
 	static const int seq[] = { -1, 0, 2, 1000 }, epoch[] = { -1, 1, 1 << 30 };
 	uint8_t buf[RV_MSG_MAX];
@@ -380,7 +380,7 @@ FOE_TEST(protocol__answers_never_asked_for)
 			      foe_id_of(FOE, 1));
 		foe_must_end(f, 1, rejects, "child of another");
 	}
-	/* A reply to no call, with references too. */
+	/* A reply to an unknown call, also with references. */
 	struct rw_message m = { .frame.type = RW_REPLY };
 
 	foe_meet(f, 1);
@@ -395,7 +395,7 @@ FOE_TEST(protocol__answers_never_asked_for)
 
 /* Attacks values of others. Worker 0's reference to the value on worker 1
  * outlives all of this: others_work reads it. */
-FOE_TEST(protocol__what_belongs_to_others)
+FOE_TEST(protocol__values_of_others)
 {
 	uint64_t acks;
 
@@ -430,7 +430,7 @@ FOE_TEST(records__forged)
 	foe_meet(f, 1);
 	r = foe_record(f, 1, foe_id_of(1, 1000000), 1);      /* the victim never owned it */
 	TG_IS(foe_reply_to(f, "tg.read", &r), -ESTALE);
-	r = foe_record(f, 0, foe_id_of(0, 1000000), 2);      /* nor did worker 0 */
+	r = foe_record(f, 0, foe_id_of(0, 1000000), 2);      /* worker 0 never owned it either */
 	TG_IS(foe_reply_to(f, "tg.read", &r), -ESTALE);
 	r = foe_record(f, 0, foe_id_of(0, 1000000), 3);
 	r.owner_incarnation++;
@@ -474,7 +474,7 @@ FOE_TEST(records__forged)
 	foe_still_served(f);
 	TG_IS(foe_reply_to(f, "no.such.function", NULL), -ENOSYS);
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
-	/* the same call id again: its own affair */
+	/* the same call id again concerns the foe alone */
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
 }
 
@@ -540,8 +540,8 @@ FOE_TEST(flood__of_calls)
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
 }
 
-/* Asks and never reads: at the bound of what waits for it the session ends. */
-FOE_TEST(flood__by_one_who_does_not_read)
+/* Asks and never reads: the session ends at the bound of its waiting messages. */
+FOE_TEST(flood__from_a_member_that_does_not_read)
 {
 	uint64_t rss = foe_fresh_look(1, &foe_shown()->of[1].rss_kib), before = foe_rejected(1);
 	struct rw_message m = { .frame.type = RW_CALL };
@@ -592,8 +592,8 @@ FOE_TEST(flood__of_calls_that_wait)
 	TG_CHECK(foe_fresh_look(1, &foe_shown()->of[1].threads) < FOE_WAITING + 40);
 }
 
-/* Replies to nothing, with references that are never confirmed. */
-FOE_TEST(flood__of_references_nobody_asked_for)
+/* Replies to unknown calls, with references that are never confirmed. */
+FOE_TEST(flood__of_unwanted_references)
 {
 	uint64_t before = foe_rejected(1);
 	struct rw_message m = { .frame.type = RW_REPLY };
@@ -660,26 +660,26 @@ int main(void)
 		cmocka_unit_test(hello__with_another_key),
 		cmocka_unit_test(hello__garbage),
 		cmocka_unit_test(hello__of_another_version),
-		cmocka_unit_test(hello__of_somebody_else),
+		cmocka_unit_test(hello__for_another_worker),
 		cmocka_unit_test(hello__repeated),
 		cmocka_unit_test(silence__after_connecting),
 		cmocka_unit_test(silence__of_a_server),
-		cmocka_unit_test(server__that_never_answers),
-		cmocka_unit_test(server__that_answers_nonsense),
+		cmocka_unit_test(server__never_answers),
+		cmocka_unit_test(server__answers_nonsense),
 		cmocka_unit_test(proof__wrong_or_something_else),
 		cmocka_unit_test(malformed__in_every_way),
-		cmocka_unit_test(sequence__and_epoch_that_are_not_next),
+		cmocka_unit_test(sequence__wrong_number_or_epoch),
 		cmocka_unit_test(direction__wrong),
 		cmocka_unit_test(fenced__says_the_foe),
 		cmocka_unit_test(protocol__answers_never_asked_for),
 		cmocka_unit_test(beacon__false),
-		cmocka_unit_test(protocol__what_belongs_to_others),
+		cmocka_unit_test(protocol__values_of_others),
 		cmocka_unit_test(records__forged),
 		cmocka_unit_test(creation__with_ids_of_others),
 		cmocka_unit_test(flood__of_calls),
-		cmocka_unit_test(flood__by_one_who_does_not_read),
+		cmocka_unit_test(flood__from_a_member_that_does_not_read),
 		cmocka_unit_test(flood__of_calls_that_wait),
-		cmocka_unit_test(flood__of_references_nobody_asked_for),
+		cmocka_unit_test(flood__of_unwanted_references),
 		cmocka_unit_test(flood__of_pings),
 		cmocka_unit_test(flood__of_sessions),
 	};

@@ -30,7 +30,7 @@ static int call(struct rref_ctx *ctx, int to, int64_t timeout)
 			     timeout, NULL);
 }
 
-/* Serves for so long, with or without calls. */
+/* Serves for this time, with or without calls. */
 static void serve_for(struct rref_ctx *ctx, int64_t ns)
 {
 	for (int64_t until = now_ns() + ns; now_ns() < until; tg_pause())
@@ -59,7 +59,7 @@ static void nobody_died(struct rref_ctx *ctx)
 	TG_IS(tg_stats(ctx).rejected_peers, 0);
 }
 
-/* Several of its peers wait for it, with calls, creations and shares. */
+/* Several peers wait for the worker, with calls, creations and shares. */
 TG_TEST(silent__stopped_before_its_first_session, 3)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -107,8 +107,8 @@ TG_TEST(silent__stopped_before_its_first_session, 3)
 	return 0;
 }
 
-/* The time-out is the operation's own, and its text says since when nothing was heard. Nothing else
- * comes of it. */
+/* The time-out belongs to the operation, and its text tells the beginning
+ * of the silence. It has no other effect. */
 TG_TEST(silent__each_operation_has_its_own_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -191,7 +191,7 @@ static void silent__a_client_that_makes_progress_rarely(void **state)
 	assert_int_equal(tg_run(2, rarely_worker, (void *)1), 0);
 }
 
-/* The graceful end waits for its own time too, and no longer. */
+/* The graceful end has its own time, too, and waits no longer. */
 TG_TEST(silent__the_shutdown_has_its_own_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -212,7 +212,7 @@ TG_TEST(silent__the_shutdown_has_its_own_time, 2)
 	return 0;
 }
 
-/* Killed while it was waited for: the next attempt meets nobody. */
+/* Killed during the wait: the next attempt finds no worker. */
 DEATH_TEST(silent__and_then_killed, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -242,7 +242,7 @@ static bool is_down(struct rref_ctx *ctx, void *rank)
 	return !is_alive(ctx, *(int *)rank);
 }
 
-/* Ends the connection by a READ that the device refuses; a stopped worker makes no other. */
+/* Ends the connection by a READ that the device refuses; a stopped worker makes no new one. */
 static void break_link(struct rref_ctx *ctx, int rank)
 {
 	struct rc_peer *p = &ctx->peers[rank];
@@ -264,8 +264,8 @@ static void break_link(struct rref_ctx *ctx, int rank)
 	rc_unlock(ctx);
 }
 
-/* Each call fails at once: if one took an attempt's time, it would
- * not end before the run does. After its return, calls work. */
+/* Each call fails at once: if one took an attempt's time, it would not end before the run does.
+ * Calls work after the worker's return. */
 TG_TEST(cut_off__costs_no_time, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

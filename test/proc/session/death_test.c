@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that die, stop or fork. The others go on, lose
- * nothing of their own, and wait for nobody for ever. */
+/* Workers that die, stop or fork. The others go on, lose nothing of
+ * their own, and do not wait for ever. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -23,8 +23,8 @@ static bool no_forks(struct rref_ctx *ctx, void *arg)
 
 /* ---- the user dies ---- */
 
-/* The one who shared it dies after its child was confirmed: the child lives. */
-DEATH_TEST(user_killed__what_it_shared_lives, 3, 1 << 1)
+/* The sharer dies after its child was confirmed: the child lives. */
+DEATH_TEST(user_killed__shared_references_live, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 	int one = 1;
@@ -78,8 +78,8 @@ DEATH_TEST(caller_killed__in_the_middle_of_a_call, 2, 1 << 1)
 		tg_die();
 	}
 	TG_CHECK(tg_eventually(tg_is_dead, ctx, &one));
-	/* Answered when the caller is gone: nothing is sent,
-	 * nothing remains, neither of the creation nor of the call. */
+	/* The answer comes after the caller has gone: nothing is sent, and nothing remains of the
+	 * creation or the call. */
 	TG_IS(tg_release_held(ctx, 0), 2);
 	tg_until_clean(ctx, 0);
 	tg_leave(ctx);
@@ -88,7 +88,7 @@ DEATH_TEST(caller_killed__in_the_middle_of_a_call, 2, 1 << 1)
 
 /* ---- the owner dies ---- */
 
-/* Rank 0 is the one who counts the others at the barrier. */
+/* Rank 0 counts the others at the barrier. */
 DEATH_TEST(rank_0_killed__the_others_leave_all_the_same, 3, 1 << 0)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -127,7 +127,7 @@ DEATH_TEST(killed__while_the_others_are_leaving, 4, 1 << 2)
 	return 0;
 }
 
-/* Never spoke to anybody. */
+/* The worker never spoke to another one. */
 DEATH_TEST(killed__a_stranger, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -147,7 +147,7 @@ DEATH_TEST(killed__a_stranger, 3, 1 << 2)
 	return 0;
 }
 
-/* Two at once, one of them in the middle of sharing. */
+/* Two workers die at once, one of them in the middle of sharing. */
 DEATH_TEST(killed__two_of_five_under_load, 5, 1 << 3 | 1 << 4)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -187,7 +187,8 @@ DEATH_TEST(killed__two_of_five_under_load, 5, 1 << 3 | 1 << 4)
 	for (int dead = 3; dead < 5; dead++)
 		TG_CHECK(rref_rpc_sync(ctx, dead, "tg.nothing", NULL, TG_LONG_NS, NULL) ==
 			 -EOWNERDEAD);
-	/* The survivors wait for each other, serving, and then for what the dead left here. */
+	/* The survivors wait for each other, serving, and then for the
+	 * release of the dead worker's references. */
 	atomic_fetch_add(&tg_current->shared->flag[2], 1);
 	tg_wait_flag_serving(ctx, 2, 3);
 	tg_until_clean(ctx, rank);
@@ -303,7 +304,7 @@ TG_TEST(fork__child_is_refused_and_parent_goes_on, 2)
 		TG_OK(rref_new(ctx, "mine", 4, &mine));
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_DEFAULT, &pending));
 		tg_until_held(ctx, 1, 1);
-		/* locks are held at odd moments */
+		/* this thread takes locks at odd moments */
 		TG_IS(pthread_create(&t, NULL, keep_busy, ctx), 0);
 		for (int i = 0; i < 5; i++) {
 			int status, waited = 0;
@@ -339,8 +340,8 @@ TG_TEST(fork__child_is_refused_and_parent_goes_on, 2)
 	return 0;
 }
 
-/* The child's end closes its copies of descriptors and mappings;
- * the parent's peers must not take it for the parent's. */
+/* The child's end closes its copies of descriptors and mappings. The parent's peers must not take
+ * it for the parent's end. */
 TG_TEST(fork__child_lives_on_and_ends, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -379,8 +380,8 @@ static void *look_often(void *ctx)
 	return NULL;
 }
 
-/* The process' single things may be taken at that moment: a
- * context of the child's own needs them. */
+/* The single things of the process may be taken at that moment.
+ * The child's own context needs them. */
 TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -398,7 +399,7 @@ TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 
 			alarm(10);
 			tg_options(&o, 0);
-			/* no thread: the thread sanitizer allows none behind such a fork */
+			/* no thread: the thread sanitizer forbids one after such a fork */
 			o.mode = RREF_PROGRESS_MANUAL;
 			TG_OK(rref_init(&o, &own));
 			TG_IS(tg_stats(own).reads, 0);
@@ -419,7 +420,7 @@ TG_TEST(fork__child_makes_a_context_of_its_own, 1)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(user_killed__what_it_shared_lives),
+		cmocka_unit_test(user_killed__shared_references_live),
 		cmocka_unit_test(caller_killed__in_the_middle_of_a_call),
 		cmocka_unit_test(rank_0_killed__the_others_leave_all_the_same),
 		cmocka_unit_test(killed__while_the_others_are_leaving),

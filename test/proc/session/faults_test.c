@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages that fail, come late, twice, in another order (RREF_INJECT, core/session/inject.h):
- * everything under each of them, and the rules themselves. The scenarios of single faults are in
- * test/conformance/messages.c.
+ * Messages that fail, come late, twice, or in another order (RREF_INJECT, core/session/inject.h).
+ * The tests do everything under each of these faults, and try the rules themselves. The scenarios
+ * of single faults are in test/conformance/messages.c.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +33,7 @@ static int32_t runs_of(struct rref_ctx *ctx, int rank)
 	return n;
 }
 
-/* Later messages wait for one that is tried again. */
+/* Later messages wait for a message that is tried again. */
 TG_TEST(c129__order_stays, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "CALL:fail=7" : "", 0);
@@ -64,7 +64,7 @@ static void mill(struct rref_ctx *ctx, int rank, int rounds)
 		struct rref *r = tg_remote(ctx, owner, "tg.echo", "abc", 3), *back;
 		struct rref_future *f;
 
-		/* Early, then when it is known; read there and here. */
+		/* The reference is early, then known; it is read there and here. */
 		TG_OK(rref_rpc_sync(ctx, to, "tg.echo_refs", tg_with(&r, 1), RREF_DEFAULT, &f));
 		TG_OK(rref_future_ref(f, 0, &back));
 		rref_future_free(f);
@@ -115,7 +115,7 @@ TG_TEST(everything__fails_now_and_then, 4)
 
 /* ---- news that lacks memory ---- */
 
-/* Calls until one is served: an earlier failure was nobody's key. */
+/* Calls until a call is served: an earlier failure had nothing to do with keys. */
 static void until_called(struct rref_ctx *ctx, int rank)
 {
 	int64_t end = now_ns() + LONG_NS;
@@ -144,8 +144,7 @@ static void leave(struct rref_ctx *ctx)
 	rref_free_ctx(ctx);
 }
 
-/* A call that is refused, and there is no memory for the
- * refusal: its caller must not wait for ever. */
+/* A call is refused, and there is no memory for the refusal. Its caller must not wait for ever. */
 TG_TEST(no_memory__for_a_refusal, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "REPLY:nomem=1" : "", 0);
@@ -175,7 +174,7 @@ TG_TEST(no_memory__for_a_refusal, 2)
 	return 0;
 }
 
-/* A question for a type that is not answered. */
+/* A question for a type gets no answer. */
 TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "TYPE_ANSWER:nomem=1" : "", 0);
@@ -203,9 +202,9 @@ TG_TEST(no_memory__for_an_answer_to_a_type_query, 2)
 	return 0;
 }
 
-/* A leaving worker waits for an answer of each, which says that its deletes came. It must not wait
+/* A leaving worker waits for each peer's answer, which says that its deletes came. It must not wait
  * for an answer that never comes. */
-/* The client has no memory for its proof: it tries again, and its call is served. */
+/* The client has no memory for its proof. It tries again, and its call is served. */
 TG_TEST(no_memory__for_a_proof, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "AUTH:nomem=1" : "", 0);
@@ -220,8 +219,8 @@ TG_TEST(no_memory__for_a_proof, 2)
 	return 0;
 }
 
-/* The server has none for its answer to the proof. The peer's key was right, and is
- * not told to be wrong. */
+/* The server lacks memory for its answer to the proof. The peer's
+ * key was right, and is not called wrong. */
 TG_TEST(no_memory__for_the_answer_to_a_proof, 2)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 1 ? "AUTH:nomem=1" : "", 0);
@@ -246,8 +245,7 @@ TG_TEST(no_memory__for_a_pong, 2)
 	return 0;
 }
 
-/* A barrier is complete, and one worker is not told. It hears
- * of it, or that its session is over. */
+/* A barrier is complete, and one worker is not told. It learns of it later, or its session ends. */
 TG_TEST(no_memory__for_a_barriers_end, 3)
 {
 	struct rref_ctx *ctx = tg_join_under(rank, rank == 0 ? "BARRIER_DONE@1:nomem=1" : "", 0);
@@ -275,7 +273,7 @@ static int one_worker(struct rref_options *o)
 	return err;
 }
 
-TG_TEST(rules__bad_ones_are_refused, 1)
+TG_TEST(rules__with_mistakes_are_refused, 1)
 {
 	static const char *const bad[] = {
 		"NOTHING:fail=3", "fork_request:fail=3", "FORK_REQUEST", "FORK_REQUEST:",
@@ -320,7 +318,7 @@ int main(void)
 		cmocka_unit_test(no_memory__for_a_proof),
 		cmocka_unit_test(no_memory__for_the_answer_to_a_proof),
 		cmocka_unit_test(no_memory__for_a_barriers_end),
-		cmocka_unit_test(rules__bad_ones_are_refused),
+		cmocka_unit_test(rules__with_mistakes_are_refused),
 	};
 
 	return cmocka_run_group_tests_name("faults", tests, NULL, NULL);

@@ -86,7 +86,7 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 			TG_IS(rref_rpc_sync(ctx, 2, "tg.read", tg_with(&r, 1), RREF_DEFAULT, NULL),
 			      -ENETRESET);
 		}
-		/* A new session, new references. A moment passes before it is let in. */
+		/* A new session brings new references. A moment passes before it begins. */
 		for (int64_t end = now_ns() + TG_LONG_NS;
 		     rref_remote(ctx, 0, "tg.echo", tg_bytes("again", 5), TG_LONG_NS, &r);
 		     usleep(1000))
@@ -104,7 +104,7 @@ TG_TEST(fenced__a_user_that_stood_still_for_too_long, 3)
 	return 0;
 }
 
-/* Stopped in the midst of its reads: right bytes before, and one answer after. */
+/* A user is stopped in the midst of its reads: right bytes before, and one answer after. */
 TG_TEST(fenced__while_it_was_reading, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -193,9 +193,9 @@ TG_TEST(fenced__never_without_a_timeout, 2)
 	return 0;
 }
 
-/* The owner was stopped, not its user: when it goes on it sees
- * that, and takes nothing from anybody. */
-TG_TEST(not_fenced__by_one_that_stood_still_itself, 2)
+/* The owner was stopped, not its user. It sees that when it goes on,
+ * and takes nothing from other workers. */
+TG_TEST(not_fenced__by_a_worker_that_stood_still, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -232,7 +232,7 @@ int main(void)
 		cmocka_unit_test(fenced__a_user_that_stood_still_for_too_long),
 		cmocka_unit_test(fenced__while_it_was_reading),
 		cmocka_unit_test(fenced__never_without_a_timeout),
-		cmocka_unit_test(not_fenced__by_one_that_stood_still_itself),
+		cmocka_unit_test(not_fenced__by_a_worker_that_stood_still),
 	};
 
 	return cmocka_run_group_tests_name("fence", tests, NULL, NULL);

@@ -45,7 +45,7 @@ static size_t lose_the_crossing(struct foe *f, uint8_t early[RV_HELLO_MAX])
 	return n;
 }
 
-FOE_TEST(late_hello__leaves_the_session_that_is_up)
+FOE_TEST(late_hello__leaves_the_present_session)
 {
 	struct rw_message reply = { .frame.type = RW_REPLY };
 	struct rv_conn *session, *late;
@@ -61,7 +61,7 @@ FOE_TEST(late_hello__leaves_the_session_that_is_up)
 	TG_IS(f->status, -ESTALE);
 	f->ops->close_conn(late);
 	f->conn = session;
-	/* The call that came over the session is answered over it. */
+	/* The answer to a call takes the call's session. */
 	rw_reply_init(&reply);
 	reply.u.reply.call_id = call_id;
 	TG_OK(foe_say(f, &reply));
@@ -71,7 +71,7 @@ FOE_TEST(late_hello__leaves_the_session_that_is_up)
 
 /* Sends a hello that was made later. That is news: the foe has lost
  * the session, and worker 0 did not know. */
-FOE_TEST(late_hello__one_that_is_new_ends_the_session)
+FOE_TEST(late_hello__a_new_hello_ends_the_session)
 {
 	uint8_t early[RV_HELLO_MAX];
 
@@ -85,8 +85,8 @@ FOE_TEST(late_hello__one_that_is_new_ends_the_session)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(late_hello__leaves_the_session_that_is_up),
-		cmocka_unit_test(late_hello__one_that_is_new_ends_the_session),
+		cmocka_unit_test(late_hello__leaves_the_present_session),
+		cmocka_unit_test(late_hello__a_new_hello_ends_the_session),
 	};
 
 	return cmocka_run_group_tests_name("late_hello", tests, NULL, NULL);

@@ -104,7 +104,7 @@ static void die_without_memory(struct rref_ctx *ctx)
 	TG_CHECK(tg_eventually(tg_is_dead, ctx, &one));
 }
 
-DEATH_TEST(holder_killed__its_forks_go_without_memory, 2, 1 << 1)
+DEATH_TEST(holder_killed__forks_end_without_memory, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -155,7 +155,7 @@ DEATH_TEST(owner_killed__reads_end_without_memory, 2, 1 << 1)
 	return 0;
 }
 
-/* Returns what became of a call that brings five references and has them back. */
+/* Returns the result of a call that brings five references and has them back. */
 static int echo(struct rref_ctx *ctx, int to, struct rref *const *refs)
 {
 	struct rref_future *f = NULL;
@@ -166,8 +166,7 @@ static int echo(struct rref_ctx *ctx, int to, struct rref *const *refs)
 	return err;
 }
 
-/* The first, second, ... allocation from there on fails, for
- * any purpose: nothing is left of the attempt. */
+/* Each allocation fails in turn, for any purpose: nothing is left of the attempt. */
 TG_TEST(shares__each_allocation, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -185,8 +184,7 @@ TG_TEST(shares__each_allocation, 2)
 			err = echo(ctx, round % 2, refs);
 			nth = 0;
 			refused += err != 0;
-			/* A session that was lost with it comes again,
-			 * and its references with it. */
+			/* A session that was lost with it comes again, and so do its references. */
 			for (int i = 0; err && i < 5; i++) {
 				rref_release(refs[i]);
 				while (rref_remote(ctx, i % 2, "tg.echo", tg_bytes(&i, sizeof(i)),
@@ -282,7 +280,7 @@ int main(void)
 	const struct CMUnitTest none[] = { cmocka_unit_test(a_sanitizer__replaces_the_allocator) };
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(calls__to_a_worker_without_memory),
-		cmocka_unit_test(holder_killed__its_forks_go_without_memory),
+		cmocka_unit_test(holder_killed__forks_end_without_memory),
 		cmocka_unit_test(owner_killed__reads_end_without_memory),
 		cmocka_unit_test(shares__each_allocation),
 	};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker goes down: the others' programs hear of it once, with the reason, and their event loops
- * wake. */
+/* A worker goes down. The others' programs learn of it once, with
+ * the reason, and their event loops wake. */
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 #include "tg_death.h"
 #include "tg_refs.h"
 
-/* News that the callback of this worker heard. */
+/* The news of this worker's callback. */
 static struct heard {
 	_Atomic int total, of[TG_MAX], err[TG_MAX];
 	_Atomic bool alive, no_text, failed;
@@ -29,7 +29,8 @@ static void on_down(void *arg, struct rref_ctx *ctx, const struct rref_peer_down
 		atomic_store(&h->alive, true);
 	if (!down->text || !*down->text)
 		atomic_store(&h->no_text, true);
-	/* All that a callback may do; with the lock held the first of these would stand still. */
+	/* Makes the calls that a callback may make; with the lock held
+	 * the first of these would stand still. */
 	if (tg_stats(ctx).sessions == 0 && down->err != -EOWNERDEAD)
 		atomic_store(&h->failed, true);
 	if (rref_dump(ctx, text, sizeof(text)) <= 0)
@@ -116,12 +117,12 @@ static int names_the_dead(int rank, const char *name)
 	return 0;
 }
 
-DEATH_TEST(down__what_ends_with_a_worker_names_it, 2, 1 << 1)
+DEATH_TEST(down__errors_name_the_dead_worker, 2, 1 << 1)
 {
 	return names_the_dead(rank, NULL);
 }
 
-/* The words of its end have its name in them, and do not name it. */
+/* The text of its end contains its name by chance, but does not name it. */
 DEATH_TEST(down__a_name_that_is_a_word, 2, 1 << 1)
 {
 	return names_the_dead(rank, "lost");
@@ -138,7 +139,7 @@ DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
 		tg_die();
 	TG_CHECK(tg_eventually(heard_of, ctx, &one));
 	TG_IS(atomic_load(&heard.err[1]), -EOWNERDEAD);
-	/* Attempts that fail afterwards are no further deaths. */
+	/* Attempts that fail later are no further deaths. */
 	for (int i = 0; i < 5; i++) {
 		TG_IS(rref_rpc_sync(ctx, 1, "tg.nothing", NULL, RREF_DEFAULT, NULL), -EOWNERDEAD);
 		TG_TEXT("worker1 (rank 1)");
@@ -153,7 +154,7 @@ DEATH_TEST(down__a_death_is_told_once, 3, 1 << 1)
 }
 
 /* No worker ever spoke to it: the first attempt finds its death. */
-DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
+DEATH_TEST(down__a_worker_without_a_session, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
 	int one = 1;
@@ -172,8 +173,8 @@ DEATH_TEST(down__a_worker_that_no_session_was_made_with, 2, 1 << 1)
 }
 
 /* A worker whose time runs out says goodbye. A worker that returns from main without a word has
- * died, as far as others can see. */
-TG_TEST(down__one_that_leaves_early_is_told_apart, 3)
+ * died, for all others. */
+TG_TEST(down__an_early_leaver_is_told_apart, 3)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
 	int one = 1, two = 2;
@@ -210,7 +211,7 @@ TG_TEST(down__a_group_that_leaves_together_hears_nothing, 3)
 	return 0;
 }
 
-/* Deaths that come while the program still thinks about the first one. */
+/* More deaths come while the program still handles the first one. */
 DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
@@ -240,8 +241,8 @@ DEATH_TEST(down__a_slow_program_hears_of_all, 4, 1 << 1 | 1 << 2 | 1 << 3)
 	return 0;
 }
 
-/* Sleeps as an event loop does: on the descriptor alone, and with no function for deaths. False:
- * nothing came in time. */
+/* Sleeps as an event loop does: on the descriptor alone, with no function for deaths. Returns false
+ * if nothing came in time. */
 static bool loop_once(struct rref_ctx *ctx)
 {
 	struct pollfd p = { .fd = rref_ctx_fd(ctx), .events = POLLIN };
@@ -263,7 +264,7 @@ DEATH_TEST(down__an_event_loop_wakes, 2, 1 << 1)
 		call(ctx, 1);
 	tg_meet_serving(ctx, 0);
 	if (rank == 1) {
-		usleep(50000); /* the other one sleeps by then, mostly */
+		usleep(50000); /* most likely the other one sleeps by then */
 		tg_die();
 	}
 	while (!tg_is_dead(ctx, &one))
@@ -313,11 +314,11 @@ int main(void)
 		cmocka_unit_test(down__a_name_that_is_a_word),
 		cmocka_unit_test(down__a_group_that_leaves_together_hears_nothing),
 		cmocka_unit_test(down__a_slow_program_hears_of_all),
-		cmocka_unit_test(down__a_worker_that_no_session_was_made_with),
+		cmocka_unit_test(down__a_worker_without_a_session),
 		cmocka_unit_test(down__an_event_loop_that_looks_late),
 		cmocka_unit_test(down__an_event_loop_wakes),
-		cmocka_unit_test(down__one_that_leaves_early_is_told_apart),
-		cmocka_unit_test(down__what_ends_with_a_worker_names_it),
+		cmocka_unit_test(down__an_early_leaver_is_told_apart),
+		cmocka_unit_test(down__errors_name_the_dead_worker),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

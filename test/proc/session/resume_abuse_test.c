@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that resumes sessions as it should not (tg_foe.h). Each of its messages ends its own
- * connection, or its session, and the others go on. Over a standing session it resumes by a second
- * connection, which takes the first one's place.
+ * A member that resumes sessions wrongly (tg_foe.h). Each of its messages ends its own connection,
+ * or its session, and the others go on. It resumes a standing session by a second connection, which
+ * takes the first one's place.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -90,7 +90,7 @@ static void come_back(struct foe *f)
 
 /* ---- as it should ---- */
 
-FOE_TEST(resume__as_it_should)
+FOE_TEST(resume__in_order)
 {
 	foe_meet(f, 1);
 	for (int i = 0; i < 20; i++) {
@@ -99,8 +99,7 @@ FOE_TEST(resume__as_it_should)
 	}
 	foe_still_served(f);
 	TG_IS(foe_reply_to(f, "tg.echo", NULL), 0);
-	/* Messages that it has not got come again: the last
-	 * reply, and nothing that it asked again. */
+	/* Messages that it lacks come again: the last reply, and no more. */
 	uint64_t replies = f->nr_recv[RW_REPLY], sent = f->nr_recv[RW_PONG];
 
 	TG_CHECK(resume(f, 1, f->got - 1));
@@ -228,7 +227,7 @@ static void must_be_over(struct foe *f, uint64_t before)
 	foe_others_work();
 }
 
-FOE_TEST(resume__having_got_what_was_never_sent)
+FOE_TEST(resume__with_a_count_above_the_sent_messages)
 {
 	static const uint64_t more[] = { 1, 1000, UINT64_C(1) << 32, UINT64_MAX / 2 };
 
@@ -242,7 +241,7 @@ FOE_TEST(resume__having_got_what_was_never_sent)
 	}
 }
 
-FOE_TEST(resume__not_having_got_what_it_acknowledged)
+FOE_TEST(resume__with_a_count_below_the_acknowledged_messages)
 {
 	foe_meet(f, 1);
 	foe_still_served(f);
@@ -254,7 +253,7 @@ FOE_TEST(resume__not_having_got_what_it_acknowledged)
 	must_be_over(f, before);
 }
 
-FOE_TEST(acknowledged__what_was_never_sent)
+FOE_TEST(acknowledged__an_unsent_message)
 {
 	for (int i = 0; i < 6; i++) {
 		struct rw_message m = { .frame.type = RW_RECEIVED };
@@ -275,7 +274,7 @@ FOE_TEST(acknowledged__what_was_never_sent)
 		} else if (i == 2) {
 			m.u.received.mac[0] = 1;
 		} else if (i == 3) {
-			seq = f->seq + 1; /* it has none */
+			seq = f->seq + 1; /* it lacks one */
 		} else {
 			m = (struct rw_message){
 				.frame = { .type = RW_PING,
@@ -346,12 +345,12 @@ static void called_meanwhile(struct foe *f)
 	FOE_UNTIL(f, f->request);
 }
 
-FOE_TEST(server__that_refuses_to_resume)
+FOE_TEST(server__refuses_to_resume)
 {
 	static const struct { int reason, status; } say[] = {
 		{ -ENETRESET, -ENETRESET },     /* cut off by the server */
 		{ -EAGAIN, -ENETRESET },        /* cut off, and not to come back soon */
-		{ -ESTALE, -ESTALE },           /* another incarnation, as it says each time */
+		{ -ESTALE, -ESTALE },           /* another incarnation, told each time */
 		{ -ESHUTDOWN, -EOWNERDEAD },    /* it left */
 		{ -EPROTO, -EOWNERDEAD },
 	};
@@ -374,7 +373,7 @@ FOE_TEST(server__that_refuses_to_resume)
 }
 
 /* Refuses one hello with ESTALE, as a copy of a hello is refused: once, that ends no session. */
-FOE_TEST(server__that_refuses_one_attempt_as_stale)
+FOE_TEST(server__refuses_an_attempt_as_stale)
 {
 	uint8_t reason[RV_REASON_MAX], answer[RV_ANSWER_MAX];
 	uint64_t heard;
@@ -403,7 +402,7 @@ FOE_TEST(server__that_refuses_one_attempt_as_stale)
 }
 
 /* Answers nonsense again and again, or nothing. The worker gives up in bounded time. */
-FOE_TEST(server__that_answers_nonsense_to_a_resume)
+FOE_TEST(server__answers_nonsense_to_a_resume)
 {
 	for (int i = 0; i < 4; i++) {
 		uint8_t answer[RV_ANSWER_MAX];
@@ -443,19 +442,19 @@ FOE_TEST(server__that_answers_nonsense_to_a_resume)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(resume__as_it_should),
+		cmocka_unit_test(resume__in_order),
 		cmocka_unit_test(resume__by_the_worker),
 		cmocka_unit_test(resume__of_another_session),
 		cmocka_unit_test(resume__repeated),
 		cmocka_unit_test(resume__without_a_proof),
-		cmocka_unit_test(resume__having_got_what_was_never_sent),
-		cmocka_unit_test(resume__not_having_got_what_it_acknowledged),
-		cmocka_unit_test(acknowledged__what_was_never_sent),
+		cmocka_unit_test(resume__with_a_count_above_the_sent_messages),
+		cmocka_unit_test(resume__with_a_count_below_the_acknowledged_messages),
+		cmocka_unit_test(acknowledged__an_unsent_message),
 		cmocka_unit_test(resume__and_the_same_messages_again),
 		cmocka_unit_test(resume__all_the_time),
-		cmocka_unit_test(server__that_refuses_one_attempt_as_stale),
-		cmocka_unit_test(server__that_refuses_to_resume),
-		cmocka_unit_test(server__that_answers_nonsense_to_a_resume),
+		cmocka_unit_test(server__refuses_an_attempt_as_stale),
+		cmocka_unit_test(server__refuses_to_resume),
+		cmocka_unit_test(server__answers_nonsense_to_a_resume),
 	};
 
 	return cmocka_run_group_tests_name("resume_abuse", tests, NULL, NULL);

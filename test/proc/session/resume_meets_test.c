@@ -205,7 +205,7 @@ TG_TEST(fenced__while_its_connection_breaks, 2)
 	return 0;
 }
 
-/* ---- a read that nobody waits for any more ---- */
+/* ---- an abandoned read ---- */
 
 static bool none_quarantined(struct rref_ctx *ctx, void *arg)
 {
@@ -287,8 +287,8 @@ static bool is_back(struct rref_ctx *ctx, void *nr)
 	return atomic_load(&back) >= *(int *)nr;
 }
 
-/* The last user gives it up while the connection is broken, or
- * is gone when it would be made again. */
+/* The last user gives it up while the connection is broken, or has
+ * gone before the connection is made again. */
 DEATH_TEST(wrapped__given_up_while_the_connection_is_broken, 3, 1 << 2)
 {
 	struct rref_ctx *ctx = join(rank, (struct how){ .peer_timeout = 10 * NSEC_PER_SEC });
@@ -403,7 +403,8 @@ static void crowd(struct rref_ctx *ctx, int rank, int *sock, int nr)
 	}
 }
 
-/* A peer that finds the other's place taken by strangers has not found that nobody is there. */
+/* A peer finds the other's place taken by strangers. It does
+ * not conclude that the other is gone. */
 TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
 {
 	enum { NR = 64 };
@@ -432,10 +433,11 @@ TG_TEST(broken__while_strangers_crowd_the_listeners, 2)
 	return 0;
 }
 
-/* ---- nobody makes progress ---- */
+/* ---- no progress ---- */
 
-/* Longer than a broken session is waited for: a side that did not look has no reason to give up. */
-TG_TEST(broken__while_nobody_makes_progress, 2)
+/* The silence is longer than the time for a broken session. A side that
+ * did not look has no reason to give up. */
+TG_TEST(broken__without_progress_on_either_side, 2)
 {
 	struct rref_ctx *ctx = join(rank,
 				    (struct how){ .peer_timeout = 300 * NSEC_PER_MSEC,
@@ -562,7 +564,7 @@ int main(void)
 		cmocka_unit_test(wrapped__given_up_while_the_connection_is_broken),
 		cmocka_unit_test(nested__taken_while_the_connection_breaks),
 		cmocka_unit_test(broken__while_strangers_crowd_the_listeners),
-		cmocka_unit_test(broken__while_nobody_makes_progress),
+		cmocka_unit_test(broken__without_progress_on_either_side),
 		cmocka_unit_test(broken__while_the_poller_sleeps),
 		cmocka_unit_test(broken__during_the_shutdown),
 	};

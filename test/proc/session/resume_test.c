@@ -42,7 +42,7 @@ static struct rref_ctx *join(int rank, uint32_t score_limit, int64_t peer_timeou
 	tg_options(&o, rank);
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
-	/* An emulated device takes its time for a handshake. */
+	/* Handshakes of an emulated device take longer. */
 	o.peer_timeout = peer_timeout * (tg_is_shm() ? 1 : 5);
 	TG_OK(rref_init(&o, &ctx));
 	TG_OK(rref_register(ctx, &counting));
@@ -168,8 +168,8 @@ static _Atomic int at_work, over;
 
 #define LARGE ((size_t)1 << 20)
 
-/* Calls, reads in one piece, in many and in a batch, shares,
- * payloads: as long as the others break. */
+/* Calls, reads in one piece, in many and in a batch, shares, and sends
+ * payloads, until the others stop breaking. */
 static void *work(void *arg)
 {
 	struct load *l = arg;
@@ -231,7 +231,7 @@ static int get_large(struct rref_call *call, void *arg)
 static const struct rref_function getting = { .name = "large", .handler = get_large };
 
 #define THREADS 2
-#define F_NR 8 /* flags: how many calls each rank made, of each thread */
+#define F_NR 8 /* flags: the calls of each rank and thread */
 
 struct storm {
 	int world, breaks;
@@ -290,7 +290,7 @@ static int storm(int rank, void *arg)
 		tg_current->shared->flag[F_NR + rank * THREADS + i] = (int)load[i].nr;
 	}
 	tg_meet_serving(ctx, 1);
-	/* Everybody is done: each call ran once, where it was sent. */
+	/* All have finished: each call ran once, at its callee. */
 	for (int from = 0; from < world; from++)
 		for (int i = 0; i < THREADS; i++) {
 			if ((from + 1 + i % (world - 1)) % world != rank)
@@ -406,7 +406,7 @@ TG_TEST(bad_reference__fails_alone, 2)
 						strlen(text[k])) == 0);
 				rref_view_free(views[i]);
 			}
-			/* Alone, too, on the quick way. */
+			/* The quick way alone works, too. */
 			struct rref_view *v;
 
 			TG_IS(rref_to_here(bad, RREF_DEFAULT, &v), -ESTALE);
@@ -495,8 +495,8 @@ static bool is_broken(struct rref_ctx *ctx, void *arg)
 	return strcmp(s.state, "broken") == 0;
 }
 
-/* A peer that stands still while its connection is broken, and
- * is killed then: operations end in bounded time. */
+/* A peer stands still while its connection is broken, and is then
+ * killed. Operations end in bounded time. */
 DEATH_TEST(broken__and_the_peer_is_killed, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank, 0, 4 * NSEC_PER_SEC);

@@ -103,7 +103,7 @@ static int broken(int rank, void *arg)
 	bool by_creation = arg != NULL;
 
 	if (rank == 1) {
-		/* Serves until the connection is gone, and hears of that by itself. */
+		/* Serves until the connection is gone, and finds that by itself. */
 		TG_CHECK(tg_eventually(peer_is_down, ctx, NULL));
 	} else {
 		struct rref *old = create(ctx, 1);
@@ -114,10 +114,10 @@ static int broken(int rank, void *arg)
 		rc_lock(ctx);
 		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
 		rc_unlock(ctx);
-		/* References of the old session are gone, and say so. */
+		/* References of the old session are gone, and their errors say so. */
 		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
 		rref_release(old);
-		/* past the time in which a peer that could not be reached is not tried again */
+		/* after the time in which an unreachable peer is not tried again */
 		usleep(300000);
 		if (by_creation) {
 			rref_release(create(ctx, 3));
@@ -166,7 +166,7 @@ static bool session_is_up(struct rref_ctx *ctx, void *arg)
  * There the owner keeps nothing for the reference, and may free the value
  * during the read. White box: the thread's next steps.
  */
-TG_TEST(broken__a_read_that_was_about_to_begin, 2)
+TG_TEST(broken__a_read_about_to_begin, 2)
 {
 	struct rref_ctx *ctx = tg_init(rank, functions, array_size(functions));
 
@@ -210,7 +210,7 @@ TG_TEST(broken__a_read_that_was_about_to_begin, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(broken__a_read_that_was_about_to_begin),
+		cmocka_unit_test(broken__a_read_about_to_begin),
 		cmocka_unit_test(broken__creating_begins_a_new_session),
 		cmocka_unit_test(broken__sharing_begins_a_new_session),
 	};

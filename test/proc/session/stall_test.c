@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Workers that stand still (SIGSTOP), and go on: stalled is not
- * dead. fence_test has workers that stand still for too long. */
+/* Workers that stand still (SIGSTOP), and go on: stalled is not dead. fence_test has workers that
+ * stand still for too long. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -52,7 +52,7 @@ TG_TEST(stalled__seen_and_healed, 2)
 	return 0;
 }
 
-/* An idle worker counts, too: nobody is stalled for having nothing to do. */
+/* An idle worker counts, too: idleness is no stall. */
 TG_TEST(stalled__not_for_being_idle, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -121,7 +121,7 @@ TG_TEST(stalled__an_owner_is_read_on, 2)
 
 /* The program makes the progress in the manual mode. If it does not, its worker stands still,
  * though its process runs. */
-TG_TEST(stalled__a_manual_one_that_makes_no_progress, 2)
+TG_TEST(stalled__a_manual_worker_without_progress, 2)
 {
 	struct rref_ctx *ctx = join_with(rank, 60 * NSEC_PER_SEC,
 					 rank == 1 ? RREF_PROGRESS_MANUAL : 0);
@@ -146,7 +146,8 @@ TG_TEST(stalled__a_manual_one_that_makes_no_progress, 2)
 	return 0;
 }
 
-/* The whole group, as a machine that is suspended: one after another they stop, and go on. */
+/* The whole group stands still, as on a suspended machine. The
+ * workers stop one after another, and go on. */
 TG_TEST(not_fenced__when_the_whole_group_stood_still, 3)
 {
 	pid_t hand = 0;
@@ -170,7 +171,7 @@ TG_TEST(not_fenced__when_the_whole_group_stood_still, 3)
 	}
 	struct rref_ctx *ctx = join(rank);
 
-	/* Everybody holds a reference of everybody else. */
+	/* Each worker holds a reference of each other one. */
 	lend_to(ctx, (rank + 1) % 3, "to the next");
 	lend_to(ctx, (rank + 2) % 3, "to the next but one");
 	tg_meet_serving(ctx, 0);
@@ -200,7 +201,7 @@ int main(void)
 		cmocka_unit_test(stalled__seen_and_healed),
 		cmocka_unit_test(stalled__not_for_being_idle),
 		cmocka_unit_test(stalled__an_owner_is_read_on),
-		cmocka_unit_test(stalled__a_manual_one_that_makes_no_progress),
+		cmocka_unit_test(stalled__a_manual_worker_without_progress),
 		cmocka_unit_test(not_fenced__when_the_whole_group_stood_still),
 	};
 

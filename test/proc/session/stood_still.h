@@ -70,7 +70,7 @@ static inline void serve_for(struct rref_ctx *ctx, int64_t ns)
 		rref_progress(ctx);
 }
 
-/* Another worker keeps a reference to a value of this one, which gave up its own. */
+/* Lets another worker keep a reference to a value of this one, which gives up its own. */
 static inline void lend_to(struct rref_ctx *ctx, int to, const char *text)
 {
 	struct rref *r;

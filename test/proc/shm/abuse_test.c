@@ -64,7 +64,7 @@ static void nonsense__in_the_message_ring(void **state)
 	tlv_peer_exit(&peer);
 }
 
-static void nonsense__slot_that_the_receiver_holds(void **state)
+static void nonsense__slot_of_the_receiver(void **state)
 {
 	(void)state;
 	start_as(TLV_KEEP);
@@ -213,7 +213,7 @@ static void hello__garbage(void **state)
 	tlv_peer_exit(&peer);
 }
 
-static void hello__not_what_it_should_be(void **state)
+static void hello__malformed(void **state)
 {
 	struct tlv_msg before, after;
 
@@ -287,7 +287,7 @@ static void hello__never_comes(void **state)
 		if (i % 20 == 0)
 			assert_echo(good);
 	}
-	/* No more than 64 may be silent at once: the longest silent ones go. */
+	/* At most 64 may be silent at once: the longest silent ones go. */
 	for (int64_t end = tlv_deadline_ns();
 	     nr_closed < array_size(s) - RVS_MAX_GREETING && now_ns() < end;) {
 		char c;
@@ -315,7 +315,7 @@ static void hello__never_comes(void **state)
 }
 
 /* Replaces the listener with a foreign one. */
-static void answer__not_what_it_should_be(void **state)
+static void answer__malformed(void **state)
 {
 	const int expected[] = { -ECONNRESET, -EPROTO, -EPROTONOSUPPORT,
 				 -EPROTO,     -EPROTO, -EPROTONOSUPPORT };
@@ -456,7 +456,7 @@ static void connect__backlog_full(void **state)
 		assert_false(c->up || c->failed);
 		for (unsigned i = 0; i <= nr; i++)
 			close(s[i]);
-		if (round) { /* nobody makes room */
+		if (round) { /* no thread makes room */
 			assert_true(tlv_until(&me, &c->failed));
 			assert_int_equal(c->status, -ETIMEDOUT);
 		}
@@ -498,17 +498,17 @@ static void connect__to_oneself(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(answer__not_what_it_should_be),
+		TEST(answer__malformed),
 		TEST(connect__backlog_full),
 		TEST(connect__of_another_user),
 		TEST(connect__to_oneself),
 		TEST(hello__garbage),
 		TEST(hello__never_comes),
-		TEST(hello__not_what_it_should_be),
+		TEST(hello__malformed),
 		TEST(nonsense__in_the_message_ring),
 		TEST(nonsense__in_the_returned_slots),
 		TEST(nonsense__on_the_socket),
-		TEST(nonsense__slot_that_the_receiver_holds),
+		TEST(nonsense__slot_of_the_receiver),
 	};
 
 	unsetenv("RREF_TEST_DEVICE");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The shm provider, and children that no fork handler saw (clone(2)): they have copies of its
- * descriptors. Such a copy must neither keep a connection alive that this side ended, nor go on
- * being reported here.
+ * descriptors. Such a copy must not keep a connection alive that this side ended. It must not be
+ * reported here any more.
  */
 #include <poll.h>
 #include <setjmp.h>

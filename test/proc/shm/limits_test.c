@@ -46,7 +46,7 @@ static void reg__cannot_be_written_by_peers(void **state)
 	assert_int_equal(fcntl(k->fd, F_GETFL) & O_ACCMODE, O_RDONLY);
 	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0),
 			 MAP_FAILED);
-	/* Not even by opening it once more. */
+	/* Opening it once more does not help. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", k->fd);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
@@ -75,8 +75,7 @@ static void reg__arguments(void **state)
 	assert_int_equal(me.ops->reg(me.dev, mem, 4097, plain, 4096, RV_ACCESS_REMOTE_READ, &mr),
 			 -EINVAL);
 	assert_true(strlen(rv_error_text()) > 0);
-	/* Memory that cannot be sealed could shrink under its readers, which therefore do not take
-	 * it. */
+	/* Memory that cannot be sealed could shrink under its readers. So they do not take it. */
 	assert_int_equal(me.ops->reg(me.dev, mem, 4096, plain, 4096, RV_ACCESS_REMOTE_READ, &mr),
 			 -EINVAL);
 	assert_non_null(strstr(rv_error_text(), "MFD_ALLOW_SEALING"));
@@ -127,8 +126,8 @@ static void dereg__peers_let_go(void **state)
 		assert_int_equal(tlv_read(c, &from, 2 << 20, to, 4096), 0);
 		assert_int_equal(nr_mapped("memfd:tl-region"), 2); /* mine, and its */
 		tlv_tell(&peer, (struct tlv_msg){.op = TLV_OP_UNREGION, .a = from.index});
-		/* Asleep when it happens, and woken for it. Letting
-		 * go is no event, so this looks for itself. */
+		/* The node sleeps when it happens, and wakes. A release is no
+		 * event, so this looks for itself. */
 		while (nr_mapped("memfd:tl-region") > 1) {
 			struct pollfd p = {.fd = me.ops->fd(me.dev), .events = POLLIN};
 			struct rv_event ev;
@@ -217,7 +216,7 @@ static void descriptors__run_out(void **state)
 	tlv_peer_open(&peer, NULL);
 	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, true, NULL, 0);
 	base = tlv_open_fds();
-	first = tlv_lowest_free_fd(); /* the next one to be taken, and then mostly those after it */
+	first = tlv_lowest_free_fd(); /* the next one to be taken, and most later ones after it */
 	for (k = 0; !all && k < 40; k++) {
 		struct tlv_conn *c;
 		int rc;
@@ -248,7 +247,7 @@ static void descriptors__run_out(void **state)
 next:
 		setrlimit(RLIMIT_NOFILE, &old);
 		tlv_close(&me);
-		/* A socket with descriptors that could not be looked at is closed by a thread. */
+		/* A thread closes a socket whose descriptors could not be looked at. */
 		for (int64_t end = tlv_deadline_ns(); tlv_open_fds() != base && now_ns() < end; )
 			sched_yield();
 		assert_int_equal(tlv_open_fds(), base);

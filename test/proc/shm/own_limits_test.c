@@ -127,14 +127,14 @@ static int worker(int rank, int resource, const char *name)
 	return 0;
 }
 
-TG_TEST(descriptors__none_is_free, 2)
+TG_TEST(descriptors__all_in_use, 2)
 {
 	return worker(rank, RLIMIT_NOFILE, "RLIMIT_NOFILE");
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* these reserve terabytes */
 #define HAS_ADDRESSES
-TG_TEST(addresses__none_are_left, 2)
+TG_TEST(addresses__all_in_use, 2)
 {
 	return worker(rank, RLIMIT_AS, "RLIMIT_AS");
 }
@@ -197,7 +197,7 @@ TG_TEST(descriptors__of_a_crowd, CROWD)
 }
 
 /* This side has no descriptor left. */
-TG_TEST(descriptors__none_to_connect_with, 2)
+TG_TEST(descriptors__too_few_to_connect, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 	struct rlimit before;
@@ -233,10 +233,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #ifdef HAS_ADDRESSES
-		cmocka_unit_test(addresses__none_are_left),
+		cmocka_unit_test(addresses__all_in_use),
 #endif
-		cmocka_unit_test(descriptors__none_is_free),
-		cmocka_unit_test(descriptors__none_to_connect_with),
+		cmocka_unit_test(descriptors__all_in_use),
+		cmocka_unit_test(descriptors__too_few_to_connect),
 		cmocka_unit_test(descriptors__of_a_crowd),
 		cmocka_unit_test(descriptors__soft_limit_is_raised),
 	};

@@ -13,7 +13,7 @@
 #define BOUND (64 * MIB)
 #define LARGE (40 * MIB)
 
-/* Every byte is written and checked by instrumented code there. */
+/* Instrumented code writes and checks every byte there. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define ROUNDS 1
 #else
@@ -57,9 +57,9 @@ static void read_many(struct rref_ctx *ctx, size_t length, int n, unsigned seed)
 }
 
 /*
- * Values of many sizes come, are read, and go. After each lot there is room for a large one at its
- * owner and at its reader. The bytes read are right, over mappings and registrations that have
- * changed meanwhile.
+ * Values of many sizes come, are read, and go. After each lot there is room for
+ * a large one at its owner and at its reader. The bytes are right, over mappings
+ * and registrations that have changed meanwhile.
  */
 TG_TEST(regions__serve_other_sizes_later, 2)
 {
@@ -79,7 +79,7 @@ TG_TEST(regions__serve_other_sizes_later, 2)
 	return 0;
 }
 
-/* A value that is held keeps its place while all around it goes, and is read as before. */
+/* A held value keeps its place while all around it goes, and is read as before. */
 TG_TEST(regions__values_in_use_stay, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -154,7 +154,7 @@ TG_TEST(bounds__too_small, 1)
 	o.max_value_bytes = 2 * MIB;
 	o.max_landing_bytes = SIZE_MAX / 2;
 	tg_refuse(&o, -EINVAL, "RREF_MAX_LANDING_BYTES");
-	/* Never more than was asked for. */
+	/* At most the requested memory. */
 	o.max_value_bytes = o.max_landing_bytes = 4 * MIB - 1;
 	o.region_bytes = 2 * MIB;
 	TG_OK(rref_init(&o, &ctx));

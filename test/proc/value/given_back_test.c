@@ -38,7 +38,7 @@ TG_TEST(given_back__after_the_last_view, 1)
 	return 0;
 }
 
-/* The owner gave its handle up; the user shares it on, and gives up its own. */
+/* The owner gave its handle up. The user shares the value, and gives up its own handle. */
 TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -78,8 +78,8 @@ TG_TEST(given_back__after_the_last_user_of_a_chain, 3)
 	return 0;
 }
 
-/* The last holder dies: after the fence and the grace it is
- * back, once; the living worker reads on meanwhile. */
+/* The last holder dies. After the fence and the grace the memory is back,
+ * once. The living worker reads on meanwhile. */
 DEATH_TEST(given_back__when_the_user_is_killed, 3, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -118,7 +118,7 @@ DEATH_TEST(given_back__when_the_user_is_killed, 3, 1 << 1)
 	return 0;
 }
 
-/* Killed in the middle of its reads, again and again posted. */
+/* The user is killed in the middle of its reads, which it posts again and again. */
 DEATH_TEST(given_back__when_a_reading_user_is_killed, 2, 1 << 1)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -151,8 +151,8 @@ DEATH_TEST(given_back__when_a_reading_user_is_killed, 2, 1 << 1)
 	return 0;
 }
 
-/* Graceful: users' references end; the owner's handle and its
- * view are the program's until it frees the context. */
+/* A graceful shutdown ends users' references. The owner's handle and its view belong to the program
+ * until it frees the context. */
 TG_TEST(given_back__at_a_graceful_shutdown, 2)
 {
 	struct rref_ctx *ctx = join(rank);
@@ -341,9 +341,9 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		rc_remote(s)->loc = old;
 		int err = rref_to_here(s, RREF_DEFAULT, &v);
 
-		TG_IS(err, -ESTALE); /* also while the header's place is scrubbed still */
+		TG_IS(err, -ESTALE); /* also before the header's place is scrubbed */
 		rc_remote(s)->loc = real;
-		/* A nonce that is not this one's. */
+		/* A foreign nonce. */
 		rc_remote(s)->loc.nonce ^= 1;
 		TG_IS(rref_to_here(s, RREF_DEFAULT, &v), -ESTALE);
 		rc_remote(s)->loc = real;
@@ -356,7 +356,7 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 	return 0;
 }
 
-/* A scrubbed header is not a missing one. It says that the value is gone, to every kind of read. */
+/* A scrubbed header is not a missing one. It tells every kind of read that the value is gone. */
 TG_TEST(scrubbed__is_stale_and_not_broken, 2)
 {
 	enum { NR = 3 };

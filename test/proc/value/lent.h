@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory that a program lends, and a worker that reads what is wrapped of it. */
+/* Memory that a program lends, and a worker that reads values wrapped in it. */
 #ifndef LENT_H
 #define LENT_H
 
@@ -15,8 +15,8 @@
 #define KIB ((size_t)1024)
 #define MIB (KIB * KIB)
 
-/* Memory that is wrapped, and how often it came back. own: not
- * the library's, at an odd address; not over shm. */
+/* Wrapped memory, and the number of times it came back. own: not the
+ * library's, at an odd address; not over shm. */
 struct lent {
 	struct rref_mem *mem;
 	unsigned char *at;
@@ -129,8 +129,8 @@ static inline int read_range(struct rref_call *call, void *arg)
 	TG_IS(rref_view_length(v[0]), w->length);
 	TG_CHECK(rref_is_owner(r) || (uintptr_t)rref_view_data(v[0]) % 64 == 0);
 	TG_CHECK(tg_filled(rref_view_data(v[0]), w->length, w->offset, w->seed));
-	/* The payload and its header, with one doorbell; more
-	 * pieces only above what is one message. */
+	/* The payload and its header, with one doorbell. More pieces
+	 * come only for more than one message. */
 	if (w->length <= 128 * KIB && !rref_is_owner(r)) {
 		TG_IS(b.reads - a.reads, 2);
 		TG_IS(b.doorbells - a.doorbells, 1);

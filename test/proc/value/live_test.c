@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An owner of many values: its memory for each, that all are
- * there, and that all of it comes back. */
+/* An owner of many values: its memory for each. All of them are
+ * there, and all memory comes back. */
 #include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -54,7 +54,7 @@ static void look(struct rref *r, unsigned i)
 	rref_view_free(v);
 }
 
-TG_TEST(live__what_an_owner_keeps_of_each, 1)
+TG_TEST(live__bytes_for_each_reference, 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 	struct rref **r = calloc(MANY, sizeof(struct rref *));
@@ -69,14 +69,14 @@ TG_TEST(live__what_an_owner_keeps_of_each, 1)
 	most = heap();
 	for (unsigned i = 0; i < MANY; i++)
 		look(r[i], i);
-	/* Every second goes, and others come in their places. */
+	/* Every second value goes, and others come in their places. */
 	for (unsigned i = 0; i < MANY; i += 2)
 		rref_release(r[i]);
 	for (unsigned i = 0; i < MANY; i += 2)
 		make(ctx, i, &r[i]);
 	for (unsigned i = 0; i < MANY; i++)
 		look(r[i], i);
-	/* Sanitizers' allocators do not tell. */
+	/* The allocators of sanitizers do not tell. */
 	if (most != before)
 		TG_CHECK(most - before <= (size_t)BYTES_EACH * MANY && heap() <= most + most / 100);
 	for (unsigned i = 0; i < MANY; i++)
@@ -91,7 +91,7 @@ TG_TEST(live__what_an_owner_keeps_of_each, 1)
 
 /* All ways in which a handle of an own value ends. Its value,
  * its words, or both are to be freed. */
-TG_TEST(live__handles_that_are_never_released, 1)
+TG_TEST(live__unreleased_handles, 1)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 	struct rref *set, *unset, *failed, *made;
@@ -122,8 +122,8 @@ TG_TEST(live__handles_that_are_never_released, 1)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(live__handles_that_are_never_released),
-		cmocka_unit_test(live__what_an_owner_keeps_of_each),
+		cmocka_unit_test(live__unreleased_handles),
+		cmocka_unit_test(live__bytes_for_each_reference),
 	};
 
 	return cmocka_run_group_tests_name("live", tests, NULL, NULL);

@@ -237,7 +237,7 @@ static int greedy(struct rref_call *call, void *arg)
 		rref_release(ref);
 		TG_TEXT("lent by a call");
 	}
-	/* A hold of its own it may give back, once. */
+	/* The handler may give back its own hold, once. */
 	rref_release(rref_dup(ref));
 	rref_release(ref);
 	TG_TEXT("lent by a call");
@@ -247,7 +247,7 @@ static int greedy(struct rref_call *call, void *arg)
 	return rref_call_reply(call, &(struct rref_args){ .refs = &ref, .nr_refs = 1 });
 }
 
-TG_TEST(a_handler_cannot_release_what_its_call_lends, 2)
+TG_TEST(a_handler_cannot_release_lent_references, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 
@@ -277,7 +277,7 @@ TG_TEST(a_handler_cannot_release_what_its_call_lends, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_handler_cannot_release_what_its_call_lends),
+		cmocka_unit_test(a_handler_cannot_release_lent_references),
 		cmocka_unit_test(bad_types_are_refused_with_words),
 		cmocka_unit_test(local_only__memory_is_bounded_and_counted),
 		cmocka_unit_test(reply_typed__of_a_creation_only),

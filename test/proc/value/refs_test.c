@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* References: made, shared, read, released; their own descriptions; and that nothing remains. */
+/* References are made, shared, read and released, and describe themselves. Nothing remains. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -168,7 +168,7 @@ TG_TEST(alloc__filled_in_place_and_set, 2)
 	return 0;
 }
 
-TG_TEST(set_error__every_read_fails_with_it_everywhere, 2)
+TG_TEST(set_error__fails_every_read_everywhere, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -184,8 +184,8 @@ TG_TEST(set_error__every_read_fails_with_it_everywhere, 2)
 		rref_future_free(f);
 		for (int i = 0; i < 3; i++)
 			tg_expect_error(early, -ENODATA, "no value:\nit failed");
-		/* Shared after it failed: the receiver is told as
-		 * well, by the owner or by the sharing itself. */
+		/* A share after the failure: the receiver is told as well, by
+		 * the owner or by the sharing itself. */
 		if (rref_rpc_sync(ctx, 1, "pub.get", NULL, RREF_DEFAULT, &f) == 0) {
 			TG_OK(rref_future_ref(f, 0, &late));
 			for (int i = 0; i < 3; i++)
@@ -203,7 +203,7 @@ TG_TEST(set_error__every_read_fails_with_it_everywhere, 2)
 	return 0;
 }
 
-TG_TEST(unset__released_by_its_owner, 2)
+TG_TEST(unset__released_by_the_owner, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -318,8 +318,8 @@ TG_TEST(not_ready__local_value_blocks_until_set, 1)
 
 /* ---- failed creations ---- */
 
-/* Shared before it failed: its holders hear of it too. */
-TG_TEST(failed_creation__shared_before_it_failed, 3)
+/* A share before the failure: its holders learn of it, too. */
+TG_TEST(failed_creation__shared_before_the_failure, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -373,7 +373,7 @@ TG_TEST(share__released_while_under_way, 3)
 	return 0;
 }
 
-/* The giver lets go: the receiver goes on reading. */
+/* The giver releases its reference. The receiver goes on reading. */
 TG_TEST(share__kept_beyond_the_call, 3)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -520,7 +520,7 @@ TG_TEST(threads__create_read_release_everywhere, 3)
 
 /* ---- counting ---- */
 
-TG_TEST(dump__says_who_holds_what, 2)
+TG_TEST(dump__names_holders_and_values, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -557,17 +557,17 @@ int main(void)
 		cmocka_unit_test(read__async_many_at_once),
 		cmocka_unit_test(read__batch_odd_elements),
 		cmocka_unit_test(alloc__filled_in_place_and_set),
-		cmocka_unit_test(set_error__every_read_fails_with_it_everywhere),
-		cmocka_unit_test(unset__released_by_its_owner),
+		cmocka_unit_test(set_error__fails_every_read_everywhere),
+		cmocka_unit_test(unset__released_by_the_owner),
 		cmocka_unit_test(not_ready__reads_park_at_the_owner_and_hold_no_thread),
 		cmocka_unit_test(not_ready__local_value_blocks_until_set),
-		cmocka_unit_test(failed_creation__shared_before_it_failed),
+		cmocka_unit_test(failed_creation__shared_before_the_failure),
 		cmocka_unit_test(share__released_while_under_way),
 		cmocka_unit_test(share__kept_beyond_the_call),
 		cmocka_unit_test(contexts__two_groups_in_two_processes),
 		cmocka_unit_test(threads__dup_and_release_one_handle),
 		cmocka_unit_test(threads__create_read_release_everywhere),
-		cmocka_unit_test(dump__says_who_holds_what),
+		cmocka_unit_test(dump__names_holders_and_values),
 	};
 
 	return cmocka_run_group_tests_name("refs", tests, NULL, NULL);

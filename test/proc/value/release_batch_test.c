@@ -17,7 +17,7 @@
 #define NR 1000
 #define TURN 256 /* references in one turn of the lock, as the header says */
 
-static _Thread_local unsigned unlocked; /* by this thread */
+static _Thread_local unsigned unlocked; /* turns of this thread */
 
 void __real_rc_unlock(struct rref_ctx *ctx);
 void __wrap_rc_unlock(struct rref_ctx *ctx);
@@ -55,7 +55,7 @@ static void leave(struct rref_ctx *ctx)
 	rref_free_ctx(ctx);
 }
 
-/* A loop takes the lock for each, a batch for 256 of them. */
+/* A loop takes the lock for each reference, a batch for 256 of them. */
 TG_TEST(turns_of_the_lock__are_few, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -92,8 +92,8 @@ static void *release_all(void *arg)
 	return NULL;
 }
 
-/* Another thread has the lock: the call returns at once, and
- * that thread does the work when it lets go. */
+/* Another thread has the lock. The call returns at once, and that thread
+ * does the work when it releases the lock. */
 TG_TEST(the_lock__is_not_waited_for, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -110,7 +110,7 @@ TG_TEST(the_lock__is_not_waited_for, 1)
 	return 0;
 }
 
-/* NULL, the same one by several holds, several contexts in any order, nothing at all. */
+/* NULL, one reference by several holds, several contexts in any order, and nothing at all. */
 TG_TEST(mixed__all_are_given_back, 1)
 {
 	struct rref_ctx *ctx[2];
@@ -166,7 +166,8 @@ static int give_lent_back(struct rref_call *call, void *arg)
 		: -EDOM;
 }
 
-/* A handler gives back what it does not hold: that one is refused, the others are released. */
+/* A handler gives back a reference it does not hold. That one is
+ * refused, and the others are released. */
 TG_TEST(lent__is_refused_alone, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
@@ -200,7 +201,7 @@ static void *release_part(void *arg)
 	return NULL;
 }
 
-/* Threads that give back holds of the same references: each ends once. */
+/* Threads give back holds of the same references: each reference ends once. */
 TG_TEST(threads__share_the_references, 1)
 {
 	struct rref_ctx *ctx = tg_join(rank);
@@ -216,7 +217,7 @@ TG_TEST(threads__share_the_references, 1)
 		for (int k = 0; k < THREADS; k++)
 			TG_IS(pthread_join(t[k], NULL), 0);
 		rc_lock(ctx);
-		rc_unlock(ctx); /* takes care of what was dropped last */
+		rc_unlock(ctx); /* takes care of the last dropped handles */
 		TG_IS(tg_stats(ctx).owners, 0);
 	}
 	tg_finish(ctx);

@@ -21,8 +21,8 @@ static struct rref_args *with(struct rref **refs, size_t nr)
 	return &a;
 }
 
-/* "make": a value of that size, filled by seed, kept; answers
- * with a reference to it. "drop": gives all up. */
+/* "make": a value of that size, filled by seed, kept; answers with a
+ * reference to it. "drop": gives all up. */
 struct make {
 	size_t length;
 	unsigned seed;
@@ -106,7 +106,7 @@ static void expect_filled(struct rref *r, size_t length, unsigned seed)
 	rref_view_free(v);
 }
 
-TG_TEST(size__small_and_odd_ones, 2)
+TG_TEST(size__small_and_odd, 2)
 {
 	static const size_t sizes[] = { 0,	1,	2,	7,	8,	63,	64,
 					65,	127,	128,	192,	193,	255,	1000,
@@ -132,7 +132,7 @@ TG_TEST(size__small_and_odd_ones, 2)
 	return 0;
 }
 
-TG_TEST(size__large_ones, 2)
+TG_TEST(size__large, 2)
 {
 	size_t sizes[] = { MIB, 2 * MIB - 64, 2 * MIB + 1, 8 * MIB + 1,
 			   tg_is_shm() ? 64 * MIB : 16 * MIB };
@@ -163,7 +163,7 @@ TG_TEST(size__large_ones, 2)
 	return 0;
 }
 
-TG_TEST(size__large_ones_from_two_owners_at_once, 3)
+TG_TEST(size__large_from_two_owners_at_once, 3)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -196,7 +196,7 @@ TG_TEST(size__large_ones_from_two_owners_at_once, 3)
 	return 0;
 }
 
-TG_TEST(size__beyond_what_a_region_may_be, 1)
+TG_TEST(size__beyond_the_largest_region, 1)
 {
 	struct rref_ctx *ctx = join(rank);
 	struct rref *r = NULL;
@@ -245,7 +245,7 @@ TG_TEST(bound__on_values, 2)
 		TG_OK(rref_alloc(ctx, MIB / 2, &r[0], &data));
 		for (size_t i = 0; i < n; i++)
 			rref_release(r[i]);
-		/* Memory that was given back can be had again. */
+		/* Freed memory can be allocated again. */
 		for (int round = 0; round < 20; round++) {
 			TG_OK(rref_alloc(ctx, MIB, &r[0], &data));
 			tg_fill(data, MIB, (unsigned)round);
@@ -337,7 +337,7 @@ TG_TEST(bound__on_landing, 2)
 		TG_OK(rref_to_here(one, RREF_DEFAULT, &v[n++]));
 		while (n)
 			rref_view_free(v[--n]);
-		/* Memory that threads keep of their reads is there for others when they need it. */
+		/* Memory that threads keep from their reads serves others when they need it. */
 		while (n < 64 && !(err = rref_to_here(o1.ref, RREF_DEFAULT, &v[n])))
 			n++;
 		TG_IS(err, -ENOMEM);
@@ -391,8 +391,7 @@ static bool all_counted(struct rref_ctx *ctx, void *arg)
 	return atomic_load(&good) + atomic_load(&bad) == *(int *)arg;
 }
 
-/* More reads than there are operations: starting one waits
- * until another is over, and no read is lost. */
+/* More reads than operations: starting one waits until another is over, and no read is lost. */
 TG_TEST(bound__on_operations_holds_back, 2)
 {
 	struct rref_options o;
@@ -451,7 +450,7 @@ TG_TEST(bound__on_operations_with_calls_too, 2)
 	return 0;
 }
 
-/* All slots are taken by calls whose results, and by one whose arguments, have to be read. These
+/* All slots are taken by calls. Their results, and the arguments of one, have to be read. These
  * reads need no slot of that kind. */
 TG_TEST(bound__on_operations_leaves_room_for_payloads, 2)
 {
@@ -490,7 +489,7 @@ TG_TEST(bound__on_operations_leaves_room_for_payloads, 2)
 	return 0;
 }
 
-/* All slots are held by futures that are complete, and nobody frees one: the caller is told. */
+/* Complete futures that are not freed take all slots: the caller is told. */
 TG_TEST(bound__on_operations_all_held, 2)
 {
 	struct rref_options o;
@@ -579,10 +578,10 @@ TG_TEST(bound__on_operations_from_many_threads, 2)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(size__small_and_odd_ones),
-		cmocka_unit_test(size__large_ones),
-		cmocka_unit_test(size__large_ones_from_two_owners_at_once),
-		cmocka_unit_test(size__beyond_what_a_region_may_be),
+		cmocka_unit_test(size__small_and_odd),
+		cmocka_unit_test(size__large),
+		cmocka_unit_test(size__large_from_two_owners_at_once),
+		cmocka_unit_test(size__beyond_the_largest_region),
 		cmocka_unit_test(bound__on_values),
 		cmocka_unit_test(bound__on_the_owners_values_is_told_to_the_creator),
 		cmocka_unit_test(bound__on_landing),

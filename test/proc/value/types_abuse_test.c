@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A member that lies about its values, or wants values that stay with another worker. Its segments
- * and types are checked before anybody uses them. It learns no place of a local-only value.
+ * and types are checked before their first use. It learns no place of a local-only value.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -28,7 +28,8 @@ static int64_t patience(const struct rref_call *call)
 	return rref_call_length(call) == 1 ? 100 * NSEC_PER_MSEC : RREF_DEFAULT;
 }
 
-/* Reads its reference: how many segments, and the sum of their bytes, or why not. */
+/* Reads its reference, and returns the number of segments and the sum of
+ * their bytes, or the reason for a failure. */
 static int inspect(struct rref_call *call, void *arg)
 {
 	struct iovec seg[RREF_SEGMENTS_MAX];
@@ -171,7 +172,7 @@ static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, u
 		} \
 	} while (0)
 
-FOE_TEST(segments__that_do_not_add_up)
+FOE_TEST(segments__with_a_wrong_sum)
 {
 	static const struct { uint64_t length; uint32_t nr; uint64_t table[4]; } bad[] = {
 		{ 134, 2, { 5, 71 } }, { 134, 2, { 5, 69 } }, { 134, 2, { 134, 0 } },
@@ -200,7 +201,7 @@ FOE_TEST(segments__that_do_not_add_up)
 	IS(f, "inspect", &rec, -EPROTO, "location that cannot be");
 	rec = put_value(f, &r, 0, plain, 0, NULL);
 	IS(f, "inspect", &rec, -EDOM, "0 segments, sum 0");
-	/* Header and location must say the same. */
+	/* Header and location must agree. */
 	for (unsigned at = 16; at < 52; at++) {
 		if (at == 40 + 4)
 			at += 4; /* the CRC, which is not used */
@@ -231,7 +232,7 @@ FOE_TEST(location__malformed)
 		if (i == 0)
 			rec.loc.nr_segments = RREF_SEGMENTS_MAX + 1;
 		else if (i == 1)
-			rec.loc.nonce = 0; /* local only, and yet it has a place */
+			rec.loc.nonce = 0; /* local only, but with a place */
 		else
 			rec.loc.addr = UINT64_MAX - 64 - 8 - 7, rec.loc.nr_segments = 2;
 		n = foe_a_call(buf, "inspect", 7, &rec, 1);
@@ -242,7 +243,7 @@ FOE_TEST(location__malformed)
 	rig_close(f, &r);
 }
 
-FOE_TEST(elements__that_are_not_whole)
+FOE_TEST(elements__cut_off)
 {
 	struct rp_fork rec;
 	struct rig r;
@@ -306,7 +307,7 @@ FOE_TEST(type_answer__lies)
 		IS(f, "ask", &rec, -EBADMSG, "foe told a type that its value does not have");
 	}
 	foe_still_served(f);
-	/* The truth, twice: one is taken, one dropped. */
+	/* The truth, twice: the first is taken, the second dropped. */
 	uint64_t dropped = foe_dropped(1);
 
 	answers = 2;
@@ -315,7 +316,7 @@ FOE_TEST(type_answer__lies)
 	IS(f, "ask", &rec, -EDOM, "foes");
 	foe_still_served(f);
 	TG_IS(foe_dropped(1), dropped + 1);
-	/* Known from now on: nobody is asked. */
+	/* The type is known now: no question is sent. */
 	uint64_t queries = f->nr_recv[RW_TYPE_QUERY];
 
 	rec = put_value(f, &r, 8, type_hash("foes", 4, 0), 1, NULL);
@@ -336,7 +337,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	foe_meet(f, 1);
 	f->on_query = on_query;
 	answers = 0;
-	/* Never: its time runs out. */
+	/* No answer comes: its time runs out. */
 	rec = put_value(f, &r, 8, type_hash("late", 4, 0), 1, NULL);
 	m.frame.type = RW_CALL;
 	m.u.call = (struct rw_call){ .call_id = 5,
@@ -351,7 +352,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	FOE_UNTIL(f, f->nr_recv[RW_REPLY]);
 	TG_IS(f->reply_status, -ETIMEDOUT);
 	TG_CHECK(f->nr_recv[RW_TYPE_QUERY] == 1);
-	/* Late, and for numbers that nobody gave. */
+	/* Late, and for unknown numbers. */
 	m.frame.type = RW_TYPE_ANSWER;
 	m.u.type = (struct rw_type_info){
 		.number = asked_number, .element_size = 4, .name = "late", .name_length = 4
@@ -407,7 +408,7 @@ static void create(struct foe *f, const char *function, uint64_t n)
 }
 
 /* Checks that the owner tells the type of a value that the asker holds, and of no other. */
-FOE_TEST(type_query__of_what_it_holds)
+FOE_TEST(type_query__of_a_held_value)
 {
 	struct rref_id id = foe_id_of(FOE, 1), fork = foe_id_of(FOE, 1001);
 
@@ -494,14 +495,14 @@ FOE_TEST(local_only__of_the_foe)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(elements__that_are_not_whole),
+		cmocka_unit_test(elements__cut_off),
 		cmocka_unit_test(local_only__of_the_foe),
 		cmocka_unit_test(local_only__tells_no_place),
 		cmocka_unit_test(location__malformed),
-		cmocka_unit_test(segments__that_do_not_add_up),
+		cmocka_unit_test(segments__with_a_wrong_sum),
 		cmocka_unit_test(type_answer__late_unasked_or_never),
 		cmocka_unit_test(type_answer__lies),
-		cmocka_unit_test(type_query__of_what_it_holds),
+		cmocka_unit_test(type_query__of_a_held_value),
 	};
 
 	foe_functions = served;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The type of a value: expectations of it, and a view's knowledge of it. */
+/* The type of a value: expectations about it, and a view's knowledge of it. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,7 +38,7 @@ TG_TEST(expect__a_mismatch_names_both_types_value_and_owner, 3)
 		TG_TEXT("local only");
 		TG_IS(rref_expect_type(r, &floats, RREF_DEFAULT), -EPROTOTYPE);
 		TG_TEXT("float32[] (elements of 4 bytes)");
-		/* A handler about its argument: on its owner, on a third worker, and here. */
+		/* A handler checks its argument: on its owner, on a third worker, and here. */
 		for (int to = 0; to < 3; to++) {
 			TG_OK(rref_rpc_sync(ctx, to, "take_ticks",
 					    &(struct rref_args){ .refs = &r, .nr_refs = 1 },
@@ -73,7 +73,7 @@ TG_TEST(view__knows_its_type, 2)
 		tgt_is_type(r, "trade", sizeof(struct tgt_tick), 0);
 		TG_OK(rref_view_type(v, &t));
 		TG_CHECK(strcmp(t.name, "trade") == 0 && t.element_size == sizeof(struct tgt_tick));
-		/* A program that knows less of the struct. */
+		/* A program with a smaller struct. */
 		old.element_size = 99;
 		TG_OK(rref_view_type(v, &old));
 		TG_CHECK(strcmp(old.name, "trade") == 0 && old.element_size == 99);
@@ -147,7 +147,7 @@ TG_TEST(threads__ask_for_the_same_types_at_once, 2)
 }
 
 /* An error after a creation that timed out names the reference. */
-TG_TEST(errors__name_the_reference_whose_creation_timed_out, 2)
+TG_TEST(errors__name_the_reference_of_a_creation_that_timed_out, 2)
 {
 	struct rref_ctx *ctx = tgt_join(rank);
 
@@ -238,7 +238,7 @@ TG_TEST(astray__twice, 2)
 	return 0;
 }
 
-/* The question is over with an error, and nothing else: the session lives. */
+/* The question ends with an error, and without other effects: the session lives. */
 TG_TEST(astray__never_sent, 2)
 {
 	struct rref_ctx *ctx = join_with(rank, "TYPE_QUERY:fail=10", "AUTH:fail=0");
@@ -264,7 +264,7 @@ int main(void)
 		cmocka_unit_test(astray__lost_and_asked_again),
 		cmocka_unit_test(astray__never_sent),
 		cmocka_unit_test(astray__twice),
-		cmocka_unit_test(errors__name_the_reference_whose_creation_timed_out),
+		cmocka_unit_test(errors__name_the_reference_of_a_creation_that_timed_out),
 		cmocka_unit_test(expect__a_mismatch_names_both_types_value_and_owner),
 		cmocka_unit_test(view__knows_its_type),
 		cmocka_unit_test(threads__ask_for_the_same_types_at_once),

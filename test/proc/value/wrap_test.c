@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Values that wrap memory which the program registered: read
- * in place, in all sizes and ways; and refusals. */
+/* Values that wrap memory which the program registered. They are read in place, in all sizes and
+ * ways; there are refusals, too. */
 #include <linux/capability.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -26,7 +26,7 @@ static void all_sizes(struct rref_ctx *ctx, bool own)
 		struct rref *r = wrap(&l, w.offset, w.length);
 		struct rref_view *v;
 
-		/* Here it is the memory itself. */
+		/* The local value is the memory itself. */
 		TG_OK(rref_local_value(r, RREF_DEFAULT, &v));
 		TG_CHECK(rref_view_data(v) == l.at + w.offset && rref_view_length(v) == w.length);
 		rref_view_free(v);
@@ -87,8 +87,8 @@ TG_TEST(wrap__in_pieces_above_the_largest_message, 2)
 	return 0;
 }
 
-/* Many values of one registration, parts wrapped twice and
- * overlapping, beside values of the usual kind; read in one batch. */
+/* Many values of one registration, beside values of the usual kind, are read in one batch. Some
+ * parts are wrapped twice, or overlap. */
 TG_TEST(wrap__many_in_one_registration, 2)
 {
 	enum { NR = 210 };
@@ -161,7 +161,7 @@ TG_TEST(wrap__many_in_one_registration, 2)
 }
 
 /* The type travels with the value, and its shape is checked at its creation. */
-TG_TEST(wrap__a_typed_one, 2)
+TG_TEST(wrap__typed_value, 2)
 {
 	static const struct rref_type floats = { sizeof(floats), "float32[]", 0, 0 },
 				      wrong = { sizeof(wrong), "int64[]", 0, 0 };
@@ -355,7 +355,7 @@ TG_TEST(wrap__fork_of_the_process, 2)
 	return 0;
 }
 
-/* ---- what is refused ---- */
+/* ---- refusals ---- */
 
 TG_TEST(refused__arguments, 2)
 {
@@ -471,8 +471,8 @@ static void no_privilege_to_lock(void)
 	TG_IS(syscall(SYS_capset, &h, d), 0);
 }
 
-/* The limit on locked memory: the words have it, and nothing
- * is left behind. Over shm nothing is locked. */
+/* The limit on locked memory. The words name it, and nothing is
+ * left. Over shm nothing is locked. */
 TG_TEST(refused__locked_memory, 2)
 {
 	if (rank == 0)
@@ -482,7 +482,7 @@ TG_TEST(refused__locked_memory, 2)
 	if (rank == 0) {
 		struct rref *r = tg_remote(ctx, 1, "tg.echo", "\0", 1);
 
-		/* A session has locked memory of its own: it is made before. */
+		/* A session has its own locked memory, so it is made first. */
 		read_there(ctx, 1, r, (struct range){ .length = 1, .by = 3 });
 		tg_expect_bytes(r, "\0", 1);
 		struct rref_stats before = tg_stats(ctx);
@@ -536,7 +536,7 @@ int main(void)
 		cmocka_unit_test(wrap__sizes_and_ways_of_reading),
 		cmocka_unit_test(wrap__in_pieces_above_the_largest_message),
 		cmocka_unit_test(wrap__many_in_one_registration),
-		cmocka_unit_test(wrap__a_typed_one),
+		cmocka_unit_test(wrap__typed_value),
 		cmocka_unit_test(wrap__by_many_threads),
 		cmocka_unit_test(wrap__fork_of_the_process),
 		cmocka_unit_test(refused__arguments),

@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The duties of every provider of verbs/rv.h, tried with real processes: RREF_TEST_DEVICE = shm
- * (default) | ibv. This part: devices, connections, messages; reads_test.c, refused_test.c and
- * ends_test.c have the others.
- *
- * Counts and behaviour are asserted, never times; every wait has a deadline (test/lib/tl_rv.h). A
- * device is opened only after the fork, in the process that uses it.
+ * (default) | ibv. This part has devices, connections and messages. reads_test.c, refused_test.c
+ * and ends_test.c have the others. Counts and behaviour are asserted, never times; every wait has a
+ * deadline (test/lib/tl_rv.h). A device is opened only after the fork, in the process that uses it.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -22,7 +20,7 @@
 
 /* --- open, connect ---------------------------------------------------------------------------- */
 
-static void open__tells_what_it_can(void **state)
+static void open__tells_its_limits(void **state)
 {
 	struct rv_options opt = {.max_reads = 32};
 
@@ -115,7 +113,7 @@ static void connect__rejected_with_reason(void **state)
 	tlv_peer_exit(&peer);
 }
 
-static void connect__nobody_there(void **state)
+static void connect__no_listener(void **state)
 {
 	struct tlv_conn *c;
 
@@ -357,14 +355,14 @@ int main(void)
 		TEST(connect__listener_stopped),
 		TEST(connect__many_to_one_device),
 		TEST(connect__never_answered),
-		TEST(connect__nobody_there),
+		TEST(connect__no_listener),
 		TEST(connect__rejected_with_reason),
 		TEST(message__both_ways),
 		TEST(message__kept_across_close_conn),
 		TEST(message__kept_by_the_receiver),
 		TEST(message__order_under_back_pressure),
 		TEST(message__sizes),
-		TEST(open__tells_what_it_can),
+		TEST(open__tells_its_limits),
 		TEST(open__too_few_credits),
 		TEST(reach__not_an_address),
 		TEST(wake__both_sides_sleep),

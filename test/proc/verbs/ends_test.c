@@ -120,14 +120,14 @@ static void disconnect__by_close_conn(void **state)
 	struct tlv_conn *c = start_joined(TLV_COUNT), other;
 
 	(void)state;
-	/* Ours: the peer is told, once. */
+	/* We close ours: the peer is told, once. */
 	tlv_close_conn(c);
 	assert_true(tlv_peer_until_down(&peer, &me, 0, &other));
 	assert_true(other.status <= 0);
 	assert_int_equal(other.nr_disconnected, 1);
 	tlv_pump_for(&me, 20);
 	assert_int_equal(c->nr_disconnected, 0);
-	/* The peer's: we are. */
+	/* The peer closes its own: we are told. */
 	c = join();
 	tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_CLOSE_CONN, .a = 1});
 	assert_true(tlv_until(&me, &c->down));
@@ -201,7 +201,7 @@ static void close__leaks_nothing(void **state)
 			tlv_close_conn(c);
 		if (i & 2)
 			assert_int_equal(tlv_unregion(&me, mine), 0);
-		/* closes what is left; the test's regions are gone with tlv_close */
+		/* closes the rest; the test's regions are gone with tlv_close */
 		tlv_close(&me);
 		for (unsigned k = 2 * i; k < 2 * i + 2; k++) {
 			int64_t deadline = tlv_deadline_ns();

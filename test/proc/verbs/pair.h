@@ -38,7 +38,7 @@ static inline struct tlv_conn *join(void)
 	return c;
 }
 
-/* The peer in that mode, READs allowed both ways. */
+/* Starts the peer in that mode, with READs allowed both ways. */
 static inline void start_as(enum tlv_mode mode)
 {
 	start(NULL, NULL);
@@ -46,7 +46,7 @@ static inline void start_as(enum tlv_mode mode)
 	me.allow = true;
 }
 
-/* The same, and one connection. */
+/* Does the same, and makes one connection. */
 static inline struct tlv_conn *start_joined(enum tlv_mode mode)
 {
 	start_as(mode);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The duties of every provider of verbs/rv.h (see connections_test.c): READs that come. */
+/* The duties of every provider of verbs/rv.h (see connections_test.c): READs that succeed. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>

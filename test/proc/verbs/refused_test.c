@@ -109,7 +109,7 @@ static void refused__key_never_given(void **state)
 	r = read_of(&f, 0, 8);
 	r.rkey ^= 0x00ff0000u;
 	if (!tlv_is_shm())
-		r.rkey ^= 0x55u; /* there the low bits are the ones that vary */
+		r.rkey ^= 0x55u; /* the low bits vary there */
 	refusal_check(&f, &r, -EACCES);
 }
 

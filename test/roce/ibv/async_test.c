@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every asynchronous event of a device, even if rdma_rxe never raises it. News changes nothing. An
- * event that ends a queue pair ends a connection and no session. An event that ends the device ends
- * every operation over it with -ENODEV.
+ * Every asynchronous event of a device, even if rdma_rxe never raises it. Mere news changes
+ * nothing. An event that ends a queue pair ends a connection and no session. An event that ends the
+ * device ends every operation over it with -ENODEV.
  */
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -16,7 +16,7 @@
 #include "tg_refs.h"
 #include "verbs/ibv/ibv.h"
 
-/* The event that comes next instead of the device's own; only one thread looks at a time. */
+/* The next event, instead of the device's own; only one thread looks at a time. */
 static struct ibv_async_event forged;
 static bool is_forged, is_ours;
 
@@ -45,7 +45,7 @@ void ibv_ack_async_event(struct ibv_async_event *event)
 	is_ours = false;
 }
 
-/* Lets the event happen, to the queue pair of worker 1 if it is about one. */
+/* Raises the event, at the queue pair of worker 1 if it concerns one. */
 static void raise_event(struct rref_ctx *ctx, int type)
 {
 	struct rc_device *d = &ctx->device[RV_IBV];
@@ -102,10 +102,10 @@ static bool has_resumed(struct rref_ctx *ctx, void *nr)
 	return tg_stats(ctx).resumed_sessions >= *(uint64_t *)nr;
 }
 
-/* The number of the last is beyond all that are known. */
+/* The last number is beyond all known events. */
 #define LAST_EVENT (IBV_EVENT_WQ_FATAL + 1)
 
-TG_TEST(event__that_ends_no_device, 2)
+TG_TEST(event__ends_no_device, 2)
 {
 	struct rref_ctx *ctx = join(rank);
 
@@ -161,7 +161,7 @@ static int lost_worker(int rank, void *arg)
 	return 0;
 }
 
-static void event__that_ends_the_device(void **state)
+static void event__ends_the_device(void **state)
 {
 	(void)state;
 	for (int type = 0; type <= LAST_EVENT; type++)
@@ -172,8 +172,8 @@ static void event__that_ends_the_device(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(event__that_ends_no_device),
-		cmocka_unit_test(event__that_ends_the_device),
+		cmocka_unit_test(event__ends_no_device),
+		cmocka_unit_test(event__ends_the_device),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

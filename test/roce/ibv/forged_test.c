@@ -47,7 +47,7 @@ static void take_back(struct foe *f)
 #define LOGGED "a frame that is not the peer's next"
 
 /* Checks that the last message had no effect: no PONG came for it. Worker 1 counts and logs it
- * after the foe has heard that the connection is over. */
+ * after the foe knows the connection's end. */
 static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const char *what)
 {
 	FOE_UNTIL(f, f->ended);
@@ -63,8 +63,8 @@ static void was_refused(struct foe *f, uint64_t rejected, uint64_t pongs, const 
 	foe_others_work();
 }
 
-/* Says PING while the connection is as `change` left it; then it is refused. The honest peer's
- * count is as before. */
+/* Sends PING over the connection as `change` left it: it is refused.
+ * The honest peer's count is as before. */
 #define BRING(what, change)                                                        \
 	do {                                                                       \
 		uint64_t rejected_ = foe_rejected(1), pongs_ = f->nr_recv[RW_PONG], seq_ = f->seq; \
@@ -93,8 +93,7 @@ FOE_TEST(forged__at_another_place)
 
 	foe_meet(f, 1);
 	foe_still_served(f);
-	/* An old message, bit by bit: the frame's number and the message's are those of
-	 * then. */
+	/* An old message, bit by bit: it has the old numbers of frame and message. */
 	BRING("repeated", (s->number--, f->conn->tx_seq--, f->seq--));
 	BRING("repeated, with the frame's number of now", s->number--);
 	BRING("before its turn", (s->number++, f->conn->tx_seq++));
@@ -116,7 +115,7 @@ FOE_TEST(forged__credits)
 	pongs = f->nr_recv[RW_PONG];
 	foe_shown()->logged[0] = '\0';
 	f->conn->tx_seal.key[0] ^= 1;
-	/* More than it was ever given: taken for good, it would drown us. */
+	/* More credits than were ever given: accepted, they would drown us. */
 	f->conn->to_return = f->conn->dev->credits;
 	rvi_return_credits(f->conn);
 	was_refused(f, rejected, pongs, "credits");

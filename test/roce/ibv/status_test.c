@@ -24,7 +24,7 @@
 
 static int (*real_poll)(struct ibv_cq *cq, int n, struct ibv_wc *wc);
 static atomic_int spoilt_kind, spoilt_status;
-static atomic_int to_pass;  /* so many more of that kind are left as they are */
+static atomic_int to_pass;  /* so many more of that kind stay unspoilt */
 static atomic_int to_spoil; /* the number to spoil after those */
 
 static int spoil(struct ibv_cq *cq, int n, struct ibv_wc *wc)
@@ -68,7 +68,7 @@ static struct rref_ctx *join(int rank)
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
 	o.peer_timeout =
-		60 * NSEC_PER_SEC; /* looks at the beacon are READs too: there are none meanwhile */
+		60 * NSEC_PER_SEC; /* looks at the beacon are READs too: this leaves them out */
 	TG_OK(rref_init(&o, &ctx));
 	tg_add_refs(ctx);
 	ctx->session.score_limit = UINT32_MAX;
@@ -153,7 +153,7 @@ static int read_a_batch(struct rref_ctx *ctx, struct rref **r)
 
 	(void)ctx;
 	(void)rref_to_here_batch(r, NR_BATCH, RREF_DEFAULT, v,
-				 status); /* each has a status of its own */
+				 status); /* each with its own status */
 	for (unsigned i = 0; i < NR_BATCH; i++) {
 		int err = seen(status[i], v[i], SMALL);
 
@@ -183,7 +183,7 @@ static const struct moment {
 	{ "a message that comes", RVI_RECV, 0, 1, call },
 };
 
-/* Returns the errno that must come of it. */
+/* Returns the expected errno. */
 static int expected(const struct moment *m, int status)
 {
 	/* Any sender may have made this message, although each has a
@@ -245,11 +245,11 @@ TG_TEST(status__each_at_every_moment, 2)
 				/* Values that came with one READ are read again, each alone. */
 				if (m->run == read_a_batch && !got && !ends)
 					want = 0;
-				/* A read that begins again, in another way or alone, finds the
-				 * session over. */
+				/* A read that begins again, in another way or
+				 * alone, finds the session over. */
 				if (ends && got == -EOWNERDEAD)
 					want = got;
-				/* The answer may come before the completion of what was asked. */
+				/* The answer may come before the completion of the request. */
 				if (m->kind == RVI_SEND && !got)
 					want = 0;
 				if (got != want)
@@ -277,7 +277,7 @@ TG_TEST(status__each_at_every_moment, 2)
 		tg_set_flag(0, 1);
 	}
 	tg_wait_flag_serving(ctx, 0,
-			     1); /* some sessions end meanwhile, and with them a barrier would */
+			     1); /* some sessions end meanwhile, and would end a barrier */
 	tg_finish(ctx);
 	return 0;
 }

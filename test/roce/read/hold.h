@@ -16,8 +16,8 @@
 #define MAX_HELD 1024
 
 static struct rv_ops holding;
-static atomic_uint to_hold;     /* so many more are kept back */
-static atomic_uint to_give;     /* so many of them are given out */
+static atomic_uint to_hold;     /* completions to keep back */
+static atomic_uint to_give;     /* completions to give out */
 static atomic_uint nr_held;     /* [lock] writes */
 static struct rv_event held[MAX_HELD];
 static unsigned oldest;
@@ -37,7 +37,7 @@ static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned
 	if (got < 0)
 		return got;
 	for (int end = n + got, i = n; i < end; i++)
-		/* UINT64_MAX: a look at whether the peer lives. */
+		/* UINT64_MAX: a probe of the peer's life. */
 		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX &&
 		    atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
 			atomic_fetch_sub(&to_hold, 1);
@@ -54,7 +54,7 @@ static inline bool no_short_way(struct rv_dev *dev, uint64_t *cookie, void **use
 	return false;
 }
 
-/* The next n are kept back. */
+/* Keeps the next n back. */
 static inline void hold(struct rref_ctx *ctx, unsigned n)
 {
 	rc_lock(ctx);
@@ -67,14 +67,14 @@ static inline void hold(struct rref_ctx *ctx, unsigned n)
 	rc_unlock(ctx);
 }
 
-/* The oldest n of those that are kept back come out. */
+/* Gives out the oldest n completions. */
 static inline void give(struct rref_ctx *ctx, unsigned n)
 {
 	atomic_store(&to_give, n);
-	rc_kick(ctx); /* the device does not wake a sleeper: it said so before */
+	rc_kick(ctx); /* the device does not wake a sleeper: it did so before */
 }
 
-/* All of them, and no further one is kept back. */
+/* Gives all of them out, and keeps no further one back. */
 static inline void release(struct rref_ctx *ctx)
 {
 	atomic_store(&to_hold, 0);

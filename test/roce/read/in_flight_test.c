@@ -135,7 +135,7 @@ TG_TEST(read__times_out, 2)
 			TG_IS(tg_stats(ctx).quarantined, 1);
 			TG_CHECK(tg_stats(ctx).landing_bytes > 0);
 			for (int i = 0; i < 5; i++)
-				/* others come by with another flight and another buffer */
+				/* others pass with another flight and another buffer */
 				read_well(r, 100);
 			TG_IS(tg_stats(ctx).quarantined, 1);
 			release(ctx);
@@ -242,8 +242,8 @@ TG_TEST(handler__reads_while_its_thread_does, 2)
 	return 0;
 }
 
-/* The same after the READ was handed over: its thread serves
- * while it waits, and reads with another flight. */
+/* The same after the READ was handed over. Its thread serves while it
+ * waits, and reads with another flight. */
 TG_TEST(handler__reads_while_its_thread_waits_long, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);

@@ -189,8 +189,8 @@ TG_TEST(several__first_come_first_served, 2)
 	return 0;
 }
 
-/* A read that has had a turn goes behind the others. */
-TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
+/* A read that has had a turn goes after the others. */
+TG_TEST(several__small_reads_pass_a_large_one, 2)
 {
 	struct rref_ctx *ctx = tg_join_refs(rank);
 
@@ -219,8 +219,8 @@ TG_TEST(several__a_large_one_does_not_keep_them_waiting, 2)
 	return 0;
 }
 
-/* Memory of worker 1's, wrapped: a payload of one message, with
- * its header elsewhere. It gets it back behind meeting point 1. */
+/* Wrapped memory of worker 1: a payload of one message, with its header elsewhere. Worker 1 gets it
+ * back after meeting point 1. */
 static struct lent lent;
 
 static int give_wrapped(struct rref_call *call, void *arg)
@@ -269,7 +269,7 @@ static void finish_with_wrapped(struct rref_ctx *ctx, int rank)
 	tg_finish(ctx);
 }
 
-/* Two READs, which need no turn. */
+/* Two READs need no turn. */
 TG_TEST(wrapped__is_not_kept_waiting, 2)
 {
 	enum { TIMES = 20 };
@@ -432,8 +432,8 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 	return 0;
 }
 
-/* Short ones take no room from it, however many there are. */
-TG_TEST(large__is_not_kept_waiting_by_short_ones, 2)
+/* Short reads take no room from it, in any number. */
+TG_TEST(large__is_not_starved_by_small_reads, 2)
 {
 	enum { TIMES = 20 };
 	struct rref_ctx *ctx = join_with_wrapped(rank);
@@ -525,12 +525,12 @@ int main(void)
 		cmocka_unit_test(alone__with_one_doorbell),
 		cmocka_unit_test(large__no_more_than_there_is_room_for),
 		cmocka_unit_test(several__first_come_first_served),
-		cmocka_unit_test(several__a_large_one_does_not_keep_them_waiting),
+		cmocka_unit_test(several__small_reads_pass_a_large_one),
 		cmocka_unit_test(wrapped__is_not_kept_waiting),
 		cmocka_unit_test(waiting__times_out),
 		cmocka_unit_test(waiting__its_connection_breaks),
 		cmocka_unit_test(between_turns__its_connection_breaks),
-		cmocka_unit_test(large__is_not_kept_waiting_by_short_ones),
+		cmocka_unit_test(large__is_not_starved_by_small_reads),
 		cmocka_unit_test(waiting__its_owner_dies),
 		cmocka_unit_test(waiting__shutdown),
 	};

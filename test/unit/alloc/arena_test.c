@@ -201,7 +201,7 @@ static void regions__at_most_2_gib(void **state)
 }
 
 /* Limits the size of one region. All memory can still be used, except for larger values. */
-static void regions__of_the_size_that_can_be_had(void **state)
+static void regions__of_a_limited_size(void **state)
 {
 	struct dev d = { .most_bytes = 4 * MIB };
 	struct ra_arena *a = arena_new(&d, 32 * MIB, 16 * MIB);
@@ -252,8 +252,7 @@ static void regions__are_memfds(void **state)
 	assert_int_equal(pread(fd, copy, 3 * MIB, p - (char *)d.regions[0].base), 3 * MIB);
 	assert_true(marked(copy, 3 * MIB, 7));
 
-	/* A holder of the fd can neither cut the owner's memory
-	 * off nor is kept from sealing further. */
+	/* A holder of the fd cannot cut the owner's memory off, but may seal further. */
 	assert_int_equal(ftruncate(fd, 2 * MIB), -1);
 	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
 	p[0] = 'x';
@@ -287,15 +286,15 @@ static void bound__text_and_reuse(void **state)
 	(void)state;
 	while (n < 64 && ra_alloc(a, 3 * MIB, 0, &p[n]) == 0)
 		n++;
-	/* 62 MiB, a granule more than asked for, hold 20 values;
-	 * the last 2 MiB of the bound hold none. */
+	/* 62 MiB, a granule more than needed, hold 20 values; the
+	 * last 2 MiB of the bound hold none. */
 	assert_int_equal(n, 20);
 	assert_int_equal(ra_alloc(a, 5 * MIB, 0, &q), -ENOMEM);
 	assert_string_equal(ra_error_text(),
 			    "value memory: asked 5 MiB, limit 64 MiB (max_bytes), 62 MiB "
 			    "registered");
 	assert_null(q);
-	/* Below the bound, and yet more than it can hold: the text has the reason. */
+	/* The size is below the bound, but too large for it: the text has the reason. */
 	assert_int_equal(ra_alloc(a, 60 * MIB, 0, &q), -ENOMEM);
 	assert_string_equal(ra_error_text(),
 			    "value memory: asked 60 MiB, for which a region of 66 MiB is needed, "
@@ -306,7 +305,7 @@ static void bound__text_and_reuse(void **state)
 		p[round % n] = must_alloc(a, 3 * MIB, 0);
 	}
 	assert_int_equal(d.nr_reg, nr_reg);
-	must_alloc(a, 1 * MIB, 0); /* still what is left serves what fits */
+	must_alloc(a, 1 * MIB, 0); /* the rest still serves smaller values */
 	ra_arena_destroy(a);
 }
 
@@ -365,7 +364,7 @@ static void bound__never_merges_across_regions(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Fills the arena with pieces of 4 KiB, and frees them all but the first. Returns that one. */
+/* Fills the arena with pieces of 4 KiB, and frees all but the first, which it returns. */
 static void *filled_and_freed(struct ra_arena *a)
 {
 	static void *p[64 * MIB / 4096];
@@ -431,7 +430,7 @@ static void bound__regions_in_use_stay(void **state)
 
 /* Lets the device keep an empty region registered. The region and its bytes stay, and the device is
  * asked again at the end. */
-static void bound__empty_region_that_stays_registered(void **state)
+static void bound__empty_region_stays_registered(void **state)
 {
 	struct dev d = { .fail_dereg_at = 2 }; /* the 32 MiB region, the last but one */
 	struct ra_arena *a = arena_new(&d, 64 * MIB, 2 * MIB);
@@ -480,13 +479,14 @@ static void waste__powers_of_two_and_a_line(void **state)
 			p[i] = must_alloc(a, size + 64, 64);
 		for (size_t i = 0; i < n; i++)
 			ra_free(a, p[i], size + 64);
-		/* All is one size's, and then another's: no slab stays in its way. */
+		/* All memory serves one size, and then another: no slab stays in its way. */
 		ra_free(a, must_alloc(a, 100 * MIB, 64), 100 * MIB);
 		ra_arena_destroy(a);
 	}
 }
 
-/* Sizes around those, of all alignments, over each other in random order: no two pieces overlap. */
+/* Allocates sizes around these, of all alignments, one after the other
+ * in random order. No two pieces overlap. */
 static void waste__nothing_overlaps(void **state)
 {
 	enum { SLOTS = 400 };
@@ -580,11 +580,11 @@ int main(void)
 		cmocka_unit_test(regions__double_within_limits),
 		cmocka_unit_test(regions__at_most_2_gib),
 		cmocka_unit_test(regions__are_memfds),
-		cmocka_unit_test(regions__of_the_size_that_can_be_had),
+		cmocka_unit_test(regions__of_a_limited_size),
 		cmocka_unit_test(regions__huge_pages),
 		cmocka_unit_test(bound__text_and_reuse),
 		cmocka_unit_test(bound__free_memory_merges),
-		cmocka_unit_test(bound__empty_region_that_stays_registered),
+		cmocka_unit_test(bound__empty_region_stays_registered),
 		cmocka_unit_test(bound__empty_regions_are_given_back),
 		cmocka_unit_test(bound__never_merges_across_regions),
 		cmocka_unit_test(bound__regions_in_use_stay),

@@ -75,7 +75,7 @@ static void asym__one_sees_the_other(void **state)
 	assert_int_equal(pthread_create(&t, NULL, marks, NULL), 0);
 	run_on(0);
 	for (unsigned i = 0; i < ROUNDS; i++) {
-		/* Here, so that the other one's store has to fetch it. */
+		/* A read here makes the other thread's store fetch the line. */
 		(void)at_load(&place[i].mark);
 		meet(1, i);
 		for (unsigned k = 0; k < i % 64; k++)
@@ -91,7 +91,7 @@ static void asym__one_sees_the_other(void **state)
 		nr_marks += saw_mark[i] && !saw_closed[i];
 		nr_closed += !saw_mark[i];
 	}
-	print_message("%u saw the mark, %u that it was closed, %u both\n", nr_marks, nr_closed,
+	print_message("%u saw the mark, %u saw it closed, %u saw both\n", nr_marks, nr_closed,
 		      nr_both);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, failures: the N-th thing that can fail does, for each N until a run ends without reaching it.
- * The calls that ra (and the jemalloc in it) makes are replaced by definitions in this program.
+ * Failures in ra: the N-th thing that can fail does, for each N until a run ends without reaching
+ * it. This program replaces the calls that ra (and the jemalloc in it) makes.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -52,7 +52,7 @@ int fcntl(int fd, int cmd, ...)
 	return (int)syscall(SYS_fcntl, fd, cmd, arg);
 }
 
-/* The sanitizers have definitions of their own for these. */
+/* The sanitizers have their own definitions of these. */
 #if !UNDER_SANITIZER
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_memalign(size_t align, size_t size);
@@ -69,7 +69,7 @@ void *aligned_alloc(size_t align, size_t size)
 
 void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
-	/* Giving addresses back to the reservation has no failure that anyone could act on. */
+	/* No caller can act on a failure to give addresses back to the reservation. */
 	bool unwinding = (flags & MAP_FIXED) && fd < 0;
 
 	if (!unwinding && fault()) {
@@ -183,8 +183,8 @@ static void faults__each_point_in_turn(void **state)
 		      n - 1, nr_create, seen_enomem, seen_reg);
 	assert_true(seen_reg >= 4); /* 2 4 8 16 .. MiB */
 	/*
-	 * A failure for a region that is larger than it must be is made good by a smaller one. At
-	 * least one is as small as it can be, and has three calls that can fail.
+	 * If a larger region than needed fails, a smaller one replaces it. At least one has the
+	 * smallest size, and has three calls that can fail.
 	 */
 	assert_true(seen_enomem >= 3);
 	assert_true(UNDER_SANITIZER || nr_create >= 3);

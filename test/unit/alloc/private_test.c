@@ -79,8 +79,7 @@ static void malloc__is_the_programs(void **state)
 	ra_arena_destroy(a);
 }
 
-/* The finding behind arenas_create_ext: a plain arenas.create
- * asks the hooks for its bookkeeping. */
+/* The reason for arenas_create_ext: a plain arenas.create asks the hooks for its bookkeeping. */
 struct je_hooks {
 	void *(*alloc)(struct je_hooks *, void *, size_t, size_t, bool *, bool *, unsigned);
 	void *rest[8];
@@ -122,7 +121,7 @@ static void metadata__is_outside_of_regions(void **state)
 	void *p = NULL, *first = NULL;
 
 	(void)state;
-	assert_int_equal(d.nr_reg, 0); /* the arena exists, and nothing was asked for */
+	assert_int_equal(d.nr_reg, 0); /* the arena exists, without a registration */
 	while (ra_alloc(a, 16 * KIB, 0, &p) == 0) {
 		first = first ? first : p;
 		n++;

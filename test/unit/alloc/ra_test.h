@@ -38,7 +38,7 @@ struct dev_region {
 	bool live;
 };
 
-/* reg and dereg are called under the arena's growth lock, or alone: no lock of its own. */
+/* reg and dereg are called under the arena's growth lock, or alone, so they need no lock. */
 struct dev {
 	struct dev_region regions[DEV_REGIONS];
 	unsigned nr_reg, nr_dereg;  /* calls, failed ones too */
@@ -104,7 +104,8 @@ static inline void *must_alloc(struct ra_arena *a, size_t size, size_t align)
 	return p;
 }
 
-/* A pattern that differs with the value and with the place in it, so that a stray byte shows. */
+/* Fills memory with a pattern that differs with the value and with the
+ * place in it, so that a stray byte shows. */
 static inline void mark(void *p, size_t size, uint64_t seed)
 {
 	unsigned char *c = p;
@@ -143,7 +144,7 @@ static inline unsigned open_fds(void)
 	return n;
 }
 
-/* Mappings whose line in /proc/self/maps holds what. */
+/* Counts the lines of /proc/self/maps with this text. */
 static inline unsigned mappings(const char *what)
 {
 	FILE *f = fopen("/proc/self/maps", "r");

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ra, a thread's own part of an arena (ra_seat.c). It comes back when the thread ends or memory is
- * short, and arenas and threads may go in any order. Also without room, without membarrier(2), and
- * in another process.
+ * A thread's own part of an arena of ra (ra_seat.c). It comes back when the thread
+ * ends or memory is short. Arenas and threads may go in any order. Also without
+ * room, without membarrier(2), and in another process.
  */
 #include <pthread.h>
 #include <semaphore.h>
@@ -66,7 +66,7 @@ static unsigned nr_kept(const struct ra_shard *s)
 	return n;
 }
 
-/* A thread that does one thing after the other, when told. */
+/* A thread that does one thing after the other, on command. */
 struct hand {
 	struct ra_arena *a;
 	void (*what)(struct hand *h);
@@ -150,12 +150,12 @@ static void class__fits(void **state)
 	for (size = 1; size <= 80 * KIB; size += step) {
 		step = size < 5000 ? 1 : 61;
 		if (ra_near_class(size) < RA_NEAR)
-			continue; /* not of jemalloc's */
+			continue; /* not jemalloc's */
 		void *p = must_alloc(a, size, RA_MIN_ALIGN), *q;
 		size_t room = ra_je_sallocx(p, 0), least = 1;
 
-		/* All of one class are served from the same of
-		 * jemalloc's: the smallest of it, too. */
+		/* One class of jemalloc's serves all of one class
+		 * here, down to its smallest size. */
 		while (least < size && ra_class(size - least) == ra_class(size))
 			least++;
 		least = size - least + 1;
@@ -173,7 +173,7 @@ static void class__fits(void **state)
 	assert_int_equal(ra_class(64 * KIB + 64), RA_KEPT - 1);
 	assert_true(ra_class(64 * KIB + 65) >= RA_KEPT);
 	assert_true(ra_class(RA_VALUE_MAX) >= RA_KEPT);
-	/* Memory that was aligned to more is as good as any of its size. */
+	/* Memory with a larger alignment serves any request of its size. */
 	for (unsigned i = 6; i < 21; i++) {
 		void *p = must_alloc(a, 3000, (size_t)1 << i);
 
@@ -215,7 +215,7 @@ static void thread_ends__its_memory_is_the_arenas(void **state)
 }
 
 /* Keeps threads alive and idle: others get the memory that they keep, and they go on. */
-static void idle__what_threads_keep_is_there_for_others(void **state)
+static void idle__threads_memory_serves_others(void **state)
 {
 	enum { HANDS = 4 };
 	struct dev d = { 0 };
@@ -245,8 +245,8 @@ static void idle__what_threads_keep_is_there_for_others(void **state)
 	ra_arena_destroy(a);
 }
 
-/* The caches are taken back again and again from threads that
- * are using them. A piece that two have is seen by its mark. */
+/* The caches are taken back again and again from threads that are using them. The mark shows a
+ * piece that two threads have. */
 struct busy {
 	_Atomic unsigned stop;
 	_Atomic uint64_t rounds;
@@ -260,7 +260,7 @@ static void hand_spin(struct hand *h)
 	while (!at_load(&busy.stop)) {
 		uint64_t *p, *q, me = (uint64_t)(uintptr_t)h;
 
-		/* The first one comes from what is kept, the second one from the cache. */
+		/* The first one comes from the kept pieces, the second one from the cache. */
 		p = must_alloc(h->a, size, RA_MIN_ALIGN);
 		q = must_alloc(h->a, size, RA_MIN_ALIGN);
 		*p = *q = me;
@@ -285,7 +285,7 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	void *low = must_alloc(a, 7 * MIB, 0), *middle = must_alloc(a, MIB, 0);
 
 	(void)state;
-	/* Enough is free for what is asked below, on the two sides of something that is not. */
+	/* Enough is free for the size below, on the two sides of a used piece. */
 	ra_free(a, low, 7 * MIB);
 	at_store(&busy.stop, 0);
 	for (unsigned i = 0; i < HANDS; i++) {
@@ -297,8 +297,8 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		void *p = NULL;
 
-		/* Something was allocated since: the arena gathers,
-		 * and then says that it has not enough. */
+		/* An allocation came since: the arena gathers, and then
+		 * says that it has not enough. */
 		while (at_load(&busy.rounds) == seen)
 			sched_yield();
 		assert_int_equal(ra_alloc(a, 14 * MIB, RA_MIN_ALIGN, &p), -ENOMEM);
@@ -309,7 +309,7 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 		hand_wait(&h[i]);
 		hand_end(&h[i]);
 	}
-	/* Nearly always: a count before the last time may have been this round's. */
+	/* Nearly always: an earlier count may have been this round's. */
 	assert_true(at_load(&a->epoch) >= epoch + ROUNDS / 2);
 	ra_free(a, middle, MIB);
 	ra_stats(a, &st);
@@ -401,7 +401,7 @@ static void shards__fewer_than_threads(void **state)
 	assert_int_equal(nr_own, RA_OWNED);
 	assert_int_equal(at_load(&a->nr_vacant), 0);
 	used(a, 2 * HANDS);
-	/* Half of them end, whichever: there is room for others again. */
+	/* Any half of them end: there is room for others again. */
 	for (unsigned i = 0; i < HANDS; i += 2)
 		hand_end(&h[i]);
 	nr_own = 0;
@@ -419,7 +419,7 @@ static void shards__fewer_than_threads(void **state)
 }
 
 /*
- * Destructors of the program's own keys run behind ours and jemalloc's, again and again. They get
+ * Destructors of the program's own keys run after ours and jemalloc's, again and again. They get
  * value memory or nothing (jemalloc would give other memory). They may free, and nothing is lost:
  * they have no seat.
  */
@@ -434,7 +434,7 @@ static void late(void *arg)
 	void *p = NULL, *base;
 
 	for (unsigned k = 0; k < SIZES; k++) {
-		/* Some of these are pieces that were freed here the last time. */
+		/* Some of these pieces were freed here the last time. */
 		if (!ra_alloc(a, sizes[k], RA_MIN_ALIGN, &p)) {
 			assert_non_null(ra_lookup(a, p, &base));
 			ra_free(a, p, sizes[k]);
@@ -713,7 +713,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(class__fits),
 		cmocka_unit_test(thread_ends__its_memory_is_the_arenas),
 		cmocka_unit_test(thread_ends__and_goes_on),
-		cmocka_unit_test(idle__what_threads_keep_is_there_for_others),
+		cmocka_unit_test(idle__threads_memory_serves_others),
 		cmocka_unit_test(busy__caches_are_taken_from_under_their_users),
 		cmocka_unit_test(arena_ends__its_threads_go_on),
 		cmocka_unit_test(seats__fewer_than_arenas),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ra, many threads: values that one thread allocates and
- * another frees, look-ups meanwhile, growth, the bound. */
+/* Many threads in ra: values that one thread allocates and another
+ * frees, look-ups meanwhile, growth, the bound. */
 #include <pthread.h>
 #include <semaphore.h>
 
@@ -9,7 +9,7 @@
 
 enum { THREADS = 8, SLOTS = 256 };
 
-/* A value starts with what it is; `owned` catches an address that is given out twice. */
+/* A value starts with its size and seed; `owned` catches an address that is given out twice. */
 struct value {
 	uint64_t size, seed;
 	_Atomic unsigned owned;
@@ -137,8 +137,8 @@ static void threads__at_the_bound(void **state)
 	ra_arena_destroy(s.a);
 }
 
-/* All threads need memory at once: one registers for all, and
- * nobody fails while the bound is not reached. */
+/* All threads need memory at once. One registers for all, and no
+ * allocation fails below the bound. */
 struct grower {
 	struct ra_arena *a;
 	pthread_barrier_t *start;
@@ -181,8 +181,8 @@ static void threads__grow_together(void **state)
 	}
 }
 
-/* A device takes milliseconds to register: meanwhile whatever
- * the existing regions hold must be had. */
+/* A device takes milliseconds to register. Meanwhile all memory of
+ * the existing regions can be allocated. */
 struct slow {
 	struct dev d;
 	struct ra_arena *a;
@@ -243,8 +243,7 @@ static void threads__allocate_while_another_registers(void **state)
 	sem_destroy(&s.leave);
 }
 
-/* Memory that a thread freed may wait in a cache of its own.
- * It is there for all when memory is short. */
+/* Freed memory may wait in a thread's own cache. All can have it when memory is short. */
 struct filler {
 	struct ra_arena *a;
 	sem_t go, done;
@@ -277,7 +276,7 @@ static void *fill(void *arg)
 	}
 }
 
-static void threads__what_caches_hold_is_free(void **state)
+static void threads__cached_memory_is_free(void **state)
 {
 	enum { FILLERS = 12 };
 	struct dev d = { 0 };
@@ -348,7 +347,7 @@ int main(void)
 		cmocka_unit_test(threads__at_the_bound),
 		cmocka_unit_test(threads__grow_together),
 		cmocka_unit_test(threads__allocate_while_another_registers),
-		cmocka_unit_test(threads__what_caches_hold_is_free),
+		cmocka_unit_test(threads__cached_memory_is_free),
 		cmocka_unit_test(threads__own_arenas),
 	};
 

@@ -134,7 +134,7 @@ static void limit__cgroup_files_missing_or_odd(void **state)
 	assert_int_equal(found(), 8192);
 }
 
-static void limit__memory_is_that_of_the_machine_at_most(void **state)
+static void limit__is_at_most_the_machines_memory(void **state)
 {
 	(void)state;
 	assert_in_range(limit_memory(), 1 << 20,
@@ -166,7 +166,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(limit__cgroup_in_a_container, setup, teardown),
 		cmocka_unit_test_setup_teardown(limit__cgroup_of_version_1, setup, teardown),
 		cmocka_unit_test_setup_teardown(limit__cgroup_of_version_2, setup, teardown),
-		cmocka_unit_test(limit__memory_is_that_of_the_machine_at_most),
+		cmocka_unit_test(limit__is_at_most_the_machines_memory),
 		cmocka_unit_test(limit__words),
 	};
 

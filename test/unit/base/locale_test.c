@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A program whose locale has a decimal comma. Numbers that the library writes for programs and
- * people have a point all the same. The locale is made here, in a folder of its own, so the machine
- * needs only the "locales" package's sources.
+ * A program whose locale has a decimal comma. The library writes numbers with a point all the same,
+ * for programs and people. The test makes the locale in a separate folder, so the machine needs
+ * only the "locales" package's sources.
  */
 #include <locale.h>
 #include <setjmp.h>
@@ -50,7 +50,7 @@ static int remove_locale(void **state)
 	return system(command) ? -1 : 0;
 }
 
-/* Counts the numbers "DIGITS,DIGITS" and "DIGITS.DIGITS" behind this key. */
+/* Counts the numbers "DIGITS,DIGITS" and "DIGITS.DIGITS" after this key. */
 static void count_numbers(const char *text, const char *key, unsigned *commas, unsigned *points)
 {
 	*commas = *points = 0;
@@ -116,7 +116,7 @@ static void locale__error_texts_have_points(void **state)
 	opt.rank = 1;
 	opt.world_size = 2;
 	opt.device = "shm";
-	opt.rendezvous = "127.0.0.1:1"; /* nobody listens there */
+	opt.rendezvous = "127.0.0.1:1"; /* no listener there */
 	opt.init_timeout = 300 * NSEC_PER_MSEC;
 	assert_true(rref_init(&opt, &ctx) < 0);
 	number = strstr(rref_last_error(), " tries in ");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Random numbers: never the same in two processes, and an error where the kernel gives none. */
+/* Random numbers: never the same in two processes, and an error if the kernel gives none. */
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -154,7 +154,7 @@ static void refused_later__contexts_go_on(void **state)
 		rb_random(many + 500, 8);
 		if (!memcmp(many, many + 500, 8))
 			_exit(3);
-		/* A further context would have keys of its own. */
+		/* A further context would have its own keys. */
 		if (init_alone(&other) != -EIO)
 			_exit(4);
 		_exit(rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, RREF_DEFAULT) ? 5 : 7);

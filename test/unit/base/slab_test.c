@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slabs: places that are given out, found back, visited, and given back. */
+/* Slabs: places that are allocated, found, visited, and freed. */
 #include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -67,7 +67,7 @@ static void slab__items_are_apart_and_lie_on_lines(void **state)
 	rc_slabs_close(&s);
 }
 
-static void slab__visits_what_is_there_whatever_comes_and_goes(void **state)
+static void slab__visits_present_items_during_changes(void **state)
 {
 	static unsigned char there[MANY];
 	struct item *i[MANY] = { 0 };
@@ -96,7 +96,7 @@ static void slab__visits_what_is_there_whatever_comes_and_goes(void **state)
 	rc_slabs_close(&s);
 }
 
-static void slab__the_place_that_came_last_goes_first(void **state)
+static void slab__last_freed_place_is_used_first(void **state)
 {
 	struct rc_slabs s;
 	struct item *a, *b;
@@ -111,7 +111,7 @@ static void slab__the_place_that_came_last_goes_first(void **state)
 	rc_slabs_close(&s);
 }
 
-static void slab__memory_comes_back_and_one_that_comes_and_goes_costs_none(void **state)
+static void slab__memory_comes_back_and_a_brief_item_costs_none(void **state)
 {
 	static struct item *i[MANY];
 	size_t before, few, most;
@@ -164,9 +164,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(slab__items_are_apart_and_lie_on_lines),
 		cmocka_unit_test(slab__items_of_any_size),
-		cmocka_unit_test(slab__memory_comes_back_and_one_that_comes_and_goes_costs_none),
-		cmocka_unit_test(slab__the_place_that_came_last_goes_first),
-		cmocka_unit_test(slab__visits_what_is_there_whatever_comes_and_goes),
+		cmocka_unit_test(slab__memory_comes_back_and_a_brief_item_costs_none),
+		cmocka_unit_test(slab__last_freed_place_is_used_first),
+		cmocka_unit_test(slab__visits_present_items_during_changes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -94,7 +94,7 @@ static void work_that_defers_itself__goes_on_at_the_next_release(void **state)
 	struct piece p = { .work.run = run, .again = 1 };
 
 	(void)state;
-	/* A sleeper is woken for it. */
+	/* A sleeper wakes for it. */
 	ctx->sleep.kickfd = eventfd(0, EFD_NONBLOCK);
 	at_store(&ctx->sleep.sleeping, 1);
 	rc_lock(ctx);
@@ -132,7 +132,7 @@ static void pushed_work__that_pushes_is_for_the_next_round(void **state)
 }
 
 /* Takes the lock when nothing is pushed any more. */
-static void lock_settled__is_behind_all_that_was_pushed(void **state)
+static void lock_settled__runs_after_all_pushed_work(void **state)
 {
 	struct rref_ctx *ctx = make_ctx(NULL);
 	struct piece last = { .work.run = run };
@@ -162,7 +162,7 @@ static void pushed_work__is_run_by_the_holder_of_the_lock(void **state)
 	free(ctx);
 }
 
-static void work_that_is_pushed_by_work__runs_in_the_same_release(void **state)
+static void work_pushed_by_work__runs_in_the_same_release(void **state)
 {
 	struct rref_ctx *ctx = make_ctx(run_bare);
 	struct piece last = { .work.run = run }, middle = { .work.run = run, .pushes = &last };
@@ -213,7 +213,7 @@ static void *push_one_a_round(void *arg)
 }
 
 /* Pushes work just when another thread releases the lock, with no further release to come. */
-static void work_that_is_pushed_at_the_release__is_not_left(void **state)
+static void work_pushed_at_the_release__is_done(void **state)
 {
 	struct piece *p = calloc(ROUNDS, sizeof(*p));
 	unsigned left = 0;
@@ -245,12 +245,12 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(deferred_work__runs_in_order_at_the_release),
-		cmocka_unit_test(lock_settled__is_behind_all_that_was_pushed),
+		cmocka_unit_test(lock_settled__runs_after_all_pushed_work),
 		cmocka_unit_test(pushed_work__is_run_by_the_holder_of_the_lock),
 		cmocka_unit_test(pushed_work__that_pushes_is_for_the_next_round),
 		cmocka_unit_test(work_that_defers_itself__goes_on_at_the_next_release),
-		cmocka_unit_test(work_that_is_pushed_at_the_release__is_not_left),
-		cmocka_unit_test(work_that_is_pushed_by_work__runs_in_the_same_release),
+		cmocka_unit_test(work_pushed_at_the_release__is_done),
+		cmocka_unit_test(work_pushed_by_work__runs_in_the_same_release),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The peer handshake: its agreements, and that no other bytes pass for it. */
+/* The peer handshake: its agreements, and the refusal of all other bytes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -366,7 +366,7 @@ static void reason__comes_back(void **state)
 	assert_int_equal(n, RV_REASON_MAX);
 	assert_int_equal(rc_reason_parse(blob, n, text, sizeof(text)), -EINVAL);
 	assert_true(strlen(text) > 100);
-	/* A small place for the text cuts it; no place at all is fine. */
+	/* A small place cuts the text; no place is fine, too. */
 	assert_int_equal(rc_reason_parse(blob, n, text, 4), -EINVAL);
 	assert_string_equal(text, "xxx");
 	assert_int_equal(rc_reason_parse(blob, n, text, 0), -EINVAL);
@@ -386,7 +386,7 @@ static void reason__malformed_is_a_plain_refusal(void **state)
 	}
 	assert_int_equal(rc_reason_parse(NULL, 0, text, sizeof(text)), -ECONNREFUSED);
 	assert_int_equal(rc_reason_parse(blob, sizeof(blob), text, sizeof(text)), -ECONNREFUSED);
-	/* Codes that are none. */
+	/* Invalid codes. */
 	memset(blob + 3, 0, 4);
 	assert_int_equal(rc_reason_parse(blob, n, text, sizeof(text)), -ECONNREFUSED);
 	memset(blob + 3, 0xff, 4);

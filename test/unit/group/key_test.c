@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The group's key: which files are keys, their readers, and the distinctions of a MAC. */
+/* The group's key: the valid files, their readers, and the distinctions of a MAC. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -324,8 +324,8 @@ static void remove_other_dirs(void)
 	assert_int_equal(system(command), 0);
 }
 
-/* Reads the key in a process of OTHER_UID; false: it has no
- * key. In a child, as that uid cannot come back. */
+/* Reads the key in a child of OTHER_UID, since that uid cannot come
+ * back. Returns false if it has no key. */
 static bool key_of_other(struct rc_key *out)
 {
 	int pair[2], status;
@@ -432,7 +432,7 @@ static void mac__depends_on_key_label_and_data(void **state)
 	rc_mac(&a, "labeL", "data", 4, m[2]);
 	rc_mac(&a, "label", "datA", 4, m[3]);
 	rc_mac(&a, "label", "data", 3, m[4]);
-	/* The same bytes in a row, cut elsewhere. */
+	/* The same bytes in a row, split at another place. */
 	rc_mac(&a, "labeld", "ata", 3, m[5]);
 	for (int i = 0; i < 6; i++)
 		for (int j = 0; j < i; j++)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Options: their defaults, each variable, each way to get one wrong. */
+/* Options: their defaults, each variable, each mistake in one. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -260,7 +260,7 @@ static void options__a_late_bad_variable_changes_nothing(void **state)
 	assert_memory_equal(&opt, &before, sizeof(opt));
 }
 
-static void options__unset_variables_keep_what_was_there(void **state)
+static void options__unset_variables_keep_earlier_values(void **state)
 {
 	struct rref_options opt;
 
@@ -348,7 +348,7 @@ static void torchrun__bad_master_is_refused(void **state)
 	host[sizeof(host) - 1] = '\0';
 	assert_int_equal(from_env(&opt, "MASTER_ADDR", host, "MASTER_PORT", "1", NULL), -EINVAL);
 	assert_non_null(strstr(rref_last_error(), "MASTER_ADDR"));
-	/* Half an address: an error for a group, no matter for one alone. */
+	/* Half an address: an error for a group, but not for a group of one. */
 	assert_int_equal(from_env(&opt, "WORLD_SIZE", "2", "MASTER_ADDR", "h", NULL), -EINVAL);
 	assert_non_null(strstr(rref_last_error(), "MASTER_PORT"));
 	assert_int_equal(from_env(&opt, "WORLD_SIZE", "2", "MASTER_PORT", "1", NULL), -EINVAL);
@@ -415,7 +415,7 @@ static void group__without_a_rank_is_an_error(void **state)
 		assert_non_null(strstr(rref_last_error(), "2 workers"));
 		assert_non_null(strstr(rref_last_error(), "RREF_RANK"));
 	}
-	/* The program's own count as well. */
+	/* Values that the program sets count as well. */
 	clear_environment(NULL);
 	rref_options_init(&opt);
 	opt.rank = 1;
@@ -482,8 +482,8 @@ static void group__a_launcher_is_named_with_the_line_that_works(void **state)
 
 	assert_int_equal(from_these(&opt, pmix), -EINVAL);
 	assert_non_null(strstr(rref_last_error(), "RREF_RANK=$PMIX_RANK RREF_WORLD_SIZE=N"));
-	/* The variable may hold anything: the text ends with the whole line and has nothing that
-	 * steers a terminal. */
+	/* The variable may hold anything: the text ends with the whole line and has no control
+	 * codes of a terminal. */
 	const char *const wild[][2] = {
 		{ "OMPI_COMM_WORLD_RANK",
 		  "\x1b[2J\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" },
@@ -557,7 +557,7 @@ int main(void)
 		CLEAN(options__numbers_are_strict),
 		CLEAN(options__other_texts_are_strict),
 		CLEAN(options__size_is_checked),
-		CLEAN(options__unset_variables_keep_what_was_there),
+		CLEAN(options__unset_variables_keep_earlier_values),
 		CLEAN(options__words),
 		CLEAN(torchrun__address_is_shared_by_threads),
 		CLEAN(torchrun__agent_store_keeps_its_port),

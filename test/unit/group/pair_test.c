@@ -127,8 +127,8 @@ static void pair__is_bound_to_group_rank_and_incarnation(void **state)
 	assert_false(is_same(&want, &got));
 }
 
-/* Points of low order give a secret that everybody knows. */
-static void pair__a_public_key_that_is_none_is_refused(void **state)
+/* Checks points of low order, whose secret everybody knows. */
+static void pair__an_invalid_public_key_is_refused(void **state)
 {
 	static const uint8_t low[][RC_KEY_BYTES] = {
 		{ 0 },
@@ -309,7 +309,7 @@ int main(void)
 		cmocka_unit_test(answer__voids_the_hellos_of_its_server),
 		cmocka_unit_test(hello__of_a_third_member_is_refused),
 		cmocka_unit_test(identity__is_new_each_time),
-		cmocka_unit_test(pair__a_public_key_that_is_none_is_refused),
+		cmocka_unit_test(pair__an_invalid_public_key_is_refused),
 		cmocka_unit_test(pair__a_third_member_cannot_compute_it),
 		cmocka_unit_test(pair__both_compute_the_same),
 		cmocka_unit_test(pair__is_bound_to_group_rank_and_incarnation),

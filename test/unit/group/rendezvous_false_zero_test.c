@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A worker whose rank 0 is another program, another version,
- * hostile, or lies although it holds the key. */
+/* A worker whose rank 0 is another program, another version, or hostile. It may also lie although
+ * it holds the key. */
 #include "rendezvous_test.h"
 
 struct false_zero {
@@ -12,7 +12,7 @@ struct false_zero {
 	struct worker *one;
 };
 
-/* Serves one connection, reads the hello, sends the bytes, closes after the worker did. */
+/* Serves one connection: reads the hello, sends the bytes, and closes after the worker. */
 static void *false_zero_run(void *arg)
 {
 	struct false_zero *z = arg;
@@ -204,7 +204,7 @@ static void *scripted_zero_run(void *arg)
 	assert_int_equal(rz_join_take(&in, &s, &table[1]), 0);
 	stranger_send(fd, out, rz_joined_make(&s, out));
 	z->script(fd, &s, table);
-	close(z->listener); /* a worker that comes again finds nobody */
+	close(z->listener); /* a worker that comes again finds no listener */
 	shutdown(fd, SHUT_WR);
 	assert_ended(fd);
 	close(fd);
@@ -227,7 +227,7 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 	pthread_t thread;
 
 	assert_int_equal(pthread_create(&thread, NULL, scripted_zero_run, &z), 0);
-	/* A worker that was lost without a reason comes again, for as long as it may. */
+	/* A worker that was lost without a reason comes again until its time is over. */
 	if (script == script_close)
 		one->timeout_ms = 1500;
 	worker_run(one);
@@ -238,7 +238,7 @@ static struct worker *meet_scripted_zero(void (*script)(int fd, struct rz_sessio
 	return one;
 }
 
-/* Sends entries, and END with the digest of others. */
+/* Sends entries, and END with another digest. */
 static void send_table(int fd, struct rz_session *s, const struct rc_member *sent,
 		       const struct rc_member *signed_table)
 {

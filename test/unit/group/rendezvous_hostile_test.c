@@ -89,7 +89,7 @@ static void strangers__garbage_ends_itself(void **state)
 	STRANGER(stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, 65535, 0)));
 	STRANGER(shutdown(fd, SHUT_WR));
 	STRANGER((stranger_send(fd, "RREF", 4), shutdown(fd, SHUT_WR)));
-	/* JOIN before HELLO, HELLO twice, a rank 0's frame, a JOIN of no substance. */
+	/* JOIN before HELLO, HELLO twice, a rank 0's frame, an empty JOIN. */
 	STRANGER((memset(bytes, 0, sizeof(bytes)),
 		  stranger_send(fd, bytes, frame_head(bytes, RZ_VERSION, RZ_JOIN, 40) + 40)));
 	STRANGER((stranger_send(fd, bytes, rz_hello_make(&s, bytes)),
@@ -104,7 +104,7 @@ static void strangers__garbage_ends_itself(void **state)
 	for (int round = 0; round < 50; round++) {
 		for (size_t i = 0; i < sizeof(bytes); i++)
 			bytes[i] = (uint8_t)((x = x * 1664525 + 1013904223) >> 24);
-		/* Half of them with a head that looks good. */
+		/* Half of them have a head that looks good. */
 		if (round % 2)
 			frame_head(bytes, RZ_VERSION, (unsigned)round % 12, x % (RZ_BODY_MAX + 1));
 		STRANGER((stranger_send(fd, bytes, sizeof(bytes)), shutdown(fd, SHUT_WR)));
@@ -174,7 +174,7 @@ static void strangers__slow_bytes(void **state)
 
 /* Takes every place for strangers with silent ones. The worker after
  * them gets in when their time is over. */
-static void strangers__silent_ones_cannot_keep_a_worker_out(void **state)
+static void strangers__in_silence_cannot_keep_a_worker_out(void **state)
 {
 	struct pair p = pair_start();
 	int fd[NR_SILENT];
@@ -242,7 +242,7 @@ static void version__of_a_stranger_is_refused_with_both_numbers(void **state)
 	stranger_send(fd, out, hello_of_version(&s, 7, out));
 	assert_refused(fd, EPROTONOSUPPORT, "version 7, rank 0 version 2");
 	close(fd);
-	/* Not even the form of this version. */
+	/* Another form than this version's. */
 	fd = stranger_connect(p.port);
 	stranger_send(fd, out, frame_head(out, 300, RZ_HELLO, 1000));
 	assert_refused(fd, EPROTONOSUPPORT, "version 300, rank 0 version 2");
@@ -273,7 +273,7 @@ static void version__of_a_worker_fails_all(void **state)
 	}
 }
 
-/* Holds the key, and does not keep to the protocol: its place is free again. */
+/* Holds the key, and breaks the protocol: its place is free again. */
 static void member__that_talks_loses_its_place(void **state)
 {
 	struct pair p = { .port = free_port() };
@@ -388,7 +388,7 @@ static void rendezvous__largest_group(void **state)
 		assert_int_equal(stranger_join(fd[rank], &s[rank], &group_key, &m, LARGE_WORLD),
 				 RZ_JOINED);
 	}
-	/* The last ones are read first: nobody's silence is in the way of others. */
+	/* The last ones are read first: one worker's silence is not in the way of others. */
 	for (uint32_t rank = LARGE_WORLD - 1; rank > 0; rank--) {
 		struct rz_status status;
 		struct rz_digest digest;
@@ -476,7 +476,7 @@ int main(void)
 		COUNTED(strangers__flood_during_a_good_rendezvous),
 		COUNTED(strangers__garbage_ends_itself),
 		COUNTED(strangers__immediate_close),
-		COUNTED(strangers__silent_ones_cannot_keep_a_worker_out),
+		COUNTED(strangers__in_silence_cannot_keep_a_worker_out),
 		COUNTED(strangers__slow_bytes),
 		COUNTED(version__of_a_stranger_is_refused_with_both_numbers),
 		COUNTED(version__of_a_worker_fails_all),

@@ -15,7 +15,7 @@
 
 /* The resolver's answers for NAME. */
 static struct {
-	atomic_int left; /* looks that still give the first answer */
+	atomic_int left; /* looks left that give the first answer */
 	atomic_int looks;
 	int code, error;   /* the first answer: an EAI_ code and an errno, ... */
 	const char *first; /* ... or an address */
@@ -111,7 +111,7 @@ static void late__a_name_that_never_comes(void **state)
 	}
 }
 
-static void at_once__what_cannot_change(void **state)
+static void at_once__lasting_errors(void **state)
 {
 	static const struct {
 		int code, error, result;
@@ -236,7 +236,7 @@ static void restarted__rank_0_before_the_group_is_complete(void **state)
 
 /* ---- valid addresses ---- */
 
-static void address__what_is_one(void **state)
+static void address__valid(void **state)
 {
 	static const struct {
 		const char *text, *host, *port;
@@ -264,7 +264,7 @@ static void address__what_is_one(void **state)
 	}
 }
 
-static void address__what_is_none(void **state)
+static void address__invalid(void **state)
 {
 	static const struct {
 		const char *text, *words;
@@ -336,9 +336,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		COUNTED(address__an_ipv4_address_in_disguise),
-		COUNTED(address__what_is_none),
-		COUNTED(address__what_is_one),
-		COUNTED(at_once__what_cannot_change),
+		COUNTED(address__invalid),
+		COUNTED(address__valid),
+		COUNTED(at_once__lasting_errors),
 		COUNTED(late__a_name),
 		COUNTED(late__a_name_that_never_comes),
 		COUNTED(late__another_address_of_the_name),

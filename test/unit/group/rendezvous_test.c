@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The rendezvous among honest workers: meetings, missing and
- * double workers, and the words to each. */
+ * double workers, and the texts for each. */
 #include "rendezvous_test.h"
 
 #include <signal.h>
@@ -73,7 +73,7 @@ static void rendezvous__four_meet_with_the_users_key(void **state)
 {
 	struct team t = team_new(4, 4, NULL);
 	struct addrinfo *found = NULL;
-	/* A system that was just bootstrapped has no /etc/hosts yet. */
+	/* A fresh system has no /etc/hosts yet. */
 	bool named = getaddrinfo("localhost", NULL, NULL, &found) == 0;
 
 	(void)state;
@@ -243,7 +243,7 @@ static void rendezvous__missing_workers_are_named_to_all(void **state)
 }
 
 /* Lets a worker's own time end before rank 0's: the worker knows as much. */
-static void rendezvous__impatient_worker_knows_who_is_missing(void **state)
+static void rendezvous__impatient_worker_knows_the_missing_ranks(void **state)
 {
 	struct team t = team_new(3, 2, NULL);
 
@@ -258,7 +258,7 @@ static void rendezvous__impatient_worker_knows_who_is_missing(void **state)
 	team_free(&t);
 }
 
-static void rendezvous__nobody_there(void **state)
+static void rendezvous__no_listener(void **state)
 {
 	struct worker *w = worker_new(free_port(), 1, 2);
 
@@ -426,7 +426,7 @@ static void rendezvous__killed_worker_frees_its_place(void **state)
 	(void)state;
 	assert_true(pid >= 0);
 	if (pid == 0) {
-		/* Else a failing parent would leave it behind. */
+		/* Else a failing parent would leave this process. */
 		alarm(LONG_MS / 1000);
 		worker_run(t.w[2]);
 		_exit(0);
@@ -649,14 +649,14 @@ int main(void)
 		COUNTED(rendezvous__four_meet),
 		COUNTED(rendezvous__four_meet_with_the_users_key),
 		COUNTED(rendezvous__group_of_one_needs_no_address),
-		COUNTED(rendezvous__impatient_worker_knows_who_is_missing),
+		COUNTED(rendezvous__impatient_worker_knows_the_missing_ranks),
 		COUNTED(rendezvous__killed_rank_0_is_noticed),
 		COUNTED(rendezvous__killed_worker_frees_its_place),
 		COUNTED(rendezvous__longest_names_and_addresses),
 		COUNTED(rendezvous__missing_workers_are_named_to_all),
 		COUNTED(rendezvous__name_of_rank_0_twice_fails_all),
 		COUNTED(rendezvous__name_twice_fails_all),
-		COUNTED(rendezvous__nobody_there),
+		COUNTED(rendezvous__no_listener),
 		COUNTED(rendezvous__not_an_address_of_this_host),
 		COUNTED(rendezvous__other_address_than_loopback_needs_a_key),
 		COUNTED(rendezvous__other_world_size_fails_all),

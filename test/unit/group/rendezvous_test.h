@@ -26,7 +26,7 @@
 #include "core/base/error.h"
 #include "core/group/rendezvous.h"
 
-#define LONG_MS 60000                            /* never reached where all goes well */
+#define LONG_MS 60000                            /* never reached unless a test fails */
 #define NAME_SIZE (RREF_NAME_MAX + 1)
 
 static const struct rc_key group_key = { .bytes = { 9, 8, 7 }, .is_group = true };
@@ -179,7 +179,7 @@ static inline int free_port(void)
 	return ntohs(in.sin_port);
 }
 
-/* A listener of the test's own, in rank 0's place. */
+/* Makes a listener of the test's own, in rank 0's place. */
 static inline int stranger_listen(int port)
 {
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
@@ -215,11 +215,11 @@ static inline int stranger_connect(int port)
 
 static inline void stranger_send(int fd, const void *bytes, size_t length)
 {
-	/* May fail: the other side is free to end it at any byte. */
+	/* May fail: the other side may end it at any byte. */
 	(void)!send(fd, bytes, length, MSG_NOSIGNAL);
 }
 
-/* Waits for the other side to end the connection; its further bytes are thrown away. */
+/* Waits for the other side to end the connection, and drops its further bytes. */
 static inline void assert_ended(int fd)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
@@ -233,7 +233,7 @@ static inline void assert_ended(int fd)
 	assert_true(n == 0 || errno == ECONNRESET);
 }
 
-/* The next frame, or rz_read's error. */
+/* Reads the next frame. Returns rz_read's result. */
 static inline int stranger_read(int fd, struct rz_reader *in)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
@@ -245,7 +245,7 @@ static inline int stranger_read(int fd, struct rz_reader *in)
 	return r;
 }
 
-/* A worker by hand, up to and with JOIN. Returns the type of the answer. */
+/* Joins by hand, up to and with JOIN. Returns the type of the answer. */
 static inline enum rz_type stranger_join(int fd, struct rz_session *s, const struct rc_key *key,
 					 const struct rc_member *m, uint32_t world)
 {
@@ -264,7 +264,7 @@ static inline enum rz_type stranger_join(int fd, struct rz_session *s, const str
 	return rz_type_of(&in);
 }
 
-/* A head that says what it likes. */
+/* Writes a head with any content. */
 static inline size_t frame_head(uint8_t *out, unsigned version, unsigned type, uint32_t length)
 {
 	memcpy(out, "RREF", 4);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Log lines of a worker that waits for its group, and how often they come. */
+/* Log lines of a worker that waits for its group, and their times. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,7 +20,7 @@ static unsigned lines_with(struct worker *w, const char *part)
 }
 
 /* Checks that rank 0 and each worker that has joined know the missing ranks. */
-static void waits__for_ranks_that_are_missing(void **state)
+static void waits__for_missing_ranks(void **state)
 {
 	int port = free_port();
 	struct worker *w[4];
@@ -35,7 +35,7 @@ static void waits__for_ranks_that_are_missing(void **state)
 		worker_await_log(w[i], "2 of 4 workers came; missing ranks 1, 2");
 		assert_true(worker_logged(w[i], w[0]->address));
 	}
-	/* The news is told again with the next line. */
+	/* The next line tells the news again. */
 	worker_start(w[2]);
 	worker_await_log(w[0], "3 of 4 workers came; missing rank 1");
 	worker_await_log(w[3], "3 of 4 workers came; missing rank 1");
@@ -46,7 +46,7 @@ static void waits__for_ranks_that_are_missing(void **state)
 		worker_free(w[i]);
 }
 
-static void waits__for_rank_0_that_is_not_there(void **state)
+static void waits__for_a_missing_rank_0(void **state)
 {
 	struct worker *w = worker_new(free_port(), 2, 3);
 	unsigned said;
@@ -68,7 +68,7 @@ static void waits__for_rank_0_that_is_not_there(void **state)
 
 /* Connects to a port that never answers: neither the connecting
  * nor the waiting returns by itself. */
-static void waits__for_rank_0_that_does_not_answer(void **state)
+static void waits__for_a_silent_rank_0(void **state)
 {
 	int port = free_port(), fd = stranger_listen(port);
 	struct worker *w = worker_new(port, 1, 2);
@@ -86,9 +86,9 @@ static void waits__for_rank_0_that_does_not_answer(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(waits__for_rank_0_that_does_not_answer),
-		cmocka_unit_test(waits__for_rank_0_that_is_not_there),
-		cmocka_unit_test(waits__for_ranks_that_are_missing),
+		cmocka_unit_test(waits__for_a_silent_rank_0),
+		cmocka_unit_test(waits__for_a_missing_rank_0),
+		cmocka_unit_test(waits__for_missing_ranks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

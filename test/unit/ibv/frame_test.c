@@ -44,7 +44,7 @@ static int get(struct rvi_frame f, size_t byte_len)
 	return rc;
 }
 
-static void frame__length_must_be_what_arrived(void **state)
+static void frame__length_must_match_the_bytes(void **state)
 {
 	struct rvi_frame f = { .type = RVI_FRAME_MSG, .len = 10 };
 
@@ -71,7 +71,7 @@ static void frame__types(void **state)
 		assert_int_equal(get(msg, 9), type == RVI_FRAME_MSG ? 0 : -EPROTO);
 		assert_int_equal(get(credits, 8), type == RVI_FRAME_CREDITS ? 0 : -EPROTO);
 	}
-	/* Neither an empty message nor credits of nothing. */
+	/* Neither an empty message nor empty credits. */
 	assert_int_equal(get((struct rvi_frame){ .type = RVI_FRAME_MSG }, 8), -EPROTO);
 	assert_int_equal(get((struct rvi_frame){ .type = RVI_FRAME_CREDITS }, 8), -EPROTO);
 }
@@ -169,7 +169,7 @@ static void seal__every_bit_counts(void **state)
 		assert_int_equal(unseal(&in, mem, bytes, &left), -EBADMSG);
 		mem[bit / 8] ^= (uint8_t)(1u << bit % 8);
 	}
-	/* A frame that did not fit has not taken the place of the one that does. */
+	/* A frame that did not fit has not taken the place of the right one. */
 	assert_int_equal(unseal(&in, mem, bytes, &left), 0);
 }
 
@@ -363,7 +363,7 @@ int main(void)
 		cmocka_unit_test(addr__malformed),
 		cmocka_unit_test(addr__round_trip),
 		cmocka_unit_test(credits__class_never_promises_more),
-		cmocka_unit_test(frame__length_must_be_what_arrived),
+		cmocka_unit_test(frame__length_must_match_the_bytes),
 		cmocka_unit_test(frame__random_bytes_are_refused_or_in_bounds),
 		cmocka_unit_test(frame__round_trip),
 		cmocka_unit_test(frame__types),

@@ -112,7 +112,7 @@ static void choose__infiniband_takes_gid_0(void **state)
 	assert_int_equal(choose(rows, 2, IB, 1, why), 0);
 }
 
-static void use__addresses_that_are_none(void **state)
+static void use__invalid_addresses(void **state)
 {
 	const char *why;
 	struct ibv_gid_entry e = row(0, IBV_GID_TYPE_ROCE_V2, "::");
@@ -151,7 +151,7 @@ int main(void)
 		cmocka_unit_test(choose__lowest_index_whatever_the_order),
 		cmocka_unit_test(choose__v4_before_v6_before_nothing),
 		cmocka_unit_test(text__both_families),
-		cmocka_unit_test(use__addresses_that_are_none),
+		cmocka_unit_test(use__invalid_addresses),
 	};
 
 	return cmocka_run_group_tests_name("rv_ibv_gid", tests, NULL, NULL);

@@ -72,7 +72,7 @@ static void route__goes_with_the_interface_and_its_address(void **state)
 }
 
 /* Asks the port alone: InfiniBand has no such interface, and no socket for each family. */
-static void route__that_nobody_knows(void **state)
+static void route__unknown(void **state)
 {
 	struct sockaddr_storage none = { 0 };
 
@@ -88,7 +88,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(route__goes_with_the_interface_and_its_address),
-		cmocka_unit_test(route__that_nobody_knows),
+		cmocka_unit_test(route__unknown),
 	};
 
 	return cmocka_run_group_tests_name("rv_ibv_netdev", tests, NULL, NULL);

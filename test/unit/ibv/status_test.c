@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Status to errno: total, and the connection states' table too. */
+/* Status to errno: total, as is the connection states' table. */
 #include <errno.h>
 #include <limits.h>
 #include <setjmp.h>
@@ -40,7 +40,7 @@ static void wc__there_are_five_answers(void **state)
 
 		for (unsigned i = 0; i < sizeof(final) / sizeof(*final); i++)
 			is_final |= final[i] == s;
-		/* A status that says nothing about the request means to ask again. */
+		/* An uninformative status means to ask again. */
 		assert_int_equal(err == -ETIMEDOUT || err == -ECONNRESET, !is_final);
 		assert_true(!is_final || err == -EACCES || err == -EFAULT || err == -EPROTO);
 	}
@@ -58,7 +58,7 @@ static void wc__unknown_numbers(void **state)
 	}
 }
 
-static void wc__what_the_core_tells_apart(void **state)
+static void wc__errors_that_the_core_tells_apart(void **state)
 {
 	(void)state;
 	assert_int_equal(rvi_wc_errno(IBV_WC_WR_FLUSH_ERR), -ECONNRESET);
@@ -80,7 +80,7 @@ static void cm__every_end_has_an_errno(void **state)
 			assert_true(rvi_cm_errno(e, status) < 0);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_ADDR_ERROR, -110), -EHOSTUNREACH);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 8), -ECONNREFUSED);
-	/* Somebody is there and gave no reason: its device layer, which is busy; or its CM. */
+	/* A peer is there and gave no reason: its device layer, which is busy; or its CM. */
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 28), -ECONNRESET);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_REJECTED, 1), -ECONNRESET);
 	assert_int_equal(rvi_cm_errno(RDMA_CM_EVENT_UNREACHABLE, -110), -ETIMEDOUT);
@@ -139,7 +139,7 @@ int main(void)
 		cmocka_unit_test(wc__every_status_has_an_errno_and_words),
 		cmocka_unit_test(wc__there_are_five_answers),
 		cmocka_unit_test(wc__unknown_numbers),
-		cmocka_unit_test(wc__what_the_core_tells_apart),
+		cmocka_unit_test(wc__errors_that_the_core_tells_apart),
 	};
 
 	return cmocka_run_group_tests_name("rv_ibv_status", tests, NULL, NULL);

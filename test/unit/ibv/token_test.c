@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wr_id tokens: the parts come out as they went in, and nothing else looks like a token. */
+/* wr_id tokens: the parts come out unchanged, and nothing else looks like a token. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -37,7 +37,7 @@ static void token__zero_is_no_kind(void **state)
 static void token__fields_do_not_touch(void **state)
 {
 	(void)state;
-	/* An index too large must not change the kind. */
+	/* Too large an index must not change the kind. */
 	assert_int_equal(rvi_token_unpack(rvi_token_pack(RVI_READ, UINT32_MAX, 0)).kind, RVI_READ);
 	assert_int_equal(rvi_token_unpack(rvi_token_pack(RVI_READ, 0, UINT32_MAX)).index, 0);
 }

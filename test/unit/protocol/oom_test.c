@@ -148,7 +148,8 @@ static void rp_oom__each_allocation_of_each_step(void **state)
 	assert_true(given_back > 1000 && had_later > 100);
 }
 
-/* Takes so many effects out that another step has room. Returns how many were of that type. */
+/* Takes so many effects out that another step has room. Returns
+ * the number of effects of that type. */
 static size_t some_taken(struct rp *m, enum rp_effect_type type)
 {
 	size_t n = 0;
@@ -158,7 +159,7 @@ static size_t some_taken(struct rp *m, enum rp_effect_type type)
 	return n;
 }
 
-/* Takes all effects out by ones, without memory. Returns how many were of that type. */
+/* Takes all effects out by ones, without memory. Returns the number of effects of that type. */
 static size_t taken(struct rp *m, enum rp_effect_type type)
 {
 	const struct rp_effect *e;

@@ -31,7 +31,7 @@ static void rp_owner__last_release_frees(void **state)
 	rp_destroy(m);
 }
 
-static void rp_owner__abandoned_value_is_freed_when_it_comes(void **state)
+static void rp_owner__abandoned_value_is_freed_on_arrival(void **state)
 {
 	struct rp *m = machine(0, 4);
 
@@ -199,7 +199,7 @@ static void rp_owner__creation_is_answered_when_ready(void **state)
 	assert_int_equal(nr_effects(m), 1);
 	assert_int_equal(step(m, MSG(DELETE, 2, ID(2, 1), ID(2, 2))), 0);
 	effect(m, 0, RP_EFF_FREE_VALUE);
-	/* Late, or repeated: the function is not run again. */
+	/* A late or repeated creation: the function is not run again. */
 	assert_int_equal(step(m, EV(OWN, .id = ID(2, 1), .fork = ID(2, 2), .peer = 2)), 0);
 	effect(m, 0, RP_EFF_DUPLICATE);
 	assert_empty(m);
@@ -301,7 +301,7 @@ static void rp_owner__requests_and_deletes_repeat_harmlessly(void **state)
 		assert_int_equal(counts(m).forks, 0);
 	}
 	assert_int_equal(counts(m).tombstones, 1);
-	/* A request that comes after its own DELETE. */
+	/* A request after its own DELETE. */
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
 	assert_int_equal(counts(m).forks, 0);
@@ -325,7 +325,7 @@ static void rp_owner__tombstones_are_bounded(void **state)
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2 * RP_TOMBSTONES_MAX + 1))),
 			 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
-	/* A fork made here is never asked for, so it leaves no tombstone. */
+	/* A fork made here is never requested, so it leaves no tombstone. */
 	assert_int_equal(step(m, MSG(DELETE, 2, ID(0, 1), ID(0, 77))), 0);
 	assert_int_equal(counts(m).tombstones, RP_TOMBSTONES_MAX);
 	rp_destroy(m);
@@ -344,7 +344,7 @@ static void rp_owner__quota_per_peer(void **state)
 	assert_int_equal(sent(m, 1, 3, RP_MSG_CREATED)->status, -EDQUOT);
 	effect(m, 2, RP_EFF_DUPLICATE);
 	m->peers[3].nr_forks = 0;
-	/* Refused stays refused, once its holder has heard of it. */
+	/* A refused request stays refused, once its holder knows. */
 	assert_int_equal(step(m, MSG(DELETE, 3, ID(0, 1), ID(2, 2))), 0);
 	assert_int_equal(step(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(2, 2))), 0);
 	assert_int_equal(sent(m, 0, 3, RP_MSG_FORK_ACK)->status, -ESTALE);
@@ -446,7 +446,7 @@ static void rp_owner__visits(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(rp_owner__abandoned_value_is_freed_when_it_comes),
+		cmocka_unit_test(rp_owner__abandoned_value_is_freed_on_arrival),
 		cmocka_unit_test(rp_owner__another_holders_fork_is_out_of_reach),
 		cmocka_unit_test(rp_owner__bad_ids),
 		cmocka_unit_test(rp_owner__creation_is_answered_when_ready),

@@ -33,7 +33,7 @@ static struct rp *owner(void)
 	return m;
 }
 
-static void rp_peer__its_references_fail(void **state)
+static void rp_peer__references_to_its_values_fail(void **state)
 {
 	struct rp *m = receive(machine(2, 4), 0, 0, 9, 0);
 	struct rp_fork rec;
@@ -65,7 +65,7 @@ static void rp_peer__its_references_fail(void **state)
 				  &rec),
 			 -EOWNERDEAD);
 	assert_int_equal(fence(m, 0), -EALREADY);
-	/* A new session of it hears nothing of them. */
+	/* A new session of it learns nothing of them. */
 	assert_int_equal(step(m, EV(PEER_GRACE, .peer = 0)), 0);
 	assert_int_equal(step(m, EV(PEER_UP, .peer = 0, .epoch = 2)), 0);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(0, 9))), 0);
@@ -157,7 +157,7 @@ static void rp_peer__is_not_heard_while_fenced(void **state)
 	rp_destroy(m);
 }
 
-static void rp_peer__unpins_what_was_shared_with_it(void **state)
+static void rp_peer__unpins_references_shared_with_it(void **state)
 {
 	struct rp *m = receive(machine(2, 4), 0, 0, 9, 0);
 	struct rp_fork rec;
@@ -223,7 +223,7 @@ static void rp_peer__lost_parent_is_asked_no_longer(void **state)
 	assert_int_equal(fence(m, 3), 0);
 	sent(m, 0, 0, RP_MSG_FORK_REQUEST);
 	assert_int_equal(nr_effects(m), 1);
-	/* The owner knows by itself: it does not. */
+	/* The owner itself knows: it does not. */
 	assert_int_equal(step(o, EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 6)), 0);
 	assert_int_equal(fence(o, 3), 0);
 	assert_int_equal(effect(o, 0, RP_EFF_READY)->status, -ESTALE);
@@ -277,12 +277,12 @@ int main(void)
 		cmocka_unit_test(rp_peer__grace_frees),
 		cmocka_unit_test(rp_peer__is_not_heard_while_fenced),
 		cmocka_unit_test(rp_peer__its_forks_live_until_grace_is_over),
-		cmocka_unit_test(rp_peer__its_references_fail),
+		cmocka_unit_test(rp_peer__references_to_its_values_fail),
 		cmocka_unit_test(rp_peer__lost_parent_is_asked_no_longer),
 		cmocka_unit_test(rp_peer__no_new_session_before_grace_is_over),
 		cmocka_unit_test(rp_peer__parked_fetches_are_dropped),
 		cmocka_unit_test(rp_peer__record_of_a_lost_owner),
-		cmocka_unit_test(rp_peer__unpins_what_was_shared_with_it),
+		cmocka_unit_test(rp_peer__unpins_references_shared_with_it),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -20,7 +20,7 @@
 
 #define ID(rank, n) ((struct rref_id){ .local_id = (n), .created_on = (rank) })
 #define LOC(n) ((struct rp_location){ .addr = 4096, .length = 1, .nonce = (n), .version = 1 })
-/* Every value's word, but where a test is about words. */
+/* Every value's word, except in tests of words. */
 #define WORD UINT64_C(0x5ec2e7)
 #define EV_WORD(w, t, ...) (&(struct rp_event){ .type = RP_EV_##t, .word = (w), __VA_ARGS__ })
 #define EV(t, ...) EV_WORD(WORD, t, __VA_ARGS__)
@@ -36,7 +36,7 @@ static inline struct rp *machine(uint32_t self, uint32_t world)
 	return m;
 }
 
-/* A step whose effects replace those of the last. */
+/* Makes a step whose effects replace the effects of the last one. */
 static inline int step_rec(struct rp *m, const struct rp_event *ev, struct rp_fork *rec)
 {
 	const char *text;
@@ -67,7 +67,7 @@ static inline size_t nr_effects(const struct rp *m)
 	return nr;
 }
 
-/* The n-th effect, which must be of that type. */
+/* Returns the n-th effect, which must be of that type. */
 static inline const struct rp_effect *effect(const struct rp *m, size_t n, enum rp_effect_type type)
 {
 	size_t nr;
@@ -78,7 +78,7 @@ static inline const struct rp_effect *effect(const struct rp *m, size_t n, enum 
 	return &e[n];
 }
 
-/* The n-th effect, which must send that message to that peer. */
+/* Returns the message of the n-th effect, which must send it to that peer. */
 static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t peer,
 					enum rp_msg_type type)
 {
@@ -89,7 +89,7 @@ static inline const struct rp_msg *sent(const struct rp *m, size_t n, uint32_t p
 	return &e->msg;
 }
 
-/* The same, and tells where that value is. */
+/* Does the same, and checks that it tells that value's place. */
 static inline void told(const struct rp *m, size_t n, uint32_t peer, enum rp_msg_type type,
 			const void *value)
 {

@@ -117,7 +117,7 @@ static void rp_share__user_to_owner(void **state)
 	assert_int_equal(step(u, MSG(CHILD_ACCEPT, 0, ID(0, 1), ID(1, 5))), 0);
 	sent(u, 0, 0, RP_MSG_DELETE);
 	assert_empty(u);
-	/* Both local references are needed to keep it. */
+	/* Both local references are needed to keep the value. */
 	assert_int_equal(step(o, EV(RELEASE, .id = ID(0, 1))), 0);
 	assert_int_equal(nr_effects(o), 0);
 	assert_int_equal(step(o, EV(RELEASE, .id = ID(0, 1))), 0);
@@ -240,7 +240,7 @@ static void rp_share__answers_of_strangers_are_refused(void **state)
 	/* not shared from here */
 	assert_int_equal(step(m, MSG(CHILD_ACCEPT, 2, ID(0, 1), ID(2, 5))), -EPROTO);
 	assert_int_equal(counts(m).refused, 2);
-	/* Worker 3 names the child of worker 2, then one that never was: it hears the same. */
+	/* Worker 3 names the child of worker 2, then an unknown one: the answer is the same. */
 	for (uint64_t n = 5; n <= 6; n++) {
 		assert_int_equal(step(m, MSG(CHILD_ACCEPT, 3, ID(0, 1), ID(1, n))), 0);
 		assert_int_equal(nr_effects(m), 0);
@@ -293,7 +293,7 @@ static void rp_share__early_child_asks_its_parent(void **state)
 				  &rec),
 			 0);
 	assert_int_equal(rec.flags, 0);
-	/* The creation itself is not over. */
+	/* The creation itself goes on. */
 	assert_int_equal(step(a, MSG(CREATED, 0, ID(1, 1), ID(1, 2), .loc = LOC(3))), 0);
 	effect(a, 0, RP_EFF_LOCATION);
 	effect(a, 1, RP_EFF_CREATED);
@@ -301,7 +301,7 @@ static void rp_share__early_child_asks_its_parent(void **state)
 	rp_destroy(b);
 }
 
-static void rp_share__question_that_overtakes_the_creation(void **state)
+static void rp_share__question_overtakes_the_creation(void **state)
 {
 	struct rp *a = creator(), *o = machine(0, 4);
 	struct rp_fork rec;
@@ -317,7 +317,7 @@ static void rp_share__question_that_overtakes_the_creation(void **state)
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(step(a, MSG(FORK_ACK, 0, ID(1, 1), ID(1, 2), .status = -ESTALE)), 0);
 	assert_int_equal(nr_effects(a), 0);
-	/* The creation must still be let in. */
+	/* The creation must still be accepted. */
 	assert_int_equal(step(o, EV(OWN, .id = ID(1, 1), .fork = ID(1, 2), .peer = 1)), 0);
 	assert_int_equal(nr_effects(o), 0);
 	assert_int_equal(step(a, MSG(CREATED, 0, ID(1, 1), ID(1, 2), .loc = LOC(3))), 0);
@@ -350,7 +350,7 @@ static void rp_share__early_children_fail_with_the_creation(void **state)
 	effect(a, 1, RP_EFF_CREATED);
 	assert_string_equal(sent(a, 2, 2, RP_MSG_PARENT_ACK)->text, "too slow");
 	assert_int_equal(nr_effects(a), 3); /* DELETE waits for the child */
-	/* A later request hears the same. */
+	/* A later request gets the same answer. */
 	assert_int_equal(step(a, MSG(PARENT_REQUEST, 2, ID(1, 1), ID(1, 5))), 0);
 	assert_int_equal(sent(a, 0, 2, RP_MSG_PARENT_ACK)->status, -ETIMEDOUT);
 	assert_int_equal(step(b,
@@ -388,7 +388,7 @@ static void rp_share__owner_asks_about_early_records_too(void **state)
 	assert_int_equal(effect(o, 1, RP_EFF_READY)->cookie, 6);
 	sent(o, 2, 2, RP_MSG_CHILD_ACCEPT);
 	assert_int_equal(counts(o).users, 0);
-	/* Known by now: no question. */
+	/* Known now: no question. */
 	rec.fork = ID(2, 6);
 	assert_int_equal(step(o, EV(RECV_FORK, .rec = &rec, .peer = 2, .cookie = 7)), 0);
 	effect(o, 0, RP_EFF_NEW_HANDLE);
@@ -405,7 +405,7 @@ static void rp_share__unknown_child_is_sent_to_the_owner(void **state)
 	rp_destroy(m);
 }
 
-static void rp_share__record_of_what_is_gone(void **state)
+static void rp_share__record_of_a_freed_value(void **state)
 {
 	struct rp *o = machine(0, 4);
 	struct rp_fork rec = {
@@ -432,8 +432,8 @@ int main(void)
 		cmocka_unit_test(rp_share__owner_to_itself),
 		cmocka_unit_test(rp_share__owner_to_user_is_recorded_at_once),
 		cmocka_unit_test(rp_share__parent_is_pinned_until_its_child_is_accepted),
-		cmocka_unit_test(rp_share__question_that_overtakes_the_creation),
-		cmocka_unit_test(rp_share__record_of_what_is_gone),
+		cmocka_unit_test(rp_share__question_overtakes_the_creation),
+		cmocka_unit_test(rp_share__record_of_a_freed_value),
 		cmocka_unit_test(rp_share__undo_on_a_user),
 		cmocka_unit_test(rp_share__undo_on_the_owner),
 		cmocka_unit_test(rp_share__unknown_child_is_sent_to_the_owner),

@@ -161,7 +161,7 @@ static void rp_table__grows_with_its_items(void **state)
 	rp_destroy(m);
 }
 
-static void rp_table__handles_stay_where_they_are(void **state)
+static void rp_table__handles_keep_their_address(void **state)
 {
 	struct rp *m = machine(2, 4);
 	void **slots[3000];
@@ -212,7 +212,7 @@ int main(void)
 		cmocka_unit_test(rp_table__a_million_owner_entries),
 		cmocka_unit_test(rp_table__create_and_release_does_not_grow),
 		cmocka_unit_test(rp_table__grows_with_its_items),
-		cmocka_unit_test(rp_table__handles_stay_where_they_are),
+		cmocka_unit_test(rp_table__handles_keep_their_address),
 		cmocka_unit_test(rp_table__neighbours_share_a_line_and_strides_do_not_meet),
 	};
 

@@ -98,7 +98,7 @@ static void rp_user__creation_timed_out_and_came_late(void **state)
 			 0);
 	effect(m, 0, RP_EFF_FAILED);
 	assert_string_equal(effect(m, 1, RP_EFF_CREATED)->text, "too slow");
-	/* The late value is reclaimed by this. */
+	/* This reclaims the late value. */
 	sent(m, 2, 0, RP_MSG_DELETE);
 	assert_int_equal(step(m, EV(CREATE_FAILED, .fork = ID(1, 2), .status = -ETIMEDOUT)),
 			 -EALREADY);
@@ -222,7 +222,7 @@ static void rp_user__refused(void **state)
 	assert_int_equal(effect(m, 0, RP_EFF_FAILED)->status, -ESTALE);
 	assert_int_equal(effect(m, 1, RP_EFF_READY)->status, -ESTALE);
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
-	/* A repeated request must not be let in later. */
+	/* A repeated request must not be accepted later. */
 	sent(m, 3, 0, RP_MSG_DELETE);
 	assert_int_equal(nr_effects(m), 4);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(3, 9))), 0);
@@ -343,7 +343,7 @@ static void rp_user__refused_by_the_runtime(void **state)
 	sent(m, 2, 3, RP_MSG_CHILD_ACCEPT);
 	assert_int_equal(step(m, EV(DROP, .fork = ID(3, 9))), 0);
 	assert_int_equal(nr_effects(m), 0);
-	/* Owned here by an earlier incarnation: no handle at all. */
+	/* An earlier incarnation owned it here: no handle at all. */
 	rec.owner = 2;
 	assert_int_equal(step(m,
 			      EV(RECV_FORK, .rec = &rec, .peer = 3, .cookie = 5,

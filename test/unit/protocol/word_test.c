@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ids can be guessed. The owner gives a value to nobody that does not show its word. */
+/* Ids can be guessed. The owner gives a value only to a worker that shows its word. */
 #include "core/protocol/internal.h"
 #include "test/unit/protocol/rp_test.h"
 
@@ -39,7 +39,7 @@ static void refused(struct rp *m, const struct rp_event *ev, struct rp_msg *answ
 	assert_int_equal(answer->status, -ESTALE);
 }
 
-static void rp_word__a_request_needs_it(void **state)
+static void rp_word__a_request_needs_the_word(void **state)
 {
 	struct rp *m = owner();
 	struct rp_msg of_none, of_another, of_wrong;
@@ -63,7 +63,7 @@ static void rp_word__a_request_needs_it(void **state)
 	rp_destroy(m);
 }
 
-static void rp_word__a_value_that_was_never_shared_has_none(void **state)
+static void rp_word__an_unshared_value_has_no_word(void **state)
 {
 	struct rp *m = owner();
 	struct rp_msg answer;
@@ -72,7 +72,7 @@ static void rp_word__a_value_that_was_never_shared_has_none(void **state)
 	(void)state;
 	refused(m, MSG_WORD(0, FORK_REQUEST, 3, ID(0, 1), ID(1, 1)), &answer);
 	refused(m, MSG(FORK_REQUEST, 3, ID(0, 1), ID(1, 2)), &answer);
-	/* A share without one would make it. */
+	/* A share without a word would make one. */
 	assert_int_equal(step_rec(m, EV_WORD(0, FORK, .id = ID(0, 1), .fork = ID(0, 11), .peer = 1),
 				  &rec),
 			 -EINVAL);
@@ -142,7 +142,7 @@ static void rp_word__opens_nothing_once_the_value_died(void **state)
 	rp_destroy(m);
 }
 
-static void rp_word__of_another_worker_that_passes_for_a_holder(void **state)
+static void rp_word__of_a_worker_passing_for_a_holder(void **state)
 {
 	struct rp *m = owner();
 
@@ -161,7 +161,7 @@ static void rp_word__of_another_worker_that_passes_for_a_holder(void **state)
 	rp_destroy(m);
 }
 
-static void rp_word__a_record_of_an_own_value_needs_it(void **state)
+static void rp_word__a_record_of_an_own_value_needs_the_word(void **state)
 {
 	struct rp *m = owner();
 	struct rp_fork rec = { .id = ID(0, 1), .fork = ID(3, 1), .owner = 0, .parent = 3 };
@@ -241,7 +241,7 @@ static void rp_word__a_creators_own(void **state)
 	assert_true(again.word == 42);
 	assert_int_equal(step(b, MSG(PARENT_ACK, 1, ID(1, 1), ID(1, 5))), 0);
 	assert_true(sent(b, 0, 0, RP_MSG_FORK_REQUEST)->word == 42);
-	/* The owner was told with the creation, and passes on the same. */
+	/* The owner learned it with the creation, and passes on the same. */
 	assert_int_equal(step(o, EV_WORD(42, OWN, .id = ID(1, 1), .fork = ID(1, 2), .peer = 1)), 0);
 	assert_int_equal(step(o, MSG_WORD(41, FORK_REQUEST, 2, ID(1, 1), ID(1, 4))), 0);
 	assert_int_equal(sent(o, 0, 2, RP_MSG_FORK_ACK)->status, -ESTALE);
@@ -260,12 +260,12 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rp_word__a_creators_own),
-		cmocka_unit_test(rp_word__a_record_of_an_own_value_needs_it),
-		cmocka_unit_test(rp_word__a_request_needs_it),
-		cmocka_unit_test(rp_word__a_value_that_was_never_shared_has_none),
+		cmocka_unit_test(rp_word__a_record_of_an_own_value_needs_the_word),
+		cmocka_unit_test(rp_word__a_request_needs_the_word),
+		cmocka_unit_test(rp_word__an_unshared_value_has_no_word),
 		cmocka_unit_test(rp_word__an_early_record_tells_nothing),
 		cmocka_unit_test(rp_word__is_made_once),
-		cmocka_unit_test(rp_word__of_another_worker_that_passes_for_a_holder),
+		cmocka_unit_test(rp_word__of_a_worker_passing_for_a_holder),
 		cmocka_unit_test(rp_word__opens_nothing_once_the_value_died),
 		cmocka_unit_test(rp_word__the_quota_tells_nothing),
 	};

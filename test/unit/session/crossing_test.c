@@ -207,7 +207,7 @@ static void deliver(struct rv_conn *c)
 		break;
 	}
 	rc_lock(ctx[c->side]);
-	ctx[c->side]->peers[!c->side].nr_hellos = 0; /* schedules follow each other fast */
+	ctx[c->side]->peers[!c->side].nr_hellos = 0; /* schedules are quick */
 	rc_peer_event(ctx[c->side], &device[c->side], &ev);
 	rc_unlock(ctx[c->side]);
 }
@@ -337,11 +337,12 @@ static void want(int side)
 
 /* ---- schedules ---- */
 
-/* Choices of the next step: a packet arrives, or a worker does what it may do at any time. */
+/* Choices of the next step: a packet arrives, or a worker does a
+ * thing that is possible at any time. */
 struct options {
 	struct rv_conn *arrives[2 * WIRES_MAX];
 	unsigned nr_arrive;
-	int may[4];                    /* the test's own */
+	int may[4];                    /* numbers of the test */
 	unsigned nr_may;
 };
 
@@ -396,8 +397,8 @@ static void look(struct options *o)
 				o->arrives[o->nr_arrive++] = &wires[i].end[side];
 }
 
-/* Runs one schedule: act(i) happens left[i] times, and all packets arrive. Once the two are
- * joined they stay so. */
+/* Runs one schedule: act(i) happens left[i] times, and all packets
+ * arrive. The two stay joined once they are. */
 static void run(unsigned left[4], void (*act)(int))
 {
 	bool joined = false;
@@ -495,7 +496,7 @@ static void try_again(void)
 
 /* Gives an attempt up; its hello comes when the session of another is up. Waiting messages are not
  * lost, in any order. */
-static void crossing__of_a_hello_that_was_given_up(void **state)
+static void crossing__of_an_abandoned_hello(void **state)
 {
 	for (int loser = 0; loser < 2; loser++) {
 		unsigned nr = 0, joined = 0;
@@ -583,7 +584,7 @@ static void crossing__of_resumptions_breaks_no_connection(void **state)
 /* ---- hellos that must still end a session ---- */
 
 /* Ends the session for good at one end, and the other does not know: the next hello is news. */
-static void crossing__a_hello_that_is_new_begins_a_new_session(void **state)
+static void crossing__a_new_hello_begins_a_new_session(void **state)
 {
 	(void)state;
 	for (int side = 0; side < 2; side++) {
@@ -610,8 +611,8 @@ static void crossing__a_hello_that_is_new_begins_a_new_session(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(crossing__a_hello_that_is_new_begins_a_new_session),
-		cmocka_unit_test(crossing__of_a_hello_that_was_given_up),
+		cmocka_unit_test(crossing__a_new_hello_begins_a_new_session),
+		cmocka_unit_test(crossing__of_an_abandoned_hello),
 		cmocka_unit_test(crossing__of_hellos_ends_no_session),
 		cmocka_unit_test(crossing__of_resumptions_breaks_no_connection),
 	};

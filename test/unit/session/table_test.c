@@ -124,7 +124,7 @@ static void table__no_event_without_a_connection(void **state)
 		for (unsigned e = RC_SEE_CONNECTED; e <= RC_SEE_WRITABLE; e++)
 			if (has_no_link(s))
 				assert_int_equal(rc_session_row(s, e).action, RC_DO_NEVER);
-	/* Each other state hears of the end of its connection in one way at least. */
+	/* Each other state learns of the end of its connection in at least one way. */
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++)
 		if (!has_no_link(s))
 			assert_true(rc_session_row(s, RC_SEE_FAILED).action != RC_DO_NEVER ||
@@ -132,7 +132,7 @@ static void table__no_event_without_a_connection(void **state)
 }
 
 /* Ends the session alone after a report that the device must not make. */
-static void on__a_report_that_cannot_be(void **state)
+static void on__an_impossible_report(void **state)
 {
 	(void)state;
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++)
@@ -146,7 +146,7 @@ static void on__a_report_that_cannot_be(void **state)
 		}
 }
 
-/* Takes no session from a worker for a message of an attempt that has proved nothing yet. */
+/* Checks that a message of an unproved attempt takes no session from a worker. */
 static void table__an_unproved_attempt_ends_no_session(void **state)
 {
 	static const enum rc_peer_state attempt[] = { RC_PEER_CONNECTING, RC_PEER_REDIALLING };
@@ -161,7 +161,7 @@ static void table__an_unproved_attempt_ends_no_session(void **state)
 	}
 }
 
-/* Forgives the next connection what the one before did. */
+/* Forgives the next connection the errors of the last one. */
 static void on__the_next_connection_is_not_ended_for_the_last(void **state)
 {
 	struct rc_peer p = { .state = RC_PEER_CROSSED };
@@ -178,7 +178,7 @@ static void on__the_next_connection_is_not_ended_for_the_last(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(on__a_report_that_cannot_be),
+		cmocka_unit_test(on__an_impossible_report),
 		cmocka_unit_test(on__the_next_connection_is_not_ended_for_the_last),
 		cmocka_unit_test(table__a_session_begins_by_proof_and_ends_by_fence),
 		cmocka_unit_test(table__an_unproved_attempt_ends_no_session),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes become messages again, and bytes that are none are refused. */
+/* Bytes become messages again, and wrong bytes are refused. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -93,7 +93,7 @@ static void rw__random_bytes(void **state)
 
 		for (size_t k = 0; k < n; k++)
 			buf[k] = (uint8_t)(below(3) ? rnd() : rnd() & 3);
-		/* Half of them get past the frame. */
+		/* Half of them pass the frame. */
 		if (n >= RW_FRAME_BYTES && below(2)) {
 			any_message(&m, RW_GOODBYE);
 			assert_int_equal(rw_encode(&m, buf, RW_FRAME_BYTES), RW_FRAME_BYTES);
@@ -123,7 +123,7 @@ static void rw__forks_of_a_payload(void **state)
 	assert_int_equal(rw_get_forks(buf, RREF_REFS_MAX - 1, WORLD, out), 0);
 	refs[3].flags = 2;
 	assert_int_equal(rw_put_forks(refs, 4, buf), -EINVAL);
-	/* Bytes that nobody wrote so. */
+	/* Bytes with a wrong bit. */
 	for (int i = 0; i < 2000; i++) {
 		assert_int_equal(rw_put_forks(out, 2, buf), 0);
 		buf[below(2 * RW_FORK_BYTES)] ^= (uint8_t)(1 << below(8));
@@ -196,7 +196,7 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(buf[24 + 9] = 0);                        /* not located */
 	REFUSED(put_le16(buf + 24 + 12, 2));             /* more records than the payload holds */
 	REFUSED(put_le16(buf + 24 + 12, 0));
-	REFUSED(put_le32(buf + 24 + 16, 4999));          /* a length that lies */
+	REFUSED(put_le32(buf + 24 + 16, 4999));          /* a wrong length */
 	REFUSED(put_le32(buf + 24 + 16, 5001));
 	REFUSED(put_le64(buf + 44 + 8, UINT64_MAX - 64));
 	REFUSED(put_le64(buf + 44, UINT64_MAX - 64));    /* wraps */
@@ -204,10 +204,10 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le64(buf + 44 + 16, 0));             /* no nonce */
 	REFUSED(put_le16(buf + 44 + 44, 2));             /* segments */
 	REFUSED(put_le16(buf + 44 + 46, 1));             /* references */
-	REFUSED(put_le64(buf + 44 + 48, 0x2000));        /* apart from its header */
+	REFUSED(put_le64(buf + 44 + 48, 0x2000));        /* away from its header */
 	m.u.call.loc = located(5000, 0);
 	m.u.call.nr_refs = 0;
-	REFUSED(buf[44 + 64] = 1);                       /* a key of no records */
+	REFUSED(buf[44 + 64] = 1);                       /* a key without records */
 	REFUSED(buf[44 + 79] = 0x80);
 	memset(&m.u, 0, sizeof(m.u));
 	m.u.call.kind = RW_CALL_TAKE;
@@ -268,7 +268,7 @@ static void rw__decoder_refuses(void **state)
 	REFUSED(put_le16(buf + 24 + 22, 1));
 	REFUSED(buf[24 + 25] = '\0');                    /* in the name */
 	m.u.type = (struct rw_type_info){ .number = 1 };
-	REFUSED(put_le64(buf + 24 + 8, 4));              /* of no type */
+	REFUSED(put_le64(buf + 24 + 8, 4));              /* without a type */
 	REFUSED(put_le32(buf + 24 + 16, 1));
 #undef REFUSED
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages as bytes: at their limits, and as docs/WIRE.md has them. */
+/* Messages as bytes: at their limits, and as docs/WIRE.md defines them. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -46,7 +46,7 @@ static void rw__plain_at_their_limits(void **state)
 		assert_int_equal(decode_tight(buf, (size_t)n, &out, &copy), 0);
 		assert_message(&m, &out);
 		free(copy);
-		/* A NUL anywhere in the name; and no other change may pass. */
+		/* A NUL anywhere in the name is refused; no other change may pass. */
 		for (unsigned k = 0; k < good[i].name; k++) {
 			buf[24 + 20 + k] ^= (uint8_t)words[k];
 			assert_int_equal(rw_decode(buf, (size_t)n, WORLD, &out), -EPROTO);
@@ -86,7 +86,7 @@ static void rw__plain_at_their_limits(void **state)
 	}
 	m.u.reply.data_length = RW_INLINE_MAX + 1;
 	assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL);
-	/* A reply without an error is about nobody, whichever way writes it. */
+	/* A reply without an error is about no worker, written in either way. */
 	rw_reply_init(&m);
 	m.u.reply.about = 1;
 	assert_int_equal(rw_encode(&m, buf, sizeof(buf)), -EINVAL);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages of every type, at random, and whether two are equal: for the tests of the codec. */
+/* Random messages of every type, and their comparison, for the tests of the codec. */
 #ifndef MESSAGES_H
 #define MESSAGES_H
 
@@ -138,7 +138,7 @@ static inline void any_take(struct rw_call *c)
 	c->data_length = sizeof(range);
 }
 
-/* A well-formed message of that type, in the form that decoding gives. */
+/* Makes a well-formed message of that type, in the form that decoding gives. */
 static inline void any_message(struct rw_message *m, unsigned type)
 {
 	struct rw_call *c = &m->u.call;
@@ -349,7 +349,7 @@ static inline int decode_tight(const uint8_t *bytes, size_t n, struct rw_message
 	return rw_decode(*copy, n, WORLD, out);
 }
 
-/* Refused, or well-formed: then it encodes to the very same bytes. */
+/* Checks that the bytes are refused, or encode to the very same bytes. */
 static inline void assert_refused_or_exact(const uint8_t *bytes, size_t n)
 {
 	static struct rw_message out;
