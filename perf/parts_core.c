@@ -29,7 +29,7 @@ int parts_future(struct rref_ctx *ctx)
 	if (err)
 		return err;
 	rc_op_claim(f);
-	rc_op_finish(f, false);
+	rc_op_finish(f);
 	rc_op_put(f);
 	err = rref_future_wait(f, RREF_DEFAULT);
 	rref_future_free(f);
