@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/fast.h"
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/kick.h"
@@ -362,9 +361,9 @@ static inline needs_lock __attribute__((always_inline)) int send_call(
 /*
  * Makes the call. Returns 0 if its future is on the way, or complete already. A payload that is
  * left in o->payload has to be dropped without the lock. After an error the caller abandons the
- * call, without the lock. inner: the program does not see the future before it is complete.
+ * call, without the lock.
  */
-static needs_lock int begin_call(struct outgoing *o, bool inner)
+static needs_lock int begin_call(struct outgoing *o)
 {
 	struct rref_ctx *ctx = o->ctx;
 	int err = rc_call_incoming(o->f) ? 0 : rc_fail(ENOMEM, "memory for a call");
@@ -375,7 +374,6 @@ static needs_lock int begin_call(struct outgoing *o, bool inner)
 		ctx->turns.turn_at = rc_coarse_ns();
 		if (likely(!o->deadline))
 			o->deadline = rc_deadline_seen(ctx, o->timeout, ctx->turns.turn_at);
-		o->f->inner = RB_FAST(inner);
 		at_store(&o->f->deadline, o->deadline);
 		watch(ctx, o->deadline);
 		rc_op_begin(o->f);
@@ -401,7 +399,7 @@ int rref_rpc_async(struct rref_ctx *ctx, int rank, const char *function,
 	if (err)
 		return err;
 	rc_lock(ctx);
-	err = begin_call(&o, false);
+	err = begin_call(&o);
 	rc_unlock(ctx);
 	if (err)
 		return call_abandon(&o, err);
@@ -420,7 +418,7 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function,
 	if (err)
 		return err;
 	rc_lock(ctx);
-	err = begin_call(&o, true);
+	err = begin_call(&o);
 	if (err) {
 		rc_unlock(ctx);
 		return call_abandon(&o, err);
@@ -428,13 +426,10 @@ static int call_sync(struct rref_ctx *ctx, int rank, const char *function,
 	rc_op_wait_locked(o.f, INT64_MAX); /* bounded by the call's own deadline */
 	rc_payload_drop(o.payload);
 	err = o.f->status ? rc_op_error(o.f) : 0;
-	if (likely(err || !out)) {
-		rc_op_put_inner(o.f);
-	} else {
-		if (at_load(&o.f->state) & RC_F_BOTH)
-			rc_op_put(o.f);
+	if (likely(err || !out))
+		rc_op_put(o.f);
+	else
 		*out = o.f;
-	}
 	return err;
 }
 

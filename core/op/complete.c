@@ -97,20 +97,13 @@ void rc_op_finish(struct rref_future *f)
 
 /*
  * Completes an answered operation without the state between. Only holders of the lock complete a
- * pending operation that waits for an answer. After the exchange an inner operation is the waiter's
- * alone. The waiter may have put it already: of the slot only the word to wake may be named.
+ * pending operation that waits for an answer.
  */
 void rc_op_answered(struct rref_future *f)
 {
-	struct rref_ctx *ctx = f->ctx;
-
 	rc_assert_locked(f->ctx);
-	if (!f->inner) {
-		rc_op_finish_locked(f);
-		rc_op_put(f);
-	} else if (unlikely(at_xchg_ar(&f->state, RC_F_DONE | RC_F_BOTH) & RC_F_WAITERS)) {
-		rc_wait_wake_word(ctx, &f->state);
-	}
+	rc_op_finish_locked(f);
+	rc_op_put(f);
 }
 
 bool rc_op_fail(struct rref_future *f, int status, int wc, const char *text)

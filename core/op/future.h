@@ -31,8 +31,7 @@ enum {
 	RC_F_MASK = 3,
 	RC_F_WAITERS = 4,
 	RC_F_SCOPED = 8,
-	RC_F_BOTH = 16 /* the engine's hold is the waiter's too (only with DONE); see inner */,
-	RC_F_ANY = 32 /* a thread waits for any of several; wait.c */
+	RC_F_ANY = 16 /* a thread waits for any of several; wait.c */
 };
 
 /* A reference that arrived in a call or reply and is on its way to being confirmed. */
@@ -153,9 +152,6 @@ struct rref_future {
 	/* barrier; call: references that its result must have, 0 = any */
 	uint64_t number;
 	bool replied;	/* under the lock; call: its answer came */
-	/* under the lock; a call that the program does not see under way: its waiter puts both
-	 * holds */
-	bool inner;
 	struct rc_incoming *fetch;    /* purpose of a payload's READ */
 };
 
@@ -204,8 +200,6 @@ struct rref_future *rc_op_hold(struct rref_ctx *ctx, uint64_t token);
 struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index);
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
-/* Drops the waiter's hold on a complete operation, and the engine's if that is the waiter's too. */
-void rc_op_put_inner(struct rref_future *f);
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
@@ -230,11 +224,9 @@ void rc_op_run_then(struct rref_future *f);    /* runs the callback on this thre
 /* Makes the checks that each result getter begins with. */
 int rc_future_check(const struct rref_future *f, const char *what);
 /* wait.c */
-/* Wakes the waiters of f, which is complete. old: its state before. f may be put meanwhile. */
+/* Wakes the waiters of f, which is complete. old: its state before. */
 void rc_wait_wake(struct rref_future *f, uint32_t old);
 void rc_wait_wake_any(void);
-/* Does the same for a state word alone. */
-void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word);
 /* Waits as rc_op_wait does, and lets go of the lock. turn_at is of now. */
 gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */

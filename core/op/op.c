@@ -250,7 +250,6 @@ static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 	f->pieces_at = 0;
 	f->parked = false;
 	f->replied = false;
-	f->inner = false;
 	f->fetch = NULL;
 	f->number = 0;
 	f->read_status = 0;
@@ -348,13 +347,5 @@ void rc_op_put(struct rref_future *f)
 {
 	rb_assert_with(at_load(&f->refs) > 0, "slot %u", f->index);
 	if (at_sub_ar(&f->refs, 1) == 1)
-		op_release(f);
-}
-
-void rc_op_put_inner(struct rref_future *f)
-{
-	uint32_t holds = at_load(&f->state) & RC_F_BOTH ? 2 : 1;
-
-	if (at_sub_ar(&f->refs, holds) == holds)
 		op_release(f);
 }

@@ -34,12 +34,7 @@ void rc_wait_wake(struct rref_future *f, uint32_t old)
 	/* A waiter may sleep on the context's descriptor, and needs the kick. */
 	if (old & RC_F_ANY)
 		rc_wait_wake_any();
-	rc_wait_wake_word(ctx, &f->state);
-}
-
-void rc_wait_wake_word(struct rref_ctx *ctx, _Atomic uint32_t *word)
-{
-	rc_wake_word(word);
+	rc_wake_word(&f->state);
 	if (!at_load(&ctx->turns.has_poller))
 		rc_kick(ctx);
 }
