@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/atomic.h"
-#include "base/fast.h"
 #include "core/base/slab.h"
 
 #define SLAB ((size_t)16 << 10)
@@ -39,7 +38,6 @@ void rc_slabs_open(struct rc_slabs *s, size_t item)
 {
 	list_init(&s->room);
 	list_init(&s->full);
-	s->spare = NULL;
 	s->item = (uint32_t)item;
 	s->per = (uint32_t)min_of((SLAB - MALLOC_WORD - sizeof(struct rc_slab)) / item,
 				  (size_t)WORDS * 64);
@@ -47,8 +45,7 @@ void rc_slabs_open(struct rc_slabs *s, size_t item)
 
 static void slab_free(struct rc_slabs *s, struct rc_slab *b)
 {
-	if (b)
-		unpoison(b->items, s->per * s->item);
+	unpoison(b->items, s->per * s->item);
 	free(b);
 }
 
@@ -58,8 +55,6 @@ void rc_slabs_close(struct rc_slabs *s)
 
 	while ((l = list_pop(&s->room)) || (l = list_pop(&s->full)))
 		slab_free(s, container_of(l, struct rc_slab, node));
-	slab_free(s, s->spare);
-	s->spare = NULL;
 }
 
 static struct rc_slab *slab_make(struct rc_slabs *s)
@@ -85,10 +80,9 @@ void *rc_slab_get(struct rc_slabs *s)
 	char *item;
 
 	if (list_empty(&s->room)) {
-		b = s->spare ? s->spare : slab_make(s);
+		b = slab_make(s);
 		if (!b)
 			return NULL;
-		s->spare = NULL;
 		list_add_tail(&s->room, &b->node);
 	}
 	b = container_of(s->room.next, struct rc_slab, node);
@@ -115,15 +109,11 @@ void rc_slab_put(struct rc_slabs *s, void *item)
 		list_del(&b->node);
 		list_add(&s->room, &b->node);
 	}
-	if (b->used)
+	/* The last slab with room stays: an item that comes and goes costs no allocation. */
+	if (b->used || s->room.next == s->room.prev)
 		return;
 	list_del(&b->node);
-	if (RB_FAST(true)) {
-		slab_free(s, s->spare);
-		s->spare = b;
-	} else {
-		slab_free(s, b);
-	}
+	slab_free(s, b);
 }
 
 /* Returns the first used item from place i on, or NULL. */

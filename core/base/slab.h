@@ -5,7 +5,7 @@
  * other lie near each other.
  *
  * The address of an item leads to its slab. A new item takes the first free place of the slab used
- * last. An empty slab is freed, but for one. Not thread-safe: the owner of the slabs has a lock.
+ * last. An empty slab is freed, unless it is the last with room. Not thread-safe: the owner of the slabs has a lock.
  */
 #ifndef RC_SLAB_H
 #define RC_SLAB_H
@@ -17,7 +17,6 @@
 
 struct rc_slabs {
 	struct list room, full;   /* slabs */
-	struct rc_slab *spare;    /* an empty one, in neither */
 	uint32_t item, per;       /* [const] bytes of an item; items of a slab */
 };
 

@@ -257,22 +257,10 @@ static inline needs_lock bool is_clear(const struct rc_peer *p)
 
 /* Queues o, which could not go out at once. Consumes o. */
 static __attribute__((noinline)) needs_lock int send_later(struct rref_ctx *ctx, struct rc_peer *p,
-							   struct rc_outgoing *o, bool first,
-							   int err)
-{
-	if (err == -EMSGSIZE) {
-		free(o);
-		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
-	}
-	return enqueue(ctx, p, o, first, may_pass(err));
-}
-
-/* Sends a whole message to a peer that is there or on the way. Consumes o. */
-static needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct rc_outgoing *o)
+							   struct rc_outgoing *o, int err)
 {
 	/* The proof and its answer go before everything else: they bring the session up. */
 	bool first = *o->bytes == RW_AUTH;
-	int err = -EAGAIN;
 
 	if (p->rank == ctx->rank) {
 		list_add_tail(&ctx->session.self_queue, &o->node);
@@ -280,9 +268,24 @@ static needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p, struct r
 		rc_kick(ctx);
 		return 0;
 	}
-	if (first ? may_go(p, o) : is_clear(p))
+	if (first && err == -EAGAIN && may_go(p, o))
 		err = transmit(ctx, p, o);
-	return likely(!err) ? 0 : send_later(ctx, p, o, first, err);
+	if (!err)
+		return 0;
+	if (err == -EMSGSIZE) {
+		free(o);
+		return rc_fail(-err, "sending to %s: %s", p->member->name, rv_error_text());
+	}
+	return enqueue(ctx, p, o, first, may_pass(err));
+}
+
+/* Sends a whole message to a peer that is there or on the way; clear: see is_clear. Consumes o. */
+static inline needs_lock int send_one(struct rref_ctx *ctx, struct rc_peer *p,
+				      struct rc_outgoing *o, bool clear)
+{
+	int err = likely(clear) ? transmit(ctx, p, o) : -EAGAIN;
+
+	return likely(!err) ? 0 : send_later(ctx, p, o, err);
 }
 
 int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t length)
@@ -295,7 +298,7 @@ int rc_send_encoded(struct rref_ctx *ctx, uint32_t to, void *bytes, uint32_t len
 	if (err)
 		return err;
 	o = rc_outgoing_make(bytes, length);
-	return o ? send_one(ctx, p, o) : rc_fail(ENOMEM, "memory for a message");
+	return o ? send_one(ctx, p, o, is_clear(p)) : rc_fail(ENOMEM, "memory for a message");
 }
 
 /* Encodes a message that does not fit a small message's room. */
@@ -316,57 +319,35 @@ static struct rc_outgoing *encode_large(const struct rw_message *m, int *err)
 	return o;
 }
 
-static __attribute__((noinline)) needs_lock int send_any(struct rref_ctx *ctx, uint32_t to,
-							 const struct rw_message *m)
+/* Sends a message. A session that is up and has no queue needs no request for it. */
+int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_peer *p = &ctx->peers[to];
+	bool clear = is_clear(p);
+	int length, err = likely(clear) ? 0 : rc_peer_want(ctx, p);
 	struct rc_outgoing *o;
-	int length, err = rc_peer_want(ctx, p);
 
-	if (err)
+	rc_assert_locked(ctx);
+	if (unlikely(err))
 		return err;
 	o = make_small(ctx);
-	if (!o)
+	if (unlikely(!o))
 		return rc_fail(ENOMEM, "memory for a message");
 	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
 	if (likely(length > 0)) {
 		o->length = (uint32_t)length;
 	} else {
-		o->length = 0;
-		rc_outgoing_ended(ctx, o);
+		send_ended(ctx, o);
 		o = encode_large(m, &err);
 		if (!o)
 			return err;
 	}
 	if (unlikely(ctx->session.inject) &&
 	    (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
-		rc_outgoing_ended(ctx, o);
+		send_ended(ctx, o);
 		return min_of(err, 0);
 	}
-	return send_one(ctx, p, o);
-}
-
-/*
- * Sends a message. The straight way is for small ones over a session that is up and has no queue.
- */
-int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
-{
-	struct rc_peer *p = &ctx->peers[to];
-	bool clear = RB_FAST(likely(is_clear(p) && !ctx->session.inject));
-	struct rc_outgoing *o = clear ? make_small(ctx) : NULL;
-	int length, err;
-
-	rc_assert_locked(ctx);
-	if (unlikely(!o))
-		return send_any(ctx, to, m);
-	length = rw_encode(m, o->bytes, RC_SMALL_MESSAGE);
-	if (unlikely(length <= 0)) {
-		send_ended(ctx, o);
-		return send_any(ctx, to, m);
-	}
-	o->length = (uint32_t)length;
-	err = transmit(ctx, p, o);
-	return likely(!err) ? 0 : send_later(ctx, p, o, false, err);
+	return send_one(ctx, p, o, clear);
 }
 
 /*

@@ -426,39 +426,6 @@ static bool decode_plain_reply(const uint8_t *p, size_t left, struct rw_reply *r
 	return true;
 }
 
-/* Decodes a message of the protocol in the same way, if it says no error. */
-static bool decode_plain_proto(const uint8_t *p, size_t left, uint32_t world, struct rp_msg *m)
-{
-	static const struct rp_location nowhere;
-	struct reader r = { .world = world };
-
-	/* Checks that there is no status and no text. */
-	if (left < RW_PROTO_BYTES || get_le64(p) >> 9)
-		return false;
-	unsigned type = p[0];
-	bool located = p[1];
-
-	if (type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES ||
-	    (located ? !rw_proto_has_location(type) : rw_proto_needs_location(type)) ||
-	    left != RW_PROTO_BYTES + (rw_proto_has_word(type) ? RW_WORD_BYTES : 0) +
-		    (located ? RW_LOCATION_BYTES : 0))
-		return false;
-	m->type = (enum rp_msg_type)type;
-	m->status = 0;
-	m->id = decode_id_at(&r, p + 8);
-	m->fork = decode_id_at(&r, p + 8 + RW_ID_BYTES);
-	m->word = rw_proto_has_word(type) ? get_le64(p + RW_PROTO_BYTES) : 0;
-	if (located) {
-		decode_location_at(&r, p + RW_PROTO_BYTES, &m->loc);
-		want(&r, m->loc.version != 0);
-	} else {
-		m->loc = nowhere;
-	}
-	m->text[0] = '\0';
-	m->about = 0;
-	return !r.bad;
-}
-
 /* Asserts that the general way would have read the same. */
 static void same_as_decode_any(const void *buf, size_t length, uint32_t world,
 			       const struct rw_message *m)
@@ -473,15 +440,10 @@ static void same_as_decode_any(const void *buf, size_t length, uint32_t world,
 		rb_assert_is(any.u.call.nr_refs, ==, m->u.call.nr_refs);
 		rb_assert_if(m->u.call.data_length, any.u.call.data == m->u.call.data);
 		rb_assert_is(any.u.call.data_length, ==, m->u.call.data_length);
-	} else if (m->frame.type == RW_REPLY) {
+	} else {
 		rb_assert(any.u.reply.call_id == m->u.reply.call_id && !any.u.reply.status);
 		rb_assert_is(any.u.reply.data_length, ==, m->u.reply.data_length);
 		rb_assert_if(m->u.reply.data_length, any.u.reply.data == m->u.reply.data);
-	} else {
-		rb_assert_is(any.u.proto.type, ==, m->u.proto.type);
-		rb_assert(any.u.proto.word == m->u.proto.word && !any.u.proto.status);
-		rb_assert(any.u.proto.loc.nonce == m->u.proto.loc.nonce &&
-			  any.u.proto.loc.addr == m->u.proto.loc.addr);
 	}
 #else
 	(void)buf, (void)length, (void)world, (void)m;
@@ -489,16 +451,13 @@ static void same_as_decode_any(const void *buf, size_t length, uint32_t world,
 }
 
 /* Reads a message the fast way. Returns false for all others, and for malformed ones. */
-static inline bool decode_plain(const uint8_t *body, size_t left, uint32_t world,
-				struct rw_message *out)
+static inline bool decode_plain(const uint8_t *body, size_t left, struct rw_message *out)
 {
 	switch (out->frame.type) {
 	case RW_CALL:
 		return decode_plain_call(body, left, &out->u.call);
 	case RW_REPLY:
 		return decode_plain_reply(body, left, &out->u.reply);
-	case RW_PROTO:
-		return decode_plain_proto(body, left, world, &out->u.proto);
 	default:
 		return false;
 	}
@@ -517,7 +476,7 @@ int rw_decode(const void *buf, size_t length, uint32_t world, struct rw_message 
 	out->frame.seq = get_le64(frame + RW_AT_SEQ);
 	out->frame.epoch = get_le32(frame + RW_AT_EPOCH);
 	out->frame.ack = get_le32(frame + RW_AT_ACK);
-	if (RB_FAST(true) && likely(decode_plain(body, length - RW_FRAME_BYTES, world, out))) {
+	if (RB_FAST(true) && likely(decode_plain(body, length - RW_FRAME_BYTES, out))) {
 		same_as_decode_any(buf, length, world, out);
 		return 0;
 	}

@@ -393,31 +393,6 @@ static size_t encode_plain_reply(const struct rw_message *m, uint8_t *p, size_t 
 	return length;
 }
 
-/* Encodes a message of the protocol in the same way, if it says no error. */
-static size_t encode_plain_proto(const struct rw_message *m, uint8_t *p, size_t size)
-{
-	const struct rp_msg *msg = &m->u.proto;
-	unsigned type = msg->type;
-	bool located = msg->loc.version && rw_proto_has_location(type);
-	bool word = rw_proto_has_word(type);
-	size_t length = RW_FRAME_BYTES + RW_PROTO_BYTES + (word ? RW_WORD_BYTES : 0) +
-			(located ? RW_LOCATION_BYTES : 0);
-
-	if (msg->status || type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES ||
-	    (!located && rw_proto_needs_location(type)) || length > size)
-		return 0;
-	put_frame(p, &m->frame, length);
-	p += RW_FRAME_BYTES;
-	put_le64(p, type | (uint64_t)located << 8);
-	encode_id_at(p + 8, &msg->id);
-	encode_id_at(p + 8 + RW_ID_BYTES, &msg->fork);
-	if (word)
-		put_le64(p + RW_PROTO_BYTES, msg->word);
-	if (located)
-		encode_location_at(p + RW_PROTO_BYTES, &msg->loc);
-	return length;
-}
-
 /* Asserts that the general way would have written the same. */
 static void same_as_any(const struct rw_message *m, const void *buf, size_t length)
 {
@@ -435,9 +410,7 @@ int rw_encode(const struct rw_message *m, void *buf, size_t size)
 {
 	size_t length = 0;
 
-	if (RB_FAST(m->frame.type == RW_PROTO && !m->frame.flags))
-		length = encode_plain_proto(m, buf, size);
-	else if (RB_FAST(m->frame.type == RW_CALL && !m->frame.flags))
+	if (RB_FAST(m->frame.type == RW_CALL && !m->frame.flags))
 		length = encode_plain_call(m, buf, size);
 	else if (RB_FAST(m->frame.type == RW_REPLY && !m->frame.flags))
 		length = encode_plain_reply(m, buf, size);
