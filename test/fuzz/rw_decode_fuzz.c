@@ -3,8 +3,9 @@
  * libFuzzer target of the wire parser. No input may crash it, and an accepted input must be its
  * content's one encoding.
  *
- *   clang -g -O1 -D_GNU_SOURCE -Iinclude -I. -fsanitize=fuzzer,address,undefined \
- *       test/fuzz/rw_decode_fuzz.c core/wire/decode.c core/wire/encode.c -o build/rw_decode_fuzz
+ *   clang -g -O1 -D_GNU_SOURCE -DRREF_CHECKED -Iinclude -I. -fsanitize=fuzzer,address,undefined \
+ *       test/fuzz/rw_decode_fuzz.c core/wire/decode.c core/wire/encode.c base/assert.c \
+ *       -o build/rw_decode_fuzz
  */
 #include <stdint.h>
 #include <stdlib.h>
