@@ -60,7 +60,7 @@ static void implied(void)
 	rb_assert_if(sent, !due);
 }
 
-static void without_lock(void)
+static void not_taken(void)
 {
 	rc_assert_locked(context());
 }
@@ -144,7 +144,7 @@ static void assert__a_failure_ends_the_process(void **state)
 static void assert__the_lock_knows_its_thread(void **state)
 {
 	(void)state;
-	aborts(without_lock, "without_lock", "rc_lock_is_mine");
+	aborts(not_taken, "not_taken", "rc_lock_is_mine");
 	aborts(given_twice, "rc_lock_given", "rc_lock_is_mine");
 	aborts(after_giving, "after_giving", "rc_lock_is_mine");
 }
