@@ -67,8 +67,8 @@ static bool tell_some(struct rp *m, struct rp_owner *o)
 		if (h->parked) {
 			rp_send(m, h->holder, RP_MSG_FETCH_REPLY, id, rp_id(&h->fork), status,
 				value, fault);
-			h->parked = false;
 			rb_assert_is(m->counts.parked, >, 0);
+			h->parked = false;
 			m->counts.parked--;
 		}
 	}
