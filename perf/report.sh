@@ -4,7 +4,7 @@
 #   report.sh [--again | --roce]     --again: only written again, from the last results;
 #                                    --roce: that part measured anew
 #
-# On a machine with other work, a prefix helps parts that need both processors (call, create, UCX):
+# Parts that need both processors (call, create, UCX) take a prefix on a machine with other work:
 #   RREF_PERF_PREFIX="chrt -f 10" report.sh
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1

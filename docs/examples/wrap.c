@@ -29,13 +29,13 @@ static int lend(struct rref_ctx *ctx)
 	void *memory;
 	int length, failed;
 
-	if (rref_mem_alloc(ctx, 4096, &mem, &memory)) /* or rref_mem_register, over RDMA */
+	if (rref_mem_alloc(ctx, 4096, &mem, &memory)) /* over RDMA: or rref_mem_register */
 		return 1;
 	length = snprintf((char *)memory, 4096, "a text in memory of rank 0");
 	struct rref_value_desc text = { memory, (size_t)length, NULL, 0, NULL, NULL, 0 };
 	failed = rref_wrap(mem, &text, come_back, mem, &ref) ||
 		 rref_rpc_sync(ctx, 1, "show", &args, RREF_DEFAULT, NULL);
-	rref_release(ref); /* if ref is NULL, rref_free_ctx gives up the memory */
+	rref_release(ref); /* NULL: rref_free_ctx gives up the memory */
 	return failed;
 }
 

@@ -4,10 +4,10 @@
  * the function that it follows. safety.pml and liveness.pml include this file and add the workers'
  * choices.
  *
- * Workers: O owns everything, A and B are users. Two objects (ids 0 and 1), one memory slot: id 1
- * is made in the place of id 0, once that is gone. Forks are numbers below NF, never used twice;
- * the constant properties of a fork are in f_*. The key (holder, fork) of the owner's set is the
- * fork alone here, since the holder of a fork is f_dest.
+ * Workers: O owns everything, A and B are users. There are two objects (ids 0 and 1) and one memory
+ * slot. Id 1 is made in the place of id 0, once that is gone. Forks are numbers below NF, never
+ * used twice; the constant properties of a fork are in f_*. The key of the owner's set is (holder,
+ * fork). Here it is the fork alone, since the holder of a fork is f_dest.
  *
  * Flags of forks are masks, one bit each. A step of the machine is one transition.
  */

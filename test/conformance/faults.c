@@ -153,7 +153,7 @@ DEATH_TEST(c185_an_owner_is_killed, 3, 1 << 1)
 			TG_IS(rd[i].err, -EOWNERDEAD);
 		}
 		TG_CHECK(tg_eventually(tg_is_dead, ctx, &one));
-		/* ... and later reads, each time. */
+		/* ... and all later reads. */
 		for (int i = 0; i < 50; i++) {
 			TG_IS(rref_to_here(i % 2 ? ready : unready, RREF_FOREVER, &v), -EOWNERDEAD);
 			TG_IS(rref_rpc_sync(ctx, 1, "tg.echo", NULL, RREF_FOREVER, NULL),

@@ -41,7 +41,7 @@ TG_TEST(c001_names_and_ranks_resolve, 4)
  * name, and each has one start of its process. */
 TG_TEST(c002_every_worker_lists_all, 4)
 {
-	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [by rank][of rank] */
+	uint64_t *seen = (uint64_t *)tg_current->shared->bytes; /* [rank that sees][seen rank] */
 	struct rref_ctx *ctx = tg_join(rank);
 
 	TG_IS(rref_world_size(ctx), 4);

@@ -148,7 +148,7 @@ TG_TEST(c031_every_function_after_shutdown, 1)
 	return 0;
 }
 
-/* One code, and two texts that name the attempt. */
+/* The two texts name the attempt; the code is the same. */
 TG_TEST(c086_reading_and_sharing_after_shutdown, 2)
 {
 	struct rref_ctx *ctx = tg_join(rank);

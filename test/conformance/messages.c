@@ -107,7 +107,7 @@ TG_TEST(c129_first_sends_of_every_kind_fail, 3)
  * references that it shared are taken back, for any owner. */
 TG_TEST(c183_a_call_given_up_pins_nothing, 3)
 {
-	/* One more failure than the calls of the first part have tries: the next call goes. */
+	/* The failures exceed the tries of the first part's calls by one: the next call goes. */
 	struct rref_ctx *ctx = tg_join_under(rank,
 					     rank == 0 ? "CALL@1:fail=20,REMOTE@1:fail=10" : "", 0);
 
@@ -216,7 +216,7 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 		struct rref *r = tg_remote(ctx, 1, "tg.echo", "abc", 3);
 
 		tg_expect_bytes(r, "abc", 3);
-		/* Its answer would follow the message that does not go; this worker is cut off. */
+		/* The answer follows a message that does not go; this worker is cut off. */
 		TG_IS(rref_rpc_sync(ctx, 2, "keep", tg_with(&r, 1), RREF_DEFAULT, NULL),
 		      -ENETRESET);
 		TG_IS(tg_stats(ctx).pending_children, 0);
@@ -245,7 +245,7 @@ TG_TEST(c183_an_accept_given_up_unpins_the_parent, 3)
 
 /* ---- creations that do not come, or come late ---- */
 
-/* 133 to 136: creations at a peer and on oneself, with and without references among their
+/* Creations (133 to 136) at a peer and on oneself, with and without references among their
  * arguments. Two of them are 178 and 179. */
 TG_TEST(c133_136_creation_lost, 3)
 {
@@ -317,7 +317,7 @@ TG_TEST(c182_shared_and_never_made, 3)
 	return 0;
 }
 
-/* 139 to 141, 180: the creation comes after its creator gave up, whose DELETE overtook it. The
+/* The creation comes after its creator gave up, whose DELETE overtook it (139 to 141, 180). The
  * function does not even run. */
 TG_TEST(c139_142_creation_delayed_beyond_its_timeout, 2)
 {

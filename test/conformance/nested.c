@@ -56,7 +56,7 @@ TG_TEST(more_references_nested_in_an_own_value, 3)
 		uint64_t reads = tg_stats(ctx).reads;
 		struct rref_view *v = read_with(tg_kept(0), "outer", 3);
 
-		TG_IS(tg_stats(ctx).reads, reads + 1); /* one READ, as for any value */
+		TG_IS(tg_stats(ctx).reads, reads + 1); /* a READ, as for any value */
 		for (size_t i = 0; i < 3; i++) {
 			r[i] = take(v, i);
 			TG_CHECK(rref_confirmed(r[i]) && rref_owner(r[i]) == owners[i]);

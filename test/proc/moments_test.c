@@ -79,7 +79,7 @@ TG_TEST(handlers__run_side_by_side_when_they_come_at_once, 1)
 	struct rref_ctx *ctx = join(rank, fns, array_size(fns));
 	struct rref_future *f[4];
 
-	/* One thread of the pool exists and is idle. */
+	/* The pool has one idle thread now. */
 	TG_OK(rref_rpc_sync(ctx, 0, "nothing", NULL, RREF_DEFAULT, NULL));
 	usleep(20000);
 	for (int i = 0; i < all; i++)
@@ -182,8 +182,8 @@ static int slow(struct rref_call *call, void *arg)
 	return 0;
 }
 
-/* One of the waiters sleeps on the devices when there is no poller.
- * Another takes over when its call has ended. */
+/* A waiter sleeps on the devices when there is no poller. Another
+ * takes over when its call has ended. */
 TG_TEST(waiters__without_a_poller_take_turns, 2)
 {
 	struct rref_function fns[] = { { .name = "slow", .handler = slow } };

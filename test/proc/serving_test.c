@@ -300,7 +300,7 @@ static int client_dies(int rank, int server)
 	if (rank == server) {
 		TG_IS(rref_serve(ctx), 0);
 		TG_IS(tg_stats(ctx).calls_served, 3 * CALLS);
-		/* it may see the death later than rank 0, which said that all are there */
+		/* the worker may see the death later than rank 0, which said that all are there */
 		tg_leave(ctx);
 		return 0;
 	}

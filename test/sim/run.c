@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One schedule, from the first meeting to the end: its decisions,
+/* Runs a schedule, from the first meeting to the end: its decisions,
  * then rest, then everything is released. */
 #include "test/sim/sim.h"
 

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The simulator of the reference protocol. It has machines (core/protocol/protocol.h, the objects
- * that ship), a network, memory that is reused, and a random program, all driven by one seed. It
- * keeps its own ledger of all holders and values, and looks at it after every step.
+ * that ship), a network, and memory that is reused. A random program drives them; all depends on
+ * one seed. The simulator keeps its own ledger of all holders and values, and looks at it after
+ * every step.
  *
  * A seed makes a list of decisions (plan.c). Each has its own salt, which is all its chance. Among
- * packets, handles or workers it picks the one whose name and salt hash highest. So a decision that
- * is left out changes little of what the others do, and a failing list can be shrunk (shrink.c).
+ * packets, handles or workers it picks the one whose name and salt hash highest. So a decision
+ * that is left out changes little of the others. A failing list can be shrunk (shrink.c).
  *
  * These rules must hold:
  *   - an owner entry goes, and its value is freed, only when nothing may still lead to it. A handle
@@ -23,7 +24,7 @@
  *     that failed (S4);
  *   - honest workers are never refused (-EPROTO), and nothing is sent to a fenced peer. A later
  *     session of an owner learns nothing of the forks that were lost with an earlier one;
- *   - a hostile worker is told nothing of a value that was not shared with it, and holds no fork of
+ *   - a hostile worker is told nothing of a value that was not shared with it. It holds no fork of
  *     it. No other worker gets a reference to that value by a record of the hostile worker;
  *   - all records of a value carry one word;
  *   - no session begins before the last one's grace is over;

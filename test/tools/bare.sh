@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs each make target as the first command on a bare Debian 12, as root and as a user without
-# rights. The root is made by debootstrap, with git, make and ca-certificates alone. Packages come
-# from this machine's own source of Debian and are kept in build/bare/, as is the root. Needs root.
-# These commands alone see its mounts.
+# Runs each make target as the first command on a bare Debian 12, as root and as an ordinary user.
+# The root is made by debootstrap, with git, make and ca-certificates alone. Packages come from this
+# machine's own source of Debian and are kept in build/bare/, as is the root. Needs root. These
+# commands alone see its mounts.
 #   bare.sh [--keep]      --keep leaves the layers of the commands in build/bare/run/
-# Some commands take long, or other steps run them. They are left out, and only their packages are
-# checked: the whole of check, check-quick, check-tsan, check-roce, demo-roce, perf and perf-roce.
-# So are the measurements of perf-peers and perf-report, which need more than 1 GB of packages.
+# Some commands take long, or other steps run them. Only their packages are checked. These are the
+# whole of check, check-quick, check-tsan, check-roce, demo-roce, perf and perf-roce. So are the
+# measurements of perf-peers and perf-report, which need more than 1 GB of packages.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -83,9 +83,9 @@ chroot "$dir/root" chown -R new:new /home/new
 
 # ---- commands in it
 
-# Runs a command in a copy of the root, below the LAYERS of earlier commands ("-"
-# for no layer): in_root LAYERS USER COMMAND. It writes its own layer, $layer;
-# its output goes to $out. It ends after ten minutes.
+# Runs a command in a copy of the root: in_root LAYERS USER COMMAND. LAYERS are those of earlier
+# commands, below it ("-" for no layer). It writes its own layer, $layer; its output goes to $out.
+# It ends after ten minutes.
 layer=
 in_root() {
 	local below=$1 user=$2 command=$3 i

@@ -150,7 +150,7 @@ static void strangers__of_an_address_lose_their_own_places(void **state)
 	for (size_t i = 0; i < array_size(fd) - (PLACES - array_size(quiet)); i++, over++)
 		assert_ended(fd[i]);
 	for (size_t i = 0; i < array_size(quiet); i++)
-		/* It ran out of time, on a machine that stood still. */
+		/* The connection ran out of time, on a machine that stood still. */
 		if (is_over(quiet[i]))
 			assert_true(worker_logged(zero, "too slow"));
 	assert_true(over > PLACES && worker_logged(zero, "made room"));

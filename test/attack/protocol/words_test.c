@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A member that asks for references that were not given to it. Ids are counters,
- * so it knows them all. Without a value's word it gets the same answer for each,
- * and no function runs with a value of its choice.
+ * A member that asks for references that were not given to it. Ids are
+ * counters, so it knows them all. It gets the same answer for each without a
+ * value's word. No function runs with a value of its choice.
  */
 #include <setjmp.h>
 #include <sodium.h>
@@ -152,7 +152,8 @@ static int read_by(struct foe *f, uint32_t owner, struct rref_id id, uint64_t n,
 	if (flags & RP_FORK_EARLY) {
 		FOE_UNTIL(f, f->nr_proto[RP_MSG_PARENT_REQUEST] > asked ||
 			     f->nr_recv[RW_REPLY] > replies || f->ended);
-		/* A question to the parent, or none, must not tell that the value is there. */
+		/* Neither a question to the parent nor its absence may
+		 * tell that the value is there. */
 		TG_IS(f->nr_proto[RP_MSG_PARENT_REQUEST], asked + 1);
 		TG_IS(f->nr_recv[RW_REPLY], replies);
 		TG_OK(foe_say_proto(f, RP_MSG_PARENT_ACK, id, rec.fork));

@@ -131,7 +131,7 @@ static void as_stranger(const struct rv_addr *to)
 		case 2: send_lingering(sock, &other, sizeof(other), 1); break;
 		case 3: send_lingering(sock, &hello, 3, 1); break;
 		case 4: send_lingering(sock, &hello, 0, 1); break;
-		default: /* after a packet that is looked at alone */
+		default: /* the worker looks at the packet before alone */
 			TG_CHECK(send(sock, "", 0, MSG_NOSIGNAL) == 0);
 			send_lingering(sock, &hello, sizeof(hello), 1);
 		}

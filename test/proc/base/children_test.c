@@ -117,7 +117,7 @@ DEATH_TEST(killed__its_grandchild_lives_on, 2, 1 << 1)
 	return dies_with_a_helper(rank, GRANDCHILD);
 }
 
-/* Over ibv the device alone tells of a process's end, and such a
+/* The device alone tells of a process's end over ibv, and such a
  * child has the device: see rref.h. */
 DEATH_TEST(killed__a_child_without_handlers_lives_on, 2, 1 << 1)
 {

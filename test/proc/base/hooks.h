@@ -71,7 +71,7 @@ static inline void start_driver(pthread_t *t)
 		return;
 	atomic_store(&driving, true);
 	TG_CHECK(pthread_create(t, NULL, drive, ctx) == 0);
-	usleep(5000); /* after its first look, other threads leave hooks to it */
+	usleep(5000); /* other threads leave hooks to it now */
 }
 
 static inline void stop_driver(pthread_t t)

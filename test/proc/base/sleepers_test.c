@@ -36,7 +36,7 @@ static _Atomic int64_t woke_at;
 /* ---- the library's sleeps ---- */
 
 static _Atomic bool napping;
-static pthread_t main_thread; /* its waits may be short */
+static pthread_t main_thread; /* a thread with short waits */
 
 /* Returns a longer time for a sleep of the library: only a wake-up ends it sooner. */
 static int64_t nap(int64_t ns)
@@ -292,7 +292,7 @@ static void pair(const struct sleeper *s, const struct other *o, int *rounds)
 	if (late > 1)
 		fprintf(stderr, "%s%s beside %s: %d of %d rounds were late\n", s->name,
 			local ? " for a value" : "", o->name, late, ROUNDS);
-	TG_CHECK(late <= 1); /* at most one: the machine was busy */
+	TG_CHECK(late <= 1); /* allow one: the machine was busy */
 }
 
 static int sleeper_run(int rank, void *arg)

@@ -203,7 +203,7 @@ FOE_TEST(location__forged)
 	foe_others_work();
 	foe_meet(f, 1);
 	m = put_call(f, &r, 5000, 0);
-	m.u.call.data_length = REGION_BYTES; /* it ends after the region's end */
+	m.u.call.data_length = REGION_BYTES; /* the range ends after the region */
 	m.u.call.loc.length = REGION_BYTES;
 	TG_CHECK(answer(f, &m) < 0);
 	foe_others_work();
@@ -300,7 +300,7 @@ FOE_TEST(results__never_read)
 	TG_CHECK(bytes_offered(f) == (tg_is_shm() ? (size_t)RREF_ARGS_MAX : (size_t)n * length));
 	foe_others_work();
 	foe_still_served(f);
-	/* One offer is given back, so the next of the waiting replies goes out. */
+	/* Giving one offer back lets the next of the waiting replies go. */
 	uint64_t replies = f->nr_recv[RW_REPLY];
 	struct rw_message done = { .frame.type = RW_DONE };
 

@@ -26,8 +26,8 @@ static const size_t sizes[] = { 0,
 				MIB + 1,
 				3 * MIB + 7 };
 
-/* Calls both ways: with the callee on the pool and inline, there and
- * here, waited for and not, and as a creation. */
+/* Calls both ways, also as a creation: with the callee on the pool and inline, there and here,
+ * waited for and not. */
 TG_TEST(contents__every_size_and_way, 2)
 {
 	static const char *const function[] = { "tg.echo", "tg.echo_inline" };

@@ -234,7 +234,7 @@ TG_TEST(thread__outlives_its_contexts, 2)
 	return 0;
 }
 
-/* One thread uses two contexts in turn. Each read is counted in its own context. */
+/* A thread uses two contexts in turn. Each read is counted in its own context. */
 TG_TEST(contexts__in_turn, 2)
 {
 	struct rref_ctx *ctx[2];

@@ -301,7 +301,7 @@ static void *mix(void *arg)
 			rref_future_free(f);
 			break;
 		}
-		case 3: /* its answer finds no call, or another one in its place */
+		case 3: /* the answer finds no call, or another one in its place */
 			TG_OK(rref_rpc_async(w->ctx, 1, "tg.echo", NULL, 1, &f));
 			rref_future_wait(f, RREF_DEFAULT);
 			rref_future_free(f);

@@ -18,7 +18,7 @@
 
 #define NR_IDS 65536
 
-static _Atomic uint32_t seen[NR_IDS]; /* how often the callee ran each call */
+static _Atomic uint32_t seen[NR_IDS]; /* the callee's runs of each call */
 
 static int count(struct rref_call *call, void *arg)
 {
@@ -361,8 +361,8 @@ static void spoil(struct rref *r)
 		rc_remote(r)->loc.rkey[k] ^= 0x5a0000;
 }
 
-/* One bad read among good ones, in flight together. The bad one gets its own error, and the good
- * ones get their values. */
+/* A bad read among good ones, in flight together. The bad one gets its own
+ * error, and the good ones get their values. */
 TG_TEST(bad_reference__fails_alone, 2)
 {
 	struct rref_ctx *ctx = join(rank, UINT32_MAX, NSEC_PER_SEC);

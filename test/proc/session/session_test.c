@@ -117,7 +117,7 @@ static int broken(int rank, void *arg)
 		/* References of the old session are gone, and their errors say so. */
 		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
 		rref_release(old);
-		/* after the time in which an unreachable peer is not tried again */
+		/* an unreachable peer is not tried again for some time: wait longer */
 		usleep(300000);
 		if (by_creation) {
 			rref_release(create(ctx, 3));

@@ -287,7 +287,7 @@ static void hello__never_comes(void **state)
 		if (i % 20 == 0)
 			assert_echo(good);
 	}
-	/* At most 64 may be silent at once: the longest silent ones go. */
+	/* More than 64 may not be silent at once: the longest silent ones go. */
 	for (int64_t end = tlv_deadline_ns();
 	     nr_closed < array_size(s) - RVS_MAX_GREETING && now_ns() < end;) {
 		char c;
@@ -400,8 +400,8 @@ static void connect__of_another_user(void **state)
 		mine = tlv_connect(&other, &peer.addr, "x", 1);
 		if (!tlv_until(&other, &mine->failed) || mine->status != -ECONNREFUSED)
 			_exit(3);
-		/* That was our own check of the listener's owner. Now the listener checks us: a
-		 * proper hello is not answered. */
+		/* We have checked the listener's owner. Now the listener checks
+		 * us: a proper hello is not answered. */
 		if (say_hello(&other) != 0)
 			_exit(6);
 		/* No peer connects to this listener either. */

@@ -154,7 +154,7 @@ TG_TEST(bounds__too_small, 1)
 	o.max_value_bytes = 2 * MIB;
 	o.max_landing_bytes = SIZE_MAX / 2;
 	tg_refuse(&o, -EINVAL, "RREF_MAX_LANDING_BYTES");
-	/* At most the requested memory. */
+	/* The limit is the requested memory. */
 	o.max_value_bytes = o.max_landing_bytes = 4 * MIB - 1;
 	o.region_bytes = 2 * MIB;
 	TG_OK(rref_init(&o, &ctx));

@@ -207,7 +207,7 @@ static void *release_on_a_thread(void *ref)
 	return NULL;
 }
 
-/* After the shutdown the thread of the last release runs the callback. Another thread that takes
+/* The thread of the last release runs the callback after the shutdown. Another thread that takes
  * the memory back waits for it. */
 TG_TEST(given_back__after_the_shutdown_on_another_thread, 1)
 {

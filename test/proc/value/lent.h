@@ -88,7 +88,7 @@ static inline struct rref *wrap(struct lent *l, size_t offset, size_t length)
 
 struct range {
 	uint64_t offset, length;
-	uint32_t seed, by; /* by: 0 all, 1 a range, 2 batch */
+	uint32_t seed, by; /* values of by: 0 all, 1 a range, 2 batch */
 };
 
 static inline int read_range(struct rref_call *call, void *arg)

@@ -28,7 +28,7 @@ static int64_t patience(const struct rref_call *call)
 	return rref_call_length(call) == 1 ? 100 * NSEC_PER_MSEC : RREF_DEFAULT;
 }
 
-/* Reads its reference, and returns the number of segments and the sum of
+/* Reads its reference. Returns the number of segments and the sum of
  * their bytes, or the reason for a failure. */
 static int inspect(struct rref_call *call, void *arg)
 {

@@ -90,7 +90,7 @@ static void read__many_pieces(void **state)
 			at += sge[i][k].length;
 		}
 	}
-	/* One piece without a key among good ones is refused, as a single piece is. */
+	/* A piece without a key among good ones is refused, as a single piece is. */
 	sge[1][r[1].nr_sge - 1].lkey = 0;
 	if (me.caps.max_sge > RV_READ_SGE) {
 		assert_int_equal(tlv_reads(c, &r[1], 1), 0);
@@ -300,7 +300,7 @@ static void read__announced(void **state)
 	struct tlv_region *to = tlv_region(&me, 65536, RV_ACCESS_LOCAL, 0);
 
 	(void)state;
-	/* before the region is taken, and after a READ of it */
+	/* the region not yet taken, and after a READ of it */
 	for (unsigned taken = 0; taken < 2; taken++) {
 		const struct { uint32_t rkey; uint64_t addr, length; } said[] = {
 			{ from.rkey, from.iova, from.size }, { from.rkey, from.iova, 72 },

@@ -143,7 +143,7 @@ static int lost_worker(int rank, void *arg)
 		struct rref_future *held;
 		struct rref_view *v;
 
-		/* One call is under way, and another begins after it. */
+		/* A call is under way, and another begins after it. */
 		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &held));
 		tg_until_held(ctx, 1, 1);
 		raise_event(ctx, *(int *)arg);
