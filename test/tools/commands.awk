@@ -5,7 +5,7 @@ function quoted(text) {
 	gsub(/[\\"]/, "\\\\&", text)
 	return "\"" text "\""
 }
-/ -c [^ ]+\.c -o [^ ]+\.o$/ && $NF !~ /\/inject\// {
+/ -c [^ ]+\.c -o [^ ]+\.o$/ && $NF !~ /\/tested\// {
 	printf "%s\n{ \"directory\": %s,\n  \"command\": %s,\n  \"file\": %s }", n++ ? "," : "[",
 		quoted(ENVIRON["dir"]), quoted($0), quoted($(NF - 2))
 }
