@@ -198,7 +198,7 @@ def targets(shm, roce, peers, perftest, idle, path):
     line("first call after a rest (shm, median of 9)", r["p50_ns"] / 1e3 if r else None, 100,
          unit=" us")
     r = find(path, op="path")
-    line("instructions of to_here before and behind the device's READ, 8 B over shm (callgrind)",
+    line("instructions of to_here before and after the device's READ, 8 B over shm (callgrind)",
          r["instructions"] if r else None, 250)
     line("mallocs, locks and system calls among them", r["foreign"] if r else None, 0)
     table(["what", "target", "measured (rounds)", ""], lines)
@@ -261,7 +261,7 @@ def main():
     print("# Speed\n")
     said("Made by `make perf-report`; not edited by hand. Every ratio is taken in one process "
          "and minute, in short stretches of each side in turn. It is the median of the rounds,"
-         " with the smallest and largest round behind it. Times on a shared machine are noisy:"
+         " with the smallest and largest round after it. Times on a shared machine are noisy:"
          " look at the ratios. SoftRoCE in an emulated guest tells nothing about a "
          "NIC's speed. It shows only the library's own part.")
     print()

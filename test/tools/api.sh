@@ -10,7 +10,7 @@ build=${1:-build}
 so=$build/librref.so
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-verdict() { # NAME COMMAND...: passes when it succeeds
+verdict() { # NAME COMMAND...: passes if the command succeeds
 	local out name=$1
 	shift
 	out=$("$@" 2>&1) && out= || out="${out:-failed: $*}"

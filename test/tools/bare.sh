@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
 tree=$PWD dir=$PWD/build/bare suite=bookworm
-cannot() { # WHY: where it cannot be done it is skipped, but not by the CI
+cannot() { # REASON: skips this script, but fails in the CI
 	if [ -n "${CI-}" ]; then
 		echo "FAILED: $1"
 		echo "0 passed, 1 failed"

@@ -37,7 +37,7 @@ if [ -n "$list_only" ]; then
 fi
 if ! command -v dpkg-query >/dev/null; then
 	[ -d "$here/build" ] ||
-		echo "deps.sh: not a Debian system; what is needed, by Debian's names:" $want >&2
+		echo "deps.sh: not a Debian system; it needs, by Debian's names:" $want >&2
 	exit 0
 fi
 # shellcheck disable=SC2086
@@ -85,7 +85,7 @@ case $size in
 			;;
 		esac
 	else
-		echo "this needs $what: $missing; type YES=1 behind make to install them" \
+		echo "this needs $what: $missing; type YES=1 after make to install them" \
 			"(DEPS=no goes on without)" >&2
 		exit 1
 	fi

@@ -14,7 +14,7 @@ trap 'kill $(jobs -pr) 2>/dev/null; wait; rm -rf "$tmp"' EXIT
 trap 'exit 1' INT TERM
 # The members are told all by this script.
 unset "${!RREF_@}" RANK WORLD_SIZE MASTER_ADDR MASTER_PORT
-verdict() { # NAME COMMAND...: passes when it succeeds and says nothing
+verdict() { # NAME COMMAND...: passes if the command succeeds and prints nothing
 	local out name=$1
 	shift
 	out=$("$@" 2>&1) || out="${out:-failed: $*}"
@@ -39,7 +39,7 @@ words() { # EXAMPLE SIZE
 	batch) echo "rank 1 read 1000 values, their sum is 499500" ;;
 	esac
 }
-group() { # PROGRAM SIZE: runs it; to $said all that the ranks say, in their order, and bad statuses
+group() { # PROGRAM SIZE: writes the output of the ranks in their order, and bad statuses, to $said
 	local rank pids=() at
 	# An address of loopback that no other group has, below the ports that connections take.
 	at=127.$((1 + RANDOM % 254)).$((RANDOM % 256)).$((1 + RANDOM % 254))

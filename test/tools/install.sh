@@ -21,7 +21,7 @@ include=$dest$prefix/include lib=$dest$libdir bin=$dest$prefix/bin
 doc=$dest$prefix/share/doc/librref
 major=${version%%.*}
 
-writable() { # FOLDER: it, or the nearest above it that there is, can be written
+writable() { # FOLDER: dies unless the folder, or the nearest existing one above, can be written
 	local d=$1
 	until [ -e "$d" ]; do d=$(dirname "$d"); done
 	if [ ! -d "$d" ] || [ ! -w "$d" ]; then

@@ -73,7 +73,7 @@ fi
 check "compile_commands.json is made" run make compile_commands.json O="$o" CPPFLAGS='-DX="a b"'
 mv compile_commands.json "$tmp/commands.json"
 [ ! -e "$tmp/yours" ] || mv "$tmp/yours" compile_commands.json
-ask() { # EXPRESSION: what python prints of its entries, a line each
+ask() { # EXPRESSION: python prints it for each entry, a line each
 	python3 -c "
 import json, sys
 entries = json.load(open(sys.argv[1]))

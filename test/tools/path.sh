@@ -20,7 +20,7 @@ out=$(grep -lE "rref_to_here$" "$work"/out.* | head -n 1) # the reading worker's
 [ -n "$out" ] || { echo "no worker read anything"; cat "$work/log"; exit 1; }
 callgrind_annotate --inclusive=no --threshold=100 --show-percs=no "$out" >"$work/own" 2>/dev/null
 callgrind_annotate --inclusive=yes --threshold=100 --show-percs=no "$out" >"$work/all" 2>/dev/null
-inclusive() { # FUNCTION: instructions spent in it and below
+inclusive() { # FUNCTION: prints the instructions spent in the function and below
 	grep -E ":$1( |\.| \[)" "$work/all" | head -n 1 | awk '{gsub(",", "", $1); print $1 + 0}'
 }
 total=$(inclusive rref_to_here) device=$(inclusive rvs_post_reads)

@@ -9,10 +9,10 @@ perf=${1:-build}/bin/rref-perf device=${RREF_TEST_DEVICE:-shm}
 rows=$(mktemp) words=$(mktemp) dir=$(mktemp -d)
 trap 'rm -rf "$rows" "$words" "$dir"' EXIT
 
-field() { # KEY: its value in the last line
+field() { # KEY: prints the key's value in the last line
 	tail -n 1 "$rows" | sed -n "s/.*\"$1\":\([^,}]*\).*/\1/p"
 }
-one() { # OPERATION OPTIONS...: runs it; a line for each size, with all fields that it must have
+one() { # OPERATION OPTIONS...: runs the operation, and checks the fields of each size's line
 	local op=$1 key
 	shift
 	"$perf" "$op" --device "$device" --json --seconds 0.2 --rounds 2 "$@" >"$rows" 2>"$words" ||

@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
 	*) echo "readme-run.sh: $1?" >&2; exit 2 ;;
 	esac
 done
-block() { # LANGUAGE N: the Nth block of it in the README
+block() { # LANGUAGE N: prints the language's Nth block in the README
 	awk -v begin="\`\`\`$1" -v n="$2" \
 		'$0 == begin {in_it = ++seen == n; next} $0 == "```" {in_it = 0} in_it' \
 		"$tree/README.md"

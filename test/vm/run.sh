@@ -238,7 +238,7 @@ start() { # HOST
 	helpers+=("$!")
 }
 
-harness() { # MESSAGE, HOST: ends the run, with what there is to see
+harness() { # MESSAGE, HOST: ends the run, and shows the logs
 	local h=$2
 	{
 		tail -n 60 "$tmp/host$h.qemu"
