@@ -128,20 +128,8 @@ static uint64_t count_allocs(const struct ra_arena *a)
 	return n;
 }
 
-int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
-		    struct ra_arena **out)
+static int check_limit(size_t max_bytes)
 {
-	static const struct ra_options defaults;
-	size_t max_bytes, first;
-	struct ra_arena *a;
-	int rc;
-
-	if (!hooks || !hooks->reg || !hooks->dereg || !out)
-		return ra_fail(-EINVAL, "value memory: needs reg, dereg and a place for the arena");
-	if (!opt)
-		opt = &defaults;
-	max_bytes = opt->max_bytes ? opt->max_bytes : max_of(limit_memory() / 2, RA_GRANULE);
-	first = opt->first_region ? opt->first_region : (size_t)16 << 20;
 	if (max_bytes < RA_GRANULE)
 		return ra_fail(-EINVAL, "value memory: a limit of %s is below the least region, %s",
 			       ra_size_text(max_bytes).text, ra_size_text(RA_GRANULE).text);
@@ -150,24 +138,28 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
 			       "value memory: a limit of %s is beyond the address space, "
 			       "at most %s",
 			       ra_size_text(max_bytes).text, ra_size_text(RA_MAX_BYTES).text);
+	return 0;
+}
 
-	a = aligned_alloc(CACHE_LINE, sizeof(*a));
-	if (!a)
-		return ra_fail(-ENOMEM, "value memory: no memory for an arena");
-	memset(a, 0, sizeof(*a));
-	a->hooks = *hooks;
+static void set_options(struct ra_arena *a, const struct ra_options *opt, size_t max_bytes)
+{
+	size_t first = opt->first_region ? opt->first_region : (size_t)16 << 20;
+
 	a->max_bytes = max_bytes & ~(RA_GRANULE - 1); /* no more than was asked for */
 	a->first_region = ra_round_up(min_of(first, RA_REGION_MAX), RA_GRANULE);
 	a->next_region = a->first_region;
 	a->name = opt->name ? opt->name : "rref";
 	a->option = opt->option ? opt->option : "max_bytes";
 	a->huge = opt->huge != 0;
-	pthread_mutex_init(&a->grow, NULL);
-	pthread_mutex_init(&a->carve, NULL);
+}
 
-	rc = ra_span_reserve(a);
+/* Makes the arena's parts, or returns an error and leaves none. */
+static int arena_parts_create(struct ra_arena *a)
+{
+	int rc = ra_span_reserve(a);
+
 	if (rc)
-		goto free_arena;
+		return rc;
 	rc = ra_table_create(a);
 	if (rc)
 		goto release_span;
@@ -177,6 +169,50 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
 	rc = ra_je_arena_create(a);
 	if (rc)
 		goto destroy_near;
+	return 0;
+
+destroy_near:
+	ra_near_destroy(a);
+destroy_table:
+	ra_table_destroy(a);
+release_span:
+	ra_span_release(a);
+	return rc;
+}
+
+int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
+		    struct ra_arena **out)
+{
+	static const struct ra_options defaults;
+	size_t max_bytes;
+	struct ra_arena *a;
+	int rc;
+
+	if (!hooks || !hooks->reg || !hooks->dereg || !out)
+		return ra_fail(-EINVAL, "value memory: needs reg, dereg and a place for the arena");
+	if (!opt)
+		opt = &defaults;
+	max_bytes = opt->max_bytes ? opt->max_bytes : max_of(limit_memory() / 2, RA_GRANULE);
+	rc = check_limit(max_bytes);
+	if (rc)
+		return rc;
+
+	a = aligned_alloc(CACHE_LINE, sizeof(*a));
+	if (!a)
+		return ra_fail(-ENOMEM, "value memory: no memory for an arena");
+	memset(a, 0, sizeof(*a));
+	a->hooks = *hooks;
+	set_options(a, opt, max_bytes);
+	pthread_mutex_init(&a->grow, NULL);
+	pthread_mutex_init(&a->carve, NULL);
+
+	rc = arena_parts_create(a);
+	if (rc) {
+		pthread_mutex_destroy(&a->carve);
+		pthread_mutex_destroy(&a->grow);
+		free(a);
+		return rc;
+	}
 	for (unsigned i = 0; i < RA_SHARDS; i++) {
 		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
 		a->shards[i].arena = a;
@@ -188,18 +224,6 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
 		       a->first_region);
 	*out = a;
 	return 0;
-
-destroy_near:
-	ra_near_destroy(a);
-destroy_table:
-	ra_table_destroy(a);
-release_span:
-	ra_span_release(a);
-free_arena:
-	pthread_mutex_destroy(&a->carve);
-	pthread_mutex_destroy(&a->grow);
-	free(a);
-	return rc;
 }
 
 void ra_arena_destroy(struct ra_arena *a)

@@ -108,10 +108,7 @@ static struct rc_scope *scope_make(struct rref_ctx *ctx, const char *what, const
 	s->async = async;
 	s->traced = false;
 	snprintf(s->key, size, "%s#%.*s(%s)->(%s)", what, RREF_NAME_MAX, name ? name : "", a, b);
-	/* A name that is refused later may hold anything. */
-	for (char *p = s->key; *p; p++)
-		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
-			*p = '?';
+	rc_make_plain(s->key);
 	if (ctx->scopes->trace)
 		rc_trace_begin(ctx->scopes->trace, s);
 	tell(ctx, s, 0, 0);

@@ -52,6 +52,14 @@ static inline void rc_scope_attach(struct rref_future *f, const char *what, cons
 		rc_scope_attach_slow(f, what, name, to);
 }
 
+/* Makes the text fit for a JSON text: a name that is refused later may hold anything. */
+static inline void rc_make_plain(char *text)
+{
+	for (char *p = text; *p; p++)
+		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
+			*p = '?';
+}
+
 /* trace.c */
 int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_trace **out);
 void rc_trace_close(struct rc_trace *t); /* NULL accepted */

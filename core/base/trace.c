@@ -106,49 +106,62 @@ static void name_thread(struct rc_trace *t)
 	named_in = t->number;
 	if (pthread_getname_np(pthread_self(), name, sizeof(name)))
 		return;
-	for (char *p = name; *p; p++)
-		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
-			*p = '?';
+	rc_make_plain(name);
 	event(t,
 	      ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%u,\"tid\":%d,"
 	      "\"args\":{\"name\":\"%s\"}}",
 	      t->rank, gettid(), name);
 }
 
-int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_trace **out)
+/* Puts the rank into the file's name: in place of %r, else behind it. Returns whether it fits. */
+static bool trace_name(char *full, size_t size, const char *path, uint32_t rank)
 {
 	const char *r = strstr(path, "%r");
+	int n = r ? snprintf(full, size, "%.*s%u%s", (int)(r - path), path, rank, r + 2)
+		  : snprintf(full, size, "%s.%u", path, rank);
+
+	return n >= 0 && (size_t)n < size;
+}
+
+/*
+ * Opens the file. Does not block: the reader of a pipe may never come. Refuses a pipe: a write to a
+ * pipe without a reader is a SIGPIPE.
+ */
+static int trace_file(const char *full, int *fd)
+{
+	struct stat st;
+	int err;
+
+	*fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW |
+			   O_NONBLOCK, 0600));
+	err = *fd < 0 || fstat(*fd, &st) ? errno : 0;
+	if (!err && S_ISREG(st.st_mode))
+		return 0;
+	rb_close(*fd);
+	return rc_fail(limit_errno(err) == ENOMEM ? ENOMEM : EIO,
+		       "the trace file %.300s cannot be made: %s", full,
+		       !err			 ? "it is there, and no regular file"
+		       : limit_errno(err) == err ? rref_strerror(err)
+						 : limit_why("open", err, 0));
+}
+
+int rc_trace_open(const char *path, uint32_t rank, const char *name, struct rc_trace **out)
+{
 	char full[4096];
 	static _Atomic uint64_t files;
 	struct timespec real;
 	struct rc_trace *t;
-	struct stat st;
-	int n, err;
+	int err;
 
-	if (r)
-		n = snprintf(full, sizeof(full), "%.*s%u%s", (int)(r - path), path, rank, r + 2);
-	else
-		n = snprintf(full, sizeof(full), "%s.%u", path, rank);
-	if (n < 0 || (size_t)n >= sizeof(full))
+	if (!trace_name(full, sizeof(full), path, rank))
 		return rc_fail(EINVAL, "the trace file's name is too long");
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return rc_fail(ENOMEM, "memory for a trace");
-	/*
-	 * Does not block: the reader of a pipe may never come. Refuses a pipe: a write to a pipe
-	 * without a reader is a SIGPIPE.
-	 */
-	t->fd = RB_OPEN(open(full, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW |
-			     O_NONBLOCK, 0600));
-	err = t->fd < 0 || fstat(t->fd, &st) ? errno : 0;
-	if (err || !S_ISREG(st.st_mode)) {
-		rb_close(t->fd);
+	err = trace_file(full, &t->fd);
+	if (err) {
 		free(t);
-		return rc_fail(limit_errno(err) == ENOMEM ? ENOMEM : EIO,
-			       "the trace file %.300s cannot be made: %s", full,
-			       !err			 ? "it is there, and no regular file"
-			       : limit_errno(err) == err ? rref_strerror(err)
-							 : limit_why("open", err, 0));
+		return err;
 	}
 	pthread_mutex_init(&t->lock, NULL);
 	t->rank = rank;

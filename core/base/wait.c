@@ -212,6 +212,22 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 		device_sleep(w, deadline);
 }
 
+/* The patience of a wait: turns before it sleeps. */
+struct patience {
+	bool spins;           /* a word tells of the end: quick turns come first */
+	int64_t begun, until; /* ns; 0 = not yet */
+};
+
+/* Tells whether the wait goes on with turns, and does not sleep yet. */
+static bool has_patience(struct rref_ctx *ctx, struct patience *p, int64_t now, bool worked)
+{
+	if (!p->begun)
+		p->begun = now;
+	if (p->spins && (!p->until || worked))
+		p->until = now + SPIN_NS + at_load(&ctx->sleep.more_patience);
+	return now < p->until || (worked && !p->spins);
+}
+
 /*
  * Waits. Reads the clock late and seldom. Where the machine has no good clock, as most virtual
  * ones, a read is a system call. A wait that is over soon never reads it.
@@ -220,9 +236,8 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 {
 	struct rref_ctx *ctx = w->ctx;
 	/* A wait that no word tells of pauses between any two turns, and each is a slow one. */
-	bool spins = w->kind->will_sleep;
-	unsigned clock_mask = spins ? 15 : 0, slow_mask = spins ? 63 : 0;
-	int64_t spin_until = 0, begun = 0;
+	struct patience p = { .spins = w->kind->will_sleep };
+	unsigned clock_mask = p.spins ? 15 : 0, slow_mask = p.spins ? 63 : 0;
 	bool blocking = false;
 	unsigned turn = 0;
 	int err = 0;
@@ -244,13 +259,9 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 			err = -ETIMEDOUT;
 			break;
 		}
-		if (!begun)
-			begun = now;
-		if (spins && (!spin_until || worked))
-			spin_until = now + SPIN_NS + at_load(&ctx->sleep.more_patience);
-		if (now < spin_until || (worked && !spins)) {
+		if (has_patience(ctx, &p, now, worked)) {
 			/* A thread that was woken may wait for this very processor. */
-			if (now - begun >= YIELD_NS)
+			if (now - p.begun >= YIELD_NS)
 				sched_yield();
 			continue;
 		}
@@ -264,8 +275,8 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 		unwatch_reads(ctx);
 	if (blocking) {
 		ctx->turns.engine->blocking(-1);
-		if (spins)
-			learn_patience(ctx, now_ns() - begun);
+		if (p.spins)
+			learn_patience(ctx, now_ns() - p.begun);
 	}
 	return err;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Assertions of the laws that hold between two steps. The counters stand for the whole machine; the
- * entries and the peer that the step was about are looked at themselves. Each assertion is O(1).
+ * Assertions of the laws that hold between two steps. The counters stand for the whole machine. The
+ * entries and the peer of the step are looked at themselves. Each assertion is O(1).
  * The walk over all entries is the simulator's (test/lib/tl_rpcheck.c). Empty without RREF_CHECKED.
  */
 #include "core/protocol/internal.h"
