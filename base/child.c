@@ -169,7 +169,7 @@ static bool is_in(const struct list *ranges, const void *p)
 	return false;
 }
 
-bool rb_is_parents_slow(const void *p)
+bool rb_is_parents(const void *p)
 {
 	return is_in(&lost, p) || (rb_is_stray() && is_in(&kept, p));
 }

@@ -283,15 +283,4 @@ struct rv_device_info {
 };
 int rv_ibv_devices(struct rv_device_info *out, int max, int *found);
 
-/* [any] The work of an ibv device since open; for tests of the doorbell law and for statistics. */
-struct rv_counters {
-	uint64_t nr_read_doorbells;  /* posts to the device that carried READs */
-	uint64_t nr_reads, nr_sends, nr_recvs, nr_credit_msgs;
-	uint64_t nr_stale_wc;        /* completions of another generation, dropped */
-	uint64_t nr_unexpected_cm;   /* connection events that fit no state, dropped */
-	/* connections ended for bad frames, credits, sequence or MACs */
-	uint64_t nr_protocol_errors;
-};
-void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out);
-
 #endif

@@ -226,7 +226,6 @@ int rc_future_check(const struct rref_future *f, const char *what);
 /* wait.c */
 /* Wakes the waiters of f, which is complete. old: its state before. */
 void rc_wait_wake(struct rref_future *f, uint32_t old);
-void rc_wait_wake_any(void);
 /* Waits as rc_op_wait does, and lets go of the lock. turn_at is of now. */
 gives_lock int rc_op_wait_locked(struct rref_future *f, int64_t deadline);
 int rc_op_wait(struct rref_future *f, int64_t deadline);    /* 0 complete, -ETIMEDOUT */

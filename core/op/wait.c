@@ -27,25 +27,25 @@ static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about 
 
 /* ---- the end of a future wakes its waiters ---- */
 
-void rc_wait_wake(struct rref_future *f, uint32_t old)
-{
-	struct rref_ctx *ctx = f->ctx;
-
-	/* A waiter may sleep on the context's descriptor, and needs the kick. */
-	if (old & RC_F_ANY)
-		rc_wait_wake_any();
-	rc_wake_word(&f->state);
-	if (!at_load(&ctx->turns.has_poller))
-		rc_kick(ctx);
-}
-
-void rc_wait_wake_any(void)
+static void wake_any(void)
 {
 	at_add_sc(&any_word, 1);
 	/* Futures stay marked after a wait. sc. Pairs with rc_wait_sleep: the kernel lets a
 	 * thread sleep only while the word is as it was. */
 	if (at_load_sc(&any_sleepers))
 		rc_wake_word(&any_word);
+}
+
+void rc_wait_wake(struct rref_future *f, uint32_t old)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	/* A waiter may sleep on the context's descriptor, and needs the kick. */
+	if (old & RC_F_ANY)
+		wake_any();
+	rc_wake_word(&f->state);
+	if (!at_load(&ctx->turns.has_poller))
+		rc_kick(ctx);
 }
 
 /* ---- one future ---- */
@@ -162,7 +162,7 @@ static bool any_will_sleep(struct rc_waiter *w, uint32_t *value)
 static void call_any(struct rc_waiter *w)
 {
 	(void)w;
-	rc_wait_wake_any();
+	wake_any();
 }
 
 /* Sleeps for futures of several contexts. Contexts without a poller are looked at every 2 ms. */

@@ -84,8 +84,6 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 /* Finds the way: post, wait, or fail. */
 int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline);
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* waits for it too */
-int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
-		  struct rref_view **out);
 int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout,
 		 size_t *got);
 size_t rc_read_copy(struct rref_view *v, void *buf, size_t offset, size_t length);

@@ -119,8 +119,8 @@ int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, str
 	return err;
 }
 
-int rc_read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
-		  struct rref_view **out)
+static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
+		      struct rref_view **out)
 {
 	struct rref_future *f;
 	int err = rc_op_get(ref->ctx, &rc_read_kind, 0, &f);
@@ -141,7 +141,7 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
-	return rc_read_range(ref, 0, SIZE_MAX, timeout, out);
+	return read_range(ref, 0, SIZE_MAX, timeout, out);
 }
 
 /* A wait for the READ of a flight, or for a slot in which it may go on. */
@@ -311,7 +311,7 @@ int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int6
 	if (rc_read_ready_here(ref))
 		v = rc_read_alias(ref);
 	else
-		err = rc_read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
+		err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
 	if (!err)
 		*got = rc_read_copy(v, buf, offset, length);
 	return err;

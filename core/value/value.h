@@ -31,7 +31,7 @@ void rc_fast_fork_child(void);
 static inline bool rc_view_lost(const struct rref_view *v)
 {
 	return unlikely(rb_generation() != RB_FIRST_GENERATION) &&
-	       (rb_is_parents_slow(v) || rc_is_child(v->ctx));
+	       (rb_is_parents(v) || rc_is_child(v->ctx));
 }
 
 #endif

@@ -29,9 +29,6 @@ enum {
 	RW_PROTO_BYTES = 32,
 	RW_WORD_BYTES = 8,
 	RW_MAC_BYTES = 32,
-	RW_NUMBER_BYTES = 8,
-	/* u64 number, u64 element size, u32 flags, u8 name length, u8 0, u16 0 */
-	RW_TYPE_ANSWER_BYTES = 24,
 	RW_ERRNO_MAX = 4095, /* statuses are -RW_ERRNO_MAX..0 */
 };
 

@@ -76,10 +76,6 @@ void rb_range_add(struct rb_range *r, void *base, size_t length);
 void rb_range_remove(struct rb_range *r); /* r need not have been added */
 
 /* [any, lock-free] Returns whether this address is within a range of the parent's. */
-bool rb_is_parents_slow(const void *p);
-static inline bool rb_is_parents(const void *p)
-{
-	return rb_generation() != RB_FIRST_GENERATION && rb_is_parents_slow(p);
-}
+bool rb_is_parents(const void *p);
 
 #endif

@@ -84,7 +84,6 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 		goto refuse;
 	/* A connection is of use only with READs in both directions. */
 	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_REQUEST)) {
-		at_add(&dev->stat.protocol_errors, 1);
 		rvi_conn_release(conn);
 		goto refuse;
 	}
@@ -156,7 +155,6 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
 	int rc;
 
 	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_ANSWER)) {
-		at_add(&conn->dev->stat.protocol_errors, 1);
 		rvi_conn_down(conn, -EPROTO, -1);
 		return;
 	}
@@ -222,7 +220,6 @@ static void step_conn(struct rv_conn *conn, const struct cm_event *e, struct rvi
 		rvi_lost(conn->dev, sink, "the RDMA device was removed");
 		break;
 	case RVI_CM_UNEXPECTED:
-		at_add(&conn->dev->stat.unexpected_cm, 1);
 		break;
 	}
 }
@@ -233,10 +230,7 @@ static void step_listener(struct rv_dev *dev, const struct cm_event *e, struct r
 	case RDMA_CM_EVENT_DEVICE_REMOVAL:
 		rvi_lost(dev, sink, "the RDMA device was removed");
 		break;
-	case RDMA_CM_EVENT_ADDR_CHANGE:
-		break;
 	default:
-		at_add(&dev->stat.unexpected_cm, 1);
 		break;
 	}
 }

@@ -88,7 +88,7 @@ void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns)
 	rvi_wake_timer(dev);
 }
 
-void rvi_conn_not_half_open(struct rv_conn *conn)
+static void not_half_open(struct rv_conn *conn)
 {
 	rb_assert_if(conn->half_open, conn->dev->nr_half_open);
 	if (conn->half_open)
@@ -102,7 +102,7 @@ void rvi_conn_up(struct rv_conn *conn)
 	rb_assert(rvi_state(conn) == RVI_CONNECTING || rvi_state(conn) == RVI_ACCEPTING);
 	rb_assert(conn->qp && conn->active && rvi_qpn_find(conn->dev, conn->qpn) == conn);
 	rvi_conn_deadline(conn, 0);
-	rvi_conn_not_half_open(conn);
+	not_half_open(conn);
 	conn->data_len = 0;
 	at_store_rel(&conn->state, RVI_UP);
 	rvi_return_credits(conn);
@@ -165,7 +165,7 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	conn->end_by_flush = flush;
 	list_add_tail(&dev->ends, &conn->end);
 	rvi_conn_deadline(conn, 0);
-	rvi_conn_not_half_open(conn);
+	not_half_open(conn);
 	/* Stopped here, or our READs would go on retrying against a peer that left. */
 	rvi_qp_error(conn);
 	tell_peer(conn);
@@ -181,7 +181,6 @@ void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what)
 {
 	char peer[64];
 
-	at_add(&conn->dev->stat.protocol_errors, 1);
 	rvi_addr_text(&conn->peer, peer, sizeof(peer));
 	rvi_log(conn->dev, 1, "%s: connection with %s ended: %s", conn->dev->caps.device, peer,
 		what);
@@ -235,7 +234,7 @@ void rvi_close_conn(struct rv_conn *conn)
 	dev = conn->dev;
 	at_store_rel(&conn->state, RVI_CLOSED);
 	rvi_conn_deadline(conn, 0);
-	rvi_conn_not_half_open(conn);
+	not_half_open(conn);
 	list_del(&conn->end);
 	rvi_qp_error(conn);
 	tell_peer(conn);

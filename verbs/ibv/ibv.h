@@ -168,12 +168,6 @@ struct rvi_region {
 	struct ibv_mr *mr;
 };
 
-struct rvi_stat {
-	/* [any] READs with a doorbell of their own; doorbells for several READs, and these READs */
-	_Atomic uint64_t reads_alone, chains, reads_chained;
-	_Atomic uint64_t sends, recvs, credit_msgs, stale_wc, unexpected_cm, protocol_errors;
-};
-
 /* Destroys what the connection manager keeps of closed connections; reap.c. */
 struct rvi_reaper {
 	pthread_t thread;
@@ -211,11 +205,9 @@ struct rv_dev {
 	void *log_ctx;
 
 	_Atomic int attention;       /* some conn->kicked is set */
-	cache_aligned struct rvi_stat stat;
 
 	/* [progress] */
 	cache_aligned bool lost;     /* unusable */
-	bool lost_told;
 	/* completions taken out of the queues early, by a fence
 	 * or next_read; poll looks here first */
 	struct ibv_wc *stash;
@@ -294,7 +286,6 @@ unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index);
 bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to);
 int rvi_gid_ip(const char *device, int port, int link_layer, const union ibv_gid *gid,
 	       struct sockaddr_storage *out);
-socklen_t rvi_addr_size(const struct sockaddr_storage *a);
 void rvi_ip_text(const struct sockaddr_storage *a, char *buf, size_t size);
 void rvi_addr_text(const struct sockaddr_storage *a, char *buf, size_t size);
 
@@ -321,7 +312,6 @@ void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status);
 void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what);
 void rvi_conn_up(struct rv_conn *conn);
 void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);
-void rvi_conn_not_half_open(struct rv_conn *conn);
 void rvi_close_conn(struct rv_conn *conn);
 int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
 	     const uint8_t in[RV_SEAL_KEY_BYTES]);
@@ -358,7 +348,6 @@ int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out);
 /* send.c */
 int rvi_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvi_return_credits(struct rv_conn *conn);
-bool rvi_can_send(const struct rv_conn *conn);
 void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink);
 void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink);

@@ -13,7 +13,7 @@
 #include "gid.h"
 #include "ibv.h"
 
-socklen_t rvi_addr_size(const struct sockaddr_storage *a)
+static socklen_t addr_size(const struct sockaddr_storage *a)
 {
 	return a->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
 }
@@ -101,7 +101,7 @@ unsigned rvi_gid_netdev(struct ibv_context *ctx, int port, int gid_index)
 /* Looks for the route of a datagram, as a device with this interface does. Nothing is sent. */
 bool rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
-	socklen_t size = rvi_addr_size(to);
+	socklen_t size = addr_size(to);
 	bool has = true;
 	int fd;
 

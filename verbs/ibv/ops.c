@@ -52,19 +52,3 @@ const struct rv_ops rv_ibv_ops = {
 	.close_conn = rvi_close_conn,
 	.peer_text = rvi_peer_text,
 };
-
-void rv_ibv_counters(struct rv_dev *dev, struct rv_counters *out)
-{
-	const struct rvi_stat *s = &dev->stat;
-
-	*out = (struct rv_counters){
-		.nr_read_doorbells = at_load(&s->reads_alone) + at_load(&s->chains),
-		.nr_reads = at_load(&s->reads_alone) + at_load(&s->reads_chained),
-		.nr_sends = at_load(&s->sends),
-		.nr_recvs = at_load(&s->recvs),
-		.nr_credit_msgs = at_load(&s->credit_msgs),
-		.nr_stale_wc = at_load(&s->stale_wc),
-		.nr_unexpected_cm = at_load(&s->unexpected_cm),
-		.nr_protocol_errors = at_load(&s->protocol_errors),
-	};
-}

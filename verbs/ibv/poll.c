@@ -75,7 +75,6 @@ static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_si
 		rvi_recv_completed(dev, wc, t, sink);
 		break;
 	default:
-		at_add(&dev->stat.stale_wc, 1);
 		break;
 	}
 }

@@ -149,17 +149,6 @@ static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct r
 	at_store_rel(&s->gen, gen);
 }
 
-/* Counts READs before the post: behind it the READs' ends can be seen. */
-static void count_reads(struct rv_dev *dev, unsigned n)
-{
-	if (n == 1) { /* single: of a longer chain there was room for one only */
-		at_add(&dev->stat.reads_alone, 1);
-		return;
-	}
-	at_add(&dev->stat.chains, 1);
-	at_add(&dev->stat.reads_chained, n);
-}
-
 /*
  * Gives back the slots of the requests from `bad` on; the device took the others. If `bad` is NULL,
  * everything is in the queue and only the doorbell failed (rxe). These READs count as posted, and
@@ -175,8 +164,6 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		posted--;
 	}
 	rb_assert_is(posted, >=, 0);
-	at_sub(got == 1 ? &conn->dev->stat.reads_alone : &conn->dev->stat.reads_chained,
-	       got - (uint64_t)posted);
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
 		at_store(&conn->kicked, 1);
 		at_store_rel(&conn->dev->attention, 1);
@@ -225,7 +212,6 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 			c.wr[k - 1].next = &c.wr[k];
 		i = next;
 	}
-	count_reads(conn->dev, got);
 	rc = ibv_post_send(conn->qp, c.wr, &bad);
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
 }
@@ -257,7 +243,6 @@ static int post_one(struct rv_conn *conn, const struct rv_read *r)
 	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old,
 					  list_word(old, at_load(&conn->reads[i].next)))));
 	fill_request(conn, i, r, &wr, sge, n);
-	at_add(&dev->stat.reads_alone, 1); /* counted before the post, as in count_reads() */
 	rc = ibv_post_send(conn->qp, &wr, &bad);
 	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
 }
@@ -285,10 +270,8 @@ struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *
 	struct rv_conn *conn = owner_of(dev, t);
 	uint32_t slot = rvi_index_slot(t.index);
 
-	if (unlikely(!conn)) {
-		at_add(&dev->stat.stale_wc, 1);
+	if (unlikely(!conn))
 		return NULL;
-	}
 	*cookie = at_load(&conn->reads[slot].cookie);
 	give_slot(conn, slot);
 	return conn;

@@ -135,10 +135,8 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	const char *wrong;
 	int status;
 
-	if (!b) {
-		at_add(&dev->stat.stale_wc, 1);
+	if (!b)
 		return;
-	}
 	rb_assert_is(dev->nr_posted, >, 0);
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
@@ -181,7 +179,6 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	b->state = RVI_BUF_HELD;
 	b->conn = conn->index;
 	b->epoch = conn->epoch;
-	at_add(&dev->stat.recvs, 1);
 	e = rvi_emit(sink, conn, RV_EV_RECV, 0);
 	e->data = b->mem + RVI_FRAME_BYTES;
 	e->len = f.len;

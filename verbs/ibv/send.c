@@ -49,7 +49,7 @@ void rvi_sends_drop(struct rv_conn *conn)
 	rb_assert_is(conn->nr_sending, ==, 0);
 }
 
-bool rvi_can_send(const struct rv_conn *conn)
+static bool ibv_can_send(const struct rv_conn *conn)
 {
 	return at_load(&conn->state) == RVI_UP && conn->tx_credits &&
 		conn->nr_sending < RVI_SENDS_MAX;
@@ -157,7 +157,7 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 			       RV_MSG_MAX);
 	if (at_load(&conn->state) != RVI_UP)
 		return -ENOTCONN;
-	if (!rvi_can_send(conn)) {
+	if (!ibv_can_send(conn)) {
 		conn->want_write = true;
 		return -EAGAIN;
 	}
@@ -168,7 +168,6 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 		return rc;
 	rb_assert_is(conn->tx_credits, >, 0);
 	conn->tx_credits--;
-	at_add(&conn->dev->stat.sends, 1);
 	return 0;
 }
 
@@ -178,8 +177,7 @@ void rvi_return_credits(struct rv_conn *conn)
 	    !conn->to_return)
 		return;
 	/* No slot or no buffer: the next completion of a send comes back here. */
-	if (!post_frame(conn, RVI_FRAME_CREDITS, NULL, 0))
-		at_add(&conn->dev->stat.credit_msgs, 1);
+	post_frame(conn, RVI_FRAME_CREDITS, NULL, 0);
 }
 
 void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
@@ -188,10 +186,8 @@ void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
 	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;
 
-	if (!conn || slot >= dev->nr_sends || conn->sends[slot].gen != t.gen || !(t.gen & 1)) {
-		at_add(&dev->stat.stale_wc, 1);
+	if (!conn || slot >= dev->nr_sends || conn->sends[slot].gen != t.gen || !(t.gen & 1))
 		return;
-	}
 	slot_free(conn, slot);
 	if (wc->status != IBV_WC_SUCCESS) {
 		rvi_conn_fail_wc(conn, wc->status);
@@ -204,7 +200,7 @@ void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 /* Says WRITABLE if send() refused before and would not now. */
 void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink)
 {
-	if (!conn->want_write || !rvi_can_send(conn))
+	if (!conn->want_write || !ibv_can_send(conn))
 		return;
 	conn->want_write = false;
 	rvi_emit(sink, conn, RV_EV_WRITABLE, 0);

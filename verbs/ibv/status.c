@@ -71,11 +71,6 @@ const char *rvi_wc_text(int wc_status)
 	return wc_table[wc_status].text;
 }
 
-bool rvi_wc_is_flush(int wc_status)
-{
-	return wc_status == IBV_WC_WR_FLUSH_ERR;
-}
-
 /* IB CM reject codes (IBTA 12.6.7.2): no process listens; another wire version. */
 #define REJ_INVALID_SERVICE_ID 8
 #define REJ_INVALID_CLASS_VERSION 31

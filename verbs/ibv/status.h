@@ -12,9 +12,6 @@ int rvi_wc_errno(int wc_status);
 /* "remote access error", for people. Static. */
 const char *rvi_wc_text(int wc_status);
 
-/* Returns true for WR_FLUSH_ERR: a consequence, never reported as a cause. */
-bool rvi_wc_is_flush(int wc_status);
-
 /* The end of a connect or accept: event (enum rdma_cm_event_type)
  * and its status as librdmacm gives it. -errno, never 0. */
 int rvi_cm_errno(int event, int status);

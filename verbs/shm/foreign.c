@@ -74,7 +74,7 @@ static void start_thread(void)
  * Closes a descriptor whose close may take any time. A child that is forked meanwhile keeps it,
  * since its close might be the last one. A socket was shut down before. [any]
  */
-void rvs_close_foreign(int fd)
+static void close_foreign(int fd)
 {
 	bool kept;
 
@@ -128,7 +128,7 @@ void rvs_close_received(int *fds, unsigned nr)
 		if (is_memory(fds[i]))
 			rb_close(fds[i]);
 		else
-			rvs_close_foreign(fds[i]);
+			close_foreign(fds[i]);
 }
 
 /* Notes up to max descriptors that a message brought, and returns their number. [held] */
@@ -227,7 +227,7 @@ void rvs_close_socket(int sock)
 	if (empty(sock))
 		rb_close(sock);
 	else
-		rvs_close_foreign(sock);
+		close_foreign(sock);
 }
 
 /* Closes a listener, with the connections that wait in it. */
@@ -246,5 +246,5 @@ void rvs_close_listener(int listener)
 	if (errno == EAGAIN || errno == EINVAL) /* none is left */
 		rb_close(listener);
 	else
-		rvs_close_foreign(listener);
+		close_foreign(listener);
 }

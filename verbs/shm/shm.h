@@ -382,7 +382,6 @@ struct rvs_peeked {
 };
 ssize_t rvs_peek(int sock, void *buf, size_t size, bool creds, struct rvs_peeked *out);
 bool rvs_all_memory(const int *fds, unsigned nr);
-void rvs_close_foreign(int fd);
 void rvs_close_received(int *fds, unsigned nr);
 void rvs_close_socket(int sock);
 void rvs_close_listener(int listener);
