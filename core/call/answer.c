@@ -48,6 +48,13 @@ static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call
 	rc_call_spare(ctx, call);
 }
 
+/* Tells whether an empty answer is all that the call may need. */
+static inline bool ends_simply(const struct rref_call *call)
+{
+	return call->plain || (call->kind == RW_CALL_RPC && !call->fetch_cost && !call->in.body &&
+			       !call->in.own);
+}
+
 /*
  * Ends a call whose handler returned 0 and did not reply: sends an empty answer. Does all of it
  * under one hold of the lock. The thread that wins `replied` has the reply's hold. With the
@@ -62,10 +69,7 @@ bool rc_answer_nothing(struct rref_call *call)
 	int err = 0;
 
 	/* acq_rel: as in answer_give(). */
-	if (!call->plain &&
-	    (call->kind != RW_CALL_RPC || call->fetch_cost || call->in.body || call->in.own))
-		return false;
-	if (rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
+	if (!ends_simply(call) || rc_is_child(ctx) || !at_cas_ar(&call->replied, &no, 1))
 		return false;
 	rc_lock(ctx);
 	if (likely(rc_same_session(ctx, call->caller, call->caller_epoch))) {
@@ -85,6 +89,21 @@ bool rc_answer_nothing(struct rref_call *call)
 	return true;
 }
 
+/* Puts the result into the message, and shares its references. */
+static needs_lock int put_result(struct rref_call *call, struct rw_reply *r,
+				 const struct rref_args *result, struct rc_payload *payload)
+{
+	int err = payload ? rc_payload_fill(call->ctx, payload, result, &r->loc, r->key) :
+			    rc_make_forks(call->ctx, result, call->caller, r->refs);
+
+	if (err)
+		return err;
+	r->nr_refs = (uint16_t)result->nr_refs;
+	r->data = result->data;
+	r->data_length = (uint32_t)result->length;
+	return 0;
+}
+
 /* Sends the reply of a plain call. Consumes *payload if it went out. */
 static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned about,
 				const char *text, const struct rref_args *result,
@@ -101,17 +120,12 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 	rw_reply_init(&m);
 	r->call_id = call->call_id;
 	r->status = status;
-	r->about = status ? (uint16_t)about : 0;
-	r->text = status ? text : NULL;
-	r->text_length = status ? (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1) : 0;
-	if (!status && result) {
-		err = *payload ? rc_payload_fill(ctx, *payload, result, &r->loc, r->key) :
-				 rc_make_forks(ctx, result, call->caller, r->refs);
-		if (err)
-			return err;
-		r->nr_refs = (uint16_t)result->nr_refs;
-		r->data = result->data;
-		r->data_length = (uint32_t)result->length;
+	if (status) {
+		r->about = (uint16_t)about;
+		r->text = text;
+		r->text_length = (uint16_t)min_of(strlen(text), (size_t)RP_TEXT_MAX - 1);
+	} else if (result && (err = put_result(call, r, result, *payload))) {
+		return err;
 	}
 	err = rc_send(ctx, call->caller, &m);
 	if (err) {
@@ -127,9 +141,34 @@ static needs_lock int reply_rpc(struct rref_call *call, int status, unsigned abo
 	return 0;
 }
 
-/* Completes a creation with its value, which is made already. */
-static needs_lock int reply_remote(struct rref_call *call, int status, unsigned about,
-				   const char *text, struct rc_value *v)
+/* Ends the creation f, whose caller is this worker, with its value or an error. */
+static needs_lock void creation_here_ends(struct rref_future *f, int status, unsigned about,
+					  const char *text, struct rc_value *v)
+{
+	struct rref *h = f->handle;
+
+	rc_remote(h)->creation = NULL;
+	if (status)
+		rc_handle_fail_about(h, status, (uint16_t)about, text);
+	if (rc_op_claim(f)) {
+		f->status = status;
+		f->about = status ? (uint16_t)about : 0;
+		snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
+		if (!status && at_load(&h->state) != RC_H_READY) {
+			h->value = v;
+			at_store_rel(&h->state, RC_H_READY);
+		}
+		rc_op_finish_locked(f);
+	}
+	rc_op_put(f);
+}
+
+/*
+ * Completes a creation with its value, which is made already. If all workers that wanted the value
+ * are gone, the machine has no entry to put it in.
+ */
+static needs_lock void reply_remote(struct rref_call *call, int status, unsigned about,
+				    const char *text, struct rc_value *v)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rp_event ev = { .type = RP_EV_SET,
@@ -138,34 +177,16 @@ static needs_lock int reply_remote(struct rref_call *call, int status, unsigned 
 			       .about = (uint16_t)about,
 			       .text = text,
 			       .value = v };
-	int err;
+	int err = rc_step(ctx, &ev, NULL);
 
-	err = rc_step(ctx, &ev, NULL);
 	if (!err && call->caller == ctx->rank) {
 		struct rref_future *f = rc_op_find(ctx, call->call_id);
 
-		if (f && at_load(&f->kind) == &rc_creation_here_kind) {
-			struct rref *h = f->handle;
-
-			rc_remote(h)->creation = NULL;
-			if (status)
-				rc_handle_fail_about(h, status, (uint16_t)about, text);
-			if (rc_op_claim(f)) {
-				f->status = status;
-				f->about = status ? (uint16_t)about : 0;
-				snprintf(f->text, sizeof(f->text), "%s", text ? text : "");
-				if (!status && at_load(&h->state) != RC_H_READY) {
-					h->value = v;
-					at_store_rel(&h->state, RC_H_READY);
-				}
-				rc_op_finish_locked(f);
-			}
-			rc_op_put(f);
-		}
+		if (f && at_load(&f->kind) == &rc_creation_here_kind)
+			creation_here_ends(f, status, about, text, v);
 	}
-	/* -ESTALE: all workers that wanted the value are gone. The machine has no entry to put it
-	 * in. */
-	return err;
+	if (err && v)
+		rc_value_unpin(v);
 }
 
 /*
@@ -177,7 +198,7 @@ static int answer_give(struct rref_call *call, int status, unsigned about, const
 {
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t no = 0;
-	int err;
+	int err = 0;
 
 	/* acq_rel: of two threads that reply one wins, and it sees all that the handler did. */
 	if (!at_cas_ar(&call->replied, &no, 1)) {
@@ -187,13 +208,10 @@ static int answer_give(struct rref_call *call, int status, unsigned about, const
 		return rc_fail(EALREADY, "the call was replied to already");
 	}
 	rc_lock(ctx);
-	err = call->kind == RW_CALL_REMOTE ? reply_remote(call, status, about, text, v) :
-					     reply_rpc(call, status, about, text, result, &payload);
-	if (err && call->kind == RW_CALL_REMOTE) {
-		if (v)
-			rc_value_unpin(v);
-		err = 0; /* the reply was given; nobody was left to want it */
-	}
+	if (call->kind == RW_CALL_REMOTE)
+		reply_remote(call, status, about, text, v);
+	else
+		err = reply_rpc(call, status, about, text, result, &payload);
 	if (err)
 		at_store(&call->replied, 0);
 	else
@@ -212,39 +230,53 @@ static int answer_give(struct rref_call *call, int status, unsigned about, const
 	return err;
 }
 
+/* Makes the value of a creation from its result. */
+static int make_value(struct rref_call *call, const struct rref_args *result, struct rc_value **out)
+{
+	struct rc_value *v;
+	int err = rc_value_alloc(call->ctx, result ? result->length : 0, call->fn->name, &v);
+
+	if (err)
+		return err;
+	if (result && result->nr_refs && (err = rc_value_hold(v, result->refs, result->nr_refs))) {
+		rc_value_unpin(v);
+		return err;
+	}
+	if (v->view.length)
+		memcpy(rc_value_data(v), result->data, v->view.length);
+	rc_value_publish(v, call->id);
+	*out = v;
+	return 0;
+}
+
+static int check_result(struct rref_ctx *ctx, const struct rref_args *result)
+{
+	int err = rc_check_args(ctx, result);
+
+	return !err && result && result->meta_length ? rc_fail(EINVAL, "a result has no metadata")
+						     : err;
+}
+
 int rc_answer(struct rref_call *call, int status, unsigned about, const char *text,
 	      const struct rref_args *result)
 {
 	struct rref_ctx *ctx = call->ctx;
 	struct rc_payload *payload = NULL;
 	struct rc_value *v = NULL;
-	int err;
+	int err = 0;
 
 	if (rc_is_barred(ctx))
 		return rc_enter_slow(ctx);
 	if (!status) {
-		err = rc_check_args(ctx, result);
-		if (!err && result && result->meta_length)
-			err = rc_fail(EINVAL, "a result has no metadata");
-		if (!err && call->kind != RW_CALL_REMOTE)
+		err = check_result(ctx, result);
+		if (!err && call->kind == RW_CALL_REMOTE)
+			err = make_value(call, result, &v);
+		else if (!err)
 			err = rc_payload_make(ctx, call->caller, result,
 					      rc_may_wait(ctx) ? rc_deadline(ctx, RREF_DEFAULT) : 0,
 					      &payload);
-		if (!err && call->kind == RW_CALL_REMOTE) {
-			err = rc_value_alloc(ctx, result ? result->length : 0, call->fn->name, &v);
-			if (!err && result && result->nr_refs &&
-			    (err = rc_value_hold(v, result->refs, result->nr_refs)))
-				rc_value_unpin(v);
-			if (!err) {
-				if (v->view.length)
-					memcpy(rc_value_data(v), result->data, v->view.length);
-				rc_value_publish(v, call->id);
-			}
-		}
-		if (err)
-			return err;
 	}
-	return answer_give(call, status, about, text, result, v, payload);
+	return err ? err : answer_give(call, status, about, text, result, v, payload);
 }
 
 int rref_call_reply(struct rref_call *call, const struct rref_args *result)

@@ -302,19 +302,57 @@ static inline __attribute__((always_inline)) int call_prepare(
 	return 0;
 }
 
+/* Waits until the peer takes a call. Back-pressure is a wait for room. */
+static inline needs_lock __attribute__((always_inline)) int wait_for_peer(struct outgoing *o,
+									  struct rc_peer *p)
+{
+	int err = o->args && o->args->nr_refs ? wait_for_session(o->ctx, p, deadline_of(o)) : 0;
+
+	if (!err && unlikely(!call_has_room(p, 0)))
+		err = wait_for_room(o->ctx, p, 0, deadline_of(o));
+	return err;
+}
+
+/* Puts the arguments into the message, and shares their references. */
+static inline needs_lock __attribute__((always_inline)) int put_arguments(
+	struct outgoing *o, const struct rref_args *a, struct rw_call *c)
+{
+	int err = o->payload ? rc_payload_fill(o->ctx, o->payload, a, &c->loc, c->key) :
+			       rc_make_forks(o->ctx, a, o->rank, c->refs);
+
+	if (err)
+		return err;
+	c->nr_refs = (uint16_t)a->nr_refs;
+	c->meta = a->meta;
+	c->meta_length = (uint16_t)a->meta_length;
+	c->data = a->data;
+	c->data_length = (uint32_t)a->length;
+	return 0;
+}
+
+/* Takes back what a message shared that was not sent. Keeps the text of the error. */
+static __attribute__((noinline)) needs_lock int send_failed(struct outgoing *o,
+							    const struct rw_call *c, int err)
+{
+	char why[RREF_TEXT_SIZE];
+
+	snprintf(why, sizeof(why), "%s", rc_error_text());
+	if (o->payload)
+		rc_payload_undo(o->ctx, o->payload);
+	else
+		rc_undo_forks(o->ctx, o->args, o->rank, c->refs, c->nr_refs);
+	return rc_fail(-err, "%s", why);
+}
+
 /* Sends it. Consumes the payload on success. */
 static inline needs_lock __attribute__((always_inline)) int send_call(
 	struct outgoing *o, uint8_t kind, struct rref_id id, struct rref_id fork, uint64_t word)
 {
 	struct rref_ctx *ctx = o->ctx;
-	struct rc_peer *p = &ctx->peers[o->rank];
-	const struct rref_args *a = o->args;
 	struct rw_message m;
 	struct rw_call *c = &m.u.call;
-	int err = a && a->nr_refs ? wait_for_session(ctx, p, deadline_of(o)) : 0;
+	int err = wait_for_peer(o, &ctx->peers[o->rank]);
 
-	if (!err && unlikely(!call_has_room(p, 0)))
-		err = wait_for_room(ctx, p, 0, deadline_of(o));
 	if (err)
 		return err;
 	/* Checked under the lock: a call that begins after the shutdown would never end. */
@@ -329,30 +367,13 @@ static inline needs_lock __attribute__((always_inline)) int send_call(
 		c->word = word;
 	c->name = o->function;
 	c->name_length = o->function_length;
-	if (a) {
-		err = o->payload ? rc_payload_fill(ctx, o->payload, a, &c->loc, c->key) :
-				   rc_make_forks(ctx, a, o->rank, c->refs);
-		if (err)
-			return err;
-		c->nr_refs = (uint16_t)a->nr_refs;
-		c->meta = a->meta;
-		c->meta_length = (uint16_t)a->meta_length;
-		c->data = a->data;
-		c->data_length = (uint32_t)a->length;
-	}
+	if (o->args && (err = put_arguments(o, o->args, c)))
+		return err;
 	err = rc_send(ctx, o->rank, &m);
 	if (likely(!err && !o->payload))
 		return 0;
-	if (err) {
-		char why[RREF_TEXT_SIZE];
-
-		snprintf(why, sizeof(why), "%s", rc_error_text());
-		if (o->payload)
-			rc_payload_undo(ctx, o->payload);
-		else
-			rc_undo_forks(ctx, a, o->rank, c->refs, c->nr_refs);
-		return rc_fail(-err, "%s", why);
-	}
+	if (err)
+		return send_failed(o, c, err);
 	rc_payload_offer(ctx, o->payload, RW_PAYLOAD_CALL, c->call_id);
 	o->payload = NULL;
 	return 0;
@@ -446,106 +467,136 @@ int rref_rpc_sync(struct rref_ctx *ctx, int rank, const char *function,
 	return err;
 }
 
+/* The reference that rref_remote makes. */
+struct creation {
+	struct outgoing o;
+	struct rref_id id, fork;
+	uint64_t word;
+	struct rref *h;
+	bool here;  /* this worker owns it */
+};
+
+/* Makes the handle, and tells the machine. Keeps nothing if it fails. */
+static inline needs_lock int creation_begin(struct creation *c, int64_t now)
+{
+	struct rref_ctx *ctx = c->o.ctx;
+	int err = wait_for_session(ctx, &ctx->peers[c->o.rank], c->o.deadline);
+
+	if (err)
+		return err;
+	c->h = rc_handle_make(ctx, c->here, c->id, c->here ? (struct rref_id){ 0 } : c->fork,
+			      c->o.rank);
+	if (!c->h)
+		return -ENOMEM;
+	c->word = c->here ? 0 : rc_word();
+	struct rp_event ev = { .type = c->here ? RP_EV_NEW : RP_EV_CREATE,
+			       .id = c->id,
+			       .fork = c->fork,
+			       .peer = c->o.rank,
+			       .handle = c->h,
+			       .word = c->word };
+
+	err = rc_step_at(ctx, &ev, now);
+	if (err) {
+		c->h->ended = true;
+		rref_release(c->h);
+	}
+	return err;
+}
+
+/* Gives up a creation that did not begin. */
+static __attribute__((noinline)) gives_lock int creation_refused(struct creation *c, int err)
+{
+	struct rref_ctx *ctx = c->o.ctx;
+	const struct rc_peer *p = &ctx->peers[c->o.rank];
+	char why[RREF_TEXT_SIZE]; /* a copy: the text may change when the lock is let go of */
+
+	snprintf(why, sizeof(why), "%s", *p->why ? p->why : rref_strerror(err));
+	rc_unlock(ctx);
+	if (err == -ENOMEM)
+		rc_fail(ENOMEM, "memory for a reference");
+	else
+		rc_fail(-err, "%s (rank %u): %s", ctx->members[c->o.rank].name, c->o.rank, why);
+	return call_abandon(&c->o, err);
+}
+
+/* Gives up a creation that was not sent. No other worker knows of the reference. */
+static __attribute__((noinline)) gives_lock int creation_unsent(struct creation *c, int err)
+{
+	struct rref_ctx *ctx = c->o.ctx;
+	struct rref_future *f = c->o.f;
+	char why[RREF_TEXT_SIZE];
+	struct rp_event undo = { .type = c->here ? RP_EV_SET : RP_EV_CREATE_FAILED,
+				 .id = c->id,
+				 .fork = c->fork,
+				 .status = err,
+				 .text = why,
+				 .peer = c->o.rank,
+				 .handle = c->h };
+
+	snprintf(why, sizeof(why), "%s", rc_error_text());
+	rc_op_claim(f);
+	rc_scope_detach(f, err);
+	/* A fence may have ended the creation while the sender waited for room. That ends the
+	 * engine's hold too. */
+	bool held = rc_remote(c->h)->creation != NULL;
+
+	rc_remote(c->h)->creation = NULL;
+	rc_step(ctx, &undo, NULL);
+	rc_unlock(ctx);
+	if (held)
+		rc_op_put(f);
+	rc_op_put(f);
+	rref_release(c->h);
+	rc_payload_drop(c->o.payload);
+	return rc_fail(-err, "%s", why);
+}
+
 int rref_remote(struct rref_ctx *ctx, int rank, const char *function, const struct rref_args *args,
 		int64_t timeout, struct rref **out)
 {
 	RB_NO_CANCEL;
 	const char *site = rc_site_take();
-	struct outgoing o;
-	bool here = ctx && (uint32_t)rank == ctx->rank;
-	int err = call_prepare(&o, here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank,
-			       function, args, timeout, out, "rref_remote", true);
-	char why[RREF_TEXT_SIZE]; /* a copy: the text may change when the lock is let go of */
-	struct rref_future *f;
-	struct rref *h;
+	struct creation c;
+	struct outgoing *o = &c.o;
+	int err;
 
+	c.here = ctx && (uint32_t)rank == ctx->rank;
+	err = call_prepare(o, c.here ? &rc_creation_here_kind : &rc_creation_kind, ctx, rank,
+			   function, args, timeout, out, "rref_remote", true);
 	if (err)
 		return err;
-	f = o.f;
-
 	/* Here too, since a message without one is malformed; an owner's handle has none. */
-	struct rref_id id = rc_next_ids(ctx, 2),
-		       fork = { .local_id = id.local_id + 1, .created_on = id.created_on };
-
+	c.id = rc_next_ids(ctx, 2);
+	c.fork = (struct rref_id){ .local_id = c.id.local_id + 1, .created_on = c.id.created_on };
 	rc_lock(ctx);
 	int64_t now = rc_coarse_ns();
 
-	if (likely(!o.deadline))
-		o.deadline = rc_deadline_seen(ctx, timeout, now);
-	err = wait_for_session(ctx, &ctx->peers[rank], o.deadline);
-	h = err ? NULL
-		: rc_handle_make(ctx, here, id, here ? (struct rref_id){ 0 } : fork,
-				 (uint32_t)rank);
-	struct rp_event ev = { .type = here ? RP_EV_NEW : RP_EV_CREATE,
-			       .id = id,
-			       .fork = fork,
-			       .peer = (uint32_t)rank,
-			       .handle = h,
-			       .word = here ? 0 : rc_word() };
-
-	if (!err)
-		err = h ? rc_step_at(ctx, &ev, now) : -ENOMEM;
-	if (err) {
-		if (h) {
-			h->ended = true;
-			rref_release(h);
-		}
-		snprintf(why, sizeof(why), "%s",
-			 *ctx->peers[rank].why ? ctx->peers[rank].why : rref_strerror(err));
-		rc_unlock(ctx);
-		if (err == -ENOMEM)
-			rc_fail(ENOMEM, "memory for a reference");
-		else
-			rc_fail(-err, "%s (rank %d): %s", ctx->members[rank].name, rank, why);
-		return call_abandon(&o, err);
-	}
-	f->handle = h; /* the creation keeps its handle until it is over */
-	at_store(&h->refs, 2);
-	h->creator = true;
-	rc_handle_made_at(h, site);
-	rc_remote(h)->creation = f;
-	err = send_call(&o, RW_CALL_REMOTE, id, fork, ev.word);
-	if (err == -EOWNERDEAD || !err) {
-		at_store(&f->deadline, deadline_of(&o));
-		watch(ctx, o.deadline);
-		rc_op_begin(f);
-		if (err)
-			rc_op_end(ctx, f, err, rc_error_text());
-		rc_payload_drop(o.payload);
-		err = 0;
-	} else {
-		/* Keeps nothing of the reference: nothing was sent, so no other worker knows it. */
-		snprintf(why, sizeof(why), "%s", rc_error_text());
-		rc_op_claim(f);
-		rc_scope_detach(f, err);
-		/* A fence may have ended the creation while the sender waited for room. That ends
-		 * the engine's hold too. */
-		bool held = rc_remote(h)->creation != NULL;
-
-		rc_remote(h)->creation = NULL;
-		struct rp_event undo = { .type = here ? RP_EV_SET : RP_EV_CREATE_FAILED,
-					 .id = id,
-					 .fork = fork,
-					 .status = err,
-					 .text = why,
-					 .peer = (uint32_t)rank,
-					 .handle = h };
-
-		rc_step(ctx, &undo, NULL);
-		rc_unlock(ctx);
-		if (held)
-			rc_op_put(f);
-		rc_op_put(f);
-		rref_release(h);
-		rc_payload_drop(o.payload);
-		return rc_fail(-err, "%s", why);
-	}
+	if (likely(!o->deadline))
+		o->deadline = rc_deadline_seen(ctx, timeout, now);
+	err = creation_begin(&c, now);
+	if (err)
+		return creation_refused(&c, err);
+	o->f->handle = c.h; /* the creation keeps its handle until it is over */
+	at_store(&c.h->refs, 2);
+	c.h->creator = true;
+	rc_handle_made_at(c.h, site);
+	rc_remote(c.h)->creation = o->f;
+	err = send_call(o, RW_CALL_REMOTE, c.id, c.fork, c.word);
+	if (err && err != -EOWNERDEAD)
+		return creation_unsent(&c, err);
+	at_store(&o->f->deadline, deadline_of(o));
+	watch(ctx, o->deadline);
+	rc_op_begin(o->f);
+	if (err)
+		rc_op_end(ctx, o->f, err, rc_error_text());
+	rc_payload_drop(o->payload);
 	/* rref_creation takes the program's hold on the future. Until then the engine's hold
 	 * belongs to the handle's creation. */
-	rc_op_put(f);
+	rc_op_put(o->f);
 	rc_unlock(ctx);
-	*out = h;
-	return err;
+	*out = c.h;
+	return 0;
 }
 
 int rref_creation(struct rref *ref, struct rref_future **out)

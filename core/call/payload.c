@@ -281,15 +281,10 @@ void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, 
 	say_done(ctx, from, what, call_id, status);
 }
 
-/* Ends a fetch: the payload is here, or never will be. */
-static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
+/* Notes the end of a fetch: its READ's, or the session's. */
+static needs_lock void fetch_settle(struct rref_ctx *ctx, struct rc_incoming *in)
 {
-	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
-	struct rc_peer *p = &ctx->peers[in->from];
 	struct rref_future *f = in->read;
-	struct rp_fork *recs = NULL;
-	const char *data = NULL;
-	uint32_t nr = in->nr_refs;
 
 	rb_assert(in->fetching && in->fetched);
 	rb_assert_if(in->own, !f && in->from == ctx->rank);
@@ -306,27 +301,51 @@ static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 		in->status = -EOWNERDEAD;
 		snprintf(in->text, sizeof(in->text), "the session it came in is over");
 	}
-	if (!in->status && nr && !(recs = malloc(nr * sizeof(recs[0])))) {
+}
+
+/* Takes the references behind the data. Returns NULL and sets in->status if it fails. */
+static needs_lock struct rp_fork *fetch_forks(struct rref_ctx *ctx, struct rc_incoming *in,
+					      const char *data)
+{
+	uint32_t nr = in->nr_refs;
+	struct rp_fork *recs = malloc(nr * sizeof(recs[0]));
+
+	if (!recs) {
 		in->status = -ENOMEM;
 		snprintf(in->text, sizeof(in->text), "memory for %u references", nr);
+		return NULL;
 	}
+	if (rw_get_forks(data + in->data_length, nr, ctx->world, recs)) {
+		in->status = -EPROTO;
+		snprintf(in->text, sizeof(in->text), "its references are malformed");
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, &ctx->peers[in->from], -EPROTO, "it sent malformed references");
+		free(recs);
+		return NULL;
+	}
+	hide_words(recs, nr, in->key);
+	return recs;
+}
+
+/* Ends a fetch: the payload is here, or never will be. */
+static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_incoming *in = container_of(w, struct rc_incoming, work);
+	struct rp_fork *recs = NULL;
+	const char *data = NULL;
+
+	fetch_settle(ctx, in);
 	if (in->body)
 		data = rref_view_data(in->body);
 	else if (in->own)
 		data = rc_value_data(in->own->value);
-	if (!in->status && nr && rw_get_forks(data + in->data_length, nr, ctx->world, recs)) {
-		in->status = -EPROTO;
-		snprintf(in->text, sizeof(in->text), "its references are malformed");
-		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, p, -EPROTO, "it sent malformed references");
-	}
-	if (!in->status)
-		hide_words(recs, nr, in->key);
+	if (!in->status && in->nr_refs)
+		recs = fetch_forks(ctx, in, data);
 	if (in->own && in->status)
 		rc_payload_undo(ctx, in->own);
 	if (in->from != ctx->rank && rc_same_session(ctx, in->from, in->epoch))
-		say_done(ctx, p, in->what, in->call_id, in->status);
-	in->fetched(ctx, in, data, recs, in->status ? 0 : nr);
+		say_done(ctx, &ctx->peers[in->from], in->what, in->call_id, in->status);
+	in->fetched(ctx, in, data, recs, in->status ? 0 : in->nr_refs);
 	free(recs);
 }
 

@@ -48,76 +48,83 @@ static needs_lock void reply_fetched(struct rref_ctx *ctx, struct rc_incoming *i
 	rc_incoming_begin(ctx, in, recs, nr, in->from);
 }
 
+/* Takes an answer whose result is a payload. */
+static needs_lock void take_payload(struct rref_ctx *ctx, struct rref_future *f,
+				    struct rc_peer *from, const struct rw_reply *r)
+{
+	struct rc_incoming *in = f->incoming;
+
+	in->fetched = reply_fetched;
+	in->what = RW_PAYLOAD_REPLY;
+	in->call_id = r->call_id;
+	in->loc = r->loc;
+	memcpy(in->key, r->key, sizeof(in->key));
+	in->data_length = r->data_length;
+	in->nr_refs = r->nr_refs;
+	if (!rc_incoming_room(in, r->nr_refs)) {
+		rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
+		in->status = -ENOMEM;
+		snprintf(in->text, sizeof(in->text), NO_MEMORY, (uint64_t)r->data_length,
+			 r->nr_refs);
+		reply_ready(ctx, in);
+		return;
+	}
+	rc_fetch_begin(ctx, in, from);
+}
+
+/* Copies the bytes of a result. Returns 0, or -ENOMEM with the text. */
+static int copy_result(struct rref_future *f, const struct rw_reply *r, char *text, size_t size)
+{
+	f->data = malloc(r->data_length);
+	if (!f->data) {
+		snprintf(text, size, NO_MEMORY, (uint64_t)r->data_length, r->nr_refs);
+		return -ENOMEM;
+	}
+	memcpy(f->data, r->data, r->data_length);
+	f->data_length = r->data_length;
+	return 0;
+}
+
+/* Takes an error, or a result without references. */
+static needs_lock void take_simple(struct rref_future *f, const struct rc_peer *from,
+				   const struct rw_reply *r)
+{
+	f->status = r->status;
+	f->peer = from->rank;
+	if (r->status) {
+		f->about = r->about ? r->about : (uint16_t)(from->rank + 1);
+		snprintf(f->text, sizeof(f->text), "%.*s", (int)r->text_length, r->text);
+	} else if (f->number) {
+		f->status = -EBADMSG;
+		snprintf(f->text, sizeof(f->text), WRONG_NUMBER, 0u, f->number);
+	} else if (r->data_length) {
+		f->status = copy_result(f, r, f->text, sizeof(f->text));
+	}
+	rc_op_answered(f);
+}
+
 /* Takes the answer that f waits for. */
 static needs_lock void take_reply(struct rref_ctx *ctx, struct rref_future *f, struct rc_peer *from,
 				  const struct rw_reply *r)
 {
 	f->replied = true;
-	if (r->loc.version) {
-		struct rc_incoming *in = f->incoming;
+	if (likely(!r->loc.version && (r->status || r->nr_refs == 0))) {
+		take_simple(f, from, r);
+		return;
+	}
+	struct rc_incoming *in = f->incoming;
 
-		/* Leaves the engine's hold to reply_ready from here on, even if the future ends
-		 * before. */
-		at_store(&f->kind, &rc_replied_kind);
-		in->ready = reply_ready;
-		in->future = f;
-		in->fetched = reply_fetched;
-		in->what = RW_PAYLOAD_REPLY;
-		in->call_id = r->call_id;
-		in->loc = r->loc;
-		memcpy(in->key, r->key, sizeof(in->key));
-		in->data_length = r->data_length;
-		in->nr_refs = r->nr_refs;
-		if (!rc_incoming_room(in, r->nr_refs)) {
-			rc_fetch_refuse(ctx, from, in->what, in->call_id, -ENOMEM);
-			in->status = -ENOMEM;
-			snprintf(in->text, sizeof(in->text), NO_MEMORY,
-				 (uint64_t)r->data_length, r->nr_refs);
-			reply_ready(ctx, in);
-			return;
-		}
-		rc_fetch_begin(ctx, in, from);
-		return;
-	}
-	if (likely(r->status || r->nr_refs == 0)) {
-		f->status = r->status;
-		f->peer = from->rank;
-		if (r->status) {
-			f->about = r->about ? r->about : (uint16_t)(from->rank + 1);
-			snprintf(f->text, sizeof(f->text), "%.*s", (int)r->text_length, r->text);
-		} else if (f->number) {
-			f->status = -EBADMSG;
-			snprintf(f->text, sizeof(f->text), WRONG_NUMBER, 0u, f->number);
-		} else if (r->data_length) {
-			f->data = malloc(r->data_length);
-			if (f->data) {
-				memcpy(f->data, r->data, r->data_length);
-				f->data_length = r->data_length;
-			} else {
-				f->status = -ENOMEM;
-				snprintf(f->text, sizeof(f->text), NO_MEMORY,
-					 (uint64_t)r->data_length, r->nr_refs);
-			}
-		}
-		rc_op_answered(f);
-		return;
-	}
-	if (r->data_length) {
-		f->data = malloc(r->data_length);
-		if (f->data) {
-			memcpy(f->data, r->data, r->data_length);
-			f->data_length = r->data_length;
-		} else {
-			f->incoming->status = -ENOMEM;
-			snprintf(f->incoming->text, sizeof(f->incoming->text), NO_MEMORY,
-				 (uint64_t)r->data_length, r->nr_refs);
-		}
-	}
 	/* Leaves the engine's hold to reply_ready from here on, even if the future ends before. */
 	at_store(&f->kind, &rc_replied_kind);
-	f->incoming->ready = reply_ready;
-	f->incoming->future = f;
-	rc_incoming_begin(ctx, f->incoming, r->refs, r->nr_refs, from->rank);
+	in->ready = reply_ready;
+	in->future = f;
+	if (r->loc.version) {
+		take_payload(ctx, f, from, r);
+		return;
+	}
+	if (r->data_length)
+		in->status = copy_result(f, r, in->text, sizeof(in->text));
+	rc_incoming_begin(ctx, in, r->refs, r->nr_refs, from->rank);
 }
 
 /*

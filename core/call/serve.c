@@ -416,13 +416,6 @@ static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes
 	return call;
 }
 
-/* Frees a call that was only just made. */
-static needs_lock void free_call(struct rref_ctx *ctx, struct rref_call *call)
-{
-	if (call)
-		rc_call_spare(ctx, call);
-}
-
 static bool serve_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
 {
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
@@ -434,6 +427,13 @@ static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 	struct rref_call *call = serve_take_spare(ctx);
 
 	return likely(call) ? call : new_call(0);
+}
+
+/* Tells whether a call brings only some bytes. */
+static inline bool is_plain_call(const struct rw_call *c)
+{
+	return c->kind == RW_CALL_RPC && !c->nr_refs && !c->loc.version &&
+	       c->data_length + (size_t)c->meta_length <= PLAIN_BYTES;
 }
 
 /*
@@ -449,8 +449,8 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	const struct rc_function *fn;
 	struct rref_call *call;
 
-	if (c->kind != RW_CALL_RPC || c->nr_refs || c->loc.version || data + meta > PLAIN_BYTES ||
-	    !serve_has_room(ctx, from, cost) || find_open_in(bucket, from, c->call_id))
+	if (!is_plain_call(c) || !serve_has_room(ctx, from, cost) ||
+	    find_open_in(bucket, from, c->call_id))
 		return false;
 	fn = rc_function_find(ctx, c->name, c->name_length);
 	call = likely(fn) ? make_plain(ctx) : NULL;
@@ -494,66 +494,40 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	return true;
 }
 
-/* Takes in any call. */
-static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
-							   struct rc_peer *from,
-							   const struct rw_message *m)
+/*
+ * Makes this worker the owner of the value that the call makes. Returns false if the call must not
+ * run, after it was dealt with: nonsense, no memory, or the message of a session that is over.
+ */
+static needs_lock bool take_ownership(struct rref_ctx *ctx, struct rc_peer *from,
+				      const struct rw_call *c)
 {
-	const struct rw_call *c = &m->u.call;
-	bool located = c->loc.version != 0;
-	size_t inline_length = located ? 0 : c->data_length;
-	uint64_t bytes = call_bytes(c), fetch_bytes = located ? c->loc.length : 0;
-	bool room = serve_has_room(ctx, from, bytes) &&
-		    (from->rank == ctx->rank ||
-		     at_load(&from->fetch_bytes) + fetch_bytes <= FETCH_BYTES);
-	uint32_t epoch = from->epoch;
-	struct rref_call *call;
+	struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork,
+			       .peer = from->rank, .word = c->word };
+	int err;
 
-	if (find_open(ctx, from, c->call_id)) {
-		at_add(&ctx->n.dropped, 1); /* a repeated call */
-		return;
+	ctx->op.duplicate = false;
+	err = rc_step_at(ctx, &ev, from->heard_at);
+	if (!err && !ctx->op.duplicate)
+		return true;
+	if (err == -EPROTO || err == -EINVAL) {
+		at_add(&ctx->n.rejected, 1);
+		rc_peer_fence(ctx, from, -EPROTO,
+			      "it asked for a creation with an id that it may not choose");
+	} else if (err == -ENOMEM) {
+		rc_peer_fence(ctx, from, -EOWNERDEAD,
+			      "a message of it was lost for want of memory");
+	} else {
+		drop_arguments(ctx, from, c, -EALREADY);
 	}
-	call = room ? make_call(ctx, inline_length + c->meta_length) : NULL;
-	bool own = c->kind == RW_CALL_REMOTE && from->rank != ctx->rank;
+	return false;
+}
 
-	if (own) {
-		struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork,
-				       .peer = from->rank, .word = c->word };
-		int err;
+/* Fills in a call whose fields are clear, and opens it. */
+static needs_lock void open_call(struct rref_ctx *ctx, struct rc_peer *from,
+				 const struct rw_call *c, struct rref_call *call)
+{
+	size_t length = c->loc.version ? 0 : c->data_length;
 
-		ctx->op.duplicate = false;
-		err = rc_step_at(ctx, &ev, from->heard_at);
-		if (err || ctx->op.duplicate) {
-			free_call(ctx, call);
-			if (err == -EPROTO || err == -EINVAL) {
-				at_add(&ctx->n.rejected, 1);
-				rc_peer_fence(
-					ctx, from, -EPROTO,
-					"it asked for a creation with an id that it "
-					"may not choose");
-			} else if (err == -ENOMEM) {
-				rc_peer_fence(ctx, from, -EOWNERDEAD,
-					      "a message of it was lost for want of memory");
-			} else {
-				drop_arguments(ctx, from, c, -EALREADY);
-			}
-			return;
-		}
-	}
-	if (call && !rc_incoming_room(&call->in, c->nr_refs)) {
-		free_call(ctx, call);
-		call = NULL;
-	}
-	if (!call) {
-		int status = room ? -ENOMEM : -EAGAIN;
-
-		refuse_call(ctx, from, c, status,
-			    room ? "no memory for the call"
-				 : "too many calls of this caller are open there");
-		if (rc_same_session(ctx, from->rank, epoch))
-			drop_arguments(ctx, from, c, status);
-		return;
-	}
 	list_init(&call->hook.node);
 	call->ctx = ctx;
 	call->caller = from->rank;
@@ -563,29 +537,83 @@ static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
 	call->id = c->id;
 	call->fork = c->fork;
 	call->bytes = call->data;
-	call->length = inline_length;
-	call->meta = call->data + inline_length;
+	call->length = length;
+	call->meta = call->data + length;
 	call->meta_length = c->meta_length;
-	call->cost = bytes;
-	call->fetch_cost = fetch_bytes;
+	call->cost = call_bytes(c);
+	call->fetch_cost = c->loc.version ? c->loc.length : 0;
 	memcpy(call->own_name, c->name, c->name_length);
 	call->own_name[c->name_length] = 0;
 	call->name = call->own_name;
-	if (inline_length)
-		memcpy(call->data, c->data, inline_length);
+	if (length)
+		memcpy(call->data, c->data, length);
 	if (c->meta_length)
-		memcpy(call->data + inline_length, c->meta, c->meta_length);
+		memcpy(call->data + length, c->meta, c->meta_length);
 	list_add_tail(&ctx->call.open[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
 	at_store(&call->refs, 2); /* the handler's and the reply's */
 	call->fn = rc_function_find(ctx, c->name, c->name_length);
 	call->in.ready = call_ready;
-	rb_assert_if(own, c->kind == RW_CALL_REMOTE);
-	rb_assert_is(call->length + call->meta_length, ==, inline_length + c->meta_length);
 	at_add_mine(&ctx->call.begun, 1);
-	at_add_mine(&from->call_bytes, bytes);
-	if (fetch_bytes)
-		at_add(&from->fetch_bytes, fetch_bytes);
-	if (!located) {
+	at_add_mine(&from->call_bytes, call->cost);
+	if (call->fetch_cost)
+		at_add(&from->fetch_bytes, call->fetch_cost);
+}
+
+static bool fetch_has_room(const struct rref_ctx *ctx, const struct rc_peer *from,
+			   const struct rw_call *c)
+{
+	return from->rank == ctx->rank || !c->loc.version ||
+	       at_load(&from->fetch_bytes) + c->loc.length <= FETCH_BYTES;
+}
+
+/* Makes a call with room for its bytes and references, or returns NULL. */
+static needs_lock struct rref_call *make_call_for(struct rref_ctx *ctx, const struct rw_call *c)
+{
+	size_t length = c->loc.version ? 0 : c->data_length;
+	struct rref_call *call = make_call(ctx, length + c->meta_length);
+
+	if (!call || rc_incoming_room(&call->in, c->nr_refs))
+		return call;
+	rc_call_spare(ctx, call);
+	return NULL;
+}
+
+/* Refuses a call for want of memory, or for want of room for this caller. */
+static needs_lock void turn_call_away(struct rref_ctx *ctx, struct rc_peer *from,
+				      const struct rw_call *c, bool room)
+{
+	int status = room ? -ENOMEM : -EAGAIN;
+	uint32_t epoch = from->epoch;
+
+	refuse_call(ctx, from, c, status,
+		    room ? "no memory for the call"
+			 : "too many calls of this caller are open there");
+	if (rc_same_session(ctx, from->rank, epoch))
+		drop_arguments(ctx, from, c, status);
+}
+
+/* Takes in any call. */
+static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
+							   struct rc_peer *from,
+							   const struct rw_message *m)
+{
+	const struct rw_call *c = &m->u.call;
+	bool room = serve_has_room(ctx, from, call_bytes(c)) && fetch_has_room(ctx, from, c);
+	struct rref_call *call;
+
+	if (find_open(ctx, from, c->call_id)) {
+		at_add(&ctx->n.dropped, 1); /* a repeated call */
+		return;
+	}
+	if (c->kind == RW_CALL_REMOTE && from->rank != ctx->rank && !take_ownership(ctx, from, c))
+		return;
+	call = room ? make_call_for(ctx, c) : NULL;
+	if (!call) {
+		turn_call_away(ctx, from, c, room);
+		return;
+	}
+	open_call(ctx, from, c, call);
+	if (!c->loc.version) {
 		rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
 		return;
 	}

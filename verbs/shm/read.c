@@ -191,7 +191,7 @@ static inline int landing_total(const struct rv_conn *conn, const struct rv_read
 	return !ok;
 }
 
-static inline void copy_pieces(const struct rv_read *r, const char *from)
+static inline void copy_landing(const struct rv_read *r, const char *from)
 {
 	for (uint32_t i = 0; i < r->nr_sge; i++) {
 		const struct rv_sge *s = rv_read_sge(r, i);
@@ -241,7 +241,7 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	if (unlikely(rc))
 		return refused(conn, r, rc);
 	rb_assert((uint32_t)src.word == r->rkey && (src.word & RVS_WORD_LIVE));
-	copy_pieces(r, src.from);
+	copy_landing(r, src.from);
 	rc = second_look(conn, r->rkey, src.word);
 	if (unlikely(rc))
 		return refused(conn, r, rc);
