@@ -19,11 +19,13 @@ bool rc_call_incoming(struct rref_future *f); /* gives it f->incoming; false: no
 /* Returns NULL if there is no such function. */
 const struct rc_function *rc_function_find(struct rref_ctx *ctx, const char *name, size_t length);
 
-/* call.c */
+/* arguments.c */
 needs_lock int rc_make_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to,
 			     struct rp_fork *recs);
 needs_lock void rc_undo_forks(struct rref_ctx *ctx, const struct rref_args *args, uint32_t to,
 			      const struct rp_fork *recs, size_t nr);
+
+/* call.c */
 /* Lets go of the lock meanwhile. */
 needs_lock int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_t bytes,
 				int64_t deadline);
@@ -32,6 +34,20 @@ needs_lock int rc_wait_for_room(struct rref_ctx *ctx, struct rc_peer *p, uint64_
 void rc_call_put(struct rref_call *call);
 /* Keeps or frees a call that nobody has any more. */
 needs_lock void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call);
+/* Returns an open call of that peer's session, or NULL. */
+needs_lock struct rref_call *rc_call_find(struct rref_ctx *ctx, const struct rc_peer *from,
+					  uint64_t call_id);
+/* Tells whether the peer's open calls may take so many bytes more. */
+bool rc_call_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes);
+/* Makes a call whose fields are clear. */
+needs_lock struct rref_call *rc_call_make(struct rref_ctx *ctx, size_t bytes);
+/* Hands on a call whose references are all confirmed. */
+needs_lock void rc_call_ready(struct rref_ctx *ctx, struct rc_incoming *in);
+
+/* take.c */
+/* Takes in any call. */
+needs_lock void rc_call_take(struct rref_ctx *ctx, struct rc_peer *from,
+			     const struct rw_message *m);
 
 /* answer.c */
 /* Answers once. The caller does not hold the lock. */

@@ -19,7 +19,7 @@
  *
  * Bounds. The payloads of a sender that one peer has not read are limited to the bytes of the
  * largest payload. A sender of more waits for room (call.c); inline handlers and callbacks get
- * -EAGAIN. The limit where the calls are served is in serve.c. A READ occupies no thread. Over shm
+ * -EAGAIN. The limit where the calls are served is in take.c. A READ occupies no thread. Over shm
  * a READ is a copy, done in turns by the threads that let go of the lock.
  *
  * From a worker to itself nothing is read: the payload is handed over as it is.

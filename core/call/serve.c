@@ -5,7 +5,7 @@
  * once: answer.c.
  *
  * Bounds. The memory of a peer's open calls is counted here. A call beyond CALLS_BYTES, or with a
- * payload beyond FETCH_BYTES, is answered -EAGAIN at once. Its messages are not held back: among
+ * payload beyond FETCH_BYTES (take.c), is answered -EAGAIN at once. Its messages are not held back: among
  * them may be the answers that the calls being served wait for. A caller with the default max_ops
  * and small arguments cannot get there.
  */
@@ -27,19 +27,10 @@
 #include "core/session/session.h"
 
 #define CALLS_BYTES (UINT64_C(64) << 20) /* limit for one peer */
-#define FETCH_BYTES (UINT64_C(1) << 30)  /* limit for one peer's payloads */
-#define REF_BYTES 512u                   /* rough cost of a reference that came with a call */
 /* Limit of a plain call's arguments and metadata. Room that it does not use is not counted. */
 #define PLAIN_BYTES 256u
 
 /* ---- the call's life ---- */
-
-/* Returns the memory that a call occupies here, without its payload. */
-static uint64_t call_bytes(const struct rw_call *c)
-{
-	return sizeof(struct rref_call) + (c->loc.version ? 0 : c->data_length) + c->meta_length +
-	       (uint64_t)c->nr_refs * REF_BYTES;
-}
 
 /*
  * Keeps a deferred call for a while after its reply, for its `replied` alone. So a second reply
@@ -250,12 +241,13 @@ void rc_calls_to_pool(struct rref_ctx *ctx)
  * Hands on a call whose references are all confirmed. It goes to the pool, or to the next thread
  * that drops the lock.
  */
-static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
+void rc_call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 {
 	struct rref_call *call = container_of(in, struct rref_call, in);
 	bool many = call->kind == RW_CALL_TAKE &&
 		    get_le32((const char *)call->bytes + 4) > RW_REFS_MAX;
 
+	rc_assert_locked(ctx);
 	for (uint32_t i = 0; i < in->nr; i++)
 		if (in->ref[i].handle)
 			at_store(&in->ref[i].handle->lent, 1);
@@ -265,19 +257,6 @@ static needs_lock void call_ready(struct rref_ctx *ctx, struct rc_incoming *in)
 		push_inline(ctx, call);
 	else
 		rc_pool_push(ctx, call);
-}
-
-/*
- * Drops the references of a call that does not run. References in a payload that was not read are
- * not taken at all.
- */
-static needs_lock void drop_arguments(struct rref_ctx *ctx, struct rc_peer *from,
-				      const struct rw_call *c, int status)
-{
-	if (c->loc.version)
-		rc_fetch_refuse(ctx, from, RW_PAYLOAD_CALL, c->call_id, status);
-	else
-		rc_incoming_drop(ctx, c->refs, c->nr_refs, from);
 }
 
 static needs_lock struct rref_call *find_open_in(struct list *bucket, const struct rc_peer *from,
@@ -295,9 +274,10 @@ static needs_lock struct rref_call *find_open_in(struct list *bucket, const stru
 	return NULL;
 }
 
-static needs_lock struct rref_call *find_open(struct rref_ctx *ctx, const struct rc_peer *from,
-					      uint64_t call_id)
+struct rref_call *rc_call_find(struct rref_ctx *ctx, const struct rc_peer *from,
+			       uint64_t call_id)
 {
+	rc_assert_locked(ctx);
 	return find_open_in(&ctx->call.open[rc_bucket(ctx, from->rank, call_id)], from, call_id);
 }
 
@@ -313,7 +293,7 @@ static needs_lock void cancel(struct rref_ctx *ctx, struct rref_call *call)
 
 void rc_cancel_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t call_id)
 {
-	struct rref_call *call = find_open(ctx, from, call_id);
+	struct rref_call *call = rc_call_find(ctx, from, call_id);
 
 	rc_assert_locked(ctx);
 	if (call)
@@ -333,47 +313,6 @@ void rc_calls_fenced(struct rref_ctx *ctx, const struct rc_peer *p)
 				cancel(ctx, call);
 		}
 	}
-}
-
-/* Goes on when the payload is here, or will not be. */
-static needs_lock void call_fetched(struct rref_ctx *ctx, struct rc_incoming *in, const void *data,
-				    const struct rp_fork *recs, uint32_t nr)
-{
-	struct rref_call *call = container_of(in, struct rref_call, in);
-
-	call->bytes = data;
-	call->length = in->status ? 0 : in->data_length;
-	rc_incoming_begin(ctx, in, recs, nr, in->from);
-}
-
-/* Refuses a call that cannot be taken in. */
-static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ctx,
-							     struct rc_peer *from,
-							     const struct rw_call *c, int status,
-							     const char *text)
-{
-	struct rw_message r;
-
-	rc_log(ctx, RREF_LOG_DEBUG, "a call from rank %u was refused: %s", from->rank, text);
-	if (c->kind == RW_CALL_REMOTE) {
-		struct rp_event ev = {
-			.type = RP_EV_SET, .id = c->id, .status = status, .text = text
-		};
-
-		rc_step(ctx, &ev, NULL);
-		return;
-	}
-	rw_reply_init(&r);
-	r.u.reply.call_id = c->call_id;
-	r.u.reply.status = status;
-	r.u.reply.text = text;
-	r.u.reply.text_length = (uint16_t)strlen(text);
-	/* Tells this worker without the queue. If there is no memory for the call, there is none
-	 * for a queued refusal. */
-	if (from->rank == ctx->rank)
-		rc_reply_message(ctx, from, &r);
-	else
-		rc_send_or_fence(ctx, from->rank, &r);
 }
 
 /*
@@ -398,10 +337,11 @@ static struct rref_call *new_call(size_t bytes)
 }
 
 /* Makes a call whose fields are clear. */
-static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes)
+struct rref_call *rc_call_make(struct rref_ctx *ctx, size_t bytes)
 {
 	struct rref_call *call = bytes <= PLAIN_BYTES ? serve_take_spare(ctx) : NULL;
 
+	rc_assert_locked(ctx);
 	if (!call)
 		call = new_call(bytes);
 	if (!call)
@@ -416,7 +356,7 @@ static needs_lock struct rref_call *make_call(struct rref_ctx *ctx, size_t bytes
 	return call;
 }
 
-static bool serve_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
+bool rc_call_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, uint64_t bytes)
 {
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
@@ -449,7 +389,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	const struct rc_function *fn;
 	struct rref_call *call;
 
-	if (!is_plain_call(c) || !serve_has_room(ctx, from, cost) ||
+	if (!is_plain_call(c) || !rc_call_has_room(ctx, from, cost) ||
 	    find_open_in(bucket, from, c->call_id))
 		return false;
 	fn = rc_function_find(ctx, c->name, c->name_length);
@@ -494,142 +434,9 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	return true;
 }
 
-/*
- * Makes this worker the owner of the value that the call makes. Returns false if the call must not
- * run, after it was dealt with: nonsense, no memory, or the message of a session that is over.
- */
-static needs_lock bool take_ownership(struct rref_ctx *ctx, struct rc_peer *from,
-				      const struct rw_call *c)
-{
-	struct rp_event ev = { .type = RP_EV_OWN, .id = c->id, .fork = c->fork,
-			       .peer = from->rank, .word = c->word };
-	int err;
-
-	ctx->op.duplicate = false;
-	err = rc_step_at(ctx, &ev, from->heard_at);
-	if (!err && !ctx->op.duplicate)
-		return true;
-	if (err == -EPROTO || err == -EINVAL) {
-		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EPROTO,
-			      "it asked for a creation with an id that it may not choose");
-	} else if (err == -ENOMEM) {
-		rc_peer_fence(ctx, from, -EOWNERDEAD,
-			      "a message of it was lost for want of memory");
-	} else {
-		drop_arguments(ctx, from, c, -EALREADY);
-	}
-	return false;
-}
-
-/* Fills in a call whose fields are clear, and opens it. */
-static needs_lock void open_call(struct rref_ctx *ctx, struct rc_peer *from,
-				 const struct rw_call *c, struct rref_call *call)
-{
-	size_t length = c->loc.version ? 0 : c->data_length;
-
-	list_init(&call->hook.node);
-	call->ctx = ctx;
-	call->caller = from->rank;
-	call->caller_epoch = from->epoch;
-	call->call_id = c->call_id;
-	call->kind = c->kind;
-	call->id = c->id;
-	call->fork = c->fork;
-	call->bytes = call->data;
-	call->length = length;
-	call->meta = call->data + length;
-	call->meta_length = c->meta_length;
-	call->cost = call_bytes(c);
-	call->fetch_cost = c->loc.version ? c->loc.length : 0;
-	memcpy(call->own_name, c->name, c->name_length);
-	call->own_name[c->name_length] = 0;
-	call->name = call->own_name;
-	if (length)
-		memcpy(call->data, c->data, length);
-	if (c->meta_length)
-		memcpy(call->data + length, c->meta, c->meta_length);
-	list_add_tail(&ctx->call.open[rc_bucket(ctx, from->rank, c->call_id)], &call->open_node);
-	at_store(&call->refs, 2); /* the handler's and the reply's */
-	call->fn = rc_function_find(ctx, c->name, c->name_length);
-	call->in.ready = call_ready;
-	at_add_mine(&ctx->call.begun, 1);
-	at_add_mine(&from->call_bytes, call->cost);
-	if (call->fetch_cost)
-		at_add(&from->fetch_bytes, call->fetch_cost);
-}
-
-static bool fetch_has_room(const struct rref_ctx *ctx, const struct rc_peer *from,
-			   const struct rw_call *c)
-{
-	return from->rank == ctx->rank || !c->loc.version ||
-	       at_load(&from->fetch_bytes) + c->loc.length <= FETCH_BYTES;
-}
-
-/* Makes a call with room for its bytes and references, or returns NULL. */
-static needs_lock struct rref_call *make_call_for(struct rref_ctx *ctx, const struct rw_call *c)
-{
-	size_t length = c->loc.version ? 0 : c->data_length;
-	struct rref_call *call = make_call(ctx, length + c->meta_length);
-
-	if (!call || rc_incoming_room(&call->in, c->nr_refs))
-		return call;
-	rc_call_spare(ctx, call);
-	return NULL;
-}
-
-/* Refuses a call for want of memory, or for want of room for this caller. */
-static needs_lock void turn_call_away(struct rref_ctx *ctx, struct rc_peer *from,
-				      const struct rw_call *c, bool room)
-{
-	int status = room ? -ENOMEM : -EAGAIN;
-	uint32_t epoch = from->epoch;
-
-	refuse_call(ctx, from, c, status,
-		    room ? "no memory for the call"
-			 : "too many calls of this caller are open there");
-	if (rc_same_session(ctx, from->rank, epoch))
-		drop_arguments(ctx, from, c, status);
-}
-
-/* Takes in any call. */
-static __attribute__((noinline)) needs_lock void take_call(struct rref_ctx *ctx,
-							   struct rc_peer *from,
-							   const struct rw_message *m)
-{
-	const struct rw_call *c = &m->u.call;
-	bool room = serve_has_room(ctx, from, call_bytes(c)) && fetch_has_room(ctx, from, c);
-	struct rref_call *call;
-
-	if (find_open(ctx, from, c->call_id)) {
-		at_add(&ctx->n.dropped, 1); /* a repeated call */
-		return;
-	}
-	if (c->kind == RW_CALL_REMOTE && from->rank != ctx->rank && !take_ownership(ctx, from, c))
-		return;
-	call = room ? make_call_for(ctx, c) : NULL;
-	if (!call) {
-		turn_call_away(ctx, from, c, room);
-		return;
-	}
-	open_call(ctx, from, c, call);
-	if (!c->loc.version) {
-		rc_incoming_begin(ctx, &call->in, c->refs, c->nr_refs, from->rank);
-		return;
-	}
-	call->in.fetched = call_fetched;
-	call->in.what = RW_PAYLOAD_CALL;
-	call->in.call_id = c->call_id;
-	call->in.loc = c->loc;
-	memcpy(call->in.key, c->key, sizeof(call->in.key));
-	call->in.data_length = c->data_length;
-	call->in.nr_refs = c->nr_refs;
-	rc_fetch_begin(ctx, &call->in, from);
-}
-
 void rc_call_message(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_message *m)
 {
 	rc_assert_locked(ctx);
 	if (!RB_FAST(likely(take_plain(ctx, from, &m->u.call))))
-		take_call(ctx, from, m);
+		rc_call_take(ctx, from, m);
 }

@@ -116,7 +116,7 @@ struct rc_peer {
 	/* Bytes of the calls that ended without the lock. rc_call_bytes() returns the open bytes:
 	 * bounded, see serve.c. */
 	_Atomic uint64_t call_bytes_over;
-	/* bytes of the payloads of open calls; bounded, see serve.c */
+	/* bytes of the payloads of open calls; bounded, see take.c */
 	_Atomic uint64_t fetch_bytes;
 	/* bytes of payloads that the peer has not read yet; bounded, see payload.c */
 	_Atomic uint64_t offer_bytes;
