@@ -237,11 +237,9 @@ static void get_reply(struct reader *r, struct rw_reply *reply)
 	want(r, !get8(r));
 	reply->nr_refs = get16(r);
 	reply->about = get16(r);
-	want(r, reply->about <= (reply->status ? r->world : 0));
+	want(r, reply->about <= r->world);
 	reply->data_length = get32(r);
-	want(r, reply->text_length < RP_TEXT_MAX);
-	want(r, reply->status ? !reply->nr_refs && !reply->data_length && !located
-			      : !reply->text_length);
+	want(r, rw_reply_valid(reply, located));
 	if (!get_payload(r, located, &reply->loc, reply->key, reply->refs, reply->nr_refs,
 			 reply->data_length, 0))
 		return;
@@ -272,11 +270,7 @@ static void get_proto(struct reader *r, struct rp_msg *m)
 	m->id = decode_id_at(r, p + 8);
 	m->fork = decode_id_at(r, p + 8 + RW_ID_BYTES);
 	m->word = rw_proto_has_word(type) ? get64(r) : 0;
-	want(r, type >= RP_MSG_FORK_REQUEST && type < RP_MSG_NR_TYPES);
-	want(r, located <= (unsigned)(!m->status && rw_proto_has_location(type)));
-	want(r, located || m->status || !rw_proto_needs_location(type));
-	want(r, !m->status || rw_proto_has_status(type));
-	want(r, length < RP_TEXT_MAX && (m->status || !length));
+	want(r, located <= 1 && rw_proto_valid(type, m->status, located, length));
 	if (located)
 		get_location(r, &m->loc);
 	else

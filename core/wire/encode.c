@@ -139,20 +139,26 @@ static int put_forks(struct writer *w, const struct rp_fork *refs, unsigned nr)
 	return 0;
 }
 
-/* Writes the location of a payload and the key of its records; zero where there are none. */
-static void put_payload(struct writer *w, const struct rp_location *l, const uint8_t *key,
-			unsigned nr)
+/* Writes the location of a payload and the key of its records, if it has any; or the records. */
+static int put_payload(struct writer *w, const struct rp_location *l, const uint8_t *key,
+		       const struct rp_fork *refs, unsigned nr)
 {
 	static const uint8_t none[RW_KEY_BYTES];
 
+	if (!l->version)
+		return put_forks(w, refs, nr);
 	put_location(w, l);
 	put_bytes(w, nr ? key : none, RW_KEY_BYTES);
+	return 0;
+}
+
+static bool is_status(int status)
+{
+	return status <= 0 && status >= -RW_ERRNO_MAX;
 }
 
 static int put_call(struct writer *w, const struct rw_call *c)
 {
-	int rc;
-
 	if (!rw_call_valid(c, c->data) ||
 	    !rw_payload_valid(&c->loc, c->data_length, c->nr_refs, c->meta_length))
 		return -EINVAL;
@@ -174,11 +180,8 @@ static int put_call(struct writer *w, const struct rw_call *c)
 	}
 	if (c->kind == RW_CALL_REMOTE)
 		put64(w, c->word);
-	if (c->loc.version)
-		put_payload(w, &c->loc, c->key, c->nr_refs);
-	rc = put_forks(w, c->refs, c->loc.version ? 0 : c->nr_refs);
-	if (rc)
-		return rc;
+	if (put_payload(w, &c->loc, c->key, c->refs, c->nr_refs))
+		return -EINVAL;
 	put_bytes(w, c->name, c->name_length);
 	put_bytes(w, c->meta, c->meta_length);
 	put_bytes(w, c->data, c->loc.version ? 0 : c->data_length);
@@ -187,12 +190,8 @@ static int put_call(struct writer *w, const struct rw_call *c)
 
 static int put_reply(struct writer *w, const struct rw_reply *r)
 {
-	int rc;
-
-	if (r->text_length >= RP_TEXT_MAX || r->status > 0 || r->status < -RW_ERRNO_MAX ||
+	if (!is_status(r->status) || !rw_reply_valid(r, r->loc.version != 0) ||
 	    !rw_payload_valid(&r->loc, r->data_length, r->nr_refs, 0))
-		return -EINVAL;
-	if (r->status ? r->nr_refs || r->data_length || r->loc.version : r->text_length || r->about)
 		return -EINVAL;
 	uint8_t *p = encode_room(w, RW_REPLY_BYTES);
 
@@ -206,11 +205,8 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 		put_le16(p + 18, r->about);
 		put_le32(p + 20, r->data_length);
 	}
-	if (r->loc.version)
-		put_payload(w, &r->loc, r->key, r->nr_refs);
-	rc = put_forks(w, r->refs, r->loc.version ? 0 : r->nr_refs);
-	if (rc)
-		return rc;
+	if (put_payload(w, &r->loc, r->key, r->refs, r->nr_refs))
+		return -EINVAL;
 	put_bytes(w, r->text, r->text_length);
 	put_bytes(w, r->data, r->loc.version ? 0 : r->data_length);
 	return 0;
@@ -218,8 +214,7 @@ static int put_reply(struct writer *w, const struct rw_reply *r)
 
 static int put_done(struct writer *w, const struct rw_done *d)
 {
-	if ((d->what != RW_PAYLOAD_CALL && d->what != RW_PAYLOAD_REPLY) || d->status > 0 ||
-	    d->status < -RW_ERRNO_MAX)
+	if ((d->what != RW_PAYLOAD_CALL && d->what != RW_PAYLOAD_REPLY) || !is_status(d->status))
 		return -EINVAL;
 	put64(w, d->call_id);
 	put32(w, d->what);
@@ -232,10 +227,7 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 	bool located = !m->status && m->loc.version && rw_proto_has_location(m->type);
 	size_t text = m->status ? strnlen(m->text, RP_TEXT_MAX) : 0;
 
-	if (m->type < RP_MSG_FORK_REQUEST || m->type >= RP_MSG_NR_TYPES || text >= RP_TEXT_MAX ||
-	    m->status > 0 || m->status < -RW_ERRNO_MAX ||
-	    (m->status && !rw_proto_has_status(m->type)) ||
-	    (!m->status && !located && rw_proto_needs_location(m->type)))
+	if (!is_status(m->status) || !rw_proto_valid(m->type, m->status, located, text))
 		return -EINVAL;
 	uint8_t *p = encode_room(w, RW_PROTO_BYTES);
 
@@ -251,8 +243,7 @@ static int put_proto(struct writer *w, const struct rp_msg *m)
 		put_location(w, &m->loc);
 	if (m->status)
 		put16(w, m->about);
-	if (text)
-		put_bytes(w, m->text, text);
+	put_bytes(w, m->text, text);
 	return 0;
 }
 

@@ -51,6 +51,25 @@ static inline int rw_proto_needs_location(unsigned type)
 {
 	return type == RP_MSG_FETCH_REPLY || type == RP_MSG_CREATED;
 }
+/* Checks that a message of that type may have these parts. Only an error has a text. */
+static inline int rw_proto_valid(unsigned type, int32_t status, bool located, size_t text_length)
+{
+	if (type < RP_MSG_FORK_REQUEST || type >= RP_MSG_NR_TYPES || text_length >= RP_TEXT_MAX)
+		return 0;
+	if (status)
+		return rw_proto_has_status(type) && !located;
+	return !text_length &&
+	       (located ? rw_proto_has_location(type) : !rw_proto_needs_location(type));
+}
+
+/* Checks that a reply has either a result or an error. */
+static inline int rw_reply_valid(const struct rw_reply *r, bool located)
+{
+	if (r->text_length >= RP_TEXT_MAX)
+		return 0;
+	return r->status ? !r->nr_refs && !r->data_length && !located
+			 : !r->text_length && !r->about;
+}
 
 /*
  * Checks the counts of a payload or a message. A payload is one segment. It holds all the data and
@@ -67,23 +86,26 @@ static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_le
 	       !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 }
 
-/*
- * Checks a call. A function is called by its name; a TAKE has no name. data: of a TAKE, NULL when
- * it was cut off.
- */
-static inline int rw_call_valid(const struct rw_call *c, const void *data)
+/* Checks a TAKE. It has no name. data: NULL when it was cut off. */
+static inline int rw_take_valid(const struct rw_call *c, const void *data)
 {
 	uint32_t first, nr;
 
-	if (c->kind != RW_CALL_TAKE)
-		return (c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE) && c->name_length &&
-		       c->name_length <= RREF_NAME_MAX && c->meta_length <= RREF_META_MAX;
 	if (c->name_length || c->meta_length || c->nr_refs || c->loc.version ||
 	    c->data_length != RW_TAKE_BYTES || !data)
 		return 0;
 	first = get_le32(data);
 	nr = get_le32((const uint8_t *)data + 4);
 	return nr && nr <= RREF_REFS_MAX && first <= RREF_REFS_MAX - nr;
+}
+
+/* Checks a call. A function is called by its name. data: as rw_take_valid. */
+static inline int rw_call_valid(const struct rw_call *c, const void *data)
+{
+	if (c->kind == RW_CALL_TAKE)
+		return rw_take_valid(c, data);
+	return (c->kind == RW_CALL_RPC || c->kind == RW_CALL_REMOTE) && c->name_length &&
+	       c->name_length <= RREF_NAME_MAX && c->meta_length <= RREF_META_MAX;
 }
 
 /*
