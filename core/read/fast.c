@@ -103,43 +103,41 @@ static __attribute__((noinline)) struct rc_landing *other_landing(const struct r
 	return rc_landing_get(ref->ctx, rc_remote(ref)->loc.length, &v) ? NULL : v;
 }
 
-static inline __attribute__((always_inline)) int
-fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_once)
+/*
+ * Takes the buffer that this thread gave back last, or another. Returns NULL for the general way:
+ * reads wait for the owner, or there is no buffer.
+ */
+static inline struct rc_landing *fast_landing(const struct rref *ref, const struct rc_peer *p,
+					      struct rc_reader **reader)
 {
-	struct rref_ctx *ctx = ref->ctx;
-	struct rc_peer *p = &ctx->peers[ref->owner];
 	/* a large buffer's class is beyond all spares */
 	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST;
-	uint64_t length = rc_remote(ref)->loc.length;
-	struct rc_reader *r = rc_reader_of(ctx);
+	struct rc_reader *r = *reader = rc_reader_of(ref->ctx);
 	struct rc_landing *v;
-	struct rc_in_flight *fl = NULL;
-	struct rv_conn *conn;
-	int posted = 0, status;
 
 	if (unlikely(at_load(&p->nr_waiting)))
-		return rc_read_whole(ref, timeout, out);
-	if (likely(r && cls < RC_CACHE_CLASSES && (v = at_load(&r->spare[cls])) != NULL))
-		at_store(&r->spare[cls], NULL);
-	else if (!(v = other_landing(ref, &r)))
-		return rc_read_whole(ref, timeout, out);
-	/* A missing flight is got under the lock, and at its end other reads may run. They use
-	 * r->read too, so the flight comes first. */
-	if (!at_once && unlikely(!(fl = take_flight(ctx, r))))
-		return other_way(ref, timeout, out, v, 0);
+		return NULL;
+	if (unlikely(!r || cls >= RC_CACHE_CLASSES || (v = at_load(&r->spare[cls])) == NULL))
+		return other_landing(ref, reader);
+	at_store(&r->spare[cls], NULL);
+	return v;
+}
+
+/*
+ * Posts the READ of the value into v, under the thread's mark. Returns 1, or another number if it
+ * was not posted. The caller has marked the header's place.
+ */
+static inline int post_marked(const struct rref *ref, struct rc_peer *p, struct rc_reader *r,
+			      struct rc_landing *v)
+{
 	/* rc_reader_new has set the fields that never change. */
 	struct rv_read *read = &r->read;
+	struct rv_conn *conn;
+	int posted = 0;
 
 	read->addr = rc_remote(ref)->loc.addr;
 	read->rkey = rc_remote(ref)->loc.rkey[p->kind];
-	read->sge[0] = rc_landing_piece(v, length, p->kind);
-	/* A READ that brought nothing must be seen as one that brought nothing. */
-	if (at_once) {
-		v->header.nonce = 0;
-	} else {
-		memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
-		read->cookie = rc_in_flight_begin(fl);
-	}
+	read->sge[0] = rc_landing_piece(v, rc_remote(ref)->loc.length, p->kind);
 	/*
 	 * The mark that the fence looks for. Pairs with the fence: it stores conn = NULL and then
 	 * looks here. So this store has to be seen before conn is loaded. The fence makes that
@@ -155,22 +153,15 @@ fast_read(struct rref *ref, int64_t timeout, struct rref_view **out, bool at_onc
 	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
-	status = read->status; /* read first: other work of this thread may use r->read next */
-	if (!at_once) {
-		int done = 1;
+	return posted;
+}
 
-		if (unlikely(posted != 1))
-			rc_in_flight_undo(fl);
-		else if (unlikely(!rc_in_flight_wait(ctx, p, fl, &status)))
-			done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
-		keep_flight(r, fl);
-		if (unlikely(done != 1)) {
-			count(&r->reads, 1);
-			return done;
-		}
-	}
-	if (unlikely(posted != 1))
-		return other_way(ref, timeout, out, v, 0);
+/* Makes the view of what the READ brought, or goes the general way. status: the READ's. */
+static inline int view_landed(struct rref *ref, int64_t timeout, struct rref_view **out,
+			      struct rc_reader *r, struct rc_landing *v, int status)
+{
+	uint64_t length = rc_remote(ref)->loc.length;
+
 	count(&r->reads, 1);
 	if (unlikely(status || !header_fits(&v->header, ref)))
 		return other_way(ref, timeout, out, v, status);
@@ -190,8 +181,35 @@ static __attribute__((noinline)) int
 read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
+	struct rref_ctx *ctx = ref->ctx;
+	struct rc_peer *p = &ctx->peers[ref->owner];
+	struct rc_in_flight *fl;
+	struct rc_reader *r;
+	struct rc_landing *v = fast_landing(ref, p, &r);
+	int status = 0, done = 1;
 
-	return fast_read(ref, timeout, out, false);
+	if (unlikely(!v))
+		return rc_read_whole(ref, timeout, out);
+	/* A missing flight is got under the lock, and at its end other reads may run. They use
+	 * r->read too, so the flight comes first. */
+	fl = take_flight(ctx, r);
+	if (unlikely(!fl))
+		return other_way(ref, timeout, out, v, 0);
+	memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
+	r->read.cookie = rc_in_flight_begin(fl);
+	int posted = post_marked(ref, p, r, v);
+
+	if (unlikely(posted != 1))
+		rc_in_flight_undo(fl);
+	else if (unlikely(!rc_in_flight_wait(ctx, p, fl, &status)))
+		done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
+	keep_flight(r, fl);
+	if (unlikely(posted != 1))
+		return other_way(ref, timeout, out, v, 0);
+	if (likely(done == 1))
+		return view_landed(ref, timeout, out, r, v, status);
+	count(&r->reads, 1);
+	return done;
 }
 
 /*
@@ -201,7 +219,17 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
  */
 int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
-	if (likely(ref->ctx->peers[ref->owner].reads_inline))
-		return fast_read(ref, timeout, out, true);
-	return read_by_hardware(ref, timeout, out);
+	struct rc_peer *p = &ref->ctx->peers[ref->owner];
+	struct rc_reader *r;
+	struct rc_landing *v;
+
+	if (unlikely(!p->reads_inline))
+		return read_by_hardware(ref, timeout, out);
+	v = fast_landing(ref, p, &r);
+	if (unlikely(!v))
+		return rc_read_whole(ref, timeout, out);
+	v->header.nonce = 0; /* a READ that brought nothing must be seen as one */
+	if (unlikely(post_marked(ref, p, r, v) != 1))
+		return other_way(ref, timeout, out, v, 0);
+	return view_landed(ref, timeout, out, r, v, r->read.status);
 }
