@@ -213,6 +213,35 @@ int64_t rc_ops_due(const struct rref_ctx *ctx)
 									       : next_scan(ctx);
 }
 
+/*
+ * Looks at slot i, and ends its operation if the time is over. Returns whether the slot is not
+ * done: then ctx->op.due regards it.
+ */
+static needs_lock bool scan_slot(struct rref_ctx *ctx, uint32_t i, int64_t now)
+{
+	struct rref_future *op = rc_op_at(ctx, i);
+	struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
+	bool pending = (at_load(&op->state) & RC_F_MASK) != RC_F_DONE;
+
+	/* The slot may be given to the next operation meanwhile. That operation begins at this very
+	 * moment, so the time is true of it too. */
+	if (!at_load(&op->seen_at) && at_load(&op->kind))
+		at_store(&op->seen_at, now);
+	if (pending) {
+		/* Acquire. Pairs with rc_op_begin: the deadline was there before the kind. An
+		 * operation without a kind begins any moment. */
+		int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
+
+		ctx->op.due = min_of(ctx->op.due, due);
+	}
+	if (f) {
+		if (at_load(&f->deadline) <= now)
+			expire(ctx, f);
+		rc_op_put(f);
+	}
+	return pending;
+}
+
 void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 {
 	rc_assert_locked(ctx);
@@ -225,28 +254,8 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 	uint32_t nr = rc_ops_in_flight(ctx) ? at_load_acq(&ctx->op.nr) : 0;
 
 	ctx->op.due = INT64_MAX;
-	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr)) {
-		struct rref_future *op = rc_op_at(ctx, i);
-		struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
-
-		/* The slot may be given to the next operation meanwhile. That operation begins
-		 * at this very moment, so the time is true of it too. */
-		if (!at_load(&op->seen_at) && at_load(&op->kind))
-			at_store(&op->seen_at, now);
-		if ((at_load(&op->state) & RC_F_MASK) != RC_F_DONE) {
-			/* Acquire. Pairs with rc_op_begin: the deadline was there before the
-			 * kind. An operation without a kind begins any moment. */
-			int64_t due = at_load_acq(&op->kind) ? at_load(&op->deadline) : 0;
-
-			pending = true;
-			ctx->op.due = min_of(ctx->op.due, due);
-		}
-		if (!f)
-			continue;
-		if (at_load(&f->deadline) <= now)
-			expire(ctx, f);
-		rc_op_put(f);
-	}
+	for (uint32_t i = next_taken(ctx, 0, nr); i < nr; i = next_taken(ctx, i + 1, nr))
+		pending |= scan_slot(ctx, i, now);
 	ctx->op.seen = free_list;
 	ctx->op.spare_seen = spare;
 	ctx->op.scanned_at = now;

@@ -214,6 +214,21 @@ static int check_several(struct rref_future *const *fs, size_t nr, const char *w
 	return 0;
 }
 
+/* Marks all of them, for a wait. Returns false if one is complete: s->found. */
+static bool mark_all(struct several *s, bool *reads)
+{
+	for (size_t i = 0; i < s->nr; i++) {
+		if (s->fs[i]->ctx != s->w.ctx)
+			s->w.kind = &mixed_kind;
+		*reads |= s->fs[i]->is->reads;
+		if (!mark(s->fs[i], RC_F_ANY)) {
+			s->found = i;
+			return false;
+		}
+	}
+	return true;
+}
+
 int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 {
 	RB_NO_CANCEL;
@@ -230,16 +245,7 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 	};
 	bool reads = false;
 
-	if (find_done(&s))
-		return (int)s.found;
-	for (size_t i = 0; i < nr; i++) {
-		if (fs[i]->ctx != s.w.ctx)
-			s.w.kind = &mixed_kind;
-		reads |= fs[i]->is->reads;
-		if (!mark(fs[i], RC_F_ANY))
-			return (int)i;
-	}
-	if (find_done(&s))
+	if (find_done(&s) || !mark_all(&s, &reads) || find_done(&s))
 		return (int)s.found;
 	reads = reads && s.w.kind == &any_kind && at_load(&s.w.ctx->turns.has_poller);
 	err = rc_wait(&s.w, reads, -1, timeout);

@@ -106,10 +106,22 @@ static const struct rc_type *type_of(const struct rref_future *f)
 							    : rc_type_find(ctx, f->loc.type_hash);
 }
 
+/* Returns whether the header is of another value than the location says. */
+static bool contradicts(const struct rc_header *h, const struct rref_future *f)
+{
+	const struct rref *ref = f->handle; /* NULL: a payload */
+	const struct rp_location *loc = &f->loc;
+
+	return (ref && (le64toh(h->local_id) != ref->id.local_id ||
+			le32toh(h->created_on) != ref->id.created_on)) ||
+	       le64toh(h->length) != loc->length || le32toh(h->version) != loc->version ||
+	       le64toh(h->type_hash) != loc->type_hash ||
+	       le16toh(h->nr_segments) != loc->nr_segments || le16toh(h->nr_refs) != loc->nr_refs;
+}
+
 int rc_read_check(struct rref_future *f)
 {
 	struct rc_header h = f->landing->header; /* copied once: nothing is fetched twice */
-	const struct rref *ref = f->handle; /* NULL: a payload */
 	char name[NAME_SIZE];
 
 	if (h.nonce == UINT64_MAX && h.state == UINT32_MAX && h.length == UINT64_MAX &&
@@ -122,11 +134,7 @@ int rc_read_check(struct rref_future *f)
 			 check_name_of(f, name));
 		return -ESTALE;
 	}
-	if ((ref && (le64toh(h.local_id) != ref->id.local_id ||
-		     le32toh(h.created_on) != ref->id.created_on)) ||
-	    le64toh(h.length) != f->loc.length || le32toh(h.version) != f->loc.version ||
-	    le64toh(h.type_hash) != f->loc.type_hash ||
-	    le16toh(h.nr_segments) != f->loc.nr_segments || le16toh(h.nr_refs) != f->loc.nr_refs) {
+	if (contradicts(&h, f)) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
 		return -EBADMSG;
 	}

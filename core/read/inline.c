@@ -21,7 +21,7 @@
  * Copies the next pieces of f, of at most max_msg bytes each. Returns false if there is no
  * connection now.
  */
-static bool copy_pieces(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn,
+static bool copy_some(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn,
 			uint64_t max_msg)
 {
 	struct rv_read r[INLINE_MAX];
@@ -51,13 +51,13 @@ static bool copy_pieces(struct rref_future *f, struct rc_peer *p, struct rv_conn
 	return false;
 }
 
-/* Copies all of f. Returns as copy_pieces. */
+/* Copies all of f. Returns as copy_some. */
 static bool copy_all(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	bool connected;
 
 	do
-		connected = copy_pieces(f, p, conn, p->max_msg);
+		connected = copy_some(f, p, conn, p->max_msg);
 	while (connected && !rc_read_all_asked(f) && !f->read_status);
 	return connected;
 }
@@ -105,7 +105,7 @@ static needs_lock void inline_turn(struct rref_future *f, struct rc_peer *p)
 	struct rv_conn *conn = at_load_sc(&p->conn);
 
 	if (conn)
-		connected = copy_pieces(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX));
+		connected = copy_some(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX));
 	at_sub_rel(&p->readers, 1);
 	rc_lock(ctx);
 	if (!connected && rc_op_wanted(f))

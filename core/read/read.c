@@ -253,19 +253,25 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	}
 }
 
-/* Ends a READ of f's. in_run: the READ brought other values too. */
+/* Notes how a READ of f's ended. in_run: the READ brought other values too. */
+static void note_end(struct rref_future *f, int status, int wc, bool in_run)
+{
+	bool lost = rc_read_lost(status);
+
+	if (status && in_run && !lost)
+		f->alone = lost = true;
+	f->again |= lost;
+	if (!lost)
+		rc_read_note(f, status, wc);
+}
+
+/* Ends a READ of f's. in_run: as note_end. */
 static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_run)
 {
 	struct rc_peer *p = read_peer_of(f);
 
 	f->outstanding--;
-	if (status && in_run && !rc_read_lost(status)) {
-		f->alone = true;
-		status = -ECONNRESET;
-	}
-	f->again |= rc_read_lost(status);
-	if (!rc_read_lost(status))
-		rc_read_note(f, status, wc);
+	note_end(f, status, wc, in_run);
 	bool wanted = rc_op_wanted(f);
 
 	if (f->pieces_at && rc_split_ended(f, p))

@@ -39,6 +39,15 @@ static int check_bytes(const struct rref_value_desc *d, const char *what)
 	return 0;
 }
 
+/* Checks that the segments that are copied have an address. */
+static int check_segments(const struct iovec *segments, size_t nr, const char *what)
+{
+	for (size_t i = 0; i < nr && i < RREF_SEGMENTS_MAX; i++)
+		if (segments[i].iov_len && !segments[i].iov_base)
+			return rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
+	return 0;
+}
+
 int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, bool copy,
 		      const char *function, const char *what, struct rc_value **out)
 {
@@ -50,9 +59,8 @@ int rc_value_describe(struct rref_ctx *ctx, const struct rref_value_desc *d, boo
 	const struct iovec *segments = d->segments ? d->segments : &one;
 	size_t nr = d->segments ? d->nr_segments : 1;
 
-	for (size_t i = 0; !err && copy && i < nr && i < RREF_SEGMENTS_MAX; i++)
-		if (segments[i].iov_len && !segments[i].iov_base)
-			err = rc_fail(EINVAL, "%s: segment %zu is NULL", what, i);
+	if (copy)
+		err = check_segments(segments, nr, what);
 	if (!err)
 		err = rc_check_refs(ctx, d->refs, d->nr_refs);
 	if (!err)

@@ -194,6 +194,19 @@ static bool name_valid(const char *name, size_t length)
 	return length >= 1 && length <= RREF_NAME_MAX;
 }
 
+static int check_type(const struct rref_type *type, const char *what)
+{
+	if (type->size < offsetof(struct rref_type, flags) + sizeof(type->flags))
+		return rc_fail(EINVAL, "%s: the type's size is not set", what);
+	if (!type->name || !name_valid(type->name, strnlen(type->name, RREF_NAME_MAX + 1)))
+		return rc_fail(EINVAL, "%s: a type's name is 1 to %d visible ASCII characters",
+			       what, RREF_NAME_MAX);
+	if (type->flags & ~RREF_LOCAL_ONLY)
+		return rc_fail(EINVAL, "%s: type %s: unknown flags %#x", what, type->name,
+			       type->flags);
+	return 0;
+}
+
 int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *what,
 		const struct rc_type **out)
 {
@@ -205,14 +218,10 @@ int rc_type_get(struct rref_ctx *ctx, const struct rref_type *type, const char *
 		*out = rc_type_bytes(ctx);
 		return 0;
 	}
-	if (type->size < offsetof(struct rref_type, flags) + sizeof(type->flags))
-		return rc_fail(EINVAL, "%s: the type's size is not set", what);
-	if (!type->name || !name_valid(type->name, strnlen(type->name, RREF_NAME_MAX + 1)))
-		return rc_fail(EINVAL, "%s: a type's name is 1 to %d visible ASCII characters",
-			       what, RREF_NAME_MAX);
-	if (type->flags & ~RREF_LOCAL_ONLY)
-		return rc_fail(EINVAL, "%s: type %s: unknown flags %#x", what, type->name,
-			       type->flags);
+	int err = check_type(type, what);
+
+	if (err)
+		return err;
 	element_size = type->element_size;
 	b = find_builtin(type->name, &one);
 	if (b && element_size && element_size != b->element_size)

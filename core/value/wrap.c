@@ -109,6 +109,20 @@ static int mem_make(struct rref_ctx *ctx, void *base, size_t length, int fd, siz
 	return 0;
 }
 
+/* Refuses memory of the program's own where peers cannot read it in place. */
+static int check_peers(const struct rref_ctx *ctx)
+{
+	for (uint32_t i = 0; i < ctx->world; i++)
+		if (i != ctx->rank && ctx->peers[i].kind == RV_SHM)
+			return rc_fail(
+				EOPNOTSUPP,
+				"rref_mem_register: %s (rank %u) is reached over shared memory, "
+				"where only memory of rref_mem_alloc can be read in place; "
+				"take that, or RREF_DEVICE=ibv for the whole group",
+				ctx->members[i].name, i);
+	return 0;
+}
+
 int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rref_mem **out)
 {
 	RB_NO_CANCEL;
@@ -125,15 +139,9 @@ int rref_mem_register(struct rref_ctx *ctx, void *addr, size_t length, struct rr
 		return rc_fail(EINVAL,
 			       "rref_mem_register: %zu bytes at %p end beyond the address space",
 			       length, addr);
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (i != ctx->rank && ctx->peers[i].kind == RV_SHM)
-			return rc_fail(
-				EOPNOTSUPP,
-				"rref_mem_register: %s (rank %u) is reached over shared memory, "
-				"where only memory of rref_mem_alloc can be read in place; "
-				"take that, or RREF_DEVICE=ibv for the whole group",
-				ctx->members[i].name, i);
-	err = mem_make(ctx, addr, length, -1, 0, out);
+	err = check_peers(ctx);
+	if (!err)
+		err = mem_make(ctx, addr, length, -1, 0, out);
 	if (err == -EFAULT)
 		return rc_fail(
 			EFAULT,
@@ -268,6 +276,22 @@ void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc)
 		loc->data_rkey[k] = m->region->have[k] ? m->region->mr[k].rkey : 0;
 }
 
+/* Checks that the bytes lie in mem; *offset is where they begin. */
+static int check_place(const struct rref_mem *mem, const struct rref_value_desc *d, size_t *offset)
+{
+	*offset = (uintptr_t)d->data - (uintptr_t)mem->base;
+	if (!d->length || (uintptr_t)d->data < (uintptr_t)mem->base || *offset > mem->length ||
+	    d->length > mem->length - *offset)
+		return rc_fail(
+			EINVAL,
+			"rref_wrap: %zu bytes at %p are not some of the %zu registered bytes at %p",
+			d->length, d->data, mem->length, (void *)mem->base);
+	if (d->length > RC_VALUE_MAX)
+		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu",
+			       d->length, (size_t)RC_VALUE_MAX);
+	return 0;
+}
+
 /* Checks what rref_wrap was given; *offset is where the value begins in mem. */
 static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *d, const void *out,
 		      size_t *offset)
@@ -283,16 +307,9 @@ static int check_wrap(const struct rref_mem *mem, const struct rref_value_desc *
 		return rc_fail(EINVAL, "rref_wrap: %s",
 			       d ? "a wrapped value is one segment, of data and length"
 				 : "no description of the value");
-	*offset = (uintptr_t)d->data - (uintptr_t)mem->base;
-	if (!d->length || (uintptr_t)d->data < (uintptr_t)mem->base || *offset > mem->length ||
-	    d->length > mem->length - *offset)
-		return rc_fail(
-			EINVAL,
-			"rref_wrap: %zu bytes at %p are not some of the %zu registered bytes at %p",
-			d->length, d->data, mem->length, (void *)mem->base);
-	if (d->length > RC_VALUE_MAX)
-		return rc_fail(EMSGSIZE, "rref_wrap: a value of %zu bytes: the limit is %zu",
-			       d->length, (size_t)RC_VALUE_MAX);
+	err = check_place(mem, d, offset);
+	if (err)
+		return err;
 	if (d->type && (d->type->flags & RREF_LOCAL_ONLY))
 		return rc_fail(
 			EINVAL,
@@ -476,20 +493,14 @@ static needs_lock void wait_for_callbacks(struct rref_ctx *ctx, struct rref_mem 
 	}
 }
 
-int rref_mem_deregister(struct rref_mem *mem)
+/*
+ * Runs the callbacks of values that were released a moment ago. The memory is not the program's
+ * before they have run. Lets go of the lock meanwhile.
+ */
+static needs_lock void run_callbacks(struct rref_ctx *ctx, struct rref_mem *mem)
 {
-	RB_NO_CANCEL;
-	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
 	struct rc_hook *due;
-	uint64_t wraps;
 
-	if (!mem)
-		return 0;
-	if (rc_is_barred(ctx))
-		return rc_enter_slow(ctx);
-	rc_lock(ctx);
-	/* Callbacks of values that were released a moment ago: the memory is not the program's
-	 * before they have run. */
 	do {
 		while ((due = take_due(ctx, mem))) {
 			rc_unlock(ctx);
@@ -498,6 +509,20 @@ int rref_mem_deregister(struct rref_mem *mem)
 		}
 		wait_for_callbacks(ctx, mem);
 	} while (find_due(ctx, mem));
+}
+
+int rref_mem_deregister(struct rref_mem *mem)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx = mem ? mem->ctx : NULL;
+	uint64_t wraps;
+
+	if (!mem)
+		return 0;
+	if (rc_is_barred(ctx))
+		return rc_enter_slow(ctx);
+	rc_lock(ctx);
+	run_callbacks(ctx, mem);
 	wraps = mem->wraps;
 	if (!wraps) {
 		struct rc_wrap *w;
