@@ -455,8 +455,7 @@ static void release_write(void *arg)
 
 static int refused, early;
 
-/* Releases the references of a region and gives it up: the
- * callback has run when that is possible. */
+/* Releases a region's references and gives the region up: its callback has run by then. */
 static void give_up(int nr)
 {
 	for (int i = 0; i < nr; i++) {
