@@ -116,6 +116,7 @@ FOE_TEST(forged__credits)
 	foe_shown()->logged[0] = '\0';
 	f->conn->tx_seal.key[0] ^= 1;
 	/* More credits than were ever given: accepted, they would drown us. */
+	f->conn->rx_window = 0; /* the foe's own device adds them up */
 	f->conn->to_return = f->conn->dev->credits;
 	rvi_return_credits(f->conn);
 	was_refused(f, rejected, pongs, "credits");
