@@ -8,14 +8,11 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <sys/mman.h>
 #include <cmocka.h>
 
-#include "tg_foe.h"
+#include "tg_rig.h"
 
 #define REGION_BYTES ((size_t)65536)
-#define REGION_IOVA (UINT64_C(0x7e57) << 32)
-#define NONCE UINT64_C(0x1122334455667788)
 
 /* ---- functions of worker 1 ---- */
 
@@ -67,17 +64,9 @@ static int take_all(struct rref_call *call, void *arg)
 	return rref_call_error(call, -EDOM, "%zu taken", nr);
 }
 
-static int payload_bytes(struct rref_call *call, void *arg)
-{
-	struct rref_stats s = tg_stats(rref_call_context(call));
-
-	(void)arg;
-	return rref_call_error(call, -EDOM, "%lu", (unsigned long)s.payload_bytes);
-}
-
 static const struct rref_function served[] = {
 	{ .name = "nest", .handler = nest }, { .name = "take_all", .handler = take_all },
-	{ .name = "payload_bytes", .handler = payload_bytes, .flags = RREF_INLINE },
+	RIG_PAYLOAD_BYTES,
 };
 
 /* ---- asking ---- */
@@ -259,73 +248,27 @@ FOE_TEST(take__flood)
 	}
 	FOE_UNTIL(f, f->nr_recv[RW_REPLY] == (uint64_t)n + 20);
 	TG_IS(f->reply_nr_refs, RREF_REFS_MAX);
-	TG_IS(foe_reply_to(f, "payload_bytes", NULL), -EDOM);
 	/* never read */
-	TG_CHECK(strtoul(f->reply_text, NULL, 10) >= 20u * RREF_REFS_MAX * RW_FORK_BYTES);
+	TG_CHECK(rig_offered(f) >= 20u * RREF_REFS_MAX * RW_FORK_BYTES);
 	foe_others_work();
 	foe_hang_up(f);
 	for (int64_t end = now_ns() + 20 * NSEC_PER_SEC;
 	     foe_fresh_look(1, &foe_shown()->of[1].forks) > 1;)
 		TG_CHECK(now_ns() < end);
 	foe_meet(f, 1);
-	TG_IS(foe_reply_to(f, "payload_bytes", NULL), -EDOM);
-	TG_IS(strtoul(f->reply_text, NULL, 10), 0);
+	TG_IS(rig_offered(f), 0);
 }
 
 /* ---- the foe's values ---- */
-
-struct rig {
-	unsigned char *memory;
-	struct rv_mr mr;
-	uint64_t next;              /* id */
-};
-
-static void rig_open(struct foe *f, struct rig *r)
-{
-	int fd = memfd_create("foe-values", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
-	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
-			  &r->mr));
-	close(fd);
-	r->next = 1;
-}
-
-static void rig_close(struct foe *f, struct rig *r)
-{
-	foe_hang_up(f);
-	f->ops->dereg(f->dev, &r->mr);
-	munmap(r->memory, REGION_BYTES);
-}
 
 /* Offers 8 bytes that hold `nr` references, or claim to. */
 static struct rp_fork put_value(struct foe *f, struct rig *r, uint16_t nr)
 {
 	struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->next), 100000 + r->next);
-	uint64_t hash = 12345;
-	unsigned char *h = r->memory;
 
 	r->next++;
-	memset(h, 0, 256);
-	put_le64(h, NONCE);
-	put_le64(h + 8, rec.id.local_id);
-	put_le32(h + 16, FOE);
-	put_le32(h + 20, 1);
-	put_le64(h + 24, 8);
-	put_le64(h + 32, hash);
-	put_le32(h + 40, 0x59444552);
-	put_le16(h + 48, 1);
-	put_le16(h + 50, nr);
-	rec.loc = (struct rp_location){ .addr = REGION_IOVA,
-					.length = 8,
-					.nonce = NONCE,
-					.type_hash = hash,
-					.version = 1,
-					.nr_segments = 1,
-					.nr_refs = nr };
-	rec.loc.rkey[f->ops->kind] = r->mr.rkey;
+	memset(r->memory, 0, 256);
+	rec.loc = rig_header(f, r, rec.id.local_id, 8, 12345, 1, nr);
 	return rec;
 }
 
@@ -380,7 +323,7 @@ FOE_TEST(give__something_else)
 	struct rp_fork rec;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	f->on_call = on_call;
 	foe_meet(f, 1);
 	rec = put_value(f, &r, 0);
@@ -445,7 +388,7 @@ FOE_TEST(give__more_than_there_may_be)
 	uint8_t buf[RV_MSG_MAX];
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	uint64_t before = foe_rejected(1);
 
 	rec = put_value(f, &r, RREF_REFS_MAX + 1);

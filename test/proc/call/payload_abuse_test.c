@@ -9,15 +9,12 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <sys/mman.h>
 #include <cmocka.h>
 
-#include "tg_foe.h"
+#include "tg_rig.h"
 
 #define MIB ((size_t)1 << 20)
 #define REGION_BYTES ((size_t)262144)
-#define REGION_IOVA (UINT64_C(0x7e57) << 32)
-#define NONCE UINT64_C(0x1122334455667788)
 
 /* ---- functions of worker 1 ---- */
 
@@ -50,64 +47,26 @@ static int sum(struct rref_call *call, void *arg)
 			       rref_call_length(call), s, rref_call_nr_refs(call));
 }
 
-static int payload_bytes(struct rref_call *call, void *arg)
-{
-	struct rref_stats s = tg_stats(rref_call_context(call));
-
-	(void)arg;
-	return rref_call_error(call, -EDOM, "%lu", (unsigned long)s.payload_bytes);
-}
-
 static const struct rref_function served[] = {
 	{ .name = "give", .handler = give }, { .name = "sum", .handler = sum },
-	{ .name = "payload_bytes", .handler = payload_bytes, .flags = RREF_INLINE },
+	RIG_PAYLOAD_BYTES,
 };
 
 /* ---- the foe's memory ---- */
-
-struct rig {
-	unsigned char *memory;
-	struct rv_mr mr;
-	uint64_t call_id;
-};
-
-static void rig_open(struct foe *f, struct rig *r)
-{
-	int fd = memfd_create("foe-payloads", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
-	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
-			  &r->mr));
-	close(fd);
-	r->call_id = 1000;
-}
-
-static void rig_close(struct foe *f, struct rig *r)
-{
-	foe_hang_up(f);
-	f->ops->dereg(f->dev, &r->mr);
-	munmap(r->memory, REGION_BYTES);
-}
 
 /* Makes a correct call with a payload: `length` bytes of 1, and references of the foe's own. */
 static struct rw_message put_call(struct foe *f, struct rig *r, uint32_t length, uint32_t nr)
 {
 	struct rw_message m = { .frame.type = RW_CALL };
-	unsigned char *h = r->memory;
+	struct rp_location loc =
+		rig_header(f, r, 0, length + (uint64_t)nr * RW_FORK_BYTES, 0, 1, 0);
+	unsigned char *data = r->memory + 64;
+	uint64_t call_id = 1000 + r->next++;
 
-	memset(h, 0, 64);
-	put_le64(h, NONCE);
-	put_le32(h + 16, FOE);
-	put_le32(h + 20, 1);
-	put_le64(h + 24, length + (uint64_t)nr * RW_FORK_BYTES);
-	put_le32(h + 40, 0x59444552);
-	put_le32(h + 48, 1);
-	memset(h + 64, 1, length);
+	memset(data, 1, length);
 	for (uint32_t i = 0; i < nr; i++) {
-		struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->call_id * 100 + i),
-						1000000 + r->call_id * 100 + i);
+		struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, call_id * 100 + i),
+						1000000 + call_id * 100 + i);
 
 		rec.loc = (struct rp_location){ .addr = 4096,
 						.length = 1,
@@ -115,20 +74,15 @@ static struct rw_message put_call(struct foe *f, struct rig *r, uint32_t length,
 						.rkey = { 77, 77 },
 						.version = 1,
 						.nr_segments = 1 };
-		TG_OK(rw_put_forks(&rec, 1, h + 64 + length + i * RW_FORK_BYTES));
+		TG_OK(rw_put_forks(&rec, 1, data + length + i * RW_FORK_BYTES));
 	}
-	m.u.call = (struct rw_call){ .call_id = r->call_id++,
+	m.u.call = (struct rw_call){ .call_id = call_id,
 				     .kind = RW_CALL_RPC,
 				     .name = "sum",
 				     .name_length = 3,
 				     .data_length = length,
-				     .nr_refs = (uint16_t)nr };
-	m.u.call.loc = (struct rp_location){ .addr = REGION_IOVA,
-					     .length = length + (uint64_t)nr * RW_FORK_BYTES,
-					     .nonce = NONCE,
-					     .version = 1,
-					     .nr_segments = 1 };
-	m.u.call.loc.rkey[f->ops->kind] = r->mr.rkey;
+				     .nr_refs = (uint16_t)nr,
+				     .loc = loc };
 	return m;
 }
 
@@ -143,18 +97,12 @@ static int answer(struct foe *f, const struct rw_message *m)
 	return f->nr_recv[RW_REPLY] > before ? f->reply_status : -ENOTCONN;
 }
 
-static unsigned long bytes_offered(struct foe *f)
-{
-	TG_IS(foe_reply_to(f, "payload_bytes", NULL), -EDOM);
-	return strtoul(f->reply_text, NULL, 10);
-}
-
 FOE_TEST(payload__in_order)
 {
 	struct rw_message m;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	for (uint32_t nr = 0; nr < 50; nr += 10) {
 		uint64_t done = f->nr_recv[RW_DONE];
@@ -176,7 +124,7 @@ FOE_TEST(location__forged)
 	struct rw_message m;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	m = put_call(f, &r, 5000, 0);
 	m.u.call.loc.nonce++;
@@ -226,7 +174,7 @@ FOE_TEST(records__malformed)
 	};
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	for (size_t i = 0; i < array_size(bad); i++) {
 		uint64_t before = foe_rejected(1);
 
@@ -257,7 +205,7 @@ FOE_TEST(bytes__that_change_while_they_are_read)
 	pthread_t thread;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	for (int i = 0; i < (tg_is_shm() ? 200 : 10); i++) {
 		struct rw_message m = put_call(f, &r, 5000, 20);
@@ -297,7 +245,7 @@ FOE_TEST(results__never_read)
 		TG_OK(foe_say(f, &m));
 	}
 	FOE_UNTIL(f, f->nr_recv[RW_REPLY] == (uint64_t)(tg_is_shm() ? 16 : n));
-	TG_CHECK(bytes_offered(f) == (tg_is_shm() ? (size_t)RREF_ARGS_MAX : (size_t)n * length));
+	TG_CHECK(rig_offered(f) == (tg_is_shm() ? (size_t)RREF_ARGS_MAX : (size_t)n * length));
 	foe_others_work();
 	foe_still_served(f);
 	/* Giving one offer back lets the next of the waiting replies go. */
@@ -309,10 +257,10 @@ FOE_TEST(results__never_read)
 	if (tg_is_shm())
 		FOE_UNTIL(f, f->nr_recv[RW_REPLY] > replies);
 	else
-		TG_IS(bytes_offered(f), (size_t)(n - 1) * length);
+		TG_IS(rig_offered(f), (size_t)(n - 1) * length);
 	foe_hang_up(f);
 	foe_meet(f, 1);
-	FOE_UNTIL(f, bytes_offered(f) == 0);
+	FOE_UNTIL(f, rig_offered(f) == 0);
 }
 
 /* Says DONE of an offer that never was, that is another worker's, or
@@ -345,11 +293,11 @@ FOE_TEST(done__of_anything)
 						.status = -EIO };
 		TG_OK(foe_say(f, &done));
 	}
-	TG_IS(bytes_offered(f), length);
+	TG_IS(rig_offered(f), length);
 	foe_others_work();
 	done.u.done = (struct rw_done){ .call_id = 5555, .what = RW_PAYLOAD_REPLY };
 	TG_OK(foe_say(f, &done));
-	TG_IS(bytes_offered(f), 0);
+	TG_IS(rig_offered(f), 0);
 	TG_OK(foe_say(f, &done));
 	foe_still_served(f);
 	TG_CHECK(foe_dropped(1) >= dropped + 401);
@@ -360,7 +308,7 @@ FOE_TEST(cancel__of_anything)
 {
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	for (int i = 0; i < 50; i++) {
 		struct rw_message m = put_call(f, &r, 200000, 20);

@@ -9,14 +9,11 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <sys/mman.h>
 #include <cmocka.h>
 
-#include "tg_foe.h"
+#include "tg_rig.h"
 
 #define REGION_BYTES ((size_t)65536)
-#define REGION_IOVA (UINT64_C(0x7e57) << 32)
-#define NONCE UINT64_C(0x1122334455667788)
 
 /* ---- functions of worker 1 ---- */
 
@@ -90,32 +87,6 @@ static const struct rref_function served[] = {
 
 /* ---- the foe's values ---- */
 
-struct rig {
-	unsigned char *memory;
-	struct rv_mr mr;
-	uint64_t next;              /* id */
-};
-
-static void rig_open(struct foe *f, struct rig *r)
-{
-	int fd = memfd_create("foe-values", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-	TG_CHECK(fd >= 0 && !ftruncate(fd, (off_t)REGION_BYTES));
-	r->memory = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	TG_CHECK(r->memory != MAP_FAILED);
-	TG_OK(f->ops->reg(f->dev, r->memory, REGION_BYTES, fd, REGION_IOVA, RV_ACCESS_REMOTE_READ,
-			  &r->mr));
-	close(fd);
-	r->next = 1;
-}
-
-static void rig_close(struct foe *f, struct rig *r)
-{
-	foe_hang_up(f);
-	f->ops->dereg(f->dev, &r->mr);
-	munmap(r->memory, REGION_BYTES);
-}
-
 /* Returns the hash as docs/WIRE.md defines it, without the library. */
 static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flags)
 {
@@ -134,31 +105,17 @@ static uint64_t type_hash(const char *name, uint64_t element_size, uint32_t flag
 
 /* Offers a value with a correct header, `length` bytes of 1, and a table of `nr` lengths. */
 static struct rp_fork put_value(struct foe *f, struct rig *r, uint64_t length, uint64_t hash,
-				uint32_t nr, const uint64_t *table)
+				uint16_t nr, const uint64_t *table)
 {
 	struct rp_fork rec = foe_record(f, FOE, foe_id_of(FOE, r->next), 100000 + r->next);
 	unsigned char *h = r->memory;
 
 	r->next++;
 	memset(h, 0, REGION_BYTES);
-	put_le64(h, NONCE);
-	put_le64(h + 8, rec.id.local_id);
-	put_le32(h + 16, FOE);
-	put_le32(h + 20, 1);
-	put_le64(h + 24, length);
-	put_le64(h + 32, hash);
-	put_le32(h + 40, 0x59444552);
-	put_le32(h + 48, nr);
+	rec.loc = rig_header(f, r, rec.id.local_id, length, hash, nr, 0);
 	memset(h + 64, 1, length);
 	for (uint32_t i = 0; nr > 1 && i < nr; i++)
 		put_le64(h + 64 + ((length + 7) & ~UINT64_C(7)) + 8 * i, table[i]);
-	rec.loc = (struct rp_location){ .addr = REGION_IOVA,
-					.length = length,
-					.nonce = NONCE,
-					.type_hash = hash,
-					.version = 1,
-					.nr_segments = nr };
-	rec.loc.rkey[f->ops->kind] = r->mr.rkey;
 	return rec;
 }
 
@@ -187,7 +144,7 @@ FOE_TEST(segments__with_a_wrong_sum)
 	struct rp_fork rec;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	rec = put_value(f, &r, 64 + 70, plain, 2, (const uint64_t[]){ 5, 70 });
 	IS(f, "inspect", &rec, -EDOM, "2 segments, sum 75");
@@ -222,7 +179,7 @@ FOE_TEST(location__malformed)
 	uint8_t buf[RV_MSG_MAX];
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	for (int i = 0; i < 3; i++) {
 		uint64_t before = foe_rejected(1);
 		struct rp_fork rec = put_value(f, &r, 8, type_hash("bytes", 1, 0), 1, NULL);
@@ -248,7 +205,7 @@ FOE_TEST(elements__cut_off)
 	struct rp_fork rec;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	rec = put_value(f, &r, 8, type_hash("int32[]", 4, 0), 1, NULL);
 	IS(f, "inspect", &rec, -EDOM, "1 segments, sum 8");
@@ -294,7 +251,7 @@ FOE_TEST(type_answer__lies)
 	struct rp_fork rec;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	f->on_query = on_query;
 	answers = 1;
@@ -333,7 +290,7 @@ FOE_TEST(type_answer__late_unasked_or_never)
 	uint8_t buf[RV_MSG_MAX];
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	f->on_query = on_query;
 	answers = 0;
@@ -483,7 +440,7 @@ FOE_TEST(local_only__of_the_foe)
 	struct rp_fork rec;
 	struct rig r;
 
-	rig_open(f, &r);
+	rig_open(f, &r, REGION_BYTES);
 	foe_meet(f, 1);
 	rec = put_value(f, &r, 8, type_hash("theirs", 0, RREF_LOCAL_ONLY), 1, NULL);
 	rec.loc.addr = rec.loc.nonce = rec.loc.rkey[0] = rec.loc.rkey[1] = 0;
