@@ -86,7 +86,7 @@ static void log_below(void *arg, int level, const char *text)
 	rc_log(arg, (enum rref_log_level)level, "%s", text);
 }
 
-static int check_options(const struct rref_options *o)
+static int check_place(const struct rref_options *o)
 {
 	if (!o->world_size)
 		return rc_fail(
@@ -111,39 +111,55 @@ static int check_options(const struct rref_options *o)
 			"a group of %d needs the rendezvous address of rank 0, "
 			"host:port (RREF_RENDEZVOUS)",
 			o->world_size);
+	return 0;
+}
+
+static int check_options(const struct rref_options *o)
+{
 	if ((unsigned)o->mode > RREF_PROGRESS_MANUAL)
 		return rc_fail(EINVAL, "progress mode %d is unknown", (int)o->mode);
-	if (o->timeout < 0 || o->init_timeout < 0 || o->peer_timeout < 0 || o->stall_timeout < 0)
+	if ((o->timeout | o->init_timeout | o->peer_timeout | o->stall_timeout) < 0)
 		return rc_fail(EINVAL, "a timeout is negative");
 	if (o->nr_functions && !o->functions)
 		return rc_fail(EINVAL, "%zu functions, but no table", o->nr_functions);
 	if (o->poller_core < -1 || o->poller_core >= get_nprocs_conf())
 		return rc_fail(EINVAL, "poller core %d: this machine has %d, and -1 means any",
 			       o->poller_core, get_nprocs_conf());
-	if (o->nr_threads > THREADS_MAX)
-		return rc_fail(EINVAL, "%u threads: at most %u", o->nr_threads, THREADS_MAX);
-	if (o->max_waiting > WAITING_MAX)
-		return rc_fail(EINVAL, "max_waiting %u: at most %u", o->max_waiting, WAITING_MAX);
-	if (o->max_ops > OPS_MAX)
-		return rc_fail(EINVAL, "max_ops %u: at most %u", o->max_ops, OPS_MAX);
-	if (o->region_bytes > REGION_MAX)
-		return rc_fail(EINVAL, "a first region of %zu bytes: at most %zu", o->region_bytes,
-			       REGION_MAX);
-	if (o->max_value_bytes && o->max_value_bytes < BOUND_MIN)
-		return rc_fail(
-			EINVAL,
-			"max_value_bytes of %zu: at least %zu, "
-			"which is the least region (RREF_MAX_VALUE_BYTES)",
-			o->max_value_bytes, BOUND_MIN);
-	if (o->max_landing_bytes && o->max_landing_bytes < BOUND_MIN)
-		return rc_fail(
-			EINVAL,
-			"max_landing_bytes of %zu: at least %zu, "
-			"which is the least region (RREF_MAX_LANDING_BYTES)",
-			o->max_landing_bytes, BOUND_MIN);
 	if (o->flags & ~RREF_NO_LEAK_CHECK)
 		return rc_fail(EINVAL, "unknown flags %#x", o->flags);
 	return o->name ? rc_name_check(o->name) : 0;
+}
+
+static int check_limits(const struct rref_options *o)
+{
+	const struct {
+		const char *before, *after;
+		uint64_t value, most;
+	} most[] = {
+		{ "", " threads", o->nr_threads, THREADS_MAX },
+		{ "max_waiting ", "", o->max_waiting, WAITING_MAX },
+		{ "max_ops ", "", o->max_ops, OPS_MAX },
+		{ "a first region of ", " bytes", o->region_bytes, REGION_MAX },
+	};
+	const struct {
+		const char *option, *variable;
+		size_t value;
+	} least[] = {
+		{ "max_value_bytes", "RREF_MAX_VALUE_BYTES", o->max_value_bytes },
+		{ "max_landing_bytes", "RREF_MAX_LANDING_BYTES", o->max_landing_bytes },
+	};
+
+	for (size_t i = 0; i < array_size(most); i++)
+		if (most[i].value > most[i].most)
+			return rc_fail(EINVAL, "%s%" PRIu64 "%s: at most %" PRIu64, most[i].before,
+				       most[i].value, most[i].after, most[i].most);
+	for (size_t i = 0; i < array_size(least); i++)
+		if (least[i].value && least[i].value < BOUND_MIN)
+			return rc_fail(EINVAL, "%s of %zu: at least %zu, "
+				       "which is the least region (%s)",
+				       least[i].option, least[i].value, BOUND_MIN,
+				       least[i].variable);
+	return 0;
 }
 
 static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops,
@@ -172,10 +188,10 @@ static int open_device(struct rref_ctx *ctx, const struct rv_ops *ops,
 	return 0;
 }
 
-static int open_devices(struct rref_ctx *ctx, const char *text)
+static int open_devices(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct rc_device_choice c;
-	int err = rc_device_parse(text, &c), shm_err = 0;
+	int err = rc_device_parse(opt->device, &c), shm_err = 0;
 
 	if (err)
 		return err;
@@ -183,7 +199,7 @@ static int open_devices(struct rref_ctx *ctx, const char *text)
 	snprintf(ctx->device[RV_IBV].why_not, sizeof(ctx->device[0].why_not), "ibv is not chosen");
 	if (c.use_shm)
 		err = shm_err = open_device(ctx, &rv_shm_ops, &c);
-	if (c.use_ibv && !(err && c.must)) {
+	if (c.use_ibv) {
 		int e = open_device(ctx, &rv_ibv_ops, &c);
 
 		/* auto: a machine may lack RDMA if all its peers are here. rc_peers_open tells if
@@ -199,7 +215,7 @@ static int open_devices(struct rref_ctx *ctx, const char *text)
 }
 
 /* Closes the devices that reach no peer, since they would only pin memory. */
-static void close_unused(struct rref_ctx *ctx)
+static int close_unused(struct rref_ctx *ctx)
 {
 	for (int k = 0; k < RV_NR_KINDS; k++) {
 		struct rc_device *d = &ctx->device[k];
@@ -214,6 +230,7 @@ static void close_unused(struct rref_ctx *ctx)
 				 "no worker of this group is reached by it");
 		}
 	}
+	return 0;
 }
 
 static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
@@ -362,6 +379,110 @@ static int listed(int err)
 	return -EIO;
 }
 
+static void set_if_unset(int64_t *option, int64_t ns)
+{
+	if (!*option)
+		*option = ns;
+}
+
+/* Reads the program's options, or the environment's; checks them, and fills in what is unset. */
+static int take_options(const struct rref_options *opt, struct rref_options *o)
+{
+	int err;
+
+	if (opt) {
+		err = rc_options_read(opt, o);
+	} else {
+		rref_options_init(o);
+		err = rref_options_from_env(o);
+	}
+	if (err)
+		return err;
+	if (o->rank == -1 && o->world_size == 1)
+		o->rank = 0;
+	if ((err = check_place(o)) || (err = check_options(o)) || (err = check_limits(o)))
+		return err;
+	set_if_unset(&o->timeout, 60 * NSEC_PER_SEC);
+	set_if_unset(&o->init_timeout, 60 * NSEC_PER_SEC);
+	set_if_unset(&o->peer_timeout, NSEC_PER_SEC);
+	return 0;
+}
+
+static int open_group(struct rref_ctx *ctx, const struct rref_options *o)
+{
+	rc_limits_raise(ctx);
+	return rc_key_load(o->key_file, &ctx->group.key);
+}
+
+static int register_all(struct rref_ctx *ctx, const struct rref_options *o)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < o->nr_functions && !err; i++)
+		err = rref_register(ctx, &o->functions[i]);
+	return err;
+}
+
+static int open_ops(struct rref_ctx *ctx, const struct rref_options *o)
+{
+	return rc_ops_open(ctx, o->max_ops ? o->max_ops : 65536);
+}
+
+static is_alone int open_machine(struct rref_ctx *ctx)
+{
+	int err = rp_create(ctx->rank, ctx->world, &ctx->op.machine);
+
+	if (err)
+		return rc_fail(-err, "memory for the protocol's tables");
+	rp_set_seed(ctx->op.machine, rb_random64());
+	return 0;
+}
+
+static int open_pool(struct rref_ctx *ctx, const struct rref_options *o)
+{
+	return rc_pool_open(ctx, o->nr_threads ? o->nr_threads : 4,
+			    o->max_waiting ? o->max_waiting : 8192);
+}
+
+/* Parts of a context, in the order in which they are opened. rc_ctx_destroy closes them. */
+static const struct part {
+	int (*open)(struct rref_ctx *ctx);
+	int (*open_by)(struct rref_ctx *ctx, const struct rref_options *o);
+} parts[] = {
+	{ .open = rc_log_open },
+	{ .open_by = open_group },
+	{ .open_by = register_all },
+	{ .open_by = open_devices },
+	{ .open_by = meet },
+	{ .open_by = rc_scopes_open },
+	{ .open = rc_peers_open },
+	{ .open = rc_send_open },
+	{ .open = rc_incoming_open },
+	{ .open = close_unused },
+	{ .open_by = rc_memory_open },
+	{ .open = rc_types_open },
+	{ .open_by = open_ops },
+	{ .open = open_machine },
+	{ .open_by = open_pool },
+};
+
+static is_alone int open_all(struct rref_ctx *ctx, const struct rref_options *o)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < array_size(parts) && !err; i++)
+		err = parts[i].open ? parts[i].open(ctx) : parts[i].open_by(ctx, o);
+	if (err)
+		return err;
+	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name,
+	       ctx->world);
+	at_store_rel(&ctx->state, RC_CTX_RUNNING);
+	err = rc_poller_open(ctx);
+	if (err)
+		at_store_rel(&ctx->state, RC_CTX_SHUT);
+	return err;
+}
+
 is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 {
 	RB_NO_CANCEL;
@@ -371,97 +492,22 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 
 	if (!out)
 		return rc_fail(EINVAL, "rref_init: nowhere to put the context");
-	err = begin_process();
-	if (err)
+	if ((err = begin_process()) || (err = take_options(opt, &o)))
 		return err;
-	if (opt) {
-		err = rc_options_read(opt, &o);
-		if (err)
-			return err;
-	} else {
-		rref_options_init(&o);
-		err = rref_options_from_env(&o);
-		if (err)
-			return err;
-	}
-	if (o.rank == -1 && o.world_size == 1)
-		o.rank = 0;
-	err = check_options(&o);
-	if (err)
-		return err;
-	o.timeout = o.timeout ? o.timeout : 60 * NSEC_PER_SEC;
-	o.init_timeout = o.init_timeout ? o.init_timeout : 60 * NSEC_PER_SEC;
-	o.peer_timeout = o.peer_timeout ? o.peer_timeout : NSEC_PER_SEC;
 	ctx = ctx_make(&o);
-	if (!ctx || !ctx->members || !ctx->end.barrier_seen) {
+	if (ctx && ctx->members && ctx->end.barrier_seen)
+		err = open_all(ctx, &o);
+	else
 		err = rc_fail(ENOMEM, "memory for a context");
-		goto fail;
-	}
-	err = rc_log_open(ctx);
-	if (err)
-		goto fail;
-	rc_limits_raise(ctx);
-	err = rc_key_load(o.key_file, &ctx->group.key);
-	if (err)
-		goto fail;
-	for (size_t i = 0; i < o.nr_functions; i++) {
-		err = rref_register(ctx, &o.functions[i]);
-		if (err)
-			goto fail;
-	}
-	err = open_devices(ctx, o.device);
-	if (err)
-		goto fail;
-	err = meet(ctx, &o);
-	if (err)
-		goto fail;
-	err = rc_scopes_open(ctx, &o);
-	if (err)
-		goto fail;
-	err = rc_peers_open(ctx);
-	if (err)
-		goto fail;
-	err = rc_send_open(ctx);
-	if (!err)
-		err = rc_incoming_open(ctx);
-	if (err)
-		goto fail;
-	close_unused(ctx);
-	err = rc_memory_open(ctx, &o);
-	if (err)
-		goto fail;
-	err = rc_types_open(ctx);
-	if (err)
-		goto fail;
-	err = rc_ops_open(ctx, o.max_ops ? o.max_ops : 65536);
-	if (err)
-		goto fail;
-	err = rp_create(ctx->rank, ctx->world, &ctx->op.machine);
 	if (err) {
-		rc_fail(-err, "memory for the protocol's tables");
-		goto fail;
-	}
-	rp_set_seed(ctx->op.machine, rb_random64());
-	err = rc_pool_open(ctx, o.nr_threads ? o.nr_threads : 4,
-			   o.max_waiting ? o.max_waiting : 8192);
-	if (err)
-		goto fail;
-	rc_log(ctx, RREF_LOG_INFO, "%s joined a group of %u", ctx->members[ctx->rank].name,
-	       ctx->world);
-	at_store_rel(&ctx->state, RC_CTX_RUNNING);
-	err = rc_poller_open(ctx);
-	if (err) {
-		at_store_rel(&ctx->state, RC_CTX_SHUT);
-		goto fail;
+		if (ctx)
+			rc_ctx_destroy(ctx);
+		return listed(err);
 	}
 	*out = ctx;
 	/* clears the text of an attempt that failed, say for a missing provider */
 	rc_error_clear();
 	return 0;
-fail:
-	if (ctx)
-		rc_ctx_destroy(ctx);
-	return listed(err);
 }
 
 is_alone void rref_free_ctx(struct rref_ctx *ctx)

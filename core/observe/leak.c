@@ -53,26 +53,31 @@ struct summary {
 	uint64_t more;
 };
 
+/* Says where a reference was made: at a site, or by a function. */
+static void origin_text(const struct rc_value *v, const char *site, char text[80])
+{
+	const char *function = v ? rc_value_function(v) : NULL;
+
+	text[0] = 0;
+	if (v && rc_value_site(v))
+		site = rc_value_site(v);
+	if (site)
+		snprintf(text, 80, " made at %.60s", site + max_of((ssize_t)strlen(site) - 60, 0));
+	else if (function)
+		snprintf(text, 80, " made by %.60s", function);
+}
+
 static void sum_up(struct summary *s, struct rref_id id, const struct rc_value *v, const char *site,
 		   const char *verb, const char *name)
 {
 	size_t left = s->size - s->used;
+	char origin[80];
 	int n;
 
-	const char *function = v ? rc_value_function(v) : NULL;
-
-	if (v && rc_value_site(v))
-		site = rc_value_site(v);
-	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%.60s%s%.127s",
+	origin_text(v, site, origin);
+	n = snprintf(s->buf + s->used, left, "%s%.60s%s(%u,%" PRIu64 ")%s%s%.127s",
 		     s->used ? ", " : "", v ? v->type->name : "", v ? " " : "", id.created_on,
-		     id.local_id,
-		     site	? " made at "
-		     : function ? " made by "
-				: "",
-		     site	? site + max_of((ssize_t)strlen(site) - 60, 0)
-		     : function ? function
-				: "",
-		     verb, name);
+		     id.local_id, origin, verb, name);
 	if (n < 0 || (size_t)n >= left) {
 		s->buf[s->used] = 0;
 		s->more++;

@@ -216,6 +216,12 @@ static void line(struct text *t, const char *name, const char *kind, uint64_t va
 	t->used += n > 0 ? (size_t)n : 0;
 }
 
+static void kind_line(struct text *t, const char *name, unsigned kind, uint64_t value)
+{
+	if (value)
+		line(t, name, *rw_kind_name(kind) ? rw_kind_name(kind) : "malformed", value);
+}
+
 int rref_stats_format(const struct rref_stats *stats, char *buf, size_t size)
 {
 	struct text t = { buf, size, 0 };
@@ -231,12 +237,8 @@ int rref_stats_format(const struct rref_stats *stats, char *buf, size_t size)
 			line(&t, fields[i].name, NULL,
 			     *(const uint64_t *)(const void *)((const char *)&s + fields[i].at));
 	for (unsigned k = 0; k < RREF_MESSAGE_KINDS; k++) {
-		if (s.sent[k])
-			line(&t, "sent", *rw_kind_name(k) ? rw_kind_name(k) : "malformed",
-			     s.sent[k]);
-		if (s.received[k])
-			line(&t, "received", *rw_kind_name(k) ? rw_kind_name(k) : "malformed",
-			     s.received[k]);
+		kind_line(&t, "sent", k, s.sent[k]);
+		kind_line(&t, "received", k, s.received[k]);
 	}
 	return (int)t.used;
 }
