@@ -87,10 +87,21 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 	return rc;
 }
 
+/* Sets the connection's ACK time-out. rdma_cm's own: 2.15 s times 8 tries, so a silent peer is
+ * noticed after 17 s. */
+static void set_ack_timeout(struct rv_conn *conn)
+{
+	uint8_t ack = conn->dev->ack_timeout;
+
+	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack,
+			    sizeof(ack)))
+		rvi_log(conn->dev, 2, "%s: no ACK timeout for connections: %s",
+			conn->dev->caps.device, strerror(errno));
+}
+
 int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello, size_t len,
 		void *user, struct rv_conn **out)
 {
-	uint8_t ack = dev->ack_timeout;
 	struct sockaddr_storage dst;
 	struct rv_conn *conn;
 	int rc;
@@ -114,11 +125,7 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		conn->id = NULL;
 		return connect_failed(conn, "rdma_create_id", errno);
 	}
-	/* rdma_cm's own: 2.15 s times 8 tries, so a silent peer is noticed after 17 s. */
-	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack,
-			    sizeof(ack)))
-		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device,
-			strerror(errno));
+	set_ack_timeout(conn);
 	if (rdma_resolve_addr(conn->id, (struct sockaddr *)&dev->src, (struct sockaddr *)&dst,
 			      RVI_RESOLVE_MS))
 		return connect_failed(conn, "rdma_resolve_addr", errno);
@@ -145,7 +152,6 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		.srq = 1,
 	};
 	struct rv_dev *dev = conn->dev;
-	uint8_t ack = conn->dev->ack_timeout;
 	int rc;
 
 	if (len > RV_ANSWER_MAX)
@@ -158,17 +164,11 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		conn->dead = -EHOSTUNREACH;
 	if (conn->dead)
 		return accept_dead(conn);
-	if (rdma_set_option(conn->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack,
-			    sizeof(ack)))
-		rvi_log(dev, 2, "%s: no ACK timeout for connections: %s", dev->caps.device,
-			strerror(errno));
+	set_ack_timeout(conn);
 	rc = rvi_qp_create(conn);
 	if (rc)
 		return rc; /* still REQUESTED: may be rejected, or tried again when there is room */
-	rc = rvi_qp_ready(conn);
-	if (!rc && conn->reads_allowed)
-		rc = rvi_qp_access(conn);
-	if (rc) {
+	if (rvi_qp_ready(conn) || (conn->reads_allowed && rvi_qp_access(conn))) {
 		/* The CM gives no attributes for a request that was
 		 * taken back: its event is on the way. */
 		rvi_log(dev, 2, "%s: accept: %s", dev->caps.device, rv_error_text());

@@ -73,12 +73,21 @@ static void emit_data(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event
 	ev->len = conn->data_len;
 }
 
+static void copy_peer(struct rv_conn *conn)
+{
+	const struct sockaddr *sa = rdma_get_peer_addr(conn->id);
+
+	if (sa && sa->sa_family == AF_INET)
+		memcpy(&conn->peer, sa, sizeof(struct sockaddr_in));
+	else if (sa && sa->sa_family == AF_INET6)
+		memcpy(&conn->peer, sa, sizeof(struct sockaddr_in6));
+}
+
 /* Takes a stranger's request. It is bounded, and has no queue
  * pair until the core has looked at its hello. */
 static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_sink *sink)
 {
 	struct rv_conn *conn;
-	struct sockaddr *sa;
 
 	if (dev->lost || dev->nr_half_open >= RVI_HALF_OPEN_MAX || rvi_conn_alloc(dev, &conn))
 		goto refuse;
@@ -91,10 +100,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 	conn->id->context = conn;
 	conn->responder = min_of(e->responder, dev->max_responder);
 	conn->initiator = min_of(e->initiator, dev->max_initiator);
-	sa = rdma_get_peer_addr(conn->id);
-	if (sa && (sa->sa_family == AF_INET || sa->sa_family == AF_INET6))
-		memcpy(&conn->peer, sa, sa->sa_family == AF_INET ? sizeof(struct sockaddr_in)
-								 : sizeof(struct sockaddr_in6));
+	copy_peer(conn);
 	rb_assert(!conn->half_open && dev->nr_half_open < RVI_HALF_OPEN_MAX);
 	conn->half_open = true;
 	dev->nr_half_open++;

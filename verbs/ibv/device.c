@@ -19,6 +19,29 @@ void rvi_log(struct rv_dev *dev, int level, const char *fmt, ...)
 	dev->log(dev->log_ctx, level, text);
 }
 
+/* Sizes a connection's part of the queues. */
+static int size_each(struct rv_dev *dev, const struct rv_options *opt)
+{
+	const struct ibv_device_attr *a = &dev->attr;
+	uint32_t max_wr = (uint32_t)max_of(a->max_qp_wr, 0);
+
+	dev->credits = opt->credits ? opt->credits : 64;
+	if (dev->credits < RVI_CREDITS_MIN || dev->credits > 16384)
+		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits,
+			       RVI_CREDITS_MIN);
+	dev->credit_class = rvi_credit_class(dev->credits);
+	dev->nr_sends = RVI_SENDS_MAX + RVI_CREDIT_BUFS;
+	if (max_wr <= dev->nr_sends || a->max_srq_wr <= 0)
+		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,
+			       a->max_srq_wr > 0 ? "too small send queues"
+						 : "no shared receive queues");
+	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX),
+					RV_READ_SGE);
+	dev->max_reads = opt->max_reads ? opt->max_reads : 256;
+	dev->max_reads = min_of(min_of(dev->max_reads, max_wr - dev->nr_sends), RVI_SLOTS_MAX);
+	return 0;
+}
+
 /*
  * Sizes the queues for every completion that can be under way. An overrun loses some without a word
  * (seen on rxe). If the device's queues are too small for the wish, fewer connections are made,
@@ -29,22 +52,11 @@ static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 	const struct ibv_device_attr *a = &dev->attr;
 	uint32_t want = opt->max_conns ? opt->max_conns : 64;
 	uint32_t max_cqe = (uint32_t)max_of(a->max_cqe, 0),
-		 max_srq = (uint32_t)max_of(a->max_srq_wr, 0);
-	uint32_t max_wr = (uint32_t)max_of(a->max_qp_wr, 0), recv_each, max;
+		 max_srq = (uint32_t)max_of(a->max_srq_wr, 0), recv_each, max;
+	int rc = size_each(dev, opt);
 
-	dev->credits = opt->credits ? opt->credits : 64;
-	if (dev->credits < RVI_CREDITS_MIN || dev->credits > 16384)
-		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits,
-			       RVI_CREDITS_MIN);
-	dev->credit_class = rvi_credit_class(dev->credits);
-	dev->nr_sends = RVI_SENDS_MAX + RVI_CREDIT_BUFS;
-	if (max_wr <= dev->nr_sends || !max_srq)
-		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,
-			       max_srq ? "too small send queues" : "no shared receive queues");
-	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX),
-					RV_READ_SGE);
-	dev->max_reads = opt->max_reads ? opt->max_reads : 256;
-	dev->max_reads = min_of(min_of(dev->max_reads, max_wr - dev->nr_sends), RVI_SLOTS_MAX);
+	if (rc)
+		return rc;
 	recv_each = dev->credits + RVI_CREDIT_BUFS;
 	max = min_of(max_cqe / (dev->max_reads + dev->nr_sends),
 		     min_of(max_srq, max_cqe) / recv_each);
@@ -146,8 +158,11 @@ static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
 }
 
 /* Sets the longest ACK time-out with which all tries are over within silence_ns. */
-static void set_silence(struct rv_dev *dev, int64_t silence_ns, int64_t connect_ns)
+static void set_silence(struct rv_dev *dev, const struct rv_options *opt)
 {
+	int64_t silence_ns = opt->silence_ns ? opt->silence_ns : RVI_SILENCE_NS;
+	int64_t connect_ns = opt->connect_ns ? opt->connect_ns : RVI_CONNECT_NS;
+
 	dev->ack_timeout = RVI_ACK_TIMEOUT_MIN;
 	while (dev->ack_timeout < RVI_ACK_TIMEOUT_MAX &&
 	       (INT64_C(4096) << (dev->ack_timeout + 1)) * (RVI_RETRY_CNT + 1) <= silence_ns)
@@ -177,8 +192,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	memset(dev, 0, sizeof(*dev));
 	dev->ctx = pick.ctx;
 	dev->epfd = dev->timerfd = -1;
-	set_silence(dev, opt->silence_ns ? opt->silence_ns : RVI_SILENCE_NS,
-		    opt->connect_ns ? opt->connect_ns : RVI_CONNECT_NS);
+	set_silence(dev, opt);
 	dev->log = opt->log;
 	dev->log_ctx = opt->log_ctx;
 	list_init(&dev->closed);
@@ -188,18 +202,9 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	pthread_mutex_init(&dev->region_lock, NULL);
 	rvi_reap_init(dev);
 
-	rc = describe(dev, &pick);
-	if (!rc)
-		rc = size_queues(dev, opt);
-	if (!rc)
-		rc = make_queues(dev);
-	if (!rc)
-		rc = make_tables(dev);
-	if (!rc)
-		rc = rvi_listen(dev, &pick);
-	if (!rc)
-		rc = rvi_wake_init(dev);
-	if (rc) {
+	if ((rc = describe(dev, &pick)) || (rc = size_queues(dev, opt)) ||
+	    (rc = make_queues(dev)) || (rc = make_tables(dev)) || (rc = rvi_listen(dev, &pick)) ||
+	    (rc = rvi_wake_init(dev))) {
 		rvi_close(dev);
 		return rc;
 	}

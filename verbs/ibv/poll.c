@@ -173,6 +173,12 @@ static void attend(struct rv_dev *dev)
 			rvi_conn_down(dev->conns[i], -EIO, -1);
 }
 
+/* Tells whether the device is gone, and everything of it was reported. */
+static inline bool all_reported(const struct rv_dev *dev, const struct rvi_sink *sink)
+{
+	return dev->lost && !sink->n && list_empty(&dev->ends) && list_empty(&dev->closed);
+}
+
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	struct rvi_sink sink = { .dev = dev, .ev = ev, .max = max };
@@ -187,7 +193,7 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 		report_ends(dev, &sink);
 	if (unlikely(!list_empty(&dev->closed)))
 		report_closed(dev, &sink);
-	if (unlikely(dev->lost && !sink.n && list_empty(&dev->ends) && list_empty(&dev->closed)))
+	if (unlikely(all_reported(dev, &sink)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
 	rb_assert_is(sink.n, <=, max);
 	return (int)sink.n;

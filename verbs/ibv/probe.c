@@ -154,6 +154,18 @@ static int pick_on(struct ibv_context *ctx, const struct rv_options *opt, struct
 	return -ENODEV;
 }
 
+/* Says in words why no device can be used. open_rc: the last one that did not open. */
+static int none_usable(const struct rv_options *opt, int seen, int open_rc, const char *names,
+		       const char *reasons)
+{
+	if (!seen)
+		return rv_fail(ENODEV, "no RDMA device named %s; there is: %s", opt->device,
+			       names);
+	if (open_rc)
+		return rv_fail(-open_rc, "%s", reasons);
+	return rv_fail(ENODEV, "no usable RDMA port: %s", reasons);
+}
+
 int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 {
 	char reasons[240] = "", names[160] = "";
@@ -167,10 +179,6 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 	list = ibv_get_device_list(&n);
 	if (!list)
 		return rvi_no_devices(errno);
-	if (!n) {
-		rc = rvi_no_devices(0);
-		goto out;
-	}
 	for (int i = 0; i < n && rc; i++) {
 		const char *name = ibv_get_device_name(list[i]);
 		struct ibv_context *ctx;
@@ -191,13 +199,8 @@ int rvi_pick(const struct rv_options *opt, struct rvi_pick *out)
 		else
 			out->ctx = ctx;
 	}
-	if (rc && !seen)
-		rc = rv_fail(ENODEV, "no RDMA device named %s; there is: %s", opt->device, names);
-	else if (rc && open_rc)
-		rc = rv_fail(-open_rc, "%s", reasons);
-	else if (rc)
-		rc = rv_fail(ENODEV, "no usable RDMA port: %s", reasons);
-out:
+	if (rc)
+		rc = n ? none_usable(opt, seen, open_rc, names, reasons) : rvi_no_devices(0);
 	ibv_free_device_list(list);
 	return rc;
 }

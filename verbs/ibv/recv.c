@@ -124,12 +124,31 @@ static const char *check_frame(struct rv_conn *conn, const struct ibv_wc *wc,
 	return NULL;
 }
 
+/* Ends a connection by a failed receive. A message that did not fit is longer than any may be. Other
+ * failures say nothing about the peer. */
+static void recv_failed(struct rv_conn *conn, enum ibv_wc_status status)
+{
+	int err = rvi_wc_errno(status);
+
+	if (err == -ECONNRESET || err == -ETIMEDOUT)
+		rvi_conn_fail_wc(conn, status);
+	else
+		rvi_conn_protocol_error(conn, fault_of(conn), rvi_wc_text(status));
+}
+
+/* Tells whether the core may still get a message of that connection. */
+static inline bool takes_frames(const struct rv_conn *conn)
+{
+	enum rvi_state state = conn ? rvi_state(conn) : RVI_FREE;
+
+	return state == RVI_UP || state == RVI_ACCEPTING || (state == RVI_DOWN && conn->deliver);
+}
+
 void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 			struct rvi_sink *sink)
 {
 	struct rvi_buf *b = buf_of(dev, t, RVI_BUF_POSTED);
 	struct rv_conn *conn = rvi_qpn_find(dev, wc->qp_num);
-	enum rvi_state state = conn ? rvi_state(conn) : RVI_FREE;
 	struct rvi_frame f = { 0 };
 	struct rv_event *e;
 	const char *wrong;
@@ -141,17 +160,11 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
 		give_buffer_back(dev, b);
-		int err = rvi_wc_errno(wc->status);
-
-		/* The message did not fit, so it is longer than any
-		 * may be. Other failures say nothing about the peer. */
-		if (conn && (err == -ECONNRESET || err == -ETIMEDOUT))
-			rvi_conn_fail_wc(conn, wc->status);
-		else if (conn)
-			rvi_conn_protocol_error(conn, fault_of(conn), rvi_wc_text(wc->status));
+		if (conn)
+			recv_failed(conn, wc->status);
 		return;
 	}
-	if (state != RVI_UP && state != RVI_ACCEPTING && !(state == RVI_DOWN && conn->deliver)) {
+	if (!takes_frames(conn)) {
 		give_buffer_back(dev, b);
 		return;
 	}
@@ -164,7 +177,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	conn->rx_seq++;
 	conn->tx_credits += f.grant;
 	/* A message may come before rdma_cm's ESTABLISHED, and says the same. */
-	if (state == RVI_ACCEPTING)
+	if (rvi_state(conn) == RVI_ACCEPTING)
 		rvi_confirmed(conn, sink, true);
 	rvi_writable(conn, sink);
 	if (f.type == RVI_FRAME_CREDITS) {

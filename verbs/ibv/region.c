@@ -32,6 +32,25 @@ int rvi_reg_failed(int err, size_t length)
 		       length, limit);
 }
 
+static int reg_check(const struct rv_dev *dev, const void *base, size_t length, uint64_t iova,
+		     enum rv_access access)
+{
+	bool remote = access == RV_ACCESS_REMOTE_READ;
+
+	if (!length || (access != RV_ACCESS_LOCAL && !remote))
+		return rv_fail(EINVAL, "cannot register: %s",
+			       length ? "unknown access" : "no bytes");
+	if (length > dev->attr.max_mr_size)
+		return rv_fail(EMSGSIZE, "cannot register %zu bytes: the device's limit is %llu",
+			       length, (unsigned long long)dev->attr.max_mr_size);
+	/* The kernel insists on it (ib_uverbs_reg_mr). */
+	if (remote && ((iova ^ (uintptr_t)base) & 4095))
+		return rv_fail(EINVAL,
+			       "cannot register: the remote address must have the memory's offset "
+			       "within its page");
+	return 0;
+}
+
 /*
  * Registers memory. Value memory allows only remote reads: no device, not even our own, may write
  * through that key. Its remote address is the caller's random iova. Landing memory keeps its own
@@ -45,17 +64,9 @@ int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	int err;
 
 	(void)fd;
-	if (!length || (access != RV_ACCESS_LOCAL && !remote))
-		return rv_fail(EINVAL, "cannot register: %s",
-			       length ? "unknown access" : "no bytes");
-	if (length > dev->attr.max_mr_size)
-		return rv_fail(EMSGSIZE, "cannot register %zu bytes: the device's limit is %llu",
-			       length, (unsigned long long)dev->attr.max_mr_size);
-	/* The kernel insists on it (ib_uverbs_reg_mr). */
-	if (remote && ((iova ^ (uintptr_t)base) & 4095))
-		return rv_fail(EINVAL,
-			       "cannot register: the remote address must have the memory's offset "
-			       "within its page");
+	err = reg_check(dev, base, length, iova, access);
+	if (err)
+		return err;
 	r = malloc(sizeof(*r));
 	if (!r)
 		return rv_fail(ENOMEM, "no memory for a registration");
