@@ -86,7 +86,7 @@ static void log_below(void *arg, int level, const char *text)
 	rc_log(arg, (enum rref_log_level)level, "%s", text);
 }
 
-static int check_place(const struct rref_options *o)
+static int check_member(const struct rref_options *o)
 {
 	if (!o->world_size)
 		return rc_fail(
@@ -400,7 +400,7 @@ static int take_options(const struct rref_options *opt, struct rref_options *o)
 		return err;
 	if (o->rank == -1 && o->world_size == 1)
 		o->rank = 0;
-	if ((err = check_place(o)) || (err = check_options(o)) || (err = check_limits(o)))
+	if ((err = check_member(o)) || (err = check_options(o)) || (err = check_limits(o)))
 		return err;
 	set_if_unset(&o->timeout, 60 * NSEC_PER_SEC);
 	set_if_unset(&o->init_timeout, 60 * NSEC_PER_SEC);
