@@ -169,6 +169,11 @@ static int arena_parts_create(struct ra_arena *a)
 	rc = ra_je_arena_create(a);
 	if (rc)
 		goto destroy_near;
+	for (unsigned i = 0; i < RA_SHARDS; i++) {
+		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
+		a->shards[i].arena = a;
+	}
+	ra_seats_create(a);
 	return 0;
 
 destroy_near:
@@ -213,11 +218,6 @@ int ra_arena_create(const struct ra_hooks *hooks, const struct ra_options *opt,
 		free(a);
 		return rc;
 	}
-	for (unsigned i = 0; i < RA_SHARDS; i++) {
-		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
-		a->shards[i].arena = a;
-	}
-	ra_seats_create(a);
 	rb_assert_with(a->max_bytes % RA_GRANULE == 0 && a->max_bytes <= a->span_bytes,
 		       "%zu of %zu", a->max_bytes, a->span_bytes);
 	rb_assert_with(a->first_region >= RA_GRANULE && a->first_region <= RA_REGION_MAX, "%zu",

@@ -100,8 +100,10 @@ static void no_addresses(const char *call, size_t bytes)
 			 call, size_text(bytes).text);
 }
 
-/* Names the limit behind a thread that could not start: the
- * user's threads, or memory for its stack. */
+/*
+ * Names the limit behind a thread that could not start: the user's threads, or memory for its
+ * stack.
+ */
 static void no_threads(const char *call)
 {
 	char nproc[64] = "", memory[64] = "";
@@ -258,8 +260,23 @@ static size_t least_above(char *path, size_t mount_length, const char *name)
 	}
 }
 
-/* Finds this process' path in the hierarchy of that controller; ""
- * is version 2's. Returns NULL, or the path, which lies in buf. */
+/* Tells whether a comma list has that controller; "" is the only one of an empty list. */
+static bool has_controller(char *names, const char *controller)
+{
+	const char *one;
+
+	if (!*controller)
+		return !*names;
+	while ((one = strsep(&names, ",")))
+		if (!strcmp(one, controller))
+			return true;
+	return false;
+}
+
+/*
+ * Finds this process' path in the hierarchy of that controller; "" is version 2's. Returns NULL, or
+ * the path, which lies in buf.
+ */
 static const char *own_path(const char *cgroup_file, const char *controller, char *buf, size_t size)
 {
 	FILE *f = fopen(cgroup_file, "re");
@@ -272,36 +289,41 @@ static const char *own_path(const char *cgroup_file, const char *controller, cha
 		if (!path || path[1] != '/')
 			continue;
 		*path++ = '\0';
-		names++;
-		if (!*controller && !*names)
+		if (has_controller(names + 1, controller))
 			found = path;
-		for (char *rest = names, *one; *controller && (one = strsep(&rest, ","));)
-			if (!strcmp(one, controller))
-				found = path;
 	}
 	if (f)
 		fclose(f);
 	return found;
 }
 
-/* Reads one line of mountinfo. Returns the least limit of its hierarchy, or SIZE_MAX. */
-static size_t mount_limit(const char *line, const char *cgroup_file)
+/* Reads one line of mountinfo. Returns whether it mounts a hierarchy that limits memory. */
+static bool mounts_memory(const char *line, char root[4096], char mount[4096], bool *v1)
 {
-	char root[4096], mount[4096], type[32], options[512], buf[4096], path[8192];
-	const char *rest = strstr(line, " - "), *own;
-	bool v1;
+	const char *rest = strstr(line, " - ");
+	char type[32], options[512];
 
 	if (!rest || sscanf(line, "%*s %*s %*s %4095s %4095s", root, mount) != 2 ||
 	    sscanf(rest, " - %31s %*s %511s", type, options) != 2)
-		return SIZE_MAX;
-	v1 = !strcmp(type, "cgroup");
-	if (v1 ? !strstr(options, "memory") : strcmp(type, "cgroup2") != 0)
+		return false;
+	*v1 = !strcmp(type, "cgroup");
+	return *v1 ? strstr(options, "memory") != NULL : !strcmp(type, "cgroup2");
+}
+
+/* Returns the least limit of the hierarchy that a line of mountinfo mounts, or SIZE_MAX. */
+static size_t mount_limit(const char *line, const char *cgroup_file)
+{
+	char root[4096], mount[4096], buf[4096], path[8192];
+	const char *own;
+	bool v1;
+
+	if (!mounts_memory(line, root, mount, &v1))
 		return SIZE_MAX;
 	own = own_path(cgroup_file, v1 ? "memory" : "", buf, sizeof(buf));
 	if (!own)
 		return SIZE_MAX;
-	/* A container's mount may begin at the process' own
-	 * group, which its path names all the same. */
+	/* A container's mount may begin at the process' own group, which its path names all the
+	 * same. */
 	if (strcmp(root, "/") && !strncmp(own, root, strlen(root)))
 		own += strlen(root);
 	snprintf(path, sizeof(path), "%.4000s%.4000s", mount, own);

@@ -5,7 +5,8 @@
  * other lie near each other.
  *
  * The address of an item leads to its slab. A new item takes the first free place of the slab used
- * last. An empty slab is freed, unless it is the last with room. Not thread-safe: the owner of the slabs has a lock.
+ * last. An empty slab is freed, unless it is the last with room. Not thread-safe: the owner of the
+ * slabs has a lock.
  */
 #ifndef RC_SLAB_H
 #define RC_SLAB_H

@@ -5,9 +5,9 @@
  * once: answer.c.
  *
  * Bounds. The memory of a peer's open calls is counted here. A call beyond CALLS_BYTES, or with a
- * payload beyond FETCH_BYTES (take.c), is answered -EAGAIN at once. Its messages are not held back: among
- * them may be the answers that the calls being served wait for. A caller with the default max_ops
- * and small arguments cannot get there.
+ * payload beyond FETCH_BYTES (take.c), is answered -EAGAIN at once. Its messages are not held back:
+ * among them may be the answers that the calls being served wait for. A caller with the default
+ * max_ops and small arguments cannot get there.
  */
 #include <errno.h>
 #include <stdio.h>

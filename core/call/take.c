@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls, the callee's side: the general way in, for calls with references, with a payload, or that
- * create a value; and refusals. The fast way, and a call's life: serve.c.
+ * Calls, the callee's side: the general way in, and refusals. Calls come here that have references
+ * or a payload, or create a value. The fast way, and a call's life: serve.c.
  */
 #include <errno.h>
 #include <string.h>
@@ -79,7 +79,7 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 
 /*
  * Makes this worker the owner of the value that the call makes. Returns false if the call must not
- * run, after it was dealt with: nonsense, no memory, or the message of a session that is over.
+ * run: nonsense, no memory, or a message of a session that is over. It is dealt with then.
  */
 static needs_lock bool take_ownership(struct rref_ctx *ctx, struct rc_peer *from,
 				      const struct rw_call *c)
