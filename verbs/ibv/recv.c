@@ -124,8 +124,10 @@ static const char *check_frame(struct rv_conn *conn, const struct ibv_wc *wc,
 	return NULL;
 }
 
-/* Ends a connection by a failed receive. A message that did not fit is longer than any may be. Other
- * failures say nothing about the peer. */
+/*
+ * Ends a connection by a failed receive. A message that did not fit is longer than any may be.
+ * Other failures say nothing about the peer.
+ */
 static void recv_failed(struct rv_conn *conn, enum ibv_wc_status status)
 {
 	int err = rvi_wc_errno(status);
