@@ -232,7 +232,7 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	unsigned turn = 0;
 
 	rc_assert_locked(ctx);
-	/* sc. Pairs with rc_read_start and rc_fast_read: their pins in readers. */
+	/* sc. Pairs with inline_begin, post_pinned and post_marked: their pins. */
 	at_store_sc(&p->conn, NULL);
 	/* rc_pause sleeps in the end: the reader may be of a lower priority, on this very
 	 * processor */
