@@ -44,7 +44,6 @@
 #include "core/op/future.h"
 #include "core/op/state.h"
 #include "core/protocol/protocol.h"
-#include "core/read/state.h"
 #include "core/session/events.h"
 #include "core/session/peer.h"
 #include "core/session/resume.h"
@@ -91,7 +90,6 @@ struct rref_ctx {
 	struct rc_guard guard;
 	struct rc_value_state value;
 	struct rc_session_state session;
-	struct rc_read_state read;
 	struct rc_lock_state lock;
 	struct rc_op_state op;
 	struct rc_works works;

@@ -159,7 +159,7 @@ bool rc_in_flight_event(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie
 void rc_in_flight_all_fail(struct rref_ctx *ctx, int status)
 {
 	rc_assert_locked(ctx);
-	for (struct rc_in_flight *fl = ctx->read.flights; fl; fl = fl->next) {
+	for (struct rc_in_flight *fl = ctx->value.flights; fl; fl = fl->next) {
 		uint32_t posted = RC_FLIGHT_POSTED;
 
 		if (at_load(&fl->state) != RC_FLIGHT_POSTED)

@@ -29,7 +29,7 @@ uint64_t rc_fast_serial(void)
 
 static void unlink_reader(struct rc_reader *r)
 {
-	struct rc_reader **at = &r->ctx->read.readers;
+	struct rc_reader **at = &r->ctx->value.readers;
 
 	while (*at != r)
 		at = &(*at)->next;
@@ -122,8 +122,8 @@ struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 	r->read.nr_sge = 1;
 	pthread_mutex_lock(&lock);
 	forget_closed();
-	r->next = ctx->read.readers;
-	ctx->read.readers = r;
+	r->next = ctx->value.readers;
+	ctx->value.readers = r;
 	r->thread_next = rc_my_readers;
 	rc_my_readers = r;
 	pthread_mutex_unlock(&lock);
@@ -179,7 +179,7 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
 	bool yes = false;
 
 	pthread_mutex_lock(&lock);
-	for (struct rc_reader *r = ctx->read.readers; r && !yes; r = r->next)
+	for (struct rc_reader *r = ctx->value.readers; r && !yes; r = r->next)
 		yes = at_load_sc(&r->pinned) == p;
 	pthread_mutex_unlock(&lock);
 	return yes;
@@ -196,7 +196,7 @@ void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
 	bool any;
 
 	pthread_mutex_lock(&lock);
-	any = ctx->read.readers;
+	any = ctx->value.readers;
 	pthread_mutex_unlock(&lock);
 	if (any)
 		ra_asym_barrier();
@@ -214,7 +214,7 @@ void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 	s->reads = at_load(&ctx->n.reads);
 	s->doorbells = at_load(&ctx->n.doorbells);
 	s->read_bytes = at_load(&ctx->n.read_bytes);
-	for (struct rc_reader *r = ctx->read.readers; r; r = r->next) {
+	for (struct rc_reader *r = ctx->value.readers; r; r = r->next) {
 		s->reads += at_load(&r->reads);
 		s->doorbells += at_load(&r->reads);
 		s->read_bytes += at_load(&r->read_bytes);
@@ -235,7 +235,7 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 	struct rc_in_flight *fl;
 
 	rc_assert_locked(ctx);
-	for (fl = ctx->read.flights; fl; fl = fl->next) {
+	for (fl = ctx->value.flights; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
 		/* Pairs with rc_in_flight_put: acquire. */
@@ -248,8 +248,8 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 		return NULL;
 	memset(fl, 0, sizeof(*fl));
 	at_store(&fl->state, RC_FLIGHT_MINE);
-	fl->next = ctx->read.flights;
-	ctx->read.flights = fl;
+	fl->next = ctx->value.flights;
+	ctx->value.flights = fl;
 	return fl;
 }
 
@@ -263,18 +263,18 @@ void rc_in_flight_put(struct rc_in_flight *fl)
 is_alone void rc_readers_close(struct rref_ctx *ctx)
 {
 	pthread_mutex_lock(&lock);
-	while (ctx->read.readers) {
-		struct rc_reader *r = ctx->read.readers;
+	while (ctx->value.readers) {
+		struct rc_reader *r = ctx->value.readers;
 
-		ctx->read.readers = r->next;
+		ctx->value.readers = r->next;
 		reader_give_back(r);
 		r->ctx = NULL; /* freed by its thread */
 	}
 	pthread_mutex_unlock(&lock);
-	while (ctx->read.flights) {
-		struct rc_in_flight *fl = ctx->read.flights;
+	while (ctx->value.flights) {
+		struct rc_in_flight *fl = ctx->value.flights;
 
-		ctx->read.flights = fl->next;
+		ctx->value.flights = fl->next;
 		free(fl);
 	}
 	rc_landing_drain(ctx);

@@ -36,7 +36,7 @@ struct rc_in_flight {
 	struct rref_future *f;
 	/* under the lock; block where the device may still write, once it was given up */
 	struct rc_landing *landing;
-	struct rc_in_flight *next;      /* under the lock; ctx->read.flights */
+	struct rc_in_flight *next;      /* under the lock; ctx->value.flights */
 };
 
 /* The calling thread's readers, one of each context. */

@@ -13,6 +13,8 @@
 #include "core/base/slab.h"
 #include "core/value/ref.h"
 
+struct rc_in_flight;
+struct rc_reader;
 struct rc_types;
 
 #define RC_CACHE_SLOTS 16
@@ -33,6 +35,8 @@ struct rc_value_state {
 	_Atomic(struct rc_landing *) cache[RC_CACHE_CLASSES][RC_CACHE_SLOTS];
 	_Atomic(struct rc_landing *) large[RC_LARGE_SLOTS];
 	struct rc_types *types;           /* [const] types.c */
+	struct rc_reader *readers;        /* reader.c, under a lock of its own */
+	struct rc_in_flight *flights under_lock; /* reader.c */
 };
 
 #endif

@@ -369,6 +369,22 @@ def long_files(files):
             yield name, FILE_LINES + 1, f'{n} lines'
 
 
+def foreign(files):
+    """Fields in a struct of rref_ctx that another room's file reaches. A struct is its header's."""
+    home = {}
+    headers = [f for f in files if f.startswith('core/') and f.endswith('.h')]
+    structs = {s: f for f in headers for s in re.findall(r'^struct (\w+) \{', text(f), re.M)}
+    ctx = text('core/ctx.h') if 'core/ctx.h' in headers else ''
+    for struct, field in re.findall(r'^\tstruct (\w+) (\w+);', ctx, re.M):
+        if structs.get(struct, 'core/ctx.h') != 'core/ctx.h':
+            home[field] = os.path.dirname(structs[struct])
+    rooms = [f for f in files if re.match('core/[^/]+/', f)]
+    for name, nr, said in found_in(rooms, r'\bctx->\w+\.\w+'):
+        field = re.match(r'ctx->(\w+)', said)
+        if field and home.get(field[1], os.path.dirname(name)) != os.path.dirname(name):
+            yield name, nr, said
+
+
 def layers():
     """What layers.sh finds; None without objects."""
     if not glob.glob('build/librref-test.a'):
@@ -467,6 +483,8 @@ def measures():
                    if line.strip())
         yield Measure('lines', 'lines of code, without comments, assertions and empty lines', [],
                       count=code, step=500, note=f'{lines} with them')
+        yield Measure('foreign', 'fields of a room of core/ that files of another room reach',
+                      foreign(part.c))
         yield Measure('headers', 'headers that do not compile alone', not_alone(part.c))
     yield Measure('layers', 'failures of layers.sh', layers())
     pages = Part('pages').pages

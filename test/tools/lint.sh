@@ -65,7 +65,7 @@ A page. Its sentences are short. A line with a link may be long: [$long](docs/A.
 | who | what is in a table: $long |
 EOF
 zero=(clauses openings sentences verbless width names format functions complexity files)
-others=(lock-marks bool-locked headers layers page-clauses page-sentences page-width)
+others=(lock-marks bool-locked foreign headers layers page-clauses page-sentences page-width)
 check "the small tree is measured" lowered
 for m in "${zero[@]}" "${zero[@]/#/test-}" "${others[@]}"; do
 	check "the small tree has no fault: $m" counts 0 "$m"
@@ -73,7 +73,7 @@ done
 check "its assertion is counted" counts 1 assertions
 check "its lines are counted" counts 11 lines
 check "its counts are the budget" measured
-check "a line for each" [ "$(wc -l <"$tmp/tree/test/tools/lint.txt")" -eq 29 ]
+check "a line for each" [ "$(wc -l <"$tmp/tree/test/tools/lint.txt")" -eq 30 ]
 
 # ---- a fault of each kind, or two
 words=$(seq -s ' ' 21)
@@ -123,6 +123,31 @@ EOF
 plant core/good.c <<'EOF'
 /* The assertion of good.c is gone. */
 EOF
+plant core/ctx.h <<'EOF'
+#include "core/below/state.h"
+
+struct rc_all {
+	int n;
+};
+
+struct rref_ctx {
+	struct rc_room room;
+	struct rc_all all;
+};
+EOF
+plant core/below/state.h <<'EOF'
+struct rc_room {
+	int door;
+};
+EOF
+for f in below/own above/foreign foreign; do
+	plant core/$f.c <<'EOF'
+int *door(struct rref_ctx *ctx)
+{
+	return ctx->all.n ? &ctx->room.door : &ctx->room.door;
+}
+EOF
+done
 plant test/a.sh <<<"# Those are counted in a script."
 plant README.md <<EOF
 A page says many things, what they are and why; whoever reads it is glad. A long line is $long.
@@ -164,15 +189,16 @@ done <<'EOF'
 1 test-files
 2 lock-marks
 1 bool-locked
+2 foreign
 0 assertions
-712 lines
+735 lines
 1 headers
 2 layers
 2 page-clauses
 2 page-sentences
 1 page-width
 EOF
-check "all that is measured is planted" says "^0 passed, 29 failed"
+check "all that is measured is planted" says "^0 passed, 30 failed"
 check "a place is told" says '^    core/a.c:1: whoever that is'
 check "each place of a name is told" says '^    test/lib/b.c:1: twice'
 measured --show names
