@@ -323,6 +323,7 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	ctx->session.peer_timeout = o->peer_timeout;
 	ctx->session.stall_timeout = o->stall_timeout;
 	ctx->session.events = &rc_router_session;
+	ctx->session.fence = rc_peer_fence;
 	ctx->session.score_limit = RC_SCORE_LIMIT;
 	ctx->session.answer_ns = max_of(RC_ANSWER_NS,
 					min_of(ctx->session.peer_timeout, INT64_MAX / 2));

@@ -9,7 +9,7 @@
  *
  * Starting a read of one message does not take the lock. A ready handle's location is constant
  * (published by handle->state). Operations come from a lock-free slab. peer->readers pins the
- * connection (see the fence in peer.c). Over shm such a read also ends without the lock. Over ibv
+ * connection (see session/fence.c). Over shm such a read also ends without the lock. Over ibv
  * the thread that gets the lock without waiting takes the completions.
  *
  * Guards: under_lock, the progress lock (core/base/locked.h, which clang checks); [atomic]; [const]

@@ -375,8 +375,6 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN &&
 		    !p->said_goodbye)
 			next = min_of(next, max_of(p->retry_at, tick));
-		if (p->must_end)
-			next = min_of(next, tick);
 		if (p->stall.fence_at)
 			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)

@@ -43,8 +43,8 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
 		if (err == -EPROTO || err == -EINVAL)
 			break;
 		if (err == -ENOMEM)
-			rc_peer_fence(ctx, from, -EOWNERDEAD,
-				      "a message of it was lost for want of memory");
+			rc_session_end(ctx, from, -EOWNERDEAD,
+				       "a message of it was lost for want of memory");
 		return;
 	}
 	case RW_BARRIER:
@@ -92,7 +92,7 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
 	if (self)
 		return;
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, from, -EPROTO, "it broke the protocol");
+	rc_session_end(ctx, from, -EPROTO, "it broke the protocol");
 }
 
 static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx,
@@ -100,7 +100,7 @@ static __attribute__((noinline)) needs_lock void malformed(struct rref_ctx *ctx,
 {
 	at_add(&ctx->n.dropped, 1);
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, from, -EPROTO, "it sent a malformed message");
+	rc_session_end(ctx, from, -EPROTO, "it sent a malformed message");
 }
 
 /*
@@ -119,7 +119,6 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 {
 	struct rw_message m;
 	bool self = from->rank == ctx->rank;
-	uint32_t epoch = from->epoch;
 
 	rc_assert_locked(ctx);
 	if (unlikely(rw_decode(data, length, ctx->world, &m))) {
@@ -129,7 +128,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 	if (likely(!self)) {
 		bool news = m.frame.type == RW_RECEIVED;
 
-		if (unlikely(m.frame.epoch != epoch ||
+		if (unlikely(m.frame.epoch != from->epoch ||
 			     m.frame.seq != (news ? 0 : from->recv_seq + 1) ||
 			     rc_send_acked(ctx, from, m.frame.ack) || (news && !is_news(&m)))) {
 			malformed(ctx, from);
@@ -148,7 +147,7 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 		rc_reply_message(ctx, from, &m);
 	else
 		dispatch(ctx, from, &m);
-	if (likely(!self) && rc_same_session(ctx, from->rank, epoch))
+	if (likely(!self))
 		rc_send_after(ctx, from);
 }
 

@@ -111,8 +111,9 @@ static needs_lock bool may_retry(struct rref_ctx *ctx, void *arg)
 {
 	const struct rc_peer *p = arg;
 
-	return p->rank == ctx->rank || p->state != RC_PEER_DOWN || p->said_goodbye || p->nobody ||
-	       now_ns() >= p->retry_at;
+	if (p->rank == ctx->rank || p->said_goodbye || p->nobody)
+		return true;
+	return p->state == RC_PEER_DOWN ? now_ns() >= p->retry_at : !rc_state_ends(p->state);
 }
 
 /*

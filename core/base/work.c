@@ -21,6 +21,18 @@ void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 	q->nr++;
 }
 
+void rc_defer_first(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_works *q = &ctx->works;
+
+	rc_assert_locked(ctx);
+	w->item.next = (uintptr_t)q->first;
+	if (!q->first)
+		q->last = w;
+	q->first = w;
+	q->nr++;
+}
+
 static needs_lock struct rc_work *next_deferred(struct rc_works *q)
 {
 	struct rc_work *w = q->first;

@@ -38,6 +38,8 @@ struct rc_works {
 
 /* Defers w. It is not in the queue. */
 needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
+/* Does the same for urgent work, which goes before all other. */
+needs_lock void rc_defer_first(struct rref_ctx *ctx, struct rc_work *w);
 
 /*
  * Pushes an item that is not in the queue. Lock-free. The caller then tries the lock, and lets go

@@ -73,8 +73,8 @@ void rc_incoming_begin(struct rref_ctx *ctx, struct rc_incoming *in, const struc
 		in->ready(ctx, in);
 	/* Fences the sender: otherwise the parents would wait for their children for good. */
 	if (lost)
-		rc_peer_fence(ctx, &ctx->peers[from], -EOWNERDEAD,
-			      "references that it shared were lost for want of memory");
+		rc_session_end(ctx, &ctx->peers[from], -EOWNERDEAD,
+			       "references that it shared were lost for want of memory");
 }
 
 /* Makes room before the records come, so that they can be taken in. */
@@ -150,16 +150,16 @@ void rc_incoming_drop(struct rref_ctx *ctx, const struct rp_fork *recs, uint32_t
 		return;
 	if (from->nr_drops >= DROPS_MAX) {
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EOWNERDEAD,
-			      "it shared too many references that nobody asked for");
+		rc_session_end(ctx, from, -EOWNERDEAD,
+			       "it shared too many references that nobody asked for");
 		return;
 	}
 	in = malloc(sizeof(*in));
 	if (!in && ctx->call.nr_spare_drops)
 		in = ctx->call.spare_drop[--ctx->call.nr_spare_drops];
 	if (!in) {
-		rc_peer_fence(ctx, from, -EOWNERDEAD,
-			      "a message of it was lost for want of memory");
+		rc_session_end(ctx, from, -EOWNERDEAD,
+			       "a message of it was lost for want of memory");
 		return;
 	}
 	rc_incoming_init(in);

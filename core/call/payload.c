@@ -319,7 +319,7 @@ static needs_lock struct rp_fork *fetch_forks(struct rref_ctx *ctx, struct rc_in
 		in->status = -EPROTO;
 		snprintf(in->text, sizeof(in->text), "its references are malformed");
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, &ctx->peers[in->from], -EPROTO, "it sent malformed references");
+		rc_session_end(ctx, &ctx->peers[in->from], -EPROTO, "it sent malformed references");
 		free(recs);
 		return NULL;
 	}

@@ -94,11 +94,11 @@ static needs_lock bool take_ownership(struct rref_ctx *ctx, struct rc_peer *from
 		return true;
 	if (err == -EPROTO || err == -EINVAL) {
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, from, -EPROTO,
-			      "it asked for a creation with an id that it may not choose");
+		rc_session_end(ctx, from, -EPROTO,
+			       "it asked for a creation with an id that it may not choose");
 	} else if (err == -ENOMEM) {
-		rc_peer_fence(ctx, from, -EOWNERDEAD,
-			      "a message of it was lost for want of memory");
+		rc_session_end(ctx, from, -EOWNERDEAD,
+			       "a message of it was lost for want of memory");
 	} else {
 		drop_arguments(ctx, from, c, -EALREADY);
 	}
@@ -166,13 +166,11 @@ static needs_lock void turn_call_away(struct rref_ctx *ctx, struct rc_peer *from
 				      const struct rw_call *c, bool room)
 {
 	int status = room ? -ENOMEM : -EAGAIN;
-	uint32_t epoch = from->epoch;
 
 	refuse_call(ctx, from, c, status,
 		    room ? "no memory for the call"
 			 : "too many calls of this caller are open there");
-	if (rc_same_session(ctx, from->rank, epoch))
-		drop_arguments(ctx, from, c, status);
+	drop_arguments(ctx, from, c, status);
 }
 
 /* Takes in any call. */

@@ -50,11 +50,9 @@ query_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locat
 	}
 	m.u.type = (struct rw_type_info){ .number = rc_op_token(f), .id = f->handle->id,
 					  .fork = rc_fork_of(f->handle) };
-	at_add(&f->refs, 1); /* a fence in the sending may end f, and its waiter may put it */
 	err = rc_send(ctx, f->peer, &m);
 	if (err)
 		give_error(f, err, rc_error_text());
-	rc_op_put(f);
 }
 
 static needs_lock void end_query(struct rref_ctx *ctx, struct rref_future *f, int status,

@@ -98,6 +98,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 		[RC_PEER_DOWN] = "down",	  [RC_PEER_CONNECTING] = "connecting",
 		[RC_PEER_CROSSED] = "connecting", [RC_PEER_ACCEPTING] = "accepting",
 		[RC_PEER_PROVING] = "connecting", [RC_PEER_GONE] = "gone",
+		[RC_PEER_GIVEN_UP] = "down",	  [RC_PEER_ENDING] = "down",
 		[RC_PEER_UP] = "up",		  [RC_PEER_BROKEN] = "broken",
 		[RC_PEER_REDIALLING] = "broken",  [RC_PEER_REPROVING] = "broken",
 		[RC_PEER_REACCEPTING] = "broken",

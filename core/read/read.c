@@ -101,8 +101,6 @@ void rc_read_wait(struct rref_future *f, struct rc_peer *p)
 		err = -ENOTCONN;
 	if (!err && f->fetch && !rc_same_session(ctx, p->rank, f->fetch->epoch))
 		err = -ENOTCONN;
-	/* Comes before the read waits: a failure may fence the peer, which ends all reads that
-	 * wait. */
 	if (!err)
 		err = rc_peer_want(ctx, p);
 	if (err) {

@@ -97,10 +97,12 @@ void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 	int64_t now = now_ns(), wait = min_of(AGAIN_NS << min_of(p->nr_silent, 4u), AGAIN_LAST_NS);
 
 	rc_assert_locked(ctx);
+	if (rc_state_ends(p->state))
+		return; /* the fence ends it, and all that waits for it */
 	if (p->link)
 		p->ops->close_conn(p->link);
 	p->link = NULL;
-	rc_session_on(p, RC_STEP_OVER);
+	rc_session_on(ctx, p, RC_STEP_OVER);
 	rc_send_unproved(p);
 	/* A peer that is cut off keeps the reason of the cut. */
 	if (!p->cut_off)
@@ -128,11 +130,11 @@ void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const c
 		return;
 	}
 	p->nobody = err == -ECONNREFUSED;
-	rc_peer_fence(ctx, p,
-		      err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE
-			      ? err
-			      : -EOWNERDEAD,
-		      why);
+	rc_session_end(ctx, p,
+		       err == -EKEYREJECTED || err == -EPROTONOSUPPORT || err == -ESTALE
+			       ? err
+			       : -EOWNERDEAD,
+		       why);
 }
 
 void rc_contact_lost(struct rref_ctx *ctx, struct rc_peer *p)

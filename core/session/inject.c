@@ -351,12 +351,10 @@ void rc_inject_tick(struct rref_ctx *ctx, int64_t now)
 			continue;
 		h->message = NULL;
 		let_go(ctx, h);
-		/* May end the session, and drop the other messages that are held for this peer. */
 		if (rc_send_encoded(ctx, to, o->bytes, o->length))
-			rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD,
-				      "a message to it was held back, and then could not be sent");
+			rc_session_end(ctx, &ctx->peers[to], -EOWNERDEAD,
+				       "a message to it was held back, and then could not be sent");
 		free(o);
-		n = ctx->session.inject->held.next;
 	}
 }
 

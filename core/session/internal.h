@@ -7,6 +7,9 @@
 #include "core/ctx.h"
 
 /* peer.c */
+/* Refuses a request for a connection. Counts it, and logs it as long as such lines are rare. */
+needs_lock void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn,
+			       int err, const char *text);
 /* Returns the key of the pair, which is made once. NULL: -EKEYREJECTED. */
 needs_lock const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p);
 /*
@@ -20,8 +23,9 @@ needs_lock int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev,
 needs_lock void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);
 
 /* peer_event.c */
-needs_lock void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn,
-			       int err, const char *text);
+/* Begins the session that the peer's request asks for. p->hs is the request's hello. */
+needs_lock void rc_peer_take(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn);
+#define RC_LEFT_TEXT "this worker has left the group"
 
 /* contact.c */
 /* Begins an attempt of either side. */
@@ -35,7 +39,7 @@ needs_lock void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const 
  */
 needs_lock void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here);
 /*
- * Ends the attempt alone, or fences the peer if err is a refusal. reason: the peer's words, or
+ * Ends the attempt alone, or asks for the fence if err is a refusal. reason: the peer's words, or
  * NULL.
  */
 needs_lock void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err,
@@ -59,7 +63,7 @@ int64_t rc_stall_own(struct rref_ctx *ctx);
 /* Begins to look at the heartbeat: a session is up. */
 needs_lock void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_stall_end(struct rc_peer *p);
-/* Looks at the heartbeat when its time comes. May fence the peer. */
+/* Looks at the heartbeat when its time comes. May end the session. */
 needs_lock void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 /* Takes the end of a READ of the heartbeat. p may be NULL. */
 needs_lock void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status);

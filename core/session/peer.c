@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions with peers: made on first use, authenticated, fenced at their end. The states are in
- * table.h, events of the devices in peer_event.c, signs of life in stall.c. Attempts that come to
- * nothing are in contact.c.
+ * Sessions with peers: made on first use and authenticated. The states are in table.h, events of
+ * the devices in peer_event.c, signs of life in stall.c. Attempts that come to nothing are in
+ * contact.c.
  *
  * Both sides may connect at the same moment. The lower rank's attempt wins: the higher rank drops
  * its own attempt and takes the other. The lower rank refuses with EALREADY and goes on. The server
@@ -11,17 +11,10 @@
  * A connection may break while the session is UP. If both sides live the session goes on: resume.c
  * makes another connection.
  *
- * The fence, strictly in this order:
- *
- *   (1) No new read finds the connection; reads that are under way are waited for.
- *   (2) The device fence: on return nothing of the peer is in flight.
- *   (3) The machine drops all that hangs on the session. References that the peer was sharing stay
- *       for a grace period.
- *   (4) Only then may a new session of that peer come.
- *
- * A clock decides when to fence, never whether a read is safe.
+ * A session ends by the fence: fence.c.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -32,10 +25,6 @@
 #include "core/session/internal.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
-
-#define GRACE_NS (1 * NSEC_PER_SEC)
-/* pause before a fenced peer is tried again */
-#define RETRY_NS (200 * NSEC_PER_MSEC)
 
 is_alone int rc_peers_open(struct rref_ctx *ctx)
 {
@@ -94,18 +83,18 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 void rc_peers_close(struct rref_ctx *ctx)
 {
 	rc_assert_locked(ctx);
-	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++) {
-		struct rc_peer *p = &ctx->peers[i];
-
-		rc_peer_fence(ctx, p, -ESHUTDOWN, "the context was shut down");
-		/* no attempt of either side begins a session any more */
-		rc_session_on(p, RC_STEP_SHUT);
-	}
+	/* no attempt of either side begins a session any more */
+	ctx->session.leaves = true;
+	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++)
+		rc_session_end(ctx, &ctx->peers[i], -ESHUTDOWN, "the context was shut down");
+	rc_work_run(ctx);
 }
 
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_assert_locked(ctx);
+	if (p->state != RC_PEER_UP)
+		return; /* a fence is due */
 	at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
 	ctx->session.events->reads_may(ctx, p);
@@ -137,6 +126,26 @@ int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_client)
 	return err ? rc_fail(ENETRESET, "%s (rank %u): %s", p->member->name, p->rank,
 			     rv_error_text())
 		   : 0;
+}
+
+void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err,
+		    const char *text)
+{
+	uint8_t reason[RV_REASON_MAX];
+	char who[96];
+
+	rc_assert_locked(ctx);
+	d->ops->peer_text(conn, who, sizeof(who));
+	/* Counted before the peer hears of the refusal. "Come later" is no fault of the peer's. */
+	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
+	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
+	if (err == -EALREADY)
+		return;
+	/* Strangers must not fill the log, so its lines become rare. */
+	if (worth_logging(++ctx->session.nr_refused))
+		rc_log(ctx, RREF_LOG_WARNING,
+		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
+		       ctx->session.nr_refused, text);
 }
 
 /*
@@ -185,7 +194,7 @@ static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 	length = rc_hello_make(key, &p->hs, hello);
 	err = p->ops->connect(p->dev, &p->member->addr[p->kind], hello, length, p, &p->link);
 	if (!err) {
-		rc_session_on(p, RC_STEP_DIALLED);
+		rc_session_on(ctx, p, RC_STEP_DIALLED);
 		return 0;
 	}
 	snprintf(why, sizeof(why), "connecting: %.180s", rv_error_text());
@@ -196,7 +205,7 @@ static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_contact_ended(ctx, p, why);
 		return 0;
 	}
-	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+	rc_session_end(ctx, p, -EOWNERDEAD, why);
 	return fail_unreachable(p, why);
 }
 
@@ -241,57 +250,6 @@ void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 	ctx->session.events->reads_stop(ctx, p);
 }
 
-void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
-{
-	struct rv_conn *link = p->link;
-	bool was_alive = at_load(&p->alive);
-	char named[RP_TEXT_MAX]; /* names the worker, since an operation's text stands alone */
-
-	rc_assert_locked(ctx);
-	if (p->rank == ctx->rank)
-		return;
-	/* (1) */
-	rc_peer_stop_reads(ctx, p);
-	/* (2) The connection of a broken session is gone already; link was to take its place. */
-	p->link = NULL;
-	if (link)
-		p->ops->close_conn(link);
-	if (rc_state_stands(p->state) && !p->said_goodbye) {
-		rc_log(ctx, status == -ESHUTDOWN ? RREF_LOG_DEBUG : RREF_LOG_WARNING,
-		       "session %u with %s (rank %u) ended: %s", p->epoch, p->member->name, p->rank,
-		       why);
-		if (status == -EOWNERDEAD)
-			at_add(&ctx->n.dead, 1);
-	} else if (was_alive && !rc_state_stands(p->state) && status != -ESHUTDOWN) {
-		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) is given up: %s", p->member->name,
-		       p->rank, why);
-	}
-	rc_session_on(p, RC_STEP_FENCED);
-	p->must_end = p->cut_off = false;
-	at_store(&p->silent_since, 0);
-	p->nr_silent = 0;
-	rc_stall_end(p);
-	p->send_seq = p->recv_seq = 0;
-	rc_resume_over(p);
-	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
-	at_store(&p->alive, false);
-	snprintf(named, sizeof(named), "%.60s (rank %u): %s", p->member->name, p->rank, why);
-	snprintf(p->why, sizeof(p->why), "%s", why);
-	p->nr_fences++;
-	rc_send_drop_queue(ctx, p);
-	/* (3) */
-	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .status = status,
-			       .text = named };
-
-	p->grace_at = now_ns() + GRACE_NS;
-	p->fenced = true;
-	rc_step(ctx, &ev, NULL);
-	ctx->session.events->ended(ctx, p, status, named);
-	if (was_alive)
-		rc_peer_is_down(ctx, p, status);
-	ctx->session.events->one_fewer(ctx);
-}
-
 /* Ends the grace period (4): the rest of the old session goes before the new one begins. */
 void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 {
@@ -306,7 +264,7 @@ void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p)
 
 static needs_lock void peer_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
-	switch (rc_session_on(p, RC_SEE_TICK)) {
+	switch (rc_session_on(ctx, p, RC_SEE_TICK)) {
 	case RC_DO_WANT:
 	case RC_DO_WAIT:
 	case RC_DO_TIME:
@@ -314,7 +272,7 @@ static needs_lock void peer_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_
 		break;
 	case RC_DO_RETIME:
 		rc_resume_tick(ctx, p, now);
-		if (rc_state_stands(p->state))
+		if (!rc_state_ends(p->state))
 			rc_stall_tick(ctx, p, now);
 		break;
 	case RC_DO_LOOK:
@@ -333,8 +291,6 @@ void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
 
 		if (p->grace_at && now >= p->grace_at)
 			rc_peer_end_grace(ctx, p);
-		if (unlikely(p->must_end))
-			rc_peer_fence(ctx, p, -EPROTO, "its connection did what it cannot do");
 		peer_tick(ctx, p, now);
 		/* Reads that wait may go on without an event. A region may have been under way
 		 * (shm), or other reads may have taken the slots first. */

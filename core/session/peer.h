@@ -15,6 +15,7 @@
 #include "base/util.h"
 #include "core/base/hook.h"
 #include "core/base/locked.h"
+#include "core/base/work.h"
 #include "core/group/group.h"
 #include "core/protocol/protocol.h"
 #include "core/session/resume.h"
@@ -45,6 +46,15 @@ struct rc_split {
 	uint64_t bytes under_lock;
 	uint64_t connection under_lock; /* number of the connection, counted up; not 0 */
 	uint32_t outstanding under_lock; /* pieces in flight over this connection, of all reads */
+};
+
+/* A fence that is due: it was asked for, and not carried out yet; fence.c. */
+struct rc_ending {
+	struct rc_work work;
+	int status; /* the cause; rc_peer.why has its text */
+	bool in_silence; /* nothing answered: the peer is cut off behind the fence */
+	/* the peer's next attempt, taken behind the fence; rc_peer.hs is its hello. NULL = none */
+	struct rv_conn *next;
 };
 
 /* Deaths of a peer that the program has not heard of; down.c. */
@@ -79,7 +89,6 @@ struct rc_peer {
 	/* [const] a READ is over when it is posted: caps of its device */
 	bool reads_inline;
 	enum rc_peer_state state under_lock; /* table.h */
-	bool must_end under_lock; /* an event came that cannot be in this state; table.h */
 	bool said_goodbye under_lock; /* the peer's goodbye came: its end is orderly */
 	bool goodbye_sent under_lock; /* goodbye of this worker went out in this session */
 	bool ever_up under_lock; /* there was a session */
@@ -145,6 +154,7 @@ struct rc_peer {
 	uint32_t nr_fences under_lock; /* fences; each drops the messages that wait */
 	/* time of the peer's last message or its device's last sign of life; 0 = never */
 	int64_t heard_at under_lock;
+	struct rc_ending ending under_lock;
 	struct rc_down down under_lock;
 	_Atomic bool alive;
 	/* read path: pinned connection */

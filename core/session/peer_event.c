@@ -4,7 +4,6 @@
  * came; a READ ended. The action for each event and state is in table.c.
  */
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 
 #include "core/base/lock.h"
@@ -17,26 +16,6 @@
 
 /* Time for which the loser of a crossing waits for the winner's request. */
 #define CROSSING_NS (3 * NSEC_PER_SEC)
-
-void rc_peer_refuse(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn, int err,
-		    const char *text)
-{
-	uint8_t reason[RV_REASON_MAX];
-	char who[96];
-
-	rc_assert_locked(ctx);
-	d->ops->peer_text(conn, who, sizeof(who));
-	/* Counted before the peer hears of the refusal. "Come later" is no fault of the peer's. */
-	at_add(&ctx->n.rejected, err != -EAGAIN && err != -EALREADY);
-	d->ops->reject(conn, reason, rc_reason_make(err, text, reason));
-	if (err == -EALREADY)
-		return;
-	/* Strangers must not fill the log, so its lines become rare. */
-	if (worth_logging(++ctx->session.nr_refused))
-		rc_log(ctx, RREF_LOG_WARNING,
-		       "a connection from %s was refused (%" PRIu64 " so far): %s", who,
-		       ctx->session.nr_refused, text);
-}
 
 /* Counts a hello for a new session. Tells whether it is too many in this second. */
 static needs_lock bool comes_too_often(struct rc_peer *p)
@@ -83,7 +62,7 @@ static needs_lock int may_come(const struct rref_ctx *ctx, const struct rc_devic
 			       struct rc_peer *p, bool resumes, enum rc_session_action action)
 {
 	if (action == RC_DO_LEFT)
-		return rc_fail(ESHUTDOWN, "this worker has left the group");
+		return rc_fail(ESHUTDOWN, RC_LEFT_TEXT);
 	if (p->dev != d->dev)
 		return rc_fail(EPROTO, "this pair of workers uses the other device");
 	if (now_ns() < p->resume.banned_until)
@@ -106,10 +85,11 @@ static needs_lock void replace(struct rref_ctx *ctx, struct rc_peer *p,
 		 * on it; messages in the queue go over the new connection. */
 		p->ops->close_conn(p->link);
 		p->link = NULL;
-		rc_session_on(p, RC_STEP_OVER);
+		rc_session_on(ctx, p, RC_STEP_OVER);
 		rc_send_unproved(p);
 	} else if (action == RC_DO_END_TAKE) {
-		rc_peer_fence(ctx, p, -ENETRESET, "the peer opened a new session");
+		rc_session_end(ctx, p, -ENETRESET, "the peer opened a new session");
+		p->ops->close_conn(p->ending.next); /* the peer has given up that one */
 	}
 }
 
@@ -131,19 +111,17 @@ static needs_lock void accept_failed(struct rref_ctx *ctx, struct rc_peer *p, in
 	rc_contact_ended(ctx, p, why);
 }
 
-/* Accepts the connection of a new session. */
-static needs_lock void take_session(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
-				    const struct rc_handshake *h, struct rv_conn *conn)
+void rc_peer_take(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
 {
 	uint8_t answer[RV_ANSWER_MAX];
 	size_t length;
 	int err;
 
+	rc_assert_locked(ctx);
 	rc_peer_end_grace(ctx, p);
-	p->hs = *h;
 	p->hs.epoch = ++p->epoch;
 	p->link = conn;
-	rc_session_on(p, RC_STEP_TAKEN);
+	rc_session_on(ctx, p, RC_STEP_TAKEN);
 	p->cut_off = false; /* the peer lives */
 	rc_contact_begin(ctx, p);
 	p->said_goodbye = p->goodbye_sent = false;
@@ -151,7 +129,7 @@ static needs_lock void take_session(struct rref_ctx *ctx, struct rc_device *d, s
 	length = rc_answer_make(&p->key, &p->hs, answer);
 	err = rc_peer_seal(p, conn, false);
 	if (!err)
-		err = d->ops->accept(conn, answer, length, p);
+		err = p->ops->accept(conn, answer, length, p);
 	if (err)
 		accept_failed(ctx, p, err);
 }
@@ -166,7 +144,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 	int err = read_hello(ctx, ev, &h, &p);
 
 	if (!err) {
-		action = rc_session_on(p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
+		action = rc_session_on(ctx, p, h.resumes ? RC_SEE_RESUME : RC_SEE_HELLO);
 		err = may_come(ctx, d, p, h.resumes, action);
 	}
 	if (err) {
@@ -175,7 +153,11 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 		rc_resume_request(ctx, d, p, &h, ev, action);
 	} else {
 		replace(ctx, p, action);
-		take_session(ctx, d, p, &h, ev->conn);
+		p->hs = h;
+		if (action == RC_DO_END_TAKE)
+			p->ending.next = ev->conn; /* until the fence is carried out */
+		else
+			rc_peer_take(ctx, p, ev->conn);
 	}
 }
 
@@ -192,13 +174,13 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
 			rc_contact_ended(ctx, p,
 					 "somebody else's message came over its connection");
 		else
-			rc_peer_fence(ctx, p, err, rc_error_text());
+			rc_session_end(ctx, p, err, rc_error_text());
 		return;
 	}
 	rc_beacon(ctx, p->kind, &proof.u.auth);
 	rc_peer_end_grace(ctx, p);
 	p->epoch = p->hs.epoch;
-	rc_session_on(p, RC_STEP_ANSWERED);
+	rc_session_on(ctx, p, RC_STEP_ANSWERED);
 	p->cut_off = false; /* the peer lives */
 	rc_contact_begin(ctx, p);
 	p->send_seq = p->recv_seq = 0;
@@ -223,7 +205,7 @@ static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const 
 		p->ops->close_conn(p->link);
 		p->link = NULL;
 		p->retry_at = now_ns() + CROSSING_NS;
-		rc_session_on(p, RC_STEP_CROSSED);
+		rc_session_on(ctx, p, RC_STEP_CROSSED);
 		return;
 	}
 	if (!ev->len && (err == -EAGAIN || rc_is_lack(err)))
@@ -270,14 +252,14 @@ static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p,
 		if (err)
 			return rc_fail(-err, "the session could not be started: %s",
 				       rv_error_text());
-		rc_session_on(p, RC_STEP_PROVED);
+		rc_session_on(ctx, p, RC_STEP_PROVED);
 		set_up(ctx, p);
 		rc_beacon(ctx, p->kind, &welcome.u.auth);
 		err = rc_send(ctx, p->rank, &welcome);
 		if (err)
 			return err;
 	} else {
-		rc_session_on(p, RC_STEP_PROVED);
+		rc_session_on(ctx, p, RC_STEP_PROVED);
 		set_up(ctx, p);
 	}
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) over %s is up", p->epoch,
@@ -300,7 +282,7 @@ static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int 
 	if (!is_its_fault && p->state == RC_PEER_ACCEPTING)
 		rc_contact_ended(ctx, p, why);
 	else
-		rc_peer_fence(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
+		rc_session_end(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
 
 static needs_lock void on_first(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
@@ -341,7 +323,7 @@ static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const st
 		status = rc_stall_lost(ctx, p, why, lost, sizeof(lost));
 		snprintf(why, sizeof(why), "%s", lost);
 	}
-	rc_peer_fence(ctx, p, status, why);
+	rc_session_end(ctx, p, status, why);
 }
 
 void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
@@ -362,7 +344,7 @@ static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const s
 		[RV_EV_DISCONNECTED] = RC_SEE_LOST,   [RV_EV_RECV] = RC_SEE_MESSAGE,
 		[RV_EV_WRITABLE] = RC_SEE_WRITABLE,
 	};
-	enum rc_session_action action = rc_session_on(p, report[ev->type]);
+	enum rc_session_action action = rc_session_on(ctx, p, report[ev->type]);
 
 	switch (action) {
 	case RC_DO_ALIVE:
@@ -397,6 +379,9 @@ static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const s
 		rc_count_received(ctx, p, ev->data, ev->len);
 		ctx->session.events->message(ctx, p, ev->data, ev->len);
 		break;
+	case RC_DO_DROP:
+		at_add(&ctx->n.dropped, 1);
+		break;
 	case RC_DO_FLUSH:
 		rc_send_flush(ctx, p);
 		break;
@@ -419,8 +404,8 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d,
 		       (int)ev->len, ev->data ? (const char *)ev->data : "");
 		for (uint32_t i = 0; ev->status && i < ctx->world; i++)
 			if (ctx->peers[i].dev == d->dev)
-				rc_peer_fence(ctx, &ctx->peers[i], ev->status,
-					      "the device was lost");
+				rc_session_end(ctx, &ctx->peers[i], ev->status,
+					       "the device was lost");
 		return;
 	}
 	/* The message is of another sender, or changed on its way. Its connection ends; the session

@@ -83,8 +83,8 @@ void rc_resume_over(struct rc_peer *p)
 	p->resume.nobody = p->resume.stale = 0;
 }
 
-/* Counts a broken connection. Returns true if it was once too often, and the session is fenced. */
-static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
+/* Counts a broken connection. If it was once too often the session ends. */
+static needs_lock void count_break(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_resume *r = &p->resume;
 	uint32_t refused = at_xchg_acq(&r->refused, 0);
@@ -96,13 +96,12 @@ static needs_lock bool too_often(struct rref_ctx *ctx, struct rc_peer *p)
 	}
 	r->score += 1 + RC_SCORE_ACCESS * min_of(refused, RC_SCORE_LIMIT);
 	if (r->score < ctx->session.score_limit)
-		return false;
+		return;
 	r->score = 0;
 	r->banned_until = now + BAN_NS;
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, p, -ENETRESET,
-		      "its connection broke too often, by reads that were refused or otherwise");
-	return true;
+	rc_session_end(ctx, p, -ENETRESET,
+		       "its connection broke too often, by reads that were refused or otherwise");
 }
 
 /* Closes the link, and sets the time of the next attempt. */
@@ -111,7 +110,7 @@ static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_
 	if (p->link)
 		p->ops->close_conn(p->link);
 	p->link = NULL;
-	rc_session_on(p, RC_STEP_OVER);
+	rc_session_on(ctx, p, RC_STEP_OVER);
 	p->resume.at = now_ns() + pause;
 	ctx->turns.next_tick = min_of(ctx->turns.next_tick, p->resume.at);
 	/* The thread that found the break may not come back before the poller wakes by itself. */
@@ -124,7 +123,7 @@ void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const 
 	struct rc_resume *r = &p->resume;
 
 	rc_assert_locked(ctx);
-	rc_session_on(p, RC_STEP_BROKE);
+	rc_session_on(ctx, p, RC_STEP_BROKE);
 	rc_peer_stop_reads(ctx, p);
 	drop_link(ctx, p, 0);
 	p->probing = false;
@@ -160,7 +159,7 @@ static needs_lock void resume_dial(struct rref_ctx *ctx, struct rc_peer *p, int6
 		drop_link(ctx, p, again_ns(p));
 		return;
 	}
-	rc_session_on(p, RC_STEP_DIALLED);
+	rc_session_on(ctx, p, RC_STEP_DIALLED);
 	p->resume.at = now + attempt_ns(ctx);
 }
 
@@ -190,7 +189,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 	h->server_received = p->recv_seq;
 	p->hs = *h;
 	p->link = ev->conn;
-	rc_session_on(p, RC_STEP_TAKEN);
+	rc_session_on(ctx, p, RC_STEP_TAKEN);
 	r->at = now_ns() + attempt_ns(ctx);
 	r->nobody = r->stale = 0;
 	length = rc_answer_make(&p->key, &p->hs, answer);
@@ -207,28 +206,28 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
  */
 static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	rc_session_on(p, RC_STEP_PROVED);
+	rc_session_on(ctx, p, RC_STEP_PROVED);
 	rc_resume_over(p);
 	p->resume.nr_resumed++;
 	ctx->n.resumed++;
 	p->probe_at = now_ns() + ctx->session.peer_timeout / 2;
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch,
 	       p->member->name, p->rank);
-	if (!too_often(ctx, p))
-		rc_peer_open_reads(ctx, p);
+	count_break(ctx, p);
+	rc_peer_open_reads(ctx, p);
 }
 
 /*
  * Takes the number up to which the peer has our messages. Returns false if that cannot be, and the
- * session is fenced.
+ * session ends.
  */
 static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 {
 	if (!rc_send_resume(ctx, p, received))
 		return true;
 	at_add(&ctx->n.rejected, 1);
-	rc_peer_fence(ctx, p, -EPROTO,
-		      "it says that it got what was never sent, or never got what it acknowledged");
+	rc_session_end(ctx, p, -EPROTO,
+		       "it says that it got what was never sent, or never got what it acknowledged");
 	return false;
 }
 
@@ -245,7 +244,7 @@ void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p, const struct rv
 	}
 	if (!take_received(ctx, p, p->hs.server_received))
 		return;
-	rc_session_on(p, RC_STEP_ANSWERED);
+	rc_session_on(ctx, p, RC_STEP_ANSWERED);
 	p->resume.at = now_ns() + attempt_ns(ctx);
 	if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, proof))
 		drop_link(ctx, p, again_ns(p));
@@ -264,7 +263,7 @@ void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 			return;
 		p->nobody = true;
 		err = rc_stall_lost(ctx, p, p->resume.why, why, sizeof(why));
-		rc_peer_fence(ctx, p, err, why);
+		rc_session_end(ctx, p, err, why);
 		return;
 	}
 	p->resume.nobody = 0;
@@ -281,7 +280,7 @@ void rc_resume_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_e
 	/* A worker that lost the session for standing still says so. */
 	if (rc_stall_lost(ctx, p, lost, why, sizeof(why)) == -ENETRESET)
 		err = -ENETRESET;
-	rc_peer_fence(ctx, p, err, why);
+	rc_session_end(ctx, p, err, why);
 }
 
 /* Takes the client's proof, or the server's word that it has seen the proof. */
@@ -347,9 +346,8 @@ void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 		snprintf(lost, sizeof(lost), "%.150s, and could not be made again in time", r->why);
 		int err = rc_stall_lost(ctx, p, lost, why, sizeof(why));
 
-		rc_peer_fence(ctx, p, err, why);
-		if (err == -EOWNERDEAD)
-			rc_contact_lost(ctx, p);
+		rc_session_end(ctx, p, err, why);
+		p->ending.in_silence = err == -EOWNERDEAD;
 		return;
 	}
 	if (p->state != RC_PEER_BROKEN && now >= r->at)

@@ -232,8 +232,8 @@ static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc
 	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
 		free(o);
 		at_add(&ctx->n.rejected, 1);
-		rc_peer_fence(ctx, p, -EOWNERDEAD,
-			      "it does not take its messages, and too many wait for it");
+		rc_session_end(ctx, p, -EOWNERDEAD,
+			       "it does not take its messages, and too many wait for it");
 		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
 			       p->rank, p->why);
 	}
@@ -351,8 +351,8 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 }
 
 /*
- * Sends a message that others wait for or rely on. A peer that cannot be told is dead, or is fenced
- * now. All that hangs on its session is then cleaned up, on both sides.
+ * Sends a message that others wait for or rely on. A peer that cannot be told is dead, or its
+ * session ends. The fence then cleans up all that hangs on it, on both sides.
  */
 void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
@@ -365,8 +365,8 @@ void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message
 	if (err)
 		rc_log(ctx, RREF_LOG_DEBUG, "not told to rank %u: %s", to, rc_error_text());
 	if (err && err != -EOWNERDEAD)
-		rc_peer_fence(ctx, &ctx->peers[to], -EOWNERDEAD,
-			      "a message to it was lost for want of memory");
+		rc_session_end(ctx, &ctx->peers[to], -EOWNERDEAD,
+			       "a message to it was lost for want of memory");
 	rc_error_back(&scratch);
 }
 
@@ -408,7 +408,7 @@ static needs_lock void give_up(struct rref_ctx *ctx, struct rc_peer *p, struct r
 	}
 	snprintf(why, sizeof(why), "a message to it could not be sent: %.60s, %u times",
 		 rref_strerror(err), o->tries);
-	rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+	rc_session_end(ctx, p, -EOWNERDEAD, why);
 }
 
 bool rc_send_withdraw(struct rref_ctx *ctx, struct rc_peer *p, uint64_t call_id)

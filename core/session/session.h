@@ -12,11 +12,14 @@ int rc_peers_open(struct rref_ctx *ctx);
 needs_lock void rc_peers_close(struct rref_ctx *ctx);
 /* Asks for a session. Returns 0 (UP or on the way) or -errno. */
 needs_lock int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);
-needs_lock void rc_peer_fence(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why);
 /* Takes the fence's first step. */
 needs_lock void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_tick(struct rref_ctx *ctx, int64_t now);
+
+/* fence.c */
+/* Carries out the fence of the peer whose ending.work is w. Only the queue of work calls it. */
+needs_lock void rc_peer_fence(struct rref_ctx *ctx, struct rc_work *w);
 
 /* peer_event.c */
 needs_lock void rc_peer_event(struct rref_ctx *ctx, struct rc_device *d, const struct rv_event *ev);
@@ -49,7 +52,7 @@ int rc_send_open(struct rref_ctx *ctx);
 void rc_send_close(struct rref_ctx *ctx);
 /* Sends a message, or queues it when it must. */
 needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
-/* Sends a message as rc_send does. Fences a peer that cannot be told. */
+/* Sends a message as rc_send does. Asks for the fence of a peer that cannot be told. */
 needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
 /* Frees a message, or keeps it for the next. */
 needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o);

@@ -223,7 +223,7 @@ void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 			 "here: fenced",
 			 seconds_text(p->stall.still_ns).text);
 		at_add(&ctx->n.fenced, 1);
-		rc_peer_fence(ctx, p, -EOWNERDEAD, why);
+		rc_session_end(ctx, p, -EOWNERDEAD, why);
 		return;
 	}
 	if (now >= p->probe_at)
@@ -240,7 +240,7 @@ void rc_stall_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t still
 		 "they held of each "
 		 "other is gone, a new session may begin",
 		 from->member->name, seconds_text(still_ns).text);
-	rc_peer_fence(ctx, from, -ENETRESET, why);
+	rc_session_end(ctx, from, -ENETRESET, why);
 }
 
 const char *rc_stall_words(struct rref_ctx *ctx, uint32_t rank, const char *text, char *buf,

@@ -18,6 +18,9 @@ struct rc_session_events;
 /* Sessions with all peers. */
 struct rc_session_state {
 	const struct rc_session_events *events; /* [const] */
+	/* [const] fence.c: carries out the fence of rc_peer.ending */
+	void (*fence)(struct rref_ctx *ctx, struct rc_work *w);
+	bool leaves under_lock; /* this worker leaves: no session comes behind a fence */
 	struct rc_region *beacon_region; /* region of one page; NULL = not yet */
 	int beacon_fd;
 	/* [const] heartbeat of this worker, which peers READ: its device answers, and its progress

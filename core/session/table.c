@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session/table.h"
 
-#include "base/assert.h"
+#include <errno.h>
+#include <stdio.h>
 
-#include "core/session/peer.h"
+#include "base/assert.h"
+#include "core/base/lock.h"
+#include "core/base/work.h"
+#include "core/ctx.h"
 
 #define STAY(action) { RC_DO_##action, HERE }
 #define GO(next) { RC_DO_NOTHING, RC_PEER_##next }
@@ -29,8 +33,9 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = GO(DOWN), /* the device could not even connect */
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
-		[RC_STEP_SHUT] = GO(GONE),
+		[RC_STEP_ENDS] = GO(GIVEN_UP),
+		[RC_STEP_FENCED] = NEVER,
+		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_CONNECTING] = {
 		[RC_SEE_HELLO] = STAY(CROSS),
@@ -48,8 +53,9 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = GO(DOWN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
-		[RC_STEP_SHUT] = NEVER, /* after FENCED only */
+		[RC_STEP_ENDS] = GO(GIVEN_UP),
+		[RC_STEP_FENCED] = NEVER,
+		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_CROSSED] = {
 		[RC_SEE_HELLO] = STAY(REPLACE),
@@ -67,7 +73,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = GO(DOWN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(GIVEN_UP),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_ACCEPTING] = {
@@ -86,7 +93,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = GO(UP),
 		[RC_STEP_OVER] = GO(DOWN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(GIVEN_UP),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_PROVING] = {
@@ -105,8 +113,29 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = GO(UP),
 		[RC_STEP_OVER] = GO(DOWN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(GIVEN_UP),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
+	},
+	[RC_PEER_GIVEN_UP] = {
+		[RC_SEE_HELLO] = STAY(END_TAKE),
+		[RC_SEE_RESUME] = STAY(REFUSE),
+		[RC_SEE_CONNECTED] = STAY(DROP),
+		[RC_SEE_FAILED] = STAY(DROP),
+		[RC_SEE_LOST] = STAY(DROP),
+		[RC_SEE_MESSAGE] = STAY(DROP),
+		[RC_SEE_WRITABLE] = STAY(DROP),
+		[RC_SEE_TICK] = STAY(NOTHING),
+		[RC_STEP_DIALLED] = NEVER,
+		[RC_STEP_CROSSED] = NEVER,
+		[RC_STEP_TAKEN] = NEVER,
+		[RC_STEP_ANSWERED] = NEVER,
+		[RC_STEP_PROVED] = NEVER,
+		[RC_STEP_OVER] = NEVER,
+		[RC_STEP_BROKE] = NEVER,
+		[RC_STEP_ENDS] = GO(GIVEN_UP), /* the first cause counts */
+		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_SHUT] = GO(GONE),
 	},
 	[RC_PEER_GONE] = {
 		[RC_SEE_HELLO] = STAY(LEFT),
@@ -124,8 +153,9 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = NEVER,
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(GONE),
-		[RC_STEP_SHUT] = GO(GONE),
+		[RC_STEP_ENDS] = GO(GONE), /* nothing is left to end */
+		[RC_STEP_FENCED] = NEVER,
+		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_UP] = {
 		[RC_SEE_HELLO] = STAY(END_TAKE),
@@ -143,8 +173,29 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = NEVER,
 		[RC_STEP_BROKE] = GO(BROKEN),
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(ENDING),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
+	},
+	[RC_PEER_ENDING] = {
+		[RC_SEE_HELLO] = STAY(END_TAKE),
+		[RC_SEE_RESUME] = STAY(REFUSE),
+		[RC_SEE_CONNECTED] = STAY(DROP),
+		[RC_SEE_FAILED] = STAY(DROP),
+		[RC_SEE_LOST] = STAY(DROP),
+		[RC_SEE_MESSAGE] = STAY(DROP),
+		[RC_SEE_WRITABLE] = STAY(DROP),
+		[RC_SEE_TICK] = STAY(NOTHING),
+		[RC_STEP_DIALLED] = NEVER,
+		[RC_STEP_CROSSED] = NEVER,
+		[RC_STEP_TAKEN] = NEVER,
+		[RC_STEP_ANSWERED] = NEVER,
+		[RC_STEP_PROVED] = NEVER,
+		[RC_STEP_OVER] = NEVER,
+		[RC_STEP_BROKE] = NEVER,
+		[RC_STEP_ENDS] = GO(ENDING), /* the first cause counts */
+		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_SHUT] = GO(GONE),
 	},
 	[RC_PEER_BROKEN] = {
 		[RC_SEE_HELLO] = STAY(END_TAKE),
@@ -162,7 +213,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = GO(BROKEN), /* the device could not even connect */
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(ENDING),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_REDIALLING] = {
@@ -181,7 +233,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = GO(BROKEN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(ENDING),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_REPROVING] = {
@@ -200,7 +253,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = GO(UP),
 		[RC_STEP_OVER] = GO(BROKEN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(ENDING),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 	[RC_PEER_REACCEPTING] = {
@@ -219,7 +273,8 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = GO(UP),
 		[RC_STEP_OVER] = GO(BROKEN),
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_FENCED] = GO(DOWN),
+		[RC_STEP_ENDS] = GO(ENDING),
+		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},
 };
@@ -236,17 +291,33 @@ struct rc_session_row rc_session_row(unsigned state, unsigned event)
 	return row;
 }
 
-enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event event)
+enum rc_session_action rc_session_on(struct rref_ctx *ctx, struct rc_peer *p,
+				     enum rc_session_event event)
 {
 	struct rc_session_row row = rc_session_row(p->state, event);
 
+	rc_assert_locked(ctx);
 	if (row.action == RC_DO_NEVER) {
 		rb_assert(event < RC_SESSION_NR_REPORTS);
-		p->must_end = true;
-	} else if (row.next != p->state) {
-		/* The connection at fault is closed: the next state must not end for it. */
-		p->must_end = false;
+		rc_session_end(ctx, p, -EPROTO, "its connection did what it cannot do");
+	} else {
+		p->state = (enum rc_peer_state)row.next;
 	}
-	p->state = (enum rc_peer_state)row.next;
 	return (enum rc_session_action)row.action;
+}
+
+void rc_session_end(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
+{
+	enum rc_peer_state was = p->state;
+
+	rc_assert_locked(ctx);
+	if (p->rank == ctx->rank)
+		return;
+	rc_session_on(ctx, p, RC_STEP_ENDS);
+	if (p->state == was)
+		return;
+	p->ending.status = status;
+	snprintf(p->why, sizeof(p->why), "%s", why);
+	p->ending.work.run = ctx->session.fence;
+	rc_defer_first(ctx, &p->ending.work);
 }

@@ -16,13 +16,19 @@
  *      |      TAKEN                                    PROVED
  *      +------------> REACCEPTING ----------------------------> UP
  *
- * OVER leads from an attempt back to DOWN, or to BROKEN while the session stands. FENCED leads to
- * DOWN, and SHUT to GONE, which is for good.
+ * OVER leads from an attempt back to DOWN, or to BROKEN while the session stands.
+ *
+ *   any state --ENDS--> ENDING, or GIVEN_UP if no session stands --FENCED--> DOWN
+ *                                                                \--SHUT---> GONE, for good
+ *
+ * A fence is asked for in the middle of other work, and carried out later: fence.c. In between, no
+ * message goes out and none is taken. Requests of this worker wait, as in BROKEN, and the fence
+ * ends them. The first cause is the one that counts.
  *
  * Reports come from the device and the clock: they have an action, and the state stays. Steps
  * follow from reports: they have no action, and lead to the next state. An impossible report ends
- * the session at the next tick, since no peer may end this process. An impossible step is a fault
- * of the library: an assertion, or the same end without assertions.
+ * the session, since no peer may end this process. An impossible step is a fault of the library: an
+ * assertion, or the same end without assertions.
  *
  * Some facts are no states, since they outlive the session or meet each of its states. These are
  * the peer's goodbye and ours, cut_off, fenced, ever_up, nobody (peer.h).
@@ -34,6 +40,7 @@
 
 #include "core/base/locked.h"
 
+struct rref_ctx;
 struct rc_peer;
 
 enum rc_peer_state {
@@ -42,9 +49,11 @@ enum rc_peer_state {
 	RC_PEER_CROSSED,     /* the peer's hello won against ours, and is on its way */
 	RC_PEER_ACCEPTING,   /* this worker's answer is out, the client's proof is not here */
 	RC_PEER_PROVING,     /* this worker's proof is out, the server's answer to it is not here */
+	RC_PEER_GIVEN_UP,    /* a fence is due, and no session stands */
 	RC_PEER_GONE,        /* this worker has left */
 	/* The session stands from here on. */
 	RC_PEER_UP,
+	RC_PEER_ENDING,      /* a fence is due; until then nothing of the session is gone */
 	/* The session stands, its connection does not. */
 	RC_PEER_BROKEN,      /* no attempt is under way */
 	RC_PEER_REDIALLING,  /* like CONNECTING, PROVING and ACCEPTING, within the session */
@@ -72,8 +81,9 @@ enum rc_session_event {
 	RC_STEP_PROVED,      /* both sides have proved their identity */
 	RC_STEP_OVER,        /* an attempt came to nothing */
 	RC_STEP_BROKE,       /* the connection is gone, the session stands */
-	RC_STEP_FENCED,      /* the session, or an attempt at one, ended */
-	RC_STEP_SHUT,        /* this worker leaves */
+	RC_STEP_ENDS,        /* a fence is asked for: rc_session_end */
+	RC_STEP_FENCED,      /* the fence was carried out */
+	RC_STEP_SHUT,        /* the same, and this worker leaves */
 	RC_SESSION_NR_EVENTS,
 };
 
@@ -86,7 +96,7 @@ enum rc_session_action {
 	RC_DO_TAKE,          /* begin the session */
 	RC_DO_CROSS,         /* the lower rank's goes first */
 	RC_DO_REPLACE,       /* give up the attempt at hand, then take it */
-	RC_DO_END_TAKE,      /* fence the old session, then take it */
+	RC_DO_END_TAKE,      /* end the old session, and take it after the fence */
 	RC_DO_BREAK_TAKE,    /* break the connection, then take it */
 	RC_DO_ALIVE,         /* the client lives: await its proof */
 	RC_DO_ANSWER,        /* check the answer, send the proof */
@@ -99,6 +109,7 @@ enum rc_session_action {
 	RC_DO_FIRST,         /* the first message: a proof */
 	RC_DO_REFIRST,
 	RC_DO_MESSAGE,
+	RC_DO_DROP,          /* the session ends: its events are worth nothing */
 	RC_DO_FLUSH,
 	RC_DO_WANT,          /* tick: begin an attempt if one is due */
 	RC_DO_WAIT,          /* tick: wait for the hello that won */
@@ -116,7 +127,14 @@ struct rc_session_row {
 /* Returns the row of any state and event. Out of range: NEVER, and DOWN. */
 struct rc_session_row rc_session_row(unsigned state, unsigned event);
 /* Moves p to the next state and returns the action. */
-needs_lock enum rc_session_action rc_session_on(struct rc_peer *p, enum rc_session_event event);
+needs_lock enum rc_session_action rc_session_on(struct rref_ctx *ctx, struct rc_peer *p,
+						enum rc_session_event event);
+/*
+ * Asks for the peer's fence, which the next release of the lock carries out. Notes the cause, -errno
+ * and text, unless a fence is due already. Changes no state but the session's, and frees nothing.
+ */
+needs_lock void rc_session_end(struct rref_ctx *ctx, struct rc_peer *p, int status,
+			       const char *why);
 
 /* Tells whether a session stands, with a connection or without. */
 static inline bool rc_state_stands(enum rc_peer_state state)
@@ -127,13 +145,19 @@ static inline bool rc_state_stands(enum rc_peer_state state)
 /* Tells whether a session stands without a connection. */
 static inline bool rc_state_broken(enum rc_peer_state state)
 {
-	return state > RC_PEER_UP;
+	return state > RC_PEER_ENDING;
 }
 
 /* Tells whether an attempt at a session is under way. */
 static inline bool rc_state_tries(enum rc_peer_state state)
 {
 	return state >= RC_PEER_CONNECTING && state <= RC_PEER_PROVING;
+}
+
+/* Tells whether a fence is due. */
+static inline bool rc_state_ends(enum rc_peer_state state)
+{
+	return state == RC_PEER_ENDING || state == RC_PEER_GIVEN_UP;
 }
 
 #endif

@@ -620,8 +620,8 @@ inline rp_receive(g, type)
 
 /* ---- peers: protocol/peer.c ---- */
 
-/* rc_peer_fence of x, then the machine's part. The device fence is PS(O,
- * user) != UP: see read_* of safety.pml. */
+/* The fence of x (core/session/fence.c), then the machine's part. The device
+ * fence is PS(O, user) != UP: see read_* of safety.pml. */
 inline rp_peer_fenced(x, y)
 {
 	PS(x, y) = FENCED;

@@ -112,7 +112,7 @@ static int broken(int rank, void *arg)
 
 		share(ctx, 2);
 		rc_lock(ctx);
-		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
+		rc_session_end(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
 		rc_unlock(ctx);
 		/* References of the old session are gone, and their errors say so. */
 		TG_IS(rref_to_here(old, RREF_DEFAULT, &v), -ENETRESET);
@@ -178,7 +178,7 @@ TG_TEST(broken__a_read_about_to_begin, 2)
 		struct rref_future *f;
 
 		rc_lock(ctx);
-		rc_peer_fence(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
+		rc_session_end(ctx, &ctx->peers[1], -ENETRESET, "the test broke it");
 		rc_unlock(ctx);
 		usleep(300000);
 		new = get_kept(ctx);

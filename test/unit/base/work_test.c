@@ -88,6 +88,28 @@ static void deferred_work__runs_in_order_at_the_release(void **state)
 	free(ctx);
 }
 
+static void urgent_work__goes_before_all_other(void **state)
+{
+	struct rref_ctx *ctx = make_ctx(NULL);
+	struct piece p[4] = { 0 };
+
+	(void)state;
+	for (unsigned i = 0; i < 4; i++)
+		p[i].work.run = run;
+	rc_lock(ctx);
+	rc_defer_first(ctx, &p[1].work);
+	rc_defer(ctx, &p[2].work);
+	rc_defer_first(ctx, &p[0].work);
+	rc_defer(ctx, &p[3].work);
+	assert_int_equal(ctx->works.nr, 4);
+	rc_unlock(ctx);
+	assert_int_equal(nr_order, 4);
+	for (unsigned i = 0; i < 4; i++)
+		assert_ptr_equal(order[i], &p[i]);
+	assert_int_equal(ctx->works.nr + ctx->works.running, 0);
+	free(ctx);
+}
+
 static void work_that_defers_itself__goes_on_at_the_next_release(void **state)
 {
 	struct rref_ctx *ctx = make_ctx(NULL);
@@ -248,6 +270,7 @@ int main(void)
 		cmocka_unit_test(lock_settled__runs_after_all_pushed_work),
 		cmocka_unit_test(pushed_work__is_run_by_the_holder_of_the_lock),
 		cmocka_unit_test(pushed_work__that_pushes_is_for_the_next_round),
+		cmocka_unit_test(urgent_work__goes_before_all_other),
 		cmocka_unit_test(work_that_defers_itself__goes_on_at_the_next_release),
 		cmocka_unit_test(work_pushed_at_the_release__is_done),
 		cmocka_unit_test(work_pushed_by_work__runs_in_the_same_release),

@@ -279,8 +279,7 @@ static int teardown(void **state)
 		struct rc_peer *p = peer_of(i);
 
 		rc_lock(ctx[i]);
-		rc_peer_fence(ctx[i], p, -ESHUTDOWN, "the test is over");
-		rc_session_on(p, RC_STEP_SHUT);
+		rc_session_end(ctx[i], p, -ESHUTDOWN, "the test is over");
 		rc_unlock(ctx[i]);
 	}
 	for (int i = 0; i < 2; i++) {
@@ -311,7 +310,9 @@ static void begin(void)
 		struct rc_peer *p = peer_of(i);
 
 		rc_lock(ctx[i]);
-		rc_peer_fence(ctx[i], p, -ENETRESET, "a new schedule");
+		rc_session_end(ctx[i], p, -ENETRESET, "a new schedule");
+		rc_unlock(ctx[i]); /* carries the fence out */
+		rc_lock(ctx[i]);
 		rc_peer_end_grace(ctx[i], p);
 		rc_unlock(ctx[i]);
 		p->retry_at = 0;
@@ -595,7 +596,9 @@ static void crossing__a_new_hello_begins_a_new_session(void **state)
 		settle();
 		assert_true(are_joined());
 		rc_lock(ctx[side]);
-		rc_peer_fence(ctx[side], peer_of(side), -ENETRESET, "the test ended it here");
+		rc_session_end(ctx[side], peer_of(side), -ENETRESET, "the test ended it here");
+		rc_unlock(ctx[side]); /* carries the fence out */
+		rc_lock(ctx[side]);
 		rc_peer_end_grace(ctx[side], peer_of(side));
 		rc_unlock(ctx[side]);
 		for (look(&o); o.nr_arrive; look(&o)) /* the other end is not told */

@@ -6,9 +6,11 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <errno.h>
 #include <limits.h>
 
-#include "core/session/peer.h"
+#include "core/base/lock.h"
+#include "core/ctx.h"
 #include "core/session/table.h"
 
 /* States in which p->link is NULL, so that no event of the device is for it. */
@@ -90,31 +92,67 @@ static void table__each_state_can_end(void **state)
 	(void)state;
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++) {
 		bool seen[RC_PEER_NR_STATES] = { false };
-		struct rc_session_row fenced = rc_session_row(s, RC_STEP_FENCED);
+		struct rc_session_row ends = rc_session_row(s, RC_STEP_ENDS);
 
-		assert_int_equal(fenced.action, RC_DO_NOTHING);
-		assert_int_equal(fenced.next, s == RC_PEER_GONE ? RC_PEER_GONE : RC_PEER_DOWN);
-		assert_int_equal(rc_session_row(fenced.next, RC_STEP_SHUT).next, RC_PEER_GONE);
 		assert_int_equal(reach(s, seen), s == RC_PEER_GONE ? 1 : RC_PEER_NR_STATES);
+		assert_int_equal(ends.action, RC_DO_NOTHING);
+		if (s == RC_PEER_GONE) {
+			assert_int_equal(ends.next, RC_PEER_GONE);
+			continue;
+		}
+		/* A session stands until its fence. */
+		assert_int_equal(ends.next, rc_state_stands((enum rc_peer_state)s)
+						    ? RC_PEER_ENDING
+						    : RC_PEER_GIVEN_UP);
+		assert_int_equal(rc_session_row(ends.next, RC_STEP_FENCED).next, RC_PEER_DOWN);
+		assert_int_equal(rc_session_row(ends.next, RC_STEP_SHUT).next, RC_PEER_GONE);
 	}
 }
 
-/* Checks that only a proof brings a session up, and only a fence ends one. */
+/*
+ * Checks that only a proof brings a session up, and only a fence ends one. The fence was asked for
+ * before.
+ */
 static void table__a_session_begins_by_proof_and_ends_by_fence(void **state)
 {
 	(void)state;
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++)
 		for (unsigned e = 0; e < RC_SESSION_NR_EVENTS; e++) {
-			enum rc_peer_state next = (enum rc_peer_state)rc_session_row(s, e).next;
+			struct rc_session_row row = rc_session_row(s, e);
+			enum rc_peer_state next = (enum rc_peer_state)row.next;
 			bool stood = rc_state_stands((enum rc_peer_state)s);
+			bool fence = e == RC_STEP_FENCED || e == RC_STEP_SHUT;
 
 			if (next == RC_PEER_UP && s != RC_PEER_UP)
 				assert_int_equal(e, RC_STEP_PROVED);
 			if (stood && !rc_state_stands(next))
-				assert_int_equal(e, RC_STEP_FENCED);
+				assert_true(fence);
 			if (!stood && rc_state_stands(next))
 				assert_int_equal(e, RC_STEP_PROVED);
+			if (fence && row.action != RC_DO_NEVER)
+				assert_true(rc_state_ends((enum rc_peer_state)s));
 		}
+}
+
+/* Checks that nothing is taken while a fence is due, and that no step but the fence leads on. */
+static void table__a_session_that_ends_takes_nothing(void **state)
+{
+	static const enum rc_peer_state ends[] = { RC_PEER_ENDING, RC_PEER_GIVEN_UP };
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_true(rc_state_ends(ends[i]));
+		assert_false(rc_state_tries(ends[i]) || rc_state_broken(ends[i]));
+		for (unsigned e = RC_SEE_CONNECTED; e <= RC_SEE_WRITABLE; e++)
+			assert_int_equal(rc_session_row(ends[i], e).action, RC_DO_DROP);
+		assert_int_equal(rc_session_row(ends[i], RC_SEE_TICK).action, RC_DO_NOTHING);
+		assert_int_equal(rc_session_row(ends[i], RC_SEE_RESUME).action, RC_DO_REFUSE);
+		assert_int_equal(rc_session_row(ends[i], RC_SEE_HELLO).action, RC_DO_END_TAKE);
+		for (unsigned e = RC_SESSION_NR_REPORTS; e < RC_SESSION_NR_EVENTS; e++)
+			assert_int_equal(rc_session_row(ends[i], e).action == RC_DO_NEVER,
+					 e != RC_STEP_ENDS && e != RC_STEP_FENCED &&
+						 e != RC_STEP_SHUT);
+	}
 }
 
 static void table__no_event_without_a_connection(void **state)
@@ -131,18 +169,46 @@ static void table__no_event_without_a_connection(void **state)
 				    rc_session_row(s, RC_SEE_LOST).action != RC_DO_NEVER);
 }
 
-/* Ends the session alone after a report that the device must not make. */
+/* ---- what the table does to a session ---- */
+
+static struct rref_ctx ctx; /* rank 0, with an empty queue of work */
+
+static void fence_is_not_run(struct rref_ctx *c, struct rc_work *w)
+{
+	(void)c, (void)w;
+	fail_msg("asking for a fence carried it out");
+}
+
+/* Takes the lock for the rest of the program: no test here carries out a fence. */
+static int take_lock(void **state)
+{
+	(void)state;
+	rc_lock(&ctx);
+	return 0;
+}
+
+static struct rc_peer peer_in(unsigned state)
+{
+	ctx.works = (struct rc_works){ 0 };
+	ctx.session.fence = fence_is_not_run;
+	return (struct rc_peer){ .rank = 1, .state = (enum rc_peer_state)state };
+}
+
+/* Checks that a report that the device must not make ends the session alone. */
 static void on__an_impossible_report(void **state)
 {
 	(void)state;
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++)
 		for (unsigned e = 0; e < RC_SESSION_NR_REPORTS; e++) {
-			struct rc_peer p = { .state = (enum rc_peer_state)s };
-			enum rc_session_action a = rc_session_on(&p, (enum rc_session_event)e);
+			struct rc_peer p = peer_in(s);
+			enum rc_session_action a = rc_session_on(&ctx, &p, (enum rc_session_event)e);
+			bool ends = a == RC_DO_NEVER && s != RC_PEER_GONE;
 
 			assert_int_equal(a, rc_session_row(s, e).action);
-			assert_int_equal(p.state, s);
-			assert_int_equal(p.must_end, a == RC_DO_NEVER);
+			assert_int_equal(p.state,
+					 ends ? rc_session_row(s, RC_STEP_ENDS).next : s);
+			assert_int_equal(ctx.works.nr, ends);
+			assert_int_equal(p.ending.status, ends ? -EPROTO : 0);
 		}
 }
 
@@ -153,34 +219,55 @@ static void table__an_unproved_attempt_ends_no_session(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 2; i++) {
-		struct rc_peer p = { .state = attempt[i] };
+		struct rc_peer p = peer_in(attempt[i]);
 
-		assert_int_equal(rc_session_on(&p, RC_SEE_MESSAGE), RC_DO_NOTHING);
+		assert_int_equal(rc_session_on(&ctx, &p, RC_SEE_MESSAGE), RC_DO_NOTHING);
 		assert_int_equal(p.state, attempt[i]);
-		assert_false(p.must_end);
 	}
 }
 
-/* Forgives the next connection the errors of the last one. */
-static void on__the_next_connection_is_not_ended_for_the_last(void **state)
+static void end__the_first_cause_counts(void **state)
 {
-	struct rc_peer p = { .state = RC_PEER_CROSSED };
+	(void)state;
+	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++) {
+		struct rc_peer p = peer_in(s);
+
+		if (rc_state_ends((enum rc_peer_state)s) || s == RC_PEER_GONE)
+			continue;
+		rc_session_end(&ctx, &p, -ENETRESET, "the first");
+		assert_true(rc_state_ends(p.state));
+		rc_session_end(&ctx, &p, -EPROTO, "the second");
+		rc_session_on(&ctx, &p, RC_SEE_TICK);
+		assert_int_equal(rc_session_on(&ctx, &p, RC_SEE_LOST), RC_DO_DROP);
+		assert_int_equal(p.ending.status, -ENETRESET);
+		assert_string_equal(p.why, "the first");
+		assert_int_equal(ctx.works.nr, 1);
+		assert_ptr_equal(ctx.works.first, &p.ending.work);
+	}
+}
+
+static void end__of_this_worker_or_after_it_left(void **state)
+{
+	struct rc_peer p = peer_in(RC_PEER_GONE);
 
 	(void)state;
-	rc_session_on(&p, RC_SEE_MESSAGE);
-	assert_true(p.must_end);
-	rc_session_on(&p, RC_SEE_TICK);
-	assert_true(p.must_end);
-	rc_session_on(&p, RC_STEP_OVER);
-	assert_false(p.must_end);
+	rc_session_end(&ctx, &p, -EPROTO, "nothing is left");
+	assert_int_equal(p.state, RC_PEER_GONE);
+	p = peer_in(RC_PEER_DOWN);
+	p.rank = ctx.rank;
+	rc_session_end(&ctx, &p, -EPROTO, "itself");
+	assert_int_equal(p.state, RC_PEER_DOWN);
+	assert_int_equal(ctx.works.nr, 0);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(end__of_this_worker_or_after_it_left),
+		cmocka_unit_test(end__the_first_cause_counts),
 		cmocka_unit_test(on__an_impossible_report),
-		cmocka_unit_test(on__the_next_connection_is_not_ended_for_the_last),
 		cmocka_unit_test(table__a_session_begins_by_proof_and_ends_by_fence),
+		cmocka_unit_test(table__a_session_that_ends_takes_nothing),
 		cmocka_unit_test(table__an_unproved_attempt_ends_no_session),
 		cmocka_unit_test(table__each_action_has_a_row),
 		cmocka_unit_test(table__each_state_can_end),
@@ -189,5 +276,5 @@ int main(void)
 		cmocka_unit_test(table__only_steps_change_the_state),
 		cmocka_unit_test(table__total_over_states_and_events),
 	};
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, take_lock, NULL);
 }
