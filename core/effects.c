@@ -146,8 +146,8 @@ static needs_lock void created(const struct rp_effect *e)
 
 /*
  * Carries out an effect. A consequence of it, such as a handle for which there is no memory, may
- * step the machine again. That may move the effects. So no function above uses its effect after such
- * a call. A peer that cannot be told is no such consequence: its fence comes later.
+ * step the machine again. That may move the effects. So no function above uses its effect after
+ * such a call. A peer that cannot be told is no such consequence: its fence comes later.
  */
 void rc_effect(struct rref_ctx *ctx, const struct rp_effect *e)
 {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fence: the end of a session, or of an attempt at one. Any code that holds the lock may ask for
- * it (rc_session_end, table.c), in the middle of a message or of a loop over peers. Nothing that the
- * caller holds goes away meanwhile. The next release of the lock carries the fence out, as work of
- * its own: core/base/work.h. Nothing else calls it.
+ * The fence: the end of a session, or of an attempt at one. Any code that holds the lock may ask
+ * for it (rc_session_end, table.c). That may be in the middle of a message, or of a loop over
+ * peers. Nothing that the caller holds goes away meanwhile. The next release of the lock carries
+ * the fence out, as work of its own: core/base/work.h. Nothing else calls it.
  *
  * Its steps, strictly in this order:
  *

@@ -52,7 +52,7 @@ struct rc_split {
 struct rc_ending {
 	struct rc_work work;
 	int status; /* the cause; rc_peer.why has its text */
-	bool in_silence; /* nothing answered: the peer is cut off behind the fence */
+	bool in_silence; /* no answer came: the peer is cut off behind the fence */
 	/* the peer's next attempt, taken behind the fence; rc_peer.hs is its hello. NULL = none */
 	struct rv_conn *next;
 };

@@ -155,7 +155,7 @@ static needs_lock void on_request(struct rref_ctx *ctx, struct rc_device *d,
 		replace(ctx, p, action);
 		p->hs = h;
 		if (action == RC_DO_END_TAKE)
-			p->ending.next = ev->conn; /* until the fence is carried out */
+			p->ending.next = ev->conn; /* kept until the fence is carried out */
 		else
 			rc_peer_take(ctx, p, ev->conn);
 	}

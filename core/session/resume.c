@@ -227,7 +227,8 @@ static needs_lock bool take_received(struct rref_ctx *ctx, struct rc_peer *p, ui
 		return true;
 	at_add(&ctx->n.rejected, 1);
 	rc_session_end(ctx, p, -EPROTO,
-		       "it says that it got what was never sent, or never got what it acknowledged");
+		       "it says that it got what was never sent, "
+		       "or never got what it acknowledged");
 	return false;
 }
 

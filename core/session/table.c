@@ -153,7 +153,7 @@ static const struct rc_session_row table[RC_PEER_NR_STATES][RC_SESSION_NR_EVENTS
 		[RC_STEP_PROVED] = NEVER,
 		[RC_STEP_OVER] = NEVER,
 		[RC_STEP_BROKE] = NEVER,
-		[RC_STEP_ENDS] = GO(GONE), /* nothing is left to end */
+		[RC_STEP_ENDS] = GO(GONE), /* no session is left to end */
 		[RC_STEP_FENCED] = NEVER,
 		[RC_STEP_SHUT] = NEVER,
 	},

@@ -22,7 +22,7 @@
  *                                                                \--SHUT---> GONE, for good
  *
  * A fence is asked for in the middle of other work, and carried out later: fence.c. In between, no
- * message goes out and none is taken. Requests of this worker wait, as in BROKEN, and the fence
+ * message goes out or is taken. Requests of this worker wait, as in BROKEN, and the fence
  * ends them. The first cause is the one that counts.
  *
  * Reports come from the device and the clock: they have an action, and the state stays. Steps
@@ -130,8 +130,9 @@ struct rc_session_row rc_session_row(unsigned state, unsigned event);
 needs_lock enum rc_session_action rc_session_on(struct rref_ctx *ctx, struct rc_peer *p,
 						enum rc_session_event event);
 /*
- * Asks for the peer's fence, which the next release of the lock carries out. Notes the cause, -errno
- * and text, unless a fence is due already. Changes no state but the session's, and frees nothing.
+ * Asks for the peer's fence, which the next release of the lock carries out. Notes the cause,
+ * -errno and text, unless a fence is due already. Changes no state but the session's, and frees
+ * nothing.
  */
 needs_lock void rc_session_end(struct rref_ctx *ctx, struct rc_peer *p, int status,
 			       const char *why);
