@@ -271,7 +271,7 @@ ordered = $(filter $(LONG),$1) $(filter-out $(LONG),$1)
 # check-quick takes most of the unit tests, some programs of each other kind, fewer schedules.
 QUICK := test/tools/layers.sh test/tools/pages.sh $(SIM) \
 	$(filter-out $(BIN)/unit/group/rendezvous% \
-	$(addprefix $(BIN)/unit/alloc/,threads_test churn_test arena_test seat_test),$(UNIT)) \
+	$(addprefix $(BIN)/unit/alloc/,threads_test churn_test arena_test binding_test),$(UNIT)) \
 	$(addprefix $(BIN)/proc/,spine_test shutdown_test call/calls_test value/refs_test \
 	op/futures_test read/batch_test) \
 	$(filter-out %/messages %/beyond %/stalled,$(CONF))

@@ -12,61 +12,61 @@
 #include "base/limit.h"
 #include "base/util.h"
 
-/* Spreads threads over the shared shards. A bad spread is slower, not wrong. */
-static struct ra_shard *shared_shard(struct ra_arena *a)
+/* Spreads threads over the shared caches. A bad spread is slower, not wrong. */
+static struct ra_cache *shared_cache(struct ra_arena *a)
 {
 	static _Atomic unsigned next;
 	static _Thread_local unsigned mine; /* 0 = none yet */
 
 	if (unlikely(!mine))
 		mine = at_add(&next, 1) % RA_SHARED + 1;
-	return &a->shards[RA_OWNED + mine - 1];
+	return &a->caches[RA_OWNED + mine - 1];
 }
 
-/* Enters a shared shard that is free, with an exchange. */
-static bool enter_shared(struct ra_shard *s)
+/* Enters a shared cache that is free, with an exchange. */
+static bool enter_shared(struct ra_cache *s)
 {
 	return !at_load(&s->busy) && !at_xchg_acq(&s->busy, 1);
 }
 
-static __attribute__((noinline)) struct ra_shard *enter_other(struct ra_arena *a)
+static __attribute__((noinline)) struct ra_cache *enter_other(struct ra_arena *a)
 {
-	struct ra_shard *s = ra_seat_take(a);
+	struct ra_cache *s = ra_binding_take(a);
 
-	if (s && ra_shard_mark(a, s))
+	if (s && ra_cache_mark(a, s))
 		return s;
 	/* A cache that is filled now might not be looked at before the arena grows. */
 	if (at_load(&a->gathering) == RA_GATHERING)
 		return NULL;
-	s = shared_shard(a);
+	s = shared_cache(a);
 	if (!enter_shared(s))
 		return NULL;
-	if (unlikely(at_load(&s->cache) == RA_NO_CACHE)) {
-		ra_seat_lock();
-		ra_shard_has_cache(a, s);
-		ra_seat_unlock();
+	if (unlikely(at_load(&s->tcache) == RA_NO_TCACHE)) {
+		ra_binding_lock();
+		ra_cache_has_cache(a, s);
+		ra_binding_unlock();
 	}
 	return s;
 }
 
 /*
- * Enters a shard for one allocation or release, until ra_shard_leave. NULL: do without. Only
- * flush_caches() waits for a shard.
+ * Enters a cache for one allocation or release, until ra_cache_leave. NULL: do without. Only
+ * flush_caches() waits for a cache.
  *
- * The owner marks its shard busy by a plain store, and then looks at `gathering`. flush_caches()
+ * The owner marks its cache busy by a plain store, and then looks at `gathering`. flush_caches()
  * sets `gathering`, and then looks at the marks; its barrier between the two counts for both sides
  * (ra_asym.h). So either the owner sees that it may not enter, or flush_caches() sees that it is
  * inside, and waits. flush_caches() acquires with busy = 0 all that the owner did to its cache. The
  * owner acquires with gathering = 0 all that flush_caches() did. A new owner gets the cache from
- * the last owner by the lock of seats.
+ * the last owner by the lock of bindings.
  */
-static inline struct ra_shard *enter(struct ra_arena *a)
+static inline struct ra_cache *enter(struct ra_arena *a)
 {
-	const struct ra_seat *seat = ra_seat_of(a);
-	struct ra_shard *s = seat->shard;
+	const struct ra_binding *binding = ra_binding_of(a);
+	struct ra_cache *s = binding->cache;
 
-	if (RB_FAST(likely(at_load(&seat->arena) == a) && likely(ra_shard_mark(a, s)))) {
-		rb_assert(s->arena == a && s >= a->shards && s < a->shards + RA_OWNED);
+	if (RB_FAST(likely(at_load(&binding->arena) == a) && likely(ra_cache_mark(a, s)))) {
+		rb_assert(s->arena == a && s >= a->caches && s < a->caches + RA_OWNED);
 		return s;
 	}
 	return RB_FAST(true) ? enter_other(a) : NULL;
@@ -96,17 +96,17 @@ static void flush_caches(struct ra_arena *a)
 	rb_assert(at_load(&a->gathering) != RA_GATHERING);
 	at_store_sc(&a->gathering, RA_GATHERING);
 	again = ra_asym_barrier();
-	for (unsigned i = 0; i < RA_SHARDS; i++) {
-		struct ra_shard *s = &a->shards[i];
+	for (unsigned i = 0; i < RA_CACHES; i++) {
+		struct ra_cache *s = &a->caches[i];
 		bool owned = i < RA_OWNED;
 
 		while (owned ? at_load_sc(&s->busy) : !enter_shared(s))
 			sched_yield();
-		ra_shard_flush(s);
+		ra_cache_flush(s);
 		if (!owned)
-			ra_shard_leave(s);
+			ra_cache_leave(s);
 	}
-	/* All threads share shards from now on if the barrier is refused (seccomp). */
+	/* All threads share caches from now on if the barrier is refused (seccomp). */
 	at_store_rel(&a->gathering, again ? RA_OPEN : RA_CLOSED);
 }
 
@@ -114,8 +114,8 @@ static uint64_t count_frees(const struct ra_arena *a)
 {
 	uint64_t n = at_load_acq(&a->rest.nr_frees);
 
-	for (unsigned i = 0; i < RA_SHARDS; i++)
-		n += at_load_acq(&a->shards[i].nr_frees);
+	for (unsigned i = 0; i < RA_CACHES; i++)
+		n += at_load_acq(&a->caches[i].nr_frees);
 	return n;
 }
 
@@ -123,8 +123,8 @@ static uint64_t count_allocs(const struct ra_arena *a)
 {
 	uint64_t n = at_load(&a->rest.nr_allocs);
 
-	for (unsigned i = 0; i < RA_SHARDS; i++)
-		n += at_load(&a->shards[i].nr_allocs);
+	for (unsigned i = 0; i < RA_CACHES; i++)
+		n += at_load(&a->caches[i].nr_allocs);
 	return n;
 }
 
@@ -169,11 +169,11 @@ static int arena_parts_create(struct ra_arena *a)
 	rc = ra_je_arena_create(a);
 	if (rc)
 		goto destroy_near;
-	for (unsigned i = 0; i < RA_SHARDS; i++) {
-		a->shards[i].how = ra_je_how(a, RA_NO_CACHE);
-		a->shards[i].arena = a;
+	for (unsigned i = 0; i < RA_CACHES; i++) {
+		a->caches[i].how = ra_je_how(a, RA_NO_TCACHE);
+		a->caches[i].arena = a;
 	}
-	ra_seats_create(a);
+	ra_bindings_create(a);
 	return 0;
 
 destroy_near:
@@ -231,7 +231,7 @@ void ra_arena_destroy(struct ra_arena *a)
 	if (!a)
 		return;
 	/* jemalloc goes first, since its hooks look regions up; then the regions go. */
-	ra_seats_destroy(a);
+	ra_bindings_destroy(a);
 	ra_je_arena_destroy(a);
 	ra_near_destroy(a);
 	ra_span_release(a);
@@ -249,11 +249,11 @@ static size_t live_bytes(const struct ra_arena *a)
 	 * Reads the frees first. Acquire, with ra_free's release. A thread that sees a value's free
 	 * must also see its allocation: else the difference could be negative.
 	 */
-	for (unsigned i = 0; i < RA_SHARDS; i++)
-		out += at_load_acq(&a->shards[i].free_bytes);
+	for (unsigned i = 0; i < RA_CACHES; i++)
+		out += at_load_acq(&a->caches[i].free_bytes);
 	in = at_load(&a->rest.alloc_bytes);
-	for (unsigned i = 0; i < RA_SHARDS; i++)
-		in += at_load(&a->shards[i].alloc_bytes);
+	for (unsigned i = 0; i < RA_CACHES; i++)
+		in += at_load(&a->caches[i].alloc_bytes);
 	rb_assert_is(in, >=, out);
 	return (size_t)(in - out);
 }
@@ -329,15 +329,15 @@ static inline void *from_jemalloc(const struct ra_arena *a, size_t rounded, int 
 	return p;
 }
 
-/* Tries once, through a shard's cache if that takes the size.
+/* Tries once, through the thread cache's tcache if that takes the size.
  * flags: as for jemalloc, alignment only. */
 static void *attempt(struct ra_arena *a, size_t size, size_t rounded, int flags)
 {
-	struct ra_shard *s = enter(a);
+	struct ra_cache *s = enter(a);
 	void *p;
 
 	if (unlikely(!s)) {
-		p = from_jemalloc(a, rounded, ra_je_how(a, RA_NO_CACHE) | flags);
+		p = from_jemalloc(a, rounded, ra_je_how(a, RA_NO_TCACHE) | flags);
 		if (p) {
 			at_add(&a->rest.nr_allocs, 1);
 			at_add(&a->rest.alloc_bytes, size);
@@ -349,7 +349,7 @@ static void *attempt(struct ra_arena *a, size_t size, size_t rounded, int flags)
 		plus(&s->nr_allocs, 1);
 		plus(&s->alloc_bytes, size);
 	}
-	ra_shard_leave(s);
+	ra_cache_leave(s);
 	return p;
 }
 
@@ -398,56 +398,56 @@ static __attribute__((noinline)) int alloc_slow(struct ra_arena *a, size_t size,
 
 /* Returns a free slot of a near class, or NULL. Slots that come together lie side by side, and are
  * given out in order of address. The caller is inside. */
-static void *near_slot(struct ra_shard *s, unsigned near)
+static void *near_slot(struct ra_cache *s, unsigned near)
 {
-	void *few[RA_NEAR_KEPT];
+	void *few[RA_NEAR_CACHED];
 	unsigned n;
 
 	if (unlikely(!s->nr_slots[near])) {
-		n = ra_near_take(s->arena, near, few, RA_NEAR_KEPT);
-		rb_assert_is(n, <=, RA_NEAR_KEPT);
+		n = ra_near_take(s->arena, near, few, RA_NEAR_CACHED);
+		rb_assert_is(n, <=, RA_NEAR_CACHED);
 		for (unsigned i = 0; i < n; i++)
 			s->slots[near][n - 1 - i] = few[i];
 		s->nr_slots[near] = n;
 		if (!n)
 			return NULL;
 	}
-	rb_assert_is(s->nr_slots[near], <=, RA_NEAR_KEPT);
+	rb_assert_is(s->nr_slots[near], <=, RA_NEAR_CACHED);
 	return s->slots[near][--s->nr_slots[near]];
 }
 
 /* Takes a slot back. The caller is inside. */
-static void near_back(struct ra_shard *s, unsigned near, void *p)
+static void near_back(struct ra_cache *s, unsigned near, void *p)
 {
-	if (unlikely(s->nr_slots[near] == RA_NEAR_KEPT)) {
+	if (unlikely(s->nr_slots[near] == RA_NEAR_CACHED)) {
 		/* The oldest of them. */
-		ra_near_give(s->arena, s->slots[near], RA_NEAR_KEPT / 2);
-		memmove(s->slots[near], s->slots[near] + RA_NEAR_KEPT / 2,
-			RA_NEAR_KEPT / 2 * sizeof(void *));
-		s->nr_slots[near] = RA_NEAR_KEPT / 2;
+		ra_near_give(s->arena, s->slots[near], RA_NEAR_CACHED / 2);
+		memmove(s->slots[near], s->slots[near] + RA_NEAR_CACHED / 2,
+			RA_NEAR_CACHED / 2 * sizeof(void *));
+		s->nr_slots[near] = RA_NEAR_CACHED / 2;
 	}
-	rb_assert_is(s->nr_slots[near], <, RA_NEAR_KEPT);
+	rb_assert_is(s->nr_slots[near], <, RA_NEAR_CACHED);
 	s->slots[near][s->nr_slots[near]++] = p;
 }
 
 int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 {
-	struct ra_shard *s;
-	unsigned cls, near;
+	struct ra_cache *s;
+	unsigned size_class, near;
 	void *p;
 
 	if (unlikely(align != RA_MIN_ALIGN || size - 1 >= RA_VALUE_MAX) ||
 	    unlikely(!(s = enter(a))))
 		return alloc_slow(a, size, align, out);
-	cls = ra_class(size);
-	if (likely(cls < RA_KEPT && (p = s->kept[cls]) != NULL)) {
-		s->kept[cls] = NULL;
+	size_class = ra_class(size);
+	if (likely(size_class < RA_CACHED && (p = s->cached[size_class]) != NULL)) {
+		s->cached[size_class] = NULL;
 	} else if ((near = ra_near_class(size)) >= RA_NEAR || !(p = near_slot(s, near))) {
 		/* Whole lines need no flag for their alignment: every
 		 * class that is a multiple of 64 is aligned to 64. */
 		p = from_jemalloc(s->arena, ra_asked(ra_round_up(size, RA_MIN_ALIGN)), s->how);
 		if (unlikely(!p)) {
-			ra_shard_leave(s);
+			ra_cache_leave(s);
 			return alloc_slow(s->arena, size, RA_MIN_ALIGN, out);
 		}
 	}
@@ -456,7 +456,7 @@ int ra_alloc(struct ra_arena *a, size_t size, size_t align, void **out)
 	rb_assert_if(ra_near_of(s->arena, p), ra_near_class(size) < RA_NEAR);
 	plus(&s->nr_allocs, 1);
 	plus(&s->alloc_bytes, size);
-	ra_shard_leave(s);
+	ra_cache_leave(s);
 	ra_unpoison(p, size);
 	*out = p;
 	return 0;
@@ -467,15 +467,15 @@ static __attribute__((noinline)) void free_alone(struct ra_arena *a, void *p, si
 	if (ra_near_class(size) < RA_NEAR && ra_near_of(a, p))
 		ra_near_give(a, &p, 1);
 	else
-		ra_je_dallocx(p, ra_je_how(a, RA_NO_CACHE));
+		ra_je_dallocx(p, ra_je_how(a, RA_NO_TCACHE));
 	atomic_fetch_add_explicit(&a->rest.nr_frees, 1, memory_order_release);
 	atomic_fetch_add_explicit(&a->rest.free_bytes, size, memory_order_release);
 }
 
 void ra_free(struct ra_arena *a, void *p, size_t size)
 {
-	struct ra_shard *s;
-	unsigned cls, near;
+	struct ra_cache *s;
+	unsigned size_class, near;
 
 	if (!p)
 		return;
@@ -493,19 +493,19 @@ void ra_free(struct ra_arena *a, void *p, size_t size)
 		free_alone(a, p, size);
 		return;
 	}
-	cls = ra_class(size);
+	size_class = ra_class(size);
 	near = ra_near_class(size);
 	rb_assert(s->arena == a);
-	rb_assert_if(cls < RA_KEPT, s->kept[cls] != p); /* not twice */
+	rb_assert_if(size_class < RA_CACHED, s->cached[size_class] != p); /* not twice */
 	if (near < RA_NEAR && ra_near_of(s->arena, p))
 		near_back(s, near, p);
-	else if (likely(cls < RA_KEPT && !s->kept[cls]))
-		s->kept[cls] = p;
+	else if (likely(size_class < RA_CACHED && !s->cached[size_class]))
+		s->cached[size_class] = p;
 	else
 		ra_je_dallocx(p, s->how);
 	plus_rel(&s->nr_frees, 1);
 	plus_rel(&s->free_bytes, size);
-	ra_shard_leave(s);
+	ra_cache_leave(s);
 }
 
 void ra_stats(const struct ra_arena *a, struct ra_stats *out)

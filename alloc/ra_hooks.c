@@ -27,9 +27,9 @@
  *   region: RA_VALUE_MAX. The offset is a multiple of 64 below 4096
  *   (arena_cache_oblivious_randomize). ra_asked counts on the 64 bytes behind the class, which are
  *   never used.
- * - tcache off: our caches are explicit ones (ra_seat.c). Otherwise each thread would get an unused
- *   one of some 20 KiB. An explicit cache serves one thread at a time, and only its user ever looks
- *   into it (no GC).
+ * - tcache off: our tcaches are explicit ones (ra_binding.c). Otherwise each thread would get an
+ *   unused one of some 20 KiB. An explicit tcache serves one thread at a time, and only its user
+ *   ever looks into it (no GC).
  * - lg_tcache_max bounds the sizes that a cache takes. It keeps at most tcache_nslots_large (20)
  *   pieces of each larger size. With 17 a cache keeps 12 MiB at the very most, and gives them back
  *   before the arena grows.
@@ -170,46 +170,46 @@ void ra_je_arena_purge(struct ra_arena *a)
 	arena_ctl(a, "purge");
 }
 
-int ra_je_how(const struct ra_arena *a, unsigned cache)
+int ra_je_how(const struct ra_arena *a, unsigned tcache)
 {
 	return MALLOCX_ARENA(a->je_index) |
-		(cache == RA_NO_CACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(cache - 1));
+		(tcache == RA_NO_TCACHE ? MALLOCX_TCACHE_NONE : MALLOCX_TCACHE(tcache - 1));
 }
 
 /*
  * Empty caches that no arena uses any more. A process may have many contexts one after the other.
- * New caches each time would scatter jemalloc's mappings. Guarded by seat.
+ * New tcaches each time would scatter jemalloc's mappings. Guarded by binding.
  */
-static unsigned spare[2 * RA_SHARDS], nr_spare;
+static unsigned spare[2 * RA_CACHES], nr_spare;
 
 unsigned ra_je_cache_create(void)
 {
-	unsigned ind, cache = RA_NO_CACHE;
+	unsigned ind, tcache = RA_NO_TCACHE;
 	size_t len = sizeof(ind);
 
 	if (nr_spare)
-		cache = spare[--nr_spare];
+		tcache = spare[--nr_spare];
 	else if (!ra_je_mallctl("tcache.create", &ind, &len, NULL, 0))
-		cache = ind + 1;
-	return cache;
+		tcache = ind + 1;
+	return tcache;
 }
 
-void ra_je_cache_destroy(unsigned cache)
+void ra_je_cache_destroy(unsigned tcache)
 {
-	unsigned ind = cache - 1;
+	unsigned ind = tcache - 1;
 
-	rb_assert(cache != RA_NO_CACHE);
+	rb_assert(tcache != RA_NO_TCACHE);
 	rb_assert_is(nr_spare, <=, array_size(spare));
-	ra_je_cache_flush(cache);
+	ra_je_cache_flush(tcache);
 	if (nr_spare < array_size(spare))
-		spare[nr_spare++] = cache;
+		spare[nr_spare++] = tcache;
 	else
 		ra_je_mallctl("tcache.destroy", NULL, NULL, &ind, sizeof(ind));
 }
 
-void ra_je_cache_flush(unsigned cache)
+void ra_je_cache_flush(unsigned tcache)
 {
-	unsigned ind = cache - 1;
+	unsigned ind = tcache - 1;
 	int rc = ra_je_mallctl("tcache.flush", NULL, NULL, &ind, sizeof(ind));
 
 	rb_assert(rc == 0);

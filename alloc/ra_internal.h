@@ -13,8 +13,8 @@
  *
  * Locks, always taken in this order:
  *   grow   ra_grow: purge, make a region, register. May be held for as long as a device registers.
- *   (a shard's busy: only the holder of grow waits for it)
- *   seat   ra_seat.c: threads and arenas that come and go, spare caches. One for the process.
+ *   (a cache's busy: only the holder of grow waits for it)
+ *   binding   ra_binding.c: threads and arenas that come and go, spare caches. One for the process.
  *   (jemalloc's own)
  *   near   slabs of near classes.
  *   carve  the free ranges of regions; a few loads and stores.
@@ -41,10 +41,11 @@
 #define RA_MIN_ALIGN ((size_t)64)
 #define RA_MAX_BYTES ((size_t)1 << 46) /* half of the addresses of a process */
 #define RA_FIRST_HOLES 16u
-#define RA_OWNED 64u  /* shards of an arena that are one thread's each */
-#define RA_SHARED 8u  /* shards of all other threads */
-#define RA_SHARDS (RA_OWNED + RA_SHARED)
-#define RA_SEATS 8u   /* arenas of which a thread may own a shard: two for each of four contexts */
+#define RA_OWNED 64u  /* caches of an arena that are one thread's each */
+#define RA_SHARED 8u  /* caches of all other threads */
+#define RA_CACHES (RA_OWNED + RA_SHARED)
+/* arenas of which a thread may own a cache: two for each of four contexts */
+#define RA_BINDINGS 8u
 
 /* [lo, hi) of a region, in bytes from its base, not in jemalloc's hands. */
 struct ra_hole {
@@ -59,61 +60,62 @@ struct ra_region {
 	int fd;
 	struct ra_region *next; /* newest first; guarded by carve */
 	/* guarded by grow: its dereg failed, and nothing is carved from it any more */
-	bool kept;
+	bool stuck;
 	/* guarded by carve; in order of address; no two of them touch */
 	unsigned nr_holes, max_holes;
 	struct ra_hole *holes;
 };
 
 /*
- * Near classes (ra_near.c): sizes of up to a line more than 2^9, 2^10 ... 2^15. A shard keeps some
+ * Near classes (ra_near.c): sizes of up to a line more than 2^9, 2^10 ... 2^15. A cache keeps some
  * free slots of each.
  */
 #define RA_NEAR 7u
 #define RA_NEAR_FIRST 9u
-#define RA_NEAR_KEPT 16u
+#define RA_NEAR_CACHED 16u
 #define RA_NEAR_SHIFT 17
 #define RA_NEAR_UNIT ((size_t)1 << RA_NEAR_SHIFT) /* the least slab */
 struct ra_near_slab;
 
-/* Classes of which a shard keeps a piece. There are four
+/* Classes of which a cache keeps a piece. There are four
  * between a power of two and the next, up to 64 KiB. */
-#define RA_KEPT 41u
+#define RA_CACHED 41u
 
 /*
  * Counters of a thread, or of a group of threads, and free memory, on lines of their own. A shared
  * counter would cost more than the allocation. The memory is the piece of each class that came back
- * last, and behind it a jemalloc tcache. A thread that cannot enter a shard does without it, and
+ * last, and behind it a jemalloc tcache. A thread that cannot enter a cache does without it, and
  * counts in the arena's `rest`. ra_arena.c has how to enter.
  */
-struct ra_shard {
+struct ra_cache {
 	cache_aligned _Atomic uint64_t nr_allocs;
 	_Atomic uint64_t nr_frees, alloc_bytes, free_bytes;
 	/* sc: guards the memory, and the counters' writing (not those of `rest`) */
 	_Atomic uint32_t busy;
-	_Atomic unsigned cache; /* written once, by its first user; RA_NO_CACHE: not made yet */
+	_Atomic unsigned tcache; /* written once, by its first user; RA_NO_TCACHE: not made yet */
 	int how;                /* jemalloc's flags for that cache; of its users */
-	struct ra_seat *owner;  /* guarded by seat; NULL: no thread owns it */
+	struct ra_binding *owner;  /* guarded by binding; NULL: no thread owns it */
 	struct ra_arena *arena; /* const */
-	void *kept[RA_KEPT];    /* guarded by busy */
+	void *cached[RA_CACHED];    /* guarded by busy */
 	uint32_t nr_slots[RA_NEAR];             /* guarded by busy */
-	void *slots[RA_NEAR][RA_NEAR_KEPT];     /* guarded by busy */
+	void *slots[RA_NEAR][RA_NEAR_CACHED];     /* guarded by busy */
 };
-#define RA_NO_CACHE 0u
-_Static_assert(offsetof(struct ra_shard, kept) == CACHE_LINE, "one line, and what is kept");
+#define RA_NO_TCACHE 0u
+_Static_assert(offsetof(struct ra_cache, cached) == CACHE_LINE, "one line, and what is kept");
 
 /*
  * A place of one thread, which reads it without the lock. The arena that it asks for lives, so no
  * other thread writes here meanwhile.
  */
-struct ra_seat {
-	/* written under seat: by its thread, and NULL when the arena is destroyed */
+struct ra_binding {
+	/* written under binding: by its thread, and NULL when the arena is destroyed */
 	_Atomic(struct ra_arena *) arena;
-	struct ra_shard *shard;           /* its thread's */
+	struct ra_cache *cache;           /* its thread's */
 };
-extern __attribute__((tls_model("initial-exec"))) _Thread_local struct ra_seat ra_seats[RA_SEATS];
+extern __attribute__((tls_model("initial-exec"))) _Thread_local
+struct ra_binding ra_bindings[RA_BINDINGS];
 
-/* gathering: caches are being taken back; closed: owned shards are not entered any more */
+/* gathering: caches are being taken back; closed: owned caches are not entered any more */
 enum { RA_OPEN, RA_GATHERING, RA_CLOSED };
 
 struct ra_arena {
@@ -125,9 +127,9 @@ struct ra_arena {
 	size_t max_bytes;  /* multiple of RA_GRANULE */
 	_Atomic(struct ra_region *) *granules; /* atomic; written by ra_table_publish */
 	unsigned je_index;
-	size_t seat; /* a thread's, in bytes from its first */
-	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : no thread enters an owned shard */
-	_Atomic unsigned nr_vacant; /* written under seat: owned shards to be had, or less */
+	size_t binding; /* a thread's, in bytes from its first */
+	_Atomic uint32_t gathering; /* sc; RA_GATHERING.. : no thread enters an owned cache */
+	_Atomic unsigned nr_vacant; /* written under binding: owned caches to be had, or less */
 	struct ra_hooks hooks;
 	size_t first_region;
 	const char *name, *option;
@@ -156,8 +158,8 @@ struct ra_arena {
 	/* atomic; an entry per RA_NEAR_UNIT of the span */
 	_Atomic(struct ra_near_slab *) *near_table;
 
-	struct ra_shard shards[RA_SHARDS]; /* the owned ones first */
-	struct ra_shard rest; /* counters only, by atomic additions */
+	struct ra_cache caches[RA_CACHES]; /* the owned ones first */
+	struct ra_cache rest; /* counters only, by atomic additions */
 };
 
 /* Asserts that somebody holds the mutex; by its callers' word it is the calling thread. */
@@ -176,47 +178,48 @@ void ra_je_arena_destroy(struct ra_arena *a);
 void ra_je_arena_purge(struct ra_arena *a);
 /*
  * Returns flags for the calls of the private copy. cache comes from ra_je_cache_create and serves
- * one thread at a time, or is RA_NO_CACHE.
+ * one thread at a time, or is RA_NO_TCACHE.
  */
-int ra_je_how(const struct ra_arena *a, unsigned cache);
+int ra_je_how(const struct ra_arena *a, unsigned tcache);
 /*
- * Make and destroy a cache, both under seat. The first returns RA_NO_CACHE if no further cache can
- * be had.
+ * Make and destroy a tcache, both under binding. The first returns RA_NO_TCACHE if no further
+ * tcache can be had.
  */
 unsigned ra_je_cache_create(void);
-void ra_je_cache_destroy(unsigned cache);
+void ra_je_cache_destroy(unsigned tcache);
 /* Gives all memory of a cache back to the arena. */
-void ra_je_cache_flush(unsigned cache);
+void ra_je_cache_flush(unsigned tcache);
 /* The arena calls of jemalloc, as the Makefile renames them. */
 void *ra_je_mallocx(size_t size, int flags);
 void ra_je_dallocx(void *p, int flags);
 
-/* ra_seat.c */
-void ra_seat_lock(void);
-void ra_seat_unlock(void);
-void ra_seats_create(struct ra_arena *a);
-/* Takes the caches' memory and the seats away. */
-void ra_seats_destroy(struct ra_arena *a);
-/* Gives all memory of a shard back to the arena. The caller has entered the shard. */
-void ra_shard_flush(struct ra_shard *s);
+/* ra_binding.c */
+void ra_binding_lock(void);
+void ra_binding_unlock(void);
+void ra_bindings_create(struct ra_arena *a);
+/* Takes the caches' memory and the bindings away. */
+void ra_bindings_destroy(struct ra_arena *a);
+/* Gives all memory of a cache back to the arena. The caller has entered the cache. */
+void ra_cache_flush(struct ra_cache *s);
 /*
- * Finds a seat for the calling thread, which has no seat in the arena. Returns NULL if the thread
- * has to do without.
+ * Finds a binding for the calling thread, which has no binding in the arena. Returns NULL if the
+ * thread has to do without.
  */
-struct ra_shard *ra_seat_take(struct ra_arena *a);
-/* Returns true if the shard has a cache, and makes one if need be. Under seat. */
-bool ra_shard_has_cache(struct ra_arena *a, struct ra_shard *s);
+struct ra_cache *ra_binding_take(struct ra_arena *a);
+/* Returns true if the cache has a tcache, and makes one if need be. Under binding. */
+bool ra_cache_has_cache(struct ra_arena *a, struct ra_cache *s);
 
-/* Returns the calling thread's seat for the arena, even if another arena has it. */
-static inline struct ra_seat *ra_seat_of(const struct ra_arena *a)
+/* Returns the calling thread's binding for the arena, even if another arena has it. */
+static inline struct ra_binding *ra_binding_of(const struct ra_arena *a)
 {
-	rb_assert_with(a->seat < sizeof(ra_seats) && a->seat % sizeof(struct ra_seat) == 0, "%zu",
-		       a->seat);
-	return (struct ra_seat *)((char *)ra_seats + a->seat);
+	rb_assert_with(a->binding < sizeof(ra_bindings) &&
+			       a->binding % sizeof(struct ra_binding) == 0,
+		       "%zu", a->binding);
+	return (struct ra_binding *)((char *)ra_bindings + a->binding);
 }
 
-/* Enters a shard of the calling thread's own. Returns false if it may not now, or not any more. */
-static inline bool ra_shard_mark(struct ra_arena *a, struct ra_shard *s)
+/* Enters a cache of the calling thread's own. Returns false if it may not now, or not any more. */
+static inline bool ra_cache_mark(struct ra_arena *a, struct ra_cache *s)
 {
 	ra_asym_mark_plain(&s->busy, 1);
 	if (likely(at_load_sc(&a->gathering) == RA_OPEN))
@@ -225,7 +228,7 @@ static inline bool ra_shard_mark(struct ra_arena *a, struct ra_shard *s)
 	return false;
 }
 
-static inline void ra_shard_leave(struct ra_shard *s)
+static inline void ra_cache_leave(struct ra_cache *s)
 {
 	rb_assert(at_load(&s->busy));
 	at_store_rel(&s->busy, 0);
@@ -259,12 +262,12 @@ uint64_t ra_nr_quarantined(void);
 int ra_near_create(struct ra_arena *a);
 void ra_near_destroy(struct ra_arena *a);
 /* Takes up to n slots, in order of address if possible. Returns their number. Takes near. */
-unsigned ra_near_take(struct ra_arena *a, unsigned cls, void **out, unsigned n);
+unsigned ra_near_take(struct ra_arena *a, unsigned size_class, void **out, unsigned n);
 void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n);
 /* Gives empty slabs back to their regions. */
 void ra_near_gather(struct ra_arena *a);
-/* Gives all free slots of a shard back to their slabs. The caller has entered the shard. */
-void ra_near_flush(struct ra_shard *s);
+/* Gives all free slots of a cache back to their slabs. The caller has entered the cache. */
+void ra_near_flush(struct ra_cache *s);
 
 /* ra_lookup.c */
 int ra_table_create(struct ra_arena *a);
@@ -305,7 +308,7 @@ struct ra_size ra_size_text(size_t bytes);
 /*
  * Free value memory is poisoned for the address sanitizer. jemalloc is opaque to it: a use after
  * free of a value would go unseen. The thread sanitizer needs no such help. Memory passes between
- * threads through a shard's `busy`, the arena's `gathering` or the lock of seats. It sees all of
+ * threads through a cache's `busy`, the arena's `gathering` or the lock of bindings. It sees all of
  * these. It also sees jemalloc's mutexes, although jemalloc is not instrumented.
  */
 #if defined(__SANITIZE_ADDRESS__)
@@ -345,7 +348,7 @@ static inline size_t ra_asked(size_t rounded)
 }
 
 /*
- * Returns the class of a size, counted from the class of 64; RA_KEPT or more: no shard keeps it.
+ * Returns the class of a size, counted from the class of 64; RA_CACHED or more: no cache keeps it.
  * The same class of jemalloc's serves all sizes of one class. So a piece made for one of them will
  * do for each.
  */

@@ -22,19 +22,19 @@ struct ra_near_slab {
 	/* guarded by near: in its class' list of slabs with free slots; else in no list */
 	struct list node;
 	char *base;               /* const */
-	unsigned cls, nr_slots;   /* const */
+	unsigned size_class, nr_slots;   /* const */
 	unsigned nr_free;         /* guarded by near */
 	uint64_t free[SLOT_WORDS];/* guarded by near */
 };
 
-static size_t slot_bytes(unsigned cls)
+static size_t slot_bytes(unsigned size_class)
 {
-	return ((size_t)1 << (cls + RA_NEAR_FIRST)) + RA_MIN_ALIGN;
+	return ((size_t)1 << (size_class + RA_NEAR_FIRST)) + RA_MIN_ALIGN;
 }
 
-static size_t slab_bytes(unsigned cls)
+static size_t slab_bytes(unsigned size_class)
 {
-	return max_of((size_t)16 << (cls + RA_NEAR_FIRST), RA_NEAR_UNIT);
+	return max_of((size_t)16 << (size_class + RA_NEAR_FIRST), RA_NEAR_UNIT);
 }
 
 int ra_near_create(struct ra_arena *a)
@@ -78,16 +78,16 @@ static void slab_sound(const struct ra_arena *a, const struct ra_near_slab *s)
 		bits += (unsigned)__builtin_popcountll(s->free[w]);
 	rb_assert_is(bits, ==, s->nr_free);
 	rb_assert_is(s->nr_free, <=, s->nr_slots);
-	rb_assert_is(s->cls, <, RA_NEAR);
+	rb_assert_is(s->size_class, <, RA_NEAR);
 	rb_assert(list_empty(&s->node) == !s->nr_free);
-	rb_assert_if(s->nr_free, a->near_open >= slab_bytes(s->cls));
+	rb_assert_if(s->nr_free, a->near_open >= slab_bytes(s->size_class));
 	(void)a;
 }
 
 static void publish(struct ra_arena *a, const struct ra_near_slab *s, struct ra_near_slab *entry)
 {
 	size_t first = (size_t)(s->base - a->span) >> RA_NEAR_SHIFT,
-	       n = slab_bytes(s->cls) >> RA_NEAR_SHIFT;
+	       n = slab_bytes(s->size_class) >> RA_NEAR_SHIFT;
 
 	/* Release, with the acquire in ra_near_of: it sees the class. */
 	for (size_t i = first; i < first + n; i++)
@@ -95,9 +95,9 @@ static void publish(struct ra_arena *a, const struct ra_near_slab *s, struct ra_
 }
 
 /* [near] Makes a slab. NULL: there is no room, or enough slabs have free slots. */
-static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
+static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned size_class)
 {
-	size_t bytes = slab_bytes(cls);
+	size_t bytes = slab_bytes(size_class);
 	struct ra_near_slab *s;
 
 	ra_assert_held(&a->near);
@@ -111,8 +111,8 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 		free(s);
 		return NULL;
 	}
-	s->cls = cls;
-	s->nr_slots = s->nr_free = (unsigned)(bytes / slot_bytes(cls));
+	s->size_class = size_class;
+	s->nr_slots = s->nr_free = (unsigned)(bytes / slot_bytes(size_class));
 	rb_assert_with(((uintptr_t)s->base & (bytes - 1)) == 0, "%p", (void *)s->base);
 	rb_assert_is(s->nr_slots, <=, SLOT_WORDS * 64);
 	rb_assert(!ra_near_of(a, s->base));
@@ -121,7 +121,7 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
 	publish(a, s, s);
 	a->nr_near++;
 	a->near_open += bytes;
-	list_add_tail(&a->near_slabs[cls], &s->node);
+	list_add_tail(&a->near_slabs[size_class], &s->node);
 	return s;
 }
 
@@ -129,7 +129,7 @@ static struct ra_near_slab *add_slab(struct ra_arena *a, unsigned cls)
  * unless there is no memory to note that. */
 static void drop_slab(struct ra_arena *a, struct ra_near_slab *s)
 {
-	size_t bytes = slab_bytes(s->cls);
+	size_t bytes = slab_bytes(s->size_class);
 
 	rb_assert_is(s->nr_free, ==, s->nr_slots);
 	rb_assert(ra_near_of(a, s->base) == s && ra_near_of(a, s->base + bytes - 1) == s);
@@ -158,19 +158,19 @@ static void *take_slot(struct ra_arena *a, struct ra_near_slab *s)
 	s->free[w] &= s->free[w] - 1;
 	if (!--s->nr_free) {
 		list_del(&s->node);
-		a->near_open -= slab_bytes(s->cls);
+		a->near_open -= slab_bytes(s->size_class);
 	}
-	return s->base + (w * 64 + bit) * slot_bytes(s->cls);
+	return s->base + (w * 64 + bit) * slot_bytes(s->size_class);
 }
 
-unsigned ra_near_take(struct ra_arena *a, unsigned cls, void **out, unsigned n)
+unsigned ra_near_take(struct ra_arena *a, unsigned size_class, void **out, unsigned n)
 {
 	unsigned got = 0;
 
 	pthread_mutex_lock(&a->near);
 	while (got < n) {
-		struct list *first = &a->near_slabs[cls];
-		struct ra_near_slab *s = list_empty(first) ? add_slab(a, cls) :
+		struct list *first = &a->near_slabs[size_class];
+		struct ra_near_slab *s = list_empty(first) ? add_slab(a, size_class) :
 					 container_of(first->next, struct ra_near_slab, node);
 
 		if (!s)
@@ -187,17 +187,18 @@ void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n)
 	for (unsigned i = 0; i < n; i++) {
 		struct ra_near_slab *s = ra_near_of(a, slots[i]);
 		unsigned slot = (unsigned)((size_t)((char *)slots[i] - s->base) /
-					   slot_bytes(s->cls));
+					   slot_bytes(s->size_class));
 
 		rb_assert_is(slot, <, s->nr_slots);
-		rb_assert_with((size_t)((char *)slots[i] - s->base) == slot * slot_bytes(s->cls),
+		rb_assert_with((size_t)((char *)slots[i] - s->base) ==
+				       slot * slot_bytes(s->size_class),
 			       "%p", slots[i]);
 		rb_assert_with(!(s->free[slot / 64] >> slot % 64 & 1), "slot %u is free", slot);
 		slab_sound(a, s);
 		s->free[slot / 64] |= UINT64_C(1) << slot % 64;
 		if (!s->nr_free++) {
-			list_add_tail(&a->near_slabs[s->cls], &s->node);
-			a->near_open += slab_bytes(s->cls);
+			list_add_tail(&a->near_slabs[s->size_class], &s->node);
+			a->near_open += slab_bytes(s->size_class);
 		}
 	}
 	pthread_mutex_unlock(&a->near);
@@ -219,7 +220,7 @@ void ra_near_gather(struct ra_arena *a)
 	pthread_mutex_unlock(&a->near);
 }
 
-void ra_near_flush(struct ra_shard *s)
+void ra_near_flush(struct ra_cache *s)
 {
 	for (unsigned c = 0; c < RA_NEAR; c++) {
 		if (s->nr_slots[c])

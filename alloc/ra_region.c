@@ -68,7 +68,7 @@ static void unmap_all_but_kept(struct ra_arena *a)
 		struct ra_region *last = NULL;
 
 		for (struct ra_region *r = a->regions; r; r = r->next)
-			if (r->kept && r->base < end && (!last || r->base > last->base))
+			if (r->stuck && r->base < end && (!last || r->base > last->base))
 				last = r;
 		char *from = last ? last->base + last->length : a->span;
 
@@ -87,10 +87,10 @@ void ra_span_release(struct ra_arena *a)
 		/* The addresses may serve something else soon, and
 		 * unmapping does not clear the sanitizer's marks. */
 		ra_unpoison(r->base, r->length);
-		r->kept = a->hooks.dereg(a->hooks.ctx, r->cookie) != 0;
+		r->stuck = a->hooks.dereg(a->hooks.ctx, r->cookie) != 0;
 		/* A device may still read or write there: the pages,
 		 * and the addresses, must not be reused. */
-		if (r->kept)
+		if (r->stuck)
 			at_add(&nr_quarantined, 1);
 		else
 			rb_close(r->fd);
@@ -209,7 +209,7 @@ bool ra_regions_return(struct ra_arena *a, void *p, size_t length)
 	bool done;
 
 	rb_assert(ra_in_one_region(a, p, length));
-	rb_assert(!r->kept);
+	rb_assert(!r->stuck);
 	pthread_mutex_lock(&a->carve);
 	done = hole_give(r, lo, lo + length);
 	pthread_mutex_unlock(&a->carve);
@@ -283,7 +283,7 @@ static struct ra_region *take_empty(struct ra_arena *a)
 
 static void put_kept(struct ra_arena *a, struct ra_region *r)
 {
-	r->kept = true;
+	r->stuck = true;
 	r->nr_holes = 0;
 	pthread_mutex_lock(&a->carve);
 	r->next = a->regions;
@@ -303,7 +303,7 @@ void ra_regions_release(struct ra_arena *a, size_t length)
 			continue;
 		}
 		rb_assert(at_load(&a->region_bytes) >= r->length && at_load(&a->nr_regions));
-		rb_assert(!r->kept);
+		rb_assert(!r->stuck);
 		ra_table_publish(a, r, NULL);
 		ra_unpoison(r->base, r->length);
 		/* Back to reserved, not to free: nothing else may land inside the span. */

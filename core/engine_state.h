@@ -29,7 +29,8 @@ struct rc_turns {
 	 * time on the clock as read by the thread that makes the turn; 0: this turn did not read it
 	 */
 	int64_t turn_at under_lock;
-	uint32_t quick_turns under_lock; /* turns of rref_progress without a look at the clock */
+	/* turns of rref_progress without a look at the clock */
+	uint32_t turns_without_clock under_lock;
 	struct rc_hands *hands;                   /* [const] NULL: manual mode. poller.c */
 	_Atomic bool has_poller;
 	enum rref_progress_mode mode;

@@ -84,7 +84,7 @@ static needs_lock int poll_self(struct rref_ctx *ctx)
 
 		rc_count_received(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
 		rc_message(ctx, &ctx->peers[ctx->rank], o->bytes, o->length);
-		rc_outgoing_ended(ctx, o);
+		rc_outgoing_finished(ctx, o);
 		n++;
 	}
 	return n;
@@ -212,7 +212,7 @@ int rref_progress(struct rref_ctx *ctx)
 	ctx->turns.turn_at = rc_coarse_ns();
 	slow = (ctx->sleep.arms & ~(unsigned)RC_ARM_POLLER) ||
 	       ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS ||
-	       (++ctx->turns.quick_turns % CLOCK_TURNS == 0 &&
+	       (++ctx->turns.turns_without_clock % CLOCK_TURNS == 0 &&
 		now_ns() - ctx->turns.polled_slow_at >= RC_SLOW_NS);
 	if (unlikely(at_load(&ctx->sleep.loop)) && ctx->sleep.loop_thread == rc_this_thread())
 		loop_is_here(ctx);

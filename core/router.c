@@ -153,8 +153,8 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 
 /* ---- events of sessions ---- */
 
-static needs_lock void session_read_ended(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie,
-					  int status, int wc)
+static needs_lock void session_read_finished(struct rref_ctx *ctx, struct rc_peer *p,
+					     uint64_t cookie, int status, int wc)
 {
 	if (!rc_in_flight_event(ctx, p, cookie, status, wc))
 		rc_read_event(ctx, cookie, status, wc);
@@ -193,7 +193,7 @@ static needs_lock void session_ended(struct rref_ctx *ctx, struct rc_peer *p, in
 
 const struct rc_session_events rc_router_session = {
 	.message = rc_message,
-	.read_ended = session_read_ended,
+	.read_ended = session_read_finished,
 	.reads_may = rc_read_pump,
 	.reads_stop = session_reads_stop,
 	.unsent = session_unsent,

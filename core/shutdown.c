@@ -56,7 +56,7 @@ static needs_lock bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
-static needs_lock bool references_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool references_finished(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -83,7 +83,7 @@ static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void
  * under way needs the forks of a dead worker. Other workers may have noticed its death earlier than
  * this one.
  */
-static needs_lock bool forks_gone(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+static needs_lock bool forks_finished(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
 
@@ -334,7 +334,8 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	at_store_rel(&ctx->state, RC_CTX_CLOSING);
 	rc_leaks_handles(ctx);
 	end_handles(ctx);
-	if (!wait_until(ctx, references_gone, max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) &&
+	if (!wait_until(ctx, references_finished,
+			max_of(deadline, now_ns() + 10 * NSEC_PER_MSEC)) &&
 	    !err)
 		err = rc_fail(ETIMEDOUT, "references could not be ended in time");
 	tell_all(ctx, RW_PING);
@@ -343,7 +344,7 @@ static int leave_gracefully(struct rref_ctx *ctx, int64_t deadline)
 	if (!err)
 		err = barrier(ctx, deadline, &calm, &busy);
 	if (!err)
-		wait_until(ctx, forks_gone, now_ns() + LEAK_NS);
+		wait_until(ctx, forks_finished, now_ns() + LEAK_NS);
 	err = report_rest(ctx, err);
 	tell_all(ctx, RW_GOODBYE);
 	wait_until(ctx, everybody_left, now_ns() + (err ? 50 * NSEC_PER_MSEC : GOODBYE_NS));

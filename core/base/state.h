@@ -50,7 +50,7 @@ struct rc_sleep {
 	/* the poller sleeps, or is about to, or was woken and has not got the lock yet */
 	bool poller_asleep under_lock;
 	/* ns that waiters spin beyond the usual; see base/wait.c */
-	_Atomic uint32_t more_patience;
+	_Atomic uint32_t extra_patience;
 	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
 	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
 	struct list sleepers under_lock; /* the other waiters; wait.c */

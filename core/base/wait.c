@@ -138,7 +138,7 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 		return;
 	}
 	ctx->sleep.device_sleeper = w;
-	sleep = ctx->turns.engine->arm(ctx, RC_ARM_WAITER) && !rc_wait_is_over(w);
+	sleep = ctx->turns.engine->arm(ctx, RC_ARM_WAITER) && !rc_wait_is_finished(w);
 	wait = min_of(ctx->turns.engine->next_timer(ctx, now), max_of(deadline - now, 0));
 	rc_unlock(ctx);
 	if (sleep) {
@@ -161,13 +161,13 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
  */
 static void learn_patience(struct rref_ctx *ctx, int64_t took)
 {
-	uint32_t more = at_load(&ctx->sleep.more_patience);
+	uint32_t more = at_load(&ctx->sleep.extra_patience);
 
 	if (took < SPIN_MAX_NS)
 		more = (uint32_t)min_of(2 * (more + SPIN_NS), SPIN_MAX_NS) - (uint32_t)SPIN_NS;
 	else
 		more /= 2;
-	at_store(&ctx->sleep.more_patience, more);
+	at_store(&ctx->sleep.extra_patience, more);
 }
 
 /*
@@ -224,7 +224,7 @@ static bool has_patience(struct rref_ctx *ctx, struct patience *p, int64_t now, 
 	if (!p->begun)
 		p->begun = now;
 	if (p->spins && (!p->until || worked))
-		p->until = now + SPIN_NS + at_load(&ctx->sleep.more_patience);
+		p->until = now + SPIN_NS + at_load(&ctx->sleep.extra_patience);
 	return now < p->until || (worked && !p->spins);
 }
 
@@ -244,10 +244,10 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 
 	if (reads)
 		watch_reads(ctx);
-	while (!rc_wait_is_over(w)) {
+	while (!rc_wait_is_finished(w)) {
 		bool worked = rc_make_progress(ctx, (turn & slow_mask) == slow_mask) > 0;
 
-		if (rc_wait_is_over(w))
+		if (rc_wait_is_finished(w))
 			break;
 		if (++turn & clock_mask)
 			continue;

@@ -78,7 +78,7 @@ static inline bool rc_wait_has_moved(const struct rc_waiter *w)
 	return (at_load_acq(w->word) ^ w->seen) & w->mask;
 }
 
-static inline bool rc_wait_is_over(struct rc_waiter *w)
+static inline bool rc_wait_is_finished(struct rc_waiter *w)
 {
 	if (likely(!rc_wait_has_moved(w)))
 		return w->over;

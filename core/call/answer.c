@@ -24,7 +24,7 @@
  * Ends a call whose answer was sent, when nobody else has the call. Releases its arguments, and its
  * references at once.
  */
-static needs_lock void answer_ended(struct rref_ctx *ctx, struct rref_call *call)
+static needs_lock void answer_finished(struct rref_ctx *ctx, struct rref_call *call)
 {
 	rb_assert(at_load(&call->replied));
 	rb_assert_is(at_load(&ctx->peers[call->caller].call_bytes), >=, call->cost);
@@ -84,7 +84,7 @@ bool rc_answer_nothing(struct rref_call *call)
 		rc_unlock(ctx);
 		return false;
 	}
-	answer_ended(ctx, call);
+	answer_finished(ctx, call);
 	rc_unlock(ctx);
 	return true;
 }

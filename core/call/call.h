@@ -58,7 +58,7 @@ static inline uint32_t rc_bucket(const struct rref_ctx *ctx, uint32_t rank, uint
 }
 
 /*
- * Returns the number of calls being served or waiting to be. Pairs with answer_ended and
+ * Returns the number of calls being served or waiting to be. Pairs with answer_finished and
  * rc_call_put (release): the ended calls are loaded first (acquire). So the number is never too
  * small.
  */

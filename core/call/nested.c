@@ -67,7 +67,7 @@ static int take_here(struct rc_value *v, size_t first, size_t nr, struct rref **
 	rc_lock(ctx);
 	/* Checked under the lock: the end of the context lets go of the references. */
 	err = rc_enter(ctx);
-	refs = v->more->refs;
+	refs = v->extra->refs;
 	for (size_t i = first; !err && i < first + nr; i++)
 		if (at_load_acq(&refs[i]->state) == RC_H_FAILED)
 			err = rc_handle_error(refs[i]);
@@ -296,7 +296,7 @@ static needs_lock int nested_find(const struct rref_call *call, struct rref **ou
 		return rc_fail(EINVAL, "%u references from the %u-th on: the value holds %u", nr,
 			       first, v->view.nr_refs);
 	for (uint32_t i = 0; i < nr; i++)
-		out[i] = rref_dup(v->more->refs[first + i]);
+		out[i] = rref_dup(v->extra->refs[first + i]);
 	return 0;
 }
 

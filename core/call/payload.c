@@ -349,7 +349,7 @@ static needs_lock void fetch_end(struct rref_ctx *ctx, struct rc_work *w)
 	free(recs);
 }
 
-static needs_lock void fetch_over(struct rref_future *f)
+static needs_lock void fetch_finished(struct rref_future *f)
 {
 	f->fetch->work.run = fetch_end;
 	rc_defer(f->ctx, &f->fetch->work);
@@ -369,7 +369,7 @@ static needs_lock void fetch_resume(struct rref_future *f)
 static const struct rc_op_kind fetch_kind = {
 	.name = "other", .reads = true,
 	.end = rc_read_end, .release = rc_read_release, .why_late = rc_stall_words,
-	.over = fetch_over, .resume = fetch_resume,
+	.over = fetch_finished, .resume = fetch_resume,
 };
 
 static needs_lock void fetch_start(struct rref_ctx *ctx, struct rc_work *w)

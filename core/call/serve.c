@@ -66,17 +66,17 @@ static bool serve_leave_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rref_call *none = NULL;
 
-	if (!RC_SPARE_CALLS || !call->roomy || at_load(&ctx->call.spare_call))
+	if (!RC_SPARE_CALLS || !call->reusable || at_load(&ctx->call.spare_call))
 		return false;
 	make_clean(call);
 	return at_cas_ar(&ctx->call.spare_call, &none, call); /* pairs with serve_take_spare */
 }
 
-/* Keeps a call for the next, or frees it. The lists are for the straight way, under the lock. */
+/* Keeps a call for the next, or frees it. The lists are for the fast way, under the lock. */
 void rc_call_spare(struct rref_ctx *ctx, struct rref_call *call)
 {
 	rc_assert_locked(ctx);
-	if (unlikely(!call->roomy || ctx->call.nr_spare_calls + 1 > RC_SPARE_CALLS)) {
+	if (unlikely(!call->reusable || ctx->call.nr_spare_calls + 1 > RC_SPARE_CALLS)) {
 		free(call->block);
 		return;
 	}
@@ -157,7 +157,7 @@ static void serve_end_call(struct rref_call *call, int r, unsigned about, char *
 	rc_call_put(call); /* the handler's hold */
 }
 
-static __attribute__((noinline)) void handler_ended(struct rref_call *call, int r)
+static __attribute__((noinline)) void handler_finished(struct rref_call *call, int r)
 {
 	char text[RP_TEXT_MAX];
 	unsigned about = 0;
@@ -205,7 +205,7 @@ static void run_call(struct rref_ctx *ctx, struct rc_hook *h)
 	int r = run_handler(call);
 
 	if (!RB_FAST(likely(!r && !at_load(&call->replied) && rc_answer_nothing(call))))
-		handler_ended(call, r);
+		handler_finished(call, r);
 }
 
 /*
@@ -331,7 +331,7 @@ static struct rref_call *new_call(size_t bytes)
 		return NULL;
 	call->block = block;
 	call->hook.run = run_call;
-	call->roomy = RB_FAST(bytes <= PLAIN_BYTES);
+	call->reusable = RB_FAST(bytes <= PLAIN_BYTES);
 	rc_incoming_init(&call->in);
 	return call;
 }
@@ -347,12 +347,12 @@ struct rref_call *rc_call_make(struct rref_ctx *ctx, size_t bytes)
 	if (!call)
 		return NULL;
 	void *block = call->block;
-	bool roomy = call->roomy;
+	bool reusable = call->reusable;
 
 	memset(call, 0, offsetof(struct rref_call, in));
 	call->block = block;
 	call->hook.run = run_call;
-	call->roomy = roomy;
+	call->reusable = reusable;
 	return call;
 }
 
@@ -361,7 +361,7 @@ bool rc_call_has_room(const struct rref_ctx *ctx, const struct rc_peer *from, ui
 	return from->rank == ctx->rank || rc_call_bytes(from) + bytes <= CALLS_BYTES;
 }
 
-/* Makes a call in which only block, hook.run, roomy and in are set. `in` is as new. */
+/* Makes a call in which only block, hook.run, reusable and in are set. `in` is as new. */
 static needs_lock struct rref_call *make_plain(struct rref_ctx *ctx)
 {
 	struct rref_call *call = serve_take_spare(ctx);
@@ -377,7 +377,7 @@ static inline bool is_plain_call(const struct rw_call *c)
 }
 
 /*
- * Takes in a plain call by the straight way: it brings only some bytes, for a known function.
+ * Takes in a plain call by the fast way: it brings only some bytes, for a known function.
  * Returns false, with nothing done, for another call or if something is in the way.
  */
 static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
@@ -396,7 +396,7 @@ static needs_lock bool take_plain(struct rref_ctx *ctx, struct rc_peer *from,
 	call = likely(fn) ? make_plain(ctx) : NULL;
 	if (unlikely(!call))
 		return false;
-	rb_assert(call->roomy && call->block && !call->in.nr && !call->in.body && !call->in.own);
+	rb_assert(call->reusable && call->block && !call->in.nr && !call->in.body && !call->in.own);
 	call->ctx = ctx;
 	call->caller = from->rank;
 	call->caller_epoch = from->epoch;

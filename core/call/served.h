@@ -36,7 +36,7 @@ struct rref_call {
 	/* neither references nor a payload, little data, no creation: see serve.c */
 	bool plain;
 	/* [const] room for little data; the call is kept for the next */
-	bool roomy;
+	bool reusable;
 	bool counted;                /* in inline_calls */
 	struct rref_id id, fork;     /* REMOTE */
 	const struct rc_function *fn;

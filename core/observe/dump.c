@@ -162,8 +162,8 @@ struct dump {
  */
 static void nested(struct dump *d, const struct rc_value *value, struct rref_id in)
 {
-	for (uint32_t i = 0; value->more && value->more->refs && i < value->view.nr_refs; i++) {
-		const struct rref *h = value->more->refs[i];
+	for (uint32_t i = 0; value->extra && value->extra->refs && i < value->view.nr_refs; i++) {
+		const struct rref *h = value->extra->refs[i];
 
 		rc_rec_begin(&d->r, "nested");
 		rc_rec_id(&d->r, "id", h->id);

@@ -28,7 +28,7 @@
 struct rc_caller {
 	unsigned nr;                 /* guarded by lock; of its calls in the queue or running */
 	unsigned blocked;            /* guarded by lock; of these: their handlers wait */
-	struct list apart;           /* guarded by lock; of those beyond PER_CALLER */
+	struct list overflow;           /* guarded by lock; of those beyond PER_CALLER */
 };
 
 struct rc_pool {
@@ -69,7 +69,7 @@ static void admit(struct rc_pool *pool, struct rc_caller *c)
 {
 	struct list *n;
 
-	while (c->nr - c->blocked < PER_CALLER && (n = list_pop(&c->apart))) {
+	while (c->nr - c->blocked < PER_CALLER && (n = list_pop(&c->overflow))) {
 		c->nr++;
 		pool->queued++;
 		list_add_tail(&pool->queue, n);
@@ -187,7 +187,7 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting
 	pool->max_waiting = max_waiting;
 	list_init(&pool->queue);
 	for (uint32_t i = 0; i < ctx->world; i++)
-		list_init(&pool->caller[i].apart);
+		list_init(&pool->caller[i].overflow);
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->work, NULL);
 	pthread_cond_init(&pool->gone, NULL);
@@ -240,7 +240,7 @@ void rc_pool_close(struct rref_ctx *ctx)
 	/* Calls are left over only if no thread could be started for them. */
 	run_left(&pool->queue);
 	for (uint32_t i = 0; i < ctx->world; i++)
-		run_left(&pool->caller[i].apart);
+		run_left(&pool->caller[i].overflow);
 	pthread_mutex_destroy(&pool->lock);
 	pthread_cond_destroy(&pool->work);
 	pthread_cond_destroy(&pool->gone);
@@ -267,7 +267,7 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 		list_add_tail(&pool->queue, &call->hook.node);
 		pool_grow(pool, &refused);
 	} else {
-		list_add_tail(&c->apart, &call->hook.node);
+		list_add_tail(&c->overflow, &call->hook.node);
 	}
 	pthread_mutex_unlock(&pool->lock);
 	while ((n = list_pop(&refused)))

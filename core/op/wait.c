@@ -148,7 +148,7 @@ static bool find_done(struct several *s)
 	return false;
 }
 
-static bool any_is_over(struct rc_waiter *w)
+static bool any_is_finished(struct rc_waiter *w)
 {
 	return find_done(container_of(w, struct several, w));
 }
@@ -156,7 +156,7 @@ static bool any_is_over(struct rc_waiter *w)
 static bool any_will_sleep(struct rc_waiter *w, uint32_t *value)
 {
 	*value = w->seen;
-	return !rc_wait_is_over(w);
+	return !rc_wait_is_finished(w);
 }
 
 static void call_any(struct rc_waiter *w)
@@ -189,13 +189,13 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 }
 
 static const struct rc_wait_kind any_kind = {
-	.is_over = any_is_over,
+	.is_over = any_is_finished,
 	.will_sleep = any_will_sleep,
 	.call = call_any,
 };
 /* Kind of a wait for futures of several contexts. */
 static const struct rc_wait_kind mixed_kind = {
-	.is_over = any_is_over,
+	.is_over = any_is_finished,
 	.will_sleep = any_will_sleep,
 	.call = call_any,
 	.sleep = sleep_for_several,

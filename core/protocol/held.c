@@ -14,7 +14,7 @@ uint32_t rp_held_add(struct rp *m, uint32_t owner, uint32_t holder, const struct
 	struct rp_held *h = rp_held_at(m, i);
 	struct rp_owner *o = rp_owner_at(m, owner);
 
-	rb_assert(o->state != RP_OWNER_NONE && o->state != RP_OWNER_HUSK);
+	rb_assert(o->state != RP_OWNER_NONE && o->state != RP_OWNER_ABANDONED);
 	rb_assert(rp_peer_reachable(m, holder));
 	rb_assert(!rp_find_held(m, holder, fork));
 	h->fork = rp_key(fork);

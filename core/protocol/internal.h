@@ -99,7 +99,7 @@ enum rp_owner_state {
 	RP_OWNER_PENDING,
 	RP_OWNER_READY,
 	RP_OWNER_FAILED,
-	RP_OWNER_HUSK
+	RP_OWNER_ABANDONED
 };
 
 struct rp_owner {
@@ -429,7 +429,7 @@ void rp_owner_tell(struct rp *m, uint32_t owner);
 /* Tells whether the entry may be referred to anew. */
 static inline bool rp_owner_alive(const struct rp *m, uint32_t i)
 {
-	return i && rp_owner_at(m, i)->state != RP_OWNER_HUSK;
+	return i && rp_owner_at(m, i)->state != RP_OWNER_ABANDONED;
 }
 /*
  * Tells whether a peer that shows this word may refer to the entry anew. That is one comparison of

@@ -47,12 +47,13 @@ static void free_value(struct rp *m, const struct rref_id *id, void *value)
 static bool tell_some(struct rp *m, struct rp_owner *o)
 {
 	uint32_t fault = rp_owner_fault(o);
-	int status = fault ? rp_fault_status(m, fault) : o->state == RP_OWNER_HUSK ? -ECANCELED : 0;
+	int status = fault ? rp_fault_status(m, fault)
+			   : o->state == RP_OWNER_ABANDONED ? -ECANCELED : 0;
 	void *value = rp_owner_value(o);
 	struct rref_id id = rp_id(&o->id);
 
 	rb_assert(o->state != RP_OWNER_PENDING);
-	rb_assert_if(o->state == RP_OWNER_HUSK, !o->nr_forks);
+	rb_assert_if(o->state == RP_OWNER_ABANDONED, !o->nr_forks);
 	rp_list_for_each(k, &m->helds, struct rp_held, in_owner, o->forks) {
 		struct rp_held *h = rp_held_at(m, k);
 
@@ -98,12 +99,12 @@ void rp_owner_settle(struct rp *m, uint32_t i)
 	struct rp_owner *o = rp_owner_at(m, i);
 	struct rref_id id = rp_id(&o->id);
 
-	if (o->local || o->nr_forks || o->state == RP_OWNER_HUSK || unlikely(o->telling))
+	if (o->local || o->nr_forks || o->state == RP_OWNER_ABANDONED || unlikely(o->telling))
 		return;
 	if (o->state == RP_OWNER_PENDING) {
 		/* Somebody is still making the value. SET has to find the entry, to know that
 		 * nobody wants the value. */
-		o->state = RP_OWNER_HUSK;
+		o->state = RP_OWNER_ABANDONED;
 		o->maker = NULL;
 		rp_owner_tell(m, i);
 		return;
@@ -128,7 +129,7 @@ int rp_new(struct rp *m, const struct rp_event *ev)
 }
 
 /* Ends an entry whose value comes too late. */
-static void end_husk(struct rp *m, uint32_t i, const struct rp_event *ev)
+static void end_abandoned(struct rp *m, uint32_t i, const struct rp_event *ev)
 {
 	struct rp_owner *o = rp_owner_at(m, i);
 
@@ -153,13 +154,13 @@ int rp_set(struct rp *m, const struct rp_event *ev)
 	if (!i)
 		return -ESTALE;
 	o = rp_owner_at(m, i);
-	if (o->state != RP_OWNER_PENDING && o->state != RP_OWNER_HUSK)
+	if (o->state != RP_OWNER_PENDING && o->state != RP_OWNER_ABANDONED)
 		return -EALREADY;
 	rp_effects_wish(m, 2 * (size_t)o->nr_forks + o->nr_waits);
 	rb_assert_is(m->counts.pending_owners, >, 0);
 	m->counts.pending_owners--;
-	if (o->state == RP_OWNER_HUSK) {
-		end_husk(m, i, ev);
+	if (o->state == RP_OWNER_ABANDONED) {
+		end_abandoned(m, i, ev);
 		return 0;
 	}
 	if (ev->status) {

@@ -141,7 +141,7 @@ struct rp_location {
 };
 
 /* Tells whether the program registered the payload's memory: its header lies elsewhere. */
-static inline bool rp_apart(const struct rp_location *l)
+static inline bool rp_is_wrapped(const struct rp_location *l)
 {
 	return l->data_addr != 0;
 }

@@ -75,7 +75,8 @@ static void owner_sound(const struct rp *m, uint32_t i)
 	const struct rp_owner *o = rp_owner_at(m, i);
 	bool wanted = o->local || o->nr_forks;
 
-	rb_assert_with(o->state >= RP_OWNER_PENDING && o->state <= RP_OWNER_HUSK, "%d", o->state);
+	rb_assert_with(o->state >= RP_OWNER_PENDING && o->state <= RP_OWNER_ABANDONED, "%d",
+		       o->state);
 	rb_assert_is(o->id.rank, <, m->world);
 	rb_assert(o->id.local_id);
 	rb_assert(!o->forks == !o->nr_forks);
@@ -83,8 +84,8 @@ static void owner_sound(const struct rp *m, uint32_t i)
 	rb_assert_if(o->state == RP_OWNER_READY, o->value);
 	rb_assert_if(o->state == RP_OWNER_FAILED, rp_fault_status(m, o->fault) < 0);
 	rb_assert_if(o->state == RP_OWNER_PENDING, !o->telling);
-	/* An entry stays for its references; a husk stays for the SET that will come. */
-	rb_assert_if(!o->telling, wanted == (o->state != RP_OWNER_HUSK));
+	/* An entry stays for its references, an abandoned one for the SET that will come. */
+	rb_assert_if(!o->telling, wanted == (o->state != RP_OWNER_ABANDONED));
 	rb_assert_if(o->nr_waits, o->state == RP_OWNER_PENDING || o->telling);
 	rb_assert_if(o->telling, m->nr_later);
 }

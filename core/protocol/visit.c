@@ -21,7 +21,7 @@ static void visit_owner(const struct rp *m, const struct rp_owner *o, rp_visit_f
 		[RP_OWNER_PENDING] = "pending",
 		[RP_OWNER_READY] = "ready",
 		[RP_OWNER_FAILED] = "failed",
-		[RP_OWNER_HUSK] = "abandoned",
+		[RP_OWNER_ABANDONED] = "abandoned",
 	};
 	struct rp_visit v = {
 		.kind = RP_VISIT_OWNER,

@@ -131,7 +131,7 @@ static bool ends_at_once(struct batch *b, size_t i)
 
 	if (!err && rc_read_ready_here(ref))
 		v = rc_read_alias(ref);
-	else if (!err && b->ctx->peers[ref->owner].reads_inline && at_load_acq(&ref->quick) &&
+	else if (!err && b->ctx->peers[ref->owner].reads_inline && at_load_acq(&ref->fast_class) &&
 		 wants_all(b, i, rc_remote(ref)->loc.length))
 		/* No doorbell to share, and nothing to wait for. */
 		err = rc_fast_read(ref, max_of(b->deadline - now_ns(), 0), &v);

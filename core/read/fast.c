@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The quick read: a value of bytes whose location is known, by one READ. The READ is over when the
+ * The fast read: a value of bytes whose location is known, by one READ. The READ is over when the
  * device posted it (shm) or soon after (ibv; read/in_flight.c). Nothing is in flight when the read
  * returns. So it needs no operation slot, no future and no quarantine. Any case out of the ordinary
  * is left to the general read (read.c), which finds the words.
  *
- * The thread keeps all that its quick reads need. These are the landing buffers that it gave back
+ * The thread keeps all that its fast reads need. These are the landing buffers that it gave back
  * last, its counters, and the mark that pins a connection. So a read has no locked instruction of
  * its own. Each thread sets its mark in its own place. Only the fence looks at the marks of other
  * threads, and it brings the barrier along (alloc/ra_asym.h).
@@ -111,15 +111,16 @@ static inline struct rc_landing *fast_landing(const struct rref *ref, const stru
 					      struct rc_reader **reader)
 {
 	/* a large buffer's class is beyond all spares */
-	unsigned cls = at_load(&ref->quick) - (unsigned)RC_FAST_FIRST;
+	unsigned size_class = at_load(&ref->fast_class) - (unsigned)RC_FAST_FIRST;
 	struct rc_reader *r = *reader = rc_reader_of(ref->ctx);
 	struct rc_landing *v;
 
 	if (unlikely(at_load(&p->nr_waiting)))
 		return NULL;
-	if (unlikely(!r || cls >= RC_CACHE_CLASSES || (v = at_load(&r->spare[cls])) == NULL))
+	if (unlikely(!r || size_class >= RC_CACHE_CLASSES ||
+		     (v = at_load(&r->spare[size_class])) == NULL))
 		return other_landing(ref, reader);
-	at_store(&r->spare[cls], NULL);
+	at_store(&r->spare[size_class], NULL);
 	return v;
 }
 
@@ -147,10 +148,10 @@ static inline int post_marked(const struct rref *ref, struct rc_peer *p, struct 
 	conn = at_load_sc(&p->conn);
 	/*
 	 * Looks again, behind the pin: the connection may be a later session's, in which this
-	 * reference holds nothing. The fence fails the reference, which clears its quick mark. That
+	 * reference holds nothing. The fence fails the reference, which clears its fast mark. That
 	 * comes before such a connection can be found.
 	 */
-	if (likely(conn != NULL) && likely(at_load(&ref->quick) != RC_FAST_NOT))
+	if (likely(conn != NULL) && likely(at_load(&ref->fast_class) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
 	at_store_rel(&r->pinned, NULL);
 	return posted;
@@ -213,7 +214,7 @@ read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
 }
 
 /*
- * Does the rest of rref_to_here once ref->quick was loaded with acquire and is not RC_FAST_NOT.
+ * Does the rest of rref_to_here. ref->fast_class was loaded with acquire and is not RC_FAST_NOT.
  * Over shm only the device's first fetch (verbs/shm/read.c) and the general ways are cancellation
  * points.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The READ of a quick read (read/fast.c) on its way, over a device that reports by events (ibv).
+ * The READ of a fast read (read/fast.c) on its way, over a device that reports by events (ibv).
  * Its thread polls for it. Any holder of the lock may find the completion first, and notes it in
  * the flight. The flight is all that the two threads share. So it needs no operation slot, no
  * future, and no counter that other threads write.
@@ -126,7 +126,7 @@ static needs_lock void land_without(struct rref_ctx *ctx, struct rc_in_flight *f
 	fl->landing = NULL;
 	rc_in_flight_put(fl);
 	if (f) {
-		rc_read_ended(f, status, wc);
+		rc_read_finished(f, status, wc);
 		return;
 	}
 	rb_assert(at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->n.quarantined));

@@ -76,7 +76,7 @@ needs_lock void rc_read_wait(struct rref_future *f, struct rc_peer *p);
 needs_lock void rc_read_wait_first(struct rref_future *f, struct rc_peer *p); /* before them */
 needs_lock void rc_read_wait_over(struct rref_future *f, struct rc_peer *p); /* waits no more */
 /* Ends the only READ of f, which brought no other operation's value. */
-needs_lock void rc_read_ended(struct rref_future *f, int status, int wc);
+needs_lock void rc_read_finished(struct rref_future *f, int status, int wc);
 /* Sets f up as a read whose only READ, into v, is at the device. */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v);
 
@@ -103,7 +103,7 @@ static inline struct rref_view *rc_read_alias(struct rref *ref)
 	return &ref->value->view;
 }
 /*
- * Goes on with a quick read that takes long, whose READ is on its way into v. Returns 1 if it is
+ * Goes on with a fast read that takes long, whose READ is on its way into v. Returns 1 if it is
  * over, with its status. Otherwise returns as rc_read_whole; then *fl is another flight, and v is
  * no longer the caller's.
  */
@@ -115,7 +115,7 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 /* Returns false if it has to wait for a slot. */
 needs_lock bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn);
 /* Returns whether the read goes on. f->outstanding counts the end already. */
-needs_lock bool rc_split_ended(struct rref_future *f, struct rc_peer *p);
+needs_lock bool rc_split_finished(struct rref_future *f, struct rc_peer *p);
 /* Gives reads their turn as far as there is room, after pieces have ended. */
 needs_lock void rc_split_go_on(struct rc_peer *p);
 /*

@@ -128,13 +128,13 @@ static void merge_build(const struct rc_peer *p, struct rref_future **f, unsigne
 
 bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg)
 {
-	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_apart(&f->loc);
+	return f->offset == 0 && f->length + RC_HEADER_BYTES <= max_msg && !rp_is_wrapped(&f->loc);
 }
 
 /* Returns as rc_read_is_single, before rc_read_prepare has cut the range to the value. */
 static bool is_single_for(const struct rref_future *f, uint64_t max_msg)
 {
-	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_apart(&f->loc) &&
+	return f->offset == 0 && f->loc.length <= RC_VALUE_MAX && !rp_is_wrapped(&f->loc) &&
 	       rc_extent(f->loc.length, f->loc.nr_segments) + RC_HEADER_BYTES <= max_msg;
 }
 

@@ -272,7 +272,7 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 	note_end(f, status, wc, in_run);
 	bool wanted = rc_op_wanted(f);
 
-	if (f->pieces_at && rc_split_ended(f, p))
+	if (f->pieces_at && rc_split_finished(f, p))
 		return; /* further READs of f are at the device */
 	if (f->outstanding)
 		return;
@@ -288,7 +288,7 @@ static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_
 	rc_read_done_locked(f);
 }
 
-void rc_read_ended(struct rref_future *f, int status, int wc)
+void rc_read_finished(struct rref_future *f, int status, int wc)
 {
 	rc_assert_locked(f->ctx);
 	at_sub(&f->ctx->sleep.reads_in_flight, 1);

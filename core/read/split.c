@@ -34,9 +34,9 @@ unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read 
 {
 	enum rv_kind kind = f->ctx->peers[f->peer].kind;
 	uint64_t token = rc_op_token(f);
-	bool apart = rp_apart(&f->loc);
-	uint64_t data = apart ? f->loc.data_addr : f->loc.addr + RC_HEADER_BYTES;
-	uint32_t data_rkey = apart ? f->loc.data_rkey[kind] : f->loc.rkey[kind];
+	bool wrapped = rp_is_wrapped(&f->loc);
+	uint64_t data = wrapped ? f->loc.data_addr : f->loc.addr + RC_HEADER_BYTES;
+	uint32_t data_rkey = wrapped ? f->loc.data_rkey[kind] : f->loc.rkey[kind];
 	unsigned n = 0;
 
 	if (rc_read_is_single(f, max_msg) && !f->header_asked) {
@@ -168,7 +168,7 @@ bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *co
 	return true;
 }
 
-bool rc_split_ended(struct rref_future *f, struct rc_peer *p)
+bool rc_split_finished(struct rref_future *f, struct rc_peer *p)
 {
 	struct rc_split *q = &p->pieces;
 	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
@@ -229,7 +229,7 @@ void rc_split_stop(struct rc_peer *p)
 
 		q->nr_reads--;
 		if (f->outstanding)
-			continue; /* rc_split_ended goes on with it */
+			continue; /* rc_split_finished goes on with it */
 		list_add_tail(&p->waiting, &f->node);
 		at_add(&p->nr_waiting, 1);
 	}

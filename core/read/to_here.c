@@ -234,7 +234,7 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 	return 0;
 }
 
-/* Goes every way that is not quick. With scopes on, no way is quick. */
+/* Goes every way that is not fast. With scopes on, no way is fast. */
 static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
 					     struct rref_view **out)
 {
@@ -248,7 +248,7 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
 		; /* the error has its words */
 	else if (rc_read_ready_here(ref))
 		*out = rc_read_alias(ref);
-	else if (at_load_acq(&ref->quick))
+	else if (at_load_acq(&ref->fast_class))
 		err = rc_fast_read(ref, timeout, out);
 	else
 		err = rc_read_whole(ref, timeout, out);
@@ -263,7 +263,7 @@ int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 	if (unlikely(err))
 		return err;
 	/* Acquire: pairs with rc_handle_ready. */
-	return at_load_acq(&ref->quick) ? rc_fast_read(ref, timeout, out)
+	return at_load_acq(&ref->fast_class) ? rc_fast_read(ref, timeout, out)
 					: to_here(ref, timeout, out);
 }
 

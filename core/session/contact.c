@@ -92,7 +92,7 @@ void rc_contact_lacks(struct rref_ctx *ctx, struct rc_peer *p, const char *here)
 	at_store_rel(&p->why_later, here ? ctx->session.lack_here : there);
 }
 
-void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
+void rc_contact_finished(struct rref_ctx *ctx, struct rc_peer *p, const char *why)
 {
 	int64_t now = now_ns(), wait = min_of(AGAIN_NS << min_of(p->nr_silent, 4u), AGAIN_LAST_NS);
 
@@ -126,7 +126,7 @@ void rc_contact_failed(struct rref_ctx *ctx, struct rc_peer *p, int err, const c
 		 reason && *reason ? reason : rref_strerror(err));
 	/* A peer that connected to this worker and left again has refused nothing. */
 	if (p->state == RC_PEER_ACCEPTING || !is_refusal(err, reason)) {
-		rc_contact_ended(ctx, p, why);
+		rc_contact_finished(ctx, p, why);
 		return;
 	}
 	p->nobody = err == -ECONNREFUSED;
@@ -175,11 +175,11 @@ void rc_contact_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 	if (is_wanted(ctx, p) && now >= p->retry_at)
 		rc_peer_want(ctx, p);
 	if (p->state == RC_PEER_CROSSED && now >= p->retry_at)
-		rc_contact_ended(ctx, p, "the connection that it was to make did not come");
+		rc_contact_finished(ctx, p, "the connection that it was to make did not come");
 	if (!rc_state_tries(p->state) || p->state == RC_PEER_CROSSED || now < p->auth_by)
 		return;
 	at_add(&ctx->n.rejected, p->state == RC_PEER_ACCEPTING);
-	rc_contact_ended(ctx, p,
+	rc_contact_finished(ctx, p,
 			p->state == RC_PEER_CONNECTING
 				? "it does not answer"
 				: "it connected, and its first message did not come");

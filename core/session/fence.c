@@ -62,7 +62,7 @@ static needs_lock void begin_afresh(struct rref_ctx *ctx, struct rc_peer *p)
 	p->nr_silent = 0;
 	rc_stall_end(p);
 	p->send_seq = p->recv_seq = 0;
-	rc_resume_over(p);
+	rc_resume_finished(p);
 	p->retry_at = max_of(now_ns() + RETRY_NS, p->resume.banned_until);
 	at_store(&p->alive, false);
 	p->nr_fences++;

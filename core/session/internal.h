@@ -33,7 +33,7 @@ needs_lock void rc_contact_begin(struct rref_ctx *ctx, struct rc_peer *p);
 /* Ends the silence: the peer has answered. */
 needs_lock void rc_contact_up(struct rref_ctx *ctx, struct rc_peer *p);
 /* Ends an attempt that came to nothing. Operations that wait go on waiting. */
-needs_lock void rc_contact_ended(struct rref_ctx *ctx, struct rc_peer *p, const char *why);
+needs_lock void rc_contact_finished(struct rref_ctx *ctx, struct rc_peer *p, const char *why);
 /*
  * Notes why no connection could be made. here: the lack at this worker; NULL: a lack at the peer.
  */

@@ -202,7 +202,7 @@ static needs_lock int peer_dial(struct rref_ctx *ctx, struct rc_peer *p)
 	if (err != -ENODEV) {
 		if (rc_is_lack(err))
 			rc_contact_lacks(ctx, p, why);
-		rc_contact_ended(ctx, p, why);
+		rc_contact_finished(ctx, p, why);
 		return 0;
 	}
 	rc_session_end(ctx, p, -EOWNERDEAD, why);

@@ -100,7 +100,7 @@ static needs_lock void accept_failed(struct rref_ctx *ctx, struct rc_peer *p, in
 	if (!rc_is_lack(err)) {
 		rc_log(ctx, RREF_LOG_WARNING, "accepting %s failed: %s", p->member->name,
 		       rv_error_text());
-		rc_contact_ended(ctx, p, "accepting its connection failed");
+		rc_contact_finished(ctx, p, "accepting its connection failed");
 		return;
 	}
 	snprintf(why, sizeof(why), "accepting its connection: %.170s", rv_error_text());
@@ -108,7 +108,7 @@ static needs_lock void accept_failed(struct rref_ctx *ctx, struct rc_peer *p, in
 		rc_log(ctx, RREF_LOG_WARNING, "%s (rank %u) was told to come again: %s",
 		       p->member->name, p->rank, why);
 	rc_contact_lacks(ctx, p, why);
-	rc_contact_ended(ctx, p, why);
+	rc_contact_finished(ctx, p, why);
 }
 
 void rc_peer_take(struct rref_ctx *ctx, struct rc_peer *p, struct rv_conn *conn)
@@ -171,7 +171,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
 	if (err) {
 		at_add(&ctx->n.rejected, 1);
 		if (err == -ENETRESET)
-			rc_contact_ended(ctx, p,
+			rc_contact_finished(ctx, p,
 					 "somebody else's message came over its connection");
 		else
 			rc_session_end(ctx, p, err, rc_error_text());
@@ -190,7 +190,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
 	if (!err)
 		err = rc_send(ctx, p->rank, &proof);
 	if (err)
-		rc_contact_ended(ctx, p, "the session could not be started");
+		rc_contact_finished(ctx, p, "the session could not be started");
 }
 
 static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_event *ev)
@@ -280,7 +280,7 @@ static needs_lock void not_started(struct rref_ctx *ctx, struct rc_peer *p, int 
 	snprintf(why, sizeof(why), "%.180s", rc_error_text());
 	at_add(&ctx->n.rejected, is_its_fault);
 	if (!is_its_fault && p->state == RC_PEER_ACCEPTING)
-		rc_contact_ended(ctx, p, why);
+		rc_contact_finished(ctx, p, why);
 	else
 		rc_session_end(ctx, p, is_its_fault || err == -ENOMEM ? err : -EOWNERDEAD, why);
 }
@@ -316,7 +316,7 @@ static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const st
 		return;
 	}
 	if (attempt && ev->status != -ENODEV) {
-		rc_contact_ended(ctx, p, why);
+		rc_contact_finished(ctx, p, why);
 		return;
 	}
 	if (!p->said_goodbye) {

@@ -78,7 +78,7 @@ bool rc_resume_may(const struct rref_ctx *ctx, const struct rc_peer *p, int stat
 	       status != -ENODEV;
 }
 
-void rc_resume_over(struct rc_peer *p)
+void rc_resume_finished(struct rc_peer *p)
 {
 	p->resume.nobody = p->resume.stale = 0;
 }
@@ -207,7 +207,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_session_on(ctx, p, RC_STEP_PROVED);
-	rc_resume_over(p);
+	rc_resume_finished(p);
 	p->resume.nr_resumed++;
 	ctx->n.resumed++;
 	p->probe_at = now_ns() + ctx->session.peer_timeout / 2;

@@ -86,7 +86,7 @@ needs_lock void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t 
 /* Returns the time when the next tick has work. INT64_MAX: never. */
 needs_lock int64_t rc_resume_due(const struct rc_peer *p);
 /* Clears the counts of refusals: the session ended, or goes on. */
-needs_lock void rc_resume_over(struct rc_peer *p);
+needs_lock void rc_resume_finished(struct rc_peer *p);
 
 /* send.c */
 /*

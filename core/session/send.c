@@ -122,7 +122,7 @@ struct rc_outgoing *rc_outgoing_make(const void *bytes, uint32_t length)
 }
 
 /* Frees or keeps a message. The spare that came last is used first: it is in the cache. */
-static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
+static inline needs_lock void send_finished(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	if (unlikely(o->room != RC_SMALL_MESSAGE ||
 		     ctx->session.nr_spare_messages >= (RB_FAST(true) ? SPARES : RESERVE))) {
@@ -132,10 +132,10 @@ static inline needs_lock void send_ended(struct rref_ctx *ctx, struct rc_outgoin
 	keep_spare(ctx, o);
 }
 
-void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o)
+void rc_outgoing_finished(struct rref_ctx *ctx, struct rc_outgoing *o)
 {
 	rc_assert_locked(ctx);
-	send_ended(ctx, o);
+	send_finished(ctx, o);
 }
 
 /* Tells whether messages go over the peer's connection now. */
@@ -220,7 +220,7 @@ static needs_lock struct rc_outgoing *fitted(struct rref_ctx *ctx, struct rc_out
 
 	if (!tight)
 		return o;
-	rc_outgoing_ended(ctx, o);
+	rc_outgoing_finished(ctx, o);
 	return tight;
 }
 
@@ -337,14 +337,14 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 	if (likely(length > 0)) {
 		o->length = (uint32_t)length;
 	} else {
-		send_ended(ctx, o);
+		send_finished(ctx, o);
 		o = encode_large(m, &err);
 		if (!o)
 			return err;
 	}
 	if (unlikely(ctx->session.inject) &&
 	    (err = rc_inject_takes(ctx, to, o->bytes, o->length))) {
-		send_ended(ctx, o);
+		send_finished(ctx, o);
 		return min_of(err, 0);
 	}
 	return send_one(ctx, p, o, clear);
@@ -539,7 +539,7 @@ static inline needs_lock void forget(struct rref_ctx *ctx, struct rc_peer *p, ui
 									  : &p->unacked.again;
 
 		rb_assert(!list_empty(from));
-		send_ended(ctx, container_of(list_take(from), struct rc_outgoing, node));
+		send_finished(ctx, container_of(list_take(from), struct rc_outgoing, node));
 	}
 }
 

@@ -55,7 +55,7 @@ needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_messag
 /* Sends a message as rc_send does. Asks for the fence of a peer that cannot be told. */
 needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
 /* Frees a message, or keeps it for the next. */
-needs_lock void rc_outgoing_ended(struct rref_ctx *ctx, struct rc_outgoing *o);
+needs_lock void rc_outgoing_finished(struct rref_ctx *ctx, struct rc_outgoing *o);
 needs_lock void rc_send_tick(struct rref_ctx *ctx, int64_t now);
 /* Returns the time when the next tick has work. INT64_MAX: never. */
 needs_lock int64_t rc_send_due(const struct rref_ctx *ctx);

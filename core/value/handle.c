@@ -76,25 +76,26 @@ void rc_handle_fail_about(struct rref *h, int err, uint16_t about, const char *t
 	h->about = about;
 	if (!h->pins)
 		h->text = strdup(text && *text ? text : rref_strerror(err));
-	at_store(&h->quick, RC_FAST_NOT);
+	at_store(&h->fast_class, RC_FAST_NOT);
 	at_store_rel(&h->state, RC_H_FAILED);
 }
 
 /*
- * Returns how reads of this location can be quick. Asked once, when a user's handle becomes READY.
+ * Returns how reads of this location can be fast. Asked once, when a user's handle becomes READY.
  */
 static uint8_t
-quick_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
+find_fast_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_location *loc)
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
 	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->value.bytes_hash ||
-	    loc->nr_segments != 1 || loc->nr_refs || rp_apart(loc) || !loc->nonce || !loc->length ||
-	    loc->length > RC_VALUE_MAX || loc->length + RC_HEADER_BYTES > p->max_msg)
+	    loc->nr_segments != 1 || loc->nr_refs || rp_is_wrapped(loc) || !loc->nonce ||
+	    !loc->length || loc->length > RC_VALUE_MAX ||
+	    loc->length + RC_HEADER_BYTES > p->max_msg)
 		return RC_FAST_NOT;
-	int cls = rc_landing_class(loc->length);
+	int size_class = rc_landing_class(loc->length);
 
-	return cls < 0 ? RC_FAST_LARGE : (uint8_t)(RC_FAST_FIRST + cls);
+	return size_class < 0 ? RC_FAST_LARGE : (uint8_t)(RC_FAST_FIRST + size_class);
 }
 
 /*
@@ -119,12 +120,12 @@ void rc_handle_ready(struct rref *h, const struct rp_location *loc)
 	if (loc && loc->version) {
 		rc_remote(h)->loc = *loc;
 		at_store_rel(&h->state, RC_H_READY);
-		uint8_t cls = quick_class(h->ctx, h->owner, loc);
+		uint8_t size_class = find_fast_class(h->ctx, h->owner, loc);
 
 		/* Release. Pairs with rref_to_here, which acquires: a thread that sees it sees
 		 * the location, and no failure before it. */
-		at_store_rel(&h->quick, cls);
-		if (cls)
+		at_store_rel(&h->fast_class, size_class);
+		if (size_class)
 			will_read(h, loc);
 	} else {
 		at_store_rel(&h->state, RC_H_CONFIRMED);
@@ -176,7 +177,7 @@ void rc_handle_end(struct rref_ctx *ctx, struct rref *h)
 }
 
 /* Ends a handle that nobody holds any more. */
-static needs_lock void handle_ended(struct rref_ctx *ctx, struct rref *h)
+static needs_lock void handle_finished(struct rref_ctx *ctx, struct rref *h)
 {
 	if (ctx->op.machine)
 		rc_handle_end(ctx, h);
@@ -186,7 +187,7 @@ static needs_lock void handle_ended(struct rref_ctx *ctx, struct rref *h)
 void rc_handle_dropped(struct rref_ctx *ctx, struct rc_item *item)
 {
 	rc_assert_locked(ctx);
-	handle_ended(ctx, container_of(item, struct rref, dropped));
+	handle_finished(ctx, container_of(item, struct rref, dropped));
 }
 
 /*
@@ -225,7 +226,7 @@ void rref_release(struct rref *ref)
 		return;
 	ctx = ref->ctx;
 	if (RB_FAST(likely(rc_trylock(ctx)))) {
-		handle_ended(ctx, ref);
+		handle_finished(ctx, ref);
 		rc_unlock(ctx);
 		return;
 	}
@@ -283,7 +284,7 @@ void rc_handle_put(struct rref *h)
 {
 	rc_assert_locked(h->ctx);
 	if (handle_give_back(h))
-		handle_ended(h->ctx, h);
+		handle_finished(h->ctx, h);
 }
 
 struct rref *rref_dup(struct rref *ref)

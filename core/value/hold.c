@@ -16,28 +16,28 @@ int rc_value_hold(struct rc_value *v, struct rref *const *refs, size_t nr)
 {
 	struct rref **held = NULL;
 
-	if (nr && !v->more)
-		v->more = calloc(1, sizeof(*v->more));
-	if (nr && (!v->more || !(held = malloc(nr * sizeof(*held)))))
+	if (nr && !v->extra)
+		v->extra = calloc(1, sizeof(*v->extra));
+	if (nr && (!v->extra || !(held = malloc(nr * sizeof(*held)))))
 		return rc_fail(ENOMEM, "memory for %zu references in a value", nr);
 	for (size_t i = 0; i < nr; i++) {
 		held[i] = rref_dup(refs[i]);
 		at_add(&held[i]->nested, 1);
 	}
 	at_add(&v->view.ctx->n.nested, nr);
-	if (v->more)
-		v->more->refs = held;
+	if (v->extra)
+		v->extra->refs = held;
 	v->view.nr_refs = (uint16_t)nr;
 	return 0;
 }
 
 void rc_value_let_go(struct rc_value *v)
 {
-	struct rref **refs = v->more ? v->more->refs : NULL;
+	struct rref **refs = v->extra ? v->extra->refs : NULL;
 
 	if (likely(!refs))
 		return;
-	v->more->refs = NULL;
+	v->extra->refs = NULL;
 	at_sub(&v->view.ctx->n.nested, v->view.nr_refs);
 	for (uint32_t i = 0; i < v->view.nr_refs; i++) {
 		at_sub(&refs[i]->nested, 1);

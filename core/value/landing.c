@@ -74,23 +74,23 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	 * lands in the last line. */
 	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) &
 		       ~(size_t)(CACHE_LINE - 1);
-	int cls = rc_landing_class(length);
+	int size_class = rc_landing_class(length);
 	struct rc_landing *l;
 	void *mem, *base;
 
-	if (cls >= 0) {
+	if (size_class >= 0) {
 		unsigned s = start_slot();
 
 		for (unsigned i = 0; i < RC_CACHE_SLOTS; i++) {
 			_Atomic(struct rc_landing *) *slot =
-				&ctx->value.cache[cls][(s + i) % RC_CACHE_SLOTS];
+				&ctx->value.cache[size_class][(s + i) % RC_CACHE_SLOTS];
 
 			/* Acquire. Pairs with rc_landing_put, which releases: the last user's
 			 * reads are over. */
 			if (at_load(slot) && (l = at_xchg_acq(slot, NULL)))
 				goto found;
 		}
-		block = RC_LANDING_BLOCK(cls);
+		block = RC_LANDING_BLOCK(size_class);
 	} else if ((l = take_large(ctx, block))) {
 		goto found;
 	}
@@ -109,7 +109,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	memset(l, 0, sizeof(*l));
 	l->view.ctx = ctx;
 	l->view.data = l + 1;
-	l->view.cache_class = cls;
+	l->view.cache_class = size_class;
 	l->block = block;
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		l->lkey[k] = r->mr[k].lkey;

@@ -279,22 +279,22 @@ static size_t value_bytes(const struct rc_value *v)
  */
 static struct rc_value *record_make(const char *site, const char *function)
 {
-	struct rc_value *v = malloc(sizeof(*v) + (site || function ? sizeof(*v->more) : 0));
+	struct rc_value *v = malloc(sizeof(*v) + (site || function ? sizeof(*v->extra) : 0));
 
 	if (!v)
 		return NULL;
 	memset(v, 0, sizeof(*v));
 	if (site || function) {
-		v->more = (struct rc_value_more *)(v + 1);
-		*v->more = (struct rc_value_more){ .site = site, .function = function };
+		v->extra = (struct rc_value_extra *)(v + 1);
+		*v->extra = (struct rc_value_extra){ .site = site, .function = function };
 	}
 	return v;
 }
 
 static void record_free(struct rc_value *v)
 {
-	if (v->more != (struct rc_value_more *)(v + 1))
-		free(v->more);
+	if (v->extra != (struct rc_value_extra *)(v + 1))
+		free(v->extra);
 	free(v);
 }
 
@@ -395,7 +395,7 @@ void rc_value_unpin(struct rc_value *v)
 		return;
 	if (v->wrapped) {
 		rc_value_let_go(v); /* first: behind the next line v is another's */
-		rc_wrap_ended(v);
+		rc_wrap_finished(v);
 		return;
 	}
 	struct rc_header *h = rc_value_header(v);

@@ -127,8 +127,8 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 {
 	RB_NO_CANCEL;
 	int err = set_check(ref, "rref_set_refs");
-	struct rc_value_more more = { 0 };
-	struct rc_value old = { .more = &more }; /* references that it held so far */
+	struct rc_value_extra extra = { 0 };
+	struct rc_value old = { .extra = &extra }; /* references that it held so far */
 
 	if (!err)
 		err = rc_check_refs(ref->ctx, refs, nr);
@@ -141,7 +141,7 @@ int rref_set_refs(struct rref *ref, struct rref *const *refs, size_t nr)
 		struct rc_value *v = ref->value;
 
 		old.view = v->view;
-		more.refs = v->more ? v->more->refs : NULL;
+		extra.refs = v->extra ? v->extra->refs : NULL;
 		err = rc_value_hold(v, refs, nr);
 	}
 	rc_unlock(ref->ctx);

@@ -161,15 +161,15 @@ void rc_fast_spares_put(struct rref_ctx *ctx)
 void rref_view_free(struct rref_view *view)
 {
 	struct rc_reader *r;
-	unsigned cls;
+	unsigned size_class;
 
 	if (!view || rc_view_lost(view))
 		return;
 	r = rc_reader_of(view->ctx);
-	cls = (unsigned)view->cache_class; /* an alias has none */
-	if (RB_FAST(likely(r && cls < RC_CACHE_CLASSES && !view->nr_refs &&
-			   !at_load(&r->spare[cls]))))
-		at_store(&r->spare[cls], rc_landing_of(view));
+	size_class = (unsigned)view->cache_class; /* an alias has none */
+	if (RB_FAST(likely(r && size_class < RC_CACHE_CLASSES && !view->nr_refs &&
+			   !at_load(&r->spare[size_class]))))
+		at_store(&r->spare[size_class], rc_landing_of(view));
 	else
 		put_view(view);
 }

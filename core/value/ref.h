@@ -5,7 +5,7 @@
  * A worker may own and hold 10^6 values, each with its handle. Then these structs are most of the
  * memory beside header and payload. So each thing stands in one of them. The place of a value is
  * not kept at all: its header and region tell it (rc_value_locate). All alias views of a value are
- * its own beginning. Rare parts lie apart (struct rc_value_more).
+ * its own beginning. Rare parts lie apart (struct rc_value_extra).
  *
  * Guards: see core/ctx.h.
  */
@@ -111,16 +111,17 @@ static inline struct rv_sge rc_landing_piece(struct rc_landing *l, size_t length
 }
 
 #define RC_CACHE_CLASSES 11   /* landing blocks of 256 B .. 256 KiB */
-#define RC_LANDING_BLOCK(cls) ((size_t)256 << (cls))
+#define RC_LANDING_BLOCK(size_class) ((size_t)256 << (size_class))
 /*
  * Returns the class of a landing block for so many bytes. Returns -1 if it is too large to be kept.
  */
 static inline int rc_landing_class(size_t length)
 {
 	size_t block = sizeof(struct rc_landing) + length;
-	int cls = block <= 256 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 8;
+	int size_class =
+		block <= 256 ? 0 : 64 - __builtin_clzll((unsigned long long)(block - 1)) - 8;
 
-	return cls < RC_CACHE_CLASSES ? cls : -1;
+	return size_class < RC_CACHE_CLASSES ? size_class : -1;
 }
 
 /*
@@ -143,7 +144,7 @@ struct rc_value {
 	struct rref_view view;    /* all alias views are this one */
 	const struct rc_type *type; /* [const] */
 	/* [const] rare parts, from its publishing on; NULL: nothing of that */
-	struct rc_value_more *more;
+	struct rc_value_extra *extra;
 	_Atomic uint32_t pins;
 	/* [const] the payload is the program's: part of a struct rc_wrap, wrap.c */
 	bool wrapped;
@@ -151,7 +152,7 @@ struct rc_value {
 _Static_assert(sizeof(struct rc_value) == 56, "beside malloc's own word it fits a cache line");
 
 /* Rare parts of a value. */
-struct rc_value_more {
+struct rc_value_extra {
 	/* under the lock; view.nr_refs references, held by the value: hold.c */
 	struct rref **refs;
 	/* [const] place in the program where it was made: debug builds; NULL */
@@ -166,11 +167,11 @@ static inline struct rc_value *rc_value_of(const struct rref_view *v) /* NULL: a
 }
 static inline const char *rc_value_site(const struct rc_value *v)
 {
-	return v->more ? v->more->site : NULL;
+	return v->extra ? v->extra->site : NULL;
 }
 static inline const char *rc_value_function(const struct rc_value *v)
 {
-	return v->more ? v->more->function : NULL;
+	return v->extra ? v->extra->function : NULL;
 }
 
 /* memory.c */
@@ -226,7 +227,7 @@ void rc_view_let_go(struct rref_view *v);                   /* lets go of outer:
 struct rc_header *rc_wrap_header(const struct rc_value *v);
 void rc_wrap_locate(const struct rc_value *v, struct rp_location *loc); /* the payload's place */
 /* ends a value that nobody uses; the lock may be held */
-void rc_wrap_ended(struct rc_value *v);
+void rc_wrap_finished(struct rc_value *v);
 void rc_wraps_close(struct rref_ctx *ctx);
 
 /* types.c, shape.c */
@@ -282,7 +283,7 @@ struct rref {
 	uint16_t about;              /* the same: as in struct rp_effect */
 	_Atomic uint8_t state;       /* enum rc_handle_state */
 	/* [atomic] RC_FAST_*: while it is not 0, a user's that is READY */
-	_Atomic uint8_t quick;
+	_Atomic uint8_t fast_class;
 	/* a call that is being served holds it for its handler: that hold is not the handler's */
 	_Atomic uint8_t lent;
 	bool owned : 1, remote : 1, creator : 1; /* [const] remote: it begins a struct rc_remote */
@@ -302,7 +303,7 @@ struct rc_remote {
 	const char *_Atomic site;
 };
 _Static_assert(offsetof(struct rc_remote, loc) == CACHE_LINE,
-	       "a quick read looks at two lines of them");
+	       "a fast read looks at two lines of them");
 
 static inline struct rc_remote *rc_remote(const struct rref *h)
 {

@@ -51,7 +51,7 @@ struct rref_mem {
 /* A value, and the parts that give its memory back to the program. */
 struct rc_wrap {
 	struct rc_value value;
-	struct rc_value_more more;
+	struct rc_value_extra extra;
 	struct rc_header *header; /* header, among the other values */
 	struct rref_mem *mem;
 	void (*release)(void *arg); /* NULL: nobody wants to hear */
@@ -251,8 +251,8 @@ static int value_make(struct rref_mem *mem, size_t offset, size_t length,
 				      .cache_class = RC_VIEW_ALIAS };
 	v->type = type;
 	v->wrapped = true;
-	v->more = &w->more;
-	w->more.site = rc_site_take();
+	v->extra = &w->extra;
+	w->extra.site = rc_site_take();
 	w->header = header;
 	memset(header, 0, RC_HEADER_BYTES);
 	at_store(&v->pins, 1);
@@ -408,7 +408,7 @@ static needs_lock void give_back_soon(struct rref_ctx *ctx, struct rc_work *work
 }
 
 /* Ends a value whose last hold is gone. May be called with the lock and without. */
-void rc_wrap_ended(struct rc_value *v)
+void rc_wrap_finished(struct rc_value *v)
 {
 	struct rc_wrap *w = wrap_of(v);
 	struct rref_ctx *ctx = v->view.ctx;
@@ -565,8 +565,8 @@ void rc_wraps_close(struct rref_ctx *ctx)
 		at_store(&w->value.pins, 1);
 		/* The handles that it held are gone already: the caller freed all of the
 		 * context's. */
-		free(w->more.refs);
-		w->more.refs = NULL;
+		free(w->extra.refs);
+		w->extra.refs = NULL;
 		rc_value_unpin(&w->value);
 	}
 	rc_unlock(ctx);

@@ -82,7 +82,7 @@ static inline int rw_payload_valid(const struct rp_location *l, uint32_t data_le
 		return data_length <= RW_INLINE_MAX && data_length + meta_length <= RW_INLINE_MAX &&
 		       nr_refs <= RW_REFS_MAX;
 	return data_length <= RREF_ARGS_MAX && nr_refs <= RREF_REFS_MAX &&
-	       (data_length || nr_refs) && l->nonce && !rp_apart(l) && l->nr_segments == 1 &&
+	       (data_length || nr_refs) && l->nonce && !rp_is_wrapped(l) && l->nr_segments == 1 &&
 	       !l->nr_refs && l->length == data_length + (uint64_t)nr_refs * RW_FORK_BYTES;
 }
 
@@ -123,7 +123,7 @@ static inline int rw_location_valid(const struct rp_location *l)
 	       l->data_addr <= UINT64_MAX - extra - l->length &&
 	       l->nr_segments <= RREF_SEGMENTS_MAX && l->nr_refs <= RREF_REFS_MAX &&
 	       (l->nonce || !(l->addr | l->data_addr | l->rkey[0] | l->rkey[1])) &&
-	       (rp_apart(l) || !(l->data_rkey[0] | l->data_rkey[1]));
+	       (rp_is_wrapped(l) || !(l->data_rkey[0] | l->data_rkey[1]));
 }
 
 #endif

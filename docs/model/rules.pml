@@ -74,7 +74,7 @@ byte held, held_creator, tomb;
 byte ost[NID], own_refs[NID];
 byte slot;              /* object in the memory: id + 1, 0 = scrubbed */
 bool made[NID];         /* ids are never used twice */
-#ifdef MUTANT_NO_HUSK
+#ifdef MUTANT_NO_ABANDONED
 bool running;           /* a function makes the value */
 #endif
 
@@ -154,7 +154,7 @@ inline rp_owner_settle(id)
 	if
 	:: own_refs[id] == 0 && !HELD(id) && ost[id] != HUSK && ost[id] != NONE ->
 		if
-#ifndef MUTANT_NO_HUSK
+#ifndef MUTANT_NO_ABANDONED
 		:: ost[id] == PENDING -> ost[id] = HUSK
 #endif
 		:: ost[id] == READY ->
@@ -404,7 +404,7 @@ inline rp_own(f)
 	:: ost[f_id[f]] != NONE || HAS(held, f) || HAS(tomb, f) /* DUPLICATE */
 	:: else ->
 		ost[f_id[f]] = PENDING;
-#ifdef MUTANT_NO_HUSK
+#ifdef MUTANT_NO_ABANDONED
 		running = true;
 #endif
 		ADD(held, f);
@@ -416,12 +416,12 @@ inline rp_set(id, ok)
 {
 	if
 	:: ost[id] == HUSK -> ost[id] = NONE
-#ifdef MUTANT_NO_HUSK
+#ifdef MUTANT_NO_ABANDONED
 	/* No entry tells that the value is unwanted. */
 	:: ost[id] == NONE -> slot = id + 1; running = false
 #endif
 	:: else ->
-#ifdef MUTANT_NO_HUSK
+#ifdef MUTANT_NO_ABANDONED
 		running = false;
 #endif
 		if

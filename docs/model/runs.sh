@@ -30,7 +30,7 @@ mutant-survives-reconnect| safety | S2  | $OWNER -DNCUT=1 -DMUTANT_SURVIVES_RECO
 mutant-early-up          | safety | S2  | $OWNER -DNCUT=1 -DMUTANT_EARLY_UP | $FIND
 mutant-dead-pins         | safety | END | $OWNER -DNCUT=1 -DMUTANT_DEAD_PINS | $FIND
 mutant-no-early          | safety | S4  | $CREATE -DNO_TIMEOUT -DMUTANT_NO_EARLY | $FIND
-mutant-no-husk           | safety | S2  | $CREATE -DMUTANT_NO_HUSK | $FIND
+mutant-no-abandoned           | safety | S2  | $CREATE -DMUTANT_NO_HUSK | $FIND
 mutant-no-tombstone      | safety | END | $OWNER -DANY_ORDER -DNREPEAT=1 \
 	-DMUTANT_NO_TOMBSTONE | $FIND
 mutant-counter           | safety | S2  | $OWNER -DNREPEAT=1 -DMUTANT_COUNTER | $FIND

@@ -161,7 +161,7 @@ active proctype group()
 		:: started && MAY_NEW(1) -> PICK(OP_NEW, 1, 0)
 #endif
 		/* A function that makes a value runs at the owner. */
-#ifdef MUTANT_NO_HUSK
+#ifdef MUTANT_NO_ABANDONED
 		:: running && slot == 0 -> PICK(OP_SET, 0, 0)
 #else
 		:: ost[0] == HUSK || (ost[0] == PENDING && slot == 0) -> PICK(OP_SET, 0, 0)

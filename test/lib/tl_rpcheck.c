@@ -35,14 +35,15 @@ static const char *check_owner(const struct rp *m, uint32_t i, struct seen *seen
 	rp_list_for_each(k, &m->waits, struct rp_wait, link, o->waits)
 		waits++;
 	CHECK(nr == o->nr_forks && waits == o->nr_waits, "an owner entry counts wrong");
-	CHECK((o->state == RP_OWNER_HUSK) == !(nr || o->local) || o->telling,
-	      "an owner entry without reference, or a husk with one");
+	CHECK((o->state == RP_OWNER_ABANDONED) == !(nr || o->local) || o->telling,
+	      "an owner entry without reference, or an abandoned entry with one");
 	CHECK(!waits || o->state == RP_OWNER_PENDING || o->telling,
 	      "a wait at a value that is set");
 	seen->later += o->telling;
 	CHECK((o->state == RP_OWNER_FAILED) == !!rp_owner_fault(o), "failed without a reason");
 	seen->counts.owners++;
-	seen->counts.pending_owners += o->state == RP_OWNER_PENDING || o->state == RP_OWNER_HUSK;
+	seen->counts.pending_owners += o->state == RP_OWNER_PENDING ||
+				       o->state == RP_OWNER_ABANDONED;
 	seen->counts.forks += nr;
 	seen->counts.parked += waits;
 	seen->waits += waits;

@@ -366,7 +366,7 @@ int rvi_reads_init(struct rv_conn *conn);
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
 /* Ends a READ that is under way. Returns its connection and
  * its cookie. NULL: no such READ is under way. */
-struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie);
+struct rv_conn *rvi_read_finished(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie);
 void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink);
 bool rvi_reads_outstanding(const struct rv_conn *conn);

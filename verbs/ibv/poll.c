@@ -217,7 +217,7 @@ bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
 		dev->stash_tail = 1;
 		return false;
 	}
-	conn = rvi_read_over(dev, t, cookie);
+	conn = rvi_read_finished(dev, t, cookie);
 	if (likely(conn != NULL))
 		*user = conn->user;
 	return conn;

@@ -265,7 +265,7 @@ static struct rv_conn *owner_of(struct rv_dev *dev, struct rvi_token t)
 	return at_load_acq(&conn->reads[slot].gen) == t.gen ? conn : NULL;
 }
 
-struct rv_conn *rvi_read_over(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie)
+struct rv_conn *rvi_read_finished(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie)
 {
 	struct rv_conn *conn = owner_of(dev, t);
 	uint32_t slot = rvi_index_slot(t.index);
@@ -281,7 +281,7 @@ void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 		   struct rvi_sink *sink)
 {
 	uint64_t cookie;
-	struct rv_conn *conn = rvi_read_over(dev, t, &cookie);
+	struct rv_conn *conn = rvi_read_finished(dev, t, &cookie);
 	struct rv_event *e;
 
 	if (unlikely(!conn))

@@ -541,7 +541,7 @@ int clock_gettime(clockid_t id, struct timespec *ts)
 	rc_unlock_bare(ctx);
 	if (!first_read)
 		first_read = now;
-	if (now < first_read + 100 * NSEC_PER_USEC + at_load(&ctx->sleep.more_patience) ||
+	if (now < first_read + 100 * NSEC_PER_USEC + at_load(&ctx->sleep.extra_patience) ||
 	    now > first_read + NSEC_PER_SEC / 4)
 		return r;
 	to_set = NULL;

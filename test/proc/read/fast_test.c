@@ -49,7 +49,7 @@ static struct rref *ask(struct rref_ctx *ctx, int from, uint64_t length)
 	struct rref_future *f;
 	struct rref *ref;
 
-	TG_OK(rref_rpc_sync(ctx, from, "quick.make", &a, RREF_DEFAULT, &f));
+	TG_OK(rref_rpc_sync(ctx, from, "fast.make", &a, RREF_DEFAULT, &f));
 	TG_OK(rref_future_ref(f, 0, &ref));
 	rref_future_free(f);
 	return ref;
@@ -59,7 +59,7 @@ static struct rref_ctx *join(int rank)
 {
 	struct rref_ctx *ctx = tg_join(rank);
 
-	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "quick.make", .handler = make }));
+	TG_OK(rref_register(ctx, &(struct rref_function){ .name = "fast.make", .handler = make }));
 	tg_meet_serving(ctx, 14);
 	return ctx;
 }
@@ -247,7 +247,7 @@ TG_TEST(contexts__in_turn, 2)
 	memcpy(tg_current->rendezvous, tg_current->shared->bytes, sizeof(tg_current->rendezvous));
 	ctx[1] = tg_join(rank);
 	TG_OK(rref_register(ctx[1],
-			    &(struct rref_function){ .name = "quick.make", .handler = make }));
+			    &(struct rref_function){ .name = "fast.make", .handler = make }));
 	tg_meet_serving(ctx[1], 1);
 	if (rank == 1) {
 		for (int i = 0; i < 2; i++)
@@ -541,5 +541,5 @@ int main(void)
 #endif
 	};
 
-	return cmocka_run_group_tests_name("quick", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("fast", tests, NULL, NULL);
 }

@@ -406,7 +406,7 @@ TG_TEST(bad_reference__fails_alone, 2)
 						strlen(text[k])) == 0);
 				rref_view_free(views[i]);
 			}
-			/* The quick way alone works, too. */
+			/* The fast way alone works, too. */
 			struct rref_view *v;
 
 			TG_IS(rref_to_here(bad, RREF_DEFAULT, &v), -ESTALE);

@@ -329,7 +329,7 @@ TG_TEST(given_back__an_old_place_is_stale, 2)
 		tg_wait_flag_serving(ctx, 0, 1);
 		r = rref_dup(tg_kept(0));
 		s = rref_dup(tg_kept(1));
-		TG_CHECK(rp_apart(&rc_remote(r)->loc));
+		TG_CHECK(rp_is_wrapped(&rc_remote(r)->loc));
 		old = rc_remote(r)->loc;
 		tg_drop_kept();
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));

@@ -38,7 +38,7 @@ static struct rref *value(struct rref_ctx *ctx, size_t length)
 
 	TG_OK(rref_to_here(r, RREF_DEFAULT, &v));
 	rref_view_free(v);
-	TG_CHECK(at_load(&r->quick) != RC_FAST_NOT);
+	TG_CHECK(at_load(&r->fast_class) != RC_FAST_NOT);
 	return r;
 }
 

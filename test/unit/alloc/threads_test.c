@@ -292,7 +292,7 @@ static void threads__cached_memory_is_free(void **state)
 		assert_int_equal(pthread_create(&f[i].thread, NULL, fill, &f[i]), 0);
 	}
 	for (int round = 0; round < 3; round++) {
-		/* One thread after the other uses its own shard. Memory that
+		/* One thread after the other uses its own cache. Memory that
 		 * stayed there would exceed the bound. */
 		for (int i = 0; i < FILLERS; i++) {
 			sem_post(&f[i].go);

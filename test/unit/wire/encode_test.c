@@ -12,7 +12,7 @@
 
 #include "messages.h"
 
-/* Sends a call with a name and bytes, and a reply with bytes, in the straight way. Values just past
+/* Sends a call with a name and bytes, and a reply with bytes, in the fast way. Values just past
  * the limits are refused. */
 static void rw__plain_at_their_limits(void **state)
 {

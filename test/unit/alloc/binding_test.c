@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A thread's own part of an arena of ra (ra_seat.c). It comes back when the thread
+ * A thread's own part of an arena of ra (ra_binding.c). It comes back when the thread
  * ends or memory is short. Arenas and threads may go in any order. Also without
  * room, without membarrier(2), and in another process.
  */
@@ -52,17 +52,17 @@ static void used(struct ra_arena *a, unsigned times)
 	assert_int_equal(st.live_bytes, 0);
 }
 
-static struct ra_shard *own_shard(struct ra_arena *a)
+static struct ra_cache *own_cache(struct ra_arena *a)
 {
-	return at_load(&ra_seat_of(a)->arena) == a ? ra_seat_of(a)->shard : NULL;
+	return at_load(&ra_binding_of(a)->arena) == a ? ra_binding_of(a)->cache : NULL;
 }
 
-static unsigned nr_kept(const struct ra_shard *s)
+static unsigned nr_kept(const struct ra_cache *s)
 {
 	unsigned n = 0;
 
-	for (unsigned i = 0; i < RA_KEPT; i++)
-		n += s->kept[i] != NULL;
+	for (unsigned i = 0; i < RA_CACHED; i++)
+		n += s->cached[i] != NULL;
 	return n;
 }
 
@@ -72,21 +72,21 @@ struct hand {
 	void (*what)(struct hand *h);
 	sem_t go, done;
 	pthread_t thread;
-	struct ra_shard *shard; /* the thread's own, after it used a */
+	struct ra_cache *cache; /* the thread's own, after it used a */
 	unsigned count;
 };
 
 static void hand_use(struct hand *h)
 {
 	use(h->a);
-	h->shard = own_shard(h->a);
+	h->cache = own_cache(h->a);
 }
 
 static void hand_use_little(struct hand *h)
 {
 	for (unsigned i = 0; i < SIZES; i++)
 		use_sizes(h->a, 1);
-	h->shard = own_shard(h->a);
+	h->cache = own_cache(h->a);
 }
 
 static void *hand_run(void *arg)
@@ -170,9 +170,9 @@ static void class__fits(void **state)
 		ra_free(a, q, least);
 	}
 	assert_int_equal(ra_class(1), 0);
-	assert_int_equal(ra_class(64 * KIB + 64), RA_KEPT - 1);
-	assert_true(ra_class(64 * KIB + 65) >= RA_KEPT);
-	assert_true(ra_class(RA_VALUE_MAX) >= RA_KEPT);
+	assert_int_equal(ra_class(64 * KIB + 64), RA_CACHED - 1);
+	assert_true(ra_class(64 * KIB + 65) >= RA_CACHED);
+	assert_true(ra_class(RA_VALUE_MAX) >= RA_CACHED);
 	/* Memory with a larger alignment serves any request of its size. */
 	for (unsigned i = 6; i < 21; i++) {
 		void *p = must_alloc(a, 3000, (size_t)1 << i);
@@ -186,7 +186,7 @@ static void class__fits(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Ends a thread: its shard is free for another, and its memory is in the arena without a search. */
+/* Ends a thread: its cache is free for another, and its memory is in the arena without a search. */
 static void thread_ends__its_memory_is_the_arenas(void **state)
 {
 	struct dev d = { 0 };
@@ -198,14 +198,14 @@ static void thread_ends__its_memory_is_the_arenas(void **state)
 	for (unsigned i = 0; i < RA_OWNED + 10; i++) {
 		hand_start(&h);
 		hand_do(&h, a, hand_use);
-		assert_non_null(h.shard);
-		assert_true(nr_kept(h.shard) > 0);
+		assert_non_null(h.cache);
+		assert_true(nr_kept(h.cache) > 0);
 		assert_int_equal(at_load(&a->nr_vacant), RA_OWNED - 1);
 		if (i == 0)
 			gathered = (unsigned)at_load(&a->epoch);
 		hand_end(&h);
 		assert_int_equal(at_load(&a->nr_vacant), RA_OWNED);
-		assert_int_equal(nr_kept(h.shard), 0);
+		assert_int_equal(nr_kept(h.cache), 0);
 	}
 	/* Else each would have found less: 4 KiB to 2 MiB each. */
 	assert_int_equal(at_load(&a->epoch), gathered);
@@ -231,11 +231,11 @@ static void idle__threads_memory_serves_others(void **state)
 	for (unsigned round = 0; round < 3; round++) {
 		for (unsigned i = 0; i < HANDS; i++) {
 			hand_do(&h[i], a, hand_use);
-			assert_true(nr_kept(h[i].shard) > 0);
+			assert_true(nr_kept(h[i].cache) > 0);
 		}
 		p = must_alloc(a, 28 * MIB, 0);
 		for (unsigned i = 0; i < HANDS; i++)
-			assert_int_equal(nr_kept(h[i].shard), 0);
+			assert_int_equal(nr_kept(h[i].cache), 0);
 		ra_free(a, p, 28 * MIB);
 		assert_int_equal(at_load(&a->gathering), RA_OPEN);
 	}
@@ -319,7 +319,7 @@ static void busy__caches_are_taken_from_under_their_users(void **state)
 	ra_arena_destroy(a);
 }
 
-/* Destroys arenas while threads with seats in them go on in
+/* Destroys arenas while threads with bindings in them go on in
  * others, mostly at the same addresses. */
 static void arena_ends__its_threads_go_on(void **state)
 {
@@ -329,14 +329,14 @@ static void arena_ends__its_threads_go_on(void **state)
 	(void)state;
 	for (unsigned i = 0; i < HANDS; i++)
 		hand_start(&h[i]);
-	for (unsigned round = 0; round < 3 * RA_SEATS; round++) {
+	for (unsigned round = 0; round < 3 * RA_BINDINGS; round++) {
 		struct dev d = { 0 };
 		struct ra_arena *a = arena_new(&d, 64 * MIB, 0);
 
 		for (unsigned i = 0; i < HANDS; i++) {
 			hand_do(&h[i], a, hand_use);
-			assert_non_null(h[i].shard);
-			assert_ptr_equal(h[i].shard->arena, a);
+			assert_non_null(h[i].cache);
+			assert_ptr_equal(h[i].cache->arena, a);
 		}
 		used(a, HANDS);
 		assert_int_equal(at_load(&a->nr_vacant), RA_OWNED - HANDS);
@@ -346,39 +346,39 @@ static void arena_ends__its_threads_go_on(void **state)
 		hand_end(&h[i]);
 }
 
-/* Uses more arenas in one thread than it has seats: it shares in the others. The place of an arena
- * that goes is free for another one. */
-static void seats__fewer_than_arenas(void **state)
+/* Uses more arenas in one thread than it has bindings: it shares in the others. The place of an
+ * arena that goes is free for another one. */
+static void bindings__fewer_than_arenas(void **state)
 {
-	struct ra_arena *a[2 * RA_SEATS];
-	static struct dev d[2 * RA_SEATS];
+	struct ra_arena *a[2 * RA_BINDINGS];
+	static struct dev d[2 * RA_BINDINGS];
 	unsigned nr_own = 0;
 
 	(void)state;
 	memset(d, 0, sizeof(d));
-	for (unsigned i = 0; i < 2 * RA_SEATS; i++)
+	for (unsigned i = 0; i < 2 * RA_BINDINGS; i++)
 		a[i] = arena_new(&d[i], 64 * MIB, 0);
 	for (unsigned round = 0; round < 3; round++)
-		for (unsigned i = 0; i < 2 * RA_SEATS; i++)
+		for (unsigned i = 0; i < 2 * RA_BINDINGS; i++)
 			use(a[i]);
-	for (unsigned i = 0; i < 2 * RA_SEATS; i++) {
+	for (unsigned i = 0; i < 2 * RA_BINDINGS; i++) {
 		used(a[i], 3);
-		nr_own += own_shard(a[i]) != NULL;
+		nr_own += own_cache(a[i]) != NULL;
 	}
-	assert_int_equal(nr_own, RA_SEATS);
-	for (unsigned i = 0; i < RA_SEATS; i++)
+	assert_int_equal(nr_own, RA_BINDINGS);
+	for (unsigned i = 0; i < RA_BINDINGS; i++)
 		ra_arena_destroy(a[i]);
-	for (unsigned i = RA_SEATS; i < 2 * RA_SEATS; i++) {
+	for (unsigned i = RA_BINDINGS; i < 2 * RA_BINDINGS; i++) {
 		use(a[i]);
-		assert_non_null(own_shard(a[i]));
+		assert_non_null(own_cache(a[i]));
 		used(a[i], 4);
 		ra_arena_destroy(a[i]);
 	}
 }
 
-/* Runs many more threads at once than an arena has shards. The others
+/* Runs many more threads at once than an arena has caches. The others
  * share, and no thread loses anything it had. */
-static void shards__fewer_than_threads(void **state)
+static void caches__fewer_than_threads(void **state)
 {
 	enum { HANDS = 1000 };
 	struct dev d = { 0 };
@@ -397,7 +397,7 @@ static void shards__fewer_than_threads(void **state)
 			hand_wait(&h[i]);
 	}
 	for (unsigned i = 0; i < HANDS; i++)
-		nr_own += h[i].shard != NULL;
+		nr_own += h[i].cache != NULL;
 	assert_int_equal(nr_own, RA_OWNED);
 	assert_int_equal(at_load(&a->nr_vacant), 0);
 	used(a, 2 * HANDS);
@@ -407,7 +407,7 @@ static void shards__fewer_than_threads(void **state)
 	nr_own = 0;
 	for (unsigned i = 1; i < HANDS; i += 2) {
 		hand_do(&h[i], a, hand_use_little);
-		nr_own += h[i].shard != NULL;
+		nr_own += h[i].cache != NULL;
 	}
 	assert_int_equal(nr_own, RA_OWNED);
 	used(a, 2 * HANDS + HANDS / 2);
@@ -421,7 +421,7 @@ static void shards__fewer_than_threads(void **state)
 /*
  * Destructors of the program's own keys run after ours and jemalloc's, again and again. They get
  * value memory or nothing (jemalloc would give other memory). They may free, and nothing is lost:
- * they have no seat.
+ * they have no binding.
  */
 static pthread_key_t late_key;
 static _Atomic unsigned nr_late, nr_refused;
@@ -445,7 +445,7 @@ static void late(void *arg)
 	}
 	assert_non_null(ra_lookup(a, late_piece[i], &base));
 	ra_free(a, late_piece[i], sizes[i]);
-	assert_null(own_shard(a));
+	assert_null(own_cache(a));
 	if (i < 2)
 		pthread_setspecific(late_key, arg);
 }
@@ -469,7 +469,7 @@ static void thread_ends__and_goes_on(void **state)
 	assert_int_equal(pthread_key_create(&late_key, late), 0);
 	hand_start(&h);
 	hand_do(&h, a, hand_late);
-	assert_non_null(h.shard);
+	assert_non_null(h.cache);
 	hand_end(&h);
 	assert_int_equal(at_load(&nr_late), 3);
 	assert_int_equal(at_load(&a->nr_vacant), RA_OWNED);
@@ -516,10 +516,10 @@ static void child_use(void)
 	struct hand h;
 
 	use(b);
-	CHILD_MUST(own_shard(b));
+	CHILD_MUST(own_cache(b));
 	hand_start(&h);
 	hand_do(&h, b, hand_use);
-	CHILD_MUST(h.shard && h.shard != own_shard(b));
+	CHILD_MUST(h.cache && h.cache != own_cache(b));
 	hand_end(&h);
 	used(b, 2);
 	ra_free(b, must_alloc(b, 28 * MIB, 0), 28 * MIB);
@@ -528,7 +528,7 @@ static void child_use(void)
 
 struct parents {
 	struct ra_arena *a;
-	struct ra_shard *shard;
+	struct ra_cache *cache;
 	unsigned kept;
 };
 
@@ -545,12 +545,12 @@ static void child_of_fork(void *arg)
 	pthread_t t;
 
 	/* This thread keeps nothing of the parent's arena. */
-	for (unsigned i = 0; i < RA_SEATS; i++)
-		CHILD_MUST(!at_load(&ra_seats[i].arena));
-	CHILD_MUST(p->shard->owner); /* as it was */
+	for (unsigned i = 0; i < RA_BINDINGS; i++)
+		CHILD_MUST(!at_load(&ra_bindings[i].arena));
+	CHILD_MUST(p->cache->owner); /* as it was */
 	child_use();
 	CHILD_MUST(!pthread_create(&t, NULL, thread_of_child, NULL) && !pthread_join(t, NULL));
-	CHILD_MUST(nr_kept(p->shard) == p->kept);
+	CHILD_MUST(nr_kept(p->cache) == p->kept);
 	_exit(42);
 }
 
@@ -561,18 +561,18 @@ static void fork__a_child_begins_anew(void **state)
 
 	(void)state;
 	use(p.a);
-	p.shard = own_shard(p.a);
-	assert_non_null(p.shard);
-	p.kept = nr_kept(p.shard);
+	p.cache = own_cache(p.a);
+	assert_non_null(p.cache);
+	p.kept = nr_kept(p.cache);
 	assert_true(p.kept > 0);
 	in_child(child_of_fork, &p);
 	use(p.a);
-	assert_ptr_equal(own_shard(p.a), p.shard);
+	assert_ptr_equal(own_cache(p.a), p.cache);
 	used(p.a, 2);
 	ra_arena_destroy(p.a);
 }
 
-/* Ends the threads that take seats and caches and give them back, at any moment. */
+/* Ends the threads that take bindings and caches and give them back, at any moment. */
 static _Atomic unsigned stop_churn;
 
 static void *churn(void *arg)
@@ -630,14 +630,14 @@ static int again_refused(void)
 	use(a);
 	hand_start(&h);
 	hand_do(&h, a, hand_use);
-	CHILD_MUST(!own_shard(a) && !h.shard && at_load(&a->nr_vacant) == 0);
+	CHILD_MUST(!own_cache(a) && !h.cache && at_load(&a->nr_vacant) == 0);
 	used(a, 2);
 	hand_end(&h);
 	ra_arena_destroy(a);
 	return 42;
 }
 
-/* Refuses the barrier while threads have seats: their memory is
+/* Refuses the barrier while threads have bindings: their memory is
  * found all the same, and then they share. */
 static int again_refused_later(void)
 {
@@ -650,7 +650,7 @@ static int again_refused_later(void)
 	for (unsigned i = 0; i < HANDS; i++) {
 		hand_start(&h[i]);
 		hand_do(&h[i], a, hand_use);
-		CHILD_MUST(h[i].shard && nr_kept(h[i].shard));
+		CHILD_MUST(h[i].cache && nr_kept(h[i].cache));
 	}
 	CHILD_MUST(tl_refuse_membarrier(false));
 	ra_free(a, must_alloc(a, 28 * MIB, 0), 28 * MIB);
@@ -661,7 +661,7 @@ static int again_refused_later(void)
 	for (unsigned round = 0; round < 5; round++) {
 		for (unsigned i = 0; i < HANDS; i++) {
 			hand_do(&h[i], a, hand_use);
-			CHILD_MUST(nr_kept(h[i].shard) == 0);
+			CHILD_MUST(nr_kept(h[i].cache) == 0);
 		}
 		/*
 		 * Only half. The spinning thread has a slab at any moment, anywhere
@@ -678,7 +678,7 @@ static int again_refused_later(void)
 	CHILD_MUST(d.nr_reg == 1 && at_load(&a->gathering) == RA_CLOSED);
 	b = arena_new(&d, 32 * MIB, 32 * MIB);
 	use(b);
-	CHILD_MUST(!own_shard(b));
+	CHILD_MUST(!own_cache(b));
 	ra_arena_destroy(b);
 	ra_arena_destroy(a);
 	return 42;
@@ -688,7 +688,7 @@ static void run_again(void *how)
 {
 	const bool *later = how;
 
-	execl("/proc/self/exe", "seat_test", *later ? "refused-later" : "refused", (char *)NULL);
+	execl("/proc/self/exe", "binding_test", *later ? "refused-later" : "refused", (char *)NULL);
 }
 
 static void no_membarrier__from_the_beginning(void **state)
@@ -716,8 +716,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(idle__threads_memory_serves_others),
 		cmocka_unit_test(busy__caches_are_taken_from_under_their_users),
 		cmocka_unit_test(arena_ends__its_threads_go_on),
-		cmocka_unit_test(seats__fewer_than_arenas),
-		cmocka_unit_test(shards__fewer_than_threads),
+		cmocka_unit_test(bindings__fewer_than_arenas),
+		cmocka_unit_test(caches__fewer_than_threads),
 		cmocka_unit_test(fork__a_child_begins_anew),
 		cmocka_unit_test(fork__while_others_come_and_go),
 		cmocka_unit_test(no_membarrier__from_the_beginning),
