@@ -113,25 +113,28 @@ static void table__each_state_can_end(void **state)
  * Checks that only a proof brings a session up, and only a fence ends one. The fence was asked for
  * before.
  */
+static void begins_by_proof_and_ends_by_fence(enum rc_peer_state s, unsigned e)
+{
+	struct rc_session_row row = rc_session_row(s, e);
+	enum rc_peer_state next = (enum rc_peer_state)row.next;
+	bool fence = e == RC_STEP_FENCED || e == RC_STEP_SHUT;
+
+	if (next == RC_PEER_UP && s != RC_PEER_UP)
+		assert_int_equal(e, RC_STEP_PROVED);
+	if (rc_state_stands(s) && !rc_state_stands(next))
+		assert_true(fence);
+	if (!rc_state_stands(s) && rc_state_stands(next))
+		assert_int_equal(e, RC_STEP_PROVED);
+	if (fence && row.action != RC_DO_NEVER)
+		assert_true(rc_state_ends(s));
+}
+
 static void table__a_session_begins_by_proof_and_ends_by_fence(void **state)
 {
 	(void)state;
 	for (unsigned s = 0; s < RC_PEER_NR_STATES; s++)
-		for (unsigned e = 0; e < RC_SESSION_NR_EVENTS; e++) {
-			struct rc_session_row row = rc_session_row(s, e);
-			enum rc_peer_state next = (enum rc_peer_state)row.next;
-			bool stood = rc_state_stands((enum rc_peer_state)s);
-			bool fence = e == RC_STEP_FENCED || e == RC_STEP_SHUT;
-
-			if (next == RC_PEER_UP && s != RC_PEER_UP)
-				assert_int_equal(e, RC_STEP_PROVED);
-			if (stood && !rc_state_stands(next))
-				assert_true(fence);
-			if (!stood && rc_state_stands(next))
-				assert_int_equal(e, RC_STEP_PROVED);
-			if (fence && row.action != RC_DO_NEVER)
-				assert_true(rc_state_ends((enum rc_peer_state)s));
-		}
+		for (unsigned e = 0; e < RC_SESSION_NR_EVENTS; e++)
+			begins_by_proof_and_ends_by_fence((enum rc_peer_state)s, e);
 }
 
 /* Checks that nothing is taken while a fence is due, and that no step but the fence leads on. */
