@@ -193,7 +193,7 @@ void ra_near_give(struct ra_arena *a, void *const *slots, unsigned n)
 		rb_assert_with((size_t)((char *)slots[i] - s->base) ==
 				       slot * slot_bytes(s->size_class),
 			       "%p", slots[i]);
-		rb_assert_with(!(s->free[slot / 64] >> slot % 64 & 1), "slot %u is free", slot);
+		rb_require(!(s->free[slot / 64] >> slot % 64 & 1)); /* not given back twice */
 		slab_sound(a, s);
 		s->free[slot / 64] |= UINT64_C(1) << slot % 64;
 		if (!s->nr_free++) {

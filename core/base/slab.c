@@ -109,11 +109,14 @@ void rc_slab_put(struct rc_slabs *s, void *item)
 		list_del(&b->node);
 		list_add(&s->room, &b->node);
 	}
-	/* The last slab with room stays: an item that comes and goes costs no allocation. */
-	if (b->used || s->room.next == s->room.prev)
+	if (b->used)
 		return;
+	/* Keeps one empty slab, used last: items that come and go cost no allocation. */
 	list_del(&b->node);
-	slab_free(s, b);
+	if (list_empty(&s->room) || container_of(s->room.prev, struct rc_slab, node)->used)
+		list_add_tail(&s->room, &b->node);
+	else
+		slab_free(s, b);
 }
 
 /* Returns the first used item from place i on, or NULL. */

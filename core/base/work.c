@@ -26,10 +26,16 @@ void rc_defer_first(struct rref_ctx *ctx, struct rc_work *w)
 	struct rc_works *q = &ctx->works;
 
 	rc_assert_locked(ctx);
-	w->item.next = (uintptr_t)q->first;
-	if (!q->first)
+	if (q->last_urgent) {
+		w->item.next = q->last_urgent->item.next;
+		q->last_urgent->item.next = (uintptr_t)w;
+	} else {
+		w->item.next = (uintptr_t)q->first;
+		q->first = w;
+	}
+	if (!w->item.next)
 		q->last = w;
-	q->first = w;
+	q->last_urgent = w;
 	q->nr++;
 }
 
@@ -39,6 +45,8 @@ static needs_lock struct rc_work *next_deferred(struct rc_works *q)
 
 	if (w) {
 		q->first = (struct rc_work *)w->item.next;
+		if (q->last_urgent == w)
+			q->last_urgent = NULL;
 		q->nr--;
 	}
 	return w;
@@ -98,7 +106,7 @@ void rc_work_run(struct rref_ctx *ctx)
 	rc_assert_locked(ctx);
 	rc_error_aside(&scratch);
 	rc_work_run_pushed(ctx);
-	for (unsigned n = q->nr; n > 0 && (w = next_deferred(q)); n--) {
+	for (unsigned n = q->nr; (n > 0 || q->last_urgent) && (w = next_deferred(q)); n -= n > 0) {
 		q->running++;
 		w->run(ctx, w);
 		q->running--;

@@ -30,6 +30,8 @@ struct rc_work {
 
 struct rc_works {
 	struct rc_work *first under_lock, *last under_lock;     /* deferred; NULL: none */
+	/* last of the urgent ones, which come first; NULL: no work is urgent */
+	struct rc_work *last_urgent under_lock;
 	uint32_t nr under_lock, running under_lock; /* deferred; deferred ones that run now */
 	/* [const] function for every bare item */
 	void (*run_bare)(struct rref_ctx *ctx, struct rc_item *item);
@@ -38,7 +40,10 @@ struct rc_works {
 
 /* Defers w. It is not in the queue. */
 needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
-/* Does the same for urgent work, which goes before all other. */
+/*
+ * Does the same for urgent work, which goes before all other. The release at hand runs it, even if
+ * its own work deferred it.
+ */
 needs_lock void rc_defer_first(struct rref_ctx *ctx, struct rc_work *w);
 
 /*
@@ -55,8 +60,8 @@ void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item);
 needs_lock unsigned rc_work_run_pushed(struct rref_ctx *ctx);
 
 /*
- * Runs the work that is pushed or deferred now, not the work that is deferred meanwhile. Lets go of
- * the lock meanwhile.
+ * Runs the work that is pushed or deferred now, and urgent work. Does not run other work that is
+ * deferred meanwhile. Lets go of the lock meanwhile.
  */
 needs_lock void rc_work_run(struct rref_ctx *ctx);
 

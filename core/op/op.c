@@ -82,7 +82,7 @@ static int op_grow(struct rref_ctx *ctx)
 	nr = at_load(&ctx->op.nr);
 	if ((uint32_t)at_load_acq(&ctx->op.free) != 0)
 		goto out; /* somebody grew meanwhile */
-	rb_assert(nr < ctx->op.max * RC_OP_RESULT); /* try_get counts */
+	rb_require(nr < ctx->op.max * RC_OP_RESULT); /* try_get counts */
 	struct rref_future *chunk = aligned_alloc(CACHE_LINE, RC_OP_CHUNK * sizeof(*chunk));
 
 	if (!chunk) {

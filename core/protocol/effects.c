@@ -36,7 +36,7 @@ struct rp_effect *rp_effect_add(struct rp *m, enum rp_effect_type type)
 {
 	struct rp_effect *e;
 
-	rb_assert(m->nr_effects < m->max_effects);
+	rb_require(m->nr_effects < m->max_effects);
 	e = &m->effects[m->nr_effects++];
 	/* The texts are long and mostly empty: clear their first byte only. */
 	memset(e, 0, offsetof(struct rp_effect, msg));

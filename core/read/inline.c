@@ -99,11 +99,12 @@ static needs_lock void inline_turn(struct rref_future *f, struct rc_peer *p)
 {
 	struct rref_ctx *ctx = f->ctx;
 	bool connected = false;
+	struct rv_conn *conn;
 
-	rc_unlock_bare(ctx);
+	/* Pins it under the lock: it is of the session whose epoch the caller has compared. */
 	at_add_sc(&p->readers, 1);
-	struct rv_conn *conn = at_load_sc(&p->conn);
-
+	conn = at_load_sc(&p->conn);
+	rc_unlock_bare(ctx);
 	if (conn)
 		connected = copy_some(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX));
 	at_sub_rel(&p->readers, 1);

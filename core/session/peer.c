@@ -222,7 +222,7 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 		if (err)
 			return err;
 	}
-	if (p->cut_off) {
+	if (p->cut_off && !rc_state_ends(p->state)) {
 		rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
 			p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
 		rc_error_concerns(p->rank);

@@ -231,7 +231,7 @@ static needs_lock int enqueue(struct rref_ctx *ctx, struct rc_peer *p, struct rc
 	o = fitted(ctx, o);
 	if (p->queued_bytes + sizeof(*o) + o->length > QUEUE_BYTES) {
 		free(o);
-		at_add(&ctx->n.rejected, 1);
+		at_add(&ctx->n.rejected, !rc_state_ends(p->state));
 		rc_session_end(ctx, p, -EOWNERDEAD,
 			       "it does not take its messages, and too many wait for it");
 		return rc_fail(EOWNERDEAD, "%s (rank %u) cannot be reached: %s", p->member->name,
@@ -498,6 +498,7 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_assert_locked(ctx);
+	rc_inject_forget(ctx, p->rank);
 	free_all(&p->queue);
 	free_all(&p->unacked.sent);
 	free_all(&p->unacked.again);
@@ -506,7 +507,6 @@ void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 	p->nr_queued = 0;
 	p->queued_bytes = 0;
 	p->resend_at = 0;
-	rc_inject_forget(ctx, p->rank);
 }
 
 void rc_send_unproved(struct rc_peer *p)

@@ -2,7 +2,8 @@
 /*
  * Assertions of invariants, for the library's own mistakes alone: a user's and a peer's mistakes
  * get an error. They are in the library that the tests link, and in one made with CHECKED=1.
- * Elsewhere they are compiled and not run, so a condition must have no effect of its own.
+ * Elsewhere they are compiled and not run, so a condition must have no effect of its own. Only
+ * rb_require runs everywhere.
  */
 #ifndef RREF_BASE_ASSERT_H
 #define RREF_BASE_ASSERT_H
@@ -10,6 +11,7 @@
 #include <assert.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "base/atomic.h"
 
@@ -25,6 +27,16 @@ void rb_assert_failed(const char *file, int line, const char *function, const ch
 #else
 #define RB_CHECKED 0
 #define RB_ASSERT_OR(cond, ...) ((void)(0 && (cond)))
+#endif
+
+/*
+ * Guards memory in every build: ends the process before it writes past an array, or hands a place
+ * out twice. For places off the read path.
+ */
+#if defined(RREF_CHECKED)
+#define rb_require(cond) rb_assert(cond)
+#else
+#define rb_require(cond) (likely(cond) ? (void)0 : abort())
 #endif
 
 /* Asserts the condition. */

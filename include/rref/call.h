@@ -77,8 +77,8 @@ RREF_API int rref_register(struct rref_ctx *ctx, const struct rref_function *fn)
  *
  * Returns 0, or, with nothing sent,
  *   -EMSGSIZE   bytes, references or metadata beyond RREF_ARGS_MAX, _REFS_MAX or _META_MAX
- *   -EAGAIN     no room in time: max_ops operations are in flight, or too many messages or 256 MiB
- *               of payloads wait
+ *   -EAGAIN     no room in time: max_ops operations are in flight. Or too many messages, or 256 MiB
+ *               of payloads, wait for the callee.
  *   -ENOMEM     no memory, or the bound on value memory for large arguments
  *   -ETIMEDOUT  references are among the arguments, and no session with the callee came in time
  *   -EINVAL     ctx or out is NULL, or no such rank. An impossible name; NULL bytes or references;

@@ -146,7 +146,7 @@ def shipped(name):
             branch = branch if inside > 1 else begins[1]
         elif inside and branch == 'if' or line == '#include "base/assert.h"':
             pass
-        elif open_ or re.match(r'\s+(r\w+_)?assert(?(1)\w*)\(', line):
+        elif open_ or re.match(r'\s+(rb_require|(r\w+_)?assert(?(2)\w*))\(', line):
             said = re.sub(r'"(?:\\.|[^"\\])*"|/\*.*', '', line)
             open_ += said.count('(') - said.count(')')
         else:
@@ -474,7 +474,7 @@ def measures():
                  for i, line in enumerate(c.lines) for _ in re.findall(r'\[lock\]', line)]
         yield Measure('lock-marks', '"[lock]" in comments', marks)
         yield Measure('bool-locked', '"bool locked"', found_in(part.c, r'\bbool locked\b'))
-        asserted = r'^(?!\s*#).*\b(?!_?[Ss]tatic_|rb_assert_failed)(?:\w+_)?assert(?:_\w+)?\s*\('
+        asserted = r'^(?!\s*#).*\b(?!_?[Ss]tatic_|rb_assert_failed)(?:(?:\w+_)?assert(?:_\w+)?|rb_require)\s*\('
         yield Measure('assertions', 'assertions at run time',
                       found_in(part.c, asserted), rises=True)
         lines = sum(text(f).count('\n') for f in part.c)

@@ -18,7 +18,7 @@ struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_e
 	if (likely(sink->n < sink->max)) {
 		e = &sink->ev[sink->n++];
 	} else {
-		rb_assert(sink->dev->spill_tail < RVI_SPILL_MAX);
+		rb_require(sink->dev->spill_tail < RVI_SPILL_MAX);
 		e = &sink->dev->spill[sink->dev->spill_tail++];
 	}
 	*e = (struct rv_event){
@@ -249,7 +249,7 @@ static void drain_queue(struct rv_conn *conn, struct ibv_cq *cq)
 				continue;
 			/* This cannot overflow: all in the stash is still
 			 * under way, and both queues hold all that can be. */
-			rb_assert(dev->stash_tail < dev->stash_max);
+			rb_require(dev->stash_tail < dev->stash_max);
 			dev->stash[dev->stash_tail++] = wc[i];
 		}
 	} while (n == RVI_BATCH);

@@ -141,6 +141,33 @@ static void slab__memory_comes_back_and_a_brief_item_costs_none(void **state)
 	assert_int_equal(heap(), before);
 }
 
+/* Items come and go over the edge of a slab, and the first to come is the first to go. */
+static void slab__the_edge_of_a_slab_costs_no_allocation(void **state)
+{
+	size_t before, one, two;
+	struct rc_slabs s;
+
+	(void)state;
+	rc_slabs_open(&s, sizeof(struct item));
+	before = heap();
+	get(&s, 0);
+	one = heap() - before;
+	for (unsigned n = 1; n < s.per - 1; n++)
+		get(&s, n);
+	rc_slab_put(&s, get(&s, 0));
+	assert_int_equal(heap(), before + one);
+	for (unsigned round = 0; round < 3; round++) {
+		struct item *a = get(&s, 1), *b = get(&s, 2);
+
+		two = heap();
+		rc_slab_put(&s, a);
+		rc_slab_put(&s, b);
+		assert_int_equal(heap(), two);
+	}
+	rc_slabs_close(&s);
+	assert_int_equal(heap(), before);
+}
+
 static void slab__items_of_any_size(void **state)
 {
 	(void)state;
@@ -165,6 +192,7 @@ int main(void)
 		cmocka_unit_test(slab__items_are_apart_and_lie_on_lines),
 		cmocka_unit_test(slab__items_of_any_size),
 		cmocka_unit_test(slab__memory_comes_back_and_a_brief_item_costs_none),
+		cmocka_unit_test(slab__the_edge_of_a_slab_costs_no_allocation),
 		cmocka_unit_test(slab__last_freed_place_is_used_first),
 		cmocka_unit_test(slab__visits_present_items_during_changes),
 	};

@@ -22,6 +22,7 @@ struct piece {
 	unsigned runs;  /* under the lock */
 	unsigned again; /* how often it still defers itself */
 	struct piece *pushes;
+	struct piece *urges; /* defers it as urgent work */
 };
 
 static struct piece *order[8];
@@ -57,6 +58,8 @@ static void run(struct rref_ctx *ctx, struct rc_work *w)
 	}
 	if (p->pushes)
 		rc_work_push(ctx, &p->pushes->work);
+	if (p->urges)
+		rc_defer_first(ctx, &p->urges->work);
 }
 
 static void run_bare(struct rref_ctx *ctx, struct rc_item *item)
@@ -97,9 +100,9 @@ static void urgent_work__goes_before_all_other(void **state)
 	for (unsigned i = 0; i < 4; i++)
 		p[i].work.run = run;
 	rc_lock(ctx);
-	rc_defer_first(ctx, &p[1].work);
-	rc_defer(ctx, &p[2].work);
 	rc_defer_first(ctx, &p[0].work);
+	rc_defer(ctx, &p[2].work);
+	rc_defer_first(ctx, &p[1].work);
 	rc_defer(ctx, &p[3].work);
 	assert_int_equal(ctx->works.nr, 4);
 	rc_unlock(ctx);
@@ -107,6 +110,26 @@ static void urgent_work__goes_before_all_other(void **state)
 	for (unsigned i = 0; i < 4; i++)
 		assert_ptr_equal(order[i], &p[i]);
 	assert_int_equal(ctx->works.nr + ctx->works.running, 0);
+	free(ctx);
+}
+
+static void urgent_work_of_the_last_work__runs_in_the_same_release(void **state)
+{
+	struct rref_ctx *ctx = make_ctx(NULL);
+	struct piece p[3] = { 0 };
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++)
+		p[i].work.run = run;
+	p[0].urges = &p[1];
+	p[1].urges = &p[2];
+	rc_lock(ctx);
+	rc_defer(ctx, &p[0].work);
+	rc_unlock(ctx);
+	assert_int_equal(nr_order, 3);
+	for (unsigned i = 0; i < 3; i++)
+		assert_ptr_equal(order[i], &p[i]);
+	assert_null(ctx->works.last_urgent);
 	free(ctx);
 }
 
@@ -271,6 +294,7 @@ int main(void)
 		cmocka_unit_test(pushed_work__is_run_by_the_holder_of_the_lock),
 		cmocka_unit_test(pushed_work__that_pushes_is_for_the_next_round),
 		cmocka_unit_test(urgent_work__goes_before_all_other),
+		cmocka_unit_test(urgent_work_of_the_last_work__runs_in_the_same_release),
 		cmocka_unit_test(work_that_defers_itself__goes_on_at_the_next_release),
 		cmocka_unit_test(work_pushed_at_the_release__is_done),
 		cmocka_unit_test(work_pushed_by_work__runs_in_the_same_release),
