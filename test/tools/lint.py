@@ -474,7 +474,8 @@ def measures():
                  for i, line in enumerate(c.lines) for _ in re.findall(r'\[lock\]', line)]
         yield Measure('lock-marks', '"[lock]" in comments', marks)
         yield Measure('bool-locked', '"bool locked"', found_in(part.c, r'\bbool locked\b'))
-        asserted = r'^(?!\s*#).*\b(?!_?[Ss]tatic_|rb_assert_failed)(?:(?:\w+_)?assert(?:_\w+)?|rb_require)\s*\('
+        asserted = (r'^(?!\s*#).*\b(?!_?[Ss]tatic_|rb_assert_failed)'
+                    r'(?:(?:\w+_)?assert(?:_\w+)?|rb_require)\s*\(')
         yield Measure('assertions', 'assertions at run time',
                       found_in(part.c, asserted), rises=True)
         lines = sum(text(f).count('\n') for f in part.c)
