@@ -261,10 +261,13 @@ void rp_effects_clear(struct rp *m)
 			m->max_effects = KEPT_EFFECTS;
 		}
 	}
+	/* Not by for_each_part: each step comes here while a table is large. */
 	if (unlikely(m->large)) {
-		for_each_part(part)
-			if (part->table)
-				rp_table_trim(table_of(m, part));
+		rp_table_trim(&m->owner_table);
+		rp_table_trim(&m->held_table);
+		rp_table_trim(&m->user_table);
+		rp_table_trim(&m->child_table);
+		rp_table_trim(&m->tomb_table);
 	}
 	if (unlikely(m->nr_later))
 		rp_later(m);
