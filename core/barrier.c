@@ -61,7 +61,7 @@ void rc_barrier_check(struct rref_ctx *ctx)
 					.u.number = barrier_word(ctx, number) };
 
 		if (ctx->end.barrier_seen[i] >= number && at_load(&ctx->peers[i].alive))
-			rc_send_or_fence(ctx, i, &m);
+			rc_send_or_end(ctx, i, &m);
 	}
 	barrier_done(ctx, number, false);
 }
@@ -86,7 +86,7 @@ bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, uint64_t wor
 		struct rw_message late = { .frame.type = RW_BARRIER_DONE,
 					   .u.number = barrier_word(ctx, number) };
 
-		rc_send_or_fence(ctx, from->rank, &late);
+		rc_send_or_end(ctx, from->rank, &late);
 	}
 	rc_barrier_check(ctx);
 	return true;

@@ -258,7 +258,8 @@ static int meet(struct rref_ctx *ctx, const struct rref_options *opt)
 	return err;
 }
 
-is_alone void rc_ctx_destroy(struct rref_ctx *ctx)
+/* Frees all that rref_init made. Works at every stage of rref_init. */
+static is_alone void ctx_destroy(struct rref_ctx *ctx)
 {
 	struct rc_function *fn;
 
@@ -445,7 +446,7 @@ static int open_pool(struct rref_ctx *ctx, const struct rref_options *o)
 			    o->max_waiting ? o->max_waiting : 8192);
 }
 
-/* Parts of a context, in the order in which they are opened. rc_ctx_destroy closes them. */
+/* Parts of a context, in the order in which they are opened. ctx_destroy closes them. */
 static const struct part {
 	int (*open)(struct rref_ctx *ctx);
 	int (*open_by)(struct rref_ctx *ctx, const struct rref_options *o);
@@ -502,7 +503,7 @@ is_alone int rref_init(const struct rref_options *opt, struct rref_ctx **out)
 		err = rc_fail(ENOMEM, "memory for a context");
 	if (err) {
 		if (ctx)
-			rc_ctx_destroy(ctx);
+			ctx_destroy(ctx);
 		return listed(err);
 	}
 	*out = ctx;
@@ -536,7 +537,7 @@ is_alone void rref_free_ctx(struct rref_ctx *ctx)
 	while ((h = rc_handle_next(ctx, NULL)))
 		rc_handle_free(h);
 	rc_wraps_close(ctx);
-	rc_ctx_destroy(ctx);
+	ctx_destroy(ctx);
 }
 
 int rref_rank(const struct rref_ctx *ctx)

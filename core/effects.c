@@ -26,7 +26,7 @@ static needs_lock void send_effect(struct rref_ctx *ctx, const struct rp_effect 
 	if (e->value)
 		rc_value_locate(e->value, &m.u.proto.loc);
 	if (likely(e->peer != ctx->rank))
-		rc_send_or_fence(ctx, e->peer, &m);
+		rc_send_or_end(ctx, e->peer, &m);
 	else if (rc_send(ctx, ctx->rank, &m)) {
 		/* No session ends that would repair a lost message, so it is handled without a
 		 * queue. */

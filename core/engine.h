@@ -7,10 +7,6 @@
 #include "core/base/wait.h"
 #include "core/ctx.h"
 
-/* ctx.c */
-/* Frees all that rref_init made, in reverse order. Works at every stage of rref_init. */
-void rc_ctx_destroy(struct rref_ctx *ctx);
-
 /* router.c */
 extern const struct rc_session_events rc_router_session;
 needs_lock void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data,
@@ -33,7 +29,6 @@ needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);
 extern const struct rc_engine rc_engine; /* see base/wait.h, which also describes its members */
 needs_lock bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int rc_progress_locked(struct rref_ctx *ctx, bool slow); /* returns events handled */
-needs_lock int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks);
 needs_lock void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now); /* ns until the next tick */
 

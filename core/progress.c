@@ -147,7 +147,7 @@ int rc_progress_locked(struct rref_ctx *ctx, bool slow)
  * Looks at the queues a few times under one hold of the lock. A thread that spins sees news sooner,
  * the less lies between two looks. Stops when something came, or another thread wants the lock.
  */
-int rc_progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
+static needs_lock int progress_turns(struct rref_ctx *ctx, bool slow, unsigned looks)
 {
 	struct rv_event ev[BATCH];
 	int n = turn(ctx, ev, slow);
@@ -222,7 +222,7 @@ int rref_progress(struct rref_ctx *ctx)
 		ctx->hooks.progress_by = rc_this_thread();
 		ctx->hooks.progress_at = ctx->turns.turn_at;
 	}
-	n = rc_progress_turns(ctx, slow, LOOKS);
+	n = progress_turns(ctx, slow, LOOKS);
 	rc_pass_on(ctx, slow, n);
 	return n + (int)rc_unlock_hooks(ctx);
 }
@@ -391,7 +391,7 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 }
 
 const struct rc_engine rc_engine = {
-	.turns = rc_progress_turns,
+	.turns = progress_turns,
 	.arm = rc_arm,
 	.disarm = rc_disarm,
 	.next_timer = rc_next_timer,

@@ -61,7 +61,7 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
 	case RW_PING: {
 		struct rw_message pong = { .frame.type = RW_PONG, .u.number = m->u.number };
 
-		rc_send_or_fence(ctx, from->rank, &pong);
+		rc_send_or_end(ctx, from->rank, &pong);
 		return;
 	}
 	case RW_PONG:

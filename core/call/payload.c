@@ -271,7 +271,7 @@ static needs_lock void say_done(struct rref_ctx *ctx, struct rc_peer *to, uint32
 	m.u.done.call_id = call_id;
 	m.u.done.what = what;
 	m.u.done.status = status;
-	rc_send_or_fence(ctx, to->rank, &m); /* the fence ends the offer too */
+	rc_send_or_end(ctx, to->rank, &m); /* the fence ends the offer too */
 }
 
 void rc_fetch_refuse(struct rref_ctx *ctx, struct rc_peer *from, uint32_t what, uint64_t call_id,

@@ -74,7 +74,7 @@ static __attribute__((noinline)) needs_lock void refuse_call(struct rref_ctx *ct
 	if (from->rank == ctx->rank)
 		rc_reply_message(ctx, from, &r);
 	else
-		rc_send_or_fence(ctx, from->rank, &r);
+		rc_send_or_end(ctx, from->rank, &r);
 }
 
 /*

@@ -121,7 +121,7 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 		m.u.type.name = t->name;
 		m.u.type.name_length = (uint8_t)strlen(t->name);
 	}
-	rc_send_or_fence(ctx, from->rank, &m);
+	rc_send_or_end(ctx, from->rank, &m);
 }
 
 void rc_type_answer(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_type_info *a)

@@ -58,8 +58,6 @@ bool rc_contact_words(struct rref_ctx *ctx, uint32_t rank, const char *text, cha
 needs_lock void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int status);
 
 /* stall.c */
-/* Returns the ns that this worker stood still a moment ago if that was too long, else 0. */
-int64_t rc_stall_own(struct rref_ctx *ctx);
 /* Begins to look at the heartbeat: a session is up. */
 needs_lock void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_stall_end(struct rc_peer *p);

@@ -354,7 +354,7 @@ int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
  * Sends a message that others wait for or rely on. A peer that cannot be told is dead, or its
  * session ends. The fence then cleans up all that hangs on it, on both sides.
  */
-void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
+void rc_send_or_end(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m)
 {
 	struct rc_error scratch;
 

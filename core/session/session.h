@@ -53,7 +53,7 @@ void rc_send_close(struct rref_ctx *ctx);
 /* Sends a message, or queues it when it must. */
 needs_lock int rc_send(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
 /* Sends a message as rc_send does. Asks for the fence of a peer that cannot be told. */
-needs_lock void rc_send_or_fence(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
+needs_lock void rc_send_or_end(struct rref_ctx *ctx, uint32_t to, const struct rw_message *m);
 /* Frees a message, or keeps it for the next. */
 needs_lock void rc_outgoing_finished(struct rref_ctx *ctx, struct rc_outgoing *o);
 needs_lock void rc_send_tick(struct rref_ctx *ctx, int64_t now);

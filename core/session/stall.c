@@ -60,8 +60,8 @@ void rc_stall_beat(struct rref_ctx *ctx, int64_t now)
 	__atomic_store_n(ctx->session.beacon, htole64(++own->count), __ATOMIC_RELAXED);
 }
 
-/* [any] */
-int64_t rc_stall_own(struct rref_ctx *ctx)
+/* Returns the ns that this worker stood still a moment ago if that was too long, else 0. */
+static int64_t stood_still(struct rref_ctx *ctx)
 {
 	int64_t now = now_ns(), last = at_load(&ctx->session.own_beat.at), stood = 0;
 
@@ -77,7 +77,7 @@ int64_t rc_stall_own(struct rref_ctx *ctx)
 int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *what, char *buf,
 		  size_t size)
 {
-	int64_t stood = rc_stall_own(ctx);
+	int64_t stood = stood_still(ctx);
 
 	if (!stood) {
 		snprintf(buf, size, "%s", what);
@@ -118,7 +118,7 @@ static needs_lock bool holds_something(struct rref_ctx *ctx, const struct rc_pee
 	return c.forks || c.pending_children || at_load(&p->offer_bytes);
 }
 
-static needs_lock void begin_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void announce_fence(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	struct rw_message m = { .frame.type = RW_FENCED, .u.number = (uint64_t)p->stall.still_ns };
 
@@ -144,7 +144,7 @@ static needs_lock void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, in
 	at_store(&p->stalled_ns, s->still_ns);
 	if (ctx->session.stall_timeout && s->still_ns >= ctx->session.stall_timeout &&
 	    now >= s->not_before && !s->fence_at && holds_something(ctx, p))
-		begin_fence(ctx, p, now);
+		announce_fence(ctx, p, now);
 }
 
 static needs_lock void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t count)
